@@ -1,0 +1,1 @@
+//! LoRA adapters: configuration, initialisation, PEFT's files, merging into a base.

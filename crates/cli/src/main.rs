@@ -1,0 +1,2 @@
+//! The `danlu` command.
+fn main() {}

@@ -1,0 +1,1 @@
+//! Chat data: files to conversations to token ids with a loss mask.

@@ -1,0 +1,16 @@
+//! Numbers in, numbers out: the operations of a LoRA step, forward and backward, and the back ends that
+//! run them. Knows slices and sizes only: no files, no configuration, no model names.
+//!
+//! Shape letters, everywhere: `N` token rows, `C` hidden, `V` vocabulary, `NH` heads, `KH` kv heads,
+//! `HS` head size, `R` rank, `IN` and `OUT` of a projection.
+
+mod backend;
+mod buffer;
+mod matrix;
+pub mod rng;
+
+pub use backend::{AdamW, AttentionDims, Backend, Dropout, LoraRef, Segment};
+pub use buffer::{Buffer, Storage};
+pub use matrix::{
+    Bytes, DType, Matrix, MatrixStorage, bf16_to_f32, f16_to_f32, f32_to_bf16, f32_to_f16, from_f32, to_f32,
+};

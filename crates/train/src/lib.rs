@@ -1,0 +1,1 @@
+//! Fine-tuning: the step, the schedule, checkpoints, the report.
