@@ -1,0 +1,341 @@
+//! `config.json`: the sizes and constants of a Llama, as transformers 4 and 5 write them.
+
+use std::f64::consts::TAU;
+use std::path::Path;
+
+use danlu_kernels::DType;
+
+use crate::json::{self, Fields};
+use crate::{ModelError, Projection, files};
+
+/// Bounds that no Llama reaches, and under which no product of two sizes overflows.
+const MOST_HIDDEN: u64 = 1 << 20;
+const MOST_INTERMEDIATE: u64 = 1 << 24;
+const MOST_VOCABULARY: u64 = 1 << 24;
+const MOST_LAYERS: u64 = 1 << 12;
+const MOST_HEADS: u64 = 1 << 16;
+const MOST_POSITIONS: u64 = 1 << 31;
+
+/// A Llama's configuration, checked: every size is at least 1 and products of sizes do not overflow.
+///
+/// Fields keep `config.json`'s names.
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub struct ModelConfig {
+    /// Always `llama`.
+    pub model_type: String,
+    /// `C`.
+    pub hidden_size: usize,
+    /// Width of the feed-forward block.
+    pub intermediate_size: usize,
+    /// Decoder layers, `L`.
+    pub num_hidden_layers: usize,
+    /// Query heads, `NH`.
+    pub num_attention_heads: usize,
+    /// Key and value heads, `KH`, which divides `NH`.
+    pub num_key_value_heads: usize,
+    /// Head size, `HS`, even; `NH * HS` need not be `C`.
+    pub head_dim: usize,
+    /// `V`.
+    pub vocab_size: usize,
+    /// Tokens the model was made for.
+    pub max_position_embeddings: usize,
+    /// Added to the mean square in every norm.
+    pub rms_norm_eps: f32,
+    /// Whether the output head is the embedding table.
+    pub tie_word_embeddings: bool,
+    /// Rotary position embedding.
+    pub rope: Rope,
+    /// Type the weights were saved in, if it is one that is read.
+    pub dtype: Option<DType>,
+    /// Begins a text.
+    pub bos_token_id: Option<u32>,
+    /// Each ends a text.
+    pub eos_token_id: Vec<u32>,
+}
+
+/// Rotary position embedding: base and scaling.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Rope {
+    /// `rope_theta`.
+    pub theta: f64,
+    /// How the frequencies of long wavelengths are lowered.
+    pub scaling: RopeScaling,
+}
+
+/// `rope_type` with its numbers.
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub enum RopeScaling {
+    /// Unscaled.
+    Default,
+    /// Llama 3.1's: wavelengths beyond the original context are divided by `factor`, short ones kept, and
+    /// those between interpolated.
+    Llama3 {
+        /// Division of the low frequencies, at least 1 in practice.
+        factor: f64,
+        /// Original context over the wavelength from which `factor` applies fully.
+        low_freq_factor: f64,
+        /// Original context over the wavelength up to which nothing changes.
+        high_freq_factor: f64,
+        /// Context length of the pretraining, tokens.
+        original_max_position_embeddings: usize,
+    },
+}
+
+impl ModelConfig {
+    /// Reads `config.json` of a model folder.
+    ///
+    /// # Errors
+    /// If the file cannot be read, or describes a model that is impossible or not supported; the error names
+    /// the field.
+    pub fn read(folder: &Path) -> Result<Self, ModelError> {
+        let path = folder.join("config.json");
+        Self::parse(&path, &files::read_bounded(&path, json::CONFIG_LIMIT)?)
+    }
+
+    /// Parses the bytes of a `config.json`; `path` is for messages.
+    ///
+    /// # Errors
+    /// As [`ModelConfig::read`].
+    pub fn parse(path: &Path, bytes: &[u8]) -> Result<Self, ModelError> {
+        let value = json::parse(path, bytes)?;
+        let fields = Fields::new(path, &value)?;
+
+        let model_type = fields.text("model_type")?.ok_or_else(|| fields.wrong("model_type", "`llama`"))?;
+        if model_type != "llama" {
+            return Err(fields.unsupported("model_type", "models of type `llama` are"));
+        }
+        if fields.get("quantization_config").is_some() {
+            return Err(fields.unsupported("quantization_config", "weights in bf16, f16 or f32 are"));
+        }
+        refuse_variants(&fields)?;
+
+        let hidden_size = fields.count("hidden_size", MOST_HIDDEN)?;
+        let num_attention_heads = fields.count("num_attention_heads", MOST_HEADS)?;
+        let num_key_value_heads =
+            fields.count_opt("num_key_value_heads", MOST_HEADS)?.unwrap_or(num_attention_heads);
+        if !num_attention_heads.is_multiple_of(num_key_value_heads) {
+            let expected = format!("a divisor of `num_attention_heads`, {num_attention_heads}");
+            return Err(fields.wrong("num_key_value_heads", expected));
+        }
+        let head_dim = match fields.count_opt("head_dim", MOST_HIDDEN)? {
+            Some(size) => size,
+            None if hidden_size.is_multiple_of(num_attention_heads) => hidden_size / num_attention_heads,
+            None => {
+                let expected =
+                    format!("a divisor of `hidden_size`, {hidden_size}, where `head_dim` is missing");
+                return Err(fields.wrong("num_attention_heads", expected));
+            }
+        };
+        if !head_dim.is_multiple_of(2) {
+            return Err(fields.wrong("head_dim", "an even number: rotary embedding turns pairs"));
+        }
+        if num_attention_heads as u64 * head_dim as u64 > MOST_HIDDEN {
+            return Err(fields
+                .wrong("head_dim", format!("`num_attention_heads` times it to be at most {MOST_HIDDEN}")));
+        }
+        let max_position_embeddings =
+            fields.count_opt("max_position_embeddings", MOST_POSITIONS)?.unwrap_or(2048);
+
+        let config = Self {
+            model_type: model_type.to_owned(),
+            hidden_size,
+            intermediate_size: fields.count("intermediate_size", MOST_INTERMEDIATE)?,
+            num_hidden_layers: fields.count("num_hidden_layers", MOST_LAYERS)?,
+            num_attention_heads,
+            num_key_value_heads,
+            head_dim,
+            vocab_size: fields.count("vocab_size", MOST_VOCABULARY)?,
+            max_position_embeddings,
+            rms_norm_eps: fields.positive("rms_norm_eps")?.unwrap_or(1e-6) as f32,
+            tie_word_embeddings: fields.flag("tie_word_embeddings")?,
+            rope: rope(&fields, max_position_embeddings)?,
+            dtype: dtype(&fields)?,
+            bos_token_id: fields.token_ids("bos_token_id")?.first().copied(),
+            eos_token_id: fields.token_ids("eos_token_id")?,
+        };
+        Ok(config)
+    }
+
+    /// `(OUT, IN)` of a projection's weight.
+    pub fn projection_shape(&self, projection: Projection) -> (usize, usize) {
+        let q = self.num_attention_heads * self.head_dim;
+        let kv = self.num_key_value_heads * self.head_dim;
+        match projection {
+            Projection::QProj => (q, self.hidden_size),
+            Projection::KProj | Projection::VProj => (kv, self.hidden_size),
+            Projection::OProj => (self.hidden_size, q),
+            Projection::GateProj | Projection::UpProj => (self.intermediate_size, self.hidden_size),
+            Projection::DownProj => (self.hidden_size, self.intermediate_size),
+        }
+    }
+
+    /// Every tensor of the checkpoint with its shape, in the order a forward pass meets them.
+    pub fn tensors(&self) -> impl Iterator<Item = (String, Vec<usize>)> {
+        let hidden = self.hidden_size;
+        let table = vec![self.vocab_size, hidden];
+        let layers = (0..self.num_hidden_layers).flat_map(move |layer| {
+            let norm = |name: &str| (format!("model.layers.{layer}.{name}.weight"), vec![hidden]);
+            let projection = |p: Projection| {
+                let (d_out, d_in) = self.projection_shape(p);
+                (p.weight_name(layer), vec![d_out, d_in])
+            };
+            let [q, k, v, o, gate, up, down] = Projection::ALL.map(projection);
+            [norm("input_layernorm"), q, k, v, o, norm("post_attention_layernorm"), gate, up, down]
+        });
+        let head = (!self.tie_word_embeddings).then(|| ("lm_head.weight".to_owned(), table.clone()));
+        std::iter::once(("model.embed_tokens.weight".to_owned(), table))
+            .chain(layers)
+            .chain([("model.norm.weight".to_owned(), vec![hidden])])
+            .chain(head)
+    }
+
+    /// Parameters of the model; tied tables count once.
+    pub fn num_parameters(&self) -> u64 {
+        let of_layer: u64 = Projection::ALL
+            .into_iter()
+            .map(|p| self.projection_shape(p))
+            .map(|(d_out, d_in)| d_out as u64 * d_in as u64)
+            .sum();
+        let hidden = self.hidden_size as u64;
+        let tables = if self.tie_word_embeddings { 1 } else { 2 };
+        (of_layer + 2 * hidden) * self.num_hidden_layers as u64
+            + hidden
+            + tables * self.vocab_size as u64 * hidden
+    }
+
+    /// The rotation of each element pair, radians a token, `(HS / 2)`.
+    ///
+    /// `theta ^ (-2i / HS)`; under `llama3` scaling a wavelength `2π / f` beyond
+    /// `original / low_freq_factor` has its frequency divided by `factor`, one below
+    /// `original / high_freq_factor` keeps it, and between the two lies a linear mix.
+    /// Source: Su et al., 2021, section 3.2.2; Grattafiori et al., 2024, section 3.4.3.
+    pub fn inv_freq(&self) -> Vec<f32> {
+        let half = self.head_dim / 2;
+        let plain = (0..half).map(|i| {
+            // The exponent is rounded to f32 as PyTorch does, the power to nearest.
+            let exponent = (2 * i) as f32 / self.head_dim as f32;
+            1.0 / self.rope.theta.powf(exponent as f64) as f32
+        });
+        match self.rope.scaling {
+            RopeScaling::Default => plain.collect(),
+            RopeScaling::Llama3 {
+                factor,
+                low_freq_factor,
+                high_freq_factor,
+                original_max_position_embeddings,
+            } => {
+                let original = original_max_position_embeddings as f64;
+                plain
+                    .map(|f| {
+                        let frequency = f as f64;
+                        let turns = original * frequency / TAU;
+                        let lowered = frequency / factor;
+                        let smooth = (turns - low_freq_factor) / (high_freq_factor - low_freq_factor);
+                        let scaled = match turns {
+                            t if t > high_freq_factor => frequency,
+                            t if t < low_freq_factor => lowered,
+                            _ => (1.0 - smooth) * lowered + smooth * frequency,
+                        };
+                        scaled as f32
+                    })
+                    .collect()
+            }
+        }
+    }
+}
+
+/// Refuses what would change the arithmetic, by the field that asks for it.
+fn refuse_variants(fields: &Fields<'_>) -> Result<(), ModelError> {
+    for name in ["attention_bias", "mlp_bias"] {
+        if fields.flag(name)? {
+            return Err(fields.unsupported(name, "projections without a bias are"));
+        }
+    }
+    if !matches!(fields.text("hidden_act")?, None | Some("silu" | "swish")) {
+        return Err(fields.unsupported("hidden_act", "`silu` is"));
+    }
+    if fields.get("attention_dropout").is_some_and(|v| v.as_f64() != Some(0.0)) {
+        return Err(fields.unsupported("attention_dropout", "0.0 is"));
+    }
+    if fields.get("partial_rotary_factor").is_some_and(|v| v.as_f64() != Some(1.0)) {
+        return Err(fields.unsupported("partial_rotary_factor", "1.0 is"));
+    }
+    let window_is_off = matches!(fields.get("use_sliding_window").and_then(|v| v.as_bool()), Some(false));
+    if let (Some(window), false) = (fields.get("sliding_window"), window_is_off) {
+        let positions = fields.get("max_position_embeddings").and_then(|v| v.as_u64());
+        // A window as long as the context hides nothing.
+        if !matches!((window.as_u64(), positions), (Some(w), Some(p)) if w >= p) {
+            return Err(fields.unsupported("sliding_window", "attention over the whole context is"));
+        }
+    }
+    if let Some(types) = fields.get("layer_types").and_then(|v| v.as_array())
+        && types.iter().any(|t| t.as_str() != Some("full_attention"))
+    {
+        return Err(fields.unsupported("layer_types", "`full_attention` in every layer is"));
+    }
+    Ok(())
+}
+
+/// The rotary settings: `rope_parameters` of transformers 5, or `rope_theta` and `rope_scaling` of 4.
+fn rope(fields: &Fields<'_>, max_position_embeddings: usize) -> Result<Rope, ModelError> {
+    let (parameters, name) = match fields.nested("rope_parameters")? {
+        Some(nested) => (Some(nested), "rope_parameters"),
+        None => (fields.nested("rope_scaling")?, "rope_scaling"),
+    };
+    let outer_theta = fields.positive("rope_theta")?;
+    let Some(parameters) = parameters else {
+        return Ok(Rope { theta: outer_theta.unwrap_or(10000.0), scaling: RopeScaling::Default });
+    };
+    let theta = parameters.positive("rope_theta")?.or(outer_theta).unwrap_or(10000.0);
+    if parameters.get("partial_rotary_factor").is_some_and(|v| v.as_f64() != Some(1.0)) {
+        return Err(parameters.unsupported("partial_rotary_factor", "1.0 is"));
+    }
+    let key = if parameters.get("rope_type").is_some() { "rope_type" } else { "type" };
+    let scaling = match parameters.text(key)? {
+        Some("default") => RopeScaling::Default,
+        // transformers 5 may leave the type out where it is the default; in 4 a scaling without one is an error.
+        None if name == "rope_parameters" => RopeScaling::Default,
+        None => return Err(parameters.wrong("rope_type", "`default` or `llama3`")),
+        Some("llama3") => {
+            let number = |field: &str| {
+                parameters.positive(field)?.ok_or_else(|| parameters.wrong(field, "a number above zero"))
+            };
+            let (low, high) = (number("low_freq_factor")?, number("high_freq_factor")?);
+            if high <= low {
+                return Err(
+                    parameters.wrong("high_freq_factor", format!("more than `low_freq_factor`, {low}"))
+                );
+            }
+            RopeScaling::Llama3 {
+                factor: number("factor")?,
+                low_freq_factor: low,
+                high_freq_factor: high,
+                original_max_position_embeddings: parameters
+                    .count_opt("original_max_position_embeddings", MOST_POSITIONS)?
+                    .unwrap_or(max_position_embeddings),
+            }
+        }
+        Some(_) => return Err(parameters.unsupported(key, "`default` and `llama3` are")),
+    };
+    Ok(Rope { theta, scaling })
+}
+
+/// The saved type; one that is not read is left to the tensors themselves to show.
+fn dtype(fields: &Fields<'_>) -> Result<Option<DType>, ModelError> {
+    let name = match fields.text("dtype")? {
+        Some(name) => Some(name),
+        None => fields.text("torch_dtype")?,
+    };
+    Ok(match name.map(|n| n.trim_start_matches("torch.")) {
+        Some("float32") => Some(DType::F32),
+        Some("bfloat16") => Some(DType::Bf16),
+        Some("float16") => Some(DType::F16),
+        _ => None,
+    })
+}
+
+#[cfg(test)]
+#[path = "config_tests.rs"]
+mod tests;

@@ -1,0 +1,174 @@
+//! What can be wrong with a model folder.
+
+use std::path::PathBuf;
+
+use crate::files::FileError;
+
+/// A model folder that cannot be used, or a conversation its template refuses.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ModelError {
+    /// A file cannot be read or written.
+    #[error(transparent)]
+    File(#[from] FileError),
+
+    /// A JSON file is malformed.
+    #[error("`{}:{line}:{column}`: {message}", path.display())]
+    Json {
+        /// The file.
+        path: PathBuf,
+        /// Line of the fault, from 1.
+        line: usize,
+        /// Column of the fault, from 1; 0 at the end of a file.
+        column: usize,
+        /// What the parser met.
+        message: String,
+    },
+
+    /// A field is missing or holds a value that no model can have.
+    #[error("`{}`: `{field}` is {found}, expected {expected}", path.display())]
+    Field {
+        /// The file.
+        path: PathBuf,
+        /// The field, dotted where nested.
+        field: String,
+        /// Its value as JSON, or `missing`.
+        found: String,
+        /// What would be accepted.
+        expected: String,
+    },
+
+    /// A field is valid and asks for something that is not implemented.
+    #[error("`{}`: `{field}` {found} is not supported: {supported}", path.display())]
+    Unsupported {
+        /// The file.
+        path: PathBuf,
+        /// The field, dotted where nested.
+        field: String,
+        /// Its value as JSON.
+        found: String,
+        /// What is.
+        supported: String,
+    },
+
+    /// The folder holds no weights that are read here.
+    #[error("`{}` holds no `model.safetensors` and no `model.safetensors.index.json`{}", folder.display(),
+        other.as_ref().map(|o| format!(", only `{o}`")).unwrap_or_default())]
+    NoWeights {
+        /// The folder.
+        folder: PathBuf,
+        /// Weights of another kind that it does hold.
+        other: Option<String>,
+    },
+
+    /// A safetensors file ends early, or goes on after its last tensor.
+    #[error("`{}` should hold {expected} bytes and holds {found}", path.display())]
+    FileSize {
+        /// The file.
+        path: PathBuf,
+        /// Bytes that its header asks for.
+        expected: u64,
+        /// Bytes that are there.
+        found: u64,
+    },
+
+    /// A safetensors header that describes no tensors.
+    #[error("`{}` is not a valid safetensors file: {message}", path.display())]
+    Header {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        message: String,
+    },
+
+    /// A shard index that cannot be followed.
+    #[error("`{}`: {message}", path.display())]
+    Index {
+        /// The index file.
+        path: PathBuf,
+        /// What is wrong.
+        message: String,
+    },
+
+    /// A tensor in an element type that is not read.
+    #[error("`{}`: weights in {dtype}: `{tensor}`; F32, BF16 and F16 are read", path.display())]
+    DType {
+        /// The file.
+        path: PathBuf,
+        /// The tensor.
+        tensor: String,
+        /// Its type, as safetensors spells it.
+        dtype: String,
+    },
+
+    /// A tensor is not there.
+    #[error("`{}`: tensor `{tensor}` is missing", path.display())]
+    NoTensor {
+        /// The folder or file.
+        path: PathBuf,
+        /// The tensor.
+        tensor: String,
+    },
+
+    /// A tensor has another shape than the configuration says.
+    #[error("`{}`: tensor `{tensor}` has shape {found:?}, expected {expected:?}", path.display())]
+    Shape {
+        /// The file.
+        path: PathBuf,
+        /// The tensor.
+        tensor: String,
+        /// Shape by `config.json`.
+        expected: Vec<usize>,
+        /// Shape in the file.
+        found: Vec<usize>,
+    },
+
+    /// The tensors are not those of the configuration.
+    #[error("`{}`: the weights do not fit config.json{}", path.display(), listing(problems))]
+    Incomplete {
+        /// The folder or file.
+        path: PathBuf,
+        /// A sentence for each tensor that is missing, misshaped or unknown.
+        problems: Vec<String>,
+    },
+}
+
+/// The first few of a list, and how many more there are.
+fn listing(problems: &[String]) -> String {
+    const SHOWN: usize = 8;
+    let mut text = String::new();
+    for problem in problems.iter().take(SHOWN) {
+        text.push_str("\n  ");
+        text.push_str(problem);
+    }
+    if problems.len() > SHOWN {
+        text.push_str(&format!("\n  and {} more", problems.len() - SHOWN));
+    }
+    text
+}
+
+impl ModelError {
+    /// What to do about it, where that is known.
+    pub fn hint(&self) -> Option<String> {
+        let hint = match self {
+            Self::File(e) => return e.hint(),
+            Self::NoWeights { other: Some(_), .. } => {
+                "only safetensors is read (other formats can run code or need their own reader); convert once with \
+                 transformers: AutoModelForCausalLM.from_pretrained(folder).save_pretrained(new_folder)"
+            }
+            Self::NoWeights { other: None, .. } => {
+                "name the folder that holds config.json and model.safetensors, as downloaded"
+            }
+            Self::FileSize { expected, found, .. } if found < expected => {
+                "the file ends early, as after an interrupted download: fetch it again"
+            }
+            Self::FileSize { .. } | Self::Header { .. } => "the file is damaged: fetch it again",
+            Self::DType { .. } => "use the model's original weights, in bf16, f16 or f32",
+            Self::Incomplete { .. } | Self::Shape { .. } | Self::NoTensor { .. } => {
+                "config.json and the weights must come from the same model, and a download be complete"
+            }
+            _ => return None,
+        };
+        Some(hint.to_owned())
+    }
+}

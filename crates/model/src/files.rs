@@ -1,0 +1,303 @@
+//! Writing files so that a crash leaves the old one or the new one, never half of either.
+
+use std::fs::{self, File};
+use std::io::{self, BufWriter, Write};
+use std::path::{Path, PathBuf};
+
+use tempfile::NamedTempFile;
+
+/// Every temporary file of ours begins like this, so that a leftover of a killed run is recognised.
+pub const TEMPORARY_PREFIX: &str = ".danlu-tmp-";
+
+/// A file operation that failed.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot {action} `{}`: {}", path.display(), plain(source))]
+#[non_exhaustive]
+pub struct FileError {
+    /// What was tried, as a verb: `read`, `write`, `create`.
+    pub action: &'static str,
+    /// The file or folder.
+    pub path: PathBuf,
+    /// What the system said.
+    pub source: io::Error,
+}
+
+impl FileError {
+    /// `action` on `path` failed with `source`.
+    pub fn new(action: &'static str, path: &Path, source: io::Error) -> Self {
+        Self { action, path: path.to_owned(), source }
+    }
+
+    /// What to do about it, where that is known.
+    pub fn hint(&self) -> Option<String> {
+        let hint = match self.source.kind() {
+            io::ErrorKind::NotFound => "check the path for a typing mistake",
+            io::ErrorKind::PermissionDenied => "check the owner and the permissions of the folder",
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
+                "free some space, or choose a folder on another disk"
+            }
+            io::ErrorKind::ReadOnlyFilesystem => "choose a folder on a disk that can be written",
+            io::ErrorKind::DirectoryNotEmpty => {
+                "name a new or an empty folder, so that nothing of yours is overwritten"
+            }
+            _ => return None,
+        };
+        Some(hint.to_owned())
+    }
+}
+
+/// The system's reason in plain words; the rarer ones as the system says them.
+fn plain(error: &io::Error) -> String {
+    // An error of our own making carries its sentence.
+    if error.get_ref().is_some() {
+        return error.to_string();
+    }
+    match error.kind() {
+        io::ErrorKind::NotFound => "it does not exist".to_owned(),
+        io::ErrorKind::PermissionDenied => "permission denied".to_owned(),
+        io::ErrorKind::StorageFull => "the disk is full".to_owned(),
+        io::ErrorKind::QuotaExceeded => "the disk quota is used up".to_owned(),
+        io::ErrorKind::ReadOnlyFilesystem => "the disk is read-only".to_owned(),
+        io::ErrorKind::IsADirectory => "it is a folder".to_owned(),
+        io::ErrorKind::NotADirectory => "part of the path is a file, not a folder".to_owned(),
+        _ => error.to_string(),
+    }
+}
+
+/// Reads a regular file of at most `limit` bytes.
+///
+/// # Errors
+/// If it cannot be read, is not a regular file (a pipe would never end), or is larger.
+pub fn read_bounded(path: &Path, limit: u64) -> Result<Vec<u8>, FileError> {
+    let error = |e| FileError::new("read", path, e);
+    let metadata = fs::metadata(path).map_err(error)?;
+    if metadata.is_dir() {
+        return Err(error(io::ErrorKind::IsADirectory.into()));
+    }
+    if !metadata.is_file() {
+        return Err(error(io::Error::other("it is not a regular file")));
+    }
+    if metadata.len() > limit {
+        let message = format!("it holds {} bytes, and at most {limit} are read", metadata.len());
+        return Err(error(io::Error::other(message)));
+    }
+    fs::read(path).map_err(error)
+}
+
+/// Replaces `path` by a file of these bytes, atomically and durably.
+///
+/// # Errors
+/// If the folder cannot be written; `path` is then as it was.
+pub fn write_atomic(path: &Path, bytes: &[u8]) -> Result<(), FileError> {
+    let mut file = AtomicFile::create(path)?;
+    file.write_all(bytes).map_err(|e| FileError::new("write", path, e))?;
+    file.commit()
+}
+
+/// A file that appears under its name, whole, at [`commit`](AtomicFile::commit); dropped before that it
+/// leaves nothing behind.
+#[derive(Debug)]
+pub struct AtomicFile {
+    writer: BufWriter<NamedTempFile>,
+    path: PathBuf,
+}
+
+impl AtomicFile {
+    /// Opens a temporary file beside `path`, in the same folder so that the rename stays on one disk.
+    ///
+    /// # Errors
+    /// If the folder does not exist or cannot be written.
+    pub fn create(path: &Path) -> Result<Self, FileError> {
+        let error = |e| FileError::new("write", path, e);
+        if path.is_dir() {
+            return Err(error(io::ErrorKind::IsADirectory.into()));
+        }
+        let file = temporary(parent(path)).map_err(error)?;
+        Ok(Self { writer: BufWriter::with_capacity(1 << 20, file), path: path.to_owned() })
+    }
+
+    /// The name the file will have.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Flushes to the disk, then gives the file its name.
+    ///
+    /// # Errors
+    /// If the disk is full or the rename is refused; the temporary file is then removed.
+    pub fn commit(self) -> Result<(), FileError> {
+        let Self { writer, path } = self;
+        let error = |e| FileError::new("write", &path, e);
+        let file = writer.into_inner().map_err(|e| error(e.into_error()))?;
+        file.as_file().sync_all().map_err(error)?;
+        file.persist(&path).map_err(|e| error(e.error))?;
+        sync_folder(parent(&path)).map_err(error)
+    }
+}
+
+impl Write for AtomicFile {
+    fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
+        self.writer.write(buf)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.writer.flush()
+    }
+}
+
+/// Bytes that an ordinary user can still write on the disk of `path`, which need not exist yet.
+///
+/// # Errors
+/// If no part of the path exists, or the disk cannot be asked.
+pub fn free_space(path: &Path) -> Result<u64, FileError> {
+    let mut existing = path;
+    while !existing.exists() {
+        existing = parent(existing);
+        if existing == Path::new(".") {
+            break;
+        }
+    }
+    let stat = rustix::fs::statvfs(existing)
+        .map_err(|e| FileError::new("ask the free space of", path, io::Error::from(e)))?;
+    Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
+}
+
+/// Makes `path` a folder that can be written, holding nothing but what `allowed` names.
+///
+/// # Errors
+/// If it is a file, holds something else (the error names one such entry), or cannot be written.
+pub fn ensure_output_dir(path: &Path, allowed: impl Fn(&str) -> bool) -> Result<(), FileError> {
+    let error = |e| FileError::new("write to", path, e);
+    if path.is_file() {
+        return Err(error(io::Error::other("it is a file, not a folder")));
+    }
+    fs::create_dir_all(path).map_err(|e| FileError::new("create", path, e))?;
+    let mut other: Vec<String> = Vec::new();
+    for entry in fs::read_dir(path).map_err(error)? {
+        let name = entry.map_err(error)?.file_name().to_string_lossy().into_owned();
+        if !name.starts_with(TEMPORARY_PREFIX) && !allowed(&name) {
+            other.push(name);
+        }
+    }
+    // The least name, so that the same folder gives the same message.
+    if let Some(example) = other.iter().min() {
+        let message = format!("the folder already holds other things, such as `{example}`");
+        return Err(error(io::Error::new(io::ErrorKind::DirectoryNotEmpty, message)));
+    }
+    temporary(path).map_err(error)?;
+    Ok(())
+}
+
+/// Makes the names in `folder` durable: a rename is only safe once its folder is on the disk.
+fn sync_folder(folder: &Path) -> io::Result<()> {
+    match File::open(folder)?.sync_all() {
+        // Some network file systems cannot sync a folder; the file itself is safe.
+        Err(e) if matches!(e.kind(), io::ErrorKind::InvalidInput | io::ErrorKind::Unsupported) => Ok(()),
+        result => result,
+    }
+}
+
+fn temporary(folder: &Path) -> io::Result<NamedTempFile> {
+    let mut builder = tempfile::Builder::new();
+    builder.prefix(TEMPORARY_PREFIX);
+    // As an ordinary new file: the umask decides, instead of the owner alone.
+    #[cfg(unix)]
+    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
+    // tempfile wraps its errors; the kind alone keeps our wording.
+    builder.tempfile_in(folder).map_err(|e| match e.kind() {
+        io::ErrorKind::Other | io::ErrorKind::InvalidInput => e,
+        kind => kind.into(),
+    })
+}
+
+fn parent(path: &Path) -> &Path {
+    match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        Some(_) => Path::new("."),
+        None => path,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn names(folder: &Path) -> Vec<String> {
+        let mut names: Vec<_> =
+            fs::read_dir(folder).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+        names.sort();
+        names
+    }
+
+    #[test]
+    fn a_dropped_file_leaves_the_old_one_and_no_temporary() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.json");
+        write_atomic(&path, b"old").unwrap();
+        let mut file = AtomicFile::create(&path).unwrap();
+        file.write_all(b"half of the ne").unwrap();
+        assert_eq!(names(folder.path()).len(), 2);
+        drop(file);
+        assert_eq!(names(folder.path()), ["a.json"]);
+        assert_eq!(fs::read(&path).unwrap(), b"old");
+        write_atomic(&path, b"new").unwrap();
+        assert_eq!(fs::read(&path).unwrap(), b"new");
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_new_file_has_ordinary_permissions() {
+        use std::os::unix::fs::PermissionsExt;
+        let folder = tempfile::tempdir().unwrap();
+        let (ours, plain) = (folder.path().join("ours"), folder.path().join("plain"));
+        write_atomic(&ours, b"").unwrap();
+        fs::write(&plain, b"").unwrap();
+        assert_eq!(
+            fs::metadata(ours).unwrap().permissions().mode(),
+            fs::metadata(plain).unwrap().permissions().mode()
+        );
+    }
+
+    #[test]
+    fn an_output_folder_with_other_things_is_refused_by_example() {
+        let folder = tempfile::tempdir().unwrap();
+        let out = folder.path().join("deep/out");
+        ensure_output_dir(&out, |_| false).unwrap();
+        fs::write(out.join("thesis.docx"), b"").unwrap();
+        fs::write(out.join("ours.json"), b"").unwrap();
+        fs::write(out.join(".danlu-tmp-x"), b"").unwrap();
+        ensure_output_dir(&out, |name| name != "nothing").unwrap();
+        let error = ensure_output_dir(&out, |name| name == "ours.json").unwrap_err();
+        assert!(error.to_string().contains("such as `thesis.docx`"), "{error}");
+        assert!(error.hint().is_some());
+        let error = ensure_output_dir(&out.join("ours.json"), |_| true).unwrap_err();
+        assert!(error.to_string().contains("it is a file, not a folder"), "{error}");
+    }
+
+    #[test]
+    fn errors_say_the_reason_in_plain_words() {
+        let folder = tempfile::tempdir().unwrap();
+        let error = write_atomic(&folder.path().join("absent/a"), b"").unwrap_err();
+        assert!(error.to_string().ends_with("absent/a`: it does not exist"), "{error}");
+        let error = write_atomic(folder.path(), b"").unwrap_err();
+        assert!(error.to_string().ends_with("it is a folder"), "{error}");
+        let full = FileError::new("write", Path::new("a"), io::ErrorKind::StorageFull.into());
+        assert_eq!(full.to_string(), "cannot write `a`: the disk is full");
+    }
+
+    #[test]
+    fn a_file_over_its_limit_is_not_read() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("big");
+        fs::write(&path, [0; 9]).unwrap();
+        assert_eq!(read_bounded(&path, 9).unwrap().len(), 9);
+        assert!(read_bounded(&path, 8).unwrap_err().to_string().contains("holds 9 bytes"));
+    }
+
+    #[test]
+    fn free_space_answers_for_a_folder_that_does_not_exist_yet() {
+        let folder = tempfile::tempdir().unwrap();
+        assert!(free_space(&folder.path().join("not/yet")).unwrap() > 0);
+        assert!(free_space(Path::new("not-yet")).unwrap() > 0);
+    }
+}

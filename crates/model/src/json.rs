@@ -1,0 +1,153 @@
+//! JSON fields of a file nobody vouches for: each read names file, field, value and what was expected.
+
+use std::path::{Path, PathBuf};
+
+use serde_json::{Map, Value};
+
+use crate::ModelError;
+use crate::files::{self, FileError};
+
+/// No configuration comes near this; a tokenizer or a shard index may be tens of megabytes.
+pub(crate) const CONFIG_LIMIT: u64 = 16 << 20;
+
+/// Parses `bytes` as one JSON value; a fault is placed by line and column.
+pub(crate) fn parse(path: &Path, bytes: &[u8]) -> Result<Value, ModelError> {
+    serde_json::from_slice(bytes).map_err(|e| malformed(path, &e))
+}
+
+/// The error for text that serde_json refused.
+pub(crate) fn malformed(path: &Path, e: &serde_json::Error) -> ModelError {
+    // serde_json ends its message with the place, which the error carries already.
+    let message = e.to_string();
+    let message = message.split(" at line ").next().unwrap_or(&message).to_owned();
+    ModelError::Json { path: path.to_owned(), line: e.line(), column: e.column(), message }
+}
+
+/// Reads a JSON file that may be absent.
+pub(crate) fn read_optional(path: &Path) -> Result<Option<Value>, ModelError> {
+    match files::read_bounded(path, CONFIG_LIMIT) {
+        Ok(bytes) => parse(path, &bytes).map(Some),
+        Err(FileError { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(e) => Err(e.into()),
+    }
+}
+
+/// The fields of one JSON object in a file. A field that is `null` reads as absent, as Python's `None`.
+pub(crate) struct Fields<'a> {
+    path: PathBuf,
+    prefix: String,
+    object: &'a Map<String, Value>,
+}
+
+impl<'a> Fields<'a> {
+    /// The top level of the file.
+    pub fn new(path: &Path, value: &'a Value) -> Result<Self, ModelError> {
+        match value {
+            Value::Object(object) => Ok(Self { path: path.to_owned(), prefix: String::new(), object }),
+            other => Err(ModelError::Json {
+                path: path.to_owned(),
+                line: 1,
+                column: 1,
+                message: format!("found {}, expected an object", shown(other)),
+            }),
+        }
+    }
+
+    pub fn get(&self, name: &str) -> Option<&'a Value> {
+        self.object.get(name).filter(|v| !v.is_null())
+    }
+
+    /// A nested object.
+    pub fn nested(&self, name: &str) -> Result<Option<Self>, ModelError> {
+        match self.get(name) {
+            None => Ok(None),
+            Some(Value::Object(object)) => {
+                Ok(Some(Self { path: self.path.clone(), prefix: format!("{}{name}.", self.prefix), object }))
+            }
+            Some(_) => Err(self.wrong(name, "an object")),
+        }
+    }
+
+    /// A whole number from 1 to `most`, needed.
+    pub fn count(&self, name: &str, most: u64) -> Result<usize, ModelError> {
+        self.count_opt(name, most)?
+            .ok_or_else(|| self.wrong(name, format!("a whole number from 1 to {most}")))
+    }
+
+    /// A whole number from 1 to `most`, if there.
+    pub fn count_opt(&self, name: &str, most: u64) -> Result<Option<usize>, ModelError> {
+        let Some(value) = self.get(name) else { return Ok(None) };
+        match value.as_u64() {
+            Some(n) if (1..=most).contains(&n) => Ok(Some(n as usize)),
+            _ => Err(self.wrong(name, format!("a whole number from 1 to {most}"))),
+        }
+    }
+
+    /// A finite number above zero, if there.
+    pub fn positive(&self, name: &str) -> Result<Option<f64>, ModelError> {
+        let Some(value) = self.get(name) else { return Ok(None) };
+        match value.as_f64() {
+            Some(n) if n.is_finite() && n > 0.0 => Ok(Some(n)),
+            _ => Err(self.wrong(name, "a number above zero")),
+        }
+    }
+
+    pub fn flag(&self, name: &str) -> Result<bool, ModelError> {
+        match self.get(name) {
+            None => Ok(false),
+            Some(Value::Bool(b)) => Ok(*b),
+            Some(_) => Err(self.wrong(name, "true or false")),
+        }
+    }
+
+    pub fn text(&self, name: &str) -> Result<Option<&'a str>, ModelError> {
+        match self.get(name) {
+            None => Ok(None),
+            Some(Value::String(s)) => Ok(Some(s)),
+            Some(_) => Err(self.wrong(name, "a string")),
+        }
+    }
+
+    /// A token id or a list of them.
+    pub fn token_ids(&self, name: &str) -> Result<Vec<u32>, ModelError> {
+        let one = |v: &Value| v.as_u64().and_then(|n| u32::try_from(n).ok());
+        let ids = match self.get(name) {
+            None => Some(Vec::new()),
+            // Older configurations write -1 for "none".
+            Some(v) if v.as_i64() == Some(-1) => Some(Vec::new()),
+            Some(Value::Array(list)) => list.iter().map(one).collect(),
+            Some(v) => one(v).map(|id| vec![id]),
+        };
+        ids.ok_or_else(|| self.wrong(name, "a token id or a list of them"))
+    }
+
+    /// The error for a value that cannot be.
+    pub fn wrong(&self, name: &str, expected: impl Into<String>) -> ModelError {
+        ModelError::Field {
+            path: self.path.clone(),
+            field: format!("{}{name}", self.prefix),
+            found: self.object.get(name).map_or_else(|| "missing".to_owned(), shown),
+            expected: expected.into(),
+        }
+    }
+
+    /// The error for a value that is not implemented.
+    pub fn unsupported(&self, name: &str, supported: impl Into<String>) -> ModelError {
+        ModelError::Unsupported {
+            path: self.path.clone(),
+            field: format!("{}{name}", self.prefix),
+            found: self.object.get(name).map_or_else(|| "missing".to_owned(), shown),
+            supported: supported.into(),
+        }
+    }
+}
+
+/// A JSON value short enough for a message.
+fn shown(value: &Value) -> String {
+    const MOST: usize = 60;
+    let text = value.to_string();
+    match text.char_indices().nth(MOST) {
+        Some((end, _)) => format!("{}...", &text[..end]),
+        None => text,
+    }
+}

@@ -1,0 +1,95 @@
+//! The seven linear projections of a decoder layer, which LoRA may adapt.
+
+use std::fmt;
+
+/// One linear projection of a decoder layer, under its checkpoint name.
+#[derive(Copy, Clone, Eq, PartialEq, Hash, Debug, Ord, PartialOrd)]
+pub enum Projection {
+    /// Queries, `(NH * HS, C)`.
+    QProj,
+    /// Keys, `(KH * HS, C)`.
+    KProj,
+    /// Values, `(KH * HS, C)`.
+    VProj,
+    /// Attention output, `(C, NH * HS)`.
+    OProj,
+    /// The gated half of the feed-forward input, `(intermediate, C)`.
+    GateProj,
+    /// The linear half of the feed-forward input, `(intermediate, C)`.
+    UpProj,
+    /// Feed-forward output, `(C, intermediate)`.
+    DownProj,
+}
+
+impl Projection {
+    /// All seven, in the order a layer applies them.
+    pub const ALL: [Self; 7] =
+        [Self::QProj, Self::KProj, Self::VProj, Self::OProj, Self::GateProj, Self::UpProj, Self::DownProj];
+
+    /// The name in a checkpoint and in `target_modules`: `q_proj`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::QProj => "q_proj",
+            Self::KProj => "k_proj",
+            Self::VProj => "v_proj",
+            Self::OProj => "o_proj",
+            Self::GateProj => "gate_proj",
+            Self::UpProj => "up_proj",
+            Self::DownProj => "down_proj",
+        }
+    }
+
+    /// The projection of that checkpoint name.
+    pub fn from_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|p| p.name() == name)
+    }
+
+    /// Place in [`Projection::ALL`], for tables with one entry per projection.
+    pub fn index(self) -> usize {
+        self as usize
+    }
+
+    /// The block of the layer that holds it: `self_attn` or `mlp`.
+    pub fn block(self) -> &'static str {
+        match self {
+            Self::QProj | Self::KProj | Self::VProj | Self::OProj => "self_attn",
+            Self::GateProj | Self::UpProj | Self::DownProj => "mlp",
+        }
+    }
+
+    /// The module's full name in a checkpoint: `model.layers.3.self_attn.q_proj`.
+    pub fn module_path(self, layer: usize) -> String {
+        format!("model.layers.{layer}.{}.{}", self.block(), self.name())
+    }
+
+    /// The weight's full name in a checkpoint: `model.layers.3.self_attn.q_proj.weight`.
+    pub fn weight_name(self, layer: usize) -> String {
+        format!("{}.weight", self.module_path(layer))
+    }
+}
+
+impl fmt::Display for Projection {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_name_leads_back_to_its_projection() {
+        for (i, p) in Projection::ALL.into_iter().enumerate() {
+            assert_eq!(Projection::from_name(p.name()), Some(p));
+            assert_eq!(p.index(), i);
+        }
+        assert_eq!(Projection::from_name("q_porj"), None);
+    }
+
+    #[test]
+    fn module_paths_are_the_checkpoints() {
+        assert_eq!(Projection::QProj.module_path(3), "model.layers.3.self_attn.q_proj");
+        assert_eq!(Projection::DownProj.weight_name(0), "model.layers.0.mlp.down_proj.weight");
+    }
+}

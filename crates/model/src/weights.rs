@@ -1,0 +1,374 @@
+//! A folder's safetensors, mapped into memory: which tensors there are, and their bytes.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::fs::File;
+use std::ops::Range;
+use std::path::{Component, Path, PathBuf};
+use std::sync::Arc;
+
+use danlu_kernels::{Bytes, DType, Matrix, to_f32};
+use memmap2::Mmap;
+use safetensors::SafeTensors;
+use serde::Deserialize;
+
+use crate::files::{self, FileError};
+use crate::json;
+use crate::{ModelConfig, ModelError};
+
+const SINGLE: &str = "model.safetensors";
+const INDEX: &str = "model.safetensors.index.json";
+/// An index has one short line a tensor.
+const INDEX_LIMIT: u64 = 64 << 20;
+
+/// Where one tensor lies.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TensorInfo {
+    /// Name in the checkpoint.
+    pub name: String,
+    /// Element type as safetensors spells it: `BF16`.
+    pub dtype_name: String,
+    /// Sizes, outermost first.
+    pub shape: Vec<usize>,
+    /// Which of [`Weights::files`] holds it.
+    pub file: usize,
+    /// Its bytes within that file.
+    pub range: Range<usize>,
+}
+
+impl TensorInfo {
+    /// The element type, if it is one that is read.
+    pub fn dtype(&self) -> Option<DType> {
+        match self.dtype_name.as_str() {
+            "F32" => Some(DType::F32),
+            "BF16" => Some(DType::Bf16),
+            "F16" => Some(DType::F16),
+            _ => None,
+        }
+    }
+}
+
+/// The weights of a model folder: `model.safetensors`, or the shards of `model.safetensors.index.json`.
+///
+/// The files are mapped, not read: opening is quick and pages come from the disk as they are used. Matrices
+/// keep their file mapped, so `Weights` itself may be dropped. The files must not be changed meanwhile.
+#[derive(Clone)]
+pub struct Weights {
+    folder: PathBuf,
+    files: Vec<PathBuf>,
+    owners: Vec<Arc<dyn AsRef<[u8]> + Send + Sync>>,
+    tensors: Vec<TensorInfo>,
+    by_name: HashMap<String, usize>,
+}
+
+#[derive(Deserialize)]
+struct Index {
+    weight_map: BTreeMap<String, String>,
+}
+
+/// The part of a header entry that tells how long the file should be.
+#[derive(Deserialize)]
+struct Extent {
+    data_offsets: Option<[u64; 2]>,
+}
+
+impl Weights {
+    /// Maps the safetensors of `folder` and reads their headers.
+    ///
+    /// # Errors
+    /// If there are none, or an index or a header is not sound: it leads outside the folder, names a tensor
+    /// that its file lacks, or describes more or fewer bytes than there are.
+    pub fn open(folder: &Path) -> Result<Self, ModelError> {
+        let mut weights = Self::empty(folder);
+        let single = folder.join(SINGLE);
+        let index = folder.join(INDEX);
+        if single.exists() {
+            weights.add(single.clone(), map(&single)?, None)?;
+            return Ok(weights);
+        }
+        if !index.exists() {
+            std::fs::metadata(folder).map_err(|e| FileError::new("open", folder, e))?;
+            return Err(ModelError::NoWeights { folder: folder.to_owned(), other: other_weights(folder) });
+        }
+        for (shard, names) in parse_index(&index, &files::read_bounded(&index, INDEX_LIMIT)?)? {
+            let path = folder.join(&shard);
+            if !path.exists() {
+                let message = format!("shard `{shard}` is missing, with {} tensors", names.len());
+                return Err(ModelError::Index { path: index, message });
+            }
+            weights.add(path.clone(), map(&path)?, Some(&names))?;
+        }
+        Ok(weights)
+    }
+
+    /// Weights over the bytes of one safetensors file; `path` is for messages.
+    ///
+    /// # Errors
+    /// As [`Weights::open`].
+    pub fn from_bytes(path: &Path, bytes: Vec<u8>) -> Result<Self, ModelError> {
+        let mut weights = Self::empty(path);
+        weights.add(path.to_owned(), Arc::new(bytes), None)?;
+        Ok(weights)
+    }
+
+    fn empty(folder: &Path) -> Self {
+        let (files, owners, tensors) = (Vec::new(), Vec::new(), Vec::new());
+        Self { folder: folder.to_owned(), files, owners, tensors, by_name: HashMap::new() }
+    }
+
+    /// Adds one file's tensors in the order of their bytes: all, or those that the index promises.
+    fn add(
+        &mut self,
+        path: PathBuf,
+        owner: Arc<dyn AsRef<[u8]> + Send + Sync>,
+        promised: Option<&BTreeSet<String>>,
+    ) -> Result<(), ModelError> {
+        let file = self.files.len();
+        let mut found = read_header(&path, (*owner).as_ref(), file)?;
+        if let Some(promised) = promised {
+            // What the index does not list, transformers does not load either.
+            found.retain(|t| promised.contains(&t.name));
+            let names: BTreeSet<&str> = found.iter().map(|t| t.name.as_str()).collect();
+            if let Some(absent) = promised.iter().find(|name| !names.contains(name.as_str())) {
+                return Err(ModelError::NoTensor { path, tensor: absent.clone() });
+            }
+        }
+        for tensor in found {
+            self.by_name.insert(tensor.name.clone(), self.tensors.len());
+            self.tensors.push(tensor);
+        }
+        self.files.push(path);
+        self.owners.push(owner);
+        Ok(())
+    }
+
+    /// The folder, or the file where there is no folder.
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// The safetensors files, in the order of their names.
+    pub fn files(&self) -> &[PathBuf] {
+        &self.files
+    }
+
+    /// Every tensor, file by file in the order of its bytes.
+    pub fn tensors(&self) -> &[TensorInfo] {
+        &self.tensors
+    }
+
+    /// Every tensor's name, in the same order.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.tensors.iter().map(|t| t.name.as_str())
+    }
+
+    /// The tensor of that name.
+    pub fn info(&self, name: &str) -> Option<&TensorInfo> {
+        self.by_name.get(name).map(|&i| &self.tensors[i])
+    }
+
+    /// The bytes of a tensor of these weights, little-endian, row-major.
+    ///
+    /// # Panics
+    /// If `info` comes from other weights and does not fit these.
+    pub fn bytes(&self, info: &TensorInfo) -> &[u8] {
+        &(*self.owners[info.file]).as_ref()[info.range.clone()]
+    }
+
+    /// A tensor as a frozen matrix, over the mapped file.
+    ///
+    /// # Errors
+    /// If it is missing, of another shape, or of a type that is not read.
+    pub fn matrix(&self, name: &str, rows: usize, cols: usize) -> Result<Matrix, ModelError> {
+        let (info, dtype) = self.typed(name, &[rows, cols])?;
+        let bytes = Bytes::new(self.owners[info.file].clone(), info.range.clone());
+        Ok(Matrix::dense(dtype, bytes, rows, cols))
+    }
+
+    /// A tensor of one dimension, widened to f32.
+    ///
+    /// # Errors
+    /// As [`Weights::matrix`].
+    pub fn vector_f32(&self, name: &str, len: usize) -> Result<Vec<f32>, ModelError> {
+        let (info, dtype) = self.typed(name, &[len])?;
+        let mut out = vec![0.0; len];
+        to_f32(dtype, self.bytes(info), &mut out);
+        Ok(out)
+    }
+
+    fn typed(&self, name: &str, shape: &[usize]) -> Result<(&TensorInfo, DType), ModelError> {
+        let Some(info) = self.info(name) else {
+            return Err(ModelError::NoTensor { path: self.folder.clone(), tensor: name.to_owned() });
+        };
+        if info.shape != shape {
+            return Err(ModelError::Shape {
+                path: self.files[info.file].clone(),
+                tensor: name.to_owned(),
+                expected: shape.to_owned(),
+                found: info.shape.clone(),
+            });
+        }
+        let dtype = info.dtype().ok_or_else(|| ModelError::DType {
+            path: self.files[info.file].clone(),
+            tensor: name.to_owned(),
+            dtype: info.dtype_name.clone(),
+        })?;
+        Ok((info, dtype))
+    }
+
+    /// Checks that these are the tensors `config` describes: none missing, none unknown, each of its shape and
+    /// of a type that is read.
+    ///
+    /// Extras that change nothing are let pass: rotary frequencies that old exports store, and an output head
+    /// beside tied tables.
+    ///
+    /// # Errors
+    /// Names every tensor that is wrong, with both shapes; a tensor of a type that is not read comes first.
+    pub fn check_complete(&self, config: &ModelConfig) -> Result<(), ModelError> {
+        if let Some(odd) = self.tensors.iter().find(|t| t.dtype().is_none() && !is_harmless(&t.name)) {
+            return Err(ModelError::DType {
+                path: self.files[odd.file].clone(),
+                tensor: odd.name.clone(),
+                dtype: odd.dtype_name.clone(),
+            });
+        }
+        let mut problems = Vec::new();
+        let mut expected = HashMap::new();
+        for (name, shape) in config.tensors() {
+            match self.info(&name) {
+                None => problems.push(format!("`{name}` {shape:?} is missing")),
+                Some(info) if info.shape != shape => {
+                    problems.push(format!("`{name}` has shape {:?}, expected {shape:?}", info.shape));
+                }
+                Some(_) => {}
+            }
+            expected.insert(name, shape);
+        }
+        let table = [config.vocab_size, config.hidden_size];
+        for tensor in &self.tensors {
+            let is_tied_head = tensor.name == "lm_head.weight" && tensor.shape == table;
+            if !expected.contains_key(&tensor.name) && !is_tied_head && !is_harmless(&tensor.name) {
+                problems.push(format!("`{}` {:?} is unknown", tensor.name, tensor.shape));
+            }
+        }
+        if problems.is_empty() {
+            return Ok(());
+        }
+        Err(ModelError::Incomplete { path: self.folder.clone(), problems })
+    }
+}
+
+impl std::fmt::Debug for Weights {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(
+            f,
+            "Weights({}, {} tensors in {} files)",
+            self.folder.display(),
+            self.tensors.len(),
+            self.files.len()
+        )
+    }
+}
+
+/// Buffers that old exports store and every reader recomputes.
+fn is_harmless(name: &str) -> bool {
+    name.ends_with("rotary_emb.inv_freq")
+}
+
+fn map(path: &Path) -> Result<Arc<dyn AsRef<[u8]> + Send + Sync>, ModelError> {
+    let error = |e| FileError::new("read", path, e);
+    let file = File::open(path).map_err(error)?;
+    let metadata = file.metadata().map_err(error)?;
+    if !metadata.is_file() {
+        return Err(error(std::io::Error::other("it is not a regular file")).into());
+    }
+    // SAFETY: the map is read-only; that nobody changes a model's files while it is in use is documented on
+    // `Weights`, as every reader of mapped checkpoints asks.
+    let map = unsafe { Mmap::map(&file) }.map_err(error)?;
+    Ok(Arc::new(map))
+}
+
+/// The tensors that a safetensors file describes, in the order of their bytes.
+fn read_header(path: &Path, bytes: &[u8], file: usize) -> Result<Vec<TensorInfo>, ModelError> {
+    check_length(path, bytes)?;
+    let header = |message: String| ModelError::Header { path: path.to_owned(), message };
+    let (length, metadata) = SafeTensors::read_metadata(bytes).map_err(|e| header(e.to_string()))?;
+    let start = 8 + length;
+    let mut tensors: Vec<TensorInfo> = metadata
+        .tensors()
+        .into_iter()
+        .map(|(name, info)| TensorInfo {
+            name,
+            dtype_name: info.dtype.to_string(),
+            shape: info.shape.clone(),
+            file,
+            range: start + info.data_offsets.0..start + info.data_offsets.1,
+        })
+        .collect();
+    // By name among the empty ones, which share their place.
+    tensors.sort_by(|a, b| (a.range.start, a.range.end, &a.name).cmp(&(b.range.start, b.range.end, &b.name)));
+    Ok(tensors)
+}
+
+/// Compares the file's length with the one its header asks for, before anything adds up its offsets.
+fn check_length(path: &Path, bytes: &[u8]) -> Result<(), ModelError> {
+    let found = bytes.len() as u64;
+    let size = |expected| ModelError::FileSize { path: path.to_owned(), expected, found };
+    let Some((length, rest)) = bytes.split_first_chunk::<8>() else { return Err(size(8)) };
+    let length = u64::from_le_bytes(*length);
+    // Judged by the first bytes, so that an HTML page or a pointer file is not called a short download.
+    if length > 100_000_000 || rest.first().is_some_and(|&b| b != b'{') {
+        let begin = String::from_utf8_lossy(&bytes[..bytes.len().min(24)]).into_owned();
+        let message = format!("it begins with {begin:?}");
+        return Err(ModelError::Header { path: path.to_owned(), message });
+    }
+    let Some(header) = usize::try_from(length).ok().and_then(|n| rest.get(..n)) else {
+        return Err(size(8 + length));
+    };
+    let entries: HashMap<String, Extent> = serde_json::from_slice(header)
+        .map_err(|e| ModelError::Header { path: path.to_owned(), message: e.to_string() })?;
+    let end = entries.values().filter_map(|e| e.data_offsets).map(|[_, end]| end).max().unwrap_or(0);
+    let expected = end.saturating_add(8 + length);
+    if expected != found {
+        return Err(size(expected));
+    }
+    Ok(())
+}
+
+/// Which tensors an index expects in each shard. Shards lie beside the index: a name that leads elsewhere
+/// is refused.
+fn parse_index(path: &Path, bytes: &[u8]) -> Result<BTreeMap<String, BTreeSet<String>>, ModelError> {
+    let index: Index = serde_json::from_slice(bytes).map_err(|e| json::malformed(path, &e))?;
+    let mut shards: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+    for (tensor, shard) in index.weight_map {
+        let mut components = Path::new(&shard).components();
+        let is_plain = matches!((components.next(), components.next()), (Some(Component::Normal(_)), None));
+        if !is_plain || !shard.ends_with(".safetensors") {
+            let message = format!(
+                "`{tensor}` is said to be in {shard:?}, which is not a safetensors file beside the index"
+            );
+            return Err(ModelError::Index { path: path.to_owned(), message });
+        }
+        shards.entry(shard).or_default().insert(tensor);
+    }
+    if shards.is_empty() {
+        let message = "`weight_map` is empty".to_owned();
+        return Err(ModelError::Index { path: path.to_owned(), message });
+    }
+    Ok(shards)
+}
+
+/// The first file, by name, that looks like weights in another format.
+fn other_weights(folder: &Path) -> Option<String> {
+    let entries = std::fs::read_dir(folder).ok()?;
+    let names = entries.filter_map(|e| e.ok()?.file_name().into_string().ok());
+    let foreign = [".bin", ".pt", ".pth", ".ckpt", ".gguf", ".h5", ".msgpack", ".onnx"];
+    let is_other = |name: &String| {
+        foreign.iter().any(|ending| name.ends_with(ending))
+            || (name.ends_with(".safetensors") && !name.starts_with("adapter_"))
+    };
+    names.filter(is_other).min()
+}
+
+#[cfg(test)]
+#[path = "weights_tests.rs"]
+mod tests;

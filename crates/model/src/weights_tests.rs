@@ -1,0 +1,208 @@
+use super::*;
+use std::fs;
+
+/// A safetensors file of f32 tensors, each filled with its place in the list.
+fn file_of(tensors: &[(&str, &[usize])]) -> Vec<u8> {
+    let mut header = serde_json::Map::new();
+    let mut data = Vec::new();
+    for (i, (name, shape)) in tensors.iter().enumerate() {
+        let start = data.len();
+        for _ in 0..shape.iter().product::<usize>() {
+            data.extend((i as f32).to_le_bytes());
+        }
+        let entry = serde_json::json!({"dtype": "F32", "shape": shape, "data_offsets": [start, data.len()]});
+        header.insert((*name).to_owned(), entry);
+    }
+    with_header(&serde_json::Value::Object(header).to_string(), &data)
+}
+
+fn with_header(header: &str, data: &[u8]) -> Vec<u8> {
+    let mut bytes = (header.len() as u64).to_le_bytes().to_vec();
+    bytes.extend(header.as_bytes());
+    bytes.extend(data);
+    bytes
+}
+
+fn read(bytes: Vec<u8>) -> Result<Weights, ModelError> {
+    Weights::from_bytes(Path::new("m/model.safetensors"), bytes)
+}
+
+fn config(tied: bool) -> ModelConfig {
+    let text = format!(
+        r#"{{"model_type": "llama", "hidden_size": 4, "intermediate_size": 6, "num_hidden_layers": 1,
+        "num_attention_heads": 2, "vocab_size": 5, "tie_word_embeddings": {tied}}}"#
+    );
+    ModelConfig::parse(Path::new("config.json"), text.as_bytes()).unwrap()
+}
+
+fn tensors_of(config: &ModelConfig) -> Vec<(String, Vec<usize>)> {
+    config.tensors().collect()
+}
+
+fn built(tensors: &[(String, Vec<usize>)]) -> Weights {
+    let tensors: Vec<_> = tensors.iter().map(|(n, s)| (n.as_str(), s.as_slice())).collect();
+    read(file_of(&tensors)).unwrap()
+}
+
+#[test]
+fn tensors_come_in_the_order_of_their_bytes() {
+    let weights = read(file_of(&[("z", &[2, 3]), ("a", &[4]), ("m", &[0])])).unwrap();
+    assert_eq!(weights.names().collect::<Vec<_>>(), ["z", "a", "m"]);
+    assert_eq!(weights.vector_f32("a", 4).unwrap(), [1.0; 4]);
+    assert_eq!(weights.matrix("z", 2, 3).unwrap().to_vec(), [0.0; 6]);
+    assert_eq!(weights.bytes(weights.info("a").unwrap()).len(), 16);
+    let error = weights.matrix("z", 3, 2).unwrap_err();
+    assert_eq!(error.to_string(), "`m/model.safetensors`: tensor `z` has shape [2, 3], expected [3, 2]");
+    assert!(matches!(weights.vector_f32("q", 1), Err(ModelError::NoTensor { .. })));
+}
+
+#[test]
+fn a_file_cut_short_anywhere_is_refused() {
+    let whole = file_of(&[("a", &[4]), ("b", &[2])]);
+    for end in 0..whole.len() {
+        let error = read(whole[..end].to_vec()).unwrap_err();
+        assert!(matches!(error, ModelError::FileSize { .. }), "{end}: {error}");
+    }
+    let error = read(whole[..whole.len() - 3].to_vec()).unwrap_err();
+    let message = format!("should hold {} bytes and holds {}", whole.len(), whole.len() - 3);
+    assert!(error.to_string().contains(&message), "{error}");
+    let mut longer = whole;
+    longer.push(0);
+    assert!(matches!(read(longer), Err(ModelError::FileSize { .. })));
+}
+
+#[test]
+fn headers_that_lie_are_refused() {
+    for header in [
+        // Overlapping, with a gap, of another size than its shape, backwards, and sums past the address space.
+        r#"{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]},"b":{"dtype":"F32","shape":[1],"data_offsets":[4,8]}}"#,
+        r#"{"b":{"dtype":"F32","shape":[1],"data_offsets":[4,8]}}"#,
+        r#"{"b":{"dtype":"F32","shape":[3],"data_offsets":[0,8]}}"#,
+        r#"{"b":{"dtype":"F32","shape":[1],"data_offsets":[8,4]}, "c":{"dtype":"F32","shape":[1],"data_offsets":[4,8]}}"#,
+        r#"{"b":{"dtype":"F32","shape":[4611686018427387905,4],"data_offsets":[0,8]}}"#,
+        r#"{"b":{"dtype":"F32","shape":[1],"data_offsets":[0,18446744073709551615]}}"#,
+        r#"{"b":{"dtype":"F99","shape":[2],"data_offsets":[0,8]}}"#,
+        r#"{"b":{"dtype":"F32","shape":[-2],"data_offsets":[0,8]}}"#,
+        r#"{"b":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}"#,
+        "{}",
+    ] {
+        let error = read(with_header(header, &[0; 8])).unwrap_err();
+        assert!(
+            matches!(error, ModelError::Header { .. } | ModelError::FileSize { .. }),
+            "{header}: {error}"
+        );
+        assert!(error.hint().is_some());
+    }
+    let error = read(b"version https://git-lfs.github.com/spec/v1".to_vec()).unwrap_err();
+    assert!(error.to_string().contains("begins with \"version https://git-lfs"), "{error}");
+}
+
+#[test]
+fn the_exact_set_of_tensors_is_accepted() {
+    for tied in [true, false] {
+        let config = config(tied);
+        let mut tensors = tensors_of(&config);
+        built(&tensors).check_complete(&config).unwrap();
+        tensors.push(("model.layers.0.self_attn.rotary_emb.inv_freq".to_owned(), vec![1]));
+        if tied {
+            tensors.push(("lm_head.weight".to_owned(), vec![5, 4]));
+        }
+        built(&tensors).check_complete(&config).unwrap();
+    }
+}
+
+#[test]
+fn every_wrong_tensor_is_named_with_both_shapes() {
+    let config = config(true);
+    let mut tensors = tensors_of(&config);
+    tensors.retain(|(name, _)| name != "model.norm.weight");
+    tensors[0].1 = vec![6, 4];
+    tensors.push(("model.layers.1.mlp.up_proj.weight".to_owned(), vec![6, 4]));
+    tensors.push(("lm_head.weight".to_owned(), vec![6, 4]));
+    let error = built(&tensors).check_complete(&config).unwrap_err().to_string();
+    assert!(error.contains("`model.norm.weight` [4] is missing"), "{error}");
+    assert!(error.contains("`model.embed_tokens.weight` has shape [6, 4], expected [5, 4]"), "{error}");
+    assert!(error.contains("`model.layers.1.mlp.up_proj.weight` [6, 4] is unknown"), "{error}");
+    assert!(error.contains("`lm_head.weight` [6, 4] is unknown"), "{error}");
+}
+
+#[test]
+fn an_untied_model_needs_its_head() {
+    let tensors = tensors_of(&config(true));
+    let error = built(&tensors).check_complete(&config(false)).unwrap_err().to_string();
+    assert!(error.contains("`lm_head.weight` [5, 4] is missing"), "{error}");
+}
+
+#[test]
+fn another_element_type_is_refused_by_name() {
+    let header = r#"{"b":{"dtype":"F8_E4M3","shape":[8],"data_offsets":[0,8]}}"#;
+    let weights = read(with_header(header, &[0; 8])).unwrap();
+    let error = weights.check_complete(&config(true)).unwrap_err();
+    assert!(error.to_string().contains("weights in F8_E4M3: `b`"), "{error}");
+    assert!(matches!(weights.vector_f32("b", 8), Err(ModelError::DType { .. })));
+}
+
+fn folder_with(files: &[(&str, &[u8])]) -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    for (name, bytes) in files {
+        fs::write(folder.path().join(name), bytes).unwrap();
+    }
+    folder
+}
+
+#[test]
+fn shards_are_read_through_their_index() {
+    let one = file_of(&[("b", &[2]), ("unlisted", &[1])]);
+    let two = file_of(&[("unused", &[1]), ("a", &[3])]);
+    let index =
+        br#"{"metadata": {"total_size": 20}, "weight_map": {"a": "2.safetensors", "b": "1.safetensors"}}"#;
+    let folder = folder_with(&[("1.safetensors", &one), ("2.safetensors", &two), (INDEX, index)]);
+    let weights = Weights::open(folder.path()).unwrap();
+    assert_eq!(weights.names().collect::<Vec<_>>(), ["b", "a"]);
+    assert_eq!(weights.files().len(), 2);
+    let a = weights.matrix("a", 1, 3);
+    assert!(matches!(a, Err(ModelError::Shape { .. })));
+    assert_eq!(weights.vector_f32("a", 3).unwrap(), [1.0; 3]);
+}
+
+#[test]
+fn an_index_cannot_lead_out_of_the_folder_or_promise_what_is_not_there() {
+    let shard = file_of(&[("b", &[2])]);
+    for (entry, message) in [
+        (r#"{"b": "../x.safetensors"}"#, "beside the index"),
+        (r#"{"b": "/etc/x.safetensors"}"#, "beside the index"),
+        (r#"{"b": "sub/x.safetensors"}"#, "beside the index"),
+        (r#"{"b": ""}"#, "beside the index"),
+        (r#"{"b": "passwd"}"#, "beside the index"),
+        (r#"{"b": "2.safetensors"}"#, "shard `2.safetensors` is missing, with 1 tensors"),
+        (r#"{"c": "1.safetensors"}"#, "1.safetensors`: tensor `c` is missing"),
+        ("{}", "`weight_map` is empty"),
+        ("[]", "invalid type: sequence"),
+    ] {
+        let index = format!(r#"{{"weight_map": {entry}}}"#);
+        let folder = folder_with(&[("1.safetensors", &shard), (INDEX, index.as_bytes())]);
+        let error = Weights::open(folder.path()).unwrap_err();
+        assert!(error.to_string().contains(message), "{entry}: {error}");
+    }
+}
+
+#[test]
+fn a_folder_without_safetensors_says_what_it_has() {
+    let folder = folder_with(&[("pytorch_model.bin", b""), ("config.json", b"{}")]);
+    let error = Weights::open(folder.path()).unwrap_err();
+    assert!(error.to_string().ends_with(", only `pytorch_model.bin`"), "{error}");
+    assert!(error.hint().unwrap().contains("save_pretrained"), "{error}");
+    let error = Weights::open(folder_with(&[]).path()).unwrap_err();
+    assert!(matches!(error, ModelError::NoWeights { other: None, .. }), "{error}");
+    let error = Weights::open(&folder.path().join("absent")).unwrap_err();
+    assert!(error.to_string().ends_with("it does not exist"), "{error}");
+    fs::create_dir(folder.path().join(SINGLE)).unwrap();
+    assert!(Weights::open(folder.path()).unwrap_err().to_string().contains("not a regular file"));
+}
+
+#[test]
+fn the_demonstration_model_is_complete() {
+    let folder = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../cli/assets/base-8m"));
+    let config = ModelConfig::read(folder).unwrap();
+    Weights::open(folder).unwrap().check_complete(&config).unwrap();
+}
