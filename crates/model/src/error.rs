@@ -131,6 +131,26 @@ pub enum ModelError {
         /// A sentence for each tensor that is missing, misshaped or unknown.
         problems: Vec<String>,
     },
+
+    /// A token id that the model has no embedding for.
+    #[error("token id {id} is outside the model's vocabulary of {vocab_size}")]
+    TokenOutOfRange {
+        /// The id.
+        id: u32,
+        /// Ids the model knows.
+        vocab_size: usize,
+    },
+
+    /// More tokens than the cache was made for, or none at all.
+    #[error("{added} tokens after {held} do not fit a cache of {capacity}")]
+    CacheFull {
+        /// Tokens already held.
+        held: usize,
+        /// Tokens to add.
+        added: usize,
+        /// Tokens that fit.
+        capacity: usize,
+    },
 }
 
 /// The first few of a list, and how many more there are.
@@ -167,6 +187,7 @@ impl ModelError {
             Self::Incomplete { .. } | Self::Shape { .. } | Self::NoTensor { .. } => {
                 "config.json and the weights must come from the same model, and a download be complete"
             }
+            Self::TokenOutOfRange { .. } => "tokenizer.json and the weights must come from the same model",
             _ => return None,
         };
         Some(hint.to_owned())

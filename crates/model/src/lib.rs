@@ -1,14 +1,25 @@
 //! config.json and safetensors to a decoder that runs forward and backward; tokenizer and chat template.
 
+mod backward;
+mod batch;
 mod config;
+mod decoder;
 mod error;
 pub mod files;
 mod json;
+mod kv_cache;
+mod lora;
 mod projection;
 mod weights;
+mod workspace;
 
+pub use batch::{Batch, Sequence};
 pub use config::{ModelConfig, Rope, RopeScaling};
+pub use decoder::Decoder;
 pub use error::ModelError;
 pub use files::{AtomicFile, FileError};
+pub use kv_cache::KvCache;
+pub use lora::{DropoutPlan, LoraRows, LoraSource};
 pub use projection::Projection;
 pub use weights::{TensorInfo, Weights};
+pub use workspace::Workspace;

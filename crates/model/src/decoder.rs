@@ -1,0 +1,332 @@
+//! A Llama decoder, composed by hand from paired operations: no tape, no graph.
+//!
+//! One block, forward; [`backward`](crate::backward) is the same list upside down:
+//!
+//! ```text
+//! norm1 = rmsnorm(inp)            q, k, v = linear(norm1) + lora       rope(q), rope(k)
+//! attn  = attention(q, k, v)      res = linear(attn) + lora + inp
+//! norm2 = rmsnorm(res)            gate, up = linear(norm2) + lora
+//! act   = silu(gate) · up         out = linear(act) + lora + res
+//! ```
+
+use std::mem;
+use std::path::Path;
+use std::sync::Arc;
+
+use danlu_kernels::{AttentionDims, Backend, Buffer, LoraRef, Matrix, Segment};
+
+use crate::lora::{DropoutPlan, LoraRows, LoraSource};
+use crate::workspace::{LayerActivations, Slot, Workspace};
+use crate::{Batch, KvCache, ModelConfig, ModelError, Projection, Weights};
+
+/// A base model that runs forward, and backward to its adapters.
+#[derive(Debug)]
+pub struct Decoder {
+    pub(crate) config: ModelConfig,
+    pub(crate) backend: Arc<dyn Backend>,
+    embed_tokens: Matrix,
+    pub(crate) layers: Vec<Layer>,
+    pub(crate) norm: Buffer,
+    pub(crate) lm_head: Matrix,
+    pub(crate) inv_freq: Vec<f32>,
+}
+
+/// The frozen weights of one block, named as in the checkpoint.
+#[derive(Debug)]
+pub(crate) struct Layer {
+    pub input_layernorm: Buffer,
+    pub post_attention_layernorm: Buffer,
+    /// Indexed by [`Projection`].
+    pub projections: [Matrix; Projection::ALL.len()],
+}
+
+impl Layer {
+    pub fn projection(&self, projection: Projection) -> &Matrix {
+        &self.projections[projection.index()]
+    }
+}
+
+/// One pass over packed rows, as the block sees it.
+pub(crate) struct Pass<'a> {
+    pub n: usize,
+    pub positions: &'a [u32],
+    pub segments: &'a [Segment],
+    pub lora: &'a [LoraRows<'a>],
+    pub dropout: Option<DropoutPlan>,
+}
+
+impl Decoder {
+    /// Opens a Hugging Face folder: `config.json` and safetensors, memory-mapped.
+    ///
+    /// # Errors
+    /// If a file is missing or malformed, the model is not a supported one, or a tensor is missing, extra
+    /// or misshaped.
+    pub fn load(folder: &Path, backend: Arc<dyn Backend>) -> Result<Self, ModelError> {
+        let config = ModelConfig::read(folder)?;
+        let weights = Weights::open(folder)?;
+        weights.check_complete(&config)?;
+        let (v, c) = (config.vocab_size, config.hidden_size);
+        let vector = |name: &str| -> Result<Buffer, ModelError> {
+            let values = weights.vector_f32(name, c)?;
+            let mut buffer = backend.alloc(c);
+            backend.write(&mut buffer, 0, &values);
+            Ok(buffer)
+        };
+        let embed_tokens = weights.matrix("model.embed_tokens.weight", v, c)?;
+        let lm_head = match config.tie_word_embeddings {
+            true => embed_tokens.clone(),
+            false => weights.matrix("lm_head.weight", v, c)?,
+        };
+        let mut layers = Vec::with_capacity(config.num_hidden_layers);
+        for layer in 0..config.num_hidden_layers {
+            let mut projections = Vec::with_capacity(Projection::ALL.len());
+            for projection in Projection::ALL {
+                let (rows, cols) = config.projection_shape(projection);
+                projections.push(weights.matrix(&projection.weight_name(layer), rows, cols)?);
+            }
+            layers.push(Layer {
+                input_layernorm: vector(&format!("model.layers.{layer}.input_layernorm.weight"))?,
+                post_attention_layernorm: vector(&format!(
+                    "model.layers.{layer}.post_attention_layernorm.weight"
+                ))?,
+                projections: projections.try_into().expect("one matrix per projection"),
+            });
+        }
+        let norm = vector("model.norm.weight")?;
+        let inv_freq = config.inv_freq();
+        Ok(Self { config, backend, embed_tokens, layers, norm, lm_head, inv_freq })
+    }
+
+    /// What `config.json` says.
+    pub fn config(&self) -> &ModelConfig {
+        &self.config
+    }
+
+    /// What computes.
+    pub fn backend(&self) -> &Arc<dyn Backend> {
+        &self.backend
+    }
+
+    /// An empty cache for one sequence of at most `capacity` tokens.
+    pub fn new_cache(&self, capacity: usize) -> KvCache {
+        KvCache::new(&self.config, &*self.backend, capacity)
+    }
+
+    /// The loss of every trained token in nats, in the batch's order.
+    ///
+    /// # Errors
+    /// If a token id is outside the vocabulary.
+    pub fn losses(
+        &self,
+        work: &mut Workspace,
+        batch: &Batch,
+        lora: Option<&dyn LoraSource>,
+    ) -> Result<Vec<f32>, ModelError> {
+        self.check_ids(&batch.ids)?;
+        let rows = lora_rows(lora, batch.tokens());
+        work.reserve(&self.config, &*self.backend, batch.tokens(), 1, batch.trained_tokens());
+        self.blocks(work, &batch.ids, &batch_pass(batch, &rows, None), false);
+        self.head_rows(work, &batch.label_rows);
+        let mut losses = vec![0.0; batch.trained_tokens()];
+        self.backend.head_loss(&mut losses, None, work.head_norm.get(), &self.lm_head, &batch.targets, 0.0);
+        Ok(losses)
+    }
+
+    /// The logits of every row, `(N, V)`.
+    ///
+    /// # Errors
+    /// If a token id is outside the vocabulary.
+    pub fn logits(
+        &self,
+        work: &mut Workspace,
+        batch: &Batch,
+        lora: Option<&dyn LoraSource>,
+    ) -> Result<Vec<f32>, ModelError> {
+        self.check_ids(&batch.ids)?;
+        let n = batch.tokens();
+        let rows = lora_rows(lora, n);
+        work.reserve(&self.config, &*self.backend, n, 1, n);
+        self.blocks(work, &batch.ids, &batch_pass(batch, &rows, None), false);
+        let all: Vec<u32> = (0..n as u32).collect();
+        Ok(self.head_logits(work, &all))
+    }
+
+    /// Appends `ids` to `cache` and returns the logits of the last one, `(V)`. A prompt is prefilled by
+    /// passing all of it; decoding passes one token a time.
+    ///
+    /// # Errors
+    /// If `ids` is empty, does not fit in `cache`, or holds an id outside the vocabulary.
+    pub fn decode(
+        &self,
+        work: &mut Workspace,
+        cache: &mut KvCache,
+        ids: &[u32],
+        lora: Option<&dyn LoraSource>,
+    ) -> Result<Vec<f32>, ModelError> {
+        self.check_ids(ids)?;
+        let (n, past) = (ids.len(), cache.len());
+        if n == 0 || past + n > cache.capacity() {
+            return Err(ModelError::CacheFull { held: past, added: n, capacity: cache.capacity() });
+        }
+        let positions: Vec<u32> = (past..past + n).map(|p| p as u32).collect();
+        let segments = [Segment { q_start: 0, q_len: n, kv_start: 0, kv_len: past + n }];
+        let rows = lora_rows(lora, n);
+        let pass = Pass { n, positions: &positions, segments: &segments, lora: &rows, dropout: None };
+        work.reserve(&self.config, &*self.backend, n, 1, 1);
+        self.embed(work, ids);
+        for layer in 0..self.layers.len() {
+            let mut act = mem::take(&mut work.layers[0]);
+            self.block(layer, &mut act, &mut work.hidden, &pass, Some(cache));
+            work.layers[0] = act;
+            if layer + 1 < self.layers.len() {
+                mem::swap(&mut work.layers[0].inp, &mut work.hidden);
+            }
+        }
+        cache.advance(n);
+        Ok(self.head_logits(work, &[n as u32 - 1]))
+    }
+
+    /// Embeds `ids` and runs every block; the result stands in `work.hidden`. With `keep`, every layer's
+    /// activations stay for the backward.
+    pub(crate) fn blocks(&self, work: &mut Workspace, ids: &[u32], pass: &Pass<'_>, keep: bool) {
+        self.embed(work, ids);
+        for layer in 0..self.layers.len() {
+            let slot = if keep { layer } else { 0 };
+            let mut act = mem::take(&mut work.layers[slot]);
+            self.block(layer, &mut act, &mut work.hidden, pass, None);
+            work.layers[slot] = act;
+            if layer + 1 < self.layers.len() {
+                let next = if keep { layer + 1 } else { 0 };
+                mem::swap(&mut work.layers[next].inp, &mut work.hidden);
+            }
+        }
+    }
+
+    fn embed(&self, work: &mut Workspace, ids: &[u32]) {
+        self.backend.embedding_forward(work.layers[0].inp.get_mut(), &self.embed_tokens, ids);
+    }
+
+    /// One block: reads `act.inp`, writes the rest of `act` and `out`.
+    fn block(
+        &self,
+        layer: usize,
+        act: &mut LayerActivations,
+        out: &mut Slot,
+        pass: &Pass<'_>,
+        cache: Option<&mut KvCache>,
+    ) {
+        use Projection::*;
+        let (be, config, weights) = (&*self.backend, &self.config, &self.layers[layer]);
+        let n = pass.n;
+        let (heads, kv_heads, head_dim) =
+            (config.num_attention_heads, config.num_key_value_heads, config.head_dim);
+        let dims = AttentionDims { heads, kv_heads, head_dim };
+        let mid = &mut act.mid;
+        let mut project = |p: Projection, out: &mut Slot, inp: &Slot| {
+            self.project(layer, p, out, &mut mid[p.index()], inp, pass);
+        };
+
+        let eps = config.rms_norm_eps;
+        be.rmsnorm_forward(
+            act.norm1.get_mut(),
+            act.rstd1.get_mut(),
+            act.inp.get(),
+            &weights.input_layernorm,
+            eps,
+            n,
+        );
+        project(QProj, &mut act.q, &act.norm1);
+        project(KProj, &mut act.k, &act.norm1);
+        project(VProj, &mut act.v, &act.norm1);
+        be.rope_forward(act.q.get_mut(), &self.inv_freq, pass.positions, heads, head_dim);
+        be.rope_forward(act.k.get_mut(), &self.inv_freq, pass.positions, kv_heads, head_dim);
+        let (keys, values) = match cache {
+            None => (act.k.get(), act.v.get()),
+            Some(cache) => {
+                let past = cache.len();
+                be.copy_rows(&mut cache.keys[layer], past, act.k.get(), 0, n, kv_heads * head_dim);
+                be.copy_rows(&mut cache.values[layer], past, act.v.get(), 0, n, kv_heads * head_dim);
+                (&cache.keys[layer], &cache.values[layer])
+            }
+        };
+        be.attention_forward(
+            act.attn.get_mut(),
+            act.lse.get_mut(),
+            act.q.get(),
+            keys,
+            values,
+            pass.segments,
+            dims,
+        );
+        project(OProj, &mut act.res, &act.attn);
+        be.add(act.res.get_mut(), act.inp.get(), n * config.hidden_size);
+
+        let weight = &weights.post_attention_layernorm;
+        be.rmsnorm_forward(act.norm2.get_mut(), act.rstd2.get_mut(), act.res.get(), weight, eps, n);
+        project(GateProj, &mut act.gate, &act.norm2);
+        project(UpProj, &mut act.up, &act.norm2);
+        be.swiglu_forward(act.act.get_mut(), act.gate.get(), act.up.get(), n * config.intermediate_size);
+        project(DownProj, out, &act.act);
+        be.add(out.get_mut(), act.res.get(), n * config.hidden_size);
+    }
+
+    /// `out = inp Wᵀ`, plus each adapter's update on its own rows.
+    fn project(
+        &self,
+        layer: usize,
+        projection: Projection,
+        out: &mut Slot,
+        mid: &mut Slot,
+        inp: &Slot,
+        pass: &Pass<'_>,
+    ) {
+        let be = &*self.backend;
+        be.linear_forward(out.get_mut(), inp.get(), self.layers[layer].projection(projection), pass.n);
+        let pairs: Vec<(_, LoraRef<'_>)> =
+            pass.lora.iter().filter_map(|l| Some((&l.rows, l.source.pair(layer, projection)?))).collect();
+        let Some(rank) = pairs.iter().map(|(_, pair)| pair.rank).max() else { return };
+        mid.reserve(be, pass.n * rank);
+        let dropout = pass.dropout.map(|plan| plan.module(layer, projection));
+        for (rows, pair) in pairs {
+            be.lora_forward(out.get_mut(), mid.get_mut(), inp.get(), pair, rows.clone(), dropout);
+        }
+    }
+
+    /// Gathers `rows` of the final residual stream and normalises them: `work.head_norm`.
+    pub(crate) fn head_rows(&self, work: &mut Workspace, rows: &[u32]) {
+        let (be, c) = (&*self.backend, self.config.hidden_size);
+        be.gather_rows(work.head_inp.get_mut(), work.hidden.get(), rows, c);
+        let (out, rstd) = (work.head_norm.get_mut(), work.head_rstd.get_mut());
+        be.rmsnorm_forward(out, rstd, work.head_inp.get(), &self.norm, self.config.rms_norm_eps, rows.len());
+    }
+
+    fn head_logits(&self, work: &mut Workspace, rows: &[u32]) -> Vec<f32> {
+        self.head_rows(work, rows);
+        let be = &*self.backend;
+        let mut logits = vec![0.0; rows.len() * self.config.vocab_size];
+        work.logits.reserve(be, logits.len());
+        be.linear_forward(work.logits.get_mut(), work.head_norm.get(), &self.lm_head, rows.len());
+        be.read(&mut logits, work.logits.get(), 0);
+        logits
+    }
+
+    pub(crate) fn check_ids(&self, ids: &[u32]) -> Result<(), ModelError> {
+        let vocab_size = self.config.vocab_size;
+        match ids.iter().find(|&&id| id as usize >= vocab_size) {
+            Some(&id) => Err(ModelError::TokenOutOfRange { id, vocab_size }),
+            None => Ok(()),
+        }
+    }
+}
+
+pub(crate) fn lora_rows(source: Option<&dyn LoraSource>, n: usize) -> Vec<LoraRows<'_>> {
+    source.into_iter().map(|source| LoraRows { rows: 0..n, source }).collect()
+}
+
+pub(crate) fn batch_pass<'a>(
+    batch: &'a Batch,
+    lora: &'a [LoraRows<'a>],
+    dropout: Option<DropoutPlan>,
+) -> Pass<'a> {
+    Pass { n: batch.tokens(), positions: &batch.positions, segments: &batch.segments, lora, dropout }
+}

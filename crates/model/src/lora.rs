@@ -1,0 +1,39 @@
+//! How a decoder asks for low-rank pairs, without knowing what an adapter is.
+
+use std::ops::Range;
+
+use danlu_kernels::{Dropout, LoraRef, rng};
+
+use crate::Projection;
+
+/// Whatever can supply a low-rank pair for a projection: an adapter, or nothing.
+pub trait LoraSource: Sync {
+    /// The pair for `projection` of `layer`, if it has one.
+    fn pair(&self, layer: usize, projection: Projection) -> Option<LoraRef<'_>>;
+}
+
+/// Rows of a batch and the adapter they run with. Training is the case of one segment over all rows;
+/// serving gives each request's rows their own.
+#[derive(Clone)]
+pub struct LoraRows<'a> {
+    /// Rows of the packed batch.
+    pub rows: Range<usize>,
+    /// Where their pairs come from.
+    pub source: &'a dyn LoraSource,
+}
+
+/// LoRA dropout for one micro-batch; every module draws its own mask, as in PEFT.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct DropoutPlan {
+    /// Probability of zeroing an element of a module's input, in `[0, 1)`.
+    pub probability: f32,
+    /// Names seed, step and micro-batch: see [`rng::key`].
+    pub key: u64,
+}
+
+impl DropoutPlan {
+    /// The mask of one module.
+    pub fn module(&self, layer: usize, projection: Projection) -> Dropout {
+        Dropout { probability: self.probability, key: rng::key(&[self.key, layer as u64, projection as u64]) }
+    }
+}
