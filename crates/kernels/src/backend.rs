@@ -114,7 +114,15 @@ pub trait Backend: Send + Sync + fmt::Debug {
     fn add(&self, dst: &mut Buffer, src: &Buffer, len: usize);
 
     /// Copies `n` rows of `cols` from row `src_row` of `src` to row `dst_row` of `dst`.
-    fn copy_rows(&self, dst: &mut Buffer, dst_row: usize, src: &Buffer, src_row: usize, n: usize, cols: usize);
+    fn copy_rows(
+        &self,
+        dst: &mut Buffer,
+        dst_row: usize,
+        src: &Buffer,
+        src_row: usize,
+        n: usize,
+        cols: usize,
+    );
 
     /// `out[i] = inp[rows[i]]`, rows of `cols`.
     fn gather_rows(&self, out: &mut Buffer, inp: &Buffer, rows: &[u32], cols: usize);
@@ -127,10 +135,26 @@ pub trait Backend: Send + Sync + fmt::Debug {
 
     /// `out = weight · inp / rms(inp)`, `rstd[i] = 1 / sqrt(mean(inp[i]²) + eps)` kept for backward.
     /// `out`, `inp` `(N, C)`, `rstd (N)`, `weight (C)`. Source: Zhang and Sennrich, 2019, equation 4.
-    fn rmsnorm_forward(&self, out: &mut Buffer, rstd: &mut Buffer, inp: &Buffer, weight: &Buffer, eps: f32, n: usize);
+    fn rmsnorm_forward(
+        &self,
+        out: &mut Buffer,
+        rstd: &mut Buffer,
+        inp: &Buffer,
+        weight: &Buffer,
+        eps: f32,
+        n: usize,
+    );
 
     /// Backward of [`rmsnorm_forward`](Backend::rmsnorm_forward); `dinp` accumulates.
-    fn rmsnorm_backward(&self, dinp: &mut Buffer, dout: &Buffer, inp: &Buffer, rstd: &Buffer, weight: &Buffer, n: usize);
+    fn rmsnorm_backward(
+        &self,
+        dinp: &mut Buffer,
+        dout: &Buffer,
+        inp: &Buffer,
+        rstd: &Buffer,
+        weight: &Buffer,
+        n: usize,
+    );
 
     /// `out = inp Wᵀ`, `out (N, OUT)`, `inp (N, IN)`, `w (OUT, IN)`.
     fn linear_forward(&self, out: &mut Buffer, inp: &Buffer, w: &Matrix, n: usize);
@@ -169,10 +193,24 @@ pub trait Backend: Send + Sync + fmt::Debug {
     /// Rotates `x (N, heads, HS)` in place: element pairs `(i, i + HS/2)` of row `n` turn by
     /// `positions[n] · inv_freq[i]`, as Llama's `rotate_half`. `inv_freq (HS/2)` is in radians a token.
     /// Source: Su et al., 2021, section 3.2.2.
-    fn rope_forward(&self, x: &mut Buffer, inv_freq: &[f32], positions: &[u32], heads: usize, head_dim: usize);
+    fn rope_forward(
+        &self,
+        x: &mut Buffer,
+        inv_freq: &[f32],
+        positions: &[u32],
+        heads: usize,
+        head_dim: usize,
+    );
 
     /// Backward of [`rope_forward`](Backend::rope_forward): rotates the gradient back, in place.
-    fn rope_backward(&self, dx: &mut Buffer, inv_freq: &[f32], positions: &[u32], heads: usize, head_dim: usize);
+    fn rope_backward(
+        &self,
+        dx: &mut Buffer,
+        inv_freq: &[f32],
+        positions: &[u32],
+        heads: usize,
+        head_dim: usize,
+    );
 
     /// Causal softmax attention inside each segment, scores divided by `sqrt(HS)`.
     /// `out`, `q` `(N, NH, HS)`; `k`, `v` `(M, KH, HS)`; `lse (N, NH)` receives the log of each row's softmax
@@ -235,7 +273,15 @@ pub trait Backend: Send + Sync + fmt::Debug {
 
     /// One AdamW update of the first `len` parameters, decoupled decay first, as `torch.optim.AdamW`.
     /// Source: Loshchilov and Hutter, 2019, algorithm 2.
-    fn adamw(&self, params: &mut Buffer, grads: &Buffer, m: &mut Buffer, v: &mut Buffer, len: usize, step: AdamW);
+    fn adamw(
+        &self,
+        params: &mut Buffer,
+        grads: &Buffer,
+        m: &mut Buffer,
+        v: &mut Buffer,
+        len: usize,
+        step: AdamW,
+    );
 
     /// Sum of squares of the first `len` elements, in f64.
     fn sum_of_squares(&self, x: &Buffer, len: usize) -> f64;

@@ -4,11 +4,24 @@
 //! Shape letters, everywhere: `N` token rows, `C` hidden, `V` vocabulary, `NH` heads, `KH` kv heads,
 //! `HS` head size, `R` rank, `IN` and `OUT` of a projection.
 
+pub mod adamw;
+pub mod attention;
 mod backend;
 mod buffer;
+#[cfg(test)]
+mod finite_difference;
+pub mod head_loss;
 mod isa;
+pub mod linear;
+pub mod lora;
+pub mod math;
 mod matrix;
+mod reference;
+pub mod rmsnorm;
 pub mod rng;
+pub mod rope;
+pub mod rows;
+pub mod swiglu;
 
 pub use backend::{AdamW, AttentionDims, Backend, Dropout, LoraRef, Segment};
 pub use buffer::{Buffer, Storage};
@@ -16,3 +29,4 @@ pub use isa::{Isa, UnknownIsa};
 pub use matrix::{
     Bytes, DType, Matrix, MatrixStorage, bf16_to_f32, f16_to_f32, f32_to_bf16, f32_to_f16, from_f32, to_f32,
 };
+pub use reference::Reference;

@@ -82,7 +82,10 @@ impl Matrix {
     /// # Panics
     /// If `data` is not exactly `rows * cols` elements of `dtype`.
     pub fn dense(dtype: DType, data: Bytes, rows: usize, cols: usize) -> Self {
-        assert_eq!(Some(data.as_slice().len()), rows.checked_mul(cols).and_then(|n| n.checked_mul(dtype.size())));
+        assert_eq!(
+            Some(data.as_slice().len()),
+            rows.checked_mul(cols).and_then(|n| n.checked_mul(dtype.size()))
+        );
         Self { storage: MatrixStorage::Dense(dtype, data), rows, cols }
     }
 

@@ -1,0 +1,183 @@
+//! One adapter's low-rank update of a projection.
+
+use std::ops::Range;
+
+use crate::math::dot_f64;
+use crate::{Dropout, LoraRef, rng};
+
+/// The shapes and factors of one module's pair, without its parameters.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct LoraDims {
+    /// `R`.
+    pub rank: usize,
+    /// `IN`.
+    pub d_in: usize,
+    /// `OUT`.
+    pub d_out: usize,
+    /// alpha / rank, or alpha / sqrt(rank) for rsLoRA.
+    pub scaling: f32,
+}
+
+impl LoraDims {
+    /// Those of `lora`.
+    pub fn of(lora: &LoraRef<'_>) -> Self {
+        Self { rank: lora.rank, d_in: lora.d_in, d_out: lora.d_out, scaling: lora.scaling }
+    }
+}
+
+/// Row `row` of the module's input with LoRA dropout applied: what is kept is scaled by `1 / (1 - p)`.
+///
+/// # Panics
+/// If the lengths differ.
+pub fn drop_row(out: &mut [f32], inp: &[f32], row: usize, dropout: Option<Dropout>) {
+    assert_eq!(out.len(), inp.len());
+    let Some(Dropout { probability, key }) = dropout else { return out.copy_from_slice(inp) };
+    let (scale, first) = (1.0 / (1.0 - probability), row as u64 * inp.len() as u64);
+    for (j, (o, x)) in out.iter_mut().zip(inp).enumerate() {
+        *o = if rng::keep(key, first + j as u64, probability) { x * scale } else { 0.0 };
+    }
+}
+
+/// Adds one adapter's update to a base projection, on `rows` only: `out += scaling · (drop(inp) Aᵀ) Bᵀ`.
+///
+/// | operand | shape       | note                                          |
+/// |---------|-------------|-----------------------------------------------|
+/// | `out`   | `(N, OUT)`  | already holds the base product                |
+/// | `mid`   | `(N, R)`    | receives `drop(inp) Aᵀ`, kept for backward    |
+/// | `inp`   | `(N, IN)`   |                                               |
+/// | `a`     | `(R, IN)`   |                                               |
+/// | `b`     | `(OUT, R)`  |                                               |
+///
+/// Source: Hu et al., 2021, section 4.1, <https://arxiv.org/abs/2106.09685>.
+///
+/// # Panics
+/// If `a` or `b` differs from its shape, or another slice is too short for `rows`.
+pub fn forward(
+    out: &mut [f32],
+    mid: &mut [f32],
+    inp: &[f32],
+    a: &[f32],
+    b: &[f32],
+    dims: LoraDims,
+    rows: Range<usize>,
+    dropout: Option<Dropout>,
+) {
+    let LoraDims { rank, d_in, d_out, scaling } = dims;
+    assert_eq!((a.len(), b.len()), (rank * d_in, d_out * rank));
+    let mut x = vec![0.0; d_in];
+    for i in rows {
+        drop_row(&mut x, &inp[i * d_in..][..d_in], i, dropout);
+        let m = &mut mid[i * rank..][..rank];
+        for (r, m) in m.iter_mut().enumerate() {
+            *m = dot_f64(&x, &a[r * d_in..][..d_in]) as f32;
+        }
+        let y = &mut out[i * d_out..][..d_out];
+        for (o, y) in y.iter_mut().enumerate() {
+            *y += (scaling as f64 * dot_f64(m, &b[o * rank..][..rank])) as f32;
+        }
+    }
+}
+
+/// Backward of [`forward`]. Everything accumulates, so micro-batches add up: with `dmid = scaling · dout B`,
+/// `db += scaling · doutᵀ mid`, `da += dmidᵀ drop(inp)` and, where wanted, `dinp += drop'(dmid A)`.
+///
+/// # Panics
+/// As [`forward`].
+pub fn backward(
+    mut dinp: Option<&mut [f32]>,
+    da: &mut [f32],
+    db: &mut [f32],
+    dout: &[f32],
+    inp: &[f32],
+    mid: &[f32],
+    a: &[f32],
+    b: &[f32],
+    dims: LoraDims,
+    rows: Range<usize>,
+    dropout: Option<Dropout>,
+) {
+    let LoraDims { rank, d_in, d_out, scaling } = dims;
+    assert_eq!((a.len(), b.len()), (rank * d_in, d_out * rank));
+    assert_eq!((da.len(), db.len()), (a.len(), b.len()));
+    // Summed in f64 over the rows, then added once.
+    let (mut sum_a, mut sum_b) = (vec![0.0f64; a.len()], vec![0.0f64; b.len()]);
+    let (mut x, mut dx, mut dropped) = (vec![0.0; d_in], vec![0.0; d_in], vec![0.0; d_in]);
+    for i in rows {
+        let (m, dy) = (&mid[i * rank..][..rank], &dout[i * d_out..][..d_out]);
+        drop_row(&mut x, &inp[i * d_in..][..d_in], i, dropout);
+        let mut dm = vec![0.0f64; rank];
+        for o in 0..d_out {
+            let dy = scaling as f64 * dy[o] as f64;
+            for r in 0..rank {
+                dm[r] += dy * b[o * rank + r] as f64;
+                sum_b[o * rank + r] += dy * m[r] as f64;
+            }
+        }
+        for (r, dm) in dm.iter().enumerate() {
+            for (s, &x) in sum_a[r * d_in..][..d_in].iter_mut().zip(&x) {
+                *s += dm * x as f64;
+            }
+        }
+        if let Some(dinp) = dinp.as_deref_mut() {
+            for (j, d) in dx.iter_mut().enumerate() {
+                *d = (0..rank).map(|r| dm[r] * a[r * d_in + j] as f64).sum::<f64>() as f32;
+            }
+            // The mask and factor of the forward pass are their own transpose.
+            drop_row(&mut dropped, &dx, i, dropout);
+            for (d, g) in dinp[i * d_in..][..d_in].iter_mut().zip(&dropped) {
+                *d += g;
+            }
+        }
+    }
+    for (d, s) in da.iter_mut().zip(sum_a).chain(db.iter_mut().zip(sum_b)) {
+        *d += s as f32;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::finite_difference::{check, inner, random};
+    use crate::rng::Stream;
+
+    const DIMS: LoraDims = LoraDims { rank: 3, d_in: 6, d_out: 5, scaling: 2.0 };
+
+    #[test]
+    fn rank_one_is_an_outer_product() {
+        let dims = LoraDims { rank: 1, d_in: 2, d_out: 2, scaling: 0.5 };
+        let (mut out, mut mid) = ([1.0, 1.0], [0.0]);
+        forward(&mut out, &mut mid, &[2.0, 3.0], &[1.0, 1.0], &[4.0, -2.0], dims, 0..1, None);
+        assert_eq!((out, mid), ([11.0, -4.0], [5.0]));
+    }
+
+    #[test]
+    fn rows_outside_the_range_stay_as_they_were() {
+        let mut stream = Stream::new(6);
+        let (a, b) = (random(&mut stream, 18), random(&mut stream, 15));
+        let (inp, mut out, mut mid) = (random(&mut stream, 24), vec![0.0; 20], vec![0.0; 12]);
+        forward(&mut out, &mut mid, &inp, &a, &b, DIMS, 1..3, None);
+        assert!(out[..5].iter().chain(&out[15..]).all(|&v| v == 0.0));
+        assert!(out[5..15].iter().all(|&v| v != 0.0));
+    }
+
+    #[test]
+    fn backward_matches_finite_differences_with_and_without_dropout() {
+        for dropout in [None, Some(Dropout { probability: 0.3, key: 9 })] {
+            let (mut stream, n, rows) = (Stream::new(7), 4, 1..4);
+            let (a, b) = (random(&mut stream, 18), random(&mut stream, 15));
+            let (inp, dout) = (random(&mut stream, n * 6), random(&mut stream, n * 5));
+            let loss = |inp: &[f32], a: &[f32], b: &[f32]| {
+                let (mut out, mut mid) = (vec![0.0; n * 5], vec![0.0; n * 3]);
+                forward(&mut out, &mut mid, inp, a, b, DIMS, rows.clone(), dropout);
+                (inner(&out, &dout), mid)
+            };
+            let (_, mid) = loss(&inp, &a, &b);
+            let (mut dinp, mut da, mut db) = (vec![0.0; n * 6], vec![0.0; 18], vec![0.0; 15]);
+            let range = rows.clone();
+            backward(Some(&mut dinp), &mut da, &mut db, &dout, &inp, &mid, &a, &b, DIMS, range, dropout);
+            check(&inp, &dinp, |inp| loss(inp, &a, &b).0);
+            check(&a, &da, |a| loss(&inp, a, &b).0);
+            check(&b, &db, |b| loss(&inp, &a, b).0);
+        }
+    }
+}

@@ -1,0 +1,95 @@
+//! Moving rows: embedding, gather and its backward, copy, add.
+
+use crate::Matrix;
+
+/// `out[i] = table[ids[i]]`, widened to f32.
+///
+/// | operand | shape    |
+/// |---------|----------|
+/// | `out`   | `(N, C)` |
+/// | `table` | `(V, C)` |
+/// | `ids`   | `(N)`    |
+///
+/// # Panics
+/// If an id is not below `V`, or `out` is too short.
+pub fn embedding_forward(out: &mut [f32], table: &Matrix, ids: &[u32]) {
+    let cols = table.cols();
+    for (i, &id) in ids.iter().enumerate() {
+        assert!((id as usize) < table.rows(), "id {id} in a table of {} rows", table.rows());
+        table.row_to_f32(id as usize, &mut out[i * cols..][..cols]);
+    }
+}
+
+/// `out[i] = inp[rows[i]]`, rows of `cols`.
+///
+/// # Panics
+/// If a row lies outside `inp`, or `out` is too short.
+pub fn gather_rows(out: &mut [f32], inp: &[f32], rows: &[u32], cols: usize) {
+    for (i, &row) in rows.iter().enumerate() {
+        out[i * cols..][..cols].copy_from_slice(&inp[row as usize * cols..][..cols]);
+    }
+}
+
+/// Backward of [`gather_rows`]: `dinp[rows[i]] += dout[i]`, in the order of `rows`.
+///
+/// # Panics
+/// If a row lies outside `dinp`, or `dout` is too short.
+pub fn gather_rows_backward(dinp: &mut [f32], dout: &[f32], rows: &[u32], cols: usize) {
+    for (i, &row) in rows.iter().enumerate() {
+        add(&mut dinp[row as usize * cols..][..cols], &dout[i * cols..][..cols]);
+    }
+}
+
+/// Copies `n` rows of `cols` from row `src_row` of `src` to row `dst_row` of `dst`.
+///
+/// # Panics
+/// If either range of rows reaches past its slice.
+pub fn copy_rows(dst: &mut [f32], dst_row: usize, src: &[f32], src_row: usize, n: usize, cols: usize) {
+    dst[dst_row * cols..][..n * cols].copy_from_slice(&src[src_row * cols..][..n * cols]);
+}
+
+/// `dst += src`.
+///
+/// # Panics
+/// If the lengths differ.
+pub fn add(dst: &mut [f32], src: &[f32]) {
+    assert_eq!(dst.len(), src.len());
+    for (d, s) in dst.iter_mut().zip(src) {
+        *d += s;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::finite_difference::{check, inner, random};
+    use crate::rng::Stream;
+
+    #[test]
+    fn embedding_widens_the_rows_it_is_asked_for() {
+        let table = Matrix::from_f32(&[1.0, 2.0, 3.0, 4.0, 5.0, 6.0], 3, 2);
+        let mut out = [0.0; 6];
+        embedding_forward(&mut out, &table, &[2, 0, 2]);
+        assert_eq!(out, [5.0, 6.0, 1.0, 2.0, 5.0, 6.0]);
+    }
+
+    #[test]
+    fn gather_backward_matches_finite_differences() {
+        let (mut stream, rows, cols) = (Stream::new(1), [2, 0, 2, 3], 3);
+        let (inp, dout) = (random(&mut stream, 5 * cols), random(&mut stream, rows.len() * cols));
+        let mut dinp = vec![0.0; inp.len()];
+        gather_rows_backward(&mut dinp, &dout, &rows, cols);
+        let mut out = vec![0.0; dout.len()];
+        check(&inp, &dinp, |inp| {
+            gather_rows(&mut out, inp, &rows, cols);
+            inner(&out, &dout)
+        });
+    }
+
+    #[test]
+    fn copy_moves_whole_rows() {
+        let mut dst = [0.0; 6];
+        copy_rows(&mut dst, 1, &[1.0, 2.0, 3.0, 4.0, 5.0, 6.0], 1, 2, 2);
+        assert_eq!(dst, [0.0, 0.0, 3.0, 4.0, 5.0, 6.0]);
+    }
+}
