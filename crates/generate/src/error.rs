@@ -1,0 +1,54 @@
+//! What can go wrong between a prompt and its reply.
+
+use danlu_model::ModelError;
+
+/// Why no reply, or no sampler, came about.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum GenerateError {
+    /// A sampling setting outside its range.
+    #[error("`{name}` is {found}, expected {expected}")]
+    Setting {
+        /// The setting, spelt as on the command line.
+        name: &'static str,
+        /// What was asked for.
+        found: String,
+        /// The range in words.
+        expected: &'static str,
+    },
+    /// Nothing to continue.
+    #[error("the prompt has no tokens")]
+    EmptyPrompt,
+    /// The prompt alone fills the context.
+    #[error("the prompt is {prompt} tokens, and the context holds {context}")]
+    PromptTooLong {
+        /// Tokens of the prompt.
+        prompt: usize,
+        /// Tokens the cache holds.
+        context: usize,
+    },
+    /// Every logit was NaN or minus infinity.
+    #[error("the model gave no usable logit after {position} tokens")]
+    NoLogit {
+        /// Tokens before the one that could not be chosen.
+        position: usize,
+    },
+    /// The tokenizer or the chat template failed.
+    #[error(transparent)]
+    Model(#[from] ModelError),
+}
+
+impl GenerateError {
+    /// The next move, where it is known.
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            Self::PromptTooLong { .. } => Some("shorten the message, or the system prompt".to_owned()),
+            Self::NoLogit { .. } => Some(
+                "weights that overflowed in training or merging do this: try an earlier checkpoint"
+                    .to_owned(),
+            ),
+            Self::Model(error) => error.hint(),
+            Self::Setting { .. } | Self::EmptyPrompt => None,
+        }
+    }
+}
