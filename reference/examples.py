@@ -1,0 +1,93 @@
+"""Records, rendering and batches as the other scripts use them.
+
+An example is what a model is trained on: the ids of a rendered conversation and, beside each id, the label it carries. The answer and
+its end-of-turn token are labelled, everything before them is IGNORED.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+IGNORED = -100
+
+
+@dataclass
+class Example:
+    ids: list[int]
+    labels: list[int]
+
+
+def read_alpaca(path: Path) -> list[dict]:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def user_message(record: dict) -> dict:
+    return {"role": "user", "content": record["instruction"] + record.get("input", "")}
+
+
+def prompt_ids(tokenizer, message: dict) -> list[int]:
+    """The ids of one user turn and the header of the reply."""
+    text = tokenizer.apply_chat_template([message], tokenize=False, add_generation_prompt=True)
+    # The template writes the begin-of-text token itself; letting the tokenizer add its own would give two.
+    return tokenizer.encode(text, add_special_tokens=False)
+
+
+def encode(tokenizer, record: dict, max_length: int | None = None) -> Example:
+    user = user_message(record)
+    prompt = prompt_ids(tokenizer, user)
+    messages = [user, {"role": "assistant", "content": record["output"]}]
+    text = tokenizer.apply_chat_template(messages, tokenize=False)
+    ids = tokenizer.encode(text, add_special_tokens=False)
+    assert ids[: len(prompt)] == prompt, f"the prompt is no prefix of the conversation: {text!r}"
+    assert ids.count(tokenizer.bos_token_id) == 1, f"{text!r} has more than one begin-of-text token"
+    labels = [IGNORED] * len(prompt) + ids[len(prompt) :]
+    return Example(ids[:max_length], labels[:max_length])
+
+
+def collate(examples: list[Example], pad_id: int) -> dict[str, torch.Tensor]:
+    """A batch padded on the right to its own longest row."""
+    width = max(len(example.ids) for example in examples)
+
+    def rows(pick, filler):
+        return torch.tensor([pick(e) + [filler] * (width - len(e.ids)) for e in examples])
+
+    return {
+        "input_ids": rows(lambda e: e.ids, pad_id),
+        "attention_mask": rows(lambda e: [1] * len(e.ids), 0),
+        "labels": rows(lambda e: e.labels, IGNORED),
+    }
+
+
+def summed_loss(model, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    """The negative log-likelihood summed over the labelled positions, each predicted from the position before it."""
+    logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+    return torch.nn.functional.cross_entropy(
+        logits[:, :-1].float().flatten(0, 1), batch["labels"][:, 1:].flatten(), ignore_index=IGNORED, reduction="sum"
+    )
+
+
+def label_tokens(batch: dict[str, torch.Tensor]) -> int:
+    return int((batch["labels"][:, 1:] != IGNORED).sum())
+
+
+@torch.no_grad()
+def greedy(model, ids: list[int], count: int, stop_ids: set[int] = frozenset()) -> tuple[list[int], float]:
+    """Greedy continuation, and the least distance between the two largest logits met on the way.
+
+    Where that distance is small, another order of summation may choose the other token.
+    """
+    new_ids, least_gap, cache = [], float("inf"), None
+    step = torch.tensor([ids])
+    for _ in range(count):
+        output = model(input_ids=step, past_key_values=cache, use_cache=True)
+        cache = output.past_key_values
+        best = output.logits[0, -1].float().topk(2)
+        least_gap = min(least_gap, float(best.values[0] - best.values[1]))
+        token = int(best.indices[0])
+        if token in stop_ids:
+            break
+        new_ids.append(token)
+        step = torch.tensor([[token]])
+    return new_ids, least_gap
