@@ -1,0 +1,188 @@
+//! An adapter in memory: one flat buffer of f32, and where each pair lies in it.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+use danlu_kernels::{Backend, Buffer, LoraRef, rng};
+use danlu_model::{LoraSource, ModelConfig, Projection};
+
+use crate::{AdapterError, LoraConfig, targets};
+
+/// Names the stream of initial values, apart from every other use of the seed.
+const INIT_STREAM: u64 = 0x6c6f_7261_5f41;
+
+/// One adapted projection, and the place of its pair in [`Adapter::params`].
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Module {
+    /// Layer, from 0.
+    pub layer: usize,
+    /// Which of the layer's projections.
+    pub projection: Projection,
+    /// `R`.
+    pub rank: usize,
+    /// `IN`.
+    pub d_in: usize,
+    /// `OUT`.
+    pub d_out: usize,
+    /// alpha / rank, or alpha / sqrt(rank) for rsLoRA.
+    pub scaling: f32,
+    /// Offset of `A (R, IN)`, in elements.
+    pub a: usize,
+    /// Offset of `B (OUT, R)`, in elements.
+    pub b: usize,
+}
+
+impl Module {
+    /// The module's name in a checkpoint: `model.layers.3.self_attn.q_proj`.
+    pub fn path(&self) -> String {
+        self.projection.module_path(self.layer)
+    }
+
+    /// `A` then `B`, under PEFT's names.
+    pub fn tensors(&self) -> [Tensor; 2] {
+        let path = self.path();
+        [
+            Tensor { name: format!("{PREFIX}{path}.lora_A.weight"), shape: [self.rank, self.d_in], offset: self.a },
+            Tensor { name: format!("{PREFIX}{path}.lora_B.weight"), shape: [self.d_out, self.rank], offset: self.b },
+        ]
+    }
+}
+
+/// What PEFT puts before the base's module paths: its wrapper, and the LoRA model within.
+pub(crate) const PREFIX: &str = "base_model.model.";
+
+/// One tensor of an adapter file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Tensor {
+    /// PEFT's name: `base_model.model.<module path>.lora_A.weight`.
+    pub name: String,
+    /// Rows and columns.
+    pub shape: [usize; 2],
+    /// Where it begins in [`Adapter::params`], in elements.
+    pub offset: usize,
+}
+
+impl Tensor {
+    /// Elements.
+    pub fn len(&self) -> usize {
+        self.shape[0] * self.shape[1]
+    }
+
+    /// Never: ranks begin at 1.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+/// Low-rank pairs for the projections of one base model.
+///
+/// Gradients and optimizer state are buffers of [`num_parameters`](Adapter::num_parameters) in the same
+/// layout, so that one AdamW call updates everything.
+pub struct Adapter {
+    /// What it was made from.
+    pub config: LoraConfig,
+    /// `A` then `B` of each module, in the order of [`modules`](Adapter::modules).
+    pub params: Buffer,
+    modules: Vec<Module>,
+    /// Index into `modules` by `layer * 7 + projection`.
+    by_place: Vec<Option<u32>>,
+    source: Option<PathBuf>,
+}
+
+impl Adapter {
+    /// A fresh adapter that changes nothing yet: `B` is zero, `A` is uniform in
+    /// `(-1/sqrt(IN), 1/sqrt(IN))`, which is PEFT's Kaiming start with `a = sqrt(5)`.
+    ///
+    /// The values depend on `seed`, layer, projection and place alone: adding a target leaves the others'.
+    ///
+    /// # Errors
+    /// If the configuration does not fit the model.
+    pub fn init(
+        config: LoraConfig,
+        model: &ModelConfig,
+        seed: u64,
+        backend: &dyn Backend,
+    ) -> Result<Self, AdapterError> {
+        let modules = targets::resolve(&config, model)?;
+        let mut adapter = Self::zeroed(config, modules, model, backend, None);
+        let mut values = Vec::new();
+        for module in &adapter.modules {
+            let key = rng::key(&[seed, INIT_STREAM, module.layer as u64, module.projection.index() as u64]);
+            let bound = 1.0 / (module.d_in as f32).sqrt();
+            let elements = 0..(module.rank * module.d_in) as u64;
+            values.clear();
+            values.extend(elements.map(|i| (2.0 * rng::uniform(key, i) - 1.0) * bound));
+            backend.write(&mut adapter.params, module.a, &values);
+        }
+        Ok(adapter)
+    }
+
+    pub(crate) fn zeroed(
+        config: LoraConfig,
+        modules: Vec<Module>,
+        model: &ModelConfig,
+        backend: &dyn Backend,
+        source: Option<&Path>,
+    ) -> Self {
+        let mut by_place = vec![None; model.num_hidden_layers * Projection::ALL.len()];
+        for (i, module) in modules.iter().enumerate() {
+            by_place[place(module.layer, module.projection)] = Some(i as u32);
+        }
+        let params = backend.alloc(modules.last().map_or(0, end));
+        Self { config, params, modules, by_place, source: source.map(Path::to_owned) }
+    }
+
+    /// The adapted projections, by layer, then in the order of [`Projection`].
+    pub fn modules(&self) -> &[Module] {
+        &self.modules
+    }
+
+    /// The tensors of the adapter file, in the order of their places.
+    pub fn tensors(&self) -> impl Iterator<Item = Tensor> + '_ {
+        self.modules.iter().flat_map(Module::tensors)
+    }
+
+    /// Trainable parameters.
+    pub fn num_parameters(&self) -> usize {
+        self.modules.last().map_or(0, end)
+    }
+
+    /// The folder it was loaded from, if it was.
+    pub fn source(&self) -> Option<&Path> {
+        self.source.as_deref()
+    }
+
+    /// All parameters, in the order of their places.
+    pub fn to_vec(&self, backend: &dyn Backend) -> Vec<f32> {
+        let mut values = vec![0.0; self.num_parameters()];
+        backend.read(&mut values, &self.params, 0);
+        values
+    }
+
+    /// The module at a place, if it is adapted.
+    pub fn module(&self, layer: usize, projection: Projection) -> Option<&Module> {
+        let index = (*self.by_place.get(place(layer, projection))?)?;
+        Some(&self.modules[index as usize])
+    }
+}
+
+impl LoraSource for Adapter {
+    fn pair(&self, layer: usize, projection: Projection) -> Option<LoraRef<'_>> {
+        let &Module { rank, d_in, d_out, scaling, a, b, .. } = self.module(layer, projection)?;
+        Some(LoraRef { params: &self.params, a, b, rank, d_in, d_out, scaling })
+    }
+}
+
+impl fmt::Debug for Adapter {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Adapter({} modules, {} parameters)", self.modules.len(), self.num_parameters())
+    }
+}
+
+fn place(layer: usize, projection: Projection) -> usize {
+    layer * Projection::ALL.len() + projection.index()
+}
+
+fn end(module: &Module) -> usize {
+    module.b + module.d_out * module.rank
+}

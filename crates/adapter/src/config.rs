@@ -1,0 +1,450 @@
+//! `adapter_config.json`, as PEFT 0.5 to 0.21 writes it.
+//!
+//! Reading is strict about numbers and lenient about the rest: a setting that would change what the
+//! adapter computes is either honoured or refused by name; one that only concerns PEFT's own machinery
+//! is passed over; an unknown one is passed over while it is unset.
+
+use std::path::Path;
+use std::str::FromStr;
+
+use danlu_model::files;
+use serde_json::{Map, Value, json};
+
+use crate::AdapterError;
+
+/// Name of the file in an adapter folder.
+pub const CONFIG_FILE: &str = "adapter_config.json";
+
+/// The release of PEFT whose keys are written.
+const PEFT_VERSION: &str = "0.21.2";
+
+/// Largest configuration that is read: a list of every module of a large model is some 100 KB.
+const MAX_BYTES: u64 = 1 << 20;
+
+/// Most keys in `rank_pattern` or `alpha_pattern`: each is a regular expression tried on every module.
+const MAX_PATTERNS: usize = 4096;
+
+/// Largest rank read, long before it is compared with a weight.
+const MAX_RANK: u32 = 1 << 16;
+
+/// What makes a LoRA adapter besides its tensors. Field names are PEFT's.
+#[derive(Clone, Debug, PartialEq)]
+pub struct LoraConfig {
+    /// Rank of every module that `rank_pattern` does not name.
+    pub r: u32,
+    /// Alpha of every module that `alpha_pattern` does not name; the update is scaled by alpha / rank.
+    pub lora_alpha: f64,
+    /// Probability of zeroing an input of `A` in training, in `[0, 1)`.
+    pub lora_dropout: f64,
+    /// Scale by alpha / sqrt(rank) instead. Source: Kalajdzievski, 2023, <https://arxiv.org/abs/2312.03732>.
+    pub use_rslora: bool,
+    /// Modules that carry a pair.
+    pub target_modules: TargetModules,
+    /// Modules that do not, although `target_modules` matches them.
+    pub exclude_modules: Option<TargetModules>,
+    /// Layers that carry pairs, all of them when `None`; goes with a list of targets only.
+    pub layers_to_transform: Option<Vec<i64>>,
+    /// Names of the list that the layer number indexes, such as `layers`; any when empty.
+    pub layers_pattern: Vec<String>,
+    /// Ranks of modules, by regular expression on the end of their path; the first match counts.
+    pub rank_pattern: Vec<(String, u32)>,
+    /// Alphas of modules, as `rank_pattern`.
+    pub alpha_pattern: Vec<(String, f64)>,
+    /// The base the adapter was trained on: a folder, or a name on the Hub.
+    pub base_model_name_or_path: Option<String>,
+    /// Revision of the base on the Hub.
+    pub revision: Option<String>,
+}
+
+/// A choice of modules, in one of PEFT's three ways of writing it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum TargetModules {
+    /// Every projection of every layer (`"all-linear"`).
+    AllLinear,
+    /// Modules whose path is one of these, or ends with `.` and one of these.
+    List(Vec<String>),
+    /// Modules whose whole path matches.
+    Regex(String),
+}
+
+impl FromStr for TargetModules {
+    type Err = AdapterError;
+
+    /// `all-linear`, names between commas, or a regular expression (anything a module path cannot hold).
+    fn from_str(text: &str) -> Result<Self, AdapterError> {
+        let text = text.trim();
+        if text.eq_ignore_ascii_case("all-linear") {
+            return Ok(Self::AllLinear);
+        }
+        if text.chars().any(|c| !(c.is_alphanumeric() || "_-.,".contains(c) || c.is_whitespace())) {
+            return Ok(Self::Regex(text.to_owned()));
+        }
+        let names: Vec<String> =
+            text.split([',', ' ', '\t', '\n']).filter(|n| !n.is_empty()).map(str::to_owned).collect();
+        if names.is_empty() {
+            let expected = "`all-linear`, or names such as `q_proj,v_proj`".to_owned();
+            return Err(AdapterError::Value { key: "target_modules".to_owned(), found: json!(text).to_string(), expected });
+        }
+        Ok(Self::List(names))
+    }
+}
+
+impl LoraConfig {
+    /// Rank `r` on every projection, and PEFT's defaults for the rest.
+    pub fn new(r: u32, lora_alpha: f64) -> Self {
+        Self {
+            r,
+            lora_alpha,
+            lora_dropout: 0.0,
+            use_rslora: false,
+            target_modules: TargetModules::AllLinear,
+            exclude_modules: None,
+            layers_to_transform: None,
+            layers_pattern: Vec::new(),
+            rank_pattern: Vec::new(),
+            alpha_pattern: Vec::new(),
+            base_model_name_or_path: None,
+            revision: None,
+        }
+    }
+
+    /// Reads `adapter_config.json` of an adapter folder.
+    ///
+    /// # Errors
+    /// As [`LoraConfig::parse`], naming the file.
+    pub fn read(folder: &Path) -> Result<Self, AdapterError> {
+        let path = folder.join(CONFIG_FILE);
+        let bytes = files::read_bounded(&path, MAX_BYTES)?;
+        Self::parse(&bytes).map_err(|e| e.in_file(&path))
+    }
+
+    /// Reads the content of an `adapter_config.json`.
+    ///
+    /// # Errors
+    /// If it is not JSON, a value is out of range, or a setting asks for something that is not
+    /// implemented.
+    pub fn parse(bytes: &[u8]) -> Result<Self, AdapterError> {
+        let bytes = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes);
+        let map: Map<String, Value> = serde_json::from_slice(bytes).map_err(|e| AdapterError::Json {
+            line: e.line(),
+            column: e.column(),
+            message: e.to_string().split(" at line ").next().unwrap_or_default().to_owned(),
+        })?;
+        refuse_unsupported(&map)?;
+        let keys = Keys(&map);
+        let config = Self {
+            r: keys.rank("r")?.unwrap_or(8),
+            lora_alpha: keys.number("lora_alpha")?.unwrap_or(8.0),
+            lora_dropout: keys.number("lora_dropout")?.unwrap_or(0.0),
+            use_rslora: keys.flag("use_rslora")?,
+            target_modules: keys
+                .modules("target_modules")?
+                .ok_or_else(|| wrong("target_modules", map.get("target_modules"), "a list of module names"))?,
+            exclude_modules: keys.modules("exclude_modules")?,
+            layers_to_transform: keys.integers("layers_to_transform")?,
+            layers_pattern: keys.strings("layers_pattern")?,
+            rank_pattern: keys.pattern("rank_pattern", rank_value)?,
+            alpha_pattern: keys.pattern("alpha_pattern", Value::as_f64)?,
+            base_model_name_or_path: keys.string("base_model_name_or_path")?,
+            revision: keys.string("revision")?,
+        };
+        config.validate()?;
+        Ok(config)
+    }
+
+    /// Checks every value for itself; fitting a model comes later.
+    ///
+    /// # Errors
+    /// If a rank is 0, an alpha not positive, a dropout outside `[0, 1)`, a list of targets empty, or
+    /// layers are chosen together with a regular expression.
+    pub fn validate(&self) -> Result<(), AdapterError> {
+        let ranks = self.rank_pattern.iter().map(|(k, r)| (format!("rank_pattern.{k}"), *r));
+        for (key, rank) in ranks.chain([("r".to_owned(), self.r)]) {
+            if !(1..=MAX_RANK).contains(&rank) {
+                return Err(value(key, rank, format!("a rank from 1 to {MAX_RANK}")));
+            }
+        }
+        let alphas = self.alpha_pattern.iter().map(|(k, a)| (format!("alpha_pattern.{k}"), *a));
+        for (key, alpha) in alphas.chain([("lora_alpha".to_owned(), self.lora_alpha)]) {
+            // In f32, where it is used: 1e300 would become infinite there.
+            if !(alpha as f32).is_finite() || alpha as f32 <= 0.0 {
+                return Err(value(key, alpha, "a finite number above 0".to_owned()));
+            }
+        }
+        if !(0.0..1.0).contains(&self.lora_dropout) {
+            return Err(value("lora_dropout".to_owned(), self.lora_dropout, "a number from 0 to below 1".to_owned()));
+        }
+        if let TargetModules::List(names) = &self.target_modules {
+            if names.is_empty() {
+                return Err(value("target_modules".to_owned(), "[]", "at least one module name".to_owned()));
+            }
+        } else if self.layers_to_transform.is_some() {
+            let expected = "null beside a regular expression or `all-linear`, as in PEFT".to_owned();
+            return Err(value("layers_to_transform".to_owned(), "set", expected));
+        }
+        if !self.layers_pattern.is_empty() && self.layers_to_transform.is_none() {
+            return Err(value("layers_to_transform".to_owned(), "null", "layer numbers for `layers_pattern`".to_owned()));
+        }
+        Ok(())
+    }
+
+    /// The JSON text that PEFT 0.21 would save, in its order and its layout.
+    pub fn to_json(&self) -> String {
+        let integral = |a: f64| if a.fract() == 0.0 && a.abs() < 1e15 { json!(a as i64) } else { json!(a) };
+        let alphas: Map<_, _> = self.alpha_pattern.iter().map(|(k, a)| (k.clone(), integral(*a))).collect();
+        let ranks: Map<_, _> = self.rank_pattern.iter().map(|(k, r)| (k.clone(), json!(r))).collect();
+        let value = json!({
+            "alora_invocation_tokens": null,
+            "alpha_pattern": alphas,
+            "arrow_config": null,
+            "auto_mapping": null,
+            "base_model_name_or_path": self.base_model_name_or_path,
+            "bias": "none",
+            "corda_config": null,
+            "ensure_weight_tying": false,
+            "eva_config": null,
+            "exclude_modules": self.exclude_modules.as_ref().map(TargetModules::to_value),
+            "fan_in_fan_out": false,
+            "inference_mode": true,
+            "init_lora_weights": true,
+            "kasa_config": null,
+            "layer_replication": null,
+            "layers_pattern": (!self.layers_pattern.is_empty()).then_some(&self.layers_pattern),
+            "layers_to_transform": self.layers_to_transform,
+            "loftq_config": {},
+            "lora_alpha": integral(self.lora_alpha),
+            "lora_bias": false,
+            "lora_dropout": self.lora_dropout,
+            "lora_ga_config": null,
+            "megatron_config": null,
+            "megatron_core": "megatron.core",
+            "modules_to_save": null,
+            "monteclora_config": null,
+            "peft_type": "LORA",
+            "peft_version": PEFT_VERSION,
+            "qalora_group_size": 16,
+            "r": self.r,
+            "rank_pattern": ranks,
+            "revision": self.revision,
+            "target_modules": self.target_modules.to_value(),
+            "target_parameters": null,
+            "task_type": "CAUSAL_LM",
+            "trainable_token_indices": null,
+            "use_bdlora": null,
+            "use_dora": false,
+            "use_qalora": false,
+            "use_rslora": self.use_rslora,
+            "velora_config": null,
+        });
+        let text = serde_json::to_string_pretty(&value).expect("a JSON value has string keys");
+        ascii(&text)
+    }
+}
+
+impl TargetModules {
+    /// As it stands in the file. `all-linear` becomes the names it stands for: PEFT keeps names too, since
+    /// what the shorthand covers depends on the release that reads it.
+    fn to_value(&self) -> Value {
+        match self {
+            Self::AllLinear => json!(danlu_model::Projection::ALL.map(|p| p.name())),
+            Self::List(names) => json!(names),
+            Self::Regex(pattern) => json!(pattern),
+        }
+    }
+}
+
+/// Escapes everything beyond ASCII. PEFT opens the file in the locale's encoding, which need not be UTF-8.
+fn ascii(json: &str) -> String {
+    let mut out = String::with_capacity(json.len());
+    for c in json.chars() {
+        if c.is_ascii() {
+            out.push(c);
+        } else {
+            for unit in c.encode_utf16(&mut [0; 2]) {
+                out.push_str(&format!("\\u{unit:04x}"));
+            }
+        }
+    }
+    out
+}
+
+/// Settings of PEFT that leave the numbers of a loaded adapter alone.
+const HARMLESS: &[&str] = &[
+    "auto_mapping",
+    "peft_version",
+    "inference_mode",
+    "megatron_core",
+    "runtime_config",
+    "qalora_group_size",
+    "ensure_weight_tying",
+    // Of the start values only, which a loaded adapter replaces.
+    "eva_config",
+    "corda_config",
+    "lora_ga_config",
+    "loftq_config",
+];
+
+/// Settings that are read.
+const READ: &[&str] = &[
+    "r",
+    "lora_alpha",
+    "lora_dropout",
+    "use_rslora",
+    "target_modules",
+    "exclude_modules",
+    "layers_to_transform",
+    "layers_pattern",
+    "rank_pattern",
+    "alpha_pattern",
+    "base_model_name_or_path",
+    "revision",
+];
+
+fn refuse_unsupported(map: &Map<String, Value>) -> Result<(), AdapterError> {
+    for (key, found) in map {
+        let unset = match found {
+            Value::Null | Value::Bool(false) => true,
+            Value::Number(n) => n.as_f64() == Some(0.0),
+            Value::String(s) => s.is_empty(),
+            Value::Array(a) => a.is_empty(),
+            Value::Object(o) => o.is_empty(),
+            Value::Bool(true) => false,
+        };
+        if unset || READ.contains(&key.as_str()) || HARMLESS.contains(&key.as_str()) {
+            continue;
+        }
+        let text = found.as_str();
+        let advice = match key.as_str() {
+            "peft_type" if text == Some("LORA") => continue,
+            "task_type" if text == Some("CAUSAL_LM") => continue,
+            "bias" if text == Some("none") => continue,
+            "init_lora_weights" if *found == Value::Bool(true) => continue,
+            "init_lora_weights" if matches!(text, Some("gaussian" | "orthogonal" | "eva")) => continue,
+            "init_lora_weights" => {
+                "this start value changes the base as well; save the adapter converted to plain LoRA, with PEFT's \
+                 `path_initial_model_for_weight_conversion`"
+            }
+            "peft_type" => "train or convert the adapter as LoRA (`peft_type` `LORA`)",
+            "task_type" => "only adapters of causal language models (`CAUSAL_LM`) are read",
+            "bias" | "lora_bias" => "train with `bias=\"none\"` and `lora_bias=False`",
+            "use_dora" => "merge it with PEFT, or train with `use_dora=False`",
+            "modules_to_save" | "trainable_token_indices" => {
+                "the adapter holds whole or partial embeddings: merge it with PEFT, or train without them"
+            }
+            "fan_in_fan_out" => "it is for models with transposed weights such as GPT-2, which are not supported",
+            _ => "merge the adapter with PEFT, or train without this setting",
+        };
+        return Err(AdapterError::Unsupported { key: key.clone(), found: shown(found), advice: advice.to_owned() });
+    }
+    if !map.contains_key("peft_type") {
+        return Err(wrong("peft_type", None, "\"LORA\""));
+    }
+    Ok(())
+}
+
+/// Typed access by key; `null` counts as absent.
+struct Keys<'a>(&'a Map<String, Value>);
+
+impl Keys<'_> {
+    fn get<T>(
+        &self,
+        key: &str,
+        expected: &str,
+        read: impl FnOnce(&Value) -> Option<T>,
+    ) -> Result<Option<T>, AdapterError> {
+        match self.0.get(key) {
+            None | Some(Value::Null) => Ok(None),
+            Some(found) => read(found).map(Some).ok_or_else(|| wrong(key, Some(found), expected)),
+        }
+    }
+
+    fn rank(&self, key: &str) -> Result<Option<u32>, AdapterError> {
+        self.get(key, "a whole number above 0", rank_value)
+    }
+
+    fn number(&self, key: &str) -> Result<Option<f64>, AdapterError> {
+        self.get(key, "a number", Value::as_f64)
+    }
+
+    fn flag(&self, key: &str) -> Result<bool, AdapterError> {
+        Ok(self.get(key, "true or false", Value::as_bool)?.unwrap_or(false))
+    }
+
+    fn string(&self, key: &str) -> Result<Option<String>, AdapterError> {
+        self.get(key, "a string", |v| v.as_str().map(str::to_owned))
+    }
+
+    fn strings(&self, key: &str) -> Result<Vec<String>, AdapterError> {
+        let read = |v: &Value| match v {
+            Value::String(s) if s.is_empty() => Some(Vec::new()),
+            Value::String(s) => Some(vec![s.clone()]),
+            v => string_list(v),
+        };
+        Ok(self.get(key, "a string or a list of strings", read)?.unwrap_or_default())
+    }
+
+    fn integers(&self, key: &str) -> Result<Option<Vec<i64>>, AdapterError> {
+        let read = |v: &Value| match v {
+            Value::Array(items) => items.iter().map(Value::as_i64).collect(),
+            v => v.as_i64().map(|n| vec![n]),
+        };
+        // An empty list means all layers, as in PEFT.
+        Ok(self.get::<Vec<_>>(key, "layer numbers", read)?.filter(|layers| !layers.is_empty()))
+    }
+
+    fn modules(&self, key: &str) -> Result<Option<TargetModules>, AdapterError> {
+        let read = |v: &Value| match v {
+            Value::String(s) if s.eq_ignore_ascii_case("all-linear") && key == "target_modules" => {
+                Some(TargetModules::AllLinear)
+            }
+            Value::String(s) => Some(TargetModules::Regex(s.clone())),
+            v => string_list(v).map(TargetModules::List),
+        };
+        let modules = self.get(key, "a list of module names or a regular expression", read)?;
+        // Nothing excluded is written in three ways.
+        let empty = |m: &TargetModules| match m {
+            TargetModules::AllLinear => false,
+            TargetModules::List(names) => names.is_empty(),
+            TargetModules::Regex(pattern) => pattern.is_empty(),
+        };
+        Ok(modules.filter(|m| key == "target_modules" || !empty(m)))
+    }
+
+    fn pattern<T>(&self, key: &str, read: impl Fn(&Value) -> Option<T>) -> Result<Vec<(String, T)>, AdapterError> {
+        let object = |v: &Value| v.as_object().filter(|o| o.len() <= MAX_PATTERNS).cloned();
+        let expected = format!("an object of at most {MAX_PATTERNS} keys");
+        let entries = self.get(key, &expected, object)?.unwrap_or_default();
+        entries
+            .into_iter()
+            .map(|(name, found)| match read(&found) {
+                Some(value) => Ok((name, value)),
+                None => Err(wrong(&format!("{key}.{name}"), Some(&found), "a number")),
+            })
+            .collect()
+    }
+}
+
+fn rank_value(value: &Value) -> Option<u32> {
+    value.as_u64().and_then(|n| u32::try_from(n).ok())
+}
+
+fn string_list(value: &Value) -> Option<Vec<String>> {
+    value.as_array()?.iter().map(|v| v.as_str().map(str::to_owned)).collect()
+}
+
+fn value(key: String, found: impl ToString, expected: String) -> AdapterError {
+    AdapterError::Value { key, found: found.to_string(), expected }
+}
+
+fn wrong(key: &str, found: Option<&Value>, expected: &str) -> AdapterError {
+    value(key.to_owned(), found.map_or("missing".to_owned(), shown), expected.to_owned())
+}
+
+/// A value as JSON, cut where a message would drown in it.
+fn shown(value: &Value) -> String {
+    let text = value.to_string();
+    match text.char_indices().nth(80) {
+        Some((end, _)) => format!("{}...", &text[..end]),
+        None => text,
+    }
+}

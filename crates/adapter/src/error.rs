@@ -1,0 +1,285 @@
+//! What can be wrong with an adapter, or with a merge.
+
+use std::path::PathBuf;
+
+use danlu_model::ModelError;
+use danlu_model::files::FileError;
+
+/// An adapter that cannot be built, read or merged.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum AdapterError {
+    /// A file cannot be read or written.
+    #[error(transparent)]
+    File(#[from] FileError),
+
+    /// The base model is at fault.
+    #[error(transparent)]
+    Model(#[from] ModelError),
+
+    /// Another error, and the file it was found in.
+    #[error("`{}`: {source}", path.display())]
+    InFile {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        source: Box<AdapterError>,
+    },
+
+    /// JSON that cannot be read.
+    #[error("line {line}, column {column}: {message}")]
+    Json {
+        /// Line of the fault, from 1.
+        line: usize,
+        /// Column of the fault, from 1; 0 at the end of a file.
+        column: usize,
+        /// What the parser met.
+        message: String,
+    },
+
+    /// A setting that no adapter can have.
+    #[error("`{key}` is {found}, expected {expected}")]
+    Value {
+        /// The setting, as PEFT names it.
+        key: String,
+        /// Its value as JSON, or `missing`.
+        found: String,
+        /// What would be accepted.
+        expected: String,
+    },
+
+    /// A setting that is valid in PEFT, changes the numbers, and is not implemented here.
+    #[error("`{key}` is {found}, which is not supported")]
+    Unsupported {
+        /// The setting, as PEFT names it.
+        key: String,
+        /// Its value as JSON.
+        found: String,
+        /// What to do instead.
+        advice: String,
+    },
+
+    /// A regular expression that does not compile, or takes too long to match.
+    #[error("`{key}`: the pattern `{pattern}` cannot be used: {message}")]
+    Pattern {
+        /// The setting that holds it.
+        key: String,
+        /// The pattern.
+        pattern: String,
+        /// What the regular expression engine said.
+        message: String,
+    },
+
+    /// A target that would train nothing.
+    #[error("target module `{target}` matches nothing in the base model")]
+    NoSuchTarget {
+        /// The name or regular expression.
+        target: String,
+        /// Names that do match something.
+        available: Vec<String>,
+    },
+
+    /// A target that is there, but cannot carry a low-rank pair here.
+    #[error("target module `{target}` matches `{module}`, which {reason}")]
+    NotAdaptable {
+        /// The name or regular expression.
+        target: String,
+        /// The module it matches.
+        module: String,
+        /// Why not, completing the sentence.
+        reason: &'static str,
+    },
+
+    /// The targets, less the excluded modules and layers, leave nothing.
+    #[error("no module is left to adapt: {removed} would match `target_modules` and are all excluded")]
+    NothingTargeted {
+        /// Modules that matched before exclusion.
+        removed: usize,
+    },
+
+    /// A layer number past the model's last.
+    #[error("`layers_to_transform` names layer {layer}, and the base model has {layers} (from 0)")]
+    NoSuchLayer {
+        /// The number.
+        layer: i64,
+        /// Layers of the base.
+        layers: usize,
+    },
+
+    /// A rank or alpha for modules that are not adapted.
+    #[error("the key `{pattern}` of `{key}` matches no adapted module")]
+    UnusedPattern {
+        /// `rank_pattern` or `alpha_pattern`.
+        key: &'static str,
+        /// The key within it.
+        pattern: String,
+    },
+
+    /// A rank beyond both sides of the weight.
+    #[error("`{module}`: rank {rank} is larger than its weight, {d_out} x {d_in}")]
+    RankTooLarge {
+        /// The module.
+        module: String,
+        /// Its rank.
+        rank: usize,
+        /// Rows of the weight.
+        d_out: usize,
+        /// Columns of the weight.
+        d_in: usize,
+    },
+
+    /// A folder without an adapter that can be read.
+    #[error("`{}` holds no `adapter_model.safetensors`{}", folder.display(),
+        other.as_ref().map(|o| format!(", only `{o}`")).unwrap_or_default())]
+    NoWeights {
+        /// The folder.
+        folder: PathBuf,
+        /// Weights of another kind that it does hold.
+        other: Option<String>,
+    },
+
+    /// A file that is not safetensors.
+    #[error("it is not a valid safetensors file: {message}")]
+    Header {
+        /// What is wrong.
+        message: String,
+    },
+
+    /// An element type that is not read.
+    #[error("tensor `{name}` has the type {found}, expected F32, BF16 or F16")]
+    DType {
+        /// The tensor.
+        name: String,
+        /// Its type, as safetensors spells it.
+        found: String,
+    },
+
+    /// A tensor of another shape than base and rank give it.
+    #[error("tensor `{name}` has shape {found:?}, expected {expected:?}")]
+    Shape {
+        /// The tensor.
+        name: String,
+        /// Shape by the base model and the rank.
+        expected: Vec<usize>,
+        /// Shape in the file.
+        found: Vec<usize>,
+    },
+
+    /// The tensors in the file are not those that its configuration asks for.
+    #[error("the tensors do not fit adapter_config.json and the base model{}{}",
+        listing("bind to nothing", unbound), listing("are missing", missing))]
+    Binding {
+        /// Tensors of the file that belong to no targeted projection.
+        unbound: Vec<String>,
+        /// Tensors that a targeted projection needs and the file has not.
+        missing: Vec<String>,
+    },
+
+    /// Infinity or not-a-number.
+    #[error("tensor `{name}` holds {value} at element {element}")]
+    NotFinite {
+        /// The tensor.
+        name: String,
+        /// The first such value.
+        value: f32,
+        /// Its place, row-major.
+        element: usize,
+    },
+
+    /// A value that the element type of the output cannot hold.
+    #[error("tensor `{name}` holds {value:e} at element {element}, beyond the range of {dtype}")]
+    Overflow {
+        /// The tensor.
+        name: String,
+        /// The value in f32.
+        value: f32,
+        /// Its place, row-major.
+        element: usize,
+        /// The type asked for.
+        dtype: &'static str,
+    },
+
+    /// The merged model would not fit.
+    #[error("merging into `{}` needs {needed} bytes and the disk has {available} free", path.display())]
+    Space {
+        /// The output folder.
+        path: PathBuf,
+        /// Bytes to be written.
+        needed: u64,
+        /// Bytes that can be.
+        available: u64,
+    },
+
+    /// A text like `2GB` that says no size.
+    #[error("`{found}` is not a size")]
+    Size {
+        /// The text.
+        found: String,
+    },
+}
+
+/// The first few names of a list under a heading, or nothing for an empty one.
+fn listing(heading: &str, names: &[String]) -> String {
+    const SHOWN: usize = 6;
+    if names.is_empty() {
+        return String::new();
+    }
+    let mut text = format!("\n{} {heading}:", names.len());
+    for name in names.iter().take(SHOWN) {
+        text.push_str(&format!("\n  {name}"));
+    }
+    if names.len() > SHOWN {
+        text.push_str(&format!("\n  and {} more", names.len() - SHOWN));
+    }
+    text
+}
+
+impl AdapterError {
+    /// The same error with the file it was found in.
+    pub(crate) fn in_file(self, path: &std::path::Path) -> Self {
+        match self {
+            // These name their path already.
+            Self::File(_) | Self::Model(_) | Self::InFile { .. } => self,
+            source => Self::InFile { path: path.to_owned(), source: Box::new(source) },
+        }
+    }
+
+    /// What to do about it, where that is known.
+    pub fn hint(&self) -> Option<String> {
+        let hint = match self {
+            Self::File(e) => return e.hint(),
+            Self::Model(e) => return e.hint(),
+            Self::InFile { source, .. } => return source.hint(),
+            Self::Unsupported { advice, .. } => advice,
+            Self::NoSuchTarget { available, .. } => {
+                let names: Vec<_> = available.iter().map(|n| format!("`{n}`")).collect();
+                return Some(format!("the base has {}", names.join(", ")));
+            }
+            Self::NotAdaptable { .. } => {
+                "target the projections of the layers: `all-linear` stands for all seven of them"
+            }
+            Self::NothingTargeted { .. } => "check `exclude_modules`, `layers_to_transform` and `layers_pattern`",
+            Self::UnusedPattern { .. } => {
+                "keys are matched against the end of a module's path, such as `v_proj` or `layers.3.mlp.up_proj`"
+            }
+            Self::RankTooLarge { .. } => "8 to 64 is usual; more than the smaller side of the weight adds nothing",
+            Self::NoWeights { other: Some(_), .. } => {
+                "only safetensors is read, because a pickle can run code; convert it once with PEFT: \
+                 PeftModel.from_pretrained(base, folder).save_pretrained(new_folder)"
+            }
+            Self::NoWeights { other: None, .. } => {
+                "name the folder that holds adapter_config.json and adapter_model.safetensors"
+            }
+            Self::Header { .. } => "the file is damaged or incomplete: save or fetch it again",
+            Self::Shape { .. } | Self::Binding { .. } => {
+                "an adapter fits the base it was trained on: compare `base_model_name_or_path` with the base given"
+            }
+            Self::NotFinite { .. } => "training diverged: take an earlier checkpoint, or train with a lower rate",
+            Self::Overflow { .. } => "merge in bf16 or f32, which reach as far as the base does",
+            Self::Space { .. } => "free some space, choose a folder on another disk, or a smaller `--dtype`",
+            Self::Size { .. } => "write a number of bytes with a unit: `500MB`, `2GB`, `1GiB`",
+            _ => return None,
+        };
+        Some(hint.to_owned())
+    }
+}

@@ -1,0 +1,107 @@
+//! A safetensors file written front to back: the header from known shapes, then the tensors as they come.
+
+use std::io::Write;
+use std::path::Path;
+
+use danlu_kernels::DType;
+use danlu_model::files::{AtomicFile, FileError};
+use serde_json::{Map, json};
+
+use crate::AdapterError;
+
+/// One tensor to be written.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TensorSpec {
+    /// Its name.
+    pub name: String,
+    /// Its element type, as safetensors spells it.
+    pub dtype: String,
+    /// Its shape.
+    pub shape: Vec<usize>,
+    /// Its bytes.
+    pub bytes: u64,
+}
+
+impl TensorSpec {
+    /// A tensor of floats.
+    pub fn new(name: String, dtype: DType, shape: Vec<usize>) -> Self {
+        let bytes = shape.iter().product::<usize>() as u64 * dtype.size() as u64;
+        Self { name, dtype: dtype_name(dtype).to_owned(), shape, bytes }
+    }
+}
+
+/// How safetensors spells an element type.
+pub fn dtype_name(dtype: DType) -> &'static str {
+    match dtype {
+        DType::F32 => "F32",
+        DType::Bf16 => "BF16",
+        DType::F16 => "F16",
+    }
+}
+
+/// The length of the file that `specs` would make.
+pub fn file_size(specs: &[TensorSpec]) -> u64 {
+    header(specs).len() as u64 + specs.iter().map(|s| s.bytes).sum::<u64>()
+}
+
+/// Writes one safetensors file through an [`AtomicFile`]: it appears under its name, whole, at
+/// [`finish`](ShardWriter::finish).
+#[derive(Debug)]
+pub struct ShardWriter {
+    file: AtomicFile,
+    missing: u64,
+}
+
+impl ShardWriter {
+    /// Opens the file and writes the header.
+    ///
+    /// # Errors
+    /// If the folder cannot be written.
+    pub fn create(path: &Path, specs: &[TensorSpec]) -> Result<Self, AdapterError> {
+        let mut file = AtomicFile::create(path)?;
+        file.write_all(&header(specs)).map_err(|e| FileError::new("write", path, e))?;
+        Ok(Self { file, missing: specs.iter().map(|s| s.bytes).sum() })
+    }
+
+    /// Appends bytes of the tensors, in the order of the header.
+    ///
+    /// # Errors
+    /// If the disk is full.
+    ///
+    /// # Panics
+    /// If there are more bytes than the header announced.
+    pub fn write(&mut self, bytes: &[u8]) -> Result<(), AdapterError> {
+        self.missing = self.missing.checked_sub(bytes.len() as u64).expect("no more bytes than announced");
+        self.file.write_all(bytes).map_err(|e| FileError::new("write", self.file.path(), e))?;
+        Ok(())
+    }
+
+    /// Flushes to the disk and gives the file its name.
+    ///
+    /// # Errors
+    /// If the disk is full.
+    ///
+    /// # Panics
+    /// If there are fewer bytes than the header announced.
+    pub fn finish(self) -> Result<(), AdapterError> {
+        assert_eq!(self.missing, 0, "as many bytes as announced");
+        Ok(self.file.commit()?)
+    }
+}
+
+/// Length and JSON, padded with blanks so that the data begins at a multiple of 8.
+fn header(specs: &[TensorSpec]) -> Vec<u8> {
+    let mut entries = Map::new();
+    entries.insert("__metadata__".to_owned(), json!({ "format": "pt" }));
+    let mut offset = 0;
+    for TensorSpec { name, dtype, shape, bytes } in specs {
+        let end = offset + bytes;
+        entries.insert(name.clone(), json!({ "dtype": dtype, "shape": shape, "data_offsets": [offset, end] }));
+        offset = end;
+    }
+    let mut json = serde_json::to_vec(&entries).expect("a JSON value has string keys");
+    json.resize(json.len().next_multiple_of(8), b' ');
+    let mut header = (json.len() as u64).to_le_bytes().to_vec();
+    header.extend(json);
+    header
+}

@@ -1,0 +1,257 @@
+//! Which projections an adapter's configuration means, with PEFT's rules of matching.
+//!
+//! A list entry names a module whose path is equal to it, or ends with `.` and it; a string is a regular
+//! expression on the whole path. Keys of `rank_pattern` and `alpha_pattern` are regular expressions on the
+//! end of the path, from a `.` on; the first that matches counts.
+
+use std::collections::HashSet;
+
+use danlu_model::{ModelConfig, Projection};
+use fancy_regex::{Regex, RegexBuilder};
+
+use crate::config::{LoraConfig, TargetModules};
+use crate::{AdapterError, Module};
+
+/// Steps a pattern may go back in one match. Honest patterns need a handful.
+const BACKTRACK_LIMIT: usize = 20_000;
+
+/// The projections that `config` adapts in a model, by layer and then in [`Projection`]'s order, with
+/// their places in the flat parameters: `A` then `B` of each, without gaps.
+///
+/// # Errors
+/// If a target, a layer or a pattern names nothing, or a rank does not suit its weight.
+pub fn resolve(config: &LoraConfig, model: &ModelConfig) -> Result<Vec<Module>, AdapterError> {
+    config.validate()?;
+    let candidates = projections(model);
+    let targets = Matcher::new("target_modules", &config.target_modules)?;
+    let excluded = config.exclude_modules.as_ref().map(|m| Matcher::new("exclude_modules", m)).transpose()?;
+    let layers = LayerFilter::new(config, model)?;
+    let is_excluded = |path: &str| excluded.as_ref().map_or(Ok(false), |e| e.matches(path).map(|m| m.is_some()));
+
+    for (path, reason) in others(model) {
+        if let Some(target) = targets.matches(&path)?
+            && !is_excluded(&path)?
+        {
+            return Err(AdapterError::NotAdaptable { target: target.to_owned(), module: path, reason });
+        }
+    }
+
+    let mut matched = HashSet::new();
+    let mut chosen = Vec::new();
+    let mut removed = 0;
+    for (path, layer, projection) in candidates {
+        let hits = targets.all_matches(&path)?;
+        if hits.is_empty() {
+            continue;
+        }
+        // A path written out in full is taken whatever `layers_to_transform` says, as in PEFT.
+        let in_full = hits.contains(&path.as_str());
+        matched.extend(hits.into_iter().map(str::to_owned));
+        if is_excluded(&path)? || !(in_full || layers.contains(&path)?) {
+            removed += 1;
+            continue;
+        }
+        chosen.push((path, layer, projection));
+    }
+    if let Some(target) = targets.names().into_iter().find(|name| !matched.contains(*name)) {
+        let available = Projection::ALL.map(|p| p.name().to_owned()).to_vec();
+        return Err(AdapterError::NoSuchTarget { target: target.to_owned(), available });
+    }
+    if chosen.is_empty() {
+        return Err(AdapterError::NothingTargeted { removed });
+    }
+
+    let ranks = Patterns::new("rank_pattern", &config.rank_pattern)?;
+    let alphas = Patterns::new("alpha_pattern", &config.alpha_pattern)?;
+    for patterns in [ranks.keys(), alphas.keys()] {
+        for (key, pattern, regex) in patterns {
+            let mut used = false;
+            for (path, ..) in &chosen {
+                used = used || is_match(key, regex, path)?;
+            }
+            if !used {
+                return Err(AdapterError::UnusedPattern { key, pattern: pattern.to_owned() });
+            }
+        }
+    }
+
+    let mut modules = Vec::with_capacity(chosen.len());
+    let mut offset = 0usize;
+    for (path, layer, projection) in chosen {
+        let rank = ranks.first(&path)?.unwrap_or(config.r) as usize;
+        let alpha = alphas.first(&path)?.unwrap_or(config.lora_alpha);
+        let (d_out, d_in) = model.projection_shape(projection);
+        if rank > d_in.max(d_out) {
+            return Err(AdapterError::RankTooLarge { module: path, rank, d_out, d_in });
+        }
+        let divisor = if config.use_rslora { (rank as f64).sqrt() } else { rank as f64 };
+        let b = offset + rank * d_in;
+        modules.push(Module { layer, projection, rank, d_in, d_out, scaling: (alpha / divisor) as f32, a: offset, b });
+        offset = b + rank * d_out;
+    }
+    Ok(modules)
+}
+
+/// Path, layer and kind of everything that can carry a pair.
+fn projections(model: &ModelConfig) -> Vec<(String, usize, Projection)> {
+    let of_layer = |layer: usize| Projection::ALL.into_iter().map(move |p| (p.module_path(layer), layer, p));
+    (0..model.num_hidden_layers).flat_map(of_layer).collect()
+}
+
+/// Every other module, and why it cannot.
+fn others(model: &ModelConfig) -> Vec<(String, &'static str)> {
+    const TABLE: &str = "is not yet supported as a target";
+    const NOT_LINEAR: &str = "is not a linear projection";
+    let mut paths: Vec<(String, _)> =
+        vec![("lm_head".to_owned(), TABLE), ("model.embed_tokens".to_owned(), TABLE)];
+    for path in ["model", "model.layers", "model.norm", "model.rotary_emb"] {
+        paths.push((path.to_owned(), NOT_LINEAR));
+    }
+    for layer in 0..model.num_hidden_layers {
+        paths.push((format!("model.layers.{layer}"), NOT_LINEAR));
+        for part in ["self_attn", "mlp", "mlp.act_fn", "input_layernorm", "post_attention_layernorm"] {
+            paths.push((format!("model.layers.{layer}.{part}"), NOT_LINEAR));
+        }
+    }
+    paths
+}
+
+/// A compiled choice of modules.
+enum Matcher<'a> {
+    AllLinear,
+    List(&'a [String]),
+    Regex { key: &'static str, pattern: &'a str, regex: Regex },
+}
+
+impl<'a> Matcher<'a> {
+    fn new(key: &'static str, modules: &'a TargetModules) -> Result<Self, AdapterError> {
+        Ok(match modules {
+            TargetModules::AllLinear => Self::AllLinear,
+            TargetModules::List(names) => Self::List(names),
+            TargetModules::Regex(pattern) => {
+                Self::Regex { key, pattern, regex: compile(key, pattern, &format!(r"\A(?:{pattern})\z"))? }
+            }
+        })
+    }
+
+    /// The names or the pattern, each of which has to match something.
+    fn names(&self) -> Vec<&'a str> {
+        match self {
+            Self::AllLinear => Vec::new(),
+            Self::List(names) => names.iter().map(String::as_str).collect(),
+            Self::Regex { pattern, .. } => vec![pattern],
+        }
+    }
+
+    /// Which of them match `path`.
+    fn all_matches(&self, path: &str) -> Result<Vec<&'a str>, AdapterError> {
+        Ok(match self {
+            Self::AllLinear => {
+                let is_projection = path.rsplit('.').next().is_some_and(|n| Projection::from_name(n).is_some());
+                if is_projection { vec!["all-linear"] } else { Vec::new() }
+            }
+            Self::List(names) => {
+                let hit = |name: &&String| {
+                    path.strip_suffix(name.as_str()).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
+                };
+                names.iter().filter(hit).map(String::as_str).collect()
+            }
+            Self::Regex { key, pattern, regex } => {
+                if is_match(key, regex, path)? { vec![pattern] } else { Vec::new() }
+            }
+        })
+    }
+
+    fn matches(&self, path: &str) -> Result<Option<&'a str>, AdapterError> {
+        Ok(self.all_matches(path)?.first().copied())
+    }
+}
+
+/// `layers_to_transform` and `layers_pattern`.
+struct LayerFilter<'a> {
+    layers: Option<&'a [i64]>,
+    patterns: Vec<Regex>,
+}
+
+impl<'a> LayerFilter<'a> {
+    fn new(config: &'a LoraConfig, model: &ModelConfig) -> Result<Self, AdapterError> {
+        let layers = config.layers_to_transform.as_deref();
+        for &layer in layers.unwrap_or_default() {
+            if usize::try_from(layer).is_ok_and(|l| l < model.num_hidden_layers) {
+                continue;
+            }
+            return Err(AdapterError::NoSuchLayer { layer, layers: model.num_hidden_layers });
+        }
+        let key = "layers_pattern";
+        let patterns = match config.layers_pattern.as_slice() {
+            // Any list will do; the first number in the path is the layer's.
+            [] => vec![compile(key, "", r"\A.*?\.[^.]*\.(?P<idx>\d+)\.")?],
+            names => names
+                .iter()
+                .map(|name| compile(key, name, &format!(r"\A(?:(?:\A|.*?\.){name}\.(?P<idx>\d+)\.)")))
+                .collect::<Result<_, _>>()?,
+        };
+        Ok(Self { layers, patterns })
+    }
+
+    fn contains(&self, path: &str) -> Result<bool, AdapterError> {
+        let Some(layers) = self.layers else { return Ok(true) };
+        for regex in &self.patterns {
+            let found = regex.captures(path).map_err(|e| pattern_error("layers_pattern", regex.as_str(), &e))?;
+            if let Some(found) = found {
+                let layer = found.name("idx").and_then(|m| m.as_str().parse::<i64>().ok());
+                return Ok(layer.is_some_and(|l| layers.contains(&l)));
+            }
+        }
+        Ok(false)
+    }
+}
+
+/// `rank_pattern` or `alpha_pattern`, in the file's order.
+struct Patterns<'a, T> {
+    key: &'static str,
+    entries: Vec<(&'a str, Regex, T)>,
+}
+
+impl<'a, T: Copy> Patterns<'a, T> {
+    fn new(key: &'static str, entries: &'a [(String, T)]) -> Result<Self, AdapterError> {
+        let entry = |(pattern, value): &'a (String, T)| {
+            let regex = compile(key, pattern, &format!(r"\A(.*\.)?({pattern})\z"))?;
+            Ok((pattern.as_str(), regex, *value))
+        };
+        Ok(Self { key, entries: entries.iter().map(entry).collect::<Result<_, AdapterError>>()? })
+    }
+
+    fn keys(&self) -> Vec<(&'static str, &'a str, &Regex)> {
+        self.entries.iter().map(|(pattern, regex, _)| (self.key, *pattern, regex)).collect()
+    }
+
+    fn first(&self, path: &str) -> Result<Option<T>, AdapterError> {
+        for (_, regex, value) in &self.entries {
+            if is_match(self.key, regex, path)? {
+                return Ok(Some(*value));
+            }
+        }
+        Ok(None)
+    }
+}
+
+/// Compiles `pattern` alone, so that an unbalanced bracket cannot escape its anchors, then `anchored`.
+fn compile(key: &str, pattern: &str, anchored: &str) -> Result<Regex, AdapterError> {
+    let build = |text: &str| {
+        RegexBuilder::new(text)
+            .backtrack_limit(BACKTRACK_LIMIT)
+            .delegate_size_limit(1 << 20)
+            .delegate_dfa_size_limit(1 << 20)
+            .build()
+    };
+    build(pattern).and_then(|_| build(anchored)).map_err(|e| pattern_error(key, pattern, &e))
+}
+
+fn is_match(key: &str, regex: &Regex, path: &str) -> Result<bool, AdapterError> {
+    regex.is_match(path).map_err(|e| pattern_error(key, regex.as_str(), &e))
+}
+
+fn pattern_error(key: &str, pattern: &str, error: &fancy_regex::Error) -> AdapterError {
+    AdapterError::Pattern { key: key.to_owned(), pattern: pattern.to_owned(), message: error.to_string() }
+}
