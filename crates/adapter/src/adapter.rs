@@ -42,8 +42,16 @@ impl Module {
     pub fn tensors(&self) -> [Tensor; 2] {
         let path = self.path();
         [
-            Tensor { name: format!("{PREFIX}{path}.lora_A.weight"), shape: [self.rank, self.d_in], offset: self.a },
-            Tensor { name: format!("{PREFIX}{path}.lora_B.weight"), shape: [self.d_out, self.rank], offset: self.b },
+            Tensor {
+                name: format!("{PREFIX}{path}.lora_A.weight"),
+                shape: [self.rank, self.d_in],
+                offset: self.a,
+            },
+            Tensor {
+                name: format!("{PREFIX}{path}.lora_B.weight"),
+                shape: [self.d_out, self.rank],
+                offset: self.b,
+            },
         ]
     }
 }

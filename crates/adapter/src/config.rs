@@ -83,7 +83,11 @@ impl FromStr for TargetModules {
             text.split([',', ' ', '\t', '\n']).filter(|n| !n.is_empty()).map(str::to_owned).collect();
         if names.is_empty() {
             let expected = "`all-linear`, or names such as `q_proj,v_proj`".to_owned();
-            return Err(AdapterError::Value { key: "target_modules".to_owned(), found: json!(text).to_string(), expected });
+            return Err(AdapterError::Value {
+                key: "target_modules".to_owned(),
+                found: json!(text).to_string(),
+                expected,
+            });
         }
         Ok(Self::List(names))
     }
@@ -137,9 +141,9 @@ impl LoraConfig {
             lora_alpha: keys.number("lora_alpha")?.unwrap_or(8.0),
             lora_dropout: keys.number("lora_dropout")?.unwrap_or(0.0),
             use_rslora: keys.flag("use_rslora")?,
-            target_modules: keys
-                .modules("target_modules")?
-                .ok_or_else(|| wrong("target_modules", map.get("target_modules"), "a list of module names"))?,
+            target_modules: keys.modules("target_modules")?.ok_or_else(|| {
+                wrong("target_modules", map.get("target_modules"), "a list of module names")
+            })?,
             exclude_modules: keys.modules("exclude_modules")?,
             layers_to_transform: keys.integers("layers_to_transform")?,
             layers_pattern: keys.strings("layers_pattern")?,
@@ -172,7 +176,11 @@ impl LoraConfig {
             }
         }
         if !(0.0..1.0).contains(&self.lora_dropout) {
-            return Err(value("lora_dropout".to_owned(), self.lora_dropout, "a number from 0 to below 1".to_owned()));
+            return Err(value(
+                "lora_dropout".to_owned(),
+                self.lora_dropout,
+                "a number from 0 to below 1".to_owned(),
+            ));
         }
         if let TargetModules::List(names) = &self.target_modules {
             if names.is_empty() {
@@ -183,7 +191,11 @@ impl LoraConfig {
             return Err(value("layers_to_transform".to_owned(), "set", expected));
         }
         if !self.layers_pattern.is_empty() && self.layers_to_transform.is_none() {
-            return Err(value("layers_to_transform".to_owned(), "null", "layer numbers for `layers_pattern`".to_owned()));
+            return Err(value(
+                "layers_to_transform".to_owned(),
+                "null",
+                "layer numbers for `layers_pattern`".to_owned(),
+            ));
         }
         Ok(())
     }
@@ -331,10 +343,16 @@ fn refuse_unsupported(map: &Map<String, Value>) -> Result<(), AdapterError> {
             "modules_to_save" | "trainable_token_indices" => {
                 "the adapter holds whole or partial embeddings: merge it with PEFT, or train without them"
             }
-            "fan_in_fan_out" => "it is for models with transposed weights such as GPT-2, which are not supported",
+            "fan_in_fan_out" => {
+                "it is for models with transposed weights such as GPT-2, which are not supported"
+            }
             _ => "merge the adapter with PEFT, or train without this setting",
         };
-        return Err(AdapterError::Unsupported { key: key.clone(), found: shown(found), advice: advice.to_owned() });
+        return Err(AdapterError::Unsupported {
+            key: key.clone(),
+            found: shown(found),
+            advice: advice.to_owned(),
+        });
     }
     if !map.contains_key("peft_type") {
         return Err(wrong("peft_type", None, "\"LORA\""));
@@ -410,7 +428,11 @@ impl Keys<'_> {
         Ok(modules.filter(|m| key == "target_modules" || !empty(m)))
     }
 
-    fn pattern<T>(&self, key: &str, read: impl Fn(&Value) -> Option<T>) -> Result<Vec<(String, T)>, AdapterError> {
+    fn pattern<T>(
+        &self,
+        key: &str,
+        read: impl Fn(&Value) -> Option<T>,
+    ) -> Result<Vec<(String, T)>, AdapterError> {
         let object = |v: &Value| v.as_object().filter(|o| o.len() <= MAX_PATTERNS).cloned();
         let expected = format!("an object of at most {MAX_PATTERNS} keys");
         let entries = self.get(key, &expected, object)?.unwrap_or_default();

@@ -166,8 +166,11 @@ pub enum AdapterError {
     },
 
     /// The tensors in the file are not those that its configuration asks for.
-    #[error("the tensors do not fit adapter_config.json and the base model{}{}",
-        listing("bind to nothing", unbound), listing("are missing", missing))]
+    #[error(
+        "the tensors do not fit adapter_config.json and the base model{}{}",
+        listing("bind to nothing", unbound),
+        listing("are missing", missing)
+    )]
     Binding {
         /// Tensors of the file that belong to no targeted projection.
         unbound: Vec<String>,
@@ -258,11 +261,15 @@ impl AdapterError {
             Self::NotAdaptable { .. } => {
                 "target the projections of the layers: `all-linear` stands for all seven of them"
             }
-            Self::NothingTargeted { .. } => "check `exclude_modules`, `layers_to_transform` and `layers_pattern`",
+            Self::NothingTargeted { .. } => {
+                "check `exclude_modules`, `layers_to_transform` and `layers_pattern`"
+            }
             Self::UnusedPattern { .. } => {
                 "keys are matched against the end of a module's path, such as `v_proj` or `layers.3.mlp.up_proj`"
             }
-            Self::RankTooLarge { .. } => "8 to 64 is usual; more than the smaller side of the weight adds nothing",
+            Self::RankTooLarge { .. } => {
+                "8 to 64 is usual; more than the smaller side of the weight adds nothing"
+            }
             Self::NoWeights { other: Some(_), .. } => {
                 "only safetensors is read, because a pickle can run code; convert it once with PEFT: \
                  PeftModel.from_pretrained(base, folder).save_pretrained(new_folder)"
@@ -274,7 +281,9 @@ impl AdapterError {
             Self::Shape { .. } | Self::Binding { .. } => {
                 "an adapter fits the base it was trained on: compare `base_model_name_or_path` with the base given"
             }
-            Self::NotFinite { .. } => "training diverged: take an earlier checkpoint, or train with a lower rate",
+            Self::NotFinite { .. } => {
+                "training diverged: take an earlier checkpoint, or train with a lower rate"
+            }
             Self::Overflow { .. } => "merge in bf16 or f32, which reach as far as the base does",
             Self::Space { .. } => "free some space, choose a folder on another disk, or a smaller `--dtype`",
             Self::Size { .. } => "write a number of bytes with a unit: `500MB`, `2GB`, `1GiB`",

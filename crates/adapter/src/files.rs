@@ -1,14 +1,14 @@
 //! An adapter folder as PEFT writes it: `adapter_config.json` and `adapter_model.safetensors`.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::fs;
 use std::path::Path;
 
 use danlu_kernels::{Backend, DType, from_f32, to_f32};
 use danlu_model::files::{self, FileError};
-use danlu_model::{ModelConfig, Weights};
+use danlu_model::{ModelConfig, TensorInfo, Weights};
 
-use crate::adapter::{Adapter, Tensor};
+use crate::adapter::{Adapter, Module, Tensor};
 use crate::config::CONFIG_FILE;
 use crate::shard_writer::{ShardWriter, TensorSpec};
 use crate::{AdapterError, LoraConfig, targets};
@@ -29,53 +29,30 @@ impl Adapter {
         if !path.exists() {
             return Err(no_weights(folder));
         }
-        let bytes = files::read_bounded(&path, u64::MAX)?;
-        let mut adapter = Self::zeroed(config, modules, model, backend, Some(folder));
-        adapter.fill(&path, bytes, backend).map_err(|e| e.in_file(&path))?;
-        Ok(adapter)
+        let found = Weights::from_bytes(&path, files::read_bounded(&path, u64::MAX)?)?;
+        let read = || {
+            // Bound and measured first: what is allocated then is no larger than the file.
+            let bound = bind(&modules, &found)?;
+            let mut adapter = Self::zeroed(config, modules, model, backend, Some(folder));
+            adapter.fill(&found, bound, backend)?;
+            Ok(adapter)
+        };
+        read().map_err(|e: AdapterError| e.in_file(&path))
     }
 
-    /// Writes every parameter from the content of an adapter file.
-    pub(crate) fn fill(&mut self, path: &Path, bytes: Vec<u8>, backend: &dyn Backend) -> Result<(), AdapterError> {
-        let found = Weights::from_bytes(path, bytes)?;
-        let mut by_name: HashMap<&str, _> = HashMap::new();
-        let mut unbound = Vec::new();
-        for info in found.tensors() {
-            // PEFT strips the adapter's name when it saves; other programs keep it.
-            let bare = info.name.strip_suffix(".default.weight").map(|n| format!("{n}.weight"));
-            by_name.insert(&info.name, info);
-            unbound.push((bare.unwrap_or_else(|| info.name.clone()), &info.name));
-        }
-        let expected: Vec<Tensor> = self.tensors().collect();
-        let names: BTreeMap<&str, &Tensor> = expected.iter().map(|t| (t.name.as_str(), t)).collect();
-        let mut sources: BTreeMap<&str, &str> = BTreeMap::new();
-        // A second tensor of the same meaning binds to nothing either.
-        unbound.retain(|(bare, full)| match names.get_key_value(bare.as_str()) {
-            Some((name, _)) => sources.insert(name, full).is_some(),
-            None => true,
-        });
-        let missing: Vec<String> =
-            names.keys().filter(|n| !sources.contains_key(*n)).map(|n| (*n).to_owned()).collect();
-        if !unbound.is_empty() || !missing.is_empty() {
-            let mut unbound: Vec<String> = unbound.into_iter().map(|(_, full)| full.clone()).collect();
-            unbound.sort();
-            return Err(AdapterError::Binding { unbound, missing });
-        }
+    fn fill(
+        &mut self,
+        found: &Weights,
+        bound: Vec<(Tensor, &TensorInfo, DType)>,
+        backend: &dyn Backend,
+    ) -> Result<(), AdapterError> {
         let mut values = Vec::new();
-        for tensor in &expected {
-            let info = by_name[sources[tensor.name.as_str()]];
-            let Some(dtype) = info.dtype() else {
-                return Err(AdapterError::DType { name: tensor.name.clone(), found: info.dtype_name.clone() });
-            };
-            if info.shape != tensor.shape {
-                let (expected, found) = (tensor.shape.to_vec(), info.shape.clone());
-                return Err(AdapterError::Shape { name: tensor.name.clone(), expected, found });
-            }
+        for (tensor, info, dtype) in bound {
             values.clear();
             values.resize(tensor.len(), 0.0);
             to_f32(dtype, found.bytes(info), &mut values);
             if let Some(element) = values.iter().position(|v| !v.is_finite()) {
-                return Err(AdapterError::NotFinite { name: tensor.name.clone(), value: values[element], element });
+                return Err(AdapterError::NotFinite { name: tensor.name, value: values[element], element });
             }
             backend.write(&mut self.params, tensor.offset, &values);
         }
@@ -108,6 +85,48 @@ impl Adapter {
         files::write_atomic(&folder.join(CONFIG_FILE), self.config.to_json().as_bytes())?;
         Ok(())
     }
+}
+
+/// Pairs every tensor of the modules with its namesake in the file, both ways.
+fn bind<'a>(
+    modules: &[Module],
+    found: &'a Weights,
+) -> Result<Vec<(Tensor, &'a TensorInfo, DType)>, AdapterError> {
+    let mut by_name: HashMap<String, &TensorInfo> = HashMap::new();
+    let mut unbound = Vec::new();
+    for info in found.tensors() {
+        // PEFT strips the adapter's own name when it saves; other programs keep it.
+        let bare = info.name.strip_suffix(".default.weight").map(|n| format!("{n}.weight"));
+        // A second tensor of the same meaning binds to nothing either.
+        if by_name.insert(bare.unwrap_or_else(|| info.name.clone()), info).is_some() {
+            unbound.push(info.name.clone());
+        }
+    }
+    let mut bound = Vec::new();
+    let mut missing = Vec::new();
+    for tensor in modules.iter().flat_map(Module::tensors) {
+        match by_name.remove(&tensor.name) {
+            Some(info) => bound.push((tensor, info)),
+            None => missing.push(tensor.name),
+        }
+    }
+    unbound.extend(by_name.into_values().map(|info| info.name.clone()));
+    if !unbound.is_empty() || !missing.is_empty() {
+        unbound.sort();
+        return Err(AdapterError::Binding { unbound, missing });
+    }
+    let check = |(tensor, info): (Tensor, &'a TensorInfo)| {
+        let name = tensor.name.clone();
+        let Some(dtype) = info.dtype() else {
+            return Err(AdapterError::DType { name, found: info.dtype_name.clone() });
+        };
+        if info.shape != tensor.shape {
+            let (expected, found) = (tensor.shape.to_vec(), info.shape.clone());
+            return Err(AdapterError::Shape { name, expected, found });
+        }
+        Ok((tensor, info, dtype))
+    };
+    bound.into_iter().map(check).collect()
 }
 
 fn no_weights(folder: &Path) -> AdapterError {

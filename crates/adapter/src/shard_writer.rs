@@ -40,6 +40,7 @@ pub fn dtype_name(dtype: DType) -> &'static str {
 }
 
 /// The length of the file that `specs` would make.
+#[allow(dead_code)]
 pub fn file_size(specs: &[TensorSpec]) -> u64 {
     header(specs).len() as u64 + specs.iter().map(|s| s.bytes).sum::<u64>()
 }
@@ -96,7 +97,8 @@ fn header(specs: &[TensorSpec]) -> Vec<u8> {
     let mut offset = 0;
     for TensorSpec { name, dtype, shape, bytes } in specs {
         let end = offset + bytes;
-        entries.insert(name.clone(), json!({ "dtype": dtype, "shape": shape, "data_offsets": [offset, end] }));
+        entries
+            .insert(name.clone(), json!({ "dtype": dtype, "shape": shape, "data_offsets": [offset, end] }));
         offset = end;
     }
     let mut json = serde_json::to_vec(&entries).expect("a JSON value has string keys");

@@ -26,7 +26,8 @@ pub fn resolve(config: &LoraConfig, model: &ModelConfig) -> Result<Vec<Module>, 
     let targets = Matcher::new("target_modules", &config.target_modules)?;
     let excluded = config.exclude_modules.as_ref().map(|m| Matcher::new("exclude_modules", m)).transpose()?;
     let layers = LayerFilter::new(config, model)?;
-    let is_excluded = |path: &str| excluded.as_ref().map_or(Ok(false), |e| e.matches(path).map(|m| m.is_some()));
+    let is_excluded =
+        |path: &str| excluded.as_ref().map_or(Ok(false), |e| e.matches(path).map(|m| m.is_some()));
 
     for (path, reason) in others(model) {
         if let Some(target) = targets.matches(&path)?
@@ -86,7 +87,16 @@ pub fn resolve(config: &LoraConfig, model: &ModelConfig) -> Result<Vec<Module>, 
         }
         let divisor = if config.use_rslora { (rank as f64).sqrt() } else { rank as f64 };
         let b = offset + rank * d_in;
-        modules.push(Module { layer, projection, rank, d_in, d_out, scaling: (alpha / divisor) as f32, a: offset, b });
+        modules.push(Module {
+            layer,
+            projection,
+            rank,
+            d_in,
+            d_out,
+            scaling: (alpha / divisor) as f32,
+            a: offset,
+            b,
+        });
         offset = b + rank * d_out;
     }
     Ok(modules)
@@ -147,17 +157,23 @@ impl<'a> Matcher<'a> {
     fn all_matches(&self, path: &str) -> Result<Vec<&'a str>, AdapterError> {
         Ok(match self {
             Self::AllLinear => {
-                let is_projection = path.rsplit('.').next().is_some_and(|n| Projection::from_name(n).is_some());
+                let is_projection =
+                    path.rsplit('.').next().is_some_and(|n| Projection::from_name(n).is_some());
                 if is_projection { vec!["all-linear"] } else { Vec::new() }
             }
             Self::List(names) => {
                 let hit = |name: &&String| {
-                    path.strip_suffix(name.as_str()).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
+                    path.strip_suffix(name.as_str())
+                        .is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
                 };
                 names.iter().filter(hit).map(String::as_str).collect()
             }
             Self::Regex { key, pattern, regex } => {
-                if is_match(key, regex, path)? { vec![pattern] } else { Vec::new() }
+                if is_match(key, regex, path)? {
+                    vec![pattern]
+                } else {
+                    Vec::new()
+                }
             }
         })
     }
@@ -197,7 +213,8 @@ impl<'a> LayerFilter<'a> {
     fn contains(&self, path: &str) -> Result<bool, AdapterError> {
         let Some(layers) = self.layers else { return Ok(true) };
         for regex in &self.patterns {
-            let found = regex.captures(path).map_err(|e| pattern_error("layers_pattern", regex.as_str(), &e))?;
+            let found =
+                regex.captures(path).map_err(|e| pattern_error("layers_pattern", regex.as_str(), &e))?;
             if let Some(found) = found {
                 let layer = found.name("idx").and_then(|m| m.as_str().parse::<i64>().ok());
                 return Ok(layer.is_some_and(|l| layers.contains(&l)));
