@@ -8,8 +8,10 @@ pub mod adamw;
 pub mod attention;
 mod backend;
 mod buffer;
+mod cpu;
 #[cfg(test)]
 mod finite_difference;
+mod gemm;
 pub mod head_loss;
 mod isa;
 pub mod linear;

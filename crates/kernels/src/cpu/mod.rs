@@ -1,0 +1,2 @@
+//! CPU.
+pub(crate) mod pool;

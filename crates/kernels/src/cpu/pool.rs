@@ -1,0 +1,329 @@
+//! A barrier pool: the same few threads run every kernel, and a kernel ends when all its tasks have.
+//!
+//! A decoded token passes over a hundred parallel regions, so waiting threads spin for some microseconds
+//! before they sleep.
+
+use std::any::Any;
+use std::cell::Cell;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+
+/// Rounds of spinning before a thread sleeps: about 20 microseconds.
+const SPINS: u32 = 1000;
+
+/// Locks a mutex whose data stays valid when a holder panics.
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// A pointer that tasks share; they must keep to disjoint parts.
+#[derive(Clone, Copy)]
+pub(crate) struct SendPtr(pub *mut f32);
+
+// SAFETY: a pointer alone does nothing; whoever dereferences it answers for disjointness.
+unsafe impl Send for SendPtr {}
+// SAFETY: as above.
+unsafe impl Sync for SendPtr {}
+
+impl SendPtr {
+    /// The pointer `offset` elements further.
+    pub fn at(self, offset: usize) -> *mut f32 {
+        self.0.wrapping_add(offset)
+    }
+}
+
+/// A cache line, so that packed panels never straddle two.
+#[derive(Clone, Copy)]
+#[repr(C, align(64))]
+struct Line([f32; 16]);
+
+/// Grow-only working memory, aligned to cache lines. Its contents are whatever was left there.
+#[derive(Default)]
+pub(crate) struct Scratch(Vec<Line>);
+
+impl Scratch {
+    /// At least `len` elements.
+    pub fn at_least(&mut self, len: usize) -> &mut [f32] {
+        let lines = len.div_ceil(16);
+        if self.0.len() < lines {
+            self.0.resize(lines, Line([0.0; 16]));
+        }
+        // SAFETY: a `Line` is exactly 16 f32.
+        unsafe { std::slice::from_raw_parts_mut(self.0.as_mut_ptr().cast(), self.0.len() * 16) }
+    }
+}
+
+/// A parallel region: `task(index, worker)`. The lifetime is erased; [`Pool::run`] outlives its use.
+type Task = *const (dyn Fn(usize, usize) + Sync);
+
+#[derive(Clone, Copy)]
+struct Job {
+    task: Task,
+    tasks: usize,
+}
+
+// SAFETY: the closure is `Sync`, and `Pool::run` keeps it alive until every worker has left it.
+unsafe impl Send for Job {}
+
+struct Shared {
+    /// Bumped once a region; workers wait for it to change.
+    epoch: AtomicU32,
+    job: Mutex<Option<Job>>,
+    next: AtomicUsize,
+    /// Workers that have not finished the current region.
+    working: AtomicUsize,
+    stop: AtomicBool,
+    panic: Mutex<Option<Box<dyn Any + Send>>>,
+    /// Guards the sleep of workers (`wake`) and of the caller (`done`).
+    sleep: Mutex<()>,
+    wake: Condvar,
+    done: Condvar,
+}
+
+/// A fixed set of threads that share out the tasks of one region at a time. The caller is worker 0.
+pub(crate) struct Pool {
+    shared: Arc<Shared>,
+    workers: Vec<JoinHandle<()>>,
+    caller: Mutex<()>,
+}
+
+thread_local! {
+    static INSIDE: Cell<bool> = const { Cell::new(false) };
+}
+
+impl Pool {
+    /// A pool of `threads` threads, the caller's among them.
+    pub fn new(threads: usize) -> Self {
+        let shared = Arc::new(Shared {
+            epoch: AtomicU32::new(0),
+            job: Mutex::new(None),
+            next: AtomicUsize::new(0),
+            working: AtomicUsize::new(0),
+            stop: AtomicBool::new(false),
+            panic: Mutex::new(None),
+            sleep: Mutex::new(()),
+            wake: Condvar::new(),
+            done: Condvar::new(),
+        });
+        let workers = (1..threads.max(1))
+            .map_while(|worker| {
+                let shared = Arc::clone(&shared);
+                let name = format!("kernel-{worker}");
+                // With fewer threads than asked for, everything still runs, only slower.
+                std::thread::Builder::new().name(name).spawn(move || work(&shared, worker)).ok()
+            })
+            .collect();
+        Self { shared, workers, caller: Mutex::new(()) }
+    }
+
+    /// Threads that share the tasks.
+    pub fn threads(&self) -> usize {
+        self.workers.len() + 1
+    }
+
+    /// Runs `task(index, worker)` for every index below `tasks`, in any order, and returns when all are
+    /// done. No two tasks share a `worker` number at the same time. Regions from several threads take turns.
+    ///
+    /// # Panics
+    /// With the panic of a task; when called from inside a task.
+    pub fn run(&self, tasks: usize, task: impl Fn(usize, usize) + Sync) {
+        assert!(!INSIDE.get(), "a parallel region inside another");
+        // One region at a time, also when it needs no other thread: worker 0 has one working memory.
+        let _turn = lock(&self.caller);
+        let _inside = Inside::enter();
+        if tasks <= 1 || self.workers.is_empty() {
+            return (0..tasks).for_each(|index| task(index, 0));
+        }
+        let shared = &*self.shared;
+        let task: &(dyn Fn(usize, usize) + Sync) = &task;
+        // SAFETY: only the lifetime changes. `working` reaches 0 before this function returns, and no
+        // worker touches the closure afterwards.
+        let task: Task = unsafe { std::mem::transmute(task) };
+        let job = Job { task, tasks };
+        *lock(&shared.job) = Some(job);
+        shared.next.store(0, Ordering::Relaxed);
+        shared.working.store(self.workers.len(), Ordering::Relaxed);
+        {
+            let _sleep = lock(&shared.sleep);
+            shared.epoch.fetch_add(1, Ordering::Release);
+            shared.wake.notify_all();
+        }
+        share(shared, job, 0);
+        let finished = || shared.working.load(Ordering::Acquire) == 0;
+        if !spin_until(finished) {
+            let mut sleep = lock(&shared.sleep);
+            while !finished() {
+                sleep = shared.done.wait(sleep).unwrap_or_else(PoisonError::into_inner);
+            }
+        }
+        if let Some(panic) = lock(&shared.panic).take() {
+            resume_unwind(panic);
+        }
+    }
+}
+
+impl Drop for Pool {
+    fn drop(&mut self) {
+        {
+            let _sleep = lock(&self.shared.sleep);
+            self.shared.stop.store(true, Ordering::Relaxed);
+            self.shared.epoch.fetch_add(1, Ordering::Release);
+            self.shared.wake.notify_all();
+        }
+        for worker in self.workers.drain(..) {
+            // A worker's own panics were caught and passed on.
+            let _ = worker.join();
+        }
+    }
+}
+
+/// Marks this thread as inside a region until dropped, also by a panic.
+struct Inside;
+
+impl Inside {
+    fn enter() -> Self {
+        INSIDE.set(true);
+        Self
+    }
+}
+
+impl Drop for Inside {
+    fn drop(&mut self) {
+        INSIDE.set(false);
+    }
+}
+
+/// The life of a worker: wait for an epoch, share in its tasks, report.
+fn work(shared: &Shared, worker: usize) {
+    INSIDE.set(true);
+    let mut seen = 0;
+    loop {
+        let changed = || shared.epoch.load(Ordering::Acquire) != seen;
+        if !spin_until(changed) {
+            let mut sleep = lock(&shared.sleep);
+            while !changed() {
+                sleep = shared.wake.wait(sleep).unwrap_or_else(PoisonError::into_inner);
+            }
+        }
+        // The next region starts only after every worker has reported, so no epoch is missed.
+        seen = seen.wrapping_add(1);
+        if shared.stop.load(Ordering::Relaxed) {
+            return;
+        }
+        let job = *lock(&shared.job);
+        if let Some(job) = job {
+            share(shared, job, worker);
+        }
+        if shared.working.fetch_sub(1, Ordering::AcqRel) == 1 {
+            let _sleep = lock(&shared.sleep);
+            shared.done.notify_one();
+        }
+    }
+}
+
+/// Takes tasks until none is left; after a panic the rest are skipped.
+fn share(shared: &Shared, job: Job, worker: usize) {
+    let result = catch_unwind(AssertUnwindSafe(|| {
+        loop {
+            let index = shared.next.fetch_add(1, Ordering::Relaxed);
+            if index >= job.tasks {
+                return;
+            }
+            // SAFETY: the region is not over while this worker has not reported, so the closure lives.
+            unsafe { (*job.task)(index, worker) };
+        }
+    }));
+    if let Err(panic) = result {
+        shared.next.store(job.tasks, Ordering::Relaxed);
+        lock(&shared.panic).get_or_insert(panic);
+    }
+}
+
+/// Spins for a while; whether `ready` came true.
+fn spin_until(ready: impl Fn() -> bool) -> bool {
+    for _ in 0..SPINS {
+        if ready() {
+            return true;
+        }
+        std::hint::spin_loop();
+    }
+    ready()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_task_runs_exactly_once() {
+        for threads in [1, 2, 3, 7] {
+            let pool = Pool::new(threads);
+            for tasks in [0, 1, 2, 5, 100] {
+                let counts: Vec<AtomicUsize> = (0..tasks).map(|_| AtomicUsize::new(0)).collect();
+                pool.run(tasks, |index, worker| {
+                    assert!(worker < threads);
+                    counts[index].fetch_add(1, Ordering::Relaxed);
+                });
+                assert!(counts.iter().all(|c| c.load(Ordering::Relaxed) == 1), "{threads} {tasks}");
+            }
+        }
+    }
+
+    #[test]
+    fn regions_follow_each_other_without_mixing() {
+        let pool = Pool::new(3);
+        let sum = AtomicUsize::new(0);
+        for round in 0..2000 {
+            pool.run(4, |_, _| {
+                sum.fetch_add(round, Ordering::Relaxed);
+            });
+        }
+        assert_eq!(sum.load(Ordering::Relaxed), 4 * 2000 * 1999 / 2);
+    }
+
+    #[test]
+    fn a_panic_reaches_the_caller_and_the_pool_lives_on() {
+        let pool = Pool::new(2);
+        let result = catch_unwind(AssertUnwindSafe(|| pool.run(8, |index, _| assert_ne!(index, 5))));
+        assert!(result.is_err());
+        let count = AtomicUsize::new(0);
+        pool.run(8, |_, _| {
+            count.fetch_add(1, Ordering::Relaxed);
+        });
+        assert_eq!(count.load(Ordering::Relaxed), 8);
+    }
+
+    #[test]
+    fn a_nested_region_is_refused() {
+        let pool = Pool::new(2);
+        let result = catch_unwind(AssertUnwindSafe(|| pool.run(4, |_, _| pool.run(1, |_, _| ()))));
+        assert!(result.is_err());
+    }
+
+    #[test]
+    fn callers_on_several_threads_take_turns() {
+        let pool = Pool::new(2);
+        let busy = [AtomicBool::new(false), AtomicBool::new(false)];
+        std::thread::scope(|scope| {
+            for _ in 0..3 {
+                scope.spawn(|| {
+                    for _ in 0..200 {
+                        pool.run(3, |_, worker| {
+                            assert!(!busy[worker].swap(true, Ordering::SeqCst));
+                            busy[worker].store(false, Ordering::SeqCst);
+                        });
+                    }
+                });
+            }
+        });
+    }
+
+    #[test]
+    fn scratch_grows_and_is_aligned() {
+        let mut scratch = Scratch::default();
+        assert!(scratch.at_least(5).len() >= 5);
+        assert_eq!(scratch.at_least(1000).as_ptr().addr() % 64, 0);
+    }
+}

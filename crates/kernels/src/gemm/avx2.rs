@@ -1,0 +1,153 @@
+//! AVX2 with FMA and F16C: 8 lanes, tiles of 6 x 16 with their 12 sums in registers.
+
+use std::arch::x86_64::*;
+
+use super::kernel_table;
+use super::lanes::{BF16, F32, Lanes};
+
+/// f32 words on AVX2.
+pub(super) struct Avx2;
+
+/// A mask of the first `n` of 8 lanes.
+///
+/// # Safety
+/// Needs AVX2.
+#[inline(always)]
+unsafe fn first(n: usize) -> __m256i {
+    // SAFETY: the caller has AVX2.
+    unsafe { _mm256_cmpgt_epi32(_mm256_set1_epi32(n.min(8) as i32), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7)) }
+}
+
+/// Rounds 8 f32 to bf16 precision, to nearest, ties to even; NaN as in the AVX-512 version.
+///
+/// # Safety
+/// Needs AVX2.
+#[inline(always)]
+unsafe fn round_bf16(v: __m256) -> __m256 {
+    // SAFETY: the caller has AVX2.
+    unsafe {
+        let bits = _mm256_castps_si256(v);
+        let odd = _mm256_and_si256(_mm256_srli_epi32::<16>(bits), _mm256_set1_epi32(1));
+        let up = _mm256_add_epi32(bits, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff)));
+        let rounded = _mm256_and_si256(up, _mm256_set1_epi32(0xffff_0000u32 as i32));
+        let nan = _mm256_cmp_ps::<_CMP_UNORD_Q>(v, v);
+        _mm256_blendv_ps(_mm256_castsi256_ps(rounded), v, nan)
+    }
+}
+
+impl Lanes for Avx2 {
+    type V = __m256;
+    const LANES: usize = 8;
+    const ROWS: usize = 6;
+    const PAIR: usize = 1;
+
+    #[inline(always)]
+    unsafe fn zero() -> __m256 {
+        // SAFETY: as the trait asks.
+        unsafe { _mm256_setzero_ps() }
+    }
+
+    #[inline(always)]
+    unsafe fn splat(v: f32) -> __m256 {
+        // SAFETY: as the trait asks.
+        unsafe { _mm256_set1_ps(v) }
+    }
+
+    #[inline(always)]
+    unsafe fn load(p: *const f32) -> __m256 {
+        // SAFETY: as the trait asks.
+        unsafe { _mm256_loadu_ps(p) }
+    }
+
+    #[inline(always)]
+    unsafe fn load_first(p: *const f32, n: usize) -> __m256 {
+        // SAFETY: as the trait asks; masked lanes are not touched.
+        unsafe { _mm256_maskload_ps(p, first(n)) }
+    }
+
+    #[inline(always)]
+    unsafe fn store(p: *mut f32, v: __m256) {
+        // SAFETY: as the trait asks.
+        unsafe { _mm256_storeu_ps(p, v) }
+    }
+
+    #[inline(always)]
+    unsafe fn store_first(p: *mut f32, n: usize, v: __m256) {
+        // SAFETY: as the trait asks; masked lanes are not touched.
+        unsafe { _mm256_maskstore_ps(p, first(n), v) }
+    }
+
+    #[inline(always)]
+    unsafe fn step(acc: __m256, a: __m256, b: __m256) -> __m256 {
+        // SAFETY: as the trait asks.
+        unsafe { _mm256_fmadd_ps(a, b, acc) }
+    }
+
+    #[inline(always)]
+    unsafe fn mul_add(acc: __m256, a: __m256, b: __m256) -> __m256 {
+        // SAFETY: as the trait asks.
+        unsafe { _mm256_fmadd_ps(a, b, acc) }
+    }
+
+    #[inline(always)]
+    unsafe fn words_along<const D: u8>(p: *const u8, round: bool) -> __m256 {
+        // SAFETY: as the trait asks; the loads are unaligned ones.
+        unsafe {
+            let v = match D {
+                F32 => _mm256_loadu_ps(p.cast()),
+                BF16 => {
+                    let half = _mm_loadu_si128(p.cast());
+                    _mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(half)))
+                }
+                _ => _mm256_cvtph_ps(_mm_loadu_si128(p.cast())),
+            };
+            if round && D != BF16 { round_bf16(v) } else { v }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn words_across<const D: u8>(p0: *const u8, _: *const u8, round: bool) -> __m256 {
+        // SAFETY: as the trait asks.
+        unsafe { Self::words_along::<D>(p0, round) }
+    }
+
+    #[inline(always)]
+    unsafe fn transpose(rows: &mut [__m256; 16]) {
+        // SAFETY: as the trait asks.
+        unsafe {
+            let mut t = *rows;
+            for i in 0..4 {
+                t[2 * i] = _mm256_unpacklo_ps(rows[2 * i], rows[2 * i + 1]);
+                t[2 * i + 1] = _mm256_unpackhi_ps(rows[2 * i], rows[2 * i + 1]);
+            }
+            // u[4q + c] holds, in 128-bit lane l, column 4l + c of rows 4q .. 4q + 4.
+            let mut u = t;
+            for q in 0..2 {
+                u[4 * q] = _mm256_shuffle_ps::<0x44>(t[4 * q], t[4 * q + 2]);
+                u[4 * q + 1] = _mm256_shuffle_ps::<0xee>(t[4 * q], t[4 * q + 2]);
+                u[4 * q + 2] = _mm256_shuffle_ps::<0x44>(t[4 * q + 1], t[4 * q + 3]);
+                u[4 * q + 3] = _mm256_shuffle_ps::<0xee>(t[4 * q + 1], t[4 * q + 3]);
+            }
+            for c in 0..4 {
+                rows[c] = _mm256_permute2f128_ps::<0x20>(u[c], u[4 + c]);
+                rows[4 + c] = _mm256_permute2f128_ps::<0x31>(u[c], u[4 + c]);
+            }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn sums([a, b, c, d]: [__m256; 4]) -> [f32; 4] {
+        // SAFETY: as the trait asks; the store is into a local of 16 bytes.
+        unsafe {
+            let ab = _mm256_add_ps(_mm256_unpacklo_ps(a, b), _mm256_unpackhi_ps(a, b));
+            let cd = _mm256_add_ps(_mm256_unpacklo_ps(c, d), _mm256_unpackhi_ps(c, d));
+            let abcd = _mm256_add_ps(_mm256_shuffle_ps::<0x44>(ab, cd), _mm256_shuffle_ps::<0xee>(ab, cd));
+            let quarter = _mm_add_ps(_mm256_castps256_ps128(abcd), _mm256_extractf128_ps::<1>(abcd));
+            let mut out = [0.0; 4];
+            _mm_storeu_ps(out.as_mut_ptr(), quarter);
+            out
+        }
+    }
+}
+
+kernel_table!("avx2,fma,f16c", Avx2);

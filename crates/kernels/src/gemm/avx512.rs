@@ -1,0 +1,193 @@
+//! AVX-512: 16 lanes, tiles of 14 x 32 with their 28 sums in registers.
+
+use std::arch::x86_64::*;
+
+use super::kernel_table;
+use super::lanes::{BF16, F32, Lanes};
+
+/// f32 words on AVX-512.
+pub(super) struct Avx512;
+
+/// The first `n` of 16 lanes.
+#[inline(always)]
+pub(super) fn first(n: usize) -> __mmask16 {
+    if n >= 16 { !0 } else { (1 << n) - 1 }
+}
+
+/// Rounds 16 f32 to bf16 precision, to nearest, ties to even. A NaN keeps its upper bits and stays a NaN
+/// unless its payload lives in the lower half alone, which arithmetic never produces.
+///
+/// # Safety
+/// Needs AVX-512F.
+#[inline(always)]
+unsafe fn round_bf16(v: __m512) -> __m512 {
+    // SAFETY: the caller has AVX-512F.
+    unsafe {
+        let bits = _mm512_castps_si512(v);
+        let odd = _mm512_and_si512(_mm512_srli_epi32::<16>(bits), _mm512_set1_epi32(1));
+        let up = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
+        let rounded = _mm512_and_si512(up, _mm512_set1_epi32(0xffff_0000u32 as i32));
+        let nan = _mm512_cmp_ps_mask::<_CMP_UNORD_Q>(v, v);
+        _mm512_mask_mov_ps(_mm512_castsi512_ps(rounded), nan, v)
+    }
+}
+
+/// 16 elements of the source type as f32.
+///
+/// # Safety
+/// Needs AVX-512F and 16 readable elements at `p`.
+#[inline(always)]
+pub(super) unsafe fn widen<const D: u8>(p: *const u8) -> __m512 {
+    // SAFETY: the caller has AVX-512F and vouches for the elements; the loads are unaligned ones.
+    unsafe {
+        match D {
+            F32 => _mm512_loadu_ps(p.cast()),
+            BF16 => {
+                let half = _mm256_loadu_si256(p.cast());
+                _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(half)))
+            }
+            _ => _mm512_cvtph_ps(_mm256_loadu_si256(p.cast())),
+        }
+    }
+}
+
+/// Transposes 16 x 16 words.
+///
+/// # Safety
+/// Needs AVX-512F.
+#[inline(always)]
+pub(super) unsafe fn transpose(rows: &mut [__m512; 16]) {
+    // SAFETY: the caller has AVX-512F.
+    unsafe {
+        let mut t = *rows;
+        for i in 0..8 {
+            t[2 * i] = _mm512_unpacklo_ps(rows[2 * i], rows[2 * i + 1]);
+            t[2 * i + 1] = _mm512_unpackhi_ps(rows[2 * i], rows[2 * i + 1]);
+        }
+        // u[4q + c] holds, in 128-bit lane l, column 4l + c of rows 4q .. 4q + 4.
+        let mut u = t;
+        for q in 0..4 {
+            let (a, b) = (_mm512_castps_pd(t[4 * q]), _mm512_castps_pd(t[4 * q + 1]));
+            let (c, d) = (_mm512_castps_pd(t[4 * q + 2]), _mm512_castps_pd(t[4 * q + 3]));
+            u[4 * q] = _mm512_castpd_ps(_mm512_unpacklo_pd(a, c));
+            u[4 * q + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(a, c));
+            u[4 * q + 2] = _mm512_castpd_ps(_mm512_unpacklo_pd(b, d));
+            u[4 * q + 3] = _mm512_castpd_ps(_mm512_unpackhi_pd(b, d));
+        }
+        for c in 0..4 {
+            let lo01 = _mm512_shuffle_f32x4::<0x44>(u[c], u[4 + c]);
+            let hi01 = _mm512_shuffle_f32x4::<0xee>(u[c], u[4 + c]);
+            let lo23 = _mm512_shuffle_f32x4::<0x44>(u[8 + c], u[12 + c]);
+            let hi23 = _mm512_shuffle_f32x4::<0xee>(u[8 + c], u[12 + c]);
+            rows[c] = _mm512_shuffle_f32x4::<0x88>(lo01, lo23);
+            rows[4 + c] = _mm512_shuffle_f32x4::<0xdd>(lo01, lo23);
+            rows[8 + c] = _mm512_shuffle_f32x4::<0x88>(hi01, hi23);
+            rows[12 + c] = _mm512_shuffle_f32x4::<0xdd>(hi01, hi23);
+        }
+    }
+}
+
+/// The sums of four vectors.
+///
+/// # Safety
+/// Needs AVX-512F.
+#[inline(always)]
+pub(super) unsafe fn sums([a, b, c, d]: [__m512; 4]) -> [f32; 4] {
+    // SAFETY: the caller has AVX-512F; the store is into a local of 16 bytes.
+    unsafe {
+        let ab = _mm512_add_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
+        let cd = _mm512_add_ps(_mm512_unpacklo_ps(c, d), _mm512_unpackhi_ps(c, d));
+        let abcd =
+            _mm512_add_ps(_mm512_shuffle_ps::<0x44>(ab, cd), _mm512_shuffle_ps::<0xee>(ab, cd));
+        let upper = _mm256_castpd_ps(_mm512_extractf64x4_pd::<1>(_mm512_castps_pd(abcd)));
+        let half = _mm256_add_ps(_mm512_castps512_ps256(abcd), upper);
+        let quarter = _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps::<1>(half));
+        let mut out = [0.0; 4];
+        _mm_storeu_ps(out.as_mut_ptr(), quarter);
+        out
+    }
+}
+
+impl Lanes for Avx512 {
+    type V = __m512;
+    const LANES: usize = 16;
+    const ROWS: usize = 14;
+    const PAIR: usize = 1;
+
+    #[inline(always)]
+    unsafe fn zero() -> __m512 {
+        // SAFETY: as the trait asks.
+        unsafe { _mm512_setzero_ps() }
+    }
+
+    #[inline(always)]
+    unsafe fn splat(v: f32) -> __m512 {
+        // SAFETY: as the trait asks.
+        unsafe { _mm512_set1_ps(v) }
+    }
+
+    #[inline(always)]
+    unsafe fn load(p: *const f32) -> __m512 {
+        // SAFETY: as the trait asks.
+        unsafe { _mm512_loadu_ps(p) }
+    }
+
+    #[inline(always)]
+    unsafe fn load_first(p: *const f32, n: usize) -> __m512 {
+        // SAFETY: as the trait asks; masked lanes are not touched.
+        unsafe { _mm512_maskz_loadu_ps(first(n), p) }
+    }
+
+    #[inline(always)]
+    unsafe fn store(p: *mut f32, v: __m512) {
+        // SAFETY: as the trait asks.
+        unsafe { _mm512_storeu_ps(p, v) }
+    }
+
+    #[inline(always)]
+    unsafe fn store_first(p: *mut f32, n: usize, v: __m512) {
+        // SAFETY: as the trait asks; masked lanes are not touched.
+        unsafe { _mm512_mask_storeu_ps(p, first(n), v) }
+    }
+
+    #[inline(always)]
+    unsafe fn step(acc: __m512, a: __m512, b: __m512) -> __m512 {
+        // SAFETY: as the trait asks.
+        unsafe { _mm512_fmadd_ps(a, b, acc) }
+    }
+
+    #[inline(always)]
+    unsafe fn mul_add(acc: __m512, a: __m512, b: __m512) -> __m512 {
+        // SAFETY: as the trait asks.
+        unsafe { _mm512_fmadd_ps(a, b, acc) }
+    }
+
+    #[inline(always)]
+    unsafe fn words_along<const D: u8>(p: *const u8, round: bool) -> __m512 {
+        // SAFETY: as the trait asks.
+        unsafe {
+            let v = widen::<D>(p);
+            if round && D != BF16 { round_bf16(v) } else { v }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn words_across<const D: u8>(p0: *const u8, _: *const u8, round: bool) -> __m512 {
+        // SAFETY: as the trait asks.
+        unsafe { Self::words_along::<D>(p0, round) }
+    }
+
+    #[inline(always)]
+    unsafe fn transpose(rows: &mut [__m512; 16]) {
+        // SAFETY: as the trait asks.
+        unsafe { transpose(rows) }
+    }
+
+    #[inline(always)]
+    unsafe fn sums(v: [__m512; 4]) -> [f32; 4] {
+        // SAFETY: as the trait asks.
+        unsafe { sums(v) }
+    }
+}
+
+kernel_table!("avx512f,avx512bw,avx512dq,avx512vl", Avx512);

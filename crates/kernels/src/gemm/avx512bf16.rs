@@ -1,0 +1,132 @@
+//! AVX512-BF16: `vdpbf16ps` multiplies 32 pairs and adds them into 16 f32 sums, twice the rate of f32.
+
+use std::arch::x86_64::*;
+
+use super::kernel_table;
+use super::lanes::{BF16, F32, Lanes};
+use super::{avx512, avx512::Avx512};
+
+/// Words of two bf16 on AVX512-BF16.
+pub(super) struct Avx512Bf16;
+
+/// 32 consecutive elements as bf16.
+///
+/// # Safety
+/// Needs AVX512-BF16 and 32 readable elements at `p`.
+#[inline(always)]
+unsafe fn pairs_along<const D: u8>(p: *const u8) -> __m512 {
+    // SAFETY: the caller has AVX512-BF16 and vouches for the elements.
+    unsafe {
+        if D == BF16 {
+            return _mm512_loadu_ps(p.cast());
+        }
+        let bytes = if D == F32 { 64 } else { 32 };
+        let (lower, upper) = (avx512::widen::<D>(p), avx512::widen::<D>(p.add(bytes)));
+        std::mem::transmute::<__m512bh, __m512>(_mm512_cvtne2ps_pbh(upper, lower))
+    }
+}
+
+/// 16 elements as bf16, each zero-extended to a word.
+///
+/// # Safety
+/// Needs AVX512-BF16 and 16 readable elements at `p`.
+#[inline(always)]
+unsafe fn halves<const D: u8>(p: *const u8) -> __m512i {
+    // SAFETY: the caller has AVX512-BF16 and vouches for the elements.
+    unsafe {
+        let bits = if D == BF16 {
+            _mm256_loadu_si256(p.cast())
+        } else {
+            std::mem::transmute::<__m256bh, __m256i>(_mm512_cvtneps_pbh(avx512::widen::<D>(p)))
+        };
+        _mm512_cvtepu16_epi32(bits)
+    }
+}
+
+impl Lanes for Avx512Bf16 {
+    type V = __m512;
+    const LANES: usize = 16;
+    const ROWS: usize = 14;
+    const PAIR: usize = 2;
+
+    #[inline(always)]
+    unsafe fn zero() -> __m512 {
+        // SAFETY: as the trait asks.
+        unsafe { Avx512::zero() }
+    }
+
+    #[inline(always)]
+    unsafe fn splat(v: f32) -> __m512 {
+        // SAFETY: as the trait asks.
+        unsafe { Avx512::splat(v) }
+    }
+
+    #[inline(always)]
+    unsafe fn load(p: *const f32) -> __m512 {
+        // SAFETY: as the trait asks.
+        unsafe { Avx512::load(p) }
+    }
+
+    #[inline(always)]
+    unsafe fn load_first(p: *const f32, n: usize) -> __m512 {
+        // SAFETY: as the trait asks.
+        unsafe { Avx512::load_first(p, n) }
+    }
+
+    #[inline(always)]
+    unsafe fn store(p: *mut f32, v: __m512) {
+        // SAFETY: as the trait asks.
+        unsafe { Avx512::store(p, v) }
+    }
+
+    #[inline(always)]
+    unsafe fn store_first(p: *mut f32, n: usize, v: __m512) {
+        // SAFETY: as the trait asks.
+        unsafe { Avx512::store_first(p, n, v) }
+    }
+
+    #[inline(always)]
+    unsafe fn step(acc: __m512, a: __m512, b: __m512) -> __m512 {
+        // SAFETY: as the trait asks; both types are 64 bytes of plain bits.
+        unsafe {
+            let a = std::mem::transmute::<__m512, __m512bh>(a);
+            let b = std::mem::transmute::<__m512, __m512bh>(b);
+            _mm512_dpbf16_ps(acc, a, b)
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn mul_add(acc: __m512, a: __m512, b: __m512) -> __m512 {
+        // SAFETY: as the trait asks.
+        unsafe { Avx512::mul_add(acc, a, b) }
+    }
+
+    #[inline(always)]
+    unsafe fn words_along<const D: u8>(p: *const u8, _: bool) -> __m512 {
+        // SAFETY: as the trait asks.
+        unsafe { pairs_along::<D>(p) }
+    }
+
+    #[inline(always)]
+    unsafe fn words_across<const D: u8>(p0: *const u8, p1: *const u8, _: bool) -> __m512 {
+        // SAFETY: as the trait asks.
+        unsafe {
+            let upper = _mm512_slli_epi32::<16>(halves::<D>(p1));
+            _mm512_castsi512_ps(_mm512_or_si512(halves::<D>(p0), upper))
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn transpose(rows: &mut [__m512; 16]) {
+        // SAFETY: as the trait asks.
+        unsafe { avx512::transpose(rows) }
+    }
+
+    #[inline(always)]
+    unsafe fn sums(v: [__m512; 4]) -> [f32; 4] {
+        // SAFETY: as the trait asks.
+        unsafe { avx512::sums(v) }
+    }
+}
+
+kernel_table!("avx512f,avx512bw,avx512dq,avx512vl,avx512bf16", Avx512Bf16);

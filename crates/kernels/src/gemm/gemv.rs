@@ -1,0 +1,75 @@
+//! Products for decoding: a few rows of activations, every weight read from memory once.
+
+use std::sync::Mutex;
+
+use super::{DotJob, Kernels};
+use crate::cpu::pool::{Pool, Scratch, SendPtr, lock};
+use crate::{Isa, Matrix};
+
+/// Fewest bytes of weights a task reads, so that sharing costs little.
+const TASK_BYTES: usize = 64 << 10;
+
+/// `out = inp Wᵀ` for at most [`FewRows::MOST`] rows of `inp`.
+pub(crate) struct FewRows {
+    kernels: &'static Kernels,
+    round: bool,
+    words: Mutex<Scratch>,
+}
+
+impl FewRows {
+    /// Most rows for which reading weights in place beats packing them.
+    pub const MOST: usize = 8;
+
+    /// Products on `isa`; under `bf16` both operands are rounded to bf16 and summed in f32.
+    pub fn new(isa: Isa, bf16: bool) -> Self {
+        Self { kernels: Kernels::select(isa, bf16), round: bf16, words: Mutex::default() }
+    }
+
+    /// `out (N, OUT) = inp (N, IN) Wᵀ`.
+    ///
+    /// # Panics
+    /// If a slice is shorter than its shape.
+    pub fn forward(&self, pool: &Pool, out: &mut [f32], inp: &[f32], w: &Matrix, n: usize) {
+        let (d_out, d_in) = (w.rows(), w.cols());
+        assert!(out.len() >= n * d_out && inp.len() >= n * d_in);
+        let (dtype, bytes) = w.host();
+        let Kernels { lanes, pair, words, dots, .. } = *self.kernels;
+
+        // Rounded, and paired where words are pairs, once for all rows of W.
+        let inp_stride = d_in.div_ceil(pair).next_multiple_of(lanes);
+        let mut packed = lock(&self.words);
+        let packed = packed.at_least(n * inp_stride);
+        for i in 0..n {
+            let dst = &mut packed[i * inp_stride..][..inp_stride];
+            // SAFETY: `select` checked the instruction set; `dst` holds all words of the row.
+            unsafe { words(dst.as_mut_ptr(), &inp[i * d_in..][..d_in], self.round) };
+        }
+
+        let w_stride = d_in * dtype.size();
+        let most = d_out.div_ceil(4 * pool.threads());
+        let task_rows = TASK_BYTES.div_ceil(w_stride.max(1)).min(most).max(1).next_multiple_of(4);
+        let inp = SendPtr(packed.as_mut_ptr());
+        let out = SendPtr(out.as_mut_ptr());
+        pool.run(d_out.div_ceil(task_rows), |task, _| {
+            let row = task * task_rows;
+            let job = DotJob {
+                out: out.at(row),
+                out_stride: d_out,
+                n,
+                inp: inp.at(0),
+                inp_stride,
+                w_rows: (d_out - row).min(task_rows),
+                w: bytes[row * w_stride..].as_ptr(),
+                w_stride,
+                dtype,
+                k: d_in,
+                alpha: 1.0,
+                accumulate: false,
+                round: self.round,
+            };
+            // SAFETY: the shapes were checked above and a `Matrix` holds all its rows; tasks write disjoint
+            // columns of `out`.
+            unsafe { dots(&job) };
+        });
+    }
+}

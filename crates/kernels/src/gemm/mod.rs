@@ -1,0 +1,272 @@
+//! Matrix products: packed panels, register tiles, one code for every instruction set.
+//!
+//! `C = alpha · A B` in f32, from operands of any strides; `B` may be a frozen weight still in its file.
+//! `k` is cut into blocks that depend on `k` alone and summed in ascending order, so an element of `C` is
+//! the same bits whatever the number of threads and however rows and columns are shared out.
+
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+#[cfg(target_arch = "x86_64")]
+mod avx512bf16;
+mod gemv;
+mod kernel;
+mod lanes;
+mod pack;
+mod scalar;
+
+use std::sync::Mutex;
+
+use crate::Isa;
+use crate::cpu::pool::{Pool, Scratch, SendPtr, lock};
+
+pub(crate) use gemv::FewRows;
+pub(crate) use kernel::{DotJob, TileJob, part};
+pub(crate) use pack::{PackJob, View};
+
+/// Most words of `k` summed in registers before `C` is touched: a panel of `A` of this length fits L1.
+const BLOCK_STEPS: usize = 384;
+/// Most blocks of `k` packed at a time, which bounds the memory for `A`.
+const BLOCKS_AT_ONCE: usize = 8;
+/// Most rows of `A` packed at a time.
+const ROWS_AT_ONCE: usize = 1024;
+/// Most columns of `B` packed at a time by one thread: with `BLOCK_STEPS` a fifth of L2.
+const COLS_AT_ONCE: usize = 128;
+
+/// The entry points compiled for one instruction set, and what their caller must know about it.
+///
+/// All are unsafe: the processor must have the instruction set ([`Kernels::select`] sees to that) and the
+/// job's pointers must be valid for its shape.
+pub(crate) struct Kernels {
+    /// Words in a vector; also the words of a step in a panel of `A`, and half of one of `B`.
+    pub lanes: usize,
+    /// Rows of the tallest tile.
+    pub rows: usize,
+    /// Elements of `k` in a word.
+    pub pair: usize,
+    /// Packs part of an operand.
+    pub pack: unsafe fn(&PackJob<'_>),
+    /// Turns rows of f32 into words along `k`.
+    pub words: unsafe fn(*mut f32, &[f32], bool),
+    /// Multiplies packed panels.
+    pub tiles: unsafe fn(&TileJob),
+    /// Multiplies rows in place.
+    pub dots: unsafe fn(&DotJob),
+}
+
+/// Compiles the kernels for one implementor of `Lanes`, as `KERNELS`.
+macro_rules! kernel_table {
+    ($features:literal, $lanes:ty) => {
+        kernel_table!(@ $lanes, #[target_feature(enable = $features)]);
+    };
+    ($lanes:ty) => {
+        kernel_table!(@ $lanes, );
+    };
+    (@ $lanes:ty, $(#[$feature:meta])?) => {
+        /// The kernels of this instruction set.
+        pub(super) static KERNELS: super::Kernels = {
+            $(#[$feature])?
+            unsafe fn pack(job: &super::PackJob<'_>) {
+                // SAFETY: the instruction set is enabled here; the rest is the caller's promise.
+                unsafe { super::pack::pack::<$lanes>(job) }
+            }
+            $(#[$feature])?
+            unsafe fn words(dst: *mut f32, src: &[f32], round: bool) {
+                // SAFETY: as above.
+                unsafe { super::pack::words::<$lanes>(dst, src, round) }
+            }
+            $(#[$feature])?
+            unsafe fn tiles(job: &super::TileJob) {
+                // SAFETY: as above.
+                unsafe { super::kernel::tiles::<$lanes>(job) }
+            }
+            $(#[$feature])?
+            unsafe fn dots(job: &super::DotJob) {
+                // SAFETY: as above.
+                unsafe { super::kernel::dots::<$lanes>(job) }
+            }
+            super::Kernels {
+                lanes: <$lanes as super::lanes::Lanes>::LANES,
+                rows: <$lanes as super::lanes::Lanes>::ROWS,
+                pair: <$lanes as super::lanes::Lanes>::PAIR,
+                pack,
+                words,
+                tiles,
+                dots,
+            }
+        };
+    };
+}
+use kernel_table;
+
+impl Kernels {
+    /// The kernels of `isa`, on bf16 pairs where asked and possible.
+    ///
+    /// # Panics
+    /// If this machine does not run `isa`.
+    pub fn select(isa: Isa, pairs: bool) -> &'static Self {
+        assert!(isa.is_supported(), "this machine does not run {isa}");
+        #[cfg(target_arch = "x86_64")]
+        match isa {
+            Isa::Avx512Bf16 if pairs => return &avx512bf16::KERNELS,
+            Isa::Avx512Bf16 | Isa::Avx512 => return &avx512::KERNELS,
+            Isa::Avx2 => return &avx2::KERNELS,
+            Isa::Scalar => {}
+        }
+        let _ = pairs;
+        &scalar::KERNELS
+    }
+}
+
+/// `C (m, n) = alpha · A (m, k) B (k, n)`, or `+=`.
+pub(crate) struct Product<'a> {
+    /// Output, row-major.
+    pub c: &'a mut [f32],
+    /// Elements from one row of `c` to the next.
+    pub ldc: usize,
+    /// Rows of `A` as `outer`.
+    pub a: View<'a>,
+    /// Columns of `B` as `outer`.
+    pub b: View<'a>,
+    /// Rows of `C`.
+    pub m: usize,
+    /// Columns of `C`.
+    pub n: usize,
+    /// Terms of each sum.
+    pub k: usize,
+    /// Multiplies the product.
+    pub alpha: f32,
+    /// Whether to add to `c` or to overwrite it.
+    pub accumulate: bool,
+}
+
+/// Products on one instruction set in one precision, with the buffers they pack into.
+pub(crate) struct Gemm {
+    kernels: &'static Kernels,
+    round: bool,
+    packed_a: Mutex<Scratch>,
+    packed_b: Vec<Mutex<Scratch>>,
+}
+
+impl Gemm {
+    /// Products on `isa`; under `bf16` both operands are rounded to bf16 and summed in f32.
+    pub fn new(isa: Isa, bf16: bool, threads: usize) -> Self {
+        Self {
+            kernels: Kernels::select(isa, bf16),
+            round: bf16,
+            packed_a: Mutex::default(),
+            packed_b: (0..threads).map(|_| Mutex::default()).collect(),
+        }
+    }
+
+    /// Computes a product on all threads of `pool`.
+    ///
+    /// # Panics
+    /// If an operand is shorter than its shape.
+    pub fn product(&self, pool: &Pool, p: Product<'_>) {
+        p.a.check(p.m, p.k);
+        p.b.check(p.n, p.k);
+        if p.m == 0 || p.n == 0 {
+            return;
+        }
+        assert!(p.ldc >= p.n && p.c.len() >= (p.m - 1) * p.ldc + p.n, "a product longer than its output");
+        if p.k == 0 {
+            if !p.accumulate {
+                p.c.chunks_mut(p.ldc).take(p.m).for_each(|row| row[..p.n].fill(0.0));
+            }
+            return;
+        }
+        let row_blocks = p.m.div_ceil(ROWS_AT_ONCE);
+        for block in 0..row_blocks {
+            self.row_block(pool, &p, SendPtr(p.c.as_ptr().cast_mut()), part(p.m, row_blocks, block));
+        }
+    }
+
+    /// Rows `row .. row + m` of a product: packs `A` once for all threads, then each takes columns of `B`.
+    fn row_block(&self, pool: &Pool, p: &Product<'_>, c: SendPtr, (row, m): (usize, usize)) {
+        let Kernels { lanes, rows, pair, pack, tiles, .. } = *self.kernels;
+        let width = 2 * lanes;
+        let steps = p.k.div_ceil(pair);
+        let blocks = steps.div_ceil(BLOCK_STEPS);
+        let block_steps = steps.div_ceil(blocks).next_multiple_of(lanes);
+        let blocks = steps.div_ceil(block_steps);
+        let panels = m.div_ceil(rows);
+        let a_panel = block_steps * lanes;
+
+        // Enough column tasks to keep every thread busy; where columns are few, rows are shared out too.
+        let wanted = 3 * pool.threads();
+        let task_cols = (p.n.div_ceil(wanted)).next_multiple_of(width).min(COLS_AT_ONCE);
+        let col_tasks = p.n.div_ceil(task_cols);
+        let row_tasks = if pool.threads() == 1 { 1 } else { wanted.div_ceil(col_tasks).min(panels) };
+        let k_of = |block: usize| {
+            let k = block * block_steps * pair;
+            (k, (block_steps * pair).min(p.k - k))
+        };
+
+        let mut packed_a = lock(&self.packed_a);
+        for first in (0..blocks).step_by(BLOCKS_AT_ONCE) {
+            let count = (blocks - first).min(BLOCKS_AT_ONCE);
+            let packed = SendPtr(packed_a.at_least(count * panels * a_panel).as_mut_ptr());
+            pool.run(panels, |panel, _| {
+                let (outer, outers) = part(m, panels, panel);
+                for block in 0..count {
+                    let (k, k_len) = k_of(first + block);
+                    let dst = packed.at((block * panels + panel) * a_panel);
+                    let src = p.a;
+                    let outer = row + outer;
+                    let job =
+                        PackJob { dst, dst_stride: lanes, src, outer, outers, k, k_len, round: self.round };
+                    // SAFETY: `select` checked the instruction set, `product` the view; every panel of every
+                    // block has its own `a_panel` words.
+                    unsafe { pack(&job) };
+                }
+            });
+            pool.run(col_tasks * row_tasks, |task, worker| {
+                let col = task / row_tasks * task_cols;
+                let n = (p.n - col).min(task_cols);
+                // Whole panels of the same cut as above, so that they are found where they were packed.
+                let (panel, my_panels) = part(panels, row_tasks, task % row_tasks);
+                let (my_row, _) = part(m, panels, panel);
+                let last = part(m, panels, panel + my_panels - 1);
+                let mut packed_b = lock(&self.packed_b[worker]);
+                let b_panel = block_steps * width;
+                let packed_b = packed_b.at_least(task_cols / width * b_panel).as_mut_ptr();
+                for block in 0..count {
+                    let (k, k_len) = k_of(first + block);
+                    for j in (0..n).step_by(width) {
+                        let outers = (n - j).min(width);
+                        // SAFETY: `packed_b` has a panel for every `width` of `task_cols` columns; the rest
+                        // as above.
+                        unsafe {
+                            let dst = packed_b.add(j / width * b_panel);
+                            let (src, outer) = (p.b, col + j);
+                            let round = self.round;
+                            pack(&PackJob { dst, dst_stride: width, src, outer, outers, k, k_len, round });
+                        }
+                    }
+                    let job = TileJob {
+                        m: last.0 + last.1 - my_row,
+                        n,
+                        steps: k_len.div_ceil(pair),
+                        a: packed.at((block * panels + panel) * a_panel),
+                        a_panel,
+                        b: packed_b,
+                        b_panel,
+                        b_step: width,
+                        c: c.at((row + my_row) * p.ldc + col),
+                        ldc: p.ldc,
+                        alpha: p.alpha,
+                        accumulate: p.accumulate || first + block > 0,
+                    };
+                    // SAFETY: panels `panel ..` and the columns from `col` are packed for this block; tasks
+                    // write disjoint rows and columns of `c`, whose size `product` checked.
+                    unsafe { tiles(&job) };
+                }
+            });
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,199 @@
+//! Packing: an operand of any type, alignment and orientation becomes panels of words.
+
+use super::lanes::{BF16, F16, F32, Lanes, element, size_of_source, word};
+use crate::{DType, Matrix};
+
+/// An operand where it lies, seen as `(outer, k)`: `outer` runs over the rows of `A` or the columns of `B`.
+#[derive(Clone, Copy)]
+pub(crate) struct View<'a> {
+    bytes: &'a [u8],
+    dtype: DType,
+    outer: usize,
+    k: usize,
+}
+
+impl<'a> View<'a> {
+    /// f32 elements with these strides.
+    pub fn f32(data: &'a [f32], outer: usize, k: usize) -> Self {
+        // SAFETY: any f32 is four bytes, and bytes need no alignment.
+        let bytes = unsafe { std::slice::from_raw_parts(data.as_ptr().cast(), size_of_val(data)) };
+        Self { bytes, dtype: DType::F32, outer, k }
+    }
+
+    /// A weight `(OUT, IN)` whose rows are `outer` and whose columns are `k`, as in `inp Wᵀ`.
+    pub fn rows_of(w: &'a Matrix) -> Self {
+        let (dtype, bytes) = w.host();
+        Self { bytes, dtype, outer: w.cols(), k: 1 }
+    }
+
+    /// A weight `(OUT, IN)` whose columns are `outer` and whose rows are `k`, as in `dout W`.
+    pub fn cols_of(w: &'a Matrix) -> Self {
+        Self { outer: 1, k: w.cols(), ..Self::rows_of(w) }
+    }
+
+    /// Panics unless `(outers, k)` elements lie inside: everything unsafe below leans on this.
+    pub fn check(&self, outers: usize, k: usize) {
+        if outers > 0 && k > 0 {
+            let last = (outers - 1) * self.outer + (k - 1) * self.k;
+            assert!(last < self.bytes.len() / self.dtype.size(), "an operand shorter than its shape");
+        }
+    }
+}
+
+/// Packs elements `(outer, outer + outers) x (k, k + k_len)` of a view.
+#[derive(Clone, Copy)]
+pub(crate) struct PackJob<'a> {
+    /// Step `s`, lane `i` goes to `dst[s * dst_stride + i]`; whole vectors are written, so lanes past
+    /// `outers` up to a multiple of `LANES` receive junk.
+    pub dst: *mut f32,
+    /// Words from one step to the next.
+    pub dst_stride: usize,
+    /// The operand.
+    pub src: View<'a>,
+    /// First row of `A` or column of `B`.
+    pub outer: usize,
+    /// How many of them.
+    pub outers: usize,
+    /// First `k`.
+    pub k: usize,
+    /// How many of them; the last word is padded with zero where words are pairs.
+    pub k_len: usize,
+    /// Whether f32 words are rounded to bf16.
+    pub round: bool,
+}
+
+/// Runs a [`PackJob`].
+///
+/// # Safety
+/// The instruction set of `T` must be there, the elements inside the view, and `dst` valid for all steps.
+#[inline(always)]
+pub(super) unsafe fn pack<T: Lanes>(job: &PackJob<'_>) {
+    // SAFETY: as the caller's.
+    unsafe {
+        match job.src.dtype {
+            DType::F32 => pack_of::<T, F32>(job),
+            DType::Bf16 => pack_of::<T, BF16>(job),
+            DType::F16 => pack_of::<T, F16>(job),
+        }
+    }
+}
+
+/// [`pack`] for one element type.
+///
+/// # Safety
+/// As [`pack`].
+#[inline(always)]
+unsafe fn pack_of<T: Lanes, const D: u8>(job: &PackJob<'_>) {
+    for first in (0..job.outers).step_by(T::LANES) {
+        let valid = (job.outers - first).min(T::LANES);
+        // SAFETY: as the caller's, for the lanes `first .. first + valid`.
+        unsafe {
+            if job.src.k == 1 {
+                pack_along::<T, D>(job, first, valid);
+            } else {
+                pack_across::<T, D>(job, first, valid);
+            }
+        }
+    }
+}
+
+/// `k` is contiguous: squares of `LANES x LANES` words are read along `k` and transposed.
+///
+/// # Safety
+/// As [`pack`].
+#[inline(always)]
+unsafe fn pack_along<T: Lanes, const D: u8>(job: &PackJob<'_>, first: usize, valid: usize) {
+    let size = size_of_source::<D>();
+    let square = T::LANES * T::PAIR;
+    // SAFETY: rows past `valid` repeat the last one; whole squares end inside `k_len`, and what is left is
+    // copied aside, padded with zeros.
+    unsafe {
+        let rows: [*const u8; 16] = std::array::from_fn(|i| {
+            let outer = job.outer + first + i.min(valid - 1);
+            job.src.bytes.as_ptr().add((outer * job.src.outer + job.k) * size)
+        });
+        let mut dst = job.dst.add(first);
+        for s in 0..job.k_len / square {
+            let mut v = [T::zero(); 16];
+            for i in 0..T::LANES {
+                v[i] = T::words_along::<D>(rows[i].add(s * square * size), job.round);
+            }
+            T::transpose(&mut v);
+            for i in 0..T::LANES {
+                T::store(dst.add(i * job.dst_stride), v[i]);
+            }
+            dst = dst.wrapping_add(T::LANES * job.dst_stride);
+        }
+        let left = job.k_len % square;
+        if left > 0 {
+            let mut v = [T::zero(); 16];
+            for i in 0..T::LANES {
+                let mut padded = [0u8; 128];
+                let rest = rows[i].add((job.k_len - left) * size);
+                std::ptr::copy_nonoverlapping(rest, padded.as_mut_ptr(), left * size);
+                v[i] = T::words_along::<D>(padded.as_ptr(), job.round);
+            }
+            T::transpose(&mut v);
+            for i in 0..left.div_ceil(T::PAIR) {
+                T::store(dst.add(i * job.dst_stride), v[i]);
+            }
+        }
+    }
+}
+
+/// `outer` is contiguous, or nothing is: rows of words are read as they lie.
+///
+/// # Safety
+/// As [`pack`].
+#[inline(always)]
+unsafe fn pack_across<T: Lanes, const D: u8>(job: &PackJob<'_>, first: usize, valid: usize) {
+    let View { bytes, outer, k, .. } = job.src;
+    let at = |step: usize| (job.outer + first) * outer + (job.k + step * T::PAIR) * k;
+    for step in 0..job.k_len.div_ceil(T::PAIR) {
+        let paired = step * T::PAIR + T::PAIR <= job.k_len;
+        let end = at(step) + (T::PAIR - 1) * k + T::LANES;
+        // SAFETY: a whole vector is read only where it ends inside the operand (the lanes past `valid` are
+        // then junk, which is allowed), single elements only inside the shape.
+        unsafe {
+            let dst = job.dst.add(step * job.dst_stride + first);
+            if outer == 1 && paired && end <= bytes.len() / size_of_source::<D>() {
+                let p0 = bytes.as_ptr().add(at(step) * size_of_source::<D>());
+                let p1 = p0.add((T::PAIR - 1) * k * size_of_source::<D>());
+                T::store(dst, T::words_across::<D>(p0, p1, job.round));
+            } else {
+                for i in 0..valid {
+                    let e0 = element::<D>(bytes.as_ptr(), at(step) + i * outer);
+                    let e1 = if T::PAIR == 2 && paired {
+                        element::<D>(bytes.as_ptr(), at(step) + i * outer + k)
+                    } else {
+                        0.0
+                    };
+                    *dst.add(i) = word(T::PAIR, e0, e1, job.round);
+                }
+            }
+        }
+    }
+}
+
+/// Turns `src` into words along `k`: what the dot products take for `inp`. The last pair is padded.
+///
+/// # Safety
+/// The instruction set of `T` must be there, and `dst` valid for all words.
+#[inline(always)]
+pub(super) unsafe fn words<T: Lanes>(dst: *mut f32, src: &[f32], round: bool) {
+    let vector = T::LANES * T::PAIR;
+    for (i, src) in src.chunks(vector).enumerate() {
+        // SAFETY: a short last chunk is copied aside and only its words are stored.
+        unsafe {
+            let dst = dst.add(i * T::LANES);
+            if src.len() == vector {
+                T::store(dst, T::words_along::<F32>(src.as_ptr().cast(), round));
+            } else {
+                let mut padded = [0.0f32; 32];
+                padded[..src.len()].copy_from_slice(src);
+                let v = T::words_along::<F32>(padded.as_ptr().cast(), round);
+                T::store_first(dst, src.len().div_ceil(T::PAIR), v);
+            }
+        }
+    }
+}

@@ -1,0 +1,93 @@
+//! No intrinsics: four lanes as an array, which compilers turn into whatever the target has.
+
+use super::kernel_table;
+use super::lanes::{Lanes, element, word};
+
+/// f32 words anywhere.
+pub(super) struct Scalar;
+
+impl Lanes for Scalar {
+    type V = [f32; 4];
+    const LANES: usize = 4;
+    const ROWS: usize = 4;
+    const PAIR: usize = 1;
+
+    #[inline(always)]
+    unsafe fn zero() -> [f32; 4] {
+        [0.0; 4]
+    }
+
+    #[inline(always)]
+    unsafe fn splat(v: f32) -> [f32; 4] {
+        [v; 4]
+    }
+
+    #[inline(always)]
+    unsafe fn load(p: *const f32) -> [f32; 4] {
+        // SAFETY: as the trait asks.
+        unsafe { p.cast::<[f32; 4]>().read_unaligned() }
+    }
+
+    #[inline(always)]
+    unsafe fn load_first(p: *const f32, n: usize) -> [f32; 4] {
+        let mut v = [0.0; 4];
+        for (i, v) in v.iter_mut().enumerate().take(n) {
+            // SAFETY: as the trait asks, `i < n`.
+            *v = unsafe { p.add(i).read_unaligned() };
+        }
+        v
+    }
+
+    #[inline(always)]
+    unsafe fn store(p: *mut f32, v: [f32; 4]) {
+        // SAFETY: as the trait asks.
+        unsafe { p.cast::<[f32; 4]>().write_unaligned(v) }
+    }
+
+    #[inline(always)]
+    unsafe fn store_first(p: *mut f32, n: usize, v: [f32; 4]) {
+        for (i, v) in v.iter().enumerate().take(n) {
+            // SAFETY: as the trait asks, `i < n`.
+            unsafe { p.add(i).write_unaligned(*v) };
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn step(acc: [f32; 4], a: [f32; 4], b: [f32; 4]) -> [f32; 4] {
+        std::array::from_fn(|i| acc[i] + a[i] * b[i])
+    }
+
+    #[inline(always)]
+    unsafe fn mul_add(acc: [f32; 4], a: [f32; 4], b: [f32; 4]) -> [f32; 4] {
+        std::array::from_fn(|i| acc[i] + a[i] * b[i])
+    }
+
+    #[inline(always)]
+    unsafe fn words_along<const D: u8>(p: *const u8, round: bool) -> [f32; 4] {
+        // SAFETY: as the trait asks.
+        std::array::from_fn(|i| word(1, unsafe { element::<D>(p, i) }, 0.0, round))
+    }
+
+    #[inline(always)]
+    unsafe fn words_across<const D: u8>(p0: *const u8, _: *const u8, round: bool) -> [f32; 4] {
+        // SAFETY: as the trait asks.
+        unsafe { Self::words_along::<D>(p0, round) }
+    }
+
+    #[inline(always)]
+    unsafe fn transpose(rows: &mut [[f32; 4]; 16]) {
+        let t = *rows;
+        for i in 0..4 {
+            for j in 0..4 {
+                rows[i][j] = t[j][i];
+            }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn sums(v: [[f32; 4]; 4]) -> [f32; 4] {
+        v.map(|v| (v[0] + v[1]) + (v[2] + v[3]))
+    }
+}
+
+kernel_table!(Scalar);
