@@ -10,7 +10,7 @@ pub enum Isa {
     Avx512Bf16,
     /// AVX-512 F/BW/DQ/VL.
     Avx512,
-    /// AVX2 with FMA.
+    /// AVX2 with FMA and F16C.
     Avx2,
     /// Whatever the compiler makes of plain Rust, on any machine.
     Scalar,
@@ -34,7 +34,9 @@ impl Isa {
     pub fn is_supported(self) -> bool {
         #[cfg(target_arch = "x86_64")]
         {
-            let avx2 = is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma");
+            let avx2 = is_x86_feature_detected!("avx2")
+                && is_x86_feature_detected!("fma")
+                && is_x86_feature_detected!("f16c");
             let avx512 = avx2
                 && is_x86_feature_detected!("avx512f")
                 && is_x86_feature_detected!("avx512bw")

@@ -27,6 +27,7 @@ pub mod swiglu;
 
 pub use backend::{AdamW, AttentionDims, Backend, Dropout, LoraRef, Segment};
 pub use buffer::{Buffer, Storage};
+pub use cpu::{Cpu, CpuOptions};
 pub use isa::{Isa, UnknownIsa};
 pub use matrix::{
     Bytes, DType, Matrix, MatrixStorage, bf16_to_f32, f16_to_f32, f32_to_bf16, f32_to_f16, from_f32, to_f32,

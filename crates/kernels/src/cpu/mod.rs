@@ -1,2 +1,463 @@
-//! CPU.
+//! The back end for processors: blocked products, vector loops, one barrier pool.
+
+mod dropout;
+mod head;
+mod low_rank;
+mod parts;
 pub(crate) mod pool;
+#[cfg(test)]
+mod tests;
+
+use std::fmt;
+use std::ops::Range;
+
+use self::head::Head;
+use self::low_rank::LowRank;
+use self::parts::Parts;
+use self::pool::Pool;
+use crate::gemm::{FewRows, Gemm, Product, View};
+use crate::lora::LoraDims;
+use crate::{
+    AdamW, AttentionDims, Backend, Buffer, DType, Dropout, Isa, LoraRef, Matrix, Segment, adamw, attention,
+    rmsnorm, rope, rows, swiglu,
+};
+
+/// How a [`Cpu`] computes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CpuOptions {
+    /// Threads, the caller's among them; `None` takes what the system offers.
+    pub threads: Option<usize>,
+    /// Instruction set; `None` takes the widest this machine runs.
+    pub isa: Option<Isa>,
+    /// [`DType::Bf16`] rounds both operands of the base products to bf16 and sums in f32; anything else
+    /// multiplies in f32. The rest is f32 either way.
+    pub dtype: DType,
+}
+
+impl Default for CpuOptions {
+    fn default() -> Self {
+        Self { threads: None, isa: None, dtype: DType::F32 }
+    }
+}
+
+/// The processor's back end. Buffers are host memory, weights stay in their file.
+pub struct Cpu {
+    isa: Isa,
+    bf16: bool,
+    pool: Pool,
+    gemm: Gemm,
+    few_rows: FewRows,
+    low_rank: LowRank,
+    head: Head,
+}
+
+impl Cpu {
+    /// A back end with its own threads.
+    ///
+    /// # Panics
+    /// If `options.isa` is not supported by this machine, see [`Isa::is_supported`].
+    pub fn new(options: CpuOptions) -> Self {
+        let isa = options.isa.unwrap_or_else(Isa::detect);
+        let offered = || std::thread::available_parallelism().map_or(1, |n| n.get());
+        let pool = Pool::new(options.threads.unwrap_or_else(offered).max(1));
+        let (threads, bf16) = (pool.threads(), options.dtype == DType::Bf16);
+        Self {
+            isa,
+            bf16,
+            gemm: Gemm::new(isa, bf16, threads),
+            few_rows: FewRows::new(isa, bf16),
+            low_rank: LowRank::new(isa, threads),
+            head: Head::default(),
+            pool,
+        }
+    }
+
+    /// The instruction set in use.
+    pub fn isa(&self) -> Isa {
+        self.isa
+    }
+
+    /// Threads in use.
+    pub fn threads(&self) -> usize {
+        self.pool.threads()
+    }
+}
+
+impl fmt::Debug for Cpu {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.name())
+    }
+}
+
+/// Elements of a rows-by-columns range.
+fn flat(rows: &Range<usize>, cols: usize) -> Range<usize> {
+    rows.start * cols..rows.end * cols
+}
+
+impl Backend for Cpu {
+    fn name(&self) -> String {
+        let threads = self.pool.threads();
+        let plural = if threads == 1 { "" } else { "s" };
+        format!("cpu {}, {threads} thread{plural}, {}", self.isa, if self.bf16 { "bf16" } else { "f32" })
+    }
+
+    fn alloc(&self, len: usize) -> Buffer {
+        Buffer::host(len)
+    }
+
+    fn write(&self, dst: &mut Buffer, offset: usize, src: &[f32]) {
+        dst.host_slice_mut()[offset..][..src.len()].copy_from_slice(src);
+    }
+
+    fn read(&self, dst: &mut [f32], src: &Buffer, offset: usize) {
+        dst.copy_from_slice(&src.host_slice()[offset..][..dst.len()]);
+    }
+
+    fn zero(&self, dst: &mut Buffer, len: usize) {
+        let dst = Parts::new(&mut dst.host_slice_mut()[..len]);
+        // SAFETY: the ranges of one region are disjoint.
+        self.pool.over_rows(len, 1, |range| unsafe { dst.range(range) }.fill(0.0));
+    }
+
+    fn add(&self, dst: &mut Buffer, src: &Buffer, len: usize) {
+        let (dst, src) = (Parts::new(&mut dst.host_slice_mut()[..len]), &src.host_slice()[..len]);
+        // SAFETY: the ranges of one region are disjoint.
+        self.pool.over_rows(len, 1, |range| rows::add(unsafe { dst.range(range.clone()) }, &src[range]));
+    }
+
+    fn copy_rows(
+        &self,
+        dst: &mut Buffer,
+        dst_row: usize,
+        src: &Buffer,
+        src_row: usize,
+        n: usize,
+        cols: usize,
+    ) {
+        rows::copy_rows(dst.host_slice_mut(), dst_row, src.host_slice(), src_row, n, cols);
+    }
+
+    fn gather_rows(&self, out: &mut Buffer, inp: &Buffer, rows: &[u32], cols: usize) {
+        let (out, inp) = (Parts::new(out.host_slice_mut()), inp.host_slice());
+        self.pool.over_rows(rows.len(), cols, |range| {
+            // SAFETY: the ranges of one region are disjoint.
+            let out = unsafe { out.range(flat(&range, cols)) };
+            rows::gather_rows(out, inp, &rows[range], cols);
+        });
+    }
+
+    fn gather_rows_backward(&self, dinp: &mut Buffer, dout: &Buffer, rows: &[u32], cols: usize) {
+        // One thread: `rows` may name a row twice, and it moves no more than it adds.
+        rows::gather_rows_backward(dinp.host_slice_mut(), dout.host_slice(), rows, cols);
+    }
+
+    fn embedding_forward(&self, out: &mut Buffer, table: &Matrix, ids: &[u32]) {
+        let cols = table.cols();
+        let out = Parts::new(out.host_slice_mut());
+        self.pool.over_rows(ids.len(), cols, |range| {
+            // SAFETY: the ranges of one region are disjoint.
+            let out = unsafe { out.range(flat(&range, cols)) };
+            rows::embedding_forward(out, table, &ids[range]);
+        });
+    }
+
+    fn rmsnorm_forward(
+        &self,
+        out: &mut Buffer,
+        rstd: &mut Buffer,
+        inp: &Buffer,
+        weight: &Buffer,
+        eps: f32,
+        n: usize,
+    ) {
+        let (weight, inp) = (weight.host_slice(), inp.host_slice());
+        let cols = weight.len();
+        let (out, rstd) = (Parts::new(out.host_slice_mut()), Parts::new(rstd.host_slice_mut()));
+        self.pool.over_rows(n, cols, |range| {
+            let (all, n) = (flat(&range, cols), range.len());
+            // SAFETY: the ranges of one region are disjoint.
+            let (out, rstd) = unsafe { (out.range(all.clone()), rstd.range(range)) };
+            rmsnorm::forward(out, rstd, &inp[all], weight, eps, n);
+        });
+    }
+
+    fn rmsnorm_backward(
+        &self,
+        dinp: &mut Buffer,
+        dout: &Buffer,
+        inp: &Buffer,
+        rstd: &Buffer,
+        weight: &Buffer,
+        n: usize,
+    ) {
+        let (weight, inp) = (weight.host_slice(), inp.host_slice());
+        let (dout, rstd) = (dout.host_slice(), rstd.host_slice());
+        let cols = weight.len();
+        let dinp = Parts::new(dinp.host_slice_mut());
+        self.pool.over_rows(n, cols, |range| {
+            let (all, n) = (flat(&range, cols), range.len());
+            // SAFETY: the ranges of one region are disjoint.
+            let dinp = unsafe { dinp.range(all.clone()) };
+            rmsnorm::backward(dinp, &dout[all.clone()], &inp[all], &rstd[range], weight, n);
+        });
+    }
+
+    fn linear_forward(&self, out: &mut Buffer, inp: &Buffer, w: &Matrix, n: usize) {
+        let (out, inp) = (out.host_slice_mut(), inp.host_slice());
+        if n <= FewRows::MOST {
+            return self.few_rows.forward(&self.pool, out, inp, w, n);
+        }
+        let (d_out, d_in) = (w.rows(), w.cols());
+        let product = Product {
+            c: out,
+            ldc: d_out,
+            a: View::f32(inp, d_in, 1),
+            b: View::rows_of(w),
+            m: n,
+            n: d_out,
+            k: d_in,
+            alpha: 1.0,
+            accumulate: false,
+        };
+        self.gemm.product(&self.pool, product);
+    }
+
+    fn linear_backward(&self, dinp: &mut Buffer, dout: &Buffer, w: &Matrix, n: usize) {
+        let (d_out, d_in) = (w.rows(), w.cols());
+        let product = Product {
+            c: dinp.host_slice_mut(),
+            ldc: d_in,
+            a: View::f32(dout.host_slice(), d_out, 1),
+            b: View::cols_of(w),
+            m: n,
+            n: d_in,
+            k: d_out,
+            alpha: 1.0,
+            accumulate: true,
+        };
+        self.gemm.product(&self.pool, product);
+    }
+
+    fn lora_forward(
+        &self,
+        out: &mut Buffer,
+        mid: &mut Buffer,
+        inp: &Buffer,
+        lora: LoraRef<'_>,
+        rows: Range<usize>,
+        dropout: Option<Dropout>,
+    ) {
+        let params = lora.params.host_slice();
+        let a = &params[lora.a..][..lora.rank * lora.d_in];
+        let b = &params[lora.b..][..lora.d_out * lora.rank];
+        let (out, mid, inp) = (out.host_slice_mut(), mid.host_slice_mut(), inp.host_slice());
+        self.low_rank.forward(&self.pool, out, mid, inp, (a, b), LoraDims::of(&lora), rows, dropout);
+    }
+
+    fn lora_backward(
+        &self,
+        dinp: Option<&mut Buffer>,
+        dparams: &mut Buffer,
+        dout: &Buffer,
+        inp: &Buffer,
+        mid: &Buffer,
+        lora: LoraRef<'_>,
+        rows: Range<usize>,
+        dropout: Option<Dropout>,
+    ) {
+        let a_range = lora.a..lora.a + lora.rank * lora.d_in;
+        let b_range = lora.b..lora.b + lora.d_out * lora.rank;
+        let params = lora.params.host_slice();
+        let [da, db] = dparams
+            .host_slice_mut()
+            .get_disjoint_mut([a_range.clone(), b_range.clone()])
+            .expect("a pair's A and B lie apart, inside the gradient buffer");
+        let inputs = (dout.host_slice(), inp.host_slice(), mid.host_slice());
+        let pair = (&params[a_range], &params[b_range]);
+        let dinp = dinp.map(Buffer::host_slice_mut);
+        let dims = LoraDims::of(&lora);
+        self.low_rank.backward(&self.pool, dinp, (da, db), inputs, pair, dims, rows, dropout);
+    }
+
+    fn rope_forward(
+        &self,
+        x: &mut Buffer,
+        inv_freq: &[f32],
+        positions: &[u32],
+        heads: usize,
+        head_dim: usize,
+    ) {
+        let x = Parts::new(x.host_slice_mut());
+        self.pool.over_rows(positions.len(), heads * head_dim, |range| {
+            // SAFETY: the ranges of one region are disjoint.
+            let x = unsafe { x.range(flat(&range, heads * head_dim)) };
+            rope::forward(x, inv_freq, &positions[range], heads, head_dim);
+        });
+    }
+
+    fn rope_backward(
+        &self,
+        dx: &mut Buffer,
+        inv_freq: &[f32],
+        positions: &[u32],
+        heads: usize,
+        head_dim: usize,
+    ) {
+        let dx = Parts::new(dx.host_slice_mut());
+        self.pool.over_rows(positions.len(), heads * head_dim, |range| {
+            // SAFETY: the ranges of one region are disjoint.
+            let dx = unsafe { dx.range(flat(&range, heads * head_dim)) };
+            rope::backward(dx, inv_freq, &positions[range], heads, head_dim);
+        });
+    }
+
+    fn attention_forward(
+        &self,
+        out: &mut Buffer,
+        lse: &mut Buffer,
+        q: &Buffer,
+        k: &Buffer,
+        v: &Buffer,
+        segments: &[Segment],
+        dims: AttentionDims,
+    ) {
+        let (q, k, v) = (q.host_slice(), k.host_slice(), v.host_slice());
+        let (out, lse) = (Parts::new(out.host_slice_mut()), Parts::new(lse.host_slice_mut()));
+        check_disjoint(segments, |s| s.q_start..s.q_start + s.q_len);
+        let width = dims.heads * dims.head_dim;
+        let blocks: Vec<Segment> = segments.iter().flat_map(|s| query_blocks(*s)).collect();
+        self.pool.run(blocks.len(), |index, _| {
+            let Segment { q_start, q_len, .. } = blocks[index];
+            let rows = q_start..q_start + q_len;
+            // SAFETY: the blocks of queries are disjoint.
+            let (out, lse) = unsafe { (out.range(flat(&rows, width)), lse.range(flat(&rows, dims.heads))) };
+            let block = Segment { q_start: 0, ..blocks[index] };
+            attention::forward(out, lse, &q[flat(&rows, width)], k, v, &[block], dims);
+        });
+    }
+
+    fn attention_backward(
+        &self,
+        dq: &mut Buffer,
+        dk: &mut Buffer,
+        dv: &mut Buffer,
+        dout: &Buffer,
+        out: &Buffer,
+        lse: &Buffer,
+        q: &Buffer,
+        k: &Buffer,
+        v: &Buffer,
+        segments: &[Segment],
+        dims: AttentionDims,
+    ) {
+        let (dout, out, lse) = (dout.host_slice(), out.host_slice(), lse.host_slice());
+        let (q, k, v) = (q.host_slice(), k.host_slice(), v.host_slice());
+        let dq = Parts::new(dq.host_slice_mut());
+        let (dk, dv) = (Parts::new(dk.host_slice_mut()), Parts::new(dv.host_slice_mut()));
+        check_disjoint(segments, |s| s.q_start..s.q_start + s.q_len);
+        check_disjoint(segments, |s| s.kv_start..s.kv_start + s.kv_len);
+        let (q_width, kv_width) = (dims.heads * dims.head_dim, dims.kv_heads * dims.head_dim);
+        self.pool.run(segments.len(), |index, _| {
+            let Segment { q_start, q_len, kv_start, kv_len } = segments[index];
+            let (q_rows, kv_rows) = (q_start..q_start + q_len, kv_start..kv_start + kv_len);
+            let lse = &lse[flat(&q_rows, dims.heads)];
+            let (q_rows, kv_rows) = (flat(&q_rows, q_width), flat(&kv_rows, kv_width));
+            // SAFETY: the segments' rows are disjoint, as checked.
+            let (dq, dk, dv) =
+                unsafe { (dq.range(q_rows.clone()), dk.range(kv_rows.clone()), dv.range(kv_rows.clone())) };
+            let (dout, out, q) = (&dout[q_rows.clone()], &out[q_rows.clone()], &q[q_rows]);
+            let (k, v) = (&k[kv_rows.clone()], &v[kv_rows]);
+            let segment = Segment { q_start: 0, q_len, kv_start: 0, kv_len };
+            attention::backward(dq, dk, dv, dout, out, lse, q, k, v, &[segment], dims);
+        });
+    }
+
+    fn swiglu_forward(&self, out: &mut Buffer, gate: &Buffer, up: &Buffer, len: usize) {
+        let (gate, up) = (gate.host_slice(), up.host_slice());
+        let out = Parts::new(out.host_slice_mut());
+        self.pool.over_rows(len, 1, |range| {
+            // SAFETY: the ranges of one region are disjoint.
+            let out = unsafe { out.range(range.clone()) };
+            swiglu::forward(out, &gate[range.clone()], &up[range]);
+        });
+    }
+
+    fn swiglu_backward(
+        &self,
+        dgate: &mut Buffer,
+        dup: &mut Buffer,
+        dout: &Buffer,
+        gate: &Buffer,
+        up: &Buffer,
+        len: usize,
+    ) {
+        let (dout, gate, up) = (dout.host_slice(), gate.host_slice(), up.host_slice());
+        let (dgate, dup) = (Parts::new(dgate.host_slice_mut()), Parts::new(dup.host_slice_mut()));
+        self.pool.over_rows(len, 1, |range| {
+            // SAFETY: the ranges of one region are disjoint.
+            let (dgate, dup) = unsafe { (dgate.range(range.clone()), dup.range(range.clone())) };
+            swiglu::backward(dgate, dup, &dout[range.clone()], &gate[range.clone()], &up[range]);
+        });
+    }
+
+    fn head_loss(
+        &self,
+        losses: &mut [f32],
+        dinp: Option<&mut Buffer>,
+        inp: &Buffer,
+        head: &Matrix,
+        targets: &[u32],
+        dloss: f32,
+    ) {
+        let (dinp, inp) = (dinp.map(Buffer::host_slice_mut), inp.host_slice());
+        self.head.loss((&self.pool, &self.gemm), losses, dinp, inp, head, targets, dloss);
+    }
+
+    fn adamw(
+        &self,
+        params: &mut Buffer,
+        grads: &Buffer,
+        m: &mut Buffer,
+        v: &mut Buffer,
+        len: usize,
+        step: AdamW,
+    ) {
+        let (params, grads) = (Parts::new(params.host_slice_mut()), grads.host_slice());
+        let (m, v) = (Parts::new(m.host_slice_mut()), Parts::new(v.host_slice_mut()));
+        self.pool.over_rows(len, 1, |range| {
+            // SAFETY: the ranges of one region are disjoint.
+            let (params, m, v) =
+                unsafe { (params.range(range.clone()), m.range(range.clone()), v.range(range.clone())) };
+            adamw::step(params, &grads[range], m, v, step);
+        });
+    }
+
+    fn sum_of_squares(&self, x: &Buffer, len: usize) -> f64 {
+        // Chunks of one size, summed in order: the result does not know how many threads there were.
+        const CHUNK: usize = 64 << 10;
+        let chunks: Vec<&[f32]> = x.host_slice()[..len].chunks(CHUNK).collect();
+        let sums: Vec<_> = chunks.iter().map(|_| std::sync::OnceLock::new()).collect();
+        self.pool.run(chunks.len(), |index, _| {
+            let _ = sums[index].set(adamw::sum_of_squares(chunks[index]));
+        });
+        sums.iter().filter_map(|sum| sum.get()).sum()
+    }
+}
+
+/// Cuts a segment's queries into blocks that tasks can share; each sees the keys it saw before.
+fn query_blocks(s: Segment) -> impl Iterator<Item = Segment> {
+    const QUERIES: usize = 32;
+    (0..s.q_len).step_by(QUERIES).map(move |first| {
+        let q_len = (s.q_len - first).min(QUERIES);
+        let kv_len = s.kv_len - s.q_len + first + q_len;
+        Segment { q_start: s.q_start + first, q_len, kv_start: s.kv_start, kv_len }
+    })
+}
+
+/// Panics when two segments share rows that a task writes.
+fn check_disjoint(segments: &[Segment], rows: impl Fn(&Segment) -> Range<usize>) {
+    let mut ranges: Vec<_> = segments.iter().map(rows).filter(|r| !r.is_empty()).collect();
+    ranges.sort_by_key(|r| r.start);
+    assert!(ranges.windows(2).all(|w| w[0].end <= w[1].start), "overlapping segments");
+    assert!(segments.iter().all(|s| s.q_len <= s.kv_len), "a segment with more queries than keys");
+}

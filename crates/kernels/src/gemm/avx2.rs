@@ -15,7 +15,9 @@ pub(super) struct Avx2;
 #[inline(always)]
 unsafe fn first(n: usize) -> __m256i {
     // SAFETY: the caller has AVX2.
-    unsafe { _mm256_cmpgt_epi32(_mm256_set1_epi32(n.min(8) as i32), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7)) }
+    unsafe {
+        _mm256_cmpgt_epi32(_mm256_set1_epi32(n.min(8) as i32), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7))
+    }
 }
 
 /// Rounds 8 f32 to bf16 precision, to nearest, ties to even; NaN as in the AVX-512 version.

@@ -66,9 +66,9 @@ pub(super) trait Lanes {
 /// The element must lie inside the allocation of `p`.
 #[inline(always)]
 pub(super) unsafe fn element<const D: u8>(p: *const u8, i: usize) -> f32 {
-    let p = unsafe { p.add(i * size_of_source::<D>()) };
     // SAFETY: the caller vouches for the element; arrays of bytes need no alignment.
     unsafe {
+        let p = p.add(i * size_of_source::<D>());
         match D {
             F32 => f32::from_le_bytes(p.cast::<[u8; 4]>().read()),
             BF16 => bf16_to_f32(u16::from_le_bytes(p.cast::<[u8; 2]>().read())),

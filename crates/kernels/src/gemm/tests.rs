@@ -59,10 +59,7 @@ fn products_match_f64_for_every_tail_type_and_orientation() {
                         let results = pools.each_ref().map(|pool| {
                             let mut c = start.clone();
                             let (a, b, alpha) = (va, vb, 0.5);
-                            gemm.product(
-                                pool,
-                                Product { c: &mut c, ldc, a, b, m, n, k, alpha, accumulate },
-                            );
+                            gemm.product(pool, Product { c: &mut c, ldc, a, b, m, n, k, alpha, accumulate });
                             c
                         });
                         assert_eq!(results[0], results[1], "{isa} {m} {n} {k}: two threads");
@@ -141,7 +138,10 @@ fn few_rows_match_f64_for_every_tail_and_type() {
                         for o in 0..d_out {
                             let (sum, size) = expected(&inp, &stored, d_in, i, o, bf16);
                             let found = results[0][i * d_out + o] as f64;
-                            assert!((found - sum).abs() <= 1e-6 * (size + 1.0), "{isa} {bf16} {dtype:?} {n} {d_out} {d_in}: {found} {sum}");
+                            assert!(
+                                (found - sum).abs() <= 1e-6 * (size + 1.0),
+                                "{isa} {bf16} {dtype:?} {n} {d_out} {d_in}: {found} {sum}"
+                            );
                         }
                     }
                 }

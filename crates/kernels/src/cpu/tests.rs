@@ -1,0 +1,227 @@
+//! The fast back end against the reference, on every instruction set, in f32 and bf16, bit for bit equal
+//! on one, two and three threads.
+
+use super::*;
+use crate::finite_difference::random;
+use crate::rng::Stream;
+use crate::{Bytes, Reference, from_f32};
+
+const THREADS: [usize; 3] = [1, 2, 3];
+
+/// Runs `op` on the reference and on every kind of `Cpu`; `op` returns its outputs.
+fn compare(dtype: DType, tolerance: f32, op: impl Fn(&dyn Backend) -> Vec<Vec<f32>>) {
+    let expected = op(&Reference::new());
+    for isa in Isa::supported() {
+        let results = THREADS
+            .map(|threads| op(&Cpu::new(CpuOptions { threads: Some(threads), isa: Some(isa), dtype })));
+        for result in &results[1..] {
+            for (one, more) in results[0].iter().zip(result) {
+                let equal = one.iter().zip(more).all(|(a, b)| a.to_bits() == b.to_bits());
+                assert!(equal, "{isa}: the number of threads shows in the result");
+            }
+        }
+        for (which, (found, expected)) in results[0].iter().zip(&expected).enumerate() {
+            assert_eq!(found.len(), expected.len());
+            // Relative to the typical size of the output: sums cancel, elements near zero keep their error.
+            let size = (expected.iter().map(|e| e * e).sum::<f32>() / expected.len() as f32).sqrt();
+            for (i, (f, e)) in found.iter().zip(expected).enumerate() {
+                let bound = tolerance * (size + e.abs());
+                assert!((f - e).abs() <= bound, "{isa} {dtype:?} output {which}[{i}]: {f}, expected {e}");
+            }
+        }
+    }
+}
+
+/// f32 sums in another order.
+const F32: f32 = 2e-5;
+/// Two operands rounded to 8 bits: 2^-8 each at worst, averaged over a sum.
+const BF16: f32 = 2e-2;
+
+fn buffer(stream: &mut Stream, len: usize) -> Buffer {
+    Buffer::from_vec(random(stream, len))
+}
+
+fn copy(buffer: &Buffer) -> Buffer {
+    Buffer::from_vec(buffer.host_slice().to_vec())
+}
+
+fn vec(buffer: Buffer) -> Vec<f32> {
+    buffer.host_slice().to_vec()
+}
+
+/// A weight that starts one byte off any alignment, as a memory-mapped file may hold it.
+fn weight(stream: &mut Stream, dtype: DType, rows: usize, cols: usize) -> Matrix {
+    let data = random(stream, rows * cols);
+    let mut bytes = vec![0u8; 1 + data.len() * dtype.size()];
+    from_f32(dtype, &data, &mut bytes[1..]);
+    let len = bytes.len();
+    Matrix::dense(dtype, Bytes::new(std::sync::Arc::new(bytes), 1..len), rows, cols)
+}
+
+#[test]
+fn linear_matches_reference() {
+    let mut stream = Stream::new(1);
+    for (n, d_in, d_out) in [(1, 40, 24), (5, 33, 70), (8, 64, 64), (9, 31, 65), (70, 96, 130)] {
+        for stored in [DType::F32, DType::Bf16, DType::F16] {
+            let w = weight(&mut stream, stored, d_out, d_in);
+            let (inp, dout) = (buffer(&mut stream, n * d_in), buffer(&mut stream, n * d_out));
+            let dinp = buffer(&mut stream, n * d_in);
+            for (dtype, tolerance) in [(DType::F32, F32), (DType::Bf16, BF16)] {
+                compare(dtype, tolerance, |b| {
+                    let (mut out, mut dinp) = (b.alloc(n * d_out), copy(&dinp));
+                    b.linear_forward(&mut out, &inp, &w, n);
+                    b.linear_backward(&mut dinp, &dout, &w, n);
+                    vec![vec(out), vec(dinp)]
+                });
+            }
+        }
+    }
+}
+
+#[test]
+fn lora_matches_reference() {
+    let mut stream = Stream::new(2);
+    for (n, d_in, d_out, rank) in [(1, 16, 16, 8), (21, 40, 33, 4), (40, 300, 270, 8), (300, 50, 70, 17)] {
+        let (a, b) = (3, 3 + rank * d_in + 5);
+        let params = buffer(&mut stream, b + rank * d_out + 1);
+        let inp = buffer(&mut stream, n * d_in);
+        let (out, dout) = (buffer(&mut stream, n * d_out), buffer(&mut stream, n * d_out));
+        let (dinp, grads) = (buffer(&mut stream, n * d_in), buffer(&mut stream, params.len()));
+        let lora = LoraRef { params: &params, a, b, rank, d_in, d_out, scaling: 0.7 };
+        for rows in [0..n, n / 3..n - n / 4] {
+            for dropout in [None, Some(Dropout { probability: 0.3, key: 77 })] {
+                for wanted in [true, false] {
+                    compare(DType::Bf16, F32, |backend| {
+                        let (mut out, mut mid) = (copy(&out), backend.alloc(n * rank));
+                        let (mut dinp, mut grads) = (copy(&dinp), copy(&grads));
+                        backend.lora_forward(&mut out, &mut mid, &inp, lora, rows.clone(), dropout);
+                        let want = wanted.then_some(&mut dinp);
+                        backend.lora_backward(
+                            want,
+                            &mut grads,
+                            &dout,
+                            &inp,
+                            &mid,
+                            lora,
+                            rows.clone(),
+                            dropout,
+                        );
+                        vec![vec(out), vec(mid), vec(dinp), vec(grads)]
+                    });
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn head_loss_matches_reference() {
+    let mut stream = Stream::new(3);
+    for (n, c, v) in [(1, 16, 40), (13, 40, 101), (300, 24, 70)] {
+        let head = weight(&mut stream, DType::Bf16, v, c);
+        let inp = buffer(&mut stream, n * c);
+        let targets: Vec<u32> = (0..n).map(|_| stream.next_below(v as u64) as u32).collect();
+        for (dtype, tolerance) in [(DType::F32, F32), (DType::Bf16, BF16)] {
+            compare(dtype, tolerance, |b| {
+                let (mut losses, mut plain, mut dinp) = (vec![0.0; n], vec![0.0; n], b.alloc(n * c));
+                b.head_loss(&mut losses, Some(&mut dinp), &inp, &head, &targets, 0.5);
+                b.head_loss(&mut plain, None, &inp, &head, &targets, 0.5);
+                assert_eq!(losses, plain);
+                vec![losses, vec(dinp)]
+            });
+        }
+    }
+}
+
+#[test]
+fn elementwise_operations_match_reference() {
+    let mut stream = Stream::new(4);
+    for (n, c) in [(1, 8), (7, 33), (600, 129)] {
+        let len = n * c;
+        let [x, y, z] = std::array::from_fn(|_| buffer(&mut stream, len));
+        let weight = buffer(&mut stream, c);
+        let rows: Vec<u32> = (0..n).map(|_| stream.next_below(n as u64) as u32).collect();
+        let table = self::weight(&mut stream, DType::Bf16, 50, c);
+        let ids: Vec<u32> = (0..n).map(|_| stream.next_below(50) as u32).collect();
+        compare(DType::F32, F32, |b| {
+            let (mut out, mut rstd, mut dinp) = (b.alloc(len), b.alloc(n), copy(&z));
+            b.rmsnorm_forward(&mut out, &mut rstd, &x, &weight, 1e-5, n);
+            b.rmsnorm_backward(&mut dinp, &y, &x, &rstd, &weight, n);
+            vec![vec(out), vec(rstd), vec(dinp)]
+        });
+        compare(DType::F32, F32, |b| {
+            let (mut out, mut dgate, mut dup) = (b.alloc(len), b.alloc(len), b.alloc(len));
+            b.swiglu_forward(&mut out, &x, &y, len);
+            b.swiglu_backward(&mut dgate, &mut dup, &z, &x, &y, len);
+            vec![vec(out), vec(dgate), vec(dup)]
+        });
+        compare(DType::F32, F32, |b| {
+            let (mut sum, mut gathered, mut scattered) = (copy(&x), b.alloc(len), copy(&z));
+            b.add(&mut sum, &y, len);
+            b.gather_rows(&mut gathered, &x, &rows, c);
+            b.gather_rows_backward(&mut scattered, &y, &rows, c);
+            let (mut copied, mut embedded) = (copy(&z), b.alloc(len));
+            b.copy_rows(&mut copied, n / 2, &x, 0, n - n / 2, c);
+            b.embedding_forward(&mut embedded, &table, &ids);
+            let squares = b.sum_of_squares(&x, len) as f32;
+            b.zero(&mut sum, len / 2);
+            vec![vec(sum), vec(gathered), vec(scattered), vec(copied), vec(embedded), vec![squares]]
+        });
+        compare(DType::F32, F32, |b| {
+            let (mut params, mut m, mut v) = (copy(&x), b.alloc(len), b.alloc(len));
+            for step in 1..4 {
+                let step = AdamW {
+                    learning_rate: 1e-2,
+                    beta1: 0.9,
+                    beta2: 0.999,
+                    eps: 1e-8,
+                    weight_decay: 0.1,
+                    step,
+                    grad_scale: 0.5,
+                };
+                b.adamw(&mut params, &y, &mut m, &mut v, len, step);
+            }
+            vec![vec(params), vec(m), vec(v)]
+        });
+    }
+}
+
+#[test]
+fn rope_and_attention_match_reference() {
+    let mut stream = Stream::new(5);
+    for (heads, kv_heads, head_dim) in [(4, 2, 8), (6, 2, 34), (4, 4, 64)] {
+        let segments = [
+            Segment { q_start: 0, q_len: 1, kv_start: 0, kv_len: 1 },
+            Segment { q_start: 1, q_len: 70, kv_start: 1, kv_len: 70 },
+            Segment { q_start: 71, q_len: 5, kv_start: 71, kv_len: 40 },
+        ];
+        let dims = AttentionDims { heads, kv_heads, head_dim };
+        let (n, m) = (76, 111);
+        let (q_len, kv_len) = (n * heads * head_dim, m * kv_heads * head_dim);
+        let (q, dout) = (buffer(&mut stream, q_len), buffer(&mut stream, q_len));
+        let (k, v) = (buffer(&mut stream, kv_len), buffer(&mut stream, kv_len));
+        let positions: Vec<u32> = (0..n as u32).map(|i| i * 7 % 500).collect();
+        let inv_freq: Vec<f32> =
+            (0..head_dim / 2).map(|i| 1e4f32.powf(-2.0 * i as f32 / head_dim as f32)).collect();
+        compare(DType::Bf16, F32, |b| {
+            let (mut out, mut lse) = (b.alloc(q_len), b.alloc(n * heads));
+            b.attention_forward(&mut out, &mut lse, &q, &k, &v, &segments, dims);
+            let (mut dq, mut dk, mut dv) = (b.alloc(q_len), b.alloc(kv_len), b.alloc(kv_len));
+            b.attention_backward(&mut dq, &mut dk, &mut dv, &dout, &out, &lse, &q, &k, &v, &segments, dims);
+            vec![vec(out), vec(lse), vec(dq), vec(dk), vec(dv)]
+        });
+        compare(DType::F32, F32, |b| {
+            let (mut x, mut dx) = (copy(&q), copy(&dout));
+            b.rope_forward(&mut x, &inv_freq, &positions, heads, head_dim);
+            b.rope_backward(&mut dx, &inv_freq, &positions, heads, head_dim);
+            vec![vec(x), vec(dx)]
+        });
+    }
+}
+
+#[test]
+fn the_name_says_what_runs() {
+    let options = CpuOptions { threads: Some(2), isa: Some(Isa::Scalar), dtype: DType::Bf16 };
+    assert_eq!(Cpu::new(options).name(), "cpu scalar, 2 threads, bf16");
+    assert_eq!(CpuOptions::default().dtype, DType::F32);
+}
