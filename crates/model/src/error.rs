@@ -123,6 +123,51 @@ pub enum ModelError {
         found: Vec<usize>,
     },
 
+    /// A tokenizer that cannot be built, or that cannot encode or decode.
+    #[error("`{}`: {message}", path.display())]
+    Tokenizer {
+        /// The file.
+        path: PathBuf,
+        /// What the tokenizers library said.
+        message: String,
+    },
+
+    /// The model brings no chat template.
+    #[error("`{}` has no chat template", folder.display())]
+    NoTemplate {
+        /// The folder.
+        folder: PathBuf,
+    },
+
+    /// A chat template that cannot be parsed, or that fails on a conversation.
+    #[error("chat template of `{}`{}: {message}", path.display(), line.map(|l| format!(", line {l}")).unwrap_or_default())]
+    Template {
+        /// The file it came from.
+        path: PathBuf,
+        /// Line within the template, from 1.
+        line: Option<usize>,
+        /// What is wrong.
+        message: String,
+    },
+
+    /// The template itself refuses a conversation, by `raise_exception`.
+    #[error("the model's chat template refuses this conversation: {message}")]
+    Refused {
+        /// The template's words.
+        message: String,
+    },
+
+    /// A template from whose output the assistant's part cannot be told.
+    #[error(
+        "what the assistant wrote cannot be told in the text of the chat template: message {index}, {reason}"
+    )]
+    NoMask {
+        /// The assistant's message, from 0.
+        index: usize,
+        /// Why.
+        reason: String,
+    },
+
     /// The tensors are not those of the configuration.
     #[error("`{}`: the weights do not fit config.json{}", path.display(), listing(problems))]
     Incomplete {
@@ -188,6 +233,14 @@ impl ModelError {
                 "config.json and the weights must come from the same model, and a download be complete"
             }
             Self::TokenOutOfRange { .. } => "tokenizer.json and the weights must come from the same model",
+            Self::NoTemplate { .. } => {
+                "use an instruct model, or put its template into `chat_template.jinja` in that folder; plain text \
+                 needs none"
+            }
+            Self::NoMask { .. } => {
+                "mark the assistant's part in the template with {% generation %} and {% endgeneration %}, or train on \
+                 the whole conversation"
+            }
             _ => return None,
         };
         Some(hint.to_owned())

@@ -1,0 +1,316 @@
+//! The model's own chat template: conversations to text, and which of the text the assistant wrote.
+
+use std::collections::BTreeMap;
+use std::error::Error as _;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+
+use minijinja::value::Value;
+use minijinja::{Environment, ErrorKind};
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+use crate::ModelError;
+use crate::jinja::{self, Raised};
+
+/// Templates in the wild stay under 64 kB.
+const LONGEST: usize = 1 << 20;
+const NAME: &str = "chat";
+
+/// One turn of a conversation.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Message {
+    /// `system`, `user` or `assistant`.
+    pub role: String,
+    /// What was said.
+    pub content: String,
+}
+
+impl Message {
+    /// A turn of `role`.
+    pub fn new(role: impl Into<String>, content: impl Into<String>) -> Self {
+        Self { role: role.into(), content: content.into() }
+    }
+}
+
+/// A conversation as text, with the byte ranges that the assistant wrote.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Rendered {
+    /// All turns.
+    pub text: String,
+    /// In order, disjoint, on character boundaries; each includes its end-of-turn token.
+    pub spans: Vec<Range<usize>>,
+}
+
+/// A Jinja chat template, rendered as transformers renders it.
+#[derive(Clone)]
+pub struct ChatTemplate {
+    path: PathBuf,
+    source: String,
+    env: Environment<'static>,
+    variables: BTreeMap<String, String>,
+    marks_generation: bool,
+    end_of_turn: Option<String>,
+    default_system: Option<String>,
+}
+
+impl ChatTemplate {
+    /// Compiles `source`, which came from `path`.
+    ///
+    /// `variables` are the named tokens (`bos_token`, `eos_token`, ...) that the template may write;
+    /// `special_tokens` are all texts that a tokenizer reads as one special token, among which the end of a
+    /// turn is sought.
+    ///
+    /// # Errors
+    /// If the template is not valid Jinja, or absurdly long.
+    pub fn new(
+        path: &Path,
+        source: &str,
+        variables: BTreeMap<String, String>,
+        special_tokens: &[String],
+    ) -> Result<Self, ModelError> {
+        if source.len() > LONGEST {
+            let message = format!("it is {} bytes long, at most {LONGEST} are read", source.len());
+            return Err(ModelError::Template { path: path.to_owned(), line: None, message });
+        }
+        let (rewritten, marks_generation) = jinja::rewrite_generation(source);
+        let mut env = jinja::environment();
+        env.add_template_owned(NAME, rewritten).map_err(|e| failed(path, &e))?;
+        let mut template = Self {
+            path: path.to_owned(),
+            source: source.to_owned(),
+            env,
+            variables,
+            marks_generation,
+            end_of_turn: None,
+            default_system: None,
+        };
+        template.end_of_turn = template.find_end_of_turn(special_tokens);
+        template.default_system = template.find_default_system();
+        Ok(template)
+    }
+
+    /// The Jinja text, as it came.
+    pub fn source(&self) -> &str {
+        &self.source
+    }
+
+    /// SHA-256 of the Jinja text, in hexadecimal.
+    pub fn sha256(&self) -> String {
+        hex(&Sha256::digest(self.source.as_bytes()))
+    }
+
+    /// The special token that ends an assistant's turn: the first after its content.
+    pub fn end_of_turn(&self) -> Option<&str> {
+        self.end_of_turn.as_deref()
+    }
+
+    /// The system message that the template puts in by itself where a conversation has none.
+    pub fn default_system(&self) -> Option<&str> {
+        self.default_system.as_deref()
+    }
+
+    /// The conversation as text; with `add_generation_prompt`, up to where the assistant would begin.
+    ///
+    /// # Errors
+    /// If the template raises an exception, fails, or would work without end.
+    pub fn render(&self, messages: &[Message], add_generation_prompt: bool) -> Result<String, ModelError> {
+        Ok(self.render_marked(messages, add_generation_prompt)?.text)
+    }
+
+    /// The conversation as text, and the parts of it that the assistant wrote.
+    ///
+    /// A template with `{% generation %}` says itself what they are. For any other, turn `i` is what
+    /// `messages[..=i]` has more than the generation prompt after `messages[..i]`, up to and including the
+    /// end-of-turn token: a line break that the template puts after that token is not the assistant's. Where
+    /// a template writes a turn differently once others follow, the content is found by putting another in its
+    /// place, and the span is the content with its end-of-turn token.
+    ///
+    /// # Errors
+    /// As [`ChatTemplate::render`]; and if neither way finds a turn.
+    pub fn assistant_spans(&self, messages: &[Message]) -> Result<Rendered, ModelError> {
+        let mut rendered = self.render_marked(messages, false)?;
+        if self.marks_generation {
+            return Ok(rendered);
+        }
+        let mut last = 0;
+        for (index, message) in messages.iter().enumerate() {
+            if message.role != "assistant" {
+                continue;
+            }
+            let span = match self.span_by_prefix(messages, index, &rendered.text) {
+                Some(span) => span,
+                None => self.span_by_substitution(messages, index, &rendered.text)?,
+            };
+            if span.start < last {
+                let reason = "its text lies before that of an earlier message".to_owned();
+                return Err(ModelError::NoMask { index, reason });
+            }
+            last = span.end;
+            if !span.is_empty() {
+                rendered.spans.push(span);
+            }
+        }
+        Ok(rendered)
+    }
+
+    /// The span of message `index` where the text grows turn by turn.
+    fn span_by_prefix(&self, messages: &[Message], index: usize, text: &str) -> Option<Range<usize>> {
+        let before = self.render(&messages[..index], true).ok()?;
+        let after = match index + 1 == messages.len() {
+            true => text.to_owned(),
+            false => self.render(&messages[..=index], false).ok()?,
+        };
+        let turn = after.strip_prefix(before.as_str())?;
+        let start = before.len();
+        let end = match &self.end_of_turn {
+            None => after.len(),
+            Some(token) => match turn.rfind(token.as_str()) {
+                Some(at) => start + at + token.len(),
+                // Some templates end a turn only where another follows.
+                None => self.past_end_of_turn(text, after.len()),
+            },
+        };
+        (after.get(..end.min(after.len())).is_some_and(|known| text.starts_with(known))).then_some(start..end)
+    }
+
+    /// The span of message `index`, as the part of `text` that changes with its content.
+    fn span_by_substitution(
+        &self,
+        messages: &[Message],
+        index: usize,
+        text: &str,
+    ) -> Result<Range<usize>, ModelError> {
+        let no = |reason: &str| ModelError::NoMask { index, reason: reason.to_owned() };
+        let [marker, _] = unused_characters(messages, &self.source);
+        let mut changed = messages.to_vec();
+        changed[index].content = marker.to_string();
+        let changed = self.render(&changed, false)?;
+        let mut parts = changed.split(marker);
+        let (Some(head), Some(tail), None) = (parts.next(), parts.next(), parts.next()) else {
+            return Err(no(if changed.contains(marker) {
+                "the template writes its content more than once"
+            } else {
+                "the template leaves its content out"
+            }));
+        };
+        let outside = head.len() + tail.len();
+        if text.len() < outside || !text.starts_with(head) || !text.ends_with(tail) {
+            return Err(no("the template writes other turns differently by what is in this one"));
+        }
+        let content_end = text.len() - tail.len();
+        Ok(head.len()..self.past_end_of_turn(text, content_end))
+    }
+
+    /// `at`, moved behind an end-of-turn token that follows, perhaps after white space.
+    fn past_end_of_turn(&self, text: &str, at: usize) -> usize {
+        let Some(token) = &self.end_of_turn else { return at };
+        let rest = text.get(at..).unwrap_or_default().trim_start();
+        if rest.starts_with(token.as_str()) { text.len() - rest.len() + token.len() } else { at }
+    }
+
+    /// Renders, takes the sentinels of `{% generation %}` out and notes where they were.
+    fn render_marked(
+        &self,
+        messages: &[Message],
+        add_generation_prompt: bool,
+    ) -> Result<Rendered, ModelError> {
+        let [open, close] = unused_characters(messages, &self.source);
+        let mut context: BTreeMap<&str, Value> =
+            self.variables.iter().map(|(name, token)| (name.as_str(), Value::from(token.as_str()))).collect();
+        let turn =
+            |m: &Message| Value::from_pairs([("role", m.role.as_str()), ("content", m.content.as_str())]);
+        context.insert("messages", messages.iter().map(turn).collect::<Vec<_>>().into());
+        context.insert("add_generation_prompt", Value::from(add_generation_prompt));
+        // transformers passes both, as None.
+        context.insert("tools", Value::from(()));
+        context.insert("documents", Value::from(()));
+        context.insert(jinja::OPEN, Value::from(open.to_string()));
+        context.insert(jinja::CLOSE, Value::from(close.to_string()));
+        let text = self.env.get_template(NAME).and_then(|template| template.render(context));
+        let text = text.map_err(|e| failed(&self.path, &e))?;
+        if !self.marks_generation {
+            return Ok(Rendered { text, spans: Vec::new() });
+        }
+        let mut rendered = Rendered { text: String::with_capacity(text.len()), spans: Vec::new() };
+        let mut start = None;
+        for c in text.chars() {
+            if c == open {
+                start.get_or_insert(rendered.text.len());
+            } else if c == close {
+                let span = start.take().unwrap_or(rendered.text.len())..rendered.text.len();
+                if !span.is_empty() {
+                    rendered.spans.push(span);
+                }
+            } else {
+                rendered.text.push(c);
+            }
+        }
+        Ok(rendered)
+    }
+
+    /// The first special token after an assistant's content, in a conversation made up for it.
+    fn find_end_of_turn(&self, special_tokens: &[String]) -> Option<String> {
+        let [marker, _] = unused_characters(&[], &self.source);
+        let turns = [Message::new("user", "a"), Message::new("assistant", marker)];
+        let text = self.render(&turns, false).ok()?;
+        let after = text.rsplit_once(marker)?.1;
+        let first = |token: &&String| after.find(token.as_str());
+        let found = special_tokens.iter().filter(|t| !t.is_empty() && first(t).is_some());
+        // The longest where two begin at one place, as a tokenizer would read it.
+        found.min_by_key(|token| (first(token), std::cmp::Reverse(token.len()))).cloned()
+    }
+
+    /// What stands in the system turn of a conversation that has none: compared with one that has a marker.
+    fn find_default_system(&self) -> Option<String> {
+        let [marker, user] = unused_characters(&[], &self.source);
+        let user = Message::new("user", user);
+        let with = self.render(&[Message::new("system", marker), user.clone()], false).ok()?;
+        let without = self.render(&[user], false).ok()?;
+        let (head, tail) = with.split_once(marker)?;
+        let default = without.strip_prefix(head)?.strip_suffix(tail)?;
+        // With nothing around it there is no system turn, only text in front of the first one.
+        let bos = self.variables.get("bos_token").map_or("", |token| token.as_str());
+        (!default.is_empty() || !head.replace(bos, "").trim().is_empty()).then(|| default.to_owned())
+    }
+}
+
+impl std::fmt::Debug for ChatTemplate {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "ChatTemplate({} bytes, end of turn {:?})", self.source.len(), self.end_of_turn)
+    }
+}
+
+/// Two characters of the private planes that occur in none of the messages, nor in the template.
+fn unused_characters(messages: &[Message], source: &str) -> [char; 2] {
+    let taken =
+        |c: char| source.contains(c) || messages.iter().any(|m| m.content.contains(c) || m.role.contains(c));
+    let mut free = ('\u{f0000}'..='\u{ffffd}').filter(|&c| !taken(c));
+    // More characters than a text of every one of them is not text; repeating one then costs only the spans.
+    let first = free.next().unwrap_or('\u{f0000}');
+    [first, free.next().unwrap_or('\u{f0001}')]
+}
+
+fn failed(path: &Path, e: &minijinja::Error) -> ModelError {
+    let mut source = e.source();
+    while let Some(inner) = source {
+        if let Some(Raised(message)) = inner.downcast_ref() {
+            return ModelError::Refused { message: message.clone() };
+        }
+        source = inner.source();
+    }
+    let message = match e.kind() {
+        ErrorKind::OutOfFuel => "it takes far more work than a conversation can ask for".to_owned(),
+        kind => e.detail().map_or_else(|| kind.to_string(), |detail| format!("{kind}: {detail}")),
+    };
+    ModelError::Template { path: path.to_owned(), line: e.line(), message }
+}
+
+/// Lower-case hexadecimal.
+pub(crate) fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|b| format!("{b:02x}")).collect()
+}
+
+#[cfg(test)]
+#[path = "chat_template_tests.rs"]
+mod tests;

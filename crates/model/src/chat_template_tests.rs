@@ -1,0 +1,228 @@
+use super::*;
+use crate::Tokenizer;
+use std::fs;
+
+const BASE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../cli/assets/base-8m");
+const SHARED: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../../shared");
+
+const CHATML: &str = "\
+{%- if messages[0]['role'] != 'system' %}
+    {{- '<|im_start|>system\\nBe brief.<|im_end|>\\n' }}
+{%- endif %}
+{%- for message in messages %}
+    {{- '<|im_start|>' + message.role + '\\n' + message.content + '<|im_end|>' + '\\n' }}
+{%- endfor %}
+{%- if add_generation_prompt %}
+    {{- '<|im_start|>assistant\\n' }}
+{%- endif %}
+";
+
+const INST: &str = "\
+{{ bos_token }}{% for message in messages %}
+{% if (message['role'] == 'user') != (loop.index0 % 2 == 0) %}
+{{ raise_exception('roles must alternate') }}
+{% endif %}
+{% if message['role'] == 'user' %}{{ '[INST] ' + message['content'] + ' [/INST]' }}
+{%- else %}{{ ' ' + message['content'] | trim + eos_token }}{% endif %}
+{% endfor %}";
+
+const GEMMA: &str = "\
+{{ bos_token }}{% if messages[0].role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}
+{% for message in messages %}
+{% set role = 'model' if message.role == 'assistant' else message.role %}
+{{ '<start_of_turn>' + role + '\n' + message.content.strip() + '<end_of_turn>\n' }}
+{%- endfor %}
+{% if add_generation_prompt %}{{ '<start_of_turn>model\n' }}{% endif %}";
+
+const MARKED: &str = "\
+{% for message in messages %}
+{% if message.role == 'assistant' %}
+<|im_start|>assistant
+{% generation %}{{ message.content }}<|im_end|>{% endgeneration +%}
+{% else %}
+{{ '<|im_start|>' ~ message.role ~ '\n' ~ message.content ~ '<|im_end|>\n' }}
+{%- endif %}
+{% endfor %}";
+
+/// As Qwen3's: thoughts stay in the last turn alone.
+const THINKING: &str = "\
+{%- for message in messages %}
+    {%- set content = message.content %}
+    {%- if message.role == 'assistant' and not loop.last %}
+        {%- set content = content.split('</think>')[-1].lstrip('\\n') %}
+    {%- elif message.role == 'assistant' %}
+        {%- set content = '<think>\\n\\n</think>\\n\\n' + content %}
+    {%- endif %}
+    {{- '<|im_start|>' + message.role + '\\n' + content + '<|im_end|>\\n' }}
+{%- endfor %}
+{%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}{%- endif %}";
+
+fn template(source: &str) -> ChatTemplate {
+    let variables = [("bos_token", "<s>"), ("eos_token", "</s>")];
+    let variables = variables.map(|(name, token)| (name.to_owned(), token.to_owned())).into();
+    let special = ["<s>", "</s>", "<|im_start|>", "<|im_end|>", "<start_of_turn>", "<end_of_turn>"];
+    ChatTemplate::new(Path::new("t.jinja"), source, variables, &special.map(str::to_owned)).unwrap()
+}
+
+fn dialogue(contents: &[&str]) -> Vec<Message> {
+    let roles = ["user", "assistant"].into_iter().cycle();
+    roles.zip(contents).map(|(role, content)| Message::new(role, *content)).collect()
+}
+
+/// The text with each span in guillemets.
+fn marked(template: &ChatTemplate, messages: &[Message]) -> String {
+    let Rendered { text, spans } = template.assistant_spans(messages).unwrap();
+    assert_eq!(text, template.render(messages, false).unwrap());
+    let mut out = String::new();
+    let mut at = 0;
+    for span in spans {
+        out.push_str(&format!("{}«{}»", &text[at..span.start], &text[span.clone()]));
+        at = span.end;
+    }
+    out + &text[at..]
+}
+
+#[test]
+fn chatml_trains_content_and_end_of_turn_but_not_the_line_break() {
+    let template = template(CHATML);
+    assert_eq!(template.end_of_turn(), Some("<|im_end|>"));
+    assert_eq!(template.default_system(), Some("Be brief."));
+    assert_eq!(
+        marked(&template, &dialogue(&["a", "b\n", "c", "<|im_end|>d"])),
+        "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\na<|im_end|>\n<|im_start|>assistant\n\
+         «b\n<|im_end|>»\n<|im_start|>user\nc<|im_end|>\n<|im_start|>assistant\n«<|im_end|>d<|im_end|>»\n"
+    );
+}
+
+#[test]
+fn inst_begins_the_span_where_generation_begins() {
+    let template = template(INST);
+    assert_eq!((template.end_of_turn(), template.default_system()), (Some("</s>"), None));
+    assert_eq!(
+        marked(&template, &dialogue(&["a", " b ", "c", "d"])),
+        "<s>[INST] a [/INST]« b</s>»[INST] c [/INST]« d</s>»"
+    );
+}
+
+#[test]
+fn what_the_template_refuses_is_said_in_its_words() {
+    let template = template(GEMMA);
+    assert_eq!(template.default_system(), None);
+    let error = template.render(&[Message::new("system", "a"), Message::new("user", "b")], true).unwrap_err();
+    assert!(error.to_string().ends_with("System role not supported"), "{error}");
+    assert!(matches!(error, ModelError::Refused { .. }));
+    assert_eq!(
+        marked(&template, &dialogue(&["a", "b"])),
+        "<s><start_of_turn>user\na<end_of_turn>\n<start_of_turn>model\n«b<end_of_turn>»\n"
+    );
+}
+
+#[test]
+fn generation_tags_decide_where_they_are() {
+    let template = template(MARKED);
+    assert_eq!(template.end_of_turn(), Some("<|im_end|>"));
+    assert_eq!(
+        marked(&template, &dialogue(&["a", "b", "c", "甄\u{f0000}\u{f0001}"])),
+        "<|im_start|>user\na<|im_end|>\n<|im_start|>assistant\n«b<|im_end|>»\n\
+         <|im_start|>user\nc<|im_end|>\n<|im_start|>assistant\n«甄\u{f0000}\u{f0001}<|im_end|>»\n"
+    );
+}
+
+#[test]
+fn a_turn_that_later_turns_change_is_found_by_its_content() {
+    assert_eq!(
+        marked(&template(THINKING), &dialogue(&["a", "<think>hm</think>\n\nb", "c", "d"])),
+        "<|im_start|>user\na<|im_end|>\n<|im_start|>assistant\n«b<|im_end|>»\n\
+         <|im_start|>user\nc<|im_end|>\n<|im_start|>assistant\n«<think>\n\n</think>\n\nd<|im_end|>»\n"
+    );
+}
+
+#[test]
+fn a_turn_that_cannot_be_told_is_an_error_with_its_reason() {
+    for (source, reason) in [
+        (
+            "{% for m in messages %}{{ loop.length }}{{ m.content }}{{ m.content }}{% endfor %}",
+            "more than once",
+        ),
+        (
+            "{% for m in messages if m.role == 'user' %}{{ loop.length }}{{ m.content }}{{ messages | length }}{% endfor %}",
+            "leaves its content out",
+        ),
+    ] {
+        let error = template(source).assistant_spans(&dialogue(&["a", "b", "c", "d"])).unwrap_err();
+        assert!(matches!(error, ModelError::NoMask { index: 1, .. }), "{error:?}");
+        assert!(error.to_string().contains(reason), "{error}");
+        assert!(error.hint().is_some());
+    }
+}
+
+#[test]
+fn a_template_without_special_tokens_gives_the_whole_turn() {
+    let source = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}\
+        {% if add_generation_prompt %}assistant: {% endif %}";
+    let template = template(source);
+    assert_eq!(template.end_of_turn(), None);
+    assert_eq!(
+        marked(&template, &dialogue(&["a", "b", "c", "d"])),
+        "user: a\nassistant: «b\n»user: c\nassistant: «d\n»"
+    );
+}
+
+#[test]
+fn broken_and_endless_templates_are_errors() {
+    let new = |source: &str| ChatTemplate::new(Path::new("t.jinja"), source, BTreeMap::new(), &[]);
+    let error = new("a\n{% for %}").unwrap_err().to_string();
+    assert!(error.starts_with("chat template of `t.jinja`, line 2: syntax error"), "{error}");
+    assert!(new(&" ".repeat(LONGEST + 1)).is_err());
+    let source = "{% for a in range(100000) %}{% for b in range(100000) %}{% endfor %}{% endfor %}";
+    let error = new(source).unwrap().render(&[], false).unwrap_err().to_string();
+    assert!(error.contains("far more work"), "{error}");
+    let error = new("{% include 'x' %}").unwrap().render(&[], false).unwrap_err();
+    assert!(matches!(error, ModelError::Template { .. }), "{error}");
+}
+
+#[test]
+fn the_demonstration_model_trains_answer_and_end_of_turn() {
+    let tokenizer = Tokenizer::read(Path::new(BASE)).unwrap();
+    assert_eq!(
+        marked(tokenizer.template().unwrap(), &dialogue(&[" a ", " b\n"])),
+        "<|begin_of_text|><|start_header_id|>user<|end_header_id|>\n\na<|eot_id|>\
+         <|start_header_id|>assistant<|end_header_id|>\n\n«b<|eot_id|>»"
+    );
+}
+
+#[test]
+fn text_ids_and_labels_equal_transformers() {
+    let golden = Path::new(SHARED).join("golden");
+    if !golden.exists() {
+        eprintln!("skipped: `{}` is not here", golden.display());
+        return;
+    }
+    let tokenizer = Tokenizer::read(&golden.join("tiny")).unwrap();
+    let template = tokenizer.template().unwrap();
+    let cases: Vec<serde_json::Value> =
+        serde_json::from_slice(&fs::read(golden.join("chat_ids.json")).unwrap()).unwrap();
+    assert_eq!(cases.len(), 50);
+    for case in &cases {
+        let text = |name: &str| case[name].as_str().unwrap();
+        let ids = |name: &str| serde_json::from_value::<Vec<i64>>(case[name].clone()).unwrap();
+        let user = text("instruction").to_owned() + text("input");
+        let messages = dialogue(&[&user, text("output")]);
+        let rendered = template.assistant_spans(&messages).unwrap();
+        assert_eq!(rendered.text, text("text"));
+        let encoded = tokenizer.encode_with_offsets(&rendered.text).unwrap();
+        let [span] = rendered.spans.as_slice() else { panic!("{:?}", rendered.spans) };
+        let labels: Vec<i64> = encoded
+            .iter()
+            .map(
+                |(id, range)| {
+                    if range.start >= span.start && range.end <= span.end { *id as i64 } else { -100 }
+                },
+            )
+            .collect();
+        assert_eq!(labels, ids("labels"));
+        assert_eq!(encoded.iter().map(|(id, _)| *id as i64).collect::<Vec<_>>(), ids("input_ids"));
+        let prompt = tokenizer.encode(&template.render(&messages[..1], true).unwrap()).unwrap();
+        assert_eq!(prompt.iter().map(|&id| id as i64).collect::<Vec<_>>(), ids("prompt_ids"));
+    }
+}

@@ -1,0 +1,88 @@
+//! What must be equal between training and use, or the model sees tokens it was not trained on.
+
+use serde::{Deserialize, Serialize};
+
+/// A tokenizer and template, told apart from others.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TokenFingerprint {
+    /// SHA-256 of the chat template's text, if there is one.
+    pub template_sha256: Option<String>,
+    /// SHA-256 of the tokenizer, written in one canonical form: how a file is laid out does not matter.
+    pub tokenizer_sha256: String,
+    /// Begins a text.
+    pub bos: Option<String>,
+    /// Ends a text.
+    pub eos: Option<String>,
+    /// Fills a batch.
+    pub pad: Option<String>,
+    /// Every token that ends a generation, sorted.
+    pub stop: Vec<String>,
+    /// The system message that the template adds by itself.
+    pub default_system: Option<String>,
+}
+
+impl TokenFingerprint {
+    /// One sentence for each thing in which `other` differs: here first, then there.
+    pub fn difference(&self, other: &Self) -> Vec<String> {
+        let mut out = Vec::new();
+        let mut compare = |name: &str, here: String, there: String| {
+            if here != there {
+                out.push(format!("{name}: {here} here, {there} there"));
+            }
+        };
+        let quoted = |text: &Option<String>| match text {
+            Some(text) => format!("`{}`", shortened(text)),
+            None => "none".to_owned(),
+        };
+        let listed = |stop: &[String]| match stop {
+            [] => "none".to_owned(),
+            stop => stop.iter().map(|s| format!("`{s}`")).collect::<Vec<_>>().join(" "),
+        };
+        let hash = |hash: &Option<String>| match hash {
+            Some(hash) => hash.chars().take(12).collect(),
+            None => "none".to_owned(),
+        };
+        compare(
+            "tokenizer (sha256)",
+            hash(&Some(self.tokenizer_sha256.clone())),
+            hash(&Some(other.tokenizer_sha256.clone())),
+        );
+        compare("chat template (sha256)", hash(&self.template_sha256), hash(&other.template_sha256));
+        compare("bos token", quoted(&self.bos), quoted(&other.bos));
+        compare("eos token", quoted(&self.eos), quoted(&other.eos));
+        compare("pad token", quoted(&self.pad), quoted(&other.pad));
+        compare("stop tokens", listed(&self.stop), listed(&other.stop));
+        compare("default system message", quoted(&self.default_system), quoted(&other.default_system));
+        out
+    }
+}
+
+fn shortened(text: &str) -> String {
+    match text.char_indices().nth(40) {
+        Some((end, _)) => format!("{}...", &text[..end]),
+        None => text.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn differences_name_both_sides() {
+        let here = TokenFingerprint {
+            template_sha256: None,
+            tokenizer_sha256: "0123456789abcdef".to_owned(),
+            bos: None,
+            eos: Some("</s>".to_owned()),
+            pad: None,
+            stop: vec!["</s>".to_owned()],
+            default_system: None,
+        };
+        assert!(here.difference(&here).is_empty());
+        let there = TokenFingerprint { eos: Some("<|im_end|>".to_owned()), ..here.clone() };
+        assert_eq!(here.difference(&there), ["eos token: `</s>` here, `<|im_end|>` there"]);
+        let json = serde_json::to_string(&here).unwrap();
+        assert_eq!(serde_json::from_str::<TokenFingerprint>(&json).unwrap(), here);
+    }
+}

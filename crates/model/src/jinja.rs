@@ -1,0 +1,380 @@
+//! Jinja as transformers sets it up for chat templates, in a sandbox: no files, no clock but the date, bounded work.
+
+use std::io;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use minijinja::syntax::SyntaxConfig;
+use minijinja::value::{Kwargs, Rest, Value, ValueKind};
+use minijinja::{AutoEscape, Environment, Error, ErrorKind, State};
+use serde::Serialize;
+use serde_json::ser::{CharEscape, Formatter, Serializer};
+
+/// Instructions, or blocks of 64 bytes handled, that one rendering may cost: far beyond any honest template
+/// and conversation, and used up by an endless loop in about a second.
+const FUEL: u64 = 5_000_000;
+
+/// What `{% generation %}` blocks are rewritten to; the filter puts the two sentinels around its text.
+const GENERATION: &str = "danlu_generation";
+pub(crate) const OPEN: &str = "danlu_generation_open";
+pub(crate) const CLOSE: &str = "danlu_generation_close";
+
+/// The source of an error that the template raised by itself, through `raise_exception`.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub(crate) struct Raised(pub String);
+
+/// transformers' `ImmutableSandboxedEnvironment`: block tags take their line, loop controls, Python's methods.
+pub(crate) fn environment() -> Environment<'static> {
+    let mut env = Environment::new();
+    let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
+    env.set_syntax(syntax.expect("the default delimiters are valid"));
+    env.set_auto_escape_callback(|_| AutoEscape::None);
+    env.set_fuel(Some(FUEL));
+    env.set_unknown_method_callback(python_method);
+    env.set_formatter(|out, state, value| match value.kind() {
+        // Python's spelling of the constants.
+        ValueKind::None => Ok(out.write_str("None")?),
+        ValueKind::Bool => Ok(out.write_str(if value.is_true() { "True" } else { "False" })?),
+        _ => minijinja::escape_formatter(out, state, value),
+    });
+    env.add_function("raise_exception", |message: Value| -> Result<Value, Error> {
+        let message = message.to_string();
+        Err(Error::new(ErrorKind::InvalidOperation, message.clone()).with_source(Raised(message)))
+    });
+    env.add_function("strftime_now", |format: &str| {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs());
+        strftime(format, now)
+    });
+    env.add_filter("tojson", tojson);
+    env.add_filter(GENERATION, |state: &State, body: &str| {
+        let sentinel = |name| state.lookup(name).map(|v| v.to_string()).unwrap_or_default();
+        format!("{}{body}{}", sentinel(OPEN), sentinel(CLOSE))
+    });
+    env
+}
+
+/// Rewrites transformers' `{% generation %}` blocks, which Jinja does not know, to filter blocks of the same
+/// place and white space; tells whether there were any.
+pub(crate) fn rewrite_generation(source: &str) -> (String, bool) {
+    let mut out = String::with_capacity(source.len() + 64);
+    let mut rest = source;
+    let mut any = false;
+    while let Some(at) = rest.find("{%") {
+        let (before, tag) = rest.split_at(at + 2);
+        out.push_str(before);
+        rest = tag;
+        let Some(end) = tag.find("%}") else { break };
+        let body = &tag[..end];
+        let word = match body.trim_matches(|c: char| c == '-' || c == '+' || c.is_whitespace()) {
+            "generation" => "generation",
+            "endgeneration" => "endgeneration",
+            _ => continue,
+        };
+        let replacement = if word == "generation" { &format!("filter {GENERATION}") } else { "endfilter" };
+        out.push_str(&body.replacen(word, replacement, 1));
+        rest = &tag[end..];
+        any = true;
+    }
+    out.push_str(rest);
+    (out, any)
+}
+
+/// Python's methods of strings, lists and dictionaries, as templates call them.
+fn python_method(state: &mut State, value: &Value, method: &str, args: &[Value]) -> Result<Value, Error> {
+    if let Some(text) = value.as_str() {
+        let cut = match method {
+            "removeprefix" => str::strip_prefix::<&str>,
+            "removesuffix" => str::strip_suffix::<&str>,
+            _ => return minijinja_contrib::pycompat::unknown_method_callback(state, value, method, args),
+        };
+        let (end,): (&str,) = minijinja::value::from_args(args)?;
+        return Ok(Value::from(cut(text, end).unwrap_or(text)));
+    }
+    minijinja_contrib::pycompat::unknown_method_callback(state, value, method, args)
+}
+
+/// `json.dumps` with transformers' defaults: `", "` and `": "`, text as it is.
+fn tojson(value: Value, positional: Rest<Value>, options: Kwargs) -> Result<String, Error> {
+    let escape_ascii = match positional.first() {
+        Some(flag) => flag.is_true(),
+        None => options.get::<Option<bool>>("ensure_ascii")?.unwrap_or(false),
+    };
+    let indent = match positional.get(1) {
+        Some(indent) if indent.is_none() => None,
+        Some(indent) => Some(usize::try_from(indent.clone())?),
+        None => options.get::<Option<usize>>("indent")?,
+    };
+    let (item, key) = match options.get::<Option<Vec<String>>>("separators")?.as_deref() {
+        Some([item, key]) => (item.clone(), key.clone()),
+        Some(_) => return Err(Error::new(ErrorKind::InvalidOperation, "tojson: separators are a pair")),
+        None if indent.is_some() => (",".to_owned(), ": ".to_owned()),
+        None => (", ".to_owned(), ": ".to_owned()),
+    };
+    let sort = options.get::<Option<bool>>("sort_keys")?.unwrap_or(false);
+    options.assert_all_used()?;
+    let failed = |e: serde_json::Error| Error::new(ErrorKind::BadSerialization, e.to_string());
+    let mut json = serde_json::to_value(&value).map_err(failed)?;
+    if sort {
+        json.sort_all_objects();
+    }
+    let style = PythonStyle { indent, item, key, escape_ascii, depth: 0, has_items: false };
+    let mut out = Vec::new();
+    json.serialize(&mut Serializer::with_formatter(&mut out, style)).map_err(failed)?;
+    String::from_utf8(out).map_err(|e| Error::new(ErrorKind::BadSerialization, e.to_string()))
+}
+
+/// How Python's `json` lays its output out.
+struct PythonStyle {
+    indent: Option<usize>,
+    item: String,
+    key: String,
+    escape_ascii: bool,
+    depth: usize,
+    has_items: bool,
+}
+
+impl PythonStyle {
+    fn new_line<W: ?Sized + io::Write>(&self, out: &mut W) -> io::Result<()> {
+        let Some(indent) = self.indent else { return Ok(()) };
+        out.write_all(b"\n")?;
+        (0..indent * self.depth).try_for_each(|_| out.write_all(b" "))
+    }
+
+    fn begin<W: ?Sized + io::Write>(&mut self, out: &mut W, bracket: &[u8]) -> io::Result<()> {
+        self.depth += 1;
+        self.has_items = false;
+        out.write_all(bracket)
+    }
+
+    fn end<W: ?Sized + io::Write>(&mut self, out: &mut W, bracket: &[u8]) -> io::Result<()> {
+        self.depth -= 1;
+        if self.has_items {
+            self.new_line(out)?;
+        }
+        self.has_items = true;
+        out.write_all(bracket)
+    }
+
+    fn next<W: ?Sized + io::Write>(&mut self, out: &mut W, first: bool) -> io::Result<()> {
+        if !first {
+            out.write_all(self.item.as_bytes())?;
+        }
+        self.has_items = true;
+        self.new_line(out)
+    }
+}
+
+impl Formatter for PythonStyle {
+    fn begin_array<W: ?Sized + io::Write>(&mut self, out: &mut W) -> io::Result<()> {
+        self.begin(out, b"[")
+    }
+
+    fn end_array<W: ?Sized + io::Write>(&mut self, out: &mut W) -> io::Result<()> {
+        self.end(out, b"]")
+    }
+
+    fn begin_array_value<W: ?Sized + io::Write>(&mut self, out: &mut W, first: bool) -> io::Result<()> {
+        self.next(out, first)
+    }
+
+    fn begin_object<W: ?Sized + io::Write>(&mut self, out: &mut W) -> io::Result<()> {
+        self.begin(out, b"{")
+    }
+
+    fn end_object<W: ?Sized + io::Write>(&mut self, out: &mut W) -> io::Result<()> {
+        self.end(out, b"}")
+    }
+
+    fn begin_object_key<W: ?Sized + io::Write>(&mut self, out: &mut W, first: bool) -> io::Result<()> {
+        self.next(out, first)
+    }
+
+    fn begin_object_value<W: ?Sized + io::Write>(&mut self, out: &mut W) -> io::Result<()> {
+        out.write_all(self.key.as_bytes())
+    }
+
+    fn end_object_value<W: ?Sized + io::Write>(&mut self, _: &mut W) -> io::Result<()> {
+        self.has_items = true;
+        Ok(())
+    }
+
+    fn end_array_value<W: ?Sized + io::Write>(&mut self, _: &mut W) -> io::Result<()> {
+        self.has_items = true;
+        Ok(())
+    }
+
+    fn write_string_fragment<W: ?Sized + io::Write>(&mut self, out: &mut W, text: &str) -> io::Result<()> {
+        if !self.escape_ascii {
+            return out.write_all(text.as_bytes());
+        }
+        let mut units = [0; 2];
+        text.chars().try_for_each(|c| match c {
+            // Python escapes DEL no more than serde_json does.
+            c if c.is_ascii() => write!(out, "{c}"),
+            c => c.encode_utf16(&mut units).iter().try_for_each(|unit| write!(out, "\\u{unit:04x}")),
+        })
+    }
+
+    fn write_char_escape<W: ?Sized + io::Write>(
+        &mut self,
+        out: &mut W,
+        escape: CharEscape,
+    ) -> io::Result<()> {
+        match escape {
+            CharEscape::Quote => out.write_all(b"\\\""),
+            CharEscape::ReverseSolidus => out.write_all(b"\\\\"),
+            CharEscape::Solidus => out.write_all(b"/"),
+            CharEscape::Backspace => out.write_all(b"\\b"),
+            CharEscape::FormFeed => out.write_all(b"\\f"),
+            CharEscape::LineFeed => out.write_all(b"\\n"),
+            CharEscape::CarriageReturn => out.write_all(b"\\r"),
+            CharEscape::Tab => out.write_all(b"\\t"),
+            CharEscape::AsciiControl(byte) => write!(out, "\\u{byte:04x}"),
+        }
+    }
+}
+
+/// The codes of `strftime` that templates use, in UTC: a date in a prompt should not depend on the machine.
+fn strftime(format: &str, seconds: u64) -> Result<String, Error> {
+    const MONTHS: [&str; 12] = [
+        "January",
+        "February",
+        "March",
+        "April",
+        "May",
+        "June",
+        "July",
+        "August",
+        "September",
+        "October",
+        "November",
+        "December",
+    ];
+    const DAYS: [&str; 7] = ["Thursday", "Friday", "Saturday", "Sunday", "Monday", "Tuesday", "Wednesday"];
+    let (days, second) = (seconds / 86400, seconds % 86400);
+    let (year, month, day) = civil(days);
+    let (month_name, day_name) = (MONTHS[month as usize - 1], DAYS[(days % 7) as usize]);
+    let (hour, minute, second) = (second / 3600, second / 60 % 60, second % 60);
+    let mut out = String::new();
+    let mut chars = format.chars();
+    while let Some(c) = chars.next() {
+        if c != '%' {
+            out.push(c);
+            continue;
+        }
+        let (code, unpadded) = match chars.next() {
+            Some('-') => (chars.next(), true),
+            code => (code, false),
+        };
+        let number = |n: u64| if unpadded { n.to_string() } else { format!("{n:02}") };
+        let hour_12 = (hour + 11) % 12 + 1;
+        match code {
+            Some('Y') => out.push_str(&year.to_string()),
+            Some('y') => out.push_str(&number(year % 100)),
+            Some('m') => out.push_str(&number(month)),
+            Some('B') => out.push_str(month_name),
+            Some('b' | 'h') => out.push_str(&month_name[..3]),
+            Some('d') => out.push_str(&number(day)),
+            Some('A') => out.push_str(day_name),
+            Some('a') => out.push_str(&day_name[..3]),
+            Some('H') => out.push_str(&number(hour)),
+            Some('I') => out.push_str(&number(hour_12)),
+            Some('M') => out.push_str(&number(minute)),
+            Some('S') => out.push_str(&number(second)),
+            Some('p') => out.push_str(if hour < 12 { "AM" } else { "PM" }),
+            Some('F') => out.push_str(&format!("{year}-{month:02}-{day:02}")),
+            Some('T') => out.push_str(&format!("{hour:02}:{minute:02}:{second:02}")),
+            Some('Z') => out.push_str("UTC"),
+            Some('%') => out.push('%'),
+            other => {
+                let code = other.map_or_else(String::new, String::from);
+                let message = format!("strftime_now: the code `%{code}` is not supported");
+                return Err(Error::new(ErrorKind::InvalidOperation, message));
+            }
+        }
+    }
+    Ok(out)
+}
+
+/// Year, month and day of the Gregorian calendar, from days since 1970-01-01. Years are counted from March,
+/// so that the leap day is the last of its year.
+fn civil(days: u64) -> (u64, u64, u64) {
+    let days = days + 719_468;
+    let (era, day_of_era) = (days / 146_097, days % 146_097);
+    let year_of_era = (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let march_month = (5 * day_of_year + 2) / 153;
+    let day = day_of_year - (153 * march_month + 2) / 5 + 1;
+    let month = if march_month < 10 { march_month + 3 } else { march_month - 9 };
+    (era * 400 + year_of_era + u64::from(month <= 2), month, day)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn render(source: &str) -> String {
+        let value: serde_json::Value =
+            serde_json::from_str(r#"{"b": [1, 2.5, {}, []], "a": "甄\"\n", "n": null}"#).unwrap();
+        environment()
+            .render_str(source, minijinja::context! { x => Value::from(minijinja::value::Serde(value)), none_ => (), yes => true })
+            .unwrap()
+    }
+
+    #[test]
+    fn tojson_writes_what_python_writes() {
+        assert_eq!(render("{{ x | tojson }}"), r#"{"b": [1, 2.5, {}, []], "a": "甄\"\n", "n": null}"#);
+        assert_eq!(render("{{ x.a | tojson(ensure_ascii=true) }}"), r#""\u7504\"\n""#);
+        assert_eq!(
+            render("{{ x | tojson(indent=2) }}"),
+            "{\n  \"b\": [\n    1,\n    2.5,\n    {},\n    []\n  ],\n  \"a\": \"甄\\\"\\n\",\n  \"n\": null\n}"
+        );
+        assert_eq!(render("{{ x.b | tojson(separators=(',', ':')) }}"), "[1,2.5,{},[]]");
+        assert_eq!(render("{{ {'b': 1, 'a': 2} | tojson(sort_keys=true) }}"), r#"{"a": 2, "b": 1}"#);
+    }
+
+    #[test]
+    fn python_methods_and_constants_are_known() {
+        assert_eq!(render("{{ 'a-b'.split('-')[-1].upper() }}{{ ' x '.strip() }}"), "Bx");
+        assert_eq!(render("{{ 'abc'.removeprefix('a').removesuffix('c') }}{{ x.get('q', 'd') }}"), "bd");
+        assert_eq!(render("{{ none_ }} {{ yes }} {{ missing }}"), "None True ");
+        assert_eq!(
+            render("{% for i in range(9) %}{% if i == 2 %}{% break %}{% endif %}{{ i }}{% endfor %}"),
+            "01"
+        );
+    }
+
+    #[test]
+    fn block_tags_take_their_whole_line() {
+        assert_eq!(render("a\n  {% if true %}\nb\n  {% endif %}\nc\n"), "a\nb\nc");
+    }
+
+    #[test]
+    fn generation_tags_become_filters_in_place() {
+        let (text, any) = rewrite_generation("{%- generation -%} x {%+ endgeneration %}{% if generation %}");
+        assert!(any);
+        assert_eq!(text, "{%- filter danlu_generation -%} x {%+ endfilter %}{% if generation %}");
+        assert!(!rewrite_generation("{% set generation = 1 %}{{ generation }} {% unclosed").1);
+    }
+
+    #[test]
+    fn dates_are_the_calendars() {
+        // date -u -d @N
+        assert_eq!(strftime("%d %b %Y %H:%M:%S %a", 0).unwrap(), "01 Jan 1970 00:00:00 Thu");
+        assert_eq!(strftime("%-d %B %Y, %A %I%p", 1_709_212_500).unwrap(), "29 February 2024, Thursday 01PM");
+        assert_eq!(strftime("%F %T %%", 4_102_444_799).unwrap(), "2099-12-31 23:59:59 %");
+        assert!(strftime("%Q", 0).unwrap_err().to_string().contains("`%Q`"));
+    }
+
+    #[test]
+    fn a_template_that_never_ends_is_stopped() {
+        for source in [
+            "{% for a in range(100000) %}{% for b in range(100000) %}{% endfor %}{% endfor %}",
+            "{% set ns = namespace(s='xxxxxxxx') %}{% for a in range(99) %}{% set ns.s = ns.s + ns.s %}{% endfor %}",
+            "{{ 'x' * 99999999999 }}",
+            "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
+        ] {
+            assert!(environment().render_str(source, ()).is_err(), "{source}");
+        }
+    }
+}

@@ -1,0 +1,286 @@
+//! A model folder's tokenizer: text to ids and back, its named tokens, and where a generation stops.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+
+use serde_json::Value;
+use sha2::{Digest, Sha256};
+
+use crate::chat_template::{ChatTemplate, hex};
+use crate::fingerprint::TokenFingerprint;
+use crate::json::{self, Fields};
+use crate::{ModelConfig, ModelError, files};
+
+/// The largest tokenizers in use take some 35 MB.
+const LIMIT: u64 = 256 << 20;
+/// The tokens that `tokenizer_config.json` names and templates may write.
+const NAMED: [&str; 7] =
+    ["bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token"];
+
+/// A tokenizer with its chat template.
+pub struct Tokenizer {
+    path: PathBuf,
+    inner: tokenizers::Tokenizer,
+    named: BTreeMap<String, String>,
+    stop_ids: BTreeSet<u32>,
+    template: Option<ChatTemplate>,
+}
+
+impl Tokenizer {
+    /// Reads `tokenizer.json` of a folder, and beside it, as far as they are there, `tokenizer_config.json`,
+    /// `special_tokens_map.json`, `chat_template.jinja`, `generation_config.json` and `config.json`.
+    ///
+    /// # Errors
+    /// If `tokenizer.json` is missing or any of them is malformed.
+    pub fn read(folder: &Path) -> Result<Self, ModelError> {
+        let path = folder.join("tokenizer.json");
+        let bytes = files::read_bounded(&path, LIMIT)?;
+        let error = |message: String| ModelError::Tokenizer { path: path.clone(), message };
+        let mut inner = tokenizers::Tokenizer::from_bytes(bytes).map_err(|e| error(e.to_string()))?;
+        // Left over from whoever saved the file; lengths are this program's business.
+        inner.with_padding(None);
+        inner.with_truncation(None).map_err(|e| error(e.to_string()))?;
+
+        let config_path = folder.join("tokenizer_config.json");
+        let config = json::read_optional(&config_path)?;
+        let map = json::read_optional(&folder.join("special_tokens_map.json"))?;
+        let named = named_tokens(&[config.as_ref(), map.as_ref()]);
+        let specials: Vec<String> = inner
+            .get_added_tokens_decoder()
+            .into_values()
+            .filter(|token| token.special)
+            .map(|token| token.content)
+            .collect();
+        let template = match template_source(folder, &config_path, config.as_ref())? {
+            Some((path, source)) => Some(ChatTemplate::new(&path, &source, named.clone(), &specials)?),
+            None => None,
+        };
+
+        let mut stop_ids = BTreeSet::new();
+        for name in ["generation_config.json", "config.json"] {
+            let path = folder.join(name);
+            if let Some(value) = json::read_optional(&path)? {
+                stop_ids.extend(Fields::new(&path, &value)?.token_ids("eos_token_id")?);
+            }
+        }
+        let end_of_turn = template.as_ref().and_then(|t| t.end_of_turn());
+        let by_name = named.get("eos_token").map(|token| token.as_str());
+        stop_ids.extend(by_name.into_iter().chain(end_of_turn).filter_map(|token| inner.token_to_id(token)));
+        Ok(Self { path, inner, named, stop_ids, template })
+    }
+
+    /// The ids of `text`. Special tokens written in it are recognised; none is added.
+    ///
+    /// # Errors
+    /// If the tokenizer has no way to write some of the text.
+    pub fn encode(&self, text: &str) -> Result<Vec<u32>, ModelError> {
+        let encoding = self.inner.encode_fast(text, false).map_err(|e| self.failed(e))?;
+        Ok(encoding.get_ids().to_vec())
+    }
+
+    /// As [`Tokenizer::encode`], each id with the bytes of `text` it stands for. Tokens that share a character
+    /// all have that character's range.
+    ///
+    /// # Errors
+    /// As [`Tokenizer::encode`].
+    pub fn encode_with_offsets(&self, text: &str) -> Result<Vec<(u32, Range<usize>)>, ModelError> {
+        let encoding = self.inner.encode(text, false).map_err(|e| self.failed(e))?;
+        let offsets = encoding.get_offsets().iter().map(|&(start, end)| start..end);
+        Ok(encoding.get_ids().iter().copied().zip(offsets).collect())
+    }
+
+    /// The text of `ids`; ids beyond the vocabulary write nothing, bytes that are no character write U+FFFD.
+    pub fn decode(&self, ids: &[u32], skip_special: bool) -> String {
+        self.inner.decode(ids, skip_special).unwrap_or_default()
+    }
+
+    /// Decodes token by token, in whole characters.
+    pub fn decode_stream(&self, skip_special: bool) -> DecodeStream<'_> {
+        DecodeStream { tokenizer: self, ids: Vec::new(), written: 0, skip_special }
+    }
+
+    /// The token as the vocabulary spells it; in a byte-level one that is not its text.
+    pub fn token_str(&self, id: u32) -> Option<String> {
+        self.inner.id_to_token(id)
+    }
+
+    /// The id of a token as the vocabulary spells it.
+    pub fn token_id(&self, token: &str) -> Option<u32> {
+        self.inner.token_to_id(token)
+    }
+
+    /// The token `name` (`bos_token`, `eos_token`, `pad_token`, ...) stands for.
+    pub fn named(&self, name: &str) -> Option<&str> {
+        self.named.get(name).map(|token| token.as_str())
+    }
+
+    /// The id of the token that begins a text.
+    pub fn bos_id(&self) -> Option<u32> {
+        self.token_id(self.named("bos_token")?)
+    }
+
+    /// The id of the token that ends a text.
+    pub fn eos_id(&self) -> Option<u32> {
+        self.token_id(self.named("eos_token")?)
+    }
+
+    /// The id of the token that fills a batch.
+    pub fn pad_id(&self) -> Option<u32> {
+        self.token_id(self.named("pad_token")?)
+    }
+
+    /// Every id after which a generation ends: what `generation_config.json`, `config.json` and the tokenizer
+    /// call the end, and the token by which the template ends an assistant's turn.
+    pub fn stop_ids(&self) -> &BTreeSet<u32> {
+        &self.stop_ids
+    }
+
+    /// One more than the largest id.
+    pub fn vocab_size(&self) -> usize {
+        self.inner.get_vocab(true).into_values().max().map_or(0, |id| id as usize + 1)
+    }
+
+    /// Checks that every id has a row in the model's embedding table.
+    ///
+    /// # Errors
+    /// If the tokenizer knows more tokens than the model.
+    pub fn check_fits(&self, config: &ModelConfig) -> Result<(), ModelError> {
+        let size = self.vocab_size();
+        if size <= config.vocab_size {
+            return Ok(());
+        }
+        let message =
+            format!("its ids reach {}, the model's `vocab_size` is {}", size - 1, config.vocab_size);
+        Err(ModelError::Tokenizer { path: self.path.clone(), message })
+    }
+
+    /// The chat template.
+    ///
+    /// # Errors
+    /// If the model brings none.
+    pub fn template(&self) -> Result<&ChatTemplate, ModelError> {
+        let folder = self.path.parent().unwrap_or(&self.path);
+        self.template.as_ref().ok_or_else(|| ModelError::NoTemplate { folder: folder.to_owned() })
+    }
+
+    /// What training and use must have in common.
+    pub fn fingerprint(&self) -> TokenFingerprint {
+        // The library's own spelling: files of other layout or age give the same.
+        let canonical = self.inner.to_string(false).unwrap_or_default();
+        let named = |name: &str| self.named(name).map(str::to_owned);
+        TokenFingerprint {
+            template_sha256: self.template.as_ref().map(|t| t.sha256()),
+            tokenizer_sha256: hex(&Sha256::digest(canonical.as_bytes())),
+            bos: named("bos_token"),
+            eos: named("eos_token"),
+            pad: named("pad_token"),
+            stop: self
+                .stop_ids
+                .iter()
+                .map(|&id| self.token_str(id).unwrap_or_else(|| id.to_string()))
+                .collect(),
+            default_system: self.template.as_ref().and_then(|t| t.default_system()).map(str::to_owned),
+        }
+    }
+
+    fn failed(&self, e: tokenizers::Error) -> ModelError {
+        ModelError::Tokenizer { path: self.path.clone(), message: e.to_string() }
+    }
+}
+
+impl std::fmt::Debug for Tokenizer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Tokenizer({}, stops at {:?})", self.path.display(), self.stop_ids)
+    }
+}
+
+/// Text of a growing list of tokens, given out in whole characters: a Chinese character may be spread over three.
+///
+/// The pieces, with [`finish`](DecodeStream::finish), join to what decoding all ids at once gives.
+pub struct DecodeStream<'a> {
+    tokenizer: &'a Tokenizer,
+    /// The last tokens that were given out, then those held back: a decoder may treat the first token of a
+    /// text differently, so each piece is decoded behind its predecessor.
+    ids: Vec<u32>,
+    written: usize,
+    skip_special: bool,
+}
+
+impl DecodeStream<'_> {
+    /// Takes one more token; the text that is now complete.
+    pub fn push(&mut self, id: u32) -> Option<String> {
+        self.ids.push(id);
+        self.piece(false)
+    }
+
+    /// What was held back, its broken characters replaced by U+FFFD.
+    pub fn finish(mut self) -> Option<String> {
+        self.piece(true)
+    }
+
+    fn piece(&mut self, at_end: bool) -> Option<String> {
+        let whole = self.tokenizer.decode(&self.ids, self.skip_special);
+        if whole.ends_with('\u{fffd}') && !at_end {
+            return None;
+        }
+        let before = self.tokenizer.decode(&self.ids[..self.written], self.skip_special);
+        let piece = whole.get(before.len()..)?.to_owned();
+        if piece.is_empty() {
+            return None;
+        }
+        self.ids.drain(..self.written);
+        self.written = self.ids.len();
+        Some(piece)
+    }
+}
+
+/// The named tokens: the first file that names one decides.
+fn named_tokens(files: &[Option<&Value>]) -> BTreeMap<String, String> {
+    let text = |value: &Value| match value {
+        Value::String(token) => Some(token.clone()),
+        // As transformers writes an `AddedToken`.
+        Value::Object(token) => token.get("content")?.as_str().map(str::to_owned),
+        _ => None,
+    };
+    let find = |name: &str| files.iter().flatten().find_map(|file| text(file.get(name)?));
+    NAMED.iter().filter_map(|name| Some(((*name).to_owned(), find(name)?))).collect()
+}
+
+/// The chat template and the file it stands in: `chat_template.jinja` goes first, as in transformers.
+fn template_source(
+    folder: &Path,
+    config_path: &Path,
+    config: Option<&Value>,
+) -> Result<Option<(PathBuf, String)>, ModelError> {
+    let path = folder.join("chat_template.jinja");
+    if path.exists() {
+        let bytes = files::read_bounded(&path, json::CONFIG_LIMIT)?;
+        let source = String::from_utf8(bytes).map_err(|e| {
+            let message = format!("it is not UTF-8: {e}");
+            ModelError::Template { path: path.clone(), line: None, message }
+        })?;
+        return Ok(Some((path, source)));
+    }
+    let Some(config) = config else { return Ok(None) };
+    let fields = Fields::new(config_path, config)?;
+    let source = match fields.get("chat_template") {
+        None => None,
+        Some(Value::String(source)) => Some(source.as_str()),
+        Some(Value::Array(list)) => {
+            let named =
+                |name: &str| list.iter().find(|t| t.get("name").and_then(Value::as_str) == Some(name));
+            let source = named("default").and_then(|t| t.get("template")).and_then(Value::as_str);
+            Some(
+                source
+                    .ok_or_else(|| fields.wrong("chat_template", "a template named `default` in the list"))?,
+            )
+        }
+        Some(_) => return Err(fields.wrong("chat_template", "a string, or a list of named templates")),
+    };
+    Ok(source.map(|source| (config_path.to_owned(), source.to_owned())))
+}
+
+#[cfg(test)]
+#[path = "tokenizer_tests.rs"]
+mod tests;

@@ -1,0 +1,174 @@
+use super::*;
+use std::fs;
+
+const BASE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../cli/assets/base-8m");
+const SHARED: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../../shared");
+
+/// A file beside the checkout; `None` where a checkout stands alone, and the test then says so.
+fn shared(path: &str) -> Option<PathBuf> {
+    let path = Path::new(SHARED).join(path);
+    if path.exists() {
+        return Some(path);
+    }
+    eprintln!("skipped: `{}` is not here", path.display());
+    None
+}
+
+fn json_of(path: &Path) -> Value {
+    serde_json::from_slice(&fs::read(path).unwrap()).unwrap()
+}
+
+/// The demonstration model's tokenizer files, with some replaced; an empty text leaves a file out.
+fn folder_with(changes: &[(&str, &str)]) -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    for name in ["tokenizer.json", "tokenizer_config.json", "generation_config.json", "config.json"] {
+        fs::copy(Path::new(BASE).join(name), folder.path().join(name)).unwrap();
+    }
+    for (name, text) in changes {
+        match text.is_empty() {
+            true => fs::remove_file(folder.path().join(name)).unwrap(),
+            false => fs::write(folder.path().join(name), text).unwrap(),
+        }
+    }
+    folder
+}
+
+#[test]
+fn ids_are_the_original_tokenizers() {
+    let Some(cases) = shared("golden/tokenizer_cases.json") else { return };
+    let cases = json_of(&cases);
+    for (name, folder) in [("tiny", "golden/tiny"), ("llama3", "tokenizers/llama3")] {
+        let tokenizer = Tokenizer::read(&shared(folder).unwrap()).unwrap();
+        let cases = cases[name].as_array().unwrap();
+        assert_eq!(cases.len(), 200);
+        for case in cases {
+            let text = case["text"].as_str().unwrap();
+            let expected: Vec<u32> = serde_json::from_value(case["ids"].clone()).unwrap();
+            assert_eq!(tokenizer.encode(text).unwrap(), expected, "{name}: {text:?}");
+            assert_eq!(tokenizer.decode(&expected, false), text, "{name}");
+        }
+    }
+}
+
+#[test]
+fn streamed_pieces_are_whole_characters_and_join_to_the_text() {
+    let tokenizer = Tokenizer::read(Path::new(BASE)).unwrap();
+    let text = "甄嬛，龘靐𠮷 naïve 👩‍👩‍👧 ok<|eot_id|>\n\n龘";
+    let ids = tokenizer.encode(text).unwrap();
+    assert!(ids.len() > text.chars().count(), "rare characters must be split for this to test anything");
+    for skip_special in [false, true] {
+        let mut stream = tokenizer.decode_stream(skip_special);
+        let mut joined = String::new();
+        for &id in &ids {
+            if let Some(piece) = stream.push(id) {
+                assert!(!piece.contains('\u{fffd}'), "{piece:?}");
+                joined.push_str(&piece);
+            }
+        }
+        joined.extend(stream.finish());
+        assert_eq!(joined, tokenizer.decode(&ids, skip_special));
+    }
+}
+
+#[test]
+fn bytes_that_never_become_a_character_come_at_the_end() {
+    let tokenizer = Tokenizer::read(Path::new(BASE)).unwrap();
+    let ids = tokenizer.encode("ok 龘").unwrap();
+    let cut = &ids[..ids.len() - 1];
+    let mut stream = tokenizer.decode_stream(false);
+    let mut joined: String = cut.iter().filter_map(|&id| stream.push(id)).collect();
+    assert!(joined.starts_with("ok"));
+    joined.extend(stream.finish());
+    assert_eq!(joined, tokenizer.decode(cut, false));
+    assert!(joined.ends_with('\u{fffd}'));
+}
+
+#[test]
+fn offsets_are_bytes_of_the_text() {
+    let tokenizer = Tokenizer::read(Path::new(BASE)).unwrap();
+    let text = "<|start_header_id|>娘娘 hello";
+    let pairs = tokenizer.encode_with_offsets(text).unwrap();
+    assert_eq!(pairs.iter().map(|(id, _)| *id).collect::<Vec<_>>(), tokenizer.encode(text).unwrap());
+    assert_eq!(&text[pairs[0].1.clone()], "<|start_header_id|>");
+    assert!(pairs.iter().all(|(_, range)| text.get(range.clone()).is_some()));
+    assert_eq!(pairs.last().unwrap().1.end, text.len());
+}
+
+#[test]
+fn named_tokens_and_stops_come_from_every_file() {
+    let tokenizer = Tokenizer::read(Path::new(BASE)).unwrap();
+    assert_eq!(
+        (tokenizer.bos_id(), tokenizer.eos_id(), tokenizer.pad_id()),
+        (Some(8182), Some(8186), Some(8187))
+    );
+    assert_eq!(tokenizer.stop_ids().iter().copied().collect::<Vec<_>>(), [8186]);
+    assert_eq!(tokenizer.vocab_size(), 8192);
+    tokenizer.check_fits(&ModelConfig::read(Path::new(BASE)).unwrap()).unwrap();
+
+    // The tokenizer calls `<|end_of_text|>` the end, the template ends a turn by `<|eot_id|>`.
+    let config = json_of(&Path::new(BASE).join("tokenizer_config.json"));
+    let config = serde_json::json!({
+        "eos_token": {"content": "<|end_of_text|>", "lstrip": false}, "chat_template": config["chat_template"],
+    });
+    let folder = folder_with(&[
+        ("tokenizer_config.json", &config.to_string()),
+        ("special_tokens_map.json", r#"{"bos_token": "<|begin_of_text|>", "eos_token": "<|eot_id|>"}"#),
+        ("generation_config.json", r#"{"eos_token_id": [5, 7]}"#),
+        ("config.json", r#"{"eos_token_id": 9}"#),
+    ]);
+    let tokenizer = Tokenizer::read(folder.path()).unwrap();
+    assert_eq!(tokenizer.stop_ids().iter().copied().collect::<Vec<_>>(), [5, 7, 9, 8183, 8186]);
+    assert_eq!(tokenizer.named("bos_token"), Some("<|begin_of_text|>"));
+    assert_eq!(tokenizer.pad_id(), None);
+}
+
+#[test]
+fn the_template_file_goes_before_the_configuration() {
+    let named =
+        r#"{"chat_template": [{"name": "tool_use", "template": "T"}, {"name": "default", "template": "D"}]}"#;
+    let folder = folder_with(&[("tokenizer_config.json", named)]);
+    assert_eq!(Tokenizer::read(folder.path()).unwrap().template().unwrap().source(), "D");
+    fs::write(folder.path().join("chat_template.jinja"), "J").unwrap();
+    assert_eq!(Tokenizer::read(folder.path()).unwrap().template().unwrap().source(), "J");
+}
+
+#[test]
+fn a_folder_without_template_encodes_and_says_so() {
+    let folder =
+        folder_with(&[("tokenizer_config.json", ""), ("generation_config.json", ""), ("config.json", "")]);
+    let tokenizer = Tokenizer::read(folder.path()).unwrap();
+    assert!(!tokenizer.encode("皇上").unwrap().is_empty());
+    assert!(matches!(tokenizer.template(), Err(ModelError::NoTemplate { .. })));
+    assert!(tokenizer.stop_ids().is_empty());
+}
+
+#[test]
+fn damaged_files_are_named() {
+    for (name, text, message) in [
+        ("tokenizer.json", "{}", "tokenizer.json`: "),
+        ("tokenizer_config.json", "{\n,}", "tokenizer_config.json:2:1`: key must be a string"),
+        ("tokenizer_config.json", r#"{"chat_template": 3}"#, "`chat_template` is 3, expected a string"),
+        (
+            "tokenizer_config.json",
+            r#"{"chat_template": "{% if %}"}"#,
+            "tokenizer_config.json`, line 1: syntax error",
+        ),
+        ("generation_config.json", r#"{"eos_token_id": "x"}"#, "`eos_token_id` is \"x\""),
+    ] {
+        let error = Tokenizer::read(folder_with(&[(name, text)]).path()).unwrap_err().to_string();
+        assert!(error.contains(message), "{error}");
+    }
+}
+
+#[test]
+fn a_fingerprint_does_not_depend_on_the_layout_of_the_file() {
+    let here = Tokenizer::read(Path::new(BASE)).unwrap().fingerprint();
+    let compact = json_of(&Path::new(BASE).join("tokenizer.json")).to_string();
+    let folder = folder_with(&[("tokenizer.json", &compact)]);
+    let there = Tokenizer::read(folder.path()).unwrap().fingerprint();
+    assert_eq!(here, there);
+    assert_eq!(here.stop, ["<|eot_id|>"]);
+    fs::write(folder.path().join("chat_template.jinja"), "J").unwrap();
+    let there = Tokenizer::read(folder.path()).unwrap().fingerprint();
+    assert_eq!(here.difference(&there).len(), 1);
+}
