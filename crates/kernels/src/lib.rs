@@ -23,6 +23,7 @@ pub mod rmsnorm;
 pub mod rng;
 pub mod rope;
 pub mod rows;
+mod simd;
 pub mod swiglu;
 
 pub use backend::{AdamW, AttentionDims, Backend, Dropout, LoraRef, Segment};

@@ -1,5 +1,7 @@
 //! Rotary position embedding, in Llama's layout.
 
+use crate::simd::{Lanes, simd_fn};
+
 /// Rotates `x` in place: the pair `(i, i + HS/2)` of every head of row `n` turns by
 /// `positions[n] · inv_freq[i]` radians.
 ///
@@ -50,9 +52,71 @@ fn angle(position: u32, frequency: f32) -> f64 {
     (position as f32 * frequency) as f64
 }
 
+/// Cosine and sine of every rotation of a batch, `(N, HS/2)` each, made once for all heads and layers.
+#[derive(Clone, Debug, Default)]
+pub struct RopeTable {
+    inv_freq: Vec<f32>,
+    positions: Vec<u32>,
+    cos: Vec<f32>,
+    sin: Vec<f32>,
+}
+
+impl RopeTable {
+    /// The table for these frequencies and positions.
+    pub fn new(inv_freq: &[f32], positions: &[u32]) -> Self {
+        let len = inv_freq.len() * positions.len();
+        let (mut cos, mut sin) = (Vec::with_capacity(len), Vec::with_capacity(len));
+        for &position in positions {
+            for &frequency in inv_freq {
+                let (s, c) = angle(position, frequency).sin_cos();
+                cos.push(c as f32);
+                sin.push(s as f32);
+            }
+        }
+        Self { inv_freq: inv_freq.to_vec(), positions: positions.to_vec(), cos, sin }
+    }
+
+    /// Whether it was made for exactly these, and can be used again.
+    pub fn is_for(&self, inv_freq: &[f32], positions: &[u32]) -> bool {
+        self.inv_freq == inv_freq && self.positions == positions
+    }
+}
+
+simd_fn! {
+    /// [`forward`], or [`backward`] where asked, of the rows that `x` holds, `first_row` and on, in f32.
+    ///
+    /// # Panics
+    /// If `x` is not whole rows of `heads` heads, or the table ends before them.
+    pub fn rotate_rows(x: &mut [f32], table: &RopeTable, first_row: usize, heads: usize, backward: bool) = rotate_lanes
+}
+
+#[inline(always)]
+fn rotate_lanes<L: Lanes>(x: &mut [f32], table: &RopeTable, first_row: usize, heads: usize, backward: bool) {
+    let half = table.inv_freq.len();
+    let width = heads * 2 * half;
+    assert!(width > 0 && x.len().is_multiple_of(width), "{} elements in rows of {width}", x.len());
+    let sign = L::splat(if backward { -1.0 } else { 1.0 });
+    for (n, row) in x.chunks_exact_mut(width).enumerate() {
+        let cos = &table.cos[(first_row + n) * half..][..half];
+        let sin = &table.sin[(first_row + n) * half..][..half];
+        for head in row.chunks_exact_mut(2 * half) {
+            let (first, second) = head.split_at_mut(half);
+            let mut at = 0;
+            while at < half {
+                let (cos, sin) = (L::read(cos, at), L::read(sin, at).mul(sign));
+                let (a, b) = (L::read(first, at), L::read(second, at));
+                a.mul(cos).sub(b.mul(sin)).write(first, at);
+                b.mul(cos).add(a.mul(sin)).write(second, at);
+                at += L::COUNT;
+            }
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::Isa;
     use crate::finite_difference::{assert_close, check, inner, random};
     use crate::rng::Stream;
 
@@ -77,5 +141,26 @@ mod tests {
             forward(&mut out, &inv_freq, &positions, heads, head_dim);
             inner(&out, &dout)
         });
+    }
+
+    #[test]
+    fn every_isa_matches_the_reference_for_every_tail_and_split() {
+        let mut stream = Stream::new(24);
+        for (isa, half) in Isa::supported().flat_map(|isa| (1..40).map(move |half| (isa, half))) {
+            let (heads, head_dim) = (3, 2 * half);
+            let positions = [0, 1, 7, 4000, 2];
+            let inv_freq: Vec<f32> = random(&mut stream, half);
+            let table = RopeTable::new(&inv_freq, &positions);
+            assert!(table.is_for(&inv_freq, &positions) && !table.is_for(&inv_freq, &positions[1..]));
+            let inp = random(&mut stream, 5 * heads * head_dim);
+            let (mut out, mut expected) = (inp.clone(), inp.clone());
+            let (head, tail) = out.split_at_mut(2 * heads * head_dim);
+            rotate_rows(isa, head, &table, 0, heads, false);
+            rotate_rows(isa, tail, &table, 2, heads, false);
+            forward(&mut expected, &inv_freq, &positions, heads, head_dim);
+            assert_close(&out, &expected, 1e-6);
+            rotate_rows(isa, &mut out, &table, 0, heads, true);
+            assert_close(&out, &inp, 1e-6);
+        }
     }
 }

@@ -1,0 +1,132 @@
+//! One vector of f32 lanes, so that an operation is written once and compiled for every [`Isa`].
+//!
+//! [`simd_fn!`] turns a body generic over [`Lanes`] into a function that takes an `Isa` and runs the body
+//! under the matching `#[target_feature]`. Everything between is `#[inline(always)]`, so the intrinsics are
+//! inlined where the feature is on.
+//!
+//! [`Isa`]: crate::Isa
+
+mod array;
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+
+pub use array::Array8;
+#[cfg(target_arch = "x86_64")]
+pub use avx2::Avx2;
+#[cfg(target_arch = "x86_64")]
+pub use avx512::Avx512;
+
+/// Lanes of the widest vector: scratch rows padded to this need no tails on any [`Isa`](crate::Isa).
+pub const WIDEST: usize = 16;
+
+/// A vector register of f32.
+///
+/// Comparisons follow the x86 instructions where NaN is involved: `a.max(b)` is `b` unless `a > b`.
+/// Values exist only inside bodies run by [`simd_fn!`], which has checked the machine.
+pub trait Lanes: Copy {
+    /// Lanes in a register.
+    const COUNT: usize;
+    /// Registers of the machine, which decide how large a tile may be.
+    const REGISTERS: usize;
+
+    /// `v` in every lane.
+    fn splat(v: f32) -> Self;
+    /// # Safety
+    /// `from` is valid for reading `COUNT` elements.
+    unsafe fn load(from: *const f32) -> Self;
+    /// # Safety
+    /// `to` is valid for writing `COUNT` elements.
+    unsafe fn store(self, to: *mut f32);
+    /// `self + b`.
+    fn add(self, b: Self) -> Self;
+    /// `self - b`.
+    fn sub(self, b: Self) -> Self;
+    /// `self * b`.
+    fn mul(self, b: Self) -> Self;
+    /// `self / b`.
+    fn div(self, b: Self) -> Self;
+    /// `self` where `self > b`, else `b`.
+    fn max(self, b: Self) -> Self;
+    /// `self` where `self < b`, else `b`.
+    fn min(self, b: Self) -> Self;
+    /// `self * b + c`, rounded once where the machine fuses.
+    fn mul_add(self, b: Self, c: Self) -> Self;
+    /// Square root.
+    fn sqrt(self) -> Self;
+    /// To the nearest integer, ties to even.
+    fn round(self) -> Self;
+    /// `2^self` for integers from -126 to 127.
+    fn pow2(self) -> Self;
+    /// `then` where `self < bound`, else `otherwise`.
+    fn if_less(self, bound: Self, then: Self, otherwise: Self) -> Self;
+    /// Sum of the lanes, in a fixed order.
+    fn sum(self) -> f32;
+    /// Largest lane.
+    fn largest(self) -> f32;
+
+    /// `slice[at ..]`, zero beyond its end.
+    #[inline(always)]
+    fn read(slice: &[f32], at: usize) -> Self {
+        let rest = &slice[at..];
+        if rest.len() >= Self::COUNT {
+            // SAFETY: `rest` has COUNT elements.
+            return unsafe { Self::load(rest.as_ptr()) };
+        }
+        let mut padded = [0.0; WIDEST];
+        padded[..rest.len()].copy_from_slice(rest);
+        // SAFETY: COUNT is at most WIDEST.
+        unsafe { Self::load(padded.as_ptr()) }
+    }
+
+    /// Writes the lanes that fit to `slice[at ..]`.
+    #[inline(always)]
+    fn write(self, slice: &mut [f32], at: usize) {
+        let rest = &mut slice[at..];
+        if rest.len() >= Self::COUNT {
+            // SAFETY: `rest` has COUNT elements.
+            return unsafe { self.store(rest.as_mut_ptr()) };
+        }
+        let mut padded = [0.0; WIDEST];
+        // SAFETY: COUNT is at most WIDEST.
+        unsafe { self.store(padded.as_mut_ptr()) };
+        rest.copy_from_slice(&padded[..rest.len()]);
+    }
+}
+
+/// Declares `pub fn name(isa: Isa, ...)` that runs `body::<L>(...)` with the lanes of `isa`.
+///
+/// An `isa` that the machine lacks runs the portable body: the call is safe whatever it is given.
+macro_rules! simd_fn {
+    ($(#[$attr:meta])* pub fn $name:ident($($arg:ident: $ty:ty),* $(,)?) $(-> $ret:ty)? = $body:ident) => {
+        $(#[$attr])*
+        pub fn $name(isa: crate::Isa, $($arg: $ty),*) $(-> $ret)? {
+            #[cfg(target_arch = "x86_64")]
+            {
+                #[target_feature(enable = "avx2,fma,avx512f,avx512bw,avx512dq,avx512vl")]
+                fn avx512($($arg: $ty),*) $(-> $ret)? {
+                    $body::<crate::simd::Avx512>($($arg),*)
+                }
+                #[target_feature(enable = "avx2,fma")]
+                fn avx2($($arg: $ty),*) $(-> $ret)? {
+                    $body::<crate::simd::Avx2>($($arg),*)
+                }
+                match isa {
+                    crate::Isa::Avx512Bf16 | crate::Isa::Avx512 if isa.is_supported() => {
+                        // SAFETY: the machine has these features.
+                        return unsafe { avx512($($arg),*) };
+                    }
+                    crate::Isa::Avx2 if isa.is_supported() => {
+                        // SAFETY: the machine has these features.
+                        return unsafe { avx2($($arg),*) };
+                    }
+                    _ => {}
+                }
+            }
+            let _ = isa;
+            $body::<crate::simd::Array8>($($arg),*)
+        }
+    };
+}
+pub(crate) use simd_fn;
