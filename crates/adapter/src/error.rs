@@ -213,6 +213,19 @@ pub enum AdapterError {
         available: u64,
     },
 
+    /// Two models that do not speak the same tokens.
+    #[error("the base has a vocabulary of {base} and the merged model one of {merged}")]
+    Vocabulary {
+        /// Entries of the base.
+        base: usize,
+        /// Entries of the merged model.
+        merged: usize,
+    },
+
+    /// A comparison over no text.
+    #[error("there is no held-out text to measure the merge on")]
+    NothingToMeasure,
+
     /// A text like `2GB` that says no size.
     #[error("`{found}` is not a size")]
     Size {
@@ -286,6 +299,7 @@ impl AdapterError {
             }
             Self::Overflow { .. } => "merge in bf16 or f32, which reach as far as the base does",
             Self::Space { .. } => "free some space, choose a folder on another disk, or a smaller `--dtype`",
+            Self::NothingToMeasure => "give some records of the data that were not trained on",
             Self::Size { .. } => "write a number of bytes with a unit: `500MB`, `2GB`, `1GiB`",
             _ => return None,
         };

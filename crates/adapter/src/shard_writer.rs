@@ -40,7 +40,6 @@ pub fn dtype_name(dtype: DType) -> &'static str {
 }
 
 /// The length of the file that `specs` would make.
-#[allow(dead_code)]
 pub fn file_size(specs: &[TensorSpec]) -> u64 {
     header(specs).len() as u64 + specs.iter().map(|s| s.bytes).sum::<u64>()
 }

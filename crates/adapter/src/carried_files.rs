@@ -1,0 +1,100 @@
+//! The files of a merged model besides its weights, and which folder each is taken from.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use danlu_kernels::DType;
+use danlu_model::files::{self, FileError};
+use serde_json::{Map, Value, json};
+
+use crate::AdapterError;
+
+/// What turns text into tokens; taken from one folder, since the files refer to each other.
+const TOKENIZER: &[&str] = &[
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "tokenizer.model",
+    "chat_template.jinja",
+];
+const GENERATION: &str = "generation_config.json";
+const CONFIG: &str = "config.json";
+const CONFIG_LIMIT: u64 = 4 << 20;
+
+/// A file to be copied under its own name.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CarriedFile {
+    pub name: String,
+    pub source: PathBuf,
+    pub bytes: u64,
+}
+
+/// The files to copy. The adapter's tokenizer and template win over the base's: they are what it was
+/// trained with. `also` are names taken from the adapter where it has them.
+pub fn choose(
+    base: &Path,
+    adapter: Option<&Path>,
+    also: &[String],
+) -> Result<Vec<CarriedFile>, AdapterError> {
+    let has = |folder: &Path, name: &str| folder.join(name).is_file();
+    let own = adapter.filter(|a| {
+        has(a, "tokenizer_config.json")
+            && (has(a, "tokenizer.json") || has(a, "tokenizer.model") || has(a, "vocab.json"))
+    });
+    let mut chosen: Vec<(&Path, &str)> = Vec::new();
+    let tokenizer_folder = own.unwrap_or(base);
+    for name in TOKENIZER {
+        // An adapter that brings a template alone still means it.
+        let folder = adapter.filter(|a| has(a, name)).unwrap_or(tokenizer_folder);
+        chosen.push((folder, name));
+    }
+    chosen.push((adapter.filter(|a| has(a, GENERATION)).unwrap_or(base), GENERATION));
+    for name in also {
+        chosen.extend(adapter.map(|a| (a, name.as_str())));
+    }
+    let mut files: Vec<CarriedFile> = Vec::new();
+    for (folder, name) in chosen {
+        let source = folder.join(name);
+        // A name with a folder in it could lead out of the output.
+        let plain = Path::new(name).file_name().is_some_and(|n| n == name);
+        if !plain || !source.is_file() || files.iter().any(|f| f.name == name) {
+            continue;
+        }
+        let bytes = fs::metadata(&source).map_err(|e| FileError::new("read", &source, e))?.len();
+        files.push(CarriedFile { name: name.to_owned(), source, bytes });
+    }
+    Ok(files)
+}
+
+/// The base's `config.json`, byte for byte unless the weights change their type.
+pub fn config_json(base: &Path, dtype: Option<DType>) -> Result<Vec<u8>, AdapterError> {
+    let bytes = files::read_bounded(&base.join(CONFIG), CONFIG_LIMIT)?;
+    let Some(dtype) = dtype else { return Ok(bytes) };
+    let Ok(mut config) = serde_json::from_slice::<Map<String, Value>>(&bytes) else { return Ok(bytes) };
+    let name = json!(torch_name(dtype));
+    // transformers 5 writes `dtype`, 4 wrote `torch_dtype`; both read the latter.
+    let present: Vec<&str> =
+        ["dtype", "torch_dtype"].into_iter().filter(|k| config.contains_key(*k)).collect();
+    let keys = if present.is_empty() { vec!["torch_dtype"] } else { present };
+    if keys.iter().all(|k| config.get(*k) == Some(&name)) {
+        return Ok(bytes);
+    }
+    for key in keys {
+        config.insert(key.to_owned(), name.clone());
+    }
+    let mut text = serde_json::to_vec_pretty(&config).expect("a JSON value has string keys");
+    text.push(b'\n');
+    Ok(text)
+}
+
+/// How `config.json` spells an element type.
+pub fn torch_name(dtype: DType) -> &'static str {
+    match dtype {
+        DType::F32 => "float32",
+        DType::Bf16 => "bfloat16",
+        DType::F16 => "float16",
+    }
+}

@@ -1,0 +1,226 @@
+//! Whether a merged model is still the base with its adapter: both run over the same held-out text.
+//!
+//! **Where the limits come from.** Rounding to bf16 moves a weight by up to 2⁻⁹ of its size, at random, so
+//! each product of a merged weight is off by about 0.1%; over `n` products in a row the errors add like
+//! `sqrt(n)`, a percent or two of a logit by the last layer of a deep model. The divergence of two softmax
+//! distributions is about half the variance of the logit differences: 10⁻³ nats at the worst, usually far
+//! less. The limit is ten times that. f16 keeps three bits more, which divides it by 64; in f32 only the
+//! order of summation is left. A merge with a wrong scale, a missed layer or a wrong base is off by as much
+//! as the adapter changes the base, which is why that is measured too: a merge that is nearer to the base
+//! than to the adapter fails even where the adapter does little.
+//!
+//! Both decoders should compute in f32, so that what is measured is the merge and not the products.
+
+use danlu_kernels::DType;
+use danlu_model::{Batch, Decoder, LoraSource, Sequence, Workspace};
+use serde::{Deserialize, Serialize};
+
+use crate::AdapterError;
+
+/// Logits of one model that are in memory at a time: 64 MB. Longer sequences are cut.
+const MAX_LOGITS: usize = 1 << 24;
+
+/// What a merge may differ by.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Limits {
+    /// Mean divergence of the next-token distributions, in nats.
+    pub kl: f64,
+    /// Change of the perplexity, as a fraction of it.
+    pub perplexity: f64,
+}
+
+impl Limits {
+    /// What rounding to `dtype` explains, with room to spare.
+    pub fn of(dtype: DType) -> Self {
+        match dtype {
+            DType::F32 => Self { kl: 1e-6, perplexity: 1e-3 },
+            DType::F16 => Self { kl: 2e-4, perplexity: 0.01 },
+            DType::Bf16 => Self { kl: 1e-2, perplexity: 0.03 },
+        }
+    }
+}
+
+/// Base with adapter against the merged model, over held-out text.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Fidelity {
+    /// Sequences measured.
+    pub sequences: usize,
+    /// Tokens, each with a distribution over the next.
+    pub tokens: usize,
+    /// Tokens whose likelihood enters the perplexities.
+    pub trained_tokens: usize,
+    /// Largest difference of any logit.
+    pub max_logit_difference: f64,
+    /// Mean difference of all logits.
+    pub mean_logit_difference: f64,
+    /// Mean divergence KL(adapter on base ‖ merged), in nats a token.
+    pub kl: f64,
+    /// Mean divergence KL(adapter on base ‖ base): what the adapter does.
+    pub kl_of_adapter: f64,
+    /// Fraction of tokens where both would choose the same next one.
+    pub same_choice: f64,
+    /// Perplexity of the base without the adapter.
+    pub perplexity_base: f64,
+    /// Perplexity of the base with the adapter.
+    pub perplexity_adapter: f64,
+    /// Perplexity of the merged model.
+    pub perplexity_merged: f64,
+    /// What was allowed.
+    pub limits: Limits,
+    /// Whether it kept to that: see [`Fidelity::faults`].
+    pub passed: bool,
+}
+
+impl Fidelity {
+    /// Why the merge fails, a sentence each; empty when it passes.
+    pub fn faults(&self) -> Vec<String> {
+        let mut faults = Vec::new();
+        let Limits { kl, perplexity } = self.limits;
+        // Negated comparisons, so that a NaN fails.
+        if !(self.kl <= kl) {
+            faults.push(format!("the divergence is {:.2e} nats a token, and {kl:.0e} is allowed", self.kl));
+        }
+        let is_lost = self.kl > 0.5 * self.kl_of_adapter && self.kl > kl / 100.0;
+        if is_lost && self.kl <= kl {
+            faults.push(format!(
+                "the divergence is {:.2e} nats a token, and the whole adapter makes {:.2e}: the merge has lost it",
+                self.kl, self.kl_of_adapter
+            ));
+        }
+        let change = (self.perplexity_merged / self.perplexity_adapter - 1.0).abs();
+        if self.trained_tokens > 0 && !(change <= perplexity) {
+            faults.push(format!(
+                "the perplexity goes from {:.4} to {:.4}, and a change of {:.1}% is allowed",
+                self.perplexity_adapter,
+                self.perplexity_merged,
+                100.0 * perplexity
+            ));
+        }
+        faults
+    }
+}
+
+/// Measures `merged` against `adapter` on `base` over `sequences`, calling `progress` with the number done.
+///
+/// # Errors
+/// If there is no token to measure, the vocabularies differ, or a token is outside them.
+pub fn measure(
+    base: &Decoder,
+    adapter: &dyn LoraSource,
+    merged: &Decoder,
+    sequences: &[Sequence],
+    limits: Limits,
+    progress: &mut dyn FnMut(usize),
+) -> Result<Fidelity, AdapterError> {
+    let vocabulary = base.config().vocab_size;
+    if merged.config().vocab_size != vocabulary {
+        return Err(AdapterError::Vocabulary { base: vocabulary, merged: merged.config().vocab_size });
+    }
+    let longest = (MAX_LOGITS / vocabulary).max(2);
+    let mut work = Workspace::new();
+    let mut sums = Sums::default();
+    for (done, sequence) in sequences.iter().enumerate() {
+        let len = sequence.ids.len().min(longest);
+        if len == 0 {
+            continue;
+        }
+        let sequence =
+            Sequence { ids: sequence.ids[..len].to_vec(), trained: sequence.trained[..len].to_vec() };
+        let batch = Batch::new([&sequence]);
+        let with_adapter = base.logits(&mut work, &batch, Some(adapter))?;
+        let of_merged = merged.logits(&mut work, &batch, None)?;
+        let of_base = base.logits(&mut work, &batch, None)?;
+        let rows = with_adapter.chunks_exact(vocabulary).zip(of_merged.chunks_exact(vocabulary));
+        for (i, ((x, y), z)) in rows.zip(of_base.chunks_exact(vocabulary)).enumerate() {
+            let next = (i + 1 < len && sequence.trained[i + 1]).then(|| sequence.ids[i + 1] as usize);
+            sums.add(x, y, z, next);
+        }
+        sums.sequences += 1;
+        progress(done + 1);
+    }
+    if sums.tokens == 0 {
+        return Err(AdapterError::NothingToMeasure);
+    }
+    Ok(sums.finish(vocabulary, limits))
+}
+
+#[derive(Default)]
+struct Sums {
+    sequences: usize,
+    tokens: usize,
+    trained: usize,
+    max_difference: f64,
+    difference: f64,
+    kl: f64,
+    kl_of_adapter: f64,
+    same: usize,
+    /// Negative log-likelihoods: base with adapter, merged, base.
+    losses: [f64; 3],
+}
+
+impl Sums {
+    /// One token: the logits of base with adapter, of the merged model and of the base alone.
+    fn add(&mut self, adapter: &[f32], merged: &[f32], base: &[f32], next: Option<usize>) {
+        let normalisers = [adapter, merged, base].map(log_sum_exp);
+        for ((x, y), z) in adapter.iter().zip(merged).zip(base) {
+            let [x, y, z] = [*x as f64, *y as f64, *z as f64];
+            let difference = (x - y).abs();
+            // `max` would drop a NaN.
+            self.max_difference =
+                if difference <= self.max_difference { self.max_difference } else { difference };
+            self.difference += difference;
+            let p = (x - normalisers[0]).exp();
+            if p > 0.0 {
+                self.kl += p * ((x - normalisers[0]) - (y - normalisers[1]));
+                self.kl_of_adapter += p * ((x - normalisers[0]) - (z - normalisers[2]));
+            }
+        }
+        self.tokens += 1;
+        self.same += usize::from(largest(adapter) == largest(merged));
+        if let Some(next) = next {
+            self.trained += 1;
+            for (loss, (logits, n)) in
+                self.losses.iter_mut().zip([adapter, merged, base].iter().zip(normalisers))
+            {
+                *loss += n - logits[next] as f64;
+            }
+        }
+    }
+
+    fn finish(self, vocabulary: usize, limits: Limits) -> Fidelity {
+        let tokens = self.tokens as f64;
+        let [adapter, merged, base] = self.losses.map(|sum| (sum / self.trained.max(1) as f64).exp());
+        let mut fidelity = Fidelity {
+            sequences: self.sequences,
+            tokens: self.tokens,
+            trained_tokens: self.trained,
+            max_logit_difference: self.max_difference,
+            mean_logit_difference: self.difference / (tokens * vocabulary as f64),
+            // Rounding can leave a divergence of nothing just below zero.
+            kl: at_least_zero(self.kl / tokens),
+            kl_of_adapter: at_least_zero(self.kl_of_adapter / tokens),
+            same_choice: self.same as f64 / tokens,
+            perplexity_base: base,
+            perplexity_adapter: adapter,
+            perplexity_merged: merged,
+            limits,
+            passed: false,
+        };
+        fidelity.passed = fidelity.faults().is_empty();
+        fidelity
+    }
+}
+
+/// As `max(0)`, keeping a NaN.
+fn at_least_zero(v: f64) -> f64 {
+    if v < 0.0 { 0.0 } else { v }
+}
+
+fn log_sum_exp(logits: &[f32]) -> f64 {
+    let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max) as f64;
+    max + logits.iter().map(|&v| (v as f64 - max).exp()).sum::<f64>().ln()
+}
+
+fn largest(logits: &[f32]) -> usize {
+    (1..logits.len()).fold(0, |best, i| if logits[i] > logits[best] { i } else { best })
+}

@@ -1,0 +1,352 @@
+//! Folding an adapter into its base: `W' = round(W + scaling · B A)`, one tensor at a time.
+//!
+//! The base is mapped, not read; what is computed passes through buffers of a few hundred KB straight into
+//! the new files. Tensors without a pair are copied as they are. Everything is written into a hidden
+//! folder inside the output first, and `config.json` gets its name last: a merge that was cut off is never
+//! taken for a model.
+
+use std::fs::{self, File};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::Instant;
+
+use danlu_kernels::{Backend, DType};
+use danlu_model::files::{self, FileError, TEMPORARY_PREFIX};
+use danlu_model::{ModelConfig, ModelError, TensorInfo, Weights};
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, json};
+
+use crate::AdapterError;
+use crate::adapter::{Adapter, Module};
+use crate::carried_files::{self, CarriedFile, torch_name};
+use crate::fidelity::Fidelity;
+use crate::merge_rows::{Delta, Rows};
+use crate::shard_writer::{self, ShardWriter, TensorSpec};
+
+/// Name of the report in a merged model's folder.
+pub const REPORT_FILE: &str = "merge_report.json";
+
+const INDEX_FILE: &str = "model.safetensors.index.json";
+const CONFIG_FILE: &str = "config.json";
+/// Bytes of an untouched tensor copied at a time.
+const COPY: usize = 1 << 20;
+
+/// How to merge.
+#[derive(Clone, Debug, Default)]
+pub struct MergeOptions {
+    /// Element type of every float tensor; the base's own where `None`.
+    pub dtype: Option<DType>,
+    /// Bytes of tensors in one file at most; the base's own division where `None`.
+    pub max_shard_size: Option<u64>,
+    /// Threads that compute; all the machine's where `None`.
+    pub threads: Option<usize>,
+    /// Further files to take over from the adapter's folder where it has them.
+    pub also_copy: Vec<String>,
+}
+
+/// How far a merge is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MergeProgress<'a> {
+    /// The tensor just written.
+    pub tensor: &'a str,
+    /// Bytes of tensors written.
+    pub bytes: u64,
+    /// Bytes of tensors in all.
+    pub total: u64,
+}
+
+/// What a merge did.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct MergeReport {
+    /// The base's folder, as given.
+    pub base: PathBuf,
+    /// The adapter's folder, if it came from one.
+    pub adapter: Option<PathBuf>,
+    /// Element types of the result, as `config.json` spells them.
+    pub dtype: Vec<String>,
+    /// Factors that the updates were multiplied with, ascending, each once.
+    pub scaling: Vec<f32>,
+    /// Tensors that received an update.
+    pub merged_tensors: usize,
+    /// Tensors taken over.
+    pub copied_tensors: usize,
+    /// Names of the weights' files.
+    pub shards: Vec<String>,
+    /// Bytes of all files written.
+    pub bytes: u64,
+    /// Time it took.
+    pub seconds: f64,
+}
+
+/// One file to be written.
+struct Shard<'a> {
+    name: String,
+    tensors: Vec<&'a TensorInfo>,
+    specs: Vec<TensorSpec>,
+}
+
+/// Merges `adapter` into the model at `base`, as a new model folder at `out`.
+///
+/// `out` must be absent or empty. The files of the tokenizer come from the adapter's folder where it has
+/// them, otherwise from the base. The result does not depend on the number of threads.
+///
+/// # Errors
+/// If the base is incomplete or does not fit the adapter, `out` holds other things, the disk is too small
+/// or fails, or a value of the result is not finite or beyond the range of its type. `out` is then left
+/// without a model.
+pub fn merge(
+    base: &Path,
+    adapter: &Adapter,
+    backend: &dyn Backend,
+    out: &Path,
+    options: &MergeOptions,
+    progress: &mut dyn FnMut(MergeProgress<'_>),
+) -> Result<MergeReport, AdapterError> {
+    let start = Instant::now();
+    let weights = Weights::open(base)?;
+    weights.check_complete(&ModelConfig::read(base)?)?;
+    check_fit(adapter, &weights)?;
+    let config = carried_files::config_json(base, options.dtype)?;
+    let carried = carried_files::choose(base, adapter.source(), &options.also_copy)?;
+    let shards = plan(&weights, options);
+    let index = index_json(&shards);
+
+    let tensor_bytes: u64 = shards.iter().flat_map(|s| &s.specs).map(|s| s.bytes).sum();
+    let bytes = shards.iter().map(|s| shard_writer::file_size(&s.specs)).sum::<u64>()
+        + carried.iter().map(|f| f.bytes).sum::<u64>()
+        + (config.len() + index.as_ref().map_or(0, Vec::len)) as u64;
+    let output = Output::create(out, bytes)?;
+
+    let params = adapter.to_vec(backend);
+    let threads =
+        options.threads.or_else(|| thread::available_parallelism().ok().map(Into::into)).unwrap_or(1);
+    let mut merged_tensors = 0;
+    let mut written = 0;
+    for shard in &shards {
+        let mut writer = ShardWriter::create(&output.staged(&shard.name), &shard.specs)?;
+        for (info, spec) in shard.tensors.iter().zip(&shard.specs) {
+            let module = adapter.modules().iter().find(|m| m.projection.weight_name(m.layer) == info.name);
+            merged_tensors += usize::from(module.is_some());
+            write_tensor(&mut writer, &weights, info, module, &params, options.dtype, threads)?;
+            written += spec.bytes;
+            progress(MergeProgress { tensor: &info.name, bytes: written, total: tensor_bytes });
+        }
+        writer.finish()?;
+    }
+
+    let mut names: Vec<String> = shards.iter().map(|s| s.name.clone()).collect();
+    for CarriedFile { name, source, .. } in &carried {
+        fs::copy(source, output.staged(name)).map_err(|e| FileError::new("copy", source, e))?;
+        names.push(name.clone());
+    }
+    if let Some(index) = index {
+        files::write_atomic(&output.staged(INDEX_FILE), &index)?;
+        names.push(INDEX_FILE.to_owned());
+    }
+    files::write_atomic(&output.staged(CONFIG_FILE), &config)?;
+    names.push(CONFIG_FILE.to_owned());
+    output.publish(&names)?;
+
+    let mut dtype: Vec<String> = weights
+        .tensors()
+        .iter()
+        .filter_map(|t| target(t, options.dtype))
+        .map(|d| torch_name(d).to_owned())
+        .collect();
+    dtype.sort();
+    dtype.dedup();
+    let mut scaling: Vec<f32> = adapter.modules().iter().map(|m| m.scaling).collect();
+    scaling.sort_by(f32::total_cmp);
+    scaling.dedup();
+    Ok(MergeReport {
+        base: base.to_owned(),
+        adapter: adapter.source().map(Path::to_owned),
+        dtype,
+        scaling,
+        merged_tensors,
+        copied_tensors: weights.tensors().len() - merged_tensors,
+        shards: shards.into_iter().map(|s| s.name).collect(),
+        bytes,
+        seconds: start.elapsed().as_secs_f64(),
+    })
+}
+
+/// Writes `merge_report.json` into the folder of a merged model.
+///
+/// # Errors
+/// If the folder cannot be written.
+pub fn write_report(
+    out: &Path,
+    merge: &MergeReport,
+    fidelity: Option<&Fidelity>,
+) -> Result<(), AdapterError> {
+    let value = json!({ "merge": merge, "fidelity": fidelity });
+    let mut text = serde_json::to_vec_pretty(&value).expect("a JSON value has string keys");
+    text.push(b'\n');
+    Ok(files::write_atomic(&out.join(REPORT_FILE), &text)?)
+}
+
+/// Every module of the adapter must be a float weight of the base, of its shape.
+fn check_fit(adapter: &Adapter, weights: &Weights) -> Result<(), AdapterError> {
+    for module in adapter.modules() {
+        let name = module.projection.weight_name(module.layer);
+        let Some(info) = weights.info(&name) else {
+            return Err(ModelError::NoTensor { path: weights.folder().to_owned(), tensor: name }.into());
+        };
+        if info.shape != [module.d_out, module.d_in] {
+            return Err(AdapterError::Shape {
+                name,
+                expected: vec![module.d_out, module.d_in],
+                found: info.shape.clone(),
+            });
+        }
+        if info.dtype().is_none() {
+            return Err(AdapterError::DType { name, found: info.dtype_name.clone() });
+        }
+    }
+    Ok(())
+}
+
+/// The type a tensor will have; `None` for one that is not of floats and is copied as it is.
+fn target(info: &TensorInfo, dtype: Option<DType>) -> Option<DType> {
+    info.dtype().map(|own| dtype.unwrap_or(own))
+}
+
+/// Divides the tensors, in the base's order, into files.
+fn plan<'a>(weights: &'a Weights, options: &MergeOptions) -> Vec<Shard<'a>> {
+    let mut shards: Vec<Shard> = Vec::new();
+    let (mut room, mut file) = (0, None);
+    for info in weights.tensors() {
+        let spec = match target(info, options.dtype) {
+            Some(dtype) => TensorSpec::new(info.name.clone(), dtype, info.shape.clone()),
+            None => TensorSpec {
+                name: info.name.clone(),
+                dtype: info.dtype_name.clone(),
+                shape: info.shape.clone(),
+                bytes: info.range.len() as u64,
+            },
+        };
+        let next = match options.max_shard_size {
+            Some(_) => spec.bytes > room,
+            None => file != Some(info.file),
+        };
+        if next || shards.is_empty() {
+            shards.push(Shard { name: String::new(), tensors: Vec::new(), specs: Vec::new() });
+            room = options.max_shard_size.unwrap_or(u64::MAX);
+            file = Some(info.file);
+        }
+        room = room.saturating_sub(spec.bytes);
+        let shard = shards.last_mut().expect("one was pushed above");
+        shard.tensors.push(info);
+        shard.specs.push(spec);
+    }
+    let count = shards.len();
+    for (i, shard) in shards.iter_mut().enumerate() {
+        shard.name = match count {
+            1 => "model.safetensors".to_owned(),
+            _ => format!("model-{:05}-of-{count:05}.safetensors", i + 1),
+        };
+    }
+    shards
+}
+
+/// The index of several files; one alone needs none.
+fn index_json(shards: &[Shard<'_>]) -> Option<Vec<u8>> {
+    if shards.len() < 2 {
+        return None;
+    }
+    let total_size: u64 = shards.iter().flat_map(|s| &s.specs).map(|s| s.bytes).sum();
+    let mut places: Vec<(&str, &str)> =
+        shards.iter().flat_map(|s| s.specs.iter().map(|t| (t.name.as_str(), s.name.as_str()))).collect();
+    places.sort();
+    let weight_map: Map<_, _> =
+        places.into_iter().map(|(tensor, file)| (tensor.to_owned(), json!(file))).collect();
+    let value = json!({ "metadata": { "total_size": total_size }, "weight_map": weight_map });
+    let mut text = serde_json::to_vec_pretty(&value).expect("a JSON value has string keys");
+    text.push(b'\n');
+    Some(text)
+}
+
+fn write_tensor(
+    writer: &mut ShardWriter,
+    weights: &Weights,
+    info: &TensorInfo,
+    module: Option<&Module>,
+    params: &[f32],
+    dtype: Option<DType>,
+    threads: usize,
+) -> Result<(), AdapterError> {
+    let bytes = weights.bytes(info);
+    let (Some(from), Some(to)) = (info.dtype(), target(info, dtype)) else {
+        return bytes.chunks(COPY).try_for_each(|part| writer.write(part));
+    };
+    if module.is_none() && from == to {
+        return bytes.chunks(COPY).try_for_each(|part| writer.write(part));
+    }
+    let delta = module.map(|m| Delta {
+        a: &params[m.a..][..m.rank * m.d_in],
+        b: &params[m.b..][..m.d_out * m.rank],
+        rank: m.rank,
+        scaling: m.scaling,
+    });
+    let cols = info.shape.last().copied().unwrap_or(1);
+    let rows = (bytes.len() / from.size()).checked_div(cols).unwrap_or(0);
+    let tensor = Rows { name: &info.name, bytes, from, to, rows, cols, delta };
+    tensor.stream(threads, |part| writer.write(part))
+}
+
+/// The output folder while it is filled. Dropped before [`publish`](Output::publish), it removes what it
+/// made; killed, it leaves a hidden folder that the next merge clears.
+struct Output {
+    folder: PathBuf,
+    staging: PathBuf,
+    is_new: bool,
+}
+
+impl Output {
+    fn create(folder: &Path, needed: u64) -> Result<Self, AdapterError> {
+        let is_new = !folder.exists();
+        let available = files::free_space(folder)?;
+        if needed > available {
+            return Err(AdapterError::Space { path: folder.to_owned(), needed, available });
+        }
+        files::ensure_output_dir(folder, |_| false)?;
+        let staging = folder.join(format!("{TEMPORARY_PREFIX}merge"));
+        let output = Self { folder: folder.to_owned(), staging, is_new };
+        match fs::remove_dir_all(&output.staging) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => {
+                return Err(FileError::new("remove", &output.staging, e).into());
+            }
+            _ => {}
+        }
+        fs::create_dir(&output.staging).map_err(|e| FileError::new("create", &output.staging, e))?;
+        Ok(output)
+    }
+
+    fn staged(&self, name: &str) -> PathBuf {
+        self.staging.join(name)
+    }
+
+    /// Gives every file its name, in this order, and makes the names durable.
+    fn publish(&self, names: &[String]) -> Result<(), AdapterError> {
+        for name in names {
+            let path = self.folder.join(name);
+            fs::rename(self.staged(name), &path).map_err(|e| FileError::new("write", &path, e))?;
+        }
+        // Some network file systems cannot sync a folder; the files themselves are safe.
+        let _ = File::open(&self.folder).and_then(|folder| folder.sync_all());
+        Ok(())
+    }
+}
+
+impl Drop for Output {
+    fn drop(&mut self) {
+        // Best effort: an error that is already on its way matters more.
+        let _ = fs::remove_dir_all(&self.staging);
+        if self.is_new {
+            // Refused by the system when it holds the finished model.
+            let _ = fs::remove_dir(&self.folder);
+        }
+    }
+}

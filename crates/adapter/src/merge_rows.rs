@@ -1,0 +1,231 @@
+//! One tensor of a merge, in blocks of rows: widen, add `scaling · B A`, check, round once.
+//!
+//! Blocks are a few hundred KB, so the memory of a merge does not depend on the model. Threads take blocks
+//! in turn and the caller writes them in order, so that computing and writing overlap; an element's sum
+//! runs over the rank in order, whatever the block or the thread.
+
+use std::ops::Range;
+use std::sync::mpsc;
+use std::thread;
+
+use danlu_kernels::{DType, from_f32, to_f32};
+
+use crate::AdapterError;
+use crate::shard_writer::dtype_name;
+
+/// Elements of one block: 512 KB of f32.
+const BLOCK: usize = 1 << 17;
+/// Columns worked on while their part of `A` stays in the nearest cache.
+const COLUMNS: usize = 256;
+/// Rows and columns of one tile of sums held in registers.
+const TILE: (usize, usize) = (4, 8);
+
+/// A low-rank update of one weight: `A (R, IN)`, `B (OUT, R)`.
+#[derive(Clone, Copy)]
+pub struct Delta<'a> {
+    pub a: &'a [f32],
+    pub b: &'a [f32],
+    pub rank: usize,
+    pub scaling: f32,
+}
+
+/// A stored weight, the type it is to have, and what is added to it.
+#[derive(Clone, Copy)]
+pub struct Rows<'a> {
+    pub name: &'a str,
+    pub bytes: &'a [u8],
+    pub from: DType,
+    pub to: DType,
+    pub rows: usize,
+    pub cols: usize,
+    pub delta: Option<Delta<'a>>,
+}
+
+impl Rows<'_> {
+    /// Hands the new bytes to `write`, in order.
+    ///
+    /// # Errors
+    /// If a value of the result is not finite or beyond the range of its type, or `write` fails.
+    pub fn stream(
+        &self,
+        threads: usize,
+        mut write: impl FnMut(&[u8]) -> Result<(), AdapterError>,
+    ) -> Result<(), AdapterError> {
+        if self.rows == 0 || self.cols == 0 {
+            return Ok(());
+        }
+        let step = (BLOCK / self.cols).max(1);
+        let blocks = self.rows.div_ceil(step);
+        let block = |i: usize| self.block(i * step..self.rows.min((i + 1) * step));
+        let threads = threads.min(blocks);
+        if threads <= 1 {
+            return (0..blocks).try_for_each(|i| write(&block(i)?));
+        }
+        thread::scope(|scope| {
+            let mut queues = Vec::with_capacity(threads);
+            for first in 0..threads {
+                let (sender, receiver) = mpsc::sync_channel(2);
+                queues.push(receiver);
+                scope.spawn(move || {
+                    for i in (first..blocks).step_by(threads) {
+                        // A closed queue means that another block failed.
+                        if sender.send(block(i)).is_err() {
+                            return;
+                        }
+                    }
+                });
+            }
+            (0..blocks).try_for_each(|i| {
+                let bytes = queues[i % threads].recv().expect("each thread sends each of its blocks")?;
+                write(&bytes)
+            })
+        })
+    }
+
+    fn block(&self, rows: Range<usize>) -> Result<Vec<u8>, AdapterError> {
+        let place = rows.start * self.cols;
+        let len = rows.len() * self.cols;
+        let stored = &self.bytes[place * self.from.size()..][..len * self.from.size()];
+        let mut values = vec![0.0; len];
+        to_f32(self.from, stored, &mut values);
+        if let Some(delta) = self.delta {
+            let b = &delta.b[rows.start * delta.rank..][..rows.len() * delta.rank];
+            add_delta(&mut values, Delta { b, ..delta }, self.cols);
+        }
+        self.check(&values, place)?;
+        let mut bytes = vec![0; len * self.to.size()];
+        from_f32(self.to, &values, &mut bytes);
+        Ok(bytes)
+    }
+
+    fn check(&self, values: &[f32], place: usize) -> Result<(), AdapterError> {
+        // The least magnitudes that round to infinity.
+        let limit = match self.to {
+            DType::F32 => f32::INFINITY,
+            DType::Bf16 => f32::from_bits(0x7f7f_8000),
+            DType::F16 => 65_520.0,
+        };
+        // Negated, so that a NaN is out of range too. Without an early exit, to be vectorised.
+        let beyond = |v: f32| !(v.abs() < limit);
+        if !values.iter().fold(false, |any, &v| any | beyond(v)) {
+            return Ok(());
+        }
+        let at = values.iter().position(|&v| beyond(v)).expect("one was found above");
+        let (name, value, element) = (self.name.to_owned(), values[at], place + at);
+        if value.is_finite() {
+            return Err(AdapterError::Overflow { name, value, element, dtype: dtype_name(self.to) });
+        }
+        Err(AdapterError::NotFinite { name, value, element })
+    }
+}
+
+/// `out += scaling · B A`, `out` and `b` being some of the rows.
+fn add_delta(out: &mut [f32], delta: Delta<'_>, cols: usize) {
+    for start in (0..cols).step_by(COLUMNS) {
+        let columns = start..cols.min(start + COLUMNS);
+        let mut rows = out.chunks_exact_mut(TILE.0 * cols);
+        let mut b = delta.b.chunks_exact(TILE.0 * delta.rank);
+        for (out, b) in rows.by_ref().zip(b.by_ref()) {
+            add_tiles::<{ TILE.0 }>(out, Delta { b, ..delta }, cols, columns.clone());
+        }
+        let rest = rows.into_remainder().chunks_exact_mut(cols);
+        for (out, b) in rest.zip(b.remainder().chunks_exact(delta.rank)) {
+            add_tiles::<1>(out, Delta { b, ..delta }, cols, columns.clone());
+        }
+    }
+}
+
+#[inline]
+fn add_tiles<const ROWS: usize>(out: &mut [f32], delta: Delta<'_>, cols: usize, columns: Range<usize>) {
+    const WIDTH: usize = TILE.1;
+    let Delta { a, b, rank, scaling } = delta;
+    let mut j = columns.start;
+    while j + WIDTH <= columns.end {
+        let mut sums = [[0.0f32; WIDTH]; ROWS];
+        for r in 0..rank {
+            let a: &[f32; WIDTH] = a[r * cols + j..][..WIDTH].try_into().expect("a slice of that length");
+            for (row, sums) in sums.iter_mut().enumerate() {
+                let b = b[row * rank + r];
+                for (sum, a) in sums.iter_mut().zip(a) {
+                    *sum += b * a;
+                }
+            }
+        }
+        for (row, sums) in sums.iter().enumerate() {
+            for (out, sum) in out[row * cols + j..][..WIDTH].iter_mut().zip(sums) {
+                *out += scaling * sum;
+            }
+        }
+        j += WIDTH;
+    }
+    for j in j..columns.end {
+        for row in 0..ROWS {
+            let sum = (0..rank).fold(0.0, |sum, r| sum + b[row * rank + r] * a[r * cols + j]);
+            out[row * cols + j] += scaling * sum;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use danlu_kernels::rng;
+
+    use super::*;
+
+    fn random(key: u64, len: usize) -> Vec<f32> {
+        (0..len as u64).map(|i| rng::uniform(key, i) - 0.5).collect()
+    }
+
+    fn streamed(rows: &Rows<'_>, threads: usize) -> Result<Vec<u8>, AdapterError> {
+        let mut bytes = Vec::new();
+        rows.stream(threads, |b| {
+            bytes.extend_from_slice(b);
+            Ok(())
+        })?;
+        Ok(bytes)
+    }
+
+    #[test]
+    fn every_tail_adds_the_formula_on_any_number_of_threads() {
+        for (rows, cols, rank) in
+            [(1, 1, 1), (5, 7, 3), (9, 256, 8), (13, 271, 2), (700, 600, 5), (3, 140_000, 1)]
+        {
+            let (w, a, b) = (random(1, rows * cols), random(2, rank * cols), random(3, rows * rank));
+            let bytes: Vec<u8> = w.iter().flat_map(|v| v.to_le_bytes()).collect();
+            let delta = Some(Delta { a: &a, b: &b, rank, scaling: 0.5 });
+            let (from, to) = (DType::F32, DType::F32);
+            let tensor = Rows { name: "w", bytes: &bytes, from, to, rows, cols, delta };
+            let expected: Vec<u8> = (0..rows * cols)
+                .flat_map(|e| {
+                    let (o, j) = (e / cols, e % cols);
+                    let sum = (0..rank).fold(0.0, |sum, r| sum + b[o * rank + r] * a[r * cols + j]);
+                    (w[e] + 0.5 * sum).to_le_bytes()
+                })
+                .collect();
+            for threads in [1, 2, 5] {
+                assert!(streamed(&tensor, threads).unwrap() == expected, "{rows} x {cols}, rank {rank}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_value_beyond_its_type_is_named_with_its_place() {
+        let mut values = vec![1.0f32; 300_000];
+        values[200_123] = 65_520.0;
+        let bytes: Vec<u8> = values.iter().flat_map(|v| v.to_le_bytes()).collect();
+        let tensor =
+            |bytes, to| Rows { name: "w", bytes, from: DType::F32, to, rows: 300, cols: 1000, delta: None };
+        for threads in [1, 3] {
+            let error = streamed(&tensor(&bytes, DType::F16), threads).unwrap_err();
+            assert_eq!(
+                error.to_string(),
+                "tensor `w` holds 6.552e4 at element 200123, beyond the range of F16"
+            );
+        }
+        assert!(streamed(&tensor(&bytes, DType::Bf16), 2).is_ok());
+        values[7] = f32::NAN;
+        let bytes: Vec<u8> = values.iter().flat_map(|v| v.to_le_bytes()).collect();
+        let error = streamed(&tensor(&bytes, DType::F32), 2).unwrap_err();
+        assert_eq!(error.to_string(), "tensor `w` holds NaN at element 7");
+    }
+}
