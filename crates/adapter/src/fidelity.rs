@@ -76,19 +76,21 @@ impl Fidelity {
     pub fn faults(&self) -> Vec<String> {
         let mut faults = Vec::new();
         let Limits { kl, perplexity } = self.limits;
-        // Negated comparisons, so that a NaN fails.
-        if !(self.kl <= kl) {
+        // Asked this way round, so that a NaN fails.
+        let is_near = self.kl <= kl;
+        if !is_near {
             faults.push(format!("the divergence is {:.2e} nats a token, and {kl:.0e} is allowed", self.kl));
         }
         let is_lost = self.kl > 0.5 * self.kl_of_adapter && self.kl > kl / 100.0;
-        if is_lost && self.kl <= kl {
+        if is_lost && is_near {
             faults.push(format!(
                 "the divergence is {:.2e} nats a token, and the whole adapter makes {:.2e}: the merge has lost it",
                 self.kl, self.kl_of_adapter
             ));
         }
         let change = (self.perplexity_merged / self.perplexity_adapter - 1.0).abs();
-        if self.trained_tokens > 0 && !(change <= perplexity) {
+        let is_as_good = change <= perplexity;
+        if self.trained_tokens > 0 && !is_as_good {
             faults.push(format!(
                 "the perplexity goes from {:.4} to {:.4}, and a change of {:.1}% is allowed",
                 self.perplexity_adapter,

@@ -5,6 +5,7 @@
 //! folder inside the output first, and `config.json` gets its name last: a merge that was cut off is never
 //! taken for a model.
 
+use std::collections::HashMap;
 use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
@@ -121,12 +122,14 @@ pub fn merge(
     let params = adapter.to_vec(backend);
     let threads =
         options.threads.or_else(|| thread::available_parallelism().ok().map(Into::into)).unwrap_or(1);
+    let modules: HashMap<String, &Module> =
+        adapter.modules().iter().map(|m| (m.projection.weight_name(m.layer), m)).collect();
     let mut merged_tensors = 0;
     let mut written = 0;
     for shard in &shards {
         let mut writer = ShardWriter::create(&output.staged(&shard.name), &shard.specs)?;
         for (info, spec) in shard.tensors.iter().zip(&shard.specs) {
-            let module = adapter.modules().iter().find(|m| m.projection.weight_name(m.layer) == info.name);
+            let module = modules.get(&info.name).copied();
             merged_tensors += usize::from(module.is_some());
             write_tensor(&mut writer, &weights, info, module, &params, options.dtype, threads)?;
             written += spec.bytes;

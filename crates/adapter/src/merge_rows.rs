@@ -105,12 +105,12 @@ impl Rows<'_> {
             DType::Bf16 => f32::from_bits(0x7f7f_8000),
             DType::F16 => 65_520.0,
         };
-        // Negated, so that a NaN is out of range too. Without an early exit, to be vectorised.
-        let beyond = |v: f32| !(v.abs() < limit);
-        if !values.iter().fold(false, |any, &v| any | beyond(v)) {
+        // Asked this way round, a NaN is out of range too. Without an early exit, to be vectorised.
+        let is_within = |v: f32| v.abs() < limit;
+        if values.iter().fold(true, |all, &v| all & is_within(v)) {
             return Ok(());
         }
-        let at = values.iter().position(|&v| beyond(v)).expect("one was found above");
+        let at = values.iter().position(|&v| !is_within(v)).expect("one was found above");
         let (name, value, element) = (self.name.to_owned(), values[at], place + at);
         if value.is_finite() {
             return Err(AdapterError::Overflow { name, value, element, dtype: dtype_name(self.to) });

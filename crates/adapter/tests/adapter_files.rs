@@ -1,0 +1,255 @@
+//! Adapter folders: PEFT's are read and written tensor for tensor, damaged ones refused.
+
+mod common;
+
+use std::fs;
+use std::path::Path;
+
+use common::{backend, config, golden};
+use danlu_adapter::{Adapter, AdapterError, LoraConfig, TargetModules};
+use danlu_kernels::{Reference, rng};
+use danlu_model::{LoraSource, ModelConfig, Projection};
+use safetensors::SafeTensors;
+use safetensors::tensor::{Dtype, TensorView};
+
+fn lora(rank: u32, targets: &str) -> LoraConfig {
+    LoraConfig { target_modules: targets.parse().unwrap(), ..LoraConfig::new(rank, 2.0 * rank as f64) }
+}
+
+fn init(config: LoraConfig, seed: u64) -> Adapter {
+    Adapter::init(config, &common::config(), seed, &backend()).unwrap()
+}
+
+/// A small adapter of random values, saved.
+fn saved(folder: &Path) -> Adapter {
+    let mut adapter = init(lora(4, "q_proj,down_proj"), 1);
+    common::randomise(&mut adapter, 1.0);
+    adapter.save(folder, &backend()).unwrap();
+    adapter
+}
+
+fn load(folder: &Path) -> Result<Adapter, AdapterError> {
+    Adapter::load(folder, &config(), &backend())
+}
+
+/// Rewrites the tensors of an adapter file.
+fn edit(
+    folder: &Path,
+    change: impl Fn(&str, Vec<usize>, Vec<u8>) -> Vec<(String, Dtype, Vec<usize>, Vec<u8>)>,
+) {
+    let path = folder.join("adapter_model.safetensors");
+    let bytes = fs::read(&path).unwrap();
+    let tensors: Vec<_> = SafeTensors::deserialize(&bytes)
+        .unwrap()
+        .tensors()
+        .into_iter()
+        .flat_map(|(name, view)| change(&name, view.shape().to_vec(), view.data().to_vec()))
+        .collect();
+    let views = tensors
+        .iter()
+        .map(|(name, dtype, shape, data)| (name, TensorView::new(*dtype, shape.clone(), data).unwrap()));
+    fs::write(path, safetensors::serialize(views, None).unwrap()).unwrap();
+}
+
+#[test]
+fn pefts_adapters_load_save_and_are_equal_byte_for_byte() {
+    for name in ["adapter_initial", "adapter_after_10_steps", "adapter_for_gradients"] {
+        let (Some(folder), Some(base)) = (golden(name), golden("tiny")) else { return };
+        let adapter = Adapter::load(&folder, &ModelConfig::read(&base).unwrap(), &backend()).unwrap();
+        assert_eq!((adapter.modules().len(), adapter.source()), (28, Some(folder.as_path())));
+        let out = tempfile::tempdir().unwrap();
+        adapter.save(out.path(), &backend()).unwrap();
+        for file in ["adapter_model.safetensors", "adapter_config.json"] {
+            assert!(
+                fs::read(folder.join(file)).unwrap() == fs::read(out.path().join(file)).unwrap(),
+                "{name}/{file}"
+            );
+        }
+    }
+}
+
+#[test]
+fn an_adapter_survives_being_saved() {
+    let out = tempfile::tempdir().unwrap();
+    let mut config = lora(4, "all-linear");
+    config.rank_pattern = vec![("layers.1.*".to_owned(), 2), ("k_proj".to_owned(), 7)];
+    let mut adapter = init(config, 3);
+    common::randomise(&mut adapter, 1.0);
+    adapter.save(&out.path().join("new/folder"), &backend()).unwrap();
+    let again = load(&out.path().join("new/folder")).unwrap();
+    assert_eq!(again.to_vec(&backend()), adapter.to_vec(&backend()));
+    assert_eq!(again.modules(), adapter.modules());
+    let names: Vec<String> = again.tensors().map(|t| t.name).collect();
+    assert_eq!(names[0], "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight");
+}
+
+#[test]
+fn a_fresh_adapter_changes_nothing_and_depends_on_the_seed_and_the_place() {
+    let (adapter, all) = (init(lora(4, "q_proj,up_proj"), 7), init(lora(4, "all-linear"), 7));
+    let (values, of_all) = (adapter.to_vec(&backend()), all.to_vec(&backend()));
+    for m in adapter.modules() {
+        let a = &values[m.a..][..m.rank * m.d_in];
+        let bound = 1.0 / (m.d_in as f32).sqrt();
+        assert!(a.iter().all(|v| v.abs() <= bound) && a.iter().any(|v| v.abs() > 0.8 * bound));
+        assert!(values[m.b..][..m.d_out * m.rank].iter().all(|&v| v == 0.0));
+        // One target more leaves the others' values.
+        assert_eq!(a, &of_all[all.module(m.layer, m.projection).unwrap().a..][..a.len()]);
+    }
+    assert_ne!(init(lora(4, "q_proj,up_proj"), 8).to_vec(&backend()), values);
+    assert_eq!(init(lora(4, "q_proj,up_proj"), 7).to_vec(&backend()), values);
+    // Each layer draws its own.
+    let q = &values[..4 * 48];
+    assert_ne!(q, &values[adapter.module(1, Projection::QProj).unwrap().a..][..4 * 48]);
+}
+
+#[test]
+fn a_decoder_is_given_the_pairs_and_nothing_else() {
+    let adapter = init(lora(4, "q_proj,down_proj"), 7);
+    let pair = adapter.pair(2, Projection::DownProj).unwrap();
+    assert_eq!((pair.rank, pair.d_in, pair.d_out, pair.scaling), (4, 80, 48, 2.0));
+    assert!(adapter.pair(2, Projection::UpProj).is_none());
+    assert!(adapter.pair(3, Projection::DownProj).is_none());
+}
+
+#[test]
+fn half_precision_and_the_name_of_the_adapter_in_the_tensors_are_read() {
+    for (dtype, to) in [(Dtype::BF16, danlu_kernels::DType::Bf16), (Dtype::F16, danlu_kernels::DType::F16)] {
+        let out = tempfile::tempdir().unwrap();
+        let values = saved(out.path()).to_vec(&backend());
+        edit(out.path(), |name, shape, data| {
+            let mut wide = vec![0.0; data.len() / 4];
+            danlu_kernels::to_f32(danlu_kernels::DType::F32, &data, &mut wide);
+            let mut narrow = vec![0; data.len() / 2];
+            danlu_kernels::from_f32(to, &wide, &mut narrow);
+            vec![(name.replace(".weight", ".default.weight"), dtype, shape, narrow)]
+        });
+        let loaded = load(out.path()).unwrap().to_vec(&backend());
+        assert!(loaded.iter().zip(&values).all(|(x, y)| (x - y).abs() <= y.abs() / 256.0 + 1e-6));
+        assert_ne!(loaded, values);
+    }
+}
+
+#[test]
+fn every_tensor_binds_or_both_sides_are_named() {
+    let out = tempfile::tempdir().unwrap();
+    saved(out.path());
+    edit(out.path(), |name, shape, data| {
+        vec![(
+            name.replace("base_model.model.model.layers.1", "base_model.layers.1"),
+            Dtype::F32,
+            shape,
+            data,
+        )]
+    });
+    let message = load(out.path()).unwrap_err().to_string();
+    assert!(
+        message.contains("4 bind to nothing:\n  base_model.layers.1.mlp.down_proj.lora_A.weight"),
+        "{message}"
+    );
+    assert!(
+        message.contains("4 are missing:\n  base_model.model.model.layers.1.self_attn.q_proj.lora_A"),
+        "{message}"
+    );
+
+    saved(out.path());
+    edit(out.path(), |name, shape, data| {
+        let extra = (name.replace(".weight", ".default.weight"), Dtype::F32, shape.clone(), data.clone());
+        vec![(name.to_owned(), Dtype::F32, shape, data), extra]
+    });
+    assert!(load(out.path()).unwrap_err().to_string().contains("12 bind to nothing"));
+
+    saved(out.path());
+    let mut other = LoraConfig::read(out.path()).unwrap();
+    other.target_modules = TargetModules::List(vec!["q_proj".to_owned()]);
+    fs::write(out.path().join("adapter_config.json"), other.to_json()).unwrap();
+    assert!(load(out.path()).unwrap_err().to_string().contains("6 bind to nothing"));
+}
+
+#[test]
+fn shapes_are_those_of_base_and_rank() {
+    let out = tempfile::tempdir().unwrap();
+    saved(out.path());
+    let mut other = LoraConfig::read(out.path()).unwrap();
+    other.r = 8;
+    fs::write(out.path().join("adapter_config.json"), other.to_json()).unwrap();
+    let error = load(out.path()).unwrap_err();
+    assert!(
+        error.to_string().ends_with("q_proj.lora_A.weight` has shape [4, 48], expected [8, 48]"),
+        "{error}"
+    );
+    assert!(error.hint().unwrap().contains("base_model_name_or_path"));
+}
+
+#[test]
+fn values_must_be_finite_and_of_a_float_type() {
+    let out = tempfile::tempdir().unwrap();
+    saved(out.path());
+    edit(out.path(), |name, shape, mut data| {
+        data[20..24].copy_from_slice(&f32::NAN.to_le_bytes());
+        vec![(name.to_owned(), Dtype::F32, shape, data)]
+    });
+    assert!(load(out.path()).unwrap_err().to_string().ends_with("holds NaN at element 5"));
+    saved(out.path());
+    edit(out.path(), |name, shape, data| vec![(name.to_owned(), Dtype::I32, shape, data)]);
+    assert!(load(out.path()).unwrap_err().to_string().contains("has the type I32"));
+}
+
+#[test]
+fn only_safetensors_is_read() {
+    let out = tempfile::tempdir().unwrap();
+    saved(out.path());
+    fs::rename(out.path().join("adapter_model.safetensors"), out.path().join("adapter_model.bin")).unwrap();
+    let error = load(out.path()).unwrap_err();
+    assert!(error.to_string().contains("only `adapter_model.bin`"), "{error}");
+    assert!(error.hint().unwrap().contains("safetensors"));
+    let error = load(&out.path().join("nowhere")).unwrap_err();
+    assert!(error.to_string().contains("does not exist"), "{error}");
+}
+
+#[test]
+fn damaged_files_are_errors_and_never_panics() {
+    let out = tempfile::tempdir().unwrap();
+    saved(out.path());
+    let path = out.path().join("adapter_model.safetensors");
+    let whole = fs::read(&path).unwrap();
+    for len in [0, 7, 8, 100, whole.len() - 1] {
+        fs::write(&path, &whole[..len]).unwrap();
+        assert!(load(out.path()).is_err(), "{len} bytes");
+    }
+    let header = |length: u64, json: &str| {
+        let mut bytes = length.to_le_bytes().to_vec();
+        bytes.extend_from_slice(json.as_bytes());
+        bytes
+    };
+    let huge = r#"{"x":{"dtype":"F32","shape":[18446744073709551615,2],"data_offsets":[0,8]}}"#;
+    for bytes in
+        [header(u64::MAX, "{}"), header(1 << 40, "{}"), header(2, "[]"), header(huge.len() as u64, huge)]
+    {
+        fs::write(&path, bytes).unwrap();
+        assert!(load(out.path()).is_err());
+    }
+    let json_len = u64::from_le_bytes(whole[..8].try_into().unwrap());
+    for i in 0..400 {
+        let mut bytes = whole.clone();
+        let at = rng::bits(9, i) % (8 + json_len);
+        bytes[at as usize] = rng::bits(10, i) as u8;
+        fs::write(&path, &bytes).unwrap();
+        let _ = load(out.path());
+    }
+}
+
+#[test]
+fn a_configuration_larger_than_the_file_allocates_nothing() {
+    let out = tempfile::tempdir().unwrap();
+    saved(out.path());
+    // Some 70 TB of parameters, by the configuration alone.
+    let text = common::CONFIG.replace("\"hidden_size\": 48", "\"hidden_size\": 65536");
+    let text = text.replace("\"num_hidden_layers\": 3", "\"num_hidden_layers\": 1000");
+    let text = text.replace("\"intermediate_size\": 80", "\"intermediate_size\": 65536");
+    let Ok(model) = ModelConfig::parse(Path::new("config.json"), text.as_bytes()) else { return };
+    let mut config = LoraConfig::read(out.path()).unwrap();
+    config.r = 65536;
+    fs::write(out.path().join("adapter_config.json"), config.to_json()).unwrap();
+    let error = Adapter::load(out.path(), &model, &Reference::new()).unwrap_err();
+    assert!(error.to_string().contains("are missing"), "{error}");
+}
