@@ -1,0 +1,230 @@
+//! The products of a LoRA step against the measured peak of this machine: time, GFLOP/s, share of peak;
+//! for decoding, GB/s of weights against the measured read bandwidth.
+//!
+//! cargo bench -p danlu-kernels --bench gemm [-- THREADS]
+
+use std::hint::black_box;
+use std::time::{Duration, Instant};
+
+use danlu_kernels::{
+    Backend, Buffer, Bytes, Cpu, CpuOptions, DType, Dropout, Isa, LoraRef, Matrix, from_f32, rng::Stream,
+};
+
+/// Seconds of the fastest run: the machine may have other work.
+fn best(mut run: impl FnMut()) -> f64 {
+    run();
+    let (start, mut best) = (Instant::now(), Duration::MAX);
+    let mut runs = 0;
+    while runs < 5 || start.elapsed() < Duration::from_millis(150) {
+        let begin = Instant::now();
+        run();
+        best = best.min(begin.elapsed());
+        runs += 1;
+    }
+    best.as_secs_f64()
+}
+
+/// Seconds of the fastest run of `work` on `threads` threads at once.
+fn best_on(threads: usize, work: impl Fn() + Sync) -> f64 {
+    best(|| {
+        std::thread::scope(|scope| {
+            (1..threads).for_each(|_| drop(scope.spawn(&work)));
+            work();
+        });
+    })
+}
+
+#[cfg(target_arch = "x86_64")]
+mod peak {
+    use std::arch::x86_64::*;
+
+    pub const STEPS: usize = 400_000;
+
+    macro_rules! peak {
+        ($name:ident, $features:literal, $sums:literal, $zero:expr, $one:expr, $step:expr) => {
+            /// Independent multiply-adds in registers, nothing else.
+            #[target_feature(enable = $features)]
+            pub fn $name() {
+                let (mut sums, one) = ([$zero; $sums], std::hint::black_box($one));
+                for _ in 0..STEPS {
+                    for s in &mut sums {
+                        *s = $step(*s, one);
+                    }
+                }
+                std::hint::black_box(sums);
+            }
+        };
+    }
+    peak!(avx2, "avx2,fma", 10, _mm256_setzero_ps(), _mm256_set1_ps(0.5), |s, o| _mm256_fmadd_ps(o, o, s));
+    peak!(avx512, "avx512f", 16, _mm512_setzero_ps(), _mm512_set1_ps(0.5), |s, o| _mm512_fmadd_ps(o, o, s));
+    peak!(
+        avx512bf16,
+        "avx512f,avx512bf16",
+        16,
+        _mm512_setzero_ps(),
+        // SAFETY: 64 bytes of plain bits.
+        unsafe { std::mem::transmute::<__m512i, __m512bh>(_mm512_set1_epi32(0x3f00_3f00)) },
+        |s, o| _mm512_dpbf16_ps(s, o, o)
+    );
+}
+
+/// GFLOP/s of `threads` threads that do nothing but multiply and add.
+fn peak(isa: Isa, bf16: bool, threads: usize) -> Option<f64> {
+    #[cfg(target_arch = "x86_64")]
+    {
+        type Run = unsafe fn();
+        let (run, flops): (Run, usize) = match isa {
+            Isa::Avx512Bf16 if bf16 => (peak::avx512bf16, 16 * 64),
+            Isa::Avx512Bf16 | Isa::Avx512 => (peak::avx512, 16 * 32),
+            Isa::Avx2 => (peak::avx2, 10 * 16),
+            Isa::Scalar => return None,
+        };
+        // SAFETY: the caller asks for supported instruction sets only.
+        let seconds = best_on(threads, || unsafe { run() });
+        Some(threads as f64 * (flops * peak::STEPS) as f64 / seconds / 1e9)
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    {
+        let _ = (isa, bf16, threads);
+        None
+    }
+}
+
+fn random(stream: &mut Stream, len: usize) -> Vec<f32> {
+    (0..len).map(|_| stream.next_uniform() - 0.5).collect()
+}
+
+fn weight(stream: &mut Stream, rows: usize, cols: usize) -> Matrix {
+    let mut bytes = vec![0; rows * cols * 2];
+    from_f32(DType::Bf16, &random(stream, rows * cols), &mut bytes);
+    Matrix::dense(DType::Bf16, Bytes::from_vec(bytes), rows, cols)
+}
+
+fn report(name: &str, seconds: f64, flops: f64, peak: Option<f64>) {
+    let rate = flops / seconds / 1e9;
+    let share = peak.map_or(String::new(), |peak| format!("{:5.1}% of peak", 100.0 * rate / peak));
+    println!("  {name:<44} {:9.1} us {rate:8.1} GFLOP/s {share}", seconds * 1e6);
+}
+
+/// Forward and backward of a projection, `(N, IN, OUT)`.
+const LINEAR: [(usize, usize, usize); 12] = [
+    (32, 512, 1408),
+    (64, 256, 704),
+    (64, 512, 1408),
+    (256, 256, 256),
+    (256, 512, 512),
+    (512, 512, 512),
+    (512, 512, 1408),
+    (512, 1408, 512),
+    (1024, 256, 704),
+    (256, 512, 8192),
+    (512, 2048, 2048),
+    (512, 2048, 8192),
+];
+
+fn products(threads: usize, isa: Isa, dtype: DType) {
+    let cpu = Cpu::new(CpuOptions { threads: Some(threads), isa: Some(isa), dtype });
+    let (bf16, mut stream) = (dtype == DType::Bf16, Stream::new(1));
+    let peak = peak(isa, bf16, threads);
+    println!("{}: peak {:.1} GFLOP/s", cpu.name(), peak.unwrap_or(f64::NAN));
+    for (n, d_in, d_out) in LINEAR {
+        let w = weight(&mut stream, d_out, d_in);
+        let mut inp = Buffer::from_vec(random(&mut stream, n * d_in));
+        let mut out = Buffer::from_vec(random(&mut stream, n * d_out));
+        let flops = 2.0 * (n * d_in * d_out) as f64;
+        let seconds = best(|| cpu.linear_forward(&mut out, &inp, &w, n));
+        report(&format!("out = inp W^T       {n} x {d_in} x {d_out}"), seconds, flops, peak);
+        cpu.zero(&mut inp, n * d_in);
+        let seconds = best(|| cpu.linear_backward(&mut inp, &out, &w, n));
+        report(&format!("dinp += dout W      {n} x {d_in} x {d_out}"), seconds, flops, peak);
+    }
+}
+
+fn head(threads: usize, isa: Isa, dtype: DType) {
+    let cpu = Cpu::new(CpuOptions { threads: Some(threads), isa: Some(isa), dtype });
+    let (peak, mut stream) = (peak(isa, dtype == DType::Bf16, threads), Stream::new(2));
+    for (n, c, v) in [(64, 256, 8192), (256, 256, 8192), (512, 512, 8192)] {
+        let head = weight(&mut stream, v, c);
+        let inp = Buffer::from_vec(random(&mut stream, n * c));
+        let (mut dinp, mut losses) = (cpu.alloc(n * c), vec![0.0; n]);
+        let targets: Vec<u32> = (0..n as u32).collect();
+        let seconds = best(|| cpu.head_loss(&mut losses, Some(&mut dinp), &inp, &head, &targets, 1.0));
+        report(&format!("head_loss           {n} x {c} x {v}"), seconds, 4.0 * (n * c * v) as f64, peak);
+    }
+}
+
+fn low_rank(threads: usize, isa: Isa) {
+    let cpu = Cpu::new(CpuOptions { threads: Some(threads), isa: Some(isa), dtype: DType::F32 });
+    let (peak, mut stream) = (peak(isa, false, threads), Stream::new(3));
+    for (n, d_in, d_out, rank) in [
+        (64, 256, 704, 8),
+        (512, 512, 512, 8),
+        (512, 512, 1408, 8),
+        (512, 512, 1408, 16),
+        (512, 512, 1408, 64),
+        (512, 2048, 2048, 8),
+    ] {
+        let params = Buffer::from_vec(random(&mut stream, rank * (d_in + d_out)));
+        let lora = LoraRef { params: &params, a: 0, b: rank * d_in, rank, d_in, d_out, scaling: 2.0 };
+        let inp = Buffer::from_vec(random(&mut stream, n * d_in));
+        let dout = Buffer::from_vec(random(&mut stream, n * d_out));
+        let (mut out, mut mid) = (cpu.alloc(n * d_out), cpu.alloc(n * rank));
+        let (mut dinp, mut grads) = (cpu.alloc(n * d_in), cpu.alloc(params.len()));
+        let flops = 2.0 * (n * rank * (d_in + d_out)) as f64;
+        for dropout in [None, Some(Dropout { probability: 0.05, key: 1 })] {
+            let drop = if dropout.is_some() { " drop" } else { "" };
+            let shape = format!("{n} x {d_in} x {d_out} r {rank}{drop}");
+            let seconds = best(|| cpu.lora_forward(&mut out, &mut mid, &inp, lora, 0..n, dropout));
+            report(&format!("lora_forward   {shape}"), seconds, flops, peak);
+            let seconds = best(|| {
+                cpu.lora_backward(Some(&mut dinp), &mut grads, &dout, &inp, &mid, lora, 0..n, dropout);
+            });
+            report(&format!("lora_backward  {shape}"), seconds, 2.0 * flops, peak);
+        }
+    }
+}
+
+fn decode(threads: usize, isa: Isa, dtype: DType) {
+    let cpu = Cpu::new(CpuOptions { threads: Some(threads), isa: Some(isa), dtype });
+    let mut stream = Stream::new(4);
+    // Larger than any cache: decoding walks through all weights of a model before it returns to the first.
+    let (d_out, d_in) = (32 << 10, 2048);
+    let w = weight(&mut stream, d_out, d_in);
+    let words: Vec<u64> = vec![1; 16 << 20];
+    let seconds = best(|| {
+        std::thread::scope(|scope| {
+            for part in words.chunks(words.len() / threads) {
+                scope.spawn(move || black_box(part.iter().fold(0u64, |a, b| a ^ b)));
+            }
+        });
+    });
+    let bandwidth = 8e-9 * words.len() as f64 / seconds;
+    println!("{}, decoding from bf16 weights: reading peaks at {bandwidth:.1} GB/s", cpu.name());
+    for n in [1, 2, 4, 8, 12] {
+        let inp = Buffer::from_vec(random(&mut stream, n * d_in));
+        let mut out = cpu.alloc(n * d_out);
+        let seconds = best(|| cpu.linear_forward(&mut out, &inp, &w, n));
+        let rate = 2e-9 * (d_out * d_in) as f64 / seconds;
+        println!("  {n:2} rows {:9.1} us {rate:6.1} GB/s {:5.1}%", seconds * 1e6, 100.0 * rate / bandwidth);
+    }
+}
+
+fn main() {
+    // `cargo bench` adds `--bench` to what follows `--`.
+    let threads = std::env::args().skip(1).find_map(|arg| arg.parse().ok());
+    let threads = threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, |n| n.get()));
+    for isa in Isa::supported().filter(|&isa| isa != Isa::Scalar) {
+        for dtype in [DType::Bf16, DType::F32] {
+            // What another instruction set already measures.
+            if matches!((isa, dtype), (Isa::Avx512Bf16, DType::F32) | (Isa::Avx512, DType::Bf16)) {
+                continue;
+            }
+            products(threads, isa, dtype);
+            head(threads, isa, dtype);
+            decode(threads, isa, dtype);
+        }
+        if isa != Isa::Avx512Bf16 {
+            low_rank(threads, isa);
+        }
+    }
+}
