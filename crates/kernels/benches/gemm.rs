@@ -1,7 +1,7 @@
 //! The products of a LoRA step against the measured peak of this machine: time, GFLOP/s, share of peak;
 //! for decoding, GB/s of weights against the measured read bandwidth.
 //!
-//! cargo bench -p danlu-kernels --bench gemm [-- THREADS]
+//! cargo bench -p danlu-kernels --bench gemm [-- THREADS] [products] [head] [decode] [low-rank]
 
 use std::hint::black_box;
 use std::time::{Duration, Instant};
@@ -211,19 +211,28 @@ fn decode(threads: usize, isa: Isa, dtype: DType) {
 
 fn main() {
     // `cargo bench` adds `--bench` to what follows `--`.
-    let threads = std::env::args().skip(1).find_map(|arg| arg.parse().ok());
+    let words: Vec<String> = std::env::args().skip(1).filter(|arg| arg != "--bench").collect();
+    let threads = words.iter().find_map(|word| word.parse().ok());
     let threads = threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, |n| n.get()));
+    let sections: Vec<&String> = words.iter().filter(|word| word.parse::<usize>().is_err()).collect();
+    let wanted = |section: &str| sections.is_empty() || sections.iter().any(|word| *word == section);
     for isa in Isa::supported().filter(|&isa| isa != Isa::Scalar) {
         for dtype in [DType::Bf16, DType::F32] {
             // What another instruction set already measures.
             if matches!((isa, dtype), (Isa::Avx512Bf16, DType::F32) | (Isa::Avx512, DType::Bf16)) {
                 continue;
             }
-            products(threads, isa, dtype);
-            head(threads, isa, dtype);
-            decode(threads, isa, dtype);
+            if wanted("products") {
+                products(threads, isa, dtype);
+            }
+            if wanted("head") {
+                head(threads, isa, dtype);
+            }
+            if wanted("decode") {
+                decode(threads, isa, dtype);
+            }
         }
-        if isa != Isa::Avx512Bf16 {
+        if isa != Isa::Avx512Bf16 && wanted("low-rank") {
             low_rank(threads, isa);
         }
     }

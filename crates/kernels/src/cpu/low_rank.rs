@@ -107,8 +107,17 @@ impl LowRank {
                 let (outer, outers) = part(m, panels, panel);
                 let dst = packed.wrapping_add(panel * rank * lanes);
                 let src = View::f32(mid, rank, 1);
-                let job =
-                    PackJob { dst, dst_stride: lanes, src, outer, outers, k: 0, k_len: rank, round: false };
+                let job = PackJob {
+                    dst,
+                    width: lanes,
+                    panel: 0,
+                    src,
+                    outer,
+                    outers,
+                    k: 0,
+                    k_len: rank,
+                    round: false,
+                };
                 // SAFETY: the view holds `m` rows of `rank`, the panel `rank` steps.
                 unsafe { pack(&job) };
             }
@@ -313,7 +322,7 @@ impl LowRank {
             let outer = task * COLS;
             let (dst, outers) = (b_t.at(outer), (d_out - outer).min(COLS));
             let job =
-                PackJob { dst, dst_stride: stride, src, outer, outers, k: 0, k_len: rank, round: false };
+                PackJob { dst, width: stride, panel: 0, src, outer, outers, k: 0, k_len: rank, round: false };
             // SAFETY: the view was checked; `COLS` is whole vectors and `stride` rounds up to them.
             unsafe { pack(&job) };
         });
@@ -360,7 +369,7 @@ impl LowRank {
         for panel in 0..panels {
             let (outer, outers) = part(outers, panels, panel);
             let dst = dst.wrapping_add(panel * panel_steps * lanes);
-            let job = PackJob { dst, dst_stride: lanes, src, outer, outers, k: 0, k_len, round: false };
+            let job = PackJob { dst, width: lanes, panel: 0, src, outer, outers, k: 0, k_len, round: false };
             // SAFETY: the view was checked; callers hand room for all panels, and `k_len <= panel_steps`.
             unsafe { pack(&job) };
         }

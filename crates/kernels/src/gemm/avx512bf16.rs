@@ -123,6 +123,12 @@ impl Lanes for Avx512Bf16 {
     }
 
     #[inline(always)]
+    unsafe fn prefetch(p: *const u8) {
+        // SAFETY: a prefetch cannot fault.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(p.cast()) }
+    }
+
+    #[inline(always)]
     unsafe fn sums(v: [__m512; 4]) -> [f32; 4] {
         // SAFETY: as the trait asks.
         unsafe { avx512::sums(v) }

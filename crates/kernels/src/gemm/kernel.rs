@@ -141,6 +141,12 @@ unsafe fn tile<T: Lanes, const M: usize, const TAIL: bool>(
     // tail loads and stores only its columns. `wrapping_add` where the right half may not exist.
     unsafe {
         let mut acc = [[T::zero(); 2]; M];
+        // Rows of C lie apart, often by a power of two: they are rarely still in L1.
+        for i in 0..M {
+            let c = c.wrapping_add(i * job.ldc);
+            T::prefetch(c.cast());
+            T::prefetch(c.wrapping_add(2 * T::LANES - 1).cast());
+        }
         for _ in 0..job.steps {
             let (b0, b1) = if TAIL {
                 (T::load_first(b, left), T::load_first(b.wrapping_add(T::LANES), right))
@@ -242,7 +248,8 @@ unsafe fn dot_tile<T: Lanes, const D: u8, const N: usize>(job: &DotJob, i: usize
                 x[r] = T::load(inp[r].add(step * T::LANES));
             }
             for c in 0..4 {
-                let w = T::words_along::<D>(w[c].add(step * T::LANES * T::PAIR * size), job.round);
+                let w = w[c].add(step * T::LANES * T::PAIR * size);
+                let w = T::words_along::<D>(w, job.round);
                 for r in 0..N {
                     acc[r][c] = T::step(acc[r][c], x[r], w);
                 }

@@ -56,6 +56,8 @@ pub(super) trait Lanes {
     unsafe fn words_across<const D: u8>(p0: *const u8, p1: *const u8, round: bool) -> Self::V;
     /// Transposes the leading `LANES x LANES` words.
     unsafe fn transpose(rows: &mut [Self::V; 16]);
+    /// Asks for the cache line of `p`, which need not be valid.
+    unsafe fn prefetch(p: *const u8);
     /// The sum of each of four vectors, always added in the same order.
     unsafe fn sums(v: [Self::V; 4]) -> [f32; 4];
 }

@@ -215,8 +215,17 @@ impl Gemm {
                     let dst = packed.at((block * panels + panel) * a_panel);
                     let src = p.a;
                     let outer = row + outer;
-                    let job =
-                        PackJob { dst, dst_stride: lanes, src, outer, outers, k, k_len, round: self.round };
+                    let job = PackJob {
+                        dst,
+                        width: lanes,
+                        panel: 0,
+                        src,
+                        outer,
+                        outers,
+                        k,
+                        k_len,
+                        round: self.round,
+                    };
                     // SAFETY: `select` checked the instruction set, `product` the view; every panel of every
                     // block has its own `a_panel` words.
                     unsafe { pack(&job) };
@@ -234,17 +243,20 @@ impl Gemm {
                 let packed_b = packed_b.at_least(task_cols / width * b_panel).as_mut_ptr();
                 for block in 0..count {
                     let (k, k_len) = k_of(first + block);
-                    for j in (0..n).step_by(width) {
-                        let outers = (n - j).min(width);
-                        // SAFETY: `packed_b` has a panel for every `width` of `task_cols` columns; the rest
-                        // as above.
-                        unsafe {
-                            let dst = packed_b.add(j / width * b_panel);
-                            let (src, outer) = (p.b, col + j);
-                            let round = self.round;
-                            pack(&PackJob { dst, dst_stride: width, src, outer, outers, k, k_len, round });
-                        }
-                    }
+                    let job = PackJob {
+                        dst: packed_b,
+                        width,
+                        panel: b_panel,
+                        src: p.b,
+                        outer: col,
+                        outers: n,
+                        k,
+                        k_len,
+                        round: self.round,
+                    };
+                    // SAFETY: `packed_b` has a panel for every `width` of `task_cols` columns; the rest as
+                    // above.
+                    unsafe { pack(&job) };
                     let job = TileJob {
                         m: last.0 + last.1 - my_row,
                         n,

@@ -1,7 +1,12 @@
 //! Packing: an operand of any type, alignment and orientation becomes panels of words.
 
+use std::ops::Range;
+
 use super::lanes::{BF16, F16, F32, Lanes, element, size_of_source, word};
 use crate::{DType, Matrix};
+
+/// Steps read across all panels before the next steps.
+const ACROSS_STEPS: usize = 16;
 
 /// An operand where it lies, seen as `(outer, k)`: `outer` runs over the rows of `A` or the columns of `B`.
 #[derive(Clone, Copy)]
@@ -43,11 +48,13 @@ impl<'a> View<'a> {
 /// Packs elements `(outer, outer + outers) x (k, k + k_len)` of a view.
 #[derive(Clone, Copy)]
 pub(crate) struct PackJob<'a> {
-    /// Step `s`, lane `i` goes to `dst[s * dst_stride + i]`; whole vectors are written, so lanes past
-    /// `outers` up to a multiple of `LANES` receive junk.
+    /// First panel. Step `s`, lane `i` of a panel goes to `s * width + i`; whole vectors are written, so
+    /// lanes past `outers` up to a multiple of `LANES` receive junk.
     pub dst: *mut f32,
-    /// Words from one step to the next.
-    pub dst_stride: usize,
+    /// Lanes of a panel, whole vectors: words from one step to the next.
+    pub width: usize,
+    /// Words from one panel to the next.
+    pub panel: usize,
     /// The operand.
     pub src: View<'a>,
     /// First row of `A` or column of `B`.
@@ -84,14 +91,22 @@ pub(super) unsafe fn pack<T: Lanes>(job: &PackJob<'_>) {
 /// As [`pack`].
 #[inline(always)]
 unsafe fn pack_of<T: Lanes, const D: u8>(job: &PackJob<'_>) {
-    for first in (0..job.outers).step_by(T::LANES) {
-        let valid = (job.outers - first).min(T::LANES);
-        // SAFETY: as the caller's, for the lanes `first .. first + valid`.
-        unsafe {
-            if job.src.k == 1 {
-                pack_along::<T, D>(job, first, valid);
-            } else {
-                pack_across::<T, D>(job, first, valid);
+    // Where `outer` is contiguous, rows are read some steps at a time across all panels: columns of one
+    // panel alone would be a line or two of every page.
+    let steps_at_once = if job.src.k == 1 { usize::MAX } else { ACROSS_STEPS };
+    let steps = job.k_len.div_ceil(T::PAIR);
+    for step in (0..steps).step_by(steps_at_once) {
+        for first in (0..job.outers).step_by(T::LANES) {
+            let valid = (job.outers - first).min(T::LANES);
+            let dst = job.dst.wrapping_add(first / job.width * job.panel + first % job.width);
+            // SAFETY: as the caller's, for the lanes `first .. first + valid`.
+            unsafe {
+                if job.src.k == 1 {
+                    pack_along::<T, D>(job, dst, first, valid);
+                } else {
+                    let steps = step..steps.min(step + ACROSS_STEPS);
+                    pack_across::<T, D>(job, dst, first, valid, steps);
+                }
             }
         }
     }
@@ -102,7 +117,12 @@ unsafe fn pack_of<T: Lanes, const D: u8>(job: &PackJob<'_>) {
 /// # Safety
 /// As [`pack`].
 #[inline(always)]
-unsafe fn pack_along<T: Lanes, const D: u8>(job: &PackJob<'_>, first: usize, valid: usize) {
+unsafe fn pack_along<T: Lanes, const D: u8>(
+    job: &PackJob<'_>,
+    mut dst: *mut f32,
+    first: usize,
+    valid: usize,
+) {
     let size = size_of_source::<D>();
     let square = T::LANES * T::PAIR;
     // SAFETY: rows past `valid` repeat the last one; whole squares end inside `k_len`, and what is left is
@@ -112,7 +132,6 @@ unsafe fn pack_along<T: Lanes, const D: u8>(job: &PackJob<'_>, first: usize, val
             let outer = job.outer + first + i.min(valid - 1);
             job.src.bytes.as_ptr().add((outer * job.src.outer + job.k) * size)
         });
-        let mut dst = job.dst.add(first);
         for s in 0..job.k_len / square {
             let mut v = [T::zero(); 16];
             for i in 0..T::LANES {
@@ -120,9 +139,9 @@ unsafe fn pack_along<T: Lanes, const D: u8>(job: &PackJob<'_>, first: usize, val
             }
             T::transpose(&mut v);
             for i in 0..T::LANES {
-                T::store(dst.add(i * job.dst_stride), v[i]);
+                T::store(dst.add(i * job.width), v[i]);
             }
-            dst = dst.wrapping_add(T::LANES * job.dst_stride);
+            dst = dst.wrapping_add(T::LANES * job.width);
         }
         let left = job.k_len % square;
         if left > 0 {
@@ -135,7 +154,7 @@ unsafe fn pack_along<T: Lanes, const D: u8>(job: &PackJob<'_>, first: usize, val
             }
             T::transpose(&mut v);
             for i in 0..left.div_ceil(T::PAIR) {
-                T::store(dst.add(i * job.dst_stride), v[i]);
+                T::store(dst.add(i * job.width), v[i]);
             }
         }
     }
@@ -146,30 +165,42 @@ unsafe fn pack_along<T: Lanes, const D: u8>(job: &PackJob<'_>, first: usize, val
 /// # Safety
 /// As [`pack`].
 #[inline(always)]
-unsafe fn pack_across<T: Lanes, const D: u8>(job: &PackJob<'_>, first: usize, valid: usize) {
+unsafe fn pack_across<T: Lanes, const D: u8>(
+    job: &PackJob<'_>,
+    dst: *mut f32,
+    first: usize,
+    valid: usize,
+    steps: Range<usize>,
+) {
     let View { bytes, outer, k, .. } = job.src;
+    let (size, len) = (size_of_source::<D>(), bytes.len() / size_of_source::<D>());
     let at = |step: usize| (job.outer + first) * outer + (job.k + step * T::PAIR) * k;
-    for step in 0..job.k_len.div_ceil(T::PAIR) {
-        let paired = step * T::PAIR + T::PAIR <= job.k_len;
-        let end = at(step) + (T::PAIR - 1) * k + T::LANES;
-        // SAFETY: a whole vector is read only where it ends inside the operand (the lanes past `valid` are
-        // then junk, which is allowed), single elements only inside the shape.
-        unsafe {
-            let dst = job.dst.add(step * job.dst_stride + first);
-            if outer == 1 && paired && end <= bytes.len() / size_of_source::<D>() {
-                let p0 = bytes.as_ptr().add(at(step) * size_of_source::<D>());
-                let p1 = p0.add((T::PAIR - 1) * k * size_of_source::<D>());
-                T::store(dst, T::words_across::<D>(p0, p1, job.round));
-            } else {
-                for i in 0..valid {
-                    let e0 = element::<D>(bytes.as_ptr(), at(step) + i * outer);
-                    let e1 = if T::PAIR == 2 && paired {
-                        element::<D>(bytes.as_ptr(), at(step) + i * outer + k)
-                    } else {
-                        0.0
-                    };
-                    *dst.add(i) = word(T::PAIR, e0, e1, job.round);
-                }
+
+    // Whole vectors are read where they end inside the operand (the lanes past `valid` are then junk, which
+    // is allowed); a last half pair and single elements are not.
+    let mut whole =
+        if outer == 1 { steps.end.min(job.k_len / T::PAIR).max(steps.start) } else { steps.start };
+    while whole > steps.start && at(whole - 1) + (T::PAIR - 1) * k + T::LANES > len {
+        whole -= 1;
+    }
+    // SAFETY: as just said; single elements are read only inside the shape.
+    unsafe {
+        let mut p0 = bytes.as_ptr().wrapping_add(at(steps.start) * size);
+        for step in steps.start..whole {
+            let p1 = p0.wrapping_add((T::PAIR - 1) * k * size);
+            T::store(dst.add(step * job.width), T::words_across::<D>(p0, p1, job.round));
+            p0 = p0.wrapping_add(T::PAIR * k * size);
+        }
+        for step in whole..steps.end {
+            let paired = step * T::PAIR + T::PAIR <= job.k_len;
+            for i in 0..valid {
+                let e0 = element::<D>(bytes.as_ptr(), at(step) + i * outer);
+                let e1 = if T::PAIR == 2 && paired {
+                    element::<D>(bytes.as_ptr(), at(step) + i * outer + k)
+                } else {
+                    0.0
+                };
+                *dst.add(step * job.width + i) = word(T::PAIR, e0, e1, job.round);
             }
         }
     }
