@@ -93,9 +93,12 @@ pub fn generate_in(
     Ok(Generated { reused_tokens, ..generated })
 }
 
+/// Gives the logits of the token after some ids.
+type LogitsAfter<'a> = dyn FnMut(&[u32]) -> Result<Vec<f32>, ModelError> + 'a;
+
 /// The loop itself, over any source of next-token logits.
 fn run(
-    logits_after: &mut dyn FnMut(&[u32]) -> Result<Vec<f32>, ModelError>,
+    logits_after: &mut LogitsAfter<'_>,
     capacity: usize,
     prompt: &[u32],
     options: &GenerateOptions,

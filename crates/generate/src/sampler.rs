@@ -217,13 +217,13 @@ mod tests {
     fn draws_follow_the_distribution() {
         let logits = logits(&[0.5, 0.3, 0.2]);
         let mut sampler = sampler(Sampling { seed: 3, ..Sampling::default() });
-        let mut counts = [0; 3];
+        let mut counts = [0i32; 3];
         for _ in 0..20_000 {
             counts[sampler.next(&logits, &[]).unwrap() as usize] += 1;
         }
         // Four standard deviations of a binomial over 20,000 draws are at most 283.
         for (count, expected) in counts.into_iter().zip([10_000, 6_000, 4_000]) {
-            assert!((count - expected as i32).abs() < 283, "{counts:?}");
+            assert!((count - expected).abs() < 283, "{counts:?}");
         }
     }
 
