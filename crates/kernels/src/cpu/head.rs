@@ -2,9 +2,11 @@
 
 use std::sync::Mutex;
 
-use super::pool::{Pool, Scratch, SendPtr, lock};
-use crate::Matrix;
+use super::parts::Parts;
+use super::pool::{Pool, Scratch, lock};
 use crate::gemm::{Gemm, Product, View};
+use crate::head_loss::softmax_rows;
+use crate::{Isa, Matrix};
 
 /// Most rows of logits at a time.
 const CHUNK_ROWS: usize = 256;
@@ -21,7 +23,7 @@ impl Head {
     /// As [`crate::head_loss::head_loss`].
     pub fn loss(
         &self,
-        (pool, gemm): (&Pool, &Gemm),
+        (pool, gemm, isa): (&Pool, &Gemm, Isa),
         losses: &mut [f32],
         mut dinp: Option<&mut [f32]>,
         inp: &[f32],
@@ -42,13 +44,13 @@ impl Head {
                 pool,
                 Product { c: logits, ldc: v, a, b, m, n: v, k: c, alpha: 1.0, accumulate: false },
             );
-            let losses = SendPtr(losses[first..][..m].as_mut_ptr());
-            let shared = SendPtr(logits.as_mut_ptr());
-            pool.run(m, |i, _| {
-                // SAFETY: one task, one row of logits and one loss.
-                let (row, loss) =
-                    unsafe { (std::slice::from_raw_parts_mut(shared.at(i * v), v), &mut *losses.at(i)) };
-                *loss = softmax_loss(row, targets[i] as usize, dloss);
+            let dloss = dinp.is_some().then_some(dloss);
+            let (losses, shared) = (Parts::new(&mut losses[first..][..m]), Parts::new(logits));
+            pool.over_rows(m, v, |rows| {
+                // SAFETY: the ranges of one region are disjoint.
+                let (losses, logits) =
+                    unsafe { (losses.range(rows.clone()), shared.range(rows.start * v..rows.end * v)) };
+                softmax_rows(isa, losses, logits, &targets[rows], dloss);
             });
             if let Some(dinp) = dinp.as_deref_mut() {
                 let (a, b) = (View::f32(logits, v, 1), View::cols_of(head));
@@ -60,21 +62,4 @@ impl Head {
             }
         }
     }
-}
-
-/// The loss of one row; `logits` becomes `dloss · (softmax - onehot)`.
-fn softmax_loss(logits: &mut [f32], target: usize, dloss: f32) -> f32 {
-    let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    let at_target = logits[target];
-    let mut sum = 0.0f64;
-    for l in logits.iter_mut() {
-        *l = (*l - max).exp();
-        sum += *l as f64;
-    }
-    let factor = (dloss as f64 / sum) as f32;
-    for l in logits.iter_mut() {
-        *l *= factor;
-    }
-    logits[target] -= dloss;
-    (max as f64 + sum.ln() - at_target as f64) as f32
 }

@@ -10,13 +10,15 @@ mod tests;
 
 use std::fmt;
 use std::ops::Range;
+use std::sync::Mutex;
 
 use self::head::Head;
 use self::low_rank::LowRank;
 use self::parts::Parts;
-use self::pool::Pool;
+use self::pool::{Pool, lock};
 use crate::gemm::{FewRows, Gemm, Product, View};
 use crate::lora::LoraDims;
+use crate::rope::RopeTable;
 use crate::{
     AdamW, AttentionDims, Backend, Buffer, DType, Dropout, Isa, LoraRef, Matrix, Segment, adamw, attention,
     rmsnorm, rope, rows, swiglu,
@@ -49,6 +51,7 @@ pub struct Cpu {
     few_rows: FewRows,
     low_rank: LowRank,
     head: Head,
+    rope: Mutex<RopeTable>,
 }
 
 impl Cpu {
@@ -68,6 +71,7 @@ impl Cpu {
             few_rows: FewRows::new(isa, bf16),
             low_rank: LowRank::new(isa, threads),
             head: Head::default(),
+            rope: Mutex::default(),
             pool,
         }
     }
@@ -80,6 +84,30 @@ impl Cpu {
     /// Threads in use.
     pub fn threads(&self) -> usize {
         self.pool.threads()
+    }
+
+    /// Turns every head forward or back, by a table that all layers of a batch share.
+    fn rotate(
+        &self,
+        x: &mut Buffer,
+        inv_freq: &[f32],
+        positions: &[u32],
+        heads: usize,
+        head_dim: usize,
+        backward: bool,
+    ) {
+        assert_eq!(2 * inv_freq.len(), head_dim, "inv_freq for a head of {head_dim}");
+        let mut table = lock(&self.rope);
+        if !table.is_for(inv_freq, positions) {
+            *table = RopeTable::new(inv_freq, positions);
+        }
+        let (table, cols) = (&*table, heads * head_dim);
+        let x = Parts::new(x.host_slice_mut());
+        self.pool.over_rows(positions.len(), cols, |range| {
+            // SAFETY: the ranges of one region are disjoint.
+            let rows = unsafe { x.range(flat(&range, cols)) };
+            rope::rotate_rows(self.isa, rows, table, range.start, heads, backward);
+        });
     }
 }
 
@@ -174,10 +202,10 @@ impl Backend for Cpu {
         let cols = weight.len();
         let (out, rstd) = (Parts::new(out.host_slice_mut()), Parts::new(rstd.host_slice_mut()));
         self.pool.over_rows(n, cols, |range| {
-            let (all, n) = (flat(&range, cols), range.len());
+            let all = flat(&range, cols);
             // SAFETY: the ranges of one region are disjoint.
             let (out, rstd) = unsafe { (out.range(all.clone()), rstd.range(range)) };
-            rmsnorm::forward(out, rstd, &inp[all], weight, eps, n);
+            rmsnorm::forward_rows(self.isa, out, rstd, &inp[all], weight, eps);
         });
     }
 
@@ -195,10 +223,10 @@ impl Backend for Cpu {
         let cols = weight.len();
         let dinp = Parts::new(dinp.host_slice_mut());
         self.pool.over_rows(n, cols, |range| {
-            let (all, n) = (flat(&range, cols), range.len());
+            let all = flat(&range, cols);
             // SAFETY: the ranges of one region are disjoint.
             let dinp = unsafe { dinp.range(all.clone()) };
-            rmsnorm::backward(dinp, &dout[all.clone()], &inp[all], &rstd[range], weight, n);
+            rmsnorm::backward_rows(self.isa, dinp, &dout[all.clone()], &inp[all], &rstd[range], weight);
         });
     }
 
@@ -287,12 +315,7 @@ impl Backend for Cpu {
         heads: usize,
         head_dim: usize,
     ) {
-        let x = Parts::new(x.host_slice_mut());
-        self.pool.over_rows(positions.len(), heads * head_dim, |range| {
-            // SAFETY: the ranges of one region are disjoint.
-            let x = unsafe { x.range(flat(&range, heads * head_dim)) };
-            rope::forward(x, inv_freq, &positions[range], heads, head_dim);
-        });
+        self.rotate(x, inv_freq, positions, heads, head_dim, false);
     }
 
     fn rope_backward(
@@ -303,12 +326,7 @@ impl Backend for Cpu {
         heads: usize,
         head_dim: usize,
     ) {
-        let dx = Parts::new(dx.host_slice_mut());
-        self.pool.over_rows(positions.len(), heads * head_dim, |range| {
-            // SAFETY: the ranges of one region are disjoint.
-            let dx = unsafe { dx.range(flat(&range, heads * head_dim)) };
-            rope::backward(dx, inv_freq, &positions[range], heads, head_dim);
-        });
+        self.rotate(dx, inv_freq, positions, heads, head_dim, true);
     }
 
     fn attention_forward(
@@ -378,7 +396,7 @@ impl Backend for Cpu {
         self.pool.over_rows(len, 1, |range| {
             // SAFETY: the ranges of one region are disjoint.
             let out = unsafe { out.range(range.clone()) };
-            swiglu::forward(out, &gate[range.clone()], &up[range]);
+            swiglu::forward_rows(self.isa, out, &gate[range.clone()], &up[range]);
         });
     }
 
@@ -396,7 +414,14 @@ impl Backend for Cpu {
         self.pool.over_rows(len, 1, |range| {
             // SAFETY: the ranges of one region are disjoint.
             let (dgate, dup) = unsafe { (dgate.range(range.clone()), dup.range(range.clone())) };
-            swiglu::backward(dgate, dup, &dout[range.clone()], &gate[range.clone()], &up[range]);
+            swiglu::backward_rows(
+                self.isa,
+                dgate,
+                dup,
+                &dout[range.clone()],
+                &gate[range.clone()],
+                &up[range],
+            );
         });
     }
 
@@ -410,7 +435,7 @@ impl Backend for Cpu {
         dloss: f32,
     ) {
         let (dinp, inp) = (dinp.map(Buffer::host_slice_mut), inp.host_slice());
-        self.head.loss((&self.pool, &self.gemm), losses, dinp, inp, head, targets, dloss);
+        self.head.loss((&self.pool, &self.gemm, self.isa), losses, dinp, inp, head, targets, dloss);
     }
 
     fn adamw(
@@ -428,7 +453,7 @@ impl Backend for Cpu {
             // SAFETY: the ranges of one region are disjoint.
             let (params, m, v) =
                 unsafe { (params.range(range.clone()), m.range(range.clone()), v.range(range.clone())) };
-            adamw::step(params, &grads[range], m, v, step);
+            adamw::step_range(self.isa, params, &grads[range], m, v, step);
         });
     }
 
@@ -438,7 +463,7 @@ impl Backend for Cpu {
         let chunks: Vec<&[f32]> = x.host_slice()[..len].chunks(CHUNK).collect();
         let sums: Vec<_> = chunks.iter().map(|_| std::sync::OnceLock::new()).collect();
         self.pool.run(chunks.len(), |index, _| {
-            let _ = sums[index].set(adamw::sum_of_squares(chunks[index]));
+            let _ = sums[index].set(adamw::sum_of_squares_chunk(self.isa, chunks[index]));
         });
         sums.iter().filter_map(|sum| sum.get()).sum()
     }
