@@ -58,7 +58,14 @@ pub fn write_model(folder: &Path, shards: usize) {
             .map(|(tensor, shape)| {
                 let len = shape.iter().product::<usize>();
                 let key = rng::key(&[tensor.len() as u64, tensor.bytes().map(u64::from).sum()]);
-                let values: Vec<f32> = (0..len as u64).map(|i| 0.2 * (rng::uniform(key, i) - 0.4)).collect();
+                // Norms near 1, tables wide enough for logits that differ.
+                let (centre, width) = match tensor.as_str() {
+                    "model.embed_tokens.weight" => (0.0, 1.0),
+                    name if name.ends_with("norm.weight") => (1.0, 0.2),
+                    _ => (0.02, 0.2),
+                };
+                let draw = |i| centre + width * (rng::uniform(key, i) - 0.5);
+                let values: Vec<f32> = (0..len as u64).map(draw).collect();
                 let mut bytes = vec![0; 2 * len];
                 from_f32(DType::Bf16, &values, &mut bytes);
                 map.insert(tensor.clone(), name.clone().into());
