@@ -1,4 +1,11 @@
-//! Causal grouped-query attention over segments.
+//! Causal grouped-query attention over segments: the reference here, tiles of it in `tiled`.
+
+mod product;
+mod tiled;
+
+pub use tiled::{
+    Task, backward_task, backward_tasks, backward_tiled, forward_task, forward_tasks, forward_tiled,
+};
 
 use crate::math::dot_f64;
 use crate::{AttentionDims, Segment};
@@ -29,7 +36,7 @@ pub fn forward(
 ) {
     let AttentionDims { heads, kv_heads, head_dim } = dims;
     check_dims(segments, dims);
-    let scale = 1.0 / (head_dim as f64).sqrt();
+    let scale = reference_scale(dims);
     for segment in segments {
         for (i, head) in queries(segment, heads) {
             let row = (segment.q_start + i) * heads + head;
@@ -76,7 +83,7 @@ pub fn backward(
 ) {
     let AttentionDims { heads, kv_heads, head_dim } = dims;
     check_dims(segments, dims);
-    let scale = 1.0 / (head_dim as f64).sqrt();
+    let scale = reference_scale(dims);
     for segment in segments {
         let kv_width = kv_heads * head_dim;
         let mut sum_k = vec![0.0f64; segment.kv_len * kv_width];
@@ -110,6 +117,11 @@ fn queries(segment: &Segment, heads: usize) -> impl Iterator<Item = (usize, usiz
     (0..segment.q_len).flat_map(move |i| (0..heads).map(move |head| (i, head)))
 }
 
+/// What scores are multiplied by.
+fn reference_scale(dims: AttentionDims) -> f64 {
+    1.0 / (dims.head_dim as f64).sqrt()
+}
+
 fn check_dims(segments: &[Segment], dims: AttentionDims) {
     assert!(dims.kv_heads > 0 && dims.heads.is_multiple_of(dims.kv_heads), "{dims:?}");
     for segment in segments {
@@ -126,6 +138,7 @@ fn narrow(out: &mut [f32], inp: &[f64]) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::Isa;
     use crate::finite_difference::{assert_close, check, inner, random};
     use crate::rng::Stream;
 
@@ -177,5 +190,43 @@ mod tests {
         check(&q, &dq, |q| loss(q, &k, &v));
         check(&k, &dk, |k| loss(&q, k, &v));
         check(&v, &dv, |v| loss(&q, &k, v));
+    }
+
+    #[test]
+    fn every_isa_matches_the_reference_whatever_the_shape() {
+        let mut stream = Stream::new(28);
+        let shapes = [(1, 1, 8), (4, 2, 16), (6, 2, 20), (3, 1, 64), (2, 2, 80), (2, 1, 128)];
+        for (isa, (heads, kv_heads, head_dim)) in
+            Isa::supported().flat_map(|isa| shapes.into_iter().map(move |s| (isa, s)))
+        {
+            let dims = AttentionDims { heads, kv_heads, head_dim };
+            let segments = [
+                Segment { q_start: 0, q_len: 1, kv_start: 0, kv_len: 1 },
+                Segment { q_start: 1, q_len: 7, kv_start: 1, kv_len: 7 },
+                Segment { q_start: 8, q_len: 64, kv_start: 8, kv_len: 64 },
+                Segment { q_start: 72, q_len: 1, kv_start: 72, kv_len: 100 },
+                Segment { q_start: 73, q_len: 61, kv_start: 172, kv_len: 130 },
+                Segment { q_start: 134, q_len: 203, kv_start: 302, kv_len: 203 },
+            ];
+            let (n, m) = (337 * heads, 505 * kv_heads * head_dim);
+            let q: Vec<f32> = random(&mut stream, n * head_dim).iter().map(|q| 3.0 * q).collect();
+            let dout = random(&mut stream, n * head_dim);
+            let (k, v) = (random(&mut stream, m), random(&mut stream, m));
+            let (mut out, mut lse) = (vec![7.0; n * head_dim], vec![7.0; n]);
+            let (mut found, mut found_lse) = (out.clone(), lse.clone());
+            forward(&mut out, &mut lse, &q, &k, &v, &segments, dims);
+            forward_tiled(isa, &mut found, &mut found_lse, &q, &k, &v, &segments, dims);
+            assert_close(&found, &out, 5e-6);
+            assert_close(&found_lse, &lse, 5e-6);
+            let zeros = |len: usize| vec![7.0; len];
+            let (mut dq, mut dk, mut dv) = (zeros(n * head_dim), zeros(m), zeros(m));
+            let (mut found_q, mut found_k, mut found_v) = (dq.clone(), dk.clone(), dv.clone());
+            backward(&mut dq, &mut dk, &mut dv, &dout, &out, &lse, &q, &k, &v, &segments, dims);
+            let (dq_, dk_, dv_) = (&mut found_q, &mut found_k, &mut found_v);
+            backward_tiled(isa, dq_, dk_, dv_, &dout, &out, &lse, &q, &k, &v, &segments, dims);
+            assert_close(&found_q, &dq, 2e-5);
+            assert_close(&found_k, &dk, 2e-5);
+            assert_close(&found_v, &dv, 2e-5);
+        }
     }
 }
