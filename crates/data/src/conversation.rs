@@ -1,0 +1,98 @@
+//! What a conversation must be so that training on it does what its author meant.
+
+use danlu_model::Message;
+
+use crate::record::{Content, Conversation, Fault, Mismatch};
+
+/// The roles that a chat template is sure to know.
+pub(crate) const ROLES: [&str; 3] = ["system", "user", "assistant"];
+
+impl Conversation {
+    /// Assistant messages that are answers to learn.
+    pub fn answers(&self) -> impl Iterator<Item = &Message> {
+        self.messages[self.trained_from..].iter().filter(|message| message.role == "assistant")
+    }
+
+    /// The `system` message, if there is one.
+    pub fn system(&self) -> Option<&str> {
+        let first = self.messages.first()?;
+        (first.role == "system").then_some(first.content.as_str())
+    }
+}
+
+/// One message.
+pub(crate) fn message(role: &str, content: impl Into<String>) -> Message {
+    Message { role: role.to_owned(), content: content.into() }
+}
+
+/// A system message unless `text` is blank, which in most data sets stands for none.
+pub(crate) fn system(text: Option<&str>) -> Option<Message> {
+    text.filter(|text| !text.trim().is_empty()).map(|text| message("system", text))
+}
+
+/// Accepts messages as a conversation, or says what would train wrongly. Two turns of one role in a row are left
+/// for the chat template to accept or refuse, since templates differ.
+pub(crate) fn conversation(mut messages: Vec<Message>, mut trained_from: usize) -> Result<Content, Mismatch> {
+    let blank = |message: &Message| message.content.trim().is_empty();
+    if messages.first().is_some_and(|first| first.role == "system" && blank(first)) {
+        messages.remove(0);
+        trained_from = trained_from.saturating_sub(1);
+    }
+    for (index, message) in messages.iter().enumerate() {
+        if index > 0 && message.role == "system" {
+            let found = format!("a `system` message as message {}", index + 1);
+            return Err(Mismatch::new(Fault::Conversation, found, "`system` as the first message only"));
+        }
+        if blank(message) {
+            let found = format!("an empty `{}` message (message {})", message.role, index + 1);
+            return Err(Mismatch::new(Fault::Empty, found, "text"));
+        }
+    }
+    let conversation = Conversation { messages, trained_from };
+    if conversation.answers().next().is_none() {
+        let found = match conversation.messages.len() {
+            0 => "no messages".to_owned(),
+            n => format!("{n} message{} and none by the assistant", if n == 1 { "" } else { "s" }),
+        };
+        return Err(Mismatch::new(Fault::Conversation, found, "an `assistant` message to learn from"));
+    }
+    Ok(Content::Chat(conversation))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(roles: &[(&str, &str)]) -> Result<Content, String> {
+        let messages = roles.iter().map(|(role, content)| message(role, *content)).collect();
+        conversation(messages, 0).map_err(|mismatch| format!("{} | {}", mismatch.found, mismatch.expected))
+    }
+
+    #[test]
+    fn what_would_train_wrongly_is_refused() {
+        let refused = |roles: &[(&str, &str)]| check(roles).unwrap_err();
+        assert_eq!(refused(&[]), "no messages | an `assistant` message to learn from");
+        assert_eq!(
+            refused(&[("user", "hi")]),
+            "1 message and none by the assistant | an `assistant` message to learn from"
+        );
+        assert_eq!(
+            refused(&[("user", "hi"), ("system", "be kind"), ("assistant", "yes")]),
+            "a `system` message as message 2 | `system` as the first message only"
+        );
+        assert_eq!(
+            refused(&[("user", "hi"), ("assistant", " \n")]),
+            "an empty `assistant` message (message 2) | text"
+        );
+    }
+
+    #[test]
+    fn a_blank_system_message_stands_for_none() {
+        let Content::Chat(chat) = check(&[("system", ""), ("user", "hi"), ("assistant", "ho")]).unwrap() else {
+            panic!("a chat")
+        };
+        assert_eq!(chat.system(), None);
+        assert_eq!(chat.messages.len(), 2);
+        assert_eq!(chat.answers().count(), 1);
+    }
+}

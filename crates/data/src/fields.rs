@@ -1,0 +1,108 @@
+//! Taking typed fields out of a JSON object, with messages that show what is there instead.
+
+use serde_json::{Map, Value};
+
+use crate::record::{Fault, Mismatch};
+
+/// A record's keys and values.
+pub(crate) type Object = Map<String, Value>;
+
+/// A required text.
+pub(crate) fn text<'a>(object: &'a Object, key: &str) -> Result<&'a str, Mismatch> {
+    optional_text(object, key)?.ok_or_else(|| match object.get(key) {
+        None => Mismatch::new(Fault::Shape, keys(object), format!("the key `{key}`")),
+        Some(value) => not(value, key, "a text"),
+    })
+}
+
+/// A text that may be missing or null.
+pub(crate) fn optional_text<'a>(object: &'a Object, key: &str) -> Result<Option<&'a str>, Mismatch> {
+    match object.get(key) {
+        None | Some(Value::Null) => Ok(None),
+        Some(Value::String(text)) => Ok(Some(text)),
+        Some(other) => Err(not(other, key, "a text")),
+    }
+}
+
+/// A list that may be missing or null, and is then empty.
+pub(crate) fn optional_list<'a>(object: &'a Object, key: &str) -> Result<&'a [Value], Mismatch> {
+    match object.get(key) {
+        None | Some(Value::Null) => Ok(&[]),
+        Some(Value::Array(list)) => Ok(list),
+        Some(other) => Err(not(other, key, "a list")),
+    }
+}
+
+/// A required list.
+pub(crate) fn list<'a>(object: &'a Object, key: &str) -> Result<&'a [Value], Mismatch> {
+    match object.get(key) {
+        None => Err(Mismatch::new(Fault::Shape, keys(object), format!("the key `{key}`"))),
+        Some(Value::Null) => Err(not(&Value::Null, key, "a list")),
+        Some(_) => optional_list(object, key),
+    }
+}
+
+/// Refuses keys that carry something which would silently be left out of training.
+pub(crate) fn refuse(object: &Object, unsupported: &[&str]) -> Result<(), Mismatch> {
+    for key in unsupported {
+        if object.get(*key).is_some_and(|value| !is_void(value)) {
+            return Err(Mismatch::new(
+                Fault::Unsupported,
+                format!("`{key}`"),
+                format!("a record without `{key}`, which training does not support yet"),
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// Whether a value says no more than its absence would.
+fn is_void(value: &Value) -> bool {
+    match value {
+        Value::Null => true,
+        Value::String(text) => text.is_empty(),
+        Value::Array(list) => list.is_empty(),
+        Value::Object(object) => object.is_empty(),
+        Value::Bool(_) | Value::Number(_) => false,
+    }
+}
+
+/// The mismatch of a value that has another type than it should.
+pub(crate) fn not(value: &Value, place: &str, expected: &str) -> Mismatch {
+    Mismatch::new(Fault::Shape, format!("{} in `{place}`", describe(value)), expected)
+}
+
+/// What a value is, in a few words.
+pub(crate) fn describe(value: &Value) -> String {
+    match value {
+        Value::Null => "null".into(),
+        Value::Bool(value) => format!("`{value}`"),
+        Value::Number(value) => format!("the number {value}"),
+        Value::String(text) => format!("the text \"{}\"", clipped(text, 40)),
+        Value::Array(list) => format!("a list of {}", list.len()),
+        Value::Object(object) if object.is_empty() => "an empty object".into(),
+        Value::Object(object) => format!("an object with {}", keys(object)),
+    }
+}
+
+/// An object's keys, as many as one wants to read.
+pub(crate) fn keys(object: &Object) -> String {
+    const SHOWN: usize = 10;
+    let shown: Vec<String> = object.keys().take(SHOWN).map(|key| format!("`{}`", clipped(key, 40))).collect();
+    match object.len() {
+        0 => "no keys".into(),
+        1 => format!("the key {}", shown[0]),
+        n if n <= SHOWN => format!("the keys {}", shown.join(", ")),
+        n => format!("the keys {} and {} more", shown.join(", "), n - SHOWN),
+    }
+}
+
+/// At most `limit` characters of a text, on one line.
+pub(crate) fn clipped(text: &str, limit: usize) -> String {
+    let mut chars = text.chars().map(|char| if char.is_control() { ' ' } else { char });
+    let mut shown: String = chars.by_ref().take(limit).collect();
+    if chars.next().is_some() {
+        shown.push('…');
+    }
+    shown
+}

@@ -1,0 +1,133 @@
+//! The five shapes a record comes in, told apart by their keys.
+
+use std::{fmt, str::FromStr};
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+use crate::DataError;
+
+/// The shape of a file's records.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Format {
+    /// `instruction`, `input`, `output`, and optionally `system` and `history`.
+    Alpaca,
+    /// `messages`: a list of `role` and `content`.
+    Messages,
+    /// `conversations`: a list of `from` and `value`.
+    #[serde(rename = "sharegpt")]
+    ShareGpt,
+    /// `prompt` and `completion`: texts, or lists of messages.
+    PromptCompletion,
+    /// `text`: a document to continue, with no roles.
+    Text,
+}
+
+impl Format {
+    /// Every format, in the order the documentation lists them.
+    pub const ALL: [Self; 5] =
+        [Self::Alpaca, Self::Messages, Self::ShareGpt, Self::PromptCompletion, Self::Text];
+
+    /// The name on the command line.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Alpaca => "alpaca",
+            Self::Messages => "messages",
+            Self::ShareGpt => "sharegpt",
+            Self::PromptCompletion => "prompt-completion",
+            Self::Text => "text",
+        }
+    }
+
+    /// The keys a record must have; they also tell the format.
+    pub fn required_keys(self) -> &'static [&'static str] {
+        match self {
+            Self::Alpaca => &["instruction", "output"],
+            Self::Messages => &["messages"],
+            Self::ShareGpt => &["conversations"],
+            Self::PromptCompletion => &["prompt", "completion"],
+            Self::Text => &["text"],
+        }
+    }
+
+    /// Keys that a record may have besides.
+    pub fn optional_keys(self) -> &'static [&'static str] {
+        match self {
+            Self::Alpaca => &["input", "system", "history"],
+            Self::ShareGpt => &["system"],
+            Self::Messages | Self::PromptCompletion | Self::Text => &[],
+        }
+    }
+
+    /// The formats whose required keys a record all has: one, if the record is clear.
+    pub fn candidates(record: &Map<String, Value>) -> Vec<Self> {
+        let fits = |format: &Self| format.required_keys().iter().all(|key| record.contains_key(*key));
+        Self::ALL.into_iter().filter(fits).collect()
+    }
+
+    /// One line per format with an example record, for error messages and help.
+    pub fn table() -> String {
+        let rows = Self::ALL.map(|format| format!("  {:<18} {}", format.name(), format.example()));
+        rows.join("\n")
+    }
+
+    fn example(self) -> &'static str {
+        match self {
+            Self::Alpaca => r#"{"instruction": "…", "input": "…", "output": "…"}"#,
+            Self::Messages => {
+                r#"{"messages": [{"role": "user", "content": "…"}, {"role": "assistant", "content": "…"}]}"#
+            }
+            Self::ShareGpt => {
+                r#"{"conversations": [{"from": "human", "value": "…"}, {"from": "gpt", "value": "…"}]}"#
+            }
+            Self::PromptCompletion => r#"{"prompt": "…", "completion": "…"}"#,
+            Self::Text => r#"{"text": "…"}"#,
+        }
+    }
+}
+
+impl fmt::Display for Format {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.name())
+    }
+}
+
+impl FromStr for Format {
+    type Err = DataError;
+
+    fn from_str(name: &str) -> Result<Self, DataError> {
+        match name.to_ascii_lowercase().replace('_', "-").as_str() {
+            "alpaca" => Ok(Self::Alpaca),
+            "messages" | "openai" | "chatml" => Ok(Self::Messages),
+            "sharegpt" | "conversations" => Ok(Self::ShareGpt),
+            "prompt-completion" => Ok(Self::PromptCompletion),
+            "text" => Ok(Self::Text),
+            _ => Err(DataError::UnknownFormatName { name: name.to_owned() }),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_format_is_parsed_from_the_name_it_prints() {
+        for format in Format::ALL {
+            assert_eq!(format.to_string().parse::<Format>().unwrap(), format);
+            assert_eq!(serde_json::to_value(format).unwrap(), format.name());
+        }
+        let error = "parquet".parse::<Format>().unwrap_err();
+        assert_eq!(error.to_string(), "unknown data format `parquet`");
+        assert!(error.hint().unwrap().contains("`prompt-completion`"));
+    }
+
+    #[test]
+    fn every_example_in_the_table_is_of_its_own_format_only() {
+        for format in Format::ALL {
+            let example: Map<String, Value> = serde_json::from_str(format.example()).unwrap();
+            assert_eq!(Format::candidates(&example), [format]);
+        }
+    }
+}

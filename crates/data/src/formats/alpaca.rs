@@ -1,0 +1,119 @@
+//! Stanford Alpaca's records, with the `system` and `history` that later data sets added.
+
+use serde_json::Value;
+
+use crate::{
+    conversation::{conversation, message, system},
+    fields::{self, Object, not, optional_list, optional_text, text},
+    record::{Content, Fault, Mismatch},
+};
+
+pub(super) fn convert(record: &Object) -> Result<Content, Mismatch> {
+    let mut messages = Vec::new();
+    messages.extend(system(optional_text(record, "system")?));
+    for (index, pair) in optional_list(record, "history")?.iter().enumerate() {
+        let (question, answer) = exchange(pair, index)?;
+        messages.extend([message("user", question), message("assistant", answer)]);
+    }
+    let question = joined(text(record, "instruction")?, optional_text(record, "input")?.unwrap_or(""));
+    if question.trim().is_empty() {
+        return Err(Mismatch::new(Fault::Empty, "an empty `instruction` and no `input`", "a question"));
+    }
+    let answer = text(record, "output")?;
+    if answer.trim().is_empty() {
+        return Err(Mismatch::new(Fault::Empty, "an empty `output`", "an answer"));
+    }
+    messages.extend([message("user", question), message("assistant", answer)]);
+    conversation(messages, 0)
+}
+
+/// The user's message: the instruction, and the input on a line of its own when there is one. (Where all inputs are
+/// empty, as in the tutorial's data, this equals the plain concatenation its code does.)
+fn joined(instruction: &str, input: &str) -> String {
+    let separator = match (instruction.is_empty(), input.is_empty()) {
+        (false, false) if !instruction.ends_with(char::is_whitespace) => "\n",
+        _ => "",
+    };
+    [instruction, separator, input].concat()
+}
+
+/// One earlier exchange: a pair of texts.
+fn exchange(pair: &Value, index: usize) -> Result<(&str, &str), Mismatch> {
+    match pair.as_array().map(Vec::as_slice) {
+        Some([Value::String(question), Value::String(answer)]) => Ok((question, answer)),
+        Some([question, answer]) => {
+            let found = format!("{} and {}", fields::describe(question), fields::describe(answer));
+            let found = format!("{found} as exchange {} of `history`", index + 1);
+            Err(Mismatch::new(Fault::Shape, found, "two texts, `[question, answer]`"))
+        }
+        _ => Err(not(pair, "history", "pairs of texts, `[question, answer]`")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::{Format, formats::shown};
+
+    fn alpaca(record: &str) -> String {
+        shown(Format::Alpaca, record)
+    }
+
+    #[test]
+    fn instruction_and_input_make_one_question() {
+        assert_eq!(
+            alpaca(r#"{"instruction": "娘娘。", "input": "", "output": "在。"}"#),
+            "user: 娘娘。 | assistant: 在。"
+        );
+        assert_eq!(
+            alpaca(r#"{"instruction": "Translate", "input": "dog", "output": "狗"}"#),
+            "user: Translate\ndog | assistant: 狗"
+        );
+        assert_eq!(
+            alpaca(r#"{"instruction": "Translate: ", "input": "dog", "output": "狗"}"#),
+            "user: Translate: dog | assistant: 狗"
+        );
+        assert_eq!(
+            alpaca(r#"{"instruction": "", "input": "dog", "output": "狗"}"#),
+            "user: dog | assistant: 狗"
+        );
+    }
+
+    #[test]
+    fn system_and_history_come_first() {
+        assert_eq!(
+            alpaca(
+                r#"{"instruction": "c", "output": "d", "system": "s", "history": [["a", "b"]], "input": null}"#
+            ),
+            "system: s | user: a | assistant: b | user: c | assistant: d"
+        );
+    }
+
+    #[test]
+    fn each_fault_says_what_is_there() {
+        assert_eq!(
+            alpaca(r#"{"instruction": "a", "output": 7}"#),
+            "Shape! found the number 7 in `output`, expected a text"
+        );
+        assert_eq!(
+            alpaca(r#"{"instruction": null, "output": "b"}"#),
+            "Shape! found null in `instruction`, expected a text"
+        );
+        assert_eq!(
+            alpaca(r#"{"instruction": "a", "output": " "}"#),
+            "Empty! found an empty `output`, expected an answer"
+        );
+        assert_eq!(
+            alpaca(r#"{"instruction": "", "output": "b"}"#),
+            "Empty! found an empty `instruction` and no `input`, expected a question"
+        );
+        assert_eq!(
+            alpaca(r#"{"instruction": "a", "output": "b", "history": [["x", 3]]}"#),
+            "Shape! found the text \"x\" and the number 3 as exchange 1 of `history`, \
+             expected two texts, `[question, answer]`"
+        );
+        assert_eq!(
+            alpaca(r#"{"instruction": "a", "output": "b", "history": ["x"]}"#),
+            "Shape! found the text \"x\" in `history`, expected pairs of texts, `[question, answer]`"
+        );
+    }
+}

@@ -1,0 +1,73 @@
+//! One file per format: from a JSON object to what it says.
+
+mod alpaca;
+mod messages;
+mod prompt_completion;
+mod sharegpt;
+mod text;
+
+use crate::{
+    Format,
+    fields::{self, Object},
+    record::{Content, Fault, Mismatch},
+};
+
+/// Keys of a whole record that change what the model sees, and that we cannot render yet.
+const UNSUPPORTED: [&str; 7] = ["tools", "functions", "images", "image", "audios", "videos", "documents"];
+
+/// Reads one record of the given format.
+pub(crate) fn convert(format: Format, record: &Object) -> Result<Content, Mismatch> {
+    if !format.required_keys().iter().all(|key| record.contains_key(*key)) {
+        let quoted = |keys: &[&str]| keys.iter().map(|key| format!("`{key}`")).collect::<Vec<_>>().join(", ");
+        let mut expected = format!("{} of the {format} format", quoted(format.required_keys()));
+        if !format.optional_keys().is_empty() {
+            expected += &format!(" (and perhaps {})", quoted(format.optional_keys()));
+        }
+        return Err(Mismatch::new(Fault::Shape, fields::keys(record), expected));
+    }
+    fields::refuse(record, &UNSUPPORTED)?;
+    match format {
+        Format::Alpaca => alpaca::convert(record),
+        Format::Messages => messages::convert(record),
+        Format::ShareGpt => sharegpt::convert(record),
+        Format::PromptCompletion => prompt_completion::convert(record),
+        Format::Text => text::convert(record),
+    }
+}
+
+/// What the unit tests of the formats share: a record in, messages or the complaint out, as one text.
+#[cfg(test)]
+fn shown(format: Format, record: &str) -> String {
+    match convert(format, &serde_json::from_str(record).unwrap()) {
+        Ok(Content::Text(text)) => text,
+        Ok(Content::Chat(chat)) => {
+            let turn = |message: &danlu_model::Message| format!("{}: {}", message.role, message.content);
+            chat.messages.iter().map(turn).collect::<Vec<_>>().join(" | ")
+        }
+        Err(Mismatch { fault, found, expected }) => format!("{fault:?}! found {found}, expected {expected}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_record_of_another_format_is_refused_with_both_sets_of_keys() {
+        assert_eq!(
+            shown(Format::Alpaca, r#"{"messages": [], "id": 3}"#),
+            "Shape! found the keys `messages`, `id`, \
+             expected `instruction`, `output` of the alpaca format (and perhaps `input`, `system`, `history`)"
+        );
+        assert_eq!(shown(Format::Text, "{}"), "Shape! found no keys, expected `text` of the text format");
+    }
+
+    #[test]
+    fn what_would_silently_be_dropped_is_refused_by_name() {
+        assert_eq!(
+            shown(Format::Text, r#"{"text": "x", "images": ["a.png"]}"#),
+            "Unsupported! found `images`, expected a record without `images`, which training does not support yet"
+        );
+        assert_eq!(shown(Format::Text, r#"{"text": "x", "images": [], "tools": null}"#), "x");
+    }
+}
