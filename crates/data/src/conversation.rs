@@ -1,6 +1,6 @@
 //! What a conversation must be so that training on it does what its author meant.
 
-use danlu_model::Message;
+use crate::Message;
 
 use crate::record::{Content, Conversation, Fault, Mismatch};
 
@@ -88,7 +88,8 @@ mod tests {
 
     #[test]
     fn a_blank_system_message_stands_for_none() {
-        let Content::Chat(chat) = check(&[("system", ""), ("user", "hi"), ("assistant", "ho")]).unwrap() else {
+        let Content::Chat(chat) = check(&[("system", ""), ("user", "hi"), ("assistant", "ho")]).unwrap()
+        else {
             panic!("a chat")
         };
         assert_eq!(chat.system(), None);

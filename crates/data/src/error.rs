@@ -99,9 +99,9 @@ impl DataError {
                 Some(format!("the known formats are\n{}", Format::table()))
             }
             Self::TooManyBad { .. } => Some("see whether `--format` names the format the file is in".into()),
-            Self::AmbiguousFormat { candidates, .. } => {
-                candidates.first().map(|format| format!("name the one that is meant, as in `--format {format}`"))
-            }
+            Self::AmbiguousFormat { candidates, .. } => candidates
+                .first()
+                .map(|format| format!("name the one that is meant, as in `--format {format}`")),
             Self::UnknownFormatName { .. } => {
                 let known: Vec<String> = Format::ALL.iter().map(|format| format!("`{format}`")).collect();
                 Some(format!("the known formats are {}", known.join(", ")))

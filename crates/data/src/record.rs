@@ -2,7 +2,7 @@
 
 use std::{fmt, path::Path, sync::Arc};
 
-use danlu_model::Message;
+use crate::Message;
 
 /// A record that can be trained on.
 #[derive(Clone, Debug, PartialEq)]
@@ -58,7 +58,7 @@ impl fmt::Debug for Source {
 /// A record that cannot be trained on, and why.
 #[derive(Clone, Debug, PartialEq)]
 pub struct BadRecord {
-    /// Where it stands.
+    /// Where it stands; for a fault in the middle of a record, the line of the fault.
     pub source: Source,
     /// The exact column on `source.line`, from 1 in characters, where the fault has one.
     pub column: Option<u64>,

@@ -174,9 +174,10 @@ impl<R: BufRead> Splitter<R> {
                     let expected = format!("the end of the record that begins on line {}", at.line);
                     Some((describe(None), expected))
                 }
-                Some(b'\n') if in_string => {
-                    Some(("a line break inside a text".into(), "the `\"` that ends the text, or `\\n`".into()))
-                }
+                Some(b'\n') if in_string => Some((
+                    "a line break inside a text".into(),
+                    "the `\"` that ends the text, or `\\n`".into(),
+                )),
                 Some(b'{' | b'[') if !in_string && closers.len() == MAX_DEPTH => {
                     Some((format!("brackets {MAX_DEPTH} deep"), "a record".into()))
                 }
@@ -301,11 +302,10 @@ mod tests {
 
     #[test]
     fn arrays_are_cut_at_their_elements() {
-        assert_eq!(split(b"[{\"a\": 1},\r\n  {\"b\": [2, {}]} , 3]"), [
-            "1:2 {\"a\": 1}",
-            "2:3 {\"b\": [2, {}]}",
-            "2:20 3"
-        ]);
+        assert_eq!(
+            split(b"[{\"a\": 1},\r\n  {\"b\": [2, {}]} , 3]"),
+            ["1:2 {\"a\": 1}", "2:3 {\"b\": [2, {}]}", "2:20 3"]
+        );
         assert_eq!(split(b" \n [ ] \n"), [""; 0]);
         assert_eq!(split(b""), ["no records"]);
         assert_eq!(split(b"\xef\xbb\xbf\n"), ["no records"]);
@@ -313,7 +313,10 @@ mod tests {
 
     #[test]
     fn brackets_commas_and_quotes_inside_texts_do_not_count() {
-        assert_eq!(split(br#"[{"a": "]},{[\"\\"}, "x,\\\"]"]"#), [r#"1:2 {"a": "]},{[\"\\"}"#, r#"1:22 "x,\\\"]""#]);
+        assert_eq!(
+            split(br#"[{"a": "]},{[\"\\"}, "x,\\\"]"]"#),
+            [r#"1:2 {"a": "]},{[\"\\"}"#, r#"1:22 "x,\\\"]""#]
+        );
     }
 
     #[test]
@@ -323,39 +326,48 @@ mod tests {
 
     #[test]
     fn lines_are_cut_at_line_ends_of_either_kind() {
-        assert_eq!(split(b"\xef\xbb\xbf{\"a\": 1}\r\n\r\n  {\"b\": 2} \n\n{\"c\""), [
-            "1:1 {\"a\": 1}",
-            "3:3 {\"b\": 2}",
-            "5:1 {\"c\""
-        ]);
+        assert_eq!(
+            split(b"\xef\xbb\xbf{\"a\": 1}\r\n\r\n  {\"b\": 2} \n\n{\"c\""),
+            ["1:1 {\"a\": 1}", "3:3 {\"b\": 2}", "5:1 {\"c\""]
+        );
     }
 
     #[test]
     fn a_broken_array_gives_what_stands_before_the_break() {
-        assert_eq!(split(b"[{},\n{\"a\": 1"), [
-            "1:2 {}",
-            "2:8! found the end of the file, expected the end of the record that begins on line 2"
-        ]);
+        assert_eq!(
+            split(b"[{},\n{\"a\": 1"),
+            [
+                "1:2 {}",
+                "2:8! found the end of the file, expected the end of the record that begins on line 2"
+            ]
+        );
         assert_eq!(split(b"[{}\n{}]"), ["1:2 {}", "2:1! found `{`, expected `,` or `]` after a record"]);
         assert_eq!(split(b"[{},{\"a\": [1}]"), ["1:2 {}", "1:13! found `}`, expected `]`"]);
-        assert_eq!(split(b"[{\"a\": \"x\ny\"}]"), [
-            "1:10! found a line break inside a text, expected the `\"` that ends the text, or `\\n`"
-        ]);
-        assert_eq!(split(b"[{}"), ["1:2 {}", "1:4! found the end of the file, expected `,` or `]` after a record"]);
-        assert_eq!(split(b"[{}] {}"), [
-            "1:2 {}",
-            "1:6! found `{`, expected nothing after the `]` that ends the array"
-        ]);
+        assert_eq!(
+            split(b"[{\"a\": \"x\ny\"}]"),
+            ["1:10! found a line break inside a text, expected the `\"` that ends the text, or `\\n`"]
+        );
+        assert_eq!(
+            split(b"[{}"),
+            ["1:2 {}", "1:4! found the end of the file, expected `,` or `]` after a record"]
+        );
+        assert_eq!(
+            split(b"[{}] {}"),
+            ["1:2 {}", "1:6! found `{`, expected nothing after the `]` that ends the array"]
+        );
     }
 
     #[test]
     fn a_comma_too_many_costs_no_record() {
-        assert_eq!(split(b"[{},,{},]"), [
-            "1:2 {}",
-            "1:5 found nothing, expected a record between the commas of the array",
-            "1:6 {}",
-            "1:9 found nothing, expected a record between the commas of the array"
-        ]);
+        assert_eq!(
+            split(b"[{},,{},]"),
+            [
+                "1:2 {}",
+                "1:5 found nothing, expected a record between the commas of the array",
+                "1:6 {}",
+                "1:9 found nothing, expected a record between the commas of the array"
+            ]
+        );
     }
 
     #[test]
@@ -368,11 +380,10 @@ mod tests {
     fn an_endless_record_is_not_kept_in_memory() {
         let long = vec![b'x'; MAX_RECORD_BYTES + 1];
         let lines = split(&[b"{}\n", long.as_slice(), b"\n{}"].concat());
-        assert_eq!(lines, [
-            "1:1 {}",
-            "2:1 found a record of more than 64 MiB, expected a smaller one",
-            "3:1 {}"
-        ]);
+        assert_eq!(
+            lines,
+            ["1:1 {}", "2:1 found a record of more than 64 MiB, expected a smaller one", "3:1 {}"]
+        );
         let array = split(&[b"[\"", long.as_slice(), b"\",\n{}]"].concat());
         assert_eq!(array, ["1:2 found a record of more than 64 MiB, expected a smaller one", "2:1 {}"]);
     }

@@ -1,6 +1,6 @@
 //! ShareGPT's `conversations`: a list of `from` and `value`, with its own names for the roles.
 
-use danlu_model::Message;
+use crate::Message;
 use serde_json::Value;
 
 use super::messages;
@@ -73,7 +73,9 @@ mod tests {
     #[test]
     fn each_fault_names_its_turn() {
         assert_eq!(
-            chat(r#"{"conversations": [{"from": "human", "value": "a"}, {"from": "narrator", "value": "b"}]}"#),
+            chat(
+                r#"{"conversations": [{"from": "human", "value": "a"}, {"from": "narrator", "value": "b"}]}"#
+            ),
             "Conversation! found the speaker `narrator` (message 2), expected `human`, `gpt` or `system`"
         );
         assert_eq!(

@@ -21,6 +21,9 @@ mod tests {
     fn a_text_is_kept_as_it_is() {
         assert_eq!(shown(Format::Text, r#"{"text": " a\n"}"#), " a\n");
         assert_eq!(shown(Format::Text, r#"{"text": "\n"}"#), "Empty! found an empty `text`, expected text");
-        assert_eq!(shown(Format::Text, r#"{"text": 3}"#), "Shape! found the number 3 in `text`, expected a text");
+        assert_eq!(
+            shown(Format::Text, r#"{"text": 3}"#),
+            "Shape! found the number 3 in `text`, expected a text"
+        );
     }
 }

@@ -1,0 +1,263 @@
+//! From a file to records, with every fault at its line.
+
+use std::{
+    fs::File,
+    io::{self, BufRead, BufReader, Read},
+    path::Path,
+    sync::Arc,
+};
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use sha2::{Digest, Sha256};
+
+use crate::{
+    DataError, Format,
+    fields::{self, Object},
+    formats,
+    record::{BadRecord, Fault, Record, Source},
+    splitter::{Flaw, Layout, Piece, Position, Splitter},
+};
+
+/// Bad records after which reading a file is given up.
+const MAX_BAD: usize = 10_000;
+
+/// Bad records after which it is given up when not one good record was met.
+const MAX_BAD_WITHOUT_GOOD: usize = 100;
+
+/// What a data file holds.
+#[derive(Clone, Debug)]
+pub struct Dataset {
+    /// The shape of its records.
+    pub format: Format,
+    /// The records that can be trained on, in file order.
+    pub records: Vec<Record>,
+    /// The others, in file order.
+    pub bad: Vec<BadRecord>,
+    /// What identifies the file.
+    pub fingerprint: DataFingerprint,
+}
+
+/// Identifies a data file in a model card, without telling where it was stored.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DataFingerprint {
+    /// The file's name, without folders.
+    pub name: String,
+    /// SHA-256 of its bytes, in hexadecimal.
+    pub sha256: String,
+    /// Its size.
+    pub bytes: u64,
+    /// The shape of its records.
+    pub format: Format,
+    /// Records that can be trained on.
+    pub records: usize,
+    /// Records that cannot.
+    pub bad_records: usize,
+}
+
+/// Reads a data file: a JSON array or JSON lines, in `format` or in the one its first record shows.
+///
+/// # Errors
+/// If the file cannot be read, is empty, or shows no format. Single faulty records are no error here: they are in
+/// [`Dataset::bad`].
+pub fn read(file: &Path, format: Option<Format>) -> Result<Dataset, DataError> {
+    let failed = |source| DataError::Read { file: file.to_owned(), source };
+    let input = File::open(file).map_err(failed)?;
+    read_from(input, file, format)
+}
+
+/// [`read`] from any stream; `name` is what messages call it.
+///
+/// # Errors
+/// As [`read`].
+pub fn read_from(input: impl Read, name: &Path, format: Option<Format>) -> Result<Dataset, DataError> {
+    let failed = |source| DataError::Read { file: name.to_owned(), source };
+    let mut input = BufReader::with_capacity(1 << 16, Hashing::new(input));
+    if matches!(input.fill_buf().map_err(failed)?, [0xff, 0xfe, ..] | [0xfe, 0xff, ..]) {
+        return Err(DataError::Utf16 { file: name.to_owned() });
+    }
+    let empty = || DataError::Empty { file: name.to_owned() };
+    let mut splitter = Splitter::new(input).map_err(failed)?.ok_or_else(empty)?;
+    let mut reading = Reading::new(name, format);
+    while let Some(next) = splitter.next().map_err(failed)? {
+        reading.take(next, splitter.layout())?;
+    }
+    let mut rest = splitter.into_inner();
+    io::copy(&mut rest, &mut io::sink()).map_err(failed)?;
+    reading.finish(rest.into_inner())
+}
+
+/// What has been read so far.
+struct Reading {
+    file: Arc<Path>,
+    format: Option<Format>,
+    records: Vec<Record>,
+    bad: Vec<BadRecord>,
+    index: usize,
+}
+
+impl Reading {
+    fn new(file: &Path, format: Option<Format>) -> Self {
+        Self { file: file.into(), format, records: Vec::new(), bad: Vec::new(), index: 0 }
+    }
+
+    /// Takes in the next piece of the file.
+    fn take(&mut self, next: Result<Piece, Flaw>, layout: Layout) -> Result<(), DataError> {
+        let bad = match next {
+            Err(Flaw { at, found, expected, fatal }) => BadRecord {
+                source: self.source(at.line),
+                column: Some(at.column),
+                fault: Fault::Json,
+                found,
+                expected,
+                rest_unread: fatal,
+            },
+            Ok(piece) => match self.parse(&piece, layout)? {
+                Err(bad) => bad,
+                Ok(record) => {
+                    self.records.push(record);
+                    self.index += 1;
+                    return Ok(());
+                }
+            },
+        };
+        self.bad.push(bad);
+        self.index += 1;
+        self.give_up_when_hopeless()
+    }
+
+    /// The outer error ends the file, the inner one the record.
+    fn parse(&mut self, piece: &Piece, layout: Layout) -> Result<Result<Record, BadRecord>, DataError> {
+        let source = self.source(piece.at.line);
+        let object = match object(piece, source.clone()) {
+            Ok(object) => object,
+            Err(_) if layout == Layout::Lines && self.index == 0 && piece.bytes == b"{" => {
+                return Err(DataError::ObjectOverLines {
+                    file: self.file.to_path_buf(),
+                    line: piece.at.line,
+                });
+            }
+            Err(bad) => return Ok(Err(*bad)),
+        };
+        let format = match self.format {
+            Some(format) => format,
+            None => *self.format.insert(self.recognise(&object, source.line)?),
+        };
+        Ok(match formats::convert(format, &object) {
+            Ok(content) => Ok(Record { content, source }),
+            Err(mismatch) => Err(mismatch.at(source)),
+        })
+    }
+
+    /// The format of the first record decides; a file that mixes formats is more likely a mistake than meant.
+    fn recognise(&self, object: &Object, line: u64) -> Result<Format, DataError> {
+        let candidates = Format::candidates(object);
+        let (file, keys) = (self.file.to_path_buf(), fields::keys(object));
+        match candidates[..] {
+            [format] => Ok(format),
+            [] => Err(DataError::UnknownFormat { file, line, keys }),
+            _ => Err(DataError::AmbiguousFormat { file, line, keys, candidates }),
+        }
+    }
+
+    fn source(&self, line: u64) -> Source {
+        Source { file: self.file.clone(), line, index: self.index }
+    }
+
+    fn give_up_when_hopeless(&self) -> Result<(), DataError> {
+        let limit = if self.records.is_empty() { MAX_BAD_WITHOUT_GOOD } else { MAX_BAD };
+        if self.bad.len() < limit {
+            return Ok(());
+        }
+        let first = Box::new(self.bad[0].clone());
+        Err(DataError::TooManyBad { file: self.file.to_path_buf(), count: self.bad.len(), first })
+    }
+
+    fn finish<R>(self, hashing: Hashing<R>) -> Result<Dataset, DataError> {
+        let file = self.file.to_path_buf();
+        let format = match (self.format, self.bad.first()) {
+            (_, None) if self.records.is_empty() => return Err(DataError::Empty { file }),
+            (Some(format), _) => format,
+            (None, Some(first)) => {
+                return Err(DataError::NoReadableRecord { file, first: Box::new(first.clone()) });
+            }
+            (None, None) => unreachable!("a good record has a format"),
+        };
+        let name = file.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let fingerprint = DataFingerprint {
+            name,
+            sha256: hashing.sha256.finalize().iter().map(|byte| format!("{byte:02x}")).collect(),
+            bytes: hashing.bytes,
+            format,
+            records: self.records.len(),
+            bad_records: self.bad.len(),
+        };
+        Ok(Dataset { format, records: self.records, bad: self.bad, fingerprint })
+    }
+}
+
+/// Parses a piece as a JSON object.
+fn object(piece: &Piece, source: Source) -> Result<Object, Box<BadRecord>> {
+    let bad = |at: Option<Position>, fault, found: String, expected: &str| {
+        let mut source = source.clone();
+        let column = at.map(|at| at.column);
+        source.line = at.map_or(source.line, |at| at.line);
+        let expected = expected.to_owned();
+        Box::new(BadRecord { source, column, fault, found, expected, rest_unread: false })
+    };
+    let text = std::str::from_utf8(&piece.bytes).map_err(|error| {
+        let at = place(piece, error.valid_up_to());
+        let found = format!("the byte 0x{:02x}", piece.bytes[error.valid_up_to()]);
+        bad(Some(at), Fault::Encoding, found, "UTF-8")
+    })?;
+    match serde_json::from_str(text) {
+        Ok(Value::Object(object)) => Ok(object),
+        Ok(other) => {
+            Err(bad(None, Fault::Shape, fields::describe(&other), "a record, which is a JSON object"))
+        }
+        Err(error) => {
+            // serde_json's line and column are those inside the piece, the column in bytes.
+            let line_start = match error.line() {
+                0 | 1 => 0,
+                line => text.match_indices('\n').nth(line - 2).map_or(0, |(at, _)| at + 1),
+            };
+            let offset = line_start + error.column().saturating_sub(1);
+            let reason = error.to_string();
+            let reason = reason.split(" at line ").next().unwrap_or_default();
+            let found = format!("broken JSON ({reason})");
+            Err(bad(Some(place(piece, offset)), Fault::Json, found, "a JSON object"))
+        }
+    }
+}
+
+/// The place in the file of byte `offset` of a piece.
+fn place(piece: &Piece, offset: usize) -> Position {
+    let before = &piece.bytes[..offset.min(piece.bytes.len())];
+    let lines = before.iter().filter(|byte| **byte == b'\n').count() as u64;
+    let line_start = before.iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1);
+    let characters = before[line_start..].iter().filter(|byte| !(0x80..=0xbf).contains(*byte)).count() as u64;
+    let first = if lines == 0 { piece.at.column } else { 1 };
+    Position { line: piece.at.line + lines, column: first + characters }
+}
+
+/// Hashes what passes through.
+struct Hashing<R> {
+    inner: R,
+    sha256: Sha256,
+    bytes: u64,
+}
+
+impl<R> Hashing<R> {
+    fn new(inner: R) -> Self {
+        Self { inner, sha256: Sha256::new(), bytes: 0 }
+    }
+}
+
+impl<R: Read> Read for Hashing<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let count = self.inner.read(buffer)?;
+        self.sha256.update(&buffer[..count]);
+        self.bytes += count as u64;
+        Ok(count)
+    }
+}

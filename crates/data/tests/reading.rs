@@ -1,0 +1,214 @@
+//! Files in, records and complaints out.
+
+use std::path::Path;
+
+use danlu_data::{Content, DataError, Dataset, Format, read, read_from};
+
+fn parse(bytes: &[u8], format: Option<Format>) -> Result<Dataset, DataError> {
+    read_from(bytes, Path::new("folder/chat.json"), format)
+}
+
+/// Good records as `line role: content | …`, bad ones as their message.
+fn lines(dataset: &Dataset) -> Vec<String> {
+    let mut seen: Vec<(usize, String)> = Vec::new();
+    for record in &dataset.records {
+        let text = match &record.content {
+            Content::Text(text) => text.clone(),
+            Content::Chat(chat) => {
+                let turns: Vec<String> =
+                    chat.messages.iter().map(|turn| format!("{}: {}", turn.role, turn.content)).collect();
+                turns.join(" | ")
+            }
+        };
+        seen.push((record.source.index, format!("{} {text}", record.source.line)));
+    }
+    seen.extend(dataset.bad.iter().map(|bad| (bad.source.index, bad.to_string())));
+    seen.sort();
+    seen.into_iter().map(|(_, line)| line).collect()
+}
+
+fn shown(text: &str) -> Vec<String> {
+    lines(&parse(text.as_bytes(), None).unwrap())
+}
+
+fn refusal(text: &str) -> String {
+    let error = parse(text.as_bytes(), None).unwrap_err();
+    assert!(error.hint().is_some(), "{error}");
+    error.to_string()
+}
+
+const FIVE: [(&str, Format, &str); 5] = [
+    (r#"{"instruction": "a", "input": "", "output": "b"}"#, Format::Alpaca, "user: a | assistant: b"),
+    (
+        r#"{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}"#,
+        Format::Messages,
+        "user: a | assistant: b",
+    ),
+    (
+        r#"{"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]}"#,
+        Format::ShareGpt,
+        "user: a | assistant: b",
+    ),
+    (r#"{"prompt": "a", "completion": "b"}"#, Format::PromptCompletion, "user: a | assistant: b"),
+    (r#"{"text": "a"}"#, Format::Text, "a"),
+];
+
+#[test]
+fn every_format_is_recognised_by_its_content_as_array_and_as_lines() {
+    for (record, format, said) in FIVE {
+        let array = format!("[\n  {record},\n  {record}\n]\n");
+        let dataset = parse(array.as_bytes(), None).unwrap();
+        assert_eq!(dataset.format, format);
+        assert_eq!(lines(&dataset), [format!("2 {said}"), format!("3 {said}")]);
+
+        let jsonl = format!("{record}\n\n{record}");
+        let dataset = parse(jsonl.as_bytes(), None).unwrap();
+        assert_eq!(dataset.format, format);
+        assert_eq!(lines(&dataset), [format!("1 {said}"), format!("3 {said}")]);
+    }
+}
+
+#[test]
+fn a_byte_order_mark_and_windows_line_ends_change_nothing() {
+    let plain = "[\n {\"text\": \"甄嬛\"},\n {\"text\": \"b\"}\n]\n";
+    let windows = format!("\u{feff}{}", plain.replace('\n', "\r\n"));
+    assert_eq!(shown(&windows), shown(plain));
+    let plain = "{\"text\": \"甄嬛\"}\n\n{\"text\": \"b\"}\n";
+    let windows = format!("\u{feff}{}", plain.replace('\n', "\r\n"));
+    assert_eq!(shown(&windows), shown(plain));
+}
+
+#[test]
+fn one_broken_line_is_one_bad_record() {
+    assert_eq!(
+        shown(
+            "{\"text\": \"a\"}\n{\"text\": \"b\"\n\n{\"text\": \"娘娘\" \"c\"}\n[1]\n{\"text\": 5}\n{\"text\": \"d\"}\n"
+        ),
+        [
+            "1 a",
+            "folder/chat.json:2:12: found broken JSON (EOF while parsing an object), expected a JSON object",
+            "folder/chat.json:4:15: found broken JSON (expected `,` or `}`), expected a JSON object",
+            "folder/chat.json:5: found a list of 1, expected a record, which is a JSON object",
+            "folder/chat.json:6: found the number 5 in `text`, expected a text",
+            "7 d",
+        ]
+    );
+}
+
+#[test]
+fn a_fault_inside_an_element_is_placed_in_the_file() {
+    assert_eq!(
+        shown("[\n  {\"text\": \"a\"},\n  {\"text\": \"b\",\n   \"娘\": tru}\n, {\"text\": \"c\"}]"),
+        ["2 a", "folder/chat.json:4:12: found broken JSON (expected ident), expected a JSON object", "5 c",]
+    );
+}
+
+#[test]
+fn an_array_broken_in_the_middle_keeps_the_records_before() {
+    let dataset = parse(b"[\n{\"text\": \"a\"},\n{\"text\": \"b\"}\n{\"text\": \"c\"}\n]", None).unwrap();
+    assert_eq!(
+        lines(&dataset),
+        [
+            "2 a",
+            "3 b",
+            "folder/chat.json:4:1: found `{`, expected `,` or `]` after a record; what follows was not read",
+        ]
+    );
+    assert!(dataset.bad[0].rest_unread);
+}
+
+#[test]
+fn bytes_that_are_no_utf8_are_one_bad_record() {
+    let dataset =
+        parse(b"{\"text\": \"a\"}\n{\"text\": \"\xe5\xa8\x98\xff\"}\n{\"text\": \"c\"}\n", None).unwrap();
+    assert_eq!(
+        lines(&dataset),
+        ["1 a", "folder/chat.json:2:12: found the byte 0xff, expected UTF-8", "3 c",]
+    );
+    let utf16: Vec<u8> = "\u{feff}[]".encode_utf16().flat_map(u16::to_le_bytes).collect();
+    assert!(parse(&utf16, None).unwrap_err().to_string().ends_with("is UTF-16, expected UTF-8"));
+}
+
+#[test]
+fn a_record_of_another_format_than_the_first_is_bad() {
+    assert_eq!(
+        shown("{\"text\": \"a\"}\n{\"prompt\": \"a\", \"completion\": \"b\"}\n"),
+        [
+            "1 a",
+            "folder/chat.json:2: found the keys `prompt`, `completion`, expected `text` of the text format",
+        ]
+    );
+}
+
+#[test]
+fn format_forces_what_the_keys_leave_open() {
+    let both = r#"{"instruction": "a", "input": "", "output": "b", "text": "a b"}"#;
+    assert_eq!(
+        refusal(both),
+        "folder/chat.json:1: a record with the keys `instruction`, `input`, `output`, `text` \
+         could be `alpaca` or `text`"
+    );
+    assert_eq!(lines(&parse(both.as_bytes(), Some(Format::Alpaca)).unwrap()), ["1 user: a | assistant: b"]);
+    assert_eq!(lines(&parse(both.as_bytes(), Some(Format::Text)).unwrap()), ["1 a b"]);
+}
+
+#[test]
+fn what_is_no_data_file_is_refused_whole() {
+    assert_eq!(refusal(""), "folder/chat.json holds no records");
+    assert_eq!(refusal(" [ ] "), "folder/chat.json holds no records");
+    assert_eq!(
+        refusal(r#"{"chosen": "a", "rejected": "b"}"#),
+        "folder/chat.json:1: a record with the keys `chosen`, `rejected` is of no known format"
+    );
+    assert_eq!(
+        refusal("{\n  \"data\": []\n}"),
+        "folder/chat.json:1: one JSON object over several lines, \
+         expected a JSON array or one record per line"
+    );
+    assert!(
+        refusal("Once upon a time\n").starts_with("folder/chat.json holds no readable record; the first: ")
+    );
+    assert!(
+        refusal(&"x\n".repeat(1_000_000)).starts_with("folder/chat.json: 100 bad records, reading stopped")
+    );
+    let missing = read(Path::new("/nowhere/chat.json"), None).unwrap_err();
+    assert!(missing.to_string().starts_with("cannot read /nowhere/chat.json: "));
+    assert!(read(Path::new(env!("CARGO_MANIFEST_DIR")), None).is_err(), "a folder is no data file");
+}
+
+#[test]
+fn a_depth_bomb_is_a_bad_record() {
+    let bomb = format!("{{\"text\": \"a\"}}\n{{\"text\": {}\n{{\"text\": \"b\"}}\n", "[".repeat(5_000_000));
+    let dataset = parse(bomb.as_bytes(), None).unwrap();
+    assert_eq!((dataset.records.len(), dataset.bad.len()), (2, 1));
+    assert!(dataset.bad[0].found.contains("recursion limit"), "{}", dataset.bad[0]);
+}
+
+#[test]
+fn the_fingerprint_names_the_bytes_and_no_folder() {
+    let dataset = parse(b"{\"text\": \"a\"}\n{}\n", None).unwrap();
+    assert_eq!(dataset.fingerprint.name, "chat.json");
+    // printf '{"text": "a"}\n{}\n' | sha256sum
+    assert_eq!(
+        dataset.fingerprint.sha256,
+        "0c90a0a7b7f4f698aa83053f569ab5ddcb6643af00148f9ed1f7ebd1732e455f"
+    );
+    assert_eq!((dataset.fingerprint.bytes, dataset.fingerprint.records), (17, 1));
+    assert_eq!(dataset.fingerprint.bad_records, 1);
+    // A break in the middle must not shorten what is hashed.
+    let whole = parse(b"[{\"text\": \"a\"}}, and more", None).unwrap();
+    assert_eq!(whole.fingerprint.bytes, 25);
+}
+
+#[test]
+fn the_tutorial_data_reads_without_a_complaint() {
+    let file = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../../../shared/data/huanhuan.json"));
+    if !file.exists() {
+        eprintln!("skipped: {} is absent", file.display());
+        return;
+    }
+    let dataset = read(file, None).unwrap();
+    assert_eq!((dataset.records.len(), dataset.bad.len()), (3729, 0));
+    assert_eq!(dataset.format, Format::Alpaca);
+    assert_eq!((dataset.records[0].source.line, dataset.records[1].source.line), (2, 7));
+}
