@@ -1,6 +1,6 @@
 //! What a conversation must be so that training on it does what its author meant.
 
-use crate::Message;
+use danlu_model::Message;
 
 use crate::record::{Content, Conversation, Fault, Mismatch};
 
@@ -22,7 +22,7 @@ impl Conversation {
 
 /// One message.
 pub(crate) fn message(role: &str, content: impl Into<String>) -> Message {
-    Message { role: role.to_owned(), content: content.into() }
+    Message::new(role, content)
 }
 
 /// A system message unless `text` is blank, which in most data sets stands for none.

@@ -5,13 +5,11 @@ mod error;
 mod fields;
 mod format;
 mod formats;
-mod message;
 mod read;
 mod record;
 mod splitter;
 
 pub use error::DataError;
 pub use format::Format;
-pub use message::Message;
 pub use read::{DataFingerprint, Dataset, read, read_from};
 pub use record::{BadRecord, Content, Conversation, Fault, Record, Source};

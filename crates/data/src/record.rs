@@ -2,7 +2,7 @@
 
 use std::{fmt, path::Path, sync::Arc};
 
-use crate::Message;
+use danlu_model::Message;
 
 /// A record that can be trained on.
 #[derive(Clone, Debug, PartialEq)]

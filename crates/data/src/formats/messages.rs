@@ -1,6 +1,6 @@
 //! OpenAI's `messages`: a list of `role` and `content`.
 
-use crate::Message;
+use danlu_model::Message;
 use serde_json::Value;
 
 use crate::{

@@ -41,7 +41,7 @@ fn shown(format: Format, record: &str) -> String {
     match convert(format, &serde_json::from_str(record).unwrap()) {
         Ok(Content::Text(text)) => text,
         Ok(Content::Chat(chat)) => {
-            let turn = |message: &crate::Message| format!("{}: {}", message.role, message.content);
+            let turn = |message: &danlu_model::Message| format!("{}: {}", message.role, message.content);
             chat.messages.iter().map(turn).collect::<Vec<_>>().join(" | ")
         }
         Err(Mismatch { fault, found, expected }) => format!("{fault:?}! found {found}, expected {expected}"),

@@ -3,7 +3,7 @@
 //! Two texts become one question and its answer in the model's chat template. In lists, only the completion's
 //! answers are trained; the assistant's turns inside the prompt are context.
 
-use crate::Message;
+use danlu_model::Message;
 use serde_json::Value;
 
 use super::messages;

@@ -1,6 +1,6 @@
 //! ShareGPT's `conversations`: a list of `from` and `value`, with its own names for the roles.
 
-use crate::Message;
+use danlu_model::Message;
 use serde_json::Value;
 
 use super::messages;
