@@ -1,4 +1,4 @@
-//! The loss head: logits of a few hundred rows at a time, turned into their own gradient in place.
+//! The loss head: logits of a hundred rows at a time, turned into their own gradient in place.
 
 use std::sync::Mutex;
 
@@ -9,7 +9,7 @@ use crate::head_loss::softmax_rows;
 use crate::{Isa, Matrix};
 
 /// Most rows of logits at a time.
-const CHUNK_ROWS: usize = 256;
+const CHUNK_ROWS: usize = 128;
 /// Most logits at a time, where the vocabulary is large: 32 MiB.
 const CHUNK_LOGITS: usize = 8 << 20;
 
@@ -34,7 +34,7 @@ impl Head {
         let (v, c) = (head.rows(), head.cols());
         assert!(losses.len() >= targets.len() && inp.len() >= targets.len() * c);
         assert!(targets.iter().all(|&t| (t as usize) < v), "a target outside the vocabulary of {v}");
-        let chunk_rows = (CHUNK_LOGITS / v.max(1)).clamp(16, CHUNK_ROWS);
+        let chunk_rows = (CHUNK_LOGITS / v.max(1)).clamp(32, CHUNK_ROWS);
         let mut logits = lock(&self.logits);
         for (chunk, targets) in targets.chunks(chunk_rows).enumerate() {
             let (first, m) = (chunk * chunk_rows, targets.len());
