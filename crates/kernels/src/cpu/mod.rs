@@ -15,7 +15,7 @@ use std::sync::Mutex;
 use self::head::Head;
 use self::low_rank::LowRank;
 use self::parts::Parts;
-use self::pool::{Pool, lock};
+use self::pool::{Pool, SendPtr, lock};
 use crate::gemm::{FewRows, Gemm, Product, View};
 use crate::lora::LoraDims;
 use crate::rope::RopeTable;
@@ -340,17 +340,15 @@ impl Backend for Cpu {
         dims: AttentionDims,
     ) {
         let (q, k, v) = (q.host_slice(), k.host_slice(), v.host_slice());
-        let (out, lse) = (Parts::new(out.host_slice_mut()), Parts::new(lse.host_slice_mut()));
-        check_disjoint(segments, |s| s.q_start..s.q_start + s.q_len);
-        let width = dims.heads * dims.head_dim;
-        let blocks: Vec<Segment> = segments.iter().flat_map(|s| query_blocks(*s)).collect();
-        self.pool.run(blocks.len(), |index, _| {
-            let Segment { q_start, q_len, .. } = blocks[index];
-            let rows = q_start..q_start + q_len;
-            // SAFETY: the blocks of queries are disjoint.
-            let (out, lse) = unsafe { (out.range(flat(&rows, width)), lse.range(flat(&rows, dims.heads))) };
-            let block = Segment { q_start: 0, ..blocks[index] };
-            attention::forward(out, lse, &q[flat(&rows, width)], k, v, &[block], dims);
+        let (out, lse) = (out.host_slice_mut(), lse.host_slice_mut());
+        let rows = check_disjoint(segments, |s| s.q_start..s.q_start + s.q_len);
+        assert!(out.len() >= rows * dims.heads * dims.head_dim && lse.len() >= rows * dims.heads);
+        let (out, lse) = (SendPtr(out.as_mut_ptr()), SendPtr(lse.as_mut_ptr()));
+        let tasks = attention::forward_tasks(segments, dims);
+        self.pool.run(tasks.len(), |index, _| {
+            // SAFETY: the outputs hold the rows of every segment, segments share none, and the tasks of one
+            // segment write different heads or queries.
+            unsafe { attention::forward_task(self.isa, out.at(0), lse.at(0), q, k, v, &tasks[index], dims) };
         });
     }
 
@@ -370,23 +368,18 @@ impl Backend for Cpu {
     ) {
         let (dout, out, lse) = (dout.host_slice(), out.host_slice(), lse.host_slice());
         let (q, k, v) = (q.host_slice(), k.host_slice(), v.host_slice());
-        let dq = Parts::new(dq.host_slice_mut());
-        let (dk, dv) = (Parts::new(dk.host_slice_mut()), Parts::new(dv.host_slice_mut()));
-        check_disjoint(segments, |s| s.q_start..s.q_start + s.q_len);
-        check_disjoint(segments, |s| s.kv_start..s.kv_start + s.kv_len);
-        let (q_width, kv_width) = (dims.heads * dims.head_dim, dims.kv_heads * dims.head_dim);
-        self.pool.run(segments.len(), |index, _| {
-            let Segment { q_start, q_len, kv_start, kv_len } = segments[index];
-            let (q_rows, kv_rows) = (q_start..q_start + q_len, kv_start..kv_start + kv_len);
-            let lse = &lse[flat(&q_rows, dims.heads)];
-            let (q_rows, kv_rows) = (flat(&q_rows, q_width), flat(&kv_rows, kv_width));
-            // SAFETY: the segments' rows are disjoint, as checked.
-            let (dq, dk, dv) =
-                unsafe { (dq.range(q_rows.clone()), dk.range(kv_rows.clone()), dv.range(kv_rows.clone())) };
-            let (dout, out, q) = (&dout[q_rows.clone()], &out[q_rows.clone()], &q[q_rows]);
-            let (k, v) = (&k[kv_rows.clone()], &v[kv_rows]);
-            let segment = Segment { q_start: 0, q_len, kv_start: 0, kv_len };
-            attention::backward(dq, dk, dv, dout, out, lse, q, k, v, &[segment], dims);
+        let (dq, dk, dv) = (dq.host_slice_mut(), dk.host_slice_mut(), dv.host_slice_mut());
+        let q_rows = check_disjoint(segments, |s| s.q_start..s.q_start + s.q_len);
+        let kv_len =
+            check_disjoint(segments, |s| s.kv_start..s.kv_start + s.kv_len) * dims.kv_heads * dims.head_dim;
+        assert!(dq.len() >= q_rows * dims.heads * dims.head_dim && dk.len() >= kv_len && dv.len() >= kv_len);
+        let (dq, dk, dv) = (SendPtr(dq.as_mut_ptr()), SendPtr(dk.as_mut_ptr()), SendPtr(dv.as_mut_ptr()));
+        let tasks = attention::backward_tasks(segments, dims);
+        self.pool.run(tasks.len(), |index, _| {
+            let (dq, dk, dv, task) = (dq.at(0), dk.at(0), dv.at(0), &tasks[index]);
+            // SAFETY: the outputs hold the rows of every segment, segments share none, and every kv head of
+            // a segment, with the query heads that read it, is one task.
+            unsafe { attention::backward_task(self.isa, dq, dk, dv, dout, out, lse, q, k, v, task, dims) };
         });
     }
 
@@ -469,20 +462,10 @@ impl Backend for Cpu {
     }
 }
 
-/// Cuts a segment's queries into blocks that tasks can share; each sees the keys it saw before.
-fn query_blocks(s: Segment) -> impl Iterator<Item = Segment> {
-    const QUERIES: usize = 32;
-    (0..s.q_len).step_by(QUERIES).map(move |first| {
-        let q_len = (s.q_len - first).min(QUERIES);
-        let kv_len = s.kv_len - s.q_len + first + q_len;
-        Segment { q_start: s.q_start + first, q_len, kv_start: s.kv_start, kv_len }
-    })
-}
-
-/// Panics when two segments share rows that a task writes.
-fn check_disjoint(segments: &[Segment], rows: impl Fn(&Segment) -> Range<usize>) {
+/// Panics when two segments share rows that a task writes; returns the end of the last row.
+fn check_disjoint(segments: &[Segment], rows: impl Fn(&Segment) -> Range<usize>) -> usize {
     let mut ranges: Vec<_> = segments.iter().map(rows).filter(|r| !r.is_empty()).collect();
     ranges.sort_by_key(|r| r.start);
     assert!(ranges.windows(2).all(|w| w[0].end <= w[1].start), "overlapping segments");
-    assert!(segments.iter().all(|s| s.q_len <= s.kv_len), "a segment with more queries than keys");
+    ranges.last().map_or(0, |r| r.end)
 }
