@@ -1,0 +1,168 @@
+//! What can be wrong with a run.
+
+use std::fmt;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use danlu_adapter::AdapterError;
+use danlu_model::ModelError;
+
+/// Why a run cannot start, go on, be saved or be resumed.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum TrainError {
+    /// A setting outside of its range.
+    #[error("`{name}` is {value}, expected {expected}")]
+    Setting {
+        /// Its name, as in the config file.
+        name: &'static str,
+        /// What was given.
+        value: String,
+        /// What is allowed.
+        expected: &'static str,
+    },
+    /// No record at all.
+    #[error("there is nothing to train on: 0 records")]
+    NoExamples,
+    /// A record that cannot teach anything.
+    #[error("{origin}: none of its {tokens} tokens carries a loss")]
+    NoTrainedToken {
+        /// The record, as its reader names it.
+        origin: String,
+        /// Its length.
+        tokens: usize,
+    },
+    /// A record longer than the run allows.
+    #[error("{origin} has {tokens} tokens, and `max_length` is {max_length}")]
+    TooLong {
+        /// The record, as its reader names it.
+        origin: String,
+        /// Its length.
+        tokens: usize,
+        /// The limit.
+        max_length: usize,
+    },
+    /// Ids and loss marks of different lengths.
+    #[error("{origin} has {ids} token ids, and {marks} marks of what to train")]
+    Uneven {
+        /// The record, as its reader names it.
+        origin: String,
+        /// Number of ids.
+        ids: usize,
+        /// Number of marks.
+        marks: usize,
+    },
+    /// A number that is no number any more. Nothing was updated.
+    #[error("step {step}: the {what} is {value}; its records: {}", records.join(", "))]
+    NonFinite {
+        /// The optimizer step, from 1.
+        step: u64,
+        /// Loss or gradient norm.
+        what: &'static str,
+        /// NaN or infinity.
+        value: f64,
+        /// The records of the step.
+        records: Vec<String>,
+    },
+    /// A step after the last one.
+    #[error("all {steps} steps are done")]
+    Finished {
+        /// The run's length.
+        steps: u64,
+    },
+    /// A checkpoint of another run.
+    #[error("{}: made by another run: {}", path.display(), list(differences))]
+    Resume {
+        /// The checkpoint.
+        path: PathBuf,
+        /// What differs.
+        differences: Vec<Difference>,
+    },
+    /// A checkpoint file that does not hold what it should.
+    #[error("{}: {reason}", path.display())]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// What was found and expected.
+        reason: String,
+    },
+    /// An adapter folder made with other tokens.
+    #[error("{}: made with other tokens: {}", path.display(), differences.join("; "))]
+    Identity {
+        /// The adapter folder.
+        path: PathBuf,
+        /// The fields that differ, with both values.
+        differences: Vec<String>,
+    },
+    /// The operating system refused.
+    #[error("cannot {action} {}: {source}", path.display())]
+    Io {
+        /// What was tried.
+        action: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// What it said.
+        source: io::Error,
+    },
+    /// The adapter could not be made, read or written.
+    #[error(transparent)]
+    Adapter(#[from] AdapterError),
+    /// The base model could not be read.
+    #[error(transparent)]
+    Model(#[from] ModelError),
+}
+
+/// One thing that a checkpoint and the present run disagree on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Difference {
+    /// Its name: a setting, `data`, `base`.
+    pub field: String,
+    /// In the checkpoint.
+    pub saved: String,
+    /// Now.
+    pub current: String,
+}
+
+impl fmt::Display for Difference {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "`{}` was {} and is {}", self.field, self.saved, self.current)
+    }
+}
+
+fn list(differences: &[Difference]) -> String {
+    differences.iter().map(Difference::to_string).collect::<Vec<_>>().join("; ")
+}
+
+impl TrainError {
+    /// What to do about it, where that is known.
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            Self::NoTrainedToken { .. } => {
+                Some("`danlu data check` lists such records; `--train-on-prompt` trains on the question too".into())
+            }
+            Self::TooLong { .. } => Some("encode the data with the run's own `max_length`, or raise it".into()),
+            Self::NonFinite { .. } => {
+                Some("the adapter is as it was before this step: look at the records, or lower `--learning-rate`".into())
+            }
+            Self::Resume { .. } => {
+                Some("resume with the settings, data and base of the checkpoint, or start anew in another folder".into())
+            }
+            Self::Damaged { .. } => Some("resume from an older checkpoint".into()),
+            Self::Identity { .. } => {
+                Some("use the base and template the adapter was trained with, which lie in its own folder".into())
+            }
+            Self::Adapter(error) => error.hint(),
+            Self::Model(error) => error.hint(),
+            _ => None,
+        }
+    }
+
+    pub(crate) fn io(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
+        let path = path.to_owned();
+        move |source| Self::Io { action, path, source }
+    }
+
+    pub(crate) fn damaged(path: &Path, reason: impl Into<String>) -> Self {
+        Self::Damaged { path: path.to_owned(), reason: reason.into() }
+    }
+}

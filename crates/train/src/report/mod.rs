@@ -1,0 +1,256 @@
+//! `report.html`: a picture of the run in one page that asks for nothing from anywhere.
+
+mod chart;
+mod labels;
+
+use std::fmt::Write as _;
+
+use crate::summary::{duration, thousands, value_text};
+use crate::{Reply, RunSummary};
+use chart::{Chart, Series, Style};
+use labels::Labels;
+
+pub use labels::Language;
+
+/// The page, complete: style, script and drawings are inside, and everything that came from outside
+/// (names, replies, settings) is escaped.
+pub fn render(run: &RunSummary, language: Language) -> String {
+    let l = language.labels();
+    let (title, name) = (l.title, escape(&run.adapter_name));
+    let body = [header(run, l), tiles(run, l), charts(run, l), replies(&run.replies, l), data(run, l), settings(run, l)];
+    let (style, script) = (include_str!("page.css"), include_str!("page.js"));
+    let (lang, body, made_by) = (l.html_lang, body.concat(), l.made_by);
+    let (version, backend) = (escape(&run.version), escape(&run.backend));
+    format!(
+        r#"<!doctype html>
+<html lang="{lang}">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'">
+<title>{name} · {title}</title>
+<style>
+{style}</style>
+</head>
+<body>
+<main>
+{body}<footer>{made_by} danlu {version} · {backend}</footer>
+</main>
+<script>
+{script}</script>
+</body>
+</html>
+"#
+    )
+}
+
+/// Text made harmless, between tags and inside quoted attributes.
+pub(crate) fn escape(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    for c in text.chars() {
+        match c {
+            '&' => out.push_str("&amp;"),
+            '<' => out.push_str("&lt;"),
+            '>' => out.push_str("&gt;"),
+            '"' => out.push_str("&quot;"),
+            '\'' => out.push_str("&#39;"),
+            // Control characters are not allowed in HTML at all.
+            c if c.is_control() && !matches!(c, '\n' | '\t') => out.push('\u{fffd}'),
+            c => out.push(c),
+        }
+    }
+    out
+}
+
+fn header(run: &RunSummary, l: &Labels) -> String {
+    let (title, on_base) = (l.title, l.on_base);
+    let (name, base) = (escape(&run.adapter_name), escape(&run.base_name));
+    format!("<header><p>{title}</p><h1>{name}</h1><p>{on_base} {base}</p></header>\n")
+}
+
+fn tiles(run: &RunSummary, l: &Labels) -> String {
+    let mut tiles = String::new();
+    let mut tile = |name: &str, value: String, note: String| {
+        let _ = write!(tiles, r#"<div class="tile"><span>{name}</span><b>{value}</b><span>{note}</span></div>"#);
+    };
+    let change = |before: f64, after: f64| format!("<i>{before:.3} →</i> <em>{after:.3}</em>");
+    if let Some((before, after)) = run.held_out() {
+        let note = format!("{} {:.1} → {:.1}", l.perplexity, before.exp(), after.exp());
+        tile(l.held_out_loss, change(before, after), note);
+    }
+    if let Some((first, last)) = run.train_loss() {
+        let note = format!("{} {}", thousands(run.steps.len() as u64), l.steps);
+        tile(l.train_loss, change(first, last), note);
+    }
+    if let Some(speed) = run.tokens_per_second() {
+        let tokens = run.steps.iter().map(|s| s.tokens).sum();
+        let value = format!("{} <i>tok/s</i>", thousands(speed.round() as u64));
+        tile(l.speed, value, format!("{} {} · {}", thousands(tokens), l.tokens, duration(run.seconds())));
+    }
+    let note = l.of_parameters.replace("{}", &thousands(run.all_parameters));
+    tile(l.trainable, format!("{:.3}%", run.trainable_percent()), note);
+    format!("<div class=\"tiles\">{tiles}</div>\n")
+}
+
+fn charts(run: &RunSummary, l: &'static Labels) -> String {
+    let over = |value: fn(&crate::StepReport) -> f64| {
+        run.steps.iter().map(|s| (s.step as f64, value(s))).collect::<Vec<(f64, f64)>>()
+    };
+    let loss = over(|s| s.loss);
+    let held_out = run.evaluations.iter().map(|&(step, loss)| (step as f64, loss)).collect();
+    let series = vec![
+        Series { name: l.raw, style: Style::Faint, colour: 'a', points: loss.clone() },
+        Series { name: l.smoothed, style: Style::Line, colour: 'a', points: smoothed(&loss) },
+        Series { name: l.held_out, style: Style::Points, colour: 'b', points: held_out },
+    ];
+    let wide = Chart { label: l.loss, x_label: l.step, width: 940.0, height: 340.0, from_zero: false, series };
+    let narrow = |label: &'static str, style, colour, points| Chart {
+        label,
+        x_label: l.step,
+        width: 460.0,
+        height: 230.0,
+        from_zero: true,
+        series: vec![Series { name: label, style, colour, points }],
+    };
+    let mut speed = narrow(l.tokens_per_second, Style::Faint, 'c', over(|s| s.tokens as f64 / s.seconds.max(1e-9)));
+    let line = smoothed(&speed.series[0].points);
+    speed.series[0].name = l.raw;
+    speed.series.push(Series { name: l.smoothed, style: Style::Line, colour: 'c', points: line });
+    let rate = narrow(l.learning_rate, Style::Line, 'b', over(|s| s.learning_rate));
+    let (loss, rate, speed) = (figure(&wide, l.loss_note, true), figure(&rate, "", false), figure(&speed, "", false));
+    format!("{loss}<div class=\"pair\">{rate}{speed}</div>\n")
+}
+
+fn figure(chart: &Chart, note: &str, key: bool) -> String {
+    let svg = chart.svg();
+    if svg.is_empty() {
+        return String::new();
+    }
+    let title = chart.label;
+    let mut head = format!("<h2>{title}</h2>");
+    if !note.is_empty() {
+        let _ = write!(head, "<p class=\"note\">{note}</p>");
+    }
+    if key {
+        let item = |s: &Series| {
+            let class = match s.style {
+                Style::Faint => "faint",
+                Style::Line => "firm",
+                Style::Points => "dashed",
+            };
+            format!("<li><i class=\"{class} {}\"></i>{}</li>", s.colour, s.name)
+        };
+        let items: String = chart.series.iter().filter(|s| !s.points.is_empty()).map(item).collect();
+        let _ = write!(head, "<ul class=\"key\">{items}</ul>");
+    }
+    format!("<section>{head}<div class=\"figure\">{svg}<div class=\"tip\"></div></div></section>\n")
+}
+
+/// An exponential mean over about a fifteenth of the run, started without a bias towards zero.
+fn smoothed(points: &[(f64, f64)]) -> Vec<(f64, f64)> {
+    let keep = 1.0 - 1.0 / (points.len() as f64 / 15.0).clamp(1.0, 50.0);
+    let (mut sum, mut weight) = (0.0, 0.0);
+    let mut next = |&(x, y): &(f64, f64)| {
+        (sum, weight) = (keep * sum + y, keep * weight + 1.0);
+        (x, sum / weight)
+    };
+    points.iter().map(&mut next).collect()
+}
+
+fn replies(replies: &[Reply], l: &Labels) -> String {
+    if replies.is_empty() {
+        return String::new();
+    }
+    let said = |class: &str, label: &str, text: &str| {
+        let text = if text.trim().is_empty() { l.empty_reply.to_owned() } else { escape(text.trim()) };
+        format!("<div class=\"said {class}\"><small>{label}</small>{text}</div>")
+    };
+    let mut rows = String::new();
+    for reply in replies {
+        let (prompt, before) = (escape(reply.prompt.trim()), said("before", l.before, &reply.before));
+        let after = said("after", l.after, &reply.after);
+        let pair = format!("<div class=\"pair said-pair\">{before}{after}</div>");
+        let _ = write!(rows, "<div class=\"reply\"><h3>{prompt}</h3>{pair}</div>");
+    }
+    let (title, note) = (l.replies, l.replies_note);
+    format!("<section><h2>{title}</h2><p class=\"note\">{note}</p>{rows}</section>\n")
+}
+
+fn data(run: &RunSummary, l: &Labels) -> String {
+    let data = &run.data;
+    let mut files = format!("<tr><th>{}</th><th>{}</th><th>{}</th><th>SHA-256</th></tr>", l.file, l.format, l.records);
+    for file in &data.files {
+        let (name, format, records) = (escape(&file.name), escape(&file.format), thousands(file.records));
+        let hash: String = escape(&file.sha256).chars().take(16).collect();
+        let _ = write!(files, "<tr><td>{name}</td><td>{format}</td><td>{records}</td><td><code>{hash}…</code></td></tr>");
+    }
+    let share = 100.0 * data.trained_tokens as f64 / data.tokens.max(1) as f64;
+    let tokens = format!("{} · {share:.0}% {}", thousands(data.tokens), l.trained_tokens);
+    let mut rows = String::new();
+    let mut row = |name: &str, value: String| {
+        let _ = write!(rows, "<div>{name}<span>{value}</span></div>");
+    };
+    row(l.training_records, thousands(data.training_records));
+    row(l.held_out_records, thousands(data.held_out_records));
+    row(l.tokens, tokens);
+    row(l.longest, format!("{} {}", thousands(data.longest), l.tokens));
+    for (name, count) in [(l.shortened, data.shortened), (l.dropped, data.dropped), (l.skipped, data.skipped)] {
+        if count > 0 {
+            row(name, thousands(count));
+        }
+    }
+    let title = l.data;
+    let table = if data.files.is_empty() { String::new() } else { format!("<div class=\"scroll\"><table>{files}</table></div>") };
+    format!("<section><h2>{title}</h2>{table}<div class=\"columns\">{rows}</div></section>\n")
+}
+
+fn settings(run: &RunSummary, l: &Labels) -> String {
+    let mut rows = String::new();
+    for (name, value) in run.settings.entries() {
+        let value = escape(&value_text(&value, l.not_set));
+        let _ = write!(rows, "<div><code>{name}</code><span>{value}</span></div>");
+    }
+    let title = l.settings;
+    format!("<section><h2>{title}</h2><div class=\"columns\">{rows}</div></section>\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::summary::tests::sample;
+
+    #[test]
+    fn the_page_asks_for_nothing_from_anywhere() {
+        for language in [Language::Zh, Language::En] {
+            let page = render(&sample(), language);
+            for outside in ["http://", "https://", "src=", "href=", "@import", "url(", "fetch("] {
+                assert!(!page.contains(outside), "{outside}");
+            }
+        }
+    }
+
+    #[test]
+    fn what_people_wrote_is_shown_and_never_run() {
+        let page = render(&sample(), Language::En);
+        assert!(page.contains("&lt;script&gt;alert(1)&lt;/script&gt;"));
+        assert!(!page.contains("<script>alert"));
+        assert!(page.contains("huan&lt;huan&gt;"));
+        assert!(page.contains("臣妾参见皇上 &quot;&amp;&quot;"));
+        assert_eq!(escape("a\u{0}\u{1b}b\n"), "a\u{fffd}\u{fffd}b\n");
+    }
+
+    #[test]
+    fn a_run_of_nothing_still_has_a_page() {
+        let run = RunSummary { steps: vec![], evaluations: vec![], replies: vec![], ..sample() };
+        let page = render(&run, Language::Zh);
+        assert!(page.contains("训练报告") && !page.contains("<svg") && !page.contains("NaN"));
+    }
+
+    #[test]
+    fn smoothing_begins_at_the_first_value_and_keeps_a_constant() {
+        let points: Vec<_> = (0..100).map(|i| (f64::from(i), 3.0)).collect();
+        assert!(smoothed(&points).iter().all(|p| (p.1 - 3.0).abs() < 1e-12));
+        assert_eq!(smoothed(&[(1.0, 5.0)]), [(1.0, 5.0)]);
+        assert_eq!(smoothed(&[]), []);
+    }
+}

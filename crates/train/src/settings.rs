@@ -1,0 +1,296 @@
+//! What a run does: one plain struct, named as in TRL and PEFT, from which every number follows.
+
+use std::fmt;
+use std::str::FromStr;
+
+use danlu_adapter::TargetModules;
+use danlu_kernels::DType;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use crate::error::Difference;
+use crate::{LrSchedulerType, Schedule, TrainError};
+
+/// Every setting of a run. The defaults are the tutorial's, and transformers' where it has none.
+///
+/// The field names are the flags (`--lora-r`) and the keys of the config file (`lora_r`); an unknown key
+/// is refused. Two runs with equal settings, data and base write equal files: where the output goes, how
+/// many threads compute and what is printed are therefore not settings.
+///
+/// ```
+/// use danlu_train::TrainSettings;
+///
+/// let settings: TrainSettings = serde_json::from_str(r#"{ "lora_r": 16, "max_steps": 100 }"#)?;
+/// settings.validate()?;
+/// assert_eq!((settings.lora_r, settings.lora_alpha, settings.total_steps(933)), (16, 32.0, 100));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct TrainSettings {
+    /// Rank of the adapter.
+    pub lora_r: usize,
+    /// The adapter's output is multiplied by alpha / rank.
+    pub lora_alpha: f64,
+    /// Probability of dropping an element of the adapter's input.
+    pub lora_dropout: f64,
+    /// The projections that get an adapter: `"all-linear"`, a list of names, or a regular expression.
+    pub target_modules: TargetModules,
+    /// Divide alpha by the root of the rank instead of the rank.
+    pub use_rslora: bool,
+
+    /// Highest learning rate.
+    pub learning_rate: f64,
+    /// Shape of the learning rate over the run.
+    pub lr_scheduler_type: LrSchedulerType,
+    /// Share of all steps over which the learning rate rises.
+    pub warmup_ratio: f64,
+    /// Passes over the data; a fraction is allowed. Not used when `max_steps` is given.
+    pub num_train_epochs: f64,
+    /// Number of optimizer steps, however often that is through the data.
+    pub max_steps: Option<u64>,
+    /// Records of one forward and backward; with `packing`, packs of `max_length` tokens.
+    pub per_device_train_batch_size: usize,
+    /// Micro-batches of one optimizer step.
+    pub gradient_accumulation_steps: usize,
+    /// Decoupled weight decay of AdamW.
+    pub weight_decay: f64,
+    /// The gradient is scaled down to this norm; 0 leaves it alone.
+    pub max_grad_norm: f64,
+    /// Decay of AdamW's first moment.
+    pub adam_beta1: f64,
+    /// Decay of AdamW's second moment.
+    pub adam_beta2: f64,
+    /// Added to the root of AdamW's second moment.
+    pub adam_epsilon: f64,
+
+    /// Longest record, in tokens.
+    pub max_length: usize,
+    /// Fill each row of a micro-batch with several records, which do not see each other.
+    pub packing: bool,
+    /// Train on the question too, not only on the answer.
+    pub train_on_prompt: bool,
+    /// Held-out records: a share below 1, or a number from 1.
+    pub val_size: f64,
+    /// Seed of initialisation, order and dropout.
+    pub seed: u64,
+    /// What the products with the base are computed in.
+    pub dtype: Precision,
+
+    /// Steps between two entries of the log.
+    pub logging_steps: u64,
+    /// Steps between two checkpoints; 0 saves only at the end.
+    pub save_steps: u64,
+    /// How many checkpoints to keep; all when absent.
+    pub save_total_limit: Option<usize>,
+    /// Steps between two evaluations on the held-out records; only before and after when absent.
+    pub eval_steps: Option<u64>,
+}
+
+impl Default for TrainSettings {
+    fn default() -> Self {
+        Self {
+            lora_r: 8,
+            lora_alpha: 32.0,
+            lora_dropout: 0.1,
+            target_modules: TargetModules::AllLinear,
+            use_rslora: false,
+            learning_rate: 1e-4,
+            lr_scheduler_type: LrSchedulerType::Linear,
+            warmup_ratio: 0.0,
+            num_train_epochs: 1.0,
+            max_steps: None,
+            per_device_train_batch_size: 2,
+            gradient_accumulation_steps: 2,
+            weight_decay: 0.0,
+            max_grad_norm: 1.0,
+            adam_beta1: 0.9,
+            adam_beta2: 0.999,
+            adam_epsilon: 1e-8,
+            max_length: 384,
+            packing: false,
+            train_on_prompt: false,
+            val_size: 0.0,
+            seed: 42,
+            // Equal to PEFT's numbers and the same on every processor; bf16 is a choice, not a surprise.
+            dtype: Precision::F32,
+            logging_steps: 10,
+            save_steps: 100,
+            save_total_limit: None,
+            eval_steps: None,
+        }
+    }
+}
+
+/// What the products with the base's weights are computed in; everything else is f32.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Precision {
+    /// Both operands as they are.
+    #[default]
+    F32,
+    /// Both operands rounded to bf16, summed in f32.
+    Bf16,
+}
+
+impl From<Precision> for DType {
+    fn from(precision: Precision) -> Self {
+        match precision {
+            Precision::F32 => Self::F32,
+            Precision::Bf16 => Self::Bf16,
+        }
+    }
+}
+
+impl fmt::Display for Precision {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(if *self == Self::F32 { "f32" } else { "bf16" })
+    }
+}
+
+impl FromStr for Precision {
+    type Err = String;
+
+    fn from_str(name: &str) -> Result<Self, String> {
+        match name {
+            "f32" => Ok(Self::F32),
+            "bf16" => Ok(Self::Bf16),
+            _ => Err(format!("`{name}` is no precision; there are f32, bf16")),
+        }
+    }
+}
+
+/// Settings that change what is written down, not what is computed.
+const BOOKKEEPING: [&str; 4] = ["logging_steps", "save_steps", "save_total_limit", "eval_steps"];
+
+impl TrainSettings {
+    /// Checks every value's range.
+    ///
+    /// # Errors
+    /// Names the first setting out of range, with its value.
+    pub fn validate(&self) -> Result<(), TrainError> {
+        let at_least_one = |name, value: usize| check(value >= 1, name, value, "at least 1");
+        let share = |name, value: f64| check((0.0..1.0).contains(&value), name, value, "at least 0 and below 1");
+        let positive = |name, value: f64| check(value.is_finite() && value > 0.0, name, value, "more than 0");
+        let not_negative = |name, value: f64| check(value.is_finite() && value >= 0.0, name, value, "at least 0");
+        at_least_one("lora_r", self.lora_r)?;
+        positive("lora_alpha", self.lora_alpha)?;
+        share("lora_dropout", self.lora_dropout)?;
+        positive("learning_rate", self.learning_rate)?;
+        let ratio = (0.0..=1.0).contains(&self.warmup_ratio);
+        check(ratio, "warmup_ratio", self.warmup_ratio, "between 0 and 1")?;
+        let warms = self.lr_scheduler_type != LrSchedulerType::Constant || self.warmup_ratio == 0.0;
+        check(warms, "warmup_ratio", self.warmup_ratio, "0 for `constant`; `constant_with_warmup` has a warmup")?;
+        positive("num_train_epochs", self.num_train_epochs)?;
+        // AdamW counts its steps in 32 bits.
+        let steps = self.max_steps.is_none_or(|steps| (1..=u64::from(u32::MAX)).contains(&steps));
+        check(steps, "max_steps", self.max_steps.unwrap_or(0), "between 1 and 4294967295")?;
+        at_least_one("per_device_train_batch_size", self.per_device_train_batch_size)?;
+        at_least_one("gradient_accumulation_steps", self.gradient_accumulation_steps)?;
+        not_negative("weight_decay", self.weight_decay)?;
+        not_negative("max_grad_norm", self.max_grad_norm)?;
+        share("adam_beta1", self.adam_beta1)?;
+        share("adam_beta2", self.adam_beta2)?;
+        positive("adam_epsilon", self.adam_epsilon)?;
+        check(self.max_length >= 2, "max_length", self.max_length, "at least 2")?;
+        not_negative("val_size", self.val_size)?;
+        check(self.logging_steps >= 1, "logging_steps", self.logging_steps, "at least 1")?;
+        check(self.save_total_limit != Some(0), "save_total_limit", 0, "at least 1, or absent")?;
+        check(self.eval_steps != Some(0), "eval_steps", 0, "at least 1, or absent")
+    }
+
+    /// Optimizer steps of the whole run, when one pass over the data takes `micro_batches`.
+    pub fn total_steps(&self, micro_batches: usize) -> u64 {
+        let per_epoch = micro_batches.div_ceil(self.gradient_accumulation_steps.max(1)).max(1);
+        self.max_steps.unwrap_or_else(|| (self.num_train_epochs * per_epoch as f64).ceil() as u64)
+    }
+
+    /// The learning rate over a run of `total_steps`.
+    pub fn schedule(&self, total_steps: u64) -> Schedule {
+        Schedule::new(self.lr_scheduler_type, self.learning_rate, self.warmup_ratio, total_steps)
+    }
+
+    /// Every setting by name, in the order of the fields.
+    pub fn entries(&self) -> Vec<(String, Value)> {
+        match serde_json::to_value(self) {
+            Ok(Value::Object(fields)) => fields.into_iter().collect(),
+            _ => unreachable!("a struct of plain fields becomes an object"),
+        }
+    }
+
+    /// The settings that differ from `saved` and would change the numbers of a run.
+    pub fn differences(&self, saved: &Self) -> Vec<Difference> {
+        let pairs = saved.entries().into_iter().zip(self.entries());
+        pairs
+            .filter(|((name, saved), (_, current))| saved != current && !BOOKKEEPING.contains(&name.as_str()))
+            .map(|((field, saved), (_, current))| Difference {
+                field,
+                saved: saved.to_string(),
+                current: current.to_string(),
+            })
+            .collect()
+    }
+}
+
+fn check(holds: bool, name: &'static str, value: impl fmt::Display, expected: &'static str) -> Result<(), TrainError> {
+    if holds { Ok(()) } else { Err(TrainError::Setting { name, value: value.to_string(), expected }) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn defaults_are_valid_and_survive_the_trip() {
+        let settings = TrainSettings::default();
+        settings.validate().unwrap();
+        let text = serde_json::to_string(&settings).unwrap();
+        assert_eq!(serde_json::from_str::<TrainSettings>(&text).unwrap(), settings);
+        assert_eq!(serde_json::from_str::<TrainSettings>("{}").unwrap(), settings);
+    }
+
+    #[test]
+    fn an_unknown_key_is_refused() {
+        let error = serde_json::from_str::<TrainSettings>(r#"{ "lora_rank": 8 }"#).unwrap_err();
+        assert!(error.to_string().contains("lora_rank"), "{error}");
+    }
+
+    #[test]
+    fn a_bad_value_is_named() {
+        let bad: [(&str, fn(&mut TrainSettings)); 8] = [
+            ("lora_r", |s| s.lora_r = 0),
+            ("lora_dropout", |s| s.lora_dropout = 1.0),
+            ("learning_rate", |s| s.learning_rate = f64::NAN),
+            ("max_steps", |s| s.max_steps = Some(0)),
+            ("num_train_epochs", |s| s.num_train_epochs = f64::INFINITY),
+            ("gradient_accumulation_steps", |s| s.gradient_accumulation_steps = 0),
+            ("logging_steps", |s| s.logging_steps = 0),
+            ("warmup_ratio", |s| (s.warmup_ratio, s.lr_scheduler_type) = (0.1, LrSchedulerType::Constant)),
+        ];
+        for (name, spoil) in bad {
+            let mut settings = TrainSettings::default();
+            spoil(&mut settings);
+            let error = settings.validate().unwrap_err().to_string();
+            assert!(error.starts_with(&format!("`{name}` is ")), "{error}");
+        }
+    }
+
+    #[test]
+    fn steps_are_counted_as_transformers_counts_them() {
+        let settings = TrainSettings::default();
+        // The tutorial: 3,729 records in twos are 1,865 micro-batches, the last step has one of them.
+        assert_eq!(settings.total_steps(1865), 933);
+        assert_eq!(TrainSettings { num_train_epochs: 2.5, ..settings.clone() }.total_steps(3), 5);
+        assert_eq!(TrainSettings { max_steps: Some(7), ..settings }.total_steps(1865), 7);
+    }
+
+    #[test]
+    fn only_numbers_keep_a_run_from_resuming() {
+        let saved = TrainSettings::default();
+        let quiet = TrainSettings { save_steps: 5, logging_steps: 1, save_total_limit: Some(2), ..saved.clone() };
+        assert!(quiet.differences(&saved).is_empty());
+        let other = TrainSettings { learning_rate: 2e-4, dtype: Precision::Bf16, ..saved.clone() };
+        let fields: Vec<_> = other.differences(&saved).into_iter().map(|d| d.to_string()).collect();
+        assert_eq!(fields, ["`learning_rate` was 0.0001 and is 0.0002", "`dtype` was \"f32\" and is \"bf16\""]);
+    }
+}

@@ -1,0 +1,150 @@
+//! `trainer_state.json`, as transformers writes it: where the run is, and its log.
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+/// Progress and log of a run, in the form that tools reading transformers' checkpoints expect.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct TrainerState {
+    /// Step of the best evaluation.
+    #[serde(default)]
+    pub best_global_step: Option<u64>,
+    /// Its held-out loss.
+    #[serde(default)]
+    pub best_metric: Option<f64>,
+    /// The checkpoint of that step, where one was kept.
+    #[serde(default)]
+    pub best_model_checkpoint: Option<String>,
+    /// Passes over the data so far.
+    pub epoch: f64,
+    /// Steps between two evaluations.
+    #[serde(default)]
+    pub eval_steps: u64,
+    /// Optimizer steps done.
+    pub global_step: u64,
+    /// Always false.
+    #[serde(default)]
+    pub is_hyper_param_search: bool,
+    /// Always true: there is one process.
+    pub is_local_process_zero: bool,
+    /// Always true: there is one process.
+    pub is_world_process_zero: bool,
+    /// Everything logged, oldest first.
+    pub log_history: Vec<LogEntry>,
+    /// Steps between two entries of the log.
+    pub logging_steps: u64,
+    /// Optimizer steps of the whole run.
+    pub max_steps: u64,
+    /// Tokens that went through the model in training.
+    #[serde(default)]
+    pub num_input_tokens_seen: u64,
+    /// Passes over the data of the whole run, rounded up.
+    pub num_train_epochs: u64,
+    /// Steps between two checkpoints.
+    pub save_steps: u64,
+    /// Not used here; written because transformers does.
+    #[serde(default)]
+    pub stateful_callbacks: Map<String, Value>,
+    /// Floating-point operations; not counted.
+    #[serde(default)]
+    pub total_flos: f64,
+    /// Records of one forward and backward.
+    pub train_batch_size: u64,
+    /// Not used here; written because transformers does.
+    #[serde(default)]
+    pub trial_name: Option<String>,
+    /// Not used here; written because transformers does.
+    #[serde(default)]
+    pub trial_params: Option<Map<String, Value>>,
+}
+
+/// One entry of the log: of the training, or of an evaluation.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum LogEntry {
+    /// The steps since the entry before.
+    Train {
+        /// Passes over the data so far.
+        epoch: f64,
+        /// Norm of the last step's gradient, before clipping.
+        grad_norm: f64,
+        /// Learning rate that the last step was taken with.
+        learning_rate: f64,
+        /// Mean loss of these steps, nats a token.
+        loss: f64,
+        /// The last step.
+        step: u64,
+    },
+    /// An evaluation on the held-out records.
+    Eval {
+        /// Passes over the data so far.
+        epoch: f64,
+        /// Mean loss, nats a token.
+        eval_loss: f64,
+        /// Seconds it took.
+        eval_runtime: f64,
+        /// Step after which it was made.
+        step: u64,
+    },
+    /// Something another program logged; kept as it is.
+    Other(Map<String, Value>),
+}
+
+impl TrainerState {
+    /// Adds an evaluation, and remembers it if it is the best so far.
+    pub(crate) fn log_evaluation(&mut self, eval_loss: f64, eval_runtime: f64) {
+        let (epoch, step) = (self.epoch, self.global_step);
+        self.log_history.push(LogEntry::Eval { epoch, eval_loss, eval_runtime, step });
+        if self.best_metric.is_none_or(|best| eval_loss < best) {
+            (self.best_metric, self.best_global_step) = (Some(eval_loss), Some(step));
+        }
+    }
+
+    /// The evaluations so far: step and held-out loss.
+    pub fn evaluations(&self) -> Vec<(u64, f64)> {
+        let eval = |entry: &LogEntry| match entry {
+            LogEntry::Eval { step, eval_loss, .. } => Some((*step, *eval_loss)),
+            _ => None,
+        };
+        self.log_history.iter().filter_map(eval).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_log_survives_the_trip() {
+        let mut state = TrainerState { epoch: 0.1 + 0.2, global_step: 10, ..TrainerState::default() };
+        state.log_history.push(LogEntry::Train {
+            epoch: state.epoch,
+            grad_norm: 1.0 / 3.0,
+            learning_rate: 1e-4,
+            loss: 2.123_456_789_012_345_6,
+            step: 10,
+        });
+        state.log_evaluation(1.5, 0.25);
+        state.log_evaluation(1.75, 0.25);
+        let text = serde_json::to_string(&state).unwrap();
+        assert_eq!(serde_json::from_str::<TrainerState>(&text).unwrap(), state);
+        assert_eq!(state.evaluations(), [(10, 1.5), (10, 1.75)]);
+        assert_eq!(state.best_metric, Some(1.5));
+    }
+
+    /// The keys of a `trainer_state.json` that transformers 5.23.0 wrote.
+    #[test]
+    fn what_transformers_writes_is_read() {
+        let text = r#"{ "best_global_step": null, "best_metric": null, "best_model_checkpoint": null, "epoch": 1.0,
+            "eval_steps": 500, "global_step": 2, "is_hyper_param_search": false, "is_local_process_zero": true,
+            "is_world_process_zero": true, "log_history": [
+                { "epoch": 0.5, "grad_norm": 2.0, "learning_rate": 0.0001, "loss": 8.0, "step": 1 },
+                { "epoch": 1.0, "step": 2, "total_flos": 0.0, "train_loss": 8.0, "train_runtime": 1.0 } ],
+            "logging_steps": 1, "max_steps": 2, "num_input_tokens_seen": 0, "num_train_epochs": 1, "save_steps": 500,
+            "stateful_callbacks": {}, "total_flos": 0.0, "train_batch_size": 2, "trial_name": null,
+            "trial_params": null }"#;
+        let state: TrainerState = serde_json::from_str(text).unwrap();
+        assert!(matches!(state.log_history[0], LogEntry::Train { step: 1, .. }));
+        assert!(matches!(state.log_history[1], LogEntry::Other(_)));
+    }
+}
