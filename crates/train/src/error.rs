@@ -1,11 +1,10 @@
 //! What can be wrong with a run.
 
 use std::fmt;
-use std::io;
 use std::path::{Path, PathBuf};
 
 use danlu_adapter::AdapterError;
-use danlu_model::ModelError;
+use danlu_model::{FileError, ModelError};
 
 /// Why a run cannot start, go on, be saved or be resumed.
 #[derive(Debug, thiserror::Error)]
@@ -94,16 +93,9 @@ pub enum TrainError {
         /// The fields that differ, with both values.
         differences: Vec<String>,
     },
-    /// The operating system refused.
-    #[error("cannot {action} {}: {source}", path.display())]
-    Io {
-        /// What was tried.
-        action: &'static str,
-        /// On what.
-        path: PathBuf,
-        /// What it said.
-        source: io::Error,
-    },
+    /// A file could not be read or written.
+    #[error(transparent)]
+    File(#[from] FileError),
     /// The adapter could not be made, read or written.
     #[error(transparent)]
     Adapter(#[from] AdapterError),
@@ -151,15 +143,11 @@ impl TrainError {
             Self::Identity { .. } => {
                 Some("use the base and template the adapter was trained with, which lie in its own folder".into())
             }
+            Self::File(error) => error.hint(),
             Self::Adapter(error) => error.hint(),
             Self::Model(error) => error.hint(),
             _ => None,
         }
-    }
-
-    pub(crate) fn io(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
-        let path = path.to_owned();
-        move |source| Self::Io { action, path, source }
     }
 
     pub(crate) fn damaged(path: &Path, reason: impl Into<String>) -> Self {

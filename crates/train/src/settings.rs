@@ -3,7 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-use danlu_adapter::TargetModules;
+use danlu_adapter::{LoraConfig, TargetModules};
 use danlu_kernels::DType;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -29,12 +29,13 @@ use crate::{LrSchedulerType, Schedule, TrainError};
 #[serde(default, deny_unknown_fields)]
 pub struct TrainSettings {
     /// Rank of the adapter.
-    pub lora_r: usize,
+    pub lora_r: u32,
     /// The adapter's output is multiplied by alpha / rank.
     pub lora_alpha: f64,
     /// Probability of dropping an element of the adapter's input.
     pub lora_dropout: f64,
     /// The projections that get an adapter: `"all-linear"`, a list of names, or a regular expression.
+    #[serde(with = "target_modules")]
     pub target_modules: TargetModules,
     /// Divide alpha by the root of the rank instead of the rank.
     pub use_rslora: bool,
@@ -173,7 +174,7 @@ impl TrainSettings {
         let share = |name, value: f64| check((0.0..1.0).contains(&value), name, value, "at least 0 and below 1");
         let positive = |name, value: f64| check(value.is_finite() && value > 0.0, name, value, "more than 0");
         let not_negative = |name, value: f64| check(value.is_finite() && value >= 0.0, name, value, "at least 0");
-        at_least_one("lora_r", self.lora_r)?;
+        check(self.lora_r >= 1, "lora_r", self.lora_r, "at least 1")?;
         positive("lora_alpha", self.lora_alpha)?;
         share("lora_dropout", self.lora_dropout)?;
         positive("learning_rate", self.learning_rate)?;
@@ -210,6 +211,17 @@ impl TrainSettings {
         Schedule::new(self.lr_scheduler_type, self.learning_rate, self.warmup_ratio, total_steps)
     }
 
+    /// The adapter's configuration, for a base of this name.
+    pub fn lora_config(&self, base_name: &str) -> LoraConfig {
+        LoraConfig {
+            lora_dropout: self.lora_dropout,
+            use_rslora: self.use_rslora,
+            target_modules: self.target_modules.clone(),
+            base_model_name_or_path: Some(base_name.to_owned()),
+            ..LoraConfig::new(self.lora_r, self.lora_alpha)
+        }
+    }
+
     /// Every setting by name, in the order of the fields.
     pub fn entries(&self) -> Vec<(String, Value)> {
         match serde_json::to_value(self) {
@@ -229,6 +241,34 @@ impl TrainSettings {
                 current: current.to_string(),
             })
             .collect()
+    }
+}
+
+/// `target_modules` as people write it: a list, `"all-linear"`, names between commas, or a pattern.
+mod target_modules {
+    use danlu_adapter::TargetModules;
+    use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error};
+
+    #[derive(Deserialize)]
+    #[serde(untagged, expecting = "`all-linear`, a list of names, or a regular expression")]
+    enum Written {
+        Text(String),
+        Names(Vec<String>),
+    }
+
+    pub fn serialize<S: Serializer>(modules: &TargetModules, serializer: S) -> Result<S::Ok, S::Error> {
+        match modules {
+            TargetModules::AllLinear => "all-linear".serialize(serializer),
+            TargetModules::List(names) => names.serialize(serializer),
+            TargetModules::Regex(pattern) => pattern.serialize(serializer),
+        }
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<TargetModules, D::Error> {
+        match Written::deserialize(deserializer)? {
+            Written::Names(names) => Ok(TargetModules::List(names)),
+            Written::Text(text) => text.parse().map_err(D::Error::custom),
+        }
     }
 }
 
@@ -253,6 +293,21 @@ mod tests {
     fn an_unknown_key_is_refused() {
         let error = serde_json::from_str::<TrainSettings>(r#"{ "lora_rank": 8 }"#).unwrap_err();
         assert!(error.to_string().contains("lora_rank"), "{error}");
+    }
+
+    #[test]
+    fn target_modules_are_read_in_every_form() {
+        let read = |text: &str| {
+            let settings: TrainSettings = serde_json::from_str(&format!(r#"{{ "target_modules": {text} }}"#)).unwrap();
+            let again = serde_json::from_value::<TrainSettings>(serde_json::to_value(&settings).unwrap()).unwrap();
+            assert_eq!(again, settings);
+            settings.target_modules
+        };
+        let names = TargetModules::List(vec!["q_proj".into(), "v_proj".into()]);
+        assert_eq!(read(r#""all-linear""#), TargetModules::AllLinear);
+        assert_eq!(read(r#"["q_proj", "v_proj"]"#), names);
+        assert_eq!(read(r#""q_proj, v_proj""#), names);
+        assert_eq!(read(r#"".*[qv]_proj""#), TargetModules::Regex(".*[qv]_proj".into()));
     }
 
     #[test]

@@ -1,0 +1,160 @@
+//! Folders that appear whole or not at all, and disappear likewise.
+//!
+//! A folder is filled under a temporary name beside its place, every file of it is brought to the disk,
+//! and only then it is renamed. Killed at any moment, the worst that remains is a temporary folder, which
+//! [`sweep`] recognises by its name.
+
+use std::fs::{self, File};
+use std::io;
+use std::path::{Path, PathBuf};
+
+use danlu_model::FileError;
+use danlu_model::files::TEMPORARY_PREFIX;
+
+use crate::TrainError;
+
+/// After the temporary prefix: a folder moved aside to make room for its successor.
+const ASIDE: &str = "aside-";
+
+/// Makes `parent/name` of what `fill` puts into the folder it is given, replacing one of that name.
+pub(crate) fn write(
+    parent: &Path,
+    name: &str,
+    fill: impl FnOnce(&Path) -> Result<(), TrainError>,
+) -> Result<PathBuf, TrainError> {
+    fs::create_dir_all(parent).map_err(|e| FileError::new("create", parent, e))?;
+    let mut builder = tempfile::Builder::new();
+    builder.prefix(TEMPORARY_PREFIX);
+    // As an ordinary new folder: the umask decides, instead of the owner alone.
+    #[cfg(unix)]
+    builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o777));
+    let filled = builder.tempdir_in(parent).map_err(|e| FileError::new("write to", parent, e))?;
+    fill(filled.path())?;
+    sync_tree(filled.path())?;
+
+    let path = parent.join(name);
+    let error = |e| FileError::new("write", &path, e);
+    let aside = parent.join(format!("{TEMPORARY_PREFIX}{ASIDE}{name}"));
+    let replaces = path.exists();
+    if replaces {
+        // A folder cannot be renamed over another. Killed between the two renames, `sweep` undoes the first.
+        fs::rename(&path, &aside).map_err(error)?;
+    }
+    fs::rename(filled.path(), &path).map_err(error)?;
+    // It is there, under its own name: nothing is left to be removed.
+    let _ = filled.keep();
+    sync_folder(parent).map_err(|e| FileError::new("write to", parent, e))?;
+    if replaces {
+        fs::remove_dir_all(&aside).map_err(|e| FileError::new("remove", &aside, e))?;
+    }
+    Ok(path)
+}
+
+/// Removes a folder so that it is never seen half empty under its name.
+pub(crate) fn remove(path: &Path) -> Result<(), TrainError> {
+    let error = |e| FileError::new("remove", path, e);
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let gone = path.with_file_name(format!("{TEMPORARY_PREFIX}gone-{name}"));
+    fs::rename(path, &gone).map_err(error)?;
+    Ok(fs::remove_dir_all(&gone).map_err(error)?)
+}
+
+/// Clears an output folder of what a killed run may have left: half-made folders and files go, a folder
+/// that was moved aside and has no successor yet comes back. Does nothing if the folder does not exist.
+///
+/// # Errors
+/// If the folder cannot be read or written.
+pub fn sweep_leftovers(output: &Path) -> Result<(), TrainError> {
+    for name in names(output)? {
+        let Some(rest) = name.strip_prefix(TEMPORARY_PREFIX) else { continue };
+        let path = output.join(&name);
+        let place = rest.strip_prefix(ASIDE).map(|original| output.join(original));
+        let error = |e| FileError::new("remove", &path, e);
+        match place {
+            Some(place) if !place.exists() => fs::rename(&path, &place).map_err(error)?,
+            _ if path.is_dir() => fs::remove_dir_all(&path).map_err(error)?,
+            _ => fs::remove_file(&path).map_err(error)?,
+        }
+    }
+    Ok(())
+}
+
+/// Names in a folder, sorted; none if it does not exist.
+pub(crate) fn names(folder: &Path) -> Result<Vec<String>, TrainError> {
+    let error = |e| FileError::new("read", folder, e);
+    let entries = match fs::read_dir(folder) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        entries => entries.map_err(error)?,
+    };
+    let mut names = Vec::new();
+    for entry in entries {
+        names.push(entry.map_err(error)?.file_name().to_string_lossy().into_owned());
+    }
+    names.sort();
+    Ok(names)
+}
+
+/// Brings every file of a flat folder to the disk, then their names.
+fn sync_tree(folder: &Path) -> Result<(), TrainError> {
+    for name in names(folder)? {
+        let path = folder.join(name);
+        File::open(&path).and_then(|file| file.sync_all()).map_err(|e| FileError::new("write", &path, e))?;
+    }
+    Ok(sync_folder(folder).map_err(|e| FileError::new("write to", folder, e))?)
+}
+
+fn sync_folder(folder: &Path) -> io::Result<()> {
+    match File::open(folder)?.sync_all() {
+        // Some network file systems cannot sync a folder; its files are safe.
+        Err(e) if matches!(e.kind(), io::ErrorKind::InvalidInput | io::ErrorKind::Unsupported) => Ok(()),
+        result => result,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn put(folder: &Path, text: &str) -> Result<(), TrainError> {
+        fs::write(folder.join("a"), text).map_err(|e| FileError::new("write", folder, e).into())
+    }
+
+    #[test]
+    fn a_folder_that_fails_to_fill_never_appears() {
+        let output = tempfile::tempdir().unwrap();
+        let failed = write(output.path(), "x", |folder| {
+            put(folder, "half")?;
+            Err(TrainError::NoExamples)
+        });
+        assert!(failed.is_err());
+        assert!(names(output.path()).unwrap().is_empty());
+    }
+
+    #[test]
+    fn a_folder_is_replaced_whole() {
+        let output = tempfile::tempdir().unwrap();
+        for text in ["old", "new"] {
+            let path = write(output.path(), "x", |folder| put(folder, text)).unwrap();
+            assert_eq!(fs::read_to_string(path.join("a")).unwrap(), text);
+        }
+        assert_eq!(names(output.path()).unwrap(), ["x"]);
+        remove(&output.path().join("x")).unwrap();
+        assert!(names(output.path()).unwrap().is_empty());
+    }
+
+    #[test]
+    fn what_a_killed_run_left_is_swept_and_nothing_else() {
+        let output = tempfile::tempdir().unwrap();
+        let at = |name: &str| output.path().join(name);
+        for name in ["checkpoint-1", ".danlu-tmp-Xy", ".danlu-tmp-aside-checkpoint-2", ".danlu-tmp-aside-checkpoint-1"] {
+            fs::create_dir(at(name)).unwrap();
+            fs::write(at(name).join("a"), name).unwrap();
+        }
+        fs::write(at(".danlu-tmp-file"), "").unwrap();
+        fs::write(at("mine.txt"), "").unwrap();
+        sweep_leftovers(output.path()).unwrap();
+        assert_eq!(names(output.path()).unwrap(), ["checkpoint-1", "checkpoint-2", "mine.txt"]);
+        assert_eq!(fs::read_to_string(at("checkpoint-1/a")).unwrap(), "checkpoint-1");
+        sweep_leftovers(&at("absent")).unwrap();
+    }
+}

@@ -1,0 +1,253 @@
+//! `checkpoint-N`: a PEFT adapter folder, and beside it all that a run needs to go on as if it had never
+//! stopped.
+//!
+//! | file | holds |
+//! |---|---|
+//! | `adapter_config.json`, `adapter_model.safetensors` | the adapter, as PEFT reads it |
+//! | `danlu.json`, `tokenizer.json`, ... | its tokens: see [`TokenIdentity`] |
+//! | `optimizer.safetensors` | AdamW's moments |
+//! | `trainer_state.json` | progress and log, as transformers writes it |
+//! | `danlu_state.json` | settings, schedule, data cursor, seed; fingerprints of data and base |
+//! | `history.jsonl` | every step, one a line |
+
+use std::fmt::Write as _;
+use std::path::{Path, PathBuf};
+
+use danlu_adapter::Adapter;
+use danlu_model::files;
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+use crate::atomic_folder;
+use crate::error::Difference;
+use crate::feed::Cursor;
+use crate::{DataFingerprint, StepReport, TokenIdentity, TrainError, TrainSettings, Trainer, TrainerState};
+
+const STATE_FILE: &str = "danlu_state.json";
+const TRAINER_STATE_FILE: &str = "trainer_state.json";
+const HISTORY_FILE: &str = "history.jsonl";
+const PREFIX: &str = "checkpoint-";
+const FORMAT: u32 = 1;
+
+/// Largest state that is read: ten million steps of history.
+const MAX_BYTES: u64 = 2 << 30;
+
+/// What `danlu_state.json` holds.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RunState {
+    /// Version of this layout.
+    format: u32,
+    danlu_version: String,
+    global_step: u64,
+    total_steps: u64,
+    warmup_steps: u64,
+    /// Order and dropout of every later step follow from the cursor and the seed.
+    cursor: Cursor,
+    seed: u64,
+    settings: TrainSettings,
+    data: DataFingerprint,
+    base_sha256: String,
+    backend: String,
+}
+
+/// Where a resumed run stands.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Resumed {
+    /// Steps that the checkpoint has done.
+    pub step: u64,
+    /// What computed before and computes now, where they round differently: the run goes on, and is no
+    /// longer bit for bit what it would have been.
+    pub backend_changed: Option<(String, String)>,
+}
+
+impl Trainer {
+    /// Writes `output/checkpoint-N`, whole or not at all, then removes the oldest beyond
+    /// `save_total_limit`.
+    ///
+    /// # Errors
+    /// If the disk is full or the folder cannot be written; earlier checkpoints are then untouched.
+    pub fn save_checkpoint(&self, output: &Path, tokens: &TokenIdentity) -> Result<PathBuf, TrainError> {
+        let name = format!("{PREFIX}{}", self.global_step());
+        let path = atomic_folder::write(output, &name, |folder| {
+            let backend = &**self.decoder.backend();
+            self.adapter.save(folder, backend)?;
+            tokens.write(folder)?;
+            self.optimizer.save(folder, backend)?;
+            write_json(&folder.join(TRAINER_STATE_FILE), &self.state)?;
+            write_json(&folder.join(STATE_FILE), &self.run_state())?;
+            let mut lines = String::new();
+            for report in &self.history {
+                let line = serde_json::to_string(report).expect("a struct of numbers");
+                writeln!(lines, "{line}").expect("a string takes everything");
+            }
+            Ok(files::write_atomic(&folder.join(HISTORY_FILE), lines.as_bytes())?)
+        })?;
+        if let Some(limit) = self.settings.save_total_limit {
+            let mut others: Vec<_> = checkpoints(output)?.into_iter().filter(|(_, p)| *p != path).collect();
+            others.truncate((others.len() + 1).saturating_sub(limit));
+            for (_, old) in others {
+                atomic_folder::remove(&old)?;
+            }
+        }
+        Ok(path)
+    }
+
+    /// Goes on from a checkpoint: from here, every number is what it would have been without the stop.
+    ///
+    /// # Errors
+    /// If a file is missing or damaged, or the checkpoint is of other settings, data or base; each
+    /// difference is named with both values. The trainer is then of no further use.
+    pub fn resume(&mut self, checkpoint: &Path) -> Result<Resumed, TrainError> {
+        let saved: RunState = read_json(&checkpoint.join(STATE_FILE))?;
+        self.check_same_run(checkpoint, &saved)?;
+        let backend = self.decoder.backend().clone();
+
+        let adapter = Adapter::load(checkpoint, self.decoder.config(), &*backend)?;
+        if adapter.modules() != self.adapter.modules() {
+            let path = checkpoint.join(danlu_adapter::CONFIG_FILE);
+            return Err(TrainError::damaged(&path, "its modules are not those of the run's settings"));
+        }
+        self.optimizer.load(checkpoint, &*backend)?;
+        let history = read_history(&checkpoint.join(HISTORY_FILE), saved.global_step)?;
+        let path = checkpoint.join(TRAINER_STATE_FILE);
+        let state: TrainerState = read_json(&path)?;
+        if state.global_step != saved.global_step {
+            let reason = format!("`global_step` is {}, expected {}", state.global_step, saved.global_step);
+            return Err(TrainError::damaged(&path, reason));
+        }
+        // The configuration stays the one given: PEFT's file does not keep every spelling.
+        self.adapter.params = adapter.params;
+        let TrainerState { logging_steps, save_steps, eval_steps, .. } = self.state;
+        self.state = TrainerState { logging_steps, save_steps, eval_steps, ..state };
+        self.history = history;
+
+        let now = backend.name();
+        let changed = without_threads(&saved.backend) != without_threads(&now);
+        Ok(Resumed { step: saved.global_step, backend_changed: changed.then_some((saved.backend, now)) })
+    }
+
+    fn run_state(&self) -> RunState {
+        let done = self.global_step();
+        RunState {
+            format: FORMAT,
+            danlu_version: env!("CARGO_PKG_VERSION").to_owned(),
+            global_step: done,
+            total_steps: self.schedule.total_steps,
+            warmup_steps: self.schedule.warmup_steps,
+            cursor: self.feed.cursor(done),
+            seed: self.settings.seed,
+            settings: self.settings.clone(),
+            data: self.data.clone(),
+            base_sha256: self.base.clone(),
+            backend: self.decoder.backend().name(),
+        }
+    }
+
+    fn check_same_run(&self, checkpoint: &Path, saved: &RunState) -> Result<(), TrainError> {
+        let path = checkpoint.join(STATE_FILE);
+        let mut differences = self.settings.differences(&saved.settings);
+        if saved.data != self.data {
+            let (saved, current) = (saved.data.describe(), self.data.describe());
+            differences.push(Difference { field: "data".into(), saved, current });
+        }
+        if saved.base_sha256 != self.base {
+            let (saved, current) = (saved.base_sha256.clone(), self.base.clone());
+            differences.push(Difference { field: "base".into(), saved, current });
+        }
+        if !differences.is_empty() {
+            return Err(TrainError::Resume { path: checkpoint.to_owned(), differences });
+        }
+        // What follows from equal settings and data must be equal too, or the file was tampered with.
+        let expected = RunState {
+            global_step: saved.global_step,
+            cursor: self.feed.cursor(saved.global_step),
+            ..self.run_state()
+        };
+        for (name, found, expected) in [
+            ("format", u64::from(saved.format), u64::from(expected.format)),
+            ("total_steps", saved.total_steps, expected.total_steps),
+            ("warmup_steps", saved.warmup_steps, expected.warmup_steps),
+            ("cursor.epoch", saved.cursor.epoch, expected.cursor.epoch),
+            ("cursor.step_in_epoch", saved.cursor.step_in_epoch, expected.cursor.step_in_epoch),
+            ("seed", saved.seed, expected.seed),
+        ] {
+            if found != expected {
+                return Err(TrainError::damaged(&path, format!("`{name}` is {found}, expected {expected}")));
+            }
+        }
+        if saved.global_step > saved.total_steps {
+            let reason = format!("`global_step` is {} of {}", saved.global_step, saved.total_steps);
+            return Err(TrainError::damaged(&path, reason));
+        }
+        Ok(())
+    }
+}
+
+/// The newest checkpoint of an output folder, if there is one.
+///
+/// # Errors
+/// If the folder cannot be read.
+pub fn latest_checkpoint(output: &Path) -> Result<Option<PathBuf>, TrainError> {
+    Ok(checkpoints(output)?.pop().map(|(_, path)| path))
+}
+
+/// The settings a checkpoint was made with.
+///
+/// # Errors
+/// If it has none that can be read.
+pub fn checkpoint_settings(checkpoint: &Path) -> Result<TrainSettings, TrainError> {
+    Ok(read_json::<RunState>(&checkpoint.join(STATE_FILE))?.settings)
+}
+
+/// The checkpoints of an output folder with their steps, oldest first; none if it does not exist.
+///
+/// # Errors
+/// If the folder cannot be read.
+pub fn checkpoints(output: &Path) -> Result<Vec<(u64, PathBuf)>, TrainError> {
+    let mut found: Vec<(u64, PathBuf)> = Vec::new();
+    for name in atomic_folder::names(output)? {
+        let step = name.strip_prefix(PREFIX).and_then(|digits| digits.parse::<u64>().ok());
+        // `checkpoint-007` or `checkpoint-+7` is not ours.
+        if let Some(step) = step.filter(|step| name == format!("{PREFIX}{step}"))
+            && output.join(&name).join(STATE_FILE).is_file()
+        {
+            found.push((step, output.join(&name)));
+        }
+    }
+    found.sort();
+    Ok(found)
+}
+
+/// A back end's name without the number of threads, on which no result depends.
+fn without_threads(name: &str) -> String {
+    name.split(", ").filter(|part| !part.contains("thread")).collect::<Vec<_>>().join(", ")
+}
+
+fn write_json(path: &Path, value: &impl Serialize) -> Result<(), TrainError> {
+    let text = serde_json::to_string_pretty(value).expect("plain fields with names become JSON");
+    Ok(files::write_atomic(path, text.as_bytes())?)
+}
+
+fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T, TrainError> {
+    let bytes = files::read_bounded(path, MAX_BYTES)?;
+    serde_json::from_slice(&bytes).map_err(|e| TrainError::damaged(path, e.to_string()))
+}
+
+fn read_history(path: &Path, steps: u64) -> Result<Vec<StepReport>, TrainError> {
+    let bytes = files::read_bounded(path, MAX_BYTES)?;
+    let lines = bytes.split(|&b| b == b'\n').filter(|line| !line.is_empty());
+    let mut history: Vec<StepReport> = Vec::new();
+    for (step, line) in (1..).zip(lines) {
+        let report: StepReport =
+            serde_json::from_slice(line).map_err(|e| TrainError::damaged(path, format!("line {step}: {e}")))?;
+        if report.step != step {
+            return Err(TrainError::damaged(path, format!("line {step} tells of step {}", report.step)));
+        }
+        history.push(report);
+    }
+    if history.len() as u64 != steps {
+        return Err(TrainError::damaged(path, format!("it tells of {} steps, expected {steps}", history.len())));
+    }
+    Ok(history)
+}

@@ -1,0 +1,173 @@
+//! Which records each micro-batch sees: a function of the seed and the step alone.
+//!
+//! Nothing is drawn while training, so "where the data is" at a checkpoint is just the step.
+
+use danlu_kernels::rng;
+use serde::{Deserialize, Serialize};
+
+use crate::TrainSettings;
+
+/// Names the stream that orders the records, apart from every other use of the seed.
+const ORDER_STREAM: u64 = 0x6f72_6465_7200;
+
+/// Where a run is in its data.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Cursor {
+    /// Passes over the data that are complete.
+    pub epoch: u64,
+    /// Optimizer steps done in the present one.
+    pub step_in_epoch: u64,
+}
+
+/// The order of the records over a run.
+#[derive(Debug)]
+pub(crate) struct Feed {
+    /// What a micro-batch counts: single records, or packs of them.
+    units: Vec<Vec<usize>>,
+    batch_size: usize,
+    accumulation: usize,
+    seed: u64,
+    /// The epoch whose order is kept at hand.
+    ordered: Option<(u64, Vec<usize>)>,
+}
+
+impl Feed {
+    /// A feed of records of these lengths.
+    pub fn new(lengths: &[usize], settings: &TrainSettings) -> Self {
+        let seed = settings.seed;
+        let units = if settings.packing {
+            // Packed once, in one shuffled order, so that every pass has the same number of steps.
+            let order = shuffled(lengths.len(), rng::key(&[seed, ORDER_STREAM]));
+            pack(&order, lengths, settings.max_length)
+        } else {
+            (0..lengths.len()).map(|i| vec![i]).collect()
+        };
+        let (batch_size, accumulation) =
+            (settings.per_device_train_batch_size, settings.gradient_accumulation_steps);
+        Self { units, batch_size, accumulation, seed, ordered: None }
+    }
+
+    /// Micro-batches of one pass over the data.
+    pub fn micro_batches(&self) -> usize {
+        self.units.len().div_ceil(self.batch_size)
+    }
+
+    fn steps_per_epoch(&self) -> u64 {
+        self.micro_batches().div_ceil(self.accumulation).max(1) as u64
+    }
+
+    /// Where the data is after `done` steps.
+    pub fn cursor(&self, done: u64) -> Cursor {
+        let steps = self.steps_per_epoch();
+        Cursor { epoch: done / steps, step_in_epoch: done % steps }
+    }
+
+    /// Passes over the data after `done` steps, as transformers counts: in micro-batches.
+    pub fn epochs(&self, done: u64) -> f64 {
+        let Cursor { epoch, step_in_epoch } = self.cursor(done);
+        epoch as f64 + (step_in_epoch * self.accumulation as u64) as f64 / self.micro_batches().max(1) as f64
+    }
+
+    /// The records of each micro-batch of step `step` (from 1). The last step of a pass may have fewer.
+    pub fn step(&mut self, step: u64) -> Vec<Vec<usize>> {
+        let Cursor { epoch, step_in_epoch } = self.cursor(step - 1);
+        if self.ordered.as_ref().is_none_or(|(e, _)| *e != epoch) {
+            let key = rng::key(&[self.seed, ORDER_STREAM, epoch]);
+            self.ordered = Some((epoch, shuffled(self.units.len(), key)));
+        }
+        let order = self.ordered.as_ref().map_or(&[][..], |(_, order)| order);
+        order
+            .chunks(self.batch_size)
+            .skip(step_in_epoch as usize * self.accumulation)
+            .take(self.accumulation)
+            .map(|units| units.iter().flat_map(|&u| self.units[u].iter().copied()).collect())
+            .collect()
+    }
+}
+
+fn shuffled(len: usize, key: u64) -> Vec<usize> {
+    let mut order: Vec<usize> = (0..len).collect();
+    rng::Stream::new(key).shuffle(&mut order);
+    order
+}
+
+/// Packs of at most `capacity` tokens, each record put into the first pack that has room.
+fn pack(order: &[usize], lengths: &[usize], capacity: usize) -> Vec<Vec<usize>> {
+    let mut packs: Vec<(usize, Vec<usize>)> = Vec::new();
+    // Packs before this one have no room for even the shortest record.
+    let (mut first_open, shortest) = (0, lengths.iter().copied().min().unwrap_or(0));
+    for &record in order {
+        let len = lengths[record];
+        match packs[first_open..].iter_mut().find(|(used, _)| used + len <= capacity) {
+            Some((used, records)) => {
+                *used += len;
+                records.push(record);
+            }
+            None => packs.push((len, vec![record])),
+        }
+        while packs.get(first_open).is_some_and(|(used, _)| used + shortest > capacity) {
+            first_open += 1;
+        }
+    }
+    packs.into_iter().map(|(_, records)| records).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn feed(records: usize, batch: usize, accumulation: usize) -> Feed {
+        let settings = TrainSettings {
+            per_device_train_batch_size: batch,
+            gradient_accumulation_steps: accumulation,
+            ..TrainSettings::default()
+        };
+        Feed::new(&vec![5; records], &settings)
+    }
+
+    #[test]
+    fn an_epoch_shows_every_record_once_in_an_order_of_its_own() {
+        let mut feed = feed(11, 2, 2);
+        assert_eq!((feed.micro_batches(), feed.steps_per_epoch()), (6, 3));
+        let mut epoch = |first: u64| (first..first + 3).flat_map(|s| feed.step(s)).collect::<Vec<_>>();
+        let (one, two) = (epoch(1), epoch(4));
+        assert_eq!(one.iter().map(Vec::len).collect::<Vec<_>>(), [2, 2, 2, 2, 2, 1]);
+        assert_ne!(one, two);
+        for epoch in [one, two] {
+            let mut records = epoch.concat();
+            records.sort();
+            assert_eq!(records, (0..11).collect::<Vec<_>>());
+        }
+    }
+
+    #[test]
+    fn a_step_does_not_depend_on_those_before() {
+        let mut straight = feed(10, 2, 2);
+        let all: Vec<_> = (1..=9).map(|s| straight.step(s)).collect();
+        for step in [9, 1, 5] {
+            assert_eq!(feed(10, 2, 2).step(step), all[step as usize - 1]);
+        }
+    }
+
+    #[test]
+    fn epochs_count_micro_batches() {
+        let feed = feed(6, 2, 2);
+        // Three micro-batches: the second step of an epoch has one of them.
+        assert_eq!([0, 1, 2, 3].map(|done| feed.epochs(done)), [0.0, 2.0 / 3.0, 1.0, 1.0 + 2.0 / 3.0]);
+        assert_eq!(feed.cursor(3), Cursor { epoch: 1, step_in_epoch: 1 });
+    }
+
+    #[test]
+    fn packs_hold_every_record_and_never_too_much() {
+        let lengths: Vec<usize> = (0..200).map(|i| 1 + i * 37 % 90).collect();
+        let packs = pack(&shuffled(200, 7), &lengths, 100);
+        let mut records = packs.concat();
+        records.sort();
+        assert_eq!(records, (0..200).collect::<Vec<_>>());
+        let used = |pack: &Vec<usize>| pack.iter().map(|&r| lengths[r]).sum::<usize>();
+        assert!(packs.iter().all(|pack| used(pack) <= 100));
+        let total: usize = lengths.iter().sum();
+        assert!(packs.len() <= total.div_ceil(100) * 11 / 10, "{} packs for {total} tokens", packs.len());
+    }
+}

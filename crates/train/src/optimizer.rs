@@ -1,0 +1,134 @@
+//! AdamW over the adapter's flat buffer, and its state.
+
+use std::path::Path;
+
+use danlu_kernels::{AdamW, Backend, Buffer, DType, from_f32};
+use danlu_model::Weights;
+use danlu_model::files;
+use safetensors::Dtype;
+use safetensors::tensor::TensorView;
+
+use crate::{TrainError, TrainSettings};
+
+/// Name of the state's file in a checkpoint.
+pub(crate) const OPTIMIZER_FILE: &str = "optimizer.safetensors";
+
+/// The state's tensors, named as torch names them.
+const MOMENTS: [&str; 2] = ["exp_avg", "exp_avg_sq"];
+
+/// Both moments of every parameter, in the adapter's own layout.
+#[derive(Debug)]
+pub(crate) struct Optimizer {
+    first: Buffer,
+    second: Buffer,
+    len: usize,
+}
+
+impl Optimizer {
+    /// A state of zeros for `len` parameters.
+    pub fn new(backend: &dyn Backend, len: usize) -> Self {
+        Self { first: backend.alloc(len), second: backend.alloc(len), len }
+    }
+
+    /// One update, by a gradient of norm `norm`, clipped as `torch.nn.utils.clip_grad_norm_` does.
+    pub fn update(
+        &mut self,
+        backend: &dyn Backend,
+        params: &mut Buffer,
+        grads: &Buffer,
+        settings: &TrainSettings,
+        learning_rate: f64,
+        step: u64,
+        norm: f64,
+    ) {
+        let update = AdamW {
+            learning_rate: learning_rate as f32,
+            beta1: settings.adam_beta1 as f32,
+            beta2: settings.adam_beta2 as f32,
+            eps: settings.adam_epsilon as f32,
+            weight_decay: settings.weight_decay as f32,
+            // `TrainSettings::validate` keeps runs below 2^32 steps.
+            step: u32::try_from(step).unwrap_or(u32::MAX),
+            grad_scale: clip_factor(norm, settings.max_grad_norm) as f32,
+        };
+        backend.adamw(params, grads, &mut self.first, &mut self.second, self.len, update);
+    }
+
+    /// Writes both moments as f32.
+    pub fn save(&self, folder: &Path, backend: &dyn Backend) -> Result<(), TrainError> {
+        let bytes = [&self.first, &self.second].map(|buffer| {
+            let (mut values, mut bytes) = (vec![0.0; self.len], vec![0; self.len * 4]);
+            backend.read(&mut values, buffer, 0);
+            from_f32(DType::F32, &values, &mut bytes);
+            bytes
+        });
+        let view = |data| TensorView::new(Dtype::F32, vec![self.len], data).expect("four bytes an element");
+        let views = MOMENTS.into_iter().zip(bytes.iter().map(|data| view(data)));
+        let file = safetensors::serialize(views, None).expect("two tensors with names of their own");
+        Ok(files::write_atomic(&folder.join(OPTIMIZER_FILE), &file)?)
+    }
+
+    /// Reads what [`Optimizer::save`] wrote.
+    pub fn load(&mut self, folder: &Path, backend: &dyn Backend) -> Result<(), TrainError> {
+        let path = folder.join(OPTIMIZER_FILE);
+        // Twice the parameters, and a header: anything much larger is another file.
+        let limit = (self.len as u64 * 8).saturating_add(1 << 16);
+        let found = Weights::from_bytes(&path, files::read_bounded(&path, limit)?)?;
+        let [first, second] = MOMENTS.map(|name| found.vector_f32(name, self.len));
+        let (first, second) = (first?, second?);
+        if let Some(i) = first.iter().position(|v| !v.is_finite()) {
+            return Err(TrainError::damaged(&path, format!("`exp_avg` holds {} at element {i}", first[i])));
+        }
+        if let Some(i) = second.iter().position(|v| !v.is_finite() || *v < 0.0) {
+            return Err(TrainError::damaged(&path, format!("`exp_avg_sq` holds {} at element {i}", second[i])));
+        }
+        backend.write(&mut self.first, 0, &first);
+        backend.write(&mut self.second, 0, &second);
+        Ok(())
+    }
+}
+
+/// What a gradient of norm `norm` is multiplied by: `min(1, max_norm / (norm + 1e-6))`; 1 where
+/// `max_norm` is 0.
+pub(crate) fn clip_factor(norm: f64, max_norm: f64) -> f64 {
+    if max_norm > 0.0 { (max_norm / (norm + 1e-6)).min(1.0) } else { 1.0 }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use danlu_kernels::Reference;
+
+    #[test]
+    fn clipping_only_ever_shrinks() {
+        assert_eq!(clip_factor(0.5, 1.0), 1.0);
+        assert!((clip_factor(4.0, 1.0) - 0.25).abs() < 1e-6);
+        assert_eq!(clip_factor(4.0, 0.0), 1.0);
+        assert_eq!(clip_factor(0.0, 1.0), 1.0);
+    }
+
+    #[test]
+    fn the_state_survives_the_trip_and_a_damaged_one_is_refused() {
+        let backend = Reference::new();
+        let folder = tempfile::tempdir().unwrap();
+        let mut saved = Optimizer::new(&backend, 3);
+        backend.write(&mut saved.first, 0, &[1.0, -2.0, 1e-30]);
+        backend.write(&mut saved.second, 0, &[1.0, 0.0, 1e-38]);
+        saved.save(folder.path(), &backend).unwrap();
+        let mut loaded = Optimizer::new(&backend, 3);
+        loaded.load(folder.path(), &backend).unwrap();
+        assert_eq!(loaded.first.host_slice(), saved.first.host_slice());
+        assert_eq!(loaded.second.host_slice(), saved.second.host_slice());
+
+        let error = Optimizer::new(&backend, 4).load(folder.path(), &backend).unwrap_err();
+        assert!(error.to_string().contains("exp_avg"), "{error}");
+        for (bad, name) in [(f32::NAN, "`exp_avg`"), (-1.0, "`exp_avg_sq`")] {
+            let mut spoilt = Optimizer::new(&backend, 3);
+            let buffer = if name == "`exp_avg`" { &mut spoilt.first } else { &mut spoilt.second };
+            backend.write(buffer, 1, &[bad]);
+            spoilt.save(folder.path(), &backend).unwrap();
+            let error = loaded.load(folder.path(), &backend).unwrap_err().to_string();
+            assert!(error.contains(name) && error.contains("element 1"), "{error}");
+        }
+    }
+}

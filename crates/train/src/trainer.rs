@@ -1,0 +1,358 @@
+//! The run: one optimizer step at a time, driven by the caller.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Instant;
+
+use danlu_adapter::Adapter;
+use danlu_kernels::{Backend, Buffer, rng};
+use danlu_model::{Batch, Decoder, DropoutPlan, Sequence, Workspace};
+use serde::{Deserialize, Serialize};
+
+use crate::feed::Feed;
+use crate::optimizer::{Optimizer, clip_factor};
+use crate::{DataFingerprint, LogEntry, Schedule, TrainError, TrainSettings, TrainerState};
+
+/// Names the stream of dropout masks, apart from every other use of the seed.
+const DROPOUT_STREAM: u64 = 0x6472_6f70_6f75;
+
+/// One record to train on, and what to call it in a message.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Example {
+    /// Token ids, and which carry a loss.
+    pub sequence: Sequence,
+    /// Where it came from: `huanhuan.json:812`.
+    pub origin: String,
+}
+
+/// One optimizer step, after it.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct StepReport {
+    /// Steps done, this one included.
+    pub step: u64,
+    /// Passes over the data so far.
+    pub epoch: f64,
+    /// Mean over all trained tokens of the step, nats.
+    pub loss: f64,
+    /// L2 norm of the whole gradient, before clipping.
+    pub grad_norm: f64,
+    /// Learning rate that the step was taken with.
+    pub learning_rate: f64,
+    /// Tokens that went through the model.
+    pub tokens: u64,
+    /// Those that carried a loss.
+    pub trained_tokens: u64,
+    /// Time it took, seconds.
+    pub seconds: f64,
+}
+
+/// The loss on records that are not trained on.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct EvalReport {
+    /// Mean over all trained tokens, nats.
+    pub loss: f64,
+    /// e to the loss.
+    pub perplexity: f64,
+    /// Tokens that carried a loss.
+    pub tokens: u64,
+    /// Time it took, seconds.
+    pub seconds: f64,
+}
+
+/// A run in progress.
+///
+/// The caller owns the loop: it prints, saves and stops as it likes, between steps.
+///
+/// ```no_run
+/// # fn run(mut trainer: danlu_train::Trainer) -> Result<(), danlu_train::TrainError> {
+/// while !trainer.is_finished() {
+///     let report = trainer.step()?;
+///     println!("{} {:.4}", report.step, report.loss);
+/// }
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Debug)]
+pub struct Trainer {
+    pub(crate) decoder: Arc<Decoder>,
+    pub(crate) adapter: Adapter,
+    pub(crate) optimizer: Optimizer,
+    pub(crate) settings: TrainSettings,
+    pub(crate) schedule: Schedule,
+    pub(crate) feed: Feed,
+    pub(crate) state: TrainerState,
+    pub(crate) history: Vec<StepReport>,
+    pub(crate) data: DataFingerprint,
+    pub(crate) base: String,
+    examples: Vec<Example>,
+    grads: Buffer,
+    work: Workspace,
+}
+
+impl Trainer {
+    /// A run at its beginning. `base` names the base's contents, as
+    /// [`base_fingerprint`](crate::base_fingerprint) does.
+    ///
+    /// # Errors
+    /// If a setting is out of range, or a record is empty of loss, too long, or not of this model.
+    pub fn new(
+        decoder: Arc<Decoder>,
+        adapter: Adapter,
+        examples: Vec<Example>,
+        settings: TrainSettings,
+        base: String,
+    ) -> Result<Self, TrainError> {
+        settings.validate()?;
+        check_examples(&examples, &settings, decoder.config().vocab_size)?;
+        let lengths: Vec<usize> = examples.iter().map(|e| e.sequence.ids.len()).collect();
+        let feed = Feed::new(&lengths, &settings);
+        let total = settings.total_steps(feed.micro_batches());
+        if total > u64::from(u32::MAX) {
+            let value = settings.num_train_epochs.to_string();
+            return Err(TrainError::Setting { name: "num_train_epochs", value, expected: "fewer than 2^32 steps" });
+        }
+        let backend = decoder.backend().clone();
+        let parameters = adapter.num_parameters();
+        let state = TrainerState {
+            is_local_process_zero: true,
+            is_world_process_zero: true,
+            max_steps: total,
+            num_train_epochs: feed.epochs(total).ceil() as u64,
+            logging_steps: settings.logging_steps,
+            save_steps: settings.save_steps,
+            eval_steps: settings.eval_steps.unwrap_or(0),
+            train_batch_size: settings.per_device_train_batch_size as u64,
+            ..TrainerState::default()
+        };
+        tracing::debug!(records = examples.len(), parameters, steps = total, "run prepared");
+        Ok(Self {
+            optimizer: Optimizer::new(&*backend, parameters),
+            grads: backend.alloc(parameters),
+            schedule: settings.schedule(total),
+            data: DataFingerprint::of(&examples),
+            history: Vec::new(),
+            work: Workspace::new(),
+            decoder,
+            adapter,
+            settings,
+            feed,
+            state,
+            base,
+            examples,
+        })
+    }
+
+    /// Takes one optimizer step: every micro-batch forward and backward, then one update.
+    ///
+    /// The loss is the mean over the trained tokens of all micro-batches together, so that how a step is
+    /// cut into micro-batches does not weigh the records.
+    ///
+    /// # Errors
+    /// If the run is over, or loss or gradient is not finite: the adapter and the optimizer are then as
+    /// they were before the step.
+    pub fn step(&mut self) -> Result<StepReport, TrainError> {
+        let step = self.state.global_step + 1;
+        if self.is_finished() {
+            return Err(TrainError::Finished { steps: self.schedule.total_steps });
+        }
+        let start = Instant::now();
+        let records = self.feed.step(step);
+        let sequences = |micro: &Vec<usize>| Batch::new(micro.iter().map(|&r| &self.examples[r].sequence));
+        let batches: Vec<Batch> = records.iter().map(sequences).collect();
+        let tokens = batches.iter().map(Batch::tokens).sum::<usize>();
+        let trained = batches.iter().map(Batch::trained_tokens).sum::<usize>();
+        let backend = self.decoder.backend().clone();
+        let parameters = self.adapter.num_parameters();
+
+        backend.zero(&mut self.grads, parameters);
+        let (dloss, mut sum) = (1.0 / trained as f32, 0.0);
+        for (micro, batch) in batches.iter().enumerate() {
+            let dropout = self.dropout(step, micro);
+            let (work, grads) = (&mut self.work, &mut self.grads);
+            let losses = self.decoder.losses_and_gradients(work, batch, &self.adapter, dropout, dloss, grads)?;
+            sum += losses.iter().map(|&loss| f64::from(loss)).sum::<f64>();
+        }
+        let loss = sum / trained as f64;
+        let grad_norm = backend.sum_of_squares(&self.grads, parameters).sqrt();
+        // The second moment holds squares in f32: a gradient whose square does not fit would never heal.
+        let clipped = grad_norm * clip_factor(grad_norm, self.settings.max_grad_norm);
+        let usable = [("loss", loss, loss), ("gradient norm", grad_norm, clipped * clipped)];
+        if let Some(&(what, value, _)) = usable.iter().find(|(_, _, v)| !(*v as f32).is_finite()) {
+            let records = records.concat().into_iter().map(|r| self.examples[r].origin.clone()).collect();
+            return Err(TrainError::NonFinite { step, what, value, records });
+        }
+
+        let learning_rate = self.schedule.at(step);
+        let (params, settings) = (&mut self.adapter.params, &self.settings);
+        self.optimizer.update(&*backend, params, &self.grads, settings, learning_rate, step, grad_norm);
+        let report = StepReport {
+            step,
+            epoch: self.feed.epochs(step),
+            loss,
+            grad_norm,
+            learning_rate,
+            tokens: tokens as u64,
+            trained_tokens: trained as u64,
+            seconds: start.elapsed().as_secs_f64(),
+        };
+        self.account(report);
+        Ok(report)
+    }
+
+    /// The mean loss over `sequences` with the adapter as it is now, without dropout.
+    ///
+    /// # Errors
+    /// If no token of them carries a loss, or an id is not of this model.
+    pub fn evaluate(&mut self, sequences: &[Sequence]) -> Result<EvalReport, TrainError> {
+        let start = Instant::now();
+        let budget = self.settings.max_length.max(512);
+        let (mut sum, mut tokens) = (0.0, 0);
+        let mut rest = sequences;
+        while let Some(first) = rest.first() {
+            // As many as fill the budget, and at least one.
+            let (mut used, mut taken) = (first.ids.len(), 1);
+            while rest.get(taken).is_some_and(|next| used + next.ids.len() <= budget) {
+                used += rest[taken].ids.len();
+                taken += 1;
+            }
+            let batch = Batch::new(&rest[..taken]);
+            rest = &rest[taken..];
+            if batch.trained_tokens() > 0 {
+                let losses = self.decoder.losses(&mut self.work, &batch, Some(&self.adapter))?;
+                sum += losses.iter().map(|&loss| f64::from(loss)).sum::<f64>();
+                tokens += losses.len();
+            }
+        }
+        if tokens == 0 {
+            let all = sequences.iter().map(|s| s.ids.len()).sum();
+            return Err(TrainError::NoTrainedToken { origin: "the held-out records".into(), tokens: all });
+        }
+        let loss = sum / tokens as f64;
+        let seconds = start.elapsed().as_secs_f64();
+        Ok(EvalReport { loss, perplexity: loss.exp(), tokens: tokens as u64, seconds })
+    }
+
+    /// Puts an evaluation into the log, at the present step.
+    pub fn log_evaluation(&mut self, report: &EvalReport) {
+        self.state.log_evaluation(report.loss, report.seconds);
+    }
+
+    /// Writes the adapter's own two files, as PEFT does.
+    ///
+    /// # Errors
+    /// If the folder cannot be written.
+    pub fn save_adapter(&self, folder: &Path) -> Result<(), TrainError> {
+        Ok(self.adapter.save(folder, &**self.decoder.backend())?)
+    }
+
+    /// Whether every step is taken.
+    pub fn is_finished(&self) -> bool {
+        self.state.global_step >= self.schedule.total_steps
+    }
+
+    /// Whether the settings ask for a checkpoint at the present step.
+    pub fn wants_checkpoint(&self) -> bool {
+        is_multiple(self.state.global_step, self.settings.save_steps)
+    }
+
+    /// Whether the settings ask for an evaluation at the present step.
+    pub fn wants_evaluation(&self) -> bool {
+        is_multiple(self.state.global_step, self.settings.eval_steps.unwrap_or(0))
+    }
+
+    /// Steps done.
+    pub fn global_step(&self) -> u64 {
+        self.state.global_step
+    }
+
+    /// Steps of the whole run.
+    pub fn total_steps(&self) -> u64 {
+        self.schedule.total_steps
+    }
+
+    /// The adapter as it is now.
+    pub fn adapter(&self) -> &Adapter {
+        &self.adapter
+    }
+
+    /// The adapter, when the run is over.
+    pub fn into_adapter(self) -> Adapter {
+        self.adapter
+    }
+
+    /// The base.
+    pub fn decoder(&self) -> &Arc<Decoder> {
+        &self.decoder
+    }
+
+    /// The settings of the run.
+    pub fn settings(&self) -> &TrainSettings {
+        &self.settings
+    }
+
+    /// Progress and log.
+    pub fn state(&self) -> &TrainerState {
+        &self.state
+    }
+
+    /// Every step since the run began, across resumptions.
+    pub fn history(&self) -> &[StepReport] {
+        &self.history
+    }
+
+    fn backend(&self) -> &dyn Backend {
+        &**self.decoder.backend()
+    }
+
+    fn dropout(&self, step: u64, micro: usize) -> Option<DropoutPlan> {
+        let probability = self.settings.lora_dropout as f32;
+        let key = rng::key(&[self.settings.seed, DROPOUT_STREAM, step, micro as u64]);
+        (probability > 0.0).then_some(DropoutPlan { probability, key })
+    }
+
+    /// Books a step that was taken.
+    fn account(&mut self, report: StepReport) {
+        let StepReport { step, epoch, grad_norm, learning_rate, .. } = report;
+        self.history.push(report);
+        let state = &mut self.state;
+        (state.global_step, state.epoch) = (step, epoch);
+        state.num_input_tokens_seen += report.tokens;
+        if is_multiple(step, self.settings.logging_steps) || step == self.schedule.total_steps {
+            let logged = |entry: &LogEntry| match entry {
+                LogEntry::Train { step, .. } => Some(*step as usize),
+                _ => None,
+            };
+            let before = state.log_history.iter().rev().find_map(logged).unwrap_or(0);
+            let since = &self.history[before.min(self.history.len() - 1)..];
+            let loss = since.iter().map(|s| s.loss).sum::<f64>() / since.len() as f64;
+            state.log_history.push(LogEntry::Train { epoch, grad_norm, learning_rate, loss, step });
+        }
+    }
+}
+
+fn is_multiple(step: u64, of: u64) -> bool {
+    of > 0 && step > 0 && step % of == 0
+}
+
+fn check_examples(examples: &[Example], settings: &TrainSettings, vocab_size: usize) -> Result<(), TrainError> {
+    if examples.is_empty() {
+        return Err(TrainError::NoExamples);
+    }
+    for Example { sequence, origin } in examples {
+        let (tokens, origin) = (sequence.ids.len(), || origin.clone());
+        if sequence.trained.len() != tokens {
+            return Err(TrainError::Uneven { origin: origin(), ids: tokens, marks: sequence.trained.len() });
+        }
+        if tokens > settings.max_length {
+            return Err(TrainError::TooLong { origin: origin(), tokens, max_length: settings.max_length });
+        }
+        if sequence.trained_tokens() == 0 {
+            return Err(TrainError::NoTrainedToken { origin: origin(), tokens });
+        }
+        if let Some(&id) = sequence.ids.iter().find(|&&id| id as usize >= vocab_size) {
+            return Err(TrainError::UnknownToken { origin: origin(), id, vocab_size });
+        }
+    }
+    Ok(())
+}
