@@ -51,6 +51,16 @@ pub enum TrainError {
         /// Number of marks.
         marks: usize,
     },
+    /// A token that the base has no embedding for.
+    #[error("{origin}: token id {id} is outside the model's vocabulary of {vocab_size}")]
+    UnknownToken {
+        /// The record, as its reader names it.
+        origin: String,
+        /// The id.
+        id: u32,
+        /// Ids the model knows.
+        vocab_size: usize,
+    },
     /// A number that is no number any more. Nothing was updated.
     #[error("step {step}: the {what} is {value}; its records: {}", records.join(", "))]
     NonFinite {

@@ -28,6 +28,7 @@ pub(crate) struct Feed {
     batch_size: usize,
     accumulation: usize,
     seed: u64,
+    shuffle: bool,
     /// The epoch whose order is kept at hand.
     ordered: Option<(u64, Vec<usize>)>,
 }
@@ -35,17 +36,17 @@ pub(crate) struct Feed {
 impl Feed {
     /// A feed of records of these lengths.
     pub fn new(lengths: &[usize], settings: &TrainSettings) -> Self {
-        let seed = settings.seed;
+        let (seed, shuffle) = (settings.seed, settings.shuffle_dataset);
         let units = if settings.packing {
             // Packed once, in one shuffled order, so that every pass has the same number of steps.
-            let order = shuffled(lengths.len(), rng::key(&[seed, ORDER_STREAM]));
+            let order = order(lengths.len(), shuffle, rng::key(&[seed, ORDER_STREAM]));
             pack(&order, lengths, settings.max_length)
         } else {
             (0..lengths.len()).map(|i| vec![i]).collect()
         };
         let (batch_size, accumulation) =
             (settings.per_device_train_batch_size, settings.gradient_accumulation_steps);
-        Self { units, batch_size, accumulation, seed, ordered: None }
+        Self { units, batch_size, accumulation, seed, shuffle, ordered: None }
     }
 
     /// Micro-batches of one pass over the data.
@@ -74,7 +75,7 @@ impl Feed {
         let Cursor { epoch, step_in_epoch } = self.cursor(step - 1);
         if self.ordered.as_ref().is_none_or(|(e, _)| *e != epoch) {
             let key = rng::key(&[self.seed, ORDER_STREAM, epoch]);
-            self.ordered = Some((epoch, shuffled(self.units.len(), key)));
+            self.ordered = Some((epoch, order(self.units.len(), self.shuffle, key)));
         }
         let order = self.ordered.as_ref().map_or(&[][..], |(_, order)| order);
         order
@@ -86,9 +87,11 @@ impl Feed {
     }
 }
 
-fn shuffled(len: usize, key: u64) -> Vec<usize> {
+fn order(len: usize, shuffle: bool, key: u64) -> Vec<usize> {
     let mut order: Vec<usize> = (0..len).collect();
-    rng::Stream::new(key).shuffle(&mut order);
+    if shuffle {
+        rng::Stream::new(key).shuffle(&mut order);
+    }
     order
 }
 
@@ -161,7 +164,7 @@ mod tests {
     #[test]
     fn packs_hold_every_record_and_never_too_much() {
         let lengths: Vec<usize> = (0..200).map(|i| 1 + i * 37 % 90).collect();
-        let packs = pack(&shuffled(200, 7), &lengths, 100);
+        let packs = pack(&order(200, true, 7), &lengths, 100);
         let mut records = packs.concat();
         records.sort();
         assert_eq!(records, (0..200).collect::<Vec<_>>());

@@ -69,6 +69,8 @@ pub struct TrainSettings {
     pub max_length: usize,
     /// Fill each row of a micro-batch with several records, which do not see each other.
     pub packing: bool,
+    /// Show the records of every pass in an order of its own; otherwise always in the file's.
+    pub shuffle_dataset: bool,
     /// Train on the question too, not only on the answer.
     pub train_on_prompt: bool,
     /// Held-out records: a share below 1, or a number from 1.
@@ -110,6 +112,7 @@ impl Default for TrainSettings {
             adam_epsilon: 1e-8,
             max_length: 384,
             packing: false,
+            shuffle_dataset: true,
             train_on_prompt: false,
             val_size: 0.0,
             seed: 42,

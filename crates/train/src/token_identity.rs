@@ -1,0 +1,98 @@
+//! The tokens an adapter was trained with travel with it: tokenizer, template, default system prompt.
+//!
+//! An adapter that is asked with another template answers like a stranger, and nothing else tells.
+
+use std::path::{Path, PathBuf};
+
+use danlu_model::files;
+use danlu_model::{TokenFingerprint, Tokenizer};
+use serde::{Deserialize, Serialize};
+
+use crate::TrainError;
+
+/// Name of the file beside the adapter that says how it was made.
+const IDENTITY_FILE: &str = "danlu.json";
+
+/// Files that make up a tokenizer, as far as a base has them.
+const TOKENIZER_FILES: [&str; 4] =
+    ["tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja"];
+
+/// Largest tokenizer file that is copied; the largest in use have some 30 MB.
+const MAX_BYTES: u64 = 1 << 30;
+
+/// Tokenizer, template and default system prompt of a run.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TokenIdentity {
+    folder: PathBuf,
+    written: Written,
+}
+
+/// What `danlu.json` holds.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Written {
+    danlu_version: String,
+    /// The system prompt of every conversation that brings none of its own.
+    default_system: Option<String>,
+    tokens: TokenFingerprint,
+}
+
+impl TokenIdentity {
+    /// The identity of the tokenizer in `folder`, which was read as `tokenizer`.
+    pub fn new(folder: &Path, tokenizer: &Tokenizer, default_system: Option<String>) -> Self {
+        let danlu_version = env!("CARGO_PKG_VERSION").to_owned();
+        let written = Written { danlu_version, default_system, tokens: tokenizer.fingerprint() };
+        Self { folder: folder.to_owned(), written }
+    }
+
+    /// Writes the tokenizer's own files and `danlu.json` into an adapter's folder.
+    ///
+    /// # Errors
+    /// If a file cannot be read or written.
+    pub fn write(&self, adapter: &Path) -> Result<(), TrainError> {
+        for name in TOKENIZER_FILES {
+            let source = self.folder.join(name);
+            if source.is_file() {
+                files::write_atomic(&adapter.join(name), &files::read_bounded(&source, MAX_BYTES)?)?;
+            }
+        }
+        let text = serde_json::to_string_pretty(&self.written).expect("plain fields with names become JSON");
+        Ok(files::write_atomic(&adapter.join(IDENTITY_FILE), text.as_bytes())?)
+    }
+
+    /// The identity in an adapter's folder; none in one that another program made.
+    ///
+    /// # Errors
+    /// If there is one that cannot be read.
+    pub fn read(adapter: &Path) -> Result<Option<Self>, TrainError> {
+        let path = adapter.join(IDENTITY_FILE);
+        if !path.exists() {
+            return Ok(None);
+        }
+        let bytes = files::read_bounded(&path, MAX_BYTES)?;
+        let written = serde_json::from_slice(&bytes).map_err(|e| TrainError::damaged(&path, e.to_string()))?;
+        Ok(Some(Self { folder: adapter.to_owned(), written }))
+    }
+
+    /// The system prompt of conversations that bring none of their own.
+    pub fn default_system(&self) -> Option<&str> {
+        self.written.default_system.as_deref()
+    }
+
+    /// Template, special tokens and tokenizer, hashed.
+    pub fn fingerprint(&self) -> &TokenFingerprint {
+        &self.written.tokens
+    }
+}
+
+/// Whether an adapter was trained with the tokens of `tokenizer`; its identity, where it has one.
+///
+/// # Errors
+/// [`TrainError::Identity`] lists every field that differs, with both values.
+pub fn check_identity(adapter: &Path, tokenizer: &Tokenizer) -> Result<Option<TokenIdentity>, TrainError> {
+    let Some(identity) = TokenIdentity::read(adapter)? else { return Ok(None) };
+    let differences = identity.written.tokens.difference(&tokenizer.fingerprint());
+    if differences.is_empty() {
+        return Ok(Some(identity));
+    }
+    Err(TrainError::Identity { path: adapter.to_owned(), differences })
+}
