@@ -146,7 +146,12 @@ mod tests {
     fn what_a_killed_run_left_is_swept_and_nothing_else() {
         let output = tempfile::tempdir().unwrap();
         let at = |name: &str| output.path().join(name);
-        for name in ["checkpoint-1", ".danlu-tmp-Xy", ".danlu-tmp-aside-checkpoint-2", ".danlu-tmp-aside-checkpoint-1"] {
+        for name in [
+            "checkpoint-1",
+            ".danlu-tmp-Xy",
+            ".danlu-tmp-aside-checkpoint-2",
+            ".danlu-tmp-aside-checkpoint-1",
+        ] {
             fs::create_dir(at(name)).unwrap();
             fs::write(at(name).join("a"), name).unwrap();
         }

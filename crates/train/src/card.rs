@@ -12,7 +12,8 @@ use crate::{DataSummary, Reply, RunSummary};
 pub fn render(run: &RunSummary) -> String {
     let name = line(&run.adapter_name);
     let base = line(&run.base_name);
-    let sections = [front_matter(run), about(run, &name, &base), usage(&name, &base), results(run), samples(run)];
+    let sections =
+        [front_matter(run), about(run, &name, &base), usage(&name, &base), results(run), samples(run)];
     let tail = [data(&run.data), training(run)];
     sections.concat() + &tail.concat()
 }
@@ -86,7 +87,8 @@ fn results(run: &RunSummary) -> String {
         out += "## Result\n\n| | base | base + adapter |\n|---|---:|---:|\n";
         let _ = writeln!(out, "| held-out loss (nats per token) | {before:.4} | {after:.4} |");
         let _ = writeln!(out, "| held-out perplexity | {:.2} | {:.2} |", before.exp(), after.exp());
-        let _ = writeln!(out, "\nMeasured on {} records that were not trained on.\n", run.data.held_out_records);
+        let _ =
+            writeln!(out, "\nMeasured on {} records that were not trained on.\n", run.data.held_out_records);
     }
     out
 }
@@ -170,7 +172,11 @@ fn fenced(text: &str) -> String {
 /// A name as one word of a shell command.
 fn shell_word(name: &str) -> String {
     let plain = |c: char| c.is_alphanumeric() || matches!(c, '-' | '_' | '.' | '/');
-    if !name.is_empty() && name.chars().all(plain) { name.to_owned() } else { format!("'{}'", name.replace('\'', r"'\''")) }
+    if !name.is_empty() && name.chars().all(plain) {
+        name.to_owned()
+    } else {
+        format!("'{}'", name.replace('\'', r"'\''"))
+    }
 }
 
 #[cfg(test)]
@@ -182,7 +188,9 @@ mod tests {
     fn the_front_matter_is_what_the_hub_asks_for() {
         let card = render(&sample());
         let front = card.strip_prefix("---\n").unwrap().split("\n---\n").next().unwrap();
-        assert!(front.contains("base_model: \"base-8m\"\nlibrary_name: peft\npipeline_tag: text-generation\n"));
+        assert!(
+            front.contains("base_model: \"base-8m\"\nlibrary_name: peft\npipeline_tag: text-generation\n")
+        );
         assert!(front.contains("- lora\n- danlu"));
     }
 

@@ -239,15 +239,18 @@ fn read_history(path: &Path, steps: u64) -> Result<Vec<StepReport>, TrainError> 
     let lines = bytes.split(|&b| b == b'\n').filter(|line| !line.is_empty());
     let mut history: Vec<StepReport> = Vec::new();
     for (step, line) in (1..).zip(lines) {
-        let report: StepReport =
-            serde_json::from_slice(line).map_err(|e| TrainError::damaged(path, format!("line {step}: {e}")))?;
+        let report: StepReport = serde_json::from_slice(line)
+            .map_err(|e| TrainError::damaged(path, format!("line {step}: {e}")))?;
         if report.step != step {
             return Err(TrainError::damaged(path, format!("line {step} tells of step {}", report.step)));
         }
         history.push(report);
     }
     if history.len() as u64 != steps {
-        return Err(TrainError::damaged(path, format!("it tells of {} steps, expected {steps}", history.len())));
+        return Err(TrainError::damaged(
+            path,
+            format!("it tells of {} steps, expected {steps}", history.len()),
+        ));
     }
     Ok(history)
 }

@@ -139,20 +139,25 @@ impl TrainError {
     /// What to do about it, where that is known.
     pub fn hint(&self) -> Option<String> {
         match self {
-            Self::NoTrainedToken { .. } => {
-                Some("`danlu data check` lists such records; `--train-on-prompt` trains on the question too".into())
+            Self::NoTrainedToken { .. } => Some(
+                "`danlu data check` lists such records; `--train-on-prompt` trains on the question too"
+                    .into(),
+            ),
+            Self::TooLong { .. } => {
+                Some("encode the data with the run's own `max_length`, or raise it".into())
             }
-            Self::TooLong { .. } => Some("encode the data with the run's own `max_length`, or raise it".into()),
-            Self::NonFinite { .. } => {
-                Some("the adapter is as it was before this step: look at the records, or lower `--learning-rate`".into())
-            }
-            Self::Resume { .. } => {
-                Some("resume with the settings, data and base of the checkpoint, or start anew in another folder".into())
-            }
+            Self::NonFinite { .. } => Some(
+                "the adapter is as it was before this step: look at the records, or lower `--learning-rate`"
+                    .into(),
+            ),
+            Self::Resume { .. } => Some(
+                "resume with the settings, data and base of the checkpoint, or start anew in another folder"
+                    .into(),
+            ),
             Self::Damaged { .. } => Some("resume from an older checkpoint".into()),
-            Self::Identity { .. } => {
-                Some("use the base and template the adapter was trained with, which lie in its own folder".into())
-            }
+            Self::Identity { .. } => Some(
+                "use the base and template the adapter was trained with, which lie in its own folder".into(),
+            ),
             Self::File(error) => error.hint(),
             Self::Adapter(error) => error.hint(),
             Self::Model(error) => error.hint(),

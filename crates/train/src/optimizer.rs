@@ -80,7 +80,10 @@ impl Optimizer {
             return Err(TrainError::damaged(&path, format!("`exp_avg` holds {} at element {i}", first[i])));
         }
         if let Some(i) = second.iter().position(|v| !v.is_finite() || *v < 0.0) {
-            return Err(TrainError::damaged(&path, format!("`exp_avg_sq` holds {} at element {i}", second[i])));
+            return Err(TrainError::damaged(
+                &path,
+                format!("`exp_avg_sq` holds {} at element {i}", second[i]),
+            ));
         }
         backend.write(&mut self.first, 0, &first);
         backend.write(&mut self.second, 0, &second);

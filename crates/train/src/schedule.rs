@@ -154,7 +154,10 @@ mod tests {
             for (step, &expected) in (1..).zip(expected) {
                 let found = schedule.at(step);
                 // The same formula in f64: only the order of two multiplications may differ.
-                assert!((found - expected).abs() <= 1e-15 * 1e-4_f64.max(expected), "{kind} {step}: {found} {expected}");
+                assert!(
+                    (found - expected).abs() <= 1e-15 * 1e-4_f64.max(expected),
+                    "{kind} {step}: {found} {expected}"
+                );
             }
         }
     }

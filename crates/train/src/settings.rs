@@ -174,9 +174,11 @@ impl TrainSettings {
     /// Names the first setting out of range, with its value.
     pub fn validate(&self) -> Result<(), TrainError> {
         let at_least_one = |name, value: usize| check(value >= 1, name, value, "at least 1");
-        let share = |name, value: f64| check((0.0..1.0).contains(&value), name, value, "at least 0 and below 1");
+        let share =
+            |name, value: f64| check((0.0..1.0).contains(&value), name, value, "at least 0 and below 1");
         let positive = |name, value: f64| check(value.is_finite() && value > 0.0, name, value, "more than 0");
-        let not_negative = |name, value: f64| check(value.is_finite() && value >= 0.0, name, value, "at least 0");
+        let not_negative =
+            |name, value: f64| check(value.is_finite() && value >= 0.0, name, value, "at least 0");
         check(self.lora_r >= 1, "lora_r", self.lora_r, "at least 1")?;
         positive("lora_alpha", self.lora_alpha)?;
         share("lora_dropout", self.lora_dropout)?;
@@ -184,7 +186,12 @@ impl TrainSettings {
         let ratio = (0.0..=1.0).contains(&self.warmup_ratio);
         check(ratio, "warmup_ratio", self.warmup_ratio, "between 0 and 1")?;
         let warms = self.lr_scheduler_type != LrSchedulerType::Constant || self.warmup_ratio == 0.0;
-        check(warms, "warmup_ratio", self.warmup_ratio, "0 for `constant`; `constant_with_warmup` has a warmup")?;
+        check(
+            warms,
+            "warmup_ratio",
+            self.warmup_ratio,
+            "0 for `constant`; `constant_with_warmup` has a warmup",
+        )?;
         positive("num_train_epochs", self.num_train_epochs)?;
         // AdamW counts its steps in 32 bits.
         let steps = self.max_steps.is_none_or(|steps| (1..=u64::from(u32::MAX)).contains(&steps));
@@ -275,7 +282,12 @@ mod target_modules {
     }
 }
 
-fn check(holds: bool, name: &'static str, value: impl fmt::Display, expected: &'static str) -> Result<(), TrainError> {
+fn check(
+    holds: bool,
+    name: &'static str,
+    value: impl fmt::Display,
+    expected: &'static str,
+) -> Result<(), TrainError> {
     if holds { Ok(()) } else { Err(TrainError::Setting { name, value: value.to_string(), expected }) }
 }
 
@@ -301,8 +313,10 @@ mod tests {
     #[test]
     fn target_modules_are_read_in_every_form() {
         let read = |text: &str| {
-            let settings: TrainSettings = serde_json::from_str(&format!(r#"{{ "target_modules": {text} }}"#)).unwrap();
-            let again = serde_json::from_value::<TrainSettings>(serde_json::to_value(&settings).unwrap()).unwrap();
+            let settings: TrainSettings =
+                serde_json::from_str(&format!(r#"{{ "target_modules": {text} }}"#)).unwrap();
+            let again =
+                serde_json::from_value::<TrainSettings>(serde_json::to_value(&settings).unwrap()).unwrap();
             assert_eq!(again, settings);
             settings.target_modules
         };
@@ -345,10 +359,14 @@ mod tests {
     #[test]
     fn only_numbers_keep_a_run_from_resuming() {
         let saved = TrainSettings::default();
-        let quiet = TrainSettings { save_steps: 5, logging_steps: 1, save_total_limit: Some(2), ..saved.clone() };
+        let quiet =
+            TrainSettings { save_steps: 5, logging_steps: 1, save_total_limit: Some(2), ..saved.clone() };
         assert!(quiet.differences(&saved).is_empty());
         let other = TrainSettings { learning_rate: 2e-4, dtype: Precision::Bf16, ..saved.clone() };
         let fields: Vec<_> = other.differences(&saved).into_iter().map(|d| d.to_string()).collect();
-        assert_eq!(fields, ["`learning_rate` was 0.0001 and is 0.0002", "`dtype` was \"f32\" and is \"bf16\""]);
+        assert_eq!(
+            fields,
+            ["`learning_rate` was 0.0001 and is 0.0002", "`dtype` was \"f32\" and is \"bf16\""]
+        );
     }
 }

@@ -125,7 +125,8 @@ pub(crate) fn value_text(value: &serde_json::Value, not_set: &str) -> String {
 /// `1234567` as `1,234,567`.
 pub(crate) fn thousands(value: u64) -> String {
     let digits = value.to_string();
-    let groups: Vec<&str> = digits.as_bytes().rchunks(3).rev().map(|g| std::str::from_utf8(g).unwrap_or("")).collect();
+    let groups: Vec<&str> =
+        digits.as_bytes().rchunks(3).rev().map(|g| std::str::from_utf8(g).unwrap_or("")).collect();
     groups.join(",")
 }
 

@@ -69,7 +69,8 @@ impl TokenIdentity {
             return Ok(None);
         }
         let bytes = files::read_bounded(&path, MAX_BYTES)?;
-        let written = serde_json::from_slice(&bytes).map_err(|e| TrainError::damaged(&path, e.to_string()))?;
+        let written =
+            serde_json::from_slice(&bytes).map_err(|e| TrainError::damaged(&path, e.to_string()))?;
         Ok(Some(Self { folder: adapter.to_owned(), written }))
     }
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use danlu_adapter::Adapter;
-use danlu_kernels::{Backend, Buffer, rng};
+use danlu_kernels::{Buffer, rng};
 use danlu_model::{Batch, Decoder, DropoutPlan, Sequence, Workspace};
 use serde::{Deserialize, Serialize};
 
@@ -110,7 +110,11 @@ impl Trainer {
         let total = settings.total_steps(feed.micro_batches());
         if total > u64::from(u32::MAX) {
             let value = settings.num_train_epochs.to_string();
-            return Err(TrainError::Setting { name: "num_train_epochs", value, expected: "fewer than 2^32 steps" });
+            return Err(TrainError::Setting {
+                name: "num_train_epochs",
+                value,
+                expected: "fewer than 2^32 steps",
+            });
         }
         let backend = decoder.backend().clone();
         let parameters = adapter.num_parameters();
@@ -170,7 +174,8 @@ impl Trainer {
         for (micro, batch) in batches.iter().enumerate() {
             let dropout = self.dropout(step, micro);
             let (work, grads) = (&mut self.work, &mut self.grads);
-            let losses = self.decoder.losses_and_gradients(work, batch, &self.adapter, dropout, dloss, grads)?;
+            let losses =
+                self.decoder.losses_and_gradients(work, batch, &self.adapter, dropout, dloss, grads)?;
             sum += losses.iter().map(|&loss| f64::from(loss)).sum::<f64>();
         }
         let loss = sum / trained as f64;
@@ -301,10 +306,6 @@ impl Trainer {
         &self.history
     }
 
-    fn backend(&self) -> &dyn Backend {
-        &**self.decoder.backend()
-    }
-
     fn dropout(&self, step: u64, micro: usize) -> Option<DropoutPlan> {
         let probability = self.settings.lora_dropout as f32;
         let key = rng::key(&[self.settings.seed, DROPOUT_STREAM, step, micro as u64]);
@@ -335,7 +336,11 @@ fn is_multiple(step: u64, of: u64) -> bool {
     of > 0 && step > 0 && step % of == 0
 }
 
-fn check_examples(examples: &[Example], settings: &TrainSettings, vocab_size: usize) -> Result<(), TrainError> {
+fn check_examples(
+    examples: &[Example],
+    settings: &TrainSettings,
+    vocab_size: usize,
+) -> Result<(), TrainError> {
     if examples.is_empty() {
         return Err(TrainError::NoExamples);
     }

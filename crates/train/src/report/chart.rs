@@ -80,21 +80,31 @@ impl Chart {
         let (right, bottom) = (self.width - MARGIN_RIGHT, self.height - MARGIN_BOTTOM);
         for (value, text) in y.ticks(5) {
             let at = y.place(value);
-            let _ = write!(svg, r#"<line class="grid" x1="{MARGIN_LEFT}" x2="{right}" y1="{at:.1}" y2="{at:.1}"/>"#);
+            let _ = write!(
+                svg,
+                r#"<line class="grid" x1="{MARGIN_LEFT}" x2="{right}" y1="{at:.1}" y2="{at:.1}"/>"#
+            );
             let (left, base) = (MARGIN_LEFT - 8.0, at + 4.0);
             let _ = write!(svg, r#"<text x="{left}" y="{base:.1}" text-anchor="end">{text}</text>"#);
         }
-        let _ = write!(svg, r#"<line class="axis" x1="{MARGIN_LEFT}" x2="{right}" y1="{bottom}" y2="{bottom}"/>"#);
+        let _ = write!(
+            svg,
+            r#"<line class="axis" x1="{MARGIN_LEFT}" x2="{right}" y1="{bottom}" y2="{bottom}"/>"#
+        );
         let tick_base = bottom + 18.0;
-        for (value, text) in x.ticks(if self.width > 600.0 { 8 } else { 5 }).into_iter().filter(|t| t.0.fract() == 0.0) {
+        for (value, text) in
+            x.ticks(if self.width > 600.0 { 8 } else { 5 }).into_iter().filter(|t| t.0.fract() == 0.0)
+        {
             let at = x.place(value);
             // The end of the axis belongs to its name.
             if at < right - 34.0 {
-                let _ = write!(svg, r#"<text x="{at:.1}" y="{tick_base}" text-anchor="middle">{text}</text>"#);
+                let _ =
+                    write!(svg, r#"<text x="{at:.1}" y="{tick_base}" text-anchor="middle">{text}</text>"#);
             }
         }
         let name = escape(self.x_label);
-        let _ = write!(svg, r#"<text class="name" x="{right}" y="{tick_base}" text-anchor="end">{name}</text>"#);
+        let _ =
+            write!(svg, r#"<text class="name" x="{right}" y="{tick_base}" text-anchor="end">{name}</text>"#);
     }
 }
 
@@ -128,7 +138,8 @@ fn hover_data(series: &[Series], x: &Axis) -> serde_json::Value {
     let rows: Vec<_> = series
         .iter()
         .map(|s| {
-            let points: Vec<_> = s.points.iter().map(|&(px, py)| json!([px, x.place(px).round(), number(py)])).collect();
+            let points: Vec<_> =
+                s.points.iter().map(|&(px, py)| json!([px, x.place(px).round(), number(py)])).collect();
             json!({ "name": s.name, "colour": s.colour.to_string(), "points": points })
         })
         .collect();
@@ -138,7 +149,8 @@ fn hover_data(series: &[Series], x: &Axis) -> serde_json::Value {
 /// The series with at most `MAX_POINTS` points, each the mean of its neighbourhood.
 fn thinned(series: &Series) -> Series {
     let size = series.points.len().div_ceil(MAX_POINTS).max(1);
-    let finite = series.points.iter().copied().filter(|p| p.0.is_finite() && p.1.is_finite()).collect::<Vec<_>>();
+    let finite =
+        series.points.iter().copied().filter(|p| p.0.is_finite() && p.1.is_finite()).collect::<Vec<_>>();
     let mean = |bucket: &[(f64, f64)]| {
         let sum = bucket.iter().fold((0.0, 0.0), |sum, p| (sum.0 + p.0, sum.1 + p.1));
         (sum.0 / bucket.len() as f64, sum.1 / bucket.len() as f64)
@@ -223,7 +235,15 @@ mod tests {
 
     fn chart(points: Vec<(f64, f64)>) -> String {
         let series = Series { name: "loss", style: Style::Line, colour: 'a', points };
-        Chart { label: "l", x_label: "s", width: 800.0, height: 300.0, from_zero: false, series: vec![series] }.svg()
+        Chart {
+            label: "l",
+            x_label: "s",
+            width: 800.0,
+            height: 300.0,
+            from_zero: false,
+            series: vec![series],
+        }
+        .svg()
     }
 
     #[test]

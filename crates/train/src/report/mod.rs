@@ -17,7 +17,14 @@ pub use labels::Language;
 pub fn render(run: &RunSummary, language: Language) -> String {
     let l = language.labels();
     let (title, name) = (l.title, escape(&run.adapter_name));
-    let body = [header(run, l), tiles(run, l), charts(run, l), replies(&run.replies, l), data(run, l), settings(run, l)];
+    let body = [
+        header(run, l),
+        tiles(run, l),
+        charts(run, l),
+        replies(&run.replies, l),
+        data(run, l),
+        settings(run, l),
+    ];
     let (style, script) = (include_str!("page.css"), include_str!("page.js"));
     let (lang, body, made_by) = (l.html_lang, body.concat(), l.made_by);
     let (version, backend) = (escape(&run.version), escape(&run.backend));
@@ -71,7 +78,8 @@ fn header(run: &RunSummary, l: &Labels) -> String {
 fn tiles(run: &RunSummary, l: &Labels) -> String {
     let mut tiles = String::new();
     let mut tile = |name: &str, value: String, note: String| {
-        let _ = write!(tiles, r#"<div class="tile"><span>{name}</span><b>{value}</b><span>{note}</span></div>"#);
+        let _ =
+            write!(tiles, r#"<div class="tile"><span>{name}</span><b>{value}</b><span>{note}</span></div>"#);
     };
     let change = |before: f64, after: f64| format!("<i>{before:.3} →</i> <em>{after:.3}</em>");
     if let Some((before, after)) = run.held_out() {
@@ -103,7 +111,8 @@ fn charts(run: &RunSummary, l: &'static Labels) -> String {
         Series { name: l.smoothed, style: Style::Line, colour: 'a', points: smoothed(&loss) },
         Series { name: l.held_out, style: Style::Points, colour: 'b', points: held_out },
     ];
-    let wide = Chart { label: l.loss, x_label: l.step, width: 940.0, height: 340.0, from_zero: false, series };
+    let wide =
+        Chart { label: l.loss, x_label: l.step, width: 940.0, height: 340.0, from_zero: false, series };
     let narrow = |label: &'static str, style, colour, points| Chart {
         label,
         x_label: l.step,
@@ -112,12 +121,14 @@ fn charts(run: &RunSummary, l: &'static Labels) -> String {
         from_zero: true,
         series: vec![Series { name: label, style, colour, points }],
     };
-    let mut speed = narrow(l.tokens_per_second, Style::Faint, 'c', over(|s| s.tokens as f64 / s.seconds.max(1e-9)));
+    let mut speed =
+        narrow(l.tokens_per_second, Style::Faint, 'c', over(|s| s.tokens as f64 / s.seconds.max(1e-9)));
     let line = smoothed(&speed.series[0].points);
     speed.series[0].name = l.raw;
     speed.series.push(Series { name: l.smoothed, style: Style::Line, colour: 'c', points: line });
     let rate = narrow(l.learning_rate, Style::Line, 'b', over(|s| s.learning_rate));
-    let (loss, rate, speed) = (figure(&wide, l.loss_note, true), figure(&rate, "", false), figure(&speed, "", false));
+    let (loss, rate, speed) =
+        (figure(&wide, l.loss_note, true), figure(&rate, "", false), figure(&speed, "", false));
     format!("{loss}<div class=\"pair\">{rate}{speed}</div>\n")
 }
 
@@ -178,11 +189,15 @@ fn replies(replies: &[Reply], l: &Labels) -> String {
 
 fn data(run: &RunSummary, l: &Labels) -> String {
     let data = &run.data;
-    let mut files = format!("<tr><th>{}</th><th>{}</th><th>{}</th><th>SHA-256</th></tr>", l.file, l.format, l.records);
+    let mut files =
+        format!("<tr><th>{}</th><th>{}</th><th>{}</th><th>SHA-256</th></tr>", l.file, l.format, l.records);
     for file in &data.files {
         let (name, format, records) = (escape(&file.name), escape(&file.format), thousands(file.records));
         let hash: String = escape(&file.sha256).chars().take(16).collect();
-        let _ = write!(files, "<tr><td>{name}</td><td>{format}</td><td>{records}</td><td><code>{hash}…</code></td></tr>");
+        let _ = write!(
+            files,
+            "<tr><td>{name}</td><td>{format}</td><td>{records}</td><td><code>{hash}…</code></td></tr>"
+        );
     }
     let share = 100.0 * data.trained_tokens as f64 / data.tokens.max(1) as f64;
     let tokens = format!("{} · {share:.0}% {}", thousands(data.tokens), l.trained_tokens);
@@ -194,13 +209,18 @@ fn data(run: &RunSummary, l: &Labels) -> String {
     row(l.held_out_records, thousands(data.held_out_records));
     row(l.tokens, tokens);
     row(l.longest, format!("{} {}", thousands(data.longest), l.tokens));
-    for (name, count) in [(l.shortened, data.shortened), (l.dropped, data.dropped), (l.skipped, data.skipped)] {
+    for (name, count) in [(l.shortened, data.shortened), (l.dropped, data.dropped), (l.skipped, data.skipped)]
+    {
         if count > 0 {
             row(name, thousands(count));
         }
     }
     let title = l.data;
-    let table = if data.files.is_empty() { String::new() } else { format!("<div class=\"scroll\"><table>{files}</table></div>") };
+    let table = if data.files.is_empty() {
+        String::new()
+    } else {
+        format!("<div class=\"scroll\"><table>{files}</table></div>")
+    };
     format!("<section><h2>{title}</h2>{table}<div class=\"columns\">{rows}</div></section>\n")
 }
 

@@ -1,0 +1,95 @@
+//! The embedded base, and records for it.
+#![allow(dead_code, missing_docs)]
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use danlu_adapter::Adapter;
+use danlu_kernels::{Cpu, CpuOptions, DType};
+use danlu_model::{Decoder, Sequence, Tokenizer};
+use danlu_train::{Example, TokenIdentity, TrainSettings, Trainer, base_fingerprint};
+
+pub fn crate_folder() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+/// `shared/` beside the checkout, where it is present.
+pub fn shared() -> Option<PathBuf> {
+    let path = crate_folder().join("../../../shared");
+    if !path.is_dir() {
+        eprintln!("skipped: no shared/ beside the checkout");
+        return None;
+    }
+    Some(path)
+}
+
+pub fn base_8m() -> PathBuf {
+    crate_folder().join("../cli/assets/base-8m")
+}
+
+pub fn decoder(folder: &Path, threads: usize) -> Arc<Decoder> {
+    let options = CpuOptions { threads: Some(threads), isa: None, dtype: DType::F32 };
+    Arc::new(Decoder::load(folder, Arc::new(Cpu::new(options))).unwrap())
+}
+
+/// Records as `{ "input_ids": [...], "labels": [...] }`, -100 where there is no loss.
+pub fn read_examples(path: &Path) -> Vec<Example> {
+    let records: serde_json::Value = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
+    let integers = |value: &serde_json::Value| {
+        value.as_array().unwrap().iter().map(|v| v.as_i64().unwrap()).collect::<Vec<_>>()
+    };
+    let example = |(i, record): (usize, &serde_json::Value)| Example {
+        sequence: Sequence {
+            ids: integers(&record["input_ids"]).into_iter().map(|id| id as u32).collect(),
+            trained: integers(&record["labels"]).into_iter().map(|label| label >= 0).collect(),
+        },
+        origin: format!("{}:{i}", path.file_name().unwrap().to_string_lossy()),
+    };
+    records.as_array().unwrap().iter().enumerate().map(example).collect()
+}
+
+/// The first `count` records of the embedded data.
+pub fn examples(count: usize) -> Vec<Example> {
+    let mut examples = read_examples(&crate_folder().join("tests/expected/examples.json"));
+    examples.truncate(count);
+    examples
+}
+
+/// Small and quick: rank 2, one record a micro-batch, dropout on.
+pub fn settings() -> TrainSettings {
+    TrainSettings {
+        lora_r: 2,
+        lora_alpha: 8.0,
+        learning_rate: 1e-3,
+        per_device_train_batch_size: 1,
+        logging_steps: 3,
+        max_length: 128,
+        ..TrainSettings::default()
+    }
+}
+
+pub fn trainer(settings: &TrainSettings, examples: Vec<Example>, threads: usize) -> Trainer {
+    let base = base_8m();
+    let decoder = decoder(&base, threads);
+    let config = settings.lora_config("base-8m");
+    let adapter = Adapter::init(config, decoder.config(), settings.seed, &**decoder.backend()).unwrap();
+    Trainer::new(decoder, adapter, examples, settings.clone(), base_fingerprint(&base).unwrap()).unwrap()
+}
+
+pub fn tokens() -> TokenIdentity {
+    let base = base_8m();
+    TokenIdentity::new(&base, &Tokenizer::read(&base).unwrap(), None)
+}
+
+pub fn finish(trainer: &mut Trainer) {
+    while !trainer.is_finished() {
+        trainer.step().unwrap();
+    }
+}
+
+/// The bytes of the adapter as it is now.
+pub fn adapter_bytes(trainer: &Trainer) -> Vec<u8> {
+    let folder = tempfile::tempdir().unwrap();
+    trainer.save_adapter(folder.path()).unwrap();
+    std::fs::read(folder.path().join("adapter_model.safetensors")).unwrap()
+}

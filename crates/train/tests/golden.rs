@@ -1,0 +1,183 @@
+//! Ten steps and one batch's gradients against PyTorch and PEFT.
+//!
+//! The embedded base's values are in `tests/expected` (`reference/training.py`); those of `shared/golden` are
+//! compared where it is present.
+
+mod common;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use common::{crate_folder, decoder, read_examples, shared};
+use danlu_adapter::Adapter;
+use danlu_kernels::Buffer;
+use danlu_model::{Batch, Decoder, Workspace};
+use danlu_train::{Example, LrSchedulerType, TrainSettings, Trainer};
+use safetensors::SafeTensors;
+use serde_json::Value;
+
+/// A folder of expected values, and what they were computed with.
+struct Expected {
+    folder: PathBuf,
+    base: PathBuf,
+    examples: Vec<Example>,
+    training: Value,
+}
+
+impl Expected {
+    fn embedded() -> Self {
+        let folder = crate_folder().join("tests/expected");
+        let examples = read_examples(&folder.join("examples.json"));
+        Self { training: json(&folder.join("training.json")), base: common::base_8m(), examples, folder }
+    }
+
+    fn shared() -> Option<Self> {
+        let folder = shared()?.join("golden");
+        let examples = read_examples(&folder.join("chat_ids.json"));
+        Some(Self {
+            training: json(&folder.join("training.json")),
+            base: folder.join("tiny"),
+            examples,
+            folder,
+        })
+    }
+
+    /// A value that one of the two layouts keeps under `train` or `batch`.
+    fn value(&self, paths: [&str; 2]) -> &Value {
+        paths.iter().find_map(|path| self.training.pointer(path)).expect("one of the paths is there")
+    }
+
+    fn number(&self, paths: [&str; 2]) -> f64 {
+        self.value(paths).as_f64().expect("a number")
+    }
+
+    fn adapter(&self, name: &str, decoder: &Decoder) -> Adapter {
+        Adapter::load(&self.folder.join(name), decoder.config(), &**decoder.backend()).unwrap()
+    }
+}
+
+fn json(path: &Path) -> Value {
+    serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap()
+}
+
+fn relative(found: f64, expected: f64) -> f64 {
+    (found - expected).abs() / expected.abs()
+}
+
+/// Largest difference of an element relative to the tensor's largest, and the relative distance of the whole.
+fn distance(found: &[f32], expected: &[f32]) -> (f64, f64) {
+    let pairs = || found.iter().zip(expected).map(|(&f, &e)| (f64::from(f), f64::from(e)));
+    let largest = pairs().map(|(_, e)| e.abs()).fold(0.0, f64::max);
+    let worst = pairs().map(|(f, e)| (f - e).abs()).fold(0.0, f64::max);
+    let norm = |x: f64| x.sqrt();
+    let apart = norm(pairs().map(|(f, e)| (f - e).powi(2)).sum());
+    let whole = norm(pairs().map(|(_, e)| e * e).sum());
+    (worst / largest, apart / whole)
+}
+
+#[test]
+fn ten_steps_on_the_embedded_base_equal_peft() {
+    // Its learning rate is ten times as large, and so is what an uncertain direction costs.
+    ten_steps(&Expected::embedded(), 1e-2);
+}
+
+#[test]
+fn ten_steps_on_the_tiny_model_equal_peft() {
+    if let Some(expected) = Expected::shared() {
+        ten_steps(&expected, 1e-3);
+    }
+}
+
+/// Losses and gradient norms within 1e-4 relative, every tensor within 1e-3 of its norm: f32 sums in another
+/// order. A single element may be further off, `element_tolerance` of its tensor's largest: where its gradient
+/// is next to nothing, AdamW still takes a step of the learning rate, in a direction that is rounding.
+fn ten_steps(expected: &Expected, element_tolerance: f64) {
+    let decoder = decoder(&expected.base, 2);
+    let hyper = expected.value(["/hyper_parameters", "/train/hyper_parameters"]);
+    let number = |name: &str| hyper[name].as_f64().unwrap();
+    let settings = TrainSettings {
+        lora_dropout: 0.0,
+        learning_rate: number("lr"),
+        lr_scheduler_type: LrSchedulerType::Constant,
+        weight_decay: number("weight_decay"),
+        max_grad_norm: number("max_grad_norm"),
+        max_steps: Some(number("steps") as u64),
+        shuffle_dataset: false,
+        ..TrainSettings::default()
+    };
+    let adapter = expected.adapter("adapter_initial", &decoder);
+    let examples = expected.examples[..40].to_vec();
+    let mut trainer = Trainer::new(decoder.clone(), adapter, examples, settings, String::new()).unwrap();
+
+    let steps = expected.value(["/steps", "/train/steps"]).as_array().unwrap();
+    let (mut worst_loss, mut worst_norm) = (0.0f64, 0.0f64);
+    for step in steps {
+        let report = trainer.step().unwrap();
+        assert_eq!(report.trained_tokens, step["label_tokens"].as_u64().unwrap());
+        worst_loss = worst_loss.max(relative(report.loss, step["loss"].as_f64().unwrap()));
+        worst_norm =
+            worst_norm.max(relative(report.grad_norm, step["grad_norm_before_clip"].as_f64().unwrap()));
+    }
+    let batch: Vec<_> = expected.examples[..4].iter().map(|e| e.sequence.clone()).collect();
+    let after = trainer.evaluate(&batch).unwrap().loss;
+    let after = relative(after, expected.number(["/batch_loss_after", "/train/batch_loss_after"]));
+
+    let target = expected.adapter("adapter_after_10_steps", &decoder);
+    let backend = &**decoder.backend();
+    let (found, target) = (trainer.adapter().to_vec(backend), target.to_vec(backend));
+    let (mut element, mut whole) = (0.0f64, 0.0f64);
+    for tensor in trainer.adapter().tensors() {
+        let place = tensor.offset..tensor.offset + tensor.len();
+        let (e, w) = distance(&found[place.clone()], &target[place]);
+        (element, whole) = (element.max(e), whole.max(w));
+    }
+    println!(
+        "{}: loss {worst_loss:.1e}, gradient norm {worst_norm:.1e}, loss after {after:.1e}, \
+         weights {element:.1e} (element) {whole:.1e} (tensor)",
+        expected.folder.display()
+    );
+    assert!(worst_loss < 1e-4, "losses differ by {worst_loss:e}");
+    assert!(worst_norm < 1e-4, "gradient norms differ by {worst_norm:e}");
+    assert!(after < 1e-4, "the loss after ten steps differs by {after:e}");
+    assert!(whole < 1e-3, "weights differ by {whole:e}");
+    assert!(element < element_tolerance, "an element differs by {element:e}");
+}
+
+#[test]
+fn gradients_on_the_embedded_base_equal_peft() {
+    gradients(&Expected::embedded());
+}
+
+#[test]
+fn gradients_on_the_tiny_model_equal_peft() {
+    if let Some(expected) = Expected::shared() {
+        gradients(&expected);
+    }
+}
+
+/// The gradient of every adapter tensor within 1e-4 of its largest element.
+fn gradients(expected: &Expected) {
+    let decoder: Arc<Decoder> = decoder(&expected.base, 2);
+    let adapter = expected.adapter("adapter_for_gradients", &decoder);
+    let batch = Batch::new(expected.examples[..4].iter().map(|e| &e.sequence));
+    let mut grads = Buffer::host(adapter.num_parameters());
+    let mut work = Workspace::new();
+    let dloss = 1.0 / batch.trained_tokens() as f32;
+    let losses = decoder.losses_and_gradients(&mut work, &batch, &adapter, None, dloss, &mut grads).unwrap();
+    let loss = losses.iter().map(|&l| f64::from(l)).sum::<f64>() / losses.len() as f64;
+    let loss = relative(loss, expected.number(["/batch/loss", "/batch_loss"]));
+
+    let bytes = std::fs::read(expected.folder.join("lora_gradients.safetensors")).unwrap();
+    let file = SafeTensors::deserialize(&bytes).unwrap();
+    let mut worst = 0.0f64;
+    for tensor in adapter.tensors() {
+        let view = file.tensor(&tensor.name).unwrap();
+        let target: Vec<f32> =
+            view.data().chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect();
+        let (element, _) = distance(&grads.host_slice()[tensor.offset..][..tensor.len()], &target);
+        worst = worst.max(element);
+    }
+    println!("{}: loss {loss:.1e}, gradients {worst:.1e}", expected.folder.display());
+    assert!(loss < 1e-5, "the loss differs by {loss:e}");
+    assert!(worst < 1e-4, "gradients differ by {worst:e}");
+}

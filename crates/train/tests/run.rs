@@ -1,0 +1,290 @@
+//! What a run promises: resuming, repeating, normalising, refusing.
+
+mod common;
+
+use std::fs;
+use std::path::Path;
+
+use common::{adapter_bytes, examples, finish, settings, tokens, trainer};
+use danlu_model::{Sequence, Tokenizer};
+use danlu_train::{
+    StepReport, TokenIdentity, TrainError, TrainSettings, check_identity, checkpoints, latest_checkpoint,
+    sweep_leftovers,
+};
+
+/// A step without its time, which is the one thing allowed to differ.
+fn timeless(history: &[StepReport]) -> Vec<StepReport> {
+    history.iter().map(|s| StepReport { seconds: 0.0, ..*s }).collect()
+}
+
+#[test]
+fn resumed_run_equals_straight_run() {
+    for packing in [false, true] {
+        let settings = TrainSettings { num_train_epochs: 2.0, packing, ..settings() };
+        let mut straight = trainer(&settings, examples(9), 2);
+        finish(&mut straight);
+
+        let output = tempfile::tempdir().unwrap();
+        let mut first = trainer(&settings, examples(9), 2);
+        // Inside an epoch, and between two entries of the log.
+        for _ in 0..first.total_steps() / 2 {
+            first.step().unwrap();
+        }
+        let held_out = [examples(10)[9].sequence.clone()];
+        let evaluation = first.evaluate(&held_out).unwrap();
+        first.log_evaluation(&evaluation);
+        let folder = first.save_checkpoint(output.path(), &tokens()).unwrap();
+        drop(first);
+
+        let mut second = trainer(&settings, examples(9), 2);
+        let resumed = second.resume(&folder).unwrap();
+        assert_eq!((resumed.step, resumed.backend_changed), (second.total_steps() / 2, None));
+        finish(&mut second);
+        assert_eq!(timeless(second.history()), timeless(straight.history()));
+        assert_eq!(adapter_bytes(&second), adapter_bytes(&straight));
+        assert_eq!(second.state().num_input_tokens_seen, straight.state().num_input_tokens_seen);
+        // The same log, but for the one evaluation made on the way.
+        let (mut log, evaluations) = (second.state().log_history.clone(), second.state().evaluations());
+        assert_eq!(evaluations, [(resumed.step, evaluation.loss)]);
+        log.retain(|entry| !matches!(entry, danlu_train::LogEntry::Eval { .. }));
+        assert_eq!(log, straight.state().log_history);
+    }
+}
+
+#[test]
+fn threads_do_not_change_a_byte() {
+    let run = |threads| {
+        let mut trainer = trainer(&settings(), examples(6), threads);
+        finish(&mut trainer);
+        adapter_bytes(&trainer)
+    };
+    let one = run(1);
+    assert_eq!(run(2), one);
+    assert_eq!(run(3), one);
+}
+
+#[test]
+fn two_times_two_records_equal_one_times_four() {
+    let run = |batch, accumulation| {
+        let settings = TrainSettings {
+            lora_dropout: 0.0,
+            per_device_train_batch_size: batch,
+            gradient_accumulation_steps: accumulation,
+            ..settings()
+        };
+        let mut trainer = trainer(&settings, examples(8), 2);
+        finish(&mut trainer);
+        trainer.history().to_vec()
+    };
+    let reference = run(4, 1);
+    assert_eq!(reference.len(), 2);
+    for (batch, accumulation) in [(2, 2), (1, 4)] {
+        for (a, b) in run(batch, accumulation).iter().zip(&reference) {
+            assert_eq!((a.trained_tokens, a.tokens, a.epoch), (b.trained_tokens, b.tokens, b.epoch));
+            // Equal but for the order of sums in f32.
+            assert!((a.loss - b.loss).abs() < 1e-6 * b.loss, "{} {}", a.loss, b.loss);
+            assert!(
+                (a.grad_norm - b.grad_norm).abs() < 1e-5 * b.grad_norm,
+                "{} {}",
+                a.grad_norm,
+                b.grad_norm
+            );
+        }
+    }
+}
+
+#[test]
+fn training_lowers_the_loss_on_what_it_sees() {
+    let settings = TrainSettings { num_train_epochs: 6.0, lora_dropout: 0.0, ..settings() };
+    let mut trainer = trainer(&settings, examples(6), 2);
+    let seen: Vec<Sequence> = examples(6).into_iter().map(|e| e.sequence).collect();
+    let before = trainer.evaluate(&seen).unwrap();
+    finish(&mut trainer);
+    let after = trainer.evaluate(&seen).unwrap();
+    assert!(after.loss < before.loss - 0.2, "{} {}", before.loss, after.loss);
+    assert_eq!(after.perplexity, after.loss.exp());
+    assert!(matches!(trainer.step(), Err(TrainError::Finished { steps: 18 })));
+}
+
+#[test]
+fn another_run_is_refused_with_both_values() {
+    let output = tempfile::tempdir().unwrap();
+    let mut first = trainer(&settings(), examples(6), 2);
+    first.step().unwrap();
+    let folder = first.save_checkpoint(output.path(), &tokens()).unwrap();
+    let refused = |settings: TrainSettings, examples| {
+        trainer(&settings, examples, 2).resume(&folder).unwrap_err().to_string()
+    };
+    let error = refused(TrainSettings { learning_rate: 5e-4, seed: 7, ..settings() }, examples(6));
+    assert!(error.contains("`learning_rate` was 0.001 and is 0.0005; `seed` was 42 and is 7"), "{error}");
+    let error = refused(settings(), examples(5));
+    assert!(error.contains("`data` was 6 records") && error.contains("is 5 records"), "{error}");
+    let mut other = examples(6);
+    other[3].sequence.ids[5] += 1;
+    assert!(refused(settings(), other).contains("`data` was 6 records"));
+    let quiet = TrainSettings { save_steps: 7, logging_steps: 1, ..settings() };
+    assert_eq!(trainer(&quiet, examples(6), 2).resume(&folder).unwrap().step, 1);
+}
+
+#[test]
+fn a_damaged_checkpoint_is_refused_by_file() {
+    let output = tempfile::tempdir().unwrap();
+    let mut first = trainer(&settings(), examples(6), 2);
+    first.step().unwrap();
+    let folder = first.save_checkpoint(output.path(), &tokens()).unwrap();
+    let damage = |name: &str, change: &dyn Fn(Vec<u8>) -> Vec<u8>| {
+        let path = folder.join(name);
+        let whole = fs::read(&path).unwrap();
+        fs::write(&path, change(whole.clone())).unwrap();
+        let error = trainer(&settings(), examples(6), 2).resume(&folder).unwrap_err().to_string();
+        assert!(error.contains(name), "{name}: {error}");
+        fs::write(&path, whole).unwrap();
+        error
+    };
+    for name in
+        ["adapter_model.safetensors", "optimizer.safetensors", "trainer_state.json", "danlu_state.json"]
+    {
+        damage(name, &|bytes| bytes[..bytes.len() / 2].to_vec());
+        damage(name, &|_| Vec::new());
+    }
+    damage("history.jsonl", &|_| Vec::new());
+    damage("history.jsonl", &|bytes| bytes.repeat(2));
+    let replace = |from: &'static str, to: &'static str| {
+        move |bytes| String::from_utf8(bytes).unwrap().replace(from, to).into_bytes()
+    };
+    let error = damage("danlu_state.json", &replace("\"step_in_epoch\": 1", "\"step_in_epoch\": 2"));
+    assert!(error.contains("`cursor.step_in_epoch` is 2, expected 1"), "{error}");
+    damage("danlu_state.json", &replace("\"global_step\": 1", "\"global_step\": 4000000000"));
+    damage("trainer_state.json", &replace("\"global_step\": 1", "\"global_step\": 3"));
+    let nan = |mut bytes: Vec<u8>| {
+        let end = bytes.len();
+        bytes[end - 4..].copy_from_slice(&f32::NAN.to_le_bytes());
+        bytes
+    };
+    damage("optimizer.safetensors", &nan);
+    damage("adapter_model.safetensors", &nan);
+    trainer(&settings(), examples(6), 2).resume(&folder).unwrap();
+}
+
+#[test]
+fn checkpoints_appear_whole_and_the_oldest_go() {
+    let output = tempfile::tempdir().unwrap();
+    let settings = TrainSettings { save_total_limit: Some(2), ..settings() };
+    let mut trainer = trainer(&settings, examples(8), 2);
+    let names = || {
+        let mut names: Vec<_> = fs::read_dir(output.path())
+            .unwrap()
+            .map(|e| e.unwrap().file_name().into_string().unwrap())
+            .collect();
+        names.sort();
+        names
+    };
+    for expected in
+        [&["checkpoint-1"][..], &["checkpoint-1", "checkpoint-2"], &["checkpoint-2", "checkpoint-3"]]
+    {
+        trainer.step().unwrap();
+        trainer.save_checkpoint(output.path(), &tokens()).unwrap();
+        assert_eq!(names(), expected);
+    }
+    // Saving the same step again replaces it.
+    trainer.save_checkpoint(output.path(), &tokens()).unwrap();
+    assert_eq!(names(), ["checkpoint-2", "checkpoint-3"]);
+
+    // A killed run's half-made folder is never taken for a checkpoint, and is swept away.
+    for name in [".danlu-tmp-half", "checkpoint-99", "checkpoint-x", "checkpoint-007"] {
+        fs::create_dir(output.path().join(name)).unwrap();
+    }
+    fs::write(output.path().join(".danlu-tmp-half/danlu_state.json"), "{").unwrap();
+    assert_eq!(latest_checkpoint(output.path()).unwrap().unwrap(), output.path().join("checkpoint-3"));
+    assert_eq!(checkpoints(output.path()).unwrap().len(), 2);
+    sweep_leftovers(output.path()).unwrap();
+    assert!(!output.path().join(".danlu-tmp-half").exists());
+    assert_eq!(latest_checkpoint(&output.path().join("absent")).unwrap(), None);
+}
+
+#[test]
+fn a_save_that_fails_leaves_the_checkpoint_before_it() {
+    let output = tempfile::tempdir().unwrap();
+    let mut trainer = trainer(&settings(), examples(6), 2);
+    trainer.step().unwrap();
+    let folder = trainer.save_checkpoint(output.path(), &tokens()).unwrap();
+    let bytes = fs::read(folder.join("optimizer.safetensors")).unwrap();
+    trainer.step().unwrap();
+    // A tokenizer file that cannot be read any more: a folder of its name.
+    let base = tempfile::tempdir().unwrap();
+    for name in ["tokenizer.json", "tokenizer_config.json"] {
+        fs::copy(common::base_8m().join(name), base.path().join(name)).unwrap();
+    }
+    let identity = TokenIdentity::new(base.path(), &Tokenizer::read(base.path()).unwrap(), None);
+    fs::write(output.path().join("file"), "").unwrap();
+    assert!(trainer.save_checkpoint(&output.path().join("file"), &identity).is_err());
+    assert_eq!(latest_checkpoint(output.path()).unwrap().unwrap(), folder);
+    assert_eq!(fs::read(folder.join("optimizer.safetensors")).unwrap(), bytes);
+}
+
+#[test]
+fn a_step_that_is_not_finite_changes_nothing() {
+    // Alpha as large as f32 allows makes the first change of B overflow the next forward.
+    let settings = TrainSettings { lora_alpha: 1e38, max_grad_norm: 1.0, ..settings() };
+    let mut trainer = trainer(&settings, examples(8), 2);
+    let error = loop {
+        let before = adapter_bytes(&trainer);
+        let steps = trainer.global_step();
+        if let Err(error) = trainer.step() {
+            assert_eq!(adapter_bytes(&trainer), before);
+            assert_eq!((trainer.global_step(), trainer.history().len() as u64), (steps, steps));
+            break error;
+        }
+        assert!(steps < 3, "nothing overflowed");
+    };
+    assert!(matches!(error, TrainError::NonFinite { .. }), "{error}");
+    let text = error.to_string();
+    assert!(text.contains("examples.json:") && text.starts_with("step "), "{text}");
+}
+
+#[test]
+fn records_that_cannot_be_trained_on_are_refused_by_origin() {
+    let base = common::base_8m();
+    let decoder = common::decoder(&base, 1);
+    let refused = |change: &dyn Fn(&mut Sequence)| {
+        let mut examples = examples(3);
+        change(&mut examples[1].sequence);
+        let config = settings().lora_config("base-8m");
+        let adapter =
+            danlu_adapter::Adapter::init(config, decoder.config(), 1, &**decoder.backend()).unwrap();
+        let new = danlu_train::Trainer::new(decoder.clone(), adapter, examples, settings(), String::new());
+        new.unwrap_err().to_string()
+    };
+    let untrained = refused(&|s| s.trained.fill(false));
+    assert!(untrained.starts_with("examples.json:1: none of its"), "{untrained}");
+    assert!(refused(&|s| s.trained.pop().map_or((), drop)).contains("marks"));
+    assert!(refused(&|s| s.ids[2] = u32::MAX).contains("token id 4294967295"));
+    let long = |s: &mut Sequence| (s.ids, s.trained) = (vec![1; 200], vec![true; 200]);
+    assert!(refused(&long).contains("has 200 tokens, and `max_length` is 128"));
+}
+
+#[test]
+fn an_adapter_of_other_tokens_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let base = common::base_8m();
+    let tokenizer = Tokenizer::read(&base).unwrap();
+    assert_eq!(check_identity(folder.path(), &tokenizer).unwrap(), None);
+    let identity = TokenIdentity::new(&base, &tokenizer, Some("你是甄嬛。".into()));
+    identity.write(folder.path()).unwrap();
+    let read = check_identity(folder.path(), &tokenizer).unwrap().unwrap();
+    assert_eq!(read.default_system(), Some("你是甄嬛。"));
+    assert_eq!(read.fingerprint(), identity.fingerprint());
+
+    let path = |name: &str| -> std::path::PathBuf { Path::new(folder.path()).join(name) };
+    let config = fs::read_to_string(path("tokenizer_config.json")).unwrap();
+    let other = tempfile::tempdir().unwrap();
+    fs::copy(path("tokenizer.json"), other.path().join("tokenizer.json")).unwrap();
+    fs::write(
+        other.path().join("tokenizer_config.json"),
+        config.replace("<|start_header_id|>", "<|eot_id|>"),
+    )
+    .unwrap();
+    let error = check_identity(folder.path(), &Tokenizer::read(other.path()).unwrap()).unwrap_err();
+    assert!(error.to_string().contains("chat template"), "{error}");
+    assert!(error.hint().is_some());
+}
