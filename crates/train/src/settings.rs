@@ -329,7 +329,8 @@ mod tests {
 
     #[test]
     fn a_bad_value_is_named() {
-        let bad: [(&str, fn(&mut TrainSettings)); 8] = [
+        type Spoil = fn(&mut TrainSettings);
+        let bad: [(&str, Spoil); 8] = [
             ("lora_r", |s| s.lora_r = 0),
             ("lora_dropout", |s| s.lora_dropout = 1.0),
             ("learning_rate", |s| s.learning_rate = f64::NAN),

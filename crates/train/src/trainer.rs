@@ -333,7 +333,7 @@ impl Trainer {
 }
 
 fn is_multiple(step: u64, of: u64) -> bool {
-    of > 0 && step > 0 && step % of == 0
+    of > 0 && step > 0 && step.is_multiple_of(of)
 }
 
 fn check_examples(
