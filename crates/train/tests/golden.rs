@@ -77,21 +77,20 @@ fn distance(found: &[f32], expected: &[f32]) -> (f64, f64) {
 
 #[test]
 fn ten_steps_on_the_embedded_base_equal_peft() {
-    // Its learning rate is ten times as large, and so is what an uncertain direction costs.
-    ten_steps(&Expected::embedded(), 1e-2);
+    ten_steps(&Expected::embedded());
 }
 
 #[test]
 fn ten_steps_on_the_tiny_model_equal_peft() {
     if let Some(expected) = Expected::shared() {
-        ten_steps(&expected, 1e-3);
+        ten_steps(&expected);
     }
 }
 
 /// Losses and gradient norms within 1e-4 relative, every tensor within 1e-3 of its norm: f32 sums in another
-/// order. A single element may be further off, `element_tolerance` of its tensor's largest: where its gradient
-/// is next to nothing, AdamW still takes a step of the learning rate, in a direction that is rounding.
-fn ten_steps(expected: &Expected, element_tolerance: f64) {
+/// order. Of the elements 999 in 1,000 are within 1e-3 of their tensor's largest, and all within 1e-2: where a
+/// gradient is next to nothing, AdamW still takes a step of the learning rate, in a direction that is rounding.
+fn ten_steps(expected: &Expected) {
     let decoder = decoder(&expected.base, 2);
     let hyper = expected.value(["/hyper_parameters", "/train/hyper_parameters"]);
     let number = |name: &str| hyper[name].as_f64().unwrap();
@@ -125,22 +124,28 @@ fn ten_steps(expected: &Expected, element_tolerance: f64) {
     let target = expected.adapter("adapter_after_10_steps", &decoder);
     let backend = &**decoder.backend();
     let (found, target) = (trainer.adapter().to_vec(backend), target.to_vec(backend));
-    let (mut element, mut whole) = (0.0f64, 0.0f64);
+    let (mut element, mut whole, mut beyond) = (0.0f64, 0.0f64, 0);
     for tensor in trainer.adapter().tensors() {
         let place = tensor.offset..tensor.offset + tensor.len();
-        let (e, w) = distance(&found[place.clone()], &target[place]);
+        let (found, target) = (&found[place.clone()], &target[place]);
+        let (e, w) = distance(found, target);
         (element, whole) = (element.max(e), whole.max(w));
+        let largest = target.iter().fold(0.0f32, |largest, t| largest.max(t.abs()));
+        beyond += found.iter().zip(target).filter(|(f, t)| (*f - *t).abs() > 1e-3 * largest).count();
     }
     println!(
         "{}: loss {worst_loss:.1e}, gradient norm {worst_norm:.1e}, loss after {after:.1e}, \
-         weights {element:.1e} (element) {whole:.1e} (tensor)",
-        expected.folder.display()
+         weights {element:.1e} (element) {whole:.1e} (tensor), \
+         {beyond} of {} elements beyond 1e-3",
+        expected.folder.display(),
+        found.len()
     );
     assert!(worst_loss < 1e-4, "losses differ by {worst_loss:e}");
     assert!(worst_norm < 1e-4, "gradient norms differ by {worst_norm:e}");
     assert!(after < 1e-4, "the loss after ten steps differs by {after:e}");
     assert!(whole < 1e-3, "weights differ by {whole:e}");
-    assert!(element < element_tolerance, "an element differs by {element:e}");
+    assert!(beyond * 1000 < found.len(), "{beyond} of {} elements differ by more than 1e-3", found.len());
+    assert!(element < 1e-2, "an element differs by {element:e}");
 }
 
 #[test]
