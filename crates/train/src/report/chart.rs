@@ -61,10 +61,11 @@ impl Chart {
 
         let mut svg = String::new();
         let (width, height, label) = (self.width, self.height, escape(self.label));
+        let wide = if width > 600.0 { " wide" } else { "" };
         let hover = escape(&hover_data(&series, &x).to_string());
         write!(
             svg,
-            r#"<svg class="chart" viewBox="0 0 {width} {height}" role="img" aria-label="{label}" data-hover="{hover}">"#
+            r#"<svg class="chart{wide}" viewBox="0 0 {width} {height}" role="img" aria-label="{label}" data-hover="{hover}">"#
         )
         .expect("a string takes everything");
         self.axes(&mut svg, &x, &y);

@@ -207,7 +207,7 @@ fn data(run: &RunSummary, l: &Labels) -> String {
     };
     row(l.training_records, thousands(data.training_records));
     row(l.held_out_records, thousands(data.held_out_records));
-    row(l.tokens, tokens);
+    row(l.all_tokens, tokens);
     row(l.longest, format!("{} {}", thousands(data.longest), l.tokens));
     for (name, count) in [(l.shortened, data.shortened), (l.dropped, data.dropped), (l.skipped, data.skipped)]
     {
