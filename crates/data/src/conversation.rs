@@ -4,6 +4,9 @@ use danlu_model::Message;
 
 use crate::record::{Content, Conversation, Fault, Mismatch};
 
+/// The most messages of one conversation: the work of finding its answers grows with their square.
+const MAX_MESSAGES: usize = 4096;
+
 /// The roles that a chat template is sure to know.
 pub(crate) const ROLES: [&str; 3] = ["system", "user", "assistant"];
 
@@ -17,6 +20,14 @@ impl Conversation {
     pub fn system(&self) -> Option<&str> {
         let first = self.messages.first()?;
         (first.role == "system").then_some(first.content.as_str())
+    }
+
+    /// The conversation with `text` as its system message, if it has none and there is a text.
+    pub(crate) fn with_default_system(&self, text: Option<&str>) -> Option<Self> {
+        let text = system(text.filter(|_| self.system().is_none()))?;
+        let messages = std::iter::once(text).chain(self.messages.iter().cloned()).collect();
+        let trained_from = if self.trained_from == 0 { 0 } else { self.trained_from + 1 };
+        Some(Self { messages, trained_from })
     }
 }
 
@@ -33,6 +44,10 @@ pub(crate) fn system(text: Option<&str>) -> Option<Message> {
 /// Accepts messages as a conversation, or says what would train wrongly. Two turns of one role in a row are left
 /// for the chat template to accept or refuse, since templates differ.
 pub(crate) fn conversation(mut messages: Vec<Message>, mut trained_from: usize) -> Result<Content, Mismatch> {
+    if messages.len() > MAX_MESSAGES {
+        let found = format!("a conversation of {} messages", messages.len());
+        return Err(Mismatch::new(Fault::Unsupported, found, format!("at most {MAX_MESSAGES}")));
+    }
     let blank = |message: &Message| message.content.trim().is_empty();
     if messages.first().is_some_and(|first| first.role == "system" && blank(first)) {
         messages.remove(0);

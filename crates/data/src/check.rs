@@ -1,0 +1,249 @@
+//! What one wants to know of data before training on it.
+
+use std::collections::HashMap;
+
+use danlu_kernels::rng;
+use danlu_model::Tokenizer;
+
+use crate::{
+    DataFingerprint, Dataset, EncodeOptions, Encoded, Truncation, encode,
+    record::{BadRecord, Content, Fault, Record, Source},
+};
+
+/// What [`check`] found.
+#[derive(Clone, Debug, Default)]
+pub struct Check {
+    /// The files, with their formats and counts.
+    pub files: Vec<DataFingerprint>,
+    /// Records that can be read.
+    pub records: usize,
+    /// Their lengths before truncation.
+    pub lengths: Lengths,
+    /// Tokens that training sees in one pass.
+    pub tokens: usize,
+    /// Those of them that carry a loss.
+    pub trained_tokens: usize,
+    /// Records that were shortened to `max_length`.
+    pub shortened: Vec<Source>,
+    /// Records whose answer alone is too long.
+    pub dropped: Vec<Source>,
+    /// Records with no token to train on, though they fit.
+    pub untrained: Vec<Source>,
+    /// Records that say exactly what an earlier one does, with that earlier one: (repeated, first).
+    pub duplicates: Vec<(Source, Source)>,
+    /// Records that ask what an earlier one asks, but answer differently. Often meant.
+    pub same_question: usize,
+    /// Records that cannot be trained on.
+    pub bad: Vec<BadRecord>,
+}
+
+impl Check {
+    /// How many of the bad records are empty ones.
+    pub fn empty(&self) -> usize {
+        self.bad.iter().filter(|bad| bad.fault == Fault::Empty).count()
+    }
+
+    /// The share of the tokens that carries a loss; 0 of none.
+    pub fn trained_share(&self) -> f64 {
+        self.trained_tokens as f64 / self.tokens.max(1) as f64
+    }
+}
+
+/// Encodes every record as training would, and counts. `progress` hears how many records are done.
+pub fn check(
+    datasets: &[Dataset],
+    tokenizer: &Tokenizer,
+    options: &EncodeOptions,
+    progress: &mut dyn FnMut(usize),
+) -> Check {
+    let mut found = Check::default();
+    let mut lengths = Vec::new();
+    let mut seen = Seen::default();
+    for dataset in datasets {
+        found.files.push(dataset.fingerprint.clone());
+        found.bad.extend(dataset.bad.iter().cloned());
+        for record in &dataset.records {
+            found.records += 1;
+            seen.take(record, &mut found);
+            match encode(record, tokenizer, options) {
+                Ok(encoded) => lengths.push(found.count(record, &encoded)),
+                Err(bad) => found.bad.push(*bad),
+            }
+            progress(found.records);
+        }
+    }
+    found.lengths = Lengths::of(lengths);
+    found
+}
+
+impl Check {
+    /// Counts a record; its length before truncation.
+    fn count(&mut self, record: &Record, encoded: &Encoded) -> usize {
+        let trained = encoded.sequence.trained_tokens();
+        self.tokens += encoded.sequence.ids.len();
+        self.trained_tokens += trained;
+        let whole = match encoded.truncation {
+            Truncation::None => encoded.sequence.ids.len(),
+            Truncation::Shortened { tokens } => {
+                self.shortened.push(record.source.clone());
+                tokens
+            }
+            Truncation::Dropped { tokens } => {
+                self.dropped.push(record.source.clone());
+                return tokens;
+            }
+        };
+        if trained == 0 {
+            self.untrained.push(record.source.clone());
+        }
+        whole
+    }
+}
+
+/// Questions and whole records met so far, by 128 bits of hash: two of a million differ in theirs but for one chance
+/// in 10^26.
+#[derive(Default)]
+struct Seen {
+    records: HashMap<u128, Source>,
+    questions: HashMap<u128, ()>,
+}
+
+impl Seen {
+    fn take(&mut self, record: &Record, found: &mut Check) {
+        let (whole, question) = match &record.content {
+            Content::Text(text) => (hash([text.as_str()]), None),
+            Content::Chat(chat) => {
+                let last = chat.messages.iter().rposition(|message| message.role == "assistant");
+                let parts = |to: usize| {
+                    hash(chat.messages[..to].iter().flat_map(|turn| [turn.role.as_str(), &turn.content]))
+                };
+                (parts(chat.messages.len()), last.map(parts))
+            }
+        };
+        let asked = question.is_some_and(|question| self.questions.insert(question, ()).is_some());
+        if let Some(first) = self.records.get(&whole) {
+            found.duplicates.push((record.source.clone(), first.clone()));
+            return;
+        }
+        self.records.insert(whole, record.source.clone());
+        found.same_question += usize::from(asked);
+    }
+}
+
+/// A hash of texts and of where one ends and the next begins.
+fn hash<'a>(parts: impl IntoIterator<Item = &'a str>) -> u128 {
+    let mut state = [1u64, 2];
+    for part in parts {
+        for word in part.as_bytes().chunks(8) {
+            let mut bytes = [0; 8];
+            bytes[..word.len()].copy_from_slice(word);
+            let word = u64::from_le_bytes(bytes);
+            state = state.map(|half| rng::key(&[half, word]));
+        }
+        state = state.map(|half| rng::key(&[half, part.len() as u64]));
+    }
+    (u128::from(state[0]) << 64) | u128::from(state[1])
+}
+
+/// How long records are, in tokens.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Lengths {
+    sorted: Vec<usize>,
+}
+
+/// One bar of a histogram: how many lengths lie in `from ..= to`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Bucket {
+    /// The least length counted here.
+    pub from: usize,
+    /// The greatest.
+    pub to: usize,
+    /// How many there are.
+    pub count: usize,
+}
+
+impl Lengths {
+    /// The lengths, in any order.
+    pub fn of(mut lengths: Vec<usize>) -> Self {
+        lengths.sort_unstable();
+        Self { sorted: lengths }
+    }
+
+    /// How many there are.
+    pub fn count(&self) -> usize {
+        self.sorted.len()
+    }
+
+    /// The least; 0 of none.
+    pub fn min(&self) -> usize {
+        self.quantile(0.0)
+    }
+
+    /// The greatest; 0 of none.
+    pub fn max(&self) -> usize {
+        self.quantile(1.0)
+    }
+
+    /// The arithmetic mean; 0 of none.
+    pub fn mean(&self) -> f64 {
+        self.sorted.iter().sum::<usize>() as f64 / self.count().max(1) as f64
+    }
+
+    /// The least length that at least a share `q` of all do not exceed; 0 of none. The median is `quantile(0.5)`.
+    pub fn quantile(&self, q: f64) -> usize {
+        let rank = (q.clamp(0.0, 1.0) * self.count() as f64).ceil() as usize;
+        self.sorted.get(rank.saturating_sub(1)).copied().unwrap_or(0)
+    }
+
+    /// At most `bars` buckets of equal width, the width a round number, from the least length to the greatest.
+    pub fn histogram(&self, bars: usize) -> Vec<Bucket> {
+        let (Some(&min), Some(&max)) = (self.sorted.first(), self.sorted.last()) else { return Vec::new() };
+        let bars = bars.max(1);
+        let fits = |width: usize| max / width - min / width < bars;
+        let steps = (0..19).flat_map(|power| [1, 2, 5].map(|digit| digit * 10usize.pow(power)));
+        let width = steps.into_iter().find(|width| fits(*width)).unwrap_or(usize::MAX);
+        let mut rest = self.sorted.as_slice();
+        let bucket = |index: usize| {
+            let (from, to) = (index * width, (index * width).saturating_add(width - 1));
+            let (here, beyond) = rest.split_at(rest.partition_point(|length| *length <= to));
+            rest = beyond;
+            Bucket { from, to, count: here.len() }
+        };
+        (min / width..=max / width).map(bucket).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn quantiles_are_lengths_that_occur() {
+        let lengths = Lengths::of(vec![9, 1, 5, 3]);
+        assert_eq!((lengths.min(), lengths.quantile(0.5), lengths.max()), (1, 3, 9));
+        assert_eq!((lengths.quantile(0.95), lengths.mean()), (9, 4.5));
+        assert_eq!((Lengths::default().max(), Lengths::default().mean()), (0, 0.0));
+        assert_eq!(Lengths::default().histogram(5), []);
+    }
+
+    #[test]
+    fn texts_are_told_apart_where_their_borders_are() {
+        assert_ne!(hash(["ab", "c"]), hash(["a", "bc"]));
+        assert_ne!(hash(["a"]), hash(["a\0"]));
+        assert_eq!(hash(["甄嬛", "c"]), hash(["甄嬛", "c"]));
+    }
+
+    proptest! {
+        #[test]
+        fn a_histogram_counts_every_length_once(
+            lengths in prop::collection::vec(0..100_000usize, 1..200), bars in 1..30usize,
+        ) {
+            let all = lengths.len();
+            let buckets = Lengths::of(lengths).histogram(bars);
+            prop_assert!(buckets.len() <= bars);
+            prop_assert_eq!(buckets.iter().map(|bucket| bucket.count).sum::<usize>(), all);
+            prop_assert!(buckets.windows(2).all(|pair| pair[0].to + 1 == pair[1].from));
+        }
+    }
+}

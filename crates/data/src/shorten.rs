@@ -1,0 +1,164 @@
+//! Making a conversation shorter without touching its last answer, which teaches the model to stop.
+
+use danlu_model::{Message, ModelError};
+
+use crate::record::Conversation;
+
+/// What came of shortening.
+#[derive(Debug, PartialEq)]
+pub(crate) enum Fit {
+    /// This fits.
+    Shorter(Conversation),
+    /// Nothing fits that keeps the last answer and some of its question.
+    Never,
+}
+
+/// The longest conversation that `fits`, by leaving out, in this order: what follows the last answer, the first
+/// turns (the system message stays), the front of the last question.
+pub(crate) fn shorten(
+    chat: &Conversation,
+    fits: &dyn Fn(&[Message]) -> Result<bool, ModelError>,
+) -> Result<Fit, ModelError> {
+    let trained = |index: &usize| chat.messages[*index].role == "assistant";
+    let Some(last_answer) = (chat.trained_from..chat.messages.len()).rev().find(trained) else {
+        return Ok(Fit::Never);
+    };
+    let system = usize::from(chat.system().is_some());
+    let turns = &chat.messages[system..=last_answer];
+
+    // The system message and the turns from `start` on.
+    let from = |start: usize| {
+        let messages = [&chat.messages[..system], &turns[start..]].concat();
+        let trained_from = chat.trained_from.saturating_sub(start).max(system.min(chat.trained_from));
+        Conversation { messages, trained_from }
+    };
+    // A conversation may begin where the user speaks.
+    let starts: Vec<usize> =
+        (0..turns.len()).filter(|&start| start == 0 || turns[start].role == "user").collect();
+    let shorter = first_that_fits(starts.len(), &|index| fits(&from(starts[index]).messages))?;
+    if let Some(index) = shorter {
+        return Ok(Fit::Shorter(from(starts[index])));
+    }
+
+    // Not even the last exchange fits as it is.
+    let chat = from(starts.last().copied().unwrap_or(0));
+    let Some(question) = chat.messages.iter().rposition(|message| message.role == "user") else {
+        return Ok(Fit::Never);
+    };
+    let cuts: Vec<usize> = chat.messages[question].content.char_indices().map(|(at, _)| at).skip(1).collect();
+    let cut_at = |index: usize| {
+        let mut chat = chat.clone();
+        chat.messages[question].content.drain(..cuts[index]);
+        chat
+    };
+    // A question of blanks only would be another question.
+    let shorter = first_that_fits(cuts.len(), &|index| fits(&cut_at(index).messages))?;
+    Ok(match shorter.map(cut_at) {
+        Some(chat) if !chat.messages[question].content.trim().is_empty() => Fit::Shorter(chat),
+        _ => Fit::Never,
+    })
+}
+
+/// The least index below `len` that fits, if lengths shrink as the index grows. They nearly do (two tokens may become
+/// one); the index that is returned was tried and fits.
+fn first_that_fits(
+    len: usize,
+    fits: &dyn Fn(usize) -> Result<bool, ModelError>,
+) -> Result<Option<usize>, ModelError> {
+    let (mut low, mut high, mut best) = (0, len, None);
+    while low < high {
+        let middle = low + (high - low) / 2;
+        if fits(middle)? {
+            (high, best) = (middle, Some(middle));
+        } else {
+            low = middle + 1;
+        }
+    }
+    Ok(best)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    /// Every character of a message is a token, and every message takes two more.
+    fn length(messages: &[Message]) -> usize {
+        messages.iter().map(|message| message.content.chars().count() + 2).sum()
+    }
+
+    fn chat(turns: &[(&str, &str)], trained_from: usize) -> Conversation {
+        let messages = turns.iter().map(|(role, content)| Message::new(*role, *content)).collect();
+        Conversation { messages, trained_from }
+    }
+
+    fn to(chat: &Conversation, budget: usize) -> Fit {
+        shorten(chat, &|messages| Ok(length(messages) <= budget)).unwrap()
+    }
+
+    #[test]
+    fn first_turns_go_before_the_question_is_cut() {
+        let long = chat(
+            &[
+                ("system", "s"),
+                ("user", "aaaa"),
+                ("assistant", "b"),
+                ("user", "cdef"),
+                ("assistant", "g"),
+                ("user", "never answered"),
+            ],
+            0,
+        );
+        let whole =
+            &[("system", "s"), ("user", "aaaa"), ("assistant", "b"), ("user", "cdef"), ("assistant", "g")];
+        assert_eq!(to(&long, 21), Fit::Shorter(chat(whole, 0)));
+        let last = &[("system", "s"), ("user", "cdef"), ("assistant", "g")];
+        assert_eq!(to(&long, 20), Fit::Shorter(chat(last, 0)));
+        let cut = &[("system", "s"), ("user", "ef"), ("assistant", "g")];
+        assert_eq!(to(&long, 10), Fit::Shorter(chat(cut, 0)));
+        assert_eq!(to(&long, 8), Fit::Never);
+    }
+
+    #[test]
+    fn answers_that_are_context_stay_context() {
+        let turns = &[("system", "s"), ("user", "aa"), ("assistant", "b"), ("user", "c"), ("assistant", "d")];
+        assert_eq!(to(&chat(turns, 4), 11), Fit::Shorter(chat(&[turns[0], turns[3], turns[4]], 2)));
+        assert_eq!(to(&chat(turns, 0), 11), Fit::Shorter(chat(&[turns[0], turns[3], turns[4]], 0)));
+    }
+
+    #[test]
+    fn an_answer_without_a_question_is_kept_or_dropped_whole() {
+        let alone = chat(&[("assistant", "abc")], 0);
+        assert_eq!(to(&alone, 5), Fit::Shorter(alone.clone()));
+        assert_eq!(to(&alone, 4), Fit::Never);
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_kept_fits_and_ends_in_the_whole_last_answer(
+            turns in prop::collection::vec((0..2usize, "[a-z ]{1,12}"), 1..9),
+            system in prop::option::of("[a-z]{1,5}"),
+            budget in 0..60usize,
+        ) {
+            let mut messages: Vec<Message> = system.iter().map(|text| Message::new("system", text)).collect();
+            messages.extend(turns.iter().map(|(role, text)| Message::new(["user", "assistant"][*role], text)));
+            let chat = Conversation { messages, trained_from: 0 };
+            let answer = chat.messages.iter().rfind(|message| message.role == "assistant");
+            match to(&chat, budget) {
+                Fit::Never => {
+                    // Then the system message, the last answers and a question that ends in 12 blanks do not fit.
+                    let answers = turns.iter().rev().skip_while(|turn| turn.0 == 0).take_while(|turn| turn.0 == 1);
+                    let least: usize = answers.map(|turn| turn.1.len() + 2).sum();
+                    let system = system.map_or(0, |text| text.len() + 2);
+                    prop_assert!(answer.is_none() || budget < least + system + 14, "{chat:?} within {budget}");
+                }
+                Fit::Shorter(kept) => {
+                    prop_assert!(length(&kept.messages) <= budget);
+                    prop_assert_eq!(kept.messages.last(), answer);
+                    prop_assert_eq!(kept.system(), chat.system());
+                    prop_assert!(kept.messages.len() <= chat.messages.len());
+                }
+            }
+        }
+    }
+}

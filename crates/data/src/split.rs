@@ -1,0 +1,131 @@
+//! Records set aside before training, to measure on.
+
+use std::{fmt, str::FromStr};
+
+use danlu_kernels::rng;
+use serde::{Deserialize, Serialize};
+
+/// Names the stream that chooses held-out records, apart from every other use of the seed.
+const SPLIT_STREAM: u64 = 0x0073_706c_6974;
+
+/// How much to hold out, as scikit-learn and LLaMA-Factory write it: below 1 a share of the records, from 1 a count.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(try_from = "f64", into = "f64")]
+pub enum ValSize {
+    /// Nothing.
+    #[default]
+    None,
+    /// A share, above 0 and below 1.
+    Share(f64),
+    /// So many records.
+    Count(usize),
+}
+
+/// A `--val-size` that is neither.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+#[error("a held-out size of {found}, expected 0, a share such as 0.05, or a whole number of records")]
+pub struct ValSizeError {
+    /// What was given.
+    pub found: String,
+}
+
+impl ValSize {
+    /// How many of `records` that is. A share is rounded up, but one record is always left to train on.
+    pub fn of(self, records: usize) -> usize {
+        let wanted = match self {
+            Self::None => 0,
+            Self::Share(share) => (share * records as f64).ceil() as usize,
+            Self::Count(count) => count,
+        };
+        wanted.min(records.saturating_sub(1))
+    }
+}
+
+impl TryFrom<f64> for ValSize {
+    type Error = ValSizeError;
+
+    fn try_from(size: f64) -> Result<Self, ValSizeError> {
+        match size {
+            0.0 => Ok(Self::None),
+            share if share > 0.0 && share < 1.0 => Ok(Self::Share(share)),
+            // Beyond this a float no longer counts one by one.
+            count if count >= 1.0 && count.fract() == 0.0 && count <= (1u64 << 53) as f64 => {
+                Ok(Self::Count(count as usize))
+            }
+            other => Err(ValSizeError { found: other.to_string() }),
+        }
+    }
+}
+
+impl From<ValSize> for f64 {
+    fn from(size: ValSize) -> f64 {
+        match size {
+            ValSize::None => 0.0,
+            ValSize::Share(share) => share,
+            ValSize::Count(count) => count as f64,
+        }
+    }
+}
+
+impl FromStr for ValSize {
+    type Err = ValSizeError;
+
+    fn from_str(text: &str) -> Result<Self, ValSizeError> {
+        let size: f64 = text.trim().parse().map_err(|_| ValSizeError { found: format!("`{text}`") })?;
+        size.try_into()
+    }
+}
+
+impl fmt::Display for ValSize {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f64::from(*self).fmt(f)
+    }
+}
+
+/// Divides `items` into those to train on and those held out, both in their order. Which are held out depends on
+/// their number and the seed alone.
+pub fn split<T>(items: Vec<T>, size: ValSize, seed: u64) -> (Vec<T>, Vec<T>) {
+    let held_out = size.of(items.len());
+    let mut order: Vec<usize> = (0..items.len()).collect();
+    rng::Stream::new(rng::key(&[seed, SPLIT_STREAM])).shuffle(&mut order);
+    let mut chosen = vec![false; items.len()];
+    for index in &order[..held_out] {
+        chosen[*index] = true;
+    }
+    let (mut train, mut held) = (Vec::with_capacity(items.len() - held_out), Vec::with_capacity(held_out));
+    for (item, chosen) in items.into_iter().zip(chosen) {
+        if chosen { held.push(item) } else { train.push(item) }
+    }
+    (train, held)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_size_is_a_share_or_a_count() {
+        assert_eq!("0".parse(), Ok(ValSize::None));
+        assert_eq!("0.05".parse(), Ok(ValSize::Share(0.05)));
+        assert_eq!("20".parse(), Ok(ValSize::Count(20)));
+        for wrong in ["-1", "1.5", "NaN", "inf", "half"] {
+            assert!(wrong.parse::<ValSize>().is_err(), "{wrong}");
+        }
+        assert_eq!(ValSize::Share(0.1).of(25), 3);
+        assert_eq!(ValSize::Share(0.99).of(2), 1);
+        assert_eq!(ValSize::Count(9).of(5), 4, "one is left to train on");
+        assert_eq!(ValSize::Count(1).of(0), 0);
+    }
+
+    #[test]
+    fn every_item_is_on_one_side_in_its_order() {
+        let (train, held) = split((0..100).collect(), ValSize::Count(20), 7);
+        assert_eq!((train.len(), held.len()), (80, 20));
+        assert!(train.is_sorted() && held.is_sorted());
+        let mut all = [train, held.clone()].concat();
+        all.sort();
+        assert_eq!(all, (0..100).collect::<Vec<_>>());
+        assert_eq!(split((0..100).collect(), ValSize::Count(20), 7).1, held, "one seed, one choice");
+        assert_ne!(split((0..100).collect(), ValSize::Count(20), 8).1, held);
+    }
+}
