@@ -206,3 +206,17 @@ fn the_demonstration_model_is_complete() {
     let config = ModelConfig::read(folder).unwrap();
     Weights::open(folder).unwrap().check_complete(&config).unwrap();
 }
+
+#[test]
+fn a_sharded_model_is_complete() {
+    let folder = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../../../shared/models/base-28m"));
+    if !folder.exists() {
+        eprintln!("skipped: `{}` is not here", folder.display());
+        return;
+    }
+    let config = ModelConfig::read(folder).unwrap();
+    let weights = Weights::open(folder).unwrap();
+    weights.check_complete(&config).unwrap();
+    assert_eq!(weights.files().len(), 4);
+    assert_eq!(config.num_parameters(), 27_795_968);
+}
