@@ -60,12 +60,13 @@ impl Chart {
         let y = Axis::padded(points().map(|p| p.1).chain(floor), self.height - MARGIN_BOTTOM, MARGIN_TOP);
 
         let mut svg = String::new();
-        let (width, height, label) = (self.width, self.height, escape(self.label));
+        let (width, height) = (self.width, self.height);
+        let (label, step) = (escape(self.label), escape(self.x_label));
         let wide = if width > 600.0 { " wide" } else { "" };
         let hover = escape(&hover_data(&series, &x).to_string());
         write!(
             svg,
-            r#"<svg class="chart{wide}" viewBox="0 0 {width} {height}" role="img" aria-label="{label}" data-hover="{hover}">"#
+            r#"<svg class="chart{wide}" viewBox="0 0 {width} {height}" role="img" aria-label="{label}" data-step="{step}" data-hover="{hover}">"#
         )
         .expect("a string takes everything");
         self.axes(&mut svg, &x, &y);

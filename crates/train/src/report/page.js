@@ -7,7 +7,7 @@ for (const svg of document.querySelectorAll("svg.chart")) {
     const box = svg.getBoundingClientRect(), width = svg.viewBox.baseVal.width;
     const x = ((event.clientX - box.left) / box.width) * width;
     const at = nearest(series.flatMap((s) => s.points), x);
-    const lines = [`${svg.dataset.step ?? ""} ${Math.round(at[0])}`.trim()];
+    const lines = [`${svg.dataset.step} ${Math.round(at[0])}`];
     for (const s of series) {
       const p = nearest(s.points, at[1]);
       if (Math.abs(p[1] - at[1]) < 6) lines.push(`${s.name}: ${p[2]}`);
