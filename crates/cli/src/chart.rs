@@ -1,0 +1,187 @@
+//! Curves in the terminal, drawn in braille: two dots across and four down to a character.
+
+use crate::printer::{Look, paint};
+use crate::text;
+
+/// One curve.
+pub struct Series<'a> {
+    /// Its name in the legend.
+    pub label: &'a str,
+    /// Its points, by ascending x.
+    pub points: &'a [(f64, f64)],
+    /// Its colour.
+    pub look: Look,
+}
+
+/// A chart's size in cells, axis labels included.
+#[derive(Clone, Copy, Debug)]
+pub struct Size {
+    /// Cells across.
+    pub width: usize,
+    /// Lines of the plot itself.
+    pub height: usize,
+}
+
+/// Draws `series` over one pair of axes: y labels at the left, x labels and a legend beneath. Points that
+/// are no number are left out; without any point there is nothing to draw and the result is empty.
+pub fn draw(series: &[Series<'_>], size: Size, x_label: &str, color: bool) -> String {
+    let finite = |p: &&(f64, f64)| p.0.is_finite() && p.1.is_finite();
+    let points = || series.iter().flat_map(|s| s.points.iter().filter(finite));
+    let Some((x0, x1)) = range(points().map(|p| p.0)) else { return String::new() };
+    let Some((y0, y1)) = range(points().map(|p| p.1)) else { return String::new() };
+    // A flat curve runs through the middle.
+    let (y0, y1) = if y1 - y0 < 1e-9 { (y0 - 0.5, y1 + 0.5) } else { (y0, y1) };
+
+    let height = size.height.max(2);
+    let labels: Vec<String> =
+        (0..height).map(|row| y_label(y1 - (y1 - y0) * row as f64 / (height - 1) as f64)).collect();
+    let margin = labels.iter().map(String::len).max().unwrap_or(0);
+    let columns = size.width.saturating_sub(margin + 2).max(8);
+
+    let mut canvas = Canvas::new(columns, height);
+    for (index, s) in series.iter().enumerate() {
+        let to_dot = |p: &(f64, f64)| {
+            let x = if x1 > x0 { (p.0 - x0) / (x1 - x0) } else { 0.0 };
+            let across = (x * (2 * columns - 1) as f64).round() as i64;
+            let down = ((y1 - p.1) / (y1 - y0) * (4 * height - 1) as f64).round() as i64;
+            (across, down)
+        };
+        let dots: Vec<_> = s.points.iter().filter(finite).map(to_dot).collect();
+        if let [only] = dots[..] {
+            canvas.set(only, index);
+        }
+        for pair in dots.windows(2) {
+            canvas.line(pair[0], pair[1], index);
+        }
+    }
+
+    let mut out = String::new();
+    for (row, label) in labels.iter().enumerate() {
+        // A label on every other line is enough to read a value off.
+        let label = if row % 2 == 0 || row + 1 == height { label.as_str() } else { "" };
+        let tick = if label.is_empty() { '│' } else { '┤' };
+        let cells = canvas.row(row).map(|(c, owner)| match owner {
+            Some(index) => paint(color, series[index].look, &c.to_string()),
+            None => " ".to_owned(),
+        });
+        let line = format!("{} {tick}{}", text::pad_left(label, margin), cells.collect::<String>());
+        out += line.trim_end();
+        out.push('\n');
+    }
+    out += &format!("{} └{}\n", " ".repeat(margin), "─".repeat(columns));
+    let (first, last) = (x_value(x0), format!("{} {x_label}", x_value(x1)));
+    let gap = columns.saturating_sub(first.len() + text::width(&last)).max(1);
+    out += &format!("{}{first}{}{last}\n", " ".repeat(margin + 2), " ".repeat(gap));
+    if series.len() > 1 {
+        let legend = series.iter().map(|s| format!("{} {}", paint(color, s.look, "⣀⡠⠤"), s.label));
+        out += &format!("{}{}\n", " ".repeat(margin + 2), legend.collect::<Vec<_>>().join("   "));
+    }
+    out
+}
+
+fn range(values: impl Iterator<Item = f64>) -> Option<(f64, f64)> {
+    values.fold(None, |range, v| match range {
+        None => Some((v, v)),
+        Some((low, high)) => Some((low.min(v), high.max(v))),
+    })
+}
+
+fn y_label(value: f64) -> String {
+    match value.abs() {
+        0.0 => "0".to_owned(),
+        a if !(1e-3..1e5).contains(&a) => format!("{value:.1e}"),
+        a if a < 0.1 => format!("{value:.4}"),
+        a if a < 100.0 => format!("{value:.2}"),
+        _ => format!("{value:.0}"),
+    }
+}
+
+fn x_value(value: f64) -> String {
+    if value.fract() == 0.0 { format!("{value:.0}") } else { format!("{value:.2}") }
+}
+
+/// A grid of braille cells; each remembers which series touched it last.
+struct Canvas {
+    columns: usize,
+    cells: Vec<(u8, Option<usize>)>,
+}
+
+impl Canvas {
+    fn new(columns: usize, height: usize) -> Self {
+        Self { columns, cells: vec![(0, None); columns * height] }
+    }
+
+    fn set(&mut self, (across, down): (i64, i64), owner: usize) {
+        let (Ok(across), Ok(down)) = (usize::try_from(across), usize::try_from(down)) else { return };
+        // Bit of each dot, by row and column, in the Unicode block that starts at U+2800.
+        const BITS: [[u8; 2]; 4] = [[0x01, 0x08], [0x02, 0x10], [0x04, 0x20], [0x40, 0x80]];
+        if across / 2 < self.columns
+            && let Some(cell) = self.cells.get_mut(down / 4 * self.columns + across / 2)
+        {
+            *cell = (cell.0 | BITS[down % 4][across % 2], Some(owner));
+        }
+    }
+
+    /// Bresenham's line.
+    fn line(&mut self, from: (i64, i64), to: (i64, i64), owner: usize) {
+        let steps = (to.0 - from.0).abs().max((to.1 - from.1).abs()).max(1);
+        for i in 0..=steps {
+            let along = |a: i64, b: i64| a + ((b - a) as f64 * i as f64 / steps as f64).round() as i64;
+            self.set((along(from.0, to.0), along(from.1, to.1)), owner);
+        }
+    }
+
+    fn row(&self, row: usize) -> impl Iterator<Item = (char, Option<usize>)> + '_ {
+        let cells = &self.cells[row * self.columns..][..self.columns];
+        cells.iter().map(|&(bits, owner)| (char::from_u32(0x2800 + bits as u32).unwrap_or(' '), owner))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SIZE: Size = Size { width: 18, height: 4 };
+
+    fn one(points: &[(f64, f64)]) -> String {
+        draw(&[Series { label: "loss", points, look: Look::Cyan }], SIZE, "step", false)
+    }
+
+    #[test]
+    fn a_falling_line_falls_from_corner_to_corner() {
+        let expected = "\
+4.00 ┤⠑⠢⣀
+     │   ⠑⠢⣀
+2.00 ┤      ⠉⠢⢄
+1.00 ┤         ⠉⠢⢄
+     └────────────
+      1    10 step
+";
+        assert_eq!(one(&[(1.0, 4.0), (10.0, 1.0)]), expected);
+    }
+
+    #[test]
+    fn points_that_are_no_number_are_left_out() {
+        assert_eq!(one(&[]), "");
+        assert_eq!(one(&[(f64::NAN, 1.0), (1.0, f64::INFINITY)]), "");
+        assert_eq!(one(&[(1.0, 2.0), (2.0, f64::NAN), (3.0, 1.0)]), one(&[(1.0, 2.0), (3.0, 1.0)]));
+    }
+
+    #[test]
+    fn one_point_and_a_flat_curve_stand_in_the_middle() {
+        let dots = |drawn: &str| {
+            drawn.lines().position(|l| l.chars().any(|c| ('\u{2801}'..='\u{28ff}').contains(&c)))
+        };
+        assert!(matches!(dots(&one(&[(1.0, 2.5)])), Some(1 | 2)));
+        assert!(matches!(dots(&one(&[(1.0, 2.0), (2.0, 2.0)])), Some(1 | 2)));
+    }
+
+    #[test]
+    fn two_series_get_a_legend() {
+        let series = [
+            Series { label: "train", points: &[(1.0, 2.0), (2.0, 1.0)], look: Look::Cyan },
+            Series { label: "held out", points: &[(2.0, 1.5)], look: Look::Yellow },
+        ];
+        assert!(draw(&series, SIZE, "step", false).ends_with("train   ⣀⡠⠤ held out\n"));
+    }
+}

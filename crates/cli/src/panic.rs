@@ -1,0 +1,22 @@
+//! A panic is a mistake of ours: it says so, and ends with exit code 2.
+
+use std::io::Write;
+
+/// Replaces Rust's message and ends the process, whichever thread it was.
+pub fn install() {
+    std::panic::set_hook(Box::new(|info| {
+        let payload = info.payload();
+        let text = payload.downcast_ref::<&str>().map(|text| (*text).to_owned());
+        let text =
+            text.or_else(|| payload.downcast_ref::<String>().cloned()).unwrap_or_else(|| "panic".to_owned());
+        let place = info.location().map(|l| format!("{}:{}", l.file(), l.line())).unwrap_or_default();
+        // Checkpoints and results are written to temporary files first, so leaving now loses none.
+        let _ = writeln!(
+            std::io::stderr(),
+            "\nerror: danlu {} made a mistake: {text} ({place})\n\nhint: this is a bug in danlu, not in your input; \
+             what was saved before is whole. Please report it with the command line and this message",
+            env!("CARGO_PKG_VERSION"),
+        );
+        std::process::exit(2);
+    }));
+}

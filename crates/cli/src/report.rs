@@ -1,0 +1,222 @@
+//! Errors as reports: what went wrong, where it stands in the file, what to do next.
+//!
+//! ```text
+//! error: unknown key `lerning-rate`
+//!     ╭─[run.toml:3:1]
+//!   3 │ lerning-rate = 1e-4
+//!     · ────────────
+//!
+//! hint: did you mean `learning-rate`?
+//! ```
+
+use std::error::Error;
+use std::ops::Range;
+use std::path::Path;
+
+use danlu_model::FileError;
+
+use crate::printer::{Look, paint};
+use crate::text;
+
+/// Whose fault it was, which is the exit code.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fault {
+    /// A flag, a file, the machine: something the user can change.
+    Input = 1,
+    /// danlu itself.
+    Ours = 2,
+}
+
+/// A place in a text file.
+#[derive(Clone, Debug)]
+pub struct Snippet {
+    name: String,
+    source: String,
+    span: Range<usize>,
+}
+
+impl Snippet {
+    /// Bytes `span` of `source`, the contents of the file called `name`.
+    pub fn new(name: impl Into<String>, source: impl Into<String>, span: Range<usize>) -> Self {
+        Self { name: name.into(), source: source.into(), span }
+    }
+
+    /// The line, its number, and the column where the span starts, drawn under each other.
+    fn render(&self, color: bool) -> String {
+        let start = floor_boundary(&self.source, self.span.start);
+        let end = floor_boundary(&self.source, self.span.end.max(start));
+        let line_start = self.source[..start].rfind('\n').map_or(0, |at| at + 1);
+        let line_end = self.source[start..].find('\n').map_or(self.source.len(), |at| start + at);
+        let number = self.source[..line_start].matches('\n').count() + 1;
+        let column = self.source[line_start..start].chars().count() + 1;
+
+        // A tab would shift the underline by an unknown amount.
+        let shown = |range: Range<usize>| text::printable(&self.source[range]).replace('\t', "    ");
+        let line = shown(line_start..line_end);
+        let before = " ".repeat(text::width(&shown(line_start..start)));
+        let under = "─".repeat(text::width(&shown(start..end.min(line_end))).max(1));
+        let gutter = number.to_string().len().max(3);
+        let dim = |s: &str| paint(color, Look::Dim, s);
+        let (blank, name) = (" ".repeat(gutter), text::printable(&self.name));
+        format!(
+            "{blank} {}\n{} {line}\n{blank} {} {before}{}",
+            dim(&format!("╭─[{name}:{number}:{column}]")),
+            dim(&format!("{number:>gutter$} │")),
+            dim("·"),
+            paint(color, Look::Red, &under),
+        )
+    }
+}
+
+fn floor_boundary(source: &str, at: usize) -> usize {
+    let mut at = at.min(source.len());
+    while !source.is_char_boundary(at) {
+        at -= 1;
+    }
+    at
+}
+
+/// An error on its way to the user.
+#[derive(Debug)]
+pub struct Report {
+    message: String,
+    snippet: Option<Box<Snippet>>,
+    details: Vec<String>,
+    hint: Option<String>,
+    fault: Fault,
+}
+
+/// What a command returns.
+pub type Result<T, E = Report> = std::result::Result<T, E>;
+
+impl Report {
+    /// The input was at fault.
+    pub fn input(message: impl Into<String>) -> Self {
+        Self { message: message.into(), snippet: None, details: Vec::new(), hint: None, fault: Fault::Input }
+    }
+
+    /// We were.
+    pub fn ours(message: impl Into<String>) -> Self {
+        Self { fault: Fault::Ours, ..Self::input(message) }
+    }
+
+    /// An error of a library, with the errors that caused it.
+    pub fn from_error(error: &dyn Error, hint: Option<String>) -> Self {
+        let mut message = error.to_string();
+        let mut source = error.source();
+        while let Some(cause) = source {
+            let text = cause.to_string();
+            if !message.contains(&text) {
+                message = format!("{message}: {text}");
+            }
+            source = cause.source();
+        }
+        Self { hint, ..Self::input(message) }
+    }
+
+    /// A file or folder that could not be used; `action` is a verb.
+    pub fn io(action: &'static str, path: &Path, error: std::io::Error) -> Self {
+        FileError::new(action, path, error).into()
+    }
+
+    /// Adds the next move.
+    pub fn with_hint(mut self, hint: impl Into<String>) -> Self {
+        self.hint = Some(hint.into());
+        self
+    }
+
+    /// Adds the place in a file.
+    pub fn with_snippet(mut self, snippet: Option<Snippet>) -> Self {
+        self.snippet = snippet.map(Box::new);
+        self
+    }
+
+    /// Adds lines under the message.
+    pub fn with_details(mut self, details: Vec<String>) -> Self {
+        self.details = details;
+        self
+    }
+
+    /// The process's exit code.
+    pub fn exit_code(&self) -> u8 {
+        self.fault as u8
+    }
+
+    /// The report as printed.
+    pub fn render(&self, color: bool) -> String {
+        let mut out = format!("{} {}\n", paint(color, Look::Red, "error:"), text::printable(&self.message));
+        if let Some(snippet) = &self.snippet {
+            out += &snippet.render(color);
+            out.push('\n');
+        }
+        for detail in &self.details {
+            out += &format!("  {}\n", text::printable(detail));
+        }
+        if let Some(hint) = &self.hint {
+            out += &format!("\n{} {}\n", paint(color, Look::Cyan, "hint:"), text::printable(hint));
+        }
+        out
+    }
+}
+
+/// Library errors keep their message and their hint.
+macro_rules! from_library {
+    ($($error:ty),* $(,)?) => {$(
+        impl From<$error> for Report {
+            fn from(error: $error) -> Self {
+                Self::from_error(&error, error.hint())
+            }
+        }
+    )*};
+}
+
+from_library!(
+    danlu_model::FileError,
+    danlu_model::ModelError,
+    danlu_adapter::AdapterError,
+    danlu_data::DataError,
+    danlu_generate::GenerateError,
+    danlu_train::TrainError,
+);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_report_underlines_its_place_and_ends_with_the_hint() {
+        let source = "base = \"b\"\nlerning-rate = 1e-4\n";
+        let report = Report::input("unknown key `lerning-rate`")
+            .with_snippet(Some(Snippet::new("run.toml", source, 11..23)))
+            .with_hint("did you mean `learning-rate`?");
+        let expected = "\
+error: unknown key `lerning-rate`
+    ╭─[run.toml:2:1]
+  2 │ lerning-rate = 1e-4
+    · ────────────
+
+hint: did you mean `learning-rate`?
+";
+        assert_eq!(report.render(false), expected);
+        assert_eq!(report.exit_code(), 1);
+    }
+
+    #[test]
+    fn underlines_stand_under_wide_characters_too() {
+        let source = "文件 = \"错\"";
+        let at = source.find("错").unwrap();
+        let report = Report::input("x").with_snippet(Some(Snippet::new("a", source, at..at + 3)));
+        assert!(
+            report.render(false).ends_with("  1 │ 文件 = \"错\"\n    ·         ──\n"),
+            "{}",
+            report.render(false)
+        );
+    }
+
+    #[test]
+    fn spans_outside_the_file_never_panic() {
+        for span in [0..0, 2..900, 900..901, 1..2] {
+            Report::input("x").with_snippet(Some(Snippet::new("a", "文", span))).render(true);
+        }
+    }
+}

@@ -1,0 +1,249 @@
+//! Text on a grid of cells, where a Chinese character is two cells wide.
+
+use unicode_width::{UnicodeWidthChar, UnicodeWidthStr};
+
+/// Cells `text` takes in a terminal, which has no escape codes in it.
+pub fn width(text: &str) -> usize {
+    text.width()
+}
+
+/// `text` with blanks up to `cells`.
+pub fn pad(text: &str, cells: usize) -> String {
+    format!("{text}{}", " ".repeat(cells.saturating_sub(width(text))))
+}
+
+/// `text` with blanks in front up to `cells`.
+pub fn pad_left(text: &str, cells: usize) -> String {
+    format!("{}{text}", " ".repeat(cells.saturating_sub(width(text))))
+}
+
+/// At most `cells` of `text`, with an ellipsis where something is left out.
+pub fn clip(text: &str, cells: usize) -> String {
+    if width(text) <= cells {
+        return text.to_owned();
+    }
+    let mut out = String::new();
+    let mut used = 1;
+    for c in text.chars() {
+        used += c.width().unwrap_or(0);
+        if used > cells {
+            break;
+        }
+        out.push(c);
+    }
+    out + "…"
+}
+
+/// `text` on one line: line ends become `⏎`, other control characters become blanks.
+pub fn one_line(text: &str) -> String {
+    text.trim_end()
+        .chars()
+        .map(|c| {
+            if c == '\n' {
+                '⏎'
+            } else if c.is_control() {
+                ' '
+            } else {
+                c
+            }
+        })
+        .collect()
+}
+
+/// `text` without anything that could move the cursor or change colours: safe to show, whatever a model or
+/// a file says.
+pub fn printable(text: &str) -> String {
+    text.chars().filter(|&c| !c.is_control() || matches!(c, '\n' | '\t')).collect()
+}
+
+/// Breaks `text` into lines of at most `cells`, between words where there are blanks and anywhere between
+/// wide characters; never before closing punctuation.
+pub fn wrap(text: &str, cells: usize) -> Vec<String> {
+    let cells = cells.max(2);
+    let mut lines = Vec::new();
+    for paragraph in printable(text).replace('\t', "    ").split('\n') {
+        let (mut line, mut used) = (String::new(), 0);
+        for piece in pieces(paragraph) {
+            let piece_width = width(piece);
+            if used > 0 && used + width(piece.trim_end()) > cells {
+                lines.push(std::mem::take(&mut line).trim_end().to_owned());
+                used = 0;
+            }
+            if piece_width <= cells {
+                line.push_str(piece);
+                used += piece_width;
+                continue;
+            }
+            // A word longer than a line is cut where the line ends.
+            for c in piece.chars() {
+                let c_width = c.width().unwrap_or(0);
+                if used + c_width > cells {
+                    lines.push(std::mem::take(&mut line));
+                    used = 0;
+                }
+                line.push(c);
+                used += c_width;
+            }
+        }
+        lines.push(line.trim_end().to_owned());
+    }
+    lines
+}
+
+/// Unbreakable pieces: a word with the blanks after it, or a wide character with the closing punctuation
+/// after it.
+fn pieces(text: &str) -> Vec<&str> {
+    let mut pieces = Vec::new();
+    let mut start = 0;
+    let mut previous: Option<char> = None;
+    for (at, c) in text.char_indices() {
+        if let Some(p) = previous {
+            let wide = p.width() == Some(2) || c.width() == Some(2);
+            let closing = "，。！？；：、）》」』”’…,.!?;:)]".contains(c);
+            let breaks = (p == ' ' && c != ' ') || (wide && !closing && c != ' ');
+            if breaks {
+                pieces.push(&text[start..at]);
+                start = at;
+            }
+        }
+        previous = Some(c);
+    }
+    if start < text.len() {
+        pieces.push(&text[start..]);
+    }
+    pieces
+}
+
+/// Two texts next to each other under their titles, `cells` wide in all.
+pub fn side_by_side(titles: [&str; 2], texts: [&str; 2], cells: usize) -> String {
+    let column = cells.saturating_sub(3).max(8) / 2;
+    let [left, right] = texts.map(|text| wrap(text, column));
+    let rule = "─".repeat(column);
+    let mut out =
+        format!("{} │ {}\n{rule}─┼─{rule}\n", pad(&clip(titles[0], column), column), clip(titles[1], column));
+    for i in 0..left.len().max(right.len()) {
+        let [l, r] = [&left, &right].map(|lines| lines.get(i).map_or("", String::as_str));
+        out += format!("{} │ {r}", pad(l, column)).trim_end();
+        out.push('\n');
+    }
+    out
+}
+
+/// `1234567` as `1,234,567`.
+pub fn thousands(n: u64) -> String {
+    let digits = n.to_string();
+    let mut out = String::new();
+    for (i, digit) in digits.chars().enumerate() {
+        if i > 0 && (digits.len() - i).is_multiple_of(3) {
+            out.push(',');
+        }
+        out.push(digit);
+    }
+    out
+}
+
+/// Bytes in the largest fitting unit: `1.5 GB`.
+pub fn bytes(n: u64) -> String {
+    let units = ["B", "KB", "MB", "GB", "TB"];
+    let mut value = n as f64;
+    let mut unit = 0;
+    while value >= 1000.0 && unit + 1 < units.len() {
+        value /= 1000.0;
+        unit += 1;
+    }
+    if unit == 0 { format!("{n} B") } else { format!("{value:.1} {}", units[unit]) }
+}
+
+/// Seconds as `42s`, `3m 05s` or `2h 07m`.
+pub fn duration(seconds: f64) -> String {
+    let s = seconds.max(0.0).round() as u64;
+    match s {
+        0..60 => format!("{s}s"),
+        60..3600 => format!("{}m {:02}s", s / 60, s % 60),
+        _ => format!("{}h {:02}m", s / 3600, s % 3600 / 60),
+    }
+}
+
+/// The one of `known` that `word` was most likely meant to be, if any is near.
+pub fn nearest<'a>(word: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+    let limit = (word.chars().count() / 3).max(1);
+    known.into_iter().map(|k| (edits(word, k), k)).filter(|(d, _)| *d <= limit).min().map(|(_, k)| k)
+}
+
+/// Insertions, deletions, replacements and swaps of neighbours that turn `a` into `b` (optimal string
+/// alignment).
+fn edits(a: &str, b: &str) -> usize {
+    let (a, b): (Vec<char>, Vec<char>) = (a.chars().collect(), b.chars().collect());
+    let mut d = vec![vec![0; b.len() + 1]; a.len() + 1];
+    for i in 0..=a.len() {
+        for j in 0..=b.len() {
+            d[i][j] = if i == 0 || j == 0 {
+                i + j
+            } else {
+                let replaced = d[i - 1][j - 1] + usize::from(a[i - 1] != b[j - 1]);
+                let swapped = i > 1 && j > 1 && a[i - 1] == b[j - 2] && a[i - 2] == b[j - 1];
+                let best = replaced.min(d[i - 1][j] + 1).min(d[i][j - 1] + 1);
+                if swapped { best.min(d[i - 2][j - 2] + 1) } else { best }
+            };
+        }
+    }
+    d[a.len()][b.len()]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn wrapped_lines_never_exceed_the_width_and_lose_no_character() {
+        for text in
+            ["皇上万福金安，臣妾告退。", "a few words and 一些中文 mixed", "abcdefghijklmnop", "", "一"]
+        {
+            for cells in 2..30 {
+                let lines = wrap(text, cells);
+                // Closing punctuation hangs on to its character, so two wide ones may need four cells.
+                assert!(lines.iter().all(|l| width(l) <= cells.max(4)), "{cells} {lines:?}");
+                let squeeze = |s: &str| s.replace(' ', "");
+                assert_eq!(squeeze(&lines.concat()), squeeze(text));
+            }
+        }
+    }
+
+    #[test]
+    fn columns_line_up_under_chinese() {
+        let out = side_by_side(["before", "之后"], ["你好，世界。", "hello"], 23);
+        assert_eq!(out, "before     │ 之后\n───────────┼───────────\n你好，世   │ hello\n界。       │\n");
+    }
+
+    #[test]
+    fn clipped_text_fits_and_says_so() {
+        assert_eq!(clip("甄嬛传", 6), "甄嬛传");
+        assert_eq!(clip("甄嬛传", 5), "甄嬛…");
+        assert_eq!(clip("甄嬛传", 4), "甄…");
+    }
+
+    #[test]
+    fn numbers_read_well() {
+        assert_eq!(thousands(20_971_520), "20,971,520");
+        assert_eq!(thousands(999), "999");
+        assert_eq!(duration(59.4), "59s");
+        assert_eq!(duration(125.0), "2m 05s");
+        assert_eq!(duration(7_620.0), "2h 07m");
+        assert_eq!(bytes(1_500_000_000), "1.5 GB");
+        assert_eq!(bytes(999), "999 B");
+    }
+
+    #[test]
+    fn near_words_are_found_and_far_ones_are_not() {
+        let known = ["learning-rate", "lora-r", "lora-alpha"];
+        assert_eq!(nearest("lerning-rate", known), Some("learning-rate"));
+        assert_eq!(nearest("lora-aplha", known), Some("lora-alpha"));
+        assert_eq!(nearest("gradient", known), None);
+    }
+
+    #[test]
+    fn shown_text_cannot_steer_the_terminal() {
+        assert_eq!(printable("a\u{1b}[31mb\r\n"), "a[31mb\n");
+        assert_eq!(one_line("a\nb\u{7}c\n"), "a⏎b c");
+    }
+}
