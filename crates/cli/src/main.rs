@@ -1,2 +1,129 @@
-//! The `danlu` command.
-fn main() {}
+//! The `danlu` command: one binary for the whole life of a LoRA adapter.
+//!
+//! `main` parses, sets up talk and hands over; every verb lives in `commands/` with its flags beside it.
+
+mod chart;
+mod commands;
+mod config_file;
+mod embedded;
+mod interrupt;
+mod lang;
+mod log;
+mod panic;
+mod printer;
+mod report;
+mod text;
+
+use std::process::ExitCode;
+
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
+
+use commands::{chat, compare, data, doctor, merge, train};
+use lang::Lang;
+use printer::{Color, Printer};
+use report::Result;
+
+/// Fine-tune, compare, chat with and merge LoRA adapters, from one binary.
+#[derive(Parser, Debug)]
+#[command(name = "danlu", version, max_term_width = 100, arg_required_else_help = true, after_help = EXAMPLES)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+    /// Language of what is printed; error messages and help are English [default: the locale's]
+    #[arg(long, value_name = "LANG", global = true, help_heading = "Output")]
+    lang: Option<Lang>,
+    /// When to use colour; NO_COLOR is honoured
+    #[arg(
+        long,
+        value_name = "WHEN",
+        global = true,
+        default_value = "auto",
+        hide_possible_values = true,
+        help_heading = "Output"
+    )]
+    color: Color,
+    /// Say more: what the libraries note, tokens per second
+    #[arg(short, long, global = true, help_heading = "Output")]
+    verbose: bool,
+}
+
+#[derive(Subcommand, Debug)]
+enum Command {
+    /// Look at training data: what is rendered, what is trained, what is wrong
+    #[command(subcommand, after_help = data::EXAMPLES)]
+    Data(data::DataCommand),
+    /// Fine-tune a LoRA adapter on your data
+    #[command(after_help = train::EXAMPLES)]
+    Train(Box<train::TrainArgs>),
+    /// Measure base against adapter, or two models, on held-out data
+    #[command(after_help = compare::EXAMPLES)]
+    Compare(compare::CompareArgs),
+    /// Talk with a base, an adapter or a merged model
+    #[command(after_help = chat::EXAMPLES)]
+    Chat(chat::ChatArgs),
+    /// Merge an adapter into its base, and measure the result
+    #[command(after_help = merge::EXAMPLES)]
+    Merge(merge::MergeArgs),
+    /// Show what this machine has and what danlu will use
+    #[command(after_help = doctor::EXAMPLES)]
+    Doctor(doctor::DoctorArgs),
+}
+
+const EXAMPLES: &str = "\
+A whole life of an adapter:
+  danlu data check huanhuan.json --base models/base-28m
+  danlu train --base models/base-28m --data huanhuan.json --output out/huanhuan
+  danlu compare out/huanhuan --data held_out.json
+  danlu chat out/huanhuan
+  danlu merge out/huanhuan --output out/huanhuan-merged
+
+Exit codes: 0 done, 1 the input was at fault, 2 danlu was.";
+
+fn main() -> ExitCode {
+    panic::install();
+    let matches = match Cli::command().try_get_matches() {
+        Ok(matches) => matches,
+        Err(error) => return usage(&error),
+    };
+    let cli = match Cli::from_arg_matches(&matches) {
+        Ok(cli) => cli,
+        Err(error) => return usage(&error),
+    };
+    let printer = Printer::new(cli.lang.unwrap_or_else(Lang::from_locale), cli.color, cli.verbose);
+    log::install(&printer);
+    match run(&cli.command, &matches, &printer) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(report) => {
+            printer.clear_live();
+            eprint!("{}", report.render(printer.err_color()));
+            ExitCode::from(report.exit_code())
+        }
+    }
+}
+
+fn run(command: &Command, matches: &clap::ArgMatches, printer: &Printer) -> Result<()> {
+    match command {
+        Command::Data(command) => data::run(command, printer),
+        Command::Train(_) => {
+            // `train` asks which flags were really given: they win over its configuration file.
+            let (_, own) = matches.subcommand().expect("a parsed command line has its subcommand");
+            train::run(&train::Run::resolve(own)?, printer)
+        }
+        Command::Compare(args) => compare::run(args, printer),
+        Command::Chat(args) => chat::run(args, printer),
+        Command::Merge(args) => merge::run(args, printer),
+        Command::Doctor(args) => doctor::run(args, printer),
+    }
+}
+
+/// Help and version are answers; anything else clap says is a mistake in the command line.
+fn usage(error: &clap::Error) -> ExitCode {
+    use clap::error::ErrorKind;
+    let shown = matches!(error.kind(), ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand);
+    if shown || !error.use_stderr() {
+        let _ = error.print();
+        return if shown { ExitCode::from(1) } else { ExitCode::SUCCESS };
+    }
+    eprint!("{}", config_file::usage(error).render(false));
+    ExitCode::from(1)
+}

@@ -1,0 +1,226 @@
+//! `danlu compare`: base against adapter, or any two models, on held-out data.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use clap::Args;
+use danlu_data::Format;
+use danlu_kernels::DType;
+use danlu_model::{Batch, Decoder, LoraSource, Sequence, Workspace};
+
+use crate::commands::compute::{ComputeArgs, products};
+use crate::commands::data::{self, HeldOut};
+use crate::commands::loaded::{Loaded, Place};
+use crate::commands::replies;
+use crate::printer::{Look, Printer};
+use crate::report::{Report, Result};
+use crate::text;
+
+/// Examples under `--help`.
+pub const EXAMPLES: &str = "\
+Examples:
+  danlu compare out/huanhuan --data held_out.json                  base against adapter
+  danlu compare out/rank8 out/rank32 --data held_out.json          two adapters
+  danlu compare out/huanhuan out/merged --data held_out.json       an adapter and its merge";
+
+/// Tokens of one micro-batch: enough rows to keep the products busy.
+const BATCH_TOKENS: usize = 1024;
+
+/// The flags of `danlu compare`.
+#[derive(Args, Clone, Debug)]
+pub struct CompareArgs {
+    /// Folder of an adapter, a merged model or a base
+    pub a: PathBuf,
+    /// Folder of the model to compare with [default: the base of the adapter A]
+    pub b: Option<PathBuf>,
+    /// Records that neither was trained on
+    #[arg(long, value_name = "FILE")]
+    pub data: PathBuf,
+    /// Format of the data instead of the recognised one
+    #[arg(long, value_name = "FORMAT", value_parser = data::format)]
+    pub format: Option<Format>,
+    /// Folder of the base, instead of the one the adapters name
+    #[arg(long, value_name = "DIR")]
+    pub base: Option<PathBuf>,
+    /// Records to measure at most; 0 measures all
+    #[arg(long, value_name = "N", default_value_t = 500)]
+    pub records: usize,
+    /// Questions to let both answer
+    #[arg(long, value_name = "N", default_value_t = 4)]
+    pub replies: usize,
+    /// Longest reply, in tokens
+    #[arg(long, value_name = "N", default_value_t = 64)]
+    pub max_new_tokens: usize,
+    /// Longest record, in tokens
+    #[arg(long, value_name = "TOKENS", default_value_t = 384)]
+    pub max_length: usize,
+    /// Go on although a base's tokenizer or template differs from its adapter's
+    #[arg(long)]
+    pub allow_template_mismatch: bool,
+    /// What products are computed in: f32 or bf16
+    #[arg(long, value_name = "TYPE", default_value = "f32", value_parser = products, help_heading = "Machine")]
+    pub dtype: DType,
+    #[command(flatten)]
+    pub compute: ComputeArgs,
+}
+
+/// Measures both, prints both.
+///
+/// # Errors
+/// If a model or the data has a fault, or there is nothing to compare.
+pub fn run(args: &CompareArgs, printer: &Printer) -> Result<()> {
+    let first = Place::find(&args.a, args.base.as_deref().filter(|_| is_adapter(&args.a)))?;
+    let second = match &args.b {
+        Some(b) => Place::find(b, args.base.as_deref().filter(|_| is_adapter(b)))?,
+        None if first.adapter.is_some() => Place { base: first.base.clone(), adapter: None },
+        None => {
+            let report =
+                Report::input(format!("`{}` is a whole model, and there is no second one", args.a.display()));
+            return Err(report.with_hint("name a second folder: danlu compare A B --data FILE"));
+        }
+    };
+    // Without a second name the base stands first: before, then after.
+    let places = if args.b.is_none() { [second, first] } else { [first, second] };
+
+    let backend = args.compute.backend(args.dtype)?;
+    let [left, right] = places;
+    let decoder = Arc::new(Decoder::load(&left.base, Arc::clone(&backend))?);
+    let shared = if right.base == left.base {
+        Arc::clone(&decoder)
+    } else {
+        Arc::new(Decoder::load(&right.base, backend)?)
+    };
+    let allow = args.allow_template_mismatch;
+    let models = [Loaded::on(left, decoder, allow, printer)?, Loaded::on(right, shared, allow, printer)?];
+    let names = distinct_names(&models);
+
+    let mut measured = Vec::new();
+    for (model, name) in models.iter().zip(&names) {
+        // Each model sees the records through its own template.
+        let held_out = data::read_held_out(
+            &args.data,
+            args.format,
+            &model.tokenizer,
+            args.max_length,
+            args.records,
+            printer,
+        )?;
+        let losses = measure(&model.decoder, model.lora(), &held_out.sequences, name, printer)?;
+        measured.push((losses, held_out));
+    }
+    print_losses(&names, [&measured[0].0, &measured[1].0], printer);
+    print_replies(args, &models, &names, &measured[0].1, printer)
+}
+
+fn is_adapter(path: &std::path::Path) -> bool {
+    path.join(danlu_adapter::CONFIG_FILE).is_file()
+}
+
+/// Folder names, or paths where the names are the same.
+fn distinct_names(models: &[Loaded; 2]) -> [String; 2] {
+    let names = [models[0].name(), models[1].name()];
+    if names[0] != names[1] {
+        return names;
+    }
+    [0, 1].map(|i| {
+        let place = models[i].place();
+        place.adapter.as_ref().unwrap_or(&place.base).display().to_string()
+    })
+}
+
+/// Loss of one model on one record: the sum over its trained tokens, and their number.
+type RecordLoss = (f64, usize);
+
+/// The loss of every record, in order.
+///
+/// # Errors
+/// If a token is outside the vocabulary.
+pub fn measure(
+    decoder: &Decoder,
+    lora: Option<&dyn LoraSource>,
+    sequences: &[Sequence],
+    name: &str,
+    printer: &Printer,
+) -> Result<Vec<RecordLoss>> {
+    let mut work = Workspace::new();
+    let mut out = Vec::with_capacity(sequences.len());
+    let mut rest = sequences;
+    while !rest.is_empty() {
+        let mut tokens = 0;
+        let fits = rest.iter().take_while(|s| {
+            tokens += s.ids.len();
+            tokens <= BATCH_TOKENS
+        });
+        let (batch, left) = rest.split_at(fits.count().max(1));
+        let losses = decoder.losses(&mut work, &Batch::new(batch), lora)?;
+        let mut losses = losses.into_iter().map(f64::from);
+        out.extend(
+            batch.iter().map(|s| (losses.by_ref().take(s.trained_tokens()).sum(), s.trained_tokens())),
+        );
+        rest = left;
+        let (done, total) = (out.len(), sequences.len());
+        printer.live(
+            &printer.pick(format!("{name}：{done}/{total} 条"), format!("{name}: {done} of {total} records")),
+        );
+    }
+    printer.clear_live();
+    Ok(out)
+}
+
+/// Mean loss a token over all records.
+pub fn mean_loss(losses: &[RecordLoss]) -> f64 {
+    let (sum, tokens) = losses.iter().fold((0.0, 0), |(s, n), (loss, tokens)| (s + loss, n + tokens));
+    sum / tokens.max(1) as f64
+}
+
+fn print_losses(names: &[String; 2], losses: [&[RecordLoss]; 2], printer: &Printer) {
+    let (records, tokens) = (losses[0].len(), losses[0].iter().map(|l| l.1).sum::<usize>());
+    let (records, tokens) = (text::thousands(records as u64), text::thousands(tokens as u64));
+    printer.say(&printer.pick(
+        format!("{records} 条留出记录，{tokens} 个计损失的词元\n"),
+        format!("{records} held-out records, {tokens} tokens that carry a loss\n"),
+    ));
+    let cell = names.iter().map(|name| text::width(name)).max().unwrap_or(0).clamp(10, 32) + 2;
+    let row = |label: &str, values: [String; 2]| {
+        let [a, b] = values.map(|value| text::pad_left(&value, cell));
+        printer.out(&format!("{}{a}{b}", text::pad(label, 24)));
+    };
+    row("", [0, 1].map(|i| text::clip(&names[i], cell - 2)));
+    let means = losses.map(mean_loss);
+    row(printer.pick("损失（每词元）", "loss a token"), means.map(|loss| format!("{loss:.4}")));
+    row(printer.pick("困惑度", "perplexity"), means.map(|loss| format!("{:.2}", loss.exp())));
+    let better = |i: usize| losses[i].iter().zip(losses[1 - i]).filter(|(a, b)| a.0 < b.0).count();
+    row(printer.pick("更好的记录数", "better on records"), [0, 1].map(|i| better(i).to_string()));
+}
+
+fn print_replies(
+    args: &CompareArgs,
+    models: &[Loaded; 2],
+    names: &[String; 2],
+    held_out: &HeldOut,
+    printer: &Printer,
+) -> Result<()> {
+    let mut work = Workspace::new();
+    for question in replies::questions(&held_out.records, args.replies) {
+        let mut texts = Vec::new();
+        for model in models {
+            let lora = model.lora();
+            texts.push(replies::reply(
+                &model.decoder,
+                &mut work,
+                lora,
+                &model.tokenizer,
+                &question.messages,
+                args.max_new_tokens,
+            )?);
+        }
+        let width = printer.width().min(100);
+        let asked = text::clip(&text::one_line(question.text()), width - 3);
+        printer.out(&format!("\n{}", printer.data(Look::Bold, &format!("? {asked}"))));
+        let answer = text::clip(&text::one_line(&question.answer), width.saturating_sub(12));
+        printer
+            .out(&printer.data(Look::Dim, &format!("{} {answer}", printer.pick("数据中：", "in the data:"))));
+        printer.out(text::side_by_side([&names[0], &names[1]], [&texts[0], &texts[1]], width).trim_end());
+    }
+    Ok(())
+}

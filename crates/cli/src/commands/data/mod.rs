@@ -1,0 +1,147 @@
+//! `danlu data`: look at training data before training on it.
+
+mod check;
+mod preview;
+
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+
+use clap::{Args, Subcommand};
+use danlu_data::{EncodeOptions, Format, Record, encode, read};
+use danlu_model::{Sequence, Tokenizer};
+
+use crate::embedded;
+use crate::printer::Printer;
+use crate::report::{Report, Result};
+
+/// Examples under `--help`.
+pub const EXAMPLES: &str = "\
+Examples:
+  danlu data preview huanhuan.json --base models/base-28m
+  danlu data check huanhuan.json more.jsonl --base models/base-28m --max-length 256
+  danlu data check chat.json --format sharegpt";
+
+/// What to do with data.
+#[derive(Subcommand, Clone, Debug)]
+pub enum DataCommand {
+    /// Show records as the model sees them: rendered text, token ids, and what is trained
+    Preview(preview::PreviewArgs),
+    /// Count, measure, and name every record that has a fault
+    Check(check::CheckArgs),
+}
+
+/// Flags of both commands.
+#[derive(Args, Clone, Debug)]
+pub struct DataArgs {
+    /// Folder of the base whose tokenizer and template are used [default: the embedded base's]
+    #[arg(long, value_name = "DIR")]
+    pub base: Option<PathBuf>,
+    /// Format of the data instead of the recognised one [alpaca, messages, sharegpt, prompt-completion, text]
+    #[arg(long, value_name = "FORMAT", value_parser = format)]
+    pub format: Option<Format>,
+    /// Longest record in tokens; longer ones lose the front of their question
+    #[arg(long, value_name = "TOKENS", default_value_t = 384)]
+    pub max_length: usize,
+    /// Mark the questions as trained too, as `danlu train --train-on-prompt` does
+    #[arg(long)]
+    pub train_on_prompt: bool,
+}
+
+impl DataArgs {
+    /// The base's tokenizer, or the embedded one.
+    fn tokenizer(&self, printer: &Printer) -> Result<Tokenizer> {
+        if let Some(base) = &self.base {
+            return Ok(Tokenizer::read(base)?);
+        }
+        printer.tell(
+            &format!("没有给出 --base：用内置 {} 的分词器与模板", embedded::BASE_NAME),
+            &format!(
+                "no --base given: using the tokenizer and template of the embedded {}",
+                embedded::BASE_NAME
+            ),
+        );
+        embedded::tokenizer()
+    }
+
+    fn options(&self) -> EncodeOptions {
+        EncodeOptions {
+            max_length: self.max_length,
+            train_on_prompt: self.train_on_prompt,
+            default_system: None,
+        }
+    }
+}
+
+/// Runs one of them.
+///
+/// # Errors
+/// If the data or the tokenizer has a fault.
+pub fn run(command: &DataCommand, printer: &Printer) -> Result<()> {
+    match command {
+        DataCommand::Preview(args) => preview::run(args, printer),
+        DataCommand::Check(args) => check::run(args, printer),
+    }
+}
+
+/// A format by its name.
+///
+/// # Errors
+/// Lists the names there are.
+pub fn format(name: &str) -> Result<Format, String> {
+    Format::from_str(name).map_err(|_| {
+        let known: Vec<_> = Format::ALL.iter().map(|format| format.name()).collect();
+        format!("expected one of {}", known.join(", "))
+    })
+}
+
+/// Records to measure a model on, and their tokens.
+pub struct HeldOut {
+    /// The records.
+    pub records: Vec<Record>,
+    /// Their tokens, in the same order.
+    pub sequences: Vec<Sequence>,
+}
+
+/// Reads at most `limit` records to measure on, spread evenly over the file; 0 reads all. Bad records and
+/// those without an answer are left out, and counted aloud.
+///
+/// # Errors
+/// If the file cannot be read, or nothing can be measured on.
+pub fn read_held_out(
+    file: &Path,
+    format: Option<Format>,
+    tokenizer: &Tokenizer,
+    max_length: usize,
+    limit: usize,
+    printer: &Printer,
+) -> Result<HeldOut> {
+    let dataset = read(file, format)?;
+    let bad = dataset.bad.len();
+    let total = dataset.records.len();
+    let count = if limit == 0 { total } else { limit.min(total) };
+    let mut wanted = (0..count).map(|i| i * total / count).peekable();
+    let chosen = dataset.records.into_iter().enumerate().filter(|(i, _)| wanted.next_if_eq(i).is_some());
+
+    let options = EncodeOptions { max_length, ..EncodeOptions::default() };
+    let mut held_out = HeldOut { records: Vec::new(), sequences: Vec::new() };
+    for (_, record) in chosen {
+        if let Ok(encoded) = encode(&record, tokenizer, &options)
+            && encoded.sequence.trained_tokens() > 0
+        {
+            held_out.records.push(record);
+            held_out.sequences.push(encoded.sequence);
+        }
+    }
+    let left_out = bad + count - held_out.records.len();
+    if left_out > 0 {
+        printer.warn(&printer.pick(
+            format!("{} 中有 {left_out} 条记录用不上", file.display()),
+            format!("{left_out} records of {} cannot be used", file.display()),
+        ));
+    }
+    if held_out.records.is_empty() {
+        let text = format!("`{}` holds no record to measure on", file.display());
+        return Err(Report::input(text).with_hint(format!("danlu data check {}", file.display())));
+    }
+    Ok(held_out)
+}

@@ -1,0 +1,140 @@
+//! `danlu data preview`: records as the model sees them.
+
+use std::path::PathBuf;
+
+use clap::Args;
+use danlu_data::{Token, Truncation, encode, preview, read};
+
+use super::DataArgs;
+use crate::printer::{Look, Printer};
+use crate::report::{Report, Result};
+use crate::text;
+
+/// The flags of `danlu data preview`.
+#[derive(Args, Clone, Debug)]
+pub struct PreviewArgs {
+    /// Data file
+    pub file: PathBuf,
+    /// Records to show
+    #[arg(short = 'n', long, value_name = "N", default_value_t = 3)]
+    pub records: usize,
+    #[command(flatten)]
+    pub data: DataArgs,
+}
+
+/// Shows the first records.
+///
+/// # Errors
+/// If the file or the tokenizer has a fault.
+pub fn run(args: &PreviewArgs, printer: &Printer) -> Result<()> {
+    let dataset = read(&args.file, args.data.format)?;
+    let tokenizer = args.data.tokenizer(printer)?;
+    let (total, format) = (dataset.records.len(), dataset.format.name());
+    if dataset.records.is_empty() {
+        let details = dataset.bad.iter().take(3).map(ToString::to_string).collect();
+        return Err(Report::input(format!("`{}` has no good record to show", args.file.display()))
+            .with_details(details));
+    }
+    for (i, record) in dataset.records.iter().take(args.records).enumerate() {
+        let encoded =
+            encode(record, &tokenizer, &args.data.options()).map_err(|bad| Report::input(bad.to_string()))?;
+        let tokens = preview(&encoded, &tokenizer);
+        let (n, trained, source) = (tokens.len(), encoded.sequence.trained_tokens(), &record.source);
+        let title = printer.pick(
+            format!("第 {}/{total} 条 · {source} · {format} · {n} 词元，训练 {trained} 个", i + 1),
+            format!("record {} of {total} · {source} · {format} · {n} tokens, {trained} trained", i + 1),
+        );
+        printer.out(&printer.data(Look::Bold, &title));
+        print_tokens(&tokens, printer);
+        let max = args.data.max_length;
+        match encoded.truncation {
+            Truncation::None => {}
+            Truncation::Shortened { tokens } => printer.warn(&printer.pick(
+                format!("原长 {tokens} 词元，缩短到 {max} 以内"),
+                format!("it had {tokens} tokens and was shortened to {max} at most"),
+            )),
+            Truncation::Dropped { tokens } => printer.warn(&printer.pick(
+                format!("原长 {tokens} 词元，答案在 {max} 以内放不下：训练时会舍去"),
+                format!("it has {tokens} tokens, and its answer does not fit in {max}: training drops it"),
+            )),
+        }
+        printer.out("");
+    }
+    legend(printer);
+    if !dataset.bad.is_empty() {
+        let (n, file) = (dataset.bad.len(), args.file.display());
+        printer.warn(&printer.pick(
+            format!("另有 {n} 条坏记录：danlu data check {file}"),
+            format!("there are {n} bad records too: danlu data check {file}"),
+        ));
+    }
+    Ok(())
+}
+
+/// Rendered text, then ids; what is trained is green, or stands in ⟦ ⟧.
+pub fn print_tokens(tokens: &[Token], printer: &Printer) {
+    let mut shown = String::new();
+    let mut ids = String::new();
+    for run in tokens.chunk_by(|a, b| a.trained == b.trained) {
+        let trained = run[0].trained;
+        let content: String = run.iter().map(|token| token.text.replace('↵', "↵\n")).collect();
+        let numbers: Vec<_> = run.iter().map(|token| token.id.to_string()).collect();
+        shown += &mark(trained, &content, printer);
+        if !ids.is_empty() {
+            ids.push(' ');
+        }
+        ids += &mark(trained, &numbers.join(" "), printer);
+    }
+    printer.out(&shown);
+    for line in wrap_ids(&ids, printer.width()) {
+        printer.out(&line);
+    }
+}
+
+fn mark(trained: bool, content: &str, printer: &Printer) -> String {
+    match (trained, printer.out_color()) {
+        (true, true) => printer.data(Look::Green, content),
+        (true, false) => format!("⟦{content}⟧"),
+        (false, _) => printer.data(Look::Dim, content),
+    }
+}
+
+/// Breaks between ids; colours are carried over to the next line.
+fn wrap_ids(ids: &str, width: usize) -> Vec<String> {
+    let mut lines = vec![String::from("ids")];
+    let mut used = 3;
+    let mut color = "";
+    for id in ids.split(' ') {
+        let plain = id.replace("\x1b[32m", "").replace("\x1b[2m", "").replace("\x1b[0m", "");
+        let cells = text::width(&plain) + 1;
+        if used + cells > width {
+            let reset = if color.is_empty() { "" } else { "\x1b[0m" };
+            lines.last_mut().expect("begins with one line").push_str(reset);
+            lines.push(format!("   {color}"));
+            used = 3;
+        }
+        for code in ["\x1b[32m", "\x1b[2m"] {
+            if id.contains(code) {
+                color = code;
+            }
+        }
+        if id.contains("\x1b[0m") {
+            color = "";
+        }
+        let line = lines.last_mut().expect("begins with one line");
+        line.push(' ');
+        line.push_str(id);
+        used += cells;
+    }
+    lines
+}
+
+fn legend(printer: &Printer) {
+    let how = match (printer.out_color(), printer.lang.pick(true, false)) {
+        (true, true) => "绿色是训练的部分（计入损失），其余只作上下文",
+        (true, false) => "green is trained (carries a loss), the rest is context",
+        (false, true) => "⟦ ⟧ 内是训练的部分（计入损失），其余只作上下文",
+        (false, false) => "what stands in ⟦ ⟧ is trained (carries a loss), the rest is context",
+    };
+    printer.say(how);
+}

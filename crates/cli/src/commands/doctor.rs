@@ -1,0 +1,100 @@
+//! `danlu doctor`: what this machine has, and what danlu makes of it.
+
+use std::fs;
+use std::path::Path;
+
+use clap::Args;
+use danlu_kernels::{DType, Isa};
+use danlu_model::files;
+
+use crate::commands::compute::{ComputeArgs, ISA_VARIABLE, isa_from_env};
+use crate::lang::Lang;
+use crate::printer::{Look, Printer};
+use crate::report::Result;
+use crate::text;
+
+/// Examples under `--help`.
+pub const EXAMPLES: &str = "\
+Examples:
+  danlu doctor
+  DANLU_ISA=avx2 danlu doctor --threads 1";
+
+/// The flags of `danlu doctor`.
+#[derive(Args, Clone, Debug)]
+pub struct DoctorArgs {
+    #[command(flatten)]
+    pub compute: ComputeArgs,
+}
+
+/// Prints one line per finding.
+///
+/// # Errors
+/// If `DANLU_ISA` cannot be followed.
+pub fn run(args: &DoctorArgs, printer: &Printer) -> Result<()> {
+    let (zh, asked) = (printer.lang == Lang::Zh, isa_from_env()?);
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let chosen = asked.unwrap_or_else(Isa::detect);
+    let supported: Vec<_> = Isa::supported().map(|isa| isa.to_string()).collect();
+    let why = match asked {
+        Some(_) => printer.pick(format!("由 {ISA_VARIABLE} 指定"), format!("asked for by {ISA_VARIABLE}")),
+        None => printer.pick("本机支持的最宽指令集".to_owned(), "the widest this processor has".to_owned()),
+    };
+
+    let row = |name: (&str, &str), value: String| {
+        printer.out(&format!(
+            "{} {value}",
+            printer.data(Look::Bold, &text::pad(printer.pick(name.0, name.1), 16))
+        ));
+    };
+    row(("版本", "danlu"), env!("CARGO_PKG_VERSION").to_owned());
+    row(("处理器", "processor"), processor().unwrap_or_else(|| std::env::consts::ARCH.to_owned()));
+    row(("指令集", "instructions"), supported.join(", "));
+    row(("将使用", "will use"), format!("{chosen} ({why})"));
+    let threads = args.compute.threads.map_or(cores, usize::from);
+    let of =
+        if zh { format!("{threads}（共 {cores} 核）") } else { format!("{threads} of {cores} cores") };
+    row(("线程", "threads"), of);
+    for (dtype, name) in [(DType::F32, "--dtype f32"), (DType::Bf16, "--dtype bf16")] {
+        row((name, name), args.compute.backend(dtype)?.name());
+    }
+    if let Some((total, free)) = memory() {
+        let (total, free) = (text::bytes(total), text::bytes(free));
+        row(
+            ("内存", "memory"),
+            if zh { format!("{total}，可用 {free}") } else { format!("{total}, {free} available") },
+        );
+    }
+    let here = std::env::current_dir().unwrap_or_else(|_| Path::new(".").to_owned());
+    if let Ok(free) = files::free_space(&here) {
+        let free = text::bytes(free);
+        let place = here.display();
+        row(
+            ("磁盘", "disk"),
+            if zh { format!("{place} 剩余 {free}") } else { format!("{free} free at {place}") },
+        );
+    }
+    let locale = sys_locale::get_locale().unwrap_or_else(|| "-".to_owned());
+    row(
+        ("语言", "language"),
+        format!("{} ({}: {locale})", printer.lang, printer.pick("系统区域设置", "locale")),
+    );
+    Ok(())
+}
+
+/// The processor's name, where the system tells it.
+fn processor() -> Option<String> {
+    let info = fs::read_to_string("/proc/cpuinfo").ok()?;
+    let line = info.lines().find(|line| line.starts_with("model name"))?;
+    Some(line.split_once(':')?.1.trim().to_owned())
+}
+
+/// Bytes of memory: all, and available.
+fn memory() -> Option<(u64, u64)> {
+    let info = fs::read_to_string("/proc/meminfo").ok()?;
+    let field = |name: &str| {
+        let line = info.lines().find(|line| line.starts_with(name))?;
+        let kilobytes: u64 = line.split_whitespace().nth(1)?.parse().ok()?;
+        Some(kilobytes * 1024)
+    };
+    Some((field("MemTotal:")?, field("MemAvailable:")?))
+}

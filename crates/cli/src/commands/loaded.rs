@@ -1,0 +1,165 @@
+//! A model at a path: a base, a merged model, or an adapter on its base.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use danlu_adapter::{Adapter, CONFIG_FILE, LoraConfig};
+use danlu_model::{Decoder, LoraSource, Tokenizer, files};
+use danlu_train::{TokenIdentity, TrainError, check_identity};
+use serde_json::Value;
+
+use crate::printer::Printer;
+use crate::report::{Report, Result};
+
+/// Largest `generation_config.json` that is read, in bytes.
+const GENERATION_CONFIG_LIMIT: u64 = 1 << 20;
+
+/// The folders of a model: its base, and its adapter if it has one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Place {
+    /// Folder of `config.json` and the weights.
+    pub base: PathBuf,
+    /// Folder of `adapter_config.json`.
+    pub adapter: Option<PathBuf>,
+}
+
+impl Place {
+    /// Finds out what lies at `path`; `base` overrules the base that an adapter names.
+    ///
+    /// # Errors
+    /// If there is no model, or an adapter's base is not where it says.
+    pub fn find(path: &Path, base: Option<&Path>) -> Result<Self> {
+        if path.join(CONFIG_FILE).is_file() {
+            let base = match base {
+                Some(base) => base.to_owned(),
+                None => named_base(path)?,
+            };
+            return Ok(Self { base, adapter: Some(path.to_owned()) });
+        }
+        if path.join("config.json").is_file() {
+            if let Some(base) = base {
+                let text =
+                    format!("`{}` is a whole model, and `--base` is `{}`", path.display(), base.display());
+                return Err(Report::input(text).with_hint("`--base` goes with an adapter; leave it out"));
+            }
+            return Ok(Self { base: path.to_owned(), adapter: None });
+        }
+        let text = match path.exists() {
+            true => format!("`{}` holds neither `{CONFIG_FILE}` nor `config.json`", path.display()),
+            false => format!("`{}` does not exist", path.display()),
+        };
+        Err(Report::input(text).with_hint("name the folder of an adapter, a merged model or a base"))
+    }
+
+    /// The name to show: the folder's.
+    pub fn name(&self) -> String {
+        folder_name(self.adapter.as_ref().unwrap_or(&self.base))
+    }
+}
+
+/// The folder's last name, with `.` and `..` resolved.
+pub fn folder_name(path: &Path) -> String {
+    let resolved = fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
+    resolved.file_name().unwrap_or(resolved.as_os_str()).to_string_lossy().into_owned()
+}
+
+/// The base that an adapter names, from here or from beside the adapter.
+fn named_base(adapter: &Path) -> Result<PathBuf> {
+    let hint = "name its folder with `--base DIR`";
+    let Some(name) = LoraConfig::read(adapter)?.base_model_name_or_path.filter(|name| !name.is_empty())
+    else {
+        let text =
+            format!("`{}` does not say which base it was trained on", adapter.join(CONFIG_FILE).display());
+        return Err(Report::input(text).with_hint(hint));
+    };
+    let candidates = [PathBuf::from(&name), adapter.join(&name)];
+    let found = candidates.into_iter().find(|folder| folder.join("config.json").is_file());
+    found.ok_or_else(|| {
+        let text = format!(
+            "the adapter `{}` was trained on `{name}`, which is no model folder here",
+            adapter.display()
+        );
+        Report::input(text).with_hint(hint)
+    })
+}
+
+/// A model ready to run, with its tokenizer.
+pub struct Loaded {
+    /// The base, computing.
+    pub decoder: Arc<Decoder>,
+    /// Text to ids and back, as the adapter was trained with.
+    pub tokenizer: Tokenizer,
+    /// The system prompt of the training data, for conversations that set none.
+    pub default_system: Option<String>,
+    place: Place,
+    adapter: Option<Adapter>,
+}
+
+impl Loaded {
+    /// Loads what lies at `place` on its base, which is loaded already. An adapter that was trained with
+    /// other tokens than the base has now is refused, unless `allow_mismatch`; it then brings its own.
+    ///
+    /// # Errors
+    /// If a file of the adapter or the tokenizer has a fault, or the tokens differ.
+    pub fn on(place: Place, decoder: Arc<Decoder>, allow_mismatch: bool, printer: &Printer) -> Result<Self> {
+        let adapter = match &place.adapter {
+            Some(folder) => Some(Adapter::load(folder, decoder.config(), &**decoder.backend())?),
+            None => None,
+        };
+        let mut tokenizer = Tokenizer::read(&place.base)?;
+        let folder = place.adapter.as_ref().unwrap_or(&place.base);
+        let identity = match check_identity(folder, &tokenizer) {
+            Ok(identity) => identity,
+            Err(TrainError::Identity { differences, .. }) => {
+                let text = format!(
+                    "`{}` was trained with other tokens than `{}` has",
+                    folder.display(),
+                    place.base.display()
+                );
+                if !allow_mismatch {
+                    let hint = "use the base it was trained on, or `--allow-template-mismatch` to go on with the adapter's own";
+                    return Err(Report::input(text).with_details(differences).with_hint(hint));
+                }
+                printer.warn(&format!("{text}: {}", differences.join("; ")));
+                if folder.join("tokenizer.json").is_file() {
+                    tokenizer = Tokenizer::read(folder)?;
+                }
+                TokenIdentity::read(folder)?
+            }
+            Err(error) => return Err(error.into()),
+        };
+        tokenizer.check_fits(decoder.config())?;
+        let default_system = identity.and_then(|identity| identity.default_system().map(str::to_owned));
+        Ok(Self { decoder, tokenizer, default_system, place, adapter })
+    }
+
+    /// The adapter's name, or the model's.
+    pub fn name(&self) -> String {
+        self.place.name()
+    }
+
+    /// Its folders.
+    pub fn place(&self) -> &Place {
+        &self.place
+    }
+
+    /// The adapter as a decoder asks for it.
+    pub fn lora(&self) -> Option<&dyn LoraSource> {
+        self.adapter.as_ref().map(|adapter| adapter as &dyn LoraSource)
+    }
+
+    /// What the base's `generation_config.json` says, or null.
+    ///
+    /// # Errors
+    /// If it is there and no JSON.
+    pub fn generation_config(&self) -> Result<Value> {
+        let path = self.place.base.join("generation_config.json");
+        if !path.is_file() {
+            return Ok(Value::Null);
+        }
+        let bytes = files::read_bounded(&path, GENERATION_CONFIG_LIMIT)?;
+        let parsed = serde_json::from_slice(&bytes);
+        parsed.map_err(|error| Report::input(format!("`{}`: {error}", path.display())))
+    }
+}

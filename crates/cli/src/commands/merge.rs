@@ -1,0 +1,217 @@
+//! `danlu merge`: an adapter into its base, measured.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use clap::Args;
+use danlu_adapter::fidelity::{self, Fidelity, Limits};
+use danlu_adapter::merge::{self, MergeOptions, MergeReport, REPORT_FILE};
+use danlu_adapter::{Adapter, parse_byte_size};
+use danlu_kernels::DType;
+use danlu_model::{Decoder, ModelConfig, Sequence, Tokenizer};
+
+use crate::commands::ComputeArgs;
+use crate::commands::data::read_held_out;
+use crate::commands::loaded::Place;
+use crate::printer::{Look, Printer};
+use crate::report::{Report, Result};
+use crate::text;
+
+/// Examples under `--help`.
+pub const EXAMPLES: &str = "\
+Examples:
+  danlu merge out/huanhuan --output out/huanhuan-merged
+  danlu merge out/huanhuan --output out/merged --dtype bf16 --max-shard-size 2GB --data held_out.json";
+
+/// Sequences that are measured at most: the figures settle long before.
+const MAX_SEQUENCES: usize = 64;
+
+/// Tokens of one measured sequence at most.
+const MAX_LENGTH: usize = 512;
+
+/// The flags of `danlu merge`.
+#[derive(Args, Clone, Debug)]
+pub struct MergeArgs {
+    /// Folder of the adapter
+    pub adapter: PathBuf,
+    /// Folder to write the merged model to: new or empty
+    #[arg(long, value_name = "DIR")]
+    pub output: PathBuf,
+    /// Folder of the base, instead of the one the adapter names
+    #[arg(long, value_name = "DIR")]
+    pub base: Option<PathBuf>,
+    /// Type of the merged weights: f32, bf16 or f16 [default: the base's]
+    #[arg(long, value_name = "TYPE", value_parser = dtype)]
+    pub dtype: Option<DType>,
+    /// Largest weight file, such as 2GB [default: files as the base has them]
+    #[arg(long, value_name = "SIZE", value_parser = |text: &str| parse_byte_size(text).map_err(|e| e.to_string()))]
+    pub max_shard_size: Option<u64>,
+    /// Held-out records to measure the merge on [default: a text that danlu brings]
+    #[arg(long, value_name = "FILE")]
+    pub data: Option<PathBuf>,
+    /// Largest mean divergence from adapter-on-base, in nats a token [default: 1e-2 for bf16, 2e-4 for f16, 1e-6 for f32]
+    #[arg(long, value_name = "NATS")]
+    pub threshold: Option<f64>,
+    #[command(flatten)]
+    pub compute: ComputeArgs,
+}
+
+fn dtype(name: &str) -> Result<DType, String> {
+    match name {
+        "f32" => Ok(DType::F32),
+        "bf16" => Ok(DType::Bf16),
+        "f16" => Ok(DType::F16),
+        _ => Err("expected f32, bf16 or f16".to_owned()),
+    }
+}
+
+/// What a merge came to.
+pub struct Merged {
+    /// What was written.
+    pub report: MergeReport,
+    /// How near it is.
+    pub fidelity: Fidelity,
+}
+
+/// Merges, reloads, measures, prints.
+///
+/// # Errors
+/// If a file has a fault, the output folder holds other things, or the result is further from the adapter
+/// than the threshold allows.
+pub fn run(args: &MergeArgs, printer: &Printer) -> Result<()> {
+    if let Some(threshold) = args.threshold.filter(|t| !(t.is_finite() && *t >= 0.0)) {
+        return Err(Report::input(format!("`--threshold` is {threshold}, expected 0 or more")));
+    }
+    let place = Place::find(&args.adapter, args.base.as_deref())?;
+    if place.adapter.is_none() {
+        let report =
+            Report::input(format!("`{}` is a whole model, expected an adapter", args.adapter.display()));
+        return Err(report.with_hint("there is nothing to merge; `danlu chat` runs it as it is"));
+    }
+    let tokenizer = Tokenizer::read(&place.base)?;
+    // The data is read first: a fault in it should not cost a merge.
+    let sequences = match &args.data {
+        Some(file) => read_held_out(file, None, &tokenizer, MAX_LENGTH, MAX_SEQUENCES, printer)?.sequences,
+        None => own_text(&tokenizer)?,
+    };
+    let merged = merge_and_measure(args, &place, &sequences, printer)?;
+    print_report(&merged, &args.output, printer);
+    let faults = merged.fidelity.faults();
+    if !faults.is_empty() {
+        let text = format!("the merged model in `{}` is not base plus adapter", args.output.display());
+        let hint =
+            "a wider type keeps more: --dtype f32; or raise --threshold if the difference is acceptable";
+        return Err(Report::input(text).with_details(faults).with_hint(hint));
+    }
+    Ok(())
+}
+
+/// The merge and its measurement, without printing the result; `merge_report.json` is written.
+///
+/// # Errors
+/// As [`run`], the threshold aside.
+pub fn merge_and_measure(
+    args: &MergeArgs,
+    place: &Place,
+    sequences: &[Sequence],
+    printer: &Printer,
+) -> Result<Merged> {
+    // Measured in f32, so that what is seen is the merge and not the products.
+    let backend = args.compute.backend(DType::F32)?;
+    let folder = place.adapter.as_deref().unwrap_or(&args.adapter);
+    let adapter = Adapter::load(folder, &ModelConfig::read(&place.base)?, &*backend)?;
+    let options = MergeOptions {
+        dtype: args.dtype,
+        max_shard_size: args.max_shard_size,
+        threads: args.compute.threads.map(usize::from),
+        // What the adapter was trained with stays with the merged model.
+        also_copy: vec!["danlu.json".to_owned()],
+    };
+    let mut progress = |p: merge::MergeProgress<'_>| {
+        let (done, total) = (text::bytes(p.bytes), text::bytes(p.total));
+        printer.live(&printer.pick(
+            format!("合并 {done} / {total} · {}", p.tensor),
+            format!("merging {done} of {total} · {}", p.tensor),
+        ));
+    };
+    let report = merge::merge(&place.base, &adapter, &*backend, &args.output, &options, &mut progress)?;
+
+    let base = Decoder::load(&place.base, Arc::clone(&backend))?;
+    let merged = Decoder::load(&args.output, backend)?;
+    let mut limits = Limits::of(narrowest(&report));
+    if let Some(threshold) = args.threshold {
+        limits.kl = threshold;
+    }
+    let mut progress = |done: usize| {
+        let total = sequences.len();
+        printer.live(&printer.pick(format!("核对 {done}/{total}"), format!("measuring {done} of {total}")));
+    };
+    let fidelity = fidelity::measure(&base, &adapter, &merged, sequences, limits, &mut progress)?;
+    printer.clear_live();
+    merge::write_report(&args.output, &report, Some(&fidelity))?;
+    Ok(Merged { report, fidelity })
+}
+
+/// The type that rounds most among those written.
+fn narrowest(report: &MergeReport) -> DType {
+    let has = |name: &str| report.dtype.iter().any(|dtype| dtype == name);
+    match () {
+        () if has("bfloat16") => DType::Bf16,
+        () if has("float16") => DType::F16,
+        () => DType::F32,
+    }
+}
+
+/// The figures of a merge.
+pub fn print_report(merged: &Merged, output: &Path, printer: &Printer) {
+    let Merged { report, fidelity: f } = merged;
+    let (size, tensors) = (text::bytes(report.bytes), report.merged_tensors);
+    let (dtype, seconds) = (report.dtype.join(", "), report.seconds);
+    printer.say(&printer.pick(
+        format!(
+            "合并了 {tensors} 个张量，写出 {size}（{dtype}），用时 {seconds:.1} 秒：{}",
+            output.display()
+        ),
+        format!("merged {tensors} tensors, wrote {size} ({dtype}) in {seconds:.1}s: {}", output.display()),
+    ));
+    printer.say(&printer.pick(
+        format!("核对：{} 段留出文本，{} 个词元，合并后的模型与“基座+适配器”相比", f.sequences, f.tokens),
+        format!(
+            "measured on {} held-out texts, {} tokens: the merged model against adapter on base",
+            f.sequences, f.tokens
+        ),
+    ));
+    let row = |zh: &str, en: &str, value: String| {
+        printer.out(&format!("  {} {value}", text::pad(printer.pick(zh, en), 30)));
+    };
+    let limit = |value: String| printer.pick(format!("（上限 {value}）"), format!(" (limit {value})"));
+    row("最大 logit 差", "largest logit difference", format!("{:.2e}", f.max_logit_difference));
+    row("平均 logit 差", "mean logit difference", format!("{:.2e}", f.mean_logit_difference));
+    row(
+        "KL 散度，每词元",
+        "KL divergence a token",
+        format!("{:.2e}{}", f.kl, limit(format!("{:.0e}", f.limits.kl))),
+    );
+    row("适配器本身的 KL", "KL the adapter makes", format!("{:.2e}", f.kl_of_adapter));
+    row("首选词元一致", "same likeliest token", format!("{:.2}%", 100.0 * f.same_choice));
+    row("困惑度 基座", "perplexity of the base", format!("{:.4}", f.perplexity_base));
+    row("困惑度 基座+适配器", "perplexity of base + adapter", format!("{:.4}", f.perplexity_adapter));
+    row("困惑度 合并后", "perplexity merged", format!("{:.4}", f.perplexity_merged));
+    let verdict = match f.passed {
+        true => printer.data(Look::Green, printer.pick("通过", "passed")),
+        false => printer.data(Look::Red, printer.pick("未通过", "failed")),
+    };
+    printer.out(&format!("{verdict} · {}", output.join(REPORT_FILE).display()));
+}
+
+/// Sentences of our own in both languages, for merges without data: enough to tell a merge from a mistake.
+fn own_text(tokenizer: &Tokenizer) -> Result<Vec<Sequence>> {
+    let sentences = include_str!("../../assets/held_out.txt");
+    let encode = |line: &str| -> Result<Sequence> {
+        let mut ids: Vec<u32> = tokenizer.bos_id().into_iter().collect();
+        ids.extend(tokenizer.encode(line)?);
+        let trained = vec![true; ids.len()];
+        Ok(Sequence { ids, trained })
+    };
+    sentences.lines().filter(|line| !line.is_empty()).map(encode).collect()
+}

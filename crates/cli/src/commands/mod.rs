@@ -1,0 +1,13 @@
+//! One file per verb: its flags, what they settle to, and what it does.
+
+pub mod chat;
+pub mod compare;
+pub mod compute;
+pub mod data;
+pub mod doctor;
+pub mod loaded;
+pub mod merge;
+pub mod replies;
+pub mod train;
+
+pub use compute::ComputeArgs;

@@ -1,0 +1,424 @@
+//! The flags of `danlu train`, and how they become a [`TrainSettings`].
+
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use clap::{ArgMatches, Args, Command, FromArgMatches};
+use danlu_adapter::TargetModules;
+use danlu_data::Format;
+use danlu_train::{LrSchedulerType, Precision, TrainSettings};
+
+use crate::commands::ComputeArgs;
+use crate::commands::data::format;
+use crate::config_file::{ConfigFile, usage};
+use crate::report::{Report, Result};
+
+/// Name of the file in the output folder that holds every setting of the run.
+pub const RUN_FILE: &str = "run.toml";
+
+/// Examples under `--help`.
+pub const EXAMPLES: &str = "\
+Examples:
+  danlu train --base models/base-28m --data huanhuan.json --output out/huanhuan
+  danlu train --base models/base-28m --data a.json b.jsonl --output out/ab --lora-r 16 --num-train-epochs 3
+  danlu train --config run.toml --learning-rate 2e-4
+  danlu train --output out/huanhuan --resume
+
+A configuration file has the same names, one per line:
+  base = \"models/base-28m\"
+  data = [\"huanhuan.json\"]
+  output = \"out/huanhuan\"
+  lora_r = 16
+  target_modules = [\"q_proj\", \"v_proj\"]
+
+Ctrl-C finishes the step, saves a checkpoint and says how to resume; a second Ctrl-C ends at once.";
+
+/// Fine-tunes a LoRA adapter on your data.
+#[derive(Args, Clone, Debug, Default)]
+pub struct TrainArgs {
+    /// Folder of the base model, as downloaded from Hugging Face
+    #[arg(long, value_name = "DIR", help_heading = "Files")]
+    pub base: Option<PathBuf>,
+    /// Training data: JSON or JSON lines, as `danlu data check` accepts it
+    #[arg(long, value_name = "FILE", num_args = 1.., help_heading = "Files")]
+    pub data: Vec<PathBuf>,
+    /// Folder to write to: new, empty, or with --resume the run to go on with
+    #[arg(long, value_name = "DIR", help_heading = "Files")]
+    pub output: Option<PathBuf>,
+    /// Read flags from a TOML file; the command line wins
+    #[arg(long, value_name = "FILE", help_heading = "Files")]
+    pub config: Option<PathBuf>,
+    /// Go on from the newest checkpoint of the output folder, or from the one given
+    #[arg(long, value_name = "CHECKPOINT", num_args = 0..=1, help_heading = "Files")]
+    pub resume: Option<Option<PathBuf>>,
+
+    /// Format of the data instead of the recognised one [alpaca, messages, sharegpt, prompt-completion, text]
+    #[arg(long, value_name = "FORMAT", value_parser = format, help_heading = "Data")]
+    pub format: Option<Format>,
+    /// Leave bad records out, and list them, instead of refusing the data
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true", help_heading = "Data")]
+    pub skip_bad: Option<bool>,
+    #[command(flatten)]
+    pub settings: SettingsArgs,
+    #[command(flatten)]
+    pub compute: ComputeArgs,
+}
+
+/// The flags that decide numbers; each is a field of [`TrainSettings`], whose default is shown.
+#[derive(Args, Clone, Debug, Default)]
+pub struct SettingsArgs {
+    /// Longest record in tokens; longer ones lose the front of their question [default: 384]
+    #[arg(long, value_name = "TOKENS", help_heading = "Data")]
+    pub max_length: Option<usize>,
+    /// Records to hold out: a share below 1, or a number [default: 0]
+    #[arg(long, value_name = "N", help_heading = "Data")]
+    pub val_size: Option<f64>,
+    /// Fill each row of a batch with several records, which do not see each other
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true", help_heading = "Data")]
+    pub packing: Option<bool>,
+    /// Visit the records in another order in each pass; with =false in the order of the file [default: true]
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true", help_heading = "Data")]
+    pub shuffle_dataset: Option<bool>,
+    /// Train on the questions too, not only on the answers
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true", help_heading = "Data")]
+    pub train_on_prompt: Option<bool>,
+
+    /// Rank of the adapter [default: 8]
+    #[arg(long, value_name = "R", help_heading = "Adapter")]
+    pub lora_r: Option<u32>,
+    /// The adapter is scaled by alpha / rank [default: 32]
+    #[arg(long, value_name = "ALPHA", help_heading = "Adapter")]
+    pub lora_alpha: Option<f64>,
+    /// Probability of dropping an input of the adapter while training [default: 0.1]
+    #[arg(long, value_name = "P", help_heading = "Adapter")]
+    pub lora_dropout: Option<f64>,
+    /// Projections that get an adapter: all-linear, names between commas, or a regular expression
+    /// [default: all-linear]
+    #[arg(long, value_name = "NAMES", value_parser = TargetModules::from_str, help_heading = "Adapter")]
+    pub target_modules: Option<TargetModules>,
+    /// Scale by alpha / sqrt(rank) instead
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true", help_heading = "Adapter")]
+    pub use_rslora: Option<bool>,
+
+    /// Highest learning rate [default: 1e-4]
+    #[arg(long, value_name = "RATE", help_heading = "Training")]
+    pub learning_rate: Option<f64>,
+    /// Passes over the data [default: 1]
+    #[arg(long, value_name = "N", help_heading = "Training")]
+    pub num_train_epochs: Option<f64>,
+    /// Steps to take, instead of passes over the data
+    #[arg(long, value_name = "STEPS", conflicts_with = "num_train_epochs", help_heading = "Training")]
+    pub max_steps: Option<u64>,
+    /// Records per micro-batch; with --packing, rows of --max-length tokens [default: 2]
+    #[arg(long, value_name = "N", help_heading = "Training")]
+    pub per_device_train_batch_size: Option<usize>,
+    /// Micro-batches per step [default: 2]
+    #[arg(long, value_name = "N", help_heading = "Training")]
+    pub gradient_accumulation_steps: Option<usize>,
+    /// Share of the steps over which the learning rate rises [default: 0]
+    #[arg(long, value_name = "SHARE", help_heading = "Training")]
+    pub warmup_ratio: Option<f64>,
+    /// Shape of the learning rate: linear, cosine, constant or constant_with_warmup [default: linear]
+    #[arg(long, value_name = "TYPE", value_parser = LrSchedulerType::from_str, help_heading = "Training")]
+    pub lr_scheduler_type: Option<LrSchedulerType>,
+    /// Decoupled weight decay of AdamW [default: 0]
+    #[arg(long, value_name = "DECAY", help_heading = "Training")]
+    pub weight_decay: Option<f64>,
+    /// The gradient is scaled down to this norm; 0 leaves it [default: 1]
+    #[arg(long, value_name = "NORM", help_heading = "Training")]
+    pub max_grad_norm: Option<f64>,
+    /// Decay of AdamW's first moment [default: 0.9]
+    #[arg(long, value_name = "BETA", hide_short_help = true, help_heading = "Training")]
+    pub adam_beta1: Option<f64>,
+    /// Decay of AdamW's second moment [default: 0.999]
+    #[arg(long, value_name = "BETA", hide_short_help = true, help_heading = "Training")]
+    pub adam_beta2: Option<f64>,
+    /// Added to the root of AdamW's second moment [default: 1e-8]
+    #[arg(long, value_name = "EPS", hide_short_help = true, help_heading = "Training")]
+    pub adam_epsilon: Option<f64>,
+    /// Seed of the adapter, the order of records and dropout [default: 42]
+    #[arg(long, value_name = "SEED", help_heading = "Training")]
+    pub seed: Option<u64>,
+    /// What products with the base are computed in: f32 or bf16 [default: f32]
+    #[arg(long, value_name = "TYPE", value_parser = Precision::from_str, help_heading = "Training")]
+    pub dtype: Option<Precision>,
+
+    /// Steps between two lines of the log [default: 10]
+    #[arg(long, value_name = "STEPS", help_heading = "Log and checkpoints")]
+    pub logging_steps: Option<u64>,
+    /// Steps between two checkpoints; 0 saves only at the end [default: 100]
+    #[arg(long, value_name = "STEPS", help_heading = "Log and checkpoints")]
+    pub save_steps: Option<u64>,
+    /// Keep only the newest checkpoints [default: all]
+    #[arg(long, value_name = "N", help_heading = "Log and checkpoints")]
+    pub save_total_limit: Option<usize>,
+    /// Steps between two measurements on the held-out records [default: before and after only]
+    #[arg(long, value_name = "STEPS", help_heading = "Log and checkpoints")]
+    pub eval_steps: Option<u64>,
+}
+
+impl SettingsArgs {
+    /// The settings, with defaults for what was not given.
+    pub fn settings(&self) -> TrainSettings {
+        fn set<T: Clone>(field: &mut T, given: &Option<T>) {
+            if let Some(value) = given {
+                field.clone_from(value);
+            }
+        }
+        let mut s = TrainSettings::default();
+        set(&mut s.max_length, &self.max_length);
+        set(&mut s.val_size, &self.val_size);
+        set(&mut s.packing, &self.packing);
+        set(&mut s.shuffle_dataset, &self.shuffle_dataset);
+        set(&mut s.train_on_prompt, &self.train_on_prompt);
+        set(&mut s.lora_r, &self.lora_r);
+        set(&mut s.lora_alpha, &self.lora_alpha);
+        set(&mut s.lora_dropout, &self.lora_dropout);
+        set(&mut s.target_modules, &self.target_modules);
+        set(&mut s.use_rslora, &self.use_rslora);
+        set(&mut s.learning_rate, &self.learning_rate);
+        set(&mut s.num_train_epochs, &self.num_train_epochs);
+        set(&mut s.per_device_train_batch_size, &self.per_device_train_batch_size);
+        set(&mut s.gradient_accumulation_steps, &self.gradient_accumulation_steps);
+        set(&mut s.warmup_ratio, &self.warmup_ratio);
+        set(&mut s.lr_scheduler_type, &self.lr_scheduler_type);
+        set(&mut s.weight_decay, &self.weight_decay);
+        set(&mut s.max_grad_norm, &self.max_grad_norm);
+        set(&mut s.adam_beta1, &self.adam_beta1);
+        set(&mut s.adam_beta2, &self.adam_beta2);
+        set(&mut s.adam_epsilon, &self.adam_epsilon);
+        set(&mut s.seed, &self.seed);
+        set(&mut s.dtype, &self.dtype);
+        set(&mut s.logging_steps, &self.logging_steps);
+        set(&mut s.save_steps, &self.save_steps);
+        s.max_steps = self.max_steps.or(s.max_steps);
+        s.save_total_limit = self.save_total_limit.or(s.save_total_limit);
+        s.eval_steps = self.eval_steps.or(s.eval_steps);
+        s
+    }
+}
+
+/// Everything `train` needs, settled: flags over file over defaults.
+#[derive(Debug)]
+pub struct Run {
+    /// Folder of the base.
+    pub base: PathBuf,
+    /// Data files.
+    pub data: Vec<PathBuf>,
+    /// Their format, where it is forced.
+    pub format: Option<Format>,
+    /// Whether bad records are left out.
+    pub skip_bad: bool,
+    /// Output folder.
+    pub output: PathBuf,
+    /// Whether to go on, and from which checkpoint where one was named.
+    pub resume: Option<Option<PathBuf>>,
+    /// The numbers.
+    pub settings: TrainSettings,
+    /// Threads and such.
+    pub compute: ComputeArgs,
+    /// The file that flags were read from, to point into.
+    pub config: Option<ConfigFile>,
+}
+
+impl Run {
+    /// Settles the arguments of one command line. With `--resume` alone the run's own settings are read back
+    /// from its output folder.
+    ///
+    /// # Errors
+    /// If the file has a fault, a path is missing, or a setting is out of range.
+    pub fn resolve(matches: &ArgMatches) -> Result<Self> {
+        let mut args = TrainArgs::from_arg_matches(matches).map_err(|error| usage(&error))?;
+        let own = match (&args.resume, &args.output) {
+            (Some(_), Some(output)) => Some(output.join(RUN_FILE)).filter(|path| path.is_file()),
+            _ => None,
+        };
+        let config = match args.config.clone().or(own) {
+            None => None,
+            Some(path) => {
+                let command = TrainArgs::augment_args(Command::new("train"));
+                let config = ConfigFile::read(&path, &command)?;
+                let given = |flag: &str| given(matches, flag);
+                let file = command.no_binary_name(true).try_get_matches_from(config.args(given));
+                let file = file.map_err(|error| usage(&error))?;
+                args = TrainArgs::from_arg_matches(&file).map_err(|error| usage(&error))?;
+                args.update_from_arg_matches(matches).map_err(|error| usage(&error))?;
+                Some(config)
+            }
+        };
+
+        let settings = args.settings.settings();
+        settings.validate().map_err(|error| match &error {
+            danlu_train::TrainError::Setting { name, .. } => {
+                let place = config.as_ref().and_then(|c| c.snippet(&name.replace('_', "-"), ""));
+                Report::from(error).with_snippet(place)
+            }
+            _ => Report::from(error),
+        })?;
+        let missing = |flag: &str, what: &str| {
+            Report::input(format!("`--{flag}` is missing: {what}"))
+                .with_hint("danlu train --base DIR --data FILE --output DIR")
+        };
+        if args.data.is_empty() {
+            return Err(missing("data", "the file to train on"));
+        }
+        Ok(Self {
+            base: args.base.ok_or_else(|| missing("base", "the folder of the model to train on"))?,
+            data: args.data,
+            format: args.format,
+            skip_bad: args.skip_bad.unwrap_or(false),
+            output: args.output.ok_or_else(|| missing("output", "the folder to write the adapter to"))?,
+            resume: args.resume,
+            settings,
+            compute: args.compute,
+            config,
+        })
+    }
+
+    /// The run as a configuration file that repeats it.
+    pub fn to_toml(&self) -> String {
+        let mut table = toml::Table::new();
+        let path = |path: &PathBuf| toml::Value::from(path.display().to_string());
+        table.insert("base".into(), path(&self.base));
+        table.insert("data".into(), toml::Value::Array(self.data.iter().map(path).collect()));
+        table.insert("output".into(), path(&self.output));
+        if let Some(format) = self.format {
+            table.insert("format".into(), format.name().into());
+        }
+        if self.skip_bad {
+            table.insert("skip_bad".into(), true.into());
+        }
+        for (name, value) in self.settings.entries() {
+            // Epochs and steps exclude each other, and a null is a setting left alone.
+            let idle = name == "num_train_epochs" && self.settings.max_steps.is_some();
+            if let (false, Ok(value)) = (idle || value.is_null(), toml::Value::try_from(value)) {
+                table.insert(name, value);
+            }
+        }
+        format!("# Every setting of this run: `danlu train --config {RUN_FILE}` repeats it.\n{table}")
+    }
+}
+
+/// An adapter's fault, underlined where a configuration file asked for it.
+pub fn point_into_config(run: &Run, error: danlu_adapter::AdapterError) -> Report {
+    let target = match &error {
+        danlu_adapter::AdapterError::NoSuchTarget { target, .. } => target.clone(),
+        _ => String::new(),
+    };
+    let place =
+        run.config.as_ref().filter(|_| !target.is_empty()).and_then(|c| c.snippet("target-modules", &target));
+    Report::from(error).with_snippet(place)
+}
+
+/// Whether `flag` was on the command line, itself or as its alternative.
+fn given(matches: &ArgMatches, flag: &str) -> bool {
+    let direct = |flag: &str| {
+        let id = flag.replace('-', "_");
+        matches.value_source(&id) == Some(clap::parser::ValueSource::CommandLine)
+    };
+    match flag {
+        "max-steps" => direct(flag) || direct("num-train-epochs"),
+        "num-train-epochs" => direct(flag) || direct("max-steps"),
+        _ => direct(flag),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    fn resolve(line: &[&str]) -> Result<Run, String> {
+        let command = TrainArgs::augment_args(Command::new("train"));
+        let matches =
+            command.no_binary_name(true).try_get_matches_from(line).map_err(|e| usage(&e).render(false))?;
+        Run::resolve(&matches).map_err(|report| report.render(false))
+    }
+
+    const PATHS: [&str; 6] = ["--base", "b", "--data", "d", "--output", "o"];
+
+    #[test]
+    fn without_flags_the_defaults_hold() {
+        let run = resolve(&PATHS).unwrap();
+        assert_eq!(run.settings, TrainSettings::default());
+        assert!(!run.skip_bad && run.resume.is_none() && run.config.is_none());
+    }
+
+    #[test]
+    fn every_setting_is_a_flag() {
+        let command = TrainArgs::augment_args(Command::new("train"));
+        for (name, _) in TrainSettings::default().entries() {
+            let flag = name.replace('_', "-");
+            assert!(command.get_arguments().any(|arg| arg.get_long() == Some(&flag)), "{flag}");
+        }
+    }
+
+    #[test]
+    fn help_names_the_true_defaults() {
+        let command = TrainArgs::augment_args(Command::new("train"));
+        for (name, value) in TrainSettings::default().entries() {
+            let arg = command.get_arguments().find(|arg| arg.get_id() == name.as_str()).unwrap();
+            let help = arg.get_help().unwrap().to_string();
+            let Some((_, shown)) = help.split_once("[default: ") else { continue };
+            let shown = shown.trim_end_matches(']');
+            match value.as_f64() {
+                Some(number) => assert_eq!(shown.parse::<f64>().ok(), Some(number), "{name}"),
+                None if value.is_null() => {}
+                None => assert_eq!(value.to_string().trim_matches('"'), shown, "{name}"),
+            }
+        }
+    }
+
+    #[test]
+    fn flags_win_over_the_file_and_the_file_over_defaults() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("run.toml");
+        fs::write(
+            &path,
+            "base = \"b\"\ndata = \"d\"\noutput = \"o\"\nlora_r = 4\nmax_steps = 9\npacking = true\n",
+        )
+        .unwrap();
+        let config = path.to_str().unwrap();
+        let run = resolve(&["--config", config, "--lora-r", "2", "--packing=false"]).unwrap();
+        assert_eq!((run.settings.lora_r, run.settings.max_steps, run.settings.packing), (2, Some(9), false));
+        let run = resolve(&["--config", config, "--num-train-epochs", "3", "--data", "e", "f"]).unwrap();
+        assert_eq!((run.settings.max_steps, run.settings.num_train_epochs), (None, 3.0));
+        assert_eq!(run.data, [PathBuf::from("e"), PathBuf::from("f")]);
+    }
+
+    #[test]
+    fn a_run_written_down_resolves_to_itself() {
+        let mut line = PATHS.to_vec();
+        line.extend([
+            "--lora-r",
+            "3",
+            "--target-modules",
+            "q_proj,v_proj",
+            "--max-steps",
+            "5",
+            "--dtype",
+            "bf16",
+        ]);
+        line.extend(["--lr-scheduler-type", "cosine", "--skip-bad", "--learning-rate", "3e-5"]);
+        let run = resolve(&line).unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("run.toml");
+        fs::write(&path, run.to_toml()).unwrap();
+        let again = resolve(&["--config", path.to_str().unwrap()]).unwrap();
+        assert_eq!(again.settings, run.settings);
+        assert_eq!((again.base, again.data, again.output), (run.base, run.data, run.output));
+        assert!(again.skip_bad);
+    }
+
+    #[test]
+    fn values_out_of_range_are_named_and_underlined() {
+        let mut line = PATHS.to_vec();
+        line.extend(["--lora-dropout", "1"]);
+        assert_eq!(
+            resolve(&line).unwrap_err(),
+            "error: `lora_dropout` is 1, expected at least 0 and below 1\n"
+        );
+        assert!(resolve(&PATHS[..4]).unwrap_err().starts_with("error: `--output` is missing"));
+    }
+}

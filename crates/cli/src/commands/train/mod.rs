@@ -1,0 +1,326 @@
+//! `danlu train`: plan, steps, checkpoints, and the picture of the run.
+
+mod args;
+mod output;
+mod prepare;
+mod progress;
+
+use std::sync::Arc;
+
+use danlu_adapter::{Adapter, LoraConfig};
+use danlu_model::{Decoder, LoraSource, ModelConfig, Sequence, Tokenizer, Workspace};
+use danlu_train::{
+    DataSummary, Reply, RunSummary, TokenIdentity, TrainSettings, Trainer, base_fingerprint, card,
+};
+
+use crate::commands::{loaded, replies};
+use crate::interrupt;
+use crate::printer::{Look, Printer};
+use crate::report::{Report, Result};
+use crate::text;
+pub use args::{EXAMPLES, Run, TrainArgs};
+use prepare::Prepared;
+use progress::Progress;
+
+/// Questions that the report shows with both answers.
+const REPLIES: usize = 4;
+
+/// Longest of those answers, in tokens.
+const REPLY_TOKENS: usize = 64;
+
+/// What a run came to.
+pub enum Outcome {
+    /// All steps are taken and everything is written.
+    Finished(Box<RunSummary>),
+    /// Someone asked it to stop; a checkpoint was written.
+    Stopped,
+}
+
+/// Trains, and says how it went.
+///
+/// # Errors
+/// If an input has a fault or something cannot be written; checkpoints written so far stay whole.
+pub fn run(run: &Run, printer: &Printer) -> Result<()> {
+    interrupt::listen()?;
+    if let Outcome::Finished(summary) = execute(run, printer)? {
+        conclude(run, &summary, printer);
+    }
+    Ok(())
+}
+
+/// Trains, and writes everything.
+///
+/// # Errors
+/// As [`run`].
+pub fn execute(run: &Run, printer: &Printer) -> Result<Outcome> {
+    let config = ModelConfig::read(&run.base)?;
+    let tokenizer = Tokenizer::read(&run.base)?;
+    tokenizer.check_fits(&config)?;
+    check_length(run, &config)?;
+    let data = prepare::prepare(&run.data, run.format, run.skip_bad, &tokenizer, &run.settings, printer)?;
+    let checkpoint = output::open(run, printer)?;
+    prepare::list_skipped(&data.bad, &run.output, printer)?;
+
+    let backend = run.compute.backend(run.settings.dtype.into())?;
+    let adapter = Adapter::init(lora_config(run), &config, run.settings.seed, &*backend)
+        .map_err(|error| args::point_into_config(run, error))?;
+    let decoder = Arc::new(Decoder::load(&run.base, backend)?);
+    let Prepared { examples, records, held_out, held_out_records, summary, .. } = data;
+    let held_out: Vec<Sequence> = held_out.into_iter().map(|example| example.sequence).collect();
+    let fingerprint = base_fingerprint(&run.base)?;
+    let mut trainer =
+        Trainer::new(Arc::clone(&decoder), adapter, examples, run.settings.clone(), fingerprint)?;
+    let tokens = TokenIdentity::new(&run.base, &tokenizer, None);
+    print_plan(run, &trainer, &config, &summary, printer);
+    output::start(run, &mut trainer, checkpoint.as_deref(), printer)?;
+
+    if !take_steps(run, &mut trainer, &held_out, &tokens, printer)? {
+        return Ok(Outcome::Stopped);
+    }
+    let asked = if held_out_records.is_empty() { &records } else { &held_out_records };
+    let questions = replies::questions(asked, REPLIES);
+    let replies = before_and_after(&trainer, &tokenizer, &questions, printer)?;
+    let summary = summarize(run, &trainer, &config, summary, replies);
+    output::finish(run, &trainer, &tokens, &summary, printer)?;
+    Ok(Outcome::Finished(Box::new(summary)))
+}
+
+/// A limit beyond what the base was made for would train positions it has never seen.
+fn check_length(run: &Run, config: &ModelConfig) -> Result<()> {
+    let (wanted, most) = (run.settings.max_length, config.max_position_embeddings);
+    if wanted <= most {
+        return Ok(());
+    }
+    let place = run.config.as_ref().and_then(|c| c.snippet("max-length", ""));
+    let report = Report::input(format!("`max_length` is {wanted}, and the base was made for {most} tokens"));
+    Err(report.with_snippet(place).with_hint(format!("--max-length {most}")))
+}
+
+fn lora_config(run: &Run) -> LoraConfig {
+    let TrainSettings { lora_r, lora_alpha, lora_dropout, use_rslora, ref target_modules, .. } = run.settings;
+    LoraConfig {
+        lora_dropout,
+        use_rslora,
+        target_modules: target_modules.clone(),
+        base_model_name_or_path: Some(run.base.display().to_string()),
+        ..LoraConfig::new(lora_r, lora_alpha)
+    }
+}
+
+/// Everything that is settled before the first step.
+fn print_plan(run: &Run, trainer: &Trainer, config: &ModelConfig, data: &DataSummary, printer: &Printer) {
+    let trainable = trainer.adapter().num_parameters() as u64;
+    let all = config.num_parameters() + trainable;
+    let percent = 100.0 * trainable as f64 / all as f64;
+    // Word for word as PEFT's `print_trainable_parameters`.
+    let (t, a) = (text::thousands(trainable), text::thousands(all));
+    printer.say(&format!("trainable params: {t} || all params: {a} || trainable%: {percent:.4}"));
+
+    let row = |zh: &str, en: &str, value: String| {
+        printer.say(&format!("{} {value}", printer.err(Look::Dim, &text::pad(printer.pick(zh, en), 10))));
+    };
+    let s = trainer.settings();
+    row("基座", "base", format!("{} · {}", run.base.display(), trainer.decoder().backend().name()));
+    let n = |n: u64| text::thousands(n);
+    let held = data.held_out_records;
+    let files: Vec<_> = data.files.iter().map(|f| format!("{} ({})", f.name, f.format)).collect();
+    let counts = printer.pick(
+        format!(
+            "{} 条训练，{held} 条留出，{} 词元，其中 {} 计损失",
+            n(data.training_records),
+            n(data.tokens),
+            n(data.trained_tokens)
+        ),
+        format!(
+            "{} records, {held} held out, {} tokens, {} of them trained",
+            n(data.training_records),
+            n(data.tokens),
+            n(data.trained_tokens)
+        ),
+    );
+    row("数据", "data", format!("{} · {counts}", files.join(", ")));
+    let (short, dropped, max) = (data.shortened, data.dropped, s.max_length);
+    if short + dropped > 0 {
+        row("截断", "truncated", printer.pick(
+            format!("{short} 条缩短到 {max} 词元（从问题开头截），{dropped} 条因答案放不下而舍去"),
+            format!("{short} records shortened to {max} tokens (their questions lose the front), {dropped} dropped: no answer fits"),
+        ));
+    }
+    let (batch, accumulation, steps) =
+        (s.per_device_train_batch_size, s.gradient_accumulation_steps, trainer.total_steps());
+    row(
+        "步数",
+        "steps",
+        printer.pick(
+            format!("{steps} 步，每步 {batch} × {accumulation} 条"),
+            format!("{steps}, each {batch} × {accumulation} records"),
+        ),
+    );
+    let shown = [
+        "lora_r",
+        "lora_alpha",
+        "lora_dropout",
+        "target_modules",
+        "learning_rate",
+        "lr_scheduler_type",
+        "dtype",
+        "seed",
+    ];
+    let settings = s.entries().into_iter().filter(|(name, _)| shown.contains(&name.as_str()));
+    let settings: Vec<_> = settings.map(|(name, value)| format!("{name} {}", plain(&value))).collect();
+    row("设置", "settings", settings.join(", "));
+    row("输出", "output", run.output.display().to_string());
+}
+
+/// A JSON value without its quotation marks.
+fn plain(value: &serde_json::Value) -> String {
+    match value {
+        serde_json::Value::String(text) => text.clone(),
+        serde_json::Value::Array(items) => items.iter().map(plain).collect::<Vec<_>>().join("+"),
+        other => other.to_string(),
+    }
+}
+
+/// Takes the steps that are left; `false` when it was asked to stop before the last.
+fn take_steps(
+    run: &Run,
+    trainer: &mut Trainer,
+    held_out: &[Sequence],
+    tokens: &TokenIdentity,
+    printer: &Printer,
+) -> Result<bool> {
+    let mut progress = Progress::new(printer, trainer.total_steps(), run.settings.logging_steps);
+    let mut saved = None;
+    if trainer.global_step() == 0 {
+        evaluate(trainer, held_out, printer)?;
+    }
+    while !trainer.is_finished() && !interrupt::requested() {
+        progress.step(&trainer.step()?);
+        if trainer.wants_evaluation() || trainer.is_finished() {
+            evaluate(trainer, held_out, printer)?;
+        }
+        if trainer.wants_checkpoint() {
+            trainer.save_checkpoint(&run.output, tokens)?;
+            saved = Some(trainer.global_step());
+        }
+    }
+    if trainer.global_step() > 0 && saved != Some(trainer.global_step()) {
+        trainer.save_checkpoint(&run.output, tokens)?;
+    }
+    printer.clear_live();
+    if trainer.is_finished() {
+        return Ok(true);
+    }
+    let (done, total, output) = (trainer.global_step(), trainer.total_steps(), run.output.display());
+    printer.say(&printer.pick(
+        format!("已在第 {done}/{total} 步停下并保存。继续训练："),
+        format!("stopped and saved after step {done} of {total}. To go on:"),
+    ));
+    printer
+        .say(&format!("  {}", printer.err(Look::Cyan, &format!("danlu train --output {output} --resume"))));
+    Ok(false)
+}
+
+fn evaluate(trainer: &mut Trainer, held_out: &[Sequence], printer: &Printer) -> Result<()> {
+    let logged = trainer.state().evaluations().last().is_some_and(|(step, _)| *step == trainer.global_step());
+    if held_out.is_empty() || logged {
+        return Ok(());
+    }
+    let report = trainer.evaluate(held_out)?;
+    trainer.log_evaluation(&report);
+    let (step, loss, perplexity) = (trainer.global_step(), report.loss, report.perplexity);
+    printer.say(&printer.pick(
+        format!("第 {step} 步后 · 留出集损失 {loss:.4} · 困惑度 {perplexity:.2}"),
+        format!("after step {step} · held-out loss {loss:.4} · perplexity {perplexity:.2}"),
+    ));
+    Ok(())
+}
+
+/// Base and adapter on the same questions. A second thought (Ctrl-C) skips what is left of it.
+fn before_and_after(
+    trainer: &Trainer,
+    tokenizer: &Tokenizer,
+    questions: &[replies::Question],
+    printer: &Printer,
+) -> Result<Vec<Reply>> {
+    let mut work = Workspace::new();
+    let mut out = Vec::new();
+    for (i, question) in questions.iter().enumerate() {
+        if interrupt::requested() {
+            break;
+        }
+        let total = questions.len();
+        printer.live(&printer.pick(
+            format!("训练前后的回答 {}/{total}", i + 1),
+            format!("replies before and after {} of {total}", i + 1),
+        ));
+        let mut say = |lora| {
+            replies::reply(trainer.decoder(), &mut work, lora, tokenizer, &question.messages, REPLY_TOKENS)
+        };
+        let before = say(None)?;
+        let after = say(Some(trainer.adapter() as &dyn LoraSource))?;
+        out.push(Reply { prompt: question.text().to_owned(), before, after });
+    }
+    printer.clear_live();
+    Ok(out)
+}
+
+fn summarize(
+    run: &Run,
+    trainer: &Trainer,
+    config: &ModelConfig,
+    data: DataSummary,
+    replies: Vec<Reply>,
+) -> RunSummary {
+    let trainable_parameters = trainer.adapter().num_parameters() as u64;
+    RunSummary {
+        adapter_name: loaded::folder_name(&run.output),
+        base_name: card::public_name(&run.base.display().to_string()).to_owned(),
+        all_parameters: config.num_parameters() + trainable_parameters,
+        trainable_parameters,
+        settings: run.settings.clone(),
+        data,
+        steps: trainer.history().to_vec(),
+        evaluations: trainer.state().evaluations(),
+        replies,
+        backend: trainer.decoder().backend().name(),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+    }
+}
+
+/// The end of a run on the screen.
+fn conclude(run: &Run, summary: &RunSummary, printer: &Printer) {
+    progress::draw_loss(printer, &summary.steps, &summary.evaluations);
+    let output = run.output.display();
+    if let Some((first, last)) = summary.train_loss() {
+        printer.out(&printer.pick(
+            format!("训练损失    {first:.4} → {last:.4}"),
+            format!("training loss   {first:.4} → {last:.4}"),
+        ));
+    }
+    if let Some((first, last)) = summary.held_out() {
+        let (p0, p1) = (first.exp(), last.exp());
+        printer.out(&printer.pick(
+            format!("留出集损失  {first:.4} → {last:.4}（困惑度 {p0:.2} → {p1:.2}）"),
+            format!("held-out loss   {first:.4} → {last:.4} (perplexity {p0:.2} → {p1:.2})"),
+        ));
+    }
+    let time = text::duration(summary.seconds());
+    let speed = summary.tokens_per_second().unwrap_or(0.0);
+    printer.out(&printer.pick(
+        format!("用时        {time}，{speed:.0} 词元/秒"),
+        format!("time            {time}, {speed:.0} tok/s"),
+    ));
+    printer.out(&printer.pick(format!("适配器      {output}"), format!("adapter         {output}")));
+    printer.out(
+        &printer.pick(
+            format!("报告        {output}/report.html"),
+            format!("report          {output}/report.html"),
+        ),
+    );
+    printer.say(&format!("\n{}", printer.pick("接下来：", "next:")));
+    for command in [format!("danlu chat {output}"), format!("danlu merge {output} --output {output}-merged")]
+    {
+        printer.say(&format!("  {}", printer.err(Look::Cyan, &command)));
+    }
+}

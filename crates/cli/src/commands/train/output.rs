@@ -1,0 +1,101 @@
+//! The output folder of a run: whose it is, what is in it, and where to go on from.
+
+use std::path::PathBuf;
+
+use danlu_model::files;
+use danlu_train::{RunSummary, TokenIdentity, Trainer, card, latest_checkpoint, report, sweep_leftovers};
+
+use super::args::{RUN_FILE, Run};
+use crate::lang::Lang;
+use crate::printer::Printer;
+use crate::report::{Report, Result};
+
+/// Makes the folder ready, or refuses it; the checkpoint to go on from, where there is one.
+///
+/// # Errors
+/// If the folder holds something else, cannot be written, or is no run to go on with.
+pub fn open(run: &Run, printer: &Printer) -> Result<Option<PathBuf>> {
+    let output = &run.output;
+    let holds_run = output.join(RUN_FILE).is_file();
+    let Some(named) = &run.resume else {
+        if holds_run {
+            let text = format!("`{}` holds a run already", output.display());
+            return Err(
+                Report::input(text).with_hint("`--resume` goes on with it; a new run needs a new folder")
+            );
+        }
+        files::ensure_output_dir(output, |_| false)?;
+        return Ok(None);
+    };
+    if !holds_run {
+        let text = format!("`{}` holds no run to go on with", output.display());
+        return Err(Report::input(text).with_hint("leave `--resume` out to begin one"));
+    }
+    files::ensure_output_dir(output, |_| true)?;
+    sweep_leftovers(output)?;
+    let checkpoint = match named {
+        Some(path) if path.is_dir() => Some(path.clone()),
+        Some(path) => {
+            let newest = latest_checkpoint(output)?.map(|path| format!("the newest is `{}`", path.display()));
+            let text = format!("`{}` is no checkpoint", path.display());
+            return Err(
+                Report::input(text).with_hint(newest.unwrap_or_else(|| "there is none yet".to_owned()))
+            );
+        }
+        None => latest_checkpoint(output)?,
+    };
+    if checkpoint.is_none() {
+        printer.tell("还没有检查点：从头开始", "there is no checkpoint yet: starting from the beginning");
+    }
+    Ok(checkpoint)
+}
+
+/// Writes the settings down, and takes up the checkpoint.
+///
+/// # Errors
+/// If the folder cannot be written, or the checkpoint is of another run.
+pub fn start(
+    run: &Run,
+    trainer: &mut Trainer,
+    checkpoint: Option<&std::path::Path>,
+    printer: &Printer,
+) -> Result<()> {
+    if let Some(checkpoint) = checkpoint {
+        let resumed = trainer.resume(checkpoint)?;
+        let (step, from) = (resumed.step, checkpoint.display());
+        printer.say(&printer.pick(
+            format!("从 {from} 继续（已完成 {step} 步）"),
+            format!("going on from {from}, after step {step}"),
+        ));
+        if let Some((before, now)) = resumed.backend_changed {
+            printer.warn(&printer.pick(
+                format!("之前由 {before} 计算，现在是 {now}：结果不再逐位相同"),
+                format!(
+                    "computed by {before} before and by {now} now: the run is no longer the same bit for bit"
+                ),
+            ));
+        }
+    }
+    Ok(files::write_atomic(&run.output.join(RUN_FILE), run.to_toml().as_bytes())?)
+}
+
+/// Writes the adapter, its card and the report.
+///
+/// # Errors
+/// If the folder cannot be written; the last checkpoint holds everything.
+pub fn finish(
+    run: &Run,
+    trainer: &Trainer,
+    tokens: &TokenIdentity,
+    summary: &RunSummary,
+    printer: &Printer,
+) -> Result<()> {
+    let language = match printer.lang {
+        Lang::Zh => report::Language::Zh,
+        Lang::En => report::Language::En,
+    };
+    trainer.save_adapter(&run.output)?;
+    tokens.write(&run.output)?;
+    files::write_atomic(&run.output.join("README.md"), card::render(summary).as_bytes())?;
+    Ok(files::write_atomic(&run.output.join("report.html"), report::render(summary, language).as_bytes())?)
+}

@@ -1,0 +1,149 @@
+//! From data files to examples: read, encode, hold out, and account for every record.
+
+use std::path::{Path, PathBuf};
+
+use danlu_data::{
+    BadRecord, EncodeOptions, Encoded, Format, Record, Truncation, ValSize, encode, read, split,
+};
+use danlu_model::{Tokenizer, files};
+use danlu_train::{DataFile, DataSummary, Example, TrainSettings};
+
+use crate::printer::Printer;
+use crate::report::{Report, Result};
+use crate::text;
+
+/// Bad records named in the terminal; the rest goes to a file.
+const MAX_LISTED: usize = 10;
+
+/// Name of the file in the output folder that lists the records left out.
+pub const SKIPPED_FILE: &str = "skipped_records.txt";
+
+/// Records and what became of them.
+pub struct Prepared {
+    /// What is trained on.
+    pub examples: Vec<Example>,
+    /// The same records as conversations.
+    pub records: Vec<Record>,
+    /// What is held out.
+    pub held_out: Vec<Example>,
+    /// The same records as conversations.
+    pub held_out_records: Vec<Record>,
+    /// The account.
+    pub summary: DataSummary,
+    /// Faulty records, left out.
+    pub bad: Vec<BadRecord>,
+}
+
+/// Reads, encodes and splits.
+///
+/// # Errors
+/// If a file cannot be read, records are bad and not to be skipped, or nothing is left to train on.
+pub fn prepare(
+    data: &[PathBuf],
+    format: Option<Format>,
+    skip_bad: bool,
+    tokenizer: &Tokenizer,
+    settings: &TrainSettings,
+    printer: &Printer,
+) -> Result<Prepared> {
+    let options = EncodeOptions {
+        max_length: settings.max_length,
+        train_on_prompt: settings.train_on_prompt,
+        default_system: None,
+    };
+    let mut summary = DataSummary::default();
+    let (mut bad, mut items) = (Vec::new(), Vec::new());
+    for file in data {
+        let dataset = read(file, format)?;
+        summary.files.push(DataFile {
+            name: dataset.fingerprint.name,
+            format: dataset.format.name().to_owned(),
+            records: dataset.fingerprint.records as u64,
+            sha256: dataset.fingerprint.sha256,
+        });
+        bad.extend(dataset.bad);
+        let total = dataset.records.len();
+        for (done, record) in dataset.records.into_iter().enumerate() {
+            if done % 256 == 0 {
+                printer.live(
+                    &printer.pick(format!("编码 {done}/{total}"), format!("encoding {done} of {total}")),
+                );
+            }
+            match encode(&record, tokenizer, &options) {
+                Ok(encoded) => take(record, encoded, &mut items, &mut summary),
+                Err(fault) => bad.push(*fault),
+            }
+        }
+    }
+    printer.clear_live();
+    summary.skipped = bad.len() as u64;
+    if !bad.is_empty() && !skip_bad {
+        return Err(refuse(&bad, items.len(), data));
+    }
+    if items.is_empty() {
+        let text =
+            format!("nothing is left to train on: {} records dropped, {} bad", summary.dropped, bad.len());
+        return Err(
+            Report::input(text).with_hint("`danlu data check` says why; a larger `--max-length` may help")
+        );
+    }
+    let size = ValSize::try_from(settings.val_size).map_err(|error| Report::input(error.to_string()))?;
+    let (train, held_out) = split(items, size, settings.seed);
+    let (records, examples): (Vec<_>, Vec<_>) = train.into_iter().unzip();
+    let (held_out_records, held_out): (Vec<_>, Vec<_>) = held_out.into_iter().unzip();
+    let tokens = |e: &Example| e.sequence.ids.len() as u64;
+    summary.training_records = examples.len() as u64;
+    summary.held_out_records = held_out.len() as u64;
+    summary.tokens = examples.iter().map(tokens).sum();
+    summary.trained_tokens = examples.iter().map(|e: &Example| e.sequence.trained_tokens() as u64).sum();
+    summary.longest = examples.iter().map(tokens).max().unwrap_or(0);
+    Ok(Prepared { examples, records, held_out, held_out_records, summary, bad })
+}
+
+/// Keeps a record that teaches something, and counts what happened to it.
+fn take(record: Record, encoded: Encoded, items: &mut Vec<(Record, Example)>, summary: &mut DataSummary) {
+    if encoded.sequence.trained_tokens() == 0 {
+        summary.dropped += 1;
+        return;
+    }
+    if matches!(encoded.truncation, Truncation::Shortened { .. }) {
+        summary.shortened += 1;
+    }
+    let origin = record.source.to_string();
+    items.push((record, Example { sequence: encoded.sequence, origin }));
+}
+
+fn refuse(bad: &[BadRecord], good: usize, data: &[PathBuf]) -> Report {
+    let all = bad.len() + good;
+    let mut details: Vec<String> = bad.iter().take(MAX_LISTED).map(ToString::to_string).collect();
+    if bad.len() > MAX_LISTED {
+        details.push(format!("… and {} more", bad.len() - MAX_LISTED));
+    }
+    let file = data.iter().find(|file| bad[0].source.file.as_ref() == file.as_path()).unwrap_or(&data[0]);
+    let hint = format!("`danlu data check {}` shows them all, `--skip-bad` leaves them out", file.display());
+    let noun = if bad.len() == 1 { "record is" } else { "records are" };
+    Report::input(format!("{} of {all} {noun} bad", bad.len())).with_details(details).with_hint(hint)
+}
+
+/// Names the records that are left out: the first ones here, all of them in a file when they are many.
+///
+/// # Errors
+/// If the file cannot be written.
+pub fn list_skipped(bad: &[BadRecord], output: &Path, printer: &Printer) -> Result<()> {
+    if bad.is_empty() {
+        return Ok(());
+    }
+    let n = bad.len();
+    printer.warn(&printer.pick(format!("{n} 条坏记录被跳过："), format!("{n} bad records are left out:")));
+    for record in bad.iter().take(MAX_LISTED) {
+        printer.say(&format!("  {}", text::printable(&record.to_string())));
+    }
+    if n > MAX_LISTED {
+        let path = output.join(SKIPPED_FILE);
+        let all: String = bad.iter().map(|record| format!("{record}\n")).collect();
+        files::write_atomic(&path, all.as_bytes())?;
+        let shown = path.display();
+        printer.say(&printer.pick(format!("  全部列在 {shown}"), format!("  all of them: {shown}")));
+    }
+    Ok(())
+}

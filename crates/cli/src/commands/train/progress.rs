@@ -1,0 +1,103 @@
+//! What a run says while it runs: one live line on a terminal, a line now and then elsewhere.
+
+use std::collections::VecDeque;
+
+use danlu_train::StepReport;
+
+use crate::chart::{self, Series, Size};
+use crate::printer::{Look, Printer};
+use crate::text;
+
+/// Steps that the time left is estimated from: enough to even out short and long records.
+const WINDOW: usize = 50;
+
+/// Steps before the first estimate: the first ones pay for page faults and warm-up.
+const SETTLED: usize = 3;
+
+/// Follows the steps of one run.
+pub struct Progress<'a> {
+    printer: &'a Printer,
+    total: u64,
+    logging_steps: u64,
+    recent: VecDeque<StepReport>,
+    estimated: bool,
+}
+
+impl<'a> Progress<'a> {
+    /// A run of `total` steps.
+    pub fn new(printer: &'a Printer, total: u64, logging_steps: u64) -> Self {
+        Self { printer, total, logging_steps, recent: VecDeque::new(), estimated: false }
+    }
+
+    /// A step is done.
+    pub fn step(&mut self, step: &StepReport) {
+        if self.recent.len() == WINDOW {
+            self.recent.pop_front();
+        }
+        self.recent.push_back(*step);
+        if !self.estimated && self.recent.len() == SETTLED && step.step < self.total {
+            self.estimated = true;
+            let left = text::duration(self.seconds_left(step.step));
+            self.printer.tell(&format!("预计还需 {left}"), &format!("time estimate: {left}"));
+        }
+        self.printer.live(&self.line(step));
+        let due = step.step.is_multiple_of(self.logging_steps) || step.step == self.total;
+        if due && !self.printer.has_live_line() {
+            self.printer.say(&self.line(step));
+        }
+    }
+
+    fn seconds_left(&self, step: u64) -> f64 {
+        let seconds: f64 = self.recent.iter().map(|s| s.seconds).sum();
+        seconds / self.recent.len().max(1) as f64 * (self.total - step) as f64
+    }
+
+    fn line(&self, step: &StepReport) -> String {
+        let seconds: f64 = self.recent.iter().map(|s| s.seconds).sum();
+        let tokens: u64 = self.recent.iter().map(|s| s.tokens).sum();
+        let speed = tokens as f64 / seconds.max(1e-9);
+        let left = text::duration(self.seconds_left(step.step));
+        let (done, total, loss, lr) = (step.step, self.total, step.loss, step.learning_rate);
+        let width = total.to_string().len();
+        self.printer.pick(
+            format!("第 {done:>width$}/{total} 步 · 损失 {loss:.4} · 学习率 {lr:.2e} · {speed:.0} 词元/秒 · 还剩 {left}"),
+            format!("step {done:>width$}/{total} · loss {loss:.4} · lr {lr:.2e} · {speed:.0} tok/s · {left} left"),
+        )
+    }
+}
+
+/// The loss of a run drawn under a heading; nothing where there are too few steps to see a curve.
+pub fn draw_loss(printer: &Printer, steps: &[StepReport], evaluations: &[(u64, f64)]) {
+    if steps.len() < 4 {
+        return;
+    }
+    let train = smooth(steps);
+    let held_out: Vec<_> = evaluations.iter().map(|&(step, loss)| (step as f64, loss)).collect();
+    let mut series =
+        vec![Series {
+            label: printer.pick("训练损失", "training loss"), points: &train, look: Look::Cyan
+        }];
+    if !held_out.is_empty() {
+        let label = printer.pick("留出集损失", "held-out loss");
+        series.push(Series { label, points: &held_out, look: Look::Yellow });
+    }
+    let size = Size { width: printer.width().min(76), height: 9 };
+    let drawn = chart::draw(&series, size, printer.pick("步", "steps"), printer.err_color());
+    printer.say(&format!(
+        "{}\n{drawn}",
+        printer.pick("损失（每词元，越低越好）", "loss per token, lower is better")
+    ));
+}
+
+/// Means over windows of a fortieth of the run: single steps jump with their records.
+fn smooth(steps: &[StepReport]) -> Vec<(f64, f64)> {
+    let window = steps.len().div_ceil(40);
+    steps
+        .chunks(window)
+        .map(|chunk| {
+            let mean =
+                |value: fn(&StepReport) -> f64| chunk.iter().map(value).sum::<f64>() / chunk.len() as f64;
+            (mean(|s| s.step as f64).round(), mean(|s| s.loss))
+        })
+        .collect()
+}
