@@ -170,9 +170,9 @@ impl LoraConfig {
         }
         let alphas = self.alpha_pattern.iter().map(|(k, a)| (format!("alpha_pattern.{k}"), *a));
         for (key, alpha) in alphas.chain([("lora_alpha".to_owned(), self.lora_alpha)]) {
-            // In f32, where it is used: 1e300 would become infinite there.
-            if !(alpha as f32).is_finite() || alpha as f32 <= 0.0 {
-                return Err(value(key, alpha, "a finite number above 0".to_owned()));
+            // Used in f32 and divided by the rank: far beyond these it would become infinite, or nothing.
+            if !(1e-30..=1e30).contains(&alpha) {
+                return Err(value(key, alpha, "a number from 1e-30 to 1e30".to_owned()));
             }
         }
         if !(0.0..1.0).contains(&self.lora_dropout) {
