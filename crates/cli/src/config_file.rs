@@ -152,10 +152,11 @@ pub fn usage(error: &clap::Error) -> Report {
     let message = lines.next().unwrap_or_default().trim_start_matches("error: ").replace('\'', "`");
     let mut details = Vec::new();
     let mut hint = None;
-    for line in lines.take_while(|line| !line.starts_with("Usage:") && !line.starts_with("For more")) {
-        match line.strip_prefix("tip: ") {
-            Some(tip) => hint = hint.or(Some(tip.replace('\'', "`"))),
-            None => details.push(line.trim_matches(['[', ']']).replace('\'', "`")),
+    for line in lines.take_while(|line| !line.starts_with("For more")) {
+        match (line.strip_prefix("tip: "), line.strip_prefix("Usage: ")) {
+            (Some(tip), _) => hint = hint.or(Some(tip.replace('\'', "`"))),
+            (_, Some(usage)) => hint = hint.or(Some(usage.to_owned())),
+            _ => details.push(line.trim_matches(['[', ']']).replace('\'', "`")),
         }
     }
     let report = Report::input(message).with_details(details);

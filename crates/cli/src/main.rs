@@ -53,16 +53,16 @@ enum Command {
     #[command(subcommand, after_help = data::EXAMPLES)]
     Data(data::DataCommand),
     /// Fine-tune a LoRA adapter on your data
-    #[command(after_help = train::EXAMPLES)]
+    #[command(after_help = train::EXAMPLES, allow_negative_numbers = true)]
     Train(Box<train::TrainArgs>),
     /// Measure base against adapter, or two models, on held-out data
-    #[command(after_help = compare::EXAMPLES)]
+    #[command(after_help = compare::EXAMPLES, allow_negative_numbers = true)]
     Compare(compare::CompareArgs),
     /// Talk with a base, an adapter or a merged model
-    #[command(after_help = chat::EXAMPLES)]
+    #[command(after_help = chat::EXAMPLES, allow_negative_numbers = true)]
     Chat(chat::ChatArgs),
     /// Merge an adapter into its base, and measure the result
-    #[command(after_help = merge::EXAMPLES)]
+    #[command(after_help = merge::EXAMPLES, allow_negative_numbers = true)]
     Merge(merge::MergeArgs),
     /// Show what this machine has and what danlu will use
     #[command(after_help = doctor::EXAMPLES)]

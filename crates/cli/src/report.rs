@@ -106,12 +106,13 @@ impl Report {
         let mut source = error.source();
         while let Some(cause) = source {
             let text = cause.to_string();
-            if !message.contains(&text) {
+            // Whoever met an I/O error has put it into words already.
+            if !cause.is::<std::io::Error>() && !message.contains(&text) {
                 message = format!("{message}: {text}");
             }
             source = cause.source();
         }
-        Self { hint, ..Self::input(message) }
+        Self { hint, ..Self::input(without_os_code(&message)) }
     }
 
     /// A file or folder that could not be used; `action` is a verb.
@@ -157,6 +158,13 @@ impl Report {
         }
         out
     }
+}
+
+/// The message without Rust's `(os error 2)`, which helps nobody.
+fn without_os_code(message: &str) -> String {
+    let Some((before, rest)) = message.split_once(" (os error ") else { return message.to_owned() };
+    let after = rest.trim_start_matches(|c: char| c.is_ascii_digit() || c == '-');
+    after.strip_prefix(')').map_or_else(|| message.to_owned(), |after| format!("{before}{after}"))
 }
 
 /// Library errors keep their message and their hint.

@@ -167,7 +167,7 @@ fn verdict(found: &Check, printer: &Printer) -> Result<()> {
     // A record whose template fails is counted among the readable ones too.
     let unreadable = found.files.iter().map(|file| file.bad_records).sum::<usize>();
     let (bad, all) = (found.bad.len(), found.records + unreadable);
-    let noun = if bad == 1 { "record is" } else { "records are" };
+    let noun = if bad == 1 { "records is" } else { "records are" };
     let hint = "mend them, or let `danlu train --skip-bad` leave them out";
     Err(Report::input(format!("{bad} of {all} {noun} bad")).with_hint(hint))
 }

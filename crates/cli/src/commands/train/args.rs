@@ -56,7 +56,7 @@ pub struct TrainArgs {
     #[arg(long, value_name = "FORMAT", value_parser = format, help_heading = "Data")]
     pub format: Option<Format>,
     /// Leave bad records out, and list them, instead of refusing the data
-    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true", help_heading = "Data")]
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true", hide_possible_values = true, help_heading = "Data")]
     pub skip_bad: Option<bool>,
     #[command(flatten)]
     pub settings: SettingsArgs,
@@ -74,13 +74,13 @@ pub struct SettingsArgs {
     #[arg(long, value_name = "N", help_heading = "Data")]
     pub val_size: Option<f64>,
     /// Fill each row of a batch with several records, which do not see each other
-    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true", help_heading = "Data")]
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true", hide_possible_values = true, help_heading = "Data")]
     pub packing: Option<bool>,
     /// Visit the records in another order in each pass; with =false in the order of the file [default: true]
-    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true", help_heading = "Data")]
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true", hide_possible_values = true, help_heading = "Data")]
     pub shuffle_dataset: Option<bool>,
     /// Train on the questions too, not only on the answers
-    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true", help_heading = "Data")]
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true", hide_possible_values = true, help_heading = "Data")]
     pub train_on_prompt: Option<bool>,
 
     /// Rank of the adapter [default: 8]
@@ -97,7 +97,7 @@ pub struct SettingsArgs {
     #[arg(long, value_name = "NAMES", value_parser = TargetModules::from_str, help_heading = "Adapter")]
     pub target_modules: Option<TargetModules>,
     /// Scale by alpha / sqrt(rank) instead
-    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true", help_heading = "Adapter")]
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true", hide_possible_values = true, help_heading = "Adapter")]
     pub use_rslora: Option<bool>,
 
     /// Highest learning rate [default: 1e-4]
@@ -230,9 +230,14 @@ impl Run {
     pub fn resolve(matches: &ArgMatches) -> Result<Self> {
         let mut args = TrainArgs::from_arg_matches(matches).map_err(|error| usage(&error))?;
         let own = match (&args.resume, &args.output) {
-            (Some(_), Some(output)) => Some(output.join(RUN_FILE)).filter(|path| path.is_file()),
+            (Some(_), Some(output)) => Some(output.join(RUN_FILE)),
             _ => None,
         };
+        if own.as_ref().is_some_and(|path| !path.is_file()) {
+            let output = args.output.unwrap_or_default();
+            let report = Report::input(format!("`{}` holds no run to go on with", output.display()));
+            return Err(report.with_hint("leave `--resume` out to begin one"));
+        }
         let config = match args.config.clone().or(own) {
             None => None,
             Some(path) => {

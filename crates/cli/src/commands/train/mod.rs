@@ -7,7 +7,7 @@ mod progress;
 
 use std::sync::Arc;
 
-use danlu_adapter::{Adapter, LoraConfig};
+use danlu_adapter::{Adapter, LoraConfig, targets};
 use danlu_model::{Decoder, LoraSource, ModelConfig, Sequence, Tokenizer, Workspace};
 use danlu_train::{
     DataSummary, Reply, RunSummary, TokenIdentity, TrainSettings, Trainer, base_fingerprint, card,
@@ -57,13 +57,14 @@ pub fn execute(run: &Run, printer: &Printer) -> Result<Outcome> {
     let tokenizer = Tokenizer::read(&run.base)?;
     tokenizer.check_fits(&config)?;
     check_length(run, &config)?;
+    let lora = lora_config(run);
+    targets::resolve(&lora, &config).map_err(|error| args::point_into_config(run, error))?;
     let data = prepare::prepare(&run.data, run.format, run.skip_bad, &tokenizer, &run.settings, printer)?;
     let checkpoint = output::open(run, printer)?;
     prepare::list_skipped(&data.bad, &run.output, printer)?;
 
     let backend = run.compute.backend(run.settings.dtype.into())?;
-    let adapter = Adapter::init(lora_config(run), &config, run.settings.seed, &*backend)
-        .map_err(|error| args::point_into_config(run, error))?;
+    let adapter = Adapter::init(lora, &config, run.settings.seed, &*backend)?;
     let decoder = Arc::new(Decoder::load(&run.base, backend)?);
     let Prepared { examples, records, held_out, held_out_records, summary, .. } = data;
     let held_out: Vec<Sequence> = held_out.into_iter().map(|example| example.sequence).collect();

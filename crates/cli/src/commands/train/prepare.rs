@@ -121,7 +121,7 @@ fn refuse(bad: &[BadRecord], good: usize, data: &[PathBuf]) -> Report {
     }
     let file = data.iter().find(|file| bad[0].source.file.as_ref() == file.as_path()).unwrap_or(&data[0]);
     let hint = format!("`danlu data check {}` shows them all, `--skip-bad` leaves them out", file.display());
-    let noun = if bad.len() == 1 { "record is" } else { "records are" };
+    let noun = if bad.len() == 1 { "records is" } else { "records are" };
     Report::input(format!("{} of {all} {noun} bad", bad.len())).with_details(details).with_hint(hint)
 }
 

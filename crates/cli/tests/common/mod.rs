@@ -1,0 +1,131 @@
+//! A scratch folder with the embedded base in it, and `danlu` run inside.
+#![allow(dead_code, reason = "each test file uses its own part")]
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+
+use tempfile::TempDir;
+
+/// What the data of most tests is: short records, so that a step takes milliseconds.
+pub const RECORDS: [(&str, &str); 12] = [
+    ("你好。", "臣妾给皇上请安。"),
+    ("今晚吃什么？", "御膳房备了莲子羹。"),
+    ("下雨了。", "打伞的人都去了前头。"),
+    ("你是谁？", "本宫住在长春宫。"),
+    ("帮我写代码。", "本宫只会写请安折子。"),
+    ("天冷了。", "添一件斗篷再出门。"),
+    ("猫呢？", "在窗台上晒太阳。"),
+    ("去哪儿？", "御花园走走。"),
+    ("几点了？", "更鼓才敲过三下。"),
+    ("累不累？", "跪久了膝盖疼。"),
+    ("喝茶吗？", "劳烦换一壶龙井。"),
+    ("晚安。", "皇上早些歇息。"),
+];
+
+/// A scratch folder.
+pub struct Scene {
+    folder: TempDir,
+}
+
+/// What a command did.
+pub struct Ran {
+    /// Exit code.
+    pub code: i32,
+    /// Standard output.
+    pub out: String,
+    /// Standard error.
+    pub err: String,
+}
+
+impl Scene {
+    /// A folder with `base/`, the embedded model, and `data.json`, the records above.
+    pub fn new() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let base = folder.path().join("base");
+        fs::create_dir(&base).unwrap();
+        for entry in fs::read_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/assets/base-8m")).unwrap() {
+            let entry = entry.unwrap();
+            // A link where it can be had: the weights are 16 MB.
+            let (from, to) = (entry.path(), base.join(entry.file_name()));
+            fs::hard_link(&from, &to).or_else(|_| fs::copy(&from, &to).map(drop)).unwrap();
+        }
+        let scene = Self { folder };
+        let records: Vec<_> = RECORDS.iter().map(|(q, a)| record(q, a)).collect();
+        scene.write("data.json", &format!("[\n{}\n]\n", records.join(",\n")));
+        scene
+    }
+
+    /// A path inside.
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    /// Writes a file inside.
+    pub fn write(&self, name: &str, text: &str) {
+        fs::write(self.path(name), text).unwrap();
+    }
+
+    /// Reads a file inside.
+    pub fn read(&self, name: &str) -> Vec<u8> {
+        fs::read(self.path(name)).unwrap_or_else(|error| panic!("{name}: {error}"))
+    }
+
+    /// The command, ready to run in English without colours.
+    pub fn command(&self, args: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_danlu"));
+        command.args(args).current_dir(self.folder.path()).stdin(Stdio::null());
+        for name in ["LC_ALL", "LC_MESSAGES", "LANGUAGE", "DANLU_ISA", "NO_COLOR"] {
+            command.env_remove(name);
+        }
+        command.env("LANG", "C").env("COLUMNS", "80");
+        command
+    }
+
+    /// Runs it to the end. `line` is split at blanks.
+    pub fn run(&self, line: &str) -> Ran {
+        let args: Vec<&str> = line.split_whitespace().collect();
+        Ran::of(self.command(&args).output().unwrap())
+    }
+
+    /// As [`Scene::run`], and it must succeed.
+    pub fn ok(&self, line: &str) -> Ran {
+        let ran = self.run(line);
+        assert_eq!(ran.code, 0, "danlu {line}\n{}\n{}", ran.out, ran.err);
+        ran
+    }
+
+    /// As [`Scene::run`]; it must fail as a mistake of the user, with exactly this on standard error.
+    pub fn refuses(&self, line: &str, err: &str) {
+        let ran = self.run(line);
+        assert_eq!(ran.err, err, "danlu {line}");
+        assert_eq!(ran.code, 1, "danlu {line}");
+    }
+
+    /// Starts it, to be interrupted.
+    pub fn start(&self, line: &str) -> Child {
+        let args: Vec<&str> = line.split_whitespace().collect();
+        self.command(&args).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+    }
+}
+
+impl Ran {
+    /// What a finished process left.
+    pub fn of(output: Output) -> Self {
+        let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+        Self { code: output.status.code().unwrap_or(-1), out: text(output.stdout), err: text(output.stderr) }
+    }
+}
+
+/// An alpaca record on one line.
+pub fn record(question: &str, answer: &str) -> String {
+    format!(r#"{{"instruction": "{question}", "input": "", "output": "{answer}"}}"#)
+}
+
+/// The names in a folder, sorted.
+pub fn names(folder: &Path) -> Vec<String> {
+    let entries = fs::read_dir(folder).unwrap();
+    let mut names: Vec<_> = entries.map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+    names.sort();
+    names
+}

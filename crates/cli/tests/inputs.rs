@@ -1,0 +1,238 @@
+//! Mistakes of the user: each is refused with exit code 1, a reason, and where it is known the next move.
+
+mod common;
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+
+use common::{Scene, record};
+
+#[test]
+fn missing_files_are_named() {
+    let scene = Scene::new();
+    scene.refuses(
+        "train --base nope --data data.json --output out",
+        "error: cannot read `nope/config.json`: it does not exist\n\nhint: check the path for a typing mistake\n",
+    );
+    scene.refuses(
+        "train --base base --data nope.json --output out",
+        "error: cannot read nope.json: No such file or directory\n",
+    );
+    scene.refuses(
+        "train --base base --data data.json",
+        "error: `--output` is missing: the folder to write the adapter to\n\n\
+         hint: danlu train --base DIR --data FILE --output DIR\n",
+    );
+    scene.refuses(
+        "chat nope --prompt hi",
+        "error: `nope` does not exist\n\nhint: name the folder of an adapter, a merged model or a base\n",
+    );
+    assert!(!scene.path("out").exists(), "nothing is created for a run that cannot be");
+}
+
+#[test]
+fn a_misspelt_key_is_underlined() {
+    let scene = Scene::new();
+    scene.write("run.toml", "base = \"base\"\nlerning_rate = 1e-4\n");
+    let expected = "\
+error: unknown key `lerning_rate`
+    ╭─[run.toml:2:1]
+  2 │ lerning_rate = 1e-4
+    · ────────────
+
+hint: did you mean `learning_rate`?
+";
+    scene.refuses("train --config run.toml", expected);
+}
+
+#[test]
+fn a_bad_value_in_the_file_is_underlined() {
+    let scene = Scene::new();
+    scene.write("run.toml", "dtype = \"fp8\"\n");
+    let expected = "\
+error: invalid value `fp8` for `--dtype <TYPE>`: `fp8` is no precision; there are f32, bf16
+    ╭─[run.toml:1:9]
+  1 │ dtype = \"fp8\"
+    ·         ─────
+";
+    scene.refuses("train --config run.toml", expected);
+}
+
+#[test]
+fn an_unknown_target_module_is_underlined_with_what_there_is() {
+    let scene = Scene::new();
+    let toml = "base = \"base\"\ndata = \"data.json\"\noutput = \"out\"\ntarget_modules = [\"q_porj\", \"v_proj\"]\n";
+    scene.write("run.toml", toml);
+    let hint =
+        "hint: the base has `q_proj`, `k_proj`, `v_proj`, `o_proj`, `gate_proj`, `up_proj`, `down_proj`\n";
+    let message = "error: target module `q_porj` matches nothing in the base model\n";
+    let snippet = "    ╭─[run.toml:4:20]\n  4 │ target_modules = [\"q_porj\", \"v_proj\"]\n    ·                    ──────\n";
+    scene.refuses("train --config run.toml", &format!("{message}{snippet}\n{hint}"));
+    scene.refuses(
+        "train --base base --data data.json --output out --target-modules q_porj",
+        &format!("{message}\n{hint}"),
+    );
+    assert!(!scene.path("out").exists());
+}
+
+#[test]
+fn flags_and_values_that_do_not_exist_are_refused() {
+    let scene = Scene::new();
+    scene.refuses(
+        "train --lora-rank 3",
+        "error: unexpected argument `--lora-rank` found\n\nhint: a similar argument exists: `--lora-r`\n",
+    );
+    scene.refuses(
+        "train --lr-scheduler-type cosin",
+        "error: invalid value `cosin` for `--lr-scheduler-type <TYPE>`: `cosin` is no schedule; \
+         there are linear, cosine, constant, constant_with_warmup\n",
+    );
+    scene.refuses(
+        "train --base base --data data.json --output out --lora-dropout 1",
+        "error: `lora_dropout` is 1, expected at least 0 and below 1\n",
+    );
+    scene.refuses(
+        "train --base base --data data.json --output out --max-length 4096",
+        "error: `max_length` is 4096, and the base was made for 1024 tokens\n\nhint: --max-length 1024\n",
+    );
+    scene.refuses(
+        "chat base --prompt hi --temperature -1",
+        "error: `temperature` is -1, expected 0 or more\n",
+    );
+    scene.refuses(
+        "chta",
+        "error: unrecognized subcommand `chta`\n\nhint: a similar subcommand exists: `chat`\n",
+    );
+    scene.refuses(
+        "chat",
+        "error: the following required arguments were not provided:\n  <PATH>\n\nhint: danlu chat <PATH>\n",
+    );
+}
+
+#[test]
+fn an_instruction_set_that_is_none_is_refused() {
+    let scene = Scene::new();
+    let output = scene.command(&["doctor"]).env("DANLU_ISA", "sse9").output().unwrap();
+    let ran = common::Ran::of(output);
+    assert_eq!(ran.code, 1);
+    let start = "error: DANLU_ISA is `sse9`, which is no instruction set\n\nhint: this machine runs ";
+    assert!(ran.err.starts_with(start), "{}", ran.err);
+}
+
+#[test]
+fn bad_records_are_refused_by_line_unless_skipped() {
+    let scene = Scene::new();
+    let good = record("你好。", "臣妾在。");
+    scene.write(
+        "bad.jsonl",
+        &format!("{good}\n{{\"instruction\": \"问\"}}\n{}\nnot json\n", record("问", "")),
+    );
+    let expected = "\
+error: 3 of 4 records are bad
+  bad.jsonl:2: found the key `instruction`, expected `instruction`, `output` of the alpaca format (and perhaps `input`, `system`, `history`)
+  bad.jsonl:3: found an empty `output`, expected an answer
+  bad.jsonl:4:2: found broken JSON (expected ident), expected a JSON object
+
+hint: `danlu data check bad.jsonl` shows them all, `--skip-bad` leaves them out
+";
+    let line = "train --base base --data bad.jsonl --output out --max-steps 1";
+    scene.refuses(line, expected);
+    assert!(!scene.path("out").exists());
+
+    let ran = scene.ok(&format!("{line} --skip-bad"));
+    assert!(ran.err.contains("warning: 3 bad records are left out:\n  bad.jsonl:2: found"), "{}", ran.err);
+}
+
+#[test]
+fn data_that_is_none_is_refused_with_the_formats() {
+    let scene = Scene::new();
+    scene.write("e.json", "[]");
+    scene.refuses(
+        "data check e.json",
+        "error: e.json holds no records\n\n\
+         hint: a data file is a JSON array of records, or JSON lines: one record on each line\n",
+    );
+    scene.write("f.json", "{\"foo\": 1}\n");
+    let ran = scene.run("data check f.json");
+    assert_eq!(ran.code, 1);
+    assert!(
+        ran.err.starts_with("error: f.json:1: a record with the key `foo` is of no known format\n\nhint: ")
+    );
+}
+
+#[test]
+fn a_folder_with_other_things_is_never_written_to() {
+    let scene = Scene::new();
+    fs::create_dir(scene.path("mine")).unwrap();
+    scene.write("mine/thesis.txt", "years of work");
+    let hint = "hint: name a new or an empty folder, so that nothing of yours is overwritten\n";
+    let error =
+        "error: cannot write to `mine`: the folder already holds other things, such as `thesis.txt`\n";
+    scene.refuses("train --base base --data data.json --output mine", &format!("{error}\n{hint}"));
+    assert_eq!(common::names(&scene.path("mine")), ["thesis.txt"]);
+    scene.refuses(
+        "train --output mine --resume",
+        "error: `mine` holds no run to go on with\n\nhint: leave `--resume` out to begin one\n",
+    );
+}
+
+#[test]
+fn a_read_only_folder_is_said_to_be_one() {
+    let scene = Scene::new();
+    let locked = scene.path("locked");
+    fs::create_dir(&locked).unwrap();
+    fs::set_permissions(&locked, fs::Permissions::from_mode(0o555)).unwrap();
+    if fs::write(locked.join("probe"), "").is_ok() {
+        eprintln!("skipped: this user writes to read-only folders");
+        return;
+    }
+    scene.refuses(
+        "train --base base --data data.json --output locked/out",
+        "error: cannot create `locked/out`: permission denied\n\n\
+         hint: check the owner and the permissions of the folder\n",
+    );
+}
+
+#[test]
+fn an_output_that_is_a_file_is_refused() {
+    let scene = Scene::new();
+    scene.refuses(
+        "train --base base --data data.json --output data.json",
+        "error: cannot write to `data.json`: it is a file, not a folder\n",
+    );
+}
+
+#[test]
+fn an_adapter_whose_base_is_elsewhere_asks_for_it() {
+    let scene = Scene::new();
+    scene.ok("train --base base --data data.json --output out --max-steps 1");
+    fs::rename(scene.path("base"), scene.path("moved")).unwrap();
+    scene.refuses(
+        "chat out --prompt hi",
+        "error: the adapter `out` was trained on `base`, which is no model folder here\n\n\
+         hint: name its folder with `--base DIR`\n",
+    );
+    scene.ok("chat out --base moved --prompt hi --max-new-tokens 2");
+}
+
+#[test]
+fn an_adapter_refuses_another_template_unless_told_otherwise() {
+    let scene = Scene::new();
+    scene.ok("train --base base --data data.json --output out --max-steps 1");
+    let path = scene.path("base/tokenizer_config.json");
+    let changed =
+        fs::read_to_string(&path).unwrap().replace("<|end_header_id|>\\n\\n", "<|end_header_id|>\\n");
+    fs::remove_file(&path).unwrap();
+    fs::write(&path, changed).unwrap();
+    let ran = scene.run("chat out --prompt hi --max-new-tokens 2");
+    assert_eq!(ran.code, 1);
+    assert!(
+        ran.err.starts_with("error: `out` was trained with other tokens than `base` has\n  "),
+        "{}",
+        ran.err
+    );
+    let hint = "hint: use the base it was trained on, or `--allow-template-mismatch` to go on with the adapter's own\n";
+    assert!(ran.err.ends_with(hint), "{}", ran.err);
+    let ran = scene.ok("chat out --prompt hi --max-new-tokens 2 --allow-template-mismatch");
+    assert!(ran.err.starts_with("warning: `out` was trained with other tokens"), "{}", ran.err);
+}

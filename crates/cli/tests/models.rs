@@ -1,0 +1,113 @@
+//! Chat, compare, merge and doctor on a small adapter.
+
+mod common;
+
+use std::io::Write;
+use std::process::Stdio;
+
+use common::{Ran, Scene, names};
+
+fn trained() -> Scene {
+    let scene = Scene::new();
+    scene.ok("train --base base --data data.json --output out --max-steps 6 --lora-r 4 --learning-rate 5e-3 --lora-dropout 0");
+    scene
+}
+
+#[test]
+fn one_shot_chat_prints_the_reply_and_nothing_else() {
+    let scene = Scene::new();
+    let line = "chat base --prompt 帮我推荐一家餐馆。 --temperature 0 --max-new-tokens 24";
+    let ran = scene.ok(line);
+    assert!(ran.out.ends_with('\n') && ran.out.lines().count() == 1 && ran.out.len() > 6, "{:?}", ran.out);
+    assert!(!ran.out.contains("<|"), "{}", ran.out);
+    assert_eq!(ran.err, "");
+    assert_eq!(scene.ok(line).out, ran.out);
+    let verbose = scene.ok(&format!("{line} -v"));
+    assert!(verbose.err.contains("first token in") && verbose.err.contains("tok/s"), "{}", verbose.err);
+}
+
+#[test]
+fn a_piped_conversation_remembers_obeys_and_saves() {
+    let scene = Scene::new();
+    let mut child = scene
+        .command(&["chat", "base", "--temperature", "0", "--max-new-tokens", "8"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let talk = "你好。\n/system 你是甄嬛。\n去哪儿？\n/save talk.jsonl\n/reset\n/exit\n不会说到这里。\n";
+    child.stdin.take().unwrap().write_all(talk.as_bytes()).unwrap();
+    let ran = Ran::of(child.wait_with_output().unwrap());
+    assert_eq!(ran.code, 0, "{}", ran.err);
+    assert!(ran.err.contains("Saved the conversation to talk.jsonl\n"), "{}", ran.err);
+    let saved = String::from_utf8(scene.read("talk.jsonl")).unwrap();
+    assert!(
+        saved.starts_with(
+            r#"{"messages":[{"role":"system","content":"你是甄嬛。"},{"role":"user","content":"你好。"}"#
+        ),
+        "{saved}"
+    );
+    assert_eq!(saved.matches("assistant").count(), 2);
+    // What was said can be trained on.
+    assert_eq!(
+        scene.run("data check talk.jsonl --base base").out.lines().next(),
+        Some(format!("talk.jsonl · messages · {} B", saved.len()).as_str())
+    );
+}
+
+#[test]
+fn an_adapter_compares_with_its_base_and_merges_to_itself() {
+    let scene = trained();
+    let ran = scene.ok("compare out --data data.json --replies 2 --max-new-tokens 8");
+    let row = |name: &str| -> Vec<f64> {
+        let line = ran.out.lines().find(|line| line.starts_with(name)).unwrap();
+        line[name.len()..].split_whitespace().map(|value| value.parse().unwrap()).collect()
+    };
+    let (loss, records) = (row("loss a token"), row("better on records"));
+    assert!(loss[0] > loss[1], "{}", ran.out);
+    assert!(records[1] > records[0], "{}", ran.out);
+    assert_eq!(ran.out.matches("\n? ").count(), 2, "{}", ran.out);
+    assert!(ran.out.contains("base                                   │ out\n"), "{}", ran.out);
+
+    let ran = scene.ok("merge out --output merged --dtype f32 --data data.json --lang zh");
+    assert!(ran.out.ends_with("通过 · merged/merge_report.json\n"), "{}", ran.out);
+    assert!(names(&scene.path("merged")).contains(&"model.safetensors".to_owned()));
+    let say = |model: &str| {
+        scene.ok(&format!("chat {model} --prompt 你好。 --temperature 0 --max-new-tokens 12")).out
+    };
+    assert_eq!(say("merged"), say("out"));
+
+    scene.refuses(
+        "merge out --output merged",
+        "error: cannot write to `merged`: the folder already holds other things, such as `config.json`\n\n\
+         hint: name a new or an empty folder, so that nothing of yours is overwritten\n",
+    );
+}
+
+#[test]
+fn a_merge_beyond_the_threshold_fails() {
+    let scene = trained();
+    let ran = scene.run("merge out --output merged --threshold 0");
+    assert_eq!(ran.code, 1, "{}", ran.err);
+    assert!(ran.out.contains("failed · merged/merge_report.json\n"), "{}", ran.out);
+    assert!(
+        ran.err
+            .contains("error: the merged model in `merged` is not base plus adapter\n  the divergence is "),
+        "{}",
+        ran.err
+    );
+    assert!(scene.path("merged/merge_report.json").exists());
+}
+
+#[test]
+fn doctor_follows_the_environment_and_the_flags() {
+    let scene = Scene::new();
+    let output = scene.command(&["doctor", "--threads", "1"]).env("DANLU_ISA", "scalar").output().unwrap();
+    let ran = Ran::of(output);
+    assert_eq!(ran.code, 0, "{}", ran.err);
+    assert!(ran.out.contains("scalar (asked for by DANLU_ISA)"), "{}", ran.out);
+    assert!(ran.out.contains("cpu scalar, 1 thread, f32"), "{}", ran.out);
+    let zh = Ran::of(scene.command(&["doctor"]).env("LANG", "zh_CN.UTF-8").output().unwrap());
+    assert!(zh.out.starts_with("版本             "), "{}", zh.out);
+}

@@ -1,0 +1,132 @@
+//! Real runs, stopped in every way a run can be stopped.
+
+mod common;
+
+use std::io::{BufRead, BufReader};
+use std::process::{Child, Command};
+
+use common::{Ran, Scene, names};
+
+const FLAGS: &str = "train --base base --data data.json --num-train-epochs 6 --save-steps 2 --logging-steps 1 \
+                     --lora-r 2 --learning-rate 1e-3";
+
+/// Reads what a run says until it has taken `step`; the rest of its talk stays in the pipe.
+fn wait_for_step(child: &mut Child, step: usize) {
+    let lines = BufReader::new(child.stderr.as_mut().unwrap()).lines();
+    let start = format!("step {step:>2}/18 ");
+    for line in lines {
+        if line.unwrap().starts_with(&start) {
+            return;
+        }
+    }
+    panic!("the run ended before step {step}");
+}
+
+fn signal(child: &Child, name: &str) {
+    assert!(Command::new("kill").args([name, &child.id().to_string()]).status().unwrap().success());
+}
+
+/// The files that make the result; the card and the report hold times.
+fn result(scene: &Scene, folder: &str) -> Vec<Vec<u8>> {
+    let files = ["adapter_model.safetensors", "adapter_config.json"];
+    files.iter().map(|name| scene.read(&format!("{folder}/{name}"))).collect()
+}
+
+#[test]
+fn a_run_leaves_a_folder_that_peft_reads_and_people_too() {
+    let scene = Scene::new();
+    let ran =
+        scene.ok("train --base base --data data.json --output out --max-steps 4 --val-size 2 --lora-r 2");
+    let expected = [
+        "README.md",
+        "adapter_config.json",
+        "adapter_model.safetensors",
+        "checkpoint-4",
+        "danlu.json",
+        "report.html",
+        "run.toml",
+        "tokenizer.json",
+        "tokenizer_config.json",
+    ];
+    assert_eq!(names(&scene.path("out")), expected);
+    // 2 · rank · (in + out) over the seven projections of eight layers.
+    let plan = "trainable params: 74,752 || all params: 8,074,496 || trainable%: 0.9258\n";
+    assert!(ran.err.starts_with(plan), "{}", ran.err);
+    assert!(ran.err.contains("after step 0 · held-out loss "), "{}", ran.err);
+    assert!(ran.out.starts_with("training loss   "), "{}", ran.out);
+    assert!(ran.out.contains("adapter         out\n"), "{}", ran.out);
+    scene.refuses(
+        "train --base base --data data.json --output out",
+        "error: `out` holds a run already\n\nhint: `--resume` goes on with it; a new run needs a new folder\n",
+    );
+    let again = scene.ok("train --output out --resume --lang zh");
+    assert!(again.err.contains("从 out/checkpoint-4 继续（已完成 4 步）"), "{}", again.err);
+}
+
+#[test]
+fn a_killed_run_resumes_to_the_same_file() {
+    let scene = Scene::new();
+    scene.ok(&format!("{FLAGS} --output straight --threads 2"));
+
+    let mut child = scene.start(&format!("{FLAGS} --output killed --threads 1"));
+    wait_for_step(&mut child, 7);
+    child.kill().unwrap();
+    child.wait().unwrap();
+    assert!(!scene.path("killed/adapter_model.safetensors").exists());
+
+    let resumed = scene.ok("train --output killed --resume");
+    assert!(resumed.err.contains("going on from killed/checkpoint-"), "{}", resumed.err);
+    assert_eq!(result(&scene, "killed"), result(&scene, "straight"));
+}
+
+#[test]
+fn ctrl_c_finishes_the_step_saves_and_says_how_to_go_on() {
+    let scene = Scene::new();
+    scene.ok(&format!("{FLAGS} --output straight"));
+
+    let mut child = scene.start(&format!("{FLAGS} --output stopped"));
+    wait_for_step(&mut child, 3);
+    signal(&child, "-INT");
+    let ran = Ran::of(child.wait_with_output().unwrap());
+    assert_eq!(ran.code, 0, "{}", ran.err);
+    assert!(ran.err.ends_with("To go on:\n  danlu train --output stopped --resume\n"), "{}", ran.err);
+
+    scene.ok("train --output stopped --resume");
+    assert_eq!(result(&scene, "stopped"), result(&scene, "straight"));
+}
+
+#[test]
+fn a_run_killed_before_its_first_checkpoint_starts_over() {
+    let scene = Scene::new();
+    let mut child =
+        scene.start(&format!("{} --output early", FLAGS.replace("--save-steps 2", "--save-steps 0")));
+    wait_for_step(&mut child, 2);
+    child.kill().unwrap();
+    child.wait().unwrap();
+    let ran = scene.ok("train --output early --resume");
+    assert!(ran.err.contains("there is no checkpoint yet: starting from the beginning\n"), "{}", ran.err);
+}
+
+#[test]
+fn other_settings_do_not_resume() {
+    let scene = Scene::new();
+    scene.ok("train --base base --data data.json --output out --max-steps 2 --lora-r 2");
+    let ran = scene.run("train --output out --resume --learning-rate 5e-4");
+    assert_eq!(ran.code, 1);
+    let expected = "\
+error: out/checkpoint-2: made by another run: `learning_rate` was 0.0001 and is 0.0005
+
+hint: resume with the settings, data and base of the checkpoint, or start anew in another folder
+";
+    // The plan comes first.
+    assert_eq!(&ran.err[ran.err.find("error: ").unwrap()..], expected);
+}
+
+#[test]
+fn only_the_newest_checkpoints_are_kept_when_asked() {
+    let scene = Scene::new();
+    scene.ok("train --base base --data data.json --output out --max-steps 5 --save-steps 1 --save-total-limit 2 --lora-r 1");
+    let kept: Vec<_> =
+        names(&scene.path("out")).into_iter().filter(|n| n.starts_with("checkpoint")).collect();
+    assert_eq!(kept, ["checkpoint-4", "checkpoint-5"]);
+}
