@@ -3,6 +3,9 @@
 use crate::printer::{Look, paint};
 use crate::text;
 
+/// Points that are drawn as marks; more of them would hide their curve.
+const MOST_MARKS: usize = 12;
+
 /// One curve.
 pub struct Series<'a> {
     /// Its name in the legend.
@@ -53,6 +56,9 @@ pub fn draw(series: &[Series<'_>], size: Size, x_label: &str, color: bool) -> St
         for pair in dots.windows(2) {
             canvas.line(pair[0], pair[1], index);
         }
+        if is_marked(index, s) {
+            dots.iter().for_each(|&dot| canvas.mark(dot, index));
+        }
     }
 
     let mut out = String::new();
@@ -73,10 +79,18 @@ pub fn draw(series: &[Series<'_>], size: Size, x_label: &str, color: bool) -> St
     let gap = columns.saturating_sub(first.len() + text::width(&last)).max(1);
     out += &format!("{}{first}{}{last}\n", " ".repeat(margin + 2), " ".repeat(gap));
     if series.len() > 1 {
-        let legend = series.iter().map(|s| format!("{} {}", paint(color, s.look, "⣀⡠⠤"), s.label));
+        let legend = series.iter().enumerate().map(|(index, s)| {
+            let sign = if is_marked(index, s) { "⠤●⠤" } else { "⣀⡠⠤" };
+            format!("{} {}", paint(color, s.look, sign), s.label)
+        });
         out += &format!("{}{}\n", " ".repeat(margin + 2), legend.collect::<Vec<_>>().join("   "));
     }
     out
+}
+
+/// Series after the first show their points where they are few, and are told apart without colour by them.
+fn is_marked(index: usize, series: &Series<'_>) -> bool {
+    index > 0 && series.points.len() <= MOST_MARKS
 }
 
 fn range(values: impl Iterator<Item = f64>) -> Option<(f64, f64)> {
@@ -103,22 +117,41 @@ fn x_value(value: f64) -> String {
 /// A grid of braille cells; each remembers which series touched it last.
 struct Canvas {
     columns: usize,
-    cells: Vec<(u8, Option<usize>)>,
+    cells: Vec<Cell>,
+}
+
+#[derive(Clone, Copy, Default)]
+struct Cell {
+    bits: u8,
+    owner: Option<usize>,
+    marked: bool,
 }
 
 impl Canvas {
     fn new(columns: usize, height: usize) -> Self {
-        Self { columns, cells: vec![(0, None); columns * height] }
+        Self { columns, cells: vec![Cell::default(); columns * height] }
     }
 
-    fn set(&mut self, (across, down): (i64, i64), owner: usize) {
-        let (Ok(across), Ok(down)) = (usize::try_from(across), usize::try_from(down)) else { return };
+    /// The cell of a dot, and the dot's column and row in it.
+    fn cell(&mut self, (across, down): (i64, i64)) -> Option<(&mut Cell, usize, usize)> {
+        let (across, down) = (usize::try_from(across).ok()?, usize::try_from(down).ok()?);
+        let inside = across / 2 < self.columns;
+        let cell = self.cells.get_mut(down / 4 * self.columns + across / 2).filter(|_| inside)?;
+        Some((cell, across % 2, down % 4))
+    }
+
+    fn set(&mut self, dot: (i64, i64), owner: usize) {
         // Bit of each dot, by row and column, in the Unicode block that starts at U+2800.
         const BITS: [[u8; 2]; 4] = [[0x01, 0x08], [0x02, 0x10], [0x04, 0x20], [0x40, 0x80]];
-        if across / 2 < self.columns
-            && let Some(cell) = self.cells.get_mut(down / 4 * self.columns + across / 2)
-        {
-            *cell = (cell.0 | BITS[down % 4][across % 2], Some(owner));
+        if let Some((cell, column, row)) = self.cell(dot) {
+            cell.bits |= BITS[row][column];
+            cell.owner = Some(owner);
+        }
+    }
+
+    fn mark(&mut self, dot: (i64, i64), owner: usize) {
+        if let Some((cell, ..)) = self.cell(dot) {
+            *cell = Cell { owner: Some(owner), marked: true, ..*cell };
         }
     }
 
@@ -133,7 +166,10 @@ impl Canvas {
 
     fn row(&self, row: usize) -> impl Iterator<Item = (char, Option<usize>)> + '_ {
         let cells = &self.cells[row * self.columns..][..self.columns];
-        cells.iter().map(|&(bits, owner)| (char::from_u32(0x2800 + bits as u32).unwrap_or(' '), owner))
+        cells.iter().map(|cell| {
+            let braille = char::from_u32(0x2800 + cell.bits as u32).unwrap_or(' ');
+            (if cell.marked { '●' } else { braille }, cell.owner)
+        })
     }
 }
 
@@ -182,6 +218,6 @@ mod tests {
             Series { label: "train", points: &[(1.0, 2.0), (2.0, 1.0)], look: Look::Cyan },
             Series { label: "held out", points: &[(2.0, 1.5)], look: Look::Yellow },
         ];
-        assert!(draw(&series, SIZE, "step", false).ends_with("train   ⣀⡠⠤ held out\n"));
+        assert!(draw(&series, SIZE, "step", false).ends_with("train   ⠤●⠤ held out\n"));
     }
 }
