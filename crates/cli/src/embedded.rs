@@ -23,7 +23,6 @@ const FILES: [(&str, &[u8]); 5] = [
 ///
 /// # Errors
 /// If the folder or a file cannot be written.
-#[allow(dead_code, reason = "`demo` trains it")]
 pub fn write_base(folder: &Path) -> Result<()> {
     write(folder, |_| true)
 }

@@ -18,7 +18,7 @@ use std::process::ExitCode;
 
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
-use commands::{chat, compare, data, doctor, merge, train};
+use commands::{chat, compare, data, demo, doctor, merge, train};
 use lang::Lang;
 use printer::{Color, Printer};
 use report::Result;
@@ -49,6 +49,9 @@ struct Cli {
 
 #[derive(Subcommand, Debug)]
 enum Command {
+    /// The whole life of an adapter on an embedded base, in about a minute
+    #[command(after_help = demo::EXAMPLES)]
+    Demo(demo::DemoArgs),
     /// Look at training data: what is rendered, what is trained, what is wrong
     #[command(subcommand, after_help = data::EXAMPLES)]
     Data(data::DataCommand),
@@ -103,6 +106,7 @@ fn main() -> ExitCode {
 
 fn run(command: &Command, matches: &clap::ArgMatches, printer: &Printer) -> Result<()> {
     match command {
+        Command::Demo(args) => demo::run(args, printer),
         Command::Data(command) => data::run(command, printer),
         Command::Train(_) => {
             // `train` asks which flags were really given: they win over its configuration file.

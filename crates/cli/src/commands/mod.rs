@@ -4,6 +4,7 @@ pub mod chat;
 pub mod compare;
 pub mod compute;
 pub mod data;
+pub mod demo;
 pub mod doctor;
 pub mod loaded;
 pub mod merge;

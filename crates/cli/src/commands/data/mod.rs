@@ -1,7 +1,7 @@
 //! `danlu data`: look at training data before training on it.
 
 mod check;
-mod preview;
+pub mod preview;
 
 use std::path::{Path, PathBuf};
 use std::str::FromStr;

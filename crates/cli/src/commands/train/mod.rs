@@ -21,6 +21,7 @@ use crate::text;
 pub use args::{EXAMPLES, Run, TrainArgs};
 use prepare::Prepared;
 use progress::Progress;
+pub use progress::draw_loss;
 
 /// Questions that the report shows with both answers.
 const REPLIES: usize = 4;
@@ -291,7 +292,7 @@ fn summarize(
 
 /// The end of a run on the screen.
 fn conclude(run: &Run, summary: &RunSummary, printer: &Printer) {
-    progress::draw_loss(printer, &summary.steps, &summary.evaluations);
+    draw_loss(printer, &summary.steps, &summary.evaluations);
     let output = run.output.display();
     if let Some((first, last)) = summary.train_loss() {
         printer.out(&printer.pick(

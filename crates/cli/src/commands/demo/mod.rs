@@ -1,0 +1,266 @@
+//! `danlu demo`: the whole life of an adapter on an embedded base, told step by step.
+//!
+//! Every step is the command a user would type, on files that stay in the output folder.
+
+mod story;
+
+use std::path::{Path, PathBuf};
+
+use clap::{Args, ValueEnum};
+use danlu_data::{Record, ValSize};
+use danlu_kernels::DType;
+use danlu_train::{LrSchedulerType, TrainSettings};
+use serde_json::json;
+
+use crate::commands::replies::Question;
+use crate::commands::train::Outcome;
+use crate::commands::{ComputeArgs, chat, data, merge, train};
+use crate::embedded;
+use crate::printer::{Look, Printer};
+use crate::report::{Report, Result};
+use crate::text;
+use story::Step;
+
+/// Examples under `--help`.
+pub const EXAMPLES: &str = "\
+Examples:
+  danlu demo
+  danlu demo --persona cook --output /tmp/cook";
+
+/// Records that are held out.
+const HELD_OUT: usize = 32;
+
+/// Seed of the run: the split, the adapter, the order and dropout follow from it.
+const SEED: u64 = 42;
+
+/// Longest reply shown, in tokens.
+const REPLY_TOKENS: usize = 48;
+
+/// The flags of `danlu demo`.
+#[derive(Args, Clone, Debug)]
+pub struct DemoArgs {
+    /// Folder to write to [default: danlu-demo, or the next free danlu-demo-N]
+    #[arg(long, value_name = "DIR")]
+    pub output: Option<PathBuf>,
+    /// Who the model becomes: palace (376 Chinese records) or cook (121 English ones)
+    #[arg(long, value_name = "WHO", default_value = "palace", hide_possible_values = true)]
+    pub persona: Persona,
+    #[command(flatten)]
+    pub compute: ComputeArgs,
+}
+
+/// The embedded data sets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Persona {
+    /// A consort of an invented dynasty.
+    Palace,
+    /// A ship's cook.
+    Cook,
+}
+
+impl Persona {
+    fn file(self) -> (&'static str, &'static str) {
+        match self {
+            Self::Palace => ("palace.json", include_str!("../../../assets/palace.json")),
+            Self::Cook => ("persona_en.json", include_str!("../../../assets/persona_en.json")),
+        }
+    }
+
+    /// What to ask at the end.
+    fn questions(self) -> [&'static str; 3] {
+        match self {
+            Self::Palace => ["你是谁？", "帮我推荐一家餐馆。", "今天好累啊。"],
+            Self::Cook => ["Who are you?", "What should I cook tonight?", "I am tired."],
+        }
+    }
+}
+
+/// Everything the demo leaves behind.
+struct Folders {
+    root: PathBuf,
+    base: PathBuf,
+    data: PathBuf,
+    held_out: PathBuf,
+    adapter: PathBuf,
+    merged: PathBuf,
+}
+
+impl Folders {
+    fn new(root: PathBuf, data: &str) -> Self {
+        Self {
+            base: root.join(embedded::BASE_NAME),
+            data: root.join(data),
+            held_out: root.join("held_out.json"),
+            adapter: root.join("adapter"),
+            merged: root.join("merged"),
+            root,
+        }
+    }
+}
+
+/// Trains, compares, merges, reloads and chats, explaining each step.
+///
+/// # Errors
+/// If the output folder holds other things or cannot be written.
+pub fn run(args: &DemoArgs, printer: &Printer) -> Result<()> {
+    let (file, records) = args.persona.file();
+    let folders = Folders::new(output(args.output.as_deref())?, file);
+    danlu_model::files::ensure_output_dir(&folders.root, |_| false)?;
+    embedded::write_base(&folders.base)?;
+    danlu_model::files::write_atomic(&folders.data, records.as_bytes())?;
+    let run = training(args, &folders);
+    let held_out = hold_out(&folders, &run.settings)?;
+    printer.say(&story::opening(printer.lang, &folders.root));
+
+    step(printer, Step::Data);
+    show_data(&folders, printer)?;
+
+    step(printer, Step::Train);
+    let Outcome::Finished(summary) = train::execute(&run, printer)? else {
+        return Ok(());
+    };
+    train::draw_loss(printer, &summary.steps, &summary.evaluations);
+
+    step(printer, Step::Compare);
+    if let Some((before, after)) = summary.held_out() {
+        printer.out(&story::held_out(printer.lang, held_out, before, after));
+    }
+    let (left, right) = story::before_after(printer.lang);
+    for reply in &summary.replies {
+        printer
+            .out(&format!("\n{}", printer.data(Look::Bold, &format!("? {}", text::one_line(&reply.prompt)))));
+        let width = printer.width().min(100);
+        printer.out(text::side_by_side([left, right], [&reply.before, &reply.after], width).trim_end());
+    }
+
+    step(printer, Step::Merge);
+    merge::run(&merging(args, &folders), printer)?;
+
+    step(printer, Step::Reload);
+    for question in args.persona.questions() {
+        printer.out(&printer.data(Look::Bold, &format!("> {question}")));
+        chat::run(&chatting(args, &folders.merged, question), printer)?;
+    }
+
+    step(printer, Step::Yours);
+    for (what, command) in story::commands(printer.lang, &folders.root) {
+        printer.out(&format!(
+            "{}\n  {}",
+            printer.data(Look::Dim, &format!("# {what}")),
+            printer.data(Look::Cyan, &command)
+        ));
+    }
+    printer.out(&story::files(printer.lang, &folders.root));
+    Ok(())
+}
+
+fn step(printer: &Printer, step: Step) {
+    let (title, why) = step.text(printer.lang);
+    printer.say(&format!(
+        "\n{}",
+        printer.err(Look::Bold, &format!("[{}/{}] {title}", step.number(), Step::COUNT))
+    ));
+    for line in text::wrap(why, printer.width().min(100)) {
+        printer.say(&printer.err(Look::Dim, &line));
+    }
+    printer.say("");
+}
+
+/// The folder asked for, or the first of `danlu-demo`, `danlu-demo-2`, ... that is not there yet.
+fn output(asked: Option<&Path>) -> Result<PathBuf> {
+    if let Some(asked) = asked {
+        return Ok(asked.to_owned());
+    }
+    let names = std::iter::once("danlu-demo".to_owned()).chain((2..1000).map(|n| format!("danlu-demo-{n}")));
+    let free = names.map(PathBuf::from).find(|path| !path.exists());
+    free.ok_or_else(|| Report::input("`danlu-demo` to `danlu-demo-999` all exist").with_hint("--output DIR"))
+}
+
+/// The run, as `danlu train` would resolve it. A base this small takes a higher learning rate and more
+/// passes than the tutorial's 8 billion parameters do; everything else is the default.
+fn training(args: &DemoArgs, folders: &Folders) -> train::Run {
+    let settings = TrainSettings {
+        learning_rate: 1e-3,
+        num_train_epochs: 2.0,
+        lr_scheduler_type: LrSchedulerType::Cosine,
+        val_size: HELD_OUT as f64,
+        eval_steps: Some(43),
+        save_steps: 0,
+        seed: SEED,
+        ..TrainSettings::default()
+    };
+    train::Run {
+        base: folders.base.clone(),
+        data: vec![folders.data.clone()],
+        format: None,
+        skip_bad: false,
+        output: folders.adapter.clone(),
+        resume: None,
+        settings,
+        compute: args.compute.clone(),
+        config: None,
+    }
+}
+
+fn merging(args: &DemoArgs, folders: &Folders) -> merge::MergeArgs {
+    merge::MergeArgs {
+        adapter: folders.adapter.clone(),
+        output: folders.merged.clone(),
+        base: None,
+        dtype: None,
+        max_shard_size: None,
+        data: Some(folders.held_out.clone()),
+        threshold: None,
+        compute: args.compute.clone(),
+    }
+}
+
+/// Writes the records that the run will hold out to a file of their own, for `merge` and `compare`.
+fn hold_out(folders: &Folders, settings: &TrainSettings) -> Result<usize> {
+    let records = danlu_data::read(&folders.data, None)?.records;
+    let size = ValSize::try_from(settings.val_size).map_err(|error| Report::ours(error.to_string()))?;
+    let (_, held_out) = danlu_data::split(records, size, settings.seed);
+    let alpaca = |record: &Record| {
+        let question = Question::of(record)?;
+        Some(json!({ "instruction": question.text(), "input": "", "output": question.answer }))
+    };
+    let values: Vec<_> = held_out.iter().filter_map(alpaca).collect();
+    let text = serde_json::to_string_pretty(&values).expect("strings are JSON");
+    danlu_model::files::write_atomic(&folders.held_out, text.as_bytes())?;
+    Ok(values.len())
+}
+
+/// Three records as they stand, and the first of them as tokens.
+fn show_data(folders: &Folders, printer: &Printer) -> Result<()> {
+    let records = danlu_data::read(&folders.data, None)?.records;
+    for question in records.iter().take(3).filter_map(Question::of) {
+        printer.out(&format!("{} {}", printer.data(Look::Dim, "?"), text::one_line(question.text())));
+        printer.out(&format!("{} {}\n", printer.data(Look::Dim, "→"), text::one_line(&question.answer)));
+    }
+    let tokens = data::DataArgs {
+        base: Some(folders.base.clone()),
+        format: None,
+        max_length: TrainSettings::default().max_length,
+        train_on_prompt: false,
+    };
+    data::preview::run(
+        &data::preview::PreviewArgs { file: folders.data.clone(), records: 1, data: tokens },
+        printer,
+    )
+}
+
+/// One question to the merged model, from disk.
+fn chatting(args: &DemoArgs, merged: &Path, question: &str) -> chat::ChatArgs {
+    chat::ChatArgs {
+        path: merged.to_owned(),
+        base: None,
+        prompt: Some(question.to_owned()),
+        system: None,
+        allow_template_mismatch: false,
+        sampling: chat::SamplingArgs { temperature: Some(0.0), ..chat::SamplingArgs::default() },
+        max_new_tokens: REPLY_TOKENS,
+        context: None,
+        dtype: DType::F32,
+        compute: args.compute.clone(),
+    }
+}

@@ -1,0 +1,189 @@
+//! What the demo says, in both languages.
+
+use std::path::Path;
+
+use crate::lang::Lang;
+
+/// A step of the demo.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// Records, and what is trained of them.
+    Data,
+    /// Fine-tuning.
+    Train,
+    /// Before and after.
+    Compare,
+    /// One model out of two.
+    Merge,
+    /// From disk, talking.
+    Reload,
+    /// The same with one's own files.
+    Yours,
+}
+
+impl Step {
+    /// How many there are.
+    pub const COUNT: usize = 6;
+
+    /// Its place, from 1.
+    pub fn number(self) -> usize {
+        self as usize + 1
+    }
+
+    /// Title, and what happens and why.
+    pub fn text(self, lang: Lang) -> (&'static str, &'static str) {
+        match self {
+            Self::Data => lang.pick(
+                (
+                    "看数据",
+                    "先看三条记录，再看其中一条变成词元后的样子。只有标出的部分（回答，连同结束符）计损失：\
+                     模型学的是怎么答，以及什么时候停。",
+                ),
+                (
+                    "The data",
+                    "Three records, then one of them as tokens. Only the marked part carries a loss, the answer and \
+                     its end-of-turn token: the model learns how to answer, and when to stop.",
+                ),
+            ),
+            Self::Train => lang.pick(
+                (
+                    "炼丹",
+                    "基座的权重一个也不改，只在每个投影旁边训练一对小矩阵 B·A（LoRA）。所以又快又省，炼出来的适配器也只有一点点大。",
+                ),
+                (
+                    "Training",
+                    "No weight of the base changes: beside every projection a pair of small matrices B·A is trained \
+                     (LoRA). That is fast, needs little memory, and leaves a small adapter.",
+                ),
+            ),
+            Self::Compare => lang.pick(
+                (
+                    "前后对比",
+                    "留出的记录没有参加训练：它们的损失下降，说明学到的是说话的方式，而不是背下了答案。下面是同一个问题，训练前后的回答。",
+                ),
+                (
+                    "Before and after",
+                    "The held-out records were never trained on: where their loss falls, a way of speaking was \
+                     learnt and not the answers by heart. Below, the same questions before and after.",
+                ),
+            ),
+            Self::Merge => lang.pick(
+                (
+                    "合并",
+                    "把适配器加回基座：W + s·B·A，在 f32 里相加，只舍入一次。然后从磁盘重新载入，和“基座+适配器”逐项比较：\
+                     合并得好不好，要量过才知道。",
+                ),
+                (
+                    "Merging",
+                    "The adapter is added to the base: W + s·B·A, in f32, rounded once. The result is loaded back and \
+                     measured against adapter-on-base, because a merge is only as good as it measures.",
+                ),
+            ),
+            Self::Reload => lang.pick(
+                ("从磁盘载入，聊几句", "合并后的文件夹就是一个普通的 Hugging Face 模型，不再需要适配器；聊天模板也在里面。"),
+                (
+                    "Loaded back, and talking",
+                    "The merged folder is an ordinary Hugging Face model that needs no adapter any more; the chat \
+                     template is in it.",
+                ),
+            ),
+            Self::Yours => lang.pick(
+                ("换成你的数据和模型", "刚才的每一步都是一条命令，文件都留着，可以接着玩。"),
+                ("Now with your data and your model", "Every step above is a command, and its files are still there."),
+            ),
+        }
+    }
+}
+
+/// The first words.
+pub fn opening(lang: Lang, root: &Path) -> String {
+    let root = root.display();
+    lang.pick(
+        format!(
+            "丹炉：在一个 800 万参数的小基座上，把适配器的一生走一遍，大约一分钟。\n\
+             基座、数据都在程序里，不联网；所有文件写到 {root}/"
+        ),
+        format!(
+            "danlu: the whole life of an adapter on a base of 8 million parameters, in about a minute.\n\
+             Base and data are in the binary, nothing is downloaded; everything is written to {root}/"
+        ),
+    )
+}
+
+/// Held-out loss before and after, in nats and as perplexity.
+pub fn held_out(lang: Lang, records: usize, before: f64, after: f64) -> String {
+    let (p0, p1) = (before.exp(), after.exp());
+    lang.pick(
+        format!("留出集 {records} 条：损失 {before:.3} → {after:.3}，困惑度 {p0:.1} → {p1:.1}"),
+        format!("{records} held-out records: loss {before:.3} → {after:.3}, perplexity {p0:.1} → {p1:.1}"),
+    )
+}
+
+/// Titles of the two columns.
+pub fn before_after(lang: Lang) -> (&'static str, &'static str) {
+    lang.pick(("训练前（基座）", "训练后（基座+适配器）"), ("before (base)", "after (base + adapter)"))
+}
+
+/// What to type next, each with what it does.
+pub fn commands(lang: Lang, root: &Path) -> Vec<(&'static str, String)> {
+    let root = root.display();
+    vec![
+        (
+            lang.pick("和刚炼好的模型聊天", "talk with the model just made"),
+            format!("danlu chat {root}/merged"),
+        ),
+        (
+            lang.pick("看看你的数据会怎样被训练", "see how your data would be trained"),
+            "danlu data check mine.json --base DIR".to_owned(),
+        ),
+        (
+            lang.pick(
+                "用你的数据，训练你的模型（Hugging Face 的 Llama 文件夹）",
+                "train your model on it (a Llama folder from Hugging Face)",
+            ),
+            "danlu train --base DIR --data mine.json --output out/mine".to_owned(),
+        ),
+        (
+            lang.pick("和基座比一比", "compare it with the base"),
+            "danlu compare out/mine --data held_out.json".to_owned(),
+        ),
+        (
+            lang.pick("合并成一个模型", "make one model of it"),
+            "danlu merge out/mine --output out/mine-merged".to_owned(),
+        ),
+    ]
+}
+
+/// What lies where.
+pub fn files(lang: Lang, root: &Path) -> String {
+    let root = root.display();
+    lang.pick(
+        format!(
+            "\n{root}/adapter        PEFT 适配器、说明卡片、训练报告 report.html（用浏览器打开看看）\n\
+             {root}/merged         合并后的模型、merge_report.json\n\
+             {root}/base-8m        基座"
+        ),
+        format!(
+            "\n{root}/adapter        the PEFT adapter, its card, and report.html (open it in a browser)\n\
+             {root}/merged         the merged model and merge_report.json\n\
+             {root}/base-8m        the base"
+        ),
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_step_is_told_in_both_languages() {
+        let steps = [Step::Data, Step::Train, Step::Compare, Step::Merge, Step::Reload, Step::Yours];
+        assert_eq!(steps.len(), Step::COUNT);
+        for (i, step) in steps.into_iter().enumerate() {
+            assert_eq!(step.number(), i + 1);
+            let (zh, en) = (step.text(Lang::Zh), step.text(Lang::En));
+            assert!(zh.1.chars().any(|c| !c.is_ascii()) && en.1.is_ascii() || en.1.contains('·'));
+            assert!(!en.0.is_empty() && !zh.0.is_empty());
+        }
+    }
+}
