@@ -1,4 +1,31 @@
 //! Chat data: files to conversations to token ids with a loss mask.
+//!
+//! | step | function | file |
+//! |---|---|---|
+//! | bytes to records, each fault at its line | [`read`] | `read.rs`, over `splitter.rs` and `formats/` |
+//! | a record to ids and marks, within a length | [`encode`] | `encode.rs`, `shorten.rs` |
+//! | what to know before training | [`check`] | `check.rs` |
+//! | a record token by token, to look at | [`preview`] | `preview.rs` |
+//! | records set aside to measure on | [`split`] | `split.rs` |
+//!
+//! The format is told by the first record's keys:
+//!
+//! ```
+//! use danlu_data::{Content, Format, read_from};
+//!
+//! let file = br#"{"prompt": "Who are you?", "completion": "Zhen Huan."}
+//! {"prompt": "And where?"}"#;
+//! let dataset = read_from(&file[..], "chat.jsonl".as_ref(), None)?;
+//! assert_eq!(dataset.format, Format::PromptCompletion);
+//!
+//! let Content::Chat(chat) = &dataset.records[0].content else { panic!("not a text") };
+//! assert_eq!(chat.messages[1].role, "assistant");
+//! assert_eq!(
+//!     dataset.bad[0].to_string(),
+//!     "chat.jsonl:2: found the key `prompt`, expected `prompt`, `completion` of the prompt-completion format"
+//! );
+//! # Ok::<(), danlu_data::DataError>(())
+//! ```
 
 mod check;
 mod conversation;
