@@ -182,8 +182,9 @@ mod tests {
         for (i, step) in steps.into_iter().enumerate() {
             assert_eq!(step.number(), i + 1);
             let (zh, en) = (step.text(Lang::Zh), step.text(Lang::En));
-            assert!(zh.1.chars().any(|c| !c.is_ascii()) && en.1.is_ascii() || en.1.contains('·'));
-            assert!(!en.0.is_empty() && !zh.0.is_empty());
+            let is_chinese = |text: &str| text.chars().any(|c| ('\u{4e00}'..='\u{9fff}').contains(&c));
+            assert!(is_chinese(zh.0) && is_chinese(zh.1), "{step:?}");
+            assert!(!en.0.is_empty() && !en.1.is_empty() && !is_chinese(en.0) && !is_chinese(en.1), "{step:?}");
         }
     }
 }
