@@ -1,0 +1,63 @@
+//! `RUSTC_BOOTSTRAP=1 cargo fuzz run data_reader -- -max_total_time=180`
+//!
+//! The first byte chooses the format; the rest is the file, read whole and byte by byte.
+
+#![no_main]
+
+use std::io::Read;
+use std::path::Path;
+
+use danlu_data::{Content, DataError, Dataset, Format, read_from};
+use libfuzzer_sys::fuzz_target;
+
+/// A pipe that gives one byte at a time.
+struct Trickle<'a>(&'a [u8]);
+
+impl Read for Trickle<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        let few = buffer.len().min(1);
+        self.0.read(&mut buffer[..few])
+    }
+}
+
+/// What must hold of whatever was read.
+fn check(dataset: &Dataset, data: &[u8]) {
+    assert_eq!(dataset.fingerprint.bytes, data.len() as u64);
+    assert_eq!(dataset.fingerprint.records, dataset.records.len());
+    let lines = 1 + data.iter().filter(|byte| **byte == b'\n').count() as u64;
+    let mut sources: Vec<_> = dataset.records.iter().map(|record| &record.source).collect();
+    sources.extend(dataset.bad.iter().map(|bad| &bad.source));
+    sources.sort_by_key(|source| source.index);
+    for (index, source) in sources.iter().enumerate() {
+        assert_eq!(source.index, index, "every piece of the file is a record or a bad record, once");
+        assert!((1..=lines).contains(&source.line));
+    }
+    assert!(sources.is_sorted_by_key(|source| source.line));
+    for bad in &dataset.bad {
+        assert!(!bad.to_string().contains('\n'), "a complaint is one line");
+    }
+    for record in &dataset.records {
+        let Content::Chat(chat) = &record.content else { continue };
+        assert!(chat.answers().count() > 0);
+        assert!(chat.messages.iter().all(|message| !message.content.trim().is_empty()));
+    }
+}
+
+fuzz_target!(|data: &[u8]| {
+    let Some((&choice, data)) = data.split_first() else { return };
+    let format = Format::ALL.get(usize::from(choice) % (Format::ALL.len() + 1)).copied();
+    let name = Path::new("chat.json");
+    let whole = read_from(data, name, format);
+    let trickled = read_from(Trickle(data), name, format);
+    match (whole, trickled) {
+        (Ok(whole), Ok(trickled)) => {
+            check(&whole, data);
+            assert_eq!((&whole.records, &whole.bad), (&trickled.records, &trickled.bad));
+        }
+        (Err(whole), Err(trickled)) => {
+            assert_eq!(whole.to_string(), trickled.to_string());
+            assert!(whole.hint().is_some() || matches!(whole, DataError::Read { .. }));
+        }
+        (whole, trickled) => panic!("whole {whole:?}, byte by byte {trickled:?}"),
+    }
+});
