@@ -73,7 +73,8 @@ pub fn read(file: &Path, format: Option<Format>) -> Result<Dataset, DataError> {
 pub fn read_from(input: impl Read, name: &Path, format: Option<Format>) -> Result<Dataset, DataError> {
     let failed = |source| DataError::Read { file: name.to_owned(), source };
     let mut input = BufReader::with_capacity(1 << 16, Hashing::new(input));
-    if matches!(input.fill_buf().map_err(failed)?, [0xff, 0xfe, ..] | [0xfe, 0xff, ..]) {
+    // Half of UTF-16's mark is enough: neither byte occurs in UTF-8, and a pipe may give one at a time.
+    if matches!(input.fill_buf().map_err(failed)?, [0xff | 0xfe, ..]) {
         return Err(DataError::Utf16 { file: name.to_owned() });
     }
     let empty = || DataError::Empty { file: name.to_owned() };
