@@ -184,7 +184,10 @@ mod tests {
             let (zh, en) = (step.text(Lang::Zh), step.text(Lang::En));
             let is_chinese = |text: &str| text.chars().any(|c| ('\u{4e00}'..='\u{9fff}').contains(&c));
             assert!(is_chinese(zh.0) && is_chinese(zh.1), "{step:?}");
-            assert!(!en.0.is_empty() && !en.1.is_empty() && !is_chinese(en.0) && !is_chinese(en.1), "{step:?}");
+            assert!(
+                !en.0.is_empty() && !en.1.is_empty() && !is_chinese(en.0) && !is_chinese(en.1),
+                "{step:?}"
+            );
         }
     }
 }
