@@ -1,6 +1,6 @@
 //! Prefill, decode, sample, stop.
 //!
-//! [`generate`] continues one prompt; a [`Context`] remembers what it has read, so that the next prompt costs
+//! [`generate()`] continues one prompt; a [`Context`] remembers what it has read, so that the next prompt costs
 //! only what differs; a [`ChatSession`] holds a conversation on one and streams whole characters.
 
 mod context;

@@ -2,7 +2,7 @@
 //!
 //! A folder is filled under a temporary name beside its place, every file of it is brought to the disk,
 //! and only then it is renamed. Killed at any moment, the worst that remains is a temporary folder, which
-//! [`sweep`] recognises by its name.
+//! `sweep` recognises by its name.
 
 use std::fs::{self, File};
 use std::io;

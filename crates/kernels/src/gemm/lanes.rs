@@ -5,7 +5,7 @@
 
 use crate::{bf16_to_f32, f16_to_f32, f32_to_bf16};
 
-/// [`DType`] as a constant parameter, so that a packing loop is compiled for one source type.
+/// `DType` as a constant parameter, so that a packing loop is compiled for one source type.
 pub(super) const F32: u8 = 0;
 /// See [`F32`].
 pub(super) const BF16: u8 = 1;
