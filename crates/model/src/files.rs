@@ -46,22 +46,21 @@ impl FileError {
     }
 }
 
-/// The system's reason in plain words; the rarer ones as the system says them.
+/// The system's reason in plain words; an error of our own making, or a rarer one, in its own.
+///
+/// The kind decides before the text: wrappers such as tempfile's keep the kind and add the system's wording.
 fn plain(error: &io::Error) -> String {
-    // An error of our own making carries its sentence.
-    if error.get_ref().is_some() {
-        return error.to_string();
-    }
-    match error.kind() {
-        io::ErrorKind::NotFound => "it does not exist".to_owned(),
-        io::ErrorKind::PermissionDenied => "permission denied".to_owned(),
-        io::ErrorKind::StorageFull => "the disk is full".to_owned(),
-        io::ErrorKind::QuotaExceeded => "the disk quota is used up".to_owned(),
-        io::ErrorKind::ReadOnlyFilesystem => "the disk is read-only".to_owned(),
-        io::ErrorKind::IsADirectory => "it is a folder".to_owned(),
-        io::ErrorKind::NotADirectory => "part of the path is a file, not a folder".to_owned(),
-        _ => error.to_string(),
-    }
+    let reason = match error.kind() {
+        io::ErrorKind::NotFound => "it does not exist",
+        io::ErrorKind::PermissionDenied => "permission denied",
+        io::ErrorKind::StorageFull => "the disk is full",
+        io::ErrorKind::QuotaExceeded => "the disk quota is used up",
+        io::ErrorKind::ReadOnlyFilesystem => "the disk is read-only",
+        io::ErrorKind::IsADirectory => "it is a folder",
+        io::ErrorKind::NotADirectory => "part of the path is a file, not a folder",
+        _ => return error.to_string(),
+    };
+    reason.to_owned()
 }
 
 /// Reads a regular file of at most `limit` bytes.
@@ -283,6 +282,9 @@ mod tests {
         assert!(error.to_string().ends_with("it is a folder"), "{error}");
         let full = FileError::new("write", Path::new("a"), io::ErrorKind::StorageFull.into());
         assert_eq!(full.to_string(), "cannot write `a`: the disk is full");
+        let wrapped = io::Error::new(io::ErrorKind::StorageFull, "No space left at path \"/x/.tmp\"");
+        let wrapped = FileError::new("write", Path::new("a"), wrapped);
+        assert_eq!(wrapped.to_string(), "cannot write `a`: the disk is full");
     }
 
     #[test]
