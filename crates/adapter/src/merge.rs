@@ -2,8 +2,8 @@
 //!
 //! The base is mapped, not read; what is computed passes through buffers of a few hundred KB straight into
 //! the new files. Tensors without a pair are copied as they are. Everything is written into a hidden
-//! folder inside the output first, and `config.json` gets its name last: a merge that was cut off is never
-//! taken for a model.
+//! folder inside the output first, where it can be measured, and `config.json` gets its name last: a merge that
+//! was cut off, or that nobody vouched for, is never taken for a model.
 
 use std::collections::HashMap;
 use std::fs::{self, File};
@@ -13,7 +13,7 @@ use std::thread;
 use std::time::Instant;
 
 use danlu_kernels::{Backend, DType};
-use danlu_model::files::{self, FileError, TEMPORARY_PREFIX};
+use danlu_model::files::{self, AtomicFile, FileError, TEMPORARY_PREFIX};
 use danlu_model::{ModelConfig, ModelError, TensorInfo, Weights};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, json};
@@ -87,15 +87,48 @@ struct Shard<'a> {
     specs: Vec<TensorSpec>,
 }
 
-/// Merges `adapter` into the model at `base`, as a new model folder at `out`.
-///
-/// `out` must be absent or empty. The files of the tokenizer come from the adapter's folder where it has
-/// them, otherwise from the base. The result does not depend on the number of threads.
+/// A merged model that is written but has not got its name yet. Dropped, it is removed again.
+pub struct Staged {
+    output: Output,
+    names: Vec<String>,
+    /// What was done.
+    pub report: MergeReport,
+}
+
+impl Staged {
+    /// The folder it lies in for now, which loads as a model.
+    pub fn folder(&self) -> &Path {
+        &self.output.staging
+    }
+
+    /// Gives every file its name, `merge_report.json` among them where there was a measurement.
+    ///
+    /// # Errors
+    /// If the folder cannot be written; there is then no model in it.
+    pub fn publish(self, fidelity: Option<&Fidelity>) -> Result<MergeReport, AdapterError> {
+        let Self { output, mut names, report } = self;
+        if fidelity.is_some() {
+            write_report(&output.staging, &report, fidelity)?;
+            // Before `config.json`, which makes it a model.
+            names.insert(names.len() - 1, REPORT_FILE.to_owned());
+        }
+        output.publish(&names)?;
+        Ok(report)
+    }
+
+    /// Gives the model up and leaves `merge_report.json` alone, which says why.
+    ///
+    /// # Errors
+    /// If the folder cannot be written.
+    pub fn reject(self, fidelity: &Fidelity) -> Result<(), AdapterError> {
+        write_report(&self.output.folder, &self.report, Some(fidelity))
+    }
+}
+
+/// Merges `adapter` into the model at `base` and publishes the result at once, unmeasured: see [`stage`].
 ///
 /// # Errors
-/// If the base is incomplete or does not fit the adapter, `out` holds other things, the disk is too small
-/// or fails, or a value of the result is not finite or beyond the range of its type. `out` is then left
-/// without a model.
+/// As [`stage`] and [`Staged::publish`].
 pub fn merge(
     base: &Path,
     adapter: &Adapter,
@@ -104,6 +137,26 @@ pub fn merge(
     options: &MergeOptions,
     progress: &mut dyn FnMut(MergeProgress<'_>),
 ) -> Result<MergeReport, AdapterError> {
+    stage(base, adapter, backend, out, options, progress)?.publish(None)
+}
+
+/// Merges `adapter` into the model at `base`, to become a new model folder at `out`.
+///
+/// `out` must be absent or empty. The files of the tokenizer come from the adapter's folder where it has
+/// them, otherwise from the base. The result does not depend on the number of threads.
+///
+/// # Errors
+/// If the base is incomplete or does not fit the adapter, `out` holds other things, the disk is too small
+/// or fails, or a value of the result is not finite or beyond the range of its type. `out` is then left
+/// without a model.
+pub fn stage(
+    base: &Path,
+    adapter: &Adapter,
+    backend: &dyn Backend,
+    out: &Path,
+    options: &MergeOptions,
+    progress: &mut dyn FnMut(MergeProgress<'_>),
+) -> Result<Staged, AdapterError> {
     let start = Instant::now();
     let weights = Weights::open(base)?;
     weights.check_complete(&ModelConfig::read(base)?)?;
@@ -140,7 +193,7 @@ pub fn merge(
 
     let mut names: Vec<String> = shards.iter().map(|s| s.name.clone()).collect();
     for CarriedFile { name, source, .. } in &carried {
-        fs::copy(source, output.staged(name)).map_err(|e| FileError::new("copy", source, e))?;
+        copy_durably(source, &output.staged(name))?;
         names.push(name.clone());
     }
     if let Some(index) = index {
@@ -149,7 +202,6 @@ pub fn merge(
     }
     files::write_atomic(&output.staged(CONFIG_FILE), &config)?;
     names.push(CONFIG_FILE.to_owned());
-    output.publish(&names)?;
 
     let mut dtype: Vec<String> = weights
         .tensors()
@@ -162,7 +214,7 @@ pub fn merge(
     let mut scaling: Vec<f32> = adapter.modules().iter().map(|m| m.scaling).collect();
     scaling.sort_by(f32::total_cmp);
     scaling.dedup();
-    Ok(MergeReport {
+    let report = MergeReport {
         base: base.to_owned(),
         adapter: adapter.source().map(Path::to_owned),
         dtype,
@@ -172,18 +224,20 @@ pub fn merge(
         shards: shards.into_iter().map(|s| s.name).collect(),
         bytes,
         seconds: start.elapsed().as_secs_f64(),
-    })
+    };
+    Ok(Staged { output, names, report })
+}
+
+/// Copies a file so that its bytes are on the disk before it is given a name that counts.
+fn copy_durably(source: &Path, to: &Path) -> Result<(), AdapterError> {
+    let mut input = File::open(source).map_err(|e| FileError::new("read", source, e))?;
+    let mut output = AtomicFile::create(to)?;
+    io::copy(&mut input, &mut output).map_err(|e| FileError::new("copy", source, e))?;
+    Ok(output.commit()?)
 }
 
 /// Writes `merge_report.json` into the folder of a merged model.
-///
-/// # Errors
-/// If the folder cannot be written.
-pub fn write_report(
-    out: &Path,
-    merge: &MergeReport,
-    fidelity: Option<&Fidelity>,
-) -> Result<(), AdapterError> {
+fn write_report(out: &Path, merge: &MergeReport, fidelity: Option<&Fidelity>) -> Result<(), AdapterError> {
     let value = json!({ "merge": merge, "fidelity": fidelity });
     let mut text = serde_json::to_vec_pretty(&value).expect("a JSON value has string keys");
     text.push(b'\n');
@@ -314,7 +368,8 @@ impl Output {
         if needed > available {
             return Err(AdapterError::Space { path: folder.to_owned(), needed, available });
         }
-        files::ensure_output_dir(folder, |_| false)?;
+        // A report alone is what a rejected merge leaves: the next attempt may replace it.
+        files::ensure_output_dir(folder, |name| name == REPORT_FILE)?;
         let staging = folder.join(format!("{TEMPORARY_PREFIX}merge"));
         let output = Self { folder: folder.to_owned(), staging, is_new };
         match fs::remove_dir_all(&output.staging) {

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use common::{backend, golden, write_model};
 use danlu_adapter::fidelity::{Fidelity, Limits, measure};
-use danlu_adapter::merge::{MergeOptions, merge, write_report};
+use danlu_adapter::merge::{MergeOptions, MergeReport, REPORT_FILE, merge, stage};
 use danlu_adapter::{Adapter, LoraConfig};
 use danlu_kernels::{Cpu, CpuOptions, DType, rng};
 use danlu_model::{Decoder, ModelConfig, Sequence};
@@ -87,15 +87,29 @@ fn the_report_keeps_merge_and_measurement() {
     let (base, out) = (folder.path().join("base"), folder.path().join("out"));
     write_model(&base, 1);
     let adapter = adapter(&base, 8.0, 0.5);
-    let report = merge(&base, &adapter, &backend(), &out, &MergeOptions::default(), &mut |_| {}).unwrap();
-    let found = compare(&base, &adapter, &decoder(&out), DType::Bf16);
-    write_report(&out, &report, Some(&found)).unwrap();
+    let staged = stage(&base, &adapter, &backend(), &out, &MergeOptions::default(), &mut |_| {}).unwrap();
+    let found = compare(&base, &adapter, &decoder(staged.folder()), DType::Bf16);
+    assert!(!out.join("config.json").exists(), "a model before it was vouched for");
+    let report = staged.publish(Some(&found)).unwrap();
     let kept: serde_json::Value =
-        serde_json::from_slice(&std::fs::read(out.join("merge_report.json")).unwrap()).unwrap();
+        serde_json::from_slice(&std::fs::read(out.join(REPORT_FILE)).unwrap()).unwrap();
+    let merge: MergeReport = serde_json::from_value(kept["merge"].clone()).unwrap();
+    assert_eq!(merge, report);
     let again: Fidelity = serde_json::from_value(kept["fidelity"].clone()).unwrap();
     // A decimal number may come back as its neighbour.
     assert!((again.perplexity_merged / found.perplexity_merged - 1.0).abs() < 1e-12);
     assert_eq!((again.tokens, again.limits, again.passed), (found.tokens, found.limits, found.passed));
+}
+
+#[test]
+fn a_merge_nobody_vouches_for_leaves_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let (base, out) = (folder.path().join("base"), folder.path().join("out"));
+    write_model(&base, 1);
+    let adapter = adapter(&base, 8.0, 0.5);
+    let staged = stage(&base, &adapter, &backend(), &out, &MergeOptions::default(), &mut |_| {}).unwrap();
+    drop(staged);
+    assert!(!out.exists());
 }
 
 #[test]
