@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use crate::ModelError;
-use crate::jinja::{self, Raised};
+use crate::jinja::{self, Clock, Raised};
 
 /// Templates in the wild stay under 64 kB.
 const LONGEST: usize = 1 << 20;
@@ -48,6 +48,7 @@ pub struct ChatTemplate {
     path: PathBuf,
     source: String,
     env: Environment<'static>,
+    clock: Clock,
     variables: BTreeMap<String, String>,
     marks_generation: bool,
     end_of_turn: Option<String>,
@@ -74,20 +75,40 @@ impl ChatTemplate {
             return Err(ModelError::Template { path: path.to_owned(), line: None, message });
         }
         let (rewritten, marks_generation) = jinja::rewrite_generation(source);
-        let mut env = jinja::environment();
+        let clock = Clock::system();
+        let mut env = jinja::environment(clock.clone());
         env.add_template_owned(NAME, rewritten).map_err(|e| failed(path, &e))?;
         let mut template = Self {
             path: path.to_owned(),
             source: source.to_owned(),
             env,
+            clock,
             variables,
             marks_generation,
             end_of_turn: None,
             default_system: None,
         };
         template.end_of_turn = template.find_end_of_turn(special_tokens);
+        // On a fixed day: a system message that tells the date would be another one tomorrow.
+        template.clock.set(Some(0));
         template.default_system = template.find_default_system();
+        template.clock.set(None);
         Ok(template)
+    }
+
+    /// Whether the template can ask what day it is.
+    pub fn asks_for_date(&self) -> bool {
+        self.source.contains("strftime_now")
+    }
+
+    /// The day that the template would be told now, `YYYY-MM-DD`.
+    pub fn today(&self) -> String {
+        self.clock.date()
+    }
+
+    /// Tells the template this time from now on, in seconds since 1970, instead of the system's. Clones follow.
+    pub fn stop_clock(&self, seconds: u64) {
+        self.clock.set(Some(seconds));
     }
 
     /// The Jinja text, as it came.
@@ -120,7 +141,8 @@ impl ChatTemplate {
 
     /// The conversation as text, and the parts of it that the assistant wrote.
     ///
-    /// A template with `{% generation %}` says itself what they are. For any other, turn `i` is what
+    /// A template with `{% generation %}` says itself what they are; where the end-of-turn token stands behind a
+    /// marked part it belongs to it, or the model would never learn to stop. For any other, turn `i` is what
     /// `messages[..=i]` has more than the generation prompt after `messages[..i]`, up to and including the
     /// end-of-turn token: a line break that the template puts after that token is not the assistant's. Where
     /// a template writes a turn differently once others follow, the content is found by putting another in its
@@ -131,6 +153,10 @@ impl ChatTemplate {
     pub fn assistant_spans(&self, messages: &[Message]) -> Result<Rendered, ModelError> {
         let mut rendered = self.render_marked(messages, false)?;
         if self.marks_generation {
+            let Rendered { text, spans } = &mut rendered;
+            for span in spans {
+                span.end = self.past_end_of_turn(text, span.end);
+            }
             return Ok(rendered);
         }
         let mut last = 0;

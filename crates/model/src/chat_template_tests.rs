@@ -118,6 +118,26 @@ fn what_the_template_refuses_is_said_in_its_words() {
 }
 
 #[test]
+fn a_marked_part_takes_the_end_of_turn_behind_it() {
+    let outside =
+        MARKED.replace("<|im_end|>{% endgeneration +%}", "{% endgeneration %}<|im_end|>{{ '\\n' }}");
+    let rendered = template(&outside).assistant_spans(&dialogue(&["a", "b", "c", "d"])).unwrap();
+    let parts: Vec<_> = rendered.spans.iter().map(|span| &rendered.text[span.clone()]).collect();
+    assert!(!parts.is_empty() && parts.iter().all(|part| part.ends_with("<|im_end|>")), "{parts:?}");
+}
+
+#[test]
+fn the_date_changes_no_fingerprint_and_can_be_stopped() {
+    let dated = CHATML.replace("Be brief.", "Today is ' + strftime_now('%d %b %Y') + '.");
+    let template = template(&dated);
+    assert!(template.asks_for_date() && !self::template(CHATML).asks_for_date());
+    assert_eq!(template.default_system(), Some("Today is 01 Jan 1970."));
+    template.stop_clock(1_709_212_500);
+    let text = template.render(&[Message::new("user", "a")], false).unwrap();
+    assert!(text.contains("Today is 29 Feb 2024."), "{text}");
+}
+
+#[test]
 fn generation_tags_decide_where_they_are() {
     let template = template(MARKED);
     assert_eq!(template.end_of_turn(), Some("<|im_end|>"));

@@ -1,6 +1,8 @@
 //! Jinja as transformers sets it up for chat templates, in a sandbox: no files, no clock but the date, bounded work.
 
 use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use minijinja::syntax::SyntaxConfig;
@@ -23,8 +25,43 @@ pub(crate) const CLOSE: &str = "danlu_generation_close";
 #[error("{0}")]
 pub(crate) struct Raised(pub String);
 
+/// Most blanks that `tojson` indents by.
+const MOST_INDENT: usize = 64;
+
+/// What a template takes for the present: seconds since 1970, or the system's own time.
+#[derive(Clone, Debug)]
+pub(crate) struct Clock(Arc<AtomicU64>);
+
+impl Clock {
+    /// Stands for the system's time.
+    const SYSTEM: u64 = u64::MAX;
+
+    /// The system's clock.
+    pub fn system() -> Self {
+        Self(Arc::new(AtomicU64::new(Self::SYSTEM)))
+    }
+
+    /// Stands still at `seconds` from now on; `None` lets it run again. Every copy follows.
+    pub fn set(&self, seconds: Option<u64>) {
+        self.0.store(seconds.unwrap_or(Self::SYSTEM), Ordering::Relaxed);
+    }
+
+    /// The day, `YYYY-MM-DD`.
+    pub fn date(&self) -> String {
+        let (year, month, day) = civil(self.now() / 86400);
+        format!("{year}-{month:02}-{day:02}")
+    }
+
+    fn now(&self) -> u64 {
+        match self.0.load(Ordering::Relaxed) {
+            Self::SYSTEM => SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs()),
+            seconds => seconds,
+        }
+    }
+}
+
 /// transformers' `ImmutableSandboxedEnvironment`: block tags take their line, loop controls, Python's methods.
-pub(crate) fn environment() -> Environment<'static> {
+pub(crate) fn environment(clock: Clock) -> Environment<'static> {
     let mut env = Environment::new();
     let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
     env.set_syntax(syntax.expect("the default delimiters are valid"));
@@ -41,10 +78,7 @@ pub(crate) fn environment() -> Environment<'static> {
         let message = message.to_string();
         Err(Error::new(ErrorKind::InvalidOperation, message.clone()).with_source(Raised(message)))
     });
-    env.add_function("strftime_now", |format: &str| {
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs());
-        strftime(format, now)
-    });
+    env.add_function("strftime_now", move |format: &str| strftime(format, clock.now()));
     env.add_filter("tojson", tojson);
     env.add_filter(GENERATION, |state: &State, body: &str| {
         let sentinel = |name| state.lookup(name).map(|v| v.to_string()).unwrap_or_default();
@@ -104,6 +138,10 @@ fn tojson(value: Value, positional: Rest<Value>, options: Kwargs) -> Result<Stri
         Some(indent) => Some(usize::try_from(indent.clone())?),
         None => options.get::<Option<usize>>("indent")?,
     };
+    if let Some(indent) = indent.filter(|&indent| indent > MOST_INDENT) {
+        let message = format!("tojson: an indent of {indent}, expected at most {MOST_INDENT}");
+        return Err(Error::new(ErrorKind::InvalidOperation, message));
+    }
     let (item, key) = match options.get::<Option<Vec<String>>>("separators")?.as_deref() {
         Some([item, key]) => (item.clone(), key.clone()),
         Some(_) => return Err(Error::new(ErrorKind::InvalidOperation, "tojson: separators are a pair")),
@@ -316,7 +354,7 @@ mod tests {
     fn render(source: &str) -> String {
         let value: serde_json::Value =
             serde_json::from_str(r#"{"b": [1, 2.5, {}, []], "a": "甄\"\n", "n": null}"#).unwrap();
-        environment()
+        environment(Clock::system())
             .render_str(source, minijinja::context! { x => Value::from(minijinja::value::Serde(value)), none_ => (), yes => true })
             .unwrap()
     }
@@ -367,14 +405,26 @@ mod tests {
     }
 
     #[test]
+    fn a_stopped_clock_tells_one_day_to_every_copy() {
+        let clock = Clock::system();
+        let env = environment(clock.clone());
+        let today = |env: &Environment<'_>| env.render_str("{{ strftime_now('%d %b %Y') }}", ()).unwrap();
+        clock.set(Some(1_709_212_500));
+        assert_eq!(today(&env.clone()), "29 Feb 2024");
+        clock.set(None);
+        assert_ne!(today(&env), "29 Feb 2024");
+    }
+
+    #[test]
     fn a_template_that_never_ends_is_stopped() {
         for source in [
             "{% for a in range(100000) %}{% for b in range(100000) %}{% endfor %}{% endfor %}",
             "{% set ns = namespace(s='xxxxxxxx') %}{% for a in range(99) %}{% set ns.s = ns.s + ns.s %}{% endfor %}",
             "{{ 'x' * 99999999999 }}",
             "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
+            "{{ [1] | tojson(indent=4000000000) }}",
         ] {
-            assert!(environment().render_str(source, ()).is_err(), "{source}");
+            assert!(environment(Clock::system()).render_str(source, ()).is_err(), "{source}");
         }
     }
 }

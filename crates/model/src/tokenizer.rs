@@ -34,6 +34,22 @@ impl Tokenizer {
     /// # Errors
     /// If `tokenizer.json` is missing or any of them is malformed.
     pub fn read(folder: &Path) -> Result<Self, ModelError> {
+        Self::read_from(folder, folder, folder)
+    }
+
+    /// As [`Tokenizer::read`] of `base`, with what `adapter` brings of its own: its tokenizer where it has a whole
+    /// one, its template where it has that alone. What ends a generation stays the base's to say.
+    ///
+    /// # Errors
+    /// As [`Tokenizer::read`].
+    pub fn read_over(base: &Path, adapter: &Path) -> Result<Self, ModelError> {
+        let has = |name: &str| adapter.join(name).is_file();
+        let tokenizer = if has("tokenizer.json") && has("tokenizer_config.json") { adapter } else { base };
+        let template = if has("chat_template.jinja") { adapter } else { tokenizer };
+        Self::read_from(tokenizer, template, base)
+    }
+
+    fn read_from(folder: &Path, template: &Path, model: &Path) -> Result<Self, ModelError> {
         let path = folder.join("tokenizer.json");
         let bytes = files::read_bounded(&path, LIMIT)?;
         let error = |message: String| ModelError::Tokenizer { path: path.clone(), message };
@@ -52,14 +68,14 @@ impl Tokenizer {
             .filter(|token| token.special)
             .map(|token| token.content)
             .collect();
-        let template = match template_source(folder, &config_path, config.as_ref())? {
+        let template = match template_source(template, &config_path, config.as_ref())? {
             Some((path, source)) => Some(ChatTemplate::new(&path, &source, named.clone(), &specials)?),
             None => None,
         };
 
         let mut stop_ids = BTreeSet::new();
         for name in ["generation_config.json", "config.json"] {
-            let path = folder.join(name);
+            let path = model.join(name);
             if let Some(value) = json::read_optional(&path)? {
                 stop_ids.extend(Fields::new(&path, &value)?.token_ids("eos_token_id")?);
             }
