@@ -19,11 +19,8 @@ use crate::{
     splitter::{Flaw, Layout, Piece, Position, Splitter},
 };
 
-/// Bad records after which reading a file is given up.
-const MAX_BAD: usize = 10_000;
-
-/// Bad records after which it is given up when not one good record was met.
-const MAX_BAD_WITHOUT_GOOD: usize = 100;
+/// Bad records after which reading a file is given up: someone may want to see them all, nobody this many.
+const MAX_BAD: usize = 100_000;
 
 /// What a data file holds.
 #[derive(Clone, Debug)]
@@ -166,8 +163,7 @@ impl Reading {
     }
 
     fn give_up_when_hopeless(&self) -> Result<(), DataError> {
-        let limit = if self.records.is_empty() { MAX_BAD_WITHOUT_GOOD } else { MAX_BAD };
-        if self.bad.len() < limit {
+        if self.bad.len() < MAX_BAD {
             return Ok(());
         }
         let first = Box::new(self.bad[0].clone());

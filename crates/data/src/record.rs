@@ -89,6 +89,16 @@ pub enum Fault {
     Conversation,
     /// The chat template refuses the conversation.
     Template,
+    /// Nothing of it carries a loss.
+    Untrained,
+}
+
+impl BadRecord {
+    /// The record at `source`, which can be read and would teach nothing.
+    pub fn untrained(source: Source) -> Self {
+        let expected = "an answer, or a text, that some token of the model stands for";
+        Mismatch::new(Fault::Untrained, "no token that carries a loss", expected).at(source)
+    }
 }
 
 impl fmt::Display for BadRecord {

@@ -32,12 +32,16 @@ pub struct ValSizeError {
 impl ValSize {
     /// How many of `records` that is. A share is rounded up, but one record is always left to train on.
     pub fn of(self, records: usize) -> usize {
-        let wanted = match self {
+        self.wanted(records).min(records.saturating_sub(1))
+    }
+
+    /// How many of `records` that asks for, also where it leaves nothing to train on.
+    pub fn wanted(self, records: usize) -> usize {
+        match self {
             Self::None => 0,
             Self::Share(share) => (share * records as f64).ceil() as usize,
             Self::Count(count) => count,
-        };
-        wanted.min(records.saturating_sub(1))
+        }
     }
 }
 

@@ -169,7 +169,8 @@ fn what_is_no_data_file_is_refused_whole() {
         refusal("Once upon a time\n").starts_with("folder/chat.json holds no readable record; the first: ")
     );
     assert!(
-        refusal(&"x\n".repeat(1_000_000)).starts_with("folder/chat.json: 100 bad records, reading stopped")
+        refusal(&"x\n".repeat(1_000_000))
+            .starts_with("folder/chat.json: 100000 bad records, reading stopped")
     );
     let missing = read(Path::new("/nowhere/chat.json"), None).unwrap_err();
     assert!(missing.to_string().starts_with("cannot read /nowhere/chat.json: "));

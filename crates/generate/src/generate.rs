@@ -70,7 +70,8 @@ pub fn generate(
     options: &GenerateOptions,
     on_token: &mut dyn FnMut(u32) -> ControlFlow<()>,
 ) -> Result<Generated, GenerateError> {
-    let capacity = decoder.config().max_position_embeddings.min(prompt.len() + options.max_new_tokens);
+    let capacity =
+        decoder.config().max_position_embeddings.min(prompt.len().saturating_add(options.max_new_tokens));
     let mut context = Context::with_workspace(decoder, lora, capacity, std::mem::take(work));
     let generated = generate_in(&mut context, prompt, options, on_token);
     *work = context.into_workspace();
