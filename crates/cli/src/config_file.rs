@@ -18,7 +18,7 @@ use crate::text;
 const MAX_BYTES: u64 = 1 << 20;
 
 /// A configuration file, checked key by key against a command's flags.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct ConfigFile {
     name: String,
     source: String,
@@ -26,7 +26,7 @@ pub struct ConfigFile {
 }
 
 /// One key: the arguments it stands for, and where its value stands.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Entry {
     args: Vec<String>,
     span: Range<usize>,

@@ -1,25 +1,65 @@
-//! Ctrl-C: the first asks, the second insists.
+//! Ctrl-C: while something can be finished and saved the first asks and the second insists; at any other
+//! time it ends the process at once.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::Once;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
 
 use crate::report::{Report, Result};
 
 static PRESSED: AtomicUsize = AtomicUsize::new(0);
+static ATTENTIVE: AtomicBool = AtomicBool::new(false);
 
-/// Exit code of a process that was told twice: 128 + SIGINT, as shells count.
+/// Exit code of a process that was told to stop: 128 + SIGINT, as shells count.
 const ABORTED: i32 = 130;
 
-/// From now on the first Ctrl-C (or SIGTERM, SIGHUP) is only noted, and the second ends the process at once.
+/// While it lives, the first Ctrl-C (or SIGTERM, SIGHUP) is noted, and answered on stderr.
+#[must_use]
+#[derive(Debug)]
+pub struct Attention(());
+
+impl Drop for Attention {
+    fn drop(&mut self) {
+        ATTENTIVE.store(false, Ordering::SeqCst);
+        forget();
+    }
+}
+
+/// Listens until the result is dropped; the first signal prints `answer`, where there is one.
 ///
 /// # Errors
 /// If the operating system refuses the handler.
-pub fn listen() -> Result<()> {
-    let handler = || {
-        if PRESSED.fetch_add(1, Ordering::SeqCst) > 0 {
-            std::process::exit(ABORTED);
-        }
-    };
-    ctrlc::set_handler(handler).map_err(|error| Report::ours(format!("cannot listen for Ctrl-C: {error}")))
+pub fn listen(answer: Option<String>) -> Result<Attention> {
+    static STARTED: Once = Once::new();
+    static ANSWER: std::sync::Mutex<Option<String>> = std::sync::Mutex::new(None);
+    let lock = || ANSWER.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    *lock() = answer;
+    PRESSED.store(0, Ordering::SeqCst);
+    ATTENTIVE.store(true, Ordering::SeqCst);
+    let mut outcome = Ok(());
+    STARTED.call_once(|| {
+        // Under `nohup` a closing terminal is to be ignored, and stays so.
+        let wanted = [SIGINT, SIGTERM, SIGHUP].into_iter().filter(|&s| s != SIGHUP || !hangup_is_ignored());
+        let signals = Signals::new(wanted).and_then(|mut signals| {
+            let watch = move || {
+                for _ in signals.forever() {
+                    let first = PRESSED.fetch_add(1, Ordering::SeqCst) == 0;
+                    if !first || !ATTENTIVE.load(Ordering::SeqCst) {
+                        std::process::exit(ABORTED);
+                    }
+                    if let Some(answer) = &*lock() {
+                        eprintln!("\n{answer}");
+                    }
+                }
+            };
+            std::thread::Builder::new().name("signals".to_owned()).spawn(watch)
+        });
+        outcome = signals.map(drop);
+    });
+    outcome.map_err(|error| Report::ours(format!("cannot listen for Ctrl-C: {error}")))?;
+    Ok(Attention(()))
 }
 
 /// Whether someone asked to stop.
@@ -30,4 +70,12 @@ pub fn requested() -> bool {
 /// Forgets the request: it was for a reply, not for the session.
 pub fn forget() {
     PRESSED.store(0, Ordering::SeqCst);
+}
+
+/// Whether whoever started the process wants SIGHUP ignored, as `nohup` does. Linux tells; elsewhere no.
+fn hangup_is_ignored() -> bool {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    let mask = mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or(0);
+    mask & (1 << (SIGHUP - 1)) != 0
 }

@@ -92,12 +92,14 @@ fn a_merge_beyond_the_threshold_fails() {
     assert_eq!(ran.code, 1, "{}", ran.err);
     assert!(ran.out.contains("failed · merged/merge_report.json\n"), "{}", ran.out);
     assert!(
-        ran.err
-            .contains("error: the merged model in `merged` is not base plus adapter\n  the divergence is "),
+        ran.err.contains(
+            "error: the merged model is not base plus adapter: only its report is kept\n  the divergence is "
+        ),
         "{}",
         ran.err
     );
-    assert!(scene.path("merged/merge_report.json").exists());
+    assert!(scene.path("merged/merge_report.json").exists() && !scene.path("merged/config.json").exists());
+    assert_eq!(scene.run("merge out --output merged").code, 0, "a report alone is in nobody's way");
 }
 
 #[test]

@@ -66,7 +66,7 @@ pub enum TrainError {
     NonFinite {
         /// The optimizer step, from 1.
         step: u64,
-        /// Loss or gradient norm.
+        /// Loss, gradient norm or adapter.
         what: &'static str,
         /// NaN or infinity.
         value: f64,
@@ -145,6 +145,9 @@ impl TrainError {
             ),
             Self::TooLong { .. } => {
                 Some("encode the data with the run's own `max_length`, or raise it".into())
+            }
+            Self::NonFinite { what: "adapter", .. } => {
+                Some("the last checkpoint is whole: lower `--learning-rate` and start anew".into())
             }
             Self::NonFinite { .. } => Some(
                 "the adapter is as it was before this step: look at the records, or lower `--learning-rate`"

@@ -73,6 +73,11 @@ pub struct TrainSettings {
     pub shuffle_dataset: bool,
     /// Train on the question too, not only on the answer.
     pub train_on_prompt: bool,
+    /// System message of conversations that bring none.
+    pub default_system: Option<String>,
+    /// The day that the chat template is told, `YYYY-MM-DD`, where it asks: part of a run, or a run resumed on
+    /// another day would be another run.
+    pub template_date: Option<String>,
     /// Held-out records: a share below 1, or a number from 1.
     pub val_size: f64,
     /// Seed of initialisation, order and dropout.
@@ -114,6 +119,8 @@ impl Default for TrainSettings {
             packing: false,
             shuffle_dataset: true,
             train_on_prompt: false,
+            default_system: None,
+            template_date: None,
             val_size: 0.0,
             seed: 42,
             // Equal to PEFT's numbers and the same on every processor; bf16 is a choice, not a surprise.
@@ -174,11 +181,15 @@ impl TrainSettings {
     /// Names the first setting out of range, with its value.
     pub fn validate(&self) -> Result<(), TrainError> {
         let at_least_one = |name, value: usize| check(value >= 1, name, value, "at least 1");
-        let share =
-            |name, value: f64| check((0.0..1.0).contains(&value), name, value, "at least 0 and below 1");
-        let positive = |name, value: f64| check(value.is_finite() && value > 0.0, name, value, "more than 0");
+        let share = |name, value: f64| {
+            check((0.0..1.0).contains(&(value as f32)), name, value, "at least 0 and below 1")
+        };
+        // What is computed is f32: a value must be in range there, not only as it was written.
+        let positive = |name, value: f64| {
+            check(value as f32 > 0.0 && (value as f32).is_finite(), name, value, "more than 0")
+        };
         let not_negative =
-            |name, value: f64| check(value.is_finite() && value >= 0.0, name, value, "at least 0");
+            |name, value: f64| check(value >= 0.0 && (value as f32).is_finite(), name, value, "at least 0");
         check(self.lora_r >= 1, "lora_r", self.lora_r, "at least 1")?;
         positive("lora_alpha", self.lora_alpha)?;
         share("lora_dropout", self.lora_dropout)?;
@@ -202,9 +213,17 @@ impl TrainSettings {
         not_negative("max_grad_norm", self.max_grad_norm)?;
         share("adam_beta1", self.adam_beta1)?;
         share("adam_beta2", self.adam_beta2)?;
-        positive("adam_epsilon", self.adam_epsilon)?;
+        // Below the normal numbers it would vanish in the sum it is there to hold up.
+        let epsilon = self.adam_epsilon as f32;
+        let holds = epsilon.is_finite() && epsilon >= f32::MIN_POSITIVE;
+        check(holds, "adam_epsilon", self.adam_epsilon, "at least 1.2e-38")?;
         check(self.max_length >= 2, "max_length", self.max_length, "at least 2")?;
         not_negative("val_size", self.val_size)?;
+        // A configuration file holds numbers of 63 bits.
+        check(i64::try_from(self.seed).is_ok(), "seed", self.seed, "at most 9223372036854775807")?;
+        if let Some(date) = &self.template_date {
+            check(seconds_of_date(date).is_some(), "template_date", date, "a day such as 2026-01-31")?;
+        }
         check(self.logging_steps >= 1, "logging_steps", self.logging_steps, "at least 1")?;
         check(self.save_total_limit != Some(0), "save_total_limit", 0, "at least 1, or absent")?;
         check(self.eval_steps != Some(0), "eval_steps", 0, "at least 1, or absent")
@@ -214,6 +233,11 @@ impl TrainSettings {
     pub fn total_steps(&self, micro_batches: usize) -> u64 {
         let per_epoch = micro_batches.div_ceil(self.gradient_accumulation_steps.max(1)).max(1);
         self.max_steps.unwrap_or_else(|| (self.num_train_epochs * per_epoch as f64).ceil() as u64)
+    }
+
+    /// The day that the chat template is told, in seconds since 1970.
+    pub fn template_seconds(&self) -> Option<u64> {
+        seconds_of_date(self.template_date.as_ref()?)
     }
 
     /// The learning rate over a run of `total_steps`.
@@ -252,6 +276,26 @@ impl TrainSettings {
             })
             .collect()
     }
+}
+
+/// Midnight of `YYYY-MM-DD` in seconds since 1970; `None` for what is no day from then on.
+fn seconds_of_date(date: &str) -> Option<u64> {
+    let mut parts = date.split('-');
+    let (year, month, day) = (parts.next()?, parts.next()?, parts.next()?);
+    if parts.next().is_some() || (year.len(), month.len(), day.len()) != (4, 2, 2) {
+        return None;
+    }
+    let (year, month, day): (u64, u64, u64) = (year.parse().ok()?, month.parse().ok()?, day.parse().ok()?);
+    let is_leap = year.is_multiple_of(4) && (!year.is_multiple_of(100) || year.is_multiple_of(400));
+    let lengths = [31, 28 + u64::from(is_leap), 31, 30, 31, 30, 31, 31, 30, 31, 30, 31];
+    let length = *lengths.get(month.checked_sub(1)? as usize)?;
+    if year < 1970 || !(1..=length).contains(&day) {
+        return None;
+    }
+    let leap_days = |year: u64| year / 4 - year / 100 + year / 400;
+    let days = (year - 1970) * 365 + leap_days(year - 1) - leap_days(1969);
+    let days = days + lengths[..month as usize - 1].iter().sum::<u64>() + day - 1;
+    Some(days * 86400)
 }
 
 /// `target_modules` as people write it: a list, `"all-linear"`, names between commas, or a pattern.
@@ -330,7 +374,14 @@ mod tests {
     #[test]
     fn a_bad_value_is_named() {
         type Spoil = fn(&mut TrainSettings);
-        let bad: [(&str, Spoil); 8] = [
+        let bad: [(&str, Spoil); 15] = [
+            ("learning_rate", |s| s.learning_rate = 1e39),
+            ("adam_epsilon", |s| s.adam_epsilon = 1e-50),
+            ("adam_beta2", |s| s.adam_beta2 = 0.999_999_999),
+            ("lora_dropout", |s| s.lora_dropout = 0.999_999_999),
+            ("weight_decay", |s| s.weight_decay = 1e39),
+            ("seed", |s| s.seed = 1 << 63),
+            ("template_date", |s| s.template_date = Some("2026-02-29".into())),
             ("lora_r", |s| s.lora_r = 0),
             ("lora_dropout", |s| s.lora_dropout = 1.0),
             ("learning_rate", |s| s.learning_rate = f64::NAN),
@@ -345,6 +396,17 @@ mod tests {
             spoil(&mut settings);
             let error = settings.validate().unwrap_err().to_string();
             assert!(error.starts_with(&format!("`{name}` is ")), "{error}");
+        }
+    }
+
+    #[test]
+    fn dates_are_seconds_since_1970() {
+        // date -u -d DATE +%s
+        assert_eq!(seconds_of_date("1970-01-01"), Some(0));
+        assert_eq!(seconds_of_date("2024-02-29"), Some(1_709_164_800));
+        assert_eq!(seconds_of_date("2100-03-01"), Some(4_107_542_400));
+        for wrong in ["2023-02-29", "1969-12-31", "2024-13-01", "2024-1-01", "2024-01-00", "today"] {
+            assert_eq!(seconds_of_date(wrong), None, "{wrong}");
         }
     }
 

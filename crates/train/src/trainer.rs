@@ -154,7 +154,8 @@ impl Trainer {
     ///
     /// # Errors
     /// If the run is over, or loss or gradient is not finite: the adapter and the optimizer are then as
-    /// they were before the step.
+    /// they were before the step. If the update itself left the finite numbers, the trainer is of no further
+    /// use, and the last checkpoint is whole.
     pub fn step(&mut self) -> Result<StepReport, TrainError> {
         let step = self.state.global_step + 1;
         if self.is_finished() {
@@ -191,6 +192,11 @@ impl Trainer {
         let learning_rate = self.schedule.at(step);
         let (params, settings) = (&mut self.adapter.params, &self.settings);
         self.optimizer.update(&*backend, params, &self.grads, settings, learning_rate, step, grad_norm);
+        let size = backend.sum_of_squares(&self.adapter.params, parameters).sqrt();
+        if !(size as f32).is_finite() {
+            let records = records.concat().into_iter().map(|r| self.examples[r].origin.clone()).collect();
+            return Err(TrainError::NonFinite { step, what: "adapter", value: size, records });
+        }
         let report = StepReport {
             step,
             epoch: self.feed.epochs(step),

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use clap::Args;
-use danlu_data::Format;
+use danlu_data::{EncodeOptions, Format};
 use danlu_kernels::DType;
 use danlu_model::{Batch, Decoder, LoraSource, Sequence, Workspace};
 
@@ -94,22 +94,28 @@ pub fn run(args: &CompareArgs, printer: &Printer) -> Result<()> {
     let models = [Loaded::on(left, decoder, allow, printer)?, Loaded::on(right, shared, allow, printer)?];
     let names = distinct_names(&models);
 
-    let mut measured = Vec::new();
-    for (model, name) in models.iter().zip(&names) {
-        // Each model sees the records through its own template.
-        let held_out = data::read_held_out(
-            &args.data,
-            args.format,
-            &model.tokenizer,
-            args.max_length,
-            args.records,
-            printer,
-        )?;
-        let losses = measure(&model.decoder, model.lora(), &held_out.sequences, name, printer)?;
-        measured.push((losses, held_out));
+    // Each model sees the records through its own template; only those that both can read are compared.
+    let read = |model: &Loaded| {
+        let options = EncodeOptions {
+            max_length: args.max_length,
+            default_system: model.default_system.clone(),
+            ..EncodeOptions::default()
+        };
+        data::read_held_out(&args.data, args.format, &model.tokenizer, &options, args.records, printer)
+    };
+    let [mut left, mut right] = [read(&models[0])?, read(&models[1])?];
+    left.keep_common(&right);
+    right.keep_common(&left);
+    if left.records.is_empty() {
+        let text = format!("`{}` holds no record that both models can be measured on", args.data.display());
+        return Err(Report::input(text).with_hint("a larger `--max-length` may help"));
     }
-    print_losses(&names, [&measured[0].0, &measured[1].0], printer);
-    print_replies(args, &models, &names, &measured[0].1, printer)
+    let measured = |i: usize, held_out: &HeldOut| {
+        measure(&models[i].decoder, models[i].lora(), &held_out.sequences, &names[i], printer)
+    };
+    let losses = [measured(0, &left)?, measured(1, &right)?];
+    print_losses(&names, [&losses[0], &losses[1]], printer);
+    print_replies(args, &models, &names, &left, printer)
 }
 
 fn is_adapter(path: &std::path::Path) -> bool {
@@ -174,8 +180,11 @@ pub fn mean_loss(losses: &[RecordLoss]) -> f64 {
 }
 
 fn print_losses(names: &[String; 2], losses: [&[RecordLoss]; 2], printer: &Printer) {
-    let (records, tokens) = (losses[0].len(), losses[0].iter().map(|l| l.1).sum::<usize>());
-    let (records, tokens) = (text::thousands(records as u64), text::thousands(tokens as u64));
+    let count = |losses: &[RecordLoss]| losses.iter().map(|l| l.1).sum::<usize>();
+    let tokens = losses.map(|losses| text::thousands(count(losses) as u64));
+    // Two tokenizers cut the same text into different numbers.
+    let tokens = if tokens[0] == tokens[1] { tokens[0].clone() } else { tokens.join(" / ") };
+    let records = text::thousands(losses[0].len() as u64);
     printer.say(&printer.pick(
         format!("{records} 条留出记录，{tokens} 个计损失的词元\n"),
         format!("{records} held-out records, {tokens} tokens that carry a loss\n"),

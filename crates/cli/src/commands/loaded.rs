@@ -64,7 +64,7 @@ pub fn folder_name(path: &Path) -> String {
     resolved.file_name().unwrap_or(resolved.as_os_str()).to_string_lossy().into_owned()
 }
 
-/// The base that an adapter names, from here or from beside the adapter.
+/// The base that an adapter names, from here or from beside or above the adapter.
 fn named_base(adapter: &Path) -> Result<PathBuf> {
     let hint = "name its folder with `--base DIR`";
     let Some(name) = LoraConfig::read(adapter)?.base_model_name_or_path.filter(|name| !name.is_empty())
@@ -73,8 +73,12 @@ fn named_base(adapter: &Path) -> Result<PathBuf> {
             format!("`{}` does not say which base it was trained on", adapter.join(CONFIG_FILE).display());
         return Err(Report::input(text).with_hint(hint));
     };
-    let candidates = [PathBuf::from(&name), adapter.join(&name)];
-    let found = candidates.into_iter().find(|folder| folder.join("config.json").is_file());
+    // From here, from the adapter, and from any folder above it: where a run was started stands on that way, so
+    // an adapter and its base that were moved together find each other.
+    let place = fs::canonicalize(adapter).unwrap_or_else(|_| adapter.to_owned());
+    let beside = place.ancestors().map(|folder| folder.join(&name));
+    let mut candidates = std::iter::once(PathBuf::from(&name)).chain(beside);
+    let found = candidates.find(|folder| folder.join("config.json").is_file());
     found.ok_or_else(|| {
         let text = format!(
             "the adapter `{}` was trained on `{name}`, which is no model folder here",
@@ -109,6 +113,18 @@ impl Loaded {
         };
         let mut tokenizer = Tokenizer::read(&place.base)?;
         let folder = place.adapter.as_ref().unwrap_or(&place.base);
+        // Another program's adapter names no tokens, but those beside it are what it was trained with.
+        if place.adapter.is_some() && TokenIdentity::read(folder)?.is_none() {
+            let own = Tokenizer::read_over(&place.base, folder)?;
+            let differences = tokenizer.fingerprint().difference(&own.fingerprint());
+            if !differences.is_empty() {
+                printer.tell(
+                    &format!("使用适配器自带的分词器与模板：{}", differences.join("；")),
+                    &format!("using the adapter's own tokenizer and template: {}", differences.join("; ")),
+                );
+                tokenizer = own;
+            }
+        }
         let identity = match check_identity(folder, &tokenizer) {
             Ok(identity) => identity,
             Err(TrainError::Identity { differences, .. }) => {
@@ -122,9 +138,7 @@ impl Loaded {
                     return Err(Report::input(text).with_details(differences).with_hint(hint));
                 }
                 printer.warn(&format!("{text}: {}", differences.join("; ")));
-                if folder.join("tokenizer.json").is_file() {
-                    tokenizer = Tokenizer::read(folder)?;
-                }
+                tokenizer = Tokenizer::read_over(&place.base, folder)?;
                 TokenIdentity::read(folder)?
             }
             Err(error) => return Err(error.into()),

@@ -5,13 +5,15 @@ use std::sync::Arc;
 
 use clap::Args;
 use danlu_adapter::fidelity::{self, Fidelity, Limits};
-use danlu_adapter::merge::{self, MergeOptions, MergeReport, REPORT_FILE};
+use danlu_adapter::merge::{self, MergeOptions, MergeReport, REPORT_FILE, Staged};
 use danlu_adapter::{Adapter, parse_byte_size};
+use danlu_data::{EncodeOptions, Format};
 use danlu_kernels::DType;
 use danlu_model::{Decoder, ModelConfig, Sequence, Tokenizer};
+use danlu_train::TokenIdentity;
 
 use crate::commands::ComputeArgs;
-use crate::commands::data::read_held_out;
+use crate::commands::data::{format, read_held_out};
 use crate::commands::loaded::Place;
 use crate::printer::{Look, Printer};
 use crate::report::{Report, Result};
@@ -49,6 +51,9 @@ pub struct MergeArgs {
     /// Held-out records to measure the merge on [default: a text that danlu brings]
     #[arg(long, value_name = "FILE")]
     pub data: Option<PathBuf>,
+    /// Format of those records instead of the recognised one
+    #[arg(long, value_name = "FORMAT", value_parser = format, requires = "data")]
+    pub format: Option<Format>,
     /// Largest mean divergence from adapter-on-base, in nats a token [default: 1e-2 for bf16, 2e-4 for f16, 1e-6 for f32]
     #[arg(long, value_name = "NATS")]
     pub threshold: Option<f64>,
@@ -63,14 +68,6 @@ fn dtype(name: &str) -> Result<DType, String> {
         "f16" => Ok(DType::F16),
         _ => Err("expected f32, bf16 or f16".to_owned()),
     }
-}
-
-/// What a merge came to.
-pub struct Merged {
-    /// What was written.
-    pub report: MergeReport,
-    /// How near it is.
-    pub fidelity: Fidelity,
 }
 
 /// Merges, reloads, measures, prints.
@@ -88,34 +85,40 @@ pub fn run(args: &MergeArgs, printer: &Printer) -> Result<()> {
             Report::input(format!("`{}` is a whole model, expected an adapter", args.adapter.display()));
         return Err(report.with_hint("there is nothing to merge; `danlu chat` runs it as it is"));
     }
-    let tokenizer = Tokenizer::read(&place.base)?;
+    let tokenizer = Tokenizer::read_over(&place.base, place.adapter.as_deref().unwrap_or(&place.base))?;
+    tokenizer.check_fits(&ModelConfig::read(&place.base)?)?;
     // The data is read first: a fault in it should not cost a merge.
     let sequences = match &args.data {
-        Some(file) => read_held_out(file, None, &tokenizer, MAX_LENGTH, MAX_SEQUENCES, printer)?.sequences,
+        Some(file) => {
+            let identity = TokenIdentity::read(place.adapter.as_deref().unwrap_or(&place.base))?;
+            let default_system = identity.and_then(|identity| identity.default_system().map(str::to_owned));
+            let options =
+                EncodeOptions { max_length: MAX_LENGTH, default_system, ..EncodeOptions::default() };
+            read_held_out(file, args.format, &tokenizer, &options, MAX_SEQUENCES, printer)?.sequences
+        }
         None => own_text(&tokenizer)?,
     };
-    let merged = merge_and_measure(args, &place, &sequences, printer)?;
-    print_report(&merged, &args.output, printer);
-    let faults = merged.fidelity.faults();
-    if !faults.is_empty() {
-        let text = format!("the merged model in `{}` is not base plus adapter", args.output.display());
-        let hint =
-            "a wider type keeps more: --dtype f32; or raise --threshold if the difference is acceptable";
-        return Err(Report::input(text).with_details(faults).with_hint(hint));
+    let (staged, fidelity) = merge_and_measure(args, &place, &sequences, printer)?;
+    let faults = fidelity.faults();
+    if faults.is_empty() {
+        let report = staged.publish(Some(&fidelity))?;
+        print_report(&report, &fidelity, &args.output, printer);
+        return Ok(());
     }
-    Ok(())
+    print_report(&staged.report, &fidelity, &args.output, printer);
+    staged.reject(&fidelity)?;
+    let text = "the merged model is not base plus adapter: only its report is kept";
+    let hint = "a wider type keeps more: --dtype f32; or raise --threshold if the difference is acceptable";
+    Err(Report::input(text).with_details(faults).with_hint(hint))
 }
 
-/// The merge and its measurement, without printing the result; `merge_report.json` is written.
-///
-/// # Errors
-/// As [`run`], the threshold aside.
-pub fn merge_and_measure(
+/// The merge, measured before it has a name.
+fn merge_and_measure(
     args: &MergeArgs,
     place: &Place,
     sequences: &[Sequence],
     printer: &Printer,
-) -> Result<Merged> {
+) -> Result<(Staged, Fidelity)> {
     // Measured in f32, so that what is seen is the merge and not the products.
     let backend = args.compute.backend(DType::F32)?;
     let folder = place.adapter.as_deref().unwrap_or(&args.adapter);
@@ -134,11 +137,11 @@ pub fn merge_and_measure(
             format!("merging {done} of {total} · {}", p.tensor),
         ));
     };
-    let report = merge::merge(&place.base, &adapter, &*backend, &args.output, &options, &mut progress)?;
+    let staged = merge::stage(&place.base, &adapter, &*backend, &args.output, &options, &mut progress)?;
 
     let base = Decoder::load(&place.base, Arc::clone(&backend))?;
-    let merged = Decoder::load(&args.output, backend)?;
-    let mut limits = Limits::of(narrowest(&report));
+    let merged = Decoder::load(staged.folder(), backend)?;
+    let mut limits = Limits::of(narrowest(&staged.report));
     if let Some(threshold) = args.threshold {
         limits.kl = threshold;
     }
@@ -148,8 +151,7 @@ pub fn merge_and_measure(
     };
     let fidelity = fidelity::measure(&base, &adapter, &merged, sequences, limits, &mut progress)?;
     printer.clear_live();
-    merge::write_report(&args.output, &report, Some(&fidelity))?;
-    Ok(Merged { report, fidelity })
+    Ok((staged, fidelity))
 }
 
 /// The type that rounds most among those written.
@@ -163,8 +165,7 @@ fn narrowest(report: &MergeReport) -> DType {
 }
 
 /// The figures of a merge.
-pub fn print_report(merged: &Merged, output: &Path, printer: &Printer) {
-    let Merged { report, fidelity: f } = merged;
+fn print_report(report: &MergeReport, f: &Fidelity, output: &Path, printer: &Printer) {
     let (size, tensors) = (text::bytes(report.bytes), report.merged_tensors);
     let (dtype, seconds) = (report.dtype.join(", "), report.seconds);
     printer.say(&printer.pick(

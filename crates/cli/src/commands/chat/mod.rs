@@ -144,7 +144,7 @@ pub fn run(args: &ChatArgs, printer: &Printer) -> Result<()> {
 
 /// A conversation at the terminal.
 fn talk(mut session: ChatSession<'_>, loaded: &Loaded, printer: &Printer) -> Result<()> {
-    interrupt::listen()?;
+    let _attention = interrupt::listen(None)?;
     let mut editor = rustyline::DefaultEditor::new()
         .map_err(|error| Report::input(format!("cannot read from the terminal: {error}")))?;
     let name = printer.err(Look::Bold, &loaded.name());

@@ -3,6 +3,7 @@
 mod check;
 pub mod preview;
 
+use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
@@ -42,6 +43,9 @@ pub struct DataArgs {
     /// Longest record in tokens; longer ones lose the front of their question
     #[arg(long, value_name = "TOKENS", default_value_t = 384)]
     pub max_length: usize,
+    /// System message of conversations that bring none, as `danlu train --default-system`
+    #[arg(long, value_name = "TEXT")]
+    pub default_system: Option<String>,
     /// Mark the questions as trained too, as `danlu train --train-on-prompt` does
     #[arg(long)]
     pub train_on_prompt: bool,
@@ -67,7 +71,7 @@ impl DataArgs {
         EncodeOptions {
             max_length: self.max_length,
             train_on_prompt: self.train_on_prompt,
-            default_system: None,
+            default_system: self.default_system.clone(),
         }
     }
 }
@@ -95,11 +99,23 @@ pub fn format(name: &str) -> Result<Format, String> {
 }
 
 /// Records to measure a model on, and their tokens.
+#[derive(Clone, Debug)]
 pub struct HeldOut {
     /// The records.
     pub records: Vec<Record>,
     /// Their tokens, in the same order.
     pub sequences: Vec<Sequence>,
+}
+
+impl HeldOut {
+    /// Keeps the records that `other` holds too.
+    pub fn keep_common(&mut self, other: &Self) {
+        let theirs: HashSet<usize> = other.records.iter().map(|record| record.source.index).collect();
+        let records = std::mem::take(&mut self.records).into_iter();
+        let pairs = records.zip(std::mem::take(&mut self.sequences));
+        (self.records, self.sequences) =
+            pairs.filter(|(record, _)| theirs.contains(&record.source.index)).unzip();
+    }
 }
 
 /// Reads at most `limit` records to measure on, spread evenly over the file; 0 reads all. Bad records and
@@ -111,7 +127,7 @@ pub fn read_held_out(
     file: &Path,
     format: Option<Format>,
     tokenizer: &Tokenizer,
-    max_length: usize,
+    options: &EncodeOptions,
     limit: usize,
     printer: &Printer,
 ) -> Result<HeldOut> {
@@ -122,10 +138,9 @@ pub fn read_held_out(
     let mut wanted = (0..count).map(|i| i * total / count).peekable();
     let chosen = dataset.records.into_iter().enumerate().filter(|(i, _)| wanted.next_if_eq(i).is_some());
 
-    let options = EncodeOptions { max_length, ..EncodeOptions::default() };
     let mut held_out = HeldOut { records: Vec::new(), sequences: Vec::new() };
     for (_, record) in chosen {
-        if let Ok(encoded) = encode(&record, tokenizer, &options)
+        if let Ok(encoded) = encode(&record, tokenizer, options)
             && encoded.sequence.trained_tokens() > 0
         {
             held_out.records.push(record);

@@ -36,8 +36,13 @@ pub fn run(args: &PreviewArgs, printer: &Printer) -> Result<()> {
             .with_details(details));
     }
     for (i, record) in dataset.records.iter().take(args.records).enumerate() {
-        let encoded =
-            encode(record, &tokenizer, &args.data.options()).map_err(|bad| Report::input(bad.to_string()))?;
+        let encoded = match encode(record, &tokenizer, &args.data.options()) {
+            Ok(encoded) => encoded,
+            Err(bad) => {
+                printer.warn(&format!("{bad}\n"));
+                continue;
+            }
+        };
         let tokens = preview(&encoded, &tokenizer);
         let (n, trained, source) = (tokens.len(), encoded.sequence.trained_tokens(), &record.source);
         let title = printer.pick(

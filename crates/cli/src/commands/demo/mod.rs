@@ -210,6 +210,7 @@ fn merging(args: &DemoArgs, folders: &Folders) -> merge::MergeArgs {
         dtype: None,
         max_shard_size: None,
         data: Some(folders.held_out.clone()),
+        format: None,
         threshold: None,
         compute: args.compute.clone(),
     }
@@ -241,6 +242,7 @@ fn show_data(folders: &Folders, printer: &Printer) -> Result<()> {
         base: Some(folders.base.clone()),
         format: None,
         max_length: TrainSettings::default().max_length,
+        default_system: None,
         train_on_prompt: false,
     };
     data::preview::run(

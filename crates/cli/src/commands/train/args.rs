@@ -83,6 +83,13 @@ pub struct SettingsArgs {
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true", hide_possible_values = true, help_heading = "Data")]
     pub train_on_prompt: Option<bool>,
 
+    /// System message of conversations that bring none; it stays with the adapter
+    #[arg(long, value_name = "TEXT", help_heading = "Data")]
+    pub default_system: Option<String>,
+    /// The day that the chat template is told where it asks [default: today, kept when resumed]
+    #[arg(long, value_name = "YYYY-MM-DD", hide_short_help = true, help_heading = "Data")]
+    pub template_date: Option<String>,
+
     /// Rank of the adapter [default: 8]
     #[arg(long, value_name = "R", help_heading = "Adapter")]
     pub lora_r: Option<u32>,
@@ -194,12 +201,14 @@ impl SettingsArgs {
         s.max_steps = self.max_steps.or(s.max_steps);
         s.save_total_limit = self.save_total_limit.or(s.save_total_limit);
         s.eval_steps = self.eval_steps.or(s.eval_steps);
+        s.default_system.clone_from(&self.default_system);
+        s.template_date.clone_from(&self.template_date);
         s
     }
 }
 
 /// Everything `train` needs, settled: flags over file over defaults.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Run {
     /// Folder of the base.
     pub base: PathBuf,
@@ -296,8 +305,9 @@ impl Run {
         for (name, value) in self.settings.entries() {
             // Epochs and steps exclude each other, and a null is a setting left alone.
             let idle = name == "num_train_epochs" && self.settings.max_steps.is_some();
-            if let (false, Ok(value)) = (idle || value.is_null(), toml::Value::try_from(value)) {
-                table.insert(name, value);
+            if !idle && !value.is_null() {
+                // `TrainSettings::validate` keeps numbers within what TOML holds.
+                table.insert(name, toml::Value::try_from(value).expect("a valid setting is a TOML value"));
             }
         }
         format!("# Every setting of this run: `danlu train --config {RUN_FILE}` repeats it.\n{table}")

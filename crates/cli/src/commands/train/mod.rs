@@ -42,7 +42,6 @@ pub enum Outcome {
 /// # Errors
 /// If an input has a fault or something cannot be written; checkpoints written so far stay whole.
 pub fn run(run: &Run, printer: &Printer) -> Result<()> {
-    interrupt::listen()?;
     if let Outcome::Finished(summary) = execute(run, printer)? {
         conclude(run, &summary, printer);
     }
@@ -57,25 +56,34 @@ pub fn execute(run: &Run, printer: &Printer) -> Result<Outcome> {
     let config = ModelConfig::read(&run.base)?;
     let tokenizer = Tokenizer::read(&run.base)?;
     tokenizer.check_fits(&config)?;
+    let run = &with_date(run, &tokenizer);
     check_length(run, &config)?;
     let lora = lora_config(run);
     targets::resolve(&lora, &config).map_err(|error| args::point_into_config(run, error))?;
     let data = prepare::prepare(&run.data, run.format, run.skip_bad, &tokenizer, &run.settings, printer)?;
-    let checkpoint = output::open(run, printer)?;
-    prepare::list_skipped(&data.bad, &run.output, printer)?;
+    let (checkpoint, _lock) = output::open(run, printer)?;
 
     let backend = run.compute.backend(run.settings.dtype.into())?;
     let adapter = Adapter::init(lora, &config, run.settings.seed, &*backend)?;
     let decoder = Arc::new(Decoder::load(&run.base, backend)?);
-    let Prepared { examples, records, held_out, held_out_records, summary, .. } = data;
+    let Prepared { examples, records, held_out, held_out_records, summary, bad } = data;
     let held_out: Vec<Sequence> = held_out.into_iter().map(|example| example.sequence).collect();
     let fingerprint = base_fingerprint(&run.base)?;
     let mut trainer =
         Trainer::new(Arc::clone(&decoder), adapter, examples, run.settings.clone(), fingerprint)?;
-    let tokens = TokenIdentity::new(&run.base, &tokenizer, None);
+    let tokens = TokenIdentity::new(&run.base, &tokenizer, run.settings.default_system.clone());
     print_plan(run, &trainer, &config, &summary, printer);
     output::start(run, &mut trainer, checkpoint.as_deref(), printer)?;
+    prepare::list_skipped(&bad, &run.output, printer)?;
 
+    let _attention = interrupt::listen(Some(
+        printer
+            .pick(
+                "做完这一步就保存并停下；再按一次 Ctrl-C 立即结束。",
+                "finishing this step, then saving; Ctrl-C again ends at once.",
+            )
+            .to_owned(),
+    ))?;
     if !take_steps(run, &mut trainer, &held_out, &tokens, printer)? {
         return Ok(Outcome::Stopped);
     }
@@ -85,6 +93,23 @@ pub fn execute(run: &Run, printer: &Printer) -> Result<Outcome> {
     let summary = summarize(run, &trainer, &config, summary, replies);
     output::finish(run, &trainer, &tokens, &summary, printer)?;
     Ok(Outcome::Finished(Box::new(summary)))
+}
+
+/// The run with the day its template is told: a template that asks is given one day for the whole run, however
+/// often it is resumed.
+fn with_date(run: &Run, tokenizer: &Tokenizer) -> Run {
+    let mut run = run.clone();
+    let Some(template) = tokenizer.template().ok().filter(|template| template.asks_for_date()) else {
+        run.settings.template_date = None;
+        return run;
+    };
+    if run.settings.template_date.is_none() {
+        run.settings.template_date = Some(template.today());
+    }
+    if let Some(seconds) = run.settings.template_seconds() {
+        template.stop_clock(seconds);
+    }
+    run
 }
 
 /// A limit beyond what the base was made for would train positions it has never seen.
@@ -214,6 +239,13 @@ fn take_steps(
         return Ok(true);
     }
     let (done, total, output) = (trainer.global_step(), trainer.total_steps(), run.output.display());
+    if done == 0 {
+        printer.tell(
+            "还没走第一步就停下了，没有可保存的。",
+            "stopped before the first step: there was nothing to save.",
+        );
+        return Ok(false);
+    }
     printer.say(&printer.pick(
         format!("已在第 {done}/{total} 步停下并保存。继续训练："),
         format!("stopped and saved after step {done} of {total}. To go on:"),

@@ -1,6 +1,7 @@
 //! The output folder of a run: whose it is, what is in it, and where to go on from.
 
-use std::path::PathBuf;
+use std::fs::{File, TryLockError};
+use std::path::{Path, PathBuf};
 
 use danlu_model::files;
 use danlu_train::{RunSummary, TokenIdentity, Trainer, card, latest_checkpoint, report, sweep_leftovers};
@@ -10,11 +11,12 @@ use crate::lang::Lang;
 use crate::printer::Printer;
 use crate::report::{Report, Result};
 
-/// Makes the folder ready, or refuses it; the checkpoint to go on from, where there is one.
+/// Makes the folder ready, or refuses it; the checkpoint to go on from, where there is one, and the lock that
+/// keeps a second run out while it lives.
 ///
 /// # Errors
 /// If the folder holds something else, cannot be written, or is no run to go on with.
-pub fn open(run: &Run, printer: &Printer) -> Result<Option<PathBuf>> {
+pub fn open(run: &Run, printer: &Printer) -> Result<(Option<PathBuf>, Option<File>)> {
     let output = &run.output;
     let holds_run = output.join(RUN_FILE).is_file();
     let Some(named) = &run.resume else {
@@ -25,13 +27,14 @@ pub fn open(run: &Run, printer: &Printer) -> Result<Option<PathBuf>> {
             );
         }
         files::ensure_output_dir(output, |_| false)?;
-        return Ok(None);
+        return Ok((None, lock(output)?));
     };
     if !holds_run {
         let text = format!("`{}` holds no run to go on with", output.display());
         return Err(Report::input(text).with_hint("leave `--resume` out to begin one"));
     }
     files::ensure_output_dir(output, |_| true)?;
+    let lock = lock(output)?;
     sweep_leftovers(output)?;
     let checkpoint = match named {
         Some(path) if path.is_dir() => Some(path.clone()),
@@ -47,19 +50,28 @@ pub fn open(run: &Run, printer: &Printer) -> Result<Option<PathBuf>> {
     if checkpoint.is_none() {
         printer.tell("还没有检查点：从头开始", "there is no checkpoint yet: starting from the beginning");
     }
-    Ok(checkpoint)
+    Ok((checkpoint, lock))
+}
+
+/// Locks the folder for this process; the system lets go of it when the process ends, however it ends. `None`
+/// where the file system has no locks.
+fn lock(output: &Path) -> Result<Option<File>> {
+    let Ok(folder) = File::open(output) else { return Ok(None) };
+    match folder.try_lock() {
+        Ok(()) => Ok(Some(folder)),
+        Err(TryLockError::WouldBlock) => {
+            let text = format!("another danlu is writing to `{}`", output.display());
+            Err(Report::input(text).with_hint("let it finish, or stop it first"))
+        }
+        Err(TryLockError::Error(_)) => Ok(None),
+    }
 }
 
 /// Writes the settings down, and takes up the checkpoint.
 ///
 /// # Errors
 /// If the folder cannot be written, or the checkpoint is of another run.
-pub fn start(
-    run: &Run,
-    trainer: &mut Trainer,
-    checkpoint: Option<&std::path::Path>,
-    printer: &Printer,
-) -> Result<()> {
+pub fn start(run: &Run, trainer: &mut Trainer, checkpoint: Option<&Path>, printer: &Printer) -> Result<()> {
     if let Some(checkpoint) = checkpoint {
         let resumed = trainer.resume(checkpoint)?;
         let (step, from) = (resumed.step, checkpoint.display());

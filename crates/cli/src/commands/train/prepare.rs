@@ -49,7 +49,7 @@ pub fn prepare(
     let options = EncodeOptions {
         max_length: settings.max_length,
         train_on_prompt: settings.train_on_prompt,
-        default_system: None,
+        default_system: settings.default_system.clone(),
     };
     let mut summary = DataSummary::default();
     let (mut bad, mut items) = (Vec::new(), Vec::new());
@@ -70,7 +70,11 @@ pub fn prepare(
                 );
             }
             match encode(&record, tokenizer, &options) {
-                Ok(encoded) => take(record, encoded, &mut items, &mut summary),
+                Ok(encoded) => {
+                    if let Some(fault) = take(record, encoded, &mut items, &mut summary) {
+                        bad.push(fault);
+                    }
+                }
                 Err(fault) => bad.push(*fault),
             }
         }
@@ -88,6 +92,12 @@ pub fn prepare(
         );
     }
     let size = ValSize::try_from(settings.val_size).map_err(|error| Report::input(error.to_string()))?;
+    let (wanted, all) = (size.wanted(items.len()), items.len());
+    if wanted >= all {
+        let text =
+            format!("`val_size` {} holds out {wanted} records, and there are {all}", settings.val_size);
+        return Err(Report::input(text).with_hint("a smaller `--val-size` leaves something to train on"));
+    }
     let (train, held_out) = split(items, size, settings.seed);
     let (records, examples): (Vec<_>, Vec<_>) = train.into_iter().unzip();
     let (held_out_records, held_out): (Vec<_>, Vec<_>) = held_out.into_iter().unzip();
@@ -100,17 +110,26 @@ pub fn prepare(
     Ok(Prepared { examples, records, held_out, held_out_records, summary, bad })
 }
 
-/// Keeps a record that teaches something, and counts what happened to it.
-fn take(record: Record, encoded: Encoded, items: &mut Vec<(Record, Example)>, summary: &mut DataSummary) {
+/// Keeps a record that teaches something, and counts what happened to it; one that teaches nothing is bad.
+fn take(
+    record: Record,
+    encoded: Encoded,
+    items: &mut Vec<(Record, Example)>,
+    summary: &mut DataSummary,
+) -> Option<BadRecord> {
     if encoded.sequence.trained_tokens() == 0 {
-        summary.dropped += 1;
-        return;
+        if matches!(encoded.truncation, Truncation::Dropped { .. }) {
+            summary.dropped += 1;
+            return None;
+        }
+        return Some(BadRecord::untrained(record.source));
     }
     if matches!(encoded.truncation, Truncation::Shortened { .. }) {
         summary.shortened += 1;
     }
     let origin = record.source.to_string();
     items.push((record, Example { sequence: encoded.sequence, origin }));
+    None
 }
 
 fn refuse(bad: &[BadRecord], good: usize, data: &[PathBuf]) -> Report {
