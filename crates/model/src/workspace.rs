@@ -80,6 +80,11 @@ impl Workspace {
         Self { policies, ..Self::default() }
     }
 
+    /// Gives every buffer back; the policies stay.
+    pub fn clear(&mut self) {
+        *self = Self::with_policies(mem::take(&mut self.policies));
+    }
+
     /// What a layer keeps.
     pub(crate) fn policy(&self, layer: usize) -> ActivationPolicy {
         self.policies.get(layer).copied().unwrap_or_default()
