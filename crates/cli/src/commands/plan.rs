@@ -3,6 +3,7 @@
 use clap::Args;
 use danlu_adapter::targets;
 use danlu_model::{ModelConfig, Tokenizer};
+use danlu_train::TokenIdentity;
 use danlu_train::memory::display;
 
 use crate::commands::train::forecast::{self, Forecast, Gauge};
@@ -43,9 +44,11 @@ pub fn run(run: &Run, json: bool, printer: &Printer) -> Result<()> {
         true => None,
         false => Some(Tokenizer::read(&run.base)?),
     };
-    if let Some(tokenizer) = &tokenizer {
+    // A run carries its token identity along, so it is made before anything is measured, as there.
+    let tokens = tokenizer.as_ref().map(|tokenizer| TokenIdentity::new(&run.base, tokenizer, None));
+    if let (Some(tokenizer), Some(tokens)) = (&tokenizer, &tokens) {
         tokenizer.check_fits(&config)?;
-        gauge.tokenizer();
+        gauge.tokenizer(tokens);
     }
     let forecast = match tokenizer.as_ref().filter(|_| !run.data.is_empty()) {
         Some(tokenizer) => {

@@ -13,6 +13,8 @@ pub use self::load::RecordSize;
 pub use self::rehearsal::ReplySize;
 use self::rehearsal::{Rehearsal, Rehearsed};
 pub use self::weights::weight_bytes;
+#[cfg(doc)]
+use crate::TokenIdentity;
 use crate::{TrainError, TrainSettings};
 
 /// Shortest records that a hint proposes.
@@ -50,6 +52,8 @@ pub struct Present {
     pub data: u64,
     /// The most that there ever was, such as while the tokenizer was read.
     pub peak: u64,
+    /// The largest file that is copied beside every checkpoint, see [`TokenIdentity::largest_file`].
+    pub copied: u64,
 }
 
 /// What a run will hold at most, in bytes; the parts add up to `total`.
@@ -219,8 +223,8 @@ impl<'a> Planner<'a> {
             rope: trained.scratch.rope,
         };
         let activations = trained.peak - scratch.total() - norms - adapter - optimizer - gradients;
-        let passing = saving.max(replies);
-        let Present { program, tokenizer, data, peak } = present;
+        let Present { program, tokenizer, data, peak, copied } = present;
+        let passing = saving.max(copied).max(replies);
         let sum = weights + trained.peak + passing + program + tokenizer + data;
         Ok(MemoryPlan {
             weights,

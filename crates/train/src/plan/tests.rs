@@ -12,7 +12,7 @@ fn input(batch: usize) -> PlanInput {
         held_out: Vec::new(),
         reply: ReplySize::default(),
         weights: 16_000_000,
-        present: Present { program: 5_000_000, tokenizer: 7_000_000, data: 1_000_000, peak: 0 },
+        present: Present { program: 5_000_000, tokenizer: 7_000_000, data: 1_000_000, ..Present::default() },
     }
 }
 

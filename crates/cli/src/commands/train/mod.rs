@@ -60,7 +60,8 @@ pub fn execute(run: &Run, printer: &Printer) -> Result<Outcome> {
     let config = ModelConfig::read(&run.base)?;
     let tokenizer = Tokenizer::read(&run.base)?;
     tokenizer.check_fits(&config)?;
-    gauge.tokenizer();
+    let tokens = TokenIdentity::new(&run.base, &tokenizer, None);
+    gauge.tokenizer(&tokens);
     check_length(run, &config)?;
     let lora = lora_config(run);
     targets::resolve(&lora, &config).map_err(|error| args::point_into_config(run, error))?;
@@ -80,7 +81,6 @@ pub fn execute(run: &Run, printer: &Printer) -> Result<Outcome> {
     let mut trainer =
         Trainer::new(Arc::clone(&decoder), adapter, examples, run.settings.clone(), fingerprint)?;
     forecast.reserve(&mut trainer);
-    let tokens = TokenIdentity::new(&run.base, &tokenizer, None);
     print_plan(run, &trainer, &config, &summary, printer);
     forecast.say(printer);
     output::start(run, &mut trainer, checkpoint.as_deref(), printer)?;
