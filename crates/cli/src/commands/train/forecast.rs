@@ -7,9 +7,9 @@ use danlu_train::{
     Trainer, weight_bytes,
 };
 
+use super::REPLY_TOKENS;
 use super::args::Run;
 use super::prepare::Prepared;
-use super::{REPLIES, REPLY_TOKENS};
 use crate::commands::replies::Question;
 use crate::heap;
 use crate::printer::{Look, Printer};
@@ -221,7 +221,6 @@ fn input(
     input.weights = weight_bytes(&run.base, config, Some(&mut ids))?;
     input.records = data.examples.iter().map(|e| RecordSize::of(&e.sequence)).collect();
     input.held_out = data.held_out.iter().map(|e| RecordSize::of(&e.sequence)).collect();
-    debug_assert!(questions.len() <= REPLIES);
     let tokens = |question: &Question| {
         let prompt = tokenizer.template().ok()?.render(&question.messages, true).ok()?;
         Some(tokenizer.encode(&prompt).ok()?.len())
