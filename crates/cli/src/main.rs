@@ -6,6 +6,7 @@ mod chart;
 mod commands;
 mod config_file;
 mod embedded;
+mod heap;
 mod interrupt;
 mod lang;
 mod log;
@@ -18,7 +19,7 @@ use std::process::ExitCode;
 
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
-use commands::{chat, compare, data, demo, doctor, merge, train};
+use commands::{chat, compare, data, demo, doctor, merge, plan, train};
 use lang::Lang;
 use printer::{Color, Printer};
 use report::Result;
@@ -58,6 +59,9 @@ enum Command {
     /// Fine-tune a LoRA adapter on your data
     #[command(after_help = train::EXAMPLES, allow_negative_numbers = true)]
     Train(Box<train::TrainArgs>),
+    /// How much memory a training run would take, before anything is loaded; takes train's flags
+    #[command(after_help = plan::EXAMPLES, allow_negative_numbers = true)]
+    Plan(Box<plan::PlanArgs>),
     /// Measure base against adapter, or two models, on held-out data
     #[command(after_help = compare::EXAMPLES, allow_negative_numbers = true)]
     Compare(compare::CompareArgs),
@@ -84,6 +88,7 @@ Exit codes: 0 done, 1 the input was at fault, 2 danlu was.";
 
 fn main() -> ExitCode {
     panic::install();
+    heap::settle();
     let matches = match Cli::command().try_get_matches() {
         Ok(matches) => matches,
         Err(error) => return usage(&error),
@@ -112,6 +117,10 @@ fn run(command: &Command, matches: &clap::ArgMatches, printer: &Printer) -> Resu
             // `train` asks which flags were really given: they win over its configuration file.
             let (_, own) = matches.subcommand().expect("a parsed command line has its subcommand");
             train::run(&train::Run::resolve(own)?, printer)
+        }
+        Command::Plan(args) => {
+            let (_, own) = matches.subcommand().expect("a parsed command line has its subcommand");
+            plan::run(&train::Run::resolve_plan(own)?, args.json, printer)
         }
         Command::Compare(args) => compare::run(args, printer),
         Command::Chat(args) => chat::run(args, printer),

@@ -25,6 +25,7 @@ pub mod rope;
 pub mod rows;
 mod simd;
 pub mod swiglu;
+mod trace;
 
 pub use backend::{AdamW, AttentionDims, Backend, Dropout, LoraRef, Segment};
 pub use buffer::{Buffer, Storage};
@@ -34,3 +35,4 @@ pub use matrix::{
     Bytes, DType, Matrix, MatrixStorage, bf16_to_f32, f16_to_f32, f32_to_bf16, f32_to_f16, from_f32, to_f32,
 };
 pub use reference::Reference;
+pub use trace::{Footprint, ScratchBytes, Trace};

@@ -76,6 +76,18 @@ impl RopeTable {
         Self { inv_freq: inv_freq.to_vec(), positions: positions.to_vec(), cos, sin }
     }
 
+    /// Bytes of a table of `frequencies` for `positions` tokens.
+    pub fn bytes(frequencies: usize, positions: usize) -> u64 {
+        4 * (frequencies + positions + 2 * frequencies * positions) as u64
+    }
+
+    /// Bytes held at present.
+    #[cfg(test)]
+    pub(crate) fn held(&self) -> u64 {
+        let floats = self.inv_freq.capacity() + self.cos.capacity() + self.sin.capacity();
+        4 * (floats + self.positions.capacity()) as u64
+    }
+
     /// Whether it was made for exactly these, and can be used again.
     pub fn is_for(&self, inv_freq: &[f32], positions: &[u32]) -> bool {
         self.inv_freq == inv_freq && self.positions == positions

@@ -2,9 +2,10 @@
 
 use danlu_kernels::{AttentionDims, Buffer};
 
+use crate::activations::LayerActivations;
 use crate::decoder::{Decoder, Pass, batch_pass, lora_rows};
 use crate::lora::{DropoutPlan, LoraSource};
-use crate::workspace::{Gradients, LayerActivations, Slot, Workspace};
+use crate::workspace::{Gradients, Slot, Workspace};
 use crate::{Batch, ModelError, Projection};
 
 impl Decoder {
@@ -30,8 +31,7 @@ impl Decoder {
         let (n, labels) = (batch.tokens(), batch.trained_tokens());
         let rows = lora_rows(Some(lora), n);
         let pass = batch_pass(batch, &rows, dropout);
-        work.reserve(config, be, n, config.num_hidden_layers, labels);
-        work.reserve_gradients(config, be, n, labels);
+        self.reserve(work, n, labels);
         self.blocks(work, &batch.ids, &pass, true);
         self.head_rows(work, &batch.label_rows);
 
@@ -49,7 +49,12 @@ impl Decoder {
             .find(|&layer| Projection::ALL.iter().any(|&p| lora.pair(layer, p).is_some()))
             .unwrap_or(self.layers.len());
         for layer in (lowest..self.layers.len()).rev() {
-            self.block_backward(layer, &work.layers[layer], &mut work.grads, &pass, grads, layer > lowest);
+            let mut act = work.take_layer(layer);
+            if !work.holds(layer) {
+                self.restore(layer, &mut act, work.policy(layer), &pass);
+            }
+            self.block_backward(layer, &act, &mut work.grads, &pass, grads, layer > lowest);
+            work.put_layer(layer, act);
         }
         Ok(losses)
     }

@@ -13,11 +13,12 @@ use std::mem;
 use std::path::Path;
 use std::sync::Arc;
 
-use danlu_kernels::{AttentionDims, Backend, Buffer, LoraRef, Matrix, Segment};
+use danlu_kernels::{AttentionDims, Backend, Buffer, LoraRef, Matrix, Segment, Trace};
 
+use crate::activations::LayerActivations;
 use crate::lora::{DropoutPlan, LoraRows, LoraSource};
-use crate::workspace::{LayerActivations, Slot, Workspace};
-use crate::{Batch, KvCache, ModelConfig, ModelError, Projection, Weights};
+use crate::workspace::{Slot, Workspace};
+use crate::{ActivationPolicy, Batch, KvCache, ModelConfig, ModelError, Projection, Weights};
 
 /// A base model that runs forward, and backward to its adapters.
 #[derive(Debug)]
@@ -65,30 +66,47 @@ impl Decoder {
         let config = ModelConfig::read(folder)?;
         let weights = Weights::open(folder)?;
         weights.check_complete(&config)?;
+        let matrix = |name: &str, rows, cols| weights.matrix(name, rows, cols);
+        Self::build(config, backend, matrix, |name, len| Ok(Some(weights.vector_f32(name, len)?)))
+    }
+
+    /// A decoder of this shape on a back end that computes nothing: no file is opened.
+    pub fn trace(config: ModelConfig, trace: Arc<Trace>) -> Self {
+        let matrix = |_: &str, rows, cols| Ok(Trace::matrix(rows, cols));
+        Self::build(config, trace, matrix, |_, _| Ok(None)).expect("shapes alone cannot be wrong")
+    }
+
+    /// Asks for every tensor by name and shape; a vector may have no values.
+    fn build(
+        config: ModelConfig,
+        backend: Arc<dyn Backend>,
+        matrix: impl Fn(&str, usize, usize) -> Result<Matrix, ModelError>,
+        values: impl Fn(&str, usize) -> Result<Option<Vec<f32>>, ModelError>,
+    ) -> Result<Self, ModelError> {
         let (v, c) = (config.vocab_size, config.hidden_size);
         let vector = |name: &str| -> Result<Buffer, ModelError> {
-            let values = weights.vector_f32(name, c)?;
             let mut buffer = backend.alloc(c);
-            backend.write(&mut buffer, 0, &values);
+            if let Some(values) = values(name, c)? {
+                backend.write(&mut buffer, 0, &values);
+            }
             Ok(buffer)
         };
-        let embed_tokens = weights.matrix("model.embed_tokens.weight", v, c)?;
+        let embed_tokens = matrix("model.embed_tokens.weight", v, c)?;
         let lm_head = match config.tie_word_embeddings {
             true => embed_tokens.clone(),
-            false => weights.matrix("lm_head.weight", v, c)?,
+            false => matrix("lm_head.weight", v, c)?,
         };
         let mut layers = Vec::with_capacity(config.num_hidden_layers);
         for layer in 0..config.num_hidden_layers {
             let mut projections = Vec::with_capacity(Projection::ALL.len());
             for projection in Projection::ALL {
                 let (rows, cols) = config.projection_shape(projection);
-                projections.push(weights.matrix(&projection.weight_name(layer), rows, cols)?);
+                projections.push(matrix(&projection.weight_name(layer), rows, cols)?);
             }
+            let norm = |name: &str| vector(&format!("model.layers.{layer}.{name}.weight"));
             layers.push(Layer {
-                input_layernorm: vector(&format!("model.layers.{layer}.input_layernorm.weight"))?,
-                post_attention_layernorm: vector(&format!(
-                    "model.layers.{layer}.post_attention_layernorm.weight"
-                ))?,
+                input_layernorm: norm("input_layernorm")?,
+                post_attention_layernorm: norm("post_attention_layernorm")?,
                 projections: projections.try_into().expect("one matrix per projection"),
             });
         }
@@ -110,6 +128,12 @@ impl Decoder {
     /// An empty cache for one sequence of at most `capacity` tokens.
     pub fn new_cache(&self, capacity: usize) -> KvCache {
         KvCache::new(&self.config, &*self.backend, capacity)
+    }
+
+    /// Makes every buffer that micro-batches of up to `tokens` tokens, `labels` of them trained, need.
+    pub fn reserve(&self, work: &mut Workspace, tokens: usize, labels: usize) {
+        work.reserve(&self.config, &*self.backend, tokens, self.layers.len(), labels);
+        work.reserve_gradients(&self.config, &*self.backend, tokens, labels);
     }
 
     /// The loss of every trained token in nats, in the batch's order.
@@ -175,9 +199,9 @@ impl Decoder {
         work.reserve(&self.config, &*self.backend, n, 1, 1);
         self.embed(work, ids);
         for layer in 0..self.layers.len() {
-            let mut act = mem::take(&mut work.layers[0]);
+            let mut act = work.take_layer(0);
             self.block(layer, &mut act, &mut work.hidden, &pass, Some(cache));
-            work.layers[0] = act;
+            work.put_layer(0, act);
             if layer + 1 < self.layers.len() {
                 mem::swap(&mut work.layers[0].inp, &mut work.hidden);
             }
@@ -187,17 +211,19 @@ impl Decoder {
     }
 
     /// Embeds `ids` and runs every block; the result stands in `work.hidden`. With `keep`, every layer's
-    /// activations stay for the backward.
+    /// activations stay for the backward, as far as its policy goes.
     pub(crate) fn blocks(&self, work: &mut Workspace, ids: &[u32], pass: &Pass<'_>, keep: bool) {
         self.embed(work, ids);
         for layer in 0..self.layers.len() {
+            let is_last = layer + 1 == self.layers.len();
             let slot = if keep { layer } else { 0 };
-            let mut act = mem::take(&mut work.layers[slot]);
-            self.block(layer, &mut act, &mut work.hidden, pass, None);
-            work.layers[slot] = act;
-            if layer + 1 < self.layers.len() {
-                let next = if keep { layer + 1 } else { 0 };
-                mem::swap(&mut work.layers[next].inp, &mut work.hidden);
+            let mut act = work.take_layer(slot);
+            // Where everything is kept, a block writes where the next one reads.
+            let next = if keep && !is_last { &mut work.layers[layer + 1].inp } else { &mut work.hidden };
+            self.block(layer, &mut act, next, pass, None);
+            work.put_layer(slot, act);
+            if !keep && !is_last {
+                mem::swap(&mut work.layers[0].inp, &mut work.hidden);
             }
         }
     }
@@ -215,6 +241,20 @@ impl Decoder {
         pass: &Pass<'_>,
         cache: Option<&mut KvCache>,
     ) {
+        let (be, down) = (&*self.backend, Projection::DownProj);
+        self.block_activations(layer, act, pass, cache);
+        self.project(layer, down, out, &mut act.mid[down.index()], &act.act, pass);
+        be.add(out.get_mut(), act.res.get(), pass.n * self.config.hidden_size);
+    }
+
+    /// All of a block but the product that ends it: everything in `act` that follows from `act.inp`.
+    fn block_activations(
+        &self,
+        layer: usize,
+        act: &mut LayerActivations,
+        pass: &Pass<'_>,
+        cache: Option<&mut KvCache>,
+    ) {
         use Projection::*;
         let (be, config, weights) = (&*self.backend, &self.config, &self.layers[layer]);
         let n = pass.n;
@@ -227,14 +267,8 @@ impl Decoder {
         };
 
         let eps = config.rms_norm_eps;
-        be.rmsnorm_forward(
-            act.norm1.get_mut(),
-            act.rstd1.get_mut(),
-            act.inp.get(),
-            &weights.input_layernorm,
-            eps,
-            n,
-        );
+        let weight = &weights.input_layernorm;
+        be.rmsnorm_forward(act.norm1.get_mut(), act.rstd1.get_mut(), act.inp.get(), weight, eps, n);
         project(QProj, &mut act.q, &act.norm1);
         project(KProj, &mut act.k, &act.norm1);
         project(VProj, &mut act.v, &act.norm1);
@@ -266,8 +300,30 @@ impl Decoder {
         project(GateProj, &mut act.gate, &act.norm2);
         project(UpProj, &mut act.up, &act.norm2);
         be.swiglu_forward(act.act.get_mut(), act.gate.get(), act.up.get(), n * config.intermediate_size);
-        project(DownProj, out, &act.act);
-        be.add(out.get_mut(), act.res.get(), n * config.hidden_size);
+    }
+
+    /// Makes again what the layer's policy did not keep; the values are the same bits as before.
+    pub(crate) fn restore(
+        &self,
+        layer: usize,
+        act: &mut LayerActivations,
+        policy: ActivationPolicy,
+        pass: &Pass<'_>,
+    ) {
+        let (be, config, weights, n) = (&*self.backend, &self.config, &self.layers[layer], pass.n);
+        let eps = config.rms_norm_eps;
+        match policy {
+            ActivationPolicy::KeepAll => {}
+            ActivationPolicy::KeepSome => {
+                let weight = &weights.input_layernorm;
+                be.rmsnorm_forward(act.norm1.get_mut(), act.rstd1.get_mut(), act.inp.get(), weight, eps, n);
+                let weight = &weights.post_attention_layernorm;
+                be.rmsnorm_forward(act.norm2.get_mut(), act.rstd2.get_mut(), act.res.get(), weight, eps, n);
+                let len = n * config.intermediate_size;
+                be.swiglu_forward(act.act.get_mut(), act.gate.get(), act.up.get(), len);
+            }
+            ActivationPolicy::Recompute => self.block_activations(layer, act, pass, None),
+        }
     }
 
     /// `out = inp Wᵀ`, plus each adapter's update on its own rows.

@@ -1,5 +1,6 @@
 //! config.json and safetensors to a decoder that runs forward and backward; tokenizer and chat template.
 
+mod activations;
 mod backward;
 mod batch;
 mod chat_template;
@@ -17,6 +18,7 @@ mod tokenizer;
 mod weights;
 mod workspace;
 
+pub use activations::ActivationPolicy;
 pub use batch::{Batch, Sequence};
 pub use chat_template::{ChatTemplate, Message, Rendered};
 pub use config::{ModelConfig, Rope, RopeScaling};

@@ -1,15 +1,24 @@
 //! The work buffers of a decoder: made once for the largest batch, reused by every pass.
 
+use std::mem;
+
 use danlu_kernels::{Backend, Buffer};
 
-use crate::{ModelConfig, Projection};
+use crate::activations::LayerActivations;
+use crate::{ActivationPolicy, ModelConfig};
 
 /// Grow-only activations and scratch. One workspace serves one pass at a time.
 ///
-/// A training pass keeps what each layer's backward needs; a pass without backward reuses one layer's.
+/// A training pass keeps of each layer what its policy says; a pass without backward reuses one layer's.
 #[derive(Debug, Default)]
 pub struct Workspace {
     pub(crate) layers: Vec<LayerActivations>,
+    /// One for each layer; where there is none, everything is kept.
+    policies: Vec<ActivationPolicy>,
+    /// What layers that do not keep everything compute into.
+    shared: LayerActivations,
+    /// The layer whose values stand in `shared`.
+    shared_holds: Option<usize>,
     /// The residual stream after the last layer, `(N, C)`.
     pub(crate) hidden: Slot,
     /// Rows that reach the head `(M, C)`, before and after the final norm, with its `rstd (M)`.
@@ -19,34 +28,6 @@ pub struct Workspace {
     /// `(M, V)`, only where a caller asks for logits.
     pub(crate) logits: Slot,
     pub(crate) grads: Gradients,
-}
-
-/// What the backward of one layer reads.
-#[derive(Debug, Default)]
-pub(crate) struct LayerActivations {
-    /// The residual stream at entry, `(N, C)`.
-    pub inp: Slot,
-    /// Input norm, `(N, C)` and `(N)`.
-    pub norm1: Slot,
-    pub rstd1: Slot,
-    /// `(N, NH · HS)` and twice `(N, KH · HS)`, rotated.
-    pub q: Slot,
-    pub k: Slot,
-    pub v: Slot,
-    /// Attention output `(N, NH · HS)` and its log denominators `(N, NH)`.
-    pub attn: Slot,
-    pub lse: Slot,
-    /// The residual stream between attention and MLP, `(N, C)`.
-    pub res: Slot,
-    /// Post-attention norm, `(N, C)` and `(N)`.
-    pub norm2: Slot,
-    pub rstd2: Slot,
-    /// `(N, FF)` each.
-    pub gate: Slot,
-    pub up: Slot,
-    pub act: Slot,
-    /// `drop(inp) Aᵀ` of each projection, `(N, R)`.
-    pub mid: [Slot; Projection::ALL.len()],
 }
 
 /// Gradients of activations; none outlives one layer but `hidden`.
@@ -94,6 +75,43 @@ impl Workspace {
         Self::default()
     }
 
+    /// An empty workspace whose layers keep what these policies say; layers beyond them keep everything.
+    pub fn with_policies(policies: Vec<ActivationPolicy>) -> Self {
+        Self { policies, ..Self::default() }
+    }
+
+    /// Gives every buffer back; the policies stay.
+    pub fn clear(&mut self) {
+        *self = Self::with_policies(mem::take(&mut self.policies));
+    }
+
+    /// What a layer keeps.
+    pub(crate) fn policy(&self, layer: usize) -> ActivationPolicy {
+        self.policies.get(layer).copied().unwrap_or_default()
+    }
+
+    /// Takes a layer's activations out, with shared buffers in place of what it does not keep.
+    pub(crate) fn take_layer(&mut self, layer: usize) -> LayerActivations {
+        let (mut act, policy) = (mem::take(&mut self.layers[layer]), self.policy(layer));
+        act.exchange(&mut self.shared, policy);
+        act
+    }
+
+    /// Puts back what [`Workspace::take_layer`] gave.
+    pub(crate) fn put_layer(&mut self, layer: usize, mut act: LayerActivations) {
+        let policy = self.policy(layer);
+        act.exchange(&mut self.shared, policy);
+        self.layers[layer] = act;
+        if policy != ActivationPolicy::KeepAll {
+            self.shared_holds = Some(layer);
+        }
+    }
+
+    /// Whether everything that a layer computed is still at hand.
+    pub(crate) fn holds(&self, layer: usize) -> bool {
+        self.policy(layer) == ActivationPolicy::KeepAll || self.shared_holds == Some(layer)
+    }
+
     /// Makes room for `n` tokens, the activations of `layers` layers and `head_rows` rows at the head.
     pub(crate) fn reserve(
         &mut self,
@@ -107,8 +125,10 @@ impl Workspace {
         if self.layers.len() < layers {
             self.layers.resize_with(layers, LayerActivations::default);
         }
-        for layer in &mut self.layers[..layers] {
-            layer.reserve(config, backend, n);
+        for layer in 0..layers {
+            let policy = self.policy(layer);
+            self.layers[layer].reserve(config, backend, n, policy, false);
+            self.shared.reserve(config, backend, n, policy, true);
         }
         self.hidden.reserve(backend, n * c);
         self.head_inp.reserve(backend, head_rows * c);
@@ -140,29 +160,6 @@ impl Workspace {
         }
         for slot in [&mut grads.gate, &mut grads.up, &mut grads.act] {
             slot.reserve(backend, n * config.intermediate_size);
-        }
-    }
-}
-
-impl LayerActivations {
-    fn reserve(&mut self, config: &ModelConfig, backend: &dyn Backend, n: usize) {
-        let (c, ff, heads) = (config.hidden_size, config.intermediate_size, config.num_attention_heads);
-        let (q, kv) = (heads * config.head_dim, config.num_key_value_heads * config.head_dim);
-        for slot in [&mut self.inp, &mut self.norm1, &mut self.res, &mut self.norm2] {
-            slot.reserve(backend, n * c);
-        }
-        for slot in [&mut self.rstd1, &mut self.rstd2] {
-            slot.reserve(backend, n);
-        }
-        for slot in [&mut self.q, &mut self.attn] {
-            slot.reserve(backend, n * q);
-        }
-        for slot in [&mut self.k, &mut self.v] {
-            slot.reserve(backend, n * kv);
-        }
-        self.lse.reserve(backend, n * heads);
-        for slot in [&mut self.gate, &mut self.up, &mut self.act] {
-            slot.reserve(backend, n * ff);
         }
     }
 }

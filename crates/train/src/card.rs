@@ -2,8 +2,9 @@
 
 use std::fmt::Write as _;
 
+use crate::memory::display;
 use crate::summary::{duration, thousands, value_text};
-use crate::{DataSummary, Reply, RunSummary};
+use crate::{DataSummary, MemoryUse, Reply, RunSummary};
 
 /// The card, complete.
 ///
@@ -144,6 +145,10 @@ fn training(run: &RunSummary) -> String {
             "{steps} steps in {time} ({speed:.0} tokens/s, {}); training loss {first:.3} at first, {last:.3} at last.\n",
             line(&run.backend)
         );
+    }
+    if let Some(MemoryUse { plan, peak: Some(peak) }) = &run.memory {
+        let (peak, plan) = (display(*peak), display(plan.total));
+        let _ = writeln!(out, "Peak memory {peak}; {plan} were planned.\n");
     }
     out += "| setting | value |\n|---|---|\n";
     for (name, value) in run.settings.entries() {

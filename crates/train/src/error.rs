@@ -6,6 +6,8 @@ use std::path::{Path, PathBuf};
 use danlu_adapter::AdapterError;
 use danlu_model::{FileError, ModelError};
 
+use crate::memory::display;
+
 /// Why a run cannot start, go on, be saved or be resumed.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -78,6 +80,16 @@ pub enum TrainError {
     Finished {
         /// The run's length.
         steps: u64,
+    },
+    /// More memory than there may be, whatever the layers keep.
+    #[error("the run needs {} of memory at least, and the limit is {}", display(*needed), display(*limit))]
+    Memory {
+        /// Bytes, when every layer keeps least.
+        needed: u64,
+        /// Bytes.
+        limit: u64,
+        /// Flags with the largest values that would fit.
+        fits: Option<String>,
     },
     /// A checkpoint of another run.
     #[error("{}: made by another run: {}", path.display(), list(differences))]
@@ -153,6 +165,13 @@ impl TrainError {
                 "the adapter is as it was before this step: look at the records, or lower `--learning-rate`"
                     .into(),
             ),
+            Self::Memory { needed, fits, .. } => {
+                let more = format!("`--memory-limit {}`", display(*needed).replace(' ', ""));
+                Some(match fits {
+                    Some(flags) => format!("`{flags}` fits; or allow more: {more}"),
+                    None => format!("allow more: {more}"),
+                })
+            }
             Self::Resume { .. } => Some(
                 "resume with the settings, data and base of the checkpoint, or start anew in another folder"
                     .into(),

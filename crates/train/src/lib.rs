@@ -5,6 +5,7 @@
 //! number of threads, writes the same bytes.
 
 pub mod card;
+pub mod memory;
 pub mod report;
 
 mod atomic_folder;
@@ -13,6 +14,7 @@ mod error;
 mod feed;
 mod fingerprint;
 mod optimizer;
+mod plan;
 mod schedule;
 mod settings;
 mod state;
@@ -25,9 +27,10 @@ pub use checkpoint::{Resumed, checkpoint_settings, checkpoints, latest_checkpoin
 pub use error::{Difference, TrainError};
 pub use feed::Cursor;
 pub use fingerprint::{DataFingerprint, base_fingerprint};
+pub use plan::{Layers, MemoryPlan, PlanInput, Present, RecordSize, ReplySize, Scratch, weight_bytes};
 pub use schedule::{LrSchedulerType, Schedule};
 pub use settings::{Precision, TrainSettings};
 pub use state::{LogEntry, TrainerState};
-pub use summary::{DataFile, DataSummary, Reply, RunSummary};
+pub use summary::{DataFile, DataSummary, MemoryUse, Reply, RunSummary};
 pub use token_identity::{TokenIdentity, check_identity};
 pub use trainer::{EvalReport, Example, StepReport, Trainer};

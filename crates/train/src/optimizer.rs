@@ -54,6 +54,11 @@ impl Optimizer {
         backend.adamw(params, grads, &mut self.first, &mut self.second, self.len, update);
     }
 
+    /// Bytes that [`Optimizer::save`] takes for a moment: both moments as bytes, and the file around them.
+    pub fn saving_bytes(len: usize) -> u64 {
+        2 * (2 * 4 * len as u64)
+    }
+
     /// Writes both moments as f32.
     pub fn save(&self, folder: &Path, backend: &dyn Backend) -> Result<(), TrainError> {
         let bytes = [&self.first, &self.second].map(|buffer| {

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{StepReport, TrainSettings};
+use crate::{MemoryPlan, StepReport, TrainSettings};
 
 /// A run, told after it is over. Names only: no path of the machine it ran on belongs in here.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -27,8 +27,20 @@ pub struct RunSummary {
     pub replies: Vec<Reply>,
     /// What computed, as the back end names itself.
     pub backend: String,
+    /// Memory, planned and used.
+    #[serde(default)]
+    pub memory: Option<MemoryUse>,
     /// Version of danlu.
     pub version: String,
+}
+
+/// How well the memory of a run was foreseen.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct MemoryUse {
+    /// The forecast.
+    pub plan: MemoryPlan,
+    /// The most bytes the process held, where the system tells.
+    pub peak: Option<u64>,
 }
 
 /// The records of a run.
@@ -185,6 +197,7 @@ pub(crate) mod tests {
                 after: "```\n臣妾参见皇上 \"&\"".into(),
             }],
             backend: "cpu avx512bf16, 2 threads".into(),
+            memory: None,
             version: "0.1.0".into(),
         }
     }

@@ -44,6 +44,12 @@ impl TokenIdentity {
         Self { folder: folder.to_owned(), written }
     }
 
+    /// Bytes of the largest file that [`TokenIdentity::write`] copies, which pass through memory.
+    pub fn largest_file(&self) -> u64 {
+        let size = |name: &&str| std::fs::metadata(self.folder.join(name)).map_or(0, |file| file.len());
+        TOKENIZER_FILES.iter().map(size).max().unwrap_or(0)
+    }
+
     /// Writes the tokenizer's own files and `danlu.json` into an adapter's folder.
     ///
     /// # Errors

@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use danlu_adapter::Adapter;
 use danlu_kernels::{Buffer, rng};
-use danlu_model::{Batch, Decoder, DropoutPlan, Sequence, Workspace};
+use danlu_model::{ActivationPolicy, Batch, Decoder, DropoutPlan, Sequence, Workspace};
 use serde::{Deserialize, Serialize};
 
 use crate::feed::Feed;
@@ -167,20 +167,7 @@ impl Trainer {
         let batches: Vec<Batch> = records.iter().map(sequences).collect();
         let tokens = batches.iter().map(Batch::tokens).sum::<usize>();
         let trained = batches.iter().map(Batch::trained_tokens).sum::<usize>();
-        let backend = self.decoder.backend().clone();
-        let parameters = self.adapter.num_parameters();
-
-        backend.zero(&mut self.grads, parameters);
-        let (dloss, mut sum) = (1.0 / trained as f32, 0.0);
-        for (micro, batch) in batches.iter().enumerate() {
-            let dropout = self.dropout(step, micro);
-            let (work, grads) = (&mut self.work, &mut self.grads);
-            let losses =
-                self.decoder.losses_and_gradients(work, batch, &self.adapter, dropout, dloss, grads)?;
-            sum += losses.iter().map(|&loss| f64::from(loss)).sum::<f64>();
-        }
-        let loss = sum / trained as f64;
-        let grad_norm = backend.sum_of_squares(&self.grads, parameters).sqrt();
+        let (loss, grad_norm) = self.gradients(step, &batches)?;
         // The second moment holds squares in f32: a gradient whose square does not fit would never heal.
         let clipped = grad_norm * clip_factor(grad_norm, self.settings.max_grad_norm);
         let usable = [("loss", loss, loss), ("gradient norm", grad_norm, clipped * clipped)];
@@ -189,10 +176,9 @@ impl Trainer {
             return Err(TrainError::NonFinite { step, what, value, records });
         }
 
-        let learning_rate = self.schedule.at(step);
-        let (params, settings) = (&mut self.adapter.params, &self.settings);
-        self.optimizer.update(&*backend, params, &self.grads, settings, learning_rate, step, grad_norm);
-        let size = backend.sum_of_squares(&self.adapter.params, parameters).sqrt();
+        let learning_rate = self.update(step, grad_norm);
+        let backend = self.decoder.backend();
+        let size = backend.sum_of_squares(&self.adapter.params, self.adapter.num_parameters()).sqrt();
         if !(size as f32).is_finite() {
             let records = records.concat().into_iter().map(|r| self.examples[r].origin.clone()).collect();
             return Err(TrainError::NonFinite { step, what: "adapter", value: size, records });
@@ -211,24 +197,60 @@ impl Trainer {
         Ok(report)
     }
 
+    /// Forward and backward of every micro-batch of a step; mean loss, and norm of the gradient.
+    fn gradients(&mut self, step: u64, batches: &[Batch]) -> Result<(f64, f64), TrainError> {
+        let backend = self.decoder.backend().clone();
+        let parameters = self.adapter.num_parameters();
+        let trained = batches.iter().map(Batch::trained_tokens).sum::<usize>();
+        backend.zero(&mut self.grads, parameters);
+        let (dloss, mut sum) = (1.0 / trained as f32, 0.0);
+        for (micro, batch) in batches.iter().enumerate() {
+            let dropout = self.dropout(step, micro);
+            let (work, grads) = (&mut self.work, &mut self.grads);
+            let losses =
+                self.decoder.losses_and_gradients(work, batch, &self.adapter, dropout, dloss, grads)?;
+            sum += losses.iter().map(|&loss| f64::from(loss)).sum::<f64>();
+        }
+        Ok((sum / trained as f64, backend.sum_of_squares(&self.grads, parameters).sqrt()))
+    }
+
+    /// Moves the parameters along the gradient; the learning rate it was done with.
+    fn update(&mut self, step: u64, grad_norm: f64) -> f64 {
+        let learning_rate = self.schedule.at(step);
+        let (backend, params, settings) =
+            (&**self.decoder.backend(), &mut self.adapter.params, &self.settings);
+        self.optimizer.update(backend, params, &self.grads, settings, learning_rate, step, grad_norm);
+        learning_rate
+    }
+
+    /// All that a step does on its back end, for the memory plan.
+    pub(crate) fn rehearse(&mut self, batches: &[Batch]) -> Result<(), TrainError> {
+        let (_, grad_norm) = self.gradients(1, batches)?;
+        self.update(1, grad_norm);
+        Ok(())
+    }
+
+    /// Sets what each layer keeps, and makes every buffer that micro-batches of up to `tokens` tokens, `labels` of
+    /// them trained, will need: a run that does not fit fails before its first step.
+    pub fn reserve(&mut self, policies: Vec<ActivationPolicy>, tokens: usize, labels: usize) {
+        self.work = Workspace::with_policies(policies);
+        self.decoder.reserve(&mut self.work, tokens, labels);
+    }
+
+    /// Gives the buffers of the steps back, when the last one is done. A further step makes them again.
+    pub fn release(&mut self) {
+        self.work.clear();
+    }
+
     /// The mean loss over `sequences` with the adapter as it is now, without dropout.
     ///
     /// # Errors
     /// If no token of them carries a loss, or an id is not of this model.
     pub fn evaluate(&mut self, sequences: &[Sequence]) -> Result<EvalReport, TrainError> {
         let start = Instant::now();
-        let budget = self.settings.max_length.max(512);
         let (mut sum, mut tokens) = (0.0, 0);
-        let mut rest = sequences;
-        while let Some(first) = rest.first() {
-            // As many as fill the budget, and at least one.
-            let (mut used, mut taken) = (first.ids.len(), 1);
-            while rest.get(taken).is_some_and(|next| used + next.ids.len() <= budget) {
-                used += rest[taken].ids.len();
-                taken += 1;
-            }
-            let batch = Batch::new(&rest[..taken]);
-            rest = &rest[taken..];
+        for group in evaluation_groups(sequences, |s| s.ids.len(), self.settings.max_length) {
+            let batch = Batch::new(group);
             if batch.trained_tokens() > 0 {
                 let losses = self.decoder.losses(&mut self.work, &batch, Some(&self.adapter))?;
                 sum += losses.iter().map(|&loss| f64::from(loss)).sum::<f64>();
@@ -340,6 +362,25 @@ impl Trainer {
 
 fn is_multiple(step: u64, of: u64) -> bool {
     of > 0 && step > 0 && step.is_multiple_of(of)
+}
+
+/// The records of each batch of an evaluation, in order: as many as fill it, and at least one.
+pub(crate) fn evaluation_groups<T>(
+    records: &[T],
+    tokens: impl Fn(&T) -> usize,
+    max_length: usize,
+) -> impl Iterator<Item = &[T]> {
+    let (mut rest, budget) = (records, max_length.max(512));
+    std::iter::from_fn(move || {
+        let (mut used, mut taken) = (tokens(rest.first()?), 1);
+        while rest.get(taken).is_some_and(|next| used + tokens(next) <= budget) {
+            used += tokens(&rest[taken]);
+            taken += 1;
+        }
+        let group;
+        (group, rest) = rest.split_at(taken);
+        Some(group)
+    })
 }
 
 fn check_examples(

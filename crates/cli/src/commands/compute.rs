@@ -25,8 +25,15 @@ impl ComputeArgs {
     /// # Errors
     /// If `DANLU_ISA` names no instruction set, or one this machine lacks.
     pub fn backend(&self, dtype: DType) -> Result<Arc<dyn Backend>> {
-        let options = CpuOptions { threads: self.threads.map(usize::from), isa: isa_from_env()?, dtype };
-        Ok(Arc::new(Cpu::new(options)))
+        Ok(Arc::new(Cpu::new(self.options(dtype)?)))
+    }
+
+    /// What that back end is made with.
+    ///
+    /// # Errors
+    /// As [`ComputeArgs::backend`].
+    pub fn options(&self, dtype: DType) -> Result<CpuOptions> {
+        Ok(CpuOptions { threads: self.threads.map(usize::from), isa: isa_from_env()?, dtype })
     }
 }
 

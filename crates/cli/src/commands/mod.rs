@@ -8,6 +8,7 @@ pub mod demo;
 pub mod doctor;
 pub mod loaded;
 pub mod merge;
+pub mod plan;
 pub mod replies;
 pub mod train;
 

@@ -3,8 +3,11 @@
 mod product;
 mod tiled;
 
+#[cfg(test)]
+pub(crate) use tiled::scratch_bytes;
 pub use tiled::{
-    Task, backward_task, backward_tasks, backward_tiled, forward_task, forward_tasks, forward_tiled,
+    Scratch, Task, backward_sizes, backward_task, backward_tasks, backward_tiled, forward_sizes,
+    forward_task, forward_tasks, forward_tiled,
 };
 
 use crate::math::dot_f64;

@@ -125,6 +125,7 @@ pub unsafe fn forward_task(
         let before = segment.kv_len - segment.q_len;
         let shape = &Shape::of(task, dims, before + queries.end);
         let (keys, head_dim) = (shape.keys, dims.head_dim);
+        scratch.reserve(forward_sizes(task, dims));
         let kv_row = |j: usize| ((segment.kv_start + j) * dims.kv_heads + task.kv_head) * head_dim;
         resize(&mut scratch.k_panels, shape.padded_keys * shape.width);
         transpose(&mut scratch.k_panels, k, kv_row, shape);
@@ -176,6 +177,7 @@ pub unsafe fn backward_task(
         let shape = &Shape::of(task, dims, segment.kv_len);
         let (keys, head_dim, width) = (shape.keys, dims.head_dim, shape.width);
         let before = segment.kv_len - segment.q_len;
+        scratch.reserve(backward_sizes(task, dims));
         let kv_row = |j: usize| ((segment.kv_start + j) * dims.kv_heads + task.kv_head) * head_dim;
         resize(&mut scratch.k_panels, shape.padded_keys * width);
         resize(&mut scratch.v_panels, shape.padded_keys * width);
@@ -220,26 +222,92 @@ pub unsafe fn backward_task(
     });
 }
 
-/// Copies of operands and results of one task, rows padded to whole vectors; grows only.
-#[derive(Default)]
-pub struct Scratch {
-    q: Vec<f32>,
-    k: Vec<f32>,
-    v: Vec<f32>,
-    k_panels: Vec<f32>,
-    v_panels: Vec<f32>,
-    out: Vec<f32>,
-    dout: Vec<f32>,
-    lse: Vec<f32>,
-    scores: Vec<f32>,
-    dscores: Vec<f32>,
-    dq: Vec<f32>,
-    dk: Vec<f32>,
-    dv: Vec<f32>,
+/// Copies of operands and results of one task, rows padded to whole vectors; grows only. As `Scratch<usize>`,
+/// how many elements each of them has.
+#[derive(Clone, Default)]
+pub struct Scratch<T = Vec<f32>> {
+    q: T,
+    k: T,
+    v: T,
+    k_panels: T,
+    v_panels: T,
+    out: T,
+    dout: T,
+    lse: T,
+    scores: T,
+    dscores: T,
+    dq: T,
+    dk: T,
+    dv: T,
+}
+
+impl<T> Scratch<T> {
+    /// Every buffer, always in the same order.
+    pub fn buffers(&mut self) -> [&mut T; 13] {
+        let Self { q, k, v, k_panels, v_panels, out, dout, lse, scores, dscores, dq, dk, dv } = self;
+        [q, k, v, k_panels, v_panels, out, dout, lse, scores, dscores, dq, dk, dv]
+    }
+}
+
+impl Scratch {
+    /// Room for all that a task will ask for, and no more: the memory plan counts on it.
+    fn reserve(&mut self, mut sizes: Scratch<usize>) {
+        for (buffer, &mut size) in self.buffers().into_iter().zip(sizes.buffers()) {
+            buffer.reserve_exact(size.saturating_sub(buffer.len()));
+        }
+    }
+}
+
+/// What [`forward_task`] holds.
+pub fn forward_sizes(task: &Task, dims: AttentionDims) -> Scratch<usize> {
+    let before = task.segment.kv_len - task.segment.q_len;
+    let Shape { width, keys, padded_keys, .. } = Shape::of(task, dims, before + task.queries.end);
+    let rows = QUERIES.min(task.queries.len());
+    let scores = |first: usize| {
+        let rows = QUERIES.min(task.queries.end - first);
+        rows * (before + first + rows).next_multiple_of(KEYS)
+    };
+    Scratch {
+        q: rows * width,
+        v: keys * width,
+        k_panels: padded_keys * width,
+        out: rows * width,
+        lse: rows,
+        scores: task.queries.clone().step_by(QUERIES).map(scores).max().unwrap_or(0),
+        ..Scratch::default()
+    }
+}
+
+/// What [`backward_task`] holds.
+pub fn backward_sizes(task: &Task, dims: AttentionDims) -> Scratch<usize> {
+    let Shape { width, keys, padded_keys, .. } = Shape::of(task, dims, task.segment.kv_len);
+    let rows = QUERIES.min(task.queries.len());
+    let (block, keys, panels, scores) = (rows * width, keys * width, padded_keys * width, rows * KEYS);
+    Scratch {
+        q: block,
+        k: keys,
+        k_panels: panels,
+        v_panels: panels,
+        out: block,
+        dout: block,
+        lse: rows,
+        scores,
+        dscores: scores,
+        dq: block,
+        dk: keys,
+        dv: keys,
+        ..Scratch::default()
+    }
 }
 
 thread_local! {
     static SCRATCH: RefCell<Scratch> = RefCell::default();
+}
+
+/// Bytes that this thread's tiles hold at present.
+#[cfg(test)]
+pub(crate) fn scratch_bytes() -> u64 {
+    SCRATCH.with_borrow_mut(|scratch| scratch.buffers().map(|b| 4 * b.capacity() as u64).iter().sum())
 }
 
 /// The sizes of one task.

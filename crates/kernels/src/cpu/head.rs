@@ -20,6 +20,17 @@ pub(crate) struct Head {
 }
 
 impl Head {
+    /// Rows of logits over a vocabulary of `v` that exist at the same time.
+    pub fn chunk_rows(v: usize) -> usize {
+        (CHUNK_LOGITS / v.max(1)).clamp(32, CHUNK_ROWS)
+    }
+
+    /// Bytes held at present.
+    #[cfg(test)]
+    pub fn held(&self) -> u64 {
+        lock(&self.logits).held()
+    }
+
     /// As [`crate::head_loss::head_loss`].
     pub fn loss(
         &self,
@@ -34,7 +45,7 @@ impl Head {
         let (v, c) = (head.rows(), head.cols());
         assert!(losses.len() >= targets.len() && inp.len() >= targets.len() * c);
         assert!(targets.iter().all(|&t| (t as usize) < v), "a target outside the vocabulary of {v}");
-        let chunk_rows = (CHUNK_LOGITS / v.max(1)).clamp(32, CHUNK_ROWS);
+        let chunk_rows = Self::chunk_rows(v);
         let mut logits = lock(&self.logits);
         for (chunk, targets) in targets.chunks(chunk_rows).enumerate() {
             let (first, m) = (chunk * chunk_rows, targets.len());

@@ -44,6 +44,14 @@ struct Own {
     product: Scratch,
 }
 
+/// Elements of each part of the working memory, in the order of the fields of [`Shared`].
+pub(crate) struct Sizes {
+    /// `b_t`, `dmid`, then the panels.
+    pub shared: [usize; 5],
+    /// `inp`, `factors`, `product` of each worker.
+    pub own: [usize; 3],
+}
+
 /// Rows in a block: fewer when there are few, so that every thread has some.
 fn block_rows(n: usize) -> usize {
     if n >= 256 { 64 } else { 16 }
@@ -58,6 +66,50 @@ impl LowRank {
             shared: Mutex::default(),
             own: (0..threads).map(|_| Mutex::default()).collect(),
         }
+    }
+
+    /// What [`LowRank::forward`] holds for `rows` rows.
+    pub fn forward_sizes(&self, rows: usize, dims: LoraDims, dropout: bool) -> Sizes {
+        let Kernels { lanes, rows: tile_rows, .. } = *self.kernels;
+        let m = block_rows(rows).min(rows);
+        let dropped = if dropout { m * dims.d_in } else { 0 };
+        let product = m.div_ceil(tile_rows) * dims.rank * lanes;
+        Sizes { shared: [dims.rank * self.b_stride(dims.d_out), 0, 0, 0, 0], own: [dropped, 0, product] }
+    }
+
+    /// What [`LowRank::backward`] holds for `rows` rows.
+    pub fn backward_sizes(&self, rows: usize, dims: LoraDims, dropout: bool) -> Sizes {
+        let block = block_rows(rows);
+        let (blocks, m) = (rows.div_ceil(block), block.min(rows));
+        let [thin, tall] = self.block_words(block, dims.rank).map(|words| blocks * words);
+        let masked = if dropout { m * COLS } else { 0 };
+        Sizes {
+            shared: [dims.rank * self.b_stride(dims.d_out), rows * dims.rank, thin, thin, tall],
+            own: [masked, masked, masked.max(dims.rank * COLS)],
+        }
+    }
+
+    /// Bytes held at present.
+    #[cfg(test)]
+    pub fn held(&self) -> u64 {
+        let shared = lock(&self.shared);
+        let own = self.own.iter().map(|own| {
+            let own = lock(own);
+            own.inp.held() + own.factors.held() + own.product.held()
+        });
+        let panels: u64 = shared.panels.iter().map(Scratch::held).sum();
+        shared.b_t.held() + shared.dmid.held() + panels + own.sum::<u64>()
+    }
+
+    /// Distance of the rows of `Bᵀ`.
+    fn b_stride(&self, d_out: usize) -> usize {
+        d_out.next_multiple_of(self.kernels.lanes)
+    }
+
+    /// Words of a block of `midᵀ`, and of one of `dmid`.
+    fn block_words(&self, block: usize, rank: usize) -> [usize; 2] {
+        let Kernels { lanes, rows: tile_rows, .. } = *self.kernels;
+        [rank.div_ceil(tile_rows) * block * lanes, block.div_ceil(tile_rows) * rank * lanes]
     }
 
     /// As [`crate::lora::forward`].
@@ -160,7 +212,7 @@ impl LowRank {
             dout.len() >= rows.end * d_out && inp.len() >= rows.end * d_in && mid.len() >= rows.end * rank
         );
         assert!(dinp.as_ref().is_none_or(|dinp| dinp.len() >= rows.end * d_in));
-        let Kernels { lanes, rows: tile_rows, tiles, .. } = *self.kernels;
+        let Kernels { lanes, tiles, .. } = *self.kernels;
         let mut shared = lock(&self.shared);
         let Shared { b_t, dmid, panels } = &mut *shared;
         let (b_t, b_stride) = self.transpose_b(pool, b_t, b, rank, d_out);
@@ -168,9 +220,7 @@ impl LowRank {
         // First every row's `dmid`, and the panels that the sums below share.
         let block = block_rows(rows.len());
         let blocks = rows.len().div_ceil(block);
-        let rank_panels = rank.div_ceil(tile_rows);
-        let (thin_block, tall_block) =
-            (rank_panels * block * lanes, block.div_ceil(tile_rows) * rank * lanes);
+        let [thin_block, tall_block] = self.block_words(block, rank);
         let dmid = SendPtr(dmid.at_least(rows.len() * rank).as_mut_ptr());
         let [mid_t, dmid_t, dmid_panels] = panels;
         let mid_t = SendPtr(mid_t.at_least(blocks * thin_block).as_mut_ptr());
@@ -313,8 +363,8 @@ impl LowRank {
         rank: usize,
         d_out: usize,
     ) -> (SendPtr, usize) {
-        let Kernels { lanes, pack, .. } = *self.kernels;
-        let stride = d_out.next_multiple_of(lanes);
+        let pack = self.kernels.pack;
+        let stride = self.b_stride(d_out);
         let b_t = SendPtr(b_t.at_least(rank * stride).as_mut_ptr());
         let src = View::f32(b, rank, 1);
         src.check(d_out, rank);

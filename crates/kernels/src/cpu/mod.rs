@@ -1,8 +1,8 @@
 //! The back end for processors: blocked products, vector loops, one barrier pool.
 
 mod dropout;
-mod head;
-mod low_rank;
+pub(crate) mod head;
+pub(crate) mod low_rank;
 mod parts;
 pub(crate) mod pool;
 #[cfg(test)]
@@ -42,6 +42,21 @@ impl Default for CpuOptions {
     }
 }
 
+impl CpuOptions {
+    /// Instruction set, threads, and whether products round to bf16.
+    pub(crate) fn resolve(&self) -> (Isa, usize, bool) {
+        let offered = || std::thread::available_parallelism().map_or(1, |n| n.get());
+        let threads = self.threads.unwrap_or_else(offered).max(1);
+        (self.isa.unwrap_or_else(Isa::detect), threads, self.dtype == DType::Bf16)
+    }
+}
+
+/// What a CPU back end calls itself.
+pub(crate) fn describe(isa: Isa, threads: usize, bf16: bool) -> String {
+    let plural = if threads == 1 { "" } else { "s" };
+    format!("cpu {isa}, {threads} thread{plural}, {}", if bf16 { "bf16" } else { "f32" })
+}
+
 /// The processor's back end. Buffers are host memory, weights stay in their file.
 pub struct Cpu {
     isa: Isa,
@@ -60,10 +75,9 @@ impl Cpu {
     /// # Panics
     /// If `options.isa` is not supported by this machine, see [`Isa::is_supported`].
     pub fn new(options: CpuOptions) -> Self {
-        let isa = options.isa.unwrap_or_else(Isa::detect);
-        let offered = || std::thread::available_parallelism().map_or(1, |n| n.get());
-        let pool = Pool::new(options.threads.unwrap_or_else(offered).max(1));
-        let (threads, bf16) = (pool.threads(), options.dtype == DType::Bf16);
+        let (isa, threads, bf16) = options.resolve();
+        let pool = Pool::new(threads);
+        let threads = pool.threads();
         Self {
             isa,
             bf16,
@@ -84,6 +98,18 @@ impl Cpu {
     /// Threads in use.
     pub fn threads(&self) -> usize {
         self.pool.threads()
+    }
+
+    /// Working memory held at present, but for the tiles of attention, which belong to each thread.
+    #[cfg(test)]
+    pub(crate) fn scratch_bytes(&self) -> crate::ScratchBytes {
+        crate::ScratchBytes {
+            products: self.gemm.held() + self.few_rows.held(),
+            low_rank: self.low_rank.held(),
+            attention: 0,
+            head: self.head.held(),
+            rope: lock(&self.rope).held(),
+        }
     }
 
     /// Turns every head forward or back, by a table that all layers of a batch share.
@@ -124,9 +150,7 @@ fn flat(rows: &Range<usize>, cols: usize) -> Range<usize> {
 
 impl Backend for Cpu {
     fn name(&self) -> String {
-        let threads = self.pool.threads();
-        let plural = if threads == 1 { "" } else { "s" };
-        format!("cpu {}, {threads} thread{plural}, {}", self.isa, if self.bf16 { "bf16" } else { "f32" })
+        describe(self.isa, self.pool.threads(), self.bf16)
     }
 
     fn alloc(&self, len: usize) -> Buffer {

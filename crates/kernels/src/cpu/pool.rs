@@ -44,11 +44,24 @@ struct Line([f32; 16]);
 pub(crate) struct Scratch(Vec<Line>);
 
 impl Scratch {
+    /// Bytes that hold `len` elements.
+    pub fn bytes(len: usize) -> u64 {
+        len.div_ceil(16) as u64 * size_of::<Line>() as u64
+    }
+
+    /// Bytes held at present.
+    #[cfg(test)]
+    pub fn held(&self) -> u64 {
+        (self.0.capacity() * size_of::<Line>()) as u64
+    }
+
     /// At least `len` elements.
     pub fn at_least(&mut self, len: usize) -> &mut [f32] {
         let lines = len.div_ceil(16);
         if self.0.len() < lines {
-            self.0.resize(lines, Line([0.0; 16]));
+            // Of exactly this size, and the old one gone before: the memory plan counts on both.
+            self.0 = Vec::new();
+            self.0 = vec![Line([0.0; 16]); lines];
         }
         // SAFETY: a `Line` is exactly 16 f32.
         unsafe { std::slice::from_raw_parts_mut(self.0.as_mut_ptr().cast(), self.0.len() * 16) }

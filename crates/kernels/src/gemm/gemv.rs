@@ -25,6 +25,21 @@ impl FewRows {
         Self { kernels: Kernels::select(isa, bf16), round: bf16, words: Mutex::default() }
     }
 
+    /// Words that `n` rows of `d_in` are turned into.
+    pub fn scratch(&self, n: usize, d_in: usize) -> usize {
+        n * self.stride(d_in)
+    }
+
+    /// Bytes held at present.
+    #[cfg(test)]
+    pub fn held(&self) -> u64 {
+        lock(&self.words).held()
+    }
+
+    fn stride(&self, d_in: usize) -> usize {
+        d_in.div_ceil(self.kernels.pair).next_multiple_of(self.kernels.lanes)
+    }
+
     /// `out (N, OUT) = inp (N, IN) Wᵀ`.
     ///
     /// # Panics
@@ -33,12 +48,12 @@ impl FewRows {
         let (d_out, d_in) = (w.rows(), w.cols());
         assert!(out.len() >= n * d_out && inp.len() >= n * d_in);
         let (dtype, bytes) = w.host();
-        let Kernels { lanes, pair, words, dots, .. } = *self.kernels;
+        let Kernels { words, dots, .. } = *self.kernels;
 
         // Rounded, and paired where words are pairs, once for all rows of W.
-        let inp_stride = d_in.div_ceil(pair).next_multiple_of(lanes);
+        let inp_stride = self.stride(d_in);
         let mut packed = lock(&self.words);
-        let packed = packed.at_least(n * inp_stride);
+        let packed = packed.at_least(self.scratch(n, d_in));
         for i in 0..n {
             let dst = &mut packed[i * inp_stride..][..inp_stride];
             // SAFETY: `select` checked the instruction set; `dst` holds all words of the row.

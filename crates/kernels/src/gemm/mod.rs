@@ -141,6 +141,28 @@ pub(crate) struct Product<'a> {
     pub accumulate: bool,
 }
 
+/// How a product is cut: `k` into blocks, rows into panels, columns into tasks.
+struct Cut {
+    /// Blocks of `k`.
+    blocks: usize,
+    /// Words of a block.
+    block_steps: usize,
+    /// Panels of `A`.
+    panels: usize,
+    /// Words of a panel of `A`.
+    a_panel: usize,
+    /// Columns of a task, whole panels of `B`.
+    task_cols: usize,
+}
+
+impl Cut {
+    /// Words that hold the packed panels of `A`, and each thread's panels of `B`.
+    fn words(&self) -> [usize; 2] {
+        let count = self.blocks.min(BLOCKS_AT_ONCE);
+        [count * self.panels * self.a_panel, self.task_cols * self.block_steps]
+    }
+}
+
 /// Products on one instruction set in one precision, with the buffers they pack into.
 pub(crate) struct Gemm {
     kernels: &'static Kernels,
@@ -157,6 +179,37 @@ impl Gemm {
             round: bf16,
             packed_a: Mutex::default(),
             packed_b: (0..threads).map(|_| Mutex::default()).collect(),
+        }
+    }
+
+    /// Words that a product `(m, n, k)` on `threads` packs `A` into, and each of the threads `B`.
+    pub fn scratch(&self, threads: usize, m: usize, n: usize, k: usize) -> [usize; 2] {
+        if m == 0 || n == 0 || k == 0 {
+            return [0; 2];
+        }
+        self.cut(threads, m.div_ceil(m.div_ceil(ROWS_AT_ONCE)), n, k).words()
+    }
+
+    /// Bytes held at present.
+    #[cfg(test)]
+    pub fn held(&self) -> u64 {
+        lock(&self.packed_a).held() + self.packed_b.iter().map(|b| lock(b).held()).sum::<u64>()
+    }
+
+    /// The cut of at most [`ROWS_AT_ONCE`] rows of a product.
+    fn cut(&self, threads: usize, m: usize, n: usize, k: usize) -> Cut {
+        let Kernels { lanes, rows, pair, .. } = *self.kernels;
+        let steps = k.div_ceil(pair);
+        let blocks = steps.div_ceil(BLOCK_STEPS);
+        let block_steps = steps.div_ceil(blocks).next_multiple_of(lanes);
+        // Enough column tasks to keep every thread busy.
+        let task_cols = n.div_ceil(3 * threads).next_multiple_of(2 * lanes).min(COLS_AT_ONCE);
+        Cut {
+            blocks: steps.div_ceil(block_steps),
+            block_steps,
+            panels: m.div_ceil(rows),
+            a_panel: block_steps * lanes,
+            task_cols,
         }
     }
 
@@ -185,18 +238,14 @@ impl Gemm {
 
     /// Rows `row .. row + m` of a product: packs `A` once for all threads, then each takes columns of `B`.
     fn row_block(&self, pool: &Pool, p: &Product<'_>, c: SendPtr, (row, m): (usize, usize)) {
-        let Kernels { lanes, rows, pair, pack, tiles, .. } = *self.kernels;
+        let Kernels { lanes, pair, pack, tiles, .. } = *self.kernels;
         let width = 2 * lanes;
-        let steps = p.k.div_ceil(pair);
-        let blocks = steps.div_ceil(BLOCK_STEPS);
-        let block_steps = steps.div_ceil(blocks).next_multiple_of(lanes);
-        let blocks = steps.div_ceil(block_steps);
-        let panels = m.div_ceil(rows);
-        let a_panel = block_steps * lanes;
+        let cut = self.cut(pool.threads(), m, p.n, p.k);
+        let Cut { blocks, block_steps, panels, a_panel, task_cols } = cut;
+        let [a_words, b_words] = cut.words();
 
-        // Enough column tasks to keep every thread busy; where columns are few, rows are shared out too.
+        // Where columns are few, rows are shared out too.
         let wanted = 3 * pool.threads();
-        let task_cols = (p.n.div_ceil(wanted)).next_multiple_of(width).min(COLS_AT_ONCE);
         let col_tasks = p.n.div_ceil(task_cols);
         let row_tasks = if pool.threads() == 1 { 1 } else { wanted.div_ceil(col_tasks).min(panels) };
         let k_of = |block: usize| {
@@ -207,7 +256,7 @@ impl Gemm {
         let mut packed_a = lock(&self.packed_a);
         for first in (0..blocks).step_by(BLOCKS_AT_ONCE) {
             let count = (blocks - first).min(BLOCKS_AT_ONCE);
-            let packed = SendPtr(packed_a.at_least(count * panels * a_panel).as_mut_ptr());
+            let packed = SendPtr(packed_a.at_least(a_words).as_mut_ptr());
             pool.run(panels, |panel, _| {
                 let (outer, outers) = part(m, panels, panel);
                 for block in 0..count {
@@ -240,7 +289,7 @@ impl Gemm {
                 let last = part(m, panels, panel + my_panels - 1);
                 let mut packed_b = lock(&self.packed_b[worker]);
                 let b_panel = block_steps * width;
-                let packed_b = packed_b.at_least(task_cols / width * b_panel).as_mut_ptr();
+                let packed_b = packed_b.at_least(b_words).as_mut_ptr();
                 for block in 0..count {
                     let (k, k_len) = k_of(first + block);
                     let job = PackJob {

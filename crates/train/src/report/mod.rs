@@ -5,8 +5,9 @@ mod labels;
 
 use std::fmt::Write as _;
 
+use crate::memory::display;
 use crate::summary::{duration, thousands, value_text};
-use crate::{Reply, RunSummary};
+use crate::{MemoryUse, Reply, RunSummary};
 use chart::{Chart, Series, Style};
 use labels::Labels;
 
@@ -94,6 +95,9 @@ fn tiles(run: &RunSummary, l: &Labels) -> String {
         let tokens = run.steps.iter().map(|s| s.tokens).sum();
         let value = format!("{} <i>tok/s</i>", thousands(speed.round() as u64));
         tile(l.speed, value, format!("{} {} · {}", thousands(tokens), l.tokens, duration(run.seconds())));
+    }
+    if let Some(MemoryUse { plan, peak: Some(peak) }) = &run.memory {
+        tile(l.memory, display(*peak), format!("{} {}", l.planned, display(plan.total)));
     }
     let note = l.of_parameters.replace("{}", &thousands(run.all_parameters));
     tile(l.trainable, format!("{:.3}%", run.trainable_percent()), note);

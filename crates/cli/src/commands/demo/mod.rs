@@ -198,6 +198,7 @@ fn training(args: &DemoArgs, folders: &Folders) -> train::Run {
         resume: None,
         settings,
         compute: args.compute.clone(),
+        memory_limit: None,
         config: None,
     }
 }

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 use clap::{ArgMatches, Args, Command, FromArgMatches};
-use danlu_adapter::TargetModules;
+use danlu_adapter::{TargetModules, parse_byte_size};
 use danlu_data::Format;
 use danlu_train::{LrSchedulerType, Precision, TrainSettings};
 
@@ -22,6 +22,7 @@ Examples:
   danlu train --base models/base-28m --data huanhuan.json --output out/huanhuan
   danlu train --base models/base-28m --data a.json b.jsonl --output out/ab --lora-r 16 --num-train-epochs 3
   danlu train --config run.toml --learning-rate 2e-4
+  danlu train --base models/base-28m --data huanhuan.json --output out/small --memory-limit 300MiB
   danlu train --output out/huanhuan --resume
 
 A configuration file has the same names, one per line:
@@ -62,6 +63,10 @@ pub struct TrainArgs {
     pub settings: SettingsArgs,
     #[command(flatten)]
     pub compute: ComputeArgs,
+    /// Most memory to use, weights included, such as 8GiB or 900MB: layers then keep less and compute more, with
+    /// equal results [default: what is available]
+    #[arg(long, value_name = "SIZE", value_parser = memory_limit, help_heading = "Machine")]
+    pub memory_limit: Option<u64>,
 }
 
 /// The flags that decide numbers; each is a field of [`TrainSettings`], whose default is shown.
@@ -226,6 +231,8 @@ pub struct Run {
     pub settings: TrainSettings,
     /// Threads and such.
     pub compute: ComputeArgs,
+    /// Most memory to use, bytes.
+    pub memory_limit: Option<u64>,
     /// The file that flags were read from, to point into.
     pub config: Option<ConfigFile>,
 }
@@ -237,6 +244,38 @@ impl Run {
     /// # Errors
     /// If the file has a fault, a path is missing, or a setting is out of range.
     pub fn resolve(matches: &ArgMatches) -> Result<Self> {
+        let missing = |flag: &str, what: &str| {
+            let report = Report::input(format!("`--{flag}` is missing: {what}"));
+            report.with_hint("danlu train --base DIR --data FILE --output DIR")
+        };
+        let run = Self::settle(matches)?;
+        if run.data.is_empty() {
+            return Err(missing("data", "the file to train on"));
+        }
+        if run.base.as_os_str().is_empty() {
+            return Err(missing("base", "the folder of the model to train on"));
+        }
+        if run.output.as_os_str().is_empty() {
+            return Err(missing("output", "the folder to write the adapter to"));
+        }
+        Ok(run)
+    }
+
+    /// As [`Run::resolve`], for a run that is planned only: it may lack data and output, which are then empty.
+    ///
+    /// # Errors
+    /// As [`Run::resolve`].
+    pub fn resolve_plan(matches: &ArgMatches) -> Result<Self> {
+        let run = Self::settle(matches)?;
+        if run.base.as_os_str().is_empty() {
+            let report = Report::input("`--base` is missing: the folder of the model to plan for");
+            return Err(report.with_hint("danlu plan --base DIR [--data FILE]"));
+        }
+        Ok(run)
+    }
+
+    /// Flags over file over defaults; paths that were not given are empty.
+    fn settle(matches: &ArgMatches) -> Result<Self> {
         let mut args = TrainArgs::from_arg_matches(matches).map_err(|error| usage(&error))?;
         let own = match (&args.resume, &args.output) {
             (Some(_), Some(output)) => Some(output.join(RUN_FILE)),
@@ -269,22 +308,16 @@ impl Run {
             }
             _ => Report::from(error),
         })?;
-        let missing = |flag: &str, what: &str| {
-            Report::input(format!("`--{flag}` is missing: {what}"))
-                .with_hint("danlu train --base DIR --data FILE --output DIR")
-        };
-        if args.data.is_empty() {
-            return Err(missing("data", "the file to train on"));
-        }
         Ok(Self {
-            base: args.base.ok_or_else(|| missing("base", "the folder of the model to train on"))?,
+            base: args.base.unwrap_or_default(),
             data: args.data,
             format: args.format,
             skip_bad: args.skip_bad.unwrap_or(false),
-            output: args.output.ok_or_else(|| missing("output", "the folder to write the adapter to"))?,
+            output: args.output.unwrap_or_default(),
             resume: args.resume,
             settings,
             compute: args.compute,
+            memory_limit: args.memory_limit,
             config,
         })
     }
@@ -302,6 +335,9 @@ impl Run {
         if self.skip_bad {
             table.insert("skip_bad".into(), true.into());
         }
+        if let Some(limit) = self.memory_limit {
+            table.insert("memory_limit".into(), byte_size(limit).into());
+        }
         for (name, value) in self.settings.entries() {
             // Epochs and steps exclude each other, and a null is a setting left alone.
             let idle = name == "num_train_epochs" && self.settings.max_steps.is_some();
@@ -312,6 +348,18 @@ impl Run {
         }
         format!("# Every setting of this run: `danlu train --config {RUN_FILE}` repeats it.\n{table}")
     }
+}
+
+/// The flag's value in bytes.
+fn memory_limit(text: &str) -> Result<u64, String> {
+    parse_byte_size(text).map_err(|error| error.to_string())
+}
+
+/// Bytes as the flag takes them, in the largest unit that is exact.
+fn byte_size(bytes: u64) -> String {
+    let units = [("GiB", 30), ("MiB", 20)];
+    let exact = units.into_iter().find(|(_, shift)| bytes.trailing_zeros() >= *shift);
+    exact.map_or_else(|| format!("{bytes}B"), |(unit, shift)| format!("{}{unit}", bytes >> shift))
 }
 
 /// An adapter's fault, underlined where a configuration file asked for it.
@@ -416,6 +464,7 @@ mod tests {
             "bf16",
         ]);
         line.extend(["--lr-scheduler-type", "cosine", "--skip-bad", "--learning-rate", "3e-5"]);
+        line.extend(["--memory-limit", "1.5GiB"]);
         let run = resolve(&line).unwrap();
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("run.toml");
@@ -424,6 +473,15 @@ mod tests {
         assert_eq!(again.settings, run.settings);
         assert_eq!((again.base, again.data, again.output), (run.base, run.data, run.output));
         assert!(again.skip_bad);
+        assert_eq!(again.memory_limit, Some(3 << 29));
+    }
+
+    #[test]
+    fn a_size_is_written_so_that_it_reads_back() {
+        for (bytes, text) in [(8 << 30, "8GiB"), (3 << 29, "1536MiB"), (900_000_000, "900000000B")] {
+            assert_eq!(byte_size(bytes), text);
+            assert_eq!(memory_limit(text), Ok(bytes));
+        }
     }
 
     #[test]

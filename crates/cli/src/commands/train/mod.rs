@@ -1,8 +1,9 @@
 //! `danlu train`: plan, steps, checkpoints, and the picture of the run.
 
 mod args;
+pub mod forecast;
 mod output;
-mod prepare;
+pub mod prepare;
 mod progress;
 
 use std::sync::Arc;
@@ -10,7 +11,7 @@ use std::sync::Arc;
 use danlu_adapter::{Adapter, LoraConfig, targets};
 use danlu_model::{Decoder, LoraSource, ModelConfig, Sequence, Tokenizer, Workspace};
 use danlu_train::{
-    DataSummary, Reply, RunSummary, TokenIdentity, TrainSettings, Trainer, base_fingerprint, card,
+    DataSummary, MemoryUse, Reply, RunSummary, TokenIdentity, TrainSettings, Trainer, base_fingerprint, card,
 };
 
 use crate::commands::{loaded, replies};
@@ -19,15 +20,16 @@ use crate::printer::{Look, Printer};
 use crate::report::{Report, Result};
 use crate::text;
 pub use args::{EXAMPLES, Run, TrainArgs};
+use forecast::Gauge;
 use prepare::Prepared;
 use progress::Progress;
 pub use progress::draw_loss;
 
 /// Questions that the report shows with both answers.
-const REPLIES: usize = 4;
+pub const REPLIES: usize = 4;
 
 /// Longest of those answers, in tokens.
-const REPLY_TOKENS: usize = 64;
+pub const REPLY_TOKENS: usize = 64;
 
 /// What a run came to.
 pub enum Outcome {
@@ -53,26 +55,33 @@ pub fn run(run: &Run, printer: &Printer) -> Result<()> {
 /// # Errors
 /// As [`run`].
 pub fn execute(run: &Run, printer: &Printer) -> Result<Outcome> {
+    let mut gauge = Gauge::new();
     let config = ModelConfig::read(&run.base)?;
     let tokenizer = Tokenizer::read(&run.base)?;
     tokenizer.check_fits(&config)?;
     let run = &with_date(run, &tokenizer);
+    let tokens = TokenIdentity::new(&run.base, &tokenizer, run.settings.default_system.clone());
+    gauge.tokenizer(&tokens);
     check_length(run, &config)?;
     let lora = lora_config(run);
     targets::resolve(&lora, &config).map_err(|error| args::point_into_config(run, error))?;
     let data = prepare::prepare(&run.data, run.format, run.skip_bad, &tokenizer, &run.settings, printer)?;
+    let questions = data.questions(REPLIES);
+    gauge.data();
+    let forecast = forecast::Forecast::of(run, &config, Some((&data, &tokenizer, &questions)), &gauge)?;
     let (checkpoint, _lock) = output::open(run, printer)?;
 
     let backend = run.compute.backend(run.settings.dtype.into())?;
     let adapter = Adapter::init(lora, &config, run.settings.seed, &*backend)?;
     let decoder = Arc::new(Decoder::load(&run.base, backend)?);
-    let Prepared { examples, records, held_out, held_out_records, summary, bad } = data;
+    let Prepared { examples, held_out, summary, bad, .. } = data;
     let held_out: Vec<Sequence> = held_out.into_iter().map(|example| example.sequence).collect();
     let fingerprint = base_fingerprint(&run.base)?;
     let mut trainer =
         Trainer::new(Arc::clone(&decoder), adapter, examples, run.settings.clone(), fingerprint)?;
-    let tokens = TokenIdentity::new(&run.base, &tokenizer, run.settings.default_system.clone());
+    forecast.reserve(&mut trainer);
     print_plan(run, &trainer, &config, &summary, printer);
+    forecast.say(printer);
     output::start(run, &mut trainer, checkpoint.as_deref(), printer)?;
     prepare::list_skipped(&bad, &run.output, printer)?;
 
@@ -87,10 +96,9 @@ pub fn execute(run: &Run, printer: &Printer) -> Result<Outcome> {
     if !take_steps(run, &mut trainer, &held_out, &tokens, printer)? {
         return Ok(Outcome::Stopped);
     }
-    let asked = if held_out_records.is_empty() { &records } else { &held_out_records };
-    let questions = replies::questions(asked, REPLIES);
+    trainer.release();
     let replies = before_and_after(&trainer, &tokenizer, &questions, printer)?;
-    let summary = summarize(run, &trainer, &config, summary, replies);
+    let summary = summarize(run, &trainer, &config, summary, replies, forecast.measured());
     output::finish(run, &trainer, &tokens, &summary, printer)?;
     Ok(Outcome::Finished(Box::new(summary)))
 }
@@ -113,7 +121,7 @@ fn with_date(run: &Run, tokenizer: &Tokenizer) -> Run {
 }
 
 /// A limit beyond what the base was made for would train positions it has never seen.
-fn check_length(run: &Run, config: &ModelConfig) -> Result<()> {
+pub fn check_length(run: &Run, config: &ModelConfig) -> Result<()> {
     let (wanted, most) = (run.settings.max_length, config.max_position_embeddings);
     if wanted <= most {
         return Ok(());
@@ -123,7 +131,7 @@ fn check_length(run: &Run, config: &ModelConfig) -> Result<()> {
     Err(report.with_snippet(place).with_hint(format!("--max-length {most}")))
 }
 
-fn lora_config(run: &Run) -> LoraConfig {
+pub fn lora_config(run: &Run) -> LoraConfig {
     let TrainSettings { lora_r, lora_alpha, lora_dropout, use_rslora, ref target_modules, .. } = run.settings;
     LoraConfig {
         lora_dropout,
@@ -305,6 +313,7 @@ fn summarize(
     config: &ModelConfig,
     data: DataSummary,
     replies: Vec<Reply>,
+    memory: MemoryUse,
 ) -> RunSummary {
     let trainable_parameters = trainer.adapter().num_parameters() as u64;
     RunSummary {
@@ -318,6 +327,7 @@ fn summarize(
         evaluations: trainer.state().evaluations(),
         replies,
         backend: trainer.decoder().backend().name(),
+        memory: Some(memory),
         version: env!("CARGO_PKG_VERSION").to_owned(),
     }
 }
@@ -345,6 +355,9 @@ fn conclude(run: &Run, summary: &RunSummary, printer: &Printer) {
         format!("用时        {time}，{speed:.0} 词元/秒"),
         format!("time            {time}, {speed:.0} tok/s"),
     ));
+    if let Some(line) = summary.memory.as_ref().and_then(|memory| forecast::peak_line(memory, printer)) {
+        printer.out(&line);
+    }
     printer.out(&printer.pick(format!("适配器      {output}"), format!("adapter         {output}")));
     printer.out(
         &printer.pick(

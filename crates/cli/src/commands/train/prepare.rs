@@ -8,6 +8,7 @@ use danlu_data::{
 use danlu_model::{Tokenizer, files};
 use danlu_train::{DataFile, DataSummary, Example, TrainSettings};
 
+use crate::commands::replies::{self, Question};
 use crate::printer::Printer;
 use crate::report::{Report, Result};
 use crate::text;
@@ -32,6 +33,14 @@ pub struct Prepared {
     pub summary: DataSummary,
     /// Faulty records, left out.
     pub bad: Vec<BadRecord>,
+}
+
+impl Prepared {
+    /// `count` questions to show base and adapter on, of held-out records where there are any.
+    pub fn questions(&self, count: usize) -> Vec<Question> {
+        let held_out = !self.held_out_records.is_empty();
+        replies::questions(if held_out { &self.held_out_records } else { &self.records }, count)
+    }
 }
 
 /// Reads, encodes and splits.

@@ -1,0 +1,145 @@
+//! `danlu plan`: how much memory a run would take, and what its layers would keep.
+
+use clap::Args;
+use danlu_adapter::targets;
+use danlu_model::{ModelConfig, Tokenizer};
+use danlu_train::TokenIdentity;
+use danlu_train::memory::display;
+
+use crate::commands::train::forecast::{self, Forecast, Gauge};
+use crate::commands::train::{self, REPLIES, Run, TrainArgs, prepare};
+use crate::printer::{Look, Printer};
+use crate::report::Result;
+use crate::text;
+
+/// Examples under `--help`.
+pub const EXAMPLES: &str = "\
+Examples:
+  danlu plan --base models/base-28m --data huanhuan.json
+  danlu plan --base models/Llama-3.2-1B --max-length 2048 --packing --memory-limit 8GiB
+  danlu plan --config out/huanhuan/run.toml --json
+
+Without --data, every record is taken to be as long as --max-length. A folder with config.json alone will do.";
+
+/// The flags of `danlu plan`: those of `danlu train`, of which --output is not needed.
+#[derive(Args, Clone, Debug)]
+pub struct PlanArgs {
+    #[command(flatten)]
+    pub train: TrainArgs,
+    /// Print the plan as JSON, in bytes
+    #[arg(long, help_heading = "Output")]
+    pub json: bool,
+}
+
+/// Prints the plan.
+///
+/// # Errors
+/// If an input has a fault, or the run would not fit.
+pub fn run(run: &Run, json: bool, printer: &Printer) -> Result<()> {
+    let mut gauge = Gauge::new();
+    let config = ModelConfig::read(&run.base)?;
+    train::check_length(run, &config)?;
+    targets::resolve(&train::lora_config(run), &config)?;
+    let tokenizer = match run.data.is_empty() && !run.base.join("tokenizer.json").exists() {
+        true => None,
+        false => Some(Tokenizer::read(&run.base)?),
+    };
+    // A run carries its token identity along, so it is made before anything is measured, as there.
+    let tokens = tokenizer.as_ref().map(|tokenizer| TokenIdentity::new(&run.base, tokenizer, None));
+    if let (Some(tokenizer), Some(tokens)) = (&tokenizer, &tokens) {
+        tokenizer.check_fits(&config)?;
+        gauge.tokenizer(tokens);
+    }
+    let forecast = match tokenizer.as_ref().filter(|_| !run.data.is_empty()) {
+        Some(tokenizer) => {
+            let data =
+                prepare::prepare(&run.data, run.format, run.skip_bad, tokenizer, &run.settings, printer)?;
+            let questions = data.questions(REPLIES);
+            gauge.data();
+            Forecast::of(run, &config, Some((&data, tokenizer, &questions)), &gauge)?
+        }
+        None => Forecast::of(run, &config, None, &gauge)?,
+    };
+    if json {
+        print_json(&forecast, printer);
+    } else {
+        print_table(run, &config, &forecast, printer);
+    }
+    Ok(())
+}
+
+fn print_json(forecast: &Forecast, printer: &Printer) {
+    let mut value = serde_json::to_value(&forecast.plan).expect("a struct of numbers");
+    value["memory_limit"] = forecast.limit.into();
+    value["available"] = forecast.available.into();
+    value["weights_stay_in_memory"] = (!forecast.crowded).into();
+    printer.out(&serde_json::to_string_pretty(&value).expect("a struct of numbers"));
+}
+
+fn print_table(run: &Run, config: &ModelConfig, forecast: &Forecast, printer: &Printer) {
+    let plan = &forecast.plan;
+    let row = |name: (&str, &str), value: String, note: String| {
+        let name = text::pad(printer.pick(name.0, name.1), 13);
+        let note = if note.is_empty() { note } else { format!("  {}", printer.data(Look::Dim, &note)) };
+        printer.out(&format!("{name} {value:>10}{note}"));
+    };
+    let bytes = |name: (&str, &str), bytes: u64, zh: &str, en: &str| {
+        row(name, display(bytes), printer.pick(zh, en).to_owned());
+    };
+    let n = |n: u64| text::thousands(n);
+    let (base, parameters) = (run.base.display(), n(config.num_parameters()));
+    let settings = &run.settings;
+    let rank = settings.lora_r;
+    let trained = n(plan.adapter / 4);
+    let (tokens, labels) = (n(plan.tokens), n(plan.trained_tokens));
+    printer.out(&printer.data(
+        Look::Bold,
+        &printer.pick(
+            format!("{base} · {parameters} 个参数 · {} · 最大的微批 {tokens} 词元，其中 {labels} 计损失", settings.dtype),
+            format!("{base} · {parameters} parameters · {} · largest micro-batch {tokens} tokens, {labels} trained", settings.dtype),
+        ),
+    ));
+    bytes(
+        ("权重", "weights"),
+        plan.weights,
+        "映射自文件的页，系统可收回再读",
+        "mapped pages of files, which the system can take back",
+    );
+    let note =
+        printer.pick(format!("秩 {rank}，{trained} 个参数"), format!("rank {rank}, {trained} parameters"));
+    row(("适配器", "adapter"), display(plan.adapter), note);
+    bytes(("优化器", "optimizer"), plan.optimizer, "AdamW 的两个矩", "AdamW's two moments");
+    bytes(("梯度", "gradients"), plan.gradients, "", "");
+    row(("激活", "activations"), display(plan.activations), forecast::layers(&plan.layers, printer));
+    let scratch = &plan.scratch;
+    let [products, low_rank, attention, head] =
+        [scratch.products, scratch.low_rank, scratch.attention, scratch.head].map(display);
+    let note = printer.pick(
+        format!("词表输出 {head}，乘积 {products}，注意力 {attention}，适配器 {low_rank}"),
+        format!("head {head}, products {products}, attention {attention}, adapter {low_rank}"),
+    );
+    row(("工作区", "scratch"), display(scratch.total()), note);
+    bytes(
+        ("临时", "passing"),
+        plan.passing,
+        "写检查点，或读分词器的一刻",
+        "while a checkpoint is written, or the tokenizer read",
+    );
+    bytes(("分词器", "tokenizer"), plan.tokenizer, "", "");
+    bytes(("数据", "data"), plan.data, "", "");
+    bytes(("程序", "program"), plan.program, "", "");
+    let of = match (forecast.limit, forecast.available) {
+        (Some(limit), _) => {
+            printer.pick(format!("上限 {}", display(limit)), format!("limit {}", display(limit)))
+        }
+        (None, Some(room)) => {
+            printer.pick(format!("可用 {}", display(room)), format!("{} available", display(room)))
+        }
+        (None, None) => String::new(),
+    };
+    row(("峰值", "peak"), printer.data(Look::Bold, &format!("{:>10}", display(plan.total))), of);
+    let gigaflops = plan.step_flops as f64 / 1e9;
+    let work = printer
+        .pick(format!("每步最多 {gigaflops:.1} GFLOP"), format!("at most {gigaflops:.1} GFLOP a step"));
+    printer.out(&printer.data(Look::Dim, &work));
+}

@@ -1,0 +1,232 @@
+//! The memory of a run, foreseen: what is in memory already is measured, the rest comes from the planner.
+
+use danlu_model::{ModelConfig, Tokenizer};
+use danlu_train::memory::{self, display};
+use danlu_train::{
+    Layers, MemoryPlan, MemoryUse, PlanInput, Present, RecordSize, ReplySize, TokenIdentity, TrainError,
+    Trainer, weight_bytes,
+};
+
+use super::REPLY_TOKENS;
+use super::args::Run;
+use super::prepare::Prepared;
+use crate::commands::replies::Question;
+use crate::heap;
+use crate::printer::{Look, Printer};
+use crate::report::Result;
+use crate::text;
+
+/// Code that a run pages in after planning, stacks, and small change.
+const GROWTH: u64 = 5 << 20;
+
+/// The program, where the system does not tell.
+const PROGRAM: u64 = 16 << 20;
+
+/// A tokenizer where there is none to measure: Llama 3's 128,256 tokens take 51 MiB, 8,192 tokens 6.6 MiB.
+const TOKENIZER_BASE: u64 = 4 << 20;
+const TOKENIZER_BYTES_PER_TOKEN: u64 = 390;
+
+/// Measures what is in memory while a run is prepared.
+pub struct Gauge {
+    start: Option<u64>,
+    tokenizer: Option<u64>,
+    data: Option<u64>,
+    copied: u64,
+}
+
+impl Gauge {
+    /// Nothing is loaded yet.
+    pub fn new() -> Self {
+        Self { start: in_use(), tokenizer: None, data: None, copied: 0 }
+    }
+
+    /// The tokenizer is loaded, and what travels with the adapter is known.
+    pub fn tokenizer(&mut self, tokens: &TokenIdentity) {
+        self.tokenizer = in_use();
+        self.copied = tokens.largest_file();
+    }
+
+    /// The data is encoded.
+    pub fn data(&mut self) {
+        self.data = in_use();
+    }
+
+    /// What there is; a tokenizer that was not loaded is estimated by its vocabulary.
+    fn present(&self, vocab_size: usize) -> Present {
+        let program = self.start.unwrap_or(PROGRAM);
+        let estimate = TOKENIZER_BASE + TOKENIZER_BYTES_PER_TOKEN * vocab_size as u64;
+        let tokenizer = self.tokenizer.map_or(estimate, |now| now.saturating_sub(program));
+        let data = self.data.map_or(0, |now| now.saturating_sub(program + tokenizer));
+        let peak = memory::peak().unwrap_or(0);
+        Present { program: program + GROWTH, tokenizer, data, peak, copied: self.copied }
+    }
+}
+
+/// Bytes in memory, without the heap that is free.
+fn in_use() -> Option<u64> {
+    heap::trim();
+    memory::resident()
+}
+
+/// A plan, and why it is as it is.
+pub struct Forecast {
+    /// The plan.
+    pub plan: MemoryPlan,
+    /// The limit that was given.
+    pub limit: Option<u64>,
+    /// What this process could have in all, where the system tells.
+    pub available: Option<u64>,
+    /// Whether it fits only because the system may take pages of the weights back.
+    pub crowded: bool,
+}
+
+impl Forecast {
+    /// Plans a run. Without data, every record is taken to be as long as the settings allow.
+    ///
+    /// Without a limit, everything is kept if it fits into the memory that is available; otherwise the planner chooses.
+    ///
+    /// # Errors
+    /// If the run does not fit, or the base's weights are not sound.
+    pub fn of(
+        run: &Run,
+        config: &ModelConfig,
+        data: Option<(&Prepared, &Tokenizer, &[Question])>,
+        gauge: &Gauge,
+    ) -> Result<Self> {
+        let input = input(run, config, data, gauge)?;
+        let (limit, here) = (run.memory_limit, memory::resident().unwrap_or(0));
+        let available = memory::available().map(|free| free + here);
+        let settled = |plan, crowded| Ok(Self { plan, limit, available, crowded });
+        let Some(room) = limit.or(available) else { return settled(MemoryPlan::new(&input, None)?, false) };
+        match MemoryPlan::new(&input, Some(room)) {
+            Ok(plan) => settled(plan, false),
+            // Weights are pages of a file: without a limit of the user's, the system may read them again and again.
+            Err(TrainError::Memory { .. }) if limit.is_none() => {
+                settled(MemoryPlan::new(&input, Some(room + input.weights))?, true)
+            }
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Hands the plan to the trainer, which makes its buffers.
+    pub fn reserve(&self, trainer: &mut Trainer) {
+        let plan = &self.plan;
+        trainer.reserve(plan.layers.policies(), plan.tokens as usize, plan.trained_tokens as usize);
+    }
+
+    /// The plan in two lines.
+    pub fn say(&self, printer: &Printer) {
+        let plan = &self.plan;
+        let row = |zh: &str, en: &str, value: String| {
+            let name = printer.err(Look::Dim, &text::pad(printer.pick(zh, en), 10));
+            printer.say(&format!("{name} {value}"));
+        };
+        let state = plan.adapter + plan.optimizer + plan.gradients;
+        let rest = plan.tokenizer + plan.data + plan.program + plan.passing;
+        let [total, weights, state, activations, scratch, rest] =
+            [plan.total, plan.weights, state, plan.activations, plan.scratch.total(), rest].map(display);
+        let most = self.bound(printer);
+        row(
+            "内存",
+            "memory",
+            printer.pick(
+                format!("预计峰值 {total}{most}：权重 {weights}，适配器 {state}，激活 {activations}，工作区 {scratch}，其余 {rest}"),
+                format!("peak {total} foreseen{most}: weights {weights}, adapter {state}, activations {activations}, scratch {scratch}, rest {rest}"),
+            ),
+        );
+        row("各层", "layers", layers(&plan.layers, printer));
+        if self.crowded {
+            printer.warn(printer.pick(
+                "内存放不下全部权重：系统会反复从磁盘读取，训练会很慢",
+                "not all weights stay in memory: the system will read them from disk again and again, and be slow",
+            ));
+        }
+    }
+
+    /// ` of 8.00 GiB`, whichever bound there is.
+    fn bound(&self, printer: &Printer) -> String {
+        match (self.limit, self.available) {
+            (Some(limit), _) => {
+                let limit = display(limit);
+                printer.pick(format!("（上限 {limit}）"), format!(" under a limit of {limit}"))
+            }
+            (None, Some(available)) => {
+                let available = display(available);
+                printer.pick(format!("（可用 {available}）"), format!(" of {available} available"))
+            }
+            (None, None) => String::new(),
+        }
+    }
+
+    /// The forecast beside what was used.
+    pub fn measured(self) -> MemoryUse {
+        MemoryUse { plan: self.plan, peak: memory::peak() }
+    }
+}
+
+/// What layers keep, in words.
+pub fn layers(layers: &Layers, printer: &Printer) -> String {
+    let Layers { recompute, keep_some, keep_all } = *layers;
+    if recompute + keep_some == 0 {
+        return printer.pick(
+            format!("{keep_all} 层全部保留激活：没有重复计算"),
+            format!("all {keep_all} keep everything: nothing is computed twice"),
+        );
+    }
+    let kinds = [
+        (recompute, "只留输入并重算", "recompute from their input"),
+        (keep_some, "丢弃归一化与激活函数的结果", "drop what is cheap to make again"),
+        (keep_all, "全部保留", "keep everything"),
+    ];
+    let said: Vec<String> = kinds
+        .into_iter()
+        .filter(|(count, ..)| *count > 0)
+        .map(|(count, zh, en)| printer.pick(format!("{count} 层{zh}"), format!("{count} {en}")))
+        .collect();
+    said.join(printer.pick("，", ", "))
+}
+
+/// The peak of a finished run beside its forecast; `None` where the system does not tell.
+pub fn peak_line(memory: &MemoryUse, printer: &Printer) -> Option<String> {
+    let (peak, planned) = (display(memory.peak?), display(memory.plan.total));
+    Some(printer.pick(
+        format!("内存峰值    {peak}，预计 {planned}"),
+        format!("peak memory     {peak}, {planned} foreseen"),
+    ))
+}
+
+fn input(
+    run: &Run,
+    config: &ModelConfig,
+    data: Option<(&Prepared, &Tokenizer, &[Question])>,
+    gauge: &Gauge,
+) -> Result<PlanInput> {
+    let cpu = run.compute.options(run.settings.dtype.into())?;
+    let mut input = PlanInput {
+        config: config.clone(),
+        settings: run.settings.clone(),
+        cpu,
+        records: Vec::new(),
+        held_out: Vec::new(),
+        reply: ReplySize::default(),
+        weights: 0,
+        present: gauge.present(config.vocab_size),
+    };
+    let Some((data, tokenizer, questions)) = data else {
+        input.weights = weight_bytes(&run.base, config, None)?;
+        return Ok(input);
+    };
+    let sequences = || data.examples.iter().chain(&data.held_out).map(|example| &example.sequence);
+    let mut ids = sequences().flat_map(|sequence| sequence.ids.iter().copied());
+    input.weights = weight_bytes(&run.base, config, Some(&mut ids))?;
+    input.records = data.examples.iter().map(|e| RecordSize::of(&e.sequence)).collect();
+    input.held_out = data.held_out.iter().map(|e| RecordSize::of(&e.sequence)).collect();
+    let tokens = |question: &Question| {
+        let prompt = tokenizer.template().ok()?.render(&question.messages, true).ok()?;
+        Some(tokenizer.encode(&prompt).ok()?.len())
+    };
+    // A question that cannot be written is told of when it is asked.
+    let prompt_tokens = questions.iter().filter_map(tokens).max().unwrap_or(0);
+    input.reply = ReplySize { prompt_tokens, new_tokens: REPLY_TOKENS };
+    Ok(input)
+}

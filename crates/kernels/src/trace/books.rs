@@ -1,0 +1,141 @@
+//! What a trace keeps account of: bytes that live, bytes of working memory, work.
+
+use std::sync::{Arc, Mutex};
+
+use crate::cpu::pool::lock;
+
+/// Bytes and work of everything that ran on a [`Trace`](super::Trace).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Footprint {
+    /// Bytes of the buffers that are alive.
+    pub live: u64,
+    /// The most that buffers and working memory came to at any time.
+    pub peak: u64,
+    /// Working memory of the back end, which only grows.
+    pub scratch: ScratchBytes,
+    /// Multiplications and additions.
+    pub flops: u64,
+}
+
+/// Working memory by what it is for, in bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ScratchBytes {
+    /// Packed operands of products with the base.
+    pub products: u64,
+    /// Low-rank products.
+    pub low_rank: u64,
+    /// Tiles of attention, of every thread.
+    pub attention: u64,
+    /// Logits of the loss head.
+    pub head: u64,
+    /// Angles of the rotary embedding.
+    pub rope: u64,
+}
+
+impl ScratchBytes {
+    /// All of it.
+    pub fn total(&self) -> u64 {
+        self.products + self.low_rank + self.attention + self.head + self.rope
+    }
+}
+
+/// One grow-only piece of a back end's working memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Pool {
+    /// `A`, `B` of each thread, and the words of a few rows.
+    Products(usize),
+    /// In the order of `low_rank::Sizes`, the shared ones first.
+    LowRank(usize),
+    /// In the order of `attention::Scratch::buffers`.
+    Attention(usize),
+    Head,
+    Rope,
+}
+
+/// The account itself, shared with every buffer so that a dropped one is taken off it.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Books(Arc<Mutex<Account>>);
+
+#[derive(Debug, Default)]
+struct Account {
+    live: u64,
+    peak: u64,
+    flops: u64,
+    products: [u64; 3],
+    low_rank: [u64; 8],
+    attention: [u64; 13],
+    head: u64,
+    rope: u64,
+}
+
+impl Account {
+    fn scratch(&self) -> ScratchBytes {
+        ScratchBytes {
+            products: self.products.iter().sum(),
+            low_rank: self.low_rank.iter().sum(),
+            attention: self.attention.iter().sum(),
+            head: self.head,
+            rope: self.rope,
+        }
+    }
+
+    fn note_peak(&mut self) {
+        self.peak = self.peak.max(self.live + self.scratch().total());
+    }
+}
+
+impl Books {
+    /// Books a buffer; it is alive until the handle is dropped.
+    pub fn alloc(&self, bytes: u64) -> Booked {
+        let mut account = lock(&self.0);
+        account.live += bytes;
+        account.note_peak();
+        Booked { books: self.clone(), bytes }
+    }
+
+    /// Notes that a pool holds at least `bytes` from now on.
+    pub fn hold(&self, pool: Pool, bytes: u64) {
+        let mut account = lock(&self.0);
+        let held = match pool {
+            Pool::Products(i) => &mut account.products[i],
+            Pool::LowRank(i) => &mut account.low_rank[i],
+            Pool::Attention(i) => &mut account.attention[i],
+            Pool::Head => &mut account.head,
+            Pool::Rope => &mut account.rope,
+        };
+        *held = bytes.max(*held);
+        account.note_peak();
+    }
+
+    /// Adds work.
+    pub fn work(&self, flops: u64) {
+        let mut account = lock(&self.0);
+        account.flops = account.flops.saturating_add(flops);
+    }
+
+    /// Where the account stands.
+    pub fn footprint(&self) -> Footprint {
+        let account = lock(&self.0);
+        Footprint { live: account.live, peak: account.peak, scratch: account.scratch(), flops: account.flops }
+    }
+
+    /// Forgets everything but the buffers that are alive.
+    pub fn restart(&self) {
+        let mut account = lock(&self.0);
+        let live = account.live;
+        *account = Account { live, peak: live, ..Account::default() };
+    }
+}
+
+/// The handle of a buffer that has no elements, only a size.
+#[derive(Debug)]
+pub(super) struct Booked {
+    books: Books,
+    bytes: u64,
+}
+
+impl Drop for Booked {
+    fn drop(&mut self) {
+        lock(&self.books.0).live -= self.bytes;
+    }
+}

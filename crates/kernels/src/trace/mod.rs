@@ -1,0 +1,397 @@
+//! The back end that computes nothing: it books the bytes that [`Cpu`](crate::Cpu) would hold, and the work it
+//! would do, while the very same code runs over it.
+
+mod books;
+#[cfg(test)]
+mod tests;
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use self::books::{Books, Pool};
+pub use self::books::{Footprint, ScratchBytes};
+use crate::cpu::head::Head;
+use crate::cpu::low_rank::{LowRank, Sizes};
+use crate::cpu::pool::Scratch;
+use crate::cpu::{CpuOptions, describe};
+use crate::gemm::{FewRows, Gemm};
+use crate::lora::LoraDims;
+use crate::rope::RopeTable;
+use crate::{AdamW, AttentionDims, Backend, Buffer, Dropout, Isa, LoraRef, Matrix, Segment, attention};
+
+/// Books what a [`Cpu`](crate::Cpu) of the same options would use. Whatever is read from it is zero.
+///
+/// Working memory comes from the functions by which `Cpu` sizes its own; every thread is taken to have met the
+/// largest task.
+#[derive(Debug)]
+pub struct Trace {
+    isa: Isa,
+    threads: usize,
+    bf16: bool,
+    books: Books,
+}
+
+impl Trace {
+    /// A trace of a [`Cpu`](crate::Cpu) with these options.
+    ///
+    /// # Panics
+    /// If `options.isa` is not supported by this machine, see [`Isa::is_supported`].
+    pub fn new(options: CpuOptions) -> Self {
+        let (isa, threads, bf16) = options.resolve();
+        assert!(isa.is_supported(), "this machine does not run {isa}");
+        Self { isa, threads, bf16, books: Books::default() }
+    }
+
+    /// Bytes and work so far.
+    pub fn footprint(&self) -> Footprint {
+        self.books.footprint()
+    }
+
+    /// Forgets peak, working memory and work; buffers that are alive stay booked.
+    pub fn restart(&self) {
+        self.books.restart();
+    }
+
+    /// A frozen weight of this shape, without elements.
+    pub fn matrix(rows: usize, cols: usize) -> Matrix {
+        Matrix::opaque(Arc::new(()), rows, cols)
+    }
+
+    /// The working memory of one product with the base, and its work.
+    fn product(&self, m: usize, n: usize, k: usize) {
+        let gemm = Gemm::new(self.isa, self.bf16, self.threads);
+        let [a, b] = gemm.scratch(self.threads, m, n, k);
+        self.books.hold(Pool::Products(0), Scratch::bytes(a));
+        self.books.hold(Pool::Products(1), self.threads as u64 * Scratch::bytes(b));
+        self.books.work(2 * (m * n) as u64 * k as u64);
+    }
+
+    fn low_rank(&self, Sizes { shared, own }: Sizes) {
+        for (i, len) in shared.into_iter().enumerate() {
+            self.books.hold(Pool::LowRank(i), Scratch::bytes(len));
+        }
+        for (i, len) in own.into_iter().enumerate() {
+            self.books.hold(Pool::LowRank(shared.len() + i), self.threads as u64 * Scratch::bytes(len));
+        }
+    }
+
+    /// The tiles of every task, and the work of `products` products over the keys that each query sees.
+    fn attention(
+        &self,
+        sizes: attention::Scratch<usize>,
+        segments: &[Segment],
+        dims: AttentionDims,
+        products: u64,
+    ) {
+        let mut sizes = sizes;
+        for (i, len) in sizes.buffers().into_iter().enumerate() {
+            self.books.hold(Pool::Attention(i), self.threads as u64 * 4 * *len as u64);
+        }
+        let seen = |s: &Segment| {
+            let (q, past) = (s.q_len as u64, (s.kv_len - s.q_len) as u64);
+            q * past + q * (q + 1) / 2
+        };
+        let pairs: u64 = segments.iter().map(seen).sum();
+        self.books.work(2 * products * pairs * (dims.heads * dims.head_dim) as u64);
+    }
+}
+
+/// `sizes` grown to hold `more` too.
+fn largest(
+    mut sizes: attention::Scratch<usize>,
+    mut more: attention::Scratch<usize>,
+) -> attention::Scratch<usize> {
+    for (size, more) in sizes.buffers().into_iter().zip(more.buffers()) {
+        *size = (*size).max(*more);
+    }
+    sizes
+}
+
+/// Panics where a buffer is shorter than `Cpu` would need it: a plan of a wrong shape is worth nothing.
+fn check(buffer: &Buffer, len: usize) {
+    assert!(buffer.len() >= len, "a buffer of {} elements where {len} are needed", buffer.len());
+}
+
+impl Backend for Trace {
+    fn name(&self) -> String {
+        format!("trace of {}", describe(self.isa, self.threads, self.bf16))
+    }
+
+    fn alloc(&self, len: usize) -> Buffer {
+        Buffer::opaque(Box::new(self.books.alloc(4 * len as u64)), len)
+    }
+
+    fn write(&self, dst: &mut Buffer, offset: usize, src: &[f32]) {
+        check(dst, offset + src.len());
+    }
+
+    fn read(&self, dst: &mut [f32], src: &Buffer, offset: usize) {
+        check(src, offset + dst.len());
+        dst.fill(0.0);
+    }
+
+    fn zero(&self, dst: &mut Buffer, len: usize) {
+        check(dst, len);
+    }
+
+    fn add(&self, dst: &mut Buffer, src: &Buffer, len: usize) {
+        check(dst, len);
+        check(src, len);
+        self.books.work(len as u64);
+    }
+
+    fn copy_rows(
+        &self,
+        dst: &mut Buffer,
+        dst_row: usize,
+        src: &Buffer,
+        src_row: usize,
+        n: usize,
+        cols: usize,
+    ) {
+        check(dst, (dst_row + n) * cols);
+        check(src, (src_row + n) * cols);
+    }
+
+    fn gather_rows(&self, out: &mut Buffer, _inp: &Buffer, rows: &[u32], cols: usize) {
+        check(out, rows.len() * cols);
+    }
+
+    fn gather_rows_backward(&self, _dinp: &mut Buffer, dout: &Buffer, rows: &[u32], cols: usize) {
+        check(dout, rows.len() * cols);
+        self.books.work((rows.len() * cols) as u64);
+    }
+
+    fn embedding_forward(&self, out: &mut Buffer, table: &Matrix, ids: &[u32]) {
+        check(out, ids.len() * table.cols());
+    }
+
+    fn rmsnorm_forward(
+        &self,
+        out: &mut Buffer,
+        rstd: &mut Buffer,
+        inp: &Buffer,
+        weight: &Buffer,
+        _eps: f32,
+        n: usize,
+    ) {
+        let len = n * weight.len();
+        check(out, len);
+        check(inp, len);
+        check(rstd, n);
+        self.books.work(4 * len as u64);
+    }
+
+    fn rmsnorm_backward(
+        &self,
+        dinp: &mut Buffer,
+        dout: &Buffer,
+        inp: &Buffer,
+        rstd: &Buffer,
+        weight: &Buffer,
+        n: usize,
+    ) {
+        let len = n * weight.len();
+        check(dinp, len);
+        check(dout, len);
+        check(inp, len);
+        check(rstd, n);
+        self.books.work(8 * len as u64);
+    }
+
+    fn linear_forward(&self, out: &mut Buffer, inp: &Buffer, w: &Matrix, n: usize) {
+        check(out, n * w.rows());
+        check(inp, n * w.cols());
+        if n <= FewRows::MOST {
+            let words = FewRows::new(self.isa, self.bf16).scratch(n, w.cols());
+            self.books.hold(Pool::Products(2), Scratch::bytes(words));
+            return self.books.work(2 * (n * w.rows()) as u64 * w.cols() as u64);
+        }
+        self.product(n, w.rows(), w.cols());
+    }
+
+    fn linear_backward(&self, dinp: &mut Buffer, dout: &Buffer, w: &Matrix, n: usize) {
+        check(dinp, n * w.cols());
+        check(dout, n * w.rows());
+        self.product(n, w.cols(), w.rows());
+    }
+
+    fn lora_forward(
+        &self,
+        out: &mut Buffer,
+        mid: &mut Buffer,
+        inp: &Buffer,
+        lora: LoraRef<'_>,
+        rows: Range<usize>,
+        dropout: Option<Dropout>,
+    ) {
+        check(out, rows.end * lora.d_out);
+        check(mid, rows.end * lora.rank);
+        check(inp, rows.end * lora.d_in);
+        let low_rank = LowRank::new(self.isa, 0);
+        self.low_rank(low_rank.forward_sizes(rows.len(), LoraDims::of(&lora), dropout.is_some()));
+        self.books.work(2 * (rows.len() * lora.rank * (lora.d_in + lora.d_out)) as u64);
+    }
+
+    fn lora_backward(
+        &self,
+        dinp: Option<&mut Buffer>,
+        dparams: &mut Buffer,
+        dout: &Buffer,
+        inp: &Buffer,
+        mid: &Buffer,
+        lora: LoraRef<'_>,
+        rows: Range<usize>,
+        dropout: Option<Dropout>,
+    ) {
+        let wanted = dinp.is_some();
+        if let Some(dinp) = dinp {
+            check(dinp, rows.end * lora.d_in);
+        }
+        check(dparams, lora.b + lora.d_out * lora.rank);
+        check(dout, rows.end * lora.d_out);
+        check(inp, rows.end * lora.d_in);
+        check(mid, rows.end * lora.rank);
+        let low_rank = LowRank::new(self.isa, 0);
+        self.low_rank(low_rank.backward_sizes(rows.len(), LoraDims::of(&lora), dropout.is_some()));
+        let products = 2 * lora.d_out + if wanted { 2 } else { 1 } * lora.d_in;
+        self.books.work(2 * (rows.len() * lora.rank * products) as u64);
+    }
+
+    fn rope_forward(
+        &self,
+        x: &mut Buffer,
+        inv_freq: &[f32],
+        positions: &[u32],
+        heads: usize,
+        head_dim: usize,
+    ) {
+        check(x, positions.len() * heads * head_dim);
+        self.books.hold(Pool::Rope, RopeTable::bytes(inv_freq.len(), positions.len()));
+        self.books.work(3 * (positions.len() * heads * head_dim) as u64);
+    }
+
+    fn rope_backward(
+        &self,
+        dx: &mut Buffer,
+        inv_freq: &[f32],
+        positions: &[u32],
+        heads: usize,
+        head_dim: usize,
+    ) {
+        self.rope_forward(dx, inv_freq, positions, heads, head_dim);
+    }
+
+    fn attention_forward(
+        &self,
+        out: &mut Buffer,
+        lse: &mut Buffer,
+        q: &Buffer,
+        k: &Buffer,
+        v: &Buffer,
+        segments: &[Segment],
+        dims: AttentionDims,
+    ) {
+        for s in segments {
+            check(out, (s.q_start + s.q_len) * dims.heads * dims.head_dim);
+            check(q, (s.q_start + s.q_len) * dims.heads * dims.head_dim);
+            check(lse, (s.q_start + s.q_len) * dims.heads);
+            check(k, (s.kv_start + s.kv_len) * dims.kv_heads * dims.head_dim);
+            check(v, (s.kv_start + s.kv_len) * dims.kv_heads * dims.head_dim);
+        }
+        let tasks = attention::forward_tasks(segments, dims);
+        let sizes = tasks.iter().map(|task| attention::forward_sizes(task, dims));
+        self.attention(sizes.fold(attention::Scratch::default(), largest), segments, dims, 2);
+    }
+
+    fn attention_backward(
+        &self,
+        dq: &mut Buffer,
+        dk: &mut Buffer,
+        dv: &mut Buffer,
+        _dout: &Buffer,
+        _out: &Buffer,
+        _lse: &Buffer,
+        _q: &Buffer,
+        _k: &Buffer,
+        _v: &Buffer,
+        segments: &[Segment],
+        dims: AttentionDims,
+    ) {
+        for s in segments {
+            check(dq, (s.q_start + s.q_len) * dims.heads * dims.head_dim);
+            check(dk, (s.kv_start + s.kv_len) * dims.kv_heads * dims.head_dim);
+            check(dv, (s.kv_start + s.kv_len) * dims.kv_heads * dims.head_dim);
+        }
+        let tasks = attention::backward_tasks(segments, dims);
+        let sizes = tasks.iter().map(|task| attention::backward_sizes(task, dims));
+        self.attention(sizes.fold(attention::Scratch::default(), largest), segments, dims, 5);
+    }
+
+    fn swiglu_forward(&self, out: &mut Buffer, gate: &Buffer, up: &Buffer, len: usize) {
+        check(out, len);
+        check(gate, len);
+        check(up, len);
+        self.books.work(5 * len as u64);
+    }
+
+    fn swiglu_backward(
+        &self,
+        dgate: &mut Buffer,
+        dup: &mut Buffer,
+        dout: &Buffer,
+        gate: &Buffer,
+        up: &Buffer,
+        len: usize,
+    ) {
+        for buffer in [&*dgate, &*dup, dout, gate, up] {
+            check(buffer, len);
+        }
+        self.books.work(10 * len as u64);
+    }
+
+    fn head_loss(
+        &self,
+        losses: &mut [f32],
+        dinp: Option<&mut Buffer>,
+        inp: &Buffer,
+        head: &Matrix,
+        targets: &[u32],
+        _dloss: f32,
+    ) {
+        let (v, c) = (head.rows(), head.cols());
+        check(inp, targets.len() * c);
+        let dinp = dinp.inspect(|dinp| check(dinp, targets.len() * c)).is_some();
+        losses[..targets.len()].fill(0.0);
+        for chunk in targets.chunks(Head::chunk_rows(v)) {
+            let m = chunk.len();
+            self.books.hold(Pool::Head, Scratch::bytes(m * v));
+            self.product(m, v, c);
+            if dinp {
+                self.product(m, c, v);
+            }
+            self.books.work(5 * (m * v) as u64);
+        }
+    }
+
+    fn adamw(
+        &self,
+        params: &mut Buffer,
+        grads: &Buffer,
+        m: &mut Buffer,
+        v: &mut Buffer,
+        len: usize,
+        _step: AdamW,
+    ) {
+        for buffer in [&*params, grads, &*m, &*v] {
+            check(buffer, len);
+        }
+        self.books.work(15 * len as u64);
+    }
+
+    fn sum_of_squares(&self, x: &Buffer, len: usize) -> f64 {
+        check(x, len);
+        self.books.work(2 * len as u64);
+        0.0
+    }
+}

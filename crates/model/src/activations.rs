@@ -1,0 +1,130 @@
+//! What a layer keeps of its forward pass for its backward, and what it makes again.
+
+use std::fmt;
+use std::mem;
+
+use danlu_kernels::Backend;
+
+use crate::workspace::Slot;
+use crate::{ModelConfig, Projection};
+
+/// What a layer keeps between its forward and its backward. Operations repeat bit for bit and dropout masks are
+/// drawn from counters, so no policy changes a result.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum ActivationPolicy {
+    /// Everything: nothing is computed twice.
+    #[default]
+    KeepAll,
+    /// All but what a pass over memory makes again: both norms and the product inside the MLP.
+    KeepSome,
+    /// Its input alone: the block runs again before its backward.
+    Recompute,
+}
+
+impl ActivationPolicy {
+    /// The name in a plan: `keep all`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::KeepAll => "keep all",
+            Self::KeepSome => "keep some",
+            Self::Recompute => "recompute",
+        }
+    }
+}
+
+impl fmt::Display for ActivationPolicy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// What the backward of one layer reads.
+#[derive(Debug, Default)]
+pub(crate) struct LayerActivations {
+    /// The residual stream at entry, `(N, C)`.
+    pub inp: Slot,
+    /// Input norm, `(N, C)` and `(N)`.
+    pub norm1: Slot,
+    pub rstd1: Slot,
+    /// `(N, NH · HS)` and twice `(N, KH · HS)`, rotated.
+    pub q: Slot,
+    pub k: Slot,
+    pub v: Slot,
+    /// Attention output `(N, NH · HS)` and its log denominators `(N, NH)`.
+    pub attn: Slot,
+    pub lse: Slot,
+    /// The residual stream between attention and MLP, `(N, C)`.
+    pub res: Slot,
+    /// Post-attention norm, `(N, C)` and `(N)`.
+    pub norm2: Slot,
+    pub rstd2: Slot,
+    /// `(N, FF)` each.
+    pub gate: Slot,
+    pub up: Slot,
+    pub act: Slot,
+    /// `drop(inp) Aᵀ` of each projection, `(N, R)`, made when a pair asks for it.
+    pub mid: [Slot; Projection::ALL.len()],
+}
+
+/// The strictest policy that still keeps a buffer.
+type KeptUnder = ActivationPolicy;
+
+impl LayerActivations {
+    /// Every buffer but `mid`: the elements it has a token, and how long it is kept.
+    fn slots(&mut self, config: &ModelConfig) -> [(&mut Slot, usize, KeptUnder); 14] {
+        use ActivationPolicy::*;
+        let (c, ff, heads) = (config.hidden_size, config.intermediate_size, config.num_attention_heads);
+        let (q, kv) = (heads * config.head_dim, config.num_key_value_heads * config.head_dim);
+        [
+            (&mut self.inp, c, Recompute),
+            (&mut self.norm1, c, KeepAll),
+            (&mut self.rstd1, 1, KeepSome),
+            (&mut self.q, q, KeepSome),
+            (&mut self.k, kv, KeepSome),
+            (&mut self.v, kv, KeepSome),
+            (&mut self.attn, q, KeepSome),
+            (&mut self.lse, heads, KeepSome),
+            (&mut self.res, c, KeepSome),
+            (&mut self.norm2, c, KeepAll),
+            (&mut self.rstd2, 1, KeepSome),
+            (&mut self.gate, ff, KeepSome),
+            (&mut self.up, ff, KeepSome),
+            (&mut self.act, ff, KeepAll),
+        ]
+    }
+
+    /// Makes room for `n` tokens in what `policy` keeps, or with `shared` in what it does not.
+    pub fn reserve(
+        &mut self,
+        config: &ModelConfig,
+        backend: &dyn Backend,
+        n: usize,
+        policy: ActivationPolicy,
+        shared: bool,
+    ) {
+        for (slot, width, kept_under) in self.slots(config) {
+            if (policy <= kept_under) != shared {
+                slot.reserve(backend, n * width);
+            }
+        }
+    }
+
+    /// Exchanges what `policy` does not keep with the buffers that all layers share.
+    pub fn exchange(&mut self, shared: &mut Self, policy: ActivationPolicy) {
+        match policy {
+            ActivationPolicy::KeepAll => {}
+            ActivationPolicy::KeepSome => {
+                mem::swap(&mut self.norm1, &mut shared.norm1);
+                mem::swap(&mut self.norm2, &mut shared.norm2);
+                mem::swap(&mut self.act, &mut shared.act);
+            }
+            ActivationPolicy::Recompute => {
+                mem::swap(self, shared);
+                mem::swap(&mut self.inp, &mut shared.inp);
+                // The last `mid` stays too: to make it again would cost the product that ends the block.
+                let down = Projection::DownProj.index();
+                mem::swap(&mut self.mid[down], &mut shared.mid[down]);
+            }
+        }
+    }
+}

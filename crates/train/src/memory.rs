@@ -1,0 +1,113 @@
+//! Bytes of memory: what this process holds, what it held at most, and what the machine can still give.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// Bytes that this process has in memory at present, pages of mapped files among them.
+///
+/// `None` where the system does not tell.
+pub fn resident() -> Option<u64> {
+    status("VmRSS:")
+}
+
+/// The most that [`resident`] has ever been.
+pub fn peak() -> Option<u64> {
+    status("VmHWM:")
+}
+
+/// Bytes that a process may take before the machine, or the control group it runs in, has none left.
+pub fn available() -> Option<u64> {
+    let machine = field(&fs::read_to_string("/proc/meminfo").ok()?, "MemAvailable:")?;
+    let groups = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+    let group = groups.lines().filter_map(|line| group_room(Path::new("/sys/fs/cgroup"), line)).min();
+    Some(group.map_or(machine, |room| room.min(machine)))
+}
+
+/// Bytes as `310 MiB` or `1.25 GiB`, rounded up: what is asked for in these units is enough.
+///
+/// ```
+/// assert_eq!(danlu_train::memory::display(1 << 30), "1.00 GiB");
+/// assert_eq!(danlu_train::memory::display(5_000_000), "4.8 MiB");
+/// ```
+pub fn display(bytes: u64) -> String {
+    let mib = bytes as f64 / (1u64 << 20) as f64;
+    match mib {
+        ..10.0 => format!("{:.1} MiB", (mib * 10.0).ceil() / 10.0),
+        10.0..1000.0 => format!("{} MiB", mib.ceil()),
+        _ => format!("{:.2} GiB", (mib / 10.24).ceil() / 100.0),
+    }
+}
+
+fn status(name: &str) -> Option<u64> {
+    field(&fs::read_to_string("/proc/self/status").ok()?, name)
+}
+
+/// `VmRSS:     1234 kB` in bytes.
+fn field(text: &str, name: &str) -> Option<u64> {
+    let line = text.lines().find(|line| line.starts_with(name))?;
+    line.split_whitespace().nth(1)?.parse::<u64>().ok()?.checked_mul(1024)
+}
+
+/// What the tightest group on the path of one line of `/proc/self/cgroup` has left: `0::/user.slice` of version 2,
+/// `4:memory:/docker/1` of version 1.
+fn group_room(root: &Path, line: &str) -> Option<u64> {
+    let mut parts = line.splitn(3, ':').skip(1);
+    let (controllers, path) = (parts.next()?, parts.next()?);
+    let (root, limit, used, cached) = match controllers {
+        "" => (root.to_owned(), "memory.max", "memory.current", "inactive_file"),
+        "memory" => {
+            (root.join("memory"), "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+        }
+        _ => return None,
+    };
+    let number = |path: PathBuf| fs::read_to_string(path).ok()?.trim().parse::<u64>().ok();
+    let room = |folder: &Path| {
+        let (limit, used) = (number(folder.join(limit))?, number(folder.join(used))?);
+        // Pages of files that nobody uses are counted as used, and given up when asked for.
+        let stat = fs::read_to_string(folder.join("memory.stat")).unwrap_or_default();
+        let cached = stat.lines().find_map(|line| line.strip_prefix(cached)?.trim().parse::<u64>().ok());
+        Some((limit + cached.unwrap_or(0)).saturating_sub(used))
+    };
+    let own = root.join(path.trim_start_matches('/'));
+    own.ancestors().take_while(|folder| folder.starts_with(&root)).filter_map(room).min()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_of_proc_is_read_in_bytes() {
+        assert_eq!(field("Name:\tx\nVmRSS:\t    12 kB\n", "VmRSS:"), Some(12 << 10));
+        assert_eq!(field("VmHWM:\t many kB\n", "VmHWM:"), None);
+    }
+
+    #[test]
+    fn the_tightest_group_on_the_path_counts() {
+        let root = tempfile::tempdir().unwrap();
+        let write = |name: &str, text: &str| {
+            let path = root.path().join(name);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, text).unwrap();
+        };
+        write("a/memory.max", "1000\n");
+        write("a/memory.current", "600\n");
+        write("a/memory.stat", "anon 500\ninactive_file 100\n");
+        write("a/b/memory.max", "max\n");
+        write("a/b/memory.current", "100\n");
+        write("memory/c/memory.limit_in_bytes", "300\n");
+        write("memory/c/memory.usage_in_bytes", "50\n");
+        assert_eq!(group_room(root.path(), "0::/a/b"), Some(500));
+        assert_eq!(group_room(root.path(), "4:memory:/c"), Some(250));
+        assert_eq!(group_room(root.path(), "5:devices:/c"), None);
+        assert_eq!(group_room(root.path(), "0::/absent"), None);
+    }
+
+    #[test]
+    #[cfg(target_os = "linux")]
+    fn this_process_has_some_memory_and_never_more_than_its_peak() {
+        let (now, most) = (resident().unwrap(), peak().unwrap());
+        assert!(0 < now && now <= most + (1 << 20), "{now} of {most}");
+        assert!(available().unwrap() > 0);
+    }
+}

@@ -1,0 +1,186 @@
+//! The batches that decide how much memory a run takes, found without a token of text.
+
+use danlu_model::{Batch, Sequence};
+
+use crate::TrainSettings;
+use crate::feed::Feed;
+use crate::trainer::evaluation_groups;
+
+/// Steps that are looked at one by one; of a longer run the rest is bounded from above.
+const MOST_STEPS: u64 = 200_000;
+
+/// How long a record is: all that memory depends on.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct RecordSize {
+    /// Tokens.
+    pub tokens: usize,
+    /// Those that carry a loss.
+    pub trained: usize,
+}
+
+impl RecordSize {
+    /// The size of `sequence`.
+    pub fn of(sequence: &Sequence) -> Self {
+        Self { tokens: sequence.ids.len(), trained: sequence.trained_tokens() }
+    }
+
+    /// A record of that size cut to `max_length`.
+    pub fn cut(self, max_length: usize) -> Self {
+        let tokens = self.tokens.min(max_length);
+        Self { tokens, trained: self.trained.min(tokens.saturating_sub(1)) }
+    }
+
+    /// Some sequence of this size.
+    fn sequence(self) -> Sequence {
+        let trained = (0..self.tokens).map(|i| i + self.trained >= self.tokens).collect();
+        Sequence { ids: vec![0; self.tokens], trained }
+    }
+}
+
+/// The records of one micro-batch.
+type Micro = Vec<RecordSize>;
+
+/// The steps and evaluations of a run that no other exceeds in everything.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Load {
+    steps: Vec<Vec<Micro>>,
+    evaluations: Vec<Micro>,
+    /// Most tokens of a micro-batch.
+    pub tokens: usize,
+    /// Most trained tokens of a micro-batch.
+    pub labels: usize,
+}
+
+impl Load {
+    /// What a run over these records meets.
+    pub fn of(records: &[RecordSize], held_out: &[RecordSize], settings: &TrainSettings) -> Self {
+        let lengths: Vec<usize> = records.iter().map(|record| record.tokens).collect();
+        let mut feed = Feed::new(&lengths, settings);
+        let total = settings.total_steps(feed.micro_batches());
+        let mut worst = Worst::default();
+        for step in 1..=total.min(MOST_STEPS) {
+            let micros = feed.step(step).into_iter();
+            worst
+                .see(micros.map(|micro| micro.into_iter().map(|record| records[record]).collect()).collect());
+        }
+        if total > MOST_STEPS {
+            worst.see(vec![bound(records, settings); settings.gradient_accumulation_steps]);
+        }
+        let steps = worst.into_kept();
+        let mut worst = Worst::default();
+        for group in evaluation_groups(held_out, |record| record.tokens, settings.max_length) {
+            worst.see(vec![group.to_vec()]);
+        }
+        let most = |size: fn(&Micro) -> usize| steps.iter().flatten().map(size).max().unwrap_or(0);
+        let (tokens, labels) = (most(tokens), most(labels));
+        Self { evaluations: worst.into_kept().into_iter().flatten().collect(), tokens, labels, steps }
+    }
+
+    /// Those steps as batches.
+    pub fn batches(&self) -> impl Iterator<Item = Vec<Batch>> + '_ {
+        self.steps.iter().map(|step| step.iter().map(|micro| Batch::new(&sequences(micro))).collect())
+    }
+
+    /// Those evaluations, each the records of one batch.
+    pub fn evaluations(&self) -> impl Iterator<Item = Vec<Sequence>> + '_ {
+        self.evaluations.iter().map(sequences)
+    }
+}
+
+#[allow(clippy::ptr_arg, reason = "the alias is the noun here")]
+fn sequences(micro: &Micro) -> Vec<Sequence> {
+    micro.iter().map(|record| record.sequence()).collect()
+}
+
+fn tokens(micro: &Micro) -> usize {
+    micro.iter().map(|record| record.tokens).sum()
+}
+
+fn labels(micro: &Micro) -> usize {
+    micro.iter().map(|record| record.trained).sum()
+}
+
+/// A micro-batch that none of a run exceeds.
+fn bound(records: &[RecordSize], settings: &TrainSettings) -> Micro {
+    let longest = match settings.packing {
+        true => RecordSize { tokens: settings.max_length, trained: settings.max_length },
+        false => RecordSize {
+            tokens: records.iter().map(|record| record.tokens).max().unwrap_or(0),
+            trained: records.iter().map(|record| record.trained).max().unwrap_or(0),
+        },
+    };
+    vec![longest; settings.per_device_train_batch_size]
+}
+
+/// Keeps, by each measure, the largest step seen: work buffers only grow, so the others do not matter.
+#[derive(Default)]
+struct Worst {
+    kept: [Option<(usize, Vec<Micro>)>; 5],
+}
+
+impl Worst {
+    fn see(&mut self, step: Vec<Micro>) {
+        let most = |size: fn(&Micro) -> usize| step.iter().map(size).max().unwrap_or(0);
+        let sum = |size: fn(&Micro) -> usize| step.iter().map(size).sum();
+        let longest = |micro: &Micro| micro.iter().map(|record| record.tokens).max().unwrap_or(0);
+        let measures = [most(tokens), most(labels), most(longest), sum(tokens), sum(labels)];
+        for (kept, measure) in self.kept.iter_mut().zip(measures) {
+            if kept.as_ref().is_none_or(|(most, _)| measure > *most) {
+                *kept = Some((measure, step.clone()));
+            }
+        }
+    }
+
+    fn into_kept(self) -> Vec<Vec<Micro>> {
+        let mut steps: Vec<Vec<Micro>> = Vec::new();
+        for (_, step) in self.kept.into_iter().flatten() {
+            if !steps.contains(&step) {
+                steps.push(step);
+            }
+        }
+        steps
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn record(tokens: usize, trained: usize) -> RecordSize {
+        RecordSize { tokens, trained }
+    }
+
+    #[test]
+    fn a_made_up_sequence_has_the_size_it_was_made_for() {
+        for size in [record(2, 1), record(9, 8), record(30, 4)] {
+            assert_eq!(RecordSize::of(&size.sequence()), size);
+        }
+        assert_eq!(record(30, 20).cut(10), record(10, 9));
+    }
+
+    #[test]
+    fn the_largest_batches_of_the_real_order_are_found() {
+        let records: Vec<_> = (0..101).map(|i| record(10 + i * 37 % 90, 1 + i * 13 % 9)).collect();
+        let held_out = [record(200, 3), record(400, 5), record(90, 60)];
+        for packing in [false, true] {
+            let settings = TrainSettings { max_length: 120, packing, ..TrainSettings::default() };
+            let load = Load::of(&records, &held_out, &settings);
+            let lengths: Vec<_> = records.iter().map(|r| r.tokens).collect();
+            let mut feed = Feed::new(&lengths, &settings);
+            let total = settings.total_steps(feed.micro_batches());
+            let sums = (1..=total).flat_map(|s| feed.step(s)).map(|micro| {
+                let sum =
+                    |size: fn(&RecordSize) -> usize| micro.iter().map(|&r| size(&records[r])).sum::<usize>();
+                (sum(|r| r.tokens), sum(|r| r.trained))
+            });
+            let (tokens, labels): (Vec<usize>, Vec<usize>) = sums.unzip();
+            assert_eq!((Some(&load.tokens), Some(&load.labels)), (tokens.iter().max(), labels.iter().max()));
+            let batches: Vec<Batch> = load.batches().flatten().collect();
+            assert!(batches.iter().any(|batch| batch.tokens() == load.tokens));
+            assert!(batches.iter().any(|batch| batch.trained_tokens() == load.labels));
+            let groups: Vec<usize> =
+                load.evaluations().map(|g| g.iter().map(|s| s.ids.len()).sum()).collect();
+            assert_eq!(groups, [490], "the last two fit into 512 tokens, and exceed the first in everything");
+        }
+    }
+}

@@ -1,0 +1,292 @@
+//! Memory planned before it is used: what a run will hold at most, and what its layers keep so that it fits.
+
+mod load;
+mod rehearsal;
+mod weights;
+
+use danlu_kernels::CpuOptions;
+use danlu_model::{ActivationPolicy, ModelConfig};
+use serde::{Deserialize, Serialize};
+
+use self::load::Load;
+pub use self::load::RecordSize;
+pub use self::rehearsal::ReplySize;
+use self::rehearsal::{Rehearsal, Rehearsed};
+pub use self::weights::weight_bytes;
+#[cfg(doc)]
+use crate::TokenIdentity;
+use crate::{TrainError, TrainSettings};
+
+/// Shortest records that a hint proposes.
+const LEAST_LENGTH: usize = 16;
+
+/// What a run is made of, as far as memory depends on it.
+#[derive(Clone, Debug)]
+pub struct PlanInput {
+    /// The base.
+    pub config: ModelConfig,
+    /// The run.
+    pub settings: TrainSettings,
+    /// What will compute.
+    pub cpu: CpuOptions,
+    /// Records to train on; with none, every record is as long as the settings allow.
+    pub records: Vec<RecordSize>,
+    /// Records to evaluate on.
+    pub held_out: Vec<RecordSize>,
+    /// Replies after the last step.
+    pub reply: ReplySize,
+    /// Bytes of the weights that a run touches, see [`weight_bytes`].
+    pub weights: u64,
+    /// What is in memory before.
+    pub present: Present,
+}
+
+/// What a process holds before it opens a base, in bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Present {
+    /// The program, its stacks, and the code that a run will page in.
+    pub program: u64,
+    /// The tokenizer.
+    pub tokenizer: u64,
+    /// Encoded records, and the heap that encoding left behind.
+    pub data: u64,
+    /// The most that there ever was, such as while the tokenizer was read.
+    pub peak: u64,
+    /// The largest file that is copied beside every checkpoint, see [`TokenIdentity::largest_file`].
+    pub copied: u64,
+}
+
+/// What a run will hold at most, in bytes; the parts add up to `total`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct MemoryPlan {
+    /// Weights of the base: pages of their files, which the system can take back and read again.
+    pub weights: u64,
+    /// The adapter's parameters.
+    pub adapter: u64,
+    /// AdamW's two moments.
+    pub optimizer: u64,
+    /// The adapter's gradient.
+    pub gradients: u64,
+    /// What passes through the layers, with its gradients.
+    pub activations: u64,
+    /// Working memory of the kernels.
+    pub scratch: Scratch,
+    /// What writing a checkpoint, and the replies at the end, take beyond that for a moment.
+    pub passing: u64,
+    /// The tokenizer.
+    pub tokenizer: u64,
+    /// Encoded records.
+    pub data: u64,
+    /// The program itself.
+    pub program: u64,
+    /// All of it: the forecast of the peak.
+    pub total: u64,
+    /// How many layers keep what.
+    pub layers: Layers,
+    /// Tokens of the largest micro-batch.
+    pub tokens: u64,
+    /// Trained tokens of the micro-batch that has most of them.
+    pub trained_tokens: u64,
+    /// Work of the heaviest step, multiplications and additions.
+    pub step_flops: u64,
+}
+
+/// Working memory of the kernels, in bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Scratch {
+    /// Packed operands of products with the base.
+    pub products: u64,
+    /// The adapter's products.
+    pub low_rank: u64,
+    /// Tiles of attention.
+    pub attention: u64,
+    /// Logits of the loss head.
+    pub head: u64,
+    /// Angles of the rotary embedding.
+    pub rope: u64,
+}
+
+impl Scratch {
+    /// All of it.
+    pub fn total(&self) -> u64 {
+        self.products + self.low_rank + self.attention + self.head + self.rope
+    }
+}
+
+/// How many layers keep what, the lowest ones least.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Layers {
+    /// Layers that keep their input alone.
+    pub recompute: usize,
+    /// Layers that drop what is cheap to make again.
+    pub keep_some: usize,
+    /// Layers that keep everything.
+    pub keep_all: usize,
+}
+
+impl Layers {
+    /// The policy of each layer, from the lowest.
+    pub fn policies(&self) -> Vec<ActivationPolicy> {
+        let Self { recompute, keep_some, keep_all } = *self;
+        let of = |policy, count| std::iter::repeat_n(policy, count);
+        of(ActivationPolicy::Recompute, recompute)
+            .chain(of(ActivationPolicy::KeepSome, keep_some))
+            .chain(of(ActivationPolicy::KeepAll, keep_all))
+            .collect()
+    }
+
+    /// Every mix worth trying on `count` layers, the cheapest in work first and each smaller than the one before.
+    ///
+    /// One layer alone that keeps less gains nothing: what it drops is held by the shared buffers instead.
+    fn ladder(count: usize) -> Vec<Self> {
+        let some = (2..=count).map(|n| Self { keep_some: n, keep_all: count - n, ..Self::default() });
+        let none = (2..=count).map(|n| Self { recompute: n, keep_some: count - n, ..Self::default() });
+        std::iter::once(Self { keep_all: count, ..Self::default() }).chain(some).chain(none).collect()
+    }
+}
+
+impl MemoryPlan {
+    /// Plans a run. Without a `limit` every layer keeps everything; with one, layers keep as much as fits.
+    ///
+    /// # Errors
+    /// If a setting is out of range, or the run does not fit even when every layer keeps least; the error then
+    /// names the largest batch, or the longest records, that would.
+    pub fn new(input: &PlanInput, limit: Option<u64>) -> Result<Self, TrainError> {
+        input.settings.validate()?;
+        let ladder = Layers::ladder(input.config.num_hidden_layers);
+        let (first, least) = (ladder[0], ladder[ladder.len() - 1]);
+        let mut planner = Planner::new(input, &input.settings)?;
+        let everything = planner.plan(first)?;
+        let Some(limit) = limit else { return Ok(everything) };
+        if everything.total <= limit {
+            return Ok(everything);
+        }
+        let smallest = planner.plan(least)?;
+        if smallest.total > limit {
+            let fits = largest_that_fits(input, limit)?;
+            return Err(TrainError::Memory { needed: smallest.total, limit, fits });
+        }
+        // The first rung that fits, between one that does not and one that does.
+        let (mut too_large, mut fits, mut plan) = (0, ladder.len() - 1, smallest);
+        while fits - too_large > 1 {
+            let middle = (too_large + fits) / 2;
+            let tried = planner.plan(ladder[middle])?;
+            if tried.total <= limit {
+                (fits, plan) = (middle, tried);
+            } else {
+                too_large = middle;
+            }
+        }
+        Ok(plan)
+    }
+
+    /// What is left of the total when the system takes back every page of the weights.
+    pub fn without_weights(&self) -> u64 {
+        self.total - self.weights
+    }
+}
+
+/// A run to be planned under one mix of policies after the other.
+struct Planner<'a> {
+    input: &'a PlanInput,
+    rehearsal: Rehearsal,
+    load: Load,
+}
+
+impl<'a> Planner<'a> {
+    fn new(input: &'a PlanInput, settings: &TrainSettings) -> Result<Self, TrainError> {
+        let cut = |records: &[RecordSize]| -> Vec<RecordSize> {
+            records.iter().map(|record| record.cut(settings.max_length)).collect()
+        };
+        let mut records = cut(&input.records);
+        if records.is_empty() {
+            let full =
+                RecordSize { tokens: settings.max_length, trained: settings.max_length }.cut(usize::MAX);
+            let count =
+                settings.per_device_train_batch_size.saturating_mul(settings.gradient_accumulation_steps);
+            records = vec![full; count.min(1 << 20)];
+        }
+        let load = Load::of(&records, &cut(&input.held_out), settings);
+        Ok(Self { input, rehearsal: Rehearsal::new(&input.config, settings, input.cpu)?, load })
+    }
+
+    fn plan(&mut self, layers: Layers) -> Result<MemoryPlan, TrainError> {
+        let PlanInput { weights, present, reply, .. } = *self.input;
+        let rehearsed = self.rehearsal.run(layers.policies(), &self.load, reply)?;
+        let Rehearsed { norms, adapter, optimizer, gradients, saving, trained, replies, step_flops } =
+            rehearsed;
+        let scratch = Scratch {
+            products: trained.scratch.products,
+            low_rank: trained.scratch.low_rank,
+            attention: trained.scratch.attention,
+            head: trained.scratch.head,
+            rope: trained.scratch.rope,
+        };
+        let activations = trained.peak - scratch.total() - norms - adapter - optimizer - gradients;
+        let Present { program, tokenizer, data, peak, copied } = present;
+        let passing = saving.max(copied).max(replies);
+        let sum = weights + trained.peak + passing + program + tokenizer + data;
+        Ok(MemoryPlan {
+            weights,
+            adapter,
+            optimizer,
+            gradients,
+            activations,
+            scratch,
+            // A base so small that reading the tokenizer was the peak.
+            passing: passing + peak.saturating_sub(sum),
+            tokenizer,
+            data,
+            program: program + norms,
+            total: sum.max(peak),
+            layers,
+            tokens: self.load.tokens as u64,
+            trained_tokens: self.load.labels as u64,
+            step_flops,
+        })
+    }
+}
+
+/// The largest batch that fits, or with the smallest batch the longest records, as a flag.
+fn largest_that_fits(input: &PlanInput, limit: u64) -> Result<Option<String>, TrainError> {
+    let least = |settings: &TrainSettings| {
+        let ladder = Layers::ladder(input.config.num_hidden_layers);
+        let plan = Planner::new(input, settings)?.plan(ladder[ladder.len() - 1])?;
+        Ok::<_, TrainError>(plan.total <= limit)
+    };
+    let batch = |size| TrainSettings { per_device_train_batch_size: size, ..input.settings.clone() };
+    if let Some(size) = largest(1, input.settings.per_device_train_batch_size, |size| least(&batch(size)))? {
+        return Ok(Some(format!("--per-device-train-batch-size {size}")));
+    }
+    let most = input.settings.max_length;
+    let cut = |max_length| TrainSettings { max_length, ..batch(1) };
+    let length = largest(LEAST_LENGTH.min(most), most, |length| least(&cut(length)))?;
+    Ok(length.map(|length| match input.settings.per_device_train_batch_size {
+        1 => format!("--max-length {length}"),
+        _ => format!("--per-device-train-batch-size 1 --max-length {length}"),
+    }))
+}
+
+/// The largest of `from .. to` for which `fits` holds, which holds for small values if for any.
+fn largest(
+    from: usize,
+    to: usize,
+    fits: impl Fn(usize) -> Result<bool, TrainError>,
+) -> Result<Option<usize>, TrainError> {
+    let (mut low, mut high) = (from, to);
+    if low >= high || !fits(low)? {
+        return Ok(None);
+    }
+    while high - low > 1 {
+        let middle = low + (high - low) / 2;
+        if fits(middle)? {
+            low = middle;
+        } else {
+            high = middle;
+        }
+    }
+    Ok(Some(low))
+}
+
+#[cfg(test)]
+mod tests;

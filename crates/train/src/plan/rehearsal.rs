@@ -1,0 +1,115 @@
+//! A run's own code over a back end that computes nothing.
+
+use std::sync::Arc;
+
+use danlu_adapter::Adapter;
+use danlu_kernels::{CpuOptions, Footprint, Trace};
+use danlu_model::{ActivationPolicy, Decoder, ModelConfig, Sequence, Workspace};
+
+use super::load::Load;
+use crate::optimizer::Optimizer;
+use crate::{Example, TrainError, TrainSettings, Trainer};
+
+/// Replies that are written after the last step, to show what the adapter does.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ReplySize {
+    /// Tokens of the longest question.
+    pub prompt_tokens: usize,
+    /// Most tokens of a reply.
+    pub new_tokens: usize,
+}
+
+/// Bytes of everything that outlives a step, and what the steps add.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct Rehearsed {
+    /// Norms, which are widened to f32.
+    pub norms: u64,
+    pub adapter: u64,
+    pub optimizer: u64,
+    pub gradients: u64,
+    /// What writing a checkpoint takes for a moment.
+    pub saving: u64,
+    /// After the last step, with all working memory.
+    pub trained: Footprint,
+    /// What replies take beyond that.
+    pub replies: u64,
+    /// Work of the heaviest step.
+    pub step_flops: u64,
+}
+
+/// A trainer over [`Trace`], to be run under one set of policies after the other.
+pub(crate) struct Rehearsal {
+    trace: Arc<Trace>,
+    trainer: Trainer,
+    norms: u64,
+    adapter: u64,
+}
+
+impl Rehearsal {
+    /// A trainer of this base with these settings, on a CPU with these options.
+    pub fn new(config: &ModelConfig, settings: &TrainSettings, cpu: CpuOptions) -> Result<Self, TrainError> {
+        let trace = Arc::new(Trace::new(cpu));
+        let live = || trace.footprint().live;
+        let decoder = Arc::new(Decoder::trace(config.clone(), trace.clone()));
+        let norms = live();
+        let adapter = Adapter::init(settings.lora_config(""), config, settings.seed, &*trace)?;
+        let adapter_bytes = live() - norms;
+        // The batches of a rehearsal are handed over; the record only makes the trainer a valid one.
+        let sequence = Sequence { ids: vec![0; 2], trained: vec![true; 2] };
+        let examples = vec![Example { sequence, origin: String::new() }];
+        let trainer = Trainer::new(decoder, adapter, examples, settings.clone(), String::new())?;
+        Ok(Self { trace, trainer, norms, adapter: adapter_bytes })
+    }
+
+    /// Evaluation, the steps of `load`, and replies, all as in a real run.
+    pub fn run(
+        &mut self,
+        policies: Vec<ActivationPolicy>,
+        load: &Load,
+        reply: ReplySize,
+    ) -> Result<Rehearsed, TrainError> {
+        self.trainer.release();
+        self.trace.restart();
+        let state = self.trace.footprint().live - self.norms - self.adapter;
+        self.trainer.reserve(policies, load.tokens, load.labels);
+        for sequences in load.evaluations() {
+            if sequences.iter().any(|sequence| sequence.trained_tokens() > 0) {
+                self.trainer.evaluate(&sequences)?;
+            }
+        }
+        let mut step_flops = 0;
+        for batches in load.batches() {
+            let before = self.trace.footprint().flops;
+            self.trainer.rehearse(&batches)?;
+            step_flops = step_flops.max(self.trace.footprint().flops - before);
+        }
+        let trained = self.trace.footprint();
+        self.trainer.release();
+        self.replies(reply)?;
+        Ok(Rehearsed {
+            norms: self.norms,
+            adapter: self.adapter,
+            optimizer: state - self.adapter,
+            gradients: self.adapter,
+            saving: Optimizer::saving_bytes(self.trainer.adapter().num_parameters()),
+            trained,
+            replies: self.trace.footprint().peak - trained.peak,
+            step_flops,
+        })
+    }
+
+    fn replies(&self, reply: ReplySize) -> Result<(), TrainError> {
+        let (decoder, adapter) = (self.trainer.decoder(), self.trainer.adapter());
+        let context = decoder.config().max_position_embeddings;
+        let prompt = reply.prompt_tokens.min(context);
+        if prompt > 0 {
+            let mut work = Workspace::new();
+            let mut cache = decoder.new_cache((prompt + reply.new_tokens).min(context));
+            decoder.decode(&mut work, &mut cache, &vec![0; prompt], Some(adapter))?;
+            if cache.len() < cache.capacity() {
+                decoder.decode(&mut work, &mut cache, &[0], Some(adapter))?;
+            }
+        }
+        Ok(())
+    }
+}

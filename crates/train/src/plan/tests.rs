@@ -1,0 +1,82 @@
+use std::path::Path;
+
+use super::*;
+
+fn input(batch: usize) -> PlanInput {
+    let base = Path::new(env!("CARGO_MANIFEST_DIR")).join("../cli/assets/base-8m");
+    PlanInput {
+        config: ModelConfig::read(&base).unwrap(),
+        settings: TrainSettings { per_device_train_batch_size: batch, ..TrainSettings::default() },
+        cpu: CpuOptions { threads: Some(2), ..CpuOptions::default() },
+        records: Vec::new(),
+        held_out: Vec::new(),
+        reply: ReplySize::default(),
+        weights: 16_000_000,
+        present: Present { program: 5_000_000, tokenizer: 7_000_000, data: 1_000_000, ..Present::default() },
+    }
+}
+
+fn sum(plan: &MemoryPlan) -> u64 {
+    let state = plan.weights + plan.adapter + plan.optimizer + plan.gradients;
+    state + plan.activations + plan.scratch.total() + plan.passing + plan.tokenizer + plan.data + plan.program
+}
+
+#[test]
+fn the_parts_add_up_and_the_adapters_state_is_known_in_advance() {
+    let plan = MemoryPlan::new(&input(2), None).unwrap();
+    assert_eq!(sum(&plan), plan.total);
+    // 299,008 parameters of rank 8 on all projections, as PEFT counts them.
+    assert_eq!((plan.adapter, plan.gradients, plan.optimizer), (1_196_032, 1_196_032, 2_392_064));
+    assert_eq!((plan.tokens, plan.trained_tokens), (768, 766));
+    assert_eq!(plan.layers, Layers { keep_all: 8, ..Layers::default() });
+}
+
+#[test]
+fn a_tighter_limit_keeps_less_and_what_fits_keeps_as_much_as_it_can() {
+    let input = input(8);
+    let everything = MemoryPlan::new(&input, None).unwrap();
+    let ladder = Layers::ladder(8);
+    let mut planner = Planner::new(&input, &input.settings).unwrap();
+    let totals: Vec<u64> = ladder.iter().map(|&layers| planner.plan(layers).unwrap().total).collect();
+    assert_eq!(totals[0], everything.total);
+    assert!(totals.windows(2).all(|w| w[1] < w[0]), "{totals:?}");
+    for (rung, &total) in totals.iter().enumerate() {
+        let plan = MemoryPlan::new(&input, Some(total)).unwrap();
+        assert_eq!((plan.layers, plan.total), (ladder[rung], total));
+        let plan = MemoryPlan::new(&input, Some(total + 1)).unwrap();
+        assert_eq!(plan.layers, ladder[rung]);
+    }
+}
+
+#[test]
+fn what_cannot_fit_is_refused_with_the_largest_setting_that_would() {
+    let input = input(8);
+    let ladder = Layers::ladder(8);
+    let least = |settings: &TrainSettings| {
+        Planner::new(&input, settings).unwrap().plan(*ladder.last().unwrap()).unwrap().total
+    };
+    let batch = |size| TrainSettings { per_device_train_batch_size: size, ..input.settings.clone() };
+    let refused = |limit| match MemoryPlan::new(&input, Some(limit)).unwrap_err() {
+        TrainError::Memory { needed, limit: found, fits } => {
+            assert_eq!((needed, found), (least(&input.settings), limit));
+            fits
+        }
+        other => panic!("{other}"),
+    };
+    assert_eq!(refused(least(&batch(5))).as_deref(), Some("--per-device-train-batch-size 5"));
+    assert_eq!(refused(least(&batch(6)) - 1).as_deref(), Some("--per-device-train-batch-size 5"));
+    let shorter = TrainSettings { max_length: 200, ..batch(1) };
+    let hint = refused(least(&shorter)).unwrap();
+    let length = hint.strip_prefix("--per-device-train-batch-size 1 --max-length ").expect("both are named");
+    // Panels of queries and of rows are whole: some lengths beyond cost the same.
+    assert!((200..260).contains(&length.parse::<usize>().unwrap()), "{hint}");
+    assert_eq!(refused(1_000_000), None);
+}
+
+#[test]
+fn reading_a_tokenizer_may_be_the_peak() {
+    let mut input = input(1);
+    input.present.peak = 10_000_000_000;
+    let plan = MemoryPlan::new(&input, None).unwrap();
+    assert_eq!((plan.total, sum(&plan)), (10_000_000_000, 10_000_000_000));
+}
