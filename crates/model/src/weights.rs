@@ -13,10 +13,10 @@ use serde::Deserialize;
 
 use crate::files::{self, FileError};
 use crate::json;
+use crate::new_model::INDEX_FILE;
 use crate::{ModelConfig, ModelError};
 
 const SINGLE: &str = "model.safetensors";
-const INDEX: &str = "model.safetensors.index.json";
 /// An index has one short line a tensor.
 const INDEX_LIMIT: u64 = 64 << 20;
 
@@ -80,7 +80,7 @@ impl Weights {
     pub fn open(folder: &Path) -> Result<Self, ModelError> {
         let mut weights = Self::empty(folder);
         let single = folder.join(SINGLE);
-        let index = folder.join(INDEX);
+        let index = folder.join(INDEX_FILE);
         if single.exists() {
             weights.add(single.clone(), map(&single)?, None)?;
             return Ok(weights);
