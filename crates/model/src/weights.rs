@@ -110,6 +110,17 @@ impl Weights {
         Ok(weights)
     }
 
+    /// Weights over one owner of bytes, and where each tensor lies in it; `path` is for messages.
+    pub(crate) fn in_memory(
+        path: &Path,
+        owner: Arc<dyn AsRef<[u8]> + Send + Sync>,
+        tensors: Vec<TensorInfo>,
+    ) -> Self {
+        let by_name = tensors.iter().enumerate().map(|(i, t)| (t.name.clone(), i)).collect();
+        let files = vec![path.to_owned()];
+        Self { folder: path.to_owned(), files, owners: vec![owner], tensors, by_name }
+    }
+
     fn empty(folder: &Path) -> Self {
         let (files, owners, tensors) = (Vec::new(), Vec::new(), Vec::new());
         Self { folder: folder.to_owned(), files, owners, tensors, by_name: HashMap::new() }
