@@ -3,6 +3,7 @@
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use crate::report::{Report, Result};
+use crate::scratch;
 
 static PRESSED: AtomicUsize = AtomicUsize::new(0);
 
@@ -16,6 +17,7 @@ const ABORTED: i32 = 130;
 pub fn listen() -> Result<()> {
     let handler = || {
         if PRESSED.fetch_add(1, Ordering::SeqCst) > 0 {
+            scratch::remove_all();
             std::process::exit(ABORTED);
         }
     };

@@ -2,7 +2,7 @@
 
 mod args;
 mod output;
-mod prepare;
+pub mod prepare;
 mod progress;
 
 use std::sync::Arc;
@@ -18,7 +18,7 @@ use crate::interrupt;
 use crate::printer::{Look, Printer};
 use crate::report::{Report, Result};
 use crate::text;
-pub use args::{EXAMPLES, Run, TrainArgs};
+pub use args::{AdapterArgs, EXAMPLES, Run, TrainArgs};
 use prepare::Prepared;
 use progress::Progress;
 pub use progress::draw_loss;
