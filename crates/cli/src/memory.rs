@@ -15,9 +15,15 @@ pub fn machine() -> Option<(u64, u64)> {
     Some((field(&info, "MemTotal:")?, field(&info, "MemAvailable:")?))
 }
 
-/// The most bytes of memory that this process has held so far, mapped files among them.
+/// The most bytes of memory that this process has held so far (since [`forget_peak`]), mapped files among them.
 pub fn peak() -> Option<u64> {
     field(&fs::read_to_string("/proc/self/status").ok()?, "VmHWM:")
+}
+
+/// From now on [`peak`] is the most since now, where the system knows how to forget.
+pub fn forget_peak() {
+    // Linux: 5 resets the high-water mark, since 4.0.
+    let _ = fs::write("/proc/self/clear_refs", "5");
 }
 
 /// Bytes of memory that this process holds for itself: no file stands behind them.

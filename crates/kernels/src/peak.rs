@@ -14,8 +14,9 @@ use crate::{DType, Isa};
 /// Bytes that [`read_bandwidth`] reads: far beyond any last-level cache, so that nothing is found there again.
 const READ_BYTES: usize = 512 << 20;
 
-/// Places that a thread reads from in turn. One alone does not keep enough lines on their way.
-const STREAMS: usize = 4;
+/// Places that a thread reads from in turn. One suits the processor's own prefetching, several keep more lines on
+/// their way: which wins depends on the machine and on how many threads read.
+const STREAMS: [usize; 3] = [1, 4, 8];
 
 /// Words that every place is a multiple of: a page.
 const BLOCK: usize = 4096 / size_of::<u64>();
@@ -43,9 +44,11 @@ pub fn read_bandwidth(threads: usize) -> f64 {
     let threads = threads.max(1);
     // Written, not only reserved: untouched pages are all one page of zeros, and that one stays in cache.
     let words = vec![1u64; READ_BYTES / size_of::<u64>()];
-    let part = words.len() / threads / (STREAMS * BLOCK) * STREAMS * BLOCK;
+    let most = STREAMS[STREAMS.len() - 1] * BLOCK;
+    let part = words.len() / threads / most * most;
     let isa = Isa::detect();
-    let seconds = fastest(threads, |thread| read(isa, &words[thread * part..][..part]));
+    let of = |streams| fastest(threads, |thread| read(isa, streams, &words[thread * part..][..part]));
+    let seconds = STREAMS.into_iter().map(of).fold(f64::INFINITY, f64::min);
     (threads * part * size_of::<u64>()) as f64 / seconds
 }
 
@@ -110,17 +113,22 @@ fn kernel(isa: Isa, dtype: DType) -> Option<Kernel> {
     }
 }
 
-/// Reads every word once.
-fn read(isa: Isa, words: &[u64]) {
+/// Reads every word once, from one of [`STREAMS`] places in turn.
+fn read(isa: Isa, streams: usize, words: &[u64]) {
     #[cfg(target_arch = "x86_64")]
-    match isa {
-        // SAFETY: `isa` was detected.
-        Isa::Avx512Bf16 | Isa::Avx512 => return unsafe { x86::read_avx512(words) },
-        // SAFETY: as above.
-        Isa::Avx2 => return unsafe { x86::read_avx2(words) },
-        Isa::Scalar => {}
+    // SAFETY: `isa` was detected.
+    unsafe {
+        match (isa, streams) {
+            (Isa::Avx512Bf16 | Isa::Avx512, 1) => return x86::read_avx512::<1>(words),
+            (Isa::Avx512Bf16 | Isa::Avx512, 4) => return x86::read_avx512::<4>(words),
+            (Isa::Avx512Bf16 | Isa::Avx512, _) => return x86::read_avx512::<8>(words),
+            (Isa::Avx2, 1) => return x86::read_avx2::<1>(words),
+            (Isa::Avx2, 4) => return x86::read_avx2::<4>(words),
+            (Isa::Avx2, _) => return x86::read_avx2::<8>(words),
+            (Isa::Scalar, _) => {}
+        }
     }
-    let _ = isa;
+    let _ = (isa, streams);
     black_box(words.iter().fold(0, |all, word| all | word));
 }
 
@@ -129,7 +137,7 @@ mod x86 {
     use std::arch::x86_64::*;
     use std::hint::black_box;
 
-    use super::{BLOCK, STREAMS};
+    use super::BLOCK;
 
     /// Rounds of one run: some milliseconds.
     const ROUNDS: usize = 2_000_000;
@@ -173,9 +181,9 @@ mod x86 {
 
     macro_rules! read {
         ($name:ident, $features:literal, $vector:ty, $zero:expr, $load:expr, $or:expr) => {
-            /// Reads a vector of each of [`STREAMS`] places in turn.
+            /// Reads a vector of each of `STREAMS` places in turn.
             #[target_feature(enable = $features)]
-            pub fn $name(words: &[u64]) {
+            pub fn $name<const STREAMS: usize>(words: &[u64]) {
                 const STEP: usize = size_of::<$vector>() / size_of::<u64>();
                 let stream = words.len() / STREAMS / BLOCK * BLOCK;
                 let mut all = [$zero; STREAMS];

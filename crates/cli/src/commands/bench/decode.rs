@@ -50,8 +50,11 @@ pub fn run(args: &DecodeArgs, printer: &Printer) -> Result<()> {
     let model = args.model.model()?;
     let (config, machine) = (model.config()?, args.machine.machine()?);
     let job = Job { sequences: args.sequences.into(), prompt: args.prompt_tokens, new: args.new_tokens };
-    let flags = "`--prompt-tokens` and `--new-tokens` together";
+    let flags = "`--prompt-tokens` and `--new-tokens`";
     check_context(job.prompt + job.new, config.max_position_embeddings, flags)?;
+    let before = machine.read_bandwidth(printer);
+    // Measuring took memory of its own.
+    memory::forget_peak();
     let mut figures = Figures::new("decode", args.run.json, printer);
     let weights = model.weights(machine.threads, printer)?;
     let weight_bytes = weights.tensors().iter().map(|t| t.range.len() as u64).sum();
@@ -95,7 +98,8 @@ pub fn run(args: &DecodeArgs, printer: &Printer) -> Result<()> {
     figures.measured("tokens_per_second", per_second);
     figures.measured("tokens_per_second_per_sequence", per_second / sequences as f64);
     let bytes = bytes_of_run(&config, weight_bytes - table, job) * times.len() as f64 / new as f64;
-    machine.compare_bytes(bytes / time, &mut figures, printer);
+    let bandwidth = before.max(machine.read_bandwidth(printer));
+    machine.compare_bytes(bytes / time, bandwidth, &mut figures, printer);
     let (middle, slowest) = (median(times.iter().copied()), times.iter().copied().fold(0.0, f64::max));
     let (m, s) = (seconds(middle, printer), seconds(slowest, printer));
     let (n, w) = (times.len() / new, runs.warm_up);

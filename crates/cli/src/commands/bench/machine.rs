@@ -111,16 +111,29 @@ impl Machine {
         figures.measured("share_of_peak", share);
     }
 
-    /// Measures the read bandwidth, and holds `bytes` a second against it.
-    pub fn compare_bytes(&self, bytes: f64, figures: &mut Figures<'_>, printer: &Printer) {
+    /// Measures the read bandwidth, in bytes a second. Other machines on the same host take their share of it, now
+    /// more, now less: it is measured before and after what is held against it.
+    pub fn read_bandwidth(&self, printer: &Printer) -> f64 {
         printer.live(printer.pick("测量本机读带宽", "measuring this machine's read bandwidth"));
         let peak = peak::read_bandwidth(self.threads);
         printer.clear_live();
+        peak
+    }
+
+    /// Holds `bytes` a second against the read bandwidth.
+    pub fn compare_bytes(&self, bytes: f64, peak: f64, figures: &mut Figures<'_>, printer: &Printer) {
         let (rate, of, percent) =
             (figures::rate(bytes / 1e9), figures::rate(peak / 1e9), 100.0 * bytes / peak);
+        // What memory cannot deliver came from nearer by.
+        let near = match bytes > peak {
+            true => {
+                printer.pick("；有一部分留在处理器缓存里", "; some of it stays in the processor's caches")
+            }
+            false => "",
+        };
         figures.result(("GB/秒", "GB/s"), &printer.pick(
-            format!("{rate}（权重与缓存）· 本机实测读带宽 {of} 的 {percent:.1}%"),
-            format!("{rate} of weights and cache · {percent:.1}% of this machine's measured read bandwidth, {of}"),
+            format!("{rate}（权重与键值）· 本机实测读带宽 {of} 的 {percent:.1}%{near}"),
+            format!("{rate} of weights, keys and values · {percent:.1}% of this machine's measured read bandwidth, {of}{near}"),
         ));
         figures.measured("gb_per_second", bytes / 1e9);
         figures.measured("peak_read_gb_per_second", peak / 1e9);

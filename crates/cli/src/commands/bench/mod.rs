@@ -138,8 +138,8 @@ fn check_context(tokens: usize, most: usize, flags: &str) -> Result<()> {
     if tokens <= most {
         return Ok(());
     }
-    let text = format!("{flags} make {tokens} tokens, and the model was made for {most}");
-    Err(Report::input(text).with_hint(format!("at most {most} in all")))
+    let text = format!("{tokens} tokens of {flags}, and the model was made for {most}");
+    Err(Report::input(text).with_hint(format!("at most {most}, or a model for longer texts")))
 }
 
 /// Token ids without a meaning; `which` names the sequence.

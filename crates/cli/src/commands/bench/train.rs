@@ -185,7 +185,7 @@ fn job(
         return data_job(args, model, config, settings, printer);
     }
     let Batch { sequences, tokens } = args.batch.unwrap_or(Batch { sequences: 2, tokens: 512 });
-    check_context(tokens, config.max_position_embeddings, "the sequences of `--batch`")?;
+    check_context(tokens, config.max_position_embeddings, "`--batch`")?;
     settings.per_device_train_batch_size = sequences;
     settings.max_length = tokens;
     settings.validate()?;
@@ -226,7 +226,7 @@ fn data_job(
     settings.max_length = args.max_length.unwrap_or(settings.max_length);
     settings.per_device_train_batch_size =
         args.per_device_train_batch_size.unwrap_or(settings.per_device_train_batch_size);
-    check_context(settings.max_length, config.max_position_embeddings, "records of `--max-length`")?;
+    check_context(settings.max_length, config.max_position_embeddings, "`--max-length`")?;
     settings.validate()?;
     let data = prepare(&args.data, None, args.skip_bad, &tokenizer, &settings, printer)?;
     if !data.bad.is_empty() {
