@@ -58,7 +58,7 @@ fn training_on_data_is_the_tutorials_job() {
     let scene = Scene::new();
     let ran = scene.ok("bench train --base base --data data.json --steps 2 --warm-up 0 --dtype f32");
     for text in [
-        "model            base · base · 7,999,744 parameters, 16.0 MB\n",
+        "model            base · 7,999,744 parameters, 16.0 MB\n",
         ", f32\n",
         "data.json · 12 records, 2 in a micro-batch, of at most 384 tokens; 2 micro-batches a step\n",
         "adapter          r 8, alpha 32, dropout 0.1, 299,008 parameters\n",

@@ -1,4 +1,4 @@
-//! A model folder that appears whole or not at all.
+//! A model folder that appears whole or not at all, and what a folder holds already.
 
 use std::fs::{self, File};
 use std::io;
@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Map, json};
 
-use crate::TensorSpec;
 use crate::files::{self, FileError, TEMPORARY_PREFIX};
+use crate::{ModelConfig, ModelError, TensorSpec, Weights};
 
 /// Name of the file that says which weights' file holds a tensor.
 pub const INDEX_FILE: &str = "model.safetensors.index.json";
@@ -72,6 +72,34 @@ impl Drop for NewModel {
             // Refused by the system when it holds the finished model.
             let _ = fs::remove_dir(&self.folder);
         }
+    }
+}
+
+/// What a folder holds, compared with a model that is to be there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FolderState {
+    /// A complete model of this configuration.
+    Same,
+    /// A model of another one.
+    Other,
+    /// No model.
+    None,
+}
+
+impl FolderState {
+    /// Looks at `folder`, without reading the weights themselves.
+    ///
+    /// # Errors
+    /// If there is a model that is damaged.
+    pub fn of(folder: &Path, config: &ModelConfig) -> Result<Self, ModelError> {
+        if fs::symlink_metadata(folder.join("config.json")).is_err() {
+            return Ok(Self::None);
+        }
+        if ModelConfig::read(folder)? != *config {
+            return Ok(Self::Other);
+        }
+        Weights::open(folder)?.check_complete(config)?;
+        Ok(Self::Same)
     }
 }
 

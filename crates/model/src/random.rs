@@ -3,7 +3,6 @@
 //! Element `i` of a tensor depends on the seed, the tensor's name and `i` alone, so the weights in memory, those
 //! streamed to a folder and those of any number of threads are the same bytes.
 
-use std::fs;
 use std::ops::{ControlFlow, Range};
 use std::path::Path;
 use std::sync::{Arc, LazyLock};
@@ -279,34 +278,6 @@ impl AlignedBytes {
 impl AsRef<[u8]> for AlignedBytes {
     fn as_ref(&self) -> &[u8] {
         &self.data[self.range.clone()]
-    }
-}
-
-/// What a folder holds, compared with what [`RandomWeights::write`] would put there.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum FolderState {
-    /// A complete model of this configuration.
-    Same,
-    /// A model of another one.
-    Other,
-    /// No model.
-    None,
-}
-
-impl FolderState {
-    /// Looks at `folder`, without reading the weights themselves.
-    ///
-    /// # Errors
-    /// If there is a model that is damaged.
-    pub fn of(folder: &Path, config: &ModelConfig) -> Result<Self, ModelError> {
-        if fs::symlink_metadata(folder.join("config.json")).is_err() {
-            return Ok(Self::None);
-        }
-        if ModelConfig::read(folder)? != *config {
-            return Ok(Self::Other);
-        }
-        Weights::open(folder)?.check_complete(config)?;
-        Ok(Self::Same)
     }
 }
 

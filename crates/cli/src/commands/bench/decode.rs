@@ -57,8 +57,7 @@ pub fn run(args: &DecodeArgs, printer: &Printer) -> Result<()> {
     memory::forget_peak();
     let mut figures = Figures::new("decode", args.run.json, printer);
     let weights = model.weights(machine.threads, printer)?;
-    let weight_bytes = weights.tensors().iter().map(|t| t.range.len() as u64).sum();
-    model.describe(&config, weight_bytes, &mut figures, printer);
+    let weight_bytes = model.describe(&config, &weights, &mut figures, printer);
     machine.describe(&mut figures, printer);
     let Job { sequences, prompt, new } = job;
     figures.row(

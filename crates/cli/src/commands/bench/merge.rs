@@ -76,8 +76,7 @@ pub fn run(args: &MergeBenchArgs, printer: &Printer) -> Result<()> {
     warn_of_memory_disks(beside.path(), printer);
 
     let mut figures = Figures::new("merge", args.run.json, printer);
-    let weight_bytes = weights.tensors().iter().map(|t| t.range.len() as u64).sum();
-    model.describe(&config, weight_bytes, &mut figures, printer);
+    model.describe(&config, &weights, &mut figures, printer);
     let adapter = random_adapter(&config, &*backend)?;
     let modules = adapter.modules().len();
     figures.row(("任务", "job"), &printer.pick(

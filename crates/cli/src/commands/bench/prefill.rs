@@ -37,8 +37,7 @@ pub fn run(args: &PrefillArgs, printer: &Printer) -> Result<()> {
     check_context(prompt, config.max_position_embeddings, "`--prompt-tokens`")?;
     let mut figures = Figures::new("prefill", args.run.json, printer);
     let weights = model.weights(machine.threads, printer)?;
-    let weight_bytes = weights.tensors().iter().map(|t| t.range.len() as u64).sum();
-    model.describe(&config, weight_bytes, &mut figures, printer);
+    model.describe(&config, &weights, &mut figures, printer);
     machine.describe(&mut figures, printer);
     figures.row(
         ("任务", "job"),

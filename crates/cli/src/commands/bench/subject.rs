@@ -135,29 +135,39 @@ impl Model {
         }
     }
 
-    /// Says which it is.
-    pub fn describe(&self, config: &ModelConfig, bytes: u64, figures: &mut Figures<'_>, printer: &Printer) {
-        let (name, parameters) = (self.name(), config.num_parameters());
-        let (zh, en) = match self {
-            Self::Folder(folder) => (format!("{}", folder.display()), format!("{}", folder.display())),
-            Self::Shape(_, Some(folder)) => (
-                format!("随机权重，在 {}", folder.display()),
-                format!("random weights in {}", folder.display()),
+    /// Says which it is; returns the bytes of its weights.
+    pub fn describe(
+        &self,
+        config: &ModelConfig,
+        weights: &Weights,
+        figures: &mut Figures<'_>,
+        printer: &Printer,
+    ) -> u64 {
+        let bytes = weights.tensors().iter().map(|tensor| tensor.range.len() as u64).sum();
+        let which = match self {
+            Self::Folder(folder) => folder.display().to_string(),
+            Self::Shape(shape, Some(folder)) => printer.pick(
+                format!("{shape} · 随机权重，在 {}", folder.display()),
+                format!("{shape} · random weights in {}", folder.display()),
             ),
-            Self::Shape(_, None) => ("随机权重".to_owned(), "random weights".to_owned()),
+            Self::Shape(shape, None) => {
+                printer.pick(format!("{shape} · 随机权重"), format!("{shape} · random weights"))
+            }
         };
-        let (count, size) = (text::thousands(parameters), text::bytes(bytes));
+        let (parameters, size) = (config.num_parameters(), text::bytes(bytes));
+        let count = text::thousands(parameters);
         figures.row(
             ("模型", "model"),
             &printer.pick(
-                format!("{name} · {zh} · {count} 个参数，{size}"),
-                format!("{name} · {en} · {count} parameters, {size}"),
+                format!("{which} · {count} 个参数，{size}"),
+                format!("{which} · {count} parameters, {size}"),
             ),
         );
-        figures.set("model", name);
+        figures.set("model", self.name());
         figures.set("random_weights", matches!(self, Self::Shape(..)));
         figures.set("parameters", parameters);
         figures.set("weight_bytes", bytes);
+        bytes
     }
 }
 

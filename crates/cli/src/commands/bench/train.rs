@@ -113,8 +113,7 @@ pub fn run(args: &TrainBenchArgs, printer: &Printer) -> Result<()> {
 
     let mut figures = Figures::new("train", args.run.json, printer);
     let weights = model.weights(machine.threads, printer)?;
-    let weight_bytes = weights.tensors().iter().map(|t| t.range.len() as u64).sum();
-    model.describe(&config, weight_bytes, &mut figures, printer);
+    model.describe(&config, &weights, &mut figures, printer);
     machine.describe(&mut figures, printer);
     let adapter = Adapter::init(lora, &config, job.settings.seed, &*machine.backend)?;
     describe_job(&job, &adapter, &mut figures, printer);
