@@ -106,7 +106,10 @@ pub fn run(args: &DecodeArgs, printer: &Printer) -> Result<()> {
         ("一个词元", "a token"),
         &printer.pick(
             format!("中位 {m}，最慢 {s}（{n} 遍，此前预热 {w} 遍）"),
-            format!("{m} median, {s} slowest of {n} runs, after {w} to warm up"),
+            format!(
+                "{m} median, {s} slowest, in {n} run{}, after {w} to warm up",
+                if n == 1 { "" } else { "s" }
+            ),
         ),
     );
     figures.set("steps", n);
