@@ -6,11 +6,10 @@ use std::path::Path;
 
 use danlu_kernels::{Backend, DType, from_f32, to_f32};
 use danlu_model::files::{self, FileError};
-use danlu_model::{ModelConfig, TensorInfo, Weights};
+use danlu_model::{ModelConfig, ShardWriter, TensorInfo, TensorSpec, Weights};
 
 use crate::adapter::{Adapter, Module, Tensor};
 use crate::config::CONFIG_FILE;
-use crate::shard_writer::{ShardWriter, TensorSpec};
 use crate::{AdapterError, LoraConfig, targets};
 
 /// Name of the tensors' file in an adapter folder.

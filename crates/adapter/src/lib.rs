@@ -12,7 +12,6 @@ pub mod fidelity;
 mod files;
 pub mod merge;
 mod merge_rows;
-mod shard_writer;
 pub mod targets;
 
 pub use adapter::{Adapter, Module, Tensor};

@@ -6,29 +6,30 @@
 //! was cut off, or that nobody vouched for, is never taken for a model.
 
 use std::collections::HashMap;
-use std::fs::{self, File};
+use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::Instant;
 
 use danlu_kernels::{Backend, DType};
-use danlu_model::files::{self, AtomicFile, FileError, TEMPORARY_PREFIX};
-use danlu_model::{ModelConfig, ModelError, TensorInfo, Weights};
+use danlu_model::files::{self, AtomicFile, FileError};
+use danlu_model::{
+    INDEX_FILE, ModelConfig, ModelError, NewModel, ShardWriter, TensorInfo, TensorSpec, Weights, shard_index,
+    shard_name,
+};
 use serde::{Deserialize, Serialize};
-use serde_json::{Map, json};
+use serde_json::json;
 
 use crate::AdapterError;
 use crate::adapter::{Adapter, Module};
 use crate::carried_files::{self, CarriedFile, torch_name};
 use crate::fidelity::Fidelity;
 use crate::merge_rows::{Delta, Rows};
-use crate::shard_writer::{self, ShardWriter, TensorSpec};
 
 /// Name of the report in a merged model's folder.
 pub const REPORT_FILE: &str = "merge_report.json";
 
-const INDEX_FILE: &str = "model.safetensors.index.json";
 const CONFIG_FILE: &str = "config.json";
 /// Bytes of an untouched tensor copied at a time.
 const COPY: usize = 1 << 20;
@@ -89,7 +90,7 @@ struct Shard<'a> {
 
 /// A merged model that is written but has not got its name yet. Dropped, it is removed again.
 pub struct Staged {
-    output: Output,
+    output: NewModel,
     names: Vec<String>,
     /// What was done.
     pub report: MergeReport,
@@ -98,7 +99,7 @@ pub struct Staged {
 impl Staged {
     /// The folder it lies in for now, which loads as a model.
     pub fn folder(&self) -> &Path {
-        &self.output.staging
+        self.output.staging()
     }
 
     /// Gives every file its name, `merge_report.json` among them where there was a measurement.
@@ -108,7 +109,7 @@ impl Staged {
     pub fn publish(self, fidelity: Option<&Fidelity>) -> Result<MergeReport, AdapterError> {
         let Self { output, mut names, report } = self;
         if fidelity.is_some() {
-            write_report(&output.staging, &report, fidelity)?;
+            write_report(output.staging(), &report, fidelity)?;
             // Before `config.json`, which makes it a model.
             names.insert(names.len() - 1, REPORT_FILE.to_owned());
         }
@@ -121,7 +122,7 @@ impl Staged {
     /// # Errors
     /// If the folder cannot be written.
     pub fn reject(self, fidelity: &Fidelity) -> Result<(), AdapterError> {
-        write_report(&self.output.folder, &self.report, Some(fidelity))
+        write_report(self.output.folder(), &self.report, Some(fidelity))
     }
 }
 
@@ -164,13 +165,18 @@ pub fn stage(
     let config = carried_files::config_json(base, options.dtype)?;
     let carried = carried_files::choose(base, adapter.source(), &options.also_copy)?;
     let shards = plan(&weights, options);
-    let index = index_json(&shards);
+    let index = shard_index(shards.iter().map(|s| (s.name.as_str(), &s.specs[..])));
 
     let tensor_bytes: u64 = shards.iter().flat_map(|s| &s.specs).map(|s| s.bytes).sum();
-    let bytes = shards.iter().map(|s| shard_writer::file_size(&s.specs)).sum::<u64>()
+    let bytes = shards.iter().map(|s| ShardWriter::file_size(&s.specs)).sum::<u64>()
         + carried.iter().map(|f| f.bytes).sum::<u64>()
         + (config.len() + index.as_ref().map_or(0, Vec::len)) as u64;
-    let output = Output::create(out, bytes)?;
+    let available = files::free_space(out)?;
+    if bytes > available {
+        return Err(AdapterError::Space { path: out.to_owned(), needed: bytes, available });
+    }
+    // A report alone is what a rejected merge leaves: the next attempt may replace it.
+    let output = NewModel::create_beside(out, |name| name == REPORT_FILE)?;
 
     let params = adapter.to_vec(backend);
     let threads =
@@ -300,29 +306,9 @@ fn plan<'a>(weights: &'a Weights, options: &MergeOptions) -> Vec<Shard<'a>> {
     }
     let count = shards.len();
     for (i, shard) in shards.iter_mut().enumerate() {
-        shard.name = match count {
-            1 => "model.safetensors".to_owned(),
-            _ => format!("model-{:05}-of-{count:05}.safetensors", i + 1),
-        };
+        shard.name = shard_name(i, count);
     }
     shards
-}
-
-/// The index of several files; one alone needs none.
-fn index_json(shards: &[Shard<'_>]) -> Option<Vec<u8>> {
-    if shards.len() < 2 {
-        return None;
-    }
-    let total_size: u64 = shards.iter().flat_map(|s| &s.specs).map(|s| s.bytes).sum();
-    let mut places: Vec<(&str, &str)> =
-        shards.iter().flat_map(|s| s.specs.iter().map(|t| (t.name.as_str(), s.name.as_str()))).collect();
-    places.sort();
-    let weight_map: Map<_, _> =
-        places.into_iter().map(|(tensor, file)| (tensor.to_owned(), json!(file))).collect();
-    let value = json!({ "metadata": { "total_size": total_size }, "weight_map": weight_map });
-    let mut text = serde_json::to_vec_pretty(&value).expect("a JSON value has string keys");
-    text.push(b'\n');
-    Some(text)
 }
 
 fn write_tensor(
@@ -336,10 +322,10 @@ fn write_tensor(
 ) -> Result<(), AdapterError> {
     let bytes = weights.bytes(info);
     let (Some(from), Some(to)) = (info.dtype(), target(info, dtype)) else {
-        return bytes.chunks(COPY).try_for_each(|part| writer.write(part));
+        return Ok(bytes.chunks(COPY).try_for_each(|part| writer.write(part))?);
     };
     if module.is_none() && from == to {
-        return bytes.chunks(COPY).try_for_each(|part| writer.write(part));
+        return Ok(bytes.chunks(COPY).try_for_each(|part| writer.write(part))?);
     }
     let delta = module.map(|m| Delta {
         a: &params[m.a..][..m.rank * m.d_in],
@@ -350,61 +336,5 @@ fn write_tensor(
     let cols = info.shape.last().copied().unwrap_or(1);
     let rows = (bytes.len() / from.size()).checked_div(cols).unwrap_or(0);
     let tensor = Rows { name: &info.name, bytes, from, to, rows, cols, delta };
-    tensor.stream(threads, |part| writer.write(part))
-}
-
-/// The output folder while it is filled. Dropped before [`publish`](Output::publish), it removes what it
-/// made; killed, it leaves a hidden folder that the next merge clears.
-struct Output {
-    folder: PathBuf,
-    staging: PathBuf,
-    is_new: bool,
-}
-
-impl Output {
-    fn create(folder: &Path, needed: u64) -> Result<Self, AdapterError> {
-        let is_new = !folder.exists();
-        let available = files::free_space(folder)?;
-        if needed > available {
-            return Err(AdapterError::Space { path: folder.to_owned(), needed, available });
-        }
-        // A report alone is what a rejected merge leaves: the next attempt may replace it.
-        files::ensure_output_dir(folder, |name| name == REPORT_FILE)?;
-        let staging = folder.join(format!("{TEMPORARY_PREFIX}merge"));
-        let output = Self { folder: folder.to_owned(), staging, is_new };
-        match fs::remove_dir_all(&output.staging) {
-            Err(e) if e.kind() != io::ErrorKind::NotFound => {
-                return Err(FileError::new("remove", &output.staging, e).into());
-            }
-            _ => {}
-        }
-        fs::create_dir(&output.staging).map_err(|e| FileError::new("create", &output.staging, e))?;
-        Ok(output)
-    }
-
-    fn staged(&self, name: &str) -> PathBuf {
-        self.staging.join(name)
-    }
-
-    /// Gives every file its name, in this order, and makes the names durable.
-    fn publish(&self, names: &[String]) -> Result<(), AdapterError> {
-        for name in names {
-            let path = self.folder.join(name);
-            fs::rename(self.staged(name), &path).map_err(|e| FileError::new("write", &path, e))?;
-        }
-        // Some network file systems cannot sync a folder; the files themselves are safe.
-        let _ = File::open(&self.folder).and_then(|folder| folder.sync_all());
-        Ok(())
-    }
-}
-
-impl Drop for Output {
-    fn drop(&mut self) {
-        // Best effort: an error that is already on its way matters more.
-        let _ = fs::remove_dir_all(&self.staging);
-        if self.is_new {
-            // Refused by the system when it holds the finished model.
-            let _ = fs::remove_dir(&self.folder);
-        }
-    }
+    tensor.stream(threads, |part| Ok(writer.write(part)?))
 }

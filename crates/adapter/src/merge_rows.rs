@@ -9,9 +9,9 @@ use std::sync::mpsc;
 use std::thread;
 
 use danlu_kernels::{DType, from_f32, to_f32};
+use danlu_model::TensorSpec;
 
 use crate::AdapterError;
-use crate::shard_writer::dtype_name;
 
 /// Elements of one block: 512 KB of f32.
 const BLOCK: usize = 1 << 17;
@@ -113,7 +113,12 @@ impl Rows<'_> {
         let at = values.iter().position(|&v| !is_within(v)).expect("one was found above");
         let (name, value, element) = (self.name.to_owned(), values[at], place + at);
         if value.is_finite() {
-            return Err(AdapterError::Overflow { name, value, element, dtype: dtype_name(self.to) });
+            return Err(AdapterError::Overflow {
+                name,
+                value,
+                element,
+                dtype: TensorSpec::dtype_name(self.to),
+            });
         }
         Err(AdapterError::NotFinite { name, value, element })
     }

@@ -227,10 +227,10 @@ fn a_failed_merge_leaves_no_model() {
     assert!(names(&out).is_empty());
 
     // What a killed merge leaves behind is cleared by the next.
-    fs::create_dir(out.join(".danlu-tmp-merge")).unwrap();
-    fs::write(out.join(".danlu-tmp-merge/model.safetensors"), "half").unwrap();
+    fs::create_dir(out.join(".danlu-tmp-model")).unwrap();
+    fs::write(out.join(".danlu-tmp-model/model.safetensors"), "half").unwrap();
     run(&base, &adapter(0.3), &out, MergeOptions::default()).unwrap();
-    assert!(!names(&out).contains(".danlu-tmp-merge"));
+    assert!(!names(&out).contains(".danlu-tmp-model"));
 
     // And a finished model is not overwritten.
     let error = run(&base, &adapter(0.3), &out, MergeOptions::default()).unwrap_err();

@@ -8,6 +8,7 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
 use crate::report::{Report, Result};
+use crate::scratch;
 
 static PRESSED: AtomicUsize = AtomicUsize::new(0);
 static ATTENTIVE: AtomicBool = AtomicBool::new(false);
@@ -47,6 +48,7 @@ pub fn listen(answer: Option<String>) -> Result<Attention> {
                 for _ in signals.forever() {
                     let first = PRESSED.fetch_add(1, Ordering::SeqCst) == 0;
                     if !first || !ATTENTIVE.load(Ordering::SeqCst) {
+                        scratch::remove_all();
                         std::process::exit(ABORTED);
                     }
                     if let Some(answer) = &*lock() {

@@ -10,16 +10,18 @@ mod heap;
 mod interrupt;
 mod lang;
 mod log;
+mod memory;
 mod panic;
 mod printer;
 mod report;
+mod scratch;
 mod text;
 
 use std::process::ExitCode;
 
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
-use commands::{chat, compare, data, demo, doctor, merge, plan, train};
+use commands::{bench, chat, compare, data, demo, doctor, merge, plan, train};
 use lang::Lang;
 use printer::{Color, Printer};
 use report::Result;
@@ -71,6 +73,9 @@ enum Command {
     /// Merge an adapter into its base, and measure the result
     #[command(after_help = merge::EXAMPLES, allow_negative_numbers = true)]
     Merge(merge::MergeArgs),
+    /// Measure training, prompts, decoding and merging against what this machine can do
+    #[command(subcommand, after_help = bench::EXAMPLES)]
+    Bench(bench::BenchCommand),
     /// Show what this machine has and what danlu will use
     #[command(after_help = doctor::EXAMPLES)]
     Doctor(doctor::DoctorArgs),
@@ -125,6 +130,7 @@ fn run(command: &Command, matches: &clap::ArgMatches, printer: &Printer) -> Resu
         Command::Compare(args) => compare::run(args, printer),
         Command::Chat(args) => chat::run(args, printer),
         Command::Merge(args) => merge::run(args, printer),
+        Command::Bench(command) => bench::run(command, printer),
         Command::Doctor(args) => doctor::run(args, printer),
     }
 }

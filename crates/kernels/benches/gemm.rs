@@ -3,11 +3,11 @@
 //!
 //! cargo bench -p danlu-kernels --bench gemm [-- THREADS] [products] [head] [decode] [low-rank]
 
-use std::hint::black_box;
 use std::time::{Duration, Instant};
 
 use danlu_kernels::{
-    Backend, Buffer, Bytes, Cpu, CpuOptions, DType, Dropout, Isa, LoraRef, Matrix, from_f32, rng::Stream,
+    Backend, Buffer, Bytes, Cpu, CpuOptions, DType, Dropout, Isa, LoraRef, Matrix, from_f32, peak,
+    rng::Stream,
 };
 
 /// Seconds of the fastest run: the machine may have other work.
@@ -24,70 +24,9 @@ fn best(mut run: impl FnMut()) -> f64 {
     best.as_secs_f64()
 }
 
-/// Seconds of the fastest run of `work` on `threads` threads at once.
-fn best_on(threads: usize, work: impl Fn() + Sync) -> f64 {
-    best(|| {
-        std::thread::scope(|scope| {
-            (1..threads).for_each(|_| drop(scope.spawn(&work)));
-            work();
-        });
-    })
-}
-
-#[cfg(target_arch = "x86_64")]
-mod peak {
-    use std::arch::x86_64::*;
-
-    pub const STEPS: usize = 400_000;
-
-    macro_rules! peak {
-        ($name:ident, $features:literal, $sums:literal, $zero:expr, $one:expr, $step:expr) => {
-            /// Independent multiply-adds in registers, nothing else.
-            #[target_feature(enable = $features)]
-            pub fn $name() {
-                let (mut sums, one) = ([$zero; $sums], std::hint::black_box($one));
-                for _ in 0..STEPS {
-                    for s in &mut sums {
-                        *s = $step(*s, one);
-                    }
-                }
-                std::hint::black_box(sums);
-            }
-        };
-    }
-    peak!(avx2, "avx2,fma", 10, _mm256_setzero_ps(), _mm256_set1_ps(0.5), |s, o| _mm256_fmadd_ps(o, o, s));
-    peak!(avx512, "avx512f", 16, _mm512_setzero_ps(), _mm512_set1_ps(0.5), |s, o| _mm512_fmadd_ps(o, o, s));
-    peak!(
-        avx512bf16,
-        "avx512f,avx512bf16",
-        16,
-        _mm512_setzero_ps(),
-        // SAFETY: 64 bytes of plain bits.
-        unsafe { std::mem::transmute::<__m512i, __m512bh>(_mm512_set1_epi32(0x3f00_3f00)) },
-        |s, o| _mm512_dpbf16_ps(s, o, o)
-    );
-}
-
-/// GFLOP/s of `threads` threads that do nothing but multiply and add.
-fn peak(isa: Isa, bf16: bool, threads: usize) -> Option<f64> {
-    #[cfg(target_arch = "x86_64")]
-    {
-        type Run = unsafe fn();
-        let (run, flops): (Run, usize) = match isa {
-            Isa::Avx512Bf16 if bf16 => (peak::avx512bf16, 16 * 64),
-            Isa::Avx512Bf16 | Isa::Avx512 => (peak::avx512, 16 * 32),
-            Isa::Avx2 => (peak::avx2, 10 * 16),
-            Isa::Scalar => return None,
-        };
-        // SAFETY: the caller asks for supported instruction sets only.
-        let seconds = best_on(threads, || unsafe { run() });
-        Some(threads as f64 * (flops * peak::STEPS) as f64 / seconds / 1e9)
-    }
-    #[cfg(not(target_arch = "x86_64"))]
-    {
-        let _ = (isa, bf16, threads);
-        None
-    }
+/// The machine's peak in GFLOP/s.
+fn gflops(isa: Isa, dtype: DType, threads: usize) -> Option<f64> {
+    peak::flops(isa, dtype, threads).map(|flops| flops / 1e9)
 }
 
 fn random(stream: &mut Stream, len: usize) -> Vec<f32> {
@@ -124,8 +63,7 @@ const LINEAR: [(usize, usize, usize); 12] = [
 
 fn products(threads: usize, isa: Isa, dtype: DType) {
     let cpu = Cpu::new(CpuOptions { threads: Some(threads), isa: Some(isa), dtype });
-    let (bf16, mut stream) = (dtype == DType::Bf16, Stream::new(1));
-    let peak = peak(isa, bf16, threads);
+    let (peak, mut stream) = (gflops(isa, dtype, threads), Stream::new(1));
     println!("{}: peak {:.1} GFLOP/s", cpu.name(), peak.unwrap_or(f64::NAN));
     for (n, d_in, d_out) in LINEAR {
         let w = weight(&mut stream, d_out, d_in);
@@ -142,7 +80,7 @@ fn products(threads: usize, isa: Isa, dtype: DType) {
 
 fn head(threads: usize, isa: Isa, dtype: DType) {
     let cpu = Cpu::new(CpuOptions { threads: Some(threads), isa: Some(isa), dtype });
-    let (peak, mut stream) = (peak(isa, dtype == DType::Bf16, threads), Stream::new(2));
+    let (peak, mut stream) = (gflops(isa, dtype, threads), Stream::new(2));
     for (n, c, v) in [(64, 256, 8192), (256, 256, 8192), (512, 512, 8192)] {
         let head = weight(&mut stream, v, c);
         let inp = Buffer::from_vec(random(&mut stream, n * c));
@@ -155,7 +93,7 @@ fn head(threads: usize, isa: Isa, dtype: DType) {
 
 fn low_rank(threads: usize, isa: Isa) {
     let cpu = Cpu::new(CpuOptions { threads: Some(threads), isa: Some(isa), dtype: DType::F32 });
-    let (peak, mut stream) = (peak(isa, false, threads), Stream::new(3));
+    let (peak, mut stream) = (gflops(isa, DType::F32, threads), Stream::new(3));
     for (n, d_in, d_out, rank) in [
         (64, 256, 704, 8),
         (512, 512, 512, 8),
@@ -190,15 +128,7 @@ fn decode(threads: usize, isa: Isa, dtype: DType) {
     // Larger than any cache: decoding walks through all weights of a model before it returns to the first.
     let (d_out, d_in) = (32 << 10, 2048);
     let w = weight(&mut stream, d_out, d_in);
-    let words: Vec<u64> = vec![1; 16 << 20];
-    let seconds = best(|| {
-        std::thread::scope(|scope| {
-            for part in words.chunks(words.len() / threads) {
-                scope.spawn(move || black_box(part.iter().fold(0u64, |a, b| a ^ b)));
-            }
-        });
-    });
-    let bandwidth = 8e-9 * words.len() as f64 / seconds;
+    let bandwidth = peak::read_bandwidth(threads) / 1e9;
     println!("{}, decoding from bf16 weights: reading peaks at {bandwidth:.1} GB/s", cpu.name());
     for n in [1, 2, 4, 8, 12] {
         let inp = Buffer::from_vec(random(&mut stream, n * d_in));

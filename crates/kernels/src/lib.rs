@@ -18,6 +18,7 @@ pub mod linear;
 pub mod lora;
 pub mod math;
 mod matrix;
+pub mod peak;
 mod reference;
 pub mod rmsnorm;
 pub mod rng;

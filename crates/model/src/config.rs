@@ -4,6 +4,7 @@ use std::f64::consts::TAU;
 use std::path::Path;
 
 use danlu_kernels::DType;
+use serde_json::{Value, json};
 
 use crate::json::{self, Fields};
 use crate::{ModelError, Projection, files};
@@ -156,6 +157,66 @@ impl ModelConfig {
             eos_token_id: fields.token_ids("eos_token_id")?,
         };
         Ok(config)
+    }
+
+    /// The `config.json` that says this, in the form that transformers 4 and 5 both read.
+    pub fn to_json(&self) -> Vec<u8> {
+        let torch_name = self.dtype.map(|dtype| match dtype {
+            DType::F32 => "float32",
+            DType::Bf16 => "bfloat16",
+            DType::F16 => "float16",
+        });
+        let rope_scaling = match self.rope.scaling {
+            RopeScaling::Default => Value::Null,
+            RopeScaling::Llama3 {
+                factor,
+                low_freq_factor,
+                high_freq_factor,
+                original_max_position_embeddings,
+            } => json!({
+                "factor": factor,
+                "high_freq_factor": high_freq_factor,
+                "low_freq_factor": low_freq_factor,
+                "original_max_position_embeddings": original_max_position_embeddings,
+                "rope_type": "llama3",
+            }),
+        };
+        // One id stands alone, as transformers writes it.
+        let eos = match self.eos_token_id[..] {
+            [] => Value::Null,
+            [id] => json!(id),
+            ref ids => json!(ids),
+        };
+        let value = json!({
+            "architectures": ["LlamaForCausalLM"],
+            "attention_bias": false,
+            "attention_dropout": 0.0,
+            "bos_token_id": self.bos_token_id,
+            "eos_token_id": eos,
+            "head_dim": self.head_dim,
+            "hidden_act": "silu",
+            "hidden_size": self.hidden_size,
+            "initializer_range": 0.02,
+            "intermediate_size": self.intermediate_size,
+            "max_position_embeddings": self.max_position_embeddings,
+            "mlp_bias": false,
+            "model_type": self.model_type,
+            "num_attention_heads": self.num_attention_heads,
+            "num_hidden_layers": self.num_hidden_layers,
+            "num_key_value_heads": self.num_key_value_heads,
+            "pretraining_tp": 1,
+            // Written as the decimal that was meant: 1e-5, not the nearest f32 to seventeen digits.
+            "rms_norm_eps": self.rms_norm_eps.to_string().parse::<f64>().unwrap_or(self.rms_norm_eps.into()),
+            "rope_scaling": rope_scaling,
+            "rope_theta": self.rope.theta,
+            "tie_word_embeddings": self.tie_word_embeddings,
+            "torch_dtype": torch_name,
+            "use_cache": true,
+            "vocab_size": self.vocab_size,
+        });
+        let mut text = serde_json::to_vec_pretty(&value).expect("a JSON value has string keys");
+        text.push(b'\n');
+        text
     }
 
     /// `(OUT, IN)` of a projection's weight.

@@ -63,8 +63,18 @@ impl Decoder {
     /// If a file is missing or malformed, the model is not a supported one, or a tensor is missing, extra
     /// or misshaped.
     pub fn load(folder: &Path, backend: Arc<dyn Backend>) -> Result<Self, ModelError> {
-        let config = ModelConfig::read(folder)?;
-        let weights = Weights::open(folder)?;
+        Self::new(ModelConfig::read(folder)?, &Weights::open(folder)?, backend)
+    }
+
+    /// A decoder over weights that are open already.
+    ///
+    /// # Errors
+    /// If a tensor is missing, extra or misshaped.
+    pub fn new(
+        config: ModelConfig,
+        weights: &Weights,
+        backend: Arc<dyn Backend>,
+    ) -> Result<Self, ModelError> {
         weights.check_complete(&config)?;
         let matrix = |name: &str, rows, cols| weights.matrix(name, rows, cols);
         Self::build(config, backend, matrix, |name, len| Ok(Some(weights.vector_f32(name, len)?)))
@@ -127,7 +137,12 @@ impl Decoder {
 
     /// An empty cache for one sequence of at most `capacity` tokens.
     pub fn new_cache(&self, capacity: usize) -> KvCache {
-        KvCache::new(&self.config, &*self.backend, capacity)
+        self.new_cache_of(1, capacity)
+    }
+
+    /// An empty cache for `slots` sequences of at most `capacity` tokens each.
+    pub fn new_cache_of(&self, slots: usize, capacity: usize) -> KvCache {
+        KvCache::new(&self.config, &*self.backend, slots, capacity)
     }
 
     /// Makes every buffer that micro-batches of up to `tokens` tokens, `labels` of them trained, need.
@@ -187,17 +202,42 @@ impl Decoder {
         ids: &[u32],
         lora: Option<&dyn LoraSource>,
     ) -> Result<Vec<f32>, ModelError> {
-        self.check_ids(ids)?;
-        let (n, past) = (ids.len(), cache.len());
-        if n == 0 || past + n > cache.capacity() {
-            return Err(ModelError::CacheFull { held: past, added: n, capacity: cache.capacity() });
+        self.decode_many(work, cache, &[ids], lora)
+    }
+
+    /// Appends `ids[s]` to slot `s` of `cache`, for every slot, in one packed pass: the weights are read once for
+    /// all sequences. Returns the logits of each one's last token, `(S, V)`. No sequence sees another.
+    ///
+    /// # Errors
+    /// If a slot's ids are none, do not fit in it, or hold an id outside the vocabulary.
+    ///
+    /// # Panics
+    /// If there are not as many lists of ids as slots.
+    pub fn decode_many(
+        &self,
+        work: &mut Workspace,
+        cache: &mut KvCache,
+        ids: &[&[u32]],
+        lora: Option<&dyn LoraSource>,
+    ) -> Result<Vec<f32>, ModelError> {
+        assert_eq!(ids.len(), cache.slots(), "ids for every slot");
+        let packed = ids.concat();
+        self.check_ids(&packed)?;
+        let (n, mut positions, mut segments) = (packed.len(), Vec::new(), Vec::new());
+        for (slot, ids) in ids.iter().enumerate() {
+            let (past, capacity) = (cache.slot_len(slot), cache.capacity());
+            if ids.is_empty() || past + ids.len() > capacity {
+                return Err(ModelError::CacheFull { held: past, added: ids.len(), capacity });
+            }
+            let (q_start, q_len, kv_len) = (positions.len(), ids.len(), past + ids.len());
+            positions.extend((past..kv_len).map(|p| p as u32));
+            segments.push(Segment { q_start, q_len, kv_start: slot * capacity, kv_len });
         }
-        let positions: Vec<u32> = (past..past + n).map(|p| p as u32).collect();
-        let segments = [Segment { q_start: 0, q_len: n, kv_start: 0, kv_len: past + n }];
+        let last: Vec<u32> = segments.iter().map(|s| (s.q_start + s.q_len - 1) as u32).collect();
         let rows = lora_rows(lora, n);
         let pass = Pass { n, positions: &positions, segments: &segments, lora: &rows, dropout: None };
-        work.reserve(&self.config, &*self.backend, n, 1, 1);
-        self.embed(work, ids);
+        work.reserve(&self.config, &*self.backend, n, 1, last.len());
+        self.embed(work, &packed);
         for layer in 0..self.layers.len() {
             let mut act = work.take_layer(0);
             self.block(layer, &mut act, &mut work.hidden, &pass, Some(cache));
@@ -206,8 +246,10 @@ impl Decoder {
                 mem::swap(&mut work.layers[0].inp, &mut work.hidden);
             }
         }
-        cache.advance(n);
-        Ok(self.head_logits(work, &[n as u32 - 1]))
+        for (slot, ids) in ids.iter().enumerate() {
+            cache.advance(slot, ids.len());
+        }
+        Ok(self.head_logits(work, &last))
     }
 
     /// Embeds `ids` and runs every block; the result stands in `work.hidden`. With `keep`, every layer's
@@ -277,10 +319,13 @@ impl Decoder {
         let (keys, values) = match cache {
             None => (act.k.get(), act.v.get()),
             Some(cache) => {
-                let past = cache.len();
-                be.copy_rows(&mut cache.keys[layer], past, act.k.get(), 0, n, kv_heads * head_dim);
-                be.copy_rows(&mut cache.values[layer], past, act.v.get(), 0, n, kv_heads * head_dim);
-                (&cache.keys[layer], &cache.values[layer])
+                let (keys, values) = (&mut cache.keys[layer], &mut cache.values[layer]);
+                for s in pass.segments {
+                    let newest = s.kv_start + s.kv_len - s.q_len;
+                    be.copy_rows(keys, newest, act.k.get(), s.q_start, s.q_len, kv_heads * head_dim);
+                    be.copy_rows(values, newest, act.v.get(), s.q_start, s.q_len, kv_heads * head_dim);
+                }
+                (&*keys, &*values)
             }
         };
         be.attention_forward(

@@ -177,6 +177,21 @@ pub enum ModelError {
         problems: Vec<String>,
     },
 
+    /// A model to be written would not fit.
+    #[error("the model for `{}` needs {needed} bytes and the disk has {available} free", path.display())]
+    Space {
+        /// The folder.
+        path: PathBuf,
+        /// Bytes to be written.
+        needed: u64,
+        /// Bytes that can be.
+        available: u64,
+    },
+
+    /// The caller asked a long operation to stop.
+    #[error("stopped before it was done")]
+    Stopped,
+
     /// A token id that the model has no embedding for.
     #[error("token id {id} is outside the model's vocabulary of {vocab_size}")]
     TokenOutOfRange {
@@ -237,6 +252,7 @@ impl ModelError {
                 "use an instruct model, or put its template into `chat_template.jinja` in that folder; plain text \
                  needs none"
             }
+            Self::Space { .. } => "free some space, or choose a folder on another disk",
             Self::NoMask { .. } => {
                 "mark the assistant's part in the template with {% generation %} and {% endgeneration %}, or train on \
                  the whole conversation"

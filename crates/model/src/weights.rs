@@ -13,10 +13,10 @@ use serde::Deserialize;
 
 use crate::files::{self, FileError};
 use crate::json;
+use crate::new_model::INDEX_FILE;
 use crate::{ModelConfig, ModelError};
 
 const SINGLE: &str = "model.safetensors";
-const INDEX: &str = "model.safetensors.index.json";
 /// An index has one short line a tensor.
 const INDEX_LIMIT: u64 = 64 << 20;
 
@@ -80,7 +80,7 @@ impl Weights {
     pub fn open(folder: &Path) -> Result<Self, ModelError> {
         let mut weights = Self::empty(folder);
         let single = folder.join(SINGLE);
-        let index = folder.join(INDEX);
+        let index = folder.join(INDEX_FILE);
         if single.exists() {
             weights.add(single.clone(), map(&single)?, None)?;
             return Ok(weights);
@@ -108,6 +108,17 @@ impl Weights {
         let mut weights = Self::empty(path);
         weights.add(path.to_owned(), Arc::new(bytes), None)?;
         Ok(weights)
+    }
+
+    /// Weights over one owner of bytes, and where each tensor lies in it; `path` is for messages.
+    pub(crate) fn in_memory(
+        path: &Path,
+        owner: Arc<dyn AsRef<[u8]> + Send + Sync>,
+        tensors: Vec<TensorInfo>,
+    ) -> Self {
+        let by_name = tensors.iter().enumerate().map(|(i, t)| (t.name.clone(), i)).collect();
+        let files = vec![path.to_owned()];
+        Self { folder: path.to_owned(), files, owners: vec![owner], tensors, by_name }
     }
 
     fn empty(folder: &Path) -> Self {

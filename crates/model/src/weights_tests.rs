@@ -156,7 +156,7 @@ fn shards_are_read_through_their_index() {
     let two = file_of(&[("unused", &[1]), ("a", &[3])]);
     let index =
         br#"{"metadata": {"total_size": 20}, "weight_map": {"a": "2.safetensors", "b": "1.safetensors"}}"#;
-    let folder = folder_with(&[("1.safetensors", &one), ("2.safetensors", &two), (INDEX, index)]);
+    let folder = folder_with(&[("1.safetensors", &one), ("2.safetensors", &two), (INDEX_FILE, index)]);
     let weights = Weights::open(folder.path()).unwrap();
     assert_eq!(weights.names().collect::<Vec<_>>(), ["b", "a"]);
     assert_eq!(weights.files().len(), 2);
@@ -180,7 +180,7 @@ fn an_index_cannot_lead_out_of_the_folder_or_promise_what_is_not_there() {
         ("[]", "invalid type: sequence"),
     ] {
         let index = format!(r#"{{"weight_map": {entry}}}"#);
-        let folder = folder_with(&[("1.safetensors", &shard), (INDEX, index.as_bytes())]);
+        let folder = folder_with(&[("1.safetensors", &shard), (INDEX_FILE, index.as_bytes())]);
         let error = Weights::open(folder.path()).unwrap_err();
         assert!(error.to_string().contains(message), "{entry}: {error}");
     }

@@ -5,13 +5,17 @@ mod common;
 use std::sync::Arc;
 
 use common::{FlatAdapter, relative_to_max, write_random_model};
-use danlu_kernels::Reference;
+use danlu_kernels::{Backend, Cpu, CpuOptions, Reference};
 use danlu_model::{Batch, Decoder, DropoutPlan, ModelError, Sequence, Workspace};
 
 fn random_decoder() -> (tempfile::TempDir, Decoder) {
+    random_decoder_on(Arc::new(Reference::new()))
+}
+
+fn random_decoder_on(backend: Arc<dyn Backend>) -> (tempfile::TempDir, Decoder) {
     let folder = tempfile::tempdir().unwrap();
     write_random_model(folder.path());
-    let decoder = Decoder::load(folder.path(), Arc::new(Reference::new())).unwrap();
+    let decoder = Decoder::load(folder.path(), backend).unwrap();
     (folder, decoder)
 }
 
@@ -65,6 +69,46 @@ fn cached_decoding_equals_the_full_pass() {
     cache.truncate(2);
     let again = decoder.decode(&mut work, &mut cache, &ids[2..], Some(&adapter)).unwrap();
     assert!(relative_to_max(&again, &full[6 * 50..]) < 1e-5);
+}
+
+#[test]
+fn sequences_decoded_together_equal_each_alone() {
+    // The reference computes every row alone: exactly equal. On the processor a product of one row takes another
+    // path than one of two, whose sums run in another order.
+    let cpu = Cpu::new(CpuOptions { threads: Some(2), ..CpuOptions::default() });
+    let backends: [(Arc<dyn Backend>, f32); 2] = [(Arc::new(Reference::new()), 0.0), (Arc::new(cpu), 1e-5)];
+    for (backend, tolerance) in backends {
+        let (_folder, decoder) = random_decoder_on(backend);
+        let adapter = FlatAdapter::random(decoder.config(), &**decoder.backend(), 3);
+        let mut work = Workspace::new();
+        // Prompts of different lengths, then three tokens each.
+        let texts = [vec![0u32, 7, 9, 3, 21, 1, 40], vec![0, 4, 30, 31, 11]];
+        let ends = [4, 2];
+        let mut together = decoder.new_cache_of(2, 8);
+        let mut alone = [decoder.new_cache(8), decoder.new_cache(7)];
+        for step in 0..4 {
+            let range = |s: usize| if step == 0 { 0..ends[s] } else { ends[s] + step - 1..ends[s] + step };
+            let ids = [&texts[0][range(0)], &texts[1][range(1)]];
+            let both = decoder.decode_many(&mut work, &mut together, &ids, Some(&adapter)).unwrap();
+            for s in 0..2 {
+                let one = decoder.decode(&mut work, &mut alone[s], ids[s], Some(&adapter)).unwrap();
+                let difference = relative_to_max(&both[s * 50..][..50], &one);
+                assert!(difference <= tolerance, "step {step}, sequence {s}: {difference}");
+            }
+        }
+        assert_eq!((together.slot_len(0), together.slot_len(1)), (7, 5));
+    }
+}
+
+#[test]
+fn a_slot_that_overflows_is_named_before_anything_changes() {
+    let (_folder, decoder) = random_decoder();
+    let (mut work, mut cache) = (Workspace::new(), decoder.new_cache_of(2, 3));
+    for ids in [[&[1u32, 2][..], &[1, 2, 3, 4]], [&[1, 2], &[]]] {
+        let error = decoder.decode_many(&mut work, &mut cache, &ids, None).unwrap_err();
+        assert!(matches!(error, ModelError::CacheFull { held: 0, added: 4 | 0, capacity: 3 }), "{error}");
+        assert!(cache.is_empty());
+    }
 }
 
 #[test]

@@ -242,6 +242,12 @@ impl Trainer {
         self.work.clear();
     }
 
+    /// The examples that step `step`, from 1, is taken on.
+    pub fn examples_of(&mut self, step: u64) -> Vec<&Example> {
+        let records = self.feed.step(step).concat();
+        records.into_iter().map(|record| &self.examples[record]).collect()
+    }
+
     /// The mean loss over `sequences` with the adapter as it is now, without dropout.
     ///
     /// # Errors

@@ -9,6 +9,7 @@ use danlu_model::files;
 
 use crate::commands::compute::{ComputeArgs, ISA_VARIABLE, isa_from_env};
 use crate::lang::Lang;
+use crate::memory;
 use crate::printer::{Look, Printer};
 use crate::report::Result;
 use crate::text;
@@ -57,7 +58,7 @@ pub fn run(args: &DoctorArgs, printer: &Printer) -> Result<()> {
     for (dtype, name) in [(DType::F32, "--dtype f32"), (DType::Bf16, "--dtype bf16")] {
         row((name, name), args.compute.backend(dtype)?.name());
     }
-    if let Some((total, free)) = memory() {
+    if let Some((total, free)) = memory::machine() {
         let (total, free) = (text::bytes(total), text::bytes(free));
         row(
             ("内存", "memory"),
@@ -86,15 +87,4 @@ fn processor() -> Option<String> {
     let info = fs::read_to_string("/proc/cpuinfo").ok()?;
     let line = info.lines().find(|line| line.starts_with("model name"))?;
     Some(line.split_once(':')?.1.trim().to_owned())
-}
-
-/// Bytes of memory: all, and available.
-fn memory() -> Option<(u64, u64)> {
-    let info = fs::read_to_string("/proc/meminfo").ok()?;
-    let field = |name: &str| {
-        let line = info.lines().find(|line| line.starts_with(name))?;
-        let kilobytes: u64 = line.split_whitespace().nth(1)?.parse().ok()?;
-        Some(kilobytes * 1024)
-    };
-    Some((field("MemTotal:")?, field("MemAvailable:")?))
 }

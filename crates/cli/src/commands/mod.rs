@@ -1,5 +1,6 @@
 //! One file per verb: its flags, what they settle to, and what it does.
 
+pub mod bench;
 pub mod chat;
 pub mod compare;
 pub mod compute;

@@ -95,22 +95,8 @@ pub struct SettingsArgs {
     #[arg(long, value_name = "YYYY-MM-DD", hide_short_help = true, help_heading = "Data")]
     pub template_date: Option<String>,
 
-    /// Rank of the adapter [default: 8]
-    #[arg(long, value_name = "R", help_heading = "Adapter")]
-    pub lora_r: Option<u32>,
-    /// The adapter is scaled by alpha / rank [default: 32]
-    #[arg(long, value_name = "ALPHA", help_heading = "Adapter")]
-    pub lora_alpha: Option<f64>,
-    /// Probability of dropping an input of the adapter while training [default: 0.1]
-    #[arg(long, value_name = "P", help_heading = "Adapter")]
-    pub lora_dropout: Option<f64>,
-    /// Projections that get an adapter: all-linear, names between commas, or a regular expression
-    /// [default: all-linear]
-    #[arg(long, value_name = "NAMES", value_parser = TargetModules::from_str, help_heading = "Adapter")]
-    pub target_modules: Option<TargetModules>,
-    /// Scale by alpha / sqrt(rank) instead
-    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true", hide_possible_values = true, help_heading = "Adapter")]
-    pub use_rslora: Option<bool>,
+    #[command(flatten)]
+    pub adapter: AdapterArgs,
 
     /// Highest learning rate [default: 1e-4]
     #[arg(long, value_name = "RATE", help_heading = "Training")]
@@ -169,25 +155,54 @@ pub struct SettingsArgs {
     pub eval_steps: Option<u64>,
 }
 
+/// The flags that decide the adapter.
+#[derive(Args, Clone, Debug, Default)]
+pub struct AdapterArgs {
+    /// Rank of the adapter [default: 8]
+    #[arg(long, value_name = "R", help_heading = "Adapter")]
+    pub lora_r: Option<u32>,
+    /// The adapter is scaled by alpha / rank [default: 32]
+    #[arg(long, value_name = "ALPHA", help_heading = "Adapter")]
+    pub lora_alpha: Option<f64>,
+    /// Probability of dropping an input of the adapter while training [default: 0.1]
+    #[arg(long, value_name = "P", help_heading = "Adapter")]
+    pub lora_dropout: Option<f64>,
+    /// Projections that get an adapter: all-linear, names between commas, or a regular expression
+    /// [default: all-linear]
+    #[arg(long, value_name = "NAMES", value_parser = TargetModules::from_str, help_heading = "Adapter")]
+    pub target_modules: Option<TargetModules>,
+    /// Scale by alpha / sqrt(rank) instead
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true", hide_possible_values = true, help_heading = "Adapter")]
+    pub use_rslora: Option<bool>,
+}
+
+impl AdapterArgs {
+    /// Sets what was given.
+    pub fn apply(&self, settings: &mut TrainSettings) {
+        set(&mut settings.lora_r, &self.lora_r);
+        set(&mut settings.lora_alpha, &self.lora_alpha);
+        set(&mut settings.lora_dropout, &self.lora_dropout);
+        set(&mut settings.target_modules, &self.target_modules);
+        set(&mut settings.use_rslora, &self.use_rslora);
+    }
+}
+
+fn set<T: Clone>(field: &mut T, given: &Option<T>) {
+    if let Some(value) = given {
+        field.clone_from(value);
+    }
+}
+
 impl SettingsArgs {
     /// The settings, with defaults for what was not given.
     pub fn settings(&self) -> TrainSettings {
-        fn set<T: Clone>(field: &mut T, given: &Option<T>) {
-            if let Some(value) = given {
-                field.clone_from(value);
-            }
-        }
         let mut s = TrainSettings::default();
         set(&mut s.max_length, &self.max_length);
         set(&mut s.val_size, &self.val_size);
         set(&mut s.packing, &self.packing);
         set(&mut s.shuffle_dataset, &self.shuffle_dataset);
         set(&mut s.train_on_prompt, &self.train_on_prompt);
-        set(&mut s.lora_r, &self.lora_r);
-        set(&mut s.lora_alpha, &self.lora_alpha);
-        set(&mut s.lora_dropout, &self.lora_dropout);
-        set(&mut s.target_modules, &self.target_modules);
-        set(&mut s.use_rslora, &self.use_rslora);
+        self.adapter.apply(&mut s);
         set(&mut s.learning_rate, &self.learning_rate);
         set(&mut s.num_train_epochs, &self.num_train_epochs);
         set(&mut s.per_device_train_batch_size, &self.per_device_train_batch_size);

@@ -19,7 +19,7 @@ use crate::interrupt;
 use crate::printer::{Look, Printer};
 use crate::report::{Report, Result};
 use crate::text;
-pub use args::{EXAMPLES, Run, TrainArgs};
+pub use args::{AdapterArgs, EXAMPLES, Run, TrainArgs};
 use forecast::Gauge;
 use prepare::Prepared;
 use progress::Progress;

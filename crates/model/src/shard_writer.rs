@@ -4,10 +4,9 @@ use std::io::Write;
 use std::path::Path;
 
 use danlu_kernels::DType;
-use danlu_model::files::{AtomicFile, FileError};
 use serde_json::{Map, json};
 
-use crate::AdapterError;
+use crate::files::{AtomicFile, FileError};
 
 /// One tensor to be written.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -26,22 +25,17 @@ impl TensorSpec {
     /// A tensor of floats.
     pub fn new(name: String, dtype: DType, shape: Vec<usize>) -> Self {
         let bytes = shape.iter().product::<usize>() as u64 * dtype.size() as u64;
-        Self { name, dtype: dtype_name(dtype).to_owned(), shape, bytes }
+        Self { name, dtype: Self::dtype_name(dtype).to_owned(), shape, bytes }
     }
-}
 
-/// How safetensors spells an element type.
-pub fn dtype_name(dtype: DType) -> &'static str {
-    match dtype {
-        DType::F32 => "F32",
-        DType::Bf16 => "BF16",
-        DType::F16 => "F16",
+    /// How safetensors spells an element type.
+    pub fn dtype_name(dtype: DType) -> &'static str {
+        match dtype {
+            DType::F32 => "F32",
+            DType::Bf16 => "BF16",
+            DType::F16 => "F16",
+        }
     }
-}
-
-/// The length of the file that `specs` would make.
-pub fn file_size(specs: &[TensorSpec]) -> u64 {
-    header(specs).len() as u64 + specs.iter().map(|s| s.bytes).sum::<u64>()
 }
 
 /// Writes one safetensors file through an [`AtomicFile`]: it appears under its name, whole, at
@@ -53,11 +47,16 @@ pub struct ShardWriter {
 }
 
 impl ShardWriter {
+    /// The length of the file that `specs` would make.
+    pub fn file_size(specs: &[TensorSpec]) -> u64 {
+        header(specs).len() as u64 + specs.iter().map(|s| s.bytes).sum::<u64>()
+    }
+
     /// Opens the file and writes the header.
     ///
     /// # Errors
     /// If the folder cannot be written.
-    pub fn create(path: &Path, specs: &[TensorSpec]) -> Result<Self, AdapterError> {
+    pub fn create(path: &Path, specs: &[TensorSpec]) -> Result<Self, FileError> {
         let mut file = AtomicFile::create(path)?;
         file.write_all(&header(specs)).map_err(|e| FileError::new("write", path, e))?;
         Ok(Self { file, missing: specs.iter().map(|s| s.bytes).sum() })
@@ -70,10 +69,9 @@ impl ShardWriter {
     ///
     /// # Panics
     /// If there are more bytes than the header announced.
-    pub fn write(&mut self, bytes: &[u8]) -> Result<(), AdapterError> {
+    pub fn write(&mut self, bytes: &[u8]) -> Result<(), FileError> {
         self.missing = self.missing.checked_sub(bytes.len() as u64).expect("no more bytes than announced");
-        self.file.write_all(bytes).map_err(|e| FileError::new("write", self.file.path(), e))?;
-        Ok(())
+        self.file.write_all(bytes).map_err(|e| FileError::new("write", self.file.path(), e))
     }
 
     /// Flushes to the disk and gives the file its name.
@@ -83,9 +81,9 @@ impl ShardWriter {
     ///
     /// # Panics
     /// If there are fewer bytes than the header announced.
-    pub fn finish(self) -> Result<(), AdapterError> {
+    pub fn finish(self) -> Result<(), FileError> {
         assert_eq!(self.missing, 0, "as many bytes as announced");
-        Ok(self.file.commit()?)
+        self.file.commit()
     }
 }
 

@@ -1,0 +1,113 @@
+//! What a measurement came to: a table for people, one JSON object for machines.
+
+use serde_json::{Map, Number, Value};
+
+use crate::printer::{Look, Printer};
+use crate::text;
+
+/// Cells of the names in front of the figures.
+const NAME: usize = 16;
+
+/// Collects figures, and prints them.
+///
+/// People see what is measured before it begins, and a few rows after. Machines get every figure at the end, as one
+/// line of JSON, and the talk goes to stderr.
+pub struct Figures<'a> {
+    printer: &'a Printer,
+    json: bool,
+    values: Map<String, Value>,
+}
+
+impl<'a> Figures<'a> {
+    /// The figures of one measurement, of the name that `danlu bench` knows it by.
+    pub fn new(bench: &str, json: bool, printer: &'a Printer) -> Self {
+        let mut figures = Self { printer, json, values: Map::new() };
+        figures.set("bench", bench);
+        figures.set("version", env!("CARGO_PKG_VERSION"));
+        figures
+    }
+
+    /// A figure for machines.
+    pub fn set(&mut self, key: &str, value: impl Into<Value>) {
+        self.values.insert(key.to_owned(), value.into());
+    }
+
+    /// A measured figure for machines, to six digits; null where there is none.
+    pub fn measured(&mut self, key: &str, value: impl Into<Option<f64>>) {
+        let value = value.into().and_then(|v| format!("{v:.5e}").parse().ok().and_then(Number::from_f64));
+        self.set(key, value.map_or(Value::Null, Value::Number));
+    }
+
+    /// A row for people: a name in both languages, and text.
+    pub fn row(&self, name: (&str, &str), value: &str) {
+        let name = text::pad(self.printer.pick(name.0, name.1), NAME);
+        match self.json {
+            true => self.printer.say(&format!("{} {value}", self.printer.err(Look::Dim, &name))),
+            false => self.printer.out(&format!("{} {value}", self.printer.data(Look::Dim, &name))),
+        }
+    }
+
+    /// As [`Figures::row`], for a figure that matters.
+    pub fn result(&self, name: (&str, &str), value: &str) {
+        match self.json {
+            true => self.row(name, value),
+            false => self.row(name, &self.printer.data(Look::Bold, value)),
+        }
+    }
+
+    /// Ends the measurement: machines get their line.
+    pub fn finish(self) {
+        if self.json {
+            self.printer.out(&Value::Object(self.values).to_string());
+        }
+    }
+}
+
+/// A rate with as many digits as it deserves: `0.52`, `12.4`, `1,372`.
+pub fn rate(value: f64) -> String {
+    match value {
+        v if v < 1.0 => format!("{v:.2}"),
+        v if v < 100.0 => format!("{v:.1}"),
+        v => text::thousands(v.round() as u64),
+    }
+}
+
+/// Seconds, or milliseconds where that reads better.
+pub fn seconds(value: f64, printer: &Printer) -> String {
+    match value {
+        v if v < 0.1 => printer.pick(format!("{:.2} 毫秒", 1e3 * v), format!("{:.2} ms", 1e3 * v)),
+        v => printer.pick(format!("{v:.3} 秒"), format!("{v:.3} s")),
+    }
+}
+
+/// A share as a percentage, or why there is none.
+pub fn share(of: f64, peak: Option<f64>) -> Option<f64> {
+    peak.filter(|&peak| peak > 0.0).map(|peak| of / peak)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::lang::Lang;
+    use crate::printer::Color;
+
+    #[test]
+    fn rates_keep_three_digits_or_more() {
+        for (value, text) in [(0.523, "0.52"), (12.44, "12.4"), (99.96, "100.0"), (1371.6, "1,372")] {
+            assert_eq!(rate(value), text);
+        }
+    }
+
+    #[test]
+    fn measured_figures_have_six_digits_and_may_be_absent() {
+        let printer = Printer::new(Lang::En, Color::Never, false);
+        let mut figures = Figures::new("train", true, &printer);
+        figures.measured("a", 1_234.567_891);
+        figures.measured("b", None);
+        figures.measured("c", f64::NAN);
+        figures.measured("d", 3.0);
+        assert_eq!(figures.values["a"].to_string(), "1234.57");
+        assert!(figures.values["b"].is_null() && figures.values["c"].is_null());
+        assert_eq!(figures.values["d"].to_string(), "3.0");
+    }
+}

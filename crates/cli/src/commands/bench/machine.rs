@@ -1,0 +1,164 @@
+//! What computes, and what it could do at best.
+
+use std::str::FromStr;
+use std::sync::Arc;
+
+use clap::Args;
+use danlu_kernels::{Backend, Isa, peak};
+use danlu_model::{Decoder, ModelConfig, Weights};
+use danlu_train::Precision;
+
+use super::figures::{self, Figures};
+use crate::commands::ComputeArgs;
+use crate::commands::compute::isa_from_env;
+use crate::printer::Printer;
+use crate::report::Result;
+use crate::text;
+
+/// What the products are computed in.
+#[derive(Args, Clone, Debug)]
+pub struct MachineArgs {
+    /// What products with the base are computed in: f32 or bf16 [default: bf16 with AVX512-BF16, f32 elsewhere]
+    #[arg(long, value_name = "TYPE", value_parser = Precision::from_str, help_heading = "Machine")]
+    pub dtype: Option<Precision>,
+    #[command(flatten)]
+    pub compute: ComputeArgs,
+}
+
+/// What computes.
+pub struct Machine {
+    /// The back end.
+    pub backend: Arc<dyn Backend>,
+    /// What its products are computed in.
+    pub precision: Precision,
+    /// Threads.
+    pub threads: usize,
+    isa: Isa,
+    /// Whether nobody asked for the precision.
+    is_default: bool,
+}
+
+/// Threads that compute, where these flags ask for them or not.
+pub fn threads(compute: &ComputeArgs) -> usize {
+    let offered = || std::thread::available_parallelism().map_or(1, usize::from);
+    compute.threads.map_or_else(offered, usize::from)
+}
+
+impl MachineArgs {
+    /// Starts the back end.
+    ///
+    /// # Errors
+    /// If `DANLU_ISA` cannot be followed.
+    pub fn machine(&self) -> Result<Machine> {
+        let isa = isa_from_env()?.unwrap_or_else(Isa::detect);
+        let default = if isa == Isa::Avx512Bf16 { Precision::Bf16 } else { Precision::F32 };
+        let precision = self.dtype.unwrap_or(default);
+        let backend = self.compute.backend(precision.into())?;
+        let (threads, is_default) = (threads(&self.compute), self.dtype.is_none());
+        Ok(Machine { backend, precision, threads, isa, is_default })
+    }
+}
+
+impl Machine {
+    /// A decoder on it.
+    ///
+    /// # Errors
+    /// If the weights are not those of the configuration.
+    pub fn decoder(&self, config: &ModelConfig, weights: &Weights) -> Result<Arc<Decoder>> {
+        Ok(Arc::new(Decoder::new(config.clone(), weights, Arc::clone(&self.backend))?))
+    }
+
+    /// Says what it is.
+    pub fn describe(&self, figures: &mut Figures<'_>, printer: &Printer) {
+        let why = match (self.is_default, self.precision) {
+            (false, _) => String::new(),
+            (true, Precision::Bf16) => printer
+                .pick("（默认：处理器能直接乘 bf16）", " (the default: this processor multiplies bf16)")
+                .to_owned(),
+            (true, Precision::F32) => {
+                printer.pick("（默认：没有 AVX512-BF16）", " (the default without AVX512-BF16)").to_owned()
+            }
+        };
+        figures.row(("计算", "computed by"), &format!("{}{why}", self.backend.name()));
+        figures.set("isa", self.isa.name());
+        figures.set("dtype", self.precision.to_string());
+        figures.set("threads", self.threads);
+    }
+
+    /// Measures the peak, and holds `flops` a second against it.
+    pub fn compare_flops(&self, flops: f64, figures: &mut Figures<'_>, printer: &Printer) {
+        printer.live(printer.pick("测量本机峰值", "measuring this machine's peak"));
+        let peak = peak::flops(self.isa, self.precision.into(), self.threads);
+        printer.clear_live();
+        let share = figures::share(flops, peak);
+        let (rate, gflops) = (figures::rate(flops / 1e9), peak.map(|peak| peak / 1e9));
+        let text = match (share, gflops) {
+            (Some(share), Some(gflops)) => {
+                let (percent, peak) = (format!("{:.1}%", 100.0 * share), figures::rate(gflops));
+                printer.pick(
+                    format!("{rate} · 本机实测峰值 {peak} 的 {percent}"),
+                    format!("{rate} · {percent} of this machine's measured peak, {peak}"),
+                )
+            }
+            _ => printer.pick(
+                format!("{rate} · {} 没有可测的峰值", self.isa),
+                format!("{rate} · no peak is measured for {}", self.isa),
+            ),
+        };
+        figures.result(("GFLOP/秒", "GFLOP/s"), &text);
+        figures.measured("gflop_per_second", flops / 1e9);
+        figures.measured("peak_gflop_per_second", gflops);
+        figures.measured("share_of_peak", share);
+    }
+
+    /// Measures the read bandwidth, in bytes a second. Other machines on the same host take their share of it, now
+    /// more, now less: it is measured before and after what is held against it.
+    pub fn read_bandwidth(&self, printer: &Printer) -> f64 {
+        printer.live(printer.pick("测量本机读带宽", "measuring this machine's read bandwidth"));
+        let peak = peak::read_bandwidth(self.threads);
+        printer.clear_live();
+        peak
+    }
+
+    /// Holds `bytes` a second against the read bandwidth.
+    pub fn compare_bytes(&self, bytes: f64, peak: f64, figures: &mut Figures<'_>, printer: &Printer) {
+        let (rate, of, percent) =
+            (figures::rate(bytes / 1e9), figures::rate(peak / 1e9), 100.0 * bytes / peak);
+        // What memory cannot deliver came from nearer by.
+        let near = match bytes > peak {
+            true => {
+                printer.pick("；有一部分留在处理器缓存里", "; some of it stays in the processor's caches")
+            }
+            false => "",
+        };
+        figures.result(("GB/秒", "GB/s"), &printer.pick(
+            format!("{rate}（权重与键值）· 本机实测读带宽 {of} 的 {percent:.1}%{near}"),
+            format!("{rate} of weights, keys and values · {percent:.1}% of this machine's measured read bandwidth, {of}{near}"),
+        ));
+        figures.measured("gb_per_second", bytes / 1e9);
+        figures.measured("peak_read_gb_per_second", peak / 1e9);
+        figures.measured("share_of_read_bandwidth", bytes / peak);
+    }
+}
+
+/// The row of memory: the most this process held, and how much of it no file stands behind.
+pub fn describe_memory(
+    peak: Option<u64>,
+    anonymous: Option<u64>,
+    figures: &mut Figures<'_>,
+    printer: &Printer,
+) {
+    let text = match (peak, anonymous) {
+        (Some(peak), Some(anonymous)) => {
+            let (peak, anonymous) = (text::bytes(peak), text::bytes(anonymous));
+            printer.pick(
+                format!("{peak}，其中匿名内存 {anonymous}"),
+                format!("{peak}, {anonymous} of it anonymous at most"),
+            )
+        }
+        _ => printer.pick("本系统不告知", "this system does not tell").to_owned(),
+    };
+    figures.result(("内存峰值", "peak memory"), &text);
+    figures.set("peak_memory_bytes", peak);
+    figures.set("peak_anonymous_bytes", anonymous);
+}

@@ -1,0 +1,181 @@
+//! `danlu bench`: how fast, how small, and what share of this machine's measured peak that is.
+
+mod decode;
+mod figures;
+mod machine;
+mod merge;
+mod prefill;
+mod subject;
+mod train;
+mod work;
+
+use clap::{Args, Subcommand};
+use danlu_kernels::rng::{self, Stream};
+
+use crate::interrupt;
+use crate::printer::Printer;
+use crate::report::{Report, Result};
+
+/// Examples under `--help`.
+pub const EXAMPLES: &str = "\
+Examples:
+  danlu bench train --shape llama-125m
+  danlu bench train --base models/base-28m --data huanhuan.json
+  danlu bench prefill --shape llama-3.2-1b --prompt-tokens 512
+  danlu bench decode --shape llama-3.2-1b --sequences 8 --json
+  danlu bench merge --shape llama-3.2-1b --keep shapes/llama-3.2-1b
+
+Every figure is measured in the same run as the peak it is held against.";
+
+/// What to measure.
+#[derive(Subcommand, Clone, Debug)]
+pub enum BenchCommand {
+    /// Training steps: tokens/s, GFLOP/s, seconds a step, memory
+    #[command(allow_negative_numbers = true)]
+    Train(Box<train::TrainBenchArgs>),
+    /// Reading a prompt: tokens/s, GFLOP/s
+    Prefill(prefill::PrefillArgs),
+    /// Writing token after token, for one or several sequences: tokens/s, GB/s
+    Decode(decode::DecodeArgs),
+    /// Merging an adapter into the model, beside a plain copy of the same bytes
+    Merge(merge::MergeBenchArgs),
+}
+
+/// How often to measure, and how to say it.
+#[derive(Args, Clone, Debug)]
+pub struct RunArgs {
+    /// Runs that are measured [default: 10 of train, 5 of prefill, 3 of decode and merge]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=1_000_000), help_heading = "Measurement")]
+    pub steps: Option<u64>,
+    /// Runs before them that are not [default: 2 of train, 1 of prefill and decode, 0 of merge]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(0..=1_000_000), help_heading = "Measurement")]
+    pub warm_up: Option<u64>,
+    /// Print one JSON object with every figure
+    #[arg(long, help_heading = "Measurement")]
+    pub json: bool,
+}
+
+impl RunArgs {
+    /// How often, where these are the defaults.
+    fn runs(&self, steps: u64, warm_up: u64) -> Runs {
+        Runs { steps: self.steps.unwrap_or(steps), warm_up: self.warm_up.unwrap_or(warm_up) }
+    }
+}
+
+/// How often something is run.
+#[derive(Clone, Copy, Debug)]
+struct Runs {
+    steps: u64,
+    warm_up: u64,
+}
+
+impl Runs {
+    /// Runs everything, and keeps what `run`, given the number of the run from 0, says of those that are measured.
+    /// After Ctrl-C those that were measured by then count.
+    ///
+    /// # Errors
+    /// If a run fails, or none was measured.
+    fn measure<T>(self, printer: &Printer, mut run: impl FnMut(u64) -> Result<T>) -> Result<Vec<T>> {
+        let total = self.warm_up + self.steps;
+        let mut measured = Vec::new();
+        for i in 0..total {
+            if interrupt::requested() {
+                break;
+            }
+            let (zh, en) = if i < self.warm_up { ("预热", "warming up") } else { ("测量", "measuring") };
+            printer.live(
+                &printer
+                    .pick(format!("{zh} 第 {}/{total} 次", i + 1), format!("{en}: run {} of {total}", i + 1)),
+            );
+            let result = run(i)?;
+            if i >= self.warm_up {
+                measured.push(result);
+            }
+        }
+        printer.clear_live();
+        if measured.is_empty() {
+            return Err(stopped());
+        }
+        if (measured.len() as u64) < self.steps {
+            let (done, all) = (measured.len(), self.steps);
+            printer.warn(&printer.pick(
+                format!("提前停下：只测了 {done}/{all} 次"),
+                format!("stopped early: {done} of {all} runs are measured"),
+            ));
+        }
+        Ok(measured)
+    }
+}
+
+/// Runs one of them.
+///
+/// # Errors
+/// If a flag or the model has a fault, or it is stopped before anything is measured.
+pub fn run(command: &BenchCommand, printer: &Printer) -> Result<()> {
+    let _attention = interrupt::listen(None)?;
+    match command {
+        BenchCommand::Train(args) => train::run(args, printer),
+        BenchCommand::Prefill(args) => prefill::run(args, printer),
+        BenchCommand::Decode(args) => decode::run(args, printer),
+        BenchCommand::Merge(args) => merge::run(args, printer),
+    }
+}
+
+/// The error when Ctrl-C came too early.
+fn stopped() -> Report {
+    Report::input("stopped before anything was measured")
+}
+
+/// A number of tokens on the command line.
+fn tokens(text: &str) -> Result<usize, String> {
+    const MOST: usize = 1 << 24;
+    let number = text.parse().ok().filter(|n| (1..=MOST).contains(n));
+    number.ok_or_else(|| format!("expected a whole number from 1 to {MOST}"))
+}
+
+/// The refusal of more tokens than the model was made for.
+fn check_context(tokens: usize, most: usize, flags: &str) -> Result<()> {
+    if tokens <= most {
+        return Ok(());
+    }
+    let text = format!("{tokens} tokens of {flags}, and the model was made for {most}");
+    Err(Report::input(text).with_hint(format!("at most {most}, or a model for longer texts")))
+}
+
+/// Token ids without a meaning; `which` names the sequence.
+fn random_ids(count: usize, vocab_size: usize, which: u64) -> Vec<u32> {
+    const TOKENS_STREAM: u64 = 0x746f_6b65_6e73;
+    let mut stream = Stream::new(rng::key(&[TOKENS_STREAM, which]));
+    (0..count).map(|_| stream.next_below(vocab_size as u64) as u32).collect()
+}
+
+/// The middle of some figures; of an even number the mean of the two in the middle.
+fn median(values: impl IntoIterator<Item = f64>) -> f64 {
+    let mut values: Vec<f64> = values.into_iter().collect();
+    values.sort_by(f64::total_cmp);
+    let (n, half) = (values.len(), values.len() / 2);
+    match n {
+        0 => f64::NAN,
+        _ if n % 2 == 1 => values[half],
+        _ => (values[half - 1] + values[half]) / 2.0,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_median_is_the_middle() {
+        assert_eq!(median([3.0, 1.0, 2.0]), 2.0);
+        assert_eq!(median([4.0, 1.0, 2.0, 3.0]), 2.5);
+    }
+
+    #[test]
+    fn random_ids_are_of_the_vocabulary_and_differ_by_sequence() {
+        let (one, two) = (random_ids(100, 50, 1), random_ids(100, 50, 2));
+        assert!(one.iter().all(|&id| id < 50));
+        assert_ne!(one, two);
+        assert_eq!(one, random_ids(100, 50, 1));
+    }
+}

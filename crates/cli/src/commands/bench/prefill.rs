@@ -1,0 +1,85 @@
+//! `danlu bench prefill`: reading a prompt, as `danlu chat` reads it.
+
+use std::time::Instant;
+
+use clap::Args;
+use danlu_generate::Context;
+
+use super::figures::{Figures, rate, seconds};
+use super::machine::{MachineArgs, describe_memory};
+use super::subject::ModelArgs;
+use super::{RunArgs, check_context, median, random_ids, work};
+use crate::memory::{self, Watch};
+use crate::printer::Printer;
+use crate::report::Result;
+
+/// The flags of `danlu bench prefill`.
+#[derive(Args, Clone, Debug)]
+pub struct PrefillArgs {
+    #[command(flatten)]
+    model: ModelArgs,
+    /// Tokens of the prompt, at random
+    #[arg(long, value_name = "N", default_value_t = 512, value_parser = super::tokens, help_heading = "Job")]
+    prompt_tokens: usize,
+    #[command(flatten)]
+    machine: MachineArgs,
+    #[command(flatten)]
+    run: RunArgs,
+}
+
+/// Reads some prompts, and says how fast that was.
+///
+/// # Errors
+/// If a flag or the model has a fault.
+pub fn run(args: &PrefillArgs, printer: &Printer) -> Result<()> {
+    let model = args.model.model()?;
+    let (config, machine, prompt) = (model.config()?, args.machine.machine()?, args.prompt_tokens);
+    check_context(prompt, config.max_position_embeddings, "`--prompt-tokens`")?;
+    let mut figures = Figures::new("prefill", args.run.json, printer);
+    let weights = model.weights(machine.threads, printer)?;
+    model.describe(&config, &weights, &mut figures, printer);
+    machine.describe(&mut figures, printer);
+    figures.row(
+        ("任务", "job"),
+        &printer.pick(format!("{prompt} 个随机词元的提示"), format!("a prompt of {prompt} random tokens")),
+    );
+    figures.set("prompt_tokens", prompt);
+
+    let watch = Watch::start();
+    let decoder = machine.decoder(&config, &weights)?;
+    let mut context = Context::new(&decoder, None, prompt);
+    let runs = args.run.runs(5, 1);
+    let times = runs.measure(printer, |i| {
+        // Another prompt every time: nothing of it has been read before.
+        let mut ids = random_ids(prompt, config.vocab_size, i);
+        ids[0] = (i % config.vocab_size as u64) as u32;
+        let start = Instant::now();
+        context.logits_after(&ids)?;
+        Ok(start.elapsed().as_secs_f64())
+    })?;
+    let (peak, anonymous) = (memory::peak(), watch.finish());
+
+    let time: f64 = times.iter().sum();
+    let per_second = (times.len() * prompt) as f64 / time;
+    figures.result(("词元/秒", "tokens/s"), &rate(per_second));
+    figures.measured("tokens_per_second", per_second);
+    // Logits of the last row alone: those of a prompt in pieces are less than a thousandth more.
+    let flops = work::forward(&config, &[work::Span::whole(prompt)], 1);
+    machine.compare_flops(flops * times.len() as f64 / time, &mut figures, printer);
+    let (middle, slowest) = (median(times.iter().copied()), times.iter().copied().fold(0.0, f64::max));
+    let (m, s, n, w) = (seconds(middle, printer), seconds(slowest, printer), times.len(), runs.warm_up);
+    figures.result(
+        ("一段提示", "a prompt"),
+        &printer.pick(
+            format!("中位 {m}，最慢 {s}（{n} 次，此前预热 {w} 次）"),
+            format!("{m} median, {s} slowest of {n}, after {w} to warm up"),
+        ),
+    );
+    figures.set("steps", n);
+    figures.set("warm_up", w);
+    figures.measured("median_prompt_seconds", middle);
+    figures.measured("slowest_prompt_seconds", slowest);
+    describe_memory(peak, anonymous, &mut figures, printer);
+    figures.finish();
+    Ok(())
+}

@@ -1,0 +1,224 @@
+//! What is measured: a base, or random weights of a known shape.
+
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+
+use clap::Args;
+use danlu_kernels::DType;
+use danlu_model::{FolderState, ModelConfig, ModelError, RandomProgress, RandomWeights, Shape, Weights};
+
+use super::figures::Figures;
+use super::stopped;
+use crate::commands::loaded::folder_name;
+use crate::printer::Printer;
+use crate::report::{Report, Result};
+use crate::{interrupt, memory, text};
+
+/// Names the random weights of every shape.
+const SEED: u64 = 1;
+
+/// Largest file of a shape's weights, as transformers divides them.
+const SHARD: u64 = 5_000_000_000;
+
+/// Which model.
+#[derive(Args, Clone, Debug)]
+pub struct ModelArgs {
+    /// Folder of a model
+    #[arg(long, value_name = "DIR", help_heading = "Model")]
+    pub base: Option<PathBuf>,
+    /// Random weights of a known shape instead: base-8m, base-28m, llama-125m, llama-3.2-1b or llama-3-8b
+    #[arg(long, value_name = "NAME", value_parser = Shape::from_str, help_heading = "Model")]
+    pub shape: Option<Shape>,
+    /// Write the shape's weights to this folder, or use those that are there [default: in memory]
+    #[arg(long, value_name = "DIR", help_heading = "Model")]
+    pub keep: Option<PathBuf>,
+}
+
+/// A model, settled.
+#[derive(Clone, Debug)]
+pub enum Model {
+    /// In a folder.
+    Folder(PathBuf),
+    /// Of random weights, kept in a folder where one is named.
+    Shape(Shape, Option<PathBuf>),
+}
+
+impl ModelArgs {
+    /// The one model that the flags name.
+    ///
+    /// # Errors
+    /// If they name none, or two.
+    pub fn model(&self) -> Result<Model> {
+        let shapes = || Shape::ALL.map(Shape::name).join(", ");
+        match (&self.base, self.shape, &self.keep) {
+            (Some(_), Some(_), _) => Err(Report::input("`--base` and `--shape` are two models")
+                .with_hint("leave one of them out: one model is measured")),
+            (Some(_), None, Some(_)) => Err(Report::input("`--keep` goes with `--shape`")
+                .with_hint("leave it out: the base stays where it is")),
+            (Some(base), None, None) => Ok(Model::Folder(base.clone())),
+            (None, Some(shape), keep) => Ok(Model::Shape(shape, keep.clone())),
+            (None, None, _) => Err(Report::input("`--base` or `--shape` is missing: the model to measure")
+                .with_hint(format!("the shapes are {}", shapes()))),
+        }
+    }
+}
+
+impl Model {
+    /// Its configuration.
+    ///
+    /// # Errors
+    /// If it is in a folder that has none that is supported.
+    pub fn config(&self) -> Result<ModelConfig> {
+        match self {
+            Self::Folder(folder) => Ok(ModelConfig::read(folder)?),
+            Self::Shape(shape, _) => Ok(shape.config()),
+        }
+    }
+
+    /// The name to show.
+    pub fn name(&self) -> String {
+        match self {
+            Self::Folder(folder) => folder_name(folder),
+            Self::Shape(shape, _) => shape.name().to_owned(),
+        }
+    }
+
+    /// Sees to it that the weights are in a folder: the model's own, the one to keep them in, or `otherwise`.
+    ///
+    /// # Errors
+    /// If they cannot be written, or the folder holds another model.
+    pub fn folder(&self, otherwise: &Path, threads: usize, printer: &Printer) -> Result<PathBuf> {
+        let (shape, keep) = match self {
+            Self::Folder(folder) => return Ok(folder.clone()),
+            Self::Shape(shape, keep) => (*shape, keep),
+        };
+        let folder = keep.as_deref().unwrap_or(otherwise);
+        let config = shape.config();
+        match FolderState::of(folder, &config)? {
+            FolderState::Same => {
+                let place = folder.display();
+                printer.tell(
+                    &format!("使用 {place} 里已有的权重"),
+                    &format!("using the weights that are in {place} already"),
+                );
+            }
+            FolderState::Other => {
+                let text = format!("`{}` holds another model than `{shape}`", folder.display());
+                return Err(Report::input(text).with_hint("name a folder that is new, or leave `--keep` out"));
+            }
+            FolderState::None => {
+                let weights = RandomWeights { config: &config, seed: SEED, threads };
+                weights.write(folder, SHARD, &mut making(printer)).map_err(making_failed)?;
+                printer.clear_live();
+            }
+        }
+        Ok(folder.to_owned())
+    }
+
+    /// The weights, mapped from their folder or made in memory.
+    ///
+    /// # Errors
+    /// If a file has a fault, or there is no room for them.
+    pub fn weights(&self, threads: usize, printer: &Printer) -> Result<Weights> {
+        match self {
+            Self::Shape(shape, None) => {
+                let config = shape.config();
+                check_memory(*shape, &config)?;
+                let weights = RandomWeights { config: &config, seed: SEED, threads };
+                let made = weights.in_memory(&mut making(printer)).map_err(making_failed)?;
+                printer.clear_live();
+                Ok(made)
+            }
+            Self::Shape(_, Some(keep)) => Ok(Weights::open(&self.folder(keep, threads, printer)?)?),
+            Self::Folder(folder) => Ok(Weights::open(folder)?),
+        }
+    }
+
+    /// Says which it is; returns the bytes of its weights.
+    pub fn describe(
+        &self,
+        config: &ModelConfig,
+        weights: &Weights,
+        figures: &mut Figures<'_>,
+        printer: &Printer,
+    ) -> u64 {
+        let bytes = weights.tensors().iter().map(|tensor| tensor.range.len() as u64).sum();
+        let which = match self {
+            Self::Folder(folder) => folder.display().to_string(),
+            Self::Shape(shape, Some(folder)) => printer.pick(
+                format!("{shape} · 随机权重，在 {}", folder.display()),
+                format!("{shape} · random weights in {}", folder.display()),
+            ),
+            Self::Shape(shape, None) => {
+                printer.pick(format!("{shape} · 随机权重"), format!("{shape} · random weights"))
+            }
+        };
+        let (parameters, size) = (config.num_parameters(), text::bytes(bytes));
+        let count = text::thousands(parameters);
+        figures.row(
+            ("模型", "model"),
+            &printer.pick(
+                format!("{which} · {count} 个参数，{size}"),
+                format!("{which} · {count} parameters, {size}"),
+            ),
+        );
+        figures.set("model", self.name());
+        figures.set("random_weights", matches!(self, Self::Shape(..)));
+        figures.set("parameters", parameters);
+        figures.set("weight_bytes", bytes);
+        bytes
+    }
+}
+
+/// Shows how far the weights are, and stops where someone asked for it.
+fn making(printer: &Printer) -> impl FnMut(RandomProgress) -> ControlFlow<()> {
+    |p| {
+        let (done, total) = (text::bytes(p.bytes), text::bytes(p.total));
+        printer.live(&printer.pick(
+            format!("生成随机权重 {done} / {total}"),
+            format!("making random weights: {done} of {total}"),
+        ));
+        if interrupt::requested() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    }
+}
+
+fn making_failed(error: ModelError) -> Report {
+    match error {
+        ModelError::Stopped => stopped(),
+        error => error.into(),
+    }
+}
+
+/// Refuses weights that memory has no room for, before the system has to.
+fn check_memory(shape: Shape, config: &ModelConfig) -> Result<()> {
+    let needed = config.num_parameters() * DType::Bf16.size() as u64;
+    match memory::machine() {
+        Some((_, available)) if needed > available => {
+            let (needed, available) = (text::bytes(needed), text::bytes(available));
+            let text =
+                format!("the weights of `{shape}` take {needed}, and {available} of memory are available");
+            Err(Report::input(text).with_hint("`--keep DIR` writes them to a disk, and maps them from there"))
+        }
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refused(base: bool, shape: bool, keep: bool) -> String {
+        let path = |given: bool| given.then(|| PathBuf::from("x"));
+        let args = ModelArgs { base: path(base), shape: shape.then_some(Shape::Base8m), keep: path(keep) };
+        args.model().unwrap_err().render(false)
+    }
+
+    #[test]
+    fn exactly_one_model_is_measured() {
+        assert!(refused(true, true, false).starts_with("error: `--base` and `--shape` are two models"));
+        assert!(refused(true, false, true).starts_with("error: `--keep` goes with `--shape`"));
+        let none = refused(false, false, false);
+        assert!(none.contains("is missing") && none.contains("llama-3.2-1b"), "{none}");
+    }
+}

@@ -1,0 +1,288 @@
+//! `danlu bench train`: the steps that users run, timed.
+
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use clap::Args;
+use danlu_adapter::{Adapter, targets};
+use danlu_model::{ModelConfig, Sequence, Tokenizer};
+use danlu_train::{Example, StepReport, TrainSettings, Trainer};
+
+use super::figures::{Figures, rate, seconds};
+use super::machine::{MachineArgs, describe_memory};
+use super::subject::{Model, ModelArgs};
+use super::{RunArgs, check_context, median, random_ids, work};
+use crate::commands::train::AdapterArgs;
+use crate::commands::train::prepare::prepare;
+use crate::memory::{self, Watch};
+use crate::printer::Printer;
+use crate::report::{Report, Result};
+use crate::text;
+
+/// Largest number that a `--batch` may have in either place: their product is far from overflowing.
+const MOST: usize = 1 << 20;
+
+/// The flags of `danlu bench train`.
+#[derive(Args, Clone, Debug)]
+pub struct TrainBenchArgs {
+    #[command(flatten)]
+    model: ModelArgs,
+    /// Random tokens, all with a loss: sequences of a micro-batch x tokens of a sequence [default: 2x512]
+    #[arg(long, value_name = "BxL", value_parser = Batch::from_str, conflicts_with = "data", help_heading = "Job")]
+    batch: Option<Batch>,
+    /// Training data instead, as `danlu train` takes it
+    #[arg(long, value_name = "FILE", num_args = 1.., help_heading = "Job")]
+    data: Vec<PathBuf>,
+    /// Folder of the tokenizer for --data [default: the base's]
+    #[arg(long, value_name = "DIR", requires = "data", help_heading = "Job")]
+    tokenizer: Option<PathBuf>,
+    /// Longest record of --data in tokens [default: 384]
+    #[arg(long, value_name = "TOKENS", requires = "data", help_heading = "Job")]
+    max_length: Option<usize>,
+    /// Leave bad records of --data out
+    #[arg(long, requires = "data", help_heading = "Job")]
+    skip_bad: bool,
+    /// Records of --data in a micro-batch [default: 2]
+    #[arg(long, value_name = "N", requires = "data", help_heading = "Job")]
+    per_device_train_batch_size: Option<usize>,
+    /// Micro-batches of a step [default: 1, or 2 with --data]
+    #[arg(long, value_name = "N", help_heading = "Job")]
+    gradient_accumulation_steps: Option<usize>,
+    #[command(flatten)]
+    adapter: AdapterArgs,
+    #[command(flatten)]
+    machine: MachineArgs,
+    #[command(flatten)]
+    run: RunArgs,
+}
+
+/// Sequences and their tokens: `2x512`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Batch {
+    sequences: usize,
+    tokens: usize,
+}
+
+impl FromStr for Batch {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let wrong =
+            || format!("`{text}` is no batch; it is sequences x tokens of each (2 or more), such as 2x512");
+        let (sequences, tokens) = text.split_once(['x', 'X', '×']).ok_or_else(wrong)?;
+        let number = |text: &str, least| {
+            text.trim().parse().ok().filter(|n| (least..=MOST).contains(n)).ok_or_else(wrong)
+        };
+        // The first token of a sequence has nothing before it to be predicted from.
+        Ok(Self { sequences: number(sequences, 1)?, tokens: number(tokens, 2)? })
+    }
+}
+
+/// What is trained on, and how.
+struct Job {
+    examples: Vec<Example>,
+    settings: TrainSettings,
+    /// In a few words, in both languages.
+    words: (String, String),
+}
+
+/// A step that was measured.
+struct Step {
+    report: StepReport,
+    flops: f64,
+}
+
+/// Takes some steps, and says how fast they were.
+///
+/// # Errors
+/// If a flag, the model or the data has a fault.
+pub fn run(args: &TrainBenchArgs, printer: &Printer) -> Result<()> {
+    let model = args.model.model()?;
+    let config = model.config()?;
+    let machine = args.machine.machine()?;
+    let runs = args.run.runs(10, 2);
+    let mut settings = TrainSettings {
+        max_steps: Some(runs.warm_up + runs.steps),
+        dtype: machine.precision,
+        ..TrainSettings::default()
+    };
+    args.adapter.apply(&mut settings);
+    let lora = settings.lora_config(&model.name());
+    targets::resolve(&lora, &config)?;
+    let job = job(args, &model, &config, settings, printer)?;
+
+    let mut figures = Figures::new("train", args.run.json, printer);
+    let weights = model.weights(machine.threads, printer)?;
+    model.describe(&config, &weights, &mut figures, printer);
+    machine.describe(&mut figures, printer);
+    let adapter = Adapter::init(lora, &config, job.settings.seed, &*machine.backend)?;
+    describe_job(&job, &adapter, &mut figures, printer);
+
+    let watch = Watch::start();
+    let decoder = machine.decoder(&config, &weights)?;
+    let mut trainer = Trainer::new(decoder, adapter, job.examples, job.settings, String::new())?;
+    let steps = runs.measure(printer, |i| {
+        let examples = trainer.examples_of(i + 1);
+        let lengths: Vec<usize> = examples.iter().map(|e| e.sequence.ids.len()).collect();
+        let labels = examples.iter().map(|e| e.sequence.trained_tokens()).sum();
+        let flops = work::training(&config, trainer.adapter(), &lengths, labels);
+        Ok(Step { report: trainer.step()?, flops })
+    })?;
+    // Before the machine's peak is measured, which takes memory of its own.
+    let (peak, anonymous) = (memory::peak(), watch.finish());
+
+    let total = |of: fn(&Step) -> f64| steps.iter().map(of).sum::<f64>();
+    let time = total(|s| s.report.seconds);
+    let tokens = total(|s| s.report.tokens as f64);
+    let labelled = total(|s| s.report.trained_tokens as f64);
+    let (useful, with_loss) = (rate(tokens / time), rate(labelled / time));
+    figures.result(
+        ("词元/秒", "tokens/s"),
+        &printer.pick(
+            format!("{useful} 有用（没有填充），其中计损失 {with_loss}"),
+            format!("{useful} useful (nothing is padded), {with_loss} of them with a loss"),
+        ),
+    );
+    figures.measured("useful_tokens_per_second", tokens / time);
+    figures.measured("labelled_tokens_per_second", labelled / time);
+    machine.compare_flops(total(|s| s.flops) / time, &mut figures, printer);
+    let middle = median(steps.iter().map(|s| s.report.seconds));
+    let slowest = steps.iter().map(|s| s.report.seconds).fold(0.0, f64::max);
+    let (m, s, n, w) = (seconds(middle, printer), seconds(slowest, printer), steps.len(), runs.warm_up);
+    figures.result(
+        ("每步", "a step"),
+        &printer.pick(
+            format!("中位 {m}，最慢 {s}（{n} 步，此前预热 {w} 步）"),
+            format!("{m} median, {s} slowest of {n}, after {w} to warm up"),
+        ),
+    );
+    figures.set("steps", n);
+    figures.set("warm_up", w);
+    figures.measured("median_step_seconds", middle);
+    figures.measured("slowest_step_seconds", slowest);
+    figures.measured("seconds", time);
+    figures.set("useful_tokens", tokens as u64);
+    figures.set("labelled_tokens", labelled as u64);
+    figures.measured("mean_loss", total(|s| s.report.loss) / steps.len() as f64);
+    describe_memory(peak, anonymous, &mut figures, printer);
+    figures.finish();
+    Ok(())
+}
+
+/// The examples that the flags ask for, with settings that take all of them in turn.
+fn job(
+    args: &TrainBenchArgs,
+    model: &Model,
+    config: &ModelConfig,
+    mut settings: TrainSettings,
+    printer: &Printer,
+) -> Result<Job> {
+    let with_data = !args.data.is_empty();
+    settings.gradient_accumulation_steps =
+        args.gradient_accumulation_steps.unwrap_or(if with_data { 2 } else { 1 });
+    if with_data {
+        return data_job(args, model, config, settings, printer);
+    }
+    let Batch { sequences, tokens } = args.batch.unwrap_or(Batch { sequences: 2, tokens: 512 });
+    check_context(tokens, config.max_position_embeddings, "`--batch`")?;
+    settings.per_device_train_batch_size = sequences;
+    settings.max_length = tokens;
+    settings.validate()?;
+    let accumulation = settings.gradient_accumulation_steps.min(MOST);
+    let example = |i: usize| Example {
+        sequence: Sequence {
+            ids: random_ids(tokens, config.vocab_size, i as u64),
+            trained: vec![true; tokens],
+        },
+        origin: format!("random sequence {i}"),
+    };
+    // One pass over them is one step.
+    let examples = (0..sequences * accumulation).map(example).collect();
+    let words = (
+        format!("{sequences} × {tokens} 个随机词元，全部计损失"),
+        format!("{sequences} × {tokens} random tokens, all with a loss"),
+    );
+    Ok(Job { examples, settings, words })
+}
+
+fn data_job(
+    args: &TrainBenchArgs,
+    model: &Model,
+    config: &ModelConfig,
+    mut settings: TrainSettings,
+    printer: &Printer,
+) -> Result<Job> {
+    let folder = match (&args.tokenizer, model) {
+        (Some(folder), _) => folder,
+        (None, Model::Folder(base)) => base,
+        (None, Model::Shape(..)) => {
+            return Err(Report::input("a shape has no tokenizer, and `--data` needs one")
+                .with_hint("name the folder of one with `--tokenizer DIR`"));
+        }
+    };
+    let tokenizer = Tokenizer::read(folder)?;
+    tokenizer.check_fits(config)?;
+    settings.max_length = args.max_length.unwrap_or(settings.max_length);
+    settings.per_device_train_batch_size =
+        args.per_device_train_batch_size.unwrap_or(settings.per_device_train_batch_size);
+    check_context(settings.max_length, config.max_position_embeddings, "`--max-length`")?;
+    settings.validate()?;
+    let data = prepare(&args.data, None, args.skip_bad, &tokenizer, &settings, printer)?;
+    if !data.bad.is_empty() {
+        let n = data.bad.len();
+        printer.warn(&printer.pick(format!("{n} 条坏记录被跳过"), format!("{n} bad records are left out")));
+    }
+    let files: Vec<_> = data.summary.files.iter().map(|f| f.name.as_str()).collect();
+    let (files, records) = (files.join(", "), text::thousands(data.summary.training_records));
+    let (batch, max) = (settings.per_device_train_batch_size, settings.max_length);
+    let words = (
+        format!("{files} · {records} 条，每微批 {batch} 条，最长 {max} 词元"),
+        format!("{files} · {records} records, {batch} in a micro-batch, of at most {max} tokens"),
+    );
+    Ok(Job { examples: data.examples, settings, words })
+}
+
+fn describe_job(job: &Job, adapter: &Adapter, figures: &mut Figures<'_>, printer: &Printer) {
+    let s = &job.settings;
+    let n = s.gradient_accumulation_steps;
+    figures.row(
+        ("任务", "job"),
+        &printer.pick(
+            format!("{}，每步 {n} 个微批", job.words.0),
+            format!("{}; {n} micro-batch{} a step", job.words.1, if n == 1 { "" } else { "es" }),
+        ),
+    );
+    let (r, alpha, dropout) = (s.lora_r, s.lora_alpha, s.lora_dropout);
+    let count = text::thousands(adapter.num_parameters() as u64);
+    figures.row(
+        ("适配器", "adapter"),
+        &printer.pick(
+            format!("r {r}，alpha {alpha}，dropout {dropout}，{count} 个参数"),
+            format!("r {r}, alpha {alpha}, dropout {dropout}, {count} parameters"),
+        ),
+    );
+    let is_random = job.examples.first().is_some_and(|e| e.origin.starts_with("random"));
+    figures.set("random_tokens", is_random);
+    figures.set("batch_sequences", s.per_device_train_batch_size);
+    figures.set("longest_sequence_tokens", s.max_length);
+    figures.set("gradient_accumulation_steps", n);
+    figures.set("lora_r", r);
+    figures.set("lora_alpha", alpha);
+    figures.set("lora_dropout", dropout);
+    figures.set("trainable_parameters", adapter.num_parameters());
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_batch_is_two_numbers() {
+        let batch = |sequences, tokens| Ok(Batch { sequences, tokens });
+        assert_eq!("2x512".parse(), batch(2, 512));
+        assert_eq!("1 × 16".parse(), batch(1, 16));
+        for text in ["2x", "x2", "2", "0x5", "2x1", "-1x4", "2x512x3", "2x9999999999999"] {
+            assert!(text.parse::<Batch>().unwrap_err().contains("such as 2x512"), "{text}");
+        }
+    }
+}

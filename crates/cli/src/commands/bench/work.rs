@@ -1,0 +1,143 @@
+//! How much work something is, by formula: what must be multiplied and what must be read, however a back end goes
+//! about it. Recomputing, packing and converting are no work; a multiply-add is two FLOP.
+
+use danlu_kernels::LoraRef;
+use danlu_model::{LoraSource, ModelConfig, Projection};
+
+/// Tokens that are new, and tokens that they may attend to, themselves included.
+#[derive(Clone, Copy, Debug)]
+pub struct Span {
+    pub new: usize,
+    pub all: usize,
+}
+
+impl Span {
+    /// A sequence read from its beginning.
+    pub fn whole(tokens: usize) -> Self {
+        Self { new: tokens, all: tokens }
+    }
+
+    /// Pairs of a token and one that it sees.
+    fn pairs(self) -> f64 {
+        let (new, all) = (self.new as f64, self.all as f64);
+        new * (all - new) + new * (new + 1.0) / 2.0
+    }
+}
+
+/// FLOP of a forward pass without an adapter, with logits of `head_rows` rows.
+///
+/// `2 P` a token in the layers' projections, `4 NH HS` a pair in attention, `2 V C` a row at the head.
+pub fn forward(config: &ModelConfig, spans: &[Span], head_rows: usize) -> f64 {
+    let tokens: usize = spans.iter().map(|span| span.new).sum();
+    let layer = 2.0 * tokens as f64 * weights(config, |_| true) + attention(config, spans);
+    config.num_hidden_layers as f64 * layer + head(config, head_rows)
+}
+
+/// FLOP of a forward and backward pass over whole sequences, `labels` of whose tokens carry a loss.
+///
+/// The backward of a frozen weight is one product more, for `dinp`, which nothing needs below the lowest layer with
+/// a pair; those of attention and of a pair are twice their forward, less the pair's share of such a `dinp`. With
+/// every projection adapted this is close to `4 P` a token.
+pub fn training(config: &ModelConfig, lora: &dyn LoraSource, lengths: &[usize], labels: usize) -> f64 {
+    let spans: Vec<Span> = lengths.iter().map(|&tokens| Span::whole(tokens)).collect();
+    let tokens = lengths.iter().sum::<usize>() as f64;
+    let is_input = |p| matches!(p, Projection::QProj | Projection::KProj | Projection::VProj);
+    let has_pair = |layer| Projection::ALL.iter().any(|&p| lora.pair(layer, p).is_some());
+    let lowest = (0..config.num_hidden_layers).find(|&layer| has_pair(layer));
+
+    let mut flops = forward(config, &spans, labels) + head(config, labels);
+    for layer in lowest.into_iter().flat_map(|lowest| lowest..config.num_hidden_layers) {
+        // The lowest layer's input has no gradient: its norm and its q, k and v go without.
+        let wanted = |p| Some(layer) != lowest || !is_input(p);
+        flops += 2.0 * tokens * weights(config, wanted) + 2.0 * attention(config, &spans);
+        for p in Projection::ALL {
+            let Some(LoraRef { rank, d_in, d_out, .. }) = lora.pair(layer, p) else { continue };
+            let side = |d: usize| 2.0 * tokens * (rank * d) as f64;
+            let (mid, out) = (side(d_in), side(d_out));
+            let dinp = if wanted(p) { side(d_in) } else { 0.0 };
+            // Forward, then dmid and dB over OUT, dA and dinp over IN.
+            flops += mid + out + 2.0 * out + mid + dinp;
+        }
+    }
+    flops
+}
+
+/// Bytes that decoding one token for every span reads: `weights`, and the keys and values (f32) that it sees.
+pub fn decode_bytes(config: &ModelConfig, weights: u64, spans: &[Span]) -> f64 {
+    let width = config.num_key_value_heads * config.head_dim * size_of::<f32>();
+    let rows: usize = spans.iter().map(|span| span.all).sum();
+    weights as f64 + (2 * config.num_hidden_layers * rows * width) as f64
+}
+
+/// Elements of a layer's projections.
+fn weights(config: &ModelConfig, wanted: impl Fn(Projection) -> bool) -> f64 {
+    let shapes = Projection::ALL.into_iter().filter(|&p| wanted(p)).map(|p| config.projection_shape(p));
+    shapes.map(|(d_out, d_in)| d_out as f64 * d_in as f64).sum()
+}
+
+/// FLOP of one layer's attention, forward: scores and their mix of values.
+fn attention(config: &ModelConfig, spans: &[Span]) -> f64 {
+    let pairs: f64 = spans.iter().map(|span| span.pairs()).sum();
+    4.0 * (config.num_attention_heads * config.head_dim) as f64 * pairs
+}
+
+fn head(config: &ModelConfig, rows: usize) -> f64 {
+    2.0 * rows as f64 * config.vocab_size as f64 * config.hidden_size as f64
+}
+
+#[cfg(test)]
+mod tests {
+    use danlu_adapter::{Adapter, LoraConfig, TargetModules};
+    use danlu_kernels::Reference;
+    use danlu_model::Shape;
+
+    use super::*;
+
+    fn adapter(config: &ModelConfig, targets: TargetModules) -> Adapter {
+        let lora = LoraConfig { target_modules: targets, ..LoraConfig::new(8, 32.0) };
+        Adapter::init(lora, config, 1, &Reference::new()).unwrap()
+    }
+
+    #[test]
+    fn training_costs_four_flop_a_weight_and_token_with_everything_adapted() {
+        let config = Shape::Llama125m.config();
+        let adapter = adapter(&config, TargetModules::AllLinear);
+        let layers = weights(&config, |_| true) * config.num_hidden_layers as f64;
+        let (lengths, labels) = ([512, 512], 1022);
+        let total = training(&config, &adapter, &lengths, labels);
+        // Rank 8 of everything: three times its forward, 6 R (IN + OUT) a token.
+        let expected = 4.0 * layers * 1024.0
+            + 3.0 * attention(&config, &[Span::whole(512); 2]) * config.num_hidden_layers as f64
+            + 2.0 * head(&config, labels)
+            + 6.0 * adapter.num_parameters() as f64 * 1024.0;
+        // The lowest layer's q, k and v and their pairs need no gradient of their input.
+        let (c, q, kv) = (768.0, 768.0, 256.0);
+        let spared = 2.0 * 1024.0 * (c * (q + 2.0 * kv) + 3.0 * 8.0 * c);
+        assert!((total - (expected - spared)).abs() < 1e-9 * expected, "{total} {expected}");
+    }
+
+    #[test]
+    fn nothing_is_counted_below_the_lowest_pair() {
+        let config = Shape::Base8m.config();
+        let top = adapter(&config, TargetModules::Regex(r".*layers\.7\..*_proj".to_owned()));
+        let all = adapter(&config, TargetModules::AllLinear);
+        let backward =
+            |lora: &Adapter| training(&config, lora, &[64], 0) - forward(&config, &[Span::whole(64)], 0);
+        assert!(backward(&top) < backward(&all) / 8.0);
+    }
+
+    #[test]
+    fn a_prompt_in_pieces_costs_the_same_as_whole() {
+        let config = Shape::Base8m.config();
+        let pieces = [Span { new: 100, all: 100 }, Span { new: 50, all: 150 }];
+        let (whole, parts) = (forward(&config, &[Span::whole(150)], 1), forward(&config, &pieces, 1));
+        assert!((whole - parts).abs() < 1e-6 * whole, "{whole} {parts}");
+    }
+
+    #[test]
+    fn decoding_reads_the_weights_once_and_the_cache_of_every_sequence() {
+        let config = Shape::Base8m.config();
+        let bytes = decode_bytes(&config, 1000, &[Span { new: 1, all: 10 }, Span { new: 1, all: 30 }]);
+        assert_eq!(bytes, 1000.0 + (2 * 8 * 40 * 2 * 64 * 4) as f64);
+    }
+}

@@ -1,0 +1,117 @@
+//! Memory of this machine and of this process, where the system tells it.
+
+use std::fs;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+/// Time between two looks of a [`Watch`]. A look costs some microseconds.
+const INTERVAL: Duration = Duration::from_millis(10);
+
+/// Bytes of memory: all, and available.
+pub fn machine() -> Option<(u64, u64)> {
+    let info = fs::read_to_string("/proc/meminfo").ok()?;
+    Some((field(&info, "MemTotal:")?, field(&info, "MemAvailable:")?))
+}
+
+/// The most bytes of memory that this process has held so far (since [`forget_peak`]), mapped files among them.
+pub fn peak() -> Option<u64> {
+    field(&fs::read_to_string("/proc/self/status").ok()?, "VmHWM:")
+}
+
+/// From now on [`peak`] is the most since now, where the system knows how to forget.
+pub fn forget_peak() {
+    // Linux: 5 resets the high-water mark, since 4.0.
+    let _ = fs::write("/proc/self/clear_refs", "5");
+}
+
+/// Bytes of memory that this process holds for itself: no file stands behind them.
+pub fn anonymous() -> Option<u64> {
+    field(&fs::read_to_string("/proc/self/status").ok()?, "RssAnon:")
+}
+
+/// A figure of a file of `/proc`, in bytes.
+fn field(info: &str, name: &str) -> Option<u64> {
+    let line = info.lines().find(|line| line.starts_with(name))?;
+    let kilobytes: u64 = line.split_whitespace().nth(1)?.parse().ok()?;
+    Some(kilobytes * 1024)
+}
+
+/// Watches the anonymous memory of this process from a thread of its own.
+pub struct Watch {
+    seen: Arc<Seen>,
+    thread: Option<JoinHandle<()>>,
+}
+
+#[derive(Default)]
+struct Seen {
+    most: AtomicU64,
+    over: AtomicBool,
+}
+
+impl Seen {
+    fn look(&self) {
+        if let Some(bytes) = anonymous() {
+            self.most.fetch_max(bytes, Ordering::Relaxed);
+        }
+    }
+}
+
+impl Watch {
+    /// Begins to watch.
+    pub fn start() -> Self {
+        let seen = Arc::new(Seen::default());
+        seen.look();
+        let watched = Arc::clone(&seen);
+        let watch = move || {
+            while !watched.over.load(Ordering::Relaxed) {
+                watched.look();
+                thread::park_timeout(INTERVAL);
+            }
+        };
+        // Without the thread what is seen at the ends remains.
+        Self { seen, thread: thread::Builder::new().name("memory".to_owned()).spawn(watch).ok() }
+    }
+
+    /// The most bytes seen; `None` where the system does not tell.
+    pub fn finish(self) -> Option<u64> {
+        self.seen.look();
+        Some(self.seen.most.load(Ordering::Relaxed)).filter(|&bytes| bytes > 0)
+    }
+}
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        self.seen.over.store(true, Ordering::Relaxed);
+        if let Some(thread) = self.thread.take() {
+            thread.thread().unpark();
+            // It only reads: there is no panic to pass on.
+            let _ = thread.join();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn fields_are_read_in_bytes() {
+        let info = "MemTotal:       24684168 kB\nMemAvailable:   23 kB\n";
+        assert_eq!(field(info, "MemAvailable:"), Some(23 * 1024));
+        assert_eq!(field(info, "VmHWM:"), None);
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn a_watch_sees_what_is_gone_when_it_finishes() {
+        let watch = Watch::start();
+        let before = anonymous().unwrap();
+        let held = vec![1u8; 64 << 20];
+        thread::sleep(5 * INTERVAL);
+        drop(std::hint::black_box(held));
+        assert!(watch.finish().unwrap() >= before + (48 << 20));
+        assert!(peak().unwrap() >= before);
+    }
+}

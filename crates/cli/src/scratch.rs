@@ -1,0 +1,76 @@
+//! Folders for a while: gone when they are dropped, and gone when Ctrl-C ends the process at once.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+
+use danlu_model::files::TEMPORARY_PREFIX;
+use tempfile::TempDir;
+
+use crate::report::{Report, Result};
+
+static FOLDERS: Mutex<Vec<PathBuf>> = Mutex::new(Vec::new());
+
+/// A temporary folder.
+pub struct Scratch {
+    folder: TempDir,
+}
+
+impl Scratch {
+    /// Makes a folder of a new name in `parent`.
+    ///
+    /// # Errors
+    /// If `parent` cannot be written.
+    pub fn new_in(parent: &Path) -> Result<Self> {
+        let mut builder = tempfile::Builder::new();
+        let made = builder.prefix(TEMPORARY_PREFIX).tempdir_in(parent);
+        // tempfile's wording repeats the path; the kind alone keeps ours.
+        let folder = made.map_err(|error| Report::io("write to", parent, error.kind().into()))?;
+        folders(|all| all.push(folder.path().to_owned()));
+        Ok(Self { folder })
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        self.folder.path()
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        folders(|all| all.retain(|path| path != self.folder.path()));
+    }
+}
+
+/// Removes every folder there is, before the process ends without dropping them.
+pub fn remove_all() {
+    folders(|all| {
+        for path in all.drain(..) {
+            // Another thread may be writing: what it adds between the two is caught by the second.
+            let _ = fs::remove_dir_all(&path);
+            let _ = fs::remove_dir_all(&path);
+        }
+    });
+}
+
+fn folders(change: impl FnOnce(&mut Vec<PathBuf>)) {
+    change(&mut FOLDERS.lock().unwrap_or_else(PoisonError::into_inner));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn folders_go_when_dropped_and_when_all_are_removed() {
+        let parent = tempfile::tempdir().unwrap();
+        let (one, two) = (Scratch::new_in(parent.path()).unwrap(), Scratch::new_in(parent.path()).unwrap());
+        fs::write(one.path().join("a"), "a").unwrap();
+        let path = one.path().to_owned();
+        drop(one);
+        assert!(!path.exists() && two.path().exists());
+        remove_all();
+        assert!(!two.path().exists());
+        assert!(Scratch::new_in(&path).is_err());
+    }
+}

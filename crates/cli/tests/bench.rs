@@ -1,0 +1,212 @@
+//! Each measurement on the smallest shape: that the figures are there, not how large they are.
+
+mod common;
+
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+
+use common::{Ran, Scene, names};
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
+
+/// The figures of a run with `--json`, which must succeed. Shapes that need a folder find it inside the scene.
+fn figures(scene: &Scene, line: &str) -> Value {
+    let line = format!("bench {line} --json");
+    let args: Vec<&str> = line.split_whitespace().collect();
+    let ran = Ran::of(scene.command(&args).env("TMPDIR", scene.path(".")).output().unwrap());
+    assert_eq!(ran.code, 0, "{line}\n{}", ran.err);
+    assert_eq!(ran.out.lines().count(), 1, "{}", ran.out);
+    serde_json::from_str(&ran.out).unwrap()
+}
+
+/// Every one of these figures is a number above 0.
+fn positive(figures: &Value, keys: &[&str]) {
+    for key in keys {
+        assert!(figures[key].as_f64().is_some_and(|v| v > 0.0), "{key} in {figures}");
+    }
+}
+
+const MEMORY: [&str; 2] = ["peak_memory_bytes", "peak_anonymous_bytes"];
+
+#[test]
+fn training_is_measured_in_tokens_flop_seconds_and_bytes() {
+    let scene = Scene::new();
+    let line = "train --shape base-8m --batch 2x16 --gradient-accumulation-steps 2 --steps 3 --warm-up 1 \
+                --dtype f32 --lora-r 4";
+    let f = figures(&scene, line);
+    let expected = serde_json::json!({
+        "bench": "train", "model": "base-8m", "random_weights": true, "parameters": 7_999_744,
+        "weight_bytes": 15_999_488, "dtype": "f32", "random_tokens": true, "batch_sequences": 2,
+        "gradient_accumulation_steps": 2, "lora_r": 4, "trainable_parameters": 149_504, "steps": 3, "warm_up": 1,
+        // Three steps of four sequences; the first token of each has no loss.
+        "useful_tokens": 3 * 4 * 16, "labelled_tokens": 3 * 4 * 15,
+    });
+    for (key, value) in expected.as_object().unwrap() {
+        assert_eq!(f[key], *value, "{key}");
+    }
+    let measured = ["useful_tokens_per_second", "labelled_tokens_per_second", "gflop_per_second", "seconds"];
+    positive(&f, &measured);
+    positive(&f, &["median_step_seconds", "slowest_step_seconds", "mean_loss"]);
+    if cfg!(target_os = "linux") {
+        positive(&f, &MEMORY);
+    }
+    assert_eq!(names(&scene.path(".")), ["base", "data.json"]);
+}
+
+#[test]
+fn training_on_data_is_the_tutorials_job() {
+    let scene = Scene::new();
+    let ran = scene.ok("bench train --base base --data data.json --steps 2 --warm-up 0 --dtype f32");
+    for text in [
+        "model            base · 7,999,744 parameters, 16.0 MB\n",
+        ", f32\n",
+        "data.json · 12 records, 2 in a micro-batch, of at most 384 tokens; 2 micro-batches a step\n",
+        "adapter          r 8, alpha 32, dropout 0.1, 299,008 parameters\n",
+        " useful (nothing is padded), ",
+        " slowest of 2, after 0 to warm up\n",
+        "peak memory ",
+    ] {
+        assert!(ran.out.contains(text), "{text:?} in {}", ran.out);
+    }
+    let line = "train --shape base-8m --tokenizer base --data data.json --steps 1 --warm-up 0";
+    let f = figures(&scene, line);
+    assert_eq!((&f["random_tokens"], &f["random_weights"]), (&false.into(), &true.into()));
+    assert!(f["labelled_tokens"].as_u64() < f["useful_tokens"].as_u64());
+}
+
+#[test]
+fn a_prompt_is_measured() {
+    let scene = Scene::new();
+    let f = figures(&scene, "prefill --shape base-8m --prompt-tokens 24 --steps 2 --dtype f32 --threads 1");
+    assert_eq!((&f["prompt_tokens"], &f["threads"], &f["steps"]), (&24.into(), &1.into(), &2.into()));
+    positive(&f, &["tokens_per_second", "gflop_per_second", "median_prompt_seconds"]);
+}
+
+#[test]
+fn several_sequences_are_decoded_against_the_read_bandwidth() {
+    let scene = Scene::new();
+    let line = "decode --shape base-8m --prompt-tokens 4 --new-tokens 3 --sequences 2 --steps 1 --dtype f32";
+    let f = figures(&scene, line);
+    assert_eq!((&f["sequences"], &f["new_tokens"], &f["bench"]), (&2.into(), &3.into(), &"decode".into()));
+    positive(
+        &f,
+        &["tokens_per_second", "gb_per_second", "peak_read_gb_per_second", "share_of_read_bandwidth"],
+    );
+    let each = f["tokens_per_second_per_sequence"].as_f64().unwrap();
+    assert!((2.0 * each / f["tokens_per_second"].as_f64().unwrap() - 1.0).abs() < 1e-4, "{f}");
+}
+
+#[test]
+fn a_merge_is_measured_beside_a_copy_and_leaves_nothing() {
+    let scene = Scene::new();
+    let f = figures(&scene, "merge --base base --steps 2");
+    assert_eq!((&f["merged_tensors"], &f["steps"]), (&56.into(), &2.into()));
+    positive(&f, &["merge_seconds", "copy_seconds", "merge_gb_per_second", "speed_relative_to_copy"]);
+    let bytes = |key: &str| f[key].as_u64().unwrap();
+    assert!(bytes("copied_bytes") >= 15_999_488 && bytes("merged_bytes") >= bytes("copied_bytes"), "{f}");
+    let shape = figures(&scene, "merge --shape base-8m --steps 1");
+    assert_eq!(shape["random_weights"], true);
+    assert_eq!(names(&scene.path(".")), ["base", "data.json"]);
+}
+
+#[test]
+fn kept_weights_are_used_again_and_other_models_are_not() {
+    let scene = Scene::new();
+    let line = "bench prefill --shape base-8m --keep kept --prompt-tokens 4 --steps 1 --warm-up 0";
+    let first = scene.ok(line);
+    assert!(first.out.contains("random weights in kept · 7,999,744 parameters"), "{}", first.out);
+    assert_eq!(first.err, "");
+    assert_eq!(names(&scene.path("kept")), ["config.json", "generation_config.json", "model.safetensors"]);
+    let again = scene.ok(&format!("{line} --lang zh"));
+    assert_eq!(again.err, "使用 kept 里已有的权重\n");
+    assert!(
+        again.out.starts_with("模型             base-8m · 随机权重，在 kept · 7,999,744 个参数"),
+        "{}",
+        again.out
+    );
+    scene.refuses(
+        "bench prefill --shape base-28m --keep kept",
+        "error: `kept` holds another model than `base-28m`\n\n\
+         hint: name a folder that is new, or leave `--keep` out\n",
+    );
+    let error = scene.run("bench prefill --shape base-28m --keep .").err;
+    assert!(error.contains("the folder already holds other things, such as `base`"), "{error}");
+}
+
+#[test]
+fn an_instruction_set_without_a_peak_says_so() {
+    let scene = Scene::new();
+    let run = |extra: &[&str]| {
+        let mut args: Vec<&str> =
+            "bench prefill --shape base-8m --prompt-tokens 2 --steps 1".split_whitespace().collect();
+        args.extend(extra);
+        Ran::of(scene.command(&args).env("DANLU_ISA", "scalar").output().unwrap())
+    };
+    let text = run(&[]).out;
+    assert!(text.contains(" · no peak is measured for scalar\n"), "{text}");
+    assert!(text.contains("f32 (the default without AVX512-BF16)\n"), "{text}");
+    let json: Value = serde_json::from_str(&run(&["--json"]).out).unwrap();
+    assert!(json["share_of_peak"].is_null() && json["peak_gflop_per_second"].is_null(), "{json}");
+    assert!(json["gflop_per_second"].is_number() && json["isa"] == "scalar", "{json}");
+}
+
+#[test]
+fn mistakes_are_refused_before_anything_is_made() {
+    let scene = Scene::new();
+    scene.refuses(
+        "bench train",
+        "error: `--base` or `--shape` is missing: the model to measure\n\n\
+         hint: the shapes are base-8m, base-28m, llama-125m, llama-3.2-1b, llama-3-8b\n",
+    );
+    scene.refuses(
+        "bench decode --shape llama-9b",
+        "error: invalid value `llama-9b` for `--shape <NAME>`: `llama-9b` is no shape; there are base-8m, \
+         base-28m, llama-125m, llama-3.2-1b, llama-3-8b\n",
+    );
+    scene.refuses(
+        "bench train --shape base-8m --batch 2x",
+        "error: invalid value `2x` for `--batch <BxL>`: `2x` is no batch; it is sequences x tokens of each \
+         (2 or more), such as 2x512\n",
+    );
+    scene.refuses(
+        "bench train --shape base-8m --batch 2x2000",
+        "error: 2000 tokens of `--batch`, and the model was made for 1024\n\n\
+         hint: at most 1024, or a model for longer texts\n",
+    );
+    scene.refuses(
+        "bench train --shape base-8m --data data.json",
+        "error: a shape has no tokenizer, and `--data` needs one\n\n\
+         hint: name the folder of one with `--tokenizer DIR`\n",
+    );
+    scene.refuses(
+        "bench merge --base base --keep kept",
+        "error: `--keep` goes with `--shape`\n\nhint: leave it out: the base stays where it is\n",
+    );
+    scene.refuses(
+        "bench prefill --base nope",
+        "error: cannot read `nope/config.json`: it does not exist\n\nhint: check the path for a typing mistake\n",
+    );
+    assert_eq!(names(&scene.path(".")), ["base", "data.json"]);
+}
+
+#[test]
+fn ctrl_c_leaves_no_temporary_folder_however_often_it_is_pressed() {
+    for presses in [1, 2] {
+        let scene = Scene::new();
+        let mut command = scene.command(&["bench", "merge", "--base", "base", "--steps", "1000000"]);
+        let mut child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        let start = Instant::now();
+        let temporary = || names(&scene.path(".")).iter().any(|name| name.starts_with(".danlu-tmp-"));
+        while !temporary() {
+            assert!(start.elapsed() < Duration::from_secs(60), "the merge never began");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        for _ in 0..presses {
+            kill_process(Pid::from_child(&child), Signal::INT).unwrap();
+        }
+        let code = child.wait().unwrap().code();
+        // Once: after the round, with the figures so far or none. Twice: at once, unless it was over by then.
+        assert!(matches!(code, Some(0 | 1)) || (presses == 2 && code == Some(130)), "{code:?}");
+        assert_eq!(names(&scene.path(".")), ["base", "data.json"], "{presses}");
+    }
+}

@@ -1,0 +1,231 @@
+//! What this machine can do at best, measured: multiply-adds in registers, and bytes read from memory.
+//!
+//! A product's GFLOP/s means little alone; its share of [`flops`] says how much is left to gain, and a token's
+//! decoding, which reads every weight once, is held against [`read_bandwidth`]. Each measure takes the fastest of
+//! several short runs, since the machine may have other work, and keeps its threads through all of them.
+
+use std::hint::black_box;
+use std::sync::Barrier;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use crate::{DType, Isa};
+
+/// Bytes that [`read_bandwidth`] reads: far beyond any last-level cache, so that nothing is found there again.
+const READ_BYTES: usize = 512 << 20;
+
+/// Places that a thread reads from in turn. One suits the processor's own prefetching, several keep more lines on
+/// their way: which wins depends on the machine and on how many threads read.
+const STREAMS: [usize; 3] = [1, 4, 8];
+
+/// Words that every place is a multiple of: a page.
+const BLOCK: usize = 4096 / size_of::<u64>();
+
+/// Runs of which the fastest counts, and the time after which there are enough.
+const LEAST_RUNS: usize = 5;
+const LONG_ENOUGH: Duration = Duration::from_millis(300);
+
+/// FLOP/s of `threads` threads that do nothing but multiply and add in the registers of `isa`: products of
+/// `dtype`, summed in f32. A multiply-add counts as two.
+///
+/// [`DType::Bf16`] is the bf16 dot product where `isa` has one; elsewhere bf16 is widened first, and the peak is
+/// that of f32. `None` where there is nothing to measure: for [`Isa::Scalar`], which is what the compiler makes
+/// of it, and for instruction sets that this machine lacks.
+pub fn flops(isa: Isa, dtype: DType, threads: usize) -> Option<f64> {
+    let (run, flops) = kernel(isa, dtype)?;
+    // SAFETY: `kernel` hands out functions for instruction sets that this machine has.
+    let seconds = fastest(threads, |_| unsafe { run() });
+    Some(threads.max(1) as f64 * flops / seconds)
+}
+
+/// Bytes a second that `threads` threads read from memory, each through a part of its own of one large buffer,
+/// with the widest loads there are. Takes half a GiB of memory while it runs.
+pub fn read_bandwidth(threads: usize) -> f64 {
+    let threads = threads.max(1);
+    // Written, not only reserved: untouched pages are all one page of zeros, and that one stays in cache.
+    let words = vec![1u64; READ_BYTES / size_of::<u64>()];
+    let most = STREAMS[STREAMS.len() - 1] * BLOCK;
+    let part = words.len() / threads / most * most;
+    let isa = Isa::detect();
+    let of = |streams| fastest(threads, |thread| read(isa, streams, &words[thread * part..][..part]));
+    let seconds = STREAMS.into_iter().map(of).fold(f64::INFINITY, f64::min);
+    (threads * part * size_of::<u64>()) as f64 / seconds
+}
+
+/// Seconds of the fastest run of `work(thread)` on all threads at once.
+fn fastest(threads: usize, work: impl Fn(usize) + Sync) -> f64 {
+    let threads = threads.max(1);
+    let (gate, work) = (&Barrier::new(threads), &work);
+    let over = &AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        for thread in 1..threads {
+            scope.spawn(move || {
+                loop {
+                    gate.wait();
+                    if over.load(Ordering::Relaxed) {
+                        return;
+                    }
+                    work(thread);
+                    gate.wait();
+                }
+            });
+        }
+        let run = || {
+            gate.wait();
+            let begin = Instant::now();
+            work(0);
+            gate.wait();
+            begin.elapsed()
+        };
+        run();
+        let (start, mut best, mut runs) = (Instant::now(), Duration::MAX, 0);
+        while runs < LEAST_RUNS || start.elapsed() < LONG_ENOUGH {
+            best = best.min(run());
+            runs += 1;
+        }
+        over.store(true, Ordering::Relaxed);
+        gate.wait();
+        best.as_secs_f64()
+    })
+}
+
+/// A function that multiplies and adds, and how many FLOP it does.
+type Kernel = (unsafe fn(), f64);
+
+fn kernel(isa: Isa, dtype: DType) -> Option<Kernel> {
+    if !isa.is_supported() {
+        return None;
+    }
+    #[cfg(target_arch = "x86_64")]
+    {
+        let bf16 = dtype == DType::Bf16;
+        match isa {
+            Isa::Avx512Bf16 if bf16 => Some((x86::avx512bf16, x86::AVX512BF16)),
+            Isa::Avx512Bf16 | Isa::Avx512 => Some((x86::avx512, x86::AVX512)),
+            Isa::Avx2 => Some((x86::avx2, x86::AVX2)),
+            Isa::Scalar => None,
+        }
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    {
+        let _ = dtype;
+        None
+    }
+}
+
+/// Reads every word once, from one of [`STREAMS`] places in turn.
+fn read(isa: Isa, streams: usize, words: &[u64]) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: `isa` was detected.
+    unsafe {
+        match (isa, streams) {
+            (Isa::Avx512Bf16 | Isa::Avx512, 1) => return x86::read_avx512::<1>(words),
+            (Isa::Avx512Bf16 | Isa::Avx512, 4) => return x86::read_avx512::<4>(words),
+            (Isa::Avx512Bf16 | Isa::Avx512, _) => return x86::read_avx512::<8>(words),
+            (Isa::Avx2, 1) => return x86::read_avx2::<1>(words),
+            (Isa::Avx2, 4) => return x86::read_avx2::<4>(words),
+            (Isa::Avx2, _) => return x86::read_avx2::<8>(words),
+            (Isa::Scalar, _) => {}
+        }
+    }
+    let _ = (isa, streams);
+    black_box(words.iter().fold(0, |all, word| all | word));
+}
+
+#[cfg(target_arch = "x86_64")]
+mod x86 {
+    use std::arch::x86_64::*;
+    use std::hint::black_box;
+
+    use super::BLOCK;
+
+    /// Rounds of one run: some milliseconds.
+    const ROUNDS: usize = 2_000_000;
+
+    macro_rules! multiply_add {
+        ($name:ident, $count:ident, $features:literal, $sums:literal x $flops:literal, $zero:expr, $one:expr, $step:expr) => {
+            /// FLOP of one run of the function below.
+            pub const $count: f64 = ($sums * $flops * ROUNDS) as f64;
+
+            /// Independent multiply-adds in registers, nothing else.
+            #[target_feature(enable = $features)]
+            pub fn $name() {
+                let (mut sums, one) = ([$zero; $sums], black_box($one));
+                for _ in 0..ROUNDS {
+                    for sum in &mut sums {
+                        *sum = $step(*sum, one);
+                    }
+                }
+                black_box(sums);
+            }
+        };
+    }
+
+    // As many sums as hide the latency of one and still lie in registers.
+    multiply_add!(avx2, AVX2, "avx2,fma", 10 x 16, _mm256_setzero_ps(), _mm256_set1_ps(0.5), |s, o| {
+        _mm256_fmadd_ps(o, o, s)
+    });
+    multiply_add!(avx512, AVX512, "avx512f", 16 x 32, _mm512_setzero_ps(), _mm512_set1_ps(0.5), |s, o| {
+        _mm512_fmadd_ps(o, o, s)
+    });
+    multiply_add!(
+        avx512bf16,
+        AVX512BF16,
+        "avx512f,avx512bf16",
+        16 x 64,
+        _mm512_setzero_ps(),
+        // SAFETY: 64 bytes of plain bits.
+        unsafe { std::mem::transmute::<__m512i, __m512bh>(_mm512_set1_epi32(0x3f00_3f00)) },
+        |s, o| _mm512_dpbf16_ps(s, o, o)
+    );
+
+    macro_rules! read {
+        ($name:ident, $features:literal, $vector:ty, $zero:expr, $load:expr, $or:expr) => {
+            /// Reads a vector of each of `STREAMS` places in turn.
+            #[target_feature(enable = $features)]
+            pub fn $name<const STREAMS: usize>(words: &[u64]) {
+                const STEP: usize = size_of::<$vector>() / size_of::<u64>();
+                let stream = words.len() / STREAMS / BLOCK * BLOCK;
+                let mut all = [$zero; STREAMS];
+                for at in (0..stream).step_by(STEP) {
+                    for (s, all) in all.iter_mut().enumerate() {
+                        // SAFETY: `at + STEP` is at most `stream`, which is a multiple of `STEP`.
+                        let vector = unsafe { $load(words.as_ptr().add(s * stream + at).cast()) };
+                        *all = $or(*all, vector);
+                    }
+                }
+                black_box(all);
+            }
+        };
+    }
+    read!(read_avx2, "avx2", __m256i, _mm256_setzero_si256(), |p| _mm256_loadu_si256(p), |a, b| {
+        _mm256_or_si256(a, b)
+    });
+    read!(read_avx512, "avx512f", __m512i, _mm512_setzero_si512(), |p| _mm512_loadu_si512(p), |a, b| {
+        _mm512_or_si512(a, b)
+    });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_supported_vector_unit_has_a_peak_and_scalar_has_none() {
+        for isa in Isa::ALL {
+            for dtype in [DType::F32, DType::Bf16] {
+                let peak = flops(isa, dtype, 1);
+                assert_eq!(peak.is_some(), isa != Isa::Scalar && isa.is_supported(), "{isa}");
+                assert!(peak.is_none_or(|peak| peak.is_finite() && peak > 0.0), "{isa}: {peak:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn reading_has_a_rate_on_any_number_of_threads() {
+        for threads in [1, 3] {
+            let rate = read_bandwidth(threads);
+            assert!(rate.is_finite() && rate > 0.0, "{rate}");
+        }
+    }
+}

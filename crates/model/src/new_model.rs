@@ -1,0 +1,181 @@
+//! A model folder that appears whole or not at all, and what a folder holds already.
+
+use std::fs::{self, File};
+use std::io;
+use std::path::{Path, PathBuf};
+
+use serde_json::{Map, json};
+
+use crate::files::{self, FileError, TEMPORARY_PREFIX};
+use crate::{ModelConfig, ModelError, TensorSpec, Weights};
+
+/// Name of the file that says which weights' file holds a tensor.
+pub const INDEX_FILE: &str = "model.safetensors.index.json";
+
+/// A model's folder while it is filled: files are staged in a hidden folder inside it, and
+/// [`publish`](NewModel::publish) gives them their names.
+///
+/// Dropped before that, it removes what it made; killed, it leaves a hidden folder that the next one clears.
+#[derive(Debug)]
+pub struct NewModel {
+    folder: PathBuf,
+    staging: PathBuf,
+    is_new: bool,
+}
+
+impl NewModel {
+    /// Begins a model at `folder`, which must be absent or empty.
+    ///
+    /// # Errors
+    /// If the folder holds other things or cannot be written.
+    pub fn create(folder: &Path) -> Result<Self, FileError> {
+        Self::create_beside(folder, |_| false)
+    }
+
+    /// As [`NewModel::create`], in a folder that may hold what `replaceable` names.
+    ///
+    /// # Errors
+    /// As [`NewModel::create`].
+    pub fn create_beside(folder: &Path, replaceable: impl Fn(&str) -> bool) -> Result<Self, FileError> {
+        let is_new = !folder.exists();
+        files::ensure_output_dir(folder, replaceable)?;
+        let staging = folder.join(format!("{TEMPORARY_PREFIX}model"));
+        let model = Self { folder: folder.to_owned(), staging, is_new };
+        match fs::remove_dir_all(&model.staging) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => {
+                return Err(FileError::new("remove", &model.staging, e));
+            }
+            _ => {}
+        }
+        fs::create_dir(&model.staging).map_err(|e| FileError::new("create", &model.staging, e))?;
+        Ok(model)
+    }
+
+    /// The folder the model will be in.
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// The folder it lies in until it is published, which loads as a model once `config.json` is staged.
+    pub fn staging(&self) -> &Path {
+        &self.staging
+    }
+
+    /// Where the file `name` is to be written.
+    pub fn staged(&self, name: &str) -> PathBuf {
+        self.staging.join(name)
+    }
+
+    /// Gives every file its name, in this order, and makes the names durable. `config.json` comes last, so that
+    /// half a model is never taken for one.
+    ///
+    /// # Errors
+    /// If a file was not staged, or the folder cannot be written.
+    pub fn publish(self, names: &[String]) -> Result<(), FileError> {
+        for name in names {
+            let path = self.folder.join(name);
+            fs::rename(self.staged(name), &path).map_err(|e| FileError::new("write", &path, e))?;
+        }
+        // Some network file systems cannot sync a folder; the files themselves are safe.
+        let _ = File::open(&self.folder).and_then(|folder| folder.sync_all());
+        Ok(())
+    }
+}
+
+impl Drop for NewModel {
+    fn drop(&mut self) {
+        // Best effort: an error that is already on its way matters more.
+        let _ = fs::remove_dir_all(&self.staging);
+        if self.is_new {
+            // Refused by the system when it holds the finished model.
+            let _ = fs::remove_dir(&self.folder);
+        }
+    }
+}
+
+/// What a folder holds, compared with a model that is to be there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FolderState {
+    /// A complete model of this configuration.
+    Same,
+    /// A model of another one.
+    Other,
+    /// No model.
+    None,
+}
+
+impl FolderState {
+    /// Looks at `folder`, without reading the weights themselves.
+    ///
+    /// # Errors
+    /// If there is a model that is damaged.
+    pub fn of(folder: &Path, config: &ModelConfig) -> Result<Self, ModelError> {
+        if fs::symlink_metadata(folder.join("config.json")).is_err() {
+            return Ok(Self::None);
+        }
+        if ModelConfig::read(folder)? != *config {
+            return Ok(Self::Other);
+        }
+        Weights::open(folder)?.check_complete(config)?;
+        Ok(Self::Same)
+    }
+}
+
+/// The name of weights' file `i`, from 0, of `count`.
+pub fn shard_name(i: usize, count: usize) -> String {
+    match count {
+        1 => "model.safetensors".to_owned(),
+        _ => format!("model-{:05}-of-{count:05}.safetensors", i + 1),
+    }
+}
+
+/// The contents of [`INDEX_FILE`] for files and their tensors; one file alone needs none.
+pub fn shard_index<'a>(shards: impl Iterator<Item = (&'a str, &'a [TensorSpec])>) -> Option<Vec<u8>> {
+    let shards: Vec<_> = shards.collect();
+    if shards.len() < 2 {
+        return None;
+    }
+    let total_size: u64 = shards.iter().flat_map(|(_, specs)| *specs).map(|spec| spec.bytes).sum();
+    let mut places: Vec<(&str, &str)> =
+        shards.iter().flat_map(|(file, specs)| specs.iter().map(|t| (t.name.as_str(), *file))).collect();
+    places.sort();
+    let weight_map: Map<_, _> =
+        places.into_iter().map(|(tensor, file)| (tensor.to_owned(), json!(file))).collect();
+    let value = json!({ "metadata": { "total_size": total_size }, "weight_map": weight_map });
+    let mut text = serde_json::to_vec_pretty(&value).expect("a JSON value has string keys");
+    text.push(b'\n');
+    Some(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_model_that_is_dropped_leaves_nothing() {
+        let parent = tempfile::tempdir().unwrap();
+        let folder = parent.path().join("model");
+        let model = NewModel::create(&folder).unwrap();
+        fs::write(model.staged("config.json"), "{}").unwrap();
+        drop(model);
+        assert!(!folder.exists());
+    }
+
+    #[test]
+    fn a_published_model_has_its_files_and_no_other() {
+        let parent = tempfile::tempdir().unwrap();
+        let folder = parent.path().join("model");
+        // What a killed run left is cleared.
+        fs::create_dir_all(folder.join(".danlu-tmp-model/old")).unwrap();
+        let model = NewModel::create(&folder).unwrap();
+        for name in ["a", "config.json"] {
+            fs::write(model.staged(name), "{}").unwrap();
+        }
+        model.publish(&["a".into(), "config.json".into()]).unwrap();
+        let mut names: Vec<_> = fs::read_dir(&folder).unwrap().map(|e| e.unwrap().file_name()).collect();
+        names.sort();
+        assert_eq!(names, ["a", "config.json"]);
+        assert!(NewModel::create(&folder).is_err());
+        assert!(folder.join("a").exists());
+    }
+}

@@ -1,0 +1,181 @@
+//! Models known by name, of which only the sizes matter: to measure speed and memory without a download.
+
+use std::fmt;
+use std::str::FromStr;
+
+use danlu_kernels::DType;
+
+use crate::{ModelConfig, Rope, RopeScaling};
+
+/// A well-known size of model.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Shape {
+    /// The demo's base: 8 million parameters, a vocabulary of 8,192.
+    Base8m,
+    /// Its larger sister.
+    Base28m,
+    /// 125 million parameters, of which the tied table of Llama 3's vocabulary is most.
+    Llama125m,
+    /// Llama-3.2-1B.
+    Llama3_2_1b,
+    /// Llama-3-8B.
+    Llama3_8b,
+}
+
+impl Shape {
+    /// Every shape, smallest first.
+    pub const ALL: [Self; 5] =
+        [Self::Base8m, Self::Base28m, Self::Llama125m, Self::Llama3_2_1b, Self::Llama3_8b];
+
+    /// The name that [`FromStr`] accepts.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Base8m => "base-8m",
+            Self::Base28m => "base-28m",
+            Self::Llama125m => "llama-125m",
+            Self::Llama3_2_1b => "llama-3.2-1b",
+            Self::Llama3_8b => "llama-3-8b",
+        }
+    }
+
+    /// Its configuration. Source of the Llamas': Grattafiori et al., 2024, table 3, and the models' own files.
+    pub fn config(self) -> ModelConfig {
+        match self {
+            Self::Base8m => small(256, 704, 4, 2),
+            Self::Base28m => small(512, 1408, 8, 4),
+            Self::Llama125m => ModelConfig { tie_word_embeddings: true, ..llama3(768, 2048, 12, 12, 4) },
+            Self::Llama3_2_1b => {
+                let scaling = RopeScaling::Llama3 {
+                    factor: 32.0,
+                    low_freq_factor: 1.0,
+                    high_freq_factor: 4.0,
+                    original_max_position_embeddings: 8192,
+                };
+                ModelConfig {
+                    head_dim: 64,
+                    max_position_embeddings: 131_072,
+                    tie_word_embeddings: true,
+                    rope: Rope { theta: 500_000.0, scaling },
+                    ..llama3(2048, 8192, 16, 32, 8)
+                }
+            }
+            Self::Llama3_8b => llama3(4096, 14_336, 32, 32, 8),
+        }
+    }
+}
+
+fn llama3(hidden: usize, intermediate: usize, layers: usize, heads: usize, kv_heads: usize) -> ModelConfig {
+    ModelConfig {
+        model_type: "llama".to_owned(),
+        hidden_size: hidden,
+        intermediate_size: intermediate,
+        num_hidden_layers: layers,
+        num_attention_heads: heads,
+        num_key_value_heads: kv_heads,
+        head_dim: hidden / heads,
+        vocab_size: 128_256,
+        max_position_embeddings: 8192,
+        rms_norm_eps: 1e-5,
+        tie_word_embeddings: false,
+        rope: Rope { theta: 500_000.0, scaling: RopeScaling::Default },
+        dtype: Some(DType::Bf16),
+        bos_token_id: Some(128_000),
+        eos_token_id: vec![128_001],
+    }
+}
+
+/// The models that danlu brings: eight layers, a small vocabulary with its special tokens at the end.
+fn small(hidden: usize, intermediate: usize, heads: usize, kv_heads: usize) -> ModelConfig {
+    ModelConfig {
+        vocab_size: 8192,
+        max_position_embeddings: 1024,
+        tie_word_embeddings: true,
+        rope: Rope { theta: 10_000.0, scaling: RopeScaling::Default },
+        bos_token_id: Some(8182),
+        eos_token_id: vec![8186],
+        ..llama3(hidden, intermediate, 8, heads, kv_heads)
+    }
+}
+
+impl fmt::Display for Shape {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// A name that is no [`Shape`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UnknownShape(
+    /// The name.
+    pub String,
+);
+
+impl fmt::Display for UnknownShape {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "`{}` is no shape; there are {}", self.0, Shape::ALL.map(Shape::name).join(", "))
+    }
+}
+
+impl std::error::Error for UnknownShape {}
+
+impl FromStr for Shape {
+    type Err = UnknownShape;
+
+    fn from_str(name: &str) -> Result<Self, UnknownShape> {
+        let known = Self::ALL.into_iter().find(|shape| shape.name().eq_ignore_ascii_case(name));
+        known.ok_or_else(|| UnknownShape(name.to_owned()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+
+    #[test]
+    fn shapes_have_the_parameters_of_their_models() {
+        let parameters = |shape: Shape| shape.config().num_parameters();
+        // As `model.num_parameters()` of transformers says for meta-llama's and for our own.
+        assert_eq!(parameters(Shape::Llama3_2_1b), 1_235_814_400);
+        assert_eq!(parameters(Shape::Llama3_8b), 8_030_261_248);
+        assert_eq!(parameters(Shape::Base8m), 7_999_744);
+        for shape in Shape::ALL {
+            let counted: usize = shape.config().tensors().map(|(_, s)| s.iter().product::<usize>()).sum();
+            assert_eq!(counted as u64, parameters(shape), "{shape}");
+        }
+    }
+
+    #[test]
+    fn rank_8_on_every_projection_of_the_8b_trains_20_971_520() {
+        let config = Shape::Llama3_8b.config();
+        let of_layer = crate::Projection::ALL.map(|p| {
+            let (d_out, d_in) = config.projection_shape(p);
+            8 * (d_out + d_in)
+        });
+        assert_eq!(of_layer.iter().sum::<usize>() * config.num_hidden_layers, 20_971_520);
+    }
+
+    #[test]
+    fn a_shape_written_down_reads_back_equal() {
+        for shape in Shape::ALL {
+            let (config, path) = (shape.config(), Path::new("config.json"));
+            assert_eq!(ModelConfig::parse(path, &config.to_json()).unwrap(), config, "{shape}");
+        }
+    }
+
+    #[test]
+    fn the_small_shapes_are_the_bases_that_danlu_brings() {
+        let assets = Path::new(env!("CARGO_MANIFEST_DIR")).join("../cli/assets/base-8m");
+        assert_eq!(ModelConfig::read(&assets).unwrap(), Shape::Base8m.config());
+    }
+
+    #[test]
+    fn every_name_parses_back() {
+        for shape in Shape::ALL {
+            assert_eq!(shape.to_string().parse(), Ok(shape));
+        }
+        let message = "llama-9b".parse::<Shape>().unwrap_err().to_string();
+        assert!(message.contains("`llama-9b`") && message.contains("llama-3.2-1b"), "{message}");
+    }
+}
