@@ -24,7 +24,9 @@ def read_alpaca(path: Path) -> list[dict]:
 
 
 def user_message(record: dict) -> dict:
-    return {"role": "user", "content": record["instruction"] + record.get("input", "")}
+    """The instruction, and where there is an input, the input on a line of its own (as LLaMA-Factory and axolotl join them)."""
+    texts = [record["instruction"], record.get("input", "")]
+    return {"role": "user", "content": "\n".join(text for text in texts if text)}
 
 
 def prompt_ids(tokenizer, message: dict) -> list[int]:

@@ -27,13 +27,11 @@ pub(super) fn convert(record: &Object) -> Result<Content, Mismatch> {
     conversation(messages, 0)
 }
 
-/// The user's message: the instruction, and the input on a line of its own when there is one. (Where all inputs are
-/// empty, as in the tutorial's data, this equals the plain concatenation its code does.)
+/// The user's message: the instruction, and the input on a line of its own when there is one, as LLaMA-Factory and
+/// axolotl join them. (Where all inputs are empty, as in the tutorial's data, this equals the plain concatenation
+/// its code does.)
 fn joined(instruction: &str, input: &str) -> String {
-    let separator = match (instruction.is_empty(), input.is_empty()) {
-        (false, false) if !instruction.ends_with(char::is_whitespace) => "\n",
-        _ => "",
-    };
+    let separator = if instruction.is_empty() || input.is_empty() { "" } else { "\n" };
     [instruction, separator, input].concat()
 }
 
@@ -70,7 +68,7 @@ mod tests {
         );
         assert_eq!(
             alpaca(r#"{"instruction": "Translate: ", "input": "dog", "output": "狗"}"#),
-            "user: Translate: dog | assistant: 狗"
+            "user: Translate: \ndog | assistant: 狗"
         );
         assert_eq!(
             alpaca(r#"{"instruction": "", "input": "dog", "output": "狗"}"#),
