@@ -5,10 +5,10 @@
 
 mod common;
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
-use common::{crate_folder, decoder, read_examples, shared};
+use common::{crate_folder, decoder, f32_values, json, read_examples, relative, shared};
 use danlu_adapter::Adapter;
 use danlu_kernels::Buffer;
 use danlu_model::{Batch, Decoder, Workspace};
@@ -54,14 +54,6 @@ impl Expected {
     fn adapter(&self, name: &str, decoder: &Decoder) -> Adapter {
         Adapter::load(&self.folder.join(name), decoder.config(), &**decoder.backend()).unwrap()
     }
-}
-
-fn json(path: &Path) -> Value {
-    serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap()
-}
-
-fn relative(found: f64, expected: f64) -> f64 {
-    (found - expected).abs() / expected.abs()
 }
 
 /// Largest difference of an element relative to the tensor's largest, and the relative distance of the whole.
@@ -177,8 +169,7 @@ fn gradients(expected: &Expected) {
     let mut worst = 0.0f64;
     for tensor in adapter.tensors() {
         let view = file.tensor(&tensor.name).unwrap();
-        let target: Vec<f32> =
-            view.data().chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect();
+        let target = f32_values(view.data());
         let (element, _) = distance(&grads.host_slice()[tensor.offset..][..tensor.len()], &target);
         worst = worst.max(element);
     }

@@ -32,9 +32,21 @@ pub fn decoder(folder: &Path, threads: usize) -> Arc<Decoder> {
     Arc::new(Decoder::load(folder, Arc::new(Cpu::new(options))).unwrap())
 }
 
+pub fn json(path: &Path) -> serde_json::Value {
+    serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap()
+}
+
+pub fn f32_values(bytes: &[u8]) -> Vec<f32> {
+    bytes.chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect()
+}
+
+pub fn relative(found: f64, expected: f64) -> f64 {
+    (found - expected).abs() / expected.abs()
+}
+
 /// Records as `{ "input_ids": [...], "labels": [...] }`, -100 where there is no loss.
 pub fn read_examples(path: &Path) -> Vec<Example> {
-    let records: serde_json::Value = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
+    let records = json(path);
     let integers = |value: &serde_json::Value| {
         value.as_array().unwrap().iter().map(|v| v.as_i64().unwrap()).collect::<Vec<_>>()
     };
