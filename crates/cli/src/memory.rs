@@ -1,4 +1,4 @@
-//! Memory of this machine and of this process, where the system tells it.
+//! Memory of this machine and of this process, where the system tells it, and a watch over it.
 
 use std::fs;
 use std::sync::Arc;
@@ -6,36 +6,15 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
+pub use danlu_train::memory::{anonymous, machine, peak};
+
 /// Time between two looks of a [`Watch`]. A look costs some microseconds.
 const INTERVAL: Duration = Duration::from_millis(10);
-
-/// Bytes of memory: all, and available.
-pub fn machine() -> Option<(u64, u64)> {
-    let info = fs::read_to_string("/proc/meminfo").ok()?;
-    Some((field(&info, "MemTotal:")?, field(&info, "MemAvailable:")?))
-}
-
-/// The most bytes of memory that this process has held so far (since [`forget_peak`]), mapped files among them.
-pub fn peak() -> Option<u64> {
-    field(&fs::read_to_string("/proc/self/status").ok()?, "VmHWM:")
-}
 
 /// From now on [`peak`] is the most since now, where the system knows how to forget.
 pub fn forget_peak() {
     // Linux: 5 resets the high-water mark, since 4.0.
     let _ = fs::write("/proc/self/clear_refs", "5");
-}
-
-/// Bytes of memory that this process holds for itself: no file stands behind them.
-pub fn anonymous() -> Option<u64> {
-    field(&fs::read_to_string("/proc/self/status").ok()?, "RssAnon:")
-}
-
-/// A figure of a file of `/proc`, in bytes.
-fn field(info: &str, name: &str) -> Option<u64> {
-    let line = info.lines().find(|line| line.starts_with(name))?;
-    let kilobytes: u64 = line.split_whitespace().nth(1)?.parse().ok()?;
-    Some(kilobytes * 1024)
 }
 
 /// Watches the anonymous memory of this process from a thread of its own.
@@ -95,13 +74,6 @@ impl Drop for Watch {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn fields_are_read_in_bytes() {
-        let info = "MemTotal:       24684168 kB\nMemAvailable:   23 kB\n";
-        assert_eq!(field(info, "MemAvailable:"), Some(23 * 1024));
-        assert_eq!(field(info, "VmHWM:"), None);
-    }
 
     #[cfg(target_os = "linux")]
     #[test]

@@ -15,9 +15,20 @@ pub fn peak() -> Option<u64> {
     status("VmHWM:")
 }
 
+/// Bytes that this process holds for itself: no file stands behind them.
+pub fn anonymous() -> Option<u64> {
+    status("RssAnon:")
+}
+
+/// Bytes of the whole machine: all, and available.
+pub fn machine() -> Option<(u64, u64)> {
+    let info = fs::read_to_string("/proc/meminfo").ok()?;
+    Some((field(&info, "MemTotal:")?, field(&info, "MemAvailable:")?))
+}
+
 /// Bytes that a process may take before the machine, or the control group it runs in, has none left.
 pub fn available() -> Option<u64> {
-    let machine = field(&fs::read_to_string("/proc/meminfo").ok()?, "MemAvailable:")?;
+    let (_, machine) = machine()?;
     let groups = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
     let group = groups.lines().filter_map(|line| group_room(Path::new("/sys/fs/cgroup"), line)).min();
     Some(group.map_or(machine, |room| room.min(machine)))
@@ -78,6 +89,9 @@ mod tests {
 
     #[test]
     fn a_line_of_proc_is_read_in_bytes() {
+        let info = "MemTotal:       24684168 kB\nMemAvailable:   23 kB\n";
+        assert_eq!(field(info, "MemAvailable:"), Some(23 * 1024));
+        assert_eq!(field(info, "VmHWM:"), None);
         assert_eq!(field("Name:\tx\nVmRSS:\t    12 kB\n", "VmRSS:"), Some(12 << 10));
         assert_eq!(field("VmHWM:\t many kB\n", "VmHWM:"), None);
     }
