@@ -172,3 +172,19 @@ fn a_fingerprint_does_not_depend_on_the_layout_of_the_file() {
     let there = Tokenizer::read(folder.path()).unwrap().fingerprint();
     assert_eq!(here.difference(&there).len(), 1);
 }
+
+#[test]
+fn an_adapter_overrules_only_what_it_brings() {
+    let base = Path::new(BASE);
+    let plain = Tokenizer::read(base).unwrap();
+    let adapter = tempfile::tempdir().unwrap();
+    assert!(!Tokenizer::is_brought_by(adapter.path()));
+    assert_eq!(Tokenizer::read_over(base, adapter.path()).unwrap().fingerprint(), plain.fingerprint());
+
+    let own = "{% for m in messages %}{{ m.content }}{% endfor %}";
+    fs::write(adapter.path().join("chat_template.jinja"), own).unwrap();
+    assert!(Tokenizer::is_brought_by(adapter.path()));
+    let over = Tokenizer::read_over(base, adapter.path()).unwrap();
+    assert_eq!(over.template().unwrap().source(), own);
+    assert_eq!(over.fingerprint().tokenizer_sha256, plain.fingerprint().tokenizer_sha256);
+}

@@ -114,7 +114,10 @@ impl Loaded {
         let mut tokenizer = Tokenizer::read(&place.base)?;
         let folder = place.adapter.as_ref().unwrap_or(&place.base);
         // Another program's adapter names no tokens, but those beside it are what it was trained with.
-        if place.adapter.is_some() && TokenIdentity::read(folder)?.is_none() {
+        if place.adapter.is_some()
+            && Tokenizer::is_brought_by(folder)
+            && TokenIdentity::read(folder)?.is_none()
+        {
             let own = Tokenizer::read_over(&place.base, folder)?;
             let differences = tokenizer.fingerprint().difference(&own.fingerprint());
             if !differences.is_empty() {
