@@ -170,9 +170,12 @@ impl Trainer {
         let (loss, grad_norm) = self.gradients(step, &batches)?;
         // The second moment holds squares in f32: a gradient whose square does not fit would never heal.
         let clipped = grad_norm * clip_factor(grad_norm, self.settings.max_grad_norm);
+        let origins = |records: Vec<Vec<usize>>, examples: &[Example]| {
+            records.concat().into_iter().map(|r| examples[r].origin.clone()).collect()
+        };
         let usable = [("loss", loss, loss), ("gradient norm", grad_norm, clipped * clipped)];
         if let Some(&(what, value, _)) = usable.iter().find(|(_, _, v)| !(*v as f32).is_finite()) {
-            let records = records.concat().into_iter().map(|r| self.examples[r].origin.clone()).collect();
+            let records = origins(records, &self.examples);
             return Err(TrainError::NonFinite { step, what, value, records });
         }
 
@@ -180,7 +183,7 @@ impl Trainer {
         let backend = self.decoder.backend();
         let size = backend.sum_of_squares(&self.adapter.params, self.adapter.num_parameters()).sqrt();
         if !(size as f32).is_finite() {
-            let records = records.concat().into_iter().map(|r| self.examples[r].origin.clone()).collect();
+            let records = origins(records, &self.examples);
             return Err(TrainError::NonFinite { step, what: "adapter", value: size, records });
         }
         let report = StepReport {

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use danlu_adapter::{Adapter, LoraConfig, targets};
 use danlu_model::{Decoder, LoraSource, ModelConfig, Sequence, Tokenizer, Workspace};
 use danlu_train::{
-    DataSummary, MemoryUse, Reply, RunSummary, TokenIdentity, TrainSettings, Trainer, base_fingerprint, card,
+    DataSummary, MemoryUse, Reply, RunSummary, TokenIdentity, Trainer, base_fingerprint, card,
 };
 
 use crate::commands::{loaded, replies};
@@ -131,15 +131,9 @@ pub fn check_length(run: &Run, config: &ModelConfig) -> Result<()> {
     Err(report.with_snippet(place).with_hint(format!("--max-length {most}")))
 }
 
+/// The adapter that the settings ask for, on the base as it was named.
 pub fn lora_config(run: &Run) -> LoraConfig {
-    let TrainSettings { lora_r, lora_alpha, lora_dropout, use_rslora, ref target_modules, .. } = run.settings;
-    LoraConfig {
-        lora_dropout,
-        use_rslora,
-        target_modules: target_modules.clone(),
-        base_model_name_or_path: Some(run.base.display().to_string()),
-        ..LoraConfig::new(lora_r, lora_alpha)
-    }
+    run.settings.lora_config(&run.base.display().to_string())
 }
 
 /// Everything that is settled before the first step.
