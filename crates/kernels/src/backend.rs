@@ -83,6 +83,10 @@ pub struct AdamW {
     pub grad_scale: f32,
 }
 
+/// Most rows whose products may be summed in an order of their own, as suits decoding. A row of a batch of more rows
+/// comes out the same whatever the other rows are.
+pub const FEW_ROWS: usize = 8;
+
 /// The operations of a LoRA step on one kind of memory.
 ///
 /// Outputs come first. `N` counts token rows of a packed batch; all matrices are row-major. A slice may
@@ -164,7 +168,8 @@ pub trait Backend: Send + Sync + fmt::Debug {
 
     /// `out += scaling · (drop(inp) Aᵀ) Bᵀ` on `rows` of `out (N, OUT)` and `inp (N, IN)`.
     /// `mid (N, R)` receives `drop(inp) Aᵀ`, kept for backward. Without `dropout`, `drop` is the identity;
-    /// its element index is `row * IN + column`. Source: Hu et al., 2021, section 4.1.
+    /// its element index is `(row - rows.start) * IN + column`, so that rows draw the same mask wherever in a
+    /// batch they stand. Source: Hu et al., 2021, section 4.1.
     fn lora_forward(
         &self,
         out: &mut Buffer,

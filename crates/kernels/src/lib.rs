@@ -28,7 +28,7 @@ mod simd;
 pub mod swiglu;
 mod trace;
 
-pub use backend::{AdamW, AttentionDims, Backend, Dropout, LoraRef, Segment};
+pub use backend::{AdamW, AttentionDims, Backend, Dropout, FEW_ROWS, LoraRef, Segment};
 pub use buffer::{Buffer, Storage};
 pub use cpu::{Cpu, CpuOptions};
 pub use isa::{Isa, UnknownIsa};

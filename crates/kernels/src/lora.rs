@@ -25,7 +25,7 @@ impl LoraDims {
     }
 }
 
-/// Row `row` of the module's input with LoRA dropout applied: what is kept is scaled by `1 / (1 - p)`.
+/// Row `row` of a module's rows with LoRA dropout applied: what is kept is scaled by `1 / (1 - p)`.
 ///
 /// # Panics
 /// If the lengths differ.
@@ -64,9 +64,9 @@ pub fn forward(
 ) {
     let LoraDims { rank, d_in, d_out, scaling } = dims;
     assert_eq!((a.len(), b.len()), (rank * d_in, d_out * rank));
-    let mut x = vec![0.0; d_in];
+    let (mut x, first) = (vec![0.0; d_in], rows.start);
     for i in rows {
-        drop_row(&mut x, &inp[i * d_in..][..d_in], i, dropout);
+        drop_row(&mut x, &inp[i * d_in..][..d_in], i - first, dropout);
         let m = &mut mid[i * rank..][..rank];
         for (r, m) in m.iter_mut().enumerate() {
             *m = dot_f64(&x, &a[r * d_in..][..d_in]) as f32;
@@ -102,9 +102,10 @@ pub fn backward(
     // Summed in f64 over the rows, then added once.
     let (mut sum_a, mut sum_b) = (vec![0.0f64; a.len()], vec![0.0f64; b.len()]);
     let (mut x, mut dx, mut dropped) = (vec![0.0; d_in], vec![0.0; d_in], vec![0.0; d_in]);
+    let first = rows.start;
     for i in rows {
         let (m, dy) = (&mid[i * rank..][..rank], &dout[i * d_out..][..d_out]);
-        drop_row(&mut x, &inp[i * d_in..][..d_in], i, dropout);
+        drop_row(&mut x, &inp[i * d_in..][..d_in], i - first, dropout);
         let mut dm = vec![0.0f64; rank];
         for o in 0..d_out {
             let dy = scaling as f64 * dy[o] as f64;
@@ -123,7 +124,7 @@ pub fn backward(
                 *d = (0..rank).map(|r| dm[r] * a[r * d_in + j] as f64).sum::<f64>() as f32;
             }
             // The mask and factor of the forward pass are their own transpose.
-            drop_row(&mut dropped, &dx, i, dropout);
+            drop_row(&mut dropped, &dx, i - first, dropout);
             for (d, g) in dinp[i * d_in..][..d_in].iter_mut().zip(&dropped) {
                 *d += g;
             }

@@ -1,4 +1,4 @@
-//! The loss head: logits of a hundred rows at a time, turned into their own gradient in place.
+//! The loss head: logits of some hundred rows at a time, turned into their own gradient in place.
 
 use std::sync::Mutex;
 
@@ -9,9 +9,9 @@ use crate::head_loss::softmax_rows;
 use crate::{Isa, Matrix};
 
 /// Most rows of logits at a time.
-const CHUNK_ROWS: usize = 128;
-/// Most logits at a time, where the vocabulary is large: 32 MiB.
-const CHUNK_LOGITS: usize = 8 << 20;
+const CHUNK_ROWS: usize = 256;
+/// Most logits at a time, where the vocabulary is large: 64 MiB.
+const CHUNK_LOGITS: usize = 16 << 20;
 
 /// The loss head with the memory for one chunk of logits.
 #[derive(Default)]

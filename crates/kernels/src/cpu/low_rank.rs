@@ -8,7 +8,7 @@ use std::sync::Mutex;
 
 use super::dropout::factors;
 use super::pool::{Pool, Scratch, SendPtr, lock};
-use crate::gemm::{DotJob, Kernels, PackJob, TileJob, View, part};
+use crate::gemm::{Ahead, DotJob, Kernels, PackJob, TileJob, View, part};
 use crate::lora::LoraDims;
 use crate::{DType, Dropout, Isa};
 
@@ -144,7 +144,7 @@ impl LowRank {
                 None => x,
                 Some(dropout) => {
                     let dropped = &mut dropped.at_least(m * d_in)[..m * d_in];
-                    factors(self.isa, dropped, dropout, row as u64 * d_in as u64);
+                    factors(self.isa, dropped, dropout, (row - rows.start) as u64 * d_in as u64);
                     multiply(dropped, x);
                     dropped
                 }
@@ -186,6 +186,7 @@ impl LowRank {
                 ldc: d_out,
                 alpha: scaling,
                 accumulate: true,
+                ahead: Ahead::NONE,
             };
             // SAFETY: the panels were just packed, `Bᵀ` has `rank` rows of `d_out`, and this task alone
             // touches its rows of `out`, checked above.
@@ -259,6 +260,7 @@ impl LowRank {
                 ldc: COLS,
                 alpha: 1.0,
                 accumulate: true,
+                ahead: Ahead::NONE,
             };
             if task < out_tasks {
                 let col = task * COLS;
@@ -301,7 +303,7 @@ impl LowRank {
                     for i in 0..m {
                         let first = (row + i) * d_in + col;
                         let mask = &mut mask[i * COLS..][..n];
-                        factors(self.isa, mask, dropout, first as u64);
+                        factors(self.isa, mask, dropout, (first - rows.start * d_in) as u64);
                         let dropped = &mut dropped[i * COLS..][..n];
                         dropped.copy_from_slice(&inp[first..][..n]);
                         multiply(dropped, mask);
@@ -405,6 +407,7 @@ impl LowRank {
                 alpha,
                 accumulate: false,
                 round: false,
+                ahead: false,
             };
             // SAFETY: rows `i ..` of `out` and `inp` exist as asserted; callers hand `rank` rows of `w`.
             unsafe { (self.kernels.dots)(&job) };

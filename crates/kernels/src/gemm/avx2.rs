@@ -144,6 +144,12 @@ impl Lanes for Avx2 {
     }
 
     #[inline(always)]
+    unsafe fn prefetch_far(p: *const u8) {
+        // SAFETY: a prefetch cannot fault.
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(p.cast()) }
+    }
+
+    #[inline(always)]
     unsafe fn sums([a, b, c, d]: [__m256; 4]) -> [f32; 4] {
         // SAFETY: as the trait asks; the store is into a local of 16 bytes.
         unsafe {

@@ -129,6 +129,12 @@ impl Lanes for Avx512Bf16 {
     }
 
     #[inline(always)]
+    unsafe fn prefetch_far(p: *const u8) {
+        // SAFETY: a prefetch cannot fault.
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(p.cast()) }
+    }
+
+    #[inline(always)]
     unsafe fn sums(v: [__m512; 4]) -> [f32; 4] {
         // SAFETY: as the trait asks.
         unsafe { avx512::sums(v) }

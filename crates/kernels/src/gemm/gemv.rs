@@ -7,7 +7,7 @@ use crate::cpu::pool::{Pool, Scratch, SendPtr, lock};
 use crate::{Isa, Matrix};
 
 /// Fewest bytes of weights a task reads, so that sharing costs little.
-const TASK_BYTES: usize = 64 << 10;
+const TASK_BYTES: usize = 256 << 10;
 
 /// `out = inp Wᵀ` for at most [`FewRows::MOST`] rows of `inp`.
 pub(crate) struct FewRows {
@@ -18,7 +18,7 @@ pub(crate) struct FewRows {
 
 impl FewRows {
     /// Most rows for which reading weights in place beats packing them.
-    pub const MOST: usize = 8;
+    pub const MOST: usize = crate::FEW_ROWS;
 
     /// Products on `isa`; under `bf16` both operands are rounded to bf16 and summed in f32.
     pub fn new(isa: Isa, bf16: bool) -> Self {
@@ -81,6 +81,7 @@ impl FewRows {
                 alpha: 1.0,
                 accumulate: false,
                 round: self.round,
+                ahead: true,
             };
             // SAFETY: the shapes were checked above and a `Matrix` holds all its rows; tasks write disjoint
             // columns of `out`.

@@ -1,5 +1,6 @@
 //! The register tile of a product and the dot products of a few rows, once for every instruction set.
 
+use super::ahead::Ahead;
 use super::lanes::{BF16, F16, F32, Lanes, size_of_source};
 use crate::DType;
 
@@ -30,6 +31,8 @@ pub(crate) struct TileJob {
     pub alpha: f32,
     /// Whether to add to C or to overwrite it.
     pub accumulate: bool,
+    /// What to fetch from memory meanwhile.
+    pub ahead: Ahead,
 }
 
 /// `out[i, j] = alpha · inp[i] · w[j]`, or `+=`: rows of words against rows as they lie in memory.
@@ -61,6 +64,8 @@ pub(crate) struct DotJob {
     pub accumulate: bool,
     /// Whether f32 words of `w` are rounded to bf16.
     pub round: bool,
+    /// Whether to fetch rows of `w` from memory before their turn.
+    pub ahead: bool,
 }
 
 /// Rows `part` of `parts` nearly equal parts of `m` rows, as `(first, count)`.
@@ -78,15 +83,18 @@ pub(crate) fn part(m: usize, parts: usize, part: usize) -> (usize, usize) {
 #[inline(always)]
 pub(super) unsafe fn tiles<T: Lanes>(job: &TileJob) {
     let width = 2 * T::LANES;
-    let panels = job.m.div_ceil(T::ROWS);
+    let (panels, across) = (job.m.div_ceil(T::ROWS), job.n.div_ceil(width));
+    let (mut ahead, mut line) = (job.ahead, 0);
+    let lines = ahead.lines().div_ceil((panels * across).max(1));
     for p in 0..panels {
         let (row, rows) = part(job.m, panels, p);
-        for j in 0..job.n.div_ceil(width) {
+        for j in 0..across {
             // SAFETY: panel `p` of A and `j` of B exist, and `row + rows <= m`, `cols <= n - j * width`.
             unsafe {
                 let a = job.a.add(p * job.a_panel);
                 let b = job.b.add(j * job.b_panel);
                 let c = job.c.add(row * job.ldc + j * width);
+                ahead.fetch::<T>(&mut line, lines);
                 tile_of_rows::<T>(rows, job, a, b, c, (job.n - j * width).min(width));
             }
         }
@@ -215,10 +223,12 @@ unsafe fn dots_of<T: Lanes, const D: u8>(job: &DotJob) {
             // SAFETY: rows `i .. i + rows` and `j ..` exist.
             unsafe {
                 match rows {
-                    1 => dot_tile::<T, D, 1>(job, i, j),
-                    2 => dot_tile::<T, D, 2>(job, i, j),
-                    3 => dot_tile::<T, D, 3>(job, i, j),
-                    _ => dot_tile::<T, D, 4>(job, i, j),
+                    1 if job.ahead && i == 0 && j + 8 <= job.w_rows => dot_tile::<T, D, 1, true>(job, i, j),
+                    1 => dot_tile::<T, D, 1, false>(job, i, j),
+                    2 => dot_tile::<T, D, 2, false>(job, i, j),
+                    3 => dot_tile::<T, D, 3, false>(job, i, j),
+                    _ if job.ahead && i == 0 && j + 8 <= job.w_rows => dot_tile::<T, D, 4, true>(job, i, j),
+                    _ => dot_tile::<T, D, 4, false>(job, i, j),
                 }
             }
             i += rows;
@@ -232,7 +242,11 @@ unsafe fn dots_of<T: Lanes, const D: u8>(job: &DotJob) {
 /// # Safety
 /// As [`dots`], and the rows exist.
 #[inline(always)]
-unsafe fn dot_tile<T: Lanes, const D: u8, const N: usize>(job: &DotJob, i: usize, j: usize) {
+unsafe fn dot_tile<T: Lanes, const D: u8, const N: usize, const AHEAD: bool>(
+    job: &DotJob,
+    i: usize,
+    j: usize,
+) {
     let size = size_of_source::<D>();
     let cols = (job.w_rows - j).min(4);
     let whole = job.k / (T::LANES * T::PAIR);
@@ -249,6 +263,9 @@ unsafe fn dot_tile<T: Lanes, const D: u8, const N: usize>(job: &DotJob, i: usize
             }
             for c in 0..4 {
                 let w = w[c].add(step * T::LANES * T::PAIR * size);
+                if AHEAD {
+                    T::prefetch_far(w.wrapping_add(4 * job.w_stride));
+                }
                 let w = T::words_along::<D>(w, job.round);
                 for r in 0..N {
                     acc[r][c] = T::step(acc[r][c], x[r], w);

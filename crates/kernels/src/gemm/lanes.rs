@@ -58,6 +58,8 @@ pub(super) trait Lanes {
     unsafe fn transpose(rows: &mut [Self::V; 16]);
     /// Asks for the cache line of `p`, which need not be valid.
     unsafe fn prefetch(p: *const u8);
+    /// As [`prefetch`](Lanes::prefetch), into the second cache.
+    unsafe fn prefetch_far(p: *const u8);
     /// The sum of each of four vectors, always added in the same order.
     unsafe fn sums(v: [Self::V; 4]) -> [f32; 4];
 }

@@ -4,6 +4,7 @@
 //! `k` is cut into blocks that depend on `k` alone and summed in ascending order, so an element of `C` is
 //! the same bits whatever the number of threads and however rows and columns are shared out.
 
+mod ahead;
 #[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]
@@ -21,6 +22,7 @@ use std::sync::Mutex;
 use crate::Isa;
 use crate::cpu::pool::{Pool, Scratch, SendPtr, lock};
 
+pub(crate) use ahead::Ahead;
 pub(crate) use gemv::FewRows;
 pub(crate) use kernel::{DotJob, TileJob, part};
 pub(crate) use pack::{PackJob, View};
@@ -280,9 +282,12 @@ impl Gemm {
                     unsafe { pack(&job) };
                 }
             });
-            pool.run(col_tasks * row_tasks, |task, worker| {
+            let cols_of = |task: usize| {
                 let col = task / row_tasks * task_cols;
-                let n = (p.n - col).min(task_cols);
+                (col, (p.n - col).min(task_cols))
+            };
+            pool.run(col_tasks * row_tasks, |task, worker| {
+                let (col, n) = cols_of(task);
                 // Whole panels of the same cut as above, so that they are found where they were packed.
                 let (panel, my_panels) = part(panels, row_tasks, task % row_tasks);
                 let (my_row, _) = part(m, panels, panel);
@@ -306,6 +311,18 @@ impl Gemm {
                     // SAFETY: `packed_b` has a panel for every `width` of `task_cols` columns; the rest as
                     // above.
                     unsafe { pack(&job) };
+                    // The next to be packed here: the threads take tasks in turn, so far as they are equally fast.
+                    let likely = task + pool.threads();
+                    let ahead = if block + 1 < count {
+                        let (k, k_len) = k_of(first + block + 1);
+                        p.b.ahead(col, n, k, k_len)
+                    } else if likely < col_tasks * row_tasks {
+                        let (col, n) = cols_of(likely);
+                        let (k, k_len) = k_of(first);
+                        p.b.ahead(col, n, k, k_len)
+                    } else {
+                        Ahead::NONE
+                    };
                     let job = TileJob {
                         m: last.0 + last.1 - my_row,
                         n,
@@ -319,6 +336,7 @@ impl Gemm {
                         ldc: p.ldc,
                         alpha: p.alpha,
                         accumulate: p.accumulate || first + block > 0,
+                        ahead,
                     };
                     // SAFETY: panels `panel ..` and the columns from `col` are packed for this block; tasks
                     // write disjoint rows and columns of `c`, whose size `product` checked.

@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 
+use super::ahead::Ahead;
 use super::lanes::{BF16, F16, F32, Lanes, element, size_of_source, word};
 use crate::{DType, Matrix};
 
@@ -34,6 +35,17 @@ impl<'a> View<'a> {
     /// A weight `(OUT, IN)` whose columns are `outer` and whose rows are `k`, as in `dout W`.
     pub fn cols_of(w: &'a Matrix) -> Self {
         Self { outer: 1, k: w.cols(), ..Self::rows_of(w) }
+    }
+
+    /// Elements `(outer, outer + outers) x (k, k + k_len)`, to be fetched ahead.
+    pub fn ahead(&self, outer: usize, outers: usize, k: usize, k_len: usize) -> Ahead {
+        let size = self.dtype.size();
+        let start = self.bytes.as_ptr().wrapping_add((outer * self.outer + k * self.k) * size);
+        if self.k == 1 {
+            Ahead::new(start, outers, k_len * size, self.outer * size)
+        } else {
+            Ahead::new(start, k_len, outers * size, self.k * size)
+        }
     }
 
     /// Panics unless `(outers, k)` elements lie inside: everything unsafe below leans on this.

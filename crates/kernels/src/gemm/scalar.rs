@@ -88,6 +88,9 @@ impl Lanes for Scalar {
     unsafe fn prefetch(_: *const u8) {}
 
     #[inline(always)]
+    unsafe fn prefetch_far(_: *const u8) {}
+
+    #[inline(always)]
     unsafe fn sums(v: [[f32; 4]; 4]) -> [f32; 4] {
         v.map(|v| (v[0] + v[1]) + (v[2] + v[3]))
     }

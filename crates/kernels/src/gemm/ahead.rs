@@ -1,0 +1,53 @@
+//! Operands fetched from memory while the processor multiplies: packing them would wait for every line.
+
+use super::lanes::Lanes;
+
+/// Bytes of a cache line.
+const LINE: usize = 64;
+
+/// A part of an operand that will be packed next.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Ahead {
+    start: *const u8,
+    stride: usize,
+    /// Lines of a row.
+    width: usize,
+    rows: usize,
+}
+
+impl Ahead {
+    /// Nothing.
+    pub const NONE: Self = Self { start: std::ptr::null(), stride: 0, width: 0, rows: 0 };
+
+    /// `rows` rows of `bytes` each, `stride` bytes apart.
+    pub fn new(start: *const u8, rows: usize, bytes: usize, stride: usize) -> Self {
+        let first = start.wrapping_sub(start.addr() % LINE);
+        // A row may begin and end inside a line.
+        Self { start: first, stride, width: (start.addr() % LINE + bytes).div_ceil(LINE), rows }
+    }
+
+    /// All lines.
+    pub fn lines(&self) -> usize {
+        self.width * self.rows
+    }
+
+    /// Asks for the next `n` lines, of which `self` is then rid.
+    ///
+    /// # Safety
+    /// The instruction set of `T` must be there.
+    #[inline(always)]
+    pub(super) unsafe fn fetch<T: Lanes>(&mut self, line: &mut usize, n: usize) {
+        for _ in 0..n {
+            if self.rows == 0 {
+                return;
+            }
+            // SAFETY: the caller has the instruction set; a prefetch needs no valid address.
+            unsafe { T::prefetch_far(self.start.wrapping_add(*line * LINE)) };
+            *line += 1;
+            if *line == self.width {
+                (*line, self.rows) = (0, self.rows - 1);
+                self.start = self.start.wrapping_add(self.stride);
+            }
+        }
+    }
+}
