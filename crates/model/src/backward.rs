@@ -3,17 +3,18 @@
 use danlu_kernels::{AttentionDims, Buffer};
 
 use crate::activations::LayerActivations;
-use crate::decoder::{Decoder, Pass, batch_pass, lora_rows};
-use crate::lora::{DropoutPlan, LoraSource};
+use crate::decoder::{Decoder, Pass, batch_pass};
+use crate::lora::LoraRows;
 use crate::workspace::{Gradients, Slot, Workspace};
 use crate::{Batch, ModelError, Projection};
 
 impl Decoder {
-    /// Forward and backward of one micro-batch: the loss of every trained token in nats, and
+    /// Forward and backward of a batch: the loss of every trained token in nats, and
     /// `grads += dloss · d(sum of losses) / d(adapter parameters)`.
     ///
-    /// `grads` has the layout of the buffer that `lora`'s pairs point into. No gradient of a base weight is
-    /// formed, and nothing is computed below the lowest layer with a pair.
+    /// `grads` has the layout of the buffer that `lora`'s pairs point into, and receives the share of one entry of
+    /// `lora` after the other. No gradient of a base weight is formed, and nothing is computed below the lowest
+    /// layer with a pair.
     ///
     /// # Errors
     /// If a token id is outside the vocabulary.
@@ -21,16 +22,14 @@ impl Decoder {
         &self,
         work: &mut Workspace,
         batch: &Batch,
-        lora: &dyn LoraSource,
-        dropout: Option<DropoutPlan>,
+        lora: &[LoraRows<'_>],
         dloss: f32,
         grads: &mut Buffer,
     ) -> Result<Vec<f32>, ModelError> {
         self.check_ids(&batch.ids)?;
         let (be, config) = (&*self.backend, &self.config);
         let (n, labels) = (batch.tokens(), batch.trained_tokens());
-        let rows = lora_rows(Some(lora), n);
-        let pass = batch_pass(batch, &rows, dropout);
+        let pass = batch_pass(batch, lora);
         self.reserve(work, n, labels);
         self.blocks(work, &batch.ids, &pass, true);
         self.head_rows(work, &batch.label_rows);
@@ -46,7 +45,9 @@ impl Decoder {
         be.gather_rows_backward(work.grads.hidden.get_mut(), work.grads.head.get(), &batch.label_rows, c);
 
         let lowest = (0..self.layers.len())
-            .find(|&layer| Projection::ALL.iter().any(|&p| lora.pair(layer, p).is_some()))
+            .find(|&layer| {
+                lora.iter().any(|l| Projection::ALL.iter().any(|&p| l.source.pair(layer, p).is_some()))
+            })
             .unwrap_or(self.layers.len());
         for layer in (lowest..self.layers.len()).rev() {
             let mut act = work.take_layer(layer);
@@ -133,11 +134,11 @@ impl Decoder {
         if let Some(dinp) = dinp.as_deref_mut() {
             be.linear_backward(dinp.get_mut(), dout.get(), self.layers[layer].projection(projection), pass.n);
         }
-        let dropout = pass.dropout.map(|plan| plan.module(layer, projection));
-        for rows in pass.lora {
-            let Some(pair) = rows.source.pair(layer, projection) else { continue };
-            let dinp = dinp.as_deref_mut().map(Slot::get_mut);
-            be.lora_backward(dinp, grads, dout.get(), inp.get(), mid.get(), pair, rows.rows.clone(), dropout);
+        for LoraRows { rows, source, dropout } in pass.lora {
+            let Some(pair) = source.pair(layer, projection) else { continue };
+            let (dinp, rows) = (dinp.as_deref_mut().map(Slot::get_mut), rows.clone());
+            let dropout = dropout.map(|plan| plan.module(layer, projection));
+            be.lora_backward(dinp, grads, dout.get(), inp.get(), mid.get(), pair, rows, dropout);
         }
     }
 }

@@ -16,7 +16,7 @@ use std::sync::Arc;
 use danlu_kernels::{AttentionDims, Backend, Buffer, LoraRef, Matrix, Segment, Trace};
 
 use crate::activations::LayerActivations;
-use crate::lora::{DropoutPlan, LoraRows, LoraSource};
+use crate::lora::{LoraRows, LoraSource};
 use crate::workspace::{Slot, Workspace};
 use crate::{ActivationPolicy, Batch, KvCache, ModelConfig, ModelError, Projection, Weights};
 
@@ -53,7 +53,6 @@ pub(crate) struct Pass<'a> {
     pub positions: &'a [u32],
     pub segments: &'a [Segment],
     pub lora: &'a [LoraRows<'a>],
-    pub dropout: Option<DropoutPlan>,
 }
 
 impl Decoder {
@@ -145,7 +144,7 @@ impl Decoder {
         KvCache::new(&self.config, &*self.backend, slots, capacity)
     }
 
-    /// Makes every buffer that micro-batches of up to `tokens` tokens, `labels` of them trained, need.
+    /// Makes every buffer that batches of up to `tokens` tokens, `labels` of them trained, need.
     pub fn reserve(&self, work: &mut Workspace, tokens: usize, labels: usize) {
         work.reserve(&self.config, &*self.backend, tokens, self.layers.len(), labels);
         work.reserve_gradients(&self.config, &*self.backend, tokens, labels);
@@ -164,7 +163,7 @@ impl Decoder {
         self.check_ids(&batch.ids)?;
         let rows = lora_rows(lora, batch.tokens());
         work.reserve(&self.config, &*self.backend, batch.tokens(), 1, batch.trained_tokens());
-        self.blocks(work, &batch.ids, &batch_pass(batch, &rows, None), false);
+        self.blocks(work, &batch.ids, &batch_pass(batch, &rows), false);
         self.head_rows(work, &batch.label_rows);
         let mut losses = vec![0.0; batch.trained_tokens()];
         self.backend.head_loss(&mut losses, None, work.head_norm.get(), &self.lm_head, &batch.targets, 0.0);
@@ -185,7 +184,7 @@ impl Decoder {
         let n = batch.tokens();
         let rows = lora_rows(lora, n);
         work.reserve(&self.config, &*self.backend, n, 1, n);
-        self.blocks(work, &batch.ids, &batch_pass(batch, &rows, None), false);
+        self.blocks(work, &batch.ids, &batch_pass(batch, &rows), false);
         let all: Vec<u32> = (0..n as u32).collect();
         Ok(self.head_logits(work, &all))
     }
@@ -235,7 +234,7 @@ impl Decoder {
         }
         let last: Vec<u32> = segments.iter().map(|s| (s.q_start + s.q_len - 1) as u32).collect();
         let rows = lora_rows(lora, n);
-        let pass = Pass { n, positions: &positions, segments: &segments, lora: &rows, dropout: None };
+        let pass = Pass { n, positions: &positions, segments: &segments, lora: &rows };
         work.reserve(&self.config, &*self.backend, n, 1, last.len());
         self.embed(work, &packed);
         for layer in 0..self.layers.len() {
@@ -384,11 +383,11 @@ impl Decoder {
         let be = &*self.backend;
         be.linear_forward(out.get_mut(), inp.get(), self.layers[layer].projection(projection), pass.n);
         let pairs: Vec<(_, LoraRef<'_>)> =
-            pass.lora.iter().filter_map(|l| Some((&l.rows, l.source.pair(layer, projection)?))).collect();
+            pass.lora.iter().filter_map(|l| Some((l, l.source.pair(layer, projection)?))).collect();
         let Some(rank) = pairs.iter().map(|(_, pair)| pair.rank).max() else { return };
         mid.reserve(be, pass.n * rank);
-        let dropout = pass.dropout.map(|plan| plan.module(layer, projection));
-        for (rows, pair) in pairs {
+        for (LoraRows { rows, dropout, .. }, pair) in pairs {
+            let dropout = dropout.map(|plan| plan.module(layer, projection));
             be.lora_forward(out.get_mut(), mid.get_mut(), inp.get(), pair, rows.clone(), dropout);
         }
     }
@@ -421,13 +420,9 @@ impl Decoder {
 }
 
 pub(crate) fn lora_rows(source: Option<&dyn LoraSource>, n: usize) -> Vec<LoraRows<'_>> {
-    source.into_iter().map(|source| LoraRows { rows: 0..n, source }).collect()
+    source.into_iter().map(|source| LoraRows::all(source, n)).collect()
 }
 
-pub(crate) fn batch_pass<'a>(
-    batch: &'a Batch,
-    lora: &'a [LoraRows<'a>],
-    dropout: Option<DropoutPlan>,
-) -> Pass<'a> {
-    Pass { n: batch.tokens(), positions: &batch.positions, segments: &batch.segments, lora, dropout }
+pub(crate) fn batch_pass<'a>(batch: &'a Batch, lora: &'a [LoraRows<'a>]) -> Pass<'a> {
+    Pass { n: batch.tokens(), positions: &batch.positions, segments: &batch.segments, lora }
 }

@@ -12,14 +12,23 @@ pub trait LoraSource: Sync {
     fn pair(&self, layer: usize, projection: Projection) -> Option<LoraRef<'_>>;
 }
 
-/// Rows of a batch and the adapter they run with. Training is the case of one segment over all rows;
-/// serving gives each request's rows their own.
+/// Rows of a batch and the adapter they run with. In training every micro-batch has rows of its own;
+/// serving gives each request its own.
 #[derive(Clone)]
 pub struct LoraRows<'a> {
     /// Rows of the packed batch.
     pub rows: Range<usize>,
     /// Where their pairs come from.
     pub source: &'a dyn LoraSource,
+    /// What is dropped of their inputs, while training.
+    pub dropout: Option<DropoutPlan>,
+}
+
+impl<'a> LoraRows<'a> {
+    /// All of `n` rows, with nothing dropped.
+    pub fn all(source: &'a dyn LoraSource, n: usize) -> Self {
+        Self { rows: 0..n, source, dropout: None }
+    }
 }
 
 /// LoRA dropout for one micro-batch; every module draws its own mask, as in PEFT.

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use common::{FlatAdapter, relative_to_max, write_random_model};
 use danlu_kernels::{Backend, Cpu, CpuOptions, Reference};
-use danlu_model::{Batch, Decoder, DropoutPlan, ModelError, Sequence, Workspace};
+use danlu_model::{Batch, Decoder, DropoutPlan, LoraRows, ModelError, Sequence, Workspace};
 
 fn random_decoder() -> (tempfile::TempDir, Decoder) {
     random_decoder_on(Arc::new(Reference::new()))
@@ -121,8 +121,8 @@ fn gradients_match_finite_differences() {
         let count = adapter.params.len();
         let gradients_of = |adapter: &FlatAdapter, work: &mut Workspace| {
             let mut grads = backend.alloc(count);
-            let losses =
-                decoder.losses_and_gradients(work, &batch, adapter, dropout, 0.5, &mut grads).unwrap();
+            let rows = LoraRows { dropout, ..LoraRows::all(adapter, batch.tokens()) };
+            let losses = decoder.losses_and_gradients(work, &batch, &[rows], 0.5, &mut grads).unwrap();
             (losses.iter().map(|&l| l as f64).sum::<f64>(), grads)
         };
         let (_, grads) = gradients_of(&adapter, &mut work);
@@ -155,7 +155,8 @@ fn gradients_accumulate_over_micro_batches() {
     let run = |batches: &[Batch], work: &mut Workspace| {
         let mut grads = backend.alloc(adapter.params.len());
         for batch in batches {
-            decoder.losses_and_gradients(work, batch, &adapter, None, 1.0, &mut grads).unwrap();
+            let rows = LoraRows::all(&adapter, batch.tokens());
+            decoder.losses_and_gradients(work, batch, &[rows], 1.0, &mut grads).unwrap();
         }
         let mut values = vec![0.0; grads.len()];
         backend.read(&mut values, &grads, 0);
@@ -189,7 +190,8 @@ fn adapters_on_the_top_layer_alone_get_the_same_gradients() {
     let (mut work, batch) = (Workspace::new(), Batch::new(&sequences()));
     let mut run = |adapter: &FlatAdapter| {
         let mut grads = backend.alloc(adapter.params.len());
-        decoder.losses_and_gradients(&mut work, &batch, adapter, None, 1.0, &mut grads).unwrap();
+        let rows = LoraRows::all(adapter, batch.tokens());
+        decoder.losses_and_gradients(&mut work, &batch, &[rows], 1.0, &mut grads).unwrap();
         let mut out = vec![0.0; grads.len()];
         backend.read(&mut out, &grads, 0);
         out

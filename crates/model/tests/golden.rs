@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use common::{FlatAdapter, f32_values, i64_values, relative_to_max, shared};
 use danlu_kernels::Reference;
-use danlu_model::{Batch, Decoder, LoraSource, Sequence, Workspace};
+use danlu_model::{Batch, Decoder, LoraRows, LoraSource, Sequence, Workspace};
 use safetensors::SafeTensors;
 
 fn sequence(ids: impl IntoIterator<Item = u32>) -> Sequence {
@@ -77,7 +77,8 @@ fn loss_and_lora_gradients_equal_peft() {
     let batch = Batch::new(&sequences);
     let mut grads = backend.alloc(adapter.params.len());
     let dloss = 1.0 / batch.trained_tokens() as f32;
-    let losses = decoder.losses_and_gradients(&mut work, &batch, &adapter, None, dloss, &mut grads).unwrap();
+    let rows = LoraRows::all(&adapter, batch.tokens());
+    let losses = decoder.losses_and_gradients(&mut work, &batch, &[rows], dloss, &mut grads).unwrap();
     let loss = losses.iter().map(|&l| l as f64).sum::<f64>() / losses.len() as f64;
     let expected = f32_values(tensors.tensor("loss").unwrap().data())[0] as f64;
     println!("loss: {loss} against {expected}");

@@ -7,7 +7,9 @@ use std::sync::Arc;
 
 use common::{FlatAdapter, write_random_model};
 use danlu_kernels::{Backend, Cpu, CpuOptions, DType, Footprint, Reference, Trace};
-use danlu_model::{ActivationPolicy, Batch, Decoder, DropoutPlan, ModelConfig, Sequence, Workspace};
+use danlu_model::{
+    ActivationPolicy, Batch, Decoder, DropoutPlan, LoraRows, ModelConfig, Sequence, Workspace,
+};
 
 use ActivationPolicy::{KeepAll, KeepSome, Recompute};
 
@@ -34,7 +36,8 @@ fn numbers(
         let mut grads = backend.alloc(adapter.params.len());
         found.push(decoder.losses(&mut work, &batch(&[30, 7]), Some(adapter)).unwrap());
         let batch = batch(lengths);
-        let losses = decoder.losses_and_gradients(&mut work, &batch, adapter, dropout, 0.5, &mut grads);
+        let rows = LoraRows { dropout, ..LoraRows::all(adapter, batch.tokens()) };
+        let losses = decoder.losses_and_gradients(&mut work, &batch, &[rows], 0.5, &mut grads);
         found.push(losses.unwrap());
         let mut values = vec![0.0; grads.len()];
         backend.read(&mut values, &grads, 0);
@@ -84,7 +87,8 @@ fn footprint(config: &ModelConfig, policies: &[ActivationPolicy]) -> Footprint {
     let mut grads = trace.alloc(adapter.params.len());
     let mut work = Workspace::with_policies(policies.to_vec());
     let batch = batch(&[20, 30]);
-    let losses = decoder.losses_and_gradients(&mut work, &batch, &adapter, None, 1.0, &mut grads).unwrap();
+    let rows = LoraRows::all(&adapter, batch.tokens());
+    let losses = decoder.losses_and_gradients(&mut work, &batch, &[rows], 1.0, &mut grads).unwrap();
     assert_eq!(losses, vec![0.0; batch.trained_tokens()]);
     trace.footprint()
 }

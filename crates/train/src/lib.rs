@@ -14,6 +14,7 @@ mod error;
 mod feed;
 mod fingerprint;
 mod optimizer;
+mod passes;
 mod plan;
 mod schedule;
 mod settings;

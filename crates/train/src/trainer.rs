@@ -1,16 +1,18 @@
 //! The run: one optimizer step at a time, driven by the caller.
 
+use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
 use danlu_adapter::Adapter;
 use danlu_kernels::{Buffer, rng};
-use danlu_model::{ActivationPolicy, Batch, Decoder, DropoutPlan, Sequence, Workspace};
+use danlu_model::{ActivationPolicy, Batch, Decoder, DropoutPlan, LoraRows, Sequence, Workspace};
 use serde::{Deserialize, Serialize};
 
 use crate::feed::Feed;
 use crate::optimizer::{Optimizer, clip_factor};
+use crate::passes::Pass;
 use crate::{DataFingerprint, LogEntry, Schedule, TrainError, TrainSettings, TrainerState};
 
 /// Names the stream of dropout masks, apart from every other use of the seed.
@@ -88,6 +90,8 @@ pub struct Trainer {
     examples: Vec<Example>,
     grads: Buffer,
     work: Workspace,
+    /// Whether small micro-batches go through the model together.
+    together: bool,
 }
 
 impl Trainer {
@@ -137,6 +141,7 @@ impl Trainer {
             data: DataFingerprint::of(&examples),
             history: Vec::new(),
             work: Workspace::new(),
+            together: true,
             decoder,
             adapter,
             settings,
@@ -163,11 +168,12 @@ impl Trainer {
         }
         let start = Instant::now();
         let records = self.feed.step(step);
-        let sequences = |micro: &Vec<usize>| Batch::new(micro.iter().map(|&r| &self.examples[r].sequence));
-        let batches: Vec<Batch> = records.iter().map(sequences).collect();
-        let tokens = batches.iter().map(Batch::tokens).sum::<usize>();
-        let trained = batches.iter().map(Batch::trained_tokens).sum::<usize>();
-        let (loss, grad_norm) = self.gradients(step, &batches)?;
+        let sequences = |micro: &Vec<usize>| micro.iter().map(|&r| &self.examples[r].sequence).collect();
+        let micros: Vec<Vec<&Sequence>> = records.iter().map(sequences).collect();
+        let passes = Pass::of_step(&micros, self.together);
+        let tokens = passes.iter().map(|pass| pass.batch.tokens()).sum::<usize>();
+        let trained = passes.iter().map(|pass| pass.batch.trained_tokens()).sum::<usize>();
+        let (loss, grad_norm) = self.gradients(step, &passes)?;
         // The second moment holds squares in f32: a gradient whose square does not fit would never heal.
         let clipped = grad_norm * clip_factor(grad_norm, self.settings.max_grad_norm);
         let origins = |records: Vec<Vec<usize>>, examples: &[Example]| {
@@ -200,18 +206,22 @@ impl Trainer {
         Ok(report)
     }
 
-    /// Forward and backward of every micro-batch of a step; mean loss, and norm of the gradient.
-    fn gradients(&mut self, step: u64, batches: &[Batch]) -> Result<(f64, f64), TrainError> {
+    /// Forward and backward of every pass of a step; mean loss, and norm of the gradient.
+    fn gradients(&mut self, step: u64, passes: &[Pass]) -> Result<(f64, f64), TrainError> {
         let backend = self.decoder.backend().clone();
         let parameters = self.adapter.num_parameters();
-        let trained = batches.iter().map(Batch::trained_tokens).sum::<usize>();
+        let trained = passes.iter().map(|pass| pass.batch.trained_tokens()).sum::<usize>();
         backend.zero(&mut self.grads, parameters);
         let (dloss, mut sum) = (1.0 / trained as f32, 0.0);
-        for (micro, batch) in batches.iter().enumerate() {
-            let dropout = self.dropout(step, micro);
+        for Pass { batch, micros, rows } in passes {
+            let lora = |(micro, rows): (usize, &Range<usize>)| LoraRows {
+                rows: rows.clone(),
+                source: &self.adapter,
+                dropout: dropout(&self.settings, step, micro),
+            };
+            let lora: Vec<LoraRows<'_>> = micros.clone().zip(rows).map(lora).collect();
             let (work, grads) = (&mut self.work, &mut self.grads);
-            let losses =
-                self.decoder.losses_and_gradients(work, batch, &self.adapter, dropout, dloss, grads)?;
+            let losses = self.decoder.losses_and_gradients(work, batch, &lora, dloss, grads)?;
             sum += losses.iter().map(|&loss| f64::from(loss)).sum::<f64>();
         }
         Ok((sum / trained as f64, backend.sum_of_squares(&self.grads, parameters).sqrt()))
@@ -227,15 +237,17 @@ impl Trainer {
     }
 
     /// All that a step does on its back end, for the memory plan.
-    pub(crate) fn rehearse(&mut self, batches: &[Batch]) -> Result<(), TrainError> {
-        let (_, grad_norm) = self.gradients(1, batches)?;
+    pub(crate) fn rehearse(&mut self, micros: &[Vec<&Sequence>]) -> Result<(), TrainError> {
+        let (_, grad_norm) = self.gradients(1, &Pass::of_step(micros, self.together))?;
         self.update(1, grad_norm);
         Ok(())
     }
 
-    /// Sets what each layer keeps, and makes every buffer that micro-batches of up to `tokens` tokens, `labels` of
-    /// them trained, will need: a run that does not fit fails before its first step.
-    pub fn reserve(&mut self, policies: Vec<ActivationPolicy>, tokens: usize, labels: usize) {
+    /// Sets what each layer keeps and whether small micro-batches run together, which no result depends on, and makes
+    /// every buffer that passes of up to `tokens` tokens, `labels` of them trained, will need: a run that does not fit
+    /// fails before its first step.
+    pub fn reserve(&mut self, policies: Vec<ActivationPolicy>, together: bool, tokens: usize, labels: usize) {
+        self.together = together;
         self.work = Workspace::with_policies(policies);
         self.decoder.reserve(&mut self.work, tokens, labels);
     }
@@ -343,12 +355,6 @@ impl Trainer {
         &self.history
     }
 
-    fn dropout(&self, step: u64, micro: usize) -> Option<DropoutPlan> {
-        let probability = self.settings.lora_dropout as f32;
-        let key = rng::key(&[self.settings.seed, DROPOUT_STREAM, step, micro as u64]);
-        (probability > 0.0).then_some(DropoutPlan { probability, key })
-    }
-
     /// Books a step that was taken.
     fn account(&mut self, report: StepReport) {
         let StepReport { step, epoch, grad_norm, learning_rate, .. } = report;
@@ -367,6 +373,12 @@ impl Trainer {
             state.log_history.push(LogEntry::Train { epoch, grad_norm, learning_rate, loss, step });
         }
     }
+}
+
+fn dropout(settings: &TrainSettings, step: u64, micro: usize) -> Option<DropoutPlan> {
+    let probability = settings.lora_dropout as f32;
+    let key = rng::key(&[settings.seed, DROPOUT_STREAM, step, micro as u64]);
+    (probability > 0.0).then_some(DropoutPlan { probability, key })
 }
 
 fn is_multiple(step: u64, of: u64) -> bool {

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use common::{crate_folder, decoder, f32_values, json, read_examples, relative, shared};
 use danlu_adapter::Adapter;
 use danlu_kernels::Buffer;
-use danlu_model::{Batch, Decoder, Workspace};
+use danlu_model::{Batch, Decoder, LoraRows, Workspace};
 use danlu_train::{Example, LrSchedulerType, TrainSettings, Trainer};
 use safetensors::SafeTensors;
 use serde_json::Value;
@@ -160,7 +160,8 @@ fn gradients(expected: &Expected) {
     let mut grads = Buffer::host(adapter.num_parameters());
     let mut work = Workspace::new();
     let dloss = 1.0 / batch.trained_tokens() as f32;
-    let losses = decoder.losses_and_gradients(&mut work, &batch, &adapter, None, dloss, &mut grads).unwrap();
+    let rows = LoraRows::all(&adapter, batch.tokens());
+    let losses = decoder.losses_and_gradients(&mut work, &batch, &[rows], dloss, &mut grads).unwrap();
     let loss = losses.iter().map(|&l| f64::from(l)).sum::<f64>() / losses.len() as f64;
     let loss = relative(loss, expected.number(["/batch/loss", "/batch_loss"]));
 

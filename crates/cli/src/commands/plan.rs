@@ -95,8 +95,14 @@ fn print_table(run: &Run, config: &ModelConfig, forecast: &Forecast, printer: &P
     printer.out(&printer.data(
         Look::Bold,
         &printer.pick(
-            format!("{base} · {parameters} 个参数 · {} · 最大的微批 {tokens} 词元，其中 {labels} 计损失", settings.dtype),
-            format!("{base} · {parameters} parameters · {} · largest micro-batch {tokens} tokens, {labels} trained", settings.dtype),
+            format!(
+                "{base} · {parameters} 个参数 · {} · 最多一次 {tokens} 词元，其中 {labels} 计损失",
+                settings.dtype
+            ),
+            format!(
+                "{base} · {parameters} parameters · {} · largest pass {tokens} tokens, {labels} trained",
+                settings.dtype
+            ),
         ),
     ));
     bytes(
@@ -110,7 +116,7 @@ fn print_table(run: &Run, config: &ModelConfig, forecast: &Forecast, printer: &P
     row(("适配器", "adapter"), display(plan.adapter), note);
     bytes(("优化器", "optimizer"), plan.optimizer, "AdamW 的两个矩", "AdamW's two moments");
     bytes(("梯度", "gradients"), plan.gradients, "", "");
-    row(("激活", "activations"), display(plan.activations), forecast::layers(&plan.layers, printer));
+    row(("激活", "activations"), display(plan.activations), forecast::layers(plan, printer));
     let scratch = &plan.scratch;
     let [products, low_rank, attention, head] =
         [scratch.products, scratch.low_rank, scratch.attention, scratch.head].map(display);

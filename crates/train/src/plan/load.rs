@@ -1,9 +1,12 @@
 //! The batches that decide how much memory a run takes, found without a token of text.
 
-use danlu_model::{Batch, Sequence};
+use std::ops::Range;
+
+use danlu_model::Sequence;
 
 use crate::TrainSettings;
 use crate::feed::Feed;
+use crate::passes::groups;
 use crate::trainer::evaluation_groups;
 
 /// Steps that are looked at one by one; of a longer run the rest is bounded from above.
@@ -45,19 +48,24 @@ type Micro = Vec<RecordSize>;
 pub(crate) struct Load {
     steps: Vec<Vec<Micro>>,
     evaluations: Vec<Micro>,
-    /// Most tokens of a micro-batch.
+    /// Most tokens of a pass.
     pub tokens: usize,
-    /// Most trained tokens of a micro-batch.
+    /// Most trained tokens of a pass.
     pub labels: usize,
 }
 
 impl Load {
-    /// What a run over these records meets.
-    pub fn of(records: &[RecordSize], held_out: &[RecordSize], settings: &TrainSettings) -> Self {
+    /// What a run over these records meets, with its small micro-batches `together` or not.
+    pub fn of(
+        records: &[RecordSize],
+        held_out: &[RecordSize],
+        settings: &TrainSettings,
+        together: bool,
+    ) -> Self {
         let lengths: Vec<usize> = records.iter().map(|record| record.tokens).collect();
         let mut feed = Feed::new(&lengths, settings);
         let total = settings.total_steps(feed.micro_batches());
-        let mut worst = Worst::default();
+        let mut worst = Worst::new(together);
         for step in 1..=total.min(MOST_STEPS) {
             let micros = feed.step(step).into_iter();
             worst
@@ -67,18 +75,18 @@ impl Load {
             worst.see(vec![bound(records, settings); settings.gradient_accumulation_steps]);
         }
         let steps = worst.into_kept();
-        let mut worst = Worst::default();
+        let mut worst = Worst::new(false);
         for group in evaluation_groups(held_out, |record| record.tokens, settings.max_length) {
             worst.see(vec![group.to_vec()]);
         }
-        let most = |size: fn(&Micro) -> usize| steps.iter().flatten().map(size).max().unwrap_or(0);
+        let most = |size| steps.iter().map(|step| most_of_a_pass(step, size, together)).max().unwrap_or(0);
         let (tokens, labels) = (most(tokens), most(labels));
         Self { evaluations: worst.into_kept().into_iter().flatten().collect(), tokens, labels, steps }
     }
 
-    /// Those steps as batches.
-    pub fn batches(&self) -> impl Iterator<Item = Vec<Batch>> + '_ {
-        self.steps.iter().map(|step| step.iter().map(|micro| Batch::new(&sequences(micro))).collect())
+    /// Those steps, each the records of its micro-batches.
+    pub fn steps(&self) -> impl Iterator<Item = Vec<Vec<Sequence>>> + '_ {
+        self.steps.iter().map(|step| step.iter().map(sequences).collect())
     }
 
     /// Those evaluations, each the records of one batch.
@@ -100,6 +108,13 @@ fn labels(micro: &Micro) -> usize {
     micro.iter().map(|record| record.trained).sum()
 }
 
+/// The largest pass of a step, by one measure.
+fn most_of_a_pass(step: &[Micro], size: fn(&Micro) -> usize, together: bool) -> usize {
+    let tokens: Vec<usize> = step.iter().map(tokens).collect();
+    let sum = |range: Range<usize>| step[range].iter().map(size).sum();
+    groups(&tokens, together).into_iter().map(sum).max().unwrap_or(0)
+}
+
 /// A micro-batch that none of a run exceeds.
 fn bound(records: &[RecordSize], settings: &TrainSettings) -> Micro {
     let longest = match settings.packing {
@@ -113,17 +128,22 @@ fn bound(records: &[RecordSize], settings: &TrainSettings) -> Micro {
 }
 
 /// Keeps, by each measure, the largest step seen: work buffers only grow, so the others do not matter.
-#[derive(Default)]
 struct Worst {
-    kept: [Option<(usize, Vec<Micro>)>; 5],
+    together: bool,
+    kept: [Option<(usize, Vec<Micro>)>; 6],
 }
 
 impl Worst {
+    fn new(together: bool) -> Self {
+        Self { together, kept: Default::default() }
+    }
+
     fn see(&mut self, step: Vec<Micro>) {
         let most = |size: fn(&Micro) -> usize| step.iter().map(size).max().unwrap_or(0);
+        let pass = |size| most_of_a_pass(&step, size, self.together);
         let sum = |size: fn(&Micro) -> usize| step.iter().map(size).sum();
         let longest = |micro: &Micro| micro.iter().map(|record| record.tokens).max().unwrap_or(0);
-        let measures = [most(tokens), most(labels), most(longest), sum(tokens), sum(labels)];
+        let measures = [pass(tokens), pass(labels), most(tokens), most(longest), sum(tokens), sum(labels)];
         for (kept, measure) in self.kept.iter_mut().zip(measures) {
             if kept.as_ref().is_none_or(|(most, _)| measure > *most) {
                 *kept = Some((measure, step.clone()));
@@ -164,7 +184,7 @@ mod tests {
         let held_out = [record(200, 3), record(400, 5), record(90, 60)];
         for packing in [false, true] {
             let settings = TrainSettings { max_length: 120, packing, ..TrainSettings::default() };
-            let load = Load::of(&records, &held_out, &settings);
+            let load = Load::of(&records, &held_out, &settings, false);
             let lengths: Vec<_> = records.iter().map(|r| r.tokens).collect();
             let mut feed = Feed::new(&lengths, &settings);
             let total = settings.total_steps(feed.micro_batches());
@@ -175,9 +195,15 @@ mod tests {
             });
             let (tokens, labels): (Vec<usize>, Vec<usize>) = sums.unzip();
             assert_eq!((Some(&load.tokens), Some(&load.labels)), (tokens.iter().max(), labels.iter().max()));
-            let batches: Vec<Batch> = load.batches().flatten().collect();
-            assert!(batches.iter().any(|batch| batch.tokens() == load.tokens));
-            assert!(batches.iter().any(|batch| batch.trained_tokens() == load.labels));
+            let micros: Vec<Vec<Sequence>> = load.steps().flatten().collect();
+            let any = |size: fn(&RecordSize) -> usize, most| {
+                let of =
+                    |micro: &Vec<Sequence>| micro.iter().map(|s| size(&RecordSize::of(s))).sum::<usize>();
+                micros.iter().any(|micro| of(micro) == most)
+            };
+            assert!(any(|r| r.tokens, load.tokens) && any(|r| r.trained, load.labels));
+            let together = Load::of(&records, &held_out, &settings, true);
+            assert!(together.tokens > load.tokens && together.tokens <= 512, "{together:?}");
             let groups: Vec<usize> =
                 load.evaluations().map(|g| g.iter().map(|s| s.ids.len()).sum()).collect();
             assert_eq!(groups, [490], "the last two fit into 512 tokens, and exceed the first in everything");

@@ -1,13 +1,16 @@
 //! Memory planned before it is used: what a run will hold at most, and what its layers keep so that it fits.
 
+mod layers;
 mod load;
 mod rehearsal;
 mod weights;
 
 use danlu_kernels::CpuOptions;
-use danlu_model::{ActivationPolicy, ModelConfig};
+use danlu_model::ModelConfig;
 use serde::{Deserialize, Serialize};
 
+pub use self::layers::Layers;
+use self::layers::Rung;
 use self::load::Load;
 pub use self::load::RecordSize;
 pub use self::rehearsal::ReplySize;
@@ -83,9 +86,11 @@ pub struct MemoryPlan {
     pub total: u64,
     /// How many layers keep what.
     pub layers: Layers,
-    /// Tokens of the largest micro-batch.
+    /// Whether small micro-batches go through the model together: faster, to the same bits.
+    pub together: bool,
+    /// Tokens of the largest pass.
     pub tokens: u64,
-    /// Trained tokens of the micro-batch that has most of them.
+    /// Trained tokens of the pass that has most of them.
     pub trained_tokens: u64,
     /// Work of the heaviest step, multiplications and additions.
     pub step_flops: u64,
@@ -113,47 +118,16 @@ impl Scratch {
     }
 }
 
-/// How many layers keep what, the lowest ones least.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Layers {
-    /// Layers that keep their input alone.
-    pub recompute: usize,
-    /// Layers that drop what is cheap to make again.
-    pub keep_some: usize,
-    /// Layers that keep everything.
-    pub keep_all: usize,
-}
-
-impl Layers {
-    /// The policy of each layer, from the lowest.
-    pub fn policies(&self) -> Vec<ActivationPolicy> {
-        let Self { recompute, keep_some, keep_all } = *self;
-        let of = |policy, count| std::iter::repeat_n(policy, count);
-        of(ActivationPolicy::Recompute, recompute)
-            .chain(of(ActivationPolicy::KeepSome, keep_some))
-            .chain(of(ActivationPolicy::KeepAll, keep_all))
-            .collect()
-    }
-
-    /// Every mix worth trying on `count` layers, the cheapest in work first and each smaller than the one before.
-    ///
-    /// One layer alone that keeps less gains nothing: what it drops is held by the shared buffers instead.
-    fn ladder(count: usize) -> Vec<Self> {
-        let some = (2..=count).map(|n| Self { keep_some: n, keep_all: count - n, ..Self::default() });
-        let none = (2..=count).map(|n| Self { recompute: n, keep_some: count - n, ..Self::default() });
-        std::iter::once(Self { keep_all: count, ..Self::default() }).chain(some).chain(none).collect()
-    }
-}
-
 impl MemoryPlan {
-    /// Plans a run. Without a `limit` every layer keeps everything; with one, layers keep as much as fits.
+    /// Plans a run. Without a `limit` every layer keeps everything and small micro-batches run together; with one, as
+    /// much of that as fits.
     ///
     /// # Errors
     /// If a setting is out of range, or the run does not fit even when every layer keeps least; the error then
     /// names the largest batch, or the longest records, that would.
     pub fn new(input: &PlanInput, limit: Option<u64>) -> Result<Self, TrainError> {
         input.settings.validate()?;
-        let ladder = Layers::ladder(input.config.num_hidden_layers);
+        let ladder = Rung::ladder(input.config.num_hidden_layers);
         let (first, least) = (ladder[0], ladder[ladder.len() - 1]);
         let mut planner = Planner::new(input, &input.settings)?;
         let everything = planner.plan(first)?;
@@ -186,11 +160,12 @@ impl MemoryPlan {
     }
 }
 
-/// A run to be planned under one mix of policies after the other.
+/// A run to be planned in one way after the other.
 struct Planner<'a> {
     input: &'a PlanInput,
     rehearsal: Rehearsal,
-    load: Load,
+    /// With micro-batches apart, and together.
+    loads: [Load; 2],
 }
 
 impl<'a> Planner<'a> {
@@ -206,13 +181,16 @@ impl<'a> Planner<'a> {
                 settings.per_device_train_batch_size.saturating_mul(settings.gradient_accumulation_steps);
             records = vec![full; count.min(1 << 20)];
         }
-        let load = Load::of(&records, &cut(&input.held_out), settings);
-        Ok(Self { input, rehearsal: Rehearsal::new(&input.config, settings, input.cpu)?, load })
+        let load = |together| Load::of(&records, &cut(&input.held_out), settings, together);
+        let loads = [load(false), load(true)];
+        Ok(Self { input, rehearsal: Rehearsal::new(&input.config, settings, input.cpu)?, loads })
     }
 
-    fn plan(&mut self, layers: Layers) -> Result<MemoryPlan, TrainError> {
+    fn plan(&mut self, rung: Rung) -> Result<MemoryPlan, TrainError> {
         let PlanInput { weights, present, reply, .. } = *self.input;
-        let rehearsed = self.rehearsal.run(layers.policies(), &self.load, reply)?;
+        let Rung { layers, together } = rung;
+        let load = &self.loads[usize::from(together)];
+        let rehearsed = self.rehearsal.run(layers.policies(), together, load, reply)?;
         let Rehearsed { norms, adapter, optimizer, gradients, saving, trained, replies, step_flops } =
             rehearsed;
         let scratch = Scratch {
@@ -240,8 +218,9 @@ impl<'a> Planner<'a> {
             program: program + norms,
             total: sum.max(peak),
             layers,
-            tokens: self.load.tokens as u64,
-            trained_tokens: self.load.labels as u64,
+            together,
+            tokens: load.tokens as u64,
+            trained_tokens: load.labels as u64,
             step_flops,
         })
     }
@@ -250,7 +229,7 @@ impl<'a> Planner<'a> {
 /// The largest batch that fits, or with the smallest batch the longest records, as a flag.
 fn largest_that_fits(input: &PlanInput, limit: u64) -> Result<Option<String>, TrainError> {
     let least = |settings: &TrainSettings| {
-        let ladder = Layers::ladder(input.config.num_hidden_layers);
+        let ladder = Rung::ladder(input.config.num_hidden_layers);
         let plan = Planner::new(input, settings)?.plan(ladder[ladder.len() - 1])?;
         Ok::<_, TrainError>(plan.total <= limit)
     };

@@ -54,7 +54,7 @@ impl Rehearsal {
         let norms = live();
         let adapter = Adapter::init(settings.lora_config(""), config, settings.seed, &*trace)?;
         let adapter_bytes = live() - norms;
-        // The batches of a rehearsal are handed over; the record only makes the trainer a valid one.
+        // The records of a rehearsal are handed over; the record only makes the trainer a valid one.
         let sequence = Sequence { ids: vec![0; 2], trained: vec![true; 2] };
         let examples = vec![Example { sequence, origin: String::new() }];
         let trainer = Trainer::new(decoder, adapter, examples, settings.clone(), String::new())?;
@@ -65,22 +65,24 @@ impl Rehearsal {
     pub fn run(
         &mut self,
         policies: Vec<ActivationPolicy>,
+        together: bool,
         load: &Load,
         reply: ReplySize,
     ) -> Result<Rehearsed, TrainError> {
         self.trainer.release();
         self.trace.restart();
         let state = self.trace.footprint().live - self.norms - self.adapter;
-        self.trainer.reserve(policies, load.tokens, load.labels);
+        self.trainer.reserve(policies, together, load.tokens, load.labels);
         for sequences in load.evaluations() {
             if sequences.iter().any(|sequence| sequence.trained_tokens() > 0) {
                 self.trainer.evaluate(&sequences)?;
             }
         }
         let mut step_flops = 0;
-        for batches in load.batches() {
+        for micros in load.steps() {
+            let micros: Vec<Vec<&Sequence>> = micros.iter().map(|micro| micro.iter().collect()).collect();
             let before = self.trace.footprint().flops;
-            self.trainer.rehearse(&batches)?;
+            self.trainer.rehearse(&micros)?;
             step_flops = step_flops.max(self.trace.footprint().flops - before);
         }
         let trained = self.trace.footprint();

@@ -33,25 +33,29 @@ fn the_parts_add_up_and_the_adapters_state_is_known_in_advance() {
 
 #[test]
 fn a_tighter_limit_keeps_less_and_what_fits_keeps_as_much_as_it_can() {
-    let input = input(8);
+    let mut input = input(8);
+    // Micro-batches that are small enough to run together.
+    input.settings.max_length = 30;
     let everything = MemoryPlan::new(&input, None).unwrap();
-    let ladder = Layers::ladder(8);
+    assert!(everything.together);
+    let ladder = Rung::ladder(8);
     let mut planner = Planner::new(&input, &input.settings).unwrap();
-    let totals: Vec<u64> = ladder.iter().map(|&layers| planner.plan(layers).unwrap().total).collect();
+    let totals: Vec<u64> = ladder.iter().map(|&rung| planner.plan(rung).unwrap().total).collect();
     assert_eq!(totals[0], everything.total);
     assert!(totals.windows(2).all(|w| w[1] < w[0]), "{totals:?}");
     for (rung, &total) in totals.iter().enumerate() {
         let plan = MemoryPlan::new(&input, Some(total)).unwrap();
-        assert_eq!((plan.layers, plan.total), (ladder[rung], total));
+        let Rung { layers, together } = ladder[rung];
+        assert_eq!((plan.layers, plan.together, plan.total), (layers, together, total));
         let plan = MemoryPlan::new(&input, Some(total + 1)).unwrap();
-        assert_eq!(plan.layers, ladder[rung]);
+        assert_eq!((plan.layers, plan.together), (layers, together));
     }
 }
 
 #[test]
 fn what_cannot_fit_is_refused_with_the_largest_setting_that_would() {
     let input = input(8);
-    let ladder = Layers::ladder(8);
+    let ladder = Rung::ladder(8);
     let least = |settings: &TrainSettings| {
         Planner::new(&input, settings).unwrap().plan(*ladder.last().unwrap()).unwrap().total
     };

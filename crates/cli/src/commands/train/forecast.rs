@@ -111,7 +111,8 @@ impl Forecast {
     /// Hands the plan to the trainer, which makes its buffers.
     pub fn reserve(&self, trainer: &mut Trainer) {
         let plan = &self.plan;
-        trainer.reserve(plan.layers.policies(), plan.tokens as usize, plan.trained_tokens as usize);
+        let (tokens, labels) = (plan.tokens as usize, plan.trained_tokens as usize);
+        trainer.reserve(plan.layers.policies(), plan.together, tokens, labels);
     }
 
     /// The plan in two lines.
@@ -134,7 +135,7 @@ impl Forecast {
                 format!("peak {total} foreseen{most}: weights {weights}, adapter {state}, activations {activations}, scratch {scratch}, rest {rest}"),
             ),
         );
-        row("各层", "layers", layers(&plan.layers, printer));
+        row("各层", "layers", layers(plan, printer));
         if self.crowded {
             printer.warn(printer.pick(
                 "内存放不下全部权重：系统会反复从磁盘读取，训练会很慢",
@@ -164,8 +165,18 @@ impl Forecast {
     }
 }
 
-/// What layers keep, in words.
-pub fn layers(layers: &Layers, printer: &Printer) -> String {
+/// What layers keep, in words, and what else was given up for room.
+pub fn layers(plan: &MemoryPlan, printer: &Printer) -> String {
+    let kept = kept(&plan.layers, printer);
+    match plan.together {
+        true => kept,
+        false => {
+            printer.pick(format!("{kept}；微批逐个进行"), format!("{kept}; micro-batches run one by one"))
+        }
+    }
+}
+
+fn kept(layers: &Layers, printer: &Printer) -> String {
     let Layers { recompute, keep_some, keep_all } = *layers;
     if recompute + keep_some == 0 {
         return printer.pick(

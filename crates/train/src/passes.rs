@@ -1,0 +1,87 @@
+//! Small micro-batches that go through the model together.
+//!
+//! A base weight is read and packed once for all rows of a product, so many rows cost less than the same rows a few
+//! at a time. Every micro-batch keeps its own dropout masks and its turn in the sums of the gradient: the results
+//! are, bit for bit, those of one micro-batch after the other.
+
+use std::ops::Range;
+
+use danlu_kernels::FEW_ROWS;
+use danlu_model::{Batch, Sequence};
+
+/// Most tokens that micro-batches are put together to: with more, a row hardly gets cheaper.
+const MOST_TOKENS: usize = 512;
+
+/// Some micro-batches of a step, as one batch.
+#[derive(Debug)]
+pub(crate) struct Pass {
+    pub batch: Batch,
+    /// The micro-batches of the step that these are.
+    pub micros: Range<usize>,
+    /// The rows of each in `batch`.
+    pub rows: Vec<Range<usize>>,
+}
+
+impl Pass {
+    /// The passes of a step.
+    pub fn of_step(micros: &[Vec<&Sequence>], together: bool) -> Vec<Self> {
+        let tokens = |micro: &Vec<&Sequence>| micro.iter().map(|s| s.ids.len()).sum();
+        let tokens: Vec<usize> = micros.iter().map(tokens).collect();
+        let pass = |range: Range<usize>| {
+            let mut end = 0;
+            let mut rows_of = |&tokens: &usize| {
+                let start = end;
+                end += tokens;
+                start..end
+            };
+            let rows = tokens[range.clone()].iter().map(&mut rows_of).collect();
+            Self { batch: Batch::new(micros[range.clone()].iter().flatten().copied()), micros: range, rows }
+        };
+        groups(&tokens, together).into_iter().map(pass).collect()
+    }
+}
+
+/// Which micro-batches, of these numbers of tokens, share a pass.
+pub(crate) fn groups(tokens: &[usize], together: bool) -> Vec<Range<usize>> {
+    let (mut groups, mut start, mut sum): (Vec<Range<usize>>, _, _) = (Vec::new(), 0, 0);
+    for (i, &n) in tokens.iter().enumerate() {
+        // A product of very few rows is summed in another order.
+        let many = |n| n > FEW_ROWS;
+        let joins = i > start && together && sum + n <= MOST_TOKENS && many(n) && many(tokens[i - 1]);
+        if i > start && !joins {
+            groups.push(start..i);
+            (start, sum) = (i, 0);
+        }
+        sum += n;
+    }
+    if start < tokens.len() {
+        groups.push(start..tokens.len());
+    }
+    groups
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn neighbours_share_a_pass_up_to_its_size() {
+        let of = |tokens: &[usize]| groups(tokens, true);
+        assert!(of(&[]).is_empty());
+        assert_eq!(of(&[100, 200, 212, 1]), [0..3, 3..4]);
+        assert_eq!(of(&[900, 100, 413, 600]), [0..1, 1..2, 2..3, 3..4]);
+        assert_eq!(of(&[900, 100, 412, 600]), [0..1, 1..3, 3..4]);
+        assert_eq!(of(&[8, 9, 9, 8, 9]), [0..1, 1..3, 3..4, 4..5]);
+        assert_eq!(groups(&[100, 200], false), [0..1, 1..2]);
+    }
+
+    #[test]
+    fn rows_follow_each_other() {
+        let sequence = |n| Sequence { ids: vec![0; n], trained: vec![true; n] };
+        let [a, b, c] = [20, 30, 40].map(sequence);
+        let passes = Pass::of_step(&[vec![&a, &b], vec![&c]], true);
+        assert_eq!(passes.len(), 1);
+        assert_eq!((passes[0].batch.tokens(), passes[0].micros.clone()), (90, 0..2));
+        assert_eq!(passes[0].rows, [0..50, 50..90]);
+    }
+}

@@ -1,0 +1,53 @@
+//! What layers keep, and in which order a planner tries it.
+
+use danlu_model::ActivationPolicy;
+use serde::{Deserialize, Serialize};
+
+/// How many layers keep what, the lowest ones least.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Layers {
+    /// Layers that keep their input alone.
+    pub recompute: usize,
+    /// Layers that drop what is cheap to make again.
+    pub keep_some: usize,
+    /// Layers that keep everything.
+    pub keep_all: usize,
+}
+
+impl Layers {
+    /// The policy of each layer, from the lowest.
+    pub fn policies(&self) -> Vec<ActivationPolicy> {
+        let Self { recompute, keep_some, keep_all } = *self;
+        let of = |policy, count| std::iter::repeat_n(policy, count);
+        of(ActivationPolicy::Recompute, recompute)
+            .chain(of(ActivationPolicy::KeepSome, keep_some))
+            .chain(of(ActivationPolicy::KeepAll, keep_all))
+            .collect()
+    }
+
+    /// Every mix worth trying on `count` layers, the cheapest in work first and each smaller than the one before.
+    ///
+    /// One layer alone that keeps less gains nothing: what it drops is held by the shared buffers instead.
+    fn ladder(count: usize) -> impl Iterator<Item = Self> {
+        let some = (2..=count).map(move |n| Self { keep_some: n, keep_all: count - n, ..Self::default() });
+        let none = (2..=count).map(move |n| Self { recompute: n, keep_some: count - n, ..Self::default() });
+        std::iter::once(Self { keep_all: count, ..Self::default() }).chain(some).chain(none)
+    }
+}
+
+/// One way to run a step: none changes a result.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Rung {
+    pub layers: Layers,
+    /// Whether small micro-batches go through the model together.
+    pub together: bool,
+}
+
+impl Rung {
+    /// Every way worth trying on `count` layers, the fastest first and each smaller than the one before. Micro-batches
+    /// go apart before anything is computed twice.
+    pub fn ladder(count: usize) -> Vec<Self> {
+        let rung = |together| move |layers| Self { layers, together };
+        Layers::ladder(count).take(1).map(rung(true)).chain(Layers::ladder(count).map(rung(false))).collect()
+    }
+}
