@@ -153,7 +153,9 @@ struct Cut {
     panels: usize,
     /// Words of a panel of `A`.
     a_panel: usize,
-    /// Columns of a task, whole panels of `B`.
+    /// Tasks that the panels of `B` are shared out to.
+    col_tasks: usize,
+    /// Columns of the largest of them.
     task_cols: usize,
 }
 
@@ -204,14 +206,17 @@ impl Gemm {
         let steps = k.div_ceil(pair);
         let blocks = steps.div_ceil(BLOCK_STEPS);
         let block_steps = steps.div_ceil(blocks).next_multiple_of(lanes);
-        // Enough column tasks to keep every thread busy.
-        let task_cols = n.div_ceil(3 * threads).next_multiple_of(2 * lanes).min(COLS_AT_ONCE);
+        // Enough column tasks to keep every thread busy, and as many for each.
+        let (width, panels_of_b) = (2 * lanes, n.div_ceil(2 * lanes));
+        let col_tasks = panels_of_b.div_ceil(COLS_AT_ONCE / width).max(3 * threads);
+        let col_tasks = col_tasks.next_multiple_of(threads).min(panels_of_b);
         Cut {
             blocks: steps.div_ceil(block_steps),
             block_steps,
             panels: m.div_ceil(rows),
             a_panel: block_steps * lanes,
-            task_cols,
+            col_tasks,
+            task_cols: panels_of_b.div_ceil(col_tasks) * width,
         }
     }
 
@@ -243,12 +248,11 @@ impl Gemm {
         let Kernels { lanes, pair, pack, tiles, .. } = *self.kernels;
         let width = 2 * lanes;
         let cut = self.cut(pool.threads(), m, p.n, p.k);
-        let Cut { blocks, block_steps, panels, a_panel, task_cols } = cut;
+        let Cut { blocks, block_steps, panels, a_panel, col_tasks, .. } = cut;
         let [a_words, b_words] = cut.words();
 
         // Where columns are few, rows are shared out too.
         let wanted = 3 * pool.threads();
-        let col_tasks = p.n.div_ceil(task_cols);
         let row_tasks = if pool.threads() == 1 { 1 } else { wanted.div_ceil(col_tasks).min(panels) };
         let k_of = |block: usize| {
             let k = block * block_steps * pair;
@@ -283,8 +287,8 @@ impl Gemm {
                 }
             });
             let cols_of = |task: usize| {
-                let col = task / row_tasks * task_cols;
-                (col, (p.n - col).min(task_cols))
+                let (panel, panels) = part(p.n.div_ceil(width), col_tasks, task / row_tasks);
+                (panel * width, (p.n - panel * width).min(panels * width))
             };
             pool.run(col_tasks * row_tasks, |task, worker| {
                 let (col, n) = cols_of(task);
@@ -308,7 +312,7 @@ impl Gemm {
                         k_len,
                         round: self.round,
                     };
-                    // SAFETY: `packed_b` has a panel for every `width` of `task_cols` columns; the rest as
+                    // SAFETY: `packed_b` has a panel for every `width` of the largest task's columns; the rest as
                     // above.
                     unsafe { pack(&job) };
                     // The next to be packed here: the threads take tasks in turn, so far as they are equally fast.
