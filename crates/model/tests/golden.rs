@@ -1,11 +1,13 @@
-//! Logits, gradients and generations against PyTorch and PEFT (`shared/golden`, where present).
+//! Logits, gradients and generations against PyTorch and PEFT (`shared/golden`, where present), on every back end.
+//! The merged model's are in `crates/train/tests/golden_merge.rs`.
 
 mod common;
 
+use std::path::Path;
 use std::sync::Arc;
 
-use common::{FlatAdapter, f32_values, i64_values, relative_to_max, shared};
-use danlu_kernels::Reference;
+use common::{FlatAdapter, backends, f32_values, i64_values, relative_to_max, shared};
+use danlu_kernels::Backend;
 use danlu_model::{Batch, Decoder, LoraRows, LoraSource, Sequence, Workspace};
 use safetensors::SafeTensors;
 
@@ -23,27 +25,35 @@ fn ids(value: &serde_json::Value) -> Vec<u32> {
 fn logits_equal_transformers() {
     let Some(shared) = shared() else { return };
     let golden = shared.join("golden");
-    let decoder = Decoder::load(&golden.join("tiny"), Arc::new(Reference::new())).unwrap();
-    let mut work = Workspace::new();
     let bytes = std::fs::read(golden.join("logits.safetensors")).unwrap();
     let tensors = SafeTensors::deserialize(&bytes).unwrap();
-    for prompt in 0..3 {
-        let ids = i64_values(tensors.tensor(&format!("prompt_{prompt}.ids")).unwrap().data());
-        let expected = f32_values(tensors.tensor(&format!("prompt_{prompt}.logits")).unwrap().data());
-        let batch = Batch::new([&sequence(ids.iter().map(|&i| i as u32))]);
-        let found = decoder.logits(&mut work, &batch, None).unwrap();
-        let difference = relative_to_max(&found, &expected);
-        println!("prompt {prompt}: {difference:.1e}");
-        assert!(difference < 1e-5, "prompt {prompt}: {difference}");
+    for backend in backends() {
+        let name = backend.name();
+        let decoder = Decoder::load(&golden.join("tiny"), backend).unwrap();
+        let mut work = Workspace::new();
+        for prompt in 0..3 {
+            let ids = i64_values(tensors.tensor(&format!("prompt_{prompt}.ids")).unwrap().data());
+            let expected = f32_values(tensors.tensor(&format!("prompt_{prompt}.logits")).unwrap().data());
+            let batch = Batch::new([&sequence(ids.iter().map(|&i| i as u32))]);
+            let found = decoder.logits(&mut work, &batch, None).unwrap();
+            let difference = relative_to_max(&found, &expected);
+            println!("{name}: prompt {prompt}: {difference:.1e}");
+            assert!(difference < 1e-5, "{name}: prompt {prompt}: {difference}");
+        }
     }
 }
 
 #[test]
 fn loss_and_lora_gradients_equal_peft() {
     let Some(shared) = shared() else { return };
-    let golden = shared.join("golden");
-    let decoder = Decoder::load(&golden.join("tiny"), Arc::new(Reference::new())).unwrap();
-    let backend = decoder.backend().clone();
+    for backend in backends() {
+        loss_and_gradients(&shared.join("golden"), backend);
+    }
+}
+
+fn loss_and_gradients(golden: &Path, backend: Arc<dyn Backend>) {
+    let name = backend.name();
+    let decoder = Decoder::load(&golden.join("tiny"), backend.clone()).unwrap();
     let file = golden.join("adapter_for_gradients/adapter_model.safetensors");
     let adapter = FlatAdapter::from_peft(decoder.config(), &*backend, &file, 8, 4.0);
     let mut work = Workspace::new();
@@ -55,8 +65,8 @@ fn loss_and_lora_gradients_equal_peft() {
     let prompt = Batch::new([&sequence(ids(&prompts[0]["ids"]))]);
     let found = decoder.logits(&mut work, &prompt, Some(&adapter)).unwrap();
     let difference = relative_to_max(&found, &expected);
-    println!("logits with the adapter: {difference:.1e}");
-    assert!(difference < 1e-5, "{difference}");
+    println!("{name}: logits with the adapter: {difference:.1e}");
+    assert!(difference < 1e-5, "{name}: {difference}");
 
     let bytes = std::fs::read(golden.join("batch.safetensors")).unwrap();
     let tensors = SafeTensors::deserialize(&bytes).unwrap();
@@ -81,50 +91,58 @@ fn loss_and_lora_gradients_equal_peft() {
     let losses = decoder.losses_and_gradients(&mut work, &batch, &[rows], dloss, &mut grads).unwrap();
     let loss = losses.iter().map(|&l| l as f64).sum::<f64>() / losses.len() as f64;
     let expected = f32_values(tensors.tensor("loss").unwrap().data())[0] as f64;
-    println!("loss: {loss} against {expected}");
-    assert!((loss / expected - 1.0).abs() < 1e-5);
+    println!("{name}: loss {loss} against {expected}");
+    assert!((loss / expected - 1.0).abs() < 1e-5, "{name}: {loss}, expected {expected}");
 
     let bytes = std::fs::read(golden.join("lora_gradients.safetensors")).unwrap();
     let expected = SafeTensors::deserialize(&bytes).unwrap();
     let mut worst = 0f32;
     for (layer, p, a, b, d_in, d_out) in &adapter.modules {
         for (side, start, count) in [("A", a, adapter.rank * d_in), ("B", b, d_out * adapter.rank)] {
-            let name = format!("base_model.model.{}.lora_{side}.weight", p.module_path(*layer));
+            let tensor = format!("base_model.model.{}.lora_{side}.weight", p.module_path(*layer));
             let mut found = vec![0.0; count];
             backend.read(&mut found, &grads, *start);
-            let difference = relative_to_max(&found, &f32_values(expected.tensor(&name).unwrap().data()));
+            let difference = relative_to_max(&found, &f32_values(expected.tensor(&tensor).unwrap().data()));
             worst = worst.max(difference);
-            assert!(difference < 1e-4, "{name}: {difference}");
+            assert!(difference < 1e-4, "{name}: {tensor}: {difference}");
         }
     }
-    println!("gradients: {worst:.1e} of the largest of each tensor");
+    println!("{name}: gradients {worst:.1e} of the largest of each tensor");
 }
 
 #[test]
 fn greedy_generations_equal_transformers() {
     let Some(shared) = shared() else { return };
     let golden = shared.join("golden");
-    let decoder = Decoder::load(&golden.join("tiny"), Arc::new(Reference::new())).unwrap();
     let file = golden.join("adapter_after_10_steps/adapter_model.safetensors");
-    let adapter = FlatAdapter::from_peft(decoder.config(), &**decoder.backend(), &file, 8, 4.0);
     let cases: serde_json::Value =
         serde_json::from_slice(&std::fs::read(golden.join("generations.json")).unwrap()).unwrap();
-    let mut work = Workspace::new();
-    for (kind, lora) in [("base", None), ("adapter", Some(&adapter as &dyn LoraSource))] {
-        for case in cases[kind].as_array().unwrap() {
-            let (prompt, expected) = (ids(&case["prompt_ids"]), ids(&case["new_ids"]));
-            let mut cache = decoder.new_cache(prompt.len() + expected.len());
-            let mut logits = decoder.decode(&mut work, &mut cache, &prompt, lora).unwrap();
-            let mut found = Vec::new();
-            loop {
-                let best = (0..logits.len()).max_by(|&a, &b| logits[a].total_cmp(&logits[b])).unwrap();
-                found.push(best as u32);
-                if found.len() == expected.len() {
-                    break;
-                }
-                logits = decoder.decode(&mut work, &mut cache, &[best as u32], lora).unwrap();
+    for backend in backends() {
+        let name = backend.name();
+        let decoder = Decoder::load(&golden.join("tiny"), backend).unwrap();
+        let adapter = FlatAdapter::from_peft(decoder.config(), &**decoder.backend(), &file, 8, 4.0);
+        for (kind, lora) in [("base", None), ("adapter", Some(&adapter as &dyn LoraSource))] {
+            for case in cases[kind].as_array().unwrap() {
+                let expected = ids(&case["new_ids"]);
+                let found = greedy(&decoder, lora, &ids(&case["prompt_ids"]), expected.len());
+                assert_eq!(found, expected, "{name}: {kind}: {}", case["prompt"]);
             }
-            assert_eq!(found, expected, "{kind}: {}", case["prompt"]);
         }
+    }
+}
+
+/// The `count` best next tokens one after the other; an end of turn is no end.
+fn greedy(decoder: &Decoder, lora: Option<&dyn LoraSource>, prompt: &[u32], count: usize) -> Vec<u32> {
+    let mut work = Workspace::new();
+    let mut cache = decoder.new_cache(prompt.len() + count);
+    let mut logits = decoder.decode(&mut work, &mut cache, prompt, lora).unwrap();
+    let mut found = Vec::new();
+    loop {
+        let best = (0..logits.len()).max_by(|&a, &b| logits[a].total_cmp(&logits[b])).unwrap() as u32;
+        found.push(best);
+        if found.len() == count {
+            return found;
+        }
+        logits = decoder.decode(&mut work, &mut cache, &[best], lora).unwrap();
     }
 }

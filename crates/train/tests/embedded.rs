@@ -5,14 +5,13 @@ mod common;
 
 use std::ops::ControlFlow;
 use std::path::PathBuf;
-use std::sync::Arc;
 
-use common::{base_8m, crate_folder, f32_values, json, relative};
+use common::{backends, base_8m, crate_folder, f32_values, ids, json, relative};
 use danlu_adapter::Adapter;
 use danlu_adapter::merge::{MergeOptions, merge};
 use danlu_data::{EncodeOptions, encode};
 use danlu_generate::{GenerateOptions, Sampling, generate};
-use danlu_kernels::{Backend, Cpu, CpuOptions, DType, Isa, Reference, to_f32};
+use danlu_kernels::{DType, to_f32};
 use danlu_model::{Batch, Decoder, LoraSource, Message, Sequence, Tokenizer, Weights, Workspace};
 use safetensors::SafeTensors;
 use serde_json::Value;
@@ -23,10 +22,6 @@ fn expected(name: &str) -> PathBuf {
 
 fn palace() -> PathBuf {
     crate_folder().join("../cli/assets/palace.json")
-}
-
-fn ids(value: &Value) -> Vec<u32> {
-    value.as_array().unwrap().iter().map(|id| u32::try_from(id.as_u64().unwrap()).unwrap()).collect()
 }
 
 #[test]
@@ -62,14 +57,6 @@ fn rendered_prompts_equal_transformers_generation_prompts() {
         let text = tokenizer.template().unwrap().render(&[message], true).unwrap();
         assert_eq!(tokenizer.encode(&text).unwrap(), ids(&prompt["prompt_ids"]), "{text}");
     }
-}
-
-/// Every back end in f32: the plain loops, then each instruction set of this machine.
-fn backends() -> Vec<Arc<dyn Backend>> {
-    let cpu = |isa| Cpu::new(CpuOptions { threads: Some(2), isa: Some(isa), dtype: DType::F32 });
-    let mut backends: Vec<Arc<dyn Backend>> = vec![Arc::new(Reference::new())];
-    backends.extend(Isa::supported().map(|isa| Arc::new(cpu(isa)) as Arc<dyn Backend>));
-    backends
 }
 
 /// The trained adapter merged in f32 by [`merge`], as a folder on disk.

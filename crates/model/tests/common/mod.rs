@@ -3,8 +3,9 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-use danlu_kernels::{Backend, Buffer, LoraRef, rng};
+use danlu_kernels::{Backend, Buffer, Cpu, CpuOptions, DType, Isa, LoraRef, Reference, rng};
 use danlu_model::{LoraSource, ModelConfig, Projection};
 use safetensors::{Dtype, SafeTensors, tensor::TensorView};
 
@@ -16,6 +17,14 @@ pub fn shared() -> Option<PathBuf> {
         return None;
     }
     Some(path)
+}
+
+/// Every back end in f32: the plain loops, then each instruction set of this machine.
+pub fn backends() -> Vec<Arc<dyn Backend>> {
+    let cpu = |isa| Cpu::new(CpuOptions { threads: Some(2), isa: Some(isa), dtype: DType::F32 });
+    let mut backends: Vec<Arc<dyn Backend>> = vec![Arc::new(Reference::new())];
+    backends.extend(Isa::supported().map(|isa| Arc::new(cpu(isa)) as Arc<dyn Backend>));
+    backends
 }
 
 /// Writes a random Llama with grouped-query attention and an untied head: 2 layers, hidden 24.

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use danlu_adapter::Adapter;
-use danlu_kernels::{Cpu, CpuOptions, DType};
+use danlu_kernels::{Backend, Cpu, CpuOptions, DType, Isa, Reference};
 use danlu_model::{Decoder, Sequence, Tokenizer};
 use danlu_train::{Example, TokenIdentity, TrainSettings, Trainer, base_fingerprint};
 
@@ -32,8 +32,21 @@ pub fn decoder(folder: &Path, threads: usize) -> Arc<Decoder> {
     Arc::new(Decoder::load(folder, Arc::new(Cpu::new(options))).unwrap())
 }
 
+/// Every back end in f32: the plain loops, then each instruction set of this machine.
+pub fn backends() -> Vec<Arc<dyn Backend>> {
+    let cpu = |isa| Cpu::new(CpuOptions { threads: Some(2), isa: Some(isa), dtype: DType::F32 });
+    let mut backends: Vec<Arc<dyn Backend>> = vec![Arc::new(Reference::new())];
+    backends.extend(Isa::supported().map(|isa| Arc::new(cpu(isa)) as Arc<dyn Backend>));
+    backends
+}
+
 pub fn json(path: &Path) -> serde_json::Value {
     serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap()
+}
+
+/// Token ids of a JSON array.
+pub fn ids(value: &serde_json::Value) -> Vec<u32> {
+    value.as_array().unwrap().iter().map(|id| u32::try_from(id.as_u64().unwrap()).unwrap()).collect()
 }
 
 pub fn f32_values(bytes: &[u8]) -> Vec<f32> {
