@@ -210,14 +210,18 @@ fn a_save_that_fails_leaves_the_checkpoint_before_it() {
     let folder = trainer.save_checkpoint(output.path(), &tokens()).unwrap();
     let bytes = fs::read(folder.join("optimizer.safetensors")).unwrap();
     trainer.step().unwrap();
-    // A tokenizer file that cannot be read any more: a folder of its name.
+    // A tokenizer file that cannot be copied any more, being too long; the adapter was written before it.
     let base = tempfile::tempdir().unwrap();
     for name in ["tokenizer.json", "tokenizer_config.json"] {
         fs::copy(common::base_8m().join(name), base.path().join(name)).unwrap();
     }
     let identity = TokenIdentity::new(base.path(), &Tokenizer::read(base.path()).unwrap(), None);
-    fs::write(output.path().join("file"), "").unwrap();
-    assert!(trainer.save_checkpoint(&output.path().join("file"), &identity).is_err());
+    let file = fs::File::options().write(true).open(base.path().join("tokenizer.json")).unwrap();
+    file.set_len(2 << 30).unwrap();
+    let error = trainer.save_checkpoint(output.path(), &identity).unwrap_err();
+    assert!(error.to_string().contains("tokenizer.json"), "{error}");
+    let left = fs::read_dir(output.path()).unwrap().map(|entry| entry.unwrap().path());
+    assert_eq!(left.collect::<Vec<_>>(), [folder.clone()]);
     assert_eq!(latest_checkpoint(output.path()).unwrap().unwrap(), folder);
     assert_eq!(fs::read(folder.join("optimizer.safetensors")).unwrap(), bytes);
 }
