@@ -1,10 +1,10 @@
 //! Ctrl-C: while something can be finished and saved the first asks and the second insists; at any other
 //! time it ends the process at once.
 
-use std::sync::Once;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Once};
 
-use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGXFSZ};
 use signal_hook::iterator::Signals;
 
 use crate::report::{Report, Result};
@@ -62,6 +62,13 @@ pub fn listen(answer: Option<String>) -> Result<Attention> {
     });
     outcome.map_err(|error| Report::ours(format!("cannot listen for Ctrl-C: {error}")))?;
     Ok(Attention(()))
+}
+
+/// Lets a write beyond `ulimit -f` fail with an error, which is reported and cleaned up after, instead of ending the
+/// process.
+pub fn survive_file_limits() {
+    // Without a handler the old way stays, which loses nothing but the message.
+    let _ = signal_hook::flag::register(SIGXFSZ, Arc::new(AtomicBool::new(false)));
 }
 
 /// Whether someone asked to stop.

@@ -94,6 +94,7 @@ Exit codes: 0 done, 1 the input was at fault, 2 danlu was.";
 fn main() -> ExitCode {
     panic::install();
     heap::settle();
+    interrupt::survive_file_limits();
     let matches = match Cli::command().try_get_matches() {
         Ok(matches) => matches,
         Err(error) => return usage(&error),

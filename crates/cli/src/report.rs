@@ -126,6 +126,16 @@ impl Report {
         self
     }
 
+    /// Adds another move behind the first.
+    pub fn and_hint(mut self, hint: impl Into<String>) -> Self {
+        let more = hint.into();
+        self.hint = Some(match self.hint {
+            Some(first) => format!("{first}; {more}"),
+            None => more,
+        });
+        self
+    }
+
     /// Adds the place in a file.
     pub fn with_snippet(mut self, snippet: Option<Snippet>) -> Self {
         self.snippet = snippet.map(Box::new);

@@ -193,12 +193,31 @@ fn a_read_only_folder_is_said_to_be_one() {
     );
 }
 
+/// Also for root, who writes to folders that are closed to others.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_folder_that_no_one_can_write_to_is_said_to_be_one() {
+    let scene = Scene::new();
+    let ran = scene.run("train --base base --data data.json --output /sys/danlu-out");
+    let reasons = [
+        "permission denied\n\nhint: check the owner and the permissions of the folder\n",
+        "the disk is read-only\n\nhint: choose a folder on a disk that can be written\n",
+    ];
+    let expected = reasons.map(|reason| format!("error: cannot create `/sys/danlu-out`: {reason}"));
+    assert!(ran.code == 1 && expected.contains(&ran.err), "{}", ran.err);
+}
+
 #[test]
 fn an_output_that_is_a_file_is_refused() {
     let scene = Scene::new();
     scene.refuses(
         "train --base base --data data.json --output data.json",
-        "error: cannot write to `data.json`: it is a file, not a folder\n",
+        "error: cannot write to `data.json`: it is a file, not a folder\n\nhint: name a new or an empty folder\n",
+    );
+    scene.refuses(
+        "train --base base --data data.json --output data.json/out",
+        "error: cannot create `data.json/out`: part of the path is a file, not a folder\n\n\
+         hint: name a folder whose path leads through folders only\n",
     );
 }
 

@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 
 use tempfile::NamedTempFile;
 
-/// Every temporary file of ours begins like this, so that a leftover of a killed run is recognised.
+/// Every temporary file of ours begins like this, so that a leftover of a killed run is recognised. A name that it is
+/// to have in the end may follow behind the next `-`.
 pub const TEMPORARY_PREFIX: &str = ".danlu-tmp-";
 
 /// A file operation that failed.
@@ -23,9 +24,10 @@ pub struct FileError {
 }
 
 impl FileError {
-    /// `action` on `path` failed with `source`.
+    /// `action` on `path` failed with `source`. A temporary name in `path` gives way to the one it stands for: the
+    /// other is gone by the time anyone reads it.
     pub fn new(action: &'static str, path: &Path, source: io::Error) -> Self {
-        Self { action, path: path.to_owned(), source }
+        Self { action, path: final_path(path), source }
     }
 
     /// What to do about it, where that is known.
@@ -36,6 +38,11 @@ impl FileError {
             io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
                 "free some space, or choose a folder on another disk"
             }
+            io::ErrorKind::FileTooLarge => {
+                "choose a folder on another disk, or raise the limit (`ulimit -f` shows it)"
+            }
+            io::ErrorKind::NotADirectory => "name a folder whose path leads through folders only",
+            io::ErrorKind::AlreadyExists => "name a new or an empty folder",
             io::ErrorKind::ReadOnlyFilesystem => "choose a folder on a disk that can be written",
             io::ErrorKind::DirectoryNotEmpty => {
                 "name a new or an empty folder, so that nothing of yours is overwritten"
@@ -55,12 +62,25 @@ fn plain(error: &io::Error) -> String {
         io::ErrorKind::PermissionDenied => "permission denied",
         io::ErrorKind::StorageFull => "the disk is full",
         io::ErrorKind::QuotaExceeded => "the disk quota is used up",
+        io::ErrorKind::FileTooLarge => "the file grows larger than the disk or a limit of the system allows",
         io::ErrorKind::ReadOnlyFilesystem => "the disk is read-only",
         io::ErrorKind::IsADirectory => "it is a folder",
         io::ErrorKind::NotADirectory => "part of the path is a file, not a folder",
         _ => return error.to_string(),
     };
     reason.to_owned()
+}
+
+/// `path` with what its temporary parts stand for, or without those that stand for nothing.
+fn final_path(path: &Path) -> PathBuf {
+    let mut out = PathBuf::new();
+    for part in path.components() {
+        match part.as_os_str().to_str().and_then(|name| name.strip_prefix(TEMPORARY_PREFIX)) {
+            None => out.push(part),
+            Some(rest) => out.extend(rest.split_once('-').map(|(_, name)| name)),
+        }
+    }
+    out
 }
 
 /// Reads a regular file of at most `limit` bytes.
@@ -168,7 +188,7 @@ pub fn free_space(path: &Path) -> Result<u64, FileError> {
 pub fn ensure_output_dir(path: &Path, allowed: impl Fn(&str) -> bool) -> Result<(), FileError> {
     let error = |e| FileError::new("write to", path, e);
     if path.is_file() {
-        return Err(error(io::Error::other("it is a file, not a folder")));
+        return Err(error(io::Error::new(io::ErrorKind::AlreadyExists, "it is a file, not a folder")));
     }
     fs::create_dir_all(path).map_err(|e| FileError::new("create", path, e))?;
     let mut other: Vec<String> = Vec::new();
@@ -285,6 +305,20 @@ mod tests {
         let wrapped = io::Error::new(io::ErrorKind::StorageFull, "No space left at path \"/x/.tmp\"");
         let wrapped = FileError::new("write", Path::new("a"), wrapped);
         assert_eq!(wrapped.to_string(), "cannot write `a`: the disk is full");
+    }
+
+    #[test]
+    fn a_temporary_name_is_not_shown() {
+        for (path, shown) in [
+            ("out/.danlu-tmp-Xy12-checkpoint-4/a", "out/checkpoint-4/a"),
+            ("/out/.danlu-tmp-model/b", "/out/b"),
+            ("out/.danlu-tmp-aside-checkpoint-4", "out/checkpoint-4"),
+            ("./out/c", "./out/c"),
+            ("../c", "../c"),
+        ] {
+            let error = FileError::new("write", Path::new(path), io::ErrorKind::StorageFull.into());
+            assert_eq!(error.to_string(), format!("cannot write `{shown}`: the disk is full"));
+        }
     }
 
     #[test]

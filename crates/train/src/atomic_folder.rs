@@ -24,13 +24,16 @@ pub(crate) fn write(
 ) -> Result<PathBuf, TrainError> {
     fs::create_dir_all(parent).map_err(|e| FileError::new("create", parent, e))?;
     let mut builder = tempfile::Builder::new();
-    builder.prefix(TEMPORARY_PREFIX);
+    let suffix = format!("-{name}");
+    builder.prefix(TEMPORARY_PREFIX).suffix(&suffix);
     // As an ordinary new folder: the umask decides, instead of the owner alone.
     #[cfg(unix)]
     builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o777));
     let filled = builder.tempdir_in(parent).map_err(|e| FileError::new("write to", parent, e))?;
-    fill(filled.path())?;
-    sync_tree(filled.path())?;
+    // As the caller names it, for errors: tempfile makes the path absolute.
+    let staged = parent.join(filled.path().file_name().unwrap_or_default());
+    fill(&staged)?;
+    sync_tree(&staged)?;
 
     let path = parent.join(name);
     let error = |e| FileError::new("write", &path, e);

@@ -229,12 +229,12 @@ fn take_steps(
             evaluate(trainer, held_out, printer)?;
         }
         if trainer.wants_checkpoint() {
-            trainer.save_checkpoint(&run.output, tokens)?;
+            output::save(run, trainer, tokens)?;
             saved = Some(trainer.global_step());
         }
     }
     if trainer.global_step() > 0 && saved != Some(trainer.global_step()) {
-        trainer.save_checkpoint(&run.output, tokens)?;
+        output::save(run, trainer, tokens)?;
     }
     printer.clear_live();
     if trainer.is_finished() {

@@ -4,7 +4,9 @@ use std::fs::{File, TryLockError};
 use std::path::{Path, PathBuf};
 
 use danlu_model::files;
-use danlu_train::{RunSummary, TokenIdentity, Trainer, card, latest_checkpoint, report, sweep_leftovers};
+use danlu_train::{
+    RunSummary, TokenIdentity, TrainError, Trainer, card, latest_checkpoint, report, sweep_leftovers,
+};
 
 use super::args::{RUN_FILE, Run};
 use crate::lang::Lang;
@@ -91,6 +93,29 @@ pub fn start(run: &Run, trainer: &mut Trainer, checkpoint: Option<&Path>, printe
     Ok(files::write_atomic(&run.output.join(RUN_FILE), run.to_toml().as_bytes())?)
 }
 
+/// Writes a checkpoint.
+///
+/// # Errors
+/// If the folder cannot be written; the checkpoint before it is whole, and the error says so.
+pub fn save(run: &Run, trainer: &Trainer, tokens: &TokenIdentity) -> Result<()> {
+    trainer.save_checkpoint(&run.output, tokens).map(drop).map_err(|error| unsaved(run, error))
+}
+
+/// What could not be written, with where the run can go on from.
+fn unsaved(run: &Run, error: impl Into<Report>) -> Report {
+    let (report, output) = (error.into(), run.output.display());
+    match latest_checkpoint(&run.output) {
+        Ok(Some(whole)) => report.and_hint(format!(
+            "`{}` is whole: `danlu train --output {output} --resume` goes on from it",
+            whole.display()
+        )),
+        Ok(None) => report.and_hint(format!(
+            "there is no checkpoint yet: `danlu train --output {output} --resume` starts over"
+        )),
+        Err(_) => report,
+    }
+}
+
 /// Writes the adapter, its card and the report.
 ///
 /// # Errors
@@ -106,8 +131,14 @@ pub fn finish(
         Lang::Zh => report::Language::Zh,
         Lang::En => report::Language::En,
     };
-    trainer.save_adapter(&run.output)?;
-    tokens.write(&run.output)?;
-    files::write_atomic(&run.output.join("README.md"), card::render(summary).as_bytes())?;
-    Ok(files::write_atomic(&run.output.join("report.html"), report::render(summary, language).as_bytes())?)
+    let write = || -> Result<(), TrainError> {
+        trainer.save_adapter(&run.output)?;
+        tokens.write(&run.output)?;
+        files::write_atomic(&run.output.join("README.md"), card::render(summary).as_bytes())?;
+        Ok(files::write_atomic(
+            &run.output.join("report.html"),
+            report::render(summary, language).as_bytes(),
+        )?)
+    };
+    write().map_err(|error| unsaved(run, error))
 }
