@@ -93,11 +93,12 @@ impl ConfigFile {
         left.flat_map(|(_, entry)| entry.args.iter().cloned()).collect()
     }
 
-    /// Where the value of `flag` stands, narrowed to `part` of it where that occurs.
+    /// Where the value of `flag` stands, narrowed to `part` of it where there is one and it occurs.
     pub fn snippet(&self, flag: &str, part: &str) -> Option<Snippet> {
         let span = self.entries.get(flag)?.span.clone();
-        let inner =
-            self.source.get(span.clone())?.find(part).map(|at| span.start + at..span.start + at + part.len());
+        let value = self.source.get(span.clone())?;
+        let at = value.find(part).filter(|_| !part.is_empty());
+        let inner = at.map(|at| span.start + at..span.start + at + part.len());
         Some(Snippet::new(&self.name, &self.source, inner.unwrap_or(span)))
     }
 }
@@ -247,5 +248,8 @@ error: invalid value `fp8` for `--dtype <dtype>`
         let file = parse("target_modules = [\"q_porj\", \"v_proj\"]").unwrap();
         let report = Report::input("x").with_snippet(file.snippet("target-modules", "q_porj"));
         assert!(report.render(false).contains("·                    ──────\n"), "{}", report.render(false));
+        let report = Report::input("x").with_snippet(file.snippet("target-modules", ""));
+        let whole = format!("·                  {}\n", "─".repeat(20));
+        assert!(report.render(false).contains(&whole), "{}", report.render(false));
     }
 }

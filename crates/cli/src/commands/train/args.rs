@@ -507,6 +507,14 @@ mod tests {
             resolve(&line).unwrap_err(),
             "error: `lora_dropout` is 1, expected at least 0 and below 1\n"
         );
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("run.toml");
+        fs::write(&path, "lora_r = 4\nlora_dropout = 1.25\n").unwrap();
+        let mut line = PATHS.to_vec();
+        line.extend(["--config", path.to_str().unwrap()]);
+        let refused = resolve(&line).unwrap_err();
+        let place = "run.toml:2:16]\n  2 │ lora_dropout = 1.25\n    ·                ────\n";
+        assert!(refused.contains(place), "{refused}");
         assert!(resolve(&PATHS[..4]).unwrap_err().starts_with("error: `--output` is missing"));
     }
 }
