@@ -17,8 +17,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::AdapterError;
 
-/// Logits of one model that are in memory at a time: 64 MB. Longer sequences are cut.
-const MAX_LOGITS: usize = 1 << 24;
+/// Logits of one model that are in memory at a time: 16 MB, whatever the length and the vocabulary.
+const MAX_LOGITS: usize = 1 << 22;
 
 /// What a merge may differ by.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
@@ -119,24 +119,28 @@ pub fn measure(
     if merged.config().vocab_size != vocabulary {
         return Err(AdapterError::Vocabulary { base: vocabulary, merged: merged.config().vocab_size });
     }
-    let longest = (MAX_LOGITS / vocabulary).max(2);
+    let part = (MAX_LOGITS / vocabulary).max(1);
     let mut work = Workspace::new();
     let mut sums = Sums::default();
     for (done, sequence) in sequences.iter().enumerate() {
-        let len = sequence.ids.len().min(longest);
+        let len = sequence.ids.len();
         if len == 0 {
             continue;
         }
-        let sequence =
-            Sequence { ids: sequence.ids[..len].to_vec(), trained: sequence.trained[..len].to_vec() };
-        let batch = Batch::new([&sequence]);
-        let with_adapter = base.logits(&mut work, &batch, Some(adapter))?;
-        let of_merged = merged.logits(&mut work, &batch, None)?;
-        let of_base = base.logits(&mut work, &batch, None)?;
-        let rows = with_adapter.chunks_exact(vocabulary).zip(of_merged.chunks_exact(vocabulary));
-        for (i, ((x, y), z)) in rows.zip(of_base.chunks_exact(vocabulary)).enumerate() {
-            let next = (i + 1 < len && sequence.trained[i + 1]).then(|| sequence.ids[i + 1] as usize);
-            sums.add(x, y, z, next);
+        let batch = Batch::new([sequence]);
+        let models = [(base, Some(adapter)), (merged, None), (base, None)];
+        let states = models.map(|(decoder, lora)| decoder.hidden_states(&mut work, &batch, lora));
+        let [with_adapter, of_merged, of_base] = states;
+        let states = [with_adapter?, of_merged?, of_base?];
+        for start in (0..len).step_by(part) {
+            let rows = start..len.min(start + part);
+            let mut logits = |i: usize| models[i].0.logits_of(&mut work, &states[i], rows.clone());
+            let logits = [logits(0), logits(1), logits(2)];
+            let [x, y, z] = logits.each_ref().map(|logits| logits.chunks_exact(vocabulary));
+            for (i, ((x, y), z)) in rows.zip(x.zip(y).zip(z)) {
+                let next = (i + 1 < len && sequence.trained[i + 1]).then(|| sequence.ids[i + 1] as usize);
+                sums.add(x, y, z, next);
+            }
         }
         sums.sequences += 1;
         progress(done + 1);

@@ -10,6 +10,7 @@
 //! ```
 
 use std::mem;
+use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -187,6 +188,42 @@ impl Decoder {
         self.blocks(work, &batch.ids, &batch_pass(batch, &rows), false);
         let all: Vec<u32> = (0..n as u32).collect();
         Ok(self.head_logits(work, &all))
+    }
+
+    /// The residual stream behind the last layer, `(N, C)`: what [`Decoder::logits_of`] turns into logits, some rows
+    /// at a time, where those of all rows would be too many.
+    ///
+    /// # Errors
+    /// If a token id is outside the vocabulary.
+    pub fn hidden_states(
+        &self,
+        work: &mut Workspace,
+        batch: &Batch,
+        lora: Option<&dyn LoraSource>,
+    ) -> Result<Buffer, ModelError> {
+        self.check_ids(&batch.ids)?;
+        let (n, c) = (batch.tokens(), self.config.hidden_size);
+        let rows = lora_rows(lora, n);
+        work.reserve(&self.config, &*self.backend, n, 1, 0);
+        self.blocks(work, &batch.ids, &batch_pass(batch, &rows, None), false);
+        let mut states = self.backend.alloc(n * c);
+        self.backend.copy_rows(&mut states, 0, work.hidden.get(), 0, n, c);
+        Ok(states)
+    }
+
+    /// The logits of `rows` of [`Decoder::hidden_states`], `(rows, V)`.
+    pub fn logits_of(&self, work: &mut Workspace, states: &Buffer, rows: Range<usize>) -> Vec<f32> {
+        work.reserve(&self.config, &*self.backend, rows.len(), 1, rows.len());
+        self.backend.copy_rows(
+            work.hidden.get_mut(),
+            0,
+            states,
+            rows.start,
+            rows.len(),
+            self.config.hidden_size,
+        );
+        let all: Vec<u32> = (0..rows.len() as u32).collect();
+        self.head_logits(work, &all)
     }
 
     /// Appends `ids` to `cache` and returns the logits of the last one, `(V)`. A prompt is prefilled by

@@ -38,6 +38,23 @@ fn packed_sequences_do_not_see_each_other() {
 }
 
 #[test]
+fn logits_in_parts_equal_those_of_all_rows() {
+    let folder = tempfile::tempdir().unwrap();
+    common::write_random_model(folder.path());
+    for backend in common::backends() {
+        let decoder = Decoder::load(folder.path(), backend).unwrap();
+        let adapter = FlatAdapter::random(decoder.config(), &**decoder.backend(), 2);
+        let sequence = Sequence { ids: (0..11).map(|i| i * 4 % 50).collect(), trained: vec![false; 11] };
+        let (batch, mut work) = (Batch::new([&sequence]), Workspace::new());
+        let all = decoder.logits(&mut work, &batch, Some(&adapter)).unwrap();
+        let states = decoder.hidden_states(&mut work, &batch, Some(&adapter)).unwrap();
+        let parts = [0..4, 4..5, 5..11].map(|rows| decoder.logits_of(&mut work, &states, rows));
+        // Fewer rows may be summed in another order.
+        assert!(common::relative_to_max(&parts.concat(), &all) < 1e-6, "{}", decoder.backend().name());
+    }
+}
+
+#[test]
 fn losses_agree_with_logits() {
     let (_folder, decoder) = random_decoder();
     let mut work = Workspace::new();
