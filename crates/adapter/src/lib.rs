@@ -1,7 +1,22 @@
 //! LoRA adapters: configuration, initialisation, PEFT's files, merging into a base.
 //!
 //! This is where PEFT's names on disk meet ours. An [`Adapter`] is one flat buffer of f32 and a table of
-//! where each pair lies in it; a decoder asks it for pairs through `danlu_model::LoraSource`.
+//! where each pair lies in it; a decoder asks it for pairs through `danlu_model::LoraSource`. [`merge`] folds one into
+//! a copy of its base, and [`fidelity`] measures the result.
+//!
+//! ```
+//! use danlu_adapter::{Adapter, LoraConfig};
+//! use danlu_kernels::Reference;
+//! use danlu_model::Shape;
+//!
+//! let mut config = LoraConfig::new(8, 32.0);
+//! config.target_modules = "q_proj,v_proj".parse()?;
+//! let adapter = Adapter::init(config, &Shape::Llama3_2_1b.config(), 42, &Reference::new())?;
+//! assert_eq!(adapter.modules().len(), 2 * 16);
+//! // As PEFT counts: 8 · (2048 + 2048) for a q_proj and 8 · (2048 + 512) for a v_proj.
+//! assert_eq!(adapter.num_parameters(), 851_968);
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
 
 mod adapter;
 mod byte_size;

@@ -1,5 +1,6 @@
 //! Text on a grid of cells, where a Chinese character is two cells wide.
 
+pub use danlu_train::figures::{duration, thousands};
 use unicode_width::{UnicodeWidthChar, UnicodeWidthStr};
 
 /// Cells `text` takes in a terminal, which has no escape codes in it.
@@ -129,19 +130,6 @@ pub fn side_by_side(titles: [&str; 2], texts: [&str; 2], cells: usize) -> String
     out
 }
 
-/// `1234567` as `1,234,567`.
-pub fn thousands(n: u64) -> String {
-    let digits = n.to_string();
-    let mut out = String::new();
-    for (i, digit) in digits.chars().enumerate() {
-        if i > 0 && (digits.len() - i).is_multiple_of(3) {
-            out.push(',');
-        }
-        out.push(digit);
-    }
-    out
-}
-
 /// Bytes in the largest fitting unit: `1.5 GB`.
 pub fn bytes(n: u64) -> String {
     let units = ["B", "KB", "MB", "GB", "TB"];
@@ -152,16 +140,6 @@ pub fn bytes(n: u64) -> String {
         unit += 1;
     }
     if unit == 0 { format!("{n} B") } else { format!("{value:.1} {}", units[unit]) }
-}
-
-/// Seconds as `42s`, `3m 05s` or `2h 07m`.
-pub fn duration(seconds: f64) -> String {
-    let s = seconds.max(0.0).round() as u64;
-    match s {
-        0..60 => format!("{s}s"),
-        60..3600 => format!("{}m {:02}s", s / 60, s % 60),
-        _ => format!("{}h {:02}m", s / 3600, s % 3600 / 60),
-    }
 }
 
 /// The one of `known` that `word` was most likely meant to be, if any is near.
@@ -224,11 +202,6 @@ mod tests {
 
     #[test]
     fn numbers_read_well() {
-        assert_eq!(thousands(20_971_520), "20,971,520");
-        assert_eq!(thousands(999), "999");
-        assert_eq!(duration(59.4), "59s");
-        assert_eq!(duration(125.0), "2m 05s");
-        assert_eq!(duration(7_620.0), "2h 07m");
         assert_eq!(bytes(1_500_000_000), "1.5 GB");
         assert_eq!(bytes(999), "999 B");
     }

@@ -3,6 +3,22 @@
 //!
 //! Shape letters, everywhere: `N` token rows, `C` hidden, `V` vocabulary, `NH` heads, `KH` kv heads,
 //! `HS` head size, `R` rank, `IN` and `OUT` of a projection.
+//!
+//! A model calls a [`Backend`] and cannot tell which one computes:
+//!
+//! ```
+//! use danlu_kernels::{Backend, Buffer, Cpu, CpuOptions, Matrix, Reference};
+//!
+//! let inp = Buffer::from_vec(vec![1.0, 2.0, 3.0]);
+//! let weight = Matrix::from_f32(&[1.0, 0.0, -1.0, 0.5, 0.5, 0.5], 2, 3);
+//! for backend in [&Reference::new() as &dyn Backend, &Cpu::new(CpuOptions::default())] {
+//!     let mut out = backend.alloc(2);
+//!     backend.linear_forward(&mut out, &inp, &weight, 1);
+//!     let mut values = [0.0; 2];
+//!     backend.read(&mut values, &out, 0);
+//!     assert_eq!(values, [-2.0, 3.0], "{}", backend.name());
+//! }
+//! ```
 
 pub mod adamw;
 pub mod attention;

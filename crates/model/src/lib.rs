@@ -1,4 +1,25 @@
 //! config.json and safetensors to a decoder that runs forward and backward; tokenizer and chat template.
+//!
+//! A [`Decoder`] is a base that is never changed: adapters are handed to each pass as a [`LoraSource`]. The words of a
+//! conversation reach it through the [`ChatTemplate`] of its [`Tokenizer`]:
+//!
+//! ```
+//! use std::{path::Path, sync::Arc};
+//!
+//! use danlu_kernels::{Cpu, CpuOptions};
+//! use danlu_model::{Decoder, Message, Tokenizer, Workspace};
+//!
+//! let folder = Path::new("../cli/assets/base-8m");
+//! let tokenizer = Tokenizer::read(folder)?;
+//! let prompt = tokenizer.template()?.render(&[Message::new("user", "Who are you?")], true)?;
+//! let ids = tokenizer.encode(&prompt)?;
+//!
+//! let decoder = Decoder::load(folder, Arc::new(Cpu::new(CpuOptions::default())))?;
+//! let mut cache = decoder.new_cache(ids.len());
+//! let logits = decoder.decode(&mut Workspace::new(), &mut cache, &ids, None)?;
+//! assert_eq!(logits.len(), decoder.config().vocab_size);
+//! # Ok::<(), danlu_model::ModelError>(())
+//! ```
 
 mod activations;
 mod backward;

@@ -2,8 +2,9 @@
 
 use std::fmt::Write as _;
 
+use crate::figures::{duration, thousands};
 use crate::memory::display;
-use crate::summary::{duration, thousands, value_text};
+use crate::summary::value_text;
 use crate::{DataSummary, MemoryUse, Reply, RunSummary};
 
 /// The card, complete.

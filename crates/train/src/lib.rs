@@ -3,8 +3,41 @@
 //! A [`Trainer`] is driven by its caller, one optimizer step at a time. Every number follows from
 //! [`TrainSettings`], the records and the base: a run resumed from a checkpoint, or repeated on another
 //! number of threads, writes the same bytes.
+//!
+//! ```
+//! use std::{path::Path, sync::Arc};
+//!
+//! use danlu_adapter::Adapter;
+//! use danlu_data::{EncodeOptions, encode, read_from};
+//! use danlu_kernels::{Cpu, CpuOptions};
+//! use danlu_model::{Decoder, Tokenizer};
+//! use danlu_train::{Example, TrainSettings, Trainer, base_fingerprint};
+//!
+//! let base = Path::new("../cli/assets/base-8m");
+//! let tokenizer = Tokenizer::read(base)?;
+//! let file = r#"{"prompt": "你是谁？", "completion": "本宫住在长春宫。"}"#;
+//! let mut examples = Vec::new();
+//! for record in read_from(file.as_bytes(), "chat.jsonl".as_ref(), None)?.records {
+//!     let encoded = encode(&record, &tokenizer, &EncodeOptions::default());
+//!     let sequence = encoded.map_err(|bad| bad.to_string())?.sequence;
+//!     examples.push(Example { sequence, origin: record.source.to_string() });
+//! }
+//!
+//! let settings = TrainSettings { max_steps: Some(3), learning_rate: 1e-3, ..TrainSettings::default() };
+//! let decoder = Arc::new(Decoder::load(base, Arc::new(Cpu::new(CpuOptions::default())))?);
+//! let config = settings.lora_config("base-8m");
+//! let adapter = Adapter::init(config, decoder.config(), settings.seed, &**decoder.backend())?;
+//! let mut trainer = Trainer::new(decoder, adapter, examples, settings, base_fingerprint(base)?)?;
+//! let mut losses = Vec::new();
+//! while !trainer.is_finished() {
+//!     losses.push(trainer.step()?.loss);
+//! }
+//! assert!(losses[2] < losses[0], "{losses:?}");
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
 
 pub mod card;
+pub mod figures;
 pub mod memory;
 pub mod report;
 

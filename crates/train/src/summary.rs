@@ -134,25 +134,6 @@ pub(crate) fn value_text(value: &serde_json::Value, not_set: &str) -> String {
     }
 }
 
-/// `1234567` as `1,234,567`.
-pub(crate) fn thousands(value: u64) -> String {
-    let digits = value.to_string();
-    let groups: Vec<&str> =
-        digits.as_bytes().rchunks(3).rev().map(|g| std::str::from_utf8(g).unwrap_or("")).collect();
-    groups.join(",")
-}
-
-/// Seconds as `42 s`, `3 min 20 s` or `2 h 5 min`.
-pub(crate) fn duration(seconds: f64) -> String {
-    let whole = seconds.round() as u64;
-    match whole {
-        0..60 if seconds < 10.0 => format!("{seconds:.1} s"),
-        0..60 => format!("{whole} s"),
-        60..3600 => format!("{} min {} s", whole / 60, whole % 60),
-        _ => format!("{} h {} min", whole / 3600, whole % 3600 / 60),
-    }
-}
-
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
@@ -211,15 +192,5 @@ pub(crate) mod tests {
         assert!((900.0..1200.0).contains(&run.tokens_per_second().unwrap()));
         let empty = RunSummary { steps: vec![], evaluations: vec![], ..run };
         assert_eq!((empty.held_out(), empty.train_loss(), empty.tokens_per_second()), (None, None, None));
-    }
-
-    #[test]
-    fn numbers_read_well() {
-        assert_eq!(thousands(0), "0");
-        assert_eq!(thousands(999), "999");
-        assert_eq!(thousands(1_234_567), "1,234,567");
-        assert_eq!(duration(4.23), "4.2 s");
-        assert_eq!(duration(200.0), "3 min 20 s");
-        assert_eq!(duration(7500.0), "2 h 5 min");
     }
 }

@@ -5,8 +5,9 @@ mod labels;
 
 use std::fmt::Write as _;
 
+use crate::figures::{duration, thousands};
 use crate::memory::display;
-use crate::summary::{duration, thousands, value_text};
+use crate::summary::value_text;
 use crate::{MemoryUse, Reply, RunSummary};
 use chart::{Chart, Series, Style};
 use labels::Labels;
