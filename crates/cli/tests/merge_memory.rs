@@ -12,7 +12,7 @@ use std::time::Duration;
 use common::{Scene, record};
 use danlu_adapter::{Adapter, LoraConfig};
 use danlu_kernels::Reference;
-use danlu_model::{ModelConfig, RandomWeights, Shape};
+use danlu_model::{RandomWeights, Shape};
 
 /// The largest `RssAnon` of a process while it lives, in bytes.
 fn anonymous_peak(child: &mut std::process::Child) -> u64 {

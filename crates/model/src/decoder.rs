@@ -205,7 +205,7 @@ impl Decoder {
         let (n, c) = (batch.tokens(), self.config.hidden_size);
         let rows = lora_rows(lora, n);
         work.reserve(&self.config, &*self.backend, n, 1, 0);
-        self.blocks(work, &batch.ids, &batch_pass(batch, &rows, None), false);
+        self.blocks(work, &batch.ids, &batch_pass(batch, &rows), false);
         let mut states = self.backend.alloc(n * c);
         self.backend.copy_rows(&mut states, 0, work.hidden.get(), 0, n, c);
         Ok(states)

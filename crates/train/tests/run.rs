@@ -221,7 +221,7 @@ fn a_save_that_fails_leaves_the_checkpoint_before_it() {
     let error = trainer.save_checkpoint(output.path(), &identity).unwrap_err();
     assert!(error.to_string().contains("tokenizer.json"), "{error}");
     let left = fs::read_dir(output.path()).unwrap().map(|entry| entry.unwrap().path());
-    assert_eq!(left.collect::<Vec<_>>(), [folder.clone()]);
+    assert_eq!(left.collect::<Vec<_>>(), std::slice::from_ref(&folder));
     assert_eq!(latest_checkpoint(output.path()).unwrap().unwrap(), folder);
     assert_eq!(fs::read(folder.join("optimizer.safetensors")).unwrap(), bytes);
 }
