@@ -136,6 +136,12 @@ impl LoraConfig {
         })?;
         refuse_unsupported(&map)?;
         let keys = Keys(&map);
+        // What is left out has PEFT's default; a null there is a number that got lost, and PEFT fails on it too.
+        for key in ["r", "lora_alpha", "lora_dropout"] {
+            if map.get(key).is_some_and(Value::is_null) {
+                return Err(wrong(key, map.get(key), "a number"));
+            }
+        }
         let config = Self {
             r: keys.rank("r")?.unwrap_or(8),
             lora_alpha: keys.number("lora_alpha")?.unwrap_or(8.0),

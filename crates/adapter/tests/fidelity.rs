@@ -78,7 +78,13 @@ fn a_merge_with_another_scale_or_none_at_all_fails() {
     let found = compare(&base, &weak, &decoder(&base), DType::Bf16);
     assert!(found.kl_of_adapter < found.limits.kl && found.kl_of_adapter > 1e-5, "{found:?}");
     assert_eq!(found.kl, found.kl_of_adapter);
-    assert!(!found.passed && found.faults()[0].ends_with("too much of it is lost"), "{:?}", found.faults());
+    assert_eq!(found.kl_limit, found.kl_of_adapter / 16.0);
+    let fault = &found.faults()[0];
+    assert!(!found.passed && fault.contains("is allowed; the whole adapter makes "), "{fault}");
+    // A limit that was asked for is the only one, and one that says nothing of an untrained adapter is noise.
+    assert_eq!(found.limits.with_kl(0.5).kl_beside(found.kl_of_adapter), 0.5);
+    assert_eq!(found.limits.kl_beside(0.0), found.limits.kl / 1000.0);
+    assert_eq!(found.limits.kl_beside(f64::MAX), found.limits.kl);
 }
 
 #[test]
