@@ -4,12 +4,14 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use danlu_kernels::DType;
+use danlu_model::Tokenizer;
 use danlu_model::files::{self, FileError};
 use serde_json::{Map, Value, json};
 
 use crate::AdapterError;
 
-/// What turns text into tokens; taken from one folder, since the files refer to each other.
+/// What turns text into tokens; taken from one folder, since the files refer to each other. The template is
+/// chosen for itself.
 const TOKENIZER: &[&str] = &[
     "tokenizer.json",
     "tokenizer_config.json",
@@ -18,8 +20,8 @@ const TOKENIZER: &[&str] = &[
     "vocab.json",
     "merges.txt",
     "tokenizer.model",
-    "chat_template.jinja",
 ];
+const TEMPLATE: &str = "chat_template.jinja";
 const GENERATION: &str = "generation_config.json";
 const CONFIG: &str = "config.json";
 const CONFIG_LIMIT: u64 = 4 << 20;
@@ -32,25 +34,17 @@ pub struct CarriedFile {
     pub bytes: u64,
 }
 
-/// The files to copy. The adapter's tokenizer and template win over the base's: they are what it was
-/// trained with. `also` are names taken from the adapter where it has them.
+/// The files to copy. Tokenizer and template are those that [`Tokenizer::read_over`] reads, so that the merged
+/// model is asked as the adapter was. `also` are names taken from the adapter where it has them.
 pub fn choose(
     base: &Path,
     adapter: Option<&Path>,
     also: &[String],
 ) -> Result<Vec<CarriedFile>, AdapterError> {
     let has = |folder: &Path, name: &str| folder.join(name).is_file();
-    let own = adapter.filter(|a| {
-        has(a, "tokenizer_config.json")
-            && (has(a, "tokenizer.json") || has(a, "tokenizer.model") || has(a, "vocab.json"))
-    });
-    let mut chosen: Vec<(&Path, &str)> = Vec::new();
-    let tokenizer_folder = own.unwrap_or(base);
-    for name in TOKENIZER {
-        // An adapter that brings a template alone still means it.
-        let folder = adapter.filter(|a| has(a, name)).unwrap_or(tokenizer_folder);
-        chosen.push((folder, name));
-    }
+    let [tokenizer, template] = Tokenizer::folders(base, adapter.unwrap_or(base));
+    let mut chosen: Vec<(&Path, &str)> = TOKENIZER.iter().map(|name| (tokenizer, *name)).collect();
+    chosen.push((template, TEMPLATE));
     chosen.push((adapter.filter(|a| has(a, GENERATION)).unwrap_or(base), GENERATION));
     for name in also {
         chosen.extend(adapter.map(|a| (a, name.as_str())));

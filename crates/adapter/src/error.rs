@@ -260,6 +260,19 @@ impl AdapterError {
         }
     }
 
+    /// Whether the adapter is sound in itself, and for a base of other modules or shapes.
+    pub fn is_of_another_base(&self) -> bool {
+        match self {
+            Self::InFile { source, .. } => source.is_of_another_base(),
+            Self::Shape { .. }
+            | Self::Binding { .. }
+            | Self::NoSuchTarget { .. }
+            | Self::NoSuchLayer { .. }
+            | Self::RankTooLarge { .. } => true,
+            _ => false,
+        }
+    }
+
     /// What to do about it, where that is known.
     pub fn hint(&self) -> Option<String> {
         let hint = match self {

@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::ops::Range;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use clap::Command;
 use toml::de::{DeTable, DeValue};
@@ -20,7 +20,7 @@ const MAX_BYTES: u64 = 1 << 20;
 /// A configuration file, checked key by key against a command's flags.
 #[derive(Clone, Debug)]
 pub struct ConfigFile {
-    name: String,
+    path: PathBuf,
     source: String,
     entries: BTreeMap<String, Entry>,
 }
@@ -50,10 +50,11 @@ impl ConfigFile {
             )));
         }
         let source = fs::read_to_string(path).map_err(cannot_read)?;
-        Self::parse(&path.display().to_string(), source, command)
+        Self::parse(path, source, command)
     }
 
-    fn parse(name: &str, source: String, command: &Command) -> Result<Self> {
+    fn parse(path: &Path, source: String, command: &Command) -> Result<Self> {
+        let name = &path.display().to_string();
         let snippet = |span: Range<usize>| Some(Snippet::new(name, source.clone(), span));
         let table = DeTable::parse(&source).map_err(|error| {
             let place = error.span().and_then(snippet);
@@ -84,13 +85,29 @@ impl ConfigFile {
                 return Err(report.with_snippet(snippet(key.span())));
             }
         }
-        Ok(Self { name: name.to_owned(), source, entries })
+        Ok(Self { path: path.to_owned(), source, entries })
     }
 
-    /// The arguments of every key that `given` does not say was on the command line.
-    pub fn args(&self, given: impl Fn(&str) -> bool) -> Vec<String> {
-        let left = self.entries.iter().filter(|(flag, _)| !given(flag));
-        left.flat_map(|(_, entry)| entry.args.iter().cloned()).collect()
+    /// Leaves out every key that `given` says was on the command line.
+    pub fn without(mut self, given: impl Fn(&str) -> bool) -> Self {
+        self.entries.retain(|flag, _| !given(flag));
+        self
+    }
+
+    /// The arguments of every key.
+    pub fn args(&self) -> Vec<String> {
+        self.entries.values().flat_map(|entry| entry.args.iter().cloned()).collect()
+    }
+
+    /// What the file gives `flag`: one value, several for a list, none where it leaves it out.
+    pub fn values(&self, flag: &str) -> Vec<&str> {
+        let args = self.entries.get(flag).map_or(&[][..], |entry| &entry.args);
+        args.iter().filter_map(|arg| arg.strip_prefix("--")?.strip_prefix(flag)?.strip_prefix('=')).collect()
+    }
+
+    /// The folder that the file lies in.
+    pub fn folder(&self) -> &Path {
+        self.path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
     }
 
     /// Where the value of `flag` stands, narrowed to `part` of it where there is one and it occurs.
@@ -99,7 +116,7 @@ impl ConfigFile {
         let value = self.source.get(span.clone())?;
         let at = value.find(part).filter(|_| !part.is_empty());
         let inner = at.map(|at| span.start + at..span.start + at + part.len());
-        Some(Snippet::new(&self.name, &self.source, inner.unwrap_or(span)))
+        Some(Snippet::new(self.path.display().to_string(), &self.source, inner.unwrap_or(span)))
     }
 }
 
@@ -184,7 +201,8 @@ mod tests {
     }
 
     fn parse(source: &str) -> Result<ConfigFile, String> {
-        ConfigFile::parse("run.toml", source.to_owned(), &command()).map_err(|report| report.render(false))
+        ConfigFile::parse(Path::new("run.toml"), source.to_owned(), &command())
+            .map_err(|report| report.render(false))
     }
 
     #[test]
@@ -194,10 +212,12 @@ mod tests {
         );
         let file = file.unwrap();
         assert_eq!(
-            file.args(|_| false),
+            file.args(),
             ["--data=a", "--data=b", "--learning-rate=2e-4", "--lora-r=16", "--target-modules=q_proj,v_proj"]
         );
-        assert_eq!(file.args(|flag| flag != "lora-r"), ["--lora-r=16"]);
+        assert_eq!(file.values("data"), ["a", "b"]);
+        assert_eq!((file.values("lora"), file.folder()), (vec![], Path::new(".")));
+        assert_eq!(file.without(|flag| flag != "lora-r").args(), ["--lora-r=16"]);
     }
 
     #[test]

@@ -93,7 +93,8 @@ fn flags_and_values_that_do_not_exist_are_refused() {
     );
     scene.refuses(
         "train --base base --data data.json --output out --max-length 4096",
-        "error: `max_length` is 4096, and the base was made for 1024 tokens\n\nhint: --max-length 1024\n",
+        "error: 4096 tokens of `--max-length`, and the model was made for 1024\n\n\
+         hint: at most 1024, or a model for longer texts\n",
     );
     scene.refuses(
         "chat base --prompt hi --temperature -1",

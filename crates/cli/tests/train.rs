@@ -43,6 +43,7 @@ fn a_run_leaves_a_folder_that_peft_reads_and_people_too() {
         "adapter_model.safetensors",
         "checkpoint-4",
         "danlu.json",
+        "held_out.json",
         "report.html",
         "run.toml",
         "tokenizer.json",

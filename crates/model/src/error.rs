@@ -133,7 +133,10 @@ pub enum ModelError {
     },
 
     /// The model brings no chat template.
-    #[error("`{}` has no chat template", folder.display())]
+    #[error(
+        "`{}` has no chat template: there is no `chat_template.jinja`, and no `chat_template` in `tokenizer_config.json`",
+        folder.display()
+    )]
     NoTemplate {
         /// The folder.
         folder: PathBuf,

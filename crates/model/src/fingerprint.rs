@@ -22,12 +22,12 @@ pub struct TokenFingerprint {
 }
 
 impl TokenFingerprint {
-    /// One sentence for each thing in which `other` differs: here first, then there.
-    pub fn difference(&self, other: &Self) -> Vec<String> {
+    /// One sentence for each thing in which `other` differs; `words` say which value is whose: `in the base`.
+    pub fn difference(&self, other: &Self, words: [&str; 2]) -> Vec<String> {
         let mut out = Vec::new();
         let mut compare = |name: &str, here: String, there: String| {
             if here != there {
-                out.push(format!("{name}: {here} here, {there} there"));
+                out.push(format!("{name}: {here} {}, {there} {}", words[0], words[1]));
             }
         };
         let quoted = |text: &Option<String>| match text {
@@ -79,9 +79,10 @@ mod tests {
             stop: vec!["</s>".to_owned()],
             default_system: None,
         };
-        assert!(here.difference(&here).is_empty());
+        let words = ["here", "there"];
+        assert!(here.difference(&here, words).is_empty());
         let there = TokenFingerprint { eos: Some("<|im_end|>".to_owned()), ..here.clone() };
-        assert_eq!(here.difference(&there), ["eos token: `</s>` here, `<|im_end|>` there"]);
+        assert_eq!(here.difference(&there, words), ["eos token: `</s>` here, `<|im_end|>` there"]);
         let json = serde_json::to_string(&here).unwrap();
         assert_eq!(serde_json::from_str::<TokenFingerprint>(&json).unwrap(), here);
     }

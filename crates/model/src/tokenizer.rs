@@ -43,18 +43,18 @@ impl Tokenizer {
     /// # Errors
     /// As [`Tokenizer::read`].
     pub fn read_over(base: &Path, adapter: &Path) -> Result<Self, ModelError> {
-        let [tokenizer, template] = Self::places(base, adapter);
+        let [tokenizer, template] = Self::folders(base, adapter);
         Self::read_from(tokenizer, template, base)
     }
 
     /// Whether [`Tokenizer::read_over`] would find anything of the adapter's own.
     pub fn is_brought_by(adapter: &Path) -> bool {
         let none = Path::new("");
-        Self::places(none, adapter) != [none, none]
+        Self::folders(none, adapter) != [none, none]
     }
 
-    /// The folders that tokenizer and template are taken from.
-    fn places<'a>(base: &'a Path, adapter: &'a Path) -> [&'a Path; 2] {
+    /// The folders that [`Tokenizer::read_over`] takes tokenizer and template from.
+    pub fn folders<'a>(base: &'a Path, adapter: &'a Path) -> [&'a Path; 2] {
         let has = |name: &str| adapter.join(name).is_file();
         let tokenizer = if has("tokenizer.json") && has("tokenizer_config.json") { adapter } else { base };
         [tokenizer, if has("chat_template.jinja") { adapter } else { tokenizer }]

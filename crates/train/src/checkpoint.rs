@@ -9,6 +9,7 @@
 //! | `trainer_state.json` | progress and log, as transformers writes it |
 //! | `danlu_state.json` | settings, schedule, data cursor, seed; fingerprints of data and base |
 //! | `history.jsonl` | every step, one a line |
+//! | `checksums.sha256` | what each of these files held when it was written |
 
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
@@ -19,8 +20,10 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::atomic_folder;
+use crate::checksums;
 use crate::error::Difference;
 use crate::feed::Cursor;
+use crate::optimizer::OPTIMIZER_FILE;
 use crate::{DataFingerprint, StepReport, TokenIdentity, TrainError, TrainSettings, Trainer, TrainerState};
 
 const STATE_FILE: &str = "danlu_state.json";
@@ -28,6 +31,16 @@ const TRAINER_STATE_FILE: &str = "trainer_state.json";
 const HISTORY_FILE: &str = "history.jsonl";
 const PREFIX: &str = "checkpoint-";
 const FORMAT: u32 = 1;
+
+/// What a run needs to go on.
+const NEEDED: [&str; 6] = [
+    danlu_adapter::CONFIG_FILE,
+    danlu_adapter::WEIGHTS_FILE,
+    OPTIMIZER_FILE,
+    TRAINER_STATE_FILE,
+    STATE_FILE,
+    HISTORY_FILE,
+];
 
 /// Largest state that is read: ten million steps of history.
 const MAX_BYTES: u64 = 2 << 30;
@@ -81,7 +94,8 @@ impl Trainer {
                 let line = serde_json::to_string(report).expect("a struct of numbers");
                 writeln!(lines, "{line}").expect("a string takes everything");
             }
-            Ok(files::write_atomic(&folder.join(HISTORY_FILE), lines.as_bytes())?)
+            files::write_atomic(&folder.join(HISTORY_FILE), lines.as_bytes())?;
+            checksums::write(folder)
         })?;
         if let Some(limit) = self.settings.save_total_limit {
             let mut others: Vec<_> = checkpoints(output)?.into_iter().filter(|(_, p)| *p != path).collect();
@@ -96,9 +110,10 @@ impl Trainer {
     /// Goes on from a checkpoint: from here, every number is what it would have been without the stop.
     ///
     /// # Errors
-    /// If a file is missing or damaged, or the checkpoint is of other settings, data or base; each
-    /// difference is named with both values. The trainer is then of no further use.
+    /// If a file is missing, or does not hold what it did when it was written, or the checkpoint is of other
+    /// settings, data or base; each difference is named with both values. The trainer is then of no further use.
     pub fn resume(&mut self, checkpoint: &Path) -> Result<Resumed, TrainError> {
+        checksums::verify(checkpoint, &NEEDED)?;
         let saved: RunState = read_json(&checkpoint.join(STATE_FILE))?;
         self.check_same_run(checkpoint, &saved)?;
         let backend = self.decoder.backend().clone();
@@ -192,12 +207,13 @@ pub fn latest_checkpoint(output: &Path) -> Result<Option<PathBuf>, TrainError> {
     Ok(checkpoints(output)?.pop().map(|(_, path)| path))
 }
 
-/// The settings a checkpoint was made with.
+/// The newest checkpoint of an output folder whose files are all as they were written, if there is one.
 ///
 /// # Errors
-/// If it has none that can be read.
-pub fn checkpoint_settings(checkpoint: &Path) -> Result<TrainSettings, TrainError> {
-    Ok(read_json::<RunState>(&checkpoint.join(STATE_FILE))?.settings)
+/// If the folder cannot be read.
+pub fn latest_whole_checkpoint(output: &Path) -> Result<Option<PathBuf>, TrainError> {
+    let mut newest_first = checkpoints(output)?.into_iter().rev().map(|(_, path)| path);
+    Ok(newest_first.find(|path| checksums::verify(path, &NEEDED).is_ok()))
 }
 
 /// The checkpoints of an output folder with their steps, oldest first; none if it does not exist.

@@ -64,7 +64,7 @@ pub enum TrainError {
         vocab_size: usize,
     },
     /// A number that is no number any more. Nothing was updated.
-    #[error("step {step}: the {what} is {value}; its records: {}", records.join(", "))]
+    #[error("step {step}: the {what} is {value}; its records: {}", first_few(records))]
     NonFinite {
         /// The optimizer step, from 1.
         step: u64,
@@ -91,6 +91,18 @@ pub enum TrainError {
         /// Flags with the largest values that would fit.
         fits: Option<String>,
     },
+    /// A weight of the base that is no number: nothing can be trained on it.
+    #[error("{}: tensor `{tensor}` of the base holds {value} at element {element}", path.display())]
+    BaseNotFinite {
+        /// The file.
+        path: PathBuf,
+        /// The tensor.
+        tensor: String,
+        /// NaN or infinity.
+        value: f32,
+        /// Its place, row-major.
+        element: usize,
+    },
     /// A checkpoint of another run.
     #[error("{}: made by another run: {}", path.display(), list(differences))]
     Resume {
@@ -107,13 +119,13 @@ pub enum TrainError {
         /// What was found and expected.
         reason: String,
     },
-    /// An adapter folder made with other tokens.
-    #[error("{}: made with other tokens: {}", path.display(), differences.join("; "))]
+    /// A `danlu.json` that says nothing about an adapter's tokens.
+    #[error("{}: {reason}", path.display())]
     Identity {
-        /// The adapter folder.
+        /// The file.
         path: PathBuf,
-        /// The fields that differ, with both values.
-        differences: Vec<String>,
+        /// What the parser met.
+        reason: String,
     },
     /// A file could not be read or written.
     #[error(transparent)]
@@ -143,6 +155,16 @@ impl fmt::Display for Difference {
     }
 }
 
+/// Enough of the records to begin to look; a step may have thousands.
+fn first_few(records: &[String]) -> String {
+    const SHOWN: usize = 8;
+    let mut text = records.iter().take(SHOWN).map(String::as_str).collect::<Vec<_>>().join(", ");
+    if records.len() > SHOWN {
+        text += &format!(" and {} more", records.len() - SHOWN);
+    }
+    text
+}
+
 fn list(differences: &[Difference]) -> String {
     differences.iter().map(Difference::to_string).collect::<Vec<_>>().join("; ")
 }
@@ -158,13 +180,12 @@ impl TrainError {
             Self::TooLong { .. } => {
                 Some("encode the data with the run's own `max_length`, or raise it".into())
             }
-            Self::NonFinite { what: "adapter", .. } => {
-                Some("the last checkpoint is whole: lower `--learning-rate` and start anew".into())
-            }
             Self::NonFinite { .. } => Some(
-                "the adapter is as it was before this step: look at the records, or lower `--learning-rate`"
-                    .into(),
+                "look at the records, or start anew in another folder with a lower `--learning-rate`".into(),
             ),
+            Self::BaseNotFinite { .. } => {
+                Some("the base's weights are damaged: fetch or convert them again".into())
+            }
             Self::Memory { needed, fits, .. } => {
                 let more = format!("`--memory-limit {}`", display(*needed).replace(' ', ""));
                 Some(match fits {
@@ -176,10 +197,12 @@ impl TrainError {
                 "resume with the settings, data and base of the checkpoint, or start anew in another folder"
                     .into(),
             ),
-            Self::Damaged { .. } => Some("resume from an older checkpoint".into()),
-            Self::Identity { .. } => Some(
-                "use the base and template the adapter was trained with, which lie in its own folder".into(),
-            ),
+            Self::Damaged { .. } => {
+                Some("go on from an older checkpoint, or start anew in another folder".into())
+            }
+            Self::Identity { .. } => {
+                Some("copy the file from a checkpoint of the same run, whose tokens are the same".into())
+            }
             Self::File(error) => error.hint(),
             Self::Adapter(error) => error.hint(),
             Self::Model(error) => error.hint(),

@@ -104,6 +104,18 @@ fn sample(hash: &mut Sha256, path: &Path) -> std::io::Result<()> {
     Ok(())
 }
 
+/// The SHA-256 of a whole file, read in pieces.
+pub(crate) fn of_file(path: &Path) -> std::io::Result<String> {
+    let (mut file, mut hash) = (File::open(path)?, Sha256::new());
+    let mut bytes = vec![0; 1 << 20];
+    loop {
+        match file.read(&mut bytes)? {
+            0 => return Ok(hex(hash)),
+            read => hash.update(&bytes[..read]),
+        }
+    }
+}
+
 fn hex(hash: Sha256) -> String {
     hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
 }

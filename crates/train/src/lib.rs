@@ -42,7 +42,9 @@ pub mod memory;
 pub mod report;
 
 mod atomic_folder;
+mod base_check;
 mod checkpoint;
+mod checksums;
 mod error;
 mod feed;
 mod fingerprint;
@@ -57,7 +59,8 @@ mod token_identity;
 mod trainer;
 
 pub use atomic_folder::sweep_leftovers;
-pub use checkpoint::{Resumed, checkpoint_settings, checkpoints, latest_checkpoint};
+pub use base_check::check_base_is_finite;
+pub use checkpoint::{Resumed, checkpoints, latest_checkpoint, latest_whole_checkpoint};
 pub use error::{Difference, TrainError};
 pub use feed::Cursor;
 pub use fingerprint::{DataFingerprint, base_fingerprint};
@@ -66,5 +69,5 @@ pub use schedule::{LrSchedulerType, Schedule};
 pub use settings::{Precision, TrainSettings};
 pub use state::{LogEntry, TrainerState};
 pub use summary::{DataFile, DataSummary, MemoryUse, Reply, RunSummary};
-pub use token_identity::{TokenIdentity, check_identity};
+pub use token_identity::TokenIdentity;
 pub use trainer::{EvalReport, Example, StepReport, Trainer};

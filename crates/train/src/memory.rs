@@ -26,12 +26,25 @@ pub fn machine() -> Option<(u64, u64)> {
     Some((field(&info, "MemTotal:")?, field(&info, "MemAvailable:")?))
 }
 
-/// Bytes that a process may take before the machine, or the control group it runs in, has none left.
+/// Bytes that a process may take before the machine, the control group it runs in, or its own address space
+/// has none left.
 pub fn available() -> Option<u64> {
     let (_, machine) = machine()?;
     let groups = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
     let group = groups.lines().filter_map(|line| group_room(Path::new("/sys/fs/cgroup"), line)).min();
-    Some(group.map_or(machine, |room| room.min(machine)))
+    [group, address_space()].into_iter().flatten().chain([machine]).min()
+}
+
+/// Bytes of address space that this process may still take, mapped files among them, where `ulimit -v` sets a limit.
+pub fn address_space() -> Option<u64> {
+    let limit = address_limit(&fs::read_to_string("/proc/self/limits").ok()?)?;
+    Some(limit.saturating_sub(status("VmSize:")?))
+}
+
+/// The soft limit of `/proc/self/limits` in bytes; `None` for `unlimited`.
+fn address_limit(limits: &str) -> Option<u64> {
+    let values = limits.lines().find_map(|line| line.strip_prefix("Max address space"))?;
+    values.split_whitespace().next()?.parse().ok()
 }
 
 /// Bytes as `310 MiB` or `1.25 GiB`, rounded up: what is asked for in these units is enough.
@@ -94,6 +107,20 @@ mod tests {
         assert_eq!(field(info, "VmHWM:"), None);
         assert_eq!(field("Name:\tx\nVmRSS:\t    12 kB\n", "VmRSS:"), Some(12 << 10));
         assert_eq!(field("VmHWM:\t many kB\n", "VmHWM:"), None);
+    }
+
+    #[test]
+    fn an_address_space_without_a_limit_has_none() {
+        let limits = |soft: &str| {
+            format!(
+                "Limit                     Soft Limit           Hard Limit           Units\n\
+                     Max open files            1024                 1048576              files\n\
+                     Max address space         {soft:<20} unlimited            bytes\n"
+            )
+        };
+        assert_eq!(address_limit(&limits("8192000000")), Some(8_192_000_000));
+        assert_eq!(address_limit(&limits("unlimited")), None);
+        assert_eq!(address_limit(""), None);
     }
 
     #[test]

@@ -226,7 +226,14 @@ impl TrainSettings {
         }
         check(self.logging_steps >= 1, "logging_steps", self.logging_steps, "at least 1")?;
         check(self.save_total_limit != Some(0), "save_total_limit", 0, "at least 1, or absent")?;
-        check(self.eval_steps != Some(0), "eval_steps", 0, "at least 1, or absent")
+        check(self.eval_steps != Some(0), "eval_steps", 0, "at least 1, or absent")?;
+        let measures = self.eval_steps.is_none() || self.val_size > 0.0;
+        check(
+            measures,
+            "eval_steps",
+            self.eval_steps.unwrap_or(0),
+            "`val_size` above 0 beside it, to measure on",
+        )
     }
 
     /// Optimizer steps of the whole run, when one pass over the data takes `micro_batches`.
@@ -374,7 +381,8 @@ mod tests {
     #[test]
     fn a_bad_value_is_named() {
         type Spoil = fn(&mut TrainSettings);
-        let bad: [(&str, Spoil); 15] = [
+        let bad: [(&str, Spoil); 16] = [
+            ("eval_steps", |s| s.eval_steps = Some(5)),
             ("learning_rate", |s| s.learning_rate = 1e39),
             ("adam_epsilon", |s| s.adam_epsilon = 1e-50),
             ("adam_beta2", |s| s.adam_beta2 = 0.999_999_999),

@@ -75,8 +75,8 @@ impl TokenIdentity {
             return Ok(None);
         }
         let bytes = files::read_bounded(&path, MAX_BYTES)?;
-        let written =
-            serde_json::from_slice(&bytes).map_err(|e| TrainError::damaged(&path, e.to_string()))?;
+        let written = serde_json::from_slice(&bytes)
+            .map_err(|e| TrainError::Identity { path, reason: e.to_string() })?;
         Ok(Some(Self { folder: adapter.to_owned(), written }))
     }
 
@@ -85,21 +85,13 @@ impl TokenIdentity {
         self.written.default_system.as_deref()
     }
 
+    /// In what the tokens of `tokenizer` are others, a sentence each.
+    pub fn differences(&self, tokenizer: &Tokenizer) -> Vec<String> {
+        self.written.tokens.difference(&tokenizer.fingerprint(), ["in training", "now"])
+    }
+
     /// Template, special tokens and tokenizer, hashed.
     pub fn fingerprint(&self) -> &TokenFingerprint {
         &self.written.tokens
     }
-}
-
-/// Whether an adapter was trained with the tokens of `tokenizer`; its identity, where it has one.
-///
-/// # Errors
-/// [`TrainError::Identity`] lists every field that differs, with both values.
-pub fn check_identity(adapter: &Path, tokenizer: &Tokenizer) -> Result<Option<TokenIdentity>, TrainError> {
-    let Some(identity) = TokenIdentity::read(adapter)? else { return Ok(None) };
-    let differences = identity.written.tokens.difference(&tokenizer.fingerprint());
-    if differences.is_empty() {
-        return Ok(Some(identity));
-    }
-    Err(TrainError::Identity { path: adapter.to_owned(), differences })
 }

@@ -8,9 +8,10 @@ use std::path::Path;
 use common::{adapter_bytes, examples, finish, settings, tokens, trainer};
 use danlu_model::{Sequence, Tokenizer};
 use danlu_train::{
-    StepReport, TokenIdentity, TrainError, TrainSettings, check_identity, checkpoints, latest_checkpoint,
-    sweep_leftovers,
+    StepReport, TokenIdentity, TrainError, TrainSettings, checkpoints, latest_checkpoint,
+    latest_whole_checkpoint, sweep_leftovers,
 };
+use sha2::{Digest, Sha256};
 
 /// A step without its time, which is the one thing allowed to differ.
 fn timeless(history: &[StepReport]) -> Vec<StepReport> {
@@ -132,37 +133,72 @@ fn a_damaged_checkpoint_is_refused_by_file() {
     let mut first = trainer(&settings(), examples(6), 2);
     first.step().unwrap();
     let folder = first.save_checkpoint(output.path(), &tokens()).unwrap();
-    let damage = |name: &str, change: &dyn Fn(Vec<u8>) -> Vec<u8>| {
-        let path = folder.join(name);
+    let mut names: Vec<String> =
+        fs::read_dir(&folder).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+    names.sort();
+    assert_eq!(names.len(), 10, "{names:?}");
+    for name in names {
+        let path = folder.join(&name);
         let whole = fs::read(&path).unwrap();
-        fs::write(&path, change(whole.clone())).unwrap();
-        let error = trainer(&settings(), examples(6), 2).resume(&folder).unwrap_err().to_string();
-        assert!(error.contains(name), "{name}: {error}");
+        let mut flipped = whole.clone();
+        // In a weight or a moment, which stays a number.
+        let place = flipped.len() - 2;
+        flipped[place] ^= 1;
+        for damaged in [Some(flipped), Some(whole[..whole.len() / 2].to_vec()), Some(Vec::new()), None] {
+            match damaged {
+                Some(bytes) => fs::write(&path, bytes).unwrap(),
+                None => fs::remove_file(&path).unwrap(),
+            }
+            assert_eq!(latest_whole_checkpoint(output.path()).unwrap(), None);
+            let error = trainer(&settings(), examples(6), 2).resume(&folder).unwrap_err().to_string();
+            assert!(error.contains(&name), "{name}: {error}");
+        }
         fs::write(&path, whole).unwrap();
+    }
+    assert_eq!(latest_whole_checkpoint(output.path()).unwrap(), Some(folder.clone()));
+    trainer(&settings(), examples(6), 2).resume(&folder).unwrap();
+}
+
+/// Changes a file of a checkpoint, and its checksum with it.
+fn tamper(folder: &Path, name: &str, change: &dyn Fn(Vec<u8>) -> Vec<u8>) {
+    let sum = |bytes: &[u8]| Sha256::digest(bytes).iter().map(|b| format!("{b:02x}")).collect::<String>();
+    let (path, sums) = (folder.join(name), folder.join("checksums.sha256"));
+    let bytes = fs::read(&path).unwrap();
+    let changed = change(bytes.clone());
+    fs::write(&path, &changed).unwrap();
+    fs::write(&sums, fs::read_to_string(&sums).unwrap().replace(&sum(&bytes), &sum(&changed))).unwrap();
+}
+
+#[test]
+fn a_tampered_checkpoint_is_refused_by_what_it_says() {
+    let output = tempfile::tempdir().unwrap();
+    let mut first = trainer(&settings(), examples(6), 2);
+    first.step().unwrap();
+    let folder = first.save_checkpoint(output.path(), &tokens()).unwrap();
+    let refused = |name: &str, change: &dyn Fn(Vec<u8>) -> Vec<u8>| {
+        let whole = fs::read(folder.join(name)).unwrap();
+        tamper(&folder, name, change);
+        let error = trainer(&settings(), examples(6), 2).resume(&folder).unwrap_err().to_string();
+        assert!(error.contains(name) && !error.contains("SHA-256"), "{name}: {error}");
+        tamper(&folder, name, &|_| whole.clone());
         error
     };
-    for name in
-        ["adapter_model.safetensors", "optimizer.safetensors", "trainer_state.json", "danlu_state.json"]
-    {
-        damage(name, &|bytes| bytes[..bytes.len() / 2].to_vec());
-        damage(name, &|_| Vec::new());
-    }
-    damage("history.jsonl", &|_| Vec::new());
-    damage("history.jsonl", &|bytes| bytes.repeat(2));
+    refused("history.jsonl", &|_| Vec::new());
+    refused("history.jsonl", &|bytes| bytes.repeat(2));
     let replace = |from: &'static str, to: &'static str| {
         move |bytes| String::from_utf8(bytes).unwrap().replace(from, to).into_bytes()
     };
-    let error = damage("danlu_state.json", &replace("\"step_in_epoch\": 1", "\"step_in_epoch\": 2"));
+    let error = refused("danlu_state.json", &replace("\"step_in_epoch\": 1", "\"step_in_epoch\": 2"));
     assert!(error.contains("`cursor.step_in_epoch` is 2, expected 1"), "{error}");
-    damage("danlu_state.json", &replace("\"global_step\": 1", "\"global_step\": 4000000000"));
-    damage("trainer_state.json", &replace("\"global_step\": 1", "\"global_step\": 3"));
+    refused("danlu_state.json", &replace("\"global_step\": 1", "\"global_step\": 4000000000"));
+    refused("trainer_state.json", &replace("\"global_step\": 1", "\"global_step\": 3"));
     let nan = |mut bytes: Vec<u8>| {
         let end = bytes.len();
         bytes[end - 4..].copy_from_slice(&f32::NAN.to_le_bytes());
         bytes
     };
-    damage("optimizer.safetensors", &nan);
-    damage("adapter_model.safetensors", &nan);
+    refused("optimizer.safetensors", &nan);
+    refused("adapter_model.safetensors", &nan);
     trainer(&settings(), examples(6), 2).resume(&folder).unwrap();
 }
 
@@ -268,14 +304,15 @@ fn records_that_cannot_be_trained_on_are_refused_by_origin() {
 }
 
 #[test]
-fn an_adapter_of_other_tokens_is_refused() {
+fn an_adapter_says_in_what_other_tokens_differ() {
     let folder = tempfile::tempdir().unwrap();
     let base = common::base_8m();
     let tokenizer = Tokenizer::read(&base).unwrap();
-    assert_eq!(check_identity(folder.path(), &tokenizer).unwrap(), None);
+    assert_eq!(TokenIdentity::read(folder.path()).unwrap(), None);
     let identity = TokenIdentity::new(&base, &tokenizer, Some("你是甄嬛。".into()));
     identity.write(folder.path()).unwrap();
-    let read = check_identity(folder.path(), &tokenizer).unwrap().unwrap();
+    let read = TokenIdentity::read(folder.path()).unwrap().unwrap();
+    assert!(read.differences(&tokenizer).is_empty());
     assert_eq!(read.default_system(), Some("你是甄嬛。"));
     assert_eq!(read.fingerprint(), identity.fingerprint());
 
@@ -288,7 +325,12 @@ fn an_adapter_of_other_tokens_is_refused() {
         config.replace("<|start_header_id|>", "<|eot_id|>"),
     )
     .unwrap();
-    let error = check_identity(folder.path(), &Tokenizer::read(other.path()).unwrap()).unwrap_err();
-    assert!(error.to_string().contains("chat template"), "{error}");
-    assert!(error.hint().is_some());
+    let differences = read.differences(&Tokenizer::read(other.path()).unwrap());
+    let [template] = &differences[..] else { panic!("{differences:?}") };
+    assert!(template.starts_with("chat template (sha256): ") && template.ends_with(" now"), "{template}");
+
+    fs::write(path("danlu.json"), "{").unwrap();
+    let error = TokenIdentity::read(folder.path()).unwrap_err();
+    assert!(error.to_string().contains("danlu.json: EOF"), "{error}");
+    assert!(error.hint().unwrap().starts_with("copy the file from a checkpoint"));
 }

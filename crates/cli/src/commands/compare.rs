@@ -12,6 +12,7 @@ use crate::commands::compute::{ComputeArgs, products};
 use crate::commands::data::{self, HeldOut};
 use crate::commands::loaded::{Loaded, Place};
 use crate::commands::replies;
+use crate::commands::train::held_out;
 use crate::printer::{Look, Printer};
 use crate::report::{Report, Result};
 use crate::text;
@@ -19,7 +20,7 @@ use crate::text;
 /// Examples under `--help`.
 pub const EXAMPLES: &str = "\
 Examples:
-  danlu compare out/huanhuan --data held_out.json                  base against adapter
+  danlu compare out/huanhuan                                       base against adapter, on out/huanhuan/held_out.json
   danlu compare out/rank8 out/rank32 --data held_out.json          two adapters
   danlu compare out/huanhuan out/merged --data held_out.json       an adapter and its merge";
 
@@ -33,9 +34,9 @@ pub struct CompareArgs {
     pub a: PathBuf,
     /// Folder of the model to compare with [default: the base of the adapter A]
     pub b: Option<PathBuf>,
-    /// Records that neither was trained on
+    /// Records that neither was trained on [default: held_out.json beside the adapter, as `train --val-size` leaves it]
     #[arg(long, value_name = "FILE")]
-    pub data: PathBuf,
+    pub data: Option<PathBuf>,
     /// Format of the data instead of the recognised one
     #[arg(long, value_name = "FORMAT", value_parser = data::format)]
     pub format: Option<Format>,
@@ -82,6 +83,18 @@ pub fn run(args: &CompareArgs, printer: &Printer) -> Result<()> {
     // Without a second name the base stands first: before, then after.
     let places = if args.b.is_none() { [second, first] } else { [first, second] };
 
+    let data = args.data.clone().or_else(|| places.iter().find_map(held_out_beside));
+    let Some(data) = &data else {
+        let text = format!("`--data` is missing, and `{}` holds no `held_out.json`", args.a.display());
+        let hint =
+            "name records that were not trained on; `danlu train --val-size` keeps some beside the adapter";
+        return Err(Report::input(text).with_hint(hint));
+    };
+    if args.data.is_none() {
+        let shown = data.display();
+        printer.tell(&format!("留出的记录：{shown}"), &format!("held-out records: {shown}"));
+    }
+
     let backend = args.compute.backend(args.dtype)?;
     let [left, right] = places;
     let decoder = Arc::new(Decoder::load(&left.base, Arc::clone(&backend))?);
@@ -101,13 +114,13 @@ pub fn run(args: &CompareArgs, printer: &Printer) -> Result<()> {
             default_system: model.default_system.clone(),
             ..EncodeOptions::default()
         };
-        data::read_held_out(&args.data, args.format, &model.tokenizer, &options, args.records, printer)
+        data::read_held_out(data, args.format, &model.tokenizer, &options, args.records, printer)
     };
     let [mut left, mut right] = [read(&models[0])?, read(&models[1])?];
     left.keep_common(&right);
     right.keep_common(&left);
     if left.records.is_empty() {
-        let text = format!("`{}` holds no record that both models can be measured on", args.data.display());
+        let text = format!("`{}` holds no record that both models can be measured on", data.display());
         return Err(Report::input(text).with_hint("a larger `--max-length` may help"));
     }
     let measured = |i: usize, held_out: &HeldOut| {
@@ -116,6 +129,10 @@ pub fn run(args: &CompareArgs, printer: &Printer) -> Result<()> {
     let losses = [measured(0, &left)?, measured(1, &right)?];
     print_losses(&names, [&losses[0], &losses[1]], printer);
     print_replies(args, &models, &names, &left, printer)
+}
+
+fn held_out_beside(place: &Place) -> Option<PathBuf> {
+    held_out::beside(place.adapter.as_ref()?)
 }
 
 fn is_adapter(path: &std::path::Path) -> bool {

@@ -5,10 +5,12 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use danlu_adapter::{Adapter, CONFIG_FILE, LoraConfig};
-use danlu_model::{Decoder, LoraSource, Tokenizer, files};
-use danlu_train::{TokenIdentity, TrainError, check_identity};
+use danlu_kernels::Backend;
+use danlu_model::{Decoder, LoraSource, ModelConfig, Tokenizer, files};
 use serde_json::Value;
 
+use super::nearby;
+use super::tokens::Tokens;
 use crate::printer::Printer;
 use crate::report::{Report, Result};
 
@@ -52,6 +54,33 @@ impl Place {
         Err(Report::input(text).with_hint("name the folder of an adapter, a merged model or a base"))
     }
 
+    /// Loads the adapter for a base of this shape.
+    ///
+    /// # Errors
+    /// If there is none, a file of it has a fault, or it was made for another base, which is then told apart by name.
+    pub fn load_adapter(&self, model: &ModelConfig, backend: &dyn Backend) -> Result<Adapter> {
+        let Some(folder) = &self.adapter else {
+            return Err(Report::input(format!(
+                "`{}` is a whole model, expected an adapter",
+                self.base.display()
+            )));
+        };
+        Adapter::load(folder, model, backend).map_err(|error| {
+            let named = LoraConfig::read(folder).ok().and_then(|config| config.base_model_name_or_path);
+            match named {
+                Some(named) if error.is_of_another_base() => {
+                    let base = self.base.display();
+                    let hint = format!(
+                        "the adapter was trained on `{named}` (`base_model_name_or_path`), and the base here is `{base}`: \
+                         give the one it was trained on with `--base DIR`"
+                    );
+                    Report::from(error).with_hint(hint)
+                }
+                _ => error.into(),
+            }
+        })
+    }
+
     /// The name to show: the folder's.
     pub fn name(&self) -> String {
         folder_name(self.adapter.as_ref().unwrap_or(&self.base))
@@ -73,12 +102,7 @@ fn named_base(adapter: &Path) -> Result<PathBuf> {
             format!("`{}` does not say which base it was trained on", adapter.join(CONFIG_FILE).display());
         return Err(Report::input(text).with_hint(hint));
     };
-    // From here, from the adapter, and from any folder above it: where a run was started stands on that way, so
-    // an adapter and its base that were moved together find each other.
-    let place = fs::canonicalize(adapter).unwrap_or_else(|_| adapter.to_owned());
-    let beside = place.ancestors().map(|folder| folder.join(&name));
-    let mut candidates = std::iter::once(PathBuf::from(&name)).chain(beside);
-    let found = candidates.find(|folder| folder.join("config.json").is_file());
+    let found = nearby::find(adapter, Path::new(&name), |folder| folder.join("config.json").is_file());
     found.ok_or_else(|| {
         let text = format!(
             "the adapter `{}` was trained on `{name}`, which is no model folder here",
@@ -101,53 +125,17 @@ pub struct Loaded {
 }
 
 impl Loaded {
-    /// Loads what lies at `place` on its base, which is loaded already. An adapter that was trained with
-    /// other tokens than the base has now is refused, unless `allow_mismatch`; it then brings its own.
+    /// Loads what lies at `place` on its base, which is loaded already, with the tokens that [`Tokens::of`] finds.
     ///
     /// # Errors
     /// If a file of the adapter or the tokenizer has a fault, or the tokens differ.
     pub fn on(place: Place, decoder: Arc<Decoder>, allow_mismatch: bool, printer: &Printer) -> Result<Self> {
         let adapter = match &place.adapter {
-            Some(folder) => Some(Adapter::load(folder, decoder.config(), &**decoder.backend())?),
+            Some(_) => Some(place.load_adapter(decoder.config(), &**decoder.backend())?),
             None => None,
         };
-        let mut tokenizer = Tokenizer::read(&place.base)?;
-        let folder = place.adapter.as_ref().unwrap_or(&place.base);
-        // Another program's adapter names no tokens, but those beside it are what it was trained with.
-        if place.adapter.is_some()
-            && Tokenizer::is_brought_by(folder)
-            && TokenIdentity::read(folder)?.is_none()
-        {
-            let own = Tokenizer::read_over(&place.base, folder)?;
-            let differences = tokenizer.fingerprint().difference(&own.fingerprint());
-            if !differences.is_empty() {
-                printer.tell(
-                    &format!("使用适配器自带的分词器与模板：{}", differences.join("；")),
-                    &format!("using the adapter's own tokenizer and template: {}", differences.join("; ")),
-                );
-                tokenizer = own;
-            }
-        }
-        let identity = match check_identity(folder, &tokenizer) {
-            Ok(identity) => identity,
-            Err(TrainError::Identity { differences, .. }) => {
-                let text = format!(
-                    "`{}` was trained with other tokens than `{}` has",
-                    folder.display(),
-                    place.base.display()
-                );
-                if !allow_mismatch {
-                    let hint = "use the base it was trained on, or `--allow-template-mismatch` to go on with the adapter's own";
-                    return Err(Report::input(text).with_details(differences).with_hint(hint));
-                }
-                printer.warn(&format!("{text}: {}", differences.join("; ")));
-                tokenizer = Tokenizer::read_over(&place.base, folder)?;
-                TokenIdentity::read(folder)?
-            }
-            Err(error) => return Err(error.into()),
-        };
+        let Tokens { tokenizer, default_system } = Tokens::of(&place, allow_mismatch, printer)?;
         tokenizer.check_fits(decoder.config())?;
-        let default_system = identity.and_then(|identity| identity.default_system().map(str::to_owned));
         Ok(Self { decoder, tokenizer, default_system, place, adapter })
     }
 

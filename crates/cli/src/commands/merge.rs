@@ -6,15 +6,16 @@ use std::sync::Arc;
 use clap::Args;
 use danlu_adapter::fidelity::{self, Fidelity, Limits};
 use danlu_adapter::merge::{self, MergeOptions, MergeReport, REPORT_FILE, Staged};
-use danlu_adapter::{Adapter, parse_byte_size};
+use danlu_adapter::parse_byte_size;
 use danlu_data::{EncodeOptions, Format};
 use danlu_kernels::DType;
 use danlu_model::{Decoder, ModelConfig, Sequence, Tokenizer};
-use danlu_train::TokenIdentity;
 
 use crate::commands::ComputeArgs;
 use crate::commands::data::{format, read_held_out};
 use crate::commands::loaded::Place;
+use crate::commands::tokens::Tokens;
+use crate::commands::train::held_out;
 use crate::printer::{Look, Printer};
 use crate::report::{Report, Result};
 use crate::text;
@@ -48,15 +49,19 @@ pub struct MergeArgs {
     /// Largest weight file, such as 2GB [default: files as the base has them]
     #[arg(long, value_name = "SIZE", value_parser = |text: &str| parse_byte_size(text).map_err(|e| e.to_string()))]
     pub max_shard_size: Option<u64>,
-    /// Held-out records to measure the merge on [default: a text that danlu brings]
+    /// Held-out records to measure the merge on [default: the adapter's held_out.json, else a text that danlu brings]
     #[arg(long, value_name = "FILE")]
     pub data: Option<PathBuf>,
     /// Format of those records instead of the recognised one
     #[arg(long, value_name = "FORMAT", value_parser = format, requires = "data")]
     pub format: Option<Format>,
-    /// Largest mean divergence from adapter-on-base, in nats a token [default: 1e-2 for bf16, 2e-4 for f16, 1e-6 for f32]
+    /// Largest mean divergence from adapter-on-base, in nats a token [default: a sixteenth of what the adapter
+    /// itself makes, at most 1e-2 for bf16, 2e-4 for f16, 1e-6 for f32]
     #[arg(long, value_name = "NATS")]
     pub threshold: Option<f64>,
+    /// Go on although the base's tokenizer or template differs from the adapter's
+    #[arg(long)]
+    pub allow_template_mismatch: bool,
     #[command(flatten)]
     pub compute: ComputeArgs,
 }
@@ -85,13 +90,12 @@ pub fn run(args: &MergeArgs, printer: &Printer) -> Result<()> {
             Report::input(format!("`{}` is a whole model, expected an adapter", args.adapter.display()));
         return Err(report.with_hint("there is nothing to merge; `danlu chat` runs it as it is"));
     }
-    let tokenizer = Tokenizer::read_over(&place.base, place.adapter.as_deref().unwrap_or(&place.base))?;
+    let Tokens { tokenizer, default_system } = Tokens::of(&place, args.allow_template_mismatch, printer)?;
     tokenizer.check_fits(&ModelConfig::read(&place.base)?)?;
-    // The data is read first: a fault in it should not cost a merge.
-    let sequences = match &args.data {
+    // The text is read first: a fault in it should not cost a merge.
+    let file = args.data.clone().or_else(|| held_out::beside(&args.adapter));
+    let sequences = match &file {
         Some(file) => {
-            let identity = TokenIdentity::read(place.adapter.as_deref().unwrap_or(&place.base))?;
-            let default_system = identity.and_then(|identity| identity.default_system().map(str::to_owned));
             let options =
                 EncodeOptions { max_length: MAX_LENGTH, default_system, ..EncodeOptions::default() };
             read_held_out(file, args.format, &tokenizer, &options, MAX_SEQUENCES, printer)?.sequences
@@ -102,10 +106,10 @@ pub fn run(args: &MergeArgs, printer: &Printer) -> Result<()> {
     let faults = fidelity.faults();
     if faults.is_empty() {
         let report = staged.publish(Some(&fidelity))?;
-        print_report(&report, &fidelity, &args.output, printer);
+        print_report(&report, &fidelity, file.as_deref(), &args.output, printer);
         return Ok(());
     }
-    print_report(&staged.report, &fidelity, &args.output, printer);
+    print_report(&staged.report, &fidelity, file.as_deref(), &args.output, printer);
     staged.reject(&fidelity)?;
     let text = "the merged model is not base plus adapter: only its report is kept";
     let hint = "a wider type keeps more: --dtype f32; or raise --threshold if the difference is acceptable";
@@ -121,8 +125,7 @@ fn merge_and_measure(
 ) -> Result<(Staged, Fidelity)> {
     // Measured in f32, so that what is seen is the merge and not the products.
     let backend = args.compute.backend(DType::F32)?;
-    let folder = place.adapter.as_deref().unwrap_or(&args.adapter);
-    let adapter = Adapter::load(folder, &ModelConfig::read(&place.base)?, &*backend)?;
+    let adapter = place.load_adapter(&ModelConfig::read(&place.base)?, &*backend)?;
     let options = MergeOptions {
         dtype: args.dtype,
         max_shard_size: args.max_shard_size,
@@ -143,7 +146,7 @@ fn merge_and_measure(
     let merged = Decoder::load(staged.folder(), backend)?;
     let mut limits = Limits::of(narrowest(&staged.report));
     if let Some(threshold) = args.threshold {
-        limits.kl = threshold;
+        limits = limits.with_kl(threshold);
     }
     let mut progress = |done: usize| {
         let total = sequences.len();
@@ -165,7 +168,7 @@ fn narrowest(report: &MergeReport) -> DType {
 }
 
 /// The figures of a merge.
-fn print_report(report: &MergeReport, f: &Fidelity, output: &Path, printer: &Printer) {
+fn print_report(report: &MergeReport, f: &Fidelity, text: Option<&Path>, output: &Path, printer: &Printer) {
     let (size, tensors) = (text::bytes(report.bytes), report.merged_tensors);
     let (dtype, seconds) = (report.dtype.join(", "), report.seconds);
     printer.say(&printer.pick(
@@ -175,12 +178,20 @@ fn print_report(report: &MergeReport, f: &Fidelity, output: &Path, printer: &Pri
         ),
         format!("merged {tensors} tensors, wrote {size} ({dtype}) in {seconds:.1}s: {}", output.display()),
     ));
-    printer.say(&printer.pick(
-        format!("核对：{} 段留出文本，{} 个词元，合并后的模型与“基座+适配器”相比", f.sequences, f.tokens),
-        format!(
-            "measured on {} held-out texts, {} tokens: the merged model against adapter on base",
-            f.sequences, f.tokens
+    let (sequences, tokens) = (f.sequences, f.tokens);
+    let text = match text {
+        Some(file) => printer.pick(
+            format!("{} 的 {sequences} 条记录", file.display()),
+            format!("{} of {}", text::counted(sequences as u64, "record"), file.display()),
         ),
+        None => printer.pick(
+            format!("danlu 自带的 {sequences} 段文本"),
+            format!("{} that danlu brings", text::counted(sequences as u64, "text")),
+        ),
+    };
+    printer.say(&printer.pick(
+        format!("核对：{text}，{tokens} 个词元，合并后的模型与“基座+适配器”相比"),
+        format!("measured on {text}, {tokens} tokens: the merged model against adapter on base"),
     ));
     let row = |zh: &str, en: &str, value: String| {
         printer.out(&format!("  {} {value}", text::pad(printer.pick(zh, en), 30)));
@@ -191,7 +202,7 @@ fn print_report(report: &MergeReport, f: &Fidelity, output: &Path, printer: &Pri
     row(
         "KL 散度，每词元",
         "KL divergence a token",
-        format!("{:.2e}{}", f.kl, limit(format!("{:.0e}", f.limits.kl))),
+        format!("{:.2e}{}", f.kl, limit(format!("{:.2e}", f.kl_limit))),
     );
     row("适配器本身的 KL", "KL the adapter makes", format!("{:.2e}", f.kl_of_adapter));
     row("首选词元一致", "same likeliest token", format!("{:.2}%", 100.0 * f.same_choice));

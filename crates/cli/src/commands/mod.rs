@@ -4,13 +4,16 @@ pub mod bench;
 pub mod chat;
 pub mod compare;
 pub mod compute;
+pub mod context;
 pub mod data;
 pub mod demo;
 pub mod doctor;
 pub mod loaded;
 pub mod merge;
+pub mod nearby;
 pub mod plan;
 pub mod replies;
+pub mod tokens;
 pub mod train;
 
 pub use compute::ComputeArgs;

@@ -45,7 +45,9 @@ pub fn run(run: &Run, json: bool, printer: &Printer) -> Result<()> {
         false => Some(Tokenizer::read(&run.base)?),
     };
     // A run carries its token identity along, so it is made before anything is measured, as there.
-    let tokens = tokenizer.as_ref().map(|tokenizer| TokenIdentity::new(&run.base, tokenizer, None));
+    let run = &tokenizer.as_ref().map_or_else(|| run.clone(), |tokenizer| train::with_date(run, tokenizer));
+    let default_system = run.settings.default_system.clone();
+    let tokens = tokenizer.as_ref().map(|tokenizer| TokenIdentity::new(&run.base, tokenizer, default_system));
     if let (Some(tokenizer), Some(tokens)) = (&tokenizer, &tokens) {
         tokenizer.check_fits(&config)?;
         gauge.tokenizer(tokens);

@@ -72,7 +72,9 @@ impl Load {
                 .see(micros.map(|micro| micro.into_iter().map(|record| records[record]).collect()).collect());
         }
         if total > MOST_STEPS {
-            worst.see(vec![bound(records, settings); settings.gradient_accumulation_steps]);
+            // A step has no more of either than the data.
+            let micros = settings.gradient_accumulation_steps.min(feed.micro_batches());
+            worst.see(vec![bound(records, settings); micros]);
         }
         let steps = worst.into_kept();
         let mut worst = Worst::new(false);
@@ -124,7 +126,7 @@ fn bound(records: &[RecordSize], settings: &TrainSettings) -> Micro {
             trained: records.iter().map(|record| record.trained).max().unwrap_or(0),
         },
     };
-    vec![longest; settings.per_device_train_batch_size]
+    vec![longest; settings.per_device_train_batch_size.min(records.len())]
 }
 
 /// Keeps, by each measure, the largest step seen: work buffers only grow, so the others do not matter.

@@ -133,15 +133,6 @@ fn tokens(text: &str) -> Result<usize, String> {
     number.ok_or_else(|| format!("expected a whole number from 1 to {MOST}"))
 }
 
-/// The refusal of more tokens than the model was made for.
-fn check_context(tokens: usize, most: usize, flags: &str) -> Result<()> {
-    if tokens <= most {
-        return Ok(());
-    }
-    let text = format!("{tokens} tokens of {flags}, and the model was made for {most}");
-    Err(Report::input(text).with_hint(format!("at most {most}, or a model for longer texts")))
-}
-
 /// Token ids without a meaning; `which` names the sequence.
 fn random_ids(count: usize, vocab_size: usize, which: u64) -> Vec<u32> {
     const TOKENS_STREAM: u64 = 0x746f_6b65_6e73;

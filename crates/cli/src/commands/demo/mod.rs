@@ -213,6 +213,7 @@ fn merging(args: &DemoArgs, folders: &Folders) -> merge::MergeArgs {
         data: Some(folders.held_out.clone()),
         format: None,
         threshold: None,
+        allow_template_mismatch: false,
         compute: args.compute.clone(),
     }
 }

@@ -1,6 +1,6 @@
 //! The flags of `danlu train`, and how they become a [`TrainSettings`].
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use clap::{ArgMatches, Args, Command, FromArgMatches};
@@ -10,6 +10,7 @@ use danlu_train::{LrSchedulerType, Precision, TrainSettings};
 
 use crate::commands::ComputeArgs;
 use crate::commands::data::format;
+use crate::commands::nearby;
 use crate::config_file::{ConfigFile, usage};
 use crate::report::{Report, Result};
 
@@ -261,7 +262,10 @@ impl Run {
     pub fn resolve(matches: &ArgMatches) -> Result<Self> {
         let missing = |flag: &str, what: &str| {
             let report = Report::input(format!("`--{flag}` is missing: {what}"));
-            report.with_hint("danlu train --base DIR --data FILE --output DIR")
+            report.with_hint(match matches.get_one::<PathBuf>("config") {
+                Some(file) => format!("danlu train --config {} --{flag} ...", file.display()),
+                None => "danlu train --base DIR --data FILE --output DIR".to_owned(),
+            })
         };
         let run = Self::settle(matches)?;
         if run.data.is_empty() {
@@ -305,9 +309,9 @@ impl Run {
             None => None,
             Some(path) => {
                 let command = TrainArgs::augment_args(Command::new("train"));
-                let config = ConfigFile::read(&path, &command)?;
-                let given = |flag: &str| given(matches, flag);
-                let file = command.no_binary_name(true).try_get_matches_from(config.args(given));
+                let config = ConfigFile::read(&path, &command)?.without(|flag| given(matches, flag));
+                check_one_length(&config)?;
+                let file = command.no_binary_name(true).try_get_matches_from(config.args());
                 let file = file.map_err(|error| usage(&error))?;
                 args = TrainArgs::from_arg_matches(&file).map_err(|error| usage(&error))?;
                 args.update_from_arg_matches(matches).map_err(|error| usage(&error))?;
@@ -318,14 +322,21 @@ impl Run {
         let settings = args.settings.settings();
         settings.validate().map_err(|error| match &error {
             danlu_train::TrainError::Setting { name, .. } => {
-                let place = config.as_ref().and_then(|c| c.snippet(&name.replace('_', "-"), ""));
-                Report::from(error).with_snippet(place)
+                let flag = name.replace('_', "-");
+                let place = config.as_ref().and_then(|c| c.snippet(&flag, ""));
+                // Beside a file, it is worth saying that the value is not the file's.
+                let typed = config.is_some() && given(matches, &flag);
+                let source = typed.then(|| format!("`--{flag}` on the command line"));
+                Report::from(error).with_snippet(place).with_details(source.into_iter().collect())
             }
             _ => Report::from(error),
         })?;
+        let is_base = |folder: &Path| folder.join("config.json").is_file();
+        let base = args.base.map(|path| found(config.as_ref(), "base", path, is_base)).transpose()?;
+        let data = args.data.into_iter().map(|path| found(config.as_ref(), "data", path, Path::is_file));
         Ok(Self {
-            base: args.base.unwrap_or_default(),
-            data: args.data,
+            base: base.unwrap_or_default(),
+            data: data.collect::<Result<_>>()?,
             format: args.format,
             skip_bad: args.skip_bad.unwrap_or(false),
             output: args.output.unwrap_or_default(),
@@ -337,13 +348,22 @@ impl Run {
         })
     }
 
-    /// The run as a configuration file that repeats it.
+    /// The base as it was named when the run began, wherever it was found since.
+    pub fn base_as_named(&self) -> String {
+        let named = self.config.as_ref().and_then(|config| config.values("base").first().copied());
+        named.map_or_else(|| self.base.display().to_string(), str::to_owned)
+    }
+
+    /// The run as a configuration file that repeats it. Paths stand in it as they were named.
     pub fn to_toml(&self) -> String {
         let mut table = toml::Table::new();
-        let path = |path: &PathBuf| toml::Value::from(path.display().to_string());
-        table.insert("base".into(), path(&self.base));
-        table.insert("data".into(), toml::Value::Array(self.data.iter().map(path).collect()));
-        table.insert("output".into(), path(&self.output));
+        table.insert("base".into(), self.base_as_named().into());
+        let named = self.config.as_ref().map(|config| config.values("data")).unwrap_or_default();
+        let data = match named.is_empty() {
+            true => self.data.iter().map(|path| path.display().to_string()).collect(),
+            false => named.into_iter().map(str::to_owned).collect::<Vec<_>>(),
+        };
+        table.insert("data".into(), data.into());
         if let Some(format) = self.format {
             table.insert("format".into(), format.name().into());
         }
@@ -361,8 +381,40 @@ impl Run {
                 table.insert(name, toml::Value::try_from(value).expect("a valid setting is a TOML value"));
             }
         }
-        format!("# Every setting of this run: `danlu train --config {RUN_FILE}` repeats it.\n{table}")
+        format!(
+            "# Every setting of this run: `danlu train --config {RUN_FILE} --output OTHER` repeats it in another folder.\n{table}"
+        )
     }
+}
+
+/// A path that a configuration file names, from here or from beside or above the file; one of the command line is
+/// taken as it is.
+fn found(
+    config: Option<&ConfigFile>,
+    flag: &str,
+    path: PathBuf,
+    is_it: impl Fn(&Path) -> bool,
+) -> Result<PathBuf> {
+    let Some(config) = config.filter(|config| !config.values(flag).is_empty()) else { return Ok(path) };
+    nearby::find(config.folder(), &path, is_it).ok_or_else(|| {
+        let shown = path.display();
+        let text = match flag {
+            "base" => format!("`{shown}` is no model folder here, nor beside the file that names it"),
+            _ => format!("`{shown}` is no file here, nor beside the file that names it"),
+        };
+        let place = config.snippet(flag, &path.display().to_string());
+        Report::input(text).with_snippet(place).with_hint(format!("say where it is with `--{flag}`"))
+    })
+}
+
+/// A file that gives both measures of a run's length contradicts itself.
+fn check_one_length(config: &ConfigFile) -> Result<()> {
+    if ["max-steps", "num-train-epochs"].iter().any(|flag| config.values(flag).is_empty()) {
+        return Ok(());
+    }
+    let report =
+        Report::input("`max_steps` and `num_train_epochs` are both given, and either is the whole length");
+    Err(report.with_snippet(config.snippet("max-steps", "")).with_hint("leave one of them out"))
 }
 
 /// The flag's value in bytes.
@@ -484,9 +536,9 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("run.toml");
         fs::write(&path, run.to_toml()).unwrap();
-        let again = resolve(&["--config", path.to_str().unwrap()]).unwrap();
+        let again = resolve(&["--config", path.to_str().unwrap(), "--output", "other"]).unwrap();
         assert_eq!(again.settings, run.settings);
-        assert_eq!((again.base, again.data, again.output), (run.base, run.data, run.output));
+        assert_eq!((again.base, again.data, again.output), (run.base, run.data, PathBuf::from("other")));
         assert!(again.skip_bad);
         assert_eq!(again.memory_limit, Some(3 << 29));
     }

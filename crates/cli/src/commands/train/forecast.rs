@@ -13,7 +13,7 @@ use super::prepare::Prepared;
 use crate::commands::replies::Question;
 use crate::heap;
 use crate::printer::{Look, Printer};
-use crate::report::Result;
+use crate::report::{Report, Result};
 use crate::text;
 
 /// Code that a run pages in after planning, stacks, and small change.
@@ -97,12 +97,20 @@ impl Forecast {
         let (limit, here) = (run.memory_limit, memory::resident().unwrap_or(0));
         let available = memory::available().map(|free| free + here);
         let settled = |plan, crowded| Ok(Self { plan, limit, available, crowded });
-        let Some(room) = limit.or(available) else { return settled(MemoryPlan::new(&input, None)?, false) };
+        // Beyond its address space a process is not slow but gone, whatever the user allows.
+        let space = memory::address_space().map(|free| free + here);
+        let Some(room) = limit.or(available).into_iter().chain(space).min() else {
+            return settled(MemoryPlan::new(&input, None)?, false);
+        };
         match MemoryPlan::new(&input, Some(room)) {
             Ok(plan) => settled(plan, false),
+            Err(TrainError::Memory { needed, fits, .. }) if space == Some(room) => {
+                Err(beyond_space(needed, room, fits))
+            }
             // Weights are pages of a file: without a limit of the user's, the system may read them again and again.
             Err(TrainError::Memory { .. }) if limit.is_none() => {
-                settled(MemoryPlan::new(&input, Some(room + input.weights))?, true)
+                let room = (room + input.weights).min(space.unwrap_or(u64::MAX));
+                settled(MemoryPlan::new(&input, Some(room))?, true)
             }
             Err(error) => Err(error.into()),
         }
@@ -163,6 +171,17 @@ impl Forecast {
     pub fn measured(self) -> MemoryUse {
         MemoryUse { plan: self.plan, peak: memory::peak() }
     }
+}
+
+/// More than the limit of the shell that danlu was started from.
+fn beyond_space(needed: u64, space: u64, fits: Option<String>) -> Report {
+    let (needed, space) = (display(needed), display(space));
+    let text = format!(
+        "the run needs {needed} of memory at least, and the limit of the address space leaves {space}"
+    );
+    let more = "allow more with `ulimit -v`";
+    Report::input(text)
+        .with_hint(fits.map_or_else(|| more.to_owned(), |flags| format!("`{flags}` fits; or {more}")))
 }
 
 /// What layers keep, in words, and what else was given up for room.

@@ -2,6 +2,7 @@
 
 mod args;
 pub mod forecast;
+pub mod held_out;
 mod output;
 pub mod prepare;
 mod progress;
@@ -11,9 +12,11 @@ use std::sync::Arc;
 use danlu_adapter::{Adapter, LoraConfig, targets};
 use danlu_model::{Decoder, LoraSource, ModelConfig, Sequence, Tokenizer, Workspace};
 use danlu_train::{
-    DataSummary, MemoryUse, Reply, RunSummary, TokenIdentity, Trainer, base_fingerprint, card,
+    DataSummary, MemoryUse, Reply, RunSummary, TokenIdentity, TrainError, Trainer, base_fingerprint, card,
+    check_base_is_finite, latest_checkpoint,
 };
 
+use crate::commands::context::check_context;
 use crate::commands::{loaded, replies};
 use crate::interrupt;
 use crate::printer::{Look, Printer};
@@ -74,7 +77,7 @@ pub fn execute(run: &Run, printer: &Printer) -> Result<Outcome> {
     let backend = run.compute.backend(run.settings.dtype.into())?;
     let adapter = Adapter::init(lora, &config, run.settings.seed, &*backend)?;
     let decoder = Arc::new(Decoder::load(&run.base, backend)?);
-    let Prepared { examples, held_out, summary, bad, .. } = data;
+    let Prepared { examples, held_out, held_out_records, summary, bad, .. } = data;
     let held_out: Vec<Sequence> = held_out.into_iter().map(|example| example.sequence).collect();
     let fingerprint = base_fingerprint(&run.base)?;
     let mut trainer =
@@ -84,6 +87,7 @@ pub fn execute(run: &Run, printer: &Printer) -> Result<Outcome> {
     forecast.say(printer);
     output::start(run, &mut trainer, checkpoint.as_deref(), printer)?;
     prepare::list_skipped(&bad, &run.output, printer)?;
+    held_out::write(&held_out_records, &run.output, printer)?;
 
     let _attention = interrupt::listen(Some(
         printer
@@ -105,7 +109,7 @@ pub fn execute(run: &Run, printer: &Printer) -> Result<Outcome> {
 
 /// The run with the day its template is told: a template that asks is given one day for the whole run, however
 /// often it is resumed.
-fn with_date(run: &Run, tokenizer: &Tokenizer) -> Run {
+pub fn with_date(run: &Run, tokenizer: &Tokenizer) -> Run {
     let mut run = run.clone();
     let Some(template) = tokenizer.template().ok().filter(|template| template.asks_for_date()) else {
         run.settings.template_date = None;
@@ -121,19 +125,17 @@ fn with_date(run: &Run, tokenizer: &Tokenizer) -> Run {
 }
 
 /// A limit beyond what the base was made for would train positions it has never seen.
+///
+/// # Errors
+/// If it is, underlined where a configuration file asks for it.
 pub fn check_length(run: &Run, config: &ModelConfig) -> Result<()> {
-    let (wanted, most) = (run.settings.max_length, config.max_position_embeddings);
-    if wanted <= most {
-        return Ok(());
-    }
-    let place = run.config.as_ref().and_then(|c| c.snippet("max-length", ""));
-    let report = Report::input(format!("`max_length` is {wanted}, and the base was made for {most} tokens"));
-    Err(report.with_snippet(place).with_hint(format!("--max-length {most}")))
+    let fits = check_context(run.settings.max_length, config.max_position_embeddings, "`--max-length`");
+    fits.map_err(|report| report.with_snippet(run.config.as_ref().and_then(|c| c.snippet("max-length", ""))))
 }
 
 /// The adapter that the settings ask for, on the base as it was named.
 pub fn lora_config(run: &Run) -> LoraConfig {
-    run.settings.lora_config(&run.base.display().to_string())
+    run.settings.lora_config(&run.base_as_named())
 }
 
 /// Everything that is settled before the first step.
@@ -161,8 +163,8 @@ fn print_plan(run: &Run, trainer: &Trainer, config: &ModelConfig, data: &DataSum
             n(data.trained_tokens)
         ),
         format!(
-            "{} records, {held} held out, {} tokens, {} of them trained",
-            n(data.training_records),
+            "{}, {held} held out, {} tokens, {} of them trained",
+            text::counted(data.training_records, "record"),
             n(data.tokens),
             n(data.trained_tokens)
         ),
@@ -172,7 +174,10 @@ fn print_plan(run: &Run, trainer: &Trainer, config: &ModelConfig, data: &DataSum
     if short + dropped > 0 {
         row("截断", "truncated", printer.pick(
             format!("{short} 条缩短到 {max} 词元（从问题开头截），{dropped} 条因答案放不下而舍去"),
-            format!("{short} records shortened to {max} tokens (their questions lose the front), {dropped} dropped: no answer fits"),
+            format!(
+                "{} shortened to {max} tokens (the question loses its front), {dropped} dropped: no answer fits",
+                text::counted(short, "record")
+            ),
         ));
     }
     let (batch, accumulation, steps) =
@@ -224,7 +229,8 @@ fn take_steps(
         evaluate(trainer, held_out, printer)?;
     }
     while !trainer.is_finished() && !interrupt::requested() {
-        progress.step(&trainer.step()?);
+        let step = trainer.step().map_err(|error| with_cause(run, error))?;
+        progress.step(&step);
         if trainer.wants_evaluation() || trainer.is_finished() {
             evaluate(trainer, held_out, printer)?;
         }
@@ -255,6 +261,22 @@ fn take_steps(
     printer
         .say(&format!("  {}", printer.err(Look::Cyan, &format!("danlu train --output {output} --resume"))));
     Ok(false)
+}
+
+/// A step whose numbers ran away, with the weight of the base that is none, where there is one, and what is left.
+fn with_cause(run: &Run, error: TrainError) -> Report {
+    if !matches!(error, TrainError::NonFinite { .. }) {
+        return error.into();
+    }
+    if let Err(cause @ TrainError::BaseNotFinite { .. }) = check_base_is_finite(&run.base) {
+        return Report::from(cause).with_details(vec![error.to_string()]);
+    }
+    let hint = error.hint().unwrap_or_default();
+    let kept = match latest_checkpoint(&run.output) {
+        Ok(Some(checkpoint)) => format!("; `{}` holds the adapter as it was then", checkpoint.display()),
+        _ => "; nothing of this run is kept".to_owned(),
+    };
+    Report::from(error).with_hint(hint + &kept)
 }
 
 fn evaluate(trainer: &mut Trainer, held_out: &[Sequence], printer: &Printer) -> Result<()> {
@@ -359,9 +381,17 @@ fn conclude(run: &Run, summary: &RunSummary, printer: &Printer) {
             format!("report          {output}/report.html"),
         ),
     );
+    if summary.data.held_out_records > 0 && run.output.join(held_out::HELD_OUT_FILE).is_file() {
+        printer.out(&printer.pick(
+            format!("留出的记录  {output}/{}", held_out::HELD_OUT_FILE),
+            format!("held out        {output}/{}", held_out::HELD_OUT_FILE),
+        ));
+    }
     printer.say(&format!("\n{}", printer.pick("接下来：", "next:")));
-    for command in [format!("danlu chat {output}"), format!("danlu merge {output} --output {output}-merged")]
-    {
+    let compare =
+        run.output.join(held_out::HELD_OUT_FILE).is_file().then(|| format!("danlu compare {output}"));
+    let merge = format!("danlu merge {output} --output {output}-merged");
+    for command in [Some(format!("danlu chat {output}")), compare, Some(merge)].into_iter().flatten() {
         printer.say(&format!("  {}", printer.err(Look::Cyan, &command)));
     }
 }

@@ -5,7 +5,8 @@ use std::path::{Path, PathBuf};
 
 use danlu_model::files;
 use danlu_train::{
-    RunSummary, TokenIdentity, TrainError, Trainer, card, latest_checkpoint, report, sweep_leftovers,
+    RunSummary, TokenIdentity, TrainError, Trainer, card, latest_checkpoint, latest_whole_checkpoint, report,
+    sweep_leftovers,
 };
 
 use super::args::{RUN_FILE, Run};
@@ -75,7 +76,7 @@ fn lock(output: &Path) -> Result<Option<File>> {
 /// If the folder cannot be written, or the checkpoint is of another run.
 pub fn start(run: &Run, trainer: &mut Trainer, checkpoint: Option<&Path>, printer: &Printer) -> Result<()> {
     if let Some(checkpoint) = checkpoint {
-        let resumed = trainer.resume(checkpoint)?;
+        let resumed = trainer.resume(checkpoint).map_err(|error| unusable(run, checkpoint, error))?;
         let (step, from) = (resumed.step, checkpoint.display());
         printer.say(&printer.pick(
             format!("从 {from} 继续（已完成 {step} 步）"),
@@ -114,6 +115,22 @@ fn unsaved(run: &Run, error: impl Into<Report>) -> Report {
         )),
         Err(_) => report,
     }
+}
+
+/// Why a checkpoint cannot be gone on from, and which one can.
+fn unusable(run: &Run, checkpoint: &Path, error: TrainError) -> Report {
+    if matches!(error, TrainError::Resume { .. }) {
+        return error.into();
+    }
+    let output = run.output.display();
+    let hint = match latest_whole_checkpoint(&run.output) {
+        Ok(Some(whole)) if whole != checkpoint => {
+            let whole = whole.display();
+            format!("`{whole}` is whole: danlu train --output {output} --resume {whole}")
+        }
+        _ => format!("no other checkpoint of `{output}` is whole: start anew in another folder"),
+    };
+    Report::from(error).with_hint(hint)
 }
 
 /// Writes the adapter, its card and the report.

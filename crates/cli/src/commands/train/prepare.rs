@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use danlu_data::{
-    BadRecord, EncodeOptions, Encoded, Format, Record, Truncation, ValSize, encode, read, split,
+    BadRecord, Content, EncodeOptions, Encoded, Format, Record, Truncation, ValSize, encode, read, split,
 };
 use danlu_model::{Tokenizer, files};
 use danlu_train::{DataFile, DataSummary, Example, TrainSettings};
@@ -77,6 +77,10 @@ pub fn prepare(
                 printer.live(
                     &printer.pick(format!("编码 {done}/{total}"), format!("encoding {done} of {total}")),
                 );
+            }
+            if matches!(record.content, Content::Chat(_)) {
+                // The base's fault, not the record's.
+                tokenizer.template()?;
             }
             match encode(&record, tokenizer, &options) {
                 Ok(encoded) => {
@@ -162,7 +166,9 @@ pub fn list_skipped(bad: &[BadRecord], output: &Path, printer: &Printer) -> Resu
         return Ok(());
     }
     let n = bad.len();
-    printer.warn(&printer.pick(format!("{n} 条坏记录被跳过："), format!("{n} bad records are left out:")));
+    let verb = if n == 1 { "is" } else { "are" };
+    let counted = text::counted(n as u64, "bad record");
+    printer.warn(&printer.pick(format!("{n} 条坏记录被跳过："), format!("{counted} {verb} left out:")));
     for record in bad.iter().take(MAX_LISTED) {
         printer.say(&format!("  {}", text::printable(&record.to_string())));
     }

@@ -1,0 +1,114 @@
+//! `held_out.json`: the records that a run keeps out of training, beside its adapter, for `compare` and `merge`.
+
+use std::path::{Path, PathBuf};
+
+use danlu_data::{Content, Record};
+use danlu_model::{Message, files};
+use serde_json::{Value, json};
+
+use crate::printer::Printer;
+use crate::report::Result;
+
+/// Name of the file in the output folder.
+pub const HELD_OUT_FILE: &str = "held_out.json";
+
+/// The records that the run of an adapter, or of one of its checkpoints, held out, where it kept them.
+pub fn beside(adapter: &Path) -> Option<PathBuf> {
+    let is_checkpoint =
+        adapter.file_name().is_some_and(|name| name.to_string_lossy().starts_with("checkpoint-"));
+    let above = adapter.parent().filter(|_| is_checkpoint);
+    std::iter::once(adapter).chain(above).map(|folder| folder.join(HELD_OUT_FILE)).find(|file| file.is_file())
+}
+
+/// Writes the records into the output folder. A file that is there already, and says something else, stays.
+///
+/// # Errors
+/// If the file cannot be read or written.
+pub fn write(records: &[Record], output: &Path, printer: &Printer) -> Result<()> {
+    let Some(text) = render(records) else { return Ok(()) };
+    let path = output.join(HELD_OUT_FILE);
+    if path.exists() {
+        if files::read_bounded(&path, u64::MAX)? != text.as_bytes() {
+            let shown = path.display();
+            printer.warn(&printer.pick(
+                format!("{shown} 与这次运行留出的记录不同：保持原样"),
+                format!("{shown} is not what this run holds out: it stays as it is"),
+            ));
+        }
+        return Ok(());
+    }
+    Ok(files::write_atomic(&path, text.as_bytes())?)
+}
+
+/// A JSON array with a record on each line, all in one form: `text`, or as far as a conversation is trained as a
+/// whole `messages`, else `prompt` and `completion`. None where there is no record, or documents and conversations
+/// are mixed, which no one form can say.
+fn render(records: &[Record]) -> Option<String> {
+    let whole = records.iter().all(|record| match &record.content {
+        Content::Chat(chat) => chat.trained_from == 0,
+        Content::Text(_) => true,
+    });
+    let is_chat = |record: &Record| matches!(record.content, Content::Chat(_));
+    let mixed = records.iter().any(is_chat) && !records.iter().all(is_chat);
+    if records.is_empty() || mixed {
+        return None;
+    }
+    let lines: Vec<String> = records.iter().map(|record| value(record, whole).to_string()).collect();
+    Some(format!("[\n{}\n]\n", lines.join(",\n")))
+}
+
+fn value(record: &Record, whole: bool) -> Value {
+    let list = |messages: &[Message]| {
+        messages.iter().map(|m| json!({ "role": m.role, "content": m.content })).collect::<Vec<_>>()
+    };
+    match &record.content {
+        Content::Text(text) => json!({ "text": text }),
+        Content::Chat(chat) if whole => json!({ "messages": list(&chat.messages) }),
+        Content::Chat(chat) => {
+            // Of a record without a prompt of its own, everything before the first answer.
+            let answer = chat.messages.iter().position(|message| message.role == "assistant").unwrap_or(0);
+            let (prompt, completion) = chat.messages.split_at(chat.trained_from.max(answer));
+            json!({ "prompt": list(prompt), "completion": list(completion) })
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(name: &str, text: &str) -> Vec<Record> {
+        let dataset = danlu_data::read_from(text.as_bytes(), Path::new(name), None).unwrap();
+        assert!(dataset.bad.is_empty(), "{:?}", dataset.bad);
+        dataset.records
+    }
+
+    #[test]
+    fn what_is_written_is_read_back_as_it_was() {
+        let alpaca = r#"[{"instruction": "问\n\"一\"", "input": "", "output": "答", "system": "你是甄嬛。", "history": [["a", "b"]]}]"#;
+        let prompt = r#"{"prompt": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}, {"role": "user", "content": "c"}], "completion": [{"role": "assistant", "content": "d"}]}
+{"prompt": "e", "completion": "f"}"#;
+        let text = "{\"text\": \"一段\"}\n{\"text\": \"two\"}\n";
+        for source in [alpaca, prompt, text] {
+            let records = read("a", source);
+            let again = read("b", &render(&records).unwrap());
+            let contents = |records: Vec<Record>| records.into_iter().map(|r| r.content).collect::<Vec<_>>();
+            assert_eq!(contents(again), contents(records));
+        }
+        let mixed = [read("a", text), read("b", alpaca)].concat();
+        assert_eq!((render(&mixed), render(&[])), (None, None));
+    }
+
+    #[test]
+    fn an_adapter_and_its_checkpoints_share_the_file() {
+        let run = tempfile::tempdir().unwrap();
+        let (out, file) = (run.path().join("out"), run.path().join("out").join(HELD_OUT_FILE));
+        std::fs::create_dir_all(out.join("checkpoint-4")).unwrap();
+        std::fs::create_dir_all(out.join("mine")).unwrap();
+        assert_eq!(beside(&out), None);
+        std::fs::write(&file, "[]").unwrap();
+        assert_eq!(beside(&out), Some(file.clone()));
+        assert_eq!(beside(&out.join("checkpoint-4")), Some(file));
+        assert_eq!(beside(&out.join("mine")), None);
+    }
+}
