@@ -58,7 +58,8 @@ fn a_merge_holds_a_few_times_the_largest_tensor_and_little_more() {
     let largest = (2 * config.vocab_size * config.hidden_size) as u64;
     println!("peak {} MB, the largest tensor has {} MB", peak / 1_000_000, largest / 1_000_000);
     println!("{}", ran.err);
-    let tokens = ran.err.split_once("4 held-out texts, ").and_then(|(_, rest)| rest.split_once(" tokens"));
+    let tokens =
+        ran.err.split_once("4 records of long.json, ").and_then(|(_, rest)| rest.split_once(" tokens"));
     let tokens: usize = tokens.expect(&ran.err).0.parse().unwrap();
     // The logits of one text: 100 MB and more a model.
     assert!(tokens > 4 * 200, "{tokens}");

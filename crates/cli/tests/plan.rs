@@ -98,8 +98,13 @@ fn a_run_under_a_hard_limit_just_above_its_forecast_completes() {
     let ran = run(total + program + (32 << 20), "out");
     assert_eq!(ran.code, 0, "{}", ran.err);
     assert!(is_true(peak(&ran)), "{}", ran.out);
-    // The limit is a real one.
-    assert_ne!(run(total * 6 / 10, "less").code, 0);
+    // The planner knows of such a limit: it keeps less, or says so.
+    let less = run(total * 7 / 10, "less");
+    assert!(less.code == 0 && less.err.contains("recompute from their input"), "{}", less.err);
+    let none = run(total / 4, "none");
+    assert_eq!(none.code, 1, "{}", none.err);
+    assert!(none.err.contains("the limit of the address space leaves") && none.err.contains("ulimit -v"));
+    assert!(!scene.path("none").exists());
 }
 
 #[test]

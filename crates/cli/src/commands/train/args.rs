@@ -500,9 +500,18 @@ mod tests {
         }
     }
 
+    /// A folder in which the names of a configuration file lead somewhere.
+    fn folder() -> tempfile::TempDir {
+        let folder = tempfile::tempdir().unwrap();
+        fs::create_dir(folder.path().join("b")).unwrap();
+        fs::write(folder.path().join("b/config.json"), "{}").unwrap();
+        fs::write(folder.path().join("d"), "[]").unwrap();
+        folder
+    }
+
     #[test]
     fn flags_win_over_the_file_and_the_file_over_defaults() {
-        let folder = tempfile::tempdir().unwrap();
+        let folder = folder();
         let path = folder.path().join("run.toml");
         fs::write(
             &path,
@@ -533,12 +542,14 @@ mod tests {
         line.extend(["--lr-scheduler-type", "cosine", "--skip-bad", "--learning-rate", "3e-5"]);
         line.extend(["--memory-limit", "1.5GiB"]);
         let run = resolve(&line).unwrap();
-        let folder = tempfile::tempdir().unwrap();
+        let folder = folder();
         let path = folder.path().join("run.toml");
         fs::write(&path, run.to_toml()).unwrap();
         let again = resolve(&["--config", path.to_str().unwrap(), "--output", "other"]).unwrap();
         assert_eq!(again.settings, run.settings);
-        assert_eq!((again.base, again.data, again.output), (run.base, run.data, PathBuf::from("other")));
+        let beside = |name: &str| fs::canonicalize(folder.path()).unwrap().join(name);
+        assert_eq!((&again.base, &again.data), (&beside("b"), &vec![beside("d")]));
+        assert_eq!((again.base_as_named().as_str(), again.output.to_str()), ("b", Some("other")));
         assert!(again.skip_bad);
         assert_eq!(again.memory_limit, Some(3 << 29));
     }
