@@ -13,6 +13,7 @@ use toml::de::{DeTable, DeValue};
 
 use crate::report::{Report, Result, Snippet};
 use crate::text;
+use crate::usage::usage;
 
 /// Longest file taken for a configuration, in bytes.
 const MAX_BYTES: u64 = 1 << 20;
@@ -66,7 +67,7 @@ impl ConfigFile {
             let flag = key.get_ref().replace('_', "-");
             let known = || flags(command);
             if !known().any(|known| known == flag) {
-                let hint = match text::nearest(&flag, known()) {
+                let hint = match danlu_data::nearest(&flag, known()) {
                     Some(near) => format!("did you mean `{}`?", near.replace('-', "_")),
                     None => "the keys are the command's flags without their dashes: see `danlu train --help`"
                         .into(),
@@ -163,27 +164,6 @@ fn check(command: &Command, args: &[String]) -> Result<()> {
     alone.try_get_matches_from(args).map(drop).map_err(|error| usage(&error))
 }
 
-/// clap's refusal as one of our reports.
-pub fn usage(error: &clap::Error) -> Report {
-    let text = error.to_string();
-    let mut lines = text.lines().map(str::trim).filter(|line| !line.is_empty());
-    let message = lines.next().unwrap_or_default().trim_start_matches("error: ").replace('\'', "`");
-    let mut details = Vec::new();
-    let mut hint = None;
-    for line in lines.take_while(|line| !line.starts_with("For more")) {
-        match (line.strip_prefix("tip: "), line.strip_prefix("Usage: ")) {
-            (Some(tip), _) => hint = hint.or(Some(tip.replace('\'', "`"))),
-            (_, Some(usage)) => hint = hint.or(Some(usage.to_owned())),
-            _ => details.push(line.trim_matches(['[', ']']).replace('\'', "`")),
-        }
-    }
-    let report = Report::input(message).with_details(details);
-    match hint {
-        Some(hint) => report.with_hint(hint),
-        None => report,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use clap::{Arg, ArgAction};
@@ -237,11 +217,10 @@ hint: did you mean `learning_rate`?
     #[test]
     fn a_bad_value_is_underlined_with_what_is_expected() {
         let expected = "\
-error: invalid value `fp8` for `--dtype <dtype>`
+error: invalid value `fp8` for `--dtype <dtype>`: expected one of f32, bf16
     ╭─[run.toml:1:9]
   1 │ dtype = \"fp8\"
     ·         ─────
-  possible values: f32, bf16
 ";
         assert_eq!(parse("dtype = \"fp8\"").unwrap_err(), expected);
         assert!(parse("lora_r = -1").unwrap_err().contains("  1 │ lora_r = -1\n    ·          ──\n"));

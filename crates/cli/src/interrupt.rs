@@ -1,6 +1,7 @@
 //! Ctrl-C: while something can be finished and saved the first asks and the second insists; at any other
 //! time it ends the process at once.
 
+use std::io::Write as _;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Once};
 
@@ -52,7 +53,8 @@ pub fn listen(answer: Option<String>) -> Result<Attention> {
                         std::process::exit(ABORTED);
                     }
                     if let Some(answer) = &*lock() {
-                        eprintln!("\n{answer}");
+                        // Where stderr is closed nobody waits for an answer.
+                        let _ = writeln!(std::io::stderr(), "\n{answer}");
                     }
                 }
             };

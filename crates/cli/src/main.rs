@@ -16,7 +16,9 @@ mod printer;
 mod report;
 mod scratch;
 mod text;
+mod usage;
 
+use std::io::Write as _;
 use std::process::ExitCode;
 
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
@@ -95,21 +97,20 @@ fn main() -> ExitCode {
     panic::install();
     heap::settle();
     interrupt::survive_file_limits();
-    let matches = match Cli::command().try_get_matches() {
+    let matches = match usage::accept_negative(Cli::command()).try_get_matches() {
         Ok(matches) => matches,
-        Err(error) => return usage(&error),
+        Err(error) => return refuse(&error),
     };
     let cli = match Cli::from_arg_matches(&matches) {
         Ok(cli) => cli,
-        Err(error) => return usage(&error),
+        Err(error) => return refuse(&error),
     };
     let printer = Printer::new(cli.lang.unwrap_or_else(Lang::from_locale), cli.color, cli.verbose);
     log::install(&printer);
     match run(&cli.command, &matches, &printer) {
         Ok(()) => ExitCode::SUCCESS,
         Err(report) => {
-            printer.clear_live();
-            eprint!("{}", report.render(printer.err_color()));
+            printer.say(report.render(printer.err_color()).trim_end());
             ExitCode::from(report.exit_code())
         }
     }
@@ -137,13 +138,17 @@ fn run(command: &Command, matches: &clap::ArgMatches, printer: &Printer) -> Resu
 }
 
 /// Help and version are answers; anything else clap says is a mistake in the command line.
-fn usage(error: &clap::Error) -> ExitCode {
+fn refuse(error: &clap::Error) -> ExitCode {
     use clap::error::ErrorKind;
+    let printer = Printer::new(Lang::from_locale(), Color::Auto, false);
     let shown = matches!(error.kind(), ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand);
     if shown || !error.use_stderr() {
-        let _ = error.print();
+        if let Err(error) = error.print().and_then(|()| std::io::stdout().flush()) {
+            printer.give_up_stdout(error);
+        }
         return if shown { ExitCode::from(1) } else { ExitCode::SUCCESS };
     }
-    eprint!("{}", config_file::usage(error).render(false));
+    let line: Vec<String> = std::env::args_os().map(|arg| arg.to_string_lossy().into_owned()).collect();
+    printer.say(usage::of_line(error, &line).render(printer.err_color()).trim_end());
     ExitCode::from(1)
 }

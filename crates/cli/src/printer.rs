@@ -2,9 +2,13 @@
 
 use std::cell::RefCell;
 use std::io::{self, IsTerminal, Write};
+use std::path::Path;
+
+use danlu_model::FileError;
 
 use crate::lang::Lang;
-use crate::text;
+use crate::report::{Fault, Report};
+use crate::{scratch, text};
 
 /// When to colour.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -69,6 +73,8 @@ pub struct Printer {
     err_color: bool,
     live: bool,
     width: usize,
+    out_wraps: bool,
+    err_wraps: bool,
     /// Whether the live line is on the screen, and must go before anything else is printed.
     shown: RefCell<bool>,
 }
@@ -91,6 +97,8 @@ impl Printer {
             err_color: colored(err_terminal),
             live: err_terminal && !dumb,
             width: terminal_width(),
+            out_wraps: io::stdout().is_terminal(),
+            err_wraps: err_terminal,
             shown: RefCell::new(false),
         }
     }
@@ -126,15 +134,32 @@ impl Printer {
         self.out_raw("\n");
     }
 
+    /// A line of data behind `label`, which takes as many cells as it has characters. On a terminal a long one
+    /// goes on under itself; elsewhere it stays one line, for `grep`.
+    pub fn out_behind(&self, label: &str, line: &str) {
+        self.out(&format!("{label}{}", hung(self.out_wraps, label, line, self.width)));
+    }
+
     /// Data as it is, at once: streamed replies.
     pub fn out_raw(&self, data: &str) {
         self.clear_live();
         let mut stdout = io::stdout().lock();
         if let Err(error) = stdout.write_all(data.as_bytes()).and_then(|()| stdout.flush()) {
-            // `danlu ... | head` closes the pipe when it has seen enough: that is no error.
-            let code = if error.kind() == io::ErrorKind::BrokenPipe { 0 } else { 2 };
-            std::process::exit(code);
+            self.give_up_stdout(error);
         }
+    }
+
+    /// Ends the process: nobody takes what it has to say.
+    pub fn give_up_stdout(&self, error: io::Error) -> ! {
+        scratch::remove_all();
+        // `danlu ... | head` closes the pipe when it has seen enough: that is no error.
+        if error.kind() == io::ErrorKind::BrokenPipe {
+            std::process::exit(0);
+        }
+        let error = FileError::new("write to", Path::new("standard output"), error);
+        let report = Report::input(error.to_string().replace('`', ""));
+        self.say(report.render(self.err_color).trim_end());
+        std::process::exit(Fault::Input as i32);
     }
 
     /// A line of talk.
@@ -149,9 +174,14 @@ impl Printer {
         self.say(self.pick(zh, en));
     }
 
+    /// A line of talk behind `label`, as [`Printer::out_behind`] does for data.
+    pub fn say_behind(&self, label: &str, line: &str) {
+        self.say(&format!("{label}{}", hung(self.err_wraps, label, line, self.width)));
+    }
+
     /// A line of talk that something deserves attention.
     pub fn warn(&self, line: &str) {
-        self.say(&format!("{} {line}", self.err(Look::Yellow, self.pick("注意：", "warning:"))));
+        self.say_behind(&self.err(Look::Yellow, self.pick("注意：", "warning: ")), line);
     }
 
     /// Rewrites the live line; nothing happens where there is no terminal.
@@ -181,6 +211,15 @@ impl Printer {
     }
 }
 
+/// `line` broken so that it goes on under itself behind `label`, if it is to be broken.
+fn hung(wraps: bool, label: &str, line: &str, width: usize) -> String {
+    // Colours take no cells.
+    let plain: String =
+        label.split('\x1b').map(|part| part.split_once('m').map_or(part, |(_, rest)| rest)).collect();
+    let plain = if label.contains('\x1b') { &plain } else { label };
+    if wraps { text::hang(line, text::width(plain), width) } else { line.to_owned() }
+}
+
 /// Columns of the terminal, from `COLUMNS` or the terminal itself; 80 where neither knows.
 fn terminal_width() -> usize {
     let columns = std::env::var("COLUMNS").ok().and_then(|v| v.parse().ok());
@@ -200,5 +239,13 @@ mod tests {
     fn paint_closes_its_colour_on_every_line() {
         assert_eq!(paint(true, Look::Green, "a\n\nb"), "\x1b[32ma\x1b[0m\n\n\x1b[32mb\x1b[0m");
         assert_eq!(paint(false, Look::Green, "a\nb"), "a\nb");
+    }
+
+    #[test]
+    fn a_long_line_goes_on_behind_its_label() {
+        let label = paint(true, Look::Yellow, "注意：");
+        assert_eq!(hung(true, &label, "一二三四五六七八", 14), "一二三四\n      五六七八");
+        assert_eq!(hung(true, "names: ", "map and time", 14), "map and\n       time");
+        assert_eq!(hung(false, "  ", "a long line", 4), "a long line");
     }
 }

@@ -147,30 +147,9 @@ pub fn counted(n: u64, noun: &str) -> String {
     format!("{} {noun}{}", thousands(n), if n == 1 { "" } else { "s" })
 }
 
-/// The one of `known` that `word` was most likely meant to be, if any is near.
-pub fn nearest<'a>(word: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
-    let limit = (word.chars().count() / 3).max(1);
-    known.into_iter().map(|k| (edits(word, k), k)).filter(|(d, _)| *d <= limit).min().map(|(_, k)| k)
-}
-
-/// Insertions, deletions, replacements and swaps of neighbours that turn `a` into `b` (optimal string
-/// alignment).
-fn edits(a: &str, b: &str) -> usize {
-    let (a, b): (Vec<char>, Vec<char>) = (a.chars().collect(), b.chars().collect());
-    let mut d = vec![vec![0; b.len() + 1]; a.len() + 1];
-    for i in 0..=a.len() {
-        for j in 0..=b.len() {
-            d[i][j] = if i == 0 || j == 0 {
-                i + j
-            } else {
-                let replaced = d[i - 1][j - 1] + usize::from(a[i - 1] != b[j - 1]);
-                let swapped = i > 1 && j > 1 && a[i - 1] == b[j - 2] && a[i - 2] == b[j - 1];
-                let best = replaced.min(d[i - 1][j] + 1).min(d[i][j - 1] + 1);
-                if swapped { best.min(d[i - 2][j - 2] + 1) } else { best }
-            };
-        }
-    }
-    d[a.len()][b.len()]
+/// `text` for a place behind `indent` cells of a line of `cells`: further lines stand under the first.
+pub fn hang(text: &str, indent: usize, cells: usize) -> String {
+    wrap(text, cells.saturating_sub(indent)).join(&format!("\n{}", " ".repeat(indent)))
 }
 
 #[cfg(test)]
@@ -212,11 +191,17 @@ mod tests {
     }
 
     #[test]
-    fn near_words_are_found_and_far_ones_are_not() {
-        let known = ["learning-rate", "lora-r", "lora-alpha"];
-        assert_eq!(nearest("lerning-rate", known), Some("learning-rate"));
-        assert_eq!(nearest("lora-aplha", known), Some("lora-alpha"));
-        assert_eq!(nearest("gradient", known), None);
+    fn one_thing_is_singular() {
+        assert_eq!(
+            [0, 1, 2, 1234].map(|n| counted(n, "record")),
+            ["0 records", "1 record", "2 records", "1,234 records"]
+        );
+    }
+
+    #[test]
+    fn further_lines_hang_under_the_first() {
+        assert_eq!(hang("one two three", 4, 12), "one two\n    three");
+        assert_eq!(hang("short", 4, 12), "short");
     }
 
     #[test]

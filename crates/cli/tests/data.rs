@@ -20,7 +20,7 @@ fn scene() -> Scene {
 fn preview_marks_what_is_trained_without_colour() {
     let ran = scene().ok("data preview four.jsonl -n 1 --base base");
     let expected = "\
-record 1 of 4 · four.jsonl:1 · alpaca · 29 tokens, 7 trained
+four.jsonl:1 (record 1) · alpaca · 29 tokens, 7 trained
 <|begin_of_text|><|start_header_id|>user<|end_header_id|>↵
 ↵
 你好。<|eot_id|><|start_header_id|>assistant<|end_header_id|>↵
@@ -31,16 +31,18 @@ ids 8182 8184 84 82 5638 8185 198 198 1052 261 8186 8184 64 82 82 72 7886 5811
 
 ";
     assert_eq!(ran.out, expected);
-    assert_eq!(ran.err, "what stands in ⟦ ⟧ is trained (carries a loss), the rest is context\n");
+    assert_eq!(
+        ran.err,
+        "what stands in ⟦ ⟧ is trained (carries a loss), the rest is context\n1 of 4 records shown (-n N shows more)\n"
+    );
 }
 
 #[test]
 fn preview_speaks_chinese() {
     let ran = scene().ok("data preview four.jsonl -n 1 --lang zh");
-    let err =
-        "没有给出 --base：用内置 base-8m 的分词器与模板\n⟦ ⟧ 内是训练的部分（计入损失），其余只作上下文\n";
+    let err = "没有给出 --base：用内置 base-8m 的分词器与模板\n⟦ ⟧ 内是训练的部分（计入损失），其余只作上下文\n共 4 条，显示了 1 条（-n N 显示更多）\n";
     assert_eq!(ran.err, err);
-    assert!(ran.out.starts_with("第 1/4 条 · four.jsonl:1 · alpaca · "), "{}", ran.out);
+    assert!(ran.out.starts_with("four.jsonl:1（第 1 条）· alpaca · "), "{}", ran.out);
 }
 
 #[test]
@@ -58,22 +60,28 @@ four.jsonl · alpaca · 311 B
 records            4
 length in tokens   min 29, median 29, mean 29, max 30
 tokens             117, 23 of them trained (20%)
-shortened          0 (limit 384)
+shortened          0
 dropped            0
-nothing trained    0
 duplicates         1
 same question      1
-bad                0 (0 of them empty)
+unknown keys       0
+bad                0
 
-lengths in tokens
+lengths in tokens: how many records
   29–29 ██████████████████████████████████████████████████████ 3
   30–30 ██████████████████ 1
 
 duplicates
-  four.jsonl:3 repeats four.jsonl:1
+  four.jsonl:3 (record 3) repeats four.jsonl:1 (record 1)
+
+same question, another answer (often meant)
+  four.jsonl:4 (record 4) asks what four.jsonl:2 (record 2) asks
 ";
     assert_eq!(ran.out, expected);
-    assert_eq!(ran.err, "\nno bad records: ready to train.\n");
+    assert_eq!(
+        ran.err,
+        "\nno bad records, 4 records to train on. Next:\n  danlu train --base base --data four.jsonl --output out/four\n"
+    );
 }
 
 #[test]
@@ -84,22 +92,28 @@ four.jsonl · alpaca · 311 B
 记录               4
 长度（词元）       最短 29，中位 29，平均 29，最长 30
 词元               117，其中 23 个计损失（20%）
-缩短               0（上限 384）
+缩短               0
 舍去               0
-无训练词元         0
 重复               1
 同问异答           1
-坏记录             0（其中空记录 0）
+未知的键           0
+坏记录             0
 
-长度分布（词元）
+长度分布（词元）：条数
   29–29 ██████████████████████████████████████████████████████ 3
   30–30 ██████████████████ 1
 
 重复
-  four.jsonl:3 与 four.jsonl:1 相同
+  four.jsonl:3（第 3 条）与 four.jsonl:1（第 1 条）相同
+
+同一个问题，另一个答案（可能是有意的）
+  four.jsonl:4（第 4 条）与 four.jsonl:2（第 2 条）同问
 ";
     assert_eq!(ran.out, expected);
-    assert_eq!(ran.err, "\n没有坏记录，可以训练。\n");
+    assert_eq!(
+        ran.err,
+        "\n没有坏记录，可以训练：4 条。接下来：\n  danlu train --base base --data four.jsonl --output out/four\n"
+    );
 }
 
 #[test]
@@ -109,11 +123,106 @@ fn check_names_bad_records_and_fails() {
     let ran = scene.run("data check bad.jsonl --base base");
     assert_eq!(ran.code, 1);
     assert!(
-        ran.out.ends_with("\nbad records\n  bad.jsonl:2: found an empty `output`, expected an answer\n"),
+        ran.out.ends_with(
+            "\nbad records\n  bad.jsonl:2 (record 2): found an empty `output`, expected an answer\n"
+        ),
         "{}",
         ran.out
     );
     let err =
         "error: 1 of 2 records is bad\n\nhint: mend them, or let `danlu train --skip-bad` leave them out\n";
     assert_eq!(ran.err, err);
+}
+
+#[test]
+fn check_of_a_broken_array_names_one_record_and_keeps_the_others() {
+    let scene = scene();
+    let whole = "  {\n    \"instruction\": \"问\",\n    \"output\": \"答\"\n  }";
+    let broken = "  {\n    \"instruction\": \"问\",\n    \"output\": \"答\"\n";
+    scene.write("array.json", &format!("[\n{whole},\n{broken}  ,\n{whole}\n]\n"));
+    let ran = scene.run("data check array.json --base base");
+    assert_eq!(ran.code, 1);
+    let bad = "\nbad records\n  array.json:6:3 (record 2): found no end of this record before the next one, on line 10, \
+               expected `}`\n";
+    assert!(ran.out.ends_with(bad), "{}", ran.out);
+    assert!(ran.err.starts_with("error: 1 of 3 records is bad\n"), "{}", ran.err);
+    let ran = scene.ok("data preview array.json --base base");
+    assert!(ran.out.contains("\narray.json:10 (record 3) · alpaca"), "{}", ran.out);
+    assert!(
+        ran.err.ends_with("warning: there is 1 bad record too: danlu data check array.json\n"),
+        "{}",
+        ran.err
+    );
+}
+
+#[test]
+fn check_names_keys_that_are_not_read() {
+    let scene = scene();
+    let record = r#"{"instruction": "问", "output": "答", "sytem": "你是甄嬛。"}"#;
+    scene.write("keys.jsonl", &format!("{record}\n"));
+    let ran = scene.ok("data check keys.jsonl --base base");
+    let listed = "\nunknown keys, which are not read\n  \
+                  `sytem` in 1 record, first keys.jsonl:1 (record 1); did you mean `system`?\n";
+    assert!(ran.out.contains(listed), "{}", ran.out);
+    let ran = scene.ok("data check keys.jsonl --base base --lang zh");
+    assert!(
+        ran.out
+            .contains("  `sytem` 出现在 1 条记录中，最早在 keys.jsonl:1（第 1 条）；是否应为 `system`？\n"),
+        "{}",
+        ran.out
+    );
+}
+
+#[test]
+fn check_fails_where_nothing_would_be_left() {
+    let ran = scene().run("data check four.jsonl --base base --max-length 5");
+    assert_eq!(ran.code, 1);
+    let err = "error: nothing would be left to train on: 4 records dropped, as no answer fits in `--max-length` 5\n\n\
+               hint: raise it: the shortest record takes 29 tokens, the longest 30\n";
+    assert_eq!(ran.err, err);
+}
+
+#[test]
+fn another_encoding_is_recognised() {
+    let scene = scene();
+    // printf '{"instruction": "你好", "output": "甄嬛"}' | iconv -f UTF-8 -t GB18030
+    let gbk = b"{\"instruction\": \"\xc4\xe3\xba\xc3\", \"output\": \"\xd5\xe7\x8b\xd6\"}\n";
+    std::fs::write(scene.path("gbk.json"), gbk).unwrap();
+    let ran = scene.run("data check gbk.json --base base");
+    let hint = "\n\nhint: it looks like GB18030 (GBK); convert it: \
+                iconv -f GB18030 -t UTF-8 gbk.json > gbk.utf8.json\n";
+    assert!(ran.err.ends_with(hint), "{}", ran.err);
+    std::fs::write(
+        scene.path("some.json"),
+        [b"{\"instruction\": \"a\", \"output\": \"b\"}\n", &gbk[..]].concat(),
+    )
+    .unwrap();
+    let ran = scene.run("data check some.json --base base");
+    assert!(
+        ran.err.contains("hint: `some.json`: it looks like GB18030 (GBK); convert it: iconv"),
+        "{}",
+        ran.err
+    );
+}
+
+#[test]
+fn output_that_cannot_be_written_is_said_and_a_closed_pipe_is_not() {
+    let scene = scene();
+    let mut command = scene.command(&["data", "check", "four.jsonl", "--base", "base"]);
+    let full = std::fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+    let ran = common::Ran::of(command.stdout(full).output().unwrap());
+    assert_eq!(
+        (ran.code, ran.err.as_str()),
+        (1, "error: cannot write to standard output: the disk is full\n")
+    );
+
+    let mut child = scene
+        .command(&["data", "check", "four.jsonl", "--base", "base"])
+        .stdout(std::process::Stdio::piped())
+        .stderr(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    drop(child.stdout.take());
+    let ran = common::Ran::of(child.wait_with_output().unwrap());
+    assert_eq!((ran.code, ran.err.as_str()), (0, ""));
 }

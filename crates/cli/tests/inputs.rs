@@ -16,7 +16,7 @@ fn missing_files_are_named() {
     );
     scene.refuses(
         "train --base base --data nope.json --output out",
-        "error: cannot read nope.json: No such file or directory\n",
+        "error: cannot read `nope.json`: it does not exist\n\nhint: check the path for a typing mistake\n",
     );
     scene.refuses(
         "train --base base --data data.json",
@@ -80,7 +80,7 @@ fn flags_and_values_that_do_not_exist_are_refused() {
     let scene = Scene::new();
     scene.refuses(
         "train --lora-rank 3",
-        "error: unexpected argument `--lora-rank` found\n\nhint: a similar argument exists: `--lora-r`\n",
+        "error: unknown flag `--lora-rank`\n\nhint: did you mean `--lora-r`?\n",
     );
     scene.refuses(
         "train --lr-scheduler-type cosin",
@@ -100,13 +100,29 @@ fn flags_and_values_that_do_not_exist_are_refused() {
         "chat base --prompt hi --temperature -1",
         "error: `temperature` is -1, expected 0 or more\n",
     );
+    scene.refuses("chta", "error: unknown command `chta`\n\nhint: did you mean `chat`?\n");
+    scene.refuses("chat", "error: `<PATH>` is missing\n\nhint: danlu chat <PATH>\n");
     scene.refuses(
-        "chta",
-        "error: unrecognized subcommand `chta`\n\nhint: a similar subcommand exists: `chat`\n",
+        "train --base base --data data.json --output out --learning-rate -1e-4",
+        "error: `learning_rate` is -0.0001, expected more than 0\n",
     );
     scene.refuses(
-        "chat",
-        "error: the following required arguments were not provided:\n  <PATH>\n\nhint: danlu chat <PATH>\n",
+        "train --packing yes",
+        "error: nothing takes the argument `yes`\n\n\
+         hint: `--packing` alone switches it on, `--packing=false` off\n",
+    );
+    for line in [
+        "data check data.json --max-length 0",
+        "data preview data.json -n -1",
+        "chat base --max-new-tokens 0",
+    ] {
+        let ran = scene.run(line);
+        assert!(ran.err.ends_with(": expected a whole number, 1 or more\n"), "{}", ran.err);
+        assert_eq!(ran.code, 1);
+    }
+    scene.refuses(
+        "chat base --prompt hi --context 9999",
+        "error: `--context` is 9999, and the model was made for 1024 tokens\n\nhint: --context 1024, or leave it out\n",
     );
 }
 
@@ -130,9 +146,9 @@ fn bad_records_are_refused_by_line_unless_skipped() {
     );
     let expected = "\
 error: 3 of 4 records are bad
-  bad.jsonl:2: found the key `instruction`, expected `instruction`, `output` of the alpaca format (and perhaps `input`, `system`, `history`)
-  bad.jsonl:3: found an empty `output`, expected an answer
-  bad.jsonl:4:2: found broken JSON (expected ident), expected a JSON object
+  bad.jsonl:2 (record 2): found the key `instruction`, expected `instruction`, `output` of the alpaca format (and perhaps `input`, `system`, `history`)
+  bad.jsonl:3 (record 3): found an empty `output`, expected an answer
+  bad.jsonl:4:2 (record 4): found `o`, expected a value: a text in double quotes, a number, `true`, `false`, `null`, `[` or `{`
 
 hint: `danlu data check bad.jsonl` shows them all, `--skip-bad` leaves them out
 ";
@@ -141,7 +157,11 @@ hint: `danlu data check bad.jsonl` shows them all, `--skip-bad` leaves them out
     assert!(!scene.path("out").exists());
 
     let ran = scene.ok(&format!("{line} --skip-bad"));
-    assert!(ran.err.contains("warning: 3 bad records are left out:\n  bad.jsonl:2: found"), "{}", ran.err);
+    assert!(
+        ran.err.contains("warning: 3 bad records are left out:\n  bad.jsonl:2 (record 2): found"),
+        "{}",
+        ran.err
+    );
 }
 
 #[test]
@@ -150,15 +170,15 @@ fn data_that_is_none_is_refused_with_the_formats() {
     scene.write("e.json", "[]");
     scene.refuses(
         "data check e.json",
-        "error: e.json holds no records\n\n\
+        "error: `e.json` holds no records\n\n\
          hint: a data file is a JSON array of records, or JSON lines: one record on each line\n",
     );
     scene.write("f.json", "{\"foo\": 1}\n");
     let ran = scene.run("data check f.json");
     assert_eq!(ran.code, 1);
-    assert!(
-        ran.err.starts_with("error: f.json:1: a record with the key `foo` is of no known format\n\nhint: ")
-    );
+    assert!(ran.err.starts_with(
+        "error: `f.json:1` (record 1): a record with the key `foo` is of no known format\n\nhint: "
+    ));
 }
 
 #[test]
@@ -255,4 +275,49 @@ fn an_adapter_refuses_another_template_unless_told_otherwise() {
     assert!(ran.err.ends_with(hint), "{}", ran.err);
     let ran = scene.ok("chat out --prompt hi --max-new-tokens 2 --allow-template-mismatch");
     assert!(ran.err.starts_with("warning: `out` was trained with other tokens"), "{}", ran.err);
+}
+
+#[test]
+fn what_is_no_model_is_told_apart() {
+    let scene = Scene::new();
+    scene.ok("train --base base --data data.json --output out --max-steps 1");
+    scene.refuses(
+        "chat out --base out --prompt hi",
+        "error: `--base` is `out`, which is an adapter\n\nhint: name the folder of the model that it was trained on\n",
+    );
+    let hub = "error: `meta-llama/Llama-3.2-1B` is no folder here\n\n\
+               hint: check the path; a model on the Hub is not fetched for you yet: get its folder with \
+               `hf download meta-llama/Llama-3.2-1B --local-dir models/Llama-3.2-1B` (from `pip install huggingface_hub`)\n";
+    scene.refuses("chat meta-llama/Llama-3.2-1B --prompt hi", hub);
+    scene.refuses("train --base meta-llama/Llama-3.2-1B --data data.json --output new", hub);
+    scene.refuses("data check data.json --base meta-llama/Llama-3.2-1B", hub);
+    scene.refuses(
+        "chat data.json --prompt hi",
+        "error: `data.json` is a file, expected a folder\n\nhint: name the folder that holds `config.json`\n",
+    );
+}
+
+#[test]
+fn a_run_that_was_stopped_is_named_with_its_newest_checkpoint() {
+    let scene = Scene::new();
+    scene.ok("train --base base --data data.json --output out --max-steps 4 --save-steps 2");
+    fs::remove_file(scene.path("out/adapter_config.json")).unwrap();
+    let error = "error: `out` is a run that was stopped before its end: there is no adapter yet\n\n\
+                 hint: use its newest checkpoint, `out/checkpoint-4`, or finish the run: danlu train --output out --resume\n";
+    scene.refuses("chat out --prompt hi", error);
+    scene.refuses("compare out --data data.json", error);
+    scene.ok("chat out/checkpoint-4 --prompt hi --max-new-tokens 2");
+}
+
+#[test]
+fn a_generation_config_with_an_impossible_value_is_named() {
+    let scene = Scene::new();
+    let path = scene.path("base/generation_config.json");
+    fs::remove_file(&path).unwrap();
+    fs::write(&path, r#"{"do_sample": true, "temperature": -4}"#).unwrap();
+    scene.refuses(
+        "chat base --prompt hi",
+        "error: `base/generation_config.json`: `temperature` is -4, expected 0 or more\n\n\
+         hint: mend the file, or overrule it with `--temperature`\n",
+    );
 }

@@ -57,6 +57,32 @@ fn a_piped_conversation_remembers_obeys_and_saves() {
 }
 
 #[test]
+fn lines_of_a_pipe_that_cannot_be_followed_are_reported_and_the_rest_is_answered() {
+    let scene = Scene::new();
+    let mut child = scene
+        .command(&["chat", "base", "--temperature", "0", "--max-new-tokens", "4"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let talk = "/save empty.jsonl\n/rest\n/save\n/dance\n你好。\n";
+    child.stdin.take().unwrap().write_all(talk.as_bytes()).unwrap();
+    let ran = Ran::of(child.wait_with_output().unwrap());
+    assert_eq!((ran.code, ran.out.lines().count()), (1, 1), "{}\n{}", ran.out, ran.err);
+    for told in [
+        "error: there is no conversation to save yet\n\nhint: say something first\n",
+        "error: unknown command `/rest`\n\nhint: did you mean `/reset`?\n",
+        "error: `/save` is not used like this\n\nhint: /save FILE, as in /save talk.jsonl\n",
+        "error: unknown command `/dance`\n\nhint: the commands are /reset /system /save /help /exit /quit\n",
+    ] {
+        assert!(ran.err.contains(told), "{}", ran.err);
+    }
+    assert!(ran.err.ends_with("error: 4 lines could not be followed, see above\n"), "{}", ran.err);
+    assert!(!scene.path("empty.jsonl").exists());
+}
+
+#[test]
 fn an_adapter_compares_with_its_base_and_merges_to_itself() {
     let scene = trained();
     let ran = scene.ok("compare out --data data.json --replies 2 --max-new-tokens 8");

@@ -1,12 +1,12 @@
 //! What one wants to know of data before training on it.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, hash_map::Entry};
 
 use danlu_kernels::rng;
 use danlu_model::Tokenizer;
 
 use crate::{
-    DataFingerprint, Dataset, EncodeOptions, Encoded, Truncation, encode,
+    DataFingerprint, Dataset, EncodeOptions, Encoded, Truncation, UnknownKey, encode,
     record::{BadRecord, Content, Fault, Record, Source},
 };
 
@@ -27,17 +27,23 @@ pub struct Check {
     pub shortened: Vec<Source>,
     /// Records whose answer alone is too long.
     pub dropped: Vec<Source>,
-    /// Records with no token to train on, though they fit.
-    pub untrained: Vec<Source>,
     /// Records that say exactly what an earlier one does, with that earlier one: (repeated, first).
     pub duplicates: Vec<(Source, Source)>,
-    /// Records that ask what an earlier one asks, but answer differently. Often meant.
-    pub same_question: usize,
+    /// Records that ask what an earlier one asks, but answer differently, with that earlier one: (again, first).
+    /// Often meant.
+    pub same_question: Vec<(Source, Source)>,
+    /// Keys that are not read.
+    pub unknown_keys: Vec<UnknownKey>,
     /// Records that cannot be trained on.
     pub bad: Vec<BadRecord>,
 }
 
 impl Check {
+    /// How many records there are to train on.
+    pub fn usable(&self) -> usize {
+        self.lengths.count() - self.dropped.len()
+    }
+
     /// How many of the bad records are empty ones.
     pub fn empty(&self) -> usize {
         self.bad.iter().filter(|bad| bad.fault == Fault::Empty).count()
@@ -62,11 +68,12 @@ pub fn check(
     for dataset in datasets {
         found.files.push(dataset.fingerprint.clone());
         found.bad.extend(dataset.bad.iter().cloned());
+        found.unknown_keys.extend(dataset.unknown_keys.iter().cloned());
         for record in &dataset.records {
             found.records += 1;
             seen.take(record, &mut found);
             match encode(record, tokenizer, options) {
-                Ok(encoded) => lengths.push(found.count(record, &encoded)),
+                Ok(encoded) => lengths.extend(found.count(record, &encoded)),
                 Err(bad) => found.bad.push(*bad),
             }
             progress(found.records);
@@ -77,12 +84,16 @@ pub fn check(
 }
 
 impl Check {
-    /// Counts a record; its length before truncation.
-    fn count(&mut self, record: &Record, encoded: &Encoded) -> usize {
+    /// Counts a record; its length before truncation, unless it is bad.
+    fn count(&mut self, record: &Record, encoded: &Encoded) -> Option<usize> {
         let trained = encoded.sequence.trained_tokens();
+        if trained == 0 && !matches!(encoded.truncation, Truncation::Dropped { .. }) {
+            self.bad.push(BadRecord::untrained(record.source.clone()));
+            return None;
+        }
         self.tokens += encoded.sequence.ids.len();
         self.trained_tokens += trained;
-        let whole = match encoded.truncation {
+        Some(match encoded.truncation {
             Truncation::None => encoded.sequence.ids.len(),
             Truncation::Shortened { tokens } => {
                 self.shortened.push(record.source.clone());
@@ -90,13 +101,9 @@ impl Check {
             }
             Truncation::Dropped { tokens } => {
                 self.dropped.push(record.source.clone());
-                return tokens;
+                tokens
             }
-        };
-        if trained == 0 {
-            self.untrained.push(record.source.clone());
-        }
-        whole
+        })
     }
 }
 
@@ -105,7 +112,7 @@ impl Check {
 #[derive(Default)]
 struct Seen {
     records: HashMap<u128, Source>,
-    questions: HashMap<u128, ()>,
+    questions: HashMap<u128, Source>,
 }
 
 impl Seen {
@@ -120,13 +127,18 @@ impl Seen {
                 (parts(chat.messages.len()), last.map(parts))
             }
         };
-        let asked = question.is_some_and(|question| self.questions.insert(question, ()).is_some());
         if let Some(first) = self.records.get(&whole) {
             found.duplicates.push((record.source.clone(), first.clone()));
             return;
         }
         self.records.insert(whole, record.source.clone());
-        found.same_question += usize::from(asked);
+        match question.map(|question| self.questions.entry(question)) {
+            Some(Entry::Occupied(first)) => {
+                found.same_question.push((record.source.clone(), first.get().clone()));
+            }
+            Some(Entry::Vacant(free)) => drop(free.insert(record.source.clone())),
+            None => {}
+        }
     }
 }
 

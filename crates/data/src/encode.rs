@@ -85,8 +85,13 @@ pub fn encode(
         Content::Chat(chat) => conversation(chat, tokenizer, options),
     };
     encoded.map_err(|error| {
-        let expected = "a conversation that the model's chat template renders";
-        Box::new(Mismatch::new(Fault::Template, error.to_string(), expected).at(record.source.clone()))
+        let found = match &error {
+            ModelError::Refused { message } => {
+                format!("a conversation that the model's chat template refuses ({message})")
+            }
+            other => format!("a conversation that the model's chat template cannot render ({other})"),
+        };
+        Box::new(Mismatch::new(Fault::Template, found, "one that it renders").at(record.source.clone()))
     })
 }
 

@@ -2,34 +2,33 @@
 
 use std::path::PathBuf;
 
-use crate::{BadRecord, Format};
+use danlu_model::FileError;
+
+use crate::{BadRecord, Encoding, Fault, Format, Source};
 
 /// A data file that cannot be read as training data.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum DataError {
     /// The file cannot be opened or read.
-    #[error("cannot read {}: {source}", file.display())]
-    Read {
-        /// The file.
-        file: PathBuf,
-        /// What the system said.
-        source: std::io::Error,
-    },
-    /// The file starts with the byte order mark of UTF-16.
-    #[error("{} is UTF-16, expected UTF-8", file.display())]
+    #[error(transparent)]
+    Read(#[from] FileError),
+    /// The file begins as one in UTF-16 does.
+    #[error("`{}` is UTF-16, expected UTF-8", file.display())]
     Utf16 {
         /// The file.
         file: PathBuf,
+        /// Which kind of it.
+        encoding: Encoding,
     },
     /// Nothing but blanks, or an empty array.
-    #[error("{} holds no records", file.display())]
+    #[error("`{}` holds no records", file.display())]
     Empty {
         /// The file.
         file: PathBuf,
     },
     /// One JSON object spread over several lines: neither an array nor JSON lines.
-    #[error("{}:{line}: one JSON object over several lines, expected a JSON array or one record per line", file.display())]
+    #[error("`{}:{line}`: one JSON object over several lines, expected a JSON array or one record per line", file.display())]
     ObjectOverLines {
         /// The file.
         file: PathBuf,
@@ -37,15 +36,17 @@ pub enum DataError {
         line: u64,
     },
     /// No record could be parsed, so there is nothing to recognise the format by.
-    #[error("{} holds no readable record; the first: {first}", file.display())]
+    #[error("`{}` holds no readable record; the first: {first}", file.display())]
     NoReadableRecord {
         /// The file.
         file: PathBuf,
         /// The first one that failed.
         first: Box<BadRecord>,
+        /// What the file seems to be encoded in, where that is not UTF-8.
+        encoding: Option<Encoding>,
     },
     /// So many bad records that the file is hardly what it was taken for.
-    #[error("{}: {count} bad records, reading stopped; the first: {first}", file.display())]
+    #[error("`{}`: {count} bad records, reading stopped; the first: {first}", file.display())]
     TooManyBad {
         /// The file.
         file: PathBuf,
@@ -55,22 +56,20 @@ pub enum DataError {
         first: Box<BadRecord>,
     },
     /// The first record has the keys of none of the formats.
-    #[error("{}:{line}: a record with {keys} is of no known format", file.display())]
+    #[error("{}: a record with {keys} is of no known format", quoted(place))]
     UnknownFormat {
-        /// The file.
-        file: PathBuf,
-        /// The record's line.
-        line: u64,
+        /// Where the record stands.
+        place: Source,
         /// Its keys, as text.
         keys: String,
+        /// A question about misspelt keys, where some are near those of a format.
+        meant: Option<String>,
     },
     /// The first record has the keys of several formats.
-    #[error("{}:{line}: a record with {keys} could be {}", file.display(), names(candidates))]
+    #[error("{}: a record with {keys} could be {}", quoted(place), names(candidates))]
     AmbiguousFormat {
-        /// The file.
-        file: PathBuf,
-        /// The record's line.
-        line: u64,
+        /// Where the record stands.
+        place: Source,
         /// Its keys, as text.
         keys: String,
         /// The formats it could be.
@@ -88,13 +87,12 @@ impl DataError {
     /// The next move, where it is known.
     pub fn hint(&self) -> Option<String> {
         match self {
-            Self::Read { .. } => None,
-            Self::Utf16 { file } => {
-                Some(format!("convert it: iconv -f UTF-16 -t UTF-8 {0} > {0}.utf8", file.display()))
-            }
-            Self::Empty { .. } | Self::ObjectOverLines { .. } => {
-                Some("a data file is a JSON array of records, or JSON lines: one record on each line".into())
-            }
+            Self::Read(error) => error.hint(),
+            Self::Utf16 { file, encoding } => Some(format!("convert it: {}", encoding.conversion(file))),
+            Self::NoReadableRecord { file, encoding: Some(encoding), .. } => Some(encoding.hint(file)),
+            Self::NoReadableRecord { first, .. } if first.fault != Fault::Shape => Some(LAYOUTS.into()),
+            Self::Empty { .. } | Self::ObjectOverLines { .. } => Some(LAYOUTS.into()),
+            Self::UnknownFormat { meant: Some(meant), .. } => Some(meant.clone()),
             Self::NoReadableRecord { .. } | Self::UnknownFormat { .. } => {
                 Some(format!("the known formats are\n{}", Format::table()))
             }
@@ -108,6 +106,12 @@ impl DataError {
             }
         }
     }
+}
+
+const LAYOUTS: &str = "a data file is a JSON array of records, or JSON lines: one record on each line";
+
+fn quoted(place: &Source) -> String {
+    format!("`{}:{}` (record {})", place.file.display(), place.line, place.index + 1)
 }
 
 fn names(formats: &[Format]) -> String {

@@ -60,6 +60,11 @@ impl Format {
         }
     }
 
+    /// Every key that is read.
+    pub(crate) fn keys(self) -> impl Iterator<Item = &'static str> {
+        self.required_keys().iter().chain(self.optional_keys()).copied()
+    }
+
     /// The formats whose required keys a record all has: one, if the record is clear.
     pub fn candidates(record: &Map<String, Value>) -> Vec<Self> {
         let fits = |format: &Self| format.required_keys().iter().all(|key| record.contains_key(*key));

@@ -22,29 +22,40 @@
 //! assert_eq!(chat.messages[1].role, "assistant");
 //! assert_eq!(
 //!     dataset.bad[0].to_string(),
-//!     "chat.jsonl:2: found the key `prompt`, expected `prompt`, `completion` of the prompt-completion format"
+//!     "chat.jsonl:2 (record 2): found the key `prompt`, \
+//!      expected `prompt`, `completion` of the prompt-completion format"
 //! );
 //! # Ok::<(), danlu_data::DataError>(())
 //! ```
 
+mod brackets;
 mod check;
 mod conversation;
 mod encode;
+mod encoding;
 mod error;
 mod fields;
 mod format;
 mod formats;
+mod json_fault;
+mod keys;
+mod nearest;
 mod preview;
 mod read;
 mod record;
+mod scanner;
 mod shorten;
 mod split;
 mod splitter;
 
 pub use check::{Bucket, Check, Lengths, check};
 pub use encode::{EncodeOptions, Encoded, Truncation, encode};
+pub use encoding::Encoding;
 pub use error::DataError;
 pub use format::Format;
+pub use json_fault::JsonFault;
+pub use keys::UnknownKey;
+pub use nearest::nearest;
 pub use preview::{Token, preview, visible};
 pub use read::{DataFingerprint, Dataset, read, read_from};
 pub use record::{BadRecord, Content, Conversation, Fault, Record, Source};

@@ -7,16 +7,20 @@ use std::{
     sync::Arc,
 };
 
+use danlu_model::FileError;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 
 use crate::{
-    DataError, Format,
+    DataError, Format, JsonFault,
+    encoding::{Encoding, Evidence},
     fields::{self, Object},
     formats,
+    keys::{self, UnknownKey},
     record::{BadRecord, Fault, Record, Source},
-    splitter::{Flaw, Layout, Piece, Position, Splitter},
+    scanner::Position,
+    splitter::{Flaw, Layout, Piece, Splitter},
 };
 
 /// Bad records after which reading a file is given up: someone may want to see them all, nobody this many.
@@ -31,6 +35,10 @@ pub struct Dataset {
     pub records: Vec<Record>,
     /// The others, in file order.
     pub bad: Vec<BadRecord>,
+    /// Keys that good records have and the format does not, in the order they are met.
+    pub unknown_keys: Vec<UnknownKey>,
+    /// What the file seems to be encoded in, where some of it is not UTF-8.
+    pub encoding: Option<Encoding>,
     /// What identifies the file.
     pub fingerprint: DataFingerprint,
 }
@@ -58,7 +66,7 @@ pub struct DataFingerprint {
 /// If the file cannot be read, is empty, or shows no format. Single faulty records are no error here: they are in
 /// [`Dataset::bad`].
 pub fn read(file: &Path, format: Option<Format>) -> Result<Dataset, DataError> {
-    let failed = |source| DataError::Read { file: file.to_owned(), source };
+    let failed = |source| FileError::new("read", file, source);
     let input = File::open(file).map_err(failed)?;
     read_from(input, file, format)
 }
@@ -68,11 +76,10 @@ pub fn read(file: &Path, format: Option<Format>) -> Result<Dataset, DataError> {
 /// # Errors
 /// As [`read`].
 pub fn read_from(input: impl Read, name: &Path, format: Option<Format>) -> Result<Dataset, DataError> {
-    let failed = |source| DataError::Read { file: name.to_owned(), source };
+    let failed = |source| FileError::new("read", name, source);
     let mut input = BufReader::with_capacity(1 << 16, Hashing::new(input));
-    // Half of UTF-16's mark is enough: neither byte occurs in UTF-8, and a pipe may give one at a time.
-    if matches!(input.fill_buf().map_err(failed)?, [0xff | 0xfe, ..]) {
-        return Err(DataError::Utf16 { file: name.to_owned() });
+    if let Some(encoding) = Encoding::of_start(input.fill_buf().map_err(failed)?) {
+        return Err(DataError::Utf16 { file: name.to_owned(), encoding });
     }
     let empty = || DataError::Empty { file: name.to_owned() };
     let mut splitter = Splitter::new(input).map_err(failed)?.ok_or_else(empty)?;
@@ -91,36 +98,50 @@ struct Reading {
     format: Option<Format>,
     records: Vec<Record>,
     bad: Vec<BadRecord>,
+    unknown_keys: Vec<UnknownKey>,
+    evidence: Evidence,
     index: usize,
 }
 
 impl Reading {
     fn new(file: &Path, format: Option<Format>) -> Self {
-        Self { file: file.into(), format, records: Vec::new(), bad: Vec::new(), index: 0 }
+        Self {
+            file: file.into(),
+            format,
+            records: Vec::new(),
+            bad: Vec::new(),
+            unknown_keys: Vec::new(),
+            evidence: Evidence::default(),
+            index: 0,
+        }
     }
 
     /// Takes in the next piece of the file.
     fn take(&mut self, next: Result<Piece, Flaw>, layout: Layout) -> Result<(), DataError> {
-        let bad = match next {
-            Err(Flaw { at, found, expected, fatal }) => BadRecord {
-                source: self.source(at.line),
-                column: Some(at.column),
-                fault: Fault::Json,
-                found,
-                expected,
-                rest_unread: fatal,
-            },
-            Ok(piece) => match self.parse(&piece, layout)? {
-                Err(bad) => bad,
-                Ok(record) => {
-                    self.records.push(record);
-                    self.index += 1;
-                    return Ok(());
+        match next {
+            Err(Flaw { at, found, expected, is_record, fatal }) => {
+                self.bad.push(BadRecord {
+                    source: self.source(at.line),
+                    column: Some(at.column),
+                    fault: if is_record { Fault::Json } else { Fault::Array },
+                    found,
+                    expected,
+                    rest_unread: fatal,
+                });
+                self.index += usize::from(is_record);
+            }
+            Ok(piece) => {
+                match std::str::from_utf8(&piece.bytes) {
+                    Ok(text) => self.evidence.utf8(text),
+                    Err(_) => self.evidence.other(&piece.bytes),
                 }
-            },
-        };
-        self.bad.push(bad);
-        self.index += 1;
+                match self.parse(&piece, layout)? {
+                    Err(bad) => self.bad.push(bad),
+                    Ok(record) => self.records.push(record),
+                }
+                self.index += 1;
+            }
+        }
         self.give_up_when_hopeless()
     }
 
@@ -139,23 +160,16 @@ impl Reading {
         };
         let format = match self.format {
             Some(format) => format,
-            None => *self.format.insert(self.recognise(&object, source.line)?),
+            None => *self.format.insert(recognise(&object, &source)?),
         };
         Ok(match formats::convert(format, &object) {
-            Ok(content) => Ok(Record { content, source }),
+            Ok(content) => {
+                let void = &formats::UNSUPPORTED;
+                keys::count_unknown(&mut self.unknown_keys, format, &object, void, &source);
+                Ok(Record { content, source })
+            }
             Err(mismatch) => Err(mismatch.at(source)),
         })
-    }
-
-    /// The format of the first record decides; a file that mixes formats is more likely a mistake than meant.
-    fn recognise(&self, object: &Object, line: u64) -> Result<Format, DataError> {
-        let candidates = Format::candidates(object);
-        let (file, keys) = (self.file.to_path_buf(), fields::keys(object));
-        match candidates[..] {
-            [format] => Ok(format),
-            [] => Err(DataError::UnknownFormat { file, line, keys }),
-            _ => Err(DataError::AmbiguousFormat { file, line, keys, candidates }),
-        }
     }
 
     fn source(&self, line: u64) -> Source {
@@ -176,7 +190,8 @@ impl Reading {
             (_, None) if self.records.is_empty() => return Err(DataError::Empty { file }),
             (Some(format), _) => format,
             (None, Some(first)) => {
-                return Err(DataError::NoReadableRecord { file, first: Box::new(first.clone()) });
+                let (first, encoding) = (Box::new(first.clone()), self.evidence.encoding());
+                return Err(DataError::NoReadableRecord { file, first, encoding });
             }
             (None, None) => unreachable!("a good record has a format"),
         };
@@ -189,7 +204,29 @@ impl Reading {
             records: self.records.len(),
             bad_records: self.bad.len(),
         };
-        Ok(Dataset { format, records: self.records, bad: self.bad, fingerprint })
+        let encoded_badly = self.bad.iter().any(|bad| bad.fault == Fault::Encoding);
+        Ok(Dataset {
+            format,
+            records: self.records,
+            bad: self.bad,
+            unknown_keys: self.unknown_keys,
+            encoding: self.evidence.encoding().filter(|_| encoded_badly),
+            fingerprint,
+        })
+    }
+}
+
+/// The format of the first record decides; a file that mixes formats is more likely a mistake than meant.
+fn recognise(object: &Object, source: &Source) -> Result<Format, DataError> {
+    let candidates = Format::candidates(object);
+    let (place, keys) = (source.clone(), fields::keys(object));
+    match candidates[..] {
+        [format] => Ok(format),
+        [] => {
+            let meant = Format::ALL.iter().find_map(|format| keys::misspelt(object, *format));
+            Err(DataError::UnknownFormat { place, keys, meant })
+        }
+        _ => Err(DataError::AmbiguousFormat { place, keys, candidates }),
     }
 }
 
@@ -219,10 +256,12 @@ fn object(piece: &Piece, source: Source) -> Result<Object, Box<BadRecord>> {
                 line => text.match_indices('\n').nth(line - 2).map_or(0, |(at, _)| at + 1),
             };
             let offset = line_start + error.column().saturating_sub(1);
-            let reason = error.to_string();
-            let reason = reason.split(" at line ").next().unwrap_or_default();
-            let found = format!("broken JSON ({reason})");
-            Err(bad(Some(place(piece, offset)), Fault::Json, found, "a JSON object"))
+            let offset =
+                (0..=offset.min(text.len())).rev().find(|at| text.is_char_boundary(*at)).unwrap_or(0);
+            // At an early end the parser stands on the last character, not behind it.
+            let stumbled = text[offset..].chars().next().filter(|_| !error.is_eof());
+            let JsonFault { found, expected } = JsonFault::new(&error, stumbled);
+            Err(bad(Some(place(piece, offset)), Fault::Json, found, expected))
         }
     }
 }

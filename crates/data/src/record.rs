@@ -39,19 +39,19 @@ pub struct Source {
     pub file: Arc<Path>,
     /// The line on which the record begins, from 1.
     pub line: u64,
-    /// The record's position among all of the file's, good and bad, from 0.
+    /// The record's position among all of the file's, good and bad, from 0; messages count from 1.
     pub index: usize,
 }
 
 impl fmt::Display for Source {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}:{}", self.file.display(), self.line)
+        write!(f, "{}:{} (record {})", self.file.display(), self.line, self.index + 1)
     }
 }
 
 impl fmt::Debug for Source {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{self} (record {})", self.index)
+        write!(f, "{self}")
     }
 }
 
@@ -79,6 +79,8 @@ pub enum Fault {
     Encoding,
     /// Not JSON.
     Json,
+    /// Something between two records of an array that does not belong there.
+    Array,
     /// JSON with other keys or types than the format has.
     Shape,
     /// An empty question, answer or text.
@@ -103,9 +105,12 @@ impl BadRecord {
 
 impl fmt::Display for BadRecord {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}", self.source)?;
+        write!(f, "{}:{}", self.source.file.display(), self.source.line)?;
         if let Some(column) = self.column {
             write!(f, ":{column}")?;
+        }
+        if self.fault != Fault::Array {
+            write!(f, " (record {})", self.source.index + 1)?;
         }
         write!(f, ": found {}, expected {}", self.found, self.expected)?;
         if self.rest_unread {

@@ -2,21 +2,18 @@
 //!
 //! Only one record is in memory at a time, and none larger than [`MAX_RECORD_BYTES`]; nesting is counted
 //! rather than recursed into. So a file decides neither how deep the stack grows nor how much is read at once.
+//!
+//! A broken record of an array costs itself only: reading goes on where the next one begins, as [`Start`] tells.
 
 use std::io::{self, BufRead};
 
+use crate::{
+    brackets::Brackets,
+    scanner::{Position, Scanner},
+};
+
 /// The largest single record, in bytes. A conversation of a million tokens takes about 4 MiB.
 pub(crate) const MAX_RECORD_BYTES: usize = 64 << 20;
-
-/// The deepest nesting inside a record; serde_json's own limit is the same.
-const MAX_DEPTH: usize = 127;
-
-/// A place in the file: line and column, both from 1, the column in characters.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Position {
-    pub line: u64,
-    pub column: u64,
-}
 
 /// The bytes of one record.
 #[derive(Debug, PartialEq)]
@@ -25,12 +22,15 @@ pub(crate) struct Piece {
     pub bytes: Vec<u8>,
 }
 
-/// Something that is not a record; when it is `fatal`, where the next one begins cannot be known.
+/// Something that is not a record.
 #[derive(Debug, PartialEq)]
 pub(crate) struct Flaw {
     pub at: Position,
     pub found: String,
     pub expected: String,
+    /// Whether it stands where a record should, and not between two.
+    pub is_record: bool,
+    /// Whether something follows, and where the next record begins in it cannot be known.
     pub fatal: bool,
 }
 
@@ -50,23 +50,40 @@ enum Expect {
     Nothing,
 }
 
+/// Where and how a record begins, by which the next is found when it is broken.
+///
+/// Where records begin a line, the next is the `{` that begins a line in the same column. Where nothing is
+/// indented, objects inside a record begin a line in that column too, so that its first key must be the usual one
+/// as well. Elsewhere it is the `{` with that key. No text is taken for either: in a text a quote is escaped, and
+/// so is a line break.
+#[derive(Clone, Copy, Debug)]
+struct Start {
+    at: Position,
+    begins_line: bool,
+}
+
+/// Where the next record begins, and what the one before has left open.
+struct Next {
+    at: Position,
+    open: Brackets,
+}
+
 /// Iterates over the records of a stream.
 pub(crate) struct Splitter<R> {
     scanner: Scanner<R>,
     layout: Layout,
     expect: Expect,
+    /// How the last record begins.
+    last: Option<Start>,
+    /// The first key of the first record that has one, with its quotes.
+    usual_key: Option<Vec<u8>>,
 }
 
 impl<R: BufRead> Splitter<R> {
     /// Skips a byte order mark and leading blanks, and tells the layout by the first character;
     /// `None` if there is none.
     pub fn new(input: R) -> io::Result<Option<Self>> {
-        let mut scanner = Scanner { input, at: Position { line: 1, column: 1 } };
-        for mark in *b"\xef\xbb\xbf" {
-            if scanner.peek()? == Some(mark) {
-                scanner.input.consume(1);
-            }
-        }
+        let mut scanner = Scanner::new(input)?;
         scanner.skip_blanks()?;
         let layout = match scanner.peek()? {
             None => return Ok(None),
@@ -76,7 +93,7 @@ impl<R: BufRead> Splitter<R> {
         if layout == Layout::Array {
             scanner.bump()?;
         }
-        Ok(Some(Self { scanner, layout, expect: Expect::FirstRecord }))
+        Ok(Some(Self { scanner, layout, expect: Expect::FirstRecord, last: None, usual_key: None }))
     }
 
     pub fn layout(&self) -> Layout {
@@ -93,12 +110,12 @@ impl<R: BufRead> Splitter<R> {
 
     /// The reader, wherever it stands.
     pub fn into_inner(self) -> R {
-        self.scanner.input
+        self.scanner.into_inner()
     }
 
     fn next_line(&mut self) -> io::Result<Option<Result<Piece, Flaw>>> {
         self.scanner.skip_blanks()?;
-        let at = self.scanner.at;
+        let at = self.scanner.at();
         let mut bytes = Vec::new();
         let mut too_large = false;
         while let Some(byte) = self.scanner.bump()? {
@@ -119,19 +136,19 @@ impl<R: BufRead> Splitter<R> {
 
     fn next_element(&mut self) -> io::Result<Option<Result<Piece, Flaw>>> {
         self.scanner.skip_blanks()?;
-        let at = self.scanner.at;
+        let at = self.scanner.at();
         let first = self.scanner.peek()?;
         match (self.expect, first) {
             (Expect::Nothing, _) => Ok(None),
             (Expect::FirstRecord, Some(b']')) => self.close(),
             (Expect::FirstRecord | Expect::Record, Some(b',' | b']')) => {
                 self.expect = Expect::Separator;
-                let expected = "a record between the commas of the array".into();
-                Ok(Some(Err(Flaw { at, found: "nothing".into(), expected, fatal: false })))
+                let (found, expected) = ("nothing".into(), "a record between the commas of the array".into());
+                Ok(Some(Err(Flaw { at, found, expected, is_record: true, fatal: false })))
             }
             (Expect::FirstRecord | Expect::Record, Some(_)) => {
                 self.expect = Expect::Separator;
-                self.element(at).map(Some)
+                self.element().map(Some)
             }
             (Expect::Separator, Some(b',')) => {
                 self.scanner.bump()?;
@@ -139,11 +156,7 @@ impl<R: BufRead> Splitter<R> {
                 self.next_element()
             }
             (Expect::Separator, Some(b']')) => self.close(),
-            (_, found) => {
-                self.expect = Expect::Nothing;
-                let expected = "`,` or `]` after a record".into();
-                Ok(Some(Err(Flaw { at, found: describe(found), expected, fatal: true })))
-            }
+            (_, found) => Ok(Some(Err(self.stray(found, "`,` or `]` after a record")?))),
         }
     }
 
@@ -152,239 +165,197 @@ impl<R: BufRead> Splitter<R> {
         self.expect = Expect::Nothing;
         self.scanner.bump()?;
         self.scanner.skip_blanks()?;
-        let at = self.scanner.at;
-        Ok(self.scanner.peek()?.map(|byte| {
-            let expected = "nothing after the `]` that ends the array".into();
-            Err(Flaw { at, found: describe(Some(byte)), expected, fatal: true })
-        }))
+        match self.scanner.peek()? {
+            None => Ok(None),
+            found => Ok(Some(Err(self.stray(found, "nothing after the `]` that ends the array")?))),
+        }
+    }
+
+    /// The flaw of something between two records that does not belong there.
+    fn stray(&mut self, found: Option<u8>, expected: &str) -> io::Result<Flaw> {
+        let at = self.scanner.at();
+        let resumed = match (found, self.last) {
+            // After a record that is whole, this can only be the next one.
+            (Some(b'{'), Some(_)) => true,
+            (Some(_), Some(last)) => {
+                let key = self.usual_key.take();
+                let next = self.find_next(last, key.as_deref(), None)?;
+                self.usual_key = key;
+                next.is_some()
+            }
+            _ => false,
+        };
+        self.expect = if resumed { Expect::Record } else { Expect::Nothing };
+        let fatal = !resumed && found.is_some();
+        Ok(Flaw { at, found: describe(found), expected: expected.into(), is_record: false, fatal })
     }
 
     /// One element, from its first byte to where its brackets are closed, or to the next separator.
-    fn element(&mut self, at: Position) -> io::Result<Result<Piece, Flaw>> {
+    fn element(&mut self) -> io::Result<Result<Piece, Flaw>> {
+        let start = Start { at: self.scanner.at(), begins_line: self.scanner.begins_line() };
+        self.last = Some(start);
         let mut bytes = Vec::new();
         let mut too_large = false;
-        let mut closers: Vec<u8> = Vec::new();
-        let mut in_string = false;
-        let mut escaped = false;
+        let mut open = Brackets::default();
         loop {
-            let here = self.scanner.at;
-            let byte = self.scanner.peek()?;
-            let flaw = match byte {
-                None => {
-                    let expected = format!("the end of the record that begins on line {}", at.line);
-                    Some((describe(None), expected))
-                }
-                Some(b'\n') if in_string => Some((
-                    "a line break inside a text".into(),
-                    "the `\"` that ends the text, or `\\n`".into(),
-                )),
-                Some(b'{' | b'[') if !in_string && closers.len() == MAX_DEPTH => {
-                    Some((format!("brackets {MAX_DEPTH} deep"), "a record".into()))
-                }
-                Some(byte @ (b'}' | b']')) if !in_string => match closers.last() {
-                    Some(&closer) if closer != byte => {
-                        Some((describe(Some(byte)), format!("`{}`", closer as char)))
-                    }
-                    _ => None,
-                },
-                Some(_) => None,
+            let Some(byte) = self.scanner.peek()? else {
+                return self.broken(start, bytes, too_large, None, open).map(Err);
             };
-            if let Some((found, expected)) = flaw {
-                self.expect = Expect::Nothing;
-                return Ok(Err(Flaw { at: here, found, expected, fatal: true }));
+            if let Some(fault) = open.fault(byte) {
+                return self.broken(start, bytes, too_large, Some(fault), open).map(Err);
             }
-            let Some(byte) = byte else { unreachable!("the end of the file is a flaw above") };
-            if closers.is_empty() && !in_string && matches!(byte, b',' | b']') {
+            if open.are_closed() && matches!(byte, b',' | b']') {
                 break;
             }
+            if bytes.len() == MAX_RECORD_BYTES && !too_large {
+                if let Some(flaw) = self.swallowed(start, &bytes)? {
+                    return Ok(Err(flaw));
+                }
+                too_large = true;
+                bytes = Vec::new();
+            }
             self.scanner.bump()?;
-            too_large |= bytes.len() == MAX_RECORD_BYTES;
             if !too_large {
                 bytes.push(byte);
             }
-            if in_string {
-                in_string = escaped || byte != b'"';
-                escaped = !escaped && byte == b'\\';
-                continue;
-            }
-            match byte {
-                b'"' => in_string = true,
-                b'{' => closers.push(b'}'),
-                b'[' => closers.push(b']'),
-                b'}' | b']' => {
-                    closers.pop();
-                    if closers.is_empty() {
-                        break;
-                    }
-                }
-                _ => {}
+            open.take(byte);
+            if open.are_closed() && matches!(byte, b'}' | b']') {
+                break;
             }
         }
+        if too_large {
+            return Ok(Err(oversized(start.at)));
+        }
         bytes.truncate(bytes.trim_ascii_end().len());
-        Ok(if too_large { Err(oversized(at)) } else { Ok(Piece { at, bytes }) })
+        if self.usual_key.is_none() {
+            self.usual_key = first_key(&bytes);
+        }
+        Ok(Ok(Piece { at: start.at, bytes }))
     }
+
+    /// The flaw of a record with a `fault` here, or without an end; reading goes on at the next one, even where
+    /// that stands before the fault.
+    fn broken(
+        &mut self,
+        start: Start,
+        bytes: Vec<u8>,
+        too_large: bool,
+        fault: Option<(String, String)>,
+        open: Brackets,
+    ) -> io::Result<Flaw> {
+        let (here, at_end) = (self.scanner.at(), self.scanner.peek()?.is_none());
+        let key = self.usual_key.clone().or_else(|| first_key(&bytes));
+        if !too_large {
+            self.go_back(start, &bytes);
+        }
+        let next = self.find_next(start, key.as_deref(), None)?;
+        self.expect = if next.is_some() { Expect::Record } else { Expect::Nothing };
+        let fatal = next.is_none() && !at_end;
+        Ok(match (next, fault) {
+            (Some(next), _) if next.at <= here => unclosed(start.at, &next),
+            (_, Some((found, expected))) => Flaw { at: here, found, expected, is_record: true, fatal },
+            (_, None) => {
+                let found =
+                    format!("no end of this record before the end of the file, on line {}", here.line);
+                Flaw { at: start.at, found, expected: open.closing(), is_record: true, fatal }
+            }
+        })
+    }
+
+    /// The flaw of a record so long that it is given up, if another begins within it; reading goes on there.
+    fn swallowed(&mut self, start: Start, bytes: &[u8]) -> io::Result<Option<Flaw>> {
+        let here = self.scanner.at();
+        let key = self.usual_key.clone().or_else(|| first_key(bytes));
+        self.go_back(start, bytes);
+        let next = self.find_next(start, key.as_deref(), Some(here))?;
+        Ok(next.map(|next| {
+            self.expect = Expect::Record;
+            unclosed(start.at, &next)
+        }))
+    }
+
+    /// Returns to behind the first byte of a record.
+    fn go_back(&mut self, start: Start, bytes: &[u8]) {
+        if let Some(rest) = bytes.get(1..) {
+            let Position { line, column } = start.at;
+            self.scanner.push_back(rest.to_vec(), Position { line, column: column + 1 });
+        }
+    }
+
+    /// Moves to where the record after the one at `start` begins, if that is before `limit`.
+    fn find_next(
+        &mut self,
+        start: Start,
+        key: Option<&[u8]>,
+        limit: Option<Position>,
+    ) -> io::Result<Option<Next>> {
+        let mut open = Brackets::default();
+        open.take(b'{');
+        loop {
+            let at = self.scanner.at();
+            let byte = self.scanner.peek()?.filter(|_| limit.is_none_or(|limit| at < limit));
+            let Some(byte) = byte else { return Ok(None) };
+            if byte == b'{' {
+                let is_next = if start.begins_line {
+                    let in_column = self.scanner.begins_line() && at.column == start.at.column;
+                    let is_usual = match key {
+                        Some(key) if in_column && at.column == 1 => self.opens_with(key)?,
+                        _ => true,
+                    };
+                    in_column && is_usual
+                } else {
+                    open.want_no_object() || key.map_or(Ok(false), |key| self.opens_with(key))?
+                };
+                if is_next {
+                    return Ok(Some(Next { at, open }));
+                }
+            }
+            self.scanner.bump()?;
+            open.take(byte);
+        }
+    }
+
+    /// Whether an object begins here whose first key is `key`.
+    fn opens_with(&mut self, key: &[u8]) -> io::Result<bool> {
+        let ahead = self.scanner.ahead(key.len() + MAX_BLANKS)?;
+        Ok(ahead[1..].trim_ascii_start().starts_with(key))
+    }
+}
+
+/// Blanks between a `{` and its first key, at most, where the key is to be recognised.
+const MAX_BLANKS: usize = 256;
+
+/// An object's first key, with its quotes.
+fn first_key(bytes: &[u8]) -> Option<Vec<u8>> {
+    let inside = bytes.strip_prefix(b"{")?.trim_ascii_start();
+    let text = inside.strip_prefix(b"\"")?;
+    let end = text.iter().position(|byte| matches!(byte, b'"' | b'\\' | b'\n'))?;
+    (text[end] == b'"' && end <= MAX_BLANKS).then(|| inside[..end + 2].to_vec())
+}
+
+/// The flaw of a record that another one follows before its end.
+fn unclosed(at: Position, next: &Next) -> Flaw {
+    let place = match next.at.line == at.line {
+        true => format!("in column {}", next.at.column),
+        false => format!("on line {}", next.at.line),
+    };
+    let found = format!("no end of this record before the next one, {place}");
+    Flaw { at, found, expected: next.open.closing(), is_record: true, fatal: false }
 }
 
 fn oversized(at: Position) -> Flaw {
     let found = format!("a record of more than {} MiB", MAX_RECORD_BYTES >> 20);
-    Flaw { at, found, expected: "a smaller one".into(), fatal: false }
+    Flaw { at, found, expected: "a smaller one".into(), is_record: true, fatal: false }
 }
 
 fn describe(byte: Option<u8>) -> String {
     match byte {
         None => "the end of the file".into(),
-        Some(byte @ 0x21..=0x7e) => format!("`{}`", byte as char),
+        Some(byte @ 0x21..=0x7e) => format!("`{}`", char::from(byte)),
         Some(byte) => format!("the byte 0x{byte:02x}"),
     }
 }
 
-/// Bytes one by one, with their position.
-struct Scanner<R> {
-    input: R,
-    at: Position,
-}
-
-impl<R: BufRead> Scanner<R> {
-    fn peek(&mut self) -> io::Result<Option<u8>> {
-        loop {
-            match self.input.fill_buf() {
-                Ok(buffer) => return Ok(buffer.first().copied()),
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(error),
-            }
-        }
-    }
-
-    fn bump(&mut self) -> io::Result<Option<u8>> {
-        let byte = self.peek()?;
-        if let Some(byte) = byte {
-            self.input.consume(1);
-            match byte {
-                b'\n' => self.at = Position { line: self.at.line + 1, column: 1 },
-                // Continuation bytes of UTF-8 belong to the character before.
-                0x80..=0xbf => {}
-                _ => self.at.column += 1,
-            }
-        }
-        Ok(byte)
-    }
-
-    fn skip_blanks(&mut self) -> io::Result<()> {
-        while let Some(b' ' | b'\t' | b'\r' | b'\n') = self.peek()? {
-            self.bump()?;
-        }
-        Ok(())
-    }
-}
-
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// The records as `line:column text`, flaws as `line:column found, expected`, with `!` when fatal.
-    fn split(input: &[u8]) -> Vec<String> {
-        let Some(mut splitter) = Splitter::new(input).unwrap() else { return vec!["no records".into()] };
-        let mut seen = Vec::new();
-        while let Some(next) = splitter.next().unwrap() {
-            seen.push(match next {
-                Ok(Piece { at, bytes }) => {
-                    format!("{}:{} {}", at.line, at.column, String::from_utf8_lossy(&bytes))
-                }
-                Err(Flaw { at, found, expected, fatal }) => {
-                    let mark = if fatal { "!" } else { "" };
-                    format!("{}:{}{mark} found {found}, expected {expected}", at.line, at.column)
-                }
-            });
-        }
-        assert!(splitter.next().unwrap().is_none(), "the end is the end");
-        seen
-    }
-
-    #[test]
-    fn arrays_are_cut_at_their_elements() {
-        assert_eq!(
-            split(b"[{\"a\": 1},\r\n  {\"b\": [2, {}]} , 3]"),
-            ["1:2 {\"a\": 1}", "2:3 {\"b\": [2, {}]}", "2:20 3"]
-        );
-        assert_eq!(split(b" \n [ ] \n"), [""; 0]);
-        assert_eq!(split(b""), ["no records"]);
-        assert_eq!(split(b"\xef\xbb\xbf\n"), ["no records"]);
-    }
-
-    #[test]
-    fn brackets_commas_and_quotes_inside_texts_do_not_count() {
-        assert_eq!(
-            split(br#"[{"a": "]},{[\"\\"}, "x,\\\"]"]"#),
-            [r#"1:2 {"a": "]},{[\"\\"}"#, r#"1:22 "x,\\\"]""#]
-        );
-    }
-
-    #[test]
-    fn columns_count_characters() {
-        assert_eq!(split("[\"甄嬛\", 2]".as_bytes()), ["1:2 \"甄嬛\"", "1:8 2"]);
-    }
-
-    #[test]
-    fn lines_are_cut_at_line_ends_of_either_kind() {
-        assert_eq!(
-            split(b"\xef\xbb\xbf{\"a\": 1}\r\n\r\n  {\"b\": 2} \n\n{\"c\""),
-            ["1:1 {\"a\": 1}", "3:3 {\"b\": 2}", "5:1 {\"c\""]
-        );
-    }
-
-    #[test]
-    fn a_broken_array_gives_what_stands_before_the_break() {
-        assert_eq!(
-            split(b"[{},\n{\"a\": 1"),
-            [
-                "1:2 {}",
-                "2:8! found the end of the file, expected the end of the record that begins on line 2"
-            ]
-        );
-        assert_eq!(split(b"[{}\n{}]"), ["1:2 {}", "2:1! found `{`, expected `,` or `]` after a record"]);
-        assert_eq!(split(b"[{},{\"a\": [1}]"), ["1:2 {}", "1:13! found `}`, expected `]`"]);
-        assert_eq!(
-            split(b"[{\"a\": \"x\ny\"}]"),
-            ["1:10! found a line break inside a text, expected the `\"` that ends the text, or `\\n`"]
-        );
-        assert_eq!(
-            split(b"[{}"),
-            ["1:2 {}", "1:4! found the end of the file, expected `,` or `]` after a record"]
-        );
-        assert_eq!(
-            split(b"[{}] {}"),
-            ["1:2 {}", "1:6! found `{`, expected nothing after the `]` that ends the array"]
-        );
-    }
-
-    #[test]
-    fn a_comma_too_many_costs_no_record() {
-        assert_eq!(
-            split(b"[{},,{},]"),
-            [
-                "1:2 {}",
-                "1:5 found nothing, expected a record between the commas of the array",
-                "1:6 {}",
-                "1:9 found nothing, expected a record between the commas of the array"
-            ]
-        );
-    }
-
-    #[test]
-    fn deep_nesting_ends_the_file_and_not_the_stack() {
-        let bomb = [b"[{},".as_slice(), &vec![b'['; 10_000_000]].concat();
-        assert_eq!(split(&bomb), ["1:2 {}", "1:132! found brackets 127 deep, expected a record"]);
-    }
-
-    #[test]
-    fn an_endless_record_is_not_kept_in_memory() {
-        let long = vec![b'x'; MAX_RECORD_BYTES + 1];
-        let lines = split(&[b"{}\n", long.as_slice(), b"\n{}"].concat());
-        assert_eq!(
-            lines,
-            ["1:1 {}", "2:1 found a record of more than 64 MiB, expected a smaller one", "3:1 {}"]
-        );
-        let array = split(&[b"[\"", long.as_slice(), b"\",\n{}]"].concat());
-        assert_eq!(array, ["1:2 found a record of more than 64 MiB, expected a smaller one", "2:1 {}"]);
-    }
-}
+#[path = "splitter_tests.rs"]
+mod tests;

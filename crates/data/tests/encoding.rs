@@ -162,7 +162,11 @@ fn what_the_template_refuses_is_a_bad_record_at_its_line() {
     let twice = record(&serde_json::json!({"messages": [{"role": "user", "content": "a"},
         {"role": "user", "content": "b"}, {"role": "assistant", "content": "c"}]}));
     let bad = encode(&twice, &tokenizer, &EncodeOptions::default()).unwrap_err().to_string();
-    assert!(bad.starts_with("test.jsonl:1: found ") && bad.contains("roles must alternate"), "{bad}");
+    assert_eq!(
+        bad,
+        "test.jsonl:1 (record 1): found a conversation that the model's chat template refuses (roles must alternate), \
+         expected one that it renders"
+    );
 }
 
 #[test]

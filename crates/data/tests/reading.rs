@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use danlu_data::{Content, DataError, Dataset, Format, read, read_from};
+use danlu_data::{Content, DataError, Dataset, Encoding, Format, read, read_from};
 
 fn parse(bytes: &[u8], format: Option<Format>) -> Result<Dataset, DataError> {
     read_from(bytes, Path::new("folder/chat.json"), format)
@@ -86,10 +86,10 @@ fn one_broken_line_is_one_bad_record() {
         ),
         [
             "1 a",
-            "folder/chat.json:2:12: found broken JSON (EOF while parsing an object), expected a JSON object",
-            "folder/chat.json:4:15: found broken JSON (expected `,` or `}`), expected a JSON object",
-            "folder/chat.json:5: found a list of 1, expected a record, which is a JSON object",
-            "folder/chat.json:6: found the number 5 in `text`, expected a text",
+            "folder/chat.json:2:12 (record 2): found no end of an object, expected `}`",
+            "folder/chat.json:4:15 (record 3): found `\"`, expected `,` or `}` after a value",
+            "folder/chat.json:5 (record 4): found a list of 1, expected a record, which is a JSON object",
+            "folder/chat.json:6 (record 5): found the number 5 in `text`, expected a text",
             "7 d",
         ]
     );
@@ -99,22 +99,69 @@ fn one_broken_line_is_one_bad_record() {
 fn a_fault_inside_an_element_is_placed_in_the_file() {
     assert_eq!(
         shown("[\n  {\"text\": \"a\"},\n  {\"text\": \"b\",\n   \"娘\": tru}\n, {\"text\": \"c\"}]"),
-        ["2 a", "folder/chat.json:4:12: found broken JSON (expected ident), expected a JSON object", "5 c",]
+        [
+            "2 a",
+            "folder/chat.json:4:12 (record 2): found `}`, expected a value: a text in double quotes, a number, \
+             `true`, `false`, `null`, `[` or `{`",
+            "5 c",
+        ]
     );
 }
 
 #[test]
-fn an_array_broken_in_the_middle_keeps_the_records_before() {
-    let dataset = parse(b"[\n{\"text\": \"a\"},\n{\"text\": \"b\"}\n{\"text\": \"c\"}\n]", None).unwrap();
+fn an_array_broken_in_the_middle_costs_what_is_broken() {
     assert_eq!(
-        lines(&dataset),
+        shown("[\n{\"text\": \"a\"},\n{\"text\": \"b\"}\n{\"text\": \"c\"}\n]"),
+        ["2 a", "3 b", "4 c", "folder/chat.json:4:1: found `{`, expected `,` or `]` after a record"]
+    );
+    assert_eq!(
+        shown("[\n{\"text\": \"a\"},\n{\"text\": \"b\",\n{\"text\": \"c\"}\n]"),
         [
             "2 a",
-            "3 b",
-            "folder/chat.json:4:1: found `{`, expected `,` or `]` after a record; what follows was not read",
+            "folder/chat.json:3:1 (record 2): found no end of this record before the next one, on line 4, expected `}`",
+            "4 c",
         ]
     );
-    assert!(dataset.bad[0].rest_unread);
+    let dataset = parse(b"[\n{\"text\": \"a\"}, oops]", None).unwrap();
+    assert_eq!(dataset.bad.len(), 1);
+    let dataset = parse(b"[\n{\"text\": \"a\"} oops {\"txt\": 3}]", None).unwrap();
+    assert!(
+        dataset.bad[0].rest_unread && dataset.bad[0].to_string().ends_with("; what follows was not read")
+    );
+}
+
+#[test]
+fn records_on_one_line_are_told_apart_by_their_number() {
+    assert_eq!(
+        shown("[{\"text\": \"a\"}, {\"text\": 5}, {\"text\": \"c\"}, {\"txt\": \"d\"}]"),
+        [
+            "1 a",
+            "folder/chat.json:1 (record 2): found the number 5 in `text`, expected a text",
+            "1 c",
+            "folder/chat.json:1 (record 4): found the key `txt`, expected `text` of the text format; \
+             did you mean `text` instead of `txt`?",
+        ]
+    );
+}
+
+#[test]
+fn keys_that_are_not_read_are_counted_with_what_was_meant() {
+    let record = |extra: &str| format!("{{\"instruction\": \"a\", \"output\": \"b\"{extra}}}\n");
+    let text =
+        [record(""), record(", \"sytem\": \"s\""), record(", \"sytem\": \"s\", \"id\": 3, \"tools\": []")]
+            .concat();
+    let dataset = parse(text.as_bytes(), None).unwrap();
+    let keys: Vec<_> =
+        dataset.unknown_keys.iter().map(|k| (k.key.as_str(), k.count, k.first.line, k.meant)).collect();
+    assert_eq!(keys, [("sytem", 2, 2, Some("system")), ("id", 1, 3, None)]);
+}
+
+#[test]
+fn a_misspelt_first_record_asks_what_was_meant() {
+    let error = parse(br#"{"instuction": "a", "output": "b"}"#, None).unwrap_err();
+    assert_eq!(error.hint().unwrap(), "did you mean `instruction` instead of `instuction`?");
+    let long = format!("{{\"{}\": 1}}", "x".repeat(1 << 20));
+    assert!(parse(long.as_bytes(), None).unwrap_err().hint().unwrap().starts_with("the known formats"));
 }
 
 #[test]
@@ -123,10 +170,29 @@ fn bytes_that_are_no_utf8_are_one_bad_record() {
         parse(b"{\"text\": \"a\"}\n{\"text\": \"\xe5\xa8\x98\xff\"}\n{\"text\": \"c\"}\n", None).unwrap();
     assert_eq!(
         lines(&dataset),
-        ["1 a", "folder/chat.json:2:12: found the byte 0xff, expected UTF-8", "3 c",]
+        ["1 a", "folder/chat.json:2:12 (record 2): found the byte 0xff, expected UTF-8", "3 c",]
     );
-    let utf16: Vec<u8> = "\u{feff}[]".encode_utf16().flat_map(u16::to_le_bytes).collect();
-    assert!(parse(&utf16, None).unwrap_err().to_string().ends_with("is UTF-16, expected UTF-8"));
+    assert_eq!(dataset.encoding, None, "the rest is UTF-8");
+}
+
+#[test]
+fn another_encoding_is_named_with_its_conversion() {
+    let hint = |bytes: &[u8]| {
+        let error = parse(bytes, None).unwrap_err();
+        (error.to_string(), error.hint().unwrap())
+    };
+    let refused = "`folder/chat.json` is UTF-16, expected UTF-8".to_owned();
+    let convert = |from: &str| format!("iconv -f {from} -t UTF-8 folder/chat.json > folder/chat.utf8.json");
+    for (text, from) in [("\u{feff}[]", "UTF-16"), ("[{}]", "UTF-16LE")] {
+        let utf16: Vec<u8> = text.encode_utf16().flat_map(u16::to_le_bytes).collect();
+        assert_eq!(hint(&utf16), (refused.clone(), format!("convert it: {}", convert(from))));
+    }
+    // printf '{"text": "你好"}' | iconv -t GB18030
+    let (error, next) = hint(b"{\"text\": \"\xc4\xe3\xba\xc3\"}\n");
+    assert!(error.starts_with("`folder/chat.json` holds no readable record; the first: "), "{error}");
+    assert_eq!(next, format!("it looks like GB18030 (GBK); convert it: {}", convert("GB18030")));
+    let mixed = parse(b"{\"text\": \"ok\"}\n{\"text\": \"caf\xe9\"}\n", None).unwrap();
+    assert_eq!((mixed.records.len(), mixed.encoding), (1, Some(Encoding::Windows1252)));
 }
 
 #[test]
@@ -135,7 +201,7 @@ fn a_record_of_another_format_than_the_first_is_bad() {
         shown("{\"text\": \"a\"}\n{\"prompt\": \"a\", \"completion\": \"b\"}\n"),
         [
             "1 a",
-            "folder/chat.json:2: found the keys `prompt`, `completion`, expected `text` of the text format",
+            "folder/chat.json:2 (record 2): found the keys `prompt`, `completion`, expected `text` of the text format",
         ]
     );
 }
@@ -145,7 +211,7 @@ fn format_forces_what_the_keys_leave_open() {
     let both = r#"{"instruction": "a", "input": "", "output": "b", "text": "a b"}"#;
     assert_eq!(
         refusal(both),
-        "folder/chat.json:1: a record with the keys `instruction`, `input`, `output`, `text` \
+        "`folder/chat.json:1` (record 1): a record with the keys `instruction`, `input`, `output`, `text` \
          could be `alpaca` or `text`"
     );
     assert_eq!(lines(&parse(both.as_bytes(), Some(Format::Alpaca)).unwrap()), ["1 user: a | assistant: b"]);
@@ -154,27 +220,29 @@ fn format_forces_what_the_keys_leave_open() {
 
 #[test]
 fn what_is_no_data_file_is_refused_whole() {
-    assert_eq!(refusal(""), "folder/chat.json holds no records");
-    assert_eq!(refusal(" [ ] "), "folder/chat.json holds no records");
+    assert_eq!(refusal(""), "`folder/chat.json` holds no records");
+    assert_eq!(refusal(" [ ] "), "`folder/chat.json` holds no records");
     assert_eq!(
         refusal(r#"{"chosen": "a", "rejected": "b"}"#),
-        "folder/chat.json:1: a record with the keys `chosen`, `rejected` is of no known format"
+        "`folder/chat.json:1` (record 1): a record with the keys `chosen`, `rejected` is of no known format"
     );
     assert_eq!(
         refusal("{\n  \"data\": []\n}"),
-        "folder/chat.json:1: one JSON object over several lines, \
+        "`folder/chat.json:1`: one JSON object over several lines, \
          expected a JSON array or one record per line"
     );
     assert!(
-        refusal("Once upon a time\n").starts_with("folder/chat.json holds no readable record; the first: ")
+        refusal("Once upon a time\n").starts_with("`folder/chat.json` holds no readable record; the first: ")
     );
     assert!(
         refusal(&"x\n".repeat(1_000_000))
-            .starts_with("folder/chat.json: 100000 bad records, reading stopped")
+            .starts_with("`folder/chat.json`: 100000 bad records, reading stopped")
     );
     let missing = read(Path::new("/nowhere/chat.json"), None).unwrap_err();
-    assert!(missing.to_string().starts_with("cannot read /nowhere/chat.json: "));
-    assert!(read(Path::new(env!("CARGO_MANIFEST_DIR")), None).is_err(), "a folder is no data file");
+    assert_eq!(missing.to_string(), "cannot read `/nowhere/chat.json`: it does not exist");
+    assert!(missing.hint().is_some());
+    let folder = read(Path::new(env!("CARGO_MANIFEST_DIR")), None).unwrap_err();
+    assert!(folder.to_string().ends_with("it is a folder"), "{folder}");
 }
 
 #[test]
@@ -182,7 +250,7 @@ fn a_depth_bomb_is_a_bad_record() {
     let bomb = format!("{{\"text\": \"a\"}}\n{{\"text\": {}\n{{\"text\": \"b\"}}\n", "[".repeat(5_000_000));
     let dataset = parse(bomb.as_bytes(), None).unwrap();
     assert_eq!((dataset.records.len(), dataset.bad.len()), (2, 1));
-    assert!(dataset.bad[0].found.contains("recursion limit"), "{}", dataset.bad[0]);
+    assert!(dataset.bad[0].found.contains("brackets 128 deep"), "{}", dataset.bad[0]);
 }
 
 #[test]

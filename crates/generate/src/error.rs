@@ -42,7 +42,9 @@ impl GenerateError {
     /// The next move, where it is known.
     pub fn hint(&self) -> Option<String> {
         match self {
-            Self::PromptTooLong { .. } => Some("shorten the message, or the system prompt".to_owned()),
+            Self::PromptTooLong { .. } => Some(
+                "shorten the message or the system prompt; a larger `--context` may make room".to_owned(),
+            ),
             Self::NoLogit { .. } => Some(
                 "weights that overflowed in training or merging do this: try an earlier checkpoint"
                     .to_owned(),

@@ -16,6 +16,7 @@ use crate::commands::train::held_out;
 use crate::printer::{Look, Printer};
 use crate::report::{Report, Result};
 use crate::text;
+use crate::usage::at_least_one;
 
 /// Examples under `--help`.
 pub const EXAMPLES: &str = "\
@@ -50,10 +51,10 @@ pub struct CompareArgs {
     #[arg(long, value_name = "N", default_value_t = 4)]
     pub replies: usize,
     /// Longest reply, in tokens
-    #[arg(long, value_name = "N", default_value_t = 64)]
+    #[arg(long, value_name = "N", default_value_t = 64, value_parser = at_least_one)]
     pub max_new_tokens: usize,
     /// Longest record, in tokens
-    #[arg(long, value_name = "TOKENS", default_value_t = 384)]
+    #[arg(long, value_name = "TOKENS", default_value_t = 384, value_parser = at_least_one)]
     pub max_length: usize,
     /// Go on although a base's tokenizer or template differs from its adapter's
     #[arg(long)]
@@ -114,9 +115,11 @@ pub fn run(args: &CompareArgs, printer: &Printer) -> Result<()> {
             default_system: model.default_system.clone(),
             ..EncodeOptions::default()
         };
-        data::read_held_out(data, args.format, &model.tokenizer, &options, args.records, printer)
+        data::read_held_out(data, args.format, &model.tokenizer, &options, args.records)
     };
     let [mut left, mut right] = [read(&models[0])?, read(&models[1])?];
+    // Both leave the same records out, or nearly: once is enough.
+    if left.left_out > right.left_out { &left } else { &right }.warn(data, printer);
     left.keep_common(&right);
     right.keep_common(&left);
     if left.records.is_empty() {

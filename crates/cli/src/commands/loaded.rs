@@ -6,16 +6,13 @@ use std::sync::Arc;
 
 use danlu_adapter::{Adapter, CONFIG_FILE, LoraConfig};
 use danlu_kernels::Backend;
-use danlu_model::{Decoder, LoraSource, ModelConfig, Tokenizer, files};
-use serde_json::Value;
+use danlu_model::{Decoder, LoraSource, ModelConfig, Tokenizer};
 
 use super::nearby;
 use super::tokens::Tokens;
+use crate::commands::no_model;
 use crate::printer::Printer;
 use crate::report::{Report, Result};
-
-/// Largest `generation_config.json` that is read, in bytes.
-const GENERATION_CONFIG_LIMIT: u64 = 1 << 20;
 
 /// The folders of a model: its base, and its adapter if it has one.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -34,7 +31,7 @@ impl Place {
     pub fn find(path: &Path, base: Option<&Path>) -> Result<Self> {
         if path.join(CONFIG_FILE).is_file() {
             let base = match base {
-                Some(base) => base.to_owned(),
+                Some(base) => no_model::unless_base(base)?.to_owned(),
                 None => named_base(path)?,
             };
             return Ok(Self { base, adapter: Some(path.to_owned()) });
@@ -47,11 +44,7 @@ impl Place {
             }
             return Ok(Self { base: path.to_owned(), adapter: None });
         }
-        let text = match path.exists() {
-            true => format!("`{}` holds neither `{CONFIG_FILE}` nor `config.json`", path.display()),
-            false => format!("`{}` does not exist", path.display()),
-        };
-        Err(Report::input(text).with_hint("name the folder of an adapter, a merged model or a base"))
+        Err(no_model::at(path))
     }
 
     /// Loads the adapter for a base of this shape.
@@ -108,7 +101,8 @@ fn named_base(adapter: &Path) -> Result<PathBuf> {
             "the adapter `{}` was trained on `{name}`, which is no model folder here",
             adapter.display()
         );
-        Report::input(text).with_hint(hint)
+        let hint = no_model::fetching(&name).map(|fetch| format!("{fetch}, and name it with `--base DIR`"));
+        Report::input(text).with_hint(hint.unwrap_or_else(|| "name its folder with `--base DIR`".to_owned()))
     })
 }
 
@@ -152,19 +146,5 @@ impl Loaded {
     /// The adapter as a decoder asks for it.
     pub fn lora(&self) -> Option<&dyn LoraSource> {
         self.adapter.as_ref().map(|adapter| adapter as &dyn LoraSource)
-    }
-
-    /// What the base's `generation_config.json` says, or null.
-    ///
-    /// # Errors
-    /// If it is there and no JSON.
-    pub fn generation_config(&self) -> Result<Value> {
-        let path = self.place.base.join("generation_config.json");
-        if !path.is_file() {
-            return Ok(Value::Null);
-        }
-        let bytes = files::read_bounded(&path, GENERATION_CONFIG_LIMIT)?;
-        let parsed = serde_json::from_slice(&bytes);
-        parsed.map_err(|error| Report::input(format!("`{}`: {error}", path.display())))
     }
 }

@@ -11,6 +11,7 @@ pub mod doctor;
 pub mod loaded;
 pub mod merge;
 pub mod nearby;
+pub mod no_model;
 pub mod plan;
 pub mod replies;
 pub mod tokens;

@@ -6,6 +6,7 @@ use danlu_model::{ModelConfig, Tokenizer};
 use danlu_train::TokenIdentity;
 use danlu_train::memory::display;
 
+use crate::commands::no_model;
 use crate::commands::train::forecast::{self, Forecast, Gauge};
 use crate::commands::train::{self, REPLIES, Run, TrainArgs, prepare};
 use crate::printer::{Look, Printer};
@@ -37,7 +38,7 @@ pub struct PlanArgs {
 /// If an input has a fault, or the run would not fit.
 pub fn run(run: &Run, json: bool, printer: &Printer) -> Result<()> {
     let mut gauge = Gauge::new();
-    let config = ModelConfig::read(&run.base)?;
+    let config = ModelConfig::read(no_model::unless_base(&run.base)?)?;
     train::check_length(run, &config)?;
     targets::resolve(&train::lora_config(run), &config)?;
     let tokenizer = match run.data.is_empty() && !run.base.join("tokenizer.json").exists() {

@@ -9,11 +9,13 @@ mod text;
 use crate::{
     Format,
     fields::{self, Object},
+    keys,
     record::{Content, Fault, Mismatch},
 };
 
 /// Keys of a whole record that change what the model sees, and that we cannot render yet.
-const UNSUPPORTED: [&str; 7] = ["tools", "functions", "images", "image", "audios", "videos", "documents"];
+pub(crate) const UNSUPPORTED: [&str; 7] =
+    ["tools", "functions", "images", "image", "audios", "videos", "documents"];
 
 /// Reads one record of the given format.
 pub(crate) fn convert(format: Format, record: &Object) -> Result<Content, Mismatch> {
@@ -22,6 +24,9 @@ pub(crate) fn convert(format: Format, record: &Object) -> Result<Content, Mismat
         let mut expected = format!("{} of the {format} format", quoted(format.required_keys()));
         if !format.optional_keys().is_empty() {
             expected += &format!(" (and perhaps {})", quoted(format.optional_keys()));
+        }
+        if let Some(question) = keys::misspelt(record, format) {
+            expected += &format!("; {question}");
         }
         return Err(Mismatch::new(Fault::Shape, fields::keys(record), expected));
     }
@@ -58,6 +63,12 @@ mod tests {
             shown(Format::Alpaca, r#"{"messages": [], "id": 3}"#),
             "Shape! found the keys `messages`, `id`, \
              expected `instruction`, `output` of the alpaca format (and perhaps `input`, `system`, `history`)"
+        );
+        assert_eq!(
+            shown(Format::Alpaca, r#"{"instuction": "a", "input": "", "Output": "b"}"#),
+            "Shape! found the keys `instuction`, `input`, `Output`, \
+             expected `instruction`, `output` of the alpaca format (and perhaps `input`, `system`, `history`); \
+             did you mean `instruction` instead of `instuction` and `output` instead of `Output`?"
         );
         assert_eq!(shown(Format::Text, "{}"), "Shape! found no keys, expected `text` of the text format");
     }

@@ -36,6 +36,8 @@ pub enum Line<'a> {
     Save(&'a Path),
     Help,
     Exit,
+    /// A command as it is not used, and how it is.
+    Misused(&'a str, &'static str),
     Unknown(&'a str),
 }
 
@@ -50,7 +52,10 @@ pub fn parse(input: &str) -> Line<'_> {
         ("/save", path) if !path.is_empty() => Line::Save(Path::new(path)),
         ("/help", "") => Line::Help,
         ("/exit" | "/quit", "") => Line::Exit,
-        ("/save", _) => Line::Unknown("/save"),
+        ("/save", _) => Line::Misused(name, "/save FILE, as in /save talk.jsonl"),
+        ("/reset" | "/help" | "/exit" | "/quit", _) => {
+            Line::Misused(name, "nothing stands after /reset, /help and /exit")
+        }
         _ if is_command(name) => Line::Unknown(name),
         _ => Line::Say(input),
     }
@@ -63,6 +68,9 @@ fn is_command(name: &str) -> bool {
 
 /// Writes the conversation as one record in the `messages` format, to a file that does not exist yet.
 pub fn save(session: &ChatSession<'_>, path: &Path) -> Result<()> {
+    if session.history().is_empty() {
+        return Err(Report::input("there is no conversation to save yet").with_hint("say something first"));
+    }
     if path.exists() {
         let report = Report::input(format!("`{}` exists already", path.display()));
         return Err(report.with_hint("choose another name: nothing is overwritten"));
@@ -82,7 +90,8 @@ mod tests {
         assert_eq!(parse("/save a b.jsonl"), Line::Save(Path::new("a b.jsonl")));
         assert_eq!(parse("/quit"), Line::Exit);
         assert_eq!(parse("/rest"), Line::Unknown("/rest"));
-        assert_eq!(parse("/save"), Line::Unknown("/save"));
+        assert!(matches!(parse("/save"), Line::Misused("/save", _)));
+        assert!(matches!(parse("/reset now"), Line::Misused("/reset", _)));
         for text in ["/", "1/2", "/etc/passwd 是什么？", "你好"] {
             assert_eq!(parse(text), Line::Say(text));
         }

@@ -1,6 +1,7 @@
 //! `danlu chat`: talk with a base, an adapter or a merged model.
 
 mod line;
+mod sampling;
 
 use std::io::{self, BufRead, IsTerminal};
 use std::ops::ControlFlow;
@@ -9,7 +10,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use clap::Args;
-use danlu_generate::{ChatSession, GenerateOptions, Reply, Sampling, StopReason};
+use danlu_generate::{ChatSession, GenerateOptions, Reply, StopReason};
 use danlu_kernels::DType;
 use danlu_model::Decoder;
 use rustyline::error::ReadlineError;
@@ -20,7 +21,9 @@ use crate::interrupt;
 use crate::printer::{Look, Printer};
 use crate::report::{Report, Result};
 use crate::text;
+use crate::usage::at_least_one;
 use line::Line;
+pub use sampling::SamplingArgs;
 
 /// Examples under `--help`.
 pub const EXAMPLES: &str = "\
@@ -56,60 +59,16 @@ pub struct ChatArgs {
     #[command(flatten)]
     pub sampling: SamplingArgs,
     /// Longest reply, in tokens
-    #[arg(long, value_name = "N", default_value_t = 512, help_heading = "Reply")]
+    #[arg(long, value_name = "N", default_value_t = 512, value_parser = at_least_one, help_heading = "Reply")]
     pub max_new_tokens: usize,
     /// Longest conversation, in tokens; older turns are left out [default: the model's, at most 8192]
-    #[arg(long, value_name = "N", help_heading = "Reply")]
+    #[arg(long, value_name = "N", value_parser = at_least_one, help_heading = "Reply")]
     pub context: Option<usize>,
     /// What products are computed in: f32 or bf16
     #[arg(long, value_name = "TYPE", default_value = "f32", value_parser = products, help_heading = "Machine")]
     pub dtype: DType,
     #[command(flatten)]
     pub compute: ComputeArgs,
-}
-
-/// How tokens are chosen, where the model's `generation_config.json` is to be overruled.
-#[derive(Args, Clone, Debug, Default)]
-pub struct SamplingArgs {
-    /// 0 always takes the likeliest token [default: the model's, else 0.7]
-    #[arg(long, value_name = "T", help_heading = "Reply")]
-    pub temperature: Option<f32>,
-    /// Keep the fewest tokens whose probabilities reach this [default: the model's, else 0.9]
-    #[arg(long, value_name = "P", help_heading = "Reply")]
-    pub top_p: Option<f32>,
-    /// Keep this many of the likeliest tokens; 0 keeps all [default: the model's, else 0]
-    #[arg(long, value_name = "K", help_heading = "Reply")]
-    pub top_k: Option<usize>,
-    /// Keep tokens at least this times as probable as the likeliest [default: the model's, else 0]
-    #[arg(long, value_name = "P", help_heading = "Reply")]
-    pub min_p: Option<f32>,
-    /// Above 1, words already used become less likely [default: the model's, else 1]
-    #[arg(long, value_name = "X", help_heading = "Reply")]
-    pub repetition_penalty: Option<f32>,
-    /// The same seed and words give the same reply
-    #[arg(long, value_name = "SEED", default_value_t = 0, help_heading = "Reply")]
-    pub seed: u64,
-}
-
-impl SamplingArgs {
-    /// Flags over the model's own over ours.
-    pub fn resolve(&self, model: &serde_json::Value) -> Sampling {
-        let own = |name: &str| model.get(name).and_then(serde_json::Value::as_f64);
-        let float =
-            |flag: Option<f32>, name: &str, ours: f32| flag.unwrap_or(own(name).map_or(ours, |v| v as f32));
-        // Without `do_sample` the figures beside it are transformers' defaults, which it does not use either.
-        let model_samples = model.get("do_sample").and_then(serde_json::Value::as_bool).unwrap_or(false);
-        let or_ours =
-            |flag, name, ours| if model_samples { float(flag, name, ours) } else { flag.unwrap_or(ours) };
-        Sampling {
-            temperature: or_ours(self.temperature, "temperature", 0.7),
-            top_p: or_ours(self.top_p, "top_p", 0.9),
-            top_k: self.top_k.unwrap_or(own("top_k").filter(|_| model_samples).map_or(0, |k| k as usize)),
-            min_p: or_ours(self.min_p, "min_p", 0.0),
-            repetition_penalty: float(self.repetition_penalty, "repetition_penalty", 1.0),
-            seed: self.seed,
-        }
-    }
 }
 
 /// Talks until there is nothing more to say.
@@ -125,8 +84,13 @@ pub fn run(args: &ChatArgs, printer: &Printer) -> Result<()> {
     let options = GenerateOptions {
         max_new_tokens: args.max_new_tokens,
         stop_ids: Default::default(),
-        sampling: args.sampling.resolve(&loaded.generation_config()?),
+        sampling: args.sampling.resolve(&loaded.place().base)?,
     };
+    let most = loaded.decoder.config().max_position_embeddings;
+    if let Some(context) = args.context.filter(|context| *context > most) {
+        let text = format!("`--context` is {context}, and the model was made for {most} tokens");
+        return Err(Report::input(text).with_hint(format!("--context {most}, or leave it out")));
+    }
     let context = args.context.unwrap_or(DEFAULT_CONTEXT);
     let mut session = ChatSession::new(&loaded.decoder, &loaded.tokenizer, loaded.lora(), context, options)?;
     session.set_system(args.system.clone().or_else(|| loaded.default_system.clone()));
@@ -174,15 +138,34 @@ fn talk(mut session: ChatSession<'_>, loaded: &Loaded, printer: &Printer) -> Res
     }
 }
 
-/// A conversation read from a pipe, one message on each line.
+/// A conversation read from a pipe, one message on each line. A line that cannot be followed is reported where it
+/// stands, and again by the exit code.
 fn piped(mut session: ChatSession<'_>, printer: &Printer) -> Result<()> {
+    let mut failed = 0;
     for input in io::stdin().lock().lines() {
-        let input = input.map_err(|error| Report::input(format!("cannot read standard input: {error}")))?;
-        if !input.trim().is_empty() && obey_or_answer(&mut session, &input, printer)?.is_break() {
-            break;
+        let input = input.map_err(|error| {
+            let text = match error.kind() {
+                io::ErrorKind::InvalidData => "standard input is not UTF-8".to_owned(),
+                _ => format!("cannot read standard input: {error}"),
+            };
+            Report::input(text)
+        })?;
+        if input.trim().is_empty() {
+            continue;
+        }
+        match obey_or_answer(&mut session, &input, printer) {
+            Ok(ControlFlow::Continue(())) => {}
+            Ok(ControlFlow::Break(())) => break,
+            Err(report) => {
+                failed += 1;
+                printer.say(report.render(printer.err_color()).trim_end());
+            }
         }
     }
-    Ok(())
+    match failed {
+        0 => Ok(()),
+        n => Err(Report::input(format!("{} could not be followed, see above", text::counted(n, "line")))),
+    }
 }
 
 /// A command is obeyed, anything else answered.
@@ -211,10 +194,14 @@ fn obey_or_answer(session: &mut ChatSession<'_>, input: &str, printer: &Printer)
         }
         Line::Help => printer.say(printer.pick(line::HELP_ZH, line::HELP_EN)),
         Line::Exit => return Ok(ControlFlow::Break(())),
+        Line::Misused(name, usage) => {
+            return Err(Report::input(format!("`{name}` is not used like this")).with_hint(usage));
+        }
         Line::Unknown(name) => {
             let report = Report::input(format!("unknown command `{name}`"));
-            let hint = text::nearest(name, line::NAMES).map(|near| format!("did you mean `{near}`?"));
-            return Err(report.with_hint(hint.unwrap_or_else(|| "/help lists the commands".to_owned())));
+            let known = format!("the commands are {}", line::NAMES.join(" "));
+            let hint = danlu_data::nearest(name, line::NAMES).map(|near| format!("did you mean `{near}`?"));
+            return Err(report.with_hint(hint.unwrap_or(known)));
         }
     }
     Ok(ControlFlow::Continue(()))
@@ -244,7 +231,7 @@ fn note(reply: &Reply, printer: &Printer) {
     if n > 0 {
         printer.warn(&printer.pick(
             format!("上下文已满，最早的 {n} 条消息没有带上（--context 可加长）"),
-            format!("the context is full: the oldest {n} messages were left out (--context makes room)"),
+            format!("the context is full: the oldest {n} messages were left out (--context may make room)"),
         ));
     }
     let generated = &reply.generated;

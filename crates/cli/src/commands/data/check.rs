@@ -3,9 +3,9 @@
 use std::path::PathBuf;
 
 use clap::Args;
-use danlu_data::{BadRecord, Check, Dataset, Source, check, read};
+use danlu_data::{BadRecord, Check, Dataset, Source, UnknownKey, check, read};
 
-use super::DataArgs;
+use super::{DEFAULT_MAX_LENGTH, DataArgs, place};
 use crate::printer::{Look, Printer};
 use crate::report::{Report, Result};
 use crate::text;
@@ -32,7 +32,7 @@ pub struct CheckArgs {
 /// Checks every record.
 ///
 /// # Errors
-/// If a file cannot be read, or a record is bad: `train` would refuse it.
+/// If a file cannot be read, a record is bad (`train` would refuse it), or nothing would be left to train on.
 pub fn run(args: &CheckArgs, printer: &Printer) -> Result<()> {
     let datasets =
         args.files.iter().map(|file| read(file, args.data.format)).collect::<Result<Vec<Dataset>, _>>()?;
@@ -50,11 +50,11 @@ pub fn run(args: &CheckArgs, printer: &Printer) -> Result<()> {
     let limit = if args.all { usize::MAX } else { MAX_LISTED };
     list_places(&found, limit, printer);
     list_bad(&found.bad, limit, printer);
-    verdict(&found, printer)
+    verdict(args, &datasets, &found, printer)
 }
 
 fn row(printer: &Printer, zh: &str, en: &str, value: String) {
-    printer.out(&format!("{} {value}", text::pad(printer.pick(zh, en), 18)));
+    printer.out_behind(&text::pad(printer.pick(zh, en), 19), &value);
 }
 
 fn print_counts(found: &Check, args: &CheckArgs, printer: &Printer) {
@@ -63,7 +63,7 @@ fn print_counts(found: &Check, args: &CheckArgs, printer: &Printer) {
         printer.out(&printer.data(Look::Bold, &format!("{name} · {format} · {size}")));
     }
     let n = |n: usize| text::thousands(n as u64);
-    row(printer, "记录", "records", n(found.records));
+    row(printer, "记录", "records", n(all_records(found)));
     let lengths = &found.lengths;
     let (min, median, mean, max) = (lengths.min(), lengths.quantile(0.5), lengths.mean(), lengths.max());
     row(
@@ -86,21 +86,33 @@ fn print_counts(found: &Check, args: &CheckArgs, printer: &Printer) {
         ),
     );
     let max = args.data.max_length;
-    let limit = printer.pick(format!("（上限 {max}）"), format!(" (limit {max})"));
-    row(printer, "缩短", "shortened", format!("{}{limit}", n(found.shortened.len())));
-    row(printer, "舍去", "dropped", n(found.dropped.len()));
-    row(printer, "无训练词元", "nothing trained", n(found.untrained.len()));
-    row(printer, "重复", "duplicates", n(found.duplicates.len()));
-    row(printer, "同问异答", "same question", n(found.same_question));
-    let bad = format!(
-        "{}{}",
-        n(found.bad.len()),
-        printer.pick(
-            format!("（其中空记录 {}）", n(found.empty())),
-            format!(" ({} of them empty)", n(found.empty())),
-        )
+    let limit = printer.pick(
+        format!("（长于 --max-length {max}，从问题开头截）"),
+        format!(" (longer than --max-length {max}: the question loses its front)"),
     );
-    row(printer, "坏记录", "bad", bad);
+    let limit = if found.shortened.is_empty() { String::new() } else { limit };
+    row(printer, "缩短", "shortened", format!("{}{limit}", n(found.shortened.len())));
+    let limit = printer.pick(
+        format!("（答案在 --max-length {max} 以内放不下）"),
+        format!(" (the answer does not fit in --max-length {max})"),
+    );
+    let limit = if found.dropped.is_empty() { String::new() } else { limit };
+    row(printer, "舍去", "dropped", format!("{}{limit}", n(found.dropped.len())));
+    row(printer, "重复", "duplicates", n(found.duplicates.len()));
+    row(printer, "同问异答", "same question", n(found.same_question.len()));
+    row(printer, "未知的键", "unknown keys", n(found.unknown_keys.len()));
+    let empty = printer.pick(
+        format!("（其中空记录 {}）", n(found.empty())),
+        format!(" ({} of them empty)", n(found.empty())),
+    );
+    let empty = if found.empty() == 0 { String::new() } else { empty };
+    row(printer, "坏记录", "bad", format!("{}{empty}", n(found.bad.len())));
+}
+
+/// Records of the files, good and bad.
+fn all_records(found: &Check) -> usize {
+    // A record whose template fails is counted among the readable ones too.
+    found.records + found.files.iter().map(|file| file.bad_records).sum::<usize>()
 }
 
 fn print_histogram(found: &Check, printer: &Printer) {
@@ -110,7 +122,8 @@ fn print_histogram(found: &Check, printer: &Printer) {
     };
     let digits = buckets.iter().map(|bucket| bucket.to.to_string().len()).max().unwrap_or(1);
     let cells = printer.width().min(72).saturating_sub(2 * digits + 14);
-    printer.out(&format!("\n{}", printer.pick("长度分布（词元）", "lengths in tokens")));
+    printer
+        .out(&format!("\n{}", printer.pick("长度分布（词元）：条数", "lengths in tokens: how many records")));
     for bucket in buckets {
         let eighths = (bucket.count * cells * 8).div_ceil(most);
         let mut bar = "█".repeat(eighths / 8);
@@ -122,19 +135,45 @@ fn print_histogram(found: &Check, printer: &Printer) {
 
 /// Records that can be read, but that one may want to look at.
 fn list_places(found: &Check, limit: usize, printer: &Printer) {
-    let plain = |sources: &[Source]| sources.iter().map(ToString::to_string).collect::<Vec<_>>();
+    let at = |source: &Source| place(source, printer);
+    let plain = |sources: &[Source]| sources.iter().map(at).collect::<Vec<_>>();
     let repeated = found.duplicates.iter().map(|(again, first)| {
-        printer.pick(format!("{again} 与 {first} 相同"), format!("{again} repeats {first}"))
+        let (again, first) = (at(again), at(first));
+        printer.pick(format!("{again}与 {first}相同"), format!("{again} repeats {first}"))
     });
+    let asked = found.same_question.iter().map(|(again, first)| {
+        let (again, first) = (at(again), at(first));
+        printer.pick(format!("{again}与 {first}同问"), format!("{again} asks what {first} asks"))
+    });
+    let unknown = found.unknown_keys.iter().map(|unknown| describe(unknown, printer));
     let kinds = [
+        (printer.pick("未知的键：不会读取", "unknown keys, which are not read"), unknown.collect::<Vec<_>>()),
         (printer.pick("舍去：答案放不下", "dropped, the answer does not fit"), plain(&found.dropped)),
-        (printer.pick("没有可训练的词元", "nothing to train on"), plain(&found.untrained)),
         (printer.pick("重复", "duplicates"), repeated.collect()),
+        (
+            printer.pick(
+                "同一个问题，另一个答案（可能是有意的）",
+                "same question, another answer (often meant)",
+            ),
+            asked.collect(),
+        ),
         (printer.pick("缩短", "shortened"), plain(&found.shortened)),
     ];
     for (name, places) in kinds {
         list(name, &places, limit, printer);
     }
+}
+
+fn describe(unknown: &UnknownKey, printer: &Printer) -> String {
+    let UnknownKey { key, count, first, meant } = unknown;
+    let (records, place) = (text::counted(*count as u64, "record"), place(first, printer));
+    let meant = meant.map_or_else(String::new, |meant| {
+        printer.pick(format!("；是否应为 `{meant}`？"), format!("; did you mean `{meant}`?"))
+    });
+    printer.pick(
+        format!("`{key}` 出现在 {count} 条记录中，最早在 {place}{meant}"),
+        format!("`{key}` in {records}, first {place}{meant}"),
+    )
 }
 
 fn list_bad(bad: &[BadRecord], limit: usize, printer: &Printer) {
@@ -148,7 +187,7 @@ fn list(name: &str, lines: &[String], limit: usize, printer: &Printer) {
     }
     printer.out(&format!("\n{}", printer.data(Look::Bold, name)));
     for line in lines.iter().take(limit) {
-        printer.out(&format!("  {}", text::printable(line)));
+        printer.out_behind("  ", &text::printable(line));
     }
     if lines.len() > limit {
         let more = lines.len() - limit;
@@ -159,15 +198,48 @@ fn list(name: &str, lines: &[String], limit: usize, printer: &Printer) {
     }
 }
 
-fn verdict(found: &Check, printer: &Printer) -> Result<()> {
-    if found.bad.is_empty() {
-        printer.tell("\n没有坏记录，可以训练。", "\nno bad records: ready to train.");
-        return Ok(());
+/// Whether `train` would take the data, and with which command.
+fn verdict(args: &CheckArgs, datasets: &[Dataset], found: &Check, printer: &Printer) -> Result<()> {
+    let (bad, usable, dropped) = (found.bad.len(), found.usable(), found.dropped.len());
+    if bad > 0 {
+        let verb = if bad == 1 { "is" } else { "are" };
+        let text = format!("{bad} of {} {verb} bad", text::counted(all_records(found) as u64, "record"));
+        let wrongly_encoded = datasets.iter().zip(&args.files).find_map(|(dataset, file)| {
+            dataset.encoding.map(|encoding| format!("`{}`: {}", file.display(), encoding.hint(file)))
+        });
+        let hint = match usable {
+            0 => "mend them: without them nothing is left to train on".to_owned(),
+            _ => "mend them, or let `danlu train --skip-bad` leave them out".to_owned(),
+        };
+        return Err(Report::input(text).with_hint(wrongly_encoded.unwrap_or(hint)));
     }
-    // A record whose template fails is counted among the readable ones too.
-    let unreadable = found.files.iter().map(|file| file.bad_records).sum::<usize>();
-    let (bad, all) = (found.bad.len(), found.records + unreadable);
-    let noun = if bad == 1 { "records is" } else { "records are" };
-    let hint = "mend them, or let `danlu train --skip-bad` leave them out";
-    Err(Report::input(format!("{bad} of {all} {noun} bad")).with_hint(hint))
+    if usable == 0 {
+        let text = format!(
+            "nothing would be left to train on: {} dropped, as no answer fits in `--max-length` {}",
+            text::counted(dropped as u64, "record"),
+            args.data.max_length
+        );
+        let (shortest, longest) = (found.lengths.min(), found.lengths.max());
+        let hint = format!("raise it: the shortest record takes {shortest} tokens, the longest {longest}");
+        return Err(Report::input(text).with_hint(hint));
+    }
+    let records = text::counted(usable as u64, "record");
+    printer.tell(
+        &format!("\n没有坏记录，可以训练：{} 条。接下来：", text::thousands(usable as u64)),
+        &format!("\nno bad records, {records} to train on. Next:"),
+    );
+    printer.say(&format!("  {}", printer.err(Look::Cyan, &next_command(args))));
+    Ok(())
+}
+
+/// The command that trains on these files.
+fn next_command(args: &CheckArgs) -> String {
+    let base = args.data.base.as_ref().map_or_else(|| "DIR".into(), |base| base.display().to_string());
+    let files: Vec<_> = args.files.iter().map(|file| file.display().to_string()).collect();
+    let name = args.files.first().and_then(|file| file.file_stem()).unwrap_or_default().to_string_lossy();
+    let mut command = format!("danlu train --base {base} --data {} --output out/{name}", files.join(" "));
+    if args.data.max_length != DEFAULT_MAX_LENGTH {
+        command += &format!(" --max-length {}", args.data.max_length);
+    }
+    command
 }

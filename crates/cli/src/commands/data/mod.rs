@@ -8,12 +8,15 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use clap::{Args, Subcommand};
-use danlu_data::{EncodeOptions, Format, Record, encode, read};
+use danlu_data::{EncodeOptions, Format, Record, Source, encode, read};
 use danlu_model::{Sequence, Tokenizer};
 
+use crate::commands::no_model;
 use crate::embedded;
 use crate::printer::Printer;
 use crate::report::{Report, Result};
+use crate::text;
+use crate::usage::at_least_one;
 
 /// Examples under `--help`.
 pub const EXAMPLES: &str = "\
@@ -22,12 +25,17 @@ Examples:
   danlu data check huanhuan.json more.jsonl --base models/base-28m --max-length 256
   danlu data check chat.json --format sharegpt";
 
+/// `--max-length` where it is not given, as `danlu train` has it.
+const DEFAULT_MAX_LENGTH: usize = 384;
+
 /// What to do with data.
 #[derive(Subcommand, Clone, Debug)]
 pub enum DataCommand {
     /// Show records as the model sees them: rendered text, token ids, and what is trained
+    #[command(allow_negative_numbers = true)]
     Preview(preview::PreviewArgs),
     /// Count, measure, and name every record that has a fault
+    #[command(allow_negative_numbers = true)]
     Check(check::CheckArgs),
 }
 
@@ -41,7 +49,7 @@ pub struct DataArgs {
     #[arg(long, value_name = "FORMAT", value_parser = format)]
     pub format: Option<Format>,
     /// Longest record in tokens; longer ones lose the front of their question
-    #[arg(long, value_name = "TOKENS", default_value_t = 384)]
+    #[arg(long, value_name = "TOKENS", default_value_t = DEFAULT_MAX_LENGTH, value_parser = at_least_one)]
     pub max_length: usize,
     /// System message of conversations that bring none, as `danlu train --default-system`
     #[arg(long, value_name = "TEXT")]
@@ -55,7 +63,7 @@ impl DataArgs {
     /// The base's tokenizer, or the embedded one.
     fn tokenizer(&self, printer: &Printer) -> Result<Tokenizer> {
         if let Some(base) = &self.base {
-            return Ok(Tokenizer::read(base)?);
+            return Ok(Tokenizer::read(no_model::unless_base(base)?)?);
         }
         printer.tell(
             &format!("没有给出 --base：用内置 {} 的分词器与模板", embedded::BASE_NAME),
@@ -74,6 +82,12 @@ impl DataArgs {
             default_system: self.default_system.clone(),
         }
     }
+}
+
+/// Where a record stands, in the language of talk.
+fn place(source: &Source, printer: &Printer) -> String {
+    let (file, line, number) = (source.file.display(), source.line, source.index + 1);
+    printer.pick(format!("{file}:{line}（第 {number} 条）"), source.to_string())
 }
 
 /// Runs one of them.
@@ -105,9 +119,26 @@ pub struct HeldOut {
     pub records: Vec<Record>,
     /// Their tokens, in the same order.
     pub sequences: Vec<Sequence>,
+    /// How many records of the file could not be used.
+    pub left_out: usize,
 }
 
 impl HeldOut {
+    /// Says how many records of `file` could not be used.
+    pub fn warn(&self, file: &Path, printer: &Printer) {
+        let n = self.left_out;
+        if n > 0 {
+            printer.warn(&printer.pick(
+                format!("`{0}` 中有 {n} 条记录用不上（danlu data check {0} 说明原因）", file.display()),
+                format!(
+                    "{} of `{1}` cannot be used: `danlu data check {1}` says why",
+                    text::counted(n as u64, "record"),
+                    file.display()
+                ),
+            ));
+        }
+    }
+
     /// Keeps the records that `other` holds too.
     pub fn keep_common(&mut self, other: &Self) {
         let theirs: HashSet<usize> = other.records.iter().map(|record| record.source.index).collect();
@@ -119,7 +150,7 @@ impl HeldOut {
 }
 
 /// Reads at most `limit` records to measure on, spread evenly over the file; 0 reads all. Bad records and
-/// those without an answer are left out, and counted aloud.
+/// those without an answer are left out, and counted.
 ///
 /// # Errors
 /// If the file cannot be read, or nothing can be measured on.
@@ -129,7 +160,6 @@ pub fn read_held_out(
     tokenizer: &Tokenizer,
     options: &EncodeOptions,
     limit: usize,
-    printer: &Printer,
 ) -> Result<HeldOut> {
     let dataset = read(file, format)?;
     let bad = dataset.bad.len();
@@ -138,7 +168,7 @@ pub fn read_held_out(
     let mut wanted = (0..count).map(|i| i * total / count).peekable();
     let chosen = dataset.records.into_iter().enumerate().filter(|(i, _)| wanted.next_if_eq(i).is_some());
 
-    let mut held_out = HeldOut { records: Vec::new(), sequences: Vec::new() };
+    let mut held_out = HeldOut { records: Vec::new(), sequences: Vec::new(), left_out: 0 };
     for (_, record) in chosen {
         if let Ok(encoded) = encode(&record, tokenizer, options)
             && encoded.sequence.trained_tokens() > 0
@@ -147,16 +177,10 @@ pub fn read_held_out(
             held_out.sequences.push(encoded.sequence);
         }
     }
-    let left_out = bad + count - held_out.records.len();
-    if left_out > 0 {
-        printer.warn(&printer.pick(
-            format!("{} 中有 {left_out} 条记录用不上", file.display()),
-            format!("{left_out} records of {} cannot be used", file.display()),
-        ));
-    }
+    held_out.left_out = bad + count - held_out.records.len();
     if held_out.records.is_empty() {
         let text = format!("`{}` holds no record to measure on", file.display());
-        return Err(Report::input(text).with_hint(format!("danlu data check {}", file.display())));
+        return Err(Report::input(text).with_hint(format!("`danlu data check {}` says why", file.display())));
     }
     Ok(held_out)
 }

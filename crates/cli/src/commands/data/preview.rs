@@ -5,10 +5,11 @@ use std::path::PathBuf;
 use clap::Args;
 use danlu_data::{Token, Truncation, encode, preview, read};
 
-use super::DataArgs;
+use super::{DataArgs, place};
 use crate::printer::{Look, Printer};
 use crate::report::{Report, Result};
 use crate::text;
+use crate::usage::at_least_one;
 
 /// The flags of `danlu data preview`.
 #[derive(Args, Clone, Debug)]
@@ -16,7 +17,7 @@ pub struct PreviewArgs {
     /// Data file
     pub file: PathBuf,
     /// Records to show
-    #[arg(short = 'n', long, value_name = "N", default_value_t = 3)]
+    #[arg(short = 'n', long, value_name = "N", default_value_t = 3, value_parser = at_least_one)]
     pub records: usize,
     #[command(flatten)]
     pub data: DataArgs,
@@ -35,7 +36,7 @@ pub fn run(args: &PreviewArgs, printer: &Printer) -> Result<()> {
         return Err(Report::input(format!("`{}` has no good record to show", args.file.display()))
             .with_details(details));
     }
-    for (i, record) in dataset.records.iter().take(args.records).enumerate() {
+    for record in dataset.records.iter().take(args.records) {
         let encoded = match encode(record, &tokenizer, &args.data.options()) {
             Ok(encoded) => encoded,
             Err(bad) => {
@@ -44,10 +45,11 @@ pub fn run(args: &PreviewArgs, printer: &Printer) -> Result<()> {
             }
         };
         let tokens = preview(&encoded, &tokenizer);
-        let (n, trained, source) = (tokens.len(), encoded.sequence.trained_tokens(), &record.source);
+        let (n, trained, source) =
+            (tokens.len(), encoded.sequence.trained_tokens(), place(&record.source, printer));
         let title = printer.pick(
-            format!("第 {}/{total} 条 · {source} · {format} · {n} 词元，训练 {trained} 个", i + 1),
-            format!("record {} of {total} · {source} · {format} · {n} tokens, {trained} trained", i + 1),
+            format!("{source}· {format} · {n} 词元，训练 {trained} 个"),
+            format!("{source} · {format} · {}, {trained} trained", text::counted(n as u64, "token")),
         );
         printer.out(&printer.data(Look::Bold, &title));
         print_tokens(&tokens, printer);
@@ -66,11 +68,20 @@ pub fn run(args: &PreviewArgs, printer: &Printer) -> Result<()> {
         printer.out("");
     }
     legend(printer);
+    let shown = args.records.min(total);
+    if shown < total {
+        let (shown, total) = (text::thousands(shown as u64), text::thousands(total as u64));
+        printer.tell(
+            &format!("共 {total} 条，显示了 {shown} 条（-n N 显示更多）"),
+            &format!("{shown} of {total} records shown (-n N shows more)"),
+        );
+    }
     if !dataset.bad.is_empty() {
         let (n, file) = (dataset.bad.len(), args.file.display());
+        let verb = if n == 1 { "is" } else { "are" };
         printer.warn(&printer.pick(
             format!("另有 {n} 条坏记录：danlu data check {file}"),
-            format!("there are {n} bad records too: danlu data check {file}"),
+            format!("there {verb} {} too: danlu data check {file}", text::counted(n as u64, "bad record")),
         ));
     }
     Ok(())

@@ -11,8 +11,9 @@ use danlu_train::{LrSchedulerType, Precision, TrainSettings};
 use crate::commands::ComputeArgs;
 use crate::commands::data::format;
 use crate::commands::nearby;
-use crate::config_file::{ConfigFile, usage};
+use crate::config_file::ConfigFile;
 use crate::report::{Report, Result};
+use crate::usage::usage;
 
 /// Name of the file in the output folder that holds every setting of the run.
 pub const RUN_FILE: &str = "run.toml";

@@ -17,12 +17,12 @@ use danlu_train::{
 };
 
 use crate::commands::context::check_context;
-use crate::commands::{loaded, replies};
+use crate::commands::{loaded, no_model, replies};
 use crate::interrupt;
 use crate::printer::{Look, Printer};
 use crate::report::{Report, Result};
 use crate::text;
-pub use args::{AdapterArgs, EXAMPLES, Run, TrainArgs};
+pub use args::{AdapterArgs, EXAMPLES, RUN_FILE, Run, TrainArgs};
 use forecast::Gauge;
 use prepare::Prepared;
 use progress::Progress;
@@ -59,7 +59,7 @@ pub fn run(run: &Run, printer: &Printer) -> Result<()> {
 /// As [`run`].
 pub fn execute(run: &Run, printer: &Printer) -> Result<Outcome> {
     let mut gauge = Gauge::new();
-    let config = ModelConfig::read(&run.base)?;
+    let config = ModelConfig::read(no_model::unless_base(&run.base)?)?;
     let tokenizer = Tokenizer::read(&run.base)?;
     tokenizer.check_fits(&config)?;
     let run = &with_date(run, &tokenizer);

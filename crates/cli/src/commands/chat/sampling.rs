@@ -1,0 +1,196 @@
+//! How tokens are chosen: flags over the model's `generation_config.json` over ours.
+
+use std::path::{Path, PathBuf};
+
+use clap::Args;
+use danlu_data::JsonFault;
+use danlu_generate::Sampling;
+use danlu_model::{ModelError, files};
+use serde_json::{Map, Value};
+
+use crate::report::{Report, Result};
+
+/// Largest `generation_config.json` that is read, in bytes.
+const LIMIT: u64 = 1 << 20;
+
+/// How tokens are chosen, where the model's `generation_config.json` is to be overruled.
+#[derive(Args, Clone, Debug, Default)]
+pub struct SamplingArgs {
+    /// 0 always takes the likeliest token [default: the model's, else 0.7]
+    #[arg(long, value_name = "T", help_heading = "Reply")]
+    pub temperature: Option<f32>,
+    /// Keep the fewest tokens whose probabilities reach this [default: the model's, else 0.9]
+    #[arg(long, value_name = "P", help_heading = "Reply")]
+    pub top_p: Option<f32>,
+    /// Keep this many of the likeliest tokens; 0 keeps all [default: the model's, else 0]
+    #[arg(long, value_name = "K", help_heading = "Reply")]
+    pub top_k: Option<usize>,
+    /// Keep tokens at least this times as probable as the likeliest [default: the model's, else 0]
+    #[arg(long, value_name = "P", help_heading = "Reply")]
+    pub min_p: Option<f32>,
+    /// Above 1, words already used become less likely [default: the model's, else 1]
+    #[arg(long, value_name = "X", help_heading = "Reply")]
+    pub repetition_penalty: Option<f32>,
+    /// The same seed and words give the same reply
+    #[arg(long, value_name = "SEED", default_value_t = 0, help_heading = "Reply")]
+    pub seed: u64,
+}
+
+impl SamplingArgs {
+    /// Flags over what the model in `base` says over ours.
+    ///
+    /// # Errors
+    /// If the model's file is no JSON, or a value that is used is out of range.
+    pub fn resolve(&self, base: &Path) -> Result<Sampling> {
+        let model = GenerationConfig::read(base)?;
+        // Without `do_sample` the figures beside it are transformers' defaults, which it does not use either.
+        let samples = model.flag("do_sample")?;
+        let own = |flag: Option<f32>, name, ours, ok: fn(f32) -> bool, expected| match flag {
+            Some(flag) => Ok::<f32, Report>(flag),
+            None if samples => Ok(model.number(name, ok, expected)?.unwrap_or(ours)),
+            None => Ok(ours),
+        };
+        let positive = |x: f32| x > 0.0 && x.is_finite();
+        let sampling = Sampling {
+            temperature: own(self.temperature, "temperature", 0.7, |x| x >= 0.0, "0 or more")?,
+            top_p: own(self.top_p, "top_p", 0.9, |x| x > 0.0 && x <= 1.0, "above 0 and at most 1")?,
+            min_p: own(self.min_p, "min_p", 0.0, |x| (0.0..=1.0).contains(&x), "between 0 and 1")?,
+            top_k: match self.top_k {
+                Some(top_k) => top_k,
+                None if samples => model.count("top_k")?.unwrap_or(0),
+                None => 0,
+            },
+            repetition_penalty: match self.repetition_penalty {
+                Some(penalty) => penalty,
+                None => model.number("repetition_penalty", positive, "above 0")?.unwrap_or(1.0),
+            },
+            seed: self.seed,
+        };
+        // What is out of range now came from a flag.
+        sampling.check()?;
+        Ok(sampling)
+    }
+}
+
+/// A model's `generation_config.json`; empty where there is none.
+struct GenerationConfig {
+    path: PathBuf,
+    values: Map<String, Value>,
+}
+
+impl GenerationConfig {
+    fn read(folder: &Path) -> Result<Self> {
+        let path = folder.join("generation_config.json");
+        if !path.is_file() {
+            return Ok(Self { path, values: Map::new() });
+        }
+        let bytes = files::read_bounded(&path, LIMIT)?;
+        match serde_json::from_slice(&bytes) {
+            Ok(Value::Object(values)) => Ok(Self { path, values }),
+            Ok(_) => {
+                let text = format!("`{}` holds no JSON object", path.display());
+                Err(Report::input(text).with_hint("fetch the file again, or remove it"))
+            }
+            Err(error) => {
+                let JsonFault { found, expected } = JsonFault::new(&error, None);
+                let place = format!("{}:{}:{}", path.display(), error.line(), error.column());
+                let text = format!("`{place}`: found {found}, expected {expected}");
+                Err(Report::input(text).with_hint("fetch the file again, or remove it"))
+            }
+        }
+    }
+
+    /// A value that is there; `null` is not, as in Python.
+    fn get(&self, name: &str) -> Option<&Value> {
+        self.values.get(name).filter(|value| !value.is_null())
+    }
+
+    fn flag(&self, name: &str) -> Result<bool> {
+        match self.get(name) {
+            None => Ok(false),
+            Some(Value::Bool(flag)) => Ok(*flag),
+            Some(other) => Err(self.wrong(name, other, "true or false")),
+        }
+    }
+
+    fn number(&self, name: &str, ok: impl Fn(f32) -> bool, expected: &str) -> Result<Option<f32>> {
+        let Some(value) = self.get(name) else { return Ok(None) };
+        match value.as_f64().map(|number| number as f32).filter(|number| number.is_finite() && ok(*number)) {
+            Some(number) => Ok(Some(number)),
+            None => Err(self.wrong(name, value, expected)),
+        }
+    }
+
+    fn count(&self, name: &str) -> Result<Option<usize>> {
+        let Some(value) = self.get(name) else { return Ok(None) };
+        match value.as_u64().and_then(|count| usize::try_from(count).ok()) {
+            Some(count) => Ok(Some(count)),
+            None => Err(self.wrong(name, value, "a whole number, 0 or more")),
+        }
+    }
+
+    /// The value would be used, as no flag overrules it.
+    fn wrong(&self, name: &str, value: &Value, expected: &str) -> Report {
+        let error = ModelError::Field {
+            path: self.path.clone(),
+            field: name.to_owned(),
+            found: value.to_string().chars().take(60).collect(),
+            expected: expected.to_owned(),
+        };
+        let flag = name.replace('_', "-");
+        Report::from(error).with_hint(match name {
+            "do_sample" => "mend the file, or remove it".to_owned(),
+            _ => format!("mend the file, or overrule it with `--{flag}`"),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    fn resolve(config: &str, args: &SamplingArgs) -> Result<Sampling, String> {
+        let folder = tempfile::tempdir().unwrap();
+        fs::write(folder.path().join("generation_config.json"), config).unwrap();
+        let path = folder.path().display().to_string();
+        args.resolve(folder.path()).map_err(|report| report.render(false).replace(&path, "base"))
+    }
+
+    #[test]
+    fn flags_win_over_the_model_and_the_model_over_ours() {
+        let config = r#"{"do_sample": true, "temperature": 0.6, "top_k": 40, "top_p": null}"#;
+        let found = resolve(config, &SamplingArgs::default()).unwrap();
+        assert_eq!((found.temperature, found.top_k, found.top_p), (0.6, 40, 0.9));
+        let args = SamplingArgs { temperature: Some(0.0), ..SamplingArgs::default() };
+        assert_eq!(resolve(config, &args).unwrap().temperature, 0.0);
+        let idle = r#"{"temperature": 0.6, "repetition_penalty": 1.1}"#;
+        let found = resolve(idle, &SamplingArgs::default()).unwrap();
+        assert_eq!((found.temperature, found.repetition_penalty), (0.7, 1.1), "without `do_sample`");
+    }
+
+    #[test]
+    fn a_value_no_model_can_have_is_named_with_its_file() {
+        let wrong = |config: &str| resolve(config, &SamplingArgs::default()).unwrap_err();
+        assert_eq!(
+            wrong(r#"{"do_sample": true, "temperature": -4}"#),
+            "error: `base/generation_config.json`: `temperature` is -4, expected 0 or more\n\n\
+             hint: mend the file, or overrule it with `--temperature`\n"
+        );
+        for (config, told) in [
+            (r#"{"do_sample": 1}"#, "`do_sample` is 1, expected true or false"),
+            (r#"{"do_sample": true, "top_k": -1}"#, "`top_k` is -1, expected a whole number, 0 or more"),
+            (r#"{"do_sample": true, "top_p": "x"}"#, "`top_p` is \"x\", expected above 0 and at most 1"),
+            (r#"{"repetition_penalty": 0}"#, "`repetition_penalty` is 0, expected above 0"),
+            ("[]", "holds no JSON object"),
+            ("{\n  \"a\": ", "generation_config.json:2:7`: found nothing, expected a value"),
+        ] {
+            assert!(wrong(config).contains(told), "{}", wrong(config));
+        }
+        let args = SamplingArgs { temperature: Some(0.5), ..SamplingArgs::default() };
+        assert!(resolve(r#"{"do_sample": true, "temperature": -4}"#, &args).is_ok(), "overruled");
+        let args = SamplingArgs { top_p: Some(2.0), ..SamplingArgs::default() };
+        assert!(resolve("{}", &args).unwrap_err().starts_with("error: `top-p` is 2, expected"));
+    }
+}

@@ -1,0 +1,215 @@
+//! Mistakes in the command line: clap finds them, and they are told in our words.
+
+use std::any::TypeId;
+
+use clap::error::{ContextKind, ContextValue, ErrorKind};
+use clap::{Command, Error};
+
+use crate::report::Report;
+
+/// Lets every flag that takes a fraction take a negative one too, `-1e-4` among them, so that the flag's own
+/// check can say what it expects. clap alone takes a leading `-` for another flag.
+pub fn accept_negative(command: Command) -> Command {
+    let fraction = |id: &dyn Fn(TypeId) -> bool| id(TypeId::of::<f64>()) || id(TypeId::of::<f32>());
+    let command = command.mut_args(|arg| {
+        let parser = arg.get_value_parser().type_id();
+        if fraction(&|id| parser == id) { arg.allow_hyphen_values(true) } else { arg }
+    });
+    command.mut_subcommands(accept_negative)
+}
+
+/// clap's refusal as one of our reports.
+pub fn usage(error: &Error) -> Report {
+    let (arg, value) = (text(error, ContextKind::InvalidArg), text(error, ContextKind::InvalidValue));
+    let synopsis = synopsis(error);
+    let program = synopsis.split(" [").next().unwrap_or_default().split(" <").next().unwrap_or_default();
+    let with = |report: Report, hint: Option<String>| match hint {
+        Some(hint) => report.with_hint(hint),
+        None => report,
+    };
+    let meant = |kind| text(error, kind).map(|near| format!("did you mean `{near}`?"));
+    match (error.kind(), arg, value) {
+        (ErrorKind::InvalidSubcommand, ..) => {
+            let name = text(error, ContextKind::InvalidSubcommand).unwrap_or_default();
+            let hint = meant(ContextKind::SuggestedSubcommand)
+                .unwrap_or_else(|| format!("`{program} --help` lists the commands"));
+            Report::input(format!("unknown command `{name}`")).with_hint(hint)
+        }
+        (ErrorKind::UnknownArgument, Some(arg), _) if arg.starts_with('-') => {
+            let hint = meant(ContextKind::SuggestedArg)
+                .or_else(|| (!program.is_empty()).then(|| format!("`{program} --help` lists the flags")));
+            with(Report::input(format!("unknown flag `{arg}`")), hint)
+        }
+        (ErrorKind::UnknownArgument, Some(arg), _) => {
+            let report = Report::input(format!("nothing takes the argument `{arg}`"));
+            with(report, (!synopsis.is_empty()).then(|| synopsis.clone()))
+        }
+        (ErrorKind::MissingRequiredArgument, Some(args), _) => {
+            let verb = if args.contains("`, `") { "are" } else { "is" };
+            let report = Report::input(format!("`{args}` {verb} missing"));
+            with(report, (!synopsis.is_empty()).then(|| synopsis.clone()))
+        }
+        (ErrorKind::InvalidValue, Some(arg), Some(value)) if value.is_empty() => {
+            Report::input(format!("`{arg}` needs a value"))
+        }
+        (ErrorKind::InvalidValue, Some(arg), Some(value)) => {
+            let known = text(error, ContextKind::ValidValue).unwrap_or_default().replace('`', "");
+            Report::input(format!("invalid value `{value}` for `{arg}`: expected one of {known}"))
+        }
+        (ErrorKind::ValueValidation, Some(arg), Some(value)) => {
+            let reason = std::error::Error::source(error).map(ToString::to_string).unwrap_or_default();
+            Report::input(format!("invalid value `{value}` for `{arg}`: {}", plain(&reason)))
+        }
+        (ErrorKind::ArgumentConflict, Some(arg), _) => {
+            let other = text(error, ContextKind::PriorArg).filter(|other| *other != arg);
+            Report::input(match other {
+                Some(other) => format!("`{arg}` and `{other}` exclude each other"),
+                None => format!("`{arg}` is given twice"),
+            })
+        }
+        _ => {
+            let message = error.to_string();
+            let line = message.lines().next().unwrap_or_default();
+            Report::input(line.trim_start_matches("error: ").replace('\'', "`"))
+        }
+    }
+}
+
+/// The report for a command line. A switch that was given a value after a blank is told how to take one.
+pub fn of_line(error: &Error, line: &[String]) -> Report {
+    let report = usage(error);
+    let Some(stray) = text(error, ContextKind::InvalidArg).filter(|arg| !arg.starts_with('-')) else {
+        return report;
+    };
+    let before = line.iter().zip(line.iter().skip(1)).find(|(_, arg)| **arg == stray).map(|(flag, _)| flag);
+    match before.filter(|flag| error.kind() == ErrorKind::UnknownArgument && flag.starts_with("--")) {
+        Some(flag) => report.with_hint(format!("`{flag}` alone switches it on, `{flag}=false` off")),
+        None => report,
+    }
+}
+
+/// A part of clap's error; several are joined by commas, with backticks between them.
+fn text(error: &Error, kind: ContextKind) -> Option<String> {
+    match error.get(kind)? {
+        ContextValue::String(text) => Some(text.clone()),
+        ContextValue::Strings(texts) => Some(texts.join("`, `")),
+        _ => None,
+    }
+}
+
+/// How the command is used, on one line.
+fn synopsis(error: &Error) -> String {
+    let Some(ContextValue::StyledStr(usage)) = error.get(ContextKind::Usage) else { return String::new() };
+    let usage = usage.to_string();
+    usage.trim().trim_start_matches("Usage:").trim().to_owned()
+}
+
+/// What a number's parser says, in words.
+fn plain(reason: &str) -> String {
+    let said = match reason {
+        "invalid digit found in string" | "cannot parse integer from empty string" => {
+            "expected a whole number, 0 or more"
+        }
+        "invalid float literal" | "cannot parse float from empty string" => "expected a number",
+        "number too large to fit in target type" => "expected a smaller number",
+        "number too small to fit in target type" => "expected a larger number",
+        other => {
+            let Some((_, range)) = other.split_once(" is not in ") else { return other.to_owned() };
+            let (from, to) = range.split_once("..").unwrap_or((range, ""));
+            return match to.trim_start_matches('=') {
+                "" => format!("expected a whole number, {from} or more"),
+                to => format!("expected a whole number from {from} to {to}"),
+            };
+        }
+    };
+    said.to_owned()
+}
+
+/// A whole number of at least 1, for flags where 0 would mean nothing.
+pub fn at_least_one(text: &str) -> Result<usize, String> {
+    let number: Option<usize> = text.parse().ok();
+    number.filter(|number| *number > 0).ok_or_else(|| "expected a whole number, 1 or more".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::{Arg, ArgAction, value_parser};
+
+    use super::*;
+
+    fn command() -> Command {
+        let train = Command::new("train")
+            .arg(Arg::new("rate").long("rate").value_name("RATE").value_parser(value_parser!(f64)))
+            .arg(Arg::new("steps").long("steps").value_name("N").value_parser(value_parser!(u64)))
+            .arg(
+                Arg::new("threads")
+                    .long("threads")
+                    .value_name("N")
+                    .value_parser(value_parser!(u16).range(1..=8)),
+            )
+            .arg(Arg::new("batch").long("batch").value_name("N").value_parser(at_least_one))
+            .arg(Arg::new("dtype").long("dtype").value_name("TYPE").value_parser(["f32", "bf16"]))
+            .arg(Arg::new("packing").long("packing").num_args(0..=1).require_equals(true))
+            .arg(Arg::new("all").long("all").action(ArgAction::SetTrue).conflicts_with("steps"));
+        let merge = Command::new("merge")
+            .arg(Arg::new("adapter").required(true).value_name("ADAPTER"))
+            .arg(Arg::new("output").long("output").required(true).value_name("DIR"));
+        accept_negative(Command::new("danlu").subcommand_required(true).subcommand(train).subcommand(merge))
+    }
+
+    fn refusal(line: &str) -> String {
+        let line: Vec<String> = line.split(' ').map(str::to_owned).collect();
+        let error = command().try_get_matches_from(&line).unwrap_err();
+        let report = of_line(&error, &line).render(false);
+        report.strip_prefix("error: ").unwrap().trim_end().replace("\n\nhint: ", " | ")
+    }
+
+    #[test]
+    fn every_mistake_is_told_in_one_sentence() {
+        for (line, told) in [
+            ("danlu tran", "unknown command `tran` | did you mean `train`?"),
+            ("danlu xyz", "unknown command `xyz` | `danlu --help` lists the commands"),
+            ("danlu train --rtae 1", "unknown flag `--rtae` | did you mean `--rate`?"),
+            ("danlu train --zzz", "unknown flag `--zzz` | `danlu train --help` lists the flags"),
+            ("danlu train x", "nothing takes the argument `x` | danlu train [OPTIONS]"),
+            (
+                "danlu train --packing yes",
+                "nothing takes the argument `yes` | `--packing` alone switches it on, `--packing=false` off",
+            ),
+            ("danlu merge a", "`--output <DIR>` is missing | danlu merge --output <DIR> <ADAPTER>"),
+            (
+                "danlu merge",
+                "`--output <DIR>`, `<ADAPTER>` are missing | danlu merge --output <DIR> <ADAPTER>",
+            ),
+            ("danlu train --rate", "`--rate <RATE>` needs a value"),
+            ("danlu train --rate fast", "invalid value `fast` for `--rate <RATE>`: expected a number"),
+            (
+                "danlu train --steps x",
+                "invalid value `x` for `--steps <N>`: expected a whole number, 0 or more",
+            ),
+            (
+                "danlu train --batch 0",
+                "invalid value `0` for `--batch <N>`: expected a whole number, 1 or more",
+            ),
+            (
+                "danlu train --threads 9",
+                "invalid value `9` for `--threads <N>`: expected a whole number from 1 to 8",
+            ),
+            ("danlu train --dtype f8", "invalid value `f8` for `--dtype <TYPE>`: expected one of f32, bf16"),
+            ("danlu train --steps 1 --all", "`--all` and `--steps <N>` exclude each other"),
+            ("danlu train --steps 1 --steps 2", "`--steps <N>` is given twice"),
+        ] {
+            let refused = refusal(line);
+            // Which of two excluding flags clap names first is its own affair.
+            let turned = refused.replace("`--steps <N>` and `--all`", "`--all` and `--steps <N>`");
+            assert_eq!(turned, told, "{line}");
+        }
+    }
+
+    #[test]
+    fn a_negative_fraction_reaches_its_flag() {
+        let matches = command().try_get_matches_from(["danlu", "train", "--rate", "-1e-4"]).unwrap();
+        let (_, train) = matches.subcommand().unwrap();
+        assert_eq!(train.get_one::<f64>("rate"), Some(&-1e-4));
+    }
+}

@@ -1,0 +1,152 @@
+//! What a file that is not UTF-8 seems to be, so that a message can say how to convert it.
+
+use std::path::Path;
+
+/// An encoding that data files come in by mistake.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Encoding {
+    /// UTF-16 with a byte order mark.
+    Utf16,
+    /// UTF-16 without one, the low byte first.
+    Utf16Le,
+    /// UTF-16 without one, the high byte first.
+    Utf16Be,
+    /// Simplified Chinese: GB 18030, and GBK and GB 2312 within it.
+    Gb18030,
+    /// Western European: Windows-1252, and Latin-1 within it.
+    Windows1252,
+}
+
+impl Encoding {
+    /// The encoding by the first bytes of a file: JSON begins with a sign of ASCII, so that one of two bytes of
+    /// UTF-16 is zero.
+    pub(crate) fn of_start(bytes: &[u8]) -> Option<Self> {
+        match bytes {
+            // Half of the mark is enough: neither byte occurs in UTF-8, and a pipe may give one at a time.
+            [0xff | 0xfe, ..] => Some(Self::Utf16),
+            [0, ..] => Some(Self::Utf16Be),
+            [_, 0, ..] => Some(Self::Utf16Le),
+            _ => None,
+        }
+    }
+
+    /// What people call it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Utf16 | Self::Utf16Le | Self::Utf16Be => "UTF-16",
+            Self::Gb18030 => "GB18030 (GBK)",
+            Self::Windows1252 => "Windows-1252 (Latin-1)",
+        }
+    }
+
+    /// How to convert `file`, as a command.
+    pub fn conversion(self, file: &Path) -> String {
+        let from = match self {
+            Self::Utf16 => "UTF-16",
+            Self::Utf16Le => "UTF-16LE",
+            Self::Utf16Be => "UTF-16BE",
+            Self::Gb18030 => "GB18030",
+            Self::Windows1252 => "WINDOWS-1252",
+        };
+        let extension = file.extension().map_or_else(|| "utf8".into(), |e| format!("utf8.{}", e.display()));
+        let quoted = |path: &Path| {
+            let path = path.display().to_string();
+            let plain = path.chars().all(|c| c.is_alphanumeric() || "/._-+".contains(c));
+            if plain { path } else { format!("'{}'", path.replace('\'', "'\\''")) }
+        };
+        format!(
+            "iconv -f {from} -t UTF-8 {} > {}",
+            quoted(file),
+            quoted(Path::new(&file.with_extension(extension)))
+        )
+    }
+
+    /// The hint for a file in this encoding.
+    pub fn hint(self, file: &Path) -> String {
+        format!("it looks like {}; convert it: {}", self.name(), self.conversion(file))
+    }
+}
+
+/// Bytes beyond ASCII, counted as they come in.
+#[derive(Debug, Default)]
+pub(crate) struct Evidence {
+    utf8: bool,
+    /// Those with another such byte beside them, and those alone.
+    paired: usize,
+    alone: usize,
+}
+
+impl Evidence {
+    /// A record that is UTF-8.
+    pub fn utf8(&mut self, text: &str) {
+        self.utf8 |= !text.is_ascii();
+    }
+
+    /// A record that is not.
+    pub fn other(&mut self, bytes: &[u8]) {
+        let (mut whole, mut broken) = (0, 0);
+        for chunk in bytes.utf8_chunks() {
+            whole += chunk.valid().chars().filter(|c| !c.is_ascii()).count();
+            broken += usize::from(!chunk.invalid().is_empty());
+        }
+        self.utf8 |= whole > 0 && whole >= broken;
+        for run in bytes.split(u8::is_ascii).filter(|run| !run.is_empty()) {
+            let count = if run.len() == 1 { &mut self.alone } else { &mut self.paired };
+            *count += run.len();
+        }
+    }
+
+    /// What the file seems to be: Chinese characters take two bytes, most of them both beyond ASCII; letters with
+    /// accents stand among letters without. `None` where it is UTF-8, but for some damage.
+    pub fn encoding(&self) -> Option<Encoding> {
+        match (self.utf8, self.paired, self.alone) {
+            (true, ..) | (_, 0, 0) => None,
+            (_, paired, alone) if paired > alone => Some(Encoding::Gb18030),
+            _ => Some(Encoding::Windows1252),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn seen(records: &[&[u8]]) -> Option<Encoding> {
+        let mut evidence = Evidence::default();
+        for record in records {
+            match std::str::from_utf8(record) {
+                Ok(text) => evidence.utf8(text),
+                Err(_) => evidence.other(record),
+            }
+        }
+        evidence.encoding()
+    }
+
+    #[test]
+    fn chinese_and_western_bytes_are_told_apart() {
+        // printf '你好，甄嬛。' | iconv -t GB18030; printf 'Café déjà' | iconv -t LATIN1
+        let chinese = b"\xc4\xe3\xba\xc3\xa3\xac\xd5\xe7\x8b\xd6\xa1\xa3";
+        let western = b"Caf\xe9 d\xe9j\xe0";
+        assert_eq!(seen(&[b"plain", chinese]), Some(Encoding::Gb18030));
+        assert_eq!(seen(&[western]), Some(Encoding::Windows1252));
+        assert_eq!(seen(&["甄嬛".as_bytes(), western]), None, "damage in a file that is UTF-8");
+        assert_eq!(seen(&["甄嬛".as_bytes(), b"plain"]), None);
+        assert_eq!(
+            seen(&[b"plain", b"\xe7\x94\x84\xe5\xac\x9b\xff"]),
+            None,
+            "damage in the only such record"
+        );
+    }
+
+    #[test]
+    fn a_conversion_can_be_pasted() {
+        assert_eq!(
+            Encoding::Gb18030.conversion(Path::new("data/mine.json")),
+            "iconv -f GB18030 -t UTF-8 data/mine.json > data/mine.utf8.json"
+        );
+        assert_eq!(
+            Encoding::Utf16.conversion(Path::new("my data")),
+            "iconv -f UTF-16 -t UTF-8 'my data' > 'my data.utf8'"
+        );
+    }
+}

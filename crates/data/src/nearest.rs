@@ -1,0 +1,49 @@
+//! The word that a misspelt one was meant to be.
+
+/// The longest word that is compared.
+const MAX_BYTES: usize = 128;
+
+/// The one of `known` that `word` was most likely meant to be, if any is near.
+pub fn nearest<'a>(word: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+    // A key of a file may be as long as the file.
+    if word.len() > MAX_BYTES {
+        return None;
+    }
+    let limit = (word.chars().count() / 3).max(1);
+    let word = word.to_lowercase();
+    known.into_iter().map(|k| (edits(&word, k), k)).filter(|(d, _)| *d <= limit).min().map(|(_, k)| k)
+}
+
+/// Insertions, deletions, replacements and swaps of neighbours that turn `a` into `b` (optimal string
+/// alignment).
+fn edits(a: &str, b: &str) -> usize {
+    let (a, b): (Vec<char>, Vec<char>) = (a.chars().collect(), b.chars().collect());
+    let mut d = vec![vec![0; b.len() + 1]; a.len() + 1];
+    for i in 0..=a.len() {
+        for j in 0..=b.len() {
+            d[i][j] = if i == 0 || j == 0 {
+                i + j
+            } else {
+                let replaced = d[i - 1][j - 1] + usize::from(a[i - 1] != b[j - 1]);
+                let swapped = i > 1 && j > 1 && a[i - 1] == b[j - 2] && a[i - 2] == b[j - 1];
+                let best = replaced.min(d[i - 1][j] + 1).min(d[i][j - 1] + 1);
+                if swapped { best.min(d[i - 2][j - 2] + 1) } else { best }
+            };
+        }
+    }
+    d[a.len()][b.len()]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_typing_mistake_finds_its_word_and_another_word_none() {
+        let known = ["learning-rate", "lora-r", "lora-alpha", "max-steps"];
+        assert_eq!(nearest("lerning-rate", known), Some("learning-rate"));
+        assert_eq!(nearest("lora-aplha", known), Some("lora-alpha"));
+        assert_eq!(nearest("Lora-R", known), Some("lora-r"));
+        assert_eq!(nearest("gradient", known), None);
+    }
+}
