@@ -1,5 +1,6 @@
 //! Dropout factors, drawn many at a time: 0 where an element is dropped, `1 / (1 - p)` where it is kept.
 
+use crate::simd::{Lanes, simd_fn};
 use crate::{Dropout, Isa, rng};
 
 /// `out[i]` = the factor of element `first + i`, the same decision as [`rng::keep`].
@@ -37,9 +38,78 @@ fn factors_any(out: &mut [f32], Dropout { probability, key }: Dropout, first: u6
     }
 }
 
+simd_fn! {
+    /// `x *= factors`.
+    ///
+    /// # Panics
+    /// If the lengths differ.
+    pub fn scale_by(x: &mut [f32], factors: &[f32]) = scale_lanes
+}
+
+#[inline(always)]
+fn scale_lanes<L: Lanes>(x: &mut [f32], factors: &[f32]) {
+    assert_eq!(x.len(), factors.len());
+    for at in (0..x.len()).step_by(L::COUNT) {
+        L::read(x, at).mul(L::read(factors, at)).write(x, at);
+    }
+}
+
+simd_fn! {
+    /// `out = x · factors`.
+    ///
+    /// # Panics
+    /// If the lengths differ.
+    pub fn scaled(out: &mut [f32], x: &[f32], factors: &[f32]) = scaled_lanes
+}
+
+#[inline(always)]
+fn scaled_lanes<L: Lanes>(out: &mut [f32], x: &[f32], factors: &[f32]) {
+    assert!(out.len() == x.len() && x.len() == factors.len());
+    for at in (0..x.len()).step_by(L::COUNT) {
+        L::read(x, at).mul(L::read(factors, at)).write(out, at);
+    }
+}
+
+simd_fn! {
+    /// `out += x · factors`.
+    ///
+    /// # Panics
+    /// If the lengths differ.
+    pub fn add_scaled(out: &mut [f32], x: &[f32], factors: &[f32]) = add_scaled_lanes
+}
+
+#[inline(always)]
+fn add_scaled_lanes<L: Lanes>(out: &mut [f32], x: &[f32], factors: &[f32]) {
+    assert!(out.len() == x.len() && x.len() == factors.len());
+    for at in (0..x.len()).step_by(L::COUNT) {
+        L::read(out, at).add(L::read(x, at).mul(L::read(factors, at))).write(out, at);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn products_with_factors_have_tails() {
+        let numbers = |n: usize, by: f32| (0..n).map(|i| (i as f32 - 7.0) * by).collect::<Vec<_>>();
+        for isa in Isa::supported() {
+            for n in [0, 1, 15, 16, 17, 100] {
+                let (x, f, old) = (numbers(n, 0.5), numbers(n, 2.0), numbers(n, 3.0));
+                let product: Vec<f32> = x.iter().zip(&f).map(|(x, f)| x * f).collect();
+                let (mut out, mut sum, mut place) = (vec![1.0; n], old.clone(), x.clone());
+                scaled(isa, &mut out, &x, &f);
+                scale_by(isa, &mut place, &f);
+                add_scaled(isa, &mut sum, &x, &f);
+                assert_eq!((&out, &place), (&product, &product), "{isa} {n}");
+                assert_eq!(
+                    sum,
+                    old.iter().zip(&product).map(|(o, p)| o + p).collect::<Vec<_>>(),
+                    "{isa} {n}"
+                );
+            }
+        }
+    }
 
     #[test]
     fn factors_decide_as_keep_does() {

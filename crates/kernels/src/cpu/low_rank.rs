@@ -6,7 +6,7 @@
 use std::ops::Range;
 use std::sync::Mutex;
 
-use super::dropout::factors;
+use super::dropout::{add_scaled, factors, scale_by, scaled};
 use super::pool::{Pool, Scratch, SendPtr, lock};
 use crate::gemm::{Ahead, DotJob, Kernels, PackJob, TileJob, View, part};
 use crate::lora::LoraDims;
@@ -145,7 +145,7 @@ impl LowRank {
                 Some(dropout) => {
                     let dropped = &mut dropped.at_least(m * d_in)[..m * d_in];
                     factors(self.isa, dropped, dropout, (row - rows.start) as u64 * d_in as u64);
-                    multiply(dropped, x);
+                    scale_by(self.isa, dropped, x);
                     dropped
                 }
             };
@@ -305,8 +305,7 @@ impl LowRank {
                         let mask = &mut mask[i * COLS..][..n];
                         factors(self.isa, mask, dropout, (first - rows.start * d_in) as u64);
                         let dropped = &mut dropped[i * COLS..][..n];
-                        dropped.copy_from_slice(&inp[first..][..n]);
-                        multiply(dropped, mask);
+                        scaled(self.isa, dropped, &inp[first..][..n], mask);
                     }
                     (x, x_stride) = (dropped.as_ptr(), COLS);
                 }
@@ -348,9 +347,7 @@ impl LowRank {
                     // SAFETY: this task alone touches these columns of `dinp`.
                     let dinp = unsafe { std::slice::from_raw_parts_mut(dinp.at((row + i) * d_in + col), n) };
                     let (product, mask) = (&product[i * COLS..][..n], &mask[i * COLS..][..n]);
-                    for ((d, p), f) in dinp.iter_mut().zip(product).zip(mask) {
-                        *d += p * f;
-                    }
+                    add_scaled(self.isa, dinp, product, mask);
                 }
             }
         });
@@ -426,12 +423,5 @@ impl LowRank {
             // SAFETY: the view was checked; callers hand room for all panels, and `k_len <= panel_steps`.
             unsafe { pack(&job) };
         }
-    }
-}
-
-/// `x *= y`.
-fn multiply(x: &mut [f32], y: &[f32]) {
-    for (x, y) in x.iter_mut().zip(y) {
-        *x *= y;
     }
 }
