@@ -108,6 +108,12 @@ impl Printer {
         self.lang.pick(zh, en)
     }
 
+    /// A back end's name for itself, in the language of the talk.
+    pub fn backend(&self, name: &str) -> String {
+        let zh = name.replace(" threads,", " 线程,").replace(" thread,", " 线程,");
+        self.pick(zh, name.to_owned())
+    }
+
     /// Cells of a line.
     pub fn width(&self) -> usize {
         self.width

@@ -248,7 +248,7 @@ fn print_replies(
         printer.out(&format!("\n{}", printer.data(Look::Bold, &format!("? {asked}"))));
         let answer = text::clip(&text::one_line(&question.answer), width.saturating_sub(12));
         printer
-            .out(&printer.data(Look::Dim, &format!("{} {answer}", printer.pick("数据中：", "in the data:"))));
+            .out(&printer.data(Look::Dim, &format!("{}{answer}", printer.pick("数据中：", "in the data: "))));
         printer.out(text::side_by_side([&names[0], &names[1]], [&texts[0], &texts[1]], width).trim_end());
     }
     Ok(())

@@ -50,13 +50,13 @@ pub fn run(args: &DoctorArgs, printer: &Printer) -> Result<()> {
     row(("版本", "danlu"), env!("CARGO_PKG_VERSION").to_owned());
     row(("处理器", "processor"), processor().unwrap_or_else(|| std::env::consts::ARCH.to_owned()));
     row(("指令集", "instructions"), supported.join(", "));
-    row(("将使用", "will use"), format!("{chosen} ({why})"));
+    row(("将使用", "will use"), if zh { format!("{chosen}（{why}）") } else { format!("{chosen} ({why})") });
     let threads = args.compute.threads.map_or(cores, usize::from);
     let of =
         if zh { format!("{threads}（共 {cores} 核）") } else { format!("{threads} of {cores} cores") };
     row(("线程", "threads"), of);
     for (dtype, name) in [(DType::F32, "--dtype f32"), (DType::Bf16, "--dtype bf16")] {
-        row((name, name), args.compute.backend(dtype)?.name());
+        row((name, name), printer.backend(&args.compute.backend(dtype)?.name()));
     }
     if let Some((total, free)) = memory::machine() {
         let (total, free) = (text::bytes(total), text::bytes(free));
@@ -77,7 +77,11 @@ pub fn run(args: &DoctorArgs, printer: &Printer) -> Result<()> {
     let locale = sys_locale::get_locale().unwrap_or_else(|| "-".to_owned());
     row(
         ("语言", "language"),
-        format!("{} ({}: {locale})", printer.lang, printer.pick("系统区域设置", "locale")),
+        if zh {
+            format!("{}（系统区域设置：{locale}）", printer.lang)
+        } else {
+            format!("{} (locale: {locale})", printer.lang)
+        },
     );
     Ok(())
 }

@@ -79,7 +79,7 @@ impl Machine {
                 printer.pick("（默认：没有 AVX512-BF16）", " (the default without AVX512-BF16)").to_owned()
             }
         };
-        figures.row(("计算", "computed by"), &format!("{}{why}", self.backend.name()));
+        figures.row(("计算", "computed by"), &format!("{}{why}", printer.backend(&self.backend.name())));
         figures.set("isa", self.isa.name());
         figures.set("dtype", self.precision.to_string());
         figures.set("threads", self.threads);

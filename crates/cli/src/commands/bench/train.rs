@@ -231,7 +231,10 @@ fn data_job(
     let data = prepare(&args.data, None, args.skip_bad, &tokenizer, &settings, printer)?;
     if !data.bad.is_empty() {
         let n = data.bad.len();
-        printer.warn(&printer.pick(format!("{n} 条坏记录被跳过"), format!("{n} bad records are left out")));
+        printer.warn(&printer.pick(
+            format!("{n} 条坏记录被跳过"),
+            format!("{} left out", text::counted(n as u64, "bad record")),
+        ));
     }
     let files: Vec<_> = data.summary.files.iter().map(|f| f.name.as_str()).collect();
     let (files, records) = (files.join(", "), text::thousands(data.summary.training_records));

@@ -151,7 +151,11 @@ fn print_plan(run: &Run, trainer: &Trainer, config: &ModelConfig, data: &DataSum
         printer.say(&format!("{} {value}", printer.err(Look::Dim, &text::pad(printer.pick(zh, en), 10))));
     };
     let s = trainer.settings();
-    row("基座", "base", format!("{} · {}", run.base.display(), trainer.decoder().backend().name()));
+    row(
+        "基座",
+        "base",
+        format!("{} · {}", run.base.display(), printer.backend(&trainer.decoder().backend().name())),
+    );
     let n = |n: u64| text::thousands(n);
     let held = data.held_out_records;
     let files: Vec<_> = data.files.iter().map(|f| format!("{} ({})", f.name, f.format)).collect();
@@ -354,8 +358,8 @@ fn conclude(run: &Run, summary: &RunSummary, printer: &Printer) {
     let output = run.output.display();
     if let Some((first, last)) = summary.train_loss() {
         printer.out(&printer.pick(
-            format!("训练损失    {first:.4} → {last:.4}"),
-            format!("training loss   {first:.4} → {last:.4}"),
+            format!("训练损失    {first:.4} → {last:.4}（首尾两次记录）"),
+            format!("training loss   {first:.4} → {last:.4} (first and last logged)"),
         ));
     }
     if let Some((first, last)) = summary.held_out() {
