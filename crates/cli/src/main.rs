@@ -86,8 +86,8 @@ enum Command {
 const EXAMPLES: &str = "\
 A whole life of an adapter:
   danlu data check huanhuan.json --base models/base-28m
-  danlu train --base models/base-28m --data huanhuan.json --output out/huanhuan
-  danlu compare out/huanhuan --data held_out.json
+  danlu train --base models/base-28m --data huanhuan.json --val-size 50 --output out/huanhuan
+  danlu compare out/huanhuan
   danlu chat out/huanhuan
   danlu merge out/huanhuan --output out/huanhuan-merged
 

@@ -1,5 +1,7 @@
 //! Records set aside before training, to measure on.
 
+use std::collections::HashMap;
+use std::hash::Hash;
 use std::{fmt, str::FromStr};
 
 use danlu_kernels::rng;
@@ -87,16 +89,31 @@ impl fmt::Display for ValSize {
 }
 
 /// Divides `items` into those to train on and those held out, both in their order. Which are held out depends on
-/// their number and the seed alone.
-pub fn split<T>(items: Vec<T>, size: ValSize, seed: u64) -> (Vec<T>, Vec<T>) {
-    let held_out = size.of(items.len());
+/// the seed, their number, and which of them have the same `content`: copies are never on both sides, so fewer than
+/// asked for may be held out, even none.
+pub fn split<T, K: Eq + Hash + ?Sized>(
+    items: Vec<T>,
+    size: ValSize,
+    seed: u64,
+    content: impl Fn(&T) -> &K,
+) -> (Vec<T>, Vec<T>) {
+    let mut room = size.of(items.len());
     let mut order: Vec<usize> = (0..items.len()).collect();
     rng::Stream::new(rng::key(&[seed, SPLIT_STREAM])).shuffle(&mut order);
-    let mut chosen = vec![false; items.len()];
-    for index in &order[..held_out] {
-        chosen[*index] = true;
+    let mut copies: HashMap<&K, Vec<usize>> = HashMap::new();
+    for (index, item) in items.iter().enumerate() {
+        copies.entry(content(item)).or_default().push(index);
     }
-    let (mut train, mut held) = (Vec::with_capacity(items.len() - held_out), Vec::with_capacity(held_out));
+    let mut chosen = vec![false; items.len()];
+    for index in order {
+        let copies = &copies[content(&items[index])];
+        if !chosen[index] && copies.len() <= room {
+            room -= copies.len();
+            copies.iter().for_each(|&copy| chosen[copy] = true);
+        }
+    }
+    drop(copies);
+    let (mut train, mut held) = (Vec::new(), Vec::new());
     for (item, chosen) in items.into_iter().zip(chosen) {
         if chosen { held.push(item) } else { train.push(item) }
     }
@@ -122,14 +139,27 @@ mod tests {
     }
 
     #[test]
+    fn copies_are_never_on_both_sides() {
+        for seed in 0..50 {
+            let items = vec!["a", "b", "a", "c", "d", "b", "a", "e"];
+            let (train, held) = split(items, ValSize::Count(3), seed, |item: &&str| *item);
+            assert!((1..=3).contains(&held.len()) && train.len() + held.len() == 8, "{train:?} {held:?}");
+            assert!(held.iter().all(|item| !train.contains(item)), "{train:?} {held:?}");
+        }
+        let (train, held) = split(vec!["a"; 40], ValSize::Count(10), 1, |item: &&str| *item);
+        assert_eq!((train.len(), held.len()), (40, 0));
+    }
+
+    #[test]
     fn every_item_is_on_one_side_in_its_order() {
-        let (train, held) = split((0..100).collect(), ValSize::Count(20), 7);
+        let split = |seed| split((0..100).collect(), ValSize::Count(20), seed, |i: &i32| i);
+        let (train, held) = split(7);
         assert_eq!((train.len(), held.len()), (80, 20));
         assert!(train.is_sorted() && held.is_sorted());
         let mut all = [train, held.clone()].concat();
         all.sort();
         assert_eq!(all, (0..100).collect::<Vec<_>>());
-        assert_eq!(split((0..100).collect(), ValSize::Count(20), 7).1, held, "one seed, one choice");
-        assert_ne!(split((0..100).collect(), ValSize::Count(20), 8).1, held);
+        assert_eq!(split(7).1, held, "one seed, one choice");
+        assert_ne!(split(8).1, held);
     }
 }

@@ -7,10 +7,8 @@ mod story;
 use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueEnum};
-use danlu_data::{Record, ValSize};
 use danlu_kernels::DType;
 use danlu_train::{LrSchedulerType, TrainSettings};
-use serde_json::json;
 
 use crate::commands::replies::Question;
 use crate::commands::train::Outcome;
@@ -80,7 +78,6 @@ struct Folders {
     root: PathBuf,
     base: PathBuf,
     data: PathBuf,
-    held_out: PathBuf,
     adapter: PathBuf,
     merged: PathBuf,
 }
@@ -90,7 +87,6 @@ impl Folders {
         Self {
             base: root.join(embedded::BASE_NAME),
             data: root.join(data),
-            held_out: root.join("held_out.json"),
             adapter: root.join("adapter"),
             merged: root.join("merged"),
             root,
@@ -109,7 +105,6 @@ pub fn run(args: &DemoArgs, printer: &Printer) -> Result<()> {
     embedded::write_base(&folders.base)?;
     danlu_model::files::write_atomic(&folders.data, records.as_bytes())?;
     let run = training(args, &folders);
-    let held_out = hold_out(&folders, &run.settings)?;
     printer.say(&story::opening(printer.lang, &folders.root));
 
     step(printer, Step::Data);
@@ -123,7 +118,7 @@ pub fn run(args: &DemoArgs, printer: &Printer) -> Result<()> {
 
     step(printer, Step::Compare);
     if let Some((before, after)) = summary.held_out() {
-        printer.out(&story::held_out(printer.lang, held_out, before, after));
+        printer.out(&story::held_out(printer.lang, summary.data.held_out_records, before, after));
     }
     let (left, right) = story::before_after(printer.lang);
     for reply in &summary.replies {
@@ -210,27 +205,12 @@ fn merging(args: &DemoArgs, folders: &Folders) -> merge::MergeArgs {
         base: None,
         dtype: None,
         max_shard_size: None,
-        data: Some(folders.held_out.clone()),
+        data: None,
         format: None,
         threshold: None,
         allow_template_mismatch: false,
         compute: args.compute.clone(),
     }
-}
-
-/// Writes the records that the run will hold out to a file of their own, for `merge` and `compare`.
-fn hold_out(folders: &Folders, settings: &TrainSettings) -> Result<usize> {
-    let records = danlu_data::read(&folders.data, None)?.records;
-    let size = ValSize::try_from(settings.val_size).map_err(|error| Report::ours(error.to_string()))?;
-    let (_, held_out) = danlu_data::split(records, size, settings.seed);
-    let alpaca = |record: &Record| {
-        let question = Question::of(record)?;
-        Some(json!({ "instruction": question.text(), "input": "", "output": question.answer }))
-    };
-    let values: Vec<_> = held_out.iter().filter_map(alpaca).collect();
-    let text = serde_json::to_string_pretty(&values).expect("strings are JSON");
-    danlu_model::files::write_atomic(&folders.held_out, text.as_bytes())?;
-    Ok(values.len())
 }
 
 /// Three records as they stand, and the first of them as tokens.

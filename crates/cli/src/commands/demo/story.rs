@@ -111,7 +111,7 @@ pub fn opening(lang: Lang, root: &Path) -> String {
 }
 
 /// Held-out loss before and after, in nats and as perplexity.
-pub fn held_out(lang: Lang, records: usize, before: f64, after: f64) -> String {
+pub fn held_out(lang: Lang, records: u64, before: f64, after: f64) -> String {
     let (p0, p1) = (before.exp(), after.exp());
     lang.pick(
         format!("留出集 {records} 条：损失 {before:.3} → {after:.3}，困惑度 {p0:.1} → {p1:.1}"),
@@ -141,12 +141,9 @@ pub fn commands(lang: Lang, root: &Path) -> Vec<(&'static str, String)> {
                 "用你的数据，训练你的模型（Hugging Face 的 Llama 文件夹）",
                 "train your model on it (a Llama folder from Hugging Face)",
             ),
-            "danlu train --base DIR --data mine.json --output out/mine".to_owned(),
+            "danlu train --base DIR --data mine.json --val-size 50 --output out/mine".to_owned(),
         ),
-        (
-            lang.pick("和基座比一比", "compare it with the base"),
-            "danlu compare out/mine --data held_out.json".to_owned(),
-        ),
+        (lang.pick("和基座比一比", "compare it with the base"), "danlu compare out/mine".to_owned()),
         (
             lang.pick("合并成一个模型", "make one model of it"),
             "danlu merge out/mine --output out/mine-merged".to_owned(),

@@ -358,8 +358,8 @@ fn conclude(run: &Run, summary: &RunSummary, printer: &Printer) {
     let output = run.output.display();
     if let Some((first, last)) = summary.train_loss() {
         printer.out(&printer.pick(
-            format!("训练损失    {first:.4} → {last:.4}（首尾两次记录）"),
-            format!("training loss   {first:.4} → {last:.4} (first and last logged)"),
+            format!("训练损失    {first:.4} → {last:.4}（最初与最后十分之一的步）"),
+            format!("training loss   {first:.4} → {last:.4} (first and last tenth of the steps)"),
         ));
     }
     if let Some((first, last)) = summary.held_out() {

@@ -107,11 +107,16 @@ pub fn prepare(
     let size = ValSize::try_from(settings.val_size).map_err(|error| Report::input(error.to_string()))?;
     let (wanted, all) = (size.wanted(items.len()), items.len());
     if wanted >= all {
-        let text =
-            format!("`val_size` {} holds out {wanted} records, and there are {all}", settings.val_size);
+        let text = format!("`val_size` {} asks for {wanted} of {all} records", settings.val_size);
         return Err(Report::input(text).with_hint("a smaller `--val-size` leaves something to train on"));
     }
-    let (train, held_out) = split(items, size, settings.seed);
+    let (train, held_out) = split(items, size, settings.seed, |(_, example)| &example.sequence.ids[..]);
+    if wanted > 0 && held_out.is_empty() {
+        let text =
+            format!("of {all} records none can be held out: each has more copies than `val_size` asks for");
+        return Err(Report::input(text)
+            .with_hint("`danlu data check` lists the copies; without `--val-size` all are trained on"));
+    }
     let (records, examples): (Vec<_>, Vec<_>) = train.into_iter().unzip();
     let (held_out_records, held_out): (Vec<_>, Vec<_>) = held_out.into_iter().unzip();
     let tokens = |e: &Example| e.sequence.ids.len() as u64;

@@ -20,13 +20,15 @@ pub struct Progress<'a> {
     total: u64,
     logging_steps: u64,
     recent: VecDeque<StepReport>,
+    /// Losses since the last line of the log, whose mean the next one shows, as `trainer_state.json` does.
+    losses: Vec<f64>,
     estimated: bool,
 }
 
 impl<'a> Progress<'a> {
     /// A run of `total` steps.
     pub fn new(printer: &'a Printer, total: u64, logging_steps: u64) -> Self {
-        Self { printer, total, logging_steps, recent: VecDeque::new(), estimated: false }
+        Self { printer, total, logging_steps, recent: VecDeque::new(), losses: Vec::new(), estimated: false }
     }
 
     /// A step is done.
@@ -35,6 +37,7 @@ impl<'a> Progress<'a> {
             self.recent.pop_front();
         }
         self.recent.push_back(*step);
+        self.losses.push(step.loss);
         if !self.estimated && self.recent.len() == SETTLED && step.step < self.total {
             self.estimated = true;
             let left = text::duration(self.seconds_left(step.step));
@@ -44,6 +47,9 @@ impl<'a> Progress<'a> {
         let due = step.step.is_multiple_of(self.logging_steps) || step.step == self.total;
         if due && !self.printer.has_live_line() {
             self.printer.say(&self.line(step));
+        }
+        if due {
+            self.losses.clear();
         }
     }
 
@@ -57,7 +63,8 @@ impl<'a> Progress<'a> {
         let tokens: u64 = self.recent.iter().map(|s| s.tokens).sum();
         let speed = tokens as f64 / seconds.max(1e-9);
         let left = text::duration(self.seconds_left(step.step));
-        let (done, total, loss, lr) = (step.step, self.total, step.loss, step.learning_rate);
+        let loss = self.losses.iter().sum::<f64>() / self.losses.len().max(1) as f64;
+        let (done, total, lr) = (step.step, self.total, step.learning_rate);
         let width = total.to_string().len();
         self.printer.pick(
             format!("第 {done:>width$}/{total} 步 · 损失 {loss:.4} · 学习率 {lr:.2e} · {speed:.0} 词元/秒 · 还剩 {left}"),
