@@ -22,7 +22,8 @@ pub fn accept_negative(command: Command) -> Command {
 pub fn usage(error: &Error) -> Report {
     let (arg, value) = (text(error, ContextKind::InvalidArg), text(error, ContextKind::InvalidValue));
     let synopsis = synopsis(error);
-    let program = synopsis.split(" [").next().unwrap_or_default().split(" <").next().unwrap_or_default();
+    let is_command = |word: &&str| !word.starts_with(['-', '[', '<']);
+    let program = synopsis.split_whitespace().take_while(is_command).collect::<Vec<_>>().join(" ");
     let with = |report: Report, hint: Option<String>| match hint {
         Some(hint) => report.with_hint(hint),
         None => report,
@@ -171,6 +172,7 @@ mod tests {
             ("danlu xyz", "unknown command `xyz` | `danlu --help` lists the commands"),
             ("danlu train --rtae 1", "unknown flag `--rtae` | did you mean `--rate`?"),
             ("danlu train --zzz", "unknown flag `--zzz` | `danlu train --help` lists the flags"),
+            ("danlu train --rate 1 --zzz", "unknown flag `--zzz` | `danlu train --help` lists the flags"),
             ("danlu train x", "nothing takes the argument `x` | danlu train [OPTIONS]"),
             (
                 "danlu train --packing yes",
