@@ -245,6 +245,9 @@ impl ModelError {
             Self::FileSize { expected, found, .. } if found < expected => {
                 "the file ends early, as after an interrupted download: fetch it again"
             }
+            Self::Header { message, .. } if message.contains("version https://git-lfs") => {
+                "this is git's pointer to the file, not the file: run `git lfs pull` in its folder"
+            }
             Self::FileSize { .. } | Self::Header { .. } => "the file is damaged: fetch it again",
             Self::DType { .. } => "use the model's original weights, in bf16, f16 or f32",
             Self::Incomplete { .. } | Self::Shape { .. } | Self::NoTensor { .. } => {

@@ -33,6 +33,9 @@ impl FileError {
     /// What to do about it, where that is known.
     pub fn hint(&self) -> Option<String> {
         let hint = match self.source.kind() {
+            io::ErrorKind::NotFound if is_lacking(&self.path) => {
+                "its folder is there: the download or the copy was not complete"
+            }
             io::ErrorKind::NotFound => "check the path for a typing mistake",
             io::ErrorKind::PermissionDenied => "check the owner and the permissions of the folder",
             io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
@@ -51,6 +54,16 @@ impl FileError {
         };
         Some(hint.to_owned())
     }
+}
+
+/// Whether `path` is a file of a model, and its folder has others.
+fn is_lacking(path: &Path) -> bool {
+    let of_a_model = path.file_name().and_then(|name| name.to_str()).is_some_and(|name| {
+        matches!(name, "config.json" | "tokenizer.json" | "tokenizer_config.json")
+            || name.ends_with(".safetensors")
+    });
+    let has_others = |folder| fs::read_dir(folder).is_ok_and(|mut files| files.next().is_some());
+    of_a_model && path.parent().is_some_and(has_others)
 }
 
 /// The system's reason in plain words; an error of our own making, or a rarer one, in its own.

@@ -95,6 +95,7 @@ fn headers_that_lie_are_refused() {
     }
     let error = read(b"version https://git-lfs.github.com/spec/v1".to_vec()).unwrap_err();
     assert!(error.to_string().contains("begins with \"version https://git-lfs"), "{error}");
+    assert!(error.hint().unwrap().contains("git lfs pull"), "{:?}", error.hint());
 }
 
 #[test]
