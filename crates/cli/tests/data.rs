@@ -65,6 +65,7 @@ dropped            0
 duplicates         1
 same question      1
 unknown keys       0
+special tokens     0
 bad                0
 
 lengths in tokens: how many records
@@ -97,6 +98,7 @@ four.jsonl · alpaca · 311 B
 重复               1
 同问异答           1
 未知的键           0
+特殊词元           0
 坏记录             0
 
 长度分布（词元）：条数

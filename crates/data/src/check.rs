@@ -32,6 +32,8 @@ pub struct Check {
     /// Records that ask what an earlier one asks, but answer differently, with that earlier one: (again, first).
     /// Often meant.
     pub same_question: Vec<(Source, Source)>,
+    /// Records whose text spells out a special token, with that token: it would act as one.
+    pub specials: Vec<(Source, String)>,
     /// Keys that are not read.
     pub unknown_keys: Vec<UnknownKey>,
     /// Records that cannot be trained on.
@@ -72,6 +74,7 @@ pub fn check(
         for record in &dataset.records {
             found.records += 1;
             seen.take(record, &mut found);
+            found.look_for_specials(record, tokenizer);
             match encode(record, tokenizer, options) {
                 Ok(encoded) => lengths.extend(found.count(record, &encoded)),
                 Err(bad) => found.bad.push(*bad),
@@ -84,6 +87,13 @@ pub fn check(
 }
 
 impl Check {
+    /// Raw text may well bring its own special tokens; a turn of a conversation gets them from the template.
+    fn look_for_specials(&mut self, record: &Record, tokenizer: &Tokenizer) {
+        let Content::Chat(chat) = &record.content else { return };
+        let spelt = chat.messages.iter().find_map(|message| tokenizer.special_in(&message.content));
+        self.specials.extend(spelt.map(|token| (record.source.clone(), token.to_owned())));
+    }
+
     /// Counts a record; its length before truncation, unless it is bad.
     fn count(&mut self, record: &Record, encoded: &Encoded) -> Option<usize> {
         let trained = encoded.sequence.trained_tokens();

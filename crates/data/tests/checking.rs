@@ -48,6 +48,16 @@ fn each_record_is_counted_where_it_belongs() {
 }
 
 #[test]
+fn a_special_token_in_the_text_is_told() {
+    let found = checked(
+        "{\"prompt\": \"a\", \"completion\": \"b<|eot_id|>c\"}\n{\"prompt\": \"<|eot\", \"completion\": \"d\"}\n",
+        64,
+    );
+    let told: Vec<(u64, &str)> = found.specials.iter().map(|(at, token)| (at.line, token.as_str())).collect();
+    assert_eq!((told.as_slice(), found.bad.len()), (&[(1, "<|eot_id|>")][..], 0));
+}
+
+#[test]
 fn the_tutorial_data_checks_without_a_complaint() {
     let file = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../../../shared/data/huanhuan.json"));
     if !file.exists() {
@@ -58,7 +68,12 @@ fn the_tutorial_data_checks_without_a_complaint() {
     let options = EncodeOptions { max_length: 384, ..Default::default() };
     let found = check(&[read(file, None).unwrap()], &tokenizer(), &options, &mut |done| heard = done);
     assert_eq!((found.records, heard), (3729, 3729));
-    assert!(found.bad.is_empty() && found.dropped.is_empty() && found.unknown_keys.is_empty());
+    assert!(
+        found.bad.is_empty()
+            && found.dropped.is_empty()
+            && found.unknown_keys.is_empty()
+            && found.specials.is_empty()
+    );
     let buckets = found.lengths.histogram(12);
     assert_eq!(buckets.iter().map(|bucket| bucket.count).sum::<usize>(), 3729);
     eprintln!(

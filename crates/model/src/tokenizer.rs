@@ -22,6 +22,7 @@ const NAMED: [&str; 7] =
 pub struct Tokenizer {
     path: PathBuf,
     inner: tokenizers::Tokenizer,
+    specials: Vec<String>,
     named: BTreeMap<String, String>,
     stop_ids: BTreeSet<u32>,
     template: Option<ChatTemplate>,
@@ -94,7 +95,7 @@ impl Tokenizer {
         let end_of_turn = template.as_ref().and_then(|t| t.end_of_turn());
         let by_name = named.get("eos_token").map(|token| token.as_str());
         stop_ids.extend(by_name.into_iter().chain(end_of_turn).filter_map(|token| inner.token_to_id(token)));
-        Ok(Self { path, inner, named, stop_ids, template })
+        Ok(Self { path, inner, named, specials, stop_ids, template })
     }
 
     /// The ids of `text`. Special tokens written in it are recognised; none is added.
@@ -115,6 +116,11 @@ impl Tokenizer {
         let encoding = self.inner.encode(text, false).map_err(|e| self.failed(e))?;
         let offsets = encoding.get_offsets().iter().map(|&(start, end)| start..end);
         Ok(encoding.get_ids().iter().copied().zip(offsets).collect())
+    }
+
+    /// A special token that is spelt out in `text`, which [`Tokenizer::encode`] would not take for text.
+    pub fn special_in(&self, text: &str) -> Option<&str> {
+        self.specials.iter().map(String::as_str).find(|token| text.contains(token))
     }
 
     /// The text of `ids`; ids beyond the vocabulary write nothing, bytes that are no character write U+FFFD.

@@ -101,6 +101,7 @@ fn print_counts(found: &Check, args: &CheckArgs, printer: &Printer) {
     row(printer, "重复", "duplicates", n(found.duplicates.len()));
     row(printer, "同问异答", "same question", n(found.same_question.len()));
     row(printer, "未知的键", "unknown keys", n(found.unknown_keys.len()));
+    row(printer, "特殊词元", "special tokens", n(found.specials.len()));
     let empty = printer.pick(
         format!("（其中空记录 {}）", n(found.empty())),
         format!(" ({} of them empty)", n(found.empty())),
@@ -146,7 +147,15 @@ fn list_places(found: &Check, limit: usize, printer: &Printer) {
         printer.pick(format!("{again}与 {first}同问"), format!("{again} asks what {first} asks"))
     });
     let unknown = found.unknown_keys.iter().map(|unknown| describe(unknown, printer));
+    let special = found.specials.iter().map(|(source, token)| format!("{} `{token}`", at(source)));
     let kinds = [
+        (
+            printer.pick(
+                "文字里写着特殊词元：会当作控制符，不当作文字",
+                "special tokens spelt out in the text, where they act as such",
+            ),
+            special.collect::<Vec<_>>(),
+        ),
         (printer.pick("未知的键：不会读取", "unknown keys, which are not read"), unknown.collect::<Vec<_>>()),
         (printer.pick("舍去：答案放不下", "dropped, the answer does not fit"), plain(&found.dropped)),
         (printer.pick("重复", "duplicates"), repeated.collect()),
