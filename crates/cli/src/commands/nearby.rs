@@ -3,14 +3,23 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+/// The path that a file in `folder` calls `name`: from here, else from `folder`, wherever `is_it` first says yes.
+pub fn beside(folder: &Path, name: &Path, is_it: impl Fn(&Path) -> bool) -> Option<PathBuf> {
+    [name.to_owned(), resolved(folder).join(name)].into_iter().find(|path| is_it(path))
+}
+
 /// The path that a file in `folder` calls `name`: from here, else from `folder` or the nearest folder above it,
 /// wherever `is_it` first says yes.
 ///
 /// Where a run was started stands on that way, so folders that were moved together find each other.
 pub fn find(folder: &Path, name: &Path, is_it: impl Fn(&Path) -> bool) -> Option<PathBuf> {
-    let place = fs::canonicalize(folder).unwrap_or_else(|_| folder.to_owned());
+    let place = resolved(folder);
     let beside = place.ancestors().map(|folder| folder.join(name));
     std::iter::once(name.to_owned()).chain(beside).find(|path| is_it(path))
+}
+
+fn resolved(folder: &Path) -> PathBuf {
+    fs::canonicalize(folder).unwrap_or_else(|_| folder.to_owned())
 }
 
 #[cfg(test)]

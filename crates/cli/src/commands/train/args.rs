@@ -306,6 +306,7 @@ impl Run {
             let report = Report::input(format!("`{}` holds no run to go on with", output.display()));
             return Err(report.with_hint("leave `--resume` out to begin one"));
         }
+        let is_own = args.config.is_none() && own.is_some();
         let config = match args.config.clone().or(own) {
             None => None,
             Some(path) => {
@@ -333,8 +334,9 @@ impl Run {
             _ => Report::from(error),
         })?;
         let is_base = |folder: &Path| folder.join("config.json").is_file();
-        let base = args.base.map(|path| found(config.as_ref(), "base", path, is_base)).transpose()?;
-        let data = args.data.into_iter().map(|path| found(config.as_ref(), "data", path, Path::is_file));
+        let base = args.base.map(|path| found(config.as_ref(), is_own, "base", path, is_base)).transpose()?;
+        let data =
+            args.data.into_iter().map(|path| found(config.as_ref(), is_own, "data", path, Path::is_file));
         Ok(Self {
             base: base.unwrap_or_default(),
             data: data.collect::<Result<_>>()?,
@@ -347,6 +349,13 @@ impl Run {
             memory_limit: args.memory_limit,
             config,
         })
+    }
+
+    /// The data files that were found elsewhere than they are named.
+    pub fn data_found_elsewhere(&self) -> impl Iterator<Item = &Path> {
+        let named = self.config.as_ref().map(|config| config.values("data")).unwrap_or_default();
+        let data = self.data.iter().map(PathBuf::as_path);
+        data.filter(move |path| !named.is_empty() && !named.iter().any(|named| Path::new(named) == *path))
     }
 
     /// The base as it was named when the run began, wherever it was found since.
@@ -388,16 +397,22 @@ impl Run {
     }
 }
 
-/// A path that a configuration file names, from here or from beside or above the file; one of the command line is
-/// taken as it is.
+/// A path that a configuration file names, from here or from beside the file; one of the command line is taken as it
+/// is. Above the file only the `run.toml` of a resumed run (`is_own`) is followed: its checkpoints know the contents,
+/// and refuse others of the same name.
 fn found(
     config: Option<&ConfigFile>,
+    is_own: bool,
     flag: &str,
     path: PathBuf,
     is_it: impl Fn(&Path) -> bool,
 ) -> Result<PathBuf> {
     let Some(config) = config.filter(|config| !config.values(flag).is_empty()) else { return Ok(path) };
-    nearby::find(config.folder(), &path, is_it).ok_or_else(|| {
+    let found = match is_own {
+        true => nearby::find(config.folder(), &path, is_it),
+        false => nearby::beside(config.folder(), &path, is_it),
+    };
+    found.ok_or_else(|| {
         let shown = path.display();
         let text = match flag {
             "base" => format!("`{shown}` is no model folder here, nor beside the file that names it"),
@@ -553,6 +568,34 @@ mod tests {
         assert_eq!((again.base_as_named().as_str(), again.output.to_str()), ("b", Some("other")));
         assert!(again.skip_bad);
         assert_eq!(again.memory_limit, Some(3 << 29));
+    }
+
+    #[test]
+    fn only_a_resumed_run_looks_above_its_folder() {
+        let folder = folder();
+        let out = folder.path().join("out");
+        fs::create_dir(&out).unwrap();
+        let path = out.join(RUN_FILE);
+        fs::write(&path, "base = \"b\"\ndata = \"d\"\n").unwrap();
+        let (output, config) = (out.to_str().unwrap(), path.to_str().unwrap());
+        let run = resolve(&["--output", output, "--resume"]).unwrap();
+        let above = |name: &str| fs::canonicalize(folder.path()).unwrap().join(name);
+        assert_eq!((&run.base, &run.data), (&above("b"), &vec![above("d")]));
+        assert_eq!(run.data_found_elsewhere().collect::<Vec<_>>(), [above("d")]);
+        for line in [
+            &["--config", config, "--output", "o"][..],
+            &["--config", config, "--output", output, "--resume"],
+        ] {
+            let refused = resolve(line).unwrap_err();
+            assert!(
+                refused.starts_with("error: `b` is no model folder here, nor beside the file"),
+                "{refused}"
+            );
+        }
+        fs::write(out.join("d"), "[]").unwrap();
+        let base = above("b");
+        let run = resolve(&["--config", config, "--base", base.to_str().unwrap(), "--output", "o"]).unwrap();
+        assert_eq!(run.data, [above("out").join("d")]);
     }
 
     #[test]

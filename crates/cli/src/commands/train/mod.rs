@@ -174,6 +174,9 @@ fn print_plan(run: &Run, trainer: &Trainer, config: &ModelConfig, data: &DataSum
         ),
     );
     row("数据", "data", format!("{} · {counts}", files.join(", ")));
+    for path in run.data_found_elsewhere() {
+        row("", "", path.display().to_string());
+    }
     let (short, dropped, max) = (data.shortened, data.dropped, s.max_length);
     if short + dropped > 0 {
         row("截断", "truncated", printer.pick(
