@@ -67,11 +67,54 @@ fn a_save_that_does_not_fit_names_the_file_and_keeps_the_checkpoint_before_it() 
     assert_eq!(names(&scene.path("out")), before);
     assert_eq!(scene.read("out/checkpoint-6/optimizer.safetensors"), whole);
 
+    // A newer checkpoint that is damaged is not called whole.
+    let damaged = scene.path("out/checkpoint-6/optimizer.safetensors");
+    fs::write(&damaged, &whole[1..]).unwrap();
+    let ran = limited(&scene, limit, "train --output out --resume out/checkpoint-3");
+    let expected = "; `out/checkpoint-3` is whole: \
+                    `danlu train --output out --resume out/checkpoint-3` goes on from it\n";
+    assert!(ran.code == 1 && ran.err.ends_with(expected), "{}", ran.err);
+    fs::write(&damaged, &whole).unwrap();
+
     // And it does, to the end of a run that was never disturbed.
     let ran = scene.ok("train --output out --resume");
     assert!(ran.err.contains("going on from out/checkpoint-6, after step 6"), "{}", ran.err);
     let adapter = |folder: &str| scene.read(&format!("{folder}/adapter_model.safetensors"));
     assert_eq!(adapter("out"), adapter("straight"));
+}
+
+#[test]
+fn an_adapter_appears_after_all_that_belongs_to_it() {
+    let scene = Scene::new();
+    scene.ok("train --base base --data data.json --output out --max-steps 1 --lora-r 1");
+    let last = ["adapter_model.safetensors", "adapter_config.json"];
+    for name in ["danlu.json", "tokenizer.json", "README.md", "report.html"] {
+        for name in last.into_iter().chain([name]) {
+            fs::remove_file(scene.path(&format!("out/{name}"))).unwrap();
+        }
+        // A folder of that name cannot be replaced by a file.
+        fs::create_dir(scene.path(&format!("out/{name}"))).unwrap();
+        let ran = scene.run("train --output out --resume");
+        assert!(ran.code == 1 && ran.err.contains(&format!("`out/{name}`")), "{}", ran.err);
+        for name in last {
+            assert!(!scene.path(&format!("out/{name}")).exists(), "{name}");
+        }
+        fs::remove_dir(scene.path(&format!("out/{name}"))).unwrap();
+        scene.ok("train --output out --resume");
+    }
+}
+
+#[test]
+fn a_run_whose_numbers_ran_away_names_a_checkpoint_that_is_whole() {
+    let scene = Scene::new();
+    let flags = "--base base --data data.json --lora-r 2 --lora-alpha 1e30 --save-steps 1";
+    let ran = scene.run(&format!("train {flags} --output out"));
+    let kept = "; `out/checkpoint-1` holds the adapter as it was then\n";
+    assert!(ran.code == 1 && ran.err.ends_with(kept), "{}", ran.err);
+    fs::create_dir(scene.path("out/checkpoint-9")).unwrap();
+    scene.write("out/checkpoint-9/danlu_state.json", "{}");
+    let ran = scene.run("train --output out --resume out/checkpoint-1");
+    assert!(ran.code == 1 && ran.err.ends_with(kept), "{}", ran.err);
 }
 
 #[test]

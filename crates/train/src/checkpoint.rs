@@ -30,7 +30,8 @@ const STATE_FILE: &str = "danlu_state.json";
 const TRAINER_STATE_FILE: &str = "trainer_state.json";
 const HISTORY_FILE: &str = "history.jsonl";
 const PREFIX: &str = "checkpoint-";
-const FORMAT: u32 = 1;
+/// 1 had no list of checksums.
+const FORMAT: u32 = 2;
 
 /// What a run needs to go on.
 const NEEDED: [&str; 6] = [
@@ -110,10 +111,10 @@ impl Trainer {
     /// Goes on from a checkpoint: from here, every number is what it would have been without the stop.
     ///
     /// # Errors
-    /// If a file is missing, or does not hold what it did when it was written, or the checkpoint is of other
+    /// If a file is missing, or does not hold what it did when it was written, or the checkpoint is of another format,
     /// settings, data or base; each difference is named with both values. The trainer is then of no further use.
     pub fn resume(&mut self, checkpoint: &Path) -> Result<Resumed, TrainError> {
-        checksums::verify(checkpoint, &NEEDED)?;
+        check_whole(checkpoint)?;
         let saved: RunState = read_json(&checkpoint.join(STATE_FILE))?;
         self.check_same_run(checkpoint, &saved)?;
         let backend = self.decoder.backend().clone();
@@ -180,7 +181,6 @@ impl Trainer {
             ..self.run_state()
         };
         for (name, found, expected) in [
-            ("format", u64::from(saved.format), u64::from(expected.format)),
             ("total_steps", saved.total_steps, expected.total_steps),
             ("warmup_steps", saved.warmup_steps, expected.warmup_steps),
             ("cursor.epoch", saved.cursor.epoch, expected.cursor.epoch),
@@ -213,7 +213,24 @@ pub fn latest_checkpoint(output: &Path) -> Result<Option<PathBuf>, TrainError> {
 /// If the folder cannot be read.
 pub fn latest_whole_checkpoint(output: &Path) -> Result<Option<PathBuf>, TrainError> {
     let mut newest_first = checkpoints(output)?.into_iter().rev().map(|(_, path)| path);
-    Ok(newest_first.find(|path| checksums::verify(path, &NEEDED).is_ok()))
+    Ok(newest_first.find(|path| check_whole(path).is_ok()))
+}
+
+/// Checks that a checkpoint is of the present format, and its files are all as they were written.
+fn check_whole(checkpoint: &Path) -> Result<(), TrainError> {
+    let listed = checksums::are_in(checkpoint);
+    if listed {
+        checksums::verify(checkpoint, &NEEDED)?;
+    }
+    // Another format may have other fields: only the number is looked at.
+    let state: serde_json::Value = read_json(&checkpoint.join(STATE_FILE))?;
+    match state.get("format").and_then(serde_json::Value::as_u64) {
+        Some(found) if found != u64::from(FORMAT) => {
+            Err(TrainError::CheckpointFormat { path: checkpoint.to_owned(), found, expected: FORMAT.into() })
+        }
+        _ if !listed => Err(checksums::missing(checkpoint)),
+        _ => Ok(()),
+    }
 }
 
 /// The checkpoints of an output folder with their steps, oldest first; none if it does not exist.

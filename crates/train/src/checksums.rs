@@ -27,6 +27,17 @@ pub(crate) fn write(folder: &Path) -> Result<(), TrainError> {
     Ok(files::write_atomic(&folder.join(CHECKSUMS_FILE), text.as_bytes())?)
 }
 
+/// Whether a folder has its list.
+pub(crate) fn are_in(folder: &Path) -> bool {
+    folder.join(CHECKSUMS_FILE).is_file()
+}
+
+/// The error for a folder that has none.
+pub(crate) fn missing(folder: &Path) -> TrainError {
+    let reason = "it is missing, and without it nothing tells whether the checkpoint is as it was written";
+    TrainError::damaged(&folder.join(CHECKSUMS_FILE), reason)
+}
+
 /// Checks that every file written down still holds what it did, and that `needed` are among them.
 pub(crate) fn verify(folder: &Path, needed: &[&str]) -> Result<(), TrainError> {
     let path = folder.join(CHECKSUMS_FILE);

@@ -111,6 +111,20 @@ pub enum TrainError {
         /// What differs.
         differences: Vec<Difference>,
     },
+    /// A checkpoint that another version of danlu wrote, in another layout.
+    #[error(
+        "{}: the checkpoint is of format {found}, which {} danlu wrote, and this one goes on from format {expected}",
+        path.display(),
+        if found < expected { "an older" } else { "a newer" }
+    )]
+    CheckpointFormat {
+        /// The checkpoint.
+        path: PathBuf,
+        /// Its format.
+        found: u64,
+        /// The only one that is read.
+        expected: u64,
+    },
     /// A checkpoint file that does not hold what it should.
     #[error("{}: {reason}", path.display())]
     Damaged {
@@ -197,6 +211,10 @@ impl TrainError {
                 "resume with the settings, data and base of the checkpoint, or start anew in another folder"
                     .into(),
             ),
+            Self::CheckpointFormat { found, expected, .. } => Some(format!(
+                "finish the run with the {} danlu, or start anew in another folder",
+                if found < expected { "older" } else { "newer" }
+            )),
             Self::Damaged { .. } => {
                 Some("go on from an older checkpoint, or start anew in another folder".into())
             }

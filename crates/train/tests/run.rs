@@ -159,6 +159,45 @@ fn a_damaged_checkpoint_is_refused_by_file() {
     trainer(&settings(), examples(6), 2).resume(&folder).unwrap();
 }
 
+#[test]
+fn a_checkpoint_of_another_version_is_told_as_one() {
+    let output = tempfile::tempdir().unwrap();
+    let mut first = trainer(&settings(), examples(6), 2);
+    first.step().unwrap();
+    let folder = first.save_checkpoint(output.path(), &tokens()).unwrap();
+    let refused = || {
+        assert_eq!(latest_whole_checkpoint(output.path()).unwrap(), None);
+        let error = trainer(&settings(), examples(6), 2).resume(&folder).unwrap_err();
+        let text = error.to_string().replace(&folder.display().to_string(), "checkpoint-1");
+        (text, error.hint().unwrap())
+    };
+    let state = fs::read_to_string(folder.join("danlu_state.json")).unwrap();
+    for (format, age, article) in [(1, "older", "an"), (3, "newer", "a")] {
+        // Its fields may be others.
+        let other = format!("\"format\": {format},\n  \"other\": 1");
+        fs::write(folder.join("danlu_state.json"), state.replace("\"format\": 2", &other)).unwrap();
+        let sums = folder.join("checksums.sha256");
+        let kept = fs::read(&sums).unwrap();
+        fs::remove_file(&sums).unwrap();
+        let (text, hint) = refused();
+        let told = format!(
+            "checkpoint-1: the checkpoint is of format {format}, which {article} {age} danlu wrote, and this one goes \
+             on from format 2"
+        );
+        assert_eq!(text, told);
+        assert_eq!(hint, format!("finish the run with the {age} danlu, or start anew in another folder"));
+        fs::write(&sums, kept).unwrap();
+    }
+    fs::write(folder.join("danlu_state.json"), &state).unwrap();
+    fs::remove_file(folder.join("checksums.sha256")).unwrap();
+    let (text, hint) = refused();
+    assert!(
+        text.starts_with("checkpoint-1/checksums.sha256: it is missing, and without it nothing"),
+        "{text}"
+    );
+    assert!(hint.starts_with("go on from an older checkpoint"), "{hint}");
+}
+
 /// Changes a file of a checkpoint, and its checksum with it.
 fn tamper(folder: &Path, name: &str, change: &dyn Fn(Vec<u8>) -> Vec<u8>) {
     let sum = |bytes: &[u8]| Sha256::digest(bytes).iter().map(|b| format!("{b:02x}")).collect::<String>();

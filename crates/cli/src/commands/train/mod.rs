@@ -13,7 +13,7 @@ use danlu_adapter::{Adapter, LoraConfig, targets};
 use danlu_model::{Decoder, LoraSource, ModelConfig, Sequence, Tokenizer, Workspace};
 use danlu_train::{
     DataSummary, MemoryUse, Reply, RunSummary, TokenIdentity, TrainError, Trainer, base_fingerprint, card,
-    check_base_is_finite, latest_checkpoint,
+    check_base_is_finite, latest_whole_checkpoint,
 };
 
 use crate::commands::context::check_context;
@@ -279,7 +279,7 @@ fn with_cause(run: &Run, error: TrainError) -> Report {
         return Report::from(cause).with_details(vec![error.to_string()]);
     }
     let hint = error.hint().unwrap_or_default();
-    let kept = match latest_checkpoint(&run.output) {
+    let kept = match latest_whole_checkpoint(&run.output) {
         Ok(Some(checkpoint)) => format!("; `{}` holds the adapter as it was then", checkpoint.display()),
         _ => "; nothing of this run is kept".to_owned(),
     };

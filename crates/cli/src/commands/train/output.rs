@@ -105,16 +105,20 @@ pub fn save(run: &Run, trainer: &Trainer, tokens: &TokenIdentity) -> Result<()> 
 /// What could not be written, with where the run can go on from.
 fn unsaved(run: &Run, error: impl Into<Report>) -> Report {
     let (report, output) = (error.into(), run.output.display());
-    match latest_checkpoint(&run.output) {
-        Ok(Some(whole)) => report.and_hint(format!(
-            "`{}` is whole: `danlu train --output {output} --resume` goes on from it",
-            whole.display()
-        )),
-        Ok(None) => report.and_hint(format!(
-            "there is no checkpoint yet: `danlu train --output {output} --resume` starts over"
-        )),
-        Err(_) => report,
-    }
+    let (Ok(newest), Ok(whole)) = (latest_checkpoint(&run.output), latest_whole_checkpoint(&run.output))
+    else {
+        return report;
+    };
+    let resume = format!("danlu train --output {output} --resume");
+    report.and_hint(match (newest, whole) {
+        (None, _) => format!("there is no checkpoint yet: `{resume}` starts over"),
+        (Some(_), None) => format!("no checkpoint of `{output}` is whole: start anew in another folder"),
+        (Some(newest), Some(whole)) => {
+            let shown = whole.display();
+            let named = if newest == whole { String::new() } else { format!(" {shown}") };
+            format!("`{shown}` is whole: `{resume}{named}` goes on from it")
+        }
+    })
 }
 
 /// Why a checkpoint cannot be gone on from, and which one can.
@@ -128,12 +132,14 @@ fn unusable(run: &Run, checkpoint: &Path, error: TrainError) -> Report {
             let whole = whole.display();
             format!("`{whole}` is whole: danlu train --output {output} --resume {whole}")
         }
+        _ if matches!(error, TrainError::CheckpointFormat { .. }) => return error.into(),
         _ => format!("no other checkpoint of `{output}` is whole: start anew in another folder"),
     };
     Report::from(error).with_hint(hint)
 }
 
-/// Writes the adapter, its card and the report.
+/// Writes what the adapter's tokens are, its card and the report, and last the adapter: where there is one, there is
+/// all that belongs to it.
 ///
 /// # Errors
 /// If the folder cannot be written; the last checkpoint holds everything.
@@ -149,13 +155,10 @@ pub fn finish(
         Lang::En => report::Language::En,
     };
     let write = || -> Result<(), TrainError> {
-        trainer.save_adapter(&run.output)?;
         tokens.write(&run.output)?;
         files::write_atomic(&run.output.join("README.md"), card::render(summary).as_bytes())?;
-        Ok(files::write_atomic(
-            &run.output.join("report.html"),
-            report::render(summary, language).as_bytes(),
-        )?)
+        files::write_atomic(&run.output.join("report.html"), report::render(summary, language).as_bytes())?;
+        trainer.save_adapter(&run.output)
     };
     write().map_err(|error| unsaved(run, error))
 }
