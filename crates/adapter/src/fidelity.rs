@@ -10,8 +10,8 @@
 //! A ceiling alone would pass a merge that lost a small adapter whole, so what the adapter itself changes is
 //! measured too. A divergence grows with the square of the logit differences: a quarter of the adapter's own is
 //! half of its effect on the logits, which a wrong scale or a wrong base exceeds. Rounding to bf16 was seen to
-//! take a sixth from an adapter of one step, and far less from trained ones. Below a thousandth of the ceiling all is noise, as with an adapter that was never
-//! trained. The limit is the smaller of the two.
+//! take a sixth from an adapter of one step, and far less from trained ones. Below a thousandth of the ceiling
+//! all is noise, as with an adapter that was never trained. The limit is the smaller of the two.
 //!
 //! Both decoders should compute in f32, so that what is measured is the merge and not the products.
 

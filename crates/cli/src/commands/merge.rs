@@ -55,7 +55,7 @@ pub struct MergeArgs {
     /// Format of those records instead of the recognised one
     #[arg(long, value_name = "FORMAT", value_parser = format, requires = "data")]
     pub format: Option<Format>,
-    /// Largest mean divergence from adapter-on-base, in nats a token [default: a sixteenth of what the adapter
+    /// Largest mean divergence from adapter-on-base, in nats a token [default: a quarter of what the adapter
     /// itself makes, at most 1e-2 for bf16, 2e-4 for f16, 1e-6 for f32]
     #[arg(long, value_name = "NATS")]
     pub threshold: Option<f64>,
@@ -228,4 +228,24 @@ fn own_text(tokenizer: &Tokenizer) -> Result<Vec<Sequence>> {
         Ok(Sequence { ids, trained })
     };
     sentences.lines().filter(|line| !line.is_empty()).map(encode).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Command;
+
+    use super::*;
+
+    #[test]
+    fn help_names_the_true_limits() {
+        let command = MergeArgs::augment_args(Command::new("merge"));
+        let threshold = command.get_arguments().find(|arg| arg.get_id() == "threshold").unwrap();
+        let help = threshold.get_help().unwrap().to_string();
+        for (dtype, name) in [(DType::Bf16, "bf16"), (DType::F16, "f16"), (DType::F32, "f32")] {
+            let limits = Limits::of(dtype);
+            assert_eq!(limits.share_of_adapter, Some(0.25));
+            assert!(help.contains(&format!("{:e} for {name}", limits.kl)), "{help}");
+        }
+        assert!(help.contains("a quarter of what the adapter itself makes"), "{help}");
+    }
 }
