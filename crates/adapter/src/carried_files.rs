@@ -41,11 +41,10 @@ pub fn choose(
     adapter: Option<&Path>,
     also: &[String],
 ) -> Result<Vec<CarriedFile>, AdapterError> {
-    let has = |folder: &Path, name: &str| folder.join(name).is_file();
     let [tokenizer, template] = Tokenizer::folders(base, adapter.unwrap_or(base));
     let mut chosen: Vec<(&Path, &str)> = TOKENIZER.iter().map(|name| (tokenizer, *name)).collect();
     chosen.push((template, TEMPLATE));
-    chosen.push((adapter.filter(|a| has(a, GENERATION)).unwrap_or(base), GENERATION));
+    chosen.push((generation_folder(base, adapter), GENERATION));
     for name in also {
         chosen.extend(adapter.map(|a| (a, name.as_str())));
     }
@@ -61,6 +60,11 @@ pub fn choose(
         files.push(CarriedFile { name: name.to_owned(), source, bytes });
     }
     Ok(files)
+}
+
+/// The folder that `generation_config.json` is taken from: the adapter where it brings one, else the base.
+pub fn generation_folder<'a>(base: &'a Path, adapter: Option<&'a Path>) -> &'a Path {
+    adapter.filter(|folder| folder.join(GENERATION).is_file()).unwrap_or(base)
 }
 
 /// The base's `config.json`, byte for byte unless the weights change their type.

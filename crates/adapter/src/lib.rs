@@ -31,6 +31,7 @@ pub mod targets;
 
 pub use adapter::{Adapter, Module, Tensor};
 pub use byte_size::parse_byte_size;
+pub use carried_files::generation_folder;
 pub use config::{CONFIG_FILE, LoraConfig, TargetModules};
 pub use error::AdapterError;
 pub use files::WEIGHTS_FILE;

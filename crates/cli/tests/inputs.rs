@@ -122,7 +122,13 @@ fn flags_and_values_that_do_not_exist_are_refused() {
     }
     scene.refuses(
         "chat base --prompt hi --context 9999",
-        "error: `--context` is 9999, and the model was made for 1024 tokens\n\nhint: --context 1024, or leave it out\n",
+        "error: 9999 tokens of `--context`, and the model was made for 1024\n\n\
+         hint: at most 1024, or a model for longer texts\n",
+    );
+    scene.refuses(
+        "compare base base --data data.json --max-length 100000",
+        "error: 100000 tokens of `--max-length`, and the model was made for 1024\n\n\
+         hint: at most 1024, or a model for longer texts\n",
     );
 }
 
@@ -320,4 +326,59 @@ fn a_generation_config_with_an_impossible_value_is_named() {
         "error: `base/generation_config.json`: `temperature` is -4, expected 0 or more\n\n\
          hint: mend the file, or overrule it with `--temperature`\n",
     );
+}
+
+#[test]
+fn an_adapter_is_sampled_from_by_its_own_generation_config() {
+    let scene = Scene::new();
+    scene.ok("train --base base --data data.json --output out --max-steps 1 --lora-r 1");
+    scene.write("out/generation_config.json", r#"{"do_sample": true, "top_k": -1}"#);
+    scene.refuses(
+        "chat out --prompt hi",
+        "error: `out/generation_config.json`: `top_k` is -1, expected a whole number, 0 or more\n\n\
+         hint: mend the file, or overrule it with `--top-k`\n",
+    );
+}
+
+#[test]
+fn two_adapters_are_compared_only_on_what_both_held_out() {
+    let scene = Scene::new();
+    for (output, flags) in [("a", ""), ("b", "--learning-rate 1e-3"), ("c", "--seed 7")] {
+        let line =
+            format!("train --base base --data data.json --max-steps 1 --lora-r 1 --val-size 3 {flags}");
+        scene.ok(&format!("{line} --output {output}"));
+    }
+    let few = "--replies 0 --records 1";
+    let ran = scene.ok(&format!("compare a b {few}"));
+    assert!(ran.err.starts_with("held-out records: a/held_out.json\n"), "{}", ran.err);
+    scene.refuses(
+        "compare a c",
+        "error: `--data` is missing, and `a/held_out.json` and `c/held_out.json` hold different records: one adapter \
+         may have been trained on what the other held out\n\n\
+         hint: name records that neither was trained on with `--data FILE`\n",
+    );
+    fs::remove_file(scene.path("b/held_out.json")).unwrap();
+    for line in ["compare a b", "compare b a"] {
+        let ran = scene.run(line);
+        assert_eq!(ran.code, 1);
+        assert!(
+            ran.err.starts_with("error: `--data` is missing, and `b` holds no `held_out.json`\n"),
+            "{}",
+            ran.err
+        );
+    }
+    scene.ok(&format!("compare a base {few}"));
+}
+
+#[test]
+fn data_found_beside_the_configuration_is_shown_with_its_path() {
+    let scene = Scene::new();
+    fs::create_dir(scene.path("runs")).unwrap();
+    fs::copy(scene.path("data.json"), scene.path("runs/own.json")).unwrap();
+    scene.write("runs/run.toml", "base = \"base\"\ndata = \"own.json\"\nmax_steps = 1\nlora_r = 1\n");
+    let ran = scene.ok("train --config runs/run.toml --output out");
+    let shown = fs::canonicalize(scene.path("runs/own.json")).unwrap();
+    assert!(ran.err.contains(&format!(" {}\n", shown.display())), "{}", ran.err);
+    let ran = scene.ok("train --config runs/run.toml --data data.json --output other");
+    assert!(!ran.err.contains("own.json"), "{}", ran.err);
 }

@@ -1,18 +1,19 @@
 //! `danlu compare`: base against adapter, or any two models, on held-out data.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use clap::Args;
 use danlu_data::{EncodeOptions, Format};
 use danlu_kernels::DType;
-use danlu_model::{Batch, Decoder, LoraSource, Sequence, Workspace};
+use danlu_model::{Batch, Decoder, LoraSource, ModelConfig, Sequence, Workspace, files};
 
 use crate::commands::compute::{ComputeArgs, products};
+use crate::commands::context::check_context;
 use crate::commands::data::{self, HeldOut};
 use crate::commands::loaded::{Loaded, Place};
 use crate::commands::replies;
-use crate::commands::train::held_out;
+use crate::commands::train::held_out::{self, HELD_OUT_FILE};
 use crate::printer::{Look, Printer};
 use crate::report::{Report, Result};
 use crate::text;
@@ -35,7 +36,7 @@ pub struct CompareArgs {
     pub a: PathBuf,
     /// Folder of the model to compare with [default: the base of the adapter A]
     pub b: Option<PathBuf>,
-    /// Records that neither was trained on [default: held_out.json beside the adapter, as `train --val-size` leaves it]
+    /// Records that neither was trained on [default: held_out.json beside the adapter, as `train --val-size` leaves it; beside both of two, if it is the same]
     #[arg(long, value_name = "FILE")]
     pub data: Option<PathBuf>,
     /// Format of the data instead of the recognised one
@@ -84,17 +85,21 @@ pub fn run(args: &CompareArgs, printer: &Printer) -> Result<()> {
     // Without a second name the base stands first: before, then after.
     let places = if args.b.is_none() { [second, first] } else { [first, second] };
 
-    let data = args.data.clone().or_else(|| places.iter().find_map(held_out_beside));
-    let Some(data) = &data else {
-        let text = format!("`--data` is missing, and `{}` holds no `held_out.json`", args.a.display());
-        let hint =
-            "name records that were not trained on; `danlu train --val-size` keeps some beside the adapter";
-        return Err(Report::input(text).with_hint(hint));
-    };
-    if args.data.is_none() {
-        let shown = data.display();
-        printer.tell(&format!("留出的记录：{shown}"), &format!("held-out records: {shown}"));
+    for place in &places {
+        let most = ModelConfig::read(&place.base)?.max_position_embeddings;
+        check_context(args.max_length, most, "`--max-length`")?;
     }
+
+    let data = match &args.data {
+        Some(data) => data.clone(),
+        None => {
+            let data = common_held_out(&places, &args.a)?;
+            let shown = data.display();
+            printer.tell(&format!("留出的记录：{shown}"), &format!("held-out records: {shown}"));
+            data
+        }
+    };
+    let data = &data;
 
     let backend = args.compute.backend(args.dtype)?;
     let [left, right] = places;
@@ -134,11 +139,39 @@ pub fn run(args: &CompareArgs, printer: &Printer) -> Result<()> {
     print_replies(args, &models, &names, &left, printer)
 }
 
-fn held_out_beside(place: &Place) -> Option<PathBuf> {
-    held_out::beside(place.adapter.as_ref()?)
+/// The records that no adapter among the two was trained on, as far as the files beside them tell: what one of two
+/// held out may be what the other learned, so both must have held out the same.
+///
+/// # Errors
+/// If there is no such file, or it cannot be read.
+fn common_held_out(places: &[Place; 2], named: &Path) -> Result<PathBuf> {
+    let hint =
+        "name records that were not trained on; `danlu train --val-size` keeps some beside the adapter";
+    let missing = |folder: &Path| {
+        let text = format!("`--data` is missing, and `{}` holds no `{HELD_OUT_FILE}`", folder.display());
+        Report::input(text).with_hint(hint)
+    };
+    let mut files = Vec::new();
+    for adapter in places.iter().filter_map(|place| place.adapter.as_ref()) {
+        files.push(held_out::beside(adapter).ok_or_else(|| missing(adapter))?);
+    }
+    if let [a, b] = &files[..]
+        && files::read_bounded(a, u64::MAX)? != files::read_bounded(b, u64::MAX)?
+    {
+        let text = format!(
+            "`--data` is missing, and `{}` and `{}` hold different records: one adapter may have been trained on \
+             what the other held out",
+            a.display(),
+            b.display()
+        );
+        return Err(
+            Report::input(text).with_hint("name records that neither was trained on with `--data FILE`")
+        );
+    }
+    files.into_iter().next().ok_or_else(|| missing(named))
 }
 
-fn is_adapter(path: &std::path::Path) -> bool {
+fn is_adapter(path: &Path) -> bool {
     path.join(danlu_adapter::CONFIG_FILE).is_file()
 }
 

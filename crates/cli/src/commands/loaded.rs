@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use danlu_adapter::{Adapter, CONFIG_FILE, LoraConfig};
+use danlu_adapter::{Adapter, CONFIG_FILE, LoraConfig, generation_folder};
 use danlu_kernels::Backend;
 use danlu_model::{Decoder, LoraSource, ModelConfig, Tokenizer};
 
@@ -72,6 +72,11 @@ impl Place {
                 _ => error.into(),
             }
         })
+    }
+
+    /// The folder whose `generation_config.json` says how tokens are chosen, as in a merged model.
+    pub fn generation_folder(&self) -> &Path {
+        generation_folder(&self.base, self.adapter.as_deref())
     }
 
     /// The name to show: the folder's.

@@ -16,6 +16,7 @@ use danlu_model::Decoder;
 use rustyline::error::ReadlineError;
 
 use crate::commands::compute::{ComputeArgs, products};
+use crate::commands::context::check_context;
 use crate::commands::loaded::{Loaded, Place};
 use crate::interrupt;
 use crate::printer::{Look, Printer};
@@ -84,12 +85,11 @@ pub fn run(args: &ChatArgs, printer: &Printer) -> Result<()> {
     let options = GenerateOptions {
         max_new_tokens: args.max_new_tokens,
         stop_ids: Default::default(),
-        sampling: args.sampling.resolve(&loaded.place().base)?,
+        sampling: args.sampling.resolve(loaded.place().generation_folder())?,
     };
     let most = loaded.decoder.config().max_position_embeddings;
-    if let Some(context) = args.context.filter(|context| *context > most) {
-        let text = format!("`--context` is {context}, and the model was made for {most} tokens");
-        return Err(Report::input(text).with_hint(format!("--context {most}, or leave it out")));
+    if let Some(context) = args.context {
+        check_context(context, most, "`--context`")?;
     }
     let context = args.context.unwrap_or(DEFAULT_CONTEXT);
     let mut session = ChatSession::new(&loaded.decoder, &loaded.tokenizer, loaded.lora(), context, options)?;

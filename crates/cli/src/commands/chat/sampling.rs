@@ -37,12 +37,12 @@ pub struct SamplingArgs {
 }
 
 impl SamplingArgs {
-    /// Flags over what the model in `base` says over ours.
+    /// Flags over what the model's file in `folder` says over ours.
     ///
     /// # Errors
     /// If the model's file is no JSON, or a value that is used is out of range.
-    pub fn resolve(&self, base: &Path) -> Result<Sampling> {
-        let model = GenerationConfig::read(base)?;
+    pub fn resolve(&self, folder: &Path) -> Result<Sampling> {
+        let model = GenerationConfig::read(folder)?;
         // Without `do_sample` the figures beside it are transformers' defaults, which it does not use either.
         let samples = model.flag("do_sample")?;
         let own = |flag: Option<f32>, name, ours, ok: fn(f32) -> bool, expected| match flag {
