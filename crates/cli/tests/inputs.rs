@@ -326,6 +326,12 @@ fn a_generation_config_with_an_impossible_value_is_named() {
         "error: `base/generation_config.json`: `temperature` is -4, expected 0 or more\n\n\
          hint: mend the file, or overrule it with `--temperature`\n",
     );
+    fs::write(&path, "{\n  \"do_sample\": true,\n}").unwrap();
+    scene.refuses(
+        "chat base --prompt hi",
+        "error: `base/generation_config.json:3:1`: found a `,` after the last value, expected none\n\n\
+         hint: mend the file, or fetch it again\n",
+    );
 }
 
 #[test]

@@ -121,7 +121,7 @@ fn what_is_not_implemented_is_refused_by_name() {
 #[test]
 fn malformed_json_is_placed_by_line_and_column() {
     let error = ModelConfig::parse(Path::new("config.json"), b"{\n  \"a\": 1,\n  oops\n}").unwrap_err();
-    assert_eq!(error.to_string(), "`config.json:3:3`: key must be a string");
+    assert_eq!(error.to_string(), "`config.json:3:3`: found `o`, expected a key in double quotes");
     let error = ModelConfig::parse(Path::new("config.json"), b"[1]").unwrap_err();
     assert!(error.to_string().contains("found [1], expected an object"), "{error}");
 }

@@ -248,6 +248,7 @@ impl ModelError {
             Self::Header { message, .. } if message.contains("version https://git-lfs") => {
                 "this is git's pointer to the file, not the file: run `git lfs pull` in its folder"
             }
+            Self::Json { .. } => "mend the file, or fetch it again",
             Self::FileSize { .. } | Self::Header { .. } => "the file is damaged: fetch it again",
             Self::DType { .. } => "use the model's original weights, in bf16, f16 or f32",
             Self::Incomplete { .. } | Self::Shape { .. } | Self::NoTensor { .. } => {

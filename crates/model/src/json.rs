@@ -4,23 +4,53 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value};
 
-use crate::ModelError;
 use crate::files::{self, FileError};
+use crate::{JsonFault, ModelError};
 
 /// No configuration comes near this; a tokenizer or a shard index may be tens of megabytes.
 pub(crate) const CONFIG_LIMIT: u64 = 16 << 20;
 
 /// Parses `bytes` as one JSON value; a fault is placed by line and column.
 pub(crate) fn parse(path: &Path, bytes: &[u8]) -> Result<Value, ModelError> {
-    serde_json::from_slice(bytes).map_err(|e| malformed(path, &e))
+    serde_json::from_slice(bytes).map_err(|e| malformed(path, bytes, &e))
 }
 
 /// The error for text that serde_json refused.
-pub(crate) fn malformed(path: &Path, e: &serde_json::Error) -> ModelError {
-    // serde_json ends its message with the place, which the error carries already.
-    let message = e.to_string();
-    let message = message.split(" at line ").next().unwrap_or(&message).to_owned();
+pub(crate) fn malformed(path: &Path, bytes: &[u8], e: &serde_json::Error) -> ModelError {
+    let message = if e.is_data() {
+        // JSON, and not of the fields that were asked for. The message ends with the place, which the error carries.
+        let message = e.to_string();
+        message.split(" at line ").next().unwrap_or(&message).to_owned()
+    } else {
+        let JsonFault { found, expected } = JsonFault::new(e, character(bytes, e));
+        format!("found {found}, expected {expected}")
+    };
     ModelError::Json { path: path.to_owned(), line: e.line(), column: e.column(), message }
+}
+
+/// The character that the parser stumbled over; none at the end.
+fn character(bytes: &[u8], e: &serde_json::Error) -> Option<char> {
+    if e.is_eof() {
+        return None;
+    }
+    let line = bytes.split(|&byte| byte == b'\n').nth(e.line().checked_sub(1)?)?;
+    // Of a character of several bytes the column may be any.
+    let text = String::from_utf8_lossy(line);
+    let at = e.column().saturating_sub(1).min(text.len());
+    let start = (0..=at).rev().find(|at| text.is_char_boundary(*at))?;
+    text[start..].chars().next()
+}
+
+/// Reads the object in a JSON file; none where there is no file.
+///
+/// # Errors
+/// If the file cannot be read, is no JSON, or holds something else.
+pub fn read_json_object(path: &Path) -> Result<Option<Map<String, Value>>, ModelError> {
+    match read_optional(path)? {
+        None => Ok(None),
+        Some(Value::Object(object)) => Ok(Some(object)),
+        Some(other) => Err(no_object(path, &other)),
+    }
 }
 
 /// Reads a JSON file that may be absent.
@@ -44,12 +74,7 @@ impl<'a> Fields<'a> {
     pub fn new(path: &Path, value: &'a Value) -> Result<Self, ModelError> {
         match value {
             Value::Object(object) => Ok(Self { path: path.to_owned(), prefix: String::new(), object }),
-            other => Err(ModelError::Json {
-                path: path.to_owned(),
-                line: 1,
-                column: 1,
-                message: format!("found {}, expected an object", shown(other)),
-            }),
+            other => Err(no_object(path, other)),
         }
     }
 
@@ -140,6 +165,11 @@ impl<'a> Fields<'a> {
             supported: supported.into(),
         }
     }
+}
+
+fn no_object(path: &Path, found: &Value) -> ModelError {
+    let message = format!("found {}, expected an object", shown(found));
+    ModelError::Json { path: path.to_owned(), line: 1, column: 1, message }
 }
 
 /// A JSON value short enough for a message.

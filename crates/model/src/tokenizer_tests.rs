@@ -146,12 +146,26 @@ fn a_folder_without_template_encodes_and_says_so() {
 fn damaged_files_are_named() {
     for (name, text, message) in [
         ("tokenizer.json", "{}", "tokenizer.json`: "),
-        ("tokenizer_config.json", "{\n,}", "tokenizer_config.json:2:1`: key must be a string"),
+        (
+            "tokenizer_config.json",
+            "{\n,}",
+            "tokenizer_config.json:2:1`: found `,`, expected a key in double quotes",
+        ),
         ("tokenizer_config.json", r#"{"chat_template": 3}"#, "`chat_template` is 3, expected a string"),
         (
             "tokenizer_config.json",
             r#"{"chat_template": "{% if %}"}"#,
             "tokenizer_config.json`, line 1: syntax error",
+        ),
+        (
+            "generation_config.json",
+            "{\n  \"eos_token_id\": 七\n}",
+            "generation_config.json:2:19`: found `七`, expected a value: ",
+        ),
+        (
+            "generation_config.json",
+            "{\n  \"a\": 1",
+            "generation_config.json:2:8`: found no end of an object, expected `}`",
         ),
         ("generation_config.json", r#"{"eos_token_id": "x"}"#, "`eos_token_id` is \"x\""),
     ] {

@@ -348,7 +348,7 @@ fn check_length(path: &Path, bytes: &[u8]) -> Result<(), ModelError> {
 /// Which tensors an index expects in each shard. Shards lie beside the index: a name that leads elsewhere
 /// is refused.
 fn parse_index(path: &Path, bytes: &[u8]) -> Result<BTreeMap<String, BTreeSet<String>>, ModelError> {
-    let index: Index = serde_json::from_slice(bytes).map_err(|e| json::malformed(path, &e))?;
+    let index: Index = serde_json::from_slice(bytes).map_err(|e| json::malformed(path, bytes, &e))?;
     let mut shards: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
     for (tensor, shard) in index.weight_map {
         let mut components = Path::new(&shard).components();

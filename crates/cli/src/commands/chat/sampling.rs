@@ -3,15 +3,11 @@
 use std::path::{Path, PathBuf};
 
 use clap::Args;
-use danlu_data::JsonFault;
 use danlu_generate::Sampling;
-use danlu_model::{ModelError, files};
+use danlu_model::{ModelError, read_json_object};
 use serde_json::{Map, Value};
 
 use crate::report::{Report, Result};
-
-/// Largest `generation_config.json` that is read, in bytes.
-const LIMIT: u64 = 1 << 20;
 
 /// How tokens are chosen, where the model's `generation_config.json` is to be overruled.
 #[derive(Args, Clone, Debug, Default)]
@@ -81,23 +77,8 @@ struct GenerationConfig {
 impl GenerationConfig {
     fn read(folder: &Path) -> Result<Self> {
         let path = folder.join("generation_config.json");
-        if !path.is_file() {
-            return Ok(Self { path, values: Map::new() });
-        }
-        let bytes = files::read_bounded(&path, LIMIT)?;
-        match serde_json::from_slice(&bytes) {
-            Ok(Value::Object(values)) => Ok(Self { path, values }),
-            Ok(_) => {
-                let text = format!("`{}` holds no JSON object", path.display());
-                Err(Report::input(text).with_hint("fetch the file again, or remove it"))
-            }
-            Err(error) => {
-                let JsonFault { found, expected } = JsonFault::new(&error, None);
-                let place = format!("{}:{}:{}", path.display(), error.line(), error.column());
-                let text = format!("`{place}`: found {found}, expected {expected}");
-                Err(Report::input(text).with_hint("fetch the file again, or remove it"))
-            }
-        }
+        let values = read_json_object(&path)?.unwrap_or_default();
+        Ok(Self { path, values })
     }
 
     /// A value that is there; `null` is not, as in Python.
@@ -183,7 +164,7 @@ mod tests {
             (r#"{"do_sample": true, "top_k": -1}"#, "`top_k` is -1, expected a whole number, 0 or more"),
             (r#"{"do_sample": true, "top_p": "x"}"#, "`top_p` is \"x\", expected above 0 and at most 1"),
             (r#"{"repetition_penalty": 0}"#, "`repetition_penalty` is 0, expected above 0"),
-            ("[]", "holds no JSON object"),
+            ("[]", "generation_config.json:1:1`: found [], expected an object"),
             ("{\n  \"a\": ", "generation_config.json:2:7`: found nothing, expected a value"),
         ] {
             assert!(wrong(config).contains(told), "{}", wrong(config));
