@@ -8,8 +8,8 @@ use danlu_train::{
 };
 
 use super::REPLY_TOKENS;
-use super::args::Run;
 use super::prepare::Prepared;
+use super::run::Run;
 use crate::commands::replies::Question;
 use crate::heap;
 use crate::printer::{Look, Printer};

@@ -6,6 +6,7 @@ pub mod held_out;
 mod output;
 pub mod prepare;
 mod progress;
+mod run;
 
 use std::sync::Arc;
 
@@ -22,11 +23,12 @@ use crate::interrupt;
 use crate::printer::{Look, Printer};
 use crate::report::{Report, Result};
 use crate::text;
-pub use args::{AdapterArgs, EXAMPLES, RUN_FILE, Run, TrainArgs};
+pub use args::{AdapterArgs, EXAMPLES, TrainArgs};
 use forecast::Gauge;
 use prepare::Prepared;
 use progress::Progress;
 pub use progress::draw_loss;
+pub use run::{RUN_FILE, Run};
 
 /// Questions that the report shows with both answers.
 pub const REPLIES: usize = 4;
@@ -67,7 +69,7 @@ pub fn execute(run: &Run, printer: &Printer) -> Result<Outcome> {
     gauge.tokenizer(&tokens);
     check_length(run, &config)?;
     let lora = lora_config(run);
-    targets::resolve(&lora, &config).map_err(|error| args::point_into_config(run, error))?;
+    targets::resolve(&lora, &config).map_err(|error| run::point_into_config(run, error))?;
     let data = prepare::prepare(&run.data, run.format, run.skip_bad, &tokenizer, &run.settings, printer)?;
     let questions = data.questions(REPLIES);
     gauge.data();

@@ -9,7 +9,7 @@ use danlu_train::{
     sweep_leftovers,
 };
 
-use super::args::{RUN_FILE, Run};
+use super::run::{RUN_FILE, Run};
 use crate::lang::Lang;
 use crate::printer::Printer;
 use crate::report::{Report, Result};

@@ -1,0 +1,384 @@
+//! A run as it is settled: flags over a configuration file over defaults.
+
+use std::path::{Path, PathBuf};
+
+use clap::{ArgMatches, Args, Command, FromArgMatches};
+use danlu_data::Format;
+use danlu_train::TrainSettings;
+
+use super::args::TrainArgs;
+use crate::commands::{ComputeArgs, nearby};
+use crate::config_file::ConfigFile;
+use crate::report::{Report, Result};
+use crate::usage::usage;
+
+/// Name of the file in the output folder that holds every setting of the run.
+pub const RUN_FILE: &str = "run.toml";
+
+/// Everything `train` needs, settled: flags over file over defaults.
+#[derive(Clone, Debug)]
+pub struct Run {
+    /// Folder of the base.
+    pub base: PathBuf,
+    /// Data files.
+    pub data: Vec<PathBuf>,
+    /// Their format, where it is forced.
+    pub format: Option<Format>,
+    /// Whether bad records are left out.
+    pub skip_bad: bool,
+    /// Output folder.
+    pub output: PathBuf,
+    /// Whether to go on, and from which checkpoint where one was named.
+    pub resume: Option<Option<PathBuf>>,
+    /// The numbers.
+    pub settings: TrainSettings,
+    /// Threads and such.
+    pub compute: ComputeArgs,
+    /// Most memory to use, bytes.
+    pub memory_limit: Option<u64>,
+    /// The file that flags were read from, to point into.
+    pub config: Option<ConfigFile>,
+}
+
+impl Run {
+    /// Settles the arguments of one command line. With `--resume` alone the run's own settings are read back
+    /// from its output folder.
+    ///
+    /// # Errors
+    /// If the file has a fault, a path is missing, or a setting is out of range.
+    pub fn resolve(matches: &ArgMatches) -> Result<Self> {
+        let missing = |flag: &str, what: &str| {
+            let report = Report::input(format!("`--{flag}` is missing: {what}"));
+            report.with_hint(match matches.get_one::<PathBuf>("config") {
+                Some(file) => format!("danlu train --config {} --{flag} ...", file.display()),
+                None => "danlu train --base DIR --data FILE --output DIR".to_owned(),
+            })
+        };
+        let run = Self::settle(matches)?;
+        if run.data.is_empty() {
+            return Err(missing("data", "the file to train on"));
+        }
+        if run.base.as_os_str().is_empty() {
+            return Err(missing("base", "the folder of the model to train on"));
+        }
+        if run.output.as_os_str().is_empty() {
+            return Err(missing("output", "the folder to write the adapter to"));
+        }
+        Ok(run)
+    }
+
+    /// As [`Run::resolve`], for a run that is planned only: it may lack data and output, which are then empty.
+    ///
+    /// # Errors
+    /// As [`Run::resolve`].
+    pub fn resolve_plan(matches: &ArgMatches) -> Result<Self> {
+        let run = Self::settle(matches)?;
+        if run.base.as_os_str().is_empty() {
+            let report = Report::input("`--base` is missing: the folder of the model to plan for");
+            return Err(report.with_hint("danlu plan --base DIR [--data FILE]"));
+        }
+        Ok(run)
+    }
+
+    /// Flags over file over defaults; paths that were not given are empty.
+    fn settle(matches: &ArgMatches) -> Result<Self> {
+        let mut args = TrainArgs::from_arg_matches(matches).map_err(|error| usage(&error))?;
+        let own = match (&args.resume, &args.output) {
+            (Some(_), Some(output)) => Some(output.join(RUN_FILE)),
+            _ => None,
+        };
+        if own.as_ref().is_some_and(|path| !path.is_file()) {
+            let output = args.output.unwrap_or_default();
+            let report = Report::input(format!("`{}` holds no run to go on with", output.display()));
+            return Err(report.with_hint("leave `--resume` out to begin one"));
+        }
+        let is_own = args.config.is_none() && own.is_some();
+        let config = match args.config.clone().or(own) {
+            None => None,
+            Some(path) => {
+                let command = TrainArgs::augment_args(Command::new("train"));
+                let config = ConfigFile::read(&path, &command)?.without(|flag| given(matches, flag));
+                check_one_length(&config)?;
+                let file = command.no_binary_name(true).try_get_matches_from(config.args());
+                let file = file.map_err(|error| usage(&error))?;
+                args = TrainArgs::from_arg_matches(&file).map_err(|error| usage(&error))?;
+                args.update_from_arg_matches(matches).map_err(|error| usage(&error))?;
+                Some(config)
+            }
+        };
+
+        let settings = args.settings.settings();
+        settings.validate().map_err(|error| match &error {
+            danlu_train::TrainError::Setting { name, .. } => {
+                let flag = name.replace('_', "-");
+                let place = config.as_ref().and_then(|c| c.snippet(&flag, ""));
+                // Beside a file, it is worth saying that the value is not the file's.
+                let typed = config.is_some() && given(matches, &flag);
+                let source = typed.then(|| format!("`--{flag}` on the command line"));
+                Report::from(error).with_snippet(place).with_details(source.into_iter().collect())
+            }
+            _ => Report::from(error),
+        })?;
+        let is_base = |folder: &Path| folder.join("config.json").is_file();
+        let base = args.base.map(|path| found(config.as_ref(), is_own, "base", path, is_base)).transpose()?;
+        let data =
+            args.data.into_iter().map(|path| found(config.as_ref(), is_own, "data", path, Path::is_file));
+        Ok(Self {
+            base: base.unwrap_or_default(),
+            data: data.collect::<Result<_>>()?,
+            format: args.format,
+            skip_bad: args.skip_bad.unwrap_or(false),
+            output: args.output.unwrap_or_default(),
+            resume: args.resume,
+            settings,
+            compute: args.compute,
+            memory_limit: args.memory_limit,
+            config,
+        })
+    }
+
+    /// The data files that were found elsewhere than they are named.
+    pub fn data_found_elsewhere(&self) -> impl Iterator<Item = &Path> {
+        let named = self.config.as_ref().map(|config| config.values("data")).unwrap_or_default();
+        let data = self.data.iter().map(PathBuf::as_path);
+        data.filter(move |path| !named.is_empty() && !named.iter().any(|named| Path::new(named) == *path))
+    }
+
+    /// The base as it was named when the run began, wherever it was found since.
+    pub fn base_as_named(&self) -> String {
+        let named = self.config.as_ref().and_then(|config| config.values("base").first().copied());
+        named.map_or_else(|| self.base.display().to_string(), str::to_owned)
+    }
+
+    /// The run as a configuration file that repeats it. Paths stand in it as they were named.
+    pub fn to_toml(&self) -> String {
+        let mut table = toml::Table::new();
+        table.insert("base".into(), self.base_as_named().into());
+        let named = self.config.as_ref().map(|config| config.values("data")).unwrap_or_default();
+        let data = match named.is_empty() {
+            true => self.data.iter().map(|path| path.display().to_string()).collect(),
+            false => named.into_iter().map(str::to_owned).collect::<Vec<_>>(),
+        };
+        table.insert("data".into(), data.into());
+        if let Some(format) = self.format {
+            table.insert("format".into(), format.name().into());
+        }
+        if self.skip_bad {
+            table.insert("skip_bad".into(), true.into());
+        }
+        if let Some(limit) = self.memory_limit {
+            table.insert("memory_limit".into(), byte_size(limit).into());
+        }
+        for (name, value) in self.settings.entries() {
+            // Epochs and steps exclude each other, and a null is a setting left alone.
+            let idle = name == "num_train_epochs" && self.settings.max_steps.is_some();
+            if !idle && !value.is_null() {
+                // `TrainSettings::validate` keeps numbers within what TOML holds.
+                table.insert(name, toml::Value::try_from(value).expect("a valid setting is a TOML value"));
+            }
+        }
+        format!(
+            "# Every setting of this run: `danlu train --config {RUN_FILE} --output OTHER` repeats it in another folder.\n{table}"
+        )
+    }
+}
+
+/// A path that a configuration file names, from here or from beside the file; one of the command line is taken as it
+/// is. Above the file only the `run.toml` of a resumed run (`is_own`) is followed: its checkpoints know the contents,
+/// and refuse others of the same name.
+fn found(
+    config: Option<&ConfigFile>,
+    is_own: bool,
+    flag: &str,
+    path: PathBuf,
+    is_it: impl Fn(&Path) -> bool,
+) -> Result<PathBuf> {
+    let Some(config) = config.filter(|config| !config.values(flag).is_empty()) else { return Ok(path) };
+    let found = match is_own {
+        true => nearby::find(config.folder(), &path, is_it),
+        false => nearby::beside(config.folder(), &path, is_it),
+    };
+    found.ok_or_else(|| {
+        let shown = path.display();
+        let text = match flag {
+            "base" => format!("`{shown}` is no model folder here, nor beside the file that names it"),
+            _ => format!("`{shown}` is no file here, nor beside the file that names it"),
+        };
+        let place = config.snippet(flag, &path.display().to_string());
+        Report::input(text).with_snippet(place).with_hint(format!("say where it is with `--{flag}`"))
+    })
+}
+
+/// A file that gives both measures of a run's length contradicts itself.
+fn check_one_length(config: &ConfigFile) -> Result<()> {
+    if ["max-steps", "num-train-epochs"].iter().any(|flag| config.values(flag).is_empty()) {
+        return Ok(());
+    }
+    let report =
+        Report::input("`max_steps` and `num_train_epochs` are both given, and either is the whole length");
+    Err(report.with_snippet(config.snippet("max-steps", "")).with_hint("leave one of them out"))
+}
+
+/// Bytes as the flag takes them, in the largest unit that is exact.
+fn byte_size(bytes: u64) -> String {
+    let units = [("GiB", 30), ("MiB", 20)];
+    let exact = units.into_iter().find(|(_, shift)| bytes.trailing_zeros() >= *shift);
+    exact.map_or_else(|| format!("{bytes}B"), |(unit, shift)| format!("{}{unit}", bytes >> shift))
+}
+
+/// An adapter's fault, underlined where a configuration file asked for it.
+pub fn point_into_config(run: &Run, error: danlu_adapter::AdapterError) -> Report {
+    let target = match &error {
+        danlu_adapter::AdapterError::NoSuchTarget { target, .. } => target.clone(),
+        _ => String::new(),
+    };
+    let place =
+        run.config.as_ref().filter(|_| !target.is_empty()).and_then(|c| c.snippet("target-modules", &target));
+    Report::from(error).with_snippet(place)
+}
+
+/// Whether `flag` was on the command line, itself or as its alternative.
+fn given(matches: &ArgMatches, flag: &str) -> bool {
+    let direct = |flag: &str| {
+        let id = flag.replace('-', "_");
+        matches.value_source(&id) == Some(clap::parser::ValueSource::CommandLine)
+    };
+    match flag {
+        "max-steps" => direct(flag) || direct("num-train-epochs"),
+        "num-train-epochs" => direct(flag) || direct("max-steps"),
+        _ => direct(flag),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::super::args::memory_limit;
+    use super::*;
+
+    fn resolve(line: &[&str]) -> Result<Run, String> {
+        let command = TrainArgs::augment_args(Command::new("train"));
+        let matches =
+            command.no_binary_name(true).try_get_matches_from(line).map_err(|e| usage(&e).render(false))?;
+        Run::resolve(&matches).map_err(|report| report.render(false))
+    }
+
+    const PATHS: [&str; 6] = ["--base", "b", "--data", "d", "--output", "o"];
+
+    #[test]
+    fn without_flags_the_defaults_hold() {
+        let run = resolve(&PATHS).unwrap();
+        assert_eq!(run.settings, TrainSettings::default());
+        assert!(!run.skip_bad && run.resume.is_none() && run.config.is_none());
+    }
+
+    /// A folder in which the names of a configuration file lead somewhere.
+    fn folder() -> tempfile::TempDir {
+        let folder = tempfile::tempdir().unwrap();
+        fs::create_dir(folder.path().join("b")).unwrap();
+        fs::write(folder.path().join("b/config.json"), "{}").unwrap();
+        fs::write(folder.path().join("d"), "[]").unwrap();
+        folder
+    }
+
+    #[test]
+    fn flags_win_over_the_file_and_the_file_over_defaults() {
+        let folder = folder();
+        let path = folder.path().join("run.toml");
+        fs::write(
+            &path,
+            "base = \"b\"\ndata = \"d\"\noutput = \"o\"\nlora_r = 4\nmax_steps = 9\npacking = true\n",
+        )
+        .unwrap();
+        let config = path.to_str().unwrap();
+        let run = resolve(&["--config", config, "--lora-r", "2", "--packing=false"]).unwrap();
+        assert_eq!((run.settings.lora_r, run.settings.max_steps, run.settings.packing), (2, Some(9), false));
+        let run = resolve(&["--config", config, "--num-train-epochs", "3", "--data", "e", "f"]).unwrap();
+        assert_eq!((run.settings.max_steps, run.settings.num_train_epochs), (None, 3.0));
+        assert_eq!(run.data, [PathBuf::from("e"), PathBuf::from("f")]);
+    }
+
+    #[test]
+    fn a_run_written_down_resolves_to_itself() {
+        let mut line = PATHS.to_vec();
+        line.extend([
+            "--lora-r",
+            "3",
+            "--target-modules",
+            "q_proj,v_proj",
+            "--max-steps",
+            "5",
+            "--dtype",
+            "bf16",
+        ]);
+        line.extend(["--lr-scheduler-type", "cosine", "--skip-bad", "--learning-rate", "3e-5"]);
+        line.extend(["--memory-limit", "1.5GiB"]);
+        let run = resolve(&line).unwrap();
+        let folder = folder();
+        let path = folder.path().join("run.toml");
+        fs::write(&path, run.to_toml()).unwrap();
+        let again = resolve(&["--config", path.to_str().unwrap(), "--output", "other"]).unwrap();
+        assert_eq!(again.settings, run.settings);
+        let beside = |name: &str| fs::canonicalize(folder.path()).unwrap().join(name);
+        assert_eq!((&again.base, &again.data), (&beside("b"), &vec![beside("d")]));
+        assert_eq!((again.base_as_named().as_str(), again.output.to_str()), ("b", Some("other")));
+        assert!(again.skip_bad);
+        assert_eq!(again.memory_limit, Some(3 << 29));
+    }
+
+    #[test]
+    fn only_a_resumed_run_looks_above_its_folder() {
+        let folder = folder();
+        let out = folder.path().join("out");
+        fs::create_dir(&out).unwrap();
+        let path = out.join(RUN_FILE);
+        fs::write(&path, "base = \"b\"\ndata = \"d\"\n").unwrap();
+        let (output, config) = (out.to_str().unwrap(), path.to_str().unwrap());
+        let run = resolve(&["--output", output, "--resume"]).unwrap();
+        let above = |name: &str| fs::canonicalize(folder.path()).unwrap().join(name);
+        assert_eq!((&run.base, &run.data), (&above("b"), &vec![above("d")]));
+        assert_eq!(run.data_found_elsewhere().collect::<Vec<_>>(), [above("d")]);
+        for line in [
+            &["--config", config, "--output", "o"][..],
+            &["--config", config, "--output", output, "--resume"],
+        ] {
+            let refused = resolve(line).unwrap_err();
+            assert!(
+                refused.starts_with("error: `b` is no model folder here, nor beside the file"),
+                "{refused}"
+            );
+        }
+        fs::write(out.join("d"), "[]").unwrap();
+        let base = above("b");
+        let run = resolve(&["--config", config, "--base", base.to_str().unwrap(), "--output", "o"]).unwrap();
+        assert_eq!(run.data, [above("out").join("d")]);
+    }
+
+    #[test]
+    fn a_size_is_written_so_that_it_reads_back() {
+        for (bytes, text) in [(8 << 30, "8GiB"), (3 << 29, "1536MiB"), (900_000_000, "900000000B")] {
+            assert_eq!(byte_size(bytes), text);
+            assert_eq!(memory_limit(text), Ok(bytes));
+        }
+    }
+
+    #[test]
+    fn values_out_of_range_are_named_and_underlined() {
+        let mut line = PATHS.to_vec();
+        line.extend(["--lora-dropout", "1"]);
+        assert_eq!(
+            resolve(&line).unwrap_err(),
+            "error: `lora_dropout` is 1, expected at least 0 and below 1\n"
+        );
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("run.toml");
+        fs::write(&path, "lora_r = 4\nlora_dropout = 1.25\n").unwrap();
+        let mut line = PATHS.to_vec();
+        line.extend(["--config", path.to_str().unwrap()]);
+        let refused = resolve(&line).unwrap_err();
+        let place = "run.toml:2:16]\n  2 │ lora_dropout = 1.25\n    ·                ────\n";
+        assert!(refused.contains(place), "{refused}");
+        assert!(resolve(&PATHS[..4]).unwrap_err().starts_with("error: `--output` is missing"));
+    }
+}
