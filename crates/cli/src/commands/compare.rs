@@ -36,7 +36,8 @@ pub struct CompareArgs {
     pub a: PathBuf,
     /// Folder of the model to compare with [default: the base of the adapter A]
     pub b: Option<PathBuf>,
-    /// Records that neither was trained on [default: held_out.json beside the adapter, as `train --val-size` leaves it; beside both of two, if it is the same]
+    /// Records that neither was trained on [default: held_out.json beside the adapter, as `train --val-size` leaves
+    /// it; of two adapters, if both hold the same]
     #[arg(long, value_name = "FILE")]
     pub data: Option<PathBuf>,
     /// Format of the data instead of the recognised one
