@@ -58,7 +58,7 @@ pub fn run(run: &Run, printer: &Printer) -> Result<()> {
 /// Trains, and writes everything.
 ///
 /// # Errors
-/// As [`run`].
+/// As [`run()`].
 pub fn execute(run: &Run, printer: &Printer) -> Result<Outcome> {
     let mut gauge = Gauge::new();
     let config = ModelConfig::read(no_model::unless_base(&run.base)?)?;
