@@ -91,13 +91,10 @@ impl<R: BufRead> Scanner<R> {
 
     /// The next `count` bytes, or all that are left.
     pub fn ahead(&mut self, count: usize) -> io::Result<&[u8]> {
-        // What is behind is dropped in large pieces: a file may ask for this at every byte.
-        if self.next > self.pending.len() / 2 {
-            self.pending.drain(..self.next);
-            self.next = 0;
-        }
-        while self.pending.len() - self.next < count {
-            let missing = count - (self.pending.len() - self.next);
+        self.pending.drain(..self.next);
+        self.next = 0;
+        while self.pending.len() < count {
+            let missing = count - self.pending.len();
             let buffer = self.fill()?;
             let taken = buffer.len().min(missing);
             if taken == 0 {
@@ -107,8 +104,7 @@ impl<R: BufRead> Scanner<R> {
             self.pending.extend(bytes);
             self.input.consume(taken);
         }
-        let ahead = &self.pending[self.next..];
-        Ok(&ahead[..count.min(ahead.len())])
+        Ok(&self.pending[..count.min(self.pending.len())])
     }
 
     fn fill(&mut self) -> io::Result<&[u8]> {

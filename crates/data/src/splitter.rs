@@ -299,9 +299,7 @@ impl<R: BufRead> Splitter<R> {
                 let is_next = if start.begins_line {
                     let in_column = self.scanner.begins_line() && at.column == start.at.column;
                     let is_usual = match key {
-                        Some(key) if in_column && at.column == 1 => {
-                            open.want_no_object() || self.opens_with(key)?
-                        }
+                        Some(key) if in_column && at.column == 1 => self.opens_with(key)?,
                         _ => true,
                     };
                     in_column && is_usual

@@ -56,15 +56,6 @@ fn lines_are_cut_at_line_ends_of_either_kind() {
 }
 
 #[test]
-fn a_record_behind_a_broken_one_may_begin_with_another_key() {
-    let found =
-        split(b"[\n{\"q\": 1, \"a\": 1},\n{\"q\": 2, \"a\": 2,\n{\"a\": 3, \"q\": 3},\n{\"q\": 4}\n]");
-    assert_eq!(found.len(), 4, "{found:?}");
-    assert!(found[1].starts_with("3:1 found "), "{found:?}");
-    assert_eq!(found[2..], ["4:1 {\"a\": 3, \"q\": 3}", "5:1 {\"q\": 4}"]);
-}
-
-#[test]
 fn a_broken_array_gives_what_stands_before_the_break() {
     assert_eq!(
         split(b"[{},\n{\"a\": 1\n"),
