@@ -26,10 +26,10 @@ impl Brackets {
         if closers.is_empty() { "its end".into() } else { format!("`{closers}`") }
     }
 
-    /// Whether a `{` here can only be the beginning of another record: the record is open, nothing inside it is,
-    /// and no key asks for a value.
+    /// Whether a `{` here can only be the beginning of another record: nothing inside the record is open, and no key
+    /// asks for a value.
     pub fn want_no_object(&self) -> bool {
-        !self.in_text && self.closers == [b'}'] && self.before != b':'
+        !self.in_text && matches!(self.closers[..], [] | [b'}']) && self.before != b':'
     }
 
     /// What is wrong with `byte` here, if it is: what it is, and what should be.
@@ -54,10 +54,10 @@ impl Brackets {
         }
     }
 
-    /// Steps behind `byte`.
+    /// Steps behind `byte`. A line break ends a text: no text holds one, so that its end is missing.
     pub fn take(&mut self, byte: u8) {
         if self.in_text {
-            self.in_text = self.escaped || byte != b'"';
+            self.in_text = byte != b'\n' && (self.escaped || byte != b'"');
             self.escaped = !self.escaped && byte == b'\\';
             return;
         }

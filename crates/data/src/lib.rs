@@ -42,6 +42,7 @@ mod nearest;
 mod preview;
 mod read;
 mod record;
+mod recovery;
 mod scanner;
 mod shorten;
 mod split;

@@ -14,7 +14,7 @@ pub(crate) struct Scanner<R> {
     input: R,
     at: Position,
     begins_line: bool,
-    /// Bytes that come before those of `input`, from `next` on.
+    /// Bytes that come before those of `input`, from `next` on; those before `next` were the last to be read.
     pending: Vec<u8>,
     next: usize,
 }
@@ -62,6 +62,8 @@ impl<R: BufRead> Scanner<R> {
         if self.next < self.pending.len() {
             self.next += 1;
         } else {
+            self.pending.clear();
+            self.next = 0;
             self.input.consume(1);
         }
         match byte {
@@ -83,17 +85,25 @@ impl<R: BufRead> Scanner<R> {
     }
 
     /// Goes back to `at`, in the middle of a line; `bytes` are those from there to here.
-    pub fn push_back(&mut self, mut bytes: Vec<u8>, at: Position) {
-        bytes.extend_from_slice(&self.pending[self.next..]);
-        (self.pending, self.next) = (bytes, 0);
+    pub fn push_back(&mut self, bytes: &[u8], at: Position) {
+        // What is pending may be 64 MiB, and a file decides how often one goes back: nothing of it is moved then.
+        match self.next.checked_sub(bytes.len()) {
+            Some(next) => self.next = next,
+            None => {
+                self.pending.splice(..self.next, bytes.iter().copied());
+                self.next = 0;
+            }
+        }
         (self.at, self.begins_line) = (at, false);
     }
 
     /// The next `count` bytes, or all that are left.
     pub fn ahead(&mut self, count: usize) -> io::Result<&[u8]> {
-        self.pending.drain(..self.next);
-        self.next = 0;
-        while self.pending.len() < count {
+        if self.pending.len() - self.next < count {
+            self.pending.drain(..self.next);
+            self.next = 0;
+        }
+        while self.pending.len() - self.next < count {
             let missing = count - self.pending.len();
             let buffer = self.fill()?;
             let taken = buffer.len().min(missing);
@@ -104,7 +114,8 @@ impl<R: BufRead> Scanner<R> {
             self.pending.extend(bytes);
             self.input.consume(taken);
         }
-        Ok(&self.pending[..count.min(self.pending.len())])
+        let ahead = &self.pending[self.next..];
+        Ok(&ahead[..count.min(ahead.len())])
     }
 
     fn fill(&mut self) -> io::Result<&[u8]> {
@@ -133,10 +144,30 @@ mod tests {
         assert_eq!((scanner.bump().unwrap(), scanner.at().column), (Some(b'{'), 4));
         assert_eq!(scanner.ahead(100).unwrap(), b"\"a\"}\n");
         scanner.bump().unwrap();
-        scanner.push_back(b"{\"".to_vec(), Position { line: 1, column: 3 });
+        scanner.push_back(b"{\"", Position { line: 1, column: 3 });
         assert_eq!(scanner.ahead(100).unwrap(), b"{\"a\"}\n");
+        while scanner.peek().unwrap() != Some(b'\n') {
+            scanner.bump().unwrap();
+        }
+        scanner.push_back(b"a\"}", Position { line: 1, column: 5 });
+        assert_eq!(scanner.ahead(100).unwrap(), b"a\"}\n");
         while scanner.bump().unwrap().is_some() {}
         assert_eq!(scanner.at(), Position { line: 2, column: 1 });
         assert!(scanner.begins_line());
+    }
+
+    #[test]
+    fn looking_ahead_and_going_back_move_nothing_that_is_pending() {
+        let text = b"{\"a\": 1}, {\"a\": 2}";
+        let mut scanner = Scanner::new(&b""[..]).unwrap();
+        scanner.push_back(text, Position { line: 1, column: 1 });
+        let first = scanner.ahead(4).unwrap().as_ptr();
+        for behind in 1..text.len() - 4 {
+            scanner.bump().unwrap();
+            assert_eq!(scanner.ahead(4).unwrap().as_ptr(), first.wrapping_add(behind));
+        }
+        scanner.push_back(&text[1..text.len() - 5], Position { line: 1, column: 2 });
+        assert_eq!(scanner.ahead(4).unwrap().as_ptr(), first.wrapping_add(1));
+        assert_eq!(scanner.ahead(100).unwrap(), &text[1..]);
     }
 }

@@ -9,6 +9,7 @@ use std::io::{self, BufRead};
 
 use crate::{
     brackets::Brackets,
+    recovery::{Next, Start, first_key},
     scanner::{Position, Scanner},
 };
 
@@ -48,24 +49,6 @@ enum Expect {
     Record,
     Separator,
     Nothing,
-}
-
-/// Where and how a record begins, by which the next is found when it is broken.
-///
-/// Where records begin a line, the next is the `{` that begins a line in the same column. Where nothing is
-/// indented, objects inside a record begin a line in that column too, so that its first key must be the usual one
-/// as well. Elsewhere it is the `{` with that key. No text is taken for either: in a text a quote is escaped, and
-/// so is a line break.
-#[derive(Clone, Copy, Debug)]
-struct Start {
-    at: Position,
-    begins_line: bool,
-}
-
-/// Where the next record begins, and what the one before has left open.
-struct Next {
-    at: Position,
-    open: Brackets,
 }
 
 /// Iterates over the records of a stream.
@@ -178,10 +161,7 @@ impl<R: BufRead> Splitter<R> {
             // After a record that is whole, this can only be the next one.
             (Some(b'{'), Some(_)) => true,
             (Some(_), Some(last)) => {
-                let key = self.usual_key.take();
-                let next = self.find_next(last, key.as_deref(), None)?;
-                self.usual_key = key;
-                next.is_some()
+                last.find_next(&mut self.scanner, self.usual_key.as_deref(), None)?.is_some()
             }
             _ => false,
         };
@@ -192,7 +172,7 @@ impl<R: BufRead> Splitter<R> {
 
     /// One element, from its first byte to where its brackets are closed, or to the next separator.
     fn element(&mut self) -> io::Result<Result<Piece, Flaw>> {
-        let start = Start { at: self.scanner.at(), begins_line: self.scanner.begins_line() };
+        let start = Start::of(&self.scanner);
         self.last = Some(start);
         let mut bytes = Vec::new();
         let mut too_large = false;
@@ -246,9 +226,9 @@ impl<R: BufRead> Splitter<R> {
         let (here, at_end) = (self.scanner.at(), self.scanner.peek()?.is_none());
         let key = self.usual_key.clone().or_else(|| first_key(&bytes));
         if !too_large {
-            self.go_back(start, &bytes);
+            start.go_back(&mut self.scanner, &bytes);
         }
-        let next = self.find_next(start, key.as_deref(), None)?;
+        let next = start.find_next(&mut self.scanner, key.as_deref(), None)?;
         self.expect = if next.is_some() { Expect::Record } else { Expect::Nothing };
         let fatal = next.is_none() && !at_end;
         Ok(match (next, fault) {
@@ -266,71 +246,13 @@ impl<R: BufRead> Splitter<R> {
     fn swallowed(&mut self, start: Start, bytes: &[u8]) -> io::Result<Option<Flaw>> {
         let here = self.scanner.at();
         let key = self.usual_key.clone().or_else(|| first_key(bytes));
-        self.go_back(start, bytes);
-        let next = self.find_next(start, key.as_deref(), Some(here))?;
+        start.go_back(&mut self.scanner, bytes);
+        let next = start.find_next(&mut self.scanner, key.as_deref(), Some(here))?;
         Ok(next.map(|next| {
             self.expect = Expect::Record;
             unclosed(start.at, &next)
         }))
     }
-
-    /// Returns to behind the first byte of a record.
-    fn go_back(&mut self, start: Start, bytes: &[u8]) {
-        if let Some(rest) = bytes.get(1..) {
-            let Position { line, column } = start.at;
-            self.scanner.push_back(rest.to_vec(), Position { line, column: column + 1 });
-        }
-    }
-
-    /// Moves to where the record after the one at `start` begins, if that is before `limit`.
-    fn find_next(
-        &mut self,
-        start: Start,
-        key: Option<&[u8]>,
-        limit: Option<Position>,
-    ) -> io::Result<Option<Next>> {
-        let mut open = Brackets::default();
-        open.take(b'{');
-        loop {
-            let at = self.scanner.at();
-            let byte = self.scanner.peek()?.filter(|_| limit.is_none_or(|limit| at < limit));
-            let Some(byte) = byte else { return Ok(None) };
-            if byte == b'{' {
-                let is_next = if start.begins_line {
-                    let in_column = self.scanner.begins_line() && at.column == start.at.column;
-                    let is_usual = match key {
-                        Some(key) if in_column && at.column == 1 => self.opens_with(key)?,
-                        _ => true,
-                    };
-                    in_column && is_usual
-                } else {
-                    open.want_no_object() || key.map_or(Ok(false), |key| self.opens_with(key))?
-                };
-                if is_next {
-                    return Ok(Some(Next { at, open }));
-                }
-            }
-            self.scanner.bump()?;
-            open.take(byte);
-        }
-    }
-
-    /// Whether an object begins here whose first key is `key`.
-    fn opens_with(&mut self, key: &[u8]) -> io::Result<bool> {
-        let ahead = self.scanner.ahead(key.len() + MAX_BLANKS)?;
-        Ok(ahead[1..].trim_ascii_start().starts_with(key))
-    }
-}
-
-/// Blanks between a `{` and its first key, at most, where the key is to be recognised.
-const MAX_BLANKS: usize = 256;
-
-/// An object's first key, with its quotes.
-fn first_key(bytes: &[u8]) -> Option<Vec<u8>> {
-    let inside = bytes.strip_prefix(b"{")?.trim_ascii_start();
-    let text = inside.strip_prefix(b"\"")?;
-    let end = text.iter().position(|byte| matches!(byte, b'"' | b'\\' | b'\n'))?;
-    (text[end] == b'"' && end <= MAX_BLANKS).then(|| inside[..end + 2].to_vec())
 }
 
 /// The flaw of a record that another one follows before its end.

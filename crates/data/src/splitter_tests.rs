@@ -139,6 +139,34 @@ fn the_next_record_is_found_on_one_line_and_without_indentation_too() {
 }
 
 #[test]
+fn a_good_line_after_a_broken_one_is_kept_whatever_its_first_key() {
+    let line = |n: u32| format!(r#"{{"instruction": "{n}", "output": "b"}}"#);
+    let other = r#"{"output": "b", "instruction": "4"}"#;
+    let unclosed = r#"{"instruction": "3", "output": "b""#;
+    assert_eq!(
+        split(format!("[\n{},\n{unclosed},\n{other},\n{}\n]", line(1), line(5)).as_bytes()),
+        [
+            format!("2:1 {}", line(1)),
+            "3:1 found no end of this record before the next one, on line 4, expected `}`".into(),
+            format!("4:1 {other}"),
+            format!("5:1 {}", line(5)),
+        ]
+    );
+    let broken_first = r#"{"id": [1, "instruction":"a","output":"b"}"#;
+    let seen = split(format!("[\n{broken_first},\n{},\n{}\n]", line(2), line(3)).as_bytes());
+    assert_eq!(seen[1..], [format!("3:1 {}", line(2)), format!("4:1 {}", line(3))]);
+
+    let whole = r#"{"instruction": "a", "id": [1, 2], "output": "b"}"#;
+    for missing in 0..whole.len() {
+        let mut broken = whole.to_owned();
+        broken.remove(missing);
+        let seen = split(format!("[\n{},\n{broken},\n{other},\n{}\n]", line(1), line(5)).as_bytes());
+        let kept = [format!("2:1 {}", line(1)), format!("4:1 {other}"), format!("5:1 {}", line(5))];
+        assert!(kept.iter().all(|kept| seen.contains(kept)), "{broken}: {seen:#?}");
+    }
+}
+
+#[test]
 fn a_comma_too_many_costs_no_record() {
     assert_eq!(
         split(b"[{},,{},]"),
