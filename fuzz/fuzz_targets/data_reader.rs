@@ -1,6 +1,7 @@
 //! `RUSTC_BOOTSTRAP=1 cargo fuzz run data_reader -- -max_total_time=180`
 //!
-//! The first byte chooses the format; the rest is the file, read whole and byte by byte.
+//! The first byte chooses the format; the rest is the file, read whole and byte by byte. Its first line is also put
+//! between two good records of an array.
 
 #![no_main]
 
@@ -43,8 +44,22 @@ fn check(dataset: &Dataset, data: &[u8]) {
     }
 }
 
+/// A line that begins like a record, whatever it holds, costs neither the record before nor the one after.
+///
+/// The array's end is left out: with it, an array that begins on the line could hold the record after.
+fn check_line(data: &[u8]) {
+    let line = data.split(|byte| *byte == b'\n').next().unwrap_or_default();
+    let (before, after) = (r#"{"instruction":"a","output":"b"}"#, r#"{"instruction":"c","output":"d"}"#);
+    let file = [b"[\n", before.as_bytes(), b",\n{", line, b",\n", after.as_bytes()].concat();
+    let dataset = read_from(&file[..], Path::new("chat.json"), None).expect("the first record is good");
+    for kept in [2, 4] {
+        assert!(dataset.records.iter().any(|record| record.source.line == kept), "{:?}", dataset.bad);
+    }
+}
+
 fuzz_target!(|data: &[u8]| {
     let Some((&choice, data)) = data.split_first() else { return };
+    check_line(data);
     let format = Format::ALL.get(usize::from(choice) % (Format::ALL.len() + 1)).copied();
     let name = Path::new("chat.json");
     let whole = read_from(data, name, format);
