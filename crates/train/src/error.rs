@@ -201,7 +201,8 @@ impl TrainError {
                 Some("the base's weights are damaged: fetch or convert them again".into())
             }
             Self::Memory { needed, fits, .. } => {
-                let more = format!("`--memory-limit {}`", display(*needed).replace(' ', ""));
+                // What is in memory beforehand differs by a page or two from one start to the next.
+                let more = format!("`--memory-limit {}`", display(needed + (2 << 20)).replace(' ', ""));
                 Some(match fits {
                     Some(flags) => format!("`{flags}` fits; or allow more: {more}"),
                     None => format!("allow more: {more}"),
