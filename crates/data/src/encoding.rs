@@ -18,11 +18,11 @@ pub enum Encoding {
 }
 
 impl Encoding {
-    /// The encoding by the first bytes of a file: JSON begins with a sign of ASCII, so that one of two bytes of
+    /// The encoding by the first two bytes of a file: JSON begins with a sign of ASCII, so that one of two bytes of
     /// UTF-16 is zero.
     pub(crate) fn of_start(bytes: &[u8]) -> Option<Self> {
         match bytes {
-            // Half of the mark is enough: neither byte occurs in UTF-8, and a pipe may give one at a time.
+            // Half of the mark is enough: neither byte occurs in UTF-8.
             [0xff | 0xfe, ..] => Some(Self::Utf16),
             [0, ..] => Some(Self::Utf16Be),
             [_, 0, ..] => Some(Self::Utf16Le),

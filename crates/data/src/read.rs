@@ -2,7 +2,7 @@
 
 use std::{
     fs::File,
-    io::{self, BufRead, BufReader, Read},
+    io::{self, BufReader, Read},
     path::Path,
     sync::Arc,
 };
@@ -75,12 +75,15 @@ pub fn read(file: &Path, format: Option<Format>) -> Result<Dataset, DataError> {
 ///
 /// # Errors
 /// As [`read`].
-pub fn read_from(input: impl Read, name: &Path, format: Option<Format>) -> Result<Dataset, DataError> {
+pub fn read_from(mut input: impl Read, name: &Path, format: Option<Format>) -> Result<Dataset, DataError> {
     let failed = |source| FileError::new("read", name, source);
-    let mut input = BufReader::with_capacity(1 << 16, Hashing::new(input));
-    if let Some(encoding) = Encoding::of_start(input.fill_buf().map_err(failed)?) {
+    // A pipe may give one byte at a time.
+    let mut start = Vec::new();
+    input.by_ref().take(2).read_to_end(&mut start).map_err(failed)?;
+    if let Some(encoding) = Encoding::of_start(&start) {
         return Err(DataError::Utf16 { file: name.to_owned(), encoding });
     }
+    let input = BufReader::with_capacity(1 << 16, Hashing::new(start.as_slice().chain(input)));
     let empty = || DataError::Empty { file: name.to_owned() };
     let mut splitter = Splitter::new(input).map_err(failed)?.ok_or_else(empty)?;
     let mut reading = Reading::new(name, format);

@@ -1,6 +1,6 @@
 //! Files in, records and complaints out.
 
-use std::path::Path;
+use std::{io::Read, path::Path};
 
 use danlu_data::{Content, DataError, Dataset, Encoding, Format, read, read_from};
 
@@ -186,6 +186,9 @@ fn another_encoding_is_named_with_its_conversion() {
     for (text, from) in [("\u{feff}[]", "UTF-16"), ("[{}]", "UTF-16LE")] {
         let utf16: Vec<u8> = text.encode_utf16().flat_map(u16::to_le_bytes).collect();
         assert_eq!(hint(&utf16), (refused.clone(), format!("convert it: {}", convert(from))));
+        let (first, rest) = utf16.split_at(1);
+        let piped = read_from(first.chain(rest), Path::new("folder/chat.json"), None);
+        assert_eq!(piped.unwrap_err().to_string(), refused, "a pipe may give one byte first");
     }
     // printf '{"text": "你好"}' | iconv -t GB18030
     let (error, next) = hint(b"{\"text\": \"\xc4\xe3\xba\xc3\"}\n");
