@@ -10,23 +10,24 @@ const LINE: usize = 64;
 pub(crate) struct Ahead {
     start: *const u8,
     stride: usize,
-    /// Lines of a row.
+    /// Lines of a row, and the next of them.
     width: usize,
+    line: usize,
     rows: usize,
 }
 
 impl Ahead {
     /// Nothing.
-    pub const NONE: Self = Self { start: std::ptr::null(), stride: 0, width: 0, rows: 0 };
+    pub const NONE: Self = Self { start: std::ptr::null(), stride: 0, width: 0, line: 0, rows: 0 };
 
     /// `rows` rows of `bytes` each, `stride` bytes apart.
     pub fn new(start: *const u8, rows: usize, bytes: usize, stride: usize) -> Self {
         let first = start.wrapping_sub(start.addr() % LINE);
         // A row may begin and end inside a line.
-        Self { start: first, stride, width: (start.addr() % LINE + bytes).div_ceil(LINE), rows }
+        Self { start: first, stride, width: (start.addr() % LINE + bytes).div_ceil(LINE), line: 0, rows }
     }
 
-    /// All lines.
+    /// All lines, where none is fetched yet.
     pub fn lines(&self) -> usize {
         self.width * self.rows
     }
@@ -36,16 +37,16 @@ impl Ahead {
     /// # Safety
     /// The instruction set of `T` must be there.
     #[inline(always)]
-    pub(super) unsafe fn fetch<T: Lanes>(&mut self, line: &mut usize, n: usize) {
+    pub(super) unsafe fn fetch<T: Lanes>(&mut self, n: usize) {
         for _ in 0..n {
             if self.rows == 0 {
                 return;
             }
             // SAFETY: the caller has the instruction set; a prefetch needs no valid address.
-            unsafe { T::prefetch_far(self.start.wrapping_add(*line * LINE)) };
-            *line += 1;
-            if *line == self.width {
-                (*line, self.rows) = (0, self.rows - 1);
+            unsafe { T::prefetch_far(self.start.wrapping_add(self.line * LINE)) };
+            self.line += 1;
+            if self.line == self.width {
+                (self.line, self.rows) = (0, self.rows - 1);
                 self.start = self.start.wrapping_add(self.stride);
             }
         }

@@ -84,7 +84,7 @@ pub(crate) fn part(m: usize, parts: usize, part: usize) -> (usize, usize) {
 pub(super) unsafe fn tiles<T: Lanes>(job: &TileJob) {
     let width = 2 * T::LANES;
     let (panels, across) = (job.m.div_ceil(T::ROWS), job.n.div_ceil(width));
-    let (mut ahead, mut line) = (job.ahead, 0);
+    let mut ahead = job.ahead;
     let lines = ahead.lines().div_ceil((panels * across).max(1));
     for p in 0..panels {
         let (row, rows) = part(job.m, panels, p);
@@ -94,7 +94,7 @@ pub(super) unsafe fn tiles<T: Lanes>(job: &TileJob) {
                 let a = job.a.add(p * job.a_panel);
                 let b = job.b.add(j * job.b_panel);
                 let c = job.c.add(row * job.ldc + j * width);
-                ahead.fetch::<T>(&mut line, lines);
+                ahead.fetch::<T>(lines);
                 tile_of_rows::<T>(rows, job, a, b, c, (job.n - j * width).min(width));
             }
         }
@@ -217,18 +217,21 @@ unsafe fn dots_of<T: Lanes, const D: u8>(job: &DotJob) {
     // Four rows by four fill half of 32 registers; with 16 registers two rows do.
     let tallest = if T::ROWS >= 8 { 4 } else { 2 };
     for j in (0..job.w_rows).step_by(4) {
+        let four_follow = job.ahead && j + 8 <= job.w_rows;
         let mut i = 0;
         while i < job.n {
             let rows = (job.n - i).min(tallest);
+            // The rows that follow are fetched once, by the first tile.
+            let ahead = four_follow && i == 0;
             // SAFETY: rows `i .. i + rows` and `j ..` exist.
             unsafe {
-                match rows {
-                    1 if job.ahead && i == 0 && j + 8 <= job.w_rows => dot_tile::<T, D, 1, true>(job, i, j),
-                    1 => dot_tile::<T, D, 1, false>(job, i, j),
-                    2 => dot_tile::<T, D, 2, false>(job, i, j),
-                    3 => dot_tile::<T, D, 3, false>(job, i, j),
-                    _ if job.ahead && i == 0 && j + 8 <= job.w_rows => dot_tile::<T, D, 4, true>(job, i, j),
-                    _ => dot_tile::<T, D, 4, false>(job, i, j),
+                match (rows, ahead) {
+                    (1, true) => dot_tile::<T, D, 1, true>(job, i, j),
+                    (1, false) => dot_tile::<T, D, 1, false>(job, i, j),
+                    (2, _) => dot_tile::<T, D, 2, false>(job, i, j),
+                    (3, _) => dot_tile::<T, D, 3, false>(job, i, j),
+                    (_, true) => dot_tile::<T, D, 4, true>(job, i, j),
+                    (_, false) => dot_tile::<T, D, 4, false>(job, i, j),
                 }
             }
             i += rows;
