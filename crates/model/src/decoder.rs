@@ -181,13 +181,8 @@ impl Decoder {
         batch: &Batch,
         lora: Option<&dyn LoraSource>,
     ) -> Result<Vec<f32>, ModelError> {
-        self.check_ids(&batch.ids)?;
-        let n = batch.tokens();
-        let rows = lora_rows(lora, n);
-        work.reserve(&self.config, &*self.backend, n, 1, n);
-        self.blocks(work, &batch.ids, &batch_pass(batch, &rows), false);
-        let all: Vec<u32> = (0..n as u32).collect();
-        Ok(self.head_logits(work, &all))
+        let states = self.hidden_states(work, batch, lora)?;
+        Ok(self.logits_of(work, &states, 0..batch.tokens()))
     }
 
     /// The residual stream behind the last layer, `(N, C)`: what [`Decoder::logits_of`] turns into logits, some rows
