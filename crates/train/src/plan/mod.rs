@@ -5,6 +5,8 @@ mod load;
 mod rehearsal;
 mod weights;
 
+use std::cell::OnceCell;
+
 use danlu_kernels::CpuOptions;
 use danlu_model::ModelConfig;
 use serde::{Deserialize, Serialize};
@@ -163,13 +165,16 @@ impl MemoryPlan {
 /// A run to be planned in one way after the other.
 struct Planner<'a> {
     input: &'a PlanInput,
+    settings: &'a TrainSettings,
     rehearsal: Rehearsal,
-    /// With micro-batches apart, and together.
-    loads: [Load; 2],
+    records: Vec<RecordSize>,
+    held_out: Vec<RecordSize>,
+    /// With micro-batches apart, and together; found when first asked for.
+    loads: [OnceCell<Load>; 2],
 }
 
 impl<'a> Planner<'a> {
-    fn new(input: &'a PlanInput, settings: &TrainSettings) -> Result<Self, TrainError> {
+    fn new(input: &'a PlanInput, settings: &'a TrainSettings) -> Result<Self, TrainError> {
         let cut = |records: &[RecordSize]| -> Vec<RecordSize> {
             records.iter().map(|record| record.cut(settings.max_length)).collect()
         };
@@ -181,15 +186,16 @@ impl<'a> Planner<'a> {
                 settings.per_device_train_batch_size.saturating_mul(settings.gradient_accumulation_steps);
             records = vec![full; count.min(1 << 20)];
         }
-        let load = |together| Load::of(&records, &cut(&input.held_out), settings, together);
-        let loads = [load(false), load(true)];
-        Ok(Self { input, rehearsal: Rehearsal::new(&input.config, settings, input.cpu)?, loads })
+        let rehearsal = Rehearsal::new(&input.config, settings, input.cpu)?;
+        let (held_out, loads) = (cut(&input.held_out), Default::default());
+        Ok(Self { input, settings, rehearsal, records, held_out, loads })
     }
 
     fn plan(&mut self, rung: Rung) -> Result<MemoryPlan, TrainError> {
         let PlanInput { weights, present, reply, .. } = *self.input;
         let Rung { layers, together } = rung;
-        let load = &self.loads[usize::from(together)];
+        let load = self.loads[usize::from(together)]
+            .get_or_init(|| Load::of(&self.records, &self.held_out, self.settings, together));
         let rehearsed = self.rehearsal.run(layers.policies(), together, load, reply)?;
         let Rehearsed { norms, adapter, optimizer, gradients, saving, trained, replies, step_flops } =
             rehearsed;
