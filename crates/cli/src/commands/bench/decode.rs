@@ -5,11 +5,11 @@ use std::time::Instant;
 use clap::Args;
 use danlu_model::{Decoder, ModelConfig, Workspace};
 
-use super::figures::{Figures, rate, seconds};
+use super::figures::{Figures, rate};
 use super::machine::{MachineArgs, describe_memory};
 use super::subject::ModelArgs;
 use super::work::{self, Span};
-use super::{RunArgs, median, random_ids};
+use super::{RunArgs, random_ids};
 use crate::commands::context::check_context;
 use crate::memory::{self, Watch};
 use crate::printer::Printer;
@@ -100,23 +100,17 @@ pub fn run(args: &DecodeArgs, printer: &Printer) -> Result<()> {
     let bytes = bytes_of_run(&config, weight_bytes - table, job) * times.len() as f64 / new as f64;
     let bandwidth = before.max(machine.read_bandwidth(printer));
     machine.compare_bytes(bytes / time, bandwidth, &mut figures, printer);
-    let (middle, slowest) = (median(times.iter().copied()), times.iter().copied().fold(0.0, f64::max));
-    let (m, s) = (seconds(middle, printer), seconds(slowest, printer));
     let (n, w) = (times.len() / new, runs.warm_up);
-    figures.result(
-        ("一个词元", "a token"),
-        &printer.pick(
+    let say = |m: &str, s: &str| {
+        printer.pick(
             format!("中位 {m}，最慢 {s}（{n} 遍，此前预热 {w} 遍）"),
             format!(
                 "{m} median, {s} slowest, in {n} run{}, after {w} to warm up",
                 if n == 1 { "" } else { "s" }
             ),
-        ),
-    );
-    figures.set("steps", n);
-    figures.set("warm_up", w);
-    figures.measured("median_token_seconds", middle);
-    figures.measured("slowest_token_seconds", slowest);
+        )
+    };
+    figures.times(("一个词元", "a token"), "token", &times, (n, w), say);
     describe_memory(peak, anonymous, &mut figures, printer);
     figures.finish();
     Ok(())

@@ -2,6 +2,7 @@
 
 use serde_json::{Map, Number, Value};
 
+use super::median;
 use crate::printer::{Look, Printer};
 use crate::text;
 
@@ -55,6 +56,24 @@ impl<'a> Figures<'a> {
         }
     }
 
+    /// The middle and the slowest of `times`, each of one `unit`, taken in `runs` runs after `warm_up` more; `say` puts
+    /// middle and slowest into words.
+    pub fn times(
+        &mut self,
+        name: (&str, &str),
+        unit: &str,
+        times: &[f64],
+        (runs, warm_up): (usize, u64),
+        say: impl Fn(&str, &str) -> String,
+    ) {
+        let (middle, slowest) = (median(times.iter().copied()), times.iter().copied().fold(0.0, f64::max));
+        self.result(name, &say(&seconds(middle, self.printer), &seconds(slowest, self.printer)));
+        self.set("steps", runs);
+        self.set("warm_up", warm_up);
+        self.measured(&format!("median_{unit}_seconds"), middle);
+        self.measured(&format!("slowest_{unit}_seconds"), slowest);
+    }
+
     /// Ends the measurement: machines get their line.
     pub fn finish(self) {
         if self.json {
@@ -80,7 +99,7 @@ pub fn seconds(value: f64, printer: &Printer) -> String {
     }
 }
 
-/// A share as a percentage, or why there is none.
+/// The share of a peak, where there is one.
 pub fn share(of: f64, peak: Option<f64>) -> Option<f64> {
     peak.filter(|&peak| peak > 0.0).map(|peak| of / peak)
 }

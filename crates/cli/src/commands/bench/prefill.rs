@@ -5,10 +5,10 @@ use std::time::Instant;
 use clap::Args;
 use danlu_generate::Context;
 
-use super::figures::{Figures, rate, seconds};
+use super::figures::{Figures, rate};
 use super::machine::{MachineArgs, describe_memory};
 use super::subject::ModelArgs;
-use super::{RunArgs, median, random_ids, work};
+use super::{RunArgs, random_ids, work};
 use crate::commands::context::check_context;
 use crate::memory::{self, Watch};
 use crate::printer::Printer;
@@ -67,19 +67,14 @@ pub fn run(args: &PrefillArgs, printer: &Printer) -> Result<()> {
     // Logits of the last row alone: those of a prompt in pieces are less than a thousandth more.
     let flops = work::forward(&config, &[work::Span::whole(prompt)], 1);
     machine.compare_flops(flops * times.len() as f64 / time, &mut figures, printer);
-    let (middle, slowest) = (median(times.iter().copied()), times.iter().copied().fold(0.0, f64::max));
-    let (m, s, n, w) = (seconds(middle, printer), seconds(slowest, printer), times.len(), runs.warm_up);
-    figures.result(
-        ("一段提示", "a prompt"),
-        &printer.pick(
+    let (n, w) = (times.len(), runs.warm_up);
+    let say = |m: &str, s: &str| {
+        printer.pick(
             format!("中位 {m}，最慢 {s}（{n} 次，此前预热 {w} 次）"),
             format!("{m} median, {s} slowest of {n}, after {w} to warm up"),
-        ),
-    );
-    figures.set("steps", n);
-    figures.set("warm_up", w);
-    figures.measured("median_prompt_seconds", middle);
-    figures.measured("slowest_prompt_seconds", slowest);
+        )
+    };
+    figures.times(("一段提示", "a prompt"), "prompt", &times, (n, w), say);
     describe_memory(peak, anonymous, &mut figures, printer);
     figures.finish();
     Ok(())

@@ -8,10 +8,10 @@ use danlu_adapter::{Adapter, targets};
 use danlu_model::{ModelConfig, Sequence, Tokenizer};
 use danlu_train::{Example, StepReport, TrainSettings, Trainer};
 
-use super::figures::{Figures, rate, seconds};
+use super::figures::{Figures, rate};
 use super::machine::{MachineArgs, describe_memory};
 use super::subject::{Model, ModelArgs};
-use super::{RunArgs, median, random_ids, work};
+use super::{RunArgs, random_ids, work};
 use crate::commands::context::check_context;
 use crate::commands::train::AdapterArgs;
 use crate::commands::train::prepare::prepare;
@@ -147,20 +147,15 @@ pub fn run(args: &TrainBenchArgs, printer: &Printer) -> Result<()> {
     figures.measured("useful_tokens_per_second", tokens / time);
     figures.measured("labelled_tokens_per_second", labelled / time);
     machine.compare_flops(total(|s| s.flops) / time, &mut figures, printer);
-    let middle = median(steps.iter().map(|s| s.report.seconds));
-    let slowest = steps.iter().map(|s| s.report.seconds).fold(0.0, f64::max);
-    let (m, s, n, w) = (seconds(middle, printer), seconds(slowest, printer), steps.len(), runs.warm_up);
-    figures.result(
-        ("每步", "a step"),
-        &printer.pick(
+    let times: Vec<f64> = steps.iter().map(|s| s.report.seconds).collect();
+    let (n, w) = (steps.len(), runs.warm_up);
+    let say = |m: &str, s: &str| {
+        printer.pick(
             format!("中位 {m}，最慢 {s}（{n} 步，此前预热 {w} 步）"),
             format!("{m} median, {s} slowest of {n}, after {w} to warm up"),
-        ),
-    );
-    figures.set("steps", n);
-    figures.set("warm_up", w);
-    figures.measured("median_step_seconds", middle);
-    figures.measured("slowest_step_seconds", slowest);
+        )
+    };
+    figures.times(("每步", "a step"), "step", &times, (n, w), say);
     figures.measured("seconds", time);
     figures.set("useful_tokens", tokens as u64);
     figures.set("labelled_tokens", labelled as u64);
