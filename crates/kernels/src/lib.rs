@@ -27,6 +27,7 @@ mod buffer;
 mod cpu;
 #[cfg(test)]
 mod finite_difference;
+mod four_bit;
 mod gemm;
 pub mod head_loss;
 mod isa;
@@ -47,6 +48,9 @@ mod trace;
 pub use backend::{AdamW, AttentionDims, Backend, Dropout, FEW_ROWS, LoraRef, Segment};
 pub use buffer::{Buffer, Storage};
 pub use cpu::{Cpu, CpuOptions};
+pub use four_bit::{
+    FP4, FourBit, FourBitCode, NESTED_BLOCK, NF4, NestedScales, Scales, dynamic_u8, encode_blocks, nest,
+};
 pub use isa::{Isa, UnknownIsa};
 pub use matrix::{
     Bytes, DType, Matrix, MatrixStorage, bf16_to_f32, f16_to_f32, f32_to_bf16, f32_to_f16, from_f32, to_f32,

@@ -5,6 +5,8 @@ use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
 
+use crate::FourBit;
+
 /// Element type of a stored weight.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum DType {
@@ -56,6 +58,12 @@ impl Bytes {
     }
 }
 
+impl fmt::Debug for Bytes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Bytes({})", self.range.len())
+    }
+}
+
 /// A frozen weight `(rows, cols)`, row-major.
 ///
 /// For a projection `rows` is `OUT` and `cols` is `IN`, as `nn.Linear` stores it. Nothing here is ever
@@ -72,6 +80,8 @@ pub struct Matrix {
 pub enum MatrixStorage {
     /// Little-endian elements of one type, dense.
     Dense(DType, Bytes),
+    /// Codes of 4 bits in blocks.
+    FourBit(Arc<FourBit>),
     /// Something only its own back end understands, such as device memory.
     Opaque(Arc<dyn Any + Send + Sync>),
 }
@@ -95,6 +105,15 @@ impl Matrix {
         Self::dense(DType::F32, Bytes::from_vec(bytes), rows, cols)
     }
 
+    /// A matrix in 4 bits.
+    ///
+    /// # Panics
+    /// If `data` is not exactly `rows * cols` elements.
+    pub fn four_bit(data: Arc<FourBit>, rows: usize, cols: usize) -> Self {
+        assert_eq!(Some(data.len()), rows.checked_mul(cols));
+        Self { storage: MatrixStorage::FourBit(data), rows, cols }
+    }
+
     /// A matrix behind a back end's own handle.
     pub fn opaque(handle: Arc<dyn Any + Send + Sync>, rows: usize, cols: usize) -> Self {
         Self { storage: MatrixStorage::Opaque(handle), rows, cols }
@@ -115,13 +134,29 @@ impl Matrix {
         &self.storage
     }
 
-    /// Type and bytes, for host back ends.
+    /// Bytes that hold the elements in the host's memory.
+    pub fn bytes(&self) -> usize {
+        match &self.storage {
+            MatrixStorage::Dense(_, bytes) => bytes.as_slice().len(),
+            MatrixStorage::FourBit(weight) => weight.bytes(),
+            MatrixStorage::Opaque(_) => 0,
+        }
+    }
+
+    /// Widens `rows` to f32.
     ///
     /// # Panics
-    /// If the matrix belongs to a back end whose memory is not the host's.
-    pub fn host(&self) -> (DType, &[u8]) {
+    /// If there are no such rows, `out` is shorter than they are, or the matrix belongs to a back end whose memory is
+    /// not the host's.
+    pub fn rows_to_f32(&self, rows: Range<usize>, out: &mut [f32]) {
+        let elements = rows.start * self.cols..rows.end * self.cols;
+        let out = &mut out[..elements.len()];
         match &self.storage {
-            MatrixStorage::Dense(dtype, bytes) => (*dtype, bytes.as_slice()),
+            MatrixStorage::Dense(dtype, bytes) => {
+                let range = elements.start * dtype.size()..elements.end * dtype.size();
+                to_f32(*dtype, &bytes.as_slice()[range], out);
+            }
+            MatrixStorage::FourBit(weight) => weight.decode(elements, out),
             MatrixStorage::Opaque(_) => panic!("a host back end was handed another back end's matrix"),
         }
     }
@@ -129,18 +164,15 @@ impl Matrix {
     /// Widens row `row` to f32.
     ///
     /// # Panics
-    /// If `row` is out of range or `out` is shorter than a row.
+    /// As [`Matrix::rows_to_f32`].
     pub fn row_to_f32(&self, row: usize, out: &mut [f32]) {
-        let (dtype, bytes) = self.host();
-        let stride = self.cols * dtype.size();
-        to_f32(dtype, &bytes[row * stride..][..stride], &mut out[..self.cols]);
+        self.rows_to_f32(row..row + 1, out);
     }
 
     /// The whole matrix in f32, row-major: for references and tests.
     pub fn to_vec(&self) -> Vec<f32> {
-        let (dtype, bytes) = self.host();
         let mut out = vec![0.0; self.rows * self.cols];
-        to_f32(dtype, bytes, &mut out);
+        self.rows_to_f32(0..self.rows, &mut out);
         out
     }
 }
@@ -149,6 +181,7 @@ impl fmt::Debug for Matrix {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let place = match &self.storage {
             MatrixStorage::Dense(dtype, _) => format!("{dtype:?}"),
+            MatrixStorage::FourBit(_) => "4 bits".to_owned(),
             MatrixStorage::Opaque(_) => "opaque".to_owned(),
         };
         write!(f, "Matrix({place}, {} x {})", self.rows, self.cols)

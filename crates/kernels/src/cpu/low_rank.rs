@@ -8,7 +8,7 @@ use std::sync::Mutex;
 
 use super::dropout::{add_scaled, factors, scale_by, scaled};
 use super::pool::{Pool, Scratch, SendPtr, lock};
-use crate::gemm::{Ahead, DotJob, Kernels, PackJob, TileJob, View, part};
+use crate::gemm::{Ahead, DotJob, DotRows, Kernels, PackJob, TileJob, View, part};
 use crate::lora::LoraDims;
 use crate::{DType, Dropout, Isa};
 
@@ -397,9 +397,7 @@ impl LowRank {
                 inp: inp[i * k..].as_ptr(),
                 inp_stride: k,
                 w_rows: rank,
-                w: w.cast(),
-                w_stride: w_stride * 4,
-                dtype: DType::F32,
+                w: DotRows::Dense { dtype: DType::F32, first: w.cast(), stride: w_stride * 4 },
                 k,
                 alpha,
                 accumulate: false,

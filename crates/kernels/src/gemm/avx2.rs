@@ -3,7 +3,7 @@
 use std::arch::x86_64::*;
 
 use super::kernel_table;
-use super::lanes::{BF16, F32, Lanes};
+use super::lanes::{BF16, F16, F32, Lanes};
 
 /// f32 words on AVX2.
 pub(super) struct Avx2;
@@ -111,6 +111,40 @@ impl Lanes for Avx2 {
     unsafe fn words_across<const D: u8>(p0: *const u8, _: *const u8, round: bool) -> __m256 {
         // SAFETY: as the trait asks.
         unsafe { Self::words_along::<D>(p0, round) }
+    }
+
+    /// The lower eight values and the upper.
+    type Table = [__m256; 2];
+
+    #[inline(always)]
+    unsafe fn table<const D: u8>(code: &[f32; 16], scale: f32, round: bool) -> [__m256; 2] {
+        // SAFETY: as the trait asks; each half of the table has eight values.
+        [0, 8].map(|half| unsafe {
+            let mut values = _mm256_mul_ps(_mm256_loadu_ps(code.as_ptr().add(half)), _mm256_set1_ps(scale));
+            if D == F16 {
+                values = _mm256_cvtph_ps(_mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(values));
+            }
+            if D == BF16 || round { round_bf16(values) } else { values }
+        })
+    }
+
+    #[inline(always)]
+    unsafe fn values(table: [__m256; 2]) -> [f32; 16] {
+        // SAFETY: both are 64 bytes of plain bits.
+        unsafe { std::mem::transmute::<[__m256; 2], [f32; 16]>(table) }
+    }
+
+    #[inline(always)]
+    unsafe fn looked_up([lower, upper]: [__m256; 2], p: *const u8) -> __m256 {
+        // SAFETY: as the trait asks; the load is of four bytes, eight codes.
+        unsafe {
+            let codes = _mm256_set1_epi32(p.cast::<i32>().read_unaligned());
+            let codes = _mm256_srlv_epi32(codes, _mm256_setr_epi32(4, 0, 12, 8, 20, 16, 28, 24));
+            let lower = _mm256_permutevar8x32_ps(lower, codes);
+            let upper = _mm256_permutevar8x32_ps(upper, codes);
+            // The fourth bit, as a sign, chooses the half.
+            _mm256_blendv_ps(lower, upper, _mm256_castsi256_ps(_mm256_slli_epi32::<28>(codes)))
+        }
     }
 
     #[inline(always)]

@@ -3,7 +3,7 @@
 use std::arch::x86_64::*;
 
 use super::kernel_table;
-use super::lanes::{BF16, F32, Lanes};
+use super::lanes::{BF16, F16, F32, Lanes};
 
 /// f32 words on AVX-512.
 pub(super) struct Avx512;
@@ -47,6 +47,23 @@ pub(super) unsafe fn widen<const D: u8>(p: *const u8) -> __m512 {
                 _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(half)))
             }
             _ => _mm512_cvtph_ps(_mm256_loadu_si256(p.cast())),
+        }
+    }
+}
+
+/// `code · scale`, rounded to f16 where `D` is that.
+///
+/// # Safety
+/// Needs AVX-512F.
+#[inline(always)]
+pub(super) unsafe fn values<const D: u8>(code: &[f32; 16], scale: f32) -> __m512 {
+    // SAFETY: the caller has AVX-512F.
+    unsafe {
+        let values = _mm512_mul_ps(_mm512_loadu_ps(code.as_ptr()), _mm512_set1_ps(scale));
+        if D == F16 {
+            _mm512_cvtph_ps(_mm512_cvtps_ph::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(values))
+        } else {
+            values
         }
     }
 }
@@ -174,6 +191,35 @@ impl Lanes for Avx512 {
     unsafe fn words_across<const D: u8>(p0: *const u8, _: *const u8, round: bool) -> __m512 {
         // SAFETY: as the trait asks.
         unsafe { Self::words_along::<D>(p0, round) }
+    }
+
+    type Table = __m512;
+
+    #[inline(always)]
+    unsafe fn table<const D: u8>(code: &[f32; 16], scale: f32, round: bool) -> __m512 {
+        // SAFETY: as the trait asks.
+        unsafe {
+            let values = values::<D>(code, scale);
+            if D == BF16 || round { round_bf16(values) } else { values }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn values(table: __m512) -> [f32; 16] {
+        // SAFETY: both are 64 bytes of plain bits.
+        unsafe { std::mem::transmute::<__m512, [f32; 16]>(table) }
+    }
+
+    #[inline(always)]
+    unsafe fn looked_up(table: __m512, p: *const u8) -> __m512 {
+        // SAFETY: as the trait asks; the loads are of four bytes, eight codes, each.
+        unsafe {
+            let lower = _mm512_set1_epi32(p.cast::<i32>().read_unaligned());
+            let upper = p.add(4).cast::<i32>().read_unaligned();
+            let codes = _mm512_mask_set1_epi32(lower, 0xff00, upper);
+            let shifts = _mm512_setr_epi32(4, 0, 12, 8, 20, 16, 28, 24, 4, 0, 12, 8, 20, 16, 28, 24);
+            _mm512_permutexvar_ps(_mm512_srlv_epi32(codes, shifts), table)
+        }
     }
 
     #[inline(always)]

@@ -43,6 +43,20 @@ unsafe fn halves<const D: u8>(p: *const u8) -> __m512i {
     }
 }
 
+/// Which byte of 16 goes where, so that pair `i / 4` of bytes stands in all 16-bit lanes `i`.
+///
+/// # Safety
+/// Needs AVX-512F.
+#[inline(always)]
+unsafe fn copies() -> __m512i {
+    // SAFETY: the caller has AVX-512F.
+    unsafe {
+        let pair = |i: i64| 0x0001_0001_0001_0001 * ((2 * i) | ((2 * i + 1) << 8));
+        let [a, b, c, d, e, f, g, h] = [0, 1, 2, 3, 4, 5, 6, 7].map(pair);
+        _mm512_setr_epi64(a, b, c, d, e, f, g, h)
+    }
+}
+
 impl Lanes for Avx512Bf16 {
     type V = __m512;
     const LANES: usize = 16;
@@ -113,6 +127,40 @@ impl Lanes for Avx512Bf16 {
         unsafe {
             let upper = _mm512_slli_epi32::<16>(halves::<D>(p1));
             _mm512_castsi512_ps(_mm512_or_si512(halves::<D>(p0), upper))
+        }
+    }
+
+    /// The values as bf16, twice: indices keep a bit too many.
+    type Table = __m512i;
+
+    #[inline(always)]
+    unsafe fn table<const D: u8>(code: &[f32; 16], scale: f32, _: bool) -> __m512i {
+        // SAFETY: as the trait asks.
+        unsafe {
+            let values = avx512::values::<D>(code, scale);
+            let values = std::mem::transmute::<__m256bh, __m256i>(_mm512_cvtneps_pbh(values));
+            _mm512_inserti64x4::<1>(_mm512_castsi256_si512(values), values)
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn values(table: __m512i) -> [f32; 16] {
+        // SAFETY: as the trait asks; both sides are 64 bytes of plain bits.
+        unsafe {
+            let bits = _mm512_cvtepu16_epi32(_mm512_castsi512_si256(table));
+            std::mem::transmute::<__m512i, [f32; 16]>(_mm512_slli_epi32::<16>(bits))
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn looked_up(table: __m512i, p: *const u8) -> __m512 {
+        // SAFETY: as the trait asks; the load is of 16 bytes, 32 codes.
+        unsafe {
+            let codes = _mm512_broadcast_i32x4(_mm_loadu_si128(p.cast()));
+            // Every two bytes hold four codes: a copy for each, shifted so that its own lies lowest.
+            let copies = _mm512_shuffle_epi8(codes, copies());
+            let codes = _mm512_srlv_epi16(copies, _mm512_set1_epi64(0x0008_000c_0000_0004));
+            _mm512_castsi512_ps(_mm512_permutexvar_epi16(codes, table))
         }
     }
 

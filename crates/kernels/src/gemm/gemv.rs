@@ -2,9 +2,9 @@
 
 use std::sync::Mutex;
 
-use super::{DotJob, Kernels};
+use super::{DotJob, DotRows, Kernels};
 use crate::cpu::pool::{Pool, Scratch, SendPtr, lock};
-use crate::{Isa, Matrix};
+use crate::{Isa, Matrix, MatrixStorage};
 
 /// Fewest bytes of weights a task reads, so that sharing costs little.
 const TASK_BYTES: usize = 256 << 10;
@@ -47,7 +47,6 @@ impl FewRows {
     pub fn forward(&self, pool: &Pool, out: &mut [f32], inp: &[f32], w: &Matrix, n: usize) {
         let (d_out, d_in) = (w.rows(), w.cols());
         assert!(out.len() >= n * d_out && inp.len() >= n * d_in);
-        let (dtype, bytes) = w.host();
         let Kernels { words, dots, .. } = *self.kernels;
 
         // Rounded, and paired where words are pairs, once for all rows of W.
@@ -60,7 +59,7 @@ impl FewRows {
             unsafe { words(dst.as_mut_ptr(), &inp[i * d_in..][..d_in], self.round) };
         }
 
-        let w_stride = d_in * dtype.size();
+        let w_stride = w.bytes() / d_out.max(1);
         let most = d_out.div_ceil(4 * pool.threads());
         let task_rows = TASK_BYTES.div_ceil(w_stride.max(1)).min(most).max(1).next_multiple_of(4);
         let inp = SendPtr(packed.as_mut_ptr());
@@ -74,9 +73,7 @@ impl FewRows {
                 inp: inp.at(0),
                 inp_stride,
                 w_rows: (d_out - row).min(task_rows),
-                w: bytes[row * w_stride..].as_ptr(),
-                w_stride,
-                dtype,
+                w: rows_from(w, row),
                 k: d_in,
                 alpha: 1.0,
                 accumulate: false,
@@ -87,5 +84,17 @@ impl FewRows {
             // columns of `out`.
             unsafe { dots(&job) };
         });
+    }
+}
+
+/// The rows of a weight from `row` on.
+fn rows_from(w: &Matrix, row: usize) -> DotRows<'_> {
+    match w.storage() {
+        MatrixStorage::Dense(dtype, bytes) => {
+            let stride = w.cols() * dtype.size();
+            DotRows::Dense { dtype: *dtype, first: bytes.as_slice()[row * stride..].as_ptr(), stride }
+        }
+        MatrixStorage::FourBit(weight) => DotRows::FourBit(weight, row),
+        MatrixStorage::Opaque(_) => panic!("a host back end was handed another back end's matrix"),
     }
 }

@@ -1,8 +1,9 @@
 //! The register tile of a product and the dot products of a few rows, once for every instruction set.
 
 use super::ahead::Ahead;
+use super::four_bit;
 use super::lanes::{BF16, F16, F32, Lanes, size_of_source};
-use crate::DType;
+use crate::{DType, FourBit};
 
 /// `C (m, n) = alpha · A B`, or `+=`, from packed `A` and from `B` packed or in place.
 #[derive(Clone, Copy)]
@@ -35,9 +36,25 @@ pub(crate) struct TileJob {
     pub ahead: Ahead,
 }
 
+/// Rows of a weight as they lie in memory, one after another.
+#[derive(Clone, Copy)]
+pub(crate) enum DotRows<'a> {
+    /// Elements of one type.
+    Dense {
+        /// That type.
+        dtype: DType,
+        /// First element.
+        first: *const u8,
+        /// Bytes from one row to the next.
+        stride: usize,
+    },
+    /// Rows of a weight in 4 bits, from this one on.
+    FourBit(&'a FourBit, usize),
+}
+
 /// `out[i, j] = alpha · inp[i] · w[j]`, or `+=`: rows of words against rows as they lie in memory.
 #[derive(Clone, Copy)]
-pub(crate) struct DotJob {
+pub(crate) struct DotJob<'a> {
     /// First element of the output.
     pub out: *mut f32,
     /// Elements from one row of the output to the next.
@@ -50,12 +67,8 @@ pub(crate) struct DotJob {
     pub inp_stride: usize,
     /// Rows of `w`.
     pub w_rows: usize,
-    /// First element of `w`.
-    pub w: *const u8,
-    /// Bytes from one row of `w` to the next.
-    pub w_stride: usize,
-    /// Element type of `w`.
-    pub dtype: DType,
+    /// Those rows.
+    pub w: DotRows<'a>,
     /// Elements of a row of `w`.
     pub k: usize,
     /// Multiplies the product.
@@ -197,15 +210,22 @@ unsafe fn tile<T: Lanes, const M: usize, const TAIL: bool>(
 /// # Safety
 /// The instruction set of `T` must be there and every pointer valid for its shape.
 #[inline(always)]
-pub(super) unsafe fn dots<T: Lanes>(job: &DotJob) {
+pub(super) unsafe fn dots<T: Lanes>(job: &DotJob<'_>) {
     // SAFETY: as the caller's.
     unsafe {
-        match job.dtype {
-            DType::F32 => dots_of::<T, F32>(job),
-            DType::Bf16 => dots_of::<T, BF16>(job),
-            DType::F16 => dots_of::<T, F16>(job),
+        match job.w {
+            DotRows::Dense { dtype: DType::F32, first, stride } => dots_of::<T, F32>(job, first, stride),
+            DotRows::Dense { dtype: DType::Bf16, first, stride } => dots_of::<T, BF16>(job, first, stride),
+            DotRows::Dense { dtype: DType::F16, first, stride } => dots_of::<T, F16>(job, first, stride),
+            DotRows::FourBit(w, row) => four_bit::dots::<T>(job, w, row),
         }
     }
+}
+
+/// Rows of `inp` in a tile of dot products: four by four fill half of 32 registers; with 16 registers two do.
+#[inline(always)]
+pub(super) const fn tallest<T: Lanes>() -> usize {
+    if T::ROWS >= 8 { 4 } else { 2 }
 }
 
 /// [`dots`] for one element type.
@@ -213,9 +233,8 @@ pub(super) unsafe fn dots<T: Lanes>(job: &DotJob) {
 /// # Safety
 /// As [`dots`].
 #[inline(always)]
-unsafe fn dots_of<T: Lanes, const D: u8>(job: &DotJob) {
-    // Four rows by four fill half of 32 registers; with 16 registers two rows do.
-    let tallest = if T::ROWS >= 8 { 4 } else { 2 };
+unsafe fn dots_of<T: Lanes, const D: u8>(job: &DotJob<'_>, w: *const u8, stride: usize) {
+    let tallest = tallest::<T>();
     for j in (0..job.w_rows).step_by(4) {
         let four_follow = job.ahead && j + 8 <= job.w_rows;
         let mut i = 0;
@@ -226,12 +245,12 @@ unsafe fn dots_of<T: Lanes, const D: u8>(job: &DotJob) {
             // SAFETY: rows `i .. i + rows` and `j ..` exist.
             unsafe {
                 match (rows, ahead) {
-                    (1, true) => dot_tile::<T, D, 1, true>(job, i, j),
-                    (1, false) => dot_tile::<T, D, 1, false>(job, i, j),
-                    (2, _) => dot_tile::<T, D, 2, false>(job, i, j),
-                    (3, _) => dot_tile::<T, D, 3, false>(job, i, j),
-                    (_, true) => dot_tile::<T, D, 4, true>(job, i, j),
-                    (_, false) => dot_tile::<T, D, 4, false>(job, i, j),
+                    (1, true) => dot_tile::<T, D, 1, true>(job, (w, stride), (i, j)),
+                    (1, false) => dot_tile::<T, D, 1, false>(job, (w, stride), (i, j)),
+                    (2, _) => dot_tile::<T, D, 2, false>(job, (w, stride), (i, j)),
+                    (3, _) => dot_tile::<T, D, 3, false>(job, (w, stride), (i, j)),
+                    (_, true) => dot_tile::<T, D, 4, true>(job, (w, stride), (i, j)),
+                    (_, false) => dot_tile::<T, D, 4, false>(job, (w, stride), (i, j)),
                 }
             }
             i += rows;
@@ -246,9 +265,9 @@ unsafe fn dots_of<T: Lanes, const D: u8>(job: &DotJob) {
 /// As [`dots`], and the rows exist.
 #[inline(always)]
 unsafe fn dot_tile<T: Lanes, const D: u8, const N: usize, const AHEAD: bool>(
-    job: &DotJob,
-    i: usize,
-    j: usize,
+    job: &DotJob<'_>,
+    (w, stride): (*const u8, usize),
+    (i, j): (usize, usize),
 ) {
     let size = size_of_source::<D>();
     let cols = (job.w_rows - j).min(4);
@@ -257,7 +276,7 @@ unsafe fn dot_tile<T: Lanes, const D: u8, const N: usize, const AHEAD: bool>(
     // zeros, and `load_first` pads that of `inp`. Rows past the last of `w` repeat the last.
     unsafe {
         let inp: [*const f32; N] = std::array::from_fn(|r| job.inp.add((i + r) * job.inp_stride));
-        let w: [*const u8; 4] = std::array::from_fn(|c| job.w.add((j + c.min(cols - 1)) * job.w_stride));
+        let w: [*const u8; 4] = std::array::from_fn(|c| w.add((j + c.min(cols - 1)) * stride));
         let mut acc = [[T::zero(); 4]; N];
         for step in 0..whole {
             let mut x = [T::zero(); N];
@@ -267,7 +286,7 @@ unsafe fn dot_tile<T: Lanes, const D: u8, const N: usize, const AHEAD: bool>(
             for c in 0..4 {
                 let w = w[c].add(step * T::LANES * T::PAIR * size);
                 if AHEAD {
-                    T::prefetch_far(w.wrapping_add(4 * job.w_stride));
+                    T::prefetch_far(w.wrapping_add(4 * stride));
                 }
                 let w = T::words_along::<D>(w, job.round);
                 for r in 0..N {
@@ -288,8 +307,25 @@ unsafe fn dot_tile<T: Lanes, const D: u8, const N: usize, const AHEAD: bool>(
                 }
             }
         }
-        for r in 0..N {
-            let sums = T::sums(acc[r]);
+        store_dots::<T, N>(job, &acc, (i, j), cols);
+    }
+}
+
+/// Stores the sums of a tile of dot products, at row `i` and column `j`.
+///
+/// # Safety
+/// As [`dots`], and the rows and `cols` columns exist.
+#[inline(always)]
+pub(super) unsafe fn store_dots<T: Lanes, const N: usize>(
+    job: &DotJob<'_>,
+    acc: &[[T::V; 4]; N],
+    (i, j): (usize, usize),
+    cols: usize,
+) {
+    for (r, &acc) in acc.iter().enumerate() {
+        // SAFETY: as the caller's.
+        unsafe {
+            let sums = T::sums(acc);
             let out = job.out.add((i + r) * job.out_stride + j);
             for c in 0..cols {
                 let old = if job.accumulate { *out.add(c) } else { 0.0 };

@@ -54,6 +54,15 @@ pub(super) trait Lanes {
     unsafe fn words_along<const D: u8>(p: *const u8, round: bool) -> Self::V;
     /// `LANES` words across: element `i` of `p0`, paired with element `i` of `p1` where words are pairs.
     unsafe fn words_across<const D: u8>(p0: *const u8, p1: *const u8, round: bool) -> Self::V;
+    /// The 16 values of a block in 4 bits.
+    type Table: Copy;
+    /// `code · scale`, rounded to the source type `D`, and to bf16 where words are pairs or `round` asks for it.
+    unsafe fn table<const D: u8>(code: &[f32; 16], scale: f32, round: bool) -> Self::Table;
+    /// The values of a table.
+    unsafe fn values(table: Self::Table) -> [f32; 16];
+    /// `LANES · PAIR` consecutive elements as words, looked up by their codes: the first in the upper half of the
+    /// byte at `p`.
+    unsafe fn looked_up(table: Self::Table, p: *const u8) -> Self::V;
     /// Transposes the leading `LANES x LANES` words.
     unsafe fn transpose(rows: &mut [Self::V; 16]);
     /// Asks for the cache line of `p`, which need not be valid.

@@ -11,6 +11,7 @@ mod avx2;
 mod avx512;
 #[cfg(target_arch = "x86_64")]
 mod avx512bf16;
+mod four_bit;
 mod gemv;
 mod kernel;
 mod lanes;
@@ -24,7 +25,7 @@ use crate::cpu::pool::{Pool, Scratch, SendPtr, lock};
 
 pub(crate) use ahead::Ahead;
 pub(crate) use gemv::FewRows;
-pub(crate) use kernel::{DotJob, TileJob, part};
+pub(crate) use kernel::{DotJob, DotRows, TileJob, part};
 pub(crate) use pack::{PackJob, View};
 
 /// Most words of `k` summed in registers before `C` is touched: a panel of `A` of this length fits L1.
@@ -54,7 +55,7 @@ pub(crate) struct Kernels {
     /// Multiplies packed panels.
     pub tiles: unsafe fn(&TileJob),
     /// Multiplies rows in place.
-    pub dots: unsafe fn(&DotJob),
+    pub dots: unsafe fn(&DotJob<'_>),
 }
 
 /// Compiles the kernels for one implementor of `Lanes`, as `KERNELS`.
@@ -84,7 +85,7 @@ macro_rules! kernel_table {
                 unsafe { super::kernel::tiles::<$lanes>(job) }
             }
             $(#[$feature])?
-            unsafe fn dots(job: &super::DotJob) {
+            unsafe fn dots(job: &super::DotJob<'_>) {
                 // SAFETY: as above.
                 unsafe { super::kernel::dots::<$lanes>(job) }
             }

@@ -3,19 +3,39 @@
 use std::ops::Range;
 
 use super::ahead::Ahead;
+use super::four_bit;
 use super::lanes::{BF16, F16, F32, Lanes, element, size_of_source, word};
-use crate::{DType, Matrix};
+use crate::{DType, FourBit, Matrix, MatrixStorage};
 
 /// Steps read across all panels before the next steps.
-const ACROSS_STEPS: usize = 16;
+pub(super) const ACROSS_STEPS: usize = 16;
 
 /// An operand where it lies, seen as `(outer, k)`: `outer` runs over the rows of `A` or the columns of `B`.
 #[derive(Clone, Copy)]
 pub(crate) struct View<'a> {
-    bytes: &'a [u8],
-    dtype: DType,
-    outer: usize,
-    k: usize,
+    pub(super) bytes: &'a [u8],
+    pub(super) elements: Elements<'a>,
+    pub(super) outer: usize,
+    pub(super) k: usize,
+}
+
+/// How bytes hold elements.
+#[derive(Clone, Copy)]
+pub(super) enum Elements<'a> {
+    /// One after another.
+    Dense(DType),
+    /// As codes, two a byte.
+    FourBit(&'a FourBit),
+}
+
+impl Elements<'_> {
+    /// Bytes of `n` elements.
+    fn bytes(self, n: usize) -> usize {
+        match self {
+            Self::Dense(dtype) => n * dtype.size(),
+            Self::FourBit(_) => n.div_ceil(2),
+        }
+    }
 }
 
 impl<'a> View<'a> {
@@ -23,28 +43,38 @@ impl<'a> View<'a> {
     pub fn f32(data: &'a [f32], outer: usize, k: usize) -> Self {
         // SAFETY: any f32 is four bytes, and bytes need no alignment.
         let bytes = unsafe { std::slice::from_raw_parts(data.as_ptr().cast(), size_of_val(data)) };
-        Self { bytes, dtype: DType::F32, outer, k }
+        Self { bytes, elements: Elements::Dense(DType::F32), outer, k }
     }
 
     /// A weight `(OUT, IN)` whose rows are `outer` and whose columns are `k`, as in `inp Wᵀ`.
+    ///
+    /// # Panics
+    /// If the weight belongs to a back end whose memory is not the host's.
     pub fn rows_of(w: &'a Matrix) -> Self {
-        let (dtype, bytes) = w.host();
-        Self { bytes, dtype, outer: w.cols(), k: 1 }
+        let (bytes, elements) = match w.storage() {
+            MatrixStorage::Dense(dtype, bytes) => (bytes.as_slice(), Elements::Dense(*dtype)),
+            MatrixStorage::FourBit(weight) => (weight.codes(), Elements::FourBit(weight)),
+            MatrixStorage::Opaque(_) => panic!("a host back end was handed another back end's matrix"),
+        };
+        Self { bytes, elements, outer: w.cols(), k: 1 }
     }
 
     /// A weight `(OUT, IN)` whose columns are `outer` and whose rows are `k`, as in `dout W`.
+    ///
+    /// # Panics
+    /// As [`View::rows_of`].
     pub fn cols_of(w: &'a Matrix) -> Self {
         Self { outer: 1, k: w.cols(), ..Self::rows_of(w) }
     }
 
     /// Elements `(outer, outer + outers) x (k, k + k_len)`, to be fetched ahead.
     pub fn ahead(&self, outer: usize, outers: usize, k: usize, k_len: usize) -> Ahead {
-        let size = self.dtype.size();
-        let start = self.bytes.as_ptr().wrapping_add((outer * self.outer + k * self.k) * size);
+        let bytes = |n| self.elements.bytes(n);
+        let start = self.bytes.as_ptr().wrapping_add(bytes(outer * self.outer + k * self.k));
         if self.k == 1 {
-            Ahead::new(start, outers, k_len * size, self.outer * size)
+            Ahead::new(start, outers, bytes(k_len), bytes(self.outer))
         } else {
-            Ahead::new(start, k_len, outers * size, self.k * size)
+            Ahead::new(start, k_len, bytes(outers), bytes(self.k))
         }
     }
 
@@ -52,7 +82,11 @@ impl<'a> View<'a> {
     pub fn check(&self, outers: usize, k: usize) {
         if outers > 0 && k > 0 {
             let last = (outers - 1) * self.outer + (k - 1) * self.k;
-            assert!(last < self.bytes.len() / self.dtype.size(), "an operand shorter than its shape");
+            let len = match self.elements {
+                Elements::Dense(dtype) => self.bytes.len() / dtype.size(),
+                Elements::FourBit(weight) => weight.len(),
+            };
+            assert!(last < len, "an operand shorter than its shape");
         }
     }
 }
@@ -89,10 +123,11 @@ pub(crate) struct PackJob<'a> {
 pub(super) unsafe fn pack<T: Lanes>(job: &PackJob<'_>) {
     // SAFETY: as the caller's.
     unsafe {
-        match job.src.dtype {
-            DType::F32 => pack_of::<T, F32>(job),
-            DType::Bf16 => pack_of::<T, BF16>(job),
-            DType::F16 => pack_of::<T, F16>(job),
+        match job.src.elements {
+            Elements::Dense(DType::F32) => pack_of::<T, F32>(job),
+            Elements::Dense(DType::Bf16) => pack_of::<T, BF16>(job),
+            Elements::Dense(DType::F16) => pack_of::<T, F16>(job),
+            Elements::FourBit(weight) => four_bit::pack::<T>(job, weight),
         }
     }
 }
@@ -102,7 +137,7 @@ pub(super) unsafe fn pack<T: Lanes>(job: &PackJob<'_>) {
 /// # Safety
 /// As [`pack`].
 #[inline(always)]
-unsafe fn pack_of<T: Lanes, const D: u8>(job: &PackJob<'_>) {
+pub(super) unsafe fn pack_of<T: Lanes, const D: u8>(job: &PackJob<'_>) {
     // Where `outer` is contiguous, rows are read some steps at a time across all panels: columns of one
     // panel alone would be a line or two of every page.
     let steps_at_once = if job.src.k == 1 { usize::MAX } else { ACROSS_STEPS };

@@ -1,7 +1,8 @@
 //! No intrinsics: four lanes as an array, which compilers turn into whatever the target has.
 
 use super::kernel_table;
-use super::lanes::{Lanes, element, word};
+use super::lanes::{BF16, F32, Lanes, element, word};
+use crate::{bf16_to_f32, f16_to_f32, f32_to_bf16, f32_to_f16};
 
 /// f32 words anywhere.
 pub(super) struct Scalar;
@@ -72,6 +73,30 @@ impl Lanes for Scalar {
     unsafe fn words_across<const D: u8>(p0: *const u8, _: *const u8, round: bool) -> [f32; 4] {
         // SAFETY: as the trait asks.
         unsafe { Self::words_along::<D>(p0, round) }
+    }
+
+    type Table = [f32; 16];
+
+    #[inline(always)]
+    unsafe fn table<const D: u8>(code: &[f32; 16], scale: f32, round: bool) -> [f32; 16] {
+        let stored = |v: f32| match D {
+            F32 => v,
+            BF16 => bf16_to_f32(f32_to_bf16(v)),
+            _ => f16_to_f32(f32_to_f16(v)),
+        };
+        code.map(|code| word(1, stored(code * scale), 0.0, round))
+    }
+
+    #[inline(always)]
+    unsafe fn values(table: [f32; 16]) -> [f32; 16] {
+        table
+    }
+
+    #[inline(always)]
+    unsafe fn looked_up(table: [f32; 16], p: *const u8) -> [f32; 4] {
+        // SAFETY: as the trait asks, two bytes are readable.
+        let [a, b] = unsafe { p.cast::<[u8; 2]>().read() };
+        [a >> 4, a & 15, b >> 4, b & 15].map(|code| table[code as usize])
     }
 
     #[inline(always)]

@@ -99,9 +99,9 @@ pub trait Lanes: Copy {
 ///
 /// An `isa` that the machine lacks runs the portable body: the call is safe whatever it is given.
 macro_rules! simd_fn {
-    ($(#[$attr:meta])* pub fn $name:ident($($arg:ident: $ty:ty),* $(,)?) $(-> $ret:ty)? = $body:ident) => {
+    ($(#[$attr:meta])* $vis:vis fn $name:ident($($arg:ident: $ty:ty),* $(,)?) $(-> $ret:ty)? = $body:ident) => {
         $(#[$attr])*
-        pub fn $name(isa: crate::Isa, $($arg: $ty),*) $(-> $ret)? {
+        $vis fn $name(isa: crate::Isa, $($arg: $ty),*) $(-> $ret)? {
             #[cfg(target_arch = "x86_64")]
             {
                 #[target_feature(enable = "avx2,fma,avx512f,avx512bw,avx512dq,avx512vl")]

@@ -1,0 +1,179 @@
+//! From values to codes, as bitsandbytes finds them on a processor.
+
+use std::fmt;
+use std::str::FromStr;
+
+use super::tables::{FP4, NF4, dynamic_u8};
+use crate::simd::simd_fn;
+
+/// Which table of 16 values.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum FourBitCode {
+    /// Quantiles of a normal distribution: for weights.
+    Nf4,
+    /// A small floating-point number.
+    Fp4,
+}
+
+impl FourBitCode {
+    /// bitsandbytes' name, which [`FromStr`] accepts: `nf4`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Nf4 => "nf4",
+            Self::Fp4 => "fp4",
+        }
+    }
+
+    /// What each code stands for.
+    pub fn table(self) -> &'static [f32; 16] {
+        match self {
+            Self::Nf4 => &NF4,
+            Self::Fp4 => &FP4,
+        }
+    }
+}
+
+impl fmt::Display for FourBitCode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl FromStr for FourBitCode {
+    type Err = String;
+
+    fn from_str(name: &str) -> Result<Self, String> {
+        [Self::Nf4, Self::Fp4]
+            .into_iter()
+            .find(|code| code.name() == name)
+            .ok_or_else(|| "expected nf4 or fp4".to_owned())
+    }
+}
+
+/// Codes in the order of what they stand for, and the bounds between neighbours.
+struct Ladder {
+    codes: [u8; 16],
+    bounds: [f32; 15],
+}
+
+impl Ladder {
+    fn of(code: FourBitCode) -> Self {
+        let table = code.table();
+        let mut codes: [u8; 16] = std::array::from_fn(|i| i as u8);
+        // Stable: of the two zeros of FP4 the one with the lower code is for what lies below zero.
+        codes.sort_by(|&a, &b| table[a as usize].total_cmp(&table[b as usize]));
+        let value = |i: usize| table[codes[i] as usize];
+        Self { codes, bounds: std::array::from_fn(|i| (value(i) + value(i + 1)) / 2.0) }
+    }
+}
+
+/// Encodes `values`, which begin a block: two codes a byte, the first in the upper half, and each block's largest
+/// magnitude. A value on the bound between two codes takes the lower.
+///
+/// The last block may be short. An odd value at the end shares its byte with a zero.
+///
+/// # Panics
+/// If `codes` or `absmax` is of another length than the values need.
+pub fn encode_blocks(
+    isa: crate::Isa,
+    code: FourBitCode,
+    block_size: usize,
+    values: &[f32],
+    codes: &mut [u8],
+    absmax: &mut [f32],
+) {
+    assert_eq!(codes.len(), values.len().div_ceil(2));
+    assert_eq!(absmax.len(), values.len().div_ceil(block_size));
+    assert!(block_size.is_multiple_of(2));
+    encode(isa, &Ladder::of(code), block_size, values, codes, absmax);
+}
+
+simd_fn! {
+    fn encode(ladder: &Ladder, block_size: usize, values: &[f32], codes: &mut [u8], absmax: &mut [f32]) = encode_body
+}
+
+/// Steps up the ladder that are counted together.
+const TOGETHER: usize = 64;
+
+#[allow(
+    clippy::extra_unused_type_parameters,
+    reason = "plain loops: only what they are compiled for differs"
+)]
+#[inline(always)]
+fn encode_body<L>(ladder: &Ladder, block_size: usize, values: &[f32], codes: &mut [u8], absmax: &mut [f32]) {
+    let blocks = values.chunks(block_size).zip(codes.chunks_mut(block_size / 2)).zip(absmax);
+    for ((values, codes), absmax) in blocks {
+        let mut largest = [0.0f32; 16];
+        let mut sixteens = values.chunks_exact(16);
+        for values in sixteens.by_ref() {
+            for (largest, v) in largest.iter_mut().zip(values) {
+                *largest = largest.max(v.abs());
+            }
+        }
+        let rest = sixteens.remainder().iter().map(|v| v.abs());
+        let largest = largest.into_iter().chain(rest).fold(0.0f32, f32::max);
+        let is_whole = values.len() == block_size;
+        // bitsandbytes multiplies by a reciprocal in a whole block and divides in a short one, whose scale it also
+        // keeps from being zero.
+        let divisor = largest.max(1e-38);
+        *absmax = if is_whole { largest } else { divisor };
+        let inverse = 1.0 / divisor;
+        let scaled = |v: f32| (if is_whole { v * inverse } else { v / divisor }).clamp(-1.0, 1.0);
+        for (values, codes) in values.chunks(TOGETHER).zip(codes.chunks_mut(TOGETHER / 2)) {
+            let mut place = [0.0f32; TOGETHER];
+            for (place, &v) in place.iter_mut().zip(values) {
+                *place = scaled(v);
+            }
+            let mut steps = [0u32; TOGETHER];
+            for bound in ladder.bounds {
+                for (steps, place) in steps.iter_mut().zip(&place) {
+                    *steps += u32::from(bound < *place);
+                }
+            }
+            for (code, steps) in codes.iter_mut().zip(steps.chunks_exact(2)) {
+                *code = ladder.codes[steps[0] as usize & 15] << 4 | ladder.codes[steps[1] as usize & 15];
+            }
+        }
+    }
+}
+
+/// Scales in 8 bits: what "double quantisation" makes of the largest magnitudes of a weight.
+#[derive(Clone, Debug, PartialEq)]
+pub struct NestedScales {
+    /// A byte a scale, of [`dynamic_u8`].
+    pub codes: Vec<u8>,
+    /// The largest magnitude of each [`NESTED_BLOCK`] scales, once the mean is taken off.
+    pub absmax: Vec<f32>,
+    /// The mean.
+    pub offset: f32,
+}
+
+/// Scales that share one of their own.
+pub const NESTED_BLOCK: usize = 256;
+
+/// Encodes the scales of a weight in 8 bits. Each takes the nearest code, the lower where two are as near.
+///
+/// bitsandbytes gives one in some hundreds the other neighbour.
+pub fn nest(scales: &[f32]) -> NestedScales {
+    let table = dynamic_u8();
+    let mean = scales.iter().map(|&v| f64::from(v)).sum::<f64>() / scales.len().max(1) as f64;
+    let offset = mean as f32;
+    let (mut codes, mut absmax) = (Vec::with_capacity(scales.len()), Vec::new());
+    for block in scales.chunks(NESTED_BLOCK) {
+        let largest = block.iter().fold(0.0f32, |largest, v| largest.max((v - offset).abs()));
+        absmax.push(largest);
+        codes.extend(block.iter().map(|v| {
+            // As bitsandbytes has it where all are equal: the first code, of a scale of zero.
+            if largest == 0.0 { 0 } else { nearest(&table, (v - offset) / largest) }
+        }));
+    }
+    NestedScales { codes, absmax, offset }
+}
+
+/// The place in an ascending table that is nearest to `v`.
+fn nearest(table: &[f32; 256], v: f32) -> u8 {
+    let above = table.partition_point(|&entry| entry <= v);
+    let below = above.saturating_sub(1);
+    let above = above.min(table.len() - 1);
+    (if (table[above] - v).abs() < (v - table[below]).abs() { above } else { below }) as u8
+}

@@ -1,0 +1,218 @@
+//! Weights in 4 bits, as bitsandbytes stores them: codes, a scale for each block, a table of 16 values.
+//!
+//! Element `e` of a row-major matrix has the code in half a byte, the even elements in the upper one; blocks of
+//! `block_size` elements run on over the ends of rows. Its value is `table[code] · scale`, rounded to the type of
+//! the weight it was made from. The scales may themselves be codes of 8 bits ("double quantisation").
+
+mod encode;
+mod tables;
+#[cfg(test)]
+mod tests;
+
+use std::ops::Range;
+use std::sync::Arc;
+
+pub use encode::{FourBitCode, NESTED_BLOCK, NestedScales, encode_blocks, nest};
+pub use tables::{FP4, NF4, dynamic_u8};
+
+use crate::{Bytes, DType, bf16_to_f32, f16_to_f32, f32_to_bf16, f32_to_f16};
+
+/// One frozen weight in 4 bits.
+#[derive(Clone, Debug)]
+pub struct FourBit {
+    codes: Bytes,
+    scales: Scales,
+    table: [f32; 16],
+    block_log2: u32,
+    dtype: DType,
+    len: usize,
+}
+
+/// The scale of each block.
+#[derive(Clone, Debug)]
+pub enum Scales {
+    /// Little-endian f32.
+    Plain(Bytes),
+    /// `table[codes[i]] · absmax[i / block_size] + offset`.
+    Nested {
+        /// A byte for each block of weights.
+        codes: Bytes,
+        /// What the bytes stand for.
+        table: Arc<[f32; 256]>,
+        /// Little-endian f32, one for each block of scales.
+        absmax: Bytes,
+        /// Scales in a block, a power of two.
+        block_size: usize,
+        /// The mean that was taken off.
+        offset: f32,
+    },
+}
+
+impl Scales {
+    /// Whether there is a scale for each of `blocks` blocks, and no other.
+    pub fn fit(&self, blocks: usize) -> bool {
+        match self {
+            Self::Plain(absmax) => blocks.checked_mul(4) == Some(absmax.as_slice().len()),
+            Self::Nested { codes, absmax, block_size, .. } => {
+                codes.as_slice().len() == blocks
+                    && block_size.is_power_of_two()
+                    && blocks.div_ceil(*block_size).checked_mul(4) == Some(absmax.as_slice().len())
+            }
+        }
+    }
+
+    /// The scale of block `block`.
+    ///
+    /// # Panics
+    /// If there is no such block.
+    pub fn at(&self, block: usize) -> f32 {
+        self.view().at(block)
+    }
+
+    /// The same with its slices looked up once.
+    #[inline(always)]
+    pub(crate) fn view(&self) -> ScaleView<'_> {
+        match self {
+            Self::Plain(absmax) => ScaleView::Plain(absmax.as_slice()),
+            Self::Nested { codes, table, absmax, block_size, offset } => ScaleView::Nested {
+                codes: codes.as_slice(),
+                table,
+                absmax: absmax.as_slice(),
+                shift: block_size.trailing_zeros(),
+                offset: *offset,
+            },
+        }
+    }
+}
+
+/// [`Scales`] for a loop.
+#[derive(Clone, Copy)]
+pub(crate) enum ScaleView<'a> {
+    Plain(&'a [u8]),
+    Nested { codes: &'a [u8], table: &'a [f32; 256], absmax: &'a [u8], shift: u32, offset: f32 },
+}
+
+impl ScaleView<'_> {
+    #[inline(always)]
+    pub fn at(&self, block: usize) -> f32 {
+        match *self {
+            Self::Plain(absmax) => f32_at(absmax, block),
+            Self::Nested { codes, table, absmax, shift, offset } => {
+                table[codes[block] as usize] * f32_at(absmax, block >> shift) + offset
+            }
+        }
+    }
+}
+
+#[inline(always)]
+fn f32_at(bytes: &[u8], i: usize) -> f32 {
+    let bytes = &bytes[4 * i..4 * i + 4];
+    f32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]])
+}
+
+impl FourBit {
+    /// A weight of `len` elements from its parts; a value is rounded to `dtype`.
+    ///
+    /// # Panics
+    /// If there are not `len` codes, a block size is not a power of two of at least 2, or a scale is missing or
+    /// too many: files are checked before.
+    pub fn new(
+        codes: Bytes,
+        scales: Scales,
+        table: [f32; 16],
+        block_size: usize,
+        dtype: DType,
+        len: usize,
+    ) -> Self {
+        assert!(block_size.is_power_of_two() && block_size >= 2, "blocks of {block_size}");
+        assert_eq!(codes.as_slice().len(), len.div_ceil(2), "codes of {len} elements");
+        assert!(scales.fit(len.div_ceil(block_size)), "scales of {len} elements in blocks of {block_size}");
+        Self { codes, scales, table, block_log2: block_size.trailing_zeros(), dtype, len }
+    }
+
+    /// Elements.
+    #[allow(clippy::len_without_is_empty, reason = "a weight is never asked whether it is empty")]
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Two codes a byte.
+    pub fn codes(&self) -> &[u8] {
+        self.codes.as_slice()
+    }
+
+    /// The scale of each block.
+    pub fn scales(&self) -> &Scales {
+        &self.scales
+    }
+
+    /// What a code stands for.
+    pub fn table(&self) -> &[f32; 16] {
+        &self.table
+    }
+
+    /// Elements of a block.
+    pub fn block_size(&self) -> usize {
+        1 << self.block_log2
+    }
+
+    /// log2 of [`FourBit::block_size`].
+    pub(crate) fn block_log2(&self) -> u32 {
+        self.block_log2
+    }
+
+    /// What values are rounded to.
+    pub fn dtype(&self) -> DType {
+        self.dtype
+    }
+
+    /// Bytes held: codes and scales.
+    pub fn bytes(&self) -> usize {
+        let scales = match &self.scales {
+            Scales::Plain(absmax) => absmax.as_slice().len(),
+            Scales::Nested { codes, absmax, .. } => codes.as_slice().len() + absmax.as_slice().len(),
+        };
+        self.codes().len() + scales
+    }
+
+    /// Writes the values of `elements`.
+    ///
+    /// # Panics
+    /// If there are no such elements, or `out` is of another length.
+    pub fn decode(&self, elements: Range<usize>, out: &mut [f32]) {
+        assert!(elements.end <= self.len && out.len() == elements.len());
+        let (codes, scales) = (self.codes(), self.scales.view());
+        let mut e = elements.start;
+        while e < elements.end {
+            let block = e >> self.block_log2;
+            let end = elements.end.min((block + 1) << self.block_log2);
+            let values = self.values(scales.at(block));
+            for (o, e) in out[e - elements.start..end - elements.start].iter_mut().zip(e..end) {
+                *o = values[code(codes[e / 2], e)];
+            }
+            e = end;
+        }
+    }
+
+    /// What the 16 codes stand for in a block of this scale.
+    #[inline(always)]
+    pub(crate) fn values(&self, scale: f32) -> [f32; 16] {
+        self.table.map(|v| rounded(self.dtype, v * scale))
+    }
+}
+
+/// The code of element `e` in its byte.
+#[inline(always)]
+pub(crate) fn code(byte: u8, e: usize) -> usize {
+    (if e.is_multiple_of(2) { byte >> 4 } else { byte & 15 }) as usize
+}
+
+/// `v` as an element of `dtype` holds it.
+#[inline(always)]
+fn rounded(dtype: DType, v: f32) -> f32 {
+    match dtype {
+        DType::F32 => v,
+        DType::Bf16 => bf16_to_f32(f32_to_bf16(v)),
+        DType::F16 => f16_to_f32(f32_to_f16(v)),
+    }
+}

@@ -1,0 +1,234 @@
+//! Codes and values against bitsandbytes' own, and every instruction set against the plain decoder.
+
+use std::path::PathBuf;
+
+use safetensors::{Dtype, SafeTensors};
+
+use super::*;
+use crate::finite_difference::random;
+use crate::rng::Stream;
+use crate::{Backend, Buffer, Cpu, CpuOptions, Isa, Matrix, Reference, to_f32};
+
+/// What `reference/four_bit.py` had from bitsandbytes.
+fn expected() -> Vec<u8> {
+    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/expected/four_bit.safetensors");
+    std::fs::read(path).unwrap()
+}
+
+fn floats(file: &SafeTensors<'_>, name: &str) -> (DType, Vec<f32>) {
+    let view = file.tensor(name).unwrap_or_else(|_| panic!("{name}"));
+    let dtype = match view.dtype() {
+        Dtype::F32 => DType::F32,
+        Dtype::BF16 => DType::Bf16,
+        Dtype::F16 => DType::F16,
+        other => panic!("{name}: {other:?}"),
+    };
+    let mut out = vec![0.0; view.data().len() / dtype.size()];
+    to_f32(dtype, view.data(), &mut out);
+    (dtype, out)
+}
+
+fn bits(values: &[f32]) -> Vec<u32> {
+    values.iter().map(|v| v.to_bits()).collect()
+}
+
+fn le(values: &[f32]) -> Bytes {
+    Bytes::from_vec(values.iter().flat_map(|v| v.to_le_bytes()).collect())
+}
+
+fn nested(codes: Vec<u8>, absmax: &[f32], offset: f32) -> Scales {
+    let table = Arc::new(dynamic_u8());
+    Scales::Nested {
+        codes: Bytes::from_vec(codes),
+        table,
+        absmax: le(absmax),
+        block_size: NESTED_BLOCK,
+        offset,
+    }
+}
+
+#[test]
+fn the_tables_are_those_of_bitsandbytes() {
+    let bytes = expected();
+    let file = SafeTensors::deserialize(&bytes).unwrap();
+    assert_eq!(bits(&NF4), bits(&floats(&file, "code_nf4").1));
+    assert_eq!(bits(&FP4), bits(&floats(&file, "code_fp4").1));
+    let (found, expected) = (dynamic_u8(), floats(&file, "code_dynamic_u8").1);
+    let odd: Vec<_> = (0..256).filter(|&i| found[i].to_bits() != expected[i].to_bits()).collect();
+    assert!(odd.is_empty(), "{odd:?}");
+}
+
+/// Each matrix of the expected file: its prefix, type, values and block size.
+fn matrices(file: &SafeTensors<'_>) -> Vec<(String, DType, Vec<f32>, usize)> {
+    let mut names: Vec<_> = file.names().into_iter().filter_map(|name| name.strip_suffix(".input")).collect();
+    names.sort_unstable();
+    let read = |prefix: &str| {
+        let (dtype, values) = floats(file, &format!("{prefix}.input"));
+        let block_size = prefix.rsplit('.').next().unwrap().parse().unwrap();
+        (prefix.to_owned(), dtype, values, block_size)
+    };
+    names.into_iter().map(read).collect()
+}
+
+#[test]
+fn codes_and_scales_are_those_of_bitsandbytes_on_every_instruction_set() {
+    let bytes = expected();
+    let file = SafeTensors::deserialize(&bytes).unwrap();
+    let raw = |name: String| file.tensor(&name).unwrap().data().to_vec();
+    let matrices = matrices(&file);
+    assert_eq!(matrices.len(), 10);
+    for (prefix, _, values, block_size) in matrices {
+        for code in [FourBitCode::Nf4, FourBitCode::Fp4] {
+            let name = format!("{prefix}.{code}");
+            for isa in Isa::supported() {
+                let (mut codes, mut absmax) =
+                    (vec![0; values.len().div_ceil(2)], vec![0.0; values.len().div_ceil(block_size)]);
+                encode_blocks(isa, code, block_size, &values, &mut codes, &mut absmax);
+                assert_eq!(codes, raw(format!("{name}.packed")), "{name} {isa}");
+                assert_eq!(bits(&absmax), bits(&floats(&file, &format!("{name}.absmax")).1), "{name} {isa}");
+            }
+            let absmax = floats(&file, &format!("{name}.absmax")).1;
+            let nested = nest(&absmax);
+            // The mean in f64, where PyTorch sums in f32.
+            let close = |a: f32, b: f32| (a - b).abs() <= 1e-6 * a.abs().max(b.abs());
+            assert!(close(nested.offset, floats(&file, &format!("{name}.nested.offset")).1[0]), "{name}");
+            for (a, b) in nested.absmax.iter().zip(floats(&file, &format!("{name}.nested.absmax")).1) {
+                assert!((a - b).abs() <= 1e-6 * nested.offset.abs().max(*a), "{name}: {a} {b}");
+            }
+            // bitsandbytes gives one in some hundreds the other neighbour.
+            let theirs = raw(format!("{name}.nested.codes"));
+            let far = nested.codes.iter().zip(&theirs).filter(|(a, b)| a.abs_diff(**b) > 1).count();
+            let near = nested.codes.iter().zip(&theirs).filter(|(a, b)| a != b).count();
+            assert!(far == 0 && near * 50 <= theirs.len(), "{name}: {near} of {} differ", theirs.len());
+        }
+    }
+}
+
+#[test]
+fn values_are_those_of_bitsandbytes() {
+    let bytes = expected();
+    let file = SafeTensors::deserialize(&bytes).unwrap();
+    let raw = |name: String| Bytes::from_vec(file.tensor(&name).unwrap().data().to_vec());
+    for (prefix, dtype, values, block_size) in matrices(&file) {
+        for code in [FourBitCode::Nf4, FourBitCode::Fp4] {
+            let name = format!("{prefix}.{code}");
+            let nested = nested(
+                raw(format!("{name}.nested.codes")).as_slice().to_vec(),
+                &floats(&file, &format!("{name}.nested.absmax")).1,
+                floats(&file, &format!("{name}.nested.offset")).1[0],
+            );
+            let plain = Scales::Plain(raw(format!("{name}.absmax")));
+            for (scales, expected) in [(plain, "values"), (nested, "nested.values")] {
+                let codes = raw(format!("{name}.packed"));
+                let weight = FourBit::new(codes, scales, *code.table(), block_size, dtype, values.len());
+                let mut found = vec![0.0; values.len()];
+                weight.decode(0..values.len(), &mut found);
+                let (_, expected) = floats(&file, &format!("{name}.{expected}"));
+                let odd = found.iter().zip(&expected).position(|(a, b)| a != b);
+                assert_eq!(odd.map(|at| (at, found[at], expected[at])), None, "{name}");
+            }
+        }
+    }
+}
+
+fn weight(stream: &mut Stream, dtype: DType, len: usize, block_size: usize, is_nested: bool) -> FourBit {
+    let values: Vec<f32> = random(stream, len).iter().map(|v| 0.05 * v).collect();
+    let (mut codes, mut absmax) = (vec![0; len.div_ceil(2)], vec![0.0; len.div_ceil(block_size)]);
+    encode_blocks(Isa::Scalar, FourBitCode::Nf4, block_size, &values, &mut codes, &mut absmax);
+    let scales = if is_nested {
+        let NestedScales { codes, absmax, offset } = nest(&absmax);
+        nested(codes, &absmax, offset)
+    } else {
+        Scales::Plain(le(&absmax))
+    };
+    FourBit::new(Bytes::from_vec(codes), scales, NF4, block_size, dtype, len)
+}
+
+/// Every shape of row against the block: whole chunks, short rows, rows that end inside a block and inside a byte.
+const SHAPES: [(usize, usize, usize); 7] =
+    [(70, 64, 64), (33, 192, 64), (9, 704, 256), (37, 96, 64), (40, 50, 32), (21, 37, 64), (5, 1, 64)];
+
+#[test]
+fn every_instruction_set_decodes_the_same_bits() {
+    let mut stream = Stream::new(21);
+    for (rows, cols, block_size) in SHAPES {
+        for (dtype, is_nested) in [(DType::F32, false), (DType::Bf16, true), (DType::F16, true)] {
+            let weight = Arc::new(weight(&mut stream, dtype, rows * cols, block_size, is_nested));
+            let w = Matrix::four_bit(weight, rows, cols);
+            let stored = w.to_vec();
+            // Rows of the unit matrix pick single elements: few of them by dot products, many by packed tiles.
+            for n in [1, 5, cols.max(9)] {
+                let picked: Vec<usize> = (0..n).map(|i| (i * 7 + 3) % cols).collect();
+                let mut unit = vec![0.0; n * cols];
+                picked.iter().enumerate().for_each(|(i, &c)| unit[i * cols + c] = 1.0);
+                let inp = Buffer::from_vec(unit);
+                let expected: Vec<f32> = picked
+                    .iter()
+                    .flat_map(|&c| (0..rows).map(move |r| (r, c)))
+                    .map(|(r, c)| stored[r * cols + c])
+                    .collect();
+                for isa in Isa::supported() {
+                    let cpu = |dtype| Cpu::new(CpuOptions { threads: Some(2), isa: Some(isa), dtype });
+                    let mut out = Buffer::from_vec(vec![f32::NAN; n * rows]);
+                    cpu(DType::F32).linear_forward(&mut out, &inp, &w, n);
+                    assert_eq!(out.host_slice(), expected, "{isa} {rows} x {cols} {dtype:?}, {n} rows");
+                    cpu(DType::Bf16).linear_forward(&mut out, &inp, &w, n);
+                    let rounded: Vec<f32> = expected.iter().map(|&v| bf16_to_f32(f32_to_bf16(v))).collect();
+                    assert_eq!(out.host_slice(), rounded, "{isa} {rows} x {cols} {dtype:?}, {n} rows, bf16");
+                }
+            }
+            // And back: each row of the unit matrix picks a row.
+            let mut unit = vec![0.0; rows * rows];
+            (0..rows).for_each(|i| unit[i * rows + i] = 1.0);
+            let dout = Buffer::from_vec(unit);
+            for isa in Isa::supported() {
+                let cpu = Cpu::new(CpuOptions { threads: Some(2), isa: Some(isa), dtype: DType::F32 });
+                let mut dinp = cpu.alloc(rows * cols);
+                cpu.linear_backward(&mut dinp, &dout, &w, rows);
+                assert_eq!(dinp.host_slice(), stored, "{isa} {rows} x {cols} {dtype:?}, backward");
+            }
+        }
+    }
+}
+
+#[test]
+fn products_match_the_reference_on_any_number_of_threads() {
+    let mut stream = Stream::new(22);
+    for (rows, cols, block_size) in SHAPES {
+        let weight = Arc::new(weight(&mut stream, DType::Bf16, rows * cols, block_size, true));
+        let w = Matrix::four_bit(weight, rows, cols);
+        for n in [1, 8, 70] {
+            let inp = Buffer::from_vec(random(&mut stream, n * cols));
+            let dout = Buffer::from_vec(random(&mut stream, n * rows));
+            let run = |backend: &dyn Backend| {
+                let (mut out, mut dinp) = (backend.alloc(n * rows), backend.alloc(n * cols));
+                backend.linear_forward(&mut out, &inp, &w, n);
+                backend.linear_backward(&mut dinp, &dout, &w, n);
+                [out, dinp].map(|b| b.host_slice().to_vec())
+            };
+            let expected = run(&Reference::new());
+            for isa in Isa::supported() {
+                for (dtype, tolerance) in [(DType::F32, 1e-6), (DType::Bf16, 5e-3)] {
+                    let [one, three] = [1, 3].map(|threads| {
+                        run(&Cpu::new(CpuOptions { threads: Some(threads), isa: Some(isa), dtype }))
+                    });
+                    assert_eq!(one, three, "{isa}: the number of threads shows");
+                    for (found, expected) in one.iter().zip(&expected) {
+                        for (f, e) in found.iter().zip(expected) {
+                            assert!(
+                                (f - e).abs() <= tolerance * (1.0 + e.abs()),
+                                "{isa} {dtype:?} {rows} x {cols}: {f} {e}"
+                            );
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn scales_that_are_all_equal_nest_to_themselves() {
+    let NestedScales { codes, absmax, offset } = nest(&[0.25; 300]);
+    assert_eq!((codes, absmax, offset), (vec![0; 300], vec![0.0; 2], 0.25));
+}
