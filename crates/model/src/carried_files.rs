@@ -1,14 +1,14 @@
-//! The files of a merged model besides its weights, and which folder each is taken from.
+//! The files of a model made from another besides its weights, and which folder each is taken from.
 
-use std::fs;
+use std::fs::{self, File};
+use std::io;
 use std::path::{Path, PathBuf};
 
 use danlu_kernels::DType;
-use danlu_model::Tokenizer;
-use danlu_model::files::{self, FileError};
 use serde_json::{Map, Value, json};
 
-use crate::AdapterError;
+use crate::Tokenizer;
+use crate::files::{self, AtomicFile, FileError};
 
 /// What turns text into tokens; taken from one folder, since the files refer to each other. The template is
 /// chosen for itself.
@@ -29,18 +29,34 @@ const CONFIG_LIMIT: u64 = 4 << 20;
 /// A file to be copied under its own name.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CarriedFile {
+    /// That name.
     pub name: String,
+    /// Where it lies.
     pub source: PathBuf,
+    /// How long it is.
     pub bytes: u64,
+}
+
+impl CarriedFile {
+    /// Copies it to `to`, so that its bytes are on the disk before it is given a name that counts.
+    ///
+    /// # Errors
+    /// If it cannot be read, or the disk is full.
+    pub fn copy(&self, to: &Path) -> Result<(), FileError> {
+        let source = &self.source;
+        let mut input = File::open(source).map_err(|e| FileError::new("read", source, e))?;
+        let mut output = AtomicFile::create(to)?;
+        io::copy(&mut input, &mut output).map_err(|e| FileError::new("copy", source, e))?;
+        output.commit()
+    }
 }
 
 /// The files to copy. Tokenizer and template are those that [`Tokenizer::read_over`] reads, so that the merged
 /// model is asked as the adapter was. `also` are names taken from the adapter where it has them.
-pub fn choose(
-    base: &Path,
-    adapter: Option<&Path>,
-    also: &[String],
-) -> Result<Vec<CarriedFile>, AdapterError> {
+///
+/// # Errors
+/// If a file that is there cannot be looked at.
+pub fn choose(base: &Path, adapter: Option<&Path>, also: &[String]) -> Result<Vec<CarriedFile>, FileError> {
     let [tokenizer, template] = Tokenizer::folders(base, adapter.unwrap_or(base));
     let mut chosen: Vec<(&Path, &str)> = TOKENIZER.iter().map(|name| (tokenizer, *name)).collect();
     chosen.push((template, TEMPLATE));
@@ -67,21 +83,40 @@ pub fn generation_folder<'a>(base: &'a Path, adapter: Option<&'a Path>) -> &'a P
     adapter.filter(|folder| folder.join(GENERATION).is_file()).unwrap_or(base)
 }
 
-/// The base's `config.json`, byte for byte unless the weights change their type.
-pub fn config_json(base: &Path, dtype: Option<DType>) -> Result<Vec<u8>, AdapterError> {
+/// How the weights of a new model differ from the base's, as far as `config.json` tells.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct ConfigChange {
+    /// Their type, where it is another.
+    pub dtype: Option<DType>,
+    /// Their `quantization_config`: none, or this one.
+    pub quantization: Option<Value>,
+}
+
+/// The base's `config.json`, byte for byte unless the weights change.
+///
+/// # Errors
+/// If it cannot be read.
+pub fn config_json(base: &Path, change: &ConfigChange) -> Result<Vec<u8>, FileError> {
+    const QUANTIZATION: &str = "quantization_config";
     let bytes = files::read_bounded(&base.join(CONFIG), CONFIG_LIMIT)?;
-    let Some(dtype) = dtype else { return Ok(bytes) };
     let Ok(mut config) = serde_json::from_slice::<Map<String, Value>>(&bytes) else { return Ok(bytes) };
-    let name = json!(torch_name(dtype));
-    // transformers 5 writes `dtype`, 4 wrote `torch_dtype`; both read the latter.
-    let present: Vec<&str> =
-        ["dtype", "torch_dtype"].into_iter().filter(|k| config.contains_key(*k)).collect();
-    let keys = if present.is_empty() { vec!["torch_dtype"] } else { present };
-    if keys.iter().all(|k| config.get(*k) == Some(&name)) {
-        return Ok(bytes);
+    let before = config.clone();
+    if let Some(dtype) = change.dtype {
+        let name = json!(torch_name(dtype));
+        // transformers 5 writes `dtype`, 4 wrote `torch_dtype`; both read the latter.
+        let present: Vec<&str> =
+            ["dtype", "torch_dtype"].into_iter().filter(|k| config.contains_key(*k)).collect();
+        let keys = if present.is_empty() { vec!["torch_dtype"] } else { present };
+        for key in keys {
+            config.insert(key.to_owned(), name.clone());
+        }
     }
-    for key in keys {
-        config.insert(key.to_owned(), name.clone());
+    match &change.quantization {
+        Some(quantization) => config.insert(QUANTIZATION.to_owned(), quantization.clone()),
+        None => config.remove(QUANTIZATION),
+    };
+    if config == before {
+        return Ok(bytes);
     }
     let mut text = serde_json::to_vec_pretty(&config).expect("a JSON value has string keys");
     text.push(b'\n');

@@ -3,11 +3,12 @@
 use std::f64::consts::TAU;
 use std::path::Path;
 
-use danlu_kernels::DType;
+use danlu_kernels::{DType, FourBitCode};
 use serde_json::{Value, json};
 
+use crate::carried_files::torch_name;
 use crate::json::{self, Fields};
-use crate::{ModelError, Projection, files};
+use crate::{ModelError, Projection, Quantization, files};
 
 /// Bounds that no Llama reaches, and under which no product of two sizes overflows.
 const MOST_HIDDEN: u64 = 1 << 20;
@@ -49,6 +50,8 @@ pub struct ModelConfig {
     pub rope: Rope,
     /// Type the weights were saved in, if it is one that is read.
     pub dtype: Option<DType>,
+    /// How the projections were put into 4 bits, if they were.
+    pub quantization: Option<Quantization>,
     /// Begins a text.
     pub bos_token_id: Option<u32>,
     /// Each ends a text.
@@ -107,9 +110,6 @@ impl ModelConfig {
         if model_type != "llama" {
             return Err(fields.unsupported("model_type", "models of type `llama` are"));
         }
-        if fields.get("quantization_config").is_some() {
-            return Err(fields.unsupported("quantization_config", "weights in bf16, f16 or f32 are"));
-        }
         refuse_variants(&fields)?;
 
         let hidden_size = fields.count("hidden_size", MOST_HIDDEN)?;
@@ -153,6 +153,7 @@ impl ModelConfig {
             tie_word_embeddings: fields.flag("tie_word_embeddings")?,
             rope: rope(&fields, max_position_embeddings)?,
             dtype: dtype(&fields)?,
+            quantization: quantization(&fields)?,
             bos_token_id: fields.token_ids("bos_token_id")?.first().copied(),
             eos_token_id: fields.token_ids("eos_token_id")?,
         };
@@ -161,11 +162,6 @@ impl ModelConfig {
 
     /// The `config.json` that says this, in the form that transformers 4 and 5 both read.
     pub fn to_json(&self) -> Vec<u8> {
-        let torch_name = self.dtype.map(|dtype| match dtype {
-            DType::F32 => "float32",
-            DType::Bf16 => "bfloat16",
-            DType::F16 => "float16",
-        });
         let rope_scaling = match self.rope.scaling {
             RopeScaling::Default => Value::Null,
             RopeScaling::Llama3 {
@@ -210,10 +206,14 @@ impl ModelConfig {
             "rope_scaling": rope_scaling,
             "rope_theta": self.rope.theta,
             "tie_word_embeddings": self.tie_word_embeddings,
-            "torch_dtype": torch_name,
+            "torch_dtype": self.dtype.map(torch_name),
             "use_cache": true,
             "vocab_size": self.vocab_size,
         });
+        let mut value = value;
+        if let Some(quantization) = self.quantization {
+            value["quantization_config"] = quantization.config_json(self.dtype);
+        }
         let mut text = serde_json::to_vec_pretty(&value).expect("a JSON value has string keys");
         text.push(b'\n');
         text
@@ -381,6 +381,30 @@ fn rope(fields: &Fields<'_>, max_position_embeddings: usize) -> Result<Rope, Mod
         Some(_) => return Err(parameters.unsupported(key, "`default` and `llama3` are")),
     };
     Ok(Rope { theta, scaling })
+}
+
+/// `quantization_config`: 4 bits of bitsandbytes. The weights themselves say which of them are.
+fn quantization(fields: &Fields<'_>) -> Result<Option<Quantization>, ModelError> {
+    let Some(nested) = fields.nested("quantization_config")? else { return Ok(None) };
+    const READ: &str = "weights in 4 bits by bitsandbytes (nf4, fp4) are, and those in bf16, f16 or f32";
+    if !matches!(nested.text("quant_method")?, None | Some("bitsandbytes")) {
+        return Err(nested.unsupported("quant_method", READ));
+    }
+    if nested.flag("load_in_8bit")? {
+        return Err(nested.unsupported("load_in_8bit", READ));
+    }
+    if !nested.flag("load_in_4bit")? {
+        return Err(nested.wrong("load_in_4bit", "true"));
+    }
+    let code = match nested.text("bnb_4bit_quant_type")? {
+        // transformers' own default.
+        None => FourBitCode::Fp4,
+        Some(name) => {
+            name.parse().map_err(|_| nested.unsupported("bnb_4bit_quant_type", "`nf4` and `fp4` are"))?
+        }
+    };
+    let double_quant = nested.flag("bnb_4bit_use_double_quant")?;
+    Ok(Some(Quantization { code, double_quant, block_size: Quantization::BLOCK_SIZE }))
 }
 
 /// The saved type; one that is not read is left to the tensors themselves to show.

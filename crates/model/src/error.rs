@@ -101,6 +101,26 @@ pub enum ModelError {
         dtype: String,
     },
 
+    /// A weight in 4 bits whose parts cannot be one.
+    #[error("`{}`: 4-bit weight `{tensor}`: {message}", path.display())]
+    FourBit {
+        /// The file.
+        path: PathBuf,
+        /// The weight.
+        tensor: String,
+        /// What was found and expected.
+        message: String,
+    },
+
+    /// A model that is to be put into 4 bits is there already.
+    #[error("`{}` is in 4 bits already: `{tensor}`", folder.display())]
+    AlreadyFourBit {
+        /// The folder.
+        folder: PathBuf,
+        /// Its first weight that is.
+        tensor: String,
+    },
+
     /// A tensor is not there.
     #[error("`{}`: tensor `{tensor}` is missing", path.display())]
     NoTensor {
@@ -253,6 +273,11 @@ impl ModelError {
             Self::DType { .. } => "use the model's original weights, in bf16, f16 or f32",
             Self::Incomplete { .. } | Self::Shape { .. } | Self::NoTensor { .. } => {
                 "config.json and the weights must come from the same model, and a download be complete"
+            }
+            Self::AlreadyFourBit { .. } => "leave `--quant` out: the base is used as it is",
+            Self::FourBit { .. } => {
+                "the file is damaged, or was not written by bitsandbytes: fetch it again, or quantise the original with \
+                 `danlu quantize BASE --to nf4 --output DIR`"
             }
             Self::TokenOutOfRange { .. } => "tokenizer.json and the weights must come from the same model",
             Self::NoTemplate { .. } => {

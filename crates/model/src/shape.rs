@@ -79,6 +79,7 @@ fn llama3(hidden: usize, intermediate: usize, layers: usize, heads: usize, kv_he
         tie_word_embeddings: false,
         rope: Rope { theta: 500_000.0, scaling: RopeScaling::Default },
         dtype: Some(DType::Bf16),
+        quantization: None,
         bos_token_id: Some(128_000),
         eos_token_id: vec![128_001],
     }

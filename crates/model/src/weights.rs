@@ -6,12 +6,13 @@ use std::ops::Range;
 use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
 
-use danlu_kernels::{Bytes, DType, Matrix, to_f32};
-use memmap2::Mmap;
+use danlu_kernels::{Bytes, DType, FourBit, Matrix, to_f32};
+use memmap2::{Mmap, UncheckedAdvice};
 use safetensors::SafeTensors;
 use serde::Deserialize;
 
 use crate::files::{self, FileError};
+use crate::four_bit::{self, StoredFourBit};
 use crate::json;
 use crate::new_model::INDEX_FILE;
 use crate::{ModelConfig, ModelError};
@@ -55,9 +56,34 @@ impl TensorInfo {
 pub struct Weights {
     folder: PathBuf,
     files: Vec<PathBuf>,
-    owners: Vec<Arc<dyn AsRef<[u8]> + Send + Sync>>,
+    owners: Vec<Owner>,
     tensors: Vec<TensorInfo>,
     by_name: HashMap<String, usize>,
+    /// Weights that stand in 4 bits in memory, in place of the files' own.
+    pub(crate) quantized: HashMap<String, Arc<FourBit>>,
+}
+
+/// Who keeps a file's bytes.
+#[derive(Clone)]
+enum Owner {
+    Map(Arc<Mmap>),
+    Memory(Arc<dyn AsRef<[u8]> + Send + Sync>),
+}
+
+impl Owner {
+    fn bytes(&self) -> &[u8] {
+        match self {
+            Self::Map(map) => map,
+            Self::Memory(memory) => (**memory).as_ref(),
+        }
+    }
+
+    fn part(&self, range: Range<usize>) -> Bytes {
+        match self {
+            Self::Map(map) => Bytes::new(map.clone(), range),
+            Self::Memory(memory) => Bytes::new(memory.clone(), range),
+        }
+    }
 }
 
 #[derive(Deserialize)]
@@ -106,7 +132,7 @@ impl Weights {
     /// As [`Weights::open`].
     pub fn from_bytes(path: &Path, bytes: Vec<u8>) -> Result<Self, ModelError> {
         let mut weights = Self::empty(path);
-        weights.add(path.to_owned(), Arc::new(bytes), None)?;
+        weights.add(path.to_owned(), Owner::Memory(Arc::new(bytes)), None)?;
         Ok(weights)
     }
 
@@ -118,23 +144,25 @@ impl Weights {
     ) -> Self {
         let by_name = tensors.iter().enumerate().map(|(i, t)| (t.name.clone(), i)).collect();
         let files = vec![path.to_owned()];
-        Self { folder: path.to_owned(), files, owners: vec![owner], tensors, by_name }
+        let owners = vec![Owner::Memory(owner)];
+        Self { folder: path.to_owned(), files, owners, tensors, by_name, quantized: HashMap::new() }
     }
 
     fn empty(folder: &Path) -> Self {
         let (files, owners, tensors) = (Vec::new(), Vec::new(), Vec::new());
-        Self { folder: folder.to_owned(), files, owners, tensors, by_name: HashMap::new() }
+        let (by_name, quantized) = (HashMap::new(), HashMap::new());
+        Self { folder: folder.to_owned(), files, owners, tensors, by_name, quantized }
     }
 
     /// Adds one file's tensors in the order of their bytes: all, or those that the index promises.
     fn add(
         &mut self,
         path: PathBuf,
-        owner: Arc<dyn AsRef<[u8]> + Send + Sync>,
+        owner: Owner,
         promised: Option<&BTreeSet<String>>,
     ) -> Result<(), ModelError> {
         let file = self.files.len();
-        let mut found = read_header(&path, (*owner).as_ref(), file)?;
+        let mut found = read_header(&path, owner.bytes(), file)?;
         if let Some(promised) = promised {
             // What the index does not list, transformers does not load either.
             found.retain(|t| promised.contains(&t.name));
@@ -182,17 +210,81 @@ impl Weights {
     /// # Panics
     /// If `info` comes from other weights and does not fit these.
     pub fn bytes(&self, info: &TensorInfo) -> &[u8] {
-        &(*self.owners[info.file]).as_ref()[info.range.clone()]
+        &self.owners[info.file].bytes()[info.range.clone()]
     }
 
-    /// A tensor as a frozen matrix, over the mapped file.
+    /// The same bytes, kept alive.
+    pub(crate) fn part(&self, info: &TensorInfo) -> Bytes {
+        self.owners[info.file].part(info.range.clone())
+    }
+
+    /// Lets the system take back the memory in which it shows a tensor's part of a mapped file; it comes back from
+    /// the file when it is asked for again.
+    pub fn release(&self, info: &TensorInfo) {
+        self.release_part(info, 0..info.range.len());
+    }
+
+    /// As [`Weights::release`], for these bytes of the tensor.
+    pub fn release_part(&self, info: &TensorInfo, bytes: Range<usize>) {
+        if let Owner::Map(map) = &self.owners[info.file] {
+            let (start, len) = (info.range.start + bytes.start, bytes.len());
+            // SAFETY: the map is of a file and read-only, so that a page that is dropped comes back as it was.
+            // That the system refuses costs memory and nothing else.
+            let _ = unsafe { map.unchecked_advise_range(UncheckedAdvice::DontNeed, start, len) };
+        }
+    }
+
+    /// Every tensor of the model that the files hold: as [`Weights::tensors`], but a weight in 4 bits is one tensor of
+    /// the type and shape it was made from.
     ///
     /// # Errors
-    /// If it is missing, of another shape, or of a type that is not read.
+    /// If the state of one is unsound.
+    pub fn model_tensors(&self) -> Result<Vec<TensorInfo>, ModelError> {
+        let four_bit = StoredFourBit::all(self);
+        let mut out = Vec::new();
+        for info in &self.tensors {
+            match four_bit.get(info.name.as_str()) {
+                Some(stored) => out.push(stored.original(info)?),
+                None if four_bit::weight_of_part(&info.name).is_some_and(|w| four_bit.contains_key(w)) => {}
+                None => out.push(info.clone()),
+            }
+        }
+        Ok(out)
+    }
+
+    /// A tensor as a frozen matrix, over the mapped file where it is not held in memory. One in 4 bits is found with
+    /// all its parts.
+    ///
+    /// # Errors
+    /// If it is missing, of another shape, of a type that is not read, or a part of it is unsound.
     pub fn matrix(&self, name: &str, rows: usize, cols: usize) -> Result<Matrix, ModelError> {
+        if let Some(weight) = self.quantized.get(name) {
+            return Ok(Matrix::four_bit(Arc::clone(weight), rows, cols));
+        }
+        if let Some(stored) = StoredFourBit::find(self, name) {
+            return Ok(Matrix::four_bit(Arc::new(stored.read(rows, cols)?), rows, cols));
+        }
         let (info, dtype) = self.typed(name, &[rows, cols])?;
-        let bytes = Bytes::new(self.owners[info.file].clone(), info.range.clone());
-        Ok(Matrix::dense(dtype, bytes, rows, cols))
+        Ok(Matrix::dense(dtype, self.part(info), rows, cols))
+    }
+
+    /// The weight in 4 bits behind one of [`Weights::model_tensors`], if it is one.
+    ///
+    /// # Errors
+    /// As [`Weights::matrix`].
+    pub fn four_bit(&self, info: &TensorInfo) -> Result<Option<Arc<FourBit>>, ModelError> {
+        match (StoredFourBit::find(self, &info.name), &info.shape[..]) {
+            (Some(stored), &[rows, cols]) => Ok(Some(Arc::new(stored.read(rows, cols)?))),
+            _ => Ok(None),
+        }
+    }
+
+    /// Bytes of all tensors, those in 4 bits as they are held.
+    pub fn total_bytes(&self) -> u64 {
+        let stored = self.tensors.iter().filter(|t| !self.quantized.contains_key(&t.name));
+        let stored: usize = stored.map(|t| t.range.len()).sum();
+        let held: usize = self.quantized.values().map(|weight| weight.bytes()).sum();
+        (stored + held) as u64
     }
 
     /// A tensor of one dimension, widened to f32.
@@ -235,7 +327,14 @@ impl Weights {
     /// # Errors
     /// Names every tensor that is wrong, with both shapes; a tensor of a type that is not read comes first.
     pub fn check_complete(&self, config: &ModelConfig) -> Result<(), ModelError> {
-        if let Some(odd) = self.tensors.iter().find(|t| t.dtype().is_none() && !is_harmless(&t.name)) {
+        let four_bit: HashMap<&str, StoredFourBit<'_>> = StoredFourBit::all(self);
+        let is_part = |name: &str| {
+            four_bit::weight_of_part(name).is_some_and(|weight| four_bit.contains_key(weight))
+                || four_bit.contains_key(name)
+        };
+        let odd =
+            self.tensors.iter().find(|t| t.dtype().is_none() && !is_harmless(&t.name) && !is_part(&t.name));
+        if let Some(odd) = odd {
             return Err(ModelError::DType {
                 path: self.files[odd.file].clone(),
                 tensor: odd.name.clone(),
@@ -245,19 +344,23 @@ impl Weights {
         let mut problems = Vec::new();
         let mut expected = HashMap::new();
         for (name, shape) in config.tensors() {
-            match self.info(&name) {
-                None => problems.push(format!("`{name}` {shape:?} is missing")),
-                Some(info) if info.shape != shape => {
+            match (self.info(&name), four_bit.get(name.as_str()), &shape[..]) {
+                (None, ..) => problems.push(format!("`{name}` {shape:?} is missing")),
+                (Some(_), Some(stored), &[rows, cols]) => {
+                    stored.check(rows, cols)?;
+                }
+                (Some(info), ..) if info.shape != shape => {
                     problems.push(format!("`{name}` has shape {:?}, expected {shape:?}", info.shape));
                 }
-                Some(_) => {}
+                _ => {}
             }
             expected.insert(name, shape);
         }
         let table = [config.vocab_size, config.hidden_size];
         for tensor in &self.tensors {
+            let name = four_bit::weight_of_part(&tensor.name).unwrap_or(&tensor.name);
             let is_tied_head = tensor.name == "lm_head.weight" && tensor.shape == table;
-            if !expected.contains_key(&tensor.name) && !is_tied_head && !is_harmless(&tensor.name) {
+            if !expected.contains_key(name) && !is_tied_head && !is_harmless(&tensor.name) {
                 problems.push(format!("`{}` {:?} is unknown", tensor.name, tensor.shape));
             }
         }
@@ -285,7 +388,7 @@ fn is_harmless(name: &str) -> bool {
     name.ends_with("rotary_emb.inv_freq")
 }
 
-fn map(path: &Path) -> Result<Arc<dyn AsRef<[u8]> + Send + Sync>, ModelError> {
+fn map(path: &Path) -> Result<Owner, ModelError> {
     let error = |e| FileError::new("read", path, e);
     let file = File::open(path).map_err(error)?;
     let metadata = file.metadata().map_err(error)?;
@@ -295,7 +398,7 @@ fn map(path: &Path) -> Result<Arc<dyn AsRef<[u8]> + Send + Sync>, ModelError> {
     // SAFETY: the map is read-only; that nobody changes a model's files while it is in use is documented on
     // `Weights`, as every reader of mapped checkpoints asks.
     let map = unsafe { Mmap::map(&file) }.map_err(error)?;
-    Ok(Arc::new(map))
+    Ok(Owner::Map(Arc::new(map)))
 }
 
 /// The tensors that a safetensors file describes, in the order of their bytes.

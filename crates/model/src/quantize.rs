@@ -1,0 +1,221 @@
+//! From 16 bits to 4: the projections of a model, one at a time, so that no more than one stands in both.
+
+use std::collections::HashMap;
+use std::ops::ControlFlow;
+use std::sync::Arc;
+use std::thread;
+
+use danlu_kernels::{
+    Bytes, DType, FourBit, FourBitCode, Isa, NESTED_BLOCK, NestedScales, Scales, dynamic_u8, encode_blocks,
+    nest, to_f32,
+};
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+use crate::carried_files::torch_name;
+use crate::four_bit::{QUANT_STATE, StoredFourBit};
+use crate::{ModelConfig, ModelError, Projection, Weights};
+
+/// Elements that a thread widens and encodes at a time.
+const PIECE: usize = 1 << 16;
+
+/// How weights are put into 4 bits. Keys as in transformers' `BitsAndBytesConfig`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Quantization {
+    /// Which table of values.
+    #[serde(rename = "bnb_4bit_quant_type", with = "code_name")]
+    pub code: FourBitCode,
+    /// Elements that share a scale: a power of two from 64 to 4096.
+    #[serde(rename = "blocksize")]
+    pub block_size: usize,
+    /// Whether the scales are put into 8 bits themselves.
+    #[serde(rename = "bnb_4bit_use_double_quant")]
+    pub double_quant: bool,
+}
+
+mod code_name {
+    use danlu_kernels::FourBitCode;
+    use serde::{Deserialize, Deserializer, Serializer, de::Error};
+
+    pub fn serialize<S: Serializer>(code: &FourBitCode, s: S) -> Result<S::Ok, S::Error> {
+        s.serialize_str(code.name())
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(d: D) -> Result<FourBitCode, D::Error> {
+        String::deserialize(d)?.parse().map_err(D::Error::custom)
+    }
+}
+
+impl Quantization {
+    /// bitsandbytes' block size where none is given.
+    pub const BLOCK_SIZE: usize = 64;
+
+    /// The default of a code: blocks of 64, double quantisation, as the tutorial's base has it.
+    pub fn new(code: FourBitCode) -> Self {
+        Self { code, block_size: Self::BLOCK_SIZE, double_quant: true }
+    }
+
+    /// The `quantization_config` that transformers reads, for weights that compute in `dtype`.
+    pub fn config_json(&self, dtype: Option<DType>) -> Value {
+        json!({
+            "_load_in_4bit": true,
+            "_load_in_8bit": false,
+            "bnb_4bit_compute_dtype": torch_name(dtype.unwrap_or(DType::Bf16)),
+            "bnb_4bit_quant_storage": "uint8",
+            "bnb_4bit_quant_type": self.code.name(),
+            "bnb_4bit_use_double_quant": self.double_quant,
+            "llm_int8_enable_fp32_cpu_offload": false,
+            "llm_int8_has_fp16_weight": false,
+            "llm_int8_skip_modules": ["lm_head"],
+            "llm_int8_threshold": 6.0,
+            "load_in_4bit": true,
+            "load_in_8bit": false,
+            "quant_method": "bitsandbytes",
+        })
+    }
+
+    /// Bytes of `elements` once in 4 bits: codes and scales.
+    pub fn bytes(&self, elements: usize) -> u64 {
+        let blocks = elements.div_ceil(self.block_size);
+        let scales = if self.double_quant { blocks + blocks.div_ceil(NESTED_BLOCK) * 4 } else { blocks * 4 };
+        (elements.div_ceil(2) + scales) as u64
+    }
+
+    /// Encodes a weight of `len` elements of `dtype`, on `threads`.
+    ///
+    /// # Panics
+    /// If `bytes` does not hold `len` elements.
+    pub fn encode(&self, dtype: DType, bytes: &[u8], len: usize, threads: usize) -> FourBit {
+        assert_eq!(bytes.len(), len * dtype.size());
+        let (mut codes, mut absmax) =
+            (vec![0u8; len.div_ceil(2)], vec![0.0f32; len.div_ceil(self.block_size)]);
+        let piece = PIECE.max(self.block_size);
+        // What one thread takes: whole pieces.
+        let share = len.div_ceil(threads.max(1)).next_multiple_of(piece).max(piece);
+        let parts = bytes
+            .chunks(share * dtype.size())
+            .zip(codes.chunks_mut(share / 2))
+            .zip(absmax.chunks_mut(share / self.block_size));
+        thread::scope(|scope| {
+            for ((bytes, codes), absmax) in parts {
+                scope.spawn(move || self.encode_pieces(dtype, bytes, codes, absmax, piece));
+            }
+        });
+        let le = |values: &[f32]| Bytes::from_vec(values.iter().flat_map(|v| v.to_le_bytes()).collect());
+        let scales = match self.double_quant {
+            false => Scales::Plain(le(&absmax)),
+            true => {
+                let NestedScales { codes, absmax, offset } = nest(&absmax);
+                Scales::Nested {
+                    codes: Bytes::from_vec(codes),
+                    table: Arc::new(dynamic_u8()),
+                    absmax: le(&absmax),
+                    block_size: NESTED_BLOCK,
+                    offset,
+                }
+            }
+        };
+        FourBit::new(Bytes::from_vec(codes), scales, *self.code.table(), self.block_size, dtype, len)
+    }
+
+    fn encode_pieces(&self, dtype: DType, bytes: &[u8], codes: &mut [u8], absmax: &mut [f32], piece: usize) {
+        let isa = Isa::detect();
+        let mut values = vec![0.0; piece.min(bytes.len() / dtype.size())];
+        let parts = bytes
+            .chunks(piece * dtype.size())
+            .zip(codes.chunks_mut(piece / 2))
+            .zip(absmax.chunks_mut(piece / self.block_size));
+        for ((bytes, codes), absmax) in parts {
+            let values = &mut values[..bytes.len() / dtype.size()];
+            to_f32(dtype, bytes, values);
+            encode_blocks(isa, self.code, self.block_size, values, codes, absmax);
+        }
+    }
+}
+
+/// How far putting a model into 4 bits is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct QuantizeProgress {
+    /// Bytes of the original encoded.
+    pub bytes: u64,
+    /// Bytes to encode.
+    pub total: u64,
+}
+
+impl Weights {
+    /// The same weights with every projection of a layer in 4 bits, in memory; embeddings, head and norms stay as they
+    /// are, as bitsandbytes has it. What was mapped of a projection's original is given back to the system, so that at
+    /// most one stands in memory in both forms. `progress` may stop it.
+    ///
+    /// # Errors
+    /// If a tensor is missing or misshaped, or in 4 bits already; [`ModelError::Stopped`] when `progress` asks for it.
+    pub fn quantize(
+        mut self,
+        config: &ModelConfig,
+        quantization: Quantization,
+        threads: usize,
+        progress: &mut dyn FnMut(QuantizeProgress) -> ControlFlow<()>,
+    ) -> Result<Self, ModelError> {
+        self.check_complete(config)?;
+        let names: Vec<String> = projections(config).map(|(name, ..)| name).collect();
+        let total = names.iter().filter_map(|name| self.info(name)).map(|info| info.range.len() as u64).sum();
+        let mut quantized = HashMap::with_capacity(names.len());
+        let mut done = 0;
+        for name in names {
+            let weight = self.encode(&name, quantization, threads)?;
+            done += self.info(&name).map_or(0, |info| info.range.len() as u64);
+            quantized.insert(name, Arc::new(weight));
+            if progress(QuantizeProgress { bytes: done, total }).is_break() {
+                return Err(ModelError::Stopped);
+            }
+        }
+        self.quantized = quantized;
+        Ok(self)
+    }
+
+    /// One weight in 4 bits; its original's memory is given back.
+    ///
+    /// # Errors
+    /// If it is missing, in 4 bits already, or of a type that is not read.
+    pub fn encode(
+        &self,
+        name: &str,
+        quantization: Quantization,
+        threads: usize,
+    ) -> Result<FourBit, ModelError> {
+        let Some(info) = self.info(name) else {
+            return Err(ModelError::NoTensor { path: self.folder().to_owned(), tensor: name.to_owned() });
+        };
+        if StoredFourBit::find(self, name).is_some() {
+            return Err(ModelError::AlreadyFourBit {
+                folder: self.folder().to_owned(),
+                tensor: name.to_owned(),
+            });
+        }
+        let dtype = info.dtype().ok_or_else(|| ModelError::DType {
+            path: self.files()[info.file].clone(),
+            tensor: name.to_owned(),
+            dtype: info.dtype_name.clone(),
+        })?;
+        let bytes = self.bytes(info);
+        let weight = quantization.encode(dtype, bytes, bytes.len() / dtype.size(), threads);
+        self.release(info);
+        Ok(weight)
+    }
+
+    /// The first weight of the files that is in 4 bits.
+    pub fn first_four_bit(&self) -> Option<&str> {
+        self.tensors().iter().find_map(|info| Some(info.name.split_once(QUANT_STATE)?.0))
+    }
+}
+
+/// Name and shape of every weight that is put into 4 bits.
+pub fn projections(config: &ModelConfig) -> impl Iterator<Item = (String, usize, usize)> {
+    (0..config.num_hidden_layers).flat_map(move |layer| {
+        Projection::ALL.into_iter().map(move |p| {
+            let (rows, cols) = config.projection_shape(p);
+            (p.weight_name(layer), rows, cols)
+        })
+    })
+}

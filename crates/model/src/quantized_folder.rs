@@ -1,0 +1,200 @@
+//! A model folder in 4 bits, as transformers with bitsandbytes saves it and loads it.
+
+use std::ops::ControlFlow;
+use std::path::Path;
+
+use danlu_kernels::{DType, FourBit, NESTED_BLOCK, Scales};
+
+use crate::carried_files::{self, ConfigChange};
+use crate::files;
+use crate::four_bit::{ABSMAX, NESTED_ABSMAX, NESTED_QUANT_MAP, QUANT_MAP, QUANT_STATE, QuantState};
+use crate::{
+    INDEX_FILE, ModelConfig, ModelError, NewModel, Quantization, QuantizeProgress, ShardWriter, TensorInfo,
+    TensorSpec, Weights, projections, shard_index, shard_name,
+};
+
+/// Bytes of an untouched tensor copied at a time.
+const COPY: usize = 1 << 20;
+/// A state is this long at least, with blanks behind it: the length is announced before the offset is known.
+const STATE: usize = 320;
+
+/// What was written.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Quantized {
+    /// Weights that are in 4 bits.
+    pub weights: usize,
+    /// Elements of them.
+    pub elements: u64,
+    /// Bytes of all files.
+    pub bytes: u64,
+}
+
+/// One file to be written: weights to encode, then tensors to copy.
+struct Shard<'a> {
+    encoded: Vec<&'a TensorInfo>,
+    copied: Vec<&'a TensorInfo>,
+}
+
+/// Writes the model of `base` to `folder`, its projections in 4 bits; embeddings, head and norms stay as they are. The
+/// files divide as the base's do. Holds one weight at a time. `folder` must be absent or empty; `progress` may stop
+/// it, and the folder is then left as it was.
+///
+/// # Errors
+/// If the base is incomplete or in 4 bits already, the folder holds other things, or the disk is too small or fails.
+pub fn write_quantized(
+    base: &Path,
+    folder: &Path,
+    quantization: Quantization,
+    threads: usize,
+    progress: &mut dyn FnMut(QuantizeProgress) -> ControlFlow<()>,
+) -> Result<Quantized, ModelError> {
+    let config = ModelConfig::read(base)?;
+    let weights = Weights::open(base)?;
+    weights.check_complete(&config)?;
+    if let Some(tensor) = weights.first_four_bit() {
+        return Err(ModelError::AlreadyFourBit { folder: base.to_owned(), tensor: tensor.to_owned() });
+    }
+    let names: std::collections::HashSet<String> = projections(&config).map(|(name, ..)| name).collect();
+    let shards = divide(&weights, |info| names.contains(&info.name));
+    let specs: Vec<Vec<TensorSpec>> = shards.iter().map(|shard| shard.specs(quantization)).collect();
+    let file_names: Vec<String> = (0..shards.len()).map(|i| shard_name(i, shards.len())).collect();
+    let index = shard_index(file_names.iter().map(String::as_str).zip(specs.iter().map(Vec::as_slice)));
+    let change = ConfigChange { dtype: None, quantization: Some(quantization.config_json(config.dtype)) };
+    let config = carried_files::config_json(base, &change)?;
+    let carried = carried_files::choose(base, None, &[])?;
+
+    let needed = specs.iter().map(|specs| ShardWriter::file_size(specs)).sum::<u64>()
+        + carried.iter().map(|file| file.bytes).sum::<u64>()
+        + (config.len() + index.as_ref().map_or(0, Vec::len)) as u64;
+    let available = files::free_space(folder)?;
+    if needed > available {
+        return Err(ModelError::Space { path: folder.to_owned(), needed, available });
+    }
+    let model = NewModel::create(folder)?;
+    let total = weights.tensors().iter().map(|info| info.range.len() as u64).sum();
+    let (mut done, mut elements) = (0, 0);
+    let mut step = |info: &TensorInfo| {
+        weights.release(info);
+        done += info.range.len() as u64;
+        match progress(QuantizeProgress { bytes: done, total }) {
+            ControlFlow::Continue(()) => Ok(()),
+            ControlFlow::Break(()) => Err(ModelError::Stopped),
+        }
+    };
+    for ((name, shard), specs) in file_names.iter().zip(&shards).zip(&specs) {
+        let mut writer = ShardWriter::create(&model.staged(name), specs)?;
+        for info in &shard.encoded {
+            let weight = weights.encode(&info.name, quantization, threads)?;
+            elements += weight.len() as u64;
+            write_parts(&mut writer, &weight, quantization, &info.shape)?;
+            step(info)?;
+        }
+        for info in &shard.copied {
+            weights.bytes(info).chunks(COPY).try_for_each(|part| writer.write(part))?;
+            step(info)?;
+        }
+        writer.finish()?;
+    }
+
+    let mut published = file_names;
+    for file in &carried {
+        file.copy(&model.staged(&file.name))?;
+        published.push(file.name.clone());
+    }
+    for (name, bytes) in [(INDEX_FILE, index), ("config.json", Some(config))] {
+        if let Some(bytes) = bytes {
+            files::write_atomic(&model.staged(name), &bytes)?;
+            published.push(name.to_owned());
+        }
+    }
+    model.publish(&published)?;
+    Ok(Quantized { weights: names.len(), elements, bytes: needed })
+}
+
+/// The base's tensors, file by file. What is encoded comes first and ends at a multiple of 8 bytes, then the rest with
+/// the widest elements first: readers want every tensor aligned to its elements.
+fn divide(weights: &Weights, is_encoded: impl Fn(&TensorInfo) -> bool) -> Vec<Shard<'_>> {
+    let mut shards: Vec<Shard<'_>> =
+        weights.files().iter().map(|_| Shard { encoded: Vec::new(), copied: Vec::new() }).collect();
+    for info in weights.tensors() {
+        let shard = &mut shards[info.file];
+        if is_encoded(info) { shard.encoded.push(info) } else { shard.copied.push(info) }
+    }
+    for shard in &mut shards {
+        shard.copied.sort_by_key(|info| std::cmp::Reverse(info.dtype().map_or(0, DType::size)));
+    }
+    shards.retain(|shard| !shard.encoded.is_empty() || !shard.copied.is_empty());
+    shards
+}
+
+impl Shard<'_> {
+    fn specs(&self, quantization: Quantization) -> Vec<TensorSpec> {
+        let copied = self.copied.iter().map(|info| TensorSpec {
+            name: info.name.clone(),
+            dtype: info.dtype_name.clone(),
+            shape: info.shape.clone(),
+            bytes: info.range.len() as u64,
+        });
+        self.encoded.iter().flat_map(|info| part_specs(info, quantization)).chain(copied).collect()
+    }
+}
+
+/// The parts of a weight in the order in which they are written.
+fn part_specs(info: &TensorInfo, quantization: Quantization) -> Vec<TensorSpec> {
+    let len: usize = info.shape.iter().product();
+    let blocks = len.div_ceil(quantization.block_size);
+    let spec = |suffix: &str, dtype: &str, shape: Vec<usize>| {
+        let size = if dtype == "F32" { 4 } else { 1 };
+        let bytes = (shape.iter().product::<usize>() * size) as u64;
+        TensorSpec { name: format!("{}{suffix}", info.name), dtype: dtype.to_owned(), shape, bytes }
+    };
+    let mut specs = vec![spec(QUANT_MAP, "F32", vec![16])];
+    if quantization.double_quant {
+        specs.push(spec(NESTED_QUANT_MAP, "F32", vec![256]));
+        specs.push(spec(NESTED_ABSMAX, "F32", vec![blocks.div_ceil(NESTED_BLOCK)]));
+        specs.push(spec("", "U8", vec![len.div_ceil(2), 1]));
+        specs.push(spec(ABSMAX, "U8", vec![blocks]));
+    } else {
+        specs.push(spec(ABSMAX, "F32", vec![blocks]));
+        specs.push(spec("", "U8", vec![len.div_ceil(2), 1]));
+    }
+    let before: u64 = specs.iter().map(|spec| spec.bytes).sum();
+    let state = STATE + (8 - (before as usize + STATE) % 8) % 8;
+    specs.push(spec(&format!("{QUANT_STATE}{}", quantization.code), "U8", vec![state]));
+    specs
+}
+
+/// Writes what [`part_specs`] announced.
+fn write_parts(
+    writer: &mut ShardWriter,
+    weight: &FourBit,
+    quantization: Quantization,
+    shape: &[usize],
+) -> Result<(), ModelError> {
+    let le = |values: &[f32]| values.iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<u8>>();
+    let mut written = 0;
+    let mut write = |bytes: &[u8]| {
+        written += bytes.len();
+        writer.write(bytes)
+    };
+    write(&le(weight.table()))?;
+    let offset = match weight.scales() {
+        Scales::Plain(absmax) => {
+            write(absmax.as_slice())?;
+            write(weight.codes())?;
+            None
+        }
+        Scales::Nested { codes, table, absmax, offset, .. } => {
+            write(&le(&table[..]))?;
+            write(absmax.as_slice())?;
+            write(weight.codes())?;
+            write(codes.as_slice())?;
+            Some(*offset)
+        }
+    };
+    let state = QuantState::new(quantization.code, weight.block_size(), weight.dtype(), shape, offset);
+    let mut state = serde_json::to_vec(&state).expect("a state has string keys");
+    assert!(state.len() <= STATE, "a state of {} bytes", state.len());
+    state.resize(STATE + (8 - (written + STATE) % 8) % 8, b' ');
+    Ok(writer.write(&state)?)
+}

@@ -1,0 +1,186 @@
+//! Models in 4 bits: written, read back, and refused when a part of one cannot be.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+
+use danlu_kernels::FourBitCode;
+use danlu_model::{ModelConfig, Quantization, Weights, projections, write_quantized};
+use safetensors::tensor::{Dtype, TensorView};
+use safetensors::{SafeTensors, serialize};
+
+fn base() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../cli/assets/base-8m")
+}
+
+fn all() -> impl Iterator<Item = Quantization> {
+    [FourBitCode::Nf4, FourBitCode::Fp4].into_iter().flat_map(|code| {
+        [(true, 64), (false, 128)].map(|(double_quant, block_size)| Quantization {
+            code,
+            double_quant,
+            block_size,
+        })
+    })
+}
+
+fn write(folder: &Path, quantization: Quantization) {
+    write_quantized(&base(), folder, quantization, 2, &mut |_| ControlFlow::Continue(())).unwrap();
+}
+
+#[test]
+fn what_is_written_reads_back_as_what_is_held_in_memory() {
+    let config = ModelConfig::read(&base()).unwrap();
+    let original = Weights::open(&base()).unwrap();
+    for quantization in all() {
+        let parent = tempfile::tempdir().unwrap();
+        let folder = parent.path().join("quantized");
+        write(&folder, quantization);
+        let read_config = ModelConfig::read(&folder).unwrap();
+        assert_eq!(
+            read_config.quantization.map(|q| (q.code, q.double_quant)),
+            Some((quantization.code, quantization.double_quant))
+        );
+        let stored = Weights::open(&folder).unwrap();
+        stored.check_complete(&read_config).unwrap();
+        let mut go_on = |_| ControlFlow::Continue(());
+        let held = Weights::open(&base()).unwrap().quantize(&config, quantization, 3, &mut go_on).unwrap();
+        for (name, rows, cols) in projections(&config) {
+            let [stored, held, original] =
+                [&stored, &held, &original].map(|w| w.matrix(&name, rows, cols).unwrap().to_vec());
+            assert_eq!(stored, held, "{name}");
+            let largest = original.iter().fold(0.0f32, |m, v| m.max(v.abs()));
+            let error = original.iter().zip(&held).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+            assert!(error > 0.0 && error < 0.2 * largest, "{name}: {error} of {largest}");
+        }
+        let elements: usize = projections(&config).map(|(_, rows, cols)| rows * cols).sum();
+        let rest = original.total_bytes() - 2 * elements as u64;
+        let projected: u64 =
+            projections(&config).map(|(_, rows, cols)| quantization.bytes(rows * cols)).sum();
+        assert_eq!(held.total_bytes(), rest + projected);
+        // Readers in Python want every tensor aligned to its elements.
+        for info in stored.tensors() {
+            let size = match info.dtype_name.as_str() {
+                "F32" => 4,
+                "U8" => 1,
+                _ => 2,
+            };
+            assert!(info.range.start.is_multiple_of(size), "{info:?}");
+        }
+        assert!(folder.join("tokenizer.json").is_file());
+        let error = write_quantized(&folder, &parent.path().join("again"), quantization, 1, &mut go_on_of())
+            .unwrap_err();
+        assert!(error.to_string().contains("is in 4 bits already"), "{error}");
+    }
+}
+
+fn go_on_of() -> impl FnMut(danlu_model::QuantizeProgress) -> ControlFlow<()> {
+    |_| ControlFlow::Continue(())
+}
+
+#[test]
+fn a_stop_leaves_the_folder_as_it_was() {
+    let parent = tempfile::tempdir().unwrap();
+    let folder = parent.path().join("quantized");
+    let mut left = 5;
+    let error = write_quantized(&base(), &folder, Quantization::new(FourBitCode::Nf4), 1, &mut |_| {
+        left -= 1;
+        if left == 0 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    });
+    assert!(matches!(error, Err(danlu_model::ModelError::Stopped)));
+    assert!(!folder.exists());
+}
+
+type Tensors = BTreeMap<String, (Dtype, Vec<usize>, Vec<u8>)>;
+
+#[test]
+fn every_part_that_cannot_be_is_named_with_what_was_found() {
+    const WEIGHT: &str = "model.layers.2.mlp.up_proj.weight";
+    let parent = tempfile::tempdir().unwrap();
+    let folder = parent.path().join("quantized");
+    write(&folder, Quantization::new(FourBitCode::Nf4));
+    let config = ModelConfig::read(&folder).unwrap();
+    let bytes = fs::read(folder.join("model.safetensors")).unwrap();
+    let sound: Tensors = SafeTensors::deserialize(&bytes)
+        .unwrap()
+        .iter()
+        .map(|(name, view)| (name.to_owned(), (view.dtype(), view.shape().to_vec(), view.data().to_vec())))
+        .collect();
+    let error = |change: &dyn Fn(&mut Tensors)| {
+        let mut tensors = sound.clone();
+        change(&mut tensors);
+        let views = tensors.iter().map(|(name, (dtype, shape, data))| {
+            (name.as_str(), TensorView::new(*dtype, shape.clone(), data).unwrap())
+        });
+        let weights =
+            Weights::from_bytes(Path::new("m.safetensors"), serialize(views, None).unwrap()).unwrap();
+        let (rows, cols) = (config.intermediate_size, config.hidden_size);
+        match weights.check_complete(&config) {
+            Err(error) => error.to_string(),
+            Ok(()) => weights.matrix(WEIGHT, rows, cols).unwrap_err().to_string(),
+        }
+    };
+    let state = format!("{WEIGHT}.quant_state.bitsandbytes__nf4");
+    let with_state = |from: &str, to: &str| {
+        error(&|tensors: &mut Tensors| {
+            let (_, shape, data) = tensors.get_mut(&state).unwrap();
+            *data = String::from_utf8(data.clone()).unwrap().replace(from, to).into_bytes();
+            *shape = vec![data.len()];
+        })
+    };
+    let resized = |part: &str, by: isize| {
+        error(&|tensors: &mut Tensors| {
+            let (dtype, shape, data) = tensors.get_mut(&format!("{WEIGHT}{part}")).unwrap();
+            let size = if *dtype == Dtype::F32 { 4 } else { 1 };
+            let len = (data.len() / size).saturating_add_signed(by);
+            data.resize(len * size, 0);
+            *shape = vec![len];
+        })
+    };
+    let filled = |part: &str| {
+        error(&|tensors: &mut Tensors| {
+            let (_, _, data) = tensors.get_mut(&format!("{WEIGHT}{part}")).unwrap();
+            data[4..8].copy_from_slice(&f32::NAN.to_le_bytes());
+        })
+    };
+    let gone = |part: &str| {
+        error(&|tensors: &mut Tensors| {
+            tensors.remove(&format!("{WEIGHT}{part}"));
+        })
+    };
+    for (message, parts) in [
+        (with_state("\"blocksize\":64", "\"blocksize\":0"), ["`blocksize` is 0", "power of two"]),
+        (with_state("\"blocksize\":64", "\"blocksize\":48"), ["`blocksize` is 48", "power of two"]),
+        (with_state("\"blocksize\":64", "\"blocksize\":128"), [".absmax` holds 2816 bytes", "expected 1408"]),
+        (with_state("\"blocksize\":64", "\"blocksize\":1e99"), ["quant_state", "expected u64"]),
+        (with_state("[704,256]", "[704,255]"), ["`shape` is [704, 255]", "expected [704, 256]"]),
+        (with_state("[704,256]", "[18446744073709551615,2]"), ["`shape` is", "expected [704, 256]"]),
+        (with_state("\"nf4\"", "\"fp4\""), ["`quant_type` is `fp4`", "nf4"]),
+        (with_state("bfloat16", "int8"), ["`dtype` is `int8`", "expected float32"]),
+        (with_state("\"nested_blocksize\":256,", ""), ["only one of", "nested_offset"]),
+        (
+            with_state("\"nested_offset\":", "\"nested_offset\":1e300,\"x\":"),
+            ["`nested_offset` is inf", "finite"],
+        ),
+        (with_state("{", ""), ["quant_state", "line 1"]),
+        (resized(".absmax", -1), ["holds 2815 bytes", "expected 2816"]),
+        (resized("", 1), ["90113 bytes of codes", "expected 90112"]),
+        (resized("", -7), ["90105 bytes of codes", "expected 90112"]),
+        (resized(".nested_absmax", 1), ["holds 48 bytes", "expected 44"]),
+        (resized(".quant_map", -1), ["holds 60 bytes", "expected 64"]),
+        (filled(".quant_map"), ["quant_map` holds NaN", "element 1"]),
+        (filled(".nested_absmax"), ["nested_absmax` holds NaN", "element 1"]),
+        (gone(".nested_quant_map"), ["nested_quant_map` is missing", WEIGHT]),
+        (gone(".quant_map"), ["quant_map` is missing", WEIGHT]),
+        (gone(""), ["up_proj.weight", "is missing"]),
+    ] {
+        for part in parts {
+            assert!(message.contains(part), "{message}\nlacks {part}");
+        }
+        assert!(message.contains(WEIGHT), "{message}");
+    }
+    // Without its state a weight is bytes, of a type that is not read.
+    assert!(gone(".quant_state.bitsandbytes__nf4").contains("weights in U8"));
+    let message = with_state("\"nested_dtype\":\"float32\"", "\"nested_dtype\":\"float64\"");
+    assert!(message.contains("`nested_dtype` is `float64`"), "{message}");
+}
