@@ -120,7 +120,8 @@ impl Fidelity {
     }
 }
 
-/// Measures `merged` against `adapter` on `base` over `sequences`, calling `progress` with the number done.
+/// Measures `merged` against `adapter` on `base` over `sequences`, calling `progress` with the number done. With
+/// `merged_lora` what is measured is not merged yet: the same adapter on another form of the base.
 ///
 /// # Errors
 /// If there is no token to measure, the vocabularies differ, or a token is outside them.
@@ -128,6 +129,7 @@ pub fn measure(
     base: &Decoder,
     adapter: &dyn LoraSource,
     merged: &Decoder,
+    merged_lora: Option<&dyn LoraSource>,
     sequences: &[Sequence],
     limits: Limits,
     progress: &mut dyn FnMut(usize),
@@ -145,7 +147,7 @@ pub fn measure(
             continue;
         }
         let batch = Batch::new([sequence]);
-        let models = [(base, Some(adapter)), (merged, None), (base, None)];
+        let models = [(base, Some(adapter)), (merged, merged_lora), (base, None)];
         let states = models.map(|(decoder, lora)| decoder.hidden_states(&mut work, &batch, lora));
         let [with_adapter, of_merged, of_base] = states;
         let states = [with_adapter?, of_merged?, of_base?];

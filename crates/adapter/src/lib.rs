@@ -20,7 +20,6 @@
 
 mod adapter;
 mod byte_size;
-mod carried_files;
 mod config;
 mod error;
 pub mod fidelity;
@@ -31,7 +30,6 @@ pub mod targets;
 
 pub use adapter::{Adapter, Module, Tensor};
 pub use byte_size::parse_byte_size;
-pub use carried_files::generation_folder;
 pub use config::{CONFIG_FILE, LoraConfig, TargetModules};
 pub use error::AdapterError;
 pub use files::WEIGHTS_FILE;

@@ -6,33 +6,32 @@
 //! was cut off, or that nobody vouched for, is never taken for a model.
 
 use std::collections::HashMap;
-use std::fs::File;
-use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::thread;
 use std::time::Instant;
 
-use danlu_kernels::{Backend, DType};
-use danlu_model::files::{self, AtomicFile, FileError};
+use danlu_kernels::{Backend, DType, FourBit};
+use danlu_model::carried_files::{self, ConfigChange, torch_name};
+use danlu_model::files;
 use danlu_model::{
-    INDEX_FILE, ModelConfig, ModelError, NewModel, ShardWriter, TensorInfo, TensorSpec, Weights, shard_index,
-    shard_name,
+    INDEX_FILE, ModelConfig, ModelError, NewModel, Quantization, ShardWriter, TensorInfo, TensorSpec,
+    Weights, projections, shard_index, shard_name,
 };
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use crate::AdapterError;
 use crate::adapter::{Adapter, Module};
-use crate::carried_files::{self, CarriedFile, torch_name};
 use crate::fidelity::Fidelity;
-use crate::merge_rows::{Delta, Rows};
+use crate::merge_rows::{Delta, Rows, Source};
 
 /// Name of the report in a merged model's folder.
 pub const REPORT_FILE: &str = "merge_report.json";
 
 const CONFIG_FILE: &str = "config.json";
 /// Bytes of an untouched tensor copied at a time.
-const COPY: usize = 1 << 20;
+const COPY: usize = 8 << 20;
 
 /// How to merge.
 #[derive(Clone, Debug, Default)]
@@ -43,6 +42,8 @@ pub struct MergeOptions {
     pub max_shard_size: Option<u64>,
     /// Threads that compute; all the machine's where `None`.
     pub threads: Option<usize>,
+    /// Puts the projections of a base of 16 bits into 4 and back first: the base that the adapter was trained on.
+    pub through: Option<Quantization>,
     /// Further files to take over from the adapter's folder where it has them.
     pub also_copy: Vec<String>,
 }
@@ -65,6 +66,14 @@ pub struct MergeReport {
     pub base: PathBuf,
     /// The adapter's folder, if it came from one.
     pub adapter: Option<PathBuf>,
+    /// Which form of the base the updates were added to.
+    pub merge_base: MergeBase,
+    /// Every form of the base that was at hand, where there were two: how far an adapter on it is from what was trained.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub forms: Vec<FormFigures>,
+    /// What putting the merged model into 4 bits costs, where that was asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub quantized: Option<QuantizedFigures>,
     /// Element types of the result, as `config.json` spells them.
     pub dtype: Vec<String>,
     /// Factors that the updates were multiplied with, ascending, each once.
@@ -79,6 +88,49 @@ pub struct MergeReport {
     pub bytes: u64,
     /// Time it took.
     pub seconds: f64,
+}
+
+/// The form of the base that an adapter is merged into.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum MergeBase {
+    /// As its author published it, in 16 bits or more.
+    Original,
+    /// Out of 4 bits.
+    Dequantized,
+}
+
+impl MergeBase {
+    /// The word for it: `original`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Original => "original",
+            Self::Dequantized => "dequantized",
+        }
+    }
+}
+
+/// How far the adapter on one form of its base is from the adapter on the form that it was trained on.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct FormFigures {
+    /// Which form.
+    pub form: MergeBase,
+    /// Mean divergence from what was trained, in nats a token.
+    pub kl: f64,
+    /// Perplexity of the held-out text.
+    pub perplexity: f64,
+}
+
+/// What 4 bits take from a merged model.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct QuantizedFigures {
+    /// How they were made.
+    #[serde(flatten)]
+    pub quantization: Quantization,
+    /// Mean divergence from adapter on base, in nats a token.
+    pub kl: f64,
+    /// Perplexity of the held-out text, merged and in 4 bits.
+    pub perplexity: f64,
 }
 
 /// One file to be written.
@@ -115,6 +167,11 @@ impl Staged {
         }
         output.publish(&names)?;
         Ok(report)
+    }
+
+    /// What `merge_report.json` would say.
+    pub fn report_json(&self, fidelity: &Fidelity) -> Vec<u8> {
+        report_json(&self.report, Some(fidelity))
     }
 
     /// Gives the model up and leaves `merge_report.json` alone, which says why.
@@ -160,11 +217,18 @@ pub fn stage(
 ) -> Result<Staged, AdapterError> {
     let start = Instant::now();
     let weights = Weights::open(base)?;
-    weights.check_complete(&ModelConfig::read(base)?)?;
-    check_fit(adapter, &weights)?;
-    let config = carried_files::config_json(base, options.dtype)?;
+    let model = ModelConfig::read(base)?;
+    weights.check_complete(&model)?;
+    let tensors = weights.model_tensors()?;
+    check_fit(adapter, &weights, &tensors)?;
+    let change = ConfigChange { dtype: options.dtype, quantization: None };
+    let config = carried_files::config_json(base, &change)?;
     let carried = carried_files::choose(base, adapter.source(), &options.also_copy)?;
-    let shards = plan(&weights, options);
+    let shards = plan(&tensors, options);
+    let through: HashMap<String, Quantization> = match options.through {
+        Some(quantization) => projections(&model).map(|(name, ..)| (name, quantization)).collect(),
+        None => HashMap::new(),
+    };
     let index = shard_index(shards.iter().map(|s| (s.name.as_str(), &s.specs[..])));
 
     let tensor_bytes: u64 = shards.iter().flat_map(|s| &s.specs).map(|s| s.bytes).sum();
@@ -190,7 +254,18 @@ pub fn stage(
         for (info, spec) in shard.tensors.iter().zip(&shard.specs) {
             let module = modules.get(&info.name).copied();
             merged_tensors += usize::from(module.is_some());
-            write_tensor(&mut writer, &weights, info, module, &params, options.dtype, threads)?;
+            let delta = module.map(|m| Delta {
+                a: &params[m.a..][..m.rank * m.d_in],
+                b: &params[m.b..][..m.d_out * m.rank],
+                rank: m.rank,
+                scaling: m.scaling,
+            });
+            let four_bit = match through.get(&info.name) {
+                Some(&quantization) => Some(Arc::new(weights.encode(&info.name, quantization, threads)?)),
+                None => weights.four_bit(info)?,
+            };
+            let tensor = Tensor { weights: &weights, info, four_bit, delta };
+            tensor.write(&mut writer, options.dtype, threads)?;
             written += spec.bytes;
             progress(MergeProgress { tensor: &info.name, bytes: written, total: tensor_bytes });
         }
@@ -198,9 +273,9 @@ pub fn stage(
     }
 
     let mut names: Vec<String> = shards.iter().map(|s| s.name.clone()).collect();
-    for CarriedFile { name, source, .. } in &carried {
-        copy_durably(source, &output.staged(name))?;
-        names.push(name.clone());
+    for file in &carried {
+        file.copy(&output.staged(&file.name))?;
+        names.push(file.name.clone());
     }
     if let Some(index) = index {
         files::write_atomic(&output.staged(INDEX_FILE), &index)?;
@@ -209,12 +284,8 @@ pub fn stage(
     files::write_atomic(&output.staged(CONFIG_FILE), &config)?;
     names.push(CONFIG_FILE.to_owned());
 
-    let mut dtype: Vec<String> = weights
-        .tensors()
-        .iter()
-        .filter_map(|t| target(t, options.dtype))
-        .map(|d| torch_name(d).to_owned())
-        .collect();
+    let mut dtype: Vec<String> =
+        tensors.iter().filter_map(|t| target(t, options.dtype)).map(|d| torch_name(d).to_owned()).collect();
     dtype.sort();
     dtype.dedup();
     let mut scaling: Vec<f32> = adapter.modules().iter().map(|m| m.scaling).collect();
@@ -223,10 +294,16 @@ pub fn stage(
     let report = MergeReport {
         base: base.to_owned(),
         adapter: adapter.source().map(Path::to_owned),
+        merge_base: match options.through.is_some() || weights.first_four_bit().is_some() {
+            true => MergeBase::Dequantized,
+            false => MergeBase::Original,
+        },
+        forms: Vec::new(),
+        quantized: None,
         dtype,
         scaling,
         merged_tensors,
-        copied_tensors: weights.tensors().len() - merged_tensors,
+        copied_tensors: tensors.len() - merged_tensors,
         shards: shards.into_iter().map(|s| s.name).collect(),
         bytes,
         seconds: start.elapsed().as_secs_f64(),
@@ -234,27 +311,24 @@ pub fn stage(
     Ok(Staged { output, names, report })
 }
 
-/// Copies a file so that its bytes are on the disk before it is given a name that counts.
-fn copy_durably(source: &Path, to: &Path) -> Result<(), AdapterError> {
-    let mut input = File::open(source).map_err(|e| FileError::new("read", source, e))?;
-    let mut output = AtomicFile::create(to)?;
-    io::copy(&mut input, &mut output).map_err(|e| FileError::new("copy", source, e))?;
-    Ok(output.commit()?)
-}
-
 /// Writes `merge_report.json` into the folder of a merged model.
 fn write_report(out: &Path, merge: &MergeReport, fidelity: Option<&Fidelity>) -> Result<(), AdapterError> {
+    Ok(files::write_atomic(&out.join(REPORT_FILE), &report_json(merge, fidelity))?)
+}
+
+fn report_json(merge: &MergeReport, fidelity: Option<&Fidelity>) -> Vec<u8> {
     let value = json!({ "merge": merge, "fidelity": fidelity });
     let mut text = serde_json::to_vec_pretty(&value).expect("a JSON value has string keys");
     text.push(b'\n');
-    Ok(files::write_atomic(&out.join(REPORT_FILE), &text)?)
+    text
 }
 
 /// Every module of the adapter must be a float weight of the base, of its shape.
-fn check_fit(adapter: &Adapter, weights: &Weights) -> Result<(), AdapterError> {
+fn check_fit(adapter: &Adapter, weights: &Weights, tensors: &[TensorInfo]) -> Result<(), AdapterError> {
+    let tensors: HashMap<&str, &TensorInfo> = tensors.iter().map(|info| (info.name.as_str(), info)).collect();
     for module in adapter.modules() {
         let name = module.projection.weight_name(module.layer);
-        let Some(info) = weights.info(&name) else {
+        let Some(info) = tensors.get(name.as_str()) else {
             return Err(ModelError::NoTensor { path: weights.folder().to_owned(), tensor: name }.into());
         };
         if info.shape != [module.d_out, module.d_in] {
@@ -277,10 +351,10 @@ fn target(info: &TensorInfo, dtype: Option<DType>) -> Option<DType> {
 }
 
 /// Divides the tensors, in the base's order, into files.
-fn plan<'a>(weights: &'a Weights, options: &MergeOptions) -> Vec<Shard<'a>> {
+fn plan<'a>(tensors: &'a [TensorInfo], options: &MergeOptions) -> Vec<Shard<'a>> {
     let mut shards: Vec<Shard> = Vec::new();
     let (mut room, mut file) = (0, None);
-    for info in weights.tensors() {
+    for info in tensors {
         let spec = match target(info, options.dtype) {
             Some(dtype) => TensorSpec::new(info.name.clone(), dtype, info.shape.clone()),
             None => TensorSpec {
@@ -311,30 +385,41 @@ fn plan<'a>(weights: &'a Weights, options: &MergeOptions) -> Vec<Shard<'a>> {
     shards
 }
 
-fn write_tensor(
-    writer: &mut ShardWriter,
-    weights: &Weights,
-    info: &TensorInfo,
-    module: Option<&Module>,
-    params: &[f32],
-    dtype: Option<DType>,
-    threads: usize,
-) -> Result<(), AdapterError> {
-    let bytes = weights.bytes(info);
-    let (Some(from), Some(to)) = (info.dtype(), target(info, dtype)) else {
-        return Ok(bytes.chunks(COPY).try_for_each(|part| writer.write(part))?);
-    };
-    if module.is_none() && from == to {
-        return Ok(bytes.chunks(COPY).try_for_each(|part| writer.write(part))?);
+/// A tensor on its way into the new model.
+struct Tensor<'a> {
+    weights: &'a Weights,
+    info: &'a TensorInfo,
+    /// Its values, where they come out of 4 bits.
+    four_bit: Option<Arc<FourBit>>,
+    delta: Option<Delta<'a>>,
+}
+
+impl Tensor<'_> {
+    fn write(
+        &self,
+        writer: &mut ShardWriter,
+        dtype: Option<DType>,
+        threads: usize,
+    ) -> Result<(), AdapterError> {
+        let Self { weights, info, four_bit, delta } = self;
+        let bytes = weights.bytes(info);
+        let is_untouched = four_bit.is_none() && delta.is_none() && info.dtype() == target(info, dtype);
+        let (Some(from), Some(to), false) = (info.dtype(), target(info, dtype), is_untouched) else {
+            for (i, part) in bytes.chunks(COPY).enumerate() {
+                writer.write(part)?;
+                weights.release_part(info, i * COPY..i * COPY + part.len());
+            }
+            return Ok(());
+        };
+        let cols = info.shape.last().copied().unwrap_or(1);
+        let rows = info.shape.iter().product::<usize>().checked_div(cols).unwrap_or(0);
+        let source = match four_bit {
+            Some(weight) => Source::FourBit(weight),
+            None => Source::Dense(from, bytes),
+        };
+        let tensor = Rows { name: &info.name, source, to, rows, cols, delta: *delta };
+        tensor.stream(threads, |part| Ok(writer.write(part)?))?;
+        weights.release(info);
+        Ok(())
     }
-    let delta = module.map(|m| Delta {
-        a: &params[m.a..][..m.rank * m.d_in],
-        b: &params[m.b..][..m.d_out * m.rank],
-        rank: m.rank,
-        scaling: m.scaling,
-    });
-    let cols = info.shape.last().copied().unwrap_or(1);
-    let rows = (bytes.len() / from.size()).checked_div(cols).unwrap_or(0);
-    let tensor = Rows { name: &info.name, bytes, from, to, rows, cols, delta };
-    tensor.stream(threads, |part| Ok(writer.write(part)?))
 }

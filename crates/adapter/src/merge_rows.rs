@@ -8,7 +8,7 @@ use std::ops::Range;
 use std::sync::mpsc;
 use std::thread;
 
-use danlu_kernels::{DType, from_f32, to_f32};
+use danlu_kernels::{DType, FourBit, from_f32, to_f32};
 use danlu_model::TensorSpec;
 
 use crate::AdapterError;
@@ -29,12 +29,31 @@ pub struct Delta<'a> {
     pub scaling: f32,
 }
 
+/// Where values come from.
+#[derive(Clone, Copy)]
+pub enum Source<'a> {
+    /// Elements of a type, one after another.
+    Dense(DType, &'a [u8]),
+    /// Codes.
+    FourBit(&'a FourBit),
+}
+
+impl Source<'_> {
+    fn read(&self, elements: Range<usize>, out: &mut [f32]) {
+        match *self {
+            Self::Dense(dtype, bytes) => {
+                to_f32(dtype, &bytes[elements.start * dtype.size()..elements.end * dtype.size()], out);
+            }
+            Self::FourBit(weight) => weight.decode(elements, out),
+        }
+    }
+}
+
 /// A stored weight, the type it is to have, and what is added to it.
 #[derive(Clone, Copy)]
 pub struct Rows<'a> {
     pub name: &'a str,
-    pub bytes: &'a [u8],
-    pub from: DType,
+    pub source: Source<'a>,
     pub to: DType,
     pub rows: usize,
     pub cols: usize,
@@ -85,9 +104,8 @@ impl Rows<'_> {
     fn block(&self, rows: Range<usize>) -> Result<Vec<u8>, AdapterError> {
         let place = rows.start * self.cols;
         let len = rows.len() * self.cols;
-        let stored = &self.bytes[place * self.from.size()..][..len * self.from.size()];
         let mut values = vec![0.0; len];
-        to_f32(self.from, stored, &mut values);
+        self.source.read(place..place + len, &mut values);
         if let Some(delta) = self.delta {
             let b = &delta.b[rows.start * delta.rank..][..rows.len() * delta.rank];
             add_delta(&mut values, Delta { b, ..delta }, self.cols);
@@ -198,8 +216,8 @@ mod tests {
             let (w, a, b) = (random(1, rows * cols), random(2, rank * cols), random(3, rows * rank));
             let bytes: Vec<u8> = w.iter().flat_map(|v| v.to_le_bytes()).collect();
             let delta = Some(Delta { a: &a, b: &b, rank, scaling: 0.5 });
-            let (from, to) = (DType::F32, DType::F32);
-            let tensor = Rows { name: "w", bytes: &bytes, from, to, rows, cols, delta };
+            let (source, to) = (Source::Dense(DType::F32, &bytes), DType::F32);
+            let tensor = Rows { name: "w", source, to, rows, cols, delta };
             let expected: Vec<u8> = (0..rows * cols)
                 .flat_map(|e| {
                     let (o, j) = (e / cols, e % cols);
@@ -218,8 +236,10 @@ mod tests {
         let mut values = vec![1.0f32; 300_000];
         values[200_123] = 65_520.0;
         let bytes: Vec<u8> = values.iter().flat_map(|v| v.to_le_bytes()).collect();
-        let tensor =
-            |bytes, to| Rows { name: "w", bytes, from: DType::F32, to, rows: 300, cols: 1000, delta: None };
+        let tensor = |bytes, to| {
+            let source = Source::Dense(DType::F32, bytes);
+            Rows { name: "w", source, to, rows: 300, cols: 1000, delta: None }
+        };
         for threads in [1, 3] {
             let error = streamed(&tensor(&bytes, DType::F16), threads).unwrap_err();
             assert_eq!(

@@ -40,7 +40,7 @@ fn merged(base: &Path, adapter: &Adapter, out: &Path, dtype: Option<DType>) -> D
 
 fn compare(base: &Path, adapter: &Adapter, merged: &Decoder, dtype: DType) -> Fidelity {
     let texts = sequences(3, 20, 100);
-    measure(&decoder(base), adapter, merged, &texts, Limits::of(dtype), &mut |_| {}).unwrap()
+    measure(&decoder(base), adapter, merged, None, &texts, Limits::of(dtype), &mut |_| {}).unwrap()
 }
 
 #[test]
@@ -125,10 +125,10 @@ fn nothing_to_measure_is_an_error() {
     let (model, adapter) = (decoder(folder.path()), adapter(folder.path(), 8.0, 0.5));
     let empty = [Sequence { ids: vec![], trained: vec![] }];
     for texts in [&empty[..], &[]] {
-        assert!(measure(&model, &adapter, &model, texts, Limits::of(DType::F32), &mut |_| {}).is_err());
+        assert!(measure(&model, &adapter, &model, None, texts, Limits::of(DType::F32), &mut |_| {}).is_err());
     }
     let outside = [Sequence { ids: vec![5, 100], trained: vec![false, true] }];
-    assert!(measure(&model, &adapter, &model, &outside, Limits::of(DType::F32), &mut |_| {}).is_err());
+    assert!(measure(&model, &adapter, &model, None, &outside, Limits::of(DType::F32), &mut |_| {}).is_err());
 }
 
 #[test]
@@ -140,8 +140,8 @@ fn the_golden_adapter_merges_within_the_limits() {
     for dtype in [DType::F32, DType::Bf16] {
         let out = tempfile::tempdir().unwrap();
         let merged = merged(&base, &adapter, out.path(), Some(dtype));
-        let found =
-            measure(&decoder(&base), &adapter, &merged, &texts, Limits::of(dtype), &mut |_| {}).unwrap();
+        let found = measure(&decoder(&base), &adapter, &merged, None, &texts, Limits::of(dtype), &mut |_| {})
+            .unwrap();
         println!("{dtype:?}: {found:?}");
         assert!(found.passed, "{:?}", found.faults());
     }

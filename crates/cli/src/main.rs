@@ -23,7 +23,7 @@ use std::process::ExitCode;
 
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
-use commands::{bench, chat, compare, data, demo, doctor, merge, plan, train};
+use commands::{bench, chat, compare, data, demo, doctor, merge, plan, quantize, train};
 use lang::Lang;
 use printer::{Color, Printer};
 use report::Result;
@@ -75,6 +75,9 @@ enum Command {
     /// Merge an adapter into its base, and measure the result
     #[command(after_help = merge::EXAMPLES, allow_negative_numbers = true)]
     Merge(merge::MergeArgs),
+    /// Put a base into 4 bits, as bitsandbytes stores it
+    #[command(after_help = quantize::EXAMPLES)]
+    Quantize(quantize::QuantizeArgs),
     /// Measure training, prompts, decoding and merging against what this machine can do
     #[command(subcommand, after_help = bench::EXAMPLES)]
     Bench(bench::BenchCommand),
@@ -132,6 +135,7 @@ fn run(command: &Command, matches: &clap::ArgMatches, printer: &Printer) -> Resu
         Command::Compare(args) => compare::run(args, printer),
         Command::Chat(args) => chat::run(args, printer),
         Command::Merge(args) => merge::run(args, printer),
+        Command::Quantize(args) => quantize::run(args, printer),
         Command::Bench(command) => bench::run(command, printer),
         Command::Doctor(args) => doctor::run(args, printer),
     }

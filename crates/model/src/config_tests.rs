@@ -103,8 +103,16 @@ fn what_is_not_implemented_is_refused_by_name() {
         (json!({"sliding_window": 128}), "`sliding_window` 128 is not supported"),
         (json!({"layer_types": ["full_attention", "sliding_attention"]}), "`layer_types`"),
         (
-            json!({"quantization_config": {"load_in_4bit": true}}),
-            "`quantization_config` {\"load_in_4bit\":true}",
+            json!({"quantization_config": {"quant_method": "gptq", "bits": 4}}),
+            "`quantization_config.quant_method` \"gptq\"",
+        ),
+        (
+            json!({"quantization_config": {"quant_method": "bitsandbytes", "load_in_8bit": true}}),
+            "`quantization_config.load_in_8bit` true",
+        ),
+        (
+            json!({"quantization_config": {"load_in_4bit": true, "bnb_4bit_quant_type": "int4"}}),
+            "`quantization_config.bnb_4bit_quant_type` \"int4\"",
         ),
         (
             json!({"rope_scaling": {"type": "yarn", "factor": 2}}),

@@ -88,6 +88,13 @@ impl<'a> StoredFourBit<'a> {
         weights.tensors().iter().filter_map(of).collect()
     }
 
+    /// The tensors beside the codes.
+    pub fn parts(&self) -> impl Iterator<Item = &'a TensorInfo> {
+        let named = |suffix: &str| self.weights.info(&format!("{}{suffix}", self.name));
+        let plain = [ABSMAX, QUANT_MAP, NESTED_ABSMAX, NESTED_QUANT_MAP].map(named);
+        plain.into_iter().flatten().chain([self.state])
+    }
+
     fn error(&self, message: impl Into<String>) -> ModelError {
         let path = self.weights.files()[self.state.file].clone();
         ModelError::FourBit { path, tensor: self.name.to_owned(), message: message.into() }

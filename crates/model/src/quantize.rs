@@ -82,6 +82,12 @@ impl Quantization {
         (elements.div_ceil(2) + scales) as u64
     }
 
+    /// Bytes that encoding `elements` on `threads` takes besides what it reads and leaves.
+    pub fn passing_bytes(&self, elements: usize, threads: usize) -> u64 {
+        let scales = if self.double_quant { elements.div_ceil(self.block_size) * 4 } else { 0 };
+        (scales + threads * PIECE.max(self.block_size) * 4) as u64
+    }
+
     /// Encodes a weight of `len` elements of `dtype`, on `threads`.
     ///
     /// # Panics

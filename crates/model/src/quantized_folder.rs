@@ -35,9 +35,12 @@ struct Shard<'a> {
     copied: Vec<&'a TensorInfo>,
 }
 
+/// A file that a new model's folder gets besides: its name and its bytes.
+pub type Extra<'a> = (&'a str, Vec<u8>);
+
 /// Writes the model of `base` to `folder`, its projections in 4 bits; embeddings, head and norms stay as they are. The
-/// files divide as the base's do. Holds one weight at a time. `folder` must be absent or empty; `progress` may stop
-/// it, and the folder is then left as it was.
+/// files divide as the base's do. Holds one weight at a time. `folder` must be absent or empty, and gets the `extra`
+/// files too; `progress` may stop it, and the folder is then left as it was.
 ///
 /// # Errors
 /// If the base is incomplete or in 4 bits already, the folder holds other things, or the disk is too small or fails.
@@ -46,6 +49,7 @@ pub fn write_quantized(
     folder: &Path,
     quantization: Quantization,
     threads: usize,
+    extra: &[Extra<'_>],
     progress: &mut dyn FnMut(QuantizeProgress) -> ControlFlow<()>,
 ) -> Result<Quantized, ModelError> {
     let config = ModelConfig::read(base)?;
@@ -101,11 +105,10 @@ pub fn write_quantized(
         file.copy(&model.staged(&file.name))?;
         published.push(file.name.clone());
     }
-    for (name, bytes) in [(INDEX_FILE, index), ("config.json", Some(config))] {
-        if let Some(bytes) = bytes {
-            files::write_atomic(&model.staged(name), &bytes)?;
-            published.push(name.to_owned());
-        }
+    let index = index.map(|index| (INDEX_FILE, index));
+    for (name, bytes) in extra.iter().chain(&index).chain(&[("config.json", config)]) {
+        files::write_atomic(&model.staged(name), bytes)?;
+        published.push((*name).to_owned());
     }
     model.publish(&published)?;
     Ok(Quantized { weights: names.len(), elements, bytes: needed })

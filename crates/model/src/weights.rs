@@ -279,6 +279,16 @@ impl Weights {
         }
     }
 
+    /// Bytes that the files hold of a weight: of one in 4 bits all parts.
+    pub fn stored_bytes(&self, name: &str) -> u64 {
+        let own = self.info(name).map_or(0, |info| info.range.len());
+        let parts: usize = match StoredFourBit::find(self, name) {
+            Some(stored) => stored.parts().map(|info| info.range.len()).sum(),
+            None => 0,
+        };
+        (own + parts) as u64
+    }
+
     /// Bytes of all tensors, those in 4 bits as they are held.
     pub fn total_bytes(&self) -> u64 {
         let stored = self.tensors.iter().filter(|t| !self.quantized.contains_key(&t.name));

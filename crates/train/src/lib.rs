@@ -64,9 +64,11 @@ pub use checkpoint::{Resumed, checkpoints, latest_checkpoint, latest_whole_check
 pub use error::{Difference, TrainError};
 pub use feed::Cursor;
 pub use fingerprint::{DataFingerprint, base_fingerprint};
-pub use plan::{Layers, MemoryPlan, PlanInput, Present, RecordSize, ReplySize, Scratch, weight_bytes};
+pub use plan::{
+    Layers, MemoryPlan, PlanInput, Present, RecordSize, ReplySize, Scratch, WeightBytes, weight_bytes,
+};
 pub use schedule::{LrSchedulerType, Schedule};
-pub use settings::{Precision, TrainSettings};
+pub use settings::{Precision, Quant, TrainSettings};
 pub use state::{LogEntry, TrainerState};
 pub use summary::{DataFile, DataSummary, MemoryUse, Reply, RunSummary};
 pub use token_identity::TokenIdentity;

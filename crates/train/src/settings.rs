@@ -4,7 +4,8 @@ use std::fmt;
 use std::str::FromStr;
 
 use danlu_adapter::{LoraConfig, TargetModules};
-use danlu_kernels::DType;
+use danlu_kernels::{DType, FourBitCode};
+use danlu_model::Quantization;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -84,6 +85,12 @@ pub struct TrainSettings {
     pub seed: u64,
     /// What the products with the base are computed in.
     pub dtype: Precision,
+    /// What the base's projections are put into while it is loaded.
+    pub quant: Quant,
+    /// Leave the scales of 4 bits in f32.
+    pub no_double_quant: bool,
+    /// Elements that share a scale in 4 bits.
+    pub quant_block_size: usize,
 
     /// Steps between two entries of the log.
     pub logging_steps: u64,
@@ -125,6 +132,9 @@ impl Default for TrainSettings {
             seed: 42,
             // Equal to PEFT's numbers and the same on every processor; bf16 is a choice, not a surprise.
             dtype: Precision::F32,
+            quant: Quant::None,
+            no_double_quant: false,
+            quant_block_size: Quantization::BLOCK_SIZE,
             logging_steps: 10,
             save_steps: 100,
             save_total_limit: None,
@@ -167,6 +177,32 @@ impl FromStr for Precision {
             "f32" => Ok(Self::F32),
             "bf16" => Ok(Self::Bf16),
             _ => Err(format!("`{name}` is no precision; there are f32, bf16")),
+        }
+    }
+}
+
+/// What a base in 16 bits is put into while it is loaded.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Quant {
+    /// Nothing: the base is used as it is.
+    #[default]
+    None,
+    /// 4 bits, quantiles of a normal distribution.
+    Nf4,
+    /// 4 bits, a small floating-point number.
+    Fp4,
+}
+
+impl FromStr for Quant {
+    type Err = String;
+
+    fn from_str(name: &str) -> Result<Self, String> {
+        match name {
+            "none" => Ok(Self::None),
+            "nf4" => Ok(Self::Nf4),
+            "fp4" => Ok(Self::Fp4),
+            _ => Err(format!("`{name}` is no quantisation; there are nf4, fp4, none")),
         }
     }
 }
@@ -217,6 +253,9 @@ impl TrainSettings {
         let epsilon = self.adam_epsilon as f32;
         let holds = epsilon.is_finite() && epsilon >= f32::MIN_POSITIVE;
         check(holds, "adam_epsilon", self.adam_epsilon, "at least 1.2e-38")?;
+        let block = self.quant_block_size;
+        let holds = block.is_power_of_two() && (64..=4096).contains(&block);
+        check(holds, "quant_block_size", block, "64, 128, 256, 512, 1024, 2048 or 4096")?;
         check(self.max_length >= 2, "max_length", self.max_length, "at least 2")?;
         not_negative("val_size", self.val_size)?;
         // A configuration file holds numbers of 63 bits.
@@ -234,6 +273,16 @@ impl TrainSettings {
             self.eval_steps.unwrap_or(0),
             "`val_size` above 0 beside it, to measure on",
         )
+    }
+
+    /// How the base is put into 4 bits, if it is.
+    pub fn quantization(&self) -> Option<Quantization> {
+        let code = match self.quant {
+            Quant::None => return None,
+            Quant::Nf4 => FourBitCode::Nf4,
+            Quant::Fp4 => FourBitCode::Fp4,
+        };
+        Some(Quantization { code, block_size: self.quant_block_size, double_quant: !self.no_double_quant })
     }
 
     /// Optimizer steps of the whole run, when one pass over the data takes `micro_batches`.

@@ -5,7 +5,7 @@
 use std::path::{Path, PathBuf};
 
 use danlu_model::files;
-use danlu_model::{TokenFingerprint, Tokenizer};
+use danlu_model::{Quantization, TokenFingerprint, Tokenizer};
 use serde::{Deserialize, Serialize};
 
 use crate::TrainError;
@@ -34,14 +34,29 @@ struct Written {
     /// The system prompt of every conversation that brings none of its own.
     default_system: Option<String>,
     tokens: TokenFingerprint,
+    /// How the base was put into 4 bits while it was loaded, if it was.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    quantization: Option<Quantization>,
 }
 
 impl TokenIdentity {
     /// The identity of the tokenizer in `folder`, which was read as `tokenizer`.
     pub fn new(folder: &Path, tokenizer: &Tokenizer, default_system: Option<String>) -> Self {
         let danlu_version = env!("CARGO_PKG_VERSION").to_owned();
-        let written = Written { danlu_version, default_system, tokens: tokenizer.fingerprint() };
+        let tokens = tokenizer.fingerprint();
+        let written = Written { danlu_version, default_system, tokens, quantization: None };
         Self { folder: folder.to_owned(), written }
+    }
+
+    /// The same, of a run over a base that was put into 4 bits while it was loaded.
+    pub fn over(mut self, quantization: Option<Quantization>) -> Self {
+        self.written.quantization = quantization;
+        self
+    }
+
+    /// How the base was put into 4 bits, if it was.
+    pub fn quantization(&self) -> Option<Quantization> {
+        self.written.quantization
     }
 
     /// Bytes of the largest file that [`TokenIdentity::write`] copies, which pass through memory.

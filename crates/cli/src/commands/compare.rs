@@ -8,6 +8,7 @@ use danlu_data::{EncodeOptions, Format};
 use danlu_kernels::DType;
 use danlu_model::{Batch, Decoder, LoraSource, ModelConfig, Sequence, Workspace, files};
 
+use crate::commands::base::{self, QuantArgs};
 use crate::commands::compute::{ComputeArgs, products};
 use crate::commands::context::check_context;
 use crate::commands::data::{self, HeldOut};
@@ -65,6 +66,8 @@ pub struct CompareArgs {
     #[arg(long, value_name = "TYPE", default_value = "f32", value_parser = products, help_heading = "Machine")]
     pub dtype: DType,
     #[command(flatten)]
+    pub quant: QuantArgs,
+    #[command(flatten)]
     pub compute: ComputeArgs,
 }
 
@@ -104,11 +107,18 @@ pub fn run(args: &CompareArgs, printer: &Printer) -> Result<()> {
 
     let backend = args.compute.backend(args.dtype)?;
     let [left, right] = places;
-    let decoder = Arc::new(Decoder::load(&left.base, Arc::clone(&backend))?);
-    let shared = if right.base == left.base {
-        Arc::clone(&decoder)
-    } else {
-        Arc::new(Decoder::load(&right.base, backend)?)
+    let threads = args.compute.threads();
+    let mut over = [args.quant.of(&left, printer)?, args.quant.of(&right, printer)?];
+    let is_shared = left.base == right.base;
+    // A base beside its adapter stands in the form that the adapter was trained on.
+    if is_shared && left.adapter.is_none() {
+        over[0] = over[1];
+    }
+    let load = |place: &Place, over| base::load(&place.base, over, threads, Arc::clone(&backend), printer);
+    let decoder = Arc::new(load(&left, over[0])?);
+    let shared = match is_shared && over[0] == over[1] {
+        true => Arc::clone(&decoder),
+        false => Arc::new(load(&right, over[1])?),
     };
     let allow = args.allow_template_mismatch;
     let models = [Loaded::on(left, decoder, allow, printer)?, Loaded::on(right, shared, allow, printer)?];

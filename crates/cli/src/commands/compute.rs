@@ -28,6 +28,12 @@ impl ComputeArgs {
         Ok(Arc::new(Cpu::new(self.options(dtype)?)))
     }
 
+    /// Threads that compute.
+    pub fn threads(&self) -> usize {
+        let offered = || std::thread::available_parallelism().map_or(1, usize::from);
+        self.threads.map_or_else(offered, usize::from)
+    }
+
     /// What that back end is made with.
     ///
     /// # Errors

@@ -4,8 +4,9 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use danlu_adapter::{Adapter, CONFIG_FILE, LoraConfig, generation_folder};
+use danlu_adapter::{Adapter, CONFIG_FILE, LoraConfig};
 use danlu_kernels::Backend;
+use danlu_model::carried_files::generation_folder;
 use danlu_model::{Decoder, LoraSource, ModelConfig, Tokenizer};
 
 use super::nearby;

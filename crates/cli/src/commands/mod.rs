@@ -1,5 +1,6 @@
 //! One file per verb: its flags, what they settle to, and what it does.
 
+pub mod base;
 pub mod bench;
 pub mod chat;
 pub mod compare;
@@ -13,6 +14,7 @@ pub mod merge;
 pub mod nearby;
 pub mod no_model;
 pub mod plan;
+pub mod quantize;
 pub mod replies;
 pub mod tokens;
 pub mod train;

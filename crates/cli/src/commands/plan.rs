@@ -108,12 +108,17 @@ fn print_table(run: &Run, config: &ModelConfig, forecast: &Forecast, printer: &P
             ),
         ),
     ));
-    bytes(
-        ("权重", "weights"),
-        plan.weights,
-        "映射自文件的页，系统可收回再读",
-        "mapped pages of files, which the system can take back",
-    );
+    let (held, mapped) = (display(plan.held), display(plan.weights - plan.held));
+    let note = match plan.held {
+        0 => printer
+            .pick("映射自文件的页，系统可收回再读", "mapped pages of files, which the system can take back")
+            .to_owned(),
+        _ => printer.pick(
+            format!("4 位 {held}；映射自文件的页 {mapped}，系统可收回再读"),
+            format!("4 bits {held}; mapped pages of files {mapped}, which the system can take back"),
+        ),
+    };
+    row(("权重", "weights"), display(plan.weights), note);
     let note =
         printer.pick(format!("秩 {rank}，{trained} 个参数"), format!("rank {rank}, {trained} parameters"));
     row(("适配器", "adapter"), display(plan.adapter), note);

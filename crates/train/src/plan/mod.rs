@@ -17,7 +17,7 @@ use self::load::Load;
 pub use self::load::RecordSize;
 pub use self::rehearsal::ReplySize;
 use self::rehearsal::{Rehearsal, Rehearsed};
-pub use self::weights::weight_bytes;
+pub use self::weights::{WeightBytes, weight_bytes};
 #[cfg(doc)]
 use crate::TokenIdentity;
 use crate::{TrainError, TrainSettings};
@@ -40,8 +40,8 @@ pub struct PlanInput {
     pub held_out: Vec<RecordSize>,
     /// Replies after the last step.
     pub reply: ReplySize,
-    /// Bytes of the weights that a run touches, see [`weight_bytes`].
-    pub weights: u64,
+    /// The weights that a run touches, see [`weight_bytes`].
+    pub weights: WeightBytes,
     /// What is in memory before.
     pub present: Present,
 }
@@ -64,8 +64,10 @@ pub struct Present {
 /// What a run will hold at most, in bytes; the parts add up to `total`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct MemoryPlan {
-    /// Weights of the base: pages of their files, which the system can take back and read again.
+    /// Weights of the base.
     pub weights: u64,
+    /// Of these, what was put into 4 bits: the rest is pages of files, which the system can take back.
+    pub held: u64,
     /// The adapter's parameters.
     pub adapter: u64,
     /// AdamW's two moments.
@@ -155,11 +157,6 @@ impl MemoryPlan {
         }
         Ok(plan)
     }
-
-    /// What is left of the total when the system takes back every page of the weights.
-    pub fn without_weights(&self) -> u64 {
-        self.total - self.weights
-    }
 }
 
 /// A run to be planned in one way after the other.
@@ -209,15 +206,19 @@ impl<'a> Planner<'a> {
         let activations = trained.peak - scratch.total() - norms - adapter - optimizer - gradients;
         let Present { program, tokenizer, data, peak, copied } = present;
         let passing = saving.max(copied).max(replies);
-        let sum = weights + trained.peak + passing + program + tokenizer + data;
+        let sum = weights.total() + trained.peak + passing + program + tokenizer + data;
+        // Before anything else there is the base, and what it is made from.
+        let loading = weights.held + weights.loading + norms + program + tokenizer + data;
+        let peak = peak.max(if weights.held > 0 { loading } else { 0 });
         Ok(MemoryPlan {
-            weights,
+            weights: weights.total(),
+            held: weights.held,
             adapter,
             optimizer,
             gradients,
             activations,
             scratch,
-            // A base so small that reading the tokenizer was the peak.
+            // A base so small that reading the tokenizer was the peak, or putting it into 4 bits.
             passing: passing + peak.saturating_sub(sum),
             tokenizer,
             data,

@@ -1,9 +1,10 @@
 //! How much of a base's files a run maps into memory.
 
+use std::collections::HashMap;
 use std::path::Path;
 
 use danlu_kernels::DType;
-use danlu_model::{ModelConfig, Weights};
+use danlu_model::{ModelConfig, ModelError, Quantization, Weights, projections};
 
 use crate::TrainError;
 
@@ -12,34 +13,72 @@ const FAULT_AROUND: usize = 64 << 10;
 
 const EMBEDDING: &str = "model.embed_tokens.weight";
 
+/// The weights of a base in memory, in bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct WeightBytes {
+    /// Pages of files, which the system can take back and read again.
+    pub mapped: u64,
+    /// What no file stands behind: weights that were put into 4 bits.
+    pub held: u64,
+    /// What putting them there takes beyond that, for a moment.
+    pub loading: u64,
+}
+
+impl WeightBytes {
+    /// What a run keeps.
+    pub fn total(&self) -> u64 {
+        self.mapped + self.held
+    }
+}
+
 /// Bytes of the weights in `folder` that a run touches: all of them, but of an embedding table of its own only the
-/// rows of `ids`, where they are known. A folder without weights is judged by its `config.json`.
+/// rows of `ids`, where they are known. With `quantization` the projections are put into 4 bits by `threads`. A folder
+/// without weights is judged by its `config.json`.
 ///
 /// # Errors
 /// If there are weights and they are not sound.
 pub fn weight_bytes(
     folder: &Path,
     config: &ModelConfig,
+    quantization: Option<(Quantization, usize)>,
     ids: Option<&mut dyn Iterator<Item = u32>>,
-) -> Result<u64, TrainError> {
+) -> Result<WeightBytes, TrainError> {
     let weights = match Weights::open(folder) {
         Ok(weights) => Some(weights),
-        Err(danlu_model::ModelError::NoWeights { .. }) => None,
+        Err(ModelError::NoWeights { .. }) => None,
         Err(error) => return Err(error.into()),
     };
+    if let (Some(_), Some(tensor)) = (quantization, weights.as_ref().and_then(Weights::first_four_bit)) {
+        let error = ModelError::AlreadyFourBit { folder: folder.to_owned(), tensor: tensor.to_owned() };
+        return Err(error.into());
+    }
     let dtype = config.dtype.unwrap_or(DType::Bf16);
-    let bytes_of = |name: &str, shape: &[usize]| match weights.as_ref().and_then(|w| w.info(name)) {
-        Some(info) => info.range.len(),
-        None => shape.iter().product::<usize>() * dtype.size(),
+    let projections: HashMap<String, usize> =
+        projections(config).map(|(name, rows, cols)| (name, rows * cols)).collect();
+    let bytes_of = |name: &str, shape: &[usize]| match (&weights, projections.get(name), config.quantization)
+    {
+        (Some(weights), ..) => weights.stored_bytes(name) as usize,
+        (None, Some(&elements), Some(quantization)) => quantization.bytes(elements) as usize,
+        (None, ..) => shape.iter().product::<usize>() * dtype.size(),
     };
-    let all: usize = config.tensors().map(|(name, shape)| bytes_of(&name, &shape)).sum();
+    let (mut all, mut held, mut largest) = (0, 0, 0);
+    for (name, shape) in config.tensors() {
+        match (quantization, projections.get(&name)) {
+            (Some((quantization, threads)), Some(&elements)) => {
+                let stored = bytes_of(&name, &shape) as u64;
+                held += quantization.bytes(elements);
+                largest = largest.max(stored + quantization.passing_bytes(elements, threads));
+            }
+            _ => all += bytes_of(&name, &shape),
+        }
+    }
     let (rows, cols) = (config.vocab_size, config.hidden_size);
     let table = bytes_of(EMBEDDING, &[rows, cols]);
     let untouched = match ids {
         Some(ids) if !config.tie_word_embeddings => table - touched(table, rows, ids),
         _ => 0,
     };
-    Ok((all - untouched) as u64)
+    Ok(WeightBytes { mapped: (all - untouched) as u64, held, loading: largest })
 }
 
 /// Bytes of a table of `rows` rows that come into memory when those of `ids` are read.
@@ -76,9 +115,9 @@ mod tests {
     fn a_folder_without_weights_is_judged_by_its_configuration() {
         let base = Path::new(env!("CARGO_MANIFEST_DIR")).join("../cli/assets/base-8m");
         let config = ModelConfig::read(&base).unwrap();
-        let real = weight_bytes(&base, &config, None).unwrap();
+        let real = weight_bytes(&base, &config, None, None).unwrap().total();
         let folder = tempfile::tempdir().unwrap();
-        assert_eq!(weight_bytes(folder.path(), &config, None).unwrap(), real);
+        assert_eq!(weight_bytes(folder.path(), &config, None, None).unwrap().total(), real);
         assert_eq!(real, 2 * config.num_parameters());
     }
 }

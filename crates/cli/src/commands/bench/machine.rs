@@ -5,11 +5,13 @@ use std::sync::Arc;
 
 use clap::Args;
 use danlu_kernels::{Backend, Isa, peak};
-use danlu_model::{Decoder, ModelConfig, Weights};
+use danlu_model::{Decoder, ModelConfig, Quantization, Weights};
 use danlu_train::Precision;
 
 use super::figures::{self, Figures};
+use super::subject::Model;
 use crate::commands::ComputeArgs;
+use crate::commands::base::{self, QuantArgs};
 use crate::commands::compute::isa_from_env;
 use crate::printer::Printer;
 use crate::report::Result;
@@ -21,6 +23,8 @@ pub struct MachineArgs {
     /// What products with the base are computed in: f32 or bf16 [default: bf16 with AVX512-BF16, f32 elsewhere]
     #[arg(long, value_name = "TYPE", value_parser = Precision::from_str, help_heading = "Machine")]
     pub dtype: Option<Precision>,
+    #[command(flatten)]
+    pub quant: QuantArgs,
     #[command(flatten)]
     pub compute: ComputeArgs,
 }
@@ -36,12 +40,8 @@ pub struct Machine {
     isa: Isa,
     /// Whether nobody asked for the precision.
     is_default: bool,
-}
-
-/// Threads that compute, where these flags ask for them or not.
-pub fn threads(compute: &ComputeArgs) -> usize {
-    let offered = || std::thread::available_parallelism().map_or(1, usize::from);
-    compute.threads.map_or_else(offered, usize::from)
+    /// What the model's projections are put into.
+    quantization: Option<Quantization>,
 }
 
 impl MachineArgs {
@@ -54,12 +54,22 @@ impl MachineArgs {
         let default = if isa == Isa::Avx512Bf16 { Precision::Bf16 } else { Precision::F32 };
         let precision = self.dtype.unwrap_or(default);
         let backend = self.compute.backend(precision.into())?;
-        let (threads, is_default) = (threads(&self.compute), self.dtype.is_none());
-        Ok(Machine { backend, precision, threads, isa, is_default })
+        let (threads, is_default) = (self.compute.threads(), self.dtype.is_none());
+        let quantization = self.quant.quantization()?.flatten();
+        Ok(Machine { backend, precision, threads, isa, is_default, quantization })
     }
 }
 
 impl Machine {
+    /// The weights of a model, put into 4 bits where that is asked for.
+    ///
+    /// # Errors
+    /// If a file has a fault, there is no room for them, or they are in 4 bits already.
+    pub fn weights(&self, model: &Model, config: &ModelConfig, printer: &Printer) -> Result<Weights> {
+        let weights = model.weights(self.threads, printer)?;
+        base::quantized(weights, config, self.quantization, self.threads, printer)
+    }
+
     /// A decoder on it.
     ///
     /// # Errors
@@ -80,6 +90,20 @@ impl Machine {
             }
         };
         figures.row(("计算", "computed by"), &format!("{}{why}", printer.backend(&self.backend.name())));
+        if let Some(Quantization { code, block_size, double_quant }) = self.quantization {
+            let scales = match double_quant {
+                true => printer.pick("缩放 8 位", "scales in 8 bits"),
+                false => printer.pick("缩放 f32", "scales in f32"),
+            };
+            figures.row(
+                ("量化", "4 bits"),
+                &printer.pick(
+                    format!("{code}，每 {block_size} 个一块，{scales}"),
+                    format!("{code}, blocks of {block_size}, {scales}"),
+                ),
+            );
+        }
+        figures.set("quant", self.quantization.map(|q| q.code.name()));
         figures.set("isa", self.isa.name());
         figures.set("dtype", self.precision.to_string());
         figures.set("threads", self.threads);

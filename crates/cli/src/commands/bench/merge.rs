@@ -12,7 +12,7 @@ use danlu_kernels::{Backend, DType, rng::Stream};
 use danlu_model::{FileError, ModelConfig, Weights, files};
 
 use super::figures::{Figures, rate, seconds};
-use super::machine::{describe_memory, threads};
+use super::machine::describe_memory;
 use super::subject::{Model, ModelArgs};
 use super::{RunArgs, median, stopped};
 use crate::commands::ComputeArgs;
@@ -62,7 +62,7 @@ struct Timed {
 pub fn run(args: &MergeBenchArgs, printer: &Printer) -> Result<()> {
     let model = args.model.model()?;
     let config = model.config()?;
-    let threads = threads(&args.compute);
+    let threads = args.compute.threads();
     let backend = args.compute.backend(DType::F32)?;
     let own = match &model {
         Model::Shape(_, None) => Some(Scratch::new_in(&std::env::temp_dir())?),

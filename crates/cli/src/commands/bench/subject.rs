@@ -143,7 +143,7 @@ impl Model {
         figures: &mut Figures<'_>,
         printer: &Printer,
     ) -> u64 {
-        let bytes = weights.tensors().iter().map(|tensor| tensor.range.len() as u64).sum();
+        let bytes = weights.total_bytes();
         let which = match self {
             Self::Folder(folder) => folder.display().to_string(),
             Self::Shape(shape, Some(folder)) => printer.pick(

@@ -113,7 +113,7 @@ pub fn run(args: &TrainBenchArgs, printer: &Printer) -> Result<()> {
     let job = job(args, &model, &config, settings, printer)?;
 
     let mut figures = Figures::new("train", args.run.json, printer);
-    let weights = model.weights(machine.threads, printer)?;
+    let weights = machine.weights(&model, &config, printer)?;
     model.describe(&config, &weights, &mut figures, printer);
     machine.describe(&mut figures, printer);
     let adapter = Adapter::init(lora, &config, job.settings.seed, &*machine.backend)?;

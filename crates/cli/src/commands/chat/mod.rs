@@ -12,9 +12,9 @@ use std::time::Instant;
 use clap::Args;
 use danlu_generate::{ChatSession, GenerateOptions, Reply, StopReason};
 use danlu_kernels::DType;
-use danlu_model::Decoder;
 use rustyline::error::ReadlineError;
 
+use crate::commands::base::{self, QuantArgs};
 use crate::commands::compute::{ComputeArgs, products};
 use crate::commands::context::check_context;
 use crate::commands::loaded::{Loaded, Place};
@@ -69,6 +69,8 @@ pub struct ChatArgs {
     #[arg(long, value_name = "TYPE", default_value = "f32", value_parser = products, help_heading = "Machine")]
     pub dtype: DType,
     #[command(flatten)]
+    pub quant: QuantArgs,
+    #[command(flatten)]
     pub compute: ComputeArgs,
 }
 
@@ -80,7 +82,8 @@ pub fn run(args: &ChatArgs, printer: &Printer) -> Result<()> {
     let started = Instant::now();
     let backend = args.compute.backend(args.dtype)?;
     let place = Place::find(&args.path, args.base.as_deref())?;
-    let decoder = Arc::new(Decoder::load(&place.base, backend)?);
+    let quantization = args.quant.of(&place, printer)?;
+    let decoder = Arc::new(base::load(&place.base, quantization, args.compute.threads(), backend, printer)?);
     let loaded = Loaded::on(place, decoder, args.allow_template_mismatch, printer)?;
     let options = GenerateOptions {
         max_new_tokens: args.max_new_tokens,

@@ -200,6 +200,9 @@ fn training(args: &DemoArgs, folders: &Folders) -> train::Run {
 
 fn merging(args: &DemoArgs, folders: &Folders) -> merge::MergeArgs {
     merge::MergeArgs {
+        merge_base: merge::Wanted::Auto,
+        original: None,
+        to: None,
         adapter: folders.adapter.clone(),
         output: folders.merged.clone(),
         base: None,
@@ -236,6 +239,7 @@ fn show_data(folders: &Folders, printer: &Printer) -> Result<()> {
 /// One question to the merged model, from disk.
 fn chatting(args: &DemoArgs, merged: &Path, question: &str) -> chat::ChatArgs {
     chat::ChatArgs {
+        quant: Default::default(),
         path: merged.to_owned(),
         base: None,
         prompt: Some(question.to_owned()),

@@ -9,6 +9,7 @@ use danlu_data::Format;
 use danlu_train::{LrSchedulerType, Precision, TrainSettings};
 
 use crate::commands::ComputeArgs;
+use crate::commands::base::QuantArgs;
 use crate::commands::data::format;
 
 /// Examples under `--help`.
@@ -132,6 +133,8 @@ pub struct SettingsArgs {
     /// Seed of the adapter, the order of records and dropout [default: 42]
     #[arg(long, value_name = "SEED", help_heading = "Training")]
     pub seed: Option<u64>,
+    #[command(flatten)]
+    pub quant: QuantArgs,
     /// What products with the base are computed in: f32 or bf16 [default: f32]
     #[arg(long, value_name = "TYPE", value_parser = Precision::from_str, help_heading = "Training")]
     pub dtype: Option<Precision>,
@@ -211,6 +214,7 @@ impl SettingsArgs {
         set(&mut s.adam_epsilon, &self.adam_epsilon);
         set(&mut s.seed, &self.seed);
         set(&mut s.dtype, &self.dtype);
+        self.quant.apply(&mut s);
         set(&mut s.logging_steps, &self.logging_steps);
         set(&mut s.save_steps, &self.save_steps);
         s.max_steps = self.max_steps.or(s.max_steps);

@@ -4,7 +4,7 @@ use danlu_model::{ModelConfig, Tokenizer};
 use danlu_train::memory::{self, display};
 use danlu_train::{
     Layers, MemoryPlan, MemoryUse, PlanInput, Present, RecordSize, ReplySize, TokenIdentity, TrainError,
-    Trainer, weight_bytes,
+    Trainer, WeightBytes, weight_bytes,
 };
 
 use super::REPLY_TOKENS;
@@ -109,7 +109,7 @@ impl Forecast {
             }
             // Weights are pages of a file: without a limit of the user's, the system may read them again and again.
             Err(TrainError::Memory { .. }) if limit.is_none() => {
-                let room = (room + input.weights).min(space.unwrap_or(u64::MAX));
+                let room = (room + input.weights.mapped).min(space.unwrap_or(u64::MAX));
                 settled(MemoryPlan::new(&input, Some(room))?, true)
             }
             Err(error) => Err(error.into()),
@@ -232,6 +232,7 @@ fn input(
     gauge: &Gauge,
 ) -> Result<PlanInput> {
     let cpu = run.compute.options(run.settings.dtype.into())?;
+    let quantization = run.settings.quantization().map(|q| (q, run.compute.threads()));
     let mut input = PlanInput {
         config: config.clone(),
         settings: run.settings.clone(),
@@ -239,16 +240,16 @@ fn input(
         records: Vec::new(),
         held_out: Vec::new(),
         reply: ReplySize::default(),
-        weights: 0,
+        weights: WeightBytes::default(),
         present: gauge.present(config.vocab_size),
     };
     let Some((data, tokenizer, questions)) = data else {
-        input.weights = weight_bytes(&run.base, config, None)?;
+        input.weights = weight_bytes(&run.base, config, quantization, None)?;
         return Ok(input);
     };
     let sequences = || data.examples.iter().chain(&data.held_out).map(|example| &example.sequence);
     let mut ids = sequences().flat_map(|sequence| sequence.ids.iter().copied());
-    input.weights = weight_bytes(&run.base, config, Some(&mut ids))?;
+    input.weights = weight_bytes(&run.base, config, quantization, Some(&mut ids))?;
     input.records = data.examples.iter().map(|e| RecordSize::of(&e.sequence)).collect();
     input.held_out = data.held_out.iter().map(|e| RecordSize::of(&e.sequence)).collect();
     let tokens = |question: &Question| {

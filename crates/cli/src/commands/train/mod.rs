@@ -11,14 +11,14 @@ mod run;
 use std::sync::Arc;
 
 use danlu_adapter::{Adapter, LoraConfig, targets};
-use danlu_model::{Decoder, LoraSource, ModelConfig, Sequence, Tokenizer, Workspace};
+use danlu_model::{LoraSource, ModelConfig, Sequence, Tokenizer, Workspace};
 use danlu_train::{
     DataSummary, MemoryUse, Reply, RunSummary, TokenIdentity, TrainError, Trainer, base_fingerprint, card,
     check_base_is_finite, latest_whole_checkpoint,
 };
 
 use crate::commands::context::check_context;
-use crate::commands::{loaded, no_model, replies};
+use crate::commands::{base, loaded, no_model, replies};
 use crate::interrupt;
 use crate::printer::{Look, Printer};
 use crate::report::{Report, Result};
@@ -65,7 +65,8 @@ pub fn execute(run: &Run, printer: &Printer) -> Result<Outcome> {
     let tokenizer = Tokenizer::read(&run.base)?;
     tokenizer.check_fits(&config)?;
     let run = &with_date(run, &tokenizer);
-    let tokens = TokenIdentity::new(&run.base, &tokenizer, run.settings.default_system.clone());
+    let tokens = TokenIdentity::new(&run.base, &tokenizer, run.settings.default_system.clone())
+        .over(run.settings.quantization());
     gauge.tokenizer(&tokens);
     check_length(run, &config)?;
     let lora = lora_config(run);
@@ -78,7 +79,8 @@ pub fn execute(run: &Run, printer: &Printer) -> Result<Outcome> {
 
     let backend = run.compute.backend(run.settings.dtype.into())?;
     let adapter = Adapter::init(lora, &config, run.settings.seed, &*backend)?;
-    let decoder = Arc::new(Decoder::load(&run.base, backend)?);
+    let quantization = run.settings.quantization();
+    let decoder = Arc::new(base::load(&run.base, quantization, run.compute.threads(), backend, printer)?);
     let Prepared { examples, held_out, held_out_records, summary, bad, .. } = data;
     let held_out: Vec<Sequence> = held_out.into_iter().map(|example| example.sequence).collect();
     let fingerprint = base_fingerprint(&run.base)?;

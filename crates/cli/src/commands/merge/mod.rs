@@ -1,0 +1,355 @@
+//! `danlu merge`: an adapter into its base, measured.
+
+mod figures;
+mod forms;
+
+pub use self::forms::Wanted;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use std::sync::Arc;
+
+use clap::Args;
+use danlu_adapter::fidelity::{self, Fidelity, Limits};
+use danlu_adapter::merge::{
+    self, FormFigures, MergeBase, MergeOptions, MergeReport, QuantizedFigures, REPORT_FILE, Staged,
+};
+use danlu_adapter::{Adapter, parse_byte_size};
+use danlu_data::{EncodeOptions, Format};
+use danlu_kernels::{Backend, DType};
+use danlu_model::{Decoder, Extra, ModelConfig, Sequence, Tokenizer, write_quantized};
+use danlu_train::{Quant, TrainSettings};
+
+use self::forms::{Form, Forms};
+use crate::commands::ComputeArgs;
+use crate::commands::base;
+use crate::commands::data::{format, read_held_out};
+use crate::commands::loaded::Place;
+use crate::commands::tokens::Tokens;
+use crate::commands::train::held_out;
+use crate::printer::Printer;
+use crate::report::{Report, Result};
+use crate::scratch::Scratch;
+use crate::text;
+
+/// Name of the file that tells how an adapter was made.
+const IDENTITY_FILE: &str = "danlu.json";
+
+/// Examples under `--help`.
+pub const EXAMPLES: &str = "\
+Examples:
+  danlu merge out/huanhuan --output out/huanhuan-merged
+  danlu merge out/huanhuan --output out/merged --dtype bf16 --max-shard-size 2GB --data held_out.json";
+
+/// Sequences that are measured at most: the figures settle long before.
+const MAX_SEQUENCES: usize = 64;
+
+/// Tokens of one measured sequence at most.
+const MAX_LENGTH: usize = 512;
+
+/// The flags of `danlu merge`.
+#[derive(Args, Clone, Debug)]
+pub struct MergeArgs {
+    /// Folder of the adapter
+    pub adapter: PathBuf,
+    /// Folder to write the merged model to: new or empty
+    #[arg(long, value_name = "DIR")]
+    pub output: PathBuf,
+    /// Folder of the base, instead of the one the adapter names
+    #[arg(long, value_name = "DIR")]
+    pub base: Option<PathBuf>,
+    /// Form of the base to merge into, where it was trained over 4 bits: original, dequantized, or auto for the one
+    /// that is nearer to what was trained
+    #[arg(long, value_name = "FORM", default_value = "auto", value_parser = Wanted::from_str)]
+    pub merge_base: Wanted,
+    /// Folder of the original of a base in 4 bits
+    #[arg(long, value_name = "DIR")]
+    pub original: Option<PathBuf>,
+    /// Put the merged model into 4 bits, nf4 or fp4; the report tells what that costs
+    #[arg(long, value_name = "TYPE", value_parser = four_bit)]
+    pub to: Option<Quant>,
+    /// Type of the merged weights: f32, bf16 or f16 [default: the base's]
+    #[arg(long, value_name = "TYPE", value_parser = dtype)]
+    pub dtype: Option<DType>,
+    /// Largest weight file, such as 2GB [default: files as the base has them]
+    #[arg(long, value_name = "SIZE", value_parser = |text: &str| parse_byte_size(text).map_err(|e| e.to_string()))]
+    pub max_shard_size: Option<u64>,
+    /// Held-out records to measure the merge on [default: the adapter's held_out.json, else a text that danlu brings]
+    #[arg(long, value_name = "FILE")]
+    pub data: Option<PathBuf>,
+    /// Format of those records instead of the recognised one
+    #[arg(long, value_name = "FORMAT", value_parser = format, requires = "data")]
+    pub format: Option<Format>,
+    /// Largest mean divergence from adapter-on-base, in nats a token [default: a quarter of what the adapter
+    /// itself makes, at most 1e-2 for bf16, 2e-4 for f16, 1e-6 for f32]
+    #[arg(long, value_name = "NATS")]
+    pub threshold: Option<f64>,
+    /// Go on although the base's tokenizer or template differs from the adapter's
+    #[arg(long)]
+    pub allow_template_mismatch: bool,
+    #[command(flatten)]
+    pub compute: ComputeArgs,
+}
+
+fn dtype(name: &str) -> Result<DType, String> {
+    match name {
+        "f32" => Ok(DType::F32),
+        "bf16" => Ok(DType::Bf16),
+        "f16" => Ok(DType::F16),
+        _ => Err("expected f32, bf16 or f16".to_owned()),
+    }
+}
+
+/// A quantisation that is one.
+pub fn four_bit(name: &str) -> Result<Quant, String> {
+    match name.parse() {
+        Ok(Quant::None) | Err(_) => Err("expected nf4 or fp4".to_owned()),
+        Ok(code) => Ok(code),
+    }
+}
+
+/// Merges, reloads, measures, prints.
+///
+/// # Errors
+/// If a file has a fault, the output folder holds other things, or the result is further from the adapter
+/// than the threshold allows.
+pub fn run(args: &MergeArgs, printer: &Printer) -> Result<()> {
+    if let Some(threshold) = args.threshold.filter(|t| !(t.is_finite() && *t >= 0.0)) {
+        return Err(Report::input(format!("`--threshold` is {threshold}, expected 0 or more")));
+    }
+    let place = Place::find(&args.adapter, args.base.as_deref())?;
+    if place.adapter.is_none() {
+        let report =
+            Report::input(format!("`{}` is a whole model, expected an adapter", args.adapter.display()));
+        return Err(report.with_hint("there is nothing to merge; `danlu chat` runs it as it is"));
+    }
+    let Tokens { tokenizer, default_system } = Tokens::of(&place, args.allow_template_mismatch, printer)?;
+    tokenizer.check_fits(&ModelConfig::read(&place.base)?)?;
+    // The text is read first: a fault in it should not cost a merge.
+    let file = args.data.clone().or_else(|| held_out::beside(&args.adapter));
+    let sequences = match &file {
+        Some(file) => {
+            let options =
+                EncodeOptions { max_length: MAX_LENGTH, default_system, ..EncodeOptions::default() };
+            let held_out = read_held_out(file, args.format, &tokenizer, &options, MAX_SEQUENCES)?;
+            held_out.warn(file, printer);
+            held_out.sequences
+        }
+        None => own_text(&tokenizer)?,
+    };
+    let forms = Forms::of(&place, args.original.as_deref(), printer)?;
+    let job = Job { args, place: &place, forms: &forms, sequences: &sequences, printer };
+    // A merge that is not to stay in 16 bits is made beside the output.
+    let beside = args.to.map(|_| Scratch::new_in(parent(&args.output))).transpose()?;
+    let output = beside.as_ref().map_or_else(|| args.output.clone(), |beside| beside.path().join("merged"));
+    let (mut staged, fidelity) = job.merge(&output)?;
+    let faults = fidelity.faults();
+    let report =
+        |report: &MergeReport| figures::print(report, &fidelity, file.as_deref(), &args.output, printer);
+    if !faults.is_empty() {
+        report(&staged.report);
+        staged.reject(&fidelity)?;
+        let text = "the merged model is not base plus adapter: only its report is kept";
+        let hint =
+            "a wider type keeps more: --dtype f32; or raise --threshold if the difference is acceptable";
+        return Err(Report::input(text).with_details(faults).with_hint(hint));
+    }
+    match args.to {
+        None => report(&staged.publish(Some(&fidelity))?),
+        Some(code) => {
+            job.quantize(&mut staged, code, &fidelity)?;
+            report(&staged.report);
+        }
+    }
+    Ok(())
+}
+
+/// The folder that a new one is made in.
+fn parent(path: &Path) -> &Path {
+    path.parent().filter(|parent| parent.is_dir()).unwrap_or(Path::new("."))
+}
+
+/// A merge to be done.
+struct Job<'a> {
+    args: &'a MergeArgs,
+    place: &'a Place,
+    forms: &'a Forms,
+    sequences: &'a [Sequence],
+    printer: &'a Printer,
+}
+
+impl Job<'_> {
+    /// The merge, measured before it has a name, into the form that is asked for. Left to itself it is the form on
+    /// which the adapter comes nearest to what was trained.
+    fn merge(&self, output: &Path) -> Result<(Staged, Fidelity)> {
+        // Measured in f32, so that what is seen is the merge and not the products.
+        let backend = self.args.compute.backend(DType::F32)?;
+        let adapter = self.place.load_adapter(&ModelConfig::read(&self.place.base)?, &*backend)?;
+        let both = match (&self.forms.original, &self.forms.dequantized) {
+            (Some(original), Some(_)) => Some(original),
+            _ => None,
+        };
+        let first = match self.args.merge_base {
+            Wanted::Form(form) => form,
+            Wanted::Auto if self.forms.dequantized.is_some() => MergeBase::Dequantized,
+            Wanted::Auto => MergeBase::Original,
+        };
+        let (staged, fidelity) = self.merge_into(first, &adapter, &backend, output)?;
+        let Some(original) = both else { return Ok((staged, fidelity)) };
+
+        // What the other form would give, without writing it: the adapter on the original, not merged yet.
+        let trained = self.load(self.forms.trained(), &backend)?;
+        let unmerged = self.load(original, &backend)?;
+        let limits = Limits::of(DType::F32);
+        let mut progress = self.progress();
+        let other = fidelity::measure(
+            &trained,
+            &adapter,
+            &unmerged,
+            Some(&adapter),
+            self.sequences,
+            limits,
+            &mut progress,
+        )?;
+        self.printer.clear_live();
+        let of = |form, f: &Fidelity| FormFigures { form, kl: f.kl, perplexity: f.perplexity_merged };
+        let original = of(MergeBase::Original, &other);
+        let with_forms = |mut staged: Staged, dequantized: Option<FormFigures>| {
+            staged.report.forms = [Some(original), dequantized].into_iter().flatten().collect();
+            staged
+        };
+        if first == MergeBase::Original {
+            return Ok((with_forms(staged, None), fidelity));
+        }
+        let dequantized = of(MergeBase::Dequantized, &fidelity);
+        if self.args.merge_base == Wanted::Auto && original.kl < dequantized.kl {
+            drop(staged);
+            let (staged, fidelity) = self.merge_into(MergeBase::Original, &adapter, &backend, output)?;
+            return Ok((with_forms(staged, Some(dequantized)), fidelity));
+        }
+        Ok((with_forms(staged, Some(dequantized)), fidelity))
+    }
+
+    /// Merges into one form, and measures against the adapter on that form.
+    fn merge_into(
+        &self,
+        form: MergeBase,
+        adapter: &Adapter,
+        backend: &Arc<dyn Backend>,
+        output: &Path,
+    ) -> Result<(Staged, Fidelity)> {
+        let (args, printer, form) = (self.args, self.printer, self.forms.get(form)?);
+        let options = MergeOptions {
+            dtype: args.dtype,
+            max_shard_size: args.max_shard_size,
+            threads: args.compute.threads.map(usize::from),
+            through: form.through,
+            // What the adapter was trained with stays with the merged model.
+            also_copy: vec![IDENTITY_FILE.to_owned()],
+        };
+        let mut progress = |p: merge::MergeProgress<'_>| {
+            let (done, total) = (text::bytes(p.bytes), text::bytes(p.total));
+            printer.live(&printer.pick(
+                format!("合并 {done} / {total} · {}", p.tensor),
+                format!("merging {done} of {total} · {}", p.tensor),
+            ));
+        };
+        let staged = merge::stage(&form.folder, adapter, &**backend, output, &options, &mut progress)?;
+        let base = self.load(form, backend)?;
+        let merged = Decoder::load(staged.folder(), Arc::clone(backend))?;
+        let mut limits = Limits::of(narrowest(&staged.report));
+        if let Some(threshold) = args.threshold {
+            limits = limits.with_kl(threshold);
+        }
+        let mut progress = self.progress();
+        let fidelity =
+            fidelity::measure(&base, adapter, &merged, None, self.sequences, limits, &mut progress)?;
+        printer.clear_live();
+        Ok((staged, fidelity))
+    }
+
+    /// Puts a merge into 4 bits, in the output's folder, with what that costs in its report.
+    fn quantize(&self, staged: &mut Staged, code: Quant, fidelity: &Fidelity) -> Result<()> {
+        let settings = TrainSettings { quant: code, ..TrainSettings::default() };
+        let Some(quantization) = settings.quantization() else { return Ok(()) };
+        let (args, printer) = (self.args, self.printer);
+        let (backend, threads) = (args.compute.backend(DType::F32)?, args.compute.threads());
+        let adapter = self.place.load_adapter(&ModelConfig::read(&self.place.base)?, &*backend)?;
+        let form = self.forms.get(staged.report.merge_base)?;
+        let base = self.load(form, &backend)?;
+        let merged = base::load(staged.folder(), Some(quantization), threads, Arc::clone(&backend), printer)?;
+        // 4 bits were asked for, whatever they cost: the figures are told, and nothing is refused.
+        let limits = Limits::of(DType::Bf16);
+        let mut progress = self.progress();
+        let cost = fidelity::measure(&base, &adapter, &merged, None, self.sequences, limits, &mut progress)?;
+        printer.clear_live();
+        staged.report.quantized =
+            Some(QuantizedFigures { quantization, kl: cost.kl, perplexity: cost.perplexity_merged });
+        let mut extra: Vec<Extra<'_>> = vec![(REPORT_FILE, staged.report_json(fidelity))];
+        if let Ok(identity) = fs::read(staged.folder().join(IDENTITY_FILE)) {
+            extra.push((IDENTITY_FILE, identity));
+        }
+        let mut progress = base::progress(quantization, printer);
+        let written =
+            write_quantized(staged.folder(), &args.output, quantization, threads, &extra, &mut progress);
+        printer.clear_live();
+        staged.report.bytes = written.map_err(base::stopped)?.bytes;
+        Ok(())
+    }
+
+    fn load(&self, form: &Form, backend: &Arc<dyn Backend>) -> Result<Decoder> {
+        let threads = self.args.compute.threads();
+        base::load(&form.folder, form.through, threads, Arc::clone(backend), self.printer)
+    }
+
+    fn progress(&self) -> impl FnMut(usize) {
+        let (printer, total) = (self.printer, self.sequences.len());
+        move |done| {
+            printer
+                .live(&printer.pick(format!("核对 {done}/{total}"), format!("measuring {done} of {total}")));
+        }
+    }
+}
+
+/// The type that rounds most among those written.
+fn narrowest(report: &MergeReport) -> DType {
+    let has = |name: &str| report.dtype.iter().any(|dtype| dtype == name);
+    match () {
+        () if has("bfloat16") => DType::Bf16,
+        () if has("float16") => DType::F16,
+        () => DType::F32,
+    }
+}
+
+/// Sentences of our own in both languages, for merges without data: enough to tell a merge from a mistake.
+fn own_text(tokenizer: &Tokenizer) -> Result<Vec<Sequence>> {
+    let sentences = include_str!("../../../assets/held_out.txt");
+    let encode = |line: &str| -> Result<Sequence> {
+        let mut ids: Vec<u32> = tokenizer.bos_id().into_iter().collect();
+        ids.extend(tokenizer.encode(line)?);
+        let trained = vec![true; ids.len()];
+        Ok(Sequence { ids, trained })
+    };
+    sentences.lines().filter(|line| !line.is_empty()).map(encode).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Command;
+
+    use super::*;
+
+    #[test]
+    fn help_names_the_true_limits() {
+        let command = MergeArgs::augment_args(Command::new("merge"));
+        let threshold = command.get_arguments().find(|arg| arg.get_id() == "threshold").unwrap();
+        let help = threshold.get_help().unwrap().to_string();
+        for (dtype, name) in [(DType::Bf16, "bf16"), (DType::F16, "f16"), (DType::F32, "f32")] {
+            let limits = Limits::of(dtype);
+            assert_eq!(limits.share_of_adapter, Some(0.25));
+            assert!(help.contains(&format!("{:e} for {name}", limits.kl)), "{help}");
+        }
+        assert!(help.contains("a quarter of what the adapter itself makes"), "{help}");
+    }
+}
