@@ -93,6 +93,43 @@ pub(crate) enum ScaleView<'a> {
 }
 
 impl ScaleView<'_> {
+    /// The scales of pieces of blocks from `first` on, `1 << pieces_log2` of them a block.
+    #[inline(always)]
+    pub fn fill(&self, mut out: &mut [f32], mut first: usize, pieces_log2: u32) {
+        let Self::Nested { codes, table, absmax, shift, offset } = *self else {
+            return out.iter_mut().zip(first..).for_each(|(out, piece)| *out = self.at(piece >> pieces_log2));
+        };
+        // As far as one scale of the scales reaches.
+        while !out.is_empty() {
+            let block = first >> pieces_log2;
+            let until = ((block >> shift) + 1) << (shift + pieces_log2);
+            let count = out.len().min(until - first);
+            let (here, rest) = out.split_at_mut(count);
+            let largest = f32_at(absmax, block >> shift);
+            if pieces_log2 == 0 {
+                for (out, &code) in here.iter_mut().zip(&codes[block..block + count]) {
+                    *out = table[code as usize] * largest + offset;
+                }
+            } else {
+                for (out, piece) in here.iter_mut().zip(first..) {
+                    *out = table[codes[piece >> pieces_log2] as usize] * largest + offset;
+                }
+            }
+            first += count;
+            out = rest;
+        }
+    }
+
+    /// Where the scale of block `block` lies, if there is one.
+    #[inline(always)]
+    pub fn place(&self, block: usize) -> *const u8 {
+        match *self {
+            Self::Plain(absmax) => absmax.as_ptr().wrapping_add(4 * block),
+            Self::Nested { codes, .. } => codes.as_ptr().wrapping_add(block),
+        }
+    }
+
+    /// The scale of block `block`.
     #[inline(always)]
     pub fn at(&self, block: usize) -> f32 {
         match *self {

@@ -37,6 +37,21 @@ unsafe fn round_bf16(v: __m256) -> __m256 {
     }
 }
 
+/// The values of eight codes, each in the lowest bits of a lane.
+///
+/// # Safety
+/// Needs AVX2.
+#[inline(always)]
+unsafe fn of_table([lower, upper]: [__m256; 2], codes: __m256i) -> __m256 {
+    // SAFETY: the caller has AVX2.
+    unsafe {
+        let lower = _mm256_permutevar8x32_ps(lower, codes);
+        let upper = _mm256_permutevar8x32_ps(upper, codes);
+        // The fourth bit, as a sign, chooses the half.
+        _mm256_blendv_ps(lower, upper, _mm256_castsi256_ps(_mm256_slli_epi32::<28>(codes)))
+    }
+}
+
 impl Lanes for Avx2 {
     type V = __m256;
     const LANES: usize = 8;
@@ -135,16 +150,27 @@ impl Lanes for Avx2 {
     }
 
     #[inline(always)]
-    unsafe fn looked_up([lower, upper]: [__m256; 2], p: *const u8) -> __m256 {
+    unsafe fn looked_up(table: [__m256; 2], p: *const u8) -> __m256 {
         // SAFETY: as the trait asks; the load is of four bytes, eight codes.
         unsafe {
             let codes = _mm256_set1_epi32(p.cast::<i32>().read_unaligned());
-            let codes = _mm256_srlv_epi32(codes, _mm256_setr_epi32(4, 0, 12, 8, 20, 16, 28, 24));
-            let lower = _mm256_permutevar8x32_ps(lower, codes);
-            let upper = _mm256_permutevar8x32_ps(upper, codes);
-            // The fourth bit, as a sign, chooses the half.
-            _mm256_blendv_ps(lower, upper, _mm256_castsi256_ps(_mm256_slli_epi32::<28>(codes)))
+            of_table(table, _mm256_srlv_epi32(codes, _mm256_setr_epi32(4, 0, 12, 8, 20, 16, 28, 24)))
         }
+    }
+
+    #[inline(always)]
+    unsafe fn looked_up_dealt(table: [__m256; 2], p: *const u8, v: usize) -> __m256 {
+        // SAFETY: as the trait asks; the load is of 32 bytes, 64 codes.
+        unsafe {
+            // Of every four bytes all lanes take the same of eight codes.
+            let codes = _mm256_loadu_si256(p.cast());
+            of_table(table, _mm256_srlv_epi32(codes, _mm256_set1_epi32(4 * v as i32)))
+        }
+    }
+
+    #[inline(always)]
+    fn dealt(place: usize) -> usize {
+        8 * (place % 8) + (place / 8 ^ 1)
     }
 
     #[inline(always)]

@@ -223,6 +223,23 @@ impl Lanes for Avx512 {
     }
 
     #[inline(always)]
+    unsafe fn looked_up_dealt(table: __m512, p: *const u8, v: usize) -> __m512 {
+        // SAFETY: as the trait asks; the load is of 32 bytes, 64 codes.
+        unsafe {
+            let codes = _mm512_broadcast_i64x4(_mm256_loadu_si256(p.cast()));
+            // Of every four bytes each half of the lanes takes one of eight codes.
+            let shift = 8 * v as i32;
+            let shifts = _mm512_inserti64x4::<1>(_mm512_set1_epi32(shift), _mm256_set1_epi32(shift + 4));
+            _mm512_permutexvar_ps(_mm512_srlv_epi32(codes, shifts), table)
+        }
+    }
+
+    #[inline(always)]
+    fn dealt(place: usize) -> usize {
+        8 * (place % 8) + (place / 8 ^ 1)
+    }
+
+    #[inline(always)]
     unsafe fn transpose(rows: &mut [__m512; 16]) {
         // SAFETY: as the trait asks.
         unsafe { transpose(rows) }

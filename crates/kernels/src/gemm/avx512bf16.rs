@@ -138,8 +138,7 @@ impl Lanes for Avx512Bf16 {
         // SAFETY: as the trait asks.
         unsafe {
             let values = avx512::values::<D>(code, scale);
-            let values = std::mem::transmute::<__m256bh, __m256i>(_mm512_cvtneps_pbh(values));
-            _mm512_inserti64x4::<1>(_mm512_castsi256_si512(values), values)
+            std::mem::transmute::<__m512bh, __m512i>(_mm512_cvtne2ps_pbh(values, values))
         }
     }
 
@@ -162,6 +161,23 @@ impl Lanes for Avx512Bf16 {
             let codes = _mm512_srlv_epi16(copies, _mm512_set1_epi64(0x0008_000c_0000_0004));
             _mm512_castsi512_ps(_mm512_permutexvar_epi16(codes, table))
         }
+    }
+
+    #[inline(always)]
+    unsafe fn looked_up_dealt(table: __m512i, p: *const u8, v: usize) -> __m512 {
+        // SAFETY: as the trait asks; the load is of 32 bytes, 64 codes.
+        unsafe {
+            let codes = _mm512_broadcast_i64x4(_mm256_loadu_si256(p.cast()));
+            // Of every two bytes each half of the lanes takes one of four codes.
+            let shift = 8 * v as i16;
+            let shifts = _mm512_inserti64x4::<1>(_mm512_set1_epi16(shift), _mm256_set1_epi16(shift + 4));
+            _mm512_castsi512_ps(_mm512_permutexvar_epi16(_mm512_srlv_epi16(codes, shifts), table))
+        }
+    }
+
+    #[inline(always)]
+    fn dealt(place: usize) -> usize {
+        4 * (place % 16) + (place / 16 ^ 1)
     }
 
     #[inline(always)]

@@ -4,13 +4,11 @@ use std::mem::MaybeUninit;
 
 use super::BLOCK_STEPS;
 use super::kernel::{DotJob, store_dots, tallest};
-use super::lanes::{BF16, F16, F32, Lanes};
+use super::lanes::{BF16, CHUNK, F16, F32, Lanes};
 use super::pack::{ACROSS_STEPS, Elements, PackJob, View, pack_of};
 use crate::four_bit::code;
 use crate::{DType, FourBit};
 
-/// Elements of a row that are looked up together in dot products: the smallest block in common use.
-const CHUNK: usize = 64;
 /// Columns whose rows are looked up together when they are packed across.
 const ACROSS: usize = 128;
 /// Bytes for elements that wait to be packed: a panel of the longest block of `k`.
@@ -176,14 +174,19 @@ pub(super) unsafe fn dots<T: Lanes>(job: &DotJob<'_>, w: &FourBit, row: usize) {
     }
 }
 
+/// Whether no chunk of a row of `k` crosses a block or a row, so that codes are looked up in registers, and `inp` is to
+/// be dealt as they are.
+pub(crate) fn is_regular(w: &FourBit, k: usize) -> bool {
+    k.is_multiple_of(CHUNK) && w.block_size() >= CHUNK
+}
+
 /// [`dots`] for one type of values.
 ///
 /// # Safety
 /// As [`dots`].
 #[inline(always)]
 unsafe fn dots_of<T: Lanes, const D: u8>(job: &DotJob<'_>, w: &FourBit, row: usize) {
-    // Where a chunk never crosses a block or a row, its codes are looked up in registers.
-    let regular = job.k.is_multiple_of(CHUNK) && w.block_size() >= CHUNK;
+    let regular = is_regular(w, job.k);
     for j in (0..job.w_rows).step_by(4) {
         let mut i = 0;
         while i < job.n {
@@ -191,14 +194,14 @@ unsafe fn dots_of<T: Lanes, const D: u8>(job: &DotJob<'_>, w: &FourBit, row: usi
             // SAFETY: rows `i .. i + rows` and `j ..` exist.
             unsafe {
                 match (rows, regular) {
-                    (1, true) => dot_tile::<T, D, 1, true>(job, w, row, (i, j)),
-                    (2, true) => dot_tile::<T, D, 2, true>(job, w, row, (i, j)),
-                    (3, true) => dot_tile::<T, D, 3, true>(job, w, row, (i, j)),
-                    (_, true) => dot_tile::<T, D, 4, true>(job, w, row, (i, j)),
-                    (1, false) => dot_tile::<T, D, 1, false>(job, w, row, (i, j)),
-                    (2, false) => dot_tile::<T, D, 2, false>(job, w, row, (i, j)),
-                    (3, false) => dot_tile::<T, D, 3, false>(job, w, row, (i, j)),
-                    (_, false) => dot_tile::<T, D, 4, false>(job, w, row, (i, j)),
+                    (1, true) => dot_tile::<T, D, 1>(job, w, row, (i, j)),
+                    (2, true) => dot_tile::<T, D, 2>(job, w, row, (i, j)),
+                    (3, true) => dot_tile::<T, D, 3>(job, w, row, (i, j)),
+                    (_, true) => dot_tile::<T, D, 4>(job, w, row, (i, j)),
+                    (1, false) => ragged_tile::<T, D, 1>(job, w, row, (i, j)),
+                    (2, false) => ragged_tile::<T, D, 2>(job, w, row, (i, j)),
+                    (3, false) => ragged_tile::<T, D, 3>(job, w, row, (i, j)),
+                    (_, false) => ragged_tile::<T, D, 4>(job, w, row, (i, j)),
                 }
             }
             i += rows;
@@ -206,43 +209,93 @@ unsafe fn dots_of<T: Lanes, const D: u8>(job: &DotJob<'_>, w: &FourBit, row: usi
     }
 }
 
-/// `N` rows of `inp` from row `i` against up to four rows of `w` from row `row + j`, as the dense tile does it: the sum
-/// of one pair of rows does not depend on which others share its tile.
+/// Bytes of codes that are on their way from memory while others are multiplied.
+const AHEAD: usize = 4 << 10;
+
+/// Chunks whose scales are decoded at a time.
+const SPAN: usize = 16;
+
+/// `N` rows of `inp`, dealt, from row `i` against up to four rows of `w` from row `row + j`, as the dense tile does it:
+/// the sum of one pair of rows does not depend on which others share its tile.
 ///
 /// # Safety
-/// As [`dots`], and the rows exist.
+/// As [`dots`], the rows exist, and `w` is regular.
 #[inline(always)]
-unsafe fn dot_tile<T: Lanes, const D: u8, const N: usize, const REGULAR: bool>(
+unsafe fn dot_tile<T: Lanes, const D: u8, const N: usize>(
     job: &DotJob<'_>,
     w: &FourBit,
     row: usize,
     (i, j): (usize, usize),
 ) {
     let cols = (job.w_rows - j).min(4);
-    let (vector, shift) = (T::LANES * T::PAIR, w.block_log2());
-    let (codes, scales, k) = (w.codes().as_ptr(), w.scales().view(), job.k);
+    let (vectors, stride) = (CHUNK / (T::LANES * T::PAIR), job.k / 2);
+    // Whole groups of rows, so that every line is asked for once.
+    let ahead = 4 * stride * AHEAD.div_ceil(4 * stride);
+    let (per_row, shift) = (job.k / CHUNK, w.block_log2() - CHUNK.ilog2());
     // SAFETY: the rows exist; rows past the last of `w` repeat the last. Whole chunks lie inside every row of `inp`
-    // and of `w`; of what is left `load_first` pads `inp`, and the buffer is padded with zeros.
+    // and of `w`. A prefetch needs no valid address.
+    unsafe {
+        let inp: [*const f32; N] = std::array::from_fn(|r| job.inp.add((i + r) * job.inp_stride));
+        let first: [usize; 4] = std::array::from_fn(|c| (row + j + c.min(cols - 1)) * per_row);
+        let codes = first.map(|chunk| w.codes().as_ptr().add(chunk * (CHUNK / 2)));
+        let scales_of = w.scales().view();
+        let mut acc = [[T::zero(); 4]; N];
+        for span in (0..per_row).step_by(SPAN) {
+            let chunks = (per_row - span).min(SPAN);
+            let mut scales = [[0.0f32; SPAN]; 4];
+            for c in 0..4 {
+                scales_of.fill(&mut scales[c][..chunks], first[c] + span, shift);
+                if job.ahead {
+                    T::prefetch_far(scales_of.place((first[c] + span + ahead / (CHUNK / 2)) >> shift));
+                }
+            }
+            for s in 0..chunks {
+                let mut x = [[T::zero(); 16]; N];
+                for r in 0..N {
+                    for v in 0..vectors {
+                        x[r][v] = T::load(inp[r].add((span + s) * (CHUNK / T::PAIR) + v * T::LANES));
+                    }
+                }
+                for c in 0..4 {
+                    let p = codes[c].add((span + s) * (CHUNK / 2));
+                    // A line holds two chunks.
+                    if job.ahead && s % 2 == 0 {
+                        T::prefetch_far(p.wrapping_add(ahead));
+                    }
+                    let table = T::table::<D>(w.table(), scales[c][s], job.round);
+                    for v in 0..vectors {
+                        let w = T::looked_up_dealt(table, p, v);
+                        for r in 0..N {
+                            acc[r][c] = T::step(acc[r][c], x[r][v], w);
+                        }
+                    }
+                }
+            }
+        }
+        store_dots::<T, N>(job, &acc, (i, j), cols);
+    }
+}
+
+/// As [`dot_tile`], for rows that are no whole chunks or begin inside a block: `inp` is in order.
+///
+/// # Safety
+/// As [`dots`], and the rows exist.
+#[inline(always)]
+unsafe fn ragged_tile<T: Lanes, const D: u8, const N: usize>(
+    job: &DotJob<'_>,
+    w: &FourBit,
+    row: usize,
+    (i, j): (usize, usize),
+) {
+    let cols = (job.w_rows - j).min(4);
+    let (vector, k) = (T::LANES * T::PAIR, job.k);
+    // SAFETY: the rows exist; rows past the last of `w` repeat the last. What is left of a row is padded: `inp` by
+    // `load_first`, the buffer with zeros.
     unsafe {
         let inp: [*const f32; N] = std::array::from_fn(|r| job.inp.add((i + r) * job.inp_stride));
         let first: [usize; 4] = std::array::from_fn(|c| (row + j + c.min(cols - 1)) * k);
         let mut acc = [[T::zero(); 4]; N];
-        let mut done = 0;
-        while REGULAR && done < k {
-            for c in 0..4 {
-                let e = first[c] + done;
-                let table = T::table::<D>(w.table(), scales.at(e >> shift), job.round);
-                for v in 0..CHUNK / vector {
-                    let w = T::looked_up(table, codes.add((e + v * vector) / 2));
-                    for r in 0..N {
-                        let x = T::load(inp[r].add(done / T::PAIR + v * T::LANES));
-                        acc[r][c] = T::step(acc[r][c], x, w);
-                    }
-                }
-            }
-            done += CHUNK;
-        }
-        while done < k {
+        for done in (0..k).step_by(CHUNK) {
             let n = (k - done).min(CHUNK);
             for c in 0..4 {
                 let mut chunk = [0u32; CHUNK];
@@ -257,7 +310,6 @@ unsafe fn dot_tile<T: Lanes, const D: u8, const N: usize, const REGULAR: bool>(
                     }
                 }
             }
-            done += n;
         }
         store_dots::<T, N>(job, &acc, (i, j), cols);
     }

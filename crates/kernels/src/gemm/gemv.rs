@@ -2,7 +2,8 @@
 
 use std::sync::Mutex;
 
-use super::{DotJob, DotRows, Kernels};
+use super::lanes::CHUNK;
+use super::{DotJob, DotRows, Kernels, four_bit};
 use crate::cpu::pool::{Pool, Scratch, SendPtr, lock};
 use crate::{Isa, Matrix, MatrixStorage};
 
@@ -47,7 +48,9 @@ impl FewRows {
     pub fn forward(&self, pool: &Pool, out: &mut [f32], inp: &[f32], w: &Matrix, n: usize) {
         let (d_out, d_in) = (w.rows(), w.cols());
         assert!(out.len() >= n * d_out && inp.len() >= n * d_in);
-        let Kernels { words, dots, .. } = *self.kernels;
+        let Kernels { words, dots, dealt, pair, .. } = *self.kernels;
+        let is_dealt =
+            matches!(w.storage(), MatrixStorage::FourBit(weight) if four_bit::is_regular(weight, d_in));
 
         // Rounded, and paired where words are pairs, once for all rows of W.
         let inp_stride = self.stride(d_in);
@@ -55,8 +58,17 @@ impl FewRows {
         let packed = packed.at_least(self.scratch(n, d_in));
         for i in 0..n {
             let dst = &mut packed[i * inp_stride..][..inp_stride];
-            // SAFETY: `select` checked the instruction set; `dst` holds all words of the row.
-            unsafe { words(dst.as_mut_ptr(), &inp[i * d_in..][..d_in], self.round) };
+            let row = &inp[i * d_in..][..d_in];
+            if !is_dealt {
+                // SAFETY: `select` checked the instruction set; `dst` holds all words of the row.
+                unsafe { words(dst.as_mut_ptr(), row, self.round) };
+                continue;
+            }
+            for (row, dst) in row.chunks_exact(CHUNK).zip(dst.chunks_exact_mut(CHUNK / pair)) {
+                let row: [f32; CHUNK] = std::array::from_fn(|place| row[dealt(place)]);
+                // SAFETY: as above, for the words of a chunk.
+                unsafe { words(dst.as_mut_ptr(), &row, self.round) };
+            }
         }
 
         let w_stride = w.bytes() / d_out.max(1);

@@ -18,6 +18,9 @@ pub(super) const fn size_of_source<const D: u8>() -> usize {
     if D == F32 { 4 } else { 2 }
 }
 
+/// Elements of a weight in 4 bits that are looked up together in dot products: the smallest block in common use.
+pub(super) const CHUNK: usize = 64;
+
 /// A vector of words and its operations. All of them are inlined into functions compiled for the
 /// instruction set, see `kernel_table!`.
 ///
@@ -63,6 +66,11 @@ pub(super) trait Lanes {
     /// `LANES · PAIR` consecutive elements as words, looked up by their codes: the first in the upper half of the
     /// byte at `p`.
     unsafe fn looked_up(table: Self::Table, p: *const u8) -> Self::V;
+    /// A vector of the [`CHUNK`] elements at `p`, looked up in whatever order is quickest: element `i` of vector `v` is
+    /// element `dealt(v · LANES · PAIR + i)` of the chunk.
+    unsafe fn looked_up_dealt(table: Self::Table, p: *const u8, v: usize) -> Self::V;
+    /// Where in a chunk the element at that place of its vectors comes from.
+    fn dealt(place: usize) -> usize;
     /// Transposes the leading `LANES x LANES` words.
     unsafe fn transpose(rows: &mut [Self::V; 16]);
     /// Asks for the cache line of `p`, which need not be valid.

@@ -48,6 +48,8 @@ pub(crate) struct Kernels {
     pub rows: usize,
     /// Elements of `k` in a word.
     pub pair: usize,
+    /// Where in a chunk of 4 bits the element at that place of its vectors comes from.
+    pub dealt: fn(usize) -> usize,
     /// Packs part of an operand.
     pub pack: unsafe fn(&PackJob<'_>),
     /// Turns rows of f32 into words along `k`.
@@ -93,6 +95,7 @@ macro_rules! kernel_table {
                 lanes: <$lanes as super::lanes::Lanes>::LANES,
                 rows: <$lanes as super::lanes::Lanes>::ROWS,
                 pair: <$lanes as super::lanes::Lanes>::PAIR,
+                dealt: <$lanes as super::lanes::Lanes>::dealt,
                 pack,
                 words,
                 tiles,

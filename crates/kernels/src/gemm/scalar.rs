@@ -100,6 +100,17 @@ impl Lanes for Scalar {
     }
 
     #[inline(always)]
+    unsafe fn looked_up_dealt(table: [f32; 16], p: *const u8, v: usize) -> [f32; 4] {
+        // SAFETY: as the trait asks: four codes are two bytes.
+        unsafe { Self::looked_up(table, p.add(2 * v)) }
+    }
+
+    #[inline(always)]
+    fn dealt(place: usize) -> usize {
+        place
+    }
+
+    #[inline(always)]
     unsafe fn transpose(rows: &mut [[f32; 4]; 16]) {
         let t = *rows;
         for i in 0..4 {
