@@ -56,6 +56,8 @@ fn the_forecast_is_the_peak_of_the_real_process() {
         "--dtype bf16 --val-size 10 --packing --max-length 512 --per-device-train-batch-size 6".to_owned(),
         format!("--memory-limit {}B", everything * 7 / 10),
         format!("--memory-limit {}B --dtype bf16 --threads 1", everything / 2),
+        "--quant nf4".to_owned(),
+        format!("--quant fp4 --no-double-quant --dtype bf16 --memory-limit {}B", everything * 6 / 10),
     ];
     for (i, more) in settings.iter().enumerate() {
         // A flag given twice is a mistake: what is said here replaces what is said above.

@@ -164,6 +164,10 @@ impl Weights {
         progress: &mut dyn FnMut(QuantizeProgress) -> ControlFlow<()>,
     ) -> Result<Self, ModelError> {
         self.check_complete(config)?;
+        if let Some(tensor) = self.first_four_bit() {
+            let folder = self.folder().to_owned();
+            return Err(ModelError::AlreadyFourBit { folder, tensor: tensor.to_owned() });
+        }
         let names: Vec<String> = projections(config).map(|(name, ..)| name).collect();
         let total = names.iter().filter_map(|name| self.info(name)).map(|info| info.range.len() as u64).sum();
         let mut quantized = HashMap::with_capacity(names.len());

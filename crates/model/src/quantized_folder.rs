@@ -14,7 +14,7 @@ use crate::{
 };
 
 /// Bytes of an untouched tensor copied at a time.
-const COPY: usize = 1 << 20;
+const COPY: usize = 8 << 20;
 /// A state is this long at least, with blanks behind it: the length is announced before the offset is known.
 const STATE: usize = 320;
 
@@ -94,7 +94,10 @@ pub fn write_quantized(
             step(info)?;
         }
         for info in &shard.copied {
-            weights.bytes(info).chunks(COPY).try_for_each(|part| writer.write(part))?;
+            for (i, part) in weights.bytes(info).chunks(COPY).enumerate() {
+                writer.write(part)?;
+                weights.release_part(info, i * COPY..i * COPY + part.len());
+            }
             step(info)?;
         }
         writer.finish()?;

@@ -15,6 +15,9 @@ use crate::commands::no_model;
 use crate::printer::Printer;
 use crate::report::{Report, Result};
 
+/// How repositories end that hold bitsandbytes' 4 bits.
+pub const FOUR_BIT_NAME: &str = "-bnb-4bit";
+
 /// The folders of a model: its base, and its adapter if it has one.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Place {
@@ -107,6 +110,11 @@ fn named_base(adapter: &Path) -> Result<PathBuf> {
             "the adapter `{}` was trained on `{name}`, which is no model folder here",
             adapter.display()
         );
+        if name.ends_with(FOUR_BIT_NAME) {
+            let hint = "it is a base in 4 bits: get its folder, or that of the original it was made from, and name it with \
+                        `--base DIR`; from an original the 4 bits are made again";
+            return Report::input(text).with_hint(hint);
+        }
         let hint = no_model::fetching(&name).map(|fetch| format!("{fetch}, and name it with `--base DIR`"));
         Report::input(text).with_hint(hint.unwrap_or_else(|| "name its folder with `--base DIR`".to_owned()))
     })

@@ -11,7 +11,8 @@ use crate::text;
 /// The figures of a merge.
 pub fn print(report: &MergeReport, f: &Fidelity, text: Option<&Path>, output: &Path, printer: &Printer) {
     let (size, tensors) = (text::bytes(report.bytes), report.merged_tensors);
-    let (dtype, seconds) = (report.dtype.join(", "), report.seconds);
+    let dtype = report.quantized.map_or_else(|| report.dtype.join(", "), |q| q.quantization.code.to_string());
+    let seconds = report.seconds;
     printer.say(&printer.pick(
         format!(
             "合并了 {tensors} 个张量，写出 {size}（{dtype}），用时 {seconds:.1} 秒：{}",

@@ -9,13 +9,10 @@ use danlu_kernels::FourBitCode;
 use danlu_model::{ModelConfig, Quantization};
 
 use crate::commands::base;
-use crate::commands::loaded::Place;
+use crate::commands::loaded::{FOUR_BIT_NAME, Place};
 use crate::commands::no_model;
 use crate::printer::Printer;
 use crate::report::{Report, Result};
-
-/// How repositories end that hold bitsandbytes' 4 bits.
-const FOUR_BIT_NAME: &str = "-bnb-4bit";
 
 /// What `--merge-base` asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

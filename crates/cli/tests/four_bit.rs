@@ -1,0 +1,185 @@
+//! Bases in 4 bits, through every command: written, trained over, resumed, compared, merged and refused.
+
+mod common;
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::time::{Duration, Instant};
+
+use common::{Scene, names};
+use danlu_model::{TensorInfo, Weights};
+use serde_json::Value;
+
+const FLAGS: &str =
+    "--data data.json --lora-r 4 --learning-rate 1e-3 --max-steps 6 --save-steps 2 --val-size 2";
+
+fn adapter(scene: &Scene, output: &str) -> Vec<u8> {
+    scene.read(&format!("{output}/adapter_model.safetensors"))
+}
+
+#[test]
+fn a_base_that_is_written_in_4_bits_is_the_base_that_is_put_into_them() {
+    let scene = Scene::new();
+    let ran = scene.ok("quantize base --to nf4 --output base-nf4");
+    assert!(ran.out.starts_with("56 weights (") && ran.out.contains(" in nf4, wrote "), "{}", ran.out);
+    assert_eq!(
+        names(&scene.path("base-nf4")),
+        [
+            "config.json",
+            "generation_config.json",
+            "model.safetensors",
+            "tokenizer.json",
+            "tokenizer_config.json"
+        ]
+    );
+    scene.ok(&format!("train --base base --quant nf4 --output held {FLAGS}"));
+    scene.ok(&format!("train --base base-nf4 --output stored {FLAGS}"));
+    scene.ok(&format!("train --base base --output wide {FLAGS}"));
+    assert!(adapter(&scene, "held") == adapter(&scene, "stored"));
+    assert!(adapter(&scene, "held") != adapter(&scene, "wide"));
+
+    // An adapter remembers what it was trained over, and is asked there.
+    let chat =
+        |path: &str, more: &str| scene.ok(&format!("chat {path} --prompt 你是谁？ --temperature 0 {more}"));
+    let held = chat("held", "");
+    assert!(
+        held.err.contains("the adapter was trained over nf4: its base is put into 4 bits too"),
+        "{}",
+        held.err
+    );
+    assert_eq!(held.out, chat("stored", "").out);
+    assert_eq!(chat("held", "--quant none").err, "");
+    assert_eq!(
+        scene.ok("compare held --records 2").out,
+        scene.ok("compare held --records 2 --quant nf4").out
+    );
+}
+
+#[test]
+fn a_killed_run_over_4_bits_goes_on_bit_for_bit() {
+    let scene = Scene::new();
+    let flags = "--base base --quant fp4 --no-double-quant --quant-block-size 128";
+    scene.ok(&format!("train {flags} --output straight {FLAGS}"));
+    let longer = FLAGS.replace("--max-steps 6", "--max-steps 6 --gradient-accumulation-steps 2");
+    let mut child = scene.start(&format!("train {flags} --output killed --threads 1 {longer}"));
+    let start = Instant::now();
+    while !scene.path("killed/checkpoint-2").exists() && start.elapsed() < Duration::from_secs(120) {
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    child.kill().unwrap();
+    child.wait().unwrap();
+    scene.ok("train --output killed --resume --threads 3");
+    assert!(adapter(&scene, "killed") == adapter(&scene, "straight"));
+    // Another form of the base is another run.
+    fs::remove_dir_all(scene.path("killed/checkpoint-6")).unwrap();
+    let ran = scene.run("train --output killed --resume --quant nf4");
+    assert!(ran.code == 1 && ran.err.contains("`quant` was \"fp4\" and is \"nf4\""), "{}", ran.err);
+}
+
+#[test]
+fn a_merge_goes_into_the_form_that_is_nearest_to_what_was_trained() {
+    let scene = Scene::new();
+    scene.ok(&format!("train --base base --quant nf4 --output out {FLAGS}"));
+    let report = |folder: &str| -> Value {
+        serde_json::from_slice(&scene.read(&format!("{folder}/merge_report.json"))).unwrap()
+    };
+    let kl = |report: &Value, form: &str| {
+        let forms = report["merge"]["forms"].as_array().unwrap();
+        forms.iter().find(|f| f["form"] == form).unwrap()["kl"].as_f64().unwrap()
+    };
+    let ran = scene.ok("merge out --output auto");
+    let auto = report("auto");
+    assert_eq!(auto["merge"]["merge_base"], "dequantized");
+    let (original, dequantized) = (kl(&auto, "original"), kl(&auto, "dequantized"));
+    assert!(dequantized < original / 20.0, "{dequantized} {original}");
+    assert!(ran.out.contains("into original: KL") && ran.out.contains("(chosen)"), "{}", ran.out);
+    let config = String::from_utf8(scene.read("auto/config.json")).unwrap();
+    assert!(!config.contains("quantization_config"), "{config}");
+
+    scene.ok("merge out --output original --merge-base original");
+    assert_eq!(report("original")["merge"]["merge_base"], "original");
+    assert!(scene.read("auto/model.safetensors") != scene.read("original/model.safetensors"));
+
+    // From a base that is stored in 4 bits, with its original and without.
+    scene.ok("quantize base --output base-nf4");
+    scene.ok(&format!("train --base base-nf4 --output stored {FLAGS}"));
+    scene.ok("merge stored --output stored-merged");
+    let tensors = |folder: &str| {
+        let weights = Weights::open(&scene.path(folder)).unwrap();
+        let bytes = |info: &TensorInfo| (info.name.clone(), weights.bytes(info).to_vec());
+        weights.tensors().iter().map(bytes).collect::<BTreeMap<_, _>>()
+    };
+    assert!(tensors("stored-merged") == tensors("auto"));
+    assert_eq!(report("stored-merged")["merge"].get("forms"), None);
+    scene.ok("merge stored --output both --original base");
+    assert!((kl(&report("both"), "original") / original - 1.0).abs() < 1e-6);
+    scene.refuses(
+        "merge stored --output none --merge-base original",
+        "error: the base is in 4 bits, and the original is not at hand\n\nhint: name its folder with `--original DIR`\n",
+    );
+    assert!(!scene.path("none").exists());
+
+    // Back into 4 bits only when asked, with what it costs beside it.
+    let ran = scene.ok("merge out --output four --to nf4");
+    let four = report("four");
+    assert!(four["merge"]["quantized"]["kl"].as_f64().unwrap() > 20.0 * dequantized, "{four}");
+    assert!(ran.out.contains("in nf4: KL, perplexity"), "{}", ran.out);
+    let ran = scene.ok("chat four --prompt 你好 --max-new-tokens 4 --temperature 0");
+    assert!(!ran.err.contains("put into 4 bits"), "{}", ran.err);
+    assert!(names(&scene.path(".")).iter().all(|name| !name.starts_with(".danlu")));
+}
+
+#[test]
+fn an_adapter_that_names_a_repository_in_4_bits_says_so() {
+    let scene = Scene::new();
+    scene.ok(&format!("train --base base --output out {FLAGS}"));
+    let config = String::from_utf8(scene.read("out/adapter_config.json")).unwrap();
+    let named = config.replace("\"base\"", "\"unsloth/llama-3-8b-Instruct-bnb-4bit\"");
+    assert_ne!(config, named);
+    scene.write("out/adapter_config.json", &named);
+    let ran = scene.run("merge out --output none");
+    assert_eq!(ran.code, 1);
+    for words in ["`unsloth/llama-3-8b-Instruct-bnb-4bit`", "in 4 bits", "`--base DIR`", "original"] {
+        assert!(ran.err.contains(words), "{}\nlacks {words}", ran.err);
+    }
+    let ran = scene.ok("merge out --output merged --base base");
+    assert!(ran.err.contains("`base` is taken for its original"), "{}", ran.err);
+    assert!(ran.out.contains("into dequantized: KL"), "{}", ran.out);
+}
+
+#[test]
+fn what_cannot_be_put_into_4_bits_is_refused_in_words() {
+    let scene = Scene::new();
+    scene.ok("quantize base --to fp4 --output base-fp4");
+    for line in ["chat base-fp4 --quant nf4 --prompt x", "plan --base base-fp4 --quant nf4"] {
+        scene.refuses(
+            line,
+            "error: `base-fp4` is in 4 bits already: `model.layers.0.mlp.down_proj.weight`\n\n\
+             hint: leave `--quant` out: the base is used as it is\n",
+        );
+    }
+    let ran = scene.run("quantize base --output x --quant-block-size 0");
+    assert!(ran.code == 1 && ran.err.contains("`quant_block_size` is 0, expected 64, 128"), "{}", ran.err);
+    let ran = scene.run("chat base --no-double-quant --prompt x");
+    assert!(ran.code == 1 && ran.err.contains("`--quant` is not there"), "{}", ran.err);
+    let ran = scene.run("merge base --output y --to int8");
+    assert!(ran.code == 1 && ran.err.contains("expected nf4 or fp4"), "{}", ran.err);
+    let config = String::from_utf8(scene.read("base-fp4/config.json")).unwrap();
+    scene.write("base-fp4/config.json", &config.replace("\"load_in_8bit\": false", "\"load_in_8bit\": true"));
+    let ran = scene.run("chat base-fp4 --prompt x");
+    assert!(
+        ran.code == 1 && ran.err.contains("`quantization_config.load_in_8bit` true is not supported"),
+        "{}",
+        ran.err
+    );
+    let bytes = scene.read("base-fp4/model.safetensors");
+    scene.write("base-fp4/config.json", &config);
+    fs::write(scene.path("base-fp4/model.safetensors"), &bytes[..bytes.len() - 9]).unwrap();
+    let ran = scene.run("chat base-fp4 --prompt x");
+    assert!(
+        ran.code == 1 && ran.err.contains("should hold") && ran.err.contains("ends early"),
+        "{}",
+        ran.err
+    );
+    assert!(!scene.path("x").exists() && !scene.path("y").exists());
+}
