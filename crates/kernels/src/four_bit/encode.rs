@@ -54,6 +54,8 @@ impl FromStr for FourBitCode {
 struct Ladder {
     codes: [u8; 16],
     bounds: [f32; 15],
+    /// Whether a code is its place on the ladder.
+    is_ordered: bool,
 }
 
 impl Ladder {
@@ -63,7 +65,8 @@ impl Ladder {
         // Stable: of the two zeros of FP4 the one with the lower code is for what lies below zero.
         codes.sort_by(|&a, &b| table[a as usize].total_cmp(&table[b as usize]));
         let value = |i: usize| table[codes[i] as usize];
-        Self { codes, bounds: std::array::from_fn(|i| (value(i) + value(i + 1)) / 2.0) }
+        let is_ordered = codes.iter().enumerate().all(|(place, &code)| place == code as usize);
+        Self { codes, bounds: std::array::from_fn(|i| (value(i) + value(i + 1)) / 2.0), is_ordered }
     }
 }
 
@@ -129,6 +132,12 @@ fn encode_body<L>(ladder: &Ladder, block_size: usize, values: &[f32], codes: &mu
                 for (steps, place) in steps.iter_mut().zip(&place) {
                     *steps += u32::from(bound < *place);
                 }
+            }
+            if ladder.is_ordered {
+                for (code, steps) in codes.iter_mut().zip(steps.chunks_exact(2)) {
+                    *code = (steps[0] << 4 | steps[1]) as u8;
+                }
+                continue;
             }
             for (code, steps) in codes.iter_mut().zip(steps.chunks_exact(2)) {
                 *code = ladder.codes[steps[0] as usize & 15] << 4 | ladder.codes[steps[1] as usize & 15];
