@@ -67,7 +67,9 @@ def peer_packed(arguments, dtype):
 def causal_model(arguments, dtype):
     from transformers import AutoModelForCausalLM
 
-    return AutoModelForCausalLM.from_pretrained(arguments.base, dtype=dtype, attn_implementation="sdpa").eval()
+    from bench_tutorial import loading
+
+    return AutoModelForCausalLM.from_pretrained(arguments.base, **loading(dtype), attn_implementation="sdpa").eval()
 
 
 def peer_prefill(arguments, dtype):
@@ -109,7 +111,7 @@ def run_peer(arguments, dtype_name: str):
 
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(0)
-    dtype = {"f32": torch.float32, "bf16": torch.bfloat16}[dtype_name]
+    dtype = {"f32": torch.float32, "bf16": torch.bfloat16, "nf4": "nf4"}[dtype_name]
     rate, peak = PEERS[arguments.peer](arguments, dtype)
     print(json.dumps({"tokens_per_second": rate, "peak_mib": peak}))
 
@@ -126,7 +128,8 @@ def last_json(command, environment=None) -> dict:
 
 def danlu_round(arguments, job: str, dtype: str) -> dict:
     bench = "train" if job in TRAINING else job
-    command = [arguments.danlu, "bench", bench, "--base", arguments.base, "--dtype", dtype, "--json"]
+    command = [arguments.danlu, "bench", bench, "--base", arguments.base, "--json"]
+    command += ["--dtype", "bf16", "--quant", "nf4"] if dtype == "nf4" else ["--dtype", dtype]
     command += ["--threads", str(arguments.threads)]
     if job in TRAINING:
         command += ["--steps", str(arguments.steps), "--warm-up", str(arguments.warm_up)]
@@ -249,7 +252,7 @@ def main():
     parser.add_argument("--tokenizer", type=Path)
     parser.add_argument("--data", type=Path)
     parser.add_argument("--jobs", nargs="+", choices=[*PEERS, "products", "low-rank"], default=list(PEERS))
-    parser.add_argument("--dtypes", nargs="+", choices=["bf16", "f32"], default=["bf16", "f32"])
+    parser.add_argument("--dtypes", nargs="+", choices=["bf16", "f32", "nf4"], default=["bf16", "f32"])
     parser.add_argument("--isa", help="hold both to an instruction set: avx2")
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--steps", type=int, default=10)

@@ -17,7 +17,7 @@ import peft
 import torch
 import transformers
 from peft import LoraConfig, get_peft_model
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
 from examples import collate, encode, label_tokens, read_alpaca, summed_loss
 
@@ -25,8 +25,21 @@ DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16}
 MICRO_BATCH, ACCUMULATION = 2, 2
 
 
-def build(base: Path, dtype: torch.dtype):
-    model = AutoModelForCausalLM.from_pretrained(base, dtype=dtype, attn_implementation="sdpa")
+def loading(dtype) -> dict:
+    """How a base is loaded for a type of products; `nf4` is bitsandbytes' 4 bits, computing in bf16."""
+    if dtype != "nf4":
+        return {"dtype": dtype}
+    quantization = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.bfloat16,
+    )
+    return {"dtype": torch.bfloat16, "quantization_config": quantization}
+
+
+def build(base: Path, dtype):
+    model = AutoModelForCausalLM.from_pretrained(base, **loading(dtype), attn_implementation="sdpa")
     model.config.use_cache = False
     config = LoraConfig(
         r=8,
@@ -40,7 +53,7 @@ def build(base: Path, dtype: torch.dtype):
     return model.train()
 
 
-def measure(base: Path, examples, pad_id: int, dtype: torch.dtype, steps: int, warm_up: int) -> dict:
+def measure(base: Path, examples, pad_id: int, dtype, steps: int, warm_up: int) -> dict:
     torch.manual_seed(0)
     model = build(base, dtype)
     parameters = [p for p in model.parameters() if p.requires_grad]
