@@ -14,6 +14,14 @@ fn trained() -> Scene {
 }
 
 #[test]
+fn a_prompt_without_a_word_is_refused() {
+    let scene = Scene::new();
+    let ran = Ran::of(scene.command(&["chat", "base", "--prompt", " "]).output().unwrap());
+    let expected = "error: `--prompt` is empty: there is nothing to answer\n\nhint: give it a text, or leave it out to talk\n";
+    assert_eq!((ran.code, ran.err.as_str()), (1, expected));
+}
+
+#[test]
 fn one_shot_chat_prints_the_reply_and_nothing_else() {
     let scene = Scene::new();
     let line = "chat base --prompt 帮我推荐一家餐馆。 --temperature 0 --max-new-tokens 24";

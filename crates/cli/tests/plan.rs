@@ -128,6 +128,8 @@ fn what_cannot_fit_is_refused_before_anything_is_loaded_or_written() {
     scene.ok(&format!("{data} --per-device-train-batch-size 20 --memory-limit {limit}"));
     let nothing = scene.run("plan --base base --memory-limit 1MiB");
     assert!(nothing.err.contains("hint: allow more: `--memory-limit "), "{}", nothing.err);
+    let bare = scene.run("plan --base base --memory-limit 8");
+    assert!(bare.code == 1 && bare.err.contains("`8` has no unit; say `8GiB`"), "{}", bare.err);
     let wrong = scene.run("plan --base base --memory-limit 8XB");
     assert!(wrong.code == 1 && wrong.err.contains("`8XB`"), "{}", wrong.err);
 }

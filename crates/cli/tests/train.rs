@@ -60,7 +60,18 @@ fn a_run_leaves_a_folder_that_peft_reads_and_people_too() {
         "train --base base --data data.json --output out",
         "error: `out` holds a run already\n\nhint: `--resume` goes on with it; a new run needs a new folder\n",
     );
+    // As a run leaves it whose numbers ran away in the first step.
+    std::fs::create_dir(scene.path("half")).unwrap();
+    scene.write("half/run.toml", &String::from_utf8(scene.read("out/run.toml")).unwrap());
+    let half = scene.run("train --base base --data data.json --output half");
+    assert!(
+        half.code == 1 && half.err.contains("it has no checkpoint yet: `--resume` starts it over"),
+        "{}",
+        half.err
+    );
+    scene.ok("train --output half --resume --learning-rate 5e-4");
     let again = scene.ok("train --output out --resume --lang zh");
+    assert!(again.err.contains("所有步骤都已完成"), "{}", again.err);
     assert!(again.err.contains("从 out/checkpoint-4 继续（已完成 4 步）"), "{}", again.err);
 }
 

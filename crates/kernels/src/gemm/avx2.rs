@@ -170,7 +170,7 @@ impl Lanes for Avx2 {
 
     #[inline(always)]
     fn dealt(place: usize) -> usize {
-        8 * (place % 8) + (place / 8 ^ 1)
+        8 * (place % 8) + ((place / 8) ^ 1)
     }
 
     #[inline(always)]

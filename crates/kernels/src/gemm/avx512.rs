@@ -236,7 +236,7 @@ impl Lanes for Avx512 {
 
     #[inline(always)]
     fn dealt(place: usize) -> usize {
-        8 * (place % 8) + (place / 8 ^ 1)
+        8 * (place % 8) + ((place / 8) ^ 1)
     }
 
     #[inline(always)]

@@ -177,7 +177,7 @@ impl Lanes for Avx512Bf16 {
 
     #[inline(always)]
     fn dealt(place: usize) -> usize {
-        4 * (place % 16) + (place / 16 ^ 1)
+        4 * (place % 16) + ((place / 16) ^ 1)
     }
 
     #[inline(always)]

@@ -79,6 +79,10 @@ pub struct ChatArgs {
 /// # Errors
 /// If the model cannot be loaded, a setting is out of range, or a one-shot prompt cannot be answered.
 pub fn run(args: &ChatArgs, printer: &Printer) -> Result<()> {
+    if args.prompt.as_ref().is_some_and(|prompt| prompt.trim().is_empty()) {
+        let report = Report::input("`--prompt` is empty: there is nothing to answer");
+        return Err(report.with_hint("give it a text, or leave it out to talk"));
+    }
     let started = Instant::now();
     let backend = args.compute.backend(args.dtype)?;
     let place = Place::find(&args.path, args.base.as_deref())?;
@@ -147,11 +151,11 @@ fn piped(mut session: ChatSession<'_>, printer: &Printer) -> Result<()> {
     let mut failed = 0;
     for input in io::stdin().lock().lines() {
         let input = input.map_err(|error| {
-            let text = match error.kind() {
-                io::ErrorKind::InvalidData => "standard input is not UTF-8".to_owned(),
-                _ => format!("cannot read standard input: {error}"),
-            };
-            Report::input(text)
+            if error.kind() == io::ErrorKind::InvalidData {
+                let report = Report::input("standard input is not UTF-8");
+                return report.with_hint("convert it first: `iconv -f GB18030 -t UTF-8`");
+            }
+            Report::input(format!("cannot read standard input: {error}"))
         })?;
         if input.trim().is_empty() {
             continue;

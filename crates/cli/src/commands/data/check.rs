@@ -91,13 +91,13 @@ fn print_counts(found: &Check, args: &CheckArgs, printer: &Printer) {
         format!(" (longer than --max-length {max}: the question loses its front)"),
     );
     let limit = if found.shortened.is_empty() { String::new() } else { limit };
-    row(printer, "缩短", "shortened", format!("{}{limit}", n(found.shortened.len())));
+    row(printer, "截断", "shortened", format!("{}{limit}", n(found.shortened.len())));
     let limit = printer.pick(
         format!("（答案在 --max-length {max} 以内放不下）"),
         format!(" (the answer does not fit in --max-length {max})"),
     );
     let limit = if found.dropped.is_empty() { String::new() } else { limit };
-    row(printer, "舍去", "dropped", format!("{}{limit}", n(found.dropped.len())));
+    row(printer, "丢弃", "dropped", format!("{}{limit}", n(found.dropped.len())));
     row(printer, "重复", "duplicates", n(found.duplicates.len()));
     row(printer, "同问异答", "same question", n(found.same_question.len()));
     row(printer, "未知的键", "unknown keys", n(found.unknown_keys.len()));
@@ -157,7 +157,7 @@ fn list_places(found: &Check, limit: usize, printer: &Printer) {
             special.collect::<Vec<_>>(),
         ),
         (printer.pick("未知的键：不会读取", "unknown keys, which are not read"), unknown.collect::<Vec<_>>()),
-        (printer.pick("舍去：答案放不下", "dropped, the answer does not fit"), plain(&found.dropped)),
+        (printer.pick("丢弃：答案放不下", "dropped, the answer does not fit"), plain(&found.dropped)),
         (printer.pick("重复", "duplicates"), repeated.collect()),
         (
             printer.pick(
@@ -166,7 +166,7 @@ fn list_places(found: &Check, limit: usize, printer: &Printer) {
             ),
             asked.collect(),
         ),
-        (printer.pick("缩短", "shortened"), plain(&found.shortened)),
+        (printer.pick("截断", "shortened"), plain(&found.shortened)),
     ];
     for (name, places) in kinds {
         list(name, &places, limit, printer);

@@ -57,11 +57,11 @@ pub fn run(args: &PreviewArgs, printer: &Printer) -> Result<()> {
         match encoded.truncation {
             Truncation::None => {}
             Truncation::Shortened { tokens } => printer.warn(&printer.pick(
-                format!("原长 {tokens} 词元，缩短到 {max} 以内"),
+                format!("原长 {tokens} 词元，截断到 {max} 以内"),
                 format!("it had {tokens} tokens and was shortened to {max} at most"),
             )),
             Truncation::Dropped { tokens } => printer.warn(&printer.pick(
-                format!("原长 {tokens} 词元，答案在 {max} 以内放不下：训练时会舍去"),
+                format!("原长 {tokens} 词元，答案在 {max} 以内放不下：训练时会丢弃"),
                 format!("it has {tokens} tokens, and its answer does not fit in {max}: training drops it"),
             )),
         }

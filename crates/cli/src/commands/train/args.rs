@@ -228,6 +228,9 @@ impl SettingsArgs {
 
 /// The flag's value in bytes.
 pub fn memory_limit(text: &str) -> Result<u64, String> {
+    if text.trim().parse::<f64>().is_ok() {
+        return Err(format!("`{text}` has no unit; say `{text}GiB`, or `{text}B` for bytes"));
+    }
     parse_byte_size(text).map_err(|error| error.to_string())
 }
 

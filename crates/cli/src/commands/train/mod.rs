@@ -184,7 +184,7 @@ fn print_plan(run: &Run, trainer: &Trainer, config: &ModelConfig, data: &DataSum
     let (short, dropped, max) = (data.shortened, data.dropped, s.max_length);
     if short + dropped > 0 {
         row("截断", "truncated", printer.pick(
-            format!("{short} 条缩短到 {max} 词元（从问题开头截），{dropped} 条因答案放不下而舍去"),
+            format!("{short} 条截断到 {max} 词元（从问题开头截），{dropped} 条因答案放不下而丢弃"),
             format!(
                 "{} shortened to {max} tokens (the question loses its front), {dropped} dropped: no answer fits",
                 text::counted(short, "record")

@@ -25,9 +25,13 @@ pub fn open(run: &Run, printer: &Printer) -> Result<(Option<PathBuf>, Option<Fil
     let Some(named) = &run.resume else {
         if holds_run {
             let text = format!("`{}` holds a run already", output.display());
-            return Err(
-                Report::input(text).with_hint("`--resume` goes on with it; a new run needs a new folder")
-            );
+            let hint = match latest_checkpoint(output)? {
+                Some(_) => "`--resume` goes on with it; a new run needs a new folder",
+                None => {
+                    "it has no checkpoint yet: `--resume` starts it over, with other settings if you name some"
+                }
+            };
+            return Err(Report::input(text).with_hint(hint));
         }
         files::ensure_output_dir(output, |_| false)?;
         return Ok((None, lock(output)?));
@@ -82,6 +86,12 @@ pub fn start(run: &Run, trainer: &mut Trainer, checkpoint: Option<&Path>, printe
             format!("从 {from} 继续（已完成 {step} 步）"),
             format!("going on from {from}, after step {step}"),
         ));
+        if step >= trainer.total_steps() {
+            printer.tell(
+                "所有步骤都已完成：没有要训练的了，只重写报告与适配器",
+                "every step is taken already: nothing is left to train, the report and the adapter are written again",
+            );
+        }
         if let Some((before, now)) = resumed.backend_changed {
             printer.warn(&printer.pick(
                 format!("之前由 {before} 计算，现在是 {now}：结果不再逐位相同"),
