@@ -2,8 +2,7 @@
 
     OMP_NUM_THREADS=1 python reference/four_bit_training.py [--golden ../shared/golden]
 
-Everything but the projections computes in f32; a projection's values are rounded to bf16, the type of its original, and
-then widened. README.md beside this file says how closely another implementation can be asked to agree.
+Everything computes in f32, a projection's values being `table · scale`, not rounded. README.md beside this file says how closely another implementation can be asked to agree.
 """
 
 import argparse

@@ -16,10 +16,11 @@ import sys
 import tempfile
 from pathlib import Path
 
+import bitsandbytes
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
 from examples import greedy, prompt_ids
 
@@ -286,6 +287,48 @@ class Interop:
             f"exit {merge.returncode}",
         )
 
+    def four_bits(self, work: Path):
+        """danlu's folders in 4 bits in bitsandbytes, and the reverse; everything but the codes computes in f32."""
+        for code in ["nf4", "fp4"]:
+            for flag in [[], ["--no-double-quant"]]:
+                name = " ".join([code, *flag])
+                ours, theirs = work / f"ours {name}", work / f"theirs {name}"
+                self.danlu.must("quantize", self.base_folder, "--to", code, "--output", ours, *flag)
+                quantization = BitsAndBytesConfig(
+                    load_in_4bit=True, bnb_4bit_quant_type=code, bnb_4bit_use_double_quant=not flag
+                )
+                model = AutoModelForCausalLM.from_pretrained(
+                    self.base_folder, dtype=torch.bfloat16, quantization_config=quantization
+                )
+                model.save_pretrained(theirs)
+                self.tokenizer.save_pretrained(theirs)
+                own, other = read_folder(ours), read_folder(theirs)
+                same = set(own) == set(other)
+                self.checks.add(f"{name}: danlu writes the tensors that bitsandbytes saves", same, f"{len(own)} tensors")
+                states = [key for key in own if "quant_state" in key]
+                parsed = [[json.loads(bytes(t[key].tolist())) for key in states] for t in (own, other)]
+                close = all(
+                    {**a, "nested_offset": 0} == {**b, "nested_offset": 0}
+                    and abs(a.get("nested_offset", 0) - b.get("nested_offset", 0)) < 1e-6
+                    for a, b in zip(*parsed)
+                )
+                self.checks.add(f"{name}: the states are theirs", close, f"{len(states)} of them")
+                # Scales in 8 bits may be one step away: bitsandbytes does not always take the nearest.
+                coded = [key for key in own if key.endswith(".absmax") and own[key].dtype == torch.uint8]
+                steps = [(own[key].int() - other[key].int()).abs() for key in coded]
+                far = sum(int((s > 1).sum()) for s in steps)
+                near = sum(int((s == 1).sum()) for s in steps)
+                self.checks.add(f"{name}: scales in 8 bits are theirs within a step", far == 0, f"{near} differ")
+                loose = [key for key in own if key.endswith("nested_absmax")]
+                rest = [key for key in own if key not in {*states, *coded, *loose}]
+                changed = [key for key in rest if not torch.equal(own[key], other[key])]
+                drifted = [key for key in loose if not torch.allclose(own[key], other[key], rtol=1e-5)]
+                exact = not changed and not drifted
+                self.checks.add(f"{name}: everything else is, bit for bit", exact, ", ".join((changed + drifted)[:3]))
+                for whose, folder in (("danlu's", ours), ("bitsandbytes'", theirs)):
+                    claim = f"{name}: {whose} folder answers alike in transformers and danlu"
+                    self.compare_replies(claim, four_bit_in_f32(folder), folder, False)
+
 
 def read_folder(folder: Path) -> dict[str, torch.Tensor]:
     tensors = {}
@@ -304,6 +347,17 @@ def representable_steps(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
         return torch.where(bits < 0, torch.iinfo(integer).min - bits, bits)
 
     return (ordered(a) - ordered(b)).abs()
+
+
+def four_bit_in_f32(folder: Path):
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    torch.nn.Module.float(model)
+    for module in model.modules():
+        if isinstance(module, bitsandbytes.nn.Linear4bit):
+            module.compute_dtype = torch.float32
+    # In evaluation bitsandbytes computes NF4 on processors with AVX512-BF16 in bf16, whatever was asked for; without
+    # dropout, training differs in nothing else.
+    return model.train()
 
 
 def main():
@@ -338,6 +392,8 @@ def main():
             interop.read_what_danlu_wrote(adapter, merged)
         for name, settings in SHAPES.items():
             interop.read_what_peft_wrote(work, name, settings)
+        if danlu:
+            interop.four_bits(work)
         for name, settings in REPRESENTED_OR_REFUSED.items():
             interop.refuses(work, name, settings, or_represents=True)
         for name, settings in REFUSED.items():

@@ -40,7 +40,7 @@ fn trainer(decoder: Arc<Decoder>, folder: &Path, examples: &[Example], hyper: &V
     Trainer::new(decoder, adapter, examples[..40].to_vec(), settings, String::new()).unwrap()
 }
 
-/// Losses and gradient norms within 1e-3 relative: one in some hundreds of bitsandbytes' nested scales is coded one
+/// Losses within 5e-4 relative, gradient norms within 5e-3: one in some hundreds of bitsandbytes' nested scales is coded one
 /// step away from ours, as it does not always take the nearest, and a step is up to 2% of a scale.
 fn ten_steps(base: &Path, folder: &Path, examples: &str, hyper: &Value, expected: &Value) {
     let examples = read_examples(&folder.join(examples));
@@ -68,7 +68,7 @@ fn ten_steps(base: &Path, folder: &Path, examples: &str, hyper: &Value, expected
             "{} {isa}: loss {worst_loss:.1e}, gradient norm {worst_norm:.1e}, after {after:.1e}, adapter {whole:.1e}",
             base.display()
         );
-        assert!(worst_loss < 1e-3, "{isa}: losses differ by {worst_loss:e}");
+        assert!(worst_loss < 5e-4, "{isa}: losses differ by {worst_loss:e}");
         assert!(worst_norm < 5e-3, "{isa}: gradient norms differ by {worst_norm:e}");
         assert!(after < 1e-3, "{isa}: the loss after ten steps differs by {after:e}");
         assert!(whole < 5e-3, "{isa}: the adapter's norms differ by {whole:e}");

@@ -1,8 +1,8 @@
 //! Weights in 4 bits, as bitsandbytes stores them: codes, a scale for each block, a table of 16 values.
 //!
 //! Element `e` of a row-major matrix has the code in half a byte, the even elements in the upper one; blocks of
-//! `block_size` elements run on over the ends of rows. Its value is `table[code] · scale`, rounded to the type of
-//! the weight it was made from. The scales may themselves be codes of 8 bits ("double quantisation").
+//! `block_size` elements run on over the ends of rows. Its value is `table[code] · scale` in f32; products in bf16 round
+//! it, as any other weight. The scales may themselves be codes of 8 bits ("double quantisation").
 
 mod encode;
 mod tables;
@@ -15,7 +15,7 @@ use std::sync::Arc;
 pub use encode::{FourBitCode, NESTED_BLOCK, NestedScales, encode_blocks, nest};
 pub use tables::{FP4, NF4, dynamic_u8};
 
-use crate::{Bytes, DType, bf16_to_f32, f16_to_f32, f32_to_bf16, f32_to_f16};
+use crate::{Bytes, DType};
 
 /// One frozen weight in 4 bits.
 #[derive(Clone, Debug)]
@@ -148,7 +148,7 @@ fn f32_at(bytes: &[u8], i: usize) -> f32 {
 }
 
 impl FourBit {
-    /// A weight of `len` elements from its parts; a value is rounded to `dtype`.
+    /// A weight of `len` elements from its parts; `dtype` is that of the weight it was made from.
     ///
     /// # Panics
     /// If there are not `len` codes, a block size is not a power of two of at least 2, or a scale is missing or
@@ -198,7 +198,7 @@ impl FourBit {
         self.block_log2
     }
 
-    /// What values are rounded to.
+    /// The type of the weight it was made from.
     pub fn dtype(&self) -> DType {
         self.dtype
     }
@@ -234,7 +234,7 @@ impl FourBit {
     /// What the 16 codes stand for in a block of this scale.
     #[inline(always)]
     pub(crate) fn values(&self, scale: f32) -> [f32; 16] {
-        self.table.map(|v| rounded(self.dtype, v * scale))
+        self.table.map(|v| v * scale)
     }
 }
 
@@ -242,14 +242,4 @@ impl FourBit {
 #[inline(always)]
 pub(crate) fn code(byte: u8, e: usize) -> usize {
     (if e.is_multiple_of(2) { byte >> 4 } else { byte & 15 }) as usize
-}
-
-/// `v` as an element of `dtype` holds it.
-#[inline(always)]
-fn rounded(dtype: DType, v: f32) -> f32 {
-    match dtype {
-        DType::F32 => v,
-        DType::Bf16 => bf16_to_f32(f32_to_bf16(v)),
-        DType::F16 => f16_to_f32(f32_to_f16(v)),
-    }
 }

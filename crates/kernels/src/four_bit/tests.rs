@@ -7,7 +7,9 @@ use safetensors::{Dtype, SafeTensors};
 use super::*;
 use crate::finite_difference::random;
 use crate::rng::Stream;
-use crate::{Backend, Buffer, Cpu, CpuOptions, Isa, Matrix, Reference, to_f32};
+use crate::{
+    Backend, Buffer, Cpu, CpuOptions, Isa, Matrix, Reference, bf16_to_f32, f32_to_bf16, from_f32, to_f32,
+};
 
 /// What `reference/four_bit.py` had from bitsandbytes.
 fn expected() -> Vec<u8> {
@@ -123,6 +125,9 @@ fn values_are_those_of_bitsandbytes() {
                 let weight = FourBit::new(codes, scales, *code.table(), block_size, dtype, values.len());
                 let mut found = vec![0.0; values.len()];
                 weight.decode(0..values.len(), &mut found);
+                let mut stored = vec![0; values.len() * dtype.size()];
+                from_f32(dtype, &found, &mut stored);
+                to_f32(dtype, &stored, &mut found);
                 let (_, expected) = floats(&file, &format!("{name}.{expected}"));
                 let odd = found.iter().zip(&expected).position(|(a, b)| a != b);
                 assert_eq!(odd.map(|at| (at, found[at], expected[at])), None, "{name}");

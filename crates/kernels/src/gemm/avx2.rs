@@ -3,7 +3,7 @@
 use std::arch::x86_64::*;
 
 use super::kernel_table;
-use super::lanes::{BF16, F16, F32, Lanes};
+use super::lanes::{BF16, F32, Lanes};
 
 /// f32 words on AVX2.
 pub(super) struct Avx2;
@@ -132,14 +132,11 @@ impl Lanes for Avx2 {
     type Table = [__m256; 2];
 
     #[inline(always)]
-    unsafe fn table<const D: u8>(code: &[f32; 16], scale: f32, round: bool) -> [__m256; 2] {
+    unsafe fn table(code: &[f32; 16], scale: f32, round: bool) -> [__m256; 2] {
         // SAFETY: as the trait asks; each half of the table has eight values.
         [0, 8].map(|half| unsafe {
-            let mut values = _mm256_mul_ps(_mm256_loadu_ps(code.as_ptr().add(half)), _mm256_set1_ps(scale));
-            if D == F16 {
-                values = _mm256_cvtph_ps(_mm256_cvtps_ph::<_MM_FROUND_TO_NEAREST_INT>(values));
-            }
-            if D == BF16 || round { round_bf16(values) } else { values }
+            let values = _mm256_mul_ps(_mm256_loadu_ps(code.as_ptr().add(half)), _mm256_set1_ps(scale));
+            if round { round_bf16(values) } else { values }
         })
     }
 

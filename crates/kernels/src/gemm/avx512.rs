@@ -3,7 +3,7 @@
 use std::arch::x86_64::*;
 
 use super::kernel_table;
-use super::lanes::{BF16, F16, F32, Lanes};
+use super::lanes::{BF16, F32, Lanes};
 
 /// f32 words on AVX-512.
 pub(super) struct Avx512;
@@ -47,23 +47,6 @@ pub(super) unsafe fn widen<const D: u8>(p: *const u8) -> __m512 {
                 _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(half)))
             }
             _ => _mm512_cvtph_ps(_mm256_loadu_si256(p.cast())),
-        }
-    }
-}
-
-/// `code · scale`, rounded to f16 where `D` is that.
-///
-/// # Safety
-/// Needs AVX-512F.
-#[inline(always)]
-pub(super) unsafe fn values<const D: u8>(code: &[f32; 16], scale: f32) -> __m512 {
-    // SAFETY: the caller has AVX-512F.
-    unsafe {
-        let values = _mm512_mul_ps(_mm512_loadu_ps(code.as_ptr()), _mm512_set1_ps(scale));
-        if D == F16 {
-            _mm512_cvtph_ps(_mm512_cvtps_ph::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(values))
-        } else {
-            values
         }
     }
 }
@@ -196,11 +179,11 @@ impl Lanes for Avx512 {
     type Table = __m512;
 
     #[inline(always)]
-    unsafe fn table<const D: u8>(code: &[f32; 16], scale: f32, round: bool) -> __m512 {
-        // SAFETY: as the trait asks.
+    unsafe fn table(code: &[f32; 16], scale: f32, round: bool) -> __m512 {
+        // SAFETY: as the trait asks; the table has 16 values.
         unsafe {
-            let values = values::<D>(code, scale);
-            if D == BF16 || round { round_bf16(values) } else { values }
+            let values = _mm512_mul_ps(_mm512_loadu_ps(code.as_ptr()), _mm512_set1_ps(scale));
+            if round { round_bf16(values) } else { values }
         }
     }
 

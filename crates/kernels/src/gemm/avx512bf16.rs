@@ -134,10 +134,10 @@ impl Lanes for Avx512Bf16 {
     type Table = __m512i;
 
     #[inline(always)]
-    unsafe fn table<const D: u8>(code: &[f32; 16], scale: f32, _: bool) -> __m512i {
+    unsafe fn table(code: &[f32; 16], scale: f32, _: bool) -> __m512i {
         // SAFETY: as the trait asks.
         unsafe {
-            let values = avx512::values::<D>(code, scale);
+            let values = Avx512::table(code, scale, false);
             std::mem::transmute::<__m512bh, __m512i>(_mm512_cvtne2ps_pbh(values, values))
         }
     }

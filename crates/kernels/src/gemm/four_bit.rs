@@ -4,7 +4,7 @@ use std::mem::MaybeUninit;
 
 use super::BLOCK_STEPS;
 use super::kernel::{DotJob, store_dots, tallest};
-use super::lanes::{BF16, CHUNK, F16, F32, Lanes};
+use super::lanes::{BF16, CHUNK, F32, Lanes};
 use super::pack::{ACROSS_STEPS, Elements, PackJob, View, pack_of};
 use crate::four_bit::code;
 use crate::{DType, FourBit};
@@ -40,22 +40,6 @@ const fn size<T: Lanes>() -> usize {
 /// As [`pack`](super::pack::pack).
 #[inline(always)]
 pub(super) unsafe fn pack<T: Lanes>(job: &PackJob<'_>, w: &FourBit) {
-    // SAFETY: as the caller's.
-    unsafe {
-        match w.dtype() {
-            DType::F32 => pack_of_values::<T, F32>(job, w),
-            DType::Bf16 => pack_of_values::<T, BF16>(job, w),
-            DType::F16 => pack_of_values::<T, F16>(job, w),
-        }
-    }
-}
-
-/// [`pack`] for one type of values.
-///
-/// # Safety
-/// As [`pack`].
-#[inline(always)]
-unsafe fn pack_of_values<T: Lanes, const D: u8>(job: &PackJob<'_>, w: &FourBit) {
     let View { outer, k, .. } = job.src;
     let mut buffer = Buffer::new();
     let buffer = buffer.start();
@@ -68,7 +52,7 @@ unsafe fn pack_of_values<T: Lanes, const D: u8>(job: &PackJob<'_>, w: &FourBit) 
                 let outers = (job.outers - first).min(T::LANES);
                 for i in 0..outers {
                     let to = buffer.add(i * job.k_len * size::<T>());
-                    expand::<T, D>(to, w, (job.outer + first + i) * outer + job.k, job.k_len, job.round);
+                    expand::<T>(to, w, (job.outer + first + i) * outer + job.k, job.k_len, job.round);
                 }
                 pack_strip::<T>(job, buffer, (first, outers), (0, job.k_len), (job.k_len, 1));
             }
@@ -81,7 +65,7 @@ unsafe fn pack_of_values<T: Lanes, const D: u8>(job: &PackJob<'_>, w: &FourBit) 
                 let outers = (job.outers - first).min(ACROSS);
                 for i in 0..rows {
                     let to = buffer.add(i * outers * size::<T>());
-                    expand::<T, D>(to, w, (job.k + row + i) * k + job.outer + first, outers, job.round);
+                    expand::<T>(to, w, (job.k + row + i) * k + job.outer + first, outers, job.round);
                 }
                 pack_strip::<T>(job, buffer, (first, outers), (row, rows), (1, outers));
             }
@@ -123,7 +107,7 @@ unsafe fn pack_strip<T: Lanes>(
 /// # Safety
 /// The instruction set of `T` must be there, the elements inside the weight, and `to` valid for them.
 #[inline(always)]
-unsafe fn expand<T: Lanes, const D: u8>(mut to: *mut u8, w: &FourBit, first: usize, n: usize, round: bool) {
+unsafe fn expand<T: Lanes>(mut to: *mut u8, w: &FourBit, first: usize, n: usize, round: bool) {
     let (codes, scales) = (w.codes(), w.scales().view());
     let vector = T::LANES * T::PAIR;
     let (mut e, end) = (first, first + n);
@@ -133,7 +117,7 @@ unsafe fn expand<T: Lanes, const D: u8>(mut to: *mut u8, w: &FourBit, first: usi
         let scale = scales.at(block);
         // SAFETY: a vector is looked up where all of its elements are wanted, and begin a byte; single ones otherwise.
         unsafe {
-            let table = T::table::<D>(w.table(), scale, round);
+            let table = T::table(w.table(), scale, round);
             if e.is_multiple_of(2) {
                 while e + vector <= until {
                     T::store(to.cast(), T::looked_up(table, codes.as_ptr().add(e / 2)));
@@ -158,34 +142,18 @@ unsafe fn expand<T: Lanes, const D: u8>(mut to: *mut u8, w: &FourBit, first: usi
     }
 }
 
-/// Runs a [`DotJob`] over a weight in 4 bits, from row `row` of it.
-///
-/// # Safety
-/// As [`dots`](super::kernel::dots).
-#[inline(always)]
-pub(super) unsafe fn dots<T: Lanes>(job: &DotJob<'_>, w: &FourBit, row: usize) {
-    // SAFETY: as the caller's.
-    unsafe {
-        match w.dtype() {
-            DType::F32 => dots_of::<T, F32>(job, w, row),
-            DType::Bf16 => dots_of::<T, BF16>(job, w, row),
-            DType::F16 => dots_of::<T, F16>(job, w, row),
-        }
-    }
-}
-
 /// Whether no chunk of a row of `k` crosses a block or a row, so that codes are looked up in registers, and `inp` is to
 /// be dealt as they are.
 pub(crate) fn is_regular(w: &FourBit, k: usize) -> bool {
     k.is_multiple_of(CHUNK) && w.block_size() >= CHUNK
 }
 
-/// [`dots`] for one type of values.
+/// Runs a [`DotJob`] over a weight in 4 bits, from row `row` of it.
 ///
 /// # Safety
-/// As [`dots`].
+/// As [`dots`](super::kernel::dots).
 #[inline(always)]
-unsafe fn dots_of<T: Lanes, const D: u8>(job: &DotJob<'_>, w: &FourBit, row: usize) {
+pub(super) unsafe fn dots<T: Lanes>(job: &DotJob<'_>, w: &FourBit, row: usize) {
     let regular = is_regular(w, job.k);
     for j in (0..job.w_rows).step_by(4) {
         let mut i = 0;
@@ -194,14 +162,14 @@ unsafe fn dots_of<T: Lanes, const D: u8>(job: &DotJob<'_>, w: &FourBit, row: usi
             // SAFETY: rows `i .. i + rows` and `j ..` exist.
             unsafe {
                 match (rows, regular) {
-                    (1, true) => dot_tile::<T, D, 1>(job, w, row, (i, j)),
-                    (2, true) => dot_tile::<T, D, 2>(job, w, row, (i, j)),
-                    (3, true) => dot_tile::<T, D, 3>(job, w, row, (i, j)),
-                    (_, true) => dot_tile::<T, D, 4>(job, w, row, (i, j)),
-                    (1, false) => ragged_tile::<T, D, 1>(job, w, row, (i, j)),
-                    (2, false) => ragged_tile::<T, D, 2>(job, w, row, (i, j)),
-                    (3, false) => ragged_tile::<T, D, 3>(job, w, row, (i, j)),
-                    (_, false) => ragged_tile::<T, D, 4>(job, w, row, (i, j)),
+                    (1, true) => dot_tile::<T, 1>(job, w, row, (i, j)),
+                    (2, true) => dot_tile::<T, 2>(job, w, row, (i, j)),
+                    (3, true) => dot_tile::<T, 3>(job, w, row, (i, j)),
+                    (_, true) => dot_tile::<T, 4>(job, w, row, (i, j)),
+                    (1, false) => ragged_tile::<T, 1>(job, w, row, (i, j)),
+                    (2, false) => ragged_tile::<T, 2>(job, w, row, (i, j)),
+                    (3, false) => ragged_tile::<T, 3>(job, w, row, (i, j)),
+                    (_, false) => ragged_tile::<T, 4>(job, w, row, (i, j)),
                 }
             }
             i += rows;
@@ -221,7 +189,7 @@ const SPAN: usize = 16;
 /// # Safety
 /// As [`dots`], the rows exist, and `w` is regular.
 #[inline(always)]
-unsafe fn dot_tile<T: Lanes, const D: u8, const N: usize>(
+unsafe fn dot_tile<T: Lanes, const N: usize>(
     job: &DotJob<'_>,
     w: &FourBit,
     row: usize,
@@ -262,7 +230,7 @@ unsafe fn dot_tile<T: Lanes, const D: u8, const N: usize>(
                     if job.ahead && s % 2 == 0 {
                         T::prefetch_far(p.wrapping_add(ahead));
                     }
-                    let table = T::table::<D>(w.table(), scales[c][s], job.round);
+                    let table = T::table(w.table(), scales[c][s], job.round);
                     for v in 0..vectors {
                         let w = T::looked_up_dealt(table, p, v);
                         for r in 0..N {
@@ -281,7 +249,7 @@ unsafe fn dot_tile<T: Lanes, const D: u8, const N: usize>(
 /// # Safety
 /// As [`dots`], and the rows exist.
 #[inline(always)]
-unsafe fn ragged_tile<T: Lanes, const D: u8, const N: usize>(
+unsafe fn ragged_tile<T: Lanes, const N: usize>(
     job: &DotJob<'_>,
     w: &FourBit,
     row: usize,
@@ -299,7 +267,7 @@ unsafe fn ragged_tile<T: Lanes, const D: u8, const N: usize>(
             let n = (k - done).min(CHUNK);
             for c in 0..4 {
                 let mut chunk = [0u32; CHUNK];
-                expand::<T, D>(chunk.as_mut_ptr().cast(), w, first[c] + done, n, job.round);
+                expand::<T>(chunk.as_mut_ptr().cast(), w, first[c] + done, n, job.round);
                 for v in 0..n.div_ceil(vector) {
                     let w = T::load(chunk.as_ptr().add(v * T::LANES).cast());
                     let words = n.div_ceil(T::PAIR) - v * T::LANES;

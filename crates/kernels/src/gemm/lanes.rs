@@ -59,8 +59,8 @@ pub(super) trait Lanes {
     unsafe fn words_across<const D: u8>(p0: *const u8, p1: *const u8, round: bool) -> Self::V;
     /// The 16 values of a block in 4 bits.
     type Table: Copy;
-    /// `code · scale`, rounded to the source type `D`, and to bf16 where words are pairs or `round` asks for it.
-    unsafe fn table<const D: u8>(code: &[f32; 16], scale: f32, round: bool) -> Self::Table;
+    /// `code · scale`, rounded to bf16 where words are pairs or `round` asks for it.
+    unsafe fn table(code: &[f32; 16], scale: f32, round: bool) -> Self::Table;
     /// The values of a table.
     unsafe fn values(table: Self::Table) -> [f32; 16];
     /// `LANES · PAIR` consecutive elements as words, looked up by their codes: the first in the upper half of the

@@ -1,8 +1,7 @@
 //! No intrinsics: four lanes as an array, which compilers turn into whatever the target has.
 
 use super::kernel_table;
-use super::lanes::{BF16, F32, Lanes, element, word};
-use crate::{bf16_to_f32, f16_to_f32, f32_to_bf16, f32_to_f16};
+use super::lanes::{Lanes, element, word};
 
 /// f32 words anywhere.
 pub(super) struct Scalar;
@@ -78,13 +77,8 @@ impl Lanes for Scalar {
     type Table = [f32; 16];
 
     #[inline(always)]
-    unsafe fn table<const D: u8>(code: &[f32; 16], scale: f32, round: bool) -> [f32; 16] {
-        let stored = |v: f32| match D {
-            F32 => v,
-            BF16 => bf16_to_f32(f32_to_bf16(v)),
-            _ => f16_to_f32(f32_to_f16(v)),
-        };
-        code.map(|code| word(1, stored(code * scale), 0.0, round))
+    unsafe fn table(code: &[f32; 16], scale: f32, round: bool) -> [f32; 16] {
+        code.map(|code| word(1, code * scale, 0.0, round))
     }
 
     #[inline(always)]
