@@ -121,6 +121,19 @@ pub enum ModelError {
         tensor: String,
     },
 
+    /// A weight that is to be put into 4 bits holds something that no code stands for.
+    #[error("`{}`: tensor `{tensor}` holds {value} at element {element}", path.display())]
+    NotFinite {
+        /// The file.
+        path: PathBuf,
+        /// The weight.
+        tensor: String,
+        /// What it holds.
+        value: f32,
+        /// Where, row-major.
+        element: usize,
+    },
+
     /// A tensor is not there.
     #[error("`{}`: tensor `{tensor}` is missing", path.display())]
     NoTensor {
@@ -274,6 +287,7 @@ impl ModelError {
             Self::Incomplete { .. } | Self::Shape { .. } | Self::NoTensor { .. } => {
                 "config.json and the weights must come from the same model, and a download be complete"
             }
+            Self::NotFinite { .. } => "the base itself is damaged: fetch it again",
             Self::AlreadyFourBit { .. } => "leave `--quant` out: the base is used as it is",
             Self::FourBit { .. } => {
                 "the file is damaged, or was not written by bitsandbytes: fetch it again, or quantise the original with \

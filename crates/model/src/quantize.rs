@@ -90,24 +90,34 @@ impl Quantization {
 
     /// Encodes a weight of `len` elements of `dtype`, on `threads`.
     ///
+    /// # Errors
+    /// Names the first element that is no finite number: no code stands for it.
+    ///
     /// # Panics
     /// If `bytes` does not hold `len` elements.
-    pub fn encode(&self, dtype: DType, bytes: &[u8], len: usize, threads: usize) -> FourBit {
+    pub fn encode(&self, dtype: DType, bytes: &[u8], len: usize, threads: usize) -> Result<FourBit, usize> {
         assert_eq!(bytes.len(), len * dtype.size());
         let (mut codes, mut absmax) =
             (vec![0u8; len.div_ceil(2)], vec![0.0f32; len.div_ceil(self.block_size)]);
         let piece = PIECE.max(self.block_size);
         // What one thread takes: whole pieces.
-        let share = len.div_ceil(threads.max(1)).next_multiple_of(piece).max(piece);
+        let share_len = len.div_ceil(threads.max(1)).next_multiple_of(piece).max(piece);
         let parts = bytes
-            .chunks(share * dtype.size())
-            .zip(codes.chunks_mut(share / 2))
-            .zip(absmax.chunks_mut(share / self.block_size));
-        thread::scope(|scope| {
-            for ((bytes, codes), absmax) in parts {
-                scope.spawn(move || self.encode_pieces(dtype, bytes, codes, absmax, piece));
-            }
+            .chunks(share_len * dtype.size())
+            .zip(codes.chunks_mut(share_len / 2))
+            .zip(absmax.chunks_mut(share_len / self.block_size));
+        let odd = thread::scope(|scope| {
+            let share = |((bytes, codes), absmax)| {
+                scope.spawn(move || self.encode_pieces(dtype, bytes, codes, absmax, piece))
+            };
+            let running: Vec<_> = parts.map(share).collect();
+            let odd = running.into_iter().map(|thread| thread.join().expect("encoding does not panic"));
+            let odd: Vec<Option<usize>> = odd.collect();
+            (0..).step_by(share_len).zip(odd).find_map(|(start, odd)| Some(start + odd?))
         });
+        if let Some(odd) = odd {
+            return Err(odd);
+        }
         let le = |values: &[f32]| Bytes::from_vec(values.iter().flat_map(|v| v.to_le_bytes()).collect());
         let scales = match self.double_quant {
             false => Scales::Plain(le(&absmax)),
@@ -122,21 +132,34 @@ impl Quantization {
                 }
             }
         };
-        FourBit::new(Bytes::from_vec(codes), scales, *self.code.table(), self.block_size, dtype, len)
+        Ok(FourBit::new(Bytes::from_vec(codes), scales, *self.code.table(), self.block_size, dtype, len))
     }
 
-    fn encode_pieces(&self, dtype: DType, bytes: &[u8], codes: &mut [u8], absmax: &mut [f32], piece: usize) {
+    /// Encodes what one thread takes; the place of the first element that is no finite number.
+    fn encode_pieces(
+        &self,
+        dtype: DType,
+        bytes: &[u8],
+        codes: &mut [u8],
+        absmax: &mut [f32],
+        piece: usize,
+    ) -> Option<usize> {
         let isa = Isa::detect();
         let mut values = vec![0.0; piece.min(bytes.len() / dtype.size())];
         let parts = bytes
             .chunks(piece * dtype.size())
             .zip(codes.chunks_mut(piece / 2))
             .zip(absmax.chunks_mut(piece / self.block_size));
-        for ((bytes, codes), absmax) in parts {
+        for (i, ((bytes, codes), absmax)) in parts.enumerate() {
             let values = &mut values[..bytes.len() / dtype.size()];
             to_f32(dtype, bytes, values);
+            // Without an early exit, to be vectorised.
+            if !values.iter().fold(true, |all, v| all & v.is_finite()) {
+                return values.iter().position(|v| !v.is_finite()).map(|at| i * piece + at);
+            }
             encode_blocks(isa, self.code, self.block_size, values, codes, absmax);
         }
+        None
     }
 }
 
@@ -210,6 +233,12 @@ impl Weights {
         })?;
         let bytes = self.bytes(info);
         let weight = quantization.encode(dtype, bytes, bytes.len() / dtype.size(), threads);
+        let weight = weight.map_err(|element| {
+            let mut value = [0.0];
+            to_f32(dtype, &bytes[element * dtype.size()..][..dtype.size()], &mut value);
+            let (path, tensor) = (self.files()[info.file].clone(), name.to_owned());
+            ModelError::NotFinite { path, tensor, value: value[0], element }
+        })?;
         self.release(info);
         Ok(weight)
     }

@@ -185,3 +185,37 @@ fn every_part_that_cannot_be_is_named_with_what_was_found() {
     let message = with_state("\"nested_dtype\":\"float32\"", "\"nested_dtype\":\"float64\"");
     assert!(message.contains("`nested_dtype` is `float64`"), "{message}");
 }
+
+#[test]
+fn a_weight_that_is_no_number_is_named() {
+    let config = ModelConfig::read(&base()).unwrap();
+    let bytes = fs::read(base().join("model.safetensors")).unwrap();
+    let place = |at: usize| {
+        let mut tensors: Tensors = SafeTensors::deserialize(&bytes)
+            .unwrap()
+            .iter()
+            .map(|(name, view)| {
+                (name.to_owned(), (view.dtype(), view.shape().to_vec(), view.data().to_vec()))
+            })
+            .collect();
+        let (dtype, _, data) = tensors.get_mut("model.layers.3.mlp.gate_proj.weight").unwrap();
+        assert_eq!(*dtype, Dtype::BF16);
+        data[2 * at..2 * at + 2].copy_from_slice(&[0xc0, 0x7f]);
+        let views = tensors.iter().map(|(name, (dtype, shape, data))| {
+            (name.as_str(), TensorView::new(*dtype, shape.clone(), data).unwrap())
+        });
+        let weights =
+            Weights::from_bytes(Path::new("m.safetensors"), serialize(views, None).unwrap()).unwrap();
+        let quantization = Quantization::new(FourBitCode::Nf4);
+        weights
+            .quantize(&config, quantization, 2, &mut |_| ControlFlow::Continue(()))
+            .unwrap_err()
+            .to_string()
+    };
+    for at in [0, 70_001, 180_223] {
+        let expected = format!(
+            "`m.safetensors`: tensor `model.layers.3.mlp.gate_proj.weight` holds NaN at element {at}"
+        );
+        assert_eq!(place(at), expected);
+    }
+}
