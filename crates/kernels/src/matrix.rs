@@ -52,6 +52,11 @@ impl Bytes {
         Self { owner: Arc::new(data), range }
     }
 
+    /// `values`, little-endian.
+    pub fn from_f32(values: &[f32]) -> Self {
+        Self::from_vec(values.iter().flat_map(|v| v.to_le_bytes()).collect())
+    }
+
     /// The bytes.
     pub fn as_slice(&self) -> &[u8] {
         &(*self.owner).as_ref()[self.range.clone()]
@@ -86,6 +91,15 @@ pub enum MatrixStorage {
     Opaque(Arc<dyn Any + Send + Sync>),
 }
 
+/// A [`Matrix`] in the host's memory.
+#[derive(Clone, Copy)]
+pub(crate) enum HostMatrix<'a> {
+    /// Little-endian elements of one type, dense.
+    Dense(DType, &'a [u8]),
+    /// Codes of 4 bits in blocks.
+    FourBit(&'a FourBit),
+}
+
 impl Matrix {
     /// A dense matrix over `data`.
     ///
@@ -101,8 +115,7 @@ impl Matrix {
 
     /// A dense f32 matrix that copies `data`.
     pub fn from_f32(data: &[f32], rows: usize, cols: usize) -> Self {
-        let bytes = data.iter().flat_map(|v| v.to_le_bytes()).collect();
-        Self::dense(DType::F32, Bytes::from_vec(bytes), rows, cols)
+        Self::dense(DType::F32, Bytes::from_f32(data), rows, cols)
     }
 
     /// A matrix in 4 bits.
@@ -134,12 +147,15 @@ impl Matrix {
         &self.storage
     }
 
-    /// Bytes that hold the elements in the host's memory.
-    pub fn bytes(&self) -> usize {
+    /// The elements, for host back ends.
+    ///
+    /// # Panics
+    /// If the matrix belongs to a back end whose memory is not the host's.
+    pub(crate) fn host(&self) -> HostMatrix<'_> {
         match &self.storage {
-            MatrixStorage::Dense(_, bytes) => bytes.as_slice().len(),
-            MatrixStorage::FourBit(weight) => weight.bytes(),
-            MatrixStorage::Opaque(_) => 0,
+            MatrixStorage::Dense(dtype, bytes) => HostMatrix::Dense(*dtype, bytes.as_slice()),
+            MatrixStorage::FourBit(weight) => HostMatrix::FourBit(weight),
+            MatrixStorage::Opaque(_) => panic!("a host back end was handed another back end's matrix"),
         }
     }
 
@@ -151,13 +167,11 @@ impl Matrix {
     pub fn rows_to_f32(&self, rows: Range<usize>, out: &mut [f32]) {
         let elements = rows.start * self.cols..rows.end * self.cols;
         let out = &mut out[..elements.len()];
-        match &self.storage {
-            MatrixStorage::Dense(dtype, bytes) => {
-                let range = elements.start * dtype.size()..elements.end * dtype.size();
-                to_f32(*dtype, &bytes.as_slice()[range], out);
+        match self.host() {
+            HostMatrix::Dense(dtype, bytes) => {
+                to_f32(dtype, &bytes[elements.start * dtype.size()..elements.end * dtype.size()], out);
             }
-            MatrixStorage::FourBit(weight) => weight.decode(elements, out),
-            MatrixStorage::Opaque(_) => panic!("a host back end was handed another back end's matrix"),
+            HostMatrix::FourBit(weight) => weight.decode(elements, out),
         }
     }
 

@@ -61,15 +61,7 @@ impl Scales {
         }
     }
 
-    /// The scale of block `block`.
-    ///
-    /// # Panics
-    /// If there is no such block.
-    pub fn at(&self, block: usize) -> f32 {
-        self.view().at(block)
-    }
-
-    /// The same with its slices looked up once.
+    /// The scales with their slices looked up once.
     #[inline(always)]
     pub(crate) fn view(&self) -> ScaleView<'_> {
         match self {
@@ -223,18 +215,13 @@ impl FourBit {
         while e < elements.end {
             let block = e >> self.block_log2;
             let end = elements.end.min((block + 1) << self.block_log2);
-            let values = self.values(scales.at(block));
+            let scale = scales.at(block);
+            let values = self.table.map(|v| v * scale);
             for (o, e) in out[e - elements.start..end - elements.start].iter_mut().zip(e..end) {
                 *o = values[code(codes[e / 2], e)];
             }
             e = end;
         }
-    }
-
-    /// What the 16 codes stand for in a block of this scale.
-    #[inline(always)]
-    pub(crate) fn values(&self, scale: f32) -> [f32; 16] {
-        self.table.map(|v| v * scale)
     }
 }
 

@@ -34,16 +34,12 @@ fn bits(values: &[f32]) -> Vec<u32> {
     values.iter().map(|v| v.to_bits()).collect()
 }
 
-fn le(values: &[f32]) -> Bytes {
-    Bytes::from_vec(values.iter().flat_map(|v| v.to_le_bytes()).collect())
-}
-
 fn nested(codes: Vec<u8>, absmax: &[f32], offset: f32) -> Scales {
     let table = Arc::new(dynamic_u8());
     Scales::Nested {
         codes: Bytes::from_vec(codes),
         table,
-        absmax: le(absmax),
+        absmax: Bytes::from_f32(absmax),
         block_size: NESTED_BLOCK,
         offset,
     }
@@ -144,7 +140,7 @@ fn weight(stream: &mut Stream, dtype: DType, len: usize, block_size: usize, is_n
         let NestedScales { codes, absmax, offset } = nest(&absmax);
         nested(codes, &absmax, offset)
     } else {
-        Scales::Plain(le(&absmax))
+        Scales::Plain(Bytes::from_f32(&absmax))
     };
     FourBit::new(Bytes::from_vec(codes), scales, NF4, block_size, dtype, len)
 }

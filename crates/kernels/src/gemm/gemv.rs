@@ -5,7 +5,8 @@ use std::sync::Mutex;
 use super::lanes::CHUNK;
 use super::{DotJob, DotRows, Kernels, four_bit};
 use crate::cpu::pool::{Pool, Scratch, SendPtr, lock};
-use crate::{Isa, Matrix, MatrixStorage};
+use crate::matrix::HostMatrix;
+use crate::{Isa, Matrix};
 
 /// Fewest bytes of weights a task reads, so that sharing costs little.
 const TASK_BYTES: usize = 256 << 10;
@@ -49,8 +50,11 @@ impl FewRows {
         let (d_out, d_in) = (w.rows(), w.cols());
         assert!(out.len() >= n * d_out && inp.len() >= n * d_in);
         let Kernels { words, dots, dealt, pair, .. } = *self.kernels;
-        let is_dealt =
-            matches!(w.storage(), MatrixStorage::FourBit(weight) if four_bit::is_regular(weight, d_in));
+        let weight = w.host();
+        let (is_dealt, bytes) = match weight {
+            HostMatrix::Dense(_, bytes) => (false, bytes.len()),
+            HostMatrix::FourBit(weight) => (four_bit::is_regular(weight, d_in), weight.bytes()),
+        };
 
         // Rounded, and paired where words are pairs, once for all rows of W.
         let inp_stride = self.stride(d_in);
@@ -71,7 +75,7 @@ impl FewRows {
             }
         }
 
-        let w_stride = w.bytes() / d_out.max(1);
+        let w_stride = bytes / d_out.max(1);
         let most = d_out.div_ceil(4 * pool.threads());
         let task_rows = TASK_BYTES.div_ceil(w_stride.max(1)).min(most).max(1).next_multiple_of(4);
         let inp = SendPtr(packed.as_mut_ptr());
@@ -85,7 +89,13 @@ impl FewRows {
                 inp: inp.at(0),
                 inp_stride,
                 w_rows: (d_out - row).min(task_rows),
-                w: rows_from(w, row),
+                w: match weight {
+                    HostMatrix::Dense(dtype, bytes) => {
+                        let stride = d_in * dtype.size();
+                        DotRows::Dense { dtype, first: bytes[row * stride..].as_ptr(), stride }
+                    }
+                    HostMatrix::FourBit(weight) => DotRows::FourBit(weight, row),
+                },
                 k: d_in,
                 alpha: 1.0,
                 accumulate: false,
@@ -96,17 +106,5 @@ impl FewRows {
             // columns of `out`.
             unsafe { dots(&job) };
         });
-    }
-}
-
-/// The rows of a weight from `row` on.
-fn rows_from(w: &Matrix, row: usize) -> DotRows<'_> {
-    match w.storage() {
-        MatrixStorage::Dense(dtype, bytes) => {
-            let stride = w.cols() * dtype.size();
-            DotRows::Dense { dtype: *dtype, first: bytes.as_slice()[row * stride..].as_ptr(), stride }
-        }
-        MatrixStorage::FourBit(weight) => DotRows::FourBit(weight, row),
-        MatrixStorage::Opaque(_) => panic!("a host back end was handed another back end's matrix"),
     }
 }

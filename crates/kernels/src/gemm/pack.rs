@@ -5,7 +5,8 @@ use std::ops::Range;
 use super::ahead::Ahead;
 use super::four_bit;
 use super::lanes::{BF16, F16, F32, Lanes, element, size_of_source, word};
-use crate::{DType, FourBit, Matrix, MatrixStorage};
+use crate::matrix::HostMatrix;
+use crate::{DType, FourBit, Matrix};
 
 /// Steps read across all panels before the next steps.
 pub(super) const ACROSS_STEPS: usize = 16;
@@ -51,10 +52,9 @@ impl<'a> View<'a> {
     /// # Panics
     /// If the weight belongs to a back end whose memory is not the host's.
     pub fn rows_of(w: &'a Matrix) -> Self {
-        let (bytes, elements) = match w.storage() {
-            MatrixStorage::Dense(dtype, bytes) => (bytes.as_slice(), Elements::Dense(*dtype)),
-            MatrixStorage::FourBit(weight) => (weight.codes(), Elements::FourBit(weight)),
-            MatrixStorage::Opaque(_) => panic!("a host back end was handed another back end's matrix"),
+        let (bytes, elements) = match w.host() {
+            HostMatrix::Dense(dtype, bytes) => (bytes, Elements::Dense(dtype)),
+            HostMatrix::FourBit(weight) => (weight.codes(), Elements::FourBit(weight)),
         };
         Self { bytes, elements, outer: w.cols(), k: 1 }
     }
