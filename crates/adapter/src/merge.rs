@@ -5,13 +5,13 @@
 //! folder inside the output first, where it can be measured, and `config.json` gets its name last: a merge that
 //! was cut off, or that nobody vouched for, is never taken for a model.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread;
 use std::time::Instant;
 
-use danlu_kernels::{Backend, DType, FourBit};
+use danlu_kernels::{Backend, DType, Matrix};
 use danlu_model::carried_files::{self, ConfigChange, torch_name};
 use danlu_model::files;
 use danlu_model::{
@@ -24,14 +24,12 @@ use serde_json::json;
 use crate::AdapterError;
 use crate::adapter::{Adapter, Module};
 use crate::fidelity::Fidelity;
-use crate::merge_rows::{Delta, Rows, Source};
+use crate::merge_rows::{Delta, Rows};
 
 /// Name of the report in a merged model's folder.
 pub const REPORT_FILE: &str = "merge_report.json";
 
 const CONFIG_FILE: &str = "config.json";
-/// Bytes of an untouched tensor copied at a time.
-const COPY: usize = 8 << 20;
 
 /// How to merge.
 #[derive(Clone, Debug, Default)]
@@ -219,16 +217,16 @@ pub fn stage(
     let weights = Weights::open(base)?;
     let model = ModelConfig::read(base)?;
     weights.check_complete(&model)?;
+    if options.through.is_some() {
+        weights.refuse_four_bit()?;
+    }
     let tensors = weights.model_tensors()?;
     check_fit(adapter, &weights, &tensors)?;
     let change = ConfigChange { dtype: options.dtype, quantization: None };
     let config = carried_files::config_json(base, &change)?;
     let carried = carried_files::choose(base, adapter.source(), &options.also_copy)?;
     let shards = plan(&tensors, options);
-    let through: HashMap<String, Quantization> = match options.through {
-        Some(quantization) => projections(&model).map(|(name, ..)| (name, quantization)).collect(),
-        None => HashMap::new(),
-    };
+    let encoded: HashSet<String> = projections(&model).map(|(name, ..)| name).collect();
     let index = shard_index(shards.iter().map(|s| (s.name.as_str(), &s.specs[..])));
 
     let tensor_bytes: u64 = shards.iter().flat_map(|s| &s.specs).map(|s| s.bytes).sum();
@@ -260,12 +258,16 @@ pub fn stage(
                 rank: m.rank,
                 scaling: m.scaling,
             });
-            let four_bit = match through.get(&info.name) {
-                Some(&quantization) => Some(Arc::new(weights.encode(&info.name, quantization, threads)?)),
-                None => weights.four_bit(info)?,
-            };
-            let tensor = Tensor { weights: &weights, info, four_bit, delta };
-            tensor.write(&mut writer, options.dtype, threads)?;
+            let through = options.through.filter(|_| encoded.contains(&info.name));
+            let weight = source(&weights, info, through, delta.is_some(), options, threads)?;
+            match (&weight, target(info, options.dtype)) {
+                (Some(weight), Some(to)) => {
+                    let tensor = Rows { name: &info.name, weight, to, delta };
+                    tensor.stream(threads, |part| Ok(writer.write(part)?))?;
+                    weights.release(info);
+                }
+                _ => weights.copy(info, &mut writer)?,
+            }
             written += spec.bytes;
             progress(MergeProgress { tensor: &info.name, bytes: written, total: tensor_bytes });
         }
@@ -385,41 +387,23 @@ fn plan<'a>(tensors: &'a [TensorInfo], options: &MergeOptions) -> Vec<Shard<'a>>
     shards
 }
 
-/// A tensor on its way into the new model.
-struct Tensor<'a> {
-    weights: &'a Weights,
-    info: &'a TensorInfo,
-    /// Its values, where they come out of 4 bits.
-    four_bit: Option<Arc<FourBit>>,
-    delta: Option<Delta<'a>>,
-}
-
-impl Tensor<'_> {
-    fn write(
-        &self,
-        writer: &mut ShardWriter,
-        dtype: Option<DType>,
-        threads: usize,
-    ) -> Result<(), AdapterError> {
-        let Self { weights, info, four_bit, delta } = self;
-        let bytes = weights.bytes(info);
-        let is_untouched = four_bit.is_none() && delta.is_none() && info.dtype() == target(info, dtype);
-        let (Some(from), Some(to), false) = (info.dtype(), target(info, dtype), is_untouched) else {
-            for (i, part) in bytes.chunks(COPY).enumerate() {
-                writer.write(part)?;
-                weights.release_part(info, i * COPY..i * COPY + part.len());
-            }
-            return Ok(());
-        };
-        let cols = info.shape.last().copied().unwrap_or(1);
-        let rows = info.shape.iter().product::<usize>().checked_div(cols).unwrap_or(0);
-        let source = match four_bit {
-            Some(weight) => Source::FourBit(weight),
-            None => Source::Dense(from, bytes),
-        };
-        let tensor = Rows { name: &info.name, source, to, rows, cols, delta: *delta };
-        tensor.stream(threads, |part| Ok(writer.write(part)?))?;
-        weights.release(info);
-        Ok(())
+/// The values that a tensor of the new model begins with; none where the base's bytes are the new ones.
+fn source(
+    weights: &Weights,
+    info: &TensorInfo,
+    through: Option<Quantization>,
+    is_merged: bool,
+    options: &MergeOptions,
+    threads: usize,
+) -> Result<Option<Matrix>, AdapterError> {
+    if let (Some(quantization), &[rows, cols]) = (through, &info.shape[..]) {
+        let weight = Arc::new(weights.encode(&info.name, quantization, threads)?);
+        return Ok(Some(Matrix::four_bit(weight, rows, cols)));
     }
+    // What is stored in 4 bits is another tensor in the file than in the model.
+    let is_stored = weights.info(&info.name) == Some(info);
+    if is_stored && !is_merged && info.dtype() == target(info, options.dtype) {
+        return Ok(None);
+    }
+    Ok(Some(weights.tensor(info)?))
 }

@@ -8,7 +8,7 @@ use std::ops::Range;
 use std::sync::mpsc;
 use std::thread;
 
-use danlu_kernels::{DType, FourBit, from_f32, to_f32};
+use danlu_kernels::{DType, Matrix, from_f32};
 use danlu_model::TensorSpec;
 
 use crate::AdapterError;
@@ -29,34 +29,12 @@ pub struct Delta<'a> {
     pub scaling: f32,
 }
 
-/// Where values come from.
-#[derive(Clone, Copy)]
-pub enum Source<'a> {
-    /// Elements of a type, one after another.
-    Dense(DType, &'a [u8]),
-    /// Codes.
-    FourBit(&'a FourBit),
-}
-
-impl Source<'_> {
-    fn read(&self, elements: Range<usize>, out: &mut [f32]) {
-        match *self {
-            Self::Dense(dtype, bytes) => {
-                to_f32(dtype, &bytes[elements.start * dtype.size()..elements.end * dtype.size()], out);
-            }
-            Self::FourBit(weight) => weight.decode(elements, out),
-        }
-    }
-}
-
 /// A stored weight, the type it is to have, and what is added to it.
 #[derive(Clone, Copy)]
 pub struct Rows<'a> {
     pub name: &'a str,
-    pub source: Source<'a>,
+    pub weight: &'a Matrix,
     pub to: DType,
-    pub rows: usize,
-    pub cols: usize,
     pub delta: Option<Delta<'a>>,
 }
 
@@ -70,12 +48,13 @@ impl Rows<'_> {
         threads: usize,
         mut write: impl FnMut(&[u8]) -> Result<(), AdapterError>,
     ) -> Result<(), AdapterError> {
-        if self.rows == 0 || self.cols == 0 {
+        let (rows, cols) = (self.weight.rows(), self.weight.cols());
+        if rows == 0 || cols == 0 {
             return Ok(());
         }
-        let step = (BLOCK / self.cols).max(1);
-        let blocks = self.rows.div_ceil(step);
-        let block = |i: usize| self.block(i * step..self.rows.min((i + 1) * step));
+        let step = (BLOCK / cols).max(1);
+        let blocks = rows.div_ceil(step);
+        let block = |i: usize| self.block(i * step..rows.min((i + 1) * step));
         let threads = threads.min(blocks);
         if threads <= 1 {
             return (0..blocks).try_for_each(|i| write(&block(i)?));
@@ -102,13 +81,13 @@ impl Rows<'_> {
     }
 
     fn block(&self, rows: Range<usize>) -> Result<Vec<u8>, AdapterError> {
-        let place = rows.start * self.cols;
-        let len = rows.len() * self.cols;
+        let cols = self.weight.cols();
+        let (place, len) = (rows.start * cols, rows.len() * cols);
         let mut values = vec![0.0; len];
-        self.source.read(place..place + len, &mut values);
+        self.weight.rows_to_f32(rows.clone(), &mut values);
         if let Some(delta) = self.delta {
             let b = &delta.b[rows.start * delta.rank..][..rows.len() * delta.rank];
-            add_delta(&mut values, Delta { b, ..delta }, self.cols);
+            add_delta(&mut values, Delta { b, ..delta }, cols);
         }
         self.check(&values, place)?;
         let mut bytes = vec![0; len * self.to.size()];
@@ -214,10 +193,9 @@ mod tests {
             [(1, 1, 1), (5, 7, 3), (9, 256, 8), (13, 271, 2), (700, 600, 5), (3, 140_000, 1)]
         {
             let (w, a, b) = (random(1, rows * cols), random(2, rank * cols), random(3, rows * rank));
-            let bytes: Vec<u8> = w.iter().flat_map(|v| v.to_le_bytes()).collect();
+            let weight = &Matrix::from_f32(&w, rows, cols);
             let delta = Some(Delta { a: &a, b: &b, rank, scaling: 0.5 });
-            let (source, to) = (Source::Dense(DType::F32, &bytes), DType::F32);
-            let tensor = Rows { name: "w", source, to, rows, cols, delta };
+            let tensor = Rows { name: "w", weight, to: DType::F32, delta };
             let expected: Vec<u8> = (0..rows * cols)
                 .flat_map(|e| {
                     let (o, j) = (e / cols, e % cols);
@@ -235,22 +213,19 @@ mod tests {
     fn a_value_beyond_its_type_is_named_with_its_place() {
         let mut values = vec![1.0f32; 300_000];
         values[200_123] = 65_520.0;
-        let bytes: Vec<u8> = values.iter().flat_map(|v| v.to_le_bytes()).collect();
-        let tensor = |bytes, to| {
-            let source = Source::Dense(DType::F32, bytes);
-            Rows { name: "w", source, to, rows: 300, cols: 1000, delta: None }
-        };
+        let weight = Matrix::from_f32(&values, 300, 1000);
+        let tensor = |weight, to| Rows { name: "w", weight, to, delta: None };
         for threads in [1, 3] {
-            let error = streamed(&tensor(&bytes, DType::F16), threads).unwrap_err();
+            let error = streamed(&tensor(&weight, DType::F16), threads).unwrap_err();
             assert_eq!(
                 error.to_string(),
                 "tensor `w` holds 6.552e4 at element 200123, beyond the range of F16"
             );
         }
-        assert!(streamed(&tensor(&bytes, DType::Bf16), 2).is_ok());
+        assert!(streamed(&tensor(&weight, DType::Bf16), 2).is_ok());
         values[7] = f32::NAN;
-        let bytes: Vec<u8> = values.iter().flat_map(|v| v.to_le_bytes()).collect();
-        let error = streamed(&tensor(&bytes, DType::F32), 2).unwrap_err();
+        let weight = Matrix::from_f32(&values, 300, 1000);
+        let error = streamed(&tensor(&weight, DType::F32), 2).unwrap_err();
         assert_eq!(error.to_string(), "tensor `w` holds NaN at element 7");
     }
 }

@@ -183,7 +183,7 @@ impl ModelConfig {
             [id] => json!(id),
             ref ids => json!(ids),
         };
-        let value = json!({
+        let mut value = json!({
             "architectures": ["LlamaForCausalLM"],
             "attention_bias": false,
             "attention_dropout": 0.0,
@@ -210,7 +210,6 @@ impl ModelConfig {
             "use_cache": true,
             "vocab_size": self.vocab_size,
         });
-        let mut value = value;
         if let Some(quantization) = self.quantization {
             value["quantization_config"] = quantization.config_json(self.dtype);
         }

@@ -62,7 +62,9 @@ pub(crate) struct StoredFourBit<'a> {
 }
 
 /// What a sound weight in 4 bits is made of.
-pub(crate) struct FourBitParts {
+pub(crate) struct FourBitParts<'a> {
+    codes: &'a TensorInfo,
+    absmax: &'a TensorInfo,
     blocks: usize,
     block_size: usize,
     dtype: DType,
@@ -127,7 +129,7 @@ impl<'a> StoredFourBit<'a> {
     ///
     /// # Errors
     /// If a part is missing or of another size than the others ask for.
-    pub fn check(&self, rows: usize, cols: usize) -> Result<FourBitParts, ModelError> {
+    pub fn check(&self, rows: usize, cols: usize) -> Result<FourBitParts<'a>, ModelError> {
         let state = self.state()?;
         let code = self.state.name.rsplit("__").next().unwrap_or_default();
         if state.quant_type != code {
@@ -159,29 +161,26 @@ impl<'a> StoredFourBit<'a> {
         }
         self.part(QUANT_MAP, "F32", 16 * 4)?;
         let blocks = len.div_ceil(block_size);
-        let nested = match (state.nested_blocksize, state.nested_offset) {
-            (None, None) => {
-                self.part(ABSMAX, "F32", blocks * 4)?;
-                None
-            }
+        let (absmax, nested) = match (state.nested_blocksize, state.nested_offset) {
+            (None, None) => (self.part(ABSMAX, "F32", blocks * 4)?, None),
             (Some(size), Some(offset)) => {
                 let size = block("nested_blocksize", size)?;
                 if state.nested_dtype.as_deref().is_some_and(|dtype| dtype != "float32") {
                     let found = state.nested_dtype.unwrap_or_default();
                     return Err(self.error(format!("`nested_dtype` is `{found}`, expected float32")));
                 }
-                self.part(ABSMAX, "U8", blocks)?;
+                let absmax = self.part(ABSMAX, "U8", blocks)?;
                 self.part(NESTED_ABSMAX, "F32", blocks.div_ceil(size) * 4)?;
                 self.part(NESTED_QUANT_MAP, "F32", 256 * 4)?;
                 let offset = offset as f32;
                 if !offset.is_finite() {
                     return Err(self.error(format!("`nested_offset` is {offset}, expected a finite f32")));
                 }
-                Some((size, offset))
+                (absmax, Some((size, offset)))
             }
             _ => return Err(self.error("only one of `nested_blocksize` and `nested_offset` is there")),
         };
-        Ok(FourBitParts { blocks, block_size, dtype, len, nested })
+        Ok(FourBitParts { codes, absmax, blocks, block_size, dtype, len, nested })
     }
 
     /// What the weight was made from, where its codes `info` are.
@@ -206,16 +205,15 @@ impl<'a> StoredFourBit<'a> {
     /// # Errors
     /// As [`StoredFourBit::check`], and if a scale or a value of a table is not finite.
     pub fn read(&self, rows: usize, cols: usize) -> Result<FourBit, ModelError> {
-        let FourBitParts { blocks, block_size, dtype, len, nested } = self.check(rows, cols)?;
-        let codes = self.weights.info(self.name).ok_or_else(|| self.error("its codes are missing"))?;
+        let FourBitParts { codes, absmax, blocks, block_size, dtype, len, nested } =
+            self.check(rows, cols)?;
         let scales = match nested {
             None => Scales::Plain(self.finite(ABSMAX, blocks)?.0),
             Some((size, offset)) => {
-                let info = self.part(ABSMAX, "U8", blocks)?;
                 let (_, table) = self.finite(NESTED_QUANT_MAP, 256)?;
                 let table: [f32; 256] = table.try_into().expect("as many as were asked for");
                 Scales::Nested {
-                    codes: self.weights.part(info),
+                    codes: self.weights.part(absmax),
                     table: Arc::new(table),
                     absmax: self.finite(NESTED_ABSMAX, blocks.div_ceil(size))?.0,
                     block_size: size,

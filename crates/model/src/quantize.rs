@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use crate::carried_files::torch_name;
-use crate::four_bit::{QUANT_STATE, StoredFourBit};
+use crate::four_bit::QUANT_STATE;
 use crate::{ModelConfig, ModelError, Projection, Weights};
 
 /// Elements that a thread widens and encodes at a time.
@@ -118,15 +118,14 @@ impl Quantization {
         if let Some(odd) = odd {
             return Err(odd);
         }
-        let le = |values: &[f32]| Bytes::from_vec(values.iter().flat_map(|v| v.to_le_bytes()).collect());
         let scales = match self.double_quant {
-            false => Scales::Plain(le(&absmax)),
+            false => Scales::Plain(Bytes::from_f32(&absmax)),
             true => {
                 let NestedScales { codes, absmax, offset } = nest(&absmax);
                 Scales::Nested {
                     codes: Bytes::from_vec(codes),
                     table: Arc::new(dynamic_u8()),
-                    absmax: le(&absmax),
+                    absmax: Bytes::from_f32(&absmax),
                     block_size: NESTED_BLOCK,
                     offset,
                 }
@@ -187,10 +186,7 @@ impl Weights {
         progress: &mut dyn FnMut(QuantizeProgress) -> ControlFlow<()>,
     ) -> Result<Self, ModelError> {
         self.check_complete(config)?;
-        if let Some(tensor) = self.first_four_bit() {
-            let folder = self.folder().to_owned();
-            return Err(ModelError::AlreadyFourBit { folder, tensor: tensor.to_owned() });
-        }
+        self.refuse_four_bit()?;
         let names: Vec<String> = projections(config).map(|(name, ..)| name).collect();
         let total = names.iter().filter_map(|name| self.info(name)).map(|info| info.range.len() as u64).sum();
         let mut quantized = HashMap::with_capacity(names.len());
@@ -210,7 +206,7 @@ impl Weights {
     /// One weight in 4 bits; its original's memory is given back.
     ///
     /// # Errors
-    /// If it is missing, in 4 bits already, or of a type that is not read.
+    /// If it is missing, of a type that is not read, or holds what is no finite number.
     pub fn encode(
         &self,
         name: &str,
@@ -220,12 +216,6 @@ impl Weights {
         let Some(info) = self.info(name) else {
             return Err(ModelError::NoTensor { path: self.folder().to_owned(), tensor: name.to_owned() });
         };
-        if StoredFourBit::find(self, name).is_some() {
-            return Err(ModelError::AlreadyFourBit {
-                folder: self.folder().to_owned(),
-                tensor: name.to_owned(),
-            });
-        }
         let dtype = info.dtype().ok_or_else(|| ModelError::DType {
             path: self.files()[info.file].clone(),
             tensor: name.to_owned(),
@@ -246,6 +236,20 @@ impl Weights {
     /// The first weight of the files that is in 4 bits.
     pub fn first_four_bit(&self) -> Option<&str> {
         self.tensors().iter().find_map(|info| Some(info.name.split_once(QUANT_STATE)?.0))
+    }
+
+    /// Whoever puts weights into 4 bits asks first.
+    ///
+    /// # Errors
+    /// [`ModelError::AlreadyFourBit`] if some are there.
+    pub fn refuse_four_bit(&self) -> Result<(), ModelError> {
+        match self.first_four_bit() {
+            None => Ok(()),
+            Some(tensor) => {
+                let (folder, tensor) = (self.folder().to_owned(), tensor.to_owned());
+                Err(ModelError::AlreadyFourBit { folder, tensor })
+            }
+        }
     }
 }
 

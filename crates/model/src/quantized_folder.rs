@@ -3,7 +3,7 @@
 use std::ops::ControlFlow;
 use std::path::Path;
 
-use danlu_kernels::{DType, FourBit, NESTED_BLOCK, Scales};
+use danlu_kernels::{Bytes, DType, FourBit, NESTED_BLOCK, Scales};
 
 use crate::carried_files::{self, ConfigChange};
 use crate::files;
@@ -13,8 +13,6 @@ use crate::{
     TensorSpec, Weights, projections, shard_index, shard_name,
 };
 
-/// Bytes of an untouched tensor copied at a time.
-const COPY: usize = 8 << 20;
 /// A state is this long at least, with blanks behind it: the length is announced before the offset is known.
 const STATE: usize = 320;
 
@@ -55,9 +53,7 @@ pub fn write_quantized(
     let config = ModelConfig::read(base)?;
     let weights = Weights::open(base)?;
     weights.check_complete(&config)?;
-    if let Some(tensor) = weights.first_four_bit() {
-        return Err(ModelError::AlreadyFourBit { folder: base.to_owned(), tensor: tensor.to_owned() });
-    }
+    weights.refuse_four_bit()?;
     let names: std::collections::HashSet<String> = projections(&config).map(|(name, ..)| name).collect();
     let shards = divide(&weights, |info| names.contains(&info.name));
     let specs: Vec<Vec<TensorSpec>> = shards.iter().map(|shard| shard.specs(quantization)).collect();
@@ -78,7 +74,6 @@ pub fn write_quantized(
     let total = weights.tensors().iter().map(|info| info.range.len() as u64).sum();
     let (mut done, mut elements) = (0, 0);
     let mut step = |info: &TensorInfo| {
-        weights.release(info);
         done += info.range.len() as u64;
         match progress(QuantizeProgress { bytes: done, total }) {
             ControlFlow::Continue(()) => Ok(()),
@@ -94,10 +89,7 @@ pub fn write_quantized(
             step(info)?;
         }
         for info in &shard.copied {
-            for (i, part) in weights.bytes(info).chunks(COPY).enumerate() {
-                writer.write(part)?;
-                weights.release_part(info, i * COPY..i * COPY + part.len());
-            }
+            weights.copy(info, &mut writer)?;
             step(info)?;
         }
         writer.finish()?;
@@ -165,9 +157,14 @@ fn part_specs(info: &TensorInfo, quantization: Quantization) -> Vec<TensorSpec> 
         specs.push(spec("", "U8", vec![len.div_ceil(2), 1]));
     }
     let before: u64 = specs.iter().map(|spec| spec.bytes).sum();
-    let state = STATE + (8 - (before as usize + STATE) % 8) % 8;
+    let state = state_len(before as usize);
     specs.push(spec(&format!("{QUANT_STATE}{}", quantization.code), "U8", vec![state]));
     specs
+}
+
+/// The length of a state behind `before` bytes of other parts: all parts together end at a multiple of 8.
+fn state_len(before: usize) -> usize {
+    (before + STATE).next_multiple_of(8) - before
 }
 
 /// Writes what [`part_specs`] announced.
@@ -177,13 +174,12 @@ fn write_parts(
     quantization: Quantization,
     shape: &[usize],
 ) -> Result<(), ModelError> {
-    let le = |values: &[f32]| values.iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<u8>>();
     let mut written = 0;
     let mut write = |bytes: &[u8]| {
         written += bytes.len();
         writer.write(bytes)
     };
-    write(&le(weight.table()))?;
+    write(Bytes::from_f32(weight.table()).as_slice())?;
     let offset = match weight.scales() {
         Scales::Plain(absmax) => {
             write(absmax.as_slice())?;
@@ -191,7 +187,7 @@ fn write_parts(
             None
         }
         Scales::Nested { codes, table, absmax, offset, .. } => {
-            write(&le(&table[..]))?;
+            write(Bytes::from_f32(&table[..]).as_slice())?;
             write(absmax.as_slice())?;
             write(weight.codes())?;
             write(codes.as_slice())?;
@@ -201,6 +197,6 @@ fn write_parts(
     let state = QuantState::new(quantization.code, weight.block_size(), weight.dtype(), shape, offset);
     let mut state = serde_json::to_vec(&state).expect("a state has string keys");
     assert!(state.len() <= STATE, "a state of {} bytes", state.len());
-    state.resize(STATE + (8 - (written + STATE) % 8) % 8, b' ');
+    state.resize(state_len(written), b' ');
     Ok(writer.write(&state)?)
 }

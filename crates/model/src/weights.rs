@@ -15,9 +15,11 @@ use crate::files::{self, FileError};
 use crate::four_bit::{self, StoredFourBit};
 use crate::json;
 use crate::new_model::INDEX_FILE;
-use crate::{ModelConfig, ModelError};
+use crate::{ModelConfig, ModelError, ShardWriter};
 
 const SINGLE: &str = "model.safetensors";
+/// Bytes of a tensor copied at a time.
+const COPY: usize = 8 << 20;
 /// An index has one short line a tensor.
 const INDEX_LIMIT: u64 = 64 << 20;
 
@@ -218,6 +220,18 @@ impl Weights {
         self.owners[info.file].part(info.range.clone())
     }
 
+    /// Writes a tensor's bytes as they are, and gives back the memory in which they were shown.
+    ///
+    /// # Errors
+    /// If the disk is full.
+    pub fn copy(&self, info: &TensorInfo, writer: &mut ShardWriter) -> Result<(), FileError> {
+        for (i, part) in self.bytes(info).chunks(COPY).enumerate() {
+            writer.write(part)?;
+            self.release_part(info, i * COPY..i * COPY + part.len());
+        }
+        Ok(())
+    }
+
     /// Lets the system take back the memory in which it shows a tensor's part of a mapped file; it comes back from
     /// the file when it is asked for again.
     pub fn release(&self, info: &TensorInfo) {
@@ -225,7 +239,7 @@ impl Weights {
     }
 
     /// As [`Weights::release`], for these bytes of the tensor.
-    pub fn release_part(&self, info: &TensorInfo, bytes: Range<usize>) {
+    fn release_part(&self, info: &TensorInfo, bytes: Range<usize>) {
         if let Owner::Map(map) = &self.owners[info.file] {
             let (start, len) = (info.range.start + bytes.start, bytes.len());
             // SAFETY: the map is of a file and read-only, so that a page that is dropped comes back as it was.
@@ -268,15 +282,18 @@ impl Weights {
         Ok(Matrix::dense(dtype, self.part(info), rows, cols))
     }
 
-    /// The weight in 4 bits behind one of [`Weights::model_tensors`], if it is one.
+    /// One of [`Weights::model_tensors`] as a matrix: rows of its last dimension.
     ///
     /// # Errors
     /// As [`Weights::matrix`].
-    pub fn four_bit(&self, info: &TensorInfo) -> Result<Option<Arc<FourBit>>, ModelError> {
-        match (StoredFourBit::find(self, &info.name), &info.shape[..]) {
-            (Some(stored), &[rows, cols]) => Ok(Some(Arc::new(stored.read(rows, cols)?))),
-            _ => Ok(None),
+    pub fn tensor(&self, info: &TensorInfo) -> Result<Matrix, ModelError> {
+        if let &[rows, cols] = &info.shape[..] {
+            return self.matrix(&info.name, rows, cols);
         }
+        let (info, dtype) = self.typed(&info.name, &info.shape)?;
+        let cols = info.shape.last().copied().unwrap_or(1);
+        let rows = info.shape.iter().product::<usize>().checked_div(cols).unwrap_or(0);
+        Ok(Matrix::dense(dtype, self.part(info), rows, cols))
     }
 
     /// Bytes that the files hold of a weight: of one in 4 bits all parts.

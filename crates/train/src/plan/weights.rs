@@ -48,9 +48,8 @@ pub fn weight_bytes(
         Err(ModelError::NoWeights { .. }) => None,
         Err(error) => return Err(error.into()),
     };
-    if let (Some(_), Some(tensor)) = (quantization, weights.as_ref().and_then(Weights::first_four_bit)) {
-        let error = ModelError::AlreadyFourBit { folder: folder.to_owned(), tensor: tensor.to_owned() };
-        return Err(error.into());
+    if let (Some(_), Some(weights)) = (quantization, &weights) {
+        weights.refuse_four_bit()?;
     }
     let dtype = config.dtype.unwrap_or(DType::Bf16);
     let projections: HashMap<String, usize> =
