@@ -71,5 +71,5 @@ pub use schedule::{LrSchedulerType, Schedule};
 pub use settings::{Precision, Quant, TrainSettings};
 pub use state::{LogEntry, TrainerState};
 pub use summary::{DataFile, DataSummary, MemoryUse, Reply, RunSummary};
-pub use token_identity::TokenIdentity;
+pub use token_identity::{IDENTITY_FILE, TokenIdentity};
 pub use trainer::{EvalReport, Example, StepReport, Trainer};

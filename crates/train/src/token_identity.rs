@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use crate::TrainError;
 
 /// Name of the file beside the adapter that says how it was made.
-const IDENTITY_FILE: &str = "danlu.json";
+pub const IDENTITY_FILE: &str = "danlu.json";
 
 /// Files that make up a tokenizer, as far as a base has them.
 const TOKENIZER_FILES: [&str; 4] =

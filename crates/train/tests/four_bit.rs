@@ -12,7 +12,7 @@ use common::{crate_folder, json, read_examples, relative, shared};
 use danlu_adapter::Adapter;
 use danlu_kernels::{Cpu, CpuOptions, DType, FourBitCode, Isa};
 use danlu_model::{Decoder, ModelConfig, Quantization, Weights};
-use danlu_train::{Example, LrSchedulerType, TrainSettings, Trainer};
+use danlu_train::{Example, Trainer};
 use serde_json::Value;
 
 fn decoder(base: &Path, options: CpuOptions) -> Arc<Decoder> {
@@ -24,20 +24,9 @@ fn decoder(base: &Path, options: CpuOptions) -> Arc<Decoder> {
 }
 
 fn trainer(decoder: Arc<Decoder>, folder: &Path, examples: &[Example], hyper: &Value) -> Trainer {
-    let number = |name: &str| hyper[name].as_f64().unwrap();
-    let settings = TrainSettings {
-        lora_dropout: 0.0,
-        learning_rate: number("lr"),
-        lr_scheduler_type: LrSchedulerType::Constant,
-        weight_decay: number("weight_decay"),
-        max_grad_norm: number("max_grad_norm"),
-        max_steps: Some(10),
-        shuffle_dataset: false,
-        ..TrainSettings::default()
-    };
     let adapter =
         Adapter::load(&folder.join("adapter_initial"), decoder.config(), &**decoder.backend()).unwrap();
-    Trainer::new(decoder, adapter, examples[..40].to_vec(), settings, String::new()).unwrap()
+    Trainer::new(decoder, adapter, examples[..40].to_vec(), common::recipe(hyper), String::new()).unwrap()
 }
 
 /// Losses within 5e-4 relative, gradient norms within 5e-3: one in some hundreds of bitsandbytes' nested scales is coded one

@@ -12,7 +12,7 @@ use common::{crate_folder, decoder, f32_values, json, read_examples, relative, s
 use danlu_adapter::Adapter;
 use danlu_kernels::Buffer;
 use danlu_model::{Batch, Decoder, LoraRows, Workspace};
-use danlu_train::{Example, LrSchedulerType, TrainSettings, Trainer};
+use danlu_train::{Example, Trainer};
 use safetensors::SafeTensors;
 use serde_json::Value;
 
@@ -85,20 +85,10 @@ fn ten_steps_on_the_tiny_model_equal_peft() {
 fn ten_steps(expected: &Expected) {
     let decoder = decoder(&expected.base, 2);
     let hyper = expected.value(["/hyper_parameters", "/train/hyper_parameters"]);
-    let number = |name: &str| hyper[name].as_f64().unwrap();
-    let settings = TrainSettings {
-        lora_dropout: 0.0,
-        learning_rate: number("lr"),
-        lr_scheduler_type: LrSchedulerType::Constant,
-        weight_decay: number("weight_decay"),
-        max_grad_norm: number("max_grad_norm"),
-        max_steps: Some(number("steps") as u64),
-        shuffle_dataset: false,
-        ..TrainSettings::default()
-    };
     let adapter = expected.adapter("adapter_initial", &decoder);
     let examples = expected.examples[..40].to_vec();
-    let mut trainer = Trainer::new(decoder.clone(), adapter, examples, settings, String::new()).unwrap();
+    let mut trainer =
+        Trainer::new(decoder.clone(), adapter, examples, common::recipe(hyper), String::new()).unwrap();
 
     let steps = expected.value(["/steps", "/train/steps"]).as_array().unwrap();
     let (mut worst_loss, mut worst_norm) = (0.0f64, 0.0f64);

@@ -1,18 +1,19 @@
 //! `danlu quantize`: a base in 16 bits into a folder in 4.
 
 use std::path::PathBuf;
+use std::str::FromStr;
 use std::time::Instant;
 
 use clap::Args;
-use danlu_model::{Quantized, write_quantized};
-use danlu_train::Quant;
+use danlu_kernels::FourBitCode;
+use danlu_model::{Quantization, Quantized, write_quantized};
+use danlu_train::TrainSettings;
 
 use crate::commands::ComputeArgs;
-use crate::commands::base::{self, QuantArgs};
-use crate::commands::merge::four_bit;
+use crate::commands::base;
 use crate::commands::no_model;
 use crate::printer::Printer;
-use crate::report::{Report, Result};
+use crate::report::Result;
 use crate::{interrupt, text};
 
 /// Examples under `--help`.
@@ -30,8 +31,8 @@ pub struct QuantizeArgs {
     /// Folder of the base
     pub base: PathBuf,
     /// Code of 4 bits: nf4 or fp4
-    #[arg(long, value_name = "TYPE", default_value = "nf4", value_parser = four_bit)]
-    pub to: Quant,
+    #[arg(long, value_name = "TYPE", default_value = "nf4", value_parser = FourBitCode::from_str)]
+    pub to: FourBitCode,
     /// Folder to write to: new or empty
     #[arg(long, value_name = "DIR")]
     pub output: PathBuf,
@@ -51,13 +52,10 @@ pub struct QuantizeArgs {
 /// If the base has a fault or is in 4 bits already, or the folder cannot be written.
 pub fn run(args: &QuantizeArgs, printer: &Printer) -> Result<()> {
     let _attention = interrupt::listen(None)?;
-    let flags = QuantArgs {
-        quant: Some(args.to),
-        no_double_quant: Some(args.no_double_quant),
-        quant_block_size: args.quant_block_size,
-    };
+    let quant_block_size = args.quant_block_size.unwrap_or(Quantization::BLOCK_SIZE);
+    TrainSettings { quant_block_size, ..TrainSettings::default() }.validate()?;
     let quantization =
-        flags.quantization()?.flatten().ok_or_else(|| Report::input("`--to` names no code"))?;
+        Quantization { code: args.to, block_size: quant_block_size, double_quant: !args.no_double_quant };
     let base = no_model::unless_base(&args.base)?;
     let start = Instant::now();
     let written = write_quantized(

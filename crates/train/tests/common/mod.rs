@@ -7,7 +7,7 @@ use std::sync::Arc;
 use danlu_adapter::Adapter;
 use danlu_kernels::{Backend, Cpu, CpuOptions, DType, Isa, Reference};
 use danlu_model::{Decoder, Sequence, Tokenizer};
-use danlu_train::{Example, TokenIdentity, TrainSettings, Trainer, base_fingerprint};
+use danlu_train::{Example, LrSchedulerType, TokenIdentity, TrainSettings, Trainer, base_fingerprint};
 
 pub fn crate_folder() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -55,6 +55,21 @@ pub fn f32_values(bytes: &[u8]) -> Vec<f32> {
 
 pub fn relative(found: f64, expected: f64) -> f64 {
     (found - expected).abs() / expected.abs()
+}
+
+/// The settings of the ten steps that PEFT took.
+pub fn recipe(hyper: &serde_json::Value) -> TrainSettings {
+    let number = |name: &str| hyper[name].as_f64().unwrap();
+    TrainSettings {
+        lora_dropout: 0.0,
+        learning_rate: number("lr"),
+        lr_scheduler_type: LrSchedulerType::Constant,
+        weight_decay: number("weight_decay"),
+        max_grad_norm: number("max_grad_norm"),
+        max_steps: Some(number("steps") as u64),
+        shuffle_dataset: false,
+        ..TrainSettings::default()
+    }
 }
 
 /// Records as `{ "input_ids": [...], "labels": [...] }`, -100 where there is no loss.

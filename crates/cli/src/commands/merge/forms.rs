@@ -82,11 +82,6 @@ impl Forms {
         Ok(Self { original: Some(plain(&place.base)), dequantized })
     }
 
-    /// The form the adapter was trained on.
-    pub fn trained(&self) -> &Form {
-        self.dequantized.as_ref().or(self.original.as_ref()).expect("one form is at hand")
-    }
-
     /// The form of that kind.
     ///
     /// # Errors

@@ -17,9 +17,11 @@ use danlu_adapter::merge::{
 };
 use danlu_adapter::{Adapter, parse_byte_size};
 use danlu_data::{EncodeOptions, Format};
-use danlu_kernels::{Backend, DType};
-use danlu_model::{Decoder, Extra, ModelConfig, Sequence, Tokenizer, write_quantized};
-use danlu_train::{Quant, TrainSettings};
+use danlu_kernels::{Backend, DType, FourBitCode};
+use danlu_model::{
+    Decoder, Extra, LoraSource, ModelConfig, Quantization, Sequence, Tokenizer, write_quantized,
+};
+use danlu_train::IDENTITY_FILE;
 
 use self::forms::{Form, Forms};
 use crate::commands::ComputeArgs;
@@ -32,9 +34,6 @@ use crate::printer::Printer;
 use crate::report::{Report, Result};
 use crate::scratch::Scratch;
 use crate::text;
-
-/// Name of the file that tells how an adapter was made.
-const IDENTITY_FILE: &str = "danlu.json";
 
 /// Examples under `--help`.
 pub const EXAMPLES: &str = "\
@@ -67,8 +66,8 @@ pub struct MergeArgs {
     #[arg(long, value_name = "DIR")]
     pub original: Option<PathBuf>,
     /// Put the merged model into 4 bits, nf4 or fp4; the report tells what that costs
-    #[arg(long, value_name = "TYPE", value_parser = four_bit)]
-    pub to: Option<Quant>,
+    #[arg(long, value_name = "TYPE", value_parser = FourBitCode::from_str)]
+    pub to: Option<FourBitCode>,
     /// Type of the merged weights: f32, bf16 or f16 [default: the base's]
     #[arg(long, value_name = "TYPE", value_parser = dtype)]
     pub dtype: Option<DType>,
@@ -98,14 +97,6 @@ fn dtype(name: &str) -> Result<DType, String> {
         "bf16" => Ok(DType::Bf16),
         "f16" => Ok(DType::F16),
         _ => Err("expected f32, bf16 or f16".to_owned()),
-    }
-}
-
-/// A quantisation that is one.
-pub fn four_bit(name: &str) -> Result<Quant, String> {
-    match name.parse() {
-        Ok(Quant::None) | Err(_) => Err("expected nf4 or fp4".to_owned()),
-        Ok(code) => Ok(code),
     }
 }
 
@@ -139,11 +130,14 @@ pub fn run(args: &MergeArgs, printer: &Printer) -> Result<()> {
         None => own_text(&tokenizer)?,
     };
     let forms = Forms::of(&place, args.original.as_deref(), printer)?;
-    let job = Job { args, place: &place, forms: &forms, sequences: &sequences, printer };
+    // Measured in f32, so that what is seen is the merge and not the products.
+    let backend = args.compute.backend(DType::F32)?;
+    let adapter = place.load_adapter(&ModelConfig::read(&place.base)?, &*backend)?;
+    let job = Job { args, adapter, backend, forms: &forms, sequences: &sequences, printer };
     // A merge that is not to stay in 16 bits is made beside the output.
     let beside = args.to.map(|_| Scratch::new_in(parent(&args.output))).transpose()?;
     let output = beside.as_ref().map_or_else(|| args.output.clone(), |beside| beside.path().join("merged"));
-    let (mut staged, fidelity) = job.merge(&output)?;
+    let Merged { mut staged, fidelity, base } = job.merge(&output)?;
     let faults = fidelity.faults();
     let report =
         |report: &MergeReport| figures::print(report, &fidelity, file.as_deref(), &args.output, printer);
@@ -158,7 +152,7 @@ pub fn run(args: &MergeArgs, printer: &Printer) -> Result<()> {
     match args.to {
         None => report(&staged.publish(Some(&fidelity))?),
         Some(code) => {
-            job.quantize(&mut staged, code, &fidelity)?;
+            job.quantize(&mut staged, code, &fidelity, &base)?;
             report(&staged.report);
         }
     }
@@ -173,72 +167,56 @@ fn parent(path: &Path) -> &Path {
 /// A merge to be done.
 struct Job<'a> {
     args: &'a MergeArgs,
-    place: &'a Place,
+    adapter: Adapter,
+    backend: Arc<dyn Backend>,
     forms: &'a Forms,
     sequences: &'a [Sequence],
     printer: &'a Printer,
 }
 
+/// A merge that is written and measured.
+struct Merged {
+    staged: Staged,
+    fidelity: Fidelity,
+    /// The form it went into, without the adapter.
+    base: Decoder,
+}
+
 impl Job<'_> {
     /// The merge, measured before it has a name, into the form that is asked for. Left to itself it is the form on
     /// which the adapter comes nearest to what was trained.
-    fn merge(&self, output: &Path) -> Result<(Staged, Fidelity)> {
-        // Measured in f32, so that what is seen is the merge and not the products.
-        let backend = self.args.compute.backend(DType::F32)?;
-        let adapter = self.place.load_adapter(&ModelConfig::read(&self.place.base)?, &*backend)?;
-        let both = match (&self.forms.original, &self.forms.dequantized) {
-            (Some(original), Some(_)) => Some(original),
-            _ => None,
-        };
+    fn merge(&self, output: &Path) -> Result<Merged> {
         let first = match self.args.merge_base {
             Wanted::Form(form) => form,
             Wanted::Auto if self.forms.dequantized.is_some() => MergeBase::Dequantized,
             Wanted::Auto => MergeBase::Original,
         };
-        let (staged, fidelity) = self.merge_into(first, &adapter, &backend, output)?;
-        let Some(original) = both else { return Ok((staged, fidelity)) };
-
-        // What the other form would give, without writing it: the adapter on the original, not merged yet.
-        let trained = self.load(self.forms.trained(), &backend)?;
-        let unmerged = self.load(original, &backend)?;
-        let limits = Limits::of(DType::F32);
-        let mut progress = self.progress();
-        let other = fidelity::measure(
-            &trained,
-            &adapter,
-            &unmerged,
-            Some(&adapter),
-            self.sequences,
-            limits,
-            &mut progress,
-        )?;
-        self.printer.clear_live();
-        let of = |form, f: &Fidelity| FormFigures { form, kl: f.kl, perplexity: f.perplexity_merged };
-        let original = of(MergeBase::Original, &other);
-        let with_forms = |mut staged: Staged, dequantized: Option<FormFigures>| {
-            staged.report.forms = [Some(original), dequantized].into_iter().flatten().collect();
-            staged
+        let mut merged = self.merge_into(first, output)?;
+        let (Some(original), Some(dequantized)) = (&self.forms.original, &self.forms.dequantized) else {
+            return Ok(merged);
         };
-        if first == MergeBase::Original {
-            return Ok((with_forms(staged, None), fidelity));
+
+        // What the original would give, without writing it: the adapter on it, not merged yet.
+        let is_original = first == MergeBase::Original;
+        let other = self.load(if is_original { dequantized } else { original })?;
+        let (trained, unmerged) = if is_original { (&other, &merged.base) } else { (&merged.base, &other) };
+        let limits = Limits::of(DType::F32);
+        let on_original = self.measure(trained, unmerged, Some(&self.adapter), limits)?;
+        let of = |form, f: &Fidelity| FormFigures { form, kl: f.kl, perplexity: f.perplexity_merged };
+        let mut forms = vec![of(MergeBase::Original, &on_original)];
+        if !is_original {
+            forms.push(of(MergeBase::Dequantized, &merged.fidelity));
+            if self.args.merge_base == Wanted::Auto && on_original.kl < merged.fidelity.kl {
+                drop(merged);
+                merged = self.merge_into(MergeBase::Original, output)?;
+            }
         }
-        let dequantized = of(MergeBase::Dequantized, &fidelity);
-        if self.args.merge_base == Wanted::Auto && original.kl < dequantized.kl {
-            drop(staged);
-            let (staged, fidelity) = self.merge_into(MergeBase::Original, &adapter, &backend, output)?;
-            return Ok((with_forms(staged, Some(dequantized)), fidelity));
-        }
-        Ok((with_forms(staged, Some(dequantized)), fidelity))
+        merged.staged.report.forms = forms;
+        Ok(merged)
     }
 
     /// Merges into one form, and measures against the adapter on that form.
-    fn merge_into(
-        &self,
-        form: MergeBase,
-        adapter: &Adapter,
-        backend: &Arc<dyn Backend>,
-        output: &Path,
-    ) -> Result<(Staged, Fidelity)> {
+    fn merge_into(&self, form: MergeBase, output: &Path) -> Result<Merged> {
         let (args, printer, form) = (self.args, self.printer, self.forms.get(form)?);
         let options = MergeOptions {
             dtype: args.dtype,
@@ -255,35 +233,32 @@ impl Job<'_> {
                 format!("merging {done} of {total} · {}", p.tensor),
             ));
         };
-        let staged = merge::stage(&form.folder, adapter, &**backend, output, &options, &mut progress)?;
-        let base = self.load(form, backend)?;
-        let merged = Decoder::load(staged.folder(), Arc::clone(backend))?;
+        let staged =
+            merge::stage(&form.folder, &self.adapter, &*self.backend, output, &options, &mut progress)?;
+        let base = self.load(form)?;
+        let merged = Decoder::load(staged.folder(), Arc::clone(&self.backend))?;
         let mut limits = Limits::of(narrowest(&staged.report));
         if let Some(threshold) = args.threshold {
             limits = limits.with_kl(threshold);
         }
-        let mut progress = self.progress();
-        let fidelity =
-            fidelity::measure(&base, adapter, &merged, None, self.sequences, limits, &mut progress)?;
-        printer.clear_live();
-        Ok((staged, fidelity))
+        let fidelity = self.measure(&base, &merged, None, limits)?;
+        Ok(Merged { staged, fidelity, base })
     }
 
     /// Puts a merge into 4 bits, in the output's folder, with what that costs in its report.
-    fn quantize(&self, staged: &mut Staged, code: Quant, fidelity: &Fidelity) -> Result<()> {
-        let settings = TrainSettings { quant: code, ..TrainSettings::default() };
-        let Some(quantization) = settings.quantization() else { return Ok(()) };
-        let (args, printer) = (self.args, self.printer);
-        let (backend, threads) = (args.compute.backend(DType::F32)?, args.compute.threads());
-        let adapter = self.place.load_adapter(&ModelConfig::read(&self.place.base)?, &*backend)?;
-        let form = self.forms.get(staged.report.merge_base)?;
-        let base = self.load(form, &backend)?;
-        let merged = base::load(staged.folder(), Some(quantization), threads, Arc::clone(&backend), printer)?;
+    fn quantize(
+        &self,
+        staged: &mut Staged,
+        code: FourBitCode,
+        fidelity: &Fidelity,
+        base: &Decoder,
+    ) -> Result<()> {
+        let quantization = Quantization::new(code);
+        let (args, printer, threads) = (self.args, self.printer, self.args.compute.threads());
+        let backend = Arc::clone(&self.backend);
+        let merged = base::load(staged.folder(), Some(quantization), threads, backend, printer)?;
         // 4 bits were asked for, whatever they cost: the figures are told, and nothing is refused.
-        let limits = Limits::of(DType::Bf16);
-        let mut progress = self.progress();
-        let cost = fidelity::measure(&base, &adapter, &merged, None, self.sequences, limits, &mut progress)?;
-        printer.clear_live();
+        let cost = self.measure(base, &merged, None, Limits::of(DType::Bf16))?;
         staged.report.quantized =
             Some(QuantizedFigures { quantization, kl: cost.kl, perplexity: cost.perplexity_merged });
         let mut extra: Vec<Extra<'_>> = vec![(REPORT_FILE, staged.report_json(fidelity))];
@@ -298,17 +273,35 @@ impl Job<'_> {
         Ok(())
     }
 
-    fn load(&self, form: &Form, backend: &Arc<dyn Backend>) -> Result<Decoder> {
-        let threads = self.args.compute.threads();
-        base::load(&form.folder, form.through, threads, Arc::clone(backend), self.printer)
+    fn load(&self, form: &Form) -> Result<Decoder> {
+        let (threads, backend) = (self.args.compute.threads(), Arc::clone(&self.backend));
+        base::load(&form.folder, form.through, threads, backend, self.printer)
     }
 
-    fn progress(&self) -> impl FnMut(usize) {
+    /// Measures `merged`, or the adapter on it, against the adapter on `base`.
+    fn measure(
+        &self,
+        base: &Decoder,
+        merged: &Decoder,
+        merged_lora: Option<&dyn LoraSource>,
+        limits: Limits,
+    ) -> Result<Fidelity> {
         let (printer, total) = (self.printer, self.sequences.len());
-        move |done| {
+        let mut progress = |done: usize| {
             printer
                 .live(&printer.pick(format!("核对 {done}/{total}"), format!("measuring {done} of {total}")));
-        }
+        };
+        let fidelity = fidelity::measure(
+            base,
+            &self.adapter,
+            merged,
+            merged_lora,
+            self.sequences,
+            limits,
+            &mut progress,
+        )?;
+        printer.clear_live();
+        Ok(fidelity)
     }
 }
 
