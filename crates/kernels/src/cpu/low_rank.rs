@@ -169,6 +169,7 @@ impl LowRank {
                     k: 0,
                     k_len: rank,
                     round: false,
+                    ahead: Ahead::NONE,
                 };
                 // SAFETY: the view holds `m` rows of `rank`, the panel `rank` steps.
                 unsafe { pack(&job) };
@@ -370,8 +371,18 @@ impl LowRank {
         pool.run(d_out.div_ceil(COLS), |task, _| {
             let outer = task * COLS;
             let (dst, outers) = (b_t.at(outer), (d_out - outer).min(COLS));
-            let job =
-                PackJob { dst, width: stride, panel: 0, src, outer, outers, k: 0, k_len: rank, round: false };
+            let job = PackJob {
+                dst,
+                width: stride,
+                panel: 0,
+                src,
+                outer,
+                outers,
+                k: 0,
+                k_len: rank,
+                round: false,
+                ahead: Ahead::NONE,
+            };
             // SAFETY: the view was checked; `COLS` is whole vectors and `stride` rounds up to them.
             unsafe { pack(&job) };
         });
@@ -417,7 +428,18 @@ impl LowRank {
         for panel in 0..panels {
             let (outer, outers) = part(outers, panels, panel);
             let dst = dst.wrapping_add(panel * panel_steps * lanes);
-            let job = PackJob { dst, width: lanes, panel: 0, src, outer, outers, k: 0, k_len, round: false };
+            let job = PackJob {
+                dst,
+                width: lanes,
+                panel: 0,
+                src,
+                outer,
+                outers,
+                k: 0,
+                k_len,
+                round: false,
+                ahead: Ahead::NONE,
+            };
             // SAFETY: the view was checked; callers hand room for all panels, and `k_len <= panel_steps`.
             unsafe { pack(&job) };
         }

@@ -1,5 +1,6 @@
 //! Operands fetched from memory while the processor multiplies: packing them would wait for every line.
 
+use super::kernel::part;
 use super::lanes::Lanes;
 
 /// Bytes of a cache line.
@@ -25,6 +26,12 @@ impl Ahead {
         let first = start.wrapping_sub(start.addr() % LINE);
         // A row may begin and end inside a line.
         Self { start: first, stride, width: (start.addr() % LINE + bytes).div_ceil(LINE), line: 0, rows }
+    }
+
+    /// The rows of one of `parts` nearly equal parts.
+    pub fn part(self, index: usize, parts: usize) -> Self {
+        let (first, rows) = part(self.rows, parts, index);
+        Self { start: self.start.wrapping_add(first * self.stride), rows, ..self }
     }
 
     /// All lines, where none is fetched yet.

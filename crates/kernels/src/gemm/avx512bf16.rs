@@ -26,20 +26,32 @@ unsafe fn pairs_along<const D: u8>(p: *const u8) -> __m512 {
     }
 }
 
-/// 16 elements as bf16, each zero-extended to a word.
+/// 16 elements as bf16.
 ///
 /// # Safety
 /// Needs AVX512-BF16 and 16 readable elements at `p`.
 #[inline(always)]
-unsafe fn halves<const D: u8>(p: *const u8) -> __m512i {
+unsafe fn halves<const D: u8>(p: *const u8) -> __m256i {
     // SAFETY: the caller has AVX512-BF16 and vouches for the elements.
     unsafe {
-        let bits = if D == BF16 {
-            _mm256_loadu_si256(p.cast())
-        } else {
-            std::mem::transmute::<__m256bh, __m256i>(_mm512_cvtneps_pbh(avx512::widen::<D>(p)))
-        };
-        _mm512_cvtepu16_epi32(bits)
+        if D == BF16 {
+            return _mm256_loadu_si256(p.cast());
+        }
+        std::mem::transmute::<__m256bh, __m256i>(_mm512_cvtneps_pbh(avx512::widen::<D>(p)))
+    }
+}
+
+/// Lane `i` of the lower half beside lane `i` of the upper one.
+///
+/// # Safety
+/// Needs AVX-512F.
+#[inline(always)]
+unsafe fn interleaved() -> __m512i {
+    // SAFETY: the caller has AVX-512F.
+    unsafe {
+        let two_pairs = |i: i64| 0x0011_0001_0010_0000 + 0x0002_0002_0002_0002 * i;
+        let [a, b, c, d, e, f, g, h] = [0, 1, 2, 3, 4, 5, 6, 7].map(two_pairs);
+        _mm512_setr_epi64(a, b, c, d, e, f, g, h)
     }
 }
 
@@ -125,8 +137,8 @@ impl Lanes for Avx512Bf16 {
     unsafe fn words_across<const D: u8>(p0: *const u8, p1: *const u8, _: bool) -> __m512 {
         // SAFETY: as the trait asks.
         unsafe {
-            let upper = _mm512_slli_epi32::<16>(halves::<D>(p1));
-            _mm512_castsi512_ps(_mm512_or_si512(halves::<D>(p0), upper))
+            let both = _mm512_inserti64x4::<1>(_mm512_castsi256_si512(halves::<D>(p0)), halves::<D>(p1));
+            _mm512_castsi512_ps(_mm512_permutexvar_epi16(interleaved(), both))
         }
     }
 

@@ -263,12 +263,22 @@ impl Gemm {
             (k, (block_steps * pair).min(p.k - k))
         };
 
+        let cols_of = |task: usize| {
+            let (panel, panels) = part(p.n.div_ceil(width), col_tasks, task / row_tasks);
+            (panel * width, (p.n - panel * width).min(panels * width))
+        };
+
         let mut packed_a = lock(&self.packed_a);
         for first in (0..blocks).step_by(BLOCKS_AT_ONCE) {
             let count = (blocks - first).min(BLOCKS_AT_ONCE);
             let packed = SendPtr(packed_a.at_least(a_words).as_mut_ptr());
-            pool.run(panels, |panel, _| {
+            pool.run(panels, |panel, worker| {
                 let (outer, outers) = part(m, panels, panel);
+                // What this thread will likely pack first, a part with each of its panels.
+                let (col, n) = cols_of(worker.min(col_tasks * row_tasks - 1));
+                let (k, k_len) = k_of(first);
+                let turns = panels.div_ceil(pool.threads());
+                let mut ahead = p.b.ahead(col, n, k, k_len).part(panel / pool.threads(), turns);
                 for block in 0..count {
                     let (k, k_len) = k_of(first + block);
                     let dst = packed.at((block * panels + panel) * a_panel);
@@ -284,16 +294,13 @@ impl Gemm {
                         k,
                         k_len,
                         round: self.round,
+                        ahead: std::mem::replace(&mut ahead, Ahead::NONE),
                     };
                     // SAFETY: `select` checked the instruction set, `product` the view; every panel of every
                     // block has its own `a_panel` words.
                     unsafe { pack(&job) };
                 }
             });
-            let cols_of = |task: usize| {
-                let (panel, panels) = part(p.n.div_ceil(width), col_tasks, task / row_tasks);
-                (panel * width, (p.n - panel * width).min(panels * width))
-            };
             pool.run(col_tasks * row_tasks, |task, worker| {
                 let (col, n) = cols_of(task);
                 // Whole panels of the same cut as above, so that they are found where they were packed.
@@ -315,6 +322,7 @@ impl Gemm {
                         k,
                         k_len,
                         round: self.round,
+                        ahead: Ahead::NONE,
                     };
                     // SAFETY: `packed_b` has a panel for every `width` of the largest task's columns; the rest as
                     // above.

@@ -113,6 +113,8 @@ pub(crate) struct PackJob<'a> {
     pub k_len: usize,
     /// Whether f32 words are rounded to bf16.
     pub round: bool,
+    /// What to fetch from memory before.
+    pub ahead: Ahead,
 }
 
 /// Runs a [`PackJob`].
@@ -121,8 +123,10 @@ pub(crate) struct PackJob<'a> {
 /// The instruction set of `T` must be there, the elements inside the view, and `dst` valid for all steps.
 #[inline(always)]
 pub(super) unsafe fn pack<T: Lanes>(job: &PackJob<'_>) {
+    let mut ahead = job.ahead;
     // SAFETY: as the caller's.
     unsafe {
+        ahead.fetch::<T>(ahead.lines());
         match job.src.elements {
             Elements::Dense(DType::F32) => pack_of::<T, F32>(job),
             Elements::Dense(DType::Bf16) => pack_of::<T, BF16>(job),
@@ -233,10 +237,12 @@ unsafe fn pack_across<T: Lanes, const D: u8>(
     // SAFETY: as just said; single elements are read only inside the shape.
     unsafe {
         let mut p0 = bytes.as_ptr().wrapping_add(at(steps.start) * size);
-        for step in steps.start..whole {
+        let mut to = dst.wrapping_add(steps.start * job.width);
+        for _ in steps.start..whole {
             let p1 = p0.wrapping_add((T::PAIR - 1) * k * size);
-            T::store(dst.add(step * job.width), T::words_across::<D>(p0, p1, job.round));
+            T::store(to, T::words_across::<D>(p0, p1, job.round));
             p0 = p0.wrapping_add(T::PAIR * k * size);
+            to = to.wrapping_add(job.width);
         }
         for step in whole..steps.end {
             let paired = step * T::PAIR + T::PAIR <= job.k_len;
