@@ -13,9 +13,9 @@ use crate::{ModelConfig, Projection};
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum ActivationPolicy {
     /// Everything: nothing is computed twice.
-    #[default]
     KeepAll,
     /// All but what a pass over memory makes again: both norms and the product inside the MLP.
+    #[default]
     KeepSome,
     /// Its input alone: the block runs again before its backward.
     Recompute,

@@ -13,7 +13,7 @@ use crate::{ActivationPolicy, ModelConfig};
 #[derive(Debug, Default)]
 pub struct Workspace {
     pub(crate) layers: Vec<LayerActivations>,
-    /// One for each layer; where there is none, everything is kept.
+    /// One for each layer; where there is none, the default.
     policies: Vec<ActivationPolicy>,
     /// What layers that do not keep everything compute into.
     shared: LayerActivations,
@@ -75,7 +75,7 @@ impl Workspace {
         Self::default()
     }
 
-    /// An empty workspace whose layers keep what these policies say; layers beyond them keep everything.
+    /// An empty workspace whose layers keep what these policies say; layers beyond them what is dear to make again.
     pub fn with_policies(policies: Vec<ActivationPolicy>) -> Self {
         Self { policies, ..Self::default() }
     }

@@ -10,28 +10,23 @@ pub struct Layers {
     pub recompute: usize,
     /// Layers that drop what is cheap to make again.
     pub keep_some: usize,
-    /// Layers that keep everything.
-    pub keep_all: usize,
 }
 
 impl Layers {
     /// The policy of each layer, from the lowest.
     pub fn policies(&self) -> Vec<ActivationPolicy> {
-        let Self { recompute, keep_some, keep_all } = *self;
+        let Self { recompute, keep_some } = *self;
         let of = |policy, count| std::iter::repeat_n(policy, count);
-        of(ActivationPolicy::Recompute, recompute)
-            .chain(of(ActivationPolicy::KeepSome, keep_some))
-            .chain(of(ActivationPolicy::KeepAll, keep_all))
-            .collect()
+        of(ActivationPolicy::Recompute, recompute).chain(of(ActivationPolicy::KeepSome, keep_some)).collect()
     }
 
-    /// Every mix worth trying on `count` layers, the cheapest in work first and each smaller than the one before.
+    /// Every mix worth trying on `count` layers, the cheapest in work first and each smaller than the one before. None
+    /// keeps everything: that holds more and was no faster.
     ///
-    /// One layer alone that keeps less gains nothing: what it drops is held by the shared buffers instead.
+    /// One layer alone that recomputes gains nothing: what it drops is held by the shared buffers instead.
     fn ladder(count: usize) -> impl Iterator<Item = Self> {
-        let some = (2..=count).map(move |n| Self { keep_some: n, keep_all: count - n, ..Self::default() });
-        let none = (2..=count).map(move |n| Self { recompute: n, keep_some: count - n, ..Self::default() });
-        std::iter::once(Self { keep_all: count, ..Self::default() }).chain(some).chain(none)
+        let recomputing = (2..=count).map(move |n| Self { recompute: n, keep_some: count - n });
+        std::iter::once(Self { recompute: 0, keep_some: count }).chain(recomputing)
     }
 }
 

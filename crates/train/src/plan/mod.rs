@@ -123,8 +123,8 @@ impl Scratch {
 }
 
 impl MemoryPlan {
-    /// Plans a run. Without a `limit` every layer keeps everything and small micro-batches run together; with one, as
-    /// much of that as fits.
+    /// Plans a run. Without a `limit` no layer recomputes and small micro-batches run together; with one, as much of
+    /// that as fits.
     ///
     /// # Errors
     /// If a setting is out of range, or the run does not fit even when every layer keeps least; the error then

@@ -83,7 +83,7 @@ pub struct Forecast {
 impl Forecast {
     /// Plans a run. Without data, every record is taken to be as long as the settings allow.
     ///
-    /// Without a limit, everything is kept if it fits into the memory that is available; otherwise the planner chooses.
+    /// Without a limit, no layer recomputes if that fits into the memory that is available; otherwise the planner chooses.
     ///
     /// # Errors
     /// If the run does not fit, or the base's weights are not sound.
@@ -196,24 +196,22 @@ pub fn layers(plan: &MemoryPlan, printer: &Printer) -> String {
 }
 
 fn kept(layers: &Layers, printer: &Printer) -> String {
-    let Layers { recompute, keep_some, keep_all } = *layers;
-    if recompute + keep_some == 0 {
+    let Layers { recompute, keep_some } = *layers;
+    if recompute == 0 {
         return printer.pick(
-            format!("{keep_all} 层全部保留激活：没有重复计算"),
-            format!("all {keep_all} keep everything: nothing is computed twice"),
+            format!("{keep_some} 层都保留激活：只重算归一化与激活函数"),
+            format!("all {keep_some} keep their activations: only norms and SwiGLU are computed twice"),
         );
     }
-    let kinds = [
-        (recompute, "只留输入并重算", "recompute from their input"),
-        (keep_some, "丢弃归一化与激活函数的结果", "drop what is cheap to make again"),
-        (keep_all, "全部保留", "keep everything"),
-    ];
-    let said: Vec<String> = kinds
-        .into_iter()
-        .filter(|(count, ..)| *count > 0)
-        .map(|(count, zh, en)| printer.pick(format!("{count} 层{zh}"), format!("{count} {en}")))
-        .collect();
-    said.join(printer.pick("，", ", "))
+    let (zh, en) =
+        (format!("{recompute} 层只留输入并重算"), format!("{recompute} recompute from their input"));
+    match keep_some {
+        0 => printer.pick(zh, en),
+        _ => printer.pick(
+            format!("{zh}，{keep_some} 层保留激活"),
+            format!("{en}, {keep_some} keep their activations"),
+        ),
+    }
 }
 
 /// The peak of a finished run beside its forecast; `None` where the system does not tell.
