@@ -1,0 +1,97 @@
+//! Who asks, and what they may.
+
+use std::collections::HashMap;
+
+use crate::http::Head;
+use crate::hub::State;
+use crate::refusal::Refusal;
+use crate::repository::{Gate, Repository};
+
+/// An access token and whose it is.
+#[derive(Clone, Debug)]
+pub(crate) struct Account {
+    pub name: String,
+    pub writes: bool,
+    pub expired: bool,
+}
+
+/// Accounts by token.
+pub(crate) type Accounts = HashMap<String, Account>;
+
+impl State {
+    /// Who sent the request; none without a token.
+    ///
+    /// # Errors
+    /// 401 for a token that is not known or has expired.
+    pub fn caller(&self, head: &Head) -> Result<Option<Account>, Refusal> {
+        let Some(header) = head.header("Authorization") else { return Ok(None) };
+        let account = header.strip_prefix("Bearer ").and_then(|token| self.accounts.get(token));
+        match account {
+            Some(account) if account.expired => Err(Refusal::new(401, "User Access Token is expired")),
+            Some(account) => Ok(Some(account.clone())),
+            None => Err(Refusal::new(401, "Invalid credentials in Authorization header")),
+        }
+    }
+
+    /// Whether `name` may write in `namespace`: their own, or an organisation they are in.
+    pub fn owns(&self, name: &str, namespace: &str) -> bool {
+        name == namespace || self.members.iter().any(|(org, user)| org == namespace && user == name)
+    }
+
+    /// The repository `id`, if the caller may know of it.
+    ///
+    /// # Errors
+    /// As if there were none: 404, or 401 without a token.
+    pub fn visible(&self, id: &str, caller: Option<&Account>) -> Result<&Repository, Refusal> {
+        let repository = self.repositories.get(id).filter(|repository| {
+            !repository.private || caller.is_some_and(|who| self.owns(&who.name, repository.namespace()))
+        });
+        repository.ok_or_else(|| Refusal::repository(caller.is_some()))
+    }
+
+    /// Whether the caller may have the files of `repository`.
+    ///
+    /// # Errors
+    /// 401 without a token, 403 where the terms are not accepted.
+    pub fn passes_gate(&self, repository: &Repository, caller: Option<&Account>) -> Result<(), Refusal> {
+        let id = &repository.id;
+        if repository.gate == Gate::Open {
+            return Ok(());
+        }
+        let Some(who) = caller else {
+            let message = format!(
+                "Access to model {id} is restricted. You must have access to it and be authenticated to access it. \
+                 Please log in."
+            );
+            return Err(Refusal::new(401, message).code("GatedRepo"));
+        };
+        if self.owns(&who.name, repository.namespace()) || repository.granted.contains(&who.name) {
+            return Ok(());
+        }
+        let message = format!(
+            "Access to model {id} is restricted and you are not in the authorized list. \
+             Visit https://huggingface.co/{id} to ask for access."
+        );
+        Err(Refusal::new(403, message).code("GatedRepo"))
+    }
+
+    /// The caller, who may write to `id`, or propose to where `proposes`.
+    ///
+    /// # Errors
+    /// 401 without a token, 404 where the repository is unknown, 403 where it is another's or the token reads only.
+    pub fn writer(&self, id: &str, caller: Option<Account>, proposes: bool) -> Result<Account, Refusal> {
+        let repository = self.visible(id, caller.as_ref())?;
+        let Some(who) = caller else { return Err(Refusal::new(401, "Invalid username or password.")) };
+        if !who.writes {
+            return Err(Refusal::new(
+                403,
+                "Forbidden: you must use a write token to upload to a repository.",
+            ));
+        }
+        if !proposes && !self.owns(&who.name, repository.namespace()) {
+            let message = "Forbidden: pass `create_pr=1` as a query parameter to create a Pull Request";
+            return Err(Refusal::new(403, message));
+        }
+        Ok(who)
+    }
+}

@@ -1,0 +1,247 @@
+//! Faults on demand: which request they meet, how often, and what goes wrong.
+
+use std::sync::Mutex;
+use std::time::Duration;
+
+use serde_json::Value;
+
+use crate::http::{Content, Head, Response};
+use crate::record::{Host, lock};
+
+/// The method of the requests that a fault meets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Method {
+    /// Whatever the method.
+    Any,
+    /// `GET`.
+    Get,
+    /// `HEAD`.
+    Head,
+    /// `POST`.
+    Post,
+    /// `PUT`.
+    Put,
+}
+
+/// What goes wrong.
+#[derive(Clone, Debug)]
+pub enum Action {
+    /// This answer instead of the Hub's: status, headers, body.
+    Status(u16, Vec<(String, String)>, Vec<u8>),
+    /// The connection is closed with no answer, and the request has no effect.
+    CutBefore,
+    /// The answer's length is true, but the connection is closed after so many bytes of its body.
+    CutAfter(u64),
+    /// So many bytes of the request's body are read, then the connection is closed.
+    CutUpload(u64),
+    /// The request has its effect, then the connection is closed with no answer.
+    CutAnswer,
+    /// One byte in the middle of the answer's body is another.
+    Corrupt,
+    /// The answer's body has only its first so many bytes, and its length says so.
+    Shorten(u64),
+    /// So long nothing happens.
+    Delay(Duration),
+    /// 302 to there.
+    RedirectTo(String),
+    /// The Hub's answer with this for a body.
+    Replace(Value),
+    /// The Hub's answer with this header, in place of its own of that name.
+    Header(String, String),
+    /// The answer's body comes at so many bytes a second.
+    Throttle(u64),
+}
+
+/// A fault: the requests it meets, and what goes wrong with them. It meets one request unless [`Fault::times`] or
+/// [`Fault::always`] say otherwise.
+#[derive(Clone, Debug)]
+pub struct Fault {
+    method: Method,
+    part: String,
+    host: Option<Host>,
+    ranged: Option<bool>,
+    skip: usize,
+    left: usize,
+    actions: Vec<Action>,
+}
+
+impl Fault {
+    /// Meets requests of this method whose path and query, as they are sent, contain `part`.
+    pub fn on(method: Method, part: &str) -> Self {
+        Self {
+            method,
+            part: part.to_owned(),
+            host: None,
+            ranged: None,
+            skip: 0,
+            left: 1,
+            actions: Vec::new(),
+        }
+    }
+
+    /// Only requests to this listener.
+    pub fn at(self, host: Host) -> Self {
+        Self { host: Some(host), ..self }
+    }
+
+    /// Only requests with a `Range` header, or only those without.
+    pub fn ranged(self, ranged: bool) -> Self {
+        Self { ranged: Some(ranged), ..self }
+    }
+
+    /// The first `count` requests that it would meet pass unharmed.
+    pub fn after(self, count: usize) -> Self {
+        Self { skip: count, ..self }
+    }
+
+    /// Meets so many requests.
+    pub fn times(self, count: usize) -> Self {
+        Self { left: count, ..self }
+    }
+
+    /// Meets every request.
+    pub fn always(self) -> Self {
+        self.times(usize::MAX)
+    }
+
+    /// What goes wrong; called again, that goes wrong as well.
+    pub fn then(mut self, action: Action) -> Self {
+        self.actions.push(action);
+        self
+    }
+
+    fn meets(&self, host: Host, head: &Head) -> bool {
+        let method = match self.method {
+            Method::Any => true,
+            Method::Get => head.method == "GET",
+            Method::Head => head.method == "HEAD",
+            Method::Post => head.method == "POST",
+            Method::Put => head.method == "PUT",
+        };
+        method
+            && self.left > 0
+            && self.host.is_none_or(|only| only == host)
+            && self.ranged.is_none_or(|ranged| ranged == head.header("Range").is_some())
+            && head.target.raw.contains(&self.part)
+    }
+}
+
+/// The faults that wait for a request.
+#[derive(Default)]
+pub(crate) struct Faults(Mutex<Vec<Fault>>);
+
+impl Faults {
+    pub fn add(&self, fault: Fault) {
+        lock(&self.0).push(fault);
+    }
+
+    pub fn clear(&self) {
+        lock(&self.0).clear();
+    }
+
+    /// What is to go wrong with this request: the first fault that meets it decides.
+    pub fn take(&self, host: Host, head: &Head) -> Plan {
+        for fault in lock(&self.0).iter_mut().filter(|fault| fault.meets(host, head)) {
+            if fault.skip > 0 {
+                fault.skip -= 1;
+                continue;
+            }
+            fault.left = fault.left.saturating_sub(usize::from(fault.left != usize::MAX));
+            return Plan::new(&fault.actions);
+        }
+        Plan::default()
+    }
+}
+
+/// What is to go wrong with one request.
+#[derive(Default)]
+pub(crate) struct Plan {
+    pub delay: Duration,
+    pub cut_before: bool,
+    pub cut_upload: Option<u64>,
+    pub cut_answer: bool,
+    pub answer: Option<(u16, Vec<(String, String)>, Vec<u8>)>,
+    pub cut_after: Option<u64>,
+    pub throttle: Option<u64>,
+    pub corrupt: bool,
+    changes: Vec<Action>,
+}
+
+impl Plan {
+    fn new(actions: &[Action]) -> Self {
+        let mut plan = Self::default();
+        for action in actions {
+            match action {
+                Action::Status(status, headers, body) => {
+                    plan.answer = Some((*status, headers.clone(), body.clone()));
+                }
+                Action::RedirectTo(to) => {
+                    plan.answer = Some((302, vec![("Location".to_owned(), to.clone())], Vec::new()));
+                }
+                Action::CutBefore => plan.cut_before = true,
+                Action::CutAfter(bytes) => plan.cut_after = Some(*bytes),
+                Action::CutUpload(bytes) => plan.cut_upload = Some(*bytes),
+                Action::CutAnswer => plan.cut_answer = true,
+                Action::Corrupt => plan.corrupt = true,
+                Action::Delay(time) => plan.delay += *time,
+                Action::Throttle(speed) => plan.throttle = Some(*speed),
+                Action::Shorten(_) | Action::Replace(_) | Action::Header(..) => {
+                    plan.changes.push(action.clone());
+                }
+            }
+        }
+        plan
+    }
+
+    /// The Hub's answer as this plan has it.
+    pub fn change(&self, mut response: Response) -> Response {
+        for change in &self.changes {
+            match change {
+                Action::Shorten(bytes) => match &mut response.content {
+                    Content::Bytes(content) => {
+                        content.truncate(usize::try_from(*bytes).unwrap_or(usize::MAX))
+                    }
+                    Content::File { length, .. } => *length = (*length).min(*bytes),
+                },
+                Action::Replace(value) => response.content = Content::Bytes(value.to_string().into_bytes()),
+                Action::Header(name, value) => response = response.with(name, value),
+                _ => {}
+            }
+        }
+        response
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::http::read_head;
+
+    fn head(line: &str) -> Head {
+        read_head(&mut format!("{line} HTTP/1.1\r\n\r\n").as_bytes()).unwrap().unwrap()
+    }
+
+    #[test]
+    fn a_fault_meets_its_requests_in_their_number() {
+        let faults = Faults::default();
+        let get = head("GET /a/resolve/main/x");
+        faults.add(Fault::on(Method::Get, "resolve").after(1).times(2).then(Action::CutBefore));
+        let met: Vec<bool> = (0..5).map(|_| faults.take(Host::Hub, &get).cut_before).collect();
+        assert_eq!(met, [false, true, true, false, false]);
+        faults.add(Fault::on(Method::Any, "").at(Host::Storage).always().then(Action::CutBefore));
+        assert!(!faults.take(Host::Hub, &get).cut_before);
+        assert!((0..3).all(|_| faults.take(Host::Storage, &get).cut_before));
+    }
+
+    #[test]
+    fn method_and_ranges_choose() {
+        let faults = Faults::default();
+        faults.add(Fault::on(Method::Put, "x").always().then(Action::CutBefore));
+        faults.add(Fault::on(Method::Any, "x").ranged(false).always().then(Action::CutAnswer));
+        let ranged = read_head(&mut &b"GET /x HTTP/1.1\r\nRange: bytes=0-1\r\n\r\n"[..]).unwrap().unwrap();
+        assert!(faults.take(Host::Hub, &head("PUT /x")).cut_before);
+        assert!(!faults.take(Host::Hub, &head("GET /x")).cut_before);
+        assert!(faults.take(Host::Hub, &head("GET /x")).cut_answer);
+        assert!(!faults.take(Host::Hub, &ranged).cut_answer);
+    }
+}

@@ -1,0 +1,14 @@
+//! HTTP/1.1 over a socket, as much of it as the Hub's clients use: kept connections, bodies with a length or in
+//! chunks, `Expect: 100-continue`, ranges.
+
+mod body;
+mod head;
+mod range;
+mod response;
+mod target;
+
+pub(crate) use body::Body;
+pub(crate) use head::{Head, read_head};
+pub(crate) use range::{Range, parse_range};
+pub(crate) use response::{Content, Response, reason};
+pub(crate) use target::{Target, encode, parse_form};

@@ -1,0 +1,74 @@
+//! What a request is answered with.
+
+use std::fs::File;
+
+use serde_json::Value;
+
+/// The bytes of an answer.
+pub(crate) enum Content {
+    /// In memory.
+    Bytes(Vec<u8>),
+    /// So many bytes of a file, from `start` on.
+    File { file: File, start: u64, length: u64 },
+}
+
+/// Status, headers and content. `Content-Length` and `Connection` are added when it is sent.
+pub(crate) struct Response {
+    pub status: u16,
+    pub headers: Vec<(String, String)>,
+    pub content: Content,
+}
+
+impl Response {
+    /// `status` and no content.
+    pub fn empty(status: u16) -> Self {
+        Self { status, headers: Vec::new(), content: Content::Bytes(Vec::new()) }
+    }
+
+    /// `value` as JSON.
+    pub fn json(status: u16, value: &Value) -> Self {
+        let content = Content::Bytes(value.to_string().into_bytes());
+        Self { status, headers: Vec::new(), content }.with("Content-Type", "application/json; charset=utf-8")
+    }
+
+    /// With the header `name` in place of one of that name.
+    pub fn with(mut self, name: &str, value: impl Into<String>) -> Self {
+        self.headers.retain(|(key, _)| !key.eq_ignore_ascii_case(name));
+        self.headers.push((name.to_owned(), value.into()));
+        self
+    }
+
+    /// Bytes of its content.
+    pub fn length(&self) -> u64 {
+        match &self.content {
+            Content::Bytes(bytes) => bytes.len() as u64,
+            Content::File { length, .. } => *length,
+        }
+    }
+}
+
+/// The words beside a status.
+pub(crate) fn reason(status: u16) -> &'static str {
+    match status {
+        200 => "OK",
+        206 => "Partial Content",
+        302 => "Found",
+        307 => "Temporary Redirect",
+        400 => "Bad Request",
+        401 => "Unauthorized",
+        403 => "Forbidden",
+        404 => "Not Found",
+        405 => "Method Not Allowed",
+        409 => "Conflict",
+        412 => "Precondition Failed",
+        413 => "Payload Too Large",
+        416 => "Range Not Satisfiable",
+        422 => "Unprocessable Entity",
+        429 => "Too Many Requests",
+        500 => "Internal Server Error",
+        502 => "Bad Gateway",
+        503 => "Service Unavailable",
+        504 => "Gateway Timeout",
+        _ => "Status",
+    }
+}

@@ -1,0 +1,64 @@
+//! What the two listeners share.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::sync::{Mutex, MutexGuard};
+
+use sha2::{Digest, Sha256};
+
+use crate::access::Accounts;
+use crate::fault::Faults;
+use crate::git::hex;
+use crate::record::{Records, lock};
+use crate::repository::{Entry, Repository};
+use crate::settings::Settings;
+use crate::store::Store;
+
+/// Repositories and users.
+#[derive(Default)]
+pub(crate) struct State {
+    pub accounts: Accounts,
+    /// Organisation and member.
+    pub members: Vec<(String, String)>,
+    pub repositories: BTreeMap<String, Repository>,
+    /// Sizes of multipart uploads by hash, and the tags of the parts that have come, by number.
+    pub uploads: BTreeMap<String, (u64, BTreeMap<u64, String>)>,
+}
+
+/// The whole Hub.
+pub(crate) struct Hub {
+    pub endpoint: String,
+    pub storage_endpoint: String,
+    pub settings: Settings,
+    pub store: Store,
+    pub faults: Faults,
+    pub records: Records,
+    /// What signatures of addresses are made with.
+    pub secret: String,
+    pub state: Mutex<State>,
+}
+
+impl Hub {
+    pub fn state(&self) -> MutexGuard<'_, State> {
+        lock(&self.state)
+    }
+
+    /// What an address of the storage host carries instead of a token.
+    pub fn signature(&self, purpose: &str) -> String {
+        hex(&Sha256::digest(format!("{}:{purpose}", self.secret)))[..40].to_owned()
+    }
+
+    /// Keeps `content` and makes an entry of it, large where the settings say so.
+    ///
+    /// # Errors
+    /// If it cannot be written.
+    pub fn keep(&self, path: &str, content: &[u8]) -> io::Result<Entry> {
+        let sha256 = self.store.put(content)?;
+        let sample = &content[..content.len().min(512)];
+        Ok(if self.settings.is_large(path, content.len() as u64, sample) {
+            Entry::large(sha256, content.len() as u64)
+        } else {
+            Entry::regular(content, sha256)
+        })
+    }
+}

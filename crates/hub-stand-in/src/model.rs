@@ -1,0 +1,100 @@
+//! A model that a test puts on the server.
+
+use std::path::Path;
+
+use crate::clock;
+use crate::hub::Hub;
+use crate::repository::{Entry, Gate, Repository, Tree};
+
+/// A commit in the making, on a repository that is made with it where there is none.
+#[must_use = "nothing is there before `add`"]
+pub struct Model<'a> {
+    hub: &'a Hub,
+    id: String,
+    private: Option<bool>,
+    gate: Option<Gate>,
+    branch: String,
+    message: String,
+    changes: Vec<(String, Option<Entry>)>,
+}
+
+impl<'a> Model<'a> {
+    pub(crate) fn new(hub: &'a Hub, id: &str) -> Self {
+        Self {
+            hub,
+            id: id.to_owned(),
+            private: None,
+            gate: None,
+            branch: "refs/heads/main".to_owned(),
+            message: "Upload".to_owned(),
+            changes: Vec::new(),
+        }
+    }
+
+    /// Only its owner may know of it.
+    pub fn private(self) -> Self {
+        Self { private: Some(true), ..self }
+    }
+
+    /// Its terms have to be accepted before its files are given out.
+    pub fn gated(self, gate: Gate) -> Self {
+        Self { gate: Some(gate), ..self }
+    }
+
+    /// The ref to commit to, `refs/heads/main` at first; a new one begins where `main` is.
+    pub fn on(self, full_name: &str) -> Self {
+        Self { branch: full_name.to_owned(), ..self }
+    }
+
+    /// The commit's message.
+    pub fn message(self, message: &str) -> Self {
+        Self { message: message.to_owned(), ..self }
+    }
+
+    /// With this file, a large one where name, size or bytes say so.
+    ///
+    /// # Panics
+    /// If it cannot be written.
+    pub fn file(mut self, path: &str, content: &[u8]) -> Self {
+        let entry = self.hub.keep(path, content).expect("a content that can be written");
+        self.changes.push((path.to_owned(), Some(entry)));
+        self
+    }
+
+    /// With the file at `source`, a large one.
+    ///
+    /// # Panics
+    /// If it cannot be read, linked or copied.
+    pub fn file_from_path(mut self, path: &str, source: &Path) -> Self {
+        let (sha256, size) = self.hub.store.take_in(source).expect("a file that can be read and linked");
+        self.changes.push((path.to_owned(), Some(Entry::large(sha256, size))));
+        self
+    }
+
+    /// Without this file.
+    pub fn without(mut self, path: &str) -> Self {
+        self.changes.push((path.to_owned(), None));
+        self
+    }
+
+    /// Makes the commit; answers its id.
+    pub fn add(self) -> String {
+        let now = clock::now();
+        let mut state = self.hub.state();
+        let repository =
+            state.repositories.entry(self.id.clone()).or_insert_with(|| Repository::new(&self.id, now));
+        repository.private = self.private.unwrap_or(repository.private);
+        repository.gate = self.gate.unwrap_or(repository.gate);
+        let parent = repository.resolve(&self.branch).or_else(|| repository.resolve("main"));
+        let (parent, mut tree) =
+            parent.map_or((None, Tree::new()), |at| (Some(at.commit.id.clone()), at.commit.tree.clone()));
+        for (path, entry) in self.changes {
+            match entry {
+                Some(entry) => tree.insert(path, entry),
+                None => tree.remove(&path),
+            };
+        }
+        let author = repository.namespace().to_owned();
+        repository.add_commit(&self.branch, parent, (&self.message, ""), &author, now, tree)
+    }
+}

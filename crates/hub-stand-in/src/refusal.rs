@@ -1,0 +1,41 @@
+//! What the Hub says when it says no.
+
+use serde_json::json;
+
+use crate::http::Response;
+
+/// An answer that is an error.
+pub(crate) struct Refusal(pub Response);
+
+impl Refusal {
+    /// `status` with `message` in header and body, as the Hub gives it.
+    pub fn new(status: u16, message: impl Into<String>) -> Self {
+        let message = message.into();
+        // A header is one line of ASCII; the body has it all.
+        let line: String =
+            message.chars().map(|c| if c.is_ascii() && !c.is_control() { c } else { '?' }).collect();
+        Self(Response::json(status, &json!({ "error": message })).with("X-Error-Message", line))
+    }
+
+    /// With an `X-Error-Code`, from which clients choose the exception.
+    pub fn code(self, code: &str) -> Self {
+        Self(self.0.with("X-Error-Code", code))
+    }
+
+    pub fn repository(signed_in: bool) -> Self {
+        if signed_in {
+            Self::new(404, "Repository not found").code("RepoNotFound")
+        } else {
+            Self::new(401, "Invalid username or password.").code("RepoNotFound")
+        }
+    }
+
+    pub fn revision(name: &str) -> Self {
+        Self::new(404, format!("Invalid rev id: {name}")).code("RevisionNotFound")
+    }
+
+    pub fn entry(path: &str, commit: &str) -> Self {
+        let refusal = Self::new(404, format!("Entry not found: \"{path}\"")).code("EntryNotFound");
+        Self(refusal.0.with("X-Repo-Commit", commit))
+    }
+}

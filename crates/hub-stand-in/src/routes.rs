@@ -1,0 +1,163 @@
+//! Requests to answers, by path.
+
+mod account;
+mod commit;
+mod discussion;
+mod download;
+mod info;
+mod large;
+mod storage;
+mod tree;
+mod upload;
+
+use std::io;
+
+use serde_json::Value;
+
+use crate::access::Account;
+use crate::http::{Body, Head, Response};
+use crate::hub::Hub;
+use crate::record::Host;
+use crate::refusal::Refusal;
+
+/// Bodies that are read into memory are not longer than this.
+const LONGEST_BODY: u64 = 256 << 20;
+
+/// What follows a repository's name in a path.
+const VERBS: [&str; 11] = [
+    "branch",
+    "commit",
+    "commits",
+    "discussions",
+    "paths-info",
+    "preupload",
+    "refs",
+    "resolve",
+    "revision",
+    "tag",
+    "tree",
+];
+
+/// A request in the hands of a route.
+pub(crate) struct Call<'a, 'b> {
+    pub hub: &'a Hub,
+    pub head: &'a Head,
+    pub body: &'a mut Body<'b>,
+    pub caller: Option<Account>,
+}
+
+/// An answer, or why there is none.
+pub(crate) type Answer = Result<Response, Refusal>;
+
+impl Call<'_, '_> {
+    /// The body, whole.
+    ///
+    /// # Errors
+    /// 413 if it is too long.
+    pub fn bytes(&mut self) -> Result<Vec<u8>, Refusal> {
+        self.body.read_whole(LONGEST_BODY).map_err(|error| match error.kind() {
+            io::ErrorKind::FileTooLarge => Refusal::new(413, "Request Entity Too Large"),
+            _ => Refusal::new(400, error.to_string()),
+        })
+    }
+
+    /// The body as JSON.
+    ///
+    /// # Errors
+    /// 400 if it is none.
+    pub fn json(&mut self) -> Result<Value, Refusal> {
+        serde_json::from_slice(&self.bytes()?)
+            .map_err(|error| Refusal::new(400, format!("Invalid JSON: {error}")))
+    }
+}
+
+/// The Hub's own fault, said as such.
+pub(crate) fn internal(error: &io::Error) -> Refusal {
+    Refusal::new(500, format!("Internal Error: {error}"))
+}
+
+/// Answers a request.
+pub(crate) fn answer(hub: &Hub, host: Host, head: &Head, body: &mut Body<'_>) -> Response {
+    let segments: Vec<&str> = head.target.segments.iter().map(String::as_str).collect();
+    let result = match host {
+        Host::Storage => storage::route(&mut Call { hub, head, body, caller: None }, &segments),
+        Host::Hub => {
+            let caller = hub.state().caller(head);
+            caller.and_then(|caller| route(&mut Call { hub, head, body, caller }, &segments))
+        }
+    };
+    result.unwrap_or_else(|refusal| refusal.0)
+}
+
+fn route(call: &mut Call<'_, '_>, segments: &[&str]) -> Answer {
+    let method = call.head.method.as_str();
+    match (method, segments) {
+        ("GET", ["api", "whoami-v2"]) => account::whoami(call),
+        ("POST", ["api", "repos", "create"]) => account::create(call),
+        ("POST", ["api", "validate-yaml"]) => account::validate_yaml(call),
+        ("POST", ["api", "complete_multipart"]) => large::complete(call),
+        ("GET" | "HEAD", ["api", "resolve-cache", "models", rest @ ..]) => {
+            let (id, rest) = split_id(rest, &[]);
+            match rest {
+                [revision, path @ ..] => download::cached(call, &id, revision, &path.join("/")),
+                [] => Err(nothing()),
+            }
+        }
+        (_, ["api", "models", rest @ ..]) => {
+            let (id, rest) = split_id(rest, &VERBS);
+            model(call, method, &id, rest)
+        }
+        ("POST", [.., "info", "lfs", "objects", verb]) => {
+            let name = &segments[..segments.len() - 4];
+            let Some(id) = name.join("/").strip_suffix(".git").map(str::to_owned) else {
+                return Err(nothing());
+            };
+            match *verb {
+                "batch" => large::batch(call, &id),
+                "verify" => large::verify(call, &id),
+                _ => Err(nothing()),
+            }
+        }
+        ("GET" | "HEAD", rest) => match split_id(rest, &VERBS) {
+            // A browser's addresses leave the slashes of a ref as they are.
+            (id, ["resolve", "refs", kind, name, path @ ..]) => {
+                download::resolve(call, &id, &format!("refs/{kind}/{name}"), &path.join("/"))
+            }
+            (id, ["resolve", revision, path @ ..]) => download::resolve(call, &id, revision, &path.join("/")),
+            _ => Err(nothing()),
+        },
+        _ => Err(nothing()),
+    }
+}
+
+fn model(call: &mut Call<'_, '_>, method: &str, id: &str, rest: &[&str]) -> Answer {
+    match (method, rest) {
+        ("GET" | "HEAD", []) => info::model(call, id, "main"),
+        ("GET" | "HEAD", ["revision", revision]) => info::model(call, id, revision),
+        ("GET", ["refs"]) => info::refs(call, id),
+        ("GET", ["commits", revision]) => info::commits(call, id, revision),
+        ("GET", ["tree", revision, path @ ..]) => tree::list(call, id, revision, &path.join("/")),
+        ("POST", ["paths-info", revision]) => tree::paths(call, id, revision),
+        ("POST", ["preupload", revision]) => upload::preupload(call, id, revision),
+        ("POST", ["commit", revision]) => commit::commit(call, id, revision),
+        ("POST", ["branch", name]) => info::add_ref(call, id, "refs/heads", name),
+        ("POST", ["tag", revision]) => info::add_tag(call, id, revision),
+        ("POST", ["discussions"]) => discussion::open(call, id),
+        ("GET", ["discussions", number]) => discussion::details(call, id, number),
+        _ => Err(nothing()),
+    }
+}
+
+fn nothing() -> Refusal {
+    Refusal::new(404, "Sorry, we can't find the page you are looking for.")
+}
+
+/// The name of a repository, with or without a namespace, and what follows it.
+fn split_id<'a>(segments: &'a [&'a str], verbs: &[&str]) -> (String, &'a [&'a str]) {
+    match segments {
+        [name] => ((*name).to_owned(), &[]),
+        [name, verb, ..] if verbs.contains(verb) => ((*name).to_owned(), &segments[1..]),
+        [namespace, name, rest @ ..] => (format!("{namespace}/{name}"), rest),
+        [] => (String::new(), &[]),
+    }
+}

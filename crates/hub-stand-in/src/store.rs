@@ -1,0 +1,127 @@
+//! Contents on disk, each under its SHA-256. Nothing here holds more than a buffer of a file in memory.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::path::{Path, PathBuf};
+
+use sha2::{Digest, Sha256};
+use tempfile::{NamedTempFile, TempDir};
+
+use crate::git::hex;
+
+const BUFFER: usize = 256 << 10;
+
+/// A folder of contents.
+pub(crate) struct Store {
+    objects: PathBuf,
+    incoming: PathBuf,
+    /// Deletes the folder in the end, where it was made for this store.
+    _temporary: Option<TempDir>,
+}
+
+impl Store {
+    /// A store in `root`, or in a folder of its own that goes with it.
+    ///
+    /// # Errors
+    /// If a folder cannot be made.
+    pub fn new(root: Option<&Path>) -> io::Result<Self> {
+        let temporary = if root.is_none() { Some(TempDir::with_prefix("hub-stand-in-")?) } else { None };
+        let root =
+            root.map_or_else(|| temporary.as_ref().map(|t| t.path().to_owned()), |r| Some(r.to_owned()));
+        let root = root.unwrap_or_default();
+        let (objects, incoming) = (root.join("objects"), root.join("incoming"));
+        fs::create_dir_all(&objects)?;
+        fs::create_dir_all(&incoming)?;
+        Ok(Self { objects, incoming, _temporary: temporary })
+    }
+
+    /// The content with this hash.
+    ///
+    /// # Errors
+    /// If there is none.
+    pub fn open(&self, sha256: &str) -> io::Result<File> {
+        File::open(self.objects.join(sha256))
+    }
+
+    /// The size of the content with this hash, if it is there.
+    pub fn size(&self, sha256: &str) -> Option<u64> {
+        fs::metadata(self.objects.join(sha256)).ok().map(|data| data.len())
+    }
+
+    /// Keeps `bytes`; answers their hash.
+    ///
+    /// # Errors
+    /// If they cannot be written.
+    pub fn put(&self, bytes: &[u8]) -> io::Result<String> {
+        Ok(self.receive(&mut &bytes[..], None)?.0)
+    }
+
+    /// Keeps what `reader` gives, hashed while it is written; answers hash and size. With `expected`, another hash
+    /// is answered but not kept.
+    ///
+    /// # Errors
+    /// If it cannot be read or written: nothing of it stays.
+    pub fn receive(&self, reader: &mut dyn Read, expected: Option<&str>) -> io::Result<(String, u64)> {
+        let mut file = NamedTempFile::new_in(&self.incoming)?;
+        let (sha256, size) = copy_hashed(reader, &mut file)?;
+        if expected.is_none_or(|expected| expected == sha256) {
+            file.persist(self.objects.join(&sha256)).map_err(|error| error.error)?;
+        }
+        Ok((sha256, size))
+    }
+
+    /// Takes the file at `path` in without a copy where the disk allows; answers hash and size.
+    ///
+    /// # Errors
+    /// If it cannot be read, linked or copied.
+    pub fn take_in(&self, path: &Path) -> io::Result<(String, u64)> {
+        let (sha256, size) = copy_hashed(&mut File::open(path)?, &mut io::sink())?;
+        let object = self.objects.join(&sha256);
+        if !object.exists() && fs::hard_link(path, &object).is_err() {
+            fs::copy(path, &object)?;
+        }
+        Ok((sha256, size))
+    }
+
+    /// Writes a part of the upload `name` at its place; answers its size and an entity tag.
+    ///
+    /// # Errors
+    /// If it cannot be read or written.
+    pub fn receive_part(&self, name: &str, start: u64, reader: &mut dyn Read) -> io::Result<(String, u64)> {
+        let path = self.incoming.join(name);
+        let mut file = OpenOptions::new().create(true).write(true).truncate(false).open(path)?;
+        file.seek(SeekFrom::Start(start))?;
+        copy_hashed(reader, &mut file)
+    }
+
+    /// Hashes the upload `name` and keeps it if the hash is `expected`; answers its hash and size. The upload is gone
+    /// either way.
+    ///
+    /// # Errors
+    /// If it cannot be read or moved.
+    pub fn complete(&self, name: &str, expected: &str) -> io::Result<(String, u64)> {
+        let path = self.incoming.join(name);
+        let (sha256, size) = copy_hashed(&mut File::open(&path)?, &mut io::sink())?;
+        if sha256 == expected {
+            fs::rename(&path, self.objects.join(&sha256))?;
+        } else {
+            fs::remove_file(&path)?;
+        }
+        Ok((sha256, size))
+    }
+}
+
+fn copy_hashed(reader: &mut dyn Read, writer: &mut dyn Write) -> io::Result<(String, u64)> {
+    let (mut hash, mut size, mut buffer) = (Sha256::new(), 0, vec![0; BUFFER]);
+    loop {
+        let count = match reader.read(&mut buffer) {
+            Ok(0) => return Ok((hex(&hash.finalize()), size)),
+            Ok(count) => count,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            Err(error) => return Err(error),
+        };
+        hash.update(&buffer[..count]);
+        writer.write_all(&buffer[..count])?;
+        size += count as u64;
+    }
+}
