@@ -1,5 +1,7 @@
 //! The storage host: signed addresses instead of tokens.
 
+use std::io::Read;
+
 use serde_json::json;
 
 use super::{Answer, Call, download, internal};
@@ -36,19 +38,23 @@ pub(super) fn route(call: &mut Call<'_, '_>, segments: &[&str]) -> Answer {
             };
             let part_size = call.hub.settings.part_size;
             let start = (number - 1) * part_size;
-            let (tag, size) =
-                call.hub.store.receive_part(sha256, start, call.body).map_err(|error| internal(&error))?;
-            let mut state = call.hub.state();
-            let Some((whole, parts)) = state.uploads.get_mut(*sha256) else {
+            let Some(whole) = call.hub.state().uploads.get(*sha256).map(|upload| upload.0) else {
                 return Err(Refusal::new(404, "NoSuchUpload"));
             };
+            // No more than its own bytes are written: the next part may be there already.
             let expected = whole.saturating_sub(start).min(part_size);
-            if size != expected {
-                let message = format!("EntityTooSmall: part {number} has {size} bytes, expected {expected}");
+            let mut part = call.body.take(expected);
+            let (tag, size) =
+                call.hub.store.receive_part(sha256, start, &mut part).map_err(|error| internal(&error))?;
+            let more = call.body.read(&mut [0]).map_err(|error| internal(&error))?;
+            if size != expected || more > 0 {
+                let message = format!("EntityTooSmall: part {number} is to have {expected} bytes");
                 return Err(Refusal::new(400, message));
             }
             let tag = format!("\"{}\"", &tag[..32]);
-            parts.insert(number, tag.clone());
+            if let Some((_, parts)) = call.hub.state().uploads.get_mut(*sha256) {
+                parts.insert(number, tag.clone());
+            }
             Ok(Response::empty(200).with("ETag", tag))
         }
         _ => Ok(Response::json(404, &json!({ "error": "NoSuchKey" }))),
