@@ -160,7 +160,7 @@ pub(crate) struct Plan {
     pub cut_before: bool,
     pub cut_upload: Option<u64>,
     pub cut_answer: bool,
-    pub answer: Option<(u16, Vec<(String, String)>, Vec<u8>)>,
+    pub answer: Option<Response>,
     pub cut_after: Option<u64>,
     pub throttle: Option<u64>,
     pub corrupt: bool,
@@ -173,10 +173,11 @@ impl Plan {
         for action in actions {
             match action {
                 Action::Status(status, headers, body) => {
-                    plan.answer = Some((*status, headers.clone(), body.clone()));
+                    let content = Content::Bytes(body.clone());
+                    plan.answer = Some(Response { status: *status, headers: headers.clone(), content });
                 }
                 Action::RedirectTo(to) => {
-                    plan.answer = Some((302, vec![("Location".to_owned(), to.clone())], Vec::new()));
+                    plan.answer = Some(Response::empty(302).with("Location", to));
                 }
                 Action::CutBefore => plan.cut_before = true,
                 Action::CutAfter(bytes) => plan.cut_after = Some(*bytes),

@@ -87,7 +87,7 @@ fn serve(hub: &Hub, host: Host, stream: &TcpStream) -> io::Result<()> {
             Err(error) => return Err(error),
         };
         let record = hub.records.begin(host, &head);
-        let plan = hub.faults.take(host, &head);
+        let mut plan = hub.faults.take(host, &head);
         thread::sleep(plan.delay);
         if plan.cut_before {
             return Ok(());
@@ -97,19 +97,15 @@ fn serve(hub: &Hub, host: Host, stream: &TcpStream) -> io::Result<()> {
         if let Some(bytes) = plan.cut_upload {
             body.cut_after(bytes);
         }
-        let response = match &plan.answer {
-            Some((status, headers, content)) => Response {
-                status: *status,
-                headers: headers.clone(),
-                content: Content::Bytes(content.clone()),
-            },
+        let response = match plan.answer.take() {
+            Some(response) => response,
             None => routes::answer(hub, host, &head, &mut body),
         };
         if body.broken {
             return Ok(());
         }
         let keep = body.drain().is_ok() && !head.header_has("Connection", "close");
-        if plan.cut_answer || plan.cut_upload.is_some() && body.broken {
+        if plan.cut_answer || (plan.cut_upload.is_some() && body.broken) {
             return Ok(());
         }
         write_response(&mut writer, &head, plan.change(response), &plan, &record, keep)?;
