@@ -96,6 +96,8 @@ def main():
     binary = arguments.stand_in.resolve()
     checks = Checks()
     with tempfile.TemporaryDirectory() as scratch:
+        Path(scratch, "server").mkdir()
+        os.environ["TMPDIR"] = f"{scratch}/server"
         server = Server(binary)
         # The client reads these once, when it is imported.
         os.environ.update(
@@ -115,6 +117,7 @@ def main():
             today(binary, checks, Path(scratch))
         finally:
             server.stop()
+        checks.equal("the server leaves nothing behind", list(Path(scratch, "server").iterdir()), [])
     print(f"{checks.held} of {checks.held + checks.failed} checks hold")
     sys.exit(1 if checks.failed else 0)
 

@@ -80,11 +80,11 @@ impl Builder {
             records: Records::default(),
             state: State::default().into(),
         });
-        let listeners = [
+        let listeners = vec![
             Listener::start(sockets.0, Host::Hub, hub.clone())?,
             Listener::start(sockets.1, Host::Storage, hub.clone())?,
         ];
-        Ok(StandIn { hub, _listeners: listeners })
+        Ok(StandIn { hub, listeners })
     }
 }
 
@@ -108,7 +108,7 @@ pub struct CommitInfo {
 /// A running server. It stops when it is dropped.
 pub struct StandIn {
     hub: Arc<Hub>,
-    _listeners: [Listener; 2],
+    listeners: Vec<Listener>,
 }
 
 impl StandIn {
@@ -267,6 +267,13 @@ impl StandIn {
     /// Forgets the requests so far.
     pub fn clear_requests(&self) {
         self.hub.records.clear();
+    }
+}
+
+impl Drop for StandIn {
+    fn drop(&mut self) {
+        self.listeners.clear();
+        self.hub.store.close();
     }
 }
 

@@ -3,11 +3,13 @@
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
+use std::sync::Mutex;
 
 use sha2::{Digest, Sha256};
 use tempfile::{NamedTempFile, TempDir};
 
 use crate::git::hex;
+use crate::record::lock;
 
 const BUFFER: usize = 256 << 10;
 
@@ -15,8 +17,8 @@ const BUFFER: usize = 256 << 10;
 pub(crate) struct Store {
     objects: PathBuf,
     incoming: PathBuf,
-    /// Deletes the folder in the end, where it was made for this store.
-    _temporary: Option<TempDir>,
+    /// The folder, where it was made for this store.
+    temporary: Mutex<Option<TempDir>>,
 }
 
 impl Store {
@@ -32,7 +34,12 @@ impl Store {
         let (objects, incoming) = (root.join("objects"), root.join("incoming"));
         fs::create_dir_all(&objects)?;
         fs::create_dir_all(&incoming)?;
-        Ok(Self { objects, incoming, _temporary: temporary })
+        Ok(Self { objects, incoming, temporary: Mutex::new(temporary) })
+    }
+
+    /// Deletes the folder, where it was made for this store. A connection that still ends may hold the store.
+    pub fn close(&self) {
+        drop(lock(&self.temporary).take());
     }
 
     /// The content with this hash.
@@ -123,5 +130,46 @@ fn copy_hashed(reader: &mut dyn Read, writer: &mut dyn Write) -> io::Result<(Str
         hash.update(&buffer[..count]);
         writer.write_all(&buffer[..count])?;
         size += count as u64;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    // SHA-256 of `abc`: FIPS 180-4.
+    const ABC: &str = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
+
+    #[test]
+    fn only_what_has_the_expected_hash_stays() {
+        let store = Store::new(None).unwrap();
+        let (found, size) = store.receive(&mut &b"abd"[..], Some(ABC)).unwrap();
+        assert_ne!(found, ABC);
+        assert_eq!((size, store.size(ABC), store.size(&found)), (3, None, None));
+        assert_eq!(store.receive(&mut &b"abc"[..], Some(ABC)).unwrap(), (ABC.to_owned(), 3));
+        assert_eq!(store.size(ABC), Some(3));
+        assert_eq!(fs::read_dir(&store.incoming).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn parts_become_one_content_or_none() {
+        let store = Store::new(None).unwrap();
+        store.receive_part("up", 2, &mut &b"c"[..]).unwrap();
+        store.receive_part("up", 0, &mut &b"ab"[..]).unwrap();
+        assert_eq!(store.complete("up", ABC).unwrap(), (ABC.to_owned(), 3));
+        assert_eq!(store.size(ABC), Some(3));
+        store.receive_part("up", 0, &mut &b"abd"[..]).unwrap();
+        assert_ne!(store.complete("up", ABC).unwrap().0, ABC);
+        assert!(store.complete("up", ABC).is_err());
+    }
+
+    #[test]
+    fn a_closed_store_leaves_nothing() {
+        let store = Store::new(None).unwrap();
+        store.put(b"abc").unwrap();
+        let folder = store.objects.parent().unwrap().to_owned();
+        assert!(folder.exists());
+        store.close();
+        assert!(!folder.exists());
     }
 }
