@@ -78,12 +78,7 @@ fn serve(hub: &Hub, host: Host, stream: &TcpStream) -> io::Result<()> {
         let head = match read_head(&mut reader) {
             Ok(Some(head)) => head,
             Ok(None) => return Ok(()),
-            Err(error) if error.kind() == io::ErrorKind::InvalidData => {
-                return write!(
-                    writer,
-                    "HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
-                );
-            }
+            Err(error) if error.kind() == io::ErrorKind::InvalidData => return refuse(&mut writer),
             Err(error) => return Err(error),
         };
         let record = hub.records.begin(host, &head);
@@ -93,7 +88,9 @@ fn serve(hub: &Hub, host: Host, stream: &TcpStream) -> io::Result<()> {
             return Ok(());
         }
         let mut continues = writer.try_clone()?;
-        let mut body = Body::new(&head, &mut reader, &mut continues, record.clone())?;
+        let Ok(mut body) = Body::new(&head, &mut reader, &mut continues, record.clone()) else {
+            return refuse(&mut writer);
+        };
         if let Some(bytes) = plan.cut_upload {
             body.cut_after(bytes);
         }
@@ -113,6 +110,11 @@ fn serve(hub: &Hub, host: Host, stream: &TcpStream) -> io::Result<()> {
             return Ok(());
         }
     }
+}
+
+/// The answer to what is no HTTP: where the next request would begin is not known.
+fn refuse(writer: &mut TcpStream) -> io::Result<()> {
+    writer.write_all(b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
 }
 
 fn write_response(

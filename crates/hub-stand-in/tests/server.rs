@@ -328,7 +328,7 @@ fn what_is_no_http_is_refused_and_the_server_goes_on() {
         stream.write_all(text.as_bytes()).unwrap();
         let mut answer = String::new();
         let _ = stream.read_to_string(&mut answer);
-        assert!(answer.is_empty() || answer.starts_with("HTTP/1.1 400"), "{answer}");
+        assert!(answer.starts_with("HTTP/1.1 400"), "{text}: {answer}");
     }
     for path in
         ["/", "/api", "/api/models", "/api/models/zhen/m/tree", "/%", "/zhen/m/resolve/main/../../etc/passwd"]
@@ -341,6 +341,36 @@ fn what_is_no_http_is_refused_and_the_server_goes_on() {
         assert!((400..500).contains(&post(&server, path, "{\"files\":[{}]").status), "{path}");
     }
     assert_eq!(get(&server, "/zhen/m/resolve/main/a.txt").status, 200);
+}
+
+#[test]
+fn models_are_as_a_test_puts_them_there() {
+    let server = server();
+    let folder = tempfile::tempdir().unwrap();
+    let source = folder.path().join("source");
+    std::fs::write(&source, b"abc").unwrap();
+    server.add_file_from_path("zhen/m", "big.txt", &source);
+    assert_eq!(server.hashes("zhen/m", "main")["big.txt"], ABC);
+    assert_eq!(get(&server, "/zhen/m/resolve/main/big.txt").header("x-linked-etag"), format!("\"{ABC}\""));
+    let side = server.model("zhen/m").on("refs/heads/side").without("a.txt").message("less").add();
+    assert_eq!(server.revisions("zhen/m")["refs/heads/side"], side);
+    assert_eq!((server.read("zhen/m", "side", "a.txt"), server.commits("zhen/m").len()), (None, 3));
+    assert_eq!(server.commits("zhen/m")[2].parents, [server.commits("zhen/m")[1].id.clone()]);
+    assert_eq!(server.read("zhen/m", "main", "a.txt").unwrap(), b"0123456789");
+
+    server.model("zhen/p").private().file("a.txt", b"a").add();
+    server.add_read_only_user("guan", "hf_guan");
+    let as_user = |token: &str| {
+        let url = format!("{}/zhen/p/resolve/main/a.txt", server.endpoint());
+        ask(&url, "GET", &[("Authorization", &format!("Bearer {token}"))], b"").unwrap().status
+    };
+    assert_eq!((as_user("hf_zhen"), as_user("hf_guan")), (200, 404));
+    assert_eq!((server.is_private("zhen/p"), server.is_private("zhen/m")), (Some(true), Some(false)));
+    server.clear_requests();
+    server.fault(Fault::on(Method::Any, "").always().then(Action::Status(503, Vec::new(), Vec::new())));
+    assert_eq!((as_user("hf_zhen"), server.requests()[0].status), (503, Some(503)));
+    server.clear_faults();
+    assert_eq!(as_user("hf_zhen"), 200);
 }
 
 #[test]
