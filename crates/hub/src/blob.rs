@@ -1,0 +1,247 @@
+//! One file: fetched, continued where it stopped, verified before it has its name.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::ops::ControlFlow;
+use std::path::Path;
+use std::thread;
+
+use danlu_model::FileError;
+use sha1::Sha1;
+use sha2::{Digest, Sha256};
+
+use crate::cache::Cache;
+use crate::http::Ask;
+use crate::listing::{Hash, RemoteFile, file_url};
+use crate::refusal::About;
+use crate::{Hub, HubError, RepoName};
+
+/// Bytes read at a time.
+const PIECE: usize = 1 << 20;
+
+/// A file of a commit.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Wanted<'a> {
+    pub repo: &'a RepoName,
+    pub commit: &'a str,
+    pub path: &'a str,
+    pub file: &'a RemoteFile,
+}
+
+/// A checksum being made.
+enum Sum {
+    Git(Sha1),
+    Sha256(Sha256),
+}
+
+impl Sum {
+    /// Of a file like this one, before its first byte.
+    fn of(file: &RemoteFile) -> Self {
+        match file.hash {
+            Hash::Git(_) => Self::Git(Sha1::new_with_prefix(format!("blob {}\0", file.size))),
+            Hash::Sha256(_) => Self::Sha256(Sha256::new()),
+        }
+    }
+
+    fn add(&mut self, bytes: &[u8]) {
+        match self {
+            Self::Git(sum) => sum.update(bytes),
+            Self::Sha256(sum) => sum.update(bytes),
+        }
+    }
+
+    fn digits(self) -> String {
+        match self {
+            Self::Git(sum) => hex(&sum.finalize()),
+            Self::Sha256(sum) => hex(&sum.finalize()),
+        }
+    }
+}
+
+fn signed(bytes: u64) -> i64 {
+    i64::try_from(bytes).unwrap_or(i64::MAX)
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// How a transfer ended short of its end.
+enum Stop {
+    /// The connection: worth another try.
+    Cut(String),
+    /// Anything else.
+    Error(HubError),
+}
+
+impl<E: Into<HubError>> From<E> for Stop {
+    fn from(error: E) -> Self {
+        Self::Error(error.into())
+    }
+}
+
+impl Hub {
+    /// Sees to it that a file is in the cache, whole and verified; `advanced` hears of every byte that is there, once,
+    /// and of bytes taken back where a transfer begins anew.
+    pub(crate) fn fetch(
+        &self,
+        cache: &Cache,
+        wanted: Wanted<'_>,
+        advanced: &mut dyn FnMut(i64) -> ControlFlow<()>,
+    ) -> Result<(), HubError> {
+        let Wanted { repo, commit, path, file } = wanted;
+        let blob = cache.blob(&file.hash);
+        let _lock = cache.lock(&file.hash)?;
+        let is_there = || fs::metadata(&blob).is_ok_and(|there| there.len() == file.size);
+        if is_there() {
+            let _ = advanced(signed(file.size));
+        } else {
+            self.fill(cache, wanted, advanced)?;
+        }
+        cache.link(commit, path, &file.hash)?;
+        tracing::debug!("{repo}: {path}");
+        Ok(())
+    }
+
+    /// Fetches a blob that is not there, under its lock.
+    fn fill(
+        &self,
+        cache: &Cache,
+        wanted: Wanted<'_>,
+        advanced: &mut dyn FnMut(i64) -> ControlFlow<()>,
+    ) -> Result<(), HubError> {
+        let Wanted { repo, path, file, .. } = wanted;
+        let incomplete = cache.incomplete(&file.hash);
+        let mut found = String::new();
+        // What was left by another, or damaged on its way, gets one more chance from its beginning.
+        for _ in 0..2 {
+            let (sum, done) = self.gather(&incomplete, wanted, advanced)?;
+            found = sum.digits();
+            if found == file.hash.digits() {
+                let blob = cache.blob(&file.hash);
+                let error = |e: io::Error| FileError::new("write", &blob, e);
+                File::open(&incomplete).and_then(|file| file.sync_all()).map_err(error)?;
+                fs::rename(&incomplete, &blob).map_err(error)?;
+                return Ok(());
+            }
+            fs::remove_file(&incomplete).map_err(|e| FileError::new("remove", &incomplete, e))?;
+            let _ = advanced(-signed(done));
+        }
+        let expected = file.hash.digits().to_owned();
+        Err(HubError::Checksum { repo: repo.clone(), file: path.to_owned(), found, expected })
+    }
+
+    /// Gathers the bytes of a file, those of an earlier try first. A connection that breaks after some progress does
+    /// not count as a try.
+    fn gather(
+        &self,
+        incomplete: &Path,
+        wanted: Wanted<'_>,
+        advanced: &mut dyn FnMut(i64) -> ControlFlow<()>,
+    ) -> Result<(Sum, u64), HubError> {
+        let size = wanted.file.size;
+        let error = |e: io::Error| FileError::new("write", incomplete, e);
+        let mut out = OpenOptions::new()
+            .create(true)
+            .truncate(false)
+            .read(true)
+            .write(true)
+            .open(incomplete)
+            .map_err(error)?;
+        if out.metadata().map_err(error)?.len() > size {
+            out.set_len(0).map_err(error)?;
+        }
+        let mut sum = Sum::of(wanted.file);
+        let mut done = summed(&mut out, &mut sum, advanced).map_err(error)?;
+        let pace = self.http.pace();
+        let (mut left, mut pause) = (pace.tries, pace.pause);
+        while done < size {
+            let before = done;
+            match self.stream(&mut out, incomplete, wanted, &mut sum, &mut done, advanced) {
+                Ok(()) => {}
+                Err(Stop::Error(error)) => return Err(error),
+                Err(Stop::Cut(reason)) => {
+                    if done > before {
+                        (left, pause) = (pace.tries, pace.pause);
+                    }
+                    left -= 1;
+                    if left == 0 {
+                        return Err(HubError::Cut { file: wanted.path.to_owned(), done, size, reason });
+                    }
+                    tracing::info!("{}: {reason} at {done} of {size} bytes; going on", wanted.path);
+                    thread::sleep(pause);
+                    pause *= 2;
+                }
+            }
+        }
+        Ok((sum, done))
+    }
+
+    /// Asks for what lacks, and writes what comes.
+    fn stream(
+        &self,
+        out: &mut File,
+        incomplete: &Path,
+        wanted: Wanted<'_>,
+        sum: &mut Sum,
+        done: &mut u64,
+        advanced: &mut dyn FnMut(i64) -> ControlFlow<()>,
+    ) -> Result<(), Stop> {
+        let Wanted { repo, commit, path, file } = wanted;
+        let error = |e: io::Error| FileError::new("write", incomplete, e);
+        let mut ask = Ask::get(file_url(self, repo, commit, path));
+        if *done > 0 {
+            ask.headers.push(("range", format!("bytes={done}-")));
+        }
+        let about = About::File(repo, path);
+        let answer = self.http.ask_about(&ask, about, self.settings.token_is_variable)?;
+        let continues = answer.status.as_u16() == 206
+            && answer
+                .header("content-range")
+                .is_some_and(|range| range.starts_with(&format!("bytes {done}-")));
+        if *done > 0 && !continues {
+            // A server that does not know of ranges sends all of it.
+            let _ = advanced(-signed(*done));
+            (*sum, *done) = (Sum::of(file), 0);
+            out.set_len(0).and_then(|()| out.seek(SeekFrom::Start(0))).map_err(error)?;
+        }
+        let (mut reader, mut piece) = (answer.into_reader(), vec![0; PIECE]);
+        loop {
+            let n = match reader.read(&mut piece) {
+                Ok(0) if *done < file.size => return Err(Stop::Cut("the connection ended".to_owned())),
+                Ok(0) => return Ok(()),
+                Ok(n) => n,
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
+                Err(e) => return Err(Stop::Cut(e.to_string())),
+            };
+            if n as u64 > file.size - *done {
+                let fault = format!("more than the {} bytes of `{path}`", file.size);
+                return Err(HubError::Answer { host: ask.host(), request: ask.words(), fault }.into());
+            }
+            out.write_all(&piece[..n]).map_err(error)?;
+            sum.add(&piece[..n]);
+            *done += n as u64;
+            if advanced(n as i64).is_break() {
+                return Err(HubError::Stopped.into());
+            }
+        }
+    }
+}
+
+/// Adds what a file holds already to its checksum, and says how much that is; the file is then at its end.
+fn summed(
+    file: &mut File,
+    sum: &mut Sum,
+    advanced: &mut dyn FnMut(i64) -> ControlFlow<()>,
+) -> io::Result<u64> {
+    let (mut piece, mut done) = (vec![0; PIECE], 0);
+    loop {
+        let n = file.read(&mut piece)?;
+        if n == 0 {
+            return Ok(done);
+        }
+        sum.add(&piece[..n]);
+        done += n as u64;
+        let _ = advanced(n as i64);
+    }
+}

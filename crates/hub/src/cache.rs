@@ -1,0 +1,161 @@
+//! The cache that Python's tools share: `blobs` by checksum, `refs` by revision, `snapshots` of links by commit.
+
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::os::unix::fs::{MetadataExt, symlink};
+use std::path::{Path, PathBuf};
+
+use danlu_model::FileError;
+use danlu_model::files::{TEMPORARY_PREFIX, read_bounded, write_atomic};
+use rustix::fs::{FlockOperation, flock};
+
+use crate::listing::Hash;
+use crate::{HubError, RepoName};
+
+/// Longest file that holds a commit.
+const LONGEST_REF: u64 = 256;
+
+/// The part of the cache that is one repository's.
+#[derive(Clone, Debug)]
+pub(crate) struct Cache {
+    folder: PathBuf,
+    locks: PathBuf,
+}
+
+/// A lock on one blob, which other processes of either kind wait for; released when it is dropped.
+#[derive(Debug)]
+pub(crate) struct BlobLock(#[expect(dead_code, reason = "closing the file releases the lock")] File);
+
+impl Cache {
+    /// A repository's part of the cache at `root`.
+    pub fn of(root: &Path, repo: &RepoName) -> Self {
+        Self { folder: root.join(repo.folder()), locks: root.join(".locks").join(repo.folder()) }
+    }
+
+    /// The commit that a revision was when it was fetched; a commit is itself.
+    pub fn commit(&self, revision: &str) -> Result<Option<String>, HubError> {
+        if self.snapshot(revision).is_dir() {
+            return Ok(Some(revision.to_owned()));
+        }
+        let path = self.folder.join("refs").join(revision);
+        if !path.is_file() {
+            return Ok(None);
+        }
+        let bytes = read_bounded(&path, LONGEST_REF)?;
+        let text = String::from_utf8_lossy(&bytes).trim().to_owned();
+        // What stands there becomes a path.
+        Ok((text.len() == 40 && text.bytes().all(|b| b.is_ascii_hexdigit())).then_some(text))
+    }
+
+    /// The folder of a commit.
+    pub fn snapshot(&self, commit: &str) -> PathBuf {
+        self.folder.join("snapshots").join(commit)
+    }
+
+    /// Where the bytes of a checksum lie.
+    pub fn blob(&self, hash: &Hash) -> PathBuf {
+        self.folder.join("blobs").join(hash.digits())
+    }
+
+    /// Where they gather before they are whole.
+    pub fn incomplete(&self, hash: &Hash) -> PathBuf {
+        self.folder.join("blobs").join(format!("{}.incomplete", hash.digits()))
+    }
+
+    /// Waits until nobody else fetches a blob.
+    pub fn lock(&self, hash: &Hash) -> Result<BlobLock, HubError> {
+        create_folder(&self.locks)?;
+        create_folder(&self.folder.join("blobs"))?;
+        let path = self.locks.join(format!("{}.lock", hash.digits()));
+        let error = |e: io::Error| FileError::new("lock", &path, e);
+        loop {
+            let file =
+                OpenOptions::new().create(true).truncate(false).write(true).open(&path).map_err(error)?;
+            if flock(&file, FlockOperation::NonBlockingLockExclusive).is_err() {
+                tracing::info!("another process fetches the same file: waiting for it");
+                flock(&file, FlockOperation::LockExclusive).map_err(|e| error(e.into()))?;
+            }
+            // Whoever had it may have removed the file: then a third could lock a new one beside us.
+            let ours = file.metadata().map_err(error)?.ino();
+            if fs::metadata(&path).is_ok_and(|there| there.ino() == ours) {
+                return Ok(BlobLock(file));
+            }
+        }
+    }
+
+    /// Gives a blob its name in a snapshot.
+    pub fn link(&self, commit: &str, path: &str, hash: &Hash) -> Result<(), HubError> {
+        let link = self.snapshot(commit).join(path);
+        let depth = 2 + path.matches('/').count();
+        let target = PathBuf::from("../".repeat(depth)).join("blobs").join(hash.digits());
+        if fs::read_link(&link).is_ok_and(|there| there == target) {
+            return Ok(());
+        }
+        let folder = link.parent().expect("a file of a snapshot has its folder");
+        create_folder(folder)?;
+        let error = |e: io::Error| FileError::new("write", &link, e);
+        let temporary = folder.join(format!("{TEMPORARY_PREFIX}{}-{}", std::process::id(), hash.digits()));
+        let made = symlink(&target, &temporary).or_else(|e| match e.kind() {
+            io::ErrorKind::AlreadyExists => Ok(()),
+            // A disk without links gets a copy, as from Python.
+            _ => fs::copy(self.blob(hash), &temporary).map(drop),
+        });
+        made.and_then(|()| fs::rename(&temporary, &link)).map_err(error)?;
+        Ok(())
+    }
+
+    /// Notes what a revision is.
+    pub fn point(&self, revision: &str, commit: &str) -> Result<(), HubError> {
+        if revision == commit {
+            return Ok(());
+        }
+        let path = self.folder.join("refs").join(revision);
+        create_folder(path.parent().expect("a revision's file has its folder"))?;
+        Ok(write_atomic(&path, commit.as_bytes())?)
+    }
+
+    /// Notes that a commit has no such file, so that nobody asks again.
+    pub fn note_absent(&self, commit: &str, file: &str) -> Result<(), HubError> {
+        let path = self.folder.join(".no_exist").join(commit).join(file);
+        create_folder(path.parent().expect("a note has its folder"))?;
+        Ok(write_atomic(&path, b"")?)
+    }
+
+    /// Whether that was noted.
+    pub fn is_absent(&self, commit: &str, file: &str) -> bool {
+        self.folder.join(".no_exist").join(commit).join(file).is_file()
+    }
+}
+
+fn create_folder(path: &Path) -> Result<(), HubError> {
+    Ok(fs::create_dir_all(path).map_err(|e| FileError::new("create", path, e))?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn snapshots_are_links_and_revisions_are_notes() {
+        let root = tempfile::tempdir().unwrap();
+        let cache = Cache::of(root.path(), &"a/b".parse().unwrap());
+        let (commit, hash) = ("c".repeat(40), Hash::Git("1".repeat(40)));
+        assert_eq!(cache.commit("main").unwrap(), None);
+        let lock = cache.lock(&hash).unwrap();
+        fs::write(cache.blob(&hash), "x").unwrap();
+        drop(lock);
+        for path in ["config.json", "deep/er/x.json"] {
+            cache.link(&commit, path, &hash).unwrap();
+            cache.link(&commit, path, &hash).unwrap();
+            assert_eq!(fs::read(cache.snapshot(&commit).join(path)).unwrap(), b"x");
+        }
+        cache.point("refs/pr/1", &commit).unwrap();
+        assert_eq!(cache.commit("refs/pr/1").unwrap().as_ref(), Some(&commit));
+        assert_eq!(cache.commit(&commit).unwrap().as_ref(), Some(&commit));
+        fs::write(root.path().join("models--a--b/refs/evil"), "../../../etc").unwrap();
+        assert_eq!(cache.commit("evil").unwrap(), None);
+        assert!(!cache.is_absent(&commit, "y"));
+        cache.note_absent(&commit, "y").unwrap();
+        assert!(cache.is_absent(&commit, "y"));
+    }
+}

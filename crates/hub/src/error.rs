@@ -1,0 +1,262 @@
+//! What can go wrong between here and a Hub. No error holds a token.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use danlu_model::FileError;
+
+use crate::RepoName;
+
+/// A request, a transfer or the cache failed.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum HubError {
+    /// Another file failed: nobody waits for this one.
+    #[error("stopped")]
+    Stopped,
+    /// A text that names no model.
+    #[error("`{text}` is no name of a model on the Hub, expected `org/name` or `org/name@revision`")]
+    Name {
+        /// The text.
+        text: String,
+    },
+    /// `HF_ENDPOINT` is no address.
+    #[error(
+        "`HF_ENDPOINT` is `{text}`, expected an address such as `https://huggingface.co`, without a password"
+    )]
+    Endpoint {
+        /// The text.
+        text: String,
+    },
+    /// A certificate file or a proxy variable has a fault.
+    #[error("cannot use `{variable}`: {reason}")]
+    Variable {
+        /// Its name.
+        variable: &'static str,
+        /// What is wrong.
+        reason: String,
+    },
+    /// There is no home, and no variable says where the cache is.
+    #[error("there is no home folder to keep a cache in")]
+    NoHome,
+    /// A token that could not be one.
+    #[error("{}", if *is_empty { "the token is empty" } else { "the token holds blanks or letters that no token has" })]
+    TokenShape {
+        /// Whether there was none at all.
+        is_empty: bool,
+    },
+    /// A file or folder of the cache.
+    #[error(transparent)]
+    File(#[from] FileError),
+    /// The network is needed, and switched off.
+    #[error("{what} is not in the cache, and `HF_HUB_OFFLINE` forbids to ask the Hub")]
+    Offline {
+        /// What was wanted.
+        what: String,
+    },
+    /// Nobody answers.
+    #[error("cannot reach {host}: {reason}")]
+    Connect {
+        /// The host asked.
+        host: String,
+        /// What the system said.
+        reason: String,
+    },
+    /// A transfer broke off, again and again.
+    #[error("`{file}` stopped at {done} of {size} bytes: {reason}")]
+    Cut {
+        /// The file.
+        file: String,
+        /// Bytes that are here.
+        done: u64,
+        /// Bytes of the whole.
+        size: u64,
+        /// What happened last.
+        reason: String,
+    },
+    /// No such model, or a private one of someone else.
+    #[error("there is no model `{}` at {host}{}", repo.id(), if *with_token { " that this account may see" } else { "" })]
+    NoModel {
+        /// The name.
+        repo: RepoName,
+        /// The host asked.
+        host: String,
+        /// Whether a token was sent.
+        with_token: bool,
+    },
+    /// The model has no such branch, tag or commit.
+    #[error("`{}` has no revision `{}`", repo.id(), repo.revision())]
+    NoRevision {
+        /// The name.
+        repo: RepoName,
+    },
+    /// A file that was listed is not there.
+    #[error("`{repo}` has no file `{file}`")]
+    NoFile {
+        /// The model.
+        repo: RepoName,
+        /// The file.
+        file: String,
+    },
+    /// The owner lets in who asked for it.
+    #[error("`{}` is gated: {}", repo.id(), if *with_token { "this account has not been let in" } else { "it wants an account" })]
+    Gated {
+        /// The model.
+        repo: RepoName,
+        /// Its page.
+        page: String,
+        /// Whether a token was sent.
+        with_token: bool,
+    },
+    /// The token is expired, revoked or mistyped.
+    #[error("{host} does not accept the token{}", if *is_variable { " of `HF_TOKEN`" } else { "" })]
+    BadToken {
+        /// The host asked.
+        host: String,
+        /// Whether a variable gave it.
+        is_variable: bool,
+    },
+    /// A token is needed and there is none.
+    #[error("{what} needs a token")]
+    NoToken {
+        /// What was asked for.
+        what: String,
+    },
+    /// The account may not.
+    #[error("{host} refuses: {message}")]
+    Forbidden {
+        /// The host asked.
+        host: String,
+        /// What it said.
+        message: String,
+    },
+    /// Too many requests, for longer than is worth waiting.
+    #[error("{host} asks to wait {} seconds: too many requests", wait.as_secs())]
+    Busy {
+        /// The host asked.
+        host: String,
+        /// How long.
+        wait: Duration,
+    },
+    /// Any other answer.
+    #[error("{host} answered {status}{} to {request}", if message.is_empty() { String::new() } else { format!(" ({message})") })]
+    Status {
+        /// The host asked.
+        host: String,
+        /// The request, without its secrets.
+        request: String,
+        /// The status.
+        status: u16,
+        /// What it said.
+        message: String,
+    },
+    /// An answer that the Hub does not give: a fault, or an ill will.
+    #[error("{host} gave no proper answer to {request}: {fault}")]
+    Answer {
+        /// The host asked.
+        host: String,
+        /// The request, without its secrets.
+        request: String,
+        /// What is wrong with it.
+        fault: String,
+    },
+    /// A repository whose files contradict each other.
+    #[error("`{repo}` is damaged: {fault}")]
+    Repo {
+        /// The model.
+        repo: RepoName,
+        /// What is wrong.
+        fault: String,
+    },
+    /// A file whose bytes are not those that were announced, twice.
+    #[error("`{file}` of `{repo}` arrived with checksum {found}, expected {expected}")]
+    Checksum {
+        /// The model.
+        repo: RepoName,
+        /// The file.
+        file: String,
+        /// The checksum of what arrived.
+        found: String,
+        /// The one announced.
+        expected: String,
+    },
+    /// The disk is too small for what would come.
+    #[error("`{repo}` needs {needed} bytes, and the disk of `{}` has {available}", cache.display())]
+    Space {
+        /// The model.
+        repo: RepoName,
+        /// The cache.
+        cache: PathBuf,
+        /// Bytes that would come.
+        needed: u64,
+        /// Bytes that are free.
+        available: u64,
+    },
+    /// Neither an adapter nor a model that danlu reads.
+    #[error("`{repo}` holds no weights in safetensors{}", found.as_ref().map(|file| format!(", only `{file}`")).unwrap_or_default())]
+    NoWeights {
+        /// The model.
+        repo: RepoName,
+        /// Weights of another kind.
+        found: Option<String>,
+    },
+}
+
+impl HubError {
+    /// What to do about it, where that is known.
+    pub fn hint(&self) -> Option<String> {
+        let hint = match self {
+            Self::File(error) => return error.hint(),
+            Self::Endpoint { .. } => "leave it out for the Hub itself, or name a mirror",
+            Self::NoHome => "set `HF_HOME` to a folder",
+            Self::TokenShape { .. } => {
+                "make one at https://huggingface.co/settings/tokens and paste it whole"
+            }
+            Self::Offline { .. } => "unset `HF_HUB_OFFLINE`, or name a folder",
+            Self::Connect { .. } => {
+                "check the network; `HF_ENDPOINT` names a mirror (in China: HF_ENDPOINT=https://hf-mirror.com)"
+            }
+            Self::Cut { .. } | Self::Busy { .. } => "run the same command again: it goes on where it stopped",
+            Self::NoModel { with_token: false, .. } => {
+                "check the spelling; a private model needs `danlu login`"
+            }
+            Self::NoModel { .. } => "check the spelling, and whose account the token is of: `danlu whoami`",
+            Self::NoRevision { repo } => {
+                return Some(format!("leave `@{}` out for its main branch", repo.revision()));
+            }
+            Self::Gated { page, with_token: true, .. } => {
+                return Some(format!(
+                    "accept its terms at {page}, with the account that `danlu whoami` names"
+                ));
+            }
+            Self::Gated { page, .. } => {
+                return Some(format!(
+                    "accept its terms at {page}, then `danlu login` with a token of that account"
+                ));
+            }
+            Self::BadToken { is_variable: true, .. } => "set `HF_TOKEN` to one that is valid, or unset it",
+            Self::BadToken { .. } => {
+                "get a new one at https://huggingface.co/settings/tokens, then `danlu login`"
+            }
+            Self::NoToken { .. } => "danlu login",
+            Self::Checksum { .. } => {
+                "something between here and the Hub changes files: try another network or mirror"
+            }
+            Self::Space { .. } => "free some space, or set `HF_HUB_CACHE` to a folder on another disk",
+            Self::NoWeights { found: Some(_), .. } => {
+                "danlu reads safetensors alone: look for a copy of the model in that form"
+            }
+            Self::Repo { .. } => "tell its owner, or name another revision: `org/name@revision`",
+            Self::NoWeights { .. } => "name a model, or an adapter that PEFT saved",
+            Self::Stopped
+            | Self::Name { .. }
+            | Self::Variable { .. }
+            | Self::NoFile { .. }
+            | Self::Forbidden { .. } => return None,
+            Self::Status { .. } | Self::Answer { .. } => {
+                "try again later; https://status.huggingface.co tells whether the Hub is well"
+            }
+        };
+        Some(hint.to_owned())
+    }
+}

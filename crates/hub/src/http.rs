@@ -1,0 +1,288 @@
+//! Requests: redirected with care, repeated where that may help, with the token for nobody but the Hub itself.
+
+use std::io::Read;
+use std::path::Path;
+use std::thread;
+use std::time::Duration;
+
+use danlu_model::files::read_bounded;
+use ureq::http::{HeaderMap, Method, Request, StatusCode, Uri};
+use ureq::tls::{Certificate, PemItem, RootCerts, TlsConfig};
+use ureq::{Agent, Body, Proxy};
+
+use crate::{Endpoint, HubError, Token};
+
+/// Redirects of one request at most.
+const REDIRECTS: usize = 5;
+
+/// Longest answer that is no file, in bytes.
+const LONGEST_ANSWER: u64 = 64 << 20;
+
+/// Longest certificate file.
+const LONGEST_CERTIFICATES: u64 = 16 << 20;
+
+/// How patient requests are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Pace {
+    /// How often a request is tried.
+    pub tries: u32,
+    /// Pause before the second try; each further one is twice as long.
+    pub pause: Duration,
+    /// Longest pause that a server may ask for.
+    pub longest: Duration,
+    /// How long a connection may stand still.
+    pub stall: Duration,
+}
+
+impl Default for Pace {
+    fn default() -> Self {
+        let seconds = Duration::from_secs;
+        Self { tries: 5, pause: seconds(1), longest: seconds(300), stall: seconds(30) }
+    }
+}
+
+/// What is asked.
+#[derive(Clone, Debug)]
+pub(crate) struct Ask<'a> {
+    pub method: Method,
+    /// An address of the Hub, or one that it gave.
+    pub url: String,
+    pub headers: Vec<(&'static str, String)>,
+    pub body: Option<&'a [u8]>,
+}
+
+impl Ask<'_> {
+    /// Reads what is at `url`.
+    pub fn get(url: impl Into<String>) -> Self {
+        Self { method: Method::GET, url: url.into(), headers: Vec::new(), body: None }
+    }
+
+    /// The request in words: the address without its query, which may be signed.
+    pub fn words(&self) -> String {
+        format!("{} {}", self.method, self.url.split(['?', '#']).next().unwrap_or_default())
+    }
+
+    /// The host asked.
+    pub fn host(&self) -> String {
+        origin(&self.url).map_or_else(|| self.url.clone(), |(_, host)| host)
+    }
+}
+
+/// What came back: any status that is no redirect.
+#[derive(Debug)]
+pub(crate) struct Answer {
+    pub status: StatusCode,
+    pub headers: HeaderMap,
+    body: Body,
+}
+
+impl Answer {
+    /// A header's text.
+    pub fn header(&self, name: &str) -> Option<&str> {
+        self.headers.get(name)?.to_str().ok()
+    }
+
+    /// The body, as it arrives.
+    pub fn into_reader(self) -> impl Read {
+        self.body.into_reader()
+    }
+
+    /// The whole body, of an answer that is no file.
+    pub fn bytes(&mut self) -> Result<Vec<u8>, ureq::Error> {
+        self.body.with_config().limit(LONGEST_ANSWER).read_to_vec()
+    }
+}
+
+/// A client of one Hub.
+#[derive(Debug)]
+pub(crate) struct Http {
+    agent: Agent,
+    endpoint: Endpoint,
+    token: Option<Token>,
+    pace: Pace,
+}
+
+impl Http {
+    /// A client; nothing is sent yet.
+    pub fn new(endpoint: Endpoint, token: Option<Token>, pace: Pace) -> Result<Self, HubError> {
+        let config = Agent::config_builder()
+            .http_status_as_error(false)
+            .max_redirects(0)
+            .max_redirects_will_error(false)
+            .user_agent(concat!("danlu/", env!("CARGO_PKG_VERSION")))
+            .timeout_connect(Some(pace.stall))
+            .timeout_recv_response(Some(2 * pace.stall))
+            .timeout_per_read(Some(pace.stall))
+            .timeout_per_write(Some(pace.stall))
+            .proxy(Proxy::try_from_env())
+            .tls_config(TlsConfig::builder().root_certs(roots()?).build())
+            .build();
+        Ok(Self { agent: config.into(), endpoint, token, pace })
+    }
+
+    /// The Hub's address.
+    pub fn endpoint(&self) -> &Endpoint {
+        &self.endpoint
+    }
+
+    /// Whether there is a token to send.
+    pub fn has_token(&self) -> bool {
+        self.token.is_some()
+    }
+
+    /// How patient it is.
+    pub fn pace(&self) -> Pace {
+        self.pace
+    }
+
+    /// Asks until there is an answer worth having: a lost connection, a server's own fault and a request to wait are
+    /// tried again.
+    ///
+    /// # Errors
+    /// If nobody answers, or the server asks to wait too long.
+    pub fn ask(&self, ask: &Ask<'_>) -> Result<Answer, HubError> {
+        let mut pause = self.pace.pause;
+        for left in (0..self.pace.tries).rev() {
+            let outcome = self.once(ask);
+            let (reason, wait) = match &outcome {
+                Ok(answer) if is_passing(answer.status) => {
+                    (answer.status.to_string(), retry_after(answer).unwrap_or(pause))
+                }
+                Err(HubError::Connect { reason, .. }) => (reason.clone(), pause),
+                _ => return outcome,
+            };
+            if wait > self.pace.longest {
+                return Err(HubError::Busy { host: ask.host(), wait });
+            }
+            if left == 0 {
+                return outcome;
+            }
+            tracing::info!("{}: {reason}; trying again in {:.1} s", ask.words(), wait.as_secs_f64());
+            thread::sleep(wait);
+            pause *= 2;
+        }
+        unreachable!("the last try returns")
+    }
+
+    /// One try, with its redirects.
+    fn once(&self, ask: &Ask<'_>) -> Result<Answer, HubError> {
+        let mut url = ask.url.clone();
+        for _ in 0..=REDIRECTS {
+            let answer = self.send(ask, &url)?;
+            let to = answer.header("location").map(str::to_owned);
+            let Some(to) = to.filter(|_| answer.status.is_redirection()) else { return Ok(answer) };
+            let fault = |fault: String| HubError::Answer { host: ask.host(), request: ask.words(), fault };
+            let next =
+                joined(&url, &to).ok_or_else(|| fault("a redirect to what is no address".to_owned()))?;
+            if ask.method != Method::GET && ask.method != Method::HEAD {
+                return Err(fault(format!(
+                    "{}, a redirect of what is not only read",
+                    answer.status.as_u16()
+                )));
+            }
+            if url.starts_with("https:") && !next.starts_with("https:") {
+                return Err(fault("a redirect to an address without encryption".to_owned()));
+            }
+            url = next;
+        }
+        let fault = format!("more than {REDIRECTS} redirects");
+        Err(HubError::Answer { host: ask.host(), request: ask.words(), fault })
+    }
+
+    fn send(&self, ask: &Ask<'_>, url: &str) -> Result<Answer, HubError> {
+        let mut request = Request::builder().method(ask.method.clone()).uri(url);
+        for (name, value) in &ask.headers {
+            request = request.header(*name, value);
+        }
+        // Whoever the Hub redirects to has no business with the token.
+        if let Some(token) = self.token.as_ref().filter(|_| origin(url) == origin(self.endpoint.as_str())) {
+            request = request.header("authorization", token.bearer());
+        }
+        let fault = |fault: String| HubError::Answer { host: ask.host(), request: ask.words(), fault };
+        let no_address = |_| fault("an address that cannot be asked".to_owned());
+        let answer = match ask.body {
+            Some(bytes) => self.agent.run(request.body(bytes).map_err(no_address)?),
+            None => self.agent.run(request.body(()).map_err(no_address)?),
+        };
+        let answer = answer.map_err(|error| {
+            let host = origin(url).map_or_else(|| ask.host(), |(_, host)| host);
+            HubError::Connect { host, reason: reason(&error) }
+        })?;
+        let (parts, body) = answer.into_parts();
+        Ok(Answer { status: parts.status, headers: parts.headers, body })
+    }
+}
+
+/// What the system said, in few words.
+fn reason(error: &ureq::Error) -> String {
+    match error {
+        ureq::Error::HostNotFound => "there is no such host, or no network".to_owned(),
+        ureq::Error::Io(error) => error.to_string(),
+        ureq::Error::Timeout(_) | ureq::Error::BodyStalled => "it does not answer".to_owned(),
+        error => error.to_string(),
+    }
+}
+
+/// Whether the same request may do better later.
+fn is_passing(status: StatusCode) -> bool {
+    status.is_server_error() || matches!(status.as_u16(), 408 | 429)
+}
+
+/// The seconds of `Retry-After`.
+fn retry_after(answer: &Answer) -> Option<Duration> {
+    answer.header("retry-after")?.trim().parse().ok().map(Duration::from_secs)
+}
+
+/// Scheme, and host with port.
+fn origin(url: &str) -> Option<(String, String)> {
+    let uri: Uri = url.parse().ok()?;
+    Some((uri.scheme_str()?.to_ascii_lowercase(), uri.authority()?.as_str().to_ascii_lowercase()))
+}
+
+/// Where a redirect from `url` to `to` leads.
+fn joined(url: &str, to: &str) -> Option<String> {
+    let next = if to.starts_with("//") || !to.starts_with('/') {
+        to.to_owned()
+    } else {
+        let (scheme, host) = origin(url)?;
+        format!("{scheme}://{host}{to}")
+    };
+    matches!(origin(&next)?.0.as_str(), "http" | "https").then_some(next)
+}
+
+/// Whom to trust: the authorities that browsers trust, or those of `SSL_CERT_FILE`, as behind a company's proxy.
+fn roots() -> Result<RootCerts, HubError> {
+    let Some(path) = std::env::var_os("SSL_CERT_FILE").filter(|path| !path.is_empty()) else {
+        return Ok(RootCerts::WebPki);
+    };
+    let fault = |reason: String| HubError::Variable { variable: "SSL_CERT_FILE", reason };
+    let pem =
+        read_bounded(Path::new(&path), LONGEST_CERTIFICATES).map_err(|error| fault(error.to_string()))?;
+    let mut certificates: Vec<Certificate<'static>> = Vec::new();
+    for item in ureq::tls::parse_pem(&pem) {
+        if let PemItem::Certificate(certificate) = item.map_err(|error| fault(error.to_string()))? {
+            certificates.push(certificate);
+        }
+    }
+    if certificates.is_empty() {
+        return Err(fault(format!("`{}` holds no certificate", Path::new(&path).display())));
+    }
+    Ok(RootCerts::new_with_certs(&certificates))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn redirects_lead_where_they_say_and_only_there() {
+        let from = "https://huggingface.co/a/resolve/main/x?y=1";
+        assert_eq!(joined(from, "/b?c").unwrap(), "https://huggingface.co/b?c");
+        assert_eq!(joined(from, "https://cdn.example/x").unwrap(), "https://cdn.example/x");
+        for wrong in ["file:///etc/passwd", "//cdn.example/x", "x", ""] {
+            assert_eq!(joined(from, wrong), None, "{wrong}");
+        }
+        assert_ne!(origin("http://a:1/x"), origin("http://a:2/x"));
+        assert_eq!(origin("HTTPS://Hub/x"), origin("https://hub"));
+    }
+}

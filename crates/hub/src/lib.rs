@@ -1,0 +1,64 @@
+//! The Hugging Face Hub: models by name, in the cache that Python's tools share.
+//!
+//! A [`RepoName`] such as `org/name@revision` becomes a folder: from the cache without a byte of traffic, or by
+//! [`Hub::pull`], which fetches what danlu reads, several files at a time, and verifies every one. The layout, the
+//! locks and the variables are those of `huggingface_hub`, so that either side finds what the other fetched.
+
+mod account;
+mod blob;
+mod cache;
+mod error;
+mod http;
+mod listing;
+mod name;
+mod pull;
+mod refusal;
+mod settings;
+mod token;
+mod wanted;
+
+pub use account::Account;
+pub use error::HubError;
+pub use http::Pace;
+pub use name::RepoName;
+pub use pull::{Pulled, Transfer};
+pub use settings::{Endpoint, HubSettings};
+pub use token::Token;
+
+use crate::http::Http;
+
+/// A connection to one Hub, and the cache of what came from it.
+#[derive(Debug)]
+pub struct Hub {
+    settings: HubSettings,
+    http: Http,
+}
+
+impl Hub {
+    /// A connection with these settings; nothing is sent yet.
+    ///
+    /// # Errors
+    /// If a proxy variable or `SSL_CERT_FILE` has a fault.
+    pub fn new(settings: HubSettings) -> Result<Self, HubError> {
+        Self::with_pace(settings, Pace::default())
+    }
+
+    /// As [`Hub::new`], with another patience.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn with_pace(settings: HubSettings, pace: Pace) -> Result<Self, HubError> {
+        let http = Http::new(settings.endpoint.clone(), settings.token.clone(), pace)?;
+        Ok(Self { settings, http })
+    }
+
+    /// The settings.
+    pub fn settings(&self) -> &HubSettings {
+        &self.settings
+    }
+
+    /// Refuses what needs the network where the settings forbid it; `what` is a sentence's object.
+    fn online(&self, what: impl FnOnce() -> String) -> Result<&Http, HubError> {
+        if self.settings.offline { Err(HubError::Offline { what: what() }) } else { Ok(&self.http) }
+    }
+}

@@ -1,0 +1,179 @@
+//! What a model's repository holds at a revision.
+
+use std::collections::BTreeMap;
+
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+
+use crate::http::Ask;
+use crate::refusal::About;
+use crate::{Hub, HubError, RepoName};
+
+/// Pages of a listing at most: the Hub gives a thousand files a page.
+const PAGES: usize = 100;
+
+/// Everything in a path's part but what needs no escape.
+const ESCAPED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.').remove(b'~');
+
+/// A repository at one commit.
+#[derive(Clone, Debug)]
+pub(crate) struct Listing {
+    /// The commit, 40 hexadecimal digits.
+    pub commit: String,
+    /// Its files by path.
+    pub files: BTreeMap<String, RemoteFile>,
+}
+
+/// A file of a repository.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct RemoteFile {
+    /// Its bytes.
+    pub size: u64,
+    /// What its bytes must give; also its name in the cache.
+    pub hash: Hash,
+}
+
+/// A checksum in hexadecimal digits.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(crate) enum Hash {
+    /// Git's, SHA-1 over a header and the bytes: of small files.
+    Git(String),
+    /// SHA-256 of the bytes: of large ones.
+    Sha256(String),
+}
+
+impl Hash {
+    /// Its digits.
+    pub fn digits(&self) -> &str {
+        match self {
+            Self::Git(digits) | Self::Sha256(digits) => digits,
+        }
+    }
+}
+
+#[derive(Deserialize)]
+struct Revision {
+    sha: String,
+}
+
+#[derive(Deserialize)]
+struct Entry {
+    #[serde(rename = "type")]
+    kind: String,
+    path: String,
+    oid: String,
+    #[serde(default)]
+    size: u64,
+    lfs: Option<Large>,
+}
+
+#[derive(Deserialize)]
+struct Large {
+    oid: String,
+    size: u64,
+}
+
+impl Hub {
+    /// Asks which commit a revision is, and what it holds.
+    ///
+    /// # Errors
+    /// If the model or the revision is not there, or the answer is no listing.
+    pub(crate) fn list(&self, repo: &RepoName) -> Result<Listing, HubError> {
+        let http = self.online(|| format!("`{repo}`"))?;
+        let api = format!("{}/api/models/{}", http.endpoint(), repo.id());
+        let ask = Ask::get(format!("{api}/revision/{}", escaped(repo.revision())));
+        let Revision { sha: commit } = self.json(&ask, About::Repo(repo))?;
+        if !is_hex(&commit, 40) {
+            return Err(fault(&ask, "the commit is not 40 hexadecimal digits".to_owned()));
+        }
+
+        let mut files = BTreeMap::new();
+        let mut next = Some(format!("{api}/tree/{commit}?recursive=true"));
+        for _ in 0..PAGES {
+            let Some(url) = next.take() else { break };
+            let ask = Ask::get(url);
+            let (entries, link) = self.page::<Vec<Entry>>(&ask, About::Repo(repo))?;
+            for entry in entries.into_iter().filter(|entry| entry.kind == "file") {
+                let (size, hash) = match entry.lfs {
+                    Some(Large { oid, size }) if is_hex(&oid, 64) => (size, Hash::Sha256(oid)),
+                    None if is_hex(&entry.oid, 40) => (entry.size, Hash::Git(entry.oid)),
+                    _ => return Err(fault(&ask, format!("the checksum of {:?} is none", entry.path))),
+                };
+                files.insert(entry.path, RemoteFile { size, hash });
+            }
+            next = link;
+        }
+        if next.is_some() {
+            return Err(fault(&ask, format!("a listing of more than {PAGES} pages")));
+        }
+        Ok(Listing { commit, files })
+    }
+
+    /// Asks for JSON.
+    pub(crate) fn json<T: DeserializeOwned>(&self, ask: &Ask<'_>, about: About<'_>) -> Result<T, HubError> {
+        Ok(self.page(ask, about)?.0)
+    }
+
+    /// Asks for JSON that may go on at another address.
+    fn page<T: DeserializeOwned>(
+        &self,
+        ask: &Ask<'_>,
+        about: About<'_>,
+    ) -> Result<(T, Option<String>), HubError> {
+        let mut tries = self.http.pace().tries;
+        loop {
+            tries -= 1;
+            let mut answer = self.http.ask_about(ask, about, self.settings.token_is_variable)?;
+            let bytes = match answer.bytes() {
+                Ok(bytes) => bytes,
+                Err(_) if tries > 0 => continue,
+                Err(error) => return Err(fault(ask, error.to_string())),
+            };
+            let value = serde_json::from_slice(&bytes).map_err(|error| fault(ask, error.to_string()))?;
+            return Ok((value, answer.header("link").and_then(next_page)));
+        }
+    }
+}
+
+/// The address of a file's bytes.
+pub(crate) fn file_url(hub: &Hub, repo: &RepoName, commit: &str, path: &str) -> String {
+    let path: Vec<String> = path.split('/').map(escaped).collect();
+    format!("{}/{}/resolve/{commit}/{}", hub.http.endpoint(), repo.id(), path.join("/"))
+}
+
+fn fault(ask: &Ask<'_>, fault: String) -> HubError {
+    HubError::Answer { host: ask.host(), request: ask.words(), fault }
+}
+
+/// `text` as one part of a path.
+pub(crate) fn escaped(text: &str) -> String {
+    utf8_percent_encode(text, ESCAPED).to_string()
+}
+
+fn is_hex(text: &str, len: usize) -> bool {
+    text.len() == len && text.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
+}
+
+/// The `next` of a `Link` header.
+fn next_page(link: &str) -> Option<String> {
+    link.split(',').find_map(|one| {
+        let (url, kind) = one.trim().strip_prefix('<')?.split_once('>')?;
+        kind.contains("rel=\"next\"").then(|| url.to_owned())
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn links_and_parts_of_paths_are_read_and_written() {
+        let link = r#"<https://hub/x?cursor=a>; rel="prev", <https://hub/x?cursor=b>; rel="next""#;
+        assert_eq!(next_page(link).unwrap(), "https://hub/x?cursor=b");
+        assert_eq!(next_page("<x>; rel=\"prev\""), None);
+        assert_eq!(escaped("refs/pr/1"), "refs%2Fpr%2F1");
+        assert_eq!(escaped("a b#甄.json"), "a%20b%23%E7%94%84.json");
+        assert!(is_hex(&"a1".repeat(20), 40) && !is_hex(&"A1".repeat(20), 40) && !is_hex("../x", 4));
+    }
+}

@@ -1,0 +1,159 @@
+//! A model by name: out of the cache, or into it.
+
+use std::ops::ControlFlow;
+use std::path::PathBuf;
+use std::sync::Mutex;
+use std::sync::mpsc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use danlu_model::files::free_space;
+
+use crate::blob::Wanted;
+use crate::cache::Cache;
+use crate::listing::{Listing, RemoteFile};
+use crate::wanted::{self, lacking};
+use crate::{Hub, HubError, RepoName};
+
+/// Files fetched at a time.
+const AT_ONCE: usize = 8;
+
+/// Least time between two words about progress.
+const BETWEEN: Duration = Duration::from_millis(100);
+
+/// A model that is in the cache.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Pulled {
+    /// Its files, links into the cache.
+    pub folder: PathBuf,
+    /// Its commit.
+    pub commit: String,
+    /// Bytes of its files.
+    pub bytes: u64,
+    /// Of these, what came over the network.
+    pub fetched: u64,
+}
+
+/// How far a transfer is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Transfer {
+    /// Bytes that are here.
+    pub done: u64,
+    /// Bytes of all files.
+    pub total: u64,
+    /// Of `done`, those that were here before.
+    pub before: u64,
+    /// Files of all.
+    pub files: usize,
+}
+
+impl Hub {
+    /// The folder of a model that is in the cache with all that danlu reads; nobody is asked.
+    ///
+    /// # Errors
+    /// If the cache cannot be read.
+    pub fn cached(&self, repo: &RepoName) -> Result<Option<PathBuf>, HubError> {
+        let cache = Cache::of(&self.settings.cache, repo);
+        let Some(commit) = cache.commit(repo.revision())? else { return Ok(None) };
+        let folder = cache.snapshot(&commit);
+        Ok(lacking(&folder, |file| cache.is_absent(&commit, file)).is_none().then_some(folder))
+    }
+
+    /// Fetches what danlu reads of a model, as it is on the Hub now. What is in the cache is not fetched again, and a
+    /// transfer that was cut goes on where it stopped.
+    ///
+    /// # Errors
+    /// If the Hub cannot be asked or refuses, a file stays damaged, or the disk is too small. What has arrived stays.
+    pub fn pull(&self, repo: &RepoName, progress: &mut dyn FnMut(Transfer)) -> Result<Pulled, HubError> {
+        let listing = self.list(repo)?;
+        let cache = Cache::of(&self.settings.cache, repo);
+        let folder = cache.snapshot(&listing.commit);
+        let settings: Vec<String> = wanted::settings(&listing).into_iter().map(str::to_owned).collect();
+        let small = self.fetch_all(&cache, repo, &listing, &settings, &mut |_| {})?;
+        let weights = wanted::weights(&listing, &folder, repo)?;
+        let large = self.fetch_all(&cache, repo, &listing, &weights, progress)?;
+        for file in wanted::OPTIONAL {
+            if !listing.files.contains_key(file) {
+                cache.note_absent(&listing.commit, file)?;
+            }
+        }
+        cache.point(repo.revision(), &listing.commit)?;
+        let (bytes, fetched) = (small.total + large.total, small.fetched() + large.fetched());
+        Ok(Pulled { folder, commit: listing.commit, bytes, fetched })
+    }
+
+    /// Fetches files, some at a time; the first error ends it, and what arrived stays.
+    fn fetch_all(
+        &self,
+        cache: &Cache,
+        repo: &RepoName,
+        listing: &Listing,
+        paths: &[String],
+        progress: &mut dyn FnMut(Transfer),
+    ) -> Result<Transfer, HubError> {
+        let files: Vec<(&String, &RemoteFile)> =
+            paths.iter().map(|path| (path, &listing.files[path])).collect();
+        let total = files.iter().fold(0u64, |sum, (_, file)| sum.saturating_add(file.size));
+        let before = files.iter().map(|(_, file)| here(cache, file)).sum();
+        let needed = total.saturating_sub(before);
+        let available = free_space(&self.settings.cache)?;
+        if needed > available {
+            let (repo, cache) = (repo.clone(), self.settings.cache.clone());
+            return Err(HubError::Space { repo, cache, needed, available });
+        }
+
+        let queue = Mutex::new(files.iter());
+        let next = || queue.lock().expect("nothing panics while it is held").next().copied();
+        let (tell, told) = mpsc::channel::<Result<i64, HubError>>();
+        let mut transfer = Transfer { done: 0, total, before, files: files.len() };
+        thread::scope(|scope| {
+            for _ in 0..AT_ONCE.min(files.len()) {
+                let tell = tell.clone();
+                scope.spawn(move || {
+                    while let Some((path, file)) = next() {
+                        let wanted = Wanted { repo, commit: &listing.commit, path, file };
+                        // After an error nobody listens, and the rest need not come.
+                        let mut advanced = |n| match tell.send(Ok(n)) {
+                            Ok(()) => ControlFlow::Continue(()),
+                            Err(_) => ControlFlow::Break(()),
+                        };
+                        if let Err(error) = self.fetch(cache, wanted, &mut advanced) {
+                            let _ = tell.send(Err(error));
+                            return;
+                        }
+                    }
+                });
+            }
+            drop(tell);
+            let mut last: Option<Instant> = None;
+            for message in told {
+                transfer.done = transfer.done.saturating_add_signed(message?);
+                if last.is_none_or(|last| last.elapsed() >= BETWEEN) {
+                    progress(transfer);
+                    last = Some(Instant::now());
+                }
+            }
+            Ok(transfer)
+        })
+    }
+}
+
+impl Transfer {
+    /// Bytes that came over the network.
+    pub fn fetched(&self) -> u64 {
+        self.done.saturating_sub(self.before)
+    }
+}
+
+/// Bytes of a file that are in the cache already, whole or in part.
+fn here(cache: &Cache, file: &RemoteFile) -> u64 {
+    let len = |path: PathBuf| std::fs::metadata(path).map_or(0, |there| there.len());
+    let (whole, part) = (len(cache.blob(&file.hash)), len(cache.incomplete(&file.hash)));
+    if whole == file.size {
+        file.size
+    } else if part <= file.size {
+        part
+    } else {
+        0
+    }
+}

@@ -1,0 +1,78 @@
+//! What a refusing answer means, by the headers and statuses that the Hub gives.
+
+use crate::http::{Answer, Ask, Http};
+use crate::{HubError, RepoName};
+
+/// Longest message that is repeated to the user.
+const LONGEST_MESSAGE: usize = 300;
+
+/// What a request was about.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum About<'a> {
+    /// The account.
+    Account,
+    /// A model.
+    Repo(&'a RepoName),
+    /// A file of it.
+    File(&'a RepoName, &'a str),
+}
+
+impl Http {
+    /// As [`Http::ask`], where only success is an answer.
+    ///
+    /// # Errors
+    /// As there, and what any other answer means.
+    pub fn ask_about(
+        &self,
+        ask: &Ask<'_>,
+        about: About<'_>,
+        token_is_variable: bool,
+    ) -> Result<Answer, HubError> {
+        let mut answer = self.ask(ask)?;
+        if answer.status.is_success() {
+            return Ok(answer);
+        }
+        let (host, with_token) = (ask.host(), self.has_token());
+        let repo = match about {
+            About::Account => None,
+            About::Repo(repo) | About::File(repo, _) => Some(repo.clone()),
+        };
+        let message = message(&mut answer);
+        let status = answer.status.as_u16();
+        Err(match (answer.header("x-error-code"), repo, status) {
+            (Some("RevisionNotFound"), Some(repo), _) => HubError::NoRevision { repo },
+            (Some("EntryNotFound"), Some(repo), _) => {
+                let file = if let About::File(_, file) = about { file.to_owned() } else { "/".to_owned() };
+                HubError::NoFile { repo, file }
+            }
+            (Some("GatedRepo"), Some(repo), _) => {
+                let page = format!("{}/{}", self.endpoint(), repo.id());
+                HubError::Gated { repo, page, with_token }
+            }
+            (code, repo, 401) => match repo {
+                // The Hub says of what it will not show that it does not exist; of a bad token it says so.
+                Some(repo) if code == Some("RepoNotFound") || !with_token => {
+                    HubError::NoModel { repo, host, with_token }
+                }
+                _ if with_token => HubError::BadToken { host, is_variable: token_is_variable },
+                _ => HubError::NoToken { what: ask.words() },
+            },
+            (_, Some(repo), 404) => HubError::NoModel { repo, host, with_token },
+            (_, _, 403) => HubError::Forbidden { host, message },
+            _ => HubError::Status { host, request: ask.words(), status, message },
+        })
+    }
+}
+
+/// What the server said, in one short line.
+fn message(answer: &mut Answer) -> String {
+    let said = answer.header("x-error-message").map(str::to_owned);
+    let said = said.or_else(|| {
+        let body: serde_json::Value = serde_json::from_slice(&answer.bytes().ok()?).ok()?;
+        Some(body.get("error")?.as_str()?.to_owned())
+    });
+    let said = said.unwrap_or_default();
+    let line: String =
+        said.chars().map(|c| if c.is_control() { ' ' } else { c }).take(LONGEST_MESSAGE).collect();
+    line.trim().to_owned()
+}

@@ -1,0 +1,163 @@
+//! Where things are, by the variables that Python's tools read.
+
+use std::ffi::OsString;
+use std::fmt;
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use ureq::http::Uri;
+
+use crate::{HubError, Token};
+
+/// The Hub where `HF_ENDPOINT` names none.
+const DEFAULT_ENDPOINT: &str = "https://huggingface.co";
+
+/// The address of a Hub, or of a mirror of it: scheme, host, and a path where there is one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Endpoint(String);
+
+impl Endpoint {
+    /// Its text, without a `/` at its end.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for Endpoint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl FromStr for Endpoint {
+    type Err = HubError;
+
+    fn from_str(text: &str) -> Result<Self, HubError> {
+        let trimmed = text.trim().trim_end_matches('/');
+        let is_one = trimmed.parse::<Uri>().is_ok_and(|uri| {
+            matches!(uri.scheme_str(), Some("http" | "https"))
+                && uri.host().is_some()
+                && uri.query().is_none()
+        });
+        // A password in the address would reach logs and errors.
+        if !is_one || trimmed.contains('@') {
+            let shown = text.rsplit_once('@').map_or(text.to_owned(), |(_, host)| format!("...@{host}"));
+            return Err(HubError::Endpoint { text: shown });
+        }
+        Ok(Self(trimmed.to_owned()))
+    }
+}
+
+/// Where things are, and what is allowed.
+#[derive(Clone, Debug)]
+pub struct HubSettings {
+    /// The Hub: `HF_ENDPOINT`.
+    pub endpoint: Endpoint,
+    /// The cache: `HF_HUB_CACHE`, or `hub` in `HF_HOME`.
+    pub cache: PathBuf,
+    /// The token's file: `HF_TOKEN_PATH`, or `token` in `HF_HOME`.
+    pub token_path: PathBuf,
+    /// Who asks: `HF_TOKEN`, or what the file holds.
+    pub token: Option<Token>,
+    /// Whether the token is a variable's: a file then changes nothing.
+    pub token_is_variable: bool,
+    /// Whether to ask nobody: `HF_HUB_OFFLINE`.
+    pub offline: bool,
+}
+
+impl HubSettings {
+    /// From the process's variables.
+    ///
+    /// # Errors
+    /// If a variable has a fault, the token's file cannot be read, or there is no home to keep a cache in.
+    pub fn from_env() -> Result<Self, HubError> {
+        Self::from_vars(|name| std::env::var_os(name), std::env::home_dir())
+    }
+
+    /// From these variables, and this home.
+    ///
+    /// # Errors
+    /// As [`HubSettings::from_env`].
+    pub fn from_vars(
+        var: impl Fn(&str) -> Option<OsString>,
+        home: Option<PathBuf>,
+    ) -> Result<Self, HubError> {
+        let var = |name: &str| var(name).filter(|value| !value.is_empty());
+        let any = |names: &[&str]| names.iter().find_map(|name| var(name));
+        let path = |names: &[&str]| any(names).map(|value| expanded(value, home.as_ref()));
+        let text = |names: &[&str]| any(names).map(|value| value.to_string_lossy().into_owned());
+
+        let endpoint = text(&["HF_ENDPOINT"]).unwrap_or_else(|| DEFAULT_ENDPOINT.to_owned()).parse()?;
+        let xdg = path(&["XDG_CACHE_HOME"]).or_else(|| home.as_ref().map(|home| home.join(".cache")));
+        let hf_home = path(&["HF_HOME"]).or_else(|| xdg.map(|cache| cache.join("huggingface")));
+        let in_home = |given: Option<PathBuf>, name: &str| {
+            given.or_else(|| hf_home.as_ref().map(|hf_home| hf_home.join(name))).ok_or(HubError::NoHome)
+        };
+        let cache = in_home(path(&["HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE"]), "hub")?;
+        let token_path = in_home(path(&["HF_TOKEN_PATH"]), "token")?;
+        let given = text(&["HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"]).filter(|text| !text.trim().is_empty());
+        let token = match &given {
+            Some(text) => Some(Token::new(text)?),
+            None => Token::read(&token_path)?,
+        };
+        let is_set = |name: &str| {
+            var(name).is_some_and(|value| {
+                matches!(&*value.to_string_lossy().to_uppercase(), "1" | "ON" | "YES" | "TRUE")
+            })
+        };
+        let offline = is_set("HF_HUB_OFFLINE") || is_set("TRANSFORMERS_OFFLINE");
+        Ok(Self { endpoint, cache, token_path, token, token_is_variable: given.is_some(), offline })
+    }
+}
+
+/// `~` is the home, as in a shell.
+fn expanded(path: OsString, home: Option<&PathBuf>) -> PathBuf {
+    let path = PathBuf::from(path);
+    match (path.strip_prefix("~"), home) {
+        (Ok(rest), Some(home)) => home.join(rest),
+        _ => path,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+
+    fn settings(vars: &[(&str, &str)]) -> Result<HubSettings, HubError> {
+        let var = |name: &str| vars.iter().find(|(key, _)| *key == name).map(|(_, value)| value.into());
+        HubSettings::from_vars(var, Some("/home/me".into()))
+    }
+
+    #[test]
+    fn places_and_switches_follow_the_variables_of_python() {
+        let plain = settings(&[]).unwrap();
+        assert_eq!(plain.endpoint.as_str(), "https://huggingface.co");
+        assert_eq!(plain.cache, Path::new("/home/me/.cache/huggingface/hub"));
+        assert_eq!(plain.token_path, Path::new("/home/me/.cache/huggingface/token"));
+        assert!(!plain.offline && plain.token.is_none());
+
+        let home = settings(&[("HF_HOME", "~/hf"), ("HF_ENDPOINT", "https://hf-mirror.com/")]).unwrap();
+        assert_eq!(
+            (home.cache.as_path(), home.endpoint.as_str()),
+            (Path::new("/home/me/hf/hub"), "https://hf-mirror.com")
+        );
+        let both = settings(&[("HF_HOME", "/h"), ("HF_HUB_CACHE", "/c"), ("HF_TOKEN_PATH", "/t")]).unwrap();
+        assert_eq!((both.cache, both.token_path), ("/c".into(), "/t".into()));
+        let xdg = settings(&[("XDG_CACHE_HOME", "/x"), ("TRANSFORMERS_OFFLINE", "yes")]).unwrap();
+        assert_eq!((xdg.cache, xdg.offline), ("/x/huggingface/hub".into(), true));
+        assert!(!settings(&[("HF_HUB_OFFLINE", "0")]).unwrap().offline);
+        let token = settings(&[("HF_TOKEN", "hf_x\n")]).unwrap();
+        assert_eq!((token.token, token.token_is_variable), (Some(Token::new("hf_x").unwrap()), true));
+        assert!(HubSettings::from_vars(|_| None, None).is_err());
+    }
+
+    #[test]
+    fn an_endpoint_is_an_address_without_a_password() {
+        for wrong in ["hf-mirror.com", "ftp://x", "https://", "https://me:secret@x", "https://x/?a=b", "x y"]
+        {
+            assert!(settings(&[("HF_ENDPOINT", wrong)]).is_err(), "{wrong}");
+        }
+    }
+}

@@ -1,0 +1,119 @@
+//! The secret that says who asks. It is shown nowhere: not in a log, an error or a `Debug`.
+
+use std::fmt;
+use std::fs;
+use std::io::{self, Write as _};
+use std::path::Path;
+
+use danlu_model::FileError;
+use danlu_model::files::{TEMPORARY_PREFIX, read_bounded};
+
+use crate::HubError;
+
+/// Longest file that may hold a token.
+const LONGEST: u64 = 4096;
+
+/// An access token of the Hub.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Token(String);
+
+impl Token {
+    /// A token from what someone typed or pasted; blanks around it are dropped.
+    ///
+    /// # Errors
+    /// If it is empty, or could not stand in a header. The error does not repeat it.
+    pub fn new(text: &str) -> Result<Self, HubError> {
+        let text = text.trim();
+        if text.is_empty() || !text.chars().all(|c| c.is_ascii_graphic()) {
+            return Err(HubError::TokenShape { is_empty: text.is_empty() });
+        }
+        Ok(Self(text.to_owned()))
+    }
+
+    /// Reads what [`Token::save`], or Python's `hf auth login`, wrote; `None` where there is nothing.
+    ///
+    /// # Errors
+    /// If the file cannot be read, or holds no token.
+    pub fn read(path: &Path) -> Result<Option<Self>, HubError> {
+        match fs::metadata(path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            _ => {}
+        }
+        let bytes = read_bounded(path, LONGEST)?;
+        let text = String::from_utf8(bytes).unwrap_or_default();
+        if text.trim().is_empty() { Ok(None) } else { Self::new(&text).map(Some) }
+    }
+
+    /// Writes it where [`Token::read`] looks, readable by its owner alone.
+    ///
+    /// # Errors
+    /// If the folder cannot be written; an older token then stays.
+    pub fn save(&self, path: &Path) -> Result<(), HubError> {
+        let error = |e: io::Error| FileError::new("write", path, e);
+        let folder = path.parent().unwrap_or(Path::new("."));
+        fs::create_dir_all(folder).map_err(|e| FileError::new("create", folder, e))?;
+        // Temporary files are their owner's alone from the start.
+        let made = tempfile::Builder::new().prefix(TEMPORARY_PREFIX).tempfile_in(folder);
+        let mut file = made.map_err(|e| error(e.kind().into()))?;
+        file.write_all(self.0.as_bytes()).map_err(error)?;
+        file.as_file().sync_all().map_err(error)?;
+        file.persist(path).map_err(|e| error(e.error))?;
+        Ok(())
+    }
+
+    /// Removes what [`Token::save`] wrote; whether there was something.
+    ///
+    /// # Errors
+    /// If the file stays.
+    pub fn remove(path: &Path) -> Result<bool, HubError> {
+        match fs::remove_file(path) {
+            Ok(()) => Ok(true),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+            Err(error) => Err(FileError::new("remove", path, error).into()),
+        }
+    }
+
+    /// The header's value.
+    pub(crate) fn bearer(&self) -> String {
+        format!("Bearer {}", self.0)
+    }
+
+    /// Whether `bytes` hold the token.
+    pub fn is_in(&self, bytes: &[u8]) -> bool {
+        bytes.windows(self.0.len()).any(|window| window == self.0.as_bytes())
+    }
+}
+
+impl fmt::Debug for Token {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Token(..)")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_token_is_kept_for_its_owner_and_shown_to_nobody() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("deep/token");
+        assert_eq!(Token::read(&path).unwrap(), None);
+        let token = Token::new(" hf_secret\n").unwrap();
+        token.save(&path).unwrap();
+        assert_eq!(Token::read(&path).unwrap().as_ref(), Some(&token));
+        assert_eq!(fs::read(&path).unwrap(), b"hf_secret");
+        #[cfg(unix)]
+        {
+            use std::os::unix::fs::PermissionsExt;
+            assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+        }
+        assert_eq!(format!("{token:?}"), "Token(..)");
+        assert!(token.is_in(b"x hf_secret y") && !token.is_in(b"hf_secre"));
+        assert!(Token::remove(&path).unwrap() && !Token::remove(&path).unwrap());
+        for wrong in ["", "  ", "hf_a b", "hf_a\nb", "密"] {
+            let error = Token::new(wrong).unwrap_err().to_string();
+            assert!(wrong.trim().is_empty() || !error.contains(wrong), "{error}");
+        }
+    }
+}

@@ -1,0 +1,89 @@
+//! A stand-in of the Hub, and a client of it with a cache of its own.
+#![allow(dead_code, reason = "every test file uses a part")]
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use danlu_hub::{Hub, HubError, HubSettings, Pace, Pulled, RepoName, Token};
+use danlu_hub_stand_in::StandIn;
+use tempfile::TempDir;
+
+/// What a small model has; weights are large files by their names.
+pub const MODEL: [(&str, &[u8]); 8] = [
+    ("config.json", b"{\"model_type\": \"llama\"}"),
+    ("tokenizer.json", b"{}"),
+    ("tokenizer_config.json", b"{}"),
+    ("README.md", b"# a model"),
+    ("modeling.py", b"import os"),
+    ("pytorch_model.bin", b"a pickle"),
+    ("model.safetensors", &[7; 300_000]),
+    ("original/consolidated.safetensors", &[8; 1000]),
+];
+
+/// The names of what is read of it.
+pub const READ: [&str; 4] = ["config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"];
+
+pub struct Scene {
+    pub server: StandIn,
+    pub home: TempDir,
+}
+
+impl Scene {
+    /// A Hub with `lab/model`.
+    pub fn new() -> Self {
+        let scene = Self { server: StandIn::start(), home: tempfile::tempdir().unwrap() };
+        scene.server.add_model("lab/model", &MODEL);
+        scene.server.clear_requests();
+        scene
+    }
+
+    pub fn cache(&self) -> PathBuf {
+        self.home.path().join("hub")
+    }
+
+    pub fn settings(&self, token: Option<&str>) -> HubSettings {
+        let endpoint = self.server.endpoint();
+        let home = self.home.path().to_owned();
+        let var = |name: &str| match name {
+            "HF_ENDPOINT" => Some(endpoint.clone().into()),
+            "HF_HOME" => Some(home.clone().into()),
+            _ => None,
+        };
+        let token = token.map(|token| Token::new(token).unwrap());
+        HubSettings { token, ..HubSettings::from_vars(var, None).unwrap() }
+    }
+
+    pub fn hub(&self, token: Option<&str>) -> Hub {
+        hub(self.settings(token))
+    }
+
+    pub fn pull(&self, name: &str) -> Result<Pulled, HubError> {
+        self.hub(None).pull(&repo(name), &mut |_| {})
+    }
+
+    /// All files of the cache's blobs, sorted.
+    pub fn blobs(&self) -> Vec<String> {
+        names(&self.cache().join("models--lab--model/blobs"))
+    }
+}
+
+/// A client that does not wait for long.
+pub fn hub(settings: HubSettings) -> Hub {
+    let (pause, longest) = (Duration::from_millis(5), Duration::from_secs(2));
+    let pace = Pace { tries: 4, pause, longest, stall: Duration::from_secs(2) };
+    Hub::with_pace(settings, pace).unwrap()
+}
+
+pub fn repo(name: &str) -> RepoName {
+    name.parse().unwrap()
+}
+
+/// What lies in a folder, sorted; nothing where there is none.
+pub fn names(folder: &Path) -> Vec<String> {
+    let Ok(entries) = fs::read_dir(folder) else { return Vec::new() };
+    let mut names: Vec<String> =
+        entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    names.sort();
+    names
+}

@@ -1,0 +1,255 @@
+//! What goes wrong on the way, by accident or by intent: success after another try, or a clear error; never a corrupt
+//! cache.
+
+mod common;
+
+use std::fs;
+use std::time::Duration;
+
+use common::{READ, Scene, hub, names, repo};
+use danlu_hub::{HubError, HubSettings};
+use danlu_hub_stand_in::{Action, Fault, Gate, Host, Method};
+use serde_json::json;
+
+const WEIGHTS: u64 = 300_000;
+
+/// The cache holds exactly the model, and nothing half.
+fn assert_whole(scene: &Scene) {
+    let name = repo("lab/model");
+    let folder = scene.hub(None).cached(&name).unwrap().expect("it is in the cache");
+    assert_eq!(names(&folder), READ);
+    assert_eq!(fs::read(folder.join("model.safetensors")).unwrap(), [7; WEIGHTS as usize]);
+    assert!(scene.blobs().iter().all(|blob| !blob.contains('.')), "{:?}", scene.blobs());
+}
+
+/// No file has its name that was not verified.
+fn assert_nothing_false(scene: &Scene) {
+    assert!(scene.hub(None).cached(&repo("lab/model")).unwrap().is_none());
+    for blob in scene.blobs().iter().filter(|blob| !blob.ends_with(".incomplete")) {
+        let len = fs::metadata(scene.cache().join("models--lab--model/blobs").join(blob)).unwrap().len();
+        assert!(len < WEIGHTS, "{blob}");
+    }
+}
+
+#[test]
+fn a_lost_connection_or_a_fault_of_the_server_is_tried_again() {
+    let busy = Action::Status(429, vec![("Retry-After".into(), "0".into())], Vec::new());
+    let faults = [
+        Fault::on(Method::Get, "/revision/").times(2).then(Action::CutBefore),
+        Fault::on(Method::Get, "/revision/").times(3).then(Action::Status(503, Vec::new(), Vec::new())),
+        Fault::on(Method::Get, "/revision/").then(Action::CutAfter(10)),
+        Fault::on(Method::Get, "/tree/").times(2).then(busy.clone()),
+        Fault::on(Method::Get, "/tree/").then(Action::CutAfter(10)),
+        Fault::on(Method::Get, "/resolve/").times(3).then(Action::CutBefore),
+        Fault::on(Method::Get, "/resolve/").times(2).then(busy),
+        Fault::on(Method::Get, "").at(Host::Storage).times(2).then(Action::CutBefore),
+        Fault::on(Method::Get, "").at(Host::Storage).then(Action::CutAfter(100_000)),
+        Fault::on(Method::Get, "").at(Host::Storage).then(Action::CutAfter(0)),
+        Fault::on(Method::Get, "").at(Host::Storage).then(Action::Shorten(100_000)),
+        Fault::on(Method::Get, "").at(Host::Storage).then(Action::Corrupt),
+        Fault::on(Method::Get, "/resolve/").then(Action::Corrupt),
+    ];
+    for (i, fault) in faults.into_iter().enumerate() {
+        let scene = Scene::new();
+        scene.server.fault(fault);
+        scene.pull("lab/model").unwrap_or_else(|error| panic!("{i}: {error}"));
+        assert_whole(&scene);
+    }
+}
+
+#[test]
+fn a_cut_transfer_goes_on_where_it_stopped() {
+    let scene = Scene::new();
+    // Progress counts: ten cuts are no reason to give up.
+    scene.server.fault(Fault::on(Method::Get, "").at(Host::Storage).times(10).then(Action::CutAfter(20_000)));
+    scene.pull("lab/model").unwrap();
+    assert_whole(&scene);
+    let ranges: Vec<_> =
+        scene.server.requests().into_iter().filter(|r| r.host == Host::Storage).map(|r| r.range).collect();
+    assert_eq!(ranges.len(), 11);
+    assert!(ranges[1..].iter().all(Option::is_some), "{ranges:?}");
+}
+
+#[test]
+fn a_transfer_that_ended_in_another_process_goes_on() {
+    for (left, taken) in [(vec![7; 100_000], true), (vec![9; 100_000], false), (vec![7; 400_000], false)] {
+        let scene = Scene::new();
+        let hash = &scene.server.hashes("lab/model", "main")["model.safetensors"];
+        let blobs = scene.cache().join("models--lab--model/blobs");
+        fs::create_dir_all(&blobs).unwrap();
+        fs::write(blobs.join(format!("{hash}.incomplete")), &left).unwrap();
+        let pulled = scene.pull("lab/model").unwrap();
+        assert_whole(&scene);
+        let sent: u64 =
+            scene.server.requests().iter().filter(|r| r.host == Host::Storage).map(|r| r.sent).sum();
+        assert_eq!(sent < WEIGHTS, taken, "{sent}");
+        assert!(pulled.fetched <= pulled.bytes);
+    }
+}
+
+#[test]
+fn what_stays_broken_is_an_error_and_leaves_nothing_false() {
+    let always = |fault: Fault, action| fault.always().then(action);
+    let storage = || Fault::on(Method::Get, "").at(Host::Storage);
+    let cases = [
+        (always(storage(), Action::Corrupt), "arrived with checksum"),
+        (always(storage(), Action::CutAfter(0)), "stopped at 0 of 300000 bytes"),
+        (always(storage(), Action::Shorten(0)), "stopped at 0 of"),
+        (always(storage(), Action::Status(403, Vec::new(), Vec::new())), "refuses"),
+        (
+            always(Fault::on(Method::Get, "/tree/"), Action::Status(500, Vec::new(), Vec::new())),
+            "answered 500",
+        ),
+        (always(Fault::on(Method::Get, "/revision/"), Action::CutBefore), "cannot reach 127.0.0.1"),
+        (
+            always(
+                Fault::on(Method::Get, "/revision/"),
+                Action::Status(429, vec![("Retry-After".into(), "3600".into())], Vec::new()),
+            ),
+            "asks to wait 3600 seconds",
+        ),
+    ];
+    for (fault, said) in cases {
+        let scene = Scene::new();
+        scene.server.fault(fault);
+        let error = scene.pull("lab/model").unwrap_err();
+        assert!(error.to_string().contains(said), "{error}");
+        assert!(error.hint().is_some() || said == "refuses", "{error}");
+        assert_nothing_false(&scene);
+        scene.server.clear_faults();
+        scene.pull("lab/model").unwrap();
+        assert_whole(&scene);
+    }
+}
+
+#[test]
+fn a_server_that_stands_still_is_left() {
+    let scene = Scene::new();
+    scene.server.fault(Fault::on(Method::Get, "/revision/").then(Action::Delay(Duration::from_secs(60))));
+    let settings = scene.settings(None);
+    let pace = danlu_hub::Pace {
+        tries: 2,
+        pause: Duration::from_millis(5),
+        longest: Duration::from_secs(1),
+        stall: Duration::from_millis(200),
+    };
+    let hub = danlu_hub::Hub::with_pace(settings, pace).unwrap();
+    hub.pull(&repo("lab/model"), &mut |_| {}).unwrap();
+    assert_whole(&scene);
+}
+
+#[test]
+fn refusals_say_what_to_do() {
+    let scene = Scene::new();
+    scene.server.add_user("me", "hf_mine");
+    scene.server.add_user("she", "hf_hers");
+    scene.server.model("she/gated").gated(Gate::Manual).file("config.json", b"{}").add();
+    scene.server.model("she/private").private().file("config.json", b"{}").add();
+    let pull = |token: Option<&str>, name: &str| {
+        let error = scene.hub(token).pull(&repo(name), &mut |_| {}).unwrap_err();
+        (error.to_string(), error.hint().unwrap_or_default())
+    };
+    let host = scene.server.endpoint().replace("http://", "");
+
+    let (text, hint) = pull(None, "lab/none");
+    assert_eq!(text, format!("there is no model `lab/none` at {host}"));
+    assert!(hint.contains("danlu login"), "{hint}");
+    let (text, hint) = pull(Some("hf_mine"), "she/private");
+    assert_eq!(text, format!("there is no model `she/private` at {host} that this account may see"));
+    assert!(hint.contains("danlu whoami"), "{hint}");
+    let (text, hint) = pull(None, "lab/model@v9");
+    assert_eq!(text, "`lab/model` has no revision `v9`");
+    assert!(hint.contains("@v9"), "{hint}");
+    let page = format!("{}/she/gated", scene.server.endpoint());
+    let (text, hint) = pull(None, "she/gated");
+    assert!(text.starts_with("`she/gated` is gated") && hint.contains(&page), "{text} {hint}");
+    assert!(hint.contains("danlu login"), "{hint}");
+    let (text, hint) = pull(Some("hf_mine"), "she/gated");
+    assert!(text.contains("has not been let in") && hint.contains(&page), "{text} {hint}");
+
+    scene.server.expire("hf_mine");
+    let (text, hint) = pull(Some("hf_mine"), "lab/model");
+    assert_eq!(text, format!("{host} does not accept the token"));
+    assert!(hint.contains("danlu login"), "{hint}");
+    let error = scene.hub(Some("hf_mine")).whoami().unwrap_err();
+    assert!(matches!(error, HubError::BadToken { .. }) && !format!("{error:?}").contains("hf_mine"));
+    assert!(matches!(scene.hub(None).whoami().unwrap_err(), HubError::NoToken { .. }));
+}
+
+#[test]
+fn a_hostile_server_gets_nothing() {
+    let entry =
+        |path: &str, size: u64, oid: &str| json!([{"type": "file", "path": path, "size": size, "oid": oid}]);
+    let oid = "a".repeat(40);
+    let cases = [
+        ("/revision/", json!({"sha": "../../../../etc"}), "the commit is not"),
+        ("/revision/", json!({"sha": 7}), "no proper answer"),
+        ("/revision/", json!([]), "no proper answer"),
+        ("/tree/", entry("../../../evil", 5, &oid), "no weights"),
+        ("/tree/", entry("/etc/passwd", 5, &oid), "no weights"),
+        ("/tree/", entry("config.json", 5, "../../x"), "the checksum of"),
+        ("/tree/", entry("config.json", u64::MAX / 2, &oid), "needs"),
+        ("/tree/", json!({"type": "file"}), "no proper answer"),
+    ];
+    for (part, body, said) in cases {
+        let scene = Scene::new();
+        scene.server.fault(Fault::on(Method::Get, part).always().then(Action::Replace(body)));
+        let error = scene.pull("lab/model").unwrap_err();
+        assert!(error.to_string().contains(said), "{error}");
+        assert_eq!(names(scene.home.path()).iter().filter(|name| *name != "hub").count(), 0);
+        assert_nothing_false(&scene);
+    }
+    // An index that leads out of the repository.
+    let scene = Scene::new();
+    let index: &[u8] = br#"{"weight_map": {"a": "../../../../evil.safetensors"}}"#;
+    scene.server.commit("lab/model", &[("model.safetensors.index.json", index)]);
+    let error = scene.pull("lab/model").unwrap_err();
+    assert!(error.to_string().contains("is no index of shards"), "{error}");
+}
+
+#[test]
+fn a_redirect_elsewhere_gets_no_token_and_ends_somewhere() {
+    let other = Scene::new();
+    let scene = Scene::new();
+    scene.server.add_user("me", "hf_mine");
+    let to = format!("{}/elsewhere", other.server.endpoint());
+    scene.server.fault(Fault::on(Method::Get, "/revision/").always().then(Action::RedirectTo(to)));
+    let hub_ = scene.hub(Some("hf_mine"));
+    assert!(hub_.pull(&repo("lab/model"), &mut |_| {}).is_err());
+    let there = other.server.requests();
+    assert!(!there.is_empty() && there.iter().all(|request| request.authorization.is_none()), "{there:?}");
+
+    scene.server.clear_faults();
+    let around = format!("{}/api/models/lab/model/revision/main", scene.server.endpoint());
+    scene.server.fault(Fault::on(Method::Get, "/revision/").always().then(Action::RedirectTo(around)));
+    let error = scene.pull("lab/model").unwrap_err();
+    assert!(error.to_string().contains("more than 5 redirects"), "{error}");
+    for to in ["file:///etc/passwd", "ftp://x/y"] {
+        scene.server.clear_faults();
+        scene.server.fault(Fault::on(Method::Get, "/revision/").always().then(Action::RedirectTo(to.into())));
+        let error = scene.pull("lab/model").unwrap_err();
+        assert!(error.to_string().contains("no address"), "{error}");
+    }
+}
+
+#[test]
+fn a_larger_file_than_announced_is_no_file() {
+    let scene = Scene::new();
+    scene.server.fault(Fault::on(Method::Get, "/tree/").always().then(Action::Replace(json!([
+        {"type": "file", "path": "config.json", "size": 3, "oid": "b".repeat(40)},
+    ]))));
+    let error = scene.pull("lab/model").unwrap_err();
+    assert!(error.to_string().contains("more than the 3 bytes"), "{error}");
+    assert_nothing_false(&scene);
+}
+
+#[test]
+fn a_host_that_is_not_there_is_an_error_with_a_way_on() {
+    let scene = Scene::new();
+    let endpoint = "http://127.0.0.1:9".parse().unwrap();
+    let error = hub(HubSettings { endpoint, ..scene.settings(None) })
+        .pull(&repo("lab/model"), &mut |_| {})
+        .unwrap_err();
+    assert!(error.to_string().starts_with("cannot reach 127.0.0.1:9"), "{error}");
+    assert!(error.hint().unwrap().contains("HF_ENDPOINT"));
+}

@@ -1,0 +1,158 @@
+//! Models by name, into the cache and out of it.
+
+mod common;
+
+use std::fs;
+use std::thread;
+
+use common::{MODEL, READ, Scene, hub, names, repo};
+use danlu_hub::{HubError, HubSettings};
+use danlu_hub_stand_in::{Host, StandIn};
+
+#[test]
+fn what_is_read_is_fetched_and_a_second_time_nobody_is_asked() {
+    let scene = Scene::new();
+    assert_eq!(scene.hub(None).cached(&repo("lab/model")).unwrap(), None);
+    let mut last = None;
+    let pulled = scene.hub(None).pull(&repo("lab/model"), &mut |transfer| last = Some(transfer)).unwrap();
+    assert_eq!(names(&pulled.folder), READ);
+    for (path, bytes) in MODEL.iter().filter(|(path, _)| READ.contains(path)) {
+        assert_eq!(&fs::read(pulled.folder.join(path)).unwrap(), bytes, "{path}");
+    }
+    assert_eq!(pulled.bytes, pulled.fetched);
+    assert_eq!(last.unwrap().total, 300_000);
+    assert_eq!(scene.blobs().len(), 3, "the two `{{}}` are one blob");
+
+    scene.server.clear_requests();
+    let mut offline = scene.settings(None);
+    offline.offline = true;
+    for hub in [scene.hub(None), hub(offline)] {
+        assert_eq!(hub.cached(&repo("lab/model")).unwrap().as_ref(), Some(&pulled.folder));
+        let by_commit = repo("lab/model").at(&pulled.commit).unwrap();
+        assert_eq!(hub.cached(&by_commit).unwrap().as_ref(), Some(&pulled.folder));
+    }
+    assert!(scene.server.requests().is_empty());
+    assert_eq!(scene.pull("lab/model").unwrap().fetched, 0);
+    assert!(scene.server.requests().iter().all(|request| !request.target.contains("/resolve/")));
+}
+
+#[test]
+fn a_new_commit_brings_what_changed_and_older_ones_stay() {
+    let scene = Scene::new();
+    let first = scene.pull("lab/model").unwrap();
+    scene.server.commit("lab/model", &[("config.json", b"{}")]);
+    assert_eq!(scene.hub(None).cached(&repo("lab/model")).unwrap().as_ref(), Some(&first.folder));
+    scene.server.clear_requests();
+    let second = scene.pull("lab/model").unwrap();
+    assert_ne!(first.commit, second.commit);
+    assert_eq!(fs::read(second.folder.join("config.json")).unwrap(), b"{}");
+    // `{}` is there already, as the tokenizer.
+    assert_eq!(second.fetched, 0);
+    let old = scene.pull(&format!("lab/model@{}", first.commit)).unwrap();
+    assert_eq!(old.folder, first.folder);
+    scene.server.model("lab/model").on("refs/heads/next/one").file("config.json", b"[1]").add();
+    let branch = scene.pull("lab/model@next/one").unwrap();
+    assert_eq!(fs::read(branch.folder.join("config.json")).unwrap(), b"[1]");
+    let name = repo("lab/model@next/one");
+    assert_eq!(scene.hub(None).cached(&name).unwrap().as_ref(), Some(&branch.folder));
+}
+
+#[test]
+fn shards_are_those_of_the_index_over_many_pages() {
+    let server = StandIn::builder().page(2).start().unwrap();
+    let index = br#"{"weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors", "c": "model-1.safetensors"}}"#;
+    server.add_model(
+        "lab/model",
+        &[
+            ("config.json", b"{}"),
+            ("model.safetensors.index.json", index),
+            ("model-1.safetensors", &[1; 100]),
+            ("model-2.safetensors", &[2; 100]),
+            ("model-3.safetensors", &[3; 100]),
+        ],
+    );
+    let scene = Scene { server, home: tempfile::tempdir().unwrap() };
+    let pulled = scene.pull("lab/model").unwrap();
+    let expected =
+        ["config.json", "model-1.safetensors", "model-2.safetensors", "model.safetensors.index.json"];
+    assert_eq!(names(&pulled.folder), expected);
+    // A tokenizer that the repository lacks is not looked for again.
+    let name = repo("lab/model");
+    assert_eq!(scene.hub(None).cached(&name).unwrap().as_ref(), Some(&pulled.folder));
+    fs::remove_file(pulled.folder.join("model-2.safetensors")).unwrap();
+    assert_eq!(scene.hub(None).cached(&name).unwrap(), None);
+}
+
+#[test]
+fn an_adapter_is_its_configuration_and_its_weights() {
+    let scene = Scene::new();
+    let files: [(&str, &[u8]); 5] = [
+        ("adapter_config.json", b"{}"),
+        ("adapter_model.safetensors", b"weights"),
+        ("danlu.json", b"{}"),
+        ("optimizer.pt", b"state"),
+        ("checkpoint-3/adapter_model.safetensors", b"older"),
+    ];
+    scene.server.add_model("me/adapter", &files);
+    let pulled = scene.pull("me/adapter").unwrap();
+    assert_eq!(names(&pulled.folder), ["adapter_config.json", "adapter_model.safetensors", "danlu.json"]);
+    assert!(scene.hub(None).cached(&repo("me/adapter")).unwrap().is_some());
+}
+
+#[test]
+fn a_model_without_safetensors_is_refused_by_what_it_has() {
+    let scene = Scene::new();
+    scene.server.add_model("lab/old", &[("config.json", b"{}"), ("pytorch_model.bin", b"x")]);
+    scene.server.add_model("lab/empty", &[("README.md", b"x")]);
+    let error = scene.pull("lab/old").unwrap_err();
+    assert_eq!(error.to_string(), "`lab/old` holds no weights in safetensors, only `pytorch_model.bin`");
+    assert!(matches!(scene.pull("lab/empty").unwrap_err(), HubError::NoWeights { found: None, .. }));
+}
+
+#[test]
+fn the_token_goes_to_the_hub_and_to_nobody_else() {
+    let scene = Scene::new();
+    scene.server.add_user("me", "hf_mine");
+    scene
+        .server
+        .model("me/secret")
+        .private()
+        .file("config.json", b"{}")
+        .file("model.safetensors", &[1; 9])
+        .add();
+    let hub = scene.hub(Some("hf_mine"));
+    assert_eq!(hub.whoami().unwrap().name, "me");
+    hub.pull(&repo("me/secret"), &mut |_| {}).unwrap();
+    let requests = scene.server.requests();
+    assert!(requests.iter().any(|request| request.host == Host::Storage));
+    for request in requests {
+        assert_eq!(request.authorization.is_some(), request.host == Host::Hub, "{request:?}");
+    }
+    let refused = scene.hub(None).pull(&repo("me/secret"), &mut |_| {}).unwrap_err();
+    assert!(matches!(refused, HubError::NoModel { with_token: false, .. }), "{refused}");
+}
+
+#[test]
+fn two_at_a_time_fetch_every_byte_once() {
+    let scene = Scene::new();
+    let pulls: Vec<_> = thread::scope(|scope| {
+        let all: Vec<_> = (0..2).map(|_| scope.spawn(|| scene.pull("lab/model"))).collect();
+        all.into_iter().map(|one| one.join().unwrap().unwrap()).collect()
+    });
+    assert_eq!(pulls[0].folder, pulls[1].folder);
+    let sent = scene.server.requests().iter().filter(|request| request.host == Host::Storage).count();
+    assert_eq!(sent, 1);
+}
+
+#[test]
+fn offline_says_so_at_once() {
+    let scene = Scene::new();
+    let hub = hub(HubSettings { offline: true, ..scene.settings(None) });
+    let error = hub.pull(&repo("lab/model"), &mut |_| {}).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "`lab/model` is not in the cache, and `HF_HUB_OFFLINE` forbids to ask the Hub"
+    );
+    assert!(matches!(hub.whoami().unwrap_err(), HubError::Offline { .. }));
+    assert!(scene.server.requests().is_empty());
+}
