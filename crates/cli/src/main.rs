@@ -23,7 +23,7 @@ use std::process::ExitCode;
 
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
-use commands::{bench, chat, compare, data, demo, doctor, merge, plan, quantize, train};
+use commands::{bench, chat, compare, data, demo, doctor, hub, merge, plan, quantize, train};
 use lang::Lang;
 use printer::{Color, Printer};
 use report::Result;
@@ -78,6 +78,16 @@ enum Command {
     /// Put a base into 4 bits, as bitsandbytes stores it
     #[command(after_help = quantize::EXAMPLES)]
     Quantize(quantize::QuantizeArgs),
+    /// Fetch a model from the Hugging Face Hub, or look for something newer
+    #[command(after_help = hub::pull::EXAMPLES)]
+    Pull(hub::pull::PullArgs),
+    /// Keep a token of the Hugging Face Hub
+    #[command(after_help = hub::account::EXAMPLES)]
+    Login(hub::account::LoginArgs),
+    /// Say whose token is used
+    Whoami,
+    /// Forget the token
+    Logout,
     /// Measure training, prompts, decoding and merging against what this machine can do
     #[command(subcommand, after_help = bench::EXAMPLES)]
     Bench(bench::BenchCommand),
@@ -136,6 +146,10 @@ fn run(command: &Command, matches: &clap::ArgMatches, printer: &Printer) -> Resu
         Command::Chat(args) => chat::run(args, printer),
         Command::Merge(args) => merge::run(args, printer),
         Command::Quantize(args) => quantize::run(args, printer),
+        Command::Pull(args) => hub::pull::run(args, printer),
+        Command::Login(args) => hub::account::login(args, printer),
+        Command::Whoami => hub::account::whoami(printer),
+        Command::Logout => hub::account::logout(printer),
         Command::Bench(command) => bench::run(command, printer),
         Command::Doctor(args) => doctor::run(args, printer),
     }

@@ -126,6 +126,12 @@ impl Report {
         self
     }
 
+    /// Puts what it happened in before the message.
+    pub fn within(mut self, what: &str) -> Self {
+        self.message = format!("{what}: {}", self.message);
+        self
+    }
+
     /// Adds another move behind the first.
     pub fn and_hint(mut self, hint: impl Into<String>) -> Self {
         let more = hint.into();

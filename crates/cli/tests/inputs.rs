@@ -291,9 +291,9 @@ fn what_is_no_model_is_told_apart() {
         "chat out --base out --prompt hi",
         "error: `--base` is `out`, which is an adapter\n\nhint: name the folder of the model that it was trained on\n",
     );
-    let hub = "error: `meta-llama/Llama-3.2-1B` is no folder here\n\n\
-               hint: check the path; a model on the Hub is not fetched for you yet: get its folder with \
-               `hf download meta-llama/Llama-3.2-1B --local-dir models/Llama-3.2-1B` (from `pip install huggingface_hub`)\n";
+    let hub = "error: cannot reach 127.0.0.1:9: Connection refused\n\n\
+               hint: check the network; `HF_ENDPOINT` names a mirror (in China: HF_ENDPOINT=https://hf-mirror.com); \
+               there is no folder `meta-llama/Llama-3.2-1B` here\n";
     scene.refuses("chat meta-llama/Llama-3.2-1B --prompt hi", hub);
     scene.refuses("train --base meta-llama/Llama-3.2-1B --data data.json --output new", hub);
     scene.refuses("data check data.json --base meta-llama/Llama-3.2-1B", hub);

@@ -7,6 +7,7 @@ use std::collections::BTreeSet;
 use std::fs;
 
 use common::Scene;
+use danlu_hub_stand_in::StandIn;
 use serde_json::Value;
 
 const READMES: [(&str, &str); 2] = [
@@ -34,6 +35,11 @@ fn words<'a>(commands: &[&'a str], of: impl Fn(&str, &str) -> bool) -> BTreeSet<
     pairs.filter(|(before, word)| of(before, word)).map(|(_, word)| word).collect()
 }
 
+/// Whether a word is a name on the Hub, by not being one of the READMEs' own folders.
+fn is_on_hub(word: &str) -> bool {
+    word.contains('/') && !word.starts_with("out/") && !word.starts_with("models/")
+}
+
 #[test]
 fn the_commands_of_the_readmes_run_as_they_stand() {
     for (name, text) in READMES {
@@ -42,7 +48,17 @@ fn the_commands_of_the_readmes_run_as_they_stand() {
             let shown = commands.iter().any(|line| line.starts_with(&format!("danlu {command} ")));
             assert!(shown, "{name} shows no `danlu {command}`");
         }
-        let scene = Scene::new();
+        let (mut scene, hub) = (Scene::new(), StandIn::start());
+        scene.endpoint = hub.endpoint();
+        for name in words(&commands, |before, word| ["pull", "chat"].contains(&before) && is_on_hub(word)) {
+            let (id, revision) = name.split_once('@').unwrap_or((name, "main"));
+            let model = hub.model(id).on(&format!("refs/heads/{revision}"));
+            let files = common::names(&scene.path("base"));
+            files
+                .iter()
+                .fold(model, |model, file| model.file(file, &scene.read(&format!("base/{file}"))))
+                .add();
+        }
         for base in words(&commands, |before, _| before == "--base") {
             fs::create_dir_all(scene.path(base).parent().unwrap()).unwrap();
             fs::rename(scene.path("base"), scene.path(base)).expect("one base for all commands");

@@ -54,9 +54,11 @@ pub enum HubError {
         /// What was wanted.
         what: String,
     },
-    /// Nobody answers.
+    /// Nobody answers, or no longer.
     #[error("cannot reach {host}: {reason}")]
     Connect {
+        /// Whether there was a connection, and it broke.
+        is_lost: bool,
         /// The host asked.
         host: String,
         /// What the system said.

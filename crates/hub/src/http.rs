@@ -8,7 +8,7 @@ use std::time::Duration;
 use danlu_model::files::read_bounded;
 use ureq::http::{HeaderMap, Method, Request, StatusCode, Uri};
 use ureq::tls::{Certificate, PemItem, RootCerts, TlsConfig};
-use ureq::{Agent, Body, Proxy};
+use ureq::{Agent, Body, Proxy, Timeout};
 
 use crate::{Endpoint, HubError, Token};
 
@@ -142,19 +142,26 @@ impl Http {
     /// If nobody answers, or the server asks to wait too long.
     pub fn ask(&self, ask: &Ask<'_>) -> Result<Answer, HubError> {
         let mut pause = self.pace.pause;
-        for left in (0..self.pace.tries).rev() {
+        for tried in 1..=self.pace.tries {
             let outcome = self.once(ask);
-            let (reason, wait) = match &outcome {
-                Ok(answer) if is_passing(answer.status) => {
-                    (answer.status.to_string(), retry_after(answer).unwrap_or(pause))
-                }
-                Err(HubError::Connect { reason, .. }) => (reason.clone(), pause),
+            let (reason, wait, is_last) = match &outcome {
+                Ok(answer) if is_passing(answer.status) => (
+                    answer.status.to_string(),
+                    retry_after(answer).unwrap_or(pause),
+                    tried == self.pace.tries,
+                ),
+                // Without a network nobody wants to wait for long to be told.
+                Err(HubError::Connect { is_lost, reason, .. }) => (
+                    reason.clone(),
+                    pause,
+                    tried == if *is_lost { self.pace.tries } else { self.pace.tries.min(2) },
+                ),
                 _ => return outcome,
             };
             if wait > self.pace.longest {
                 return Err(HubError::Busy { host: ask.host(), wait });
             }
-            if left == 0 {
+            if is_last {
                 return outcome;
             }
             tracing::info!("{}: {reason}; trying again in {:.1} s", ask.words(), wait.as_secs_f64());
@@ -206,7 +213,7 @@ impl Http {
         };
         let answer = answer.map_err(|error| {
             let host = origin(url).map_or_else(|| ask.host(), |(_, host)| host);
-            HubError::Connect { host, reason: reason(&error) }
+            HubError::Connect { is_lost: is_lost(&error), host, reason: reason(&error) }
         })?;
         let (parts, body) = answer.into_parts();
         Ok(Answer { status: parts.status, headers: parts.headers, body })
@@ -220,6 +227,19 @@ fn reason(error: &ureq::Error) -> String {
         ureq::Error::Io(error) => error.to_string(),
         ureq::Error::Timeout(_) | ureq::Error::BodyStalled => "it does not answer".to_owned(),
         error => error.to_string(),
+    }
+}
+
+/// Whether there was a connection, and it broke.
+fn is_lost(error: &ureq::Error) -> bool {
+    use std::io::ErrorKind::{ConnectionRefused, HostUnreachable, NetworkUnreachable};
+    match error {
+        ureq::Error::HostNotFound | ureq::Error::ConnectionFailed => false,
+        ureq::Error::Timeout(timeout) => !matches!(timeout, Timeout::Resolve | Timeout::Connect),
+        ureq::Error::Io(error) => {
+            !matches!(error.kind(), ConnectionRefused | HostUnreachable | NetworkUnreachable)
+        }
+        _ => true,
     }
 }
 

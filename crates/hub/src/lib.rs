@@ -21,7 +21,7 @@ pub use account::Account;
 pub use error::HubError;
 pub use http::Pace;
 pub use name::RepoName;
-pub use pull::{Pulled, Transfer};
+pub use pull::{Extent, Pulled, Transfer};
 pub use settings::{Endpoint, HubSettings};
 pub use token::Token;
 

@@ -31,6 +31,11 @@ impl RepoName {
         self.revision.as_deref().unwrap_or("main")
     }
 
+    /// The revision that was named, if one was.
+    pub fn named_revision(&self) -> Option<&str> {
+        self.revision.as_deref()
+    }
+
     /// The same model at another revision.
     ///
     /// # Errors

@@ -12,7 +12,7 @@ use danlu_model::files::free_space;
 use crate::blob::Wanted;
 use crate::cache::Cache;
 use crate::listing::{Listing, RemoteFile};
-use crate::wanted::{self, lacking};
+use crate::wanted;
 use crate::{Hub, HubError, RepoName};
 
 /// Files fetched at a time.
@@ -20,6 +20,15 @@ const AT_ONCE: usize = 8;
 
 /// Least time between two words about progress.
 const BETWEEN: Duration = Duration::from_millis(100);
+
+/// How much of a model is asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Extent {
+    /// All that danlu reads.
+    All,
+    /// The small files: enough to plan a run, or to turn text into tokens.
+    Settings,
+}
 
 /// A model that is in the cache.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -48,15 +57,19 @@ pub struct Transfer {
 }
 
 impl Hub {
-    /// The folder of a model that is in the cache with all that danlu reads; nobody is asked.
+    /// The folder of a model that is in the cache with all that is asked of it; nobody is asked.
     ///
     /// # Errors
     /// If the cache cannot be read.
-    pub fn cached(&self, repo: &RepoName) -> Result<Option<PathBuf>, HubError> {
+    pub fn cached(&self, repo: &RepoName, extent: Extent) -> Result<Option<PathBuf>, HubError> {
         let cache = Cache::of(&self.settings.cache, repo);
         let Some(commit) = cache.commit(repo.revision())? else { return Ok(None) };
-        let folder = cache.snapshot(&commit);
-        Ok(lacking(&folder, |file| cache.is_absent(&commit, file)).is_none().then_some(folder))
+        let (folder, is_absent) = (cache.snapshot(&commit), |file: &str| cache.is_absent(&commit, file));
+        let is_there = match extent {
+            Extent::All => wanted::is_whole(&folder, is_absent),
+            Extent::Settings => wanted::has_settings(&folder, is_absent),
+        };
+        Ok(is_there.then_some(folder))
     }
 
     /// Fetches what danlu reads of a model, as it is on the Hub now. What is in the cache is not fetched again, and a
@@ -64,21 +77,29 @@ impl Hub {
     ///
     /// # Errors
     /// If the Hub cannot be asked or refuses, a file stays damaged, or the disk is too small. What has arrived stays.
-    pub fn pull(&self, repo: &RepoName, progress: &mut dyn FnMut(Transfer)) -> Result<Pulled, HubError> {
+    pub fn pull(
+        &self,
+        repo: &RepoName,
+        extent: Extent,
+        progress: &mut dyn FnMut(Transfer),
+    ) -> Result<Pulled, HubError> {
         let listing = self.list(repo)?;
         let cache = Cache::of(&self.settings.cache, repo);
         let folder = cache.snapshot(&listing.commit);
         let settings: Vec<String> = wanted::settings(&listing).into_iter().map(str::to_owned).collect();
         let small = self.fetch_all(&cache, repo, &listing, &settings, &mut |_| {})?;
-        let weights = wanted::weights(&listing, &folder, repo)?;
-        let large = self.fetch_all(&cache, repo, &listing, &weights, progress)?;
+        let (mut bytes, mut fetched) = (small.total, small.fetched());
+        if extent == Extent::All {
+            let weights = wanted::weights(&listing, &folder, repo)?;
+            let large = self.fetch_all(&cache, repo, &listing, &weights, progress)?;
+            (bytes, fetched) = (bytes + large.total, fetched + large.fetched());
+        }
         for file in wanted::OPTIONAL {
             if !listing.files.contains_key(file) {
                 cache.note_absent(&listing.commit, file)?;
             }
         }
         cache.point(repo.revision(), &listing.commit)?;
-        let (bytes, fetched) = (small.total + large.total, small.fetched() + large.fetched());
         Ok(Pulled { folder, commit: listing.commit, bytes, fetched })
     }
 

@@ -85,24 +85,23 @@ fn shards(index: &Path) -> Option<BTreeSet<String>> {
     (!shards.is_empty() && shards.iter().all(is_plain)).then_some(shards)
 }
 
-/// The first file without which a snapshot is of no use, where one is lacking.
-pub(crate) fn lacking(snapshot: &Path, is_absent: impl Fn(&str) -> bool) -> Option<String> {
-    let lacks = |name: &str| fs::metadata(snapshot.join(name)).is_err();
-    let first = |names: &[&str]| names.iter().find(|name| lacks(name)).map(|&name| name.to_owned());
-    if !lacks(ADAPTER_CONFIG) {
-        return first(&[ADAPTER_WEIGHTS]);
+/// Whether a snapshot has the small files of a model, those apart that the repository is known not to have.
+pub(crate) fn has_settings(snapshot: &Path, is_absent: impl Fn(&str) -> bool) -> bool {
+    let has = |name: &str| fs::metadata(snapshot.join(name)).is_ok();
+    has(CONFIG) && (has(TOKENIZER) || is_absent(TOKENIZER))
+}
+
+/// Whether a snapshot has all that an adapter or a model needs.
+pub(crate) fn is_whole(snapshot: &Path, is_absent: impl Fn(&str) -> bool) -> bool {
+    let has = |name: &str| fs::metadata(snapshot.join(name)).is_ok();
+    if has(ADAPTER_CONFIG) {
+        return has(ADAPTER_WEIGHTS);
     }
-    if let Some(name) = first(&[CONFIG]) {
-        return Some(name);
-    }
-    if lacks(TOKENIZER) && !is_absent(TOKENIZER) {
-        return Some(TOKENIZER.to_owned());
-    }
-    if lacks(INDEX_FILE) {
-        return first(&[WEIGHTS]);
-    }
-    match shards(&snapshot.join(INDEX_FILE)) {
-        Some(shards) => shards.into_iter().find(|shard| lacks(shard)),
-        None => Some(INDEX_FILE.to_owned()),
-    }
+    let has_weights = match has(INDEX_FILE) {
+        true => {
+            shards(&snapshot.join(INDEX_FILE)).is_some_and(|shards| shards.iter().all(|shard| has(shard)))
+        }
+        false => has(WEIGHTS),
+    };
+    has_settings(snapshot, is_absent) && has_weights
 }

@@ -7,7 +7,7 @@ use std::fs;
 use std::time::Duration;
 
 use common::{READ, Scene, hub, names, repo};
-use danlu_hub::{HubError, HubSettings};
+use danlu_hub::{Extent, HubError, HubSettings};
 use danlu_hub_stand_in::{Action, Fault, Gate, Host, Method};
 use serde_json::json;
 
@@ -16,7 +16,7 @@ const WEIGHTS: u64 = 300_000;
 /// The cache holds exactly the model, and nothing half.
 fn assert_whole(scene: &Scene) {
     let name = repo("lab/model");
-    let folder = scene.hub(None).cached(&name).unwrap().expect("it is in the cache");
+    let folder = scene.hub(None).cached(&name, Extent::All).unwrap().expect("it is in the cache");
     assert_eq!(names(&folder), READ);
     assert_eq!(fs::read(folder.join("model.safetensors")).unwrap(), [7; WEIGHTS as usize]);
     assert!(scene.blobs().iter().all(|blob| !blob.contains('.')), "{:?}", scene.blobs());
@@ -24,7 +24,7 @@ fn assert_whole(scene: &Scene) {
 
 /// No file has its name that was not verified.
 fn assert_nothing_false(scene: &Scene) {
-    assert!(scene.hub(None).cached(&repo("lab/model")).unwrap().is_none());
+    assert!(scene.hub(None).cached(&repo("lab/model"), Extent::All).unwrap().is_none());
     for blob in scene.blobs().iter().filter(|blob| !blob.ends_with(".incomplete")) {
         let len = fs::metadata(scene.cache().join("models--lab--model/blobs").join(blob)).unwrap().len();
         assert!(len < WEIGHTS, "{blob}");
@@ -134,7 +134,7 @@ fn a_server_that_stands_still_is_left() {
         stall: Duration::from_millis(200),
     };
     let hub = danlu_hub::Hub::with_pace(settings, pace).unwrap();
-    hub.pull(&repo("lab/model"), &mut |_| {}).unwrap();
+    hub.pull(&repo("lab/model"), Extent::All, &mut |_| {}).unwrap();
     assert_whole(&scene);
 }
 
@@ -146,7 +146,7 @@ fn refusals_say_what_to_do() {
     scene.server.model("she/gated").gated(Gate::Manual).file("config.json", b"{}").add();
     scene.server.model("she/private").private().file("config.json", b"{}").add();
     let pull = |token: Option<&str>, name: &str| {
-        let error = scene.hub(token).pull(&repo(name), &mut |_| {}).unwrap_err();
+        let error = scene.hub(token).pull(&repo(name), Extent::All, &mut |_| {}).unwrap_err();
         (error.to_string(), error.hint().unwrap_or_default())
     };
     let host = scene.server.endpoint().replace("http://", "");
@@ -215,7 +215,7 @@ fn a_redirect_elsewhere_gets_no_token_and_ends_somewhere() {
     let to = format!("{}/elsewhere", other.server.endpoint());
     scene.server.fault(Fault::on(Method::Get, "/revision/").always().then(Action::RedirectTo(to)));
     let hub_ = scene.hub(Some("hf_mine"));
-    assert!(hub_.pull(&repo("lab/model"), &mut |_| {}).is_err());
+    assert!(hub_.pull(&repo("lab/model"), Extent::All, &mut |_| {}).is_err());
     let there = other.server.requests();
     assert!(!there.is_empty() && there.iter().all(|request| request.authorization.is_none()), "{there:?}");
 
@@ -248,7 +248,7 @@ fn a_host_that_is_not_there_is_an_error_with_a_way_on() {
     let scene = Scene::new();
     let endpoint = "http://127.0.0.1:9".parse().unwrap();
     let error = hub(HubSettings { endpoint, ..scene.settings(None) })
-        .pull(&repo("lab/model"), &mut |_| {})
+        .pull(&repo("lab/model"), Extent::All, &mut |_| {})
         .unwrap_err();
     assert!(error.to_string().starts_with("cannot reach 127.0.0.1:9"), "{error}");
     assert!(error.hint().unwrap().contains("HF_ENDPOINT"));

@@ -6,15 +6,16 @@ use std::fs;
 use std::thread;
 
 use common::{MODEL, READ, Scene, hub, names, repo};
-use danlu_hub::{HubError, HubSettings};
+use danlu_hub::{Extent, HubError, HubSettings};
 use danlu_hub_stand_in::{Host, StandIn};
 
 #[test]
 fn what_is_read_is_fetched_and_a_second_time_nobody_is_asked() {
     let scene = Scene::new();
-    assert_eq!(scene.hub(None).cached(&repo("lab/model")).unwrap(), None);
+    assert_eq!(scene.hub(None).cached(&repo("lab/model"), Extent::All).unwrap(), None);
     let mut last = None;
-    let pulled = scene.hub(None).pull(&repo("lab/model"), &mut |transfer| last = Some(transfer)).unwrap();
+    let pulled =
+        scene.hub(None).pull(&repo("lab/model"), Extent::All, &mut |transfer| last = Some(transfer)).unwrap();
     assert_eq!(names(&pulled.folder), READ);
     for (path, bytes) in MODEL.iter().filter(|(path, _)| READ.contains(path)) {
         assert_eq!(&fs::read(pulled.folder.join(path)).unwrap(), bytes, "{path}");
@@ -27,9 +28,9 @@ fn what_is_read_is_fetched_and_a_second_time_nobody_is_asked() {
     let mut offline = scene.settings(None);
     offline.offline = true;
     for hub in [scene.hub(None), hub(offline)] {
-        assert_eq!(hub.cached(&repo("lab/model")).unwrap().as_ref(), Some(&pulled.folder));
+        assert_eq!(hub.cached(&repo("lab/model"), Extent::All).unwrap().as_ref(), Some(&pulled.folder));
         let by_commit = repo("lab/model").at(&pulled.commit).unwrap();
-        assert_eq!(hub.cached(&by_commit).unwrap().as_ref(), Some(&pulled.folder));
+        assert_eq!(hub.cached(&by_commit, Extent::All).unwrap().as_ref(), Some(&pulled.folder));
     }
     assert!(scene.server.requests().is_empty());
     assert_eq!(scene.pull("lab/model").unwrap().fetched, 0);
@@ -41,7 +42,10 @@ fn a_new_commit_brings_what_changed_and_older_ones_stay() {
     let scene = Scene::new();
     let first = scene.pull("lab/model").unwrap();
     scene.server.commit("lab/model", &[("config.json", b"{}")]);
-    assert_eq!(scene.hub(None).cached(&repo("lab/model")).unwrap().as_ref(), Some(&first.folder));
+    assert_eq!(
+        scene.hub(None).cached(&repo("lab/model"), Extent::All).unwrap().as_ref(),
+        Some(&first.folder)
+    );
     scene.server.clear_requests();
     let second = scene.pull("lab/model").unwrap();
     assert_ne!(first.commit, second.commit);
@@ -54,7 +58,7 @@ fn a_new_commit_brings_what_changed_and_older_ones_stay() {
     let branch = scene.pull("lab/model@next/one").unwrap();
     assert_eq!(fs::read(branch.folder.join("config.json")).unwrap(), b"[1]");
     let name = repo("lab/model@next/one");
-    assert_eq!(scene.hub(None).cached(&name).unwrap().as_ref(), Some(&branch.folder));
+    assert_eq!(scene.hub(None).cached(&name, Extent::All).unwrap().as_ref(), Some(&branch.folder));
 }
 
 #[test]
@@ -78,9 +82,9 @@ fn shards_are_those_of_the_index_over_many_pages() {
     assert_eq!(names(&pulled.folder), expected);
     // A tokenizer that the repository lacks is not looked for again.
     let name = repo("lab/model");
-    assert_eq!(scene.hub(None).cached(&name).unwrap().as_ref(), Some(&pulled.folder));
+    assert_eq!(scene.hub(None).cached(&name, Extent::All).unwrap().as_ref(), Some(&pulled.folder));
     fs::remove_file(pulled.folder.join("model-2.safetensors")).unwrap();
-    assert_eq!(scene.hub(None).cached(&name).unwrap(), None);
+    assert_eq!(scene.hub(None).cached(&name, Extent::All).unwrap(), None);
 }
 
 #[test]
@@ -96,7 +100,7 @@ fn an_adapter_is_its_configuration_and_its_weights() {
     scene.server.add_model("me/adapter", &files);
     let pulled = scene.pull("me/adapter").unwrap();
     assert_eq!(names(&pulled.folder), ["adapter_config.json", "adapter_model.safetensors", "danlu.json"]);
-    assert!(scene.hub(None).cached(&repo("me/adapter")).unwrap().is_some());
+    assert!(scene.hub(None).cached(&repo("me/adapter"), Extent::All).unwrap().is_some());
 }
 
 #[test]
@@ -122,13 +126,13 @@ fn the_token_goes_to_the_hub_and_to_nobody_else() {
         .add();
     let hub = scene.hub(Some("hf_mine"));
     assert_eq!(hub.whoami().unwrap().name, "me");
-    hub.pull(&repo("me/secret"), &mut |_| {}).unwrap();
+    hub.pull(&repo("me/secret"), Extent::All, &mut |_| {}).unwrap();
     let requests = scene.server.requests();
     assert!(requests.iter().any(|request| request.host == Host::Storage));
     for request in requests {
         assert_eq!(request.authorization.is_some(), request.host == Host::Hub, "{request:?}");
     }
-    let refused = scene.hub(None).pull(&repo("me/secret"), &mut |_| {}).unwrap_err();
+    let refused = scene.hub(None).pull(&repo("me/secret"), Extent::All, &mut |_| {}).unwrap_err();
     assert!(matches!(refused, HubError::NoModel { with_token: false, .. }), "{refused}");
 }
 
@@ -148,7 +152,7 @@ fn two_at_a_time_fetch_every_byte_once() {
 fn offline_says_so_at_once() {
     let scene = Scene::new();
     let hub = hub(HubSettings { offline: true, ..scene.settings(None) });
-    let error = hub.pull(&repo("lab/model"), &mut |_| {}).unwrap_err();
+    let error = hub.pull(&repo("lab/model"), Extent::All, &mut |_| {}).unwrap_err();
     assert_eq!(
         error.to_string(),
         "`lab/model` is not in the cache, and `HF_HUB_OFFLINE` forbids to ask the Hub"

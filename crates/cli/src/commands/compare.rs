@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use clap::Args;
 use danlu_data::{EncodeOptions, Format};
+use danlu_hub::Extent;
 use danlu_kernels::DType;
 use danlu_model::{Batch, Decoder, LoraSource, ModelConfig, Sequence, Workspace, files};
 
@@ -12,6 +13,7 @@ use crate::commands::base::{self, QuantArgs};
 use crate::commands::compute::{ComputeArgs, products};
 use crate::commands::context::check_context;
 use crate::commands::data::{self, HeldOut};
+use crate::commands::hub;
 use crate::commands::loaded::{Loaded, Place};
 use crate::commands::replies;
 use crate::commands::train::held_out::{self, HELD_OUT_FILE};
@@ -76,9 +78,13 @@ pub struct CompareArgs {
 /// # Errors
 /// If a model or the data has a fault, or there is nothing to compare.
 pub fn run(args: &CompareArgs, printer: &Printer) -> Result<()> {
-    let first = Place::find(&args.a, args.base.as_deref().filter(|_| is_adapter(&args.a)))?;
+    let find = |path: &Path| -> Result<Place> {
+        let folder = hub::folder(path, Extent::All, printer)?;
+        Place::find(&folder, args.base.as_deref().filter(|_| is_adapter(&folder)), printer)
+    };
+    let first = find(&args.a)?;
     let second = match &args.b {
-        Some(b) => Place::find(b, args.base.as_deref().filter(|_| is_adapter(b)))?,
+        Some(b) => find(b)?,
         None if first.adapter.is_some() => Place { base: first.base.clone(), adapter: None },
         None => {
             let report =

@@ -5,12 +5,13 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use danlu_adapter::{Adapter, CONFIG_FILE, LoraConfig};
+use danlu_hub::Extent;
 use danlu_kernels::Backend;
 use danlu_model::carried_files::generation_folder;
 use danlu_model::{Decoder, LoraSource, ModelConfig, Tokenizer};
 
-use super::nearby;
 use super::tokens::Tokens;
+use super::{hub, nearby};
 use crate::commands::no_model;
 use crate::printer::Printer;
 use crate::report::{Report, Result};
@@ -28,15 +29,16 @@ pub struct Place {
 }
 
 impl Place {
-    /// Finds out what lies at `path`; `base` overrules the base that an adapter names.
+    /// Finds out what lies at `path`, a folder or a name on the Hub; `base` overrules the base that an adapter names.
     ///
     /// # Errors
     /// If there is no model, or an adapter's base is not where it says.
-    pub fn find(path: &Path, base: Option<&Path>) -> Result<Self> {
+    pub fn find(path: &Path, base: Option<&Path>, printer: &Printer) -> Result<Self> {
+        let path = &hub::folder(path, Extent::All, printer)?;
         if path.join(CONFIG_FILE).is_file() {
             let base = match base {
-                Some(base) => no_model::unless_base(base)?.to_owned(),
-                None => named_base(path)?,
+                Some(base) => no_model::base(base, Extent::All, printer)?,
+                None => named_base(path, printer)?,
             };
             return Ok(Self { base, adapter: Some(path.to_owned()) });
         }
@@ -89,34 +91,47 @@ impl Place {
     }
 }
 
-/// The folder's last name, with `.` and `..` resolved.
+/// The folder's last name, with `.` and `..` resolved; of a folder in the Hub's cache, the model's.
 pub fn folder_name(path: &Path) -> String {
     let resolved = fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
+    if let Some(name) = hub::name_in_cache(&resolved) {
+        return name.model().to_owned();
+    }
     resolved.file_name().unwrap_or(resolved.as_os_str()).to_string_lossy().into_owned()
 }
 
-/// The base that an adapter names, from here or from beside or above the adapter.
-fn named_base(adapter: &Path) -> Result<PathBuf> {
+/// The base that an adapter names: a folder here, or beside or above the adapter, else a model on the Hub.
+fn named_base(adapter: &Path, printer: &Printer) -> Result<PathBuf> {
     let hint = "name its folder with `--base DIR`";
-    let Some(name) = LoraConfig::read(adapter)?.base_model_name_or_path.filter(|name| !name.is_empty())
-    else {
+    let config = LoraConfig::read(adapter)?;
+    let Some(name) = config.base_model_name_or_path.filter(|name| !name.is_empty()) else {
         let text =
             format!("`{}` does not say which base it was trained on", adapter.join(CONFIG_FILE).display());
         return Err(Report::input(text).with_hint(hint));
     };
-    let found = nearby::find(adapter, Path::new(&name), |folder| folder.join("config.json").is_file());
-    found.ok_or_else(|| {
+    if let Some(found) =
+        nearby::find(adapter, Path::new(&name), |folder| folder.join("config.json").is_file())
+    {
+        return Ok(found);
+    }
+    let on_hub = hub::name_of(Path::new(&name)).map(|on_hub| match &config.revision {
+        Some(revision) => on_hub.at(revision),
+        None => Ok(on_hub),
+    });
+    let Some(on_hub) = on_hub.transpose()? else {
         let text = format!(
             "the adapter `{}` was trained on `{name}`, which is no model folder here",
             adapter.display()
         );
-        if name.ends_with(FOUR_BIT_NAME) {
-            let hint = "it is a base in 4 bits: get its folder, or that of the original it was made from, and name it with \
-                        `--base DIR`; from an original the 4 bits are made again";
-            return Report::input(text).with_hint(hint);
-        }
-        let hint = no_model::fetching(&name).map(|fetch| format!("{fetch}, and name it with `--base DIR`"));
-        Report::input(text).with_hint(hint.unwrap_or_else(|| "name its folder with `--base DIR`".to_owned()))
+        return Err(Report::input(text).with_hint(hint));
+    };
+    hub::named(&on_hub, Extent::All, printer).map_err(|report| {
+        let or = match name.ends_with(FOUR_BIT_NAME) {
+            true => "or name the folder of the original it was made from with `--base DIR`: the 4 bits are made again",
+            false => "or name its folder with `--base DIR`",
+        };
+        let text = format!("the adapter `{}` was trained on `{name}`", adapter.display());
+        report.within(&text).and_hint(or)
     })
 }
 

@@ -9,6 +9,7 @@ pub mod context;
 pub mod data;
 pub mod demo;
 pub mod doctor;
+pub mod hub;
 pub mod loaded;
 pub mod merge;
 pub mod nearby;

@@ -1,11 +1,14 @@
 //! What to say where a model should be and is not.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use danlu_adapter::CONFIG_FILE;
+use danlu_hub::Extent;
 use danlu_train::latest_checkpoint;
 
+use crate::commands::hub;
 use crate::commands::train::RUN_FILE;
+use crate::printer::Printer;
 use crate::report::{Report, Result};
 
 /// The report for a `path` that is neither an adapter nor a model.
@@ -23,9 +26,6 @@ pub fn at(path: &Path) -> Report {
         };
         return Report::input(text).with_hint(hint);
     }
-    if let Some(fetch) = fetching(&shown.to_string()).filter(|_| !path.exists()) {
-        return Report::input(format!("`{shown}` is no folder here")).with_hint(fetch);
-    }
     let (text, hint) = match path {
         path if !path.exists() => {
             (format!("`{shown}` does not exist"), "name the folder of an adapter, a merged model or a base")
@@ -41,54 +41,23 @@ pub fn at(path: &Path) -> Report {
     Report::input(text).with_hint(hint)
 }
 
-/// Returns `base`, unless it is plainly something else than a model's folder.
+/// The folder of the base that `base` names, here or on the Hub; that it is a model's is known only where it is not plain
+/// that it is something else.
 ///
 /// # Errors
-/// If it is an adapter, a run, a file, or the name of a model on the Hub.
-pub fn unless_base(base: &Path) -> Result<&Path> {
-    if base.join("config.json").is_file() {
-        return Ok(base);
+/// If it is an adapter, a run or a file, or a name that neither the cache nor the Hub has.
+pub fn base(base: &Path, extent: Extent, printer: &Printer) -> Result<PathBuf> {
+    let folder = hub::folder(base, extent, printer)?;
+    if folder.join("config.json").is_file() {
+        return Ok(folder);
     }
-    if base.join(CONFIG_FILE).is_file() {
+    if folder.join(CONFIG_FILE).is_file() {
         let report = Report::input(format!("`--base` is `{}`, which is an adapter", base.display()));
         return Err(report.with_hint("name the folder of the model that it was trained on"));
     }
-    let on_hub = !base.exists() && fetching(&base.display().to_string()).is_some();
-    if base.is_file() || base.join(RUN_FILE).is_file() || on_hub {
+    if base.is_file() || base.join(RUN_FILE).is_file() {
         return Err(at(base));
     }
     // What is left is a folder that lacks a file, or no folder: whoever reads it names the file.
-    Ok(base)
-}
-
-/// How to get the folder of a model, if `name` is one on the Hub: `owner/model`, where no folder `owner` is.
-pub fn fetching(name: &str) -> Option<String> {
-    let (owner, model) = name.split_once('/')?;
-    let is_word = |word: &str| {
-        word.starts_with(|c: char| c.is_ascii_alphanumeric())
-            && word.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c))
-    };
-    (is_word(owner) && is_word(model) && !Path::new(owner).exists()).then(|| {
-        format!(
-            "check the path; a model on the Hub is not fetched for you yet: get its folder with \
-             `hf download {name} --local-dir models/{model}` (from `pip install huggingface_hub`)"
-        )
-    })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn names_on_the_hub_are_told_from_paths() {
-        assert!(
-            fetching("meta-llama/Llama-3.2-1B")
-                .unwrap()
-                .contains("`hf download meta-llama/Llama-3.2-1B --local-dir models/Llama-3.2-1B`")
-        );
-        for path in ["models", "./models/x", "/models/x", "a/b/c", "src/model", "out/my model", "../x"] {
-            assert_eq!(fetching(path), None, "{path}");
-        }
-    }
+    Ok(folder)
 }

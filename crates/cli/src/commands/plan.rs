@@ -2,11 +2,11 @@
 
 use clap::Args;
 use danlu_adapter::targets;
+use danlu_hub::Extent;
 use danlu_model::{ModelConfig, Tokenizer};
 use danlu_train::TokenIdentity;
 use danlu_train::memory::display;
 
-use crate::commands::no_model;
 use crate::commands::train::forecast::{self, Forecast, Gauge};
 use crate::commands::train::{self, REPLIES, Run, TrainArgs, prepare};
 use crate::printer::{Look, Printer};
@@ -37,8 +37,9 @@ pub struct PlanArgs {
 /// # Errors
 /// If an input has a fault, or the run would not fit.
 pub fn run(run: &Run, json: bool, printer: &Printer) -> Result<()> {
+    let run = &run.at_hand(Extent::Settings, printer)?;
     let mut gauge = Gauge::new();
-    let config = ModelConfig::read(no_model::unless_base(&run.base)?)?;
+    let config = ModelConfig::read(&run.base)?;
     train::check_length(run, &config)?;
     targets::resolve(&train::lora_config(run), &config)?;
     let tokenizer = match run.data.is_empty() && !run.base.join("tokenizer.json").exists() {

@@ -5,6 +5,7 @@ use std::str::FromStr;
 use std::time::Instant;
 
 use clap::Args;
+use danlu_hub::Extent;
 use danlu_kernels::FourBitCode;
 use danlu_model::{Quantization, Quantized, write_quantized};
 use danlu_train::TrainSettings;
@@ -56,7 +57,7 @@ pub fn run(args: &QuantizeArgs, printer: &Printer) -> Result<()> {
     TrainSettings { quant_block_size, ..TrainSettings::default() }.validate()?;
     let quantization =
         Quantization { code: args.to, block_size: quant_block_size, double_quant: !args.no_double_quant };
-    let base = no_model::unless_base(&args.base)?;
+    let base = &no_model::base(&args.base, Extent::All, printer)?;
     let start = Instant::now();
     let written = write_quantized(
         base,

@@ -26,6 +26,8 @@ pub const RECORDS: [(&str, &str); 12] = [
 /// A scratch folder.
 pub struct Scene {
     folder: TempDir,
+    /// The Hub's address: nobody's, unless a test sets it.
+    pub endpoint: String,
 }
 
 /// What a command did.
@@ -50,7 +52,7 @@ impl Scene {
             let (from, to) = (entry.path(), base.join(entry.file_name()));
             fs::hard_link(&from, &to).or_else(|_| fs::copy(&from, &to).map(drop)).unwrap();
         }
-        let scene = Self { folder };
+        let scene = Self { folder, endpoint: "http://127.0.0.1:9".to_owned() };
         let records: Vec<_> = RECORDS.iter().map(|(q, a)| record(q, a)).collect();
         scene.write("data.json", &format!("[\n{}\n]\n", records.join(",\n")));
         scene
@@ -79,6 +81,11 @@ impl Scene {
             command.env_remove(name);
         }
         command.env("LANG", "C").env("COLUMNS", "80");
+        // No test asks a real Hub, or reads this machine's cache and token.
+        for name in ["HF_TOKEN", "HF_HUB_CACHE", "HF_TOKEN_PATH", "HF_HUB_OFFLINE", "HUGGINGFACE_HUB_CACHE"] {
+            command.env_remove(name);
+        }
+        command.env("HF_ENDPOINT", &self.endpoint).env("HF_HOME", self.folder.path().join("hf"));
         command
     }
 

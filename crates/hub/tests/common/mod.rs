@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use danlu_hub::{Hub, HubError, HubSettings, Pace, Pulled, RepoName, Token};
+use danlu_hub::{Extent, Hub, HubError, HubSettings, Pace, Pulled, RepoName, Token};
 use danlu_hub_stand_in::StandIn;
 use tempfile::TempDir;
 
@@ -59,7 +59,7 @@ impl Scene {
     }
 
     pub fn pull(&self, name: &str) -> Result<Pulled, HubError> {
-        self.hub(None).pull(&repo(name), &mut |_| {})
+        self.hub(None).pull(&repo(name), Extent::All, &mut |_| {})
     }
 
     /// All files of the cache's blobs, sorted.

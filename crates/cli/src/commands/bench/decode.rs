@@ -48,7 +48,7 @@ struct Job {
 /// # Errors
 /// If a flag or the model has a fault.
 pub fn run(args: &DecodeArgs, printer: &Printer) -> Result<()> {
-    let model = args.model.model()?;
+    let model = args.model.model(printer)?;
     let (config, machine) = (model.config()?, args.machine.machine()?);
     let job = Job { sequences: args.sequences.into(), prompt: args.prompt_tokens, new: args.new_tokens };
     let flags = "`--prompt-tokens` and `--new-tokens`";

@@ -60,7 +60,7 @@ struct Timed {
 /// # Errors
 /// If a flag or the model has a fault, or the disk is too small.
 pub fn run(args: &MergeBenchArgs, printer: &Printer) -> Result<()> {
-    let model = args.model.model()?;
+    let model = args.model.model(printer)?;
     let config = model.config()?;
     let threads = args.compute.threads();
     let backend = args.compute.backend(DType::F32)?;

@@ -33,7 +33,7 @@ pub struct PrefillArgs {
 /// # Errors
 /// If a flag or the model has a fault.
 pub fn run(args: &PrefillArgs, printer: &Printer) -> Result<()> {
-    let model = args.model.model()?;
+    let model = args.model.model(printer)?;
     let (config, machine, prompt) = (model.config()?, args.machine.machine()?, args.prompt_tokens);
     check_context(prompt, config.max_position_embeddings, "`--prompt-tokens`")?;
     let mut figures = Figures::new("prefill", args.run.json, printer);

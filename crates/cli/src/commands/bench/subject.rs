@@ -5,12 +5,14 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use clap::Args;
+use danlu_hub::Extent;
 use danlu_kernels::DType;
 use danlu_model::{FolderState, ModelConfig, ModelError, RandomProgress, RandomWeights, Shape, Weights};
 
 use super::figures::Figures;
 use super::stopped;
 use crate::commands::loaded::folder_name;
+use crate::commands::no_model;
 use crate::printer::Printer;
 use crate::report::{Report, Result};
 use crate::{interrupt, memory, text};
@@ -49,14 +51,14 @@ impl ModelArgs {
     ///
     /// # Errors
     /// If they name none, or two.
-    pub fn model(&self) -> Result<Model> {
+    pub fn model(&self, printer: &Printer) -> Result<Model> {
         let shapes = || Shape::ALL.map(Shape::name).join(", ");
         match (&self.base, self.shape, &self.keep) {
             (Some(_), Some(_), _) => Err(Report::input("`--base` and `--shape` are two models")
                 .with_hint("leave one of them out: one model is measured")),
             (Some(_), None, Some(_)) => Err(Report::input("`--keep` goes with `--shape`")
                 .with_hint("leave it out: the base stays where it is")),
-            (Some(base), None, None) => Ok(Model::Folder(base.clone())),
+            (Some(base), None, None) => Ok(Model::Folder(no_model::base(base, Extent::All, printer)?)),
             (None, Some(shape), keep) => Ok(Model::Shape(shape, keep.clone())),
             (None, None, _) => Err(Report::input("`--base` or `--shape` is missing: the model to measure")
                 .with_hint(format!("the shapes are {}", shapes()))),
@@ -207,11 +209,13 @@ fn check_memory(shape: Shape, config: &ModelConfig) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::lang::Lang;
+    use crate::printer::Color;
 
     fn refused(base: bool, shape: bool, keep: bool) -> String {
         let path = |given: bool| given.then(|| PathBuf::from("x"));
         let args = ModelArgs { base: path(base), shape: shape.then_some(Shape::Base8m), keep: path(keep) };
-        args.model().unwrap_err().render(false)
+        args.model(&Printer::new(Lang::En, Color::Never, false)).unwrap_err().render(false)
     }
 
     #[test]

@@ -98,7 +98,7 @@ struct Step {
 /// # Errors
 /// If a flag, the model or the data has a fault.
 pub fn run(args: &TrainBenchArgs, printer: &Printer) -> Result<()> {
-    let model = args.model.model()?;
+    let model = args.model.model(printer)?;
     let config = model.config()?;
     let machine = args.machine.machine()?;
     let runs = args.run.runs(10, 2);

@@ -9,6 +9,7 @@ use std::str::FromStr;
 
 use clap::{Args, Subcommand};
 use danlu_data::{EncodeOptions, Format, Record, Source, encode, read};
+use danlu_hub::Extent;
 use danlu_model::{Sequence, Tokenizer};
 
 use crate::commands::no_model;
@@ -63,7 +64,7 @@ impl DataArgs {
     /// The base's tokenizer, or the embedded one.
     fn tokenizer(&self, printer: &Printer) -> Result<Tokenizer> {
         if let Some(base) = &self.base {
-            return Ok(Tokenizer::read(no_model::unless_base(base)?)?);
+            return Ok(Tokenizer::read(&no_model::base(base, Extent::Settings, printer)?)?);
         }
         printer.tell(
             &format!("没有给出 --base：用内置 {} 的分词器与模板", embedded::BASE_NAME),

@@ -186,6 +186,7 @@ fn training(args: &DemoArgs, folders: &Folders) -> train::Run {
     };
     train::Run {
         base: folders.base.clone(),
+        on_hub: None,
         data: vec![folders.data.clone()],
         format: None,
         skip_bad: false,

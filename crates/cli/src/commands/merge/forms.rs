@@ -10,7 +10,6 @@ use danlu_model::{ModelConfig, Quantization};
 
 use crate::commands::base;
 use crate::commands::loaded::{FOUR_BIT_NAME, Place};
-use crate::commands::no_model;
 use crate::printer::Printer;
 use crate::report::{Report, Result};
 
@@ -105,7 +104,7 @@ impl Forms {
 
 /// `folder`, if it holds the same model in 16 bits or more.
 fn unquantized<'a>(folder: &'a Path, stored: &ModelConfig) -> Result<&'a Path> {
-    let config = ModelConfig::read(no_model::unless_base(folder)?)?;
+    let config = ModelConfig::read(folder)?;
     if config.quantization.is_some() {
         let text = format!("`--original` is `{}`, which is in 4 bits too", folder.display());
         return Err(Report::input(text).with_hint("name the folder of the model as it was published"));

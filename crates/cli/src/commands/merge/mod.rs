@@ -17,6 +17,7 @@ use danlu_adapter::merge::{
 };
 use danlu_adapter::{Adapter, parse_byte_size};
 use danlu_data::{EncodeOptions, Format};
+use danlu_hub::Extent;
 use danlu_kernels::{Backend, DType, FourBitCode};
 use danlu_model::{
     Decoder, Extra, LoraSource, ModelConfig, Quantization, Sequence, Tokenizer, write_quantized,
@@ -28,6 +29,7 @@ use crate::commands::ComputeArgs;
 use crate::commands::base;
 use crate::commands::data::{format, read_held_out};
 use crate::commands::loaded::Place;
+use crate::commands::no_model;
 use crate::commands::tokens::Tokens;
 use crate::commands::train::held_out;
 use crate::printer::Printer;
@@ -109,7 +111,7 @@ pub fn run(args: &MergeArgs, printer: &Printer) -> Result<()> {
     if let Some(threshold) = args.threshold.filter(|t| !(t.is_finite() && *t >= 0.0)) {
         return Err(Report::input(format!("`--threshold` is {threshold}, expected 0 or more")));
     }
-    let place = Place::find(&args.adapter, args.base.as_deref())?;
+    let place = Place::find(&args.adapter, args.base.as_deref(), printer)?;
     if place.adapter.is_none() {
         let report =
             Report::input(format!("`{}` is a whole model, expected an adapter", args.adapter.display()));
@@ -129,7 +131,12 @@ pub fn run(args: &MergeArgs, printer: &Printer) -> Result<()> {
         }
         None => own_text(&tokenizer)?,
     };
-    let forms = Forms::of(&place, args.original.as_deref(), printer)?;
+    let original = args
+        .original
+        .as_deref()
+        .map(|original| no_model::base(original, Extent::All, printer))
+        .transpose()?;
+    let forms = Forms::of(&place, original.as_deref(), printer)?;
     // Measured in f32, so that what is seen is the merge and not the products.
     let backend = args.compute.backend(DType::F32)?;
     let adapter = place.load_adapter(&ModelConfig::read(&place.base)?, &*backend)?;

@@ -11,6 +11,7 @@ mod run;
 use std::sync::Arc;
 
 use danlu_adapter::{Adapter, LoraConfig, targets};
+use danlu_hub::Extent;
 use danlu_model::{LoraSource, ModelConfig, Sequence, Tokenizer, Workspace};
 use danlu_train::{
     DataSummary, MemoryUse, Reply, RunSummary, TokenIdentity, TrainError, Trainer, base_fingerprint, card,
@@ -18,7 +19,7 @@ use danlu_train::{
 };
 
 use crate::commands::context::check_context;
-use crate::commands::{base, loaded, no_model, replies};
+use crate::commands::{base, loaded, replies};
 use crate::interrupt;
 use crate::printer::{Look, Printer};
 use crate::report::{Report, Result};
@@ -60,8 +61,9 @@ pub fn run(run: &Run, printer: &Printer) -> Result<()> {
 /// # Errors
 /// As [`run()`].
 pub fn execute(run: &Run, printer: &Printer) -> Result<Outcome> {
+    let run = &run.at_hand(Extent::All, printer)?;
     let mut gauge = Gauge::new();
-    let config = ModelConfig::read(no_model::unless_base(&run.base)?)?;
+    let config = ModelConfig::read(&run.base)?;
     let tokenizer = Tokenizer::read(&run.base)?;
     tokenizer.check_fits(&config)?;
     let run = &with_date(run, &tokenizer);
@@ -139,7 +141,13 @@ pub fn check_length(run: &Run, config: &ModelConfig) -> Result<()> {
 
 /// The adapter that the settings ask for, on the base as it was named.
 pub fn lora_config(run: &Run) -> LoraConfig {
-    run.settings.lora_config(&run.base_as_named())
+    match &run.on_hub {
+        Some(name) => LoraConfig {
+            revision: name.named_revision().map(str::to_owned),
+            ..run.settings.lora_config(name.id())
+        },
+        None => run.settings.lora_config(&run.base_as_named()),
+    }
 }
 
 /// Everything that is settled before the first step.
@@ -345,7 +353,7 @@ fn summarize(
     let trainable_parameters = trainer.adapter().num_parameters() as u64;
     RunSummary {
         adapter_name: loaded::folder_name(&run.output),
-        base_name: card::public_name(&run.base.display().to_string()).to_owned(),
+        base_name: card::public_name(&run.base_as_named()).to_owned(),
         all_parameters: config.num_parameters() + trainable_parameters,
         trainable_parameters,
         settings: run.settings.clone(),

@@ -4,11 +4,13 @@ use std::path::{Path, PathBuf};
 
 use clap::{ArgMatches, Args, Command, FromArgMatches};
 use danlu_data::Format;
+use danlu_hub::{Extent, RepoName};
 use danlu_train::TrainSettings;
 
 use super::args::TrainArgs;
-use crate::commands::{ComputeArgs, nearby};
+use crate::commands::{ComputeArgs, hub, nearby, no_model};
 use crate::config_file::ConfigFile;
+use crate::printer::Printer;
 use crate::report::{Report, Result};
 use crate::usage::usage;
 
@@ -18,8 +20,10 @@ pub const RUN_FILE: &str = "run.toml";
 /// Everything `train` needs, settled: flags over file over defaults.
 #[derive(Clone, Debug)]
 pub struct Run {
-    /// Folder of the base.
+    /// Folder of the base, or its name on the Hub until it is [`Run::at_hand`].
     pub base: PathBuf,
+    /// That name.
+    pub on_hub: Option<RepoName>,
     /// Data files.
     pub data: Vec<PathBuf>,
     /// Their format, where it is forced.
@@ -125,6 +129,7 @@ impl Run {
             args.data.into_iter().map(|path| found(config.as_ref(), is_own, "data", path, Path::is_file));
         Ok(Self {
             base: base.unwrap_or_default(),
+            on_hub: None,
             data: data.collect::<Result<_>>()?,
             format: args.format,
             skip_bad: args.skip_bad.unwrap_or(false),
@@ -137,6 +142,15 @@ impl Run {
         })
     }
 
+    /// The run with its base in a folder, fetched where it is named by the Hub's name and not in the cache.
+    ///
+    /// # Errors
+    /// If it is plainly something else than a model, or neither the cache nor the Hub has it.
+    pub fn at_hand(&self, extent: Extent, printer: &Printer) -> Result<Self> {
+        let on_hub = hub::name_of(&self.base);
+        Ok(Self { base: no_model::base(&self.base, extent, printer)?, on_hub, ..self.clone() })
+    }
+
     /// The data files that were found elsewhere than they are named.
     pub fn data_found_elsewhere(&self) -> impl Iterator<Item = &Path> {
         let named = self.config.as_ref().map(|config| config.values("data")).unwrap_or_default();
@@ -146,6 +160,9 @@ impl Run {
 
     /// The base as it was named when the run began, wherever it was found since.
     pub fn base_as_named(&self) -> String {
+        if let Some(name) = &self.on_hub {
+            return name.to_string();
+        }
         let named = self.config.as_ref().and_then(|config| config.values("base").first().copied());
         named.map_or_else(|| self.base.display().to_string(), str::to_owned)
     }
@@ -194,6 +211,9 @@ fn found(
     is_it: impl Fn(&Path) -> bool,
 ) -> Result<PathBuf> {
     let Some(config) = config.filter(|config| !config.values(flag).is_empty()) else { return Ok(path) };
+    if flag == "base" && hub::name_of(&path).is_some() {
+        return Ok(path);
+    }
     let found = match is_own {
         true => nearby::find(config.folder(), &path, is_it),
         false => nearby::beside(config.folder(), &path, is_it),

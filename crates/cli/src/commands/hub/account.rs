@@ -1,0 +1,162 @@
+//! `danlu login`, `whoami` and `logout`: whose token is used, kept where Python's tools look.
+
+use std::io::{self, BufRead as _, IsTerminal, Read as _, Write as _};
+
+use clap::Args;
+use danlu_hub::{Account, Hub, HubSettings, Token};
+use rustix::termios::{LocalModes, OptionalActions, tcgetattr, tcsetattr};
+
+use super::open;
+use crate::printer::Printer;
+use crate::report::{Report, Result};
+
+/// Where tokens are made.
+const TOKENS_PAGE: &str = "https://huggingface.co/settings/tokens";
+
+/// Longest line that is read as a token.
+const LONGEST: usize = 4096;
+
+/// Examples under `login --help`.
+pub const EXAMPLES: &str = "\
+Examples:
+  danlu login                      # asks, and shows nothing of what is typed
+  danlu login < token.txt
+  HF_TOKEN=hf_... danlu login      # keeps the variable's
+
+A token is made at https://huggingface.co/settings/tokens: `read` is enough to fetch, `push` needs `write`. It is kept
+where Python's tools look (HF_TOKEN_PATH, or `token` in HF_HOME), readable by you alone.";
+
+/// The flags of `danlu login`: none.
+#[derive(Args, Clone, Debug)]
+pub struct LoginArgs {}
+
+/// Asks for a token, tries it, keeps it.
+///
+/// # Errors
+/// If there is none, the Hub does not accept it, or it cannot be kept.
+pub fn login(_: &LoginArgs, printer: &Printer) -> Result<()> {
+    let settings = HubSettings::from_env()?;
+    let given = settings.token.clone().filter(|_| settings.token_is_variable);
+    let token = match given {
+        Some(token) => token,
+        None => Token::new(&ask(printer)?)?,
+    };
+    let hub = Hub::new(HubSettings { token: Some(token.clone()), ..settings })?;
+    let account = hub.whoami()?;
+    let path = &hub.settings().token_path;
+    token.save(path)?;
+    let (who, path) = (described(&account, printer), path.display());
+    printer.out(&printer.pick(
+        format!("已登录：{who}。令牌保存在 {path}，仅本人可读"),
+        format!("logged in as {who}; the token is kept in {path}, readable by you alone"),
+    ));
+    if account.role() == Some("read") {
+        printer.tell(
+            "该令牌只读：可以下载，不能上传（push 需要 write 权限的令牌）",
+            "it is a token to read: it fetches, and `push` needs one to write",
+        );
+    }
+    Ok(())
+}
+
+/// Says whose token is used.
+///
+/// # Errors
+/// If there is none, or the Hub does not accept it.
+pub fn whoami(printer: &Printer) -> Result<()> {
+    let hub = open()?;
+    let account = hub.whoami()?;
+    printer.out(&described(&account, printer));
+    let orgs: Vec<&str> = account.orgs.iter().map(|org| org.name.as_str()).collect();
+    if !orgs.is_empty() {
+        let orgs = orgs.join(", ");
+        printer.out(&printer.pick(format!("组织：{orgs}"), format!("organisations: {orgs}")));
+    }
+    Ok(())
+}
+
+/// Forgets the token.
+///
+/// # Errors
+/// If its file stays.
+pub fn logout(printer: &Printer) -> Result<()> {
+    let settings = HubSettings::from_env()?;
+    let path = settings.token_path.display();
+    if Token::remove(&settings.token_path)? {
+        printer.out(&printer.pick(format!("已删除令牌 {path}"), format!("the token in {path} is gone")));
+    } else {
+        printer.out(&printer.pick(format!("{path} 处没有令牌"), format!("there is no token in {path}")));
+    }
+    if settings.token_is_variable {
+        printer
+            .tell("`HF_TOKEN` 仍然设置着，会继续使用它", "`HF_TOKEN` is still set, and goes on being used");
+    }
+    Ok(())
+}
+
+/// `me (token `laptop`, write)`.
+fn described(account: &Account, printer: &Printer) -> String {
+    let token = match (account.token_name(), account.role()) {
+        (Some(name), Some(role)) => format!("`{name}`, {role}"),
+        (Some(name), None) => format!("`{name}`"),
+        (None, Some(role)) => role.to_owned(),
+        (None, None) => return account.name.clone(),
+    };
+    printer.pick(format!("{}（令牌 {token}）", account.name), format!("{} (token {token})", account.name))
+}
+
+/// Reads a token: hidden at a terminal, else the first line of what is piped in.
+fn ask(printer: &Printer) -> Result<String> {
+    let stdin = io::stdin();
+    if !stdin.is_terminal() {
+        let mut line = String::new();
+        let read = stdin.lock().take(LONGEST as u64).read_line(&mut line);
+        read.map_err(|error| Report::input(format!("cannot read a token from standard input: {error}")))?;
+        if line.trim().is_empty() {
+            let report = Report::input("there is no token on standard input");
+            return Err(report.with_hint(format!("danlu login < FILE, with a token of {TOKENS_PAGE}")));
+        }
+        return Ok(line);
+    }
+    printer.tell(&format!("在 {TOKENS_PAGE} 创建令牌"), &format!("a token is made at {TOKENS_PAGE}"));
+    let mut stderr = io::stderr();
+    let _ = stderr
+        .write_all(printer.pick("粘贴令牌（不会显示）：", "paste it here (nothing is shown): ").as_bytes());
+    let _ = stderr.flush();
+    let line = hidden_line();
+    let _ = stderr.write_all(b"\n");
+    line?.ok_or_else(|| Report::input("stopped: no token was given"))
+}
+
+/// A line typed at the terminal, shown nowhere; `None` for Ctrl-C and Ctrl-D. The terminal takes no signals meanwhile,
+/// so that it cannot be left mute.
+fn hidden_line() -> Result<Option<String>> {
+    const INTERRUPT: u8 = 3;
+    const END: u8 = 4;
+    let stdin = io::stdin();
+    let fault = |error: io::Error| Report::input(format!("cannot read from the terminal: {error}"));
+    let before = tcgetattr(&stdin).map_err(|error| fault(error.into()))?;
+    let mut quiet = before.clone();
+    quiet.local_modes.remove(LocalModes::ECHO | LocalModes::ICANON | LocalModes::ISIG);
+    tcsetattr(&stdin, OptionalActions::Flush, &quiet).map_err(|error| fault(error.into()))?;
+    let mut line = Vec::new();
+    let outcome = loop {
+        let mut byte = [0];
+        match stdin.lock().read(&mut byte) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => break Err(fault(error)),
+            Ok(0) => break Ok(None),
+            Ok(_) => match byte[0] {
+                INTERRUPT | END => break Ok(None),
+                b'\r' | b'\n' => break Ok(Some(())),
+                8 | 127 => drop(line.pop()),
+                byte if line.len() < LONGEST => line.push(byte),
+                _ => {}
+            },
+        }
+    };
+    let restored = tcsetattr(&stdin, OptionalActions::Flush, &before);
+    let typed = outcome?;
+    restored.map_err(|error| fault(error.into()))?;
+    Ok(typed.map(|()| String::from_utf8_lossy(&line).into_owned()))
+}

@@ -1,0 +1,223 @@
+//! Models by their names on the Hub, against a stand-in of it.
+
+mod common;
+
+use std::fs;
+use std::io::Write as _;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::thread;
+use std::time::Duration;
+
+use common::{Ran, Scene, names};
+use danlu_hub_stand_in::{Action, Fault, Gate, Host, Method, StandIn};
+use serde_json::Value;
+
+struct Hub {
+    scene: Scene,
+    server: StandIn,
+}
+
+impl Hub {
+    /// A Hub with `lab/base`, the embedded model.
+    fn new() -> Self {
+        let (mut scene, server) = (Scene::new(), StandIn::start());
+        scene.endpoint = server.endpoint();
+        let hub = Self { scene, server };
+        hub.publish("lab/base", "base");
+        fs::rename(hub.scene.path("base"), hub.scene.path("elsewhere")).unwrap();
+        hub
+    }
+
+    /// Puts the files of a folder there.
+    fn publish(&self, id: &str, folder: &str) {
+        let folder = self.scene.path(folder);
+        let model = names(&folder).into_iter().filter(|name| folder.join(name).is_file());
+        let model =
+            model.fold(self.server.model(id), |model, name| model.file_from_path(&name, &folder.join(&name)));
+        model.add();
+        self.server.clear_requests();
+    }
+
+    fn command(&self, line: &str) -> Command {
+        self.scene.command(&line.split_whitespace().collect::<Vec<_>>())
+    }
+
+    /// Runs it with nobody to ask.
+    fn ok_offline(&self, line: &str) -> Ran {
+        let ran = Ran::of(self.command(line).env("HF_HUB_OFFLINE", "1").output().unwrap());
+        assert_eq!(ran.code, 0, "danlu {line}\n{}\n{}", ran.out, ran.err);
+        ran
+    }
+
+    /// Requests for files so far; then none.
+    fn files_asked(&self) -> usize {
+        let count = self.server.requests().iter().filter(|r| r.target.contains("/resolve/")).count();
+        self.server.clear_requests();
+        count
+    }
+}
+
+#[test]
+fn a_whole_life_by_name() {
+    let hub = Hub::new();
+    let trained =
+        hub.scene.ok("train --base lab/base --data data.json --output out --max-steps 2 --lora-r 2");
+    assert!(trained.err.contains("fetched lab/base ("), "{}", trained.err);
+    assert!(hub.files_asked() > 0);
+    let config: Value = serde_json::from_slice(&hub.scene.read("out/adapter_config.json")).unwrap();
+    assert_eq!(config["base_model_name_or_path"], "lab/base");
+    assert_eq!(config["revision"], Value::Null);
+    assert!(String::from_utf8(hub.scene.read("out/run.toml")).unwrap().contains("base = \"lab/base\""));
+    let card = String::from_utf8(hub.scene.read("out/README.md")).unwrap();
+    assert!(card.contains("base_model: \"lab/base\"") && !card.contains("snapshots"), "{card}");
+
+    // From here on everything is in the cache: the adapter finds its base by name.
+    hub.ok_offline("chat out --prompt 你好 --max-new-tokens 4");
+    hub.ok_offline("merge out --output merged");
+    hub.ok_offline("compare out --data data.json --max-length 64");
+    hub.ok_offline("train --output out --resume");
+    assert!(hub.server.requests().is_empty());
+
+    hub.publish("me/adapter", "out");
+    hub.publish("me/merged", "merged");
+    let reply = hub.scene.ok("chat me/adapter --prompt 你好 --max-new-tokens 4 --temperature 0").out;
+    assert!(hub.files_asked() > 0);
+    assert_eq!(hub.ok_offline("chat me/adapter --prompt 你好 --max-new-tokens 4 --temperature 0").out, reply);
+    hub.scene.ok("chat me/merged --prompt 你好 --max-new-tokens 4");
+    hub.scene.ok("compare me/adapter me/merged --data data.json --max-length 64");
+    hub.scene.ok("merge me/adapter --output again");
+    assert_eq!(hub.scene.read("again/model.safetensors"), hub.scene.read("merged/model.safetensors"));
+}
+
+#[test]
+fn a_plan_and_a_look_at_data_fetch_no_weights() {
+    let hub = Hub::new();
+    hub.scene.ok("plan --base lab/base");
+    hub.scene.ok("data check data.json --base lab/base");
+    assert!(hub.server.requests().iter().all(|request| !request.target.contains("model.safetensors")));
+    let folder = hub.scene.ok("pull lab/base").out;
+    assert!(names(Path::new(folder.trim())).contains(&"model.safetensors".to_owned()));
+    assert_eq!(hub.scene.ok("pull lab/base").out, folder);
+    assert!(hub.scene.ok("pull lab/base").err.contains("is in the cache already"));
+}
+
+#[test]
+fn a_revision_stays_with_the_adapter() {
+    let hub = Hub::new();
+    let commit = hub.server.revisions("lab/base").into_values().next().unwrap();
+    hub.scene.ok(&format!(
+        "train --base lab/base@{commit} --data data.json --output out --max-steps 1 --lora-r 2"
+    ));
+    hub.server.commit("lab/base", &[("config.json", b"{}")]);
+    let config: Value = serde_json::from_slice(&hub.scene.read("out/adapter_config.json")).unwrap();
+    assert_eq!(
+        (&config["base_model_name_or_path"], &config["revision"]),
+        (&"lab/base".into(), &commit.into())
+    );
+    hub.scene.ok("chat out --prompt 你好 --max-new-tokens 2");
+}
+
+#[test]
+fn a_killed_download_goes_on() {
+    let hub = Hub::new();
+    hub.server.fault(Fault::on(Method::Get, "").at(Host::Storage).then(Action::Throttle(4_000_000)));
+    let mut child = hub.command("pull lab/base").stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    let incomplete = || {
+        let blobs = names(&hub.scene.path("hf/hub/models--lab--base/blobs"));
+        let name = blobs.into_iter().find(|name| name.ends_with(".incomplete"))?;
+        let len = fs::metadata(hub.scene.path("hf/hub/models--lab--base/blobs").join(name)).ok()?.len();
+        (len > 1_000_000).then_some(len)
+    };
+    let blobs = hub.scene.path("hf/hub/models--lab--base/blobs");
+    while !blobs.is_dir() || incomplete().is_none() {
+        assert!(child.try_wait().unwrap().is_none(), "it ended before it was killed");
+        thread::sleep(Duration::from_millis(10));
+    }
+    child.kill().unwrap();
+    child.wait().unwrap();
+    hub.server.clear_faults();
+    hub.server.clear_requests();
+    hub.scene.ok("chat lab/base --prompt 你好 --max-new-tokens 2");
+    let resumed = hub.server.requests().into_iter().find(|request| request.host == Host::Storage).unwrap();
+    assert!(resumed.range.is_some(), "{resumed:?}");
+    assert!(names(&blobs).iter().all(|name| !name.contains('.')));
+}
+
+#[test]
+fn what_is_not_there_is_said_with_a_way_on() {
+    let hub = Hub::new();
+    hub.server.model("she/gated").gated(Gate::Manual).file("config.json", b"{}").add();
+    let host = hub.server.endpoint().replace("http://", "");
+    let ran = hub.scene.run("chat lab/none --prompt x");
+    assert_eq!(
+        ran.err,
+        format!(
+            "error: there is no model `lab/none` at {host}\n\nhint: check the spelling; a private model needs \
+             `danlu login`; there is no folder `lab/none` here\n"
+        )
+    );
+    let gated = hub.scene.run("train --base she/gated --data data.json --output out");
+    assert!(
+        gated.code == 1 && gated.err.contains(&format!("{}/she/gated", hub.server.endpoint())),
+        "{}",
+        gated.err
+    );
+    assert!(!hub.scene.path("out").exists());
+    let offline =
+        Ran::of(hub.command("chat lab/base --prompt x").env("HF_HUB_OFFLINE", "1").output().unwrap());
+    assert!(
+        offline.err.starts_with("error: `lab/base` is not in the cache, and `HF_HUB_OFFLINE`"),
+        "{}",
+        offline.err
+    );
+    hub.scene.write(
+        "adapter_config.json",
+        r#"{"peft_type": "LORA", "base_model_name_or_path": "lab/none", "r": 2, "target_modules": ["q_proj"]}"#,
+    );
+    let ran = hub.scene.run("chat . --prompt x");
+    assert!(
+        ran.err.starts_with("error: the adapter `.` was trained on `lab/none`: there is no model"),
+        "{}",
+        ran.err
+    );
+    assert!(ran.err.contains("--base DIR"), "{}", ran.err);
+    let wrong = hub.scene.run("pull lab");
+    assert!(wrong.code == 1 && wrong.err.contains("expected `org/name`"), "{}", wrong.err);
+}
+
+#[test]
+fn a_token_is_tried_kept_and_forgotten_and_never_shown() {
+    let hub = Hub::new();
+    hub.server.add_user("me", "hf_mine");
+    let piped = |text: &str, variable: Option<&str>| {
+        let mut command = hub.command("login");
+        if let Some(token) = variable {
+            command.env("HF_TOKEN", token);
+        }
+        let mut child =
+            command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        child.stdin.take().unwrap().write_all(text.as_bytes()).unwrap();
+        let ran = Ran::of(child.wait_with_output().unwrap());
+        assert!(!ran.out.contains("hf_") && !ran.err.contains("hf_"), "{} {}", ran.out, ran.err);
+        ran
+    };
+    assert!(hub.scene.run("whoami").err.contains("hint: danlu login"));
+    let file = hub.scene.path("hf/token");
+    for (text, said) in
+        [("", "no token on standard input"), ("hf_wrong", "does not accept the token"), ("a b", "blanks")]
+    {
+        let ran = piped(text, None);
+        assert!(ran.code == 1 && ran.err.contains(said), "{text}: {}", ran.err);
+        assert!(!file.exists());
+    }
+    let ran = piped("hf_mine\n", None);
+    assert!(ran.code == 0 && ran.out.contains("logged in as me"), "{} {}", ran.out, ran.err);
+    assert_eq!(fs::read(&file).unwrap(), b"hf_mine");
+    assert_eq!(fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o600);
+    assert!(hub.scene.ok("whoami").out.starts_with("me"));
+    assert!(hub.scene.ok("logout").out.contains("is gone") && !file.exists());
+    assert_eq!(piped("", Some("hf_mine")).code, 0);
+    assert!(file.exists());
+}
