@@ -1,0 +1,184 @@
+"""danlu and `huggingface_hub` share one cache, one token and one lock; and how fast each moves a large file.
+
+    python reference/hub_cache.py --danlu target/release/danlu --stand-in target/release/hub-stand-in --base BASE [--gigabytes 2]
+
+Both talk to the stand-in Hub on this machine (`hub.py` holds it against `huggingface_hub`). BASE is a small model's folder. The exit status is
+1 when a check fails.
+"""
+
+import argparse
+import hashlib
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from hub import Checks, Server
+
+TOKEN = "hf_zhen"
+
+
+class Home:
+    """A home of its own for caches and the token, and both programs in it."""
+
+    def __init__(self, scratch, name, server, danlu):
+        self.danlu_binary, self.folder = danlu, Path(scratch, name)
+        self.folder.mkdir()
+        self.variables = dict(os.environ, HF_ENDPOINT=server.endpoint, HF_HOME=str(self.folder), HF_HUB_DISABLE_XET="1",
+                              HF_HUB_DISABLE_PROGRESS_BARS="1", HF_HUB_DISABLE_TELEMETRY="1", LANG="C")
+        for name in ("HF_TOKEN", "HF_HUB_CACHE", "HF_HUB_OFFLINE", "HUGGING_FACE_HUB_TOKEN", "HF_TOKEN_PATH"):
+            self.variables.pop(name, None)
+
+    def danlu(self, *words, stdin="", **variables):
+        ran = subprocess.run([self.danlu_binary, *words], env=self.variables | variables, input=stdin, capture_output=True, text=True)
+        if ran.returncode:
+            raise RuntimeError(f"danlu {' '.join(words)}: {ran.stderr}")
+        return ran.stdout.strip()
+
+    def python(self, code, **variables):
+        ran = subprocess.run([sys.executable, "-c", code], env=self.variables | variables, capture_output=True, text=True)
+        if ran.returncode:
+            raise RuntimeError(f"{code}: {ran.stderr[-2000:]}")
+        return ran.stdout.strip()
+
+    def measured(self, *command):
+        """Seconds and the peak of memory in MB of a process."""
+        start, peak = time.monotonic(), 0
+        process = subprocess.Popen(command, env=self.variables, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+        # What the system keeps of a finished child counts this program's memory too.
+        while process.poll() is None:
+            try:
+                status = Path(f"/proc/{process.pid}/status").read_text()
+                peak = max(peak, *(int(line.split()[1]) * 1024 / 1e6 for line in status.splitlines() if line.startswith("VmHWM")), 0)
+            except OSError:
+                pass
+            time.sleep(0.002)
+        if process.returncode:
+            raise RuntimeError(process.stderr.read().decode())
+        return time.monotonic() - start, peak
+
+
+def bodies(server):
+    """Requests for the bytes of files, since the last time."""
+    return [r for r in server.requests("GET") if "/resolve/" in r["target"] or r["host"] == "storage"]
+
+
+def shared_cache(server, checks, home):
+    """What one fetched, the other uses."""
+    snapshot = "from huggingface_hub import snapshot_download as s; print(s('zhen/base'%s))"
+    mine, theirs = home("mine"), home("theirs")
+    python = theirs.python(snapshot % "")
+    server.requests()
+    reply = theirs.danlu("chat", "zhen/base", "--prompt", "你好", "--max-new-tokens", "8", "--temperature", "0")
+    checks.equal("danlu uses what Python fetched, without a request", server.requests(), [])
+    checks.equal("danlu pull is at the same commit and folder", theirs.danlu("pull", "zhen/base"), python)
+    checks.equal("and asks for no file", bodies(server), [])
+
+    danlu = mine.danlu("pull", "zhen/base")
+    server.requests()
+    checks.equal("danlu's layout is Python's", danlu.removeprefix(str(mine.folder)), python.removeprefix(str(theirs.folder)))
+    offline = {"HF_HUB_OFFLINE": "1"}
+    checks.equal("Python finds it offline", mine.python(snapshot % "", **offline), danlu)
+    one = "from huggingface_hub import hf_hub_download as h; print(h('zhen/base', 'model.safetensors'))"
+    checks.equal("Python asks for no file that danlu fetched", (mine.python(one), bodies(server)), (f"{danlu}/model.safetensors", []))
+    load = ("from transformers import AutoModelForCausalLM as M, AutoTokenizer as T; m = M.from_pretrained('zhen/base'); "
+            "print(len(T.from_pretrained('zhen/base')), m.num_parameters())")
+    checks.check("transformers loads it offline", mine.python(load, **offline))
+    checks.equal("danlu says the same on both", mine.danlu(
+        "chat", "zhen/base", "--prompt", "你好", "--max-new-tokens", "8", "--temperature", "0", HF_HUB_OFFLINE="1"), reply)
+
+
+def shared_token(server, checks, home):
+    """Who logs in by one is logged in by the other."""
+    here = home("token")
+    here.danlu("login", stdin=TOKEN)
+    who = "from huggingface_hub import whoami; print(whoami()['name'])"
+    checks.equal("Python is who danlu logged in", here.python(who), "zhen")
+    here.danlu("logout")
+    checks.equal("Python has no token after danlu's logout", here.python("from huggingface_hub import get_token; print(get_token())"), "None")
+    here.python(f"from huggingface_hub import login; login('{TOKEN}')")
+    checks.check("danlu is who Python logged in", here.danlu("whoami").startswith("zhen"))
+
+
+def shared_lock(checks, home, base):
+    """One waits while the other fetches."""
+    here = home("lock")
+    digest = hashlib.sha256(Path(base, "model.safetensors").read_bytes()).hexdigest()
+    lock = here.folder / "hub/.locks/models--zhen--base" / f"{digest}.lock"
+    lock.parent.mkdir(parents=True)
+    from filelock import FileLock
+
+    with FileLock(lock):
+        process = subprocess.Popen([here.danlu_binary, "pull", "zhen/base"], env=here.variables, stdout=subprocess.DEVNULL,
+                                   stderr=subprocess.DEVNULL)
+        time.sleep(1.5)
+        blobs = {path.name for path in (here.folder / "hub/models--zhen--base/blobs").iterdir()}
+        checks.check("danlu waits for Python's lock", process.poll() is None and digest not in blobs, blobs)
+    checks.equal("and goes on when it is free", process.wait(timeout=30), 0)
+
+
+def speed(server, checks, home, scratch, gigabytes):
+    """A large file, each in turn."""
+    big = Path(scratch, "big.safetensors")
+    with open(big, "wb") as file:
+        for _ in range(int(gigabytes * 8)):
+            file.write(os.urandom(1 << 27))
+    size = big.stat().st_size
+    server.ask("model", id="zhen/big", files={"config.json": "{}", "tokenizer.json": "{}"}, paths={"model.safetensors": str(big)})
+    figures = {"danlu": [], "huggingface_hub": []}
+    for round in range(3):
+        for name in figures:
+            here = home(f"big-{name}-{round}")
+            code = "from huggingface_hub import snapshot_download; snapshot_download('zhen/big')"
+            command = [here.danlu_binary, "pull", "zhen/big"] if name == "danlu" else [sys.executable, "-c", code]
+            figures[name].append(here.measured(*command))
+            subprocess.run(["rm", "-rf", here.folder / "hub"], check=True)
+    for name, rounds in figures.items():
+        rates = ", ".join(f"{size / seconds / 1e9:.2f}" for seconds, _ in rounds)
+        print(f"     {name}: {rates} GB/s, peak {max(peak for _, peak in rounds):.0f} MB")
+    danlu, peer = (sorted(seconds for seconds, _ in rounds)[1] for rounds in figures.values())
+    print(f"     danlu over huggingface_hub: {peer / danlu:.2f}")
+
+
+def warm_start(server, checks, home, base):
+    """By name against by folder, both warm."""
+    here = home("warm")
+    here.danlu("pull", "zhen/base")
+    words = ["--prompt", "你好", "--max-new-tokens", "1"]
+    times = {"zhen/base": [], str(base): []}
+    for _ in range(20):
+        for model in times:
+            times[model].append(here.measured(here.danlu_binary, "chat", model, *words)[0])
+    name, folder = (sorted(seconds)[10] * 1e3 for seconds in times.values())
+    print(f"     a warm start: {name:.1f} ms by name, {folder:.1f} ms by folder")
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    for name in ("danlu", "stand-in", "base"):
+        parser.add_argument(f"--{name}", type=Path, required=True)
+    parser.add_argument("--gigabytes", type=float, default=0, help="of a large file to be moved; 0 leaves it out")
+    arguments = parser.parse_args()
+    checks, danlu, base = Checks(), arguments.danlu.resolve(), arguments.base.resolve()
+    with tempfile.TemporaryDirectory() as scratch:
+        os.environ["TMPDIR"] = scratch
+        server = Server(arguments.stand_in.resolve())
+        home = lambda name: Home(scratch, name, server, danlu)
+        try:
+            server.ask("model", id="zhen/base", paths={path.name: str(path) for path in base.iterdir()})
+            shared_cache(server, checks, home)
+            shared_token(server, checks, home)
+            shared_lock(checks, home, base)
+            warm_start(server, checks, home, base)
+            if arguments.gigabytes:
+                speed(server, checks, home, scratch, arguments.gigabytes)
+        finally:
+            server.stop()
+    print(f"{checks.held} of {checks.held + checks.failed} checks hold")
+    sys.exit(1 if checks.failed else 0)
+
+
+if __name__ == "__main__":
+    main()
