@@ -4,11 +4,12 @@ mod common;
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::os::unix::process::ExitStatusExt;
 use std::time::{Duration, Instant};
 
 use common::{Scene, names};
 use danlu_model::{TensorInfo, Weights};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 const FLAGS: &str =
     "--data data.json --lora-r 4 --learning-rate 1e-3 --max-steps 6 --save-steps 2 --val-size 2";
@@ -49,9 +50,62 @@ fn a_base_that_is_written_in_4_bits_is_the_base_that_is_put_into_them() {
     );
     assert_eq!(held.out, chat("stored", "").out);
     assert_eq!(chat("held", "--quant none").err, "");
+    // Over a base that is stored in 4 bits too: there nothing is put into them again, and on its original it is.
+    let crossed = chat("held", "--base base-nf4");
+    assert_eq!((crossed.out, crossed.err), (held.out.clone(), String::new()));
+    let crossed = chat("stored", "--base base");
+    assert_eq!((crossed.out, crossed.err), (held.out, held.err));
+
     assert_eq!(
         scene.ok("compare held --records 2").out,
         scene.ok("compare held --records 2 --quant nf4").out
+    );
+    // The base is the adapter's on whichever side it stands.
+    let losses = |a: &str, b: &str| -> Vec<String> {
+        let ran = scene.ok(&format!("compare {a} {b} --data data.json --replies 0"));
+        let line = ran.out.lines().find(|line| line.starts_with("loss a token"));
+        line.unwrap_or_else(|| panic!("{}", ran.out)).split_whitespace().skip(3).map(str::to_owned).collect()
+    };
+    let (before, mut after) = (losses("base", "held"), losses("held", "./base"));
+    after.reverse();
+    assert!(before.len() == 2 && before == after, "{before:?} {after:?}");
+}
+
+#[test]
+fn an_adapter_over_other_4_bits_than_the_base_has_is_told_so() {
+    let scene = Scene::new();
+    scene.ok("quantize base --to fp4 --quant-block-size 128 --no-double-quant --output base-fp4");
+    scene.ok(&format!("train --base base-fp4 --output out {FLAGS}"));
+    let identity: Value = serde_json::from_slice(&scene.read("out/danlu.json")).unwrap();
+    assert_eq!(
+        identity["quantization"],
+        json!({ "bnb_4bit_quant_type": "fp4", "blocksize": 128, "bnb_4bit_use_double_quant": false })
+    );
+    let ran = scene.ok("chat out --prompt x --max-new-tokens 1");
+    assert!(!ran.err.contains("trained over"), "{}", ran.err);
+    scene.ok("quantize base --output base-nf4");
+    let ran = scene.ok("chat out --prompt x --max-new-tokens 1 --base base-nf4");
+    let told = "the adapter was trained over `fp4 --quant-block-size 128 --no-double-quant`, and `base-nf4` is in \
+                `nf4 --quant-block-size 64`";
+    assert!(ran.err.contains(told), "{}", ran.err);
+
+    // A number that no block can have is named, not computed with.
+    let sound = String::from_utf8(scene.read("out/danlu.json")).unwrap();
+    for wrong in ["0", "1", "48", "8192"] {
+        scene.write("out/danlu.json", &sound.replace("128", wrong));
+        for command in ["chat out --prompt x", "compare out", "merge out --output merged"] {
+            let ran = scene.run(&format!("{command} --base base"));
+            let words = format!("out/danlu.json: `blocksize` is {wrong}, expected 64, 128");
+            assert!(ran.code == 1 && ran.err.contains(&words), "{command}: {}", ran.err);
+            assert!(ran.err.contains("\nhint: "), "{command}: {}", ran.err);
+        }
+    }
+    scene.write("out/danlu.json", &sound.replace("\"fp4\"", "\"int8\""));
+    let ran = scene.run("chat out --prompt x --base base");
+    assert!(
+        ran.code == 1 && ran.err.contains("`int8` is no code of 4 bits; there are nf4, fp4"),
+        "{}",
+        ran.err
     );
 }
 
@@ -60,14 +114,13 @@ fn a_killed_run_over_4_bits_goes_on_bit_for_bit() {
     let scene = Scene::new();
     let flags = "--base base --quant fp4 --no-double-quant --quant-block-size 128";
     scene.ok(&format!("train {flags} --output straight {FLAGS}"));
-    let longer = FLAGS.replace("--max-steps 6", "--max-steps 6 --gradient-accumulation-steps 2");
-    let mut child = scene.start(&format!("train {flags} --output killed --threads 1 {longer}"));
+    let mut child = scene.start(&format!("train {flags} --output killed --threads 1 {FLAGS}"));
     let start = Instant::now();
     while !scene.path("killed/checkpoint-2").exists() && start.elapsed() < Duration::from_secs(120) {
         std::thread::sleep(Duration::from_millis(2));
     }
     child.kill().unwrap();
-    child.wait().unwrap();
+    assert_eq!(child.wait().unwrap().signal(), Some(9), "it was not running any more");
     scene.ok("train --output killed --resume --threads 3");
     assert!(adapter(&scene, "killed") == adapter(&scene, "straight"));
     // Another form of the base is another run.
@@ -142,9 +195,16 @@ fn an_adapter_that_names_a_repository_in_4_bits_says_so() {
     for words in ["`unsloth/llama-3-8b-Instruct-bnb-4bit`", "in 4 bits", "`--base DIR`", "original"] {
         assert!(ran.err.contains(words), "{}\nlacks {words}", ran.err);
     }
-    let ran = scene.ok("merge out --output merged --base base");
-    assert!(ran.err.contains("`base` is taken for its original"), "{}", ran.err);
-    assert!(ran.out.contains("into dequantized: KL"), "{}", ran.out);
+    for line in [
+        "merge out --output merged --base base",
+        "chat out --base base --prompt x --max-new-tokens 1",
+        "compare out --base base --replies 0",
+    ] {
+        let ran = scene.ok(line);
+        assert!(ran.err.contains("`base` is taken for its original"), "{line}: {}", ran.err);
+    }
+    let report: Value = serde_json::from_slice(&scene.read("merged/merge_report.json")).unwrap();
+    assert_eq!(report["merge"]["merge_base"], "dequantized");
 }
 
 #[test]
@@ -158,12 +218,31 @@ fn what_cannot_be_put_into_4_bits_is_refused_in_words() {
              hint: leave `--quant` out: the base is used as it is\n",
         );
     }
-    let ran = scene.run("quantize base --output x --quant-block-size 0");
-    assert!(ran.code == 1 && ran.err.contains("`quant_block_size` is 0, expected 64, 128"), "{}", ran.err);
-    let ran = scene.run("chat base --no-double-quant --prompt x");
-    assert!(ran.code == 1 && ran.err.contains("`--quant` is not there"), "{}", ran.err);
-    let ran = scene.run("merge base --output y --to int8");
-    assert!(ran.code == 1 && ran.err.contains("expected nf4 or fp4"), "{}", ran.err);
+    scene.refuses(
+        "quantize base-fp4 --output x",
+        "error: `base-fp4` is in 4 bits already: `model.layers.0.mlp.down_proj.weight`\n\n\
+         hint: use the folder as it is; for another code of 4 bits, name the original that it was made from\n",
+    );
+    for (line, words) in [
+        ("quantize base --output x --quant-block-size 0", "`--quant-block-size` is 0, expected 64, 128"),
+        ("chat base --no-double-quant --prompt x", "`no_double_quant` is true, expected `quant` nf4 or fp4"),
+        (
+            "chat base --quant none --no-double-quant --prompt x",
+            "`no_double_quant` is true, expected `quant` nf4",
+        ),
+        (
+            "train --base base --data data.json --output x --no-double-quant",
+            "`no_double_quant` is true, expected",
+        ),
+        (
+            "train --base base --data data.json --output x --quant-block-size 128",
+            "`quant_block_size` is 128, expected",
+        ),
+        ("merge base --output y --to int8", "`int8` is no code of 4 bits; there are nf4, fp4"),
+    ] {
+        let ran = scene.run(line);
+        assert!(ran.code == 1 && ran.err.contains(words), "{line}: {}", ran.err);
+    }
     let config = String::from_utf8(scene.read("base-fp4/config.json")).unwrap();
     scene.write("base-fp4/config.json", &config.replace("\"load_in_8bit\": false", "\"load_in_8bit\": true"));
     let ran = scene.run("chat base-fp4 --prompt x");

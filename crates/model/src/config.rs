@@ -395,7 +395,7 @@ fn quantization(fields: &Fields<'_>) -> Result<Option<Quantization>, ModelError>
     if !nested.flag("load_in_4bit")? {
         return Err(nested.wrong("load_in_4bit", "true"));
     }
-    let code = match nested.text("bnb_4bit_quant_type")? {
+    let quant_type = match nested.text("bnb_4bit_quant_type")? {
         // transformers' own default.
         None => FourBitCode::Fp4,
         Some(name) => {
@@ -403,7 +403,7 @@ fn quantization(fields: &Fields<'_>) -> Result<Option<Quantization>, ModelError>
         }
     };
     let double_quant = nested.flag("bnb_4bit_use_double_quant")?;
-    Ok(Some(Quantization { code, double_quant, block_size: Quantization::BLOCK_SIZE }))
+    Ok(Some(Quantization { quant_type, double_quant, block_size: Quantization::BLOCK_SIZE }))
 }
 
 /// The saved type; one that is not read is left to the tensors themselves to show.

@@ -16,7 +16,7 @@ use danlu_kernels::{Bytes, DType, FourBit, FourBitCode, NESTED_BLOCK, Scales, to
 use serde::{Deserialize, Serialize};
 
 use crate::carried_files::torch_name;
-use crate::{ModelError, TensorInfo, TensorSpec, Weights};
+use crate::{ModelError, Quantization, TensorInfo, TensorSpec, Weights};
 
 /// Names of the parts, behind the weight's.
 pub(crate) const ABSMAX: &str = ".absmax";
@@ -123,6 +123,19 @@ impl<'a> StoredFourBit<'a> {
             return Err(self.error(text));
         }
         serde_json::from_slice(bytes).map_err(|e| self.error(format!("`{}`: {e}", self.state.name)))
+    }
+
+    /// How it was made; none where its blocks have a size that [`Quantization`] does not make.
+    ///
+    /// # Errors
+    /// If its state cannot be read.
+    pub fn quantization(&self) -> Result<Option<Quantization>, ModelError> {
+        let state = self.state()?;
+        let quant_type = state.quant_type.parse().map_err(|e: String| self.error(e))?;
+        let size = usize::try_from(state.blocksize).ok();
+        let size = size.filter(|size| Quantization::check_block_size(*size).is_ok());
+        let double_quant = state.nested_blocksize.is_some();
+        Ok(size.map(|block_size| Quantization { quant_type, block_size, double_quant }))
     }
 
     /// Looks at everything but the numbers themselves.

@@ -9,11 +9,11 @@ use danlu_kernels::{
     Bytes, DType, FourBit, FourBitCode, Isa, NESTED_BLOCK, NestedScales, Scales, dynamic_u8, encode_blocks,
     nest, to_f32,
 };
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Value, json};
 
 use crate::carried_files::torch_name;
-use crate::four_bit::QUANT_STATE;
+use crate::four_bit::{QUANT_STATE, StoredFourBit};
 use crate::{ModelConfig, ModelError, Projection, Weights};
 
 /// Elements that a thread widens and encodes at a time.
@@ -25,9 +25,9 @@ const PIECE: usize = 1 << 16;
 pub struct Quantization {
     /// Which table of values.
     #[serde(rename = "bnb_4bit_quant_type", with = "code_name")]
-    pub code: FourBitCode,
-    /// Elements that share a scale: a power of two from 64 to 4096.
-    #[serde(rename = "blocksize")]
+    pub quant_type: FourBitCode,
+    /// Elements that share a scale: one of [`Quantization::BLOCK_SIZES`].
+    #[serde(rename = "blocksize", deserialize_with = "block_size")]
     pub block_size: usize,
     /// Whether the scales are put into 8 bits themselves.
     #[serde(rename = "bnb_4bit_use_double_quant")]
@@ -47,13 +47,34 @@ mod code_name {
     }
 }
 
+/// A block size out of a file, which may hold any number.
+fn block_size<'de, D: Deserializer<'de>>(d: D) -> Result<usize, D::Error> {
+    let size = usize::deserialize(d)?;
+    Quantization::check_block_size(size).map_err(|expected| {
+        serde::de::Error::custom(format!("`blocksize` is {size}, expected {expected}"))
+    })?;
+    Ok(size)
+}
+
 impl Quantization {
     /// bitsandbytes' block size where none is given.
     pub const BLOCK_SIZE: usize = 64;
 
+    /// The block sizes that there are, in words.
+    pub const BLOCK_SIZES: &str = "64, 128, 256, 512, 1024, 2048 or 4096";
+
     /// The default of a code: blocks of 64, double quantisation, as the tutorial's base has it.
-    pub fn new(code: FourBitCode) -> Self {
-        Self { code, block_size: Self::BLOCK_SIZE, double_quant: true }
+    pub fn new(quant_type: FourBitCode) -> Self {
+        Self { quant_type, block_size: Self::BLOCK_SIZE, double_quant: true }
+    }
+
+    /// Whether blocks can be of this size.
+    ///
+    /// # Errors
+    /// [`Quantization::BLOCK_SIZES`], if not.
+    pub fn check_block_size(size: usize) -> Result<(), &'static str> {
+        let holds = size.is_power_of_two() && (64..=4096).contains(&size);
+        if holds { Ok(()) } else { Err(Self::BLOCK_SIZES) }
     }
 
     /// The `quantization_config` that transformers reads, for weights that compute in `dtype`.
@@ -63,7 +84,7 @@ impl Quantization {
             "_load_in_8bit": false,
             "bnb_4bit_compute_dtype": torch_name(dtype.unwrap_or(DType::Bf16)),
             "bnb_4bit_quant_storage": "uint8",
-            "bnb_4bit_quant_type": self.code.name(),
+            "bnb_4bit_quant_type": self.quant_type.name(),
             "bnb_4bit_use_double_quant": self.double_quant,
             "llm_int8_enable_fp32_cpu_offload": false,
             "llm_int8_has_fp16_weight": false,
@@ -131,7 +152,14 @@ impl Quantization {
                 }
             }
         };
-        Ok(FourBit::new(Bytes::from_vec(codes), scales, *self.code.table(), self.block_size, dtype, len))
+        Ok(FourBit::new(
+            Bytes::from_vec(codes),
+            scales,
+            *self.quant_type.table(),
+            self.block_size,
+            dtype,
+            len,
+        ))
     }
 
     /// Encodes what one thread takes; the place of the first element that is no finite number.
@@ -156,7 +184,7 @@ impl Quantization {
             if !values.iter().fold(true, |all, v| all & v.is_finite()) {
                 return values.iter().position(|v| !v.is_finite()).map(|at| i * piece + at);
             }
-            encode_blocks(isa, self.code, self.block_size, values, codes, absmax);
+            encode_blocks(isa, self.quant_type, self.block_size, values, codes, absmax);
         }
         None
     }
@@ -165,9 +193,9 @@ impl Quantization {
 /// How far putting a model into 4 bits is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct QuantizeProgress {
-    /// Bytes of the original encoded.
+    /// Bytes of the original done: encoded, and where a folder is written, copied too.
     pub bytes: u64,
-    /// Bytes to encode.
+    /// Bytes to do.
     pub total: u64,
 }
 
@@ -213,14 +241,7 @@ impl Weights {
         quantization: Quantization,
         threads: usize,
     ) -> Result<FourBit, ModelError> {
-        let Some(info) = self.info(name) else {
-            return Err(ModelError::NoTensor { path: self.folder().to_owned(), tensor: name.to_owned() });
-        };
-        let dtype = info.dtype().ok_or_else(|| ModelError::DType {
-            path: self.files()[info.file].clone(),
-            tensor: name.to_owned(),
-            dtype: info.dtype_name.clone(),
-        })?;
+        let (info, dtype) = self.float(name)?;
         let bytes = self.bytes(info);
         let weight = quantization.encode(dtype, bytes, bytes.len() / dtype.size(), threads);
         let weight = weight.map_err(|element| {
@@ -236,6 +257,16 @@ impl Weights {
     /// The first weight of the files that is in 4 bits.
     pub fn first_four_bit(&self) -> Option<&str> {
         self.tensors().iter().find_map(|info| Some(info.name.split_once(QUANT_STATE)?.0))
+    }
+
+    /// How the weights of the files that are in 4 bits were put there, as the first of them says. None where none are,
+    /// or where blocks have a size that [`Quantization`] does not make again.
+    ///
+    /// # Errors
+    /// If what describes that weight cannot be read.
+    pub fn stored_quantization(&self) -> Result<Option<Quantization>, ModelError> {
+        let stored = self.first_four_bit().and_then(|name| StoredFourBit::find(self, name));
+        stored.map_or(Ok(None), |stored| stored.quantization())
     }
 
     /// Whoever puts weights into 4 bits asks first.

@@ -158,7 +158,7 @@ fn part_specs(info: &TensorInfo, quantization: Quantization) -> Vec<TensorSpec> 
     }
     let before: u64 = specs.iter().map(|spec| spec.bytes).sum();
     let state = state_len(before as usize);
-    specs.push(spec(&format!("{QUANT_STATE}{}", quantization.code), "U8", vec![state]));
+    specs.push(spec(&format!("{QUANT_STATE}{}", quantization.quant_type), "U8", vec![state]));
     specs
 }
 
@@ -194,7 +194,7 @@ fn write_parts(
             Some(*offset)
         }
     };
-    let state = QuantState::new(quantization.code, weight.block_size(), weight.dtype(), shape, offset);
+    let state = QuantState::new(quantization.quant_type, weight.block_size(), weight.dtype(), shape, offset);
     let mut state = serde_json::to_vec(&state).expect("a state has string keys");
     assert!(state.len() <= STATE, "a state of {} bytes", state.len());
     state.resize(state_len(written), b' ');

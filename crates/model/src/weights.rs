@@ -325,10 +325,21 @@ impl Weights {
         Ok(out)
     }
 
-    fn typed(&self, name: &str, shape: &[usize]) -> Result<(&TensorInfo, DType), ModelError> {
+    /// A tensor of floats, of any shape.
+    pub(crate) fn float(&self, name: &str) -> Result<(&TensorInfo, DType), ModelError> {
         let Some(info) = self.info(name) else {
             return Err(ModelError::NoTensor { path: self.folder.clone(), tensor: name.to_owned() });
         };
+        let dtype = info.dtype().ok_or_else(|| ModelError::DType {
+            path: self.files[info.file].clone(),
+            tensor: name.to_owned(),
+            dtype: info.dtype_name.clone(),
+        })?;
+        Ok((info, dtype))
+    }
+
+    fn typed(&self, name: &str, shape: &[usize]) -> Result<(&TensorInfo, DType), ModelError> {
+        let (info, dtype) = self.float(name)?;
         if info.shape != shape {
             return Err(ModelError::Shape {
                 path: self.files[info.file].clone(),
@@ -337,11 +348,6 @@ impl Weights {
                 found: info.shape.clone(),
             });
         }
-        let dtype = info.dtype().ok_or_else(|| ModelError::DType {
-            path: self.files[info.file].clone(),
-            tensor: name.to_owned(),
-            dtype: info.dtype_name.clone(),
-        })?;
         Ok((info, dtype))
     }
 

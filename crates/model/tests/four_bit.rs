@@ -15,9 +15,9 @@ fn base() -> PathBuf {
 }
 
 fn all() -> impl Iterator<Item = Quantization> {
-    [FourBitCode::Nf4, FourBitCode::Fp4].into_iter().flat_map(|code| {
+    [FourBitCode::Nf4, FourBitCode::Fp4].into_iter().flat_map(|quant_type| {
         [(true, 64), (false, 128)].map(|(double_quant, block_size)| Quantization {
-            code,
+            quant_type,
             double_quant,
             block_size,
         })
@@ -38,10 +38,12 @@ fn what_is_written_reads_back_as_what_is_held_in_memory() {
         write(&folder, quantization);
         let read_config = ModelConfig::read(&folder).unwrap();
         assert_eq!(
-            read_config.quantization.map(|q| (q.code, q.double_quant)),
-            Some((quantization.code, quantization.double_quant))
+            read_config.quantization.map(|q| (q.quant_type, q.double_quant)),
+            Some((quantization.quant_type, quantization.double_quant))
         );
         let stored = Weights::open(&folder).unwrap();
+        assert_eq!(stored.stored_quantization().unwrap(), Some(quantization));
+        assert_eq!(original.stored_quantization().unwrap(), None);
         stored.check_complete(&read_config).unwrap();
         let mut go_on = |_| ControlFlow::Continue(());
         let held = Weights::open(&base()).unwrap().quantize(&config, quantization, 3, &mut go_on).unwrap();

@@ -254,8 +254,13 @@ impl TrainSettings {
         let holds = epsilon.is_finite() && epsilon >= f32::MIN_POSITIVE;
         check(holds, "adam_epsilon", self.adam_epsilon, "at least 1.2e-38")?;
         let block = self.quant_block_size;
-        let holds = block.is_power_of_two() && (64..=4096).contains(&block);
-        check(holds, "quant_block_size", block, "64, 128, 256, 512, 1024, 2048 or 4096")?;
+        let holds = Quantization::check_block_size(block).is_ok();
+        check(holds, "quant_block_size", block, Quantization::BLOCK_SIZES)?;
+        // A detail of what is not asked for would be taken for it.
+        let quantises = self.quant != Quant::None;
+        const BESIDE: &str = "`quant` nf4 or fp4 beside it";
+        check(quantises || !self.no_double_quant, "no_double_quant", self.no_double_quant, BESIDE)?;
+        check(quantises || block == Quantization::BLOCK_SIZE, "quant_block_size", block, BESIDE)?;
         check(self.max_length >= 2, "max_length", self.max_length, "at least 2")?;
         not_negative("val_size", self.val_size)?;
         // A configuration file holds numbers of 63 bits.
@@ -277,12 +282,13 @@ impl TrainSettings {
 
     /// How the base is put into 4 bits, if it is.
     pub fn quantization(&self) -> Option<Quantization> {
-        let code = match self.quant {
+        let quant_type = match self.quant {
             Quant::None => return None,
             Quant::Nf4 => FourBitCode::Nf4,
             Quant::Fp4 => FourBitCode::Fp4,
         };
-        Some(Quantization { code, block_size: self.quant_block_size, double_quant: !self.no_double_quant })
+        let (block_size, double_quant) = (self.quant_block_size, !self.no_double_quant);
+        Some(Quantization { quant_type, block_size, double_quant })
     }
 
     /// Optimizer steps of the whole run, when one pass over the data takes `micro_batches`.
@@ -430,7 +436,10 @@ mod tests {
     #[test]
     fn a_bad_value_is_named() {
         type Spoil = fn(&mut TrainSettings);
-        let bad: [(&str, Spoil); 16] = [
+        let bad: [(&str, Spoil); 19] = [
+            ("quant_block_size", |s| (s.quant_block_size, s.quant) = (48, Quant::Nf4)),
+            ("quant_block_size", |s| s.quant_block_size = 128),
+            ("no_double_quant", |s| s.no_double_quant = true),
             ("eval_steps", |s| s.eval_steps = Some(5)),
             ("learning_rate", |s| s.learning_rate = 1e39),
             ("adam_epsilon", |s| s.adam_epsilon = 1e-50),

@@ -34,7 +34,7 @@ struct Written {
     /// The system prompt of every conversation that brings none of its own.
     default_system: Option<String>,
     tokens: TokenFingerprint,
-    /// How the base was put into 4 bits while it was loaded, if it was.
+    /// How the base was put into 4 bits, while it was loaded or before, if it was.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     quantization: Option<Quantization>,
 }
@@ -48,7 +48,7 @@ impl TokenIdentity {
         Self { folder: folder.to_owned(), written }
     }
 
-    /// The same, of a run over a base that was put into 4 bits while it was loaded.
+    /// The same, of a run over a base that was put into 4 bits.
     pub fn over(mut self, quantization: Option<Quantization>) -> Self {
         self.written.quantization = quantization;
         self

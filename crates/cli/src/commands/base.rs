@@ -6,11 +6,12 @@ use std::str::FromStr;
 use std::sync::Arc;
 
 use clap::Args;
-use danlu_kernels::Backend;
+use danlu_adapter::LoraConfig;
+use danlu_kernels::{Backend, FourBitCode};
 use danlu_model::{Decoder, ModelConfig, ModelError, Quantization, QuantizeProgress, Weights};
 use danlu_train::{Quant, TokenIdentity, TrainSettings};
 
-use super::loaded::Place;
+use super::loaded::{FOUR_BIT_NAME, Place};
 use crate::printer::Printer;
 use crate::report::{Report, Result};
 use crate::{interrupt, text};
@@ -40,45 +41,82 @@ impl QuantArgs {
     /// What the flags ask for, if they ask for anything: `Some(None)` leaves the base as it is.
     ///
     /// # Errors
-    /// If the block size cannot be, or a detail is given of a quantisation that is not.
+    /// If [`TrainSettings::validate`] refuses them.
     pub fn quantization(&self) -> Result<Option<Option<Quantization>>> {
         let mut settings = TrainSettings::default();
         self.apply(&mut settings);
         settings.validate()?;
-        let quantization = settings.quantization();
-        if quantization.is_none() && (self.no_double_quant == Some(true) || self.quant_block_size.is_some()) {
-            let text = "`--no-double-quant` and `--quant-block-size` say how, and `--quant` is not there";
-            return Err(Report::input(text).with_hint("add `--quant nf4`"));
-        }
-        Ok(self.quant.map(|_| quantization))
+        Ok(self.quant.map(|_| settings.quantization()))
     }
 
-    /// What the base of the model at `place` is put into: as the flags ask, else as the adapter was trained.
+    /// What the base of the model at `place` is put into: as the flags ask, else as [`trained_over`] says.
     ///
     /// # Errors
-    /// If the flags contradict each other, or the adapter's `danlu.json` has a fault.
+    /// If the flags contradict each other, or a file of the adapter or the base has a fault.
     pub fn of(&self, place: &Place, printer: &Printer) -> Result<Option<Quantization>> {
         if let Some(asked) = self.quantization()? {
             return Ok(asked);
         }
-        let trained = trained_over(place)?;
-        if let Some(Quantization { code, .. }) = trained {
+        let trained = trained_over(place, printer)?;
+        if let Some(Quantization { quant_type, .. }) = trained {
             printer.tell(
-                &format!("适配器是在 {code} 基座上训练的：基座同样转为 4 位（`--quant none` 可保持原样）"),
-                &format!("the adapter was trained over {code}: its base is put into 4 bits too (`--quant none` leaves it)"),
+                &format!("适配器是在 {quant_type} 基座上训练的：基座同样转为 4 位（`--quant none` 可保持原样）"),
+                &format!("the adapter was trained over {quant_type}: its base is put into 4 bits too (`--quant none` leaves it)"),
             );
         }
         Ok(trained)
     }
 }
 
-/// How the base was put into 4 bits when the adapter at `place` was trained; none without an adapter.
+/// What the base at `place` is put into to stand as it stood when the adapter was trained: as `danlu.json` tells, or
+/// as bitsandbytes does by default where the adapter names a repository in 4 bits. None without an adapter, and where
+/// the base is in 4 bits already.
 ///
 /// # Errors
-/// If the adapter's `danlu.json` has a fault.
-pub fn trained_over(place: &Place) -> Result<Option<Quantization>> {
+/// If a file of the adapter or the base has a fault.
+pub fn trained_over(place: &Place, printer: &Printer) -> Result<Option<Quantization>> {
     let Some(adapter) = &place.adapter else { return Ok(None) };
-    Ok(TokenIdentity::read(adapter)?.and_then(|identity| identity.quantization()))
+    let trained = TokenIdentity::read(adapter)?.and_then(|identity| identity.quantization());
+    let weights = Weights::open(&place.base)?;
+    if weights.first_four_bit().is_some() {
+        let stored = weights.stored_quantization()?;
+        if let (Some(trained), Some(stored)) = (trained, stored)
+            && trained != stored
+        {
+            let (base, [trained, stored]) = (place.base.display(), [trained, stored].map(words));
+            printer.warn(&printer.pick(
+                format!("适配器是在 {trained} 的基座上训练的，而 `{base}` 是 {stored}"),
+                format!("the adapter was trained over {trained}, and `{base}` is in {stored}"),
+            ));
+        }
+        return Ok(None);
+    }
+    match trained {
+        Some(trained) => Ok(Some(trained)),
+        None => named_four_bit(adapter, &place.base, printer),
+    }
+}
+
+/// A quantisation as its flags are written.
+fn words(Quantization { quant_type, block_size, double_quant }: Quantization) -> String {
+    let scales = if double_quant { "" } else { " --no-double-quant" };
+    format!("`{quant_type} --quant-block-size {block_size}{scales}`")
+}
+
+/// An adapter of another program says by its base's name that it was trained over 4 bits.
+fn named_four_bit(adapter: &Path, base: &Path, printer: &Printer) -> Result<Option<Quantization>> {
+    let named = LoraConfig::read(adapter)?.base_model_name_or_path.unwrap_or_default();
+    if !named.ends_with(FOUR_BIT_NAME) {
+        return Ok(None);
+    }
+    let base = base.display();
+    printer.tell(
+        &format!("适配器的基座是 `{named}`，即 4 位量化的仓库；以 `{base}` 为原始权重，按 bitsandbytes 的默认（nf4、双重量化）重现其 4 位形式"),
+        &format!(
+            "the adapter names `{named}`, a repository in 4 bits: `{base}` is taken for its original, and put into 4 bits as bitsandbytes does by default (nf4, double quantisation)"
+        ),
+    );
+    Ok(Some(Quantization::new(FourBitCode::Nf4)))
 }
 
 /// Opens the base in `folder`, and puts it into 4 bits where that is asked for.
@@ -120,7 +158,7 @@ pub fn progress(
     printer: &Printer,
 ) -> impl FnMut(QuantizeProgress) -> ControlFlow<()> {
     move |p| {
-        let (done, total, code) = (text::bytes(p.bytes), text::bytes(p.total), quantization.code);
+        let (done, total, code) = (text::bytes(p.bytes), text::bytes(p.total), quantization.quant_type);
         printer.live(&printer.pick(
             format!("转为 {code}：{done} / {total}"),
             format!("putting weights into {code}: {done} of {total}"),

@@ -1,5 +1,6 @@
 //! `danlu compare`: base against adapter, or any two models, on held-out data.
 
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -115,10 +116,15 @@ pub fn run(args: &CompareArgs, printer: &Printer) -> Result<()> {
     let [left, right] = places;
     let threads = args.compute.threads();
     let mut over = [args.quant.of(&left, printer)?, args.quant.of(&right, printer)?];
-    let is_shared = left.base == right.base;
+    let is_shared = left.base == right.base
+        || matches!((fs::canonicalize(&left.base), fs::canonicalize(&right.base)), (Ok(a), Ok(b)) if a == b);
     // A base beside its adapter stands in the form that the adapter was trained on.
-    if is_shared && left.adapter.is_none() {
-        over[0] = over[1];
+    if is_shared {
+        match (&left.adapter, &right.adapter) {
+            (None, Some(_)) => over[0] = over[1],
+            (Some(_), None) => over[1] = over[0],
+            _ => {}
+        }
     }
     let load = |place: &Place, over| base::load(&place.base, over, threads, Arc::clone(&backend), printer);
     let decoder = Arc::new(load(&left, over[0])?);

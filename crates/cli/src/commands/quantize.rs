@@ -7,14 +7,13 @@ use std::time::Instant;
 use clap::Args;
 use danlu_hub::Extent;
 use danlu_kernels::FourBitCode;
-use danlu_model::{Quantization, Quantized, write_quantized};
-use danlu_train::TrainSettings;
+use danlu_model::{ModelError, Quantization, Quantized, write_quantized};
 
 use crate::commands::ComputeArgs;
 use crate::commands::base;
 use crate::commands::no_model;
 use crate::printer::Printer;
-use crate::report::Result;
+use crate::report::{Report, Result};
 use crate::{interrupt, text};
 
 /// Examples under `--help`.
@@ -52,12 +51,13 @@ pub struct QuantizeArgs {
 /// # Errors
 /// If the base has a fault or is in 4 bits already, or the folder cannot be written.
 pub fn run(args: &QuantizeArgs, printer: &Printer) -> Result<()> {
-    let _attention = interrupt::listen(None)?;
-    let quant_block_size = args.quant_block_size.unwrap_or(Quantization::BLOCK_SIZE);
-    TrainSettings { quant_block_size, ..TrainSettings::default() }.validate()?;
-    let quantization =
-        Quantization { code: args.to, block_size: quant_block_size, double_quant: !args.no_double_quant };
+    let block_size = args.quant_block_size.unwrap_or(Quantization::BLOCK_SIZE);
+    if let Err(expected) = Quantization::check_block_size(block_size) {
+        return Err(Report::input(format!("`--quant-block-size` is {block_size}, expected {expected}")));
+    }
+    let quantization = Quantization { quant_type: args.to, block_size, double_quant: !args.no_double_quant };
     let base = &no_model::base(&args.base, Extent::All, printer)?;
+    let _attention = interrupt::listen(None)?;
     let start = Instant::now();
     let written = write_quantized(
         base,
@@ -68,13 +68,22 @@ pub fn run(args: &QuantizeArgs, printer: &Printer) -> Result<()> {
         &mut base::progress(quantization, printer),
     );
     printer.clear_live();
-    let Quantized { weights, elements, bytes } = written.map_err(base::stopped)?;
+    let Quantized { weights, elements, bytes } = written.map_err(fault)?;
     let (seconds, size) = (start.elapsed().as_secs_f64(), text::bytes(bytes));
     let (count, rate) = (text::thousands(elements), elements as f64 / seconds / 1e9);
-    let (code, output) = (quantization.code, args.output.display());
+    let (code, output) = (quantization.quant_type, args.output.display());
     printer.out(&printer.pick(
         format!("{weights} 个权重（{count} 个元素）转为 {code}，写出 {size}，用时 {seconds:.1} 秒（每秒 {rate:.2} G 个元素）：{output}"),
         format!("{weights} weights ({count} elements) in {code}, wrote {size} in {seconds:.1}s ({rate:.2} G elements a second): {output}"),
     ));
     Ok(())
+}
+
+fn fault(error: ModelError) -> Report {
+    match error {
+        error @ ModelError::AlreadyFourBit { .. } => Report::from(error).with_hint(
+            "use the folder as it is; for another code of 4 bits, name the original that it was made from",
+        ),
+        error => base::stopped(error),
+    }
 }

@@ -46,7 +46,7 @@ impl FromStr for FourBitCode {
         [Self::Nf4, Self::Fp4]
             .into_iter()
             .find(|code| code.name() == name)
-            .ok_or_else(|| "expected nf4 or fp4".to_owned())
+            .ok_or_else(|| format!("`{name}` is no code of 4 bits; there are nf4, fp4"))
     }
 }
 

@@ -90,7 +90,7 @@ impl Machine {
             }
         };
         figures.row(("计算", "computed by"), &format!("{}{why}", printer.backend(&self.backend.name())));
-        if let Some(Quantization { code, block_size, double_quant }) = self.quantization {
+        if let Some(Quantization { quant_type, block_size, double_quant }) = self.quantization {
             let scales = match double_quant {
                 true => printer.pick("缩放 8 位", "scales in 8 bits"),
                 false => printer.pick("缩放 f32", "scales in f32"),
@@ -98,12 +98,12 @@ impl Machine {
             figures.row(
                 ("量化", "4 bits"),
                 &printer.pick(
-                    format!("{code}，每 {block_size} 个一块，{scales}"),
-                    format!("{code}, blocks of {block_size}, {scales}"),
+                    format!("{quant_type}，每 {block_size} 个一块，{scales}"),
+                    format!("{quant_type}, blocks of {block_size}, {scales}"),
                 ),
             );
         }
-        figures.set("quant", self.quantization.map(|q| q.code.name()));
+        figures.set("quant", self.quantization.map(|q| q.quant_type.name()));
         figures.set("isa", self.isa.name());
         figures.set("dtype", self.precision.to_string());
         figures.set("threads", self.threads);

@@ -11,7 +11,8 @@ use crate::text;
 /// The figures of a merge.
 pub fn print(report: &MergeReport, f: &Fidelity, text: Option<&Path>, output: &Path, printer: &Printer) {
     let (size, tensors) = (text::bytes(report.bytes), report.merged_tensors);
-    let dtype = report.quantized.map_or_else(|| report.dtype.join(", "), |q| q.quantization.code.to_string());
+    let dtype =
+        report.quantized.map_or_else(|| report.dtype.join(", "), |q| q.quantization.quant_type.to_string());
     let seconds = report.seconds;
     printer.say(&printer.pick(
         format!(
@@ -58,7 +59,7 @@ pub fn print(report: &MergeReport, f: &Fidelity, text: Option<&Path>, output: &P
         row(&name, &name, format!("{:.2e}, {:.4}{mark}", figures.kl, figures.perplexity));
     }
     if let Some(figures) = &report.quantized {
-        let code = figures.quantization.code;
+        let code = figures.quantization.quant_type;
         let name = printer.pick(format!("转为 {code} 后：KL，困惑度"), format!("in {code}: KL, perplexity"));
         row(&name, &name, format!("{:.2e}, {:.4}", figures.kl, figures.perplexity));
     }

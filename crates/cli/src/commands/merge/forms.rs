@@ -3,13 +3,11 @@
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
-use danlu_adapter::LoraConfig;
 use danlu_adapter::merge::MergeBase;
-use danlu_kernels::FourBitCode;
-use danlu_model::{ModelConfig, Quantization};
+use danlu_model::{ModelConfig, Quantization, Weights};
 
 use crate::commands::base;
-use crate::commands::loaded::{FOUR_BIT_NAME, Place};
+use crate::commands::loaded::Place;
 use crate::printer::Printer;
 use crate::report::{Report, Result};
 
@@ -59,12 +57,12 @@ impl Forms {
     /// # Errors
     /// If a folder holds no model, or `--original` is none.
     pub fn of(place: &Place, original: Option<&Path>, printer: &Printer) -> Result<Self> {
-        let stored = ModelConfig::read(&place.base)?;
         let plain = |folder: &Path| Form { folder: folder.to_owned(), through: None };
-        if stored.quantization.is_some() {
+        let through = base::trained_over(place, printer)?;
+        if is_four_bit(&place.base)? {
             let original = match original {
                 None => None,
-                Some(folder) => Some(plain(unquantized(folder, &stored)?)),
+                Some(folder) => Some(plain(unquantized(folder, &ModelConfig::read(&place.base)?)?)),
             };
             return Ok(Self { original, dequantized: Some(plain(&place.base)) });
         }
@@ -73,10 +71,6 @@ impl Forms {
             let hint = format!("leave `--original {}` out", folder.display());
             return Err(Report::input(text).with_hint(hint));
         }
-        let through = match base::trained_over(place)? {
-            Some(quantization) => Some(quantization),
-            None => named_four_bit(place, printer)?,
-        };
         let dequantized = through.map(|through| Form { folder: place.base.clone(), through: Some(through) });
         Ok(Self { original: Some(plain(&place.base)), dequantized })
     }
@@ -102,10 +96,15 @@ impl Forms {
     }
 }
 
+/// Whether the weights in `folder` are in 4 bits: they say so themselves, whatever `config.json` tells.
+fn is_four_bit(folder: &Path) -> Result<bool> {
+    Ok(Weights::open(folder)?.first_four_bit().is_some())
+}
+
 /// `folder`, if it holds the same model in 16 bits or more.
 fn unquantized<'a>(folder: &'a Path, stored: &ModelConfig) -> Result<&'a Path> {
     let config = ModelConfig::read(folder)?;
-    if config.quantization.is_some() {
+    if is_four_bit(folder)? {
         let text = format!("`--original` is `{}`, which is in 4 bits too", folder.display());
         return Err(Report::input(text).with_hint("name the folder of the model as it was published"));
     }
@@ -120,21 +119,4 @@ fn unquantized<'a>(folder: &'a Path, stored: &ModelConfig) -> Result<&'a Path> {
         return Err(Report::input(text).with_hint("the two `config.json` must say the same model"));
     }
     Ok(folder)
-}
-
-/// An adapter of another program says by its base's name that it was trained over 4 bits.
-fn named_four_bit(place: &Place, printer: &Printer) -> Result<Option<Quantization>> {
-    let Some(adapter) = &place.adapter else { return Ok(None) };
-    let named = LoraConfig::read(adapter)?.base_model_name_or_path.unwrap_or_default();
-    if !named.ends_with(FOUR_BIT_NAME) {
-        return Ok(None);
-    }
-    printer.tell(
-        &format!("适配器的基座是 `{named}`，即 4 位量化的仓库；以 `{}` 为原始权重，按 bitsandbytes 的默认（nf4、双重量化）重现其 4 位形式", place.base.display()),
-        &format!(
-            "the adapter names `{named}`, a repository in 4 bits: `{}` is taken for its original, and put into 4 bits as bitsandbytes does by default (nf4, double quantisation)",
-            place.base.display()
-        ),
-    );
-    Ok(Some(Quantization::new(FourBitCode::Nf4)))
 }

@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 use danlu_adapter::{Adapter, LoraConfig, targets};
 use danlu_hub::Extent;
-use danlu_model::{LoraSource, ModelConfig, Sequence, Tokenizer, Workspace};
+use danlu_model::{LoraSource, ModelConfig, Sequence, Tokenizer, Weights, Workspace};
 use danlu_train::{
     DataSummary, MemoryUse, Reply, RunSummary, TokenIdentity, TrainError, Trainer, base_fingerprint, card,
     check_base_is_finite, latest_whole_checkpoint,
@@ -67,8 +67,13 @@ pub fn execute(run: &Run, printer: &Printer) -> Result<Outcome> {
     let tokenizer = Tokenizer::read(&run.base)?;
     tokenizer.check_fits(&config)?;
     let run = &with_date(run, &tokenizer);
-    let tokens = TokenIdentity::new(&run.base, &tokenizer, run.settings.default_system.clone())
-        .over(run.settings.quantization());
+    // In whichever way the base comes to its 4 bits, they can be made again from its original.
+    let quantization = match run.settings.quantization() {
+        Some(quantization) => Some(quantization),
+        None => Weights::open(&run.base)?.stored_quantization()?,
+    };
+    let tokens =
+        TokenIdentity::new(&run.base, &tokenizer, run.settings.default_system.clone()).over(quantization);
     gauge.tokenizer(&tokens);
     check_length(run, &config)?;
     let lora = lora_config(run);
@@ -217,6 +222,7 @@ fn print_plan(run: &Run, trainer: &Trainer, config: &ModelConfig, data: &DataSum
         "learning_rate",
         "lr_scheduler_type",
         "dtype",
+        "quant",
         "seed",
     ];
     let settings = s.entries().into_iter().filter(|(name, _)| shown.contains(&name.as_str()));
