@@ -15,8 +15,10 @@
 //!
 //! Both decoders should compute in f32, so that what is measured is the merge and not the products.
 
+use std::ops::ControlFlow;
+
 use danlu_kernels::DType;
-use danlu_model::{Batch, Decoder, LoraSource, Sequence, Workspace};
+use danlu_model::{Batch, Decoder, LoraSource, ModelError, Sequence, Workspace};
 use serde::{Deserialize, Serialize};
 
 use crate::AdapterError;
@@ -120,11 +122,12 @@ impl Fidelity {
     }
 }
 
-/// Measures `merged` against `adapter` on `base` over `sequences`, calling `progress` with the number done. With
-/// `merged_lora` what is measured is not merged yet: the same adapter on another form of the base.
+/// Measures `merged` against `adapter` on `base` over `sequences`, calling `progress` with the number done, which may stop
+/// it. With `merged_lora` what is measured is not merged yet: the same adapter on another form of the base.
 ///
 /// # Errors
-/// If there is no token to measure, the vocabularies differ, or a token is outside them.
+/// If there is no token to measure, the vocabularies differ, or a token is outside them; [`ModelError::Stopped`] when
+/// `progress` asks for it.
 pub fn measure(
     base: &Decoder,
     adapter: &dyn LoraSource,
@@ -132,7 +135,7 @@ pub fn measure(
     merged_lora: Option<&dyn LoraSource>,
     sequences: &[Sequence],
     limits: Limits,
-    progress: &mut dyn FnMut(usize),
+    progress: &mut dyn FnMut(usize) -> ControlFlow<()>,
 ) -> Result<Fidelity, AdapterError> {
     let vocabulary = base.config().vocab_size;
     if merged.config().vocab_size != vocabulary {
@@ -162,7 +165,9 @@ pub fn measure(
             }
         }
         sums.sequences += 1;
-        progress(done + 1);
+        if progress(done + 1).is_break() {
+            return Err(ModelError::Stopped.into());
+        }
     }
     if sums.tokens == 0 {
         return Err(AdapterError::NothingToMeasure);

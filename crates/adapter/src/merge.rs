@@ -6,6 +6,7 @@
 //! was cut off, or that nobody vouched for, is never taken for a model.
 
 use std::collections::{HashMap, HashSet};
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread;
@@ -66,13 +67,13 @@ pub struct MergeReport {
     pub adapter: Option<PathBuf>,
     /// Which form of the base the updates were added to.
     pub merge_base: MergeBase,
-    /// Every form of the base that was at hand, where there were two: how far an adapter on it is from what was trained.
+    /// Where two forms of the base were at hand: how far what was measured on each is from what was trained.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub forms: Vec<FormFigures>,
     /// What putting the merged model into 4 bits costs, where that was asked for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub quantized: Option<QuantizedFigures>,
-    /// Element types of the result, as `config.json` spells them.
+    /// Element types of the result, as `config.json` spells them; that of 4 bits by its code.
     pub dtype: Vec<String>,
     /// Factors that the updates were multiplied with, ascending, each once.
     pub scaling: Vec<f32>,
@@ -82,7 +83,7 @@ pub struct MergeReport {
     pub copied_tensors: usize,
     /// Names of the weights' files.
     pub shards: Vec<String>,
-    /// Bytes of all files written.
+    /// Bytes of all files written but this report.
     pub bytes: u64,
     /// Time it took.
     pub seconds: f64,
@@ -108,11 +109,14 @@ impl MergeBase {
     }
 }
 
-/// How far the adapter on one form of its base is from the adapter on the form that it was trained on.
+/// How far one form of the base is from what was trained, which is the adapter on the form out of 4 bits.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct FormFigures {
     /// Which form.
     pub form: MergeBase,
+    /// Whether the merge into this form was measured, rounded and written; otherwise it was the adapter beside this
+    /// form, where nothing is rounded.
+    pub merged: bool,
     /// Mean divergence from what was trained, in nats a token.
     pub kl: f64,
     /// Perplexity of the held-out text.
@@ -172,12 +176,12 @@ impl Staged {
         report_json(&self.report, Some(fidelity))
     }
 
-    /// Gives the model up and leaves `merge_report.json` alone, which says why.
+    /// Gives the model up and leaves `merge_report.json` alone in `folder`, which says why.
     ///
     /// # Errors
     /// If the folder cannot be written.
-    pub fn reject(self, fidelity: &Fidelity) -> Result<(), AdapterError> {
-        write_report(self.output.folder(), &self.report, Some(fidelity))
+    pub fn reject(self, folder: &Path, fidelity: &Fidelity) -> Result<(), AdapterError> {
+        write_report(folder, &self.report, Some(fidelity))
     }
 }
 
@@ -191,7 +195,7 @@ pub fn merge(
     backend: &dyn Backend,
     out: &Path,
     options: &MergeOptions,
-    progress: &mut dyn FnMut(MergeProgress<'_>),
+    progress: &mut dyn FnMut(MergeProgress<'_>) -> ControlFlow<()>,
 ) -> Result<MergeReport, AdapterError> {
     stage(base, adapter, backend, out, options, progress)?.publish(None)
 }
@@ -199,19 +203,19 @@ pub fn merge(
 /// Merges `adapter` into the model at `base`, to become a new model folder at `out`.
 ///
 /// `out` must be absent or empty. The files of the tokenizer come from the adapter's folder where it has
-/// them, otherwise from the base. The result does not depend on the number of threads.
+/// them, otherwise from the base. The result does not depend on the number of threads. `progress` may stop it.
 ///
 /// # Errors
 /// If the base is incomplete or does not fit the adapter, `out` holds other things, the disk is too small
-/// or fails, or a value of the result is not finite or beyond the range of its type. `out` is then left
-/// without a model.
+/// or fails, or a value of the result is not finite or beyond the range of its type; [`ModelError::Stopped`] when
+/// `progress` asks for it. `out` is then left without a model.
 pub fn stage(
     base: &Path,
     adapter: &Adapter,
     backend: &dyn Backend,
     out: &Path,
     options: &MergeOptions,
-    progress: &mut dyn FnMut(MergeProgress<'_>),
+    progress: &mut dyn FnMut(MergeProgress<'_>) -> ControlFlow<()>,
 ) -> Result<Staged, AdapterError> {
     let start = Instant::now();
     let weights = Weights::open(base)?;
@@ -235,7 +239,7 @@ pub fn stage(
         + (config.len() + index.as_ref().map_or(0, Vec::len)) as u64;
     let available = files::free_space(out)?;
     if bytes > available {
-        return Err(AdapterError::Space { path: out.to_owned(), needed: bytes, available });
+        return Err(AdapterError::Space { path: files::final_path(out), needed: bytes, available });
     }
     // A report alone is what a rejected merge leaves: the next attempt may replace it.
     let output = NewModel::create_beside(out, |name| name == REPORT_FILE)?;
@@ -269,7 +273,10 @@ pub fn stage(
                 _ => weights.copy(info, &mut writer)?,
             }
             written += spec.bytes;
-            progress(MergeProgress { tensor: &info.name, bytes: written, total: tensor_bytes });
+            if progress(MergeProgress { tensor: &info.name, bytes: written, total: tensor_bytes }).is_break()
+            {
+                return Err(ModelError::Stopped.into());
+            }
         }
         writer.finish()?;
     }

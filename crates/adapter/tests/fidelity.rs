@@ -2,6 +2,7 @@
 
 mod common;
 
+use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -34,13 +35,16 @@ fn sequences(count: u64, len: u64, vocabulary: u64) -> Vec<Sequence> {
 
 fn merged(base: &Path, adapter: &Adapter, out: &Path, dtype: Option<DType>) -> Decoder {
     let options = MergeOptions { dtype, ..Default::default() };
-    merge(base, adapter, &backend(), out, &options, &mut |_| {}).unwrap();
+    merge(base, adapter, &backend(), out, &options, &mut |_| ControlFlow::Continue(())).unwrap();
     decoder(out)
 }
 
 fn compare(base: &Path, adapter: &Adapter, merged: &Decoder, dtype: DType) -> Fidelity {
     let texts = sequences(3, 20, 100);
-    measure(&decoder(base), adapter, merged, None, &texts, Limits::of(dtype), &mut |_| {}).unwrap()
+    measure(&decoder(base), adapter, merged, None, &texts, Limits::of(dtype), &mut |_| {
+        ControlFlow::Continue(())
+    })
+    .unwrap()
 }
 
 #[test]
@@ -93,7 +97,16 @@ fn the_report_keeps_merge_and_measurement() {
     let (base, out) = (folder.path().join("base"), folder.path().join("out"));
     write_model(&base, 1);
     let adapter = adapter(&base, 8.0, 0.5);
-    let staged = stage(&base, &adapter, &backend(), &out, &MergeOptions::default(), &mut |_| {}).unwrap();
+    let staged =
+        stage(
+            &base,
+            &adapter,
+            &backend(),
+            &out,
+            &MergeOptions::default(),
+            &mut |_| ControlFlow::Continue(()),
+        )
+        .unwrap();
     let found = compare(&base, &adapter, &decoder(staged.folder()), DType::Bf16);
     assert!(!out.join("config.json").exists(), "a model before it was vouched for");
     let report = staged.publish(Some(&found)).unwrap();
@@ -113,7 +126,16 @@ fn a_merge_nobody_vouches_for_leaves_nothing() {
     let (base, out) = (folder.path().join("base"), folder.path().join("out"));
     write_model(&base, 1);
     let adapter = adapter(&base, 8.0, 0.5);
-    let staged = stage(&base, &adapter, &backend(), &out, &MergeOptions::default(), &mut |_| {}).unwrap();
+    let staged =
+        stage(
+            &base,
+            &adapter,
+            &backend(),
+            &out,
+            &MergeOptions::default(),
+            &mut |_| ControlFlow::Continue(()),
+        )
+        .unwrap();
     drop(staged);
     assert!(!out.exists());
 }
@@ -125,10 +147,20 @@ fn nothing_to_measure_is_an_error() {
     let (model, adapter) = (decoder(folder.path()), adapter(folder.path(), 8.0, 0.5));
     let empty = [Sequence { ids: vec![], trained: vec![] }];
     for texts in [&empty[..], &[]] {
-        assert!(measure(&model, &adapter, &model, None, texts, Limits::of(DType::F32), &mut |_| {}).is_err());
+        assert!(
+            measure(&model, &adapter, &model, None, texts, Limits::of(DType::F32), &mut |_| {
+                ControlFlow::Continue(())
+            })
+            .is_err()
+        );
     }
     let outside = [Sequence { ids: vec![5, 100], trained: vec![false, true] }];
-    assert!(measure(&model, &adapter, &model, None, &outside, Limits::of(DType::F32), &mut |_| {}).is_err());
+    assert!(
+        measure(&model, &adapter, &model, None, &outside, Limits::of(DType::F32), &mut |_| {
+            ControlFlow::Continue(())
+        })
+        .is_err()
+    );
 }
 
 #[test]
@@ -140,8 +172,10 @@ fn the_golden_adapter_merges_within_the_limits() {
     for dtype in [DType::F32, DType::Bf16] {
         let out = tempfile::tempdir().unwrap();
         let merged = merged(&base, &adapter, out.path(), Some(dtype));
-        let found = measure(&decoder(&base), &adapter, &merged, None, &texts, Limits::of(dtype), &mut |_| {})
-            .unwrap();
+        let found = measure(&decoder(&base), &adapter, &merged, None, &texts, Limits::of(dtype), &mut |_| {
+            ControlFlow::Continue(())
+        })
+        .unwrap();
         println!("{dtype:?}: {found:?}");
         assert!(found.passed, "{:?}", found.faults());
     }

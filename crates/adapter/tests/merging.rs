@@ -4,6 +4,7 @@ mod common;
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::ops::ControlFlow;
 use std::path::Path;
 
 use common::{backend, golden, read_model, write_model};
@@ -27,7 +28,7 @@ fn run(
     out: &Path,
     options: MergeOptions,
 ) -> Result<MergeReport, AdapterError> {
-    merge(base, adapter, &backend(), out, &options, &mut |_| {})
+    merge(base, adapter, &backend(), out, &options, &mut |_| ControlFlow::Continue(()))
 }
 
 fn names(folder: &Path) -> BTreeSet<String> {
@@ -264,6 +265,7 @@ fn progress_ends_at_the_total_and_the_report_is_kept() {
     let report = merge(&base, &adapter(0.3), &backend(), &out, &MergeOptions::default(), &mut |p| {
         assert!(p.bytes > last.0 && p.bytes <= p.total);
         last = (p.bytes, p.total);
+        ControlFlow::Continue(())
     });
     assert_eq!((last.0, last.1), (last.1, 2 * common::config().num_parameters()));
     assert!(report.is_ok());

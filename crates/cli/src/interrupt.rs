@@ -2,6 +2,7 @@
 //! time it ends the process at once.
 
 use std::io::Write as _;
+use std::ops::ControlFlow;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Once};
 
@@ -76,6 +77,11 @@ pub fn survive_file_limits() {
 /// Whether someone asked to stop.
 pub fn requested() -> bool {
     PRESSED.load(Ordering::SeqCst) > 0
+}
+
+/// As whoever reports progress to us wants to know it.
+pub fn flow() -> ControlFlow<()> {
+    if requested() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
 }
 
 /// Forgets the request: it was for a reply, not for the session.

@@ -85,7 +85,7 @@ fn plain(error: &io::Error) -> String {
 }
 
 /// `path` with what its temporary parts stand for, or without those that stand for nothing.
-fn final_path(path: &Path) -> PathBuf {
+pub fn final_path(path: &Path) -> PathBuf {
     let mut out = PathBuf::new();
     for part in path.components() {
         match part.as_os_str().to_str().and_then(|name| name.strip_prefix(TEMPORARY_PREFIX)) {

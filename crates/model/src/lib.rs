@@ -63,7 +63,7 @@ pub use lora::{DropoutPlan, LoraRows, LoraSource};
 pub use new_model::{FolderState, INDEX_FILE, NewModel, shard_index, shard_name};
 pub use projection::Projection;
 pub use quantize::{Quantization, QuantizeProgress, projections};
-pub use quantized_folder::{Extra, Quantized, write_quantized};
+pub use quantized_folder::{Extra, Quantized, quantize_into, write_quantized};
 pub use random::{RandomProgress, RandomWeights};
 pub use shape::{Shape, UnknownShape};
 pub use shard_writer::{ShardWriter, TensorSpec};

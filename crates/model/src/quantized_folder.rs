@@ -1,5 +1,6 @@
 //! A model folder in 4 bits, as transformers with bitsandbytes saves it and loads it.
 
+use std::collections::{BTreeSet, HashSet};
 use std::ops::ControlFlow;
 use std::path::Path;
 
@@ -23,6 +24,10 @@ pub struct Quantized {
     pub weights: usize,
     /// Elements of them.
     pub elements: u64,
+    /// Names of the weights' files.
+    pub files: Vec<String>,
+    /// Their element types: the code, then those of what is copied, as `config.json` spells them.
+    pub dtype: Vec<String>,
     /// Bytes of all files.
     pub bytes: u64,
 }
@@ -34,11 +39,11 @@ struct Shard<'a> {
 }
 
 /// A file that a new model's folder gets besides: its name and its bytes.
-pub type Extra<'a> = (&'a str, Vec<u8>);
+pub type Extra = (&'static str, Vec<u8>);
 
 /// Writes the model of `base` to `folder`, its projections in 4 bits; embeddings, head and norms stay as they are. The
-/// files divide as the base's do. Holds one weight at a time. `folder` must be absent or empty, and gets the `extra`
-/// files too; `progress` may stop it, and the folder is then left as it was.
+/// files divide as the base's do. Holds one weight at a time. `folder` must be absent or empty; `progress` may stop it,
+/// and the folder is then left as it was.
 ///
 /// # Errors
 /// If the base is incomplete or in 4 bits already, the folder holds other things, or the disk is too small or fails.
@@ -47,14 +52,29 @@ pub fn write_quantized(
     folder: &Path,
     quantization: Quantization,
     threads: usize,
-    extra: &[Extra<'_>],
+    progress: &mut dyn FnMut(QuantizeProgress) -> ControlFlow<()>,
+) -> Result<Quantized, ModelError> {
+    quantize_into(NewModel::create(folder)?, base, quantization, threads, |_| Vec::new(), progress)
+}
+
+/// As [`write_quantized`], into a folder that was begun already. It gets the files of `extra` too, which is told what
+/// will be written, in bytes without them.
+///
+/// # Errors
+/// As [`write_quantized`].
+pub fn quantize_into(
+    model: NewModel,
+    base: &Path,
+    quantization: Quantization,
+    threads: usize,
+    extra: impl FnOnce(&Quantized) -> Vec<Extra>,
     progress: &mut dyn FnMut(QuantizeProgress) -> ControlFlow<()>,
 ) -> Result<Quantized, ModelError> {
     let config = ModelConfig::read(base)?;
     let weights = Weights::open(base)?;
     weights.check_complete(&config)?;
     weights.refuse_four_bit()?;
-    let names: std::collections::HashSet<String> = projections(&config).map(|(name, ..)| name).collect();
+    let names: HashSet<String> = projections(&config).map(|(name, ..)| name).collect();
     let shards = divide(&weights, |info| names.contains(&info.name));
     let specs: Vec<Vec<TensorSpec>> = shards.iter().map(|shard| shard.specs(quantization)).collect();
     let file_names: Vec<String> = (0..shards.len()).map(|i| shard_name(i, shards.len())).collect();
@@ -63,16 +83,28 @@ pub fn write_quantized(
     let config = carried_files::config_json(base, &change)?;
     let carried = carried_files::choose(base, None, &[])?;
 
-    let needed = specs.iter().map(|specs| ShardWriter::file_size(specs)).sum::<u64>()
+    let is_copied = |info: &&TensorInfo| !names.contains(&info.name);
+    let copied = weights.tensors().iter().filter(is_copied).filter_map(TensorInfo::dtype);
+    let dtype: BTreeSet<&str> = copied.map(carried_files::torch_name).collect();
+    let encoded = weights.tensors().iter().filter(|info| names.contains(&info.name));
+    let bytes = specs.iter().map(|specs| ShardWriter::file_size(specs)).sum::<u64>()
         + carried.iter().map(|file| file.bytes).sum::<u64>()
         + (config.len() + index.as_ref().map_or(0, Vec::len)) as u64;
-    let available = files::free_space(folder)?;
+    let mut quantized = Quantized {
+        weights: names.len(),
+        elements: encoded.map(|info| info.shape.iter().product::<usize>() as u64).sum(),
+        files: file_names.clone(),
+        dtype: [quantization.quant_type.name()].into_iter().chain(dtype).map(str::to_owned).collect(),
+        bytes,
+    };
+    let extra = extra(&quantized);
+    quantized.bytes += extra.iter().map(|(_, bytes)| bytes.len() as u64).sum::<u64>();
+    let (needed, available) = (quantized.bytes, files::free_space(model.folder())?);
     if needed > available {
-        return Err(ModelError::Space { path: folder.to_owned(), needed, available });
+        return Err(ModelError::Space { path: model.folder().to_owned(), needed, available });
     }
-    let model = NewModel::create(folder)?;
     let total = weights.tensors().iter().map(|info| info.range.len() as u64).sum();
-    let (mut done, mut elements) = (0, 0);
+    let mut done = 0;
     let mut step = |info: &TensorInfo| {
         done += info.range.len() as u64;
         match progress(QuantizeProgress { bytes: done, total }) {
@@ -84,7 +116,6 @@ pub fn write_quantized(
         let mut writer = ShardWriter::create(&model.staged(name), specs)?;
         for info in &shard.encoded {
             let weight = weights.encode(&info.name, quantization, threads)?;
-            elements += weight.len() as u64;
             write_parts(&mut writer, &weight, quantization, &info.shape)?;
             step(info)?;
         }
@@ -106,7 +137,7 @@ pub fn write_quantized(
         published.push((*name).to_owned());
     }
     model.publish(&published)?;
-    Ok(Quantized { weights: names.len(), elements, bytes: needed })
+    Ok(quantized)
 }
 
 /// The base's tensors, file by file. What is encoded comes first and ends at a multiple of 8 bytes, then the rest with

@@ -25,7 +25,7 @@ fn all() -> impl Iterator<Item = Quantization> {
 }
 
 fn write(folder: &Path, quantization: Quantization) {
-    write_quantized(&base(), folder, quantization, 2, &[], &mut |_| ControlFlow::Continue(())).unwrap();
+    write_quantized(&base(), folder, quantization, 2, &mut |_| ControlFlow::Continue(())).unwrap();
 }
 
 #[test]
@@ -70,9 +70,8 @@ fn what_is_written_reads_back_as_what_is_held_in_memory() {
             assert!(info.range.start.is_multiple_of(size), "{info:?}");
         }
         assert!(folder.join("tokenizer.json").is_file());
-        let error =
-            write_quantized(&folder, &parent.path().join("again"), quantization, 1, &[], &mut go_on_of())
-                .unwrap_err();
+        let error = write_quantized(&folder, &parent.path().join("again"), quantization, 1, &mut go_on_of())
+            .unwrap_err();
         assert!(error.to_string().contains("is in 4 bits already"), "{error}");
     }
 }
@@ -86,7 +85,7 @@ fn a_stop_leaves_the_folder_as_it_was() {
     let parent = tempfile::tempdir().unwrap();
     let folder = parent.path().join("quantized");
     let mut left = 5;
-    let error = write_quantized(&base(), &folder, Quantization::new(FourBitCode::Nf4), 1, &[], &mut |_| {
+    let error = write_quantized(&base(), &folder, Quantization::new(FourBitCode::Nf4), 1, &mut |_| {
         left -= 1;
         if left == 0 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     });

@@ -65,7 +65,10 @@ fn merged_folder() -> tempfile::TempDir {
     let decoder = common::decoder(&base_8m(), 1);
     let adapter = trained_adapter(&decoder);
     let options = MergeOptions { dtype: Some(DType::F32), threads: Some(2), ..MergeOptions::default() };
-    merge(&base_8m(), &adapter, &**decoder.backend(), folder.path(), &options, &mut |_| {}).unwrap();
+    merge(&base_8m(), &adapter, &**decoder.backend(), folder.path(), &options, &mut |_| {
+        ControlFlow::Continue(())
+    })
+    .unwrap();
     folder
 }
 

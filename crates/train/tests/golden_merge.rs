@@ -21,7 +21,8 @@ fn on_every_back_end(golden: &Path, adapter: &str, mut visit: impl FnMut(&str, &
     let adapter = Adapter::load(&golden.join(adapter), maker.config(), &**maker.backend()).unwrap();
     let folder = tempfile::tempdir().unwrap();
     let options = MergeOptions { dtype: Some(DType::F32), threads: Some(2), ..MergeOptions::default() };
-    merge(&base, &adapter, &**maker.backend(), folder.path(), &options, &mut |_| {}).unwrap();
+    merge(&base, &adapter, &**maker.backend(), folder.path(), &options, &mut |_| ControlFlow::Continue(()))
+        .unwrap();
     for backend in backends() {
         let name = backend.name();
         visit(&name, &Decoder::load(folder.path(), backend).unwrap());

@@ -163,7 +163,7 @@ pub fn progress(
             format!("转为 {code}：{done} / {total}"),
             format!("putting weights into {code}: {done} of {total}"),
         ));
-        if interrupt::requested() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        interrupt::flow()
     }
 }
 

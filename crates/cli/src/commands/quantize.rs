@@ -64,11 +64,10 @@ pub fn run(args: &QuantizeArgs, printer: &Printer) -> Result<()> {
         &args.output,
         quantization,
         args.compute.threads(),
-        &[],
         &mut base::progress(quantization, printer),
     );
     printer.clear_live();
-    let Quantized { weights, elements, bytes } = written.map_err(fault)?;
+    let Quantized { weights, elements, bytes, .. } = written.map_err(fault)?;
     let (seconds, size) = (start.elapsed().as_secs_f64(), text::bytes(bytes));
     let (count, rate) = (text::thousands(elements), elements as f64 / seconds / 1e9);
     let (code, output) = (quantization.quant_type, args.output.display());

@@ -2,6 +2,7 @@
 
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -182,6 +183,8 @@ fn round(
     let mut progress = |p: MergeProgress<'_>| {
         let (done, total) = (text::bytes(p.bytes), text::bytes(p.total));
         printer.live(&printer.pick(format!("合并 {done} / {total}"), format!("merging: {done} of {total}")));
+        // A round that has begun counts: what asks for a stop is asked between two of them.
+        ControlFlow::Continue(())
     };
     let watch = Watch::start();
     let report = merge::merge(base, adapter, backend, &merged, &options, &mut progress)?;

@@ -181,7 +181,7 @@ fn making(printer: &Printer) -> impl FnMut(RandomProgress) -> ControlFlow<()> {
             format!("生成随机权重 {done} / {total}"),
             format!("making random weights: {done} of {total}"),
         ));
-        if interrupt::requested() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        interrupt::flow()
     }
 }
 

@@ -53,8 +53,15 @@ pub fn print(report: &MergeReport, f: &Fidelity, text: Option<&Path>, output: &P
     row("困惑度 基座+适配器", "perplexity of base + adapter", format!("{:.4}", f.perplexity_adapter));
     row("困惑度 合并后", "perplexity merged", format!("{:.4}", f.perplexity_merged));
     for figures in &report.forms {
-        let (form, chosen) = (figures.form.name(), figures.form == report.merge_base);
-        let name = printer.pick(format!("合并到 {form}：KL，困惑度"), format!("into {form}: KL, perplexity"));
+        let (form, merged) = (figures.form.name(), figures.merged);
+        let chosen = merged && figures.form == report.merge_base;
+        let name = match merged {
+            true => {
+                printer.pick(format!("合并到 {form}：KL，困惑度"), format!("into {form}: KL, perplexity"))
+            }
+            false => printer
+                .pick(format!("不合并，在 {form} 上：KL，困惑度"), format!("beside {form}: KL, perplexity")),
+        };
         let mark = if chosen { printer.pick("（选用）", " (chosen)") } else { "" };
         row(&name, &name, format!("{:.2e}, {:.4}{mark}", figures.kl, figures.perplexity));
     }

@@ -15,12 +15,14 @@ use danlu_adapter::fidelity::{self, Fidelity, Limits};
 use danlu_adapter::merge::{
     self, FormFigures, MergeBase, MergeOptions, MergeReport, QuantizedFigures, REPORT_FILE, Staged,
 };
-use danlu_adapter::{Adapter, parse_byte_size};
+use danlu_adapter::{Adapter, AdapterError, parse_byte_size};
 use danlu_data::{EncodeOptions, Format};
 use danlu_hub::Extent;
 use danlu_kernels::{Backend, DType, FourBitCode};
+use danlu_model::files::TEMPORARY_PREFIX;
 use danlu_model::{
-    Decoder, Extra, LoraSource, ModelConfig, Quantization, Sequence, Tokenizer, write_quantized,
+    Decoder, LoraSource, ModelConfig, ModelError, NewModel, Quantization, Quantized, Sequence, Tokenizer,
+    quantize_into,
 };
 use danlu_train::IDENTITY_FILE;
 
@@ -34,8 +36,7 @@ use crate::commands::tokens::Tokens;
 use crate::commands::train::held_out;
 use crate::printer::Printer;
 use crate::report::{Report, Result};
-use crate::scratch::Scratch;
-use crate::text;
+use crate::{interrupt, text};
 
 /// Examples under `--help`.
 pub const EXAMPLES: &str = "\
@@ -141,34 +142,43 @@ pub fn run(args: &MergeArgs, printer: &Printer) -> Result<()> {
     let backend = args.compute.backend(DType::F32)?;
     let adapter = place.load_adapter(&ModelConfig::read(&place.base)?, &*backend)?;
     let job = Job { args, adapter, backend, forms: &forms, sequences: &sequences, printer };
-    // A merge that is not to stay in 16 bits is made beside the output.
-    let beside = args.to.map(|_| Scratch::new_in(parent(&args.output))).transpose()?;
-    let output = beside.as_ref().map_or_else(|| args.output.clone(), |beside| beside.path().join("merged"));
+    // A merge that is not to stay in 16 bits is made in the hidden folder of the one in 4, which goes with all it holds.
+    let begun = match args.to {
+        Some(code) => Some((code, NewModel::create_beside(&args.output, |name| name == REPORT_FILE)?)),
+        None => None,
+    };
+    let wide = format!("{TEMPORARY_PREFIX}merged");
+    let output = begun.as_ref().map_or_else(|| args.output.clone(), |(_, model)| model.staged(&wide));
     let Merged { mut staged, fidelity, base } = job.merge(&output)?;
     let faults = fidelity.faults();
     let report =
         |report: &MergeReport| figures::print(report, &fidelity, file.as_deref(), &args.output, printer);
     if !faults.is_empty() {
         report(&staged.report);
-        staged.reject(&fidelity)?;
+        staged.reject(&args.output, &fidelity)?;
         let text = "the merged model is not base plus adapter: only its report is kept";
         let hint =
             "a wider type keeps more: --dtype f32; or raise --threshold if the difference is acceptable";
         return Err(Report::input(text).with_details(faults).with_hint(hint));
     }
-    match args.to {
+    match begun {
         None => report(&staged.publish(Some(&fidelity))?),
-        Some(code) => {
-            job.quantize(&mut staged, code, &fidelity, &base)?;
+        Some((code, model)) => {
+            job.quantize(&mut staged, model, code, &fidelity, &base)?;
             report(&staged.report);
         }
     }
     Ok(())
 }
 
-/// The folder that a new one is made in.
-fn parent(path: &Path) -> &Path {
-    path.parent().filter(|parent| parent.is_dir()).unwrap_or(Path::new("."))
+/// A stop in plain words.
+fn stopped(error: AdapterError) -> Report {
+    match error {
+        AdapterError::Model(ModelError::Stopped) => {
+            Report::input("stopped before the merge was done: nothing of it is left")
+        }
+        error => error.into(),
+    }
 }
 
 /// A merge to be done.
@@ -193,33 +203,43 @@ impl Job<'_> {
     /// The merge, measured before it has a name, into the form that is asked for. Left to itself it is the form on
     /// which the adapter comes nearest to what was trained.
     fn merge(&self, output: &Path) -> Result<Merged> {
-        let first = match self.args.merge_base {
-            Wanted::Form(form) => form,
-            Wanted::Auto if self.forms.dequantized.is_some() => MergeBase::Dequantized,
-            Wanted::Auto => MergeBase::Original,
-        };
-        let mut merged = self.merge_into(first, output)?;
+        let wanted = self.args.merge_base;
         let (Some(original), Some(dequantized)) = (&self.forms.original, &self.forms.dequantized) else {
-            return Ok(merged);
+            return match wanted {
+                Wanted::Form(form) => self.merge_into(form, output),
+                Wanted::Auto if self.forms.original.is_some() => self.merge_into(MergeBase::Original, output),
+                Wanted::Auto => self.merge_into(MergeBase::Dequantized, output),
+            };
         };
+        if wanted == Wanted::Form(MergeBase::Original) {
+            let mut merged = self.merge_into(MergeBase::Original, output)?;
+            merged.staged.report.forms = vec![self.figures_of_original(&merged, &self.load(dequantized)?)?];
+            return Ok(merged);
+        }
 
+        let mut merged = self.merge_into(MergeBase::Dequantized, output)?;
         // What the original would give, without writing it: the adapter on it, not merged yet.
-        let is_original = first == MergeBase::Original;
-        let other = self.load(if is_original { dequantized } else { original })?;
-        let (trained, unmerged) = if is_original { (&other, &merged.base) } else { (&merged.base, &other) };
-        let limits = Limits::of(DType::F32);
-        let on_original = self.measure(trained, unmerged, Some(&self.adapter), limits)?;
-        let of = |form, f: &Fidelity| FormFigures { form, kl: f.kl, perplexity: f.perplexity_merged };
-        let mut forms = vec![of(MergeBase::Original, &on_original)];
-        if !is_original {
-            forms.push(of(MergeBase::Dequantized, &merged.fidelity));
-            if self.args.merge_base == Wanted::Auto && on_original.kl < merged.fidelity.kl {
-                drop(merged);
-                merged = self.merge_into(MergeBase::Original, output)?;
-            }
+        let unmerged = {
+            let (base, limits) = (self.load(original)?, Limits::of(DType::F32));
+            let found = self.measure(&merged.base, &base, Some(&self.adapter), limits)?;
+            figures(MergeBase::Original, false, &found)
+        };
+        let mut forms = vec![unmerged, figures(MergeBase::Dequantized, true, &merged.fidelity)];
+        if wanted == Wanted::Auto && forms[0].kl < forms[1].kl {
+            let Merged { base: trained, staged, .. } = merged;
+            drop(staged);
+            merged = self.merge_into(MergeBase::Original, output)?;
+            forms.push(self.figures_of_original(&merged, &trained)?);
         }
         merged.staged.report.forms = forms;
         Ok(merged)
+    }
+
+    /// A merge into the original, as it is written, against the adapter on `trained`, the form out of 4 bits.
+    fn figures_of_original(&self, merged: &Merged, trained: &Decoder) -> Result<FormFigures> {
+        let written = Decoder::load(merged.staged.folder(), Arc::clone(&self.backend))?;
+        let found = self.measure(trained, &written, None, Limits::of(DType::F32))?;
+        Ok(figures(MergeBase::Original, true, &found))
     }
 
     /// Merges into one form, and measures against the adapter on that form.
@@ -239,9 +259,12 @@ impl Job<'_> {
                 format!("合并 {done} / {total} · {}", p.tensor),
                 format!("merging {done} of {total} · {}", p.tensor),
             ));
+            interrupt::flow()
         };
         let staged =
-            merge::stage(&form.folder, &self.adapter, &*self.backend, output, &options, &mut progress)?;
+            merge::stage(&form.folder, &self.adapter, &*self.backend, output, &options, &mut progress);
+        printer.clear_live();
+        let staged = staged.map_err(stopped)?;
         let base = self.load(form)?;
         let merged = Decoder::load(staged.folder(), Arc::clone(&self.backend))?;
         let mut limits = Limits::of(narrowest(&staged.report));
@@ -256,27 +279,34 @@ impl Job<'_> {
     fn quantize(
         &self,
         staged: &mut Staged,
+        model: NewModel,
         code: FourBitCode,
         fidelity: &Fidelity,
         base: &Decoder,
     ) -> Result<()> {
         let quantization = Quantization::new(code);
-        let (args, printer, threads) = (self.args, self.printer, self.args.compute.threads());
+        let (printer, threads) = (self.printer, self.args.compute.threads());
         let backend = Arc::clone(&self.backend);
         let merged = base::load(staged.folder(), Some(quantization), threads, backend, printer)?;
         // 4 bits were asked for, whatever they cost: the figures are told, and nothing is refused.
         let cost = self.measure(base, &merged, None, Limits::of(DType::Bf16))?;
         staged.report.quantized =
             Some(QuantizedFigures { quantization, kl: cost.kl, perplexity: cost.perplexity_merged });
-        let mut extra: Vec<Extra<'_>> = vec![(REPORT_FILE, staged.report_json(fidelity))];
-        if let Ok(identity) = fs::read(staged.folder().join(IDENTITY_FILE)) {
-            extra.push((IDENTITY_FILE, identity));
-        }
+        let wide = staged.folder().to_owned();
+        let identity = fs::read(wide.join(IDENTITY_FILE)).ok();
+        let extra = |written: &Quantized| {
+            let identity = identity.map(|bytes| (IDENTITY_FILE, bytes));
+            let of_identity = identity.as_ref().map_or(0, |(_, bytes)| bytes.len() as u64);
+            // The report is of what is there in the end, not of the model that it was made from.
+            staged.report.bytes = written.bytes + of_identity;
+            staged.report.shards.clone_from(&written.files);
+            staged.report.dtype.clone_from(&written.dtype);
+            [(REPORT_FILE, staged.report_json(fidelity))].into_iter().chain(identity).collect()
+        };
         let mut progress = base::progress(quantization, printer);
-        let written =
-            write_quantized(staged.folder(), &args.output, quantization, threads, &extra, &mut progress);
+        let written = quantize_into(model, &wide, quantization, threads, extra, &mut progress);
         printer.clear_live();
-        staged.report.bytes = written.map_err(base::stopped)?.bytes;
+        written.map_err(base::stopped)?;
         Ok(())
     }
 
@@ -297,6 +327,7 @@ impl Job<'_> {
         let mut progress = |done: usize| {
             printer
                 .live(&printer.pick(format!("核对 {done}/{total}"), format!("measuring {done} of {total}")));
+            interrupt::flow()
         };
         let fidelity = fidelity::measure(
             base,
@@ -306,10 +337,14 @@ impl Job<'_> {
             self.sequences,
             limits,
             &mut progress,
-        )?;
+        );
         printer.clear_live();
-        Ok(fidelity)
+        fidelity.map_err(stopped)
     }
+}
+
+fn figures(form: MergeBase, merged: bool, f: &Fidelity) -> FormFigures {
+    FormFigures { form, merged, kl: f.kl, perplexity: f.perplexity_merged }
 }
 
 /// The type that rounds most among those written.

@@ -1,0 +1,151 @@
+//! An adapter over 4 bits, merged: into the form of the base that is nearest, back into 4 bits, cut off and refused.
+
+mod common;
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::os::unix::process::ExitStatusExt;
+use std::path::Path;
+use std::process::{Child, Command};
+use std::time::{Duration, Instant};
+
+use common::{Ran, Scene, names};
+use danlu_model::{TensorInfo, Weights};
+use serde_json::{Value, json};
+
+const FLAGS: &str = "--data data.json --lora-r 4 --learning-rate 1e-3 --max-steps 6 --val-size 2";
+
+fn report(scene: &Scene, folder: &str) -> Value {
+    serde_json::from_slice(&scene.read(&format!("{folder}/merge_report.json"))).unwrap()
+}
+
+/// What the report says of a form: merged into it, or beside it.
+fn kl(report: &Value, form: &str, merged: bool) -> f64 {
+    let forms = report["merge"]["forms"].as_array().unwrap();
+    let found = forms.iter().find(|f| f["form"] == form && f["merged"] == merged);
+    found.unwrap_or_else(|| panic!("{report}"))["kl"].as_f64().unwrap()
+}
+
+#[test]
+fn a_merge_goes_into_the_form_that_is_nearest_to_what_was_trained() {
+    let scene = Scene::new();
+    scene.ok(&format!("train --base base --quant nf4 --output out {FLAGS}"));
+    let ran = scene.ok("merge out --output auto");
+    let auto = report(&scene, "auto");
+    assert_eq!(auto["merge"]["merge_base"], "dequantized");
+    let (original, dequantized) = (kl(&auto, "original", false), kl(&auto, "dequantized", true));
+    assert!(dequantized < original / 20.0, "{dequantized} {original}");
+    assert!(ran.out.contains("beside original: KL") && ran.out.contains("(chosen)"), "{}", ran.out);
+    let config = String::from_utf8(scene.read("auto/config.json")).unwrap();
+    assert!(!config.contains("quantization_config"), "{config}");
+
+    scene.ok("merge out --output original --merge-base original");
+    let written = report(&scene, "original");
+    assert_eq!(written["merge"]["merge_base"], "original");
+    // Rounding comes on top of what the other base makes, and is far less.
+    assert!((kl(&written, "original", true) / original - 1.0).abs() < 0.1, "{written} {original}");
+    assert!(scene.read("auto/model.safetensors") != scene.read("original/model.safetensors"));
+
+    // From a base that is stored in 4 bits, with its original and without.
+    scene.ok("quantize base --output base-nf4");
+    scene.ok(&format!("train --base base-nf4 --output stored {FLAGS}"));
+    scene.ok("merge stored --output stored-merged");
+    let tensors = |folder: &str| {
+        let weights = Weights::open(&scene.path(folder)).unwrap();
+        let bytes = |info: &TensorInfo| (info.name.clone(), weights.bytes(info).to_vec());
+        weights.tensors().iter().map(bytes).collect::<BTreeMap<_, _>>()
+    };
+    assert!(tensors("stored-merged") == tensors("auto"));
+    assert_eq!(report(&scene, "stored-merged")["merge"].get("forms"), None);
+    scene.ok("merge stored --output both --original base");
+    assert!((kl(&report(&scene, "both"), "original", false) / original - 1.0).abs() < 1e-6);
+    scene.refuses(
+        "merge stored --output none --merge-base original",
+        "error: the base is in 4 bits, and the original is not at hand\n\nhint: name its folder with `--original DIR`\n",
+    );
+    assert!(!scene.path("none").exists());
+}
+
+#[test]
+fn the_original_is_chosen_where_it_is_nearer_and_its_merge_is_measured() {
+    let scene = Scene::new();
+    // A base in f32 that 4 bits hold exactly: another's, out of them, with an adapter that adds nothing.
+    let over = "--quant nf4 --no-double-quant";
+    let still = FLAGS.replace("1e-3", "1e-30");
+    scene.ok(&format!("train --base base {over} --output still {still}"));
+    scene.ok("merge still --output exact --merge-base dequantized --dtype f32 --threshold 1");
+    scene.ok(&format!("train --base exact {over} --output out {FLAGS}"));
+    let ran = scene.ok("merge out --output merged --dtype bf16");
+    let found = report(&scene, "merged");
+    assert_eq!(found["merge"]["merge_base"], "original");
+    let (beside, rounded) = (kl(&found, "original", false), kl(&found, "dequantized", true));
+    assert!(beside < rounded / 100.0, "{found}");
+    // Rounded too, the merge is as near as the other one was.
+    assert!((kl(&found, "original", true) / rounded - 1.0).abs() < 0.1, "{found}");
+    assert_eq!(ran.out.matches("(chosen)").count(), 1, "{}", ran.out);
+}
+
+/// Waits until the command has begun to fill `output`, or for a minute.
+fn wait_for(scene: &Scene, output: &str) {
+    let (start, path) = (Instant::now(), scene.path(output));
+    while !path.exists() && start.elapsed() < Duration::from_secs(60) {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+fn signal(child: &Child, name: &str) {
+    assert!(Command::new("kill").args([name, &child.id().to_string()]).status().unwrap().success());
+}
+
+#[test]
+fn a_merge_back_into_4_bits_leaves_its_model_its_report_or_nothing() {
+    let scene = Scene::new();
+    scene.ok(&format!("train --base base --quant nf4 --output out {FLAGS}"));
+    fs::create_dir(scene.path("used")).unwrap();
+    scene.write("used/notes.txt", "mine");
+    let ran = scene.run("merge out --output used --to nf4");
+    assert!(ran.code == 1 && ran.err.contains("such as `notes.txt`"), "{}", ran.err);
+    assert!(!ran.out.contains("KL"), "{}", ran.out);
+    assert_eq!(names(&scene.path("used")), ["notes.txt"]);
+
+    let ran = scene.run("merge out --output deep/four --to nf4 --threshold 0");
+    assert!(ran.code == 1 && ran.err.contains("only its report is kept"), "{}", ran.err);
+    assert_eq!(names(&scene.path("deep/four")), ["merge_report.json"]);
+    assert_eq!(report(&scene, "deep/four")["fidelity"]["passed"], false);
+
+    // The next attempt may replace that. Its report is of what is there: four bits, with what they cost beside them.
+    let ran = scene.ok("merge out --output deep/four --to nf4");
+    assert!(ran.out.contains("in nf4: KL, perplexity"), "{}", ran.out);
+    let folder = scene.path("deep/four");
+    let found = report(&scene, "deep/four");
+    let size = |name: &String| fs::metadata(folder.join(name)).unwrap().len();
+    let all: u64 = names(&folder).iter().filter(|name| *name != "merge_report.json").map(size).sum();
+    assert_eq!(found["merge"]["bytes"], all);
+    assert_eq!(found["merge"]["dtype"], json!(["nf4", "bfloat16"]));
+    assert_eq!(found["merge"]["shards"], json!(["model.safetensors"]));
+    let cost = found["merge"]["quantized"]["kl"].as_f64().unwrap();
+    assert!(cost > 20.0 * kl(&found, "dequantized", true), "{found}");
+    let ran = scene.ok("chat deep/four --prompt 你好 --max-new-tokens 4 --temperature 0");
+    assert!(!ran.err.contains("put into 4 bits"), "{}", ran.err);
+
+    for (flags, hidden) in [("--to nf4", ".danlu-tmp-model/.danlu-tmp-merged"), ("", ".danlu-tmp-model")] {
+        for name in ["-INT", "-TERM"] {
+            let child = scene.start(&format!("merge out --output stopped {flags} --threads 1"));
+            wait_for(&scene, &format!("stopped/{hidden}"));
+            signal(&child, name);
+            let ran = Ran::of(child.wait_with_output().unwrap());
+            assert!(ran.code == 1 && ran.err.starts_with("error: stopped "), "{flags} {name}: {}", ran.err);
+            assert!(!scene.path("stopped").exists(), "{flags} {name}");
+        }
+        let mut child = scene.start(&format!("merge out --output killed {flags} --threads 1"));
+        wait_for(&scene, &format!("killed/{hidden}"));
+        child.kill().unwrap();
+        assert_eq!(child.wait().unwrap().signal(), Some(9), "it was not running any more");
+        assert_eq!(names(&scene.path("killed")), [".danlu-tmp-model"]);
+        scene.ok(&format!("merge out --output killed {flags}"));
+        assert!(!names(&scene.path("killed")).iter().any(|name| name.starts_with('.')));
+        fs::remove_dir_all(scene.path("killed")).unwrap();
+    }
+    let left = |folder: &Path| names(folder).into_iter().filter(|name| name.starts_with('.')).count();
+    assert_eq!(left(&scene.path(".")), 0);
+}
