@@ -228,10 +228,18 @@ impl SettingsArgs {
 
 /// The flag's value in bytes.
 pub fn memory_limit(text: &str) -> Result<u64, String> {
-    if text.trim().parse::<f64>().is_ok() {
-        return Err(format!("`{text}` has no unit; say `{text}GiB`, or `{text}B` for bytes"));
+    let number = text.trim();
+    if number.parse::<f64>().is_err() {
+        return parse_byte_size(text).map_err(|error| error.to_string());
     }
-    parse_byte_size(text).map_err(|error| error.to_string())
+    // Only what would be taken in turn is advised.
+    let sizes = [("GiB", ""), ("B", " for bytes")].map(|(unit, note)| (format!("{number}{unit}"), note));
+    let sizes = sizes.iter().filter(|(size, _)| parse_byte_size(size).is_ok());
+    let sizes: Vec<_> = sizes.map(|(size, note)| format!("`{size}`{note}")).collect();
+    Err(match sizes.is_empty() {
+        true => format!("`{number}` is not a size; write a number with a unit, such as 8GiB or 900MB"),
+        false => format!("`{number}` has no unit; say {}", sizes.join(", or ")),
+    })
 }
 
 #[cfg(test)]
@@ -247,6 +255,22 @@ mod tests {
             let flag = name.replace('_', "-");
             assert!(command.get_arguments().any(|arg| arg.get_long() == Some(&flag)), "{flag}");
         }
+    }
+
+    #[test]
+    fn a_limit_without_a_unit_is_told_one_that_is_taken() {
+        for (text, says) in [
+            ("8", "`8` has no unit; say `8GiB`, or `8B` for bytes"),
+            ("0.5", "`0.5` has no unit; say `0.5GiB`"),
+            ("99999999999", "`99999999999` has no unit; say `99999999999B` for bytes"),
+            ("inf", "`inf` is not a size; write a number with a unit, such as 8GiB or 900MB"),
+        ] {
+            assert_eq!(memory_limit(text).unwrap_err(), says);
+        }
+        for text in ["-1", "1e9", "nan", "0", "-8GiB"] {
+            assert!(memory_limit(text).unwrap_err().contains("is not a size"), "{text}");
+        }
+        assert_eq!(memory_limit("8GiB"), Ok(8 << 30));
     }
 
     #[test]
