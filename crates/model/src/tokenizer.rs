@@ -10,7 +10,7 @@ use sha2::{Digest, Sha256};
 use crate::chat_template::{ChatTemplate, hex};
 use crate::fingerprint::TokenFingerprint;
 use crate::json::{self, Fields};
-use crate::{ModelConfig, ModelError, files};
+use crate::{ModelConfig, ModelError, carried_files, files};
 
 /// The largest tokenizers in use take some 35 MB.
 const LIMIT: u64 = 256 << 20;
@@ -35,23 +35,26 @@ impl Tokenizer {
     /// # Errors
     /// If `tokenizer.json` is missing or any of them is malformed.
     pub fn read(folder: &Path) -> Result<Self, ModelError> {
-        Self::read_from(folder, folder, folder)
+        Self::read_from(folder, folder, [folder, folder])
     }
 
     /// As [`Tokenizer::read`] of `base`, with what `adapter` brings of its own: its tokenizer where it has a whole
-    /// one, its template where it has that alone. What ends a generation stays the base's to say.
+    /// one, its template where it has that alone. What ends a generation is said by `config.json` of the base, and by
+    /// the `generation_config.json` that a merge takes over: the adapter's where it has one.
     ///
     /// # Errors
     /// As [`Tokenizer::read`].
     pub fn read_over(base: &Path, adapter: &Path) -> Result<Self, ModelError> {
         let [tokenizer, template] = Self::folders(base, adapter);
-        Self::read_from(tokenizer, template, base)
+        let generation = carried_files::generation_folder(base, Some(adapter));
+        Self::read_from(tokenizer, template, [generation, base])
     }
 
     /// Whether [`Tokenizer::read_over`] would find anything of the adapter's own.
     pub fn is_brought_by(adapter: &Path) -> bool {
         let none = Path::new("");
         Self::folders(none, adapter) != [none, none]
+            || carried_files::generation_folder(none, Some(adapter)) != none
     }
 
     /// The folders that [`Tokenizer::read_over`] takes tokenizer and template from.
@@ -61,7 +64,8 @@ impl Tokenizer {
         [tokenizer, if has("chat_template.jinja") { adapter } else { tokenizer }]
     }
 
-    fn read_from(folder: &Path, template: &Path, model: &Path) -> Result<Self, ModelError> {
+    /// `ends` are the folders of `generation_config.json` and of `config.json`.
+    fn read_from(folder: &Path, template: &Path, ends: [&Path; 2]) -> Result<Self, ModelError> {
         let path = folder.join("tokenizer.json");
         let bytes = files::read_bounded(&path, LIMIT)?;
         let error = |message: String| ModelError::Tokenizer { path: path.clone(), message };
@@ -86,8 +90,8 @@ impl Tokenizer {
         };
 
         let mut stop_ids = BTreeSet::new();
-        for name in ["generation_config.json", "config.json"] {
-            let path = model.join(name);
+        for (folder, name) in ends.into_iter().zip(["generation_config.json", "config.json"]) {
+            let path = folder.join(name);
             if let Some(value) = json::read_optional(&path)? {
                 stop_ids.extend(Fields::new(&path, &value)?.token_ids("eos_token_id")?);
             }

@@ -201,4 +201,13 @@ fn an_adapter_overrules_only_what_it_brings() {
     let over = Tokenizer::read_over(base, adapter.path()).unwrap();
     assert_eq!(over.template().unwrap().source(), own);
     assert_eq!(over.fingerprint().tokenizer_sha256, plain.fingerprint().tokenizer_sha256);
+
+    // What ends a reply is said by the file that a merge would take over, and by the base's configuration.
+    let adapter = tempfile::tempdir().unwrap();
+    fs::write(adapter.path().join("generation_config.json"), r#"{ "eos_token_id": 7 }"#).unwrap();
+    assert!(Tokenizer::is_brought_by(adapter.path()));
+    let over = Tokenizer::read_over(base, adapter.path()).unwrap();
+    assert!(over.stop_ids().contains(&7) && plain.stop_ids().is_subset(over.stop_ids()), "{over:?}");
+    let copied = crate::carried_files::choose(base, Some(adapter.path()), &[]).unwrap();
+    assert!(copied.iter().any(|f| f.source == adapter.path().join("generation_config.json")));
 }
