@@ -305,7 +305,8 @@ impl AdapterError {
             }
             Self::Header { .. } => "the file is damaged or incomplete: save or fetch it again",
             Self::Shape { .. } | Self::Binding { .. } => {
-                "an adapter fits the base it was trained on: compare `base_model_name_or_path` with the base given"
+                "an adapter fits the base it was trained on, and the `adapter_config.json` it was saved with: compare \
+                 `base_model_name_or_path` with the base given, and put the file back if it was edited"
             }
             Self::NotFinite { .. } => {
                 "training diverged: take an earlier checkpoint, or train with a lower rate"

@@ -177,7 +177,8 @@ fn shapes_are_those_of_base_and_rank() {
         error.to_string().ends_with("q_proj.lora_A.weight` has shape [4, 48], expected [8, 48]"),
         "{error}"
     );
-    assert!(error.hint().unwrap().contains("base_model_name_or_path"));
+    let hint = error.hint().unwrap();
+    assert!(hint.contains("base_model_name_or_path") && hint.contains("`adapter_config.json`"), "{hint}");
 }
 
 #[test]

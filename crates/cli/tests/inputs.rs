@@ -259,6 +259,17 @@ fn an_adapter_whose_base_is_elsewhere_asks_for_it() {
          hint: name its folder with `--base DIR`\n",
     );
     scene.ok("chat out --base moved --prompt hi --max-new-tokens 2");
+
+    // Another base is one cause of tensors that do not fit, a configuration that was edited the other.
+    let config = String::from_utf8(scene.read("out/adapter_config.json")).unwrap();
+    for (from, to) in [("\"r\": 8", "\"r\": 4"), ("\"q_proj\"", "\"x_proj\"")] {
+        assert!(config.contains(from), "{config}");
+        scene.write("out/adapter_config.json", &config.replace(from, to));
+        let ran = scene.run("chat out --base moved --prompt hi");
+        let hint = "hint: the adapter was trained on `base` (`base_model_name_or_path`), and the base here is `moved`: give \
+                    the one it was trained on with `--base DIR`, or put `adapter_config.json` back if it was edited\n";
+        assert!(ran.code == 1 && ran.err.ends_with(hint), "{}", ran.err);
+    }
 }
 
 #[test]

@@ -71,7 +71,7 @@ impl Place {
                     let base = self.base.display();
                     let hint = format!(
                         "the adapter was trained on `{named}` (`base_model_name_or_path`), and the base here is `{base}`: \
-                         give the one it was trained on with `--base DIR`"
+                         give the one it was trained on with `--base DIR`, or put `adapter_config.json` back if it was edited"
                     );
                     Report::from(error).with_hint(hint)
                 }
