@@ -324,7 +324,7 @@ class Interop:
                 changed = [key for key in rest if not torch.equal(own[key], other[key])]
                 drifted = [key for key in loose if not torch.allclose(own[key], other[key], rtol=1e-5)]
                 exact = not changed and not drifted
-                self.checks.add(f"{name}: everything else is, bit for bit", exact, ", ".join((changed + drifted)[:3]))
+                self.checks.add(f"{name}: everything else is, nested scales within 1e-5", exact, ", ".join((changed + drifted)[:3]))
                 for whose, folder in (("danlu's", ours), ("bitsandbytes'", theirs)):
                     claim = f"{name}: {whose} folder answers alike in transformers and danlu"
                     self.compare_replies(claim, four_bit_in_f32(folder), folder, False)

@@ -95,33 +95,77 @@ fn a_stop_leaves_the_folder_as_it_was() {
 
 type Tensors = BTreeMap<String, (Dtype, Vec<usize>, Vec<u8>)>;
 
-#[test]
-fn every_part_that_cannot_be_is_named_with_what_was_found() {
-    const WEIGHT: &str = "model.layers.2.mlp.up_proj.weight";
-    let parent = tempfile::tempdir().unwrap();
-    let folder = parent.path().join("quantized");
-    write(&folder, Quantization::new(FourBitCode::Nf4));
-    let config = ModelConfig::read(&folder).unwrap();
-    let bytes = fs::read(folder.join("model.safetensors")).unwrap();
-    let sound: Tensors = SafeTensors::deserialize(&bytes)
-        .unwrap()
-        .iter()
-        .map(|(name, view)| (name.to_owned(), (view.dtype(), view.shape().to_vec(), view.data().to_vec())))
-        .collect();
-    let error = |change: &dyn Fn(&mut Tensors)| {
-        let mut tensors = sound.clone();
+/// The weight that is spoilt.
+const WEIGHT: &str = "model.layers.2.mlp.up_proj.weight";
+
+/// A model in 4 bits that is as it should be.
+struct Sound {
+    config: ModelConfig,
+    tensors: Tensors,
+}
+
+impl Sound {
+    fn of(quantization: Quantization) -> Self {
+        let parent = tempfile::tempdir().unwrap();
+        let folder = parent.path().join("quantized");
+        write(&folder, quantization);
+        let bytes = fs::read(folder.join("model.safetensors")).unwrap();
+        let tensors = SafeTensors::deserialize(&bytes).unwrap();
+        let own = |view: &TensorView<'_>| (view.dtype(), view.shape().to_vec(), view.data().to_vec());
+        let tensors = tensors.iter().map(|(name, view)| (name.to_owned(), own(&view))).collect();
+        Self { config: ModelConfig::read(&folder).unwrap(), tensors }
+    }
+
+    /// What is said of it after `change`.
+    fn error(&self, change: &dyn Fn(&mut Tensors)) -> String {
+        let mut tensors = self.tensors.clone();
         change(&mut tensors);
         let views = tensors.iter().map(|(name, (dtype, shape, data))| {
             (name.as_str(), TensorView::new(*dtype, shape.clone(), data).unwrap())
         });
         let weights =
             Weights::from_bytes(Path::new("m.safetensors"), serialize(views, None).unwrap()).unwrap();
-        let (rows, cols) = (config.intermediate_size, config.hidden_size);
-        match weights.check_complete(&config) {
+        let (rows, cols) = (self.config.intermediate_size, self.config.hidden_size);
+        match weights.check_complete(&self.config) {
             Err(error) => error.to_string(),
             Ok(()) => weights.matrix(WEIGHT, rows, cols).unwrap_err().to_string(),
         }
+    }
+}
+
+#[test]
+fn plain_scales_that_cannot_be_are_named_with_what_was_found() {
+    let quantization = Quantization { double_quant: false, ..Quantization::new(FourBitCode::Fp4) };
+    let sound = Sound::of(quantization);
+    let with_absmax = |change: &dyn Fn(&mut (Dtype, Vec<usize>, Vec<u8>))| {
+        sound.error(&|tensors| change(tensors.get_mut(&format!("{WEIGHT}.absmax")).unwrap()))
     };
+    let resized = |len: usize| {
+        with_absmax(&|(_, shape, data)| {
+            data.resize(len * 4, 0);
+            *shape = vec![len];
+        })
+    };
+    let filled = |value: f32| with_absmax(&|(_, _, data)| data[4..8].copy_from_slice(&value.to_le_bytes()));
+    let of_bytes = with_absmax(&|(dtype, shape, data)| {
+        data.truncate(2816);
+        (*dtype, *shape) = (Dtype::U8, vec![2816]);
+    });
+    for (message, words) in [
+        (resized(2815), "absmax` holds 11260 bytes of F32, expected 11264 of F32"),
+        (resized(2817), "absmax` holds 11268 bytes of F32, expected 11264 of F32"),
+        (of_bytes, "absmax` holds 2816 bytes of U8, expected 11264 of F32"),
+        (filled(f32::NAN), "absmax` holds NaN at element 1"),
+        (filled(f32::INFINITY), "absmax` holds inf at element 1"),
+    ] {
+        assert!(message.contains(words) && message.contains(WEIGHT), "{message}\nlacks {words}");
+    }
+}
+
+#[test]
+fn every_part_that_cannot_be_is_named_with_what_was_found() {
+    let sound = Sound::of(Quantization::new(FourBitCode::Nf4));
+    let error = |change: &dyn Fn(&mut Tensors)| sound.error(change);
     let state = format!("{WEIGHT}.quant_state.bitsandbytes__nf4");
     let with_state = |from: &str, to: &str| {
         error(&|tensors: &mut Tensors| {

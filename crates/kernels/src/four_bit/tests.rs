@@ -93,11 +93,8 @@ fn codes_and_scales_are_those_of_bitsandbytes_on_every_instruction_set() {
             for (a, b) in nested.absmax.iter().zip(floats(&file, &format!("{name}.nested.absmax")).1) {
                 assert!((a - b).abs() <= 1e-6 * nested.offset.abs().max(*a), "{name}: {a} {b}");
             }
-            // bitsandbytes gives one in some hundreds the other neighbour.
-            let theirs = raw(format!("{name}.nested.codes"));
-            let far = nested.codes.iter().zip(&theirs).filter(|(a, b)| a.abs_diff(**b) > 1).count();
-            let near = nested.codes.iter().zip(&theirs).filter(|(a, b)| a != b).count();
-            assert!(far == 0 && near * 50 <= theirs.len(), "{name}: {near} of {} differ", theirs.len());
+            // Of a whole base bitsandbytes gives one in some hundreds the other neighbour; of these none.
+            assert_eq!(nested.codes, raw(format!("{name}.nested.codes")), "{name}");
         }
     }
 }
