@@ -93,7 +93,8 @@ fn a_stop_leaves_the_folder_as_it_was() {
     assert!(!folder.exists());
 }
 
-type Tensors = BTreeMap<String, (Dtype, Vec<usize>, Vec<u8>)>;
+type Tensor = (Dtype, Vec<usize>, Vec<u8>);
+type Tensors = BTreeMap<String, Tensor>;
 
 /// The weight that is spoilt.
 const WEIGHT: &str = "model.layers.2.mlp.up_proj.weight";
@@ -137,7 +138,7 @@ impl Sound {
 fn plain_scales_that_cannot_be_are_named_with_what_was_found() {
     let quantization = Quantization { double_quant: false, ..Quantization::new(FourBitCode::Fp4) };
     let sound = Sound::of(quantization);
-    let with_absmax = |change: &dyn Fn(&mut (Dtype, Vec<usize>, Vec<u8>))| {
+    let with_absmax = |change: &dyn Fn(&mut Tensor)| {
         sound.error(&|tensors| change(tensors.get_mut(&format!("{WEIGHT}.absmax")).unwrap()))
     };
     let resized = |len: usize| {
