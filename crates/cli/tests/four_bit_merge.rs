@@ -64,6 +64,13 @@ fn a_merge_goes_into_the_form_that_is_nearest_to_what_was_trained() {
         "error: the base is in 4 bits, and the original is not at hand\n\nhint: name its folder with `--original DIR`\n",
     );
     assert!(!scene.path("none").exists());
+    // The weights say that they are in 4 bits, whatever `config.json` tells.
+    let mut config: Value = serde_json::from_slice(&scene.read("base-nf4/config.json")).unwrap();
+    config.as_object_mut().unwrap().remove("quantization_config").unwrap();
+    scene.write("base-nf4/config.json", &config.to_string());
+    scene.ok("merge stored --output silent");
+    assert_eq!(report(&scene, "silent")["merge"]["merge_base"], "dequantized");
+    assert!(tensors("silent") == tensors("auto"));
 }
 
 #[test]
