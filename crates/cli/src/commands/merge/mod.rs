@@ -132,11 +132,10 @@ pub fn run(args: &MergeArgs, printer: &Printer) -> Result<()> {
         }
         None => own_text(&tokenizer)?,
     };
-    let original = args
-        .original
-        .as_deref()
-        .map(|original| no_model::base(original, Extent::All, printer))
-        .transpose()?;
+    let original = args.original.as_deref();
+    let original = original.map(|original| no_model::base(original, Extent::All, printer)).transpose()?;
+    // Before this Ctrl-C ends the process at once: the next goes on with a download.
+    let _attention = interrupt::listen(None)?;
     let forms = Forms::of(&place, original.as_deref(), printer)?;
     // Measured in f32, so that what is seen is the merge and not the products.
     let backend = args.compute.backend(DType::F32)?;
