@@ -23,7 +23,7 @@ use std::process::ExitCode;
 
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
-use commands::{bench, chat, compare, data, demo, doctor, hub, merge, plan, quantize, train};
+use commands::{bench, card, chat, compare, data, demo, doctor, hub, merge, plan, quantize, train};
 use lang::Lang;
 use printer::{Color, Printer};
 use report::Result;
@@ -75,6 +75,9 @@ enum Command {
     /// Merge an adapter into its base, and measure the result
     #[command(after_help = merge::EXAMPLES, allow_negative_numbers = true)]
     Merge(merge::MergeArgs),
+    /// Write the model card of an adapter or a merged model again
+    #[command(after_help = card::EXAMPLES)]
+    Card(card::WriteArgs),
     /// Put a base into 4 bits, as bitsandbytes stores it
     #[command(after_help = quantize::EXAMPLES)]
     Quantize(quantize::QuantizeArgs),
@@ -145,6 +148,7 @@ fn run(command: &Command, matches: &clap::ArgMatches, printer: &Printer) -> Resu
         Command::Compare(args) => compare::run(args, printer),
         Command::Chat(args) => chat::run(args, printer),
         Command::Merge(args) => merge::run(args, printer),
+        Command::Card(args) => card::run(args, printer),
         Command::Quantize(args) => quantize::run(args, printer),
         Command::Pull(args) => hub::pull::run(args, printer),
         Command::Login(args) => hub::account::login(args, printer),

@@ -141,6 +141,14 @@ pub enum TrainError {
         /// What the parser met.
         reason: String,
     },
+    /// A `card.json` that no card can be written from.
+    #[error("{}: {reason}", path.display())]
+    Card {
+        /// The file.
+        path: PathBuf,
+        /// What the parser met.
+        reason: String,
+    },
     /// A file could not be read or written.
     #[error(transparent)]
     File(#[from] FileError),
@@ -219,6 +227,10 @@ impl TrainError {
             Self::Damaged { .. } => {
                 Some("go on from an older checkpoint, or start anew in another folder".into())
             }
+            Self::Card { .. } => Some(
+                "without it a card says what `adapter_config.json` tells; to have that, move it away"
+                    .to_owned(),
+            ),
             Self::Identity { .. } => {
                 Some("copy the file from a checkpoint of the same run, whose tokens are the same".into())
             }

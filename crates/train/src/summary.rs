@@ -65,6 +65,8 @@ pub struct DataSummary {
     pub dropped: u64,
     /// Records that could not be read and were left out.
     pub skipped: u64,
+    /// Languages of what is trained, as the Hub spells them, where they are certain.
+    pub languages: Vec<String>,
 }
 
 /// One file of records.

@@ -87,7 +87,7 @@ pub fn run(args: &DoctorArgs, printer: &Printer) -> Result<()> {
 }
 
 /// The processor's name, where the system tells it.
-fn processor() -> Option<String> {
+pub fn processor() -> Option<String> {
     let info = fs::read_to_string("/proc/cpuinfo").ok()?;
     let line = info.lines().find(|line| line.starts_with("model name"))?;
     Some(line.split_once(':')?.1.trim().to_owned())

@@ -2,6 +2,7 @@
 
 pub mod base;
 pub mod bench;
+pub mod card;
 pub mod chat;
 pub mod compare;
 pub mod compute;

@@ -11,6 +11,9 @@ const MARGIN_RIGHT: f64 = 18.0;
 const MARGIN_TOP: f64 = 12.0;
 const MARGIN_BOTTOM: f64 = 34.0;
 
+/// Height of the key over a picture of its own.
+const KEY: f64 = 30.0;
+
 /// Points drawn per series at most: about two a pixel, so that a long run stays a small file.
 const MAX_POINTS: usize = 1500;
 
@@ -23,6 +26,17 @@ pub(crate) enum Style {
     Line,
     /// Rings, joined by dashes.
     Points,
+}
+
+impl Style {
+    /// Its class in the page's style.
+    pub(crate) fn class(self) -> &'static str {
+        match self {
+            Self::Faint => "faint",
+            Self::Line => "firm",
+            Self::Points => "dashed",
+        }
+    }
 }
 
 /// One quantity over the steps.
@@ -50,15 +64,7 @@ pub(crate) struct Chart {
 impl Chart {
     /// The `<svg>` element, or nothing if there is no point to draw.
     pub fn svg(&self) -> String {
-        let series: Vec<Series> = self.series.iter().map(thinned).filter(|s| !s.points.is_empty()).collect();
-        let points = || series.iter().flat_map(|s| &s.points);
-        if points().next().is_none() {
-            return String::new();
-        }
-        let x = Axis::exact(points().map(|p| p.0), MARGIN_LEFT, self.width - MARGIN_RIGHT);
-        let floor = self.from_zero.then_some(0.0);
-        let y = Axis::padded(points().map(|p| p.1).chain(floor), self.height - MARGIN_BOTTOM, MARGIN_TOP);
-
+        let Some((series, x, y)) = self.drawable() else { return String::new() };
         let mut svg = String::new();
         let (width, height) = (self.width, self.height);
         let (label, step) = (escape(self.label), escape(self.x_label));
@@ -69,13 +75,55 @@ impl Chart {
             r#"<svg class="chart{wide}" viewBox="0 0 {width} {height}" role="img" aria-label="{label}" data-step="{step}" data-hover="{hover}">"#
         )
         .expect("a string takes everything");
-        self.axes(&mut svg, &x, &y);
-        for s in &series {
-            draw(&mut svg, s, &x, &y);
-        }
+        self.draw(&mut svg, &series, &x, &y);
         let (top, bottom) = (MARGIN_TOP, height - MARGIN_BOTTOM);
         let _ = write!(svg, r#"<line class="cursor" y1="{top}" y2="{bottom}" x1="-9" x2="-9"/></svg>"#);
         svg
+    }
+
+    /// A file of its own, with a key over the lines and a light ground, or nothing if there is no point to draw.
+    pub fn file(&self) -> String {
+        let Some((series, x, y)) = self.drawable() else { return String::new() };
+        let (width, height, label, style) =
+            (self.width, self.height, escape(self.label), include_str!("picture.css"));
+        let mut svg = format!(
+            "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 -{KEY} {width} {}\" width=\"{width}\" role=\"img\" \
+             aria-label=\"{label}\">\n<style>\n{style}</style>\n<rect y=\"-{KEY}\" width=\"{width}\" height=\"{}\"/>\n",
+            height + KEY,
+            height + KEY
+        );
+        let mut left = MARGIN_LEFT;
+        for s in &series {
+            let (class, colour, end, name) = (s.style.class(), s.colour, left + 22.0, escape(s.name));
+            let (line, text) = (-KEY / 2.0 + 4.0, left + 28.0);
+            let _ = write!(
+                svg,
+                r#"<path class="{class} {colour}" d="M{left} {line}L{end} {line}"/><text x="{text}" y="{}">{name}</text>"#,
+                line + 4.0
+            );
+            // Han characters are about twice as wide as letters.
+            left = text + s.name.chars().map(|c| if c.is_ascii() { 6.5 } else { 12.5 }).sum::<f64>() + 22.0;
+        }
+        self.draw(&mut svg, &series, &x, &y);
+        svg + "</svg>\n"
+    }
+
+    /// What there is to draw, and its scales.
+    fn drawable(&self) -> Option<(Vec<Series>, Axis, Axis)> {
+        let series: Vec<Series> = self.series.iter().map(thinned).filter(|s| !s.points.is_empty()).collect();
+        let points = || series.iter().flat_map(|s| &s.points);
+        points().next()?;
+        let x = Axis::exact(points().map(|p| p.0), MARGIN_LEFT, self.width - MARGIN_RIGHT);
+        let floor = self.from_zero.then_some(0.0);
+        let y = Axis::padded(points().map(|p| p.1).chain(floor), self.height - MARGIN_BOTTOM, MARGIN_TOP);
+        Some((series, x, y))
+    }
+
+    fn draw(&self, svg: &mut String, series: &[Series], x: &Axis, y: &Axis) {
+        self.axes(svg, x, y);
+        for s in series {
+            draw(svg, s, x, y);
+        }
     }
 
     fn axes(&self, svg: &mut String, x: &Axis, y: &Axis) {
@@ -116,11 +164,7 @@ fn draw(svg: &mut String, series: &Series, x: &Axis, y: &Axis) {
         let command = if i == 0 { 'M' } else { 'L' };
         let _ = write!(path, "{command}{:.1} {:.1}", x.place(px), y.place(py));
     }
-    let class = match series.style {
-        Style::Faint => "faint",
-        Style::Line => "firm",
-        Style::Points => "dashed",
-    };
+    let class = series.style.class();
     let colour = series.colour;
     let _ = write!(svg, r#"<path class="{class} {colour}" d="{path}"/>"#);
     if series.style == Style::Points || series.points.len() == 1 {
@@ -268,6 +312,30 @@ mod tests {
         }
         assert_eq!(chart(vec![]), "");
         assert_eq!(chart(vec![(1.0, f64::NAN)]), "");
+    }
+
+    #[test]
+    fn a_file_stands_alone_and_asks_for_nothing() {
+        let series = |name, style| Series { name, style, colour: 'a', points: vec![(1.0, 2.0), (2.0, 1.0)] };
+        let chart = Chart {
+            label: "a <b>",
+            x_label: "步",
+            width: 800.0,
+            height: 300.0,
+            from_zero: false,
+            series: vec![series("每一步", Style::Faint), series("held-out", Style::Points)],
+        };
+        let file = chart.file();
+        assert!(
+            file.starts_with("<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 -30 800 330\""),
+            "{file}"
+        );
+        assert!(file.contains("每一步") && file.contains("held-out") && file.contains("a &lt;b&gt;"));
+        assert!(
+            file.matches("http").count() == 1 && !file.contains("<script") && !file.contains("var("),
+            "{file}"
+        );
+        assert_eq!(Chart { series: vec![], ..chart }.file(), "");
     }
 
     #[test]

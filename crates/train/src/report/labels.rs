@@ -14,6 +14,14 @@ pub enum Language {
 }
 
 impl Language {
+    /// One of two wordings.
+    pub fn pick<T>(self, zh: T, en: T) -> T {
+        match self {
+            Self::Zh => zh,
+            Self::En => en,
+        }
+    }
+
     pub(crate) fn labels(self) -> &'static Labels {
         match self {
             Self::Zh => &ZH,

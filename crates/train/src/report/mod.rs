@@ -105,19 +105,29 @@ fn tiles(run: &RunSummary, l: &Labels) -> String {
     format!("<div class=\"tiles\">{tiles}</div>\n")
 }
 
-fn charts(run: &RunSummary, l: &'static Labels) -> String {
-    let over = |value: fn(&crate::StepReport) -> f64| {
-        run.steps.iter().map(|s| (s.step as f64, value(s))).collect::<Vec<(f64, f64)>>()
-    };
-    let loss = over(|s| s.loss);
+/// The losses of a run as an SVG file of its own; empty where no step was taken.
+pub fn picture(run: &RunSummary, language: Language) -> String {
+    losses(run, language.labels()).file()
+}
+
+fn over(run: &RunSummary, value: fn(&crate::StepReport) -> f64) -> Vec<(f64, f64)> {
+    run.steps.iter().map(|s| (s.step as f64, value(s))).collect()
+}
+
+fn losses(run: &RunSummary, l: &'static Labels) -> Chart {
+    let loss = over(run, |s| s.loss);
     let held_out = run.evaluations.iter().map(|&(step, loss)| (step as f64, loss)).collect();
     let series = vec![
         Series { name: l.raw, style: Style::Faint, colour: 'a', points: loss.clone() },
         Series { name: l.smoothed, style: Style::Line, colour: 'a', points: smoothed(&loss) },
         Series { name: l.held_out, style: Style::Points, colour: 'b', points: held_out },
     ];
-    let wide =
-        Chart { label: l.loss, x_label: l.step, width: 940.0, height: 340.0, from_zero: false, series };
+    Chart { label: l.loss, x_label: l.step, width: 940.0, height: 340.0, from_zero: false, series }
+}
+
+fn charts(run: &RunSummary, l: &'static Labels) -> String {
+    let wide = losses(run, l);
+    let over = |value| over(run, value);
     let narrow = |label: &'static str, style, colour, points| Chart {
         label,
         x_label: l.step,
@@ -149,11 +159,7 @@ fn figure(chart: &Chart, note: &str, key: bool) -> String {
     }
     if key {
         let item = |s: &Series| {
-            let class = match s.style {
-                Style::Faint => "faint",
-                Style::Line => "firm",
-                Style::Points => "dashed",
-            };
+            let class = s.style.class();
             format!("<li><i class=\"{class} {}\"></i>{}</li>", s.colour, s.name)
         };
         let items: String = chart.series.iter().filter(|s| !s.points.is_empty()).map(item).collect();

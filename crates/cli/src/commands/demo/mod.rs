@@ -195,6 +195,8 @@ fn training(args: &DemoArgs, folders: &Folders) -> train::Run {
         settings,
         compute: args.compute.clone(),
         memory_limit: None,
+        card: Default::default(),
+        notes: Default::default(),
         config: None,
     }
 }
@@ -214,6 +216,8 @@ fn merging(args: &DemoArgs, folders: &Folders) -> merge::MergeArgs {
         threshold: None,
         allow_template_mismatch: false,
         compute: args.compute.clone(),
+        card: Default::default(),
+        notes: Default::default(),
     }
 }
 

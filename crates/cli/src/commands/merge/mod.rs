@@ -29,6 +29,7 @@ use danlu_train::IDENTITY_FILE;
 use self::forms::{Form, Forms};
 use crate::commands::ComputeArgs;
 use crate::commands::base;
+use crate::commands::card::{CardArgs, MergedCard, NotesArgs};
 use crate::commands::data::{format, read_held_out};
 use crate::commands::loaded::Place;
 use crate::commands::no_model;
@@ -92,6 +93,10 @@ pub struct MergeArgs {
     pub allow_template_mismatch: bool,
     #[command(flatten)]
     pub compute: ComputeArgs,
+    #[command(flatten)]
+    pub card: CardArgs,
+    #[command(flatten)]
+    pub notes: NotesArgs,
 }
 
 fn dtype(name: &str) -> Result<DType, String> {
@@ -120,7 +125,8 @@ pub fn run(args: &MergeArgs, printer: &Printer) -> Result<()> {
     }
     let Tokens { tokenizer, default_system } = Tokens::of(&place, args.allow_template_mismatch, printer)?;
     tokenizer.check_fits(&ModelConfig::read(&place.base)?)?;
-    // The text is read first: a fault in it should not cost a merge.
+    // Text and card are read first: a fault in them should not cost a merge.
+    let card = MergedCard::of(&place, &args.card, &args.notes, printer.lang)?;
     let file = args.data.clone().or_else(|| held_out::beside(&args.adapter));
     let sequences = match &file {
         Some(file) => {
@@ -160,13 +166,15 @@ pub fn run(args: &MergeArgs, printer: &Printer) -> Result<()> {
             "a wider type keeps more: --dtype f32; or raise --threshold if the difference is acceptable";
         return Err(Report::input(text).with_details(faults).with_hint(hint));
     }
-    match begun {
-        None => report(&staged.publish(Some(&fidelity))?),
+    let done = match begun {
+        None => staged.publish(Some(&fidelity))?,
         Some((code, model)) => {
             job.quantize(&mut staged, model, code, &fidelity, &base)?;
-            report(&staged.report);
+            staged.report.clone()
         }
-    }
+    };
+    card.write(&args.output, &done, &fidelity)?;
+    report(&done);
     Ok(())
 }
 

@@ -10,6 +10,7 @@ use danlu_train::{LrSchedulerType, Precision, TrainSettings};
 
 use crate::commands::ComputeArgs;
 use crate::commands::base::QuantArgs;
+use crate::commands::card::{CardArgs, NotesArgs};
 use crate::commands::data::format;
 
 /// Examples under `--help`.
@@ -63,6 +64,10 @@ pub struct TrainArgs {
     /// equal results [default: what is available]
     #[arg(long, value_name = "SIZE", value_parser = memory_limit, help_heading = "Machine")]
     pub memory_limit: Option<u64>,
+    #[command(flatten)]
+    pub card: CardArgs,
+    #[command(flatten)]
+    pub notes: NotesArgs,
 }
 
 /// The flags that decide numbers; each is a field of [`TrainSettings`], whose default is shown.

@@ -13,8 +13,9 @@ use std::sync::Arc;
 use danlu_adapter::{Adapter, LoraConfig, targets};
 use danlu_hub::Extent;
 use danlu_model::{LoraSource, ModelConfig, Sequence, Tokenizer, Weights, Workspace};
+use danlu_train::card::{self, BaseName};
 use danlu_train::{
-    DataSummary, MemoryUse, Reply, RunSummary, TokenIdentity, TrainError, Trainer, base_fingerprint, card,
+    DataSummary, MemoryUse, Reply, RunSummary, TokenIdentity, TrainError, Trainer, base_fingerprint,
     check_base_is_finite, latest_whole_checkpoint,
 };
 
@@ -82,6 +83,7 @@ pub fn execute(run: &Run, printer: &Printer) -> Result<Outcome> {
     let questions = data.questions(REPLIES);
     gauge.data();
     let forecast = forecast::Forecast::of(run, &config, Some((&data, &tokenizer, &questions)), &gauge)?;
+    let notes = run.notes.read()?;
     let (checkpoint, _lock) = output::open(run, printer)?;
 
     let backend = run.compute.backend(run.settings.dtype.into())?;
@@ -91,6 +93,7 @@ pub fn execute(run: &Run, printer: &Printer) -> Result<Outcome> {
     let Prepared { examples, held_out, held_out_records, summary, bad, .. } = data;
     let held_out: Vec<Sequence> = held_out.into_iter().map(|example| example.sequence).collect();
     let fingerprint = base_fingerprint(&run.base)?;
+    let base = base_name(run, &fingerprint);
     let mut trainer =
         Trainer::new(Arc::clone(&decoder), adapter, examples, run.settings.clone(), fingerprint)?;
     forecast.reserve(&mut trainer);
@@ -99,6 +102,9 @@ pub fn execute(run: &Run, printer: &Printer) -> Result<Outcome> {
     output::start(run, &mut trainer, checkpoint.as_deref(), printer)?;
     prepare::list_skipped(&bad, &run.output, printer)?;
     held_out::write(&held_out_records, &run.output, printer)?;
+    if let Some(notes) = notes {
+        card::write_notes(&run.output, &loaded::folder_name(&run.output), &notes)?;
+    }
 
     let _attention = interrupt::listen(Some(
         printer
@@ -113,8 +119,8 @@ pub fn execute(run: &Run, printer: &Printer) -> Result<Outcome> {
     }
     trainer.release();
     let replies = before_and_after(&trainer, &tokenizer, &questions, printer)?;
-    let summary = summarize(run, &trainer, &config, summary, replies, forecast.measured());
-    output::finish(run, &trainer, &tokens, &summary, printer)?;
+    let summary = summarize(run, &trainer, &config, summary, replies, forecast.measured(), &base);
+    output::finish(run, &trainer, &tokens, &summary, base, printer)?;
     Ok(Outcome::Finished(Box::new(summary)))
 }
 
@@ -355,11 +361,12 @@ fn summarize(
     data: DataSummary,
     replies: Vec<Reply>,
     memory: MemoryUse,
+    base: &BaseName,
 ) -> RunSummary {
     let trainable_parameters = trainer.adapter().num_parameters() as u64;
     RunSummary {
         adapter_name: loaded::folder_name(&run.output),
-        base_name: card::public_name(&run.base_as_named()).to_owned(),
+        base_name: base.shown().to_owned(),
         all_parameters: config.num_parameters() + trainable_parameters,
         trainable_parameters,
         settings: run.settings.clone(),
@@ -371,6 +378,13 @@ fn summarize(
         memory: Some(memory),
         version: env!("CARGO_PKG_VERSION").to_owned(),
     }
+}
+
+/// The base without its path.
+fn base_name(run: &Run, fingerprint: &str) -> BaseName {
+    let base = BaseName::new(&run.base_as_named(), &run.base);
+    let hub_id = run.card.base_id.clone().or(base.hub_id);
+    BaseName { hub_id, sha256: Some(fingerprint.to_owned()), ..base }
 }
 
 /// The end of a run on the screen.

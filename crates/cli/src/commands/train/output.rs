@@ -4,12 +4,14 @@ use std::fs::{File, TryLockError};
 use std::path::{Path, PathBuf};
 
 use danlu_model::files;
+use danlu_train::card::BaseName;
 use danlu_train::{
-    RunSummary, TokenIdentity, TrainError, Trainer, card, latest_checkpoint, latest_whole_checkpoint, report,
+    RunSummary, TokenIdentity, TrainError, Trainer, latest_checkpoint, latest_whole_checkpoint, report,
     sweep_leftovers,
 };
 
 use super::run::{RUN_FILE, Run};
+use crate::commands::card;
 use crate::lang::Lang;
 use crate::printer::Printer;
 use crate::report::{Report, Result};
@@ -158,6 +160,7 @@ pub fn finish(
     trainer: &Trainer,
     tokens: &TokenIdentity,
     summary: &RunSummary,
+    base: BaseName,
     printer: &Printer,
 ) -> Result<()> {
     let language = match printer.lang {
@@ -166,7 +169,7 @@ pub fn finish(
     };
     let write = || -> Result<(), TrainError> {
         tokens.write(&run.output)?;
-        files::write_atomic(&run.output.join("README.md"), card::render(summary).as_bytes())?;
+        card::write_for_run(run, summary, &super::lora_config(run), tokens, base, printer.lang)?;
         files::write_atomic(&run.output.join("report.html"), report::render(summary, language).as_bytes())?;
         trainer.save_adapter(&run.output)
     };

@@ -6,6 +6,7 @@ use danlu_data::{
     BadRecord, Content, EncodeOptions, Encoded, Format, Record, Truncation, ValSize, encode, read, split,
 };
 use danlu_model::{Tokenizer, files};
+use danlu_train::card::TextLanguage;
 use danlu_train::{DataFile, DataSummary, Example, TrainSettings};
 
 use crate::commands::replies::{self, Question};
@@ -119,6 +120,7 @@ pub fn prepare(
     }
     let (records, examples): (Vec<_>, Vec<_>) = train.into_iter().unzip();
     let (held_out_records, held_out): (Vec<_>, Vec<_>) = held_out.into_iter().unzip();
+    summary.languages = languages(&records);
     let tokens = |e: &Example| e.sequence.ids.len() as u64;
     summary.training_records = examples.len() as u64;
     summary.held_out_records = held_out.len() as u64;
@@ -126,6 +128,21 @@ pub fn prepare(
     summary.trained_tokens = examples.iter().map(|e: &Example| e.sequence.trained_tokens() as u64).sum();
     summary.longest = examples.iter().map(tokens).max().unwrap_or(0);
     Ok(Prepared { examples, records, held_out, held_out_records, summary, bad })
+}
+
+/// The languages of what is trained: of answers and texts.
+fn languages(records: &[Record]) -> Vec<String> {
+    let mut language = TextLanguage::default();
+    for record in records {
+        match &record.content {
+            Content::Text(text) => language.add(text),
+            Content::Chat(chat) => {
+                let answers = chat.messages.iter().filter(|message| message.role == "assistant");
+                answers.for_each(|message| language.add(&message.content));
+            }
+        }
+    }
+    language.codes()
 }
 
 /// Keeps a record that teaches something, and counts what happened to it; one that teaches nothing is bad.

@@ -8,6 +8,7 @@ use danlu_hub::{Extent, RepoName};
 use danlu_train::TrainSettings;
 
 use super::args::TrainArgs;
+use crate::commands::card::{CardArgs, NotesArgs};
 use crate::commands::{ComputeArgs, hub, nearby, no_model};
 use crate::config_file::ConfigFile;
 use crate::printer::Printer;
@@ -40,6 +41,10 @@ pub struct Run {
     pub compute: ComputeArgs,
     /// Most memory to use, bytes.
     pub memory_limit: Option<u64>,
+    /// What the card says beside the figures.
+    pub card: CardArgs,
+    /// Where the author's notes are read from; the card keeps them, and so they are no part of the run.
+    pub notes: NotesArgs,
     /// The file that flags were read from, to point into.
     pub config: Option<ConfigFile>,
 }
@@ -138,6 +143,8 @@ impl Run {
             settings,
             compute: args.compute,
             memory_limit: args.memory_limit,
+            card: args.card,
+            notes: args.notes,
             config,
         })
     }
@@ -185,6 +192,16 @@ impl Run {
         }
         if let Some(limit) = self.memory_limit {
             table.insert("memory_limit".into(), byte_size(limit).into());
+        }
+        let CardArgs { card_lang, license, base_id, dataset_id } = &self.card;
+        let datasets = (!dataset_id.is_empty()).then(|| dataset_id.join(","));
+        for (name, value) in [
+            ("card_lang", card_lang.map(|lang| lang.name().to_owned())),
+            ("license", license.clone()),
+            ("base_id", base_id.clone()),
+            ("dataset_id", datasets),
+        ] {
+            table.extend(value.map(|value| (name.to_owned(), value.into())));
         }
         for (name, value) in self.settings.entries() {
             // Epochs and steps exclude each other, and a null is a setting left alone.
@@ -334,6 +351,17 @@ mod tests {
         ]);
         line.extend(["--lr-scheduler-type", "cosine", "--skip-bad", "--learning-rate", "3e-5"]);
         line.extend(["--memory-limit", "1.5GiB"]);
+        line.extend([
+            "--card-lang",
+            "both",
+            "--license",
+            "mit",
+            "--base-id",
+            "a/b",
+            "--dataset-id",
+            "c/d,e/f",
+        ]);
+        line.extend(["--notes", "n.md"]);
         let run = resolve(&line).unwrap();
         let folder = folder();
         let path = folder.path().join("run.toml");
@@ -345,6 +373,9 @@ mod tests {
         assert_eq!((again.base_as_named().as_str(), again.output.to_str()), ("b", Some("other")));
         assert!(again.skip_bad);
         assert_eq!(again.memory_limit, Some(3 << 29));
+        assert_eq!(format!("{:?}", again.card), format!("{:?}", run.card));
+        // The card in the output folder keeps the notes, and what was written there by hand since.
+        assert_eq!((again.notes.notes, run.notes.notes), (None, Some("n.md".into())));
     }
 
     #[test]

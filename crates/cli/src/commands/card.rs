@@ -1,0 +1,303 @@
+//! The flags of a model card, and `danlu card`, which writes one again.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use clap::{Args, ValueEnum};
+use danlu_adapter::fidelity::Fidelity;
+use danlu_adapter::merge::MergeReport;
+use danlu_adapter::{CONFIG_FILE, LoraConfig};
+use danlu_model::files;
+use danlu_train::card::{self, BaseName, CARD_FILE, Card, CardLanguage, Lora, Merge, PICTURE_FILE, Training};
+use danlu_train::{RunSummary, TokenIdentity, report};
+
+use crate::commands::loaded::{Place, folder_name};
+use crate::commands::train::{REPLY_TOKENS, Run};
+use crate::commands::{doctor, no_model};
+use crate::lang::Lang;
+use crate::printer::Printer;
+use crate::report::{Report, Result};
+
+/// Examples under `--help`.
+pub const EXAMPLES: &str = "\
+Examples:
+  danlu card out/huanhuan --card-lang both --license apache-2.0
+  danlu card out/huanhuan --notes limits.md --base-id meta-llama/Meta-Llama-3-8B-Instruct
+
+`train` and `merge` write the card themselves; this writes it again, without training. What stands between
+`<!-- notes -->` and `<!-- /notes -->` in README.md is kept.";
+
+/// Largest file of notes, in bytes.
+const MAX_NOTES: u64 = 1 << 20;
+
+/// In which languages a card is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum CardLang {
+    /// Simplified Chinese.
+    Zh,
+    /// English.
+    En,
+    /// Both, the language of the run first.
+    Both,
+}
+
+impl CardLang {
+    /// As the flag spells it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Zh => "zh",
+            Self::En => "en",
+            Self::Both => "both",
+        }
+    }
+
+    fn of(self, lang: Lang) -> CardLanguage {
+        match self {
+            Self::Zh => CardLanguage::Zh,
+            Self::En => CardLanguage::En,
+            Self::Both => lang.pick(CardLanguage::ZhEn, CardLanguage::EnZh),
+        }
+    }
+}
+
+/// What only the author knows of a card.
+#[derive(Args, Clone, Debug, Default)]
+pub struct CardArgs {
+    /// Languages of the model card (README.md): zh, en or both [default: the language of what is printed]
+    #[arg(long, value_name = "LANG", hide_possible_values = true, help_heading = "Model card")]
+    pub card_lang: Option<CardLang>,
+    /// The model's licence as the Hub spells it, such as apache-2.0 [default: what the base's own card says]
+    #[arg(long, value_name = "ID", value_parser = license, help_heading = "Model card")]
+    pub license: Option<String>,
+    /// The base's name on the Hub, for links and snippets, where its folder does not tell it
+    #[arg(long, value_name = "OWNER/NAME", value_parser = hub_id, help_heading = "Model card")]
+    pub base_id: Option<String>,
+    /// Names of the data on the Hub, between commas
+    #[arg(long, value_name = "OWNER/NAME", value_delimiter = ',', value_parser = hub_id, help_heading = "Model card")]
+    pub dataset_id: Vec<String>,
+}
+
+/// The file that the author's notes are read from.
+#[derive(Args, Clone, Debug, Default)]
+pub struct NotesArgs {
+    /// Markdown for the card's section on limits; it stays there when the card is written again
+    #[arg(long, value_name = "FILE", help_heading = "Model card")]
+    pub notes: Option<PathBuf>,
+}
+
+fn license(id: &str) -> Result<String, String> {
+    match card::is_license(id) {
+        true => Ok(id.to_owned()),
+        false => Err("expected small letters, digits, dashes and dots, such as apache-2.0".to_owned()),
+    }
+}
+
+fn hub_id(id: &str) -> Result<String, String> {
+    match card::is_hub_id(id) {
+        true => Ok(id.to_owned()),
+        false => Err("expected owner/name, as in the address of its page".to_owned()),
+    }
+}
+
+impl CardArgs {
+    /// Sets what was given, over what the card says.
+    fn apply(&self, card: &mut Card, lang: Lang) {
+        if let Some(asked) = self.card_lang {
+            card.language = asked.of(lang);
+        }
+        for (field, given) in [(&mut card.license, &self.license), (&mut card.base.hub_id, &self.base_id)] {
+            if given.is_some() {
+                field.clone_from(given);
+            }
+        }
+        if !self.dataset_id.is_empty() {
+            card.datasets.clone_from(&self.dataset_id);
+        }
+    }
+}
+
+impl NotesArgs {
+    /// The notes, where a file was named.
+    ///
+    /// # Errors
+    /// If it cannot be read, or is no text.
+    pub fn read(&self) -> Result<Option<String>> {
+        let Some(path) = &self.notes else { return Ok(None) };
+        let bytes = files::read_bounded(path, MAX_NOTES)?;
+        String::from_utf8(bytes).map(Some).map_err(|error| {
+            let at = error.utf8_error().valid_up_to();
+            let text = format!("`{}` is no UTF-8 text: byte {at} begins no character", path.display());
+            Report::input(text).with_hint("save it as UTF-8")
+        })
+    }
+}
+
+/// Writes the card of a finished run, and its picture.
+///
+/// # Errors
+/// If the folder cannot be written.
+pub fn write_for_run(
+    run: &Run,
+    summary: &RunSummary,
+    lora: &LoraConfig,
+    tokens: &TokenIdentity,
+    base: BaseName,
+    lang: Lang,
+) -> Result<(), danlu_train::TrainError> {
+    let template = tokens.fingerprint().template_sha256.clone();
+    let training = Training::of(summary, template, REPLY_TOKENS, doctor::processor());
+    let mut card = Card {
+        name: summary.adapter_name.clone(),
+        repository: None,
+        language: lang.pick(CardLanguage::Zh, CardLanguage::En),
+        license: card::license_of(&run.base),
+        base,
+        lora: Lora::of(lora),
+        datasets: Vec::new(),
+        training: Some(training),
+        merge: None,
+        has_picture: false,
+        version: summary.version.clone(),
+    };
+    run.card.apply(&mut card, lang);
+    let first = card.language.order().first().copied().unwrap_or_default();
+    let picture = report::picture(summary, first);
+    card.has_picture = !picture.is_empty();
+    if card.has_picture {
+        files::write_atomic(&run.output.join(PICTURE_FILE), picture.as_bytes())?;
+    }
+    card.write(&run.output)
+}
+
+/// The card of a model to be merged, settled before anything is merged: the adapter's own, or as much as its
+/// configuration tells.
+pub struct MergedCard {
+    card: Card,
+    notes: String,
+    picture: Option<Vec<u8>>,
+}
+
+impl MergedCard {
+    /// From the adapter at `place`, and what the command line adds.
+    ///
+    /// # Errors
+    /// If a file of the card, or the notes, cannot be read.
+    pub fn of(place: &Place, args: &CardArgs, notes: &NotesArgs, lang: Lang) -> Result<Self> {
+        let adapter = place.adapter.as_deref().unwrap_or(&place.base);
+        let mut card = match Card::read(adapter)? {
+            Some(card) => card,
+            None => unrecorded(adapter, &place.base, lang)?,
+        };
+        args.apply(&mut card, lang);
+        let picture = adapter.join(PICTURE_FILE);
+        let picture = match card.has_picture && picture.is_file() {
+            true => Some(files::read_bounded(&picture, MAX_NOTES)?),
+            false => None,
+        };
+        card.has_picture = picture.is_some();
+        let notes = match notes.read()? {
+            Some(notes) => notes,
+            None => card::read_notes(adapter)?.unwrap_or_default(),
+        };
+        Ok(Self { card, notes, picture })
+    }
+
+    /// Writes it into the merged model's folder.
+    ///
+    /// # Errors
+    /// If the folder cannot be written.
+    pub fn write(self, output: &Path, report: &MergeReport, fidelity: &Fidelity) -> Result<()> {
+        if let Some(picture) = &self.picture {
+            files::write_atomic(&output.join(PICTURE_FILE), picture)?;
+        }
+        let card = self.card.merged(folder_name(output), Merge::of(report, fidelity));
+        Ok(card.write_with(output, &self.notes)?)
+    }
+}
+
+/// What is known of an adapter that left no record: a checkpoint, or another program's.
+fn unrecorded(adapter: &Path, base: &Path, lang: Lang) -> Result<Card> {
+    let config = LoraConfig::read(adapter)?;
+    let named = config.base_model_name_or_path.clone().unwrap_or_default();
+    Ok(Card {
+        name: folder_name(adapter),
+        repository: None,
+        language: lang.pick(CardLanguage::Zh, CardLanguage::En),
+        base: BaseName::new(&named, base),
+        lora: Lora::of(&config),
+        license: card::license_of(base),
+        datasets: Vec::new(),
+        training: None,
+        merge: None,
+        has_picture: false,
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+    })
+}
+
+/// The flags of `danlu card`.
+#[derive(Args, Clone, Debug)]
+pub struct WriteArgs {
+    /// Folder of an adapter that `train` wrote, or of a merged model
+    pub folder: PathBuf,
+    /// The name it has, or will have, on the Hub: what its snippets say
+    #[arg(long, value_name = "OWNER/NAME", value_parser = hub_id, help_heading = "Model card")]
+    pub name: Option<String>,
+    #[command(flatten)]
+    pub card: CardArgs,
+    #[command(flatten)]
+    pub notes: NotesArgs,
+}
+
+/// Writes the card again.
+///
+/// # Errors
+/// If the folder holds no record of one, or a file cannot be read or written.
+pub fn run(args: &WriteArgs, printer: &Printer) -> Result<()> {
+    let folder = &args.folder;
+    let Some(mut card) = Card::read(folder)? else {
+        let is_model = [CONFIG_FILE, "config.json"].iter().any(|name| folder.join(name).is_file());
+        if !is_model {
+            return Err(no_model::at(folder));
+        }
+        let text =
+            format!("`{}` holds no `{CARD_FILE}`, from which its card could be written", folder.display());
+        return Err(
+            Report::input(text).with_hint("`danlu train` and `danlu merge` leave one beside the card")
+        );
+    };
+    args.card.apply(&mut card, printer.lang);
+    card.name = folder_name(folder);
+    if args.name.is_some() {
+        card.repository.clone_from(&args.name);
+    }
+    match args.notes.read()? {
+        Some(notes) => card.write_with(folder, &notes)?,
+        None => card.write(folder)?,
+    }
+    let shown = folder.join(card::README_FILE);
+    let bytes = fs::metadata(&shown).map_err(|error| Report::io("read", &shown, error))?.len();
+    let (shown, size) = (shown.display(), crate::text::bytes(bytes));
+    printer
+        .out(&printer.pick(format!("模型卡片  {shown}（{size}）"), format!("model card  {shown} ({size})")));
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_of_the_author_are_spelt_as_the_hub_spells_them() {
+        assert_eq!(hub_id("meta-llama/Llama-3.2-1B").as_deref(), Ok("meta-llama/Llama-3.2-1B"));
+        assert!(hub_id("/home/me/base").is_err() && hub_id("base").is_err());
+        assert_eq!(license("llama3.2").as_deref(), Ok("llama3.2"));
+        assert!(license("Apache 2.0").is_err() && license("").is_err());
+    }
+
+    #[test]
+    fn both_languages_begin_with_that_of_the_run() {
+        assert_eq!(CardLang::Both.of(Lang::Zh), CardLanguage::ZhEn);
+        assert_eq!(CardLang::Both.of(Lang::En), CardLanguage::EnZh);
+        assert_eq!(CardLang::En.of(Lang::Zh), CardLanguage::En);
+    }
+}

@@ -1,0 +1,172 @@
+//! The card of real runs: what it says, what stays in it, and what never gets into it.
+
+mod common;
+
+use std::fs;
+use std::path::Path;
+
+use common::{Scene, names};
+
+const FLAGS: &str = "--max-steps 3 --val-size 2 --lora-r 2 --learning-rate 1e-3";
+
+fn text(scene: &Scene, path: &str) -> String {
+    String::from_utf8(scene.read(path)).unwrap()
+}
+
+/// The YAML at the head of a card.
+fn front(card: &str) -> &str {
+    card.strip_prefix("---\n").unwrap().split("---\n").next().unwrap()
+}
+
+/// What leaves a folder with the card: every text in it that is shown.
+fn shown(scene: &Scene, folder: &str) -> String {
+    ["README.md", "card.json", "loss.svg"].map(|name| text(scene, &format!("{folder}/{name}"))).concat()
+}
+
+#[test]
+fn no_path_of_this_machine_gets_into_a_card() {
+    let scene = Scene::new();
+    for folder in ["quokka", "wombat", "numbat", "bilby"] {
+        fs::create_dir(scene.path(folder)).unwrap();
+    }
+    fs::rename(scene.path("base"), scene.path("quokka/base")).unwrap();
+    fs::rename(scene.path("data.json"), scene.path("wombat/data.json")).unwrap();
+    scene.write("numbat/limits.md", "只会说古装剧里的话。\n");
+    let root = scene.path("");
+    let root = root.file_name().unwrap().to_str().unwrap();
+    for lang in ["zh", "en", "both"] {
+        let out = format!("bilby/{lang}");
+        scene.ok(&format!(
+            "train --base quokka/base --data wombat/data.json --output {out} --notes numbat/limits.md --card-lang {lang} {FLAGS}"
+        ));
+        let absolute = scene.path(&format!("{out}-merged"));
+        scene.ok(&format!("merge {out} --output {} --notes numbat/limits.md", absolute.display()));
+        scene.ok(&format!("merge {out}/checkpoint-3 --output {out}-checkpoint --card-lang {lang}"));
+        let unrecorded = text(&scene, &format!("{out}-checkpoint/README.md"));
+        for card in [shown(&scene, &out), shown(&scene, &format!("{out}-merged")), unrecorded] {
+            for word in ["quokka", "wombat", "numbat", "bilby", "limits.md", "/tmp/", root] {
+                assert!(!card.contains(word), "{word} in a card ({lang}):\n{card}");
+            }
+            assert!(card.contains("base") && card.contains("your-name/"), "{card}");
+        }
+    }
+}
+
+#[test]
+fn notes_survive_a_resumed_run_a_new_card_and_a_merge() {
+    let scene = Scene::new();
+    scene.write("notes.md", "说话像古人。\n\n- 不会算术\n");
+    let card = |path: &str| text(&scene, &format!("{path}/README.md"));
+    scene.ok(&format!("train --base base --data data.json --output out --notes notes.md --card-lang both --license mit {FLAGS}"));
+    let first = card("out");
+    assert!(first.contains("<!-- notes -->\n说话像古人。\n\n- 不会算术\n<!-- /notes -->\n"), "{first}");
+
+    // By hand, then resumed: the file that was once given does not come back.
+    fs::write(scene.path("out/README.md"), first.replace("不会算术", "也不会写代码")).unwrap();
+    scene.ok("train --output out --resume");
+    let resumed = card("out");
+    assert!(resumed.contains("也不会写代码") && !resumed.contains("不会算术"), "{resumed}");
+    // What the author said of the card is a part of the run.
+    assert!(front(&resumed).contains("license: \"mit\"\n") && resumed.contains("## 中文"), "{resumed}");
+
+    let said = scene.ok("card out --card-lang en --name me/huan --base-id meta-llama/Llama-3.2-1B");
+    assert!(said.out.starts_with("model card  out/README.md ("), "{}", said.out);
+    let english = card("out");
+    assert!(english.contains("也不会写代码") && !english.contains("## 数据"), "{english}");
+    assert!(english.contains("danlu chat me/huan\n") && !english.contains("your-name"), "{english}");
+    assert!(
+        front(&english).contains("base_model: \"meta-llama/Llama-3.2-1B\"\nbase_model_relation: adapter\n")
+    );
+
+    scene.ok("merge out --output merged");
+    let merged = card("merged");
+    assert!(
+        front(&merged).contains("base_model_relation: finetune\nlibrary_name: transformers\n"),
+        "{merged}"
+    );
+    assert!(merged.contains("也不会写代码") && merged.contains("vllm serve your-name/merged\n"), "{merged}");
+    assert!(merged.contains("| perplexity: merged | "), "{merged}");
+    let files = names(&scene.path("merged"));
+    assert!(
+        ["README.md", "card.json", "loss.svg"].iter().all(|name| files.contains(&(*name).to_owned())),
+        "{files:?}"
+    );
+
+    scene.ok("merge out --output four --to nf4");
+    assert!(front(&card("four")).contains("base_model_relation: quantized\n"), "{}", card("four"));
+
+    // Checkpoints are to go on from, not to be shown.
+    let checkpoint = names(&scene.path("out/checkpoint-3"));
+    assert!(checkpoint.iter().all(|name| name != "loss.svg" && name != "README.md"), "{checkpoint:?}");
+}
+
+#[test]
+fn notes_given_to_a_run_that_is_stopped_are_in_the_card_at_its_end() {
+    let scene = Scene::new();
+    scene.write("notes.md", "手写的话\n");
+    // As a run leaves it that was killed before its end: the notes, and no model yet.
+    scene.ok(&format!("train --base base --data data.json --output out --notes notes.md {FLAGS}"));
+    for name in ["README.md", "card.json", "adapter_model.safetensors"] {
+        fs::remove_file(scene.path(&format!("out/{name}"))).unwrap();
+    }
+    fs::write(scene.path("out/README.md"), "# out\n\n<!-- notes -->\n手写的话\n<!-- /notes -->\n").unwrap();
+    fs::remove_file(scene.path("notes.md")).unwrap();
+    scene.ok("train --output out --resume");
+    assert!(text(&scene, "out/README.md").contains("<!-- notes -->\n手写的话\n<!-- /notes -->"));
+}
+
+#[test]
+fn licence_and_languages_are_those_of_base_and_data() {
+    let scene = Scene::new();
+    scene.write("base/README.md", "---\nlicense: apache-2.0\n---\n# base\n");
+    scene.ok(&format!(
+        "train --base base --data data.json --output out {FLAGS} --dataset-id me/palace,me/other"
+    ));
+    let card = text(&scene, "out/README.md");
+    let front = front(&card);
+    assert!(
+        front.contains(
+            "license: \"apache-2.0\"\nlanguage:\n- \"zh\"\ndatasets:\n- \"me/palace\"\n- \"me/other\"\n"
+        ),
+        "{front}"
+    );
+    // A folder's name is no name on the Hub.
+    assert!(!front.contains("base_model"), "{front}");
+    let svg = text(&scene, "out/loss.svg");
+    assert!(
+        svg.starts_with("<svg xmlns=") && svg.contains("held-out") && card.contains("](loss.svg)"),
+        "{svg}"
+    );
+}
+
+#[test]
+fn what_cannot_be_written_from_is_refused_with_a_hint() {
+    let scene = Scene::new();
+    scene.refuses(
+        "card base",
+        "error: `base` holds no `card.json`, from which its card could be written\n\nhint: `danlu train` and `danlu merge` leave one beside the card\n",
+    );
+    let missing = scene.run("train --base base --data data.json --output out --notes nowhere.md");
+    assert!(
+        missing.code == 1 && missing.err.contains("nowhere.md") && !Path::new(&scene.path("out")).exists(),
+        "{}",
+        missing.err
+    );
+    fs::write(scene.path("latin1.md"), b"caf\xe9\n").unwrap();
+    scene.refuses(
+        "train --base base --data data.json --output out --notes latin1.md",
+        "error: `latin1.md` is no UTF-8 text: byte 3 begins no character\n\nhint: save it as UTF-8\n",
+    );
+    let license = scene.run("train --base base --data data.json --output out --license Apache/2");
+    assert!(license.code == 1 && license.err.contains("such as apache-2.0"), "{}", license.err);
+
+    scene.ok(&format!("train --base base --data data.json --output out {FLAGS}"));
+    scene.write("out/card.json", "{}");
+    for line in ["merge out --output merged", "card out"] {
+        let refused = scene.run(line);
+        assert_eq!(refused.code, 1, "{}", refused.err);
+        assert!(refused.err.starts_with("error: out/card.json: missing field `name`"), "{}", refused.err);
+        assert!(refused.err.contains("hint: "), "{}", refused.err);
+    }
+    assert!(!scene.path("merged").exists());
+}

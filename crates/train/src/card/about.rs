@@ -1,0 +1,57 @@
+//! What it is, in a paragraph.
+
+use super::Page;
+use super::markdown::{code, line, plain};
+use crate::figures::thousands;
+
+const DANLU: &str = "[danlu](https://github.com/danlu-rs/danlu)";
+
+pub(super) fn render(page: &Page<'_>) -> String {
+    let card = page.card;
+    let base = base(page);
+    let (rank, alpha) = (card.lora.r, card.lora.alpha);
+    let what = match &card.merge {
+        None => page.pick(
+            format!("{base} 的 LoRA 适配器（秩 {rank}，alpha {alpha}）。仓库里只有适配器，用的时候要有基座。"),
+            format!("A LoRA adapter (rank {rank}, alpha {alpha}) for {base}. This repository holds the adapter only: it takes its base to run."),
+        ),
+        Some(merge) => {
+            let dtype = match &merge.quantized {
+                Some(figures) => figures.quantization.code.to_string(),
+                None => merge.dtype.join(", "),
+            };
+            page.pick(
+                format!("{base} 与一个 LoRA 适配器（秩 {rank}，alpha {alpha}）合并成的完整模型（{dtype}），不需要 PEFT，也不需要另下基座。"),
+                format!("A whole model ({dtype}): {base} with a LoRA adapter (rank {rank}, alpha {alpha}) merged into it. It takes neither PEFT nor its base to run."),
+            )
+        }
+    };
+    let trained = match &card.training {
+        Some(run) => {
+            let (trained, percent) = (thousands(run.trainable_parameters), run.trainable_percent());
+            let version = plain(&run.version);
+            page.pick(
+                format!("由 {DANLU} {version} 训练：{trained} 个可训练参数，占全部的 {percent:.3}%。"),
+                format!(
+                    " Trained with {DANLU} {version}: {trained} trained parameters, {percent:.3}% of all."
+                ),
+            )
+        }
+        None => page.pick(
+            format!("由 {DANLU} {} 合并；适配器怎样训练的，没有记录。", plain(&card.version)),
+            format!(
+                " Merged with {DANLU} {}; how the adapter was trained is not on record.",
+                plain(&card.version)
+            ),
+        ),
+    };
+    format!("{what}{trained}\n\n")
+}
+
+/// The base by its name, linked where the Hub has it.
+fn base(page: &Page<'_>) -> String {
+    match &page.card.base.hub_id {
+        Some(id) => format!("[{}](https://huggingface.co/{})", plain(id), line(id)),
+        None => code(&page.card.base.name),
+    }
+}

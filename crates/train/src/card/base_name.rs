@@ -1,0 +1,166 @@
+//! What a card may say of its base: a name, and where the Hub has it.
+
+use std::fs;
+use std::path::{Component, Path};
+
+use danlu_model::files;
+use serde::{Deserialize, Serialize};
+
+/// Owners that are folders: `models/base` is where someone keeps models, and no repository.
+const FOLDERS: [&str; 16] = [
+    "base",
+    "bases",
+    "checkpoint",
+    "checkpoints",
+    "data",
+    "hub",
+    "llm",
+    "llms",
+    "model",
+    "models",
+    "out",
+    "output",
+    "outputs",
+    "pretrained",
+    "results",
+    "weights",
+];
+
+/// Longest card of a base that is looked into for its licence.
+const MAX_CARD: u64 = 4 << 20;
+
+/// A base without its path.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BaseName {
+    /// Its folder's name.
+    pub name: String,
+    /// Its name on the Hub, `owner/name`, where that is known.
+    pub hub_id: Option<String>,
+    /// The commit on the Hub it was fetched from, where that is known.
+    pub revision: Option<String>,
+    /// The fingerprint of its configuration and weights.
+    pub sha256: Option<String>,
+}
+
+impl BaseName {
+    /// The base that lies in `folder` and was named `named`: a path, or a name on the Hub.
+    ///
+    /// The Hub's cache tells name and commit by its folders. A name like `owner/name` is the Hub's where it is no
+    /// folder here.
+    pub fn new(named: &str, folder: &Path) -> Self {
+        let real = fs::canonicalize(folder).unwrap_or_else(|_| folder.to_owned());
+        let last = real.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned());
+        if let Some((id, revision)) = cached(&real) {
+            let name = id.rsplit('/').next().unwrap_or(&id).to_owned();
+            return Self { name, hub_id: Some(id), revision: Some(revision), sha256: None };
+        }
+        let hub_id = Some(named).filter(|named| is_hub_id(named) && !Path::new(named).exists());
+        let hub_id = hub_id.filter(|id| {
+            let owner = id.split('/').next().unwrap_or_default().to_lowercase();
+            !FOLDERS.contains(&owner.as_str())
+        });
+        Self { name: last, hub_id: hub_id.map(str::to_owned), revision: None, sha256: None }
+    }
+
+    /// The name to show.
+    pub fn shown(&self) -> &str {
+        self.hub_id.as_deref().unwrap_or(&self.name)
+    }
+}
+
+/// Whether `text` is spelt as a repository of the Hub, `owner/name`.
+///
+/// ```
+/// use danlu_train::card::is_hub_id;
+///
+/// assert!(is_hub_id("meta-llama/Llama-3.2-1B"));
+/// for no in ["base-8m", "/home/me", "a/b/c", "../base", "a/b/", r"C:\models/base", "a/-b", "a/b c"] {
+///     assert!(!is_hub_id(no), "{no}");
+/// }
+/// ```
+pub fn is_hub_id(text: &str) -> bool {
+    let part = |part: &str| {
+        let known = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+        let is_edge = |c: char| matches!(c, '-' | '.');
+        !part.is_empty()
+            && part.len() <= 96
+            && part.chars().all(known)
+            && !part.starts_with(is_edge)
+            && !part.ends_with(is_edge)
+    };
+    text.split_once('/').is_some_and(|(owner, name)| part(owner) && part(name))
+}
+
+/// Name and commit of a folder of the Hub's cache: `models--owner--name/snapshots/commit`.
+fn cached(folder: &Path) -> Option<(String, String)> {
+    let parts: Vec<&str> = folder
+        .components()
+        .filter_map(|part| if let Component::Normal(part) = part { part.to_str() } else { None })
+        .collect();
+    let [.., repository, "snapshots", commit] = parts[..] else { return None };
+    let id = repository.strip_prefix("models--")?.replacen("--", "/", 1);
+    is_hub_id(&id).then(|| (id, commit.to_owned()))
+}
+
+/// The licence that the base's own card names.
+pub fn license_of(base: &Path) -> Option<String> {
+    let card = String::from_utf8(files::read_bounded(&base.join("README.md"), MAX_CARD).ok()?).ok()?;
+    let mut lines = card.lines();
+    if lines.next()?.trim_end() != "---" {
+        return None;
+    }
+    let front = lines.take_while(|line| line.trim_end() != "---");
+    let value = front.filter_map(|line| line.strip_prefix("license:")).next()?;
+    let id = value.trim().trim_matches(['"', '\'']);
+    is_license(id).then(|| id.to_owned())
+}
+
+/// Whether `id` is spelt as the Hub spells licences: `apache-2.0`.
+pub fn is_license(id: &str) -> bool {
+    let known = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || matches!(c, '-' | '.');
+    !id.is_empty() && id.len() <= 64 && id.chars().all(known)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_path_is_never_taken_for_a_name_on_the_hub() {
+        let root = tempfile::tempdir().unwrap();
+        let folder = root.path().join("secret/base-8m");
+        fs::create_dir_all(&folder).unwrap();
+        for named in [folder.to_str().unwrap(), "models/base-8m", "../secret/base-8m", "base-8m", "."] {
+            let base = BaseName::new(named, &folder);
+            assert_eq!((base.name.as_str(), base.hub_id), ("base-8m", None), "{named}");
+        }
+        let base = BaseName::new("meta-llama/Llama-3.2-1B", &folder);
+        assert_eq!(base.shown(), "meta-llama/Llama-3.2-1B");
+    }
+
+    #[test]
+    fn the_hubs_cache_tells_name_and_commit() {
+        let root = tempfile::tempdir().unwrap();
+        let folder = root.path().join("models--meta-llama--Llama-3.2-1B/snapshots/4e20de3");
+        fs::create_dir_all(&folder).unwrap();
+        let base = BaseName::new(folder.to_str().unwrap(), &folder);
+        assert_eq!(base.hub_id.as_deref(), Some("meta-llama/Llama-3.2-1B"));
+        assert_eq!((base.name.as_str(), base.revision.as_deref()), ("Llama-3.2-1B", Some("4e20de3")));
+    }
+
+    #[test]
+    fn the_licence_is_what_the_bases_card_says() {
+        let root = tempfile::tempdir().unwrap();
+        let license = |card: &str| {
+            fs::write(root.path().join("README.md"), card).unwrap();
+            license_of(root.path())
+        };
+        assert_eq!(
+            license("---\nlanguage: zh\nlicense: \"apache-2.0\"\n---\n# x\n").as_deref(),
+            Some("apache-2.0")
+        );
+        assert_eq!(license("---\ntags: x\n---\nlicense: mit\n"), None);
+        assert_eq!(license("license: mit\n"), None);
+        assert_eq!(license("---\nlicense: \"a\\\" b\"\n---\n"), None);
+    }
+}

@@ -1,0 +1,99 @@
+//! The data: where from, how much, what was left out, and which tokens carry the loss.
+
+use std::fmt::Write as _;
+
+use super::markdown::{fenced, line, plain};
+use super::{Page, Training};
+use crate::figures::thousands;
+
+pub(super) fn render(page: &Page<'_>, run: &Training) -> String {
+    let mut out = page.section("数据", "Data");
+    if !page.card.datasets.is_empty() {
+        let link = |id: &String| format!("[{}](https://huggingface.co/datasets/{})", plain(id), line(id));
+        let links = page.card.datasets.iter().map(link).collect::<Vec<_>>().join(", ");
+        let _ = writeln!(out, "{}{links}\n", page.pick("来源：", "Source: "));
+    }
+    out += &(files(page, run) + &counts(page, run) + &treatment(page, run));
+    out
+}
+
+fn files(page: &Page<'_>, run: &Training) -> String {
+    if run.data.files.is_empty() {
+        return String::new();
+    }
+    let head = page.pick("| 文件 | 格式 | 记录数 | SHA-256 |", "| file | format | records | SHA-256 |");
+    let mut out = format!("{head}\n|---|---|---:|---|\n");
+    for file in &run.data.files {
+        let (name, format, hash) = (plain(&file.name), plain(&file.format), plain(&file.sha256));
+        let _ = writeln!(out, "| {name} | {format} | {} | {hash} |", thousands(file.records));
+    }
+    out + "\n"
+}
+
+fn counts(page: &Page<'_>, run: &Training) -> String {
+    let data = &run.data;
+    let [trained, held, tokens, loss, longest] =
+        [data.training_records, data.held_out_records, data.tokens, data.trained_tokens, data.longest]
+            .map(thousands);
+    let mut out = page.pick(
+        format!("训练 {trained} 条，留出 {held} 条；训练部分 {tokens} 个词元，其中 {loss} 个计损失，最长的一条 {longest} 个词元。"),
+        format!("{trained} records were trained on and {held} held out: {tokens} tokens, of which {loss} carry a loss; the longest record has {longest}."),
+    );
+    for (count, zh, en) in [
+        (data.skipped, "条无法读取，被剔除。", "could not be read and were left out."),
+        (data.dropped, "条因为答案放不下而舍弃。", "were left out because nothing of their answer fits."),
+        (data.shortened, "条过长，从问题开头截短。", "were too long and lost the front of their question."),
+    ] {
+        if count > 0 {
+            let count = thousands(count);
+            out += &page.pick(format!("{count} {zh}"), format!(" {count} {en}"));
+        }
+    }
+    out + "\n\n"
+}
+
+fn treatment(page: &Page<'_>, run: &Training) -> String {
+    let (s, mut items) = (&run.settings, Vec::new());
+    let is_text = |format: &str| format == "text";
+    let files = &run.data.files;
+    let documents = !files.is_empty() && files.iter().all(|file| is_text(&file.format));
+    if !documents && let Some(hash) = &run.template_sha256 {
+        let hash: String = plain(hash).chars().take(12).collect();
+        items.push(page.pick(
+            format!("对话用基座自带的聊天模板渲染（SHA-256 {hash}…），每条只有一个 BOS。"),
+            format!("Conversations are rendered with the base's own chat template (SHA-256 {hash}…), with one BOS each."),
+        ));
+    }
+    items.push(
+        match (documents, s.train_on_prompt) {
+            (true, _) => page.pick("全文计损失。", "Every token of a text carries the loss."),
+            (false, true) => page.pick("问题与回答都计损失。", "Questions and answers carry the loss."),
+            (false, false) => page.pick(
+                "只有回答计损失，包括结束回答的那个词元。",
+                "Only answers carry the loss, the token that ends them included.",
+            ),
+        }
+        .to_owned(),
+    );
+    let most = thousands(s.max_length as u64);
+    items.push(match s.packing {
+        true => page.pick(
+            format!("每条最多 {most} 个词元；多条拼在一行，互不可见，没有填充。"),
+            format!("At most {most} tokens a record; several share a row without seeing each other, and nothing is padded."),
+        ),
+        false => page.pick(
+            format!("每条最多 {most} 个词元，没有填充。"),
+            format!("At most {most} tokens a record, and nothing is padded."),
+        ),
+    });
+    let mut out: String = items.iter().map(|item| format!("- {item}\n")).collect();
+    out.push('\n');
+    if let Some(system) = &s.default_system {
+        out += page.pick(
+            "没有系统提示的对话用这一条：\n\n",
+            "Conversations without a system prompt of their own were given this one:\n\n",
+        );
+        out += &fenced(system, "text");
+    }
+    out
+}

@@ -1,0 +1,88 @@
+//! Text from outside, put where no character of it can do more than be read.
+
+use std::fmt::Write as _;
+
+/// Text on one line.
+pub(crate) fn line(text: &str) -> String {
+    text.split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+/// Text on one line as Markdown shows it letter for letter: in a sentence, a heading, a cell of a table.
+///
+/// What Markdown, HTML or the Hub's formulas would act on stands as a character reference, which none of them
+/// takes for more than its letter.
+pub(crate) fn plain(text: &str) -> String {
+    let mut out = String::new();
+    for c in line(text).replace("://", ":\0/").chars() {
+        match c {
+            '\\' | '|' | '<' | '>' | '&' | '`' | '*' | '_' | '[' | ']' | '~' | '$' | '#' => {
+                let _ = write!(out, "&#{};", u32::from(c));
+            }
+            // An address is shown, not linked.
+            '\0' => out.push_str("&#47;"),
+            c if c.is_control() => out.push('\u{fffd}'),
+            c => out.push(c),
+        }
+    }
+    out
+}
+
+/// A text of several lines in one cell; a long one loses its end.
+pub(crate) fn cell(text: &str, most: usize) -> String {
+    let mut clipped: String = text.trim().chars().take(most).collect();
+    if clipped.len() < text.trim().len() {
+        clipped.push('…');
+    }
+    clipped.lines().map(plain).collect::<Vec<_>>().join("<br>")
+}
+
+/// A name as code, on one line.
+pub(crate) fn code(text: &str) -> String {
+    // References mean nothing inside backticks, so the few characters that end a span or a cell leave it.
+    let text = line(text);
+    match text.contains(['`', '|', '\\']) || text.is_empty() {
+        true => format!("<code>{}</code>", plain(&text)),
+        false => format!("`{text}`"),
+    }
+}
+
+/// Text in a fence longer than any run of backticks in it.
+pub(crate) fn fenced(text: &str, language: &str) -> String {
+    let longest = text.split(|c| c != '`').map(str::len).max().unwrap_or(0);
+    let fence = "`".repeat(longest.max(2) + 1);
+    format!("{fence}{language}\n{}\n{fence}\n\n", text.trim_end())
+}
+
+/// A string of Python, JSON and YAML alike.
+pub(crate) fn literal(text: &str) -> String {
+    serde_json::Value::from(text).to_string()
+}
+
+/// A word of a shell command.
+pub(crate) fn shell_word(text: &str) -> String {
+    let plain = |c: char| c.is_alphanumeric() || matches!(c, '-' | '_' | '.' | '/' | '=');
+    let text = text.replace(char::is_control, " ");
+    match !text.is_empty() && text.chars().all(plain) {
+        true => text,
+        false => format!("'{}'", text.replace('\'', r"'\''")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_text_breaks_out_of_its_place() {
+        assert_eq!(plain("pal|ace\n& <b>*x*</b>"), "pal&#124;ace &#38; &#60;b&#62;&#42;x&#42;&#60;/b&#62;");
+        assert_eq!(plain("![x](http://a.b)"), "!&#91;x&#93;(http:&#47;/a.b)");
+        assert_eq!(plain("$$x$$ \\(y\\)"), "&#36;&#36;x&#36;&#36; &#92;(y&#92;)");
+        assert_eq!(cell(" 一\n二|三 ", 9), "一<br>二&#124;三");
+        assert_eq!(cell("一二三", 2), "一二…");
+        assert_eq!(code("a_b"), "`a_b`");
+        assert_eq!(code("a`|b"), "<code>a&#96;&#124;b</code>");
+        assert_eq!(fenced("```\nx", "text"), "````text\n```\nx\n````\n\n");
+        assert_eq!(shell_word("out/huanhuan=甄嬛"), "out/huanhuan=甄嬛");
+        assert_eq!(shell_word("it's"), r"'it'\''s'");
+    }
+}

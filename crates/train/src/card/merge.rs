@@ -1,0 +1,50 @@
+//! How near a merged model is to the adapter on its base.
+
+use std::fmt::Write as _;
+
+use danlu_adapter::merge::MergeBase;
+
+use super::{Merge, Page};
+use crate::figures::thousands;
+
+pub(super) fn render(page: &Page<'_>, merge: &Merge) -> String {
+    let f = &merge.fidelity;
+    let mut out = page.section("合并核对", "How true the merge is");
+    let (sequences, tokens) = (thousands(f.sequences as u64), thousands(f.tokens as u64));
+    out += &page.pick(
+        format!("合并后的模型与“基座 + 适配器”相比，{sequences} 段文本，{tokens} 个词元：\n\n"),
+        format!("The merged model against base + adapter, on {sequences} texts of {tokens} tokens:\n\n"),
+    );
+    out += page.pick("| 指标 | 值 |\n|---|---:|\n", "| measure | value |\n|---|---:|\n");
+    let mut row = |zh: &str, en: &str, value: String| {
+        let _ = writeln!(out, "| {} | {value} |", page.pick(zh, en));
+    };
+    row("KL 散度（奈特/词元）", "KL divergence (nats per token)", format!("{:.2e}", f.kl));
+    row("适配器本身的 KL", "KL that the adapter makes", format!("{:.2e}", f.kl_of_adapter));
+    row("最大 logit 差", "largest logit difference", format!("{:.2e}", f.max_logit_difference));
+    row("首选词元一致", "same likeliest token", format!("{:.2}%", 100.0 * f.same_choice));
+    row("困惑度：基座", "perplexity: base", format!("{:.4}", f.perplexity_base));
+    row("困惑度：基座 + 适配器", "perplexity: base + adapter", format!("{:.4}", f.perplexity_adapter));
+    row("困惑度：合并后", "perplexity: merged", format!("{:.4}", f.perplexity_merged));
+    if let Some(figures) = &merge.quantized {
+        let code = figures.quantization.code;
+        let (zh, en) =
+            (format!("转为 {code} 之后：KL，困惑度"), format!("put into {code} after that: KL, perplexity"));
+        row(&zh, &en, format!("{:.2e}, {:.4}", figures.kl, figures.perplexity));
+    }
+    out.push('\n');
+    if !merge.forms.is_empty() || merge.base == MergeBase::Dequantized {
+        out += match merge.base {
+            MergeBase::Original => page.pick(
+                "适配器是在 4 位基座上训练的，合并到了原始基座上。",
+                "The adapter was trained over a base in 4 bits and is merged into the original base.",
+            ),
+            MergeBase::Dequantized => page.pick(
+                "适配器是在 4 位基座上训练的，合并到了由 4 位还原的基座上。",
+                "The adapter was trained over a base in 4 bits and is merged into that base, taken out of 4 bits.",
+            ),
+        };
+        out += "\n\n";
+    }
+    out
+}

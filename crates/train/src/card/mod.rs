@@ -1,0 +1,174 @@
+//! The model card: the `README.md` of an adapter, or of a merged model, as a page of the Hugging Face Hub.
+//!
+//! Everything it says is kept beside it in `card.json` ([`Card`]), so that it can be written again: in another
+//! language, under the name it is published with, or for the model that an adapter is merged into. Nothing in
+//! it is a path: bases, data and folders go by their names only.
+
+mod about;
+mod base_name;
+mod data;
+mod front_matter;
+mod markdown;
+mod merge;
+mod notes;
+mod record;
+mod results;
+mod snippets;
+mod text_language;
+mod training;
+
+use std::fs;
+use std::path::Path;
+
+use danlu_model::files;
+
+use crate::TrainError;
+use crate::report::Language;
+
+pub use base_name::{BaseName, is_hub_id, is_license, license_of};
+pub use notes::{of as notes_of, put as put_notes};
+pub use record::{CARD_FILE, Card, CardLanguage, Lora, Merge, Training};
+pub use text_language::TextLanguage;
+
+/// Name of a card.
+pub const README_FILE: &str = "README.md";
+
+/// Name of the picture beside it.
+pub const PICTURE_FILE: &str = "loss.svg";
+
+/// Largest card that is looked into for notes.
+const MAX_README: u64 = 16 << 20;
+
+impl Card {
+    /// The page, complete, with the author's notes at its end.
+    ///
+    /// A card in two languages has a half for each, and the notes once, below both.
+    pub fn render(&self, notes: &str) -> String {
+        let mut out = front_matter::render(self);
+        let languages = self.language.order();
+        let both = languages.len() > 1;
+        out += &format!("# {}\n\n", markdown::plain(&self.name));
+        if both {
+            let links = languages.iter().map(|l| format!("[{0}](#{1})", title(*l), title(*l).to_lowercase()));
+            out += &format!("{}\n\n", links.collect::<Vec<_>>().join(" · "));
+        }
+        for &language in languages {
+            if both {
+                out += &format!("## {}\n\n", title(language));
+            }
+            let page = Page { card: self, language, heading: if both { "###" } else { "##" } };
+            out += &page.half();
+        }
+        out + &notes_section(languages, notes)
+    }
+
+    /// Writes `card.json`, then `README.md` with the notes that the folder's `README.md` holds now.
+    ///
+    /// # Errors
+    /// If a file cannot be read or written.
+    pub fn write(&self, folder: &Path) -> Result<(), TrainError> {
+        let notes = read_notes(folder)?.unwrap_or_default();
+        self.write_with(folder, &notes)
+    }
+
+    /// Writes `card.json`, then `README.md` with these notes.
+    ///
+    /// # Errors
+    /// If a file cannot be written.
+    pub fn write_with(&self, folder: &Path, notes: &str) -> Result<(), TrainError> {
+        let mut json = serde_json::to_string_pretty(self).expect("plain fields with names become JSON");
+        json.push('\n');
+        files::write_atomic(&folder.join(CARD_FILE), json.as_bytes())?;
+        Ok(files::write_atomic(&folder.join(README_FILE), self.render(notes).as_bytes())?)
+    }
+}
+
+/// The notes in a folder's card, if it has any.
+///
+/// # Errors
+/// If there is a card that cannot be read.
+pub fn read_notes(folder: &Path) -> Result<Option<String>, TrainError> {
+    let path = folder.join(README_FILE);
+    if !fs::exists(&path).unwrap_or(true) {
+        return Ok(None);
+    }
+    Ok(notes_of(&String::from_utf8_lossy(&files::read_bounded(&path, MAX_README)?)))
+}
+
+/// Puts notes into a folder's card, or begins one with them.
+///
+/// # Errors
+/// If the card cannot be read or written.
+pub fn write_notes(folder: &Path, name: &str, notes: &str) -> Result<(), TrainError> {
+    let path = folder.join(README_FILE);
+    let card = match fs::exists(&path).unwrap_or(true) {
+        true => Some(String::from_utf8_lossy(&files::read_bounded(&path, MAX_README)?).into_owned()),
+        false => None,
+    };
+    Ok(files::write_atomic(&path, put_notes(card.as_deref(), name, notes).as_bytes())?)
+}
+
+fn title(language: Language) -> &'static str {
+    language.pick("中文", "English")
+}
+
+/// One language of a card.
+struct Page<'a> {
+    card: &'a Card,
+    language: Language,
+    heading: &'static str,
+}
+
+impl Page<'_> {
+    /// One of two wordings.
+    fn pick<T>(&self, zh: T, en: T) -> T {
+        self.language.pick(zh, en)
+    }
+
+    /// The title of a section.
+    fn section(&self, zh: &str, en: &str) -> String {
+        format!("{} {}\n\n", self.heading, self.pick(zh, en))
+    }
+
+    fn half(&self) -> String {
+        let run = self.card.training.as_ref();
+        let mut out = about::render(self);
+        if let Some(run) = run {
+            out += &results::render(self, run);
+        }
+        out += &snippets::render(self);
+        if let Some(merge) = &self.card.merge {
+            out += &merge::render(self, merge);
+        }
+        if let Some(run) = run {
+            out += &data::render(self, run);
+        }
+        out + &training::render(self, run)
+    }
+}
+
+fn notes_section(languages: &[Language], notes: &str) -> String {
+    let say = |zh: &str, en: &str, between: &str| {
+        languages.iter().map(|l| l.pick(zh, en).to_owned()).collect::<Vec<_>>().join(between)
+    };
+    let title = say("局限与说明", "Limits and notes", " · ");
+    let keep = say(
+        "下面两个标记之间由作者手写，重新生成时保留。",
+        "What stands between the two marks is written by hand and kept when the card is written again.",
+        " ",
+    );
+    let none = match notes.trim().is_empty() {
+        true => {
+            say(
+                "作者还没有写这个模型的局限。",
+                "The author has not written down the limits of this model yet.",
+                "\n\n",
+            ) + "\n\n"
+        }
+        false => String::new(),
+    };
+    format!("## {title}\n\n{none}<!-- {keep} -->\n{}", notes::marked(notes))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,221 @@
+//! `card.json`: everything a card says, without a path, from which it can be written again.
+
+use std::path::Path;
+
+use danlu_adapter::fidelity::Fidelity;
+use danlu_adapter::merge::{FormFigures, MergeBase, MergeReport, QuantizedFigures};
+use danlu_adapter::{LoraConfig, TargetModules};
+use danlu_model::files;
+use serde::{Deserialize, Serialize};
+
+use super::base_name::BaseName;
+use crate::report::Language;
+use crate::{DataSummary, Reply, RunSummary, TrainError, TrainSettings};
+
+/// Name of the file beside a card that holds what it says.
+pub const CARD_FILE: &str = "card.json";
+
+/// Largest one that is read: a card's own texts are short.
+const MAX_BYTES: u64 = 16 << 20;
+
+/// In which languages a card is written, the first one above.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum CardLanguage {
+    /// Simplified Chinese.
+    #[serde(rename = "zh")]
+    Zh,
+    /// English.
+    #[default]
+    #[serde(rename = "en")]
+    En,
+    /// Chinese, then English.
+    #[serde(rename = "zh+en")]
+    ZhEn,
+    /// English, then Chinese.
+    #[serde(rename = "en+zh")]
+    EnZh,
+}
+
+impl CardLanguage {
+    /// The languages in order.
+    pub fn order(self) -> &'static [Language] {
+        match self {
+            Self::Zh => &[Language::Zh],
+            Self::En => &[Language::En],
+            Self::ZhEn => &[Language::Zh, Language::En],
+            Self::EnZh => &[Language::En, Language::Zh],
+        }
+    }
+}
+
+/// What the card of an adapter or of a merged model says.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Card {
+    /// The model's name: its folder's.
+    pub name: String,
+    /// Where it lies on the Hub, `owner/name`, once it does.
+    pub repository: Option<String>,
+    /// Its languages.
+    pub language: CardLanguage,
+    /// The base.
+    pub base: BaseName,
+    /// The adapter's shape.
+    pub lora: Lora,
+    /// The licence, as the Hub spells it.
+    pub license: Option<String>,
+    /// Data sets on the Hub, `owner/name`.
+    pub datasets: Vec<String>,
+    /// The run, where danlu trained the adapter.
+    pub training: Option<Training>,
+    /// The merge, where it is a whole model.
+    pub merge: Option<Merge>,
+    /// Whether `loss.svg` lies beside the card.
+    pub has_picture: bool,
+    /// Version of danlu that wrote it.
+    pub version: String,
+}
+
+/// An adapter's shape.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Lora {
+    /// Its rank.
+    pub r: u32,
+    /// Its alpha.
+    pub alpha: f64,
+    /// Whether it is scaled by alpha / sqrt(rank).
+    pub use_rslora: bool,
+    /// What carries it, as PEFT spells it.
+    pub target_modules: String,
+}
+
+impl Lora {
+    /// The shape in an adapter's configuration.
+    pub fn of(config: &LoraConfig) -> Self {
+        let target_modules = match &config.target_modules {
+            TargetModules::AllLinear => "all-linear".to_owned(),
+            TargetModules::List(names) => names.join(", "),
+            TargetModules::Regex(regex) => regex.clone(),
+        };
+        Self { r: config.r, alpha: config.lora_alpha, use_rslora: config.use_rslora, target_modules }
+    }
+}
+
+/// A run, as far as its card tells of it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Training {
+    /// Every setting.
+    pub settings: TrainSettings,
+    /// Parameters of the adapter.
+    pub trainable_parameters: u64,
+    /// Parameters of base and adapter together.
+    pub all_parameters: u64,
+    /// The data.
+    pub data: DataSummary,
+    /// SHA-256 of the chat template, where the base has one.
+    pub template_sha256: Option<String>,
+    /// Steps taken.
+    pub steps: u64,
+    /// Seconds spent in them.
+    pub seconds: f64,
+    /// Tokens a second.
+    pub tokens_per_second: Option<f64>,
+    /// Mean training loss of the first and the last tenth of the steps.
+    pub train_loss: Option<(f64, f64)>,
+    /// Held-out loss before and after.
+    pub held_out: Option<(f64, f64)>,
+    /// Replies of base and adapter.
+    pub replies: Vec<Reply>,
+    /// Longest of them, in tokens.
+    pub reply_tokens: usize,
+    /// What computed, as the back end names itself.
+    pub backend: String,
+    /// The processor's name, where the system tells it.
+    pub processor: Option<String>,
+    /// The most bytes the process held, and the forecast.
+    pub memory: Option<(u64, u64)>,
+    /// Version of danlu that trained it.
+    pub version: String,
+}
+
+impl Training {
+    /// What a card tells of a run.
+    pub fn of(
+        run: &RunSummary,
+        template_sha256: Option<String>,
+        reply_tokens: usize,
+        processor: Option<String>,
+    ) -> Self {
+        Self {
+            settings: run.settings.clone(),
+            trainable_parameters: run.trainable_parameters,
+            all_parameters: run.all_parameters,
+            data: run.data.clone(),
+            template_sha256,
+            steps: run.steps.len() as u64,
+            seconds: run.seconds(),
+            tokens_per_second: run.tokens_per_second(),
+            train_loss: run.train_loss(),
+            held_out: run.held_out(),
+            replies: run.replies.clone(),
+            reply_tokens,
+            backend: run.backend.clone(),
+            processor,
+            memory: run.memory.as_ref().and_then(|memory| Some((memory.peak?, memory.plan.total))),
+            version: run.version.clone(),
+        }
+    }
+
+    /// Share of the parameters that were trained, in percent.
+    pub(crate) fn trainable_percent(&self) -> f64 {
+        100.0 * self.trainable_parameters as f64 / self.all_parameters.max(1) as f64
+    }
+}
+
+/// A merge, as far as its card tells of it: [`MergeReport`] without its paths.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Merge {
+    /// The form of the base that the adapter went into.
+    pub base: MergeBase,
+    /// What each form would have given, where there were two.
+    pub forms: Vec<FormFigures>,
+    /// Element types of the result, as `config.json` spells them.
+    pub dtype: Vec<String>,
+    /// What 4 bits cost, where it is in 4 bits.
+    pub quantized: Option<QuantizedFigures>,
+    /// The merge against the adapter on its base.
+    pub fidelity: Fidelity,
+}
+
+impl Merge {
+    /// What a card tells of a merge.
+    pub fn of(report: &MergeReport, fidelity: &Fidelity) -> Self {
+        Self {
+            base: report.merge_base,
+            forms: report.forms.clone(),
+            dtype: report.dtype.clone(),
+            quantized: report.quantized,
+            fidelity: fidelity.clone(),
+        }
+    }
+}
+
+impl Card {
+    /// The card in a folder, if there is one.
+    ///
+    /// # Errors
+    /// If there is one that cannot be read.
+    pub fn read(folder: &Path) -> Result<Option<Self>, TrainError> {
+        let path = folder.join(CARD_FILE);
+        if !path.exists() {
+            return Ok(None);
+        }
+        let bytes = files::read_bounded(&path, MAX_BYTES)?;
+        serde_json::from_slice(&bytes).map(Some).map_err(|e| TrainError::Card { path, reason: e.to_string() })
+    }
+
+    /// The card of a merged model in a folder called `name`.
+    pub fn merged(self, name: String, merge: Merge) -> Self {
+        let version = env!("CARGO_PKG_VERSION").to_owned();
+        Self { name, merge: Some(merge), repository: None, version, ..self }
+    }
+}

@@ -1,0 +1,201 @@
+//! Whole cards, from one run with hostile names and texts in every place.
+
+use danlu_adapter::fidelity::{Fidelity, Limits};
+use danlu_adapter::merge::MergeBase;
+use danlu_kernels::DType;
+
+use super::*;
+use crate::summary::tests::sample;
+
+fn card(language: CardLanguage) -> Card {
+    let run = sample();
+    let lora = Lora { r: 8, alpha: 32.0, use_rslora: false, target_modules: "all-linear".into() };
+    Card {
+        name: run.adapter_name.clone(),
+        repository: None,
+        language,
+        base: BaseName { name: "base-8m".into(), ..BaseName::default() },
+        lora,
+        license: None,
+        datasets: Vec::new(),
+        training: Some(Training::of(&run, Some("cd".repeat(32)), 64, Some("Some CPU".into()))),
+        merge: None,
+        has_picture: true,
+        version: "0.1.0".into(),
+    }
+}
+
+fn on_the_hub(language: CardLanguage) -> Card {
+    let mut card = card(language);
+    card.base.hub_id = Some("meta-llama/Llama-3.2-1B".into());
+    card.repository = Some("me/huan".into());
+    card.license = Some("llama3.2".into());
+    card.datasets = vec!["me/palace".into()];
+    card.training.as_mut().unwrap().data.languages = vec!["zh".into()];
+    card
+}
+
+fn merge() -> Merge {
+    let fidelity = Fidelity {
+        sequences: 20,
+        tokens: 900,
+        trained_tokens: 300,
+        max_logit_difference: 0.01,
+        mean_logit_difference: 0.001,
+        kl: 1.5e-6,
+        kl_of_adapter: 0.8,
+        kl_limit: 1e-2,
+        same_choice: 0.995,
+        perplexity_base: 80.0,
+        perplexity_adapter: 4.0,
+        perplexity_merged: 4.001,
+        limits: Limits::of(DType::Bf16),
+        passed: true,
+    };
+    Merge {
+        base: MergeBase::Original,
+        forms: vec![],
+        dtype: vec!["bfloat16".into()],
+        quantized: None,
+        fidelity,
+    }
+}
+
+fn front(card: &str) -> &str {
+    card.strip_prefix("---\n").unwrap().split("---\n").next().unwrap()
+}
+
+#[test]
+fn the_front_matter_is_what_the_hub_asks_for() {
+    let adapter = on_the_hub(CardLanguage::Zh);
+    assert_eq!(
+        front(&adapter.render("")),
+        "base_model: \"meta-llama/Llama-3.2-1B\"\nbase_model_relation: adapter\nlibrary_name: peft\n\
+         pipeline_tag: text-generation\nlicense: \"llama3.2\"\nlanguage:\n- \"zh\"\ndatasets:\n- \"me/palace\"\n\
+         tags:\n- \"danlu\"\n- \"lora\"\n- \"base_model:adapter:meta-llama/Llama-3.2-1B\"\n- \"transformers\"\n"
+    );
+    let merged = adapter.merged("m".into(), merge()).render("");
+    assert!(
+        front(&merged).contains("base_model_relation: finetune\nlibrary_name: transformers\n"),
+        "{merged}"
+    );
+    // The Hub would link a folder's name to somebody's repository.
+    assert!(!front(&card(CardLanguage::Zh).render("")).contains("base_model"));
+}
+
+#[test]
+fn both_languages_stand_once_each_and_the_notes_below_them() {
+    let both = card(CardLanguage::ZhEn).render("只会说古装剧里的话。");
+    let places: Vec<usize> =
+        ["## 中文", "### 数据", "## English", "### Data", "## 局限与说明 · Limits and notes", "只会说古装剧"]
+            .map(|text| both.find(text).unwrap_or_else(|| panic!("{text}\n{both}")))
+            .into();
+    assert!(places.is_sorted(), "{places:?}");
+    assert_eq!(both.matches("只会说古装剧里的话。").count(), 1);
+    assert!(!both.contains("作者还没有写"));
+    let english = card(CardLanguage::En).render("");
+    assert!(english.contains("The author has not written down the limits"), "{english}");
+    // Han characters are the data's only.
+    let own = english.replace("推荐您去海底捞火锅。", "").replace("臣妾参见皇上", "");
+    assert!(!own.chars().any(|c| ('\u{4e00}'..'\u{9fff}').contains(&c)), "{own}");
+}
+
+#[test]
+fn figures_settings_and_data_are_told() {
+    let english = card(CardLanguage::En).render("");
+    for text in [
+        "| held-out loss (nats per token) | 4.4000 | 1.3000 |",
+        "Measured on 20 records",
+        "![The loss over the steps](loss.svg)",
+        "| `lora_r` | 8 |",
+        "| `max_steps` | not set |",
+        "290 records were trained on and 20 held out",
+        "Only answers carry the loss",
+        "chat template (SHA-256 cdcdcdcdcdcd…)",
+        "| Hardware | Some CPU; cpu avx512bf16, 2 threads |",
+    ] {
+        assert!(english.contains(text), "{text}\n{english}");
+    }
+    assert!(!english.contains("lost the front"));
+    let merged = card(CardLanguage::Zh).merged("m".into(), merge()).render("");
+    for text in
+        ["| KL 散度（奈特/词元） | 1.50e-6 |", "| 困惑度：合并后 | 4.0010 |", "| 首选词元一致 | 99.50% |"]
+    {
+        assert!(merged.contains(text), "{text}\n{merged}");
+    }
+}
+
+#[test]
+fn snippets_name_the_model_and_ask_as_the_run_did() {
+    let mut adapter = on_the_hub(CardLanguage::En);
+    adapter.lora.r = 24;
+    let run = adapter.training.as_mut().unwrap();
+    run.settings.default_system = Some("It's \"me\"".into());
+    run.replies[0].prompt = "你是谁？".into();
+    let text = adapter.render("");
+    for line in [
+        "danlu chat me/huan\n",
+        "base = AutoModelForCausalLM.from_pretrained(\"meta-llama/Llama-3.2-1B\")\n",
+        "model = PeftModel.from_pretrained(base, \"me/huan\")\n",
+        "model.load_adapter(\"me/huan\")\n",
+        "max_new_tokens=64, do_sample=False",
+        "vllm serve meta-llama/Llama-3.2-1B --enable-lora --max-lora-rank 32 --lora-modules huan=me/huan\n",
+        r#"[{"role": "system", "content": "It's \"me\""}, {"role": "user", "content": "你是谁？"}]"#,
+        r#"-d '{"model": "huan", "messages": [{"role": "system", "content": "It'\''s \"me\""}, "#,
+    ] {
+        assert!(text.contains(line), "{line}\n{text}");
+    }
+    assert!(!text.contains("your-name"));
+    let merged = on_the_hub(CardLanguage::En).merged("huan-merged".into(), merge()).render("");
+    assert!(
+        merged.contains("vllm serve your-name/huan-merged\n") && !merged.contains("PeftModel"),
+        "{merged}"
+    );
+    assert!(merged.contains(r#"-d '{"model": "your-name/huan-merged", "messages""#), "{merged}");
+}
+
+#[test]
+fn a_base_in_four_bits_is_loaded_as_it_was_trained() {
+    let mut adapter = on_the_hub(CardLanguage::En);
+    adapter.training.as_mut().unwrap().settings.quant = crate::Quant::Nf4;
+    let text = adapter.render("");
+    assert!(text.contains("bnb_4bit_quant_type=\"nf4\", bnb_4bit_use_double_quant=True)\n"), "{text}");
+    assert!(text.contains("from_pretrained(\"meta-llama/Llama-3.2-1B\", quantization_config=four_bit)\n"));
+}
+
+#[test]
+fn no_text_breaks_out_of_its_place() {
+    let mut hostile = card(CardLanguage::ZhEn);
+    hostile.base.name = "a\nlicense: \"x\" `b` | <c>".into();
+    let run = hostile.training.as_mut().unwrap();
+    run.settings.default_system = Some("```\n<!-- /notes -->\n# out\n```".into());
+    run.replies[0].after = "a | b\n<!-- notes -->\n\n| c |\n---\n</details>".into();
+    let text = hostile.render("my notes");
+    assert_eq!(notes_of(&text).unwrap(), "my notes");
+    assert!(text.contains("| pal&#124;ace &#38; co.json |"), "{text}");
+    assert!(
+        text.contains(
+            "a &#124; b<br>&#60;!-- notes --&#62;<br><br>&#124; c &#124;<br>---<br>&#60;/details&#62; |"
+        ),
+        "{text}"
+    );
+    assert!(text.contains("````text\n```\n<!-- /notes -->\n# out\n```\n````\n"), "{text}");
+    assert!(text.contains("# huan&#60;huan&#62;\n") && text.contains("danlu chat 'your-name/huan<huan>'"));
+    assert!(!front(&text).contains("license"));
+}
+
+#[test]
+fn a_card_is_written_again_from_its_record_with_its_notes() {
+    let folder = tempfile::tempdir().unwrap();
+    write_notes(folder.path(), "huan", "手写的话").unwrap();
+    let first = card(CardLanguage::Zh);
+    first.write(folder.path()).unwrap();
+    let read = Card::read(folder.path()).unwrap().unwrap();
+    assert_eq!(read, first);
+    Card { language: CardLanguage::En, ..read }.write(folder.path()).unwrap();
+    assert_eq!(read_notes(folder.path()).unwrap().unwrap(), "手写的话");
+    fs::write(folder.path().join(CARD_FILE), "{\"name\": 1}").unwrap();
+    let error = Card::read(folder.path()).unwrap_err();
+    assert!(error.to_string().contains("card.json: invalid type: integer `1`"), "{error}");
+    assert!(error.hint().unwrap().contains("move it away"));
+}

@@ -1,0 +1,85 @@
+//! Which languages a data set is in, as far as letters tell: the Hub's `language`.
+
+/// Words that hardly an English text of some length goes without, and hardly another is made of.
+const ENGLISH: [&str; 16] = [
+    "the", "of", "and", "to", "is", "in", "it", "you", "that", "for", "are", "was", "with", "my", "i", "what",
+];
+
+/// Share of the letters or words from which a language counts.
+const SHARE: f64 = 0.1;
+
+/// A count over texts, from which the languages follow.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct TextLanguage {
+    /// Han characters; each about a word.
+    han: u64,
+    /// Kana: with them, Han characters are Japanese.
+    kana: u64,
+    /// Words of other letters.
+    words: u64,
+    /// Those that are English for certain.
+    english: u64,
+}
+
+impl TextLanguage {
+    /// Counts a text in.
+    pub fn add(&mut self, text: &str) {
+        let mut word = String::new();
+        for c in text.chars().chain([' ']) {
+            let (is_han, is_kana) = (
+                matches!(c, '\u{4e00}'..='\u{9fff}' | '\u{3400}'..='\u{4dbf}'),
+                matches!(c, '\u{3040}'..='\u{30ff}'),
+            );
+            self.han += u64::from(is_han);
+            self.kana += u64::from(is_kana);
+            if c.is_alphabetic() && !is_han && !is_kana {
+                word.extend(c.to_lowercase());
+            } else if !word.is_empty() {
+                self.words += 1;
+                self.english += u64::from(ENGLISH.contains(&word.as_str()));
+                word.clear();
+            }
+        }
+    }
+
+    /// The languages that are certain, the larger part first: `zh`, `en`, both or none.
+    pub fn codes(&self) -> Vec<String> {
+        let all = (self.han + self.kana + self.words) as f64;
+        let is_part = |count: u64| count > 0 && count as f64 >= SHARE * all;
+        let zh = is_part(self.han) && self.kana * 20 < self.han;
+        // Of an English text, about every third word is one of these.
+        let en = is_part(self.words) && self.english as f64 >= 0.1 * self.words as f64;
+        let mut codes: Vec<&str> =
+            [(zh, "zh"), (en, "en")].into_iter().filter_map(|(is, code)| is.then_some(code)).collect();
+        if self.words > self.han {
+            codes.reverse();
+        }
+        codes.into_iter().map(str::to_owned).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn languages_are_named_where_they_are_certain() {
+        let codes = |texts: &[&str]| {
+            let mut language = TextLanguage::default();
+            texts.iter().for_each(|text| language.add(text));
+            language.codes()
+        };
+        assert_eq!(codes(&["臣妾给皇上请安。", "本宫住在长春宫，不用 iPhone。"]), ["zh"]);
+        assert_eq!(codes(&["The soup is in the pot, and it is for you."]), ["en"]);
+        assert_eq!(codes(&["The soup is in the pot.", "汤在锅里。"]), ["en", "zh"]);
+        for other in [
+            "La soupe est dans la marmite.",
+            "スープは鍋の中にあります。",
+            "국이 냄비에 있다",
+            "12 + 3 = 15",
+            "",
+        ] {
+            assert_eq!(codes(&[other]), [""; 0], "{other}");
+        }
+    }
+}
