@@ -137,7 +137,7 @@ fn an_adapter_that_names_a_repository_in_4_bits_says_so() {
     scene.write("out/adapter_config.json", &named);
     let ran = scene.run("merge out --output none");
     assert_eq!(ran.code, 1);
-    for words in ["`unsloth/llama-3-8b-Instruct-bnb-4bit`", "in 4 bits", "`--base DIR`", "original"] {
+    for words in ["`unsloth/llama-3-8b-Instruct-bnb-4bit`", "4 bits", "`--base DIR`", "original"] {
         assert!(ran.err.contains(words), "{}\nlacks {words}", ran.err);
     }
     for line in [

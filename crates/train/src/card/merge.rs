@@ -6,6 +6,7 @@ use danlu_adapter::merge::MergeBase;
 
 use super::{Merge, Page};
 use crate::figures::thousands;
+use crate::report::number;
 
 pub(super) fn render(page: &Page<'_>, merge: &Merge) -> String {
     let f = &merge.fidelity;
@@ -19,9 +20,9 @@ pub(super) fn render(page: &Page<'_>, merge: &Merge) -> String {
     let mut row = |zh: &str, en: &str, value: String| {
         let _ = writeln!(out, "| {} | {value} |", page.pick(zh, en));
     };
-    row("KL 散度（奈特/词元）", "KL divergence (nats per token)", format!("{:.2e}", f.kl));
-    row("适配器本身的 KL", "KL that the adapter makes", format!("{:.2e}", f.kl_of_adapter));
-    row("最大 logit 差", "largest logit difference", format!("{:.2e}", f.max_logit_difference));
+    row("KL 散度（奈特/词元）", "KL divergence (nats per token)", number(f.kl));
+    row("适配器本身的 KL", "KL that the adapter makes", number(f.kl_of_adapter));
+    row("最大 logit 差", "largest logit difference", number(f.max_logit_difference));
     row("首选词元一致", "same likeliest token", format!("{:.2}%", 100.0 * f.same_choice));
     row("困惑度：基座", "perplexity: base", format!("{:.4}", f.perplexity_base));
     row("困惑度：基座 + 适配器", "perplexity: base + adapter", format!("{:.4}", f.perplexity_adapter));
@@ -30,7 +31,7 @@ pub(super) fn render(page: &Page<'_>, merge: &Merge) -> String {
         let code = figures.quantization.code;
         let (zh, en) =
             (format!("转为 {code} 之后：KL，困惑度"), format!("put into {code} after that: KL, perplexity"));
-        row(&zh, &en, format!("{:.2e}, {:.4}", figures.kl, figures.perplexity));
+        row(&zh, &en, format!("{}, {:.4}", number(figures.kl), figures.perplexity));
     }
     out.push('\n');
     if !merge.forms.is_empty() || merge.base == MergeBase::Dequantized {

@@ -39,7 +39,7 @@ fn losses(page: &Page<'_>, run: &Training) -> String {
             out,
             "{}",
             page.pick(
-                format!("训练损失从 {first:.3} 降到 {last:.3}（最初与最后十分之一的步）。"),
+                format!("训练损失最初 {first:.3}，最后 {last:.3}（最初与最后十分之一的步）。"),
                 format!(" Training loss {first:.3} at first, {last:.3} at last (first and last tenth of the steps)."),
             )
         );

@@ -109,18 +109,32 @@ fn transformers(card: &Card, ask: &Ask) -> String {
             literal(&ask.base)
         ),
     };
-    python(&format!("{imports}\ntokenizer = AutoTokenizer.from_pretrained({repository})\n{load}"), ask)
+    let needs = packages(card);
+    python(&format!("{needs}{imports}\ntokenizer = AutoTokenizer.from_pretrained({repository})\n{load}"), ask)
 }
 
 fn peft(card: &Card, ask: &Ask) -> String {
     let (repository, base) = (literal(&ask.repository), literal(&ask.base));
     let (imports, quantized) = loading(card);
+    let needs = packages(card);
     let head = format!(
-        "from peft import PeftModel\n{imports}\ntokenizer = AutoTokenizer.from_pretrained({repository})\n\
+        "{needs}from peft import PeftModel\n{imports}\ntokenizer = AutoTokenizer.from_pretrained({repository})\n\
          base = AutoModelForCausalLM.from_pretrained({base}{quantized})\n\
          model = PeftModel.from_pretrained(base, {repository})\n"
     );
     python(&head, ask)
+}
+
+/// What Python needs for it, as a comment with the command.
+fn packages(card: &Card) -> String {
+    let trained = card.training.as_ref().and_then(|run| run.settings.quantization());
+    let is_four_bit = match &card.merge {
+        Some(merge) => merge.quantized.is_some(),
+        None => trained.is_some(),
+    };
+    let peft = if card.merge.is_none() { " peft" } else { "" };
+    let four_bit = if is_four_bit { " accelerate bitsandbytes" } else { "" };
+    format!("# pip install torch transformers{peft}{four_bit}\n")
 }
 
 /// The imports, and what puts a base into the 4 bits that the adapter was trained over.

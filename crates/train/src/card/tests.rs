@@ -119,7 +119,7 @@ fn figures_settings_and_data_are_told() {
     assert!(!english.contains("lost the front"));
     let merged = card(CardLanguage::Zh).merged("m".into(), merge()).render("");
     for text in
-        ["| KL 散度（奈特/词元） | 1.50e-6 |", "| 困惑度：合并后 | 4.0010 |", "| 首选词元一致 | 99.50% |"]
+        ["| KL 散度（奈特/词元） | 1.500e-6 |", "| 困惑度：合并后 | 4.0010 |", "| 首选词元一致 | 99.50% |"]
     {
         assert!(merged.contains(text), "{text}\n{merged}");
     }
@@ -135,6 +135,7 @@ fn snippets_name_the_model_and_ask_as_the_run_did() {
     let text = adapter.render("");
     for line in [
         "danlu chat me/huan\n",
+        "# pip install torch transformers peft\nfrom peft import PeftModel\n",
         "base = AutoModelForCausalLM.from_pretrained(\"meta-llama/Llama-3.2-1B\")\n",
         "model = PeftModel.from_pretrained(base, \"me/huan\")\n",
         "model.load_adapter(\"me/huan\")\n",
@@ -159,6 +160,7 @@ fn a_base_in_four_bits_is_loaded_as_it_was_trained() {
     let mut adapter = on_the_hub(CardLanguage::En);
     adapter.training.as_mut().unwrap().settings.quant = crate::Quant::Nf4;
     let text = adapter.render("");
+    assert!(text.contains("# pip install torch transformers peft accelerate bitsandbytes\n"), "{text}");
     assert!(text.contains("bnb_4bit_quant_type=\"nf4\", bnb_4bit_use_double_quant=True)\n"), "{text}");
     assert!(text.contains("from_pretrained(\"meta-llama/Llama-3.2-1B\", quantization_config=four_bit)\n"));
 }

@@ -12,6 +12,7 @@ use crate::{MemoryUse, Reply, RunSummary};
 use chart::{Chart, Series, Style};
 use labels::Labels;
 
+pub(crate) use chart::number;
 pub use labels::Language;
 
 /// The page, complete: style, script and drawings are inside, and everything that came from outside
