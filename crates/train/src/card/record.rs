@@ -8,7 +8,7 @@ use danlu_adapter::{LoraConfig, TargetModules};
 use danlu_model::files;
 use serde::{Deserialize, Serialize};
 
-use super::base_name::BaseName;
+use super::base_name::{BaseName, is_hub_id, is_license};
 use crate::report::Language;
 use crate::{DataSummary, Reply, RunSummary, TrainError, TrainSettings};
 
@@ -210,7 +210,28 @@ impl Card {
             return Ok(None);
         }
         let bytes = files::read_bounded(&path, MAX_BYTES)?;
-        serde_json::from_slice(&bytes).map(Some).map_err(|e| TrainError::Card { path, reason: e.to_string() })
+        let card = serde_json::from_slice::<Self>(&bytes).map_err(|e| e.to_string());
+        match card.and_then(|card| card.check().map(|()| card)) {
+            Ok(card) => Ok(Some(card)),
+            Err(reason) => Err(TrainError::Card { path, reason }),
+        }
+    }
+
+    /// What becomes a link or the Hub's own data is spelt as the Hub spells it.
+    fn check(&self) -> Result<(), String> {
+        let ids = [("base.hub_id", &self.base.hub_id), ("repository", &self.repository)];
+        let ids = ids.into_iter().filter_map(|(field, id)| Some((field, id.as_ref()?)));
+        for (field, id) in ids.chain(self.datasets.iter().map(|id| ("datasets", id))) {
+            if !is_hub_id(id) {
+                return Err(format!("`{field}` is {id:?}, expected owner/name"));
+            }
+        }
+        match &self.license {
+            Some(id) if !is_license(id) => {
+                Err(format!("`license` is {id:?}, expected a name such as apache-2.0"))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// The card of a merged model in a folder called `name`.

@@ -196,6 +196,11 @@ fn a_card_is_written_again_from_its_record_with_its_notes() {
     assert_eq!(read, first);
     Card { language: CardLanguage::En, ..read }.write(folder.path()).unwrap();
     assert_eq!(read_notes(folder.path()).unwrap().unwrap(), "手写的话");
+    let mut hostile = first.clone();
+    hostile.base.hub_id = Some("a/b) <c>".into());
+    hostile.write(folder.path()).unwrap();
+    let error = Card::read(folder.path()).unwrap_err().to_string();
+    assert!(error.ends_with("`base.hub_id` is \"a/b) <c>\", expected owner/name"), "{error}");
     fs::write(folder.path().join(CARD_FILE), "{\"name\": 1}").unwrap();
     let error = Card::read(folder.path()).unwrap_err();
     assert!(error.to_string().contains("card.json: invalid type: integer `1`"), "{error}");
