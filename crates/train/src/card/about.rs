@@ -17,7 +17,7 @@ pub(super) fn render(page: &Page<'_>) -> String {
         ),
         Some(merge) => {
             let dtype = match &merge.quantized {
-                Some(figures) => figures.quantization.code.to_string(),
+                Some(figures) => figures.quantization.quant_type.to_string(),
                 None => merge.dtype.join(", "),
             };
             page.pick(

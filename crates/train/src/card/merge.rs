@@ -28,7 +28,7 @@ pub(super) fn render(page: &Page<'_>, merge: &Merge) -> String {
     row("困惑度：基座 + 适配器", "perplexity: base + adapter", format!("{:.4}", f.perplexity_adapter));
     row("困惑度：合并后", "perplexity: merged", format!("{:.4}", f.perplexity_merged));
     if let Some(figures) = &merge.quantized {
-        let code = figures.quantization.code;
+        let code = figures.quantization.quant_type;
         let (zh, en) =
             (format!("转为 {code} 之后：KL，困惑度"), format!("put into {code} after that: KL, perplexity"));
         row(&zh, &en, format!("{}, {:.4}", number(figures.kl), figures.perplexity));

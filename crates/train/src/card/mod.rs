@@ -62,6 +62,20 @@ impl Card {
         out + &notes_section(languages, notes)
     }
 
+    /// Whether the folder's `README.md` is what this record and its notes give: nobody wrote anywhere else in it.
+    ///
+    /// # Errors
+    /// If there is a card that cannot be read.
+    pub fn is_as_written(&self, folder: &Path) -> Result<bool, TrainError> {
+        let path = folder.join(README_FILE);
+        if !fs::exists(&path).unwrap_or(true) {
+            return Ok(false);
+        }
+        let bytes = files::read_bounded(&path, MAX_README)?;
+        let notes = notes_of(&String::from_utf8_lossy(&bytes)).unwrap_or_default();
+        Ok(bytes == self.render(&notes).as_bytes())
+    }
+
     /// Writes `card.json`, then `README.md` with the notes that the folder's `README.md` holds now.
     ///
     /// # Errors

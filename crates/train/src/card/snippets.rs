@@ -150,7 +150,7 @@ fn loading(card: &Card) -> (String, String) {
     let imports = format!(
         "from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig\n\n\
          four_bit = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type=\"{}\", bnb_4bit_use_double_quant={double})\n",
-        quantization.code
+        quantization.quant_type
     );
     (imports, ", quantization_config=four_bit".to_owned())
 }

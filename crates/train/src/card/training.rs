@@ -33,7 +33,7 @@ pub(super) fn render(page: &Page<'_>, run: Option<&Training>) -> String {
     let Some(run) = run else { return out + "\n" };
     let s = &run.settings;
     if let Some(quantization) = s.quantization() {
-        row("基座精度", "Base in", format!("{} (QLoRA)", quantization.code));
+        row("基座精度", "Base in", format!("{} (QLoRA)", quantization.quant_type));
     }
     let steps = thousands(run.steps);
     let (batch, accumulation) = (s.per_device_train_batch_size, s.gradient_accumulation_steps);
