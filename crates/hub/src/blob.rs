@@ -7,17 +7,13 @@ use std::path::Path;
 use std::thread;
 
 use danlu_model::FileError;
-use sha1::Sha1;
-use sha2::{Digest, Sha256};
 
 use crate::cache::Cache;
 use crate::http::Ask;
-use crate::listing::{Hash, RemoteFile, file_url};
+use crate::listing::{RemoteFile, file_url};
 use crate::refusal::About;
+use crate::sum::{PIECE, Sum};
 use crate::{Hub, HubError, RepoName};
-
-/// Bytes read at a time.
-const PIECE: usize = 1 << 20;
 
 /// A file of a commit.
 #[derive(Clone, Copy, Debug)]
@@ -28,42 +24,8 @@ pub(crate) struct Wanted<'a> {
     pub file: &'a RemoteFile,
 }
 
-/// A checksum being made.
-enum Sum {
-    Git(Sha1),
-    Sha256(Sha256),
-}
-
-impl Sum {
-    /// Of a file like this one, before its first byte.
-    fn of(file: &RemoteFile) -> Self {
-        match file.hash {
-            Hash::Git(_) => Self::Git(Sha1::new_with_prefix(format!("blob {}\0", file.size))),
-            Hash::Sha256(_) => Self::Sha256(Sha256::new()),
-        }
-    }
-
-    fn add(&mut self, bytes: &[u8]) {
-        match self {
-            Self::Git(sum) => sum.update(bytes),
-            Self::Sha256(sum) => sum.update(bytes),
-        }
-    }
-
-    fn digits(self) -> String {
-        match self {
-            Self::Git(sum) => hex(&sum.finalize()),
-            Self::Sha256(sum) => hex(&sum.finalize()),
-        }
-    }
-}
-
 fn signed(bytes: u64) -> i64 {
     i64::try_from(bytes).unwrap_or(i64::MAX)
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// How a transfer ended short of its end.
@@ -151,7 +113,7 @@ impl Hub {
         if out.metadata().map_err(error)?.len() > size {
             out.set_len(0).map_err(error)?;
         }
-        let mut sum = Sum::of(wanted.file);
+        let mut sum = Sum::like(&wanted.file.hash, wanted.file.size);
         let mut done = summed(&mut out, &mut sum, advanced).map_err(error)?;
         let pace = self.http.pace();
         let (mut left, mut pause) = (pace.tries, pace.pause);
@@ -191,7 +153,7 @@ impl Hub {
         let error = |e: io::Error| FileError::new("write", incomplete, e);
         let mut ask = Ask::get(file_url(self, repo, commit, path));
         if *done > 0 {
-            ask.headers.push(("range", format!("bytes={done}-")));
+            ask.headers.push(("range".into(), format!("bytes={done}-")));
         }
         let about = About::File(repo, path);
         let answer = self.http.ask_about(&ask, about, self.settings.token_is_variable)?;
@@ -202,7 +164,7 @@ impl Hub {
         if *done > 0 && !continues {
             // A server that does not know of ranges sends all of it.
             let _ = advanced(-signed(*done));
-            (*sum, *done) = (Sum::of(file), 0);
+            (*sum, *done) = (Sum::like(&file.hash, file.size), 0);
             out.set_len(0).and_then(|()| out.seek(SeekFrom::Start(0))).map_err(error)?;
         }
         let (mut reader, mut piece) = (answer.into_reader(), vec![0; PIECE]);

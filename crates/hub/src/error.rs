@@ -202,6 +202,86 @@ pub enum HubError {
         /// Weights of another kind.
         found: Option<String>,
     },
+    /// A folder that is not to be pushed.
+    #[error("`{}` holds neither an adapter nor a model: no `adapter_config.json`, no `config.json`", folder.display())]
+    NotAModel {
+        /// The folder.
+        folder: PathBuf,
+    },
+    /// A path that is to come along means nothing.
+    #[error("`{}` has nothing that `{path}` means", folder.display())]
+    NotThere {
+        /// The folder.
+        folder: PathBuf,
+        /// The path.
+        path: String,
+    },
+    /// Everything stays.
+    #[error("nothing of `{}` may be sent", folder.display())]
+    NothingToSend {
+        /// The folder.
+        folder: PathBuf,
+    },
+    /// A file was written while it was read.
+    #[error("`{}` changed while it was sent; nothing was published", path.display())]
+    FileChanged {
+        /// The file.
+        path: PathBuf,
+    },
+    /// Private was asked for, and everyone sees it.
+    #[error("`{}` is there already, and public", repo.id())]
+    Public {
+        /// The repository.
+        repo: RepoName,
+    },
+    /// A commit or a tag stays what it is.
+    #[error("`{}` of `{}` is no branch", repo.revision(), repo.id())]
+    NoBranch {
+        /// The repository at that revision.
+        repo: RepoName,
+    },
+    /// Others were faster, again and again.
+    #[error("`{repo}` got another commit each time that this one was ready; nothing was published")]
+    Race {
+        /// The repository.
+        repo: RepoName,
+    },
+    /// The token reads only.
+    #[error("the token of `{account}` may read and not write")]
+    ReadOnly {
+        /// The account.
+        account: String,
+        /// Whether a variable gave it.
+        is_variable: bool,
+    },
+    /// The namespace is another's.
+    #[error("`{account}` may not write to `{}`{}", repo.id(), if orgs.is_empty() { String::new() } else { format!(", only as itself or for {}", orgs.join(", ")) })]
+    NotOwner {
+        /// The repository.
+        repo: RepoName,
+        /// The account.
+        account: String,
+        /// Its organisations.
+        orgs: Vec<String>,
+    },
+    /// The account could, and this token may not.
+    #[error("the token of `{account}` may not write to `{}`: {message}", repo.id())]
+    MayNotWrite {
+        /// The repository.
+        repo: RepoName,
+        /// The account.
+        account: String,
+        /// What the Hub said.
+        message: String,
+    },
+    /// The Hub looked at the commit and does not want it.
+    #[error("`{repo}` does not take the commit: {message}")]
+    Refused {
+        /// The repository.
+        repo: RepoName,
+        /// What the Hub said.
+        message: String,
+    },
 }
 
 impl HubError {
@@ -250,6 +330,38 @@ impl HubError {
             }
             Self::Repo { .. } => "tell its owner, or name another revision: `org/name@revision`",
             Self::NoWeights { .. } => "name a model, or an adapter that PEFT saved",
+            Self::NotAModel { .. } => {
+                "name the output folder of `danlu train` or `danlu merge`; an adapter is there when the training has ended"
+            }
+            Self::NotThere { .. } => {
+                "paths are those within the folder; a `*` means neither a `/` nor the dot that hides a file"
+            }
+            Self::NothingToSend { .. } => "`--dry-run` lists what stays, and why",
+            Self::FileChanged { .. } => "let the program that writes it end, then push again",
+            Self::Public { repo } => {
+                return Some(format!(
+                    "make `{}` private on its settings page, push to a new name, or leave `--private` out",
+                    repo.id()
+                ));
+            }
+            Self::NoBranch { .. } => "name a branch: one that is not there yet begins where the main one is",
+            Self::Race { .. } => "push again when nobody else does: what was sent is not sent again",
+            Self::ReadOnly { is_variable: true, .. } => {
+                "set `HF_TOKEN` to one that may write, from https://huggingface.co/settings/tokens"
+            }
+            Self::ReadOnly { .. } => {
+                "get one that may write at https://huggingface.co/settings/tokens, then `danlu login`"
+            }
+            Self::NotOwner { repo, account, .. } => {
+                return Some(format!(
+                    "push to `{account}/{}`, or offer it to the owner with `--create-pr`",
+                    repo.model()
+                ));
+            }
+            Self::MayNotWrite { .. } => {
+                "a fine-grained token needs the right to write to it: https://huggingface.co/settings/tokens"
+            }
+            Self::Refused { .. } => "nothing was published: mend what it names, then push again",
             Self::Stopped
             | Self::Name { .. }
             | Self::Variable { .. }

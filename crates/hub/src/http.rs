@@ -1,5 +1,6 @@
 //! Requests: redirected with care, repeated where that may help, with the token for nobody but the Hub itself.
 
+use std::borrow::Cow;
 use std::io::Read;
 use std::path::Path;
 use std::thread;
@@ -8,8 +9,9 @@ use std::time::Duration;
 use danlu_model::files::read_bounded;
 use ureq::http::{HeaderMap, Method, Request, StatusCode, Uri};
 use ureq::tls::{Certificate, PemItem, RootCerts, TlsConfig};
-use ureq::{Agent, Body, Proxy, Timeout};
+use ureq::{Agent, Body, Proxy, SendBody, Timeout};
 
+use crate::slice::Slice;
 use crate::{Endpoint, HubError, Token};
 
 /// Redirects of one request at most.
@@ -47,14 +49,33 @@ pub(crate) struct Ask<'a> {
     pub method: Method,
     /// An address of the Hub, or one that it gave.
     pub url: String,
-    pub headers: Vec<(&'static str, String)>,
-    pub body: Option<&'a [u8]>,
+    pub headers: Vec<(Cow<'static, str>, String)>,
+    pub load: Load<'a>,
 }
 
-impl Ask<'_> {
+/// What a request brings.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Load<'a> {
+    Nothing,
+    Bytes(&'a [u8]),
+    Slice(&'a Slice<'a>),
+}
+
+impl<'a> Ask<'a> {
     /// Reads what is at `url`.
     pub fn get(url: impl Into<String>) -> Self {
-        Self { method: Method::GET, url: url.into(), headers: Vec::new(), body: None }
+        Self { method: Method::GET, url: url.into(), headers: Vec::new(), load: Load::Nothing }
+    }
+
+    /// Brings `bytes` of a kind such as `application/json`.
+    pub fn post(url: impl Into<String>, kind: &str, bytes: &'a [u8]) -> Self {
+        let headers = vec![(Cow::Borrowed("content-type"), kind.to_owned())];
+        Self { method: Method::POST, url: url.into(), headers, load: Load::Bytes(bytes) }
+    }
+
+    /// Puts a part of a file there.
+    pub fn put(url: impl Into<String>, slice: &'a Slice<'a>) -> Self {
+        Self { method: Method::PUT, url: url.into(), headers: Vec::new(), load: Load::Slice(slice) }
     }
 
     /// The request in words: the address without its query, which may be signed.
@@ -80,6 +101,11 @@ impl Answer {
     /// A header's text.
     pub fn header(&self, name: &str) -> Option<&str> {
         self.headers.get(name)?.to_str().ok()
+    }
+
+    /// Whether the same request may do better later, and after which pause if the server names one.
+    pub fn is_passing(&self) -> Option<Option<Duration>> {
+        is_passing(self.status).then(|| retry_after(self))
     }
 
     /// The body, as it arrives.
@@ -144,24 +170,21 @@ impl Http {
         let mut pause = self.pace.pause;
         for tried in 1..=self.pace.tries {
             let outcome = self.once(ask);
-            let (reason, wait, is_last) = match &outcome {
-                Ok(answer) if is_passing(answer.status) => (
-                    answer.status.to_string(),
-                    retry_after(answer).unwrap_or(pause),
-                    tried == self.pace.tries,
-                ),
+            let (reason, wait, tries) = match &outcome {
+                Ok(answer) => match answer.is_passing() {
+                    Some(wait) => (answer.status.to_string(), wait.unwrap_or(pause), self.pace.tries),
+                    None => return outcome,
+                },
                 // Without a network nobody wants to wait for long to be told.
-                Err(HubError::Connect { is_lost, reason, .. }) => (
-                    reason.clone(),
-                    pause,
-                    tried == if *is_lost { self.pace.tries } else { self.pace.tries.min(2) },
-                ),
-                _ => return outcome,
+                Err(HubError::Connect { is_lost, reason, .. }) => {
+                    (reason.clone(), pause, if *is_lost { self.pace.tries } else { self.pace.tries.min(2) })
+                }
+                Err(_) => return outcome,
             };
             if wait > self.pace.longest {
                 return Err(HubError::Busy { host: ask.host(), wait });
             }
-            if is_last {
+            if tried == tries {
                 return outcome;
             }
             tracing::info!("{}: {reason}; trying again in {:.1} s", ask.words(), wait.as_secs_f64());
@@ -171,8 +194,11 @@ impl Http {
         unreachable!("the last try returns")
     }
 
-    /// One try, with its redirects.
-    fn once(&self, ask: &Ask<'_>) -> Result<Answer, HubError> {
+    /// One try, with its redirects: for what must not be done twice.
+    ///
+    /// # Errors
+    /// If nobody answers.
+    pub fn once(&self, ask: &Ask<'_>) -> Result<Answer, HubError> {
         let mut url = ask.url.clone();
         for _ in 0..=REDIRECTS {
             let answer = self.send(ask, &url)?;
@@ -199,17 +225,27 @@ impl Http {
     fn send(&self, ask: &Ask<'_>, url: &str) -> Result<Answer, HubError> {
         let mut request = Request::builder().method(ask.method.clone()).uri(url);
         for (name, value) in &ask.headers {
-            request = request.header(*name, value);
+            request = request.header(&**name, value);
         }
-        // Whoever the Hub redirects to has no business with the token.
-        if let Some(token) = self.token.as_ref().filter(|_| origin(url) == origin(self.endpoint.as_str())) {
+        // Whoever the Hub redirects to has no business with the token, and who names another is taken at their word.
+        let is_hub = origin(url) == origin(self.endpoint.as_str());
+        let has_other = ask.headers.iter().any(|(name, _)| name.eq_ignore_ascii_case("authorization"));
+        if let Some(token) = self.token.as_ref().filter(|_| is_hub && !has_other) {
             request = request.header("authorization", token.bearer());
         }
         let fault = |fault: String| HubError::Answer { host: ask.host(), request: ask.words(), fault };
         let no_address = |_| fault("an address that cannot be asked".to_owned());
-        let answer = match ask.body {
-            Some(bytes) => self.agent.run(request.body(bytes).map_err(no_address)?),
-            None => self.agent.run(request.body(()).map_err(no_address)?),
+        let answer = match ask.load {
+            Load::Nothing => self.agent.run(request.body(()).map_err(no_address)?),
+            Load::Bytes(bytes) => self.agent.run(request.body(bytes).map_err(no_address)?),
+            Load::Slice(slice) => {
+                let request = request.header("content-length", slice.len);
+                let mut reader = slice.reader();
+                let body = SendBody::from_reader(&mut reader);
+                let answer = self.agent.run(request.body(body).map_err(no_address)?);
+                reader.end(answer.as_ref().is_ok_and(|answer| answer.status().is_success()))?;
+                answer
+            }
         };
         let answer = answer.map_err(|error| {
             let host = origin(url).map_or_else(|| ask.host(), |(_, host)| host);
@@ -251,6 +287,13 @@ fn is_passing(status: StatusCode) -> bool {
 /// The seconds of `Retry-After`.
 fn retry_after(answer: &Answer) -> Option<Duration> {
     answer.header("retry-after")?.trim().parse().ok().map(Duration::from_secs)
+}
+
+/// Whether an address that the Hub gives may be asked: by HTTP, and encrypted where the Hub is.
+pub(crate) fn is_address(url: &str, endpoint: &Endpoint) -> bool {
+    let is_encrypted = |url: &str| origin(url).is_some_and(|(scheme, _)| scheme == "https");
+    joined(endpoint.as_str(), url).is_some_and(|same| same == url)
+        && (is_encrypted(url) || !is_encrypted(endpoint.as_str()))
 }
 
 /// Scheme, and host with port.

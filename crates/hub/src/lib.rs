@@ -3,6 +3,9 @@
 //! A [`RepoName`] such as `org/name@revision` becomes a folder: from the cache without a byte of traffic, or by
 //! [`Hub::pull`], which fetches what danlu reads, several files at a time, and verifies every one. The layout, the
 //! locks and the variables are those of `huggingface_hub`, so that either side finds what the other fetched.
+//!
+//! The other way a [`Parcel`] says what of a folder goes and what stays, [`Hub::differences`] what a repository lacks of
+//! it, and [`Hub::push`] sends that as one commit.
 
 mod account;
 mod blob;
@@ -12,8 +15,11 @@ mod http;
 mod listing;
 mod name;
 mod pull;
+mod push;
 mod refusal;
 mod settings;
+mod slice;
+mod sum;
 mod token;
 mod wanted;
 
@@ -22,10 +28,11 @@ pub use error::HubError;
 pub use http::Pace;
 pub use name::RepoName;
 pub use pull::{Extent, Pulled, Transfer};
+pub use push::{Differences, Left, Parcel, ParcelFile, ParcelOptions, PushOptions, Pushed, Reason, Stage};
 pub use settings::{Endpoint, HubSettings};
 pub use token::Token;
 
-use crate::http::Http;
+use crate::http::{Ask, Http};
 
 /// A connection to one Hub, and the cache of what came from it.
 #[derive(Debug)]
@@ -55,6 +62,11 @@ impl Hub {
     /// The settings.
     pub fn settings(&self) -> &HubSettings {
         &self.settings
+    }
+
+    /// The Hub's host.
+    fn host(&self) -> String {
+        Ask::get(self.http.endpoint().as_str()).host()
     }
 
     /// Refuses what needs the network where the settings forbid it; `what` is a sentence's object.

@@ -21,6 +21,8 @@ const ESCAPED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'
 pub(crate) struct Listing {
     /// The commit, 40 hexadecimal digits.
     pub commit: String,
+    /// Whether others may see it, where the Hub tells.
+    pub private: Option<bool>,
     /// Its files by path.
     pub files: BTreeMap<String, RemoteFile>,
 }
@@ -55,6 +57,7 @@ impl Hash {
 #[derive(Deserialize)]
 struct Revision {
     sha: String,
+    private: Option<bool>,
 }
 
 #[derive(Deserialize)]
@@ -83,7 +86,7 @@ impl Hub {
         let http = self.online(|| format!("`{repo}`"))?;
         let api = format!("{}/api/models/{}", http.endpoint(), repo.id());
         let ask = Ask::get(format!("{api}/revision/{}", escaped(repo.revision())));
-        let Revision { sha: commit } = self.json(&ask, About::Repo(repo))?;
+        let Revision { sha: commit, private } = self.json(&ask, About::Repo(repo))?;
         if !is_hex(&commit, 40) {
             return Err(fault(&ask, "the commit is not 40 hexadecimal digits".to_owned()));
         }
@@ -107,7 +110,7 @@ impl Hub {
         if next.is_some() {
             return Err(fault(&ask, format!("a listing of more than {PAGES} pages")));
         }
-        Ok(Listing { commit, files })
+        Ok(Listing { commit, private, files })
     }
 
     /// Asks for JSON.
@@ -142,7 +145,8 @@ pub(crate) fn file_url(hub: &Hub, repo: &RepoName, commit: &str, path: &str) -> 
     format!("{}/{}/resolve/{commit}/{}", hub.http.endpoint(), repo.id(), path.join("/"))
 }
 
-fn fault(ask: &Ask<'_>, fault: String) -> HubError {
+/// An answer that the Hub does not give.
+pub(crate) fn fault(ask: &Ask<'_>, fault: String) -> HubError {
     HubError::Answer { host: ask.host(), request: ask.words(), fault }
 }
 
@@ -151,7 +155,8 @@ pub(crate) fn escaped(text: &str) -> String {
     utf8_percent_encode(text, ESCAPED).to_string()
 }
 
-fn is_hex(text: &str, len: usize) -> bool {
+/// Whether `text` is so many lower-case hexadecimal digits.
+pub(crate) fn is_hex(text: &str, len: usize) -> bool {
     text.len() == len && text.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
 }
 

@@ -19,7 +19,7 @@ use crate::{Hub, HubError, RepoName};
 const AT_ONCE: usize = 8;
 
 /// Least time between two words about progress.
-const BETWEEN: Duration = Duration::from_millis(100);
+pub(crate) const BETWEEN: Duration = Duration::from_millis(100);
 
 /// How much of a model is asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

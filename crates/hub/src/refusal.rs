@@ -28,7 +28,20 @@ impl Http {
         about: About<'_>,
         token_is_variable: bool,
     ) -> Result<Answer, HubError> {
-        let mut answer = self.ask(ask)?;
+        self.judged(self.ask(ask)?, ask, about, token_is_variable)
+    }
+
+    /// An answer of success, or what any other means.
+    ///
+    /// # Errors
+    /// If it is no success.
+    pub fn judged(
+        &self,
+        mut answer: Answer,
+        ask: &Ask<'_>,
+        about: About<'_>,
+        token_is_variable: bool,
+    ) -> Result<Answer, HubError> {
         if answer.status.is_success() {
             return Ok(answer);
         }
@@ -65,7 +78,7 @@ impl Http {
 }
 
 /// What the server said, in one short line.
-fn message(answer: &mut Answer) -> String {
+pub(crate) fn message(answer: &mut Answer) -> String {
     let said = answer.header("x-error-message").map(str::to_owned);
     let said = said.or_else(|| {
         let body: serde_json::Value = serde_json::from_slice(&answer.bytes().ok()?).ok()?;

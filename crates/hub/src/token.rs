@@ -80,7 +80,12 @@ impl Token {
 
     /// Whether `bytes` hold the token.
     pub fn is_in(&self, bytes: &[u8]) -> bool {
-        bytes.windows(self.0.len()).any(|window| window == self.0.as_bytes())
+        self.position_in(bytes).is_some()
+    }
+
+    /// Where in `bytes` it begins.
+    pub(crate) fn position_in(&self, bytes: &[u8]) -> Option<usize> {
+        bytes.windows(self.0.len()).position(|window| window == self.0.as_bytes())
     }
 }
 

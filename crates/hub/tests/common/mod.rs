@@ -1,6 +1,8 @@
 //! A stand-in of the Hub, and a client of it with a cache of its own.
 #![allow(dead_code, reason = "every test file uses a part")]
 
+pub mod push;
+
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -43,8 +45,11 @@ impl Scene {
     }
 
     pub fn settings(&self, token: Option<&str>) -> HubSettings {
-        let endpoint = self.server.endpoint();
-        let home = self.home.path().to_owned();
+        Self::settings_of(&self.server, self.home.path(), token)
+    }
+
+    pub fn settings_of(server: &StandIn, home: &Path, token: Option<&str>) -> HubSettings {
+        let (endpoint, home) = (server.endpoint(), home.to_owned());
         let var = |name: &str| match name {
             "HF_ENDPOINT" => Some(endpoint.clone().into()),
             "HF_HOME" => Some(home.clone().into()),

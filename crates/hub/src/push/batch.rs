@@ -1,0 +1,164 @@
+//! Where large files go: git-lfs's batch call, read with care.
+
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use super::large::Object;
+use crate::http::{Ask, is_address};
+use crate::listing::fault;
+use crate::refusal::About;
+use crate::{Hub, HubError, PushOptions, RepoName};
+
+/// Objects asked for at a time.
+const AT_A_TIME: usize = 100;
+
+/// Parts of a file at most, as storages have it.
+const MOST_PARTS: u64 = 10_000;
+
+/// Content type of git-lfs.
+pub(super) const LFS: &str = "application/vnd.git-lfs+json";
+
+/// Headers that a request has of its own.
+const OWN: [&str; 5] = ["content-length", "transfer-encoding", "host", "connection", "expect"];
+
+/// An address, and what is to be said there.
+#[derive(Clone, Debug)]
+pub(super) struct Target {
+    pub url: String,
+    pub headers: Vec<(Cow<'static, str>, String)>,
+}
+
+/// How an object is sent.
+#[derive(Clone, Debug)]
+pub(super) enum Way {
+    /// It is there already.
+    There,
+    /// In one piece.
+    Whole(Target),
+    /// In parts of so many bytes, which are then declared to be it.
+    Parts { size: u64, urls: Vec<String>, complete: String },
+}
+
+/// What the batch says of an object.
+#[derive(Clone, Debug)]
+pub(super) struct Route {
+    pub way: Way,
+    /// Whom to tell when it has arrived.
+    pub verify: Option<Target>,
+}
+
+#[derive(Deserialize)]
+struct Batch {
+    objects: Vec<BatchObject>,
+}
+
+#[derive(Deserialize)]
+struct BatchObject {
+    oid: String,
+    error: Option<Value>,
+    actions: Option<Actions>,
+}
+
+#[derive(Deserialize)]
+struct Actions {
+    upload: Option<Action>,
+    verify: Option<Action>,
+}
+
+#[derive(Deserialize)]
+struct Action {
+    href: String,
+    #[serde(default)]
+    header: Option<BTreeMap<String, Value>>,
+}
+
+impl Hub {
+    /// Asks how each object is to be sent.
+    pub(super) fn routes(
+        &self,
+        repo: &RepoName,
+        options: &PushOptions,
+        objects: &[&Object<'_>],
+    ) -> Result<Vec<Route>, HubError> {
+        let url = format!("{}/{}.git/info/lfs/objects/batch", self.http.endpoint(), repo.id());
+        let mut routes = Vec::new();
+        for objects in objects.chunks(AT_A_TIME) {
+            let named: Vec<Value> = objects
+                .iter()
+                .map(|object| json!({ "oid": object.oid, "size": object.file.size() }))
+                .collect();
+            let mut wish = json!({
+                "operation": "upload",
+                "transfers": ["basic", "multipart"],
+                "hash_algo": "sha256",
+                "objects": named,
+            });
+            if !options.create_pr {
+                wish["ref"] = json!({ "name": repo.revision() });
+            }
+            let wish = wish.to_string();
+            let mut ask = Ask::post(&url, LFS, wish.as_bytes());
+            ask.headers.push(("accept".into(), LFS.to_owned()));
+            let batch: Batch = self.json(&ask, About::Repo(repo))?;
+            let told: BTreeMap<&str, &BatchObject> =
+                batch.objects.iter().map(|object| (object.oid.as_str(), object)).collect();
+            for object in objects {
+                let told = told.get(object.oid).ok_or_else(|| {
+                    fault(&ask, format!("nothing about the object of {:?}", object.file.path()))
+                })?;
+                routes.push(self.route(object, told).map_err(|reason| fault(&ask, reason))?);
+            }
+        }
+        Ok(routes)
+    }
+
+    fn route(&self, object: &Object<'_>, told: &BatchObject) -> Result<Route, String> {
+        let path = object.file.path();
+        if let Some(error) = &told.error {
+            let said = error["message"].as_str().unwrap_or("an error").chars().take(200);
+            return Err(format!("{path:?}: {}", said.filter(|c| !c.is_control()).collect::<String>()));
+        }
+        let Some(Actions { upload: Some(upload), verify }) = &told.actions else {
+            return Ok(Route { way: Way::There, verify: None });
+        };
+        let verify = verify.as_ref().map(|action| self.target(action)).transpose()?;
+        let header = |name: &str| upload.header.as_ref()?.get(name);
+        let Some(size) = header("chunk_size") else {
+            return Ok(Route { way: Way::Whole(self.target(upload)?), verify });
+        };
+        let size = size.as_u64().or_else(|| size.as_str()?.parse().ok()).filter(|&size| size > 0);
+        let Some(size) = size else { return Err(format!("the parts of {path:?} have no size")) };
+        let mut urls: Vec<(u64, String)> = Vec::new();
+        for (name, value) in upload.header.iter().flatten() {
+            if let (Ok(number), Some(url)) = (name.parse(), value.as_str()) {
+                urls.push((number, self.address(url)?));
+            }
+        }
+        urls.sort();
+        let count = object.file.size().div_ceil(size);
+        let is_whole = urls.iter().map(|&(number, _)| number).eq(1..=count);
+        if !is_whole || count > MOST_PARTS {
+            return Err(format!("{} addresses for the {count} parts of {path:?}", urls.len()));
+        }
+        let urls = urls.into_iter().map(|(_, url)| url).collect();
+        Ok(Route { way: Way::Parts { size, urls, complete: self.address(&upload.href)? }, verify })
+    }
+
+    fn target(&self, action: &Action) -> Result<Target, String> {
+        let own = |name: &str| OWN.iter().any(|own| own.eq_ignore_ascii_case(name));
+        let headers = action.header.iter().flatten().filter(|(name, _)| !own(name));
+        let headers =
+            headers.filter_map(|(name, value)| Some((name.clone().into(), value.as_str()?.to_owned())));
+        Ok(Target { url: self.address(&action.href)?, headers: headers.collect() })
+    }
+
+    fn address(&self, url: &str) -> Result<String, String> {
+        match is_address(url, self.http.endpoint()) {
+            true => Ok(url.to_owned()),
+            false => Err("an address to send to that is none, or not encrypted".to_owned()),
+        }
+    }
+}

@@ -1,0 +1,95 @@
+//! Paths of the simple kind that names what is to come along: `run.toml`, `*.jsonl`, `runs/*`.
+
+use std::ops::Range;
+use std::str::FromStr;
+
+/// A path with `*` and `?`, neither of which stands for a `/` or for the dot that hides a file.
+///
+/// Without a `/` it means a name in whatever folder. A folder that it means comes with all that is in it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Pattern {
+    parts: Vec<String>,
+    anywhere: bool,
+}
+
+impl FromStr for Pattern {
+    type Err = std::convert::Infallible;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let trimmed = text.trim_start_matches("./").trim_end_matches('/');
+        let parts: Vec<String> = trimmed.split('/').map(str::to_owned).collect();
+        Ok(Self { anywhere: parts.len() == 1, parts })
+    }
+}
+
+impl Pattern {
+    /// Which of the path's `parts` it names: as many ranges as there are ways to read it, none if it does not mean it.
+    pub fn named(&self, parts: &[&str]) -> Vec<Range<usize>> {
+        let starts = if self.anywhere { 0..parts.len() } else { 0..1 };
+        let ranges = starts.map(|start| start..start + self.parts.len());
+        let is_named = |range: &Range<usize>| {
+            let named = parts.get(range.clone());
+            named.is_some_and(|named| self.parts.iter().zip(named).all(|(one, part)| is_match(one, part)))
+        };
+        ranges.filter(is_named).collect()
+    }
+}
+
+fn is_match(pattern: &str, name: &str) -> bool {
+    if name.starts_with('.') && !pattern.starts_with('.') {
+        return false;
+    }
+    let (pattern, name): (Vec<char>, Vec<char>) = (pattern.chars().collect(), name.chars().collect());
+    // Where the last star stood, and how far the name was then: from there another try is made.
+    let (mut p, mut n, mut star) = (0, 0, None);
+    while n < name.len() {
+        match pattern.get(p) {
+            Some('*') => {
+                star = Some((p, n));
+                p += 1;
+            }
+            Some(&c) if c == '?' || c == name[n] => {
+                p += 1;
+                n += 1;
+            }
+            _ => {
+                let Some((at, from)) = star else { return false };
+                star = Some((at, from + 1));
+                p = at + 1;
+                n = from + 1;
+            }
+        }
+    }
+    pattern[p..].iter().all(|&c| c == '*')
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn named(pattern: &str, path: &str) -> Vec<Range<usize>> {
+        let pattern: Pattern = pattern.parse().unwrap();
+        pattern.named(&path.split('/').collect::<Vec<_>>())
+    }
+
+    #[test]
+    fn a_pattern_means_names_paths_and_folders() {
+        assert_eq!(named("run.toml", "run.toml"), [0..1]);
+        assert_eq!(named("run.toml", "a/run.toml"), [1..2]);
+        assert_eq!(named("./a/run.toml", "a/run.toml"), [0..2]);
+        assert!(named("a/run.toml", "b/a/run.toml").is_empty());
+        assert_eq!(named("checkpoint-*/", "checkpoint-3/deep/x"), [0..1]);
+        assert_eq!(named("*.js?nl", "a.b.jsonl"), [0..1]);
+        assert_eq!(named("a/*", "a/b/c"), [0..2]);
+        assert_eq!(named("*a*b*", "xxaxxbaxb"), [0..1]);
+        assert!(named("*a*b", "xxaxxbax").is_empty());
+        assert_eq!(named("甄*", "甄嬛.txt"), [0..1]);
+        assert!(named("", "x").is_empty());
+        // No star brings what is hidden.
+        assert!(named("*", ".env").is_empty());
+        assert_eq!(named(".e*", ".env"), [0..1]);
+        assert_eq!(named("*", "a/.b/c"), [0..1, 2..3]);
+        // Stars do not take forever.
+        assert!(named(&"*a".repeat(200), &"a".repeat(199)).is_empty());
+    }
+}

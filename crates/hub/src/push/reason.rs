@@ -1,0 +1,194 @@
+//! What stays at home, and why.
+
+use std::fmt;
+
+use danlu_model::files::TEMPORARY_PREFIX;
+
+/// Why a file does not go to the Hub.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Reason {
+    /// A checkpoint: what a run needs to go on.
+    Checkpoint,
+    /// Optimizer, schedule or random state; a pickle.
+    TrainerState,
+    /// A log or a list of measurements.
+    Log,
+    /// A cache.
+    Cache,
+    /// A leftover of a write, a lock, an editor's copy.
+    Temporary,
+    /// Its name begins with a dot, as that of `.env`.
+    Hidden,
+    /// A key or a password by its name.
+    Key,
+    /// It names folders of this machine.
+    RunFile,
+    /// It holds records to train on, or to measure with.
+    Data,
+    /// Something that looks like a token or a private key stands in it.
+    Token {
+        /// The line, from one.
+        line: u64,
+    },
+    /// A link out of the folder, to a folder or to nothing.
+    Link,
+    /// Neither a file nor a folder.
+    Special,
+    /// A name that a repository cannot have.
+    Name,
+}
+
+impl fmt::Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Checkpoint => "a checkpoint",
+            Self::TrainerState => "state of a training run",
+            Self::Log => "a log",
+            Self::Cache => "a cache",
+            Self::Temporary => "a temporary file",
+            Self::Hidden => "hidden",
+            Self::Key => "a key or a password by its name",
+            Self::RunFile => "it names folders of this machine",
+            Self::Data => "training or evaluation data",
+            Self::Token { line } => {
+                return write!(f, "line {line} looks like an access token or a private key");
+            }
+            Self::Link => "a link that leads out of the folder, to a folder or to nothing",
+            Self::Special => "neither a file nor a folder",
+            Self::Name => "a name that a repository cannot have",
+        })
+    }
+}
+
+impl Reason {
+    /// Why a folder of this name stays.
+    pub(crate) fn of_folder(name: &str) -> Option<Self> {
+        let lower = name.to_lowercase();
+        Some(match lower.as_str() {
+            name if name.starts_with('.') => Self::Hidden,
+            name if name.starts_with("checkpoint-") => Self::Checkpoint,
+            name if is_step(name, "global_step") => Self::Checkpoint,
+            "runs" | "logs" | "log" | "wandb" | "mlruns" | "lightning_logs" | "tensorboard" => Self::Log,
+            "cache" | "__pycache__" | "node_modules" => Self::Cache,
+            "tmp" | "temp" => Self::Temporary,
+            _ => return None,
+        })
+    }
+
+    /// Why a file of this name stays.
+    pub(crate) fn of_file(name: &str) -> Option<Self> {
+        let lower = name.to_lowercase();
+        let (stem, end) = lower.rsplit_once('.').unwrap_or((&lower, ""));
+        let begins = |all: &[&str]| all.iter().any(|begin| lower.starts_with(begin));
+        let is_log = || begins(&["history", "metrics", "log", "train_log", "nohup"]);
+        Some(match (stem, end) {
+            _ if name.starts_with(TEMPORARY_PREFIX) || lower.ends_with('~') => Self::Temporary,
+            _ if name.starts_with('.') => Self::Hidden,
+            (_, "pem" | "key" | "p12" | "pfx" | "jks" | "keystore" | "gpg" | "ppk" | "env" | "netrc") => {
+                Self::Key
+            }
+            (_, "" | "pub") if lower.starts_with("id_") => Self::Key,
+            ("token" | "tokens" | "secret" | "secrets" | "credentials" | "credential" | "password", _) => {
+                Self::Key
+            }
+            ("" | "_netrc" | "htpasswd" | "env", _) => Self::Key,
+            (_, "tmp" | "temp" | "lock" | "incomplete" | "part" | "swp" | "swo" | "bak" | "orig") => {
+                Self::Temporary
+            }
+            _ if begins(&["optimizer.", "optimizer_", "scheduler.", "rng_state", "random_states_"]) => {
+                Self::TrainerState
+            }
+            ("trainer_state" | "training_args" | "danlu_state" | "scaler", _) => Self::TrainerState,
+            (_, "pt" | "pth" | "ckpt" | "pkl" | "pickle") => Self::TrainerState,
+            _ if lower == "checksums.sha256" => Self::TrainerState,
+            (_, "log" | "out" | "err") => Self::Log,
+            _ if lower.contains("tfevents") => Self::Log,
+            (_, "jsonl") if is_log() => Self::Log,
+            ("metrics", "json" | "csv" | "tsv") => Self::Log,
+            (_, "pyc" | "pyo") => Self::Cache,
+            ("run", "toml") | ("merge_report", "json") => Self::RunFile,
+            ("held_out", "json") | ("skipped_records", "txt") => Self::Data,
+            (_, "jsonl" | "csv" | "tsv" | "parquet" | "arrow") => Self::Data,
+            _ => return None,
+        })
+    }
+
+    /// Whether only its own name, or that of the folder that is hidden, brings such a file along.
+    pub(crate) fn wants_its_name(self) -> bool {
+        matches!(self, Self::Hidden | Self::Key)
+    }
+
+    /// Whether nothing brings it along.
+    pub(crate) fn is_final(self) -> bool {
+        matches!(self, Self::Link | Self::Special | Self::Name)
+    }
+}
+
+fn is_step(name: &str, begin: &str) -> bool {
+    let digits = name.strip_prefix(begin);
+    digits.is_some_and(|digits| !digits.is_empty() && digits.bytes().all(|b| b.is_ascii_digit()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_tell_what_stays() {
+        for (name, reason) in [
+            ("optimizer.safetensors", Reason::TrainerState),
+            ("optimizer.pt", Reason::TrainerState),
+            ("scheduler.bin", Reason::TrainerState),
+            ("rng_state_0.pth", Reason::TrainerState),
+            ("training_args.bin", Reason::TrainerState),
+            ("trainer_state.json", Reason::TrainerState),
+            ("danlu_state.json", Reason::TrainerState),
+            ("history.jsonl", Reason::Log),
+            ("train.log", Reason::Log),
+            ("events.out.tfevents.1.host", Reason::Log),
+            (".danlu-tmp-1-config.json", Reason::Temporary),
+            ("model.safetensors.incomplete", Reason::Temporary),
+            (".env", Reason::Hidden),
+            (".gitignore", Reason::Hidden),
+            ("prod.env", Reason::Key),
+            ("env", Reason::Key),
+            ("id_rsa", Reason::Key),
+            ("ID_ED25519.PUB", Reason::Key),
+            ("server.pem", Reason::Key),
+            ("credentials.json", Reason::Key),
+            ("token", Reason::Key),
+            ("run.toml", Reason::RunFile),
+            ("merge_report.json", Reason::RunFile),
+            ("held_out.json", Reason::Data),
+            ("chat.jsonl", Reason::Data),
+        ] {
+            assert_eq!(Reason::of_file(name), Some(reason), "{name}");
+        }
+        for name in [
+            "adapter_config.json",
+            "adapter_model.safetensors",
+            "model-00001-of-00002.safetensors",
+            "model.safetensors.index.json",
+            "tokenizer.json",
+            "tokenizer.model",
+            "vocab.json",
+            "merges.txt",
+            "README.md",
+            "LICENSE",
+            "report.html",
+            "loss.svg",
+            "danlu.json",
+            "chat_template.jinja",
+            "modeling_x.py",
+            "id_map.json",
+            "甄嬛.png",
+        ] {
+            assert_eq!(Reason::of_file(name), None, "{name}");
+        }
+        assert_eq!(Reason::of_folder("checkpoint-12"), Some(Reason::Checkpoint));
+        assert_eq!(Reason::of_folder("Runs"), Some(Reason::Log));
+        assert_eq!(Reason::of_folder(".git"), Some(Reason::Hidden));
+        assert_eq!(Reason::of_folder("onnx"), None);
+    }
+}

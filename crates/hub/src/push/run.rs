@@ -1,0 +1,203 @@
+//! The course of a push: compare, send, commit; and again where another commit came first, or an answer was lost.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::thread;
+use std::time::Instant;
+
+use super::commit::{Committed, Uncommitted};
+use super::differences::compare;
+use super::large::Object;
+use super::mode::Mode;
+use crate::listing::Listing;
+use crate::pull::BETWEEN;
+use crate::{Hub, HubError, Parcel, ParcelFile, PushOptions, Pushed, RepoName, Stage, Transfer};
+
+/// How often another commit may come first.
+const RACES: u32 = 3;
+
+/// A push on its way.
+pub(super) struct Push<'a> {
+    hub: &'a Hub,
+    parcel: &'a Parcel,
+    repo: &'a RepoName,
+    options: &'a PushOptions,
+    modes: BTreeMap<String, Mode>,
+    /// Checksums of the objects that are in storage.
+    stored: BTreeSet<&'a str>,
+    /// Of the large files.
+    transfer: Transfer,
+    /// The files of the commit that was tried last.
+    tried: Vec<String>,
+    /// Bytes of those within it.
+    regular: u64,
+    /// Pull requests that were there before.
+    known: BTreeMap<String, String>,
+}
+
+type Progress<'p> = &'p mut dyn FnMut(Stage, Transfer);
+
+impl<'a> Push<'a> {
+    pub fn new(hub: &'a Hub, parcel: &'a Parcel, repo: &'a RepoName, options: &'a PushOptions) -> Self {
+        let transfer = Transfer { done: 0, total: 0, before: 0, files: 0 };
+        let (modes, stored, tried, regular, known) = Default::default();
+        Self { hub, parcel, repo, options, modes, stored, transfer, tried, regular, known }
+    }
+
+    /// Goes through with it.
+    pub fn run(mut self, progress: Progress<'_>) -> Result<Pushed, HubError> {
+        let Self { hub, repo, options, .. } = self;
+        let (mut listing, created) = hub.place(repo, options)?;
+        if options.create_pr {
+            self.known = hub.pull_requests(repo)?;
+        }
+        let first = listing.commit.clone();
+        let pace = hub.http.pace();
+        let (mut races, mut tries, mut pause) = (RACES, pace.tries, pace.pause);
+        let mut unchanged = None;
+        // Why the last try was in vain, where there will be no other.
+        let mut in_vain = None;
+        loop {
+            let lacking = self.lacking(&listing, &mut unchanged, progress)?;
+            let (files, ignored) = self.wanted(&lacking)?;
+            let done = |push: &Self, made: Committed| Pushed {
+                commit: made.commit,
+                url: format!("{}/{}", hub.http.endpoint(), repo.id()),
+                pull_request: made.pull_request,
+                created,
+                sent: push.transfer.fetched() + push.regular,
+                files: push.tried.clone(),
+                unchanged: unchanged.unwrap_or(0),
+                ignored,
+            };
+            if files.is_empty() {
+                if listing.commit == first {
+                    self.tried.clear();
+                }
+                return Ok(done(&self, Committed { commit: listing.commit, pull_request: None }));
+            }
+            if let Some(error) = in_vain {
+                return Err(error);
+            }
+            self.send(&files, progress)?;
+            self.tried = files.iter().map(|(file, _)| file.path().to_owned()).collect();
+            let (error, is_last, wait) = match hub.commit(repo, options, &listing.commit, &files) {
+                Ok(made) => return Ok(done(&self, made)),
+                Err(Uncommitted::Refused(error)) => return Err(error),
+                Err(Uncommitted::Race) => {
+                    races -= 1;
+                    (HubError::Race { repo: repo.clone() }, races == 0, pause)
+                }
+                Err(Uncommitted::Unknown(error, wait)) => {
+                    tries -= 1;
+                    (error, tries == 0, wait.unwrap_or(pause))
+                }
+            };
+            tracing::info!("{error}; looking whether the commit was made");
+            in_vain = match wait > pace.longest {
+                true => Some(HubError::Busy { host: hub.host(), wait }),
+                false => is_last.then_some(error),
+            };
+            thread::sleep(if in_vain.is_some() { pause } else { wait });
+            pause *= 2;
+            if let Some(made) = self.proposed()? {
+                return Ok(done(&self, made));
+            }
+            listing = hub.list(repo)?;
+        }
+    }
+
+    /// The files that a commit lacks; `unchanged` is told how many the first had.
+    fn lacking(
+        &self,
+        listing: &Listing,
+        unchanged: &mut Option<usize>,
+        progress: Progress<'_>,
+    ) -> Result<Vec<&'a ParcelFile>, HubError> {
+        let mut spoken = Spoken::default();
+        let heard = &mut |transfer| spoken.say(&mut *progress, Stage::Reading, transfer);
+        let compared = compare(self.parcel, Some(listing), heard)?;
+        unchanged.get_or_insert(compared.unchanged.len());
+        Ok(compared.new.into_iter().chain(compared.changed).collect())
+    }
+
+    /// The files that the Hub wants, and how; and those that it leaves out.
+    fn wanted(
+        &mut self,
+        lacking: &[&'a ParcelFile],
+    ) -> Result<(Vec<(&'a ParcelFile, Mode)>, Vec<String>), HubError> {
+        self.hub.modes(self.repo, self.options, lacking, &mut self.modes)?;
+        let (mut files, mut ignored) = (Vec::new(), Vec::new());
+        for &file in lacking {
+            match self.modes[file.path()] {
+                Mode::Ignored => ignored.push(file.path().to_owned()),
+                mode => files.push((file, mode)),
+            }
+        }
+        Ok((files, ignored))
+    }
+
+    /// Sends the large ones of `files` that are not in storage.
+    fn send(&mut self, files: &[(&'a ParcelFile, Mode)], progress: Progress<'_>) -> Result<(), HubError> {
+        let of = |mode: Mode| files.iter().filter(move |(_, is)| *is == mode).map(|&(file, _)| file);
+        self.regular = of(Mode::Regular).map(ParcelFile::size).sum();
+        let mut spoken = Spoken::default();
+        let total = of(Mode::Large).map(ParcelFile::size).sum();
+        let mut read = Transfer { done: 0, total, before: 0, files: of(Mode::Large).count() };
+        let mut objects: Vec<Object<'a>> = Vec::new();
+        for file in of(Mode::Large) {
+            let oid = file.sha256(&mut |bytes| {
+                read.done += bytes;
+                spoken.say(&mut *progress, Stage::Reading, read);
+            })?;
+            // Two files of the same bytes are one object.
+            if self.stored.insert(oid) {
+                objects.push(Object::new(file, oid));
+                self.transfer.total += file.size();
+                self.transfer.files += 1;
+            }
+        }
+        let mut spoken = Spoken::default();
+        let transfer = &mut self.transfer;
+        self.hub.send_large(self.repo, self.options, &objects, &mut |bytes, was_there| {
+            transfer.done = transfer.done.saturating_add_signed(bytes);
+            if was_there {
+                transfer.before = transfer.before.saturating_add_signed(bytes);
+            }
+            spoken.say(&mut *progress, Stage::Sending, *transfer);
+        })?;
+        progress(Stage::Sending, self.transfer);
+        Ok(())
+    }
+
+    /// The pull request that was made without an answer that arrived.
+    fn proposed(&self) -> Result<Option<Committed>, HubError> {
+        if !self.options.create_pr {
+            return Ok(None);
+        }
+        for (name, commit) in self.hub.pull_requests(self.repo)? {
+            let number = name.strip_prefix("refs/pr/").and_then(|number| number.parse().ok());
+            let Some(number) = number.filter(|_| !self.known.contains_key(&name)) else { continue };
+            let listing = self.hub.list(&self.repo.at(&name)?)?;
+            let compared = compare(self.parcel, Some(&listing), &mut |_| {})?;
+            let is_lacking = |file: &&ParcelFile| self.tried.iter().any(|path| path == file.path());
+            if !compared.new.iter().chain(&compared.changed).any(is_lacking) {
+                let pull_request = Some(self.hub.pull_request_url(self.repo, number));
+                return Ok(Some(Committed { commit, pull_request }));
+            }
+        }
+        Ok(None)
+    }
+}
+
+/// Keeps progress from speaking too often.
+#[derive(Default)]
+struct Spoken(Option<Instant>);
+
+impl Spoken {
+    fn say(&mut self, progress: Progress<'_>, stage: Stage, transfer: Transfer) {
+        if self.0.is_none_or(|last| last.elapsed() >= BETWEEN) {
+            progress(stage, transfer);
+            self.0 = Some(Instant::now());
+        }
+    }
+}

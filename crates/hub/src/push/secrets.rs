@@ -1,0 +1,152 @@
+//! What looks like a secret in a file: access tokens and private keys by their shape, and the user's own token.
+
+use std::io::{self, Read};
+
+use crate::Token;
+use crate::sum::PIECE;
+
+/// How a token begins, how many letters and digits follow at least, and whether `_` and `-` stand among them.
+const SHAPES: [(&[u8], usize, bool); 13] = [
+    (b"hf_", 30, false),
+    (b"api_org_", 30, false),
+    (b"sk-", 20, true),
+    (b"sk_live_", 16, false),
+    (b"ghp_", 30, false),
+    (b"gho_", 30, false),
+    (b"ghs_", 30, false),
+    (b"github_pat_", 30, true),
+    (b"glpat-", 20, true),
+    (b"xoxb-", 20, true),
+    (b"xoxp-", 20, true),
+    (b"AKIA", 16, false),
+    (b"ASIA", 16, false),
+];
+
+/// What the head of a private key begins and ends with, and the most that stands between.
+const KEY: (&[u8], &[u8], usize) = (b"-----BEGIN ", b"PRIVATE KEY", 32);
+
+/// Kept of one piece for the next: longer than any token.
+const OVERLAP: usize = 8 << 10;
+
+/// The line, from one, of the first thing in what `reader` gives that looks like a secret.
+///
+/// # Errors
+/// If it cannot be read.
+pub(crate) fn find(mut reader: impl Read, own: Option<&Token>) -> io::Result<Option<u64>> {
+    let mut buffer: Vec<u8> = Vec::with_capacity(PIECE + OVERLAP);
+    // Line ends before the buffer.
+    let mut lines = 0;
+    loop {
+        let cut = buffer.len().saturating_sub(OVERLAP);
+        lines += line_ends(&buffer[..cut]);
+        // What stands before a token decides too: a byte of it stays.
+        buffer.drain(..cut);
+        let taken = reader.by_ref().take(PIECE as u64).read_to_end(&mut buffer)?;
+        if taken == 0 {
+            return Ok(None);
+        }
+        let found = position(&buffer, cut > 0).or_else(|| own?.position_in(&buffer));
+        if let Some(at) = found {
+            return Ok(Some(lines + line_ends(&buffer[..at]) + 1));
+        }
+    }
+}
+
+fn line_ends(bytes: &[u8]) -> u64 {
+    bytes.iter().filter(|&&byte| byte == b'\n').count() as u64
+}
+
+/// Where in `bytes` a secret begins; their first byte is none's beginning where others came `before`.
+fn position(bytes: &[u8], before: bool) -> Option<usize> {
+    (usize::from(before)..bytes.len()).find(|&at| match bytes[at] {
+        b'-' => is_key(&bytes[at..]),
+        b'h' | b'a' | b's' | b'g' | b'x' | b'A' => is_token(&bytes[at..], || is_start(bytes, at)),
+        _ => false,
+    })
+}
+
+/// Whether a word may begin at `at`: also behind the `\n` of a string and the `%20` of an address.
+fn is_start(bytes: &[u8], at: usize) -> bool {
+    let back = |n: usize| at.checked_sub(n).map(|at| bytes[at]);
+    !back(1).is_some_and(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_'))
+        || back(2) == Some(b'\\')
+        || back(3) == Some(b'%')
+}
+
+fn is_key(rest: &[u8]) -> bool {
+    let (begin, end, between) = KEY;
+    let Some(rest) = rest.strip_prefix(begin) else { return false };
+    rest[..rest.len().min(between + end.len())].windows(end.len()).any(|window| window == end)
+}
+
+fn is_token(rest: &[u8], is_start: impl Fn() -> bool) -> bool {
+    SHAPES.iter().any(|&(begin, least, with_dashes)| {
+        let Some(tail) = rest.strip_prefix(begin).and_then(|rest| rest.get(..least)) else { return false };
+        let is_dash = |byte: &u8| with_dashes && matches!(byte, b'_' | b'-');
+        // Neither words joined by dashes, as in `sk-learn-...`, nor the `hf_xxxx` of a manual.
+        tail.iter().all(|byte| byte.is_ascii_alphanumeric() || is_dash(byte))
+            && (!with_dashes || tail.iter().any(u8::is_ascii_digit))
+            && tail.iter().any(|byte| *byte != tail[0])
+            // What has a `_` in its beginning ends no other word.
+            && (begin.contains(&b'_') || is_start())
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn line(text: &[u8]) -> Option<u64> {
+        find(text, Some(&Token::new("my-own-token").unwrap())).unwrap()
+    }
+
+    #[test]
+    fn secrets_are_found_by_their_shape() {
+        // Put together here, so that no scanner takes this file for a leak.
+        let tail = "aB3dE6gH9jK2mN5pQ8sT1vW4yZ7bC0dE3fG6";
+        for begin in ["hf_", "sk-", "sk-proj-", "ghp_", "github_pat_", "glpat-", "xoxb-"] {
+            let text = format!("first\ntoken = \"{begin}{tail}\"\n");
+            assert_eq!(line(text.as_bytes()), Some(2), "{begin}");
+        }
+        assert_eq!(line(format!("{}{}", "hf_", "aBcDeFgHiJkLmNoPqRsTuVwXyZaBcDeFgH").as_bytes()), Some(1));
+        for before in ["Bearer%20", "\\n", "KEY=", "'", ""] {
+            assert_eq!(line(format!("{before}sk-{tail}").as_bytes()), Some(1), "{before}");
+            assert_eq!(line(format!("{before}hf_{tail}").as_bytes()), Some(1), "{before}");
+        }
+        assert_eq!(line(format!("{}{}", "AKIA", "ABCDEFGH12345678").as_bytes()), Some(1));
+        for kind in ["", "RSA ", "OPENSSH ", "ENCRYPTED "] {
+            let text = format!("\n\n-----BEGIN {kind}PRIVATE {}-----\n", "KEY");
+            assert_eq!(line(text.as_bytes()), Some(3), "{kind}");
+        }
+        assert_eq!(line(b"a\nb\nit is my-own-token\n"), Some(3));
+        assert_eq!(line(&[&[0xff, 0, 0xfe, b'\n'][..], b"hf_", tail.as_bytes()].concat()), Some(2));
+    }
+
+    #[test]
+    fn what_only_resembles_one_is_none() {
+        for text in [
+            "hf_token",
+            "hf_xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx",
+            "a task-a1b2c3d4e5f6g7h8i9j0k1l2m3",
+            "sk-learn-and-other-words-joined",
+            "-----BEGIN PUBLIC KEY-----",
+            "-----BEGIN CERTIFICATE-----",
+            "AKIA is short",
+            "hf_a_function_with_a_long_name_of_many_words",
+            "",
+        ] {
+            assert_eq!(line(text.as_bytes()), None, "{text}");
+        }
+    }
+
+    #[test]
+    fn a_secret_across_two_pieces_is_found() {
+        let token = format!("{}{}", "hf_", "aB3dE6gH9jK2mN5pQ8sT1vW4yZ7bC0dE3fG6");
+        for at in [PIECE - 5, PIECE - 1, PIECE, PIECE - OVERLAP, 2 * PIECE - 3] {
+            let mut text = vec![b'.'; 3 * PIECE];
+            text[10] = b'\n';
+            text[at..at + token.len()].copy_from_slice(token.as_bytes());
+            assert_eq!(line(&text), Some(2), "{at}");
+        }
+    }
+}

@@ -1,0 +1,89 @@
+//! A part of a file on its way: read while it is sent, as often as it takes.
+
+use std::fmt;
+use std::fs::File;
+use std::io::{self, Read};
+use std::os::unix::fs::FileExt;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use crate::HubError;
+use crate::push::ParcelFile;
+use crate::sum::Sum;
+
+/// A part of a file.
+pub(crate) struct Slice<'a> {
+    pub of: &'a ParcelFile,
+    pub file: &'a File,
+    pub start: u64,
+    pub len: u64,
+    /// Hears of every byte that is on its way, and of bytes taken back where a try failed.
+    pub advanced: &'a (dyn Fn(i64) + Sync),
+    /// Whether nobody waits for it any more.
+    pub stop: &'a AtomicBool,
+    /// SHA-256 of what the last try sent, where it is the whole file.
+    pub sent: Mutex<Option<String>>,
+}
+
+impl fmt::Debug for Slice<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} bytes of `{}` from {}", self.len, self.of.path(), self.start)
+    }
+}
+
+impl<'a> Slice<'a> {
+    /// Reads it from its beginning.
+    pub fn reader(&'a self) -> SliceReader<'a> {
+        let is_whole = self.start == 0 && self.len == self.of.size();
+        SliceReader { slice: self, done: 0, sum: is_whole.then(Sum::sha256) }
+    }
+}
+
+/// One try to send a [`Slice`].
+pub(crate) struct SliceReader<'a> {
+    slice: &'a Slice<'a>,
+    done: u64,
+    sum: Option<Sum>,
+}
+
+impl Read for SliceReader<'_> {
+    fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
+        let Slice { file, start, len, advanced, stop, .. } = self.slice;
+        if stop.load(Ordering::Relaxed) {
+            return Err(io::Error::other("stopped"));
+        }
+        let most = usize::try_from(len - self.done).unwrap_or(usize::MAX).min(out.len());
+        if most == 0 {
+            return Ok(0);
+        }
+        let n = file.read_at(&mut out[..most], start + self.done)?;
+        if n == 0 {
+            return Err(io::Error::other("the file became shorter"));
+        }
+        if let Some(sum) = &mut self.sum {
+            sum.add(&out[..n]);
+        }
+        self.done += n as u64;
+        advanced(n as i64);
+        Ok(n)
+    }
+}
+
+impl SliceReader<'_> {
+    /// The end of a try: what was sent of one that failed is taken back.
+    ///
+    /// # Errors
+    /// If the file is another by now, or nobody waits for it.
+    pub fn end(self, is_success: bool) -> Result<(), HubError> {
+        let slice = self.slice;
+        if slice.stop.load(Ordering::Relaxed) {
+            return Err(HubError::Stopped);
+        }
+        if !is_success {
+            (slice.advanced)(-i64::try_from(self.done).unwrap_or(i64::MAX));
+        }
+        let sent = self.sum.filter(|_| self.done == slice.len).map(Sum::digits);
+        *slice.sent.lock().expect("nothing panics while it is held") = sent;
+        slice.of.check(slice.file)
+    }
+}

@@ -1,0 +1,74 @@
+//! Checksums as the Hub has them: git's of small files, SHA-256 of large ones.
+
+use sha1::Sha1;
+use sha2::{Digest, Sha256};
+
+use crate::listing::Hash;
+
+/// Bytes read at a time.
+pub(crate) const PIECE: usize = 1 << 20;
+
+/// A checksum being made.
+#[derive(Clone)]
+pub(crate) enum Sum {
+    Git(Sha1),
+    Sha256(Sha256),
+}
+
+impl Sum {
+    /// Git's, of a file of this size, before its first byte.
+    pub fn git(size: u64) -> Self {
+        Self::Git(Sha1::new_with_prefix(format!("blob {size}\0")))
+    }
+
+    /// SHA-256, before the first byte.
+    pub fn sha256() -> Self {
+        Self::Sha256(Sha256::new())
+    }
+
+    /// Of the same kind as `hash`, of a file of this size.
+    pub fn like(hash: &Hash, size: u64) -> Self {
+        match hash {
+            Hash::Git(_) => Self::git(size),
+            Hash::Sha256(_) => Self::sha256(),
+        }
+    }
+
+    pub fn add(&mut self, bytes: &[u8]) {
+        match self {
+            Self::Git(sum) => sum.update(bytes),
+            Self::Sha256(sum) => sum.update(bytes),
+        }
+    }
+
+    /// In hexadecimal digits.
+    pub fn digits(self) -> String {
+        match self {
+            Self::Git(sum) => hex(&sum.finalize()),
+            Self::Sha256(sum) => hex(&sum.finalize()),
+        }
+    }
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    // Expected: `git hash-object` and `sha256sum` of the same bytes.
+    #[test]
+    fn sums_are_those_of_git_and_of_sha256sum() {
+        for (sum, digits) in [
+            (Sum::git(6), "ce013625030ba8dba906f756967f9e9ca394464a"),
+            (Sum::sha256(), "5891b5b522d5df086d0ff0b110fbd9d21bb4fc7163af34d08286a2e846f6be03"),
+        ] {
+            let mut sum = sum;
+            sum.add(b"hel");
+            sum.add(b"lo\n");
+            assert_eq!(sum.digits(), digits);
+        }
+    }
+}

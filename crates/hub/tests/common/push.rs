@@ -1,0 +1,72 @@
+//! A folder to be pushed, and a Hub to push it to.
+
+use std::fs;
+use std::path::Path;
+
+use danlu_hub::{Hub, HubError, Parcel, ParcelOptions, PushOptions, Pushed};
+use danlu_hub_stand_in::StandIn;
+use tempfile::TempDir;
+
+use super::{Scene, repo};
+
+/// Bytes of each large file.
+pub const WEIGHTS: u64 = 300_000;
+
+/// An adapter's folder, and a stand-in where `me` may write with `hf_mine`.
+pub struct Desk {
+    pub server: StandIn,
+    pub home: TempDir,
+    folder: TempDir,
+}
+
+impl Desk {
+    pub fn new() -> Self {
+        Self::on(StandIn::start())
+    }
+
+    pub fn on(server: StandIn) -> Self {
+        server.add_user("me", "hf_mine");
+        let desk = Self { server, home: tempfile::tempdir().unwrap(), folder: tempfile::tempdir().unwrap() };
+        desk.write("adapter_config.json", b"{}");
+        desk.write("README.md", "# an adapter 甄".as_bytes());
+        desk.write("adapter_model.safetensors", &[7; WEIGHTS as usize]);
+        desk.write("deep/extra.safetensors", &[8; WEIGHTS as usize]);
+        desk
+    }
+
+    pub fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+
+    pub fn write(&self, path: &str, bytes: &[u8]) {
+        let path = self.folder().join(path);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, bytes).unwrap();
+    }
+
+    pub fn parcel(&self) -> Parcel {
+        Parcel::of(self.folder(), &ParcelOptions::default()).unwrap()
+    }
+
+    /// A client with the token, or another.
+    pub fn hub_with(&self, token: Option<&str>) -> Hub {
+        let scene = Scene::settings_of(&self.server, self.home.path(), token);
+        super::hub(scene)
+    }
+
+    pub fn hub(&self) -> Hub {
+        self.hub_with(Some("hf_mine"))
+    }
+
+    pub fn push(&self, name: &str) -> Result<Pushed, HubError> {
+        self.hub().push(&self.parcel(), &repo(name), &PushOptions::default(), &mut |_, _| {})
+    }
+
+    /// The repository holds the folder's files, byte for byte.
+    pub fn assert_whole(&self, id: &str, revision: &str) {
+        for file in self.parcel().files() {
+            let there = self.server.read(id, revision, file.path());
+            assert!(there == Some(fs::read(self.folder().join(file.path())).unwrap()), "{}", file.path());
+        }
+    }
+}

@@ -1,0 +1,279 @@
+//! A folder to the Hub and back.
+
+mod common;
+
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::path::Path;
+
+use common::push::{Desk, WEIGHTS};
+use common::repo;
+use danlu_hub::{HubError, Left, Parcel, ParcelOptions, PushOptions, Reason, Stage, Transfer};
+use danlu_hub_stand_in::{Host, StandIn};
+
+#[test]
+fn what_is_pushed_is_pulled_back_byte_for_byte() {
+    let desk = Desk::new();
+    let mut last = None;
+    let pushed = desk
+        .hub()
+        .push(&desk.parcel(), &repo("me/adapter"), &PushOptions::default(), &mut |stage, transfer| {
+            last = Some((stage, transfer));
+        })
+        .unwrap();
+    assert!(pushed.created && pushed.pull_request.is_none());
+    assert_eq!(pushed.url, format!("{}/me/adapter", desk.server.endpoint()));
+    assert_eq!(
+        pushed.files,
+        ["README.md", "adapter_config.json", "adapter_model.safetensors", "deep/extra.safetensors"]
+    );
+    assert_eq!((pushed.sent, pushed.unchanged), (desk.parcel().size(), 0));
+    let (stage, Transfer { done, total, before, files }) = last.unwrap();
+    assert_eq!((stage, done, total, before, files), (Stage::Sending, 2 * WEIGHTS, 2 * WEIGHTS, 0, 2));
+    desk.assert_whole("me/adapter", "main");
+    let commits = desk.server.commits("me/adapter");
+    assert_eq!(commits.len(), 2, "the repository's own, and one");
+    assert_eq!((commits[1].id.as_str(), commits[1].title.as_str()), (&*pushed.commit, "Upload with danlu"));
+    assert_eq!(desk.server.is_private("me/adapter"), Some(false));
+
+    let pulled = desk.hub().pull(&repo("me/adapter"), &mut |_| {}).unwrap();
+    assert_eq!(pulled.commit, pushed.commit);
+    for name in ["adapter_config.json", "adapter_model.safetensors"] {
+        assert_eq!(fs::read(pulled.folder.join(name)).unwrap(), fs::read(desk.folder().join(name)).unwrap());
+    }
+}
+
+#[test]
+fn a_second_push_sends_only_what_changed() {
+    let desk = Desk::new();
+    let first = desk.push("me/adapter").unwrap();
+    desk.server.clear_requests();
+    let again = desk.push("me/adapter").unwrap();
+    assert_eq!((again.commit, again.sent, again.unchanged), (first.commit, 0, 4));
+    assert!(again.files.is_empty() && !again.created);
+    assert!(desk.server.requests().iter().all(|request| request.method == "GET"));
+    assert_eq!(desk.server.commits("me/adapter").len(), 2);
+
+    desk.write("deep/extra.safetensors", &[3; 1000]);
+    desk.write("README.md", b"# another");
+    desk.server.clear_requests();
+    let third = desk.push("me/adapter").unwrap();
+    assert_eq!(third.files, ["README.md", "deep/extra.safetensors"]);
+    assert_eq!((third.sent, third.unchanged), (1009, 2));
+    let received: u64 =
+        desk.server.requests().iter().filter(|r| r.host == Host::Storage).map(|r| r.received).sum();
+    assert_eq!(received, 1000);
+    assert_eq!(desk.server.commits("me/adapter").len(), 3);
+    desk.assert_whole("me/adapter", "main");
+}
+
+#[test]
+fn other_files_of_the_repository_stay() {
+    let desk = Desk::new();
+    desk.server.add_model("me/adapter", &[("notes.md", b"mine"), ("README.md", b"older")]);
+    let pushed = desk.push("me/adapter").unwrap();
+    assert!(!pushed.created);
+    assert_eq!(desk.server.read("me/adapter", "main", "notes.md").unwrap(), b"mine");
+    desk.assert_whole("me/adapter", "main");
+}
+
+#[test]
+fn large_files_go_in_parts_where_the_hub_wants_parts() {
+    let desk = Desk::on(StandIn::builder().multipart(100_000, 64_000).start().unwrap());
+    desk.push("me/adapter").unwrap();
+    desk.assert_whole("me/adapter", "main");
+    let parts = desk.server.requests().iter().filter(|request| request.method == "PUT").count();
+    assert_eq!(parts, 2 * 5);
+}
+
+#[test]
+fn a_branch_a_message_and_a_private_page_are_as_asked() {
+    let desk = Desk::new();
+    let options = PushOptions {
+        private: true,
+        message: Some("第一版".to_owned()),
+        description: Some("with care".to_owned()),
+        ..PushOptions::default()
+    };
+    let push = |name: &str, options: &PushOptions| {
+        desk.hub().push(&desk.parcel(), &repo(name), options, &mut |_, _| {})
+    };
+    push("me/adapter@next/one", &options).unwrap();
+    assert_eq!(desk.server.is_private("me/adapter"), Some(true));
+    desk.assert_whole("me/adapter", "next/one");
+    assert!(desk.server.read("me/adapter", "main", "README.md").is_none());
+    let commits = desk.server.commits("me/adapter");
+    let last = commits.last().unwrap();
+    assert_eq!((last.title.as_str(), last.description.as_str()), ("第一版", "with care"));
+
+    // What everyone sees does not become private by a push.
+    desk.server.add_model("me/public", &[("x.md", b"x")]);
+    let error = push("me/public", &options).unwrap_err();
+    assert_eq!(error.to_string(), "`me/public` is there already, and public");
+    assert_eq!(desk.server.commits("me/public").len(), 1);
+    // A commit is no branch.
+    let error = push(&format!("me/public@{}", "a".repeat(40)), &PushOptions::default()).unwrap_err();
+    assert!(matches!(error, HubError::NoBranch { .. }), "{error}");
+    desk.server.add_member("lab", "me");
+    push("lab/adapter", &PushOptions::default()).unwrap();
+    desk.assert_whole("lab/adapter", "main");
+}
+
+#[test]
+fn a_pull_request_leaves_the_branch_as_it_is() {
+    let desk = Desk::new();
+    desk.server.add_model("she/adapter", &[("README.md", b"hers")]);
+    let options = PushOptions { create_pr: true, ..PushOptions::default() };
+    let push = |name: &str| desk.hub().push(&desk.parcel(), &repo(name), &options, &mut |_, _| {});
+    let pushed = push("she/adapter").unwrap();
+    assert_eq!(pushed.pull_request, Some(format!("{}/she/adapter/discussions/1", desk.server.endpoint())));
+    assert_eq!(desk.server.read("she/adapter", "main", "README.md").unwrap(), b"hers");
+    desk.assert_whole("she/adapter", "refs/pr/1");
+    assert_eq!(desk.server.revisions("she/adapter")["refs/pr/1"], pushed.commit);
+    // There is nothing to propose to, and nothing is made.
+    assert!(matches!(push("she/none").unwrap_err(), HubError::NoModel { .. }));
+    assert!(matches!(push("me/none").unwrap_err(), HubError::NoModel { .. }));
+    assert_eq!(desk.server.is_private("me/none"), None);
+}
+
+#[test]
+fn differences_are_told_and_nothing_is_written() {
+    let desk = Desk::new();
+    let differences = |name: &str| desk.hub().differences(&desk.parcel(), &repo(name), &mut |_| {}).unwrap();
+    let none = differences("me/adapter");
+    assert!(!none.exists && none.commit.is_none());
+    assert_eq!((none.new.len(), none.size()), (4, desk.parcel().size()));
+    desk.push("me/adapter").unwrap();
+    desk.write("README.md", b"# another");
+    desk.write("LICENSE", b"mine");
+    desk.server.clear_requests();
+    let some = differences("me/adapter");
+    assert!(some.exists && some.has_revision && some.private == Some(false));
+    assert_eq!(some.new, [("LICENSE".to_owned(), 4)]);
+    assert_eq!(some.changed, [("README.md".to_owned(), 9)]);
+    assert_eq!((some.unchanged.len(), some.size()), (3, 13));
+    assert!(!differences("me/adapter@next").has_revision);
+    assert!(desk.server.requests().iter().all(|request| request.method == "GET"));
+    assert_eq!(desk.server.commits("me/adapter").len(), 2);
+}
+
+#[test]
+fn what_is_no_part_of_a_model_stays_at_home() {
+    let desk = Desk::new();
+    let token = format!("{}{}", "hf_", "aBcDeFgHiJkLmNoPqRsTuVwXyZaBcDeFgH");
+    let secret = format!("{{\n\"key\": \"{token}\"}}");
+    for (path, bytes) in [
+        ("checkpoint-3/adapter_model.safetensors", b"older".as_slice()),
+        ("optimizer.safetensors", b"x"),
+        ("scheduler.pt", b"x"),
+        ("history.jsonl", b"{}"),
+        ("runs/events.out", b"x"),
+        (".env", b"X=1"),
+        (".cache/x", b"x"),
+        ("id_rsa", b"x"),
+        ("run.toml", b"base = '/home/me'"),
+        ("held_out.json", b"[]"),
+        ("palace.json", b" \n[{}]"),
+        (".danlu-tmp-7-config.json", b"{"),
+        ("deep/notes.json", secret.as_bytes()),
+    ] {
+        desk.write(path, bytes);
+    }
+    desk.write("deep/mine.txt", b"hf_mine is short, and known");
+    let outside = tempfile::tempdir().unwrap();
+    fs::write(outside.path().join("passwd"), "x").unwrap();
+    let link = |to: &Path, name: &str| symlink(to, desk.folder().join(name)).unwrap();
+    link(&outside.path().join("passwd"), "out.txt");
+    link(outside.path(), "outer");
+    link(Path::new("nowhere"), "broken");
+    link(Path::new(".env"), "settings.txt");
+    link(Path::new("README.md"), "inside.md");
+    let options = |include: &[&str], with_tokens| ParcelOptions {
+        include: include.iter().map(|&path| path.to_owned()).collect(),
+        with_tokens,
+        token: Some(danlu_hub::Token::new("hf_mine").unwrap()),
+    };
+    let parcel =
+        |include: &[&str], with_tokens| Parcel::of(desk.folder(), &options(include, with_tokens)).unwrap();
+    let paths =
+        |parcel: &Parcel| parcel.files().iter().map(|file| file.path().to_owned()).collect::<Vec<_>>();
+    let plain = parcel(&[], false);
+    let usual = ["README.md", "adapter_config.json", "adapter_model.safetensors", "deep/extra.safetensors"];
+    assert_eq!(paths(&plain), [usual.as_slice(), &["inside.md"]].concat());
+    let left = |path: &str, reason| Left { path: path.to_owned(), reason };
+    assert_eq!(
+        plain.left(),
+        [
+            left(".cache/", Reason::Hidden),
+            left(".danlu-tmp-7-config.json", Reason::Temporary),
+            left(".env", Reason::Hidden),
+            left("broken", Reason::Link),
+            left("checkpoint-3/", Reason::Checkpoint),
+            left("deep/mine.txt", Reason::Token { line: 1 }),
+            left("deep/notes.json", Reason::Token { line: 2 }),
+            left("held_out.json", Reason::Data),
+            left("history.jsonl", Reason::Log),
+            left("id_rsa", Reason::Key),
+            left("optimizer.safetensors", Reason::TrainerState),
+            left("out.txt", Reason::Link),
+            left("outer", Reason::Link),
+            left("palace.json", Reason::Data),
+            left("run.toml", Reason::RunFile),
+            left("runs/", Reason::Log),
+            left("scheduler.pt", Reason::TrainerState),
+            left("settings.txt", Reason::Hidden),
+        ]
+    );
+    assert!(plain.left().iter().all(|left| !left.reason.to_string().contains("hf_")));
+
+    let asked = parcel(&["*", "checkpoint-3"], false);
+    let come = [
+        "checkpoint-3/adapter_model.safetensors",
+        "held_out.json",
+        "palace.json",
+        "run.toml",
+        "runs/events.out",
+    ];
+    assert!(come.iter().all(|path| paths(&asked).contains(&(*path).to_owned())), "{:?}", paths(&asked));
+    for path in
+        [".env", ".cache/x", "deep/notes.json", "deep/mine.txt", "out.txt", "outer", "broken", "settings.txt"]
+    {
+        assert!(!paths(&asked).contains(&path.to_owned()), "{path}");
+    }
+    assert!(paths(&parcel(&[".env", "id_*"], false)).contains(&".env".to_owned()));
+    assert!(paths(&parcel(&[], true)).contains(&"deep/notes.json".to_owned()));
+    let error = Parcel::of(desk.folder(), &options(&["*.tsv"], false)).unwrap_err();
+    assert!(matches!(error, HubError::NotThere { .. }) && error.hint().is_some(), "{error}");
+}
+
+#[test]
+fn what_is_no_model_is_no_parcel() {
+    let folder = tempfile::tempdir().unwrap();
+    fs::write(folder.path().join("x.txt"), "x").unwrap();
+    let of = |path: &Path| Parcel::of(path, &ParcelOptions::default()).unwrap_err();
+    assert!(matches!(of(folder.path()), HubError::NotAModel { .. }));
+    assert!(matches!(of(&folder.path().join("x.txt")), HubError::File(_)));
+    assert!(matches!(of(&folder.path().join("none")), HubError::File(_)));
+}
+
+#[test]
+fn the_token_goes_to_the_hub_and_to_nobody_else() {
+    let desk = Desk::on(StandIn::builder().multipart(100_000, 64_000).start().unwrap());
+    desk.push("me/adapter").unwrap();
+    let requests = desk.server.requests();
+    assert!(requests.iter().any(|request| request.host == Host::Storage));
+    for request in requests {
+        assert_eq!(request.authorization.is_some(), request.host == Host::Hub, "{request:?}");
+    }
+}
+
+#[test]
+fn what_the_repository_ignores_is_told() {
+    let desk = Desk::new();
+    desk.server.add_model("me/adapter", &[(".gitignore", b"deep/\n")]);
+    let pushed = desk.push("me/adapter").unwrap();
+    assert_eq!(pushed.ignored, ["deep/extra.safetensors"]);
+    assert!(desk.server.read("me/adapter", "main", "deep/extra.safetensors").is_none());
+    let again = desk.push("me/adapter").unwrap();
+    assert_eq!((again.commit, again.files.len()), (pushed.commit, 0));
+}

@@ -1,0 +1,305 @@
+//! What goes wrong on the way to the Hub: one commit after another try, or none and a clear error; never half of one.
+
+mod common;
+
+use std::fs;
+use std::path::Path;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use common::push::{Desk, WEIGHTS};
+use common::repo;
+use danlu_hub::{HubError, PushOptions, Pushed};
+use danlu_hub_stand_in::{Action, Fault, Host, Method, StandIn};
+use serde_json::json;
+
+fn on(method: Method, part: &str) -> Fault {
+    Fault::on(method, part)
+}
+
+fn status(status: u16) -> Action {
+    Action::Status(status, Vec::new(), Vec::new())
+}
+
+fn busy(seconds: &str) -> Action {
+    Action::Status(429, vec![("Retry-After".into(), seconds.into())], Vec::new())
+}
+
+/// A stand-in that wants small parts.
+fn in_parts() -> StandIn {
+    StandIn::builder().multipart(100_000, 64_000).start().unwrap()
+}
+
+/// Everything is there by one commit.
+fn assert_published(desk: &Desk, pushed: &Pushed) {
+    desk.assert_whole("me/adapter", "main");
+    let commits = desk.server.commits("me/adapter");
+    assert_eq!(commits.len(), 2, "{commits:?}");
+    assert_eq!(commits[1].id, pushed.commit);
+    assert_eq!((pushed.files.len(), pushed.sent), (4, desk.parcel().size()));
+}
+
+#[test]
+fn a_fault_at_any_stage_is_tried_again_and_makes_one_commit() {
+    let stages = [
+        (Method::Get, "/revision/", Host::Hub),
+        (Method::Post, "/repos/create", Host::Hub),
+        (Method::Get, "/tree/", Host::Hub),
+        (Method::Post, "/preupload/", Host::Hub),
+        (Method::Post, "/objects/batch", Host::Hub),
+        (Method::Put, "/uploads/", Host::Storage),
+        (Method::Post, "/complete_multipart", Host::Hub),
+        (Method::Post, "/objects/verify", Host::Hub),
+        (Method::Post, "/commit/", Host::Hub),
+    ];
+    let actions = [
+        Action::CutBefore,
+        Action::CutUpload(10),
+        Action::CutAnswer,
+        Action::CutAfter(3),
+        status(500),
+        status(503),
+        busy("0"),
+    ];
+    for (method, part, host) in stages {
+        for action in &actions {
+            // A `GET` has no body to be cut in.
+            if method == Method::Get && matches!(action, Action::CutUpload(_)) {
+                continue;
+            }
+            let desk = Desk::on(if part == "/complete_multipart" { in_parts() } else { StandIn::start() });
+            desk.server.fault(on(method, part).at(host).times(2).then(action.clone()));
+            let pushed = desk.push("me/adapter").unwrap_or_else(|error| panic!("{part} {action:?}: {error}"));
+            assert_published(&desk, &pushed);
+        }
+    }
+}
+
+#[test]
+fn large_files_that_were_cut_go_on_by_parts_and_by_files() {
+    let desk = Desk::on(in_parts());
+    desk.server.fault(on(Method::Put, "/uploads/").after(3).times(3).then(Action::CutUpload(30_000)));
+    let pushed = desk.push("me/adapter").unwrap();
+    assert_published(&desk, &pushed);
+    let puts = desk.server.requests().iter().filter(|request| request.method == "PUT").count();
+    assert_eq!(puts, 10 + 3, "no part that had arrived is sent again");
+
+    // A push that ended in the middle: another sends what the Hub lacks.
+    let desk = Desk::new();
+    let fault = || on(Method::Post, "/commit/").always().then(status(500));
+    desk.server.fault(fault());
+    assert!(matches!(desk.push("me/adapter").unwrap_err(), HubError::Status { status: 500, .. }));
+    assert_eq!(desk.server.commits("me/adapter").len(), 1);
+    desk.server.clear_faults();
+    desk.server.clear_requests();
+    let pushed = desk.push("me/adapter").unwrap();
+    desk.assert_whole("me/adapter", "main");
+    assert!(desk.server.requests().iter().all(|request| request.method != "PUT"));
+    assert_eq!(pushed.sent, desk.parcel().size() - 2 * WEIGHTS);
+}
+
+#[test]
+fn what_stays_broken_is_an_error_and_no_commit() {
+    let cases = [
+        (on(Method::Put, "").then(Action::CutUpload(1000)), "cannot reach"),
+        (on(Method::Put, "").then(status(500)), "answered 500"),
+        (on(Method::Put, "").then(status(403)), "answered 403"),
+        (on(Method::Post, "/batch").then(status(502)), "answered 502"),
+        (on(Method::Post, "/verify").then(status(500)), "answered 500"),
+        (on(Method::Post, "/preupload/").then(Action::CutBefore), "cannot reach"),
+        (on(Method::Post, "/preupload/").then(busy("3600")), "asks to wait 3600 seconds"),
+        (on(Method::Post, "/commit/").then(busy("3600")), "asks to wait 3600 seconds"),
+        (on(Method::Post, "/commit/").then(Action::CutBefore), "cannot reach"),
+        (on(Method::Post, "/commit/").then(status(412)), "another commit each time"),
+        (on(Method::Post, "/commit/").then(status(422)), "does not take the commit"),
+    ];
+    for (fault, said) in cases {
+        let desk = Desk::new();
+        desk.server.fault(fault.always());
+        let error = desk.push("me/adapter").unwrap_err();
+        assert!(error.to_string().contains(said), "{error}");
+        assert!(error.hint().is_some(), "{error}");
+        assert_eq!(desk.server.commits("me/adapter").len(), 1, "{said}");
+        desk.server.clear_faults();
+        let files = desk.push("me/adapter").unwrap().files;
+        assert_eq!(files.len(), 4);
+        desk.assert_whole("me/adapter", "main");
+        assert_eq!(desk.server.commits("me/adapter").len(), 2, "{said}");
+    }
+}
+
+#[test]
+fn a_commit_whose_answer_was_lost_is_not_made_twice() {
+    for action in [Action::CutAnswer, Action::CutAfter(5), Action::Replace(json!({"commitOid": "x"}))] {
+        let desk = Desk::new();
+        desk.server.fault(on(Method::Post, "/commit/").always().then(action));
+        let pushed = desk.push("me/adapter").unwrap();
+        assert_published(&desk, &pushed);
+    }
+    // A proposal has no branch to look at: it is found among the others.
+    let desk = Desk::new();
+    desk.server.add_model("she/adapter", &[("README.md", b"hers")]);
+    let options = PushOptions { create_pr: true, ..PushOptions::default() };
+    let push = || desk.hub().push(&desk.parcel(), &repo("she/adapter"), &options, &mut |_, _| {}).unwrap();
+    push();
+    desk.server.fault(on(Method::Post, "/commit/").always().then(Action::CutAnswer));
+    let pushed = push();
+    assert_eq!(pushed.pull_request, Some(format!("{}/she/adapter/discussions/2", desk.server.endpoint())));
+    assert_eq!(desk.server.revisions("she/adapter")["refs/pr/2"], pushed.commit);
+    assert_eq!(desk.server.commits("she/adapter").len(), 3);
+}
+
+#[test]
+fn another_commit_that_comes_first_is_built_upon() {
+    let desk = Desk::new();
+    desk.server.add_model("me/adapter", &[("README.md", b"older")]);
+    desk.server.fault(on(Method::Post, "/commit/").then(Action::Delay(Duration::from_millis(400))));
+    let pushed = thread::scope(|scope| {
+        let push = scope.spawn(|| desk.push("me/adapter"));
+        wait_for(&desk.server, "/commit/");
+        desk.server.commit("me/adapter", &[("README.md", b"theirs"), ("notes.md", b"new")]);
+        push.join().unwrap().unwrap()
+    });
+    let commits = desk.server.commits("me/adapter");
+    assert_eq!(commits.len(), 3);
+    assert_eq!((&commits[2].id, &commits[2].parents[0]), (&pushed.commit, &commits[1].id));
+    desk.assert_whole("me/adapter", "main");
+    assert_eq!(desk.server.read("me/adapter", "main", "notes.md").unwrap(), b"new");
+    let puts = desk.server.requests().iter().filter(|request| request.method == "PUT").count();
+    assert_eq!(puts, 2, "large files are sent once");
+}
+
+/// Waits until a request with `part` has come.
+fn wait_for(server: &StandIn, part: &str) {
+    let start = Instant::now();
+    while !server.requests().iter().any(|request| request.target.contains(part)) {
+        assert!(start.elapsed() < Duration::from_secs(20), "no request of `{part}`");
+        thread::sleep(Duration::from_millis(2));
+    }
+}
+
+#[test]
+fn a_file_that_changes_meanwhile_stops_the_push() {
+    let cases: [(&str, &str, &dyn Fn(&Path)); 4] = [
+        ("/batch", "adapter_model.safetensors", &|path| fs::write(path, [9; WEIGHTS as usize]).unwrap()),
+        ("/batch", "adapter_model.safetensors", &|path| fs::write(path, [7; 1000]).unwrap()),
+        ("/batch", "README.md", &|path| fs::write(path, "# another").unwrap()),
+        ("/verify", "deep/extra.safetensors", &|path| fs::remove_file(path).unwrap()),
+    ];
+    for (part, name, change) in cases {
+        let desk = Desk::new();
+        desk.server.fault(on(Method::Post, part).then(Action::Delay(Duration::from_millis(300))));
+        let error = thread::scope(|scope| {
+            let push = scope.spawn(|| desk.push("me/adapter"));
+            wait_for(&desk.server, part);
+            change(&desk.folder().join(name));
+            push.join().unwrap().unwrap_err()
+        });
+        let is_named = |path: &Path| path.ends_with(name);
+        match &error {
+            HubError::FileChanged { path } => assert!(is_named(path), "{error}"),
+            HubError::File(error) => assert!(is_named(&error.path), "{error}"),
+            _ => panic!("{name}: {error}"),
+        }
+        assert_eq!(desk.server.commits("me/adapter").len(), 1);
+    }
+}
+
+#[test]
+fn a_token_that_may_not_says_what_to_do() {
+    let desk = Desk::new();
+    desk.server.add_user("she", "hf_hers");
+    desk.server.add_read_only_user("me", "hf_reads");
+    desk.server.add_model("she/model", &[("x.md", b"x")]);
+    let push = |token: Option<&str>, name: &str| {
+        let hub = desk.hub_with(token);
+        let error =
+            hub.push(&desk.parcel(), &repo(name), &PushOptions::default(), &mut |_, _| {}).unwrap_err();
+        let hint = error.hint().unwrap();
+        assert!(!format!("{error:?} {hint}").contains("hf_"), "{error:?}");
+        (error.to_string(), hint)
+    };
+    let (text, hint) = push(None, "me/adapter");
+    assert_eq!((text.as_str(), hint.as_str()), ("a push to `me/adapter` needs a token", "danlu login"));
+    let (text, hint) = push(Some("hf_reads"), "me/adapter");
+    assert_eq!(text, "the token of `me` may read and not write");
+    assert!(hint.contains("settings/tokens"), "{hint}");
+    for name in ["she/model", "she/new"] {
+        let (text, hint) = push(Some("hf_mine"), name);
+        assert_eq!(text, format!("`me` may not write to `{name}`"));
+        assert!(hint.contains(&name.replace("she", "me")) && hint.contains("--create-pr"), "{hint}");
+    }
+    assert_eq!(desk.server.commits("she/model").len(), 1);
+    assert_eq!(desk.server.is_private("she/new"), None);
+    assert_eq!(desk.server.is_private("me/adapter"), None);
+
+    // A token that expires on the way.
+    desk.server.clear_requests();
+    desk.server.fault(on(Method::Post, "/batch").then(Action::Delay(Duration::from_millis(300))));
+    let error = thread::scope(|scope| {
+        let push = scope.spawn(|| desk.push("me/adapter"));
+        wait_for(&desk.server, "/preupload/");
+        desk.server.expire("hf_mine");
+        push.join().unwrap().unwrap_err()
+    });
+    assert!(matches!(error, HubError::BadToken { .. }), "{error}");
+    assert_eq!(desk.server.commits("me/adapter").len(), 1);
+}
+
+#[test]
+fn a_hostile_server_gets_no_file_and_no_token() {
+    let elsewhere = StandIn::start();
+    let object = |href: &str, header: serde_json::Value| {
+        let oid = "a".repeat(64);
+        json!({ "objects": [{ "oid": oid, "actions": { "upload": { "href": href, "header": header } } }] })
+    };
+    let cases = [
+        ("/batch", json!({ "objects": [] }), "nothing about the object"),
+        ("/batch", object("x", json!({})), "nothing about the object"),
+        ("/batch", json!({ "objects": 7 }), "no proper answer"),
+        ("/preupload/", json!({ "files": [] }), "nothing about"),
+        (
+            "/preupload/",
+            json!({ "files": [{ "path": "README.md", "uploadMode": "mail" }] }),
+            "is to be sent as",
+        ),
+    ];
+    for (part, body, said) in cases {
+        let desk = Desk::new();
+        desk.server.fault(on(Method::Post, part).always().then(Action::Replace(body)));
+        let error = desk.push("me/adapter").unwrap_err();
+        assert!(error.to_string().contains(said), "{error}");
+        assert_eq!(desk.server.commits("me/adapter").len(), 1);
+    }
+    // Addresses that are none, parts that are too many or too few, and another host.
+    let oids: Vec<String> = {
+        let desk = Desk::new();
+        desk.push("me/adapter").unwrap();
+        let hashes = desk.server.hashes("me/adapter", "main");
+        ["adapter_model.safetensors", "deep/extra.safetensors"].map(|path| hashes[path].clone()).into()
+    };
+    let answer = |href: &str, header: &serde_json::Value| {
+        let upload = json!({ "href": href, "header": header });
+        let objects: Vec<_> =
+            oids.iter().map(|oid| json!({ "oid": oid, "actions": { "upload": upload } })).collect();
+        json!({ "objects": objects })
+    };
+    let there = format!("{}/put", elsewhere.endpoint());
+    for (href, header, said) in [
+        ("file:///etc/x", json!({}), "is none"),
+        ("/relative", json!({}), "is none"),
+        (&there, json!({ "chunk_size": "0" }), "have no size"),
+        (&there, json!({ "chunk_size": 1, "1": there }), "1 addresses for the 300000 parts"),
+        (&there, json!({ "chunk_size": "300000", "2": there }), "1 addresses for the 1 parts"),
+        (&there, json!({ "chunk_size": "300000", "1": "ftp://x" }), "is none"),
+        (&there, json!({ "Content-Length": "1", "X-Extra": "y" }), "answered 404"),
+    ] {
+        let desk = Desk::new();
+        desk.server.fault(on(Method::Post, "/batch").always().then(Action::Replace(answer(href, &header))));
+        let error = desk.push("me/adapter").unwrap_err();
+        assert!(error.to_string().contains(said), "{error}");
+        assert_eq!(desk.server.commits("me/adapter").len(), 1);
+    }
+    let requests = elsewhere.requests();
+    assert!(!requests.is_empty() && requests.iter().all(|request| request.authorization.is_none()));
+}
