@@ -7,10 +7,11 @@ use std::thread;
 use std::time::Duration;
 
 use danlu_model::files::read_bounded;
-use ureq::http::{HeaderMap, Method, Request, StatusCode, Uri};
+use ureq::http::{HeaderMap, Method, Request, StatusCode};
 use ureq::tls::{Certificate, PemItem, RootCerts, TlsConfig};
 use ureq::{Agent, Body, Proxy, SendBody, Timeout};
 
+use crate::address::{joined, origin};
 use crate::slice::Slice;
 use crate::{Endpoint, HubError, Token};
 
@@ -289,30 +290,6 @@ fn retry_after(answer: &Answer) -> Option<Duration> {
     answer.header("retry-after")?.trim().parse().ok().map(Duration::from_secs)
 }
 
-/// Whether an address that the Hub gives may be asked: by HTTP, and encrypted where the Hub is.
-pub(crate) fn is_address(url: &str, endpoint: &Endpoint) -> bool {
-    let is_encrypted = |url: &str| origin(url).is_some_and(|(scheme, _)| scheme == "https");
-    joined(endpoint.as_str(), url).is_some_and(|same| same == url)
-        && (is_encrypted(url) || !is_encrypted(endpoint.as_str()))
-}
-
-/// Scheme, and host with port.
-fn origin(url: &str) -> Option<(String, String)> {
-    let uri: Uri = url.parse().ok()?;
-    Some((uri.scheme_str()?.to_ascii_lowercase(), uri.authority()?.as_str().to_ascii_lowercase()))
-}
-
-/// Where a redirect from `url` to `to` leads.
-fn joined(url: &str, to: &str) -> Option<String> {
-    let next = if to.starts_with("//") || !to.starts_with('/') {
-        to.to_owned()
-    } else {
-        let (scheme, host) = origin(url)?;
-        format!("{scheme}://{host}{to}")
-    };
-    matches!(origin(&next)?.0.as_str(), "http" | "https").then_some(next)
-}
-
 /// Whom to trust: the authorities that browsers trust, or those of `SSL_CERT_FILE`, as behind a company's proxy.
 fn roots() -> Result<RootCerts, HubError> {
     let Some(path) = std::env::var_os("SSL_CERT_FILE").filter(|path| !path.is_empty()) else {
@@ -331,21 +308,4 @@ fn roots() -> Result<RootCerts, HubError> {
         return Err(fault(format!("`{}` holds no certificate", Path::new(&path).display())));
     }
     Ok(RootCerts::new_with_certs(&certificates))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn redirects_lead_where_they_say_and_only_there() {
-        let from = "https://huggingface.co/a/resolve/main/x?y=1";
-        assert_eq!(joined(from, "/b?c").unwrap(), "https://huggingface.co/b?c");
-        assert_eq!(joined(from, "https://cdn.example/x").unwrap(), "https://cdn.example/x");
-        for wrong in ["file:///etc/passwd", "//cdn.example/x", "x", ""] {
-            assert_eq!(joined(from, wrong), None, "{wrong}");
-        }
-        assert_ne!(origin("http://a:1/x"), origin("http://a:2/x"));
-        assert_eq!(origin("HTTPS://Hub/x"), origin("https://hub"));
-    }
 }

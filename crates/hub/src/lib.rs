@@ -8,9 +8,11 @@
 //! it, and [`Hub::push`] sends that as one commit.
 
 mod account;
+mod address;
 mod blob;
 mod cache;
 mod error;
+mod hint;
 mod http;
 mod listing;
 mod name;

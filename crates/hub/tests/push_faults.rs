@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use common::push::{Desk, WEIGHTS};
 use common::repo;
 use danlu_hub::{HubError, PushOptions, Pushed};
-use danlu_hub_stand_in::{Action, Fault, Host, Method, StandIn};
+use danlu_hub_stand_in::{Action, Fault, Host, Method, Record, StandIn};
 use serde_json::json;
 
 fn on(method: Method, part: &str) -> Fault {
@@ -169,6 +169,22 @@ fn another_commit_that_comes_first_is_built_upon() {
     assert_eq!(puts, 2, "large files are sent once");
 }
 
+#[test]
+fn several_large_files_are_sent_at_a_time() {
+    let desk = Desk::new();
+    desk.server.fault(on(Method::Put, "").always().then(Action::Delay(Duration::from_millis(500))));
+    thread::scope(|scope| {
+        let push = scope.spawn(|| desk.push("me/adapter"));
+        let start = Instant::now();
+        let is_open = |request: &&Record| request.method == "PUT" && request.status.is_none();
+        while desk.server.requests().iter().filter(is_open).count() < 2 {
+            assert!(start.elapsed() < Duration::from_secs(20) && !push.is_finished(), "one after the other");
+            thread::sleep(Duration::from_millis(2));
+        }
+        push.join().unwrap().unwrap();
+    });
+}
+
 /// Waits until a request with `part` has come.
 fn wait_for(server: &StandIn, part: &str) {
     let start = Instant::now();
@@ -180,7 +196,8 @@ fn wait_for(server: &StandIn, part: &str) {
 
 #[test]
 fn a_file_that_changes_meanwhile_stops_the_push() {
-    let cases: [(&str, &str, &dyn Fn(&Path)); 4] = [
+    type Change<'a> = &'a dyn Fn(&Path);
+    let cases: [(&str, &str, Change<'_>); 4] = [
         ("/batch", "adapter_model.safetensors", &|path| fs::write(path, [9; WEIGHTS as usize]).unwrap()),
         ("/batch", "adapter_model.safetensors", &|path| fs::write(path, [7; 1000]).unwrap()),
         ("/batch", "README.md", &|path| fs::write(path, "# another").unwrap()),

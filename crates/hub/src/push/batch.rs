@@ -7,7 +7,8 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::large::Object;
-use crate::http::{Ask, is_address};
+use crate::address::is_address;
+use crate::http::Ask;
 use crate::listing::fault;
 use crate::refusal::About;
 use crate::{Hub, HubError, PushOptions, RepoName};

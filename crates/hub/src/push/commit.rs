@@ -27,9 +27,9 @@ pub(super) enum Uncommitted {
     /// Another commit was faster.
     Race,
     /// No answer, or one that another try may better; whether it has been made is to be seen.
-    Unknown(HubError, Option<Duration>),
+    Unknown(Box<HubError>, Option<Duration>),
     /// It was refused.
-    Refused(HubError),
+    Refused(Box<HubError>),
 }
 
 #[derive(Deserialize)]
@@ -49,7 +49,7 @@ impl Hub {
         parent: &str,
         files: &[(&ParcelFile, Mode)],
     ) -> Result<Committed, Uncommitted> {
-        let body = body(options, parent, files).map_err(Uncommitted::Refused)?;
+        let body = body(options, parent, files).map_err(|error| Uncommitted::Refused(error.into()))?;
         let proposes = if options.create_pr { "?create_pr=1" } else { "" };
         let endpoint = self.http.endpoint();
         let url =
@@ -57,25 +57,25 @@ impl Hub {
         let ask = Ask::post(url, "application/x-ndjson", &body);
         let mut answer = match self.http.once(&ask) {
             Ok(answer) => answer,
-            Err(error @ HubError::Connect { .. }) => return Err(Uncommitted::Unknown(error, None)),
-            Err(error) => return Err(Uncommitted::Refused(error)),
+            Err(error @ HubError::Connect { .. }) => return Err(Uncommitted::Unknown(error.into(), None)),
+            Err(error) => return Err(Uncommitted::Refused(error.into())),
         };
         let wait = answer.is_passing();
         match answer.status.as_u16() {
             409 | 412 => return Err(Uncommitted::Race),
             400 | 422 => {
                 let refused = HubError::Refused { repo: repo.clone(), message: message(&mut answer) };
-                return Err(Uncommitted::Refused(refused));
+                return Err(Uncommitted::Refused(refused.into()));
             }
             _ => {}
         }
         let judged = self.http.judged(answer, &ask, About::Repo(repo), self.settings.token_is_variable);
         let mut answer = judged.map_err(|error| match wait {
-            Some(wait) => Uncommitted::Unknown(error, wait),
-            None => Uncommitted::Refused(error),
+            Some(wait) => Uncommitted::Unknown(error.into(), wait),
+            None => Uncommitted::Refused(error.into()),
         })?;
         // It is made: an answer that cannot be read is one that was lost.
-        let unread = |reason: String| Uncommitted::Unknown(fault(&ask, reason), None);
+        let unread = |reason: String| Uncommitted::Unknown(fault(&ask, reason).into(), None);
         let bytes = answer.bytes().map_err(|error| unread(error.to_string()))?;
         let made: Made = serde_json::from_slice(&bytes).map_err(|error| unread(error.to_string()))?;
         if !is_hex(&made.commit, 40) {

@@ -11,6 +11,7 @@ mod place;
 mod reason;
 mod run;
 mod secrets;
+mod walk;
 
 use crate::listing::is_hex;
 use crate::{Hub, HubError, RepoName, Transfer};

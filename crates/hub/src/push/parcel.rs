@@ -1,6 +1,5 @@
 //! What of a folder goes to the Hub, and what stays.
 
-use std::collections::BTreeSet;
 use std::fs::{self, File, Metadata};
 use std::io::{self, Read};
 use std::os::unix::fs::MetadataExt;
@@ -9,18 +8,14 @@ use std::sync::OnceLock;
 
 use danlu_model::FileError;
 
-use super::pattern::Pattern;
 use super::reason::Reason;
-use super::secrets;
+use super::walk::Walk;
 use crate::listing::Hash;
 use crate::sum::{PIECE, Sum};
 use crate::{HubError, Token};
 
 /// One of these makes a folder an adapter or a model.
 const CONFIGS: [&str; 2] = ["adapter_config.json", "config.json"];
-
-/// Of a file of weights so much is searched for secrets: its texts come first.
-const SEARCHED_OF_WEIGHTS: u64 = 16 << 20;
 
 /// What is otherwise than usual in a [`Parcel`].
 #[derive(Clone, Debug, Default)]
@@ -62,26 +57,6 @@ pub struct Left {
     pub reason: Reason,
 }
 
-/// What a file was when it was looked at: it does not change without one of these.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Stamp {
-    size: u64,
-    inode: u64,
-    modified: (i64, i64),
-    changed: (i64, i64),
-}
-
-impl Stamp {
-    fn of(data: &Metadata) -> Self {
-        Self {
-            size: data.len(),
-            inode: data.ino(),
-            modified: (data.mtime(), data.mtime_nsec()),
-            changed: (data.ctime(), data.ctime_nsec()),
-        }
-    }
-}
-
 impl Parcel {
     /// Looks through a folder: nothing is sent.
     ///
@@ -95,22 +70,13 @@ impl Parcel {
         if !CONFIGS.iter().any(|name| root.join(name).is_file()) {
             return Err(HubError::NotAModel { folder: folder.to_owned() });
         }
-        let include = options.include.iter().map(|text| text.parse().expect("every text is a pattern"));
-        let mut walk = Walk {
-            root: &root,
-            include: include.collect(),
-            used: BTreeSet::new(),
-            options,
-            parcel: Self { folder: folder.to_owned(), files: Vec::new(), left: Vec::new() },
-        };
-        walk.folder(&mut Vec::new(), None)?;
-        let Walk { used, mut parcel, .. } = walk;
+        let Walk { mut files, mut left, used, .. } = Walk::through(&root, options)?;
         if let Some(i) = (0..options.include.len()).find(|i| !used.contains(i)) {
             return Err(HubError::NotThere { folder: folder.to_owned(), path: options.include[i].clone() });
         }
-        parcel.files.sort_by(|a, b| a.path.cmp(&b.path));
-        parcel.left.sort_by(|a, b| a.path.cmp(&b.path));
-        Ok(parcel)
+        files.sort_by(|a, b| a.path.cmp(&b.path));
+        left.sort_by(|a, b| a.path.cmp(&b.path));
+        Ok(Self { folder: folder.to_owned(), files, left })
     }
 
     /// The folder.
@@ -134,141 +100,14 @@ impl Parcel {
     }
 }
 
-struct Walk<'a> {
-    root: &'a Path,
-    include: Vec<Pattern>,
-    /// Those of `include` that meant something.
-    used: BTreeSet<usize>,
-    options: &'a ParcelOptions,
-    parcel: Parcel,
-}
-
-impl Walk<'_> {
-    /// Looks through a folder within the root; `stays` is why one above it stays.
-    fn folder(&mut self, parts: &mut Vec<String>, stays: Option<Reason>) -> Result<(), HubError> {
-        let place = parts.iter().fold(self.root.to_owned(), |path, part| path.join(part));
-        let error = |e: io::Error| FileError::new("read", &place, e);
-        for entry in fs::read_dir(&place).map_err(error)? {
-            let entry = entry.map_err(error)?;
-            let kind = entry.file_type().map_err(error)?;
-            let name = entry.file_name();
-            let is_name = name
-                .to_str()
-                .is_some_and(|name| name != ".git" && !name.contains(|c: char| c.is_control() || c == '\\'));
-            parts.push(name.to_string_lossy().into_owned());
-            if !is_name {
-                self.leave(parts, kind.is_dir(), Reason::Name);
-            } else if kind.is_dir() {
-                let name = parts.last().expect("just pushed");
-                let stays = stays.or_else(|| Reason::of_folder(name));
-                match stays {
-                    Some(reason) if self.include.is_empty() => self.leave(parts, true, reason),
-                    stays => self.folder(parts, stays)?,
-                }
-            } else {
-                self.file(parts, stays, kind.is_symlink())?;
-            }
-            parts.pop();
-        }
-        Ok(())
-    }
-
-    fn file(&mut self, parts: &[String], stays: Option<Reason>, is_link: bool) -> Result<(), HubError> {
-        let path = parts.join("/");
-        let place = self.root.join(&path);
-        let name = parts.last().expect("a file has a name");
-        let mut stays = stays.or_else(|| Reason::of_file(name));
-        // Where a link leads within the folder.
-        let mut target = parts.to_vec();
-        if is_link {
-            let real = fs::canonicalize(&place).ok().filter(|real| real.is_file());
-            let inside = real.as_ref().and_then(|real| real.strip_prefix(self.root).ok());
-            match inside.and_then(Path::to_str) {
-                None => stays = Some(Reason::Link),
-                // A second name does not make a secret or a state something else.
-                Some(inside) => {
-                    target = inside.split('/').map(str::to_owned).collect();
-                    stays = stays.or_else(|| of_path(inside));
-                }
-            }
-        }
-        if stays != Some(Reason::Link) {
-            let data = fs::metadata(&place).map_err(|e| FileError::new("read", &place, e))?;
-            if !data.is_file() {
-                stays = Some(Reason::Special);
-            }
-        }
-        if stays.is_none() && starts_a_list(&place, name)? {
-            stays = Some(Reason::Data);
-        }
-        let comes = self.is_included(parts, stays) && self.is_included(&target, stays);
-        match stays {
-            Some(reason) if reason.is_final() || !comes => {
-                self.leave(parts, false, reason);
-                return Ok(());
-            }
-            _ => {}
-        }
-        let error = |e: io::Error| FileError::new("read", &place, e);
-        let file = File::open(&place).map_err(error)?;
-        let stamp = Stamp::of(&file.metadata().map_err(error)?);
-        if !self.options.with_tokens {
-            let is_weights = [".safetensors", ".gguf"].iter().any(|end| name.ends_with(end));
-            let most = if is_weights { SEARCHED_OF_WEIGHTS } else { u64::MAX };
-            let found = secrets::find(file.take(most), self.options.token.as_ref()).map_err(error)?;
-            if let Some(line) = found {
-                self.leave(parts, false, Reason::Token { line });
-                return Ok(());
-            }
-        }
-        let (git, sha256) = Default::default();
-        self.parcel.files.push(ParcelFile { path, place, stamp, git, sha256 });
-        Ok(())
-    }
-
-    /// Whether a file was asked for by name. What is hidden, or a key, has to be named itself: neither a folder above it
-    /// nor a file within brings it.
-    fn is_included(&mut self, parts: &[String], stays: Option<Reason>) -> bool {
-        let parts: Vec<&str> = parts.iter().map(String::as_str).collect();
-        let last = parts.len() - 1;
-        let is_key = Reason::of_file(parts[last]).is_some_and(Reason::wants_its_name);
-        let wants_name = |i: usize| parts[i].starts_with('.') || (is_key && i == last);
-        let mut comes = false;
-        for (i, pattern) in self.include.iter().enumerate() {
-            for named in pattern.named(&parts) {
-                self.used.insert(i);
-                comes |= stays.is_none()
-                    || (0..parts.len()).all(|part| !wants_name(part) || named.contains(&part));
-            }
-        }
-        comes
-    }
-
-    fn leave(&mut self, parts: &[String], is_folder: bool, reason: Reason) {
-        let end = if is_folder { "/" } else { "" };
-        self.parcel.left.push(Left { path: format!("{}{end}", parts.join("/")), reason });
-    }
-}
-
-/// Why the file at this path within the folder stays.
-fn of_path(path: &str) -> Option<Reason> {
-    let (folders, name) = path.rsplit_once('/').unwrap_or(("", path));
-    folders.split('/').find_map(Reason::of_folder).or_else(|| Reason::of_file(name))
-}
-
-/// Whether a JSON file holds a list, as data does and no file of a model.
-fn starts_a_list(place: &Path, name: &str) -> Result<bool, HubError> {
-    if !name.to_lowercase().ends_with(".json") {
-        return Ok(false);
-    }
-    let error = |e: io::Error| FileError::new("read", place, e);
-    let mut start = Vec::new();
-    File::open(place).and_then(|file| file.take(4096).read_to_end(&mut start)).map_err(error)?;
-    let start = start.strip_prefix(b"\xef\xbb\xbf").unwrap_or(&start);
-    Ok(start.trim_ascii_start().starts_with(b"["))
-}
-
 impl ParcelFile {
+    /// The file that was opened at `place`, as it is now.
+    pub(super) fn of(path: String, place: PathBuf, file: &File) -> io::Result<Self> {
+        let stamp = Stamp::of(&file.metadata()?);
+        let (git, sha256) = Default::default();
+        Ok(Self { path, place, stamp, git, sha256 })
+    }
+
     /// Its path within the folder, with `/`.
     pub fn path(&self) -> &str {
         &self.path
@@ -350,5 +189,25 @@ impl ParcelFile {
         }
         self.check(&file)?;
         Ok(known.get_or_init(|| sum.digits()))
+    }
+}
+
+/// What a file was when it was looked at: it does not change without one of these.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Stamp {
+    size: u64,
+    inode: u64,
+    modified: (i64, i64),
+    changed: (i64, i64),
+}
+
+impl Stamp {
+    fn of(data: &Metadata) -> Self {
+        Self {
+            size: data.len(),
+            inode: data.ino(),
+            modified: (data.mtime(), data.mtime_nsec()),
+            changed: (data.ctime(), data.ctime_nsec()),
+        }
     }
 }

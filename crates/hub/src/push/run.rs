@@ -34,6 +34,9 @@ pub(super) struct Push<'a> {
     known: BTreeMap<String, String>,
 }
 
+/// Files that go, each by its way, and paths that the Hub leaves out.
+type Wanted<'a> = (Vec<(&'a ParcelFile, Mode)>, Vec<String>);
+
 type Progress<'p> = &'p mut dyn FnMut(Stage, Transfer);
 
 impl<'a> Push<'a> {
@@ -82,14 +85,14 @@ impl<'a> Push<'a> {
             self.tried = files.iter().map(|(file, _)| file.path().to_owned()).collect();
             let (error, is_last, wait) = match hub.commit(repo, options, &listing.commit, &files) {
                 Ok(made) => return Ok(done(&self, made)),
-                Err(Uncommitted::Refused(error)) => return Err(error),
+                Err(Uncommitted::Refused(error)) => return Err(*error),
                 Err(Uncommitted::Race) => {
                     races -= 1;
                     (HubError::Race { repo: repo.clone() }, races == 0, pause)
                 }
                 Err(Uncommitted::Unknown(error, wait)) => {
                     tries -= 1;
-                    (error, tries == 0, wait.unwrap_or(pause))
+                    (*error, tries == 0, wait.unwrap_or(pause))
                 }
             };
             tracing::info!("{error}; looking whether the commit was made");
@@ -121,10 +124,7 @@ impl<'a> Push<'a> {
     }
 
     /// The files that the Hub wants, and how; and those that it leaves out.
-    fn wanted(
-        &mut self,
-        lacking: &[&'a ParcelFile],
-    ) -> Result<(Vec<(&'a ParcelFile, Mode)>, Vec<String>), HubError> {
+    fn wanted(&mut self, lacking: &[&'a ParcelFile]) -> Result<Wanted<'a>, HubError> {
         self.hub.modes(self.repo, self.options, lacking, &mut self.modes)?;
         let (mut files, mut ignored) = (Vec::new(), Vec::new());
         for &file in lacking {

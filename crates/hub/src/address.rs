@@ -1,0 +1,55 @@
+//! Addresses: whose they are, and where a redirect leads.
+
+use ureq::http::Uri;
+
+use crate::Endpoint;
+
+/// Whether an address that the Hub gives may be asked: by HTTP, and encrypted where the Hub is.
+pub(crate) fn is_address(url: &str, endpoint: &Endpoint) -> bool {
+    let is_encrypted = |url: &str| origin(url).is_some_and(|(scheme, _)| scheme == "https");
+    joined(endpoint.as_str(), url).is_some_and(|same| same == url)
+        && (is_encrypted(url) || !is_encrypted(endpoint.as_str()))
+}
+
+/// Scheme, and host with port.
+pub(crate) fn origin(url: &str) -> Option<(String, String)> {
+    let uri: Uri = url.parse().ok()?;
+    Some((uri.scheme_str()?.to_ascii_lowercase(), uri.authority()?.as_str().to_ascii_lowercase()))
+}
+
+/// Where a redirect from `url` to `to` leads.
+pub(crate) fn joined(url: &str, to: &str) -> Option<String> {
+    let next = if to.starts_with("//") || !to.starts_with('/') {
+        to.to_owned()
+    } else {
+        let (scheme, host) = origin(url)?;
+        format!("{scheme}://{host}{to}")
+    };
+    matches!(origin(&next)?.0.as_str(), "http" | "https").then_some(next)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn redirects_lead_where_they_say_and_only_there() {
+        let from = "https://huggingface.co/a/resolve/main/x?y=1";
+        assert_eq!(joined(from, "/b?c").unwrap(), "https://huggingface.co/b?c");
+        assert_eq!(joined(from, "https://cdn.example/x").unwrap(), "https://cdn.example/x");
+        for wrong in ["file:///etc/passwd", "//cdn.example/x", "x", ""] {
+            assert_eq!(joined(from, wrong), None, "{wrong}");
+        }
+        assert_ne!(origin("http://a:1/x"), origin("http://a:2/x"));
+        assert_eq!(origin("HTTPS://Hub/x"), origin("https://hub"));
+    }
+
+    #[test]
+    fn what_is_sent_goes_to_whole_addresses_and_stays_encrypted() {
+        let (open, closed) = ("http://hub:1".parse().unwrap(), "https://hub".parse().unwrap());
+        assert!(is_address("https://s3/x?y", &closed) && is_address("http://s3/x", &open));
+        for wrong in ["http://s3/x", "/x", "ftp://s3/x", "file:///x", "", "s3/x"] {
+            assert!(!is_address(wrong, &closed), "{wrong}");
+        }
+    }
+}

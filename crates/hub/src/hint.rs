@@ -1,0 +1,94 @@
+//! What to do about what went wrong.
+
+use crate::HubError;
+
+impl HubError {
+    /// What to do about it, where that is known.
+    pub fn hint(&self) -> Option<String> {
+        let hint = match self {
+            Self::File(error) => return error.hint(),
+            Self::Endpoint { .. } => "leave it out for the Hub itself, or name a mirror",
+            Self::NoHome => "set `HF_HOME` to a folder",
+            Self::TokenShape { .. } => {
+                "make one at https://huggingface.co/settings/tokens and paste it whole"
+            }
+            Self::Offline { .. } => "unset `HF_HUB_OFFLINE`, or name a folder",
+            Self::Connect { .. } => {
+                "check the network; `HF_ENDPOINT` names a mirror (in China: HF_ENDPOINT=https://hf-mirror.com)"
+            }
+            Self::Cut { .. } | Self::Busy { .. } => "run the same command again: it goes on where it stopped",
+            Self::NoModel { with_token: false, .. } => {
+                "check the spelling; a private model needs `danlu login`"
+            }
+            Self::NoModel { .. } => "check the spelling, and whose account the token is of: `danlu whoami`",
+            Self::NoRevision { repo } => {
+                return Some(format!("leave `@{}` out for its main branch", repo.revision()));
+            }
+            Self::Gated { page, with_token: true, .. } => {
+                return Some(format!(
+                    "accept its terms at {page}, with the account that `danlu whoami` names"
+                ));
+            }
+            Self::Gated { page, .. } => {
+                return Some(format!(
+                    "accept its terms at {page}, then `danlu login` with a token of that account"
+                ));
+            }
+            Self::BadToken { is_variable: true, .. } => "set `HF_TOKEN` to one that is valid, or unset it",
+            Self::BadToken { .. } => {
+                "get a new one at https://huggingface.co/settings/tokens, then `danlu login`"
+            }
+            Self::NoToken { .. } => "danlu login",
+            Self::Checksum { .. } => {
+                "something between here and the Hub changes files: try another network or mirror"
+            }
+            Self::Space { .. } => "free some space, or set `HF_HUB_CACHE` to a folder on another disk",
+            Self::NoWeights { found: Some(_), .. } => {
+                "danlu reads safetensors alone: look for a copy of the model in that form"
+            }
+            Self::Repo { .. } => "tell its owner, or name another revision: `org/name@revision`",
+            Self::NoWeights { .. } => "name a model, or an adapter that PEFT saved",
+            Self::NotAModel { .. } => {
+                "name the output folder of `danlu train` or `danlu merge`; an adapter is there when the training has ended"
+            }
+            Self::NotThere { .. } => {
+                "paths are those within the folder; a `*` means neither a `/` nor the dot that hides a file"
+            }
+            Self::NothingToSend { .. } => "`--dry-run` lists what stays, and why",
+            Self::FileChanged { .. } => "let the program that writes it end, then push again",
+            Self::Public { repo } => {
+                return Some(format!(
+                    "make `{}` private on its settings page, push to a new name, or leave `--private` out",
+                    repo.id()
+                ));
+            }
+            Self::NoBranch { .. } => "name a branch: one that is not there yet begins where the main one is",
+            Self::Race { .. } => "push again when nobody else does: what was sent is not sent again",
+            Self::ReadOnly { is_variable: true, .. } => {
+                "set `HF_TOKEN` to one that may write, from https://huggingface.co/settings/tokens"
+            }
+            Self::ReadOnly { .. } => {
+                "get one that may write at https://huggingface.co/settings/tokens, then `danlu login`"
+            }
+            Self::NotOwner { repo, account, .. } => {
+                return Some(format!(
+                    "push to `{account}/{}`, or offer it to the owner with `--create-pr`",
+                    repo.model()
+                ));
+            }
+            Self::MayNotWrite { .. } => {
+                "a fine-grained token needs the right to write to it: https://huggingface.co/settings/tokens"
+            }
+            Self::Refused { .. } => "nothing was published: mend what it names, then push again",
+            Self::Stopped
+            | Self::Name { .. }
+            | Self::Variable { .. }
+            | Self::NoFile { .. }
+            | Self::Forbidden { .. } => return None,
+            Self::Status { .. } | Self::Answer { .. } => {
+                "try again later; https://status.huggingface.co tells whether the Hub is well"
+            }
+        };
+        Some(hint.to_owned())
+    }
+}

@@ -1,0 +1,67 @@
+//! A push that is killed in the middle: the page is as it was, or has everything, and the next push goes on.
+
+mod common;
+
+use std::process::{Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use common::push::Desk;
+use common::repo;
+use danlu_hub::{Hub, HubSettings, Parcel, ParcelOptions, PushOptions};
+use danlu_hub_stand_in::{Action, Fault, Method, StandIn};
+
+/// Names the folder that the killed process pushes.
+const FOLDER: &str = "DANLU_TEST_PUSHED_FOLDER";
+
+#[test]
+#[ignore = "the process that `a_killed_push_leaves_no_half_and_the_next_goes_on` kills"]
+fn is_killed() {
+    let Some(folder) = std::env::var_os(FOLDER) else { return };
+    let parcel = Parcel::of(folder.as_ref(), &ParcelOptions::default()).unwrap();
+    let hub = Hub::new(HubSettings::from_env().unwrap()).unwrap();
+    hub.push(&parcel, &repo("me/adapter"), &PushOptions::default(), &mut |_, _| {}).unwrap();
+}
+
+#[test]
+fn a_killed_push_leaves_no_half_and_the_next_goes_on() {
+    for (method, part) in [
+        (Method::Post, "/repos/create"),
+        (Method::Post, "/preupload/"),
+        (Method::Post, "/objects/batch"),
+        (Method::Put, "/uploads/"),
+        (Method::Post, "/complete_multipart"),
+        (Method::Post, "/objects/verify"),
+        (Method::Post, "/commit/"),
+    ] {
+        let desk = Desk::on(StandIn::builder().multipart(100_000, 64_000).start().unwrap());
+        desk.server.fault(Fault::on(method, part).then(Action::Delay(Duration::from_millis(200))));
+        let mut child = Command::new(std::env::current_exe().unwrap())
+            .args(["is_killed", "--exact", "--ignored"])
+            .env("HF_ENDPOINT", desk.server.endpoint())
+            .env("HF_HOME", desk.home.path())
+            .env("HF_TOKEN", "hf_mine")
+            .env(FOLDER, desk.folder())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        let start = Instant::now();
+        while !desk.server.requests().iter().any(|request| request.target.contains(part)) {
+            assert!(start.elapsed() < Duration::from_secs(20), "no request of `{part}`");
+            thread::sleep(Duration::from_millis(2));
+        }
+        child.kill().unwrap();
+        assert!(!child.wait().unwrap().success(), "{part}: it was done before it was killed");
+        let half = |commit: &danlu_hub_stand_in::CommitInfo| (2..5).contains(&commit.files.len());
+        // What has arrived may still take its effect: all of it or nothing.
+        for _ in 0..40 {
+            assert!(!desk.server.commits("me/adapter").iter().any(half), "{part}");
+            thread::sleep(Duration::from_millis(10));
+        }
+        desk.push("me/adapter").unwrap();
+        desk.assert_whole("me/adapter", "main");
+        let commits = desk.server.commits("me/adapter");
+        assert_eq!(commits.len(), 2, "{part}: {commits:?}");
+    }
+}
