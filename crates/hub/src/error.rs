@@ -54,6 +54,12 @@ pub enum HubError {
         /// What was wanted.
         what: String,
     },
+    /// The same, where no cache would do.
+    #[error("`HF_HUB_OFFLINE` forbids to ask the Hub about `{repo}`")]
+    OfflineRepo {
+        /// The repository.
+        repo: RepoName,
+    },
     /// Nobody answers, or no longer.
     #[error("cannot reach {host}: {reason}")]
     Connect {
@@ -223,7 +229,7 @@ pub enum HubError {
         folder: PathBuf,
     },
     /// A file was written while it was read.
-    #[error("`{}` changed while it was sent; nothing was published", path.display())]
+    #[error("`{}` changed while it was read to be sent", path.display())]
     FileChanged {
         /// The file.
         path: PathBuf,

@@ -13,6 +13,7 @@ impl HubError {
                 "make one at https://huggingface.co/settings/tokens and paste it whole"
             }
             Self::Offline { .. } => "unset `HF_HUB_OFFLINE`, or name a folder",
+            Self::OfflineRepo { .. } => "unset `HF_HUB_OFFLINE`",
             Self::Connect { .. } => {
                 "check the network; `HF_ENDPOINT` names a mirror (in China: HF_ENDPOINT=https://hf-mirror.com)"
             }

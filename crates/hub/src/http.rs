@@ -185,7 +185,7 @@ impl Http {
             if wait > self.pace.longest {
                 return Err(HubError::Busy { host: ask.host(), wait });
             }
-            if tried == tries {
+            if tried >= tries {
                 return outcome;
             }
             tracing::info!("{}: {reason}; trying again in {:.1} s", ask.words(), wait.as_secs_f64());

@@ -277,3 +277,26 @@ fn what_the_repository_ignores_is_told() {
     let again = desk.push("me/adapter").unwrap();
     assert_eq!((again.commit, again.files.len()), (pushed.commit, 0));
 }
+
+#[test]
+fn offline_asks_nobody() {
+    let desk = Desk::new();
+    let settings = danlu_hub::HubSettings { offline: true, ..desk.hub().settings().clone() };
+    let (hub, name) = (common::hub(settings), repo("me/adapter"));
+    let pushed = hub.push(&desk.parcel(), &name, &PushOptions::default(), &mut |_, _| {}).map(drop);
+    let compared = hub.differences(&desk.parcel(), &name, &mut |_| {}).map(drop);
+    for error in [pushed.unwrap_err(), compared.unwrap_err()] {
+        assert_eq!(error.to_string(), "`HF_HUB_OFFLINE` forbids to ask the Hub about `me/adapter`");
+    }
+    assert!(desk.server.requests().is_empty());
+}
+
+#[test]
+fn two_files_of_the_same_bytes_are_sent_once() {
+    let desk = Desk::new();
+    desk.write("deep/extra.safetensors", &[7; WEIGHTS as usize]);
+    let pushed = desk.push("me/adapter").unwrap();
+    assert_eq!(pushed.sent, desk.parcel().size() - WEIGHTS);
+    desk.assert_whole("me/adapter", "main");
+    assert_eq!(desk.server.requests().iter().filter(|request| request.method == "PUT").count(), 1);
+}

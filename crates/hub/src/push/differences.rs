@@ -43,6 +43,7 @@ impl Hub {
         repo: &RepoName,
         progress: &mut dyn FnMut(Transfer),
     ) -> Result<Differences, HubError> {
+        self.asks_about(repo)?;
         let (listing, exists) = match self.list(repo) {
             Ok(listing) => (Some(listing), true),
             Err(HubError::NoModel { .. }) => (None, false),

@@ -79,8 +79,8 @@ impl Hub {
         options: &PushOptions,
         progress: &mut dyn FnMut(Stage, Transfer),
     ) -> Result<Pushed, HubError> {
-        let http = self.online(|| format!("`{repo}`"))?;
-        if !http.has_token() {
+        self.asks_about(repo)?;
+        if !self.http.has_token() {
             return Err(HubError::NoToken { what: format!("a push to `{}`", repo.id()) });
         }
         if parcel.files().is_empty() {
@@ -90,5 +90,11 @@ impl Hub {
             return Err(HubError::NoBranch { repo: repo.clone() });
         }
         Push::new(self, parcel, repo, options).run(progress).map_err(|error| self.explained(error, repo))
+    }
+
+    /// Refuses what cannot come from the cache where the settings forbid to ask.
+    fn asks_about(&self, repo: &RepoName) -> Result<(), HubError> {
+        let offline = |_| HubError::OfflineRepo { repo: repo.clone() };
+        self.online(String::new).map(drop).map_err(offline)
     }
 }
