@@ -99,6 +99,23 @@ fn large_files_that_were_cut_go_on_by_parts_and_by_files() {
 }
 
 #[test]
+fn an_address_or_an_upload_that_expired_is_asked_for_again() {
+    for (fault, batches, puts) in [
+        (on(Method::Put, "/uploads/").after(3).then(status(403)), 2, 10 + 1),
+        (on(Method::Post, "/complete_multipart").then(status(404)), 2, 10 + 1),
+        (on(Method::Post, "/objects/verify").then(status(404)), 2, 10),
+    ] {
+        let desk = Desk::on(in_parts());
+        desk.server.fault(fault);
+        let pushed = desk.push("me/adapter").unwrap();
+        assert_published(&desk, &pushed);
+        let requests = desk.server.requests();
+        assert_eq!(requests.iter().filter(|r| r.target.contains("/objects/batch")).count(), batches);
+        assert_eq!(requests.iter().filter(|r| r.method == "PUT").count(), puts);
+    }
+}
+
+#[test]
 fn what_stays_broken_is_an_error_and_no_commit() {
     let cases = [
         (on(Method::Put, "").then(Action::CutUpload(1000)), "cannot reach"),
@@ -165,6 +182,8 @@ fn another_commit_that_comes_first_is_built_upon() {
     assert_eq!((&commits[2].id, &commits[2].parents[0]), (&pushed.commit, &commits[1].id));
     desk.assert_whole("me/adapter", "main");
     assert_eq!(desk.server.read("me/adapter", "main", "notes.md").unwrap(), b"new");
+    let races = desk.server.requests().iter().filter(|request| request.status == Some(412)).count();
+    assert_eq!(races, 1, "the commit names the one that it was compared with");
     let puts = desk.server.requests().iter().filter(|request| request.method == "PUT").count();
     assert_eq!(puts, 2, "large files are sent once");
 }

@@ -63,27 +63,38 @@ impl<'a> Object<'a> {
         Self { file, oid, parts, left, counted, is_there }
     }
 
-    /// Bytes that progress has not heard of.
-    fn uncounted(&self) -> i64 {
-        let size = i64::try_from(self.file.size()).unwrap_or(i64::MAX);
-        size - self.counted.swap(size, Ordering::Relaxed)
+    /// Has progress heard of so many bytes, more or fewer than before.
+    fn count(&self, bytes: u64, advanced: &mut dyn FnMut(i64)) {
+        let bytes = i64::try_from(bytes).unwrap_or(i64::MAX);
+        let before = self.counted.swap(bytes, Ordering::Relaxed);
+        if bytes != before {
+            advanced(bytes - before);
+        }
     }
 
-    /// The parts to be sent by `way`: those that have arrived by the same way are not.
-    fn tasks(&self, way: &Way) -> Vec<usize> {
+    /// The parts to be sent by `way`: those that have arrived by the same way are not. Progress has then heard of these
+    /// alone.
+    fn tasks(&self, way: &Way, advanced: &mut dyn FnMut(i64)) -> Vec<usize> {
+        let mut to_send = self.file.size();
         let tasks = match way {
             Way::There => Vec::new(),
             Way::Whole(_) => vec![0],
-            Way::Parts { urls, complete, .. } => {
+            Way::Parts { size, urls, complete } => {
                 let mut parts = self.parts.lock().expect("nothing panics while it is held");
                 if parts.0 != *complete || parts.1.len() != urls.len() {
                     *parts = (complete.clone(), vec![None; urls.len()]);
                 }
-                let tasks: Vec<usize> = (0..urls.len()).filter(|&i| parts.1[i].is_none()).collect();
-                // All are there, and were not taken: the last one is sent again, and ends it again.
-                if tasks.is_empty() { vec![urls.len() - 1] } else { tasks }
+                let mut tasks: Vec<usize> = (0..urls.len()).filter(|&i| parts.1[i].is_none()).collect();
+                if tasks.is_empty() {
+                    // All are there, and were not taken: the last one is sent again, and ends it again.
+                    tasks.push(urls.len() - 1);
+                }
+                let len = |&i: &usize| (self.file.size() - i as u64 * size).min(*size);
+                to_send = tasks.iter().map(len).sum();
+                tasks
             }
         };
+        self.count(self.file.size() - to_send, advanced);
         self.left.store(tasks.len(), Ordering::SeqCst);
         tasks
     }
@@ -117,7 +128,7 @@ impl Hub {
             for (object, route) in lacking.iter().zip(&routes) {
                 if matches!(route.way, Way::There) {
                     object.is_there.store(true, Ordering::SeqCst);
-                    advanced(object.uncounted(), round == 0);
+                    object.count(object.file.size(), &mut |bytes| advanced(bytes, round == 0));
                 }
             }
             failure = self.send_round(&lacking, &routes, advanced)?;
@@ -136,8 +147,11 @@ impl Hub {
         advanced: &mut dyn FnMut(i64, bool),
     ) -> Result<Option<HubError>, HubError> {
         let mut tasks = Vec::new();
-        for (&object, route) in objects.iter().zip(routes) {
-            tasks.extend(object.tasks(&route.way).into_iter().map(|part| (object, route, part)));
+        for (&object, route) in
+            objects.iter().zip(routes).filter(|(_, route)| !matches!(route.way, Way::There))
+        {
+            let parts = object.tasks(&route.way, &mut |bytes| advanced(bytes, false));
+            tasks.extend(parts.into_iter().map(|part| (object, route, part)));
         }
         let queue = Mutex::new(tasks.iter());
         let stop = AtomicBool::new(false);
