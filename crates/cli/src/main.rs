@@ -84,6 +84,9 @@ enum Command {
     /// Fetch a model from the Hugging Face Hub, or look for something newer
     #[command(after_help = hub::pull::EXAMPLES)]
     Pull(hub::pull::PullArgs),
+    /// Publish an adapter or a model on the Hugging Face Hub, in one commit
+    #[command(after_help = hub::push::EXAMPLES)]
+    Push(hub::push::PushArgs),
     /// Keep a token of the Hugging Face Hub
     #[command(after_help = hub::account::EXAMPLES)]
     Login(hub::account::LoginArgs),
@@ -151,6 +154,7 @@ fn run(command: &Command, matches: &clap::ArgMatches, printer: &Printer) -> Resu
         Command::Card(args) => card::run(args, printer),
         Command::Quantize(args) => quantize::run(args, printer),
         Command::Pull(args) => hub::pull::run(args, printer),
+        Command::Push(args) => hub::push::run(args, printer),
         Command::Login(args) => hub::account::login(args, printer),
         Command::Whoami => hub::account::whoami(printer),
         Command::Logout => hub::account::logout(printer),

@@ -221,3 +221,65 @@ fn a_token_is_tried_kept_and_forgotten_and_never_shown() {
     assert_eq!(piped("", Some("hf_mine")).code, 0);
     assert!(file.exists());
 }
+
+#[test]
+fn an_adapter_is_published_in_one_commit_and_wakes_up_elsewhere() {
+    let hub = Hub::new();
+    hub.server.add_user("me", "hf_mine");
+    hub.scene.ok("train --base lab/base --data data.json --output out --max-steps 2 --lora-r 2 --save-steps 1 --val-size 2");
+    let missing = hub.scene.run("push out me/huan");
+    assert!(missing.code == 1 && missing.err.contains("hint: danlu login"), "{}", missing.err);
+    fs::create_dir_all(hub.scene.path("hf")).unwrap();
+    hub.scene.write("hf/token", "hf_mine");
+    hub.scene.write("out/.env", "SECRET=1");
+    hub.scene.write("out/notes.txt", "my token is hf_mine");
+
+    let dry = hub.scene.ok("push out me/huan --dry-run");
+    for words in ["a new public repository", "adapter_model.safetensors", "checkpoint-", "line 1 looks like"]
+    {
+        assert!(dry.out.contains(words), "{}\nlacks {words}", dry.out);
+    }
+    assert!(
+        dry.err.contains("README.md will name the repository") && dry.err.contains("nothing was sent"),
+        "{}",
+        dry.err
+    );
+    assert!(hub.server.requests().iter().all(|request| request.method == "GET"));
+    assert!(hub.server.commits("me/huan").is_empty());
+
+    let pushed = hub.scene.ok("push out me/huan --private");
+    assert!(
+        pushed.out.contains("one commit (") && pushed.out.contains("danlu chat me/huan"),
+        "{}",
+        pushed.out
+    );
+    let sent = hub.server.hashes("me/huan", "main");
+    for file in ["adapter_config.json", "adapter_model.safetensors", "README.md", "loss.svg", "danlu.json"] {
+        assert!(sent.contains_key(file), "{file}: {sent:?}");
+    }
+    for part in [".env", "notes.txt", "checkpoint", "history", "held_out", "run.toml", "optimizer"] {
+        assert!(!sent.keys().any(|path| path.contains(part)), "{part}: {sent:?}");
+    }
+    let card = String::from_utf8(hub.server.read("me/huan", "main", "README.md").unwrap()).unwrap();
+    assert!(card.contains("danlu chat me/huan") && !card.contains("your-name"), "{card}");
+    let commits = hub.server.commits("me/huan").len();
+
+    let again = hub.scene.ok("push out me/huan");
+    assert!(again.out.contains("has all of it already"), "{}", again.out);
+    hub.scene.write("notes.md", "Speaks of the palace only.");
+    hub.scene.ok("card out --notes notes.md");
+    let third = hub.scene.ok("push out me/huan --message Limits");
+    assert!(third.out.contains("1 file,"), "{}", third.out);
+    assert_eq!(hub.server.commits("me/huan").len(), commits + 1);
+
+    // Elsewhere, with nothing but the names.
+    fs::rename(hub.scene.path("out"), hub.scene.path("gone")).unwrap();
+    fs::remove_dir_all(hub.scene.path("hf/hub")).unwrap();
+    hub.scene.ok("chat me/huan --prompt 你好 --max-new-tokens 2");
+    hub.scene.ok("merge me/huan --output merged");
+    hub.scene.ok("push merged me/merged --lang zh");
+    fs::remove_dir_all(hub.scene.path("hf/hub")).unwrap();
+    hub.scene.ok("chat me/merged --prompt 你好 --max-new-tokens 2");
+    let theirs = hub.scene.run("push merged lab/base");
+    assert!(theirs.code == 1 && !theirs.err.contains("hf_mine"), "{}", theirs.err);
+}

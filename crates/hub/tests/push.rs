@@ -8,7 +8,7 @@ use std::path::Path;
 
 use common::push::{Desk, WEIGHTS};
 use common::repo;
-use danlu_hub::{HubError, Left, Parcel, ParcelOptions, PushOptions, Reason, Stage, Transfer};
+use danlu_hub::{Extent, HubError, Left, Parcel, ParcelOptions, PushOptions, Reason, Stage, Transfer};
 use danlu_hub_stand_in::{Host, StandIn};
 
 #[test]
@@ -36,7 +36,7 @@ fn what_is_pushed_is_pulled_back_byte_for_byte() {
     assert_eq!((commits[1].id.as_str(), commits[1].title.as_str()), (&*pushed.commit, "Upload with danlu"));
     assert_eq!(desk.server.is_private("me/adapter"), Some(false));
 
-    let pulled = desk.hub().pull(&repo("me/adapter"), &mut |_| {}).unwrap();
+    let pulled = desk.hub().pull(&repo("me/adapter"), Extent::All, &mut |_| {}).unwrap();
     assert_eq!(pulled.commit, pushed.commit);
     for name in ["adapter_config.json", "adapter_model.safetensors"] {
         assert_eq!(fs::read(pulled.folder.join(name)).unwrap(), fs::read(desk.folder().join(name)).unwrap());

@@ -2,6 +2,7 @@
 
 pub mod account;
 pub mod pull;
+pub mod push;
 
 use std::path::{Path, PathBuf};
 
