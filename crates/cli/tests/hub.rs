@@ -239,11 +239,7 @@ fn an_adapter_is_published_in_one_commit_and_wakes_up_elsewhere() {
     {
         assert!(dry.out.contains(words), "{}\nlacks {words}", dry.out);
     }
-    assert!(
-        dry.err.contains("README.md will name the repository") && dry.err.contains("nothing was sent"),
-        "{}",
-        dry.err
-    );
+    assert!(dry.err.contains("nothing was sent"), "{}", dry.err);
     assert!(hub.server.requests().iter().all(|request| request.method == "GET"));
     assert!(hub.server.commits("me/huan").is_empty());
 
@@ -262,6 +258,8 @@ fn an_adapter_is_published_in_one_commit_and_wakes_up_elsewhere() {
     }
     let card = String::from_utf8(hub.server.read("me/huan", "main", "README.md").unwrap()).unwrap();
     assert!(card.contains("danlu chat me/huan") && !card.contains("your-name"), "{card}");
+    // The folder is as it was: the name stands in what is sent alone.
+    assert!(String::from_utf8(hub.scene.read("out/README.md")).unwrap().contains("your-name/"));
     let commits = hub.server.commits("me/huan").len();
 
     let again = hub.scene.ok("push out me/huan");
@@ -282,4 +280,24 @@ fn an_adapter_is_published_in_one_commit_and_wakes_up_elsewhere() {
     hub.scene.ok("chat me/merged --prompt 你好 --max-new-tokens 2");
     let theirs = hub.scene.run("push merged lab/base");
     assert!(theirs.code == 1 && !theirs.err.contains("hf_mine"), "{}", theirs.err);
+}
+
+#[test]
+fn a_base_that_only_this_machine_has_is_told_and_named() {
+    let hub = Hub::new();
+    hub.server.add_user("me", "hf_mine");
+    fs::create_dir_all(hub.scene.path("hf")).unwrap();
+    hub.scene.write("hf/token", "hf_mine");
+    hub.scene.ok("train --base elsewhere --data data.json --output out --max-steps 1 --lora-r 2");
+    let ran = hub.scene.ok("push out me/huan --dry-run");
+    assert!(ran.err.contains("`elsewhere`, a folder here, which nobody else finds"), "{}", ran.err);
+    let before = hub.scene.read("out/adapter_config.json");
+    let ran = hub.scene.ok("push out me/huan --base-id lab/base");
+    assert!(!ran.err.contains("nobody else finds"), "{}", ran.err);
+    assert_eq!(hub.scene.read("out/adapter_config.json"), before);
+    for file in ["adapter_config.json", "README.md"] {
+        let text = String::from_utf8(hub.server.read("me/huan", "main", file).unwrap()).unwrap();
+        assert!(text.contains("lab/base") && !text.contains("elsewhere"), "{text}");
+    }
+    hub.scene.ok("chat me/huan --prompt 你好 --max-new-tokens 2");
 }

@@ -92,7 +92,8 @@ fn license(id: &str) -> Result<String, String> {
     }
 }
 
-fn hub_id(id: &str) -> Result<String, String> {
+/// The value of a flag that names a repository.
+pub fn hub_id(id: &str) -> Result<String, String> {
     match card::is_hub_id(id) {
         true => Ok(id.to_owned()),
         false => Err("expected owner/name, as in the address of its page".to_owned()),

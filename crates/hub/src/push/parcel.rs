@@ -94,6 +94,18 @@ impl Parcel {
         &self.left
     }
 
+    /// Sends the file at `place` under the name of one that goes; whether there is one.
+    ///
+    /// # Errors
+    /// If it cannot be read.
+    pub fn substitute(&mut self, path: &str, place: &Path) -> Result<bool, HubError> {
+        let Some(file) = self.files.iter_mut().find(|file| file.path == path) else { return Ok(false) };
+        let error = |e| FileError::new("read", place, e);
+        let opened = File::open(place).map_err(error)?;
+        *file = ParcelFile::of(path.to_owned(), place.to_owned(), &opened).map_err(error)?;
+        Ok(true)
+    }
+
     /// Bytes of what goes.
     pub fn size(&self) -> u64 {
         self.files.iter().map(ParcelFile::size).sum()

@@ -76,6 +76,13 @@ impl Card {
         Ok(bytes == self.render(&notes).as_bytes())
     }
 
+    /// The bytes of `card.json`.
+    pub fn to_json(&self) -> Vec<u8> {
+        let mut json = serde_json::to_vec_pretty(self).expect("plain fields with names become JSON");
+        json.push(b'\n');
+        json
+    }
+
     /// Writes `card.json`, then `README.md` with the notes that the folder's `README.md` holds now.
     ///
     /// # Errors
@@ -90,9 +97,7 @@ impl Card {
     /// # Errors
     /// If a file cannot be written.
     pub fn write_with(&self, folder: &Path, notes: &str) -> Result<(), TrainError> {
-        let mut json = serde_json::to_string_pretty(self).expect("plain fields with names become JSON");
-        json.push('\n');
-        files::write_atomic(&folder.join(CARD_FILE), json.as_bytes())?;
+        files::write_atomic(&folder.join(CARD_FILE), &self.to_json())?;
         Ok(files::write_atomic(&folder.join(README_FILE), self.render(notes).as_bytes())?)
     }
 }

@@ -4,16 +4,24 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use clap::Args;
+use danlu_adapter::{CONFIG_FILE, LoraConfig};
 use danlu_hub::{
     Differences, Hub, HubError, Left, Parcel, ParcelOptions, PushOptions, Pushed, Reason, RepoName, Stage,
     Transfer,
 };
-use danlu_train::card;
+use danlu_model::files;
+use danlu_train::card::{self, Card};
+use serde_json::{Map, Value};
 
 use super::{open, pull};
+use crate::commands::card::hub_id;
 use crate::printer::{Look, Printer};
 use crate::report::{Report, Result};
+use crate::scratch::Scratch;
 use crate::text;
+
+/// Longest configuration of an adapter, in bytes.
+const LONGEST_CONFIG: u64 = 4 << 20;
 
 /// Examples under `--help`.
 pub const EXAMPLES: &str = "\
@@ -46,6 +54,9 @@ pub struct PushArgs {
     /// First line of the commit [default: Upload with danlu]
     #[arg(long, value_name = "TEXT")]
     pub message: Option<String>,
+    /// The base's name on the Hub, where adapter_config.json names a folder
+    #[arg(long, value_name = "ORG/NAME", value_parser = hub_id)]
+    pub base_id: Option<String>,
     /// Say what would be sent, and send nothing
     #[arg(long)]
     pub dry_run: bool,
@@ -76,10 +87,13 @@ pub fn run(args: &PushArgs, printer: &Printer) -> Result<()> {
     if options.token.is_none() && !args.dry_run {
         return Err(HubError::NoToken { what: format!("a push to `{}`", name.id()) }.into());
     }
-    // Looked at first: a folder that is no model is not to be written into.
     let mut parcel = Parcel::of(&args.folder, &options)?;
-    if sign_card(&args.folder, name.id(), args.dry_run, printer)? {
-        parcel = Parcel::of(&args.folder, &options)?;
+    // The folder itself stays as it is: what is to be said otherwise on the Hub is written elsewhere.
+    let scratch = Scratch::new_in(&std::env::temp_dir())?;
+    for (path, bytes) in said_otherwise(args, &name, printer)? {
+        let place = scratch.path().join(path);
+        files::write_atomic(&place, &bytes)?;
+        parcel.substitute(path, &place)?;
     }
     let differences = hub.differences(&parcel, &name, &mut |transfer| {
         let (done, total) = (text::bytes(transfer.done), text::bytes(transfer.total));
@@ -95,29 +109,58 @@ pub fn run(args: &PushArgs, printer: &Printer) -> Result<()> {
     send(&hub, &parcel, &name, args, printer)
 }
 
-/// Puts the repository's name into the card, where danlu wrote it and nobody changed it but for the notes; whether it did.
-fn sign_card(folder: &Path, id: &str, is_dry: bool, printer: &Printer) -> Result<bool> {
-    let Some(mut card) = card::Card::read(folder)? else { return Ok(false) };
-    if card.repository.as_deref() == Some(id) {
-        return Ok(false);
+/// The files that say something else on the Hub than here: the card its repository, the adapter its base.
+fn said_otherwise(
+    args: &PushArgs,
+    name: &RepoName,
+    printer: &Printer,
+) -> Result<Vec<(&'static str, Vec<u8>)>> {
+    let folder = &args.folder;
+    let mut files = Vec::new();
+    if let Some(mut card) = Card::read(folder)? {
+        let is_edited = !card.is_as_written(folder)?;
+        card.repository = Some(name.id().to_owned());
+        if let Some(id) = &args.base_id {
+            card.base.hub_id = Some(id.clone());
+        }
+        files.push((card::CARD_FILE, card.to_json()));
+        match is_edited {
+            true => printer.tell(
+                &format!("README.md 改动过，原样发送；其中的代码片段可能需要改成 `{name}`"),
+                &format!("README.md was edited and goes as it is; its snippets may have to name `{name}`"),
+            ),
+            false => {
+                let notes = card::read_notes(folder)?.unwrap_or_default();
+                files.push((card::README_FILE, card.render(&notes).into_bytes()));
+            }
+        }
     }
-    if !card.is_as_written(folder)? {
-        printer.tell(
-            &format!("README.md 改动过，保持原样；其中的代码片段可能需要改成 `{id}`"),
-            &format!("README.md was edited and stays as it is; its snippets may have to name `{id}`"),
-        );
-        return Ok(false);
+    if folder.join(CONFIG_FILE).is_file() {
+        files.extend(adapter_config(args, printer)?.map(|bytes| (CONFIG_FILE, bytes)));
     }
-    if is_dry {
-        printer.tell(
-            &format!("README.md 发送时会写上仓库名 `{id}`"),
-            &format!("README.md will name the repository, `{id}`, when it is sent"),
-        );
-        return Ok(false);
-    }
-    card.repository = Some(id.to_owned());
-    card.write(folder)?;
-    Ok(true)
+    Ok(files)
+}
+
+/// `adapter_config.json` with its base by the Hub's name, where `--base-id` gives it. Otherwise a base that is a folder of
+/// this machine is told: nobody else can find it.
+fn adapter_config(args: &PushArgs, printer: &Printer) -> Result<Option<Vec<u8>>> {
+    const BASE: &str = "base_model_name_or_path";
+    let named = LoraConfig::read(&args.folder)?.base_model_name_or_path.unwrap_or_default();
+    let Some(id) = &args.base_id else {
+        if super::name_of(Path::new(&named)).is_none() {
+            printer.tell(
+                &format!("adapter_config.json 的基座是 `{named}`，本机的文件夹，别人找不到：用 `--base-id 组织/名字` 写明它在 Hub 上的名字"),
+                &format!("adapter_config.json names its base `{named}`, a folder here, which nobody else finds: `--base-id ORG/NAME` says what it is on the Hub"),
+            );
+        }
+        return Ok(None);
+    };
+    let path = args.folder.join(CONFIG_FILE);
+    let bytes = files::read_bounded(&path, LONGEST_CONFIG)?;
+    let config = serde_json::from_slice::<Map<String, Value>>(&bytes);
+    let mut config = config.map_err(|error| Report::input(format!("`{}`: {error}", path.display())))?;
+    config.insert(BASE.to_owned(), id.as_str().into());
+    Ok(Some(serde_json::to_vec_pretty(&config).expect("JSON that was read is written again")))
 }
 
 /// What goes, what is there already, and what stays.
