@@ -119,6 +119,30 @@ def shared_lock(checks, home, base):
     checks.equal("and goes on when it is free", process.wait(timeout=30), 0)
 
 
+def published(checks, home, scratch, base):
+    """What danlu pushes, Python's libraries load by name."""
+    here = home("push")
+    here.danlu("login", stdin=TOKEN)
+    data = Path(scratch, "data.json")
+    data.write_text('[{"instruction": "你是谁？", "input": "", "output": "本宫住在长春宫。"}]')
+    adapter, merged = Path(scratch, "adapter"), Path(scratch, "merged")
+    here.danlu("train", "--base", "zhen/base", "--data", str(data), "--output", str(adapter), "--max-steps", "2")
+    here.danlu("merge", str(adapter), "--output", str(merged))
+    here.danlu("push", str(adapter), "zhen/adapter")
+    here.danlu("push", str(merged), "zhen/merged")
+    there = home("wake")
+    ask = ("from transformers import AutoTokenizer as T, AutoModelForCausalLM as M; %s\nt = T.from_pretrained('%s'); "
+           "x = t.apply_chat_template([dict(role='user', content='你好')], add_generation_prompt=True, return_dict=True, return_tensors='pt'); "
+           "y = m.generate(**x, max_new_tokens=12, do_sample=False); print(t.decode(y[0, x['input_ids'].shape[1]:], skip_special_tokens=True))")
+    words = ["--prompt", "你好", "--max-new-tokens", "12", "--temperature", "0", "--dtype", "f32"]
+    whole = there.python(ask % ("m = M.from_pretrained('zhen/merged', dtype='float32')", "zhen/merged"))
+    checks.equal("transformers and danlu answer alike from a pushed model", there.danlu("chat", "zhen/merged", *words), whole)
+    peft = "from peft import PeftModel as P; m = P.from_pretrained(M.from_pretrained('zhen/base', dtype='float32'), 'zhen/adapter')"
+    checks.equal("PEFT and danlu answer alike from a pushed adapter", there.danlu("chat", "zhen/adapter", *words), there.python(ask % (peft, "zhen/adapter")))
+    card = "from huggingface_hub import ModelCard; d = ModelCard.load('zhen/adapter').data; print(d.base_model, d.library_name, d.pipeline_tag)"
+    checks.equal("the card's front matter is the Hub's", there.python(card), "zhen/base peft text-generation")
+
+
 def speed(server, checks, home, scratch, gigabytes):
     """A large file, each in turn."""
     big = Path(scratch, "big.safetensors")
@@ -135,11 +159,31 @@ def speed(server, checks, home, scratch, gigabytes):
             command = [here.danlu_binary, "pull", "zhen/big"] if name == "danlu" else [sys.executable, "-c", code]
             figures[name].append(here.measured(*command))
             subprocess.run(["rm", "-rf", here.folder / "hub"], check=True)
+    tell("download", size, figures)
+    folder, figures = Path(scratch, "folder"), {"danlu": [], "huggingface_hub": []}
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    big.rename(folder / "model.safetensors")
+    for round in range(3):
+        for name in figures:
+            here, repository = home(f"up-{name}-{round}"), f"zhen/up-{name.replace('_', '-')}-{round}"
+            # Else the server has the file already.
+            with open(folder / "model.safetensors", "r+b") as file:
+                file.write(os.urandom(64))
+            here.variables["HF_TOKEN"] = TOKEN
+            code = f"import huggingface_hub as h; h.create_repo('{repository}'); h.upload_folder(repo_id='{repository}', folder_path='{folder}')"
+            command = [here.danlu_binary, "push", folder, repository] if name == "danlu" else [sys.executable, "-c", code]
+            figures[name].append(here.measured(*command))
+    tell("upload", size, figures)
+
+
+def tell(work, size, figures):
+    """Each round's speed, and the ratio of the medians."""
     for name, rounds in figures.items():
         rates = ", ".join(f"{size / seconds / 1e9:.2f}" for seconds, _ in rounds)
-        print(f"     {name}: {rates} GB/s, peak {max(peak for _, peak in rounds):.0f} MB")
+        print(f"     {work}, {name}: {rates} GB/s, peak {max(peak for _, peak in rounds):.0f} MB")
     danlu, peer = (sorted(seconds for seconds, _ in rounds)[1] for rounds in figures.values())
-    print(f"     danlu over huggingface_hub: {peer / danlu:.2f}")
+    print(f"     {work}, danlu over huggingface_hub: {peer / danlu:.2f}")
 
 
 def warm_start(server, checks, home, base):
@@ -171,6 +215,7 @@ def main():
             shared_cache(server, checks, home)
             shared_token(server, checks, home)
             shared_lock(checks, home, base)
+            published(checks, home, scratch, base)
             warm_start(server, checks, home, base)
             if arguments.gigabytes:
                 speed(server, checks, home, scratch, arguments.gigabytes)
