@@ -88,6 +88,8 @@ fn a_whole_life_by_name() {
     hub.scene.ok("chat me/merged --prompt 你好 --max-new-tokens 4");
     hub.scene.ok("compare me/adapter me/merged --data data.json --max-length 64");
     hub.scene.ok("merge me/adapter --output again");
+    let again = String::from_utf8(hub.scene.read("again/README.md")).unwrap();
+    assert!(!again.contains("not on record"), "{again}");
     assert_eq!(hub.scene.read("again/model.safetensors"), hub.scene.read("merged/model.safetensors"));
 }
 

@@ -17,8 +17,11 @@ const ADAPTER_WEIGHTS: &str = "adapter_model.safetensors";
 const WEIGHTS: &str = "model.safetensors";
 const TOKENIZER: &str = "tokenizer.json";
 
-/// What danlu writes beside an adapter, and reads again.
-const IDENTITY: &str = "danlu.json";
+/// What danlu writes beside an adapter, and reads again: its tokens, its card's record and picture.
+const WRITTEN: [&str; 3] = ["danlu.json", "card.json", "loss.svg"];
+
+/// The card: a base's licence, an author's notes.
+const CARD: &str = "README.md";
 
 /// Longest index of shards.
 const LONGEST_INDEX: u64 = 64 << 20;
@@ -37,7 +40,7 @@ struct Index {
 /// The small files that are read, of those that are there.
 pub(crate) fn settings(listing: &Listing) -> Vec<&str> {
     let known: BTreeSet<&str> =
-        carried_files::names().chain([CONFIG, ADAPTER_CONFIG, INDEX_FILE, IDENTITY]).collect();
+        carried_files::names().chain([CONFIG, ADAPTER_CONFIG, INDEX_FILE, CARD]).chain(WRITTEN).collect();
     let is_known = |path: &&str| known.contains(path);
     listing.files.keys().map(String::as_str).filter(is_known).collect()
 }

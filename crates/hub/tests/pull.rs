@@ -22,7 +22,7 @@ fn what_is_read_is_fetched_and_a_second_time_nobody_is_asked() {
     }
     assert_eq!(pulled.bytes, pulled.fetched);
     assert_eq!(last.unwrap().total, 300_000);
-    assert_eq!(scene.blobs().len(), 3, "the two `{{}}` are one blob");
+    assert_eq!(scene.blobs().len(), 4, "the two `{{}}` are one blob");
 
     scene.server.clear_requests();
     let mut offline = scene.settings(None);

@@ -24,7 +24,8 @@ pub const MODEL: [(&str, &[u8]); 8] = [
 ];
 
 /// The names of what is read of it.
-pub const READ: [&str; 4] = ["config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"];
+pub const READ: [&str; 5] =
+    ["README.md", "config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"];
 
 pub struct Scene {
     pub server: StandIn,

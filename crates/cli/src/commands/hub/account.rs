@@ -9,6 +9,7 @@ use rustix::termios::{LocalModes, OptionalActions, tcgetattr, tcsetattr};
 use super::open;
 use crate::printer::Printer;
 use crate::report::{Report, Result};
+use crate::text;
 
 /// Where tokens are made.
 const TOKENS_PAGE: &str = "https://huggingface.co/settings/tokens";
@@ -69,7 +70,7 @@ pub fn whoami(printer: &Printer) -> Result<()> {
     printer.out(&described(&account, printer));
     let orgs: Vec<&str> = account.orgs.iter().map(|org| org.name.as_str()).collect();
     if !orgs.is_empty() {
-        let orgs = orgs.join(", ");
+        let orgs = text::printable(&orgs.join(", "));
         printer.out(&printer.pick(format!("组织：{orgs}"), format!("organisations: {orgs}")));
     }
     Ok(())
@@ -96,13 +97,15 @@ pub fn logout(printer: &Printer) -> Result<()> {
 
 /// `me (token `laptop`, write)`.
 fn described(account: &Account, printer: &Printer) -> String {
-    let token = match (account.token_name(), account.role()) {
+    let name = text::printable(&account.name);
+    let [named, role] = [account.token_name(), account.role()].map(|said| said.map(text::printable));
+    let token = match (named, role) {
         (Some(name), Some(role)) => format!("`{name}`, {role}"),
         (Some(name), None) => format!("`{name}`"),
-        (None, Some(role)) => role.to_owned(),
-        (None, None) => return account.name.clone(),
+        (None, Some(role)) => role,
+        (None, None) => return name,
     };
-    printer.pick(format!("{}（令牌 {token}）", account.name), format!("{} (token {token})", account.name))
+    printer.pick(format!("{name}（令牌 {token}）"), format!("{name} (token {token})"))
 }
 
 /// Reads a token: hidden at a terminal, else the first line of what is piped in.

@@ -88,6 +88,14 @@ pub fn run(args: &PushArgs, printer: &Printer) -> Result<()> {
         return Err(HubError::NoToken { what: format!("a push to `{}`", name.id()) }.into());
     }
     let mut parcel = Parcel::of(&args.folder, &options)?;
+    // The page shows what its record holds, in a spelling that is not looked for.
+    let is_record =
+        |left: &&Left| left.path == card::CARD_FILE && matches!(left.reason, Reason::Token { .. });
+    if let Some(Left { path, reason }) = parcel.left().iter().find(is_record) {
+        let text = format!("`{}`: {reason}, and README.md shows it too", args.folder.join(path).display());
+        let hint = "take it out of the data or the notes and write the card again; `--with-tokens` sends it as it is";
+        return Err(Report::input(text).with_hint(hint));
+    }
     // The folder itself stays as it is: what is to be said otherwise on the Hub is written elsewhere.
     let scratch = Scratch::new_in(&std::env::temp_dir())?;
     for (path, bytes) in said_otherwise(args, &name, printer)? {
@@ -160,6 +168,8 @@ fn adapter_config(args: &PushArgs, printer: &Printer) -> Result<Option<Vec<u8>>>
     let config = serde_json::from_slice::<Map<String, Value>>(&bytes);
     let mut config = config.map_err(|error| Report::input(format!("`{}`: {error}", path.display())))?;
     config.insert(BASE.to_owned(), id.as_str().into());
+    // A commit of the one named before says nothing of this one.
+    config.insert("revision".to_owned(), Value::Null);
     Ok(Some(serde_json::to_vec_pretty(&config).expect("JSON that was read is written again")))
 }
 
@@ -236,7 +246,14 @@ fn send(hub: &Hub, parcel: &Parcel, name: &RepoName, args: &PushArgs, printer: &
         });
     });
     printer.clear_live();
-    let Pushed { commit, url, pull_request, files, sent, .. } = pushed?;
+    let Pushed { commit, url, pull_request, files, sent, ignored, .. } = pushed?;
+    if !ignored.is_empty() {
+        let paths = text::printable(&ignored.join(", "));
+        printer.tell(
+            &format!("仓库的 .gitignore 排除了：{paths}"),
+            &format!("the repository's .gitignore leaves out: {paths}"),
+        );
+    }
     if files.is_empty() {
         printer.out(&printer.pick(
             format!("{name} 已经有全部文件，没有新的提交：{url}"),
@@ -244,7 +261,7 @@ fn send(hub: &Hub, parcel: &Parcel, name: &RepoName, args: &PushArgs, printer: &
         ));
         return Ok(());
     }
-    let (count, sent, commit) = (files.len(), text::bytes(sent), &commit[..8]);
+    let (count, sent, commit) = (files.len(), text::bytes(sent), commit.get(..8).unwrap_or(&commit));
     let time = text::duration(start.elapsed().as_secs_f64());
     printer.out(&printer.pick(
         format!("一次提交（{commit}）：{count} 个文件，传输 {sent}，用时 {time}"),
