@@ -114,7 +114,7 @@ fn an_adapter_compares_with_its_base_and_merges_to_itself() {
 
     scene.refuses(
         "merge out --output merged",
-        "error: cannot write to `merged`: the folder already holds other things, such as `config.json`\n\n\
+        "error: cannot write to `merged`: the folder already holds other things, such as `README.md`\n\n\
          hint: name a new or an empty folder, so that nothing of yours is overwritten\n",
     );
 }
