@@ -129,7 +129,7 @@ impl LowRank {
         assert!(
             out.len() >= rows.end * d_out && inp.len() >= rows.end * d_in && mid.len() >= rows.end * rank
         );
-        let Kernels { lanes, rows: tile_rows, pack, tiles, .. } = *self.kernels;
+        let Kernels { lanes, rows: tile_rows, tiles, .. } = *self.kernels;
         let mut shared = lock(&self.shared);
         let (b_t, b_stride) = self.transpose_b(pool, &mut shared.b_t, b, rank, d_out);
         let (out, mid) = (SendPtr(out.as_mut_ptr()), SendPtr(mid.as_mut_ptr()));
@@ -153,27 +153,8 @@ impl LowRank {
             let mid = unsafe { std::slice::from_raw_parts_mut(mid.at(row * rank), m * rank) };
             self.dot_rows(mid, x, (m, d_in), (a.as_ptr(), d_in), rank, 1.0);
 
-            let panels = m.div_ceil(tile_rows);
-            let packed = product.at_least(panels * rank * lanes).as_mut_ptr();
-            for panel in 0..panels {
-                let (outer, outers) = part(m, panels, panel);
-                let dst = packed.wrapping_add(panel * rank * lanes);
-                let src = View::f32(mid, rank, 1);
-                let job = PackJob {
-                    dst,
-                    width: lanes,
-                    panel: 0,
-                    src,
-                    outer,
-                    outers,
-                    k: 0,
-                    k_len: rank,
-                    round: false,
-                    ahead: Ahead::NONE,
-                };
-                // SAFETY: the view holds `m` rows of `rank`, the panel `rank` steps.
-                unsafe { pack(&job) };
-            }
+            let packed = product.at_least(m.div_ceil(tile_rows) * rank * lanes).as_mut_ptr();
+            self.pack_panels(packed, rank, View::f32(mid, rank, 1), m, rank);
             let job = TileJob {
                 m,
                 n: d_out,
