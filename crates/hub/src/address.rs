@@ -6,9 +6,13 @@ use crate::Endpoint;
 
 /// Whether an address that the Hub gives may be asked: by HTTP, and encrypted where the Hub is.
 pub(crate) fn is_address(url: &str, endpoint: &Endpoint) -> bool {
-    let is_encrypted = |url: &str| origin(url).is_some_and(|(scheme, _)| scheme == "https");
     joined(endpoint.as_str(), url).is_some_and(|same| same == url)
         && (is_encrypted(url) || !is_encrypted(endpoint.as_str()))
+}
+
+/// Whether what goes there is encrypted on its way.
+pub(crate) fn is_encrypted(url: &str) -> bool {
+    origin(url).is_some_and(|(scheme, _)| scheme == "https")
 }
 
 /// Scheme, and host with port.

@@ -11,6 +11,7 @@ use danlu_model::FileError;
 use crate::cache::Cache;
 use crate::http::Ask;
 use crate::listing::{RemoteFile, file_url};
+use crate::pull::signed;
 use crate::refusal::About;
 use crate::sum::{PIECE, Sum};
 use crate::{Hub, HubError, RepoName};
@@ -22,10 +23,6 @@ pub(crate) struct Wanted<'a> {
     pub commit: &'a str,
     pub path: &'a str,
     pub file: &'a RemoteFile,
-}
-
-fn signed(bytes: u64) -> i64 {
-    i64::try_from(bytes).unwrap_or(i64::MAX)
 }
 
 /// How a transfer ended short of its end.
@@ -178,7 +175,7 @@ impl Hub {
             };
             if n as u64 > file.size - *done {
                 let fault = format!("more than the {} bytes of `{path}`", file.size);
-                return Err(HubError::Answer { host: ask.host(), request: ask.words(), fault }.into());
+                return Err(ask.fault(fault).into());
             }
             out.write_all(&piece[..n]).map_err(error)?;
             sum.add(&piece[..n]);

@@ -9,7 +9,7 @@ use danlu_model::FileError;
 use danlu_model::files::{TEMPORARY_PREFIX, read_bounded, write_atomic};
 use rustix::fs::{FlockOperation, flock};
 
-use crate::listing::Hash;
+use crate::listing::{Hash, is_hex};
 use crate::{HubError, RepoName};
 
 /// Longest file that holds a commit.
@@ -44,7 +44,7 @@ impl Cache {
         let bytes = read_bounded(&path, LONGEST_REF)?;
         let text = String::from_utf8_lossy(&bytes).trim().to_owned();
         // What stands there becomes a path.
-        Ok((text.len() == 40 && text.bytes().all(|b| b.is_ascii_hexdigit())).then_some(text))
+        Ok(is_hex(&text, 40).then_some(text))
     }
 
     /// The folder of a commit.

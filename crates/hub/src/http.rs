@@ -11,7 +11,7 @@ use ureq::http::{HeaderMap, Method, Request, StatusCode};
 use ureq::tls::{Certificate, PemItem, RootCerts, TlsConfig};
 use ureq::{Agent, Body, Proxy, SendBody, Timeout};
 
-use crate::address::{joined, origin};
+use crate::address::{is_encrypted, joined, origin};
 use crate::slice::Slice;
 use crate::{Endpoint, HubError, Token};
 
@@ -82,6 +82,11 @@ impl<'a> Ask<'a> {
     /// The request in words: the address without its query, which may be signed.
     pub fn words(&self) -> String {
         format!("{} {}", self.method, self.url.split(['?', '#']).next().unwrap_or_default())
+    }
+
+    /// An answer that the Hub does not give.
+    pub fn fault(&self, fault: impl Into<String>) -> HubError {
+        HubError::Answer { host: self.host(), request: self.words(), fault: fault.into() }
     }
 
     /// The host asked.
@@ -205,22 +210,17 @@ impl Http {
             let answer = self.send(ask, &url)?;
             let to = answer.header("location").map(str::to_owned);
             let Some(to) = to.filter(|_| answer.status.is_redirection()) else { return Ok(answer) };
-            let fault = |fault: String| HubError::Answer { host: ask.host(), request: ask.words(), fault };
-            let next =
-                joined(&url, &to).ok_or_else(|| fault("a redirect to what is no address".to_owned()))?;
+            let next = joined(&url, &to).ok_or_else(|| ask.fault("a redirect to what is no address"))?;
             if ask.method != Method::GET && ask.method != Method::HEAD {
-                return Err(fault(format!(
-                    "{}, a redirect of what is not only read",
-                    answer.status.as_u16()
-                )));
+                let status = answer.status.as_u16();
+                return Err(ask.fault(format!("{status}, a redirect of what is not only read")));
             }
-            if url.starts_with("https:") && !next.starts_with("https:") {
-                return Err(fault("a redirect to an address without encryption".to_owned()));
+            if is_encrypted(&url) && !is_encrypted(&next) {
+                return Err(ask.fault("a redirect to an address without encryption"));
             }
             url = next;
         }
-        let fault = format!("more than {REDIRECTS} redirects");
-        Err(HubError::Answer { host: ask.host(), request: ask.words(), fault })
+        Err(ask.fault(format!("more than {REDIRECTS} redirects")))
     }
 
     fn send(&self, ask: &Ask<'_>, url: &str) -> Result<Answer, HubError> {
@@ -234,8 +234,7 @@ impl Http {
         if let Some(token) = self.token.as_ref().filter(|_| is_hub && !has_other) {
             request = request.header("authorization", token.bearer());
         }
-        let fault = |fault: String| HubError::Answer { host: ask.host(), request: ask.words(), fault };
-        let no_address = |_| fault("an address that cannot be asked".to_owned());
+        let no_address = |_| ask.fault("an address that cannot be asked");
         let answer = match ask.load {
             Load::Nothing => self.agent.run(request.body(()).map_err(no_address)?),
             Load::Bytes(bytes) => self.agent.run(request.body(bytes).map_err(no_address)?),

@@ -88,7 +88,7 @@ impl Hub {
         let ask = Ask::get(format!("{api}/revision/{}", escaped(repo.revision())));
         let Revision { sha: commit, private } = self.json(&ask, About::Repo(repo))?;
         if !is_hex(&commit, 40) {
-            return Err(fault(&ask, "the commit is not 40 hexadecimal digits".to_owned()));
+            return Err(ask.fault("the commit is not 40 hexadecimal digits"));
         }
 
         let mut files = BTreeMap::new();
@@ -101,14 +101,14 @@ impl Hub {
                 let (size, hash) = match entry.lfs {
                     Some(Large { oid, size }) if is_hex(&oid, 64) => (size, Hash::Sha256(oid)),
                     None if is_hex(&entry.oid, 40) => (entry.size, Hash::Git(entry.oid)),
-                    _ => return Err(fault(&ask, format!("the checksum of {:?} is none", entry.path))),
+                    _ => return Err(ask.fault(format!("the checksum of {:?} is none", entry.path))),
                 };
                 files.insert(entry.path, RemoteFile { size, hash });
             }
             next = link;
         }
         if next.is_some() {
-            return Err(fault(&ask, format!("a listing of more than {PAGES} pages")));
+            return Err(ask.fault(format!("a listing of more than {PAGES} pages")));
         }
         Ok(Listing { commit, private, files })
     }
@@ -131,9 +131,9 @@ impl Hub {
             let bytes = match answer.bytes() {
                 Ok(bytes) => bytes,
                 Err(_) if tries > 0 => continue,
-                Err(error) => return Err(fault(ask, error.to_string())),
+                Err(error) => return Err(ask.fault(error.to_string())),
             };
-            let value = serde_json::from_slice(&bytes).map_err(|error| fault(ask, error.to_string()))?;
+            let value = serde_json::from_slice(&bytes).map_err(|error| ask.fault(error.to_string()))?;
             return Ok((value, answer.header("link").and_then(next_page)));
         }
     }
@@ -143,11 +143,6 @@ impl Hub {
 pub(crate) fn file_url(hub: &Hub, repo: &RepoName, commit: &str, path: &str) -> String {
     let path: Vec<String> = path.split('/').map(escaped).collect();
     format!("{}/{}/resolve/{commit}/{}", hub.http.endpoint(), repo.id(), path.join("/"))
-}
-
-/// An answer that the Hub does not give.
-pub(crate) fn fault(ask: &Ask<'_>, fault: String) -> HubError {
-    HubError::Answer { host: ask.host(), request: ask.words(), fault }
 }
 
 /// `text` as one part of a path.

@@ -19,7 +19,22 @@ use crate::{Hub, HubError, RepoName};
 const AT_ONCE: usize = 8;
 
 /// Least time between two words about progress.
-pub(crate) const BETWEEN: Duration = Duration::from_millis(100);
+const BETWEEN: Duration = Duration::from_millis(100);
+
+/// Keeps progress from speaking too often.
+#[derive(Debug, Default)]
+pub(crate) struct Spoken(Option<Instant>);
+
+impl Spoken {
+    /// Whether it is time for another word, which is then spoken.
+    pub fn is_due(&mut self) -> bool {
+        let is_due = self.0.is_none_or(|last| last.elapsed() >= BETWEEN);
+        if is_due {
+            self.0 = Some(Instant::now());
+        }
+        is_due
+    }
+}
 
 /// How much of a model is asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -146,12 +161,11 @@ impl Hub {
                 });
             }
             drop(tell);
-            let mut last: Option<Instant> = None;
+            let mut spoken = Spoken::default();
             for message in told {
                 transfer.done = transfer.done.saturating_add_signed(message?);
-                if last.is_none_or(|last| last.elapsed() >= BETWEEN) {
+                if spoken.is_due() {
                     progress(transfer);
-                    last = Some(Instant::now());
                 }
             }
             Ok(transfer)
@@ -164,6 +178,11 @@ impl Transfer {
     pub fn fetched(&self) -> u64 {
         self.done.saturating_sub(self.before)
     }
+}
+
+/// Bytes as they are added and taken back.
+pub(crate) fn signed(bytes: u64) -> i64 {
+    i64::try_from(bytes).unwrap_or(i64::MAX)
 }
 
 /// Bytes of a file that are in the cache already, whole or in part.

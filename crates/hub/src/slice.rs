@@ -8,6 +8,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::HubError;
+use crate::pull::signed;
 use crate::push::ParcelFile;
 use crate::sum::Sum;
 
@@ -80,7 +81,7 @@ impl SliceReader<'_> {
             return Err(HubError::Stopped);
         }
         if !is_success {
-            (slice.advanced)(-i64::try_from(self.done).unwrap_or(i64::MAX));
+            (slice.advanced)(-signed(self.done));
         }
         let sent = self.sum.filter(|_| self.done == slice.len).map(Sum::digits);
         *slice.sent.lock().expect("nothing panics while it is held") = sent;

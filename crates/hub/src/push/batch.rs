@@ -9,7 +9,6 @@ use serde_json::{Value, json};
 use super::large::Object;
 use crate::address::is_address;
 use crate::http::Ask;
-use crate::listing::fault;
 use crate::refusal::About;
 use crate::{Hub, HubError, PushOptions, RepoName};
 
@@ -108,9 +107,9 @@ impl Hub {
                 batch.objects.iter().map(|object| (object.oid.as_str(), object)).collect();
             for object in objects {
                 let told = told.get(object.oid).ok_or_else(|| {
-                    fault(&ask, format!("nothing about the object of {:?}", object.file.path()))
+                    ask.fault(format!("nothing about the object of {:?}", object.file.path()))
                 })?;
-                routes.push(self.route(object, told).map_err(|reason| fault(&ask, reason))?);
+                routes.push(self.route(object, told).map_err(|reason| ask.fault(reason))?);
             }
         }
         Ok(routes)

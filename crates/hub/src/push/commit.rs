@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use super::mode::Mode;
 use crate::http::Ask;
-use crate::listing::{escaped, fault, is_hex};
+use crate::listing::{escaped, is_hex};
 use crate::refusal::{About, message};
 use crate::{Hub, HubError, ParcelFile, PushOptions, RepoName};
 
@@ -75,7 +75,7 @@ impl Hub {
             None => Uncommitted::Refused(error.into()),
         })?;
         // It is made: an answer that cannot be read is one that was lost.
-        let unread = |reason: String| Uncommitted::Unknown(fault(&ask, reason).into(), None);
+        let unread = |reason: String| Uncommitted::Unknown(ask.fault(reason).into(), None);
         let bytes = answer.bytes().map_err(|error| unread(error.to_string()))?;
         let made: Made = serde_json::from_slice(&bytes).map_err(|error| unread(error.to_string()))?;
         if !is_hex(&made.commit, 40) {

@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 
 use super::batch::{LFS, Route, Target, Way};
 use crate::http::{Answer, Ask};
-use crate::listing::fault;
+use crate::pull::signed;
 use crate::refusal::message;
 use crate::slice::Slice;
 use crate::{Hub, HubError, ParcelFile, PushOptions, RepoName};
@@ -65,7 +65,7 @@ impl<'a> Object<'a> {
 
     /// Has progress heard of so many bytes, more or fewer than before.
     fn count(&self, bytes: u64, advanced: &mut dyn FnMut(i64)) {
-        let bytes = i64::try_from(bytes).unwrap_or(i64::MAX);
+        let bytes = signed(bytes);
         let before = self.counted.swap(bytes, Ordering::Relaxed);
         if bytes != before {
             advanced(bytes - before);
@@ -223,7 +223,7 @@ impl Hub {
         }
         let answer = arrived(&ask, self.http.ask(&ask)?)?;
         if let Way::Parts { .. } = &route.way {
-            let tag = answer.header("etag").ok_or_else(|| fault(&ask, "a part without a tag".to_owned()))?;
+            let tag = answer.header("etag").ok_or_else(|| ask.fault("a part without a tag"))?;
             let mut parts = object.parts.lock().expect("nothing panics while it is held");
             parts.1[part] = Some(tag.to_owned());
         } else if slice.sent.into_inner().expect("nothing panics while it is held").as_deref()

@@ -10,7 +10,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use crate::http::Ask;
-use crate::listing::{escaped, fault};
+use crate::listing::escaped;
 use crate::refusal::About;
 use crate::{Hub, HubError, ParcelFile, PushOptions, RepoName};
 
@@ -73,7 +73,7 @@ impl Hub {
                     _ if file.ignore => Mode::Ignored,
                     "regular" => Mode::Regular,
                     "lfs" => Mode::Large,
-                    mode => return Err(fault(&ask, format!("{:?} is to be sent as {mode:?}", file.path))),
+                    mode => return Err(ask.fault(format!("{:?} is to be sent as {mode:?}", file.path))),
                 };
                 modes.insert(file.path, mode);
             }
@@ -86,11 +86,11 @@ impl Hub {
                 Some(mode @ Mode::Large) if file.size() == 0 => *mode = Mode::Regular,
                 Some(Mode::Regular) => regular += file.size(),
                 Some(_) => {}
-                None => return Err(fault(&ask, format!("nothing about {:?}", file.path()))),
+                None => return Err(ask.fault(format!("nothing about {:?}", file.path()))),
             }
         }
         if regular > LARGEST_COMMIT {
-            return Err(fault(&ask, format!("{regular} bytes within one commit")));
+            return Err(ask.fault(format!("{regular} bytes within one commit")));
         }
         Ok(())
     }

@@ -2,14 +2,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::thread;
-use std::time::Instant;
 
 use super::commit::{Committed, Uncommitted};
 use super::differences::compare;
 use super::large::Object;
 use super::mode::Mode;
 use crate::listing::Listing;
-use crate::pull::BETWEEN;
+use crate::pull::Spoken;
 use crate::{Hub, HubError, Parcel, ParcelFile, PushOptions, Pushed, RepoName, Stage, Transfer};
 
 /// How often another commit may come first.
@@ -117,7 +116,11 @@ impl<'a> Push<'a> {
         progress: Progress<'_>,
     ) -> Result<Vec<&'a ParcelFile>, HubError> {
         let mut spoken = Spoken::default();
-        let heard = &mut |transfer| spoken.say(&mut *progress, Stage::Reading, transfer);
+        let heard = &mut |transfer| {
+            if spoken.is_due() {
+                progress(Stage::Reading, transfer);
+            }
+        };
         let compared = compare(self.parcel, Some(listing), heard)?;
         unchanged.get_or_insert(compared.unchanged.len());
         Ok(compared.new.into_iter().chain(compared.changed).collect())
@@ -147,7 +150,9 @@ impl<'a> Push<'a> {
         for file in of(Mode::Large) {
             let oid = file.sha256(&mut |bytes| {
                 read.done += bytes;
-                spoken.say(&mut *progress, Stage::Reading, read);
+                if spoken.is_due() {
+                    progress(Stage::Reading, read);
+                }
             })?;
             // Two files of the same bytes are one object.
             if self.stored.insert(oid) {
@@ -163,7 +168,9 @@ impl<'a> Push<'a> {
             if was_there {
                 transfer.before = transfer.before.saturating_add_signed(bytes);
             }
-            spoken.say(&mut *progress, Stage::Sending, *transfer);
+            if spoken.is_due() {
+                progress(Stage::Sending, *transfer);
+            }
         })?;
         progress(Stage::Sending, self.transfer);
         Ok(())
@@ -186,18 +193,5 @@ impl<'a> Push<'a> {
             }
         }
         Ok(None)
-    }
-}
-
-/// Keeps progress from speaking too often.
-#[derive(Default)]
-struct Spoken(Option<Instant>);
-
-impl Spoken {
-    fn say(&mut self, progress: Progress<'_>, stage: Stage, transfer: Transfer) {
-        if self.0.is_none_or(|last| last.elapsed() >= BETWEEN) {
-            progress(stage, transfer);
-            self.0 = Some(Instant::now());
-        }
     }
 }
