@@ -77,6 +77,13 @@ impl QuantArgs {
 pub fn trained_over(place: &Place, printer: &Printer) -> Result<Option<Quantization>> {
     let Some(adapter) = &place.adapter else { return Ok(None) };
     let trained = TokenIdentity::read(adapter)?.and_then(|identity| identity.quantization());
+    let named = match trained {
+        Some(_) => None,
+        None => names_four_bit(adapter)?,
+    };
+    if trained.is_none() && named.is_none() {
+        return Ok(None);
+    }
     let weights = Weights::open(&place.base)?;
     if weights.first_four_bit().is_some() {
         let stored = weights.stored_quantization()?;
@@ -91,10 +98,17 @@ pub fn trained_over(place: &Place, printer: &Printer) -> Result<Option<Quantizat
         }
         return Ok(None);
     }
-    match trained {
-        Some(trained) => Ok(Some(trained)),
-        None => named_four_bit(adapter, &place.base, printer),
+    if let Some(named) = named {
+        let base = place.base.display();
+        printer.tell(
+            &format!("适配器的基座是 `{named}`，即 4 位量化的仓库；以 `{base}` 为原始权重，按 bitsandbytes 的默认（nf4、双重量化）重现其 4 位形式"),
+            &format!(
+                "the adapter names `{named}`, a repository in 4 bits: `{base}` is taken for its original, and put into 4 bits as bitsandbytes does by default (nf4, double quantisation)"
+            ),
+        );
+        return Ok(Some(Quantization::new(FourBitCode::Nf4)));
     }
+    Ok(trained)
 }
 
 /// A quantisation as its flags are written.
@@ -103,20 +117,10 @@ fn words(Quantization { quant_type, block_size, double_quant }: Quantization) ->
     format!("`{quant_type} --quant-block-size {block_size}{scales}`")
 }
 
-/// An adapter of another program says by its base's name that it was trained over 4 bits.
-fn named_four_bit(adapter: &Path, base: &Path, printer: &Printer) -> Result<Option<Quantization>> {
-    let named = LoraConfig::read(adapter)?.base_model_name_or_path.unwrap_or_default();
-    if !named.ends_with(FOUR_BIT_NAME) {
-        return Ok(None);
-    }
-    let base = base.display();
-    printer.tell(
-        &format!("适配器的基座是 `{named}`，即 4 位量化的仓库；以 `{base}` 为原始权重，按 bitsandbytes 的默认（nf4、双重量化）重现其 4 位形式"),
-        &format!(
-            "the adapter names `{named}`, a repository in 4 bits: `{base}` is taken for its original, and put into 4 bits as bitsandbytes does by default (nf4, double quantisation)"
-        ),
-    );
-    Ok(Some(Quantization::new(FourBitCode::Nf4)))
+/// The base that an adapter of another program names, where the name says that it was in 4 bits.
+fn names_four_bit(adapter: &Path) -> Result<Option<String>> {
+    let named = LoraConfig::read(adapter)?.base_model_name_or_path;
+    Ok(named.filter(|named| named.ends_with(FOUR_BIT_NAME)))
 }
 
 /// Opens the base in `folder`, and puts it into 4 bits where that is asked for.

@@ -9,6 +9,7 @@ use danlu_hub::Extent;
 use danlu_kernels::Backend;
 use danlu_model::carried_files::generation_folder;
 use danlu_model::{Decoder, LoraSource, ModelConfig, Tokenizer};
+use danlu_train::card;
 
 use super::tokens::Tokens;
 use super::{hub, nearby};
@@ -94,8 +95,8 @@ impl Place {
 /// The folder's last name, with `.` and `..` resolved; of a folder in the Hub's cache, the model's.
 pub fn folder_name(path: &Path) -> String {
     let resolved = fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
-    if let Some(name) = hub::name_in_cache(&resolved) {
-        return name.model().to_owned();
+    if let Some((id, _)) = card::cached(&resolved) {
+        return id.rsplit('/').next().unwrap_or(&id).to_owned();
     }
     resolved.file_name().unwrap_or(resolved.as_os_str()).to_string_lossy().into_owned()
 }

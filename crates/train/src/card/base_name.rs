@@ -92,7 +92,7 @@ pub fn is_hub_id(text: &str) -> bool {
 }
 
 /// Name and commit of a folder of the Hub's cache: `models--owner--name/snapshots/commit`.
-fn cached(folder: &Path) -> Option<(String, String)> {
+pub fn cached(folder: &Path) -> Option<(String, String)> {
     let parts: Vec<&str> = folder
         .components()
         .filter_map(|part| if let Component::Normal(part) = part { part.to_str() } else { None })
@@ -146,6 +146,9 @@ mod tests {
         let base = BaseName::new(folder.to_str().unwrap(), &folder);
         assert_eq!(base.hub_id.as_deref(), Some("meta-llama/Llama-3.2-1B"));
         assert_eq!((base.name.as_str(), base.revision.as_deref()), ("Llama-3.2-1B", Some("4e20de3")));
+        let commit = Path::new("/h/hub/models--me--my-model/snapshots/abc");
+        assert_eq!(cached(commit).unwrap().0, "me/my-model");
+        assert_eq!(cached(Path::new("/h/models--me--m/blobs/abc")), None);
     }
 
     #[test]

@@ -25,7 +25,7 @@ use danlu_model::files;
 use crate::TrainError;
 use crate::report::Language;
 
-pub use base_name::{BaseName, is_hub_id, is_license, license_of};
+pub use base_name::{BaseName, cached, is_hub_id, is_license, license_of};
 pub use notes::{of as notes_of, put as put_notes};
 pub use record::{CARD_FILE, Card, CardLanguage, Lora, Merge, Training};
 pub use text_language::TextLanguage;
@@ -62,18 +62,15 @@ impl Card {
         out + &notes_section(languages, notes)
     }
 
-    /// Whether the folder's `README.md` is what this record and its notes give: nobody wrote anywhere else in it.
+    /// The notes in a folder's `README.md`, where that is what this record gives with them: nobody wrote anywhere else
+    /// in it.
     ///
     /// # Errors
     /// If there is a card that cannot be read.
-    pub fn is_as_written(&self, folder: &Path) -> Result<bool, TrainError> {
-        let path = folder.join(README_FILE);
-        if !fs::exists(&path).unwrap_or(true) {
-            return Ok(false);
-        }
-        let bytes = files::read_bounded(&path, MAX_README)?;
-        let notes = notes_of(&String::from_utf8_lossy(&bytes)).unwrap_or_default();
-        Ok(bytes == self.render(&notes).as_bytes())
+    pub fn notes_if_as_written(&self, folder: &Path) -> Result<Option<String>, TrainError> {
+        let Some(readme) = readme(folder)? else { return Ok(None) };
+        let notes = notes_of(&String::from_utf8_lossy(&readme)).unwrap_or_default();
+        Ok((readme == self.render(&notes).as_bytes()).then_some(notes))
     }
 
     /// The bytes of `card.json`.
@@ -107,11 +104,7 @@ impl Card {
 /// # Errors
 /// If there is a card that cannot be read.
 pub fn read_notes(folder: &Path) -> Result<Option<String>, TrainError> {
-    let path = folder.join(README_FILE);
-    if !fs::exists(&path).unwrap_or(true) {
-        return Ok(None);
-    }
-    Ok(notes_of(&String::from_utf8_lossy(&files::read_bounded(&path, MAX_README)?)))
+    Ok(readme(folder)?.and_then(|readme| notes_of(&String::from_utf8_lossy(&readme))))
 }
 
 /// Puts notes into a folder's card, or begins one with them.
@@ -119,12 +112,19 @@ pub fn read_notes(folder: &Path) -> Result<Option<String>, TrainError> {
 /// # Errors
 /// If the card cannot be read or written.
 pub fn write_notes(folder: &Path, name: &str, notes: &str) -> Result<(), TrainError> {
+    let card = readme(folder)?;
+    let card = card.as_deref().map(String::from_utf8_lossy);
+    let card = put_notes(card.as_deref(), name, notes);
+    Ok(files::write_atomic(&folder.join(README_FILE), card.as_bytes())?)
+}
+
+/// A folder's card, if it has one.
+fn readme(folder: &Path) -> Result<Option<Vec<u8>>, TrainError> {
     let path = folder.join(README_FILE);
-    let card = match fs::exists(&path).unwrap_or(true) {
-        true => Some(String::from_utf8_lossy(&files::read_bounded(&path, MAX_README)?).into_owned()),
-        false => None,
-    };
-    Ok(files::write_atomic(&path, put_notes(card.as_deref(), name, notes).as_bytes())?)
+    if !fs::exists(&path).unwrap_or(true) {
+        return Ok(None);
+    }
+    Ok(Some(files::read_bounded(&path, MAX_README)?))
 }
 
 fn title(language: Language) -> &'static str {

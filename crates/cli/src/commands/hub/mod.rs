@@ -52,13 +52,6 @@ pub fn named(name: &RepoName, extent: Extent, printer: &Printer) -> Result<PathB
     found.map_err(|report| report.and_hint(format!("there is no folder `{}` here", name.id())))
 }
 
-/// The name on the Hub that a folder of the cache belongs to: `models--org--name/snapshots/COMMIT`.
-pub fn name_in_cache(folder: &Path) -> Option<RepoName> {
-    let repository = folder.parent().filter(|parent| parent.ends_with("snapshots"))?.parent()?;
-    let id = repository.file_name()?.to_str()?.strip_prefix("models--")?.replacen("--", "/", 1);
-    id.parse().ok()
-}
-
 impl From<danlu_hub::HubError> for Report {
     fn from(error: danlu_hub::HubError) -> Self {
         Self::from_error(&error, error.hint())
@@ -75,8 +68,5 @@ mod tests {
         for path in ["models", "./models/x", "/models/x", "a/b/c", "src/model", "out/my model", "../x"] {
             assert!(name_of(Path::new(path)).is_none(), "{path}");
         }
-        let commit = Path::new("/h/hub/models--me--my-model/snapshots/abc");
-        assert_eq!(name_in_cache(commit).unwrap().id(), "me/my-model");
-        assert_eq!(name_in_cache(Path::new("/h/models--me--m/blobs/abc")), None);
     }
 }

@@ -126,21 +126,18 @@ fn said_otherwise(
     let folder = &args.folder;
     let mut files = Vec::new();
     if let Some(mut card) = Card::read(folder)? {
-        let is_edited = !card.is_as_written(folder)?;
+        let notes = card.notes_if_as_written(folder)?;
         card.repository = Some(name.id().to_owned());
         if let Some(id) = &args.base_id {
             card.base.hub_id = Some(id.clone());
         }
         files.push((card::CARD_FILE, card.to_json()));
-        match is_edited {
-            true => printer.tell(
+        match notes {
+            Some(notes) => files.push((card::README_FILE, card.render(&notes).into_bytes())),
+            None => printer.tell(
                 &format!("README.md 改动过，原样发送；其中的代码片段可能需要改成 `{name}`"),
                 &format!("README.md was edited and goes as it is; its snippets may have to name `{name}`"),
             ),
-            false => {
-                let notes = card::read_notes(folder)?.unwrap_or_default();
-                files.push((card::README_FILE, card.render(&notes).into_bytes()));
-            }
         }
     }
     if folder.join(CONFIG_FILE).is_file() {
