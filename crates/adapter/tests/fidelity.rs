@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use common::{backend, golden, write_model};
 use danlu_adapter::fidelity::{Fidelity, Limits, measure};
-use danlu_adapter::merge::{MergeOptions, MergeReport, REPORT_FILE, merge, stage};
+use danlu_adapter::merge::{MergeOptions, MergeReport, REPORT_FILE, Staged, merge, stage};
 use danlu_adapter::{Adapter, LoraConfig};
 use danlu_kernels::{Cpu, CpuOptions, DType, rng};
 use danlu_model::{Decoder, ModelConfig, Sequence};
@@ -37,6 +37,11 @@ fn merged(base: &Path, adapter: &Adapter, out: &Path, dtype: Option<DType>) -> D
     let options = MergeOptions { dtype, ..Default::default() };
     merge(base, adapter, &backend(), out, &options, &mut |_| ControlFlow::Continue(())).unwrap();
     decoder(out)
+}
+
+fn staged(base: &Path, adapter: &Adapter, out: &Path) -> Staged {
+    stage(base, adapter, &backend(), out, &MergeOptions::default(), &mut |_| ControlFlow::Continue(()))
+        .unwrap()
 }
 
 fn compare(base: &Path, adapter: &Adapter, merged: &Decoder, dtype: DType) -> Fidelity {
@@ -97,16 +102,7 @@ fn the_report_keeps_merge_and_measurement() {
     let (base, out) = (folder.path().join("base"), folder.path().join("out"));
     write_model(&base, 1);
     let adapter = adapter(&base, 8.0, 0.5);
-    let staged =
-        stage(
-            &base,
-            &adapter,
-            &backend(),
-            &out,
-            &MergeOptions::default(),
-            &mut |_| ControlFlow::Continue(()),
-        )
-        .unwrap();
+    let staged = staged(&base, &adapter, &out);
     let found = compare(&base, &adapter, &decoder(staged.folder()), DType::Bf16);
     assert!(!out.join("config.json").exists(), "a model before it was vouched for");
     let report = staged.publish(Some(&found)).unwrap();
@@ -126,16 +122,7 @@ fn a_merge_nobody_vouches_for_leaves_nothing() {
     let (base, out) = (folder.path().join("base"), folder.path().join("out"));
     write_model(&base, 1);
     let adapter = adapter(&base, 8.0, 0.5);
-    let staged =
-        stage(
-            &base,
-            &adapter,
-            &backend(),
-            &out,
-            &MergeOptions::default(),
-            &mut |_| ControlFlow::Continue(()),
-        )
-        .unwrap();
+    let staged = staged(&base, &adapter, &out);
     drop(staged);
     assert!(!out.exists());
 }
