@@ -84,40 +84,51 @@ pub(crate) enum ScaleView<'a> {
     Nested { codes: &'a [u8], table: &'a [f32; 256], absmax: &'a [u8], shift: u32, offset: f32 },
 }
 
-impl ScaleView<'_> {
-    /// The scales of pieces of blocks from `first` on, `1 << pieces_log2` of them a block.
+/// Most blocks of a group, of which each has one byte for its scale.
+pub(crate) const GROUP: usize = 256;
+
+/// The byte of each block of a group where scales are not nested.
+static IN_ORDER: [u8; GROUP] = {
+    let mut bytes = [0; GROUP];
+    let mut i = 0;
+    while i < GROUP {
+        bytes[i] = i as u8;
+        i += 1;
+    }
+    bytes
+};
+
+impl<'a> ScaleView<'a> {
+    /// The binary logarithm of how many blocks make a group.
     #[inline(always)]
-    pub fn fill(&self, mut out: &mut [f32], mut first: usize, pieces_log2: u32) {
-        let Self::Nested { codes, table, absmax, shift, offset } = *self else {
-            return out.iter_mut().zip(first..).for_each(|(out, piece)| *out = self.at(piece >> pieces_log2));
-        };
-        // As far as one scale of the scales reaches.
-        while !out.is_empty() {
-            let block = first >> pieces_log2;
-            let until = ((block >> shift) + 1) << (shift + pieces_log2);
-            let count = out.len().min(until - first);
-            let (here, rest) = out.split_at_mut(count);
-            let largest = f32_at(absmax, block >> shift);
-            if pieces_log2 == 0 {
-                for (out, &code) in here.iter_mut().zip(&codes[block..block + count]) {
-                    *out = table[code as usize] * largest + offset;
-                }
-            } else {
-                for (out, piece) in here.iter_mut().zip(first..) {
-                    *out = table[codes[piece >> pieces_log2] as usize] * largest + offset;
-                }
-            }
-            first += count;
-            out = rest;
+    pub fn group_log2(&self) -> u32 {
+        let most = GROUP.ilog2();
+        match *self {
+            Self::Plain(_) => most,
+            Self::Nested { shift, .. } => shift.min(most),
         }
     }
 
-    /// Where the scale of block `block` lies, if there is one.
+    /// The scales that blocks of group `group` can have, by the byte that each of its blocks has in what is returned: a
+    /// scale is made once for many blocks, and the same bits as [`at`](ScaleView::at) makes.
     #[inline(always)]
-    pub fn place(&self, block: usize) -> *const u8 {
+    pub fn group(&self, group: usize, scales: &mut [f32; GROUP]) -> &'a [u8] {
+        let first = group << self.group_log2();
         match *self {
-            Self::Plain(absmax) => absmax.as_ptr().wrapping_add(4 * block),
-            Self::Nested { codes, .. } => codes.as_ptr().wrapping_add(block),
+            Self::Plain(absmax) => {
+                let absmax = &absmax[4 * first..absmax.len().min(4 * (first + GROUP))];
+                for (scale, absmax) in scales.iter_mut().zip(absmax.chunks_exact(4)) {
+                    *scale = f32_at(absmax, 0);
+                }
+                &IN_ORDER
+            }
+            Self::Nested { codes, table, absmax, shift, offset } => {
+                let largest = f32_at(absmax, first >> shift);
+                for (scale, value) in scales.iter_mut().zip(table) {
+                    *scale = value * largest + offset;
+                }
+                &codes[first..]
+            }
         }
     }
 

@@ -142,9 +142,21 @@ fn weight(stream: &mut Stream, dtype: DType, len: usize, block_size: usize, is_n
     FourBit::new(Bytes::from_vec(codes), scales, NF4, block_size, dtype, len)
 }
 
-/// Every shape of row against the block: whole chunks, short rows, rows that end inside a block and inside a byte.
-const SHAPES: [(usize, usize, usize); 7] =
-    [(70, 64, 64), (33, 192, 64), (9, 704, 256), (37, 96, 64), (40, 50, 32), (21, 37, 64), (5, 1, 64)];
+/// Every shape of row against the block: whole chunks of 64 and of 128, a group of scales that ends inside a row, short
+/// rows, rows that end inside a block and inside a byte.
+const SHAPES: [(usize, usize, usize); 11] = [
+    (70, 64, 64),
+    (33, 192, 64),
+    (7, 128, 64),
+    (31, 640, 64),
+    (18, 1024, 128),
+    (9, 768, 256),
+    (9, 704, 256),
+    (37, 96, 64),
+    (40, 50, 32),
+    (21, 37, 64),
+    (5, 1, 64),
+];
 
 #[test]
 fn every_instruction_set_decodes_the_same_bits() {
@@ -155,8 +167,8 @@ fn every_instruction_set_decodes_the_same_bits() {
             let w = Matrix::four_bit(weight, rows, cols);
             let stored = w.to_vec();
             // Rows of the unit matrix pick single elements: few of them by dot products, many by packed tiles.
-            for n in [1, 5, cols.max(9)] {
-                let picked: Vec<usize> = (0..n).map(|i| (i * 7 + 3) % cols).collect();
+            for (n, from) in [(1, 3), (5, cols / 2), (8, cols.saturating_sub(70)), (cols.max(9), 0)] {
+                let picked: Vec<usize> = (0..n).map(|i| (from + i * 7) % cols).collect();
                 let mut unit = vec![0.0; n * cols];
                 picked.iter().enumerate().for_each(|(i, &c)| unit[i * cols + c] = 1.0);
                 let inp = Buffer::from_vec(unit);

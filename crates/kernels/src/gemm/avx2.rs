@@ -129,10 +129,11 @@ impl Lanes for Avx2 {
     }
 
     /// The lower eight values and the upper.
+    const PIECES: usize = 1;
     type Table = [__m256; 2];
 
     #[inline(always)]
-    unsafe fn table(code: &[f32; 16], scale: f32, round: bool) -> [__m256; 2] {
+    unsafe fn table(code: &[f32; 16], [scale, _]: [f32; 2], round: bool) -> [__m256; 2] {
         // SAFETY: as the trait asks; each half of the table has eight values.
         [0, 8].map(|half| unsafe {
             let values = _mm256_mul_ps(_mm256_loadu_ps(code.as_ptr().add(half)), _mm256_set1_ps(scale));

@@ -32,6 +32,16 @@ unsafe fn round_bf16(v: __m512) -> __m512 {
     }
 }
 
+/// The 16 values of a block in 4 bits.
+///
+/// # Safety
+/// Needs AVX-512F.
+#[inline(always)]
+pub(super) unsafe fn scaled(code: &[f32; 16], scale: f32) -> __m512 {
+    // SAFETY: the caller has AVX-512F; the table has 16 values.
+    unsafe { _mm512_mul_ps(_mm512_loadu_ps(code.as_ptr()), _mm512_set1_ps(scale)) }
+}
+
 /// 16 elements of the source type as f32.
 ///
 /// # Safety
@@ -176,13 +186,14 @@ impl Lanes for Avx512 {
         unsafe { Self::words_along::<D>(p0, round) }
     }
 
+    const PIECES: usize = 1;
     type Table = __m512;
 
     #[inline(always)]
-    unsafe fn table(code: &[f32; 16], scale: f32, round: bool) -> __m512 {
-        // SAFETY: as the trait asks; the table has 16 values.
+    unsafe fn table(code: &[f32; 16], [scale, _]: [f32; 2], round: bool) -> __m512 {
+        // SAFETY: as the trait asks.
         unsafe {
-            let values = _mm512_mul_ps(_mm512_loadu_ps(code.as_ptr()), _mm512_set1_ps(scale));
+            let values = scaled(code, scale);
             if round { round_bf16(values) } else { values }
         }
     }

@@ -142,15 +142,16 @@ impl Lanes for Avx512Bf16 {
         }
     }
 
-    /// The values as bf16, twice: indices keep a bit too many.
+    const PIECES: usize = 2;
+    /// The values as bf16, of one piece in each half.
     type Table = __m512i;
 
     #[inline(always)]
-    unsafe fn table(code: &[f32; 16], scale: f32, _: bool) -> __m512i {
+    unsafe fn table(code: &[f32; 16], [lower, upper]: [f32; 2], _: bool) -> __m512i {
         // SAFETY: as the trait asks.
         unsafe {
-            let values = Avx512::table(code, scale, false);
-            std::mem::transmute::<__m512bh, __m512i>(_mm512_cvtne2ps_pbh(values, values))
+            let (lower, upper) = (avx512::scaled(code, lower), avx512::scaled(code, upper));
+            std::mem::transmute::<__m512bh, __m512i>(_mm512_cvtne2ps_pbh(upper, lower))
         }
     }
 
@@ -177,19 +178,26 @@ impl Lanes for Avx512Bf16 {
 
     #[inline(always)]
     unsafe fn looked_up_dealt(table: __m512i, p: *const u8, v: usize) -> __m512 {
-        // SAFETY: as the trait asks; the load is of 32 bytes, 64 codes.
+        // SAFETY: as the trait asks; the load is of 64 bytes, 128 codes.
         unsafe {
-            let codes = _mm512_broadcast_i64x4(_mm256_loadu_si256(p.cast()));
-            // Of every two bytes each half of the lanes takes one of four codes.
-            let shift = 8 * v as i16;
-            let shifts = _mm512_inserti64x4::<1>(_mm512_set1_epi16(shift), _mm256_set1_epi16(shift + 4));
-            _mm512_castsi512_ps(_mm512_permutexvar_epi16(_mm512_srlv_epi16(codes, shifts), table))
+            let codes = _mm512_loadu_si512(p.cast());
+            // Of every two bytes each vector takes one of four codes; the upper half lies in the second piece.
+            let codes = match v {
+                0 => codes,
+                1 => _mm512_srli_epi16::<4>(codes),
+                2 => _mm512_srli_epi16::<8>(codes),
+                _ => _mm512_srli_epi16::<12>(codes),
+            };
+            let second = _mm512_inserti64x4::<1>(_mm512_setzero_si512(), _mm256_set1_epi16(16));
+            // `second | (codes & 15)`
+            let places = _mm512_ternarylogic_epi64::<0xf8>(second, codes, _mm512_set1_epi16(15));
+            _mm512_castsi512_ps(_mm512_permutexvar_epi16(places, table))
         }
     }
 
     #[inline(always)]
     fn dealt(place: usize) -> usize {
-        4 * (place % 16) + ((place / 16) ^ 1)
+        4 * (place % 32) + ((place / 32) ^ 1)
     }
 
     #[inline(always)]

@@ -2,7 +2,6 @@
 
 use std::sync::Mutex;
 
-use super::lanes::CHUNK;
 use super::{DotJob, DotRows, Kernels, four_bit};
 use crate::cpu::pool::{Pool, Scratch, SendPtr, lock};
 use crate::matrix::HostMatrix;
@@ -49,11 +48,14 @@ impl FewRows {
     pub fn forward(&self, pool: &Pool, out: &mut [f32], inp: &[f32], w: &Matrix, n: usize) {
         let (d_out, d_in) = (w.rows(), w.cols());
         assert!(out.len() >= n * d_out && inp.len() >= n * d_in);
-        let Kernels { words, dots, dealt, pair, .. } = *self.kernels;
+        let Kernels { words, deal, dots, chunk, .. } = *self.kernels;
         let weight = w.host();
-        let (is_dealt, bytes) = match weight {
-            HostMatrix::Dense(_, bytes) => (false, bytes.len()),
-            HostMatrix::FourBit(weight) => (four_bit::is_regular(weight, d_in), weight.bytes()),
+        let (words, bytes) = match weight {
+            HostMatrix::Dense(_, bytes) => (words, bytes.len()),
+            HostMatrix::FourBit(weight) => {
+                let words = if four_bit::is_regular(weight, d_in, chunk) { deal } else { words };
+                (words, weight.bytes())
+            }
         };
 
         // Rounded, and paired where words are pairs, once for all rows of W.
@@ -63,16 +65,8 @@ impl FewRows {
         for i in 0..n {
             let dst = &mut packed[i * inp_stride..][..inp_stride];
             let row = &inp[i * d_in..][..d_in];
-            if !is_dealt {
-                // SAFETY: `select` checked the instruction set; `dst` holds all words of the row.
-                unsafe { words(dst.as_mut_ptr(), row, self.round) };
-                continue;
-            }
-            for (row, dst) in row.chunks_exact(CHUNK).zip(dst.chunks_exact_mut(CHUNK / pair)) {
-                let row: [f32; CHUNK] = std::array::from_fn(|place| row[dealt(place)]);
-                // SAFETY: as above, for the words of a chunk.
-                unsafe { words(dst.as_mut_ptr(), &row, self.round) };
-            }
+            // SAFETY: `select` checked the instruction set; `dst` holds all words of the row.
+            unsafe { words(dst.as_mut_ptr(), row, self.round) };
         }
 
         let w_stride = bytes / d_out.max(1);

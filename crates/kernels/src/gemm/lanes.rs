@@ -18,8 +18,8 @@ pub(super) const fn size_of_source<const D: u8>() -> usize {
     if D == F32 { 4 } else { 2 }
 }
 
-/// Elements of a weight in 4 bits that are looked up together in dot products: the smallest block in common use.
-pub(super) const CHUNK: usize = 64;
+/// Elements of a weight in 4 bits that share a scale in dot products: the smallest block in common use.
+pub(super) const PIECE: usize = 64;
 
 /// A vector of words and its operations. All of them are inlined into functions compiled for the
 /// instruction set, see `kernel_table!`.
@@ -57,17 +57,20 @@ pub(super) trait Lanes {
     unsafe fn words_along<const D: u8>(p: *const u8, round: bool) -> Self::V;
     /// `LANES` words across: element `i` of `p0`, paired with element `i` of `p1` where words are pairs.
     unsafe fn words_across<const D: u8>(p0: *const u8, p1: *const u8, round: bool) -> Self::V;
-    /// The 16 values of a block in 4 bits.
+    /// Pieces of 4 bits that dot products look up at once, 1 or 2: as many as a table holds.
+    const PIECES: usize;
+    /// The 16 values of a piece in 4 bits, or of both.
     type Table: Copy;
-    /// `code · scale`, rounded to bf16 where words are pairs or `round` asks for it.
-    unsafe fn table(code: &[f32; 16], scale: f32, round: bool) -> Self::Table;
-    /// The values of a table.
+    /// `code · scale`, rounded to bf16 where words are pairs or `round` asks for it; the second scale is that of the second
+    /// piece, where there is one.
+    unsafe fn table(code: &[f32; 16], scales: [f32; 2], round: bool) -> Self::Table;
+    /// The values of the first piece of a table.
     unsafe fn values(table: Self::Table) -> [f32; 16];
     /// `LANES · PAIR` consecutive elements as words, looked up by their codes: the first in the upper half of the
-    /// byte at `p`.
+    /// byte at `p`. The table's scales are the same.
     unsafe fn looked_up(table: Self::Table, p: *const u8) -> Self::V;
-    /// A vector of the [`CHUNK`] elements at `p`, looked up in whatever order is quickest: element `i` of vector `v` is
-    /// element `dealt(v · LANES · PAIR + i)` of the chunk.
+    /// A vector of the chunk of [`PIECES`](Lanes::PIECES) pieces at `p`, looked up in whatever order is quickest: element
+    /// `i` of vector `v` is element `dealt(v · LANES · PAIR + i)` of the chunk.
     unsafe fn looked_up_dealt(table: Self::Table, p: *const u8, v: usize) -> Self::V;
     /// Where in a chunk the element at that place of its vectors comes from.
     fn dealt(place: usize) -> usize;

@@ -48,12 +48,14 @@ pub(crate) struct Kernels {
     pub rows: usize,
     /// Elements of `k` in a word.
     pub pair: usize,
-    /// Where in a chunk of 4 bits the element at that place of its vectors comes from.
-    pub dealt: fn(usize) -> usize,
+    /// Elements in 4 bits that dot products look up at once.
+    pub chunk: usize,
     /// Packs part of an operand.
     pub pack: unsafe fn(&PackJob<'_>),
     /// Turns rows of f32 into words along `k`.
     pub words: unsafe fn(*mut f32, &[f32], bool),
+    /// The same for rows of whole chunks against a weight in 4 bits, in the order in which that is looked up.
+    pub deal: unsafe fn(*mut f32, &[f32], bool),
     /// Multiplies packed panels.
     pub tiles: unsafe fn(&TileJob),
     /// Multiplies rows in place.
@@ -82,6 +84,11 @@ macro_rules! kernel_table {
                 unsafe { super::pack::words::<$lanes>(dst, src, round) }
             }
             $(#[$feature])?
+            unsafe fn deal(dst: *mut f32, src: &[f32], round: bool) {
+                // SAFETY: as above.
+                unsafe { super::four_bit::deal::<$lanes>(dst, src, round) }
+            }
+            $(#[$feature])?
             unsafe fn tiles(job: &super::TileJob) {
                 // SAFETY: as above.
                 unsafe { super::kernel::tiles::<$lanes>(job) }
@@ -95,9 +102,10 @@ macro_rules! kernel_table {
                 lanes: <$lanes as super::lanes::Lanes>::LANES,
                 rows: <$lanes as super::lanes::Lanes>::ROWS,
                 pair: <$lanes as super::lanes::Lanes>::PAIR,
-                dealt: <$lanes as super::lanes::Lanes>::dealt,
+                chunk: super::four_bit::chunk::<$lanes>(),
                 pack,
                 words,
+                deal,
                 tiles,
                 dots,
             }

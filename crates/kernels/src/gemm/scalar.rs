@@ -74,10 +74,11 @@ impl Lanes for Scalar {
         unsafe { Self::words_along::<D>(p0, round) }
     }
 
+    const PIECES: usize = 1;
     type Table = [f32; 16];
 
     #[inline(always)]
-    unsafe fn table(code: &[f32; 16], scale: f32, round: bool) -> [f32; 16] {
+    unsafe fn table(code: &[f32; 16], [scale, _]: [f32; 2], round: bool) -> [f32; 16] {
         code.map(|code| word(1, code * scale, 0.0, round))
     }
 

@@ -1,0 +1,256 @@
+//! Dot products with a weight in 4 bits, for decoding: codes are looked up in registers, on their way from memory.
+
+use super::expand;
+use crate::FourBit;
+use crate::four_bit::{GROUP, ScaleView};
+use crate::gemm::kernel::{DotJob, store_dots, tallest};
+use crate::gemm::lanes::{Lanes, PIECE};
+use crate::gemm::pack::words;
+
+/// Elements of a chunk of a dot product: those of [`Lanes::PIECES`] pieces.
+#[inline(always)]
+pub(in crate::gemm) const fn chunk<T: Lanes>() -> usize {
+    PIECE * T::PIECES
+}
+
+/// Whether no chunk of a row of `k` crosses a row or a group of scales, and no piece of one a block, so that codes are
+/// looked up in registers, and `inp` is to be dealt as they are.
+pub(in crate::gemm) fn is_regular(w: &FourBit, k: usize, chunk: usize) -> bool {
+    k.is_multiple_of(chunk)
+        && w.block_size() >= PIECE
+        && (w.block_size() << w.scales().view().group_log2()).is_multiple_of(chunk)
+}
+
+/// Turns a row of f32 into words, each chunk in the order in which its codes are looked up.
+///
+/// # Safety
+/// As [`words`], and `row` is whole chunks.
+#[inline(always)]
+pub(in crate::gemm) unsafe fn deal<T: Lanes>(dst: *mut f32, row: &[f32], round: bool) {
+    for (i, row) in row.chunks_exact(chunk::<T>()).enumerate() {
+        let mut dealt = [0.0; 2 * PIECE];
+        for place in 0..chunk::<T>() {
+            dealt[place] = row[T::dealt(place)];
+        }
+        // SAFETY: as the caller's.
+        unsafe { words::<T>(dst.add(i * (chunk::<T>() / T::PAIR)), &dealt[..chunk::<T>()], round) };
+    }
+}
+
+/// Runs a [`DotJob`] over a weight in 4 bits, from row `row` of it.
+///
+/// # Safety
+/// As [`dots`](crate::gemm::kernel::dots).
+#[inline(always)]
+pub(in crate::gemm) unsafe fn dots<T: Lanes>(job: &DotJob<'_>, w: &FourBit, row: usize) {
+    if is_regular(w, job.k, chunk::<T>()) {
+        // SAFETY: as the caller's.
+        return unsafe { regular_dots::<T>(job, w, row) };
+    }
+    for j in (0..job.w_rows).step_by(4) {
+        let mut i = 0;
+        while i < job.n {
+            let rows = (job.n - i).min(tallest::<T>());
+            // SAFETY: rows `i .. i + rows` and `j ..` exist.
+            unsafe {
+                match rows {
+                    1 => ragged_tile::<T, 1>(job, w, row, (i, j)),
+                    2 => ragged_tile::<T, 2>(job, w, row, (i, j)),
+                    3 => ragged_tile::<T, 3>(job, w, row, (i, j)),
+                    _ => ragged_tile::<T, 4>(job, w, row, (i, j)),
+                }
+            }
+            i += rows;
+        }
+    }
+}
+
+/// [`dots`] over a regular weight. Two walks go along rows that follow one another: a processor fetches what comes next of
+/// such by itself, which a mere prefetch of scattered rows cannot make up for.
+///
+/// # Safety
+/// As [`dots`], and `w` is regular.
+#[inline(always)]
+unsafe fn regular_dots<T: Lanes>(job: &DotJob<'_>, w: &FourBit, row: usize) {
+    let per_row = job.k / PIECE;
+    let apart = job.w_rows.div_ceil(2);
+    let mut walks = [0, apart].map(|j| Walk::new(w, (row + j) * per_row));
+    for j in 0..apart {
+        let cols = if j + apart < job.w_rows { 2 } else { 1 };
+        for (c, walk) in walks.iter_mut().enumerate() {
+            // Where there is one row left, it stands for both.
+            walk.to((row + j + c.min(cols - 1) * apart) * per_row);
+        }
+        let mut i = 0;
+        while i < job.n {
+            let rows = (job.n - i).min(tallest::<T>());
+            // SAFETY: rows `i .. i + rows` and those of the walks exist.
+            unsafe {
+                match rows {
+                    1 => dot_tile::<T, 1>(job, &mut walks, (i, j), (cols, apart)),
+                    2 => dot_tile::<T, 2>(job, &mut walks, (i, j), (cols, apart)),
+                    3 => dot_tile::<T, 3>(job, &mut walks, (i, j), (cols, apart)),
+                    _ => dot_tile::<T, 4>(job, &mut walks, (i, j), (cols, apart)),
+                }
+            }
+            i += rows;
+        }
+    }
+}
+
+/// Bytes of codes of a walk that are on their way from memory while others are multiplied.
+const AHEAD: usize = 2 << 10;
+
+/// A way through the rows of a weight in 4 bits, a row at a time.
+struct Walk<'a> {
+    codes: *const u8,
+    table: &'a [f32; 16],
+    scales: ScaleView<'a>,
+    /// Binary logarithms of the pieces in a block and in a group.
+    piece_log2: u32,
+    group_log2: u32,
+    /// Its row's first piece.
+    first: usize,
+    /// The group whose scales are in `values`, and the byte of each of its blocks.
+    group: usize,
+    bytes: &'a [u8],
+    values: [f32; GROUP],
+}
+
+impl<'a> Walk<'a> {
+    #[inline(always)]
+    fn new(w: &'a FourBit, first: usize) -> Self {
+        let scales = w.scales().view();
+        let piece_log2 = w.block_log2() - PIECE.ilog2();
+        Self {
+            codes: w.codes().as_ptr(),
+            table: w.table(),
+            scales,
+            piece_log2,
+            group_log2: piece_log2 + scales.group_log2(),
+            first,
+            group: usize::MAX,
+            bytes: &[],
+            values: [0.0; GROUP],
+        }
+    }
+
+    /// Goes on with the row that begins with piece `first`.
+    #[inline(always)]
+    fn to(&mut self, first: usize) {
+        self.first = first;
+    }
+
+    /// Makes the scales of the group of the row's piece `piece`, and says where in the row that group ends.
+    #[inline(always)]
+    fn enter(&mut self, piece: usize) -> usize {
+        let group = (self.first + piece) >> self.group_log2;
+        if group != self.group {
+            self.bytes = self.scales.group(group, &mut self.values);
+            self.group = group;
+        }
+        ((group + 1) << self.group_log2) - self.first
+    }
+
+    /// The scale of the row's piece `piece`, which is in the group.
+    #[inline(always)]
+    fn scale(&self, piece: usize) -> f32 {
+        let in_group = (self.first + piece) & ((1 << self.group_log2) - 1);
+        self.values[self.bytes[in_group >> self.piece_log2] as usize]
+    }
+}
+
+/// `N` rows of `inp`, dealt, from row `i` against the rows of both walks, which are columns `j` and `j + apart` of `out`.
+/// The sum of one pair of rows does not depend on which others share its tile.
+///
+/// # Safety
+/// As [`dots`], rows `i .. i + N` and those of the walks exist, and the weight is regular.
+#[inline(always)]
+unsafe fn dot_tile<T: Lanes, const N: usize>(
+    job: &DotJob<'_>,
+    walks: &mut [Walk<'_>; 2],
+    (i, j): (usize, usize),
+    (cols, apart): (usize, usize),
+) {
+    let (per_row, vectors) = (job.k / PIECE, chunk::<T>() / (T::LANES * T::PAIR));
+    // SAFETY: the rows exist, and whole chunks lie inside each of them; `out` has both columns where there are two. A
+    // prefetch needs no valid address.
+    unsafe {
+        let inp: [*const f32; N] = std::array::from_fn(|r| job.inp.add((i + r) * job.inp_stride));
+        let codes = [0, 1].map(|c| walks[c].codes.add(walks[c].first * (PIECE / 2)));
+        // Even and odd vectors apart, so that no sum waits for the one before it.
+        let mut acc = [[[T::zero(); 2]; 2]; N];
+        let mut piece = 0;
+        while piece < per_row {
+            let until = walks.iter_mut().fold(per_row, |until, walk| until.min(walk.enter(piece)));
+            while piece < until {
+                for c in 0..2 {
+                    let scales = [walks[c].scale(piece), walks[c].scale(piece + T::PIECES - 1)];
+                    let table = T::table(walks[c].table, scales, job.round);
+                    // A line holds two pieces.
+                    if piece.is_multiple_of(2) {
+                        T::prefetch(codes[c].wrapping_add(piece * (PIECE / 2) + AHEAD));
+                    }
+                    for v in 0..vectors {
+                        let w = T::looked_up_dealt(table, codes[c].add(piece * (PIECE / 2)), v);
+                        for r in 0..N {
+                            let x = T::load(inp[r].add(piece * (PIECE / T::PAIR) + v * T::LANES));
+                            acc[r][c][v % 2] = T::step(acc[r][c][v % 2], x, w);
+                        }
+                    }
+                }
+                piece += T::PIECES;
+            }
+        }
+        for r in 0..N {
+            let [[a, b], [c, d]] = acc[r];
+            let [a, b, c, d] = T::sums([a, b, c, d]);
+            let out = job.out.add((i + r) * job.out_stride + j);
+            for (c, sum) in [a + b, c + d].into_iter().enumerate().take(cols) {
+                let out = out.add(c * apart);
+                let old = if job.accumulate { *out } else { 0.0 };
+                *out = old + job.alpha * sum;
+            }
+        }
+    }
+}
+
+/// `N` rows of `inp` in order from row `i` against up to four rows of `w` from row `row + j`, which are no whole chunks or
+/// begin inside a block.
+///
+/// # Safety
+/// As [`dots`], and the rows exist.
+#[inline(always)]
+unsafe fn ragged_tile<T: Lanes, const N: usize>(
+    job: &DotJob<'_>,
+    w: &FourBit,
+    row: usize,
+    (i, j): (usize, usize),
+) {
+    let cols = (job.w_rows - j).min(4);
+    let (vector, k) = (T::LANES * T::PAIR, job.k);
+    // SAFETY: the rows exist; rows past the last of `w` repeat the last. What is left of a row is padded: `inp` by
+    // `load_first`, the buffer with zeros.
+    unsafe {
+        let inp: [*const f32; N] = std::array::from_fn(|r| job.inp.add((i + r) * job.inp_stride));
+        let first: [usize; 4] = std::array::from_fn(|c| (row + j + c.min(cols - 1)) * k);
+        let mut acc = [[T::zero(); 4]; N];
+        for done in (0..k).step_by(PIECE) {
+            let n = (k - done).min(PIECE);
+            for c in 0..4 {
+                let mut piece = [0u32; PIECE];
+                expand::<T>(piece.as_mut_ptr().cast(), w, first[c] + done, n, job.round);
+                for v in 0..n.div_ceil(vector) {
+                    let w = T::load(piece.as_ptr().add(v * T::LANES).cast());
+                    let words = n.div_ceil(T::PAIR) - v * T::LANES;
+                    for r in 0..N {
+                        let x = inp[r].add(done / T::PAIR + v * T::LANES);
+                        let x = if words >= T::LANES { T::load(x) } else { T::load_first(x, words) };
+                        acc[r][c] = T::step(acc[r][c], x, w);
+                    }
+                }
+            }
+        }
+        store_dots::<T, N>(job, &acc, (i, j), cols);
+    }
+}

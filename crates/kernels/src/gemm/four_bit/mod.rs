@@ -1,0 +1,146 @@
+//! Weights in 4 bits as operands: looked up a block at a time, where the codes lie.
+
+mod dots;
+
+use std::mem::MaybeUninit;
+
+use super::BLOCK_STEPS;
+use super::lanes::{BF16, F32, Lanes};
+use super::pack::{ACROSS_STEPS, Elements, PackJob, View, pack_of};
+use crate::four_bit::code;
+use crate::{DType, FourBit};
+
+pub(super) use dots::{chunk, deal, dots, is_regular};
+
+/// Columns whose rows are looked up together when they are packed across.
+const ACROSS: usize = 128;
+/// Bytes for elements that wait to be packed: a panel of the longest block of `k`.
+const BUFFER: usize = 16 * BLOCK_STEPS * 4;
+
+/// A place for looked-up elements, aligned for whole vectors.
+#[repr(align(64))]
+struct Buffer(MaybeUninit<[u8; BUFFER]>);
+
+impl Buffer {
+    fn new() -> Self {
+        Self(MaybeUninit::uninit())
+    }
+
+    fn start(&mut self) -> *mut u8 {
+        self.0.as_mut_ptr().cast()
+    }
+}
+
+/// Bytes of an element once looked up: bf16 where words are pairs, f32 where not.
+#[inline(always)]
+const fn size<T: Lanes>() -> usize {
+    4 / T::PAIR
+}
+
+/// Packs a part of a weight in 4 bits: strips are looked up into a buffer that stays in L1, and packed from there.
+///
+/// # Safety
+/// As [`pack`](super::pack::pack).
+#[inline(always)]
+pub(super) unsafe fn pack<T: Lanes>(job: &PackJob<'_>, w: &FourBit) {
+    let View { outer, k, .. } = job.src;
+    let mut buffer = Buffer::new();
+    let buffer = buffer.start();
+    // SAFETY: each strip fits the buffer, its elements are inside the weight as the caller vouches, and it is filled
+    // before it is packed.
+    unsafe {
+        if k == 1 {
+            debug_assert!(job.k_len <= BLOCK_STEPS * T::PAIR);
+            for first in (0..job.outers).step_by(T::LANES) {
+                let outers = (job.outers - first).min(T::LANES);
+                for i in 0..outers {
+                    let to = buffer.add(i * job.k_len * size::<T>());
+                    expand::<T>(to, w, (job.outer + first + i) * outer + job.k, job.k_len, job.round);
+                }
+                pack_strip::<T>(job, buffer, (first, outers), (0, job.k_len), (job.k_len, 1));
+            }
+            return;
+        }
+        let rows = ACROSS_STEPS * T::PAIR;
+        for row in (0..job.k_len).step_by(rows) {
+            let rows = (job.k_len - row).min(rows);
+            for first in (0..job.outers).step_by(ACROSS) {
+                let outers = (job.outers - first).min(ACROSS);
+                for i in 0..rows {
+                    let to = buffer.add(i * outers * size::<T>());
+                    expand::<T>(to, w, (job.k + row + i) * k + job.outer + first, outers, job.round);
+                }
+                pack_strip::<T>(job, buffer, (first, outers), (row, rows), (1, outers));
+            }
+        }
+    }
+}
+
+/// Packs the elements of `buffer`: those of `outers` and `ks`, each `(first, count)` within the job, with strides
+/// `(outer, k)`.
+///
+/// # Safety
+/// As [`pack`], and the buffer holds them.
+#[inline(always)]
+unsafe fn pack_strip<T: Lanes>(
+    job: &PackJob<'_>,
+    buffer: *const u8,
+    outers: (usize, usize),
+    ks: (usize, usize),
+    (outer, k): (usize, usize),
+) {
+    let len = outers.1 * ks.1 * size::<T>();
+    let (dtype, panel) = (if T::PAIR == 2 { DType::Bf16 } else { DType::F32 }, job.panel);
+    let dst = job
+        .dst
+        .wrapping_add(outers.0 / job.width * panel + outers.0 % job.width + ks.0 / T::PAIR * job.width);
+    // SAFETY: the buffer holds that many bytes, all written; panels of the strip are where the job's are, as strips
+    // begin at whole vectors and whole words.
+    unsafe {
+        let bytes = std::slice::from_raw_parts(buffer, len);
+        let src = View { bytes, elements: Elements::Dense(dtype), outer, k };
+        // The values are rounded already.
+        let strip = PackJob { dst, src, outer: 0, outers: outers.1, k: 0, k_len: ks.1, round: false, ..*job };
+        if T::PAIR == 2 { pack_of::<T, BF16>(&strip) } else { pack_of::<T, F32>(&strip) }
+    }
+}
+
+/// Looks up `n` elements from `first` on, and writes them to `to` one after another.
+///
+/// # Safety
+/// The instruction set of `T` must be there, the elements inside the weight, and `to` valid for them.
+#[inline(always)]
+unsafe fn expand<T: Lanes>(mut to: *mut u8, w: &FourBit, first: usize, n: usize, round: bool) {
+    let (codes, scales) = (w.codes(), w.scales().view());
+    let vector = T::LANES * T::PAIR;
+    let (mut e, end) = (first, first + n);
+    while e < end {
+        let block = e >> w.block_log2();
+        let until = end.min((block + 1) << w.block_log2());
+        let scale = scales.at(block);
+        // SAFETY: a vector is looked up where all of its elements are wanted, and begin a byte; single ones otherwise.
+        unsafe {
+            let table = T::table(w.table(), [scale; 2], round);
+            if e.is_multiple_of(2) {
+                while e + vector <= until {
+                    T::store(to.cast(), T::looked_up(table, codes.as_ptr().add(e / 2)));
+                    to = to.add(vector * size::<T>());
+                    e += vector;
+                }
+            }
+            if e < until {
+                let values = T::values(table);
+                for e in e..until {
+                    let value = values[code(codes[e / 2], e)];
+                    if T::PAIR == 2 {
+                        to.cast::<u16>().write_unaligned((value.to_bits() >> 16) as u16);
+                    } else {
+                        to.cast::<f32>().write_unaligned(value);
+                    }
+                    to = to.add(size::<T>());
+                }
+                e = until;
+            }
+        }
+    }
+}
