@@ -106,6 +106,73 @@ fn a_plan_and_a_look_at_data_fetch_no_weights() {
 }
 
 #[test]
+fn an_adapter_that_python_fetched_gets_what_danlu_needs_of_it() {
+    let hub = Hub::new();
+    hub.scene.ok("train --base lab/base --data data.json --output out --max-steps 1 --lora-r 2 --quant nf4");
+    hub.publish("me/adapter", "out");
+    hub.scene.ok("pull me/adapter");
+    let repository = hub.scene.path("hf/hub/models--me--adapter");
+    let commit = names(&repository.join("snapshots")).remove(0);
+    let snapshot = repository.join("snapshots").join(&commit);
+    // What PEFT's `from_pretrained` leaves: two files, and no notes.
+    let as_python = || {
+        let others = names(&snapshot)
+            .into_iter()
+            .filter(|name| !name.starts_with("adapter_") || name.ends_with(".md"));
+        others.for_each(|name| fs::remove_file(snapshot.join(name)).unwrap());
+        let _ = fs::remove_dir_all(repository.join(".no_exist"));
+        hub.server.clear_requests();
+    };
+    let line = "chat me/adapter --prompt 你好 --max-new-tokens 2";
+    as_python();
+    let offline = hub.ok_offline(line);
+    let said = "warning: `me/adapter` is in the cache without `danlu.json`";
+    assert!(offline.err.contains(said) && offline.err.contains("HF_HUB_OFFLINE"), "{}", offline.err);
+    assert!(!offline.err.contains("over nf4"), "{}", offline.err);
+    let online = hub.scene.ok(line);
+    assert!(online.err.contains("over nf4") && !online.err.contains("warning"), "{}", online.err);
+    hub.server.clear_requests();
+    assert!(hub.scene.ok(line).err.contains("over nf4"));
+    assert!(hub.server.requests().is_empty());
+    as_python();
+    hub.server.fault(Fault::on(Method::Get, "/tree/").always().then(Action::Status(500, vec![], vec![])));
+    let refused = hub.scene.ok(line);
+    assert!(refused.err.contains(said) && refused.err.contains("answered 500"), "{}", refused.err);
+}
+
+#[test]
+fn what_is_in_the_cache_needs_neither_a_token_nor_certificates() {
+    let hub = Hub::new();
+    hub.server.add_user("me", "hf_mine");
+    hub.scene.ok("pull lab/base");
+    let run = |line: &str, variable: (&str, &str)| {
+        Ran::of(hub.command(line).env(variable.0, variable.1).output().unwrap())
+    };
+    let start = "plan --base lab/base";
+    for variable in [("HF_TOKEN", "hf_a b"), ("SSL_CERT_FILE", "/nowhere/ca.pem")] {
+        let ran = run(start, variable);
+        assert!(ran.code == 0 && !ran.err.contains(variable.0), "{}", ran.err);
+        let ran = run("pull lab/base", variable);
+        assert!(ran.code == 1 && ran.err.contains(variable.0) && !ran.err.contains("hf_a"), "{}", ran.err);
+    }
+    // A file that holds no token goes where `login` writes, and where `logout` removes.
+    for text in ["hf_a b", "\u{0}\u{1}", "密"] {
+        hub.scene.write("hf/token", text);
+        assert!(!hub.scene.ok(start).err.contains("token"));
+        let ran = hub.scene.run("whoami");
+        assert!(ran.code == 1 && ran.err.contains("hint: `danlu login` writes another"), "{}", ran.err);
+        assert!(hub.scene.run("push elsewhere me/x").err.contains("the token in"), "push");
+        let mut child = hub.command("login").stdin(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
+        child.stdin.take().unwrap().write_all(b"hf_mine").unwrap();
+        assert!(child.wait().unwrap().success());
+        assert_eq!(hub.scene.read("hf/token"), b"hf_mine");
+        hub.scene.write("hf/token", text);
+        hub.scene.ok("logout");
+        assert!(!hub.scene.path("hf/token").exists());
+    }
+}
+
+#[test]
 fn a_revision_stays_with_the_adapter() {
     let hub = Hub::new();
     let commit = hub.server.revisions("lab/base").into_values().next().unwrap();

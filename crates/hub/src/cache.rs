@@ -114,11 +114,14 @@ impl Cache {
         Ok(write_atomic(&path, commit.as_bytes())?)
     }
 
-    /// Notes that a commit has no such file, so that nobody asks again.
-    pub fn note_absent(&self, commit: &str, file: &str) -> Result<(), HubError> {
-        let path = self.folder.join(".no_exist").join(commit).join(file);
-        create_folder(path.parent().expect("a note has its folder"))?;
-        Ok(write_atomic(&path, b"")?)
+    /// Notes that a commit has no such files, so that nobody asks again.
+    pub fn note_absent(&self, commit: &str, files: &[&str]) {
+        let folder = self.folder.join(".no_exist").join(commit);
+        let note = |file: &&str| File::create(folder.join(file)).map(drop);
+        if let Err(error) = fs::create_dir_all(&folder).and_then(|()| files.iter().try_for_each(note)) {
+            // Whoever looks next asks the Hub again, as with Python's.
+            tracing::warn!("`{}`: {error}", folder.display());
+        }
     }
 
     /// Whether that was noted.
@@ -155,7 +158,7 @@ mod tests {
         fs::write(root.path().join("models--a--b/refs/evil"), "../../../etc").unwrap();
         assert_eq!(cache.commit("evil").unwrap(), None);
         assert!(!cache.is_absent(&commit, "y"));
-        cache.note_absent(&commit, "y").unwrap();
-        assert!(cache.is_absent(&commit, "y"));
+        cache.note_absent(&commit, &["y", "z"]);
+        assert!(cache.is_absent(&commit, "y") && cache.is_absent(&commit, "z"));
     }
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use danlu_model::FileError;
 
-use crate::RepoName;
+use crate::{RepoName, TokenFault};
 
 /// A request, a transfer or the cache failed.
 #[derive(Debug, thiserror::Error)]
@@ -45,6 +45,9 @@ pub enum HubError {
         /// Whether there was none at all.
         is_empty: bool,
     },
+    /// A token that is given and cannot be used.
+    #[error(transparent)]
+    Token(#[from] TokenFault),
     /// A file or folder of the cache.
     #[error(transparent)]
     File(#[from] FileError),

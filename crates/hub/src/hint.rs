@@ -12,6 +12,7 @@ impl HubError {
             Self::TokenShape { .. } => {
                 "make one at https://huggingface.co/settings/tokens and paste it whole"
             }
+            Self::Token(fault) => fault.hint(),
             Self::Offline { .. } => "unset `HF_HUB_OFFLINE`, or name a folder",
             Self::OfflineRepo { .. } => "unset `HF_HUB_OFFLINE`",
             Self::Connect { .. } => {

@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 use std::io::Read;
 use std::path::Path;
+use std::sync::OnceLock;
 use std::thread;
 use std::time::Duration;
 
@@ -128,15 +129,24 @@ impl Answer {
 /// A client of one Hub.
 #[derive(Debug)]
 pub(crate) struct Http {
-    agent: Agent,
+    /// Made for the first request: until then no variable matters.
+    agent: OnceLock<Agent>,
     endpoint: Endpoint,
     token: Option<Token>,
     pace: Pace,
 }
 
 impl Http {
-    /// A client; nothing is sent yet.
-    pub fn new(endpoint: Endpoint, token: Option<Token>, pace: Pace) -> Result<Self, HubError> {
+    /// A client; nothing is read or sent yet.
+    pub fn new(endpoint: Endpoint, token: Option<Token>, pace: Pace) -> Self {
+        Self { agent: OnceLock::new(), endpoint, token, pace }
+    }
+
+    fn agent(&self) -> Result<&Agent, HubError> {
+        if let Some(agent) = self.agent.get() {
+            return Ok(agent);
+        }
+        let pace = self.pace;
         let config = Agent::config_builder()
             .http_status_as_error(false)
             .max_redirects(0)
@@ -149,7 +159,7 @@ impl Http {
             .proxy(Proxy::try_from_env())
             .tls_config(TlsConfig::builder().root_certs(roots()?).build())
             .build();
-        Ok(Self { agent: config.into(), endpoint, token, pace })
+        Ok(self.agent.get_or_init(|| config.into()))
     }
 
     /// The Hub's address.
@@ -234,15 +244,16 @@ impl Http {
         if let Some(token) = self.token.as_ref().filter(|_| is_hub && !has_other) {
             request = request.header("authorization", token.bearer());
         }
+        let agent = self.agent()?;
         let no_address = |_| ask.fault("an address that cannot be asked");
         let answer = match ask.load {
-            Load::Nothing => self.agent.run(request.body(()).map_err(no_address)?),
-            Load::Bytes(bytes) => self.agent.run(request.body(bytes).map_err(no_address)?),
+            Load::Nothing => agent.run(request.body(()).map_err(no_address)?),
+            Load::Bytes(bytes) => agent.run(request.body(bytes).map_err(no_address)?),
             Load::Slice(slice) => {
                 let request = request.header("content-length", slice.len);
                 let mut reader = slice.reader();
                 let body = SendBody::from_reader(&mut reader);
-                let answer = self.agent.run(request.body(body).map_err(no_address)?);
+                let answer = agent.run(request.body(body).map_err(no_address)?);
                 reader.end(answer.as_ref().is_ok_and(|answer| answer.status().is_success()))?;
                 answer
             }

@@ -32,7 +32,7 @@ pub use name::RepoName;
 pub use pull::{Extent, Pulled, Transfer};
 pub use push::{Differences, Left, Parcel, ParcelFile, ParcelOptions, PushOptions, Pushed, Reason, Stage};
 pub use settings::{Endpoint, HubSettings};
-pub use token::Token;
+pub use token::{Token, TokenFault};
 
 use crate::http::{Ask, Http};
 
@@ -44,21 +44,15 @@ pub struct Hub {
 }
 
 impl Hub {
-    /// A connection with these settings; nothing is sent yet.
-    ///
-    /// # Errors
-    /// If a proxy variable or `SSL_CERT_FILE` has a fault.
-    pub fn new(settings: HubSettings) -> Result<Self, HubError> {
+    /// A connection with these settings; nothing is read or sent yet.
+    pub fn new(settings: HubSettings) -> Self {
         Self::with_pace(settings, Pace::default())
     }
 
     /// As [`Hub::new`], with another patience.
-    ///
-    /// # Errors
-    /// As there.
-    pub fn with_pace(settings: HubSettings, pace: Pace) -> Result<Self, HubError> {
-        let http = Http::new(settings.endpoint.clone(), settings.token.clone(), pace)?;
-        Ok(Self { settings, http })
+    pub fn with_pace(settings: HubSettings, pace: Pace) -> Self {
+        let http = Http::new(settings.endpoint.clone(), settings.token.clone(), pace);
+        Self { settings, http }
     }
 
     /// The settings.
@@ -71,8 +65,15 @@ impl Hub {
         Ask::get(self.http.endpoint().as_str()).host()
     }
 
-    /// Refuses what needs the network where the settings forbid it; `what` is a sentence's object.
+    /// Refuses what needs the network where the settings forbid it, or have a token that is none; `what` is a sentence's
+    /// object.
     fn online(&self, what: impl FnOnce() -> String) -> Result<&Http, HubError> {
-        if self.settings.offline { Err(HubError::Offline { what: what() }) } else { Ok(&self.http) }
+        if self.settings.offline {
+            return Err(HubError::Offline { what: what() });
+        }
+        match &self.settings.token_fault {
+            Some(fault) => Err(fault.clone().into()),
+            None => Ok(&self.http),
+        }
     }
 }

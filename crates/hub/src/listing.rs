@@ -84,15 +84,29 @@ impl Hub {
     /// If the model or the revision is not there, or the answer is no listing.
     pub(crate) fn list(&self, repo: &RepoName) -> Result<Listing, HubError> {
         let http = self.online(|| format!("`{repo}`"))?;
-        let api = format!("{}/api/models/{}", http.endpoint(), repo.id());
-        let ask = Ask::get(format!("{api}/revision/{}", escaped(repo.revision())));
+        let (endpoint, revision) = (http.endpoint(), escaped(repo.revision()));
+        let ask = Ask::get(format!("{endpoint}/api/models/{}/revision/{revision}", repo.id()));
         let Revision { sha: commit, private } = self.json(&ask, About::Repo(repo))?;
         if !is_hex(&commit, 40) {
             return Err(ask.fault("the commit is not 40 hexadecimal digits"));
         }
+        let files = self.tree(repo, &commit)?;
+        Ok(Listing { commit, private, files })
+    }
 
+    /// Asks what a commit holds.
+    ///
+    /// # Errors
+    /// If it is not there, or the answer is no listing.
+    pub(crate) fn tree(
+        &self,
+        repo: &RepoName,
+        commit: &str,
+    ) -> Result<BTreeMap<String, RemoteFile>, HubError> {
+        let http = self.online(|| format!("`{repo}`"))?;
         let mut files = BTreeMap::new();
-        let mut next = Some(format!("{api}/tree/{commit}?recursive=true"));
+        let mut next =
+            Some(format!("{}/api/models/{}/tree/{commit}?recursive=true", http.endpoint(), repo.id()));
         for _ in 0..PAGES {
             let Some(url) = next.take() else { break };
             let ask = Ask::get(url);
@@ -107,10 +121,10 @@ impl Hub {
             }
             next = link;
         }
-        if next.is_some() {
-            return Err(ask.fault(format!("a listing of more than {PAGES} pages")));
+        match next {
+            Some(next) => Err(Ask::get(next).fault(format!("a listing of more than {PAGES} pages"))),
+            None => Ok(files),
         }
-        Ok(Listing { commit, private, files })
     }
 
     /// Asks for JSON.

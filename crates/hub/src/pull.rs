@@ -1,7 +1,7 @@
 //! A model by name: out of the cache, or into it.
 
 use std::ops::ControlFlow;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::sync::mpsc;
 use std::thread;
@@ -13,10 +13,13 @@ use crate::blob::Wanted;
 use crate::cache::Cache;
 use crate::listing::{Listing, RemoteFile};
 use crate::wanted;
-use crate::{Hub, HubError, RepoName};
+use crate::{Hub, HubError, Pace, RepoName};
 
 /// Files fetched at a time.
 const AT_ONCE: usize = 8;
+
+/// How long nobody may answer where the question is only whether a model that is there lacks something.
+const LOOK: Duration = Duration::from_secs(5);
 
 /// Least time between two words about progress.
 const BETWEEN: Duration = Duration::from_millis(100);
@@ -87,6 +90,32 @@ impl Hub {
         Ok(is_there.then_some(folder))
     }
 
+    /// Of a model that [`Hub::cached`] found in `folder`, the files that would change results and of which nobody knows
+    /// whether the repository has them: [`Hub::complete`] finds out.
+    pub fn untold(&self, repo: &RepoName, folder: &Path) -> Vec<&'static str> {
+        let cache = Cache::of(&self.settings.cache, repo);
+        wanted::untold(folder, |file| cache.is_absent(commit_of(folder), file))
+    }
+
+    /// Fetches the small files that such a model lacks, and notes those that its commit does not have. It is asked once,
+    /// and not for long.
+    ///
+    /// # Errors
+    /// If the Hub cannot be asked or refuses; what is there can be used all the same.
+    pub fn complete(&self, repo: &RepoName, folder: &Path) -> Result<(), HubError> {
+        let commit = commit_of(folder);
+        let pace = self.http.pace();
+        let pace = Pace { tries: 1, stall: pace.stall.min(LOOK), ..pace };
+        let files = Self::with_pace(self.settings.clone(), pace).tree(repo, commit)?;
+        let listing = Listing { commit: commit.to_owned(), private: None, files };
+        let cache = Cache::of(&self.settings.cache, repo);
+        let (mut there, absent) = wanted::settings(&listing);
+        there.retain(|file| std::fs::metadata(folder.join(file)).is_err());
+        self.fetch_all(&cache, repo, &listing, &there, &mut |_| {})?;
+        cache.note_absent(commit, &absent);
+        Ok(())
+    }
+
     /// Fetches what danlu reads of a model, as it is on the Hub now. What is in the cache is not fetched again, and a
     /// transfer that was cut goes on where it stopped.
     ///
@@ -101,7 +130,7 @@ impl Hub {
         let listing = self.list(repo)?;
         let cache = Cache::of(&self.settings.cache, repo);
         let folder = cache.snapshot(&listing.commit);
-        let settings: Vec<String> = wanted::settings(&listing).into_iter().map(str::to_owned).collect();
+        let (settings, absent) = wanted::settings(&listing);
         let small = self.fetch_all(&cache, repo, &listing, &settings, &mut |_| {})?;
         let (mut bytes, mut fetched) = (small.total, small.fetched());
         if extent == Extent::All {
@@ -109,11 +138,7 @@ impl Hub {
             let large = self.fetch_all(&cache, repo, &listing, &weights, progress)?;
             (bytes, fetched) = (bytes + large.total, fetched + large.fetched());
         }
-        for file in wanted::OPTIONAL {
-            if !listing.files.contains_key(file) {
-                cache.note_absent(&listing.commit, file)?;
-            }
-        }
+        cache.note_absent(&listing.commit, &absent);
         cache.point(repo.revision(), &listing.commit)?;
         Ok(Pulled { folder, commit: listing.commit, bytes, fetched })
     }
@@ -124,11 +149,11 @@ impl Hub {
         cache: &Cache,
         repo: &RepoName,
         listing: &Listing,
-        paths: &[String],
+        paths: &[impl AsRef<str>],
         progress: &mut dyn FnMut(Transfer),
     ) -> Result<Transfer, HubError> {
-        let files: Vec<(&String, &RemoteFile)> =
-            paths.iter().map(|path| (path, &listing.files[path])).collect();
+        let files: Vec<(&str, &RemoteFile)> =
+            paths.iter().map(AsRef::as_ref).map(|path| (path, &listing.files[path])).collect();
         let total = files.iter().fold(0u64, |sum, (_, file)| sum.saturating_add(file.size));
         let before = files.iter().map(|(_, file)| here(cache, file)).sum();
         let needed = total.saturating_sub(before);
@@ -183,6 +208,11 @@ impl Transfer {
 /// Bytes as they are added and taken back.
 pub(crate) fn signed(bytes: u64) -> i64 {
     i64::try_from(bytes).unwrap_or(i64::MAX)
+}
+
+/// The commit whose snapshot `folder` is.
+fn commit_of(folder: &Path) -> &str {
+    folder.file_name().and_then(|name| name.to_str()).unwrap_or_default()
 }
 
 /// Bytes of a file that are in the cache already, whole or in part.

@@ -7,7 +7,7 @@ use std::str::FromStr;
 
 use ureq::http::Uri;
 
-use crate::{HubError, Token};
+use crate::{HubError, Token, TokenFault};
 
 /// The Hub where `HF_ENDPOINT` names none.
 const DEFAULT_ENDPOINT: &str = "https://huggingface.co";
@@ -59,6 +59,8 @@ pub struct HubSettings {
     pub token_path: PathBuf,
     /// Who asks: `HF_TOKEN`, or what the file holds.
     pub token: Option<Token>,
+    /// Why that is none though one was given: whoever needs the Hub is told.
+    pub token_fault: Option<TokenFault>,
     /// Whether the token is a variable's: a file then changes nothing.
     pub token_is_variable: bool,
     /// Whether to ask nobody: `HF_HUB_OFFLINE`.
@@ -69,7 +71,7 @@ impl HubSettings {
     /// From the process's variables.
     ///
     /// # Errors
-    /// If a variable has a fault, the token's file cannot be read, or there is no home to keep a cache in.
+    /// If a variable has a fault, or there is no home to keep a cache in.
     pub fn from_env() -> Result<Self, HubError> {
         Self::from_vars(|name| std::env::var_os(name), std::env::home_dir())
     }
@@ -95,10 +97,19 @@ impl HubSettings {
         };
         let cache = in_home(path(&["HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE"]), "hub")?;
         let token_path = in_home(path(&["HF_TOKEN_PATH"]), "token")?;
-        let given = text(&["HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"]).filter(|text| !text.trim().is_empty());
+        let given = ["HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"]
+            .into_iter()
+            .find_map(|name| Some((name, text(&[name])?)).filter(|(_, text)| !text.trim().is_empty()));
         let token = match &given {
-            Some(text) => Some(Token::new(text)?),
-            None => Token::read(&token_path)?,
+            Some((name, text)) => {
+                Token::new(text).map(Some).map_err(|error| TokenFault::of_variable(name, &error))
+            }
+            None => Token::read(&token_path).map_err(|error| TokenFault::of_file(&token_path, &error)),
+        };
+        let token_is_variable = given.is_some();
+        let (token, token_fault) = match token {
+            Ok(token) => (token, None),
+            Err(fault) => (None, Some(fault)),
         };
         let is_set = |name: &str| {
             var(name).is_some_and(|value| {
@@ -106,7 +117,7 @@ impl HubSettings {
             })
         };
         let offline = is_set("HF_HUB_OFFLINE") || is_set("TRANSFORMERS_OFFLINE");
-        Ok(Self { endpoint, cache, token_path, token, token_is_variable: given.is_some(), offline })
+        Ok(Self { endpoint, cache, token_path, token, token_fault, token_is_variable, offline })
     }
 }
 
@@ -150,6 +161,9 @@ mod tests {
         assert!(!settings(&[("HF_HUB_OFFLINE", "0")]).unwrap().offline);
         let token = settings(&[("HF_TOKEN", "hf_x\n")]).unwrap();
         assert_eq!((token.token, token.token_is_variable), (Some(Token::new("hf_x").unwrap()), true));
+        let wrong = settings(&[("HF_TOKEN", "hf_a b")]).unwrap();
+        let fault = wrong.token_fault.unwrap().to_string();
+        assert!(wrong.token.is_none() && fault.contains("`HF_TOKEN`") && !fault.contains("hf_a"), "{fault}");
         assert!(HubSettings::from_vars(|_| None, None).is_err());
     }
 

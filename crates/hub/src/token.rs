@@ -13,6 +13,38 @@ use crate::HubError;
 /// Longest file that may hold a token.
 const LONGEST: u64 = 4096;
 
+/// A token that is given and cannot be used.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{message}")]
+pub struct TokenFault {
+    message: String,
+    is_variable: bool,
+}
+
+impl TokenFault {
+    /// That of a variable.
+    pub(crate) fn of_variable(name: &str, error: &HubError) -> Self {
+        Self { message: format!("the token of `{name}` cannot be used: {error}"), is_variable: true }
+    }
+
+    /// What a file holds.
+    pub(crate) fn of_file(path: &Path, error: &HubError) -> Self {
+        let message = match error {
+            HubError::File(error) => error.to_string(),
+            error => format!("the token in `{}` cannot be used: {error}", path.display()),
+        };
+        Self { message, is_variable: false }
+    }
+
+    /// What to do about it.
+    pub(crate) fn hint(&self) -> &'static str {
+        match self.is_variable {
+            true => "set it to one that is valid, or unset it",
+            false => "`danlu login` writes another, `danlu logout` removes it",
+        }
+    }
+}
+
 /// An access token of the Hub.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Token(String);
@@ -40,7 +72,7 @@ impl Token {
             _ => {}
         }
         let bytes = read_bounded(path, LONGEST)?;
-        let text = String::from_utf8(bytes).unwrap_or_default();
+        let text = String::from_utf8_lossy(&bytes);
         if text.trim().is_empty() { Ok(None) } else { Self::new(&text).map(Some) }
     }
 

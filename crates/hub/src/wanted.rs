@@ -18,10 +18,20 @@ const WEIGHTS: &str = "model.safetensors";
 const TOKENIZER: &str = "tokenizer.json";
 
 /// What danlu writes beside an adapter, and reads again: its tokens, its card's record and picture.
-const WRITTEN: [&str; 3] = ["danlu.json", "card.json", "loss.svg"];
+const WRITTEN: [&str; 3] = [IDENTITY, "card.json", "loss.svg"];
 
 /// The card: a base's licence, an author's notes.
 const CARD: &str = "README.md";
+
+/// What makes text into tokens, with [`TOKENIZER`].
+const TOKENIZER_CONFIG: &str = "tokenizer_config.json";
+const TEMPLATE: &str = "chat_template.jinja";
+
+/// The tokens that an adapter was trained with, and the bits of its base.
+const IDENTITY: &str = "danlu.json";
+
+/// Longest [`TOKENIZER_CONFIG`] that is looked into for a template.
+const LONGEST_CONFIG: u64 = 4 << 20;
 
 /// Longest index of shards.
 const LONGEST_INDEX: u64 = 64 << 20;
@@ -29,20 +39,34 @@ const LONGEST_INDEX: u64 = 64 << 20;
 /// How files of weights end that danlu does not read.
 const OTHER_WEIGHTS: [&str; 6] = [".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack"];
 
-/// Whether there may be a file that a model lacks without harm.
-pub(crate) const OPTIONAL: [&str; 1] = [TOKENIZER];
-
 #[derive(Deserialize)]
 struct Index {
     weight_map: std::collections::BTreeMap<String, String>,
 }
 
-/// The small files that are read, of those that are there.
-pub(crate) fn settings(listing: &Listing) -> Vec<&str> {
+/// The small files that are read: those that are there, and those that are not.
+pub(crate) fn settings(listing: &Listing) -> (Vec<&'static str>, Vec<&'static str>) {
     let known: BTreeSet<&str> =
         carried_files::names().chain([CONFIG, ADAPTER_CONFIG, INDEX_FILE, CARD]).chain(WRITTEN).collect();
-    let is_known = |path: &&str| known.contains(path);
-    listing.files.keys().map(String::as_str).filter(is_known).collect()
+    known.into_iter().partition(|path| listing.files.contains_key(*path))
+}
+
+/// The small files that would change results, of which neither a snapshot nor a note tells whether the repository has them:
+/// Python fetches what it needs itself, and may have been stopped. A template within `tokenizer_config.json` tells that
+/// there is no other.
+pub(crate) fn untold(snapshot: &Path, is_absent: impl Fn(&str) -> bool) -> Vec<&'static str> {
+    let is_untold = |name: &&str| fs::metadata(snapshot.join(name)).is_err() && !is_absent(name);
+    if fs::metadata(snapshot.join(ADAPTER_CONFIG)).is_ok() {
+        return [IDENTITY].into_iter().filter(is_untold).collect();
+    }
+    let has_template = || {
+        let config = read_bounded(&snapshot.join(TOKENIZER_CONFIG), LONGEST_CONFIG).unwrap_or_default();
+        let key = b"\"chat_template\"";
+        config.windows(key.len()).any(|window| window == key)
+    };
+    let mut untold: Vec<&str> = [TOKENIZER_CONFIG, TEMPLATE].into_iter().filter(is_untold).collect();
+    untold.retain(|&name| name != TEMPLATE || !has_template());
+    untold
 }
 
 /// The files of weights, once the small files are in `snapshot`.

@@ -133,7 +133,7 @@ fn a_server_that_stands_still_is_left() {
         longest: Duration::from_secs(1),
         stall: Duration::from_millis(200),
     };
-    let hub = danlu_hub::Hub::with_pace(settings, pace).unwrap();
+    let hub = danlu_hub::Hub::with_pace(settings, pace);
     hub.pull(&repo("lab/model"), Extent::All, &mut |_| {}).unwrap();
     assert_whole(&scene);
 }

@@ -3,11 +3,12 @@
 mod common;
 
 use std::fs;
+use std::path::Path;
 use std::thread;
 
 use common::{MODEL, READ, Scene, hub, names, repo};
 use danlu_hub::{Extent, HubError, HubSettings};
-use danlu_hub_stand_in::{Host, StandIn};
+use danlu_hub_stand_in::{Action, Fault, Host, Method, StandIn};
 
 #[test]
 fn what_is_read_is_fetched_and_a_second_time_nobody_is_asked() {
@@ -101,6 +102,101 @@ fn an_adapter_is_its_configuration_and_its_weights() {
     let pulled = scene.pull("me/adapter").unwrap();
     assert_eq!(names(&pulled.folder), ["adapter_config.json", "adapter_model.safetensors", "danlu.json"]);
     assert!(scene.hub(None).cached(&repo("me/adapter"), Extent::All).unwrap().is_some());
+}
+
+/// The cache as Python leaves it where it was stopped, or wanted no more: these files alone, and no notes.
+fn keep_only(folder: &Path, files: &[&str]) {
+    for name in names(folder).iter().filter(|name| !files.contains(&name.as_str())) {
+        fs::remove_file(folder.join(name)).unwrap();
+    }
+    let _ = fs::remove_dir_all(folder.join("../../.no_exist"));
+}
+
+#[test]
+fn what_another_program_left_out_is_fetched_once_at_the_same_commit() {
+    let scene = Scene::new();
+    let adapter: [(&str, &[u8]); 4] = [
+        ("adapter_config.json", b"{}"),
+        ("adapter_model.safetensors", b"weights"),
+        ("danlu.json", b"{\"tokens\": 1}"),
+        ("README.md", b"# an adapter"),
+    ];
+    scene.server.add_model("me/adapter", &adapter);
+    scene.server.add_model("me/plain", &adapter[..2]);
+    for (id, kept, lacks) in [
+        ("me/adapter", vec!["adapter_config.json", "adapter_model.safetensors"], vec!["danlu.json"]),
+        ("me/plain", vec!["adapter_config.json", "adapter_model.safetensors"], vec!["danlu.json"]),
+        (
+            "lab/model",
+            vec!["config.json", "model.safetensors", "tokenizer.json"],
+            vec!["tokenizer_config.json", "chat_template.jinja"],
+        ),
+    ] {
+        let (name, hub) = (repo(id), scene.hub(None));
+        let folder = scene.pull(id).unwrap().folder;
+        assert!(hub.untold(&name, &folder).is_empty(), "{id}: a pull leaves no question");
+        let all = names(&folder);
+        keep_only(&folder, &kept);
+        // What is newer on the Hub has no say.
+        scene.server.commit(id, &[("config.json", b"[]")]);
+        assert_eq!(hub.cached(&name, Extent::All).unwrap().as_ref(), Some(&folder));
+        assert_eq!(hub.untold(&name, &folder), lacks, "{id}");
+        scene.server.clear_requests();
+        hub.complete(&name, &folder).unwrap();
+        assert_eq!(names(&folder), all, "{id}");
+        let listings = scene.server.requests().iter().filter(|r| !r.target.contains("/resolve/")).count();
+        assert_eq!(listings, 1, "{id}");
+        assert!(hub.untold(&name, &folder).is_empty(), "{id}");
+        // The notes are Python's: empty files, of what the commit does not have.
+        let notes = folder.join("../../.no_exist").join(folder.file_name().unwrap());
+        assert!(names(&notes).iter().all(|name| !all.contains(name)), "{id}");
+        assert_eq!(fs::metadata(notes.join("vocab.json")).unwrap().len(), 0);
+    }
+}
+
+#[test]
+fn what_python_fetched_whole_leaves_no_question() {
+    let scene = Scene::new();
+    let template: &[u8] = b"{\"chat_template\": \"x\"}";
+    scene.server.commit("lab/model", &[("tokenizer_config.json", template)]);
+    let folder = scene.pull("lab/model").unwrap().folder;
+    keep_only(&folder, &READ);
+    assert!(scene.hub(None).untold(&repo("lab/model"), &folder).is_empty());
+}
+
+#[test]
+fn where_nobody_answers_what_is_there_is_told_to_lack_something() {
+    let scene = Scene::new();
+    let folder = scene.pull("lab/model").unwrap().folder;
+    keep_only(&folder, &["config.json", "model.safetensors", "tokenizer.json"]);
+    scene.server.fault(Fault::on(Method::Get, "/tree/").always().then(Action::CutBefore));
+    scene.server.clear_requests();
+    assert!(scene.hub(None).complete(&repo("lab/model"), &folder).is_err());
+    assert_eq!(scene.server.requests().len(), 1, "it is asked once");
+    assert!(!folder.join("../../.no_exist").exists());
+}
+
+#[test]
+fn a_token_that_is_none_matters_where_the_hub_is_asked() {
+    let scene = Scene::new();
+    let name = repo("lab/model");
+    let folder = scene.pull("lab/model").unwrap().folder;
+    let path = scene.home.path().join("token");
+    for (made, said) in [
+        (Box::new(|| fs::create_dir(&path).unwrap()) as Box<dyn Fn()>, "it is a folder"),
+        (Box::new(|| fs::write(&path, "hf_a b").unwrap()), "the token holds blanks"),
+        (Box::new(|| fs::write(&path, [0xff, 0xfe]).unwrap()), "the token holds blanks"),
+    ] {
+        made();
+        let hub = scene.hub(None);
+        assert_eq!(hub.cached(&name, Extent::All).unwrap().as_ref(), Some(&folder));
+        for error in [hub.whoami().unwrap_err(), hub.pull(&name, Extent::All, &mut |_| {}).unwrap_err()] {
+            let text = error.to_string();
+            assert!(text.contains(said) && text.contains(&path.display().to_string()), "{text}");
+            assert!(!text.contains("hf_a") && error.hint().unwrap().contains("danlu logout"), "{text}");
+        }
+        let _ = fs::remove_file(&path).or_else(|_| fs::remove_dir(&path));
+    }
 }
 
 #[test]

@@ -19,7 +19,7 @@ const FOLDER: &str = "DANLU_TEST_PUSHED_FOLDER";
 fn is_killed() {
     let Some(folder) = std::env::var_os(FOLDER) else { return };
     let parcel = Parcel::of(folder.as_ref(), &ParcelOptions::default()).unwrap();
-    let hub = Hub::new(HubSettings::from_env().unwrap()).unwrap();
+    let hub = Hub::new(HubSettings::from_env().unwrap());
     hub.push(&parcel, &repo("me/adapter"), &PushOptions::default(), &mut |_, _| {}).unwrap();
 }
 

@@ -94,7 +94,9 @@ impl Hub {
 
     /// Refuses what cannot come from the cache where the settings forbid to ask.
     fn asks_about(&self, repo: &RepoName) -> Result<(), HubError> {
-        let offline = |_| HubError::OfflineRepo { repo: repo.clone() };
-        self.online(String::new).map(drop).map_err(offline)
+        self.online(String::new).map(drop).map_err(|error| match error {
+            HubError::Offline { .. } => HubError::OfflineRepo { repo: repo.clone() },
+            error => error,
+        })
     }
 }

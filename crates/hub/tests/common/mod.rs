@@ -78,7 +78,7 @@ impl Scene {
 pub fn hub(settings: HubSettings) -> Hub {
     let (pause, longest) = (Duration::from_millis(5), Duration::from_secs(2));
     let pace = Pace { tries: 4, pause, longest, stall: Duration::from_secs(2) };
-    Hub::with_pace(settings, pace).unwrap()
+    Hub::with_pace(settings, pace)
 }
 
 pub fn repo(name: &str) -> RepoName {

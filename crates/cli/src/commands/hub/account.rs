@@ -3,7 +3,7 @@
 use std::io::{self, BufRead as _, IsTerminal, Read as _, Write as _};
 
 use clap::Args;
-use danlu_hub::{Account, Hub, HubSettings, Token};
+use danlu_hub::{Account, Hub, HubError, HubSettings, Token};
 use rustix::termios::{LocalModes, OptionalActions, tcgetattr, tcsetattr};
 
 use super::open;
@@ -36,13 +36,17 @@ pub struct LoginArgs {}
 /// # Errors
 /// If there is none, the Hub does not accept it, or it cannot be kept.
 pub fn login(_: &LoginArgs, printer: &Printer) -> Result<()> {
-    let settings = HubSettings::from_env()?;
+    let mut settings = HubSettings::from_env()?;
+    // What a file holds is overwritten, whatever it is.
+    if let Some(fault) = settings.token_fault.take().filter(|_| settings.token_is_variable) {
+        return Err(HubError::from(fault).into());
+    }
     let given = settings.token.clone().filter(|_| settings.token_is_variable);
     let token = match given {
         Some(token) => token,
         None => Token::new(&ask(printer)?)?,
     };
-    let hub = Hub::new(HubSettings { token: Some(token.clone()), ..settings })?;
+    let hub = Hub::new(HubSettings { token: Some(token.clone()), ..settings });
     let account = hub.whoami()?;
     let path = &hub.settings().token_path;
     token.save(path)?;

@@ -16,7 +16,7 @@ use crate::report::{Report, Result};
 /// # Errors
 /// If one of them has a fault.
 pub fn open() -> Result<Hub> {
-    Ok(Hub::new(HubSettings::from_env()?)?)
+    Ok(Hub::new(HubSettings::from_env()?))
 }
 
 /// The name on the Hub that `path` is, where it is no path: a folder here comes first, and `owner/model` where a folder
@@ -45,11 +45,38 @@ pub fn folder(path: &Path, extent: Extent, printer: &Printer) -> Result<PathBuf>
 pub fn named(name: &RepoName, extent: Extent, printer: &Printer) -> Result<PathBuf> {
     let hub = open()?;
     let found = match hub.cached(name, extent)? {
-        Some(folder) => Ok(folder),
+        Some(folder) => {
+            complete(&hub, name, &folder, printer);
+            Ok(folder)
+        }
         None => pull::fetch(&hub, name, extent, printer).map(|pulled| pulled.folder),
     };
     // It may have been meant as a path.
     found.map_err(|report| report.and_hint(format!("there is no folder `{}` here", name.id())))
+}
+
+/// Fetches what a program that needs less may have left out of a model in the cache; where nobody can be asked, what is
+/// there does, and that is said.
+pub fn complete(hub: &Hub, name: &RepoName, folder: &Path, printer: &Printer) {
+    let untold = hub.untold(name, folder);
+    if untold.is_empty() {
+        return;
+    }
+    let why = match hub.settings().offline {
+        true => "HF_HUB_OFFLINE".to_owned(),
+        false => match hub.complete(name, folder) {
+            Ok(()) => return,
+            Err(error) => error.to_string(),
+        },
+    };
+    let files = untold.iter().map(|file| format!("`{file}`")).collect::<Vec<_>>();
+    printer.warn(&printer.pick(
+        format!("缓存中的 `{name}` 没有 {}，也无法查询 Hub 上有没有（{why}）：就这样继续，结果可能因此不同", files.join("、")),
+        format!(
+            "`{name}` is in the cache without {}, and whether the Hub has it is not known ({why}): going on without, which may change results",
+            files.join(" and ")
+        ),
+    ));
 }
 
 impl From<danlu_hub::HubError> for Report {

@@ -82,6 +82,9 @@ pub fn run(args: &PushArgs, printer: &Printer) -> Result<()> {
         (Some(revision), None) => args.name.at(revision)?,
         (None, _) => args.name.clone(),
     };
+    if let Some(fault) = &hub.settings().token_fault {
+        return Err(HubError::from(fault.clone()).into());
+    }
     let token = hub.settings().token.clone();
     let options = ParcelOptions { include: args.include.clone(), with_tokens: args.with_tokens, token };
     if options.token.is_none() && !args.dry_run {
