@@ -189,6 +189,57 @@ fn a_revision_stays_with_the_adapter() {
 }
 
 #[test]
+fn a_folder_named_like_the_owner_hides_no_name() {
+    let hub = Hub::new();
+    fs::create_dir(hub.scene.path("lab")).unwrap();
+    let ran = hub.scene.run("chat lab/base --prompt 你好");
+    assert_eq!(
+        ran.err,
+        "error: `lab/base` does not exist\n\nhint: name the folder of an adapter, a merged model or a base; if it is \
+         the Hub's, say `lab/base@main`, or `danlu pull lab/base` first\n"
+    );
+    hub.scene.write("run.toml", "base = \"lab/base\"\ndata = [\"data.json\"]\n");
+    for line in
+        ["train --base lab/base --data data.json --output out", "train --config run.toml --output out"]
+    {
+        let ran = hub.scene.run(line);
+        assert!(ran.code == 1 && ran.err.contains("say `lab/base@main`"), "{line}: {}", ran.err);
+    }
+    assert!(hub.server.requests().is_empty());
+    hub.scene.ok("plan --base lab/base@main");
+    // What is in the cache is known by its name.
+    hub.scene.ok("pull lab/base");
+    hub.ok_offline("chat lab/base --prompt 你好 --max-new-tokens 2");
+    hub.ok_offline("train --config run.toml --output out --max-steps 1 --lora-r 2");
+    // And a folder comes first.
+    fs::create_dir(hub.scene.path("lab/base")).unwrap();
+    assert!(hub.scene.run("chat lab/base --prompt 你好").err.contains("holds neither"));
+}
+
+#[test]
+fn a_published_adapter_gets_no_base_of_the_folders_around_it() {
+    let hub = Hub::new();
+    hub.scene.ok("train --base elsewhere --data data.json --output out --max-steps 1 --lora-r 2");
+    let named = |base: &str| {
+        let mut config: Value = serde_json::from_slice(&hub.scene.read("out/adapter_config.json")).unwrap();
+        config["base_model_name_or_path"] = base.into();
+        hub.scene.write("out/adapter_config.json", &config.to_string());
+        hub.publish("me/adapter", "out");
+        hub.scene.ok("pull me/adapter");
+        hub.scene.run("chat me/adapter --prompt 你好 --max-new-tokens 2")
+    };
+    // Found from the cache upwards, from here, and from here again.
+    for base in ["../elsewhere", "elsewhere", "./elsewhere"] {
+        let ran = named(base);
+        assert!(ran.code == 1 && ran.err.contains("is no model folder here"), "{base}: {}", ran.err);
+        assert!(ran.err.contains("hint: name its folder with `--base DIR`"), "{base}: {}", ran.err);
+    }
+    hub.scene.ok("chat me/adapter --base elsewhere --prompt 你好 --max-new-tokens 2");
+    assert_eq!(named(hub.scene.path("elsewhere").to_str().unwrap()).code, 0);
+    assert_eq!(named("lab/base").code, 0);
+}
+
+#[test]
 fn a_killed_download_goes_on() {
     let hub = Hub::new();
     hub.server.fault(Fault::on(Method::Get, "").at(Host::Storage).then(Action::Throttle(4_000_000)));

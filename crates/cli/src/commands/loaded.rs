@@ -101,7 +101,8 @@ pub fn folder_name(path: &Path) -> String {
     resolved.file_name().unwrap_or(resolved.as_os_str()).to_string_lossy().into_owned()
 }
 
-/// The base that an adapter names: a folder here, or beside or above the adapter, else a model on the Hub.
+/// The base that an adapter names: a folder here, or beside or above the adapter, else a model on the Hub. An adapter in
+/// the Hub's cache has nothing beside it.
 fn named_base(adapter: &Path, printer: &Printer) -> Result<PathBuf> {
     let hint = "name its folder with `--base DIR`";
     let config = LoraConfig::read(adapter)?;
@@ -110,12 +111,19 @@ fn named_base(adapter: &Path, printer: &Printer) -> Result<PathBuf> {
             format!("`{}` does not say which base it was trained on", adapter.join(CONFIG_FILE).display());
         return Err(Report::input(text).with_hint(hint));
     };
-    if let Some(found) =
-        nearby::find(adapter, Path::new(&name), |folder| folder.join("config.json").is_file())
-    {
+    let path = Path::new(&name);
+    let is_model = |folder: &Path| folder.join("config.json").is_file();
+    let found = match fs::canonicalize(adapter).is_ok_and(|folder| card::cached(&folder).is_some()) {
+        // Whoever published it knew nothing of the folders around the cache, or around the user.
+        true => {
+            Some(path.to_owned()).filter(|path| (path.is_absolute() || hub::is_spelt(path)) && is_model(path))
+        }
+        false => nearby::find(adapter, path, is_model),
+    };
+    if let Some(found) = found {
         return Ok(found);
     }
-    let on_hub = hub::name_of(Path::new(&name)).map(|on_hub| match &config.revision {
+    let on_hub = hub::name_of(path).map(|on_hub| match &config.revision {
         Some(revision) => on_hub.at(revision),
         None => Ok(on_hub),
     });
@@ -124,7 +132,11 @@ fn named_base(adapter: &Path, printer: &Printer) -> Result<PathBuf> {
             "the adapter `{}` was trained on `{name}`, which is no model folder here",
             adapter.display()
         );
-        return Err(Report::input(text).with_hint(hint));
+        let report = Report::input(text).with_hint(hint);
+        return Err(match hub::hidden(path) {
+            Some(hint) => report.and_hint(hint),
+            None => report,
+        });
     };
     hub::named(&on_hub, Extent::All, printer).map_err(|report| {
         let or = match name.ends_with(FOUR_BIT_NAME) {

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 
 use danlu_hub::{Extent, Hub, HubSettings, RepoName};
 
+use crate::commands::no_model;
 use crate::printer::Printer;
 use crate::report::{Report, Result};
 
@@ -19,22 +20,45 @@ pub fn open() -> Result<Hub> {
     Ok(Hub::new(HubSettings::from_env()?))
 }
 
-/// The name on the Hub that `path` is, where it is no path: a folder here comes first, and `owner/model` where a folder
-/// `owner` is here is a mistake in a path.
+/// The name on the Hub that `path` is, where it is no path: a folder here comes first. Where a folder `owner` is here,
+/// `owner/model` is a name if the cache has that model, and otherwise a mistake in a path; with a revision it is always a
+/// name.
 pub fn name_of(path: &Path) -> Option<RepoName> {
-    let name: RepoName = path.to_str()?.parse().ok()?;
+    let name = spelt(path)?;
     let owner = Path::new(name.id().split('/').next()?);
-    (!path.exists() && !owner.exists()).then_some(name)
+    (name.named_revision().is_some() || !owner.exists() || is_cached(&name)).then_some(name)
+}
+
+/// How to name the model on the Hub, where `path` may mean it and a folder here stands before it.
+pub fn hidden(path: &Path) -> Option<String> {
+    let name = spelt(path).filter(|_| name_of(path).is_none())?;
+    Some(format!("if it is the Hub's, say `{name}@main`, or `danlu pull {name}` first"))
+}
+
+/// Whether `path` is spelt as a name is; it may be a path all the same.
+pub fn is_spelt(path: &Path) -> bool {
+    path.to_str().is_some_and(|text| text.parse::<RepoName>().is_ok())
+}
+
+/// The name that is spelt so, where no path is.
+fn spelt(path: &Path) -> Option<RepoName> {
+    path.to_str()?.parse().ok().filter(|_| !path.exists())
+}
+
+fn is_cached(name: &RepoName) -> bool {
+    let settings = HubSettings::from_env().ok();
+    settings.is_some_and(|settings| matches!(Hub::new(settings).cached(name, Extent::All), Ok(Some(_))))
 }
 
 /// The folder that `path` stands for: itself, or that of the model of this name, fetched where it is not in the cache.
 ///
 /// # Errors
-/// If it is a name, and neither the cache nor the Hub has such a model.
+/// If it is a name, and neither the cache nor the Hub has such a model; if it may be one, and a folder here hides it.
 pub fn folder(path: &Path, extent: Extent, printer: &Printer) -> Result<PathBuf> {
-    match name_of(path) {
-        None => Ok(path.to_owned()),
-        Some(name) => named(&name, extent, printer),
+    match (name_of(path), hidden(path)) {
+        (Some(name), _) => named(&name, extent, printer),
+        (None, Some(hint)) => Err(no_model::at(path).and_hint(hint)),
+        (None, None) => Ok(path.to_owned()),
     }
 }
 

@@ -242,7 +242,12 @@ fn found(
             _ => format!("`{shown}` is no file here, nor beside the file that names it"),
         };
         let place = config.snippet(flag, &path.display().to_string());
-        Report::input(text).with_snippet(place).with_hint(format!("say where it is with `--{flag}`"))
+        let report =
+            Report::input(text).with_snippet(place).with_hint(format!("say where it is with `--{flag}`"));
+        match hub::hidden(&path).filter(|_| flag == "base") {
+            Some(hint) => report.and_hint(hint),
+            None => report,
+        }
     })
 }
 
