@@ -3,10 +3,9 @@
 use std::fmt;
 use std::str::FromStr;
 
-use crate::HubError;
+use danlu_model::is_repo_id;
 
-/// Longest name of an owner with its model, as the Hub has it.
-const LONGEST: usize = 96;
+use crate::HubError;
 
 /// A model on the Hub.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -71,24 +70,11 @@ impl FromStr for RepoName {
             Some((id, revision)) => (id, Some(revision)),
             None => (text, None),
         };
-        let is_id = id.split_once('/').is_some_and(|(owner, model)| is_word(owner) && is_word(model));
-        if !is_id || id.len() > LONGEST || !revision.is_none_or(is_revision) {
+        if !is_repo_id(id) || !revision.is_none_or(is_revision) {
             return Err(HubError::Name { text: text.to_owned() });
         }
         Ok(Self { id: id.to_owned(), revision: revision.map(str::to_owned) })
     }
-}
-
-/// As the Hub's own rule: letters, digits, `-`, `_` and `.`, no `--` or `..`, neither `-` nor `.` at an end.
-fn is_word(word: &str) -> bool {
-    let at_end = |c: char| matches!(c, '-' | '.');
-    !word.is_empty()
-        && word.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c))
-        && !word.contains("--")
-        && !word.contains("..")
-        && !word.starts_with(at_end)
-        && !word.ends_with(at_end)
-        && !word.ends_with(".git")
 }
 
 /// A revision becomes a path in the cache: it stays inside.
@@ -113,7 +99,6 @@ mod tests {
         assert_eq!(name.folder(), "models--meta-llama--Llama-3.2-1B");
         let name: RepoName = "a/b".parse().unwrap();
         assert_eq!((name.revision(), name.to_string().as_str(), name.model()), ("main", "a/b", "b"));
-        let long = format!("a/{}", "b".repeat(95));
         for text in [
             "",
             "a",
@@ -125,16 +110,12 @@ mod tests {
             "./b",
             "a/b ",
             "a/b--c",
-            "a/-b",
-            "a/b.git",
             "a/b@",
             "a/b@..",
             "a/b@x/../y",
             "a/b@/x",
             "a/b@.x",
             "a/b@x\0",
-            "甲/乙",
-            &long,
         ] {
             assert!(text.parse::<RepoName>().is_err(), "{text:?}");
         }

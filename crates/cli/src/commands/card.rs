@@ -94,7 +94,7 @@ fn license(id: &str) -> Result<String, String> {
 
 /// The value of a flag that names a repository.
 pub fn hub_id(id: &str) -> Result<String, String> {
-    match card::is_hub_id(id) {
+    match danlu_model::is_repo_id(id) {
         true => Ok(id.to_owned()),
         false => Err("expected owner/name, as in the address of its page".to_owned()),
     }

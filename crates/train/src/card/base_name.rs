@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::{Component, Path};
 
-use danlu_model::files;
+use danlu_model::{files, is_repo_id};
 use serde::{Deserialize, Serialize};
 
 /// Owners that are folders: `models/base` is where someone keeps models, and no repository.
@@ -54,7 +54,7 @@ impl BaseName {
             let name = id.rsplit('/').next().unwrap_or(&id).to_owned();
             return Self { name, hub_id: Some(id), revision: Some(revision), sha256: None };
         }
-        let hub_id = Some(named).filter(|named| is_hub_id(named) && !Path::new(named).exists());
+        let hub_id = Some(named).filter(|named| is_repo_id(named) && !Path::new(named).exists());
         let hub_id = hub_id.filter(|id| {
             let owner = id.split('/').next().unwrap_or_default().to_lowercase();
             !FOLDERS.contains(&owner.as_str())
@@ -68,29 +68,6 @@ impl BaseName {
     }
 }
 
-/// Whether `text` is spelt as a repository of the Hub, `owner/name`.
-///
-/// ```
-/// use danlu_train::card::is_hub_id;
-///
-/// assert!(is_hub_id("meta-llama/Llama-3.2-1B"));
-/// for no in ["base-8m", "/home/me", "a/b/c", "../base", "a/b/", r"C:\models/base", "a/-b", "a/b c"] {
-///     assert!(!is_hub_id(no), "{no}");
-/// }
-/// ```
-pub fn is_hub_id(text: &str) -> bool {
-    let part = |part: &str| {
-        let known = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
-        let is_edge = |c: char| matches!(c, '-' | '.');
-        !part.is_empty()
-            && part.len() <= 96
-            && part.chars().all(known)
-            && !part.starts_with(is_edge)
-            && !part.ends_with(is_edge)
-    };
-    text.split_once('/').is_some_and(|(owner, name)| part(owner) && part(name))
-}
-
 /// Name and commit of a folder of the Hub's cache: `models--owner--name/snapshots/commit`.
 pub fn cached(folder: &Path) -> Option<(String, String)> {
     let parts: Vec<&str> = folder
@@ -99,7 +76,7 @@ pub fn cached(folder: &Path) -> Option<(String, String)> {
         .collect();
     let [.., repository, "snapshots", commit] = parts[..] else { return None };
     let id = repository.strip_prefix("models--")?.replacen("--", "/", 1);
-    is_hub_id(&id).then(|| (id, commit.to_owned()))
+    is_repo_id(&id).then(|| (id, commit.to_owned()))
 }
 
 /// The licence that the base's own card names.

@@ -5,10 +5,10 @@ use std::path::Path;
 use danlu_adapter::fidelity::Fidelity;
 use danlu_adapter::merge::{FormFigures, MergeBase, MergeReport, QuantizedFigures};
 use danlu_adapter::{LoraConfig, TargetModules};
-use danlu_model::files;
+use danlu_model::{files, is_repo_id};
 use serde::{Deserialize, Serialize};
 
-use super::base_name::{BaseName, is_hub_id, is_license};
+use super::base_name::{BaseName, is_license};
 use crate::report::Language;
 use crate::{DataSummary, Reply, RunSummary, TrainError, TrainSettings};
 
@@ -222,7 +222,7 @@ impl Card {
         let ids = [("base.hub_id", &self.base.hub_id), ("repository", &self.repository)];
         let ids = ids.into_iter().filter_map(|(field, id)| Some((field, id.as_ref()?)));
         for (field, id) in ids.chain(self.datasets.iter().map(|id| ("datasets", id))) {
-            if !is_hub_id(id) {
+            if !is_repo_id(id) {
                 return Err(format!("`{field}` is {id:?}, expected owner/name"));
             }
         }
