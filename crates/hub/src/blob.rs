@@ -4,7 +4,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::ops::ControlFlow;
 use std::path::Path;
-use std::thread;
+use std::sync::atomic::AtomicBool;
 
 use danlu_model::FileError;
 
@@ -14,7 +14,7 @@ use crate::listing::{RemoteFile, file_url};
 use crate::pull::signed;
 use crate::refusal::About;
 use crate::sum::{PIECE, Sum};
-use crate::{Hub, HubError, RepoName};
+use crate::{Hub, HubError, RepoName, wait};
 
 /// A file of a commit.
 #[derive(Clone, Copy, Debug)]
@@ -23,6 +23,18 @@ pub(crate) struct Wanted<'a> {
     pub commit: &'a str,
     pub path: &'a str,
     pub file: &'a RemoteFile,
+    /// Says when another file failed, and nobody waits for this one.
+    pub stop: &'a AtomicBool,
+}
+
+/// What has arrived of it.
+struct Part<'a> {
+    path: &'a Path,
+    out: File,
+    sum: Sum,
+    done: u64,
+    /// How often it was begun anew.
+    begun: u32,
 }
 
 /// How a transfer ended short of its end.
@@ -48,9 +60,9 @@ impl Hub {
         wanted: Wanted<'_>,
         advanced: &mut dyn FnMut(i64) -> ControlFlow<()>,
     ) -> Result<(), HubError> {
-        let Wanted { repo, commit, path, file } = wanted;
+        let Wanted { repo, commit, path, file, stop } = wanted;
         let blob = cache.blob(&file.hash);
-        let _lock = cache.lock(&file.hash)?;
+        let _lock = cache.lock(&file.hash, stop)?;
         let is_there = || fs::metadata(&blob).is_ok_and(|there| there.len() == file.size);
         if is_there() {
             let _ = advanced(signed(file.size));
@@ -110,45 +122,47 @@ impl Hub {
         if out.metadata().map_err(error)?.len() > size {
             out.set_len(0).map_err(error)?;
         }
-        let mut sum = Sum::like(&wanted.file.hash, wanted.file.size);
-        let mut done = summed(&mut out, &mut sum, advanced).map_err(error)?;
+        let mut sum = Sum::like(&wanted.file.hash, size);
+        let done = summed(&mut out, &mut sum, advanced).map_err(error)?;
+        let mut part = Part { path: incomplete, out, sum, done, begun: 0 };
         let pace = self.http.pace();
         let (mut left, mut pause) = (pace.tries, pace.pause);
-        while done < size {
-            let before = done;
-            match self.stream(&mut out, incomplete, wanted, &mut sum, &mut done, advanced) {
+        while part.done < size {
+            let before = part.done;
+            match self.stream(&mut part, wanted, advanced) {
                 Ok(()) => {}
                 Err(Stop::Error(error)) => return Err(error),
                 Err(Stop::Cut(reason)) => {
+                    let done = part.done;
                     if done > before {
                         (left, pause) = (pace.tries, pace.pause);
                     }
                     left -= 1;
-                    if left == 0 {
+                    // A server that always begins anew would make progress for ever.
+                    if left == 0 || part.begun >= pace.tries {
                         return Err(HubError::Cut { file: wanted.path.to_owned(), done, size, reason });
                     }
                     tracing::info!("{}: {reason} at {done} of {size} bytes; going on", wanted.path);
-                    thread::sleep(pause);
+                    wait::pause(pause, Some(wanted.stop))?;
                     pause *= 2;
                 }
             }
         }
-        Ok((sum, done))
+        Ok((part.sum, part.done))
     }
 
     /// Asks for what lacks, and writes what comes.
     fn stream(
         &self,
-        out: &mut File,
-        incomplete: &Path,
+        part: &mut Part<'_>,
         wanted: Wanted<'_>,
-        sum: &mut Sum,
-        done: &mut u64,
         advanced: &mut dyn FnMut(i64) -> ControlFlow<()>,
     ) -> Result<(), Stop> {
-        let Wanted { repo, commit, path, file } = wanted;
+        let Wanted { repo, commit, path, file, stop } = wanted;
+        let Part { path: incomplete, out, sum, done, begun } = part;
         let error = |e: io::Error| FileError::new("write", incomplete, e);
         let mut ask = Ask::get(file_url(self, repo, commit, path));
+        ask.stop = Some(stop);
         if *done > 0 {
             ask.headers.push(("range".into(), format!("bytes={done}-")));
         }
@@ -161,7 +175,7 @@ impl Hub {
         if *done > 0 && !continues {
             // A server that does not know of ranges sends all of it.
             let _ = advanced(-signed(*done));
-            (*sum, *done) = (Sum::like(&file.hash, file.size), 0);
+            (*sum, *done, *begun) = (Sum::like(&file.hash, file.size), 0, *begun + 1);
             out.set_len(0).and_then(|()| out.seek(SeekFrom::Start(0))).map_err(error)?;
         }
         let (mut reader, mut piece) = (answer.into_reader(), vec![0; PIECE]);

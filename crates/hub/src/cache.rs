@@ -4,13 +4,15 @@ use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{MetadataExt, symlink};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicBool;
 
 use danlu_model::FileError;
 use danlu_model::files::{TEMPORARY_PREFIX, read_bounded, write_atomic};
 use rustix::fs::{FlockOperation, flock};
+use rustix::io::Errno;
 
 use crate::listing::{Hash, is_hex};
-use crate::{HubError, RepoName};
+use crate::{HubError, RepoName, wait};
 
 /// Longest file that holds a commit.
 const LONGEST_REF: u64 = 256;
@@ -62,18 +64,26 @@ impl Cache {
         self.folder.join("blobs").join(format!("{}.incomplete", hash.digits()))
     }
 
-    /// Waits until nobody else fetches a blob.
-    pub fn lock(&self, hash: &Hash) -> Result<BlobLock, HubError> {
+    /// Waits until nobody else fetches a blob, or `stop` says that it is in vain.
+    pub fn lock(&self, hash: &Hash, stop: &AtomicBool) -> Result<BlobLock, HubError> {
         create_folder(&self.locks)?;
         create_folder(&self.folder.join("blobs"))?;
         let path = self.locks.join(format!("{}.lock", hash.digits()));
         let error = |e: io::Error| FileError::new("lock", &path, e);
+        let mut waits = false;
         loop {
             let file =
                 OpenOptions::new().create(true).truncate(false).write(true).open(&path).map_err(error)?;
-            if flock(&file, FlockOperation::NonBlockingLockExclusive).is_err() {
-                tracing::info!("another process fetches the same file: waiting for it");
-                flock(&file, FlockOperation::LockExclusive).map_err(|e| error(e.into()))?;
+            match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+                Ok(()) => {}
+                Err(Errno::WOULDBLOCK) => {
+                    if !std::mem::replace(&mut waits, true) {
+                        tracing::info!("another process fetches the same file: waiting for it");
+                    }
+                    wait::pause(wait::LOOK, Some(stop))?;
+                    continue;
+                }
+                Err(e) => return Err(error(e.into()).into()),
             }
             // Whoever had it may have removed the file: then a third could lock a new one beside us.
             let ours = file.metadata().map_err(error)?.ino();
@@ -144,7 +154,7 @@ mod tests {
         let cache = Cache::of(root.path(), &"a/b".parse().unwrap());
         let (commit, hash) = ("c".repeat(40), Hash::Git("1".repeat(40)));
         assert_eq!(cache.commit("main").unwrap(), None);
-        let lock = cache.lock(&hash).unwrap();
+        let lock = cache.lock(&hash, &AtomicBool::new(false)).unwrap();
         fs::write(cache.blob(&hash), "x").unwrap();
         drop(lock);
         for path in ["config.json", "deep/er/x.json"] {

@@ -134,15 +134,15 @@ pub enum HubError {
         what: String,
     },
     /// The account may not.
-    #[error("{host} refuses: {message}")]
+    #[error("{host} refuses{}", if message.is_empty() { " without a reason".to_owned() } else { format!(": {message}") })]
     Forbidden {
         /// The host asked.
         host: String,
         /// What it said.
         message: String,
     },
-    /// Too many requests, for longer than is worth waiting.
-    #[error("{host} asks to wait {} seconds: too many requests", wait.as_secs())]
+    /// It has too much to do, for longer than is worth waiting.
+    #[error("{host} asks to wait {} seconds", wait.as_secs())]
     Busy {
         /// The host asked.
         host: String,
@@ -190,6 +190,18 @@ pub enum HubError {
         found: String,
         /// The one announced.
         expected: String,
+    },
+    /// A small file that is none.
+    #[error("`{file}` of `{repo}` is of {size} bytes, and at most {most} are fetched of such a file")]
+    TooLarge {
+        /// The model.
+        repo: RepoName,
+        /// The file.
+        file: String,
+        /// Its bytes.
+        size: u64,
+        /// The bytes of the longest that is fetched.
+        most: u64,
     },
     /// The disk is too small for what would come.
     #[error("`{repo}` needs {needed} bytes, and the disk of `{}` has {available}", cache.display())]

@@ -48,7 +48,9 @@ impl HubError {
             Self::NoWeights { found: Some(_), .. } => {
                 "danlu reads safetensors alone: look for a copy of the model in that form"
             }
-            Self::Repo { .. } => "tell its owner, or name another revision: `org/name@revision`",
+            Self::Repo { .. } | Self::TooLarge { .. } => {
+                "tell its owner, or name another revision: `org/name@revision`"
+            }
             Self::NoWeights { .. } => "name a model, or an adapter that PEFT saved",
             Self::NotAModel { .. } => {
                 "name the output folder of `danlu train` or `danlu merge`; an adapter is there when the training has ended"
@@ -58,6 +60,9 @@ impl HubError {
             }
             Self::NothingToSend { .. } => "`--dry-run` lists what stays, and why",
             Self::FileChanged { .. } => "let the program that writes it end, then push again",
+            Self::Forbidden { message, .. } if message.is_empty() => {
+                "run it again; a proxy or a firewall on the way may be who refuses: try another network or mirror"
+            }
             Self::Public { repo } => {
                 return Some(format!(
                     "make `{}` private on its settings page, push to a new name, or leave `--private` out",

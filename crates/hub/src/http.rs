@@ -4,7 +4,7 @@ use std::borrow::Cow;
 use std::io::Read;
 use std::path::Path;
 use std::sync::OnceLock;
-use std::thread;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use danlu_model::files::read_bounded;
@@ -14,7 +14,7 @@ use ureq::{Agent, Body, Proxy, SendBody, Timeout};
 
 use crate::address::{is_encrypted, joined, origin};
 use crate::slice::Slice;
-use crate::{Endpoint, HubError, Token};
+use crate::{Endpoint, HubError, Token, wait};
 
 /// Redirects of one request at most.
 const REDIRECTS: usize = 5;
@@ -53,6 +53,8 @@ pub(crate) struct Ask<'a> {
     pub url: String,
     pub headers: Vec<(Cow<'static, str>, String)>,
     pub load: Load<'a>,
+    /// Says when nobody waits for the answer any more.
+    pub stop: Option<&'a AtomicBool>,
 }
 
 /// What a request brings.
@@ -66,18 +68,19 @@ pub(crate) enum Load<'a> {
 impl<'a> Ask<'a> {
     /// Reads what is at `url`.
     pub fn get(url: impl Into<String>) -> Self {
-        Self { method: Method::GET, url: url.into(), headers: Vec::new(), load: Load::Nothing }
+        Self { method: Method::GET, url: url.into(), headers: Vec::new(), load: Load::Nothing, stop: None }
     }
 
     /// Brings `bytes` of a kind such as `application/json`.
     pub fn post(url: impl Into<String>, kind: &str, bytes: &'a [u8]) -> Self {
         let headers = vec![(Cow::Borrowed("content-type"), kind.to_owned())];
-        Self { method: Method::POST, url: url.into(), headers, load: Load::Bytes(bytes) }
+        Self { method: Method::POST, url: url.into(), headers, load: Load::Bytes(bytes), stop: None }
     }
 
     /// Puts a part of a file there.
     pub fn put(url: impl Into<String>, slice: &'a Slice<'a>) -> Self {
-        Self { method: Method::PUT, url: url.into(), headers: Vec::new(), load: Load::Slice(slice) }
+        let (headers, load, stop) = (Vec::new(), Load::Slice(slice), Some(slice.stop));
+        Self { method: Method::PUT, url: url.into(), headers, load, stop }
     }
 
     /// The request in words: the address without its query, which may be signed.
@@ -99,6 +102,8 @@ impl<'a> Ask<'a> {
 /// What came back: any status that is no redirect.
 #[derive(Debug)]
 pub(crate) struct Answer {
+    /// Who gave it, after redirects.
+    pub host: String,
     pub status: StatusCode,
     pub headers: HeaderMap,
     body: Body,
@@ -204,7 +209,7 @@ impl Http {
                 return outcome;
             }
             tracing::info!("{}: {reason}; trying again in {:.1} s", ask.words(), wait.as_secs_f64());
-            thread::sleep(wait);
+            wait::pause(wait, ask.stop)?;
             pause *= 2;
         }
         unreachable!("the last try returns")
@@ -258,12 +263,16 @@ impl Http {
                 answer
             }
         };
-        let answer = answer.map_err(|error| {
-            let host = origin(url).map_or_else(|| ask.host(), |(_, host)| host);
-            HubError::Connect { is_lost: is_lost(&error), host, reason: reason(&error) }
-        })?;
+        let host = origin(url).map_or_else(|| ask.host(), |(_, host)| host);
+        let answer = match answer {
+            Ok(answer) => answer,
+            Err(error) => {
+                let (is_lost, reason) = (is_lost(&error), reason(&error));
+                return Err(HubError::Connect { is_lost, host, reason });
+            }
+        };
         let (parts, body) = answer.into_parts();
-        Ok(Answer { status: parts.status, headers: parts.headers, body })
+        Ok(Answer { host, status: parts.status, headers: parts.headers, body })
     }
 }
 
@@ -295,9 +304,9 @@ fn is_passing(status: StatusCode) -> bool {
     status.is_server_error() || matches!(status.as_u16(), 408 | 429)
 }
 
-/// The seconds of `Retry-After`.
+/// How long the server asks to wait.
 fn retry_after(answer: &Answer) -> Option<Duration> {
-    answer.header("retry-after")?.trim().parse().ok().map(Duration::from_secs)
+    wait::asked(answer.header("retry-after")?, answer.header("date"))
 }
 
 /// Whom to trust: the authorities that browsers trust, or those of `SSL_CERT_FILE`, as behind a company's proxy.

@@ -23,6 +23,7 @@ mod settings;
 mod slice;
 mod sum;
 mod token;
+mod wait;
 mod wanted;
 
 pub use account::Account;

@@ -6,12 +6,17 @@ use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
+use crate::address::{joined, origin};
 use crate::http::Ask;
 use crate::refusal::About;
+use crate::settings::DEFAULT_ENDPOINT;
 use crate::{Hub, HubError, RepoName};
 
 /// Pages of a listing at most: the Hub gives a thousand files a page.
 const PAGES: usize = 100;
+
+/// Files of a listing at most.
+const FILES: usize = 100_000;
 
 /// Everything in a path's part but what needs no escape.
 const ESCAPED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.').remove(b'~');
@@ -119,12 +124,31 @@ impl Hub {
                 };
                 files.insert(entry.path, RemoteFile { size, hash });
             }
-            next = link;
+            if files.len() > FILES {
+                let fault = format!("a listing of {} files and more, expected at most {FILES}", files.len());
+                return Err(ask.fault(fault));
+            }
+            next = link.map(|link| self.next_page(&ask, &link)).transpose()?;
         }
         match next {
             Some(next) => Err(Ask::get(next).fault(format!("a listing of more than {PAGES} pages"))),
             None => Ok(files),
         }
+    }
+
+    /// Where a listing goes on: at the endpoint, and nowhere else.
+    fn next_page(&self, ask: &Ask<'_>, link: &str) -> Result<String, HubError> {
+        let endpoint = self.http.endpoint().as_str();
+        // A mirror may hand on the Hub's own addresses.
+        let link = match link.strip_prefix(DEFAULT_ENDPOINT) {
+            Some(path) if path.starts_with('/') => format!("{endpoint}{path}"),
+            _ => link.to_owned(),
+        };
+        let next = joined(&ask.url, &link).filter(|next| origin(next) == origin(endpoint));
+        next.ok_or_else(|| {
+            let page = Ask::get(link).words();
+            ask.fault(format!("the listing goes on at `{page}`, expected an address of {endpoint}"))
+        })
     }
 
     /// Asks for JSON.

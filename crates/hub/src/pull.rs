@@ -3,6 +3,7 @@
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -109,7 +110,7 @@ impl Hub {
         let files = Self::with_pace(self.settings.clone(), pace).tree(repo, commit)?;
         let listing = Listing { commit: commit.to_owned(), private: None, files };
         let cache = Cache::of(&self.settings.cache, repo);
-        let (mut there, absent) = wanted::settings(&listing);
+        let (mut there, absent) = wanted::settings(&listing, repo)?;
         there.retain(|file| std::fs::metadata(folder.join(file)).is_err());
         self.fetch_all(&cache, repo, &listing, &there, &mut |_| {})?;
         cache.note_absent(commit, &absent);
@@ -130,7 +131,7 @@ impl Hub {
         let listing = self.list(repo)?;
         let cache = Cache::of(&self.settings.cache, repo);
         let folder = cache.snapshot(&listing.commit);
-        let (settings, absent) = wanted::settings(&listing);
+        let (settings, absent) = wanted::settings(&listing, repo)?;
         let small = self.fetch_all(&cache, repo, &listing, &settings, &mut |_| {})?;
         let (mut bytes, mut fetched) = (small.total, small.fetched());
         if extent == Extent::All {
@@ -164,6 +165,7 @@ impl Hub {
         }
 
         let queue = Mutex::new(files.iter());
+        let stop = &AtomicBool::new(false);
         let next = || queue.lock().expect("nothing panics while it is held").next().copied();
         let (tell, told) = mpsc::channel::<Result<i64, HubError>>();
         let mut transfer = Transfer { done: 0, total, before, files: files.len() };
@@ -172,7 +174,7 @@ impl Hub {
                 let tell = tell.clone();
                 scope.spawn(move || {
                     while let Some((path, file)) = next() {
-                        let wanted = Wanted { repo, commit: &listing.commit, path, file };
+                        let wanted = Wanted { repo, commit: &listing.commit, path, file, stop };
                         // After an error nobody listens, and the rest need not come.
                         let mut advanced = |n| match tell.send(Ok(n)) {
                             Ok(()) => ControlFlow::Continue(()),
@@ -188,7 +190,9 @@ impl Hub {
             drop(tell);
             let mut spoken = Spoken::default();
             for message in told {
-                transfer.done = transfer.done.saturating_add_signed(message?);
+                // Whoever sleeps or waits for a lock does it in vain.
+                let bytes = message.inspect_err(|_| stop.store(true, Ordering::Relaxed))?;
+                transfer.done = transfer.done.saturating_add_signed(bytes);
                 if spoken.is_due() {
                     progress(transfer);
                 }

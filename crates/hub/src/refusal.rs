@@ -46,6 +46,7 @@ impl Http {
             return Ok(answer);
         }
         let (host, with_token) = (ask.host(), self.has_token());
+        let refuser = answer.host.clone();
         let repo = match about {
             About::Account => None,
             About::Repo(repo) | About::File(repo, _) => Some(repo.clone()),
@@ -71,8 +72,8 @@ impl Http {
                 _ => HubError::NoToken { what: ask.words() },
             },
             (_, Some(repo), 404) => HubError::NoModel { repo, host, with_token },
-            (_, _, 403) => HubError::Forbidden { host, message },
-            _ => HubError::Status { host, request: ask.words(), status, message },
+            (_, _, 403) => HubError::Forbidden { host: refuser, message },
+            _ => HubError::Status { host: refuser, request: ask.words(), status, message },
         })
     }
 }

@@ -10,7 +10,7 @@ use ureq::http::Uri;
 use crate::{HubError, Token, TokenFault};
 
 /// The Hub where `HF_ENDPOINT` names none.
-const DEFAULT_ENDPOINT: &str = "https://huggingface.co";
+pub(crate) const DEFAULT_ENDPOINT: &str = "https://huggingface.co";
 
 /// The address of a Hub, or of a mirror of it: scheme, host, and a path where there is one.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -34,6 +34,10 @@ impl FromStr for Endpoint {
 
     fn from_str(text: &str) -> Result<Self, HubError> {
         let trimmed = text.trim().trim_end_matches('/');
+        // Scheme and host are the same in capitals.
+        let (scheme, rest) = trimmed.split_once("://").unwrap_or(("", trimmed));
+        let (host, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
+        let trimmed = format!("{}://{}{path}", scheme.to_ascii_lowercase(), host.to_ascii_lowercase());
         let is_one = trimmed.parse::<Uri>().is_ok_and(|uri| {
             matches!(uri.scheme_str(), Some("http" | "https"))
                 && uri.host().is_some()
@@ -44,7 +48,7 @@ impl FromStr for Endpoint {
             let shown = text.rsplit_once('@').map_or(text.to_owned(), |(_, host)| format!("...@{host}"));
             return Err(HubError::Endpoint { text: shown });
         }
-        Ok(Self(trimmed.to_owned()))
+        Ok(Self(trimmed))
     }
 }
 
@@ -84,9 +88,10 @@ impl HubSettings {
         var: impl Fn(&str) -> Option<OsString>,
         home: Option<PathBuf>,
     ) -> Result<Self, HubError> {
+        let path = |value| expanded(value, home.as_ref(), &var);
         let var = |name: &str| var(name).filter(|value| !value.is_empty());
         let any = |names: &[&str]| names.iter().find_map(|name| var(name));
-        let path = |names: &[&str]| any(names).map(|value| expanded(value, home.as_ref()));
+        let path = |names: &[&str]| any(names).map(path);
         let text = |names: &[&str]| any(names).map(|value| value.to_string_lossy().into_owned());
 
         let endpoint = text(&["HF_ENDPOINT"]).unwrap_or_else(|| DEFAULT_ENDPOINT.to_owned()).parse()?;
@@ -121,13 +126,31 @@ impl HubSettings {
     }
 }
 
-/// `~` is the home, as in a shell.
-fn expanded(path: OsString, home: Option<&PathBuf>) -> PathBuf {
+/// `~` is the home and `$NAME` or `${NAME}` a variable, as Python has it: one that is not set stays as it is written.
+fn expanded(path: OsString, home: Option<&PathBuf>, var: &impl Fn(&str) -> Option<OsString>) -> PathBuf {
     let path = PathBuf::from(path);
-    match (path.strip_prefix("~"), home) {
+    let path = match (path.strip_prefix("~"), home) {
         (Ok(rest), Some(home)) => home.join(rest),
         _ => path,
+    };
+    let Some(mut rest) = path.to_str().filter(|text| text.contains('$')) else { return path };
+    let mut out = OsString::new();
+    while let Some((before, after)) = rest.split_once('$') {
+        out.push(before);
+        let is_name = |c: char| c.is_ascii_alphanumeric() || c == '_';
+        let (name, behind) = match after.strip_prefix('{').and_then(|inner| inner.split_once('}')) {
+            Some(braced) => braced,
+            None => after.split_at(after.find(|c| !is_name(c)).unwrap_or(after.len())),
+        };
+        let written = &after[..after.len() - behind.len()];
+        match var(name).filter(|_| !name.is_empty()) {
+            Some(value) => out.push(value),
+            None => out.push(format!("${written}")),
+        }
+        rest = behind;
     }
+    out.push(rest);
+    out.into()
 }
 
 #[cfg(test)]
@@ -156,6 +179,16 @@ mod tests {
         );
         let both = settings(&[("HF_HOME", "/h"), ("HF_HUB_CACHE", "/c"), ("HF_TOKEN_PATH", "/t")]).unwrap();
         assert_eq!((both.cache, both.token_path), ("/c".into(), "/t".into()));
+        // Expected: `os.path.expandvars(os.path.expanduser(value))` of Python, with `D` alone set.
+        for (value, expected) in [
+            ("$D/hf", "/data/hf"),
+            ("~/${D}x/$D", "/home/me//datax//data"),
+            ("/$Dx/${E}/$/${D", "/$Dx/${E}/$/${D"),
+            ("/a$D-b", "/a/data-b"),
+        ] {
+            let home = settings(&[("HF_HOME", value), ("D", "/data")]).unwrap();
+            assert_eq!(home.token_path.to_str(), Some(&*format!("{expected}/token")), "{value}");
+        }
         let xdg = settings(&[("XDG_CACHE_HOME", "/x"), ("TRANSFORMERS_OFFLINE", "yes")]).unwrap();
         assert_eq!((xdg.cache, xdg.offline), ("/x/huggingface/hub".into(), true));
         assert!(!settings(&[("HF_HUB_OFFLINE", "0")]).unwrap().offline);
@@ -169,6 +202,8 @@ mod tests {
 
     #[test]
     fn an_endpoint_is_an_address_without_a_password() {
+        let loud: Endpoint = "HTTPS://HF-Mirror.com/Hub/".parse().unwrap();
+        assert_eq!(loud.as_str(), "https://hf-mirror.com/Hub");
         for wrong in ["hf-mirror.com", "ftp://x", "https://", "https://me:secret@x", "https://x/?a=b", "x y"]
         {
             assert!(settings(&[("HF_ENDPOINT", wrong)]).is_err(), "{wrong}");

@@ -33,11 +33,18 @@ const IDENTITY: &str = "danlu.json";
 /// Longest [`TOKENIZER_CONFIG`] that is looked into for a template.
 const LONGEST_CONFIG: u64 = 4 << 20;
 
+/// Longest file of a vocabulary, and longest other small file, that is fetched.
+const LONGEST_TOKENIZER: u64 = 256 << 20;
+const LONGEST_SETTING: u64 = 16 << 20;
+
 /// Longest index of shards.
 const LONGEST_INDEX: u64 = 64 << 20;
 
 /// How files of weights end that danlu does not read.
 const OTHER_WEIGHTS: [&str; 6] = [".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack"];
+
+/// Names of small files that a repository has, and of those that it does not have.
+type Settings = (Vec<&'static str>, Vec<&'static str>);
 
 #[derive(Deserialize)]
 struct Index {
@@ -45,10 +52,29 @@ struct Index {
 }
 
 /// The small files that are read: those that are there, and those that are not.
-pub(crate) fn settings(listing: &Listing) -> (Vec<&'static str>, Vec<&'static str>) {
+///
+/// # Errors
+/// If one is too large to be what its name says.
+pub(crate) fn settings(listing: &Listing, repo: &RepoName) -> Result<Settings, HubError> {
     let known: BTreeSet<&str> =
         carried_files::names().chain([CONFIG, ADAPTER_CONFIG, INDEX_FILE, CARD]).chain(WRITTEN).collect();
-    known.into_iter().partition(|path| listing.files.contains_key(*path))
+    let (there, absent): Settings = known.into_iter().partition(|path| listing.files.contains_key(*path));
+    for &path in &there {
+        let (size, most) = (listing.files[path].size, longest(path));
+        if size > most {
+            return Err(HubError::TooLarge { repo: repo.clone(), file: path.to_owned(), size, most });
+        }
+    }
+    Ok((there, absent))
+}
+
+/// The bytes of the longest small file of this name that is fetched.
+fn longest(path: &str) -> u64 {
+    match path {
+        TOKENIZER | "vocab.json" | "merges.txt" | "tokenizer.model" => LONGEST_TOKENIZER,
+        INDEX_FILE => LONGEST_INDEX,
+        _ => LONGEST_SETTING,
+    }
 }
 
 /// The small files that would change results, of which neither a snapshot nor a note tells whether the repository has them:

@@ -4,6 +4,7 @@
 mod common;
 
 use std::fs;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use common::{READ, Scene, hub, names, repo};
@@ -95,7 +96,7 @@ fn what_stays_broken_is_an_error_and_leaves_nothing_false() {
         (always(storage(), Action::Corrupt), "arrived with checksum"),
         (always(storage(), Action::CutAfter(0)), "stopped at 0 of 300000 bytes"),
         (always(storage(), Action::Shorten(0)), "stopped at 0 of"),
-        (always(storage(), Action::Status(403, Vec::new(), Vec::new())), "refuses"),
+        (always(storage(), Action::Status(403, Vec::new(), Vec::new())), "refuses without a reason"),
         (
             always(Fault::on(Method::Get, "/tree/"), Action::Status(500, Vec::new(), Vec::new())),
             "answered 500",
@@ -108,18 +109,84 @@ fn what_stays_broken_is_an_error_and_leaves_nothing_false() {
             ),
             "asks to wait 3600 seconds",
         ),
+        (
+            always(
+                Fault::on(Method::Get, "/revision/"),
+                Action::Status(
+                    503,
+                    vec![
+                        ("Date".into(), "Sun, 06 Nov 1994 08:49:37 GMT".into()),
+                        ("Retry-After".into(), "Sun, 06 Nov 1994 09:49:37 GMT".into()),
+                    ],
+                    Vec::new(),
+                ),
+            ),
+            "asks to wait 3600 seconds",
+        ),
     ];
     for (fault, said) in cases {
         let scene = Scene::new();
         scene.server.fault(fault);
         let error = scene.pull("lab/model").unwrap_err();
         assert!(error.to_string().contains(said), "{error}");
-        assert!(error.hint().is_some() || said == "refuses", "{error}");
+        assert!(error.hint().is_some() && !error.to_string().contains("too many"), "{error}");
         assert_nothing_false(&scene);
         scene.server.clear_faults();
         scene.pull("lab/model").unwrap();
         assert_whole(&scene);
     }
+}
+
+#[test]
+fn a_server_that_always_begins_anew_is_left() {
+    let scene = Scene::new();
+    // It knows no ranges and breaks off, now earlier and now later: every other try gets further than the one before.
+    for i in 0..40 {
+        let whole = Action::Status(200, Vec::new(), vec![7; WEIGHTS as usize]);
+        let cut = Action::CutAfter(if i % 2 == 0 { 100_000 } else { 200_000 });
+        scene.server.fault(Fault::on(Method::Get, "").at(Host::Storage).then(whole).then(cut));
+    }
+    let error = scene.pull("lab/model").unwrap_err();
+    assert!(error.to_string().contains("of 300000 bytes"), "{error}");
+    let tries = scene.server.requests().iter().filter(|request| request.host == Host::Storage).count();
+    assert_eq!(tries, 5, "the first, and four times anew");
+    scene.server.clear_faults();
+    scene.pull("lab/model").unwrap();
+    assert_whole(&scene);
+}
+
+#[test]
+fn a_file_that_fails_for_good_keeps_nobody_waiting() {
+    let index = br#"{"weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors", "c": "model-3.safetensors"}}"#;
+    let scene = Scene::new();
+    let files: [(&str, &[u8]); 5] = [
+        ("config.json", b"{}"),
+        ("model.safetensors.index.json", index),
+        ("model-1.safetensors", &[1; 100]),
+        ("model-2.safetensors", &[2; 100]),
+        ("model-3.safetensors", &[3; 100]),
+    ];
+    scene.server.add_model("lab/shards", &files);
+    // The first fails; the second was told to wait for ten minutes, and another process has the third.
+    let wait = vec![("Retry-After".into(), "600".into())];
+    scene.server.fault(Fault::on(Method::Get, "model-2").always().then(Action::Status(
+        503,
+        wait,
+        Vec::new(),
+    )));
+    let fails = Fault::on(Method::Get, "model-1").always().then(Action::Delay(Duration::from_millis(300)));
+    scene.server.fault(fails.then(Action::Status(403, Vec::new(), Vec::new())));
+    let hash = &scene.server.hashes("lab/shards", "main")["model-3.safetensors"];
+    let locks = scene.cache().join(".locks/models--lab--shards");
+    fs::create_dir_all(&locks).unwrap();
+    let lock = fs::File::create(locks.join(format!("{hash}.lock"))).unwrap();
+    rustix::fs::flock(&lock, rustix::fs::FlockOperation::LockExclusive).unwrap();
+    let pace = danlu_hub::Pace { longest: Duration::from_secs(3600), ..danlu_hub::Pace::default() };
+    let start = std::time::Instant::now();
+    let hub = danlu_hub::Hub::with_pace(scene.settings(None), pace);
+    let error = hub.pull(&repo("lab/shards"), Extent::All, &mut |_| {}).unwrap_err();
+    assert!(matches!(error, HubError::Forbidden { .. }), "{error}");
+    assert!(start.elapsed() < Duration::from_secs(60), "somebody was waited for");
 }
 
 #[test]
@@ -181,6 +248,10 @@ fn a_hostile_server_gets_nothing() {
     let entry =
         |path: &str, size: u64, oid: &str| json!([{"type": "file", "path": path, "size": size, "oid": oid}]);
     let oid = "a".repeat(40);
+    // `git hash-object` of the stand-in's.
+    let config = "230d5f4da0da586aad26ead694ea67cd15bd6df1";
+    let many = (0..=100_000).map(|i| json!({"type": "file", "path": format!("{i}"), "size": 1, "oid": oid}));
+    let many = many.collect::<Vec<_>>().into();
     let cases = [
         ("/revision/", json!({"sha": "../../../../etc"}), "the commit is not"),
         ("/revision/", json!({"sha": 7}), "no proper answer"),
@@ -188,16 +259,34 @@ fn a_hostile_server_gets_nothing() {
         ("/tree/", entry("../../../evil", 5, &oid), "no weights"),
         ("/tree/", entry("/etc/passwd", 5, &oid), "no weights"),
         ("/tree/", entry("config.json", 5, "../../x"), "the checksum of"),
-        ("/tree/", entry("config.json", u64::MAX / 2, &oid), "needs"),
+        ("/tree/", entry("config.json", u64::MAX / 2, &oid), "at most 16777216 are fetched"),
+        ("/tree/", entry("tokenizer.json", 300 << 20, &oid), "of 314572800 bytes, and at most 268435456"),
+        ("/tree/", many, "a listing of 100001 files and more, expected at most 100000"),
+        (
+            "/tree/",
+            json!([
+                {"type": "file", "path": "config.json", "size": 23, "oid": config},
+                {"type": "file", "path": "model.safetensors", "size": u64::MAX / 2, "oid": oid},
+            ]),
+            "needs",
+        ),
         ("/tree/", json!({"type": "file"}), "no proper answer"),
     ];
     for (part, body, said) in cases {
         let scene = Scene::new();
         scene.server.fault(Fault::on(Method::Get, part).always().then(Action::Replace(body)));
-        let error = scene.pull("lab/model").unwrap_err();
+        // Deep enough that a path which leads out of it is still below what is looked at.
+        let cache = scene.home.path().join("a/b/c/d/e/f/hub");
+        let hub = hub(HubSettings { cache: cache.clone(), ..scene.settings(None) });
+        let error = hub.pull(&repo("lab/model"), Extent::All, &mut |_| {}).unwrap_err();
         assert!(error.to_string().contains(said), "{error}");
-        assert_eq!(names(scene.home.path()).iter().filter(|name| *name != "hub").count(), 0);
-        assert_nothing_false(&scene);
+        let ours = [cache.join("models--lab--model"), cache.join(".locks/models--lab--model")];
+        for file in files_below(scene.home.path()) {
+            assert!(ours.iter().any(|ours| file.starts_with(ours)), "{}", file.display());
+            let of_snapshot = file.strip_prefix(ours[0].join("snapshots"));
+            assert!(of_snapshot.is_err() || file.ends_with("config.json"), "{}", file.display());
+        }
+        assert!(hub.cached(&repo("lab/model"), Extent::All).unwrap().is_none());
     }
     // An index that leads out of the repository.
     let scene = Scene::new();
@@ -205,6 +294,38 @@ fn a_hostile_server_gets_nothing() {
     scene.server.commit("lab/model", &[("model.safetensors.index.json", index)]);
     let error = scene.pull("lab/model").unwrap_err();
     assert!(error.to_string().contains("is no index of shards"), "{error}");
+}
+
+#[test]
+fn a_listing_goes_on_at_the_endpoint_alone() {
+    let (scene, other) = (Scene::new(), Scene::new());
+    for (to, is_taken) in [
+        (format!("{}/api/models/lab/model/tree/x", other.server.endpoint()), false),
+        (format!("{}/x", other.server.endpoint().replace("http:", "https:")), false),
+        ("ftp://x/y".to_owned(), false),
+        ("//x/y".to_owned(), false),
+        // As a mirror hands it on: asked of the mirror, which has no such page.
+        ("https://huggingface.co/api/models/lab/model/tree/x".to_owned(), true),
+        ("/api/models/lab/model/tree/x".to_owned(), true),
+    ] {
+        scene.server.clear_requests();
+        let link = Action::Header("Link".to_owned(), format!("<{to}>; rel=\"next\""));
+        scene.server.fault(Fault::on(Method::Get, "/tree/").then(link));
+        let error = scene.pull("lab/model").unwrap_err().to_string();
+        assert_eq!(!error.contains("the listing goes on at"), is_taken, "{error}");
+        assert_eq!(scene.server.requests().last().unwrap().target.ends_with("/tree/x"), is_taken, "{to}");
+        assert!(other.server.requests().is_empty());
+    }
+}
+
+/// Every file, and every link, below a folder.
+fn files_below(folder: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap());
+    let below = entries.flat_map(|entry| match entry.file_type().unwrap().is_dir() {
+        true => files_below(&entry.path()),
+        false => vec![entry.path()],
+    });
+    below.collect()
 }
 
 #[test]
