@@ -4,7 +4,7 @@
 use std::io::Write as _;
 use std::ops::ControlFlow;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Once};
+use std::sync::{Arc, Mutex, MutexGuard, Once, PoisonError};
 
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGXFSZ};
 use signal_hook::iterator::Signals;
@@ -12,6 +12,8 @@ use signal_hook::iterator::Signals;
 use crate::report::{Report, Result};
 use crate::scratch;
 
+/// What is said where a signal ends the process.
+static LAST_WORDS: Mutex<Option<String>> = Mutex::new(None);
 static PRESSED: AtomicUsize = AtomicUsize::new(0);
 static ATTENTIVE: AtomicBool = AtomicBool::new(false);
 
@@ -30,17 +32,48 @@ impl Drop for Attention {
     }
 }
 
+/// While it lives, a signal that ends the process says so.
+#[must_use]
+#[derive(Debug)]
+pub struct LastWords(());
+
+impl Drop for LastWords {
+    fn drop(&mut self) {
+        *lock(&LAST_WORDS) = None;
+    }
+}
+
+/// Until the result is dropped, whatever ends the process prints `words`.
+///
+/// # Errors
+/// If the operating system refuses the handler.
+pub fn last_words(words: String) -> Result<LastWords> {
+    *lock(&LAST_WORDS) = Some(words);
+    start()?;
+    Ok(LastWords(()))
+}
+
+static ANSWER: Mutex<Option<String>> = Mutex::new(None);
+
+fn lock(text: &'static Mutex<Option<String>>) -> MutexGuard<'static, Option<String>> {
+    text.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 /// Listens until the result is dropped; the first signal prints `answer`, where there is one.
 ///
 /// # Errors
 /// If the operating system refuses the handler.
 pub fn listen(answer: Option<String>) -> Result<Attention> {
-    static STARTED: Once = Once::new();
-    static ANSWER: std::sync::Mutex<Option<String>> = std::sync::Mutex::new(None);
-    let lock = || ANSWER.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-    *lock() = answer;
+    *lock(&ANSWER) = answer;
     PRESSED.store(0, Ordering::SeqCst);
     ATTENTIVE.store(true, Ordering::SeqCst);
+    start()?;
+    Ok(Attention(()))
+}
+
+/// Starts the thread that hears signals, once.
+fn start() -> Result<()> {
+    static STARTED: Once = Once::new();
     let mut outcome = Ok(());
     STARTED.call_once(|| {
         // Under `nohup` a closing terminal is to be ignored, and stays so.
@@ -50,10 +83,13 @@ pub fn listen(answer: Option<String>) -> Result<Attention> {
                 for _ in signals.forever() {
                     let first = PRESSED.fetch_add(1, Ordering::SeqCst) == 0;
                     if !first || !ATTENTIVE.load(Ordering::SeqCst) {
+                        if let Some(words) = &*lock(&LAST_WORDS) {
+                            let _ = writeln!(std::io::stderr(), "\n{words}");
+                        }
                         scratch::remove_all();
                         std::process::exit(ABORTED);
                     }
-                    if let Some(answer) = &*lock() {
+                    if let Some(answer) = &*lock(&ANSWER) {
                         // Where stderr is closed nobody waits for an answer.
                         let _ = writeln!(std::io::stderr(), "\n{answer}");
                     }
@@ -63,8 +99,7 @@ pub fn listen(answer: Option<String>) -> Result<Attention> {
         });
         outcome = signals.map(drop);
     });
-    outcome.map_err(|error| Report::ours(format!("cannot listen for Ctrl-C: {error}")))?;
-    Ok(Attention(()))
+    outcome.map_err(|error| Report::ours(format!("cannot listen for Ctrl-C: {error}")))
 }
 
 /// Lets a write beyond `ulimit -f` fail with an error, which is reported and cleaned up after, instead of ending the

@@ -149,11 +149,18 @@ fn what_is_in_the_cache_needs_neither_a_token_nor_certificates() {
         Ran::of(hub.command(line).env(variable.0, variable.1).output().unwrap())
     };
     let start = "plan --base lab/base";
-    for variable in [("HF_TOKEN", "hf_a b"), ("SSL_CERT_FILE", "/nowhere/ca.pem")] {
+    let variables = [
+        ("HF_TOKEN", "hf_a b"),
+        ("SSL_CERT_FILE", "/nowhere/ca.pem"),
+        ("ALL_PROXY", "socks5://me:secret@x:1"),
+        ("https_proxy", "secret://me@proxy:1"),
+    ];
+    for variable in variables {
         let ran = run(start, variable);
         assert!(ran.code == 0 && !ran.err.contains(variable.0), "{}", ran.err);
         let ran = run("pull lab/base", variable);
-        assert!(ran.code == 1 && ran.err.contains(variable.0) && !ran.err.contains("hf_a"), "{}", ran.err);
+        assert!(ran.code == 1 && ran.err.contains(variable.0), "{}", ran.err);
+        assert!(!ran.err.contains("hf_a") && !ran.err.contains("secret"), "{}", ran.err);
     }
     // A file that holds no token goes where `login` writes, and where `logout` removes.
     for text in ["hf_a b", "\u{0}\u{1}", "密"] {
@@ -237,6 +244,94 @@ fn a_published_adapter_gets_no_base_of_the_folders_around_it() {
     hub.scene.ok("chat me/adapter --base elsewhere --prompt 你好 --max-new-tokens 2");
     assert_eq!(named(hub.scene.path("elsewhere").to_str().unwrap()).code, 0);
     assert_eq!(named("lab/base").code, 0);
+}
+
+#[test]
+fn what_is_cached_is_pulled_offline_and_pages_and_parts_of_commits_are_names() {
+    let hub = Hub::new();
+    let folder = hub.scene.ok("pull lab/base").out;
+    let commit = Path::new(folder.trim()).file_name().unwrap().to_str().unwrap().to_owned();
+    hub.server.clear_requests();
+    let offline = hub.ok_offline("pull lab/base");
+    assert!(
+        offline.out == folder && offline.err.contains("nobody was asked for a newer one"),
+        "{}",
+        offline.err
+    );
+    let none = Ran::of(hub.command("pull lab/none").env("HF_HUB_OFFLINE", "1").output().unwrap());
+    assert!(none.code == 1 && none.err.contains("`lab/none` is not in the cache"), "{}", none.err);
+    for line in ["whoami", "login"] {
+        let ran = Ran::of(hub.command(line).env("HF_HUB_OFFLINE", "1").output().unwrap());
+        assert!(ran.code == 1 && ran.err.contains("forbids to ask the Hub whose token it is"), "{}", ran.err);
+    }
+    assert!(hub.server.requests().is_empty());
+
+    let page = format!("{}/lab/base/tree/{commit}", hub.server.endpoint());
+    for name in [&*page, "https://huggingface.co/lab/base", &format!("lab/base@{}", &commit[..8])] {
+        assert_eq!(hub.scene.ok(&format!("pull {name}")).out, folder, "{name}");
+        hub.ok_offline(&format!("plan --base {name}"));
+    }
+    let other = hub.scene.run("pull https://github.com/lab/base");
+    assert!(other.code == 1 && other.err.contains("expected `org/name`"), "{}", other.err);
+    // What others read has all of the commit.
+    let base = format!("lab/base@{}", &commit[..8]);
+    hub.scene.ok(&format!("train --base {base} --data data.json --output out --max-steps 1 --lora-r 2"));
+    let config: Value = serde_json::from_slice(&hub.scene.read("out/adapter_config.json")).unwrap();
+    assert_eq!(config["revision"], Value::from(commit));
+}
+
+#[test]
+fn a_download_that_is_stopped_says_what_is_kept_and_how_to_go_on() {
+    let hub = Hub::new();
+    hub.server.fault(Fault::on(Method::Get, "").at(Host::Storage).always().then(Action::Throttle(1_000_000)));
+    for (line, lang) in [("pull lab/base", "en"), ("chat lab/base --prompt x", "zh")] {
+        hub.server.clear_requests();
+        let child = hub.command(line).args(["--lang", lang]).stderr(Stdio::piped()).spawn().unwrap();
+        while !hub.server.requests().iter().any(|request| request.host == Host::Storage) {
+            thread::sleep(Duration::from_millis(10));
+        }
+        let asked = Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap();
+        assert!(asked.success());
+        let ran = Ran::of(child.wait_with_output().unwrap());
+        assert_eq!(ran.code, 130);
+        assert!(ran.err.contains("`danlu pull lab/base`"), "{}", ran.err);
+    }
+    hub.server.clear_faults();
+    hub.scene.ok("pull lab/base");
+}
+
+#[test]
+fn a_download_onto_a_full_disk_is_an_error_and_goes_on_elsewhere() {
+    if Command::new("bash").args(["-c", "ulimit -f 64"]).status().is_err() {
+        eprintln!("left out: there is no bash to limit the size of files with");
+        return;
+    }
+    let hub = Hub::new();
+    let inner = hub.command("pull lab/base");
+    let mut limited = Command::new("bash");
+    // A write beyond 4 MiB fails as on a full disk.
+    limited
+        .args(["-c", "ulimit -f 4096 && exec \"$@\"", "bash"])
+        .arg(inner.get_program())
+        .args(inner.get_args());
+    for (name, value) in inner.get_envs() {
+        match value {
+            Some(value) => limited.env(name, value),
+            None => limited.env_remove(name),
+        };
+    }
+    let ran = Ran::of(limited.output().unwrap());
+    assert!(ran.code == 1 && ran.err.contains("the file grows larger than the disk"), "{}", ran.err);
+    let blobs = hub.scene.path("hf/hub/models--lab--base/blobs");
+    let whole = names(&blobs).into_iter().filter(|name| !name.ends_with(".incomplete"));
+    let longest = whole.map(|name| fs::metadata(blobs.join(name)).unwrap().len()).max();
+    assert!(longest < Some(4 << 20), "{longest:?}");
+    let offline = Ran::of(hub.command("pull lab/base").env("HF_HUB_OFFLINE", "1").output().unwrap());
+    assert!(offline.err.contains("is not in the cache"), "{}", offline.err);
+    hub.server.clear_requests();
+    hub.scene.ok("pull lab/base");
+    assert!(hub.server.requests().iter().any(|request| request.range.is_some()), "what had come was kept");
+    assert!(names(&blobs).iter().all(|name| !name.contains('.')));
 }
 
 #[test]
@@ -336,8 +431,11 @@ fn a_token_is_tried_kept_and_forgotten_and_never_shown() {
     assert!(ran.code == 0 && ran.out.contains("logged in as me"), "{} {}", ran.out, ran.err);
     assert_eq!(fs::read(&file).unwrap(), b"hf_mine");
     assert_eq!(fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o600);
+    assert!(ran.err.contains(&format!("the token goes to {}", hub.server.endpoint())), "{}", ran.err);
     assert!(hub.scene.ok("whoami").out.starts_with("me"));
-    assert!(hub.scene.ok("logout").out.contains("is gone") && !file.exists());
+    hub.scene.write("hf/stored_tokens", "[me]\nhf_token = hf_other\n");
+    let ran = hub.scene.ok("logout");
+    assert!(ran.out.contains("is gone") && ran.err.contains("`hf auth logout`") && !file.exists());
     assert_eq!(piped("", Some("hf_mine")).code, 0);
     assert!(file.exists());
 }

@@ -57,7 +57,10 @@ impl Hub {
     /// # Errors
     /// If there is none, or the Hub does not accept it.
     pub fn whoami(&self) -> Result<Account, HubError> {
-        let http = self.online(|| "the token's account".to_owned())?;
+        let http = self.online(String::new).map_err(|error| match error {
+            HubError::Offline { .. } => HubError::OfflineAccount,
+            error => error,
+        })?;
         if !http.has_token() {
             return Err(HubError::NoToken { what: "asking for an account".to_owned() });
         }

@@ -34,19 +34,30 @@ impl Cache {
         Self { folder: root.join(repo.folder()), locks: root.join(".locks").join(repo.folder()) }
     }
 
-    /// The commit that a revision was when it was fetched; a commit is itself.
+    /// The commit that a revision was when it was fetched; a commit is itself, and so is the one that begins so.
     pub fn commit(&self, revision: &str) -> Result<Option<String>, HubError> {
         if self.snapshot(revision).is_dir() {
             return Ok(Some(revision.to_owned()));
         }
         let path = self.folder.join("refs").join(revision);
         if !path.is_file() {
-            return Ok(None);
+            return Ok(self.abbreviated(revision));
         }
         let bytes = read_bounded(&path, LONGEST_REF)?;
         let text = String::from_utf8_lossy(&bytes).trim().to_owned();
         // What stands there becomes a path.
         Ok(is_hex(&text, 40).then_some(text))
+    }
+
+    /// The only commit here that begins with these digits.
+    fn abbreviated(&self, digits: &str) -> Option<String> {
+        if !is_abbreviation(digits) {
+            return None;
+        }
+        let entries = fs::read_dir(self.folder.join("snapshots")).ok()?;
+        let names = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
+        let mut commits = names.filter(|name| is_hex(name, 40) && name.starts_with(digits));
+        commits.next().filter(|_| commits.next().is_none())
     }
 
     /// The folder of a commit.
@@ -130,7 +141,7 @@ impl Cache {
         let note = |file: &&str| File::create(folder.join(file)).map(drop);
         if let Err(error) = fs::create_dir_all(&folder).and_then(|()| files.iter().try_for_each(note)) {
             // Whoever looks next asks the Hub again, as with Python's.
-            tracing::warn!("`{}`: {error}", folder.display());
+            tracing::info!("`{}`: {error}", folder.display());
         }
     }
 
@@ -138,6 +149,11 @@ impl Cache {
     pub fn is_absent(&self, commit: &str, file: &str) -> bool {
         self.folder.join(".no_exist").join(commit).join(file).is_file()
     }
+}
+
+/// Whether `revision` may be the beginning of a commit, as git and the Hub's pages show it.
+pub(crate) fn is_abbreviation(revision: &str) -> bool {
+    (7..40).contains(&revision.len()) && is_hex(revision, revision.len())
 }
 
 fn create_folder(path: &Path) -> Result<(), HubError> {
@@ -165,6 +181,11 @@ mod tests {
         cache.point("refs/pr/1", &commit).unwrap();
         assert_eq!(cache.commit("refs/pr/1").unwrap().as_ref(), Some(&commit));
         assert_eq!(cache.commit(&commit).unwrap().as_ref(), Some(&commit));
+        assert_eq!(cache.commit("ccccccc").unwrap().as_ref(), Some(&commit));
+        assert_eq!(cache.commit("cccccc").unwrap(), None);
+        fs::create_dir(cache.snapshot(&format!("ccccccc{}", "d".repeat(33)))).unwrap();
+        assert_eq!(cache.commit("ccccccc").unwrap(), None, "two begin so");
+        assert_eq!(cache.commit("cccccccc").unwrap().as_ref(), Some(&commit));
         fs::write(root.path().join("models--a--b/refs/evil"), "../../../etc").unwrap();
         assert_eq!(cache.commit("evil").unwrap(), None);
         assert!(!cache.is_absent(&commit, "y"));

@@ -63,6 +63,9 @@ pub enum HubError {
         /// The repository.
         repo: RepoName,
     },
+    /// The same, of the account.
+    #[error("`HF_HUB_OFFLINE` forbids to ask the Hub whose token it is")]
+    OfflineAccount,
     /// Nobody answers, or no longer.
     #[error("cannot reach {host}: {reason}")]
     Connect {

@@ -1,6 +1,8 @@
 //! What to do about what went wrong.
 
 use crate::HubError;
+use crate::cache::is_abbreviation;
+use crate::settings::DEFAULT_ENDPOINT;
 
 impl HubError {
     /// What to do about it, where that is known.
@@ -14,7 +16,7 @@ impl HubError {
             }
             Self::Token(fault) => fault.hint(),
             Self::Offline { .. } => "unset `HF_HUB_OFFLINE`, or name a folder",
-            Self::OfflineRepo { .. } => "unset `HF_HUB_OFFLINE`",
+            Self::OfflineRepo { .. } | Self::OfflineAccount => "unset `HF_HUB_OFFLINE`",
             Self::Connect { .. } => {
                 "check the network; `HF_ENDPOINT` names a mirror (in China: HF_ENDPOINT=https://hf-mirror.com)"
             }
@@ -23,6 +25,9 @@ impl HubError {
                 "check the spelling; a private model needs `danlu login`"
             }
             Self::NoModel { .. } => "check the spelling, and whose account the token is of: `danlu whoami`",
+            Self::NoRevision { repo } if is_abbreviation(repo.revision()) => {
+                "the Hub knows a commit by all of its 40 digits; fewer do where the cache has just one that begins so"
+            }
             Self::NoRevision { repo } => {
                 return Some(format!("leave `@{}` out for its main branch", repo.revision()));
             }
@@ -37,6 +42,11 @@ impl HubError {
                 ));
             }
             Self::BadToken { is_variable: true, .. } => "set `HF_TOKEN` to one that is valid, or unset it",
+            Self::BadToken { host, .. } if !DEFAULT_ENDPOINT.ends_with(host) => {
+                return Some(format!(
+                    "get a new one at {DEFAULT_ENDPOINT}/settings/tokens, or at {host} if it has accounts of its own, then `danlu login`"
+                ));
+            }
             Self::BadToken { .. } => {
                 "get a new one at https://huggingface.co/settings/tokens, then `danlu login`"
             }

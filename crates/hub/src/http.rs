@@ -10,7 +10,7 @@ use std::time::Duration;
 use danlu_model::files::read_bounded;
 use ureq::http::{HeaderMap, Method, Request, StatusCode};
 use ureq::tls::{Certificate, PemItem, RootCerts, TlsConfig};
-use ureq::{Agent, Body, Proxy, SendBody, Timeout};
+use ureq::{Agent, Body, Proxy, ProxyProtocol, SendBody, Timeout};
 
 use crate::address::{is_encrypted, joined, origin};
 use crate::slice::Slice;
@@ -161,7 +161,7 @@ impl Http {
             .timeout_recv_response(Some(2 * pace.stall))
             .timeout_per_read(Some(pace.stall))
             .timeout_per_write(Some(pace.stall))
-            .proxy(Proxy::try_from_env())
+            .proxy(proxy()?)
             .tls_config(TlsConfig::builder().root_certs(roots()?).build())
             .build();
         Ok(self.agent.get_or_init(|| config.into()))
@@ -307,6 +307,24 @@ fn is_passing(status: StatusCode) -> bool {
 /// How long the server asks to wait.
 fn retry_after(answer: &Answer) -> Option<Duration> {
     wait::asked(answer.header("retry-after")?, answer.header("date"))
+}
+
+/// The proxy that the variables name: the first that is set, whatever the address asked, which it is told by CONNECT.
+/// `NO_PROXY` names hosts that are asked without it.
+fn proxy() -> Result<Option<Proxy>, HubError> {
+    const VARIABLES: [&str; 6] =
+        ["ALL_PROXY", "all_proxy", "HTTPS_PROXY", "https_proxy", "HTTP_PROXY", "http_proxy"];
+    let is_set = |name: &&str| std::env::var_os(name).is_some_and(|value| !value.is_empty());
+    if let Some(variable) = VARIABLES.into_iter().find(is_set) {
+        let value = std::env::var(variable).unwrap_or_default();
+        let is_http = |proxy: Proxy| matches!(proxy.protocol(), ProxyProtocol::Http | ProxyProtocol::Https);
+        if !Proxy::new(&value).is_ok_and(is_http) {
+            // It may hold a password, and is not repeated.
+            let reason = "it is no address of an HTTP proxy such as `http://host:port`".to_owned();
+            return Err(HubError::Variable { variable, reason });
+        }
+    }
+    Ok(Proxy::try_from_env())
 }
 
 /// Whom to trust: the authorities that browsers trust, or those of `SSL_CERT_FILE`, as behind a company's proxy.

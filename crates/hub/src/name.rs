@@ -4,8 +4,16 @@ use std::fmt;
 use std::str::FromStr;
 
 use danlu_model::is_repo_id;
+use percent_encoding::percent_decode_str;
 
-use crate::HubError;
+use crate::{Endpoint, HubError};
+
+/// Hosts of the Hub and of its mirror.
+const HOSTS: [&str; 4] = ["huggingface.co", "www.huggingface.co", "hf.co", "hf-mirror.com"];
+
+/// What comes first in addresses that are not a model's.
+const NO_OWNERS: [&str; 8] =
+    ["datasets", "spaces", "docs", "collections", "papers", "blog", "api", "settings"];
 
 /// A model on the Hub.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -33,6 +41,36 @@ impl RepoName {
     /// The revision that was named, if one was.
     pub fn named_revision(&self) -> Option<&str> {
         self.revision.as_deref()
+    }
+
+    /// The model whose page has this address, at `endpoint` or at the Hub itself: `https://huggingface.co/org/name`, or
+    /// `.../tree/revision`.
+    pub fn of_page(address: &str, endpoint: Option<&Endpoint>) -> Option<Self> {
+        let bare = |text: &str| text.split_once("://").map(|(_, bare)| bare.to_owned());
+        let address = bare(address.trim().split(['?', '#']).next()?)?;
+        let own = endpoint.and_then(|endpoint| bare(endpoint.as_str()));
+        let path = HOSTS
+            .iter()
+            .copied()
+            .chain(own.as_deref())
+            .find_map(|host| address.strip_prefix(host)?.strip_prefix('/'))?;
+        let parts: Vec<&str> = path.trim_end_matches('/').split('/').collect();
+        let [owner, model, rest @ ..] = &parts[..] else { return None };
+        if NO_OWNERS.contains(owner) {
+            return None;
+        }
+        let name: Self = format!("{owner}/{model}").parse().ok()?;
+        let revision = match rest {
+            ["tree" | "blob" | "resolve" | "raw" | "commit" | "commits", "refs", kind, number, ..] => {
+                format!("refs/{kind}/{number}")
+            }
+            ["tree" | "blob" | "resolve" | "raw" | "commit" | "commits", revision, ..] => {
+                percent_decode_str(revision).decode_utf8().ok()?.into_owned()
+            }
+            _ => return Some(name),
+        };
+        // The page opens at its main branch: whoever copied that asked for none.
+        if revision == "main" { Some(name) } else { name.at(&revision).ok() }
     }
 
     /// The same model at another revision.
@@ -90,6 +128,31 @@ fn is_revision(revision: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_page_has_a_models_name() {
+        let mirror = "http://127.0.0.1:8000/hub".parse().unwrap();
+        for (page, name) in [
+            ("https://huggingface.co/org/name", Some("org/name")),
+            ("https://huggingface.co/org/name/?library=peft#usage", Some("org/name")),
+            ("https://hf-mirror.com/org/name/tree/main", Some("org/name")),
+            ("https://huggingface.co/org/name/tree/v2/deep/er", Some("org/name@v2")),
+            ("https://huggingface.co/org/name/tree/refs%2Fpr%2F1", Some("org/name@refs/pr/1")),
+            ("https://huggingface.co/org/name/blob/refs/pr/1/config.json", Some("org/name@refs/pr/1")),
+            ("https://huggingface.co/org/name/discussions/3", Some("org/name")),
+            ("http://127.0.0.1:8000/hub/org/name", Some("org/name")),
+            ("http://127.0.0.1:8000/org/name", None),
+            ("https://huggingface.co/datasets/org/name", None),
+            ("https://huggingface.co/org", None),
+            ("https://huggingface.co/org/name/tree/..", None),
+            ("https://huggingface.co.evil.example/org/name", None),
+            ("https://github.com/org/name", None),
+            ("org/name", None),
+        ] {
+            let found = RepoName::of_page(page, Some(&mirror)).map(|name| name.to_string());
+            assert_eq!(found.as_deref(), name, "{page}");
+        }
+    }
 
     #[test]
     fn names_are_told_from_paths_and_mistakes() {

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use danlu_model::files::free_space;
 
 use crate::blob::Wanted;
-use crate::cache::Cache;
+use crate::cache::{Cache, is_abbreviation};
 use crate::listing::{Listing, RemoteFile};
 use crate::wanted;
 use crate::{Hub, HubError, Pace, RepoName};
@@ -128,8 +128,14 @@ impl Hub {
         extent: Extent,
         progress: &mut dyn FnMut(Transfer),
     ) -> Result<Pulled, HubError> {
-        let listing = self.list(repo)?;
         let cache = Cache::of(&self.settings.cache, repo);
+        let commit = cache.commit(repo.revision())?.filter(|commit| commit.starts_with(repo.revision()));
+        let repo = &match commit.filter(|_| is_abbreviation(repo.revision())) {
+            // The Hub knows a commit by all of its digits.
+            Some(commit) => repo.at(&commit)?,
+            None => repo.clone(),
+        };
+        let listing = self.list(repo)?;
         let folder = cache.snapshot(&listing.commit);
         let (settings, absent) = wanted::settings(&listing, repo)?;
         let small = self.fetch_all(&cache, repo, &listing, &settings, &mut |_| {})?;

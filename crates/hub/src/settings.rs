@@ -21,6 +21,11 @@ impl Endpoint {
     pub fn as_str(&self) -> &str {
         &self.0
     }
+
+    /// Whether it is not the Hub itself.
+    pub fn is_other(&self) -> bool {
+        self.0 != DEFAULT_ENDPOINT
+    }
 }
 
 impl fmt::Display for Endpoint {

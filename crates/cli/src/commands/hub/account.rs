@@ -14,6 +14,9 @@ use crate::text;
 /// Where tokens are made.
 const TOKENS_PAGE: &str = "https://huggingface.co/settings/tokens";
 
+/// Beside the token, where Python's tools keep all that were ever given to them.
+const STORED_TOKENS: &str = "stored_tokens";
+
 /// Longest line that is read as a token.
 const LONGEST: usize = 4096;
 
@@ -25,7 +28,8 @@ Examples:
   HF_TOKEN=hf_... danlu login      # keeps the variable's
 
 A token is made at https://huggingface.co/settings/tokens: `read` is enough to fetch, `push` needs `write`. It is kept
-where Python's tools look (HF_TOKEN_PATH, or `token` in HF_HOME), readable by you alone.";
+where Python's tools look (HF_TOKEN_PATH, or `token` in HF_HOME), readable by you alone. `hf auth whoami` knows it from
+there; `hf auth list` shows only those that were given to `hf auth login`.";
 
 /// The flags of `danlu login`: none.
 #[derive(Args, Clone, Debug)]
@@ -37,14 +41,24 @@ pub struct LoginArgs {}
 /// If there is none, the Hub does not accept it, or it cannot be kept.
 pub fn login(_: &LoginArgs, printer: &Printer) -> Result<()> {
     let mut settings = HubSettings::from_env()?;
+    if settings.offline {
+        return Err(HubError::OfflineAccount.into());
+    }
     // What a file holds is overwritten, whatever it is.
     if let Some(fault) = settings.token_fault.take().filter(|_| settings.token_is_variable) {
         return Err(HubError::from(fault).into());
     }
+    if settings.endpoint.is_other() {
+        let endpoint = &settings.endpoint;
+        printer.tell(
+            &format!("令牌将发送给 {endpoint}（HF_ENDPOINT）；在 {TOKENS_PAGE} 创建，若 {endpoint} 有自己的账号，则在那里创建"),
+            &format!("the token goes to {endpoint} (HF_ENDPOINT); it is made at {TOKENS_PAGE}, or there if {endpoint} has accounts of its own"),
+        );
+    }
     let given = settings.token.clone().filter(|_| settings.token_is_variable);
     let token = match given {
         Some(token) => token,
-        None => Token::new(&ask(printer)?)?,
+        None => Token::new(&ask(settings.endpoint.is_other(), printer)?)?,
     };
     let hub = Hub::new(HubSettings { token: Some(token.clone()), ..settings });
     let account = hub.whoami()?;
@@ -92,6 +106,14 @@ pub fn logout(printer: &Printer) -> Result<()> {
     } else {
         printer.out(&printer.pick(format!("{path} 处没有令牌"), format!("there is no token in {path}")));
     }
+    let others = settings.token_path.with_file_name(STORED_TOKENS);
+    if others.exists() {
+        let others = others.display();
+        printer.tell(
+            &format!("Python 工具另外保存的令牌仍在 {others}：用 `hf auth logout` 删除"),
+            &format!("tokens that Python's tools keep are still in {others}: `hf auth logout` removes them"),
+        );
+    }
     if settings.token_is_variable {
         printer
             .tell("`HF_TOKEN` 仍然设置着，会继续使用它", "`HF_TOKEN` is still set, and goes on being used");
@@ -112,8 +134,8 @@ fn described(account: &Account, printer: &Printer) -> String {
     printer.pick(format!("{name}（令牌 {token}）"), format!("{name} (token {token})"))
 }
 
-/// Reads a token: hidden at a terminal, else the first line of what is piped in.
-fn ask(printer: &Printer) -> Result<String> {
+/// Reads a token: hidden at a terminal, else the first line of what is piped in. `is_told` is where tokens are made.
+fn ask(is_told: bool, printer: &Printer) -> Result<String> {
     let stdin = io::stdin();
     if !stdin.is_terminal() {
         let mut line = String::new();
@@ -125,7 +147,9 @@ fn ask(printer: &Printer) -> Result<String> {
         }
         return Ok(line);
     }
-    printer.tell(&format!("在 {TOKENS_PAGE} 创建令牌"), &format!("a token is made at {TOKENS_PAGE}"));
+    if !is_told {
+        printer.tell(&format!("在 {TOKENS_PAGE} 创建令牌"), &format!("a token is made at {TOKENS_PAGE}"));
+    }
     let mut stderr = io::stderr();
     let _ = stderr
         .write_all(printer.pick("粘贴令牌（不会显示）：", "paste it here (nothing is shown): ").as_bytes());

@@ -6,7 +6,7 @@ pub mod push;
 
 use std::path::{Path, PathBuf};
 
-use danlu_hub::{Extent, Hub, HubSettings, RepoName};
+use danlu_hub::{Extent, Hub, HubError, HubSettings, RepoName};
 
 use crate::commands::no_model;
 use crate::printer::Printer;
@@ -26,7 +26,9 @@ pub fn open() -> Result<Hub> {
 pub fn name_of(path: &Path) -> Option<RepoName> {
     let name = spelt(path)?;
     let owner = Path::new(name.id().split('/').next()?);
-    (name.named_revision().is_some() || !owner.exists() || is_cached(&name)).then_some(name)
+    // The address of a page begins otherwise.
+    let is_hidden = path.starts_with(owner) && owner.exists();
+    (name.named_revision().is_some() || !is_hidden || is_cached(&name)).then_some(name)
 }
 
 /// How to name the model on the Hub, where `path` may mean it and a folder here stands before it.
@@ -42,7 +44,26 @@ pub fn is_spelt(path: &Path) -> bool {
 
 /// The name that is spelt so, where no path is.
 fn spelt(path: &Path) -> Option<RepoName> {
-    path.to_str()?.parse().ok().filter(|_| !path.exists())
+    name(path.to_str()?).ok().filter(|_| !path.exists())
+}
+
+/// A name as it is typed, or pasted as its page's address.
+///
+/// # Errors
+/// If it is neither.
+pub fn name(text: &str) -> Result<RepoName, HubError> {
+    text.parse().or_else(|error| {
+        let endpoint = std::env::var("HF_ENDPOINT").ok().and_then(|text| text.parse().ok());
+        RepoName::of_page(text, endpoint.as_ref()).ok_or(error)
+    })
+}
+
+/// The same name, where its revision is the beginning of the commit whose snapshot `folder` is: others know the commit by all
+/// of it.
+pub fn with_whole_commit(name: RepoName, folder: &Path) -> RepoName {
+    let commit = folder.file_name().and_then(|commit| commit.to_str()).unwrap_or_default();
+    let is_part = name.named_revision().is_some_and(|part| part.len() >= 7 && commit.starts_with(part));
+    if is_part { name.at(commit).unwrap_or(name) } else { name }
 }
 
 fn is_cached(name: &RepoName) -> bool {
@@ -103,8 +124,8 @@ pub fn complete(hub: &Hub, name: &RepoName, folder: &Path, printer: &Printer) {
     ));
 }
 
-impl From<danlu_hub::HubError> for Report {
-    fn from(error: danlu_hub::HubError) -> Self {
+impl From<HubError> for Report {
+    fn from(error: HubError) -> Self {
         Self::from_error(&error, error.hint())
     }
 }

@@ -5,7 +5,8 @@ use std::time::Instant;
 use clap::Args;
 use danlu_hub::{Extent, Hub, Pulled, RepoName, Transfer};
 
-use super::open;
+use super::{complete, open};
+use crate::interrupt;
 use crate::printer::Printer;
 use crate::report::Result;
 use crate::text;
@@ -23,8 +24,8 @@ not find there; `pull` also looks whether there is something newer.";
 /// The flags of `danlu pull`.
 #[derive(Args, Clone, Debug)]
 pub struct PullArgs {
-    /// Model on the Hub: org/name or org/name@revision
-    #[arg(value_name = "NAME")]
+    /// Model on the Hub: org/name, org/name@revision, or the address of its page
+    #[arg(value_name = "NAME", value_parser = super::name)]
     pub name: RepoName,
 }
 
@@ -33,7 +34,19 @@ pub struct PullArgs {
 /// # Errors
 /// If the Hub cannot be asked or refuses, or the disk is too small.
 pub fn run(args: &PullArgs, printer: &Printer) -> Result<()> {
-    let pulled = fetch(&open()?, &args.name, Extent::All, printer)?;
+    let (hub, name) = (open()?, &args.name);
+    if hub.settings().offline
+        && let Some(folder) = hub.cached(name, Extent::All)?
+    {
+        printer.tell(
+            &format!("{name} 在缓存中；已设置 HF_HUB_OFFLINE，没有查询 Hub 上是否有更新"),
+            &format!("{name} is in the cache; HF_HUB_OFFLINE is set, and nobody was asked for a newer one"),
+        );
+        complete(&hub, name, &folder, printer);
+        printer.out(&folder.display().to_string());
+        return Ok(());
+    }
+    let pulled = fetch(&hub, name, Extent::All, printer)?;
     printer.out(&pulled.folder.display().to_string());
     Ok(())
 }
@@ -44,6 +57,10 @@ pub fn run(args: &PullArgs, printer: &Printer) -> Result<()> {
 /// As [`run`].
 pub fn fetch(hub: &Hub, name: &RepoName, extent: Extent, printer: &Printer) -> Result<Pulled> {
     let start = Instant::now();
+    let _words = interrupt::last_words(printer.pick(
+        format!("已停止：{name} 已下载的部分保留着，用 `danlu pull {name}` 接着下载"),
+        format!("stopped: what came of {name} is kept, and `danlu pull {name}` goes on with it"),
+    ))?;
     printer.live(&printer.pick(format!("查询 {name}"), format!("asking for {name}")));
     let pulled = hub.pull(name, extent, &mut |transfer| {
         let line = progress(&transfer, start.elapsed().as_secs_f64(), printer);

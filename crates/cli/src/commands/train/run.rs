@@ -155,7 +155,9 @@ impl Run {
     /// If it is plainly something else than a model, or neither the cache nor the Hub has it.
     pub fn at_hand(&self, extent: Extent, printer: &Printer) -> Result<Self> {
         let on_hub = hub::name_of(&self.base);
-        Ok(Self { base: no_model::base(&self.base, extent, printer)?, on_hub, ..self.clone() })
+        let base = no_model::base(&self.base, extent, printer)?;
+        let on_hub = on_hub.map(|name| hub::with_whole_commit(name, &base));
+        Ok(Self { base, on_hub, ..self.clone() })
     }
 
     /// The data files that were found elsewhere than they are named.
