@@ -119,7 +119,7 @@ def shared_lock(checks, home, base):
     checks.equal("and goes on when it is free", process.wait(timeout=30), 0)
 
 
-def published(checks, home, scratch, base):
+def published(server, checks, home, scratch, base):
     """What danlu pushes, Python's libraries load by name."""
     here = home("push")
     here.danlu("login", stdin=TOKEN)
@@ -139,6 +139,20 @@ def published(checks, home, scratch, base):
     checks.equal("transformers and danlu answer alike from a pushed model", there.danlu("chat", "zhen/merged", *words), whole)
     peft = "from peft import PeftModel as P; m = P.from_pretrained(M.from_pretrained('zhen/base', dtype='float32'), 'zhen/adapter')"
     checks.equal("PEFT and danlu answer alike from a pushed adapter", there.danlu("chat", "zhen/adapter", *words), there.python(ask % (peft, "zhen/adapter")))
+    late, parts = home("late"), ("adapter_config.json", "adapter_model.safetensors")
+    late.python(f"from huggingface_hub import hf_hub_download as h; [h('zhen/adapter', file) for file in {parts}]")
+    late.danlu("chat", "zhen/adapter", *words)
+    folder = Path(late.danlu("pull", "zhen/adapter", HF_HUB_OFFLINE="1"))
+    checks.check("danlu fetches what it needs of an adapter that Python fetched in part", (folder / "danlu.json").is_file())
+    absent = ("from huggingface_hub.file_download import _CACHED_NO_EXIST as a, try_to_load_from_cache as t; "
+              "print(t('zhen/adapter', 'vocab.json') is a, t('zhen/adapter', 'danlu.json') is a)")
+    checks.equal("Python reads what danlu noted as absent", late.python(absent), "True False")
+    full = home("full")
+    full.python("from huggingface_hub import snapshot_download as s; s('zhen/base'); s('zhen/adapter'); s('zhen/merged')")
+    server.requests()
+    for name in ("zhen/adapter", "zhen/merged"):
+        full.danlu("chat", name, *words)
+    checks.equal("danlu asks nothing of what Python fetched whole", server.requests(), [])
     card = "from huggingface_hub import ModelCard; d = ModelCard.load('zhen/adapter').data; print(d.base_model, d.library_name, d.pipeline_tag)"
     checks.equal("the card's front matter is the Hub's", there.python(card), "zhen/base peft text-generation")
 
@@ -215,7 +229,7 @@ def main():
             shared_cache(server, checks, home)
             shared_token(server, checks, home)
             shared_lock(checks, home, base)
-            published(checks, home, scratch, base)
+            published(server, checks, home, scratch, base)
             warm_start(server, checks, home, base)
             if arguments.gigabytes:
                 speed(server, checks, home, scratch, arguments.gigabytes)

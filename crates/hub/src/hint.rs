@@ -42,7 +42,7 @@ impl HubError {
                 ));
             }
             Self::BadToken { is_variable: true, .. } => "set `HF_TOKEN` to one that is valid, or unset it",
-            Self::BadToken { host, .. } if !DEFAULT_ENDPOINT.ends_with(host) => {
+            Self::BadToken { host, .. } if DEFAULT_ENDPOINT.strip_prefix("https://") != Some(host) => {
                 return Some(format!(
                     "get a new one at {DEFAULT_ENDPOINT}/settings/tokens, or at {host} if it has accounts of its own, then `danlu login`"
                 ));
