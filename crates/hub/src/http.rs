@@ -2,17 +2,16 @@
 
 use std::borrow::Cow;
 use std::io::Read;
-use std::path::Path;
 use std::sync::OnceLock;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
-use danlu_model::files::read_bounded;
 use ureq::http::{HeaderMap, Method, Request, StatusCode};
-use ureq::tls::{Certificate, PemItem, RootCerts, TlsConfig};
-use ureq::{Agent, Body, Proxy, ProxyProtocol, SendBody, Timeout};
+use ureq::tls::TlsConfig;
+use ureq::{Agent, Body, SendBody, Timeout};
 
 use crate::address::{is_encrypted, joined, origin};
+use crate::machine::{proxy, roots};
 use crate::slice::Slice;
 use crate::{Endpoint, HubError, Token, wait};
 
@@ -21,9 +20,6 @@ const REDIRECTS: usize = 5;
 
 /// Longest answer that is no file, in bytes.
 const LONGEST_ANSWER: u64 = 64 << 20;
-
-/// Longest certificate file.
-const LONGEST_CERTIFICATES: u64 = 16 << 20;
 
 /// How patient requests are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -307,42 +303,4 @@ fn is_passing(status: StatusCode) -> bool {
 /// How long the server asks to wait.
 fn retry_after(answer: &Answer) -> Option<Duration> {
     wait::asked(answer.header("retry-after")?, answer.header("date"))
-}
-
-/// The proxy that the variables name: the first that is set, whatever the address asked, which it is told by CONNECT.
-/// `NO_PROXY` names hosts that are asked without it.
-fn proxy() -> Result<Option<Proxy>, HubError> {
-    const VARIABLES: [&str; 6] =
-        ["ALL_PROXY", "all_proxy", "HTTPS_PROXY", "https_proxy", "HTTP_PROXY", "http_proxy"];
-    let is_set = |name: &&str| std::env::var_os(name).is_some_and(|value| !value.is_empty());
-    if let Some(variable) = VARIABLES.into_iter().find(is_set) {
-        let value = std::env::var(variable).unwrap_or_default();
-        let is_http = |proxy: Proxy| matches!(proxy.protocol(), ProxyProtocol::Http | ProxyProtocol::Https);
-        if !Proxy::new(&value).is_ok_and(is_http) {
-            // It may hold a password, and is not repeated.
-            let reason = "it is no address of an HTTP proxy such as `http://host:port`".to_owned();
-            return Err(HubError::Variable { variable, reason });
-        }
-    }
-    Ok(Proxy::try_from_env())
-}
-
-/// Whom to trust: the authorities that browsers trust, or those of `SSL_CERT_FILE`, as behind a company's proxy.
-fn roots() -> Result<RootCerts, HubError> {
-    let Some(path) = std::env::var_os("SSL_CERT_FILE").filter(|path| !path.is_empty()) else {
-        return Ok(RootCerts::WebPki);
-    };
-    let fault = |reason: String| HubError::Variable { variable: "SSL_CERT_FILE", reason };
-    let pem =
-        read_bounded(Path::new(&path), LONGEST_CERTIFICATES).map_err(|error| fault(error.to_string()))?;
-    let mut certificates: Vec<Certificate<'static>> = Vec::new();
-    for item in ureq::tls::parse_pem(&pem) {
-        if let PemItem::Certificate(certificate) = item.map_err(|error| fault(error.to_string()))? {
-            certificates.push(certificate);
-        }
-    }
-    if certificates.is_empty() {
-        return Err(fault(format!("`{}` holds no certificate", Path::new(&path).display())));
-    }
-    Ok(RootCerts::new_with_certs(&certificates))
 }

@@ -15,6 +15,7 @@ mod error;
 mod hint;
 mod http;
 mod listing;
+mod machine;
 mod name;
 mod pull;
 mod push;
