@@ -128,7 +128,7 @@ fn bind<'a>(
     bound.into_iter().map(check).collect()
 }
 
-fn no_weights(folder: &Path) -> AdapterError {
+pub(crate) fn no_weights(folder: &Path) -> AdapterError {
     let other = ["adapter_model.bin", "adapters.safetensors", "model.safetensors"];
     let other = other.into_iter().find(|name| folder.join(name).exists()).map(str::to_owned);
     AdapterError::NoWeights { folder: folder.to_owned(), other }

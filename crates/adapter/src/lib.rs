@@ -20,6 +20,7 @@
 
 mod adapter;
 mod byte_size;
+mod check;
 mod config;
 mod error;
 pub mod fidelity;

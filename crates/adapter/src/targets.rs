@@ -102,6 +102,32 @@ pub fn resolve(config: &LoraConfig, model: &ModelConfig) -> Result<Vec<Module>, 
     Ok(modules)
 }
 
+/// The rank that `config` gives each of `paths`, and the targets that mean none of them; a path that no target means, or
+/// that is excluded, has no rank.
+pub(crate) fn ranks<'c>(
+    config: &'c LoraConfig,
+    paths: &[String],
+) -> Result<(Vec<Option<usize>>, Vec<&'c str>), AdapterError> {
+    let targets = Matcher::new("target_modules", &config.target_modules)?;
+    let excluded = config.exclude_modules.as_ref().map(|m| Matcher::new("exclude_modules", m)).transpose()?;
+    let patterns = Patterns::new("rank_pattern", &config.rank_pattern)?;
+    let mut matched = HashSet::new();
+    let mut ranks = Vec::with_capacity(paths.len());
+    for path in paths {
+        let hits = targets.all_matches(path)?;
+        let is_excluded = match &excluded {
+            Some(excluded) => excluded.matches(path)?.is_some(),
+            None => false,
+        };
+        let is_meant = !hits.is_empty() && !is_excluded;
+        matched.extend(hits);
+        let rank = patterns.first(path)?.unwrap_or(config.r) as usize;
+        ranks.push(is_meant.then_some(rank));
+    }
+    let unused = targets.names().into_iter().filter(|name| !matched.contains(name)).collect();
+    Ok((ranks, unused))
+}
+
 /// Path, layer and kind of everything that can carry a pair.
 fn projections(model: &ModelConfig) -> Vec<(String, usize, Projection)> {
     let of_layer = |layer: usize| Projection::ALL.into_iter().map(move |p| (p.module_path(layer), layer, p));

@@ -254,3 +254,69 @@ fn a_configuration_larger_than_the_file_allocates_nothing() {
     let error = Adapter::load(out.path(), &model, &Reference::new()).unwrap_err();
     assert!(error.to_string().contains("are missing"), "{error}");
 }
+
+/// The variant that a fault has, under the file it was found in.
+fn bare(error: AdapterError) -> AdapterError {
+    match error {
+        AdapterError::InFile { source, .. } => bare(*source),
+        error => error,
+    }
+}
+
+#[test]
+fn a_folder_is_checked_without_its_base() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    let check = || Adapter::check(folder).map_err(bare);
+    saved(folder);
+    assert_eq!(check().unwrap().r, 4);
+    let (config, weights) = (folder.join("adapter_config.json"), folder.join("adapter_model.safetensors"));
+    let text = fs::read_to_string(&config).unwrap();
+    let with = |from: &str, to: &str| {
+        assert!(text.contains(from), "{text}");
+        fs::write(&config, text.replace(from, to)).unwrap();
+        let checked = check();
+        fs::write(&config, &text).unwrap();
+        checked
+    };
+    // Another rank, for all or for some, and other targets.
+    let is_shape = |error: &AdapterError| matches!(error, AdapterError::Shape { expected, found, .. } if expected != found);
+    assert!(is_shape(&with("\"r\": 4", "\"r\": 8").unwrap_err()));
+    assert!(is_shape(&with("\"rank_pattern\": {}", "\"rank_pattern\": {\"q_proj\": 2}").unwrap_err()));
+    let error = with("\"q_proj\",", "\"q_proj\", \"v_proj\",").unwrap_err();
+    assert!(matches!(error, AdapterError::Binding { missing, .. } if missing == ["v_proj"]));
+    let error = with("\"q_proj\",", "").unwrap_err();
+    assert!(matches!(error, AdapterError::Binding { unbound, .. } if !unbound.is_empty()));
+    let error = with("\"exclude_modules\": null", "\"exclude_modules\": [\"q_proj\"]").unwrap_err();
+    assert!(matches!(error, AdapterError::Binding { unbound, .. } if !unbound.is_empty()));
+
+    // Half of a pair, one twice, another name, nothing at all, too few bytes, no file.
+    let whole = fs::read(&weights).unwrap();
+    type Tensors = Vec<(String, Dtype, Vec<usize>, Vec<u8>)>;
+    let edited = |change: &dyn Fn(&str) -> Vec<String>| {
+        edit(folder, |name, shape, data| -> Tensors {
+            let one = |name| (name, Dtype::F32, shape.clone(), data.clone());
+            change(name).into_iter().map(one).collect()
+        });
+        let checked = check();
+        fs::write(&weights, &whole).unwrap();
+        checked
+    };
+    let last = |name: &str| name.contains("lora_B");
+    let named = |name: &str| vec![name.replace(".weight", ".default.weight")];
+    assert!(edited(&named).is_ok());
+    let binds = |checked: Result<LoraConfig, AdapterError>| {
+        assert!(matches!(checked.unwrap_err(), AdapterError::Binding { .. }));
+    };
+    binds(edited(&|name| if last(name) { Vec::new() } else { vec![name.to_owned()] }));
+    binds(edited(&|name| [named(name), vec![name.to_owned()]].concat()));
+    binds(edited(&|name| vec![name.replace("base_model.model.", "")]));
+    binds(edited(&|_| Vec::new()));
+    for cut in [0, 7, 20, whole.len() - 1] {
+        fs::write(&weights, &whole[..cut]).unwrap();
+        assert!(matches!(check().unwrap_err(), AdapterError::Model(_)), "{cut}");
+    }
+    fs::remove_file(&weights).unwrap();
+    let error = check().unwrap_err();
+    assert!(matches!(error, AdapterError::NoWeights { .. }) && error.hint().is_some());
+}

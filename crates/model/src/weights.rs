@@ -128,6 +128,16 @@ impl Weights {
         Ok(weights)
     }
 
+    /// Maps one safetensors file, as an adapter's, and reads its header.
+    ///
+    /// # Errors
+    /// As [`Weights::open`].
+    pub fn open_file(path: &Path) -> Result<Self, ModelError> {
+        let mut weights = Self::empty(path);
+        weights.add(path.to_owned(), map(path)?, None)?;
+        Ok(weights)
+    }
+
     /// Weights over the bytes of one safetensors file; `path` is for messages.
     ///
     /// # Errors

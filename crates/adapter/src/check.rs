@@ -1,0 +1,95 @@
+//! Whether an adapter's folder can be loaded, as far as that shows without its base and without reading a weight.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use danlu_model::{TensorInfo, Weights};
+
+use crate::adapter::PREFIX;
+use crate::files::no_weights;
+use crate::{Adapter, AdapterError, LoraConfig, WEIGHTS_FILE, targets};
+
+/// The halves of a pair in a file, `A` and `B`.
+type Pair<'a> = [Option<&'a TensorInfo>; 2];
+
+/// What the halves are called.
+const HALVES: [&str; 2] = ["lora_A", "lora_B"];
+
+impl Adapter {
+    /// Sees that the tensors of an adapter's folder are those of its configuration: whole pairs of the ranks it gives,
+    /// for every module it targets. Headers are read, weights are not; whether they fit a base shows when they are
+    /// loaded.
+    ///
+    /// # Errors
+    /// If a file is missing or damaged, the configuration asks for something unsupported, or tensors and configuration
+    /// differ.
+    pub fn check(folder: &Path) -> Result<LoraConfig, AdapterError> {
+        let config = LoraConfig::read(folder)?;
+        let path = folder.join(WEIGHTS_FILE);
+        if !path.exists() {
+            return Err(no_weights(folder));
+        }
+        let found = Weights::open_file(&path)?;
+        check_tensors(&config, &found).map_err(|error| error.in_file(&path))?;
+        Ok(config)
+    }
+}
+
+fn check_tensors(config: &LoraConfig, found: &Weights) -> Result<(), AdapterError> {
+    let (mut pairs, mut unbound) = (BTreeMap::<&str, Pair<'_>>::new(), Vec::new());
+    for info in found.tensors() {
+        let of_pair = pair_of(&info.name).and_then(|(path, half)| {
+            let slot = &mut pairs.entry(path).or_default()[half];
+            // A second tensor of the same meaning binds to nothing.
+            slot.replace(info).is_none().then_some(())
+        });
+        if of_pair.is_none() {
+            unbound.push(info.name.clone());
+        }
+    }
+    let paths: Vec<String> = pairs.keys().map(|&path| path.to_owned()).collect();
+    let (ranks, unused) = targets::ranks(config, &paths)?;
+    let mut missing: Vec<String> = unused.into_iter().map(str::to_owned).collect();
+    let mut shaped = Vec::new();
+    for ((path, pair), rank) in pairs.iter().zip(ranks) {
+        for (half, info) in pair.iter().enumerate() {
+            match (info, rank) {
+                (None, _) => missing.push(format!("{PREFIX}{path}.{}.weight", HALVES[half])),
+                (Some(info), None) => unbound.push(info.name.clone()),
+                (Some(info), Some(rank)) => shaped.push((*info, half, rank)),
+            }
+        }
+    }
+    if pairs.is_empty() && missing.is_empty() {
+        missing.push(format!("{PREFIX}*.lora_A.weight"));
+    }
+    if !unbound.is_empty() || !missing.is_empty() {
+        unbound.sort();
+        return Err(AdapterError::Binding { unbound, missing });
+    }
+    shaped.into_iter().try_for_each(|(info, half, rank)| check_tensor(info, half, rank))
+}
+
+fn check_tensor(info: &TensorInfo, half: usize, rank: usize) -> Result<(), AdapterError> {
+    let name = info.name.clone();
+    if info.dtype().is_none() {
+        return Err(AdapterError::DType { name, found: info.dtype_name.clone() });
+    }
+    // `A` is (rank, inputs) and `B` (outputs, rank): the other side is the base's to say.
+    let mut expected = info.shape.clone();
+    expected.resize(2, 1);
+    expected[half] = rank;
+    if info.shape == expected {
+        return Ok(());
+    }
+    Err(AdapterError::Shape { name, expected, found: info.shape.clone() })
+}
+
+/// The module that a tensor belongs to, and which half of its pair it is.
+fn pair_of(name: &str) -> Option<(&str, usize)> {
+    let name = name.strip_prefix(PREFIX)?;
+    // PEFT strips the adapter's own name when it saves; other programs keep it.
+    let name = name.strip_suffix(".default.weight").or_else(|| name.strip_suffix(".weight"))?;
+    let (path, half) = name.rsplit_once('.')?;
+    Some((path, HALVES.iter().position(|known| *known == half)?))
+}
