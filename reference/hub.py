@@ -169,6 +169,11 @@ def accounts(server, checks, scratch):
     for what, token in (("another's name", "hf_guan"), ("a token that reads", "hf_reads")):
         error = checks.raises(f"create_repo: {what}", HfHubHTTPError, lambda token=token: api(token).create_repo("zhen/other"))
         checks.equal("create_repo: its status", error and error.response.status_code, 403)
+    for visibility in ("private", "public"):
+        api().update_repo_settings("zhen/made", visibility=visibility)
+        checks.equal(f"update_repo_settings: {visibility}", api().model_info("zhen/made").private, visibility == "private")
+    error = checks.raises("update_repo_settings: another's", HfHubHTTPError, lambda: api("hf_guan").update_repo_settings("zhen/made", private=True))
+    checks.equal("update_repo_settings: its status", error and error.response.status_code, 403)
     error = checks.raises("create_repo: no token", HfHubHTTPError, lambda: api(False).create_repo("zhen/other"))
     checks.equal("create_repo: its status", error and error.response.status_code, 401)
 

@@ -24,7 +24,7 @@ use crate::refusal::Refusal;
 const LONGEST_BODY: u64 = 256 << 20;
 
 /// What follows a repository's name in a path.
-const VERBS: [&str; 11] = [
+const VERBS: [&str; 12] = [
     "branch",
     "commit",
     "commits",
@@ -34,6 +34,7 @@ const VERBS: [&str; 11] = [
     "refs",
     "resolve",
     "revision",
+    "settings",
     "tag",
     "tree",
 ];
@@ -142,6 +143,7 @@ fn model(call: &mut Call<'_, '_>, method: &str, id: &str, rest: &[&str]) -> Answ
         ("POST", ["commit", revision]) => commit::commit(call, id, revision),
         ("POST", ["branch", name]) => info::add_ref(call, id, "refs/heads", name),
         ("POST", ["tag", revision]) => info::add_tag(call, id, revision),
+        ("PUT", ["settings"]) => account::settings(call, id),
         ("POST", ["discussions"]) => discussion::open(call, id),
         ("GET", ["discussions", number]) => discussion::details(call, id, number),
         _ => Err(nothing()),

@@ -374,6 +374,24 @@ fn models_are_as_a_test_puts_them_there() {
 }
 
 #[test]
+fn who_sees_a_repository_is_its_owners_to_say() {
+    let server = server();
+    server.add_user("guan", "hf_guan");
+    let put = |token: &str, body: &str| {
+        let url = format!("{}/api/models/zhen/m/settings", server.endpoint());
+        ask(&url, "PUT", &[("Authorization", &format!("Bearer {token}"))], body.as_bytes()).unwrap().status
+    };
+    let private = || server.is_private("zhen/m").unwrap();
+    assert_eq!((put("hf_guan", "{\"visibility\":\"private\"}"), private()), (403, false));
+    assert_eq!((put("hf_zhen", "{\"visibility\":\"private\"}"), private()), (200, true));
+    assert_eq!((put("hf_guan", "{\"visibility\":\"public\"}"), private()), (404, true));
+    assert_eq!((put("hf_zhen", "{\"private\":false}"), private()), (200, false));
+    for wrong in ["{}", "{\"visibility\":\"protected\"}", "{\"visibility\":\"public\",\"private\":true}"] {
+        assert_eq!((put("hf_zhen", wrong), private()), (400, false));
+    }
+}
+
+#[test]
 fn a_dropped_server_is_gone() {
     let server = server();
     let address = server.endpoint();

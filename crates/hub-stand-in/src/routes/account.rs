@@ -78,6 +78,22 @@ pub(super) fn create(call: &mut Call<'_, '_>) -> Answer {
     ))
 }
 
+/// Who may see a repository: `huggingface_hub` says `visibility`, and said `private` before.
+pub(super) fn settings(call: &mut Call<'_, '_>, id: &str) -> Answer {
+    let wish = call.json()?;
+    let private = match (wish.get("visibility").and_then(Value::as_str), wish.get("private")) {
+        (Some("private"), None) => true,
+        (Some("public"), None) => false,
+        (None, Some(Value::Bool(private))) => *private,
+        _ => return Err(Refusal::new(400, "Neither a visibility nor whether it is private is given")),
+    };
+    let mut state = call.hub.state();
+    state.writer(id, call.caller.clone(), false)?;
+    let Some(repository) = state.repositories.get_mut(id) else { return Err(Refusal::repository(true)) };
+    repository.private = private;
+    Ok(Response::json(200, &json!({ "private": private })))
+}
+
 fn is_name(name: &str) -> bool {
     let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
     (1..=96).contains(&name.len())
