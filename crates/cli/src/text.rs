@@ -1,5 +1,8 @@
 //! Text on a grid of cells, where a Chinese character is two cells wide.
 
+use std::path::Path;
+
+pub use danlu_train::card::shell_word;
 pub use danlu_train::figures::{duration, thousands};
 use unicode_width::{UnicodeWidthChar, UnicodeWidthStr};
 
@@ -130,6 +133,11 @@ pub fn side_by_side(titles: [&str; 2], texts: [&str; 2], cells: usize) -> String
     out
 }
 
+/// A path as a word of a command that is to be typed.
+pub fn shell_path(path: &Path) -> String {
+    shell_word(&path.display().to_string())
+}
+
 /// Bytes in the largest fitting unit: `1.5 GB`.
 pub fn bytes(n: u64) -> String {
     let units = ["B", "KB", "MB", "GB", "TB"];
@@ -188,6 +196,13 @@ mod tests {
     fn numbers_read_well() {
         assert_eq!(bytes(1_500_000_000), "1.5 GB");
         assert_eq!(bytes(999), "999 B");
+    }
+
+    #[test]
+    fn a_path_is_one_word_of_a_command() {
+        assert_eq!(shell_path(Path::new("out/甄嬛-8b")), "out/甄嬛-8b");
+        assert_eq!(shell_path(Path::new("my models/x")), "'my models/x'");
+        assert_eq!(shell_path(Path::new("it's; rm -r ~")), r"'it'\''s; rm -r ~'");
     }
 
     #[test]

@@ -26,6 +26,7 @@ use crate::TrainError;
 use crate::report::Language;
 
 pub use base_name::{BaseName, cached, is_license, license_of};
+pub use markdown::shell_word;
 pub use notes::{of as notes_of, put as put_notes};
 pub use record::{CARD_FILE, Card, CardLanguage, Lora, Merge, Training};
 pub use text_language::TextLanguage;

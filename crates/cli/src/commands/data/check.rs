@@ -243,10 +243,11 @@ fn verdict(args: &CheckArgs, datasets: &[Dataset], found: &Check, printer: &Prin
 
 /// The command that trains on these files.
 fn next_command(args: &CheckArgs) -> String {
-    let base = args.data.base.as_ref().map_or_else(|| "DIR".into(), |base| base.display().to_string());
-    let files: Vec<_> = args.files.iter().map(|file| file.display().to_string()).collect();
+    let base = args.data.base.as_ref().map_or_else(|| "DIR".into(), |base| text::shell_path(base));
+    let files: Vec<_> = args.files.iter().map(|file| text::shell_path(file)).collect();
     let name = args.files.first().and_then(|file| file.file_stem()).unwrap_or_default().to_string_lossy();
-    let mut command = format!("danlu train --base {base} --data {} --output out/{name}", files.join(" "));
+    let output = text::shell_word(&format!("out/{name}"));
+    let mut command = format!("danlu train --base {base} --data {} --output {output}", files.join(" "));
     if args.data.max_length != DEFAULT_MAX_LENGTH {
         command += &format!(" --max-length {}", args.data.max_length);
     }

@@ -129,13 +129,11 @@ impl HeldOut {
     pub fn warn(&self, file: &Path, printer: &Printer) {
         let n = self.left_out;
         if n > 0 {
+            let (records, check) = (text::counted(n as u64, "record"), check_command(file));
+            let file = file.display();
             printer.warn(&printer.pick(
-                format!("`{0}` 中有 {n} 条记录用不上（danlu data check {0} 说明原因）", file.display()),
-                format!(
-                    "{} of `{1}` cannot be used: `danlu data check {1}` says why",
-                    text::counted(n as u64, "record"),
-                    file.display()
-                ),
+                format!("`{file}` 中有 {n} 条记录用不上（{check} 说明原因）"),
+                format!("{records} of `{file}` cannot be used: `{check}` says why"),
             ));
         }
     }
@@ -181,7 +179,12 @@ pub fn read_held_out(
     held_out.left_out = bad + count - held_out.records.len();
     if held_out.records.is_empty() {
         let text = format!("`{}` holds no record to measure on", file.display());
-        return Err(Report::input(text).with_hint(format!("`danlu data check {}` says why", file.display())));
+        return Err(Report::input(text).with_hint(format!("`{}` says why", check_command(file))));
     }
     Ok(held_out)
+}
+
+/// The command that says what is wrong with a file.
+fn check_command(file: &Path) -> String {
+    format!("danlu data check {}", text::shell_path(file))
 }

@@ -77,7 +77,7 @@ pub fn run(args: &PreviewArgs, printer: &Printer) -> Result<()> {
         );
     }
     if !dataset.bad.is_empty() {
-        let (n, file) = (dataset.bad.len(), args.file.display());
+        let (n, file) = (dataset.bad.len(), text::shell_path(&args.file));
         let verb = if n == 1 { "is" } else { "are" };
         printer.warn(&printer.pick(
             format!("另有 {n} 条坏记录：danlu data check {file}"),

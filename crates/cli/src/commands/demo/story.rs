@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use crate::lang::Lang;
+use crate::text;
 
 /// A step of the demo.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -126,12 +127,9 @@ pub fn before_after(lang: Lang) -> (&'static str, &'static str) {
 
 /// What to type next, each with what it does.
 pub fn commands(lang: Lang, root: &Path) -> Vec<(&'static str, String)> {
-    let root = root.display();
+    let merged = text::shell_path(&root.join("merged"));
     vec![
-        (
-            lang.pick("和刚炼好的模型聊天", "talk with the model just made"),
-            format!("danlu chat {root}/merged"),
-        ),
+        (lang.pick("和刚炼好的模型聊天", "talk with the model just made"), format!("danlu chat {merged}")),
         (
             lang.pick("看看你的数据会怎样被训练", "see how your data would be trained"),
             "danlu data check mine.json --base DIR".to_owned(),

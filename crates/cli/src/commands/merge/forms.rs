@@ -10,6 +10,7 @@ use crate::commands::base;
 use crate::commands::loaded::Place;
 use crate::printer::Printer;
 use crate::report::{Report, Result};
+use crate::text;
 
 /// What `--merge-base` asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -68,7 +69,7 @@ impl Forms {
         }
         if let Some(folder) = original {
             let text = format!("`{}` is in 16 bits or more: it is the original itself", place.base.display());
-            let hint = format!("leave `--original {}` out", folder.display());
+            let hint = format!("leave `--original {}` out", text::shell_path(folder));
             return Err(Report::input(text).with_hint(hint));
         }
         let dequantized = through.map(|through| Form { folder: place.base.clone(), through: Some(through) });

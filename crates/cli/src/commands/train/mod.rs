@@ -277,7 +277,7 @@ fn take_steps(
     if trainer.is_finished() {
         return Ok(true);
     }
-    let (done, total, output) = (trainer.global_step(), trainer.total_steps(), run.output.display());
+    let (done, total, output) = (trainer.global_step(), trainer.total_steps(), text::shell_path(&run.output));
     if done == 0 {
         printer.tell(
             "还没走第一步就停下了，没有可保存的。",
@@ -427,9 +427,11 @@ fn conclude(run: &Run, summary: &RunSummary, printer: &Printer) {
         ));
     }
     printer.say(&format!("\n{}", printer.pick("接下来：", "next:")));
+    let merged = text::shell_word(&format!("{output}-merged"));
+    let output = text::shell_path(&run.output);
     let compare =
         run.output.join(held_out::HELD_OUT_FILE).is_file().then(|| format!("danlu compare {output}"));
-    let merge = format!("danlu merge {output} --output {output}-merged");
+    let merge = format!("danlu merge {output} --output {merged}");
     for command in [Some(format!("danlu chat {output}")), compare, Some(merge)].into_iter().flatten() {
         printer.say(&format!("  {}", printer.err(Look::Cyan, &command)));
     }

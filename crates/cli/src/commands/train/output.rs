@@ -15,6 +15,7 @@ use crate::commands::card;
 use crate::lang::Lang;
 use crate::printer::Printer;
 use crate::report::{Report, Result};
+use crate::text;
 
 /// Makes the folder ready, or refuses it; the checkpoint to go on from, where there is one, and the lock that
 /// keeps a second run out while it lives.
@@ -121,13 +122,16 @@ fn unsaved(run: &Run, error: impl Into<Report>) -> Report {
     else {
         return report;
     };
-    let resume = format!("danlu train --output {output} --resume");
+    let resume = format!("danlu train --output {} --resume", text::shell_path(&run.output));
     report.and_hint(match (newest, whole) {
         (None, _) => format!("there is no checkpoint yet: `{resume}` starts over"),
         (Some(_), None) => format!("no checkpoint of `{output}` is whole: start anew in another folder"),
         (Some(newest), Some(whole)) => {
             let shown = whole.display();
-            let named = if newest == whole { String::new() } else { format!(" {shown}") };
+            let named = match newest == whole {
+                true => String::new(),
+                false => format!(" {}", text::shell_path(&whole)),
+            };
             format!("`{shown}` is whole: `{resume}{named}` goes on from it")
         }
     })
@@ -141,8 +145,8 @@ fn unusable(run: &Run, checkpoint: &Path, error: TrainError) -> Report {
     let output = run.output.display();
     let hint = match latest_whole_checkpoint(&run.output) {
         Ok(Some(whole)) if whole != checkpoint => {
-            let whole = whole.display();
-            format!("`{whole}` is whole: danlu train --output {output} --resume {whole}")
+            let [output, checkpoint] = [&run.output, &whole].map(|path| text::shell_path(path));
+            format!("`{}` is whole: danlu train --output {output} --resume {checkpoint}", whole.display())
         }
         _ if matches!(error, TrainError::CheckpointFormat { .. }) => return error.into(),
         _ => format!("no other checkpoint of `{output}` is whole: start anew in another folder"),

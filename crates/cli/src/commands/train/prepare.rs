@@ -174,7 +174,8 @@ fn refuse(bad: &[BadRecord], good: usize, data: &[PathBuf]) -> Report {
         details.push(format!("… and {} more", bad.len() - MAX_LISTED));
     }
     let file = data.iter().find(|file| bad[0].source.file.as_ref() == file.as_path()).unwrap_or(&data[0]);
-    let hint = format!("`danlu data check {}` shows them all, `--skip-bad` leaves them out", file.display());
+    let check = format!("danlu data check {}", text::shell_path(file));
+    let hint = format!("`{check}` shows them all, `--skip-bad` leaves them out");
     let noun = if bad.len() == 1 { "records is" } else { "records are" };
     Report::input(format!("{} of {all} {noun} bad", bad.len())).with_details(details).with_hint(hint)
 }

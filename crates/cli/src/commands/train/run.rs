@@ -13,6 +13,7 @@ use crate::commands::{ComputeArgs, hub, nearby, no_model};
 use crate::config_file::ConfigFile;
 use crate::printer::Printer;
 use crate::report::{Report, Result};
+use crate::text;
 use crate::usage::usage;
 
 /// Name of the file in the output folder that holds every setting of the run.
@@ -59,7 +60,7 @@ impl Run {
         let missing = |flag: &str, what: &str| {
             let report = Report::input(format!("`--{flag}` is missing: {what}"));
             report.with_hint(match matches.get_one::<PathBuf>("config") {
-                Some(file) => format!("danlu train --config {} --{flag} ...", file.display()),
+                Some(file) => format!("danlu train --config {} --{flag} ...", text::shell_path(file)),
                 None => "danlu train --base DIR --data FILE --output DIR".to_owned(),
             })
         };
