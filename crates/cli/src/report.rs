@@ -142,6 +142,12 @@ impl Report {
         self
     }
 
+    /// Adds the next move where none is known.
+    pub fn or_hint(mut self, hint: &str) -> Self {
+        self.hint.get_or_insert_with(|| hint.to_owned());
+        self
+    }
+
     /// Adds the place in a file.
     pub fn with_snippet(mut self, snippet: Option<Snippet>) -> Self {
         self.snippet = snippet.map(Box::new);

@@ -258,6 +258,38 @@ pub enum HubError {
         /// The repository.
         repo: RepoName,
     },
+    /// An adapter was to be put beside a model, or a model beside an adapter.
+    #[error("`{}` holds {} (`{file}`): beside it {}", repo.id(),
+        if *is_adapter { "a whole model" } else { "an adapter" },
+        if *is_adapter { "an adapter would be loaded in its place" } else { "the model would not be found" })]
+    Mixture {
+        /// The repository.
+        repo: RepoName,
+        /// The file that makes it so.
+        file: String,
+        /// Whether it was an adapter that was pushed.
+        is_adapter: bool,
+    },
+    /// More within one commit than is held in memory.
+    #[error("the files that `{}` wants within the commit hold {bytes} bytes, and at most {most} are sent so", repo.id())]
+    LargeCommit {
+        /// The repository.
+        repo: RepoName,
+        /// Their bytes.
+        bytes: u64,
+        /// How many are sent.
+        most: u64,
+        /// The largest of them.
+        largest: String,
+    },
+    /// A pull request to nobody.
+    #[error("there is no `{}` to offer a pull request to{}", repo.id(), if *with_token { " that this account may see" } else { "" })]
+    NothingToProposeTo {
+        /// The repository.
+        repo: RepoName,
+        /// Whether a token was sent.
+        with_token: bool,
+    },
     /// A commit or a tag stays what it is.
     #[error("`{}` of `{}` is no branch", repo.revision(), repo.id())]
     NoBranch {
@@ -289,7 +321,7 @@ pub enum HubError {
         orgs: Vec<String>,
     },
     /// The account could, and this token may not.
-    #[error("the token of `{account}` may not write to `{}`: {message}", repo.id())]
+    #[error("the token of `{account}` may not write to `{}`{}", repo.id(), if message.is_empty() { String::new() } else { format!(": {message}") })]
     MayNotWrite {
         /// The repository.
         repo: RepoName,

@@ -79,6 +79,20 @@ impl HubError {
                     repo.id()
                 ));
             }
+            Self::Mixture { is_adapter: true, .. } => {
+                "push the adapter to another name, or take the model's files out of that page first"
+            }
+            Self::Mixture { .. } => {
+                "push the model to another name, or take the adapter's files out of that page first"
+            }
+            Self::LargeCommit { largest, .. } => {
+                return Some(format!(
+                    "`{largest}` is the largest: take it out of the folder, or have the repository's `.gitattributes` keep its kind as large files"
+                ));
+            }
+            Self::NothingToProposeTo { .. } => {
+                "check the spelling; without `--create-pr` a push makes the repository"
+            }
             Self::NoBranch { .. } => "name a branch: one that is not there yet begins where the main one is",
             Self::Race { .. } => "push again when nobody else does: what was sent is not sent again",
             Self::ReadOnly { is_variable: true, .. } => {

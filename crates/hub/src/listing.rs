@@ -50,6 +50,13 @@ pub(crate) enum Hash {
     Sha256(String),
 }
 
+impl Listing {
+    /// Whether it holds nothing but what the Hub puts into a new repository.
+    pub fn is_empty(&self) -> bool {
+        self.files.keys().all(|path| path == ".gitattributes")
+    }
+}
+
 impl Hash {
     /// Its digits.
     pub fn digits(&self) -> &str {

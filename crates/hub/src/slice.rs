@@ -1,21 +1,19 @@
 //! A part of a file on its way: read while it is sent, as often as it takes.
 
 use std::fmt;
-use std::fs::File;
 use std::io::{self, Read};
-use std::os::unix::fs::FileExt;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::HubError;
 use crate::pull::signed;
-use crate::push::ParcelFile;
+use crate::push::{Content, ParcelFile};
 use crate::sum::Sum;
 
 /// A part of a file.
 pub(crate) struct Slice<'a> {
     pub of: &'a ParcelFile,
-    pub file: &'a File,
+    pub content: &'a Content<'a>,
     pub start: u64,
     pub len: u64,
     /// Hears of every byte that is on its way, and of bytes taken back where a try failed.
@@ -49,7 +47,7 @@ pub(crate) struct SliceReader<'a> {
 
 impl Read for SliceReader<'_> {
     fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
-        let Slice { file, start, len, advanced, stop, .. } = self.slice;
+        let Slice { content, start, len, advanced, stop, .. } = self.slice;
         if stop.load(Ordering::Relaxed) {
             return Err(io::Error::other("stopped"));
         }
@@ -57,7 +55,7 @@ impl Read for SliceReader<'_> {
         if most == 0 {
             return Ok(0);
         }
-        let n = file.read_at(&mut out[..most], start + self.done)?;
+        let n = content.read_at(&mut out[..most], start + self.done)?;
         if n == 0 {
             return Err(io::Error::other("the file became shorter"));
         }
@@ -85,6 +83,6 @@ impl SliceReader<'_> {
         }
         let sent = self.sum.filter(|_| self.done == slice.len).map(Sum::digits);
         *slice.sent.lock().expect("nothing panics while it is held") = sent;
-        slice.of.check(slice.file)
+        slice.of.check(slice.content)
     }
 }

@@ -9,7 +9,7 @@ use std::path::Path;
 use common::push::{Desk, WEIGHTS};
 use common::repo;
 use danlu_hub::{Extent, HubError, Left, Parcel, ParcelOptions, PushOptions, Reason, Stage, Transfer};
-use danlu_hub_stand_in::{Host, StandIn};
+use danlu_hub_stand_in::{Action, Fault, Host, Method, StandIn};
 
 #[test]
 fn what_is_pushed_is_pulled_back_byte_for_byte() {
@@ -18,7 +18,8 @@ fn what_is_pushed_is_pulled_back_byte_for_byte() {
     let pushed = desk
         .hub()
         .push(&desk.parcel(), &repo("me/adapter"), &PushOptions::default(), &mut |stage, transfer| {
-            last = Some((stage, transfer));
+            let before = last.replace((stage, transfer));
+            assert!(stage != Stage::Committing || before.unwrap().0 == Stage::Sending);
         })
         .unwrap();
     assert!(pushed.created && pushed.pull_request.is_none());
@@ -29,7 +30,7 @@ fn what_is_pushed_is_pulled_back_byte_for_byte() {
     );
     assert_eq!((pushed.sent, pushed.unchanged), (desk.parcel().size(), 0));
     let (stage, Transfer { done, total, before, files }) = last.unwrap();
-    assert_eq!((stage, done, total, before, files), (Stage::Sending, 2 * WEIGHTS, 2 * WEIGHTS, 0, 2));
+    assert_eq!((stage, done, total, before, files), (Stage::Committing, 2 * WEIGHTS, 2 * WEIGHTS, 0, 2));
     desk.assert_whole("me/adapter", "main");
     let commits = desk.server.commits("me/adapter");
     assert_eq!(commits.len(), 2, "the repository's own, and one");
@@ -111,6 +112,7 @@ fn a_branch_a_message_and_a_private_page_are_as_asked() {
     let error = push("me/public", &options).unwrap_err();
     assert_eq!(error.to_string(), "`me/public` is there already, and public");
     assert_eq!(desk.server.commits("me/public").len(), 1);
+    assert_eq!(desk.server.is_private("me/public"), Some(false));
     // A commit is no branch.
     let error = push(&format!("me/public@{}", "a".repeat(40)), &PushOptions::default()).unwrap_err();
     assert!(matches!(error, HubError::NoBranch { .. }), "{error}");
@@ -131,8 +133,12 @@ fn a_pull_request_leaves_the_branch_as_it_is() {
     desk.assert_whole("she/adapter", "refs/pr/1");
     assert_eq!(desk.server.revisions("she/adapter")["refs/pr/1"], pushed.commit);
     // There is nothing to propose to, and nothing is made.
-    assert!(matches!(push("she/none").unwrap_err(), HubError::NoModel { .. }));
-    assert!(matches!(push("me/none").unwrap_err(), HubError::NoModel { .. }));
+    for name in ["she/none", "me/none"] {
+        let error = push(name).unwrap_err();
+        let words = format!("there is no `{name}` to offer a pull request to that this account may see");
+        assert_eq!(error.to_string(), words);
+        assert!(error.hint().unwrap().contains("without `--create-pr`"));
+    }
     assert_eq!(desk.server.is_private("me/none"), None);
 }
 
@@ -299,4 +305,165 @@ fn two_files_of_the_same_bytes_are_sent_once() {
     assert_eq!(pushed.sent, desk.parcel().size() - WEIGHTS);
     desk.assert_whole("me/adapter", "main");
     assert_eq!(desk.server.requests().iter().filter(|request| request.method == "PUT").count(), 1);
+}
+
+/// The options of a push that is to be its owner's alone.
+fn private() -> PushOptions {
+    PushOptions { private: true, ..PushOptions::default() }
+}
+
+#[test]
+fn an_empty_public_repository_becomes_private_and_one_that_shows_something_does_not() {
+    let desk = Desk::new();
+    let push = |name: &str, options: &PushOptions| {
+        desk.hub().push(&desk.parcel(), &repo(name), options, &mut |_, _| {})
+    };
+    // What a push leaves that was cut before its commit.
+    desk.server.fault(Fault::on(Method::Post, "/preupload/").then(Action::Status(400, vec![], vec![])));
+    push("me/cut", &PushOptions::default()).unwrap_err();
+    assert_eq!((desk.server.commits("me/cut").len(), desk.server.is_private("me/cut")), (1, Some(false)));
+    desk.server.clear_requests();
+    push("me/cut", &private()).unwrap();
+    assert_eq!(desk.server.is_private("me/cut"), Some(true));
+    desk.assert_whole("me/cut", "main");
+    let put = |part: &'static str| move |request: &danlu_hub_stand_in::Record| request.target.contains(part);
+    let requests = desk.server.requests();
+    assert!(requests.iter().position(put("/settings")) < requests.iter().position(put("/preupload/")));
+    // Another branch has files, or somebody offers some.
+    for (name, at) in [("me/begun", "refs/heads/next"), ("me/asked", "refs/pr/1")] {
+        desk.server.model(name).file(".gitattributes", b"").add();
+        desk.server.model(name).on(at).file("x.md", b"x").add();
+        assert!(matches!(push(name, &private()).unwrap_err(), HubError::Public { .. }), "{name}");
+        assert_eq!(desk.server.is_private(name), Some(false));
+    }
+}
+
+#[test]
+fn an_adapter_and_a_model_do_not_mix() {
+    let desk = Desk::new();
+    let refused = |name: &str, file: &str| {
+        let (hub, parcel, name) = (desk.hub(), desk.parcel(), repo(name));
+        let pushed = hub.push(&parcel, &name, &PushOptions::default(), &mut |_, _| {}).map(drop);
+        let compared = hub.differences(&parcel, &name, &mut |_| {}).map(drop);
+        for error in [pushed.unwrap_err(), compared.unwrap_err()] {
+            assert!(error.to_string().contains(&format!("(`{file}`)")), "{error}");
+            assert!(error.hint().unwrap().contains("another name"), "{error}");
+        }
+        assert_eq!(desk.server.commits(name.id()).len(), 1);
+    };
+    let files = ["model.safetensors", "model.safetensors.index.json", "model-00002-of-00002.safetensors"];
+    for (i, file) in files.into_iter().chain(["pytorch_model.bin"]).enumerate() {
+        let name = format!("me/model{i}");
+        desk.server.add_model(&name, &[("config.json", b"{}"), (file, b"weights")]);
+        refused(&name, file);
+    }
+    // Some adapters bring their base's configuration.
+    desk.server.add_model("me/adapter", &[("config.json", b"{}"), ("deep/model.safetensors", b"x")]);
+    desk.push("me/adapter").unwrap();
+
+    fs::remove_file(desk.folder().join("adapter_config.json")).unwrap();
+    fs::remove_file(desk.folder().join("adapter_model.safetensors")).unwrap();
+    desk.write("config.json", b"{}");
+    desk.write("model.safetensors", b"weights");
+    desk.server.add_model("me/lora", &[("adapter_config.json", b"{}")]);
+    refused("me/lora", "adapter_config.json");
+}
+
+#[test]
+fn shards_that_no_index_names_any_more_go_with_the_same_commit() {
+    let desk = Desk::new();
+    for name in ["adapter_config.json", "adapter_model.safetensors"] {
+        fs::remove_file(desk.folder().join(name)).unwrap();
+    }
+    let shard = |i: usize, of: usize| format!("model-{i:05}-of-{of:05}.safetensors");
+    desk.write("config.json", b"{}");
+    desk.write("model.safetensors.index.json", b"{\"of\": 3}");
+    (1..=3).for_each(|i| desk.write(&shard(i, 3), &[i as u8; 1000]));
+    desk.push("me/model").unwrap();
+    let old = ["notes.md", "pytorch_model.bin", "onnx/model.safetensors"];
+    desk.server.commit("me/model", &old.map(|path| (path, b"kept".as_slice())));
+
+    (1..=3).for_each(|i| fs::remove_file(desk.folder().join(shard(i, 3))).unwrap());
+    desk.write("model.safetensors.index.json", b"{\"of\": 2}");
+    (1..=2).for_each(|i| desk.write(&shard(i, 2), &[i as u8; 1500]));
+    let removed: Vec<String> = (1..=3).map(|i| shard(i, 3)).collect();
+    let differences = || desk.hub().differences(&desk.parcel(), &repo("me/model"), &mut |_| {}).unwrap();
+    let told: Vec<(String, u64)> = removed.iter().map(|path| (path.clone(), 1000)).collect();
+    assert_eq!(differences().removed, told);
+    let before = desk.server.commits("me/model").len();
+    let pushed = desk.push("me/model").unwrap();
+    assert_eq!(pushed.removed, removed);
+    assert_eq!(desk.server.commits("me/model").len(), before + 1);
+    desk.assert_whole("me/model", "main");
+    let there = desk.server.hashes("me/model", "main");
+    assert!(removed.iter().all(|path| !there.contains_key(path)), "{there:?}");
+    assert!(old.iter().all(|&path| there.contains_key(path)), "{there:?}");
+    let again = desk.push("me/model").unwrap();
+    assert!(again.files.is_empty() && again.removed.is_empty() && again.commit == pushed.commit);
+
+    // One file in place of all: nothing else changes, and the answer is lost.
+    fs::remove_file(desk.folder().join("model.safetensors.index.json")).unwrap();
+    (1..=2).for_each(|i| fs::remove_file(desk.folder().join(shard(i, 2))).unwrap());
+    desk.write("model.safetensors", &[9; 3000]);
+    desk.server.commit("me/model", &[("model.safetensors", &[9; 3000])]);
+    let before = desk.server.commits("me/model").len();
+    desk.server.fault(Fault::on(Method::Post, "/commit/").then(Action::CutAnswer));
+    let last = desk.push("me/model").unwrap();
+    assert!(last.files.is_empty());
+    assert_eq!(last.removed, [shard(1, 2), shard(2, 2), "model.safetensors.index.json".to_owned()]);
+    assert_eq!(desk.server.commits("me/model").len(), before + 1);
+    desk.assert_whole("me/model", "main");
+}
+
+#[test]
+fn bytes_go_in_place_of_a_file_and_are_looked_through_as_well() {
+    let desk = Desk::new();
+    let token = format!("{}{}", "hf&#95;", "aBcDeFgHiJkLmNoPqRsTuVwXyZaBcDeFgH");
+    let with = |with_tokens| {
+        let options = ParcelOptions { with_tokens, ..ParcelOptions::default() };
+        let mut parcel = Parcel::of(desk.folder(), &options).unwrap();
+        parcel.substitute("README.md", b"# otherwise".to_vec());
+        parcel.substitute("adapter_model.safetensors", vec![5; 70_000]);
+        parcel.substitute("more.txt", b"the folder lacks it".to_vec());
+        parcel.substitute("card.json", format!("{{\n\"x\": \"{token}\"}}").into_bytes());
+        parcel
+    };
+    let parcel = with(false);
+    let left = Left { path: "card.json".to_owned(), reason: Reason::Token { line: 2 } };
+    assert_eq!(parcel.left(), [left]);
+    assert_eq!(with(true).files().len(), parcel.files().len() + 1);
+    desk.hub().push(&parcel, &repo("me/adapter"), &PushOptions::default(), &mut |_, _| {}).unwrap();
+    let there = |path: &str| desk.server.read("me/adapter", "main", path);
+    assert_eq!(there("README.md").unwrap(), b"# otherwise");
+    assert_eq!(there("adapter_model.safetensors").unwrap(), vec![5; 70_000]);
+    assert_eq!(there("more.txt").unwrap(), b"the folder lacks it");
+    assert_eq!(there("card.json"), None);
+    assert_eq!(fs::read(desk.folder().join("README.md")).unwrap(), "# an adapter 甄".as_bytes());
+    // What stays for a reason does so whatever would go in its place.
+    desk.write(".env", b"X=1");
+    let mut parcel = desk.parcel();
+    parcel.substitute(".env", b"X=2".to_vec());
+    assert!(!parcel.files().iter().any(|file| file.path() == ".env"));
+}
+
+#[test]
+fn what_an_account_may_not_is_known_before_anything_is_sent() {
+    let desk = Desk::new();
+    desk.server.add_read_only_user("me", "hf_reads");
+    desk.server.add_member("lab", "me");
+    let propose = PushOptions { create_pr: true, ..PushOptions::default() };
+    let may = |token: Option<&str>, name: &str, options: &PushOptions| {
+        desk.hub_with(token).may_push(&repo(name), options).map(drop)
+    };
+    let plain = PushOptions::default();
+    for name in ["me/new", "lab/new"] {
+        may(Some("hf_mine"), name, &plain).unwrap();
+    }
+    may(Some("hf_mine"), "she/model", &propose).unwrap();
+    assert!(matches!(may(Some("hf_mine"), "she/model", &plain).unwrap_err(), HubError::NotOwner { .. }));
+    assert!(matches!(may(Some("hf_reads"), "me/new", &plain).unwrap_err(), HubError::ReadOnly { .. }));
+    assert!(matches!(may(Some("hf_reads"), "she/model", &propose).unwrap_err(), HubError::ReadOnly { .. }));
+    assert!(matches!(may(Some("hf_wrong"), "me/new", &plain).unwrap_err(), HubError::BadToken { .. }));
+    assert!(matches!(may(None, "me/new", &plain).unwrap_err(), HubError::NoToken { .. }));
+    assert!(desk.server.requests().iter().all(|request| request.method == "GET"));
 }

@@ -1,10 +1,18 @@
-//! How much memory a push takes. It is alone in its process, for the measure is the process's.
+//! How much memory a push takes: that of a process that does nothing else, beside a server in another.
 
 mod common;
 
 use std::fs;
+use std::process::Command;
 
 use common::push::Desk;
+use common::repo;
+use danlu_hub::{Hub, HubSettings, Parcel, ParcelOptions, PushOptions};
+
+/// Names the folder that the measured process pushes.
+const FOLDER: &str = "DANLU_TEST_PUSHED_FOLDER";
+
+const MIB: u64 = 1 << 20;
 
 /// Most memory that the process has had so far, in bytes.
 fn peak() -> u64 {
@@ -14,16 +22,80 @@ fn peak() -> u64 {
 }
 
 #[test]
+#[ignore = "the process that the others measure"]
+fn is_measured() {
+    let Some(folder) = std::env::var_os(FOLDER) else { return };
+    let hub = Hub::new(HubSettings::from_env().unwrap());
+    let push = || {
+        let parcel = Parcel::of(folder.as_ref(), &ParcelOptions::default()).unwrap();
+        hub.push(&parcel, &repo("me/adapter"), &PushOptions::default(), &mut |_, _| {})
+    };
+    // What a first connection takes is none of the files'.
+    hub.whoami().unwrap();
+    let before = peak();
+    let said = match push() {
+        Ok(pushed) => format!("sent {}", pushed.sent),
+        Err(error) => error.to_string(),
+    };
+    println!("grown {}: {said}", peak() - before);
+}
+
+/// Bytes by which another process grows that pushes the desk's folder, and what it says.
+fn grown(desk: &Desk) -> (u64, String) {
+    let output = Command::new(std::env::current_exe().unwrap())
+        .args(["is_measured", "--exact", "--ignored", "--nocapture"])
+        .env("HF_ENDPOINT", desk.server.endpoint())
+        .env("HF_HOME", desk.home.path())
+        .env("HF_TOKEN", "hf_mine")
+        .env(FOLDER, desk.folder())
+        .output()
+        .unwrap();
+    let out = String::from_utf8(output.stdout).unwrap();
+    let line = out.lines().find_map(|line| line.split_once("grown ")).unwrap_or_else(|| panic!("{out}")).1;
+    let (bytes, said) = line.split_once(": ").unwrap();
+    (bytes.parse().unwrap(), said.to_owned())
+}
+
+#[test]
 fn a_large_file_passes_through_little_memory() {
-    const SIZE: u64 = 96 << 20;
+    const SIZE: u64 = 96 * MIB;
     let desk = Desk::new();
     desk.push("me/adapter").unwrap();
-    let before = peak();
-    let file = fs::File::create(desk.folder().join("model.safetensors")).unwrap();
-    file.set_len(SIZE).unwrap();
-    let pushed = desk.push("me/adapter").unwrap();
-    assert_eq!(pushed.sent, SIZE);
-    // The client's pieces, and those of the server beside it.
-    let grown = peak() - before;
-    assert!(grown < 24 << 20, "{} MiB", grown >> 20);
+    fs::File::create(desk.folder().join("deep/more.safetensors")).unwrap().set_len(SIZE).unwrap();
+    let (grown, said) = grown(&desk);
+    assert_eq!(said, format!("sent {SIZE}"));
+    // A piece for each of the four that are sent at a time, and those of reading.
+    assert!(grown < 12 * MIB, "{} MiB", grown / MIB);
+}
+
+#[test]
+fn files_within_the_commit_are_in_memory_once() {
+    let desk = Desk::new();
+    desk.push("me/adapter").unwrap();
+    // Text under the size from which the Hub has files apart.
+    let text = "zhen huan
+"
+    .repeat(9 << 20 >> 4);
+    (0..4).for_each(|i| desk.write(&format!("text{i}.txt"), format!("{i}{text}").as_bytes()));
+    let size: u64 = 4 * (text.len() as u64 + 1);
+    assert!(size > 20 * MIB, "{size}");
+    let (grown, said) = self::grown(&desk);
+    assert_eq!(said, format!("sent {size}"));
+    // In base64, and the pieces of reading: not a second time.
+    assert!(grown < size / 3 * 4 + 8 * MIB, "{} MiB for {} MiB", grown / MIB, size / MIB);
+}
+
+#[test]
+fn more_than_one_commit_may_hold_is_refused_before_it_is_read() {
+    let desk = Desk::new();
+    desk.push("me/adapter").unwrap();
+    let text = "zhen huan
+"
+    .repeat(9 << 20 >> 4);
+    (0..8).for_each(|i| desk.write(&format!("text{i}.txt"), format!("{i}{text}").as_bytes()));
+    let (grown, said) = grown(&desk);
+    let size = 8 * (text.len() + 1);
+    assert!(said.contains(&format!("{size} bytes, and at most {}", 32 * MIB)), "{said}");
+    assert!(grown < 8 * MIB, "{} MiB", grown / MIB);
+    assert_eq!(desk.server.commits("me/adapter").len(), 2);
 }

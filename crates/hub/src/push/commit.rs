@@ -1,9 +1,10 @@
 //! The one commit of a push: everything in it, or nothing.
 
+use std::io::{self, Read};
 use std::time::Duration;
 
-use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
+use base64::write::EncoderWriter;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
@@ -41,15 +42,17 @@ struct Made {
 }
 
 impl Hub {
-    /// Makes the commit on `parent`, once.
+    /// Makes the commit on `parent`, once: with these files, and without those that are `removed`.
     pub(super) fn commit(
         &self,
         repo: &RepoName,
         options: &PushOptions,
         parent: &str,
         files: &[(&ParcelFile, Mode)],
+        removed: &[String],
     ) -> Result<Committed, Uncommitted> {
-        let body = body(options, parent, files).map_err(|error| Uncommitted::Refused(error.into()))?;
+        let body =
+            body(options, parent, files, removed).map_err(|error| Uncommitted::Refused(error.into()))?;
         let proposes = if options.create_pr { "?create_pr=1" } else { "" };
         let endpoint = self.http.endpoint();
         let url =
@@ -63,6 +66,10 @@ impl Hub {
         let wait = answer.is_passing();
         match answer.status.as_u16() {
             409 | 412 => return Err(Uncommitted::Race),
+            // What was to be taken away is gone: another commit was faster.
+            404 if !removed.is_empty() && answer.header("x-error-code") == Some("EntryNotFound") => {
+                return Err(Uncommitted::Race);
+            }
             400 | 422 => {
                 let refused = HubError::Refused { repo: repo.clone(), message: message(&mut answer) };
                 return Err(Uncommitted::Refused(refused.into()));
@@ -97,32 +104,63 @@ impl Hub {
     }
 }
 
-/// A JSON value a line: first what the commit says of itself, then its files.
-fn body(options: &PushOptions, parent: &str, files: &[(&ParcelFile, Mode)]) -> Result<Vec<u8>, HubError> {
+/// A JSON value a line: first what the commit says of itself, then its files. Those within it are written into the body
+/// as they are read, and stand nowhere else.
+fn body(
+    options: &PushOptions,
+    parent: &str,
+    files: &[(&ParcelFile, Mode)],
+    removed: &[String],
+) -> Result<Vec<u8>, HubError> {
     let summary =
         options.message.as_deref().map(str::trim).filter(|text| !text.is_empty()).unwrap_or(MESSAGE);
     let description = options.description.as_deref().unwrap_or_default();
-    let mut body = Vec::new();
-    let mut line = |key: &str, value: Value| {
-        body.extend_from_slice(json!({ "key": key, "value": value }).to_string().as_bytes());
-        body.push(b'\n');
-    };
-    line("header", json!({ "summary": summary, "description": description, "parentCommit": parent }));
+    let is_regular = |(_, mode): &&(&ParcelFile, Mode)| *mode == Mode::Regular;
+    let regular: u64 = files.iter().filter(is_regular).map(|(file, _)| file.size().div_ceil(3) * 4).sum();
+    let lines = 1024 * (files.len() + removed.len() + 1);
+    let mut body = Vec::with_capacity(usize::try_from(regular).unwrap_or(0) + lines);
+    let header = json!({ "summary": summary, "description": description, "parentCommit": parent });
+    line(&mut body, "header", &header);
     for (file, mode) in files {
         match mode {
-            Mode::Regular => {
-                let content = STANDARD.encode(file.content()?);
-                line("file", json!({ "path": file.path(), "encoding": "base64", "content": content }));
-            }
+            Mode::Regular => within(&mut body, file)?,
             Mode::Large => {
                 // What it was when it was sent, it has to be still.
                 file.open()?;
                 let oid = file.sha256(&mut |_| {})?;
                 let value = json!({ "path": file.path(), "algo": "sha256", "oid": oid, "size": file.size() });
-                line("lfsFile", value);
+                line(&mut body, "lfsFile", &value);
             }
             Mode::Ignored => {}
         }
     }
+    for path in removed {
+        line(&mut body, "deletedFile", &json!({ "path": path }));
+    }
     Ok(body)
+}
+
+fn line(body: &mut Vec<u8>, key: &str, value: &Value) {
+    body.extend_from_slice(json!({ "key": key, "value": value }).to_string().as_bytes());
+    body.push(b'\n');
+}
+
+/// The line of a file that stands within the commit.
+fn within(body: &mut Vec<u8>, file: &ParcelFile) -> Result<(), HubError> {
+    let path = Value::from(file.path());
+    let begin = format!(r#"{{"key":"file","value":{{"path":{path},"encoding":"base64","content":""#);
+    body.extend_from_slice(begin.as_bytes());
+    let content = file.open()?;
+    let mut encoder = EncoderWriter::new(&mut *body, &STANDARD);
+    let copied = io::copy(&mut content.reader().take(file.size() + 1), &mut encoder);
+    let copied = copied.map_err(|error| file.unread(error))?;
+    // Memory takes whatever is written.
+    let _ = encoder.finish();
+    drop(encoder);
+    file.check(&content)?;
+    if copied != file.size() {
+        return Err(file.changed());
+    }
+    body.extend_from_slice(b"\"}}\n");
+    Ok(())
 }

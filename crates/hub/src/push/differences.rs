@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use super::beside::{outdated, refuse_mixture};
 use crate::listing::{Listing, RemoteFile};
 use crate::{Hub, HubError, Parcel, ParcelFile, RepoName, Transfer};
 
@@ -22,6 +23,10 @@ pub struct Differences {
     pub changed: Vec<(String, u64)>,
     /// Files that it has.
     pub unchanged: Vec<(String, u64)>,
+    /// Files that the commit takes away: weights of the model that was there before.
+    pub removed: Vec<(String, u64)>,
+    /// Whether it holds nothing yet.
+    pub is_empty: bool,
 }
 
 impl Differences {
@@ -36,7 +41,8 @@ impl Hub {
     /// may look. `progress` hears of the files' bytes as they are read.
     ///
     /// # Errors
-    /// If the Hub cannot be asked or refuses, or a file cannot be read.
+    /// If the Hub cannot be asked or refuses, the repository holds the other of adapter and model, or a file cannot be
+    /// read.
     pub fn differences(
         &self,
         parcel: &Parcel,
@@ -54,16 +60,21 @@ impl Hub {
             }
             Err(error) => return Err(error),
         };
+        if let Some(listing) = &listing {
+            refuse_mixture(parcel, listing, repo)?;
+        }
         let compared = compare(parcel, listing.as_ref(), progress)?;
         let sized = |files: Vec<&ParcelFile>| files.iter().map(|f| (f.path().to_owned(), f.size())).collect();
         Ok(Differences {
             exists,
             has_revision: exists,
             private: listing.as_ref().and_then(|listing| listing.private),
+            is_empty: listing.as_ref().is_none_or(Listing::is_empty),
             commit: listing.map(|listing| listing.commit),
             new: sized(compared.new),
             changed: sized(compared.changed),
             unchanged: sized(compared.unchanged),
+            removed: compared.outdated,
         })
     }
 }
@@ -74,6 +85,8 @@ pub(crate) struct Compared<'a> {
     pub new: Vec<&'a ParcelFile>,
     pub changed: Vec<&'a ParcelFile>,
     pub unchanged: Vec<&'a ParcelFile>,
+    /// What is there of a model that this one replaces.
+    pub outdated: Vec<(String, u64)>,
 }
 
 /// Compares a parcel with what is listed. Only files of equal size are read for it, and those once.
@@ -90,7 +103,8 @@ pub(crate) fn compare<'a>(
     let both = || twins.iter().filter(|(_, twin)| twin.is_some());
     let total = both().map(|(file, _)| file.size()).sum();
     let mut transfer = Transfer { done: 0, total, before: 0, files: both().count() };
-    let mut compared = Compared::default();
+    let outdated = listing.map(|listing| outdated(parcel, listing)).unwrap_or_default();
+    let mut compared = Compared { outdated, ..Compared::default() };
     for (file, twin) in &twins {
         let is_same = match twin {
             Some(twin) => file.is(&twin.hash, &mut |n| {

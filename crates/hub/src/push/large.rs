@@ -1,7 +1,6 @@
 //! Large files on their way to storage: several at a time, in parts where the Hub wants parts, and never twice what has
 //! arrived.
 
-use std::fs::File;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicUsize, Ordering};
 use std::sync::mpsc::{self, Sender};
@@ -201,7 +200,7 @@ impl Hub {
         stop: &AtomicBool,
         tell: &Sender<Told>,
     ) -> Result<(), Failure> {
-        let file: File = object.file.open()?;
+        let content = object.file.open()?;
         let size = object.file.size();
         let (url, start, len) = match &route.way {
             Way::There => return Ok(()),
@@ -216,7 +215,7 @@ impl Hub {
             let _ = tell.send(Told::Advanced(bytes));
         };
         let sent = Mutex::new(None);
-        let slice = Slice { of: object.file, file: &file, start, len, advanced: &advanced, stop, sent };
+        let slice = Slice { of: object.file, content: &content, start, len, advanced: &advanced, stop, sent };
         let mut ask = Ask::put(url, &slice);
         if let Way::Whole(Target { headers, .. }) = &route.way {
             ask.headers.clone_from(headers);

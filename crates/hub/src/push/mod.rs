@@ -1,7 +1,9 @@
 //! A folder as one commit of a repository.
 
 mod batch;
+mod beside;
 mod commit;
+mod content;
 mod differences;
 mod large;
 mod mode;
@@ -16,6 +18,7 @@ mod walk;
 use crate::listing::is_hex;
 use crate::{Hub, HubError, RepoName, Transfer};
 
+pub(crate) use content::Content;
 pub use differences::Differences;
 pub use parcel::{Left, Parcel, ParcelFile, ParcelOptions};
 pub use reason::Reason;
@@ -24,7 +27,8 @@ use run::Push;
 /// What a push is to be like. The branch is the name's revision; one that is not there begins where `main` is.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct PushOptions {
-    /// Whether a new repository is its owner's alone. One that is there and public is then refused.
+    /// Whether a new repository is its owner's alone. One that is there and public is then refused, unless it holds
+    /// nothing yet: that becomes private first.
     pub private: bool,
     /// Whether the commit is offered to the repository's owner instead of made on the branch.
     pub create_pr: bool,
@@ -41,6 +45,8 @@ pub enum Stage {
     Reading,
     /// Sends them.
     Sending,
+    /// Makes the commit: only from here on it may be there.
+    Committing,
 }
 
 /// A push that is done.
@@ -54,8 +60,10 @@ pub struct Pushed {
     pub pull_request: Option<String>,
     /// Whether the repository was made for it.
     pub created: bool,
-    /// Paths in the commit; none where the repository had everything, and no commit was made.
+    /// Paths in the commit; none where the repository had everything.
     pub files: Vec<String>,
+    /// Paths that it takes away: weights of the model that was there before. Without these and those no commit was made.
+    pub removed: Vec<String>,
     /// Bytes of these that went over the network; the Hub may have had others of a push that was cut.
     pub sent: u64,
     /// Files that it had already.
@@ -66,12 +74,12 @@ pub struct Pushed {
 
 impl Hub {
     /// Sends what a repository lacks of a parcel, and makes one commit of it: before it nothing is to be seen there. The
-    /// repository is made where there is none, and its other files stay. What was sent before a push was cut is not sent
-    /// again.
+    /// repository is made where there is none, and its other files stay, but for weights of a model that this one
+    /// replaces. What was sent before a push was cut is not sent again.
     ///
     /// # Errors
-    /// If there is no token or it may not, the Hub cannot be asked, a file changes meanwhile, or others keep making
-    /// commits. Nothing is published then.
+    /// If there is no token or it may not, the Hub cannot be asked, the repository holds the other of adapter and model,
+    /// a file changes meanwhile, or others keep making commits. Nothing is published then.
     pub fn push(
         &self,
         parcel: &Parcel,

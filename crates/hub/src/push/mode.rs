@@ -5,7 +5,6 @@ use std::io::Read;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use danlu_model::FileError;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
@@ -20,8 +19,9 @@ const AT_A_TIME: usize = 256;
 /// Bytes of a file that the Hub wants to see first.
 const SAMPLE: u64 = 512;
 
-/// Most bytes of all files within one commit: the Hub itself has larger ones of more than some 10 MB apart.
-const LARGEST_COMMIT: u64 = 256 << 20;
+/// Most bytes of all files within one commit, which is in memory as it is sent: the Hub itself has those of more than
+/// some 10 MB apart.
+const LARGEST_COMMIT: u64 = 32 << 20;
 
 /// How a file is sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -90,7 +90,14 @@ impl Hub {
             }
         }
         if regular > LARGEST_COMMIT {
-            return Err(ask.fault(format!("{regular} bytes within one commit")));
+            let is_regular = |file: &&&ParcelFile| modes.get(file.path()) == Some(&Mode::Regular);
+            let largest = files.iter().filter(is_regular).max_by_key(|file| file.size());
+            return Err(HubError::LargeCommit {
+                repo: repo.clone(),
+                bytes: regular,
+                most: LARGEST_COMMIT,
+                largest: largest.map_or_else(String::new, |file| file.path().to_owned()),
+            });
         }
         Ok(())
     }
@@ -98,7 +105,7 @@ impl Hub {
 
 fn described(file: &ParcelFile) -> Result<Value, HubError> {
     let mut sample = Vec::new();
-    let read = file.open()?.take(SAMPLE).read_to_end(&mut sample);
-    read.map_err(|e| FileError::new("read", file.path().as_ref(), e))?;
+    let content = file.open()?;
+    content.reader().take(SAMPLE).read_to_end(&mut sample).map_err(|e| file.unread(e))?;
     Ok(json!({ "path": file.path(), "size": file.size(), "sample": STANDARD.encode(sample) }))
 }

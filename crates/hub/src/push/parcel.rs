@@ -8,7 +8,9 @@ use std::sync::OnceLock;
 
 use danlu_model::FileError;
 
+use super::content::Content;
 use super::reason::Reason;
+use super::secrets;
 use super::walk::Walk;
 use crate::listing::Hash;
 use crate::sum::{PIECE, Sum};
@@ -36,16 +38,26 @@ pub struct Parcel {
     folder: PathBuf,
     files: Vec<ParcelFile>,
     left: Vec<Left>,
+    with_tokens: bool,
+    token: Option<Token>,
 }
 
 /// A file that goes.
 #[derive(Debug)]
 pub struct ParcelFile {
     path: String,
-    place: PathBuf,
-    stamp: Stamp,
+    source: Source,
     git: OnceLock<String>,
     sha256: OnceLock<String>,
+}
+
+/// Where a file's bytes come from.
+#[derive(Debug)]
+enum Source {
+    /// A file, as it was when it was looked at.
+    File { place: PathBuf, stamp: Stamp },
+    /// Memory: they go in place of those in the folder.
+    Bytes(Vec<u8>),
 }
 
 /// A file that stays, or a folder with all that is in it.
@@ -76,7 +88,8 @@ impl Parcel {
         }
         files.sort_by(|a, b| a.path.cmp(&b.path));
         left.sort_by(|a, b| a.path.cmp(&b.path));
-        Ok(Self { folder: folder.to_owned(), files, left })
+        let (with_tokens, token) = (options.with_tokens, options.token.clone());
+        Ok(Self { folder: folder.to_owned(), files, left, with_tokens, token })
     }
 
     /// The folder.
@@ -94,16 +107,20 @@ impl Parcel {
         &self.left
     }
 
-    /// Sends the file at `place` under the name of one that goes; whether there is one.
-    ///
-    /// # Errors
-    /// If it cannot be read.
-    pub fn substitute(&mut self, path: &str, place: &Path) -> Result<bool, HubError> {
-        let Some(file) = self.files.iter_mut().find(|file| file.path == path) else { return Ok(false) };
-        let error = |e| FileError::new("read", place, e);
-        let opened = File::open(place).map_err(error)?;
-        *file = ParcelFile::of(path.to_owned(), place.to_owned(), &opened).map_err(error)?;
-        Ok(true)
+    /// Sends `bytes` in place of those of a file that goes, or as a file that the folder lacks. Where something in them
+    /// looks like a token they stay, as a file of the folder would; one that stays for another reason goes on staying.
+    pub fn substitute(&mut self, path: &str, bytes: Vec<u8>) {
+        if self.left.iter().any(|left| left.path == path) {
+            return;
+        }
+        self.files.retain(|file| file.path != path);
+        let found = secrets::find(&bytes[..], self.token.as_ref()).expect("memory can be read");
+        match found.filter(|_| !self.with_tokens) {
+            None => self.files.push(ParcelFile::new(path.to_owned(), Source::Bytes(bytes))),
+            Some(line) => self.left.push(Left { path: path.to_owned(), reason: Reason::Token { line } }),
+        }
+        self.files.sort_by(|a, b| a.path.cmp(&b.path));
+        self.left.sort_by(|a, b| a.path.cmp(&b.path));
     }
 
     /// Bytes of what goes.
@@ -116,8 +133,12 @@ impl ParcelFile {
     /// The file that was opened at `place`, as it is now.
     pub(super) fn of(path: String, place: PathBuf, file: &File) -> io::Result<Self> {
         let stamp = Stamp::of(&file.metadata()?);
+        Ok(Self::new(path, Source::File { place, stamp }))
+    }
+
+    fn new(path: String, source: Source) -> Self {
         let (git, sha256) = Default::default();
-        Ok(Self { path, place, stamp, git, sha256 })
+        Self { path, source, git, sha256 }
     }
 
     /// Its path within the folder, with `/`.
@@ -127,41 +148,55 @@ impl ParcelFile {
 
     /// Its bytes.
     pub fn size(&self) -> u64 {
-        self.stamp.size
+        match &self.source {
+            Source::File { stamp, .. } => stamp.size,
+            Source::Bytes(bytes) => bytes.len() as u64,
+        }
+    }
+
+    /// Its place on the disk; its path, where its bytes come from elsewhere.
+    fn place(&self) -> &Path {
+        match &self.source {
+            Source::File { place, .. } => place,
+            Source::Bytes(_) => self.path.as_ref(),
+        }
     }
 
     /// Opens it as it was when it was looked at.
     ///
     /// # Errors
     /// If it is not that file any more.
-    pub(crate) fn open(&self) -> Result<File, HubError> {
-        let file = File::open(&self.place).map_err(|e| FileError::new("read", &self.place, e))?;
-        self.check(&file)?;
-        Ok(file)
+    pub(crate) fn open(&self) -> Result<Content<'_>, HubError> {
+        let content = match &self.source {
+            Source::File { place, .. } => {
+                Content::File(File::open(place).map_err(|e| FileError::new("read", place, e))?)
+            }
+            Source::Bytes(bytes) => Content::Bytes(bytes),
+        };
+        self.check(&content)?;
+        Ok(content)
     }
 
-    /// Sees that the file at its path, and `file`, are what was looked at.
+    /// Sees that the file at its path, and what was opened, are what was looked at.
     ///
     /// # Errors
     /// If either is another.
-    pub(crate) fn check(&self, file: &File) -> Result<(), HubError> {
-        let is = |data: io::Result<Metadata>| data.is_ok_and(|data| Stamp::of(&data) == self.stamp);
-        if is(file.metadata()) && is(fs::metadata(&self.place)) { Ok(()) } else { Err(self.changed()) }
+    pub(crate) fn check(&self, content: &Content<'_>) -> Result<(), HubError> {
+        let (Source::File { place, stamp }, Content::File(file)) = (&self.source, content) else {
+            return Ok(());
+        };
+        let is = |data: io::Result<Metadata>| data.is_ok_and(|data| Stamp::of(&data) == *stamp);
+        if is(file.metadata()) && is(fs::metadata(place)) { Ok(()) } else { Err(self.changed()) }
     }
 
     /// The error that it is another.
     pub(crate) fn changed(&self) -> HubError {
-        HubError::FileChanged { path: self.place.clone() }
+        HubError::FileChanged { path: self.place().to_owned() }
     }
 
-    /// Its whole content, for a small one.
-    pub(crate) fn content(&self) -> Result<Vec<u8>, HubError> {
-        let file = self.open()?;
-        let mut bytes = Vec::new();
-        let read = (&file).take(self.size() + 1).read_to_end(&mut bytes);
-        read.map_err(|e| FileError::new("read", &self.place, e))?;
-        self.check(&file)?;
-        if bytes.len() as u64 == self.size() { Ok(bytes) } else { Err(self.changed()) }
+    /// The error that it cannot be read.
+    pub(crate) fn unread(&self, error: io::Error) -> HubError {
+        FileError::new("read", self.place(), error).into()
     }
 
     /// Whether its bytes give `hash`.
@@ -187,19 +222,20 @@ impl ParcelFile {
         if let Some(digits) = known.get() {
             return Ok(digits);
         }
-        let (file, mut piece) = (self.open()?, vec![0; PIECE]);
+        let (content, mut piece) = (self.open()?, vec![0; PIECE]);
+        let mut reader = content.reader();
         loop {
-            match (&file).read(&mut piece) {
+            match reader.read(&mut piece) {
                 Ok(0) => break,
                 Ok(n) => {
                     sum.add(&piece[..n]);
                     heard(n as u64);
                 }
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-                Err(e) => return Err(FileError::new("read", &self.place, e).into()),
+                Err(e) => return Err(self.unread(e)),
             }
         }
-        self.check(&file)?;
+        self.check(&content)?;
         Ok(known.get_or_init(|| sum.digits()))
     }
 }

@@ -4,7 +4,9 @@ use std::collections::BTreeMap;
 
 use serde::Deserialize;
 use serde_json::json;
+use ureq::http::Method;
 
+use crate::account::Account;
 use crate::http::Ask;
 use crate::listing::{Listing, escaped, is_hex};
 use crate::refusal::About;
@@ -15,6 +17,8 @@ const LOOKS: usize = 3;
 
 #[derive(Deserialize)]
 struct Refs {
+    #[serde(default)]
+    branches: Vec<Ref>,
     #[serde(rename = "pullRequests", default)]
     pull_requests: Vec<Ref>,
 }
@@ -36,9 +40,17 @@ impl Hub {
         for _ in 0..LOOKS {
             match self.list(repo) {
                 Ok(listing) if options.private && listing.private == Some(false) && !options.create_pr => {
-                    return Err(HubError::Public { repo: repo.clone() });
+                    // A push that was cut may have made it, or a hand on the Hub's page: nobody has seen anything there.
+                    if !listing.is_empty() || !self.is_bare(repo, &listing.commit)? {
+                        return Err(HubError::Public { repo: repo.clone() });
+                    }
+                    self.make_private(repo)?;
+                    return Ok((Listing { private: Some(true), ..listing }, created));
                 }
                 Ok(listing) => return Ok((listing, created)),
+                Err(HubError::NoModel { repo, with_token, .. }) if options.create_pr => {
+                    return Err(HubError::NothingToProposeTo { repo, with_token });
+                }
                 Err(error) if options.create_pr => return Err(error),
                 Err(error @ HubError::NoModel { .. }) => {
                     self.create(repo, options.private)?;
@@ -82,28 +94,70 @@ impl Hub {
         Ok(())
     }
 
+    /// Makes a repository its owner's alone.
+    fn make_private(&self, repo: &RepoName) -> Result<(), HubError> {
+        let wish = json!({ "visibility": "private" }).to_string();
+        let address = format!("{}/api/models/{}/settings", self.http.endpoint(), repo.id());
+        let ask = Ask { method: Method::PUT, ..Ask::post(address, "application/json", wish.as_bytes()) };
+        self.http.ask_about(&ask, About::Repo(repo), self.settings.token_is_variable)?;
+        Ok(())
+    }
+
+    /// Whether a repository has this commit alone on all its branches, and no pull requests.
+    fn is_bare(&self, repo: &RepoName, commit: &str) -> Result<bool, HubError> {
+        let refs = self.refs(repo)?;
+        Ok(refs.branches.iter().chain(&refs.pull_requests).all(|one| one.commit == commit))
+    }
+
     /// The pull requests of a repository: refs and their commits.
     pub(super) fn pull_requests(&self, repo: &RepoName) -> Result<BTreeMap<String, String>, HubError> {
+        Ok(self.refs(repo)?.pull_requests.into_iter().map(|one| (one.name, one.commit)).collect())
+    }
+
+    fn refs(&self, repo: &RepoName) -> Result<Refs, HubError> {
         let endpoint = self.http.endpoint();
         let ask = Ask::get(format!("{endpoint}/api/models/{}/refs?include_prs=1", repo.id()));
-        let Refs { pull_requests } = self.json(&ask, About::Repo(repo))?;
-        Ok(pull_requests.into_iter().map(|one| (one.name, one.commit)).collect())
+        self.json(&ask, About::Repo(repo))
+    }
+
+    /// Refuses, before anything is sent, what the token's account will not be let do, as far as the Hub tells; the account.
+    ///
+    /// # Errors
+    /// If there is no token, it is not accepted, it only reads, or the repository is another's and no pull request is
+    /// wanted.
+    pub fn may_push(&self, repo: &RepoName, options: &PushOptions) -> Result<Account, HubError> {
+        self.asks_about(repo)?;
+        if !self.http.has_token() {
+            return Err(HubError::NoToken { what: format!("a push to `{}`", repo.id()) });
+        }
+        let account = self.whoami()?;
+        match self.hindrance(&account, repo) {
+            Some(error) if !(options.create_pr && matches!(error, HubError::NotOwner { .. })) => Err(error),
+            _ => Ok(account),
+        }
+    }
+
+    /// Why an account may not write to a repository, as far as names and roles tell.
+    fn hindrance(&self, account: &Account, repo: &RepoName) -> Option<HubError> {
+        let (owner, _) = repo.id().split_once('/').expect("checked when parsed");
+        let name = account.name.clone();
+        if account.role() == Some("read") {
+            let is_variable = self.settings.token_is_variable;
+            return Some(HubError::ReadOnly { account: name, is_variable });
+        }
+        let orgs: Vec<String> = account.orgs.iter().map(|org| org.name.clone()).collect();
+        let is_owner = name == owner || orgs.iter().any(|org| org == owner);
+        (!is_owner).then(|| HubError::NotOwner { repo: repo.clone(), account: name, orgs })
     }
 
     /// What a refusal of a push means, by what the token's account may.
     pub(super) fn explained(&self, error: HubError, repo: &RepoName) -> HubError {
         let HubError::Forbidden { message, .. } = &error else { return error };
         let Ok(account) = self.whoami() else { return error };
-        let (owner, _) = repo.id().split_once('/').expect("checked when parsed");
-        let orgs: Vec<String> = account.orgs.iter().map(|org| org.name.clone()).collect();
-        if account.role() == Some("read") {
-            let is_variable = self.settings.token_is_variable;
-            return HubError::ReadOnly { account: account.name, is_variable };
-        }
-        if account.name != owner && !orgs.iter().any(|org| org == owner) {
-            return HubError::NotOwner { repo: repo.clone(), account: account.name, orgs };
-        }
-        HubError::MayNotWrite { repo: repo.clone(), account: account.name, message: message.clone() }
+        self.hindrance(&account, repo).unwrap_or_else(|| {
+            let message = message.clone();
+            HubError::MayNotWrite { repo: repo.clone(), account: account.name, message }
+        })
     }
 }
 

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::thread;
 
+use super::beside::refuse_mixture;
 use super::commit::{Committed, Uncommitted};
 use super::differences::compare;
 use super::large::Object;
@@ -25,13 +26,17 @@ pub(super) struct Push<'a> {
     stored: BTreeSet<&'a str>,
     /// Of the large files.
     transfer: Transfer,
-    /// The files of the commit that was tried last.
+    /// The files of the commit that was tried last, and what it took away.
     tried: Vec<String>,
+    removed: Vec<String>,
     /// Bytes of those within it.
     regular: u64,
     /// Pull requests that were there before.
     known: BTreeMap<String, String>,
 }
+
+/// What a commit lacks, and what it takes away.
+type Lacking<'a> = (Vec<&'a ParcelFile>, Vec<String>);
 
 /// Files that go, each by its way, and paths that the Hub leaves out.
 type Wanted<'a> = (Vec<(&'a ParcelFile, Mode)>, Vec<String>);
@@ -41,8 +46,8 @@ type Progress<'p> = &'p mut dyn FnMut(Stage, Transfer);
 impl<'a> Push<'a> {
     pub fn new(hub: &'a Hub, parcel: &'a Parcel, repo: &'a RepoName, options: &'a PushOptions) -> Self {
         let transfer = Transfer { done: 0, total: 0, before: 0, files: 0 };
-        let (modes, stored, tried, regular, known) = Default::default();
-        Self { hub, parcel, repo, options, modes, stored, transfer, tried, regular, known }
+        let (modes, stored, tried, removed, regular, known) = Default::default();
+        Self { hub, parcel, repo, options, modes, stored, transfer, tried, removed, regular, known }
     }
 
     /// Goes through with it.
@@ -59,7 +64,7 @@ impl<'a> Push<'a> {
         // Why the last try was in vain, where there will be no other.
         let mut in_vain = None;
         loop {
-            let lacking = self.lacking(&listing, &mut unchanged, progress)?;
+            let (lacking, outdated) = self.lacking(&listing, &mut unchanged, progress)?;
             let (files, ignored) = self.wanted(&lacking)?;
             let done = |push: &Self, made: Committed| Pushed {
                 commit: made.commit,
@@ -68,12 +73,14 @@ impl<'a> Push<'a> {
                 created,
                 sent: push.transfer.fetched() + push.regular,
                 files: push.tried.clone(),
+                removed: push.removed.clone(),
                 unchanged: unchanged.unwrap_or(0),
                 ignored,
             };
-            if files.is_empty() {
+            if files.is_empty() && outdated.is_empty() {
                 if listing.commit == first {
                     self.tried.clear();
+                    self.removed.clear();
                 }
                 return Ok(done(&self, Committed { commit: listing.commit, pull_request: None }));
             }
@@ -82,7 +89,10 @@ impl<'a> Push<'a> {
             }
             self.send(&files, progress)?;
             self.tried = files.iter().map(|(file, _)| file.path().to_owned()).collect();
-            let (error, is_last, wait) = match hub.commit(repo, options, &listing.commit, &files) {
+            self.removed = outdated;
+            progress(Stage::Committing, self.transfer);
+            let made = hub.commit(repo, options, &listing.commit, &files, &self.removed);
+            let (error, is_last, wait) = match made {
                 Ok(made) => return Ok(done(&self, made)),
                 Err(Uncommitted::Refused(error)) => return Err(*error),
                 Err(Uncommitted::Race) => {
@@ -108,13 +118,14 @@ impl<'a> Push<'a> {
         }
     }
 
-    /// The files that a commit lacks; `unchanged` is told how many the first had.
+    /// The files that a commit lacks, and those that it has and should not; `unchanged` is told how many the first had.
     fn lacking(
         &self,
         listing: &Listing,
         unchanged: &mut Option<usize>,
         progress: Progress<'_>,
-    ) -> Result<Vec<&'a ParcelFile>, HubError> {
+    ) -> Result<Lacking<'a>, HubError> {
+        refuse_mixture(self.parcel, listing, self.repo)?;
         let mut spoken = Spoken::default();
         let heard = &mut |transfer| {
             if spoken.is_due() {
@@ -123,7 +134,8 @@ impl<'a> Push<'a> {
         };
         let compared = compare(self.parcel, Some(listing), heard)?;
         unchanged.get_or_insert(compared.unchanged.len());
-        Ok(compared.new.into_iter().chain(compared.changed).collect())
+        let lacking = compared.new.into_iter().chain(compared.changed).collect();
+        Ok((lacking, compared.outdated.into_iter().map(|(path, _)| path).collect()))
     }
 
     /// The files that the Hub wants, and how; and those that it leaves out.
@@ -187,7 +199,7 @@ impl<'a> Push<'a> {
             let listing = self.hub.list(&self.repo.at(&name)?)?;
             let compared = compare(self.parcel, Some(&listing), &mut |_| {})?;
             let is_lacking = |file: &&ParcelFile| self.tried.iter().any(|path| path == file.path());
-            if !compared.new.iter().chain(&compared.changed).any(is_lacking) {
+            if !compared.new.iter().chain(&compared.changed).any(is_lacking) && compared.outdated.is_empty() {
                 let pull_request = Some(self.hub.pull_request_url(self.repo, number));
                 return Ok(Some(Committed { commit, pull_request }));
             }

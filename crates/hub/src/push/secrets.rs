@@ -1,5 +1,6 @@
 //! What looks like a secret in a file: access tokens and private keys by their shape, and the user's own token.
 
+use std::borrow::Cow;
 use std::io::{self, Read};
 
 use crate::Token;
@@ -45,11 +46,40 @@ pub(crate) fn find(mut reader: impl Read, own: Option<&Token>) -> io::Result<Opt
         if taken == 0 {
             return Ok(None);
         }
-        let found = position(&buffer, cut > 0).or_else(|| own?.position_in(&buffer));
+        let bytes = without_references(&buffer);
+        let found = position(&bytes, cut > 0).or_else(|| own?.position_in(&bytes));
         if let Some(at) = found {
-            return Ok(Some(lines + line_ends(&buffer[..at]) + 1));
+            return Ok(Some(lines + line_ends(&bytes[..at]) + 1));
         }
     }
+}
+
+/// `bytes` with the letters that references such as Markdown's `&#95;` stand for, as a page shows them.
+fn without_references(bytes: &[u8]) -> Cow<'_, [u8]> {
+    const BEGIN: &[u8] = b"&#";
+    if !bytes.windows(BEGIN.len()).any(|window| window == BEGIN) {
+        return bytes.into();
+    }
+    let mut out = Vec::with_capacity(bytes.len());
+    let mut rest = bytes;
+    while let Some((&first, after)) = rest.split_first() {
+        let reference = rest.strip_prefix(BEGIN).and_then(letter);
+        let (byte, after) = reference.unwrap_or((first, after));
+        out.push(byte);
+        rest = after;
+    }
+    out.into()
+}
+
+/// The visible letter of ASCII that a reference stands for, of which `rest` is what follows its `&#`; and what follows it.
+fn letter(rest: &[u8]) -> Option<(u8, &[u8])> {
+    let end = rest.iter().take(8).position(|&byte| byte == b';')?;
+    let digits = std::str::from_utf8(&rest[..end]).ok()?;
+    let number = match digits.strip_prefix(['x', 'X']) {
+        Some(digits) => u8::from_str_radix(digits, 16).ok()?,
+        None => digits.parse().ok()?,
+    };
+    number.is_ascii_graphic().then_some((number, &rest[end + 1..]))
 }
 
 fn line_ends(bytes: &[u8]) -> u64 {
@@ -119,6 +149,10 @@ mod tests {
             assert_eq!(line(text.as_bytes()), Some(3), "{kind}");
         }
         assert_eq!(line(b"a\nb\nit is my-own-token\n"), Some(3));
+        for underscore in ["&#95;", "&#x5f;", "&#095;"] {
+            assert_eq!(line(format!("a &#38;\n`hf{underscore}{tail}`").as_bytes()), Some(2), "{underscore}");
+        }
+        assert_eq!(line(b"my&#45;own-token &#10;"), Some(1));
         assert_eq!(line(&[&[0xff, 0, 0xfe, b'\n'][..], b"hf_", tail.as_bytes()].concat()), Some(2));
     }
 

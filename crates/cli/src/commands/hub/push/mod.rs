@@ -1,48 +1,48 @@
 //! `danlu push`: an adapter or a model as one commit of a repository on the Hub.
 
-use std::path::{Path, PathBuf};
+mod listing;
+mod said_otherwise;
+mod sendable;
+
+use std::path::PathBuf;
 use std::time::Instant;
 
 use clap::Args;
-use danlu_adapter::{CONFIG_FILE, LoraConfig};
 use danlu_hub::{
     Differences, Hub, HubError, Left, Parcel, ParcelOptions, PushOptions, Pushed, Reason, RepoName, Stage,
     Transfer,
 };
-use danlu_model::files;
-use danlu_train::card::{self, Card};
-use serde_json::{Map, Value};
+use danlu_train::card;
 
-use super::{open, pull};
 use crate::commands::card::hub_id;
-use crate::printer::{Look, Printer};
+use crate::commands::hub::{name_of, open, pull};
+use crate::interrupt;
+use crate::printer::Printer;
 use crate::report::{Report, Result};
-use crate::scratch::Scratch;
 use crate::text;
-
-/// Longest configuration of an adapter, in bytes.
-const LONGEST_CONFIG: u64 = 4 << 20;
 
 /// Examples under `--help`.
 pub const EXAMPLES: &str = "\
 Examples:
   danlu push out/huanhuan you/huanhuan-lora --dry-run
   danlu push out/huanhuan-merged you/huanhuan-llama3-8b --private
-  danlu push out/huanhuan you/huanhuan-lora --revision v2 --message 'A second epoch'
+  danlu push out/huanhuan you/huanhuan-lora --revision v2 --message 'Epoch 2'
 
-The repository is made where there is none. Everything arrives in one commit; a push that was cut sends only what is lacking when
-it is run again. Checkpoints, logs, training data, keys, and files with a token in them stay here.";
+What nobody could load is refused. The repository is made where there is none. Everything arrives \
+in one commit; a push that was cut sends only what is lacking when it is run again. Checkpoints, \
+logs, training data, keys, and files with a token in them stay here; shards of a model that is \
+replaced are removed there.";
 
 /// The flags of `danlu push`.
 #[derive(Args, Clone, Debug)]
 pub struct PushArgs {
-    /// Folder of the adapter or the model
+    /// Folder of the adapter or the model, here
     #[arg(value_name = "DIR")]
     pub folder: PathBuf,
     /// Repository on the Hub: org/name
-    #[arg(value_name = "NAME")]
+    #[arg(value_name = "NAME", value_parser = super::name)]
     pub name: RepoName,
-    /// Make a new repository yours alone
+    /// Make a new repository, or one that is empty yet, yours alone
     #[arg(long)]
     pub private: bool,
     /// Branch to commit to; a new one begins where main is [default: main]
@@ -71,7 +71,8 @@ pub struct PushArgs {
 /// Shows what goes and what stays, and sends it.
 ///
 /// # Errors
-/// If the folder holds no model, there is no token or it may not, or the Hub cannot be asked; nothing is published then.
+/// If the folder holds no model that can be loaded, there is no token or it may not, or the Hub cannot be asked; nothing is
+/// published then.
 pub fn run(args: &PushArgs, printer: &Printer) -> Result<()> {
     let hub = open()?;
     let name = match (&args.revision, args.name.named_revision()) {
@@ -86,167 +87,124 @@ pub fn run(args: &PushArgs, printer: &Printer) -> Result<()> {
         return Err(HubError::from(fault.clone()).into());
     }
     let token = hub.settings().token.clone();
-    let options = ParcelOptions { include: args.include.clone(), with_tokens: args.with_tokens, token };
-    if options.token.is_none() && !args.dry_run {
+    let has_token = token.is_some();
+    if !has_token && !args.dry_run {
         return Err(HubError::NoToken { what: format!("a push to `{}`", name.id()) }.into());
     }
-    let mut parcel = Parcel::of(&args.folder, &options)?;
-    // The page shows what its record holds, in a spelling that is not looked for.
-    let is_record =
-        |left: &&Left| left.path == card::CARD_FILE && matches!(left.reason, Reason::Token { .. });
-    if let Some(Left { path, reason }) = parcel.left().iter().find(is_record) {
-        let text = format!("`{}`: {reason}, and README.md shows it too", args.folder.join(path).display());
-        let hint = "take it out of the data or the notes and write the card again; `--with-tokens` sends it as it is";
-        return Err(Report::input(text).with_hint(hint));
-    }
-    // The folder itself stays as it is: what is to be said otherwise on the Hub is written elsewhere.
-    let scratch = Scratch::new_in(&std::env::temp_dir())?;
-    for (path, bytes) in said_otherwise(args, &name, printer)? {
-        let place = scratch.path().join(path);
-        files::write_atomic(&place, &bytes)?;
-        parcel.substitute(path, &place)?;
-    }
-    let differences = hub.differences(&parcel, &name, &mut |transfer| {
-        let (done, total) = (text::bytes(transfer.done), text::bytes(transfer.total));
-        printer.live(&printer.pick(format!("比较 {done} / {total}"), format!("comparing {done} of {total}")));
-    });
-    printer.clear_live();
-    let differences = differences?;
-    show(&parcel, &differences, &name, args, printer);
-    if args.dry_run {
-        printer.tell("没有发送任何内容（--dry-run）", "nothing was sent (--dry-run)");
-        return Ok(());
-    }
-    send(&hub, &parcel, &name, args, printer)
-}
-
-/// The files that say something else on the Hub than here: the card its repository, the adapter its base.
-fn said_otherwise(
-    args: &PushArgs,
-    name: &RepoName,
-    printer: &Printer,
-) -> Result<Vec<(&'static str, Vec<u8>)>> {
-    let folder = &args.folder;
-    let mut files = Vec::new();
-    if let Some(mut card) = Card::read(folder)? {
-        let notes = card.notes_if_as_written(folder)?;
-        card.repository = Some(name.id().to_owned());
-        if let Some(id) = &args.base_id {
-            card.base.hub_id = Some(id.clone());
-        }
-        files.push((card::CARD_FILE, card.to_json()));
-        match notes {
-            Some(notes) => files.push((card::README_FILE, card.render(&notes).into_bytes())),
-            None => printer.tell(
-                &format!("README.md 改动过，原样发送；其中的代码片段可能需要改成 `{name}`"),
-                &format!("README.md was edited and goes as it is; its snippets may have to name `{name}`"),
-            ),
-        }
-    }
-    if folder.join(CONFIG_FILE).is_file() {
-        files.extend(adapter_config(args, printer)?.map(|bytes| (CONFIG_FILE, bytes)));
-    }
-    Ok(files)
-}
-
-/// `adapter_config.json` with its base by the Hub's name, where `--base-id` gives it. Otherwise a base that is a folder of
-/// this machine is told: nobody else can find it.
-fn adapter_config(args: &PushArgs, printer: &Printer) -> Result<Option<Vec<u8>>> {
-    const BASE: &str = "base_model_name_or_path";
-    let named = LoraConfig::read(&args.folder)?.base_model_name_or_path.unwrap_or_default();
-    let Some(id) = &args.base_id else {
-        if super::name_of(Path::new(&named)).is_none() {
-            printer.tell(
-                &format!("adapter_config.json 的基座是 `{named}`，本机的文件夹，别人找不到：用 `--base-id 组织/名字` 写明它在 Hub 上的名字"),
-                &format!("adapter_config.json names its base `{named}`, a folder here, which nobody else finds: `--base-id ORG/NAME` says what it is on the Hub"),
-            );
-        }
-        return Ok(None);
-    };
-    let path = args.folder.join(CONFIG_FILE);
-    let bytes = files::read_bounded(&path, LONGEST_CONFIG)?;
-    let config = serde_json::from_slice::<Map<String, Value>>(&bytes);
-    let mut config = config.map_err(|error| Report::input(format!("`{}`: {error}", path.display())))?;
-    config.insert(BASE.to_owned(), id.as_str().into());
-    // A commit of the one named before says nothing of this one.
-    config.insert("revision".to_owned(), Value::Null);
-    Ok(Some(serde_json::to_vec_pretty(&config).expect("JSON that was read is written again")))
-}
-
-/// What goes, what is there already, and what stays.
-fn show(parcel: &Parcel, differences: &Differences, name: &RepoName, args: &PushArgs, printer: &Printer) {
-    let Differences { new, changed, unchanged, .. } = differences;
-    let is_made = match (differences.exists, args.private) {
-        (true, _) => printer.pick("已有的仓库", "a repository that is there"),
-        (false, true) => printer.pick("新建的私有仓库", "a new private repository"),
-        (false, false) => printer.pick("新建的公开仓库", "a new public repository"),
-    };
-    printer.out(&printer.data(Look::Bold, &format!("{} → {name} · {is_made}", parcel.folder().display())));
-    let row = |mark: &str, path: &str, note: &str| {
-        printer.out(&format!(
-            "{} {}  {}",
-            text::pad(mark, 9),
-            text::pad(path, 36),
-            printer.data(Look::Dim, note)
-        ));
-    };
-    for (files, zh, en) in
-        [(new, "新增", "new"), (changed, "更新", "changed"), (unchanged, "不变", "unchanged")]
-    {
-        for (path, size) in files {
-            row(printer.pick(zh, en), path, &text::bytes(*size));
-        }
-    }
-    for Left { path, reason } in parcel.left() {
-        row(printer.pick("留下", "stays"), path, &why(*reason, printer));
-    }
-    let (size, count) = (text::bytes(differences.size()), new.len() + changed.len());
-    printer.out(&printer.pick(
-        format!("要发送 {count} 个文件，{size}"),
-        format!("{}, {size}, to be sent", text::counted(count as u64, "file")),
-    ));
-}
-
-/// Why a file stays, in the user's language.
-fn why(reason: Reason, printer: &Printer) -> String {
-    let zh = match reason {
-        Reason::Checkpoint => "检查点",
-        Reason::TrainerState => "训练状态",
-        Reason::Log => "日志",
-        Reason::Cache => "缓存",
-        Reason::Temporary => "临时文件",
-        Reason::Hidden => "隐藏文件",
-        Reason::Key => "从名字看是密钥或密码",
-        Reason::RunFile => "写有本机的路径",
-        Reason::Data => "训练或评测数据",
-        Reason::Token { line } => {
-            return printer.pick(format!("第 {line} 行像是令牌或私钥"), reason.to_string());
-        }
-        Reason::Link => "指向文件夹之外的链接",
-        Reason::Special => "不是普通文件",
-        Reason::Name => "仓库里不能有的名字",
-        _ => return reason.to_string(),
-    };
-    printer.pick(zh.to_owned(), reason.to_string())
-}
-
-fn send(hub: &Hub, parcel: &Parcel, name: &RepoName, args: &PushArgs, printer: &Printer) -> Result<()> {
-    let start = Instant::now();
+    let parcel = parcel(args, token, &name, printer)?;
     let options = PushOptions {
         private: args.private,
         create_pr: args.create_pr,
         message: args.message.clone(),
         description: None,
     };
-    let pushed = hub.push(parcel, name, &options, &mut |stage, transfer: Transfer| {
+    let differences = hub.differences(&parcel, &name, &mut |transfer| {
+        let (done, total) = (text::bytes(transfer.done), text::bytes(transfer.total));
+        printer.live(&printer.pick(format!("比较 {done} / {total}"), format!("comparing {done} of {total}")));
+    });
+    printer.clear_live();
+    let differences = differences?;
+    refuse(&differences, args, &name, has_token)?;
+    listing::show(&parcel, &differences, &name, args, printer);
+    if args.dry_run {
+        listing::warn_of_no_card(&parcel, printer);
+        printer.tell("没有发送任何内容（--dry-run）", "nothing was sent (--dry-run)");
+        if !has_token {
+            printer.tell(
+                "没有令牌：发送之前先 `danlu login`",
+                "there is no token: `danlu login` comes before the push",
+            );
+            return Ok(());
+        }
+        if hub.may_push(&name, &options)?.role() == Some("fineGrained") {
+            printer.tell(
+                "细粒度令牌：能否写入，要到发送时才知道",
+                "the token is fine-grained: whether it may write there shows when it is sent",
+            );
+        }
+        return Ok(());
+    }
+    send(&hub, &parcel, &name, &options, &differences, printer)?;
+    listing::warn_of_no_card(&parcel, printer);
+    Ok(())
+}
+
+/// What of the folder goes, as it is to be said on the Hub.
+fn parcel(
+    args: &PushArgs,
+    token: Option<danlu_hub::Token>,
+    name: &RepoName,
+    printer: &Printer,
+) -> Result<Parcel> {
+    let folder = &args.folder;
+    if let Some(named) = name_of(folder) {
+        let text = format!("`{named}` is no folder here, and a push sends a folder");
+        return Err(Report::input(text).with_hint("name the output folder of `danlu train` or `danlu merge`"));
+    }
+    let options = ParcelOptions { include: args.include.clone(), with_tokens: args.with_tokens, token };
+    let mut parcel = Parcel::of(folder, &options)?;
+    let needed = sendable::needed(folder)?;
+    for (path, bytes) in said_otherwise::files(args, name, printer)? {
+        parcel.substitute(path, bytes);
+    }
+    // The page shows what its record holds.
+    let is_record =
+        |left: &&Left| left.path == card::CARD_FILE && matches!(left.reason, Reason::Token { .. });
+    if let Some(Left { path, reason }) = parcel.left().iter().find(is_record) {
+        let text = format!("`{}`: {reason}, and README.md shows it too", folder.join(path).display());
+        let hint = "take it out of the data or the notes and write the card again; `--with-tokens` sends it as it is";
+        return Err(Report::input(text).with_hint(hint));
+    }
+    sendable::refuse_without(&parcel, &needed)?;
+    Ok(parcel)
+}
+
+/// Refuses what the push itself would refuse, before anything is shown.
+fn refuse(differences: &Differences, args: &PushArgs, name: &RepoName, with_token: bool) -> Result<()> {
+    let Differences { exists, private, is_empty, .. } = *differences;
+    let repo = || name.clone();
+    if args.create_pr && !exists {
+        return Err(HubError::NothingToProposeTo { repo: repo(), with_token }.into());
+    }
+    if args.private && private == Some(false) && !is_empty && !args.create_pr {
+        return Err(HubError::Public { repo: repo() }.into());
+    }
+    Ok(())
+}
+
+fn send(
+    hub: &Hub,
+    parcel: &Parcel,
+    name: &RepoName,
+    options: &PushOptions,
+    differences: &Differences,
+    printer: &Printer,
+) -> Result<()> {
+    let start = Instant::now();
+    let mut words = Some(interrupt::last_words(stopped(name, differences.exists, printer))?);
+    let mut is_committing = false;
+    let pushed = hub.push(parcel, name, options, &mut |stage, transfer: Transfer| {
         let line = pull::progress(&transfer, start.elapsed().as_secs_f64(), printer);
+        let commits = stage == Stage::Committing;
+        if commits != is_committing {
+            is_committing = commits;
+            // Whoever drops them takes back what is said by then: first these go, then others come.
+            drop(words.take());
+            words = interrupt::last_words(match commits {
+                true => stopped_committing(name, printer),
+                false => stopped(name, differences.exists, printer),
+            })
+            .ok();
+        }
         printer.live(&match stage {
             Stage::Reading => printer.pick(format!("读取 {line}"), format!("reading {line}")),
             Stage::Sending => printer.pick(format!("发送 {line}"), format!("sending {line}")),
+            Stage::Committing => printer.pick("提交", "committing").to_owned(),
         });
     });
     printer.clear_live();
-    let Pushed { commit, url, pull_request, files, sent, ignored, .. } = pushed?;
+    drop(words);
+    let Pushed { commit, url, pull_request, files, removed, sent, ignored, .. } = pushed?;
     if !ignored.is_empty() {
         let paths = text::printable(&ignored.join(", "));
         printer.tell(
@@ -254,7 +212,7 @@ fn send(hub: &Hub, parcel: &Parcel, name: &RepoName, args: &PushArgs, printer: &
             &format!("the repository's .gitignore leaves out: {paths}"),
         );
     }
-    if files.is_empty() {
+    if files.is_empty() && removed.is_empty() {
         printer.out(&printer.pick(
             format!("{name} 已经有全部文件，没有新的提交：{url}"),
             format!("{name} has all of it already, no commit was made: {url}"),
@@ -267,17 +225,41 @@ fn send(hub: &Hub, parcel: &Parcel, name: &RepoName, args: &PushArgs, printer: &
         format!("一次提交（{commit}）：{count} 个文件，传输 {sent}，用时 {time}"),
         format!("one commit ({commit}): {}, {sent} sent in {time}", text::counted(count as u64, "file")),
     ));
+    if !removed.is_empty() {
+        let paths = text::printable(&removed.join(", "));
+        printer.out(&printer.pick(format!("已移除：{paths}"), format!("removed: {paths}")));
+    }
     match pull_request {
         Some(page) => {
             printer.out(&printer.pick(format!("合并请求：{page}"), format!("pull request: {page}")))
         }
         None => {
             printer.out(&url);
-            printer.out(
-                &printer
-                    .pick(format!("唤醒它：danlu chat {name}"), format!("to wake it up: danlu chat {name}")),
-            );
+            let name = text::shell_word(&name.to_string());
+            let line = printer
+                .pick(format!("唤醒它：danlu chat {name}"), format!("to wake it up: danlu chat {name}"));
+            printer.out(&line);
         }
     }
     Ok(())
+}
+
+/// What is said where the push is stopped before its commit.
+fn stopped(name: &RepoName, exists: bool, printer: &Printer) -> String {
+    let made = match exists {
+        true => "",
+        false => printer.pick("（仓库可能已经建好，是空的）", " (its repository may be there by now, empty)"),
+    };
+    printer.pick(
+        format!("已停止：没有向 {name} 提交任何内容{made}。再次运行同一条命令会接着发送"),
+        format!("stopped: nothing was committed to {name}{made}. The same command goes on where it stopped"),
+    )
+}
+
+/// What is said where it is stopped at its commit.
+fn stopped_committing(name: &RepoName, printer: &Printer) -> String {
+    printer.pick(
+        format!("在提交到 {name} 的过程中停止：再次运行同一条命令，会看到提交是否已完成，没有则接着做"),
+        format!("stopped while {name} got its commit: the same command tells whether it was made, and goes on where it was not"),
+    )
 }

@@ -1,0 +1,114 @@
+//! What a push would do, shown before it is done.
+
+use danlu_hub::{Differences, Left, Parcel, Reason, RepoName};
+use danlu_train::card;
+
+use super::PushArgs;
+use crate::printer::{Look, Printer};
+use crate::text;
+
+/// What goes, what is there already, what is taken away there, and what stays here.
+pub fn show(parcel: &Parcel, differences: &Differences, name: &RepoName, args: &PushArgs, printer: &Printer) {
+    let Differences { new, changed, unchanged, removed, .. } = differences;
+    let place = place(differences, name, args, printer);
+    printer.out(&printer.data(Look::Bold, &format!("{} → {name} · {place}", parcel.folder().display())));
+    let row = |mark: &str, path: &str, note: &str| {
+        printer.out(&format!(
+            "{} {}  {}",
+            text::pad(mark, 9),
+            text::pad(&text::one_line(path), 36),
+            printer.data(Look::Dim, note)
+        ));
+    };
+    for (files, zh, en) in [
+        (new, "新增", "new"),
+        (changed, "更新", "changed"),
+        (unchanged, "不变", "unchanged"),
+        (removed, "移除", "removed"),
+    ] {
+        for (path, size) in files {
+            row(printer.pick(zh, en), path, &text::bytes(*size));
+        }
+    }
+    for Left { path, reason } in parcel.left() {
+        row(printer.pick("留下", "stays"), path, &why(*reason, printer));
+    }
+    let (size, count) = (text::bytes(differences.size()), new.len() + changed.len());
+    printer.out(&printer.pick(
+        format!("要发送 {count} 个文件，{size}"),
+        format!("{}, {size}, to be sent", text::counted(count as u64, "file")),
+    ));
+    if !removed.is_empty() {
+        let count = removed.len() as u64;
+        printer.out(&printer.pick(
+            format!("同一次提交移除原模型的 {count} 个权重文件"),
+            format!("the same commit removes {} of the model that was there", text::counted(count, "file")),
+        ));
+    }
+}
+
+/// Where it goes, and what is made there.
+fn place(differences: &Differences, name: &RepoName, args: &PushArgs, printer: &Printer) -> String {
+    let branch = name.revision();
+    if !differences.exists {
+        let made = match args.private {
+            true => printer.pick("新建的私有仓库", "a new private repository"),
+            false => printer.pick("新建的公开仓库", "a new public repository"),
+        };
+        return match branch {
+            "main" => made.to_owned(),
+            _ => printer.pick(format!("{made}，分支 `{branch}`"), format!("{made}, branch `{branch}`")),
+        };
+    }
+    match () {
+        () if args.create_pr => {
+            printer.pick("给已有仓库的合并请求", "a pull request to a repository that is there").to_owned()
+        }
+        () if !differences.has_revision => printer.pick(
+            format!("已有仓库的新分支 `{branch}`，从 main 开始"),
+            format!("a new branch `{branch}` of a repository that is there, begun at main"),
+        ),
+        () if args.private && differences.private == Some(false) => printer
+            .pick(
+                "已有的空公开仓库，先改为私有",
+                "a public repository that is there and empty: made private first",
+            )
+            .to_owned(),
+        () => printer.pick("已有的仓库", "a repository that is there").to_owned(),
+    }
+}
+
+/// Says that the page has no card of this model, where it stays.
+pub fn warn_of_no_card(parcel: &Parcel, printer: &Printer) {
+    let is_card = |left: &&Left| left.path == card::README_FILE;
+    if let Some(Left { path, reason }) = parcel.left().iter().find(is_card) {
+        let why = why(*reason, printer);
+        printer.warn(&printer.pick(
+            format!("{path} 留在本机（{why}）：页面没有这个模型的卡片"),
+            format!("{path} stays here ({why}): the page is without this model's card"),
+        ));
+    }
+}
+
+/// Why a file stays, in the user's language.
+fn why(reason: Reason, printer: &Printer) -> String {
+    let zh = match reason {
+        Reason::Checkpoint => "检查点",
+        Reason::TrainerState => "训练状态",
+        Reason::Log => "日志",
+        Reason::Cache => "缓存",
+        Reason::Temporary => "临时文件",
+        Reason::Hidden => "隐藏文件",
+        Reason::Key => "从名字看是密钥或密码",
+        Reason::RunFile => "写有本机的路径",
+        Reason::Data => "训练或评测数据",
+        Reason::Token { line } => {
+            return printer.pick(format!("第 {line} 行像是令牌或私钥"), reason.to_string());
+        }
+        Reason::Link => "指向文件夹之外的链接",
+        Reason::Special => "不是普通文件",
+        Reason::Name => "仓库里不能有的名字",
+        _ => return reason.to_string(),
+    };
+    printer.pick(zh.to_owned(), reason.to_string())
+}

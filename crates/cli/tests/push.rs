@@ -1,0 +1,332 @@
+//! `danlu push`, against a stand-in of the Hub.
+
+mod common;
+
+use std::fs;
+use std::process::{Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use common::{Ran, Scene, names};
+use danlu_hub_stand_in::{Action, Fault, Method, StandIn};
+use serde_json::json;
+
+/// A scratch folder whose user is `me`, with a token that may write.
+struct Desk {
+    scene: Scene,
+    server: StandIn,
+}
+
+impl Desk {
+    fn new() -> Self {
+        let (mut scene, server) = (Scene::new(), StandIn::start());
+        scene.endpoint = server.endpoint();
+        server.add_user("me", "hf_mine");
+        fs::create_dir(scene.path("hf")).unwrap();
+        scene.write("hf/token", "hf_mine");
+        Self { scene, server }
+    }
+
+    /// The same, with an adapter in `out`.
+    fn with_adapter() -> Self {
+        let desk = Self::new();
+        desk.scene.ok("train --base base --data data.json --output out --max-steps 1 --lora-r 2");
+        desk
+    }
+
+    /// Runs it; it must fail as a mistake of the user and leave the Hub as it was.
+    fn refuses(&self, line: &str) -> Ran {
+        self.server.clear_requests();
+        let ran = self.scene.run(line);
+        assert_eq!(ran.code, 1, "danlu {line}\n{}\n{}", ran.out, ran.err);
+        assert!(ran.err.contains("\nhint: "), "{}", ran.err);
+        assert!(self.server.requests().iter().all(|request| request.method == "GET"), "danlu {line}");
+        ran
+    }
+
+    /// The text of a file on the Hub.
+    fn text(&self, id: &str, path: &str) -> String {
+        String::from_utf8(self.server.read(id, "main", path).expect(path)).unwrap()
+    }
+}
+
+#[test]
+fn an_adapter_that_nobody_can_load_is_not_sent() {
+    let desk = Desk::with_adapter();
+    let scene = &desk.scene;
+    let weights = scene.read("out/adapter_model.safetensors");
+    let config = String::from_utf8(scene.read("out/adapter_config.json")).unwrap();
+    let path = scene.path("out/adapter_model.safetensors");
+    let refused = |words: &str| {
+        for flag in ["", " --dry-run"] {
+            let ran = desk.refuses(&format!("push out me/huan{flag}"));
+            assert!(ran.err.contains(words), "{}\nlacks {words}", ran.err);
+        }
+        assert!(desk.server.requests().is_empty(), "{words}");
+    };
+    fs::remove_file(&path).unwrap();
+    refused("`out` holds no `adapter_model.safetensors`");
+    fs::write(&path, &weights[..weights.len() - 4]).unwrap();
+    refused(&format!("should hold {} bytes and holds {}", weights.len(), weights.len() - 4));
+    fs::remove_file(&path).unwrap();
+    fs::write(scene.path("elsewhere.safetensors"), &weights).unwrap();
+    std::os::unix::fs::symlink("../elsewhere.safetensors", &path).unwrap();
+    refused("without it nothing that is sent can be loaded: a link that leads out of the folder");
+    fs::remove_file(&path).unwrap();
+    fs::write(&path, &weights).unwrap();
+    scene.write("out/adapter_config.json", &config.replace("\"r\": 2", "\"r\": 4"));
+    refused("expected [4, ");
+    scene.write("out/adapter_config.json", "{\n\"r\": 2,\n");
+    refused("adapter_config.json`: line 3");
+    scene.write("out/adapter_config.json", &config);
+    let identity = String::from_utf8(scene.read("out/danlu.json")).unwrap();
+    scene.write("out/danlu.json", "{");
+    refused("danlu.json");
+    scene.write("out/danlu.json", &identity);
+    scene.write("out/tokenizer.json", "{}");
+    refused("tokenizer.json");
+}
+
+#[test]
+fn a_model_that_nobody_can_load_is_not_sent() {
+    let desk = Desk::new();
+    let scene = &desk.scene;
+    let weights = scene.read("base/model.safetensors");
+    let refused = |words: &str| {
+        let ran = desk.refuses("push base me/base");
+        assert!(ran.err.contains(words) && ran.out.is_empty(), "{}\nlacks {words}", ran.err);
+        assert!(desk.server.requests().is_empty(), "{words}");
+    };
+    // The files are links to the embedded base: they are replaced, not written into.
+    let replace = |name: &str, bytes: &[u8]| {
+        let _ = fs::remove_file(scene.path(name));
+        fs::write(scene.path(name), bytes).unwrap();
+    };
+    let index = r#"{"weight_map": {"model.norm.weight": "model-00001-of-00002.safetensors"}}"#;
+    fs::remove_file(scene.path("base/model.safetensors")).unwrap();
+    refused("`base` holds no `model.safetensors`");
+    replace("base/model.safetensors.index.json", index.as_bytes());
+    refused("shard `model-00001-of-00002.safetensors` is missing");
+    replace("base/model-00001-of-00002.safetensors", &weights);
+    refused("is missing");
+    fs::remove_file(scene.path("base/model.safetensors.index.json")).unwrap();
+    fs::remove_file(scene.path("base/model-00001-of-00002.safetensors")).unwrap();
+    replace("base/model.safetensors", &weights[..weights.len() / 2]);
+    refused("bytes and holds");
+    replace("base/model.safetensors", &weights);
+    let config = scene.read("base/config.json");
+    replace("base/config.json", b"{\"model_type\": \"mamba\"}");
+    refused("mamba");
+    replace("base/config.json", &config);
+    scene.ok("push base me/base --dry-run");
+    assert_eq!(desk.server.is_private("me/base"), None);
+}
+
+#[test]
+fn a_page_without_its_card_is_told_at_the_end() {
+    let desk = Desk::with_adapter();
+    let card = String::from_utf8(desk.scene.read("out/README.md")).unwrap();
+    let lines = card.lines().count();
+    desk.scene.write("out/README.md", &format!("{card}hf&#95;mine and its like: hf_mine\n"));
+    for (line, code) in [("push out me/huan --dry-run", 0), ("push out me/huan", 0)] {
+        let ran = desk.scene.run(line);
+        let last = ran.err.lines().find(|line| line.starts_with("warning: README.md")).unwrap_or_default();
+        assert_eq!(ran.code, code, "{}", ran.err);
+        let words = format!("README.md stays here (line {} looks like", lines + 1);
+        assert!(last.contains(&words) && last.contains("without this model's card"), "{}", ran.err);
+        assert!(!ran.err.contains("hf_mine") && !ran.out.contains("hf_mine"));
+    }
+    assert!(desk.server.read("me/huan", "main", "README.md").is_none());
+    // A record that holds one is refused, also where the page spells it otherwise.
+    desk.scene.write("out/README.md", &card);
+    let record = String::from_utf8(desk.scene.read("out/card.json")).unwrap();
+    assert!(record.contains("\"name\": \"out\""), "{record}");
+    desk.scene.write("out/card.json", &record.replacen("\"name\": \"out\"", "\"name\": \"hf_mine\"", 1));
+    assert!(desk.refuses("push out me/huan").err.contains("card.json"));
+}
+
+#[test]
+fn a_record_without_its_page_brings_it_along() {
+    let desk = Desk::with_adapter();
+    fs::remove_file(desk.scene.path("out/README.md")).unwrap();
+    let ran = desk.scene.ok("push out me/huan");
+    assert!(!ran.err.contains("edited"), "{}", ran.err);
+    let sent = desk.text("me/huan", "README.md");
+    assert!(sent.contains("danlu chat me/huan") && !desk.scene.path("out/README.md").exists(), "{sent}");
+}
+
+#[test]
+fn an_edited_card_is_spoken_of_only_where_it_names_another_repository() {
+    let desk = Desk::with_adapter();
+    let card = String::from_utf8(desk.scene.read("out/README.md")).unwrap();
+    desk.scene.write("out/README.md", &format!("{card}A line of mine.\n"));
+    let ran = desk.scene.ok("push out me/huan --dry-run");
+    assert!(ran.err.contains("was edited and goes as it is") && ran.err.contains("`me/huan`"), "{}", ran.err);
+    desk.scene.write("out/README.md", "# By hand, with `danlu chat me/huan`\n");
+    let ran = desk.scene.ok("push out me/huan");
+    assert!(!ran.err.contains("edited"), "{}", ran.err);
+    assert!(desk.text("me/huan", "README.md").starts_with("# By hand"));
+}
+
+#[test]
+fn the_base_that_the_card_knows_stands_in_what_is_sent_each_time() {
+    let desk = Desk::with_adapter();
+    let base = || {
+        let config: serde_json::Value =
+            serde_json::from_str(&desk.text("me/huan", "adapter_config.json")).unwrap();
+        config["base_model_name_or_path"].as_str().unwrap().to_owned()
+    };
+    desk.scene.ok("push out me/huan --base-id lab/other");
+    assert_eq!(base(), "lab/other");
+    desk.scene.ok("card out --base-id lab/base");
+    let ran = desk.scene.ok("push out me/huan");
+    assert!(!ran.err.contains("nobody else finds"), "{}", ran.err);
+    assert_eq!(base(), "lab/base");
+    assert!(desk.scene.ok("push out me/huan").out.contains("has all of it already"));
+}
+
+#[test]
+fn a_dry_run_says_what_the_token_may_not() {
+    let desk = Desk::with_adapter();
+    desk.server.add_read_only_user("me", "hf_reads");
+    desk.server.add_model("she/huan", &[("x.md", b"x")]);
+    let shown = |ran: &Ran| assert!(ran.out.contains("to be sent") && ran.err.contains("nothing was sent"));
+    let ran = desk.refuses("push out she/huan --dry-run");
+    shown(&ran);
+    assert!(ran.err.contains("`me` may not write to `she/huan`"), "{}", ran.err);
+    let ran = desk.scene.ok("push out she/huan --dry-run --create-pr");
+    assert!(ran.out.contains("a pull request to a repository that is there"), "{}", ran.out);
+    let account = json!({ "name": "me", "auth": { "accessToken": { "role": "fineGrained" } } });
+    desk.server.fault(Fault::on(Method::Get, "/whoami-v2").then(Action::Replace(account)));
+    let ran = desk.scene.ok("push out me/huan --dry-run");
+    assert!(ran.err.contains("fine-grained: whether it may write"), "{}", ran.err);
+    desk.scene.write("hf/token", "hf_reads");
+    let ran = desk.refuses("push out me/huan --dry-run");
+    shown(&ran);
+    assert!(ran.err.contains("may read and not write"), "{}", ran.err);
+    fs::remove_file(desk.scene.path("hf/token")).unwrap();
+    let ran = desk.scene.ok("push out me/huan --dry-run");
+    shown(&ran);
+    assert!(ran.err.contains("there is no token: `danlu login`"), "{}", ran.err);
+}
+
+#[test]
+fn a_pull_request_has_an_address_and_needs_a_repository() {
+    let desk = Desk::with_adapter();
+    for flag in ["", " --dry-run"] {
+        let ran = desk.refuses(&format!("push out she/huan --create-pr{flag}"));
+        assert!(ran.err.contains("error: there is no `she/huan` to offer a pull request to"), "{}", ran.err);
+        assert!(ran.err.contains("without `--create-pr`"), "{}", ran.err);
+    }
+    desk.server.add_model("she/huan", &[("x.md", b"x")]);
+    let ran = desk.scene.ok("push out she/huan --create-pr");
+    let page = format!("pull request: {}/she/huan/discussions/1", desk.server.endpoint());
+    assert_eq!(ran.out.lines().last(), Some(page.as_str()));
+}
+
+#[test]
+fn what_is_made_is_said_before_it_is_made() {
+    let desk = Desk::with_adapter();
+    let head = |line: &str| desk.scene.ok(line).out.lines().next().unwrap().to_owned();
+    let ends = |line: &str, end: &str| assert!(head(line).ends_with(end), "{}\n{end}", head(line));
+    ends("push out me/huan --dry-run", "· a new public repository");
+    ends("push out me/huan@v2 --private --dry-run", "· a new private repository, branch `v2`");
+    desk.server.model("me/huan").file(".gitattributes", b"").add();
+    ends("push out me/huan --dry-run", "· a repository that is there");
+    ends("push out me/huan --private --dry-run", "is there and empty: made private first");
+    ends(
+        "push out me/huan --revision v2 --dry-run",
+        "· a new branch `v2` of a repository that is there, begun at main",
+    );
+    desk.scene.ok("push out me/huan --private");
+    assert_eq!(desk.server.is_private("me/huan"), Some(true));
+    desk.server.add_model("me/shown", &[("x.md", b"x")]);
+    let ran = desk.refuses("push out me/shown --private --dry-run");
+    assert!(ran.err.contains("error: `me/shown` is there already, and public"), "{}", ran.err);
+    let ran = desk.refuses("push me/out me/huan");
+    assert!(ran.err.starts_with("error: `me/out` is no folder here"), "{}", ran.err);
+}
+
+#[test]
+fn an_adapter_is_not_put_beside_a_model_and_old_shards_go() {
+    let desk = Desk::with_adapter();
+    let shard = |i: usize| format!("model-{i:05}-of-00002.safetensors");
+    let old = [shard(1), shard(2), "model.safetensors.index.json".to_owned()];
+    let files: Vec<(&str, &[u8])> = old.iter().map(|path| (path.as_str(), b"old".as_slice())).collect();
+    desk.server.add_model("me/model", &files);
+    for line in ["push out me/model", "push out me/model --dry-run"] {
+        let ran = desk.refuses(line);
+        assert!(ran.err.contains("`me/model` holds a whole model (`model-00001-of-00002"), "{}", ran.err);
+    }
+    // The scene's base is made of links: another test that makes or removes one changes the file's stamp.
+    fs::create_dir(desk.scene.path("whole")).unwrap();
+    for name in names(&desk.scene.path("base")) {
+        fs::write(desk.scene.path("whole").join(&name), desk.scene.read(&format!("base/{name}"))).unwrap();
+    }
+    let dry = desk.scene.ok("push whole me/model --dry-run").out;
+    assert!(dry.contains("the same commit removes 3 files of the model that was there"), "{dry}");
+    let ran = desk.scene.ok("push whole me/model");
+    for path in &old {
+        assert!(ran.out.contains(path), "{}", ran.out);
+        assert!(dry.lines().any(|line| line.starts_with("removed") && line.contains(path)), "{dry}");
+        assert!(desk.server.read("me/model", "main", path).is_none());
+    }
+    desk.scene.ok("push out me/huan");
+    let ran = desk.refuses("push whole me/huan");
+    assert!(ran.err.contains("`me/huan` holds an adapter (`adapter_config.json`)"), "{}", ran.err);
+}
+
+#[test]
+fn a_push_that_is_stopped_says_what_is_there_and_leaves_nothing() {
+    let desk = Desk::with_adapter();
+    let temporary = desk.scene.path("tmp");
+    fs::create_dir(&temporary).unwrap();
+    for (signal, method, part, words) in [
+        (
+            "-INT",
+            Method::Put,
+            "",
+            "stopped: nothing was committed to me/huan (its repository may be there by now",
+        ),
+        (
+            "-TERM",
+            Method::Post,
+            "/preupload/",
+            "stopped: nothing was committed to me/huan. The same command goes on",
+        ),
+        ("-INT", Method::Post, "/commit/", "stopped while me/huan got its commit"),
+    ] {
+        desk.server.clear_requests();
+        desk.server.fault(Fault::on(method, part).then(Action::Delay(Duration::from_secs(2))));
+        let mut command = desk.scene.command(&["push", "out", "me/huan"]);
+        let child = command.env("TMPDIR", &temporary).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = child.spawn().unwrap();
+        let start = Instant::now();
+        let is_there = |request: &danlu_hub_stand_in::Record| match part {
+            "" => request.method == "PUT",
+            part => request.target.contains(part),
+        };
+        while !desk.server.requests().iter().any(is_there) {
+            assert!(
+                child.try_wait().unwrap().is_none() && start.elapsed() < Duration::from_secs(60),
+                "{part}"
+            );
+            thread::sleep(Duration::from_millis(5));
+        }
+        assert!(Command::new("kill").args([signal, &child.id().to_string()]).status().unwrap().success());
+        let ran = Ran::of(child.wait_with_output().unwrap());
+        assert!(ran.code == 130 && ran.err.contains(words), "{part}: {}\n{}", ran.code, ran.err);
+        assert!(names(&temporary).is_empty(), "{:?}", names(&temporary));
+        desk.server.clear_faults();
+    }
+    desk.scene.ok("push out me/huan");
+    assert_eq!(desk.server.read("me/huan", "main", "danlu.json").unwrap(), desk.scene.read("out/danlu.json"));
+}
+
+#[test]
+fn no_name_in_the_listing_steers_the_terminal() {
+    let desk = Desk::with_adapter();
+    desk.scene.write("out/a\u{1b}[31m.txt", "x");
+    let ran = desk.scene.ok("push out me/huan --dry-run");
+    assert!(ran.out.contains("a [31m.txt") && !ran.out.contains('\u{1b}'), "{:?}", ran.out);
+}

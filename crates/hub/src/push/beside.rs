@@ -1,0 +1,83 @@
+//! What a repository must not keep beside what is pushed: an adapter beside a model, and shards that no index names any
+//! more.
+
+use danlu_model::INDEX_FILE;
+
+use crate::listing::Listing;
+use crate::{HubError, Parcel, RepoName};
+
+/// What makes a repository an adapter's: transformers looks for it before it looks for a model.
+const ADAPTER_CONFIG: &str = "adapter_config.json";
+
+/// An adapter's files.
+const ADAPTER: [&str; 3] = [ADAPTER_CONFIG, "adapter_model.safetensors", "adapter_model.bin"];
+
+/// A model's weights in one file: transformers prefers it to an index.
+const SINGLE: &str = "model.safetensors";
+
+/// Refuses to put an adapter beside a model's weights, or a model beside an adapter.
+///
+/// # Errors
+/// If the repository holds the other kind.
+pub(super) fn refuse_mixture(parcel: &Parcel, listing: &Listing, repo: &RepoName) -> Result<(), HubError> {
+    let is_adapter = goes(parcel, ADAPTER_CONFIG);
+    let is_other = |path: &&String| match is_adapter {
+        true => is_weights(path, &[".safetensors", ".bin"]) || **path == "pytorch_model.bin.index.json",
+        false => ADAPTER.contains(&path.as_str()),
+    };
+    let other = listing.files.keys().filter(|path| !goes(parcel, path)).find(is_other);
+    match other {
+        Some(file) => Err(HubError::Mixture { repo: repo.clone(), file: file.clone(), is_adapter }),
+        None => Ok(()),
+    }
+}
+
+/// The weights of a model that was there before, and that are none of the one that is pushed: path and bytes.
+pub(super) fn outdated(parcel: &Parcel, listing: &Listing) -> Vec<(String, u64)> {
+    if !goes(parcel, SINGLE) && !goes(parcel, INDEX_FILE) {
+        return Vec::new();
+    }
+    let old =
+        listing.files.iter().filter(|(path, _)| is_weights(path, &[".safetensors"]) && !goes(parcel, path));
+    old.map(|(path, file)| (path.clone(), file.size)).collect()
+}
+
+fn goes(parcel: &Parcel, path: &str) -> bool {
+    parcel.files().iter().any(|file| file.path() == path)
+}
+
+/// Whether a path is that of a model's weights as transformers names them: whole, a shard, or the index of safetensors.
+fn is_weights(path: &str, ends: &[&str]) -> bool {
+    if path == INDEX_FILE {
+        return true;
+    }
+    let stem = ends.iter().find_map(|end| path.strip_suffix(end));
+    let rest =
+        stem.and_then(|stem| stem.strip_prefix("model").or_else(|| stem.strip_prefix("pytorch_model")));
+    let Some(rest) = rest else { return false };
+    let is_number = |text: &str| text.len() == 5 && text.bytes().all(|byte| byte.is_ascii_digit());
+    let shard = rest.strip_prefix('-').and_then(|rest| rest.split_once("-of-"));
+    rest.is_empty() || shard.is_some_and(|(number, count)| is_number(number) && is_number(count))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn weights_are_known_by_their_names() {
+        for path in [SINGLE, INDEX_FILE, "model-00001-of-00002.safetensors", "pytorch_model.bin"] {
+            assert!(is_weights(path, &[".safetensors", ".bin"]), "{path}");
+        }
+        for path in [
+            "adapter_model.safetensors",
+            "deep/model.safetensors",
+            "model-1-of-2.safetensors",
+            "model_extra.safetensors",
+            "training_args.bin",
+            "consolidated.safetensors",
+        ] {
+            assert!(!is_weights(path, &[".safetensors", ".bin"]), "{path}");
+        }
+    }
+}

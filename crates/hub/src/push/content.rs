@@ -1,0 +1,47 @@
+//! The bytes of a file that goes: those on the disk, or those that are sent in their place.
+
+use std::fs::File;
+use std::io::{self, Read};
+use std::os::unix::fs::FileExt;
+
+/// Bytes that are open to be read, as often as it takes.
+#[derive(Debug)]
+pub(crate) enum Content<'a> {
+    /// Of a file.
+    File(File),
+    /// In memory.
+    Bytes(&'a [u8]),
+}
+
+impl Content<'_> {
+    /// Reads what stands at `at`, as much as there is and has room.
+    pub fn read_at(&self, out: &mut [u8], at: u64) -> io::Result<usize> {
+        match self {
+            Self::File(file) => file.read_at(out, at),
+            Self::Bytes(bytes) => {
+                let rest = usize::try_from(at).ok().and_then(|at| bytes.get(at..)).unwrap_or_default();
+                rest.take(out.len() as u64).read(out)
+            }
+        }
+    }
+
+    /// Reads it from its beginning.
+    pub fn reader(&self) -> Reader<'_> {
+        Reader { content: self, at: 0 }
+    }
+}
+
+/// A way through a [`Content`].
+#[derive(Debug)]
+pub(crate) struct Reader<'a> {
+    content: &'a Content<'a>,
+    at: u64,
+}
+
+impl Read for Reader<'_> {
+    fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
+        let n = self.content.read_at(out, self.at)?;
+        self.at += n as u64;
+        Ok(n)
+    }
+}
