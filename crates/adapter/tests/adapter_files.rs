@@ -57,6 +57,7 @@ fn pefts_adapters_load_save_and_are_equal_byte_for_byte() {
         let (Some(folder), Some(base)) = (golden(name), golden("tiny")) else { return };
         let adapter = Adapter::load(&folder, &ModelConfig::read(&base).unwrap(), &backend()).unwrap();
         assert_eq!((adapter.modules().len(), adapter.source()), (28, Some(folder.as_path())));
+        assert_eq!(Adapter::check(&folder).unwrap(), adapter.config);
         let out = tempfile::tempdir().unwrap();
         adapter.save(out.path(), &backend()).unwrap();
         for file in ["adapter_model.safetensors", "adapter_config.json"] {
