@@ -48,6 +48,12 @@ impl Limits {
         Self { kl, share_of_adapter: Some(0.25), perplexity }
     }
 
+    /// What 4 bits may cost a merged model: as much of the adapter as any other merge may lose, and a quarter of the
+    /// perplexity, for they take from the base too. The divergence has no ceiling of its own below a nat.
+    pub fn four_bit() -> Self {
+        Self { kl: 1.0, share_of_adapter: Some(0.25), perplexity: 0.25 }
+    }
+
     /// The divergence that was asked for instead, whatever the adapter does.
     pub fn with_kl(self, kl: f64) -> Self {
         Self { kl, share_of_adapter: None, ..self }
@@ -96,6 +102,13 @@ pub struct Fidelity {
 }
 
 impl Fidelity {
+    /// Share of what the adapter does that is left, by divergence: 1 where the merged model is the adapter on its
+    /// base, 0 where it is as far from that as the base alone, or farther. None where the adapter does nothing.
+    pub fn adapter_kept(&self) -> Option<f64> {
+        let is_something = self.kl_of_adapter > 0.0;
+        is_something.then(|| (1.0 - self.kl / self.kl_of_adapter).clamp(0.0, 1.0))
+    }
+
     /// Why the merge fails, a sentence each; empty when it passes.
     pub fn faults(&self) -> Vec<String> {
         let mut faults = Vec::new();

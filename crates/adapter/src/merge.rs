@@ -123,7 +123,7 @@ pub struct FormFigures {
     pub perplexity: f64,
 }
 
-/// What 4 bits take from a merged model.
+/// What 4 bits take from a merged model. The measurement in its report is then that of the model in 4 bits.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct QuantizedFigures {
     /// How they were made.
@@ -132,6 +132,21 @@ pub struct QuantizedFigures {
     /// Mean divergence from adapter on base, in nats a token.
     pub kl: f64,
     /// Perplexity of the held-out text, merged and in 4 bits.
+    pub perplexity: f64,
+    /// Share of what the adapter does that is left, by divergence: see [`Fidelity::adapter_kept`].
+    #[serde(default)]
+    pub adapter_kept: Option<f64>,
+    /// What was measured before, of the merge that was put into 4 bits.
+    #[serde(default)]
+    pub before: Option<WideFigures>,
+}
+
+/// A merge that is not kept: the one that goes into 4 bits.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct WideFigures {
+    /// Mean divergence from adapter on base, in nats a token.
+    pub kl: f64,
+    /// Perplexity of the held-out text.
     pub perplexity: f64,
 }
 
@@ -156,24 +171,36 @@ impl Staged {
         self.output.staging()
     }
 
+    /// Adds a file that tells of the model, to get its name with the others.
+    ///
+    /// # Errors
+    /// If it cannot be written.
+    pub fn add(&mut self, name: &str, bytes: &[u8]) -> Result<(), AdapterError> {
+        files::write_atomic(&self.output.staged(name), bytes)?;
+        // Before `config.json`, which makes it a model.
+        self.names.insert(self.names.len() - 1, name.to_owned());
+        Ok(())
+    }
+
     /// Gives every file its name, `merge_report.json` among them where there was a measurement.
     ///
     /// # Errors
     /// If the folder cannot be written; there is then no model in it.
-    pub fn publish(self, fidelity: Option<&Fidelity>) -> Result<MergeReport, AdapterError> {
-        let Self { output, mut names, report } = self;
-        if fidelity.is_some() {
-            write_report(output.staging(), &report, fidelity)?;
-            // Before `config.json`, which makes it a model.
-            names.insert(names.len() - 1, REPORT_FILE.to_owned());
+    pub fn publish(mut self, fidelity: Option<&Fidelity>) -> Result<MergeReport, AdapterError> {
+        if let Some(fidelity) = fidelity {
+            self.add(REPORT_FILE, &self.report_json(fidelity))?;
         }
+        let Self { output, names, report } = self;
         output.publish(&names)?;
         Ok(report)
     }
 
     /// What `merge_report.json` would say.
     pub fn report_json(&self, fidelity: &Fidelity) -> Vec<u8> {
-        report_json(&self.report, Some(fidelity))
+        let value = json!({ "merge": self.report, "fidelity": fidelity });
+        let mut text = serde_json::to_vec_pretty(&value).expect("a JSON value has string keys");
+        text.push(b'\n');
+        text
     }
 
     /// Gives the model up and leaves `merge_report.json` alone in `folder`, which says why.
@@ -181,7 +208,7 @@ impl Staged {
     /// # Errors
     /// If the folder cannot be written.
     pub fn reject(self, folder: &Path, fidelity: &Fidelity) -> Result<(), AdapterError> {
-        write_report(folder, &self.report, Some(fidelity))
+        Ok(files::write_atomic(&folder.join(REPORT_FILE), &self.report_json(fidelity))?)
     }
 }
 
@@ -318,18 +345,6 @@ pub fn stage(
         seconds: start.elapsed().as_secs_f64(),
     };
     Ok(Staged { output, names, report })
-}
-
-/// Writes `merge_report.json` into the folder of a merged model.
-fn write_report(out: &Path, merge: &MergeReport, fidelity: Option<&Fidelity>) -> Result<(), AdapterError> {
-    Ok(files::write_atomic(&out.join(REPORT_FILE), &report_json(merge, fidelity))?)
-}
-
-fn report_json(merge: &MergeReport, fidelity: Option<&Fidelity>) -> Vec<u8> {
-    let value = json!({ "merge": merge, "fidelity": fidelity });
-    let mut text = serde_json::to_vec_pretty(&value).expect("a JSON value has string keys");
-    text.push(b'\n');
-    text
 }
 
 /// Every module of the adapter must be a float weight of the base, of its shape.

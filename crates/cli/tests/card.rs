@@ -101,6 +101,47 @@ fn notes_survive_a_resumed_run_a_new_card_and_a_merge() {
 }
 
 #[test]
+fn what_was_said_and_written_by_hand_outlives_later_commands() {
+    let scene = Scene::new();
+    let card = || text(&scene, "out/README.md");
+    scene.ok(&format!("train --base base --data data.json --output out --license mit {FLAGS}"));
+    scene.ok(
+        "card out --license apache-2.0 --name me/huan --card-lang both --dataset-id me/palace --base-id a/b",
+    );
+    let ran = scene.ok("train --output out --resume");
+    assert!(!ran.err.contains("README.md"), "{}", ran.err);
+    let resumed = card();
+    for words in ["license: \"apache-2.0\"", "- \"me/palace\"", "base_model: \"a/b\""] {
+        assert!(front(&resumed).contains(words), "{words}\n{resumed}");
+    }
+    assert!(resumed.contains("danlu chat me/huan\n") && resumed.contains("## 中文"), "{resumed}");
+    scene.ok("train --output out --resume --license bsd-3-clause");
+    assert!(
+        front(&card()).contains("license: \"bsd-3-clause\"\n") && card().contains("me/huan"),
+        "{}",
+        card()
+    );
+
+    // By hand, beyond the notes.
+    let edited = card().replace("## English", "## In plain English");
+    scene.write("out/README.md", &edited);
+    scene.refuses(
+        "card out --license mit",
+        "error: `out/README.md` was edited by hand, and writing it again would lose that\n\n\
+         hint: `--overwrite` writes it again; what stands between `<!-- notes -->` and `<!-- /notes -->` is kept\n",
+    );
+    let ran = scene.ok("train --output out --resume");
+    assert!(ran.err.contains("README.md was edited by hand and stays as it is"), "{}", ran.err);
+    assert_eq!(card(), edited);
+    // It was left alone, and so it is still edited.
+    assert_eq!(scene.run("card out").code, 1);
+    scene.write("new.md", "说话像古人。\n");
+    scene.ok("card out --overwrite --notes new.md");
+    assert!(!card().contains("In plain English") && card().contains("说话像古人。"), "{}", card());
+    scene.ok("card out");
+}
+
+#[test]
 fn notes_given_to_a_run_that_is_stopped_are_in_the_card_at_its_end() {
     let scene = Scene::new();
     scene.write("notes.md", "手写的话\n");

@@ -36,10 +36,20 @@ fn a_merge_goes_into_the_form_that_is_nearest_to_what_was_trained() {
     let (original, dequantized) = (kl(&auto, "original", false), kl(&auto, "dequantized", true));
     assert!(dequantized < original / 20.0, "{dequantized} {original}");
     assert!(ran.out.contains("beside original: KL") && ran.out.contains("(chosen)"), "{}", ran.out);
+    assert!(
+        ran.err.contains(": the merged model against the adapter on the base out of 4 bits\n"),
+        "{}",
+        ran.err
+    );
     let config = String::from_utf8(scene.read("auto/config.json")).unwrap();
     assert!(!config.contains("quantization_config"), "{config}");
 
-    scene.ok("merge out --output original --merge-base original");
+    // Two divergences are told, each with what it is from.
+    let ran = scene.ok("merge out --output original --merge-base original");
+    assert!(ran.err.contains(": the merged model against the adapter on the original base\n"), "{}", ran.err);
+    let words =
+        "against what was trained, the adapter on the base out of 4 bits:\n  into original: KL, perplexity";
+    assert!(ran.out.contains(words), "{}", ran.out);
     let written = report(&scene, "original");
     assert_eq!(written["merge"]["merge_base"], "original");
     // Rounding comes on top of what the other base makes, and is far less.
@@ -105,6 +115,22 @@ fn signal(child: &Child, name: &str) {
 }
 
 #[test]
+fn a_merged_model_has_its_card_from_the_first_moment() {
+    let scene = Scene::new();
+    scene.ok(&format!("train --base base --quant nf4 --output out {FLAGS}"));
+    for (output, flags) in [("wide", ""), ("four", "--to nf4")] {
+        let mut child = scene.start(&format!("merge out --output {output} {flags}"));
+        while child.try_wait().unwrap().is_none() && !scene.path(output).join("config.json").exists() {}
+        let found = names(&scene.path(output));
+        child.kill().unwrap();
+        child.wait().unwrap();
+        for name in ["config.json", "README.md", "card.json", "loss.svg", "merge_report.json"] {
+            assert!(found.contains(&name.to_owned()), "{output} lacks {name}: {found:?}");
+        }
+    }
+}
+
+#[test]
 fn a_merge_back_into_4_bits_leaves_its_model_its_report_or_nothing() {
     let scene = Scene::new();
     scene.ok(&format!("train --base base --quant nf4 --output out {FLAGS}"));
@@ -122,7 +148,7 @@ fn a_merge_back_into_4_bits_leaves_its_model_its_report_or_nothing() {
 
     // The next attempt may replace that. Its report is of what is there: four bits, with what they cost beside them.
     let ran = scene.ok("merge out --output deep/four --to nf4");
-    assert!(ran.out.contains("in nf4: KL, perplexity"), "{}", ran.out);
+    assert!(ran.out.contains("before nf4: KL, perplexity"), "{}", ran.out);
     let folder = scene.path("deep/four");
     let found = report(&scene, "deep/four");
     let size = |name: &String| fs::metadata(folder.join(name)).unwrap().len();
@@ -135,6 +161,19 @@ fn a_merge_back_into_4_bits_leaves_its_model_its_report_or_nothing() {
     assert_eq!(found["merge"]["shards"], json!(["model.safetensors"]));
     let cost = found["merge"]["quantized"]["kl"].as_f64().unwrap();
     assert!(cost > 20.0 * kl(&found, "dequantized", true), "{found}");
+    // The verdict is of what is there, not of the merge it was made from.
+    assert_eq!(found["fidelity"]["kl"], found["merge"]["quantized"]["kl"]);
+    assert_eq!(found["merge"]["quantized"]["before"]["kl"], kl(&found, "dequantized", true));
+    let of_adapter = found["fidelity"]["kl_of_adapter"].as_f64().unwrap();
+    let kept = found["merge"]["quantized"]["adapter_kept"].as_f64().unwrap();
+    assert!((kept - (1.0 - cost / of_adapter).clamp(0.0, 1.0)).abs() < 1e-9, "{found}");
+    let passed = cost <= of_adapter / 4.0;
+    assert_eq!(found["fidelity"]["passed"], passed, "{found}");
+    let verdict = if passed { "passed: in nf4, " } else { "failed: in nf4, " };
+    assert!(ran.out.contains(verdict) && ran.out.contains("of what the adapter does is left"), "{}", ran.out);
+    let card = String::from_utf8(scene.read("deep/four/README.md")).unwrap();
+    assert!(card.contains("The model in nf4 against base + adapter"), "{card}");
+    assert!(card.contains(&format!("| what the adapter does, left | {:.0}% |", 100.0 * kept)), "{card}");
     let ran = scene.ok("chat deep/four --prompt 你好 --max-new-tokens 4 --temperature 0");
     assert!(!ran.err.contains("put into 4 bits"), "{}", ran.err);
 

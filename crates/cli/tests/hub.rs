@@ -485,7 +485,8 @@ fn an_adapter_is_published_in_one_commit_and_wakes_up_elsewhere() {
     hub.scene.write("notes.md", "Speaks of the palace only.");
     hub.scene.ok("card out --notes notes.md");
     let third = hub.scene.ok("push out me/huan --message Limits");
-    assert!(third.out.contains("1 file,"), "{}", third.out);
+    // The page, and its record, which knows the page's sum.
+    assert!(third.out.contains("2 files,"), "{}", third.out);
     assert_eq!(hub.server.commits("me/huan").len(), commits + 1);
 
     // Elsewhere, with nothing but the names.

@@ -116,7 +116,8 @@ pub(crate) fn of_file(path: &Path) -> std::io::Result<String> {
     }
 }
 
-fn hex(hash: Sha256) -> String {
+/// The digest in hex.
+pub(crate) fn hex(hash: Sha256) -> String {
     hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
 }
 

@@ -7,9 +7,9 @@ use clap::{Args, ValueEnum};
 use danlu_adapter::fidelity::Fidelity;
 use danlu_adapter::merge::MergeReport;
 use danlu_adapter::{CONFIG_FILE, LoraConfig};
-use danlu_model::files;
+use danlu_model::{Extra, files};
 use danlu_train::card::{self, BaseName, CARD_FILE, Card, CardLanguage, Lora, Merge, PICTURE_FILE, Training};
-use danlu_train::{RunSummary, TokenIdentity, report};
+use danlu_train::{RunSummary, TokenIdentity, TrainError, report};
 
 use crate::commands::loaded::{Place, folder_name};
 use crate::commands::train::{REPLY_TOKENS, Run};
@@ -24,8 +24,9 @@ Examples:
   danlu card out/huanhuan --card-lang both --license apache-2.0
   danlu card out/huanhuan --notes limits.md --base-id meta-llama/Meta-Llama-3-8B-Instruct
 
-`train` and `merge` write the card themselves; this writes it again, without training. What stands between
-`<!-- notes -->` and `<!-- /notes -->` in README.md is kept.";
+`train` and `merge` write the card themselves; this writes it again, without
+training. What was said of it before stays where no flag says otherwise, and so
+does what stands between `<!-- notes -->` and `<!-- /notes -->` in README.md.";
 
 /// Largest file of notes, in bytes.
 const MAX_NOTES: u64 = 1 << 20;
@@ -133,18 +134,21 @@ impl NotesArgs {
     }
 }
 
-/// Writes the card of a finished run, and its picture.
+/// Writes the card of a finished run, and its picture. What the author said of it since the run began stays, and so does
+/// a README.md that somebody wrote in.
 ///
 /// # Errors
-/// If the folder cannot be written.
+/// If the folder cannot be read or written.
 pub fn write_for_run(
     run: &Run,
     summary: &RunSummary,
     lora: &LoraConfig,
     tokens: &TokenIdentity,
     base: BaseName,
-    lang: Lang,
-) -> Result<(), danlu_train::TrainError> {
+    earlier: Option<&Card>,
+    printer: &Printer,
+) -> Result<(), TrainError> {
+    let lang = printer.lang;
     let template = tokens.fingerprint().template_sha256.clone();
     let training = Training::of(summary, template, REPLY_TOKENS, doctor::processor());
     let mut card = Card {
@@ -159,15 +163,37 @@ pub fn write_for_run(
         merge: None,
         has_picture: false,
         version: summary.version.clone(),
+        readme_sha256: None,
     };
-    run.card.apply(&mut card, lang);
+    match earlier {
+        None => run.card.apply(&mut card, lang),
+        Some(earlier) => {
+            card.repository.clone_from(&earlier.repository);
+            card.language = earlier.language;
+            card.license = earlier.license.clone().or(card.license);
+            card.base.hub_id = earlier.base.hub_id.clone().or(card.base.hub_id);
+            card.datasets.clone_from(&earlier.datasets);
+            card.readme_sha256.clone_from(&earlier.readme_sha256);
+            run.card_now.apply(&mut card, lang);
+        }
+    }
     let first = card.language.order().first().copied().unwrap_or_default();
     let picture = report::picture(summary, first);
     card.has_picture = !picture.is_empty();
     if card.has_picture {
         files::write_atomic(&run.output.join(PICTURE_FILE), picture.as_bytes())?;
     }
-    card.write(&run.output)
+    match earlier.unwrap_or(&card).notes_if_as_written(&run.output)? {
+        Some(notes) => card.write_with(&run.output, &notes),
+        None => {
+            let output = run.output.display();
+            printer.tell(
+                &format!("README.md 手工改动过，保持原样（`danlu card {output} --overwrite` 重新生成）"),
+                &format!("README.md was edited by hand and stays as it is (`danlu card {output} --overwrite` writes it again)"),
+            );
+            card.write_record(&run.output)
+        }
+    }
 }
 
 /// The card of a model to be merged, settled before anything is merged: the adapter's own, or as much as its
@@ -203,16 +229,11 @@ impl MergedCard {
         Ok(Self { card, notes, picture })
     }
 
-    /// Writes it into the merged model's folder.
-    ///
-    /// # Errors
-    /// If the folder cannot be written.
-    pub fn write(self, output: &Path, report: &MergeReport, fidelity: &Fidelity) -> Result<()> {
-        if let Some(picture) = &self.picture {
-            files::write_atomic(&output.join(PICTURE_FILE), picture)?;
-        }
+    /// The files of the card in the merged model's folder.
+    pub fn files(self, output: &Path, report: &MergeReport, fidelity: &Fidelity) -> Vec<Extra> {
         let card = self.card.merged(folder_name(output), Merge::of(report, fidelity));
-        Ok(card.write_with(output, &self.notes)?)
+        let picture = self.picture.map(|picture| (PICTURE_FILE, picture));
+        card.files(&self.notes).into_iter().chain(picture).collect()
     }
 }
 
@@ -232,6 +253,7 @@ fn unrecorded(adapter: &Path, base: &Path, lang: Lang) -> Result<Card> {
         merge: None,
         has_picture: false,
         version: env!("CARGO_PKG_VERSION").to_owned(),
+        readme_sha256: None,
     })
 }
 
@@ -243,6 +265,9 @@ pub struct WriteArgs {
     /// The name it has, or will have, on the Hub: what its snippets say
     #[arg(long, value_name = "OWNER/NAME", value_parser = hub_id, help_heading = "Model card")]
     pub name: Option<String>,
+    /// Write README.md again though somebody wrote in it, outside the notes; that is lost then
+    #[arg(long, help_heading = "Model card")]
+    pub overwrite: bool,
     #[command(flatten)]
     pub card: CardArgs,
     #[command(flatten)]
@@ -266,15 +291,25 @@ pub fn run(args: &WriteArgs, printer: &Printer) -> Result<()> {
             Report::input(text).with_hint("`danlu train` and `danlu merge` leave one beside the card")
         );
     };
+    let (given, kept) = (args.notes.read()?, card.notes_if_as_written(folder)?);
+    let notes = match (given, kept) {
+        (_, None) if !args.overwrite => {
+            let shown = folder.join(card::README_FILE);
+            let text =
+                format!("`{}` was edited by hand, and writing it again would lose that", shown.display());
+            let hint = "`--overwrite` writes it again; what stands between `<!-- notes -->` and `<!-- /notes -->` is kept";
+            return Err(Report::input(text).with_hint(hint));
+        }
+        (Some(given), _) => given,
+        (None, Some(kept)) => kept,
+        (None, None) => card::read_notes(folder)?.unwrap_or_default(),
+    };
     args.card.apply(&mut card, printer.lang);
     card.name = folder_name(folder);
     if args.name.is_some() {
         card.repository.clone_from(&args.name);
     }
-    match args.notes.read()? {
-        Some(notes) => card.write_with(folder, &notes)?,
-        None => card.write(folder)?,
-    }
+    card.write_with(folder, &notes)?;
     let shown = folder.join(card::README_FILE);
     let bytes = fs::metadata(&shown).map_err(|error| Report::io("read", &shown, error))?.len();
     let (shown, size) = (shown.display(), crate::text::bytes(bytes));

@@ -12,9 +12,18 @@ pub(super) fn render(page: &Page<'_>, merge: &Merge) -> String {
     let f = &merge.fidelity;
     let mut out = page.section("合并核对", "How true the merge is");
     let (sequences, tokens) = (thousands(f.sequences as u64), thousands(f.tokens as u64));
+    // A card of before this was known has the figures of the merge that went into 4 bits.
+    let before = merge.quantized.and_then(|figures| Some((figures, figures.before?)));
+    let (written_zh, written) = match &before {
+        Some((figures, _)) => {
+            let code = figures.quantization.quant_type;
+            (format!("{code} 模型"), format!("The model in {code}"))
+        }
+        None => ("合并后的模型".to_owned(), "The merged model".to_owned()),
+    };
     out += &page.pick(
-        format!("合并后的模型与“基座 + 适配器”相比，{sequences} 段文本，{tokens} 个词元：\n\n"),
-        format!("The merged model against base + adapter, on {sequences} texts of {tokens} tokens:\n\n"),
+        format!("{written_zh}与“基座 + 适配器”相比，{sequences} 段文本，{tokens} 个词元：\n\n"),
+        format!("{written} against base + adapter, on {sequences} texts of {tokens} tokens:\n\n"),
     );
     out += page.pick("| 指标 | 值 |\n|---|---:|\n", "| measure | value |\n|---|---:|\n");
     let mut row = |zh: &str, en: &str, value: String| {
@@ -27,7 +36,17 @@ pub(super) fn render(page: &Page<'_>, merge: &Merge) -> String {
     row("困惑度：基座", "perplexity: base", format!("{:.4}", f.perplexity_base));
     row("困惑度：基座 + 适配器", "perplexity: base + adapter", format!("{:.4}", f.perplexity_adapter));
     row("困惑度：合并后", "perplexity: merged", format!("{:.4}", f.perplexity_merged));
-    if let Some(figures) = &merge.quantized {
+    if let Some((figures, before)) = &before {
+        let code = figures.quantization.quant_type;
+        let (zh, en) = (
+            format!("转为 {code} 之前：KL，困惑度"),
+            format!("before it was put into {code}: KL, perplexity"),
+        );
+        row(&zh, &en, format!("{}, {:.4}", number(before.kl), before.perplexity));
+        if let Some(kept) = figures.adapter_kept {
+            row("适配器的作用还剩", "what the adapter does, left", format!("{:.0}%", 100.0 * kept));
+        }
+    } else if let Some(figures) = &merge.quantized {
         let code = figures.quantization.quant_type;
         let (zh, en) =
             (format!("转为 {code} 之后：KL，困惑度"), format!("put into {code} after that: KL, perplexity"));

@@ -20,10 +20,11 @@ mod training;
 use std::fs;
 use std::path::Path;
 
-use danlu_model::files;
+use danlu_model::{Extra, files};
+use sha2::{Digest, Sha256};
 
-use crate::TrainError;
 use crate::report::Language;
+use crate::{TrainError, fingerprint};
 
 pub use base_name::{BaseName, cached, is_license, license_of};
 pub use markdown::shell_word;
@@ -63,15 +64,29 @@ impl Card {
         out + &notes_section(languages, notes)
     }
 
-    /// The notes in a folder's `README.md`, where that is what this record gives with them: nobody wrote anywhere else
-    /// in it.
+    /// The notes in a folder's `README.md`, where nobody wrote anywhere else in it since it was written; none where
+    /// somebody did. Where there is no `README.md`, nobody did.
     ///
     /// # Errors
     /// If there is a card that cannot be read.
     pub fn notes_if_as_written(&self, folder: &Path) -> Result<Option<String>, TrainError> {
-        let Some(readme) = readme(folder)? else { return Ok(None) };
-        let notes = notes_of(&String::from_utf8_lossy(&readme)).unwrap_or_default();
-        Ok((readme == self.render(&notes).as_bytes()).then_some(notes))
+        let Some(readme) = readme(folder)? else { return Ok(Some(String::new())) };
+        let readme = String::from_utf8_lossy(&readme);
+        let notes = notes_of(&readme).unwrap_or_default();
+        let is_as_written = match &self.readme_sha256 {
+            Some(sum) => *sum == sum_without_notes(&readme),
+            // A record of before that was noted, or of a run that is about to write its first card.
+            None => readme == self.render(&notes),
+        };
+        let is_draft = || readme == put_notes(None, &self.name, &notes);
+        Ok((is_as_written || is_draft()).then_some(notes))
+    }
+
+    /// `card.json`, and `README.md` with these notes.
+    pub fn files(mut self, notes: &str) -> [Extra; 2] {
+        let readme = self.render(notes);
+        self.readme_sha256 = Some(sum_without_notes(&readme));
+        [(CARD_FILE, self.to_json()), (README_FILE, readme.into_bytes())]
     }
 
     /// The bytes of `card.json`.
@@ -95,9 +110,24 @@ impl Card {
     /// # Errors
     /// If a file cannot be written.
     pub fn write_with(&self, folder: &Path, notes: &str) -> Result<(), TrainError> {
-        files::write_atomic(&folder.join(CARD_FILE), &self.to_json())?;
-        Ok(files::write_atomic(&folder.join(README_FILE), self.render(notes).as_bytes())?)
+        for (name, bytes) in self.clone().files(notes) {
+            files::write_atomic(&folder.join(name), &bytes)?;
+        }
+        Ok(())
     }
+
+    /// Writes `card.json` alone, beside a `README.md` that somebody else wrote.
+    ///
+    /// # Errors
+    /// If it cannot be written.
+    pub fn write_record(&self, folder: &Path) -> Result<(), TrainError> {
+        Ok(files::write_atomic(&folder.join(CARD_FILE), &self.to_json())?)
+    }
+}
+
+/// The SHA-256 of a card but for its notes, which may change by hand.
+fn sum_without_notes(readme: &str) -> String {
+    fingerprint::hex(Sha256::new_with_prefix(put_notes(Some(readme), "", "")))
 }
 
 /// The notes in a folder's card, if it has any.

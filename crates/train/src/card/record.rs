@@ -73,6 +73,9 @@ pub struct Card {
     pub has_picture: bool,
     /// Version of danlu that wrote it.
     pub version: String,
+    /// SHA-256 of the `README.md` that was written beside it, without the notes: whether somebody wrote in it since.
+    #[serde(default)]
+    pub readme_sha256: Option<String>,
 }
 
 /// An adapter's shape.

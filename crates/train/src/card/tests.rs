@@ -22,6 +22,7 @@ fn card(language: CardLanguage) -> Card {
         merge: None,
         has_picture: true,
         version: "0.1.0".into(),
+        readme_sha256: None,
     }
 }
 
@@ -187,13 +188,44 @@ fn no_text_breaks_out_of_its_place() {
 }
 
 #[test]
+fn what_is_written_by_hand_is_told_from_what_danlu_wrote() {
+    let folder = tempfile::tempdir().unwrap();
+    let readme = folder.path().join(README_FILE);
+    let card_of = || Card::read(folder.path()).unwrap().unwrap();
+    let notes = || card_of().notes_if_as_written(folder.path()).unwrap();
+    card(CardLanguage::En).write_with(folder.path(), "mine").unwrap();
+    let written = fs::read_to_string(&readme).unwrap();
+    assert_eq!(notes().as_deref(), Some("mine"));
+    // Notes are anybody's to write, and so are the ends of lines.
+    fs::write(&readme, written.replace("mine", "other").replace('\n', "\r\n")).unwrap();
+    assert_eq!(notes().as_deref(), Some("other"));
+    fs::write(&readme, written.replace("## Data", "## The data")).unwrap();
+    assert_eq!(notes(), None);
+    fs::remove_file(&readme).unwrap();
+    assert_eq!(notes().as_deref(), Some(""));
+    // What another version would write says nothing: the sum does.
+    let other = "# as another version wrote it\n\n<!-- notes -->\n\n<!-- /notes -->\n";
+    fs::write(&readme, other).unwrap();
+    let sum = Some(sum_without_notes(other));
+    Card { readme_sha256: sum, ..card_of() }.write_record(folder.path()).unwrap();
+    assert_eq!(notes().as_deref(), Some(""));
+    // A record of before the sum was noted.
+    let old = card(CardLanguage::En);
+    old.write_record(folder.path()).unwrap();
+    fs::write(&readme, old.render("mine")).unwrap();
+    assert_eq!(notes().as_deref(), Some("mine"));
+    fs::write(&readme, old.render("mine").replace("## Data", "## The data")).unwrap();
+    assert_eq!(notes(), None);
+}
+
+#[test]
 fn a_card_is_written_again_from_its_record_with_its_notes() {
     let folder = tempfile::tempdir().unwrap();
     write_notes(folder.path(), "huan", "手写的话").unwrap();
     let first = card(CardLanguage::Zh);
     first.write(folder.path()).unwrap();
     let read = Card::read(folder.path()).unwrap().unwrap();
-    assert_eq!(read, first);
+    assert_eq!(Card { readme_sha256: None, ..read.clone() }, first);
     Card { language: CardLanguage::En, ..read }.write(folder.path()).unwrap();
     assert_eq!(read_notes(folder.path()).unwrap().unwrap(), "手写的话");
     let mut hostile = first.clone();

@@ -196,6 +196,7 @@ fn training(args: &DemoArgs, folders: &Folders) -> train::Run {
         compute: args.compute.clone(),
         memory_limit: None,
         card: Default::default(),
+        card_now: Default::default(),
         notes: Default::default(),
         config: None,
     }

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use danlu_adapter::fidelity::Fidelity;
-use danlu_adapter::merge::{MergeReport, REPORT_FILE};
+use danlu_adapter::merge::{MergeBase, MergeReport, QuantizedFigures, REPORT_FILE};
 
 use crate::printer::{Look, Printer};
 use crate::text;
@@ -32,9 +32,19 @@ pub fn print(report: &MergeReport, f: &Fidelity, text: Option<&Path>, output: &P
             format!("{} that danlu brings", text::counted(sequences as u64, "text")),
         ),
     };
+    let code = report.quantized.map(|figures| figures.quantization.quant_type);
+    let (written_zh, written) = match code {
+        Some(code) => (format!("{code} 模型"), format!("the model in {code}")),
+        None => ("合并后的模型".to_owned(), "the merged model".to_owned()),
+    };
+    let (against_zh, against) = match report.merge_base {
+        _ if report.forms.is_empty() => ("“基座+适配器”", "the adapter on its base"),
+        MergeBase::Original => ("“原始基座+适配器”", "the adapter on the original base"),
+        MergeBase::Dequantized => ("“4 位还原的基座+适配器”", "the adapter on the base out of 4 bits"),
+    };
     printer.say(&printer.pick(
-        format!("核对：{text}，{tokens} 个词元，合并后的模型与“基座+适配器”相比"),
-        format!("measured on {text}, {tokens} tokens: the merged model against adapter on base"),
+        format!("核对：{text}，{tokens} 个词元，{written_zh}与{against_zh}相比"),
+        format!("measured on {text}, {tokens} tokens: {written} against {against}"),
     ));
     let row = |zh: &str, en: &str, value: String| {
         printer.out(&format!("  {} {value}", text::pad(printer.pick(zh, en), 30)));
@@ -51,7 +61,23 @@ pub fn print(report: &MergeReport, f: &Fidelity, text: Option<&Path>, output: &P
     row("首选词元一致", "same likeliest token", format!("{:.2}%", 100.0 * f.same_choice));
     row("困惑度 基座", "perplexity of the base", format!("{:.4}", f.perplexity_base));
     row("困惑度 基座+适配器", "perplexity of base + adapter", format!("{:.4}", f.perplexity_adapter));
-    row("困惑度 合并后", "perplexity merged", format!("{:.4}", f.perplexity_merged));
+    match report.quantized.and_then(|figures| figures.before) {
+        None => row("困惑度 合并后", "perplexity merged", format!("{:.4}", f.perplexity_merged)),
+        Some(before) => {
+            let code = code.map_or("", |code| code.name());
+            let name = printer.pick(format!("困惑度 {code}"), format!("perplexity in {code}"));
+            row(&name, &name, format!("{:.4}", f.perplexity_merged));
+            let name = printer
+                .pick(format!("转为 {code} 之前：KL，困惑度"), format!("before {code}: KL, perplexity"));
+            row(&name, &name, format!("{:.2e}, {:.4}", before.kl, before.perplexity));
+        }
+    }
+    if !report.forms.is_empty() {
+        printer.out(printer.pick(
+            "与训练时相比，即“4 位还原的基座+适配器”：",
+            "against what was trained, the adapter on the base out of 4 bits:",
+        ));
+    }
     for figures in &report.forms {
         let (form, merged) = (figures.form.name(), figures.merged);
         let chosen = merged && figures.form == report.merge_base;
@@ -65,14 +91,37 @@ pub fn print(report: &MergeReport, f: &Fidelity, text: Option<&Path>, output: &P
         let mark = if chosen { printer.pick("（选用）", " (chosen)") } else { "" };
         row(&name, &name, format!("{:.2e}, {:.4}{mark}", figures.kl, figures.perplexity));
     }
-    if let Some(figures) = &report.quantized {
-        let code = figures.quantization.quant_type;
-        let name = printer.pick(format!("转为 {code} 后：KL，困惑度"), format!("in {code}: KL, perplexity"));
-        row(&name, &name, format!("{:.2e}, {:.4}", figures.kl, figures.perplexity));
-    }
     let verdict = match f.passed {
         true => printer.data(Look::Green, printer.pick("通过", "passed")),
         false => printer.data(Look::Red, printer.pick("未通过", "failed")),
     };
-    printer.out(&format!("{verdict} · {}", output.join(REPORT_FILE).display()));
+    let cost = report.quantized.map(|figures| cost(&figures, printer)).unwrap_or_default();
+    printer.out(&format!("{verdict}{cost} · {}", output.join(REPORT_FILE).display()));
+    if report.quantized.is_some() && !f.passed {
+        printer.tell(
+            "不带 `--to` 的合并能保住适配器；不合并，直接用 4 位基座加适配器，也能",
+            "a merge without `--to` keeps what the adapter does, and so does the adapter beside its base in 4 bits, not merged",
+        );
+    }
+}
+
+/// What 4 bits cost, behind the verdict.
+fn cost(figures: &QuantizedFigures, printer: &Printer) -> String {
+    let (code, after) = (figures.quantization.quant_type, figures.perplexity);
+    let (left_zh, left) = match figures.adapter_kept {
+        Some(0.0) => {
+            ("适配器的作用一点不剩".to_owned(), "nothing of what the adapter does is left".to_owned())
+        }
+        Some(kept) => {
+            let percent = format!("{:.0}%", 100.0 * kept);
+            (format!("适配器的作用还剩 {percent}"), format!("{percent} of what the adapter does is left"))
+        }
+        None => ("适配器本来就没有作用".to_owned(), "the adapter does nothing to begin with".to_owned()),
+    };
+    let perplexity =
+        figures.before.map_or_else(|| format!("{after:.4}"), |b| format!("{:.4} → {after:.4}", b.perplexity));
+    printer.pick(
+        format!("：转为 {code} 后{left_zh}，困惑度 {perplexity}"),
+        format!(": in {code}, {left}, and the perplexity is {perplexity}"),
+    )
 }

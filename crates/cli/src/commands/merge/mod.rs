@@ -14,6 +14,7 @@ use clap::Args;
 use danlu_adapter::fidelity::{self, Fidelity, Limits};
 use danlu_adapter::merge::{
     self, FormFigures, MergeBase, MergeOptions, MergeReport, QuantizedFigures, REPORT_FILE, Staged,
+    WideFigures,
 };
 use danlu_adapter::{Adapter, AdapterError, parse_byte_size};
 use danlu_data::{EncodeOptions, Format};
@@ -69,7 +70,7 @@ pub struct MergeArgs {
     /// Folder of the original of a base in 4 bits
     #[arg(long, value_name = "DIR")]
     pub original: Option<PathBuf>,
-    /// Put the merged model into 4 bits, nf4 or fp4; the report tells what that costs
+    /// Put the merged model into 4 bits, nf4 or fp4; the figures and the verdict are then of the model in 4 bits
     #[arg(long, value_name = "TYPE", value_parser = FourBitCode::from_str)]
     pub to: Option<FourBitCode>,
     /// Type of the merged weights: f32, bf16 or f16 [default: the base's]
@@ -156,25 +157,30 @@ pub fn run(args: &MergeArgs, printer: &Printer) -> Result<()> {
     let output = begun.as_ref().map_or_else(|| args.output.clone(), |(_, model)| model.staged(&wide));
     let Merged { mut staged, fidelity, base } = job.merge(&output)?;
     let faults = fidelity.faults();
-    let report =
-        |report: &MergeReport| figures::print(report, &fidelity, file.as_deref(), &args.output, printer);
+    let print = |report: &MergeReport, fidelity: &Fidelity| {
+        figures::print(report, fidelity, file.as_deref(), &args.output, printer);
+    };
     if !faults.is_empty() {
-        report(&staged.report);
+        print(&staged.report, &fidelity);
         staged.reject(&args.output, &fidelity)?;
         let text = "the merged model is not base plus adapter: only its report is kept";
         let hint =
             "a wider type keeps more: --dtype f32; or raise --threshold if the difference is acceptable";
         return Err(Report::input(text).with_details(faults).with_hint(hint));
     }
-    let done = match begun {
-        None => staged.publish(Some(&fidelity))?,
+    let (done, fidelity) = match begun {
+        None => {
+            for (name, bytes) in card.files(&args.output, &staged.report, &fidelity) {
+                staged.add(name, &bytes)?;
+            }
+            (staged.publish(Some(&fidelity))?, fidelity)
+        }
         Some((code, model)) => {
-            job.quantize(&mut staged, model, code, &fidelity, &base)?;
-            staged.report.clone()
+            let cost = job.quantize(&mut staged, model, code, &fidelity, &base, card)?;
+            (staged.report.clone(), cost)
         }
     };
-    card.write(&args.output, &done, &fidelity)?;
-    report(&done);
+    print(&done, &fidelity);
     Ok(())
 }
 
@@ -282,7 +288,8 @@ impl Job<'_> {
         Ok(Merged { staged, fidelity, base })
     }
 
-    /// Puts a merge into 4 bits, in the output's folder, with what that costs in its report.
+    /// Puts a merge into 4 bits, in the output's folder, with what that costs in its report; what was measured of the
+    /// result.
     fn quantize(
         &self,
         staged: &mut Staged,
@@ -290,15 +297,21 @@ impl Job<'_> {
         code: FourBitCode,
         fidelity: &Fidelity,
         base: &Decoder,
-    ) -> Result<()> {
+        card: MergedCard,
+    ) -> Result<Fidelity> {
         let quantization = Quantization::new(code);
         let (printer, threads) = (self.printer, self.args.compute.threads());
         let backend = Arc::clone(&self.backend);
         let merged = base::load(staged.folder(), Some(quantization), threads, backend, printer)?;
         // 4 bits were asked for, whatever they cost: the figures are told, and nothing is refused.
-        let cost = self.measure(base, &merged, None, Limits::of(DType::Bf16))?;
-        staged.report.quantized =
-            Some(QuantizedFigures { quantization, kl: cost.kl, perplexity: cost.perplexity_merged });
+        let cost = self.measure(base, &merged, None, Limits::four_bit())?;
+        staged.report.quantized = Some(QuantizedFigures {
+            quantization,
+            kl: cost.kl,
+            perplexity: cost.perplexity_merged,
+            adapter_kept: cost.adapter_kept(),
+            before: Some(WideFigures { kl: fidelity.kl, perplexity: fidelity.perplexity_merged }),
+        });
         let wide = staged.folder().to_owned();
         let identity = fs::read(wide.join(IDENTITY_FILE)).ok();
         let extra = |written: &Quantized| {
@@ -308,13 +321,14 @@ impl Job<'_> {
             staged.report.bytes = written.bytes + of_identity;
             staged.report.shards.clone_from(&written.files);
             staged.report.dtype.clone_from(&written.dtype);
-            [(REPORT_FILE, staged.report_json(fidelity))].into_iter().chain(identity).collect()
+            let card = card.files(&self.args.output, &staged.report, &cost);
+            [(REPORT_FILE, staged.report_json(&cost))].into_iter().chain(identity).chain(card).collect()
         };
         let mut progress = base::progress(quantization, printer);
         let written = quantize_into(model, &wide, quantization, threads, extra, &mut progress);
         printer.clear_live();
         written.map_err(base::stopped)?;
-        Ok(())
+        Ok(cost)
     }
 
     fn load(&self, form: &Form) -> Result<Decoder> {

@@ -13,7 +13,7 @@ use std::sync::Arc;
 use danlu_adapter::{Adapter, LoraConfig, targets};
 use danlu_hub::Extent;
 use danlu_model::{LoraSource, ModelConfig, Sequence, Tokenizer, Weights, Workspace};
-use danlu_train::card::{self, BaseName};
+use danlu_train::card::{self, BaseName, Card};
 use danlu_train::{
     DataSummary, MemoryUse, Reply, RunSummary, TokenIdentity, TrainError, Trainer, base_fingerprint,
     check_base_is_finite, latest_whole_checkpoint,
@@ -84,6 +84,8 @@ pub fn execute(run: &Run, printer: &Printer) -> Result<Outcome> {
     gauge.data();
     let forecast = forecast::Forecast::of(run, &config, Some((&data, &tokenizer, &questions)), &gauge)?;
     let notes = run.notes.read()?;
+    // Read first, as the notes: a fault in it should not cost a run.
+    let earlier = Card::read(&run.output)?;
     let (checkpoint, _lock) = output::open(run, printer)?;
 
     let backend = run.compute.backend(run.settings.dtype.into())?;
@@ -120,7 +122,7 @@ pub fn execute(run: &Run, printer: &Printer) -> Result<Outcome> {
     trainer.release();
     let replies = before_and_after(&trainer, &tokenizer, &questions, printer)?;
     let summary = summarize(run, &trainer, &config, summary, replies, forecast.measured(), &base);
-    output::finish(run, &trainer, &tokens, &summary, base, printer)?;
+    output::finish(run, &trainer, &tokens, &summary, base, earlier.as_ref(), printer)?;
     Ok(Outcome::Finished(Box::new(summary)))
 }
 

@@ -4,7 +4,7 @@ use std::fs::{File, TryLockError};
 use std::path::{Path, PathBuf};
 
 use danlu_model::files;
-use danlu_train::card::BaseName;
+use danlu_train::card::{BaseName, Card};
 use danlu_train::{
     RunSummary, TokenIdentity, TrainError, Trainer, latest_checkpoint, latest_whole_checkpoint, report,
     sweep_leftovers,
@@ -165,6 +165,7 @@ pub fn finish(
     tokens: &TokenIdentity,
     summary: &RunSummary,
     base: BaseName,
+    earlier: Option<&Card>,
     printer: &Printer,
 ) -> Result<()> {
     let language = match printer.lang {
@@ -173,7 +174,7 @@ pub fn finish(
     };
     let write = || -> Result<(), TrainError> {
         tokens.write(&run.output)?;
-        card::write_for_run(run, summary, &super::lora_config(run), tokens, base, printer.lang)?;
+        card::write_for_run(run, summary, &super::lora_config(run), tokens, base, earlier, printer)?;
         files::write_atomic(&run.output.join("report.html"), report::render(summary, language).as_bytes())?;
         trainer.save_adapter(&run.output)
     };

@@ -44,6 +44,8 @@ pub struct Run {
     pub memory_limit: Option<u64>,
     /// What the card says beside the figures.
     pub card: CardArgs,
+    /// Of that, what this command line gives: it goes before what a card of the run says already.
+    pub card_now: CardArgs,
     /// Where the author's notes are read from; the card keeps them, and so they are no part of the run.
     pub notes: NotesArgs,
     /// The file that flags were read from, to point into.
@@ -93,6 +95,7 @@ impl Run {
     /// Flags over file over defaults; paths that were not given are empty.
     fn settle(matches: &ArgMatches) -> Result<Self> {
         let mut args = TrainArgs::from_arg_matches(matches).map_err(|error| usage(&error))?;
+        let card_now = args.card.clone();
         let own = match (&args.resume, &args.output) {
             (Some(_), Some(output)) => Some(output.join(RUN_FILE)),
             _ => None,
@@ -145,6 +148,7 @@ impl Run {
             compute: args.compute,
             memory_limit: args.memory_limit,
             card: args.card,
+            card_now,
             notes: args.notes,
             config,
         })

@@ -28,20 +28,19 @@ pub fn files(args: &PushArgs, name: &RepoName, printer: &Printer) -> Result<Vec<
     let mut files = Vec::new();
     let mut base_id = args.base_id.clone();
     if let Some(mut card) = Card::read(folder)? {
-        let notes = match folder.join(card::README_FILE).exists() {
-            true => card.notes_if_as_written(folder)?,
-            // A run that was killed before it wrote its card has left the record.
-            false => Some(String::new()),
-        };
+        // A run that was killed before it wrote its page has left the record: its page comes along.
+        let notes = card.notes_if_as_written(folder)?;
         card.repository = Some(name.id().to_owned());
         match &args.base_id {
             Some(id) => card.base.hub_id = Some(id.clone()),
             None => base_id.clone_from(&card.base.hub_id),
         }
-        files.push((card::CARD_FILE, card.to_json()));
         match notes {
-            Some(notes) => files.push((card::README_FILE, card.render(&notes).into_bytes())),
-            None => tell_of_edited(folder, name, printer)?,
+            Some(notes) => files.extend(card.files(&notes)),
+            None => {
+                files.push((card::CARD_FILE, card.to_json()));
+                tell_of_edited(folder, name, printer)?;
+            }
         }
     }
     if folder.join(CONFIG_FILE).is_file() {
