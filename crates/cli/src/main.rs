@@ -105,7 +105,8 @@ enum Command {
 const EXAMPLES: &str = "\
 A whole life of an adapter:
   danlu data check huanhuan.json --base models/base-28m
-  danlu train --base models/base-28m --data huanhuan.json --val-size 50 --output out/huanhuan
+  danlu train --base models/base-28m --data huanhuan.json --val-size 50 \\
+    --output out/huanhuan
   danlu compare out/huanhuan
   danlu chat out/huanhuan
   danlu merge out/huanhuan --output out/huanhuan-merged
@@ -177,4 +178,32 @@ fn refuse(error: &clap::Error) -> ExitCode {
     let line: Vec<String> = std::env::args_os().map(|arg| arg.to_string_lossy().into_owned()).collect();
     printer.say(usage::of_line(error, &line).render(printer.err_color()).trim_end());
     ExitCode::from(1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What stands below the flags of a command and of those under it, with their names.
+    fn closing_parts(command: &clap::Command, out: &mut Vec<(String, String)>) {
+        out.extend(command.get_after_help().map(|text| (command.get_name().to_owned(), text.to_string())));
+        command.get_subcommands().for_each(|command| closing_parts(command, out));
+    }
+
+    /// A narrow terminal breaks a line that is broken already a second time, and a command where it cannot be pasted.
+    #[test]
+    fn examples_fit_a_narrow_terminal_and_prose_is_left_to_be_wrapped() {
+        let mut parts = Vec::new();
+        closing_parts(&Cli::command(), &mut parts);
+        assert!(parts.len() > 10);
+        for (command, text) in parts {
+            let lines: Vec<&str> = text.lines().collect();
+            for line in lines.iter().filter(|line| line.starts_with(' ')) {
+                assert!(text::width(line) <= 80, "{command}: {line}");
+            }
+            let is_prose = |line: &str| !line.is_empty() && !line.starts_with(' ');
+            let broken = lines.windows(2).find(|pair| is_prose(pair[0]) && is_prose(pair[1]));
+            assert_eq!(broken, None, "{command}");
+        }
+    }
 }

@@ -228,3 +228,21 @@ fn output_that_cannot_be_written_is_said_and_a_closed_pipe_is_not() {
     let ran = common::Ran::of(child.wait_with_output().unwrap());
     assert_eq!((ran.code, ran.err.as_str()), (0, ""));
 }
+
+#[test]
+fn a_name_of_the_hub_is_told_that_data_is_read_from_files() {
+    let scene = Scene::new();
+    let hint = "hint: check the path for a typing mistake; data is read from files here: a data set of the Hub is fetched \
+                first, as by `hf download me/palace --repo-type dataset --local-dir DIR`\n";
+    for line in [
+        "data check me/palace --base base",
+        "data preview me/palace --base base",
+        "train --base base --data me/palace --output out",
+    ] {
+        scene.refuses(line, &format!("error: cannot read `me/palace`: it does not exist\n\n{hint}"));
+    }
+    scene.refuses(
+        "data check me/palace.json --base base",
+        "error: cannot read `me/palace.json`: it does not exist\n\nhint: check the path for a typing mistake\n",
+    );
+}

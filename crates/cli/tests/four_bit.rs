@@ -20,10 +20,12 @@ fn adapter(scene: &Scene, output: &str) -> Vec<u8> {
 fn a_base_that_is_written_in_4_bits_is_the_base_that_is_put_into_them() {
     let scene = Scene::new();
     let ran = scene.ok("quantize base --to nf4 --output base-nf4");
-    assert!(ran.out.starts_with("56 weights (") && ran.out.contains(" in nf4, wrote "), "{}", ran.out);
+    assert!(ran.out.starts_with("56 weights (") && ran.out.contains(" in nf4, 16.0 MB → "), "{}", ran.out);
+    assert!(ran.err.contains("next:\n  danlu chat base-nf4\n  danlu train --base base-nf4 "), "{}", ran.err);
     assert_eq!(
         names(&scene.path("base-nf4")),
         [
+            "README.md",
             "config.json",
             "generation_config.json",
             "model.safetensors",
@@ -32,7 +34,12 @@ fn a_base_that_is_written_in_4_bits_is_the_base_that_is_put_into_them() {
         ]
     );
     scene.ok(&format!("train --base base --quant nf4 --output held {FLAGS}"));
-    scene.ok(&format!("train --base base-nf4 --output stored {FLAGS}"));
+    let ran = scene.ok(&format!("train --base base-nf4 --output stored {FLAGS}"));
+    assert!(ran.err.contains("quant nf4 (stored)\n"), "{}", ran.err);
+    let card = String::from_utf8(scene.read("stored/README.md")).unwrap();
+    assert!(card.contains("| Base in | nf4, as stored (QLoRA) |"), "{card}");
+    let ran = scene.ok("plan --base base-nf4");
+    assert!(ran.out.contains("parameters · f32 · nf4 (stored) · "), "{}", ran.out);
     scene.ok(&format!("train --base base --output wide {FLAGS}"));
     assert!(adapter(&scene, "held") == adapter(&scene, "stored"));
     assert!(adapter(&scene, "held") != adapter(&scene, "wide"));
@@ -67,6 +74,28 @@ fn a_base_that_is_written_in_4_bits_is_the_base_that_is_put_into_them() {
     let (before, mut after) = (losses("base", "held"), losses("held", "./base"));
     after.reverse();
     assert!(before.len() == 2 && before == after, "{before:?} {after:?}");
+}
+
+#[test]
+fn a_base_in_4_bits_keeps_its_licence_and_an_adapter_is_merged_first() {
+    let scene = Scene::new();
+    scene.write("base/README.md", "---\nlicense: apache-2.0\n---\n# base\n");
+    scene.ok("quantize base --output base-nf4 --lang zh");
+    let card = String::from_utf8(scene.read("base-nf4/README.md")).unwrap();
+    assert!(
+        card.contains("library_name: transformers\npipeline_tag: text-generation\nlicense: \"apache-2.0\"\n"),
+        "{card}"
+    );
+    assert!(card.contains("# base-nf4\n\n`base` 的 4 位版本") && card.contains("16.0 MB 变为 "), "{card}");
+    scene.ok(&format!("train --base base-nf4 --output out {FLAGS}"));
+    let card = String::from_utf8(scene.read("out/README.md")).unwrap();
+    assert!(card.contains("license: \"apache-2.0\"\n"), "{card}");
+    scene.refuses(
+        "quantize out --output out-nf4",
+        "error: `out` is an adapter, expected a base\n\n\
+         hint: merge it first: danlu merge out --output DIR; then danlu quantize DIR\n",
+    );
+    assert!(!scene.path("out-nf4").exists());
 }
 
 #[test]

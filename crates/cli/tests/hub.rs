@@ -65,6 +65,9 @@ fn a_whole_life_by_name() {
     let trained =
         hub.scene.ok("train --base lab/base --data data.json --output out --max-steps 2 --lora-r 2");
     assert!(trained.err.contains("fetched lab/base ("), "{}", trained.err);
+    // The name and the commit are shown, not where they lie.
+    let is_shown = |out: &str| out.contains("lab/base@") && !out.contains("snapshots");
+    assert!(is_shown(&trained.err), "{}", trained.err);
     assert!(hub.files_asked() > 0);
     let config: Value = serde_json::from_slice(&hub.scene.read("out/adapter_config.json")).unwrap();
     assert_eq!(config["base_model_name_or_path"], "lab/base");
@@ -78,6 +81,8 @@ fn a_whole_life_by_name() {
     hub.ok_offline("merge out --output merged");
     hub.ok_offline("compare out --data data.json --max-length 64");
     hub.ok_offline("train --output out --resume");
+    let planned = hub.ok_offline("plan --base lab/base");
+    assert!(is_shown(&planned.out), "{}", planned.out);
     assert!(hub.server.requests().is_empty());
 
     hub.publish("me/adapter", "out");

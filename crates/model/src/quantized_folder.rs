@@ -28,6 +28,8 @@ pub struct Quantized {
     pub files: Vec<String>,
     /// Their element types: the code, then those of what is copied, as `config.json` spells them.
     pub dtype: Vec<String>,
+    /// Bytes of the weights' files.
+    pub weight_bytes: u64,
     /// Bytes of all files.
     pub bytes: u64,
 }
@@ -87,7 +89,8 @@ pub fn quantize_into(
     let copied = weights.tensors().iter().filter(is_copied).filter_map(TensorInfo::dtype);
     let dtype: BTreeSet<&str> = copied.map(carried_files::torch_name).collect();
     let encoded = weights.tensors().iter().filter(|info| names.contains(&info.name));
-    let bytes = specs.iter().map(|specs| ShardWriter::file_size(specs)).sum::<u64>()
+    let weight_bytes: u64 = specs.iter().map(|specs| ShardWriter::file_size(specs)).sum();
+    let bytes = weight_bytes
         + carried.iter().map(|file| file.bytes).sum::<u64>()
         + (config.len() + index.as_ref().map_or(0, Vec::len)) as u64;
     let mut quantized = Quantized {
@@ -95,6 +98,7 @@ pub fn quantize_into(
         elements: encoded.map(|info| info.shape.iter().product::<usize>() as u64).sum(),
         files: file_names.clone(),
         dtype: [quantization.quant_type.name()].into_iter().chain(dtype).map(str::to_owned).collect(),
+        weight_bytes,
         bytes,
     };
     let extra = extra(&quantized);

@@ -111,6 +111,25 @@ pub fn trained_over(place: &Place, printer: &Printer) -> Result<Option<Quantizat
     Ok(trained)
 }
 
+/// The 4 bits that the base in `folder` is stored in, if it is: as its weights tell, or its configuration where they are
+/// not there.
+///
+/// # Errors
+/// If a file of the weights has a fault.
+pub fn stored(folder: &Path, config: &ModelConfig) -> Result<Option<Quantization>> {
+    match Weights::open(folder) {
+        Ok(weights) => Ok(weights.stored_quantization()?),
+        Err(ModelError::NoWeights { .. }) => Ok(config.quantization),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// The code of a base that is stored in 4 bits, for whoever reads.
+pub fn as_stored(stored: Quantization, printer: &Printer) -> String {
+    let code = stored.quant_type;
+    printer.pick(format!("{code}（基座所存）"), format!("{code} (stored)"))
+}
+
 /// A quantisation as its flags are written.
 fn words(Quantization { quant_type, block_size, double_quant }: Quantization) -> String {
     let scales = if double_quant { "" } else { " --no-double-quant" };

@@ -22,11 +22,11 @@ use crate::report::{Report, Result};
 pub const EXAMPLES: &str = "\
 Examples:
   danlu card out/huanhuan --card-lang both --license apache-2.0
-  danlu card out/huanhuan --notes limits.md --base-id meta-llama/Meta-Llama-3-8B-Instruct
+  danlu card out/huanhuan --notes limits.md --base-id meta-llama/Llama-3.2-1B
 
-`train` and `merge` write the card themselves; this writes it again, without
-training. What was said of it before stays where no flag says otherwise, and so
-does what stands between `<!-- notes -->` and `<!-- /notes -->` in README.md.";
+`train` and `merge` write the card themselves; this writes it again, without training. What was \
+said of it before stays where no flag says otherwise, and so does what stands between \
+`<!-- notes -->` and `<!-- /notes -->` in README.md.";
 
 /// Largest file of notes, in bytes.
 const MAX_NOTES: u64 = 1 << 20;
@@ -150,7 +150,8 @@ pub fn write_for_run(
 ) -> Result<(), TrainError> {
     let lang = printer.lang;
     let template = tokens.fingerprint().template_sha256.clone();
-    let training = Training::of(summary, template, REPLY_TOKENS, doctor::processor());
+    let mut training = Training::of(summary, template, REPLY_TOKENS, doctor::processor());
+    training.stored = tokens.quantization().filter(|_| run.settings.quantization().is_none());
     let mut card = Card {
         name: summary.adapter_name.clone(),
         repository: None,

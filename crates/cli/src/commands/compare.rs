@@ -26,9 +26,12 @@ use crate::usage::at_least_one;
 /// Examples under `--help`.
 pub const EXAMPLES: &str = "\
 Examples:
-  danlu compare out/huanhuan                                       base against adapter, on out/huanhuan/held_out.json
-  danlu compare out/rank8 out/rank32 --data held_out.json          two adapters
-  danlu compare out/huanhuan out/merged --data held_out.json       an adapter and its merge";
+  danlu compare out/huanhuan
+  danlu compare out/rank8 out/rank32 --data held_out.json
+  danlu compare out/huanhuan out/merged --data held_out.json
+
+The first is base against adapter, on out/huanhuan/held_out.json; then two adapters, and an \
+adapter and its merge.";
 
 /// Tokens of one micro-batch: enough rows to keep the products busy.
 const BATCH_TOKENS: usize = 1024;

@@ -3,10 +3,11 @@
 use clap::Args;
 use danlu_adapter::targets;
 use danlu_hub::Extent;
-use danlu_model::{ModelConfig, Tokenizer};
+use danlu_model::{ModelConfig, Quantization, Tokenizer};
 use danlu_train::TokenIdentity;
 use danlu_train::memory::display;
 
+use crate::commands::base;
 use crate::commands::train::forecast::{self, Forecast, Gauge};
 use crate::commands::train::{self, REPLIES, Run, TrainArgs, prepare};
 use crate::printer::{Look, Printer};
@@ -17,7 +18,7 @@ use crate::text;
 pub const EXAMPLES: &str = "\
 Examples:
   danlu plan --base models/base-28m --data huanhuan.json
-  danlu plan --base models/Llama-3.2-1B --max-length 2048 --packing --memory-limit 8GiB
+  danlu plan --base models/Llama-3.2-1B --max-length 2048 --memory-limit 8GiB
   danlu plan --config out/huanhuan/run.toml --json
 
 Without --data, every record is taken to be as long as --max-length. A folder with config.json alone will do.";
@@ -64,10 +65,11 @@ pub fn run(run: &Run, json: bool, printer: &Printer) -> Result<()> {
         }
         None => Forecast::of(run, &config, None, &gauge)?,
     };
+    let stored = base::stored(&run.base, &config)?;
     if json {
         print_json(&forecast, printer);
     } else {
-        print_table(run, &config, &forecast, printer);
+        print_table(run, &config, stored, &forecast, printer);
     }
     Ok(())
 }
@@ -80,7 +82,13 @@ fn print_json(forecast: &Forecast, printer: &Printer) {
     printer.out(&serde_json::to_string_pretty(&value).expect("a struct of numbers"));
 }
 
-fn print_table(run: &Run, config: &ModelConfig, forecast: &Forecast, printer: &Printer) {
+fn print_table(
+    run: &Run,
+    config: &ModelConfig,
+    stored: Option<Quantization>,
+    forecast: &Forecast,
+    printer: &Printer,
+) {
     let plan = &forecast.plan;
     let row = |name: (&str, &str), value: String, note: String| {
         let name = text::pad(printer.pick(name.0, name.1), 13);
@@ -91,8 +99,14 @@ fn print_table(run: &Run, config: &ModelConfig, forecast: &Forecast, printer: &P
         row(name, display(bytes), printer.pick(zh, en).to_owned());
     };
     let n = |n: u64| text::thousands(n);
-    let (base, parameters) = (run.base.display(), n(config.num_parameters()));
+    let (base, parameters) = (run.base_shown(), n(config.num_parameters()));
     let settings = &run.settings;
+    let mut computes = settings.dtype.to_string();
+    match (settings.quantization(), stored) {
+        (Some(asked), _) => computes += &format!(" · {}", asked.quant_type),
+        (None, Some(stored)) => computes += &format!(" · {}", base::as_stored(stored, printer)),
+        (None, None) => {}
+    }
     let rank = settings.lora_r;
     let trained = n(plan.adapter / 4);
     let (tokens, labels) = (n(plan.tokens), n(plan.trained_tokens));
@@ -100,12 +114,10 @@ fn print_table(run: &Run, config: &ModelConfig, forecast: &Forecast, printer: &P
         Look::Bold,
         &printer.pick(
             format!(
-                "{base} · {parameters} 个参数 · {} · 最多一次 {tokens} 词元，其中 {labels} 计损失",
-                settings.dtype
+                "{base} · {parameters} 个参数 · {computes} · 最多一次 {tokens} 词元，其中 {labels} 计损失"
             ),
             format!(
-                "{base} · {parameters} parameters · {} · largest pass {tokens} tokens, {labels} trained",
-                settings.dtype
+                "{base} · {parameters} parameters · {computes} · largest pass {tokens} tokens, {labels} trained"
             ),
         ),
     ));

@@ -1,29 +1,35 @@
 //! `danlu quantize`: a base in 16 bits into a folder in 4.
 
-use std::path::PathBuf;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Instant;
 
 use clap::Args;
+use danlu_adapter::CONFIG_FILE;
 use danlu_hub::Extent;
 use danlu_kernels::FourBitCode;
-use danlu_model::{ModelError, Quantization, Quantized, write_quantized};
+use danlu_model::{ModelError, NewModel, Quantization, Quantized, Weights, quantize_into};
+use danlu_train::card::{self, BaseName, QuantizedCard, README_FILE};
+use danlu_train::report::Language;
 
 use crate::commands::ComputeArgs;
 use crate::commands::base;
-use crate::commands::no_model;
-use crate::printer::Printer;
+use crate::commands::loaded::folder_name;
+use crate::commands::{hub, no_model};
+use crate::printer::{Look, Printer};
 use crate::report::{Report, Result};
 use crate::{interrupt, text};
 
 /// Examples under `--help`.
 pub const EXAMPLES: &str = "\
 Examples:
-  danlu quantize models/Llama-3.2-1B-Instruct --to nf4 --output models/Llama-3.2-1B-Instruct-nf4
-  danlu train --base models/Llama-3.2-1B-Instruct-nf4 --data mine.json --output out/mine
+  danlu quantize models/Llama-3.2-1B --to nf4 --output models/Llama-3.2-1B-nf4
+  danlu train --base models/Llama-3.2-1B-nf4 --data mine.json --output out/mine
 
-The folder is bitsandbytes' own: transformers loads it. `--quant nf4` does the same while a base is loaded, and writes
-nothing.";
+The folder is in bitsandbytes' own format: transformers loads it. `--quant nf4` does the same \
+while a base is loaded, and writes nothing.";
 
 /// The flags of `danlu quantize`.
 #[derive(Args, Clone, Debug)]
@@ -56,26 +62,58 @@ pub fn run(args: &QuantizeArgs, printer: &Printer) -> Result<()> {
         return Err(Report::input(format!("`--quant-block-size` is {block_size}, expected {expected}")));
     }
     let quantization = Quantization { quant_type: args.to, block_size, double_quant: !args.no_double_quant };
-    let base = &no_model::base(&args.base, Extent::All, printer)?;
+    let folder = hub::folder(&args.base, Extent::All, printer)?;
+    if folder.join(CONFIG_FILE).is_file() && !folder.join("config.json").is_file() {
+        let shown = args.base.display();
+        let hint = format!("merge it first: danlu merge {shown} --output DIR; then danlu quantize DIR");
+        return Err(Report::input(format!("`{shown}` is an adapter, expected a base")).with_hint(hint));
+    }
+    let base = &no_model::base(&folder, Extent::All, printer)?;
     let _attention = interrupt::listen(None)?;
     let start = Instant::now();
-    let written = write_quantized(
+    let wide = size_of_weights(base)?;
+    let card = |written: &Quantized| {
+        let card = QuantizedCard {
+            name: folder_name(&args.output),
+            base: BaseName::new(&args.base.to_string_lossy(), base),
+            quantization,
+            license: card::license_of(base),
+            sizes: (text::bytes(wide), text::bytes(written.weight_bytes)),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+        };
+        vec![(README_FILE, card.render(printer.lang.pick(Language::Zh, Language::En)).into_bytes())]
+    };
+    let written = quantize_into(
+        NewModel::create(&args.output)?,
         base,
-        &args.output,
         quantization,
         args.compute.threads(),
+        card,
         &mut base::progress(quantization, printer),
     );
     printer.clear_live();
-    let Quantized { weights, elements, bytes, .. } = written.map_err(fault)?;
-    let (seconds, size) = (start.elapsed().as_secs_f64(), text::bytes(bytes));
+    let Quantized { weights, elements, weight_bytes, .. } = written.map_err(fault)?;
+    let (seconds, before, after) =
+        (start.elapsed().as_secs_f64(), text::bytes(wide), text::bytes(weight_bytes));
     let (count, rate) = (text::thousands(elements), elements as f64 / seconds / 1e9);
     let (code, output) = (quantization.quant_type, args.output.display());
     printer.out(&printer.pick(
-        format!("{weights} 个权重（{count} 个元素）转为 {code}，写出 {size}，用时 {seconds:.1} 秒（每秒 {rate:.2} G 个元素）：{output}"),
-        format!("{weights} weights ({count} elements) in {code}, wrote {size} in {seconds:.1}s ({rate:.2} G elements a second): {output}"),
+        format!("{weights} 个权重（{count} 个元素）转为 {code}，{before} → {after}，用时 {seconds:.1} 秒（每秒 {rate:.2} G 个元素）：{output}"),
+        format!("{weights} weights ({count} elements) in {code}, {before} → {after} in {seconds:.1}s ({rate:.2} G elements a second): {output}"),
     ));
+    printer.say(&format!("\n{}", printer.pick("接下来：", "next:")));
+    let train = format!("danlu train --base {output} --data FILE --output DIR");
+    for command in [format!("danlu chat {output}"), train] {
+        printer.say(&format!("  {}", printer.err(Look::Cyan, &command)));
+    }
     Ok(())
+}
+
+/// Bytes of a model's safetensors files.
+fn size_of_weights(folder: &Path) -> Result<u64> {
+    let size = |file: &PathBuf| fs::metadata(file).map(|file| file.len());
+    let sizes = Weights::open(folder)?.files().iter().map(size).sum::<io::Result<u64>>();
+    sizes.map_err(|error| Report::io("read", folder, error))
 }
 
 fn fault(error: ModelError) -> Report {

@@ -1,10 +1,8 @@
 //! What it is, in a paragraph.
 
-use super::Page;
 use super::markdown::{code, line, plain};
+use super::{DANLU, Page};
 use crate::figures::thousands;
-
-const DANLU: &str = "[danlu](https://github.com/danlu-rs/danlu)";
 
 pub(super) fn render(page: &Page<'_>) -> String {
     let card = page.card;

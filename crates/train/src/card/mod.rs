@@ -11,6 +11,7 @@ mod front_matter;
 mod markdown;
 mod merge;
 mod notes;
+mod quantized;
 mod record;
 mod results;
 mod snippets;
@@ -29,6 +30,7 @@ use crate::{TrainError, fingerprint};
 pub use base_name::{BaseName, cached, is_license, license_of};
 pub use markdown::shell_word;
 pub use notes::{of as notes_of, put as put_notes};
+pub use quantized::QuantizedCard;
 pub use record::{CARD_FILE, Card, CardLanguage, Lora, Merge, Training};
 pub use text_language::TextLanguage;
 
@@ -37,6 +39,9 @@ pub const README_FILE: &str = "README.md";
 
 /// Name of the picture beside it.
 pub const PICTURE_FILE: &str = "loss.svg";
+
+/// Who wrote it.
+const DANLU: &str = "[danlu](https://github.com/danlu-rs/danlu)";
 
 /// Largest card that is looked into for notes.
 const MAX_README: u64 = 16 << 20;

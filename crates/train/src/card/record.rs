@@ -5,7 +5,7 @@ use std::path::Path;
 use danlu_adapter::fidelity::Fidelity;
 use danlu_adapter::merge::{FormFigures, MergeBase, MergeReport, QuantizedFigures};
 use danlu_adapter::{LoraConfig, TargetModules};
-use danlu_model::{files, is_repo_id};
+use danlu_model::{Quantization, files, is_repo_id};
 use serde::{Deserialize, Serialize};
 
 use super::base_name::{BaseName, is_license};
@@ -108,6 +108,9 @@ impl Lora {
 pub struct Training {
     /// Every setting.
     pub settings: TrainSettings,
+    /// The 4 bits that the base was stored in, where the run did not put it there.
+    #[serde(default)]
+    pub stored: Option<Quantization>,
     /// Parameters of the adapter.
     pub trainable_parameters: u64,
     /// Parameters of base and adapter together.
@@ -150,6 +153,7 @@ impl Training {
     ) -> Self {
         Self {
             settings: run.settings.clone(),
+            stored: None,
             trainable_parameters: run.trainable_parameters,
             all_parameters: run.all_parameters,
             data: run.data.clone(),

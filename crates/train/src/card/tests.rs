@@ -73,7 +73,7 @@ fn the_front_matter_is_what_the_hub_asks_for() {
         front(&adapter.render("")),
         "base_model: \"meta-llama/Llama-3.2-1B\"\nbase_model_relation: adapter\nlibrary_name: peft\n\
          pipeline_tag: text-generation\nlicense: \"llama3.2\"\nlanguage:\n- \"zh\"\ndatasets:\n- \"me/palace\"\n\
-         tags:\n- \"danlu\"\n- \"lora\"\n- \"base_model:adapter:meta-llama/Llama-3.2-1B\"\n- \"transformers\"\n"
+         tags:\n- \"danlu\"\n- \"lora\"\n- \"transformers\"\n- \"base_model:adapter:meta-llama/Llama-3.2-1B\"\n"
     );
     let merged = adapter.merged("m".into(), merge()).render("");
     assert!(
@@ -164,6 +164,12 @@ fn a_base_in_four_bits_is_loaded_as_it_was_trained() {
     assert!(text.contains("# pip install torch transformers peft accelerate bitsandbytes\n"), "{text}");
     assert!(text.contains("bnb_4bit_quant_type=\"nf4\", bnb_4bit_use_double_quant=True)\n"), "{text}");
     assert!(text.contains("from_pretrained(\"meta-llama/Llama-3.2-1B\", quantization_config=four_bit)\n"));
+    // One that is stored in 4 bits brings its own configuration.
+    let mut stored = on_the_hub(CardLanguage::En);
+    let quantization = danlu_model::Quantization::new(danlu_kernels::FourBitCode::Nf4);
+    stored.training.as_mut().unwrap().stored = Some(quantization);
+    let text = stored.render("");
+    assert!(text.contains("| Base in | nf4, as stored (QLoRA) |") && !text.contains("four_bit"), "{text}");
 }
 
 #[test]

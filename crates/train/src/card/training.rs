@@ -34,6 +34,10 @@ pub(super) fn render(page: &Page<'_>, run: Option<&Training>) -> String {
     let s = &run.settings;
     if let Some(quantization) = s.quantization() {
         row("基座精度", "Base in", format!("{} (QLoRA)", quantization.quant_type));
+    } else if let Some(stored) = run.stored {
+        let code = stored.quant_type;
+        let value = page.pick(format!("{code}，存储时即如此 (QLoRA)"), format!("{code}, as stored (QLoRA)"));
+        row("基座精度", "Base in", value);
     }
     let steps = thousands(run.steps);
     let (batch, accumulation) = (s.per_device_train_batch_size, s.gradient_accumulation_steps);

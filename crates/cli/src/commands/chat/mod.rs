@@ -34,8 +34,8 @@ Examples:
   danlu chat out/huanhuan-merged --system '你是甄嬛。' --top-p 0.9
   echo '今晚月色真美。' | danlu chat models/base-28m
 
-While talking: /reset forgets the conversation, /system TEXT sets the system prompt, /save FILE keeps the
-conversation as training data, /help lists these, /exit leaves. Ctrl-C stops a reply.";
+While talking: /reset forgets the conversation, /system TEXT sets the system prompt, /save FILE \
+keeps the conversation as training data, /help lists these, /exit leaves. Ctrl-C stops a reply.";
 
 /// Longest conversation kept in memory unless `--context` says otherwise, in tokens.
 const DEFAULT_CONTEXT: usize = 8192;

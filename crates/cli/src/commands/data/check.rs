@@ -3,9 +3,9 @@
 use std::path::PathBuf;
 
 use clap::Args;
-use danlu_data::{BadRecord, Check, Dataset, Source, UnknownKey, check, read};
+use danlu_data::{BadRecord, Check, Dataset, Source, UnknownKey, check};
 
-use super::{DEFAULT_MAX_LENGTH, DataArgs, place};
+use super::{DEFAULT_MAX_LENGTH, DataArgs, place, read};
 use crate::printer::{Look, Printer};
 use crate::report::{Report, Result};
 use crate::text;
@@ -35,7 +35,7 @@ pub struct CheckArgs {
 /// If a file cannot be read, a record is bad (`train` would refuse it), or nothing would be left to train on.
 pub fn run(args: &CheckArgs, printer: &Printer) -> Result<()> {
     let datasets =
-        args.files.iter().map(|file| read(file, args.data.format)).collect::<Result<Vec<Dataset>, _>>()?;
+        args.files.iter().map(|file| read(file, args.data.format)).collect::<Result<Vec<Dataset>>>()?;
     let tokenizer = args.data.tokenizer(printer)?;
     let total: usize = datasets.iter().map(|dataset| dataset.records.len()).sum();
     let found = check(&datasets, &tokenizer, &args.data.options(), &mut |done| {

@@ -8,11 +8,11 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use clap::{Args, Subcommand};
-use danlu_data::{EncodeOptions, Format, Record, Source, encode, read};
+use danlu_data::{Dataset, EncodeOptions, Format, Record, Source, encode};
 use danlu_hub::Extent;
 use danlu_model::{Sequence, Tokenizer};
 
-use crate::commands::no_model;
+use crate::commands::{hub, no_model};
 use crate::embedded;
 use crate::printer::Printer;
 use crate::report::{Report, Result};
@@ -23,7 +23,7 @@ use crate::usage::at_least_one;
 pub const EXAMPLES: &str = "\
 Examples:
   danlu data preview huanhuan.json --base models/base-28m
-  danlu data check huanhuan.json more.jsonl --base models/base-28m --max-length 256
+  danlu data check a.json b.jsonl --base models/base-28m --max-length 256
   danlu data check chat.json --format sharegpt";
 
 /// `--max-length` where it is not given, as `danlu train` has it.
@@ -110,6 +110,24 @@ pub fn format(name: &str) -> Result<Format, String> {
     Format::from_str(name).map_err(|_| {
         let known: Vec<_> = Format::ALL.iter().map(|format| format.name()).collect();
         format!("expected one of {}", known.join(", "))
+    })
+}
+
+/// Reads a data file.
+///
+/// # Errors
+/// As [`danlu_data::read`]; a name that may be a data set's on the Hub is told that files are read here.
+pub fn read(file: &Path, format: Option<Format>) -> Result<Dataset> {
+    danlu_data::read(file, format).map_err(|error| {
+        let report = Report::from(error);
+        match file.extension().is_none() && hub::name_of(file).is_some() {
+            true => report.and_hint(format!(
+                "data is read from files here: a data set of the Hub is fetched first, as by \
+                 `hf download {} --repo-type dataset --local-dir DIR`",
+                file.display()
+            )),
+            false => report,
+        }
     })
 }
 

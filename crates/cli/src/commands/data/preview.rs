@@ -3,9 +3,9 @@
 use std::path::PathBuf;
 
 use clap::Args;
-use danlu_data::{Token, Truncation, encode, preview, read};
+use danlu_data::{Token, Truncation, encode, preview};
 
-use super::{DataArgs, place};
+use super::{DataArgs, place, read};
 use crate::printer::{Look, Printer};
 use crate::report::{Report, Result};
 use crate::text;

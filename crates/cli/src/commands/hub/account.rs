@@ -27,9 +27,10 @@ Examples:
   danlu login < token.txt
   HF_TOKEN=hf_... danlu login      # keeps the variable's
 
-A token is made at https://huggingface.co/settings/tokens: `read` is enough to fetch, `push` needs `write`. It is kept
-where Python's tools look (HF_TOKEN_PATH, or `token` in HF_HOME), readable by you alone. `hf auth whoami` knows it from
-there; `hf auth list` shows only those that were given to `hf auth login`.";
+A token is made at https://huggingface.co/settings/tokens: `read` is enough to fetch, `push` \
+needs `write`. It is kept where Python's tools look (HF_TOKEN_PATH, or `token` in HF_HOME), \
+readable by you alone. `hf auth whoami` knows it from there; `hf auth list` shows only those \
+that were given to `hf auth login`.";
 
 /// The flags of `danlu login`: none.
 #[derive(Args, Clone, Debug)]

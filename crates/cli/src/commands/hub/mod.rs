@@ -1,4 +1,4 @@
-//! Models by name: wherever a folder is accepted, so is `org/name[@revision]`.
+//! Models by name: wherever the folder of a model or an adapter is read, `org/name[@revision]` may stand.
 
 pub mod account;
 pub mod pull;

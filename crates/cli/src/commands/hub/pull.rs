@@ -16,10 +16,10 @@ pub const EXAMPLES: &str = "\
 Examples:
   danlu pull HuggingFaceTB/SmolLM2-135M-Instruct
   danlu pull you/huanhuan-lora@v2
-  HF_ENDPOINT=https://hf-mirror.com danlu pull meta-llama/Llama-3.2-1B-Instruct
+  HF_ENDPOINT=https://hf-mirror.com danlu pull meta-llama/Llama-3.2-1B
 
-The cache is the one that Python's tools use (HF_HOME, HF_HUB_CACHE). Every command fetches what it is named and does
-not find there; `pull` also looks whether there is something newer.";
+The cache is the one that Python's tools use (HF_HOME, HF_HUB_CACHE). Every command fetches \
+what it is named and does not find there; `pull` also looks whether there is something newer.";
 
 /// The flags of `danlu pull`.
 #[derive(Args, Clone, Debug)]

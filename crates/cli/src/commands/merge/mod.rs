@@ -44,7 +44,8 @@ use crate::{interrupt, text};
 pub const EXAMPLES: &str = "\
 Examples:
   danlu merge out/huanhuan --output out/huanhuan-merged
-  danlu merge out/huanhuan --output out/merged --dtype bf16 --max-shard-size 2GB --data held_out.json";
+  danlu merge out/huanhuan --output out/merged --dtype bf16 --max-shard-size 2GB
+  danlu merge out/huanhuan --output out/merged --data held_out.json";
 
 /// Sequences that are measured at most: the figures settle long before.
 const MAX_SEQUENCES: usize = 64;

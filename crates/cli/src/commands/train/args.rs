@@ -17,9 +17,11 @@ use crate::commands::data::format;
 pub const EXAMPLES: &str = "\
 Examples:
   danlu train --base models/base-28m --data huanhuan.json --output out/huanhuan
-  danlu train --base models/base-28m --data a.json b.jsonl --output out/ab --lora-r 16 --num-train-epochs 3
+  danlu train --base models/base-28m --data a.json b.jsonl --output out/ab \\
+    --lora-r 16 --num-train-epochs 3
   danlu train --config run.toml --learning-rate 2e-4
-  danlu train --base models/base-28m --data huanhuan.json --output out/small --memory-limit 300MiB
+  danlu train --base models/base-28m --data huanhuan.json --output out/small \\
+    --memory-limit 300MiB
   danlu train --output out/huanhuan --resume
 
 A configuration file has the same names, one per line:

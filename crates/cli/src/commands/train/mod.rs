@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 use danlu_adapter::{Adapter, LoraConfig, targets};
 use danlu_hub::Extent;
-use danlu_model::{LoraSource, ModelConfig, Sequence, Tokenizer, Weights, Workspace};
+use danlu_model::{LoraSource, ModelConfig, Quantization, Sequence, Tokenizer, Workspace};
 use danlu_train::card::{self, BaseName, Card};
 use danlu_train::{
     DataSummary, MemoryUse, Reply, RunSummary, TokenIdentity, TrainError, Trainer, base_fingerprint,
@@ -69,12 +69,9 @@ pub fn execute(run: &Run, printer: &Printer) -> Result<Outcome> {
     tokenizer.check_fits(&config)?;
     let run = &with_date(run, &tokenizer);
     // In whichever way the base comes to its 4 bits, they can be made again from its original.
-    let quantization = match run.settings.quantization() {
-        Some(quantization) => Some(quantization),
-        None => Weights::open(&run.base)?.stored_quantization()?,
-    };
-    let tokens =
-        TokenIdentity::new(&run.base, &tokenizer, run.settings.default_system.clone()).over(quantization);
+    let stored = base::stored(&run.base, &config)?;
+    let tokens = TokenIdentity::new(&run.base, &tokenizer, run.settings.default_system.clone())
+        .over(run.settings.quantization().or(stored));
     gauge.tokenizer(&tokens);
     check_length(run, &config)?;
     let lora = lora_config(run);
@@ -99,7 +96,7 @@ pub fn execute(run: &Run, printer: &Printer) -> Result<Outcome> {
     let mut trainer =
         Trainer::new(Arc::clone(&decoder), adapter, examples, run.settings.clone(), fingerprint)?;
     forecast.reserve(&mut trainer);
-    print_plan(run, &trainer, &config, &summary, printer);
+    print_plan(run, &trainer, &config, stored, &summary, printer);
     forecast.say(printer);
     output::start(run, &mut trainer, checkpoint.as_deref(), printer)?;
     prepare::list_skipped(&bad, &run.output, printer)?;
@@ -164,7 +161,14 @@ pub fn lora_config(run: &Run) -> LoraConfig {
 }
 
 /// Everything that is settled before the first step.
-fn print_plan(run: &Run, trainer: &Trainer, config: &ModelConfig, data: &DataSummary, printer: &Printer) {
+fn print_plan(
+    run: &Run,
+    trainer: &Trainer,
+    config: &ModelConfig,
+    stored: Option<Quantization>,
+    data: &DataSummary,
+    printer: &Printer,
+) {
     let trainable = trainer.adapter().num_parameters() as u64;
     let all = config.num_parameters() + trainable;
     let percent = 100.0 * trainable as f64 / all as f64;
@@ -179,7 +183,7 @@ fn print_plan(run: &Run, trainer: &Trainer, config: &ModelConfig, data: &DataSum
     row(
         "基座",
         "base",
-        format!("{} · {}", run.base.display(), printer.backend(&trainer.decoder().backend().name())),
+        format!("{} · {}", run.base_shown(), printer.backend(&trainer.decoder().backend().name())),
     );
     let n = |n: u64| text::thousands(n);
     let held = data.held_out_records;
@@ -234,7 +238,12 @@ fn print_plan(run: &Run, trainer: &Trainer, config: &ModelConfig, data: &DataSum
         "seed",
     ];
     let settings = s.entries().into_iter().filter(|(name, _)| shown.contains(&name.as_str()));
-    let settings: Vec<_> = settings.map(|(name, value)| format!("{name} {}", plain(&value))).collect();
+    let settings: Vec<_> = settings
+        .map(|(name, value)| match stored.filter(|_| name == "quant") {
+            Some(stored) => format!("{name} {}", base::as_stored(stored, printer)),
+            None => format!("{name} {}", plain(&value)),
+        })
+        .collect();
     row("设置", "settings", settings.join(", "));
     row("输出", "output", run.output.display().to_string());
 }

@@ -3,12 +3,13 @@
 use std::path::{Path, PathBuf};
 
 use danlu_data::{
-    BadRecord, Content, EncodeOptions, Encoded, Format, Record, Truncation, ValSize, encode, read, split,
+    BadRecord, Content, EncodeOptions, Encoded, Format, Record, Truncation, ValSize, encode, split,
 };
 use danlu_model::{Tokenizer, files};
 use danlu_train::card::TextLanguage;
 use danlu_train::{DataFile, DataSummary, Example, TrainSettings};
 
+use crate::commands::data::read;
 use crate::commands::replies::{self, Question};
 use crate::printer::Printer;
 use crate::report::{Report, Result};

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use clap::{ArgMatches, Args, Command, FromArgMatches};
 use danlu_data::Format;
 use danlu_hub::{Extent, RepoName};
-use danlu_train::TrainSettings;
+use danlu_train::{TrainSettings, card};
 
 use super::args::TrainArgs;
 use crate::commands::card::{CardArgs, NotesArgs};
@@ -179,6 +179,14 @@ impl Run {
         }
         let named = self.config.as_ref().and_then(|config| config.values("base").first().copied());
         named.map_or_else(|| self.base.display().to_string(), str::to_owned)
+    }
+
+    /// The base for whoever reads: a folder, or a name on the Hub with the commit that is used.
+    pub fn base_shown(&self) -> String {
+        match self.on_hub.as_ref().and_then(|_| card::cached(&self.base)) {
+            Some((id, commit)) => format!("{id}@{}", commit.get(..8).unwrap_or(&commit)),
+            None => self.base.display().to_string(),
+        }
     }
 
     /// The run as a configuration file that repeats it. Paths stand in it as they were named.
