@@ -7,7 +7,7 @@
 use std::path::Path;
 use std::str::FromStr;
 
-use danlu_model::files;
+use danlu_model::{files, json_words};
 use serde_json::{Map, Value, json};
 
 use crate::AdapterError;
@@ -132,7 +132,7 @@ impl LoraConfig {
         let map: Map<String, Value> = serde_json::from_slice(bytes).map_err(|e| AdapterError::Json {
             line: e.line(),
             column: e.column(),
-            message: e.to_string().split(" at line ").next().unwrap_or_default().to_owned(),
+            message: json_words(bytes, &e),
         })?;
         refuse_unsupported(&map)?;
         let keys = Keys(&map);

@@ -206,7 +206,11 @@ fn what_cannot_be_written_from_is_refused_with_a_hint() {
     for line in ["merge out --output merged", "card out"] {
         let refused = scene.run(line);
         assert_eq!(refused.code, 1, "{}", refused.err);
-        assert!(refused.err.starts_with("error: out/card.json: missing field `name`"), "{}", refused.err);
+        assert!(
+            refused.err.starts_with("error: out/card.json: line 1: `name` is missing\n"),
+            "{}",
+            refused.err
+        );
         assert!(refused.err.contains("hint: "), "{}", refused.err);
     }
     assert!(!scene.path("merged").exists());

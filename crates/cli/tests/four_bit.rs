@@ -122,11 +122,15 @@ fn an_adapter_over_other_4_bits_than_the_base_has_is_told_so() {
         scene.write("out/danlu.json", &sound.replace("128", wrong));
         for command in ["chat out --prompt x", "compare out", "merge out --output merged"] {
             let ran = scene.run(&format!("{command} --base base"));
-            let words = format!("out/danlu.json: `blocksize` is {wrong}, expected 64, 128");
-            assert!(ran.code == 1 && ran.err.contains(&words), "{command}: {}", ran.err);
+            let words = format!(": `blocksize` is {wrong}, expected 64, 128");
+            let is_told = ran.err.contains("error: out/danlu.json: line ") && ran.err.contains(&words);
+            assert!(ran.code == 1 && is_told, "{command}: {}", ran.err);
             assert!(ran.err.contains("\nhint: "), "{command}: {}", ran.err);
         }
     }
+    scene.write("out/danlu.json", &sound.replace("true", "1").replace("false", "1"));
+    let ran = scene.run("chat out --prompt x --base base");
+    assert!(ran.code == 1 && ran.err.contains(": found `1`, expected `true` or `false`\n"), "{}", ran.err);
     scene.write("out/danlu.json", &sound.replace("\"fp4\"", "\"int8\""));
     let ran = scene.run("chat out --prompt x --base base");
     assert!(

@@ -4,8 +4,9 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value};
 
+use crate::ModelError;
 use crate::files::{self, FileError};
-use crate::{JsonFault, ModelError};
+use crate::json_fault::json_words;
 
 /// No configuration comes near this; a tokenizer or a shard index may be tens of megabytes.
 pub(crate) const CONFIG_LIMIT: u64 = 16 << 20;
@@ -17,28 +18,8 @@ pub(crate) fn parse(path: &Path, bytes: &[u8]) -> Result<Value, ModelError> {
 
 /// The error for text that serde_json refused.
 pub(crate) fn malformed(path: &Path, bytes: &[u8], e: &serde_json::Error) -> ModelError {
-    let message = if e.is_data() {
-        // JSON, and not of the fields that were asked for. The message ends with the place, which the error carries.
-        let message = e.to_string();
-        message.split(" at line ").next().unwrap_or(&message).to_owned()
-    } else {
-        let JsonFault { found, expected } = JsonFault::new(e, character(bytes, e));
-        format!("found {found}, expected {expected}")
-    };
+    let message = json_words(bytes, e);
     ModelError::Json { path: path.to_owned(), line: e.line(), column: e.column(), message }
-}
-
-/// The character that the parser stumbled over; none at the end.
-fn character(bytes: &[u8], e: &serde_json::Error) -> Option<char> {
-    if e.is_eof() {
-        return None;
-    }
-    let line = bytes.split(|&byte| byte == b'\n').nth(e.line().checked_sub(1)?)?;
-    // Of a character of several bytes the column may be any.
-    let text = String::from_utf8_lossy(line);
-    let at = e.column().saturating_sub(1).min(text.len());
-    let start = (0..=at).rev().find(|at| text.is_char_boundary(*at))?;
-    text[start..].chars().next()
 }
 
 /// Reads the object in a JSON file; none where there is no file.

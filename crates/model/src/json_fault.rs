@@ -54,6 +54,90 @@ impl JsonFault {
     }
 }
 
+/// What is wrong with a file's text, in words that end without the place, which is the error's line and column: no JSON,
+/// or JSON without the fields that were asked for.
+pub fn json_words(bytes: &[u8], error: &serde_json::Error) -> String {
+    if error.is_data() {
+        let message = error.to_string();
+        return data_words(message.split(" at line ").next().unwrap_or(&message));
+    }
+    let JsonFault { found, expected } = JsonFault::new(error, character(bytes, error));
+    format!("found {found}, expected {expected}")
+}
+
+/// The character that the parser stumbled over; none at the end.
+fn character(bytes: &[u8], error: &serde_json::Error) -> Option<char> {
+    if error.is_eof() {
+        return None;
+    }
+    let line = bytes.split(|&byte| byte == b'\n').nth(error.line().checked_sub(1)?)?;
+    // Of a character of several bytes the column may be any.
+    let text = String::from_utf8_lossy(line);
+    let at = error.column().saturating_sub(1).min(text.len());
+    let start = (0..=at).rev().find(|at| text.is_char_boundary(*at))?;
+    text[start..].chars().next()
+}
+
+/// What serde says of JSON that has other fields or values than were asked for. A message of our own stays as it is.
+fn data_words(message: &str) -> String {
+    let name = |rest: &str| rest.split('`').nth(1).unwrap_or_default().to_owned();
+    if message.starts_with("missing field ") {
+        return format!("`{}` is missing", name(message));
+    }
+    if message.starts_with("duplicate field ") {
+        return format!("`{}` stands there twice", name(message));
+    }
+    for (unknown, found) in [("unknown variant ", ""), ("unknown field ", "the unknown key ")] {
+        if let Some(rest) = message.strip_prefix(unknown) {
+            return format!("found {found}{rest}");
+        }
+    }
+    let said = ["invalid type: ", "invalid value: ", "invalid length "];
+    let Some(rest) = said.iter().find_map(|said| message.strip_prefix(said)) else {
+        return message.to_owned();
+    };
+    match rest.rsplit_once(", expected ") {
+        Some((found, expected)) => {
+            format!("found {}, expected {}", found_words(found), expected_words(expected))
+        }
+        None => format!("found {}", found_words(rest)),
+    }
+}
+
+/// serde's name for a value that is there.
+fn found_words(found: &str) -> String {
+    let (kind, value) = found.split_once(' ').unwrap_or((found, ""));
+    match (kind, value) {
+        ("boolean" | "integer", value) => value.to_owned(),
+        ("floating", value) => value.trim_start_matches("point ").to_owned(),
+        ("string", value) => format!("the text {value}"),
+        ("sequence", _) => "a list".to_owned(),
+        ("map", _) => "an object".to_owned(),
+        ("null" | "unit", _) => "`null`".to_owned(),
+        (count, "") if count.parse::<u64>().is_ok() => format!("a list of {count}"),
+        _ => found.to_owned(),
+    }
+}
+
+/// serde's name for what should be there.
+fn expected_words(expected: &str) -> String {
+    let said = match expected {
+        "a string" | "path string" => "a text in double quotes",
+        "a boolean" => "`true` or `false`",
+        "u8" | "u16" | "u32" | "u64" | "usize" => "a whole number, 0 or more",
+        "i8" | "i16" | "i32" | "i64" | "isize" => "a whole number",
+        "f32" | "f64" => "a number",
+        "a sequence" => "a list",
+        "a map" => "an object",
+        expected if expected.starts_with("struct ") => "an object",
+        expected => match expected.strip_prefix("a tuple of size ").or(expected.strip_prefix("tuple of ")) {
+            Some(count) => return format!("a list of {}", count.trim_end_matches(" elements")),
+            None => expected,
+        },
+    };
+    said.to_owned()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -63,6 +147,50 @@ mod tests {
         let error = serde_json::from_str::<Value>(text).unwrap_err();
         let JsonFault { found, expected } = JsonFault::new(&error, text.chars().nth(error.column() - 1));
         format!("found {found}, expected {expected}")
+    }
+
+    #[test]
+    fn fields_are_told_without_the_parsers_words() {
+        #[derive(Debug, serde::Deserialize)]
+        #[serde(deny_unknown_fields)]
+        #[expect(dead_code, reason = "only its faults are read")]
+        struct Record {
+            name: String,
+            size: u32,
+            share: Option<f64>,
+            pair: Option<(u8, u8)>,
+            kind: Option<Kind>,
+        }
+        #[derive(Debug, serde::Deserialize)]
+        #[serde(rename_all = "lowercase")]
+        enum Kind {
+            One,
+        }
+        for (text, words) in [
+            ("{}", "`name` is missing"),
+            ("{\"name\": 1}", "found `1`, expected a text in double quotes"),
+            ("{\"name\": null}", "found `null`, expected a text in double quotes"),
+            ("{\"name\": [1]}", "found a list, expected a text in double quotes"),
+            ("{\"name\": \"a\", \"size\": -1}", "found `-1`, expected a whole number, 0 or more"),
+            (
+                "{\"name\": \"a\", \"size\": \"b\"}",
+                "found the text \"b\", expected a whole number, 0 or more",
+            ),
+            ("{\"share\": true}", "found `true`, expected a number"),
+            ("{\"pair\": [1]}", "found a list of 1, expected a list of 2"),
+            ("{\"kind\": \"two\"}", "found `two`, expected `one`"),
+            ("{\"name\": \"a\", \"name\": \"b\"}", "`name` stands there twice"),
+            (
+                "{\"nam\": 1}",
+                "found the unknown key `nam`, expected one of `name`, `size`, `share`, `pair`, `kind`",
+            ),
+            ("[]", "found a list of 0, expected an object"),
+            ("3", "found `3`, expected an object"),
+            ("{\"name\"", "found no end of an object, expected `}`"),
+        ] {
+            let error = serde_json::from_str::<Record>(text).unwrap_err();
+            assert_eq!(json_words(text.as_bytes(), &error), words, "{text}");
+        }
     }
 
     #[test]

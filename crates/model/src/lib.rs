@@ -58,7 +58,7 @@ pub use error::ModelError;
 pub use files::{AtomicFile, FileError};
 pub use fingerprint::TokenFingerprint;
 pub use json::read_json_object;
-pub use json_fault::JsonFault;
+pub use json_fault::{JsonFault, json_words};
 pub use kv_cache::KvCache;
 pub use lora::{DropoutPlan, LoraRows, LoraSource};
 pub use new_model::{FolderState, INDEX_FILE, NewModel, shard_index, shard_name};

@@ -178,7 +178,7 @@ fn an_index_cannot_lead_out_of_the_folder_or_promise_what_is_not_there() {
         (r#"{"b": "2.safetensors"}"#, "shard `2.safetensors` is missing, with 1 tensors"),
         (r#"{"c": "1.safetensors"}"#, "1.safetensors`: tensor `c` is missing"),
         ("{}", "`weight_map` is empty"),
-        ("[]", "invalid type: sequence"),
+        ("[]", "found a list, expected an object"),
     ] {
         let index = format!(r#"{{"weight_map": {entry}}}"#);
         let folder = folder_with(&[("1.safetensors", &shard), (INDEX_FILE, index.as_bytes())]);

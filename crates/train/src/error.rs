@@ -228,7 +228,8 @@ impl TrainError {
                 Some("go on from an older checkpoint, or start anew in another folder".into())
             }
             Self::Card { .. } => Some(
-                "without it a card says what `adapter_config.json` tells; to have that, move it away"
+                "mend that line, or move it away: `danlu train --resume` writes it again, and `danlu merge` goes by \
+                 `adapter_config.json` then"
                     .to_owned(),
             ),
             Self::Identity { .. } => {

@@ -4,8 +4,7 @@
 
 use std::path::{Path, PathBuf};
 
-use danlu_model::files;
-use danlu_model::{Quantization, TokenFingerprint, Tokenizer};
+use danlu_model::{Quantization, TokenFingerprint, Tokenizer, files, json_words};
 use serde::{Deserialize, Serialize};
 
 use crate::TrainError;
@@ -90,8 +89,9 @@ impl TokenIdentity {
             return Ok(None);
         }
         let bytes = files::read_bounded(&path, MAX_BYTES)?;
-        let written = serde_json::from_slice(&bytes)
-            .map_err(|e| TrainError::Identity { path, reason: e.to_string() })?;
+        let fault = |e: serde_json::Error| format!("line {}: {}", e.line(), json_words(&bytes, &e));
+        let written =
+            serde_json::from_slice(&bytes).map_err(|e| TrainError::Identity { path, reason: fault(e) })?;
         Ok(Some(Self { folder: adapter.to_owned(), written }))
     }
 

@@ -5,7 +5,7 @@ use std::path::Path;
 use danlu_adapter::fidelity::Fidelity;
 use danlu_adapter::merge::{FormFigures, MergeBase, MergeReport, QuantizedFigures};
 use danlu_adapter::{LoraConfig, TargetModules};
-use danlu_model::{Quantization, files, is_repo_id};
+use danlu_model::{Quantization, files, is_repo_id, json_words};
 use serde::{Deserialize, Serialize};
 
 use super::base_name::{BaseName, is_license};
@@ -217,7 +217,8 @@ impl Card {
             return Ok(None);
         }
         let bytes = files::read_bounded(&path, MAX_BYTES)?;
-        let card = serde_json::from_slice::<Self>(&bytes).map_err(|e| e.to_string());
+        let fault = |e: serde_json::Error| format!("line {}: {}", e.line(), json_words(&bytes, &e));
+        let card = serde_json::from_slice::<Self>(&bytes).map_err(fault);
         match card.and_then(|card| card.check().map(|()| card)) {
             Ok(card) => Ok(Some(card)),
             Err(reason) => Err(TrainError::Card { path, reason }),
