@@ -7,6 +7,7 @@ use std::os::unix::process::ExitStatusExt;
 use std::time::{Duration, Instant};
 
 use common::{Scene, names};
+use danlu_model::Weights;
 use serde_json::{Value, json};
 
 const FLAGS: &str =
@@ -96,6 +97,44 @@ fn a_base_in_4_bits_keeps_its_licence_and_an_adapter_is_merged_first() {
          hint: merge it first: danlu merge out --output DIR; then danlu quantize DIR\n",
     );
     assert!(!scene.path("out-nf4").exists());
+}
+
+#[test]
+fn modules_that_are_left_out_of_4_bits_stay_as_they_are() {
+    let scene = Scene::new();
+    scene.ok("quantize base --output base-nf4 --skip-modules down_proj,model.layers.1.self_attn");
+    let config: Value = serde_json::from_slice(&scene.read("base-nf4/config.json")).unwrap();
+    let skipped = json!(["lm_head", "down_proj", "model.layers.1.self_attn"]);
+    assert_eq!(config["quantization_config"]["llm_int8_skip_modules"], skipped);
+    let [wide, stored] = ["base", "base-nf4"].map(|folder| Weights::open(&scene.path(folder)).unwrap());
+    for (name, is_wide) in [
+        ("model.layers.0.mlp.down_proj.weight", true),
+        ("model.layers.1.self_attn.q_proj.weight", true),
+        ("model.layers.1.mlp.up_proj.weight", false),
+        // Not the first layer's number and a digit more.
+        ("model.layers.0.self_attn.q_proj.weight", false),
+    ] {
+        let [there, here] = [&wide, &stored].map(|weights| weights.bytes(weights.info(name).unwrap()));
+        assert_eq!(there == here, is_wide, "{name}");
+    }
+    // It is trained over as it is stored, and not made again from another form.
+    scene.ok(&format!("train --base base-nf4 --output out {FLAGS}"));
+    let identity: Value = serde_json::from_slice(&scene.read("out/danlu.json")).unwrap();
+    assert_eq!(identity["skip_modules"].as_array().unwrap().len(), 8 + 4, "{identity}");
+    scene.ok("merge out --output merged");
+    for line in ["chat out --base base --prompt x", "merge out --base base --output other"] {
+        let ran = scene.run(line);
+        assert!(ran.code == 1 && ran.err.contains("4 bits that leave 12 projections out"), "{}", ran.err);
+        assert!(ran.err.contains("hint: name the base it was trained on"), "{}", ran.err);
+    }
+    for (names, words) in [
+        ("dwn_proj", "`base` has no module `dwn_proj` to leave out of 4 bits"),
+        ("model", "without `model`, nothing of `base` is left"),
+        ("a|b", "expected letters, digits"),
+    ] {
+        let ran = scene.run(&format!("quantize base --output none --skip-modules {names}"));
+        assert!(ran.code == 1 && ran.err.contains(words) && !scene.path("none").exists(), "{}", ran.err);
+    }
 }
 
 #[test]

@@ -211,7 +211,7 @@ impl ModelConfig {
             "vocab_size": self.vocab_size,
         });
         if let Some(quantization) = self.quantization {
-            value["quantization_config"] = quantization.config_json(self.dtype);
+            value["quantization_config"] = quantization.config_json(self.dtype, &[]);
         }
         let mut text = serde_json::to_vec_pretty(&value).expect("a JSON value has string keys");
         text.push(b'\n');

@@ -121,6 +121,24 @@ pub enum ModelError {
         tensor: String,
     },
 
+    /// A module that is to be left out of 4 bits is not there.
+    #[error("`{}` has no module `{module}` to leave out of 4 bits", folder.display())]
+    NoModule {
+        /// The folder.
+        folder: PathBuf,
+        /// What was named.
+        module: String,
+    },
+
+    /// Every projection was to be left out of 4 bits.
+    #[error("without `{skipped}`, nothing of `{}` is left to be put into 4 bits", folder.display())]
+    AllSkipped {
+        /// The folder.
+        folder: PathBuf,
+        /// What was named.
+        skipped: String,
+    },
+
     /// A weight that is to be put into 4 bits holds something that no code stands for.
     #[error("`{}`: tensor `{tensor}` holds {value} at element {element}", path.display())]
     NotFinite {
@@ -288,6 +306,10 @@ impl ModelError {
                 "config.json and the weights must come from the same model, and a download be complete"
             }
             Self::NotFinite { .. } => "the base itself is damaged: fetch it again",
+            Self::NoModule { .. } | Self::AllSkipped { .. } => {
+                "modules are named as the weights are, without `.weight`, whole or by their end: `down_proj`, \
+                 `model.layers.0.mlp.down_proj`"
+            }
             Self::AlreadyFourBit { .. } => "leave `--quant` out: the base is used as it is",
             Self::FourBit { .. } => {
                 "the file is damaged, or was not written by bitsandbytes: fetch it again, or quantise the original with \

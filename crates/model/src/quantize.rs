@@ -77,8 +77,11 @@ impl Quantization {
         if holds { Ok(()) } else { Err(Self::BLOCK_SIZES) }
     }
 
-    /// The `quantization_config` that transformers reads, for weights that compute in `dtype`.
-    pub fn config_json(&self, dtype: Option<DType>) -> Value {
+    /// The `quantization_config` that transformers reads, for weights that compute in `dtype`, but for the modules that
+    /// `skip` names.
+    pub fn config_json(&self, dtype: Option<DType>, skip: &[String]) -> Value {
+        let own = (!skip.iter().any(|key| key == "lm_head")).then_some("lm_head");
+        let skipped: Vec<&str> = own.into_iter().chain(skip.iter().map(String::as_str)).collect();
         json!({
             "_load_in_4bit": true,
             "_load_in_8bit": false,
@@ -88,7 +91,7 @@ impl Quantization {
             "bnb_4bit_use_double_quant": self.double_quant,
             "llm_int8_enable_fp32_cpu_offload": false,
             "llm_int8_has_fp16_weight": false,
-            "llm_int8_skip_modules": ["lm_head"],
+            "llm_int8_skip_modules": skipped,
             "llm_int8_threshold": 6.0,
             "load_in_4bit": true,
             "load_in_8bit": false,
@@ -259,6 +262,16 @@ impl Weights {
         self.tensors().iter().find_map(|info| Some(info.name.split_once(QUANT_STATE)?.0))
     }
 
+    /// Modules of projections that were left out of 4 bits, where others are in them.
+    pub fn left_wide(&self, config: &ModelConfig) -> Vec<String> {
+        if self.first_four_bit().is_none() {
+            return Vec::new();
+        }
+        let names = projections(config).map(|(name, ..)| name);
+        let wide = names.filter(|name| StoredFourBit::find(self, name).is_none());
+        wide.map(|name| module_of(&name).to_owned()).collect()
+    }
+
     /// How the weights of the files that are in 4 bits were put there, as the first of them says. None where none are,
     /// or where blocks have a size that [`Quantization`] does not make again.
     ///
@@ -282,6 +295,20 @@ impl Weights {
             }
         }
     }
+}
+
+/// The module of a weight: its name without the last part.
+pub(crate) fn module_of(weight: &str) -> &str {
+    weight.strip_suffix(".weight").unwrap_or(weight)
+}
+
+/// Whether a module is one of those that `skip` names, as transformers reads `llm_int8_skip_modules`: its name begins
+/// so, up to the end of a part, or ends so.
+pub(crate) fn is_skipped(module: &str, skip: &[String]) -> bool {
+    skip.iter().any(|key| {
+        let rest = module.strip_prefix(key.as_str());
+        rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('.')) || module.ends_with(key.as_str())
+    })
 }
 
 /// Name and shape of every weight that is put into 4 bits.

@@ -9,6 +9,7 @@ use danlu_kernels::{Bytes, DType, FourBit, NESTED_BLOCK, Scales};
 use crate::carried_files::{self, ConfigChange};
 use crate::files;
 use crate::four_bit::{ABSMAX, NESTED_ABSMAX, NESTED_QUANT_MAP, QUANT_MAP, QUANT_STATE, QuantState};
+use crate::quantize::{is_skipped, module_of};
 use crate::{
     INDEX_FILE, ModelConfig, ModelError, NewModel, Quantization, QuantizeProgress, ShardWriter, TensorInfo,
     TensorSpec, Weights, projections, shard_index, shard_name,
@@ -56,18 +57,20 @@ pub fn write_quantized(
     threads: usize,
     progress: &mut dyn FnMut(QuantizeProgress) -> ControlFlow<()>,
 ) -> Result<Quantized, ModelError> {
-    quantize_into(NewModel::create(folder)?, base, quantization, threads, |_| Vec::new(), progress)
+    quantize_into(NewModel::create(folder)?, base, quantization, &[], threads, |_| Vec::new(), progress)
 }
 
-/// As [`write_quantized`], into a folder that was begun already. It gets the files of `extra` too, which is told what
-/// will be written, in bytes without them.
+/// As [`write_quantized`], into a folder that was begun already, and without the modules that `skip` names, as
+/// `llm_int8_skip_modules` does. It gets the files of `extra` too, which is told what will be written, in bytes without
+/// them.
 ///
 /// # Errors
-/// As [`write_quantized`].
+/// As [`write_quantized`]; if `skip` names what is not there, or everything that is.
 pub fn quantize_into(
     model: NewModel,
     base: &Path,
     quantization: Quantization,
+    skip: &[String],
     threads: usize,
     extra: impl FnOnce(&Quantized) -> Vec<Extra>,
     progress: &mut dyn FnMut(QuantizeProgress) -> ControlFlow<()>,
@@ -76,12 +79,13 @@ pub fn quantize_into(
     let weights = Weights::open(base)?;
     weights.check_complete(&config)?;
     weights.refuse_four_bit()?;
-    let names: HashSet<String> = projections(&config).map(|(name, ..)| name).collect();
+    let names = chosen(&config, &weights, skip)?;
     let shards = divide(&weights, |info| names.contains(&info.name));
     let specs: Vec<Vec<TensorSpec>> = shards.iter().map(|shard| shard.specs(quantization)).collect();
     let file_names: Vec<String> = (0..shards.len()).map(|i| shard_name(i, shards.len())).collect();
     let index = shard_index(file_names.iter().map(String::as_str).zip(specs.iter().map(Vec::as_slice)));
-    let change = ConfigChange { dtype: None, quantization: Some(quantization.config_json(config.dtype)) };
+    let change =
+        ConfigChange { dtype: None, quantization: Some(quantization.config_json(config.dtype, skip)) };
     let config = carried_files::config_json(base, &change)?;
     let carried = carried_files::choose(base, None, &[])?;
 
@@ -142,6 +146,25 @@ pub fn quantize_into(
     }
     model.publish(&published)?;
     Ok(quantized)
+}
+
+/// The weights that are put into 4 bits.
+fn chosen(config: &ModelConfig, weights: &Weights, skip: &[String]) -> Result<HashSet<String>, ModelError> {
+    let folder = || weights.folder().to_owned();
+    for key in skip {
+        let key = std::slice::from_ref(key);
+        let is_there = weights.names().any(|name| is_skipped(module_of(name), key));
+        // The head has no weight of its own where it is the embedding.
+        if !is_there && key[0] != "lm_head" {
+            return Err(ModelError::NoModule { folder: folder(), module: key[0].clone() });
+        }
+    }
+    let names = projections(config).map(|(name, ..)| name);
+    let names: HashSet<String> = names.filter(|name| !is_skipped(module_of(name), skip)).collect();
+    match names.is_empty() {
+        true => Err(ModelError::AllSkipped { folder: folder(), skipped: skip.join("`, `") }),
+        false => Ok(names),
+    }
 }
 
 /// The base's tensors, file by file. What is encoded comes first and ends at a multiple of 8 bytes, then the rest with

@@ -36,6 +36,9 @@ struct Written {
     /// How the base was put into 4 bits, while it was loaded or before, if it was.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     quantization: Option<Quantization>,
+    /// Modules of projections that were left out of that.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    skip_modules: Vec<String>,
 }
 
 impl TokenIdentity {
@@ -43,14 +46,21 @@ impl TokenIdentity {
     pub fn new(folder: &Path, tokenizer: &Tokenizer, default_system: Option<String>) -> Self {
         let danlu_version = env!("CARGO_PKG_VERSION").to_owned();
         let tokens = tokenizer.fingerprint();
-        let written = Written { danlu_version, default_system, tokens, quantization: None };
+        let written =
+            Written { danlu_version, default_system, tokens, quantization: None, skip_modules: Vec::new() };
         Self { folder: folder.to_owned(), written }
     }
 
-    /// The same, of a run over a base that was put into 4 bits.
-    pub fn over(mut self, quantization: Option<Quantization>) -> Self {
+    /// The same, of a run over a base that was put into 4 bits, but for the modules of `skip_modules`.
+    pub fn over(mut self, quantization: Option<Quantization>, skip_modules: Vec<String>) -> Self {
         self.written.quantization = quantization;
+        self.written.skip_modules = skip_modules;
         self
+    }
+
+    /// Modules of projections that were left out of 4 bits, where the base was stored in them.
+    pub fn skip_modules(&self) -> &[String] {
+        &self.written.skip_modules
     }
 
     /// How the base was put into 4 bits, if it was.

@@ -76,7 +76,8 @@ impl QuantArgs {
 /// If a file of the adapter or the base has a fault.
 pub fn trained_over(place: &Place, printer: &Printer) -> Result<Option<Quantization>> {
     let Some(adapter) = &place.adapter else { return Ok(None) };
-    let trained = TokenIdentity::read(adapter)?.and_then(|identity| identity.quantization());
+    let identity = TokenIdentity::read(adapter)?;
+    let trained = identity.as_ref().and_then(TokenIdentity::quantization);
     let named = match trained {
         Some(_) => None,
         None => names_four_bit(adapter)?,
@@ -97,6 +98,19 @@ pub fn trained_over(place: &Place, printer: &Printer) -> Result<Option<Quantizat
             ));
         }
         return Ok(None);
+    }
+    let skipped = identity.as_ref().map_or(&[][..], TokenIdentity::skip_modules);
+    if !skipped.is_empty() {
+        let text = format!(
+            "the adapter was trained over 4 bits that leave {} out, and `{}` is in 16 bits or more: they are not made again here",
+            text::counted(skipped.len() as u64, "projection"),
+            place.base.display()
+        );
+        let hint = format!(
+            "name the base it was trained on with `--base DIR`; `danlu quantize ORIGINAL --skip-modules {} --output DIR` makes it",
+            skipped.join(",")
+        );
+        return Err(Report::input(text).with_hint(hint));
     }
     if let Some(named) = named {
         let base = place.base.display();

@@ -48,6 +48,9 @@ pub struct QuantizeArgs {
     /// Weights that share a scale [default: 64]
     #[arg(long, value_name = "N")]
     pub quant_block_size: Option<usize>,
+    /// Modules that stay as they are, between commas, whole or by their end: down_proj
+    #[arg(long, value_name = "NAMES", value_delimiter = ',', value_parser = module)]
+    pub skip_modules: Vec<String>,
     #[command(flatten)]
     pub compute: ComputeArgs,
 }
@@ -77,6 +80,7 @@ pub fn run(args: &QuantizeArgs, printer: &Printer) -> Result<()> {
             name: folder_name(&args.output),
             base: BaseName::new(&args.base.to_string_lossy(), base),
             quantization,
+            skipped: args.skip_modules.clone(),
             license: card::license_of(base),
             sizes: (text::bytes(wide), text::bytes(written.weight_bytes)),
             version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -87,6 +91,7 @@ pub fn run(args: &QuantizeArgs, printer: &Printer) -> Result<()> {
         NewModel::create(&args.output)?,
         base,
         quantization,
+        &args.skip_modules,
         args.compute.threads(),
         card,
         &mut base::progress(quantization, printer),
@@ -107,6 +112,15 @@ pub fn run(args: &QuantizeArgs, printer: &Printer) -> Result<()> {
         printer.say(&format!("  {}", printer.err(Look::Cyan, &command)));
     }
     Ok(())
+}
+
+/// The value of a flag that names a module, of which transformers makes a pattern.
+fn module(name: &str) -> Result<String, String> {
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '.');
+    match !name.is_empty() && name.chars().all(is_plain) {
+        true => Ok(name.to_owned()),
+        false => Err("expected letters, digits, `_` and `.`, as in down_proj".to_owned()),
+    }
 }
 
 /// Bytes of a model's safetensors files.

@@ -16,6 +16,8 @@ pub struct QuantizedCard {
     pub base: BaseName,
     /// How.
     pub quantization: Quantization,
+    /// Modules that are not in 4 bits, beyond those that never are.
+    pub skipped: Vec<String>,
     /// The base's licence, which is its own too.
     pub license: Option<String>,
     /// Sizes before and after, in words.
@@ -47,14 +49,21 @@ impl QuantizedCard {
             true => ("缩放系数也转为 8 位（双重量化）", "their scales in 8 bits (double quantisation)"),
             false => ("缩放系数为 f32", "their scales in f32"),
         };
+        let (but_zh, but) = match &self.skipped[..] {
+            [] => (String::new(), String::new()),
+            names => {
+                let names = names.iter().map(|name| code(name)).collect::<Vec<_>>().join(", ");
+                (format!("（{names} 除外）"), format!(" (but for {names})"))
+            }
+        };
         let ((before, after), version) = (&self.sizes, plain(&self.version));
         let about = language.pick(
             format!(
-                "{base} 的 4 位版本：投影层为 {quant_type}，每 {block_size} 个权重一块，{scales_zh}；词嵌入、输出层与归一化层保持原样。\
+                "{base} 的 4 位版本：投影层{but_zh}为 {quant_type}，每 {block_size} 个权重一块，{scales_zh}；词嵌入、输出层与归一化层保持原样。\
                  没有训练过。权重从 {before} 变为 {after}，由 {DANLU} {version} 的 `danlu quantize` 写成，即 bitsandbytes 自己的格式。"
             ),
             format!(
-                "{base} in 4 bits: its projections in {quant_type}, in blocks of {block_size} weights, {scales}; embeddings, head and norms \
+                "{base} in 4 bits: its projections{but} in {quant_type}, in blocks of {block_size} weights, {scales}; embeddings, head and norms \
                  are as they were. Nothing was trained. The weights went from {before} to {after}; `danlu quantize` of {DANLU} {version} \
                  wrote them in bitsandbytes' own format."
             ),
@@ -97,6 +106,7 @@ mod tests {
             name: "Llama-3.2-1B-nf4".into(),
             base: BaseName { hub_id: Some("meta-llama/Llama-3.2-1B".into()), ..BaseName::default() },
             quantization: Quantization::new(FourBitCode::Nf4),
+            skipped: vec!["down_proj".into()],
             license: Some("llama3.2".into()),
             sizes: ("2.5 GB".into(), "1.0 GB".into()),
             version: "0.1.0".into(),
@@ -107,6 +117,7 @@ mod tests {
              pipeline_tag: text-generation\nlicense: \"llama3.2\"\ntags:\n- \"danlu\"\n- \"bitsandbytes\"\n- \"4-bit\"\n\
              - \"base_model:quantized:meta-llama/Llama-3.2-1B\"\n---\n\n# Llama-3.2-1B-nf4\n"
         ), "{english}");
+        assert!(english.contains("its projections (but for `down_proj`) in nf4"), "{english}");
         assert!(english.contains("went from 2.5 GB to 1.0 GB"), "{english}");
         assert!(english.contains("from_pretrained(\"your-name/Llama-3.2-1B-nf4\")\n"), "{english}");
         assert!(card.render(Language::Zh).contains("双重量化"));

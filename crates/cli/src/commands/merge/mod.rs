@@ -326,7 +326,7 @@ impl Job<'_> {
             [(REPORT_FILE, staged.report_json(&cost))].into_iter().chain(identity).chain(card).collect()
         };
         let mut progress = base::progress(quantization, printer);
-        let written = quantize_into(model, &wide, quantization, threads, extra, &mut progress);
+        let written = quantize_into(model, &wide, quantization, &[], threads, extra, &mut progress);
         printer.clear_live();
         written.map_err(base::stopped)?;
         Ok(cost)

@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 use danlu_adapter::{Adapter, LoraConfig, targets};
 use danlu_hub::Extent;
-use danlu_model::{LoraSource, ModelConfig, Quantization, Sequence, Tokenizer, Workspace};
+use danlu_model::{LoraSource, ModelConfig, Quantization, Sequence, Tokenizer, Weights, Workspace};
 use danlu_train::card::{self, BaseName, Card};
 use danlu_train::{
     DataSummary, MemoryUse, Reply, RunSummary, TokenIdentity, TrainError, Trainer, base_fingerprint,
@@ -71,7 +71,7 @@ pub fn execute(run: &Run, printer: &Printer) -> Result<Outcome> {
     // In whichever way the base comes to its 4 bits, they can be made again from its original.
     let stored = base::stored(&run.base, &config)?;
     let tokens = TokenIdentity::new(&run.base, &tokenizer, run.settings.default_system.clone())
-        .over(run.settings.quantization().or(stored));
+        .over(run.settings.quantization().or(stored), Weights::open(&run.base)?.left_wide(&config));
     gauge.tokenizer(&tokens);
     check_length(run, &config)?;
     let lora = lora_config(run);
