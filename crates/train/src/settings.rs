@@ -198,11 +198,11 @@ impl FromStr for Quant {
     type Err = String;
 
     fn from_str(name: &str) -> Result<Self, String> {
-        match name {
-            "none" => Ok(Self::None),
-            "nf4" => Ok(Self::Nf4),
-            "fp4" => Ok(Self::Fp4),
-            _ => Err(format!("`{name}` is no quantisation; there are nf4, fp4, none")),
+        match (name, name.parse()) {
+            ("none", _) => Ok(Self::None),
+            (_, Ok(FourBitCode::Nf4)) => Ok(Self::Nf4),
+            (_, Ok(FourBitCode::Fp4)) => Ok(Self::Fp4),
+            (_, Err(_)) => Err(format!("`{name}` is no quantisation; there are nf4, fp4, none")),
         }
     }
 }
