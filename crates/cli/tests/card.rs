@@ -187,6 +187,11 @@ fn what_cannot_be_written_from_is_refused_with_a_hint() {
         "card base",
         "error: `base` holds no `card.json`, from which its card could be written\n\nhint: `danlu train` and `danlu merge` leave one beside the card\n",
     );
+    scene.refuses(
+        "card me/huan",
+        "error: `me/huan` does not exist\n\nhint: name the folder of an adapter, a merged model or a base; \
+         a card is written into a folder here, and `danlu push` takes it to the Hub\n",
+    );
     let missing = scene.run("train --base base --data data.json --output out --notes nowhere.md");
     assert!(
         missing.code == 1 && missing.err.contains("nowhere.md") && !Path::new(&scene.path("out")).exists(),

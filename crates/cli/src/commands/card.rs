@@ -13,7 +13,7 @@ use danlu_train::{RunSummary, TokenIdentity, TrainError, report};
 
 use crate::commands::loaded::{Place, folder_name};
 use crate::commands::train::{REPLY_TOKENS, Run};
-use crate::commands::{doctor, no_model};
+use crate::commands::{doctor, hub, no_model};
 use crate::lang::Lang;
 use crate::printer::Printer;
 use crate::report::{Report, Result};
@@ -284,7 +284,12 @@ pub fn run(args: &WriteArgs, printer: &Printer) -> Result<()> {
     let Some(mut card) = Card::read(folder)? else {
         let is_model = [CONFIG_FILE, "config.json"].iter().any(|name| folder.join(name).is_file());
         if !is_model {
-            return Err(no_model::at(folder));
+            let report = no_model::at(folder);
+            return Err(match hub::name_of(folder) {
+                Some(_) => report
+                    .and_hint("a card is written into a folder here, and `danlu push` takes it to the Hub"),
+                None => report,
+            });
         }
         let text =
             format!("`{}` holds no `{CARD_FILE}`, from which its card could be written", folder.display());
