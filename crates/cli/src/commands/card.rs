@@ -17,6 +17,7 @@ use crate::commands::{doctor, hub, no_model};
 use crate::lang::Lang;
 use crate::printer::Printer;
 use crate::report::{Report, Result};
+use crate::text;
 
 /// Examples under `--help`.
 pub const EXAMPLES: &str = "\
@@ -187,7 +188,7 @@ pub fn write_for_run(
     match earlier.unwrap_or(&card).notes_if_as_written(&run.output)? {
         Some(notes) => card.write_with(&run.output, &notes),
         None => {
-            let output = run.output.display();
+            let output = text::shell_path(&run.output);
             printer.tell(
                 &format!("README.md 手工改动过，保持原样（`danlu card {output} --overwrite` 重新生成）"),
                 &format!("README.md was edited by hand and stays as it is (`danlu card {output} --overwrite` writes it again)"),
@@ -318,7 +319,7 @@ pub fn run(args: &WriteArgs, printer: &Printer) -> Result<()> {
     card.write_with(folder, &notes)?;
     let shown = folder.join(card::README_FILE);
     let bytes = fs::metadata(&shown).map_err(|error| Report::io("read", &shown, error))?.len();
-    let (shown, size) = (shown.display(), crate::text::bytes(bytes));
+    let (shown, size) = (shown.display(), text::bytes(bytes));
     printer
         .out(&printer.pick(format!("模型卡片  {shown}（{size}）"), format!("model card  {shown} ({size})")));
     Ok(())

@@ -67,8 +67,8 @@ pub fn run(args: &QuantizeArgs, printer: &Printer) -> Result<()> {
     let quantization = Quantization { quant_type: args.to, block_size, double_quant: !args.no_double_quant };
     let folder = hub::folder(&args.base, Extent::All, printer)?;
     if folder.join(CONFIG_FILE).is_file() && !folder.join("config.json").is_file() {
-        let shown = args.base.display();
-        let hint = format!("merge it first: danlu merge {shown} --output DIR; then danlu quantize DIR");
+        let (shown, word) = (args.base.display(), text::shell_path(&args.base));
+        let hint = format!("merge it first: danlu merge {word} --output DIR; then danlu quantize DIR");
         return Err(Report::input(format!("`{shown}` is an adapter, expected a base")).with_hint(hint));
     }
     let base = &no_model::base(&folder, Extent::All, printer)?;
@@ -107,6 +107,7 @@ pub fn run(args: &QuantizeArgs, printer: &Printer) -> Result<()> {
         format!("{weights} weights ({count} elements) in {code}, {before} → {after} in {seconds:.1}s ({rate:.2} G elements a second): {output}"),
     ));
     printer.say(&format!("\n{}", printer.pick("接下来：", "next:")));
+    let output = text::shell_path(&args.output);
     let train = format!("danlu train --base {output} --data FILE --output DIR");
     for command in [format!("danlu chat {output}"), train] {
         printer.say(&format!("  {}", printer.err(Look::Cyan, &command)));
