@@ -26,9 +26,10 @@ docs:
 bench:
     cargo bench -p danlu-kernels
 
-# A fuzz target for some minutes: `just fuzz data_reader 180`. Needs `cargo install cargo-fuzz`.
+# A fuzz target for some minutes, from sound inputs where there are: `just fuzz data_reader 180`. Needs `cargo install cargo-fuzz`.
 fuzz target seconds="180":
-    cd fuzz && RUSTC_BOOTSTRAP=1 cargo fuzz run {{target}} -- -max_total_time={{seconds}}
+    mkdir -p fuzz/corpus/{{target}} fuzz/seeds/{{target}}
+    cd fuzz && RUSTC_BOOTSTRAP=1 cargo fuzz run {{target}} corpus/{{target}} seeds/{{target}} -- -max_total_time={{seconds}}
 
 # Rewrite the expected values from pinned PyTorch, transformers and PEFT (see reference/README.md).
 reference:

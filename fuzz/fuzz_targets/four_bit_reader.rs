@@ -1,4 +1,4 @@
-//! `RUSTC_BOOTSTRAP=1 cargo fuzz run four_bit_reader -- -max_total_time=180`
+//! `just fuzz four_bit_reader 180`, from the sound weights in `seeds`.
 //!
 //! One weight in 4 bits: the input is the state's JSON, and before it a length for each part, so that the fuzzer works
 //! on what the parts say of each other rather than on the container.
