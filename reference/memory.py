@@ -87,13 +87,12 @@ def main(binary, models, tokenizer, data, work="/tmp/danlu-memory"):
         out = work / "out"
         shutil.rmtree(out, ignore_errors=True)
         line = [binary, "train", "--lang", "en", "--base", base[name], "--data", data, "--output", out, *flags.split()]
-        run = subprocess.run(line, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        run = subprocess.run(line, capture_output=True, text=True)
         if run.returncode:
             print(f"| {name} | `{flags}` | failed: {run.stderr.strip().splitlines()[-1]} |", flush=True)
             continue
-        card = (out / "README.md").read_text()
         size = r"([\d.]+ [MG]iB)"
-        peak, plan = re.search(rf"Peak memory {size}; {size} were planned", card).groups()
+        peak, plan = re.search(rf"^peak memory +{size}, {size} foreseen", run.stdout + run.stderr, re.M).groups()
         number = lambda text: float(text.split()[0]) * (1024 if "GiB" in text else 1)
         difference = number(peak) - number(plan)
         allowed = max(0.03 * number(plan), 50e6 / 2**20)

@@ -25,6 +25,7 @@ pub mod attention;
 mod backend;
 mod buffer;
 mod cpu;
+mod dtype;
 #[cfg(test)]
 mod finite_difference;
 mod four_bit;
@@ -48,12 +49,11 @@ mod trace;
 pub use backend::{AdamW, AttentionDims, Backend, Dropout, FEW_ROWS, LoraRef, Segment};
 pub use buffer::{Buffer, Storage};
 pub use cpu::{Cpu, CpuOptions};
+pub use dtype::{DType, bf16_to_f32, f16_to_f32, f32_to_bf16, f32_to_f16, from_f32, to_f32};
 pub use four_bit::{
     FP4, FourBit, FourBitCode, NESTED_BLOCK, NF4, NestedScales, Scales, dynamic_u8, encode_blocks, nest,
 };
 pub use isa::{Isa, UnknownIsa};
-pub use matrix::{
-    Bytes, DType, Matrix, MatrixStorage, bf16_to_f32, f16_to_f32, f32_to_bf16, f32_to_f16, from_f32, to_f32,
-};
+pub use matrix::{Bytes, Matrix, MatrixStorage};
 pub use reference::Reference;
 pub use trace::{Footprint, ScratchBytes, Trace};
