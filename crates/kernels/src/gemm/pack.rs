@@ -8,8 +8,11 @@ use super::lanes::{BF16, F16, F32, Lanes, element, size_of_source, word};
 use crate::matrix::HostMatrix;
 use crate::{DType, FourBit, Matrix};
 
-/// Steps read across all panels before the next steps.
-pub(super) const ACROSS_STEPS: usize = 16;
+/// Steps read across all panels before the next steps: so few that all rows of a line's columns fit the ways of the first
+/// cache, for rows are often a power of two apart.
+pub(super) const ACROSS_STEPS: usize = 4;
+/// Steps across rows that are on their way from memory while others are packed.
+const STEPS_AHEAD: usize = 2 * ACROSS_STEPS;
 
 /// An operand where it lies, seen as `(outer, k)`: `outer` runs over the rows of `A` or the columns of `B`.
 #[derive(Clone, Copy)]
@@ -147,6 +150,13 @@ pub(super) unsafe fn pack_of<T: Lanes, const D: u8>(job: &PackJob<'_>) {
     let steps_at_once = if job.src.k == 1 { usize::MAX } else { ACROSS_STEPS };
     let steps = job.k_len.div_ceil(T::PAIR);
     for step in (0..steps).step_by(steps_at_once) {
+        let next = (step + STEPS_AHEAD) * T::PAIR;
+        if job.src.k != 1 && next < job.k_len {
+            let rows = (job.k_len - next).min(ACROSS_STEPS * T::PAIR);
+            let mut ahead = job.src.ahead(job.outer, job.outers, job.k + next, rows);
+            // SAFETY: as the caller's.
+            unsafe { ahead.fetch::<T>(ahead.lines()) };
+        }
         for first in (0..job.outers).step_by(T::LANES) {
             let valid = (job.outers - first).min(T::LANES);
             let dst = job.dst.wrapping_add(first / job.width * job.panel + first % job.width);
