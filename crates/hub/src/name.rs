@@ -44,10 +44,15 @@ impl RepoName {
     }
 
     /// The model whose page has this address, at `endpoint` or at the Hub itself: `https://huggingface.co/org/name`, or
-    /// `.../tree/revision`.
+    /// `.../tree/revision`; the scheme may be left out of the Hub's, and Python's `hf://org/name@revision` is one too.
     pub fn of_page(address: &str, endpoint: Option<&Endpoint>) -> Option<Self> {
         let bare = |text: &str| text.split_once("://").map(|(_, bare)| bare.to_owned());
-        let address = bare(address.trim().split(['?', '#']).next()?)?;
+        let address = address.trim().split(['?', '#']).next()?;
+        if let Some(name) = address.strip_prefix("hf://") {
+            let name: Self = name.trim_end_matches('/').parse().ok()?;
+            return (!NO_OWNERS.contains(&name.id.split('/').next()?)).then_some(name);
+        }
+        let address = bare(address).unwrap_or_else(|| address.to_owned());
         let own = endpoint.and_then(|endpoint| bare(endpoint.as_str()));
         let path = HOSTS
             .iter()
@@ -147,6 +152,13 @@ mod tests {
             ("https://huggingface.co/org/name/tree/..", None),
             ("https://huggingface.co.evil.example/org/name", None),
             ("https://github.com/org/name", None),
+            ("hf.co/org/name", Some("org/name")),
+            ("huggingface.co/org/name/tree/v2", Some("org/name@v2")),
+            ("hf://org/name", Some("org/name")),
+            ("hf://org/name@v2", Some("org/name@v2")),
+            ("hf://datasets/org/name", None),
+            ("hf://spaces/name", None),
+            ("hf.co/datasets/org/name", None),
             ("org/name", None),
         ] {
             let found = RepoName::of_page(page, Some(&mirror)).map(|name| name.to_string());
