@@ -49,8 +49,13 @@ impl FromStr for Endpoint {
                 && uri.query().is_none()
         });
         // A password in the address would reach logs and errors.
-        if !is_one || trimmed.contains('@') {
-            let shown = text.rsplit_once('@').map_or(text.to_owned(), |(_, host)| format!("...@{host}"));
+        if !is_one || trimmed.contains(['@', '#']) {
+            // So would a token behind it.
+            let shown = match text.split_once(['?', '#']) {
+                Some((before, _)) => format!("{before}?..."),
+                None => text.to_owned(),
+            };
+            let shown = shown.rsplit_once('@').map_or(shown.clone(), |(_, host)| format!("...@{host}"));
             return Err(HubError::Endpoint { text: shown });
         }
         Ok(Self(trimmed))
@@ -212,6 +217,10 @@ mod tests {
         for wrong in ["hf-mirror.com", "ftp://x", "https://", "https://me:secret@x", "https://x/?a=b", "x y"]
         {
             assert!(settings(&[("HF_ENDPOINT", wrong)]).is_err(), "{wrong}");
+        }
+        for wrong in ["https://x/?token=secret", "https://x/#secret", "https://me:secret@x/?secret@y"] {
+            let error = settings(&[("HF_ENDPOINT", wrong)]).unwrap_err().to_string();
+            assert!(!error.contains("secret") && error.contains("x/?...`"), "{error}");
         }
     }
 }
