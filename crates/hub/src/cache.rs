@@ -116,11 +116,13 @@ impl Cache {
         create_folder(folder)?;
         let error = |e: io::Error| FileError::new("write", &link, e);
         let temporary = folder.join(format!("{TEMPORARY_PREFIX}{}-{}", std::process::id(), hash.digits()));
-        let made = symlink(&target, &temporary).or_else(|e| match e.kind() {
-            io::ErrorKind::AlreadyExists => Ok(()),
-            // A disk without links gets a copy, as from Python.
-            _ => fs::copy(self.blob(hash), &temporary).map(drop),
-        });
+        // Where a process of this number was killed, half a copy may have this name.
+        match fs::remove_file(&temporary) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(error(e).into()),
+            _ => {}
+        }
+        // A disk without links gets a copy, as from Python.
+        let made = symlink(&target, &temporary).or_else(|_| fs::copy(self.blob(hash), &temporary).map(drop));
         made.and_then(|()| fs::rename(&temporary, &link)).map_err(error)?;
         Ok(())
     }
@@ -133,6 +135,14 @@ impl Cache {
         let path = self.folder.join("refs").join(revision);
         create_folder(path.parent().expect("a revision's file has its folder"))?;
         Ok(write_atomic(&path, commit.as_bytes())?)
+    }
+
+    /// Notes what a revision has become, where it was here before: the next start then fetches what changed.
+    pub fn follow(&self, revision: &str, commit: &str) -> Result<(), HubError> {
+        match self.folder.join("refs").join(revision).is_file() {
+            true => self.point(revision, commit),
+            false => Ok(()),
+        }
     }
 
     /// Notes that a commit has no such files, so that nobody asks again.
@@ -178,6 +188,10 @@ mod tests {
             cache.link(&commit, path, &hash).unwrap();
             assert_eq!(fs::read(cache.snapshot(&commit).join(path)).unwrap(), b"x");
         }
+        let left = format!("{TEMPORARY_PREFIX}{}-{}", std::process::id(), hash.digits());
+        fs::write(cache.snapshot(&commit).join(left), "half").unwrap();
+        cache.link(&commit, "y.json", &hash).unwrap();
+        assert_eq!(fs::read(cache.snapshot(&commit).join("y.json")).unwrap(), b"x");
         cache.point("refs/pr/1", &commit).unwrap();
         assert_eq!(cache.commit("refs/pr/1").unwrap().as_ref(), Some(&commit));
         assert_eq!(cache.commit(&commit).unwrap().as_ref(), Some(&commit));

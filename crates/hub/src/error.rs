@@ -76,6 +76,24 @@ pub enum HubError {
         /// What the system said.
         reason: String,
     },
+    /// Someone else may be answering.
+    #[error("{host} cannot be trusted: {reason}")]
+    Certificate {
+        /// The host asked.
+        host: String,
+        /// What is wrong.
+        reason: String,
+    },
+    /// The proxy does not let through.
+    #[error("cannot reach {host} through the proxy of `{variable}`: {reason}")]
+    Proxy {
+        /// The host asked.
+        host: String,
+        /// What names the proxy.
+        variable: &'static str,
+        /// What it said.
+        reason: String,
+    },
     /// A transfer broke off, again and again.
     #[error("`{file}` stopped at {done} of {size} bytes: {reason}")]
     Cut {

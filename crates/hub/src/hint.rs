@@ -17,8 +17,12 @@ impl HubError {
             Self::Token(fault) => fault.hint(),
             Self::Offline { .. } => "unset `HF_HUB_OFFLINE`, or name a folder",
             Self::OfflineRepo { .. } | Self::OfflineAccount => "unset `HF_HUB_OFFLINE`",
-            Self::Connect { .. } => {
-                "check the network; `HF_ENDPOINT` names a mirror (in China: HF_ENDPOINT=https://hf-mirror.com)"
+            Self::Connect { .. } => "check the network, and `HF_ENDPOINT` where it is set",
+            Self::Certificate { .. } => {
+                "behind a company's proxy set `SSL_CERT_FILE` to the file of its authority; also check this machine's clock, and `HF_ENDPOINT` where it is set"
+            }
+            Self::Proxy { variable, .. } => {
+                return Some(format!("check `{variable}`, or name the host in `NO_PROXY`"));
             }
             Self::Cut { .. } | Self::Busy { .. } => "run the same command again: it goes on where it stopped",
             Self::NoModel { with_token: false, .. } => {
@@ -41,14 +45,16 @@ impl HubError {
                     "accept its terms at {page}, then `danlu login` with a token of that account"
                 ));
             }
-            Self::BadToken { is_variable: true, .. } => "set `HF_TOKEN` to one that is valid, or unset it",
+            Self::BadToken { is_variable: true, .. } => {
+                "set `HF_TOKEN` to one that is valid, or unset it: a public model needs none"
+            }
             Self::BadToken { host, .. } if DEFAULT_ENDPOINT.strip_prefix("https://") != Some(host) => {
                 return Some(format!(
-                    "get a new one at {DEFAULT_ENDPOINT}/settings/tokens, or at {host} if it has accounts of its own, then `danlu login`"
+                    "get a new one at {DEFAULT_ENDPOINT}/settings/tokens, or at {host} if it has accounts of its own, then `danlu login`; a public model needs none: `danlu logout`"
                 ));
             }
             Self::BadToken { .. } => {
-                "get a new one at https://huggingface.co/settings/tokens, then `danlu login`"
+                "get a new one at https://huggingface.co/settings/tokens, then `danlu login`; a public model needs none: `danlu logout`"
             }
             Self::NoToken { .. } => "danlu login",
             Self::Checksum { .. } => {

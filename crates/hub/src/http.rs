@@ -1,25 +1,29 @@
 //! Requests: redirected with care, repeated where that may help, with the token for nobody but the Hub itself.
 
 use std::borrow::Cow;
-use std::io::Read;
+use std::io::{self, Read};
 use std::sync::OnceLock;
 use std::sync::atomic::AtomicBool;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use ureq::http::{HeaderMap, Method, Request, StatusCode};
 use ureq::tls::TlsConfig;
 use ureq::{Agent, Body, SendBody, Timeout};
 
 use crate::address::{is_encrypted, joined, origin};
-use crate::machine::{proxy, roots};
+use crate::machine::{proxy, proxy_variable, roots};
 use crate::slice::Slice;
+use crate::sum::PIECE;
 use crate::{Endpoint, HubError, Token, wait};
 
 /// Redirects of one request at most.
 const REDIRECTS: usize = 5;
 
 /// Longest answer that is no file, in bytes.
-const LONGEST_ANSWER: u64 = 64 << 20;
+pub(crate) const LONGEST_ANSWER: u64 = 64 << 20;
+
+/// Longest pause of which nobody needs to hear.
+const LONG_WAIT: Duration = Duration::from_secs(2);
 
 /// How patient requests are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -103,6 +107,22 @@ pub(crate) struct Answer {
     pub status: StatusCode,
     pub headers: HeaderMap,
     body: Body,
+    /// Where it is no file, how long all of it may take, and until when that is.
+    time: Duration,
+    end: Instant,
+    token: Option<Token>,
+}
+
+/// Why an answer that is no file was not read.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Unread {
+    /// The connection: worth another try.
+    #[error(transparent)]
+    Cut(#[from] io::Error),
+    #[error("an answer that is not here after {} seconds", .0.as_secs())]
+    Late(Duration),
+    #[error("an answer of more than {0} bytes")]
+    Long(u64),
 }
 
 impl Answer {
@@ -122,8 +142,32 @@ impl Answer {
     }
 
     /// The whole body, of an answer that is no file.
-    pub fn bytes(&mut self) -> Result<Vec<u8>, ureq::Error> {
-        self.body.with_config().limit(LONGEST_ANSWER).read_to_vec()
+    pub fn bytes(&mut self) -> Result<Vec<u8>, Unread> {
+        self.at_most(LONGEST_ANSWER)
+    }
+
+    /// As [`Answer::bytes`], where it may be so long.
+    pub fn at_most(&mut self, most: u64) -> Result<Vec<u8>, Unread> {
+        let (mut reader, mut piece) = (self.body.as_reader(), vec![0; PIECE]);
+        let mut bytes = Vec::new();
+        loop {
+            // A server that sends a byte now and then never stands still.
+            if Instant::now() > self.end {
+                return Err(Unread::Late(self.time));
+            }
+            match reader.read(&mut piece) {
+                Ok(0) => return Ok(bytes),
+                Ok(n) if (bytes.len() + n) as u64 > most => return Err(Unread::Long(most)),
+                Ok(n) => bytes.extend_from_slice(&piece[..n]),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+
+    /// What the server wrote, as it may be shown.
+    pub fn redacted(&self, text: &str) -> String {
+        self.token.as_ref().map_or_else(|| text.to_owned(), |token| token.redacted(text))
     }
 }
 
@@ -135,12 +179,53 @@ pub(crate) struct Http {
     endpoint: Endpoint,
     token: Option<Token>,
     pace: Pace,
+    /// How long any answer may take from the first to the last, where that is said.
+    time: Option<Duration>,
+    waits: Waits,
+}
+
+/// Who hears of pauses that a server asks for.
+#[derive(Default)]
+pub(crate) struct Waits(pub Option<Box<Wait>>);
+
+/// Hears the host, how long it is still waited for, and how long in all.
+pub(crate) type Wait = dyn Fn(&str, Duration, Duration) + Send + Sync;
+
+impl std::fmt::Debug for Waits {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Waits(..)")
+    }
 }
 
 impl Http {
     /// A client; nothing is read or sent yet.
     pub fn new(endpoint: Endpoint, token: Option<Token>, pace: Pace) -> Self {
-        Self { agent: OnceLock::new(), endpoint, token, pace }
+        Self { agent: OnceLock::new(), endpoint, token, pace, time: None, waits: Waits::default() }
+    }
+
+    /// The same, where every answer is to be here after so long; files too.
+    pub fn within(self, time: Duration) -> Self {
+        Self { time: Some(time), ..self }
+    }
+
+    /// The same, where someone hears of pauses.
+    pub fn telling(self, waits: Box<Wait>) -> Self {
+        Self { waits: Waits(Some(waits)), ..self }
+    }
+
+    /// How long an answer that is no file may take.
+    pub fn time(&self) -> Duration {
+        self.time.unwrap_or(2 * self.pace.stall)
+    }
+
+    /// What a server wrote, as it may be shown.
+    pub fn redacted(&self, text: &str) -> String {
+        self.token.as_ref().map_or_else(|| text.to_owned(), |token| token.redacted(text))
+    }
+
+    /// Whether the token stands in what a server wrote.
+    pub fn is_token_in(&self, text: &str) -> bool {
+        self.token.as_ref().is_some_and(|token| token.is_in(text.as_bytes()))
     }
 
     fn agent(&self) -> Result<&Agent, HubError> {
@@ -157,6 +242,7 @@ impl Http {
             .timeout_recv_response(Some(2 * pace.stall))
             .timeout_per_read(Some(pace.stall))
             .timeout_per_write(Some(pace.stall))
+            .timeout_global(self.time)
             .proxy(proxy()?)
             .tls_config(TlsConfig::builder().root_certs(roots()?).build())
             .build();
@@ -205,10 +291,27 @@ impl Http {
                 return outcome;
             }
             tracing::info!("{}: {reason}; trying again in {:.1} s", ask.words(), wait.as_secs_f64());
-            wait::pause(wait, ask.stop)?;
+            self.wait(wait, ask)?;
             pause *= 2;
         }
         unreachable!("the last try returns")
+    }
+
+    /// Waits, and says so where it is long.
+    fn wait(&self, time: Duration, ask: &Ask<'_>) -> Result<(), HubError> {
+        let told = match &self.waits.0 {
+            Some(told) if time > LONG_WAIT => told,
+            _ => return wait::pause(time, ask.stop),
+        };
+        let (host, mut left) = (ask.host(), time);
+        while !left.is_zero() {
+            told(&host, left, time);
+            let part = left.min(Duration::from_secs(1));
+            wait::pause(part, ask.stop)?;
+            left -= part;
+        }
+        told(&host, left, time);
+        Ok(())
     }
 
     /// One try, with its redirects: for what must not be done twice.
@@ -259,16 +362,39 @@ impl Http {
                 answer
             }
         };
-        let host = origin(url).map_or_else(|| ask.host(), |(_, host)| host);
+        let host = self.redacted(&origin(url).map_or_else(|| ask.host(), |(_, host)| host));
         let answer = match answer {
             Ok(answer) => answer,
-            Err(error) => {
-                let (is_lost, reason) = (is_lost(&error), reason(&error));
-                return Err(HubError::Connect { is_lost, host, reason });
-            }
+            Err(error) => return Err(unanswered(agent, url, host, &error)),
         };
         let (parts, body) = answer.into_parts();
-        Ok(Answer { host, status: parts.status, headers: parts.headers, body })
+        let (time, token) = (self.time(), self.token.clone());
+        let end = Instant::now() + time;
+        Ok(Answer { host, status: parts.status, headers: parts.headers, body, time, end, token })
+    }
+}
+
+/// Why `url` gave no answer.
+fn unanswered(agent: &Agent, url: &str, host: String, error: &ureq::Error) -> HubError {
+    let (is_lost, reason) = (is_lost(error), reason(error));
+    if is_certificate(error) {
+        return HubError::Certificate { host, reason };
+    }
+    let goes_through = |proxy: &ureq::Proxy| url.parse().is_ok_and(|uri| !proxy.is_no_proxy(&uri));
+    match agent.config().proxy().filter(|proxy| goes_through(proxy)).and(proxy_variable()) {
+        Some(variable) if !is_lost => HubError::Proxy { host, variable, reason },
+        _ => HubError::Connect { is_lost, host, reason },
+    }
+}
+
+/// Whether somebody answered who cannot prove to be the host.
+fn is_certificate(error: &ureq::Error) -> bool {
+    match error {
+        ureq::Error::Io(error) => {
+            error.kind() == io::ErrorKind::InvalidData && error.to_string().contains("certificate")
+        }
+        ureq::Error::Rustls(error) => error.to_string().contains("certificate"),
+        _ => false,
     }
 }
 
@@ -278,18 +404,22 @@ fn reason(error: &ureq::Error) -> String {
         ureq::Error::HostNotFound => "there is no such host, or no network".to_owned(),
         ureq::Error::Io(error) => error.to_string(),
         ureq::Error::Timeout(_) | ureq::Error::BodyStalled => "it does not answer".to_owned(),
+        ureq::Error::ConnectProxyFailed(said) => said.clone(),
         error => error.to_string(),
     }
 }
 
 /// Whether there was a connection, and it broke.
 fn is_lost(error: &ureq::Error) -> bool {
-    use std::io::ErrorKind::{ConnectionRefused, HostUnreachable, NetworkUnreachable};
+    use io::ErrorKind::{ConnectionRefused, HostUnreachable, InvalidData, NetworkUnreachable};
     match error {
-        ureq::Error::HostNotFound | ureq::Error::ConnectionFailed => false,
+        ureq::Error::HostNotFound | ureq::Error::ConnectionFailed | ureq::Error::ConnectProxyFailed(_) => {
+            false
+        }
         ureq::Error::Timeout(timeout) => !matches!(timeout, Timeout::Resolve | Timeout::Connect),
         ureq::Error::Io(error) => {
-            !matches!(error.kind(), ConnectionRefused | HostUnreachable | NetworkUnreachable)
+            // The third: what answers does not speak TLS.
+            !matches!(error.kind(), ConnectionRefused | HostUnreachable | InvalidData | NetworkUnreachable)
         }
         _ => true,
     }

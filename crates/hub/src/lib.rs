@@ -36,6 +36,8 @@ pub use push::{Differences, Left, Parcel, ParcelFile, ParcelOptions, PushOptions
 pub use settings::{Endpoint, HubSettings};
 pub use token::{Token, TokenFault};
 
+use std::time::Duration;
+
 use crate::http::{Ask, Http};
 
 /// A connection to one Hub, and the cache of what came from it.
@@ -55,6 +57,12 @@ impl Hub {
     pub fn with_pace(settings: HubSettings, pace: Pace) -> Self {
         let http = Http::new(settings.endpoint.clone(), settings.token.clone(), pace);
         Self { settings, http }
+    }
+
+    /// The same, where `told` hears every second of a long pause that a server asks for: of the host, of the time that is
+    /// left, at last none, and of all of it.
+    pub fn telling(self, told: impl Fn(&str, Duration, Duration) + Send + Sync + 'static) -> Self {
+        Self { http: self.http.telling(Box::new(told)), ..self }
     }
 
     /// The settings.

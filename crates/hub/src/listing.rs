@@ -1,13 +1,14 @@
 //! What a model's repository holds at a revision.
 
 use std::collections::BTreeMap;
+use std::time::Instant;
 
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
 use crate::address::{joined, origin};
-use crate::http::Ask;
+use crate::http::{Ask, LONGEST_ANSWER, Unread};
 use crate::refusal::About;
 use crate::settings::DEFAULT_ENDPOINT;
 use crate::{Hub, HubError, RepoName};
@@ -17,6 +18,9 @@ const PAGES: usize = 100;
 
 /// Files of a listing at most.
 const FILES: usize = 100_000;
+
+/// Longest path, in bytes: no system has longer ones.
+const LONGEST_PATH: usize = 4096;
 
 /// Everything in a path's part but what needs no escape.
 const ESCAPED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.').remove(b'~');
@@ -119,11 +123,25 @@ impl Hub {
         let mut files = BTreeMap::new();
         let mut next =
             Some(format!("{}/api/models/{}/tree/{commit}?recursive=true", http.endpoint(), repo.id()));
+        // All pages together are as one answer.
+        let (mut left, time) = (LONGEST_ANSWER, 2 * http.time());
+        let end = Instant::now() + time;
         for _ in 0..PAGES {
             let Some(url) = next.take() else { break };
             let ask = Ask::get(url);
-            let (entries, link) = self.page::<Vec<Entry>>(&ask, About::Repo(repo))?;
+            if Instant::now() > end {
+                return Err(ask.fault(format!("a listing that is not here after {} seconds", time.as_secs())));
+            }
+            let (entries, link, bytes) = self.page::<Vec<Entry>>(&ask, About::Repo(repo), left)?;
+            left -= bytes;
             for entry in entries.into_iter().filter(|entry| entry.kind == "file") {
+                if entry.path.len() > LONGEST_PATH || http.is_token_in(&entry.path) {
+                    let len = entry.path.len();
+                    return Err(ask.fault(match len > LONGEST_PATH {
+                        true => format!("a path of {len} bytes, expected at most {LONGEST_PATH}"),
+                        false => "a path that holds the token".to_owned(),
+                    }));
+                }
                 let (size, hash) = match entry.lfs {
                     Some(Large { oid, size }) if is_hex(&oid, 64) => (size, Hash::Sha256(oid)),
                     None if is_hex(&entry.oid, 40) => (entry.size, Hash::Git(entry.oid)),
@@ -151,35 +169,39 @@ impl Hub {
             Some(path) if path.starts_with('/') => format!("{endpoint}{path}"),
             _ => link.to_owned(),
         };
-        let next = joined(&ask.url, &link).filter(|next| origin(next) == origin(endpoint));
+        let is_ours = |next: &String| origin(next) == origin(endpoint) && !self.http.is_token_in(next);
+        let next = joined(&ask.url, &link).filter(is_ours);
         next.ok_or_else(|| {
-            let page = Ask::get(link).words();
+            let page = self.http.redacted(&Ask::get(link).words());
             ask.fault(format!("the listing goes on at `{page}`, expected an address of {endpoint}"))
         })
     }
 
     /// Asks for JSON.
     pub(crate) fn json<T: DeserializeOwned>(&self, ask: &Ask<'_>, about: About<'_>) -> Result<T, HubError> {
-        Ok(self.page(ask, about)?.0)
+        Ok(self.page(ask, about, LONGEST_ANSWER)?.0)
     }
 
-    /// Asks for JSON that may go on at another address.
+    /// Asks for JSON of `most` bytes that may go on at another address; with its bytes.
     fn page<T: DeserializeOwned>(
         &self,
         ask: &Ask<'_>,
         about: About<'_>,
-    ) -> Result<(T, Option<String>), HubError> {
+        most: u64,
+    ) -> Result<(T, Option<String>, u64), HubError> {
         let mut tries = self.http.pace().tries;
         loop {
             tries -= 1;
             let mut answer = self.http.ask_about(ask, about, self.settings.token_is_variable)?;
-            let bytes = match answer.bytes() {
+            let bytes = match answer.at_most(most) {
                 Ok(bytes) => bytes,
-                Err(_) if tries > 0 => continue,
+                Err(Unread::Cut(_)) if tries > 0 => continue,
                 Err(error) => return Err(ask.fault(error.to_string())),
             };
-            let value = serde_json::from_slice(&bytes).map_err(|error| ask.fault(error.to_string()))?;
-            return Ok((value, answer.header("link").and_then(next_page)));
+            // It repeats what it does not understand.
+            let value = serde_json::from_slice(&bytes)
+                .map_err(|error| ask.fault(self.http.redacted(&error.to_string())))?;
+            return Ok((value, answer.header("link").and_then(next_page), bytes.len() as u64));
         }
     }
 }

@@ -17,10 +17,7 @@ const LONGEST_CERTIFICATES: u64 = 16 << 20;
 /// # Errors
 /// If it is no HTTP proxy: what was to go through one must not go beside it.
 pub(crate) fn proxy() -> Result<Option<Proxy>, HubError> {
-    const VARIABLES: [&str; 6] =
-        ["ALL_PROXY", "all_proxy", "HTTPS_PROXY", "https_proxy", "HTTP_PROXY", "http_proxy"];
-    let is_set = |name: &&str| std::env::var_os(name).is_some_and(|value| !value.is_empty());
-    if let Some(variable) = VARIABLES.into_iter().find(is_set) {
+    if let Some(variable) = proxy_variable() {
         let value = std::env::var(variable).unwrap_or_default();
         let is_http = |proxy: Proxy| matches!(proxy.protocol(), ProxyProtocol::Http | ProxyProtocol::Https);
         if !Proxy::new(&value).is_ok_and(is_http) {
@@ -30,6 +27,14 @@ pub(crate) fn proxy() -> Result<Option<Proxy>, HubError> {
         }
     }
     Ok(Proxy::try_from_env())
+}
+
+/// The variable that names the proxy.
+pub(crate) fn proxy_variable() -> Option<&'static str> {
+    const VARIABLES: [&str; 6] =
+        ["ALL_PROXY", "all_proxy", "HTTPS_PROXY", "https_proxy", "HTTP_PROXY", "http_proxy"];
+    let is_set = |name: &&str| std::env::var_os(name).is_some_and(|value| !value.is_empty());
+    VARIABLES.into_iter().find(is_set)
 }
 
 /// Whom to trust: the authorities that browsers trust, or those of `SSL_CERT_FILE`, as behind a company's proxy.

@@ -12,14 +12,14 @@ use danlu_model::files::free_space;
 
 use crate::blob::Wanted;
 use crate::cache::{Cache, is_abbreviation};
-use crate::listing::{Listing, RemoteFile};
+use crate::listing::{Listing, RemoteFile, is_hex};
 use crate::wanted;
 use crate::{Hub, HubError, Pace, RepoName};
 
 /// Files fetched at a time.
 const AT_ONCE: usize = 8;
 
-/// How long nobody may answer where the question is only whether a model that is there lacks something.
+/// How long an answer may take where the question is only whether a model that is there lacks something.
 const LOOK: Duration = Duration::from_secs(5);
 
 /// Least time between two words about progress.
@@ -91,6 +91,17 @@ impl Hub {
         Ok(is_there.then_some(folder))
     }
 
+    /// Has the next start by name fetch what a push changed, where the cache had an older commit.
+    ///
+    /// # Errors
+    /// If the cache cannot be written.
+    pub(crate) fn follow(&self, repo: &RepoName, commit: &str) -> Result<(), HubError> {
+        match is_hex(commit, 40) {
+            true => Cache::of(&self.settings.cache, repo).follow(repo.revision(), commit),
+            false => Ok(()),
+        }
+    }
+
     /// Of a model that [`Hub::cached`] found in `folder`, the files that would change results and of which nobody knows
     /// whether the repository has them: [`Hub::complete`] finds out.
     pub fn untold(&self, repo: &RepoName, folder: &Path) -> Vec<&'static str> {
@@ -98,16 +109,15 @@ impl Hub {
         wanted::untold(folder, |file| cache.is_absent(commit_of(folder), file))
     }
 
-    /// Fetches the small files that such a model lacks, and notes those that its commit does not have. It is asked once,
-    /// and not for long.
+    /// Fetches the small files that such a model lacks, and notes those that its commit does not have. What it has is asked
+    /// once, and not for long.
     ///
     /// # Errors
     /// If the Hub cannot be asked or refuses; what is there can be used all the same.
     pub fn complete(&self, repo: &RepoName, folder: &Path) -> Result<(), HubError> {
         let commit = commit_of(folder);
-        let pace = self.http.pace();
-        let pace = Pace { tries: 1, stall: pace.stall.min(LOOK), ..pace };
-        let files = Self::with_pace(self.settings.clone(), pace).tree(repo, commit)?;
+        let hub = Self::with_pace(self.settings.clone(), Pace { tries: 1, ..self.http.pace() });
+        let files = Self { http: hub.http.within(LOOK), ..hub }.tree(repo, commit)?;
         let listing = Listing { commit: commit.to_owned(), private: None, files };
         let cache = Cache::of(&self.settings.cache, repo);
         let (mut there, absent) = wanted::settings(&listing, repo)?;
@@ -141,7 +151,10 @@ impl Hub {
         let small = self.fetch_all(&cache, repo, &listing, &settings, &mut |_| {})?;
         let (mut bytes, mut fetched) = (small.total, small.fetched());
         if extent == Extent::All {
-            let weights = wanted::weights(&listing, &folder, repo)?;
+            let weights = wanted::weights(&listing, &folder, repo).map_err(|error| match error {
+                HubError::Repo { repo, fault } => HubError::Repo { repo, fault: self.http.redacted(&fault) },
+                error => error,
+            })?;
             let large = self.fetch_all(&cache, repo, &listing, &weights, progress)?;
             (bytes, fetched) = (bytes + large.total, fetched + large.fetched());
         }

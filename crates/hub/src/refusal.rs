@@ -45,8 +45,10 @@ impl Http {
         if answer.status.is_success() {
             return Ok(answer);
         }
-        let (host, with_token) = (ask.host(), self.has_token());
-        let refuser = answer.host.clone();
+        let (host, refuser) = (ask.host(), answer.host.clone());
+        // Storage that the Hub leads to knows neither models nor the token.
+        let is_asked = refuser == host;
+        let with_token = is_asked && self.has_token();
         let repo = match about {
             About::Account => None,
             About::Repo(repo) | About::File(repo, _) => Some(repo.clone()),
@@ -63,7 +65,7 @@ impl Http {
                 let page = format!("{}/{}", self.endpoint(), repo.id());
                 HubError::Gated { repo, page, with_token }
             }
-            (code, repo, 401) => match repo {
+            (code, repo, 401) if is_asked => match repo {
                 // The Hub says of what it will not show that it does not exist; of a bad token it says so.
                 Some(repo) if code == Some("RepoNotFound") || !with_token => {
                     HubError::NoModel { repo, host, with_token }
@@ -71,7 +73,7 @@ impl Http {
                 _ if with_token => HubError::BadToken { host, is_variable: token_is_variable },
                 _ => HubError::NoToken { what: ask.words() },
             },
-            (_, Some(repo), 404) => HubError::NoModel { repo, host, with_token },
+            (_, Some(repo), 404) if is_asked => HubError::NoModel { repo, host, with_token },
             (_, _, 403) => HubError::Forbidden { host: refuser, message },
             _ => HubError::Status { host: refuser, request: ask.words(), status, message },
         })
@@ -88,5 +90,5 @@ pub(crate) fn message(answer: &mut Answer) -> String {
     let said = said.unwrap_or_default();
     let line: String =
         said.chars().map(|c| if c.is_control() { ' ' } else { c }).take(LONGEST_MESSAGE).collect();
-    line.trim().to_owned()
+    answer.redacted(line.trim())
 }

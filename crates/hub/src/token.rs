@@ -110,6 +110,19 @@ impl Token {
         format!("Bearer {}", self.0)
     }
 
+    /// `text`, which a server wrote and which is shown, without the token in it.
+    pub(crate) fn redacted(&self, text: &str) -> String {
+        // Hosts come in small letters.
+        let (small, token) = (text.to_ascii_lowercase(), self.0.to_ascii_lowercase());
+        let (mut shown, mut end) = (String::new(), 0);
+        for (start, _) in small.match_indices(&token) {
+            shown += &text[end..start];
+            shown += "(the token)";
+            end = start + token.len();
+        }
+        shown + &text[end..]
+    }
+
     /// Whether `bytes` hold the token.
     pub fn is_in(&self, bytes: &[u8]) -> bool {
         self.position_in(bytes).is_some()
@@ -146,6 +159,7 @@ mod tests {
             assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
         }
         assert_eq!(format!("{token:?}"), "Token(..)");
+        assert_eq!(token.redacted("x HF_secret, 密hf_secret"), "x (the token), 密(the token)");
         assert!(token.is_in(b"x hf_secret y") && !token.is_in(b"hf_secre"));
         assert!(Token::remove(&path).unwrap() && !Token::remove(&path).unwrap());
         for wrong in ["", "  ", "hf_a b", "hf_a\nb", "密"] {

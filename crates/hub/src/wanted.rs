@@ -20,14 +20,21 @@ const TOKENIZER: &str = "tokenizer.json";
 /// What danlu writes beside an adapter, and reads again: its tokens, its card's record and picture.
 const WRITTEN: [&str; 3] = [IDENTITY, "card.json", "loss.svg"];
 
+/// What the Hub puts into every repository and nobody reads.
+const ATTRIBUTES: &str = ".gitattributes";
+
 /// The card: a base's licence, an author's notes.
 const CARD: &str = "README.md";
 
 /// What makes text into tokens, with [`TOKENIZER`].
 const TOKENIZER_CONFIG: &str = "tokenizer_config.json";
+const SPECIAL_TOKENS: &str = "special_tokens_map.json";
 const TEMPLATE: &str = "chat_template.jinja";
 
-/// The tokens that an adapter was trained with, and the bits of its base.
+/// How tokens are chosen, and which end a reply.
+const GENERATION: &str = "generation_config.json";
+
+/// The tokens that an adapter was trained with, the bits of its base, and the system message; a merge hands it on.
 const IDENTITY: &str = "danlu.json";
 
 /// Longest [`TOKENIZER_CONFIG`] that is looked into for a template.
@@ -79,18 +86,22 @@ fn longest(path: &str) -> u64 {
 
 /// The small files that would change results, of which neither a snapshot nor a note tells whether the repository has them:
 /// Python fetches what it needs itself, and may have been stopped. A template within `tokenizer_config.json` tells that
-/// there is no other.
+/// there is no other, and [`ATTRIBUTES`] that all of the repository was fetched: no loader asks for that file.
 pub(crate) fn untold(snapshot: &Path, is_absent: impl Fn(&str) -> bool) -> Vec<&'static str> {
-    let is_untold = |name: &&str| fs::metadata(snapshot.join(name)).is_err() && !is_absent(name);
-    if fs::metadata(snapshot.join(ADAPTER_CONFIG)).is_ok() {
-        return [IDENTITY].into_iter().filter(is_untold).collect();
-    }
+    let has = |name: &str| fs::metadata(snapshot.join(name)).is_ok();
+    let read: &[&str] = match (has(ADAPTER_CONFIG), has(ATTRIBUTES)) {
+        (true, true) => &[],
+        (true, false) => &[IDENTITY, TOKENIZER, TOKENIZER_CONFIG, SPECIAL_TOKENS, TEMPLATE, GENERATION],
+        // The last but the tokenizer in the order of names, and so the last to come: it may lack where somebody was stopped.
+        (false, true) => &[TOKENIZER_CONFIG],
+        (false, false) => &[IDENTITY, TOKENIZER_CONFIG, SPECIAL_TOKENS, TEMPLATE, GENERATION],
+    };
     let has_template = || {
         let config = read_bounded(&snapshot.join(TOKENIZER_CONFIG), LONGEST_CONFIG).unwrap_or_default();
         let key = b"\"chat_template\"";
         config.windows(key.len()).any(|window| window == key)
     };
-    let mut untold: Vec<&str> = [TOKENIZER_CONFIG, TEMPLATE].into_iter().filter(is_untold).collect();
+    let mut untold: Vec<&str> = read.iter().copied().filter(|name| !has(name) && !is_absent(name)).collect();
     untold.retain(|&name| name != TEMPLATE || !has_template());
     untold
 }

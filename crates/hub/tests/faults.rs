@@ -252,6 +252,7 @@ fn a_hostile_server_gets_nothing() {
     let config = "230d5f4da0da586aad26ead694ea67cd15bd6df1";
     let many = (0..=100_000).map(|i| json!({"type": "file", "path": format!("{i}"), "size": 1, "oid": oid}));
     let many = many.collect::<Vec<_>>().into();
+    let long = "x".repeat(5000);
     let cases = [
         ("/revision/", json!({"sha": "../../../../etc"}), "the commit is not"),
         ("/revision/", json!({"sha": 7}), "no proper answer"),
@@ -261,6 +262,7 @@ fn a_hostile_server_gets_nothing() {
         ("/tree/", entry("config.json", 5, "../../x"), "the checksum of"),
         ("/tree/", entry("config.json", u64::MAX / 2, &oid), "at most 16777216 are fetched"),
         ("/tree/", entry("tokenizer.json", 300 << 20, &oid), "of 314572800 bytes, and at most 268435456"),
+        ("/tree/", entry(&long, 5, &oid), "a path of 5000 bytes, expected at most 4096"),
         ("/tree/", many, "a listing of 100001 files and more, expected at most 100000"),
         (
             "/tree/",
@@ -316,6 +318,94 @@ fn a_listing_goes_on_at_the_endpoint_alone() {
         assert_eq!(scene.server.requests().last().unwrap().target.ends_with("/tree/x"), is_taken, "{to}");
         assert!(other.server.requests().is_empty());
     }
+}
+
+#[test]
+fn a_listing_is_bounded_over_all_its_pages() {
+    let scene = Scene::new();
+    // Pages without end, none of them too long for itself.
+    let link = format!("<{}/api/models/lab/model/tree/x>; rel=\"next\"", scene.server.endpoint());
+    let page = format!("[{}]", " ".repeat(20 << 20)).into_bytes();
+    let page = Action::Status(200, vec![("Link".to_owned(), link)], page);
+    scene.server.fault(Fault::on(Method::Get, "/tree/").always().then(page));
+    let error = scene.pull("lab/model").unwrap_err().to_string();
+    assert!(error.contains("an answer of more than"), "{error}");
+    assert_eq!(scene.server.requests().iter().filter(|request| request.target.contains("/tree/")).count(), 4);
+}
+
+#[test]
+fn an_answer_that_drips_is_left() {
+    let scene = Scene::new();
+    let folder = scene.pull("lab/model").unwrap().folder;
+    scene.server.fault(Fault::on(Method::Get, "/tree/").always().then(Action::Throttle(4)));
+    let start = std::time::Instant::now();
+    let error = scene.pull("lab/model").unwrap_err().to_string();
+    assert!(error.contains("an answer that is not here after 4 seconds"), "{error}");
+    assert!(start.elapsed() < Duration::from_secs(20), "{:?}", start.elapsed());
+    let hub = danlu_hub::Hub::new(scene.settings(None));
+    let start = std::time::Instant::now();
+    assert!(hub.complete(&repo("lab/model"), &folder).is_err());
+    assert!(start.elapsed() < Duration::from_secs(12), "{:?}", start.elapsed());
+}
+
+#[test]
+fn a_long_pause_is_told() {
+    let scene = Scene::new();
+    let wait = vec![("Retry-After".into(), "3".into())];
+    scene.server.fault(Fault::on(Method::Get, "/revision/").then(Action::Status(429, wait, Vec::new())));
+    let pace = danlu_hub::Pace { longest: Duration::from_secs(10), ..danlu_hub::Pace::default() };
+    let (tell, told) = std::sync::mpsc::channel();
+    let tell = std::sync::Mutex::new(tell);
+    let hub = danlu_hub::Hub::with_pace(scene.settings(None), pace).telling(move |_, left, of| {
+        tell.lock().unwrap().send((left.as_secs(), of.as_secs())).unwrap();
+    });
+    hub.pull(&repo("lab/model"), Extent::All, &mut |_| {}).unwrap();
+    drop(hub);
+    assert_eq!(told.iter().collect::<Vec<_>>(), [(3, 3), (2, 3), (1, 3), (0, 3)]);
+}
+
+#[test]
+fn what_storage_says_is_not_what_the_hub_says() {
+    for (status, token) in [(401, None), (401, Some("hf_mine")), (404, None)] {
+        let scene = Scene::new();
+        scene.server.add_user("me", "hf_mine");
+        let refusal = Action::Status(status, Vec::new(), Vec::new());
+        scene.server.fault(Fault::on(Method::Get, "").at(Host::Storage).always().then(refusal));
+        let error = scene.hub(token).pull(&repo("lab/model"), Extent::All, &mut |_| {}).unwrap_err();
+        assert!(
+            matches!(&error, HubError::Status { host, .. }
+            if !scene.server.endpoint().ends_with(host)),
+            "{error}"
+        );
+    }
+}
+
+#[test]
+fn a_server_that_repeats_the_token_finds_no_ear() {
+    const TOKEN: &str = "hf_mineAlone";
+    let error = |fault: Fault| {
+        let scene = Scene::new();
+        scene.server.add_user("me", TOKEN);
+        scene.server.fault(fault);
+        let error = scene.hub(Some(TOKEN)).pull(&repo("lab/model"), Extent::All, &mut |_| {}).unwrap_err();
+        let text = format!("{error} {error:?} {}", error.hint().unwrap_or_default());
+        assert!(!text.to_lowercase().contains(&TOKEN.to_lowercase()), "{text}");
+        text
+    };
+    let on = |part: &str, action| Fault::on(Method::Get, part).always().then(action);
+    let said = vec![("x-error-message".to_owned(), format!("no {TOKEN} here"))];
+    assert!(error(on("/revision/", Action::Status(403, said, Vec::new()))).contains("no (the token) here"));
+    let body = json!({"error": TOKEN}).to_string().into_bytes();
+    error(on("/revision/", Action::Status(418, Vec::new(), body)));
+    assert!(error(on("/revision/", Action::Replace(json!(TOKEN)))).contains("(the token)"));
+    error(on("/revision/", Action::RedirectTo(format!("http://{TOKEN}.invalid/"))));
+    error(on("/tree/", Action::Replace(json!([{"type": "file", "path": TOKEN, "size": 1, "oid": TOKEN}]))));
+    let path = format!("{TOKEN}.bin");
+    error(on(
+        "/tree/",
+        Action::Replace(json!([{"type": "file", "path": path, "size": 1, "oid": "a".repeat(40)}])),
+    ));
+    error(on("/tree/", Action::Header("Link".into(), format!("</{TOKEN}>; rel=\"next\""))));
 }
 
 /// Every file, and every link, below a folder.

@@ -8,7 +8,7 @@ use std::process::{Command, Stdio};
 use std::thread;
 
 use common::{MODEL, READ, Scene, hub, names, repo};
-use danlu_hub::{Extent, HubError, HubSettings};
+use danlu_hub::{Extent, HubError, HubSettings, PushOptions};
 use danlu_hub_stand_in::{Action, Fault, Host, Method, StandIn};
 
 #[test]
@@ -130,20 +130,48 @@ fn what_another_program_left_out_is_fetched_once_at_the_same_commit() {
     ];
     scene.server.add_model("me/adapter", &adapter);
     scene.server.add_model("me/plain", &adapter[..2]);
+    let merged: Vec<(&str, &[u8])> = MODEL
+        .into_iter()
+        .chain([("danlu.json", &b"{\"default_system\": \"x\"}"[..]), ("generation_config.json", b"{}")])
+        .collect();
+    scene.server.add_model("me/merged", &merged);
+    let of_model = [
+        "danlu.json",
+        "tokenizer_config.json",
+        "special_tokens_map.json",
+        "chat_template.jinja",
+        "generation_config.json",
+    ];
+    let of_adapter = [
+        "danlu.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "special_tokens_map.json",
+        "chat_template.jinja",
+        "generation_config.json",
+    ];
     for (id, kept, lacks) in [
-        ("me/adapter", vec!["adapter_config.json", "adapter_model.safetensors"], vec!["danlu.json"]),
-        ("me/plain", vec!["adapter_config.json", "adapter_model.safetensors"], vec!["danlu.json"]),
+        ("me/adapter", &["adapter_config.json", "adapter_model.safetensors"][..], &of_adapter[..]),
+        ("me/plain", &["adapter_config.json", "adapter_model.safetensors"], &of_adapter),
+        ("lab/model", &["config.json", "model.safetensors", "tokenizer.json"], &of_model),
+        // What a merge leaves beside a model.
         (
-            "lab/model",
-            vec!["config.json", "model.safetensors", "tokenizer.json"],
-            vec!["tokenizer_config.json", "chat_template.jinja"],
+            "me/merged",
+            &[
+                "config.json",
+                "model.safetensors",
+                "tokenizer.json",
+                "tokenizer_config.json",
+                "generation_config.json",
+            ],
+            &["danlu.json", "special_tokens_map.json", "chat_template.jinja"],
         ),
     ] {
         let (name, hub) = (repo(id), scene.hub(None));
         let folder = scene.pull(id).unwrap().folder;
         assert!(hub.untold(&name, &folder).is_empty(), "{id}: a pull leaves no question");
         let all = names(&folder);
-        keep_only(&folder, &kept);
+        keep_only(&folder, kept);
         // What is newer on the Hub has no say.
         scene.server.commit(id, &[("config.json", b"[]")]);
         assert_eq!(hub.cached(&name, Extent::All).unwrap().as_ref(), Some(&folder));
@@ -168,7 +196,39 @@ fn what_python_fetched_whole_leaves_no_question() {
     scene.server.commit("lab/model", &[("tokenizer_config.json", template)]);
     let folder = scene.pull("lab/model").unwrap().folder;
     keep_only(&folder, &READ);
+    // Of a whole repository Python has this too; of a model that it loaded, notes of what it looked for.
+    fs::write(folder.join(".gitattributes"), "").unwrap();
     assert!(scene.hub(None).untold(&repo("lab/model"), &folder).is_empty());
+    fs::remove_file(folder.join("tokenizer_config.json")).unwrap();
+    assert_eq!(scene.hub(None).untold(&repo("lab/model"), &folder), ["tokenizer_config.json"]);
+}
+
+#[test]
+fn a_push_lets_the_next_start_by_name_fetch_what_changed() {
+    let scene = Scene::new();
+    scene.server.add_user("me", "hf_mine");
+    let folder = tempfile::tempdir().unwrap();
+    let write = |text: &str| {
+        fs::write(folder.path().join("adapter_config.json"), "{}").unwrap();
+        fs::write(folder.path().join("adapter_model.safetensors"), text).unwrap();
+        danlu_hub::Parcel::of(folder.path(), &danlu_hub::ParcelOptions::default()).unwrap()
+    };
+    let hub = scene.hub(Some("hf_mine"));
+    let push = |text: &str, name: &str, options: &PushOptions| {
+        hub.push(&write(text), &repo(name), options, &mut |_, _| {}).unwrap()
+    };
+    let (name, plain) = (repo("me/huan"), PushOptions::default());
+    push("first", "me/huan", &plain);
+    assert!(!scene.cache().exists(), "a push alone puts nothing into the cache");
+    let first = hub.pull(&name, Extent::All, &mut |_| {}).unwrap();
+    // What is on another branch, or offered, changes nothing here.
+    push("other", "me/huan@other", &plain);
+    push("offered", "me/huan", &PushOptions { create_pr: true, ..PushOptions::default() });
+    assert_eq!(hub.cached(&name, Extent::All).unwrap(), Some(first.folder));
+    push("second", "me/huan", &plain);
+    assert_eq!(hub.cached(&name, Extent::All).unwrap(), None);
+    let second = hub.pull(&name, Extent::All, &mut |_| {}).unwrap();
+    assert_eq!(fs::read(second.folder.join("adapter_model.safetensors")).unwrap(), b"second");
 }
 
 #[test]

@@ -97,7 +97,16 @@ impl Hub {
         if is_hex(repo.revision(), 40) {
             return Err(HubError::NoBranch { repo: repo.clone() });
         }
-        Push::new(self, parcel, repo, options).run(progress).map_err(|error| self.explained(error, repo))
+        let pushed = Push::new(self, parcel, repo, options)
+            .run(progress)
+            .map_err(|error| self.explained(error, repo))?;
+        if !options.create_pr
+            && let Err(error) = self.follow(repo, &pushed.commit)
+        {
+            // It is published all the same.
+            tracing::warn!("{error}");
+        }
+        Ok(pushed)
     }
 
     /// Refuses what cannot come from the cache where the settings forbid to ask.
