@@ -185,6 +185,34 @@ fn what_is_in_the_cache_needs_neither_a_token_nor_certificates() {
 }
 
 #[test]
+fn where_nobody_answers_a_token_is_led_nowhere_else() {
+    let mut hub = Hub::new();
+    hub.scene.endpoint = "http://127.0.0.1:9".to_owned();
+    fs::create_dir_all(hub.scene.path("hf")).unwrap();
+    hub.scene.write("hf/token", "hf_mine");
+    for (line, is_led) in [("whoami", false), ("push elsewhere me/x", false), ("pull lab/base", true)] {
+        let ran = hub.scene.run(line);
+        assert!(ran.code == 1 && ran.err.contains("cannot reach 127.0.0.1:9"), "{line}: {}", ran.err);
+        assert_eq!(ran.err.contains("mirror"), is_led, "{line}: {}", ran.err);
+    }
+    let ran = Ran::of(hub.command("pull lab/base").env("ALL_PROXY", "http://127.0.0.1:7").output().unwrap());
+    assert!(
+        ran.err.contains("through the proxy of `ALL_PROXY`") && ran.err.contains("`NO_PROXY`"),
+        "{}",
+        ran.err
+    );
+}
+
+#[test]
+fn a_long_pause_is_said() {
+    let hub = Hub::new();
+    let wait = vec![("Retry-After".to_owned(), "3".to_owned())];
+    hub.server.fault(Fault::on(Method::Get, "/revision/").then(Action::Status(429, wait, vec![])));
+    let ran = hub.scene.ok("pull lab/base");
+    assert_eq!(ran.err.matches("asks to wait 3 s, then it goes on").count(), 1, "{}", ran.err);
+}
+
+#[test]
 fn a_revision_stays_with_the_adapter() {
     let hub = Hub::new();
     let commit = hub.server.revisions("lab/base").into_values().next().unwrap();
@@ -226,6 +254,12 @@ fn a_folder_named_like_the_owner_hides_no_name() {
     // And a folder comes first.
     fs::create_dir(hub.scene.path("lab/base")).unwrap();
     assert!(hub.scene.run("chat lab/base --prompt 你好").err.contains("holds neither"));
+    // Where it holds nothing, an adapter whose base is the Hub's is told what is in the way, and how to go round it.
+    let ran = hub.scene.run("chat out --prompt 你好");
+    let said =
+        "`lab/base` here holds no model and hides the Hub's: move it away, or give `--base lab/base@main`";
+    assert!(ran.code == 1 && ran.err.contains(said), "{}", ran.err);
+    hub.scene.ok("chat out --base lab/base@main --prompt 你好 --max-new-tokens 2");
 }
 
 #[test]
@@ -424,6 +458,12 @@ fn a_token_is_tried_kept_and_forgotten_and_never_shown() {
         ran
     };
     assert!(hub.scene.run("whoami").err.contains("hint: danlu login"));
+    for line in ["login hf_mine", "login --token hf_mine", "login --token=hf_mine", "login -t hf_mine"] {
+        let ran = hub.scene.run(line);
+        assert!(ran.code == 1 && ran.err.contains("nothing on its command line"), "{line}: {}", ran.err);
+        assert!(!ran.err.contains("hf_mine"), "{line}: {}", ran.err);
+    }
+    assert!(hub.scene.ok("login --help").out.contains("Usage: danlu login [OPTIONS]\n"));
     let file = hub.scene.path("hf/token");
     for (text, said) in
         [("", "no token on standard input"), ("hf_wrong", "does not accept the token"), ("a b", "blanks")]

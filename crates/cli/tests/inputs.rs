@@ -303,7 +303,8 @@ fn what_is_no_model_is_told_apart() {
         "error: `--base` is `out`, which is an adapter\n\nhint: name the folder of the model that it was trained on\n",
     );
     let hub = "error: cannot reach 127.0.0.1:9: Connection refused\n\n\
-               hint: check the network; `HF_ENDPOINT` names a mirror (in China: HF_ENDPOINT=https://hf-mirror.com); \
+               hint: check the network, and `HF_ENDPOINT` where it is set; in China a mirror: \
+               HF_ENDPOINT=https://hf-mirror.com; \
                there is no folder `meta-llama/Llama-3.2-1B` here\n";
     scene.refuses("chat meta-llama/Llama-3.2-1B --prompt hi", hub);
     scene.refuses("train --base meta-llama/Llama-3.2-1B --data data.json --output new", hub);

@@ -133,7 +133,7 @@ fn named_base(adapter: &Path, printer: &Printer) -> Result<PathBuf> {
             adapter.display()
         );
         let report = Report::input(text).with_hint(hint);
-        return Err(match hub::hidden(path) {
+        return Err(match hub::hidden(path).or_else(|| hub::in_the_way(path)) {
             Some(hint) => report.and_hint(hint),
             None => report,
         });

@@ -1,10 +1,15 @@
 //! `danlu login`, `whoami` and `logout`: whose token is used, kept where Python's tools look.
 
+use std::ffi::OsString;
 use std::io::{self, BufRead as _, IsTerminal, Read as _, Write as _};
+use std::thread;
 
 use clap::Args;
 use danlu_hub::{Account, Hub, HubError, HubSettings, Token};
-use rustix::termios::{LocalModes, OptionalActions, tcgetattr, tcsetattr};
+use rustix::termios::{LocalModes, OptionalActions, Termios, tcgetattr, tcsetattr};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM};
+use signal_hook::iterator::Signals;
+use signal_hook::low_level::emulate_default_handler;
 
 use super::open;
 use crate::printer::Printer;
@@ -34,13 +39,25 @@ that were given to `hf auth login`.";
 
 /// The flags of `danlu login`: none.
 #[derive(Args, Clone, Debug)]
-pub struct LoginArgs {}
+pub struct LoginArgs {
+    /// Whatever is given: a token perhaps, that no message is to repeat
+    #[arg(hide = true, num_args = 0.., trailing_var_arg = true, allow_hyphen_values = true)]
+    words: Vec<OsString>,
+}
 
 /// Asks for a token, tries it, keeps it.
 ///
 /// # Errors
 /// If there is none, the Hub does not accept it, or it cannot be kept.
-pub fn login(_: &LoginArgs, printer: &Printer) -> Result<()> {
+pub fn login(args: &LoginArgs, printer: &Printer) -> Result<()> {
+    if !args.words.is_empty() {
+        let report = Report::input(
+            "`danlu login` takes nothing on its command line: a token there stays in the shell's history, and others on this machine may see it",
+        );
+        return Err(
+            report.with_hint("danlu login, which asks for it and shows nothing, or danlu login < FILE")
+        );
+    }
     let mut settings = HubSettings::from_env()?;
     if settings.offline {
         return Err(HubError::OfflineAccount.into());
@@ -84,7 +101,7 @@ pub fn login(_: &LoginArgs, printer: &Printer) -> Result<()> {
 /// # Errors
 /// If there is none, or the Hub does not accept it.
 pub fn whoami(printer: &Printer) -> Result<()> {
-    let hub = open()?;
+    let hub = open(printer)?;
     let account = hub.whoami()?;
     printer.out(&described(&account, printer));
     let orgs: Vec<&str> = account.orgs.iter().map(|org| org.name.as_str()).collect();
@@ -160,8 +177,20 @@ fn ask(is_told: bool, printer: &Printer) -> Result<String> {
     line?.ok_or_else(|| Report::input("stopped: no token was given"))
 }
 
-/// A line typed at the terminal, shown nowhere; `None` for Ctrl-C and Ctrl-D. The terminal takes no signals meanwhile,
-/// so that it cannot be left mute.
+/// Has a signal that ends the process give the terminal back as it was `before`.
+fn restore_at_end(before: Termios) -> io::Result<()> {
+    let mut signals = Signals::new([SIGHUP, SIGINT, SIGQUIT, SIGTERM])?;
+    let watch = move || {
+        for signal in signals.forever() {
+            let _ = tcsetattr(io::stdin(), OptionalActions::Now, &before);
+            let _ = emulate_default_handler(signal);
+        }
+    };
+    thread::Builder::new().name("terminal".to_owned()).spawn(watch).map(drop)
+}
+
+/// A line typed at the terminal, shown nowhere; `None` for Ctrl-C and Ctrl-D. The terminal makes no signals of keys
+/// meanwhile, and another's leave it as it was.
 fn hidden_line() -> Result<Option<String>> {
     const INTERRUPT: u8 = 3;
     const END: u8 = 4;
@@ -169,6 +198,7 @@ fn hidden_line() -> Result<Option<String>> {
     let fault = |error: io::Error| Report::input(format!("cannot read from the terminal: {error}"));
     let before = tcgetattr(&stdin).map_err(|error| fault(error.into()))?;
     let mut quiet = before.clone();
+    restore_at_end(before.clone()).map_err(fault)?;
     quiet.local_modes.remove(LocalModes::ECHO | LocalModes::ICANON | LocalModes::ISIG);
     tcsetattr(&stdin, OptionalActions::Flush, &quiet).map_err(|error| fault(error.into()))?;
     let mut line = Vec::new();

@@ -5,19 +5,39 @@ pub mod pull;
 pub mod push;
 
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
 
 use danlu_hub::{Extent, Hub, HubError, HubSettings, RepoName};
 
 use crate::commands::no_model;
-use crate::printer::Printer;
+use crate::printer::{Color, Printer};
 use crate::report::{Report, Result};
 
-/// The Hub that the variables name.
+/// The Hub that the variables name; pauses that it asks for are said.
 ///
 /// # Errors
 /// If one of them has a fault.
-pub fn open() -> Result<Hub> {
-    Ok(Hub::new(HubSettings::from_env()?))
+pub fn open(printer: &Printer) -> Result<Hub> {
+    Ok(Hub::new(HubSettings::from_env()?).telling(pauses(printer)))
+}
+
+/// Says how long is waited: in the live line by the second, else once.
+fn pauses(printer: &Printer) -> impl Fn(&str, Duration, Duration) + Send + Sync + 'static {
+    // Whoever waits may be one of several threads.
+    let printer = Mutex::new(Printer::new(printer.lang, Color::Auto, false));
+    move |host, left, of| {
+        let printer = printer.lock().unwrap_or_else(PoisonError::into_inner);
+        let seconds = left.as_secs_f64().ceil();
+        let zh = format!("{host} 要求等待 {seconds} 秒，之后自动继续");
+        let en = format!("{host} asks to wait {seconds} s, then it goes on");
+        match (printer.has_live_line(), left.is_zero()) {
+            (true, true) => printer.clear_live(),
+            (true, false) => printer.live(&printer.pick(zh, en)),
+            (false, _) if left == of => printer.tell(&zh, &en),
+            (false, _) => {}
+        }
+    }
 }
 
 /// The name on the Hub that `path` is, where it is no path: a folder here comes first. Where a folder `owner` is here,
@@ -35,6 +55,14 @@ pub fn name_of(path: &Path) -> Option<RepoName> {
 pub fn hidden(path: &Path) -> Option<String> {
     let name = spelt(path).filter(|_| name_of(path).is_none())?;
     Some(format!("if it is the Hub's, say `{name}@main`, or `danlu pull {name}` first"))
+}
+
+/// What to do where the folder `path` is here, and `path` may mean a model on the Hub all the same.
+pub fn in_the_way(path: &Path) -> Option<String> {
+    let name: RepoName = path.to_str()?.parse().ok().filter(|_| path.exists())?;
+    Some(format!(
+        "`{name}` here holds no model and hides the Hub's: move it away, or give `--base {name}@main`"
+    ))
 }
 
 /// Whether `path` is spelt as a name is; it may be a path all the same.
@@ -88,7 +116,7 @@ pub fn folder(path: &Path, extent: Extent, printer: &Printer) -> Result<PathBuf>
 /// # Errors
 /// If neither the cache nor the Hub has it.
 pub fn named(name: &RepoName, extent: Extent, printer: &Printer) -> Result<PathBuf> {
-    let hub = open()?;
+    let hub = open(printer)?;
     let found = match hub.cached(name, extent)? {
         Some(folder) => {
             complete(&hub, name, &folder, printer);
@@ -119,7 +147,7 @@ pub fn complete(hub: &Hub, name: &RepoName, folder: &Path, printer: &Printer) {
         format!("缓存中的 `{name}` 没有 {}，也无法查询 Hub 上有没有（{why}）：就这样继续，结果可能因此不同", files.join("、")),
         format!(
             "`{name}` is in the cache without {}, and whether the Hub has it is not known ({why}): going on without, which may change results",
-            files.join(" and ")
+            files.join(", ")
         ),
     ));
 }

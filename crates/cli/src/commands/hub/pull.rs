@@ -3,13 +3,16 @@
 use std::time::Instant;
 
 use clap::Args;
-use danlu_hub::{Extent, Hub, Pulled, RepoName, Transfer};
+use danlu_hub::{Extent, Hub, HubError, Pulled, RepoName, Transfer};
 
 use super::{complete, open};
 use crate::interrupt;
 use crate::printer::Printer;
-use crate::report::Result;
+use crate::report::{Report, Result};
 use crate::text;
+
+/// What may help where the Hub is not reached.
+const MIRROR: &str = "in China a mirror: HF_ENDPOINT=https://hf-mirror.com";
 
 /// Examples under `--help`.
 pub const EXAMPLES: &str = "\
@@ -34,7 +37,7 @@ pub struct PullArgs {
 /// # Errors
 /// If the Hub cannot be asked or refuses, or the disk is too small.
 pub fn run(args: &PullArgs, printer: &Printer) -> Result<()> {
-    let (hub, name) = (open()?, &args.name);
+    let (hub, name) = (open(printer)?, &args.name);
     if hub.settings().offline
         && let Some(folder) = hub.cached(name, Extent::All)?
     {
@@ -67,7 +70,11 @@ pub fn fetch(hub: &Hub, name: &RepoName, extent: Extent, printer: &Printer) -> R
         printer.live(&printer.pick(format!("下载 {name} {line}"), format!("fetching {name} {line}")));
     });
     printer.clear_live();
-    let pulled = pulled?;
+    let pulled = pulled.map_err(|error| match error {
+        // Only here: what writes would hand its token to the mirror.
+        HubError::Connect { .. } => Report::from(error).and_hint(MIRROR),
+        error => error.into(),
+    })?;
     let (size, came, commit) = (text::bytes(pulled.bytes), text::bytes(pulled.fetched), &pulled.commit[..8]);
     let time = text::duration(start.elapsed().as_secs_f64());
     if pulled.fetched == 0 {

@@ -74,7 +74,7 @@ pub struct PushArgs {
 /// If the folder holds no model that can be loaded, there is no token or it may not, or the Hub cannot be asked; nothing is
 /// published then.
 pub fn run(args: &PushArgs, printer: &Printer) -> Result<()> {
-    let hub = open()?;
+    let hub = open(printer)?;
     let name = match (&args.revision, args.name.named_revision()) {
         (Some(_), Some(named)) => {
             let text = format!("`--revision` and `@{named}` are two branches");
