@@ -86,6 +86,12 @@ def shared_cache(server, checks, home):
     load = ("from transformers import AutoModelForCausalLM as M, AutoTokenizer as T; m = M.from_pretrained('zhen/base'); "
             "print(len(T.from_pretrained('zhen/base')), m.num_parameters())")
     checks.check("transformers loads it offline", mine.python(load, **offline))
+    few = home("few")
+    few.python(snapshot % ", allow_patterns=['*.safetensors', 'config.json', 'tokenizer.json']")
+    words = ("chat", "zhen/base", "--prompt", "你好", "--max-new-tokens", "8", "--temperature", "0")
+    checks.equal("danlu fetches what it needs of a model that Python fetched in part", few.danlu(*words), reply)
+    server.requests()
+    checks.equal("and asks no more the next time", (few.danlu(*words), server.requests()), (reply, []))
     checks.equal("danlu says the same on both", mine.danlu(
         "chat", "zhen/base", "--prompt", "你好", "--max-new-tokens", "8", "--temperature", "0", HF_HUB_OFFLINE="1"), reply)
 
@@ -225,7 +231,8 @@ def main():
         server = Server(arguments.stand_in.resolve())
         home = lambda name: Home(scratch, name, server, danlu)
         try:
-            server.ask("model", id="zhen/base", paths={path.name: str(path) for path in base.iterdir()})
+            # The Hub puts `.gitattributes` into every repository.
+            server.ask("model", id="zhen/base", files={".gitattributes": ""}, paths={path.name: str(path) for path in base.iterdir()})
             shared_cache(server, checks, home)
             shared_token(server, checks, home)
             shared_lock(checks, home, base)
