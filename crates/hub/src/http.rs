@@ -273,9 +273,13 @@ impl Http {
         let mut pause = self.pace.pause;
         for tried in 1..=self.pace.tries {
             let outcome = self.once(ask);
+            let mut is_asked = false;
             let (reason, wait, tries) = match &outcome {
                 Ok(answer) => match answer.is_passing() {
-                    Some(wait) => (answer.status.to_string(), wait.unwrap_or(pause), self.pace.tries),
+                    Some(wait) => {
+                        is_asked = wait.is_some();
+                        (answer.status.to_string(), wait.unwrap_or(pause), self.pace.tries)
+                    }
                     None => return outcome,
                 },
                 // Without a network nobody wants to wait for long to be told.
@@ -291,13 +295,16 @@ impl Http {
                 return outcome;
             }
             tracing::info!("{}: {reason}; trying again in {:.1} s", ask.words(), wait.as_secs_f64());
-            self.wait(wait, ask)?;
+            match is_asked {
+                true => self.wait(wait, ask)?,
+                false => wait::pause(wait, ask.stop)?,
+            }
             pause *= 2;
         }
         unreachable!("the last try returns")
     }
 
-    /// Waits, and says so where it is long.
+    /// Waits as a server asks, and says so where it is long.
     fn wait(&self, time: Duration, ask: &Ask<'_>) -> Result<(), HubError> {
         let told = match &self.waits.0 {
             Some(told) if time > LONG_WAIT => told,
@@ -401,7 +408,7 @@ fn is_certificate(error: &ureq::Error) -> bool {
 /// What the system said, in few words.
 fn reason(error: &ureq::Error) -> String {
     match error {
-        ureq::Error::HostNotFound => "there is no such host, or no network".to_owned(),
+        error if is_nowhere(error) => "there is no such host, or no network".to_owned(),
         ureq::Error::Io(error) => error.to_string(),
         ureq::Error::Timeout(_) | ureq::Error::BodyStalled => "it does not answer".to_owned(),
         ureq::Error::ConnectProxyFailed(said) => said.clone(),
@@ -409,13 +416,21 @@ fn reason(error: &ureq::Error) -> String {
     }
 }
 
+/// Whether the host's name means nothing here; the system's own words have no kind of their own.
+fn is_nowhere(error: &ureq::Error) -> bool {
+    match error {
+        ureq::Error::HostNotFound => true,
+        ureq::Error::Io(error) => error.to_string().starts_with("failed to lookup address information"),
+        _ => false,
+    }
+}
+
 /// Whether there was a connection, and it broke.
 fn is_lost(error: &ureq::Error) -> bool {
     use io::ErrorKind::{ConnectionRefused, HostUnreachable, InvalidData, NetworkUnreachable};
     match error {
-        ureq::Error::HostNotFound | ureq::Error::ConnectionFailed | ureq::Error::ConnectProxyFailed(_) => {
-            false
-        }
+        error if is_nowhere(error) => false,
+        ureq::Error::ConnectionFailed | ureq::Error::ConnectProxyFailed(_) => false,
         ureq::Error::Timeout(timeout) => !matches!(timeout, Timeout::Resolve | Timeout::Connect),
         ureq::Error::Io(error) => {
             // The third: what answers does not speak TLS.

@@ -353,6 +353,8 @@ fn a_long_pause_is_told() {
     let scene = Scene::new();
     let wait = vec![("Retry-After".into(), "3".into())];
     scene.server.fault(Fault::on(Method::Get, "/revision/").then(Action::Status(429, wait, Vec::new())));
+    // A pause of our own is not the server's.
+    scene.server.fault(Fault::on(Method::Get, "/tree/").times(3).then(Action::CutBefore));
     let pace = danlu_hub::Pace { longest: Duration::from_secs(10), ..danlu_hub::Pace::default() };
     let (tell, told) = std::sync::mpsc::channel();
     let tell = std::sync::Mutex::new(tell);
@@ -463,4 +465,12 @@ fn a_host_that_is_not_there_is_an_error_with_a_way_on() {
         .unwrap_err();
     assert!(error.to_string().starts_with("cannot reach 127.0.0.1:9"), "{error}");
     assert!(error.hint().unwrap().contains("HF_ENDPOINT"));
+    // As without a network: told at once, or nearly.
+    let endpoint = "http://hub.invalid".parse().unwrap();
+    let start = std::time::Instant::now();
+    let error = danlu_hub::Hub::new(HubSettings { endpoint, ..scene.settings(None) })
+        .pull(&repo("lab/model"), Extent::All, &mut |_| {})
+        .unwrap_err();
+    assert_eq!(error.to_string(), "cannot reach hub.invalid: there is no such host, or no network");
+    assert!(start.elapsed() < Duration::from_secs(10), "{:?}", start.elapsed());
 }
