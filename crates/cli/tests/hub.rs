@@ -486,6 +486,37 @@ fn a_token_is_tried_kept_and_forgotten_and_never_shown() {
 }
 
 #[test]
+#[cfg(target_os = "linux")]
+fn a_login_that_is_ended_leaves_the_terminal_as_it_was() {
+    let has = |name: &str| Command::new(name).arg("--version").output().is_ok();
+    if !has("script") || !has("stty") {
+        eprintln!("left out: there is no `script` to make a terminal with");
+        return;
+    }
+    let hub = Hub::new();
+    let login = hub.command("login");
+    let course = "\"$DANLU\" login < /dev/tty & tries=0; \
+                  until stty -a | grep -q -- ' -echo '; do \
+                  sleep 0.05; tries=$((tries + 1)); [ $tries -lt 400 ] || exit 9; done; \
+                  kill -TERM $!; wait; echo ended; stty -a";
+    let mut terminal = Command::new("script");
+    terminal.args(["-qec", course, "/dev/null"]).env("DANLU", login.get_program()).env("SHELL", "/bin/sh");
+    for (name, value) in login.get_envs() {
+        match value {
+            Some(value) => terminal.env(name, value),
+            None => terminal.env_remove(name),
+        };
+    }
+    // An end of what is typed would end the login.
+    let mut child = terminal.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    let typed = child.stdin.take();
+    let out = String::from_utf8(child.wait_with_output().unwrap().stdout).unwrap();
+    drop(typed);
+    let after = out.split("ended").nth(1).unwrap_or_else(|| panic!("{out}"));
+    assert!(after.contains(" echo ") && after.contains(" icanon"), "{out}");
+}
+
+#[test]
 fn an_adapter_is_published_in_one_commit_and_wakes_up_elsewhere() {
     let hub = Hub::new();
     hub.server.add_user("me", "hf_mine");
