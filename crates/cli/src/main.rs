@@ -176,8 +176,20 @@ fn refuse(error: &clap::Error) -> ExitCode {
         return if shown { ExitCode::from(1) } else { ExitCode::SUCCESS };
     }
     let line: Vec<String> = std::env::args_os().map(|arg| arg.to_string_lossy().into_owned()).collect();
-    printer.say(usage::of_line(error, &line).render(printer.err_color()).trim_end());
+    let shown = usage::of_line(error, &line).render(printer.err_color());
+    printer.say(without_tokens(&shown, &line).trim_end());
     ExitCode::from(1)
+}
+
+/// What is shown of a command line, without a token that was given where none belongs.
+fn without_tokens(shown: &str, line: &[String]) -> String {
+    const LONG_ENOUGH: usize = 20;
+    let is_token = |word: &&str| {
+        let secret = word.strip_prefix("hf_").unwrap_or_default();
+        secret.len() >= LONG_ENOUGH && secret.bytes().all(|b| b.is_ascii_alphanumeric())
+    };
+    let words = line.iter().flat_map(|arg| arg.split('=')).filter(is_token);
+    words.fold(shown.to_owned(), |shown, token| shown.replace(token, "hf_..."))
 }
 
 #[cfg(test)]

@@ -463,6 +463,11 @@ fn a_token_is_tried_kept_and_forgotten_and_never_shown() {
         assert!(ran.code == 1 && ran.err.contains("nothing on its command line"), "{line}: {}", ran.err);
         assert!(!ran.err.contains("hf_mine"), "{line}: {}", ran.err);
     }
+    let token = "hf_aB3dE6gH9jK2mN5pQ8sT1vW4yZ7bC0dE3fG6";
+    for line in ["pull TOKEN", "push elsewhere TOKEN", "whoami TOKEN", "logout --token=TOKEN"] {
+        let ran = hub.scene.run(&line.replace("TOKEN", token));
+        assert!(ran.code == 1 && !ran.err.contains("aB3dE6"), "{line}: {}", ran.err);
+    }
     assert!(hub.scene.ok("login --help").out.contains("Usage: danlu login [OPTIONS]\n"));
     let file = hub.scene.path("hf/token");
     for (text, said) in
