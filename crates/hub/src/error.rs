@@ -300,6 +300,22 @@ pub enum HubError {
         /// The largest of them.
         largest: String,
     },
+    /// What it takes to load a model would be left out there.
+    #[error("the `.gitignore` of `{}` leaves `{file}` out, and without it nothing that is sent can be loaded", repo.id())]
+    Ignored {
+        /// The repository.
+        repo: RepoName,
+        /// The file.
+        file: String,
+    },
+    /// Private was asked for, and the Hub does not say whether it is.
+    #[error("{host} does not say that `{}` is private", repo.id())]
+    NotPrivate {
+        /// The repository.
+        repo: RepoName,
+        /// The host asked.
+        host: String,
+    },
     /// A pull request to nobody.
     #[error("there is no `{}` to offer a pull request to{}", repo.id(), if *with_token { " that this account may see" } else { "" })]
     NothingToProposeTo {
@@ -337,6 +353,8 @@ pub enum HubError {
         account: String,
         /// Its organisations.
         orgs: Vec<String>,
+        /// Whether the repository is there, as far as the account may see.
+        exists: bool,
     },
     /// The account could, and this token may not.
     #[error("the token of `{account}` may not write to `{}`{}", repo.id(), if message.is_empty() { String::new() } else { format!(": {message}") })]

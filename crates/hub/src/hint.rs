@@ -96,8 +96,17 @@ impl HubError {
                     "`{largest}` is the largest: take it out of the folder, or have the repository's `.gitattributes` keep its kind as large files"
                 ));
             }
+            Self::Ignored { .. } => {
+                "nothing was published: take that line out of the page's `.gitignore`, then push again"
+            }
+            Self::NotPrivate { repo, .. } => {
+                return Some(format!(
+                    "nothing was published: look at the settings page of `{}`, or leave `--private` out",
+                    repo.id()
+                ));
+            }
             Self::NothingToProposeTo { .. } => {
-                "check the spelling; without `--create-pr` a push makes the repository"
+                "check the spelling; in a namespace of your own a push without `--create-pr` makes the repository"
             }
             Self::NoBranch { .. } => "name a branch: one that is not there yet begins where the main one is",
             Self::Race { .. } => "push again when nobody else does: what was sent is not sent again",
@@ -106,6 +115,9 @@ impl HubError {
             }
             Self::ReadOnly { .. } => {
                 "get one that may write at https://huggingface.co/settings/tokens, then `danlu login`"
+            }
+            Self::NotOwner { repo, account, exists: false, .. } => {
+                return Some(format!("check the spelling, or push to `{account}/{}`", repo.model()));
             }
             Self::NotOwner { repo, account, .. } => {
                 return Some(format!(

@@ -25,6 +25,9 @@ pub(crate) const LONGEST_ANSWER: u64 = 64 << 20;
 /// Longest pause of which nobody needs to hear.
 const LONG_WAIT: Duration = Duration::from_secs(2);
 
+/// How many times longer than a connection may stand still, the answer to a slow request may take.
+const SLOWEST: u32 = 20;
+
 /// How patient requests are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Pace {
@@ -55,6 +58,8 @@ pub(crate) struct Ask<'a> {
     pub load: Load<'a>,
     /// Says when nobody waits for the answer any more.
     pub stop: Option<&'a AtomicBool>,
+    /// Whether its answer may take long, and must not be asked for again before.
+    pub is_slow: bool,
 }
 
 /// What a request brings.
@@ -68,19 +73,33 @@ pub(crate) enum Load<'a> {
 impl<'a> Ask<'a> {
     /// Reads what is at `url`.
     pub fn get(url: impl Into<String>) -> Self {
-        Self { method: Method::GET, url: url.into(), headers: Vec::new(), load: Load::Nothing, stop: None }
+        Self {
+            method: Method::GET,
+            url: url.into(),
+            headers: Vec::new(),
+            load: Load::Nothing,
+            stop: None,
+            is_slow: false,
+        }
     }
 
     /// Brings `bytes` of a kind such as `application/json`.
     pub fn post(url: impl Into<String>, kind: &str, bytes: &'a [u8]) -> Self {
         let headers = vec![(Cow::Borrowed("content-type"), kind.to_owned())];
-        Self { method: Method::POST, url: url.into(), headers, load: Load::Bytes(bytes), stop: None }
+        Self {
+            method: Method::POST,
+            url: url.into(),
+            headers,
+            load: Load::Bytes(bytes),
+            stop: None,
+            is_slow: false,
+        }
     }
 
     /// Puts a part of a file there.
     pub fn put(url: impl Into<String>, slice: &'a Slice<'a>) -> Self {
         let (headers, load, stop) = (Vec::new(), Load::Slice(slice), Some(slice.stop));
-        Self { method: Method::PUT, url: url.into(), headers, load, stop }
+        Self { method: Method::PUT, url: url.into(), headers, load, stop, is_slow: false }
     }
 
     /// The request in words: the address without its query, which may be signed.
@@ -359,6 +378,11 @@ impl Http {
         let no_address = |_| ask.fault("an address that cannot be asked");
         let answer = match ask.load {
             Load::Nothing => agent.run(request.body(()).map_err(no_address)?),
+            Load::Bytes(bytes) if ask.is_slow => {
+                let longest = Some(SLOWEST * self.pace.stall);
+                let request = agent.configure_request(request.body(bytes).map_err(no_address)?);
+                agent.run(request.timeout_recv_response(longest).timeout_per_read(longest).build())
+            }
             Load::Bytes(bytes) => agent.run(request.body(bytes).map_err(no_address)?),
             Load::Slice(slice) => {
                 let request = request.header("content-length", slice.len);

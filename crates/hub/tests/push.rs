@@ -102,11 +102,16 @@ fn a_branch_a_message_and_a_private_page_are_as_asked() {
     push("me/adapter@next/one", &options).unwrap();
     assert_eq!(desk.server.is_private("me/adapter"), Some(true));
     desk.assert_whole("me/adapter", "next/one");
+    let again = push("me/adapter@next/one", &options).unwrap();
+    assert!(!again.branched && again.files.is_empty());
+    assert_eq!(again.url, format!("{}/me/adapter/tree/next/one", desk.server.endpoint()));
     assert!(desk.server.read("me/adapter", "main", "README.md").is_none());
     let commits = desk.server.commits("me/adapter");
     let last = commits.last().unwrap();
     assert_eq!((last.title.as_str(), last.description.as_str()), ("第一版", "with care"));
 
+    let other = push("me/adapter@other", &PushOptions::default()).unwrap();
+    assert!(other.branched && !other.created && !other.files.is_empty());
     // What everyone sees does not become private by a push.
     desk.server.add_model("me/public", &[("x.md", b"x")]);
     let error = push("me/public", &options).unwrap_err();
@@ -137,7 +142,7 @@ fn a_pull_request_leaves_the_branch_as_it_is() {
         let error = push(name).unwrap_err();
         let words = format!("there is no `{name}` to offer a pull request to that this account may see");
         assert_eq!(error.to_string(), words);
-        assert!(error.hint().unwrap().contains("without `--create-pr`"));
+        assert!(error.hint().unwrap().contains("of your own a push without `--create-pr`"));
     }
     assert_eq!(desk.server.is_private("me/none"), None);
 }
@@ -159,6 +164,24 @@ fn differences_are_told_and_nothing_is_written() {
     assert_eq!(some.changed, [("README.md".to_owned(), 9)]);
     assert_eq!((some.unchanged.len(), some.size()), (3, 13));
     assert!(!differences("me/adapter@next").has_revision);
+    assert_eq!(some.others, [".gitattributes"]);
+    // What no push can go to is refused here as there.
+    for name in [format!("me/adapter@{}", "a".repeat(40)), "me/adapter@refs/pr/1".to_owned()] {
+        let (hub, parcel, name) = (desk.hub(), desk.parcel(), repo(&name));
+        let shown = hub.differences(&parcel, &name, &mut |_| {}).map(drop).unwrap_err();
+        let pushed = hub.push(&parcel, &name, &PushOptions::default(), &mut |_, _| {}).map(drop).unwrap_err();
+        assert_eq!(shown.to_string(), pushed.to_string());
+    }
+    let file = |name: &str, path: &str| desk.hub().small_file(&repo(name), path, 1000).unwrap();
+    assert_eq!(file("me/adapter", "adapter_config.json").unwrap(), b"{}");
+    assert_eq!(file("me/adapter@next", "adapter_config.json").unwrap(), b"{}");
+    assert_eq!((file("me/adapter", "none.json"), file("me/none", "adapter_config.json")), (None, None));
+    let long = desk.hub().small_file(&repo("me/adapter"), "README.md", 3).unwrap_err();
+    assert!(matches!(long, HubError::TooLarge { .. }), "{long}");
+    assert_eq!(
+        [desk.hub().has(&repo("me/adapter")), desk.hub().has(&repo("me/none"))],
+        [Some(true), Some(false)]
+    );
     assert!(desk.server.requests().iter().all(|request| request.method == "GET"));
     assert_eq!(desk.server.commits("me/adapter").len(), 2);
 }
@@ -168,6 +191,10 @@ fn what_is_no_part_of_a_model_stays_at_home() {
     let desk = Desk::new();
     let token = format!("{}{}", "hf_", "aBcDeFgHiJkLmNoPqRsTuVwXyZaBcDeFgH");
     let secret = format!("{{\n\"key\": \"{token}\"}}");
+    desk.write(&format!("notes/{token}.txt"), b"x");
+    let named = |left: &Left| left.path == "notes/hf_…" && left.reason == Reason::TokenInName;
+    assert!(desk.parcel().left().iter().any(named), "{:?}", desk.parcel().left());
+    fs::remove_dir_all(desk.folder().join("notes")).unwrap();
     for (path, bytes) in [
         ("checkpoint-3/adapter_model.safetensors", b"older".as_slice()),
         ("optimizer.safetensors", b"x"),
@@ -285,6 +312,35 @@ fn what_the_repository_ignores_is_told() {
 }
 
 #[test]
+fn what_it_takes_to_load_a_model_is_not_left_out() {
+    let desk = Desk::new();
+    let refused = |name: &str, file: &str| {
+        let before = desk.server.commits(name).len();
+        let error = desk.push(name).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            format!(
+                "the `.gitignore` of `{name}` leaves `{file}` out, and without it nothing that is sent can be loaded"
+            )
+        );
+        assert!(error.hint().unwrap().contains(".gitignore"));
+        assert_eq!(desk.server.commits(name).len(), before);
+        assert!(desk.server.requests().iter().all(|request| request.method != "PUT"));
+    };
+    desk.server.add_model("me/adapter", &[(".gitignore", b"*.safetensors\n")]);
+    refused("me/adapter", "adapter_model.safetensors");
+    // Nothing of the model that is there goes either.
+    fs::remove_file(desk.folder().join("adapter_config.json")).unwrap();
+    fs::remove_file(desk.folder().join("adapter_model.safetensors")).unwrap();
+    desk.write("config.json", b"{}");
+    desk.write("model.safetensors", &[7; 1000]);
+    let old = "model-00001-of-00001.safetensors";
+    desk.server.add_model("me/model", &[(".gitignore", b"model.safetensors\n"), (old, b"old")]);
+    refused("me/model", "model.safetensors");
+    assert_eq!(desk.server.read("me/model", "main", old).unwrap(), b"old");
+}
+
+#[test]
 fn offline_asks_nobody() {
     let desk = Desk::new();
     let settings = danlu_hub::HubSettings { offline: true, ..desk.hub().settings().clone() };
@@ -329,6 +385,21 @@ fn an_empty_public_repository_becomes_private_and_one_that_shows_something_does_
     let put = |part: &'static str| move |request: &danlu_hub_stand_in::Record| request.target.contains(part);
     let requests = desk.server.requests();
     assert!(requests.iter().position(put("/settings")) < requests.iter().position(put("/preupload/")));
+    // A Hub that does not say who sees it is not taken at its silence.
+    let sha = desk.server.revisions("me/cut")["refs/heads/main"].clone();
+    let silent = Action::Replace(serde_json::json!({ "sha": sha }));
+    desk.server.fault(Fault::on(Method::Get, "/models/me/cut/revision/").always().then(silent));
+    // Nor one that says it is private now, and shows it to everyone.
+    desk.server.model("me/told").file(".gitattributes", b"").add();
+    let done = Action::Status(200, vec![], b"{\"private\": true}".to_vec());
+    desk.server.fault(Fault::on(Method::Put, "/settings").then(done));
+    for name in ["me/cut", "me/told"] {
+        let before = desk.server.commits(name).len();
+        let error = push(name, &private()).unwrap_err();
+        assert!(matches!(error, HubError::NotPrivate { .. }), "{name}: {error}");
+        assert_eq!(desk.server.commits(name).len(), before);
+    }
+    desk.server.clear_faults();
     // Another branch has files, or somebody offers some.
     for (name, at) in [("me/begun", "refs/heads/next"), ("me/asked", "refs/pr/1")] {
         desk.server.model(name).file(".gitattributes", b"").add();
@@ -460,7 +531,14 @@ fn what_an_account_may_not_is_known_before_anything_is_sent() {
         may(Some("hf_mine"), name, &plain).unwrap();
     }
     may(Some("hf_mine"), "she/model", &propose).unwrap();
-    assert!(matches!(may(Some("hf_mine"), "she/model", &plain).unwrap_err(), HubError::NotOwner { .. }));
+    let hint = |name: &str| {
+        let error = may(Some("hf_mine"), name, &plain).unwrap_err();
+        assert!(matches!(error, HubError::NotOwner { .. }));
+        error.hint().unwrap()
+    };
+    assert_eq!(hint("she/model"), "check the spelling, or push to `me/model`");
+    desk.server.add_model("she/model", &[("x.md", b"x")]);
+    assert!(hint("she/model").contains("--create-pr"));
     assert!(matches!(may(Some("hf_reads"), "me/new", &plain).unwrap_err(), HubError::ReadOnly { .. }));
     assert!(matches!(may(Some("hf_reads"), "she/model", &propose).unwrap_err(), HubError::ReadOnly { .. }));
     assert!(matches!(may(Some("hf_wrong"), "me/new", &plain).unwrap_err(), HubError::BadToken { .. }));

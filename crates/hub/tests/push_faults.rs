@@ -164,6 +164,16 @@ fn a_commit_whose_answer_was_lost_is_not_made_twice() {
     assert_eq!(pushed.pull_request, Some(format!("{}/she/adapter/discussions/2", desk.server.endpoint())));
     assert_eq!(desk.server.revisions("she/adapter")["refs/pr/2"], pushed.commit);
     assert_eq!(desk.server.commits("she/adapter").len(), 3);
+    // An answer that takes longer than a connection may stand still is waited for.
+    desk.server.clear_faults();
+    desk.server.clear_requests();
+    let late = Duration::from_secs(6);
+    desk.server.fault(on(Method::Post, "/commit/").then(Action::Delay(late)));
+    let pushed = push();
+    assert_eq!(desk.server.revisions("she/adapter")["refs/pr/3"], pushed.commit);
+    assert!(!desk.server.revisions("she/adapter").contains_key("refs/pr/4"));
+    let asked = desk.server.requests().iter().filter(|request| request.target.contains("/commit/")).count();
+    assert_eq!(asked, 1);
 }
 
 #[test]
@@ -263,7 +273,9 @@ fn a_token_that_may_not_says_what_to_do() {
     for name in ["she/model", "she/new"] {
         let (text, hint) = push(Some("hf_mine"), name);
         assert_eq!(text, format!("`me` may not write to `{name}`"));
-        assert!(hint.contains(&name.replace("she", "me")) && hint.contains("--create-pr"), "{hint}");
+        assert!(hint.contains(&name.replace("she", "me")), "{hint}");
+        // There is nothing to offer a pull request to where nothing is.
+        assert_eq!(hint.contains("--create-pr"), name == "she/model", "{hint}");
     }
     assert_eq!(desk.server.commits("she/model").len(), 1);
     assert_eq!(desk.server.is_private("she/new"), None);

@@ -42,6 +42,13 @@ pub(super) fn outdated(parcel: &Parcel, listing: &Listing) -> Vec<(String, u64)>
     old.map(|(path, file)| (path.clone(), file.size)).collect()
 }
 
+/// Whether it takes the file at this path to load a model or an adapter.
+pub(super) fn is_needed(path: &str) -> bool {
+    const FILES: [&str; 5] =
+        [ADAPTER_CONFIG, ADAPTER[1], "config.json", "tokenizer.json", "tokenizer_config.json"];
+    FILES.contains(&path) || is_weights(path, &[".safetensors"])
+}
+
 fn goes(parcel: &Parcel, path: &str) -> bool {
     parcel.files().iter().any(|file| file.path() == path)
 }

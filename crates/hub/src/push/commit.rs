@@ -57,7 +57,7 @@ impl Hub {
         let endpoint = self.http.endpoint();
         let url =
             format!("{endpoint}/api/models/{}/commit/{}{proposes}", repo.id(), escaped(repo.revision()));
-        let ask = Ask::post(url, "application/x-ndjson", &body);
+        let ask = Ask { is_slow: true, ..Ask::post(url, "application/x-ndjson", &body) };
         let mut answer = match self.http.once(&ask) {
             Ok(answer) => answer,
             Err(error @ HubError::Connect { .. }) => return Err(Uncommitted::Unknown(error.into(), None)),
@@ -95,6 +95,18 @@ impl Hub {
                 Ok(Committed { commit: made.commit, pull_request: Some(self.pull_request_url(repo, number)) })
             }
             (true, None) => Err(unread("no address of the pull request".to_owned())),
+        }
+    }
+
+    /// The page of a repository, or of one of its branches.
+    pub(super) fn page_url(&self, repo: &RepoName) -> String {
+        let page = format!("{}/{}", self.http.endpoint(), repo.id());
+        match repo.revision() {
+            "main" => page,
+            // A page of the Hub takes a branch's `/` as it is.
+            revision => {
+                format!("{page}/tree/{}", revision.split('/').map(escaped).collect::<Vec<_>>().join("/"))
+            }
         }
     }
 

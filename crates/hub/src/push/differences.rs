@@ -3,7 +3,10 @@
 use std::collections::BTreeMap;
 
 use super::beside::{outdated, refuse_mixture};
-use crate::listing::{Listing, RemoteFile};
+use super::place::may_be_branch;
+use crate::http::Ask;
+use crate::listing::{Listing, RemoteFile, escaped, file_url, is_hex};
+use crate::refusal::About;
 use crate::{Hub, HubError, Parcel, ParcelFile, RepoName, Transfer};
 
 /// What a push would do.
@@ -25,6 +28,8 @@ pub struct Differences {
     pub unchanged: Vec<(String, u64)>,
     /// Files that the commit takes away: weights of the model that was there before.
     pub removed: Vec<(String, u64)>,
+    /// Paths that it has and the parcel does not, and that stay.
+    pub others: Vec<String>,
     /// Whether it holds nothing yet.
     pub is_empty: bool,
 }
@@ -41,7 +46,7 @@ impl Hub {
     /// may look. `progress` hears of the files' bytes as they are read.
     ///
     /// # Errors
-    /// If the Hub cannot be asked or refuses, the repository holds the other of adapter and model, or a file cannot be
+    /// If the Hub cannot be asked or refuses, the revision can be no branch, the repository holds the other of adapter and model, or a file cannot be
     /// read.
     pub fn differences(
         &self,
@@ -50,10 +55,13 @@ impl Hub {
         progress: &mut dyn FnMut(Transfer),
     ) -> Result<Differences, HubError> {
         self.asks_about(repo)?;
+        if is_hex(repo.revision(), 40) {
+            return Err(HubError::NoBranch { repo: repo.clone() });
+        }
         let (listing, exists) = match self.list(repo) {
             Ok(listing) => (Some(listing), true),
             Err(HubError::NoModel { .. }) => (None, false),
-            Err(HubError::NoRevision { .. }) if repo.revision() != "main" => {
+            Err(HubError::NoRevision { .. }) if may_be_branch(repo.revision()) => {
                 // A new branch begins where the main one is.
                 let main = repo.at("main").expect("a revision's name");
                 return Ok(Differences { has_revision: false, ..self.differences(parcel, &main, progress)? });
@@ -64,6 +72,12 @@ impl Hub {
             refuse_mixture(parcel, listing, repo)?;
         }
         let compared = compare(parcel, listing.as_ref(), progress)?;
+        let is_other = |path: &&String| {
+            !parcel.files().iter().any(|file| file.path() == *path)
+                && !compared.outdated.iter().any(|(old, _)| old == *path)
+        };
+        let others = listing.iter().flat_map(|listing| listing.files.keys()).filter(is_other);
+        let others = others.cloned().collect();
         let sized = |files: Vec<&ParcelFile>| files.iter().map(|f| (f.path().to_owned(), f.size())).collect();
         Ok(Differences {
             exists,
@@ -75,7 +89,44 @@ impl Hub {
             changed: sized(compared.changed),
             unchanged: sized(compared.unchanged),
             removed: compared.outdated,
+            others,
         })
+    }
+}
+
+impl Hub {
+    /// The bytes of a small file as the repository has it now; none where it, its branch or the file is not there, and a
+    /// branch that is not there is read as the main one, where it would begin.
+    ///
+    /// # Errors
+    /// If the Hub cannot be asked or refuses, or the file is longer than `most` bytes.
+    pub fn small_file(&self, repo: &RepoName, path: &str, most: u64) -> Result<Option<Vec<u8>>, HubError> {
+        self.asks_about(repo)?;
+        let ask = Ask::get(file_url(self, repo, &escaped(repo.revision()), path));
+        let token_is_variable = self.settings.token_is_variable;
+        let mut answer = match self.http.ask_about(&ask, About::File(repo, path), token_is_variable) {
+            Ok(answer) => answer,
+            Err(HubError::NoModel { .. } | HubError::NoFile { .. }) => return Ok(None),
+            Err(HubError::NoRevision { .. }) if may_be_branch(repo.revision()) => {
+                return self.small_file(&repo.at("main").expect("a revision's name"), path, most);
+            }
+            Err(error) => return Err(error),
+        };
+        let bytes = answer.bytes().map_err(|error| ask.fault(error.to_string()))?;
+        let size = bytes.len() as u64;
+        if size > most {
+            return Err(HubError::TooLarge { repo: repo.clone(), file: path.to_owned(), size, most });
+        }
+        Ok(Some(bytes))
+    }
+
+    /// Whether the Hub has a repository of this name, as far as it tells; none where it cannot be asked.
+    pub fn has(&self, repo: &RepoName) -> Option<bool> {
+        match self.list(&repo.at("main").ok()?) {
+            Ok(_) | Err(HubError::Gated { .. } | HubError::NoRevision { .. }) => Some(true),
+            Err(HubError::NoModel { .. }) => Some(false),
+            Err(_) => None,
+        }
     }
 }
 

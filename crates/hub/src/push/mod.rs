@@ -54,12 +54,14 @@ pub enum Stage {
 pub struct Pushed {
     /// The commit that holds everything: of the branch, or of the pull request.
     pub commit: String,
-    /// The repository's page.
+    /// The repository's page; that of the branch, where it is not the main one.
     pub url: String,
     /// The pull request's page.
     pub pull_request: Option<String>,
     /// Whether the repository was made for it.
     pub created: bool,
+    /// Whether the branch was, in a repository that was there or not.
+    pub branched: bool,
     /// Paths in the commit; none where the repository had everything.
     pub files: Vec<String>,
     /// Paths that it takes away: weights of the model that was there before. Without these and those no commit was made.

@@ -123,6 +123,16 @@ impl Parcel {
         self.left.sort_by(|a, b| a.path.cmp(&b.path));
     }
 
+    /// Lets a file that would go stay.
+    pub fn keep(&mut self, path: &str, reason: Reason) {
+        let before = self.files.len();
+        self.files.retain(|file| file.path != path);
+        if self.files.len() < before {
+            self.left.push(Left { path: path.to_owned(), reason });
+            self.left.sort_by(|a, b| a.path.cmp(&b.path));
+        }
+    }
+
     /// Bytes of what goes.
     pub fn size(&self) -> u64 {
         self.files.iter().map(ParcelFile::size).sum()

@@ -15,6 +15,13 @@ use crate::{Hub, HubError, PushOptions, RepoName};
 /// A repository and its branch: each is made at most once.
 const LOOKS: usize = 3;
 
+/// What a push made before its commit.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Created {
+    pub repository: bool,
+    pub branch: bool,
+}
+
 #[derive(Deserialize)]
 struct Refs {
     #[serde(default)]
@@ -32,10 +39,13 @@ struct Ref {
 }
 
 impl Hub {
-    /// What the branch holds that a push goes to, and whether the repository was made for it. A pull request goes to what
-    /// is there.
-    pub(super) fn place(&self, repo: &RepoName, options: &PushOptions) -> Result<(Listing, bool), HubError> {
-        let mut created = false;
+    /// What the branch holds that a push goes to, and what was made for it. A pull request goes to what is there.
+    pub(super) fn place(
+        &self,
+        repo: &RepoName,
+        options: &PushOptions,
+    ) -> Result<(Listing, Created), HubError> {
+        let mut created = Created::default();
         let mut last = None;
         for _ in 0..LOOKS {
             match self.list(repo) {
@@ -45,7 +55,14 @@ impl Hub {
                         return Err(HubError::Public { repo: repo.clone() });
                     }
                     self.make_private(repo)?;
-                    return Ok((Listing { private: Some(true), ..listing }, created));
+                    let listing = self.list(repo)?;
+                    return match listing.private {
+                        Some(true) => Ok((listing, created)),
+                        _ => Err(self.not_private(repo)),
+                    };
+                }
+                Ok(listing) if options.private && listing.private.is_none() && !options.create_pr => {
+                    return Err(self.not_private(repo));
                 }
                 Ok(listing) => return Ok((listing, created)),
                 Err(HubError::NoModel { repo, with_token, .. }) if options.create_pr => {
@@ -54,11 +71,12 @@ impl Hub {
                 Err(error) if options.create_pr => return Err(error),
                 Err(error @ HubError::NoModel { .. }) => {
                     self.create(repo, options.private)?;
-                    created = true;
+                    created.repository = true;
                     last = Some(error);
                 }
                 Err(error @ HubError::NoRevision { .. }) if may_be_branch(repo.revision()) => {
                     self.branch(repo)?;
+                    created.branch = true;
                     last = Some(error);
                 }
                 Err(error) => return Err(error),
@@ -101,6 +119,11 @@ impl Hub {
         let ask = Ask { method: Method::PUT, ..Ask::post(address, "application/json", wish.as_bytes()) };
         self.http.ask_about(&ask, About::Repo(repo), self.settings.token_is_variable)?;
         Ok(())
+    }
+
+    /// The error that a repository may be public where that must not be.
+    pub(super) fn not_private(&self, repo: &RepoName) -> HubError {
+        HubError::NotPrivate { repo: repo.clone(), host: self.host() }
     }
 
     /// Whether a repository has this commit alone on all its branches, and no pull requests.
@@ -147,7 +170,10 @@ impl Hub {
         }
         let orgs: Vec<String> = account.orgs.iter().map(|org| org.name.clone()).collect();
         let is_owner = name == owner || orgs.iter().any(|org| org == owner);
-        (!is_owner).then(|| HubError::NotOwner { repo: repo.clone(), account: name, orgs })
+        (!is_owner).then(|| {
+            let exists = !matches!(self.list(repo), Err(HubError::NoModel { .. }));
+            HubError::NotOwner { repo: repo.clone(), account: name, orgs, exists }
+        })
     }
 
     /// What a refusal of a push means, by what the token's account may.
@@ -162,6 +188,6 @@ impl Hub {
 }
 
 /// Whether a branch may have this name: neither a commit nor a whole ref is one.
-fn may_be_branch(revision: &str) -> bool {
+pub(super) fn may_be_branch(revision: &str) -> bool {
     revision != "main" && !is_hex(revision, 40) && !revision.starts_with("refs/")
 }

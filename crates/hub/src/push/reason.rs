@@ -31,6 +31,10 @@ pub enum Reason {
         /// The line, from one.
         line: u64,
     },
+    /// Its path holds something that looks like a token; it is shown without that.
+    TokenInName,
+    /// It was edited on the Hub since it was pushed, and stays there as it is.
+    EditedThere,
     /// A link out of the folder, to a folder or to nothing.
     Link,
     /// Neither a file nor a folder.
@@ -54,6 +58,8 @@ impl fmt::Display for Reason {
             Self::Token { line } => {
                 return write!(f, "line {line} looks like an access token or a private key");
             }
+            Self::TokenInName => "something in its path looks like an access token",
+            Self::EditedThere => "it was edited on the Hub since, and stays there as it is",
             Self::Link => "a link that leads out of the folder, to a folder or to nothing",
             Self::Special => "neither a file nor a folder",
             Self::Name => "a name that a repository cannot have",

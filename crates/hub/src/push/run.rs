@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::thread;
 
-use super::beside::refuse_mixture;
+use super::beside::{is_needed, refuse_mixture};
 use super::commit::{Committed, Uncommitted};
 use super::differences::compare;
 use super::large::Object;
@@ -14,6 +14,9 @@ use crate::{Hub, HubError, Parcel, ParcelFile, PushOptions, Pushed, RepoName, St
 
 /// How often another commit may come first.
 const RACES: u32 = 3;
+
+/// How often a pull request is looked for whose answer was lost.
+const PROPOSAL_LOOKS: u32 = 3;
 
 /// A push on its way.
 pub(super) struct Push<'a> {
@@ -68,9 +71,10 @@ impl<'a> Push<'a> {
             let (files, ignored) = self.wanted(&lacking)?;
             let done = |push: &Self, made: Committed| Pushed {
                 commit: made.commit,
-                url: format!("{}/{}", hub.http.endpoint(), repo.id()),
+                url: hub.page_url(repo),
                 pull_request: made.pull_request,
-                created,
+                created: created.repository,
+                branched: created.branch,
                 sent: push.transfer.fetched() + push.regular,
                 files: push.tried.clone(),
                 removed: push.removed.clone(),
@@ -104,6 +108,7 @@ impl<'a> Push<'a> {
                     (*error, tries == 0, wait.unwrap_or(pause))
                 }
             };
+            let is_lost = options.create_pr && matches!(error, HubError::Connect { is_lost: true, .. });
             tracing::info!("{error}; looking whether the commit was made");
             in_vain = match wait > pace.longest {
                 true => Some(HubError::Busy { host: hub.host(), wait }),
@@ -111,8 +116,15 @@ impl<'a> Push<'a> {
             };
             thread::sleep(if in_vain.is_some() { pause } else { wait });
             pause *= 2;
-            if let Some(made) = self.proposed()? {
-                return Ok(done(&self, made));
+            for look in 1.. {
+                if let Some(made) = self.proposed()? {
+                    return Ok(done(&self, made));
+                }
+                // A proposal may still be in the making.
+                if !is_lost || look == PROPOSAL_LOOKS {
+                    break;
+                }
+                thread::sleep(pause);
             }
             listing = hub.list(repo)?;
         }
@@ -138,12 +150,15 @@ impl<'a> Push<'a> {
         Ok((lacking, compared.outdated.into_iter().map(|(path, _)| path).collect()))
     }
 
-    /// The files that the Hub wants, and how; and those that it leaves out.
+    /// The files that the Hub wants, and how; and those that it leaves out, unless nothing could be loaded without them.
     fn wanted(&mut self, lacking: &[&'a ParcelFile]) -> Result<Wanted<'a>, HubError> {
         self.hub.modes(self.repo, self.options, lacking, &mut self.modes)?;
         let (mut files, mut ignored) = (Vec::new(), Vec::new());
         for &file in lacking {
             match self.modes[file.path()] {
+                Mode::Ignored if is_needed(file.path()) => {
+                    return Err(HubError::Ignored { repo: self.repo.clone(), file: file.path().to_owned() });
+                }
                 Mode::Ignored => ignored.push(file.path().to_owned()),
                 mode => files.push((file, mode)),
             }

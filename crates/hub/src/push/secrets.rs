@@ -47,11 +47,24 @@ pub(crate) fn find(mut reader: impl Read, own: Option<&Token>) -> io::Result<Opt
             return Ok(None);
         }
         let bytes = without_references(&buffer);
-        let found = position(&bytes, cut > 0).or_else(|| own?.position_in(&bytes));
-        if let Some(at) = found {
-            return Ok(Some(lines + line_ends(&bytes[..at]) + 1));
+        let found = |bytes: &[u8]| {
+            let at = position(bytes, cut > 0).or_else(|| own?.position_in(bytes))?;
+            Some(lines + line_ends(&bytes[..at]) + 1)
+        };
+        // UTF-16 has a zero beside each letter.
+        let found = found(&bytes).or_else(|| {
+            let visible: Vec<u8> = bytes.iter().copied().filter(|&byte| byte != 0).collect();
+            if visible.len() < bytes.len() { found(&visible) } else { None }
+        });
+        if found.is_some() {
+            return Ok(found);
         }
     }
+}
+
+/// Where in a path something begins that looks like a secret.
+pub(crate) fn find_in_path(path: &str, own: Option<&Token>) -> Option<usize> {
+    position(path.as_bytes(), false).or_else(|| own?.position_in(path.as_bytes()))
 }
 
 /// `bytes` with the letters that references such as Markdown's `&#95;` stand for, as a page shows them.
@@ -153,6 +166,9 @@ mod tests {
             assert_eq!(line(format!("a &#38;\n`hf{underscore}{tail}`").as_bytes()), Some(2), "{underscore}");
         }
         assert_eq!(line(b"my&#45;own-token &#10;"), Some(1));
+        let utf16 = |text: &str| text.encode_utf16().flat_map(u16::to_le_bytes).collect::<Vec<u8>>();
+        assert_eq!(line(&utf16(&format!("a\nhf_{tail}\n"))), Some(2));
+        assert_eq!(line(&utf16("my-own-token")), Some(1));
         assert_eq!(line(&[&[0xff, 0, 0xfe, b'\n'][..], b"hf_", tail.as_bytes()].concat()), Some(2));
     }
 

@@ -16,6 +16,9 @@ use crate::HubError;
 /// Of a file of weights so much is searched for secrets: its texts come first.
 const SEARCHED_OF_WEIGHTS: u64 = 16 << 20;
 
+/// Letters of a token in a path that are shown: its kind.
+const SHOWN_OF_A_TOKEN: usize = 3;
+
 /// A walk through a folder, and what it found.
 pub(super) struct Walk<'a> {
     root: &'a Path,
@@ -106,6 +109,12 @@ impl<'a> Walk<'a> {
         let file = File::open(&place).map_err(error)?;
         let found = ParcelFile::of(path, place.clone(), &file).map_err(error)?;
         if !self.options.with_tokens {
+            if let Some(at) = secrets::find_in_path(found.path(), self.options.token.as_ref()) {
+                let path = found.path();
+                let path = format!("{}…", path.get(..at + SHOWN_OF_A_TOKEN).unwrap_or(&path[..at]));
+                self.left.push(Left { path, reason: Reason::TokenInName });
+                return Ok(());
+            }
             let is_weights = [".safetensors", ".gguf"].iter().any(|end| name.ends_with(end));
             let most = if is_weights { SEARCHED_OF_WEIGHTS } else { u64::MAX };
             let line = secrets::find(file.take(most), self.options.token.as_ref()).map_err(error)?;
