@@ -330,3 +330,199 @@ fn no_name_in_the_listing_steers_the_terminal() {
     let ran = desk.scene.ok("push out me/huan --dry-run");
     assert!(ran.out.contains("a [31m.txt") && !ran.out.contains('\u{1b}'), "{:?}", ran.out);
 }
+
+/// The base that a repository's `adapter_config.json` names.
+fn base_of(desk: &Desk, id: &str) -> String {
+    let config: serde_json::Value = serde_json::from_str(&desk.text(id, "adapter_config.json")).unwrap();
+    config["base_model_name_or_path"].as_str().unwrap().to_owned()
+}
+
+/// Makes the adapter in `out` one that PEFT saved, over the base that is called `named`.
+fn as_peft_saves(desk: &Desk, named: &str) {
+    for name in ["card.json", "loss.svg", "danlu.json"] {
+        let _ = fs::remove_file(desk.scene.path("out").join(name));
+    }
+    let config = desk.scene.read("out/adapter_config.json");
+    let mut config: serde_json::Value = serde_json::from_slice(&config).unwrap();
+    config["base_model_name_or_path"] = json!(named);
+    desk.scene.write("out/adapter_config.json", &serde_json::to_string_pretty(&config).unwrap());
+    let head = format!("---\nbase_model: {named}\ntags:\n- base_model:adapter:{named}\n- lora\n---\n");
+    desk.scene.write("out/README.md", &format!("{head}# Model\n"));
+}
+
+#[test]
+fn a_base_that_was_said_once_is_said_again() {
+    let desk = Desk::with_adapter();
+    desk.scene.ok("push out me/huan --base-id lab/base");
+    let card = desk.text("me/huan", "README.md");
+    let ran = desk.scene.ok("push out me/huan");
+    assert!(ran.err.contains("goes on being called `lab/base`"), "{}", ran.err);
+    assert!(
+        ran.out.contains("has all of it already") && !ran.err.contains("nobody else finds"),
+        "{}",
+        ran.out
+    );
+    assert_eq!(desk.text("me/huan", "README.md"), card);
+    assert!(card.contains("base_model: \"lab/base\""), "{card}");
+    desk.scene.ok("push out me/huan --base-id lab/other");
+    assert_eq!(base_of(&desk, "me/huan"), "lab/other");
+    // What the page says is of another base.
+    let record = String::from_utf8(desk.scene.read("out/card.json")).unwrap();
+    let record: serde_json::Value = serde_json::from_str(&record).unwrap();
+    let mut other = record.clone();
+    other["base"]["sha256"] = json!("0".repeat(64));
+    if record["base"]["sha256"].is_string() {
+        desk.scene.write("out/card.json", &other.to_string());
+        let ran = desk.scene.ok("push out me/huan --dry-run");
+        assert!(!ran.err.contains("goes on being called"), "{}", ran.err);
+    }
+}
+
+#[test]
+fn a_base_is_a_name_on_the_hub_only_where_something_says_so() {
+    let desk = Desk::new();
+    fs::create_dir_all(desk.scene.path("work")).unwrap();
+    fs::create_dir_all(desk.scene.path("deep/er")).unwrap();
+    fs::rename(desk.scene.path("base"), desk.scene.path("work/base")).unwrap();
+    desk.scene.ok("train --base work/base --data data.json --output out --max-steps 1 --lora-r 2");
+    let push = |args: &[&str]| {
+        let mut command = desk.scene.command(args);
+        Ran::of(command.current_dir(desk.scene.path("deep/er")).output().unwrap())
+    };
+    let dry = || push(&["push", "../../out", "me/huan", "--dry-run"]);
+    let warned = "warning: adapter_config.json names its base `work/base`, a folder here";
+    assert!(dry().err.contains(warned), "{}", dry().err);
+    as_peft_saves(&desk, "work/base");
+    desk.server.add_model("work/base", &[("config.json", b"{}")]);
+    assert!(dry().err.contains(warned), "the folder lies beside the adapter: {}", dry().err);
+    fs::remove_dir_all(desk.scene.path("work")).unwrap();
+    assert!(!dry().err.contains("names its base"), "{}", dry().err);
+    as_peft_saves(&desk, "work/other");
+    assert!(dry().err.contains("`work/other`") && dry().err.contains("--base-id ORG/NAME"), "{}", dry().err);
+}
+
+#[test]
+fn a_path_of_this_machine_in_a_head_is_warned_of_and_replaced() {
+    let desk = Desk::with_adapter();
+    let named = desk.scene.path("base");
+    let named = named.to_str().unwrap();
+    as_peft_saves(&desk, named);
+    let ran = desk.scene.ok("push out me/huan --dry-run");
+    let config = String::from_utf8(desk.scene.read("out/adapter_config.json")).unwrap();
+    let line = config.lines().position(|line| line.contains("base_model_name")).unwrap() + 1;
+    let words = format!("warning: adapter_config.json:{line}, README.md:2, README.md:4: the path `{named}`");
+    assert!(ran.err.contains(&words) && ran.err.contains("--base-id"), "{}\nlacks {words}", ran.err);
+    let ran = desk.scene.ok("push out me/huan --base-id lab/base");
+    assert!(!ran.err.contains("of this machine"), "{}", ran.err);
+    let card = desk.text("me/huan", "README.md");
+    assert!(card.starts_with("---\nbase_model: lab/base\ntags:\n- base_model:adapter:lab/base\n"), "{card}");
+    for path in ["README.md", "adapter_config.json"] {
+        assert!(!desk.text("me/huan", path).contains(named), "{path}");
+    }
+    // The page is remembered where there is no record either, if the Hub knows the name.
+    desk.server.add_model("lab/base", &[("config.json", b"{}")]);
+    let ran = desk.scene.ok("push out me/huan");
+    assert!(ran.err.contains("goes on being called `lab/base`"), "{}", ran.err);
+    assert!(ran.out.contains("has all of it already"), "{}", ran.out);
+}
+
+#[test]
+fn a_model_without_its_tokenizer_or_with_an_adapter_in_it_is_not_sent() {
+    let desk = Desk::with_adapter();
+    fs::create_dir(desk.scene.path("whole")).unwrap();
+    for name in names(&desk.scene.path("base")) {
+        fs::write(desk.scene.path("whole").join(&name), desk.scene.read(&format!("base/{name}"))).unwrap();
+    }
+    for name in ["adapter_config.json", "adapter_model.safetensors"] {
+        fs::copy(desk.scene.path("out").join(name), desk.scene.path("whole").join(name)).unwrap();
+    }
+    let ran = desk.refuses("push whole me/both");
+    assert!(ran.err.contains("holds an adapter (`adapter_config.json`) and a model"), "{}", ran.err);
+    assert!(ran.err.contains("a folder of its own"), "{}", ran.err);
+    for name in ["adapter_config.json", "adapter_model.safetensors"] {
+        fs::remove_file(desk.scene.path("whole").join(name)).unwrap();
+    }
+    fs::remove_file(desk.scene.path("whole/tokenizer.json")).unwrap();
+    let ran = desk.refuses("push whole me/mute");
+    assert!(ran.err.contains("tokenizer.json` is missing: nobody can talk to"), "{}", ran.err);
+    // What is damaged here was not fetched, and what danlu does not know others may load.
+    let weights = desk.scene.read("whole/model.safetensors");
+    fs::write(desk.scene.path("whole/model.safetensors"), &weights[..1000]).unwrap();
+    let ran = desk.refuses("push whole me/cut");
+    assert!(ran.err.contains("write the folder again") && !ran.err.contains("fetch it"), "{}", ran.err);
+    desk.scene.write("whole/config.json", "{\"model_type\": \"gemma2\"}");
+    let ran = desk.refuses("push whole me/gemma");
+    assert!(ran.err.contains("sends only what it can load itself"), "{}", ran.err);
+}
+
+#[test]
+fn a_stopped_run_names_its_checkpoint_and_how_it_goes_on() {
+    let desk = Desk::with_adapter();
+    for name in ["adapter_config.json", "adapter_model.safetensors"] {
+        fs::remove_file(desk.scene.path("out").join(name)).unwrap();
+    }
+    let ran = desk.refuses("push out me/huan");
+    assert!(ran.err.contains("is a run that was stopped before its end"), "{}", ran.err);
+    assert!(ran.err.contains("danlu train --output out --resume"), "{}", ran.err);
+}
+
+#[test]
+fn a_page_that_was_edited_on_the_hub_stays() {
+    let desk = Desk::with_adapter();
+    desk.scene.ok("push out me/huan");
+    let sent = desk.text("me/huan", "README.md");
+    let edited = format!("{sent}\nMended on the page.\n");
+    desk.server.commit("me/huan", &[("README.md", edited.as_bytes())]);
+    for line in ["push out me/huan --dry-run", "push out me/huan", "push out me/huan"] {
+        let ran = desk.scene.ok(line);
+        assert!(ran.err.contains("README.md was edited on the Hub and stays there"), "{}", ran.err);
+        assert!(ran.out.contains("it was edited on the Hub since"), "{}", ran.out);
+        assert_eq!(desk.text("me/huan", "README.md"), edited);
+    }
+    // A card that was written anew here is no reason either, unless that is said.
+    desk.scene.ok("card out --license mit");
+    desk.scene.ok("push out me/huan");
+    assert_eq!(desk.text("me/huan", "README.md"), edited);
+    desk.scene.ok("push out me/huan --overwrite");
+    let replaced = desk.text("me/huan", "README.md");
+    assert!(replaced.contains("license: \"mit\"") && !replaced.contains("Mended"), "{replaced}");
+    // One's own edits go again and again.
+    for text in ["One line of mine.", "Another line of mine."] {
+        desk.scene.write("out/README.md", &format!("{replaced}\n{text}\n"));
+        let ran = desk.scene.ok("push out me/huan");
+        assert!(!ran.err.contains("edited on the Hub"), "{}", ran.err);
+        assert!(desk.text("me/huan", "README.md").contains(text));
+    }
+    // A card that stays here for its token leaves the one that is there, and that is said.
+    desk.scene.write("out/README.md", "# With hf_mine in it\n");
+    let ran = desk.scene.ok("push out me/huan");
+    assert!(ran.err.contains("the page keeps the README.md that is there"), "{}", ran.err);
+    assert!(!ran.err.contains("goes as it is"), "{}", ran.err);
+    desk.scene.write("out/README.md", "# Without one\n");
+    let ran = desk.scene.ok("push out me/huan");
+    assert!(ran.err.contains("`danlu card out --name me/huan --overwrite` writes it again"), "{}", ran.err);
+    assert_eq!(desk.text("me/huan", "README.md"), "# Without one\n");
+}
+
+#[test]
+fn a_branch_is_named_wherever_the_push_is_spoken_of() {
+    let desk = Desk::with_adapter();
+    let ran = desk.scene.ok("push out me/huan --revision v2");
+    let page = format!("{}/me/huan/tree/v2", desk.server.endpoint());
+    let card = String::from_utf8(desk.server.read("me/huan", "v2", "README.md").unwrap()).unwrap();
+    assert!(
+        card.contains("danlu chat me/huan@v2") && card.contains("\"me/huan\", revision=\"v2\")"),
+        "{card}"
+    );
+    let last: Vec<&str> = ran.out.lines().rev().take(2).collect();
+    assert_eq!(last, ["to wake it up: danlu chat me/huan@v2", &page]);
+    desk.scene.ok("push out me/whole");
+    let ran = desk.scene.ok("push out me/whole --revision v3 --dry-run");
+    assert!(ran.out.contains("a new branch `v3`"), "{}", ran.out);
+    for line in [
+        "push out me/whole --create-pr --revision v9",
+        "push out me/whole --create-pr --revision v9 --dry-run",
+    ] {
+        assert!(desk.refuses(line).err.contains("has no revision `v9`"));
+    }
+}

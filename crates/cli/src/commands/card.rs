@@ -156,6 +156,7 @@ pub fn write_for_run(
     let mut card = Card {
         name: summary.adapter_name.clone(),
         repository: None,
+        revision: None,
         language: lang.pick(CardLanguage::Zh, CardLanguage::En),
         license: card::license_of(&run.base),
         base,
@@ -246,6 +247,7 @@ fn unrecorded(adapter: &Path, base: &Path, lang: Lang) -> Result<Card> {
     Ok(Card {
         name: folder_name(adapter),
         repository: None,
+        revision: None,
         language: lang.pick(CardLanguage::Zh, CardLanguage::En),
         base: BaseName::new(&named, base),
         lora: Lora::of(&config),

@@ -42,6 +42,12 @@ pub fn at(path: &Path) -> Report {
     Report::input(text).with_hint(hint)
 }
 
+/// Whether a folder is that of a run that has left no adapter yet.
+pub fn is_stopped_run(folder: &Path) -> bool {
+    let has_model = [CONFIG_FILE, "config.json"].iter().any(|name| folder.join(name).is_file());
+    !has_model && (folder.join(RUN_FILE).is_file() || matches!(latest_checkpoint(folder), Ok(Some(_))))
+}
+
 /// The folder of the base that `base` names, here or on the Hub; that it is a model's is known only where it is not plain
 /// that it is something else.
 ///

@@ -219,7 +219,10 @@ impl ParcelFile {
     }
 
     /// SHA-256 of its bytes; `heard` hears of every byte that is read for it.
-    pub(crate) fn sha256(&self, heard: &mut dyn FnMut(u64)) -> Result<&str, HubError> {
+    ///
+    /// # Errors
+    /// If it cannot be read, or changed since it was looked at.
+    pub fn sha256(&self, heard: &mut dyn FnMut(u64)) -> Result<&str, HubError> {
         self.sum(&self.sha256, Sum::sha256(), heard)
     }
 

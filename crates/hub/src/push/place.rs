@@ -122,7 +122,7 @@ impl Hub {
     }
 
     /// The error that a repository may be public where that must not be.
-    pub(super) fn not_private(&self, repo: &RepoName) -> HubError {
+    pub fn not_private(&self, repo: &RepoName) -> HubError {
         HubError::NotPrivate { repo: repo.clone(), host: self.host() }
     }
 

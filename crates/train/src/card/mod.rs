@@ -14,6 +14,7 @@ mod notes;
 mod quantized;
 mod record;
 mod results;
+mod sent;
 mod snippets;
 mod text_language;
 mod training;
@@ -32,6 +33,7 @@ pub use markdown::shell_word;
 pub use notes::{of as notes_of, put as put_notes};
 pub use quantized::QuantizedCard;
 pub use record::{CARD_FILE, Card, CardLanguage, Lora, Merge, Training};
+pub use sent::{is_as_sent, sent_readme, with_sent_readme};
 pub use text_language::TextLanguage;
 
 /// Name of a card.
@@ -133,6 +135,11 @@ impl Card {
 /// The SHA-256 of a card but for its notes, which may change by hand.
 fn sum_without_notes(readme: &str) -> String {
     fingerprint::hex(Sha256::new_with_prefix(put_notes(Some(readme), "", "")))
+}
+
+/// The SHA-256 of a file's bytes.
+pub fn sha256(bytes: &[u8]) -> String {
+    fingerprint::hex(Sha256::new_with_prefix(bytes))
 }
 
 /// The notes in a folder's card, if it has any.

@@ -55,6 +55,9 @@ pub struct Card {
     pub name: String,
     /// Where it lies on the Hub, `owner/name`, once it does.
     pub repository: Option<String>,
+    /// The branch there, where it is not the main one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub revision: Option<String>,
     /// Its languages.
     pub language: CardLanguage,
     /// The base.
@@ -245,6 +248,6 @@ impl Card {
     /// The card of a merged model in a folder called `name`.
     pub fn merged(self, name: String, merge: Merge) -> Self {
         let version = env!("CARGO_PKG_VERSION").to_owned();
-        Self { name, merge: Some(merge), repository: None, version, ..self }
+        Self { name, merge: Some(merge), repository: None, revision: None, version, ..self }
     }
 }

@@ -33,6 +33,8 @@ pub(super) fn render(page: &Page<'_>) -> String {
 struct Ask {
     /// The model's repository.
     repository: String,
+    /// Its branch, where it is not the main one.
+    revision: Option<String>,
     /// Its last part.
     name: String,
     /// The base's, as far as it is known.
@@ -68,8 +70,15 @@ impl Ask {
             messages: format!("[{}]", messages.join(", ")),
             question,
             most: run.map_or(128, |run| run.reply_tokens),
+            revision: card.revision.as_deref().map(line),
             repository,
         }
+    }
+
+    /// The repository as Python's loaders take it: with its branch as a further argument.
+    fn in_python(&self) -> String {
+        let revision = self.revision.as_ref().map(|revision| format!(", revision={}", literal(revision)));
+        literal(&self.repository) + &revision.unwrap_or_default()
     }
 }
 
@@ -96,17 +105,23 @@ fn placeholders(page: &Page<'_>, ask: &Ask) -> String {
 fn danlu(page: &Page<'_>, ask: &Ask) -> String {
     let needs_base = page.card.merge.is_none() && page.card.base.hub_id.is_none();
     let base = if needs_base { format!(" --base {}", shell_word(&ask.base)) } else { String::new() };
-    fenced(&format!("danlu chat {}{base}", shell_word(&ask.repository)), "sh")
+    let revision = ask.revision.as_ref().map(|revision| format!("@{revision}")).unwrap_or_default();
+    fenced(&format!("danlu chat {}{base}", shell_word(&(ask.repository.clone() + &revision))), "sh")
 }
 
 fn transformers(card: &Card, ask: &Ask) -> String {
-    let repository = literal(&ask.repository);
+    let repository = ask.in_python();
     let (imports, quantized) = loading(card);
     let load = match &card.merge {
         Some(_) => format!("model = AutoModelForCausalLM.from_pretrained({repository})\n"),
         None => format!(
-            "model = AutoModelForCausalLM.from_pretrained({}{quantized})\nmodel.load_adapter({repository})\nmodel.eval()\n",
-            literal(&ask.base)
+            "model = AutoModelForCausalLM.from_pretrained({}{quantized})\nmodel.load_adapter({}{})\nmodel.eval()\n",
+            literal(&ask.base),
+            literal(&ask.repository),
+            ask.revision.as_ref().map_or_else(String::new, |revision| format!(
+                ", adapter_kwargs={{\"revision\": {}}}",
+                literal(revision)
+            ))
         ),
     };
     let needs = packages(card);
@@ -114,7 +129,7 @@ fn transformers(card: &Card, ask: &Ask) -> String {
 }
 
 fn peft(card: &Card, ask: &Ask) -> String {
-    let (repository, base) = (literal(&ask.repository), literal(&ask.base));
+    let (repository, base) = (ask.in_python(), literal(&ask.base));
     let (imports, quantized) = loading(card);
     let needs = packages(card);
     let head = format!(
@@ -179,11 +194,22 @@ fn python(head: &str, ask: &Ask) -> String {
 fn serve(card: &Card, ask: &Ask) -> String {
     let repository = shell_word(&ask.repository);
     let text = match &card.merge {
-        Some(_) => format!("vllm serve {repository}"),
+        Some(_) => match &ask.revision {
+            Some(revision) => format!("vllm serve {repository} --revision {}", shell_word(revision)),
+            None => format!("vllm serve {repository}"),
+        },
         None => {
             let room = VLLM_RANKS.into_iter().find(|room| *room >= card.lora.r).unwrap_or(VLLM_RANKS[0]);
             let room = if room > VLLM_RANKS[0] { format!(" --max-lora-rank {room}") } else { String::new() };
-            let module = shell_word(&format!("{}={}", ask.name, ask.repository));
+            let module = match &ask.revision {
+                // vLLM fetches an adapter's main branch only: of another it is given the folder.
+                Some(revision) => format!(
+                    "{}=\"$(hf download {repository} --revision {} --quiet)\"",
+                    shell_word(&ask.name),
+                    shell_word(revision)
+                ),
+                None => shell_word(&format!("{}={}", ask.name, ask.repository)),
+            };
             format!("vllm serve {} --enable-lora{room} --lora-modules {module}", shell_word(&ask.base))
         }
     };

@@ -13,6 +13,7 @@ fn card(language: CardLanguage) -> Card {
     Card {
         name: run.adapter_name.clone(),
         repository: None,
+        revision: None,
         language,
         base: BaseName { name: "base-8m".into(), ..BaseName::default() },
         lora,
@@ -154,6 +155,26 @@ fn snippets_name_the_model_and_ask_as_the_run_did() {
         "{merged}"
     );
     assert!(merged.contains(r#"-d '{"model": "your-name/huan-merged", "messages""#), "{merged}");
+}
+
+#[test]
+fn snippets_name_the_branch_where_it_is_not_the_main_one() {
+    let mut card = on_the_hub(CardLanguage::En);
+    card.revision = Some("v2".into());
+    let adapter = card.render("");
+    for snippet in [
+        "danlu chat me/huan@v2\n",
+        "AutoTokenizer.from_pretrained(\"me/huan\", revision=\"v2\")",
+        "model.load_adapter(\"me/huan\", adapter_kwargs={\"revision\": \"v2\"})",
+        "PeftModel.from_pretrained(base, \"me/huan\", revision=\"v2\")",
+        "--lora-modules huan=\"$(hf download me/huan --revision v2 --quiet)\"",
+    ] {
+        assert!(adapter.contains(snippet), "{snippet}\n{adapter}");
+    }
+    let merged = Card { merge: Some(merge()), ..card }.render("");
+    for snippet in ["from_pretrained(\"me/huan\", revision=\"v2\")", "vllm serve me/huan --revision v2\n"] {
+        assert!(merged.contains(snippet), "{snippet}\n{merged}");
+    }
 }
 
 #[test]

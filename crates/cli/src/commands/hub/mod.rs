@@ -94,6 +94,12 @@ pub fn with_whole_commit(name: RepoName, folder: &Path) -> RepoName {
     if is_part { name.at(commit).unwrap_or(name) } else { name }
 }
 
+/// Whether `path` is a name of which the cache or the Hub knows; a folder may be spelt so as well.
+pub fn is_hub_name(hub: &Hub, path: &Path) -> bool {
+    let name = path.to_str().and_then(|text| text.parse().ok());
+    name.is_some_and(|name| is_cached(&name) || hub.has(&name) == Some(true))
+}
+
 fn is_cached(name: &RepoName) -> bool {
     let settings = HubSettings::from_env().ok();
     settings.is_some_and(|settings| matches!(Hub::new(settings).cached(name, Extent::All), Ok(Some(_))))

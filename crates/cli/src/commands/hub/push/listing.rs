@@ -78,16 +78,28 @@ fn place(differences: &Differences, name: &RepoName, args: &PushArgs, printer: &
     }
 }
 
-/// Says that the page has no card of this model, where it stays.
-pub fn warn_of_no_card(parcel: &Parcel, printer: &Printer) {
+/// Says which card the page has where that of this model stays.
+pub fn warn_of_no_card(parcel: &Parcel, differences: &Differences, printer: &Printer) {
     let is_card = |left: &&Left| left.path == card::README_FILE;
-    if let Some(Left { path, reason }) = parcel.left().iter().find(is_card) {
-        let why = why(*reason, printer);
+    let Some(Left { path, reason }) = parcel.left().iter().find(is_card) else { return };
+    if *reason == Reason::EditedThere {
         printer.warn(&printer.pick(
+            format!("{path} 在 Hub 上被改过，保持原样，这里的留在本机；`--overwrite` 用这里的替换"),
+            format!("{path} was edited on the Hub and stays there as it is; `--overwrite` puts the one here in its place"),
+        ));
+        return;
+    }
+    let why = why(*reason, printer);
+    printer.warn(&match differences.others.iter().any(|there| there == path) {
+        true => printer.pick(
+            format!("{path} 留在本机（{why}）：页面保留原有的 {path}"),
+            format!("{path} stays here ({why}): the page keeps the {path} that is there"),
+        ),
+        false => printer.pick(
             format!("{path} 留在本机（{why}）：页面没有这个模型的卡片"),
             format!("{path} stays here ({why}): the page is without this model's card"),
-        ));
-    }
+        ),
+    });
 }
 
 /// Why a file stays, in the user's language.
@@ -105,6 +117,8 @@ fn why(reason: Reason, printer: &Printer) -> String {
         Reason::Token { line } => {
             return printer.pick(format!("第 {line} 行像是令牌或私钥"), reason.to_string());
         }
+        Reason::TokenInName => "路径里有像令牌的文字",
+        Reason::EditedThere => "在 Hub 上被改过，那里保持原样",
         Reason::Link => "指向文件夹之外的链接",
         Reason::Special => "不是普通文件",
         Reason::Name => "仓库里不能有的名字",

@@ -1,6 +1,8 @@
 //! `danlu push`: an adapter or a model as one commit of a repository on the Hub.
 
+mod front_matter;
 mod listing;
+mod page;
 mod said_otherwise;
 mod sendable;
 
@@ -16,10 +18,13 @@ use danlu_train::card;
 
 use crate::commands::card::hub_id;
 use crate::commands::hub::{name_of, open, pull};
+use crate::commands::no_model;
 use crate::interrupt;
 use crate::printer::Printer;
 use crate::report::{Report, Result};
 use crate::text;
+use page::Page;
+use said_otherwise::Said;
 
 /// Examples under `--help`.
 pub const EXAMPLES: &str = "\
@@ -28,7 +33,7 @@ Examples:
   danlu push out/huanhuan-merged you/huanhuan-llama3-8b --private
   danlu push out/huanhuan you/huanhuan-lora --revision v2 --message 'Epoch 2'
 
-What nobody could load is refused. The repository is made where there is none. Everything arrives \
+What danlu could not load is refused. The repository is made where there is none. Everything arrives \
 in one commit; a push that was cut sends only what is lacking when it is run again. Checkpoints, \
 logs, training data, keys, and files with a token in them stay here; shards of a model that is \
 replaced are removed there.";
@@ -63,6 +68,9 @@ pub struct PushArgs {
     /// Send this too, though it would stay here: a path in the folder, or such as '*.jsonl'
     #[arg(long, value_name = "PATH")]
     pub include: Vec<String>,
+    /// Send README.md though the one there was edited on the Hub; that is lost then
+    #[arg(long)]
+    pub overwrite: bool,
     /// Send files too in which something looks like a token
     #[arg(long)]
     pub with_tokens: bool,
@@ -91,7 +99,7 @@ pub fn run(args: &PushArgs, printer: &Printer) -> Result<()> {
     if !has_token && !args.dry_run {
         return Err(HubError::NoToken { what: format!("a push to `{}`", name.id()) }.into());
     }
-    let parcel = parcel(args, token, &name, printer)?;
+    let parcel = parcel(args, token, &hub, &name, printer)?;
     let options = PushOptions {
         private: args.private,
         create_pr: args.create_pr,
@@ -104,10 +112,10 @@ pub fn run(args: &PushArgs, printer: &Printer) -> Result<()> {
     });
     printer.clear_live();
     let differences = differences?;
-    refuse(&differences, args, &name, has_token)?;
+    refuse(&differences, args, &hub, &name, has_token)?;
     listing::show(&parcel, &differences, &name, args, printer);
     if args.dry_run {
-        listing::warn_of_no_card(&parcel, printer);
+        listing::warn_of_no_card(&parcel, &differences, printer);
         printer.tell("没有发送任何内容（--dry-run）", "nothing was sent (--dry-run)");
         if !has_token {
             printer.tell(
@@ -125,7 +133,7 @@ pub fn run(args: &PushArgs, printer: &Printer) -> Result<()> {
         return Ok(());
     }
     send(&hub, &parcel, &name, &options, &differences, printer)?;
-    listing::warn_of_no_card(&parcel, printer);
+    listing::warn_of_no_card(&parcel, &differences, printer);
     Ok(())
 }
 
@@ -133,6 +141,7 @@ pub fn run(args: &PushArgs, printer: &Printer) -> Result<()> {
 fn parcel(
     args: &PushArgs,
     token: Option<danlu_hub::Token>,
+    hub: &Hub,
     name: &RepoName,
     printer: &Printer,
 ) -> Result<Parcel> {
@@ -142,10 +151,27 @@ fn parcel(
         return Err(Report::input(text).with_hint("name the output folder of `danlu train` or `danlu merge`"));
     }
     let options = ParcelOptions { include: args.include.clone(), with_tokens: args.with_tokens, token };
+    // A run that was stopped is told by what it left.
+    if folder.is_dir() && no_model::is_stopped_run(folder) {
+        return Err(no_model::at(folder));
+    }
     let mut parcel = Parcel::of(folder, &options)?;
     let needed = sendable::needed(folder)?;
-    for (path, bytes) in said_otherwise::files(args, name, printer)? {
+    sendable::refuse_without(&parcel, &needed)?;
+    let page = Page::read(hub, name)?;
+    let Said { files, edited } = said_otherwise::files(args, hub, &page, name, printer)?;
+    let (record, others): (Vec<_>, Vec<_>) =
+        files.into_iter().partition(|(path, _)| *path == card::CARD_FILE);
+    for (path, bytes) in others {
         parcel.substitute(path, bytes);
+    }
+    page.keep_edited(&mut parcel, args.overwrite)?;
+    for (path, bytes) in record {
+        parcel.substitute(path, page.with_sent(bytes, &parcel)?);
+    }
+    let has_page = parcel.files().iter().any(|file| file.path() == card::README_FILE);
+    if let Some([zh, en]) = edited.filter(|_| has_page) {
+        printer.tell(&zh, &en);
     }
     // The page shows what its record holds.
     let is_record =
@@ -160,11 +186,23 @@ fn parcel(
 }
 
 /// Refuses what the push itself would refuse, before anything is shown.
-fn refuse(differences: &Differences, args: &PushArgs, name: &RepoName, with_token: bool) -> Result<()> {
-    let Differences { exists, private, is_empty, .. } = *differences;
+fn refuse(
+    differences: &Differences,
+    args: &PushArgs,
+    hub: &Hub,
+    name: &RepoName,
+    with_token: bool,
+) -> Result<()> {
+    let Differences { exists, has_revision, private, is_empty, .. } = *differences;
     let repo = || name.clone();
     if args.create_pr && !exists {
         return Err(HubError::NothingToProposeTo { repo: repo(), with_token }.into());
+    }
+    if args.create_pr && !has_revision {
+        return Err(HubError::NoRevision { repo: repo() }.into());
+    }
+    if args.private && exists && private.is_none() && !args.create_pr {
+        return Err(hub.not_private(name).into());
     }
     if args.private && private == Some(false) && !is_empty && !args.create_pr {
         return Err(HubError::Public { repo: repo() }.into());
@@ -204,13 +242,21 @@ fn send(
     });
     printer.clear_live();
     drop(words);
-    let Pushed { commit, url, pull_request, files, removed, sent, ignored, .. } = pushed?;
+    let Pushed { commit, url, branched, pull_request, files, removed, sent, ignored, .. } = pushed?;
     if !ignored.is_empty() {
         let paths = text::printable(&ignored.join(", "));
         printer.tell(
             &format!("仓库的 .gitignore 排除了：{paths}"),
             &format!("the repository's .gitignore leaves out: {paths}"),
         );
+    }
+    if files.is_empty() && removed.is_empty() && branched {
+        let (branch, id) = (name.revision(), name.id());
+        printer.out(&printer.pick(
+            format!("已建立分支 `{branch}`；{id} 的 main 已有全部文件，没有新的提交：{url}"),
+            format!("the branch `{branch}` was made; main of {id} has all of it already, no commit was made: {url}"),
+        ));
+        return Ok(());
     }
     if files.is_empty() && removed.is_empty() {
         printer.out(&printer.pick(

@@ -3,85 +3,184 @@
 use std::path::Path;
 
 use danlu_adapter::{CONFIG_FILE, LoraConfig};
-use danlu_hub::RepoName;
+use danlu_hub::{Hub, RepoName};
 use danlu_model::files;
 use danlu_train::card::{self, Card};
 use serde_json::{Map, Value};
 
-use super::PushArgs;
-use crate::commands::hub::name_of;
+use super::page::Page;
+use super::{PushArgs, front_matter};
+use crate::commands::hub::is_hub_name;
+use crate::commands::nearby;
 use crate::printer::Printer;
 use crate::report::{Report, Result};
+use crate::text;
+
+/// Where an adapter's configuration names its base.
+const BASE: &str = "base_model_name_or_path";
 
 /// Longest configuration of an adapter, in bytes.
 const LONGEST_CONFIG: u64 = 4 << 20;
 
-/// Longest card that is looked into for the repository's name.
+/// Longest card that is looked into for the names in it.
 const LONGEST_CARD: u64 = 16 << 20;
 
-/// Names and bytes of these files. The folder itself stays as it is, and the next push says the same again.
+/// What goes otherwise than it is here.
+#[derive(Default)]
+pub struct Said {
+    /// Names and bytes of these files.
+    pub files: Vec<(&'static str, Vec<u8>)>,
+    /// What is to be known of a card that goes as it is: it does not name the repository.
+    pub edited: Option<[String; 2]>,
+}
+
+/// What goes otherwise than it is here. The folder itself stays as it is, and the next push says the same again.
 ///
 /// # Errors
-/// If the card or the adapter's configuration cannot be read.
-pub fn files(args: &PushArgs, name: &RepoName, printer: &Printer) -> Result<Vec<(&'static str, Vec<u8>)>> {
+/// If the card or the adapter's configuration cannot be read, or the Hub cannot be asked.
+pub fn files(
+    args: &PushArgs,
+    hub: &Hub,
+    page: &Page<'_>,
+    name: &RepoName,
+    printer: &Printer,
+) -> Result<Said> {
     let folder = &args.folder;
-    let mut files = Vec::new();
-    let mut base_id = args.base_id.clone();
-    if let Some(mut card) = Card::read(folder)? {
+    let mut said = Said::default();
+    let mut card = Card::read(folder)?;
+    let named = match folder.join(CONFIG_FILE).is_file() {
+        true => LoraConfig::read(folder)?.base_model_name_or_path,
+        false => None,
+    };
+    let base_id = base_id(args, hub, page, card.as_ref(), named.as_deref(), printer)?;
+    let is_recorded = card.is_some();
+    if let Some(mut card) = card.take() {
         // A run that was killed before it wrote its page has left the record: its page comes along.
         let notes = card.notes_if_as_written(folder)?;
         card.repository = Some(name.id().to_owned());
-        match &args.base_id {
-            Some(id) => card.base.hub_id = Some(id.clone()),
-            None => base_id.clone_from(&card.base.hub_id),
-        }
+        // A pull request is for the main branch.
+        let branch = Some(name.revision()).filter(|branch| *branch != "main" && !args.create_pr);
+        card.revision = branch.map(str::to_owned);
+        card.base.hub_id = base_id.clone().or(card.base.hub_id);
         match notes {
-            Some(notes) => files.extend(card.files(&notes)),
+            Some(notes) => said.files.extend(card.files(&notes)),
             None => {
-                files.push((card::CARD_FILE, card.to_json()));
-                tell_of_edited(folder, name, printer)?;
+                said.edited = edited(folder, name, card.base.hub_id.as_deref())?;
+                said.files.push((card::CARD_FILE, card.to_json()));
             }
         }
     }
-    if folder.join(CONFIG_FILE).is_file() {
-        let bytes = adapter_config(folder, args.base_id.is_some(), base_id, printer)?;
-        files.extend(bytes.map(|bytes| (CONFIG_FILE, bytes)));
+    if let Some(named) = named {
+        let bytes = base_id.as_ref().map(|id| adapter_config(folder, id)).transpose()?;
+        said.files.extend(bytes.map(|bytes| (CONFIG_FILE, bytes)));
+        let readme = folder.join(card::README_FILE);
+        if let Some(id) = base_id.filter(|_| !is_recorded && readme.is_file()) {
+            let readme = files::read_bounded(&readme, LONGEST_CARD)?;
+            let renamed = front_matter::renamed(&String::from_utf8_lossy(&readme), &named, &id);
+            if renamed.as_bytes() != readme {
+                said.files.push((card::README_FILE, renamed.into_bytes()));
+            }
+        }
     }
-    Ok(files)
+    Ok(said)
 }
 
-/// A card that was written by hand goes as it is, which is worth a word where it does not name the repository.
-fn tell_of_edited(folder: &Path, name: &RepoName, printer: &Printer) -> Result<()> {
-    let readme = files::read_bounded(&folder.join(card::README_FILE), LONGEST_CARD)?;
-    if !String::from_utf8_lossy(&readme).contains(name.id()) {
-        printer.tell(
-            &format!("README.md 改动过，原样发送；其中的代码片段可能需要改成 `{name}`"),
-            &format!("README.md was edited and goes as it is; its snippets may have to name `{name}`"),
-        );
+/// The base's name on the Hub where it is to be said in place of what stands here: where that was asked for, or the card
+/// knows it and the adapter's configuration names something else, or the page has it already. A base that nobody else finds
+/// is told.
+fn base_id(
+    args: &PushArgs,
+    hub: &Hub,
+    page: &Page<'_>,
+    card: Option<&Card>,
+    named: Option<&str>,
+    printer: &Printer,
+) -> Result<Option<String>> {
+    if args.base_id.is_some() {
+        return Ok(args.base_id.clone());
     }
+    let named_id = named.and_then(|named| named.parse::<RepoName>().ok());
+    match card {
+        Some(Card { base, .. }) if base.hub_id.is_some() => {
+            let is_named = named_id.is_some_and(|name| Some(name.id()) == base.hub_id.as_deref());
+            return Ok(base.hub_id.clone().filter(|_| !is_named));
+        }
+        Some(_) => {}
+        None => {
+            let Some(named) = named.map(Path::new) else { return Ok(None) };
+            let is_folder = nearby::find(&args.folder, named, Path::is_dir).is_some();
+            if !is_folder && named_id.is_some() && is_hub_name(hub, named) {
+                return Ok(None);
+            }
+        }
+    }
+    if let Some(id) = page.base_id(card, named.unwrap_or_default())? {
+        printer.tell(
+            &format!("基座仍写作 `{id}`，与 Hub 上一致；要改用 `--base-id`"),
+            &format!("the base goes on being called `{id}`, as it is there; `--base-id` says otherwise"),
+        );
+        return Ok(Some(id));
+    }
+    if let Some(named) = named {
+        warn_of_folder(&args.folder, named, printer)?;
+    }
+    Ok(None)
+}
+
+/// Warns of a base that nobody else finds, and of the lines that would show a path of this machine to everyone.
+fn warn_of_folder(folder: &Path, named: &str, printer: &Printer) -> Result<()> {
+    if !is_path(named) {
+        printer.warn(&printer.pick(
+            format!("adapter_config.json 的基座是 `{named}`：本机的文件夹，或 Hub 上没有的名字，别人找不到：用 `--base-id 组织/名字` 写明它在 Hub 上的名字"),
+            format!("adapter_config.json names its base `{named}`, a folder here or a name that the Hub does not know, which nobody else finds: `--base-id ORG/NAME` says what it is on the Hub"),
+        ));
+        return Ok(());
+    }
+    let config = files::read_bounded(&folder.join(CONFIG_FILE), LONGEST_CONFIG)?;
+    let config = String::from_utf8_lossy(&config);
+    let line = config.lines().position(|line| line.contains(BASE)).map_or(1, |i| i + 1);
+    let mut places = vec![format!("{CONFIG_FILE}:{line}")];
+    let readme = folder.join(card::README_FILE);
+    if readme.is_file() {
+        let readme = files::read_bounded(&readme, LONGEST_CARD)?;
+        let bases = front_matter::bases(&String::from_utf8_lossy(&readme));
+        let paths = bases.iter().filter(|(_, base)| is_path(base));
+        places.extend(paths.map(|(line, _)| format!("{}:{line}", card::README_FILE)));
+    }
+    let places = places.join(", ");
+    printer.warn(&printer.pick(
+        format!("{places}：写有本机的路径 `{named}`，人人都会看到，却没有人能找到：用 `--base-id 组织/名字` 换成基座在 Hub 上的名字"),
+        format!("{places}: the path `{named}` of this machine, which everyone would see and nobody finds: `--base-id ORG/NAME` puts the base's name on the Hub in its place"),
+    ));
     Ok(())
 }
 
-/// `adapter_config.json` with its base by the name on the Hub, where that was asked for, or the card knows it and the file
-/// names a folder. Otherwise a base that is a folder of this machine is told: nobody else can find it.
-fn adapter_config(
-    folder: &Path,
-    is_asked: bool,
-    base_id: Option<String>,
-    printer: &Printer,
-) -> Result<Option<Vec<u8>>> {
-    const BASE: &str = "base_model_name_or_path";
-    let named = LoraConfig::read(folder)?.base_model_name_or_path.unwrap_or_default();
-    if !is_asked && name_of(Path::new(&named)).is_some() {
+/// Whether a base's name can be nothing but a path of some machine.
+fn is_path(named: &str) -> bool {
+    named.starts_with(['/', '~', '.', '\\']) || named.get(1..2) == Some(":")
+}
+
+/// What is to be known of a card that was edited by hand and goes as it is: the command that writes it again, where it does
+/// not name the repository.
+fn edited(folder: &Path, name: &RepoName, base_id: Option<&str>) -> Result<Option<[String; 2]>> {
+    let readme = files::read_bounded(&folder.join(card::README_FILE), LONGEST_CARD)?;
+    if String::from_utf8_lossy(&readme).contains(name.id()) {
         return Ok(None);
     }
-    let Some(id) = base_id else {
-        printer.tell(
-            &format!("adapter_config.json 的基座是 `{named}`，本机的文件夹，别人找不到：用 `--base-id 组织/名字` 写明它在 Hub 上的名字"),
-            &format!("adapter_config.json names its base `{named}`, a folder here, which nobody else finds: `--base-id ORG/NAME` says what it is on the Hub"),
-        );
-        return Ok(None);
-    };
+    let base = base_id.map(|id| format!(" --base-id {id}")).unwrap_or_default();
+    let command = format!("danlu card {} --name {}{base} --overwrite", text::shell_path(folder), name.id());
+    Ok(Some([
+        format!(
+            "README.md 改动过，原样发送；其中的代码片段可能需要改成 `{name}`。`{command}` 重新生成，手工改动会丢失"
+        ),
+        format!(
+            "README.md was edited and goes as it is; its snippets may have to name `{name}`. `{command}` writes it again, without what was edited"
+        ),
+    ]))
+}
+
+/// `adapter_config.json` with its base by the name on the Hub.
+fn adapter_config(folder: &Path, id: &str) -> Result<Vec<u8>> {
     let path = folder.join(CONFIG_FILE);
     let bytes = files::read_bounded(&path, LONGEST_CONFIG)?;
     let config = serde_json::from_slice::<Map<String, Value>>(&bytes);
@@ -89,5 +188,5 @@ fn adapter_config(
     config.insert(BASE.to_owned(), id.into());
     // A commit of the one named before says nothing of this one.
     config.insert("revision".to_owned(), Value::Null);
-    Ok(Some(serde_json::to_vec_pretty(&config).expect("JSON that was read is written again")))
+    Ok(serde_json::to_vec_pretty(&config).expect("JSON that was read is written again"))
 }

@@ -2,15 +2,25 @@
 
 use std::path::{Path, PathBuf};
 
-use danlu_adapter::{Adapter, CONFIG_FILE, WEIGHTS_FILE};
+use danlu_adapter::{Adapter, AdapterError, CONFIG_FILE, WEIGHTS_FILE};
 use danlu_hub::{Left, Parcel, Reason};
-use danlu_model::{INDEX_FILE, ModelConfig, Tokenizer, Weights};
+use danlu_model::{INDEX_FILE, ModelConfig, ModelError, Tokenizer, Weights};
 use danlu_train::TokenIdentity;
 
 use crate::report::{Report, Result};
 
 /// A model's weights in one file.
 const SINGLE: &str = "model.safetensors";
+
+/// One of these makes a folder a whole model's.
+const MODEL: [&str; 2] = [SINGLE, INDEX_FILE];
+
+/// What to do about a file here that is damaged.
+const WRITE_AGAIN: &str =
+    "nothing was sent: put the file back, or write the folder again with `danlu train` or `danlu merge`";
+
+/// What to do about a model that danlu does not know.
+const OTHER_TOOLS: &str = "danlu sends only what it can load itself: `hf upload NAME DIR` of Python's huggingface_hub sends any folder";
 
 /// A folder's tokenizer, as far as it has one.
 const TOKENIZER: [&str; 2] = ["tokenizer.json", "tokenizer_config.json"];
@@ -21,11 +31,18 @@ const TOKENIZER: [&str; 2] = ["tokenizer.json", "tokenizer_config.json"];
 /// If a file of the adapter or the model has a fault.
 pub fn needed(folder: &Path) -> Result<Vec<String>> {
     let is_adapter = folder.join(CONFIG_FILE).is_file();
+    if let Some(weights) = MODEL.into_iter().find(|name| is_adapter && folder.join(name).is_file()) {
+        let text = format!(
+            "`{}` holds an adapter (`{CONFIG_FILE}`) and a model (`{weights}`): who loads it finds only one of them",
+            folder.display()
+        );
+        return Err(
+            Report::input(text).with_hint("put each into a folder of its own, and push them to two names")
+        );
+    }
     let opened = if is_adapter { adapter(folder) } else { model(folder) };
     let opened = opened.and_then(|needed| Ok((needed, TokenIdentity::read(folder)?)));
-    let (mut needed, _) = opened.map_err(|report| {
-        report.or_hint("nothing was sent: put the file back, or write the folder again with `danlu train` or `danlu merge`")
-    })?;
+    let (mut needed, _) = opened.map_err(|report| report.or_hint(WRITE_AGAIN))?;
     needed.extend(TOKENIZER.into_iter().filter(|name| folder.join(name).is_file()).map(str::to_owned));
     Ok(needed)
 }
@@ -44,21 +61,53 @@ pub fn refuse_without(parcel: &Parcel, needed: &[String]) -> Result<()> {
 
 /// The files that an adapter needs.
 fn adapter(folder: &Path) -> Result<Vec<String>> {
-    Adapter::check(folder)?;
+    Adapter::check(folder).map_err(|error| match unpacked(&error) {
+        AdapterError::Unsupported { .. } => Report::from(error).and_hint(OTHER_TOOLS),
+        AdapterError::Header { .. } => Report::from(error).with_hint(WRITE_AGAIN),
+        AdapterError::Model(inner) => of_model(inner, Report::from_error(&error, inner.hint())),
+        _ => error.into(),
+    })?;
     if TOKENIZER.iter().all(|name| folder.join(name).is_file()) {
         Tokenizer::read(folder)?;
     }
     Ok([CONFIG_FILE, WEIGHTS_FILE].map(str::to_owned).into())
 }
 
+/// An error without the file that it was found in.
+fn unpacked(error: &AdapterError) -> &AdapterError {
+    match error {
+        AdapterError::InFile { source, .. } => unpacked(source),
+        error => error,
+    }
+}
+
+/// The report of an error in a folder of one's own, which nobody fetched.
+fn of_model(error: &ModelError, report: Report) -> Report {
+    match error {
+        ModelError::Header { message, .. } if message.contains("version https://git-lfs") => report,
+        ModelError::FileSize { .. } | ModelError::Header { .. } | ModelError::Json { .. } => {
+            report.with_hint(WRITE_AGAIN)
+        }
+        ModelError::Unsupported { .. } => report.and_hint(OTHER_TOOLS),
+        _ => report,
+    }
+}
+
 /// The files that a model needs.
 fn model(folder: &Path) -> Result<Vec<String>> {
-    let config = ModelConfig::read(folder)?;
-    let weights = Weights::open(folder)?;
-    weights.check_complete(&config)?;
-    if folder.join(TOKENIZER[0]).is_file() {
-        Tokenizer::read(folder)?.check_fits(&config)?;
+    let report = |error: ModelError| of_model(&error, Report::from_error(&error, error.hint()));
+    let config = ModelConfig::read(folder).map_err(report)?;
+    let weights = Weights::open(folder).map_err(report)?;
+    weights.check_complete(&config).map_err(report)?;
+    let tokenizer = folder.join(TOKENIZER[0]);
+    if !tokenizer.is_file() {
+        let text =
+            format!("`{}` is missing: nobody can talk to a model without its tokenizer", tokenizer.display());
+        return Err(Report::input(text).with_hint(
+            "copy it and tokenizer_config.json from the base, or write the folder again with `danlu merge`",
+        ));
     }
+    Tokenizer::read(folder)?.check_fits(&config)?;
     let name = |path: &PathBuf| Some(path.file_name()?.to_str()?.to_owned());
     let mut needed: Vec<String> = weights.files().iter().filter_map(name).collect();
     if !needed.iter().any(|name| name == SINGLE) {

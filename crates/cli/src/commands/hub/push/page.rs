@@ -1,0 +1,93 @@
+//! The page that is there before a push: what it says of the base, and whether somebody edited it since it was sent.
+
+use std::path::Path;
+
+use danlu_adapter::CONFIG_FILE;
+use danlu_hub::{Hub, Parcel, Reason, RepoName};
+use danlu_train::card::{self, Card};
+use serde_json::Value;
+
+use crate::commands::hub::is_hub_name;
+use crate::report::Result;
+
+/// Longest file of it that is looked into, in bytes.
+const LONGEST: u64 = 16 << 20;
+
+/// The page that is there.
+pub struct Page<'a> {
+    hub: &'a Hub,
+    name: &'a RepoName,
+    record: Option<Vec<u8>>,
+    readme: Option<Vec<u8>>,
+}
+
+impl<'a> Page<'a> {
+    /// Reads what is there of it.
+    ///
+    /// # Errors
+    /// If the Hub cannot be asked.
+    pub fn read(hub: &'a Hub, name: &'a RepoName) -> Result<Self> {
+        let record = hub.small_file(name, card::CARD_FILE, LONGEST)?;
+        let readme = match record {
+            Some(_) => hub.small_file(name, card::README_FILE, LONGEST)?,
+            None => None,
+        };
+        Ok(Self { hub, name, record, readme })
+    }
+
+    /// The Hub's name of the base that the page gives, unless it is known to be another base than that of `card`, or only
+    /// what the adapter's configuration here says.
+    ///
+    /// # Errors
+    /// If the Hub cannot be asked.
+    pub fn base_id(&self, card: Option<&Card>, named: &str) -> Result<Option<String>> {
+        if let Some(record) = &self.record {
+            let record: Value = serde_json::from_slice(record).unwrap_or_default();
+            let there = &record["base"];
+            let ours = card.and_then(|card| card.base.sha256.as_deref());
+            if ours.zip(there["sha256"].as_str()).is_some_and(|(ours, theirs)| ours != theirs) {
+                return Ok(None);
+            }
+            return Ok(there["hub_id"].as_str().filter(|id| danlu_model::is_repo_id(id)).map(str::to_owned));
+        }
+        let Some(config) = self.hub.small_file(self.name, CONFIG_FILE, LONGEST)? else { return Ok(None) };
+        let config: Value = serde_json::from_slice(&config).unwrap_or_default();
+        let id = config["base_model_name_or_path"].as_str().filter(|id| *id != named);
+        Ok(id.filter(|id| is_hub_name(self.hub, Path::new(id))).map(str::to_owned))
+    }
+
+    /// Lets `README.md` stay here where it would replace one that was edited there, unless that is wanted; says whether.
+    ///
+    /// # Errors
+    /// If it cannot be read.
+    pub fn keep_edited(&self, parcel: &mut Parcel, overwrite: bool) -> Result<bool> {
+        let (Some(record), Some(readme)) = (&self.record, &self.readme) else { return Ok(false) };
+        if overwrite || card::is_as_sent(record, readme) {
+            return Ok(false);
+        }
+        let Some(ours) = sum(parcel)? else { return Ok(false) };
+        let is_edited = ours != card::sha256(readme);
+        if is_edited {
+            parcel.keep(card::README_FILE, Reason::EditedThere);
+        }
+        Ok(is_edited)
+    }
+
+    /// The bytes of `card.json` as they go, with the sum of the `README.md` that goes, or that was sent last.
+    ///
+    /// # Errors
+    /// If that cannot be read.
+    pub fn with_sent(&self, record: Vec<u8>, parcel: &Parcel) -> Result<Vec<u8>> {
+        let sent = match sum(parcel)? {
+            Some(sum) => Some(sum),
+            None => self.record.as_deref().and_then(card::sent_readme),
+        };
+        Ok(card::with_sent_readme(record, sent))
+    }
+}
+
+/// The SHA-256 of the `README.md` that goes.
+fn sum(parcel: &Parcel) -> Result<Option<String>> {
+    let readme = parcel.files().iter().find(|file| file.path() == card::README_FILE);
+    Ok(readme.map(|file| file.sha256(&mut |_| {}).map(str::to_owned)).transpose()?)
+}
