@@ -525,4 +525,14 @@ fn a_branch_is_named_wherever_the_push_is_spoken_of() {
     ] {
         assert!(desk.refuses(line).err.contains("has no revision `v9`"));
     }
+    // Without a card of danlu's nothing names the branch: it is all that is made.
+    as_peft_saves(&desk, "lab/base");
+    desk.scene.ok("push out me/plain");
+    let ran = desk.scene.ok("push out me/plain --revision v5");
+    assert!(
+        ran.out.contains("the branch `v5` was made; main of me/plain has all of it already"),
+        "{}",
+        ran.out
+    );
+    assert!(desk.server.read("me/plain", "v5", "adapter_config.json").is_some());
 }

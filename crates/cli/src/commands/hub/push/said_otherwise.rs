@@ -130,9 +130,17 @@ fn base_id(
 /// Warns of a base that nobody else finds, and of the lines that would show a path of this machine to everyone.
 fn warn_of_folder(folder: &Path, named: &str, printer: &Printer) -> Result<()> {
     if !is_path(named) {
+        let is_folder = nearby::find(folder, Path::new(named), Path::is_dir).is_some();
+        let (zh, en) = match is_folder || named.parse::<RepoName>().is_err() {
+            true => ("本机的文件夹", "a folder here"),
+            false => (
+                "这里没有的文件夹，或 Hub 上没有的名字",
+                "neither a folder here nor a name that the Hub knows",
+            ),
+        };
         printer.warn(&printer.pick(
-            format!("adapter_config.json 的基座是 `{named}`：本机的文件夹，或 Hub 上没有的名字，别人找不到：用 `--base-id 组织/名字` 写明它在 Hub 上的名字"),
-            format!("adapter_config.json names its base `{named}`, a folder here or a name that the Hub does not know, which nobody else finds: `--base-id ORG/NAME` says what it is on the Hub"),
+            format!("adapter_config.json 的基座是 `{named}`，{zh}，别人找不到：用 `--base-id 组织/名字` 写明它在 Hub 上的名字"),
+            format!("adapter_config.json names its base `{named}`, {en}, which nobody else finds: `--base-id ORG/NAME` says what it is on the Hub"),
         ));
         return Ok(());
     }
