@@ -1,20 +1,23 @@
 //! Requests: redirected with care, repeated where that may help, with the token for nobody but the Hub itself.
 
-use std::borrow::Cow;
-use std::io::{self, Read};
+mod answer;
+mod ask;
+mod unanswered;
+
 use std::sync::OnceLock;
-use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
-use ureq::http::{HeaderMap, Method, Request, StatusCode};
+use ureq::http::{Method, Request};
 use ureq::tls::TlsConfig;
-use ureq::{Agent, Body, SendBody, Timeout};
+use ureq::{Agent, SendBody};
 
 use crate::address::{is_encrypted, joined, origin};
-use crate::machine::{proxy, proxy_variable, roots};
-use crate::slice::Slice;
-use crate::sum::PIECE;
+use crate::machine::{proxy, roots};
 use crate::{Endpoint, HubError, Token, wait};
+
+pub(crate) use answer::{Answer, Unread};
+pub(crate) use ask::{Ask, Load};
+use unanswered::unanswered;
 
 /// Redirects of one request at most.
 const REDIRECTS: usize = 5;
@@ -45,148 +48,6 @@ impl Default for Pace {
     fn default() -> Self {
         let seconds = Duration::from_secs;
         Self { tries: 5, pause: seconds(1), longest: seconds(300), stall: seconds(30) }
-    }
-}
-
-/// What is asked.
-#[derive(Clone, Debug)]
-pub(crate) struct Ask<'a> {
-    pub method: Method,
-    /// An address of the Hub, or one that it gave.
-    pub url: String,
-    pub headers: Vec<(Cow<'static, str>, String)>,
-    pub load: Load<'a>,
-    /// Says when nobody waits for the answer any more.
-    pub stop: Option<&'a AtomicBool>,
-    /// Whether its answer may take long, and must not be asked for again before.
-    pub is_slow: bool,
-}
-
-/// What a request brings.
-#[derive(Clone, Copy, Debug)]
-pub(crate) enum Load<'a> {
-    Nothing,
-    Bytes(&'a [u8]),
-    Slice(&'a Slice<'a>),
-}
-
-impl<'a> Ask<'a> {
-    /// Reads what is at `url`.
-    pub fn get(url: impl Into<String>) -> Self {
-        Self {
-            method: Method::GET,
-            url: url.into(),
-            headers: Vec::new(),
-            load: Load::Nothing,
-            stop: None,
-            is_slow: false,
-        }
-    }
-
-    /// Brings `bytes` of a kind such as `application/json`.
-    pub fn post(url: impl Into<String>, kind: &str, bytes: &'a [u8]) -> Self {
-        let headers = vec![(Cow::Borrowed("content-type"), kind.to_owned())];
-        Self {
-            method: Method::POST,
-            url: url.into(),
-            headers,
-            load: Load::Bytes(bytes),
-            stop: None,
-            is_slow: false,
-        }
-    }
-
-    /// Puts a part of a file there.
-    pub fn put(url: impl Into<String>, slice: &'a Slice<'a>) -> Self {
-        let (headers, load, stop) = (Vec::new(), Load::Slice(slice), Some(slice.stop));
-        Self { method: Method::PUT, url: url.into(), headers, load, stop, is_slow: false }
-    }
-
-    /// The request in words: the address without its query, which may be signed.
-    pub fn words(&self) -> String {
-        format!("{} {}", self.method, self.url.split(['?', '#']).next().unwrap_or_default())
-    }
-
-    /// An answer that the Hub does not give.
-    pub fn fault(&self, fault: impl Into<String>) -> HubError {
-        HubError::Answer { host: self.host(), request: self.words(), fault: fault.into() }
-    }
-
-    /// The host asked.
-    pub fn host(&self) -> String {
-        origin(&self.url).map_or_else(|| self.url.clone(), |(_, host)| host)
-    }
-}
-
-/// What came back: any status that is no redirect.
-#[derive(Debug)]
-pub(crate) struct Answer {
-    /// Who gave it, after redirects.
-    pub host: String,
-    pub status: StatusCode,
-    pub headers: HeaderMap,
-    body: Body,
-    /// Where it is no file, how long all of it may take, and until when that is.
-    time: Duration,
-    end: Instant,
-    token: Option<Token>,
-}
-
-/// Why an answer that is no file was not read.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum Unread {
-    /// The connection: worth another try.
-    #[error(transparent)]
-    Cut(#[from] io::Error),
-    #[error("an answer that is not here after {} seconds", .0.as_secs())]
-    Late(Duration),
-    #[error("an answer of more than {0} bytes")]
-    Long(u64),
-}
-
-impl Answer {
-    /// A header's text.
-    pub fn header(&self, name: &str) -> Option<&str> {
-        self.headers.get(name)?.to_str().ok()
-    }
-
-    /// Whether the same request may do better later, and after which pause if the server names one.
-    pub fn is_passing(&self) -> Option<Option<Duration>> {
-        is_passing(self.status).then(|| retry_after(self))
-    }
-
-    /// The body, as it arrives.
-    pub fn into_reader(self) -> impl Read {
-        self.body.into_reader()
-    }
-
-    /// The whole body, of an answer that is no file.
-    pub fn bytes(&mut self) -> Result<Vec<u8>, Unread> {
-        self.at_most(LONGEST_ANSWER)
-    }
-
-    /// As [`Answer::bytes`], where it may be so long.
-    pub fn at_most(&mut self, most: u64) -> Result<Vec<u8>, Unread> {
-        let (mut reader, mut piece) = (self.body.as_reader(), vec![0; PIECE]);
-        let mut bytes = Vec::new();
-        loop {
-            // A server that sends a byte now and then never stands still.
-            if Instant::now() > self.end {
-                return Err(Unread::Late(self.time));
-            }
-            match reader.read(&mut piece) {
-                Ok(0) => return Ok(bytes),
-                Ok(n) if (bytes.len() + n) as u64 > most => return Err(Unread::Long(most)),
-                Ok(n) => bytes.extend_from_slice(&piece[..n]),
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(error.into()),
-            }
-        }
-    }
-
-    /// What the server wrote, as it may be shown.
-    pub fn redacted(&self, text: &str) -> String {
-        self.token.as_ref().map_or_else(|| text.to_owned(), |token| token.redacted(text))
     }
 }
 
@@ -403,73 +264,4 @@ impl Http {
         let end = Instant::now() + time;
         Ok(Answer { host, status: parts.status, headers: parts.headers, body, time, end, token })
     }
-}
-
-/// Why `url` gave no answer.
-fn unanswered(agent: &Agent, url: &str, host: String, error: &ureq::Error) -> HubError {
-    let (is_lost, reason) = (is_lost(error), reason(error));
-    if is_certificate(error) {
-        return HubError::Certificate { host, reason };
-    }
-    let goes_through = |proxy: &ureq::Proxy| url.parse().is_ok_and(|uri| !proxy.is_no_proxy(&uri));
-    match agent.config().proxy().filter(|proxy| goes_through(proxy)).and(proxy_variable()) {
-        Some(variable) if !is_lost => HubError::Proxy { host, variable, reason },
-        _ => HubError::Connect { is_lost, host, reason },
-    }
-}
-
-/// Whether somebody answered who cannot prove to be the host.
-fn is_certificate(error: &ureq::Error) -> bool {
-    match error {
-        ureq::Error::Io(error) => {
-            error.kind() == io::ErrorKind::InvalidData && error.to_string().contains("certificate")
-        }
-        ureq::Error::Rustls(error) => error.to_string().contains("certificate"),
-        _ => false,
-    }
-}
-
-/// What the system said, in few words.
-fn reason(error: &ureq::Error) -> String {
-    match error {
-        error if is_nowhere(error) => "there is no such host, or no network".to_owned(),
-        ureq::Error::Io(error) => error.to_string(),
-        ureq::Error::Timeout(_) | ureq::Error::BodyStalled => "it does not answer".to_owned(),
-        ureq::Error::ConnectProxyFailed(said) => said.clone(),
-        error => error.to_string(),
-    }
-}
-
-/// Whether the host's name means nothing here; the system's own words have no kind of their own.
-fn is_nowhere(error: &ureq::Error) -> bool {
-    match error {
-        ureq::Error::HostNotFound => true,
-        ureq::Error::Io(error) => error.to_string().starts_with("failed to lookup address information"),
-        _ => false,
-    }
-}
-
-/// Whether there was a connection, and it broke.
-fn is_lost(error: &ureq::Error) -> bool {
-    use io::ErrorKind::{ConnectionRefused, HostUnreachable, InvalidData, NetworkUnreachable};
-    match error {
-        error if is_nowhere(error) => false,
-        ureq::Error::ConnectionFailed | ureq::Error::ConnectProxyFailed(_) => false,
-        ureq::Error::Timeout(timeout) => !matches!(timeout, Timeout::Resolve | Timeout::Connect),
-        ureq::Error::Io(error) => {
-            // The third: what answers does not speak TLS.
-            !matches!(error.kind(), ConnectionRefused | HostUnreachable | InvalidData | NetworkUnreachable)
-        }
-        _ => true,
-    }
-}
-
-/// Whether the same request may do better later.
-fn is_passing(status: StatusCode) -> bool {
-    status.is_server_error() || matches!(status.as_u16(), 408 | 429)
-}
-
-/// How long the server asks to wait.
-fn retry_after(answer: &Answer) -> Option<Duration> {
-    wait::asked(answer.header("retry-after")?, answer.header("date"))
 }

@@ -1,0 +1,67 @@
+//! Why there was no answer.
+
+use std::io;
+
+use ureq::{Agent, Timeout};
+
+use crate::HubError;
+use crate::machine::proxy_variable;
+
+/// Why `url` gave no answer.
+pub(super) fn unanswered(agent: &Agent, url: &str, host: String, error: &ureq::Error) -> HubError {
+    let (is_lost, reason) = (is_lost(error), reason(error));
+    if is_certificate(error) {
+        return HubError::Certificate { host, reason };
+    }
+    let goes_through = |proxy: &ureq::Proxy| url.parse().is_ok_and(|uri| !proxy.is_no_proxy(&uri));
+    match agent.config().proxy().filter(|proxy| goes_through(proxy)).and(proxy_variable()) {
+        Some(variable) if !is_lost => HubError::Proxy { host, variable, reason },
+        _ => HubError::Connect { is_lost, host, reason },
+    }
+}
+
+/// Whether somebody answered who cannot prove to be the host.
+fn is_certificate(error: &ureq::Error) -> bool {
+    match error {
+        ureq::Error::Io(error) => {
+            error.kind() == io::ErrorKind::InvalidData && error.to_string().contains("certificate")
+        }
+        ureq::Error::Rustls(error) => error.to_string().contains("certificate"),
+        _ => false,
+    }
+}
+
+/// What the system said, in few words.
+fn reason(error: &ureq::Error) -> String {
+    match error {
+        error if is_nowhere(error) => "there is no such host, or no network".to_owned(),
+        ureq::Error::Io(error) => error.to_string(),
+        ureq::Error::Timeout(_) | ureq::Error::BodyStalled => "it does not answer".to_owned(),
+        ureq::Error::ConnectProxyFailed(said) => said.clone(),
+        error => error.to_string(),
+    }
+}
+
+/// Whether the host's name means nothing here; the system's own words have no kind of their own.
+fn is_nowhere(error: &ureq::Error) -> bool {
+    match error {
+        ureq::Error::HostNotFound => true,
+        ureq::Error::Io(error) => error.to_string().starts_with("failed to lookup address information"),
+        _ => false,
+    }
+}
+
+/// Whether there was a connection, and it broke.
+fn is_lost(error: &ureq::Error) -> bool {
+    use io::ErrorKind::{ConnectionRefused, HostUnreachable, InvalidData, NetworkUnreachable};
+    match error {
+        error if is_nowhere(error) => false,
+        ureq::Error::ConnectionFailed | ureq::Error::ConnectProxyFailed(_) => false,
+        ureq::Error::Timeout(timeout) => !matches!(timeout, Timeout::Resolve | Timeout::Connect),
+        ureq::Error::Io(error) => {
+            // The third: what answers does not speak TLS.
+            !matches!(error.kind(), ConnectionRefused | HostUnreachable | InvalidData | NetworkUnreachable)
+        }
+        _ => true,
+    }
+}
