@@ -142,6 +142,76 @@ fn what_was_said_and_written_by_hand_outlives_later_commands() {
 }
 
 #[test]
+fn a_model_put_into_4_bits_keeps_its_tokens_and_its_card() {
+    let scene = Scene::new();
+    scene.write("notes.md", "手写的话\n");
+    scene.ok(&format!(
+        "train --base base --data data.json --output out --notes notes.md --default-system 你是甄嬛。 --license mit {FLAGS}"
+    ));
+    scene.ok("merge out --output merged");
+    scene.ok("quantize merged --output four");
+    assert_eq!(scene.read("four/danlu.json"), scene.read("merged/danlu.json"));
+    assert_eq!(scene.read("four/loss.svg"), scene.read("merged/loss.svg"));
+    let card = text(&scene, "four/README.md");
+    for words in ["A whole model (nf4): ", "手写的话", "not of the model in nf4", "license: \"mit\""] {
+        assert!(card.contains(words), "{words}\n{card}");
+    }
+    assert!(!card.contains("Nothing was trained"), "{card}");
+
+    // A base of which nothing is known has a card too, in which names can be set.
+    scene.ok("quantize base --output base-nf4");
+    assert!(text(&scene, "base-nf4/README.md").contains("Nothing was trained"));
+    scene.ok("card base-nf4 --name me/base-nf4 --base-id lab/base");
+    let card = text(&scene, "base-nf4/README.md");
+    assert!(front(&card).contains("base_model: \"lab/base\"\nbase_model_relation: quantized\n"), "{card}");
+    assert!(card.contains("danlu chat me/base-nf4\n") && !card.contains("your-name"), "{card}");
+}
+
+#[test]
+fn another_base_is_told_of_and_its_card_claims_nothing_of_the_first() {
+    let scene = Scene::new();
+    scene.ok(&format!("train --base base --data data.json --output out {FLAGS}"));
+    for folder in ["copy", "other"] {
+        fs::create_dir(scene.path(folder)).unwrap();
+        for name in names(&scene.path("base")) {
+            fs::copy(scene.path(&format!("base/{name}")), scene.path(&format!("{folder}/{name}"))).unwrap();
+        }
+    }
+    let config = text(&scene, "other/config.json");
+    scene.write("other/config.json", &(config + "\n"));
+    // Where it lies makes no difference.
+    let ran = scene.ok("merge out --base copy --output same");
+    assert!(!ran.err.contains("warning"), "{}", ran.err);
+    assert!(text(&scene, "same/README.md").contains("| held-out loss"));
+
+    let ran = scene.ok("merge out --base other --output merged");
+    assert!(ran.err.contains("warning: `other` is not the base that out was trained on: "), "{}", ran.err);
+    let card = text(&scene, "merged/README.md");
+    assert!(
+        card.contains("was not trained on this base (other) but on another (base, see Training)"),
+        "{card}"
+    );
+    assert!(!card.contains("held-out loss") && !card.contains("Replies before"), "{card}");
+    assert!(!names(&scene.path("merged")).contains(&"loss.svg".to_owned()));
+    assert!(card.contains("`other` with a LoRA adapter"), "{card}");
+}
+
+#[test]
+fn a_resumed_run_that_has_nothing_to_do_keeps_its_record() {
+    let scene = Scene::new();
+    scene.ok(&format!("train --base base --data data.json --output out {FLAGS}"));
+    let card =
+        |scene: &Scene| serde_json::from_slice::<serde_json::Value>(&scene.read("out/card.json")).unwrap();
+    let mut first = card(&scene);
+    first["training"]["memory"] = serde_json::json!([1u64 << 40, 1u64 << 39]);
+    scene.write("out/card.json", &first.to_string());
+    scene.ok("train --output out --resume");
+    let again = card(&scene);
+    assert_eq!(again["training"]["memory"], first["training"]["memory"]);
+    assert!(text(&scene, "out/report.html").contains("1024.00 GiB"), "the report too");
+}
+
+#[test]
 fn notes_given_to_a_run_that_is_stopped_are_in_the_card_at_its_end() {
     let scene = Scene::new();
     scene.write("notes.md", "手写的话\n");
@@ -185,7 +255,7 @@ fn what_cannot_be_written_from_is_refused_with_a_hint() {
     let scene = Scene::new();
     scene.refuses(
         "card base",
-        "error: `base` holds no `card.json`, from which its card could be written\n\nhint: `danlu train` and `danlu merge` leave one beside the card\n",
+        "error: `base` holds no `card.json`, from which its card could be written\n\nhint: `danlu train`, `danlu merge` and `danlu quantize` leave one beside the card\n",
     );
     scene.refuses(
         "card me/huan",

@@ -27,6 +27,7 @@ fn a_base_that_is_written_in_4_bits_is_the_base_that_is_put_into_them() {
         names(&scene.path("base-nf4")),
         [
             "README.md",
+            "card.json",
             "config.json",
             "generation_config.json",
             "model.safetensors",

@@ -102,6 +102,27 @@ fn the_original_is_chosen_where_it_is_nearer_and_its_merge_is_measured() {
     assert_eq!(ran.out.matches("(chosen)").count(), 1, "{}", ran.out);
 }
 
+#[test]
+fn an_adapter_of_16_bits_is_merged_into_its_original_and_4_bits_are_told() {
+    let scene = Scene::new();
+    scene.ok(&format!("train --base base --output wide {FLAGS}"));
+    scene.ok("quantize base --output base-nf4");
+    let warning = "warning: the adapter was trained on a base in 16 bits or more, and `base-nf4` is in nf4";
+    let ran = scene.ok("chat wide --base base-nf4 --prompt 你好 --max-new-tokens 2");
+    assert!(ran.err.contains(warning), "{}", ran.err);
+
+    let ran = scene.ok("merge wide --base base-nf4 --original base --output merged");
+    assert_eq!(report(&scene, "merged")["merge"]["merge_base"], "original");
+    assert!(!ran.err.contains("4 bits") && !ran.out.contains("4 bits"), "{}{}", ran.err, ran.out);
+    scene.ok("merge wide --output plain");
+    assert_eq!(scene.read("plain/model.safetensors"), scene.read("merged/model.safetensors"));
+
+    let ran = scene.ok("merge wide --base base-nf4 --output four");
+    assert!(ran.err.contains(warning) && !ran.out.contains("what was trained"), "{}{}", ran.err, ran.out);
+    let card = String::from_utf8(scene.read("four/README.md")).unwrap();
+    assert!(card.contains("trained over the base before it was put into 4 bits"), "{card}");
+}
+
 /// Waits until the command has begun to fill `output`, or for a minute.
 fn wait_for(scene: &Scene, output: &str) {
     let (start, path) = (Instant::now(), scene.path(output));

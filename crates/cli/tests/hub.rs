@@ -71,10 +71,14 @@ fn a_whole_life_by_name() {
     assert!(hub.files_asked() > 0);
     let config: Value = serde_json::from_slice(&hub.scene.read("out/adapter_config.json")).unwrap();
     assert_eq!(config["base_model_name_or_path"], "lab/base");
-    assert_eq!(config["revision"], Value::Null);
+    let commit = hub.server.revisions("lab/base").into_values().next().unwrap();
+    assert_eq!(config["revision"], Value::from(commit.clone()));
     assert!(String::from_utf8(hub.scene.read("out/run.toml")).unwrap().contains("base = \"lab/base\""));
     let card = String::from_utf8(hub.scene.read("out/README.md")).unwrap();
     assert!(card.contains("base_model: \"lab/base\"") && !card.contains("snapshots"), "{card}");
+    let pinned = format!("from_pretrained(\"lab/base\", revision=\"{commit}\")\n");
+    assert!(card.contains(&pinned), "{pinned}\n{card}");
+    assert!(card.contains(&format!("vllm serve lab/base --revision {commit} --enable-lora")), "{card}");
 
     // From here on everything is in the cache: the adapter finds its base by name.
     hub.ok_offline("chat out --prompt 你好 --max-new-tokens 4");
@@ -96,6 +100,30 @@ fn a_whole_life_by_name() {
     let again = String::from_utf8(hub.scene.read("again/README.md")).unwrap();
     assert!(!again.contains("not on record"), "{again}");
     assert_eq!(hub.scene.read("again/model.safetensors"), hub.scene.read("merged/model.safetensors"));
+}
+
+#[test]
+fn an_adapter_keeps_to_the_commit_it_was_trained_on() {
+    let hub = Hub::new();
+    hub.scene.ok("train --base lab/base --data data.json --output out --max-steps 2 --lora-r 2");
+    let first = hub.server.revisions("lab/base").into_values().next().unwrap();
+    let config = String::from_utf8(hub.scene.read("elsewhere/config.json")).unwrap();
+    fs::remove_file(hub.scene.path("elsewhere/config.json")).unwrap();
+    hub.scene.write("elsewhere/config.json", &(config + "\n"));
+    hub.publish("lab/base", "elsewhere");
+    hub.scene.ok("pull lab/base");
+
+    let line = "chat out --prompt 你好 --max-new-tokens 2";
+    assert!(!hub.ok_offline(line).err.contains("warning"));
+    let other = hub.ok_offline(&format!("{line} --base lab/base"));
+    assert!(other.err.contains("is not the base that out was trained on"), "{}", other.err);
+    assert!(other.err.contains(&format!("`--base lab/base@{first}`")), "{}", other.err);
+    assert!(hub.ok_offline("compare out --data data.json --base lab/base").err.contains("is not the base"));
+
+    let refused = hub.scene.run("train --output out --resume");
+    let way = format!("danlu train --output out --resume --base lab/base@{first}");
+    assert!(refused.code == 1 && refused.err.ends_with(&format!("{way}\n")), "{}", refused.err);
+    hub.scene.ok(way.strip_prefix("danlu ").unwrap());
 }
 
 #[test]

@@ -108,10 +108,11 @@ impl CardArgs {
         if let Some(asked) = self.card_lang {
             card.language = asked.of(lang);
         }
-        for (field, given) in [(&mut card.license, &self.license), (&mut card.base.hub_id, &self.base_id)] {
-            if given.is_some() {
-                field.clone_from(given);
-            }
+        if self.license.is_some() {
+            card.license.clone_from(&self.license);
+        }
+        if let Some(id) = &self.base_id {
+            card.base = std::mem::take(&mut card.base).called(id);
         }
         if !self.dataset_id.is_empty() {
             card.datasets.clone_from(&self.dataset_id);
@@ -152,6 +153,11 @@ pub fn write_for_run(
     let lang = printer.lang;
     let template = tokens.fingerprint().template_sha256.clone();
     let mut training = Training::of(summary, template, REPLY_TOKENS, doctor::processor());
+    let recorded = earlier.and_then(|card| card.training.as_ref()?.memory);
+    // A resumed run measures its own part only, which may be no more than writing the adapter again.
+    if recorded > training.memory {
+        training.memory = recorded;
+    }
     training.stored = tokens.quantization().filter(|_| run.settings.quantization().is_none());
     let mut card = Card {
         name: summary.adapter_name.clone(),
@@ -160,10 +166,12 @@ pub fn write_for_run(
         language: lang.pick(CardLanguage::Zh, CardLanguage::En),
         license: card::license_of(&run.base),
         base,
-        lora: Lora::of(lora),
+        lora: Some(Lora::of(lora)),
         datasets: Vec::new(),
         training: Some(training),
         merge: None,
+        in_four_bits: None,
+        trained_on: None,
         has_picture: false,
         version: summary.version.clone(),
         readme_sha256: None,
@@ -174,7 +182,9 @@ pub fn write_for_run(
             card.repository.clone_from(&earlier.repository);
             card.language = earlier.language;
             card.license = earlier.license.clone().or(card.license);
-            card.base.hub_id = earlier.base.hub_id.clone().or(card.base.hub_id);
+            if let Some(id) = &earlier.base.hub_id {
+                card.base = card.base.called(id);
+            }
             card.datasets.clone_from(&earlier.datasets);
             card.readme_sha256.clone_from(&earlier.readme_sha256);
             run.card_now.apply(&mut card, lang);
@@ -232,6 +242,14 @@ impl MergedCard {
         Ok(Self { card, notes, picture })
     }
 
+    /// The card where the adapter goes into another base than it was trained on: what was measured in training is not of
+    /// this model.
+    pub fn on_another_base(&mut self, base: BaseName) {
+        let trained = std::mem::replace(&mut self.card.base, base);
+        self.card.trained_on = Some(trained);
+        (self.card.has_picture, self.picture) = (false, None);
+    }
+
     /// The files of the card in the merged model's folder.
     pub fn files(self, output: &Path, report: &MergeReport, fidelity: &Fidelity) -> Vec<Extra> {
         let card = self.card.merged(folder_name(output), Merge::of(report, fidelity));
@@ -250,11 +268,13 @@ fn unrecorded(adapter: &Path, base: &Path, lang: Lang) -> Result<Card> {
         revision: None,
         language: lang.pick(CardLanguage::Zh, CardLanguage::En),
         base: BaseName::new(&named, base),
-        lora: Lora::of(&config),
+        lora: Some(Lora::of(&config)),
         license: card::license_of(base),
         datasets: Vec::new(),
         training: None,
         merge: None,
+        in_four_bits: None,
+        trained_on: None,
         has_picture: false,
         version: env!("CARGO_PKG_VERSION").to_owned(),
         readme_sha256: None,
@@ -264,7 +284,7 @@ fn unrecorded(adapter: &Path, base: &Path, lang: Lang) -> Result<Card> {
 /// The flags of `danlu card`.
 #[derive(Args, Clone, Debug)]
 pub struct WriteArgs {
-    /// Folder of an adapter that `train` wrote, or of a merged model
+    /// Folder of an adapter that `train` wrote, of a merged model, or of one that `quantize` wrote
     pub folder: PathBuf,
     /// The name it has, or will have, on the Hub: what its snippets say
     #[arg(long, value_name = "OWNER/NAME", value_parser = hub_id, help_heading = "Model card")]
@@ -296,9 +316,8 @@ pub fn run(args: &WriteArgs, printer: &Printer) -> Result<()> {
         }
         let text =
             format!("`{}` holds no `{CARD_FILE}`, from which its card could be written", folder.display());
-        return Err(
-            Report::input(text).with_hint("`danlu train` and `danlu merge` leave one beside the card")
-        );
+        return Err(Report::input(text)
+            .with_hint("`danlu train`, `danlu merge` and `danlu quantize` leave one beside the card"));
     };
     let (given, kept) = (args.notes.read()?, card.notes_if_as_written(folder)?);
     let notes = match (given, kept) {

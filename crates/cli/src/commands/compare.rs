@@ -16,6 +16,7 @@ use crate::commands::context::check_context;
 use crate::commands::data::{self, HeldOut};
 use crate::commands::hub;
 use crate::commands::loaded::{Loaded, Place};
+use crate::commands::other_base;
 use crate::commands::replies;
 use crate::commands::train::held_out::{self, HELD_OUT_FILE};
 use crate::printer::{Look, Printer};
@@ -102,6 +103,7 @@ pub fn run(args: &CompareArgs, printer: &Printer) -> Result<()> {
     for place in &places {
         let most = ModelConfig::read(&place.base)?.max_position_embeddings;
         check_context(args.max_length, most, "`--max-length`")?;
+        other_base::warn(place, printer)?;
     }
 
     let data = match &args.data {

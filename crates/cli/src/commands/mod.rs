@@ -15,6 +15,7 @@ pub mod loaded;
 pub mod merge;
 pub mod nearby;
 pub mod no_model;
+pub mod other_base;
 pub mod plan;
 pub mod quantize;
 pub mod replies;

@@ -10,14 +10,15 @@ use clap::Args;
 use danlu_adapter::CONFIG_FILE;
 use danlu_hub::Extent;
 use danlu_kernels::FourBitCode;
-use danlu_model::{ModelError, NewModel, Quantization, Quantized, Weights, quantize_into};
-use danlu_train::card::{self, BaseName, QuantizedCard, README_FILE};
-use danlu_train::report::Language;
+use danlu_model::{Extra, ModelError, NewModel, Quantization, Quantized, Weights, files, quantize_into};
+use danlu_train::IDENTITY_FILE;
+use danlu_train::card::{self, BaseName, Card, CardLanguage, InFourBits, PICTURE_FILE};
 
 use crate::commands::ComputeArgs;
 use crate::commands::base;
 use crate::commands::loaded::folder_name;
 use crate::commands::{hub, no_model};
+use crate::lang::Lang;
 use crate::printer::{Look, Printer};
 use crate::report::{Report, Result};
 use crate::{interrupt, text};
@@ -30,6 +31,9 @@ Examples:
 
 The folder is in bitsandbytes' own format: transformers loads it. `--quant nf4` does the same \
 while a base is loaded, and writes nothing.";
+
+/// Largest file that is carried along beside weights and tokenizer.
+const LARGEST_CARRIED: u64 = 16 << 20;
 
 /// The flags of `danlu quantize`.
 #[derive(Args, Clone, Debug)]
@@ -75,17 +79,22 @@ pub fn run(args: &QuantizeArgs, printer: &Printer) -> Result<()> {
     let _attention = interrupt::listen(None)?;
     let start = Instant::now();
     let wide = size_of_weights(base)?;
-    let card = |written: &Quantized| {
-        let card = QuantizedCard {
-            name: folder_name(&args.output),
-            base: BaseName::new(&args.base.to_string_lossy(), base),
+    // What a model was trained with goes along, and what is known of it; read first, for a fault should not cost a run.
+    let identity = carried(base, IDENTITY_FILE)?;
+    let known = Card::read(base)?.filter(|card| card.merge.is_some());
+    let notes = if known.is_some() { card::read_notes(base)?.unwrap_or_default() } else { String::new() };
+    let picture =
+        if known.as_ref().is_some_and(|card| card.has_picture) { carried(base, PICTURE_FILE)? } else { None };
+    let known = known.map(|card| Card { has_picture: picture.is_some(), ..card });
+    let extra = |written: &Quantized| {
+        let in_four_bits = InFourBits {
             quantization,
             skipped: args.skip_modules.clone(),
-            license: card::license_of(base),
             sizes: (text::bytes(wide), text::bytes(written.weight_bytes)),
-            version: env!("CARGO_PKG_VERSION").to_owned(),
         };
-        vec![(README_FILE, card.render(printer.lang.pick(Language::Zh, Language::En)).into_bytes())]
+        let card = known.unwrap_or_else(|| of_base(&args.base, base, printer.lang));
+        let card = card.quantized(folder_name(&args.output), in_four_bits);
+        card.files(&notes).into_iter().chain(identity).chain(picture).collect()
     };
     let written = quantize_into(
         NewModel::create(&args.output)?,
@@ -93,7 +102,7 @@ pub fn run(args: &QuantizeArgs, printer: &Printer) -> Result<()> {
         quantization,
         &args.skip_modules,
         args.compute.threads(),
-        card,
+        extra,
         &mut base::progress(quantization, printer),
     );
     printer.clear_live();
@@ -121,6 +130,36 @@ fn module(name: &str) -> Result<String, String> {
     match !name.is_empty() && name.chars().all(is_plain) {
         true => Ok(name.to_owned()),
         false => Err("expected letters, digits, `_` and `.`, as in down_proj".to_owned()),
+    }
+}
+
+/// A file of the base that its copy in 4 bits has too, if there is one.
+fn carried(base: &Path, name: &'static str) -> Result<Option<Extra>> {
+    let path = base.join(name);
+    if !path.is_file() {
+        return Ok(None);
+    }
+    Ok(Some((name, files::read_bounded(&path, LARGEST_CARRIED)?)))
+}
+
+/// The card of a base of which nothing is on record, named as on the command line.
+fn of_base(named: &Path, base: &Path, lang: Lang) -> Card {
+    Card {
+        name: String::new(),
+        repository: None,
+        revision: None,
+        language: lang.pick(CardLanguage::Zh, CardLanguage::En),
+        base: BaseName::new(&named.to_string_lossy(), base),
+        lora: None,
+        license: card::license_of(base),
+        datasets: Vec::new(),
+        training: None,
+        merge: None,
+        in_four_bits: None,
+        trained_on: None,
+        has_picture: false,
+        version: String::new(),
+        readme_sha256: None,
     }
 }
 

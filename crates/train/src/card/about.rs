@@ -7,15 +7,15 @@ use crate::figures::thousands;
 pub(super) fn render(page: &Page<'_>) -> String {
     let card = page.card;
     let base = base(page);
-    let (rank, alpha) = (card.lora.r, card.lora.alpha);
+    let (rank, alpha) = card.lora.as_ref().map_or((0, 0.0), |lora| (lora.r, lora.alpha));
     let what = match &card.merge {
         None => page.pick(
             format!("{base} 的 LoRA 适配器（秩 {rank}，alpha {alpha}）。仓库里只有适配器，用的时候要有基座。"),
             format!("A LoRA adapter (rank {rank}, alpha {alpha}) for {base}. This repository holds the adapter only: it takes its base to run."),
         ),
         Some(merge) => {
-            let dtype = match &merge.quantized {
-                Some(figures) => figures.quantization.quant_type.to_string(),
+            let dtype = match card.four_bit() {
+                Some(quantization) => quantization.quant_type.to_string(),
                 None => merge.dtype.join(", "),
             };
             page.pick(
@@ -47,7 +47,7 @@ pub(super) fn render(page: &Page<'_>) -> String {
 }
 
 /// The base by its name, linked where the Hub has it.
-fn base(page: &Page<'_>) -> String {
+pub(super) fn base(page: &Page<'_>) -> String {
     match &page.card.base.hub_id {
         Some(id) => format!("[{}](https://huggingface.co/{})", plain(id), line(id)),
         None => code(&page.card.base.name),

@@ -62,6 +62,18 @@ impl BaseName {
         Self { name: last, hub_id: hub_id.map(str::to_owned), revision: None, sha256: None }
     }
 
+    /// The same base under another name on the Hub, whose commits are its own.
+    pub fn called(self, id: &str) -> Self {
+        let revision = self.revision.filter(|_| self.hub_id.as_deref() == Some(id));
+        Self { hub_id: Some(id.to_owned()), revision, ..self }
+    }
+
+    /// The name with the commit behind it, as danlu takes it: `owner/name@commit`; none where the Hub's name is not known.
+    pub fn at_revision(&self) -> Option<String> {
+        let id = self.hub_id.as_ref()?;
+        Some(self.revision.as_ref().map_or_else(|| id.clone(), |revision| format!("{id}@{revision}")))
+    }
+
     /// The name to show.
     pub fn shown(&self) -> &str {
         self.hub_id.as_deref().unwrap_or(&self.name)

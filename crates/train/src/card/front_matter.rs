@@ -20,15 +20,22 @@ pub(super) struct Front<'a> {
 
 /// The head of an adapter's or a merged model's card.
 pub(super) fn render(card: &Card) -> String {
-    let (library, relation) = match &card.merge {
-        None => ("peft", "adapter"),
-        Some(merge) if merge.quantized.is_some() => ("transformers", "quantized"),
-        Some(_) => ("transformers", "finetune"),
+    let (library, relation) = match (&card.merge, card.four_bit()) {
+        (_, Some(_)) => ("transformers", "quantized"),
+        (None, None) => ("peft", "adapter"),
+        (Some(_), None) => ("transformers", "finetune"),
     };
-    let mut tags: Vec<String> = ["danlu", "lora"].map(str::to_owned).into();
-    if card.merge.is_none() {
-        tags.push("transformers".to_owned());
+    let mut tags = vec!["danlu"];
+    if card.lora.is_some() {
+        tags.push("lora");
     }
+    if relation == "adapter" {
+        tags.push("transformers");
+    }
+    if card.in_four_bits.is_some() {
+        tags.extend(["bitsandbytes", "4-bit"]);
+    }
+    let tags = tags.into_iter().map(str::to_owned).collect();
     let base = card.base.hub_id.as_deref();
     let license = card.license.as_deref();
     let languages = card.training.as_ref().map_or(&[][..], |run| &run.data.languages);

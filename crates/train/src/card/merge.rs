@@ -4,6 +4,7 @@ use std::fmt::Write as _;
 
 use danlu_adapter::merge::MergeBase;
 
+use super::markdown::plain;
 use super::{Merge, Page};
 use crate::figures::thousands;
 use crate::report::number;
@@ -53,8 +54,27 @@ pub(super) fn render(page: &Page<'_>, merge: &Merge) -> String {
         row(&zh, &en, format!("{}, {:.4}", number(figures.kl), figures.perplexity));
     }
     out.push('\n');
+    if let Some(four) = &page.card.in_four_bits {
+        let code = four.quantization.quant_type;
+        out += &page.pick(
+            format!("以上是转为 {code} 之前测得的；转为 {code} 的代价没有测量。\n\n"),
+            format!("This was measured before the model was put into {code}; what {code} costs was not measured.\n\n"),
+        );
+    }
+    if let Some(trained) = &page.card.trained_on {
+        let (here, trained) = (plain(page.card.base.shown()), plain(trained.shown()));
+        out += &page.pick(
+            format!("适配器不是在这个基座（{here}）上训练的，训练时的基座是另一个（{trained}，见“训练”）：训练时测得的效果不适用于这个模型。\n\n"),
+            format!("The adapter was not trained on this base ({here}) but on another ({trained}, see Training): what was measured in training is not true of this model.\n\n"),
+        );
+    }
+    let is_of_wide = page.card.training.as_ref().is_some_and(|run| run.over().is_none());
     if !merge.forms.is_empty() || merge.base == MergeBase::Dequantized {
         out += match merge.base {
+            MergeBase::Dequantized if is_of_wide => page.pick(
+                "适配器是在未量化的基座上训练的，合并到了由 4 位还原的基座上。",
+                "The adapter was trained over the base before it was put into 4 bits, and is merged into one that was taken out of 4 bits.",
+            ),
             MergeBase::Original => page.pick(
                 "适配器是在 4 位基座上训练的，合并到了原始基座上。",
                 "The adapter was trained over a base in 4 bits and is merged into the original base.",

@@ -31,7 +31,7 @@ use crate::{TrainError, fingerprint};
 pub use base_name::{BaseName, cached, is_license, license_of};
 pub use markdown::shell_word;
 pub use notes::{of as notes_of, put as put_notes};
-pub use quantized::QuantizedCard;
+pub use quantized::InFourBits;
 pub use record::{CARD_FILE, Card, CardLanguage, Lora, Merge, Training};
 pub use sent::{is_as_sent, sent_readme, with_sent_readme};
 pub use text_language::TextLanguage;
@@ -194,8 +194,12 @@ impl Page<'_> {
 
     fn half(&self) -> String {
         let run = self.card.training.as_ref();
+        if let (Some(four), None) = (&self.card.in_four_bits, &self.card.lora) {
+            return quantized::render(self, four);
+        }
         let mut out = about::render(self);
-        if let Some(run) = run {
+        // What was measured on another base says nothing of this model.
+        if let Some(run) = run.filter(|_| self.card.trained_on.is_none()) {
             out += &results::render(self, run);
         }
         out += &snippets::render(self);

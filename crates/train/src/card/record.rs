@@ -9,6 +9,7 @@ use danlu_model::{Quantization, files, is_repo_id, json_words};
 use serde::{Deserialize, Serialize};
 
 use super::base_name::{BaseName, is_license};
+use super::quantized::InFourBits;
 use crate::report::Language;
 use crate::{DataSummary, Reply, RunSummary, TrainError, TrainSettings};
 
@@ -62,8 +63,8 @@ pub struct Card {
     pub language: CardLanguage,
     /// The base.
     pub base: BaseName,
-    /// The adapter's shape.
-    pub lora: Lora,
+    /// The adapter's shape; none of a base that was put into 4 bits.
+    pub lora: Option<Lora>,
     /// The licence, as the Hub spells it.
     pub license: Option<String>,
     /// Data sets on the Hub, `owner/name`.
@@ -72,6 +73,12 @@ pub struct Card {
     pub training: Option<Training>,
     /// The merge, where it is a whole model.
     pub merge: Option<Merge>,
+    /// How it was put into 4 bits, where that was done to what was whole already.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub in_four_bits: Option<InFourBits>,
+    /// The base that the adapter was trained on, where it was merged into another.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub trained_on: Option<BaseName>,
     /// Whether `loss.svg` lies beside the card.
     pub has_picture: bool,
     /// Version of danlu that wrote it.
@@ -175,6 +182,11 @@ impl Training {
         }
     }
 
+    /// The 4 bits that the base was in, whoever put it there.
+    pub fn over(&self) -> Option<Quantization> {
+        self.settings.quantization().or(self.stored)
+    }
+
     /// Share of the parameters that were trained, in percent.
     pub(crate) fn trainable_percent(&self) -> f64 {
         100.0 * self.trainable_parameters as f64 / self.all_parameters.max(1) as f64
@@ -242,6 +254,46 @@ impl Card {
                 Err(format!("`license` is {id:?}, expected a name such as apache-2.0"))
             }
             _ => Ok(()),
+        }
+    }
+
+    /// A name that the Hub takes, before it has one there: what its folder's name has beyond letters, digits, dashes, dots
+    /// and underscores becomes a dash.
+    pub(crate) fn name_on_hub(&self) -> String {
+        let is_plain = |c: char| c.is_ascii_alphanumeric() || c == '_';
+        let mut name = String::new();
+        for c in self.name.chars() {
+            match c {
+                c if is_plain(c) => name.push(c),
+                '.' if name.ends_with(is_plain) => name.push('.'),
+                _ if name.ends_with(is_plain) => name.push('-'),
+                _ => {}
+            }
+        }
+        let name: String = name.chars().take(80).collect();
+        let name = name.trim_matches(|c| !is_plain(c));
+        format!("your-name/{}", if name.is_empty() { "model" } else { name })
+    }
+
+    /// The 4 bits that the model is in, if it is.
+    pub(crate) fn four_bit(&self) -> Option<Quantization> {
+        let merged = self.merge.as_ref().and_then(|merge| merge.quantized);
+        self.in_four_bits
+            .as_ref()
+            .map(|four| four.quantization)
+            .or(merged.map(|figures| figures.quantization))
+    }
+
+    /// The card of this model in 4 bits, in a folder called `name`.
+    pub fn quantized(self, name: String, in_four_bits: InFourBits) -> Self {
+        let version = env!("CARGO_PKG_VERSION").to_owned();
+        Self {
+            name,
+            in_four_bits: Some(in_four_bits),
+            repository: None,
+            version,
+            readme_sha256: None,
+            ..self
         }
     }
 

@@ -2,8 +2,10 @@
 
 use std::fmt::Write as _;
 
+use danlu_model::Quantization;
+
 use super::markdown::cell;
-use super::{PICTURE_FILE, Page, Training};
+use super::{Merge, PICTURE_FILE, Page, Training};
 
 /// Characters of a question or a reply that are shown.
 const MOST: usize = 400;
@@ -44,6 +46,7 @@ fn losses(page: &Page<'_>, run: &Training) -> String {
             )
         );
     }
+    out += &in_four_bits(page);
     out += "\n\n";
     if page.card.has_picture {
         let _ = writeln!(out, "![{}]({PICTURE_FILE})\n", page.pick("损失曲线", "The loss over the steps"));
@@ -51,15 +54,52 @@ fn losses(page: &Page<'_>, run: &Training) -> String {
     out
 }
 
+/// Whose figures these are, where the model is in 4 bits that nobody trained or measured then.
+fn in_four_bits(page: &Page<'_>) -> String {
+    let Some(Quantization { quant_type: code, .. }) = page.card.four_bit() else { return String::new() };
+    let merge = page.card.merge.as_ref().filter(|merge| merge.quantized.is_some());
+    let (known_zh, known) = match merge {
+        Some(Merge { fidelity: f, quantized: Some(figures), .. }) => {
+            let (before, after) = (f.perplexity_adapter, figures.perplexity);
+            (
+                format!(
+                    "在合并核对的文本上，{code} 模型的困惑度是 {after:.4}，“基座 + 适配器”是 {before:.4}。"
+                ),
+                format!(
+                    " On the texts of the merge the model in {code} has a perplexity of {after:.4}, and base + adapter {before:.4}."
+                ),
+            )
+        }
+        _ => (String::new(), String::new()),
+    };
+    page.pick(
+        format!("这些数字属于“基座 + 适配器”，不是这个 {code} 模型的。{known_zh}"),
+        format!(" These figures are of base + adapter, not of the model in {code}.{known}"),
+    )
+}
+
 fn replies(page: &Page<'_>, run: &Training) -> String {
     if run.replies.is_empty() {
         return String::new();
     }
     let mut out = page.section("训练前后的回答", "Replies before and after");
-    let most = run.reply_tokens;
+    let (most, dtype) = (run.reply_tokens, run.settings.dtype);
+    let (over_zh, over) = match run.over() {
+        Some(Quantization { quant_type, .. }) => {
+            (format!("，基座为 {quant_type}"), format!(" with the base in {quant_type}"))
+        }
+        None => (String::new(), String::new()),
+    };
+    let (but_zh, but) = match page.card.four_bit() {
+        Some(Quantization { quant_type, .. }) => (
+            format!("不是这个 {quant_type} 模型的回答。"),
+            format!(" They are not the replies of the model in {quant_type}."),
+        ),
+        None => (String::new(), String::new()),
+    };
     out += &page.pick(
-        format!("贪心解码，最多 {most} 个词元，没有挑选。\n\n| 问 | 基座 | 基座 + 适配器 |\n|---|---|---|\n"),
-        format!("Greedy, at most {most} tokens, not picked by hand.\n\n| question | base | base + adapter |\n|---|---|---|\n"),
+        format!("以 {dtype} 计算{over_zh}，贪心解码，最多 {most} 个词元，没有挑选。{but_zh}\n\n| 问 | 基座 | 基座 + 适配器 |\n|---|---|---|\n"),
+        format!("Computed in {dtype}{over}, greedy, at most {most} tokens, not picked by hand.{but}\n\n| question | base | base + adapter |\n|---|---|---|\n"),
     );
     for reply in &run.replies {
         let said = [&reply.prompt, &reply.before, &reply.after].map(|text| match text.trim() {

@@ -1,5 +1,7 @@
 //! How to run it: danlu, transformers, PEFT and vLLM, each complete as it stands.
 
+use danlu_model::Quantization;
+
 use super::markdown::{fenced, line, literal, plain, shell_word};
 use super::{Card, Page};
 
@@ -23,7 +25,7 @@ pub(super) fn render(page: &Page<'_>) -> String {
     if adapter {
         part("PEFT", &[peft(page.card, &ask)]);
     }
-    if !adapter || page.card.lora.r <= VLLM_RANKS[6] {
+    if !adapter || page.card.lora.as_ref().is_none_or(|lora| lora.r <= VLLM_RANKS[6]) {
         part("vLLM", &[serve(page.card, &ask), request(page.card, &ask)]);
     }
     out
@@ -39,6 +41,8 @@ struct Ask {
     name: String,
     /// The base's, as far as it is known.
     base: String,
+    /// The base's commit, as far as it is known.
+    base_revision: Option<String>,
     /// Whether there is a chat template.
     is_chat: bool,
     question: String,
@@ -50,9 +54,8 @@ struct Ask {
 impl Ask {
     fn of(page: &Page<'_>) -> Self {
         let card = page.card;
-        let folder = line(&card.name);
-        let repository = card.repository.as_deref().map_or_else(|| format!("your-name/{folder}"), line);
-        let name = repository.rsplit('/').next().unwrap_or(&folder).to_owned();
+        let repository = card.repository.as_deref().map_or_else(|| card.name_on_hub(), line);
+        let name = repository.rsplit('/').next().unwrap_or_default().to_owned();
         let run = card.training.as_ref();
         let fits = |prompt: &str| !prompt.is_empty() && prompt.chars().count() <= LONGEST_QUESTION;
         let asked =
@@ -66,6 +69,7 @@ impl Ask {
         Self {
             name,
             base: line(card.base.shown()),
+            base_revision: card.base.revision.as_deref().filter(|_| card.base.hub_id.is_some()).map(line),
             is_chat: run.is_none_or(|run| run.template_sha256.is_some()),
             messages: format!("[{}]", messages.join(", ")),
             question,
@@ -77,9 +81,23 @@ impl Ask {
 
     /// The repository as Python's loaders take it: with its branch as a further argument.
     fn in_python(&self) -> String {
-        let revision = self.revision.as_ref().map(|revision| format!(", revision={}", literal(revision)));
-        literal(&self.repository) + &revision.unwrap_or_default()
+        literal(&self.repository) + &revision_argument(self.revision.as_ref())
     }
+
+    /// The base in the same way, with its commit.
+    fn base_in_python(&self) -> String {
+        literal(&self.base) + &revision_argument(self.base_revision.as_ref())
+    }
+}
+
+/// A revision as `from_pretrained` takes it, behind the name.
+fn revision_argument(revision: Option<&String>) -> String {
+    revision.map_or_else(String::new, |revision| format!(", revision={}", literal(revision)))
+}
+
+/// A revision as vLLM takes it, behind the name.
+fn revision_flag(revision: Option<&String>) -> String {
+    revision.map_or_else(String::new, |revision| format!(" --revision {}", shell_word(revision)))
 }
 
 /// Names that are to be replaced before a snippet works.
@@ -116,7 +134,7 @@ fn transformers(card: &Card, ask: &Ask) -> String {
         Some(_) => format!("model = AutoModelForCausalLM.from_pretrained({repository})\n"),
         None => format!(
             "model = AutoModelForCausalLM.from_pretrained({}{quantized})\nmodel.load_adapter({}{})\nmodel.eval()\n",
-            literal(&ask.base),
+            ask.base_in_python(),
             literal(&ask.repository),
             ask.revision.as_ref().map_or_else(String::new, |revision| format!(
                 ", adapter_kwargs={{\"revision\": {}}}",
@@ -129,7 +147,7 @@ fn transformers(card: &Card, ask: &Ask) -> String {
 }
 
 fn peft(card: &Card, ask: &Ask) -> String {
-    let (repository, base) = (ask.in_python(), literal(&ask.base));
+    let (repository, base) = (ask.in_python(), ask.base_in_python());
     let (imports, quantized) = loading(card);
     let needs = packages(card);
     let head = format!(
@@ -142,9 +160,9 @@ fn peft(card: &Card, ask: &Ask) -> String {
 
 /// What Python needs for it, as a comment with the command.
 fn packages(card: &Card) -> String {
-    let trained = card.training.as_ref().and_then(|run| run.settings.quantization());
+    let trained = card.training.as_ref().and_then(|run| run.over());
     let is_four_bit = match &card.merge {
-        Some(merge) => merge.quantized.is_some(),
+        Some(_) => card.four_bit().is_some(),
         None => trained.is_some(),
     };
     let peft = if card.merge.is_none() { " peft" } else { "" };
@@ -162,8 +180,15 @@ fn loading(card: &Card) -> (String, String) {
         .and_then(|run| run.settings.quantization().map(|q| (q, run)));
     let Some((quantization, run)) = over else { return (plain, String::new()) };
     let double = if run.settings.no_double_quant { "False" } else { "True" };
+    let blocks = match quantization.block_size {
+        Quantization::BLOCK_SIZE => String::new(),
+        size => format!(
+            "# trained over 4 bits in blocks of {size}; BitsAndBytesConfig knows blocks of {} only\n",
+            Quantization::BLOCK_SIZE
+        ),
+    };
     let imports = format!(
-        "from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig\n\n\
+        "from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig\n\n{blocks}\
          four_bit = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type=\"{}\", bnb_4bit_use_double_quant={double})\n",
         quantization.quant_type
     );
@@ -194,12 +219,10 @@ fn python(head: &str, ask: &Ask) -> String {
 fn serve(card: &Card, ask: &Ask) -> String {
     let repository = shell_word(&ask.repository);
     let text = match &card.merge {
-        Some(_) => match &ask.revision {
-            Some(revision) => format!("vllm serve {repository} --revision {}", shell_word(revision)),
-            None => format!("vllm serve {repository}"),
-        },
+        Some(_) => format!("vllm serve {repository}{}", revision_flag(ask.revision.as_ref())),
         None => {
-            let room = VLLM_RANKS.into_iter().find(|room| *room >= card.lora.r).unwrap_or(VLLM_RANKS[0]);
+            let rank = card.lora.as_ref().map_or(0, |lora| lora.r);
+            let room = VLLM_RANKS.into_iter().find(|room| *room >= rank).unwrap_or(VLLM_RANKS[0]);
             let room = if room > VLLM_RANKS[0] { format!(" --max-lora-rank {room}") } else { String::new() };
             let module = match &ask.revision {
                 // vLLM fetches an adapter's main branch only: of another it is given the folder.
@@ -210,7 +233,8 @@ fn serve(card: &Card, ask: &Ask) -> String {
                 ),
                 None => shell_word(&format!("{}={}", ask.name, ask.repository)),
             };
-            format!("vllm serve {} --enable-lora{room} --lora-modules {module}", shell_word(&ask.base))
+            let base = shell_word(&ask.base) + &revision_flag(ask.base_revision.as_ref());
+            format!("vllm serve {base} --enable-lora{room} --lora-modules {module}")
         }
     };
     fenced(&text, "sh")

@@ -9,7 +9,7 @@ use crate::summary::tests::sample;
 
 fn card(language: CardLanguage) -> Card {
     let run = sample();
-    let lora = Lora { r: 8, alpha: 32.0, use_rslora: false, target_modules: "all-linear".into() };
+    let lora = Some(Lora { r: 8, alpha: 32.0, use_rslora: false, target_modules: "all-linear".into() });
     Card {
         name: run.adapter_name.clone(),
         repository: None,
@@ -21,6 +21,8 @@ fn card(language: CardLanguage) -> Card {
         datasets: Vec::new(),
         training: Some(Training::of(&run, Some("cd".repeat(32)), 64, Some("Some CPU".into()))),
         merge: None,
+        in_four_bits: None,
+        trained_on: None,
         has_picture: true,
         version: "0.1.0".into(),
         readme_sha256: None,
@@ -130,7 +132,7 @@ fn figures_settings_and_data_are_told() {
 #[test]
 fn snippets_name_the_model_and_ask_as_the_run_did() {
     let mut adapter = on_the_hub(CardLanguage::En);
-    adapter.lora.r = 24;
+    adapter.lora.as_mut().unwrap().r = 24;
     let run = adapter.training.as_mut().unwrap();
     run.settings.default_system = Some("It's \"me\"".into());
     run.replies[0].prompt = "你是谁？".into();
@@ -178,6 +180,42 @@ fn snippets_name_the_branch_where_it_is_not_the_main_one() {
 }
 
 #[test]
+fn the_name_in_snippets_is_one_that_the_hub_takes() {
+    for (folder, name) in [
+        ("huanhuan-r8.v2", "huanhuan-r8.v2"),
+        ("my model", "my-model"),
+        ("甄嬛 r8", "r8"),
+        ("a -- b..c.", "a-b.c"),
+        ("甄嬛", "model"),
+    ] {
+        let card = Card { name: folder.into(), ..card(CardLanguage::En) };
+        let id = card.name_on_hub();
+        assert!(id == format!("your-name/{name}") && danlu_model::is_repo_id(&id), "{folder}: {id}");
+    }
+}
+
+#[test]
+fn figures_of_a_model_in_four_bits_are_told_from_those_of_its_training() {
+    let four = InFourBits {
+        quantization: danlu_model::Quantization::new(danlu_kernels::FourBitCode::Nf4),
+        skipped: Vec::new(),
+        sizes: ("2 GB".into(), "1 GB".into()),
+    };
+    let text =
+        on_the_hub(CardLanguage::En).merged("m".into(), merge()).quantized("m-nf4".into(), four).render("");
+    for words in [
+        "A whole model (nf4): ",
+        "These figures are of base + adapter, not of the model in nf4.",
+        "Computed in f32, greedy, at most 64 tokens, not picked by hand. They are not the replies of the model in nf4.",
+        "what nf4 costs was not measured",
+        "# pip install torch transformers accelerate bitsandbytes\n",
+        "base_model_relation: quantized\n",
+    ] {
+        assert!(text.contains(words), "{words}\n{text}");
+    }
+}
+
+#[test]
 fn a_base_in_four_bits_is_loaded_as_it_was_trained() {
     let mut adapter = on_the_hub(CardLanguage::En);
     adapter.training.as_mut().unwrap().settings.quant = crate::Quant::Nf4;
@@ -191,6 +229,13 @@ fn a_base_in_four_bits_is_loaded_as_it_was_trained() {
     stored.training.as_mut().unwrap().stored = Some(quantization);
     let text = stored.render("");
     assert!(text.contains("| Base in | nf4, as stored (QLoRA) |") && !text.contains("four_bit"), "{text}");
+    assert!(text.contains("# pip install torch transformers peft accelerate bitsandbytes\n"), "{text}");
+    adapter.training.as_mut().unwrap().settings.quant_block_size = 128;
+    assert!(
+        adapter
+            .render("")
+            .contains("# trained over 4 bits in blocks of 128; BitsAndBytesConfig knows blocks of 64 only\n")
+    );
 }
 
 #[test]
@@ -210,7 +255,9 @@ fn no_text_breaks_out_of_its_place() {
         "{text}"
     );
     assert!(text.contains("````text\n```\n<!-- /notes -->\n# out\n```\n````\n"), "{text}");
-    assert!(text.contains("# huan&#60;huan&#62;\n") && text.contains("danlu chat 'your-name/huan<huan>'"));
+    assert!(
+        text.contains("# huan&#60;huan&#62;\n") && text.contains("danlu chat your-name/huan-huan --base ")
+    );
     assert!(!front(&text).contains("license"));
 }
 

@@ -14,22 +14,22 @@ pub(super) fn render(page: &Page<'_>, run: Option<&Training>) -> String {
     let mut row = |zh: &str, en: &str, value: String| {
         let _ = writeln!(out, "| {} | {value} |", page.pick(zh, en));
     };
-    row("基座", "Base", plain(card.base.shown()));
-    if let Some(revision) = &card.base.revision {
+    let base = card.trained_on.as_ref().unwrap_or(&card.base);
+    row("基座", "Base", plain(base.shown()));
+    if let Some(revision) = &base.revision {
         row("基座版本", "Base revision", plain(revision));
     }
-    if let Some(sha256) = &card.base.sha256 {
+    if let Some(sha256) = &base.sha256 {
         let note = page.pick("（config.json 与权重的指纹）", " (fingerprint of config.json and weights)");
         row("基座 SHA-256", "Base SHA-256", format!("{}{note}", plain(sha256)));
     }
-    let lora = &card.lora;
-    let scale = if lora.use_rslora { ", rsLoRA" } else { "" };
-    let dropout = run.map_or(String::new(), |run| format!(", dropout {}", run.settings.lora_dropout));
-    row(
-        "LoRA",
-        "LoRA",
-        format!("r {}, alpha {}{dropout}{scale}, {}", lora.r, lora.alpha, plain(&lora.target_modules)),
-    );
+    if let Some(lora) = &card.lora {
+        let scale = if lora.use_rslora { ", rsLoRA" } else { "" };
+        let dropout = run.map_or(String::new(), |run| format!(", dropout {}", run.settings.lora_dropout));
+        let value =
+            format!("r {}, alpha {}{dropout}{scale}, {}", lora.r, lora.alpha, plain(&lora.target_modules));
+        row("LoRA", "LoRA", value);
+    }
     let Some(run) = run else { return out + "\n" };
     let s = &run.settings;
     if let Some(quantization) = s.quantization() {

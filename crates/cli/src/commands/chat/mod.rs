@@ -18,6 +18,7 @@ use crate::commands::base::{self, QuantArgs};
 use crate::commands::compute::{ComputeArgs, products};
 use crate::commands::context::check_context;
 use crate::commands::loaded::{Loaded, Place};
+use crate::commands::other_base;
 use crate::interrupt;
 use crate::printer::{Look, Printer};
 use crate::report::{Report, Result};
@@ -86,6 +87,7 @@ pub fn run(args: &ChatArgs, printer: &Printer) -> Result<()> {
     let started = Instant::now();
     let backend = args.compute.backend(args.dtype)?;
     let place = Place::find(&args.path, args.base.as_deref(), printer)?;
+    other_base::warn(&place, printer)?;
     let quantization = args.quant.of(&place, printer)?;
     let decoder = Arc::new(base::load(&place.base, quantization, args.compute.threads(), backend, printer)?);
     let loaded = Loaded::on(place, decoder, args.allow_template_mismatch, printer)?;

@@ -8,6 +8,7 @@ use danlu_model::{ModelConfig, Quantization, Weights};
 
 use crate::commands::base;
 use crate::commands::loaded::Place;
+use crate::commands::other_base;
 use crate::printer::Printer;
 use crate::report::{Report, Result};
 use crate::text;
@@ -48,8 +49,10 @@ pub struct Form {
 pub struct Forms {
     /// As published.
     pub original: Option<Form>,
-    /// Out of 4 bits: what the adapter was trained on, where there is one.
+    /// Out of 4 bits, where there is one.
     pub dequantized: Option<Form>,
+    /// The form that the adapter was trained on, at hand or not.
+    pub trained: MergeBase,
 }
 
 impl Forms {
@@ -65,7 +68,11 @@ impl Forms {
                 None => None,
                 Some(folder) => Some(plain(unquantized(folder, &ModelConfig::read(&place.base)?)?)),
             };
-            return Ok(Self { original, dequantized: Some(plain(&place.base)) });
+            let trained = match place.adapter.as_deref().is_some_and(other_base::is_of_wide_base) {
+                true => MergeBase::Original,
+                false => MergeBase::Dequantized,
+            };
+            return Ok(Self { original, dequantized: Some(plain(&place.base)), trained });
         }
         if let Some(folder) = original {
             let text = format!("`{}` is in 16 bits or more: it is the original itself", place.base.display());
@@ -73,7 +80,17 @@ impl Forms {
             return Err(Report::input(text).with_hint(hint));
         }
         let dequantized = through.map(|through| Form { folder: place.base.clone(), through: Some(through) });
-        Ok(Self { original: Some(plain(&place.base)), dequantized })
+        let trained = if dequantized.is_some() { MergeBase::Dequantized } else { MergeBase::Original };
+        Ok(Self { original: Some(plain(&place.base)), dequantized, trained })
+    }
+
+    /// The folder of the form that the adapter was trained on, or of the one there is.
+    pub fn trained_folder(&self) -> Option<&Path> {
+        let [trained, other] = match self.trained {
+            MergeBase::Original => [&self.original, &self.dequantized],
+            MergeBase::Dequantized => [&self.dequantized, &self.original],
+        };
+        trained.as_ref().or(other.as_ref()).map(|form| form.folder.as_path())
     }
 
     /// The form of that kind.

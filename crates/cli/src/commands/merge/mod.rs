@@ -34,6 +34,7 @@ use crate::commands::card::{CardArgs, MergedCard, NotesArgs};
 use crate::commands::data::{format, read_held_out};
 use crate::commands::loaded::Place;
 use crate::commands::no_model;
+use crate::commands::other_base;
 use crate::commands::tokens::Tokens;
 use crate::commands::train::held_out;
 use crate::printer::Printer;
@@ -128,7 +129,7 @@ pub fn run(args: &MergeArgs, printer: &Printer) -> Result<()> {
     let Tokens { tokenizer, default_system } = Tokens::of(&place, args.allow_template_mismatch, printer)?;
     tokenizer.check_fits(&ModelConfig::read(&place.base)?)?;
     // Text and card are read first: a fault in them should not cost a merge.
-    let card = MergedCard::of(&place, &args.card, &args.notes, printer.lang)?;
+    let mut card = MergedCard::of(&place, &args.card, &args.notes, printer.lang)?;
     let file = args.data.clone().or_else(|| held_out::beside(&args.adapter));
     let sequences = match &file {
         Some(file) => {
@@ -145,6 +146,10 @@ pub fn run(args: &MergeArgs, printer: &Printer) -> Result<()> {
     // Before this Ctrl-C ends the process at once: the next goes on with a download.
     let _attention = interrupt::listen(None)?;
     let forms = Forms::of(&place, original.as_deref(), printer)?;
+    if let Some(other) = other_base::warn_of(&place, forms.trained_folder().unwrap_or(&place.base), printer)?
+    {
+        card.on_another_base(other);
+    }
     // Measured in f32, so that what is seen is the merge and not the products.
     let backend = args.compute.backend(DType::F32)?;
     let adapter = place.load_adapter(&ModelConfig::read(&place.base)?, &*backend)?;
@@ -225,6 +230,13 @@ impl Job<'_> {
                 Wanted::Auto => self.merge_into(MergeBase::Dequantized, output),
             };
         };
+        // On what it was trained on an adapter is what it is: there is nothing to weigh.
+        if self.forms.trained == MergeBase::Original {
+            return match wanted {
+                Wanted::Auto => self.merge_into(MergeBase::Original, output),
+                Wanted::Form(form) => self.merge_into(form, output),
+            };
+        }
         if wanted == Wanted::Form(MergeBase::Original) {
             let mut merged = self.merge_into(MergeBase::Original, output)?;
             merged.staged.report.forms = vec![self.figures_of_original(&merged, &self.load(dequantized)?)?];

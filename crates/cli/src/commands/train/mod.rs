@@ -118,7 +118,10 @@ pub fn execute(run: &Run, printer: &Printer) -> Result<Outcome> {
     }
     trainer.release();
     let replies = before_and_after(&trainer, &tokenizer, &questions, printer)?;
-    let summary = summarize(run, &trainer, &config, summary, replies, forecast.measured(), &base);
+    let recorded = earlier.as_ref().and_then(|card| card.training.as_ref()?.memory);
+    let mut memory = forecast.measured();
+    memory.peak = memory.peak.max(recorded.map(|(peak, _)| peak));
+    let summary = summarize(run, &trainer, &config, summary, replies, memory, &base);
     output::finish(run, &trainer, &tokens, &summary, base, earlier.as_ref(), printer)?;
     Ok(Outcome::Finished(Box::new(summary)))
 }
@@ -149,13 +152,15 @@ pub fn check_length(run: &Run, config: &ModelConfig) -> Result<()> {
     fits.map_err(|report| report.with_snippet(run.config.as_ref().and_then(|c| c.snippet("max-length", ""))))
 }
 
-/// The adapter that the settings ask for, on the base as it was named.
+/// The adapter that the settings ask for, on the base as it was named, and at the commit that is used: a name alone means
+/// another model tomorrow.
 pub fn lora_config(run: &Run) -> LoraConfig {
     match &run.on_hub {
-        Some(name) => LoraConfig {
-            revision: name.named_revision().map(str::to_owned),
-            ..run.settings.lora_config(name.id())
-        },
+        Some(name) => {
+            let commit = card::cached(&run.base).map(|(_, commit)| commit);
+            let revision = commit.or_else(|| name.named_revision().map(str::to_owned));
+            LoraConfig { revision, ..run.settings.lora_config(name.id()) }
+        }
         None => run.settings.lora_config(&run.base_as_named()),
     }
 }
@@ -394,8 +399,11 @@ fn summarize(
 /// The base without its path.
 fn base_name(run: &Run, fingerprint: &str) -> BaseName {
     let base = BaseName::new(&run.base_as_named(), &run.base);
-    let hub_id = run.card.base_id.clone().or(base.hub_id);
-    BaseName { hub_id, sha256: Some(fingerprint.to_owned()), ..base }
+    let base = BaseName { sha256: Some(fingerprint.to_owned()), ..base };
+    match &run.card.base_id {
+        Some(id) => base.called(id),
+        None => base,
+    }
 }
 
 /// The end of a run on the screen.

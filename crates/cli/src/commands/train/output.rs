@@ -3,6 +3,7 @@
 use std::fs::{File, TryLockError};
 use std::path::{Path, PathBuf};
 
+use danlu_adapter::LoraConfig;
 use danlu_model::files;
 use danlu_train::card::{BaseName, Card};
 use danlu_train::{
@@ -139,8 +140,18 @@ fn unsaved(run: &Run, error: impl Into<Report>) -> Report {
 
 /// Why a checkpoint cannot be gone on from, and which one can.
 fn unusable(run: &Run, checkpoint: &Path, error: TrainError) -> Report {
-    if matches!(error, TrainError::Resume { .. }) {
-        return error.into();
+    if let TrainError::Resume { differences, .. } = &error {
+        let is_base = differences.iter().any(|difference| difference.field == "base");
+        return match LoraConfig::read(checkpoint).ok().filter(|_| is_base) {
+            Some(LoraConfig { base_model_name_or_path: Some(name), revision: Some(revision), .. }) => {
+                let output = text::shell_path(&run.output);
+                let base = text::shell_word(&format!("{name}@{revision}"));
+                let hint =
+                    format!("the base it was begun on: danlu train --output {output} --resume --base {base}");
+                Report::from(error).with_hint(hint)
+            }
+            _ => error.into(),
+        };
     }
     let output = run.output.display();
     let hint = match latest_whole_checkpoint(&run.output) {

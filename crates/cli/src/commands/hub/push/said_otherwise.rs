@@ -61,7 +61,9 @@ pub fn files(
         // A pull request is for the main branch.
         let branch = Some(name.revision()).filter(|branch| *branch != "main" && !args.create_pr);
         card.revision = branch.map(str::to_owned);
-        card.base.hub_id = base_id.clone().or(card.base.hub_id);
+        if let Some(id) = &base_id {
+            card.base = card.base.called(id);
+        }
         match notes {
             Some(notes) => said.files.extend(card.files(&notes)),
             None => {

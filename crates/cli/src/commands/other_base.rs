@@ -1,0 +1,76 @@
+//! A base that is not the one its adapter was trained on: nothing else would tell, for any of the same shape runs.
+
+use std::path::Path;
+
+use danlu_model::Weights;
+use danlu_train::card::{BaseName, Card};
+use danlu_train::{TokenIdentity, base_fingerprint};
+
+use super::loaded::Place;
+use crate::printer::Printer;
+use crate::report::Result;
+
+/// Warns of whatever makes the base at `place` another than its adapter was trained on; the base that is here, where its
+/// weights or configuration are others.
+///
+/// # Errors
+/// If a file of the base cannot be read.
+pub fn warn(place: &Place, printer: &Printer) -> Result<Option<BaseName>> {
+    warn_of(place, &place.base, printer)
+}
+
+/// As [`warn()`], of the base in `base`.
+///
+/// # Errors
+/// If a file of it cannot be read.
+pub fn warn_of(place: &Place, base: &Path, printer: &Printer) -> Result<Option<BaseName>> {
+    let Some(adapter) = &place.adapter else { return Ok(None) };
+    let stored = Weights::open(base)?.stored_quantization()?;
+    if let Some(stored) = stored.filter(|_| is_of_wide_base(adapter)) {
+        let (base, code) = (base.display(), stored.quant_type);
+        printer.warn(&printer.pick(
+            format!("适配器是在 16 位或更高精度的基座上训练的，而 `{base}` 是 {code}：结果会有出入"),
+            format!("the adapter was trained on a base in 16 bits or more, and `{base}` is in {code}: results differ from those of training"),
+        ));
+    }
+    // A card with a fault is told of where a card is written; it keeps nobody from an answer.
+    let Some(card) = Card::read(adapter).ok().flatten() else { return Ok(None) };
+    let (Some(run), Some(trained)) = (&card.training, &card.base.sha256) else { return Ok(None) };
+    // 4 bits and what they were made from have nothing in common that could be compared.
+    if run.stored.is_some() != stored.is_some() {
+        return Ok(None);
+    }
+    let here = BaseName::new("", base);
+    let is_same_commit =
+        here.revision.is_some() && (&here.revision, &here.hub_id) == (&card.base.revision, &card.base.hub_id);
+    if is_same_commit {
+        return Ok(None);
+    }
+    let now = base_fingerprint(base)?;
+    if now == *trained {
+        return Ok(None);
+    }
+    let begin = |hash: &str| hash.get(..12).unwrap_or(hash).to_owned();
+    let (before, after) = (begin(trained), begin(&now));
+    let (shown, name) = (base.display(), place.name());
+    let (which_zh, which) = match card.base.revision.as_ref().and(card.base.at_revision()) {
+        Some(id) => (
+            format!("；训练时的基座：`--base {id}`"),
+            format!("; `--base {id}` is the base it was trained on"),
+        ),
+        None => Default::default(),
+    };
+    printer.warn(&printer.pick(
+        format!("`{shown}` 不是 {name} 训练时的基座：权重或 config.json 不同（SHA-256 训练时 {before}…，现在 {after}…），结果不可靠{which_zh}"),
+        format!(
+            "`{shown}` is not the base that {name} was trained on: weights or config.json are others (SHA-256 {before}… in training, {after}… here), and results mean little{which}"
+        ),
+    ));
+    Ok(Some(BaseName { sha256: Some(now), ..here }))
+}
+
+/// Whether danlu trained the adapter, and on a base that was not in 4 bits.
+pub fn is_of_wide_base(adapter: &Path) -> bool {
+    let identity = TokenIdentity::read(adapter).ok().flatten();
+    identity.is_some_and(|identity| identity.quantization().is_none())
+}
