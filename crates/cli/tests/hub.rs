@@ -132,6 +132,25 @@ fn a_plan_and_a_look_at_data_fetch_no_weights() {
     hub.scene.ok("plan --base lab/base");
     hub.scene.ok("data check data.json --base lab/base");
     assert!(hub.server.requests().iter().all(|request| !request.target.contains("model.safetensors")));
+    // The index of a model in shards is a setting, and the shards are not.
+    let index = r#"{"metadata": {}, "weight_map": {"model.embed_tokens.weight": "model-00001-of-00001.safetensors"}}"#;
+    fs::create_dir(hub.scene.path("sharded")).unwrap();
+    for name in names(&hub.scene.path("elsewhere")) {
+        let to = if name == "model.safetensors" { "model-00001-of-00001.safetensors" } else { name.as_str() };
+        fs::copy(hub.scene.path(&format!("elsewhere/{name}")), hub.scene.path(&format!("sharded/{to}")))
+            .unwrap();
+    }
+    hub.scene.write("sharded/model.safetensors.index.json", index);
+    hub.publish("lab/sharded", "sharded");
+    let parameters =
+        |planned: Ran| planned.out.lines().next().unwrap().split(" · ").nth(1).unwrap().to_owned();
+    let whole = parameters(hub.scene.ok("plan --base lab/base"));
+    assert_eq!(parameters(hub.scene.ok("plan --base lab/sharded")), whole);
+    assert!(hub.server.requests().iter().all(|request| !request.target.contains("00001.safetensors")));
+    fs::remove_file(hub.scene.path("sharded/model-00001-of-00001.safetensors")).unwrap();
+    assert_eq!(parameters(hub.scene.ok("plan --base sharded --data data.json")), whole);
+    let refused = hub.scene.run("train --base sharded --data data.json --output none");
+    assert!(refused.code == 1 && refused.err.contains("is missing, with 1 tensors"), "{}", refused.err);
     let folder = hub.scene.ok("pull lab/base").out;
     assert!(names(Path::new(folder.trim())).contains(&"model.safetensors".to_owned()));
     assert_eq!(hub.scene.ok("pull lab/base").out, folder);

@@ -90,6 +90,15 @@ pub enum ModelError {
         message: String,
     },
 
+    /// A shard index whose file is not there.
+    #[error("`{}`: {message}", path.display())]
+    NoShard {
+        /// The index file.
+        path: PathBuf,
+        /// Which, and of how many tensors.
+        message: String,
+    },
+
     /// A tensor in an element type that is not read.
     #[error("`{}`: weights in {dtype}: `{tensor}`; F32, BF16 and F16 are read", path.display())]
     DType {

@@ -121,7 +121,7 @@ impl Weights {
             let path = folder.join(&shard);
             if !path.exists() {
                 let message = format!("shard `{shard}` is missing, with {} tensors", names.len());
-                return Err(ModelError::Index { path: index, message });
+                return Err(ModelError::NoShard { path: index, message });
             }
             weights.add(path.clone(), map(&path)?, Some(&names))?;
         }

@@ -133,7 +133,7 @@ pub fn trained_over(place: &Place, printer: &Printer) -> Result<Option<Quantizat
 pub fn stored(folder: &Path, config: &ModelConfig) -> Result<Option<Quantization>> {
     match Weights::open(folder) {
         Ok(weights) => Ok(weights.stored_quantization()?),
-        Err(ModelError::NoWeights { .. }) => Ok(config.quantization),
+        Err(ModelError::NoWeights { .. } | ModelError::NoShard { .. }) => Ok(config.quantization),
         Err(error) => Err(error.into()),
     }
 }

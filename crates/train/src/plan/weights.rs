@@ -45,7 +45,7 @@ pub fn weight_bytes(
 ) -> Result<WeightBytes, TrainError> {
     let weights = match Weights::open(folder) {
         Ok(weights) => Some(weights),
-        Err(ModelError::NoWeights { .. }) => None,
+        Err(ModelError::NoWeights { .. } | ModelError::NoShard { .. }) => None,
         Err(error) => return Err(error.into()),
     };
     if let (Some(_), Some(weights)) = (quantization, &weights) {
