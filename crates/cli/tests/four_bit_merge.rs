@@ -198,6 +198,18 @@ fn a_merge_back_into_4_bits_leaves_its_model_its_report_or_nothing() {
     let ran = scene.ok("chat deep/four --prompt 你好 --max-new-tokens 4 --temperature 0");
     assert!(!ran.err.contains("put into 4 bits"), "{}", ran.err);
 
+    // What was allowed is allowed to 4 bits too, and so is no more.
+    for (threshold, passed) in [
+        (1e-4_f64.max(found["merge"]["quantized"]["before"]["kl"].as_f64().unwrap() * 1.5), false),
+        (10.0, true),
+    ] {
+        scene.ok(&format!("merge out --output allowed --to nf4 --threshold {threshold}"));
+        let found = report(&scene, "allowed");
+        assert_eq!(found["fidelity"]["kl_limit"], threshold);
+        assert_eq!(found["fidelity"]["kl"].as_f64().unwrap() <= threshold, passed, "{found}");
+        fs::remove_dir_all(scene.path("allowed")).unwrap();
+    }
+
     for (flags, hidden) in [("--to nf4", ".danlu-tmp-model/.danlu-tmp-merged"), ("", ".danlu-tmp-model")] {
         for name in ["-INT", "-TERM"] {
             let child = scene.start(&format!("merge out --output stopped {flags} --threads 1"));

@@ -88,7 +88,8 @@ pub struct MergeArgs {
     #[arg(long, value_name = "FORMAT", value_parser = format, requires = "data")]
     pub format: Option<Format>,
     /// Largest mean divergence from adapter-on-base, in nats a token [default: a quarter of what the adapter
-    /// itself makes, at most 1e-2 for bf16, 2e-4 for f16, 1e-6 for f32]
+    /// itself makes, at most 1e-2 for bf16, 2e-4 for f16, 1e-6 for f32]; with --to, of the verdict on 4 bits too
+    /// [default: a quarter of what the adapter makes, at most 1], which refuses nothing
     #[arg(long, value_name = "NATS")]
     pub threshold: Option<f64>,
     /// Go on although the base's tokenizer or template differs from the adapter's
@@ -317,7 +318,9 @@ impl Job<'_> {
         let backend = Arc::clone(&self.backend);
         let merged = base::load(staged.folder(), Some(quantization), threads, backend, printer)?;
         // 4 bits were asked for, whatever they cost: the figures are told, and nothing is refused.
-        let cost = self.measure(base, &merged, None, Limits::four_bit())?;
+        let limits = Limits::four_bit();
+        let limits = self.args.threshold.map_or(limits, |threshold| limits.with_kl(threshold));
+        let cost = self.measure(base, &merged, None, limits)?;
         staged.report.quantized = Some(QuantizedFigures {
             quantization,
             kl: cost.kl,
