@@ -86,8 +86,7 @@ fn start() -> Result<()> {
                         if let Some(words) = &*lock(&LAST_WORDS) {
                             let _ = writeln!(std::io::stderr(), "\n{words}");
                         }
-                        scratch::remove_all();
-                        std::process::exit(ABORTED);
+                        leave();
                     }
                     if let Some(answer) = &*lock(&ANSWER) {
                         // Where stderr is closed nobody waits for an answer.
@@ -107,6 +106,12 @@ fn start() -> Result<()> {
 pub fn survive_file_limits() {
     // Without a handler the old way stays, which loses nothing but the message.
     let _ = signal_hook::flag::register(SIGXFSZ, Arc::new(AtomicBool::new(false)));
+}
+
+/// Ends the process as a signal would, after what could be saved is.
+pub fn leave() -> ! {
+    scratch::remove_all();
+    std::process::exit(ABORTED);
 }
 
 /// Whether someone asked to stop.

@@ -111,7 +111,7 @@ A whole life of an adapter:
   danlu chat out/huanhuan
   danlu merge out/huanhuan --output out/huanhuan-merged
 
-Exit codes: 0 done, 1 the input was at fault, 2 danlu was.";
+Exit codes: 0 done, 1 the input was at fault, 2 danlu was, 130 stopped by Ctrl-C.";
 
 fn main() -> ExitCode {
     panic::install();

@@ -102,7 +102,8 @@ fn ctrl_c_finishes_the_step_saves_and_says_how_to_go_on() {
     wait_for_step(&mut child, 3);
     signal(&child, "-INT");
     let ran = Ran::of(child.wait_with_output().unwrap());
-    assert_eq!(ran.code, 0, "{}", ran.err);
+    // A script does not go on to a merge.
+    assert_eq!(ran.code, 130, "{}", ran.err);
     assert!(ran.err.ends_with("To go on:\n  danlu train --output stopped --resume\n"), "{}", ran.err);
 
     scene.ok("train --output stopped --resume");

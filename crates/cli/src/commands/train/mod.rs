@@ -51,8 +51,10 @@ pub enum Outcome {
 /// # Errors
 /// If an input has a fault or something cannot be written; checkpoints written so far stay whole.
 pub fn run(run: &Run, printer: &Printer) -> Result<()> {
-    if let Outcome::Finished(summary) = execute(run, printer)? {
-        conclude(run, &summary, printer);
+    match execute(run, printer)? {
+        Outcome::Finished(summary) => conclude(run, &summary, printer),
+        // Whatever stands behind it in a script would take a part for the whole.
+        Outcome::Stopped => interrupt::leave(),
     }
     Ok(())
 }
