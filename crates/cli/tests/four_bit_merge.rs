@@ -37,7 +37,7 @@ fn a_merge_goes_into_the_form_that_is_nearest_to_what_was_trained() {
     assert!(dequantized < original / 20.0, "{dequantized} {original}");
     assert!(ran.out.contains("beside original: KL") && ran.out.contains("(chosen)"), "{}", ran.out);
     assert!(
-        ran.err.contains(": the merged model against the adapter on the base out of 4 bits\n"),
+        ran.err.contains(": the merged model against the adapter on the dequantized base\n"),
         "{}",
         ran.err
     );
@@ -48,7 +48,7 @@ fn a_merge_goes_into_the_form_that_is_nearest_to_what_was_trained() {
     let ran = scene.ok("merge out --output original --merge-base original");
     assert!(ran.err.contains(": the merged model against the adapter on the original base\n"), "{}", ran.err);
     let words =
-        "against what was trained, the adapter on the base out of 4 bits:\n  into original: KL, perplexity";
+        "against what was trained, the adapter on the dequantized base:\n  into original: KL, perplexity";
     assert!(ran.out.contains(words), "{}", ran.out);
     let written = report(&scene, "original");
     assert_eq!(written["merge"]["merge_base"], "original");
@@ -107,7 +107,7 @@ fn an_adapter_of_16_bits_is_merged_into_its_original_and_4_bits_are_told() {
     let scene = Scene::new();
     scene.ok(&format!("train --base base --output wide {FLAGS}"));
     scene.ok("quantize base --output base-nf4");
-    let warning = "warning: the adapter was trained on a base in 16 bits or more, and `base-nf4` is in nf4";
+    let warning = "warning: wide was trained on a base in 16 bits or more, and `base-nf4` is in nf4";
     let ran = scene.ok("chat wide --base base-nf4 --prompt 你好 --max-new-tokens 2");
     assert!(ran.err.contains(warning), "{}", ran.err);
 

@@ -62,7 +62,7 @@ impl Hub {
             error => error,
         })?;
         if !http.has_token() {
-            return Err(HubError::NoToken { what: "asking for an account".to_owned() });
+            return Err(HubError::NoToken { what: "finding out whose account this is".to_owned() });
         }
         let ask = Ask::get(format!("{}/api/whoami-v2", http.endpoint()));
         self.json(&ask, About::Account)

@@ -59,9 +59,10 @@ impl QuantArgs {
         }
         let trained = trained_over(place, printer)?;
         if let Some(Quantization { quant_type, .. }) = trained {
+            let name = place.name();
             printer.tell(
-                &format!("适配器是在 {quant_type} 基座上训练的：基座同样转为 4 位（`--quant none` 可保持原样）"),
-                &format!("the adapter was trained over {quant_type}: its base is put into 4 bits too (`--quant none` leaves it)"),
+                &format!("{name} 是在 {quant_type} 基座上训练的：基座同样转为 4 位（`--quant none` 可保持原样）"),
+                &format!("{name} was trained over {quant_type}: its base is put into 4 bits too (`--quant none` leaves it)"),
             );
         }
         Ok(trained)
@@ -91,10 +92,11 @@ pub fn trained_over(place: &Place, printer: &Printer) -> Result<Option<Quantizat
         if let (Some(trained), Some(stored)) = (trained, stored)
             && trained != stored
         {
-            let (base, [trained, stored]) = (place.base.display(), [trained, stored].map(words));
+            let (name, base, [trained, stored]) =
+                (place.name(), place.base.display(), [trained, stored].map(words));
             printer.warn(&printer.pick(
-                format!("适配器是在 {trained} 的基座上训练的，而 `{base}` 是 {stored}"),
-                format!("the adapter was trained over {trained}, and `{base}` is in {stored}"),
+                format!("{name} 是在 {trained} 的基座上训练的，而 `{base}` 是 {stored}"),
+                format!("{name} was trained over {trained}, and `{base}` is in {stored}"),
             ));
         }
         return Ok(None);

@@ -27,10 +27,10 @@ pub fn warn_of(place: &Place, base: &Path, printer: &Printer) -> Result<Option<B
     let Some(adapter) = &place.adapter else { return Ok(None) };
     let stored = Weights::open(base)?.stored_quantization()?;
     if let Some(stored) = stored.filter(|_| is_of_wide_base(adapter)) {
-        let (base, code) = (base.display(), stored.quant_type);
+        let (name, base, code) = (place.name(), base.display(), stored.quant_type);
         printer.warn(&printer.pick(
-            format!("适配器是在 16 位或更高精度的基座上训练的，而 `{base}` 是 {code}：结果会有出入"),
-            format!("the adapter was trained on a base in 16 bits or more, and `{base}` is in {code}: results differ from those of training"),
+            format!("{name} 是在 16 位或更高精度的基座上训练的，而 `{base}` 是 {code}：结果会有出入"),
+            format!("{name} was trained on a base in 16 bits or more, and `{base}` is in {code}: results differ from those of training"),
         ));
     }
     // A card with a fault is told of where a card is written; it keeps nobody from an answer.

@@ -73,7 +73,7 @@ pub(super) fn render(page: &Page<'_>, merge: &Merge) -> String {
         out += match merge.base {
             MergeBase::Dequantized if is_of_wide => page.pick(
                 "适配器是在未量化的基座上训练的，合并到了由 4 位还原的基座上。",
-                "The adapter was trained over the base before it was put into 4 bits, and is merged into one that was taken out of 4 bits.",
+                "The adapter was trained over the base before it was put into 4 bits, and is merged into a dequantized one.",
             ),
             MergeBase::Original => page.pick(
                 "适配器是在 4 位基座上训练的，合并到了原始基座上。",
@@ -81,7 +81,7 @@ pub(super) fn render(page: &Page<'_>, merge: &Merge) -> String {
             ),
             MergeBase::Dequantized => page.pick(
                 "适配器是在 4 位基座上训练的，合并到了由 4 位还原的基座上。",
-                "The adapter was trained over a base in 4 bits and is merged into that base, taken out of 4 bits.",
+                "The adapter was trained over a base in 4 bits and is merged into that base, dequantized.",
             ),
         };
         out += "\n\n";

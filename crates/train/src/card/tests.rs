@@ -121,6 +121,9 @@ fn figures_settings_and_data_are_told() {
         assert!(english.contains(text), "{text}\n{english}");
     }
     assert!(!english.contains("lost the front"));
+    let mut chinese = card(CardLanguage::Zh);
+    chinese.training.as_mut().unwrap().backend = "cpu avx512, 2 threads, f32".into();
+    assert!(chinese.render("").contains("| 硬件 | Some CPU; cpu avx512, 2 线程, f32 |"));
     let merged = card(CardLanguage::Zh).merged("m".into(), merge()).render("");
     for text in
         ["| KL 散度（奈特/词元） | 1.500e-6 |", "| 困惑度：合并后 | 4.0010 |", "| 首选词元一致 | 99.50% |"]

@@ -62,7 +62,9 @@ pub(super) fn render(page: &Page<'_>, run: Option<&Training>) -> String {
         page.pick(format!("{time}，{speed:.0} 词元/秒"), format!("{time}, {speed:.0} tokens/s")),
     );
     let processor = run.processor.as_ref().map(|name| format!("{}; ", plain(name))).unwrap_or_default();
-    row("硬件", "Hardware", format!("{processor}{}", plain(&run.backend)));
+    let backend = page
+        .pick(run.backend.replace(" threads,", " 线程,").replace(" thread,", " 线程,"), run.backend.clone());
+    row("硬件", "Hardware", format!("{processor}{}", plain(&backend)));
     if let Some((peak, plan)) = run.memory {
         let (peak, plan) = (display(peak), display(plan));
         row(

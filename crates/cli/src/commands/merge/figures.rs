@@ -40,7 +40,7 @@ pub fn print(report: &MergeReport, f: &Fidelity, text: Option<&Path>, output: &P
     let (against_zh, against) = match report.merge_base {
         _ if report.forms.is_empty() => ("“基座+适配器”", "the adapter on its base"),
         MergeBase::Original => ("“原始基座+适配器”", "the adapter on the original base"),
-        MergeBase::Dequantized => ("“4 位还原的基座+适配器”", "the adapter on the base out of 4 bits"),
+        MergeBase::Dequantized => ("“4 位还原的基座+适配器”", "the adapter on the dequantized base"),
     };
     printer.say(&printer.pick(
         format!("核对：{text}，{tokens} 个词元，{written_zh}与{against_zh}相比"),
@@ -75,18 +75,22 @@ pub fn print(report: &MergeReport, f: &Fidelity, text: Option<&Path>, output: &P
     if !report.forms.is_empty() {
         printer.out(printer.pick(
             "与训练时相比，即“4 位还原的基座+适配器”：",
-            "against what was trained, the adapter on the base out of 4 bits:",
+            "against what was trained, the adapter on the dequantized base:",
         ));
     }
     for figures in &report.forms {
         let (form, merged) = (figures.form.name(), figures.merged);
         let chosen = merged && figures.form == report.merge_base;
+        let form_zh = match figures.form {
+            MergeBase::Original => "原始基座",
+            MergeBase::Dequantized => " 4 位还原的基座",
+        };
         let name = match merged {
             true => {
-                printer.pick(format!("合并到 {form}：KL，困惑度"), format!("into {form}: KL, perplexity"))
+                printer.pick(format!("合并到{form_zh}：KL，困惑度"), format!("into {form}: KL, perplexity"))
             }
             false => printer
-                .pick(format!("不合并，在 {form} 上：KL，困惑度"), format!("beside {form}: KL, perplexity")),
+                .pick(format!("不合并，在{form_zh}上：KL，困惑度"), format!("beside {form}: KL, perplexity")),
         };
         let mark = if chosen { printer.pick("（选用）", " (chosen)") } else { "" };
         row(&name, &name, format!("{:.2e}, {:.4}{mark}", figures.kl, figures.perplexity));

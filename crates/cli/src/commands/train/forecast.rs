@@ -127,8 +127,8 @@ impl Forecast {
     pub fn say(&self, printer: &Printer) {
         let plan = &self.plan;
         let row = |zh: &str, en: &str, value: String| {
-            let name = printer.err(Look::Dim, &text::pad(printer.pick(zh, en), 10));
-            printer.say(&format!("{name} {value}"));
+            let label = printer.err(Look::Dim, &text::pad(printer.pick(zh, en), 10));
+            printer.say_behind(&format!("{label} "), &value);
         };
         let state = plan.adapter + plan.optimizer + plan.gradients;
         let rest = plan.tokenizer + plan.data + plan.program + plan.passing;

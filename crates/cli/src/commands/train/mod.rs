@@ -184,7 +184,8 @@ fn print_plan(
     printer.say(&format!("trainable params: {t} || all params: {a} || trainable%: {percent:.4}"));
 
     let row = |zh: &str, en: &str, value: String| {
-        printer.say(&format!("{} {value}", printer.err(Look::Dim, &text::pad(printer.pick(zh, en), 10))));
+        let label = printer.err(Look::Dim, &text::pad(printer.pick(zh, en), 10));
+        printer.say_behind(&format!("{label} "), &value);
     };
     let s = trainer.settings();
     row(
