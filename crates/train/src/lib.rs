@@ -63,7 +63,7 @@ pub use base_check::check_base_is_finite;
 pub use checkpoint::{Resumed, checkpoints, latest_checkpoint, latest_whole_checkpoint};
 pub use error::{Difference, TrainError};
 pub use feed::Cursor;
-pub use fingerprint::{DataFingerprint, base_fingerprint};
+pub use fingerprint::{DataFingerprint, base_fingerprint, base_sample};
 pub use plan::{
     Layers, MemoryPlan, PlanInput, Present, RecordSize, ReplySize, Scratch, WeightBytes, weight_bytes,
 };

@@ -103,7 +103,7 @@ pub fn run(args: &CompareArgs, printer: &Printer) -> Result<()> {
     for place in &places {
         let most = ModelConfig::read(&place.base)?.max_position_embeddings;
         check_context(args.max_length, most, "`--max-length`")?;
-        other_base::warn(place, printer)?;
+        other_base::warn(place, &place.base, other_base::Look::Glance, printer)?;
     }
 
     let data = match &args.data {

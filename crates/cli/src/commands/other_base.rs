@@ -4,26 +4,27 @@ use std::path::Path;
 
 use danlu_model::Weights;
 use danlu_train::card::{BaseName, Card};
-use danlu_train::{TokenIdentity, base_fingerprint};
+use danlu_train::{TokenIdentity, base_fingerprint, base_sample};
 
 use super::loaded::Place;
 use crate::printer::Printer;
 use crate::report::Result;
 
-/// Warns of whatever makes the base at `place` another than its adapter was trained on; the base that is here, where its
+/// How closely a base is looked at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Look {
+    /// At a few pages, which costs no time.
+    Glance,
+    /// At what a resumed run compares.
+    Whole,
+}
+
+/// Warns of whatever makes the base in `base` another than the adapter at `place` was trained on; that base, where its
 /// weights or configuration are others.
 ///
 /// # Errors
-/// If a file of the base cannot be read.
-pub fn warn(place: &Place, printer: &Printer) -> Result<Option<BaseName>> {
-    warn_of(place, &place.base, printer)
-}
-
-/// As [`warn()`], of the base in `base`.
-///
-/// # Errors
 /// If a file of it cannot be read.
-pub fn warn_of(place: &Place, base: &Path, printer: &Printer) -> Result<Option<BaseName>> {
+pub fn warn(place: &Place, base: &Path, look: Look, printer: &Printer) -> Result<Option<BaseName>> {
     let Some(adapter) = &place.adapter else { return Ok(None) };
     let stored = Weights::open(base)?.stored_quantization()?;
     if let Some(stored) = stored.filter(|_| is_of_wide_base(adapter)) {
@@ -45,6 +46,12 @@ pub fn warn_of(place: &Place, base: &Path, printer: &Printer) -> Result<Option<B
         here.revision.is_some() && (&here.revision, &here.hub_id) == (&card.base.revision, &card.base.hub_id);
     if is_same_commit {
         return Ok(None);
+    }
+    if look == Look::Glance {
+        match &card.base.sample {
+            Some(sample) if *sample != base_sample(base)? => {}
+            _ => return Ok(None),
+        }
     }
     let now = base_fingerprint(base)?;
     if now == *trained {

@@ -40,6 +40,9 @@ pub struct BaseName {
     pub revision: Option<String>,
     /// The fingerprint of its configuration and weights.
     pub sha256: Option<String>,
+    /// A sample of them, which is compared wherever an adapter is loaded.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sample: Option<String>,
 }
 
 impl BaseName {
@@ -52,14 +55,14 @@ impl BaseName {
         let last = real.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned());
         if let Some((id, revision)) = cached(&real) {
             let name = id.rsplit('/').next().unwrap_or(&id).to_owned();
-            return Self { name, hub_id: Some(id), revision: Some(revision), sha256: None };
+            return Self { name, hub_id: Some(id), revision: Some(revision), ..Self::default() };
         }
         let hub_id = Some(named).filter(|named| is_repo_id(named) && !Path::new(named).exists());
         let hub_id = hub_id.filter(|id| {
             let owner = id.split('/').next().unwrap_or_default().to_lowercase();
             !FOLDERS.contains(&owner.as_str())
         });
-        Self { name: last, hub_id: hub_id.map(str::to_owned), revision: None, sha256: None }
+        Self { name: last, hub_id: hub_id.map(str::to_owned), ..Self::default() }
     }
 
     /// The same base under another name on the Hub, whose commits are its own.

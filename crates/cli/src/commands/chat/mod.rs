@@ -87,7 +87,7 @@ pub fn run(args: &ChatArgs, printer: &Printer) -> Result<()> {
     let started = Instant::now();
     let backend = args.compute.backend(args.dtype)?;
     let place = Place::find(&args.path, args.base.as_deref(), printer)?;
-    other_base::warn(&place, printer)?;
+    other_base::warn(&place, &place.base, other_base::Look::Glance, printer)?;
     let quantization = args.quant.of(&place, printer)?;
     let decoder = Arc::new(base::load(&place.base, quantization, args.compute.threads(), backend, printer)?);
     let loaded = Loaded::on(place, decoder, args.allow_template_mismatch, printer)?;

@@ -147,8 +147,8 @@ pub fn run(args: &MergeArgs, printer: &Printer) -> Result<()> {
     // Before this Ctrl-C ends the process at once: the next goes on with a download.
     let _attention = interrupt::listen(None)?;
     let forms = Forms::of(&place, original.as_deref(), printer)?;
-    if let Some(other) = other_base::warn_of(&place, forms.trained_folder().unwrap_or(&place.base), printer)?
-    {
+    let trained = forms.trained_folder().unwrap_or(&place.base);
+    if let Some(other) = other_base::warn(&place, trained, other_base::Look::Whole, printer)? {
         card.on_another_base(other);
     }
     // Measured in f32, so that what is seen is the merge and not the products.

@@ -16,7 +16,7 @@ use danlu_model::{LoraSource, ModelConfig, Quantization, Sequence, Tokenizer, We
 use danlu_train::card::{self, BaseName, Card};
 use danlu_train::{
     DataSummary, MemoryUse, Reply, RunSummary, TokenIdentity, TrainError, Trainer, base_fingerprint,
-    check_base_is_finite, latest_whole_checkpoint,
+    base_sample, check_base_is_finite, latest_whole_checkpoint,
 };
 
 use crate::commands::context::check_context;
@@ -94,7 +94,11 @@ pub fn execute(run: &Run, printer: &Printer) -> Result<Outcome> {
     let Prepared { examples, held_out, held_out_records, summary, bad, .. } = data;
     let held_out: Vec<Sequence> = held_out.into_iter().map(|example| example.sequence).collect();
     let fingerprint = base_fingerprint(&run.base)?;
-    let base = base_name(run, &fingerprint);
+    let sample = base_sample(&run.base)?;
+    let base = base_name(
+        run,
+        BaseName { sha256: Some(fingerprint.clone()), sample: Some(sample), ..BaseName::default() },
+    );
     let mut trainer =
         Trainer::new(Arc::clone(&decoder), adapter, examples, run.settings.clone(), fingerprint)?;
     forecast.reserve(&mut trainer);
@@ -400,9 +404,9 @@ fn summarize(
 }
 
 /// The base without its path.
-fn base_name(run: &Run, fingerprint: &str) -> BaseName {
+fn base_name(run: &Run, known: BaseName) -> BaseName {
     let base = BaseName::new(&run.base_as_named(), &run.base);
-    let base = BaseName { sha256: Some(fingerprint.to_owned()), ..base };
+    let base = BaseName { sha256: known.sha256, sample: known.sample, ..base };
     match &run.card.base_id {
         Some(id) => base.called(id),
         None => base,
