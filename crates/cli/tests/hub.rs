@@ -610,11 +610,15 @@ fn an_adapter_is_published_in_one_commit_and_wakes_up_elsewhere() {
 
     let again = hub.scene.ok("push out me/huan");
     assert!(again.out.contains("has all of it already"), "{}", again.out);
+    assert!(!pushed.out.contains("danlu pull"), "{}", pushed.out);
+    hub.scene.ok("chat me/huan --prompt 你好 --max-new-tokens 2");
     hub.scene.write("notes.md", "Speaks of the palace only.");
     hub.scene.ok("card out --notes notes.md");
     let third = hub.scene.ok("push out me/huan --message Limits");
     // The page, and its record, which knows the page's sum.
     assert!(third.out.contains("2 files,"), "{}", third.out);
+    // What is in the cache stays, to be started without the network, and is said to be older.
+    assert!(third.out.contains("older one, to bring it up to date: danlu pull me/huan\n"), "{}", third.out);
     assert_eq!(hub.server.commits("me/huan").len(), commits + 1);
 
     // Elsewhere, with nothing but the names.

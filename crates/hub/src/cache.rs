@@ -137,14 +137,6 @@ impl Cache {
         Ok(write_atomic(&path, commit.as_bytes())?)
     }
 
-    /// Notes what a revision has become, where it was here before: the next start then fetches what changed.
-    pub fn follow(&self, revision: &str, commit: &str) -> Result<(), HubError> {
-        match self.folder.join("refs").join(revision).is_file() {
-            true => self.point(revision, commit),
-            false => Ok(()),
-        }
-    }
-
     /// Notes that a commit has no such files, so that nobody asks again.
     pub fn note_absent(&self, commit: &str, files: &[&str]) {
         let folder = self.folder.join(".no_exist").join(commit);

@@ -8,7 +8,7 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
 use crate::address::{joined, origin};
-use crate::http::{Ask, LONGEST_ANSWER, Unread};
+use crate::http::{Answer, Ask, LONGEST_ANSWER, Unread};
 use crate::refusal::About;
 use crate::settings::DEFAULT_ENDPOINT;
 use crate::{Hub, HubError, RepoName};
@@ -189,19 +189,29 @@ impl Hub {
         about: About<'_>,
         most: u64,
     ) -> Result<(T, Option<String>, u64), HubError> {
+        let (answer, bytes) = self.whole(ask, about, most)?;
+        // It repeats what it does not understand.
+        let value = serde_json::from_slice(&bytes)
+            .map_err(|error| ask.fault(self.http.redacted(&error.to_string())))?;
+        Ok((value, answer.header("link").and_then(next_page), bytes.len() as u64))
+    }
+
+    /// An answer and all of its bytes, asked for again where it is cut.
+    pub(crate) fn whole(
+        &self,
+        ask: &Ask<'_>,
+        about: About<'_>,
+        most: u64,
+    ) -> Result<(Answer, Vec<u8>), HubError> {
         let mut tries = self.http.pace().tries;
         loop {
             tries -= 1;
             let mut answer = self.http.ask_about(ask, about, self.settings.token_is_variable)?;
-            let bytes = match answer.at_most(most) {
-                Ok(bytes) => bytes,
-                Err(Unread::Cut(_)) if tries > 0 => continue,
+            match answer.at_most(most) {
+                Ok(bytes) => return Ok((answer, bytes)),
+                Err(Unread::Cut(_)) if tries > 0 => {}
                 Err(error) => return Err(ask.fault(error.to_string())),
-            };
-            // It repeats what it does not understand.
-            let value = serde_json::from_slice(&bytes)
-                .map_err(|error| ask.fault(self.http.redacted(&error.to_string())))?;
-            return Ok((value, answer.header("link").and_then(next_page), bytes.len() as u64));
+            }
         }
     }
 }

@@ -12,7 +12,7 @@ use danlu_model::files::free_space;
 
 use crate::blob::Wanted;
 use crate::cache::{Cache, is_abbreviation};
-use crate::listing::{Listing, RemoteFile, is_hex};
+use crate::listing::{Listing, RemoteFile};
 use crate::wanted;
 use crate::{Hub, HubError, Pace, RepoName};
 
@@ -91,15 +91,11 @@ impl Hub {
         Ok(is_there.then_some(folder))
     }
 
-    /// Has the next start by name fetch what a push changed, where the cache had an older commit.
-    ///
-    /// # Errors
-    /// If the cache cannot be written.
-    pub(crate) fn follow(&self, repo: &RepoName, commit: &str) -> Result<(), HubError> {
-        match is_hex(commit, 40) {
-            true => Cache::of(&self.settings.cache, repo).follow(repo.revision(), commit),
-            false => Ok(()),
-        }
+    /// Whether the cache knows a model's revision, and as something else than `commit`: a start by name is then an older one,
+    /// until it is pulled.
+    pub fn is_older_here(&self, repo: &RepoName, commit: &str) -> bool {
+        let here = Cache::of(&self.settings.cache, repo).commit(repo.revision());
+        here.is_ok_and(|here| here.is_some_and(|here| here != commit))
     }
 
     /// Of a model that [`Hub::cached`] found in `folder`, the files that would change results and of which nobody knows

@@ -87,8 +87,9 @@ pub(crate) fn message(answer: &mut Answer) -> String {
         let body: serde_json::Value = serde_json::from_slice(&answer.bytes().ok()?).ok()?;
         Some(body.get("error")?.as_str()?.to_owned())
     });
-    let said = said.unwrap_or_default();
+    // Before it is cut: half a token is too much of it.
+    let said = answer.redacted(&said.unwrap_or_default());
     let line: String =
         said.chars().map(|c| if c.is_control() { ' ' } else { c }).take(LONGEST_MESSAGE).collect();
-    answer.redacted(line.trim())
+    line.trim().to_owned()
 }

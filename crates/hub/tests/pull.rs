@@ -204,7 +204,7 @@ fn what_python_fetched_whole_leaves_no_question() {
 }
 
 #[test]
-fn a_push_lets_the_next_start_by_name_fetch_what_changed() {
+fn a_push_leaves_the_cache_as_it_is_and_knows_that_it_is_older() {
     let scene = Scene::new();
     scene.server.add_user("me", "hf_mine");
     let folder = tempfile::tempdir().unwrap();
@@ -224,10 +224,12 @@ fn a_push_lets_the_next_start_by_name_fetch_what_changed() {
     // What is on another branch, or offered, changes nothing here.
     push("other", "me/huan@other", &plain);
     push("offered", "me/huan", &PushOptions { create_pr: true, ..PushOptions::default() });
+    let pushed = push("second", "me/huan", &plain);
     assert_eq!(hub.cached(&name, Extent::All).unwrap(), Some(first.folder));
-    push("second", "me/huan", &plain);
-    assert_eq!(hub.cached(&name, Extent::All).unwrap(), None);
+    assert!(hub.is_older_here(&name, &pushed.commit));
+    assert!(!hub.is_older_here(&repo("me/huan@other"), &pushed.commit), "what is not here is not older");
     let second = hub.pull(&name, Extent::All, &mut |_| {}).unwrap();
+    assert!(!hub.is_older_here(&name, &pushed.commit));
     assert_eq!(fs::read(second.folder.join("adapter_model.safetensors")).unwrap(), b"second");
 }
 

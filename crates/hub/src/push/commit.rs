@@ -82,7 +82,8 @@ impl Hub {
             None => Uncommitted::Refused(error.into()),
         })?;
         // It is made: an answer that cannot be read is one that was lost.
-        let unread = |reason: String| Uncommitted::Unknown(ask.fault(reason).into(), None);
+        let unread =
+            |reason: String| Uncommitted::Unknown(ask.fault(self.http.redacted(&reason)).into(), None);
         let bytes = answer.bytes().map_err(|error| unread(error.to_string()))?;
         let made: Made = serde_json::from_slice(&bytes).map_err(|error| unread(error.to_string()))?;
         if !is_hex(&made.commit, 40) {

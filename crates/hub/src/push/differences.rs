@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use super::beside::{outdated, refuse_mixture};
 use super::place::may_be_branch;
-use crate::http::Ask;
+use crate::http::{Ask, LONGEST_ANSWER};
 use crate::listing::{Listing, RemoteFile, escaped, file_url, is_hex};
 use crate::refusal::About;
 use crate::{Hub, HubError, Parcel, ParcelFile, RepoName, Transfer};
@@ -103,16 +103,14 @@ impl Hub {
     pub fn small_file(&self, repo: &RepoName, path: &str, most: u64) -> Result<Option<Vec<u8>>, HubError> {
         self.asks_about(repo)?;
         let ask = Ask::get(file_url(self, repo, &escaped(repo.revision()), path));
-        let token_is_variable = self.settings.token_is_variable;
-        let mut answer = match self.http.ask_about(&ask, About::File(repo, path), token_is_variable) {
-            Ok(answer) => answer,
+        let bytes = match self.whole(&ask, About::File(repo, path), LONGEST_ANSWER) {
+            Ok((_, bytes)) => bytes,
             Err(HubError::NoModel { .. } | HubError::NoFile { .. }) => return Ok(None),
             Err(HubError::NoRevision { .. }) if may_be_branch(repo.revision()) => {
                 return self.small_file(&repo.at("main").expect("a revision's name"), path, most);
             }
             Err(error) => return Err(error),
         };
-        let bytes = answer.bytes().map_err(|error| ask.fault(error.to_string()))?;
         let size = bytes.len() as u64;
         if size > most {
             return Err(HubError::TooLarge { repo: repo.clone(), file: path.to_owned(), size, most });

@@ -99,16 +99,8 @@ impl Hub {
         if is_hex(repo.revision(), 40) {
             return Err(HubError::NoBranch { repo: repo.clone() });
         }
-        let pushed = Push::new(self, parcel, repo, options)
-            .run(progress)
-            .map_err(|error| self.explained(error, repo))?;
-        if !options.create_pr
-            && let Err(error) = self.follow(repo, &pushed.commit)
-        {
-            // It is published all the same.
-            tracing::warn!("{error}");
-        }
-        Ok(pushed)
+        let pushed = Push::new(self, parcel, repo, options).run(progress);
+        pushed.map_err(|error| self.explained(error, repo))
     }
 
     /// Refuses what cannot come from the cache where the settings forbid to ask.

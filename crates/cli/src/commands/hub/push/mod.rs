@@ -265,6 +265,7 @@ fn send(
         ));
         return Ok(());
     }
+    let is_older_here = hub.is_older_here(name, &commit);
     let (count, sent, commit) = (files.len(), text::bytes(sent), commit.get(..8).unwrap_or(&commit));
     let time = text::duration(start.elapsed().as_secs_f64());
     printer.out(&printer.pick(
@@ -282,6 +283,12 @@ fn send(
         None => {
             printer.out(&url);
             let name = text::shell_word(&name.to_string());
+            if is_older_here {
+                printer.out(&printer.pick(
+                    format!("本机缓存里还是旧的，先更新：danlu pull {name}"),
+                    format!("the cache here has an older one, to bring it up to date: danlu pull {name}"),
+                ));
+            }
             let line = printer
                 .pick(format!("唤醒它：danlu chat {name}"), format!("to wake it up: danlu chat {name}"));
             printer.out(&line);
