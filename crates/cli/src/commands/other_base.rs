@@ -9,6 +9,7 @@ use danlu_train::{TokenIdentity, base_fingerprint, base_sample};
 use super::loaded::Place;
 use crate::printer::Printer;
 use crate::report::Result;
+use crate::text;
 
 /// How closely a base is looked at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -61,10 +62,13 @@ pub fn warn(place: &Place, base: &Path, look: Look, printer: &Printer) -> Result
     let (before, after) = (begin(trained), begin(&now));
     let (shown, name) = (base.display(), place.name());
     let (which_zh, which) = match card.base.revision.as_ref().and(card.base.at_revision()) {
-        Some(id) => (
-            format!("；训练时的基座：`--base {id}`"),
-            format!("; `--base {id}` is the base it was trained on"),
-        ),
+        Some(id) => {
+            let id = text::shell_word(&id);
+            (
+                format!("；训练时的基座：`--base {id}`"),
+                format!("; `--base {id}` is the base it was trained on"),
+            )
+        }
         None => Default::default(),
     };
     printer.warn(&printer.pick(

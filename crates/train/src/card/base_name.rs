@@ -65,6 +65,22 @@ impl BaseName {
         Self { name: last, hub_id: hub_id.map(str::to_owned), ..Self::default() }
     }
 
+    /// What is shown in a terminal, in links and in commands is what it claims to be; the field otherwise, and its fault.
+    pub(super) fn check(&self) -> Result<(), (&'static str, String)> {
+        if let Some(id) = self.hub_id.as_ref().filter(|id| !is_repo_id(id)) {
+            return Err(("hub_id", format!("{id:?}, expected owner/name")));
+        }
+        if let Some(revision) = self.revision.as_ref().filter(|revision| !is_revision(revision)) {
+            return Err(("revision", format!("{revision:?}, expected {REVISION}")));
+        }
+        for (field, sum) in [("sha256", &self.sha256), ("sample", &self.sample)] {
+            if let Some(sum) = sum.as_ref().filter(|sum| !is_sha256(sum)) {
+                return Err((field, format!("{sum:?}, expected 64 hexadecimal digits")));
+            }
+        }
+        Ok(())
+    }
+
     /// The same base under another name on the Hub, whose commits are its own.
     pub fn called(self, id: &str) -> Self {
         let revision = self.revision.filter(|_| self.hub_id.as_deref() == Some(id));
@@ -91,7 +107,7 @@ pub fn cached(folder: &Path) -> Option<(String, String)> {
         .collect();
     let [.., repository, "snapshots", commit] = parts[..] else { return None };
     let id = repository.strip_prefix("models--")?.replacen("--", "/", 1);
-    is_repo_id(&id).then(|| (id, commit.to_owned()))
+    (is_repo_id(&id) && is_revision(commit)).then(|| (id, commit.to_owned()))
 }
 
 /// The licence that the base's own card names.
@@ -111,6 +127,19 @@ pub fn license_of(base: &Path) -> Option<String> {
 pub fn is_license(id: &str) -> bool {
     let known = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || matches!(c, '-' | '.');
     !id.is_empty() && id.len() <= 64 && id.chars().all(known)
+}
+
+/// What [`is_revision`] takes, in words.
+pub(super) const REVISION: &str = "a branch, tag or commit of letters, digits and `._-/+=#`";
+
+/// Whether `revision` is spelt as a branch, a tag or a commit that danlu fetches or sends.
+pub(super) fn is_revision(revision: &str) -> bool {
+    let known = |c: char| c.is_alphanumeric() || "._-/+=#".contains(c);
+    !revision.starts_with('-') && (1..=255).contains(&revision.len()) && revision.chars().all(known)
+}
+
+fn is_sha256(sum: &str) -> bool {
+    sum.len() == 64 && sum.chars().all(|c| c.is_ascii_hexdigit())
 }
 
 #[cfg(test)]

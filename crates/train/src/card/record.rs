@@ -8,7 +8,7 @@ use danlu_adapter::{LoraConfig, TargetModules};
 use danlu_model::{Quantization, files, is_repo_id, json_words};
 use serde::{Deserialize, Serialize};
 
-use super::base_name::{BaseName, is_license};
+use super::base_name::{BaseName, REVISION, is_license, is_revision};
 use super::quantized::InFourBits;
 use crate::report::Language;
 use crate::{DataSummary, Reply, RunSummary, TrainError, TrainSettings};
@@ -240,14 +240,20 @@ impl Card {
         }
     }
 
-    /// What becomes a link or the Hub's own data is spelt as the Hub spells it.
+    /// What becomes a link, a command or the Hub's own data is spelt as the Hub spells it.
     fn check(&self) -> Result<(), String> {
-        let ids = [("base.hub_id", &self.base.hub_id), ("repository", &self.repository)];
-        let ids = ids.into_iter().filter_map(|(field, id)| Some((field, id.as_ref()?)));
-        for (field, id) in ids.chain(self.datasets.iter().map(|id| ("datasets", id))) {
+        let repository = self.repository.iter().map(|id| ("repository", id));
+        for (field, id) in repository.chain(self.datasets.iter().map(|id| ("datasets", id))) {
             if !is_repo_id(id) {
                 return Err(format!("`{field}` is {id:?}, expected owner/name"));
             }
+        }
+        let bases = [("base", Some(&self.base)), ("trained_on", self.trained_on.as_ref())];
+        for (field, base) in bases.into_iter().filter_map(|(field, base)| Some((field, base?))) {
+            base.check().map_err(|(part, fault)| format!("`{field}.{part}` is {fault}"))?;
+        }
+        if let Some(revision) = self.revision.as_ref().filter(|revision| !is_revision(revision)) {
+            return Err(format!("`revision` is {revision:?}, expected {REVISION}"));
         }
         match &self.license {
             Some(id) if !is_license(id) => {

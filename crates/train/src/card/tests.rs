@@ -310,6 +310,20 @@ fn a_card_is_written_again_from_its_record_with_its_notes() {
     hostile.write(folder.path()).unwrap();
     let error = Card::read(folder.path()).unwrap_err().to_string();
     assert!(error.ends_with("`base.hub_id` is \"a/b) <c>\", expected owner/name"), "{error}");
+    // What a terminal shows and a command takes holds neither control characters nor a shell's.
+    let refused = |card: Card, words: &str| {
+        card.write(folder.path()).unwrap();
+        let error = Card::read(folder.path()).unwrap_err().to_string();
+        assert!(error.contains(words) && !error.contains('\u{1b}'), "{error}");
+    };
+    let bad = Some("\u{1b}[31m; rm".to_owned());
+    let base = || first.base.clone();
+    refused(Card { revision: bad.clone(), ..first.clone() }, "`revision` is ");
+    let base_at = BaseName { revision: bad.clone(), ..base() };
+    refused(Card { base: base_at.clone(), ..first.clone() }, "`base.revision` is ");
+    refused(Card { trained_on: Some(base_at), ..first.clone() }, "`trained_on.revision` is ");
+    refused(Card { base: BaseName { sha256: bad.clone(), ..base() }, ..first.clone() }, "`base.sha256` is ");
+    refused(Card { base: BaseName { sample: bad, ..base() }, ..first.clone() }, "64 hexadecimal digits");
     fs::write(folder.path().join(CARD_FILE), "{\"name\": 1}").unwrap();
     let error = Card::read(folder.path()).unwrap_err();
     assert!(
