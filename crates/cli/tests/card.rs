@@ -165,6 +165,14 @@ fn a_model_put_into_4_bits_keeps_its_tokens_and_its_card() {
     let card = text(&scene, "base-nf4/README.md");
     assert!(front(&card).contains("base_model: \"lab/base\"\nbase_model_relation: quantized\n"), "{card}");
     assert!(card.contains("danlu chat me/base-nf4\n") && !card.contains("your-name"), "{card}");
+    let record = text(&scene, "base-nf4/card.json");
+    let branched = record.replacen("\"me/base-nf4\",", "\"me/base-nf4\", \"revision\": \"v2\",", 1);
+    scene.write("base-nf4/card.json", &branched);
+    for (name, shown) in [("me/base-nf4", "me/base-nf4@v2\n"), ("me/other", "me/other\n")] {
+        scene.ok(&format!("card base-nf4 --name {name}"));
+        let card = text(&scene, "base-nf4/README.md");
+        assert!(card.contains(&format!("danlu chat {shown}")), "{card}");
+    }
 }
 
 #[test]

@@ -334,8 +334,10 @@ pub fn run(args: &WriteArgs, printer: &Printer) -> Result<()> {
     };
     args.card.apply(&mut card, printer.lang);
     card.name = folder_name(folder);
-    if args.name.is_some() {
+    // Another repository has branches of its own.
+    if args.name.is_some() && args.name != card.repository {
         card.repository.clone_from(&args.name);
+        card.revision = None;
     }
     card.write_with(folder, &notes)?;
     let shown = folder.join(card::README_FILE);

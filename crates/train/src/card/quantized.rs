@@ -4,6 +4,7 @@ use danlu_model::Quantization;
 use serde::{Deserialize, Serialize};
 
 use super::markdown::{code, fenced, line, literal, plain, shell_word};
+use super::snippets::{at_branch, revision_argument};
 use super::{DANLU, Page, about};
 
 /// How a whole model was put into 4 bits.
@@ -53,8 +54,10 @@ pub(super) fn render(page: &Page<'_>, four: &InFourBits) -> String {
             "Put the owner of this repository for `your-name`, or a local folder for the whole.\n\n",
         ),
     };
-    let chat = fenced(&format!("danlu chat {}", shell_word(&repository)), "sh");
-    let repository = literal(&repository);
+    let branch = page.card.revision.as_deref().map(line);
+    let model = at_branch(&repository, branch.as_ref());
+    let chat = fenced(&format!("danlu chat {}", shell_word(&model)), "sh");
+    let repository = literal(&repository) + &revision_argument(branch.as_ref());
     let load = fenced(
         &format!(
             "# pip install torch transformers accelerate bitsandbytes\n\
@@ -109,6 +112,14 @@ mod tests {
         assert!(Card { language: CardLanguage::Zh, ..card.clone() }.render("").contains("双重量化"));
         let named = Card { repository: Some("me/nf4".into()), ..card.clone() }.render("");
         assert!(named.contains("danlu chat me/nf4\n") && !named.contains("your-name"), "{named}");
+        let four = card.in_four_bits.clone().unwrap();
+        let branched =
+            Card { repository: Some("me/nf4".into()), revision: Some("v2".into()), ..card.clone() };
+        let shown = branched.render("");
+        assert!(shown.contains("danlu chat me/nf4@v2\n"), "{shown}");
+        assert_eq!(shown.matches("from_pretrained(\"me/nf4\", revision=\"v2\")").count(), 2, "{shown}");
+        let again = branched.quantized("again".into(), four);
+        assert_eq!((again.repository, again.revision), (None, None));
         let local = Card { base: BaseName { name: "a|b".into(), ..BaseName::default() }, ..card };
         let local = local.render("");
         assert!(

@@ -297,6 +297,7 @@ impl Card {
             name,
             in_four_bits: Some(in_four_bits),
             repository: None,
+            revision: None,
             version,
             readme_sha256: None,
             ..self

@@ -90,8 +90,13 @@ impl Ask {
     }
 }
 
+/// A repository as danlu takes it, with its branch.
+pub(super) fn at_branch(repository: &str, revision: Option<&String>) -> String {
+    revision.map_or_else(|| repository.to_owned(), |revision| format!("{repository}@{revision}"))
+}
+
 /// A revision as `from_pretrained` takes it, behind the name.
-fn revision_argument(revision: Option<&String>) -> String {
+pub(super) fn revision_argument(revision: Option<&String>) -> String {
     revision.map_or_else(String::new, |revision| format!(", revision={}", literal(revision)))
 }
 
@@ -123,8 +128,8 @@ fn placeholders(page: &Page<'_>, ask: &Ask) -> String {
 fn danlu(page: &Page<'_>, ask: &Ask) -> String {
     let needs_base = page.card.merge.is_none() && page.card.base.hub_id.is_none();
     let base = if needs_base { format!(" --base {}", shell_word(&ask.base)) } else { String::new() };
-    let revision = ask.revision.as_ref().map(|revision| format!("@{revision}")).unwrap_or_default();
-    fenced(&format!("danlu chat {}{base}", shell_word(&(ask.repository.clone() + &revision))), "sh")
+    let model = at_branch(&ask.repository, ask.revision.as_ref());
+    fenced(&format!("danlu chat {}{base}", shell_word(&model)), "sh")
 }
 
 fn transformers(card: &Card, ask: &Ask) -> String {
