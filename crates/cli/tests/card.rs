@@ -159,7 +159,14 @@ fn a_model_put_into_4_bits_keeps_its_tokens_and_its_card() {
     assert!(!card.contains("Nothing was trained"), "{card}");
 
     // A base of which nothing is known has a card too, in which names can be set.
-    scene.ok("quantize base --output base-nf4");
+    scene.write("base/card.json", "{\"by\": \"another program\"}");
+    let ran = scene.ok("quantize base --output base-nf4");
+    assert!(
+        ran.err.contains("card.json: line 1: `name` is missing: the model card is written"),
+        "{}",
+        ran.err
+    );
+    fs::remove_file(scene.path("base/card.json")).unwrap();
     assert!(text(&scene, "base-nf4/README.md").contains("Nothing was trained"));
     scene.ok("card base-nf4 --name me/base-nf4 --base-id lab/base");
     let card = text(&scene, "base-nf4/README.md");

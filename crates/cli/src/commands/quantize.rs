@@ -81,7 +81,7 @@ pub fn run(args: &QuantizeArgs, printer: &Printer) -> Result<()> {
     let wide = size_of_weights(base)?;
     // What a model was trained with goes along, and what is known of it; read first, for a fault should not cost a run.
     let identity = carried(base, IDENTITY_FILE)?;
-    let known = Card::read(base)?.filter(|card| card.merge.is_some());
+    let known = known(base, printer).filter(|card| card.merge.is_some());
     let notes = if known.is_some() { card::read_notes(base)?.unwrap_or_default() } else { String::new() };
     let picture =
         if known.as_ref().is_some_and(|card| card.has_picture) { carried(base, PICTURE_FILE)? } else { None };
@@ -131,6 +131,17 @@ fn module(name: &str) -> Result<String, String> {
         true => Ok(name.to_owned()),
         false => Err("expected letters, digits, `_` and `.`, as in down_proj".to_owned()),
     }
+}
+
+/// What is on record of the base; another program's `card.json`, or one with a fault, keeps nobody from its weights.
+fn known(base: &Path, printer: &Printer) -> Option<Card> {
+    Card::read(base).unwrap_or_else(|error| {
+        printer.warn(&printer.pick(
+            format!("{error}：模型卡片按没有记录写"),
+            format!("{error}: the model card is written as without a record"),
+        ));
+        None
+    })
 }
 
 /// A file of the base that its copy in 4 bits has too, if there is one.
