@@ -185,7 +185,7 @@ fn a_model_put_into_4_bits_keeps_its_tokens_and_its_card() {
 #[test]
 fn another_base_is_told_of_and_its_card_claims_nothing_of_the_first() {
     let scene = Scene::new();
-    scene.ok(&format!("train --base base --data data.json --output out {FLAGS}"));
+    scene.ok(&format!("train --base base --data data.json --output out --license mit {FLAGS}"));
     for folder in ["copy", "other"] {
         fs::create_dir(scene.path(folder)).unwrap();
         for name in names(&scene.path("base")) {
@@ -209,6 +209,19 @@ fn another_base_is_told_of_and_its_card_claims_nothing_of_the_first() {
     assert!(!card.contains("held-out loss") && !card.contains("Replies before"), "{card}");
     assert!(!names(&scene.path("merged")).contains(&"loss.svg".to_owned()));
     assert!(card.contains("`other` with a LoRA adapter"), "{card}");
+    // Flags are of the base that it went into, and so is the licence.
+    assert!(!front(&card).contains("license"), "{card}");
+    scene.write("other/README.md", "---\nlicense: apache-2.0\n---\n");
+    scene.ok("merge out --base other --output named --base-id lab/other");
+    let card = text(&scene, "named/README.md");
+    assert!(front(&card).contains("base_model: \"lab/other\"\n"), "{card}");
+    assert!(front(&card).contains("license: \"apache-2.0\"\n"), "{card}");
+    assert!(
+        card.contains("was not trained on this base (") && card.contains("but on another (base, see"),
+        "{card}"
+    );
+    scene.ok("merge out --base other --output licensed --license bsd-3-clause");
+    assert!(front(&text(&scene, "licensed/README.md")).contains("license: \"bsd-3-clause\"\n"));
 }
 
 #[test]

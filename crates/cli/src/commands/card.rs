@@ -218,17 +218,16 @@ pub struct MergedCard {
 }
 
 impl MergedCard {
-    /// From the adapter at `place`, and what the command line adds.
+    /// From the adapter at `place`, with the notes that the command line may add.
     ///
     /// # Errors
     /// If a file of the card, or the notes, cannot be read.
-    pub fn of(place: &Place, args: &CardArgs, notes: &NotesArgs, lang: Lang) -> Result<Self> {
+    pub fn of(place: &Place, notes: &NotesArgs, lang: Lang) -> Result<Self> {
         let adapter = place.adapter.as_deref().unwrap_or(&place.base);
         let mut card = match Card::read(adapter)? {
             Some(card) => card,
             None => unrecorded(adapter, &place.base, lang)?,
         };
-        args.apply(&mut card, lang);
         let picture = adapter.join(PICTURE_FILE);
         let picture = match card.has_picture && picture.is_file() {
             true => Some(files::read_bounded(&picture, MAX_NOTES)?),
@@ -243,11 +242,17 @@ impl MergedCard {
     }
 
     /// The card where the adapter goes into another base than it was trained on: what was measured in training is not of
-    /// this model.
-    pub fn on_another_base(&mut self, base: BaseName) {
+    /// this model, and the licence is that of the base in `folder`.
+    pub fn on_another_base(&mut self, base: BaseName, folder: &Path) {
+        self.card.license = card::license_of(folder);
         let trained = std::mem::replace(&mut self.card.base, base);
         self.card.trained_on = Some(trained);
         (self.card.has_picture, self.picture) = (false, None);
+    }
+
+    /// Sets what was given on the command line, over what is known of adapter and base.
+    pub fn apply(&mut self, args: &CardArgs, lang: Lang) {
+        args.apply(&mut self.card, lang);
     }
 
     /// The files of the card in the merged model's folder.

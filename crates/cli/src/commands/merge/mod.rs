@@ -130,7 +130,7 @@ pub fn run(args: &MergeArgs, printer: &Printer) -> Result<()> {
     let Tokens { tokenizer, default_system } = Tokens::of(&place, args.allow_template_mismatch, printer)?;
     tokenizer.check_fits(&ModelConfig::read(&place.base)?)?;
     // Text and card are read first: a fault in them should not cost a merge.
-    let mut card = MergedCard::of(&place, &args.card, &args.notes, printer.lang)?;
+    let mut card = MergedCard::of(&place, &args.notes, printer.lang)?;
     let file = args.data.clone().or_else(|| held_out::beside(&args.adapter));
     let sequences = match &file {
         Some(file) => {
@@ -149,8 +149,9 @@ pub fn run(args: &MergeArgs, printer: &Printer) -> Result<()> {
     let forms = Forms::of(&place, original.as_deref(), printer)?;
     let trained = forms.trained_folder().unwrap_or(&place.base);
     if let Some(other) = other_base::warn(&place, trained, other_base::Look::Whole, printer)? {
-        card.on_another_base(other);
+        card.on_another_base(other, trained);
     }
+    card.apply(&args.card, printer.lang);
     // Measured in f32, so that what is seen is the merge and not the products.
     let backend = args.compute.backend(DType::F32)?;
     let adapter = place.load_adapter(&ModelConfig::read(&place.base)?, &*backend)?;
