@@ -171,11 +171,7 @@ fn an_edited_card_is_spoken_of_only_where_it_names_another_repository() {
 #[test]
 fn the_base_that_the_card_knows_stands_in_what_is_sent_each_time() {
     let desk = Desk::with_adapter();
-    let base = || {
-        let config: serde_json::Value =
-            serde_json::from_str(&desk.text("me/huan", "adapter_config.json")).unwrap();
-        config["base_model_name_or_path"].as_str().unwrap().to_owned()
-    };
+    let base = || base_of(&desk, "me/huan");
     desk.scene.ok("push out me/huan --base-id lab/other");
     assert_eq!(base(), "lab/other");
     desk.scene.ok("card out --base-id lab/base");
@@ -183,6 +179,18 @@ fn the_base_that_the_card_knows_stands_in_what_is_sent_each_time() {
     assert!(!ran.err.contains("nobody else finds"), "{}", ran.err);
     assert_eq!(base(), "lab/base");
     assert!(desk.scene.ok("push out me/huan").out.contains("has all of it already"));
+    // Its commit goes along, and is none of another base's.
+    let mut record: serde_json::Value = serde_json::from_slice(&desk.scene.read("out/card.json")).unwrap();
+    record["base"]["revision"] = json!("c0ffee");
+    desk.scene.write("out/card.json", &record.to_string());
+    for (line, revision) in
+        [("push out me/huan", json!("c0ffee")), ("push out me/huan --base-id lab/other", json!(null))]
+    {
+        desk.scene.ok(line);
+        let config: serde_json::Value =
+            serde_json::from_str(&desk.text("me/huan", "adapter_config.json")).unwrap();
+        assert_eq!(config["revision"], revision, "{line}");
+    }
 }
 
 #[test]

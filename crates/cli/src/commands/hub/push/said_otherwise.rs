@@ -54,6 +54,7 @@ pub fn files(
     };
     let base_id = base_id(args, hub, page, card.as_ref(), named.as_deref(), printer)?;
     let is_recorded = card.is_some();
+    let mut commit = None;
     if let Some(mut card) = card.take() {
         // A run that was killed before it wrote its page has left the record: its page comes along.
         let notes = card.notes_if_as_written(folder)?;
@@ -63,6 +64,7 @@ pub fn files(
         card.revision = branch.map(str::to_owned);
         if let Some(id) = &base_id {
             card.base = card.base.called(id);
+            commit.clone_from(&card.base.revision);
         }
         match notes {
             Some(notes) => said.files.extend(card.files(&notes)),
@@ -73,7 +75,7 @@ pub fn files(
         }
     }
     if let Some(named) = named {
-        let bytes = base_id.as_ref().map(|id| adapter_config(folder, id)).transpose()?;
+        let bytes = base_id.as_ref().map(|id| adapter_config(folder, id, commit)).transpose()?;
         said.files.extend(bytes.map(|bytes| (CONFIG_FILE, bytes)));
         let readme = folder.join(card::README_FILE);
         if let Some(id) = base_id.filter(|_| !is_recorded && readme.is_file()) {
@@ -189,14 +191,16 @@ fn edited(folder: &Path, name: &RepoName, base_id: Option<&str>) -> Result<Optio
     ]))
 }
 
-/// `adapter_config.json` with its base by the name on the Hub.
-fn adapter_config(folder: &Path, id: &str) -> Result<Vec<u8>> {
+/// `adapter_config.json` with its base by the name on the Hub, at the commit there that is known.
+fn adapter_config(folder: &Path, id: &str, commit: Option<String>) -> Result<Vec<u8>> {
     let path = folder.join(CONFIG_FILE);
     let bytes = files::read_bounded(&path, LONGEST_CONFIG)?;
     let config = serde_json::from_slice::<Map<String, Value>>(&bytes);
     let mut config = config.map_err(|error| Report::input(format!("`{}`: {error}", path.display())))?;
-    config.insert(BASE.to_owned(), id.into());
-    // A commit of the one named before says nothing of this one.
-    config.insert("revision".to_owned(), Value::Null);
+    let before = config.insert(BASE.to_owned(), id.into());
+    // A commit of the one named before says nothing of another.
+    if commit.is_some() || before.is_none_or(|before| before != id) {
+        config.insert("revision".to_owned(), commit.into());
+    }
     Ok(serde_json::to_vec_pretty(&config).expect("JSON that was read is written again"))
 }
