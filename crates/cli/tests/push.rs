@@ -379,11 +379,16 @@ fn a_base_that_was_said_once_is_said_again() {
     let record: serde_json::Value = serde_json::from_str(&record).unwrap();
     let mut other = record.clone();
     other["base"]["sha256"] = json!("0".repeat(64));
-    if record["base"]["sha256"].is_string() {
-        desk.scene.write("out/card.json", &other.to_string());
-        let ran = desk.scene.ok("push out me/huan --dry-run");
-        assert!(!ran.err.contains("goes on being called"), "{}", ran.err);
-    }
+    assert!(record["base"]["sha256"].is_string(), "{record}");
+    desk.scene.write("out/card.json", &other.to_string());
+    let ran = desk.scene.ok("push out me/huan --dry-run");
+    assert!(!ran.err.contains("goes on being called"), "{}", ran.err);
+    // Where nothing tells, it is asked for.
+    other["base"]["sha256"] = json!(null);
+    desk.scene.write("out/card.json", &other.to_string());
+    let ran = desk.scene.ok("push out me/huan --dry-run");
+    assert!(!ran.err.contains("goes on being called"), "{}", ran.err);
+    assert!(ran.err.contains("if it is, `--base-id lab/other` says so"), "{}", ran.err);
 }
 
 #[test]

@@ -21,6 +21,14 @@ pub struct Page<'a> {
     readme: Option<Vec<u8>>,
 }
 
+/// What the page calls its base.
+pub struct BaseThere {
+    /// Its name on the Hub.
+    pub id: String,
+    /// Whether it is the base here: by the sums of both, where there are records.
+    pub is_ours: bool,
+}
+
 impl<'a> Page<'a> {
     /// Reads what is there of it.
     ///
@@ -40,20 +48,23 @@ impl<'a> Page<'a> {
     ///
     /// # Errors
     /// If the Hub cannot be asked.
-    pub fn base_id(&self, card: Option<&Card>, named: &str) -> Result<Option<String>> {
+    pub fn base_id(&self, card: Option<&Card>, named: &str) -> Result<Option<BaseThere>> {
         if let Some(record) = &self.record {
             let record: Value = serde_json::from_slice(record).unwrap_or_default();
             let there = &record["base"];
             let ours = card.and_then(|card| card.base.sha256.as_deref());
-            if ours.zip(there["sha256"].as_str()).is_some_and(|(ours, theirs)| ours != theirs) {
-                return Ok(None);
-            }
-            return Ok(there["hub_id"].as_str().filter(|id| danlu_model::is_repo_id(id)).map(str::to_owned));
+            let is_ours = ours.zip(there["sha256"].as_str()).map(|(ours, theirs)| ours == theirs);
+            let id = there["hub_id"].as_str().filter(|id| danlu_model::is_repo_id(id) && *id != named);
+            return Ok(id
+                .filter(|_| is_ours != Some(false))
+                .map(|id| BaseThere { id: id.to_owned(), is_ours: is_ours.is_some() }));
         }
         let Some(config) = self.hub.small_file(self.name, CONFIG_FILE, LONGEST)? else { return Ok(None) };
         let config: Value = serde_json::from_slice(&config).unwrap_or_default();
         let id = config["base_model_name_or_path"].as_str().filter(|id| *id != named);
-        Ok(id.filter(|id| is_hub_name(self.hub, Path::new(id))).map(str::to_owned))
+        let id = id.filter(|id| is_hub_name(self.hub, Path::new(id)));
+        // Where nobody ever noted a sum, the last push is all that is known.
+        Ok(id.map(|id| BaseThere { id: id.to_owned(), is_ours: card.is_none() }))
     }
 
     /// Lets `README.md` stay here where it would replace one that was edited there, unless that is wanted; says whether.

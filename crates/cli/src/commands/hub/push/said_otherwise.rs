@@ -8,7 +8,7 @@ use danlu_model::files;
 use danlu_train::card::{self, Card};
 use serde_json::{Map, Value};
 
-use super::page::Page;
+use super::page::{BaseThere, Page};
 use super::{PushArgs, front_matter};
 use crate::commands::hub::is_hub_name;
 use crate::commands::nearby;
@@ -90,7 +90,7 @@ pub fn files(
 }
 
 /// The base's name on the Hub where it is to be said in place of what stands here: where that was asked for, or the card
-/// knows it and the adapter's configuration names something else, or the page has it already. A base that nobody else finds
+/// knows it and the adapter's configuration names something else, or the page has it already and is of this base. A base that nobody else finds
 /// is told.
 fn base_id(
     args: &PushArgs,
@@ -118,12 +118,19 @@ fn base_id(
             }
         }
     }
-    if let Some(id) = page.base_id(card, named.unwrap_or_default())? {
-        printer.tell(
-            &format!("基座仍写作 `{id}`，与 Hub 上一致；要改用 `--base-id`"),
-            &format!("the base goes on being called `{id}`, as it is there; `--base-id` says otherwise"),
-        );
-        return Ok(Some(id));
+    match page.base_id(card, named.unwrap_or_default())? {
+        Some(BaseThere { id, is_ours: true }) => {
+            printer.tell(
+                &format!("基座仍写作 `{id}`，与 Hub 上一致；要改用 `--base-id`"),
+                &format!("the base goes on being called `{id}`, as it is there; `--base-id` says otherwise"),
+            );
+            return Ok(Some(id));
+        }
+        Some(BaseThere { id, is_ours: false }) => printer.warn(&printer.pick(
+            format!("Hub 上的页面称基座为 `{id}`，是否就是这里的基座无从得知：如果是，用 `--base-id {id}` 写明"),
+            format!("the page there calls its base `{id}`, and nothing tells whether that is the base here: if it is, `--base-id {id}` says so"),
+        )),
+        None => {}
     }
     if let Some(named) = named {
         warn_of_folder(&args.folder, named, printer)?;
