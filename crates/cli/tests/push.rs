@@ -518,6 +518,24 @@ fn a_page_that_was_edited_on_the_hub_stays() {
 }
 
 #[test]
+fn a_page_without_a_record_stays_if_somebody_wrote_it() {
+    let desk = Desk::with_adapter();
+    desk.server.add_model("me/huan", &[("README.md", b"---\nlicense: mit\n---\n# By hand\n")]);
+    for line in ["push out me/huan", "push out me/huan"] {
+        let ran = desk.scene.ok(line);
+        assert!(ran.err.contains("README.md was edited on the Hub and stays there"), "{}", ran.err);
+        assert!(desk.text("me/huan", "README.md").ends_with("# By hand\n"));
+    }
+    desk.scene.ok("push out me/huan --overwrite");
+    assert!(desk.text("me/huan", "README.md").contains("danlu chat me/huan"));
+    // What the Hub itself puts into a new repository is nobody's.
+    desk.server.add_model("me/new", &[("README.md", b"---\nlicense: mit\n---\n")]);
+    let ran = desk.scene.ok("push out me/new");
+    assert!(!ran.err.contains("edited on the Hub"), "{}", ran.err);
+    assert!(desk.text("me/new", "README.md").contains("danlu chat me/new"));
+}
+
+#[test]
 fn a_branch_is_named_wherever_the_push_is_spoken_of() {
     let desk = Desk::with_adapter();
     let ran = desk.scene.ok("push out me/huan --revision v2");

@@ -36,10 +36,7 @@ impl<'a> Page<'a> {
     /// If the Hub cannot be asked.
     pub fn read(hub: &'a Hub, name: &'a RepoName) -> Result<Self> {
         let record = hub.small_file(name, card::CARD_FILE, LONGEST)?;
-        let readme = match record {
-            Some(_) => hub.small_file(name, card::README_FILE, LONGEST)?,
-            None => None,
-        };
+        let readme = hub.small_file(name, card::README_FILE, LONGEST)?;
         Ok(Self { hub, name, record, readme })
     }
 
@@ -72,8 +69,13 @@ impl<'a> Page<'a> {
     /// # Errors
     /// If it cannot be read.
     pub fn keep_edited(&self, parcel: &mut Parcel, overwrite: bool) -> Result<bool> {
-        let (Some(record), Some(readme)) = (&self.record, &self.readme) else { return Ok(false) };
-        if overwrite || card::is_as_sent(record, readme) {
+        let Some(readme) = self.readme.as_ref().filter(|_| !overwrite) else { return Ok(false) };
+        // Without a record whatever somebody wrote there is theirs.
+        let is_ours = match &self.record {
+            Some(record) => card::is_as_sent(record, readme),
+            None => is_stub(readme),
+        };
+        if is_ours {
             return Ok(false);
         }
         let Some(ours) = sum(parcel)? else { return Ok(false) };
@@ -94,6 +96,21 @@ impl<'a> Page<'a> {
             None => self.record.as_deref().and_then(card::sent_readme),
         };
         Ok(card::with_sent_readme(record, sent))
+    }
+}
+
+/// Whether nobody wrote anything: the Hub's form for a new repository leaves a head with the licence, and no more.
+fn is_stub(readme: &[u8]) -> bool {
+    let readme = String::from_utf8_lossy(readme);
+    let mut lines = readme.lines().map(str::trim_end);
+    match lines.next() {
+        None => true,
+        Some("---") => {
+            let head = lines.by_ref().take_while(|line| *line != "---");
+            head.filter(|line| !line.is_empty()).all(|line| line.starts_with("license:"))
+                && lines.all(str::is_empty)
+        }
+        Some(_) => false,
     }
 }
 
