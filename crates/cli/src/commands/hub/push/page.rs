@@ -51,7 +51,7 @@ impl<'a> Page<'a> {
             let there = &record["base"];
             let ours = card.and_then(|card| card.base.sha256.as_deref());
             let is_ours = ours.zip(there["sha256"].as_str()).map(|(ours, theirs)| ours == theirs);
-            let id = there["hub_id"].as_str().filter(|id| danlu_model::is_repo_id(id) && *id != named);
+            let id = there["hub_id"].as_str().filter(|id| danlu_model::is_repo_id(id));
             return Ok(id
                 .filter(|_| is_ours != Some(false))
                 .map(|id| BaseThere { id: id.to_owned(), is_ours: is_ours.is_some() }));
