@@ -5,17 +5,16 @@ use std::fs;
 use std::path::Path;
 
 use danlu_model::files::read_bounded;
-use danlu_model::{INDEX_FILE, carried_files};
+use danlu_model::{INDEX_FILE, SINGLE_FILE, carried_files};
 use serde::Deserialize;
 
 use crate::listing::Listing;
 use crate::{HubError, RepoName};
 
-const CONFIG: &str = "config.json";
-const ADAPTER_CONFIG: &str = "adapter_config.json";
-const ADAPTER_WEIGHTS: &str = "adapter_model.safetensors";
-const WEIGHTS: &str = "model.safetensors";
-const TOKENIZER: &str = "tokenizer.json";
+pub(crate) const CONFIG: &str = "config.json";
+pub(crate) const ADAPTER_CONFIG: &str = "adapter_config.json";
+pub(crate) const ADAPTER_WEIGHTS: &str = "adapter_model.safetensors";
+pub(crate) const TOKENIZER: &str = "tokenizer.json";
 
 /// What danlu writes beside an adapter, and reads again: its tokens, its card's record and picture.
 const WRITTEN: [&str; 3] = [IDENTITY, "card.json", "loss.svg"];
@@ -27,7 +26,7 @@ const ATTRIBUTES: &str = ".gitattributes";
 const CARD: &str = "README.md";
 
 /// What makes text into tokens, with [`TOKENIZER`].
-const TOKENIZER_CONFIG: &str = "tokenizer_config.json";
+pub(crate) const TOKENIZER_CONFIG: &str = "tokenizer_config.json";
 const SPECIAL_TOKENS: &str = "special_tokens_map.json";
 const TEMPLATE: &str = "chat_template.jinja";
 
@@ -131,7 +130,7 @@ pub(crate) fn weights(listing: &Listing, snapshot: &Path, repo: &RepoName) -> Re
                 None => Ok(shards.into_iter().collect()),
             }
         }
-        () if has(WEIGHTS) => Ok(vec![WEIGHTS.to_owned()]),
+        () if has(SINGLE_FILE) => Ok(vec![SINGLE_FILE.to_owned()]),
         () => Err(none()),
     }
 }
@@ -165,7 +164,7 @@ pub(crate) fn is_whole(snapshot: &Path, is_absent: impl Fn(&str) -> bool) -> boo
         true => {
             shards(&snapshot.join(INDEX_FILE)).is_some_and(|shards| shards.iter().all(|shard| has(shard)))
         }
-        false => has(WEIGHTS),
+        false => has(SINGLE_FILE),
     };
     has_settings(snapshot, is_absent) && has_weights
 }

@@ -61,7 +61,7 @@ pub use json::read_json_object;
 pub use json_fault::{JsonFault, json_words};
 pub use kv_cache::KvCache;
 pub use lora::{DropoutPlan, LoraRows, LoraSource};
-pub use new_model::{FolderState, INDEX_FILE, NewModel, shard_index, shard_name};
+pub use new_model::{FolderState, INDEX_FILE, NewModel, SINGLE_FILE, shard_index, shard_name};
 pub use projection::Projection;
 pub use quantize::{Quantization, QuantizeProgress, projections};
 pub use quantized_folder::{Extra, Quantized, quantize_into, write_quantized};

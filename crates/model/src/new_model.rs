@@ -12,6 +12,9 @@ use crate::{ModelConfig, ModelError, TensorSpec, Weights};
 /// Name of the file that says which weights' file holds a tensor.
 pub const INDEX_FILE: &str = "model.safetensors.index.json";
 
+/// A model's weights in one file.
+pub const SINGLE_FILE: &str = "model.safetensors";
+
 /// A model's folder while it is filled: files are staged in a hidden folder inside it, and
 /// [`publish`](NewModel::publish) gives them their names.
 ///
@@ -124,7 +127,7 @@ impl FolderState {
 /// The name of weights' file `i`, from 0, of `count`.
 pub fn shard_name(i: usize, count: usize) -> String {
     match count {
-        1 => "model.safetensors".to_owned(),
+        1 => SINGLE_FILE.to_owned(),
         _ => format!("model-{:05}-of-{count:05}.safetensors", i + 1),
     }
 }

@@ -14,10 +14,9 @@ use serde::Deserialize;
 use crate::files::{self, FileError};
 use crate::four_bit::{self, StoredFourBit};
 use crate::json;
-use crate::new_model::INDEX_FILE;
+use crate::new_model::{INDEX_FILE, SINGLE_FILE};
 use crate::{ModelConfig, ModelError, ShardWriter};
 
-const SINGLE: &str = "model.safetensors";
 /// Bytes of a tensor copied at a time.
 const COPY: usize = 8 << 20;
 /// An index has one short line a tensor.
@@ -107,7 +106,7 @@ impl Weights {
     /// that its file lacks, or describes more or fewer bytes than there are.
     pub fn open(folder: &Path) -> Result<Self, ModelError> {
         let mut weights = Self::empty(folder);
-        let single = folder.join(SINGLE);
+        let single = folder.join(SINGLE_FILE);
         let index = folder.join(INDEX_FILE);
         if single.exists() {
             weights.add(single.clone(), map(&single)?, None)?;

@@ -197,7 +197,7 @@ fn a_folder_without_safetensors_says_what_it_has() {
     assert!(matches!(error, ModelError::NoWeights { other: None, .. }), "{error}");
     let error = Weights::open(&folder.path().join("absent")).unwrap_err();
     assert!(error.to_string().ends_with("it does not exist"), "{error}");
-    fs::create_dir(folder.path().join(SINGLE)).unwrap();
+    fs::create_dir(folder.path().join(SINGLE_FILE)).unwrap();
     assert!(Weights::open(folder.path()).unwrap_err().to_string().contains("not a regular file"));
 }
 

@@ -1,19 +1,14 @@
 //! What a repository must not keep beside what is pushed: an adapter beside a model, and shards that no index names any
 //! more.
 
-use danlu_model::INDEX_FILE;
+use danlu_model::{INDEX_FILE, SINGLE_FILE};
 
 use crate::listing::Listing;
+use crate::wanted::{ADAPTER_CONFIG, ADAPTER_WEIGHTS, CONFIG, TOKENIZER, TOKENIZER_CONFIG};
 use crate::{HubError, Parcel, RepoName};
 
-/// What makes a repository an adapter's: transformers looks for it before it looks for a model.
-const ADAPTER_CONFIG: &str = "adapter_config.json";
-
-/// An adapter's files.
-const ADAPTER: [&str; 3] = [ADAPTER_CONFIG, "adapter_model.safetensors", "adapter_model.bin"];
-
-/// A model's weights in one file: transformers prefers it to an index.
-const SINGLE: &str = "model.safetensors";
+/// An adapter's files; transformers looks for the first before it looks for a model.
+const ADAPTER: [&str; 3] = [ADAPTER_CONFIG, ADAPTER_WEIGHTS, "adapter_model.bin"];
 
 /// Refuses to put an adapter beside a model's weights, or a model beside an adapter.
 ///
@@ -34,7 +29,7 @@ pub(super) fn refuse_mixture(parcel: &Parcel, listing: &Listing, repo: &RepoName
 
 /// The weights of a model that was there before, and that are none of the one that is pushed: path and bytes.
 pub(super) fn outdated(parcel: &Parcel, listing: &Listing) -> Vec<(String, u64)> {
-    if !goes(parcel, SINGLE) && !goes(parcel, INDEX_FILE) {
+    if !goes(parcel, SINGLE_FILE) && !goes(parcel, INDEX_FILE) {
         return Vec::new();
     }
     let old =
@@ -44,8 +39,7 @@ pub(super) fn outdated(parcel: &Parcel, listing: &Listing) -> Vec<(String, u64)>
 
 /// Whether it takes the file at this path to load a model or an adapter.
 pub(super) fn is_needed(path: &str) -> bool {
-    const FILES: [&str; 5] =
-        [ADAPTER_CONFIG, ADAPTER[1], "config.json", "tokenizer.json", "tokenizer_config.json"];
+    const FILES: [&str; 5] = [ADAPTER_CONFIG, ADAPTER_WEIGHTS, CONFIG, TOKENIZER, TOKENIZER_CONFIG];
     FILES.contains(&path) || is_weights(path, &[".safetensors"])
 }
 
@@ -73,7 +67,7 @@ mod tests {
 
     #[test]
     fn weights_are_known_by_their_names() {
-        for path in [SINGLE, INDEX_FILE, "model-00001-of-00002.safetensors", "pytorch_model.bin"] {
+        for path in [SINGLE_FILE, INDEX_FILE, "model-00001-of-00002.safetensors", "pytorch_model.bin"] {
             assert!(is_weights(path, &[".safetensors", ".bin"]), "{path}");
         }
         for path in [

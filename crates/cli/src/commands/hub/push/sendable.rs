@@ -4,16 +4,13 @@ use std::path::{Path, PathBuf};
 
 use danlu_adapter::{Adapter, AdapterError, CONFIG_FILE, WEIGHTS_FILE};
 use danlu_hub::{Left, Parcel, Reason};
-use danlu_model::{INDEX_FILE, ModelConfig, ModelError, Tokenizer, Weights};
+use danlu_model::{INDEX_FILE, ModelConfig, ModelError, SINGLE_FILE, Tokenizer, Weights};
 use danlu_train::TokenIdentity;
 
 use crate::report::{Report, Result};
 
-/// A model's weights in one file.
-const SINGLE: &str = "model.safetensors";
-
 /// One of these makes a folder a whole model's.
-const MODEL: [&str; 2] = [SINGLE, INDEX_FILE];
+const MODEL: [&str; 2] = [SINGLE_FILE, INDEX_FILE];
 
 /// What to do about a file here that is damaged.
 const WRITE_AGAIN: &str =
@@ -110,7 +107,7 @@ fn model(folder: &Path) -> Result<Vec<String>> {
     Tokenizer::read(folder)?.check_fits(&config)?;
     let name = |path: &PathBuf| Some(path.file_name()?.to_str()?.to_owned());
     let mut needed: Vec<String> = weights.files().iter().filter_map(name).collect();
-    if !needed.iter().any(|name| name == SINGLE) {
+    if !needed.iter().any(|name| name == SINGLE_FILE) {
         needed.push(INDEX_FILE.to_owned());
     }
     needed.push("config.json".to_owned());
