@@ -160,21 +160,10 @@ pub fn write_for_run(
     }
     training.stored = tokens.quantization().filter(|_| run.settings.quantization().is_none());
     let mut card = Card {
-        name: summary.adapter_name.clone(),
-        repository: None,
-        revision: None,
-        language: lang.pick(CardLanguage::Zh, CardLanguage::En),
-        license: card::license_of(&run.base),
-        base,
         lora: Some(Lora::of(lora)),
-        datasets: Vec::new(),
         training: Some(training),
-        merge: None,
-        in_four_bits: None,
-        trained_on: None,
-        has_picture: false,
         version: summary.version.clone(),
-        readme_sha256: None,
+        ..bare(summary.adapter_name.clone(), base, &run.base, lang)
     };
     match earlier {
         None => run.card.apply(&mut card, lang),
@@ -267,23 +256,14 @@ impl MergedCard {
 fn unrecorded(adapter: &Path, base: &Path, lang: Lang) -> Result<Card> {
     let config = LoraConfig::read(adapter)?;
     let named = config.base_model_name_or_path.clone().unwrap_or_default();
-    Ok(Card {
-        name: folder_name(adapter),
-        repository: None,
-        revision: None,
-        language: lang.pick(CardLanguage::Zh, CardLanguage::En),
-        base: BaseName::new(&named, base),
-        lora: Some(Lora::of(&config)),
-        license: card::license_of(base),
-        datasets: Vec::new(),
-        training: None,
-        merge: None,
-        in_four_bits: None,
-        trained_on: None,
-        has_picture: false,
-        version: env!("CARGO_PKG_VERSION").to_owned(),
-        readme_sha256: None,
-    })
+    let card = bare(folder_name(adapter), BaseName::new(&named, base), base, lang);
+    Ok(Card { lora: Some(Lora::of(&config)), ..card })
+}
+
+/// A card that knows no more than the base in `folder`, its licence, and the language of the run.
+pub fn bare(name: String, base: BaseName, folder: &Path, lang: Lang) -> Card {
+    let language = lang.pick(CardLanguage::Zh, CardLanguage::En);
+    Card::new(name, language, base, card::license_of(folder))
 }
 
 /// The flags of `danlu card`.

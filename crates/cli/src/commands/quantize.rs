@@ -12,13 +12,13 @@ use danlu_hub::Extent;
 use danlu_kernels::FourBitCode;
 use danlu_model::{Extra, ModelError, NewModel, Quantization, Quantized, Weights, files, quantize_into};
 use danlu_train::IDENTITY_FILE;
-use danlu_train::card::{self, BaseName, Card, CardLanguage, InFourBits, PICTURE_FILE};
+use danlu_train::card::{self, BaseName, Card, InFourBits, PICTURE_FILE};
 
 use crate::commands::ComputeArgs;
 use crate::commands::base;
+use crate::commands::card::bare;
 use crate::commands::loaded::folder_name;
 use crate::commands::{hub, no_model};
-use crate::lang::Lang;
 use crate::printer::{Look, Printer};
 use crate::report::{Report, Result};
 use crate::{interrupt, text};
@@ -92,8 +92,12 @@ pub fn run(args: &QuantizeArgs, printer: &Printer) -> Result<()> {
             skipped: args.skip_modules.clone(),
             sizes: (text::bytes(wide), text::bytes(written.weight_bytes)),
         };
-        let card = known.unwrap_or_else(|| of_base(&args.base, base, printer.lang));
-        let card = card.quantized(folder_name(&args.output), in_four_bits);
+        let name = folder_name(&args.output);
+        let card = known.unwrap_or_else(|| {
+            let named = BaseName::new(&args.base.to_string_lossy(), base);
+            bare(name.clone(), named, base, printer.lang)
+        });
+        let card = card.quantized(name, in_four_bits);
         card.files(&notes).into_iter().chain(identity).chain(picture).collect()
     };
     let written = quantize_into(
@@ -151,27 +155,6 @@ fn carried(base: &Path, name: &'static str) -> Result<Option<Extra>> {
         return Ok(None);
     }
     Ok(Some((name, files::read_bounded(&path, LARGEST_CARRIED)?)))
-}
-
-/// The card of a base of which nothing is on record, named as on the command line.
-fn of_base(named: &Path, base: &Path, lang: Lang) -> Card {
-    Card {
-        name: String::new(),
-        repository: None,
-        revision: None,
-        language: lang.pick(CardLanguage::Zh, CardLanguage::En),
-        base: BaseName::new(&named.to_string_lossy(), base),
-        lora: None,
-        license: card::license_of(base),
-        datasets: Vec::new(),
-        training: None,
-        merge: None,
-        in_four_bits: None,
-        trained_on: None,
-        has_picture: false,
-        version: String::new(),
-        readme_sha256: None,
-    }
 }
 
 /// Bytes of a model's safetensors files.

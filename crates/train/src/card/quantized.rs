@@ -79,27 +79,14 @@ mod tests {
 
     #[test]
     fn a_quantized_base_names_its_base_its_licence_and_its_sizes() {
-        let card = Card {
-            name: "Llama-3.2-1B-nf4".into(),
-            repository: None,
-            revision: None,
-            language: CardLanguage::En,
-            base: BaseName { hub_id: Some("meta-llama/Llama-3.2-1B".into()), ..BaseName::default() },
-            lora: None,
-            license: Some("llama3.2".into()),
-            datasets: Vec::new(),
-            training: None,
-            merge: None,
-            in_four_bits: Some(InFourBits {
-                quantization: Quantization::new(FourBitCode::Nf4),
-                skipped: vec!["down_proj".into()],
-                sizes: ("2.5 GB".into(), "1.0 GB".into()),
-            }),
-            trained_on: None,
-            has_picture: false,
-            version: "0.1.0".into(),
-            readme_sha256: None,
+        let base = BaseName { hub_id: Some("meta-llama/Llama-3.2-1B".into()), ..BaseName::default() };
+        let card = Card::new("Llama-3.2-1B-nf4".into(), CardLanguage::En, base, Some("llama3.2".into()));
+        let in_four_bits = InFourBits {
+            quantization: Quantization::new(FourBitCode::Nf4),
+            skipped: vec!["down_proj".into()],
+            sizes: ("2.5 GB".into(), "1.0 GB".into()),
         };
+        let card = Card { in_four_bits: Some(in_four_bits), version: "0.1.0".into(), ..card };
         let english = card.render("");
         assert!(english.starts_with(
             "---\nbase_model: \"meta-llama/Llama-3.2-1B\"\nbase_model_relation: quantized\nlibrary_name: transformers\n\

@@ -304,6 +304,27 @@ impl Card {
         }
     }
 
+    /// The card of a model in a folder called `name` of which no more than its base is known.
+    pub fn new(name: String, language: CardLanguage, base: BaseName, license: Option<String>) -> Self {
+        Self {
+            name,
+            repository: None,
+            revision: None,
+            language,
+            base,
+            lora: None,
+            license,
+            datasets: Vec::new(),
+            training: None,
+            merge: None,
+            in_four_bits: None,
+            trained_on: None,
+            has_picture: false,
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            readme_sha256: None,
+        }
+    }
+
     /// The card of a merged model in a folder called `name`.
     pub fn merged(self, name: String, merge: Merge) -> Self {
         let version = env!("CARGO_PKG_VERSION").to_owned();
