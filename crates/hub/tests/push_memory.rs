@@ -56,6 +56,11 @@ fn grown(desk: &Desk) -> (u64, String) {
     (bytes.parse().unwrap(), said.to_owned())
 }
 
+/// Text under the size from which the Hub has files apart.
+fn text() -> String {
+    "zhen huan\n".repeat(9 << 20 >> 4)
+}
+
 #[test]
 fn a_large_file_passes_through_little_memory() {
     const SIZE: u64 = 96 * MIB;
@@ -72,10 +77,7 @@ fn a_large_file_passes_through_little_memory() {
 fn files_within_the_commit_are_in_memory_once() {
     let desk = Desk::new();
     desk.push("me/adapter").unwrap();
-    // Text under the size from which the Hub has files apart.
-    let text = "zhen huan
-"
-    .repeat(9 << 20 >> 4);
+    let text = text();
     (0..4).for_each(|i| desk.write(&format!("text{i}.txt"), format!("{i}{text}").as_bytes()));
     let size: u64 = 4 * (text.len() as u64 + 1);
     assert!(size > 20 * MIB, "{size}");
@@ -89,9 +91,7 @@ fn files_within_the_commit_are_in_memory_once() {
 fn more_than_one_commit_may_hold_is_refused_before_it_is_read() {
     let desk = Desk::new();
     desk.push("me/adapter").unwrap();
-    let text = "zhen huan
-"
-    .repeat(9 << 20 >> 4);
+    let text = text();
     (0..8).for_each(|i| desk.write(&format!("text{i}.txt"), format!("{i}{text}").as_bytes()));
     let (grown, said) = grown(&desk);
     let size = 8 * (text.len() + 1);

@@ -27,16 +27,21 @@ pub enum Look {
 /// If a file of it cannot be read.
 pub fn warn(place: &Place, base: &Path, look: Look, printer: &Printer) -> Result<Option<BaseName>> {
     let Some(adapter) = &place.adapter else { return Ok(None) };
+    let is_of_wide_base = is_of_wide_base(adapter);
+    // A card with a fault is told of where a card is written; it keeps nobody from an answer.
+    let card = Card::read(adapter).ok().flatten();
+    if !is_of_wide_base && card.is_none() {
+        return Ok(None);
+    }
     let stored = Weights::open(base)?.stored_quantization()?;
-    if let Some(stored) = stored.filter(|_| is_of_wide_base(adapter)) {
+    if let Some(stored) = stored.filter(|_| is_of_wide_base) {
         let (name, base, code) = (place.name(), base.display(), stored.quant_type);
         printer.warn(&printer.pick(
             format!("{name} 是在 16 位或更高精度的基座上训练的，而 `{base}` 是 {code}：结果会有出入"),
             format!("{name} was trained on a base in 16 bits or more, and `{base}` is in {code}: results differ from those of training"),
         ));
     }
-    // A card with a fault is told of where a card is written; it keeps nobody from an answer.
-    let Some(card) = Card::read(adapter).ok().flatten() else { return Ok(None) };
+    let Some(card) = card else { return Ok(None) };
     let (Some(run), Some(trained)) = (&card.training, &card.base.sha256) else { return Ok(None) };
     // 4 bits and what they were made from have nothing in common that could be compared.
     if run.stored.is_some() != stored.is_some() {

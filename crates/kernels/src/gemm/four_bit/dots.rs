@@ -74,7 +74,7 @@ pub(in crate::gemm) unsafe fn dots<T: Lanes>(job: &DotJob<'_>, w: &FourBit, row:
 unsafe fn regular_dots<T: Lanes>(job: &DotJob<'_>, w: &FourBit, row: usize) {
     let per_row = job.k / PIECE;
     let apart = job.w_rows.div_ceil(2);
-    let mut walks = [0, apart].map(|j| Walk::new(w, (row + j) * per_row));
+    let mut walks = [Walk::new(w), Walk::new(w)];
     for j in 0..apart {
         let cols = if j + apart < job.w_rows { 2 } else { 1 };
         for (c, walk) in walks.iter_mut().enumerate() {
@@ -119,7 +119,7 @@ struct Walk<'a> {
 
 impl<'a> Walk<'a> {
     #[inline(always)]
-    fn new(w: &'a FourBit, first: usize) -> Self {
+    fn new(w: &'a FourBit) -> Self {
         let scales = w.scales().view();
         let piece_log2 = w.block_log2() - PIECE.ilog2();
         Self {
@@ -128,14 +128,14 @@ impl<'a> Walk<'a> {
             scales,
             piece_log2,
             group_log2: piece_log2 + scales.group_log2(),
-            first,
+            first: 0,
             group: usize::MAX,
             bytes: &[],
             values: [0.0; GROUP],
         }
     }
 
-    /// Goes on with the row that begins with piece `first`.
+    /// Goes to the row that begins with piece `first`.
     #[inline(always)]
     fn to(&mut self, first: usize) {
         self.first = first;

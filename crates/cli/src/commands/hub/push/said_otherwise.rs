@@ -47,7 +47,7 @@ pub fn files(
 ) -> Result<Said> {
     let folder = &args.folder;
     let mut said = Said::default();
-    let mut card = Card::read(folder)?;
+    let card = Card::read(folder)?;
     let named = match folder.join(CONFIG_FILE).is_file() {
         true => LoraConfig::read(folder)?.base_model_name_or_path,
         false => None,
@@ -55,7 +55,7 @@ pub fn files(
     let base_id = base_id(args, hub, page, card.as_ref(), named.as_deref(), printer)?;
     let is_recorded = card.is_some();
     let mut commit = None;
-    if let Some(mut card) = card.take() {
+    if let Some(mut card) = card {
         // A run that was killed before it wrote its page has left the record: its page comes along.
         let notes = card.notes_if_as_written(folder)?;
         card.repository = Some(name.id().to_owned());
