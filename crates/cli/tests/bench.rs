@@ -54,6 +54,39 @@ fn training_is_measured_in_tokens_flop_seconds_and_bytes() {
 }
 
 #[test]
+fn training_keeps_within_a_limit_or_says_what_would() {
+    let scene = Scene::new();
+    let line = "train --shape base-8m --batch 4x256 --steps 1 --warm-up 0 --dtype f32";
+    let free = figures(&scene, line);
+    let bytes = |f: &Value, key: &str| f[key].as_u64().unwrap();
+    let foreseen = bytes(&free, "foreseen_memory_bytes");
+    assert_eq!((&free["layers_recomputed"], &free["memory_limit_bytes"]), (&0.into(), &Value::Null));
+    let limit = foreseen - (20 << 20);
+    let tight = figures(&scene, &format!("{line} --memory-limit {limit}B"));
+    assert!(
+        bytes(&tight, "layers_recomputed") > 0 && bytes(&tight, "foreseen_memory_bytes") <= limit,
+        "{tight}"
+    );
+    assert_eq!(tight["mean_loss"], free["mean_loss"]);
+    let four = figures(&scene, &format!("{line} --quant nf4"));
+    assert!(bytes(&four, "foreseen_memory_bytes") < foreseen, "{four}");
+    if cfg!(target_os = "linux") {
+        for f in [&free, &tight, &four] {
+            let (peak, foreseen) = (bytes(f, "peak_memory_bytes"), bytes(f, "foreseen_memory_bytes"));
+            assert!(peak.abs_diff(foreseen) < 50_000_000, "{f}");
+        }
+    }
+    let refused = scene.run(&format!("bench {line} --memory-limit 90MiB"));
+    assert_eq!(refused.code, 1);
+    assert!(refused.err.contains("the limit is 90 MiB"), "{}", refused.err);
+    assert!(
+        refused.err.contains("hint: `--batch ") && refused.err.contains("` fits; or allow more"),
+        "{}",
+        refused.err
+    );
+}
+
+#[test]
 fn training_on_data_is_the_tutorials_job() {
     let scene = Scene::new();
     let ran = scene.ok("bench train --base base --data data.json --steps 2 --warm-up 0 --dtype f32");

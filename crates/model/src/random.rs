@@ -3,6 +3,7 @@
 //! Element `i` of a tensor depends on the seed, the tensor's name and `i` alone, so the weights in memory, those
 //! streamed to a folder and those of any number of threads are the same bytes.
 
+use std::collections::HashSet;
 use std::ops::{ControlFlow, Range};
 use std::path::Path;
 use std::sync::{Arc, LazyLock};
@@ -13,8 +14,8 @@ use serde_json::json;
 
 use crate::files::{self, FileError};
 use crate::{
-    INDEX_FILE, ModelConfig, ModelError, NewModel, ShardWriter, TensorInfo, TensorSpec, Weights, shard_index,
-    shard_name,
+    INDEX_FILE, ModelConfig, ModelError, NewModel, Quantization, ShardWriter, TensorSpec, Weights,
+    projections, shard_index, shard_name,
 };
 
 /// Names the stream of weights, apart from every other use of a seed.
@@ -50,30 +51,41 @@ pub struct RandomWeights<'a> {
 }
 
 impl RandomWeights<'_> {
-    /// Makes the weights in memory. `progress` may stop it.
+    /// Makes the weights in memory. With a `quantization` every projection of a layer is put into 4 bits as soon as it
+    /// is made, so that at most one stands in memory in both forms. `progress` may stop it.
     ///
     /// # Errors
     /// [`ModelError::Stopped`] when `progress` asks for it.
     pub fn in_memory(
         &self,
+        quantization: Option<Quantization>,
         progress: &mut dyn FnMut(RandomProgress) -> ControlFlow<()>,
     ) -> Result<Weights, ModelError> {
+        let quantized: HashSet<String> = match quantization {
+            Some(_) => projections(self.config).map(|(name, ..)| name).collect(),
+            None => HashSet::new(),
+        };
         let specs = self.specs();
         let total: u64 = specs.iter().map(|spec| spec.bytes).sum();
-        let mut bytes = AlignedBytes::zeroed(total as usize);
-        let (mut infos, mut done) = (Vec::with_capacity(specs.len()), 0);
+        let (mut weights, mut done) = (Weights::in_memory(Path::new("random weights")), 0);
         for spec in specs {
-            let range = done..done + spec.bytes as usize;
+            let mut bytes = AlignedBytes::zeroed(spec.bytes as usize);
             let tensor = self.tensor(&spec);
-            for (i, block) in bytes.as_mut_slice()[range.clone()].chunks_mut(BLOCK).enumerate() {
+            for (i, block) in bytes.as_mut_slice().chunks_mut(BLOCK).enumerate() {
                 tensor.fill(block, i * BLOCK, self.threads);
-                done += block.len();
-                step(progress, done as u64, total)?;
+                done += block.len() as u64;
+                step(progress, done, total)?;
             }
-            let TensorSpec { name, dtype, shape, .. } = spec;
-            infos.push(TensorInfo { name, dtype_name: dtype, shape, file: 0, range });
+            match quantization.filter(|_| quantized.contains(&spec.name)) {
+                None => weights.push(spec, Arc::new(bytes)),
+                Some(quantization) => {
+                    let (bytes, len) = (bytes.as_ref(), spec.shape.iter().product());
+                    let weight = quantization.encode(DType::Bf16, bytes, len, self.threads);
+                    weights.push_quantized(spec, weight.expect("random weights are finite"));
+                }
+            }
         }
-        Ok(Weights::in_memory(Path::new("random weights"), Arc::new(bytes), infos))
+        Ok(weights)
     }
 
     /// Writes a folder that transformers loads: weights in files of at most `max_shard_size` bytes (a larger

@@ -15,7 +15,7 @@ use crate::files::{self, FileError};
 use crate::four_bit::{self, StoredFourBit};
 use crate::json;
 use crate::new_model::{INDEX_FILE, SINGLE_FILE};
-use crate::{ModelConfig, ModelError, ShardWriter};
+use crate::{ModelConfig, ModelError, ShardWriter, TensorSpec};
 
 /// Bytes of a tensor copied at a time.
 const COPY: usize = 8 << 20;
@@ -147,16 +147,25 @@ impl Weights {
         Ok(weights)
     }
 
-    /// Weights over one owner of bytes, and where each tensor lies in it; `path` is for messages.
-    pub(crate) fn in_memory(
-        path: &Path,
-        owner: Arc<dyn AsRef<[u8]> + Send + Sync>,
-        tensors: Vec<TensorInfo>,
-    ) -> Self {
-        let by_name = tensors.iter().enumerate().map(|(i, t)| (t.name.clone(), i)).collect();
-        let files = vec![path.to_owned()];
-        let owners = vec![Owner::Memory(owner)];
-        Self { folder: path.to_owned(), files, owners, tensors, by_name, quantized: HashMap::new() }
+    /// No weights yet, to be made in memory; `path` is for messages.
+    pub(crate) fn in_memory(path: &Path) -> Self {
+        Self::empty(path)
+    }
+
+    /// Adds a tensor that memory keeps.
+    pub(crate) fn push(&mut self, spec: TensorSpec, memory: Arc<dyn AsRef<[u8]> + Send + Sync>) {
+        let (file, range) = (self.files.len(), 0..(*memory).as_ref().len());
+        let TensorSpec { name, dtype, shape, .. } = spec;
+        self.by_name.insert(name.clone(), self.tensors.len());
+        self.tensors.push(TensorInfo { name, dtype_name: dtype, shape, file, range });
+        self.files.push(self.folder.clone());
+        self.owners.push(Owner::Memory(memory));
+    }
+
+    /// Adds a tensor that memory keeps in 4 bits alone: of the one it was made from there are no bytes.
+    pub(crate) fn push_quantized(&mut self, spec: TensorSpec, weight: FourBit) {
+        self.quantized.insert(spec.name.clone(), Arc::new(weight));
+        self.push(spec, Arc::new([0u8; 0]));
     }
 
     fn empty(folder: &Path) -> Self {

@@ -5,9 +5,10 @@ use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::Arc;
 
-use danlu_kernels::Reference;
+use danlu_kernels::{FourBitCode, Reference};
 use danlu_model::{
-    Batch, Decoder, FolderState, ModelConfig, ModelError, RandomWeights, Sequence, Shape, Weights, Workspace,
+    Batch, Decoder, FolderState, ModelConfig, ModelError, Quantization, RandomWeights, Sequence, Shape,
+    Weights, Workspace, projections,
 };
 
 fn weights(config: &ModelConfig, threads: usize) -> RandomWeights<'_> {
@@ -33,7 +34,7 @@ fn streamed_weights_equal_those_in_memory_byte_for_byte() {
     let parent = tempfile::tempdir().unwrap();
     let mut config = small();
     config.tie_word_embeddings = false;
-    let memory = weights(&config, 1).in_memory(&mut |_| ControlFlow::Continue(())).unwrap();
+    let memory = weights(&config, 1).in_memory(None, &mut |_| ControlFlow::Continue(())).unwrap();
     memory.check_complete(&config).unwrap();
     for (name, threads, max_shard_size, files) in [("one", 2, u64::MAX, 1), ("many", 3, 3_000_000, 3)] {
         let folder = parent.path().join(name);
@@ -59,7 +60,7 @@ fn streamed_weights_equal_those_in_memory_byte_for_byte() {
 fn a_streamed_folder_loads_and_computes_as_the_weights_in_memory() {
     let parent = tempfile::tempdir().unwrap();
     let (folder, config) = (parent.path().join("model"), small());
-    let memory = weights(&config, 2).in_memory(&mut |_| ControlFlow::Continue(())).unwrap();
+    let memory = weights(&config, 2).in_memory(None, &mut |_| ControlFlow::Continue(())).unwrap();
     weights(&config, 2).write(&folder, u64::MAX, &mut |_| ControlFlow::Continue(())).unwrap();
     assert_eq!(names(&folder), ["config.json", "generation_config.json", "model.safetensors"]);
     let batch = Batch::new([&Sequence { ids: vec![5, 9, 2, 7], trained: vec![true; 4] }]);
@@ -72,11 +73,37 @@ fn a_streamed_folder_loads_and_computes_as_the_weights_in_memory() {
 }
 
 #[test]
+fn weights_made_in_4_bits_are_those_that_quantizing_makes_and_keep_no_original() {
+    let config = small();
+    let quantization = Quantization::new(FourBitCode::Nf4);
+    let go_on = &mut |_| ControlFlow::Continue(());
+    let made = weights(&config, 2).in_memory(Some(quantization), go_on).unwrap();
+    let wide = weights(&config, 2).in_memory(None, go_on).unwrap();
+    let expected = wide.quantize(&config, quantization, 1, &mut |_| ControlFlow::Continue(())).unwrap();
+    made.check_complete(&config).unwrap();
+    for (name, rows, cols) in projections(&config) {
+        let [made, expected] = [&made, &expected].map(|weights| {
+            let matrix = weights.matrix(&name, rows, cols).unwrap();
+            let (mut all, mut row) = (Vec::new(), vec![0.0; cols]);
+            for r in 0..rows {
+                matrix.row_to_f32(r, &mut row);
+                all.extend_from_slice(&row);
+            }
+            all
+        });
+        assert!(made == expected, "{name}");
+    }
+    assert_eq!(made.total_bytes(), expected.total_bytes());
+    let held: usize = made.tensors().iter().map(|info| made.bytes(info).len()).sum();
+    assert_eq!(held, 2 * (8192 + 2 * 2 + 1) * 256, "the table and the norms");
+}
+
+#[test]
 fn seeds_and_tensors_have_weights_of_their_own() {
     let config = small();
     let make = |seed| {
         let weights = RandomWeights { config: &config, seed, threads: 1 };
-        weights.in_memory(&mut |_| ControlFlow::Continue(())).unwrap()
+        weights.in_memory(None, &mut |_| ControlFlow::Continue(())).unwrap()
     };
     let (one, two) = (make(1), make(2));
     let bytes = |weights: &Weights, name: &str| weights.bytes(weights.info(name).unwrap())[..64].to_vec();
@@ -94,7 +121,7 @@ fn a_writing_that_is_stopped_leaves_no_folder() {
     });
     assert!(matches!(error.unwrap_err(), ModelError::Stopped));
     assert!(!folder.exists());
-    let error = weights(&config, 1).in_memory(&mut |_| ControlFlow::Break(()));
+    let error = weights(&config, 1).in_memory(None, &mut |_| ControlFlow::Break(()));
     assert!(matches!(error.unwrap_err(), ModelError::Stopped));
 }
 

@@ -7,6 +7,7 @@ use danlu_adapter::AdapterError;
 use danlu_model::{FileError, ModelError};
 
 use crate::memory::display;
+use crate::plan::Smaller;
 
 /// Why a run cannot start, go on, be saved or be resumed.
 #[derive(Debug, thiserror::Error)]
@@ -88,8 +89,8 @@ pub enum TrainError {
         needed: u64,
         /// Bytes.
         limit: u64,
-        /// Flags with the largest values that would fit.
-        fits: Option<String>,
+        /// The largest settings that would fit.
+        fits: Option<Smaller>,
     },
     /// A weight of the base that is no number: nothing can be trained on it.
     #[error("{}: tensor `{tensor}` of the base holds {value} at element {element}", path.display())]
@@ -192,6 +193,16 @@ fn list(differences: &[Difference]) -> String {
 }
 
 impl TrainError {
+    /// The hint of [`TrainError::Memory`]: what fits, said in `flags`, or a limit that leaves room for the `needed` bytes.
+    pub fn room_hint(needed: u64, flags: Option<String>) -> String {
+        // What is in memory beforehand differs by a page or two from one start to the next.
+        let more = format!("`--memory-limit {}`", display(needed + (2 << 20)).replace(' ', ""));
+        match flags {
+            Some(flags) => format!("`{flags}` fits; or allow more: {more}"),
+            None => format!("allow more: {more}"),
+        }
+    }
+
     /// What to do about it, where that is known.
     pub fn hint(&self) -> Option<String> {
         match self {
@@ -209,12 +220,7 @@ impl TrainError {
                 Some("the base's weights are damaged: fetch or convert them again".into())
             }
             Self::Memory { needed, fits, .. } => {
-                // What is in memory beforehand differs by a page or two from one start to the next.
-                let more = format!("`--memory-limit {}`", display(needed + (2 << 20)).replace(' ', ""));
-                Some(match fits {
-                    Some(flags) => format!("`{flags}` fits; or allow more: {more}"),
-                    None => format!("allow more: {more}"),
-                })
+                Some(Self::room_hint(*needed, fits.map(|smaller| smaller.to_string())))
             }
             Self::Resume { .. } => Some(
                 "resume with the settings, data and base of the checkpoint, or start anew in another folder"

@@ -65,7 +65,8 @@ pub use error::{Difference, TrainError};
 pub use feed::Cursor;
 pub use fingerprint::{DataFingerprint, base_fingerprint, base_sample};
 pub use plan::{
-    Layers, MemoryPlan, PlanInput, Present, RecordSize, ReplySize, Scratch, WeightBytes, weight_bytes,
+    Layers, MemoryPlan, PlanInput, Present, RecordSize, ReplySize, Scratch, Smaller, WeightBytes,
+    weight_bytes, weight_bytes_of,
 };
 pub use schedule::{LrSchedulerType, Schedule};
 pub use settings::{Precision, Quant, TrainSettings};

@@ -6,6 +6,7 @@ mod rehearsal;
 mod weights;
 
 use std::cell::OnceCell;
+use std::fmt;
 
 use danlu_kernels::CpuOptions;
 use danlu_model::ModelConfig;
@@ -17,7 +18,7 @@ use self::load::Load;
 pub use self::load::RecordSize;
 pub use self::rehearsal::ReplySize;
 use self::rehearsal::{Rehearsal, Rehearsed};
-pub use self::weights::{WeightBytes, weight_bytes};
+pub use self::weights::{WeightBytes, weight_bytes, weight_bytes_of};
 #[cfg(doc)]
 use crate::TokenIdentity;
 use crate::{TrainError, TrainSettings};
@@ -98,6 +99,24 @@ pub struct MemoryPlan {
     pub trained_tokens: u64,
     /// Work of the heaviest step, multiplications and additions.
     pub step_flops: u64,
+}
+
+/// What of a run would have to be smaller for it to fit; as flags when displayed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Smaller {
+    /// Records of a micro-batch, where that changes.
+    pub batch: Option<usize>,
+    /// Tokens of the longest record, where that does.
+    pub length: Option<usize>,
+}
+
+impl fmt::Display for Smaller {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let batch = self.batch.map(|batch| format!("--per-device-train-batch-size {batch}"));
+        let length = self.length.map(|length| format!("--max-length {length}"));
+        let flags: Vec<String> = batch.into_iter().chain(length).collect();
+        f.write_str(&flags.join(" "))
+    }
 }
 
 /// Working memory of the kernels, in bytes.
@@ -233,24 +252,22 @@ impl<'a> Planner<'a> {
     }
 }
 
-/// The largest batch that fits, or with the smallest batch the longest records, as a flag.
-fn largest_that_fits(input: &PlanInput, limit: u64) -> Result<Option<String>, TrainError> {
+/// The largest batch that fits, or with the smallest batch the longest records.
+fn largest_that_fits(input: &PlanInput, limit: u64) -> Result<Option<Smaller>, TrainError> {
     let least = |settings: &TrainSettings| {
         let ladder = Rung::ladder(input.config.num_hidden_layers);
         let plan = Planner::new(input, settings)?.plan(ladder[ladder.len() - 1])?;
         Ok::<_, TrainError>(plan.total <= limit)
     };
+    let asked = input.settings.per_device_train_batch_size;
     let batch = |size| TrainSettings { per_device_train_batch_size: size, ..input.settings.clone() };
-    if let Some(size) = largest(1, input.settings.per_device_train_batch_size, |size| least(&batch(size)))? {
-        return Ok(Some(format!("--per-device-train-batch-size {size}")));
+    if let Some(size) = largest(1, asked, |size| least(&batch(size)))? {
+        return Ok(Some(Smaller { batch: Some(size), length: None }));
     }
     let most = input.settings.max_length;
     let cut = |max_length| TrainSettings { max_length, ..batch(1) };
     let length = largest(LEAST_LENGTH.min(most), most, |length| least(&cut(length)))?;
-    Ok(length.map(|length| match input.settings.per_device_train_batch_size {
-        1 => format!("--max-length {length}"),
-        _ => format!("--per-device-train-batch-size 1 --max-length {length}"),
-    }))
+    Ok(length.map(|length| Smaller { batch: (asked != 1).then_some(1), length: Some(length) }))
 }
 
 /// The largest of `from .. to` for which `fits` holds, which holds for small values if for any.

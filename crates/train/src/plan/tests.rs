@@ -63,7 +63,7 @@ fn what_cannot_fit_is_refused_with_the_largest_setting_that_would() {
     let refused = |limit| match MemoryPlan::new(&input, Some(limit)).unwrap_err() {
         TrainError::Memory { needed, limit: found, fits } => {
             assert_eq!((needed, found), (least(&input.settings), limit));
-            fits
+            fits.map(|smaller| smaller.to_string())
         }
         other => panic!("{other}"),
     };

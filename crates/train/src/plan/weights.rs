@@ -51,11 +51,20 @@ pub fn weight_bytes(
     if let (Some(_), Some(weights)) = (quantization, &weights) {
         weights.refuse_four_bit()?;
     }
+    Ok(weight_bytes_of(weights.as_ref(), config, quantization, ids))
+}
+
+/// As [`weight_bytes`], of weights that are open, or of those that `config` describes.
+pub fn weight_bytes_of(
+    weights: Option<&Weights>,
+    config: &ModelConfig,
+    quantization: Option<(Quantization, usize)>,
+    ids: Option<&mut dyn Iterator<Item = u32>>,
+) -> WeightBytes {
     let dtype = config.dtype.unwrap_or(DType::Bf16);
     let projections: HashMap<String, usize> =
         projections(config).map(|(name, rows, cols)| (name, rows * cols)).collect();
-    let bytes_of = |name: &str, shape: &[usize]| match (&weights, projections.get(name), config.quantization)
-    {
+    let bytes_of = |name: &str, shape: &[usize]| match (weights, projections.get(name), config.quantization) {
         (Some(weights), ..) => weights.stored_bytes(name) as usize,
         (None, Some(&elements), Some(quantization)) => quantization.bytes(elements) as usize,
         (None, ..) => shape.iter().product::<usize>() * dtype.size(),
@@ -77,7 +86,7 @@ pub fn weight_bytes(
         Some(ids) if !config.tie_word_embeddings => table - touched(table, rows, ids),
         _ => 0,
     };
-    Ok(WeightBytes { mapped: (all - untouched) as u64, held, loading: largest })
+    WeightBytes { mapped: (all - untouched) as u64, held, loading: largest }
 }
 
 /// Bytes of a table of `rows` rows that come into memory when those of `ids` are read.

@@ -11,7 +11,7 @@ use danlu_train::Precision;
 use super::figures::{self, Figures};
 use super::subject::Model;
 use crate::commands::ComputeArgs;
-use crate::commands::base::{self, QuantArgs};
+use crate::commands::base::QuantArgs;
 use crate::commands::compute::isa_from_env;
 use crate::printer::Printer;
 use crate::report::Result;
@@ -41,7 +41,7 @@ pub struct Machine {
     /// Whether nobody asked for the precision.
     is_default: bool,
     /// What the model's projections are put into.
-    quantization: Option<Quantization>,
+    pub quantization: Option<Quantization>,
 }
 
 impl MachineArgs {
@@ -65,9 +65,8 @@ impl Machine {
     ///
     /// # Errors
     /// If a file has a fault, there is no room for them, or they are in 4 bits already.
-    pub fn weights(&self, model: &Model, config: &ModelConfig, printer: &Printer) -> Result<Weights> {
-        let weights = model.weights(self.threads, printer)?;
-        base::quantized(weights, config, self.quantization, self.threads, printer)
+    pub fn weights(&self, model: &Model, printer: &Printer) -> Result<Weights> {
+        model.weights(self.quantization, self.threads, printer)
     }
 
     /// A decoder on it.

@@ -1,5 +1,6 @@
 //! `danlu bench`: how fast, how small, and what share of this machine's measured peak that is.
 
+mod batch;
 mod decode;
 mod figures;
 mod machine;

@@ -6,13 +6,15 @@ use std::str::FromStr;
 
 use clap::Args;
 use danlu_hub::Extent;
-use danlu_kernels::DType;
-use danlu_model::{FolderState, ModelConfig, ModelError, RandomProgress, RandomWeights, Shape, Weights};
+use danlu_model::{
+    FolderState, ModelConfig, ModelError, Quantization, RandomProgress, RandomWeights, Shape, Weights,
+};
+use danlu_train::{WeightBytes, weight_bytes, weight_bytes_of};
 
 use super::figures::Figures;
 use super::stopped;
 use crate::commands::loaded::folder_name;
-use crate::commands::no_model;
+use crate::commands::{base, no_model};
 use crate::printer::Printer;
 use crate::report::{Report, Result};
 use crate::{interrupt, memory, text};
@@ -118,23 +120,49 @@ impl Model {
         Ok(folder.to_owned())
     }
 
-    /// The weights, mapped from their folder or made in memory.
+    /// The weights, mapped from their folder or made in memory, put into 4 bits where that is asked for.
     ///
     /// # Errors
-    /// If a file has a fault, or there is no room for them.
-    pub fn weights(&self, threads: usize, printer: &Printer) -> Result<Weights> {
-        match self {
+    /// If a file has a fault, there is no room for them, or they are in 4 bits already.
+    pub fn weights(
+        &self,
+        quantization: Option<Quantization>,
+        threads: usize,
+        printer: &Printer,
+    ) -> Result<Weights> {
+        let config = self.config()?;
+        let mapped = match self {
             Self::Shape(shape, None) => {
-                let config = shape.config();
-                check_memory(*shape, &config)?;
+                check_memory(*shape, &config, quantization)?;
                 let weights = RandomWeights { config: &config, seed: SEED, threads };
-                let made = weights.in_memory(&mut making(printer)).map_err(making_failed)?;
+                let made = weights.in_memory(quantization, &mut making(printer)).map_err(making_failed)?;
                 printer.clear_live();
-                Ok(made)
+                return Ok(made);
             }
-            Self::Shape(_, Some(keep)) => Ok(Weights::open(&self.folder(keep, threads, printer)?)?),
-            Self::Folder(folder) => Ok(Weights::open(folder)?),
-        }
+            Self::Shape(_, Some(keep)) => Weights::open(&self.folder(keep, threads, printer)?)?,
+            Self::Folder(folder) => Weights::open(folder)?,
+        };
+        base::quantized(mapped, &config, quantization, threads, printer)
+    }
+
+    /// Bytes of the weights once they are ready to compute with; those of a shape need not be there yet.
+    ///
+    /// # Errors
+    /// If a file has a fault, or the weights are in 4 bits already and should be put there.
+    pub fn weight_bytes(
+        &self,
+        config: &ModelConfig,
+        quantization: Option<(Quantization, usize)>,
+    ) -> Result<WeightBytes> {
+        let keep = match self {
+            Self::Folder(folder) => return Ok(weight_bytes(folder, config, quantization, None)?),
+            Self::Shape(_, keep) => keep,
+        };
+        let WeightBytes { mapped, held, loading } = weight_bytes_of(None, config, quantization, None);
+        Ok(match keep {
+            Some(_) => WeightBytes { mapped, held, loading },
+            None => WeightBytes { mapped: 0, held: mapped + held, loading },
+        })
     }
 
     /// Says which it is; returns the bytes of its weights.
@@ -193,8 +221,8 @@ fn making_failed(error: ModelError) -> Report {
 }
 
 /// Refuses weights that memory has no room for, before the system has to.
-fn check_memory(shape: Shape, config: &ModelConfig) -> Result<()> {
-    let needed = config.num_parameters() * DType::Bf16.size() as u64;
+fn check_memory(shape: Shape, config: &ModelConfig, quantization: Option<Quantization>) -> Result<()> {
+    let needed = weight_bytes_of(None, config, quantization.map(|q| (q, 1)), None).total();
     match memory::machine() {
         Some((_, available)) if needed > available => {
             let (needed, available) = (text::bytes(needed), text::bytes(available));

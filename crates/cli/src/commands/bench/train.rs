@@ -6,22 +6,21 @@ use std::str::FromStr;
 use clap::Args;
 use danlu_adapter::{Adapter, targets};
 use danlu_model::{ModelConfig, Sequence, Tokenizer};
-use danlu_train::{Example, StepReport, TrainSettings, Trainer};
+use danlu_train::{Example, PlanInput, RecordSize, ReplySize, Smaller, StepReport, TrainSettings, Trainer};
 
+use super::batch::Batch;
 use super::figures::{Figures, rate};
-use super::machine::{MachineArgs, describe_memory};
+use super::machine::{Machine, MachineArgs, describe_memory};
 use super::subject::{Model, ModelArgs};
 use super::{RunArgs, random_ids, work};
 use crate::commands::context::check_context;
-use crate::commands::train::AdapterArgs;
+use crate::commands::train::forecast::{self, Forecast};
 use crate::commands::train::prepare::prepare;
+use crate::commands::train::{AdapterArgs, memory_limit};
 use crate::memory::{self, Watch};
 use crate::printer::Printer;
 use crate::report::{Report, Result};
 use crate::text;
-
-/// Largest number that a `--batch` may have in either place: their product is far from overflowing.
-const MOST: usize = 1 << 20;
 
 /// The flags of `danlu bench train`.
 #[derive(Args, Clone, Debug)]
@@ -53,30 +52,11 @@ pub struct TrainBenchArgs {
     adapter: AdapterArgs,
     #[command(flatten)]
     machine: MachineArgs,
+    /// Most memory to use, such as 8GiB: layers recompute what does not fit
+    #[arg(long, value_name = "SIZE", value_parser = memory_limit, help_heading = "Machine")]
+    memory_limit: Option<u64>,
     #[command(flatten)]
     run: RunArgs,
-}
-
-/// Sequences and their tokens: `2x512`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Batch {
-    sequences: usize,
-    tokens: usize,
-}
-
-impl FromStr for Batch {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let wrong =
-            || format!("`{text}` is no batch; it is sequences x tokens of each (2 or more), such as 2x512");
-        let (sequences, tokens) = text.split_once(['x', 'X', '×']).ok_or_else(wrong)?;
-        let number = |text: &str, least| {
-            text.trim().parse().ok().filter(|n| (least..=MOST).contains(n)).ok_or_else(wrong)
-        };
-        // The first token of a sequence has nothing before it to be predicted from.
-        Ok(Self { sequences: number(sequences, 1)?, tokens: number(tokens, 2)? })
-    }
 }
 
 /// What is trained on, and how.
@@ -110,18 +90,22 @@ pub fn run(args: &TrainBenchArgs, printer: &Printer) -> Result<()> {
     args.adapter.apply(&mut settings);
     let lora = settings.lora_config(&model.name());
     targets::resolve(&lora, &config)?;
+    args.machine.quant.apply(&mut settings);
     let job = job(args, &model, &config, settings, printer)?;
+    let forecast = forecast(args, &model, &config, &machine, &job)?;
 
     let mut figures = Figures::new("train", args.run.json, printer);
-    let weights = machine.weights(&model, &config, printer)?;
+    let weights = machine.weights(&model, printer)?;
     model.describe(&config, &weights, &mut figures, printer);
     machine.describe(&mut figures, printer);
     let adapter = Adapter::init(lora, &config, job.settings.seed, &*machine.backend)?;
     describe_job(&job, &adapter, &mut figures, printer);
+    describe_forecast(&forecast, &mut figures, printer);
 
     let watch = Watch::start();
     let decoder = machine.decoder(&config, &weights)?;
     let mut trainer = Trainer::new(decoder, adapter, job.examples, job.settings, String::new())?;
+    forecast.reserve(&mut trainer);
     let steps = runs.measure(printer, |i| {
         let examples = trainer.examples_of(i + 1);
         let lengths: Vec<usize> = examples.iter().map(|e| e.sequence.ids.len()).collect();
@@ -179,12 +163,12 @@ fn job(
     if with_data {
         return data_job(args, model, config, settings, printer);
     }
-    let Batch { sequences, tokens } = args.batch.unwrap_or(Batch { sequences: 2, tokens: 512 });
+    let Batch { sequences, tokens } = args.batch.unwrap_or_default();
     check_context(tokens, config.max_position_embeddings, "`--batch`")?;
     settings.per_device_train_batch_size = sequences;
     settings.max_length = tokens;
     settings.validate()?;
-    let accumulation = settings.gradient_accumulation_steps.min(MOST);
+    let accumulation = settings.gradient_accumulation_steps.min(Batch::MOST);
     let example = |i: usize| Example {
         sequence: Sequence {
             ids: random_ids(tokens, config.vocab_size, i as u64),
@@ -241,6 +225,45 @@ fn data_job(
     Ok(Job { examples: data.examples, settings, words })
 }
 
+/// The memory that the steps will take, under the limit or within what is available: planned as `danlu train` does,
+/// before any weight is loaded.
+fn forecast(
+    args: &TrainBenchArgs,
+    model: &Model,
+    config: &ModelConfig,
+    machine: &Machine,
+    job: &Job,
+) -> Result<Forecast> {
+    let quantization = machine.quantization.map(|quantization| (quantization, machine.threads));
+    let input = PlanInput {
+        config: config.clone(),
+        settings: job.settings.clone(),
+        cpu: args.machine.compute.options(machine.precision.into())?,
+        records: job.examples.iter().map(|example| RecordSize::of(&example.sequence)).collect(),
+        held_out: Vec::new(),
+        reply: ReplySize::default(),
+        weights: model.weight_bytes(config, quantization)?,
+        present: forecast::present(),
+    };
+    let Batch { sequences, tokens } = args.batch.unwrap_or_default();
+    let flags = |smaller: Smaller| match args.data.is_empty() {
+        true => {
+            let (sequences, tokens) = (smaller.batch.unwrap_or(sequences), smaller.length.unwrap_or(tokens));
+            format!("--batch {sequences}x{tokens}")
+        }
+        false => smaller.to_string(),
+    };
+    Forecast::settle(&input, args.memory_limit, &flags)
+}
+
+fn describe_forecast(forecast: &Forecast, figures: &mut Figures<'_>, printer: &Printer) {
+    figures.row(("内存", "memory"), &forecast.peak(printer));
+    figures.row(("各层", "layers"), &forecast::layers(&forecast.plan, printer));
+    figures.set("memory_limit_bytes", forecast.limit);
+    figures.set("foreseen_memory_bytes", forecast.plan.total);
+    figures.set("layers_recomputed", forecast.plan.layers.recompute);
+}
+
 fn describe_job(job: &Job, adapter: &Adapter, figures: &mut Figures<'_>, printer: &Printer) {
     let s = &job.settings;
     let n = s.gradient_accumulation_steps;
@@ -269,19 +292,4 @@ fn describe_job(job: &Job, adapter: &Adapter, figures: &mut Figures<'_>, printer
     figures.set("lora_alpha", alpha);
     figures.set("lora_dropout", dropout);
     figures.set("trainable_parameters", adapter.num_parameters());
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_batch_is_two_numbers() {
-        let batch = |sequences, tokens| Ok(Batch { sequences, tokens });
-        assert_eq!("2x512".parse(), batch(2, 512));
-        assert_eq!("1 × 16".parse(), batch(1, 16));
-        for text in ["2x", "x2", "2", "0x5", "2x1", "-1x4", "2x512x3", "2x9999999999999"] {
-            assert!(text.parse::<Batch>().unwrap_err().contains("such as 2x512"), "{text}");
-        }
-    }
 }

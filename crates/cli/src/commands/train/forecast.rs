@@ -3,8 +3,8 @@
 use danlu_model::{ModelConfig, Tokenizer};
 use danlu_train::memory::{self, display};
 use danlu_train::{
-    Layers, MemoryPlan, MemoryUse, PlanInput, Present, RecordSize, ReplySize, TokenIdentity, TrainError,
-    Trainer, WeightBytes, weight_bytes,
+    Layers, MemoryPlan, MemoryUse, PlanInput, Present, RecordSize, ReplySize, Smaller, TokenIdentity,
+    TrainError, Trainer, WeightBytes, weight_bytes,
 };
 
 use super::REPLY_TOKENS;
@@ -62,6 +62,12 @@ impl Gauge {
     }
 }
 
+/// What there is where nothing more is told apart.
+pub fn present() -> Present {
+    let (program, peak) = (in_use().unwrap_or(PROGRAM) + GROWTH, memory::peak().unwrap_or(0));
+    Present { program, peak, ..Present::default() }
+}
+
 /// Bytes in memory, without the heap that is free.
 fn in_use() -> Option<u64> {
     heap::trim();
@@ -81,9 +87,7 @@ pub struct Forecast {
 }
 
 impl Forecast {
-    /// Plans a run. Without data, every record is taken to be as long as the settings allow.
-    ///
-    /// Without a limit, no layer recomputes if that fits into the memory that is available; otherwise the planner chooses.
+    /// Plans a run as [`Forecast::settle`] does. Without data, every record is taken to be as long as the settings allow.
     ///
     /// # Errors
     /// If the run does not fit, or the base's weights are not sound.
@@ -93,26 +97,35 @@ impl Forecast {
         data: Option<(&Prepared, &Tokenizer, &[Question])>,
         gauge: &Gauge,
     ) -> Result<Self> {
-        let input = input(run, config, data, gauge)?;
-        let (limit, here) = (run.memory_limit, memory::resident().unwrap_or(0));
+        Self::settle(&input(run, config, data, gauge)?, run.memory_limit, &|smaller| smaller.to_string())
+    }
+
+    /// Plans what takes this `input`; `flags` say how what is `Smaller` would be asked for.
+    ///
+    /// Without a limit, no layer recomputes if that fits into the memory that is available; otherwise the planner chooses.
+    ///
+    /// # Errors
+    /// If it does not fit.
+    pub fn settle(input: &PlanInput, limit: Option<u64>, flags: &dyn Fn(Smaller) -> String) -> Result<Self> {
+        let here = memory::resident().unwrap_or(0);
         let available = memory::available().map(|free| free + here);
         let settled = |plan, crowded| Ok(Self { plan, limit, available, crowded });
         // Beyond its address space a process is not slow but gone, whatever the user allows.
         let space = memory::address_space().map(|free| free + here);
         let Some(room) = limit.or(available).into_iter().chain(space).min() else {
-            return settled(MemoryPlan::new(&input, None)?, false);
+            return settled(MemoryPlan::new(input, None)?, false);
         };
-        match MemoryPlan::new(&input, Some(room)) {
+        match MemoryPlan::new(input, Some(room)) {
             Ok(plan) => settled(plan, false),
             Err(TrainError::Memory { needed, fits, .. }) if space == Some(room) => {
-                Err(beyond_space(needed, room, fits))
+                Err(beyond_space(needed, room, fits.map(flags)))
             }
             // Weights are pages of a file: without a limit of the user's, the system may read them again and again.
             Err(TrainError::Memory { .. }) if limit.is_none() => {
                 let room = (room + input.weights.mapped).min(space.unwrap_or(u64::MAX));
-                settled(MemoryPlan::new(&input, Some(room))?, true)
+                settled(MemoryPlan::new(input, Some(room)).map_err(|error| refused(error, flags))?, true)
             }
-            Err(error) => Err(error.into()),
+            Err(error) => Err(refused(error, flags)),
         }
     }
 
@@ -125,31 +138,32 @@ impl Forecast {
 
     /// The plan in two lines.
     pub fn say(&self, printer: &Printer) {
-        let plan = &self.plan;
         let row = |zh: &str, en: &str, value: String| {
             let label = printer.err(Look::Dim, &text::pad(printer.pick(zh, en), 10));
             printer.say_behind(&format!("{label} "), &value);
         };
-        let state = plan.adapter + plan.optimizer + plan.gradients;
-        let rest = plan.tokenizer + plan.data + plan.program + plan.passing;
-        let [total, weights, state, activations, scratch, rest] =
-            [plan.total, plan.weights, state, plan.activations, plan.scratch.total(), rest].map(display);
-        let most = self.bound(printer);
-        row(
-            "内存",
-            "memory",
-            printer.pick(
-                format!("预计峰值 {total}{most}：权重 {weights}，适配器 {state}，激活 {activations}，工作区 {scratch}，其余 {rest}"),
-                format!("peak {total} foreseen{most}: weights {weights}, adapter {state}, activations {activations}, scratch {scratch}, rest {rest}"),
-            ),
-        );
-        row("各层", "layers", layers(plan, printer));
+        row("内存", "memory", self.peak(printer));
+        row("各层", "layers", layers(&self.plan, printer));
         if self.crowded {
             printer.warn(printer.pick(
                 "内存放不下全部权重：系统会反复从磁盘读取，训练会很慢",
                 "not all weights stay in memory: the system will read them from disk again and again, and be slow",
             ));
         }
+    }
+
+    /// The peak and its parts.
+    pub fn peak(&self, printer: &Printer) -> String {
+        let plan = &self.plan;
+        let state = plan.adapter + plan.optimizer + plan.gradients;
+        let rest = plan.tokenizer + plan.data + plan.program + plan.passing;
+        let [total, weights, state, activations, scratch, rest] =
+            [plan.total, plan.weights, state, plan.activations, plan.scratch.total(), rest].map(display);
+        let most = self.bound(printer);
+        printer.pick(
+            format!("预计峰值 {total}{most}：权重 {weights}，适配器 {state}，激活 {activations}，工作区 {scratch}，其余 {rest}"),
+            format!("peak {total} foreseen{most}: weights {weights}, adapter {state}, activations {activations}, scratch {scratch}, rest {rest}"),
+        )
     }
 
     /// ` of 8.00 GiB`, whichever bound there is.
@@ -170,6 +184,16 @@ impl Forecast {
     /// The forecast beside what was used.
     pub fn measured(self) -> MemoryUse {
         MemoryUse { plan: self.plan, peak: memory::peak() }
+    }
+}
+
+/// More than there may be, with what would fit.
+fn refused(error: TrainError, flags: &dyn Fn(Smaller) -> String) -> Report {
+    match error {
+        TrainError::Memory { needed, fits, .. } => {
+            Report::from(error).with_hint(TrainError::room_hint(needed, fits.map(flags)))
+        }
+        error => error.into(),
     }
 }
 

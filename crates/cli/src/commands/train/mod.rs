@@ -25,7 +25,7 @@ use crate::interrupt;
 use crate::printer::{Look, Printer};
 use crate::report::{Report, Result};
 use crate::text;
-pub use args::{AdapterArgs, EXAMPLES, TrainArgs};
+pub use args::{AdapterArgs, EXAMPLES, TrainArgs, memory_limit};
 use forecast::Gauge;
 use prepare::Prepared;
 use progress::Progress;

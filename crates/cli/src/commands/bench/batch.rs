@@ -1,0 +1,55 @@
+//! A batch on the command line.
+
+use std::str::FromStr;
+
+use crate::report::Result;
+
+/// Sequences and their tokens: `2x512`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Batch {
+    /// Sequences.
+    pub sequences: usize,
+    /// Tokens of each.
+    pub tokens: usize,
+}
+
+impl Batch {
+    /// Largest number that it may have in either place: their product is far from overflowing.
+    pub const MOST: usize = 1 << 20;
+}
+
+impl Default for Batch {
+    fn default() -> Self {
+        Self { sequences: 2, tokens: 512 }
+    }
+}
+
+impl FromStr for Batch {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let wrong =
+            || format!("`{text}` is no batch; it is sequences x tokens of each (2 or more), such as 2x512");
+        let (sequences, tokens) = text.split_once(['x', 'X', '×']).ok_or_else(wrong)?;
+        let number = |text: &str, least| {
+            text.trim().parse().ok().filter(|n| (least..=Self::MOST).contains(n)).ok_or_else(wrong)
+        };
+        // The first token of a sequence has nothing before it to be predicted from.
+        Ok(Self { sequences: number(sequences, 1)?, tokens: number(tokens, 2)? })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_batch_is_two_numbers() {
+        let batch = |sequences, tokens| Ok(Batch { sequences, tokens });
+        assert_eq!("2x512".parse(), batch(2, 512));
+        assert_eq!("1 × 16".parse(), batch(1, 16));
+        for text in ["2x", "x2", "2", "0x5", "2x1", "-1x4", "2x512x3", "2x9999999999999"] {
+            assert!(text.parse::<Batch>().unwrap_err().contains("such as 2x512"), "{text}");
+        }
+    }
+}
