@@ -394,7 +394,6 @@ impl LowRank {
                 alpha,
                 accumulate: false,
                 round: false,
-                ahead: false,
             };
             // SAFETY: rows `i ..` of `out` and `inp` exist as asserted; callers hand `rank` rows of `w`.
             unsafe { (self.kernels.dots)(&job) };

@@ -94,7 +94,6 @@ impl FewRows {
                 alpha: 1.0,
                 accumulate: false,
                 round: self.round,
-                ahead: true,
             };
             // SAFETY: the shapes were checked above and a `Matrix` holds all its rows; tasks write disjoint
             // columns of `out`.

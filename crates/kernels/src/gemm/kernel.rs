@@ -1,9 +1,7 @@
-//! The register tile of a product and the dot products of a few rows, once for every instruction set.
+//! The register tile of a product, once for every instruction set.
 
 use super::ahead::Ahead;
-use super::four_bit;
-use super::lanes::{BF16, F16, F32, Lanes, size_of_source};
-use crate::{DType, FourBit};
+use super::lanes::Lanes;
 
 /// `C (m, n) = alpha · A B`, or `+=`, from packed `A` and from `B` packed or in place.
 #[derive(Clone, Copy)]
@@ -34,51 +32,6 @@ pub(crate) struct TileJob {
     pub accumulate: bool,
     /// What to fetch from memory meanwhile.
     pub ahead: Ahead,
-}
-
-/// Rows of a weight as they lie in memory, one after another.
-#[derive(Clone, Copy)]
-pub(crate) enum DotRows<'a> {
-    /// Elements of one type.
-    Dense {
-        /// That type.
-        dtype: DType,
-        /// First element.
-        first: *const u8,
-        /// Bytes from one row to the next.
-        stride: usize,
-    },
-    /// Rows of a weight in 4 bits, from this one on.
-    FourBit(&'a FourBit, usize),
-}
-
-/// `out[i, j] = alpha · inp[i] · w[j]`, or `+=`: rows of words against rows as they lie in memory.
-#[derive(Clone, Copy)]
-pub(crate) struct DotJob<'a> {
-    /// First element of the output.
-    pub out: *mut f32,
-    /// Elements from one row of the output to the next.
-    pub out_stride: usize,
-    /// Rows of `inp`.
-    pub n: usize,
-    /// First word of `inp`.
-    pub inp: *const f32,
-    /// Words from one row of `inp` to the next.
-    pub inp_stride: usize,
-    /// Rows of `w`.
-    pub w_rows: usize,
-    /// Those rows.
-    pub w: DotRows<'a>,
-    /// Elements of a row of `w`.
-    pub k: usize,
-    /// Multiplies the product.
-    pub alpha: f32,
-    /// Whether to add to the output or to overwrite it.
-    pub accumulate: bool,
-    /// Whether f32 words of `w` are rounded to bf16.
-    pub round: bool,
-    /// Whether to fetch rows of `w` from memory before their turn.
-    pub ahead: bool,
 }
 
 /// Rows `part` of `parts` nearly equal parts of `m` rows, as `(first, count)`.
@@ -200,136 +153,6 @@ unsafe fn tile<T: Lanes, const M: usize, const TAIL: bool>(
                     if job.accumulate { (T::load(c0), T::load(c1)) } else { (T::zero(), T::zero()) };
                 T::store(c0, T::mul_add(old0, alpha, s0));
                 T::store(c1, T::mul_add(old1, alpha, s1));
-            }
-        }
-    }
-}
-
-/// Runs a [`DotJob`]: each group of four rows of `w` is read from memory once.
-///
-/// # Safety
-/// The instruction set of `T` must be there and every pointer valid for its shape.
-#[inline(always)]
-pub(super) unsafe fn dots<T: Lanes>(job: &DotJob<'_>) {
-    // SAFETY: as the caller's.
-    unsafe {
-        match job.w {
-            DotRows::Dense { dtype: DType::F32, first, stride } => dots_of::<T, F32>(job, first, stride),
-            DotRows::Dense { dtype: DType::Bf16, first, stride } => dots_of::<T, BF16>(job, first, stride),
-            DotRows::Dense { dtype: DType::F16, first, stride } => dots_of::<T, F16>(job, first, stride),
-            DotRows::FourBit(w, row) => four_bit::dots::<T>(job, w, row),
-        }
-    }
-}
-
-/// Rows of `inp` in a tile of dot products: four by four fill half of 32 registers; with 16 registers two do.
-#[inline(always)]
-pub(super) const fn tallest<T: Lanes>() -> usize {
-    if T::ROWS >= 8 { 4 } else { 2 }
-}
-
-/// [`dots`] for one element type.
-///
-/// # Safety
-/// As [`dots`].
-#[inline(always)]
-unsafe fn dots_of<T: Lanes, const D: u8>(job: &DotJob<'_>, w: *const u8, stride: usize) {
-    let tallest = tallest::<T>();
-    for j in (0..job.w_rows).step_by(4) {
-        let four_follow = job.ahead && j + 8 <= job.w_rows;
-        let mut i = 0;
-        while i < job.n {
-            let rows = (job.n - i).min(tallest);
-            // The rows that follow are fetched once, by the first tile.
-            let ahead = four_follow && i == 0;
-            // SAFETY: rows `i .. i + rows` and `j ..` exist.
-            unsafe {
-                match (rows, ahead) {
-                    (1, true) => dot_tile::<T, D, 1, true>(job, (w, stride), (i, j)),
-                    (1, false) => dot_tile::<T, D, 1, false>(job, (w, stride), (i, j)),
-                    (2, _) => dot_tile::<T, D, 2, false>(job, (w, stride), (i, j)),
-                    (3, _) => dot_tile::<T, D, 3, false>(job, (w, stride), (i, j)),
-                    (_, true) => dot_tile::<T, D, 4, true>(job, (w, stride), (i, j)),
-                    (_, false) => dot_tile::<T, D, 4, false>(job, (w, stride), (i, j)),
-                }
-            }
-            i += rows;
-        }
-    }
-}
-
-/// `N` rows of `inp` from row `i` against up to four rows of `w` from row `j`. The sum of one pair of rows
-/// does not depend on which others share its tile.
-///
-/// # Safety
-/// As [`dots`], and the rows exist.
-#[inline(always)]
-unsafe fn dot_tile<T: Lanes, const D: u8, const N: usize, const AHEAD: bool>(
-    job: &DotJob<'_>,
-    (w, stride): (*const u8, usize),
-    (i, j): (usize, usize),
-) {
-    let size = size_of_source::<D>();
-    let cols = (job.w_rows - j).min(4);
-    let whole = job.k / (T::LANES * T::PAIR);
-    // SAFETY: `whole` vectors lie inside every row; what is left of a row of `w` is copied aside, padded with
-    // zeros, and `load_first` pads that of `inp`. Rows past the last of `w` repeat the last.
-    unsafe {
-        let inp: [*const f32; N] = std::array::from_fn(|r| job.inp.add((i + r) * job.inp_stride));
-        let w: [*const u8; 4] = std::array::from_fn(|c| w.add((j + c.min(cols - 1)) * stride));
-        let mut acc = [[T::zero(); 4]; N];
-        for step in 0..whole {
-            let mut x = [T::zero(); N];
-            for r in 0..N {
-                x[r] = T::load(inp[r].add(step * T::LANES));
-            }
-            for c in 0..4 {
-                let w = w[c].add(step * T::LANES * T::PAIR * size);
-                if AHEAD {
-                    T::prefetch_far(w.wrapping_add(4 * stride));
-                }
-                let w = T::words_along::<D>(w, job.round);
-                for r in 0..N {
-                    acc[r][c] = T::step(acc[r][c], x[r], w);
-                }
-            }
-        }
-        let left = job.k - whole * T::LANES * T::PAIR;
-        if left > 0 {
-            for c in 0..4 {
-                let mut padded = [0u8; 128];
-                let rest = w[c].add(whole * T::LANES * T::PAIR * size);
-                std::ptr::copy_nonoverlapping(rest, padded.as_mut_ptr(), left * size);
-                let w = T::words_along::<D>(padded.as_ptr(), job.round);
-                for r in 0..N {
-                    let x = T::load_first(inp[r].add(whole * T::LANES), left.div_ceil(T::PAIR));
-                    acc[r][c] = T::step(acc[r][c], x, w);
-                }
-            }
-        }
-        store_dots::<T, N>(job, &acc, (i, j), cols);
-    }
-}
-
-/// Stores the sums of a tile of dot products, at row `i` and column `j`.
-///
-/// # Safety
-/// As [`dots`], and the rows and `cols` columns exist.
-#[inline(always)]
-pub(super) unsafe fn store_dots<T: Lanes, const N: usize>(
-    job: &DotJob<'_>,
-    acc: &[[T::V; 4]; N],
-    (i, j): (usize, usize),
-    cols: usize,
-) {
-    for (r, &acc) in acc.iter().enumerate() {
-        // SAFETY: as the caller's.
-        unsafe {
-            let sums = T::sums(acc);
-            let out = job.out.add((i + r) * job.out_stride + j);
-            for c in 0..cols {
-                let old = if job.accumulate { *out.add(c) } else { 0.0 };
-                *out.add(c) = old + job.alpha * sums[c];
             }
         }
     }

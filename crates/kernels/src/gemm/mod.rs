@@ -11,6 +11,7 @@ mod avx2;
 mod avx512;
 #[cfg(target_arch = "x86_64")]
 mod avx512bf16;
+mod dots;
 mod four_bit;
 mod gemv;
 mod kernel;
@@ -24,8 +25,9 @@ use crate::Isa;
 use crate::cpu::pool::{Pool, Scratch, SendPtr, lock};
 
 pub(crate) use ahead::Ahead;
+pub(crate) use dots::{DotJob, DotRows};
 pub(crate) use gemv::FewRows;
-pub(crate) use kernel::{DotJob, DotRows, TileJob, part};
+pub(crate) use kernel::{TileJob, part};
 pub(crate) use pack::{PackJob, View};
 
 /// Most words of `k` summed in registers before `C` is touched: a panel of `A` of this length fits L1.
@@ -96,7 +98,7 @@ macro_rules! kernel_table {
             $(#[$feature])?
             unsafe fn dots(job: &super::DotJob<'_>) {
                 // SAFETY: as above.
-                unsafe { super::kernel::dots::<$lanes>(job) }
+                unsafe { super::dots::dots::<$lanes>(job) }
             }
             super::Kernels {
                 lanes: <$lanes as super::lanes::Lanes>::LANES,

@@ -3,7 +3,7 @@
 use super::expand;
 use crate::FourBit;
 use crate::four_bit::{GROUP, ScaleView};
-use crate::gemm::kernel::{DotJob, store_dots, tallest};
+use crate::gemm::dots::{DotJob, store_dots, tallest};
 use crate::gemm::lanes::{Lanes, PIECE};
 use crate::gemm::pack::words;
 
@@ -40,7 +40,7 @@ pub(in crate::gemm) unsafe fn deal<T: Lanes>(dst: *mut f32, row: &[f32], round: 
 /// Runs a [`DotJob`] over a weight in 4 bits, from row `row` of it.
 ///
 /// # Safety
-/// As [`dots`](crate::gemm::kernel::dots).
+/// As [`dots`](crate::gemm::dots::dots).
 #[inline(always)]
 pub(in crate::gemm) unsafe fn dots<T: Lanes>(job: &DotJob<'_>, w: &FourBit, row: usize) {
     if is_regular(w, job.k, chunk::<T>()) {
@@ -251,6 +251,6 @@ unsafe fn ragged_tile<T: Lanes, const N: usize>(
                 }
             }
         }
-        store_dots::<T, N>(job, &acc, (i, j), cols);
+        store_dots::<T, N>(job, &acc, (i, j), cols, 1);
     }
 }

@@ -1,0 +1,187 @@
+//! Dot products of a few rows with those of a weight, once for every instruction set: what decoding is made of.
+
+use super::four_bit;
+use super::lanes::{BF16, F16, F32, Lanes, size_of_source};
+use crate::{DType, FourBit};
+
+/// Rows of a weight as they lie in memory, one after another.
+#[derive(Clone, Copy)]
+pub(crate) enum DotRows<'a> {
+    /// Elements of one type.
+    Dense {
+        /// That type.
+        dtype: DType,
+        /// First element.
+        first: *const u8,
+        /// Bytes from one row to the next.
+        stride: usize,
+    },
+    /// Rows of a weight in 4 bits, from this one on.
+    FourBit(&'a FourBit, usize),
+}
+
+/// `out[i, j] = alpha · inp[i] · w[j]`, or `+=`: rows of words against rows as they lie in memory.
+#[derive(Clone, Copy)]
+pub(crate) struct DotJob<'a> {
+    /// First element of the output.
+    pub out: *mut f32,
+    /// Elements from one row of the output to the next.
+    pub out_stride: usize,
+    /// Rows of `inp`.
+    pub n: usize,
+    /// First word of `inp`.
+    pub inp: *const f32,
+    /// Words from one row of `inp` to the next.
+    pub inp_stride: usize,
+    /// Rows of `w`.
+    pub w_rows: usize,
+    /// Those rows.
+    pub w: DotRows<'a>,
+    /// Elements of a row of `w`.
+    pub k: usize,
+    /// Multiplies the product.
+    pub alpha: f32,
+    /// Whether to add to the output or to overwrite it.
+    pub accumulate: bool,
+    /// Whether f32 words of `w` are rounded to bf16.
+    pub round: bool,
+}
+
+/// Runs a [`DotJob`]: each row of `w` is read from memory once.
+///
+/// # Safety
+/// The instruction set of `T` must be there and every pointer valid for its shape.
+#[inline(always)]
+pub(super) unsafe fn dots<T: Lanes>(job: &DotJob<'_>) {
+    // SAFETY: as the caller's.
+    unsafe {
+        match job.w {
+            DotRows::Dense { dtype: DType::F32, first, stride } => dots_of::<T, F32>(job, first, stride),
+            DotRows::Dense { dtype: DType::Bf16, first, stride } => dots_of::<T, BF16>(job, first, stride),
+            DotRows::Dense { dtype: DType::F16, first, stride } => dots_of::<T, F16>(job, first, stride),
+            DotRows::FourBit(w, row) => four_bit::dots::<T>(job, w, row),
+        }
+    }
+}
+
+/// Rows of `inp` in a tile of dot products: four by four fill half of 32 registers; with 16 registers two do.
+#[inline(always)]
+pub(super) const fn tallest<T: Lanes>() -> usize {
+    if T::ROWS >= 8 { 4 } else { 2 }
+}
+
+/// [`dots`] for one element type, four rows of `w` at a time. They are a quarter of the rows apart, so that each is one of
+/// four walks along rows that follow one another: a processor fetches what comes next of such by itself. With more than two
+/// rows of `inp` it has too little time to; the four then lie side by side, and the next four are asked for.
+///
+/// # Safety
+/// As [`dots`].
+#[inline(always)]
+unsafe fn dots_of<T: Lanes, const D: u8>(job: &DotJob<'_>, w: *const u8, stride: usize) {
+    let groups = job.w_rows.div_ceil(4);
+    for group in 0..groups {
+        // SAFETY: rows of `inp` exist, and those of `w` as far as they are below `w_rows`.
+        unsafe {
+            match job.n {
+                1 => dot_tile::<T, D, 1, false>(job, (w, stride), 0, group, groups),
+                2 => dot_tile::<T, D, 2, false>(job, (w, stride), 0, group, groups),
+                _ => {
+                    let tallest = tallest::<T>();
+                    for i in (0..job.n).step_by(tallest) {
+                        let ahead = i == 0 && group + 1 < groups;
+                        match ((job.n - i).min(tallest), ahead) {
+                            (1, _) => dot_tile::<T, D, 1, false>(job, (w, stride), i, 4 * group, 1),
+                            (2, false) => dot_tile::<T, D, 2, false>(job, (w, stride), i, 4 * group, 1),
+                            (2, true) => dot_tile::<T, D, 2, true>(job, (w, stride), i, 4 * group, 1),
+                            (3, false) => dot_tile::<T, D, 3, false>(job, (w, stride), i, 4 * group, 1),
+                            (3, true) => dot_tile::<T, D, 3, true>(job, (w, stride), i, 4 * group, 1),
+                            (_, false) => dot_tile::<T, D, 4, false>(job, (w, stride), i, 4 * group, 1),
+                            (_, true) => dot_tile::<T, D, 4, true>(job, (w, stride), i, 4 * group, 1),
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// `N` rows of `inp` from row `i` against four rows of `w`, from row `j` on and `apart`; with `AHEAD` the four that lie behind
+/// are asked for. The sum of one pair of rows does not depend on which others share its tile.
+///
+/// # Safety
+/// As [`dots`], and the rows exist, of those of `w` the first at least.
+#[inline(always)]
+unsafe fn dot_tile<T: Lanes, const D: u8, const N: usize, const AHEAD: bool>(
+    job: &DotJob<'_>,
+    (w, stride): (*const u8, usize),
+    i: usize,
+    j: usize,
+    apart: usize,
+) {
+    let cols = (job.w_rows - j).div_ceil(apart).min(4);
+    let size = size_of_source::<D>();
+    let whole = job.k / (T::LANES * T::PAIR);
+    // SAFETY: `whole` vectors lie inside every row; what is left of a row of `w` is copied aside, padded with
+    // zeros, and `load_first` pads that of `inp`. Rows past the last of `w` repeat it.
+    unsafe {
+        let inp: [*const f32; N] = std::array::from_fn(|r| job.inp.add((i + r) * job.inp_stride));
+        let w: [*const u8; 4] = std::array::from_fn(|c| w.add((j + c.min(cols - 1) * apart) * stride));
+        let mut acc = [[T::zero(); 4]; N];
+        for step in 0..whole {
+            let mut x = [T::zero(); N];
+            for r in 0..N {
+                x[r] = T::load(inp[r].add(step * T::LANES));
+            }
+            for c in 0..4 {
+                let w = w[c].add(step * T::LANES * T::PAIR * size);
+                if AHEAD {
+                    T::prefetch_far(w.wrapping_add(4 * stride));
+                }
+                let w = T::words_along::<D>(w, job.round);
+                for r in 0..N {
+                    acc[r][c] = T::step(acc[r][c], x[r], w);
+                }
+            }
+        }
+        let left = job.k - whole * T::LANES * T::PAIR;
+        if left > 0 {
+            for c in 0..4 {
+                let mut padded = [0u8; 128];
+                let rest = w[c].add(whole * T::LANES * T::PAIR * size);
+                std::ptr::copy_nonoverlapping(rest, padded.as_mut_ptr(), left * size);
+                let w = T::words_along::<D>(padded.as_ptr(), job.round);
+                for r in 0..N {
+                    let x = T::load_first(inp[r].add(whole * T::LANES), left.div_ceil(T::PAIR));
+                    acc[r][c] = T::step(acc[r][c], x, w);
+                }
+            }
+        }
+        store_dots::<T, N>(job, &acc, (i, j), cols, apart);
+    }
+}
+
+/// Stores the sums of a tile of dot products, at row `i` and in `cols` columns from `j` on and `apart`.
+///
+/// # Safety
+/// As [`dots`], and the rows and columns exist.
+#[inline(always)]
+pub(super) unsafe fn store_dots<T: Lanes, const N: usize>(
+    job: &DotJob<'_>,
+    acc: &[[T::V; 4]; N],
+    (i, j): (usize, usize),
+    cols: usize,
+    apart: usize,
+) {
+    for (r, &acc) in acc.iter().enumerate() {
+        // SAFETY: as the caller's.
+        unsafe {
+            let sums = T::sums(acc);
+            let out = job.out.add((i + r) * job.out_stride + j);
+            for c in 0..cols {
+                let out = out.add(c * apart);
+                let old = if job.accumulate { *out } else { 0.0 };
+                *out = old + job.alpha * sums[c];
+            }
+        }
+    }
+}
