@@ -53,27 +53,37 @@ pub(crate) struct LayerActivations {
     /// Attention output `(N, NH · HS)` and its log denominators `(N, NH)`.
     pub attn: Slot,
     pub lse: Slot,
-    /// The residual stream between attention and MLP, `(N, C)`.
+    /// What follows from attention.
+    pub mlp: MlpActivations,
+    /// `drop(inp) Aᵀ` of each projection, made when a pair asks for it.
+    pub mid: Mids,
+}
+
+/// What follows from attention row by row, over `M` rows: all `N`, or in the last layer those that go on to the head.
+#[derive(Debug, Default)]
+pub(crate) struct MlpActivations {
+    /// The residual stream between attention and MLP, `(M, C)`.
     pub res: Slot,
-    /// Post-attention norm, `(N, C)` and `(N)`.
+    /// Post-attention norm, `(M, C)` and `(M)`.
     pub norm2: Slot,
     pub rstd2: Slot,
-    /// `(N, FF)` each.
+    /// `(M, FF)` each.
     pub gate: Slot,
     pub up: Slot,
     pub act: Slot,
-    /// `drop(inp) Aᵀ` of each projection, `(N, R)`, made when a pair asks for it.
-    pub mid: [Slot; Projection::ALL.len()],
 }
+
+/// Indexed by [`Projection`]: `(N, R)` up to attention, `(M, R)` behind it.
+pub(crate) type Mids = [Slot; Projection::ALL.len()];
 
 /// The strictest policy that still keeps a buffer.
 type KeptUnder = ActivationPolicy;
 
 impl LayerActivations {
-    /// Every buffer but `mid`: the elements it has a token, and how long it is kept.
-    fn slots(&mut self, config: &ModelConfig) -> [(&mut Slot, usize, KeptUnder); 14] {
+    /// Every buffer but `mid`: the elements it has a row, and how long it is kept.
+    fn slots(&mut self, config: &ModelConfig) -> [(&mut Slot, usize, KeptUnder); 8] {
         use ActivationPolicy::*;
-        let (c, ff, heads) = (config.hidden_size, config.intermediate_size, config.num_attention_heads);
+        let (c, heads) = (config.hidden_size, config.num_attention_heads);
         let (q, kv) = (heads * config.head_dim, config.num_key_value_heads * config.head_dim);
         [
             (&mut self.inp, c, Recompute),
@@ -84,29 +94,26 @@ impl LayerActivations {
             (&mut self.v, kv, KeepSome),
             (&mut self.attn, q, KeepSome),
             (&mut self.lse, heads, KeepSome),
-            (&mut self.res, c, KeepSome),
-            (&mut self.norm2, c, KeepAll),
-            (&mut self.rstd2, 1, KeepSome),
-            (&mut self.gate, ff, KeepSome),
-            (&mut self.up, ff, KeepSome),
-            (&mut self.act, ff, KeepAll),
         ]
     }
 
-    /// Makes room for `n` tokens in what `policy` keeps, or with `shared` in what it does not.
+    /// Makes room for `n` rows up to attention and `m` behind it in what `policy` keeps, or with `shared` in what it
+    /// does not.
     pub fn reserve(
         &mut self,
         config: &ModelConfig,
         backend: &dyn Backend,
-        n: usize,
+        (n, m): (usize, usize),
         policy: ActivationPolicy,
         shared: bool,
     ) {
-        for (slot, width, kept_under) in self.slots(config) {
+        let reserve = |(slot, width, kept_under): (&mut Slot, usize, KeptUnder), rows: usize| {
             if (policy <= kept_under) != shared {
-                slot.reserve(backend, n * width);
+                slot.reserve(backend, rows * width);
             }
-        }
+        };
+        self.slots(config).into_iter().for_each(|slot| reserve(slot, n));
+        self.mlp.slots(config).into_iter().for_each(|slot| reserve(slot, m));
     }
 
     /// Exchanges what `policy` does not keep with the buffers that all layers share.
@@ -115,8 +122,8 @@ impl LayerActivations {
             ActivationPolicy::KeepAll => {}
             ActivationPolicy::KeepSome => {
                 mem::swap(&mut self.norm1, &mut shared.norm1);
-                mem::swap(&mut self.norm2, &mut shared.norm2);
-                mem::swap(&mut self.act, &mut shared.act);
+                mem::swap(&mut self.mlp.norm2, &mut shared.mlp.norm2);
+                mem::swap(&mut self.mlp.act, &mut shared.mlp.act);
             }
             ActivationPolicy::Recompute => {
                 mem::swap(self, shared);
@@ -126,5 +133,21 @@ impl LayerActivations {
                 mem::swap(&mut self.mid[down], &mut shared.mid[down]);
             }
         }
+    }
+}
+
+impl MlpActivations {
+    /// As [`LayerActivations::slots`].
+    fn slots(&mut self, config: &ModelConfig) -> [(&mut Slot, usize, KeptUnder); 6] {
+        use ActivationPolicy::*;
+        let (c, ff) = (config.hidden_size, config.intermediate_size);
+        [
+            (&mut self.res, c, KeepSome),
+            (&mut self.norm2, c, KeepAll),
+            (&mut self.rstd2, 1, KeepSome),
+            (&mut self.gate, ff, KeepSome),
+            (&mut self.up, ff, KeepSome),
+            (&mut self.act, ff, KeepAll),
+        ]
     }
 }

@@ -1,10 +1,13 @@
 //! The backward of a decoder: each block's list upside down, down to the lowest adapter.
 
+use std::mem;
+
 use danlu_kernels::{AttentionDims, Buffer};
 
-use crate::activations::LayerActivations;
-use crate::decoder::{Decoder, Pass, batch_pass};
+use crate::activations::{LayerActivations, Mids, MlpActivations};
+use crate::decoder::Decoder;
 use crate::lora::LoraRows;
+use crate::pass::{Pass, Rows};
 use crate::workspace::{Gradients, Slot, Workspace};
 use crate::{Batch, ModelError, Projection};
 
@@ -27,22 +30,18 @@ impl Decoder {
         grads: &mut Buffer,
     ) -> Result<Vec<f32>, ModelError> {
         self.check_ids(&batch.ids)?;
-        let (be, config) = (&*self.backend, &self.config);
-        let (n, labels) = (batch.tokens(), batch.trained_tokens());
-        let pass = batch_pass(batch, lora);
-        self.reserve(work, n, labels);
-        self.blocks(work, &batch.ids, &pass, true);
-        self.head_rows(work, &batch.label_rows);
+        let (be, labels) = (&*self.backend, batch.trained_tokens());
+        let pass = Pass::over(batch, lora.to_vec()).with_head(&batch.label_rows).with_many_rows();
+        self.reserve(work, batch.tokens(), labels);
+        self.blocks(work, &batch.ids, &pass, true, None);
+        self.head_norm(work, labels);
 
         let mut losses = vec![0.0; labels];
         let (dnorm, norm) = (work.grads.norm.get_mut(), work.head_norm.get());
         be.head_loss(&mut losses, Some(dnorm), norm, &self.lm_head, &batch.targets, dloss);
-        let c = config.hidden_size;
-        be.zero(work.grads.head.get_mut(), labels * c);
+        be.zero(work.grads.head.get_mut(), labels * self.config.hidden_size);
         let (dhead, inp, rstd) = (work.grads.head.get_mut(), work.head_inp.get(), work.head_rstd.get());
         be.rmsnorm_backward(dhead, work.grads.norm.get(), inp, rstd, &self.norm, labels);
-        be.zero(work.grads.hidden.get_mut(), n * c);
-        be.gather_rows_backward(work.grads.hidden.get_mut(), work.grads.head.get(), &batch.label_rows, c);
 
         let lowest = (0..self.layers.len())
             .find(|&layer| {
@@ -54,15 +53,69 @@ impl Decoder {
             if !work.holds(layer) {
                 self.restore(layer, &mut act, work.policy(layer), &pass);
             }
-            self.block_backward(layer, &act, &mut work.grads, &pass, grads, layer > lowest);
+            let (d, is_last) = (&mut work.grads, layer + 1 == self.layers.len());
+            match &pass.head {
+                Some(head) if is_last => {
+                    // `d.q` has no other use before attention's own backward.
+                    mem::swap(&mut d.hidden, &mut d.head);
+                    mem::swap(&mut d.attn, &mut d.q);
+                    self.mlp_backward(layer, &act.mlp, &act.mid, &work.head_attn, d, grads, &head.rows);
+                    mem::swap(&mut d.hidden, &mut d.head);
+                    mem::swap(&mut d.attn, &mut d.q);
+                    let width = self.config.num_attention_heads * self.config.head_dim;
+                    self.scatter(&mut d.hidden, &d.head, head.index, (pass.rows.n, self.config.hidden_size));
+                    self.scatter(&mut d.attn, &d.q, head.index, (pass.rows.n, width));
+                }
+                _ => self.mlp_backward(layer, &act.mlp, &act.mid, &act.attn, d, grads, &pass.rows),
+            }
+            self.attend_backward(layer, &act, d, &pass, grads, layer > lowest);
             work.put_layer(layer, act);
         }
         Ok(losses)
     }
 
-    /// Backward of one block: `d.hidden` holds the gradient of its output and receives that of its input
-    /// (where `wanted`; otherwise only what the adapters need is computed).
-    fn block_backward(
+    /// `dinp[rows[i]] = dout[i]`, and zero on the other of `n` rows of `cols`.
+    fn scatter(&self, dinp: &mut Slot, dout: &Slot, rows: &[u32], (n, cols): (usize, usize)) {
+        self.backend.zero(dinp.get_mut(), n * cols);
+        self.backend.gather_rows_backward(dinp.get_mut(), dout.get(), rows, cols);
+    }
+
+    /// Backward of a block's second half: `d.hidden` holds the gradient of its output and receives that of the residual
+    /// stream before it, `d.attn` receives that of `attn`.
+    fn mlp_backward(
+        &self,
+        layer: usize,
+        act: &MlpActivations,
+        mid: &Mids,
+        attn: &Slot,
+        d: &mut Gradients,
+        grads: &mut Buffer,
+        rows: &Rows<'_>,
+    ) {
+        use Projection::*;
+        let (be, config, n) = (&*self.backend, &self.config, rows.n);
+        let (c, ff) = (config.hidden_size, config.intermediate_size);
+        let mut project = |p: Projection, dinp: &mut Slot, dout: &Slot, inp: &Slot| {
+            self.project_backward(layer, p, Some(dinp), grads, dout, inp, &mid[p.index()], rows);
+        };
+
+        be.zero(d.act.get_mut(), n * ff);
+        project(DownProj, &mut d.act, &d.hidden, &act.act);
+        let (dgate, dup) = (d.gate.get_mut(), d.up.get_mut());
+        be.swiglu_backward(dgate, dup, d.act.get(), act.gate.get(), act.up.get(), n * ff);
+        be.zero(d.norm.get_mut(), n * c);
+        project(GateProj, &mut d.norm, &d.gate, &act.norm2);
+        project(UpProj, &mut d.norm, &d.up, &act.norm2);
+        let weight = &self.layers[layer].post_attention_layernorm;
+        be.rmsnorm_backward(d.hidden.get_mut(), d.norm.get(), act.res.get(), act.rstd2.get(), weight, n);
+        be.zero(d.attn.get_mut(), n * config.num_attention_heads * config.head_dim);
+        project(OProj, &mut d.attn, &d.hidden, attn);
+    }
+
+    /// Backward of a block's first half: `d.attn` holds the gradient of its output, `d.hidden` that of the residual
+    /// stream beside it, and receives that of the block's input (where `wanted`; otherwise only what the adapters need
+    /// is computed).
+    fn attend_backward(
         &self,
         layer: usize,
         act: &LayerActivations,
@@ -72,27 +125,10 @@ impl Decoder {
         wanted: bool,
     ) {
         use Projection::*;
-        let (be, config, weights) = (&*self.backend, &self.config, &self.layers[layer]);
-        let (n, c, ff) = (pass.n, config.hidden_size, config.intermediate_size);
+        let (be, config, n) = (&*self.backend, &self.config, pass.rows.n);
         let (heads, kv_heads, head_dim) =
             (config.num_attention_heads, config.num_key_value_heads, config.head_dim);
         let dims = AttentionDims { heads, kv_heads, head_dim };
-        let mut project = |p: Projection, dinp: Option<&mut Slot>, dout: &Slot, inp: &Slot| {
-            self.project_backward(layer, p, dinp, grads, dout, inp, &act.mid[p.index()], pass);
-        };
-
-        be.zero(d.act.get_mut(), n * ff);
-        project(DownProj, Some(&mut d.act), &d.hidden, &act.act);
-        let (dgate, dup) = (d.gate.get_mut(), d.up.get_mut());
-        be.swiglu_backward(dgate, dup, d.act.get(), act.gate.get(), act.up.get(), n * ff);
-        be.zero(d.norm.get_mut(), n * c);
-        project(GateProj, Some(&mut d.norm), &d.gate, &act.norm2);
-        project(UpProj, Some(&mut d.norm), &d.up, &act.norm2);
-        let weight = &weights.post_attention_layernorm;
-        be.rmsnorm_backward(d.hidden.get_mut(), d.norm.get(), act.res.get(), act.rstd2.get(), weight, n);
-
-        be.zero(d.attn.get_mut(), n * heads * head_dim);
-        project(OProj, Some(&mut d.attn), &d.hidden, &act.attn);
         be.attention_backward(
             d.q.get_mut(),
             d.k.get_mut(),
@@ -108,12 +144,13 @@ impl Decoder {
         );
         be.rope_backward(d.q.get_mut(), &self.inv_freq, pass.positions, heads, head_dim);
         be.rope_backward(d.k.get_mut(), &self.inv_freq, pass.positions, kv_heads, head_dim);
-        be.zero(d.norm.get_mut(), n * c);
+        be.zero(d.norm.get_mut(), n * config.hidden_size);
         for (p, dout) in [(QProj, &d.q), (KProj, &d.k), (VProj, &d.v)] {
-            project(p, wanted.then_some(&mut d.norm), dout, &act.norm1);
+            let (dinp, mid) = (wanted.then_some(&mut d.norm), &act.mid[p.index()]);
+            self.project_backward(layer, p, dinp, grads, dout, &act.norm1, mid, &pass.rows);
         }
         if wanted {
-            let (dinp, weight) = (d.hidden.get_mut(), &weights.input_layernorm);
+            let (dinp, weight) = (d.hidden.get_mut(), &self.layers[layer].input_layernorm);
             be.rmsnorm_backward(dinp, d.norm.get(), act.inp.get(), act.rstd1.get(), weight, n);
         }
     }
@@ -128,13 +165,13 @@ impl Decoder {
         dout: &Slot,
         inp: &Slot,
         mid: &Slot,
-        pass: &Pass<'_>,
+        rows: &Rows<'_>,
     ) {
         let be = &*self.backend;
         if let Some(dinp) = dinp.as_deref_mut() {
-            be.linear_backward(dinp.get_mut(), dout.get(), self.layers[layer].projection(projection), pass.n);
+            be.linear_backward(dinp.get_mut(), dout.get(), self.layers[layer].projection(projection), rows.n);
         }
-        for LoraRows { rows, source, dropout } in pass.lora {
+        for LoraRows { rows, source, dropout } in &rows.lora {
             let Some(pair) = source.pair(layer, projection) else { continue };
             let (dinp, rows) = (dinp.as_deref_mut().map(Slot::get_mut), rows.clone());
             let dropout = dropout.map(|plan| plan.module(layer, projection));

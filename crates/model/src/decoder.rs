@@ -8,6 +8,9 @@
 //! norm2 = rmsnorm(res)            gate, up = linear(norm2) + lora
 //! act   = silu(gate) · up         out = linear(act) + lora + res
 //! ```
+//!
+//! Behind attention no row sees another: what the last layer computes from `res` on, it computes for those rows alone
+//! that reach the head.
 
 use std::mem;
 use std::ops::Range;
@@ -16,8 +19,9 @@ use std::sync::Arc;
 
 use danlu_kernels::{AttentionDims, Backend, Buffer, LoraRef, Matrix, Segment, Trace};
 
-use crate::activations::LayerActivations;
+use crate::activations::{LayerActivations, Mids, MlpActivations};
 use crate::lora::{LoraRows, LoraSource};
+use crate::pass::{MANY_ROWS, Pass, Rows};
 use crate::workspace::{Slot, Workspace};
 use crate::{ActivationPolicy, Batch, KvCache, ModelConfig, ModelError, Projection, Weights};
 
@@ -46,14 +50,6 @@ impl Layer {
     pub fn projection(&self, projection: Projection) -> &Matrix {
         &self.projections[projection.index()]
     }
-}
-
-/// One pass over packed rows, as the block sees it.
-pub(crate) struct Pass<'a> {
-    pub n: usize,
-    pub positions: &'a [u32],
-    pub segments: &'a [Segment],
-    pub lora: &'a [LoraRows<'a>],
 }
 
 impl Decoder {
@@ -145,8 +141,9 @@ impl Decoder {
         KvCache::new(&self.config, &*self.backend, slots, capacity)
     }
 
-    /// Makes every buffer that batches of up to `tokens` tokens, `labels` of them trained, need.
+    /// Makes every buffer that training on batches of up to `tokens` tokens, `labels` of them trained, needs.
     pub fn reserve(&self, work: &mut Workspace, tokens: usize, labels: usize) {
+        let (tokens, labels) = (tokens.max(MANY_ROWS), labels.max(MANY_ROWS));
         work.reserve(&self.config, &*self.backend, tokens, self.layers.len(), labels);
         work.reserve_gradients(&self.config, &*self.backend, tokens, labels);
     }
@@ -162,10 +159,10 @@ impl Decoder {
         lora: Option<&dyn LoraSource>,
     ) -> Result<Vec<f32>, ModelError> {
         self.check_ids(&batch.ids)?;
-        let rows = lora_rows(lora, batch.tokens());
+        let pass = Pass::over(batch, lora_rows(lora, batch.tokens())).with_head(&batch.label_rows);
         work.reserve(&self.config, &*self.backend, batch.tokens(), 1, batch.trained_tokens());
-        self.blocks(work, &batch.ids, &batch_pass(batch, &rows), false);
-        self.head_rows(work, &batch.label_rows);
+        self.blocks(work, &batch.ids, &pass, false, None);
+        self.head_norm(work, batch.trained_tokens());
         let mut losses = vec![0.0; batch.trained_tokens()];
         self.backend.head_loss(&mut losses, None, work.head_norm.get(), &self.lm_head, &batch.targets, 0.0);
         Ok(losses)
@@ -198,9 +195,8 @@ impl Decoder {
     ) -> Result<Buffer, ModelError> {
         self.check_ids(&batch.ids)?;
         let (n, c) = (batch.tokens(), self.config.hidden_size);
-        let rows = lora_rows(lora, n);
         work.reserve(&self.config, &*self.backend, n, 1, 0);
-        self.blocks(work, &batch.ids, &batch_pass(batch, &rows), false);
+        self.blocks(work, &batch.ids, &Pass::over(batch, lora_rows(lora, n)), false, None);
         let mut states = self.backend.alloc(n * c);
         self.backend.copy_rows(&mut states, 0, work.hidden.get(), 0, n, c);
         Ok(states)
@@ -208,17 +204,10 @@ impl Decoder {
 
     /// The logits of `rows` of [`Decoder::hidden_states`], `(rows, V)`.
     pub fn logits_of(&self, work: &mut Workspace, states: &Buffer, rows: Range<usize>) -> Vec<f32> {
-        work.reserve(&self.config, &*self.backend, rows.len(), 1, rows.len());
-        self.backend.copy_rows(
-            work.hidden.get_mut(),
-            0,
-            states,
-            rows.start,
-            rows.len(),
-            self.config.hidden_size,
-        );
-        let all: Vec<u32> = (0..rows.len() as u32).collect();
-        self.head_logits(work, &all)
+        let (n, c) = (rows.len(), self.config.hidden_size);
+        work.reserve(&self.config, &*self.backend, 0, 1, n);
+        self.backend.copy_rows(work.head_inp.get_mut(), 0, states, rows.start, n, c);
+        self.head_logits(work, n)
     }
 
     /// Appends `ids` to `cache` and returns the logits of the last one, `(V)`. A prompt is prefilled by
@@ -265,35 +254,49 @@ impl Decoder {
             segments.push(Segment { q_start, q_len, kv_start: slot * capacity, kv_len });
         }
         let last: Vec<u32> = segments.iter().map(|s| (s.q_start + s.q_len - 1) as u32).collect();
-        let rows = lora_rows(lora, n);
-        let pass = Pass { n, positions: &positions, segments: &segments, lora: &rows };
+        let pass = Pass::new(&positions, &segments, lora_rows(lora, n)).with_head(&last);
         work.reserve(&self.config, &*self.backend, n, 1, last.len());
-        self.embed(work, &packed);
-        for layer in 0..self.layers.len() {
-            let mut act = work.take_layer(0);
-            self.block(layer, &mut act, &mut work.hidden, &pass, Some(cache));
-            work.put_layer(0, act);
-            if layer + 1 < self.layers.len() {
-                mem::swap(&mut work.layers[0].inp, &mut work.hidden);
-            }
-        }
+        self.blocks(work, &packed, &pass, false, Some(cache));
         for (slot, ids) in ids.iter().enumerate() {
             cache.advance(slot, ids.len());
         }
-        Ok(self.head_logits(work, &last))
+        Ok(self.head_logits(work, last.len()))
     }
 
-    /// Embeds `ids` and runs every block; the result stands in `work.hidden`. With `keep`, every layer's
-    /// activations stay for the backward, as far as its policy goes.
-    pub(crate) fn blocks(&self, work: &mut Workspace, ids: &[u32], pass: &Pass<'_>, keep: bool) {
-        self.embed(work, ids);
+    /// Embeds `ids` and runs every block, over `cache` where there is one; the result stands in `work.head_inp`, or
+    /// where all rows go on in `work.hidden`. With `keep`, every layer's activations stay for the backward, as far as
+    /// its policy goes.
+    pub(crate) fn blocks(
+        &self,
+        work: &mut Workspace,
+        ids: &[u32],
+        pass: &Pass<'_>,
+        keep: bool,
+        mut cache: Option<&mut KvCache>,
+    ) {
+        let (be, c) = (&*self.backend, self.config.hidden_size);
+        be.embedding_forward(work.layers[0].inp.get_mut(), &self.embed_tokens, ids);
         for layer in 0..self.layers.len() {
             let is_last = layer + 1 == self.layers.len();
             let slot = if keep { layer } else { 0 };
             let mut act = work.take_layer(slot);
-            // Where everything is kept, a block writes where the next one reads.
-            let next = if keep && !is_last { &mut work.layers[layer + 1].inp } else { &mut work.hidden };
-            self.block(layer, &mut act, next, pass, None);
+            self.attend(layer, &mut act, pass, cache.as_deref_mut());
+            let LayerActivations { inp, attn, mlp, mid, .. } = &mut act;
+            match &pass.head {
+                Some(head) if is_last => {
+                    let width = self.config.num_attention_heads * self.config.head_dim;
+                    be.gather_rows(work.hidden.get_mut(), inp.get(), head.index, c);
+                    be.gather_rows(work.head_attn.get_mut(), attn.get(), head.index, width);
+                    let from = (&work.head_attn, &work.hidden);
+                    self.mlp(layer, mlp, mid, &mut work.head_inp, from, &head.rows);
+                }
+                _ => {
+                    // Where everything is kept, a block writes where the next one reads.
+                    let next =
+                        if keep && !is_last { &mut work.layers[layer + 1].inp } else { &mut work.hidden };
+                    self.mlp(layer, mlp, mid, next, (attn, inp), &pass.rows);
+                }
+            }
             work.put_layer(slot, act);
             if !keep && !is_last {
                 mem::swap(&mut work.layers[0].inp, &mut work.hidden);
@@ -301,46 +304,19 @@ impl Decoder {
         }
     }
 
-    fn embed(&self, work: &mut Workspace, ids: &[u32]) {
-        self.backend.embedding_forward(work.layers[0].inp.get_mut(), &self.embed_tokens, ids);
-    }
-
-    /// One block: reads `act.inp`, writes the rest of `act` and `out`.
-    fn block(
-        &self,
-        layer: usize,
-        act: &mut LayerActivations,
-        out: &mut Slot,
-        pass: &Pass<'_>,
-        cache: Option<&mut KvCache>,
-    ) {
-        let (be, down) = (&*self.backend, Projection::DownProj);
-        self.block_activations(layer, act, pass, cache);
-        self.project(layer, down, out, &mut act.mid[down.index()], &act.act, pass);
-        be.add(out.get_mut(), act.res.get(), pass.n * self.config.hidden_size);
-    }
-
-    /// All of a block but the product that ends it: everything in `act` that follows from `act.inp`.
-    fn block_activations(
-        &self,
-        layer: usize,
-        act: &mut LayerActivations,
-        pass: &Pass<'_>,
-        cache: Option<&mut KvCache>,
-    ) {
+    /// The first half of a block: from `act.inp` to `act.attn`.
+    fn attend(&self, layer: usize, act: &mut LayerActivations, pass: &Pass<'_>, cache: Option<&mut KvCache>) {
         use Projection::*;
         let (be, config, weights) = (&*self.backend, &self.config, &self.layers[layer]);
-        let n = pass.n;
         let (heads, kv_heads, head_dim) =
             (config.num_attention_heads, config.num_key_value_heads, config.head_dim);
         let dims = AttentionDims { heads, kv_heads, head_dim };
         let mid = &mut act.mid;
         let mut project = |p: Projection, out: &mut Slot, inp: &Slot| {
-            self.project(layer, p, out, &mut mid[p.index()], inp, pass);
+            self.project(layer, p, out, &mut mid[p.index()], inp, &pass.rows);
         };
 
-        let eps = config.rms_norm_eps;
-        let weight = &weights.input_layernorm;
+        let (n, eps, weight) = (pass.rows.n, config.rms_norm_eps, &weights.input_layernorm);
         be.rmsnorm_forward(act.norm1.get_mut(), act.rstd1.get_mut(), act.inp.get(), weight, eps, n);
         project(QProj, &mut act.q, &act.norm1);
         project(KProj, &mut act.k, &act.norm1);
@@ -368,17 +344,49 @@ impl Decoder {
             pass.segments,
             dims,
         );
-        project(OProj, &mut act.res, &act.attn);
-        be.add(act.res.get_mut(), act.inp.get(), n * config.hidden_size);
+    }
 
-        let weight = &weights.post_attention_layernorm;
+    /// The second half of a block: from the attention output and the residual stream before it to `out`.
+    fn mlp(
+        &self,
+        layer: usize,
+        act: &mut MlpActivations,
+        mid: &mut Mids,
+        out: &mut Slot,
+        from: (&Slot, &Slot),
+        rows: &Rows<'_>,
+    ) {
+        let down = Projection::DownProj;
+        self.mlp_activations(layer, act, mid, from, rows);
+        self.project(layer, down, out, &mut mid[down.index()], &act.act, rows);
+        self.backend.add(out.get_mut(), act.res.get(), rows.n * self.config.hidden_size);
+    }
+
+    /// All of the second half but the product that ends it.
+    fn mlp_activations(
+        &self,
+        layer: usize,
+        act: &mut MlpActivations,
+        mid: &mut Mids,
+        (attn, inp): (&Slot, &Slot),
+        rows: &Rows<'_>,
+    ) {
+        use Projection::*;
+        let (be, config, weights) = (&*self.backend, &self.config, &self.layers[layer]);
+        let (n, eps, weight) = (rows.n, config.rms_norm_eps, &weights.post_attention_layernorm);
+        let mut project = |p: Projection, out: &mut Slot, inp: &Slot| {
+            self.project(layer, p, out, &mut mid[p.index()], inp, rows);
+        };
+        project(OProj, &mut act.res, attn);
+        be.add(act.res.get_mut(), inp.get(), n * config.hidden_size);
         be.rmsnorm_forward(act.norm2.get_mut(), act.rstd2.get_mut(), act.res.get(), weight, eps, n);
         project(GateProj, &mut act.gate, &act.norm2);
         project(UpProj, &mut act.up, &act.norm2);
         be.swiglu_forward(act.act.get_mut(), act.gate.get(), act.up.get(), n * config.intermediate_size);
     }
 
-    /// Makes again what the layer's policy did not keep; the values are the same bits as before.
+    /// Makes again what the layer's policy did not keep; the values are the same bits as before. Not for the last layer,
+    /// whose backward follows its forward at once.
     pub(crate) fn restore(
         &self,
         layer: usize,
@@ -386,19 +394,22 @@ impl Decoder {
         policy: ActivationPolicy,
         pass: &Pass<'_>,
     ) {
-        let (be, config, weights, n) = (&*self.backend, &self.config, &self.layers[layer], pass.n);
+        let (be, config, weights, n) = (&*self.backend, &self.config, &self.layers[layer], pass.rows.n);
         let eps = config.rms_norm_eps;
         match policy {
             ActivationPolicy::KeepAll => {}
             ActivationPolicy::KeepSome => {
                 let weight = &weights.input_layernorm;
                 be.rmsnorm_forward(act.norm1.get_mut(), act.rstd1.get_mut(), act.inp.get(), weight, eps, n);
-                let weight = &weights.post_attention_layernorm;
-                be.rmsnorm_forward(act.norm2.get_mut(), act.rstd2.get_mut(), act.res.get(), weight, eps, n);
+                let (weight, mlp) = (&weights.post_attention_layernorm, &mut act.mlp);
+                be.rmsnorm_forward(mlp.norm2.get_mut(), mlp.rstd2.get_mut(), mlp.res.get(), weight, eps, n);
                 let len = n * config.intermediate_size;
-                be.swiglu_forward(act.act.get_mut(), act.gate.get(), act.up.get(), len);
+                be.swiglu_forward(mlp.act.get_mut(), mlp.gate.get(), mlp.up.get(), len);
             }
-            ActivationPolicy::Recompute => self.block_activations(layer, act, pass, None),
+            ActivationPolicy::Recompute => {
+                self.attend(layer, act, pass, None);
+                self.mlp_activations(layer, &mut act.mlp, &mut act.mid, (&act.attn, &act.inp), &pass.rows);
+            }
         }
     }
 
@@ -410,34 +421,35 @@ impl Decoder {
         out: &mut Slot,
         mid: &mut Slot,
         inp: &Slot,
-        pass: &Pass<'_>,
+        rows: &Rows<'_>,
     ) {
         let be = &*self.backend;
-        be.linear_forward(out.get_mut(), inp.get(), self.layers[layer].projection(projection), pass.n);
+        let weight = self.layers[layer].projection(projection);
+        be.linear_forward(out.get_mut(), inp.get(), weight, rows.computed);
         let pairs: Vec<(_, LoraRef<'_>)> =
-            pass.lora.iter().filter_map(|l| Some((l, l.source.pair(layer, projection)?))).collect();
+            rows.lora.iter().filter_map(|l| Some((l, l.source.pair(layer, projection)?))).collect();
         let Some(rank) = pairs.iter().map(|(_, pair)| pair.rank).max() else { return };
-        mid.reserve(be, pass.n * rank);
+        mid.reserve(be, rows.n * rank);
         for (LoraRows { rows, dropout, .. }, pair) in pairs {
             let dropout = dropout.map(|plan| plan.module(layer, projection));
             be.lora_forward(out.get_mut(), mid.get_mut(), inp.get(), pair, rows.clone(), dropout);
         }
     }
 
-    /// Gathers `rows` of the final residual stream and normalises them: `work.head_norm`.
-    pub(crate) fn head_rows(&self, work: &mut Workspace, rows: &[u32]) {
-        let (be, c) = (&*self.backend, self.config.hidden_size);
-        be.gather_rows(work.head_inp.get_mut(), work.hidden.get(), rows, c);
+    /// The final norm of the first `n` rows of `work.head_inp`: `work.head_norm`.
+    pub(crate) fn head_norm(&self, work: &mut Workspace, n: usize) {
         let (out, rstd) = (work.head_norm.get_mut(), work.head_rstd.get_mut());
-        be.rmsnorm_forward(out, rstd, work.head_inp.get(), &self.norm, self.config.rms_norm_eps, rows.len());
+        let (inp, eps) = (work.head_inp.get(), self.config.rms_norm_eps);
+        self.backend.rmsnorm_forward(out, rstd, inp, &self.norm, eps, n);
     }
 
-    fn head_logits(&self, work: &mut Workspace, rows: &[u32]) -> Vec<f32> {
-        self.head_rows(work, rows);
+    /// The logits of the first `n` rows of `work.head_inp`, `(N, V)`.
+    fn head_logits(&self, work: &mut Workspace, n: usize) -> Vec<f32> {
+        self.head_norm(work, n);
         let be = &*self.backend;
-        let mut logits = vec![0.0; rows.len() * self.config.vocab_size];
+        let mut logits = vec![0.0; n * self.config.vocab_size];
         work.logits.reserve(be, logits.len());
-        be.linear_forward(work.logits.get_mut(), work.head_norm.get(), &self.lm_head, rows.len());
+        be.linear_forward(work.logits.get_mut(), work.head_norm.get(), &self.lm_head, n);
         be.read(&mut logits, work.logits.get(), 0);
         logits
     }
@@ -451,10 +463,6 @@ impl Decoder {
     }
 }
 
-pub(crate) fn lora_rows(source: Option<&dyn LoraSource>, n: usize) -> Vec<LoraRows<'_>> {
+fn lora_rows(source: Option<&dyn LoraSource>, n: usize) -> Vec<LoraRows<'_>> {
     source.into_iter().map(|source| LoraRows::all(source, n)).collect()
-}
-
-pub(crate) fn batch_pass<'a>(batch: &'a Batch, lora: &'a [LoraRows<'a>]) -> Pass<'a> {
-    Pass { n: batch.tokens(), positions: &batch.positions, segments: &batch.segments, lora }
 }

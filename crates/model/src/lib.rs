@@ -38,6 +38,7 @@ mod json_fault;
 mod kv_cache;
 mod lora;
 mod new_model;
+mod pass;
 mod projection;
 mod quantize;
 mod quantized_folder;

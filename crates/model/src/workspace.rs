@@ -19,8 +19,11 @@ pub struct Workspace {
     shared: LayerActivations,
     /// The layer whose values stand in `shared`.
     shared_holds: Option<usize>,
-    /// The residual stream after the last layer, `(N, C)`.
+    /// The residual stream after the last layer `(N, C)`, where all rows go on; otherwise, of the `M` that do, before
+    /// its attention is added.
     pub(crate) hidden: Slot,
+    /// The last layer's attention output on the rows that go on, `(M, NH · HS)`.
+    pub(crate) head_attn: Slot,
     /// Rows that reach the head `(M, C)`, before and after the final norm, with its `rstd (M)`.
     pub(crate) head_inp: Slot,
     pub(crate) head_norm: Slot,
@@ -35,6 +38,7 @@ pub struct Workspace {
 pub(crate) struct Gradients {
     pub hidden: Slot,
     pub norm: Slot,
+    /// Of the rows that reach the head, `(M, C)`: what the last layer begins with.
     pub head: Slot,
     pub q: Slot,
     pub k: Slot,
@@ -112,7 +116,8 @@ impl Workspace {
         self.policy(layer) == ActivationPolicy::KeepAll || self.shared_holds == Some(layer)
     }
 
-    /// Makes room for `n` tokens, the activations of `layers` layers and `head_rows` rows at the head.
+    /// Makes room for `n` tokens, the activations of `layers` layers and `head_rows` rows at the head. A single layer's
+    /// buffers serve one layer after the other.
     pub(crate) fn reserve(
         &mut self,
         config: &ModelConfig,
@@ -125,12 +130,14 @@ impl Workspace {
         if self.layers.len() < layers {
             self.layers.resize_with(layers, LayerActivations::default);
         }
+        let rows_behind = |layer| if layer > 0 && layer + 1 == layers { head_rows } else { n };
         for layer in 0..layers {
-            let policy = self.policy(layer);
-            self.layers[layer].reserve(config, backend, n, policy, false);
-            self.shared.reserve(config, backend, n, policy, true);
+            let (rows, policy) = ((n, rows_behind(layer)), self.policy(layer));
+            self.layers[layer].reserve(config, backend, rows, policy, false);
+            self.shared.reserve(config, backend, rows, policy, true);
         }
-        self.hidden.reserve(backend, n * c);
+        self.hidden.reserve(backend, rows_behind(layers - 1) * c);
+        self.head_attn.reserve(backend, head_rows * config.num_attention_heads * config.head_dim);
         self.head_inp.reserve(backend, head_rows * c);
         self.head_norm.reserve(backend, head_rows * c);
         self.head_rstd.reserve(backend, head_rows);

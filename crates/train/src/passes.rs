@@ -6,7 +6,6 @@
 
 use std::ops::Range;
 
-use danlu_kernels::FEW_ROWS;
 use danlu_model::{Batch, Sequence};
 
 /// Most tokens that micro-batches are put together to: with more, a row hardly gets cheaper.
@@ -45,9 +44,7 @@ impl Pass {
 pub(crate) fn groups(tokens: &[usize], together: bool) -> Vec<Range<usize>> {
     let (mut groups, mut start, mut sum): (Vec<Range<usize>>, _, _) = (Vec::new(), 0, 0);
     for (i, &n) in tokens.iter().enumerate() {
-        // A product of very few rows is summed in another order.
-        let many = |n| n > FEW_ROWS;
-        let joins = i > start && together && sum + n <= MOST_TOKENS && many(n) && many(tokens[i - 1]);
+        let joins = together && sum + n <= MOST_TOKENS;
         if i > start && !joins {
             groups.push(start..i);
             (start, sum) = (i, 0);
@@ -71,7 +68,7 @@ mod tests {
         assert_eq!(of(&[100, 200, 212, 1]), [0..3, 3..4]);
         assert_eq!(of(&[900, 100, 413, 600]), [0..1, 1..2, 2..3, 3..4]);
         assert_eq!(of(&[900, 100, 412, 600]), [0..1, 1..3, 3..4]);
-        assert_eq!(of(&[8, 9, 9, 8, 9]), [0..1, 1..3, 3..4, 4..5]);
+        assert_eq!(of(&[8, 1, 500, 4]), [0..3, 3..4]);
         assert_eq!(groups(&[100, 200], false), [0..1, 1..2]);
     }
 

@@ -1,0 +1,103 @@
+//! One pass over packed rows: where they stand, which adapters they run with, and which of them go on to the head.
+
+use danlu_kernels::{FEW_ROWS, Segment};
+
+use crate::Batch;
+use crate::lora::LoraRows;
+
+/// Fewest rows of a product that sums as one of any more rows does.
+pub(crate) const MANY_ROWS: usize = FEW_ROWS + 1;
+
+/// One pass over packed rows, as a block sees it.
+pub(crate) struct Pass<'a> {
+    pub rows: Rows<'a>,
+    pub positions: &'a [u32],
+    pub segments: &'a [Segment],
+    /// Behind the last layer's attention no row sees another, and only these go on; `None`: all of them.
+    pub head: Option<HeadRows<'a>>,
+}
+
+/// Rows that go through products together, and the adapters they run with.
+pub(crate) struct Rows<'a> {
+    /// How many.
+    pub n: usize,
+    /// Rows that a product is computed for; what stands beyond `n` has no meaning.
+    pub computed: usize,
+    pub lora: Vec<LoraRows<'a>>,
+}
+
+/// The rows that reach the head.
+pub(crate) struct HeadRows<'a> {
+    /// Where they stand in the pass, ascending, `(M)`.
+    pub index: &'a [u32],
+    /// The same, once they are gathered.
+    pub rows: Rows<'a>,
+}
+
+impl<'a> Pass<'a> {
+    /// A pass of which all rows go on.
+    pub fn new(positions: &'a [u32], segments: &'a [Segment], lora: Vec<LoraRows<'a>>) -> Self {
+        let n = positions.len();
+        Self { rows: Rows { n, computed: n, lora }, positions, segments, head: None }
+    }
+
+    /// A pass over `batch` of which all rows go on.
+    pub fn over(batch: &'a Batch, lora: Vec<LoraRows<'a>>) -> Self {
+        Self::new(&batch.positions, &batch.segments, lora)
+    }
+
+    /// Of this pass only the rows `index`, ascending, go on to the head.
+    pub fn with_head(mut self, index: &'a [u32]) -> Self {
+        self.head = Some(HeadRows { index, rows: self.rows.gathered(index) });
+        self
+    }
+
+    /// No product has few rows: small micro-batches come out the same alone and together with others.
+    pub fn with_many_rows(mut self) -> Self {
+        for rows in std::iter::once(&mut self.rows).chain(self.head.as_mut().map(|head| &mut head.rows)) {
+            rows.computed = rows.n.max(MANY_ROWS);
+        }
+        self
+    }
+}
+
+impl<'a> Rows<'a> {
+    /// The rows `index`, ascending, moved together.
+    fn gathered(&self, index: &[u32]) -> Self {
+        let place = |row: usize| index.partition_point(|&i| (i as usize) < row);
+        let gathered = |lora: &LoraRows<'a>| {
+            let rows = place(lora.rows.start)..place(lora.rows.end);
+            (!rows.is_empty()).then(|| LoraRows { rows, ..lora.clone() })
+        };
+        let lora = self.lora.iter().filter_map(gathered).collect();
+        Self { n: index.len(), computed: index.len(), lora }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use danlu_kernels::LoraRef;
+
+    use super::*;
+    use crate::{LoraSource, Projection};
+
+    struct Nothing;
+
+    impl LoraSource for Nothing {
+        fn pair(&self, _layer: usize, _projection: Projection) -> Option<LoraRef<'_>> {
+            None
+        }
+    }
+
+    #[test]
+    fn every_adapter_keeps_those_of_its_rows_that_go_on() {
+        let lora = [0..4, 4..5, 5..9].map(|rows| LoraRows { rows, ..LoraRows::all(&Nothing, 0) });
+        let positions = [0; 9];
+        let pass = Pass::new(&positions, &[], lora.to_vec()).with_head(&[1, 3, 5, 6, 8]).with_many_rows();
+        let head = pass.head.unwrap();
+        assert_eq!((pass.rows.n, pass.rows.computed), (9, 9));
+        assert_eq!((head.rows.n, head.rows.computed), (5, MANY_ROWS));
+        let ranges: Vec<_> = head.rows.lora.into_iter().map(|lora| lora.rows).collect();
+        assert_eq!(ranges, [0..2, 2..5], "the second has no row that goes on");
+    }
+}

@@ -1,0 +1,134 @@
+//! Behind the last layer's attention only the rows that reach the head are computed: to the same numbers.
+
+mod common;
+
+use std::ops::Range;
+use std::path::Path;
+use std::sync::Arc;
+
+use common::{FlatAdapter, backends, relative_to_max, write_random_model};
+use danlu_kernels::{Backend, Cpu, CpuOptions, DType, Isa, Reference};
+use danlu_model::{Batch, Decoder, DropoutPlan, LoraRows, Sequence, Workspace};
+
+/// `tokens` tokens, of which the last `labels` are trained.
+fn sequence(tokens: usize, labels: usize) -> Sequence {
+    let ids = (0..tokens as u32).map(|i| (i * 7 + tokens as u32) % 50).collect();
+    Sequence { ids, trained: (0..tokens).map(|i| i + labels >= tokens).collect() }
+}
+
+fn load(folder: &Path, backend: Arc<dyn Backend>) -> (Decoder, FlatAdapter) {
+    let decoder = Decoder::load(folder, backend).unwrap();
+    let adapter = FlatAdapter::random(decoder.config(), &**decoder.backend(), 3);
+    (decoder, adapter)
+}
+
+/// Losses of passes over these sequences, each with its micro-batches, and the sum of their gradients.
+fn trained(
+    (decoder, adapter): &(Decoder, FlatAdapter),
+    dropout: bool,
+    passes: &[&[Sequence]],
+) -> (Vec<f32>, Vec<f32>) {
+    let (be, mut work, mut losses, mut micro) = (decoder.backend(), Workspace::new(), Vec::new(), 0);
+    let mut grads = be.alloc(adapter.params.len());
+    for sequences in passes {
+        let mut end = 0;
+        let mut rows = |sequence: &Sequence| {
+            let rows: Range<usize> = end..end + sequence.ids.len();
+            (end, micro) = (rows.end, micro + 1);
+            let dropout = dropout.then_some(DropoutPlan { probability: 0.3, key: micro });
+            LoraRows { rows, source: adapter, dropout }
+        };
+        let lora: Vec<LoraRows<'_>> = sequences.iter().map(&mut rows).collect();
+        let batch = Batch::new(*sequences);
+        losses.extend(decoder.losses_and_gradients(&mut work, &batch, &lora, 0.5, &mut grads).unwrap());
+    }
+    let mut values = vec![0.0; grads.len()];
+    be.read(&mut values, &grads, 0);
+    (losses, values)
+}
+
+#[test]
+fn few_labels_have_the_losses_of_all_logits_and_the_references_gradients() {
+    let folder = tempfile::tempdir().unwrap();
+    write_random_model(folder.path());
+    let reference = load(folder.path(), Arc::new(Reference::new()));
+    for labels in [[0, 0, 0, 0], [0, 1, 0, 0], [5, 0, 3, 0], [2, 2, 5, 0], [5, 2, 19, 4]] {
+        let sequences: Vec<_> =
+            [6, 3, 20, 5].into_iter().zip(labels).map(|(tokens, labels)| sequence(tokens, labels)).collect();
+        let batch = Batch::new(&sequences);
+        let logits = reference.0.logits(&mut Workspace::new(), &batch, Some(&reference.1)).unwrap();
+        let expected: Vec<f32> = batch
+            .label_rows
+            .iter()
+            .zip(&batch.targets)
+            .map(|(&row, &target)| {
+                let row = &logits[row as usize * 50..][..50];
+                let sum: f64 = row.iter().map(|&logit| f64::from(logit).exp()).sum();
+                (sum.ln() - f64::from(row[target as usize])) as f32
+            })
+            .collect();
+        let (_, expected_gradients) = trained(&reference, false, &[&sequences]);
+        for backend in backends() {
+            let name = backend.name();
+            let found = load(folder.path(), backend);
+            let evaluated = found.0.losses(&mut Workspace::new(), &batch, Some(&found.1)).unwrap();
+            let (losses, gradients) = trained(&found, false, &[&sequences]);
+            if expected.is_empty() {
+                assert!(losses.is_empty() && evaluated.is_empty(), "{name}");
+                assert!(gradients.iter().all(|&gradient| gradient == 0.0), "{name}");
+                continue;
+            }
+            for (found, expected) in
+                [(&losses, &expected), (&evaluated, &expected), (&gradients, &expected_gradients)]
+            {
+                let difference = relative_to_max(found, expected);
+                // Sums in f32 run in another order.
+                assert!(difference < 1e-5, "{name}, {labels:?}: {difference}");
+            }
+        }
+    }
+}
+
+#[test]
+fn micro_batches_together_change_no_bit_however_few_rows_and_labels_each_has() {
+    let folder = tempfile::tempdir().unwrap();
+    write_random_model(folder.path());
+    let sizes = [(6, 0), (3, 1), (1, 0), (20, 8), (2, 1), (40, 17), (12, 9)];
+    let micros = sizes.map(|(tokens, labels)| sequence(tokens, labels));
+    let cpu = |isa, dtype| Cpu::new(CpuOptions { threads: Some(2), isa: Some(isa), dtype });
+    for isa in Isa::supported() {
+        for dtype in [DType::F32, DType::Bf16] {
+            let model = load(folder.path(), Arc::new(cpu(isa, dtype)));
+            let apart: Vec<&[Sequence]> = micros.chunks(1).collect();
+            let apart = trained(&model, true, &apart);
+            for cut in 1..=micros.len() {
+                let (first, rest) = micros.split_at(cut);
+                let together = trained(&model, true, &[first, rest]);
+                assert_eq!(together, apart, "{isa} {dtype:?}, {cut}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_prompts_logits_are_those_of_its_last_row() {
+    let folder = tempfile::tempdir().unwrap();
+    write_random_model(folder.path());
+    for backend in backends() {
+        // One row may be summed in another order than many; the reference has one order.
+        let tolerance = if backend.name() == Reference::new().name() { 0.0 } else { 1e-5 };
+        let (decoder, adapter) = load(folder.path(), backend);
+        let mut work = Workspace::new();
+        for lengths in [[1, 1], [9, 4], [30, 11]] {
+            let prompts = lengths.map(|tokens| sequence(tokens, 0));
+            let mut cache = decoder.new_cache_of(2, 30);
+            let ids = prompts.each_ref().map(|prompt| &prompt.ids[..]);
+            let found = decoder.decode_many(&mut work, &mut cache, &ids, Some(&adapter)).unwrap();
+            for (prompt, found) in prompts.iter().zip(found.chunks(50)) {
+                let all = decoder.logits(&mut work, &Batch::new([prompt]), Some(&adapter)).unwrap();
+                let difference = relative_to_max(found, &all[all.len() - 50..]);
+                assert!(difference <= tolerance, "{}, {lengths:?}: {difference}", decoder.backend().name());
+            }
+        }
+    }
+}
