@@ -24,13 +24,19 @@ impl Span {
     }
 }
 
-/// FLOP of a forward pass without an adapter, with logits of `head_rows` rows.
+/// FLOP of a forward pass without an adapter, of which `head_rows` rows reach the head.
 ///
-/// `2 P` a token in the layers' projections, `4 NH HS` a pair in attention, `2 V C` a row at the head.
+/// `2 P` a token in the layers' projections, `4 NH HS` a pair in attention, `2 V C` a row at the head. Behind the last
+/// layer's attention there are no other rows than those.
 pub fn forward(config: &ModelConfig, spans: &[Span], head_rows: usize) -> f64 {
     let tokens: usize = spans.iter().map(|span| span.new).sum();
-    let layer = 2.0 * tokens as f64 * weights(config, |_| true) + attention(config, spans);
-    config.num_hidden_layers as f64 * layer + head(config, head_rows)
+    let products = |layer| {
+        let product = |p| 2.0 * rows(config, layer, p, tokens, head_rows) * weight(config, p);
+        Projection::ALL.into_iter().map(product).sum::<f64>()
+    };
+    let layers = config.num_hidden_layers;
+    let layers = (0..layers).map(products).sum::<f64>() + layers as f64 * attention(config, spans);
+    layers + head(config, head_rows)
 }
 
 /// FLOP of a forward and backward pass over whole sequences, `labels` of whose tokens carry a loss.
@@ -40,21 +46,22 @@ pub fn forward(config: &ModelConfig, spans: &[Span], head_rows: usize) -> f64 {
 /// every projection adapted this is close to `4 P` a token.
 pub fn training(config: &ModelConfig, lora: &dyn LoraSource, lengths: &[usize], labels: usize) -> f64 {
     let spans: Vec<Span> = lengths.iter().map(|&tokens| Span::whole(tokens)).collect();
-    let tokens = lengths.iter().sum::<usize>() as f64;
-    let is_input = |p| matches!(p, Projection::QProj | Projection::KProj | Projection::VProj);
+    let tokens = lengths.iter().sum::<usize>();
     let has_pair = |layer| Projection::ALL.iter().any(|&p| lora.pair(layer, p).is_some());
     let lowest = (0..config.num_hidden_layers).find(|&layer| has_pair(layer));
 
     let mut flops = forward(config, &spans, labels) + head(config, labels);
     for layer in lowest.into_iter().flat_map(|lowest| lowest..config.num_hidden_layers) {
-        // The lowest layer's input has no gradient: its norm and its q, k and v go without.
-        let wanted = |p| Some(layer) != lowest || !is_input(p);
-        flops += 2.0 * tokens * weights(config, wanted) + 2.0 * attention(config, &spans);
+        flops += 2.0 * attention(config, &spans);
         for p in Projection::ALL {
+            let rows = rows(config, layer, p, tokens, labels);
+            // The lowest layer's input has no gradient: its norm and its q, k and v go without.
+            let wanted = Some(layer) != lowest || !reads_the_input(p);
+            flops += if wanted { 2.0 * rows * weight(config, p) } else { 0.0 };
             let Some(LoraRef { rank, d_in, d_out, .. }) = lora.pair(layer, p) else { continue };
-            let side = |d: usize| 2.0 * tokens * (rank * d) as f64;
+            let side = |d: usize| 2.0 * rows * (rank * d) as f64;
             let (mid, out) = (side(d_in), side(d_out));
-            let dinp = if wanted(p) { side(d_in) } else { 0.0 };
+            let dinp = if wanted { side(d_in) } else { 0.0 };
             // Forward, then dmid and dB over OUT, dA and dinp over IN.
             flops += mid + out + 2.0 * out + mid + dinp;
         }
@@ -69,10 +76,20 @@ pub fn decode_bytes(config: &ModelConfig, weights: u64, spans: &[Span]) -> f64 {
     weights as f64 + (2 * config.num_hidden_layers * rows * width) as f64
 }
 
-/// Elements of a layer's projections.
-fn weights(config: &ModelConfig, wanted: impl Fn(Projection) -> bool) -> f64 {
-    let shapes = Projection::ALL.into_iter().filter(|&p| wanted(p)).map(|p| config.projection_shape(p));
-    shapes.map(|(d_out, d_in)| d_out as f64 * d_in as f64).sum()
+/// Rows that a projection is computed for.
+fn rows(config: &ModelConfig, layer: usize, p: Projection, tokens: usize, head_rows: usize) -> f64 {
+    let all = layer + 1 < config.num_hidden_layers || reads_the_input(p);
+    (if all { tokens } else { head_rows }) as f64
+}
+
+fn reads_the_input(p: Projection) -> bool {
+    matches!(p, Projection::QProj | Projection::KProj | Projection::VProj)
+}
+
+/// Elements of a projection's weight.
+fn weight(config: &ModelConfig, p: Projection) -> f64 {
+    let (d_out, d_in) = config.projection_shape(p);
+    d_out as f64 * d_in as f64
 }
 
 /// FLOP of one layer's attention, forward: scores and their mix of values.
@@ -98,12 +115,22 @@ mod tests {
         Adapter::init(lora, config, 1, &Reference::new()).unwrap()
     }
 
+    /// Elements of those projections of a layer.
+    fn elements(config: &ModelConfig, counts: impl Fn(Projection) -> bool) -> f64 {
+        Projection::ALL.into_iter().filter(|&p| counts(p)).map(|p| weight(config, p)).sum()
+    }
+
+    /// Parameters of a projection's pair.
+    fn pair_size(adapter: &Adapter, p: Projection) -> usize {
+        adapter.pair(0, p).map_or(0, |pair| pair.rank * (pair.d_in + pair.d_out))
+    }
+
     #[test]
     fn training_costs_four_flop_a_weight_and_token_with_everything_adapted() {
         let config = Shape::Llama125m.config();
         let adapter = adapter(&config, TargetModules::AllLinear);
-        let layers = weights(&config, |_| true) * config.num_hidden_layers as f64;
-        let (lengths, labels) = ([512, 512], 1022);
+        let layers = elements(&config, |_| true) * config.num_hidden_layers as f64;
+        let (lengths, labels) = ([512, 512], 1024);
         let total = training(&config, &adapter, &lengths, labels);
         // Rank 8 of everything: three times its forward, 6 R (IN + OUT) a token.
         let expected = 4.0 * layers * 1024.0
@@ -117,12 +144,30 @@ mod tests {
     }
 
     #[test]
+    fn rows_that_do_not_reach_the_head_end_at_the_last_attention() {
+        let config = Shape::Base8m.config();
+        let adapter = adapter(&config, TargetModules::AllLinear);
+        let behind = elements(&config, |p| !reads_the_input(p));
+        let spared = |all: f64, one: f64| (all - one - 99.0 * head(&config, 1)) / (99.0 * behind);
+        let prompt = [Span::whole(100)];
+        assert_eq!(spared(forward(&config, &prompt, 100), forward(&config, &prompt, 1)), 2.0);
+        // Again as much in the backward, where the head counts twice, and 6 FLOP for an element of their pairs.
+        let pairs: usize =
+            Projection::ALL.iter().filter(|&&p| !reads_the_input(p)).map(|&p| pair_size(&adapter, p)).sum();
+        let (all, one) = (training(&config, &adapter, &[100], 100), training(&config, &adapter, &[100], 1));
+        let expected = 4.0 + 6.0 * pairs as f64 / behind;
+        let found = spared(all - 99.0 * head(&config, 1), one);
+        assert!((found - expected).abs() < 1e-9 * expected, "{found} {expected}");
+    }
+
+    #[test]
     fn nothing_is_counted_below_the_lowest_pair() {
         let config = Shape::Base8m.config();
         let top = adapter(&config, TargetModules::Regex(r".*layers\.7\..*_proj".to_owned()));
         let all = adapter(&config, TargetModules::AllLinear);
-        let backward =
-            |lora: &Adapter| training(&config, lora, &[64], 0) - forward(&config, &[Span::whole(64)], 0);
+        let backward = |lora: &Adapter| {
+            training(&config, lora, &[64], 64) - forward(&config, &[Span::whole(64)], 64) - head(&config, 64)
+        };
         assert!(backward(&top) < backward(&all) / 8.0);
     }
 
