@@ -96,6 +96,8 @@ fn low_rank(threads: usize, isa: Isa) {
     let (peak, mut stream) = (gflops(isa, DType::F32, threads), Stream::new(3));
     for (n, d_in, d_out, rank) in [
         (64, 256, 704, 8),
+        (128, 768, 768, 8),
+        (128, 768, 2048, 8),
         (512, 512, 512, 8),
         (512, 512, 1408, 8),
         (512, 512, 1408, 16),

@@ -3,6 +3,9 @@
 use std::any::Any;
 use std::fmt;
 
+/// Elements of a cache line.
+const LINE: usize = 16;
+
 /// `len` f32 elements owned by one back end, zeroed when made.
 ///
 /// Made by [`Backend::alloc`](crate::Backend::alloc). A back end that computes on the host keeps the
@@ -15,21 +18,37 @@ pub struct Buffer {
 /// Where the elements of a [`Buffer`] live.
 pub enum Storage {
     /// Ordinary memory, readable by every host back end.
-    Host(Vec<f32>),
+    Host(HostMemory),
     /// Something only its own back end understands: device memory, a trace record.
     Opaque(Box<dyn Any + Send + Sync>),
+}
+
+/// Elements that begin with a cache line: a vector that straddles two costs both.
+pub struct HostMemory {
+    data: Vec<f32>,
+    start: usize,
+}
+
+impl HostMemory {
+    /// `len` zeros, whose pages the system hands out as they are written.
+    fn zeroed(len: usize) -> Self {
+        let data = vec![0.0f32; len + LINE - 1];
+        let start = data.as_ptr().align_offset(4 * LINE).min(LINE - 1);
+        Self { data, start }
+    }
 }
 
 impl Buffer {
     /// A zeroed host buffer of `len` elements.
     pub fn host(len: usize) -> Self {
-        Self { storage: Storage::Host(vec![0.0; len]), len }
+        Self { storage: Storage::Host(HostMemory::zeroed(len)), len }
     }
 
-    /// A host buffer that takes over `data`.
+    /// A host buffer with the elements of `data`.
     pub fn from_vec(data: Vec<f32>) -> Self {
-        let len = data.len();
-        Self { storage: Storage::Host(data), len }
+        let mut buffer = Self::host(data.len());
+        buffer.host_slice_mut().copy_from_slice(&data);
+        buffer
     }
 
     /// A buffer of `len` elements behind a back end's own handle.
@@ -63,7 +82,7 @@ impl Buffer {
     /// If the buffer belongs to a back end whose memory is not the host's.
     pub fn host_slice(&self) -> &[f32] {
         match &self.storage {
-            Storage::Host(data) => data,
+            Storage::Host(memory) => &memory.data[memory.start..][..self.len],
             Storage::Opaque(_) => panic!("a host back end was handed another back end's buffer"),
         }
     }
@@ -71,7 +90,7 @@ impl Buffer {
     /// As [`Buffer::host_slice`], to write through.
     pub fn host_slice_mut(&mut self) -> &mut [f32] {
         match &mut self.storage {
-            Storage::Host(data) => data,
+            Storage::Host(memory) => &mut memory.data[memory.start..][..self.len],
             Storage::Opaque(_) => panic!("a host back end was handed another back end's buffer"),
         }
     }
@@ -84,5 +103,20 @@ impl fmt::Debug for Buffer {
             Storage::Opaque(_) => "opaque",
         };
         write!(f, "Buffer({place}, {} x f32)", self.len)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn host_elements_begin_with_a_cache_line() {
+        for len in [0, 1, 15, 16, 1000, 1 << 20] {
+            let mut buffer = Buffer::from_vec((0..len).map(|i| i as f32).collect());
+            assert_eq!(buffer.host_slice().as_ptr().addr() % 64, 0, "{len}");
+            assert_eq!(buffer.host_slice_mut().len(), len);
+            assert!(buffer.host_slice().iter().enumerate().all(|(i, &v)| v == i as f32), "{len}");
+        }
     }
 }
