@@ -2,13 +2,22 @@
 //!
 //! The mixer is SplitMix64's finaliser (Steele, Lea and Flood, 2014) over `key + counter · golden ratio`.
 
-const GOLDEN: u64 = 0x9e37_79b9_7f4a_7c15;
+/// What one counter adds to the key.
+pub(crate) const GOLDEN: u64 = 0x9e37_79b9_7f4a_7c15;
+/// The multipliers of the finaliser.
+pub(crate) const FACTORS: [u64; 2] = [0xbf58_476d_1ce4_e5b9, 0x94d0_49bb_1331_11eb];
+
+/// [`mix`] but for its last step, which changes none of the upper 31 bits.
+#[inline(always)]
+fn mix_upper(mut z: u64) -> u64 {
+    z = (z ^ (z >> 30)).wrapping_mul(FACTORS[0]);
+    (z ^ (z >> 27)).wrapping_mul(FACTORS[1])
+}
 
 /// Scrambles 64 bits; a bijection.
 #[inline(always)]
-pub fn mix(mut z: u64) -> u64 {
-    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+pub fn mix(z: u64) -> u64 {
+    let z = mix_upper(z);
     z ^ (z >> 31)
 }
 
@@ -21,6 +30,12 @@ pub fn key(parts: &[u64]) -> u64 {
 #[inline(always)]
 pub fn bits(key: u64, counter: u64) -> u64 {
     mix(key.wrapping_add(counter.wrapping_mul(GOLDEN)))
+}
+
+/// As [`bits`], of which only the upper 31 are right: as many as a decision of [`keep`] needs, and more.
+#[inline(always)]
+pub(crate) fn upper_bits(key: u64, counter: u64) -> u64 {
+    mix_upper(key.wrapping_add(counter.wrapping_mul(GOLDEN)))
 }
 
 /// Draw `counter` of the stream `key`, uniform in `[0, 1)` with 24 bits.

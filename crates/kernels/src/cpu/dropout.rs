@@ -1,88 +1,73 @@
-//! Dropout factors, drawn many at a time: 0 where an element is dropped, `1 / (1 - p)` where it is kept.
+//! What dropout keeps, drawn many elements at a time, a bit each.
 
-use crate::simd::{Lanes, simd_fn};
 use crate::{Dropout, Isa, rng};
 
-/// `out[i]` = the factor of element `first + i`, the same decision as [`rng::keep`].
-pub(crate) fn factors(isa: Isa, out: &mut [f32], dropout: Dropout, first: u64) {
+/// Elements whose bits share a word.
+pub(crate) const WORD: usize = 32;
+
+/// Bit `b` of `bits[w]` = whether element `first + 32 w + b` is kept, the same decision as [`rng::keep`].
+pub(crate) fn draw(isa: Isa, bits: &mut [u32], Dropout { probability, key }: Dropout, first: u64) {
+    // `uniform(..) >= p` on 24 bits is `bits >= ceil(p · 2^24) · 2^40`: no conversion for each element.
+    let threshold = ((probability as f64 * (1u64 << 24) as f64).ceil() as u64) << 40;
     match isa {
         #[cfg(target_arch = "x86_64")]
         // SAFETY: the back end checked that this machine runs `isa`.
-        Isa::Avx512Bf16 | Isa::Avx512 => unsafe { factors_avx512(out, dropout, first) },
+        Isa::Avx512Bf16 | Isa::Avx512 => unsafe { avx512::draw(bits, key, first, threshold) },
         #[cfg(target_arch = "x86_64")]
         // SAFETY: as above.
-        Isa::Avx2 => unsafe { factors_avx2(out, dropout, first) },
-        _ => factors_any(out, dropout, first),
+        Isa::Avx2 => unsafe { draw_avx2(bits, key, first, threshold) },
+        _ => draw_any(bits, key, first, threshold),
     }
-}
-
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx512f,avx512dq")]
-fn factors_avx512(out: &mut [f32], dropout: Dropout, first: u64) {
-    factors_any(out, dropout, first);
 }
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2")]
-fn factors_avx2(out: &mut [f32], dropout: Dropout, first: u64) {
-    factors_any(out, dropout, first);
+fn draw_avx2(bits: &mut [u32], key: u64, first: u64, threshold: u64) {
+    draw_any(bits, key, first, threshold);
 }
 
 #[inline(always)]
-fn factors_any(out: &mut [f32], Dropout { probability, key }: Dropout, first: u64) {
-    let scale = 1.0 / (1.0 - probability);
-    // `uniform(..) >= p` on 24 bits is `bits >= ceil(p · 2^24) · 2^40`: no conversion for each element.
-    let threshold = ((probability as f64 * (1u64 << 24) as f64).ceil() as u64) << 40;
-    for (i, out) in out.iter_mut().enumerate() {
-        *out = if rng::bits(key, first.wrapping_add(i as u64)) >= threshold { scale } else { 0.0 };
+fn draw_any(bits: &mut [u32], key: u64, first: u64, threshold: u64) {
+    for (word, bits) in bits.iter_mut().enumerate() {
+        let first = first.wrapping_add((WORD * word) as u64);
+        *bits = (0..WORD).fold(0, |bits, i| {
+            let kept = rng::upper_bits(key, first.wrapping_add(i as u64)) >= threshold;
+            bits | u32::from(kept) << i
+        });
     }
 }
 
-simd_fn! {
-    /// `x *= factors`.
-    ///
-    /// # Panics
-    /// If the lengths differ.
-    pub fn scale_by(x: &mut [f32], factors: &[f32]) = scale_lanes
-}
+#[cfg(target_arch = "x86_64")]
+mod avx512 {
+    use std::arch::x86_64::*;
 
-#[inline(always)]
-fn scale_lanes<L: Lanes>(x: &mut [f32], factors: &[f32]) {
-    assert_eq!(x.len(), factors.len());
-    for at in (0..x.len()).step_by(L::COUNT) {
-        L::read(x, at).mul(L::read(factors, at)).write(x, at);
-    }
-}
+    use super::WORD;
+    use crate::rng::{FACTORS, GOLDEN};
 
-simd_fn! {
-    /// `out = x · factors`.
-    ///
-    /// # Panics
-    /// If the lengths differ.
-    pub fn scaled(out: &mut [f32], x: &[f32], factors: &[f32]) = scaled_lanes
-}
-
-#[inline(always)]
-fn scaled_lanes<L: Lanes>(out: &mut [f32], x: &[f32], factors: &[f32]) {
-    assert!(out.len() == x.len() && x.len() == factors.len());
-    for at in (0..x.len()).step_by(L::COUNT) {
-        L::read(x, at).mul(L::read(factors, at)).write(out, at);
-    }
-}
-
-simd_fn! {
-    /// `out += x · factors`.
-    ///
-    /// # Panics
-    /// If the lengths differ.
-    pub fn add_scaled(out: &mut [f32], x: &[f32], factors: &[f32]) = add_scaled_lanes
-}
-
-#[inline(always)]
-fn add_scaled_lanes<L: Lanes>(out: &mut [f32], x: &[f32], factors: &[f32]) {
-    assert!(out.len() == x.len() && x.len() == factors.len());
-    for at in (0..x.len()).step_by(L::COUNT) {
-        L::read(out, at).add(L::read(x, at).mul(L::read(factors, at))).write(out, at);
+    /// [`draw`](super::draw), eight elements at a time.
+    #[target_feature(enable = "avx512f,avx512dq")]
+    pub fn draw(bits: &mut [u32], key: u64, first: u64, threshold: u64) {
+        let start = key.wrapping_add(first.wrapping_mul(GOLDEN));
+        let steps: [i64; 8] = std::array::from_fn(|i| (i as u64).wrapping_mul(GOLDEN) as i64);
+        // SAFETY: the array is as long as a vector.
+        let steps = unsafe { _mm512_loadu_si512(steps.as_ptr().cast()) };
+        let mut counter = _mm512_add_epi64(_mm512_set1_epi64(start as i64), steps);
+        let eight = _mm512_set1_epi64(GOLDEN.wrapping_mul(8) as i64);
+        let [f0, f1] = FACTORS.map(|factor| _mm512_set1_epi64(factor as i64));
+        let threshold = _mm512_set1_epi64(threshold as i64);
+        for bits in bits {
+            let mut bytes = [0u8; WORD / 8];
+            for byte in &mut bytes {
+                // The steps of `rng::upper_bits`.
+                let z = _mm512_xor_si512(counter, _mm512_srli_epi64::<30>(counter));
+                let z = _mm512_mullo_epi64(z, f0);
+                let z = _mm512_xor_si512(z, _mm512_srli_epi64::<27>(z));
+                let z = _mm512_mullo_epi64(z, f1);
+                *byte = _mm512_cmpge_epu64_mask(z, threshold);
+                counter = _mm512_add_epi64(counter, eight);
+            }
+            *bits = u32::from_le_bytes(bytes);
+        }
     }
 }
 
@@ -91,36 +76,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn products_with_factors_have_tails() {
-        let numbers = |n: usize, by: f32| (0..n).map(|i| (i as f32 - 7.0) * by).collect::<Vec<_>>();
-        for isa in Isa::supported() {
-            for n in [0, 1, 15, 16, 17, 100] {
-                let (x, f, old) = (numbers(n, 0.5), numbers(n, 2.0), numbers(n, 3.0));
-                let product: Vec<f32> = x.iter().zip(&f).map(|(x, f)| x * f).collect();
-                let (mut out, mut sum, mut place) = (vec![1.0; n], old.clone(), x.clone());
-                scaled(isa, &mut out, &x, &f);
-                scale_by(isa, &mut place, &f);
-                add_scaled(isa, &mut sum, &x, &f);
-                assert_eq!((&out, &place), (&product, &product), "{isa} {n}");
-                assert_eq!(
-                    sum,
-                    old.iter().zip(&product).map(|(o, p)| o + p).collect::<Vec<_>>(),
-                    "{isa} {n}"
-                );
-            }
-        }
-    }
-
-    #[test]
-    fn factors_decide_as_keep_does() {
+    fn bits_decide_as_keep_does() {
         for isa in Isa::supported() {
             for probability in [0.0, 0.05, 0.1, 0.5, 0.999, f32::MIN_POSITIVE] {
-                let dropout = Dropout { probability, key: 99 };
-                let mut out = vec![0.0; 1003];
-                factors(isa, &mut out, dropout, 12_345);
-                for (i, &factor) in out.iter().enumerate() {
-                    let keep = rng::keep(99, 12_345 + i as u64, probability);
-                    assert_eq!(factor, if keep { 1.0 / (1.0 - probability) } else { 0.0 }, "{isa} {i}");
+                for first in [0, 12_345, u64::MAX - 100] {
+                    let mut bits = vec![0; 33];
+                    draw(isa, &mut bits, Dropout { probability, key: 99 }, first);
+                    for i in 0..33 * WORD {
+                        let keep = rng::keep(99, first.wrapping_add(i as u64), probability);
+                        assert_eq!(bits[i / WORD] >> (i % WORD) & 1 == 1, keep, "{isa} {probability} {i}");
+                    }
                 }
             }
         }

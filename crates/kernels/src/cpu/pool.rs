@@ -66,6 +66,13 @@ impl Scratch {
         // SAFETY: a `Line` is exactly 16 f32.
         unsafe { std::slice::from_raw_parts_mut(self.0.as_mut_ptr().cast(), self.0.len() * 16) }
     }
+
+    /// As [`Scratch::at_least`], of words without a sign.
+    pub fn words(&mut self, len: usize) -> &mut [u32] {
+        let elements = self.at_least(len);
+        // SAFETY: both types have four bytes and any bits are valid for either.
+        unsafe { std::slice::from_raw_parts_mut(elements.as_mut_ptr().cast(), elements.len()) }
+    }
 }
 
 /// A parallel region: `task(index, worker)`. The lifetime is erased; [`Pool::run`] outlives its use.

@@ -106,6 +106,24 @@ impl Lanes for Avx2 {
         unsafe { _mm256_fmadd_ps(a, b, acc) }
     }
 
+    type Kept = __m256;
+
+    #[inline(always)]
+    unsafe fn kept(row: *const u32, vector: usize) -> __m256 {
+        // SAFETY: as the trait asks; a quarter of a word, of which the lowest comes first on this processor.
+        unsafe {
+            let bits = _mm256_set1_epi32(i32::from(*row.cast::<u8>().add(vector)));
+            let lanes = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128);
+            _mm256_castsi256_ps(_mm256_cmpeq_epi32(_mm256_and_si256(bits, lanes), lanes))
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn keep(v: __m256, kept: __m256) -> __m256 {
+        // SAFETY: as the trait asks.
+        unsafe { _mm256_and_ps(v, kept) }
+    }
+
     #[inline(always)]
     unsafe fn words_along<const D: u8>(p: *const u8, round: bool) -> __m256 {
         // SAFETY: as the trait asks; the loads are unaligned ones.

@@ -1,6 +1,7 @@
 //! Dot products of a few rows with those of a weight, once for every instruction set: what decoding is made of.
 
 use super::four_bit;
+use super::kernel::Kept;
 use super::lanes::{BF16, F16, F32, Lanes, size_of_source};
 use crate::{DType, FourBit};
 
@@ -33,6 +34,8 @@ pub(crate) struct DotJob<'a> {
     pub inp: *const f32,
     /// Words from one row of `inp` to the next.
     pub inp_stride: usize,
+    /// Which elements of `inp` count, where not all do; only where `inp` and `w` are f32.
+    pub kept: Option<Kept>,
     /// Rows of `w`.
     pub w_rows: usize,
     /// Those rows.
@@ -56,9 +59,18 @@ pub(super) unsafe fn dots<T: Lanes>(job: &DotJob<'_>) {
     // SAFETY: as the caller's.
     unsafe {
         match job.w {
-            DotRows::Dense { dtype: DType::F32, first, stride } => dots_of::<T, F32>(job, first, stride),
-            DotRows::Dense { dtype: DType::Bf16, first, stride } => dots_of::<T, BF16>(job, first, stride),
-            DotRows::Dense { dtype: DType::F16, first, stride } => dots_of::<T, F16>(job, first, stride),
+            DotRows::Dense { dtype: DType::F32, first, stride } if job.kept.is_some() => {
+                dots_of::<T, F32, true>(job, first, stride);
+            }
+            DotRows::Dense { dtype: DType::F32, first, stride } => {
+                dots_of::<T, F32, false>(job, first, stride)
+            }
+            DotRows::Dense { dtype: DType::Bf16, first, stride } => {
+                dots_of::<T, BF16, false>(job, first, stride)
+            }
+            DotRows::Dense { dtype: DType::F16, first, stride } => {
+                dots_of::<T, F16, false>(job, first, stride)
+            }
             DotRows::FourBit(w, row) => four_bit::dots::<T>(job, w, row),
         }
     }
@@ -77,26 +89,26 @@ pub(super) const fn tallest<T: Lanes>() -> usize {
 /// # Safety
 /// As [`dots`].
 #[inline(always)]
-unsafe fn dots_of<T: Lanes, const D: u8>(job: &DotJob<'_>, w: *const u8, stride: usize) {
+unsafe fn dots_of<T: Lanes, const D: u8, const KEPT: bool>(job: &DotJob<'_>, w: *const u8, stride: usize) {
     let groups = job.w_rows.div_ceil(4);
     for group in 0..groups {
         // SAFETY: rows of `inp` exist, and those of `w` as far as they are below `w_rows`.
         unsafe {
             match job.n {
-                1 => dot_tile::<T, D, 1, false>(job, (w, stride), 0, group, groups),
-                2 => dot_tile::<T, D, 2, false>(job, (w, stride), 0, group, groups),
+                1 => dot_tile::<T, D, 1, false, KEPT>(job, (w, stride), 0, group, groups),
+                2 => dot_tile::<T, D, 2, false, KEPT>(job, (w, stride), 0, group, groups),
                 _ => {
                     let tallest = tallest::<T>();
                     for i in (0..job.n).step_by(tallest) {
                         let ahead = i == 0 && group + 1 < groups;
                         match ((job.n - i).min(tallest), ahead) {
-                            (1, _) => dot_tile::<T, D, 1, false>(job, (w, stride), i, 4 * group, 1),
-                            (2, false) => dot_tile::<T, D, 2, false>(job, (w, stride), i, 4 * group, 1),
-                            (2, true) => dot_tile::<T, D, 2, true>(job, (w, stride), i, 4 * group, 1),
-                            (3, false) => dot_tile::<T, D, 3, false>(job, (w, stride), i, 4 * group, 1),
-                            (3, true) => dot_tile::<T, D, 3, true>(job, (w, stride), i, 4 * group, 1),
-                            (_, false) => dot_tile::<T, D, 4, false>(job, (w, stride), i, 4 * group, 1),
-                            (_, true) => dot_tile::<T, D, 4, true>(job, (w, stride), i, 4 * group, 1),
+                            (1, _) => dot_tile::<T, D, 1, false, KEPT>(job, (w, stride), i, 4 * group, 1),
+                            (2, false) => dot_tile::<T, D, 2, false, KEPT>(job, (w, stride), i, 4 * group, 1),
+                            (2, true) => dot_tile::<T, D, 2, true, KEPT>(job, (w, stride), i, 4 * group, 1),
+                            (3, false) => dot_tile::<T, D, 3, false, KEPT>(job, (w, stride), i, 4 * group, 1),
+                            (3, true) => dot_tile::<T, D, 3, true, KEPT>(job, (w, stride), i, 4 * group, 1),
+                            (_, false) => dot_tile::<T, D, 4, false, KEPT>(job, (w, stride), i, 4 * group, 1),
+                            (_, true) => dot_tile::<T, D, 4, true, KEPT>(job, (w, stride), i, 4 * group, 1),
                         }
                     }
                 }
@@ -111,7 +123,7 @@ unsafe fn dots_of<T: Lanes, const D: u8>(job: &DotJob<'_>, w: *const u8, stride:
 /// # Safety
 /// As [`dots`], and the rows exist, of those of `w` the first at least.
 #[inline(always)]
-unsafe fn dot_tile<T: Lanes, const D: u8, const N: usize, const AHEAD: bool>(
+unsafe fn dot_tile<T: Lanes, const D: u8, const N: usize, const AHEAD: bool, const KEPT: bool>(
     job: &DotJob<'_>,
     (w, stride): (*const u8, usize),
     i: usize,
@@ -125,12 +137,17 @@ unsafe fn dot_tile<T: Lanes, const D: u8, const N: usize, const AHEAD: bool>(
     // zeros, and `load_first` pads that of `inp`. Rows past the last of `w` repeat it.
     unsafe {
         let inp: [*const f32; N] = std::array::from_fn(|r| job.inp.add((i + r) * job.inp_stride));
+        let kept = job.kept.unwrap_or(Kept::ALL);
+        let kept: [*const u32; N] = std::array::from_fn(|r| kept.from(i + r).first);
         let w: [*const u8; 4] = std::array::from_fn(|c| w.add((j + c.min(cols - 1) * apart) * stride));
         let mut acc = [[T::zero(); 4]; N];
         for step in 0..whole {
             let mut x = [T::zero(); N];
             for r in 0..N {
                 x[r] = T::load(inp[r].add(step * T::LANES));
+                if KEPT {
+                    x[r] = T::keep(x[r], T::kept(kept[r], step));
+                }
             }
             for c in 0..4 {
                 let w = w[c].add(step * T::LANES * T::PAIR * size);
@@ -151,7 +168,10 @@ unsafe fn dot_tile<T: Lanes, const D: u8, const N: usize, const AHEAD: bool>(
                 std::ptr::copy_nonoverlapping(rest, padded.as_mut_ptr(), left * size);
                 let w = T::words_along::<D>(padded.as_ptr(), job.round);
                 for r in 0..N {
-                    let x = T::load_first(inp[r].add(whole * T::LANES), left.div_ceil(T::PAIR));
+                    let mut x = T::load_first(inp[r].add(whole * T::LANES), left.div_ceil(T::PAIR));
+                    if KEPT {
+                        x = T::keep(x, T::kept(kept[r], whole));
+                    }
                     acc[r][c] = T::step(acc[r][c], x, w);
                 }
             }
@@ -177,6 +197,10 @@ pub(super) unsafe fn store_dots<T: Lanes, const N: usize>(
         unsafe {
             let sums = T::sums(acc);
             let out = job.out.add((i + r) * job.out_stride + j);
+            if cols == 4 && apart == 1 && !job.accumulate {
+                out.cast::<[f32; 4]>().write_unaligned(sums.map(|sum| job.alpha * sum));
+                continue;
+            }
             for c in 0..cols {
                 let out = out.add(c * apart);
                 let old = if job.accumulate { *out } else { 0.0 };

@@ -82,6 +82,7 @@ impl FewRows {
                 n,
                 inp: inp.at(0),
                 inp_stride,
+                kept: None,
                 w_rows: (d_out - row).min(task_rows),
                 w: match weight {
                     HostMatrix::Dense(dtype, bytes) => {

@@ -3,6 +3,45 @@
 use super::ahead::Ahead;
 use super::lanes::Lanes;
 
+/// A bit for each element of some rows: those count whose bit is set. A row begins with the lowest bit of a word, and what
+/// its last word has beyond the row may be anything.
+#[derive(Clone, Copy)]
+pub(crate) struct Kept {
+    /// First word of the first row.
+    pub first: *const u32,
+    /// Words from one row to the next.
+    pub stride: usize,
+}
+
+impl Kept {
+    /// In place of bits that nothing reads.
+    pub const ALL: Self = Self { first: std::ptr::null(), stride: 0 };
+
+    /// From row `row` on.
+    #[inline(always)]
+    pub fn from(self, row: usize) -> Self {
+        Self { first: self.first.wrapping_add(row * self.stride), ..self }
+    }
+}
+
+/// What of a [`TileJob`] does not count.
+#[derive(Clone, Copy)]
+pub(crate) enum Masked {
+    /// Nothing.
+    Nothing,
+    /// Some of `B`, in place and of f32: the rest is read as zero.
+    B(Kept),
+    /// Some of the product: the rest is zero.
+    Product(Kept),
+}
+
+/// [`Masked`] as a constant parameter.
+const NOTHING: u8 = 0;
+/// See [`NOTHING`].
+const OF_B: u8 = 1;
+/// See [`NOTHING`].
+const OF_PRODUCT: u8 = 2;
+
 /// `C (m, n) = alpha · A B`, or `+=`, from packed `A` and from `B` packed or in place.
 #[derive(Clone, Copy)]
 pub(crate) struct TileJob {
@@ -30,6 +69,8 @@ pub(crate) struct TileJob {
     pub alpha: f32,
     /// Whether to add to C or to overwrite it.
     pub accumulate: bool,
+    /// What does not count.
+    pub masked: Masked,
     /// What to fetch from memory meanwhile.
     pub ahead: Ahead,
 }
@@ -61,7 +102,14 @@ pub(super) unsafe fn tiles<T: Lanes>(job: &TileJob) {
                 let b = job.b.add(j * job.b_panel);
                 let c = job.c.add(row * job.ldc + j * width);
                 ahead.fetch::<T>(lines);
-                tile_of_rows::<T>(rows, job, a, b, c, (job.n - j * width).min(width));
+                let cols = (job.n - j * width).min(width);
+                match job.masked {
+                    Masked::Nothing => tile_of_rows::<T, NOTHING>(rows, job, a, b, c, cols, Kept::ALL, 0),
+                    Masked::B(kept) => tile_of_rows::<T, OF_B>(rows, job, a, b, c, cols, kept, 2 * j),
+                    Masked::Product(kept) => {
+                        tile_of_rows::<T, OF_PRODUCT>(rows, job, a, b, c, cols, kept.from(row), 2 * j);
+                    }
+                }
             }
         }
     }
@@ -72,13 +120,15 @@ pub(super) unsafe fn tiles<T: Lanes>(job: &TileJob) {
 /// # Safety
 /// As [`tiles`].
 #[inline(always)]
-unsafe fn tile_of_rows<T: Lanes>(
+unsafe fn tile_of_rows<T: Lanes, const MASKED: u8>(
     rows: usize,
     job: &TileJob,
     a: *const f32,
     b: *const f32,
     c: *mut f32,
     cols: usize,
+    kept: Kept,
+    vector: usize,
 ) {
     macro_rules! choose {
         ($($m:literal)*) => {
@@ -86,9 +136,9 @@ unsafe fn tile_of_rows<T: Lanes>(
                 // SAFETY: as the caller's; the condition keeps tiles that cannot occur from being compiled.
                 $($m if $m <= T::ROWS => unsafe {
                     if cols == 2 * T::LANES {
-                        tile::<T, $m, false>(job, a, b, c, cols)
+                        tile::<T, $m, false, MASKED>(job, a, b, c, cols, kept, vector)
                     } else {
-                        tile::<T, $m, true>(job, a, b, c, cols)
+                        tile::<T, $m, true, MASKED>(job, a, b, c, cols, kept, vector)
                     }
                 },)*
                 _ => unreachable!("a panel of {rows} rows"),
@@ -98,17 +148,20 @@ unsafe fn tile_of_rows<T: Lanes>(
     choose!(1 2 3 4 5 6 7 8 9 10 11 12 13 14)
 }
 
-/// One tile of `M x 2 LANES` sums, all in registers over the whole of `steps`, `k` ascending.
+/// One tile of `M x 2 LANES` sums, all in registers over the whole of `steps`, `k` ascending. Its columns are vectors
+/// `vector` and the next of the rows of `kept`.
 ///
 /// # Safety
 /// As [`tiles`]; without `TAIL` all `2 LANES` columns exist.
 #[inline(always)]
-unsafe fn tile<T: Lanes, const M: usize, const TAIL: bool>(
+unsafe fn tile<T: Lanes, const M: usize, const TAIL: bool, const MASKED: u8>(
     job: &TileJob,
     mut a: *const f32,
     mut b: *const f32,
     c: *mut f32,
     cols: usize,
+    mut kept: Kept,
+    vector: usize,
 ) {
     let (left, right) = (cols.min(T::LANES), cols.saturating_sub(T::LANES));
     // SAFETY: the caller vouches for `steps` steps of A and B and for `M` rows of `cols` columns of C; a
@@ -122,11 +175,15 @@ unsafe fn tile<T: Lanes, const M: usize, const TAIL: bool>(
             T::prefetch(c.wrapping_add(2 * T::LANES - 1).cast());
         }
         for _ in 0..job.steps {
-            let (b0, b1) = if TAIL {
+            let (mut b0, mut b1) = if TAIL {
                 (T::load_first(b, left), T::load_first(b.wrapping_add(T::LANES), right))
             } else {
                 (T::load(b), T::load(b.add(T::LANES)))
             };
+            if MASKED == OF_B {
+                (b0, b1) = keep_both::<T>((b0, b1), kept, vector);
+                kept = kept.from(1);
+            }
             for i in 0..M {
                 let a = T::splat(*a.add(i));
                 acc[i][0] = T::step(acc[i][0], a, b0);
@@ -139,7 +196,10 @@ unsafe fn tile<T: Lanes, const M: usize, const TAIL: bool>(
         for i in 0..M {
             let c0 = c.add(i * job.ldc);
             let c1 = c0.wrapping_add(T::LANES);
-            let [s0, s1] = acc[i];
+            let [mut s0, mut s1] = acc[i];
+            if MASKED == OF_PRODUCT {
+                (s0, s1) = keep_both::<T>((s0, s1), kept.from(i), vector);
+            }
             if TAIL {
                 let (old0, old1) = if job.accumulate {
                     (T::load_first(c0, left), T::load_first(c1, right))
@@ -156,4 +216,14 @@ unsafe fn tile<T: Lanes, const M: usize, const TAIL: bool>(
             }
         }
     }
+}
+
+/// Vectors `vector` and the next of a row, zero where an element does not count.
+///
+/// # Safety
+/// The instruction set of `T` must be there and the row's words readable.
+#[inline(always)]
+unsafe fn keep_both<T: Lanes>((v0, v1): (T::V, T::V), kept: Kept, vector: usize) -> (T::V, T::V) {
+    // SAFETY: as the caller's; a word has the bits of both vectors, or of more.
+    unsafe { (T::keep(v0, T::kept(kept.first, vector)), T::keep(v1, T::kept(kept.first, vector + 1))) }
 }

@@ -53,6 +53,12 @@ pub(super) trait Lanes {
     unsafe fn step(acc: Self::V, a: Self::V, b: Self::V) -> Self::V;
     /// `acc + a · b` on f32 lanes.
     unsafe fn mul_add(acc: Self::V, a: Self::V, b: Self::V) -> Self::V;
+    /// Which lanes of a vector count.
+    type Kept: Copy;
+    /// Those of vector `vector` of a row that has a bit for each lane, the lowest first.
+    unsafe fn kept(row: *const u32, vector: usize) -> Self::Kept;
+    /// `v`, zero in lanes that do not count.
+    unsafe fn keep(v: Self::V, kept: Self::Kept) -> Self::V;
     /// `LANES · PAIR` consecutive elements as words; `round` rounds an f32 word to bf16.
     unsafe fn words_along<const D: u8>(p: *const u8, round: bool) -> Self::V;
     /// `LANES` words across: element `i` of `p0`, paired with element `i` of `p1` where words are pairs.

@@ -27,7 +27,7 @@ use crate::cpu::pool::{Pool, Scratch, SendPtr, lock};
 pub(crate) use ahead::Ahead;
 pub(crate) use dots::{DotJob, DotRows};
 pub(crate) use gemv::FewRows;
-pub(crate) use kernel::{TileJob, part};
+pub(crate) use kernel::{Kept, Masked, TileJob, part};
 pub(crate) use pack::{PackJob, View};
 
 /// Most words of `k` summed in registers before `C` is touched: a panel of `A` of this length fits L1.
@@ -362,6 +362,7 @@ impl Gemm {
                         ldc: p.ldc,
                         alpha: p.alpha,
                         accumulate: p.accumulate || first + block > 0,
+                        masked: Masked::Nothing,
                         ahead,
                     };
                     // SAFETY: panels `panel ..` and the columns from `col` are packed for this block; tasks

@@ -186,8 +186,8 @@ unsafe fn pack_along<T: Lanes, const D: u8>(
 ) {
     let size = size_of_source::<D>();
     let square = T::LANES * T::PAIR;
-    // SAFETY: rows past `valid` repeat the last one; whole squares end inside `k_len`, and what is left is
-    // copied aside, padded with zeros.
+    // SAFETY: rows past `valid` repeat the last one; whole squares end inside `k_len`, and what is left is read where a
+    // square ends inside the operand, else copied aside, padded with zeros.
     unsafe {
         let rows: [*const u8; 16] = std::array::from_fn(|i| {
             let outer = job.outer + first + i.min(valid - 1);
@@ -207,9 +207,15 @@ unsafe fn pack_along<T: Lanes, const D: u8>(
         let left = job.k_len % square;
         if left > 0 {
             let mut v = [T::zero(); 16];
+            let end = job.src.bytes.as_ptr_range().end;
             for i in 0..T::LANES {
-                let mut padded = [0u8; 128];
                 let rest = rows[i].add((job.k_len - left) * size);
+                // Steps past the last are not stored; only the partner of a last half pair must be zero.
+                if left.is_multiple_of(T::PAIR) && rest.wrapping_add(square * size) <= end {
+                    v[i] = T::words_along::<D>(rest, job.round);
+                    continue;
+                }
+                let mut padded = [0u8; 128];
                 std::ptr::copy_nonoverlapping(rest, padded.as_mut_ptr(), left * size);
                 v[i] = T::words_along::<D>(padded.as_ptr(), job.round);
             }

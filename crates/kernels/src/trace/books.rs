@@ -62,7 +62,7 @@ struct Account {
     peak: u64,
     flops: u64,
     products: [u64; 3],
-    low_rank: [u64; 8],
+    low_rank: [u64; 7],
     attention: [u64; 13],
     head: u64,
     rope: u64,

@@ -1,0 +1,77 @@
+//! `out += scaling · (drop(inp) Aᵀ) Bᵀ`, a block of rows at a time.
+
+use std::ops::Range;
+
+use super::{LowRank, Own, block_rows, kept_scale};
+use crate::Dropout;
+use crate::cpu::dropout::{WORD, draw};
+use crate::cpu::pool::{Pool, SendPtr, lock};
+use crate::gemm::{Ahead, Kept, Kernels, Masked, TileJob, View};
+use crate::lora::LoraDims;
+
+impl LowRank {
+    /// As [`crate::lora::forward`].
+    pub fn forward(
+        &self,
+        pool: &Pool,
+        out: &mut [f32],
+        mid: &mut [f32],
+        inp: &[f32],
+        (a, b): (&[f32], &[f32]),
+        dims: LoraDims,
+        rows: Range<usize>,
+        dropout: Option<Dropout>,
+    ) {
+        let LoraDims { rank, d_in, d_out, scaling } = dims;
+        assert_eq!((a.len(), b.len()), (rank * d_in, d_out * rank));
+        assert!(
+            out.len() >= rows.end * d_out && inp.len() >= rows.end * d_in && mid.len() >= rows.end * rank
+        );
+        let Kernels { lanes, tiles, .. } = *self.kernels;
+        let mut shared = lock(&self.shared);
+        let width = self.tile_width();
+        let b_t = self.transpose_b(pool, &mut shared.b_t, b, (rank, d_out), width);
+        let (out, mid) = (SendPtr(out.as_mut_ptr()), SendPtr(mid.as_mut_ptr()));
+        let block = block_rows(rows.len());
+        pool.run(rows.len().div_ceil(block), |task, worker| {
+            let row = rows.start + task * block;
+            let m = (rows.end - row).min(block);
+            let mut own = lock(&self.own[worker]);
+            let Own { kept, product } = &mut *own;
+            let kept = dropout.map(|dropout| {
+                let stride = d_in.div_ceil(WORD);
+                let bits = &mut kept.words(m * stride)[..m * stride];
+                for (i, bits) in bits.chunks_exact_mut(stride.max(1)).enumerate() {
+                    draw(self.isa, bits, dropout, ((row - rows.start + i) * d_in) as u64);
+                }
+                Kept { first: bits.as_ptr(), stride }
+            });
+            // SAFETY: this task alone touches rows `row .. row + m` of `mid`, checked above.
+            let mid = unsafe { std::slice::from_raw_parts_mut(mid.at(row * rank), m * rank) };
+            let x = &inp[row * d_in..][..m * d_in];
+            self.dot_rows(mid, x, kept, (m, d_in), (a.as_ptr(), d_in), rank, kept_scale(dropout));
+
+            let packed = product.at_least(self.tall_words(m, rank)).as_mut_ptr();
+            self.pack_panels(packed, rank, View::f32(mid, rank, 1), m, rank);
+            let job = TileJob {
+                m,
+                n: d_out,
+                steps: rank,
+                a: packed,
+                a_panel: rank * lanes,
+                b: b_t.at(0),
+                b_panel: rank * width,
+                b_step: width,
+                c: out.at(row * d_out),
+                ldc: d_out,
+                alpha: scaling,
+                accumulate: true,
+                masked: Masked::Nothing,
+                ahead: Ahead::NONE,
+            };
+            // SAFETY: the panels were just packed, `Bᵀ` has all panels, and this task alone
+            // touches its rows of `out`, checked above.
+            unsafe { tiles(&job) };
+        });
+    }
+}
