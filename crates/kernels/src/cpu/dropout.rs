@@ -5,48 +5,70 @@ use crate::{Dropout, Isa, rng};
 /// Elements whose bits share a word.
 pub(crate) const WORD: usize = 32;
 
-/// Bit `b` of `bits[w]` = whether element `first + 32 w + b` is kept, the same decision as [`rng::keep`].
-pub(crate) fn draw(isa: Isa, bits: &mut [u32], Dropout { probability, key }: Dropout, first: u64) {
+/// Bit `b` of `bits[w]` = whether element `first + 32 w + b` is kept, the same decision as [`rng::keep`]. The elements
+/// themselves, at `elements`, are fetched from memory meanwhile, where the processor can be asked to.
+pub(crate) fn draw(
+    isa: Isa,
+    bits: &mut [u32],
+    Dropout { probability, key }: Dropout,
+    first: u64,
+    elements: *const f32,
+) {
     // `uniform(..) >= p` on 24 bits is `bits >= ceil(p · 2^24) · 2^40`: no conversion for each element.
     let threshold = ((probability as f64 * (1u64 << 24) as f64).ceil() as u64) << 40;
     match isa {
         #[cfg(target_arch = "x86_64")]
         // SAFETY: the back end checked that this machine runs `isa`.
-        Isa::Avx512Bf16 | Isa::Avx512 => unsafe { avx512::draw(bits, key, first, threshold) },
+        Isa::Avx512Bf16 | Isa::Avx512 => unsafe { x86::draw_avx512(bits, key, first, threshold, elements) },
         #[cfg(target_arch = "x86_64")]
         // SAFETY: as above.
-        Isa::Avx2 => unsafe { draw_avx2(bits, key, first, threshold) },
-        _ => draw_any(bits, key, first, threshold),
+        Isa::Avx2 => unsafe { x86::draw_avx2(bits, key, first, threshold, elements) },
+        _ => {
+            for (word, bits) in bits.iter_mut().enumerate() {
+                *bits = draw_word(key, first.wrapping_add((WORD * word) as u64), threshold);
+            }
+        }
     }
 }
 
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2")]
-fn draw_avx2(bits: &mut [u32], key: u64, first: u64, threshold: u64) {
-    draw_any(bits, key, first, threshold);
-}
-
+/// The bits of [`WORD`] elements from `first`.
 #[inline(always)]
-fn draw_any(bits: &mut [u32], key: u64, first: u64, threshold: u64) {
-    for (word, bits) in bits.iter_mut().enumerate() {
-        let first = first.wrapping_add((WORD * word) as u64);
-        *bits = (0..WORD).fold(0, |bits, i| {
-            let kept = rng::upper_bits(key, first.wrapping_add(i as u64)) >= threshold;
-            bits | u32::from(kept) << i
-        });
-    }
+fn draw_word(key: u64, first: u64, threshold: u64) -> u32 {
+    (0..WORD).fold(0, |bits, i| {
+        let kept = rng::upper_bits(key, first.wrapping_add(i as u64)) >= threshold;
+        bits | u32::from(kept) << i
+    })
 }
 
 #[cfg(target_arch = "x86_64")]
-mod avx512 {
+mod x86 {
     use std::arch::x86_64::*;
 
-    use super::WORD;
+    use super::{WORD, draw_word};
     use crate::rng::{FACTORS, GOLDEN};
 
-    /// [`draw`](super::draw), eight elements at a time.
+    /// Fetches the elements of a word into the second cache: two lines.
+    #[inline(always)]
+    fn fetch(elements: *const f32, word: usize) {
+        let first = elements.wrapping_add(WORD * word);
+        // SAFETY: a prefetch cannot fault, and every x86-64 has it.
+        unsafe {
+            _mm_prefetch::<_MM_HINT_T1>(first.cast());
+            _mm_prefetch::<_MM_HINT_T1>(first.wrapping_add(WORD / 2).cast());
+        }
+    }
+
+    #[target_feature(enable = "avx2")]
+    pub fn draw_avx2(bits: &mut [u32], key: u64, first: u64, threshold: u64, elements: *const f32) {
+        for (word, bits) in bits.iter_mut().enumerate() {
+            fetch(elements, word);
+            *bits = draw_word(key, first.wrapping_add((WORD * word) as u64), threshold);
+        }
+    }
+
+    /// Eight elements at a time.
     #[target_feature(enable = "avx512f,avx512dq")]
-    pub fn draw(bits: &mut [u32], key: u64, first: u64, threshold: u64) {
+    pub fn draw_avx512(bits: &mut [u32], key: u64, first: u64, threshold: u64, elements: *const f32) {
         let start = key.wrapping_add(first.wrapping_mul(GOLDEN));
         let steps: [i64; 8] = std::array::from_fn(|i| (i as u64).wrapping_mul(GOLDEN) as i64);
         // SAFETY: the array is as long as a vector.
@@ -55,7 +77,8 @@ mod avx512 {
         let eight = _mm512_set1_epi64(GOLDEN.wrapping_mul(8) as i64);
         let [f0, f1] = FACTORS.map(|factor| _mm512_set1_epi64(factor as i64));
         let threshold = _mm512_set1_epi64(threshold as i64);
-        for bits in bits {
+        for (word, bits) in bits.iter_mut().enumerate() {
+            fetch(elements, word);
             let mut bytes = [0u8; WORD / 8];
             for byte in &mut bytes {
                 // The steps of `rng::upper_bits`.
@@ -81,7 +104,7 @@ mod tests {
             for probability in [0.0, 0.05, 0.1, 0.5, 0.999, f32::MIN_POSITIVE] {
                 for first in [0, 12_345, u64::MAX - 100] {
                     let mut bits = vec![0; 33];
-                    draw(isa, &mut bits, Dropout { probability, key: 99 }, first);
+                    draw(isa, &mut bits, Dropout { probability, key: 99 }, first, std::ptr::null());
                     for i in 0..33 * WORD {
                         let keep = rng::keep(99, first.wrapping_add(i as u64), probability);
                         assert_eq!(bits[i / WORD] >> (i % WORD) & 1 == 1, keep, "{isa} {probability} {i}");

@@ -113,13 +113,22 @@ impl LowRank {
             }
             let col = task * COLS;
             let cols = (d_in - col).min(COLS);
+            // Rows of `A` that lie a power of two apart would push each other out of the first cache.
+            let strip = &mut product.at_least(rank * COLS)[..rank * COLS];
+            if dinp.is_some() {
+                for (strip, a) in strip.chunks_exact_mut(COLS).zip(a.chunks_exact(d_in)) {
+                    strip[..cols].copy_from_slice(&a[col..][..cols]);
+                }
+            }
             for first in (0..n).step_by(SUM_ROWS) {
                 let m = (n - first).min(SUM_ROWS);
                 let kept = dropout.map(|dropout| {
                     let (stride, words) = (COLS / WORD, cols.div_ceil(WORD));
                     let bits = kept.words(m * stride);
                     for (i, bits) in bits.chunks_exact_mut(stride).take(m).enumerate() {
-                        draw(self.isa, &mut bits[..words], dropout, ((first + i) * d_in + col) as u64);
+                        let at = (first + i) * d_in + col;
+                        let x = inp[rows.start * d_in + at..].as_ptr();
+                        draw(self.isa, &mut bits[..words], dropout, at as u64, x);
                     }
                     Kept { first: bits.as_ptr(), stride }
                 });
@@ -146,7 +155,8 @@ impl LowRank {
                         steps: rank,
                         a: dmid_panels.at(first_of_block / block * tall_words),
                         a_panel: rank * lanes,
-                        b: a[col..].as_ptr(),
+                        b: strip.as_ptr(),
+                        b_step: COLS,
                         c: dinp.at((rows.start + first_of_block) * d_in + col),
                         masked: kept.map_or(Masked::Nothing, |kept| {
                             Masked::Product(kept.from(first_of_block - first))

@@ -38,17 +38,23 @@ impl LowRank {
             let m = (rows.end - row).min(block);
             let mut own = lock(&self.own[worker]);
             let Own { kept, product } = &mut *own;
+            let x = &inp[row * d_in..][..m * d_in];
             let kept = dropout.map(|dropout| {
                 let stride = d_in.div_ceil(WORD);
                 let bits = &mut kept.words(m * stride)[..m * stride];
                 for (i, bits) in bits.chunks_exact_mut(stride.max(1)).enumerate() {
-                    draw(self.isa, bits, dropout, ((row - rows.start + i) * d_in) as u64);
+                    draw(
+                        self.isa,
+                        bits,
+                        dropout,
+                        ((row - rows.start + i) * d_in) as u64,
+                        x[i * d_in..].as_ptr(),
+                    );
                 }
                 Kept { first: bits.as_ptr(), stride }
             });
             // SAFETY: this task alone touches rows `row .. row + m` of `mid`, checked above.
             let mid = unsafe { std::slice::from_raw_parts_mut(mid.at(row * rank), m * rank) };
-            let x = &inp[row * d_in..][..m * d_in];
             self.dot_rows(mid, x, kept, (m, d_in), (a.as_ptr(), d_in), rank, kept_scale(dropout));
 
             let packed = product.at_least(self.tall_words(m, rank)).as_mut_ptr();
