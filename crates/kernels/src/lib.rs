@@ -47,7 +47,7 @@ pub mod swiglu;
 mod trace;
 
 pub use backend::{AdamW, AttentionDims, Backend, Dropout, FEW_ROWS, LoraRef, Segment};
-pub use buffer::{Buffer, Storage};
+pub use buffer::{Buffer, HostMemory, Storage};
 pub use cpu::{Cpu, CpuOptions};
 pub use dtype::{DType, bf16_to_f32, f16_to_f32, f32_to_bf16, f32_to_f16, from_f32, to_f32};
 pub use four_bit::{

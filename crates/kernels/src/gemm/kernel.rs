@@ -3,8 +3,8 @@
 use super::ahead::Ahead;
 use super::lanes::Lanes;
 
-/// A bit for each element of some rows: those count whose bit is set. A row begins with the lowest bit of a word, and what
-/// its last word has beyond the row may be anything.
+/// A bit for each element of some rows: those count whose bit is set. A row begins with the lowest bit of a
+/// word, and what its last word has beyond the row may be anything.
 #[derive(Clone, Copy)]
 pub(crate) struct Kept {
     /// First word of the first row.

@@ -18,7 +18,7 @@ use crate::{DType, Dropout, Isa};
 
 /// Columns of a gradient that one task sums over all rows.
 const COLS: usize = 128;
-/// Rows that a sum takes at a time: what is packed of them stays in L1.
+/// Rows that a sum takes at a time, whole blocks: what is packed of them stays in L1.
 const SUM_ROWS: usize = 256;
 /// Rows of activations multiplied by `A` while they are in L1.
 const DOT_ROWS: usize = 4;
@@ -169,7 +169,7 @@ impl LowRank {
         b_t
     }
 
-    /// `out (m, R) = alpha · inp wᵀ`, `inp (m, k)`, of which what is `kept` counts, `w (R, k)` with rows `w_stride` apart.
+    /// `out (m, R) = alpha · inp wᵀ`, of `inp (m, k)` what is `kept`, `w (R, k)` with rows `w_stride` apart.
     fn dot_rows(
         &self,
         out: &mut [f32],
