@@ -81,7 +81,7 @@ fn products(threads: usize, isa: Isa, dtype: DType) {
 fn head(threads: usize, isa: Isa, dtype: DType) {
     let cpu = Cpu::new(CpuOptions { threads: Some(threads), isa: Some(isa), dtype });
     let (peak, mut stream) = (gflops(isa, dtype, threads), Stream::new(2));
-    for (n, c, v) in [(64, 256, 8192), (256, 256, 8192), (512, 512, 8192)] {
+    for (n, c, v) in [(64, 256, 8192), (256, 256, 8192), (512, 512, 8192), (107, 768, 128_256)] {
         let head = weight(&mut stream, v, c);
         let inp = Buffer::from_vec(random(&mut stream, n * c));
         let (mut dinp, mut losses) = (cpu.alloc(n * c), vec![0.0; n]);

@@ -43,6 +43,7 @@ pub mod rng;
 pub mod rope;
 pub mod rows;
 mod simd;
+mod softmax;
 pub mod swiglu;
 mod trace;
 

@@ -8,9 +8,9 @@ use std::ops::Range;
 
 use super::product::{Strided, product};
 use super::{check_dims, reference_scale};
-use crate::head_loss::{exponentials, largest, scale};
 use crate::math::{dot_lanes, exp};
 use crate::simd::{Lanes, WIDEST, simd_fn};
+use crate::softmax::{exponentials, largest, scale};
 use crate::{AttentionDims, Isa, Segment};
 
 /// Keys of a panel.

@@ -84,7 +84,7 @@ impl Cpu {
             gemm: Gemm::new(isa, bf16, threads),
             few_rows: FewRows::new(isa, bf16),
             low_rank: LowRank::new(isa, threads),
-            head: Head::default(),
+            head: Head::new(isa, bf16, threads),
             rope: Mutex::default(),
             pool,
         }
@@ -452,7 +452,7 @@ impl Backend for Cpu {
         dloss: f32,
     ) {
         let (dinp, inp) = (dinp.map(Buffer::host_slice_mut), inp.host_slice());
-        self.head.loss((&self.pool, &self.gemm, self.isa), losses, dinp, inp, head, targets, dloss);
+        self.head.loss(&self.pool, losses, dinp, inp, head, targets, dloss);
     }
 
     fn adamw(

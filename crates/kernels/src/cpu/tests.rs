@@ -117,18 +117,49 @@ fn lora_matches_reference() {
 #[test]
 fn head_loss_matches_reference() {
     let mut stream = Stream::new(3);
-    for (n, c, v) in [(1, 16, 40), (13, 40, 101), (300, 24, 70)] {
+    // One block of the vocabulary, spans of several with a tail, and more rows than a pass takes.
+    for (n, c, v) in [(1, 16, 40), (13, 40, 101), (300, 24, 70), (17, 30, 5001), (530, 9, 259)] {
         let head = weight(&mut stream, DType::Bf16, v, c);
-        let inp = buffer(&mut stream, n * c);
         let targets: Vec<u32> = (0..n).map(|_| stream.next_below(v as u64) as u32).collect();
-        for (dtype, tolerance) in [(DType::F32, F32), (DType::Bf16, BF16)] {
-            compare(dtype, tolerance, |b| {
-                let (mut losses, mut plain, mut dinp) = (vec![0.0; n], vec![0.0; n], b.alloc(n * c));
-                b.head_loss(&mut losses, Some(&mut dinp), &inp, &head, &targets, 0.5);
-                b.head_loss(&mut plain, None, &inp, &head, &targets, 0.5);
-                assert_eq!(losses, plain);
-                vec![losses, vec(dinp)]
-            });
+        // Rows that are uncertain of their targets, and rows that point where their targets do.
+        let mut certain = vec![0.0; n * c];
+        for (row, &target) in certain.chunks_exact_mut(c).zip(&targets) {
+            head.row_to_f32(target as usize, row);
+            row.iter_mut().for_each(|x| *x *= 2.0);
+        }
+        for inp in [buffer(&mut stream, n * c), Buffer::from_vec(certain)] {
+            for (dtype, tolerance) in [(DType::F32, F32), (DType::Bf16, BF16)] {
+                compare(dtype, tolerance, |b| {
+                    let (mut losses, mut plain, mut dinp) = (vec![0.0; n], vec![0.0; n], b.alloc(n * c));
+                    b.head_loss(&mut losses, Some(&mut dinp), &inp, &head, &targets, 0.5);
+                    b.head_loss(&mut plain, None, &inp, &head, &targets, 0.5);
+                    assert_eq!(losses, plain);
+                    vec![losses, vec(dinp)]
+                });
+            }
+        }
+    }
+}
+
+#[test]
+fn a_row_of_the_head_does_not_see_the_others() {
+    let (mut stream, n, c, v) = (Stream::new(6), 40, 33, 2111);
+    let head = weight(&mut stream, DType::Bf16, v, c);
+    let inp = random(&mut stream, n * c);
+    let targets: Vec<u32> = (0..n).map(|_| stream.next_below(v as u64) as u32).collect();
+    for (isa, threads) in Isa::supported().flat_map(|isa| [(isa, 1), (isa, 9)]) {
+        let cpu = Cpu::new(CpuOptions { threads: Some(threads), isa: Some(isa), dtype: DType::Bf16 });
+        let run = |rows: Range<usize>| {
+            let (mut losses, mut dinp) = (vec![0.0; rows.len()], cpu.alloc(rows.len() * c));
+            let inp = Buffer::from_vec(inp[flat(&rows, c)].to_vec());
+            cpu.head_loss(&mut losses, Some(&mut dinp), &inp, &head, &targets[rows], 0.5);
+            losses.into_iter().chain(vec(dinp)).map(f32::to_bits).collect::<Vec<_>>()
+        };
+        let together = run(0..n);
+        for rows in [0..1, 0..13, 13..n] {
+            let (losses, dinp) = together.split_at(n);
+            let expected = [&losses[rows.clone()], &dinp[flat(&rows, c)]].concat();
+            assert_eq!(run(rows.clone()), expected, "{isa}, {threads} threads, rows {rows:?}");
         }
     }
 }

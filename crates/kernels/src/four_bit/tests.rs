@@ -214,7 +214,10 @@ fn products_match_the_reference_on_any_number_of_threads() {
                 let (mut out, mut dinp) = (backend.alloc(n * rows), backend.alloc(n * cols));
                 backend.linear_forward(&mut out, &inp, &w, n);
                 backend.linear_backward(&mut dinp, &dout, &w, n);
-                [out, dinp].map(|b| b.host_slice().to_vec())
+                let (mut losses, mut dhead) = (vec![0.0; n], backend.alloc(n * cols));
+                let targets: Vec<u32> = (0..n).map(|i| (i * 5 % rows) as u32).collect();
+                backend.head_loss(&mut losses, Some(&mut dhead), &inp, &w, &targets, 1.0);
+                [out, dinp, dhead, Buffer::from_vec(losses)].map(|b| b.host_slice().to_vec())
             };
             let expected = run(&Reference::new());
             for isa in Isa::supported() {

@@ -133,6 +133,13 @@ impl Kernels {
         let _ = pairs;
         &scalar::KERNELS
     }
+
+    /// The blocks into which a sum over `k` is cut, and the words of each but the last.
+    pub fn blocks(&self, k: usize) -> (usize, usize) {
+        let steps = k.div_ceil(self.pair);
+        let block_steps = steps.div_ceil(steps.div_ceil(BLOCK_STEPS)).next_multiple_of(self.lanes);
+        (steps.div_ceil(block_steps), block_steps)
+    }
 }
 
 /// `C (m, n) = alpha · A (m, k) B (k, n)`, or `+=`.
@@ -216,16 +223,14 @@ impl Gemm {
 
     /// The cut of at most [`ROWS_AT_ONCE`] rows of a product.
     fn cut(&self, threads: usize, m: usize, n: usize, k: usize) -> Cut {
-        let Kernels { lanes, rows, pair, .. } = *self.kernels;
-        let steps = k.div_ceil(pair);
-        let blocks = steps.div_ceil(BLOCK_STEPS);
-        let block_steps = steps.div_ceil(blocks).next_multiple_of(lanes);
+        let Kernels { lanes, rows, .. } = *self.kernels;
+        let (blocks, block_steps) = self.kernels.blocks(k);
         // Enough column tasks to keep every thread busy, and as many for each.
         let (width, panels_of_b) = (2 * lanes, n.div_ceil(2 * lanes));
         let col_tasks = panels_of_b.div_ceil(COLS_AT_ONCE / width).max(3 * threads);
         let col_tasks = col_tasks.next_multiple_of(threads).min(panels_of_b);
         Cut {
-            blocks: steps.div_ceil(block_steps),
+            blocks,
             block_steps,
             panels: m.div_ceil(rows),
             a_panel: block_steps * lanes,

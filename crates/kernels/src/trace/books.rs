@@ -26,7 +26,7 @@ pub struct ScratchBytes {
     pub low_rank: u64,
     /// Tiles of attention, of every thread.
     pub attention: u64,
-    /// Logits of the loss head.
+    /// Rows, logits and gradients of the loss head.
     pub head: u64,
     /// Angles of the rotary embedding.
     pub rope: u64,
@@ -48,7 +48,8 @@ pub(super) enum Pool {
     LowRank(usize),
     /// In the order of `attention::Scratch::buffers`.
     Attention(usize),
-    Head,
+    /// What all threads share, and what each has.
+    Head(usize),
     Rope,
 }
 
@@ -64,7 +65,7 @@ struct Account {
     products: [u64; 3],
     low_rank: [u64; 7],
     attention: [u64; 13],
-    head: u64,
+    head: [u64; 2],
     rope: u64,
 }
 
@@ -74,7 +75,7 @@ impl Account {
             products: self.products.iter().sum(),
             low_rank: self.low_rank.iter().sum(),
             attention: self.attention.iter().sum(),
-            head: self.head,
+            head: self.head.iter().sum(),
             rope: self.rope,
         }
     }
@@ -100,7 +101,7 @@ impl Books {
             Pool::Products(i) => &mut account.products[i],
             Pool::LowRank(i) => &mut account.low_rank[i],
             Pool::Attention(i) => &mut account.attention[i],
-            Pool::Head => &mut account.head,
+            Pool::Head(i) => &mut account.head[i],
             Pool::Rope => &mut account.rope,
         };
         *held = bytes.max(*held);

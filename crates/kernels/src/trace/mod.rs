@@ -363,15 +363,11 @@ impl Backend for Trace {
         check(inp, targets.len() * c);
         let dinp = dinp.inspect(|dinp| check(dinp, targets.len() * c)).is_some();
         losses[..targets.len()].fill(0.0);
-        for chunk in targets.chunks(Head::chunk_rows(v)) {
-            let m = chunk.len();
-            self.books.hold(Pool::Head, Scratch::bytes(m * v));
-            self.product(m, v, c);
-            if dinp {
-                self.product(m, c, v);
-            }
-            self.books.work(5 * (m * v) as u64);
-        }
+        let scratch = Head::new(self.isa, self.bf16, 0).scratch(self.threads, targets.len(), (v, c), dinp);
+        self.books.hold(Pool::Head(0), Scratch::bytes(scratch[0]));
+        self.books.hold(Pool::Head(1), self.threads as u64 * Scratch::bytes(scratch[1]));
+        let products = if dinp { 2 } else { 1 };
+        self.books.work((targets.len() * v) as u64 * (2 * products * c as u64 + 5));
     }
 
     fn adamw(

@@ -128,7 +128,7 @@ pub struct Scratch {
     pub low_rank: u64,
     /// Tiles of attention.
     pub attention: u64,
-    /// Logits of the loss head.
+    /// Rows, logits and gradients of the loss head.
     pub head: u64,
     /// Angles of the rotary embedding.
     pub rope: u64,

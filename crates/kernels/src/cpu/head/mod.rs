@@ -1,0 +1,176 @@
+//! The loss head in one pass over the vocabulary, as attention is computed by tiles: its keys and its values are the rows
+//! of `W`, and of the logits only a block exists.
+//!
+//! `dinp = dloss · Σ p W` less `dloss · W[target]`: the target's own term is left out of the sum and taken together with
+//! what is subtracted, in f32, so that of a target all but certain no digit is lost to bf16.
+
+mod cut;
+mod span;
+
+use std::sync::Mutex;
+
+use self::cut::{Cut, SPANS};
+use self::span::Pass;
+use super::parts::Parts;
+use super::pool::{Pool, Scratch, SendPtr, lock};
+use crate::gemm::{Ahead, Kernels, PackJob, View, part};
+use crate::math::axpy;
+use crate::softmax::{Running, Softmax};
+use crate::{Isa, Matrix};
+
+/// Most rows of a pass.
+const ROWS: usize = 512;
+/// Most bytes of gradients of a pass's spans: where rows are wide, fewer at a time.
+const GRADIENTS: usize = 32 << 20;
+
+/// The loss head with its working memory.
+pub(crate) struct Head {
+    isa: Isa,
+    kernels: &'static Kernels,
+    round: bool,
+    /// Packed rows, and the gradient of each span of the vocabulary.
+    shared: Mutex<Scratch>,
+    /// Of each thread: packed rows of `W`, a block of logits, and its exponentials packed.
+    own: Vec<Mutex<Scratch>>,
+}
+
+/// Passes over the vocabulary that `n` rows of `c` take.
+fn passes(n: usize, c: usize) -> usize {
+    n.div_ceil((GRADIENTS / (SPANS * c * size_of::<f32>())).clamp(32, ROWS))
+}
+
+impl Head {
+    /// A head on `isa`; under `bf16` both operands of a product are rounded to bf16 and summed in f32.
+    pub fn new(isa: Isa, bf16: bool, threads: usize) -> Self {
+        let own = (0..threads).map(|_| Mutex::default()).collect();
+        Self { isa, kernels: Kernels::select(isa, bf16), round: bf16, shared: Mutex::default(), own }
+    }
+
+    /// Words that `n` rows hold for all `threads`, and each thread's own.
+    pub fn scratch(&self, threads: usize, n: usize, (v, c): (usize, usize), gradient: bool) -> [usize; 2] {
+        if n == 0 {
+            return [0; 2];
+        }
+        Cut::new(self.kernels, threads, part(n, passes(n, c), 0).1, v, c).words(gradient)
+    }
+
+    /// Bytes held at present.
+    #[cfg(test)]
+    pub fn held(&self) -> u64 {
+        lock(&self.shared).held() + self.own.iter().map(|own| lock(own).held()).sum::<u64>()
+    }
+
+    /// As [`crate::head_loss::head_loss`].
+    pub fn loss(
+        &self,
+        pool: &Pool,
+        losses: &mut [f32],
+        mut dinp: Option<&mut [f32]>,
+        inp: &[f32],
+        head: &Matrix,
+        targets: &[u32],
+        dloss: f32,
+    ) {
+        let (n, v, c) = (targets.len(), head.rows(), head.cols());
+        assert!(losses.len() >= n && inp.len() >= n * c);
+        assert!(targets.iter().all(|&t| (t as usize) < v), "a target outside the vocabulary of {v}");
+        View::rows_of(head).check(v, c);
+        for pass in 0..passes(n, c) {
+            let (first, m) = part(n, passes(n, c), pass);
+            let rows = first * c..(first + m) * c;
+            let dinp = dinp.as_deref_mut().map(|dinp| &mut dinp[rows.clone()]);
+            let targets = &targets[first..][..m];
+            self.pass(pool, &mut losses[first..][..m], dinp, &inp[rows], head, targets, dloss);
+        }
+    }
+
+    /// [`loss`](Self::loss) of the rows of one pass.
+    fn pass(
+        &self,
+        pool: &Pool,
+        losses: &mut [f32],
+        dinp: Option<&mut [f32]>,
+        inp: &[f32],
+        head: &Matrix,
+        targets: &[u32],
+        dloss: f32,
+    ) {
+        let (m, c) = (targets.len(), head.cols());
+        let cut = Cut::new(self.kernels, pool.threads(), m, head.rows(), c);
+        let [words, own_words] = cut.words(dinp.is_some());
+        let mut shared = lock(&self.shared);
+        let (packed, mixed) = shared.at_least(words).split_at_mut(cut.packed());
+        self.pack(pool, &cut, packed, inp);
+
+        let mut running = vec![Running::START; cut.spans * m];
+        let (mut rest, mut of_task) = (&mut running[..], Vec::with_capacity(cut.tasks()));
+        for task in 0..cut.tasks() {
+            let (rows, after) = rest.split_at_mut(cut.rows_of(task % cut.groups).1);
+            of_task.push(Mutex::new(rows));
+            rest = after;
+        }
+        let pass = Pass {
+            isa: self.isa,
+            kernels: self.kernels,
+            round: self.round,
+            cut: &cut,
+            head,
+            targets,
+            packed: SendPtr(packed.as_mut_ptr()),
+            mixed: dinp.is_some().then_some(SendPtr(mixed.as_mut_ptr())),
+        };
+        pool.run(cut.tasks(), |task, worker| {
+            pass.task(task, lock(&self.own[worker]).at_least(own_words), &mut lock(&of_task[task]));
+        });
+
+        let (losses, dinp) = (Parts::new(losses), dinp.map(Parts::new));
+        pool.over_rows(m, cut.spans * c, |rows| {
+            for i in rows {
+                let spans = running.iter().skip(i).step_by(m);
+                let softmax = Softmax::of(spans.clone().copied());
+                // SAFETY: the ranges of one region are disjoint.
+                let loss = unsafe { losses.range(i..i + 1) };
+                loss[0] = softmax.loss();
+                let Some(dinp) = &dinp else { continue };
+                // SAFETY: as above.
+                let dinp = unsafe { dinp.range(i * c..(i + 1) * c) };
+                head.row_to_f32(targets[i] as usize, dinp);
+                let onehot = -(dloss as f64 * softmax.missed()) as f32;
+                dinp.iter_mut().for_each(|d| *d *= onehot);
+                for (span, running) in spans.enumerate() {
+                    let share = (dloss as f64 * softmax.share(running)) as f32;
+                    axpy(self.isa, dinp, share, &mixed[(span * m + i) * c..][..c]);
+                }
+            }
+        });
+    }
+
+    /// Packs the rows of a pass, once for all spans.
+    fn pack(&self, pool: &Pool, cut: &Cut, packed: &mut [f32], inp: &[f32]) {
+        let Kernels { lanes, pair, pack, .. } = *self.kernels;
+        let src = View::f32(inp, cut.c, 1);
+        src.check(cut.m, cut.c);
+        let packed = SendPtr(packed.as_mut_ptr());
+        pool.run(cut.panels, |panel, _| {
+            let (outer, outers) = part(cut.m, cut.panels, panel);
+            for block in 0..cut.k_blocks {
+                let k = block * cut.steps * pair;
+                let job = PackJob {
+                    dst: packed.at((block * cut.panels + panel) * cut.panel),
+                    width: lanes,
+                    panel: 0,
+                    src,
+                    outer,
+                    outers,
+                    k,
+                    k_len: (cut.steps * pair).min(cut.c - k),
+                    round: self.round,
+                    ahead: Ahead::NONE,
+                };
+                // SAFETY: `select` checked the instruction set, `check` the rows; every panel of every block has its own
+                // `cut.panel` words.
+                unsafe { pack(&job) };
+            }
+        });
+    }
+}

@@ -1,0 +1,187 @@
+//! One span of the vocabulary: a block of logits after the other, each used up before the next.
+
+use super::cut::{BLOCK, COLS, Cut};
+use crate::cpu::pool::SendPtr;
+use crate::gemm::{Ahead, Kernels, Masked, PackJob, TileJob, View, part};
+use crate::softmax::{Running, online_softmax};
+use crate::{Isa, Matrix};
+
+/// What all spans of a pass share.
+pub(super) struct Pass<'a> {
+    pub isa: Isa,
+    pub kernels: &'static Kernels,
+    pub round: bool,
+    pub cut: &'a Cut,
+    pub head: &'a Matrix,
+    pub targets: &'a [u32],
+    /// Packed rows, [`Cut::packed`] words.
+    pub packed: SendPtr,
+    /// Where gradients are wanted: of each span `(m, c)`, `Σ e^(logit - max) W` over all but the target.
+    pub mixed: Option<SendPtr>,
+}
+
+impl Pass<'_> {
+    /// One group of rows against one span: fills `running`, and `mixed` of that span and those rows. `own` is
+    /// working memory, as long as [`Cut::own`] says.
+    pub fn task(&self, task: usize, own: &mut [f32], running: &mut [Running]) {
+        let cut = self.cut;
+        let (span, group) = (task / cut.groups, task % cut.groups);
+        let (row, m) = cut.rows_of(group);
+        let targets = &self.targets[row..][..m];
+        let [weight_words, logits_words, _] = cut.own();
+        let (weight, rest) = own.split_at_mut(weight_words);
+        let (logits, exponentials) = rest.split_at_mut(logits_words);
+        let mixed = self.mixed.map(|mixed| SendPtr(mixed.at((span * cut.m + row) * cut.c)));
+        let (first_block, blocks) = part(cut.blocks, cut.spans, span);
+        for block in first_block..first_block + blocks {
+            let (first, n) = self.block(block);
+            let is_last = block + 1 == first_block + blocks;
+            let next = if is_last { Ahead::NONE } else { self.ahead(block + 1, 0) };
+            self.logits(group, weight, logits, block, if mixed.is_none() { next } else { Ahead::NONE });
+            let is_first = block == first_block;
+            let scaled = match mixed {
+                // SAFETY: the rows of this task are its own.
+                Some(mixed) if !is_first => unsafe { std::slice::from_raw_parts_mut(mixed.at(0), m * cut.c) },
+                _ => &mut [],
+            };
+            online_softmax(self.isa, running, scaled, logits, BLOCK, targets, first, n);
+            if let Some(mixed) = mixed {
+                self.mix(mixed, (m, weight, exponentials), logits, (first, n), is_first, next);
+            }
+        }
+    }
+
+    /// The rows of the vocabulary of a block, as `(first, count)`.
+    fn block(&self, block: usize) -> (usize, usize) {
+        (block * BLOCK, BLOCK.min(self.cut.v - block * BLOCK))
+    }
+
+    /// The columns of a block of `c`, as `(first, count)`.
+    fn k_of(&self, k_block: usize) -> (usize, usize) {
+        let k = k_block * self.cut.steps * self.kernels.pair;
+        (k, (self.cut.steps * self.kernels.pair).min(self.cut.c - k))
+    }
+
+    /// The weights of a block of the vocabulary and of `c`.
+    fn ahead(&self, block: usize, k_block: usize) -> Ahead {
+        let ((first, n), (k, k_len)) = (self.block(block), self.k_of(k_block));
+        View::rows_of(self.head).ahead(first, n, k, k_len)
+    }
+
+    /// `logits = inp Wᵀ` of a group of rows and a block of the vocabulary.
+    fn logits(&self, group: usize, weight: &mut [f32], logits: &mut [f32], block: usize, next: Ahead) {
+        let Kernels { lanes, pair, pack, tiles, .. } = *self.kernels;
+        let (cut, width, (first, n)) = (self.cut, 2 * lanes, self.block(block));
+        let (panel, _) = cut.panels_of(group);
+        let (b, c) = (weight.as_mut_ptr(), logits.as_mut_ptr());
+        for k_block in 0..cut.k_blocks {
+            let (k, k_len) = self.k_of(k_block);
+            let job = PackJob {
+                dst: b,
+                width,
+                panel: cut.steps * width,
+                src: View::rows_of(self.head),
+                outer: first,
+                outers: n,
+                k,
+                k_len,
+                round: self.round,
+                ahead: Ahead::NONE,
+            };
+            let multiply = TileJob {
+                m: cut.rows_of(group).1,
+                n,
+                steps: k_len.div_ceil(pair),
+                a: self.packed.at((k_block * cut.panels + panel) * cut.panel),
+                a_panel: cut.panel,
+                b,
+                b_panel: cut.steps * width,
+                b_step: width,
+                c,
+                ldc: BLOCK,
+                alpha: 1.0,
+                accumulate: k_block > 0,
+                masked: Masked::Nothing,
+                ahead: if k_block + 1 < cut.k_blocks { self.ahead(block, k_block + 1) } else { next },
+            };
+            // SAFETY: `select` checked the instruction set and `loss` the weight; `weight` has `steps` words for each of
+            // a block's rows, `logits` a row of a block for each of the group's, and all panels are packed.
+            unsafe {
+                pack(&job);
+                tiles(&multiply);
+            }
+        }
+    }
+
+    /// `mixed += exponentials W`, or `=` in a span's first block, of `m` rows and `n` rows of the vocabulary. `packed` receives
+    /// the exponentials as an operand.
+    fn mix(
+        &self,
+        mixed: SendPtr,
+        (m, weight, packed): (usize, &mut [f32], &mut [f32]),
+        exponentials: &[f32],
+        (first, n): (usize, usize),
+        is_first: bool,
+        next: Ahead,
+    ) {
+        let Kernels { lanes, rows, pair, pack, tiles, .. } = *self.kernels;
+        let (cut, width, panels) = (self.cut, 2 * lanes, m.div_ceil(rows));
+        let (a, b) = (packed.as_mut_ptr(), weight.as_mut_ptr());
+        let packing = PackJob {
+            dst: a,
+            width: lanes,
+            panel: 0,
+            src: View::f32(exponentials, BLOCK, 1),
+            outer: 0,
+            outers: 0,
+            k: 0,
+            k_len: n,
+            round: self.round,
+            ahead: Ahead::NONE,
+        };
+        for panel in 0..panels {
+            let (outer, outers) = part(m, panels, panel);
+            let dst = a.wrapping_add(panel * cut.mix_panel);
+            // SAFETY: a panel has `mix_panel` words, and `exponentials` all rows of the group.
+            unsafe { pack(&PackJob { dst, outer, outers, ..packing }) };
+        }
+        let pieces = cut.c.div_ceil(COLS);
+        for piece in 0..pieces {
+            let (col, cols) = (piece * COLS, COLS.min(cut.c - piece * COLS));
+            let job = PackJob {
+                dst: b,
+                width,
+                panel: cut.mix_steps * width,
+                src: View::cols_of(self.head),
+                outer: col,
+                outers: cols,
+                k: first,
+                k_len: n,
+                round: self.round,
+                ahead: Ahead::NONE,
+            };
+            let multiply = TileJob {
+                m,
+                n: cols,
+                steps: n.div_ceil(pair),
+                a,
+                a_panel: cut.mix_panel,
+                b,
+                b_panel: cut.mix_steps * width,
+                b_step: width,
+                c: mixed.at(col),
+                ldc: cut.c,
+                alpha: 1.0,
+                accumulate: !is_first,
+                masked: Masked::Nothing,
+                ahead: next.part(piece, pieces),
+            };
+            // SAFETY: as in `logits`; `weight` has `mix_steps` words for each of `COLS` columns, and the rows of `mixed` are
+            // this task's own.
+            unsafe {
+                pack(&job);
+                tiles(&multiply);
+            }
+        }
+    }
+}

@@ -1,0 +1,214 @@
+//! Softmax of a row of which a piece is seen at a time, and what it is made of.
+
+use crate::math::exp;
+use crate::simd::{Lanes, simd_fn};
+
+/// The running maximum and denominator of one row's softmax over a part of the vocabulary, the target left out: what is
+/// kept of its logits, of which never more than a block exists.
+#[derive(Clone, Copy, Debug)]
+pub struct Running {
+    /// The largest logit so far.
+    max: f32,
+    /// `Σ e^(logit - max)`, a block in f32 and all in f64: 128 000 terms would lose their low bits.
+    sum: f64,
+    /// The target's logit, where it was in this part.
+    wanted: Option<f32>,
+}
+
+impl Running {
+    /// Before the first logit. A finite maximum, for infinities have no distance from each other.
+    pub const START: Self = Self { max: f32::MIN, sum: 0.0, wanted: None };
+}
+
+simd_fn! {
+    /// Takes the logits of tokens `first .. first + n` into the running softmax of each row.
+    ///
+    /// `logits (N, n)`, whose rows are `stride` apart, become `e^(logit - max)`, and 0 for the target. Where a row's maximum
+    /// grows, its row of `mixed (N, C)`, sums weighted by such exponentials, is scaled to it; `mixed` may be empty.
+    ///
+    /// # Panics
+    /// If the lengths do not fit each other.
+    pub fn online_softmax(
+        running: &mut [Running],
+        mixed: &mut [f32],
+        logits: &mut [f32],
+        stride: usize,
+        targets: &[u32],
+        first: usize,
+        n: usize,
+    ) = online_softmax_lanes
+}
+
+#[inline(always)]
+fn online_softmax_lanes<L: Lanes>(
+    running: &mut [Running],
+    mixed: &mut [f32],
+    logits: &mut [f32],
+    stride: usize,
+    targets: &[u32],
+    first: usize,
+    n: usize,
+) {
+    assert_eq!(running.len(), targets.len());
+    let cols = mixed.len() / targets.len().max(1);
+    for (i, (running, &target)) in running.iter_mut().zip(targets).enumerate() {
+        let row = &mut logits[i * stride..][..n];
+        let target = (target as usize).wrapping_sub(first);
+        if target < n {
+            running.wanted = Some(std::mem::replace(&mut row[target], f32::NEG_INFINITY));
+        }
+        let max = largest::<L>(row);
+        if max > running.max {
+            let factor = (running.max as f64 - max as f64).exp();
+            running.sum *= factor;
+            scale::<L>(&mut mixed[i * cols..][..cols], factor as f32);
+            running.max = max;
+        }
+        running.sum += exponentials::<L>(row, running.max) as f64;
+    }
+}
+
+/// The softmax of one row, from the parts of its vocabulary.
+#[derive(Clone, Copy, Debug)]
+pub struct Softmax {
+    max: f64,
+    wanted: f64,
+    /// `Σ e^(logit - max)` without the target, and with it.
+    others: f64,
+    all: f64,
+}
+
+impl Softmax {
+    /// All parts together, in their order. Everything is NaN where the target is in none.
+    pub fn of(parts: impl Iterator<Item = Running> + Clone) -> Self {
+        let wanted = parts.clone().find_map(|part| part.wanted).map_or(f64::NAN, f64::from);
+        let max = parts.clone().fold(wanted, |max, part| max.max(part.max as f64));
+        let others: f64 = parts.map(|part| part.sum * (part.max as f64 - max).exp()).sum();
+        Self { max, wanted, others, all: others + (wanted - max).exp() }
+    }
+
+    /// `-log` of the target's probability, in nats.
+    pub fn loss(&self) -> f32 {
+        (self.all.ln() + (self.max - self.wanted)) as f32
+    }
+
+    /// What turns the exponentials of a part into probabilities.
+    pub fn share(&self, part: &Running) -> f64 {
+        (part.max as f64 - self.max).exp() / self.all
+    }
+
+    /// 1 less the target's probability, without the difference: next to 1 it would have no digits left.
+    pub fn missed(&self) -> f64 {
+        self.others / self.all
+    }
+}
+
+/// The largest of `row`. A NaN may be passed over here, and then reaches the sum of exponentials.
+#[inline(always)]
+pub fn largest<L: Lanes>(row: &[f32]) -> f32 {
+    let (mut max, mut at) = (L::splat(f32::NEG_INFINITY), 0);
+    while at + L::COUNT <= row.len() {
+        max = max.max(L::read(row, at));
+        at += L::COUNT;
+    }
+    row[at..].iter().copied().fold(max.largest(), f32::max)
+}
+
+/// `row = e^(row - max)`, and their sum.
+#[inline(always)]
+pub fn exponentials<L: Lanes>(row: &mut [f32], max: f32) -> f32 {
+    let (max, mut sum, mut at) = (L::splat(max), L::splat(0.0), 0);
+    while at + L::COUNT <= row.len() {
+        let e = exp(L::read(row, at).sub(max));
+        e.write(row, at);
+        sum = sum.add(e);
+        at += L::COUNT;
+    }
+    if at < row.len() {
+        exp(L::read(row, at).sub(max)).write(row, at);
+    }
+    // Lanes beyond the end read as 0, not as -infinity, so the tail is summed from what was written.
+    sum.sum() + row[at..].iter().sum::<f32>()
+}
+
+/// `row *= factor`.
+#[inline(always)]
+pub fn scale<L: Lanes>(row: &mut [f32], factor: f32) {
+    let (factor, mut at) = (L::splat(factor), 0);
+    while at < row.len() {
+        L::read(row, at).mul(factor).write(row, at);
+        at += L::COUNT;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Isa;
+    use crate::finite_difference::{assert_close, random};
+    use crate::head_loss::softmax_loss;
+    use crate::rng::Stream;
+
+    /// The softmax of a row taken in blocks, and its probabilities, 0 for the target.
+    fn in_blocks(isa: Isa, logits: &[f32], target: u32, block: usize) -> (Softmax, Vec<f32>) {
+        let (mut running, mut weights) = ([Running::START], vec![]);
+        for (b, piece) in logits.chunks(block).enumerate() {
+            let mut piece = piece.to_vec();
+            let n = piece.len();
+            // The exponentials so far stand where sums weighted by them would.
+            online_softmax(isa, &mut running, &mut weights, &mut piece, n, &[target], b * block, n);
+            weights.extend(piece);
+        }
+        let softmax = Softmax::of(running.into_iter());
+        let share = softmax.share(&running[0]) as f32;
+        weights.iter_mut().for_each(|w| *w *= share);
+        (softmax, weights)
+    }
+
+    #[test]
+    fn every_isa_turns_blocks_of_logits_into_the_loss_and_gradient_of_the_reference() {
+        let mut stream = Stream::new(27);
+        for (isa, v) in
+            Isa::supported().flat_map(|isa| (1..70).chain([1023, 1025, 5000]).map(move |v| (isa, v)))
+        {
+            for target in [0, (v - 1) as u32, v as u32 / 2] {
+                let logits: Vec<f32> = random(&mut stream, v).iter().map(|l| l * 20.0).collect();
+                let mut row: Vec<f64> = logits.iter().map(|&l| l as f64).collect();
+                let expected = softmax_loss(&mut row, target, 1.0);
+                let gradient: Vec<f32> = row.iter().map(|&g| g as f32).collect();
+                for block in [7, 128, v] {
+                    let (softmax, mut found) = in_blocks(isa, &logits, target, block);
+                    assert_close(&[softmax.loss()], &[expected], 2e-6);
+                    assert_eq!(found[target as usize], 0.0);
+                    found[target as usize] = -softmax.missed() as f32;
+                    assert_close(&found, &gradient, 1e-6);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_target_all_but_certain_keeps_the_digits_of_its_gradient() {
+        for isa in Isa::supported() {
+            let mut logits = vec![0.0; 40];
+            logits[7] = 30.0;
+            let (softmax, _) = in_blocks(isa, &logits, 7, 16);
+            let expected = 39.0 * (-30f64).exp();
+            assert!((softmax.missed() / expected - 1.0).abs() < 1e-6, "{isa}: {}", softmax.missed());
+        }
+    }
+
+    #[test]
+    fn a_nan_logit_gives_a_nan_loss() {
+        for isa in Isa::supported() {
+            for at in 0..40 {
+                let mut logits = vec![1.0; 40];
+                logits[at] = f32::NAN;
+                for block in [1, 16, 40] {
+                    let loss = in_blocks(isa, &logits, 3, block).0.loss();
+                    assert!(loss.is_nan(), "{isa} {at}: {loss}");
+                }
+            }
+        }
+    }
+}
