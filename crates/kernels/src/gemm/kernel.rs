@@ -101,13 +101,15 @@ pub(super) unsafe fn tiles<T: Lanes>(job: &TileJob) {
                 let a = job.a.add(p * job.a_panel);
                 let b = job.b.add(j * job.b_panel);
                 let c = job.c.add(row * job.ldc + j * width);
-                ahead.fetch::<T>(lines);
                 let cols = (job.n - j * width).min(width);
+                let ahead = (&mut ahead, lines);
                 match job.masked {
-                    Masked::Nothing => tile_of_rows::<T, NOTHING>(rows, job, a, b, c, cols, Kept::ALL, 0),
-                    Masked::B(kept) => tile_of_rows::<T, OF_B>(rows, job, a, b, c, cols, kept, 2 * j),
+                    Masked::Nothing => {
+                        tile_of_rows::<T, NOTHING>(rows, job, a, b, c, cols, Kept::ALL, 0, ahead)
+                    }
+                    Masked::B(kept) => tile_of_rows::<T, OF_B>(rows, job, a, b, c, cols, kept, 2 * j, ahead),
                     Masked::Product(kept) => {
-                        tile_of_rows::<T, OF_PRODUCT>(rows, job, a, b, c, cols, kept.from(row), 2 * j);
+                        tile_of_rows::<T, OF_PRODUCT>(rows, job, a, b, c, cols, kept.from(row), 2 * j, ahead);
                     }
                 }
             }
@@ -129,6 +131,7 @@ unsafe fn tile_of_rows<T: Lanes, const MASKED: u8>(
     cols: usize,
     kept: Kept,
     vector: usize,
+    ahead: (&mut Ahead, usize),
 ) {
     macro_rules! choose {
         ($($m:literal)*) => {
@@ -136,9 +139,9 @@ unsafe fn tile_of_rows<T: Lanes, const MASKED: u8>(
                 // SAFETY: as the caller's; the condition keeps tiles that cannot occur from being compiled.
                 $($m if $m <= T::ROWS => unsafe {
                     if cols == 2 * T::LANES {
-                        tile::<T, $m, false, MASKED>(job, a, b, c, cols, kept, vector)
+                        tile::<T, $m, false, MASKED>(job, a, b, c, cols, kept, vector, ahead)
                     } else {
-                        tile::<T, $m, true, MASKED>(job, a, b, c, cols, kept, vector)
+                        tile::<T, $m, true, MASKED>(job, a, b, c, cols, kept, vector, ahead)
                     }
                 },)*
                 _ => unreachable!("a panel of {rows} rows"),
@@ -162,8 +165,9 @@ unsafe fn tile<T: Lanes, const M: usize, const TAIL: bool, const MASKED: u8>(
     cols: usize,
     mut kept: Kept,
     vector: usize,
+    (ahead, lines): (&mut Ahead, usize),
 ) {
-    let (left, right) = (cols.min(T::LANES), cols.saturating_sub(T::LANES));
+    let (lower, upper) = (cols.min(T::LANES), cols.saturating_sub(T::LANES));
     // SAFETY: the caller vouches for `steps` steps of A and B and for `M` rows of `cols` columns of C; a
     // tail loads and stores only its columns. `wrapping_add` where the right half may not exist.
     unsafe {
@@ -174,23 +178,32 @@ unsafe fn tile<T: Lanes, const M: usize, const TAIL: bool, const MASKED: u8>(
             T::prefetch(c.cast());
             T::prefetch(c.wrapping_add(2 * T::LANES - 1).cast());
         }
-        for _ in 0..job.steps {
-            let (mut b0, mut b1) = if TAIL {
-                (T::load_first(b, left), T::load_first(b.wrapping_add(T::LANES), right))
-            } else {
-                (T::load(b), T::load(b.add(T::LANES)))
-            };
-            if MASKED == OF_B {
-                (b0, b1) = keep_both::<T>((b0, b1), kept, vector);
-                kept = kept.from(1);
+        // A few lines at a time, all over the tile: many at once would keep what it reads itself waiting.
+        let (mut left, mut lines) = (job.steps, lines);
+        let (group, at_once) = (job.steps / (lines + 1) + 1, lines.div_ceil(job.steps.max(1)));
+        while left > 0 {
+            ahead.fetch::<T>(at_once.min(lines));
+            lines -= at_once.min(lines);
+            let steps = group.min(left);
+            left -= steps;
+            for _ in 0..steps {
+                let (mut b0, mut b1) = if TAIL {
+                    (T::load_first(b, lower), T::load_first(b.wrapping_add(T::LANES), upper))
+                } else {
+                    (T::load(b), T::load(b.add(T::LANES)))
+                };
+                if MASKED == OF_B {
+                    (b0, b1) = keep_both::<T>((b0, b1), kept, vector);
+                    kept = kept.from(1);
+                }
+                for i in 0..M {
+                    let a = T::splat(*a.add(i));
+                    acc[i][0] = T::step(acc[i][0], a, b0);
+                    acc[i][1] = T::step(acc[i][1], a, b1);
+                }
+                a = a.add(T::LANES);
+                b = b.wrapping_add(job.b_step);
             }
-            for i in 0..M {
-                let a = T::splat(*a.add(i));
-                acc[i][0] = T::step(acc[i][0], a, b0);
-                acc[i][1] = T::step(acc[i][1], a, b1);
-            }
-            a = a.add(T::LANES);
-            b = b.wrapping_add(job.b_step);
         }
         let alpha = T::splat(job.alpha);
         for i in 0..M {
@@ -202,12 +215,12 @@ unsafe fn tile<T: Lanes, const M: usize, const TAIL: bool, const MASKED: u8>(
             }
             if TAIL {
                 let (old0, old1) = if job.accumulate {
-                    (T::load_first(c0, left), T::load_first(c1, right))
+                    (T::load_first(c0, lower), T::load_first(c1, upper))
                 } else {
                     (T::zero(), T::zero())
                 };
-                T::store_first(c0, left, T::mul_add(old0, alpha, s0));
-                T::store_first(c1, right, T::mul_add(old1, alpha, s1));
+                T::store_first(c0, lower, T::mul_add(old0, alpha, s0));
+                T::store_first(c1, upper, T::mul_add(old1, alpha, s1));
             } else {
                 let (old0, old1) =
                     if job.accumulate { (T::load(c0), T::load(c1)) } else { (T::zero(), T::zero()) };
