@@ -120,7 +120,10 @@ def peer(arguments):
         return time.perf_counter() - start, max(range(16), key=lambda i: logits[i])
 
     memory = llama_cpp.llama_get_memory(context)
-    some = lambda n: [(7919 * i + 1) % vocabulary for i in range(n)]
+
+    def some(n):
+        return [(7919 * i + 1) % vocabulary for i in range(n)]
+
     rates = {"prefill": [], "decode": []}
     for number in range(3):
         llama_cpp.llama_memory_clear(memory, True)
@@ -134,7 +137,7 @@ def peer(arguments):
         # The first run warms up.
         if number > 0:
             rates["prefill"].append(PREFILL / seconds)
-            rates["decode"].append(1 / statistics.median(times))
+            rates["decode"].append(NEW_TOKENS / sum(times))
     print(json.dumps({job: statistics.median(values) for job, values in rates.items()}))
 
 
@@ -181,7 +184,11 @@ def main():
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--gguf", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    peer(arguments) if arguments.gguf else compare(arguments)
+    if arguments.gguf:
+        return peer(arguments)
+    if not (arguments.danlu and arguments.base and arguments.work):
+        parser.error("--danlu, --base and --work are needed")
+    compare(arguments)
 
 
 if __name__ == "__main__":

@@ -31,8 +31,8 @@ SETTINGS = [
     ("base-28m", "--max-steps 3 --packing --max-length 512 --per-device-train-batch-size 4 --memory-limit 350MiB --dtype bf16"),
     ("random", "--max-steps 6"),
     ("random", "--max-steps 2 --packing --max-length 1024 --per-device-train-batch-size 2 --dtype bf16"),
-    ("random", "--max-steps 2 --packing --max-length 1024 --per-device-train-batch-size 2 --memory-limit 750MiB --dtype bf16"),
-    ("random", "--max-steps 2 --packing --max-length 1024 --per-device-train-batch-size 2 --memory-limit 660MiB --dtype bf16"),
+    ("random", "--max-steps 2 --packing --max-length 1024 --per-device-train-batch-size 2 --memory-limit 690MiB --dtype bf16"),
+    ("random", "--max-steps 2 --packing --max-length 1024 --per-device-train-batch-size 2 --memory-limit 600MiB --dtype bf16"),
     ("random", "--max-steps 1 --packing --max-length 2048 --per-device-train-batch-size 2 --gradient-accumulation-steps 1 --threads 1 --dtype bf16"),
     ("random", "--max-steps 4 --per-device-train-batch-size 8 --lora-r 32 --lora-dropout 0 --target-modules q_proj,v_proj --dtype bf16"),
 ]

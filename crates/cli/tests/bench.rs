@@ -76,14 +76,25 @@ fn training_keeps_within_a_limit_or_says_what_would() {
             assert!(peak.abs_diff(foreseen) < 50_000_000, "{f}");
         }
     }
-    let refused = scene.run(&format!("bench {line} --memory-limit 90MiB"));
-    assert_eq!(refused.code, 1);
-    assert!(refused.err.contains("the limit is 90 MiB"), "{}", refused.err);
+    // A batch that no memory holds is refused before a token of it is made.
+    for batch in ["4x256", "8000x1024"] {
+        let refused = scene.run(&format!(
+            "bench train --shape base-8m --batch {batch} --steps 1 --warm-up 0 --dtype f32 --memory-limit 60MiB"
+        ));
+        assert_eq!(refused.code, 1);
+        assert!(refused.err.contains("the limit is 60 MiB"), "{}", refused.err);
+        assert!(refused.err.contains("--memory-limit "), "{}", refused.err);
+    }
+    let refused = scene.run("bench train --shape base-8m --batch 1000x1024 --steps 1 --memory-limit 1GiB");
     assert!(
         refused.err.contains("hint: `--batch ") && refused.err.contains("` fits; or allow more"),
         "{}",
         refused.err
     );
+    let line = "bench train --shape base-8m --batch 1048576x2 --gradient-accumulation-steps 1048576";
+    let refused = scene.run(line);
+    assert_eq!(refused.code, 1);
+    assert!(refused.err.contains("has more than 16,777,216 tokens"), "{}", refused.err);
 }
 
 #[test]

@@ -24,6 +24,7 @@ pub(crate) fn draw(
         // SAFETY: as above.
         Isa::Avx2 => unsafe { x86::draw_avx2(bits, key, first, threshold, elements) },
         _ => {
+            let _ = elements;
             for (word, bits) in bits.iter_mut().enumerate() {
                 *bits = draw_word(key, first.wrapping_add((WORD * word) as u64), threshold);
             }

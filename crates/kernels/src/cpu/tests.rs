@@ -61,7 +61,17 @@ fn weight(stream: &mut Stream, dtype: DType, rows: usize, cols: usize) -> Matrix
 #[test]
 fn linear_matches_reference() {
     let mut stream = Stream::new(1);
-    for (n, d_in, d_out) in [(1, 40, 24), (5, 33, 70), (8, 64, 64), (9, 31, 65), (70, 96, 130)] {
+    for (n, d_in, d_out) in [
+        (1, 40, 24),
+        (1, 33, 5),
+        (2, 33, 7),
+        (2, 70, 70),
+        (3, 33, 70),
+        (5, 33, 70),
+        (8, 64, 64),
+        (9, 31, 65),
+        (70, 96, 130),
+    ] {
         for stored in [DType::F32, DType::Bf16, DType::F16] {
             let w = weight(&mut stream, stored, d_out, d_in);
             let (inp, dout) = (buffer(&mut stream, n * d_in), buffer(&mut stream, n * d_out));
@@ -81,7 +91,9 @@ fn linear_matches_reference() {
 #[test]
 fn lora_matches_reference() {
     let mut stream = Stream::new(2);
-    for (n, d_in, d_out, rank) in [(1, 16, 16, 8), (21, 40, 33, 4), (40, 300, 270, 8), (300, 50, 70, 17)] {
+    for (n, d_in, d_out, rank) in
+        [(1, 16, 16, 8), (21, 40, 33, 4), (40, 300, 270, 8), (300, 50, 70, 17), (300, 300, 270, 8)]
+    {
         let (a, b) = (3, 3 + rank * d_in + 5);
         let params = buffer(&mut stream, b + rank * d_out + 1);
         let inp = buffer(&mut stream, n * d_in);
@@ -117,8 +129,16 @@ fn lora_matches_reference() {
 #[test]
 fn head_loss_matches_reference() {
     let mut stream = Stream::new(3);
-    // One block of the vocabulary, spans of several with a tail, and more rows than a pass takes.
-    for (n, c, v) in [(1, 16, 40), (13, 40, 101), (300, 24, 70), (17, 30, 5001), (530, 9, 259)] {
+    // One block of the vocabulary, spans of several with a tail, more rows than a pass takes, and columns of several blocks.
+    for (n, c, v) in [
+        (1, 16, 40),
+        (13, 40, 101),
+        (300, 24, 70),
+        (17, 30, 5001),
+        (530, 9, 259),
+        (3, 257, 300),
+        (29, 900, 600),
+    ] {
         let head = weight(&mut stream, DType::Bf16, v, c);
         let targets: Vec<u32> = (0..n).map(|_| stream.next_below(v as u64) as u32).collect();
         // Rows that are uncertain of their targets, and rows that point where their targets do.

@@ -131,14 +131,14 @@ impl Lanes for Avx512Bf16 {
 
     #[inline(always)]
     unsafe fn kept(row: *const u32, vector: usize) -> __mmask16 {
-        // SAFETY: as the trait asks; half a word, of which the lower comes first on this processor.
-        unsafe { *row.cast::<u16>().add(vector) }
+        // SAFETY: as the trait asks.
+        unsafe { Avx512::kept(row, vector) }
     }
 
     #[inline(always)]
     unsafe fn keep(v: __m512, kept: __mmask16) -> __m512 {
         // SAFETY: as the trait asks.
-        unsafe { _mm512_maskz_mov_ps(kept, v) }
+        unsafe { Avx512::keep(v, kept) }
     }
 
     #[inline(always)]

@@ -202,9 +202,8 @@ pub(super) unsafe fn store_dots<T: Lanes, const N: usize>(
                 continue;
             }
             for c in 0..cols {
-                let out = out.add(c * apart);
-                let old = if job.accumulate { *out } else { 0.0 };
-                *out = old + job.alpha * sums[c];
+                let (out, sum) = (out.add(c * apart), job.alpha * sums[c]);
+                *out = if job.accumulate { *out + sum } else { sum };
             }
         }
     }

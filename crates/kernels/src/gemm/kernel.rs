@@ -180,7 +180,7 @@ unsafe fn tile<T: Lanes, const M: usize, const TAIL: bool, const MASKED: u8>(
         }
         // A few lines at a time, all over the tile: many at once would keep what it reads itself waiting.
         let (mut left, mut lines) = (job.steps, lines);
-        let (group, at_once) = (job.steps / (lines + 1) + 1, lines.div_ceil(job.steps.max(1)));
+        let (group, at_once) = ((job.steps / lines.max(1)).max(1), lines.div_ceil(job.steps.max(1)));
         while left > 0 {
             ahead.fetch::<T>(at_once.min(lines));
             lines -= at_once.min(lines);

@@ -60,6 +60,12 @@ fn exercise(backend: &dyn Backend, matrix: &dyn Fn(usize, usize) -> Matrix) {
         let head = matrix(vocabulary, d_in);
         backend.head_loss(&mut losses, Some(&mut dinp), &inp, &head, &targets, 1.0);
     }
+    // More rows than pass over the vocabulary together, without a gradient and with one.
+    let (n, c) = (700, 24);
+    let (inp, mut dinp, head) = (backend.alloc(n * c), backend.alloc(n * c), matrix(300, c));
+    let (mut losses, targets) = (vec![0.0; n], vec![1; n]);
+    backend.head_loss(&mut losses, None, &inp, &head, &targets, 0.0);
+    backend.head_loss(&mut losses, Some(&mut dinp), &inp, &head, &targets, 1.0);
 }
 
 #[test]

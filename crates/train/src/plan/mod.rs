@@ -41,6 +41,8 @@ pub struct PlanInput {
     pub held_out: Vec<RecordSize>,
     /// Replies after the last step.
     pub reply: ReplySize,
+    /// Whether checkpoints are written.
+    pub checkpoints: bool,
     /// The weights that a run touches, see [`weight_bytes`].
     pub weights: WeightBytes,
     /// What is in memory before.
@@ -208,7 +210,7 @@ impl<'a> Planner<'a> {
     }
 
     fn plan(&mut self, rung: Rung) -> Result<MemoryPlan, TrainError> {
-        let PlanInput { weights, present, reply, .. } = *self.input;
+        let PlanInput { weights, present, reply, checkpoints, .. } = *self.input;
         let Rung { layers, together } = rung;
         let load = self.loads[usize::from(together)]
             .get_or_init(|| Load::of(&self.records, &self.held_out, self.settings, together));
@@ -224,7 +226,7 @@ impl<'a> Planner<'a> {
         };
         let activations = trained.peak - scratch.total() - norms - adapter - optimizer - gradients;
         let Present { program, tokenizer, data, peak, copied } = present;
-        let passing = saving.max(copied).max(replies);
+        let passing = replies.max(if checkpoints { saving.max(copied) } else { 0 });
         let sum = weights.total() + trained.peak + passing + program + tokenizer + data;
         // Before anything else there is the base, and what it is made from.
         let loading = weights.held + weights.loading + norms + program + tokenizer + data;

@@ -11,6 +11,7 @@ fn input(batch: usize) -> PlanInput {
         records: Vec::new(),
         held_out: Vec::new(),
         reply: ReplySize::default(),
+        checkpoints: true,
         weights: WeightBytes { mapped: 16_000_000, ..WeightBytes::default() },
         present: Present { program: 5_000_000, tokenizer: 7_000_000, data: 1_000_000, ..Present::default() },
     }

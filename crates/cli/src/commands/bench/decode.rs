@@ -57,7 +57,7 @@ pub fn run(args: &DecodeArgs, printer: &Printer) -> Result<()> {
     // Measuring took memory of its own.
     memory::forget_peak();
     let mut figures = Figures::new("decode", args.run.json, printer);
-    let weights = machine.weights(&model, printer)?;
+    let weights = machine.weights(&model, &config, printer)?;
     let weight_bytes = model.describe(&config, &weights, &mut figures, printer);
     machine.describe(&mut figures, printer);
     let Job { sequences, prompt, new } = job;

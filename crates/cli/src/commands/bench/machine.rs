@@ -65,8 +65,8 @@ impl Machine {
     ///
     /// # Errors
     /// If a file has a fault, there is no room for them, or they are in 4 bits already.
-    pub fn weights(&self, model: &Model, printer: &Printer) -> Result<Weights> {
-        model.weights(self.quantization, self.threads, printer)
+    pub fn weights(&self, model: &Model, config: &ModelConfig, printer: &Printer) -> Result<Weights> {
+        model.weights(config, self.quantization, self.threads, printer)
     }
 
     /// A decoder on it.

@@ -37,7 +37,7 @@ pub fn run(args: &PrefillArgs, printer: &Printer) -> Result<()> {
     let (config, machine, prompt) = (model.config()?, args.machine.machine()?, args.prompt_tokens);
     check_context(prompt, config.max_position_embeddings, "`--prompt-tokens`")?;
     let mut figures = Figures::new("prefill", args.run.json, printer);
-    let weights = machine.weights(&model, printer)?;
+    let weights = machine.weights(&model, &config, printer)?;
     model.describe(&config, &weights, &mut figures, printer);
     machine.describe(&mut figures, printer);
     figures.row(

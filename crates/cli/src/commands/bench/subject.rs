@@ -126,15 +126,15 @@ impl Model {
     /// If a file has a fault, there is no room for them, or they are in 4 bits already.
     pub fn weights(
         &self,
+        config: &ModelConfig,
         quantization: Option<Quantization>,
         threads: usize,
         printer: &Printer,
     ) -> Result<Weights> {
-        let config = self.config()?;
         let mapped = match self {
             Self::Shape(shape, None) => {
-                check_memory(*shape, &config, quantization)?;
-                let weights = RandomWeights { config: &config, seed: SEED, threads };
+                check_memory(*shape, config, quantization)?;
+                let weights = RandomWeights { config, seed: SEED, threads };
                 let made = weights.in_memory(quantization, &mut making(printer)).map_err(making_failed)?;
                 printer.clear_live();
                 return Ok(made);
@@ -142,7 +142,7 @@ impl Model {
             Self::Shape(_, Some(keep)) => Weights::open(&self.folder(keep, threads, printer)?)?,
             Self::Folder(folder) => Weights::open(folder)?,
         };
-        base::quantized(mapped, &config, quantization, threads, printer)
+        base::quantized(mapped, config, quantization, threads, printer)
     }
 
     /// Bytes of the weights once they are ready to compute with; those of a shape need not be there yet.
@@ -222,7 +222,8 @@ fn making_failed(error: ModelError) -> Report {
 
 /// Refuses weights that memory has no room for, before the system has to.
 fn check_memory(shape: Shape, config: &ModelConfig, quantization: Option<Quantization>) -> Result<()> {
-    let needed = weight_bytes_of(None, config, quantization.map(|q| (q, 1)), None).total();
+    let bytes = weight_bytes_of(None, config, quantization.map(|q| (q, 1)), None);
+    let needed = bytes.total() + bytes.loading;
     match memory::machine() {
         Some((_, available)) if needed > available => {
             let (needed, available) = (text::bytes(needed), text::bytes(available));

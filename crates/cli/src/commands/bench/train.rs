@@ -59,9 +59,14 @@ pub struct TrainBenchArgs {
     run: RunArgs,
 }
 
+/// Most tokens of a step of random ones.
+const MOST_TOKENS: usize = 1 << 24;
+
 /// What is trained on, and how.
 struct Job {
-    examples: Vec<Example>,
+    /// Those of data; random ones are made when it is known that there is room for them.
+    examples: Option<Vec<Example>>,
+    records: Vec<RecordSize>,
     settings: TrainSettings,
     /// In a few words, in both languages.
     words: (String, String),
@@ -95,7 +100,7 @@ pub fn run(args: &TrainBenchArgs, printer: &Printer) -> Result<()> {
     let forecast = forecast(args, &model, &config, &machine, &job)?;
 
     let mut figures = Figures::new("train", args.run.json, printer);
-    let weights = machine.weights(&model, printer)?;
+    let weights = machine.weights(&model, &config, printer)?;
     model.describe(&config, &weights, &mut figures, printer);
     machine.describe(&mut figures, printer);
     let adapter = Adapter::init(lora, &config, job.settings.seed, &*machine.backend)?;
@@ -104,7 +109,8 @@ pub fn run(args: &TrainBenchArgs, printer: &Printer) -> Result<()> {
 
     let watch = Watch::start();
     let decoder = machine.decoder(&config, &weights)?;
-    let mut trainer = Trainer::new(decoder, adapter, job.examples, job.settings, String::new())?;
+    let examples = job.examples.unwrap_or_else(|| random_examples(&job.records, config.vocab_size));
+    let mut trainer = Trainer::new(decoder, adapter, examples, job.settings, String::new())?;
     forecast.reserve(&mut trainer);
     let steps = runs.measure(printer, |i| {
         let examples = trainer.examples_of(i + 1);
@@ -168,21 +174,34 @@ fn job(
     settings.per_device_train_batch_size = sequences;
     settings.max_length = tokens;
     settings.validate()?;
-    let accumulation = settings.gradient_accumulation_steps.min(Batch::MOST);
-    let example = |i: usize| Example {
-        sequence: Sequence {
-            ids: random_ids(tokens, config.vocab_size, i as u64),
-            trained: vec![true; tokens],
-        },
-        origin: format!("random sequence {i}"),
+    let accumulation = settings.gradient_accumulation_steps;
+    let all = sequences.checked_mul(accumulation).filter(|all| all.saturating_mul(tokens) <= MOST_TOKENS);
+    let Some(all) = all else {
+        let (sequences, most) = (text::thousands(sequences as u64), text::thousands(MOST_TOKENS as u64));
+        let text = format!(
+            "a step of {accumulation} x {sequences} sequences of {tokens} tokens has more than {most} tokens"
+        );
+        return Err(Report::input(text).with_hint("lower `--batch` or `--gradient-accumulation-steps`"));
     };
-    // One pass over them is one step.
-    let examples = (0..sequences * accumulation).map(example).collect();
+    // One pass over them is one step; the first token of a sequence has no loss.
+    let records = vec![RecordSize { tokens, trained: tokens - 1 }; all];
     let words = (
         format!("{sequences} × {tokens} 个随机词元，全部计损失"),
         format!("{sequences} × {tokens} random tokens, all with a loss"),
     );
-    Ok(Job { examples, settings, words })
+    Ok(Job { examples: None, records, settings, words })
+}
+
+/// Sequences of random tokens, all with a loss.
+fn random_examples(records: &[RecordSize], vocab_size: usize) -> Vec<Example> {
+    let example = |(i, record): (usize, &RecordSize)| Example {
+        sequence: Sequence {
+            ids: random_ids(record.tokens, vocab_size, i as u64),
+            trained: vec![true; record.tokens],
+        },
+        origin: format!("random sequence {i}"),
+    };
+    records.iter().enumerate().map(example).collect()
 }
 
 fn data_job(
@@ -222,7 +241,8 @@ fn data_job(
         format!("{files} · {records} 条，每微批 {batch} 条，最长 {max} 词元"),
         format!("{files} · {records} records, {batch} in a micro-batch, of at most {max} tokens"),
     );
-    Ok(Job { examples: data.examples, settings, words })
+    let records = data.examples.iter().map(|example| RecordSize::of(&example.sequence)).collect();
+    Ok(Job { examples: Some(data.examples), records, settings, words })
 }
 
 /// The memory that the steps will take, under the limit or within what is available: planned as `danlu train` does,
@@ -239,9 +259,10 @@ fn forecast(
         config: config.clone(),
         settings: job.settings.clone(),
         cpu: args.machine.compute.options(machine.precision.into())?,
-        records: job.examples.iter().map(|example| RecordSize::of(&example.sequence)).collect(),
+        records: job.records.clone(),
         held_out: Vec::new(),
         reply: ReplySize::default(),
+        checkpoints: false,
         weights: model.weight_bytes(config, quantization)?,
         present: forecast::present(),
     };
@@ -262,6 +283,8 @@ fn describe_forecast(forecast: &Forecast, figures: &mut Figures<'_>, printer: &P
     figures.set("memory_limit_bytes", forecast.limit);
     figures.set("foreseen_memory_bytes", forecast.plan.total);
     figures.set("layers_recomputed", forecast.plan.layers.recompute);
+    figures.set("weights_stay_in_memory", !forecast.crowded);
+    forecast.warn(printer);
 }
 
 fn describe_job(job: &Job, adapter: &Adapter, figures: &mut Figures<'_>, printer: &Printer) {
@@ -283,8 +306,7 @@ fn describe_job(job: &Job, adapter: &Adapter, figures: &mut Figures<'_>, printer
             format!("r {r}, alpha {alpha}, dropout {dropout}, {count} parameters"),
         ),
     );
-    let is_random = job.examples.first().is_some_and(|e| e.origin.starts_with("random"));
-    figures.set("random_tokens", is_random);
+    figures.set("random_tokens", job.examples.is_none());
     figures.set("batch_sequences", s.per_device_train_batch_size);
     figures.set("longest_sequence_tokens", s.max_length);
     figures.set("gradient_accumulation_steps", n);

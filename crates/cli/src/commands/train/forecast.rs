@@ -123,9 +123,12 @@ impl Forecast {
             // Weights are pages of a file: without a limit of the user's, the system may read them again and again.
             Err(TrainError::Memory { .. }) if limit.is_none() => {
                 let room = (room + input.weights.mapped).min(space.unwrap_or(u64::MAX));
-                settled(MemoryPlan::new(input, Some(room)).map_err(|error| refused(error, flags))?, true)
+                settled(
+                    MemoryPlan::new(input, Some(room)).map_err(|error| refused(error, false, flags))?,
+                    true,
+                )
             }
-            Err(error) => Err(refused(error, flags)),
+            Err(error) => Err(refused(error, true, flags)),
         }
     }
 
@@ -144,6 +147,11 @@ impl Forecast {
         };
         row("内存", "memory", self.peak(printer));
         row("各层", "layers", layers(&self.plan, printer));
+        self.warn(printer);
+    }
+
+    /// Tells where weights do not stay in memory.
+    pub fn warn(&self, printer: &Printer) {
         if self.crowded {
             printer.warn(printer.pick(
                 "内存放不下全部权重：系统会反复从磁盘读取，训练会很慢",
@@ -187,9 +195,19 @@ impl Forecast {
     }
 }
 
-/// More than there may be, with what would fit.
-fn refused(error: TrainError, flags: &dyn Fn(Smaller) -> String) -> Report {
+/// More than there may be by a limit that was `given`, or than there is, with what would fit.
+fn refused(error: TrainError, given: bool, flags: &dyn Fn(Smaller) -> String) -> Report {
     match error {
+        TrainError::Memory { needed, limit, fits } if !given => {
+            let (needed, available) = (display(needed), display(limit));
+            let report = Report::input(format!(
+                "the run needs {needed} of memory at least, and {available} is available"
+            ));
+            report.with_hint(match fits.map(flags) {
+                Some(flags) => format!("`{flags}` fits"),
+                None => "a smaller model, or `--quant nf4` over one in 16 bits, needs less".to_owned(),
+            })
+        }
         TrainError::Memory { needed, fits, .. } => {
             Report::from(error).with_hint(TrainError::room_hint(needed, fits.map(flags)))
         }
@@ -262,6 +280,7 @@ fn input(
         records: Vec::new(),
         held_out: Vec::new(),
         reply: ReplySize::default(),
+        checkpoints: true,
         weights: WeightBytes::default(),
         present: gauge.present(config.vocab_size),
     };

@@ -21,6 +21,8 @@ pub(super) struct Cut {
     /// Panels of packed rows, and the groups that they are dealt to where spans are too few for the threads.
     pub panels: usize,
     pub groups: usize,
+    /// Most rows of a panel.
+    pub panel_rows: usize,
     /// Blocks of `c`, and the words of each.
     pub k_blocks: usize,
     pub steps: usize,
@@ -47,6 +49,7 @@ impl Cut {
             spans,
             panels,
             groups: (2 * threads).div_ceil(spans).min(panels),
+            panel_rows: rows,
             k_blocks,
             steps,
             panel: steps * lanes,
@@ -91,7 +94,8 @@ impl Cut {
     /// Words of a thread's packed rows of `W`, of its logits and of its packed exponentials, in lines.
     pub fn own(&self) -> [usize; 3] {
         // The first group is the largest.
-        let (rows, panels) = (self.rows_of(0).1, self.panels_of(0).1);
-        [(BLOCK * self.steps).max(COLS * self.mix_steps), rows * BLOCK, panels * self.mix_panel]
+        let panels = self.panels_of(0).1;
+        let logits = panels * self.panel_rows * BLOCK;
+        [(BLOCK * self.steps).max(COLS * self.mix_steps), logits, panels * self.mix_panel]
     }
 }

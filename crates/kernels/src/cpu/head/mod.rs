@@ -34,9 +34,9 @@ pub(crate) struct Head {
     own: Vec<Mutex<Scratch>>,
 }
 
-/// Passes over the vocabulary that `n` rows of `c` take.
-fn passes(n: usize, c: usize) -> usize {
-    n.div_ceil((GRADIENTS / (SPANS * c * size_of::<f32>())).clamp(32, ROWS))
+/// Most rows of `c` that pass over the vocabulary together.
+fn most_rows(c: usize) -> usize {
+    (GRADIENTS / (SPANS * c * size_of::<f32>())).clamp(32, ROWS)
 }
 
 impl Head {
@@ -46,12 +46,12 @@ impl Head {
         Self { isa, kernels: Kernels::select(isa, bf16), round: bf16, shared: Mutex::default(), own }
     }
 
-    /// Words that `n` rows hold for all `threads`, and each thread's own.
+    /// Words that `n` rows hold for all `threads`, and each thread's own; more rows never hold less.
     pub fn scratch(&self, threads: usize, n: usize, (v, c): (usize, usize), gradient: bool) -> [usize; 2] {
         if n == 0 {
             return [0; 2];
         }
-        Cut::new(self.kernels, threads, part(n, passes(n, c), 0).1, v, c).words(gradient)
+        Cut::new(self.kernels, threads, n.min(most_rows(c)), v, c).words(gradient)
     }
 
     /// Bytes held at present.
@@ -75,19 +75,22 @@ impl Head {
         assert!(losses.len() >= n && inp.len() >= n * c);
         assert!(targets.iter().all(|&t| (t as usize) < v), "a target outside the vocabulary of {v}");
         View::rows_of(head).check(v, c);
-        for pass in 0..passes(n, c) {
-            let (first, m) = part(n, passes(n, c), pass);
+        let held = self.scratch(pool.threads(), n, (v, c), dinp.is_some());
+        let passes = n.div_ceil(most_rows(c));
+        for pass in 0..passes {
+            let (first, m) = part(n, passes, pass);
             let rows = first * c..(first + m) * c;
             let dinp = dinp.as_deref_mut().map(|dinp| &mut dinp[rows.clone()]);
             let targets = &targets[first..][..m];
-            self.pass(pool, &mut losses[first..][..m], dinp, &inp[rows], head, targets, dloss);
+            self.pass(pool, held, &mut losses[first..][..m], dinp, &inp[rows], head, targets, dloss);
         }
     }
 
-    /// [`loss`](Self::loss) of the rows of one pass.
+    /// [`loss`](Self::loss) of the rows of one pass, in working memory as long as [`scratch`](Self::scratch) says.
     fn pass(
         &self,
         pool: &Pool,
+        [words, own_words]: [usize; 2],
         losses: &mut [f32],
         dinp: Option<&mut [f32]>,
         inp: &[f32],
@@ -97,7 +100,6 @@ impl Head {
     ) {
         let (m, c) = (targets.len(), head.cols());
         let cut = Cut::new(self.kernels, pool.threads(), m, head.rows(), c);
-        let [words, own_words] = cut.words(dinp.is_some());
         let mut shared = lock(&self.shared);
         let (packed, mixed) = shared.at_least(words).split_at_mut(cut.packed());
         self.pack(pool, &cut, packed, inp);
@@ -172,5 +174,25 @@ impl Head {
                 unsafe { pack(&job) };
             }
         });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn more_rows_never_hold_less() {
+        for (threads, c) in [(1, 24), (2, 2048), (9, 768), (32, 8192)] {
+            let head = Head::new(Isa::Scalar, false, threads);
+            for gradient in [false, true] {
+                let mut before = [0; 2];
+                for n in 1..1100 {
+                    let held = head.scratch(threads, n, (5000, c), gradient);
+                    assert!(held[0] >= before[0] && held[1] >= before[1], "{n} rows of {c} on {threads}");
+                    before = held;
+                }
+            }
+        }
     }
 }

@@ -27,6 +27,9 @@ impl LowRank {
         assert!(
             out.len() >= rows.end * d_out && inp.len() >= rows.end * d_in && mid.len() >= rows.end * rank
         );
+        if rows.is_empty() {
+            return;
+        }
         let Kernels { lanes, tiles, .. } = *self.kernels;
         let mut shared = lock(&self.shared);
         let width = self.tile_width();

@@ -81,6 +81,9 @@ impl LowRank {
 
     /// What [`LowRank::forward`] holds for `rows` rows.
     pub fn forward_sizes(&self, rows: usize, dims: LoraDims, dropout: bool) -> Sizes {
+        if rows == 0 {
+            return Sizes { shared: [0; 5], own: [0; 2] };
+        }
         let m = block_rows(rows).min(rows);
         let kept = if dropout { m * dims.d_in.div_ceil(WORD) } else { 0 };
         let b_t = dims.rank * dims.d_out.next_multiple_of(self.tile_width());
