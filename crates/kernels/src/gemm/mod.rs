@@ -134,6 +134,31 @@ impl Kernels {
         &scalar::KERNELS
     }
 
+    /// Packs `m` rows of `k` from the beginning of `src` as panels of `A`, `panel` words apart.
+    ///
+    /// # Safety
+    /// `dst` must be valid for all panels.
+    ///
+    /// # Panics
+    /// If `src` is shorter than that.
+    pub unsafe fn pack_panels(
+        &self,
+        dst: *mut f32,
+        panel: usize,
+        src: View<'_>,
+        (m, k): (usize, usize),
+        round: bool,
+    ) {
+        src.check(m, k);
+        let panels = m.div_ceil(self.rows);
+        for i in 0..panels {
+            let dst = dst.wrapping_add(i * panel);
+            let job = PackJob::new(dst, self.lanes, src, part(m, panels, i), (0, k), round);
+            // SAFETY: `select` checked the instruction set; the view was checked, and the caller has room.
+            unsafe { (self.pack)(&job) };
+        }
+    }
+
     /// The blocks into which a sum over `k` is cut, and the words of each but the last.
     pub fn blocks(&self, k: usize) -> (usize, usize) {
         let steps = k.div_ceil(self.pair);
@@ -288,28 +313,19 @@ impl Gemm {
             let count = (blocks - first).min(BLOCKS_AT_ONCE);
             let packed = SendPtr(packed_a.at_least(a_words).as_mut_ptr());
             pool.run(panels, |panel, worker| {
-                let (outer, outers) = part(m, panels, panel);
+                let (first_row, rows) = part(m, panels, panel);
                 // What this thread will likely pack first, a part with each of its panels.
                 let (col, n) = cols_of(worker.min(col_tasks * row_tasks - 1));
                 let (k, k_len) = k_of(first);
                 let turns = panels.div_ceil(pool.threads());
                 let mut ahead = p.b.ahead(col, n, k, k_len).part(panel / pool.threads(), turns);
                 for block in 0..count {
-                    let (k, k_len) = k_of(first + block);
                     let dst = packed.at((block * panels + panel) * a_panel);
-                    let src = p.a;
-                    let outer = row + outer;
+                    let ahead = std::mem::replace(&mut ahead, Ahead::NONE);
+                    let of_a = (row + first_row, rows);
                     let job = PackJob {
-                        dst,
-                        width: lanes,
-                        panel: 0,
-                        src,
-                        outer,
-                        outers,
-                        k,
-                        k_len,
-                        round: self.round,
-                        ahead: std::mem::replace(&mut ahead, Ahead::NONE),
+                        ahead,
+                        ..PackJob::new(dst, lanes, p.a, of_a, k_of(first + block), self.round)
                     };
                     // SAFETY: `select` checked the instruction set, `product` the view; every panel of every
                     // block has its own `a_panel` words.
@@ -328,16 +344,8 @@ impl Gemm {
                 for block in 0..count {
                     let (k, k_len) = k_of(first + block);
                     let job = PackJob {
-                        dst: packed_b,
-                        width,
                         panel: b_panel,
-                        src: p.b,
-                        outer: col,
-                        outers: n,
-                        k,
-                        k_len,
-                        round: self.round,
-                        ahead: Ahead::NONE,
+                        ..PackJob::new(packed_b, width, p.b, (col, n), (k, k_len), self.round)
                     };
                     // SAFETY: `packed_b` has a panel for every `width` of the largest task's columns; the rest as
                     // above.

@@ -120,6 +120,20 @@ pub(crate) struct PackJob<'a> {
     pub ahead: Ahead,
 }
 
+impl<'a> PackJob<'a> {
+    /// Packs these elements of `src` into one panel, and fetches nothing.
+    pub fn new(
+        dst: *mut f32,
+        width: usize,
+        src: View<'a>,
+        (outer, outers): (usize, usize),
+        (k, k_len): (usize, usize),
+        round: bool,
+    ) -> Self {
+        Self { dst, width, panel: 0, src, outer, outers, k, k_len, round, ahead: Ahead::NONE }
+    }
+}
+
 /// Runs a [`PackJob`].
 ///
 /// # Safety

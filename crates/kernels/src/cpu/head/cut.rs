@@ -26,6 +26,8 @@ pub(super) struct Cut {
     /// Blocks of `c`, and the words of each.
     pub k_blocks: usize,
     pub steps: usize,
+    /// Columns of a word.
+    pub pair: usize,
     /// Words of a panel of packed rows within a block of `c`.
     pub panel: usize,
     /// Words of a block of the vocabulary, and of a panel of its packed exponentials.
@@ -52,6 +54,7 @@ impl Cut {
             panel_rows: rows,
             k_blocks,
             steps,
+            pair,
             panel: steps * lanes,
             mix_steps,
             mix_panel: mix_steps * lanes,
@@ -74,6 +77,12 @@ impl Cut {
         let (first, _) = part(self.m, self.panels, panel);
         let (last, rows) = part(self.m, self.panels, panel + panels - 1);
         (first, last + rows - first)
+    }
+
+    /// The columns of a block of `c`, as `(first, count)`.
+    pub fn k_of(&self, k_block: usize) -> (usize, usize) {
+        let k = k_block * self.steps * self.pair;
+        (k, (self.steps * self.pair).min(self.c - k))
     }
 
     /// Words of packed rows, in lines.

@@ -13,7 +13,7 @@ use self::cut::{Cut, SPANS};
 use self::span::Pass;
 use super::parts::Parts;
 use super::pool::{Pool, Scratch, SendPtr, lock};
-use crate::gemm::{Ahead, Kernels, PackJob, View, part};
+use crate::gemm::{Kernels, PackJob, View, part};
 use crate::math::axpy;
 use crate::softmax::{Running, Softmax};
 use crate::{Isa, Matrix};
@@ -149,26 +149,15 @@ impl Head {
 
     /// Packs the rows of a pass, once for all spans.
     fn pack(&self, pool: &Pool, cut: &Cut, packed: &mut [f32], inp: &[f32]) {
-        let Kernels { lanes, pair, pack, .. } = *self.kernels;
+        let Kernels { lanes, pack, .. } = *self.kernels;
         let src = View::f32(inp, cut.c, 1);
         src.check(cut.m, cut.c);
         let packed = SendPtr(packed.as_mut_ptr());
         pool.run(cut.panels, |panel, _| {
-            let (outer, outers) = part(cut.m, cut.panels, panel);
+            let rows = part(cut.m, cut.panels, panel);
             for block in 0..cut.k_blocks {
-                let k = block * cut.steps * pair;
-                let job = PackJob {
-                    dst: packed.at((block * cut.panels + panel) * cut.panel),
-                    width: lanes,
-                    panel: 0,
-                    src,
-                    outer,
-                    outers,
-                    k,
-                    k_len: (cut.steps * pair).min(cut.c - k),
-                    round: self.round,
-                    ahead: Ahead::NONE,
-                };
+                let dst = packed.at((block * cut.panels + panel) * cut.panel);
+                let job = PackJob::new(dst, lanes, src, rows, cut.k_of(block), self.round);
                 // SAFETY: `select` checked the instruction set, `check` the rows; every panel of every block has its own
                 // `cut.panel` words.
                 unsafe { pack(&job) };

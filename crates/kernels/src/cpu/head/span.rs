@@ -56,15 +56,9 @@ impl Pass<'_> {
         (block * BLOCK, BLOCK.min(self.cut.v - block * BLOCK))
     }
 
-    /// The columns of a block of `c`, as `(first, count)`.
-    fn k_of(&self, k_block: usize) -> (usize, usize) {
-        let k = k_block * self.cut.steps * self.kernels.pair;
-        (k, (self.cut.steps * self.kernels.pair).min(self.cut.c - k))
-    }
-
     /// The weights of a block of the vocabulary and of `c`.
     fn ahead(&self, block: usize, k_block: usize) -> Ahead {
-        let ((first, n), (k, k_len)) = (self.block(block), self.k_of(k_block));
+        let ((first, n), (k, k_len)) = (self.block(block), self.cut.k_of(k_block));
         View::rows_of(self.head).ahead(first, n, k, k_len)
     }
 
@@ -75,18 +69,11 @@ impl Pass<'_> {
         let (panel, _) = cut.panels_of(group);
         let (b, c) = (weight.as_mut_ptr(), logits.as_mut_ptr());
         for k_block in 0..cut.k_blocks {
-            let (k, k_len) = self.k_of(k_block);
+            let (k, k_len) = self.cut.k_of(k_block);
+            let src = View::rows_of(self.head);
             let job = PackJob {
-                dst: b,
-                width,
                 panel: cut.steps * width,
-                src: View::rows_of(self.head),
-                outer: first,
-                outers: n,
-                k,
-                k_len,
-                round: self.round,
-                ahead: Ahead::NONE,
+                ..PackJob::new(b, width, src, (first, n), (k, k_len), self.round)
             };
             let multiply = TileJob {
                 m: cut.rows_of(group).1,
@@ -124,41 +111,19 @@ impl Pass<'_> {
         is_first: bool,
         next: Ahead,
     ) {
-        let Kernels { lanes, rows, pair, pack, tiles, .. } = *self.kernels;
-        let (cut, width, panels) = (self.cut, 2 * lanes, m.div_ceil(rows));
+        let Kernels { lanes, pair, pack, tiles, .. } = *self.kernels;
+        let (cut, width) = (self.cut, 2 * lanes);
         let (a, b) = (packed.as_mut_ptr(), weight.as_mut_ptr());
-        let packing = PackJob {
-            dst: a,
-            width: lanes,
-            panel: 0,
-            src: View::f32(exponentials, BLOCK, 1),
-            outer: 0,
-            outers: 0,
-            k: 0,
-            k_len: n,
-            round: self.round,
-            ahead: Ahead::NONE,
-        };
-        for panel in 0..panels {
-            let (outer, outers) = part(m, panels, panel);
-            let dst = a.wrapping_add(panel * cut.mix_panel);
-            // SAFETY: a panel has `mix_panel` words, and `exponentials` all rows of the group.
-            unsafe { pack(&PackJob { dst, outer, outers, ..packing }) };
-        }
+        let src = View::f32(exponentials, BLOCK, 1);
+        // SAFETY: `packed` has panels of `mix_panel` words for all rows of the group.
+        unsafe { self.kernels.pack_panels(a, cut.mix_panel, src, (m, n), self.round) };
         let pieces = cut.c.div_ceil(COLS);
         for piece in 0..pieces {
             let (col, cols) = (piece * COLS, COLS.min(cut.c - piece * COLS));
+            let src = View::cols_of(self.head);
             let job = PackJob {
-                dst: b,
-                width,
                 panel: cut.mix_steps * width,
-                src: View::cols_of(self.head),
-                outer: col,
-                outers: cols,
-                k: first,
-                k_len: n,
-                round: self.round,
-                ahead: Ahead::NONE,
+                ..PackJob::new(b, width, src, (col, cols), (first, n), self.round)
             };
             let multiply = TileJob {
                 m,

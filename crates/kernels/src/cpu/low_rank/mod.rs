@@ -12,7 +12,7 @@ use super::dropout::WORD;
 #[cfg(test)]
 use super::pool::lock;
 use super::pool::{Pool, Scratch, SendPtr};
-use crate::gemm::{Ahead, DotJob, DotRows, Kept, Kernels, PackJob, View, part};
+use crate::gemm::{DotJob, DotRows, Kept, Kernels, PackJob, View};
 use crate::lora::LoraDims;
 use crate::{DType, Dropout, Isa};
 
@@ -154,18 +154,8 @@ impl LowRank {
         pool.run(d_out.div_ceil(COLS), |task, _| {
             let outer = task * COLS;
             let outers = (d_out - outer).min(COLS);
-            let job = PackJob {
-                dst: b_t.at(outer / width * panel + outer % width),
-                width,
-                panel,
-                src,
-                outer,
-                outers,
-                k: 0,
-                k_len: rank,
-                round: false,
-                ahead: Ahead::NONE,
-            };
+            let dst = b_t.at(outer / width * panel + outer % width);
+            let job = PackJob { panel, ..PackJob::new(dst, width, src, (outer, outers), (0, rank), false) };
             // SAFETY: the view was checked; `COLS` is whole panels or part of the only one, which is whole vectors.
             unsafe { pack(&job) };
         });
@@ -205,28 +195,9 @@ impl LowRank {
         }
     }
 
-    /// Packs `outers` rows of `k_len` as panels of `panel_steps` steps.
-    fn pack_panels(&self, dst: *mut f32, panel_steps: usize, src: View<'_>, outers: usize, k_len: usize) {
-        let Kernels { lanes, rows, pack, .. } = *self.kernels;
-        src.check(outers, k_len);
-        let panels = outers.div_ceil(rows);
-        for panel in 0..panels {
-            let (outer, outers) = part(outers, panels, panel);
-            let dst = dst.wrapping_add(panel * panel_steps * lanes);
-            let job = PackJob {
-                dst,
-                width: lanes,
-                panel: 0,
-                src,
-                outer,
-                outers,
-                k: 0,
-                k_len,
-                round: false,
-                ahead: Ahead::NONE,
-            };
-            // SAFETY: the view was checked; callers hand room for all panels, and `k_len <= panel_steps`.
-            unsafe { pack(&job) };
-        }
+    /// Packs `m` rows of `k` as panels of `panel_steps` steps, at least `k`; `dst` has room for all of them.
+    fn pack_panels(&self, dst: *mut f32, panel_steps: usize, src: View<'_>, m: usize, k: usize) {
+        // SAFETY: callers hand room for all panels.
+        unsafe { self.kernels.pack_panels(dst, panel_steps * self.kernels.lanes, src, (m, k), false) };
     }
 }
