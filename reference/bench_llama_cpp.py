@@ -13,10 +13,11 @@ import ctypes
 import json
 import os
 import statistics
-import subprocess
 import sys
 import time
 from pathlib import Path
+
+from bench_peers import last_json
 
 PROMPT, PREFILL, NEW_TOKENS = 16, 512, 64
 FILE_TYPES = {"bf16": "LLAMA_FTYPE_MOSTLY_BF16", "q4_0": "LLAMA_FTYPE_MOSTLY_Q4_0", "q4_k_m": "LLAMA_FTYPE_MOSTLY_Q4_K_M"}
@@ -141,17 +142,10 @@ def peer(arguments):
     print(json.dumps({job: statistics.median(values) for job, values in rates.items()}))
 
 
-def last_json(command) -> dict:
-    done = subprocess.run(list(map(str, command)), capture_output=True, text=True)
-    if done.returncode != 0:
-        sys.exit(f"{' '.join(map(str, command))}\n{done.stderr}")
-    return json.loads(done.stdout[done.stdout.index("{") :])
-
-
 def danlu(arguments, job: str, quant: str) -> dict:
     command = [arguments.danlu, "bench", job, "--base", arguments.base, "--json", "--dtype", "bf16", "--threads", arguments.threads]
     command += ["--quant", quant] + (["--new-tokens", NEW_TOKENS] if job == "decode" else ["--prompt-tokens", PREFILL])
-    found = last_json(command)
+    found = last_json(list(map(str, command)))
     return {"rate": found["tokens_per_second"]} | {key: value for key, value in found.items() if "share" in key or key.startswith("peak_read")}
 
 
@@ -164,7 +158,7 @@ def compare(arguments):
                 rounds.append({"who": f"danlu {quant}", "job": job, **danlu(arguments, job, quant)})
                 print(json.dumps({"round": number, **rounds[-1]}), file=sys.stderr, flush=True)
         for name, path in files.items():
-            command = [sys.executable, __file__, "--gguf", path, "--threads", arguments.threads]
+            command = [sys.executable, __file__, "--gguf", str(path), "--threads", str(arguments.threads)]
             for job, rate in last_json(command).items():
                 rounds.append({"who": f"llama.cpp {name}", "job": job, "rate": rate})
                 print(json.dumps({"round": number, **rounds[-1]}), file=sys.stderr, flush=True)

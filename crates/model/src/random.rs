@@ -67,7 +67,7 @@ impl RandomWeights<'_> {
         };
         let specs = self.specs();
         let total: u64 = specs.iter().map(|spec| spec.bytes).sum();
-        let (mut weights, mut done) = (Weights::in_memory(Path::new("random weights")), 0);
+        let (mut weights, mut done) = (Weights::empty(Path::new("random weights")), 0);
         for spec in specs {
             let mut bytes = AlignedBytes::zeroed(spec.bytes as usize);
             let tensor = self.tensor(&spec);

@@ -147,11 +147,6 @@ impl Weights {
         Ok(weights)
     }
 
-    /// No weights yet, to be made in memory; `path` is for messages.
-    pub(crate) fn in_memory(path: &Path) -> Self {
-        Self::empty(path)
-    }
-
     /// Adds a tensor that memory keeps.
     pub(crate) fn push(&mut self, spec: TensorSpec, memory: Arc<dyn AsRef<[u8]> + Send + Sync>) {
         let (file, range) = (self.files.len(), 0..(*memory).as_ref().len());
@@ -168,7 +163,8 @@ impl Weights {
         self.push(spec, Arc::new([0u8; 0]));
     }
 
-    fn empty(folder: &Path) -> Self {
+    /// No weights yet; `folder` is for messages.
+    pub(crate) fn empty(folder: &Path) -> Self {
         let (files, owners, tensors) = (Vec::new(), Vec::new(), Vec::new());
         let (by_name, quantized) = (HashMap::new(), HashMap::new());
         Self { folder: folder.to_owned(), files, owners, tensors, by_name, quantized }

@@ -266,13 +266,12 @@ fn forecast(
         weights: model.weight_bytes(config, quantization)?,
         present: forecast::present(),
     };
-    let Batch { sequences, tokens } = args.batch.unwrap_or_default();
-    let flags = |smaller: Smaller| match args.data.is_empty() {
-        true => {
-            let (sequences, tokens) = (smaller.batch.unwrap_or(sequences), smaller.length.unwrap_or(tokens));
-            format!("--batch {sequences}x{tokens}")
+    let flags = |smaller: Smaller| match &job.examples {
+        None => {
+            let sequences = smaller.batch.unwrap_or(job.settings.per_device_train_batch_size);
+            format!("--batch {sequences}x{}", smaller.length.unwrap_or(job.settings.max_length))
         }
-        false => smaller.to_string(),
+        Some(_) => smaller.to_string(),
     };
     Forecast::settle(&input, args.memory_limit, &flags)
 }
