@@ -8,7 +8,7 @@ use crate::activations::{LayerActivations, Mids, MlpActivations};
 use crate::decoder::Decoder;
 use crate::lora::LoraRows;
 use crate::pass::{Pass, Rows};
-use crate::workspace::{Gradients, Slot, Workspace};
+use crate::workspace::{Gradients, SharedKeys, Slot, Workspace};
 use crate::{Batch, ModelError, Projection};
 
 impl Decoder {
@@ -32,7 +32,7 @@ impl Decoder {
         self.check_ids(&batch.ids)?;
         let (be, labels) = (&*self.backend, batch.trained_tokens());
         let pass = Pass::over(batch, lora.to_vec()).with_head(&batch.label_rows).with_many_rows();
-        self.reserve(work, batch.tokens(), labels);
+        self.reserve(work, batch.rows(), labels);
         self.blocks(work, &batch.ids, &pass, true, None);
         self.head_norm(work, labels);
 
@@ -51,7 +51,8 @@ impl Decoder {
         for layer in (lowest..self.layers.len()).rev() {
             let mut act = work.take_layer(layer);
             if !work.holds(layer) {
-                self.restore(layer, &mut act, work.policy(layer), &pass);
+                let policy = work.policy(layer);
+                self.restore(layer, &mut act, policy, &pass, &mut work.shared_keys);
             }
             let (d, is_last) = (&mut work.grads, layer + 1 == self.layers.len());
             match &pass.head {
@@ -68,13 +69,13 @@ impl Decoder {
                 }
                 _ => self.mlp_backward(layer, &act.mlp, &act.mid, &act.attn, d, grads, &pass.rows),
             }
-            self.attend_backward(layer, &act, d, &pass, grads, layer > lowest);
+            self.attend_backward(layer, &act, d, &mut work.shared_keys, &pass, grads, layer > lowest);
             work.put_layer(layer, act);
         }
         Ok(losses)
     }
 
-    /// `dinp[rows[i]] = dout[i]`, and zero on the other of `n` rows of `cols`.
+    /// `dinp[r] = Σ dout[i]` over all `rows[i] = r`, for each of `n` rows of `cols`.
     fn scatter(&self, dinp: &mut Slot, dout: &Slot, rows: &[u32], (n, cols): (usize, usize)) {
         self.backend.zero(dinp.get_mut(), n * cols);
         self.backend.gather_rows_backward(dinp.get_mut(), dout.get(), rows, cols);
@@ -120,6 +121,7 @@ impl Decoder {
         layer: usize,
         act: &LayerActivations,
         d: &mut Gradients,
+        shared: &mut SharedKeys,
         pass: &Pass<'_>,
         grads: &mut Buffer,
         wanted: bool,
@@ -129,19 +131,32 @@ impl Decoder {
         let (heads, kv_heads, head_dim) =
             (config.num_attention_heads, config.num_key_value_heads, config.head_dim);
         let dims = AttentionDims { heads, kv_heads, head_dim };
+        let [keys, values] = self.keys_of([&act.k, &act.v], pass, &mut shared.kv);
+        let [dk, dv] = match pass.keys {
+            None => [&mut d.k, &mut d.v],
+            Some(rows) => shared.dkv.each_mut().map(|slot| {
+                slot.reserve(be, rows.len() * kv_heads * head_dim);
+                slot
+            }),
+        };
         be.attention_backward(
             d.q.get_mut(),
-            d.k.get_mut(),
-            d.v.get_mut(),
+            dk.get_mut(),
+            dv.get_mut(),
             d.attn.get(),
             act.attn.get(),
             act.lse.get(),
             act.q.get(),
-            act.k.get(),
-            act.v.get(),
+            keys,
+            values,
             pass.segments,
             dims,
         );
+        if let Some(rows) = pass.keys {
+            for (own, dout) in [&mut d.k, &mut d.v].into_iter().zip(&shared.dkv) {
+                self.scatter(own, dout, rows, (n, kv_heads * head_dim));
+            }
+        }
         be.rope_backward(d.q.get_mut(), &self.inv_freq, pass.positions, heads, head_dim);
         be.rope_backward(d.k.get_mut(), &self.inv_freq, pass.positions, kv_heads, head_dim);
         be.zero(d.norm.get_mut(), n * config.hidden_size);

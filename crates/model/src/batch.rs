@@ -1,6 +1,8 @@
-//! Token sequences packed end to end: no padding, each attending only to itself.
+//! Token sequences packed end to end: no padding, each attending only to itself, and what they begin with alike once.
 
 use danlu_kernels::Segment;
+
+use crate::beginnings::{Shared, shared_beginnings};
 
 /// One training or evaluation example: ids, and which of them carry a loss.
 ///
@@ -19,17 +21,27 @@ impl Sequence {
     pub fn trained_tokens(&self) -> usize {
         self.trained.iter().skip(1).filter(|&&t| t).count()
     }
+
+    /// The tokens whose rows other sequences may share: those before the first row that carries a label, and never all.
+    pub fn beginning(&self) -> &[u32] {
+        let last = self.ids.len().saturating_sub(1);
+        let first_label = self.trained.iter().skip(1).position(|&trained| trained);
+        &self.ids[..first_label.map_or(last, |row| row.min(last))]
+    }
 }
 
-/// Sequences laid end to end, with their boundaries and labels.
+/// Sequences laid end to end, with their boundaries and labels. Where some begin alike, only the first of them has rows
+/// for that: the keys of the others are found by [`Batch::keys`].
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Batch {
-    /// Token ids, `(N)`.
+    /// Token ids, one for each row, `(N)`.
     pub ids: Vec<u32>,
-    /// Position of each token in its own sequence, `(N)`.
+    /// Position of each row's token in its own sequence, `(N)`.
     pub positions: Vec<u32>,
-    /// One segment per sequence.
+    /// One segment per sequence: its own rows, and its keys.
     pub segments: Vec<Segment>,
+    /// The row of each key, one for each token of each sequence, `(M)`.
+    pub keys: Vec<u32>,
     /// Rows whose next token is trained, ascending.
     pub label_rows: Vec<u32>,
     /// The token each of `label_rows` is to predict.
@@ -37,32 +49,52 @@ pub struct Batch {
 }
 
 impl Batch {
-    /// Packs `sequences` in order.
+    /// Packs `sequences` in order. Those that [begin alike](shared_beginnings) share the rows of that.
     ///
     /// # Panics
     /// If a sequence's `trained` is not as long as its `ids`.
     pub fn new<'a>(sequences: impl IntoIterator<Item = &'a Sequence>) -> Self {
         let mut batch = Self::default();
-        for sequence in sequences {
-            assert_eq!(sequence.ids.len(), sequence.trained.len());
-            let (start, len) = (batch.ids.len(), sequence.ids.len());
-            if len == 0 {
-                continue;
-            }
-            batch.ids.extend_from_slice(&sequence.ids);
-            batch.positions.extend(0..len as u32);
-            batch.segments.push(Segment { q_start: start, q_len: len, kv_start: start, kv_len: len });
-            for i in (1..len).filter(|&i| sequence.trained[i]) {
-                batch.label_rows.push((start + i - 1) as u32);
-                batch.targets.push(sequence.ids[i]);
-            }
-        }
+        batch.append(sequences);
         batch
     }
 
-    /// Number of tokens, `N`.
-    pub fn tokens(&self) -> usize {
+    /// Packs further `sequences`, which share nothing with those before.
+    ///
+    /// # Panics
+    /// As [`Batch::new`].
+    pub fn append<'a>(&mut self, sequences: impl IntoIterator<Item = &'a Sequence>) {
+        let sequences: Vec<&Sequence> = sequences.into_iter().filter(|s| !s.ids.is_empty()).collect();
+        let beginnings: Vec<&[u32]> = sequences.iter().map(|sequence| sequence.beginning()).collect();
+        let first = self.segments.len();
+        for (sequence, shared) in sequences.into_iter().zip(shared_beginnings(&beginnings)) {
+            let Sequence { ids, trained } = sequence;
+            assert_eq!(ids.len(), trained.len());
+            let (row, key, len) = (self.ids.len(), self.keys.len(), ids.len());
+            let begun = shared.map_or(0, |Shared { by, tokens }| {
+                let from = self.segments[first + by].kv_start;
+                self.keys.extend_from_within(from..from + tokens);
+                tokens
+            });
+            self.ids.extend_from_slice(&ids[begun..]);
+            self.positions.extend(begun as u32..len as u32);
+            self.keys.extend(row as u32..self.ids.len() as u32);
+            self.segments.push(Segment { q_start: row, q_len: len - begun, kv_start: key, kv_len: len });
+            for i in (1..len).filter(|&i| trained[i]) {
+                self.label_rows.push((row + i - 1 - begun) as u32);
+                self.targets.push(ids[i]);
+            }
+        }
+    }
+
+    /// Number of rows that are computed, `N`.
+    pub fn rows(&self) -> usize {
         self.ids.len()
+    }
+
+    /// Number of tokens of all sequences, `M`: as many as rows, or more where some are shared.
+    pub fn tokens(&self) -> usize {
+        self.keys.len()
     }
 
     /// Number of tokens that carry a loss.
@@ -86,5 +118,42 @@ mod tests {
         assert_eq!(batch.targets, [3, 5]);
         assert_eq!(batch.segments.len(), 2);
         assert_eq!(batch.trained_tokens(), first.trained_tokens() + second.trained_tokens());
+    }
+
+    #[test]
+    fn a_common_beginning_has_rows_once_and_keys_for_each() {
+        let sequence = |ids: &[u32], from: usize| Sequence {
+            ids: ids.to_vec(),
+            trained: (0..ids.len()).map(|i| i >= from).collect(),
+        };
+        let (a, b) = (sequence(&[1, 2, 3, 4], 3), sequence(&[1, 2, 3, 5, 6], 4));
+        let mut batch = Batch::new([&a, &b]);
+        // The third token of `a` is what its label is predicted from.
+        assert_eq!((batch.rows(), batch.tokens()), (7, 9));
+        assert_eq!(batch.ids, [1, 2, 3, 4, 3, 5, 6]);
+        assert_eq!(batch.positions, [0, 1, 2, 3, 2, 3, 4]);
+        assert_eq!(batch.keys, [0, 1, 2, 3, 0, 1, 4, 5, 6]);
+        assert_eq!(batch.segments[1], Segment { q_start: 4, q_len: 3, kv_start: 4, kv_len: 5 });
+        assert_eq!((&batch.label_rows[..], &batch.targets[..]), (&[2, 5][..], &[4, 6][..]));
+        batch.append([&b]);
+        assert_eq!(
+            (batch.rows(), batch.tokens()),
+            (12, 14),
+            "what is appended shares nothing with what was there"
+        );
+        assert_eq!(batch.keys[9..], [7, 8, 9, 10, 11]);
+    }
+
+    #[test]
+    fn what_may_be_shared_ends_before_the_first_label_and_before_the_end() {
+        let beginning = |trained: &[bool]| {
+            let sequence = Sequence { ids: (0..trained.len() as u32).collect(), trained: trained.to_vec() };
+            sequence.beginning().len()
+        };
+        assert_eq!(beginning(&[]), 0);
+        assert_eq!(beginning(&[true]), 0);
+        assert_eq!(beginning(&[false, false, false]), 2);
+        assert_eq!(beginning(&[true, false, true]), 1);
+        assert_eq!(beginning(&[true, true, true]), 0);
     }
 }

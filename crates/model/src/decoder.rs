@@ -22,7 +22,7 @@ use danlu_kernels::{AttentionDims, Backend, Buffer, LoraRef, Matrix, Segment, Tr
 use crate::activations::{LayerActivations, Mids, MlpActivations};
 use crate::lora::{LoraRows, LoraSource};
 use crate::pass::{MANY_ROWS, Pass, Rows};
-use crate::workspace::{Slot, Workspace};
+use crate::workspace::{SharedKeys, Slot, Workspace};
 use crate::{ActivationPolicy, Batch, KvCache, ModelConfig, ModelError, Projection, Weights};
 
 /// A base model that runs forward, and backward to its adapters.
@@ -141,11 +141,12 @@ impl Decoder {
         KvCache::new(&self.config, &*self.backend, slots, capacity)
     }
 
-    /// Makes every buffer that training on batches of up to `tokens` tokens, `labels` of them trained, needs.
-    pub fn reserve(&self, work: &mut Workspace, tokens: usize, labels: usize) {
-        let (tokens, labels) = (tokens.max(MANY_ROWS), labels.max(MANY_ROWS));
-        work.reserve(&self.config, &*self.backend, tokens, self.layers.len(), labels);
-        work.reserve_gradients(&self.config, &*self.backend, tokens, labels);
+    /// Makes every buffer that training on batches of up to `rows` rows, `labels` of them with a label, needs; beginnings
+    /// that sequences share take a little more when they are met.
+    pub fn reserve(&self, work: &mut Workspace, rows: usize, labels: usize) {
+        let (rows, labels) = (rows.max(MANY_ROWS), labels.max(MANY_ROWS));
+        work.reserve(&self.config, &*self.backend, rows, self.layers.len(), labels);
+        work.reserve_gradients(&self.config, &*self.backend, rows, labels);
     }
 
     /// The loss of every trained token in nats, in the batch's order.
@@ -159,8 +160,8 @@ impl Decoder {
         lora: Option<&dyn LoraSource>,
     ) -> Result<Vec<f32>, ModelError> {
         self.check_ids(&batch.ids)?;
-        let pass = Pass::over(batch, lora_rows(lora, batch.tokens())).with_head(&batch.label_rows);
-        work.reserve(&self.config, &*self.backend, batch.tokens(), 1, batch.trained_tokens());
+        let pass = Pass::over(batch, lora_rows(lora, batch.rows())).with_head(&batch.label_rows);
+        work.reserve(&self.config, &*self.backend, batch.rows(), 1, batch.trained_tokens());
         self.blocks(work, &batch.ids, &pass, false, None);
         self.head_norm(work, batch.trained_tokens());
         let mut losses = vec![0.0; batch.trained_tokens()];
@@ -179,7 +180,7 @@ impl Decoder {
         lora: Option<&dyn LoraSource>,
     ) -> Result<Vec<f32>, ModelError> {
         let states = self.hidden_states(work, batch, lora)?;
-        Ok(self.logits_of(work, &states, 0..batch.tokens()))
+        Ok(self.logits_of(work, &states, 0..batch.rows()))
     }
 
     /// The residual stream behind the last layer, `(N, C)`: what [`Decoder::logits_of`] turns into logits, some rows
@@ -194,7 +195,7 @@ impl Decoder {
         lora: Option<&dyn LoraSource>,
     ) -> Result<Buffer, ModelError> {
         self.check_ids(&batch.ids)?;
-        let (n, c) = (batch.tokens(), self.config.hidden_size);
+        let (n, c) = (batch.rows(), self.config.hidden_size);
         work.reserve(&self.config, &*self.backend, n, 1, 0);
         self.blocks(work, &batch.ids, &Pass::over(batch, lora_rows(lora, n)), false, None);
         let mut states = self.backend.alloc(n * c);
@@ -280,7 +281,7 @@ impl Decoder {
             let is_last = layer + 1 == self.layers.len();
             let slot = if keep { layer } else { 0 };
             let mut act = work.take_layer(slot);
-            self.attend(layer, &mut act, pass, cache.as_deref_mut());
+            self.attend(layer, &mut act, pass, cache.as_deref_mut(), &mut work.shared_keys);
             let LayerActivations { inp, attn, mlp, mid, .. } = &mut act;
             match &pass.head {
                 Some(head) if is_last => {
@@ -305,7 +306,14 @@ impl Decoder {
     }
 
     /// The first half of a block: from `act.inp` to `act.attn`.
-    fn attend(&self, layer: usize, act: &mut LayerActivations, pass: &Pass<'_>, cache: Option<&mut KvCache>) {
+    fn attend(
+        &self,
+        layer: usize,
+        act: &mut LayerActivations,
+        pass: &Pass<'_>,
+        cache: Option<&mut KvCache>,
+        shared: &mut SharedKeys,
+    ) {
         use Projection::*;
         let (be, config, weights) = (&*self.backend, &self.config, &self.layers[layer]);
         let (heads, kv_heads, head_dim) =
@@ -323,8 +331,8 @@ impl Decoder {
         project(VProj, &mut act.v, &act.norm1);
         be.rope_forward(act.q.get_mut(), &self.inv_freq, pass.positions, heads, head_dim);
         be.rope_forward(act.k.get_mut(), &self.inv_freq, pass.positions, kv_heads, head_dim);
-        let (keys, values) = match cache {
-            None => (act.k.get(), act.v.get()),
+        let [keys, values] = match cache {
+            None => self.keys_of([&act.k, &act.v], pass, &mut shared.kv),
             Some(cache) => {
                 let (keys, values) = (&mut cache.keys[layer], &mut cache.values[layer]);
                 for s in pass.segments {
@@ -332,7 +340,7 @@ impl Decoder {
                     be.copy_rows(keys, newest, act.k.get(), s.q_start, s.q_len, kv_heads * head_dim);
                     be.copy_rows(values, newest, act.v.get(), s.q_start, s.q_len, kv_heads * head_dim);
                 }
-                (&*keys, &*values)
+                [&*keys, &*values]
             }
         };
         be.attention_forward(
@@ -344,6 +352,22 @@ impl Decoder {
             pass.segments,
             dims,
         );
+    }
+
+    /// The keys and values that the segments of `pass` see: a layer's `own`, or where sequences share rows `copies`.
+    pub(crate) fn keys_of<'b>(
+        &self,
+        own: [&'b Slot; 2],
+        pass: &Pass<'_>,
+        copies: &'b mut [Slot; 2],
+    ) -> [&'b Buffer; 2] {
+        let Some(rows) = pass.keys else { return own.map(Slot::get) };
+        let width = self.config.num_key_value_heads * self.config.head_dim;
+        for (copy, own) in copies.iter_mut().zip(own) {
+            copy.reserve(&*self.backend, rows.len() * width);
+            self.backend.gather_rows(copy.get_mut(), own.get(), rows, width);
+        }
+        copies.each_ref().map(Slot::get)
     }
 
     /// The second half of a block: from the attention output and the residual stream before it to `out`.
@@ -393,6 +417,7 @@ impl Decoder {
         act: &mut LayerActivations,
         policy: ActivationPolicy,
         pass: &Pass<'_>,
+        shared: &mut SharedKeys,
     ) {
         let (be, config, weights, n) = (&*self.backend, &self.config, &self.layers[layer], pass.rows.n);
         let eps = config.rms_norm_eps;
@@ -407,7 +432,7 @@ impl Decoder {
                 be.swiglu_forward(mlp.act.get_mut(), mlp.gate.get(), mlp.up.get(), len);
             }
             ActivationPolicy::Recompute => {
-                self.attend(layer, act, pass, None);
+                self.attend(layer, act, pass, None, shared);
                 self.mlp_activations(layer, &mut act.mlp, &mut act.mid, (&act.attn, &act.inp), &pass.rows);
             }
         }

@@ -24,6 +24,7 @@
 mod activations;
 mod backward;
 mod batch;
+mod beginnings;
 pub mod carried_files;
 mod chat_template;
 mod config;
@@ -52,6 +53,7 @@ mod workspace;
 
 pub use activations::ActivationPolicy;
 pub use batch::{Batch, Sequence};
+pub use beginnings::{Shared, shared_beginnings};
 pub use chat_template::{ChatTemplate, Message, Rendered};
 pub use config::{ModelConfig, Rope, RopeScaling};
 pub use decoder::Decoder;

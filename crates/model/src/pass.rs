@@ -13,6 +13,8 @@ pub(crate) struct Pass<'a> {
     pub rows: Rows<'a>,
     pub positions: &'a [u32],
     pub segments: &'a [Segment],
+    /// The row of each of the segments' keys, where that is not the key's own number.
+    pub keys: Option<&'a [u32]>,
     /// Behind the last layer's attention no row sees another, and only these go on; `None`: all of them.
     pub head: Option<HeadRows<'a>>,
 }
@@ -38,12 +40,13 @@ impl<'a> Pass<'a> {
     /// A pass of which all rows go on.
     pub fn new(positions: &'a [u32], segments: &'a [Segment], lora: Vec<LoraRows<'a>>) -> Self {
         let n = positions.len();
-        Self { rows: Rows { n, computed: n, lora }, positions, segments, head: None }
+        Self { rows: Rows { n, computed: n, lora }, positions, segments, keys: None, head: None }
     }
 
     /// A pass over `batch` of which all rows go on.
     pub fn over(batch: &'a Batch, lora: Vec<LoraRows<'a>>) -> Self {
-        Self::new(&batch.positions, &batch.segments, lora)
+        let keys = (batch.tokens() > batch.rows()).then_some(&batch.keys[..]);
+        Self { keys, ..Self::new(&batch.positions, &batch.segments, lora) }
     }
 
     /// Of this pass only the rows `index`, ascending, go on to the head.

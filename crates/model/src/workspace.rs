@@ -30,7 +30,16 @@ pub struct Workspace {
     pub(crate) head_rstd: Slot,
     /// `(M, V)`, only where a caller asks for logits.
     pub(crate) logits: Slot,
+    pub(crate) shared_keys: SharedKeys,
     pub(crate) grads: Gradients,
+}
+
+/// Where sequences share rows: keys and values of one layer, each `(M, KH · HS)`, for every sequence all of its own.
+#[derive(Debug, Default)]
+pub(crate) struct SharedKeys {
+    pub kv: [Slot; 2],
+    /// Their gradients.
+    pub dkv: [Slot; 2],
 }
 
 /// Gradients of activations; none outlives one layer but `hidden`.

@@ -138,7 +138,7 @@ fn gradients_match_finite_differences() {
         let count = adapter.params.len();
         let gradients_of = |adapter: &FlatAdapter, work: &mut Workspace| {
             let mut grads = backend.alloc(count);
-            let rows = LoraRows { dropout, ..LoraRows::all(adapter, batch.tokens()) };
+            let rows = LoraRows { dropout, ..LoraRows::all(adapter, batch.rows()) };
             let losses = decoder.losses_and_gradients(work, &batch, &[rows], 0.5, &mut grads).unwrap();
             (losses.iter().map(|&l| l as f64).sum::<f64>(), grads)
         };
@@ -172,7 +172,7 @@ fn gradients_accumulate_over_micro_batches() {
     let run = |batches: &[Batch], work: &mut Workspace| {
         let mut grads = backend.alloc(adapter.params.len());
         for batch in batches {
-            let rows = LoraRows::all(&adapter, batch.tokens());
+            let rows = LoraRows::all(&adapter, batch.rows());
             decoder.losses_and_gradients(work, batch, &[rows], 1.0, &mut grads).unwrap();
         }
         let mut values = vec![0.0; grads.len()];
@@ -207,7 +207,7 @@ fn adapters_on_the_top_layer_alone_get_the_same_gradients() {
     let (mut work, batch) = (Workspace::new(), Batch::new(&sequences()));
     let mut run = |adapter: &FlatAdapter| {
         let mut grads = backend.alloc(adapter.params.len());
-        let rows = LoraRows::all(adapter, batch.tokens());
+        let rows = LoraRows::all(adapter, batch.rows());
         decoder.losses_and_gradients(&mut work, &batch, &[rows], 1.0, &mut grads).unwrap();
         let mut out = vec![0.0; grads.len()];
         backend.read(&mut out, &grads, 0);

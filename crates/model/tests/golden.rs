@@ -87,7 +87,7 @@ fn loss_and_gradients(golden: &Path, backend: Arc<dyn Backend>) {
     let batch = Batch::new(&sequences);
     let mut grads = backend.alloc(adapter.params.len());
     let dloss = 1.0 / batch.trained_tokens() as f32;
-    let rows = LoraRows::all(&adapter, batch.tokens());
+    let rows = LoraRows::all(&adapter, batch.rows());
     let losses = decoder.losses_and_gradients(&mut work, &batch, &[rows], dloss, &mut grads).unwrap();
     let loss = losses.iter().map(|&l| l as f64).sum::<f64>() / losses.len() as f64;
     let expected = f32_values(tensors.tensor("loss").unwrap().data())[0] as f64;

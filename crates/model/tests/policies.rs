@@ -36,7 +36,7 @@ fn numbers(
         let mut grads = backend.alloc(adapter.params.len());
         found.push(decoder.losses(&mut work, &batch(&[30, 7]), Some(adapter)).unwrap());
         let batch = batch(lengths);
-        let rows = LoraRows { dropout, ..LoraRows::all(adapter, batch.tokens()) };
+        let rows = LoraRows { dropout, ..LoraRows::all(adapter, batch.rows()) };
         let losses = decoder.losses_and_gradients(&mut work, &batch, &[rows], 0.5, &mut grads);
         found.push(losses.unwrap());
         let mut values = vec![0.0; grads.len()];
@@ -87,7 +87,7 @@ fn footprint(config: &ModelConfig, policies: &[ActivationPolicy]) -> Footprint {
     let mut grads = trace.alloc(adapter.params.len());
     let mut work = Workspace::with_policies(policies.to_vec());
     let batch = batch(&[20, 30]);
-    let rows = LoraRows::all(&adapter, batch.tokens());
+    let rows = LoraRows::all(&adapter, batch.rows());
     let losses = decoder.losses_and_gradients(&mut work, &batch, &[rows], 1.0, &mut grads).unwrap();
     assert_eq!(losses, vec![0.0; batch.trained_tokens()]);
     trace.footprint()

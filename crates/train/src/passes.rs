@@ -8,8 +8,8 @@ use std::ops::Range;
 
 use danlu_model::{Batch, Sequence};
 
-/// Most tokens that micro-batches are put together to: with more, a row hardly gets cheaper.
-const MOST_TOKENS: usize = 512;
+/// Most rows that micro-batches are put together to: with more, a row hardly gets cheaper.
+const MOST_ROWS: usize = 512;
 
 /// Some micro-batches of a step, as one batch.
 #[derive(Debug)]
@@ -24,35 +24,33 @@ pub(crate) struct Pass {
 impl Pass {
     /// The passes of a step.
     pub fn of_step(micros: &[Vec<&Sequence>], together: bool) -> Vec<Self> {
-        let tokens = |micro: &Vec<&Sequence>| micro.iter().map(|s| s.ids.len()).sum();
-        let tokens: Vec<usize> = micros.iter().map(tokens).collect();
-        let pass = |range: Range<usize>| {
-            let mut end = 0;
-            let mut rows_of = |&tokens: &usize| {
-                let start = end;
-                end += tokens;
-                start..end
-            };
-            let rows = tokens[range.clone()].iter().map(&mut rows_of).collect();
-            Self { batch: Batch::new(micros[range.clone()].iter().flatten().copied()), micros: range, rows }
+        let rows: Vec<usize> = micros.iter().map(|micro| Batch::new(micro.iter().copied()).rows()).collect();
+        let pass = |micros_of_pass: Range<usize>| {
+            let (mut batch, mut rows) = (Batch::default(), Vec::new());
+            for micro in &micros[micros_of_pass.clone()] {
+                let start = batch.rows();
+                batch.append(micro.iter().copied());
+                rows.push(start..batch.rows());
+            }
+            Self { batch, micros: micros_of_pass, rows }
         };
-        groups(&tokens, together).into_iter().map(pass).collect()
+        groups(&rows, together).into_iter().map(pass).collect()
     }
 }
 
-/// Which micro-batches, of these numbers of tokens, share a pass.
-pub(crate) fn groups(tokens: &[usize], together: bool) -> Vec<Range<usize>> {
+/// Which micro-batches, of these numbers of rows, share a pass.
+pub(crate) fn groups(rows: &[usize], together: bool) -> Vec<Range<usize>> {
     let (mut groups, mut start, mut sum): (Vec<Range<usize>>, _, _) = (Vec::new(), 0, 0);
-    for (i, &n) in tokens.iter().enumerate() {
-        let joins = together && sum + n <= MOST_TOKENS;
+    for (i, &n) in rows.iter().enumerate() {
+        let joins = together && sum + n <= MOST_ROWS;
         if i > start && !joins {
             groups.push(start..i);
             (start, sum) = (i, 0);
         }
         sum += n;
     }
-    if start < tokens.len() {
-        groups.push(start..tokens.len());
+    if start < rows.len() {
+        groups.push(start..rows.len());
     }
     groups
 }
@@ -63,7 +61,7 @@ mod tests {
 
     #[test]
     fn neighbours_share_a_pass_up_to_its_size() {
-        let of = |tokens: &[usize]| groups(tokens, true);
+        let of = |rows: &[usize]| groups(rows, true);
         assert!(of(&[]).is_empty());
         assert_eq!(of(&[100, 200, 212, 1]), [0..3, 3..4]);
         assert_eq!(of(&[900, 100, 413, 600]), [0..1, 1..2, 2..3, 3..4]);
@@ -80,5 +78,13 @@ mod tests {
         assert_eq!(passes.len(), 1);
         assert_eq!((passes[0].batch.tokens(), passes[0].micros.clone()), (90, 0..2));
         assert_eq!(passes[0].rows, [0..50, 50..90]);
+    }
+
+    #[test]
+    fn what_begins_alike_is_shared_within_a_micro_batch_and_not_beyond() {
+        let sequence = Sequence { ids: vec![3; 10], trained: (0..10).map(|i| i > 7).collect() };
+        let micro = vec![&sequence, &sequence];
+        let passes = Pass::of_step(&[micro.clone(), micro], true);
+        assert_eq!((passes[0].rows.clone(), passes[0].batch.tokens()), (vec![0..13, 13..26], 40));
     }
 }

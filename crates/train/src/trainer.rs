@@ -244,12 +244,12 @@ impl Trainer {
     }
 
     /// Sets what each layer keeps and whether small micro-batches run together, which no result depends on, and makes
-    /// every buffer that passes of up to `tokens` tokens, `labels` of them trained, will need: a run that does not fit
+    /// every buffer that passes of up to `rows` rows, `labels` of them with a label, will need: a run that does not fit
     /// fails before its first step.
-    pub fn reserve(&mut self, policies: Vec<ActivationPolicy>, together: bool, tokens: usize, labels: usize) {
+    pub fn reserve(&mut self, policies: Vec<ActivationPolicy>, together: bool, rows: usize, labels: usize) {
         self.together = together;
         self.work = Workspace::with_policies(policies);
-        self.decoder.reserve(&mut self.work, tokens, labels);
+        self.decoder.reserve(&mut self.work, rows, labels);
     }
 
     /// Gives the buffers of the steps back, when the last one is done. A further step makes them again.
@@ -257,10 +257,10 @@ impl Trainer {
         self.work.clear();
     }
 
-    /// The examples that step `step`, from 1, is taken on.
-    pub fn examples_of(&mut self, step: u64) -> Vec<&Example> {
-        let records = self.feed.step(step).concat();
-        records.into_iter().map(|record| &self.examples[record]).collect()
+    /// The micro-batches that step `step`, from 1, is taken on.
+    pub fn batches_of(&mut self, step: u64) -> Vec<Batch> {
+        let sequence = |&record: &usize| &self.examples[record].sequence;
+        self.feed.step(step).iter().map(|micro| Batch::new(micro.iter().map(sequence))).collect()
     }
 
     /// The mean loss over `sequences` with the adapter as it is now, without dropout.

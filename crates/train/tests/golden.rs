@@ -150,7 +150,7 @@ fn gradients(expected: &Expected) {
     let mut grads = Buffer::host(adapter.num_parameters());
     let mut work = Workspace::new();
     let dloss = 1.0 / batch.trained_tokens() as f32;
-    let rows = LoraRows::all(&adapter, batch.tokens());
+    let rows = LoraRows::all(&adapter, batch.rows());
     let losses = decoder.losses_and_gradients(&mut work, &batch, &[rows], dloss, &mut grads).unwrap();
     let loss = losses.iter().map(|&l| f64::from(l)).sum::<f64>() / losses.len() as f64;
     let loss = relative(loss, expected.number(["/batch/loss", "/batch_loss"]));

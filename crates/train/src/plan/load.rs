@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use danlu_model::Sequence;
+use danlu_model::{Sequence, shared_beginnings};
 
 use crate::TrainSettings;
 use crate::feed::Feed;
@@ -12,53 +12,62 @@ use crate::trainer::evaluation_groups;
 /// Steps that are looked at one by one; of a longer run the rest is bounded from above.
 const MOST_STEPS: u64 = 200_000;
 
-/// How long a record is: all that memory depends on.
+/// How long a record is, and what it begins with: all that memory depends on.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct RecordSize {
+pub struct RecordSize<'a> {
     /// Tokens.
     pub tokens: usize,
     /// Those that carry a loss.
     pub trained: usize,
+    /// The first tokens, as far as other records may [share](shared_beginnings) them.
+    pub beginning: &'a [u32],
 }
 
-impl RecordSize {
+impl<'a> RecordSize<'a> {
     /// The size of `sequence`.
-    pub fn of(sequence: &Sequence) -> Self {
-        Self { tokens: sequence.ids.len(), trained: sequence.trained_tokens() }
+    pub fn of(sequence: &'a Sequence) -> Self {
+        let trained = sequence.trained_tokens();
+        Self { tokens: sequence.ids.len(), trained, beginning: sequence.beginning() }
     }
 
     /// A record of that size cut to `max_length`.
     pub fn cut(self, max_length: usize) -> Self {
         let tokens = self.tokens.min(max_length);
-        Self { tokens, trained: self.trained.min(tokens.saturating_sub(1)) }
+        let trained = self.trained.min(tokens.saturating_sub(1));
+        let beginning = self.beginning.len().min(tokens.saturating_sub(1) - trained);
+        Self { tokens, trained, beginning: &self.beginning[..beginning] }
     }
 
-    /// Some sequence of this size.
+    /// Some sequence of this size, which shares no more of its beginning.
     fn sequence(self) -> Sequence {
-        let trained = (0..self.tokens).map(|i| i + self.trained >= self.tokens).collect();
-        Sequence { ids: vec![0; self.tokens], trained }
+        let Self { tokens, trained, beginning } = self;
+        let mut ids = beginning.to_vec();
+        ids.resize(tokens, 0);
+        // The first label stands behind the beginning, the others at the end.
+        let is_trained = |i| trained > 0 && (i + trained > tokens || i == beginning.len() + 1);
+        Sequence { ids, trained: (0..tokens).map(is_trained).collect() }
     }
 }
 
 /// The records of one micro-batch.
-type Micro = Vec<RecordSize>;
+type Micro<'a> = Vec<RecordSize<'a>>;
 
 /// The steps and evaluations of a run that no other exceeds in everything.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Load {
-    steps: Vec<Vec<Micro>>,
-    evaluations: Vec<Micro>,
-    /// Most tokens of a pass.
-    pub tokens: usize,
+pub(crate) struct Load<'a> {
+    steps: Vec<Vec<Micro<'a>>>,
+    evaluations: Vec<Micro<'a>>,
+    /// Most rows of a pass.
+    pub rows: usize,
     /// Most trained tokens of a pass.
     pub labels: usize,
 }
 
-impl Load {
+impl<'a> Load<'a> {
     /// What a run over these records meets, with its small micro-batches `together` or not.
     pub fn of(
-        records: &[RecordSize],
-        held_out: &[RecordSize],
+        records: &[RecordSize<'a>],
+        held_out: &[RecordSize<'a>],
         settings: &TrainSettings,
         together: bool,
     ) -> Self {
@@ -82,8 +91,8 @@ impl Load {
             worst.see(vec![group.to_vec()]);
         }
         let most = |size| steps.iter().map(|step| most_of_a_pass(step, size, together)).max().unwrap_or(0);
-        let (tokens, labels) = (most(tokens), most(labels));
-        Self { evaluations: worst.into_kept().into_iter().flatten().collect(), tokens, labels, steps }
+        let (rows, labels) = (most(rows), most(labels));
+        Self { evaluations: worst.into_kept().into_iter().flatten().collect(), rows, labels, steps }
     }
 
     /// Those steps, each the records of its micro-batches.
@@ -98,54 +107,63 @@ impl Load {
 }
 
 #[allow(clippy::ptr_arg, reason = "the alias is the noun here")]
-fn sequences(micro: &Micro) -> Vec<Sequence> {
+fn sequences(micro: &Micro<'_>) -> Vec<Sequence> {
     micro.iter().map(|record| record.sequence()).collect()
 }
 
-fn tokens(micro: &Micro) -> usize {
+fn tokens(micro: &Micro<'_>) -> usize {
     micro.iter().map(|record| record.tokens).sum()
 }
 
-fn labels(micro: &Micro) -> usize {
+fn labels(micro: &Micro<'_>) -> usize {
     micro.iter().map(|record| record.trained).sum()
 }
 
+/// Rows that a micro-batch has: what its records begin with alike, it has once.
+fn rows(micro: &Micro<'_>) -> usize {
+    let beginnings: Vec<&[u32]> = micro.iter().map(|record| record.beginning).collect();
+    let shared: usize = shared_beginnings(&beginnings).iter().flatten().map(|shared| shared.tokens).sum();
+    tokens(micro) - shared
+}
+
 /// The largest pass of a step, by one measure.
-fn most_of_a_pass(step: &[Micro], size: fn(&Micro) -> usize, together: bool) -> usize {
-    let tokens: Vec<usize> = step.iter().map(tokens).collect();
+fn most_of_a_pass(step: &[Micro<'_>], size: fn(&Micro<'_>) -> usize, together: bool) -> usize {
+    let rows: Vec<usize> = step.iter().map(rows).collect();
     let sum = |range: Range<usize>| step[range].iter().map(size).sum();
-    groups(&tokens, together).into_iter().map(sum).max().unwrap_or(0)
+    groups(&rows, together).into_iter().map(sum).max().unwrap_or(0)
 }
 
 /// A micro-batch that none of a run exceeds.
-fn bound(records: &[RecordSize], settings: &TrainSettings) -> Micro {
+fn bound(records: &[RecordSize<'_>], settings: &TrainSettings) -> Micro<'static> {
     let longest = match settings.packing {
-        true => RecordSize { tokens: settings.max_length, trained: settings.max_length },
+        true => RecordSize { tokens: settings.max_length, trained: settings.max_length, beginning: &[] },
         false => RecordSize {
             tokens: records.iter().map(|record| record.tokens).max().unwrap_or(0),
             trained: records.iter().map(|record| record.trained).max().unwrap_or(0),
+            beginning: &[],
         },
     };
     vec![longest; settings.per_device_train_batch_size.min(records.len())]
 }
 
 /// Keeps, by each measure, the largest step seen: work buffers only grow, so the others do not matter.
-struct Worst {
+struct Worst<'a> {
     together: bool,
-    kept: [Option<(usize, Vec<Micro>)>; 6],
+    kept: [Option<(usize, Vec<Micro<'a>>)>; 7],
 }
 
-impl Worst {
+impl<'a> Worst<'a> {
     fn new(together: bool) -> Self {
         Self { together, kept: Default::default() }
     }
 
-    fn see(&mut self, step: Vec<Micro>) {
-        let most = |size: fn(&Micro) -> usize| step.iter().map(size).max().unwrap_or(0);
+    fn see(&mut self, step: Vec<Micro<'a>>) {
+        let most = |size: fn(&Micro<'_>) -> usize| step.iter().map(size).max().unwrap_or(0);
         let pass = |size| most_of_a_pass(&step, size, self.together);
-        let sum = |size: fn(&Micro) -> usize| step.iter().map(size).sum();
-        let longest = |micro: &Micro| micro.iter().map(|record| record.tokens).max().unwrap_or(0);
-        let measures = [pass(tokens), pass(labels), most(tokens), most(longest), sum(tokens), sum(labels)];
+        let sum = |size: fn(&Micro<'_>) -> usize| step.iter().map(size).sum();
+        let longest = |micro: &Micro<'_>| micro.iter().map(|record| record.tokens).max().unwrap_or(0);
+        let measures =
+            [pass(rows), pass(tokens), pass(labels), most(rows), most(longest), sum(rows), sum(labels)];
         for (kept, measure) in self.kept.iter_mut().zip(measures) {
             if kept.as_ref().is_none_or(|(most, _)| measure > *most) {
                 *kept = Some((measure, step.clone()));
@@ -153,8 +171,8 @@ impl Worst {
         }
     }
 
-    fn into_kept(self) -> Vec<Vec<Micro>> {
-        let mut steps: Vec<Vec<Micro>> = Vec::new();
+    fn into_kept(self) -> Vec<Vec<Micro<'a>>> {
+        let mut steps: Vec<Vec<Micro<'a>>> = Vec::new();
         for (_, step) in self.kept.into_iter().flatten() {
             if !steps.contains(&step) {
                 steps.push(step);
@@ -166,18 +184,27 @@ impl Worst {
 
 #[cfg(test)]
 mod tests {
+    use danlu_model::Batch;
+
     use super::*;
 
-    fn record(tokens: usize, trained: usize) -> RecordSize {
-        RecordSize { tokens, trained }
+    fn record(tokens: usize, trained: usize) -> RecordSize<'static> {
+        RecordSize { tokens, trained, beginning: &[] }
     }
 
     #[test]
     fn a_made_up_sequence_has_the_size_it_was_made_for() {
         for size in [record(2, 1), record(9, 8), record(30, 4)] {
-            assert_eq!(RecordSize::of(&size.sequence()), size);
+            for beginning in [&[][..], &[7, 8, 9]] {
+                let beginning = &beginning[..beginning.len().min(size.tokens - 1 - size.trained)];
+                let size = RecordSize { beginning, ..size };
+                assert_eq!(RecordSize::of(&size.sequence()), size);
+            }
         }
+        assert_eq!(record(5, 0).sequence().trained_tokens(), 0);
         assert_eq!(record(30, 20).cut(10), record(10, 9));
+        let begun = |tokens, trained, beginning| RecordSize { tokens, trained, beginning };
+        assert_eq!(begun(30, 4, &[1, 2, 3, 4]).cut(7), begun(7, 4, &[1, 2]));
     }
 
     #[test]
@@ -196,19 +223,31 @@ mod tests {
                 (sum(|r| r.tokens), sum(|r| r.trained))
             });
             let (tokens, labels): (Vec<usize>, Vec<usize>) = sums.unzip();
-            assert_eq!((Some(&load.tokens), Some(&load.labels)), (tokens.iter().max(), labels.iter().max()));
+            assert_eq!((Some(&load.rows), Some(&load.labels)), (tokens.iter().max(), labels.iter().max()));
             let micros: Vec<Vec<Sequence>> = load.steps().flatten().collect();
             let any = |size: fn(&RecordSize) -> usize, most| {
                 let of =
                     |micro: &Vec<Sequence>| micro.iter().map(|s| size(&RecordSize::of(s))).sum::<usize>();
                 micros.iter().any(|micro| of(micro) == most)
             };
-            assert!(any(|r| r.tokens, load.tokens) && any(|r| r.trained, load.labels));
+            assert!(any(|r| r.tokens, load.rows) && any(|r| r.trained, load.labels));
             let together = Load::of(&records, &held_out, &settings, true);
-            assert!(together.tokens > load.tokens && together.tokens <= 512, "{together:?}");
+            assert!(together.rows > load.rows && together.rows <= 512, "{together:?}");
             let groups: Vec<usize> =
                 load.evaluations().map(|g| g.iter().map(|s| s.ids.len()).sum()).collect();
             assert_eq!(groups, [490], "the last two fit into 512 tokens, and exceed the first in everything");
         }
+    }
+
+    #[test]
+    fn a_beginning_counts_once_in_a_micro_batch() {
+        let beginning: Vec<u32> = (0..30).collect();
+        let records: Vec<_> =
+            (0..40).map(|i| RecordSize { beginning: &beginning, ..record(40 + i, 5) }).collect();
+        let settings = TrainSettings { per_device_train_batch_size: 4, ..TrainSettings::default() };
+        let load = Load::of(&records, &[], &settings, false);
+        let longest: usize = load.steps().flatten().map(|micro| Batch::new(&micro).rows()).max().unwrap();
+        assert_eq!(load.rows, longest);
+        assert!(load.rows < 4 * 80 - 3 * 29, "{}", load.rows);
     }
 }

@@ -28,7 +28,7 @@ const LEAST_LENGTH: usize = 16;
 
 /// What a run is made of, as far as memory depends on it.
 #[derive(Clone, Debug)]
-pub struct PlanInput {
+pub struct PlanInput<'a> {
     /// The base.
     pub config: ModelConfig,
     /// The run.
@@ -36,9 +36,9 @@ pub struct PlanInput {
     /// What will compute.
     pub cpu: CpuOptions,
     /// Records to train on; with none, every record is as long as the settings allow.
-    pub records: Vec<RecordSize>,
+    pub records: Vec<RecordSize<'a>>,
     /// Records to evaluate on.
-    pub held_out: Vec<RecordSize>,
+    pub held_out: Vec<RecordSize<'a>>,
     /// Replies after the last step.
     pub reply: ReplySize,
     /// Whether checkpoints are written.
@@ -95,7 +95,7 @@ pub struct MemoryPlan {
     pub layers: Layers,
     /// Whether small micro-batches go through the model together: faster, to the same bits.
     pub together: bool,
-    /// Tokens of the largest pass.
+    /// Tokens of the largest pass, what records begin with alike counted once.
     pub tokens: u64,
     /// Trained tokens of the pass that has most of them.
     pub trained_tokens: u64,
@@ -150,7 +150,7 @@ impl MemoryPlan {
     /// # Errors
     /// If a setting is out of range, or the run does not fit even when every layer keeps least; the error then
     /// names the largest batch, or the longest records, that would.
-    pub fn new(input: &PlanInput, limit: Option<u64>) -> Result<Self, TrainError> {
+    pub fn new(input: &PlanInput<'_>, limit: Option<u64>) -> Result<Self, TrainError> {
         input.settings.validate()?;
         let ladder = Rung::ladder(input.config.num_hidden_layers);
         let (first, least) = (ladder[0], ladder[ladder.len() - 1]);
@@ -182,24 +182,24 @@ impl MemoryPlan {
 
 /// A run to be planned in one way after the other.
 struct Planner<'a> {
-    input: &'a PlanInput,
+    input: &'a PlanInput<'a>,
     settings: &'a TrainSettings,
     rehearsal: Rehearsal,
-    records: Vec<RecordSize>,
-    held_out: Vec<RecordSize>,
+    records: Vec<RecordSize<'a>>,
+    held_out: Vec<RecordSize<'a>>,
     /// With micro-batches apart, and together; found when first asked for.
-    loads: [OnceCell<Load>; 2],
+    loads: [OnceCell<Load<'a>>; 2],
 }
 
 impl<'a> Planner<'a> {
-    fn new(input: &'a PlanInput, settings: &'a TrainSettings) -> Result<Self, TrainError> {
-        let cut = |records: &[RecordSize]| -> Vec<RecordSize> {
+    fn new(input: &'a PlanInput<'a>, settings: &'a TrainSettings) -> Result<Self, TrainError> {
+        let cut = |records: &[RecordSize<'a>]| -> Vec<RecordSize<'a>> {
             records.iter().map(|record| record.cut(settings.max_length)).collect()
         };
         let mut records = cut(&input.records);
         if records.is_empty() {
-            let full =
-                RecordSize { tokens: settings.max_length, trained: settings.max_length }.cut(usize::MAX);
+            let longest = settings.max_length;
+            let full = RecordSize { tokens: longest, trained: longest, beginning: &[] }.cut(longest);
             let count =
                 settings.per_device_train_batch_size.saturating_mul(settings.gradient_accumulation_steps);
             records = vec![full; count.min(1 << 20)];
@@ -247,7 +247,7 @@ impl<'a> Planner<'a> {
             total: sum.max(peak),
             layers,
             together,
-            tokens: load.tokens as u64,
+            tokens: load.rows as u64,
             trained_tokens: load.labels as u64,
             step_flops,
         })
@@ -255,7 +255,7 @@ impl<'a> Planner<'a> {
 }
 
 /// The largest batch that fits, or with the smallest batch the longest records.
-fn largest_that_fits(input: &PlanInput, limit: u64) -> Result<Option<Smaller>, TrainError> {
+fn largest_that_fits(input: &PlanInput<'_>, limit: u64) -> Result<Option<Smaller>, TrainError> {
     let least = |settings: &TrainSettings| {
         let ladder = Rung::ladder(input.config.num_hidden_layers);
         let plan = Planner::new(input, settings)?.plan(ladder[ladder.len() - 1])?;

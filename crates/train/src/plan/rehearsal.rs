@@ -66,13 +66,13 @@ impl Rehearsal {
         &mut self,
         policies: Vec<ActivationPolicy>,
         together: bool,
-        load: &Load,
+        load: &Load<'_>,
         reply: ReplySize,
     ) -> Result<Rehearsed, TrainError> {
         self.trainer.release();
         self.trace.restart();
         let state = self.trace.footprint().live - self.norms - self.adapter;
-        self.trainer.reserve(policies, together, load.tokens, load.labels);
+        self.trainer.reserve(policies, together, load.rows, load.labels);
         for sequences in load.evaluations() {
             if sequences.iter().any(|sequence| sequence.trained_tokens() > 0) {
                 self.trainer.evaluate(&sequences)?;

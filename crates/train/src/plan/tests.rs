@@ -2,7 +2,7 @@ use std::path::Path;
 
 use super::*;
 
-fn input(batch: usize) -> PlanInput {
+fn input(batch: usize) -> PlanInput<'static> {
     let base = Path::new(env!("CARGO_MANIFEST_DIR")).join("../cli/assets/base-8m");
     PlanInput {
         config: ModelConfig::read(&base).unwrap(),

@@ -12,6 +12,7 @@ use super::batch::Batch;
 use super::figures::{Figures, rate};
 use super::machine::{Machine, MachineArgs, describe_memory};
 use super::subject::{Model, ModelArgs};
+use super::work::Span;
 use super::{RunArgs, random_ids, work};
 use crate::commands::context::check_context;
 use crate::commands::train::forecast::{self, Forecast};
@@ -66,7 +67,8 @@ const MOST_TOKENS: usize = 1 << 24;
 struct Job {
     /// Those of data; random ones are made when it is known that there is room for them.
     examples: Option<Vec<Example>>,
-    records: Vec<RecordSize>,
+    /// How long random ones will be.
+    random: Vec<RecordSize<'static>>,
     settings: TrainSettings,
     /// In a few words, in both languages.
     words: (String, String),
@@ -109,14 +111,15 @@ pub fn run(args: &TrainBenchArgs, printer: &Printer) -> Result<()> {
 
     let watch = Watch::start();
     let decoder = machine.decoder(&config, &weights)?;
-    let examples = job.examples.unwrap_or_else(|| random_examples(&job.records, config.vocab_size));
+    let examples = job.examples.unwrap_or_else(|| random_examples(&job.random, config.vocab_size));
     let mut trainer = Trainer::new(decoder, adapter, examples, job.settings, String::new())?;
     forecast.reserve(&mut trainer);
     let steps = runs.measure(printer, |i| {
-        let examples = trainer.examples_of(i + 1);
-        let lengths: Vec<usize> = examples.iter().map(|e| e.sequence.ids.len()).collect();
-        let labels = examples.iter().map(|e| e.sequence.trained_tokens()).sum();
-        let flops = work::training(&config, trainer.adapter(), &lengths, labels);
+        let batches = trainer.batches_of(i + 1);
+        let segments = batches.iter().flat_map(|batch| &batch.segments);
+        let spans: Vec<Span> = segments.map(|s| Span { new: s.q_len, all: s.kv_len }).collect();
+        let labels = batches.iter().map(|batch| batch.trained_tokens()).sum();
+        let flops = work::training(&config, trainer.adapter(), &spans, labels);
         Ok(Step { report: trainer.step()?, flops })
     })?;
     // Before the machine's peak is measured, which takes memory of its own.
@@ -184,17 +187,17 @@ fn job(
         return Err(Report::input(text).with_hint("lower `--batch` or `--gradient-accumulation-steps`"));
     };
     // One pass over them is one step; the first token of a sequence has no loss.
-    let records = vec![RecordSize { tokens, trained: tokens - 1 }; all];
+    let random = vec![RecordSize { tokens, trained: tokens - 1, beginning: &[] }; all];
     let words = (
         format!("{sequences} × {tokens} 个随机词元，全部计损失"),
         format!("{sequences} × {tokens} random tokens, all with a loss"),
     );
-    Ok(Job { examples: None, records, settings, words })
+    Ok(Job { examples: None, random, settings, words })
 }
 
 /// Sequences of random tokens, all with a loss.
-fn random_examples(records: &[RecordSize], vocab_size: usize) -> Vec<Example> {
-    let example = |(i, record): (usize, &RecordSize)| Example {
+fn random_examples(records: &[RecordSize<'_>], vocab_size: usize) -> Vec<Example> {
+    let example = |(i, record): (usize, &RecordSize<'_>)| Example {
         sequence: Sequence {
             ids: random_ids(record.tokens, vocab_size, i as u64),
             trained: vec![true; record.tokens],
@@ -241,8 +244,7 @@ fn data_job(
         format!("{files} · {records} 条，每微批 {batch} 条，最长 {max} 词元"),
         format!("{files} · {records} records, {batch} in a micro-batch, of at most {max} tokens"),
     );
-    let records = data.examples.iter().map(|example| RecordSize::of(&example.sequence)).collect();
-    Ok(Job { examples: Some(data.examples), records, settings, words })
+    Ok(Job { examples: Some(data.examples), random: Vec::new(), settings, words })
 }
 
 /// The memory that the steps will take, under the limit or within what is available: planned as `danlu train` does,
@@ -255,11 +257,15 @@ fn forecast(
     job: &Job,
 ) -> Result<Forecast> {
     let quantization = machine.quantization.map(|quantization| (quantization, machine.threads));
+    let records = match &job.examples {
+        Some(examples) => examples.iter().map(|example| RecordSize::of(&example.sequence)).collect(),
+        None => job.random.clone(),
+    };
     let input = PlanInput {
         config: config.clone(),
         settings: job.settings.clone(),
         cpu: args.machine.compute.options(machine.precision.into())?,
-        records: job.records.clone(),
+        records,
         held_out: Vec::new(),
         reply: ReplySize::default(),
         checkpoints: false,

@@ -39,20 +39,20 @@ pub fn forward(config: &ModelConfig, spans: &[Span], head_rows: usize) -> f64 {
     layers + head(config, head_rows)
 }
 
-/// FLOP of a forward and backward pass over whole sequences, `labels` of whose tokens carry a loss.
+/// FLOP of a forward and backward pass over sequences, `labels` of whose tokens carry a loss. What a sequence begins with
+/// as one before it does is not new.
 ///
 /// The backward of a frozen weight is one product more, for `dinp`, which nothing needs below the lowest layer with
 /// a pair; those of attention and of a pair are twice their forward, less the pair's share of such a `dinp`. With
 /// every projection adapted this is close to `4 P` a token.
-pub fn training(config: &ModelConfig, lora: &dyn LoraSource, lengths: &[usize], labels: usize) -> f64 {
-    let spans: Vec<Span> = lengths.iter().map(|&tokens| Span::whole(tokens)).collect();
-    let tokens = lengths.iter().sum::<usize>();
+pub fn training(config: &ModelConfig, lora: &dyn LoraSource, spans: &[Span], labels: usize) -> f64 {
+    let tokens = spans.iter().map(|span| span.new).sum::<usize>();
     let has_pair = |layer| Projection::ALL.iter().any(|&p| lora.pair(layer, p).is_some());
     let lowest = (0..config.num_hidden_layers).find(|&layer| has_pair(layer));
 
-    let mut flops = forward(config, &spans, labels) + head(config, labels);
+    let mut flops = forward(config, spans, labels) + head(config, labels);
     for layer in lowest.into_iter().flat_map(|lowest| lowest..config.num_hidden_layers) {
-        flops += 2.0 * attention(config, &spans);
+        flops += 2.0 * attention(config, spans);
         for p in Projection::ALL {
             let rows = rows(config, layer, p, tokens, labels);
             // The lowest layer's input has no gradient: its norm and its q, k and v go without.
@@ -130,11 +130,11 @@ mod tests {
         let config = Shape::Llama125m.config();
         let adapter = adapter(&config, TargetModules::AllLinear);
         let layers = elements(&config, |_| true) * config.num_hidden_layers as f64;
-        let (lengths, labels) = ([512, 512], 1024);
-        let total = training(&config, &adapter, &lengths, labels);
+        let (spans, labels) = ([Span::whole(512); 2], 1024);
+        let total = training(&config, &adapter, &spans, labels);
         // Rank 8 of everything: three times its forward, 6 R (IN + OUT) a token.
         let expected = 4.0 * layers * 1024.0
-            + 3.0 * attention(&config, &[Span::whole(512); 2]) * config.num_hidden_layers as f64
+            + 3.0 * attention(&config, &spans) * config.num_hidden_layers as f64
             + 2.0 * head(&config, labels)
             + 6.0 * adapter.num_parameters() as f64 * 1024.0;
         // The lowest layer's q, k and v and their pairs need no gradient of their input.
@@ -154,7 +154,7 @@ mod tests {
         // Again as much in the backward, where the head counts twice, and 6 FLOP for an element of their pairs.
         let pairs: usize =
             Projection::ALL.iter().filter(|&&p| !reads_the_input(p)).map(|&p| pair_size(&adapter, p)).sum();
-        let (all, one) = (training(&config, &adapter, &[100], 100), training(&config, &adapter, &[100], 1));
+        let (all, one) = (training(&config, &adapter, &prompt, 100), training(&config, &adapter, &prompt, 1));
         let expected = 4.0 + 6.0 * pairs as f64 / behind;
         let found = spared(all - 99.0 * head(&config, 1), one);
         assert!((found - expected).abs() < 1e-9 * expected, "{found} {expected}");
@@ -165,8 +165,9 @@ mod tests {
         let config = Shape::Base8m.config();
         let top = adapter(&config, TargetModules::Regex(r".*layers\.7\..*_proj".to_owned()));
         let all = adapter(&config, TargetModules::AllLinear);
+        let whole = [Span::whole(64)];
         let backward = |lora: &Adapter| {
-            training(&config, lora, &[64], 64) - forward(&config, &[Span::whole(64)], 64) - head(&config, 64)
+            training(&config, lora, &whole, 64) - forward(&config, &whole, 64) - head(&config, 64)
         };
         assert!(backward(&top) < backward(&all) / 8.0);
     }

@@ -106,7 +106,11 @@ impl Forecast {
     ///
     /// # Errors
     /// If it does not fit.
-    pub fn settle(input: &PlanInput, limit: Option<u64>, flags: &dyn Fn(Smaller) -> String) -> Result<Self> {
+    pub fn settle(
+        input: &PlanInput<'_>,
+        limit: Option<u64>,
+        flags: &dyn Fn(Smaller) -> String,
+    ) -> Result<Self> {
         let here = memory::resident().unwrap_or(0);
         let available = memory::available().map(|free| free + here);
         let settled = |plan, crowded| Ok(Self { plan, limit, available, crowded });
@@ -265,12 +269,12 @@ pub fn peak_line(memory: &MemoryUse, printer: &Printer) -> Option<String> {
     ))
 }
 
-fn input(
+fn input<'a>(
     run: &Run,
     config: &ModelConfig,
-    data: Option<(&Prepared, &Tokenizer, &[Question])>,
+    data: Option<(&'a Prepared, &Tokenizer, &[Question])>,
     gauge: &Gauge,
-) -> Result<PlanInput> {
+) -> Result<PlanInput<'a>> {
     let cpu = run.compute.options(run.settings.dtype.into())?;
     let quantization = run.settings.quantization().map(|q| (q, run.compute.threads()));
     let mut input = PlanInput {
