@@ -175,6 +175,12 @@ impl Lanes for Avx2 {
     }
 
     #[inline(always)]
+    unsafe fn looked_up_across(table: [__m256; 2], p0: *const u8, _: *const u8) -> __m256 {
+        // SAFETY: as the trait asks.
+        unsafe { Self::looked_up(table, p0) }
+    }
+
+    #[inline(always)]
     unsafe fn looked_up_dealt(table: [__m256; 2], p: *const u8, v: usize) -> __m256 {
         // SAFETY: as the trait asks; the load is of 32 bytes, 64 codes.
         unsafe {

@@ -231,6 +231,12 @@ impl Lanes for Avx512 {
     }
 
     #[inline(always)]
+    unsafe fn looked_up_across(table: __m512, p0: *const u8, _: *const u8) -> __m512 {
+        // SAFETY: as the trait asks.
+        unsafe { Self::looked_up(table, p0) }
+    }
+
+    #[inline(always)]
     unsafe fn looked_up_dealt(table: __m512, p: *const u8, v: usize) -> __m512 {
         // SAFETY: as the trait asks; the load is of 32 bytes, 64 codes.
         unsafe {

@@ -69,6 +69,21 @@ unsafe fn copies() -> __m512i {
     }
 }
 
+/// Which byte of 16 goes where, so that byte `i / 2` stands in both 16-bit lanes `2 i` and `2 i + 2`, `i` even, and byte
+/// `i / 2 + 1` in those behind each.
+///
+/// # Safety
+/// Needs AVX-512F.
+#[inline(always)]
+unsafe fn twice() -> __m512i {
+    // SAFETY: the caller has AVX-512F.
+    unsafe {
+        let bytes = |i: i64| 0x0001_0000_0001_0000 + 0x0002_0002_0002_0002 * i;
+        let [a, b, c, d, e, f, g, h] = [0, 1, 2, 3, 4, 5, 6, 7].map(bytes);
+        _mm512_setr_epi64(a, b, c, d, e, f, g, h)
+    }
+}
+
 impl Lanes for Avx512Bf16 {
     type V = __m512;
     const LANES: usize = 16;
@@ -187,6 +202,22 @@ impl Lanes for Avx512Bf16 {
             let copies = _mm512_shuffle_epi8(codes, copies());
             let codes = _mm512_srlv_epi16(copies, _mm512_set1_epi64(0x0008_000c_0000_0004));
             _mm512_castsi512_ps(_mm512_permutexvar_epi16(codes, table))
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn looked_up_across(table: __m512i, p0: *const u8, p1: *const u8) -> __m512 {
+        // SAFETY: as the trait asks; the loads are of 8 bytes, 16 codes, each.
+        unsafe {
+            let [lower, upper] = [p0, p1].map(|p| _mm_loadl_epi64(p.cast()));
+            let codes = _mm512_broadcast_i32x4(_mm_unpacklo_epi8(lower, upper));
+            // Every two bytes hold two codes of each row: two copies of both, shifted so that a pair's own lie lowest.
+            let copies = _mm512_shuffle_epi8(codes, twice());
+            let codes = _mm512_srlv_epi16(copies, _mm512_set1_epi64(0x0000_0000_0004_0004));
+            let second = _mm512_set1_epi32(16 << 16);
+            // `second | (codes & 15)`
+            let places = _mm512_ternarylogic_epi64::<0xf8>(second, codes, _mm512_set1_epi16(15));
+            _mm512_castsi512_ps(_mm512_permutexvar_epi16(places, table))
         }
     }
 

@@ -75,6 +75,9 @@ pub(super) trait Lanes {
     /// `LANES · PAIR` consecutive elements as words, looked up by their codes: the first in the upper half of the
     /// byte at `p`. The table's scales are the same.
     unsafe fn looked_up(table: Self::Table, p: *const u8) -> Self::V;
+    /// `LANES` words across, looked up: the element of code `i` at `p0` by the first scale of `table`, paired where words are
+    /// pairs with that of code `i` at `p1` by the second.
+    unsafe fn looked_up_across(table: Self::Table, p0: *const u8, p1: *const u8) -> Self::V;
     /// A vector of the chunk of [`PIECES`](Lanes::PIECES) pieces at `p`, looked up in whatever order is quickest: element
     /// `i` of vector `v` is element `dealt(v · LANES · PAIR + i)` of the chunk.
     unsafe fn looked_up_dealt(table: Self::Table, p: *const u8, v: usize) -> Self::V;

@@ -164,12 +164,9 @@ pub(super) unsafe fn pack_of<T: Lanes, const D: u8>(job: &PackJob<'_>) {
     let steps_at_once = if job.src.k == 1 { usize::MAX } else { ACROSS_STEPS };
     let steps = job.k_len.div_ceil(T::PAIR);
     for step in (0..steps).step_by(steps_at_once) {
-        let next = (step + STEPS_AHEAD) * T::PAIR;
-        if job.src.k != 1 && next < job.k_len {
-            let rows = (job.k_len - next).min(ACROSS_STEPS * T::PAIR);
-            let mut ahead = job.src.ahead(job.outer, job.outers, job.k + next, rows);
+        if job.src.k != 1 {
             // SAFETY: as the caller's.
-            unsafe { ahead.fetch::<T>(ahead.lines()) };
+            unsafe { fetch_steps_ahead::<T>(job, step) };
         }
         for first in (0..job.outers).step_by(T::LANES) {
             let valid = (job.outers - first).min(T::LANES);
@@ -184,6 +181,21 @@ pub(super) unsafe fn pack_of<T: Lanes, const D: u8>(job: &PackJob<'_>) {
                 }
             }
         }
+    }
+}
+
+/// Asks for the rows of some steps behind step `step`, where steps are read across rows.
+///
+/// # Safety
+/// The instruction set of `T` must be there.
+#[inline(always)]
+pub(super) unsafe fn fetch_steps_ahead<T: Lanes>(job: &PackJob<'_>, step: usize) {
+    let next = (step + STEPS_AHEAD) * T::PAIR;
+    if next < job.k_len {
+        let rows = (job.k_len - next).min(ACROSS_STEPS * T::PAIR);
+        let mut ahead = job.src.ahead(job.outer, job.outers, job.k + next, rows);
+        // SAFETY: as the caller's.
+        unsafe { ahead.fetch::<T>(ahead.lines()) };
     }
 }
 

@@ -108,6 +108,12 @@ impl Lanes for Scalar {
     }
 
     #[inline(always)]
+    unsafe fn looked_up_across(table: [f32; 16], p0: *const u8, _: *const u8) -> [f32; 4] {
+        // SAFETY: as the trait asks.
+        unsafe { Self::looked_up(table, p0) }
+    }
+
+    #[inline(always)]
     unsafe fn looked_up_dealt(table: [f32; 16], p: *const u8, v: usize) -> [f32; 4] {
         // SAFETY: as the trait asks: four codes are two bytes.
         unsafe { Self::looked_up(table, p.add(2 * v)) }
