@@ -143,8 +143,9 @@ fn weight(stream: &mut Stream, dtype: DType, len: usize, block_size: usize, is_n
 }
 
 /// Every shape of row against the block: whole chunks of 64 and of 128, a group of scales that ends inside a row, short
-/// rows, rows that end inside a block and inside a byte.
-const SHAPES: [(usize, usize, usize); 11] = [
+/// rows, rows that end inside a block and inside a byte, more rows than a sum is cut at.
+const SHAPES: [(usize, usize, usize); 12] = [
+    (803, 64, 64),
     (70, 64, 64),
     (33, 192, 64),
     (7, 128, 64),
@@ -191,11 +192,18 @@ fn every_instruction_set_decodes_the_same_bits() {
             let mut unit = vec![0.0; rows * rows];
             (0..rows).for_each(|i| unit[i * rows + i] = 1.0);
             let dout = Buffer::from_vec(unit);
+            let rounded: Vec<f32> = stored.iter().map(|&v| bf16_to_f32(f32_to_bf16(v))).collect();
             for isa in Isa::supported() {
-                let cpu = Cpu::new(CpuOptions { threads: Some(2), isa: Some(isa), dtype: DType::F32 });
-                let mut dinp = cpu.alloc(rows * cols);
-                cpu.linear_backward(&mut dinp, &dout, &w, rows);
-                assert_eq!(dinp.host_slice(), stored, "{isa} {rows} x {cols} {dtype:?}, backward");
+                for (product, expected) in [(DType::F32, &stored), (DType::Bf16, &rounded)] {
+                    let cpu = Cpu::new(CpuOptions { threads: Some(2), isa: Some(isa), dtype: product });
+                    let mut dinp = cpu.alloc(rows * cols);
+                    cpu.linear_backward(&mut dinp, &dout, &w, rows);
+                    assert_eq!(
+                        dinp.host_slice(),
+                        expected,
+                        "{isa} {rows} x {cols} {dtype:?}, backward in {product:?}"
+                    );
+                }
             }
         }
     }

@@ -1,6 +1,7 @@
 //! Weights in 4 bits as operands: looked up a block at a time, where the codes lie.
 
 mod dots;
+mod regular;
 
 use std::mem::MaybeUninit;
 
@@ -37,7 +38,8 @@ const fn size<T: Lanes>() -> usize {
     4 / T::PAIR
 }
 
-/// Packs a part of a weight in 4 bits: strips are looked up into a buffer that stays in L1, and packed from there.
+/// Packs a part of a weight in 4 bits: straight from its codes where they are [regular], otherwise strips are looked up
+/// into a buffer that stays in L1, and packed from there.
 ///
 /// # Safety
 /// As [`pack`](super::pack::pack).
@@ -50,6 +52,9 @@ pub(super) unsafe fn pack<T: Lanes>(job: &PackJob<'_>, w: &FourBit) {
     // before it is packed.
     unsafe {
         if k == 1 {
+            if regular::is_along::<T>(job, w) {
+                return regular::pack_along::<T>(job, w);
+            }
             debug_assert!(job.k_len <= BLOCK_STEPS * T::PAIR);
             for first in (0..job.outers).step_by(T::LANES) {
                 let outers = (job.outers - first).min(T::LANES);
@@ -61,8 +66,8 @@ pub(super) unsafe fn pack<T: Lanes>(job: &PackJob<'_>, w: &FourBit) {
             }
             return;
         }
-        if is_regular_across::<T>(job, w) {
-            return pack_across::<T>(job, w);
+        if regular::is_across::<T>(job, w) {
+            return regular::pack_across::<T>(job, w);
         }
         let rows = ACROSS_STEPS * T::PAIR;
         for row in (0..job.k_len).step_by(rows) {
@@ -75,51 +80,6 @@ pub(super) unsafe fn pack<T: Lanes>(job: &PackJob<'_>, w: &FourBit) {
                     expand::<T>(to, w, (job.k + row + i) * k + job.outer + first, outers, job.round);
                 }
                 pack_strip::<T>(job, buffer, (first, outers), (row, rows), (1, outers));
-            }
-        }
-    }
-}
-
-/// Whether no vector of a row crosses a block or ends inside a byte or beyond the row.
-#[inline(always)]
-fn is_regular_across<T: Lanes>(job: &PackJob<'_>, w: &FourBit) -> bool {
-    let whole = |n: usize| n.is_multiple_of(T::LANES);
-    T::LANES >= 2 && whole(w.block_size()) && [job.src.k, job.outer, job.outers].into_iter().all(whole)
-}
-
-/// [`pack`] where `outer` is contiguous and the weight [regular](is_regular_across): values go from their codes straight to
-/// their panels.
-///
-/// # Safety
-/// As [`pack`].
-#[inline(always)]
-unsafe fn pack_across<T: Lanes>(job: &PackJob<'_>, w: &FourBit) {
-    let (codes, scales) = (w.codes().as_ptr(), w.scales().view());
-    for step in 0..job.k_len.div_ceil(T::PAIR) {
-        // A last row without a partner is paired with zeros.
-        let row = job.k + step * T::PAIR;
-        let partner = (T::PAIR == 2 && step * 2 + 1 < job.k_len).then_some(row + 1);
-        let at = |row: usize| row * job.src.k + job.outer;
-        let (e0, e1) = (at(row), at(partner.unwrap_or(row)));
-        let mut first = 0;
-        // SAFETY: vectors lie inside the view and inside one block of their row; panels have room for whole vectors.
-        unsafe {
-            if step.is_multiple_of(ACROSS_STEPS) {
-                fetch_steps_ahead::<T>(job, step);
-            }
-            while first < job.outers {
-                let blocks = [e0, e1].map(|e| (e + first) >> w.block_log2());
-                let ends = [e0, e1].map(|e| (((e + first) >> w.block_log2()) + 1) << w.block_log2());
-                let until = job.outers.min(ends[0] - e0).min(ends[1] - e1);
-                let upper = if partner.is_some() { scales.at(blocks[1]) } else { 0.0 };
-                let table = T::table(w.table(), [scales.at(blocks[0]), upper], job.round);
-                while first < until {
-                    let [p0, p1] = [e0, e1].map(|e| codes.add((e + first) / 2));
-                    let panel = first / job.width * job.panel + first % job.width;
-                    let to = job.dst.wrapping_add(panel + step * job.width);
-                    T::store(to, T::looked_up_across(table, p0, p1));
-                    first += T::LANES;
-                }
             }
         }
     }

@@ -1,0 +1,102 @@
+//! Packing of weights in 4 bits whose blocks end where vectors do: values go from their codes straight to their panels.
+
+use crate::FourBit;
+use crate::gemm::lanes::Lanes;
+use crate::gemm::pack::{ACROSS_STEPS, PackJob, fetch_steps_ahead};
+
+/// Whether squares of `LANES` rows lie inside a block of each of them.
+#[inline(always)]
+pub(super) fn is_along<T: Lanes>(job: &PackJob<'_>, w: &FourBit) -> bool {
+    let square = T::LANES * T::PAIR;
+    let whole = |n: usize| n.is_multiple_of(square);
+    whole(w.block_size()) && whole(job.k) && whole(job.k_len) && job.src.outer.is_multiple_of(w.block_size())
+}
+
+/// [`pack`](super::pack) where `k` is contiguous and the weight [regular](is_along): squares of `LANES` rows are looked up,
+/// transposed, and stored in their panels.
+///
+/// # Safety
+/// As [`pack`](super::pack).
+#[inline(always)]
+pub(super) unsafe fn pack_along<T: Lanes>(job: &PackJob<'_>, w: &FourBit) {
+    let (codes, scales, square) = (w.codes().as_ptr(), w.scales().view(), T::LANES * T::PAIR);
+    for first in (0..job.outers).step_by(T::LANES) {
+        let last = (job.outers - first).min(T::LANES) - 1;
+        let mut to = job.dst.wrapping_add(first / job.width * job.panel + first % job.width);
+        // Rows past the last repeat it.
+        let rows: [usize; 16] =
+            std::array::from_fn(|i| (job.outer + first + i.min(last)) * job.src.outer + job.k);
+        let mut done = 0;
+        while done < job.k_len {
+            // Blocks begin at the same element of every row.
+            let until = ((((job.k + done) >> w.block_log2()) + 1) << w.block_log2()) - job.k;
+            // SAFETY: squares lie inside the view and inside one block of each row; panels have room for whole vectors.
+            unsafe {
+                let mut tables = [T::table(w.table(), [0.0; 2], job.round); 16];
+                for (table, row) in tables.iter_mut().zip(rows).take(T::LANES) {
+                    let scale = scales.at((row + done) >> w.block_log2());
+                    *table = T::table(w.table(), [scale; 2], job.round);
+                    // The rows of the next square.
+                    T::prefetch(codes.wrapping_add((row + done + T::LANES * job.src.outer) / 2));
+                }
+                while done < until.min(job.k_len) {
+                    let mut v = [T::zero(); 16];
+                    for i in 0..T::LANES {
+                        v[i] = T::looked_up(tables[i], codes.add((rows[i] + done) / 2));
+                    }
+                    T::transpose(&mut v);
+                    for (i, &v) in v.iter().enumerate().take(T::LANES) {
+                        T::store(to.wrapping_add(i * job.width), v);
+                    }
+                    to = to.wrapping_add(T::LANES * job.width);
+                    done += square;
+                }
+            }
+        }
+    }
+}
+
+/// Whether no vector of a row crosses a block or ends inside a byte or beyond the row.
+#[inline(always)]
+pub(super) fn is_across<T: Lanes>(job: &PackJob<'_>, w: &FourBit) -> bool {
+    let whole = |n: usize| n.is_multiple_of(T::LANES);
+    T::LANES >= 2 && whole(w.block_size()) && [job.src.k, job.outer, job.outers].into_iter().all(whole)
+}
+
+/// [`pack`](super::pack) where `outer` is contiguous and the weight [regular](is_across): values go from their codes straight to
+/// their panels.
+///
+/// # Safety
+/// As [`pack`](super::pack).
+#[inline(always)]
+pub(super) unsafe fn pack_across<T: Lanes>(job: &PackJob<'_>, w: &FourBit) {
+    let (codes, scales) = (w.codes().as_ptr(), w.scales().view());
+    for step in 0..job.k_len.div_ceil(T::PAIR) {
+        // A last row without a partner is paired with zeros.
+        let row = job.k + step * T::PAIR;
+        let partner = (T::PAIR == 2 && step * 2 + 1 < job.k_len).then_some(row + 1);
+        let at = |row: usize| row * job.src.k + job.outer;
+        let (e0, e1) = (at(row), at(partner.unwrap_or(row)));
+        let mut first = 0;
+        // SAFETY: vectors lie inside the view and inside one block of their row; panels have room for whole vectors.
+        unsafe {
+            if step.is_multiple_of(ACROSS_STEPS) {
+                fetch_steps_ahead::<T>(job, step);
+            }
+            while first < job.outers {
+                let blocks = [e0, e1].map(|e| (e + first) >> w.block_log2());
+                let ends = [e0, e1].map(|e| (((e + first) >> w.block_log2()) + 1) << w.block_log2());
+                let until = job.outers.min(ends[0] - e0).min(ends[1] - e1);
+                let upper = if partner.is_some() { scales.at(blocks[1]) } else { 0.0 };
+                let table = T::table(w.table(), [scales.at(blocks[0]), upper], job.round);
+                while first < until {
+                    let [p0, p1] = [e0, e1].map(|e| codes.add((e + first) / 2));
+                    let panel = first / job.width * job.panel + first % job.width;
+                    let to = job.dst.wrapping_add(panel + step * job.width);
+                    T::store(to, T::looked_up_across(table, p0, p1));
+                    first += T::LANES;
+                }
+            }
+        }
+    }
+}
