@@ -191,27 +191,38 @@ def best(run) -> float:
     return fastest
 
 
-def torch_product(operation: str, n: int, d_in: int, d_out: int, rank: int, dtype) -> float:
-    """GFLOP/s of one operation of the Rust benchmark; operands are of `dtype` already, and results stay in it."""
+def torch_product(operation: str, n: int, d_in: int, d_out: int, dtype) -> float:
+    """GFLOP/s of one product of the Rust benchmark; operands are of `dtype` already, and results stay in it."""
     import torch
 
     inp, dout = torch.randn(n, d_in, dtype=dtype), torch.randn(n, d_out, dtype=dtype)
-    if rank == 0:
-        w = torch.randn(d_out, d_in, dtype=dtype)
-        forward = operation.startswith("out")
-        seconds = best((lambda: inp @ w.T) if forward else (lambda: dout @ w))
-        return 2 * n * d_in * d_out / seconds / 1e9
-    a, b = torch.randn(rank, d_in, dtype=dtype), torch.randn(d_out, rank, dtype=dtype)
+    w = torch.randn(d_out, d_in, dtype=dtype)
+    forward = operation.startswith("out")
+    seconds = best((lambda: inp @ w.T) if forward else (lambda: dout @ w))
+    return 2 * n * d_in * d_out / seconds / 1e9
+
+
+def torch_pair(operation: str, n: int, d_in: int, d_out: int, rank: int, whole: bool) -> float:
+    """GFLOP/s of a low-rank pair's products in f32, as PEFT keeps adapters over any base; or of the `whole` operation, which
+    danlu computes and PEFT does: scaled, and added to what the base gave."""
+    import torch
+
+    inp, dout, out, dinp = (torch.randn(n, d) for d in (d_in, d_out, d_out, d_in))
+    a, b, scaling = torch.randn(rank, d_in), torch.randn(d_out, rank), 2.0
     mid = inp @ a.T
     flops = 2 * n * rank * (d_in + d_out)
 
-    def backward():
-        dmid = dout @ b
-        return dout.T @ mid, dmid.T @ inp, dmid @ a
+    def forward():
+        update = (inp @ a.T) @ b.T
+        return out + update * scaling if whole else update
 
-    if operation == "lora_forward":
-        return flops / best(lambda: (inp @ a.T) @ b.T) / 1e9
-    return 2 * flops / best(backward) / 1e9
+    def backward():
+        scaled = dout * scaling if whole else dout
+        dmid = scaled @ b
+        below = dmid @ a
+        return scaled.T @ mid, dmid.T @ inp, dinp + below if whole else below
+
+    return flops / best(forward) / 1e9 if operation == "lora_forward" else 2 * flops / best(backward) / 1e9
 
 
 LINE = re.compile(r"^  (out = inp W\^T|dinp \+= dout W|lora_forward|lora_backward)\s+(\d+) x (\d+) x (\d+)(?: r (\d+))?( drop)?\s.*?([\d.]+) GFLOP/s")
@@ -223,25 +234,41 @@ def compare_products(arguments):
     torch.set_num_threads(arguments.threads)
     sections = [job for job in arguments.jobs if job in ("products", "low-rank")]
     text = subprocess.run([arguments.gemm, "--bench", str(arguments.threads), *sections], capture_output=True, text=True).stdout
+    lines = list(read_lines(text))
     print("| kernel | operation | n x in x out | danlu GFLOP/s | PyTorch bf16 | PyTorch f32 | ratio to its own type |")
     print("|---|---|---|---:|---:|---:|---:|")
-    kernel, seen = "", {}
+    seen = {}
+    for kernel, operation, sizes, rank, ours in lines:
+        if rank:
+            continue
+        key = (operation, *sizes)
+        if key not in seen:
+            seen[key] = [torch_product(*key, dtype) for dtype in (torch.bfloat16, torch.float32)]
+        bf16, f32 = seen[key]
+        theirs = bf16 if "bf16," in kernel or kernel.endswith("bf16") else f32
+        shape = " x ".join(map(str, sizes))
+        print(f"| {kernel} | {operation} | {shape} | {ours:.0f} | {bf16:.0f} | {f32:.0f} | {ours / theirs:.2f} |")
+    print("\n| kernel | operation | n x in x out, rank | danlu GFLOP/s | PyTorch, its products | the whole operation | ratios |")
+    print("|---|---|---|---:|---:|---:|---:|")
+    for kernel, operation, sizes, rank, ours in lines:
+        if not rank:
+            continue
+        products, whole = (torch_pair(operation, *sizes, rank, whole) for whole in (False, True))
+        shape = " x ".join(map(str, sizes))
+        ratios = f"{ours / products:.2f}, {ours / whole:.2f}"
+        print(f"| {kernel} | {operation} | {shape}, {rank} | {ours:.0f} | {products:.0f} | {whole:.0f} | {ratios} |")
+
+
+def read_lines(text: str):
+    """Of the Rust benchmark's lines without dropout: kernel, operation, sizes, rank (0: a plain product) and GFLOP/s."""
+    kernel = ""
     for line in text.splitlines():
         if line.startswith("cpu "):
             kernel = line.split(":")[0]
         found = LINE.match(line)
-        if not found or found.group(6) or "avx512" not in kernel:
-            continue
-        operation, (n, d_in, d_out), rank = found.group(1), map(int, found.group(2, 3, 4)), int(found.group(5) or 0)
-        key = (operation, n, d_in, d_out, rank)
-        if key not in seen:
-            seen[key] = [torch_product(*key, dtype) for dtype in (torch.bfloat16, torch.float32)]
-        bf16, f32 = seen[key]
-        ours, theirs = float(found.group(7)), bf16 if "bf16," in kernel or kernel.endswith("bf16") else f32
-        # PEFT keeps adapters in f32 over any base.
-        theirs = f32 if rank else theirs
-        shape = f"{n} x {d_in} x {d_out}" + (f" r {rank}" if rank else "")
-        print(f"| {kernel} | {operation} | {shape} | {ours:.0f} | {bf16:.0f} | {f32:.0f} | {ours / theirs:.2f} |")
+        if found and not found.group(6) and "avx512" in kernel:
+            sizes = tuple(map(int, found.group(2, 3, 4)))
+            yield kernel, found.group(1), sizes, int(found.group(5) or 0), float(found.group(7))
 
 
 def main():

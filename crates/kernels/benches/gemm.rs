@@ -81,6 +81,7 @@ fn products(threads: usize, isa: Isa, dtype: DType) {
 fn head(threads: usize, isa: Isa, dtype: DType) {
     let cpu = Cpu::new(CpuOptions { threads: Some(threads), isa: Some(isa), dtype });
     let (peak, mut stream) = (gflops(isa, dtype, threads), Stream::new(2));
+    println!("{}: the head and its loss", cpu.name());
     for (n, c, v) in [(64, 256, 8192), (256, 256, 8192), (512, 512, 8192), (107, 768, 128_256)] {
         let head = weight(&mut stream, v, c);
         let inp = Buffer::from_vec(random(&mut stream, n * c));
@@ -94,6 +95,7 @@ fn head(threads: usize, isa: Isa, dtype: DType) {
 fn low_rank(threads: usize, isa: Isa) {
     let cpu = Cpu::new(CpuOptions { threads: Some(threads), isa: Some(isa), dtype: DType::F32 });
     let (peak, mut stream) = (gflops(isa, DType::F32, threads), Stream::new(3));
+    println!("{}: low-rank pairs", cpu.name());
     for (n, d_in, d_out, rank) in [
         (64, 256, 704, 8),
         (128, 768, 768, 8),

@@ -8,7 +8,7 @@ use crate::activations::{LayerActivations, Mids, MlpActivations};
 use crate::decoder::Decoder;
 use crate::lora::LoraRows;
 use crate::pass::{Pass, Rows};
-use crate::workspace::{Gradients, SharedKeys, Slot, Workspace};
+use crate::workspace::{Gradients, KeyCopies, Slot, Workspace};
 use crate::{Batch, ModelError, Projection};
 
 impl Decoder {
@@ -32,7 +32,7 @@ impl Decoder {
         self.check_ids(&batch.ids)?;
         let (be, labels) = (&*self.backend, batch.trained_tokens());
         let pass = Pass::over(batch, lora.to_vec()).with_head(&batch.label_rows).with_many_rows();
-        self.reserve(work, batch.rows(), labels);
+        self.reserve(work, batch.rows(), labels, pass.keys.map_or(0, <[u32]>::len));
         self.blocks(work, &batch.ids, &pass, true, None);
         self.head_norm(work, labels);
 
@@ -52,7 +52,7 @@ impl Decoder {
             let mut act = work.take_layer(layer);
             if !work.holds(layer) {
                 let policy = work.policy(layer);
-                self.restore(layer, &mut act, policy, &pass, &mut work.shared_keys);
+                self.restore(layer, &mut act, policy, &pass, &mut work.key_copies);
             }
             let (d, is_last) = (&mut work.grads, layer + 1 == self.layers.len());
             match &pass.head {
@@ -69,7 +69,7 @@ impl Decoder {
                 }
                 _ => self.mlp_backward(layer, &act.mlp, &act.mid, &act.attn, d, grads, &pass.rows),
             }
-            self.attend_backward(layer, &act, d, &mut work.shared_keys, &pass, grads, layer > lowest);
+            self.attend_backward(layer, &act, d, &mut work.key_copies, &pass, grads, layer > lowest);
             work.put_layer(layer, act);
         }
         Ok(losses)
@@ -121,7 +121,7 @@ impl Decoder {
         layer: usize,
         act: &LayerActivations,
         d: &mut Gradients,
-        shared: &mut SharedKeys,
+        copies: &mut KeyCopies,
         pass: &Pass<'_>,
         grads: &mut Buffer,
         wanted: bool,
@@ -131,13 +131,10 @@ impl Decoder {
         let (heads, kv_heads, head_dim) =
             (config.num_attention_heads, config.num_key_value_heads, config.head_dim);
         let dims = AttentionDims { heads, kv_heads, head_dim };
-        let [keys, values] = self.keys_of([&act.k, &act.v], pass, &mut shared.kv);
+        let [keys, values] = self.keys_of([&act.k, &act.v], pass, &mut copies.kv);
         let [dk, dv] = match pass.keys {
             None => [&mut d.k, &mut d.v],
-            Some(rows) => shared.dkv.each_mut().map(|slot| {
-                slot.reserve(be, rows.len() * kv_heads * head_dim);
-                slot
-            }),
+            Some(_) => copies.dkv.each_mut(),
         };
         be.attention_backward(
             d.q.get_mut(),
@@ -153,7 +150,7 @@ impl Decoder {
             dims,
         );
         if let Some(rows) = pass.keys {
-            for (own, dout) in [&mut d.k, &mut d.v].into_iter().zip(&shared.dkv) {
+            for (own, dout) in [&mut d.k, &mut d.v].into_iter().zip(&copies.dkv) {
                 self.scatter(own, dout, rows, (n, kv_heads * head_dim));
             }
         }

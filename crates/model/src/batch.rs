@@ -2,7 +2,7 @@
 
 use danlu_kernels::Segment;
 
-use crate::beginnings::{Shared, shared_beginnings};
+use crate::beginnings::{SharedBeginning, shared_beginnings};
 
 /// One training or evaluation example: ids, and which of them carry a loss.
 ///
@@ -30,8 +30,8 @@ impl Sequence {
     }
 }
 
-/// Sequences laid end to end, with their boundaries and labels. Where some begin alike, only the first of them has rows
-/// for that: the keys of the others are found by [`Batch::keys`].
+/// Sequences laid end to end, with their boundaries and labels. Where one begins as another before it, only the earlier has
+/// rows for that: token `t` of sequence `s` has row `keys[segments[s].kv_start + t]`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Batch {
     /// Token ids, one for each row, `(N)`.
@@ -49,7 +49,8 @@ pub struct Batch {
 }
 
 impl Batch {
-    /// Packs `sequences` in order. Those that [begin alike](shared_beginnings) share the rows of that.
+    /// Packs `sequences` in order. Those that [begin alike](shared_beginnings) share rows, and with these what is known of
+    /// a row: sequences with an adapter or a dropout mask of their own are [appended](Batch::append) one by one.
     ///
     /// # Panics
     /// If a sequence's `trained` is not as long as its `ids`.
@@ -64,15 +65,17 @@ impl Batch {
     /// # Panics
     /// As [`Batch::new`].
     pub fn append<'a>(&mut self, sequences: impl IntoIterator<Item = &'a Sequence>) {
+        let sequences: Vec<&Sequence> = sequences.into_iter().collect();
+        assert!(sequences.iter().all(|sequence| sequence.ids.len() == sequence.trained.len()));
         let sequences: Vec<&Sequence> = sequences.into_iter().filter(|s| !s.ids.is_empty()).collect();
         let beginnings: Vec<&[u32]> = sequences.iter().map(|sequence| sequence.beginning()).collect();
+        let tokens = sequences.iter().map(|sequence| sequence.ids.len()).sum();
         let first = self.segments.len();
-        for (sequence, shared) in sequences.into_iter().zip(shared_beginnings(&beginnings)) {
+        for (sequence, shared) in sequences.into_iter().zip(shared_beginnings(&beginnings, tokens)) {
             let Sequence { ids, trained } = sequence;
-            assert_eq!(ids.len(), trained.len());
             let (row, key, len) = (self.ids.len(), self.keys.len(), ids.len());
-            let begun = shared.map_or(0, |Shared { by, tokens }| {
-                let from = self.segments[first + by].kv_start;
+            let begun = shared.map_or(0, |SharedBeginning { with, tokens }| {
+                let from = self.segments[first + with].kv_start;
                 self.keys.extend_from_within(from..from + tokens);
                 tokens
             });
@@ -95,6 +98,11 @@ impl Batch {
     /// Number of tokens of all sequences, `M`: as many as rows, or more where some are shared.
     pub fn tokens(&self) -> usize {
         self.keys.len()
+    }
+
+    /// The row of each key, where that is not the key's own number.
+    pub(crate) fn shared_keys(&self) -> Option<&[u32]> {
+        (self.tokens() > self.rows()).then_some(&self.keys)
     }
 
     /// Number of tokens that carry a loss.

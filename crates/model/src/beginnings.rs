@@ -3,110 +3,99 @@
 //! A row depends on the tokens before it and on nothing behind it, so where two sequences begin alike their rows are the
 //! same, keys and values included. Only rows that carry no label are shared: each label keeps a row of its own.
 
-/// A beginning that an earlier sequence computes.
+use std::collections::BTreeMap;
+
+/// Fewest tokens that must be shared for each of so many: what a pass holds more where it shares anything, a copy of keys
+/// and values with their gradients, is a few hundredths of what it holds for a row.
+const WORTH_ONE_IN: usize = 32;
+
+/// A beginning that an earlier sequence has too.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Shared {
-    /// Which sequence does.
-    pub by: usize,
+pub struct SharedBeginning {
+    /// Which sequence has.
+    pub with: usize,
     /// Tokens that both begin with, at least 1.
     pub tokens: usize,
 }
 
-/// For each of some sequences what it need not compute itself: they are put into families that begin alike, such that most
-/// rows are saved. `beginnings` are the tokens that may be shared, as [`Sequence::beginning`](crate::Sequence::beginning)
-/// tells them.
-pub fn shared_beginnings(beginnings: &[&[u32]]) -> Vec<Option<Shared>> {
-    let mut order: Vec<usize> = (0..beginnings.len()).collect();
-    order.sort_by_key(|&i| beginnings[i]);
-    let alike: Vec<usize> =
-        order.windows(2).map(|pair| alike(beginnings[pair[0]], beginnings[pair[1]])).collect();
-    let mut families = Vec::new();
-    best(&order, &alike, &mut families);
-
-    let mut shared = vec![None; beginnings.len()];
-    for Family { members, tokens } in families {
-        let Some(&by) = members.iter().min() else { continue };
-        for member in members.iter().copied().filter(|&member| member != by) {
-            shared[member] = Some(Shared { by, tokens });
-        }
+/// For each of some sequences what it need not compute itself: as much as it has in common with the earlier one that it is
+/// most alike, or for all of them nothing where that is too little beside their `tokens` in all. `beginnings` are the tokens
+/// that may be shared, as [`Sequence::beginning`](crate::Sequence::beginning) tells them.
+pub fn shared_beginnings(beginnings: &[&[u32]], tokens: usize) -> Vec<Option<SharedBeginning>> {
+    let mut earlier: BTreeMap<&[u32], usize> = BTreeMap::new();
+    let mut shared = Vec::with_capacity(beginnings.len());
+    for (i, &own) in beginnings.iter().enumerate() {
+        // In order, the most alike is a neighbour.
+        let neighbours = [earlier.range(..=own).next_back(), earlier.range(own..).next()];
+        let alike = neighbours.into_iter().flatten().map(|(other, &with)| {
+            let tokens = own.iter().zip(*other).take_while(|(a, b)| a == b).count();
+            SharedBeginning { with, tokens }
+        });
+        shared.push(alike.max_by_key(|shared| shared.tokens).filter(|shared| shared.tokens > 0));
+        earlier.entry(own).or_insert(i);
+    }
+    let saved: usize = shared.iter().flatten().map(|shared| shared.tokens).sum();
+    if saved * WORTH_ONE_IN < tokens {
+        shared.fill(None);
     }
     shared
-}
-
-/// Sequences that share their first tokens.
-struct Family<'a> {
-    members: &'a [usize],
-    tokens: usize,
-}
-
-/// The families of `members`, in order of their tokens, of which neighbours are `alike` in so many first ones: either all
-/// of them are one, or where the fewest are alike they part. How many rows that saves.
-fn best<'a>(members: &'a [usize], alike: &[usize], families: &mut Vec<Family<'a>>) -> usize {
-    let Some(&tokens) = alike.iter().min() else { return 0 };
-    let (known, mut saved, mut start) = (families.len(), 0, 0);
-    for end in (0..=alike.len()).filter(|&i| alike.get(i).is_none_or(|&n| n == tokens)) {
-        saved += best(&members[start..=end], &alike[start..end], families);
-        start = end + 1;
-    }
-    let together = tokens * alike.len();
-    if together < saved || together == 0 {
-        return saved;
-    }
-    families.truncate(known);
-    families.push(Family { members, tokens });
-    together
-}
-
-/// How many first tokens are the same.
-fn alike(a: &[u32], b: &[u32]) -> usize {
-    a.iter().zip(b).take_while(|(a, b)| a == b).count()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn saved(beginnings: &[&[u32]]) -> (Vec<Option<(usize, usize)>>, usize) {
-        let shared = shared_beginnings(beginnings);
-        let saved = shared.iter().flatten().map(|shared| shared.tokens).sum();
-        (shared.into_iter().map(|shared| shared.map(|s| (s.by, s.tokens))).collect(), saved)
+    /// With whom each shares how many tokens, of as many as there are.
+    fn shared(beginnings: &[&[u32]]) -> Vec<Option<(usize, usize)>> {
+        let tokens = beginnings.iter().map(|beginning| beginning.len()).sum();
+        let shared = shared_beginnings(beginnings, tokens);
+        shared.into_iter().map(|shared| shared.map(|s| (s.with, s.tokens))).collect()
     }
 
     #[test]
     fn one_system_message_is_computed_once() {
-        let of = saved(&[&[1, 2, 3, 9], &[1, 2, 3, 8, 7], &[1, 2, 3]]);
-        assert_eq!(of, (vec![None, Some((0, 3)), Some((0, 3))], 6));
+        let found = shared(&[&[1, 2, 3, 9], &[1, 2, 3, 8, 7], &[1, 2, 3]]);
+        assert_eq!(found, [None, Some((0, 3)), Some((1, 3))]);
     }
 
     #[test]
-    fn each_system_message_has_its_family_where_that_saves_more() {
+    fn each_shares_with_what_it_is_most_alike() {
         let (a, b, c): (&[u32], &[u32], &[u32]) = (&[1, 2, 3, 4], &[1, 5, 6, 7], &[1, 8]);
-        let of = saved(&[a, b, b, c, a, a]);
-        assert_eq!(of.0, [None, None, Some((1, 4)), None, Some((0, 4)), Some((0, 4))]);
-        // One of each: the token that begins them all is what there is to share.
-        assert_eq!(saved(&[a, b, c]), (vec![None, Some((0, 1)), Some((0, 1))], 2));
+        assert_eq!(
+            shared(&[a, b, b, c, a]),
+            [None, Some((0, 1)), Some((1, 4)), Some((1, 1)), Some((0, 4))],
+            "what all begin with is shared too"
+        );
     }
 
     #[test]
     fn nothing_alike_shares_nothing() {
-        assert_eq!(saved(&[]).0, []);
-        assert_eq!(saved(&[&[], &[1], &[2, 1], &[]]).0, [None; 4]);
+        assert_eq!(shared(&[]), []);
+        assert_eq!(shared(&[&[], &[1], &[2, 1], &[]]), [None; 4]);
     }
 
     #[test]
-    fn what_is_shared_is_alike_and_computed_by_a_sequence_that_shares_nothing() {
+    fn too_little_is_not_shared() {
+        let worth = |tokens| shared_beginnings(&[&[1, 2, 3], &[1, 2, 4]], tokens)[1].is_some();
+        assert!(worth(64) && !worth(65));
+    }
+
+    #[test]
+    fn what_is_shared_is_alike_and_as_much_as_there_is() {
         let mut stream = danlu_kernels::rng::Stream::new(4);
-        for _ in 0..200 {
+        for _ in 0..300 {
             let beginnings: Vec<Vec<u32>> = (0..1 + stream.next_below(12))
                 .map(|_| (0..stream.next_below(6)).map(|_| stream.next_below(2) as u32).collect())
                 .collect();
             let beginnings: Vec<&[u32]> = beginnings.iter().map(Vec::as_slice).collect();
-            let shared = shared_beginnings(&beginnings);
-            for (i, shared) in shared.iter().enumerate() {
-                let Some(Shared { by, tokens }) = *shared else { continue };
-                assert!(by < i && tokens > 0 && beginnings[by][..tokens] == beginnings[i][..tokens]);
+            for (i, shared) in shared_beginnings(&beginnings, 0).into_iter().enumerate() {
+                let alike = |with: usize| {
+                    beginnings[with].iter().zip(beginnings[i]).take_while(|(a, b)| a == b).count()
+                };
+                let most = (0..i).map(alike).max().unwrap_or(0);
+                assert_eq!(shared.map_or(0, |shared| shared.tokens), most, "{beginnings:?}");
+                assert!(shared.is_none_or(|s| s.with < i && alike(s.with) == most), "{beginnings:?}");
             }
-            assert!(shared.iter().flatten().all(|s| shared[s.by].is_none()), "{beginnings:?}");
         }
     }
 }

@@ -22,7 +22,7 @@ use danlu_kernels::{AttentionDims, Backend, Buffer, LoraRef, Matrix, Segment, Tr
 use crate::activations::{LayerActivations, Mids, MlpActivations};
 use crate::lora::{LoraRows, LoraSource};
 use crate::pass::{MANY_ROWS, Pass, Rows};
-use crate::workspace::{SharedKeys, Slot, Workspace};
+use crate::workspace::{KeyCopies, Slot, Workspace};
 use crate::{ActivationPolicy, Batch, KvCache, ModelConfig, ModelError, Projection, Weights};
 
 /// A base model that runs forward, and backward to its adapters.
@@ -141,10 +141,11 @@ impl Decoder {
         KvCache::new(&self.config, &*self.backend, slots, capacity)
     }
 
-    /// Makes every buffer that training on batches of up to `rows` rows, `labels` of them with a label, needs; beginnings
-    /// that sequences share take a little more when they are met.
-    pub fn reserve(&self, work: &mut Workspace, rows: usize, labels: usize) {
+    /// Makes every buffer that training on batches of up to `rows` rows, `labels` of them with a label, needs; `keys` are
+    /// the tokens of batches that share rows.
+    pub fn reserve(&self, work: &mut Workspace, rows: usize, labels: usize, keys: usize) {
         let (rows, labels) = (rows.max(MANY_ROWS), labels.max(MANY_ROWS));
+        work.reserve_copies(&self.config, &*self.backend, keys);
         work.reserve(&self.config, &*self.backend, rows, self.layers.len(), labels);
         work.reserve_gradients(&self.config, &*self.backend, rows, labels);
     }
@@ -281,7 +282,7 @@ impl Decoder {
             let is_last = layer + 1 == self.layers.len();
             let slot = if keep { layer } else { 0 };
             let mut act = work.take_layer(slot);
-            self.attend(layer, &mut act, pass, cache.as_deref_mut(), &mut work.shared_keys);
+            self.attend(layer, &mut act, pass, cache.as_deref_mut(), &mut work.key_copies);
             let LayerActivations { inp, attn, mlp, mid, .. } = &mut act;
             match &pass.head {
                 Some(head) if is_last => {
@@ -312,7 +313,7 @@ impl Decoder {
         act: &mut LayerActivations,
         pass: &Pass<'_>,
         cache: Option<&mut KvCache>,
-        shared: &mut SharedKeys,
+        copies: &mut KeyCopies,
     ) {
         use Projection::*;
         let (be, config, weights) = (&*self.backend, &self.config, &self.layers[layer]);
@@ -332,7 +333,7 @@ impl Decoder {
         be.rope_forward(act.q.get_mut(), &self.inv_freq, pass.positions, heads, head_dim);
         be.rope_forward(act.k.get_mut(), &self.inv_freq, pass.positions, kv_heads, head_dim);
         let [keys, values] = match cache {
-            None => self.keys_of([&act.k, &act.v], pass, &mut shared.kv),
+            None => self.keys_of([&act.k, &act.v], pass, &mut copies.kv),
             Some(cache) => {
                 let (keys, values) = (&mut cache.keys[layer], &mut cache.values[layer]);
                 for s in pass.segments {
@@ -417,7 +418,7 @@ impl Decoder {
         act: &mut LayerActivations,
         policy: ActivationPolicy,
         pass: &Pass<'_>,
-        shared: &mut SharedKeys,
+        copies: &mut KeyCopies,
     ) {
         let (be, config, weights, n) = (&*self.backend, &self.config, &self.layers[layer], pass.rows.n);
         let eps = config.rms_norm_eps;
@@ -432,7 +433,7 @@ impl Decoder {
                 be.swiglu_forward(mlp.act.get_mut(), mlp.gate.get(), mlp.up.get(), len);
             }
             ActivationPolicy::Recompute => {
-                self.attend(layer, act, pass, None, shared);
+                self.attend(layer, act, pass, None, copies);
                 self.mlp_activations(layer, &mut act.mlp, &mut act.mid, (&act.attn, &act.inp), &pass.rows);
             }
         }

@@ -53,7 +53,7 @@ mod workspace;
 
 pub use activations::ActivationPolicy;
 pub use batch::{Batch, Sequence};
-pub use beginnings::{Shared, shared_beginnings};
+pub use beginnings::{SharedBeginning, shared_beginnings};
 pub use chat_template::{ChatTemplate, Message, Rendered};
 pub use config::{ModelConfig, Rope, RopeScaling};
 pub use decoder::Decoder;

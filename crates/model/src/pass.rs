@@ -45,8 +45,7 @@ impl<'a> Pass<'a> {
 
     /// A pass over `batch` of which all rows go on.
     pub fn over(batch: &'a Batch, lora: Vec<LoraRows<'a>>) -> Self {
-        let keys = (batch.tokens() > batch.rows()).then_some(&batch.keys[..]);
-        Self { keys, ..Self::new(&batch.positions, &batch.segments, lora) }
+        Self { keys: batch.shared_keys(), ..Self::new(&batch.positions, &batch.segments, lora) }
     }
 
     /// Of this pass only the rows `index`, ascending, go on to the head.

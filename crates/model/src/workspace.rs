@@ -30,13 +30,14 @@ pub struct Workspace {
     pub(crate) head_rstd: Slot,
     /// `(M, V)`, only where a caller asks for logits.
     pub(crate) logits: Slot,
-    pub(crate) shared_keys: SharedKeys,
+    pub(crate) key_copies: KeyCopies,
     pub(crate) grads: Gradients,
 }
 
-/// Where sequences share rows: keys and values of one layer, each `(M, KH · HS)`, for every sequence all of its own.
+/// Where sequences share rows: the keys and the values of one layer copied for each of them, a row for every token of every
+/// sequence, `KH · HS` wide.
 #[derive(Debug, Default)]
-pub(crate) struct SharedKeys {
+pub(crate) struct KeyCopies {
     pub kv: [Slot; 2],
     /// Their gradients.
     pub dkv: [Slot; 2],
@@ -125,7 +126,7 @@ impl Workspace {
         self.policy(layer) == ActivationPolicy::KeepAll || self.shared_holds == Some(layer)
     }
 
-    /// Makes room for `n` tokens, the activations of `layers` layers and `head_rows` rows at the head. A single layer's
+    /// Makes room for `n` rows, the activations of `layers` layers and `head_rows` rows at the head. A single layer's
     /// buffers serve one layer after the other.
     pub(crate) fn reserve(
         &mut self,
@@ -152,7 +153,15 @@ impl Workspace {
         self.head_rstd.reserve(backend, head_rows);
     }
 
-    /// Makes room for the backward of `n` tokens with `head_rows` trained ones.
+    /// Makes room for `keys` copied keys and their gradients, where there are any.
+    pub(crate) fn reserve_copies(&mut self, config: &ModelConfig, backend: &dyn Backend, keys: usize) {
+        let KeyCopies { kv, dkv } = &mut self.key_copies;
+        for slot in kv.iter_mut().chain(dkv).filter(|_| keys > 0) {
+            slot.reserve(backend, keys * config.num_key_value_heads * config.head_dim);
+        }
+    }
+
+    /// Makes room for the backward of `n` rows with `head_rows` trained ones.
     pub(crate) fn reserve_gradients(
         &mut self,
         config: &ModelConfig,

@@ -2,7 +2,6 @@
 
 mod common;
 
-use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -31,15 +30,14 @@ fn trained(
     let (be, mut work, mut losses, mut micro) = (decoder.backend(), Workspace::new(), Vec::new(), 0);
     let mut grads = be.alloc(adapter.params.len());
     for sequences in passes {
-        let mut end = 0;
-        let mut rows = |sequence: &Sequence| {
-            let rows: Range<usize> = end..end + sequence.ids.len();
-            (end, micro) = (rows.end, micro + 1);
+        let (mut batch, mut lora) = (Batch::default(), Vec::new());
+        for sequence in *sequences {
+            let start = batch.rows();
+            batch.append([sequence]);
+            micro += 1;
             let dropout = dropout.then_some(DropoutPlan { probability: 0.3, key: micro });
-            LoraRows { rows, source: adapter, dropout }
-        };
-        let lora: Vec<LoraRows<'_>> = sequences.iter().map(&mut rows).collect();
-        let batch = Batch::new(*sequences);
+            lora.push(LoraRows { rows: start..batch.rows(), source: adapter, dropout });
+        }
         losses.extend(decoder.losses_and_gradients(&mut work, &batch, &lora, 0.5, &mut grads).unwrap());
     }
     let mut values = vec![0.0; grads.len()];

@@ -41,7 +41,7 @@ pub struct StepReport {
     pub grad_norm: f64,
     /// Learning rate that the step was taken with.
     pub learning_rate: f64,
-    /// Tokens that went through the model.
+    /// Tokens of its records, those that records share counted for each.
     pub tokens: u64,
     /// Those that carried a loss.
     pub trained_tokens: u64,
@@ -244,12 +244,17 @@ impl Trainer {
     }
 
     /// Sets what each layer keeps and whether small micro-batches run together, which no result depends on, and makes
-    /// every buffer that passes of up to `rows` rows, `labels` of them with a label, will need: a run that does not fit
-    /// fails before its first step.
-    pub fn reserve(&mut self, policies: Vec<ActivationPolicy>, together: bool, rows: usize, labels: usize) {
+    /// every buffer that passes of up to `rows` rows, `labels` of them with a label, will need, and where they share rows
+    /// their `keys`, one a token: a run that does not fit fails before its first step.
+    pub fn reserve(
+        &mut self,
+        policies: Vec<ActivationPolicy>,
+        together: bool,
+        (rows, labels, keys): (usize, usize, usize),
+    ) {
         self.together = together;
         self.work = Workspace::with_policies(policies);
-        self.decoder.reserve(&mut self.work, rows, labels);
+        self.decoder.reserve(&mut self.work, rows, labels, keys);
     }
 
     /// Gives the buffers of the steps back, when the last one is done. A further step makes them again.

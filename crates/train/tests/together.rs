@@ -17,7 +17,7 @@ fn run(isa: Isa, dtype: DType, settings: &TrainSettings, together: bool) -> (Vec
     let config = settings.lora_config("base-8m");
     let adapter = Adapter::init(config, decoder.config(), settings.seed, &*backend).unwrap();
     let mut trainer = Trainer::new(decoder, adapter, examples(6), settings.clone(), String::new()).unwrap();
-    trainer.reserve(Vec::new(), together, 0, 0);
+    trainer.reserve(Vec::new(), together, (0, 0, 0));
     finish(&mut trainer);
     let history = trainer.history().iter().map(|step| (step.loss, step.grad_norm)).collect();
     (history, adapter_bytes(&trainer))
@@ -27,7 +27,7 @@ fn run(isa: Isa, dtype: DType, settings: &TrainSettings, together: bool) -> (Vec
 fn micro_batches_together_change_no_bit() {
     for isa in Isa::ALL.into_iter().filter(|isa| isa.is_supported()) {
         for dtype in [DType::F32, DType::Bf16] {
-            for (size, dropout) in [(1, 0.1), (2, 0.0)] {
+            for (size, dropout) in [(1, 0.1), (2, 0.1), (2, 0.0)] {
                 let settings = TrainSettings {
                     per_device_train_batch_size: size,
                     gradient_accumulation_steps: 3,

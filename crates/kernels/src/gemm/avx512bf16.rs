@@ -69,8 +69,8 @@ unsafe fn copies() -> __m512i {
     }
 }
 
-/// Which byte of 16 goes where, so that byte `i / 2` stands in both 16-bit lanes `2 i` and `2 i + 2`, `i` even, and byte
-/// `i / 2 + 1` in those behind each.
+/// Which byte of 16 goes where, so that byte `i`, `i` even, stands in the 16-bit lanes `2 i` and `2 i + 2`, and byte `i + 1`
+/// in those behind each.
 ///
 /// # Safety
 /// Needs AVX-512F.

@@ -1,6 +1,4 @@
-//! The batches that decide how much memory a run takes, found without a token of text.
-
-use std::ops::Range;
+//! The batches that decide how much memory a run takes, found from lengths and beginnings of its records.
 
 use danlu_model::{Sequence, shared_beginnings};
 
@@ -50,7 +48,33 @@ impl<'a> RecordSize<'a> {
 }
 
 /// The records of one micro-batch.
-type Micro<'a> = Vec<RecordSize<'a>>;
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Micro<'a> {
+    records: Vec<RecordSize<'a>>,
+    tokens: usize,
+    /// Rows: what records begin with alike is there once.
+    rows: usize,
+    labels: usize,
+}
+
+impl<'a> Micro<'a> {
+    fn new(records: Vec<RecordSize<'a>>) -> Self {
+        let sum = |size: fn(&RecordSize<'_>) -> usize| records.iter().map(size).sum::<usize>();
+        let (tokens, labels) = (sum(|record| record.tokens), sum(|record| record.trained));
+        let beginnings: Vec<&[u32]> = records.iter().map(|record| record.beginning).collect();
+        let shared = shared_beginnings(&beginnings, tokens);
+        let rows = tokens - shared.iter().flatten().map(|shared| shared.tokens).sum::<usize>();
+        Self { records, tokens, rows, labels }
+    }
+
+    fn longest(&self) -> usize {
+        self.records.iter().map(|record| record.tokens).max().unwrap_or(0)
+    }
+
+    fn sequences(&self) -> Vec<Sequence> {
+        self.records.iter().map(|record| record.sequence()).collect()
+    }
+}
 
 /// The steps and evaluations of a run that no other exceeds in everything.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -61,6 +85,8 @@ pub(crate) struct Load<'a> {
     pub rows: usize,
     /// Most trained tokens of a pass.
     pub labels: usize,
+    /// Most tokens of a pass that shares rows.
+    pub keys: usize,
 }
 
 impl<'a> Load<'a> {
@@ -76,61 +102,58 @@ impl<'a> Load<'a> {
         let total = settings.total_steps(feed.micro_batches());
         let mut worst = Worst::new(together);
         for step in 1..=total.min(MOST_STEPS) {
-            let micros = feed.step(step).into_iter();
-            worst
-                .see(micros.map(|micro| micro.into_iter().map(|record| records[record]).collect()).collect());
+            let micro =
+                |micro: Vec<usize>| Micro::new(micro.into_iter().map(|record| records[record]).collect());
+            worst.see(feed.step(step).into_iter().map(micro).collect());
         }
         if total > MOST_STEPS {
             // A step has no more of either than the data.
             let micros = settings.gradient_accumulation_steps.min(feed.micro_batches());
-            worst.see(vec![bound(records, settings); micros]);
+            let bound = vec![bound(records, settings); micros];
+            // Some of its rows may be shared, or none.
+            worst.keys = worst.keys.max(most_of_a_pass(&bound, together, |micros| sum(micros, |m| m.tokens)));
+            worst.see(bound);
         }
+        let keys = worst.keys;
         let steps = worst.into_kept();
         let mut worst = Worst::new(false);
         for group in evaluation_groups(held_out, |record| record.tokens, settings.max_length) {
-            worst.see(vec![group.to_vec()]);
+            worst.see(vec![Micro::new(group.to_vec())]);
         }
-        let most = |size| steps.iter().map(|step| most_of_a_pass(step, size, together)).max().unwrap_or(0);
-        let (rows, labels) = (most(rows), most(labels));
-        Self { evaluations: worst.into_kept().into_iter().flatten().collect(), rows, labels, steps }
+        let most = |size: fn(&Micro<'_>) -> usize| {
+            let of_step = |step: &Vec<Micro<'_>>| most_of_a_pass(step, together, |micros| sum(micros, size));
+            steps.iter().map(of_step).max().unwrap_or(0)
+        };
+        let (rows, labels) = (most(|micro| micro.rows), most(|micro| micro.labels));
+        let evaluations = worst.into_kept().into_iter().flatten().collect();
+        Self { evaluations, rows, labels, keys, steps }
     }
 
     /// Those steps, each the records of its micro-batches.
     pub fn steps(&self) -> impl Iterator<Item = Vec<Vec<Sequence>>> + '_ {
-        self.steps.iter().map(|step| step.iter().map(sequences).collect())
+        self.steps.iter().map(|step| step.iter().map(Micro::sequences).collect())
     }
 
     /// Those evaluations, each the records of one batch.
     pub fn evaluations(&self) -> impl Iterator<Item = Vec<Sequence>> + '_ {
-        self.evaluations.iter().map(sequences)
+        self.evaluations.iter().map(Micro::sequences)
     }
 }
 
-#[allow(clippy::ptr_arg, reason = "the alias is the noun here")]
-fn sequences(micro: &Micro<'_>) -> Vec<Sequence> {
-    micro.iter().map(|record| record.sequence()).collect()
+fn sum(micros: &[Micro<'_>], size: fn(&Micro<'_>) -> usize) -> usize {
+    micros.iter().map(size).sum()
 }
 
-fn tokens(micro: &Micro<'_>) -> usize {
-    micro.iter().map(|record| record.tokens).sum()
-}
-
-fn labels(micro: &Micro<'_>) -> usize {
-    micro.iter().map(|record| record.trained).sum()
-}
-
-/// Rows that a micro-batch has: what its records begin with alike, it has once.
-fn rows(micro: &Micro<'_>) -> usize {
-    let beginnings: Vec<&[u32]> = micro.iter().map(|record| record.beginning).collect();
-    let shared: usize = shared_beginnings(&beginnings).iter().flatten().map(|shared| shared.tokens).sum();
-    tokens(micro) - shared
+/// The tokens of these micro-batches as one pass, where any of them shares rows: all keys are then copied.
+fn keys(micros: &[Micro<'_>]) -> usize {
+    let shares = micros.iter().any(|micro| micro.rows < micro.tokens);
+    if shares { sum(micros, |micro| micro.tokens) } else { 0 }
 }
 
 /// The largest pass of a step, by one measure.
-fn most_of_a_pass(step: &[Micro<'_>], size: fn(&Micro<'_>) -> usize, together: bool) -> usize {
-    let rows: Vec<usize> = step.iter().map(rows).collect();
-    let sum = |range: Range<usize>| step[range].iter().map(size).sum();
-    groups(&rows, together).into_iter().map(sum).max().unwrap_or(0)
+fn most_of_a_pass(step: &[Micro<'_>], together: bool, size: impl Fn(&[Micro<'_>]) -> usize) -> usize {
+    let rows: Vec<usize> = step.iter().map(|micro| micro.rows).collect();
+    groups(&rows, together).into_iter().map(|pass| size(&step[pass])).max().unwrap_or(0)
 }
 
 /// A micro-batch that none of a run exceeds.
@@ -143,29 +166,40 @@ fn bound(records: &[RecordSize<'_>], settings: &TrainSettings) -> Micro<'static>
             beginning: &[],
         },
     };
-    vec![longest; settings.per_device_train_batch_size.min(records.len())]
+    Micro::new(vec![longest; settings.per_device_train_batch_size.min(records.len())])
 }
 
 /// Keeps, by each measure, the largest step seen: work buffers only grow, so the others do not matter.
 struct Worst<'a> {
     together: bool,
-    kept: [Option<(usize, Vec<Micro<'a>>)>; 7],
+    kept: [Option<(usize, Vec<Micro<'a>>)>; 8],
+    /// Most keys of a pass.
+    keys: usize,
 }
 
 impl<'a> Worst<'a> {
     fn new(together: bool) -> Self {
-        Self { together, kept: Default::default() }
+        Self { together, kept: Default::default(), keys: 0 }
     }
 
     fn see(&mut self, step: Vec<Micro<'a>>) {
         let most = |size: fn(&Micro<'_>) -> usize| step.iter().map(size).max().unwrap_or(0);
-        let pass = |size| most_of_a_pass(&step, size, self.together);
-        let sum = |size: fn(&Micro<'_>) -> usize| step.iter().map(size).sum();
-        let longest = |micro: &Micro<'_>| micro.iter().map(|record| record.tokens).max().unwrap_or(0);
-        let measures =
-            [pass(rows), pass(tokens), pass(labels), most(rows), most(longest), sum(rows), sum(labels)];
+        let pass =
+            |size: fn(&Micro<'_>) -> usize| most_of_a_pass(&step, self.together, |micros| sum(micros, size));
+        let keys = most_of_a_pass(&step, self.together, keys);
+        self.keys = self.keys.max(keys);
+        let measures = [
+            keys,
+            pass(|micro| micro.rows),
+            pass(|micro| micro.tokens),
+            pass(|micro| micro.labels),
+            most(|micro| micro.rows),
+            most(|micro| micro.longest()),
+            sum(&step, |micro| micro.rows),
+            sum(&step, |micro| micro.labels),
+        ];
         for (kept, measure) in self.kept.iter_mut().zip(measures) {
-            if kept.as_ref().is_none_or(|(most, _)| measure > *most) {
+            if measure > kept.as_ref().map_or(0, |(most, _)| *most) {
                 *kept = Some((measure, step.clone()));
             }
         }
@@ -246,8 +280,29 @@ mod tests {
             (0..40).map(|i| RecordSize { beginning: &beginning, ..record(40 + i, 5) }).collect();
         let settings = TrainSettings { per_device_train_batch_size: 4, ..TrainSettings::default() };
         let load = Load::of(&records, &[], &settings, false);
-        let longest: usize = load.steps().flatten().map(|micro| Batch::new(&micro).rows()).max().unwrap();
-        assert_eq!(load.rows, longest);
-        assert!(load.rows < 4 * 80 - 3 * 29, "{}", load.rows);
+        let batches: Vec<Batch> = load.steps().flatten().map(|micro| Batch::new(&micro)).collect();
+        assert_eq!(Some(load.rows), batches.iter().map(Batch::rows).max());
+        assert_eq!(Some(load.keys), batches.iter().map(Batch::tokens).max());
+        assert!(load.rows < load.keys - 3 * 29, "{load:?}");
+    }
+
+    #[test]
+    fn copies_of_keys_are_foreseen_though_a_larger_batch_has_none() {
+        let beginning = [5; 24];
+        let mut records = vec![record(400, 390)];
+        records.extend([RecordSize { beginning: &beginning, ..record(60, 30) }; 6]);
+        let settings = TrainSettings {
+            packing: true,
+            per_device_train_batch_size: 1,
+            max_length: 400,
+            ..TrainSettings::default()
+        };
+        for together in [false, true] {
+            let load = Load::of(&records, &[], &settings, together);
+            assert_eq!((load.rows, load.keys), (400, 360), "{together}");
+            assert!(load.steps().flatten().any(|micro| Batch::new(&micro).tokens() == 360), "{together}");
+            let unknown = Load::of(&records, &records[1..], &settings, together);
+            assert!(unknown.evaluations().any(|group| Batch::new(&group).rows() < 360));
+        }
     }
 }

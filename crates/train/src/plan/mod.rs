@@ -97,6 +97,9 @@ pub struct MemoryPlan {
     pub together: bool,
     /// Tokens of the largest pass, what records begin with alike counted once.
     pub tokens: u64,
+    /// Tokens of the largest pass whose records begin alike, each counted.
+    #[serde(default)]
+    pub sharing_tokens: u64,
     /// Trained tokens of the pass that has most of them.
     pub trained_tokens: u64,
     /// Work of the heaviest step, multiplications and additions.
@@ -248,6 +251,7 @@ impl<'a> Planner<'a> {
             layers,
             together,
             tokens: load.rows as u64,
+            sharing_tokens: load.keys as u64,
             trained_tokens: load.labels as u64,
             step_flops,
         })

@@ -72,7 +72,7 @@ impl Rehearsal {
         self.trainer.release();
         self.trace.restart();
         let state = self.trace.footprint().live - self.norms - self.adapter;
-        self.trainer.reserve(policies, together, load.rows, load.labels);
+        self.trainer.reserve(policies, together, (load.rows, load.labels, load.keys));
         for sequences in load.evaluations() {
             if sequences.iter().any(|sequence| sequence.trained_tokens() > 0) {
                 self.trainer.evaluate(&sequences)?;

@@ -139,8 +139,8 @@ impl Forecast {
     /// Hands the plan to the trainer, which makes its buffers.
     pub fn reserve(&self, trainer: &mut Trainer) {
         let plan = &self.plan;
-        let (tokens, labels) = (plan.tokens as usize, plan.trained_tokens as usize);
-        trainer.reserve(plan.layers.policies(), plan.together, tokens, labels);
+        let room = (plan.tokens as usize, plan.trained_tokens as usize, plan.sharing_tokens as usize);
+        trainer.reserve(plan.layers.policies(), plan.together, room);
     }
 
     /// The plan in two lines.

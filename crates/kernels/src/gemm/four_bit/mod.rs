@@ -46,15 +46,21 @@ const fn size<T: Lanes>() -> usize {
 #[inline(always)]
 pub(super) unsafe fn pack<T: Lanes>(job: &PackJob<'_>, w: &FourBit) {
     let View { outer, k, .. } = job.src;
+    // SAFETY: as the caller's.
+    unsafe {
+        if k == 1 && regular::is_along::<T>(job, w) {
+            return regular::pack_along::<T>(job, w);
+        }
+        if k != 1 && regular::is_across::<T>(job, w) {
+            return regular::pack_across::<T>(job, w);
+        }
+    }
     let mut buffer = Buffer::new();
     let buffer = buffer.start();
     // SAFETY: each strip fits the buffer, its elements are inside the weight as the caller vouches, and it is filled
     // before it is packed.
     unsafe {
         if k == 1 {
-            if regular::is_along::<T>(job, w) {
-                return regular::pack_along::<T>(job, w);
-            }
             debug_assert!(job.k_len <= BLOCK_STEPS * T::PAIR);
             for first in (0..job.outers).step_by(T::LANES) {
                 let outers = (job.outers - first).min(T::LANES);
@@ -65,9 +71,6 @@ pub(super) unsafe fn pack<T: Lanes>(job: &PackJob<'_>, w: &FourBit) {
                 pack_strip::<T>(job, buffer, (first, outers), (0, job.k_len), (job.k_len, 1));
             }
             return;
-        }
-        if regular::is_across::<T>(job, w) {
-            return regular::pack_across::<T>(job, w);
         }
         let rows = ACROSS_STEPS * T::PAIR;
         for row in (0..job.k_len).step_by(rows) {

@@ -36,7 +36,7 @@ pub(super) unsafe fn pack_along<T: Lanes>(job: &PackJob<'_>, w: &FourBit) {
                 for (table, row) in tables.iter_mut().zip(rows).take(T::LANES) {
                     let scale = scales.at((row + done) >> w.block_log2());
                     *table = T::table(w.table(), [scale; 2], job.round);
-                    // The rows of the next square.
+                    // Of the rows that follow these.
                     T::prefetch(codes.wrapping_add((row + done + T::LANES * job.src.outer) / 2));
                 }
                 while done < until.min(job.k_len) {
@@ -60,7 +60,8 @@ pub(super) unsafe fn pack_along<T: Lanes>(job: &PackJob<'_>, w: &FourBit) {
 #[inline(always)]
 pub(super) fn is_across<T: Lanes>(job: &PackJob<'_>, w: &FourBit) -> bool {
     let whole = |n: usize| n.is_multiple_of(T::LANES);
-    T::LANES >= 2 && whole(w.block_size()) && [job.src.k, job.outer, job.outers].into_iter().all(whole)
+    const { assert!(T::LANES.is_multiple_of(2), "a vector ends with a byte of codes") };
+    whole(w.block_size()) && [job.src.k, job.outer, job.outers].into_iter().all(whole)
 }
 
 /// [`pack`](super::pack) where `outer` is contiguous and the weight [regular](is_across): values go from their codes straight to
