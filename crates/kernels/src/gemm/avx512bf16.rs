@@ -226,16 +226,13 @@ impl Lanes for Avx512Bf16 {
         // SAFETY: as the trait asks; the load is of 64 bytes, 128 codes.
         unsafe {
             let codes = _mm512_loadu_si512(p.cast());
-            // Of every two bytes each vector takes one of four codes; the upper half lies in the second piece.
-            let codes = match v {
-                0 => codes,
-                1 => _mm512_srli_epi16::<4>(codes),
-                2 => _mm512_srli_epi16::<8>(codes),
-                _ => _mm512_srli_epi16::<12>(codes),
-            };
-            let second = _mm512_inserti64x4::<1>(_mm512_setzero_si512(), _mm256_set1_epi16(16));
+            // Of every two bytes each vector takes one of four codes, two of which are made places at once, one in each byte; the
+            // upper half lies in the second piece. What a place has above five bits does not count.
+            let codes = if v.is_multiple_of(2) { codes } else { _mm512_srli_epi16::<4>(codes) };
+            let second = _mm512_inserti64x4::<1>(_mm512_setzero_si512(), _mm256_set1_epi8(16));
             // `second | (codes & 15)`
-            let places = _mm512_ternarylogic_epi64::<0xf8>(second, codes, _mm512_set1_epi16(15));
+            let places = _mm512_ternarylogic_epi64::<0xf8>(second, codes, _mm512_set1_epi8(15));
+            let places = if v < 2 { places } else { _mm512_srli_epi16::<8>(places) };
             _mm512_castsi512_ps(_mm512_permutexvar_epi16(places, table))
         }
     }

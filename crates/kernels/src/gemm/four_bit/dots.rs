@@ -45,7 +45,13 @@ pub(in crate::gemm) unsafe fn deal<T: Lanes>(dst: *mut f32, row: &[f32], round: 
 pub(in crate::gemm) unsafe fn dots<T: Lanes>(job: &DotJob<'_>, w: &FourBit, row: usize) {
     if is_regular(w, job.k, chunk::<T>()) {
         // SAFETY: as the caller's.
-        return unsafe { regular_dots::<T>(job, w, row) };
+        return unsafe {
+            if w.block_size() == PIECE {
+                regular_dots::<T, true>(job, w, row)
+            } else {
+                regular_dots::<T, false>(job, w, row)
+            }
+        };
     }
     for j in (0..job.w_rows).step_by(4) {
         let mut i = 0;
@@ -69,9 +75,9 @@ pub(in crate::gemm) unsafe fn dots<T: Lanes>(job: &DotJob<'_>, w: &FourBit, row:
 /// such by itself, which a mere prefetch of scattered rows cannot make up for.
 ///
 /// # Safety
-/// As [`dots`], and `w` is regular.
+/// As [`dots`], and `w` is regular; with `SHORT` its blocks are pieces.
 #[inline(always)]
-unsafe fn regular_dots<T: Lanes>(job: &DotJob<'_>, w: &FourBit, row: usize) {
+unsafe fn regular_dots<T: Lanes, const SHORT: bool>(job: &DotJob<'_>, w: &FourBit, row: usize) {
     let per_row = job.k / PIECE;
     let apart = job.w_rows.div_ceil(2);
     let mut walks = [Walk::new(w), Walk::new(w)];
@@ -87,10 +93,10 @@ unsafe fn regular_dots<T: Lanes>(job: &DotJob<'_>, w: &FourBit, row: usize) {
             // SAFETY: rows `i .. i + rows` and those of the walks exist.
             unsafe {
                 match rows {
-                    1 => dot_tile::<T, 1>(job, &mut walks, (i, j), (cols, apart)),
-                    2 => dot_tile::<T, 2>(job, &mut walks, (i, j), (cols, apart)),
-                    3 => dot_tile::<T, 3>(job, &mut walks, (i, j), (cols, apart)),
-                    _ => dot_tile::<T, 4>(job, &mut walks, (i, j), (cols, apart)),
+                    1 => dot_tile::<T, 1, SHORT>(job, &mut walks, (i, j), (cols, apart), w.table()),
+                    2 => dot_tile::<T, 2, SHORT>(job, &mut walks, (i, j), (cols, apart), w.table()),
+                    3 => dot_tile::<T, 3, SHORT>(job, &mut walks, (i, j), (cols, apart), w.table()),
+                    _ => dot_tile::<T, 4, SHORT>(job, &mut walks, (i, j), (cols, apart), w.table()),
                 }
             }
             i += rows;
@@ -98,22 +104,22 @@ unsafe fn regular_dots<T: Lanes>(job: &DotJob<'_>, w: &FourBit, row: usize) {
     }
 }
 
-/// Bytes of codes of a walk that are on their way from memory while others are multiplied.
-const AHEAD: usize = 2 << 10;
+/// Bytes of codes of a walk that are on their way from memory while others are multiplied. They go to the second cache: in the
+/// first they would take the place of `inp`.
+const AHEAD: usize = 4 << 10;
 
 /// A way through the rows of a weight in 4 bits, a row at a time.
 struct Walk<'a> {
     codes: *const u8,
-    table: &'a [f32; 16],
     scales: ScaleView<'a>,
     /// Binary logarithms of the pieces in a block and in a group.
     piece_log2: u32,
     group_log2: u32,
     /// Its row's first piece.
     first: usize,
-    /// The group whose scales are in `values`, and the byte of each of its blocks.
+    /// The group whose scales are in `values`, and where the byte of block 0 would be if those of its blocks ran on to there.
     group: usize,
-    bytes: &'a [u8],
+    bytes: *const u8,
     values: [f32; GROUP],
 }
 
@@ -124,13 +130,12 @@ impl<'a> Walk<'a> {
         let piece_log2 = w.block_log2() - PIECE.ilog2();
         Self {
             codes: w.codes().as_ptr(),
-            table: w.table(),
             scales,
             piece_log2,
             group_log2: piece_log2 + scales.group_log2(),
             first: 0,
             group: usize::MAX,
-            bytes: &[],
+            bytes: std::ptr::null(),
             values: [0.0; GROUP],
         }
     }
@@ -146,17 +151,24 @@ impl<'a> Walk<'a> {
     fn enter(&mut self, piece: usize) -> usize {
         let group = (self.first + piece) >> self.group_log2;
         if group != self.group {
-            self.bytes = self.scales.group(group, &mut self.values);
+            let bytes = self.scales.group(group, &mut self.values);
+            self.bytes = bytes.as_ptr().wrapping_sub(group << self.scales.group_log2());
             self.group = group;
         }
         ((group + 1) << self.group_log2) - self.first
     }
 
-    /// The scale of the row's piece `piece`, which is in the group.
+    /// The scale of the row's piece `piece`.
+    ///
+    /// # Safety
+    /// The piece is in the group, and with `SHORT` a block.
     #[inline(always)]
-    fn scale(&self, piece: usize) -> f32 {
-        let in_group = (self.first + piece) & ((1 << self.group_log2) - 1);
-        self.values[self.bytes[in_group >> self.piece_log2] as usize]
+    unsafe fn scale<const SHORT: bool>(&self, piece: usize) -> f32 {
+        let piece = self.first + piece;
+        let block = if SHORT { piece } else { piece >> self.piece_log2 };
+        // SAFETY: each block of the group has a byte, and the caller vouches that this is one of them.
+        let byte = unsafe { *self.bytes.wrapping_add(block) };
+        self.values[byte as usize]
     }
 }
 
@@ -164,13 +176,14 @@ impl<'a> Walk<'a> {
 /// The sum of one pair of rows does not depend on which others share its tile.
 ///
 /// # Safety
-/// As [`dots`], rows `i .. i + N` and those of the walks exist, and the weight is regular.
+/// As [`dots`], rows `i .. i + N` and those of the walks exist, the weight is regular, and with `SHORT` its blocks are pieces.
 #[inline(always)]
-unsafe fn dot_tile<T: Lanes, const N: usize>(
+unsafe fn dot_tile<T: Lanes, const N: usize, const SHORT: bool>(
     job: &DotJob<'_>,
     walks: &mut [Walk<'_>; 2],
     (i, j): (usize, usize),
     (cols, apart): (usize, usize),
+    code: &[f32; 16],
 ) {
     let (per_row, vectors) = (job.k / PIECE, chunk::<T>() / (T::LANES * T::PAIR));
     // SAFETY: the rows exist, and whole chunks lie inside each of them; `out` has both columns where there are two. A
@@ -185,14 +198,16 @@ unsafe fn dot_tile<T: Lanes, const N: usize>(
             let until = walks.iter_mut().fold(per_row, |until, walk| until.min(walk.enter(piece)));
             while piece < until {
                 for c in 0..2 {
-                    let scales = [walks[c].scale(piece), walks[c].scale(piece + T::PIECES - 1)];
-                    let table = T::table(walks[c].table, scales, job.round);
+                    let codes = codes[c].add(piece * (PIECE / 2));
                     // A line holds two pieces.
-                    if piece.is_multiple_of(2) {
-                        T::prefetch(codes[c].wrapping_add(piece * (PIECE / 2) + AHEAD));
+                    if T::PIECES == 2 || piece.is_multiple_of(2) {
+                        T::prefetch_far(codes.wrapping_add(AHEAD));
                     }
+                    let scales =
+                        [walks[c].scale::<SHORT>(piece), walks[c].scale::<SHORT>(piece + T::PIECES - 1)];
+                    let table = T::table(code, scales, job.round);
                     for v in 0..vectors {
-                        let w = T::looked_up_dealt(table, codes[c].add(piece * (PIECE / 2)), v);
+                        let w = T::looked_up_dealt(table, codes, v);
                         for r in 0..N {
                             let x = T::load(inp[r].add(piece * (PIECE / T::PAIR) + v * T::LANES));
                             acc[r][c][v % 2] = T::step(acc[r][c][v % 2], x, w);
