@@ -9,6 +9,9 @@ use danlu_kernels::{
     Bytes, DType, FourBit, FourBitCode, Isa, NESTED_BLOCK, NestedScales, Scales, dynamic_u8, encode_blocks,
     nest, to_f32,
 };
+#[cfg(target_os = "linux")]
+use memmap2::Advice;
+use memmap2::MmapMut;
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Value, json};
 
@@ -121,8 +124,8 @@ impl Quantization {
     /// If `bytes` does not hold `len` elements.
     pub fn encode(&self, dtype: DType, bytes: &[u8], len: usize, threads: usize) -> Result<FourBit, usize> {
         assert_eq!(bytes.len(), len * dtype.size());
-        let (mut codes, mut absmax) =
-            (vec![0u8; len.div_ceil(2)], vec![0.0f32; len.div_ceil(self.block_size)]);
+        let mut codes = large_pages(len.div_ceil(2));
+        let mut absmax = vec![0.0f32; len.div_ceil(self.block_size)];
         let piece = PIECE.max(self.block_size);
         // What one thread takes: whole pieces.
         let share_len = len.div_ceil(threads.max(1)).next_multiple_of(piece).max(piece);
@@ -156,7 +159,7 @@ impl Quantization {
             }
         };
         Ok(FourBit::new(
-            Bytes::from_vec(codes),
+            Bytes::new(Arc::new(codes), 0..len.div_ceil(2)),
             scales,
             *self.quant_type.table(),
             self.block_size,
@@ -295,6 +298,16 @@ impl Weights {
             }
         }
     }
+}
+
+/// Zeros in pages as large as the system has them: decoding reads all codes for every token, so that of small pages each one's
+/// address is looked up again.
+fn large_pages(len: usize) -> MmapMut {
+    let pages = MmapMut::map_anon(len).expect("memory, which a `Vec` takes for granted too");
+    // Without them everything works as well, if slower.
+    #[cfg(target_os = "linux")]
+    let _ = pages.advise(Advice::HugePage);
+    pages
 }
 
 /// The module of a weight: its name without the last part.
