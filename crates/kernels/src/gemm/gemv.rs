@@ -1,5 +1,6 @@
 //! Products for decoding: a few rows of activations, every weight read from memory once.
 
+use std::ops::Range;
 use std::sync::Mutex;
 
 use super::{DotJob, DotRows, Kernels, four_bit};
@@ -8,7 +9,20 @@ use crate::matrix::HostMatrix;
 use crate::{Isa, Matrix};
 
 /// Fewest bytes of weights a task reads, so that sharing costs little.
-const TASK_BYTES: usize = 256 << 10;
+const TASK_BYTES: usize = 64 << 10;
+
+/// Rows of a weight in tasks: long ones first, which go along memory without a break, then ever shorter ones, so that all
+/// threads end together. Each but the last has at least `least` rows.
+fn tasks(rows: usize, least: usize, threads: usize) -> Vec<Range<usize>> {
+    let (mut tasks, mut row) = (Vec::new(), 0);
+    while row < rows {
+        let left = rows - row;
+        let taken = (left * 3 / (4 * threads)).max(least).next_multiple_of(4).min(left);
+        tasks.push(row..row + taken);
+        row += taken;
+    }
+    tasks
+}
 
 /// `out = inp Wᵀ` for at most [`FewRows::MOST`] rows of `inp`.
 pub(crate) struct FewRows {
@@ -70,12 +84,11 @@ impl FewRows {
         }
 
         let w_stride = bytes / d_out.max(1);
-        let most = d_out.div_ceil(4 * pool.threads());
-        let task_rows = TASK_BYTES.div_ceil(w_stride.max(1)).min(most).max(1).next_multiple_of(4);
+        let tasks = tasks(d_out, TASK_BYTES.div_ceil(w_stride.max(1)), pool.threads());
         let inp = SendPtr(packed.as_mut_ptr());
         let out = SendPtr(out.as_mut_ptr());
-        pool.run(d_out.div_ceil(task_rows), |task, _| {
-            let row = task * task_rows;
+        pool.run(tasks.len(), |task, _| {
+            let Range { start: row, end } = tasks[task];
             let job = DotJob {
                 out: out.at(row),
                 out_stride: d_out,
@@ -83,7 +96,7 @@ impl FewRows {
                 inp: inp.at(0),
                 inp_stride,
                 kept: None,
-                w_rows: (d_out - row).min(task_rows),
+                w_rows: end - row,
                 w: match weight {
                     HostMatrix::Dense(dtype, bytes) => {
                         let stride = d_in * dtype.size();
