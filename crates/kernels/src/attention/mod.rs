@@ -6,9 +6,8 @@ mod tiled;
 
 #[cfg(test)]
 pub(crate) use tiled::scratch_bytes;
-pub use tiled::{
-    Scratch, Task, backward_sizes, backward_task, backward_tasks, backward_tiled, forward_sizes,
-    forward_task, forward_tasks, forward_tiled,
+pub(crate) use tiled::{
+    Words, backward_len, backward_task, backward_tasks, forward_len, forward_task, forward_tasks,
 };
 
 use crate::math::dot_f64;

@@ -1,9 +1,20 @@
 use super::*;
-use crate::Isa;
 use crate::finite_difference::{assert_close, check, inner, random};
 use crate::rng::Stream;
+use crate::{Backend, Buffer, Cpu, CpuOptions, DType, Isa, bf16_to_f32, f32_to_bf16};
 
 const DIMS: AttentionDims = AttentionDims { heads: 4, kv_heads: 2, head_dim: 4 };
+
+const SHAPES: [(usize, usize, usize); 8] =
+    [(1, 1, 8), (4, 2, 16), (6, 2, 20), (3, 1, 64), (2, 2, 80), (2, 1, 128), (50, 1, 3), (3, 3, 5)];
+const SEGMENTS: [Segment; 6] = [
+    Segment { q_start: 0, q_len: 1, kv_start: 0, kv_len: 1 },
+    Segment { q_start: 1, q_len: 7, kv_start: 1, kv_len: 7 },
+    Segment { q_start: 8, q_len: 64, kv_start: 8, kv_len: 64 },
+    Segment { q_start: 72, q_len: 1, kv_start: 72, kv_len: 100 },
+    Segment { q_start: 73, q_len: 61, kv_start: 172, kv_len: 130 },
+    Segment { q_start: 134, q_len: 203, kv_start: 302, kv_len: 203 },
+];
 
 #[test]
 fn the_first_query_copies_its_value_and_equal_scores_average() {
@@ -53,40 +64,88 @@ fn backward_matches_finite_differences() {
     check(&v, &dv, |v| loss(&q, &k, v));
 }
 
+/// `out`, `lse`, `dq`, `dk` and `dv` of a back end; the backward begins with the `out` and `lse` of the reference.
+fn attend(
+    backend: &dyn Backend,
+    operands: &[Vec<f32>; 4],
+    expected: [&[f32]; 2],
+    dims: AttentionDims,
+) -> [Vec<f32>; 5] {
+    let [q, k, v, dout] = &operands.each_ref().map(|data| Buffer::from_vec(data.clone()));
+    let [expected_out, expected_lse] = &expected.map(|data| Buffer::from_vec(data.to_vec()));
+    let mut found = [expected_out, expected_lse, q, k, v].map(|like| Buffer::from_vec(vec![7.0; like.len()]));
+    let [out, lse, dq, dk, dv] = &mut found;
+    backend.attention_forward(out, lse, q, k, v, &SEGMENTS, dims);
+    backend.attention_backward(dq, dk, dv, dout, expected_out, expected_lse, q, k, v, &SEGMENTS, dims);
+    found.map(|buffer| buffer.host_slice().to_vec())
+}
+
+/// The same in f64.
+fn reference([q, k, v, dout]: &[Vec<f32>; 4], dims: AttentionDims) -> [Vec<f32>; 5] {
+    let mut expected =
+        [q.len(), q.len() / dims.head_dim, q.len(), k.len(), k.len()].map(|len| vec![7.0; len]);
+    let [out, lse, dq, dk, dv] = &mut expected;
+    forward(out, lse, q, k, v, &SEGMENTS, dims);
+    backward(dq, dk, dv, dout, out, lse, q, k, v, &SEGMENTS, dims);
+    expected
+}
+
+/// Operands of shapes with tails, for every kind of segment.
+fn operands(stream: &mut Stream, (heads, kv_heads, head_dim): (usize, usize, usize)) -> [Vec<f32>; 4] {
+    let (n, m) = (337 * heads * head_dim, 505 * kv_heads * head_dim);
+    let q = random(stream, n).iter().map(|q| 3.0 * q).collect();
+    [q, random(stream, m), random(stream, m), random(stream, n)]
+}
+
 #[test]
 fn every_isa_matches_the_reference_whatever_the_shape() {
     let mut stream = Stream::new(28);
-    let shapes = [(1, 1, 8), (4, 2, 16), (6, 2, 20), (3, 1, 64), (2, 2, 80), (2, 1, 128)];
-    for (isa, (heads, kv_heads, head_dim)) in
-        Isa::supported().flat_map(|isa| shapes.into_iter().map(move |s| (isa, s)))
-    {
+    for shape @ (heads, kv_heads, head_dim) in SHAPES {
         let dims = AttentionDims { heads, kv_heads, head_dim };
-        let segments = [
-            Segment { q_start: 0, q_len: 1, kv_start: 0, kv_len: 1 },
-            Segment { q_start: 1, q_len: 7, kv_start: 1, kv_len: 7 },
-            Segment { q_start: 8, q_len: 64, kv_start: 8, kv_len: 64 },
-            Segment { q_start: 72, q_len: 1, kv_start: 72, kv_len: 100 },
-            Segment { q_start: 73, q_len: 61, kv_start: 172, kv_len: 130 },
-            Segment { q_start: 134, q_len: 203, kv_start: 302, kv_len: 203 },
-        ];
-        let (n, m) = (337 * heads, 505 * kv_heads * head_dim);
-        let q: Vec<f32> = random(&mut stream, n * head_dim).iter().map(|q| 3.0 * q).collect();
-        let dout = random(&mut stream, n * head_dim);
-        let (k, v) = (random(&mut stream, m), random(&mut stream, m));
-        let (mut out, mut lse) = (vec![7.0; n * head_dim], vec![7.0; n]);
-        let (mut found, mut found_lse) = (out.clone(), lse.clone());
-        forward(&mut out, &mut lse, &q, &k, &v, &segments, dims);
-        forward_tiled(isa, &mut found, &mut found_lse, &q, &k, &v, &segments, dims);
-        assert_close(&found, &out, 5e-6);
-        assert_close(&found_lse, &lse, 5e-6);
-        let zeros = |len: usize| vec![7.0; len];
-        let (mut dq, mut dk, mut dv) = (zeros(n * head_dim), zeros(m), zeros(m));
-        let (mut found_q, mut found_k, mut found_v) = (dq.clone(), dk.clone(), dv.clone());
-        backward(&mut dq, &mut dk, &mut dv, &dout, &out, &lse, &q, &k, &v, &segments, dims);
-        let (dq_, dk_, dv_) = (&mut found_q, &mut found_k, &mut found_v);
-        backward_tiled(isa, dq_, dk_, dv_, &dout, &out, &lse, &q, &k, &v, &segments, dims);
-        assert_close(&found_q, &dq, 2e-5);
-        assert_close(&found_k, &dk, 2e-5);
-        assert_close(&found_v, &dv, 2e-5);
+        let operands = operands(&mut stream, shape);
+        let expected = reference(&operands, dims);
+        for isa in Isa::supported() {
+            let run = |dtype| {
+                let options = CpuOptions { threads: Some(1), isa: Some(isa), dtype };
+                attend(&Cpu::new(options), &operands, [&expected[0], &expected[1]], dims)
+            };
+            let found = run(DType::F32);
+            for (which, (found, expected)) in found.iter().zip(&expected).enumerate() {
+                assert_close(found, expected, if which < 2 { 5e-6 } else { 2e-5 });
+            }
+            if isa != Isa::Avx512Bf16 {
+                assert!(found == run(DType::Bf16), "{isa} has no products of bf16");
+            }
+        }
+    }
+}
+
+/// On operands that bf16 holds, only weights and gradients of scores are rounded.
+#[test]
+fn bf16_rounds_operands_and_nothing_else() {
+    if !Isa::Avx512Bf16.is_supported() {
+        return;
+    }
+    let mut stream = Stream::new(29);
+    for shape @ (heads, kv_heads, head_dim) in SHAPES {
+        let dims = AttentionDims { heads, kv_heads, head_dim };
+        let mut operands = operands(&mut stream, shape);
+        let scale = reference_scale(dims) as f32;
+        // Queries are scaled before they are rounded.
+        for (factor, operand) in [scale, 1.0, 1.0, 1.0].into_iter().zip(&mut operands) {
+            operand.iter_mut().for_each(|x| *x = bf16_to_f32(f32_to_bf16(*x * factor)) / factor);
+        }
+        let expected = reference(&operands, dims);
+        let options = CpuOptions { threads: Some(1), isa: Some(Isa::Avx512Bf16), dtype: DType::Bf16 };
+        let found = attend(&Cpu::new(options), &operands, [&expected[0], &expected[1]], dims);
+        // A weight is off by 2^-9 of itself, weights sum to 1 and values are at most 1.
+        assert_close(&found[0], &expected[0], 0.5f32.powi(9) + 5e-6);
+        assert_close(&found[1], &expected[1], 5e-6);
+        // Terms of a gradient are off by 2^-9 of themselves at most, up or down, and their sums by little more.
+        for (found, expected) in found[2..].iter().zip(&expected[2..]) {
+            let wrong: Vec<f32> = found.iter().zip(expected).map(|(f, e)| f - e).collect();
+            let share = (inner(&wrong, &wrong) / inner(expected, expected)).sqrt();
+            assert!(share < 0.5f64.powi(8), "{shape:?}: {share:e}");
+        }
     }
 }

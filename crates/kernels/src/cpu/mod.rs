@@ -31,8 +31,8 @@ pub struct CpuOptions {
     pub threads: Option<usize>,
     /// Instruction set; `None` takes the widest this machine runs.
     pub isa: Option<Isa>,
-    /// [`DType::Bf16`] rounds both operands of the base products to bf16 and sums in f32; anything else
-    /// multiplies in f32. The rest is f32 either way.
+    /// [`DType::Bf16`] rounds both operands of the base products to bf16 and sums in f32, and so do attention's products
+    /// where the instruction set multiplies pairs of bf16; anything else multiplies in f32. The rest is f32 either way.
     pub dtype: DType,
 }
 
@@ -65,6 +65,7 @@ pub struct Cpu {
     gemm: Gemm,
     few_rows: FewRows,
     low_rank: LowRank,
+    attention: attention::Words,
     head: Head,
     rope: Mutex<RopeTable>,
 }
@@ -84,6 +85,7 @@ impl Cpu {
             gemm: Gemm::new(isa, bf16, threads),
             few_rows: FewRows::new(isa, bf16),
             low_rank: LowRank::new(isa, threads),
+            attention: attention::Words::new(isa, bf16),
             head: Head::new(isa, bf16, threads),
             rope: Mutex::default(),
             pool,
@@ -372,7 +374,9 @@ impl Backend for Cpu {
         self.pool.run(tasks.len(), |index, _| {
             // SAFETY: the outputs hold the rows of every segment, segments share none, and the tasks of one
             // segment write different heads or queries.
-            unsafe { attention::forward_task(self.isa, out.at(0), lse.at(0), q, k, v, &tasks[index], dims) };
+            unsafe {
+                attention::forward_task(self.attention, out.at(0), lse.at(0), q, k, v, &tasks[index], dims)
+            };
         });
     }
 
@@ -403,7 +407,9 @@ impl Backend for Cpu {
             let (dq, dk, dv, task) = (dq.at(0), dk.at(0), dv.at(0), &tasks[index]);
             // SAFETY: the outputs hold the rows of every segment, segments share none, and every kv head of
             // a segment, with the query heads that read it, is one task.
-            unsafe { attention::backward_task(self.isa, dq, dk, dv, dout, out, lse, q, k, v, task, dims) };
+            unsafe {
+                attention::backward_task(self.attention, dq, dk, dv, dout, out, lse, q, k, v, task, dims)
+            };
         });
     }
 

@@ -18,6 +18,7 @@ mod kernel;
 mod lanes;
 mod pack;
 mod scalar;
+mod strided;
 
 use std::sync::Mutex;
 
@@ -29,6 +30,7 @@ pub(crate) use dots::{DotJob, DotRows};
 pub(crate) use gemv::FewRows;
 pub(crate) use kernel::{Kept, Masked, TileJob, part};
 pub(crate) use pack::{PackJob, View};
+pub(crate) use strided::StridedJob;
 
 /// Most words of `k` summed in registers before `C` is touched: a panel of `A` of this length fits L1.
 const BLOCK_STEPS: usize = 384;
@@ -62,6 +64,8 @@ pub(crate) struct Kernels {
     pub tiles: unsafe fn(&TileJob),
     /// Multiplies rows in place.
     pub dots: unsafe fn(&DotJob<'_>),
+    /// Multiplies words where they lie, small operands of one product.
+    pub strided: unsafe fn(&StridedJob),
 }
 
 /// Compiles the kernels for one implementor of `Lanes`, as `KERNELS`.
@@ -100,6 +104,11 @@ macro_rules! kernel_table {
                 // SAFETY: as above.
                 unsafe { super::dots::dots::<$lanes>(job) }
             }
+            $(#[$feature])?
+            unsafe fn strided(job: &super::StridedJob) {
+                // SAFETY: as above.
+                unsafe { super::strided::strided::<$lanes>(job) }
+            }
             super::Kernels {
                 lanes: <$lanes as super::lanes::Lanes>::LANES,
                 rows: <$lanes as super::lanes::Lanes>::ROWS,
@@ -110,6 +119,7 @@ macro_rules! kernel_table {
                 deal,
                 tiles,
                 dots,
+                strided,
             }
         };
     };

@@ -46,8 +46,8 @@ pub(super) enum Pool {
     Products(usize),
     /// In the order of `low_rank::Sizes`, the shared ones first.
     LowRank(usize),
-    /// In the order of `attention::Scratch::buffers`.
-    Attention(usize),
+    /// The tiles of all threads.
+    Attention,
     /// What all threads share, and what each has.
     Head(usize),
     Rope,
@@ -64,7 +64,7 @@ struct Account {
     flops: u64,
     products: [u64; 3],
     low_rank: [u64; 7],
-    attention: [u64; 13],
+    attention: u64,
     head: [u64; 2],
     rope: u64,
 }
@@ -74,7 +74,7 @@ impl Account {
         ScratchBytes {
             products: self.products.iter().sum(),
             low_rank: self.low_rank.iter().sum(),
-            attention: self.attention.iter().sum(),
+            attention: self.attention,
             head: self.head.iter().sum(),
             rope: self.rope,
         }
@@ -100,7 +100,7 @@ impl Books {
         let held = match pool {
             Pool::Products(i) => &mut account.products[i],
             Pool::LowRank(i) => &mut account.low_rank[i],
-            Pool::Attention(i) => &mut account.attention[i],
+            Pool::Attention => &mut account.attention,
             Pool::Head(i) => &mut account.head[i],
             Pool::Rope => &mut account.rope,
         };

@@ -75,18 +75,16 @@ impl Trace {
         }
     }
 
-    /// The tiles of every task, and the work of `products` products over the keys that each query sees.
+    /// Each thread's tiles of the largest task, and the work of `products` products over the keys that each query sees.
     fn attention(
         &self,
-        sizes: attention::Scratch<usize>,
+        lens: impl Iterator<Item = usize>,
         segments: &[Segment],
         dims: AttentionDims,
         products: u64,
     ) {
-        let mut sizes = sizes;
-        for (i, len) in sizes.buffers().into_iter().enumerate() {
-            self.books.hold(Pool::Attention(i), self.threads as u64 * 4 * *len as u64);
-        }
+        let largest = lens.max().unwrap_or(0);
+        self.books.hold(Pool::Attention, self.threads as u64 * Scratch::bytes(largest));
         let seen = |s: &Segment| {
             let (q, past) = (s.q_len as u64, (s.kv_len - s.q_len) as u64);
             q * past + q * (q + 1) / 2
@@ -94,17 +92,6 @@ impl Trace {
         let pairs: u64 = segments.iter().map(seen).sum();
         self.books.work(2 * products * pairs * (dims.heads * dims.head_dim) as u64);
     }
-}
-
-/// `sizes` grown to hold `more` too.
-fn largest(
-    mut sizes: attention::Scratch<usize>,
-    mut more: attention::Scratch<usize>,
-) -> attention::Scratch<usize> {
-    for (size, more) in sizes.buffers().into_iter().zip(more.buffers()) {
-        *size = (*size).max(*more);
-    }
-    sizes
 }
 
 /// Panics where a buffer is shorter than `Cpu` would need it: a plan of a wrong shape is worth nothing.
@@ -300,8 +287,9 @@ impl Backend for Trace {
             check(v, (s.kv_start + s.kv_len) * dims.kv_heads * dims.head_dim);
         }
         let tasks = attention::forward_tasks(segments, dims);
-        let sizes = tasks.iter().map(|task| attention::forward_sizes(task, dims));
-        self.attention(sizes.fold(attention::Scratch::default(), largest), segments, dims, 2);
+        let words = attention::Words::new(self.isa, self.bf16);
+        let lens = tasks.iter().map(|task| attention::forward_len(words, task, dims));
+        self.attention(lens, segments, dims, 2);
     }
 
     fn attention_backward(
@@ -324,8 +312,9 @@ impl Backend for Trace {
             check(dv, (s.kv_start + s.kv_len) * dims.kv_heads * dims.head_dim);
         }
         let tasks = attention::backward_tasks(segments, dims);
-        let sizes = tasks.iter().map(|task| attention::backward_sizes(task, dims));
-        self.attention(sizes.fold(attention::Scratch::default(), largest), segments, dims, 5);
+        let words = attention::Words::new(self.isa, self.bf16);
+        let lens = tasks.iter().map(|task| attention::backward_len(words, task, dims));
+        self.attention(lens, segments, dims, 5);
     }
 
     fn swiglu_forward(&self, out: &mut Buffer, gate: &Buffer, up: &Buffer, len: usize) {

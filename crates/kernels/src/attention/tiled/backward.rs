@@ -1,52 +1,22 @@
 //! Backward of one task: blocks of queries against one panel of keys after the other.
 
-use super::operands::{gather, transpose};
-use super::product::{Strided, product};
-use super::scratch::{SCRATCH, Scratch, resize};
-use super::task::{Shape, Task, backward_tasks};
+use super::operands::{gather, round};
+use super::scratch::{total, with_buffers};
+use super::task::{Block, Shape, Task};
+use super::words::{Strided, Words};
 use super::{KEYS, QUERIES};
+use crate::AttentionDims;
 use crate::attention::reference_scale;
 use crate::math::{dot_lanes, exp};
 use crate::simd::{Lanes, simd_fn};
-use crate::{AttentionDims, Isa, Segment};
-
-/// [`backward`](super::backward) in f32 on `isa`, one task after the other.
-///
-/// # Panics
-/// As [`backward`](super::backward).
-pub fn backward_tiled(
-    isa: Isa,
-    dq: &mut [f32],
-    dk: &mut [f32],
-    dv: &mut [f32],
-    dout: &[f32],
-    out: &[f32],
-    lse: &[f32],
-    q: &[f32],
-    k: &[f32],
-    v: &[f32],
-    segments: &[Segment],
-    dims: AttentionDims,
-) {
-    for segment in segments {
-        let kv_len = (segment.kv_start + segment.kv_len) * dims.kv_heads * dims.head_dim;
-        assert!(dq.len() >= (segment.q_start + segment.q_len) * dims.heads * dims.head_dim);
-        assert!(dk.len() >= kv_len && dv.len() >= kv_len);
-    }
-    for task in backward_tasks(segments, dims) {
-        let (dq, dk, dv) = (dq.as_mut_ptr(), dk.as_mut_ptr(), dv.as_mut_ptr());
-        // SAFETY: the outputs hold the rows of every segment, and nothing else writes them.
-        unsafe { backward_task(isa, dq, dk, dv, dout, out, lse, q, k, v, &task, dims) };
-    }
-}
 
 /// One task of a backward pass.
 ///
 /// # Safety
 /// `dq`, `dk` and `dv` are valid for writing every row of the task's segment, and no other task writes the
 /// same kv head of the same segment at the same time.
-pub unsafe fn backward_task(
-    isa: Isa,
+pub(crate) unsafe fn backward_task(
+    words: Words,
     dq: *mut f32,
     dk: *mut f32,
     dv: *mut f32,
@@ -59,114 +29,154 @@ pub unsafe fn backward_task(
     task: &Task,
     dims: AttentionDims,
 ) {
-    let Task { segment, queries, .. } = task;
-    SCRATCH.with_borrow_mut(|scratch| {
-        let shape = &Shape::of(task, dims, segment.kv_len);
-        let (keys, head_dim, width) = (shape.keys, dims.head_dim, shape.width);
-        let before = segment.kv_len - segment.q_len;
-        scratch.reserve(backward_sizes(task, dims));
-        let kv_row = |j: usize| ((segment.kv_start + j) * dims.kv_heads + task.kv_head) * head_dim;
-        resize(&mut scratch.k_panels, shape.padded_keys * width);
-        resize(&mut scratch.v_panels, shape.padded_keys * width);
-        transpose(&mut scratch.k_panels, k, kv_row, shape);
-        transpose(&mut scratch.v_panels, v, kv_row, shape);
-        gather(&mut scratch.k, k, kv_row, keys, shape, 1.0);
-        for sums in [&mut scratch.dk, &mut scratch.dv] {
-            resize(sums, keys * width);
-            sums.fill(0.0);
-        }
-        let scale = reference_scale(dims) as f32;
-        for head in shape.heads.clone() {
-            for first in queries.clone().step_by(QUERIES) {
-                let rows = QUERIES.min(queries.end - first);
-                let q_row = |i: usize| ((segment.q_start + first + i) * dims.heads + head) * head_dim;
-                gather(&mut scratch.q, q, q_row, rows, shape, scale);
-                gather(&mut scratch.dout, dout, q_row, rows, shape, 1.0);
-                gather(&mut scratch.out, out, q_row, rows, shape, 1.0);
-                scratch.lse.clear();
-                scratch.lse.extend((0..rows).map(|i| lse[q_row(i) / head_dim]));
-                resize(&mut scratch.dq, rows * width);
-                resize(&mut scratch.scores, rows * KEYS);
-                resize(&mut scratch.dscores, rows * KEYS);
-                backward_block(isa, scratch, before + first, rows, width);
-                for i in 0..rows {
-                    for (d, sum) in scratch.dq[i * width..][..head_dim].iter().enumerate() {
-                        // SAFETY: this row and head are the task's own, as the caller promises.
-                        unsafe { *dq.add(q_row(i) + d) = scale * sum };
-                    }
+    let shape = &Shape::of(task, dims, words);
+    let (head_dim, width, factor) = (shape.head_dim, shape.width, reference_scale(dims) as f32);
+    with_buffers(lens(words, shape), |buffers| {
+        let [k_panels, v_panels, k_rows, dk_rows, dv_rows, q_rows, dout_rows, out_rows, dq_rows, rest @ ..] =
+            buffers;
+        let [q_along, dout_along, q_across, dout_across, scores, dscores, p_across, ds_along, ds_across] =
+            rest;
+        words.copy_panels(k_panels, shape.key_rows(k));
+        words.copy_panels(v_panels, shape.key_rows(v));
+        words.copy_across(k_rows, width, shape.key_rows(k));
+        dk_rows.fill(0.0);
+        dv_rows.fill(0.0);
+        for block in shape.blocks() {
+            let rows = block.rows;
+            let (q_rows, dout_rows) = (&mut q_rows[..rows * width], &mut dout_rows[..rows * width]);
+            gather(words.isa, q_rows, width, q, block, factor);
+            gather(words.isa, dout_rows, width, dout, block, 1.0);
+            gather(words.isa, out_rows, width, out, block, 1.0);
+            if words.are_pairs() {
+                // As the products see it: what is common to all values then cancels out of the gradient of the scores.
+                round(words.isa, dout_rows);
+            }
+            let mut lses_deltas = [[0.0; 2]; QUERIES];
+            deltas(words.isa, &mut lses_deltas[..rows], dout_rows, out_rows, width);
+            for (i, [log_sum, _]) in lses_deltas[..rows].iter_mut().enumerate() {
+                *log_sum = lse[block.row(i) / head_dim];
+            }
+            let along = |data| Strided { data, row: words.of(width), step: 1 };
+            let (q_across, dout_across) =
+                (words.across(q_across, q_rows, width), words.across(dout_across, dout_rows, width));
+            let (q_along, dout_along) =
+                (along(words.along(q_along, q_rows)), along(words.along(dout_along, dout_rows)));
+            let (scores, dscores) = (&mut scores[..rows * KEYS], &mut dscores[..rows * KEYS]);
+            for first in (0..block.keys()).step_by(KEYS) {
+                let here = KEYS.min(block.keys() - first);
+                let panel = first * shape.steps..;
+                let tile = (rows, words.whole(here), shape.steps);
+                words.product(scores, q_along, &k_panels[panel.clone()], KEYS, tile, false);
+                words.product(dscores, dout_along, &v_panels[panel], KEYS, tile, false);
+                weigh(words.isa, scores, dscores, &lses_deltas, block, first);
+
+                let columns = |data| Strided { data, row: 1, step: KEYS };
+                let by_rows = (here, width, words.of(rows));
+                let p = columns(words.across(p_across, scores, KEYS));
+                words.product(&mut dv_rows[first * width..], p, dout_across, width, by_rows, true);
+                let ds = columns(words.across(ds_across, dscores, KEYS));
+                words.product(&mut dk_rows[first * width..], ds, q_across, width, by_rows, true);
+                let ds = Strided { data: words.along(ds_along, dscores), row: words.of(KEYS), step: 1 };
+                let by_keys = (rows, width, words.of(here));
+                words.product(dq_rows, ds, &k_rows[words.of(first) * width..], width, by_keys, first > 0);
+            }
+            for i in 0..rows {
+                for (d, sum) in dq_rows[i * width..][..head_dim].iter().enumerate() {
+                    // SAFETY: this row and head are the task's own, as the caller promises.
+                    unsafe { *dq.add(block.row(i) + d) = factor * sum };
                 }
             }
         }
-        for j in 0..keys {
-            let (from_k, from_v) =
-                (&scratch.dk[j * width..][..head_dim], &scratch.dv[j * width..][..head_dim]);
+        for j in 0..shape.keys {
+            let (from_k, from_v) = (&dk_rows[j * width..][..head_dim], &dv_rows[j * width..][..head_dim]);
             // SAFETY: this row and kv head are the task's own, as the caller promises.
             unsafe {
-                dk.add(kv_row(j)).copy_from_nonoverlapping(from_k.as_ptr(), head_dim);
-                dv.add(kv_row(j)).copy_from_nonoverlapping(from_v.as_ptr(), head_dim);
+                dk.add(shape.key_row(j)).copy_from_nonoverlapping(from_k.as_ptr(), head_dim);
+                dv.add(shape.key_row(j)).copy_from_nonoverlapping(from_v.as_ptr(), head_dim);
             }
         }
     });
 }
 
-/// What [`backward_task`] holds.
-pub fn backward_sizes(task: &Task, dims: AttentionDims) -> Scratch<usize> {
-    let Shape { width, keys, padded_keys, .. } = Shape::of(task, dims, task.segment.kv_len);
-    let rows = QUERIES.min(task.queries.len());
-    let (block, keys, panels, scores) = (rows * width, keys * width, padded_keys * width, rows * KEYS);
-    Scratch {
-        q: block,
-        k: keys,
-        k_panels: panels,
-        v_panels: panels,
-        out: block,
-        dout: block,
-        lse: rows,
+/// Elements that [`backward_task`] holds.
+pub(crate) fn backward_len(words: Words, task: &Task, dims: AttentionDims) -> usize {
+    total(lens(words, &Shape::of(task, dims, words)))
+}
+
+/// Keys and values as columns, keys, and the gradients of both; queries, gradient of the outputs, outputs, and gradient of the
+/// queries, the first two also as pairs along and across; a panel's scores and their gradient, also as pairs.
+fn lens(words: Words, shape: &Shape<'_>) -> [usize; 18] {
+    let (rows, width) = (shape.rows(), shape.width);
+    let (keys, block, scores) = (shape.keys * width, rows * width, rows * KEYS);
+    let (along, across) = (words.pairs(block), words.pairs(rows) * width);
+    let (p, ds) = (words.pairs(rows) * KEYS, words.pairs(scores));
+    let k_rows = words.of(shape.keys) * width;
+    [
+        shape.panels,
+        shape.panels,
+        k_rows,
+        keys,
+        keys,
+        block,
+        block,
+        block,
+        block,
+        along,
+        along,
+        across,
+        across,
         scores,
-        dscores: scores,
-        dq: block,
-        dk: keys,
-        dv: keys,
-        ..Scratch::default()
+        scores,
+        p,
+        ds,
+        p,
+    ]
+}
+
+simd_fn! {
+    /// Each row's `dout · out`, as the second of two numbers.
+    fn deltas(lses_deltas: &mut [[f32; 2]], dout: &[f32], out: &[f32], width: usize) = deltas_lanes
+}
+
+#[inline(always)]
+fn deltas_lanes<L: Lanes>(lses_deltas: &mut [[f32; 2]], dout: &[f32], out: &[f32], width: usize) {
+    let rows = dout.chunks_exact(width).zip(out.chunks_exact(width));
+    for ([_, delta], (dout, out)) in lses_deltas.iter_mut().zip(rows) {
+        *delta = dot_lanes::<L>(dout, out);
     }
 }
 
 simd_fn! {
-    /// A block of query rows of one head: overwrites `dq`, adds to `dk` and `dv`.
-    fn backward_block(scratch: &mut Scratch, before: usize, rows: usize, width: usize) = backward_lanes
+    /// Scores of the panel from key `first` on become weights, and the gradients of weights those of scores; both are zero
+    /// where a row does not see the key.
+    fn weigh(
+        scores: &mut [f32],
+        dscores: &mut [f32],
+        lses_deltas: &[[f32; 2]; QUERIES],
+        block: Block,
+        first: usize,
+    ) = weigh_lanes
 }
 
 #[inline(always)]
-fn backward_lanes<L: Lanes>(scratch: &mut Scratch, before: usize, rows: usize, width: usize) {
-    let Scratch { q, k, k_panels, v_panels, out, dout, lse, scores, dscores, dq, dk, dv, .. } = scratch;
-    let keys = before + rows;
-    for p in 0..keys.div_ceil(KEYS) {
-        let (first, panel) = (p * KEYS, p * KEYS * width..(p + 1) * KEYS * width);
-        let here = KEYS.min(keys - first);
-        let q_rows = Strided { data: q, row: width, col: 1 };
-        let dout_rows = Strided { data: dout, row: width, col: 1 };
-        product::<L>(scores, q_rows, &k_panels[panel.clone()], (rows, KEYS, width), false);
-        product::<L>(dscores, dout_rows, &v_panels[panel], (rows, KEYS, width), false);
-        for i in 0..rows {
-            let (s, ds) = (&mut scores[i * KEYS..][..KEYS], &mut dscores[i * KEYS..][..KEYS]);
-            let delta = dot_lanes::<L>(&dout[i * width..][..width], &out[i * width..][..width]);
-            let (log_sum, delta, mut at) = (L::splat(lse[i]), L::splat(delta), 0);
-            while at < KEYS {
-                let p = exp(L::read(s, at).sub(log_sum));
-                p.write(s, at);
-                p.mul(L::read(ds, at).sub(delta)).write(ds, at);
-                at += L::COUNT;
-            }
-            let visible = (before + i + 1).saturating_sub(first).min(KEYS);
-            s[visible..].fill(0.0);
-            ds[visible..].fill(0.0);
+fn weigh_lanes<L: Lanes>(
+    scores: &mut [f32],
+    dscores: &mut [f32],
+    lses_deltas: &[[f32; 2]; QUERIES],
+    block: Block,
+    first: usize,
+) {
+    for i in 0..block.rows {
+        let (s, ds) = (&mut scores[i * KEYS..][..KEYS], &mut dscores[i * KEYS..][..KEYS]);
+        let ([log_sum, delta], mut at) = (lses_deltas[i].map(L::splat), 0);
+        let visible = block.visible(i).saturating_sub(first).min(KEYS);
+        while at < visible {
+            let p = exp(L::read(s, at).sub(log_sum));
+            p.write(s, at);
+            p.mul(L::read(ds, at).sub(delta)).write(ds, at);
+            at += L::COUNT;
         }
-        let range = first * width..(first + here) * width;
-        let p_columns = Strided { data: scores, row: 1, col: KEYS };
-        let ds_columns = Strided { data: dscores, row: 1, col: KEYS };
-        let ds_rows = Strided { data: dscores, row: KEYS, col: 1 };
-        product::<L>(&mut dv[range.clone()], p_columns, dout, (here, width, rows), true);
-        product::<L>(&mut dk[range.clone()], ds_columns, q, (here, width, rows), true);
-        product::<L>(dq, ds_rows, &k[range], (rows, width, here), p > 0);
+        s[visible..].fill(0.0);
+        ds[visible..].fill(0.0);
     }
 }

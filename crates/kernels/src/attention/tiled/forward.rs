@@ -1,46 +1,22 @@
 //! Forward of one task: blocks of queries against all the keys that they see.
 
-use super::operands::{gather, transpose};
-use super::product::{Strided, product};
-use super::scratch::{SCRATCH, Scratch, resize};
-use super::task::{Shape, Task, forward_tasks};
+use super::operands::gather;
+use super::scratch::{total, with_buffers};
+use super::task::{Block, Shape, Task};
+use super::words::{Strided, Words};
 use super::{KEYS, QUERIES};
+use crate::AttentionDims;
 use crate::attention::reference_scale;
 use crate::simd::{Lanes, simd_fn};
 use crate::softmax::{exponentials, largest, scale};
-use crate::{AttentionDims, Isa, Segment};
-
-/// [`forward`](super::forward) in f32 on `isa`, one task after the other.
-///
-/// # Panics
-/// As [`forward`](super::forward).
-pub fn forward_tiled(
-    isa: Isa,
-    out: &mut [f32],
-    lse: &mut [f32],
-    q: &[f32],
-    k: &[f32],
-    v: &[f32],
-    segments: &[Segment],
-    dims: AttentionDims,
-) {
-    for segment in segments {
-        let rows = segment.q_start + segment.q_len;
-        assert!(out.len() >= rows * dims.heads * dims.head_dim && lse.len() >= rows * dims.heads);
-    }
-    for task in forward_tasks(segments, dims) {
-        // SAFETY: the outputs hold the rows of every segment, and nothing else writes them.
-        unsafe { forward_task(isa, out.as_mut_ptr(), lse.as_mut_ptr(), q, k, v, &task, dims) };
-    }
-}
 
 /// One task of a forward pass.
 ///
 /// # Safety
 /// `out` and `lse` are valid for writing every row of the task's segment, and no other task writes the same
 /// kv head of the same queries at the same time.
-pub unsafe fn forward_task(
-    isa: Isa,
+pub(crate) unsafe fn forward_task(
+    words: Words,
     out: *mut f32,
     lse: *mut f32,
     q: &[f32],
@@ -49,116 +25,100 @@ pub unsafe fn forward_task(
     task: &Task,
     dims: AttentionDims,
 ) {
-    let Task { segment, queries, .. } = task;
-    SCRATCH.with_borrow_mut(|scratch| {
-        let before = segment.kv_len - segment.q_len;
-        let shape = &Shape::of(task, dims, before + queries.end);
-        let (keys, head_dim) = (shape.keys, dims.head_dim);
-        scratch.reserve(forward_sizes(task, dims));
-        let kv_row = |j: usize| ((segment.kv_start + j) * dims.kv_heads + task.kv_head) * head_dim;
-        resize(&mut scratch.k_panels, shape.padded_keys * shape.width);
-        transpose(&mut scratch.k_panels, k, kv_row, shape);
-        gather(&mut scratch.v, v, kv_row, keys, shape, 1.0);
-        for head in shape.heads.clone() {
-            for first in queries.clone().step_by(QUERIES) {
-                let rows = QUERIES.min(queries.end - first);
-                let q_row = |i: usize| ((segment.q_start + first + i) * dims.heads + head) * head_dim;
-                gather(&mut scratch.q, q, q_row, rows, shape, reference_scale(dims) as f32);
-                resize(&mut scratch.out, rows * shape.width);
-                resize(&mut scratch.scores, rows * (before + first + rows).div_ceil(KEYS) * KEYS);
-                resize(&mut scratch.lse, rows);
-                let Scratch { q, k_panels, v, out: mixed, scores, lse: sums, .. } = &mut *scratch;
-                forward_block(isa, mixed, sums, scores, q, k_panels, v, before + first, rows, shape.width);
-                for i in 0..rows {
-                    let mixed = &mixed[i * shape.width..][..head_dim];
-                    // SAFETY: this row and head are the task's own, as the caller promises.
-                    unsafe {
-                        out.add(q_row(i)).copy_from_nonoverlapping(mixed.as_ptr(), head_dim);
-                        *lse.add(q_row(i) / head_dim) = sums[i];
-                    }
+    let shape = &Shape::of(task, dims, words);
+    let (head_dim, width) = (shape.head_dim, shape.width);
+    with_buffers(lens(words, shape), |[q_rows, q_pairs, k_panels, v_rows, mixed, scores, p_pairs]| {
+        words.copy_panels(k_panels, shape.key_rows(k));
+        words.copy_across(v_rows, width, shape.key_rows(v));
+        for block in shape.blocks() {
+            let rows = block.rows;
+            let q_rows = &mut q_rows[..rows * width];
+            gather(words.isa, q_rows, width, q, block, reference_scale(dims) as f32);
+            let q_along = Strided { data: words.along(q_pairs, q_rows), row: words.of(width), step: 1 };
+            for first in (0..block.keys()).step_by(KEYS) {
+                let (scores, k) = (&mut scores[first * rows..], &k_panels[first * shape.steps..]);
+                let here = words.whole(KEYS.min(block.keys() - first));
+                words.product(scores, q_along, k, KEYS, (rows, here, shape.steps), false);
+            }
+            let (mut sums, mut lses) = ([0.0; QUERIES], [0.0; QUERIES]);
+            softmax(words.isa, scores, &mut sums, &mut lses, block);
+            for first in (0..block.keys()).step_by(KEYS) {
+                let weights = words.along(p_pairs, &scores[first * rows..][..rows * KEYS]);
+                let weights = Strided { data: weights, row: words.of(KEYS), step: 1 };
+                let (v, here) =
+                    (&v_rows[words.of(first) * width..], words.of(KEYS.min(block.keys() - first)));
+                words.product(mixed, weights, v, width, (rows, width, here), first > 0);
+            }
+            scale_rows(words.isa, mixed, width, &sums[..rows]);
+            for i in 0..rows {
+                let (mixed, row) = (&mixed[i * width..][..head_dim], block.row(i));
+                // SAFETY: this row and head are the task's own, as the caller promises.
+                unsafe {
+                    out.add(row).copy_from_nonoverlapping(mixed.as_ptr(), head_dim);
+                    *lse.add(row / head_dim) = lses[i];
                 }
             }
         }
     });
 }
 
-/// What [`forward_task`] holds.
-pub fn forward_sizes(task: &Task, dims: AttentionDims) -> Scratch<usize> {
-    let before = task.segment.kv_len - task.segment.q_len;
-    let Shape { width, keys, padded_keys, .. } = Shape::of(task, dims, before + task.queries.end);
-    let rows = QUERIES.min(task.queries.len());
-    let scores = |first: usize| {
-        let rows = QUERIES.min(task.queries.end - first);
-        rows * (before + first + rows).next_multiple_of(KEYS)
-    };
-    Scratch {
-        q: rows * width,
-        v: keys * width,
-        k_panels: padded_keys * width,
-        out: rows * width,
-        lse: rows,
-        scores: task.queries.clone().step_by(QUERIES).map(scores).max().unwrap_or(0),
-        ..Scratch::default()
+/// Elements that [`forward_task`] holds.
+pub(crate) fn forward_len(words: Words, task: &Task, dims: AttentionDims) -> usize {
+    total(lens(words, &Shape::of(task, dims, words)))
+}
+
+/// Queries, also as pairs; keys, values, outputs; scores, and those of a panel as pairs.
+fn lens(words: Words, shape: &Shape<'_>) -> [usize; 7] {
+    let block = shape.rows() * shape.width;
+    let scores = shape.blocks().map(|b| b.rows * b.keys().next_multiple_of(KEYS)).max().unwrap_or(0);
+    [
+        block,
+        words.pairs(block),
+        shape.panels,
+        words.of(shape.keys) * shape.width,
+        block,
+        scores,
+        words.pairs(shape.rows() * KEYS),
+    ]
+}
+
+simd_fn! {
+    /// Scores, panel after panel of `(rows, KEYS)`, become `e^(score - max)` over the keys that each row sees, zero over the
+    /// rest; `sums` receives the sum of each row, `lse` the log of its softmax's denominator.
+    fn softmax(scores: &mut [f32], sums: &mut [f32; QUERIES], lse: &mut [f32; QUERIES], block: Block) = softmax_lanes
+}
+
+#[inline(always)]
+fn softmax_lanes<L: Lanes>(
+    scores: &mut [f32],
+    sums: &mut [f32; QUERIES],
+    lse: &mut [f32; QUERIES],
+    block: Block,
+) {
+    let panels = block.keys().div_ceil(KEYS);
+    for i in 0..block.rows {
+        let (visible, at) = (block.visible(i), |p: usize| (p * block.rows + i) * KEYS);
+        let mut max = f32::NEG_INFINITY;
+        for p in 0..panels {
+            let row = &mut scores[at(p)..][..KEYS];
+            row[visible.saturating_sub(p * KEYS).min(KEYS)..].fill(f32::NEG_INFINITY);
+            max = max.max(largest::<L>(row));
+        }
+        for p in 0..panels {
+            sums[i] += exponentials::<L>(&mut scores[at(p)..][..KEYS], max);
+        }
+        lse[i] = max + sums[i].ln();
     }
 }
 
 simd_fn! {
-    /// A block of query rows of one head: `out (rows, width)`, `lse (rows)`. Row `i` sees the first
-    /// `before + i + 1` keys; `scores` holds the rows' scores, panel after panel.
-    fn forward_block(
-        out: &mut [f32],
-        lse: &mut [f32],
-        scores: &mut [f32],
-        q: &[f32],
-        k_panels: &[f32],
-        v: &[f32],
-        before: usize,
-        rows: usize,
-        width: usize,
-    ) = forward_lanes
+    /// Divides each row of `width` by its sum.
+    fn scale_rows(rows: &mut [f32], width: usize, sums: &[f32]) = scale_rows_lanes
 }
 
 #[inline(always)]
-fn forward_lanes<L: Lanes>(
-    out: &mut [f32],
-    lse: &mut [f32],
-    scores: &mut [f32],
-    q: &[f32],
-    k_panels: &[f32],
-    v: &[f32],
-    before: usize,
-    rows: usize,
-    width: usize,
-) {
-    let keys = before + rows;
-    // Scores of panel `p` are `(rows, KEYS)` at `p * rows * KEYS`.
-    for (panel, k) in scores.chunks_exact_mut(rows * KEYS).zip(k_panels.chunks_exact(width * KEYS)) {
-        product::<L>(panel, Strided { data: q, row: width, col: 1 }, k, (rows, KEYS, width), false);
-    }
-    for i in 0..rows {
-        let visible = before + i + 1;
-        let mut max = f32::NEG_INFINITY;
-        for (p, panel) in scores.chunks_exact_mut(rows * KEYS).enumerate() {
-            let row = &mut panel[i * KEYS..][..KEYS];
-            row[visible.saturating_sub(p * KEYS).min(KEYS)..].fill(f32::NEG_INFINITY);
-            max = max.max(largest::<L>(row));
-        }
-        let mut sum = 0.0;
-        for panel in scores.chunks_exact_mut(rows * KEYS) {
-            sum += exponentials::<L>(&mut panel[i * KEYS..][..KEYS], max);
-        }
-        lse[i] = sum;
-        // Kept beside the sum until the products are done.
-        out[i * width] = max;
-    }
-    let maxima: [f32; QUERIES] = std::array::from_fn(|i| if i < rows { out[i * width] } else { 0.0 });
-    for (p, panel) in scores.chunks_exact(rows * KEYS).enumerate() {
-        let here = KEYS.min(keys - p * KEYS);
-        let weights = Strided { data: panel, row: KEYS, col: 1 };
-        product::<L>(out, weights, &v[p * KEYS * width..], (rows, width, here), p > 0);
-    }
-    for i in 0..rows {
-        scale::<L>(&mut out[i * width..][..width], 1.0 / lse[i]);
-        lse[i] = maxima[i] + lse[i].ln();
+fn scale_rows_lanes<L: Lanes>(rows: &mut [f32], width: usize, sums: &[f32]) {
+    for (row, sum) in rows.chunks_exact_mut(width).zip(sums) {
+        scale::<L>(row, 1.0 / sum);
     }
 }

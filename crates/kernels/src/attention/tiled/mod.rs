@@ -1,21 +1,23 @@
 //! Attention in tiles: keys in panels of [`KEYS`], queries in blocks of [`QUERIES`], never a square of scores.
 //!
-//! One task is one kv head of one segment. It copies its keys and values once, keys transposed so that a
-//! tile of scores is a plain product, and every row is padded with zeros to whole vectors.
+//! One task is one kv head of one segment. It copies its keys and values once, as words of the products that read them: along
+//! the head or across keys, pairs of bf16 where the back end computes so and the instruction set multiplies them, f32
+//! otherwise. Softmax, sums and results are f32 either way; weights and gradients of scores are rounded only as operands.
+//! Sources of the blocks: Dao et al., 2022, <https://arxiv.org/abs/2205.14135>.
 
 mod backward;
 mod forward;
 mod operands;
-mod product;
 mod scratch;
 mod task;
+mod words;
 
-pub use backward::{backward_sizes, backward_task, backward_tiled};
-pub use forward::{forward_sizes, forward_task, forward_tiled};
-pub use scratch::Scratch;
+pub(crate) use backward::{backward_len, backward_task};
+pub(crate) use forward::{forward_len, forward_task};
 #[cfg(test)]
 pub(crate) use scratch::scratch_bytes;
-pub use task::{Task, backward_tasks, forward_tasks};
+pub(crate) use task::{backward_tasks, forward_tasks};
+pub(crate) use words::Words;
 
 /// Keys of a panel.
 const KEYS: usize = 64;

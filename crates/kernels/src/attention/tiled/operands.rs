@@ -1,37 +1,39 @@
-//! Rows of one head, copied together as a product reads them.
+//! The rows of a block, copied together.
 
-use super::KEYS;
-use super::scratch::resize;
-use super::task::Shape;
+use super::task::Block;
+use crate::simd::{Lanes, simd_fn};
+use crate::{bf16_to_f32, f32_to_bf16};
 
-/// Copies `n` rows of a head together, times `factor`.
-pub(super) fn gather(
-    out: &mut Vec<f32>,
-    inp: &[f32],
-    row: impl Fn(usize) -> usize,
-    n: usize,
-    shape: &Shape,
-    factor: f32,
-) {
-    resize(out, n * shape.width);
-    for (i, out) in out.chunks_exact_mut(shape.width).enumerate() {
-        let (copied, padding) = out.split_at_mut(shape.head_dim);
-        for (o, x) in copied.iter_mut().zip(&inp[row(i)..][..shape.head_dim]) {
-            *o = factor * x;
+simd_fn! {
+    /// Rows of `inp (N, NH, HS)` times `factor`, padded with zeros to `width`.
+    pub(super) fn gather(out: &mut [f32], width: usize, inp: &[f32], block: Block, factor: f32) = gather_lanes
+}
+
+#[inline(always)]
+fn gather_lanes<L: Lanes>(out: &mut [f32], width: usize, inp: &[f32], block: Block, factor: f32) {
+    let factor = L::splat(factor);
+    for (i, out) in out[..block.rows * width].chunks_exact_mut(width).enumerate() {
+        let (inp, mut at) = (&inp[block.row(i)..][..block.head_dim], 0);
+        while at < inp.len() {
+            L::read(inp, at).mul(factor).write(out, at);
+            at += L::COUNT;
         }
-        padding.fill(0.0);
+        out[at..].fill(0.0);
     }
 }
 
-/// Copies the keys of a head into panels `(width, KEYS)`, one column a key, zero beyond the last.
-pub(super) fn transpose(panels: &mut [f32], inp: &[f32], row: impl Fn(usize) -> usize, shape: &Shape) {
-    for (p, panel) in panels.chunks_exact_mut(shape.width * KEYS).enumerate() {
-        panel[shape.head_dim * KEYS..].fill(0.0);
-        for j in 0..KEYS {
-            let key = p * KEYS + j;
-            for d in 0..shape.head_dim {
-                panel[d * KEYS + j] = if key < shape.keys { inp[row(key) + d] } else { 0.0 };
-            }
-        }
+simd_fn! {
+    /// Rounds to bf16.
+    pub(super) fn round(values: &mut [f32]) = round_body
+}
+
+#[allow(
+    clippy::extra_unused_type_parameters,
+    reason = "plain loops: only what they are compiled for differs"
+)]
+#[inline(always)]
+fn round_body<L>(values: &mut [f32]) {
+    for v in values {
+        *v = bf16_to_f32(f32_to_bf16(*v));
     }
 }

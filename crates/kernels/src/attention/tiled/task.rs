@@ -1,8 +1,9 @@
-//! What one thread computes, and its sizes.
+//! What one thread computes, and the blocks that it goes through.
 
 use std::ops::Range;
 
-use super::KEYS;
+use super::words::{Rows, Words};
+use super::{KEYS, QUERIES};
 use crate::attention::check_dims;
 use crate::simd::WIDEST;
 use crate::{AttentionDims, Segment};
@@ -12,19 +13,19 @@ const TASK_QUERIES: usize = 192;
 
 /// One kv head of a segment, and a range of its queries: what one thread computes.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Task {
-    pub(super) segment: Segment,
-    pub(super) kv_head: usize,
-    pub(super) queries: Range<usize>,
+pub(crate) struct Task {
+    segment: Segment,
+    kv_head: usize,
+    queries: Range<usize>,
 }
 
 /// The independent tasks of a forward pass, the longest first within a segment.
-pub fn forward_tasks(segments: &[Segment], dims: AttentionDims) -> Vec<Task> {
+pub(crate) fn forward_tasks(segments: &[Segment], dims: AttentionDims) -> Vec<Task> {
     tasks(segments, dims, TASK_QUERIES)
 }
 
 /// The independent tasks of a backward pass: every key and value gradient is written by exactly one.
-pub fn backward_tasks(segments: &[Segment], dims: AttentionDims) -> Vec<Task> {
+pub(crate) fn backward_tasks(segments: &[Segment], dims: AttentionDims) -> Vec<Task> {
     tasks(segments, dims, usize::MAX)
 }
 
@@ -41,27 +42,109 @@ fn tasks(segments: &[Segment], dims: AttentionDims, most: usize) -> Vec<Task> {
     tasks
 }
 
-/// The sizes of one task.
-#[derive(Clone)]
-pub(super) struct Shape {
-    pub heads: Range<usize>,
+/// The sizes of a task, and where its rows lie.
+pub(super) struct Shape<'a> {
+    task: &'a Task,
+    dims: AttentionDims,
+    /// `HS`.
     pub head_dim: usize,
-    /// `head_dim`, padded to whole vectors.
+    /// `HS`, padded to whole vectors.
     pub width: usize,
+    /// Words of `HS`.
+    pub steps: usize,
+    /// Keys that any of its queries sees.
     pub keys: usize,
-    /// `keys`, padded to whole panels.
-    pub padded_keys: usize,
+    /// Words of [`keys`](Shape::keys) in panels of keys as columns.
+    pub panels: usize,
+    /// Query heads that a block takes together.
+    heads: usize,
 }
 
-impl Shape {
-    pub fn of(task: &Task, dims: AttentionDims, keys: usize) -> Self {
-        let group = dims.heads / dims.kv_heads;
+impl<'a> Shape<'a> {
+    /// Of a task in `words`.
+    pub fn of(task: &'a Task, dims: AttentionDims, words: Words) -> Self {
+        let AttentionDims { heads, kv_heads, head_dim } = dims;
+        let keys = task.segment.kv_len - task.segment.q_len + task.queries.end;
+        let steps = words.of(head_dim);
         Self {
-            heads: task.kv_head * group..(task.kv_head + 1) * group,
-            head_dim: dims.head_dim,
-            width: dims.head_dim.next_multiple_of(WIDEST),
+            task,
+            dims,
+            head_dim,
+            width: head_dim.next_multiple_of(WIDEST),
+            steps,
             keys,
-            padded_keys: keys.next_multiple_of(KEYS),
+            panels: keys.next_multiple_of(KEYS) * steps,
+            heads: if words.are_pairs() { (heads / kv_heads).min(QUERIES) } else { 1 },
         }
+    }
+
+    /// Most rows of a block.
+    pub fn rows(&self) -> usize {
+        self.heads * (QUERIES / self.heads).min(self.task.queries.len())
+    }
+
+    /// Where row `j` of the task's keys or values begins.
+    pub fn key_row(&self, j: usize) -> usize {
+        let Task { segment, kv_head, .. } = self.task;
+        ((segment.kv_start + j) * self.dims.kv_heads + kv_head) * self.head_dim
+    }
+
+    /// The task's keys or values in `inp (M, KH, HS)`.
+    pub fn key_rows<'b>(&self, inp: &'b [f32]) -> Rows<'b> {
+        Rows {
+            data: &inp[self.key_row(0)..],
+            stride: self.dims.kv_heads * self.head_dim,
+            rows: self.keys,
+            cols: self.head_dim,
+        }
+    }
+
+    /// The blocks of the task's queries, heads by heads.
+    pub fn blocks(&self) -> impl Iterator<Item = Block> {
+        let Task { segment, kv_head, queries } = self.task;
+        let AttentionDims { heads, kv_heads, head_dim } = self.dims;
+        let group = heads / kv_heads;
+        let stride = heads * head_dim;
+        (0..group).step_by(self.heads).flat_map(move |head| {
+            let together = self.heads.min(group - head);
+            queries.clone().step_by(QUERIES / self.heads).map(move |first| Block {
+                rows: together * (QUERIES / self.heads).min(queries.end - first),
+                heads: together,
+                before: segment.kv_len - segment.q_len + first,
+                start: (segment.q_start + first) * stride + (kv_head * group + head) * head_dim,
+                stride,
+                head_dim,
+            })
+        })
+    }
+}
+
+/// Query rows that are computed together: the same few heads of one query after the other.
+#[derive(Clone, Copy)]
+pub(super) struct Block {
+    pub rows: usize,
+    heads: usize,
+    /// Keys before the first query's own.
+    before: usize,
+    /// Where its first row begins, and its second query.
+    start: usize,
+    stride: usize,
+    pub head_dim: usize,
+}
+
+impl Block {
+    /// Where row `i` begins in operands `(N, NH, HS)`.
+    pub fn row(&self, i: usize) -> usize {
+        self.start + i / self.heads * self.stride + i % self.heads * self.head_dim
+    }
+
+    /// How many keys row `i` sees.
+    pub fn visible(&self, i: usize) -> usize {
+        self.before + i / self.heads + 1
+    }
+
+    /// How many keys its last row sees.
+    pub fn keys(&self) -> usize {
+        self.before + self.rows / self.heads
     }
 }

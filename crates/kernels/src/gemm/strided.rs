@@ -1,0 +1,93 @@
+//! Products small enough to stay in the first caches, of words as they lie: what tiles of attention are made of.
+
+use super::lanes::Lanes;
+
+/// `C (m, n) = A B`, or `+=`. Every element sums over `k` in order, whatever tile it falls in.
+#[derive(Clone, Copy)]
+pub(crate) struct StridedJob {
+    /// Rows of C.
+    pub m: usize,
+    /// Columns of C, whole vectors.
+    pub n: usize,
+    /// Words of `k`.
+    pub steps: usize,
+    /// First word of `A`.
+    pub a: *const f32,
+    /// Words of `A` from one row to the next, and from one step to the next.
+    pub a_strides: (usize, usize),
+    /// First word of `B`.
+    pub b: *const f32,
+    /// First element of C.
+    pub c: *mut f32,
+    /// Words from one step of `B` to the next, and elements from one row of C to the next.
+    pub stride: usize,
+    /// Whether to add to C or to overwrite it.
+    pub accumulate: bool,
+}
+
+/// Rows of the tallest tile: of four vectors it fills 24 of 32 registers, of two 12 of 16.
+const ROWS: usize = 6;
+
+/// Runs a [`StridedJob`].
+///
+/// # Safety
+/// The instruction set of `T` must be there and every pointer valid for its shape.
+#[inline(always)]
+pub(super) unsafe fn strided<T: Lanes>(job: &StridedJob) {
+    let widest = if T::ROWS >= 8 { 4 } else { 2 };
+    let mut column = 0;
+    while column < job.n {
+        let vectors = ((job.n - column) / T::LANES).min(widest);
+        for row in (0..job.m).step_by(ROWS) {
+            macro_rules! choose {
+                ($($v:literal: $($m:literal)*;)*) => {
+                    match (vectors, (job.m - row).min(ROWS)) {
+                        // SAFETY: as the caller's, for rows below `m` and columns below `n`.
+                        $($(($v, $m) if $v <= widest => unsafe { tile::<T, $m, $v>(job, row, column) },)*)*
+                        _ => unreachable!("part of a vector, or no row"),
+                    }
+                };
+            }
+            choose! { 4: 6 5 4 3 2 1; 3: 6 5 4 3 2 1; 2: 6 5 4 3 2 1; 1: 6 5 4 3 2 1; }
+        }
+        column += vectors * T::LANES;
+    }
+}
+
+/// `M` rows by `V` vectors of C, held in registers over all of `k`.
+///
+/// # Safety
+/// As [`strided`], and the tile lies inside C.
+#[inline(always)]
+unsafe fn tile<T: Lanes, const M: usize, const V: usize>(job: &StridedJob, row: usize, column: usize) {
+    let StridedJob { steps, a, a_strides: (a_row, a_step), b, c, stride, .. } = *job;
+    // SAFETY: as the caller's.
+    unsafe {
+        let (a, b, c) = (a.add(row * a_row), b.add(column), c.add(row * stride + column));
+        let mut sums = [[T::zero(); V]; M];
+        if job.accumulate {
+            for i in 0..M {
+                for j in 0..V {
+                    sums[i][j] = T::load(c.add(i * stride + j * T::LANES));
+                }
+            }
+        }
+        for p in 0..steps {
+            let mut bs = [T::zero(); V];
+            for j in 0..V {
+                bs[j] = T::load(b.add(p * stride + j * T::LANES));
+            }
+            for i in 0..M {
+                let x = T::splat(*a.add(i * a_row + p * a_step));
+                for j in 0..V {
+                    sums[i][j] = T::step(sums[i][j], x, bs[j]);
+                }
+            }
+        }
+        for i in 0..M {
+            for j in 0..V {
+                T::store(c.add(i * stride + j * T::LANES), sums[i][j]);
+            }
+        }
+    }
+}
