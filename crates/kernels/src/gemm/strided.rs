@@ -1,6 +1,7 @@
 //! Products small enough to stay in the first caches, of words as they lie: what tiles of attention are made of.
 
-use super::lanes::Lanes;
+use super::ahead::Ahead;
+use super::lanes::{F32, Lanes};
 
 /// `C (m, n) = A B`, or `+=`. Every element sums over `k` in order, whatever tile it falls in.
 #[derive(Clone, Copy)]
@@ -23,6 +24,8 @@ pub(crate) struct StridedJob {
     pub stride: usize,
     /// Whether to add to C or to overwrite it.
     pub accumulate: bool,
+    /// What to fetch from memory meanwhile.
+    pub ahead: Ahead,
 }
 
 /// Rows of the tallest tile: of four vectors it fills 24 of 32 registers, of two 12 of 16.
@@ -35,10 +38,14 @@ const ROWS: usize = 6;
 #[inline(always)]
 pub(super) unsafe fn strided<T: Lanes>(job: &StridedJob) {
     let widest = if T::ROWS >= 8 { 4 } else { 2 };
+    let mut ahead = job.ahead;
+    let lines = ahead.lines().div_ceil(job.m.div_ceil(ROWS) * job.n.div_ceil(widest * T::LANES));
     let mut column = 0;
     while column < job.n {
         let vectors = ((job.n - column) / T::LANES).min(widest);
         for row in (0..job.m).step_by(ROWS) {
+            // SAFETY: the caller has the instruction set.
+            unsafe { ahead.fetch::<T>(lines) };
             macro_rules! choose {
                 ($($v:literal: $($m:literal)*;)*) => {
                     match (vectors, (job.m - row).min(ROWS)) {
@@ -88,6 +95,29 @@ unsafe fn tile<T: Lanes, const M: usize, const V: usize>(job: &StridedJob, row: 
             for j in 0..V {
                 T::store(c.add(i * stride + j * T::LANES), sums[i][j]);
             }
+        }
+    }
+}
+
+/// Words across rows of `width`, whole vectors: of step `p` and column `j` at `p * width + j`. An odd last row is paired with
+/// zero.
+///
+/// # Safety
+/// The instruction set of `T` must be there, and `dst` valid for all words.
+#[inline(always)]
+pub(super) unsafe fn across<T: Lanes>(dst: *mut f32, rows: &[f32], width: usize) {
+    for (p, pair) in rows.chunks(T::PAIR * width).enumerate() {
+        for column in (0..width).step_by(T::LANES) {
+            let (first, zeros) = (pair[column..].as_ptr(), [0.0f32; 16]);
+            let last = if pair.len() == T::PAIR * width {
+                first.wrapping_add((T::PAIR - 1) * width)
+            } else {
+                zeros.as_ptr()
+            };
+            // SAFETY: whole vectors lie inside the rows, and the caller has room for all words.
+            unsafe {
+                T::store(dst.add(p * width + column), T::words_across::<F32>(first.cast(), last.cast(), true))
+            };
         }
     }
 }

@@ -7,6 +7,7 @@ use super::words::{Strided, Words};
 use super::{KEYS, QUERIES};
 use crate::AttentionDims;
 use crate::attention::reference_scale;
+use crate::gemm::Ahead;
 use crate::math::{dot_lanes, exp};
 use crate::simd::{Lanes, simd_fn};
 
@@ -41,8 +42,11 @@ pub(crate) unsafe fn backward_task(
         words.copy_across(k_rows, width, shape.key_rows(k));
         dk_rows.fill(0.0);
         dv_rows.fill(0.0);
-        for block in shape.blocks() {
-            let rows = block.rows;
+        let mut blocks = shape.blocks().peekable();
+        while let Some(block) = blocks.next() {
+            let (rows, panels) = (block.rows, block.keys().div_ceil(KEYS));
+            let mut next = |inp: &[f32]| blocks.peek().map_or(Ahead::NONE, |next| next.ahead(inp.as_ptr()));
+            let ahead = [next(q), next(dout), next(out), block.ahead(dq)];
             let (q_rows, dout_rows) = (&mut q_rows[..rows * width], &mut dout_rows[..rows * width]);
             gather(words.isa, q_rows, width, q, block, factor);
             gather(words.isa, dout_rows, width, dout, block, 1.0);
@@ -64,27 +68,28 @@ pub(crate) unsafe fn backward_task(
             let (scores, dscores) = (&mut scores[..rows * KEYS], &mut dscores[..rows * KEYS]);
             for first in (0..block.keys()).step_by(KEYS) {
                 let here = KEYS.min(block.keys() - first);
+                let [q, dout, out, dq] = ahead.map(|ahead| ahead.part(first / KEYS, panels));
                 let panel = first * shape.steps..;
                 let tile = (rows, words.whole(here), shape.steps);
-                words.product(scores, q_along, &k_panels[panel.clone()], KEYS, tile, false);
-                words.product(dscores, dout_along, &v_panels[panel], KEYS, tile, false);
+                words.product(scores, q_along, &k_panels[panel.clone()], KEYS, tile, false, q);
+                words.product(dscores, dout_along, &v_panels[panel], KEYS, tile, false, dout);
                 weigh(words.isa, scores, dscores, &lses_deltas, block, first);
 
                 let columns = |data| Strided { data, row: 1, step: KEYS };
                 let by_rows = (here, width, words.of(rows));
                 let p = columns(words.across(p_across, scores, KEYS));
-                words.product(&mut dv_rows[first * width..], p, dout_across, width, by_rows, true);
+                words.product(&mut dv_rows[first * width..], p, dout_across, width, by_rows, true, out);
                 let ds = columns(words.across(ds_across, dscores, KEYS));
-                words.product(&mut dk_rows[first * width..], ds, q_across, width, by_rows, true);
+                words.product(&mut dk_rows[first * width..], ds, q_across, width, by_rows, true, dq);
                 let ds = Strided { data: words.along(ds_along, dscores), row: words.of(KEYS), step: 1 };
-                let by_keys = (rows, width, words.of(here));
-                words.product(dq_rows, ds, &k_rows[words.of(first) * width..], width, by_keys, first > 0);
+                let (k, by_keys) = (&k_rows[words.of(first) * width..], (rows, width, words.of(here)));
+                words.product(dq_rows, ds, k, width, by_keys, first > 0, Ahead::NONE);
             }
             for i in 0..rows {
-                for (d, sum) in dq_rows[i * width..][..head_dim].iter().enumerate() {
-                    // SAFETY: this row and head are the task's own, as the caller promises.
-                    unsafe { *dq.add(block.row(i) + d) = factor * sum };
-                }
+                let sums = &mut dq_rows[i * width..][..head_dim];
+                sums.iter_mut().for_each(|sum| *sum *= factor);
+                // SAFETY: this row and head are the task's own, as the caller promises.
+                unsafe { dq.add(block.row(i)).copy_from_nonoverlapping(sums.as_ptr(), head_dim) };
             }
         }
         for j in 0..shape.keys {

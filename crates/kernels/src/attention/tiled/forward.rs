@@ -7,8 +7,9 @@ use super::words::{Strided, Words};
 use super::{KEYS, QUERIES};
 use crate::AttentionDims;
 use crate::attention::reference_scale;
+use crate::gemm::Ahead;
 use crate::simd::{Lanes, simd_fn};
-use crate::softmax::{exponentials, largest, scale};
+use crate::softmax::{exponentials, scale};
 
 /// One task of a forward pass.
 ///
@@ -30,24 +31,34 @@ pub(crate) unsafe fn forward_task(
     with_buffers(lens(words, shape), |[q_rows, q_pairs, k_panels, v_rows, mixed, scores, p_pairs]| {
         words.copy_panels(k_panels, shape.key_rows(k));
         words.copy_across(v_rows, width, shape.key_rows(v));
-        for block in shape.blocks() {
-            let rows = block.rows;
+        let mut blocks = shape.blocks().peekable();
+        while let Some(block) = blocks.next() {
+            let (rows, panels) = (block.rows, block.keys().div_ceil(KEYS));
+            let next = blocks.peek().map_or(Ahead::NONE, |next| next.ahead(q.as_ptr()));
             let q_rows = &mut q_rows[..rows * width];
             gather(words.isa, q_rows, width, q, block, reference_scale(dims) as f32);
             let q_along = Strided { data: words.along(q_pairs, q_rows), row: words.of(width), step: 1 };
             for first in (0..block.keys()).step_by(KEYS) {
                 let (scores, k) = (&mut scores[first * rows..], &k_panels[first * shape.steps..]);
-                let here = words.whole(KEYS.min(block.keys() - first));
-                words.product(scores, q_along, k, KEYS, (rows, here, shape.steps), false);
+                let tile = (rows, words.whole(KEYS.min(block.keys() - first)), shape.steps);
+                words.product(scores, q_along, k, KEYS, tile, false, next.part(first / KEYS, panels));
             }
             let (mut sums, mut lses) = ([0.0; QUERIES], [0.0; QUERIES]);
             softmax(words.isa, scores, &mut sums, &mut lses, block);
             for first in (0..block.keys()).step_by(KEYS) {
                 let weights = words.along(p_pairs, &scores[first * rows..][..rows * KEYS]);
                 let weights = Strided { data: weights, row: words.of(KEYS), step: 1 };
-                let (v, here) =
-                    (&v_rows[words.of(first) * width..], words.of(KEYS.min(block.keys() - first)));
-                words.product(mixed, weights, v, width, (rows, width, here), first > 0);
+                let tile = (rows, width, words.of(KEYS.min(block.keys() - first)));
+                let ahead = block.ahead(out).part(first / KEYS, panels);
+                words.product(
+                    mixed,
+                    weights,
+                    &v_rows[words.of(first) * width..],
+                    width,
+                    tile,
+                    first > 0,
+                    ahead,
+                );
             }
             scale_rows(words.isa, mixed, width, &sums[..rows]);
             for i in 0..rows {
@@ -95,17 +106,26 @@ fn softmax_lanes<L: Lanes>(
     lse: &mut [f32; QUERIES],
     block: Block,
 ) {
-    let panels = block.keys().div_ceil(KEYS);
     for i in 0..block.rows {
-        let (visible, at) = (block.visible(i), |p: usize| (p * block.rows + i) * KEYS);
-        let mut max = f32::NEG_INFINITY;
-        for p in 0..panels {
-            let row = &mut scores[at(p)..][..KEYS];
-            row[visible.saturating_sub(p * KEYS).min(KEYS)..].fill(f32::NEG_INFINITY);
-            max = max.max(largest::<L>(row));
+        let visible = block.visible(i);
+        // Where the row lies in each panel, and how many of its scores there count, in whole vectors.
+        let panels = (0..block.keys()).step_by(KEYS).map(|first| {
+            let seen = visible.saturating_sub(first).min(KEYS);
+            (first * block.rows + i * KEYS, seen, seen.next_multiple_of(L::COUNT))
+        });
+        let mut max = L::splat(f32::NEG_INFINITY);
+        for (row, seen, whole) in panels.clone() {
+            let row = &mut scores[row..][..whole];
+            row[seen..].fill(f32::NEG_INFINITY);
+            for at in (0..whole).step_by(L::COUNT) {
+                max = max.max(L::read(row, at));
+            }
         }
-        for p in 0..panels {
-            sums[i] += exponentials::<L>(&mut scores[at(p)..][..KEYS], max);
+        let max = max.largest();
+        for (row, _, whole) in panels {
+            let (row, rest) = scores[row..][..KEYS].split_at_mut(whole);
+            sums[i] += exponentials::<L>(row, max);
+            rest.fill(0.0);
         }
         lse[i] = max + sums[i].ln();
     }

@@ -1,10 +1,12 @@
 //! What one thread computes, and the blocks that it goes through.
 
+use std::cmp::Reverse;
 use std::ops::Range;
 
 use super::words::{Rows, Words};
 use super::{KEYS, QUERIES};
 use crate::attention::check_dims;
+use crate::gemm::Ahead;
 use crate::simd::WIDEST;
 use crate::{AttentionDims, Segment};
 
@@ -19,12 +21,12 @@ pub(crate) struct Task {
     queries: Range<usize>,
 }
 
-/// The independent tasks of a forward pass, the longest first within a segment.
+/// The independent tasks of a forward pass, the longest first.
 pub(crate) fn forward_tasks(segments: &[Segment], dims: AttentionDims) -> Vec<Task> {
     tasks(segments, dims, TASK_QUERIES)
 }
 
-/// The independent tasks of a backward pass: every key and value gradient is written by exactly one.
+/// The independent tasks of a backward pass, the longest first: every key and value gradient is written by exactly one.
 pub(crate) fn backward_tasks(segments: &[Segment], dims: AttentionDims) -> Vec<Task> {
     tasks(segments, dims, usize::MAX)
 }
@@ -33,13 +35,22 @@ fn tasks(segments: &[Segment], dims: AttentionDims, most: usize) -> Vec<Task> {
     check_dims(segments, dims);
     let mut tasks = Vec::new();
     for &segment in segments {
-        for first in (0..segment.q_len.max(1)).step_by(most).collect::<Vec<_>>().into_iter().rev() {
+        for first in (0..segment.q_len.max(1)).step_by(most) {
             let queries = first..segment.q_len.min(first.saturating_add(most));
             let task = |kv_head| Task { segment, kv_head, queries: queries.clone() };
             tasks.extend((0..dims.kv_heads).map(task));
         }
     }
+    // Threads take one after the other: what is left for the last should be short.
+    tasks.sort_by_key(|task| Reverse(task.queries.len() * task.keys()));
     tasks
+}
+
+impl Task {
+    /// Keys that any of its queries sees.
+    fn keys(&self) -> usize {
+        self.segment.kv_len - self.segment.q_len + self.queries.end
+    }
 }
 
 /// The sizes of a task, and where its rows lie.
@@ -64,8 +75,7 @@ impl<'a> Shape<'a> {
     /// Of a task in `words`.
     pub fn of(task: &'a Task, dims: AttentionDims, words: Words) -> Self {
         let AttentionDims { heads, kv_heads, head_dim } = dims;
-        let keys = task.segment.kv_len - task.segment.q_len + task.queries.end;
-        let steps = words.of(head_dim);
+        let (keys, steps) = (task.keys(), words.of(head_dim));
         Self {
             task,
             dims,
@@ -136,6 +146,12 @@ impl Block {
     /// Where row `i` begins in operands `(N, NH, HS)`.
     pub fn row(&self, i: usize) -> usize {
         self.start + i / self.heads * self.stride + i % self.heads * self.head_dim
+    }
+
+    /// Its rows of `inp (N, NH, HS)`, to be fetched ahead.
+    pub fn ahead(&self, inp: *const f32) -> Ahead {
+        let start = inp.wrapping_add(self.start).cast();
+        Ahead::new(start, self.rows / self.heads, 4 * self.heads * self.head_dim, 4 * self.stride)
     }
 
     /// How many keys row `i` sees.

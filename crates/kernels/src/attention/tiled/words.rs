@@ -1,9 +1,8 @@
 //! How tiles multiply, and operands as their products read them.
 
-use crate::Isa;
-use crate::gemm::{Kernels, PackJob, StridedJob, View};
-
 use super::KEYS;
+use crate::Isa;
+use crate::gemm::{Ahead, Kernels, PackJob, StridedJob, View};
 
 /// Words of one f32, or of two neighbours along the sum as a pair of bf16. Sums are f32 either way.
 #[derive(Clone, Copy)]
@@ -74,8 +73,10 @@ impl Words {
         if self.kernels.pair == 1 {
             return rows;
         }
-        let inp = Rows { data: rows, stride: width, rows: rows.len() / width, cols: width };
-        self.copy_across(out, width, inp);
+        assert!(width == self.whole(width) && rows.len().is_multiple_of(width));
+        assert!(out.len() >= self.of(rows.len() / width) * width);
+        // SAFETY: `new` checked the instruction set, and `out` holds all words.
+        unsafe { (self.kernels.across)(out.as_mut_ptr(), rows, width) };
         out
     }
 
@@ -102,6 +103,7 @@ impl Words {
     }
 
     /// `c (m, n) = a b`, or `c += a b`, rows of `c` and steps of `b` being `stride` apart, `n` whole vectors.
+    /// Meanwhile `ahead` is fetched from memory.
     pub(super) fn product(
         self,
         c: &mut [f32],
@@ -110,6 +112,7 @@ impl Words {
         stride: usize,
         (m, n, steps): (usize, usize, usize),
         accumulate: bool,
+        ahead: Ahead,
     ) {
         assert!(n == self.whole(n) && n <= stride && m > 0 && steps > 0);
         assert!(c.len() >= (m - 1) * stride + n && b.len() >= (steps - 1) * stride + n);
@@ -124,6 +127,7 @@ impl Words {
             c: c.as_mut_ptr(),
             stride,
             accumulate,
+            ahead,
         };
         // SAFETY: `new` checked the instruction set, and the assertions cover the shape.
         unsafe { (self.kernels.strided)(&job) };
