@@ -37,6 +37,7 @@ mod jinja;
 mod json;
 mod json_fault;
 mod kv_cache;
+mod large_pages;
 mod lora;
 mod new_model;
 mod pass;

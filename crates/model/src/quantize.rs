@@ -9,15 +9,12 @@ use danlu_kernels::{
     Bytes, DType, FourBit, FourBitCode, Isa, NESTED_BLOCK, NestedScales, Scales, dynamic_u8, encode_blocks,
     nest, to_f32,
 };
-#[cfg(target_os = "linux")]
-use memmap2::Advice;
-use memmap2::MmapMut;
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Value, json};
 
 use crate::carried_files::torch_name;
 use crate::four_bit::{QUANT_STATE, StoredFourBit};
-use crate::{ModelConfig, ModelError, Projection, Weights};
+use crate::{ModelConfig, ModelError, Projection, Weights, large_pages};
 
 /// Elements that a thread widens and encodes at a time.
 const PIECE: usize = 1 << 16;
@@ -124,7 +121,7 @@ impl Quantization {
     /// If `bytes` does not hold `len` elements.
     pub fn encode(&self, dtype: DType, bytes: &[u8], len: usize, threads: usize) -> Result<FourBit, usize> {
         assert_eq!(bytes.len(), len * dtype.size());
-        let mut codes = large_pages(len.div_ceil(2));
+        let mut codes = large_pages::zeros(len.div_ceil(2));
         let mut absmax = vec![0.0f32; len.div_ceil(self.block_size)];
         let piece = PIECE.max(self.block_size);
         // What one thread takes: whole pieces.
@@ -298,16 +295,6 @@ impl Weights {
             }
         }
     }
-}
-
-/// Zeros in pages as large as the system has them: decoding reads all codes for every token, so that of small pages each one's
-/// address is looked up again.
-fn large_pages(len: usize) -> MmapMut {
-    let pages = MmapMut::map_anon(len).expect("memory, which a `Vec` takes for granted too");
-    // Without them everything works as well, if slower.
-    #[cfg(target_os = "linux")]
-    let _ = pages.advise(Advice::HugePage);
-    pages
 }
 
 /// The module of a weight: its name without the last part.

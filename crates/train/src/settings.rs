@@ -83,7 +83,7 @@ pub struct TrainSettings {
     pub val_size: f64,
     /// Seed of initialisation, order and dropout.
     pub seed: u64,
-    /// What the products with the base are computed in.
+    /// What the products with the base, and those of attention, are computed in.
     pub dtype: Precision,
     /// What the base's projections are put into while it is loaded.
     pub quant: Quant,
@@ -143,7 +143,8 @@ impl Default for TrainSettings {
     }
 }
 
-/// What the products with the base's weights are computed in; everything else is f32.
+/// What the products with the base's weights are computed in, and where the processor multiplies pairs of bf16 also those of
+/// attention; everything else is f32.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Precision {

@@ -31,8 +31,8 @@ pub struct CpuOptions {
     pub threads: Option<usize>,
     /// Instruction set; `None` takes the widest this machine runs.
     pub isa: Option<Isa>,
-    /// [`DType::Bf16`] rounds both operands of the base products to bf16 and sums in f32, and so do attention's products
-    /// where the instruction set multiplies pairs of bf16; anything else multiplies in f32. The rest is f32 either way.
+    /// [`DType::Bf16`] rounds both operands of the base products to bf16 and sums in f32; where the instruction set
+    /// multiplies pairs of bf16, those of attention's products too. Anything else multiplies in f32. The rest is f32 either way.
     pub dtype: DType,
 }
 

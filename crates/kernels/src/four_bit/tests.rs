@@ -145,7 +145,8 @@ fn weight(stream: &mut Stream, dtype: DType, len: usize, block_size: usize, is_n
 /// Every shape of row against the block: whole chunks of 64 and of 128, a group of scales that ends inside a row, short
 /// rows, rows that end inside a block and inside a byte, more rows than a sum is cut at, and rows that
 /// are cut inside a block.
-const SHAPES: [(usize, usize, usize); 16] = [
+const SHAPES: [(usize, usize, usize); 17] = [
+    (701, 256, 64),
     (803, 64, 64),
     (21, 1344, 64),
     (9, 96, 32),

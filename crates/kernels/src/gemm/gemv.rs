@@ -12,12 +12,14 @@ use crate::{Isa, Matrix};
 const TASK_BYTES: usize = 64 << 10;
 
 /// Rows of a weight in tasks: long ones first, which go along memory without a break, then ever shorter ones, so that all
-/// threads end together. Each but the last has at least `least` rows.
+/// threads end together. A task has at least `least` rows, unless there would not be one for each thread, or it is the last.
 fn tasks(rows: usize, least: usize, threads: usize) -> Vec<Range<usize>> {
+    let least = least.min(rows.div_ceil(threads));
     let (mut tasks, mut row) = (Vec::new(), 0);
     while row < rows {
         let left = rows - row;
-        let taken = (left * 3 / (4 * threads)).max(least).next_multiple_of(4).min(left);
+        let share = if threads == 1 { left } else { left * 3 / (4 * threads) };
+        let taken = share.max(least).next_multiple_of(4).min(left);
         tasks.push(row..row + taken);
         row += taken;
     }
@@ -113,5 +115,34 @@ impl FewRows {
             // columns of `out`.
             unsafe { dots(&job) };
         });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tasks_cover_the_rows_and_keep_every_thread_busy() {
+        for (rows, least) in [(0, 1), (1, 8), (3, 1), (70, 9), (128, 147), (2053, 64), (128_256, 16)] {
+            for threads in [1, 2, 3, 16] {
+                let tasks = tasks(rows, least, threads);
+                let (mut row, each) = (0, rows.div_ceil(threads));
+                for (i, task) in tasks.iter().enumerate() {
+                    assert_eq!((task.start, task.start % 4), (row, 0), "{rows} {least} {threads}");
+                    assert!(
+                        task.len() >= least.min(each) || i + 1 == tasks.len(),
+                        "{rows} {least} {threads}"
+                    );
+                    row = task.end;
+                }
+                assert_eq!(row, rows);
+                let busy = rows.div_ceil(each.next_multiple_of(4).max(1)).min(threads);
+                assert!(
+                    tasks.len() >= busy && (threads > 1 || tasks.len() == busy),
+                    "{rows} {least} {threads}"
+                );
+            }
+        }
     }
 }

@@ -123,7 +123,9 @@ fn few_rows_match_f64_for_every_tail_and_type() {
     for isa in Isa::supported() {
         for bf16 in [false, true] {
             let few = FewRows::new(isa, bf16);
-            for (n, d_out, d_in) in [(1, 1, 1), (2, 7, 33), (3, 30, 64), (5, 9, 47), (8, 70, 129)] {
+            for (n, d_out, d_in) in
+                [(1, 1, 1), (2, 7, 33), (3, 30, 64), (5, 9, 47), (8, 70, 129), (2, 401, 256)]
+            {
                 for dtype in [DType::F32, DType::Bf16, DType::F16] {
                     let inp = random(&mut stream, n * d_in);
                     let w = unaligned(dtype, &random(&mut stream, d_out * d_in), d_out, d_in);

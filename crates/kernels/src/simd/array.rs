@@ -31,7 +31,6 @@ impl Array8 {
 
 impl Lanes for Array8 {
     const COUNT: usize = 8;
-    const REGISTERS: usize = 8;
 
     #[inline(always)]
     fn splat(v: f32) -> Self {

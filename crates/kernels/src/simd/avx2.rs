@@ -20,7 +20,6 @@ macro_rules! lanewise {
 
 impl Lanes for Avx2 {
     const COUNT: usize = 8;
-    const REGISTERS: usize = 16;
 
     lanewise! {
         add(b) = _mm256_add_ps;

@@ -20,7 +20,6 @@ macro_rules! lanewise {
 
 impl Lanes for Avx512 {
     const COUNT: usize = 16;
-    const REGISTERS: usize = 32;
 
     lanewise! {
         add(b) = _mm512_add_ps;

@@ -28,8 +28,6 @@ pub const WIDEST: usize = 16;
 pub trait Lanes: Copy {
     /// Lanes in a register.
     const COUNT: usize;
-    /// Registers of the machine, which decide how large a tile may be.
-    const REGISTERS: usize;
 
     /// `v` in every lane.
     fn splat(v: f32) -> Self;

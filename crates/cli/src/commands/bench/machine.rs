@@ -20,7 +20,7 @@ use crate::text;
 /// What the products are computed in.
 #[derive(Args, Clone, Debug)]
 pub struct MachineArgs {
-    /// What products with the base are computed in: f32 or bf16 [default: bf16 with AVX512-BF16, f32 elsewhere]
+    /// What products with the base and in attention are computed in: f32 or bf16 [default: bf16 with AVX512-BF16, f32 elsewhere]
     #[arg(long, value_name = "TYPE", value_parser = Precision::from_str, help_heading = "Machine")]
     pub dtype: Option<Precision>,
     #[command(flatten)]

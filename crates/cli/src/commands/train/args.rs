@@ -110,7 +110,8 @@ pub struct SettingsArgs {
     /// Steps to take, instead of passes over the data
     #[arg(long, value_name = "STEPS", conflicts_with = "num_train_epochs", help_heading = "Training")]
     pub max_steps: Option<u64>,
-    /// Records per micro-batch; with --packing, rows of --max-length tokens [default: 2]
+    /// Records per micro-batch; with --packing, rows of --max-length tokens. What records of one begin with alike is computed once
+    /// [default: 2]
     #[arg(long, value_name = "N", help_heading = "Training")]
     pub per_device_train_batch_size: Option<usize>,
     /// Micro-batches per step [default: 2]
@@ -142,7 +143,7 @@ pub struct SettingsArgs {
     pub seed: Option<u64>,
     #[command(flatten)]
     pub quant: QuantArgs,
-    /// What products with the base are computed in: f32 or bf16 [default: f32]
+    /// What products with the base and in attention are computed in: f32 or bf16 [default: f32]
     #[arg(long, value_name = "TYPE", value_parser = Precision::from_str, help_heading = "Training")]
     pub dtype: Option<Precision>,
 

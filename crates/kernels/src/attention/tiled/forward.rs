@@ -5,11 +5,11 @@ use super::scratch::{total, with_buffers};
 use super::task::{Block, Shape, Task};
 use super::words::{Strided, Words};
 use super::{KEYS, QUERIES};
-use crate::AttentionDims;
 use crate::attention::reference_scale;
 use crate::gemm::Ahead;
-use crate::simd::{Lanes, simd_fn};
+use crate::simd::{Lanes, WIDEST, simd_fn};
 use crate::softmax::{exponentials, scale};
+use crate::{AttentionDims, bf16_to_f32, f32_to_bf16};
 
 /// One task of a forward pass.
 ///
@@ -45,6 +45,10 @@ pub(crate) unsafe fn forward_task(
             }
             let (mut sums, mut lses) = ([0.0; QUERIES], [0.0; QUERIES]);
             softmax(words.isa, scores, &mut sums, &mut lses, block);
+            if words.are_pairs() {
+                // Weights that sum to 1 as they are multiplied: what all values share is then in `out` as it is in them.
+                rounded_sums(words.isa, &mut sums[..rows], scores, block.keys());
+            }
             for first in (0..block.keys()).step_by(KEYS) {
                 let weights = words.along(p_pairs, &scores[first * rows..][..rows * KEYS]);
                 let weights = Strided { data: weights, row: words.of(KEYS), step: 1 };
@@ -128,6 +132,31 @@ fn softmax_lanes<L: Lanes>(
             rest.fill(0.0);
         }
         lse[i] = max + sums[i].ln();
+    }
+}
+
+simd_fn! {
+    /// The sum of each row of `scores`, panel after panel of `(rows, KEYS)`, rounded to bf16.
+    fn rounded_sums(sums: &mut [f32], scores: &[f32], keys: usize) = rounded_sums_body
+}
+
+#[allow(
+    clippy::extra_unused_type_parameters,
+    reason = "plain loops: only what they are compiled for differs"
+)]
+#[inline(always)]
+fn rounded_sums_body<L>(sums: &mut [f32], scores: &[f32], keys: usize) {
+    let rows = sums.len();
+    for (i, sum) in sums.iter_mut().enumerate() {
+        let mut parts = [0.0; WIDEST];
+        for first in (0..keys).step_by(KEYS) {
+            for weights in scores[first * rows + i * KEYS..][..KEYS].chunks_exact(WIDEST) {
+                for (part, &weight) in parts.iter_mut().zip(weights) {
+                    *part += bf16_to_f32(f32_to_bf16(weight));
+                }
+            }
+        }
+        *sum = parts.iter().sum();
     }
 }
 

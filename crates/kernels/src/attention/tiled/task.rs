@@ -75,7 +75,7 @@ impl<'a> Shape<'a> {
     /// Of a task in `words`.
     pub fn of(task: &'a Task, dims: AttentionDims, words: Words) -> Self {
         let AttentionDims { heads, kv_heads, head_dim } = dims;
-        let (keys, steps) = (task.keys(), words.of(head_dim));
+        let (keys, steps, group) = (task.keys(), words.of(head_dim), (heads / kv_heads).max(1));
         Self {
             task,
             dims,
@@ -84,7 +84,7 @@ impl<'a> Shape<'a> {
             steps,
             keys,
             panels: keys.next_multiple_of(KEYS) * steps,
-            heads: if words.are_pairs() { (heads / kv_heads).min(QUERIES) } else { 1 },
+            heads: if words.are_pairs() { group.div_ceil(group.div_ceil(QUERIES)) } else { 1 },
         }
     }
 

@@ -59,7 +59,7 @@ impl Words {
 
     /// Rows of whole vectors as words along each: pairs in `out`, or the rows themselves.
     pub(super) fn along<'a>(self, out: &'a mut [f32], rows: &'a [f32]) -> &'a [f32] {
-        if self.kernels.pair == 1 {
+        if !self.are_pairs() {
             return rows;
         }
         assert!(out.len() >= self.of(rows.len()));
@@ -70,7 +70,7 @@ impl Words {
 
     /// Rows of `width`, whole vectors, as words across them: pairs in `out`, or the rows themselves.
     pub(super) fn across<'a>(self, out: &'a mut [f32], rows: &'a [f32], width: usize) -> &'a [f32] {
-        if self.kernels.pair == 1 {
+        if !self.are_pairs() {
             return rows;
         }
         assert!(width == self.whole(width) && rows.len().is_multiple_of(width));

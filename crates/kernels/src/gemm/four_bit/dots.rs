@@ -186,8 +186,9 @@ unsafe fn dot_tile<T: Lanes, const N: usize, const SHORT: bool>(
     code: &[f32; 16],
 ) {
     let (per_row, vectors) = (job.k / PIECE, chunk::<T>() / (T::LANES * T::PAIR));
-    // SAFETY: the rows exist, and whole chunks lie inside each of them; `out` has both columns where there are two. A
-    // prefetch needs no valid address.
+    // SAFETY: the rows exist, and whole chunks lie inside each of them; `out` has both columns where there are two. Groups
+    // are whole chunks of a regular weight and `until` is the end of the nearer one, so both pieces of a chunk are in the
+    // group that was entered. A prefetch needs no valid address.
     unsafe {
         let inp: [*const f32; N] = std::array::from_fn(|r| job.inp.add((i + r) * job.inp_stride));
         let codes = [0, 1].map(|c| walks[c].codes.add(walks[c].first * (PIECE / 2)));
