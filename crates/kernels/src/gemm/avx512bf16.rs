@@ -41,18 +41,27 @@ unsafe fn halves<const D: u8>(p: *const u8) -> __m256i {
     }
 }
 
+/// Eight numbers of 64 bits, `step` apart.
+///
+/// # Safety
+/// Needs AVX-512F.
+#[inline(always)]
+unsafe fn ramp(first: i64, step: i64) -> __m512i {
+    // SAFETY: the caller has AVX-512F.
+    unsafe {
+        let [a, b, c, d, e, f, g, h] = [0, 1, 2, 3, 4, 5, 6, 7].map(|i| first + step * i);
+        _mm512_setr_epi64(a, b, c, d, e, f, g, h)
+    }
+}
+
 /// Lane `i` of the lower half beside lane `i` of the upper one.
 ///
 /// # Safety
 /// Needs AVX-512F.
 #[inline(always)]
 unsafe fn interleaved() -> __m512i {
-    // SAFETY: the caller has AVX-512F.
-    unsafe {
-        let two_pairs = |i: i64| 0x0011_0001_0010_0000 + 0x0002_0002_0002_0002 * i;
-        let [a, b, c, d, e, f, g, h] = [0, 1, 2, 3, 4, 5, 6, 7].map(two_pairs);
-        _mm512_setr_epi64(a, b, c, d, e, f, g, h)
-    }
+    // SAFETY: as the caller's.
+    unsafe { ramp(0x0011_0001_0010_0000, 0x0002_0002_0002_0002) }
 }
 
 /// Which byte of 16 goes where, so that pair `i / 4` of bytes stands in all 16-bit lanes `i`.
@@ -61,12 +70,8 @@ unsafe fn interleaved() -> __m512i {
 /// Needs AVX-512F.
 #[inline(always)]
 unsafe fn copies() -> __m512i {
-    // SAFETY: the caller has AVX-512F.
-    unsafe {
-        let pair = |i: i64| 0x0001_0001_0001_0001 * ((2 * i) | ((2 * i + 1) << 8));
-        let [a, b, c, d, e, f, g, h] = [0, 1, 2, 3, 4, 5, 6, 7].map(pair);
-        _mm512_setr_epi64(a, b, c, d, e, f, g, h)
-    }
+    // SAFETY: as the caller's.
+    unsafe { ramp(0x0100_0100_0100_0100, 0x0202_0202_0202_0202) }
 }
 
 /// Which byte of 16 goes where, so that byte `i`, `i` even, stands in the 16-bit lanes `2 i` and `2 i + 2`, and byte `i + 1`
@@ -76,12 +81,8 @@ unsafe fn copies() -> __m512i {
 /// Needs AVX-512F.
 #[inline(always)]
 unsafe fn twice() -> __m512i {
-    // SAFETY: the caller has AVX-512F.
-    unsafe {
-        let bytes = |i: i64| 0x0001_0000_0001_0000 + 0x0002_0002_0002_0002 * i;
-        let [a, b, c, d, e, f, g, h] = [0, 1, 2, 3, 4, 5, 6, 7].map(bytes);
-        _mm512_setr_epi64(a, b, c, d, e, f, g, h)
-    }
+    // SAFETY: as the caller's.
+    unsafe { ramp(0x0001_0000_0001_0000, 0x0002_0002_0002_0002) }
 }
 
 impl Lanes for Avx512Bf16 {

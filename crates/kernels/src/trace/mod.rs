@@ -78,12 +78,14 @@ impl Trace {
     /// Each thread's tiles of the largest task, and the work of `products` products over the keys that each query sees.
     fn attention(
         &self,
-        lens: impl Iterator<Item = usize>,
+        tasks: &[attention::Task],
+        len: fn(attention::Words, &attention::Task, AttentionDims) -> usize,
         segments: &[Segment],
         dims: AttentionDims,
         products: u64,
     ) {
-        let largest = lens.max().unwrap_or(0);
+        let words = attention::Words::new(self.isa, self.bf16);
+        let largest = tasks.iter().map(|task| len(words, task, dims)).max().unwrap_or(0);
         self.books.hold(Pool::Attention, self.threads as u64 * Scratch::bytes(largest));
         let seen = |s: &Segment| {
             let (q, past) = (s.q_len as u64, (s.kv_len - s.q_len) as u64);
@@ -287,9 +289,7 @@ impl Backend for Trace {
             check(v, (s.kv_start + s.kv_len) * dims.kv_heads * dims.head_dim);
         }
         let tasks = attention::forward_tasks(segments, dims);
-        let words = attention::Words::new(self.isa, self.bf16);
-        let lens = tasks.iter().map(|task| attention::forward_len(words, task, dims));
-        self.attention(lens, segments, dims, 2);
+        self.attention(&tasks, attention::forward_len, segments, dims, 2);
     }
 
     fn attention_backward(
@@ -312,9 +312,7 @@ impl Backend for Trace {
             check(dv, (s.kv_start + s.kv_len) * dims.kv_heads * dims.head_dim);
         }
         let tasks = attention::backward_tasks(segments, dims);
-        let words = attention::Words::new(self.isa, self.bf16);
-        let lens = tasks.iter().map(|task| attention::backward_len(words, task, dims));
-        self.attention(lens, segments, dims, 5);
+        self.attention(&tasks, attention::backward_len, segments, dims, 5);
     }
 
     fn swiglu_forward(&self, out: &mut Buffer, gate: &Buffer, up: &Buffer, len: usize) {

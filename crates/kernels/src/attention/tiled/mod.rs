@@ -16,7 +16,7 @@ pub(crate) use backward::{backward_len, backward_task};
 pub(crate) use forward::{forward_len, forward_task};
 #[cfg(test)]
 pub(crate) use scratch::scratch_bytes;
-pub(crate) use task::{backward_tasks, forward_tasks};
+pub(crate) use task::{Task, backward_tasks, forward_tasks};
 pub(crate) use words::Words;
 
 /// Keys of a panel.

@@ -86,7 +86,7 @@ pub(super) unsafe fn pack_across<T: Lanes>(job: &PackJob<'_>, w: &FourBit) {
             }
             while first < job.outers {
                 let blocks = [e0, e1].map(|e| (e + first) >> w.block_log2());
-                let ends = [e0, e1].map(|e| (((e + first) >> w.block_log2()) + 1) << w.block_log2());
+                let ends = blocks.map(|block| (block + 1) << w.block_log2());
                 let until = job.outers.min(ends[0] - e0).min(ends[1] - e1);
                 let upper = if partner.is_some() { scales.at(blocks[1]) } else { 0.0 };
                 let table = T::table(w.table(), [scales.at(blocks[0]), upper], job.round);
