@@ -50,44 +50,53 @@ pub struct Batch {
 
 impl Batch {
     /// Packs `sequences` in order. Those that [begin alike](shared_beginnings) share rows, and with these what is known of
-    /// a row: sequences with an adapter or a dropout mask of their own are [appended](Batch::append) one by one.
+    /// a row: sequences with an adapter or a dropout mask of their own are [appended](Batch::append), each as a batch.
     ///
     /// # Panics
     /// If a sequence's `trained` is not as long as its `ids`.
     pub fn new<'a>(sequences: impl IntoIterator<Item = &'a Sequence>) -> Self {
+        let sequences: Vec<&Sequence> = sequences
+            .into_iter()
+            .inspect(|sequence| assert_eq!(sequence.ids.len(), sequence.trained.len()))
+            .filter(|sequence| !sequence.ids.is_empty())
+            .collect();
+        let beginnings: Vec<&[u32]> = sequences.iter().map(|sequence| sequence.beginning()).collect();
+        let tokens = sequences.iter().map(|sequence| sequence.ids.len()).sum();
         let mut batch = Self::default();
-        batch.append(sequences);
+        for (sequence, shared) in sequences.into_iter().zip(shared_beginnings(&beginnings, tokens)) {
+            let Sequence { ids, trained } = sequence;
+            let (row, key, len) = (batch.rows(), batch.tokens(), ids.len());
+            let begun = shared.map_or(0, |SharedBeginning { with, tokens }| {
+                let from = batch.segments[with].kv_start;
+                batch.keys.extend_from_within(from..from + tokens);
+                tokens
+            });
+            batch.ids.extend_from_slice(&ids[begun..]);
+            batch.positions.extend(begun as u32..len as u32);
+            batch.keys.extend(row as u32..batch.rows() as u32);
+            batch.segments.push(Segment { q_start: row, q_len: len - begun, kv_start: key, kv_len: len });
+            for i in (1..len).filter(|&i| trained[i]) {
+                batch.label_rows.push((row + i - 1 - begun) as u32);
+                batch.targets.push(ids[i]);
+            }
+        }
         batch
     }
 
-    /// Packs further `sequences`, which share nothing with those before.
-    ///
-    /// # Panics
-    /// As [`Batch::new`].
-    pub fn append<'a>(&mut self, sequences: impl IntoIterator<Item = &'a Sequence>) {
-        let sequences: Vec<&Sequence> = sequences.into_iter().collect();
-        assert!(sequences.iter().all(|sequence| sequence.ids.len() == sequence.trained.len()));
-        let sequences: Vec<&Sequence> = sequences.into_iter().filter(|s| !s.ids.is_empty()).collect();
-        let beginnings: Vec<&[u32]> = sequences.iter().map(|sequence| sequence.beginning()).collect();
-        let tokens = sequences.iter().map(|sequence| sequence.ids.len()).sum();
-        let first = self.segments.len();
-        for (sequence, shared) in sequences.into_iter().zip(shared_beginnings(&beginnings, tokens)) {
-            let Sequence { ids, trained } = sequence;
-            let (row, key, len) = (self.ids.len(), self.keys.len(), ids.len());
-            let begun = shared.map_or(0, |SharedBeginning { with, tokens }| {
-                let from = self.segments[first + with].kv_start;
-                self.keys.extend_from_within(from..from + tokens);
-                tokens
-            });
-            self.ids.extend_from_slice(&ids[begun..]);
-            self.positions.extend(begun as u32..len as u32);
-            self.keys.extend(row as u32..self.ids.len() as u32);
-            self.segments.push(Segment { q_start: row, q_len: len - begun, kv_start: key, kv_len: len });
-            for i in (1..len).filter(|&i| trained[i]) {
-                self.label_rows.push((row + i - 1 - begun) as u32);
-                self.targets.push(ids[i]);
-            }
-        }
+    /// Packs another batch behind this one; neither shares anything with the other.
+    pub fn append(&mut self, other: &Self) {
+        let (row, key) = (self.rows(), self.tokens());
+        let behind = |rows: &[u32]| -> Vec<u32> { rows.iter().map(|r| row as u32 + r).collect() };
+        self.keys.extend(behind(&other.keys));
+        self.label_rows.extend(behind(&other.label_rows));
+        self.segments.extend(other.segments.iter().map(|s| Segment {
+            q_start: row + s.q_start,
+            kv_start: key + s.kv_start,
+            ..*s
+        }));
+        self.ids.extend_from_slice(&other.ids);
+        self.positions.extend_from_slice(&other.positions);
+        self.targets.extend_from_slice(&other.targets);
     }
 
     /// Number of rows that are computed, `N`.
@@ -143,7 +152,7 @@ mod tests {
         assert_eq!(batch.keys, [0, 1, 2, 3, 0, 1, 4, 5, 6]);
         assert_eq!(batch.segments[1], Segment { q_start: 4, q_len: 3, kv_start: 4, kv_len: 5 });
         assert_eq!((&batch.label_rows[..], &batch.targets[..]), (&[2, 5][..], &[4, 6][..]));
-        batch.append([&b]);
+        batch.append(&Batch::new([&b]));
         assert_eq!(
             (batch.rows(), batch.tokens()),
             (12, 14),

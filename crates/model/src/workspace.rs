@@ -155,8 +155,11 @@ impl Workspace {
 
     /// Makes room for `keys` copied keys and their gradients, where there are any.
     pub(crate) fn reserve_copies(&mut self, config: &ModelConfig, backend: &dyn Backend, keys: usize) {
+        if keys == 0 {
+            return;
+        }
         let KeyCopies { kv, dkv } = &mut self.key_copies;
-        for slot in kv.iter_mut().chain(dkv).filter(|_| keys > 0) {
+        for slot in kv.iter_mut().chain(dkv) {
             slot.reserve(backend, keys * config.num_key_value_heads * config.head_dim);
         }
     }

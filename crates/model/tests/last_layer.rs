@@ -33,7 +33,7 @@ fn trained(
         let (mut batch, mut lora) = (Batch::default(), Vec::new());
         for sequence in *sequences {
             let start = batch.rows();
-            batch.append([sequence]);
+            batch.append(&Batch::new([sequence]));
             micro += 1;
             let dropout = dropout.then_some(DropoutPlan { probability: 0.3, key: micro });
             lora.push(LoraRows { rows: start..batch.rows(), source: adapter, dropout });

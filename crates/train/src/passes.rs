@@ -24,15 +24,16 @@ pub(crate) struct Pass {
 impl Pass {
     /// The passes of a step.
     pub fn of_step(micros: &[Vec<&Sequence>], together: bool) -> Vec<Self> {
-        let rows: Vec<usize> = micros.iter().map(|micro| Batch::new(micro.iter().copied()).rows()).collect();
-        let pass = |micros_of_pass: Range<usize>| {
+        let batches: Vec<Batch> = micros.iter().map(|micro| Batch::new(micro.iter().copied())).collect();
+        let rows: Vec<usize> = batches.iter().map(Batch::rows).collect();
+        let pass = |micros: Range<usize>| {
             let (mut batch, mut rows) = (Batch::default(), Vec::new());
-            for micro in &micros[micros_of_pass.clone()] {
+            for micro in &batches[micros.clone()] {
                 let start = batch.rows();
-                batch.append(micro.iter().copied());
+                batch.append(micro);
                 rows.push(start..batch.rows());
             }
-            Self { batch, micros: micros_of_pass, rows }
+            Self { batch, micros, rows }
         };
         groups(&rows, together).into_iter().map(pass).collect()
     }

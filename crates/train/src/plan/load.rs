@@ -106,25 +106,24 @@ impl<'a> Load<'a> {
                 |micro: Vec<usize>| Micro::new(micro.into_iter().map(|record| records[record]).collect());
             worst.see(feed.step(step).into_iter().map(micro).collect());
         }
+        let mut keys_beyond = 0;
         if total > MOST_STEPS {
             // A step has no more of either than the data.
             let micros = settings.gradient_accumulation_steps.min(feed.micro_batches());
             let bound = vec![bound(records, settings); micros];
             // Some of its rows may be shared, or none.
-            worst.keys = worst.keys.max(most_of_a_pass(&bound, together, |micros| sum(micros, |m| m.tokens)));
+            keys_beyond = most_of_a_pass(&bound, together, tokens);
             worst.see(bound);
         }
-        let keys = worst.keys;
         let steps = worst.into_kept();
         let mut worst = Worst::new(false);
         for group in evaluation_groups(held_out, |record| record.tokens, settings.max_length) {
             worst.see(vec![Micro::new(group.to_vec())]);
         }
-        let most = |size: fn(&Micro<'_>) -> usize| {
-            let of_step = |step: &Vec<Micro<'_>>| most_of_a_pass(step, together, |micros| sum(micros, size));
-            steps.iter().map(of_step).max().unwrap_or(0)
+        let most = |size: fn(&[Micro<'_>]) -> usize| {
+            steps.iter().map(|step| most_of_a_pass(step, together, size)).max().unwrap_or(0)
         };
-        let (rows, labels) = (most(|micro| micro.rows), most(|micro| micro.labels));
+        let (rows, labels, keys) = (most(rows), most(labels), most(keys).max(keys_beyond));
         let evaluations = worst.into_kept().into_iter().flatten().collect();
         Self { evaluations, rows, labels, keys, steps }
     }
@@ -140,18 +139,26 @@ impl<'a> Load<'a> {
     }
 }
 
-fn sum(micros: &[Micro<'_>], size: fn(&Micro<'_>) -> usize) -> usize {
-    micros.iter().map(size).sum()
+fn tokens(micros: &[Micro<'_>]) -> usize {
+    micros.iter().map(|micro| micro.tokens).sum()
+}
+
+fn rows(micros: &[Micro<'_>]) -> usize {
+    micros.iter().map(|micro| micro.rows).sum()
+}
+
+fn labels(micros: &[Micro<'_>]) -> usize {
+    micros.iter().map(|micro| micro.labels).sum()
 }
 
 /// The tokens of these micro-batches as one pass, where any of them shares rows: all keys are then copied.
 fn keys(micros: &[Micro<'_>]) -> usize {
     let shares = micros.iter().any(|micro| micro.rows < micro.tokens);
-    if shares { sum(micros, |micro| micro.tokens) } else { 0 }
+    if shares { tokens(micros) } else { 0 }
 }
 
 /// The largest pass of a step, by one measure.
-fn most_of_a_pass(step: &[Micro<'_>], together: bool, size: impl Fn(&[Micro<'_>]) -> usize) -> usize {
+fn most_of_a_pass(step: &[Micro<'_>], together: bool, size: fn(&[Micro<'_>]) -> usize) -> usize {
     let rows: Vec<usize> = step.iter().map(|micro| micro.rows).collect();
     groups(&rows, together).into_iter().map(|pass| size(&step[pass])).max().unwrap_or(0)
 }
@@ -173,30 +180,25 @@ fn bound(records: &[RecordSize<'_>], settings: &TrainSettings) -> Micro<'static>
 struct Worst<'a> {
     together: bool,
     kept: [Option<(usize, Vec<Micro<'a>>)>; 8],
-    /// Most keys of a pass.
-    keys: usize,
 }
 
 impl<'a> Worst<'a> {
     fn new(together: bool) -> Self {
-        Self { together, kept: Default::default(), keys: 0 }
+        Self { together, kept: Default::default() }
     }
 
     fn see(&mut self, step: Vec<Micro<'a>>) {
         let most = |size: fn(&Micro<'_>) -> usize| step.iter().map(size).max().unwrap_or(0);
-        let pass =
-            |size: fn(&Micro<'_>) -> usize| most_of_a_pass(&step, self.together, |micros| sum(micros, size));
-        let keys = most_of_a_pass(&step, self.together, keys);
-        self.keys = self.keys.max(keys);
+        let pass = |size: fn(&[Micro<'_>]) -> usize| most_of_a_pass(&step, self.together, size);
         let measures = [
-            keys,
-            pass(|micro| micro.rows),
-            pass(|micro| micro.tokens),
-            pass(|micro| micro.labels),
+            pass(keys),
+            pass(rows),
+            pass(tokens),
+            pass(labels),
             most(|micro| micro.rows),
             most(|micro| micro.longest()),
-            sum(&step, |micro| micro.rows),
-            sum(&step, |micro| micro.labels),
+            rows(&step),
+            labels(&step),
         ];
         for (kept, measure) in self.kept.iter_mut().zip(measures) {
             if measure > kept.as_ref().map_or(0, |(most, _)| *most) {

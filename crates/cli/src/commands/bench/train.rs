@@ -65,13 +65,16 @@ const MOST_TOKENS: usize = 1 << 24;
 
 /// What is trained on, and how.
 struct Job {
-    /// Those of data; random ones are made when it is known that there is room for them.
-    examples: Option<Vec<Example>>,
-    /// How long random ones will be.
-    random: Vec<RecordSize<'static>>,
+    examples: Examples,
     settings: TrainSettings,
     /// In a few words, in both languages.
     words: (String, String),
+}
+
+enum Examples {
+    OfData(Vec<Example>),
+    /// How long they will be: they are made when it is known that there is room for them.
+    Random(Vec<RecordSize<'static>>),
 }
 
 /// A step that was measured.
@@ -111,7 +114,10 @@ pub fn run(args: &TrainBenchArgs, printer: &Printer) -> Result<()> {
 
     let watch = Watch::start();
     let decoder = machine.decoder(&config, &weights)?;
-    let examples = job.examples.unwrap_or_else(|| random_examples(&job.random, config.vocab_size));
+    let examples = match job.examples {
+        Examples::OfData(examples) => examples,
+        Examples::Random(records) => random_examples(&records, config.vocab_size),
+    };
     let mut trainer = Trainer::new(decoder, adapter, examples, job.settings, String::new())?;
     forecast.reserve(&mut trainer);
     let steps = runs.measure(printer, |i| {
@@ -192,7 +198,7 @@ fn job(
         format!("{sequences} × {tokens} 个随机词元，全部计损失"),
         format!("{sequences} × {tokens} random tokens, all with a loss"),
     );
-    Ok(Job { examples: None, random, settings, words })
+    Ok(Job { examples: Examples::Random(random), settings, words })
 }
 
 /// Sequences of random tokens, all with a loss.
@@ -244,7 +250,7 @@ fn data_job(
         format!("{files} · {records} 条，每微批 {batch} 条，最长 {max} 词元"),
         format!("{files} · {records} records, {batch} in a micro-batch, of at most {max} tokens"),
     );
-    Ok(Job { examples: Some(data.examples), random: Vec::new(), settings, words })
+    Ok(Job { examples: Examples::OfData(data.examples), settings, words })
 }
 
 /// The memory that the steps will take, under the limit or within what is available: planned as `danlu train` does,
@@ -258,8 +264,10 @@ fn forecast(
 ) -> Result<Forecast> {
     let quantization = machine.quantization.map(|quantization| (quantization, machine.threads));
     let records = match &job.examples {
-        Some(examples) => examples.iter().map(|example| RecordSize::of(&example.sequence)).collect(),
-        None => job.random.clone(),
+        Examples::OfData(examples) => {
+            examples.iter().map(|example| RecordSize::of(&example.sequence)).collect()
+        }
+        Examples::Random(records) => records.clone(),
     };
     let input = PlanInput {
         config: config.clone(),
@@ -273,11 +281,11 @@ fn forecast(
         present: forecast::present(),
     };
     let flags = |smaller: Smaller| match &job.examples {
-        None => {
+        Examples::Random(_) => {
             let sequences = smaller.batch.unwrap_or(job.settings.per_device_train_batch_size);
             format!("--batch {sequences}x{}", smaller.length.unwrap_or(job.settings.max_length))
         }
-        Some(_) => smaller.to_string(),
+        Examples::OfData(_) => smaller.to_string(),
     };
     Forecast::settle(&input, args.memory_limit, &flags)
 }
@@ -311,7 +319,7 @@ fn describe_job(job: &Job, adapter: &Adapter, figures: &mut Figures<'_>, printer
             format!("r {r}, alpha {alpha}, dropout {dropout}, {count} parameters"),
         ),
     );
-    figures.set("random_tokens", job.examples.is_none());
+    figures.set("random_tokens", matches!(job.examples, Examples::Random(_)));
     figures.set("batch_sequences", s.per_device_train_batch_size);
     figures.set("longest_sequence_tokens", s.max_length);
     figures.set("gradient_accumulation_steps", n);
