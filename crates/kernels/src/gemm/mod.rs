@@ -60,6 +60,8 @@ pub(crate) struct Kernels {
     pub words: unsafe fn(*mut f32, &[f32], bool),
     /// The same for rows of whole chunks against a weight in 4 bits, in the order in which that is looked up.
     pub deal: unsafe fn(*mut f32, &[f32], bool),
+    /// Turns rows of f32 of whole vectors into words across them.
+    pub across: unsafe fn(*mut f32, &[f32], usize),
     /// Multiplies packed panels.
     pub tiles: unsafe fn(&TileJob),
     /// Multiplies rows in place.
@@ -95,6 +97,11 @@ macro_rules! kernel_table {
                 unsafe { super::four_bit::deal::<$lanes>(dst, src, round) }
             }
             $(#[$feature])?
+            unsafe fn across(dst: *mut f32, rows: &[f32], width: usize) {
+                // SAFETY: as above.
+                unsafe { super::strided::across::<$lanes>(dst, rows, width) }
+            }
+            $(#[$feature])?
             unsafe fn tiles(job: &super::TileJob) {
                 // SAFETY: as above.
                 unsafe { super::kernel::tiles::<$lanes>(job) }
@@ -117,6 +124,7 @@ macro_rules! kernel_table {
                 pack,
                 words,
                 deal,
+                across,
                 tiles,
                 dots,
                 strided,

@@ -1,7 +1,7 @@
 //! Products small enough to stay in the first caches, of words as they lie: what tiles of attention are made of.
 
 use super::ahead::Ahead;
-use super::lanes::Lanes;
+use super::lanes::{F32, Lanes};
 
 /// `C (m, n) = A B`, or `+=`. Every element sums over `k` in order, whatever tile it falls in.
 #[derive(Clone, Copy)]
@@ -95,6 +95,29 @@ unsafe fn tile<T: Lanes, const M: usize, const V: usize>(job: &StridedJob, row: 
             for j in 0..V {
                 T::store(c.add(i * stride + j * T::LANES), sums[i][j]);
             }
+        }
+    }
+}
+
+/// Words across rows of `width`, whole vectors, that lie in the first caches, where `pack` would ask for what is there: of step `p` and column `j` at `p * width + j`. An odd last row is paired with
+/// zero.
+///
+/// # Safety
+/// The instruction set of `T` must be there, and `dst` valid for all words.
+#[inline(always)]
+pub(super) unsafe fn across<T: Lanes>(dst: *mut f32, rows: &[f32], width: usize) {
+    for (p, pair) in rows.chunks(T::PAIR * width).enumerate() {
+        for column in (0..width).step_by(T::LANES) {
+            let (first, zeros) = (pair[column..].as_ptr(), [0.0f32; 16]);
+            let last = if pair.len() == T::PAIR * width {
+                first.wrapping_add((T::PAIR - 1) * width)
+            } else {
+                zeros.as_ptr()
+            };
+            // SAFETY: whole vectors lie inside the rows, and the caller has room for all words.
+            unsafe {
+                T::store(dst.add(p * width + column), T::words_across::<F32>(first.cast(), last.cast(), true))
+            };
         }
     }
 }
