@@ -1,7 +1,7 @@
 //! Curves in the terminal, drawn in braille: two dots across and four down to a character.
 
 use crate::printer::{Look, paint};
-use crate::text;
+use crate::terminal_text;
 
 /// Points that are drawn as marks; more of them would hide their curve.
 const MOST_MARKS: usize = 12;
@@ -70,13 +70,13 @@ pub fn draw(series: &[Series<'_>], size: Size, x_label: &str, color: bool) -> St
             Some(index) => paint(color, series[index].look, &c.to_string()),
             None => " ".to_owned(),
         });
-        let line = format!("{} {tick}{}", text::pad_left(label, margin), cells.collect::<String>());
+        let line = format!("{} {tick}{}", terminal_text::pad_left(label, margin), cells.collect::<String>());
         out += line.trim_end();
         out.push('\n');
     }
     out += &format!("{} └{}\n", " ".repeat(margin), "─".repeat(columns));
     let (first, last) = (x_value(x0), format!("{} {x_label}", x_value(x1)));
-    let gap = columns.saturating_sub(first.len() + text::width(&last)).max(1);
+    let gap = columns.saturating_sub(first.len() + terminal_text::width(&last)).max(1);
     out += &format!("{}{first}{}{last}\n", " ".repeat(margin + 2), " ".repeat(gap));
     if series.len() > 1 {
         let legend = series.iter().enumerate().map(|(index, s)| {

@@ -11,9 +11,9 @@ use std::path::{Path, PathBuf};
 use clap::Command;
 use toml::de::{DeTable, DeValue};
 
-use crate::report::{Report, Result, Snippet};
-use crate::text;
-use crate::usage::usage;
+use crate::clap_error::usage;
+use crate::diagnostic::{Report, Result, Snippet};
+use crate::terminal_text;
 
 /// Longest file taken for a configuration, in bytes.
 const MAX_BYTES: u64 = 1 << 20;
@@ -46,8 +46,8 @@ impl ConfigFile {
             return Err(Report::input(format!(
                 "`{}` is {}, expected a configuration of at most {}",
                 path.display(),
-                text::bytes(size),
-                text::bytes(MAX_BYTES)
+                terminal_text::bytes(size),
+                terminal_text::bytes(MAX_BYTES)
             )));
         }
         let source = fs::read_to_string(path).map_err(cannot_read)?;

@@ -9,8 +9,8 @@ use std::sync::{Arc, Mutex, MutexGuard, Once, PoisonError};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGXFSZ};
 use signal_hook::iterator::Signals;
 
-use crate::report::{Report, Result};
-use crate::scratch;
+use crate::diagnostic::{Report, Result};
+use crate::temp_dirs;
 
 /// What is said where a signal ends the process.
 static LAST_WORDS: Mutex<Option<String>> = Mutex::new(None);
@@ -110,7 +110,7 @@ pub fn survive_file_limits() {
 
 /// Ends the process as a signal would, after what could be saved is.
 pub fn leave() -> ! {
-    scratch::remove_all();
+    temp_dirs::remove_all();
     std::process::exit(ABORTED);
 }
 

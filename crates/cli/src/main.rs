@@ -2,21 +2,23 @@
 //!
 //! `main` parses, sets up talk and hands over; every verb lives in `commands/` with its flags beside it.
 
+mod allocator;
+mod args;
 mod chart;
+mod clap_error;
 mod commands;
 mod config_file;
-mod embedded;
-mod heap;
+mod diagnostic;
+mod embedded_base;
+mod evaluation;
 mod interrupt;
 mod lang;
 mod log;
 mod memory;
 mod panic;
 mod printer;
-mod report;
-mod scratch;
-mod text;
-mod usage;
+mod temp_dirs;
+mod terminal_text;
 
 use std::io::Write as _;
 use std::process::ExitCode;
@@ -24,9 +26,9 @@ use std::process::ExitCode;
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use commands::{bench, card, chat, compare, data, demo, doctor, hub, merge, plan, quantize, train};
+use diagnostic::Result;
 use lang::Lang;
 use printer::{Color, Printer};
-use report::Result;
 
 /// Fine-tune, compare, chat with and merge LoRA adapters, from one binary.
 #[derive(Parser, Debug)]
@@ -115,9 +117,9 @@ Exit codes: 0 done, 1 the input was at fault, 2 danlu was, 130 stopped by Ctrl-C
 
 fn main() -> ExitCode {
     panic::install();
-    heap::settle();
+    allocator::settle();
     interrupt::survive_file_limits();
-    let matches = match usage::accept_negative(Cli::command()).try_get_matches() {
+    let matches = match clap_error::accept_negative(Cli::command()).try_get_matches() {
         Ok(matches) => matches,
         Err(error) => return refuse(&error),
     };
@@ -176,7 +178,7 @@ fn refuse(error: &clap::Error) -> ExitCode {
         return if shown { ExitCode::from(1) } else { ExitCode::SUCCESS };
     }
     let line: Vec<String> = std::env::args_os().map(|arg| arg.to_string_lossy().into_owned()).collect();
-    let shown = usage::of_line(error, &line).render(printer.err_color());
+    let shown = clap_error::of_line(error, &line).render(printer.err_color());
     printer.say(without_tokens(&shown, &line).trim_end());
     ExitCode::from(1)
 }
@@ -211,7 +213,7 @@ mod tests {
         for (command, text) in parts {
             let lines: Vec<&str> = text.lines().collect();
             for line in lines.iter().filter(|line| line.starts_with(' ')) {
-                assert!(text::width(line) <= 80, "{command}: {line}");
+                assert!(terminal_text::width(line) <= 80, "{command}: {line}");
             }
             let is_prose = |line: &str| !line.is_empty() && !line.starts_with(' ');
             let broken = lines.windows(2).find(|pair| is_prose(pair[0]) && is_prose(pair[1]));

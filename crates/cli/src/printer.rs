@@ -6,9 +6,9 @@ use std::path::Path;
 
 use danlu_model::FileError;
 
+use crate::diagnostic::{Fault, Report};
 use crate::lang::Lang;
-use crate::report::{Fault, Report};
-use crate::{scratch, text};
+use crate::{temp_dirs, terminal_text};
 
 /// When to colour.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -157,7 +157,7 @@ impl Printer {
 
     /// Ends the process: nobody takes what it has to say.
     pub fn give_up_stdout(&self, error: io::Error) -> ! {
-        scratch::remove_all();
+        temp_dirs::remove_all();
         // `danlu ... | head` closes the pipe when it has seen enough: that is no error.
         if error.kind() == io::ErrorKind::BrokenPipe {
             std::process::exit(0);
@@ -193,7 +193,8 @@ impl Printer {
     /// Rewrites the live line; nothing happens where there is no terminal.
     pub fn live(&self, line: &str) {
         if self.live {
-            let _ = write!(io::stderr(), "\r{}\x1b[K", text::clip(line, self.width.saturating_sub(1)));
+            let _ =
+                write!(io::stderr(), "\r{}\x1b[K", terminal_text::clip(line, self.width.saturating_sub(1)));
             let _ = io::stderr().flush();
             *self.shown.borrow_mut() = true;
         }
@@ -223,7 +224,7 @@ fn hung(wraps: bool, label: &str, line: &str, width: usize) -> String {
     let plain: String =
         label.split('\x1b').map(|part| part.split_once('m').map_or(part, |(_, rest)| rest)).collect();
     let plain = if label.contains('\x1b') { &plain } else { label };
-    if wraps { text::hang(line, text::width(plain), width) } else { line.to_owned() }
+    if wraps { terminal_text::hang(line, terminal_text::width(plain), width) } else { line.to_owned() }
 }
 
 /// Columns of the terminal, from `COLUMNS` or the terminal itself; 80 where neither knows.

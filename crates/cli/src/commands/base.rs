@@ -12,9 +12,9 @@ use danlu_model::{Decoder, ModelConfig, ModelError, Quantization, QuantizeProgre
 use danlu_train::{Quant, TokenIdentity, TrainSettings};
 
 use super::loaded::{FOUR_BIT_NAME, Place};
+use crate::diagnostic::{Report, Result};
 use crate::printer::Printer;
-use crate::report::{Report, Result};
-use crate::{interrupt, text};
+use crate::{interrupt, terminal_text};
 
 /// The flags that put a base in 16 bits into 4 while it is loaded.
 #[derive(Args, Clone, Debug, Default)]
@@ -105,7 +105,7 @@ pub fn trained_over(place: &Place, printer: &Printer) -> Result<Option<Quantizat
     if !skipped.is_empty() {
         let text = format!(
             "the adapter was trained over 4 bits that leave {} out, and `{}` is in 16 bits or more: they are not made again here",
-            text::counted(skipped.len() as u64, "projection"),
+            terminal_text::counted(skipped.len() as u64, "projection"),
             place.base.display()
         );
         let hint = format!(
@@ -197,7 +197,8 @@ pub fn progress(
     printer: &Printer,
 ) -> impl FnMut(QuantizeProgress) -> ControlFlow<()> {
     move |p| {
-        let (done, total, code) = (text::bytes(p.bytes), text::bytes(p.total), quantization.quant_type);
+        let (done, total, code) =
+            (terminal_text::bytes(p.bytes), terminal_text::bytes(p.total), quantization.quant_type);
         printer.live(&printer.pick(
             format!("转为 {code}：{done} / {total}"),
             format!("putting weights into {code}: {done} of {total}"),

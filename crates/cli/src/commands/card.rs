@@ -14,10 +14,10 @@ use danlu_train::{RunSummary, TokenIdentity, TrainError, report};
 use crate::commands::loaded::{Place, folder_name};
 use crate::commands::train::{REPLY_TOKENS, Run};
 use crate::commands::{doctor, hub, no_model};
+use crate::diagnostic::{Report, Result};
 use crate::lang::Lang;
 use crate::printer::Printer;
-use crate::report::{Report, Result};
-use crate::text;
+use crate::terminal_text;
 
 /// Examples under `--help`.
 pub const EXAMPLES: &str = "\
@@ -188,7 +188,7 @@ pub fn write_for_run(
     match earlier.unwrap_or(&card).notes_if_as_written(&run.output)? {
         Some(notes) => card.write_with(&run.output, &notes),
         None => {
-            let output = text::shell_path(&run.output);
+            let output = terminal_text::shell_path(&run.output);
             printer.tell(
                 &format!("README.md 手工改动过，保持原样（`danlu card {output} --overwrite` 重新生成）"),
                 &format!("README.md was edited by hand and stays as it is (`danlu card {output} --overwrite` writes it again)"),
@@ -327,7 +327,7 @@ pub fn run(args: &WriteArgs, printer: &Printer) -> Result<()> {
     card.write_with(folder, &notes)?;
     let shown = folder.join(card::README_FILE);
     let bytes = fs::metadata(&shown).map_err(|error| Report::io("read", &shown, error))?.len();
-    let (shown, size) = (shown.display(), text::bytes(bytes));
+    let (shown, size) = (shown.display(), terminal_text::bytes(bytes));
     printer
         .out(&printer.pick(format!("模型卡片  {shown}（{size}）"), format!("model card  {shown} ({size})")));
     Ok(())

@@ -10,19 +10,19 @@ use danlu_hub::Extent;
 use danlu_kernels::DType;
 use danlu_model::{Batch, Decoder, LoraSource, ModelConfig, Sequence, Workspace, files};
 
+use crate::args::compute::check_context;
+use crate::args::compute::{ComputeArgs, products};
+use crate::clap_error::at_least_one;
 use crate::commands::base::{self, QuantArgs};
-use crate::commands::compute::{ComputeArgs, products};
-use crate::commands::context::check_context;
 use crate::commands::data::{self, HeldOut};
 use crate::commands::hub;
 use crate::commands::loaded::{Loaded, Place};
 use crate::commands::other_base;
-use crate::commands::replies;
-use crate::commands::train::held_out::{self, HELD_OUT_FILE};
+use crate::diagnostic::{Report, Result};
+use crate::evaluation::held_out_file::{self, HELD_OUT_FILE};
+use crate::evaluation::replies;
 use crate::printer::{Look, Printer};
-use crate::report::{Report, Result};
-use crate::text;
-use crate::usage::at_least_one;
+use crate::terminal_text;
 
 /// Examples under `--help`.
 pub const EXAMPLES: &str = "\
@@ -181,7 +181,7 @@ fn common_held_out(places: &[Place; 2], named: &Path) -> Result<PathBuf> {
     };
     let mut files = Vec::new();
     for adapter in places.iter().filter_map(|place| place.adapter.as_ref()) {
-        files.push(held_out::beside(adapter).ok_or_else(|| missing(adapter))?);
+        files.push(held_out_file::beside(adapter).ok_or_else(|| missing(adapter))?);
     }
     if let [a, b] = &files[..]
         && files::read_bounded(a, u64::MAX)? != files::read_bounded(b, u64::MAX)?
@@ -262,20 +262,20 @@ pub fn mean_loss(losses: &[RecordLoss]) -> f64 {
 
 fn print_losses(names: &[String; 2], losses: [&[RecordLoss]; 2], printer: &Printer) {
     let count = |losses: &[RecordLoss]| losses.iter().map(|l| l.1).sum::<usize>();
-    let tokens = losses.map(|losses| text::thousands(count(losses) as u64));
+    let tokens = losses.map(|losses| terminal_text::thousands(count(losses) as u64));
     // Two tokenizers cut the same text into different numbers.
     let tokens = if tokens[0] == tokens[1] { tokens[0].clone() } else { tokens.join(" / ") };
-    let records = text::thousands(losses[0].len() as u64);
+    let records = terminal_text::thousands(losses[0].len() as u64);
     printer.say(&printer.pick(
         format!("{records} 条留出记录，{tokens} 个计损失的词元\n"),
         format!("{records} held-out records, {tokens} tokens that carry a loss\n"),
     ));
-    let cell = names.iter().map(|name| text::width(name)).max().unwrap_or(0).clamp(10, 32) + 2;
+    let cell = names.iter().map(|name| terminal_text::width(name)).max().unwrap_or(0).clamp(10, 32) + 2;
     let row = |label: &str, values: [String; 2]| {
-        let [a, b] = values.map(|value| text::pad_left(&value, cell));
-        printer.out(&format!("{}{a}{b}", text::pad(label, 24)));
+        let [a, b] = values.map(|value| terminal_text::pad_left(&value, cell));
+        printer.out(&format!("{}{a}{b}", terminal_text::pad(label, 24)));
     };
-    row("", [0, 1].map(|i| text::clip(&names[i], cell - 2)));
+    row("", [0, 1].map(|i| terminal_text::clip(&names[i], cell - 2)));
     let means = losses.map(mean_loss);
     row(printer.pick("损失（每词元）", "loss a token"), means.map(|loss| format!("{loss:.4}")));
     row(printer.pick("困惑度", "perplexity"), means.map(|loss| format!("{:.2}", loss.exp())));
@@ -305,12 +305,15 @@ fn print_replies(
             )?);
         }
         let width = printer.width().min(100);
-        let asked = text::clip(&text::one_line(question.text()), width - 3);
+        let asked = terminal_text::clip(&terminal_text::one_line(question.text()), width - 3);
         printer.out(&format!("\n{}", printer.data(Look::Bold, &format!("? {asked}"))));
-        let answer = text::clip(&text::one_line(&question.answer), width.saturating_sub(12));
+        let answer =
+            terminal_text::clip(&terminal_text::one_line(&question.answer), width.saturating_sub(12));
         printer
             .out(&printer.data(Look::Dim, &format!("{}{answer}", printer.pick("数据中：", "in the data: "))));
-        printer.out(text::side_by_side([&names[0], &names[1]], [&texts[0], &texts[1]], width).trim_end());
+        printer.out(
+            terminal_text::side_by_side([&names[0], &names[1]], [&texts[0], &texts[1]], width).trim_end(),
+        );
     }
     Ok(())
 }

@@ -7,12 +7,12 @@ use clap::Args;
 use danlu_kernels::{DType, Isa};
 use danlu_model::files;
 
-use crate::commands::compute::{ComputeArgs, ISA_VARIABLE, isa_from_env};
+use crate::args::compute::{ComputeArgs, ISA_VARIABLE, isa_from_env};
+use crate::diagnostic::Result;
 use crate::lang::Lang;
 use crate::memory;
 use crate::printer::{Look, Printer};
-use crate::report::Result;
-use crate::text;
+use crate::terminal_text;
 
 /// Examples under `--help`.
 pub const EXAMPLES: &str = "\
@@ -44,7 +44,7 @@ pub fn run(args: &DoctorArgs, printer: &Printer) -> Result<()> {
     let row = |name: (&str, &str), value: String| {
         printer.out(&format!(
             "{} {value}",
-            printer.data(Look::Bold, &text::pad(printer.pick(name.0, name.1), 16))
+            printer.data(Look::Bold, &terminal_text::pad(printer.pick(name.0, name.1), 16))
         ));
     };
     row(("版本", "danlu"), env!("CARGO_PKG_VERSION").to_owned());
@@ -59,7 +59,7 @@ pub fn run(args: &DoctorArgs, printer: &Printer) -> Result<()> {
         row((name, name), printer.backend(&args.compute.backend(dtype)?.name()));
     }
     if let Some((total, free)) = memory::machine() {
-        let (total, free) = (text::bytes(total), text::bytes(free));
+        let (total, free) = (terminal_text::bytes(total), terminal_text::bytes(free));
         row(
             ("内存", "memory"),
             if zh { format!("{total}，可用 {free}") } else { format!("{total}, {free} available") },
@@ -67,7 +67,7 @@ pub fn run(args: &DoctorArgs, printer: &Printer) -> Result<()> {
     }
     let here = std::env::current_dir().unwrap_or_else(|_| Path::new(".").to_owned());
     if let Ok(free) = files::free_space(&here) {
-        let free = text::bytes(free);
+        let free = terminal_text::bytes(free);
         let place = here.display();
         row(
             ("磁盘", "disk"),

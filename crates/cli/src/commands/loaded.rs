@@ -14,8 +14,8 @@ use danlu_train::card;
 use super::tokens::Tokens;
 use super::{hub, nearby};
 use crate::commands::no_model;
+use crate::diagnostic::{Report, Result};
 use crate::printer::Printer;
-use crate::report::{Report, Result};
 
 /// How repositories end that hold bitsandbytes' 4 bits.
 pub const FOUR_BIT_NAME: &str = "-bnb-4bit";

@@ -5,8 +5,6 @@ pub mod bench;
 pub mod card;
 pub mod chat;
 pub mod compare;
-pub mod compute;
-pub mod context;
 pub mod data;
 pub mod demo;
 pub mod doctor;
@@ -18,8 +16,5 @@ pub mod no_model;
 pub mod other_base;
 pub mod plan;
 pub mod quantize;
-pub mod replies;
 pub mod tokens;
 pub mod train;
-
-pub use compute::ComputeArgs;

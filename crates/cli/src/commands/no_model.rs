@@ -8,16 +8,16 @@ use danlu_train::latest_checkpoint;
 
 use crate::commands::hub;
 use crate::commands::train::RUN_FILE;
+use crate::diagnostic::{Report, Result};
 use crate::printer::Printer;
-use crate::report::{Report, Result};
-use crate::text;
+use crate::terminal_text;
 
 /// The report for a `path` that is neither an adapter nor a model.
 pub fn at(path: &Path) -> Report {
     let shown = path.display();
     let newest = latest_checkpoint(path).ok().flatten();
     if path.join(RUN_FILE).is_file() || newest.is_some() {
-        let resume = format!("danlu train --output {} --resume", text::shell_path(path));
+        let resume = format!("danlu train --output {} --resume", terminal_text::shell_path(path));
         let text = format!("`{shown}` is a run that was stopped before its end: there is no adapter yet");
         let hint = match newest {
             Some(newest) => {

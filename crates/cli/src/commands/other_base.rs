@@ -7,9 +7,9 @@ use danlu_train::card::{BaseName, Card};
 use danlu_train::{TokenIdentity, base_fingerprint, base_sample};
 
 use super::loaded::Place;
+use crate::diagnostic::Result;
 use crate::printer::Printer;
-use crate::report::Result;
-use crate::text;
+use crate::terminal_text;
 
 /// How closely a base is looked at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -68,7 +68,7 @@ pub fn warn(place: &Place, base: &Path, look: Look, printer: &Printer) -> Result
     let (shown, name) = (base.display(), place.name());
     let (which_zh, which) = match card.base.revision.as_ref().and(card.base.at_revision()) {
         Some(id) => {
-            let id = text::shell_word(&id);
+            let id = terminal_text::shell_word(&id);
             (
                 format!("；训练时的基座：`--base {id}`"),
                 format!("; `--base {id}` is the base it was trained on"),

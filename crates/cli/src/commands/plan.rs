@@ -10,9 +10,9 @@ use danlu_train::memory::display;
 use crate::commands::base;
 use crate::commands::train::forecast::{self, Forecast, Gauge};
 use crate::commands::train::{self, REPLIES, Run, TrainArgs, prepare};
+use crate::diagnostic::Result;
 use crate::printer::{Look, Printer};
-use crate::report::Result;
-use crate::text;
+use crate::terminal_text;
 
 /// Examples under `--help`.
 pub const EXAMPLES: &str = "\
@@ -91,14 +91,14 @@ fn print_table(
 ) {
     let plan = &forecast.plan;
     let row = |name: (&str, &str), value: String, note: String| {
-        let name = text::pad(printer.pick(name.0, name.1), 13);
+        let name = terminal_text::pad(printer.pick(name.0, name.1), 13);
         let note = if note.is_empty() { note } else { format!("  {}", printer.data(Look::Dim, &note)) };
         printer.out(&format!("{name} {value:>10}{note}"));
     };
     let bytes = |name: (&str, &str), bytes: u64, zh: &str, en: &str| {
         row(name, display(bytes), printer.pick(zh, en).to_owned());
     };
-    let n = |n: u64| text::thousands(n);
+    let n = |n: u64| terminal_text::thousands(n);
     let (base, parameters) = (run.base_shown(), n(config.num_parameters()));
     let settings = &run.settings;
     let mut computes = settings.dtype.to_string();

@@ -14,14 +14,14 @@ use danlu_model::{Extra, ModelError, NewModel, Quantization, Quantized, Weights,
 use danlu_train::IDENTITY_FILE;
 use danlu_train::card::{self, BaseName, Card, InFourBits, PICTURE_FILE};
 
-use crate::commands::ComputeArgs;
+use crate::args::ComputeArgs;
 use crate::commands::base;
 use crate::commands::card::bare;
 use crate::commands::loaded::folder_name;
 use crate::commands::{hub, no_model};
+use crate::diagnostic::{Report, Result};
 use crate::printer::{Look, Printer};
-use crate::report::{Report, Result};
-use crate::{interrupt, text};
+use crate::{interrupt, terminal_text};
 
 /// Examples under `--help`.
 pub const EXAMPLES: &str = "\
@@ -71,7 +71,7 @@ pub fn run(args: &QuantizeArgs, printer: &Printer) -> Result<()> {
     let quantization = Quantization { quant_type: args.to, block_size, double_quant: !args.no_double_quant };
     let folder = hub::folder(&args.base, Extent::All, printer)?;
     if folder.join(CONFIG_FILE).is_file() && !folder.join("config.json").is_file() {
-        let (shown, word) = (args.base.display(), text::shell_path(&args.base));
+        let (shown, word) = (args.base.display(), terminal_text::shell_path(&args.base));
         let hint = format!("merge it first: danlu merge {word} --output DIR; then danlu quantize DIR");
         return Err(Report::input(format!("`{shown}` is an adapter, expected a base")).with_hint(hint));
     }
@@ -90,7 +90,7 @@ pub fn run(args: &QuantizeArgs, printer: &Printer) -> Result<()> {
         let in_four_bits = InFourBits {
             quantization,
             skipped: args.skip_modules.clone(),
-            sizes: (text::bytes(wide), text::bytes(written.weight_bytes)),
+            sizes: (terminal_text::bytes(wide), terminal_text::bytes(written.weight_bytes)),
         };
         let name = folder_name(&args.output);
         let card = known.unwrap_or_else(|| {
@@ -112,15 +112,15 @@ pub fn run(args: &QuantizeArgs, printer: &Printer) -> Result<()> {
     printer.clear_live();
     let Quantized { weights, elements, weight_bytes, .. } = written.map_err(fault)?;
     let (seconds, before, after) =
-        (start.elapsed().as_secs_f64(), text::bytes(wide), text::bytes(weight_bytes));
-    let (count, rate) = (text::thousands(elements), elements as f64 / seconds / 1e9);
+        (start.elapsed().as_secs_f64(), terminal_text::bytes(wide), terminal_text::bytes(weight_bytes));
+    let (count, rate) = (terminal_text::thousands(elements), elements as f64 / seconds / 1e9);
     let (code, output) = (quantization.quant_type, args.output.display());
     printer.out(&printer.pick(
         format!("{weights} 个权重（{count} 个元素）转为 {code}，{before} → {after}，用时 {seconds:.1} 秒（每秒 {rate:.2} G 个元素）：{output}"),
         format!("{weights} weights ({count} elements) in {code}, {before} → {after} in {seconds:.1}s ({rate:.2} G elements a second): {output}"),
     ));
     printer.say(&format!("\n{}", printer.pick("接下来：", "next:")));
-    let output = text::shell_path(&args.output);
+    let output = terminal_text::shell_path(&args.output);
     let train = format!("danlu train --base {output} --data FILE --output DIR");
     for command in [format!("danlu chat {output}"), train] {
         printer.say(&format!("  {}", printer.err(Look::Cyan, &command)));

@@ -4,8 +4,8 @@ use danlu_model::Tokenizer;
 use danlu_train::TokenIdentity;
 
 use super::loaded::Place;
+use crate::diagnostic::{Report, Result};
 use crate::printer::Printer;
-use crate::report::{Report, Result};
 
 /// Text to ids and back, as a model was trained with.
 pub struct Tokens {

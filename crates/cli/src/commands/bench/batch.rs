@@ -2,7 +2,7 @@
 
 use std::str::FromStr;
 
-use crate::report::Result;
+use crate::diagnostic::Result;
 
 /// Sequences and their tokens: `2x512`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

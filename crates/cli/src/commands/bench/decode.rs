@@ -5,15 +5,15 @@ use std::time::Instant;
 use clap::Args;
 use danlu_model::{Decoder, ModelConfig, Workspace};
 
-use super::figures::{Figures, rate};
+use super::flops::{self, Span};
 use super::machine::{MachineArgs, describe_memory};
-use super::subject::ModelArgs;
-use super::work::{self, Span};
+use super::model::ModelArgs;
+use super::output::{Figures, rate};
 use super::{RunArgs, random_ids};
-use crate::commands::context::check_context;
+use crate::args::compute::check_context;
+use crate::diagnostic::Result;
 use crate::memory::{self, Watch};
 use crate::printer::Printer;
-use crate::report::Result;
 
 /// The flags of `danlu bench decode`.
 #[derive(Args, Clone, Debug)]
@@ -146,7 +146,7 @@ fn likeliest(logits: &[f32]) -> u32 {
 fn bytes_of_run(config: &ModelConfig, weights: u64, job: Job) -> f64 {
     let token = |held: usize| {
         let spans = vec![Span { new: 1, all: held + 1 }; job.sequences];
-        work::decode_bytes(config, weights, &spans)
+        flops::decode_bytes(config, weights, &spans)
     };
     (job.prompt..job.prompt + job.new).map(token).sum()
 }

@@ -8,14 +8,14 @@ use danlu_kernels::{Backend, Isa, peak};
 use danlu_model::{Decoder, ModelConfig, Quantization, Weights};
 use danlu_train::Precision;
 
-use super::figures::{self, Figures};
-use super::subject::Model;
-use crate::commands::ComputeArgs;
+use super::model::Model;
+use super::output::{self, Figures};
+use crate::args::ComputeArgs;
+use crate::args::compute::isa_from_env;
 use crate::commands::base::QuantArgs;
-use crate::commands::compute::isa_from_env;
+use crate::diagnostic::Result;
 use crate::printer::Printer;
-use crate::report::Result;
-use crate::text;
+use crate::terminal_text;
 
 /// What the products are computed in.
 #[derive(Args, Clone, Debug)]
@@ -113,11 +113,11 @@ impl Machine {
         printer.live(printer.pick("测量本机峰值", "measuring this machine's peak"));
         let peak = peak::flops(self.isa, self.precision.into(), self.threads);
         printer.clear_live();
-        let share = figures::share(flops, peak);
-        let (rate, gflops) = (figures::rate(flops / 1e9), peak.map(|peak| peak / 1e9));
+        let share = output::share(flops, peak);
+        let (rate, gflops) = (output::rate(flops / 1e9), peak.map(|peak| peak / 1e9));
         let text = match (share, gflops) {
             (Some(share), Some(gflops)) => {
-                let (percent, peak) = (format!("{:.1}%", 100.0 * share), figures::rate(gflops));
+                let (percent, peak) = (format!("{:.1}%", 100.0 * share), output::rate(gflops));
                 printer.pick(
                     format!("{rate} · 本机实测峰值 {peak} 的 {percent}"),
                     format!("{rate} · {percent} of this machine's measured peak, {peak}"),
@@ -145,8 +145,7 @@ impl Machine {
 
     /// Holds `bytes` a second against the read bandwidth.
     pub fn compare_bytes(&self, bytes: f64, peak: f64, figures: &mut Figures<'_>, printer: &Printer) {
-        let (rate, of, percent) =
-            (figures::rate(bytes / 1e9), figures::rate(peak / 1e9), 100.0 * bytes / peak);
+        let (rate, of, percent) = (output::rate(bytes / 1e9), output::rate(peak / 1e9), 100.0 * bytes / peak);
         // What memory cannot deliver came from nearer by.
         let near = match bytes > peak {
             true => {
@@ -173,7 +172,7 @@ pub fn describe_memory(
 ) {
     let text = match (peak, anonymous) {
         (Some(peak), Some(anonymous)) => {
-            let (peak, anonymous) = (text::bytes(peak), text::bytes(anonymous));
+            let (peak, anonymous) = (terminal_text::bytes(peak), terminal_text::bytes(anonymous));
             printer.pick(
                 format!("{peak}，其中匿名内存 {anonymous}"),
                 format!("{peak}, {anonymous} of it anonymous at most"),

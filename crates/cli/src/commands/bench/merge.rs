@@ -12,16 +12,16 @@ use danlu_adapter::{Adapter, LoraConfig};
 use danlu_kernels::{Backend, DType, rng::Stream};
 use danlu_model::{FileError, ModelConfig, Weights, files};
 
-use super::figures::{Figures, rate, seconds};
 use super::machine::describe_memory;
-use super::subject::{Model, ModelArgs};
+use super::model::{Model, ModelArgs};
+use super::output::{Figures, rate, seconds};
 use super::{RunArgs, median, stopped};
-use crate::commands::ComputeArgs;
+use crate::args::ComputeArgs;
+use crate::diagnostic::{Report, Result};
 use crate::memory::{self, Watch};
 use crate::printer::Printer;
-use crate::report::{Report, Result};
-use crate::scratch::Scratch;
-use crate::{interrupt, text};
+use crate::temp_dirs::Scratch;
+use crate::{interrupt, terminal_text};
 
 /// Rank and alpha of the adapter: those of training by default.
 const RANK: u32 = 8;
@@ -101,7 +101,7 @@ pub fn run(args: &MergeBenchArgs, printer: &Printer) -> Result<()> {
     let (merge_bytes, copy_bytes) = (rounds[0].merge.bytes, rounds[0].copy.bytes);
     let row = |bytes: u64, time: f64| {
         let (time, size, speed) =
-            (seconds(time, printer), text::bytes(bytes), rate(bytes as f64 / time / 1e9));
+            (seconds(time, printer), terminal_text::bytes(bytes), rate(bytes as f64 / time / 1e9));
         printer.pick(
             format!("{time}，{size}，{speed} GB/秒，写到盘上"),
             format!("{time} for {size}, {speed} GB/s through to the disk"),
@@ -181,7 +181,7 @@ fn round(
     let (merged, copied) = (scratch.join("merged"), scratch.join("copied"));
     let options = MergeOptions { threads: Some(threads), ..MergeOptions::default() };
     let mut progress = |p: MergeProgress<'_>| {
-        let (done, total) = (text::bytes(p.bytes), text::bytes(p.total));
+        let (done, total) = (terminal_text::bytes(p.bytes), terminal_text::bytes(p.total));
         printer.live(&printer.pick(format!("合并 {done} / {total}"), format!("merging: {done} of {total}")));
         // A round that has begun counts: what asks for a stop is asked between two of them.
         ControlFlow::Continue(())
@@ -205,7 +205,7 @@ fn copy_all(paths: &[PathBuf], folder: &Path) -> Result<u64> {
     let needed = paths.iter().map(|path| fs::metadata(path).map_or(0, |m| m.len())).sum();
     let available = files::free_space(folder)?;
     if needed > available {
-        let (needed, available) = (text::bytes(needed), text::bytes(available));
+        let (needed, available) = (terminal_text::bytes(needed), terminal_text::bytes(available));
         let text = format!("the copy beside the model needs {needed}, and the disk has {available} free");
         return Err(Report::input(text).with_hint("free some space, or measure a smaller shape"));
     }

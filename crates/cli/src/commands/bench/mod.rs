@@ -2,20 +2,20 @@
 
 mod batch;
 mod decode;
-mod figures;
+mod flops;
 mod machine;
 mod merge;
+mod model;
+mod output;
 mod prefill;
-mod subject;
 mod train;
-mod work;
 
 use clap::{Args, Subcommand};
 use danlu_kernels::rng::{self, Stream};
 
+use crate::diagnostic::{Report, Result};
 use crate::interrupt;
 use crate::printer::Printer;
-use crate::report::{Report, Result};
 
 /// Examples under `--help`.
 pub const EXAMPLES: &str = "\

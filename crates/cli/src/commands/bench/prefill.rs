@@ -5,14 +5,14 @@ use std::time::Instant;
 use clap::Args;
 use danlu_generate::Context;
 
-use super::figures::{Figures, rate};
 use super::machine::{MachineArgs, describe_memory};
-use super::subject::ModelArgs;
-use super::{RunArgs, random_ids, work};
-use crate::commands::context::check_context;
+use super::model::ModelArgs;
+use super::output::{Figures, rate};
+use super::{RunArgs, flops, random_ids};
+use crate::args::compute::check_context;
+use crate::diagnostic::Result;
 use crate::memory::{self, Watch};
 use crate::printer::Printer;
-use crate::report::Result;
 
 /// The flags of `danlu bench prefill`.
 #[derive(Args, Clone, Debug)]
@@ -65,7 +65,7 @@ pub fn run(args: &PrefillArgs, printer: &Printer) -> Result<()> {
     figures.result(("词元/秒", "tokens/s"), &rate(per_second));
     figures.measured("tokens_per_second", per_second);
     // Logits of the last row alone: those of a prompt in pieces are less than a thousandth more.
-    let flops = work::forward(&config, &[work::Span::whole(prompt)], 1);
+    let flops = flops::forward(&config, &[flops::Span::whole(prompt)], 1);
     machine.compare_flops(flops * times.len() as f64 / time, &mut figures, printer);
     let (n, w) = (times.len(), runs.warm_up);
     let say = |m: &str, s: &str| {

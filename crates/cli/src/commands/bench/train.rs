@@ -9,19 +9,19 @@ use danlu_model::{ModelConfig, Sequence, Tokenizer};
 use danlu_train::{Example, PlanInput, RecordSize, ReplySize, Smaller, StepReport, TrainSettings, Trainer};
 
 use super::batch::Batch;
-use super::figures::{Figures, rate};
+use super::flops::Span;
 use super::machine::{Machine, MachineArgs, describe_memory};
-use super::subject::{Model, ModelArgs};
-use super::work::Span;
-use super::{RunArgs, random_ids, work};
-use crate::commands::context::check_context;
+use super::model::{Model, ModelArgs};
+use super::output::{Figures, rate};
+use super::{RunArgs, flops, random_ids};
+use crate::args::compute::check_context;
 use crate::commands::train::forecast::{self, Forecast};
 use crate::commands::train::prepare::prepare;
 use crate::commands::train::{AdapterArgs, memory_limit};
+use crate::diagnostic::{Report, Result};
 use crate::memory::{self, Watch};
 use crate::printer::Printer;
-use crate::report::{Report, Result};
-use crate::text;
+use crate::terminal_text;
 
 /// The flags of `danlu bench train`.
 #[derive(Args, Clone, Debug)]
@@ -125,7 +125,7 @@ pub fn run(args: &TrainBenchArgs, printer: &Printer) -> Result<()> {
         let segments = batches.iter().flat_map(|batch| &batch.segments);
         let spans: Vec<Span> = segments.map(|s| Span { new: s.q_len, all: s.kv_len }).collect();
         let labels = batches.iter().map(|batch| batch.trained_tokens()).sum();
-        let flops = work::training(&config, trainer.adapter(), &spans, labels);
+        let flops = flops::training(&config, trainer.adapter(), &spans, labels);
         Ok(Step { report: trainer.step()?, flops })
     })?;
     // Before the machine's peak is measured, which takes memory of its own.
@@ -186,7 +186,8 @@ fn job(
     let accumulation = settings.gradient_accumulation_steps;
     let all = sequences.checked_mul(accumulation).filter(|all| all.saturating_mul(tokens) <= MOST_TOKENS);
     let Some(all) = all else {
-        let (sequences, most) = (text::thousands(sequences as u64), text::thousands(MOST_TOKENS as u64));
+        let (sequences, most) =
+            (terminal_text::thousands(sequences as u64), terminal_text::thousands(MOST_TOKENS as u64));
         let text = format!(
             "a step of {accumulation} x {sequences} sequences of {tokens} tokens has more than {most} tokens"
         );
@@ -240,11 +241,11 @@ fn data_job(
         let n = data.bad.len();
         printer.warn(&printer.pick(
             format!("{n} 条坏记录被跳过"),
-            format!("{} left out", text::counted(n as u64, "bad record")),
+            format!("{} left out", terminal_text::counted(n as u64, "bad record")),
         ));
     }
     let files: Vec<_> = data.summary.files.iter().map(|f| f.name.as_str()).collect();
-    let (files, records) = (files.join(", "), text::thousands(data.summary.training_records));
+    let (files, records) = (files.join(", "), terminal_text::thousands(data.summary.training_records));
     let (batch, max) = (settings.per_device_train_batch_size, settings.max_length);
     let words = (
         format!("{files} · {records} 条，每微批 {batch} 条，最长 {max} 词元"),
@@ -311,7 +312,7 @@ fn describe_job(job: &Job, adapter: &Adapter, figures: &mut Figures<'_>, printer
         ),
     );
     let (r, alpha, dropout) = (s.lora_r, s.lora_alpha, s.lora_dropout);
-    let count = text::thousands(adapter.num_parameters() as u64);
+    let count = terminal_text::thousands(adapter.num_parameters() as u64);
     figures.row(
         ("适配器", "adapter"),
         &printer.pick(

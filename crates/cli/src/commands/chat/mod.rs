@@ -1,7 +1,6 @@
 //! `danlu chat`: talk with a base, an adapter or a merged model.
 
-mod line;
-mod sampling;
+mod command;
 
 use std::io::{self, BufRead, IsTerminal};
 use std::ops::ControlFlow;
@@ -14,18 +13,18 @@ use danlu_generate::{ChatSession, GenerateOptions, Reply, StopReason};
 use danlu_kernels::DType;
 use rustyline::error::ReadlineError;
 
+use crate::args::compute::check_context;
+use crate::args::compute::{ComputeArgs, products};
+use crate::args::sampling::SamplingArgs;
+use crate::clap_error::at_least_one;
 use crate::commands::base::{self, QuantArgs};
-use crate::commands::compute::{ComputeArgs, products};
-use crate::commands::context::check_context;
 use crate::commands::loaded::{Loaded, Place};
 use crate::commands::other_base;
+use crate::diagnostic::{Report, Result};
 use crate::interrupt;
 use crate::printer::{Look, Printer};
-use crate::report::{Report, Result};
-use crate::text;
-use crate::usage::at_least_one;
-use line::Line;
-pub use sampling::SamplingArgs;
+use crate::terminal_text;
+use command::Line;
 
 /// Examples under `--help`.
 pub const EXAMPLES: &str = "\
@@ -173,20 +172,23 @@ fn piped(mut session: ChatSession<'_>, printer: &Printer) -> Result<()> {
     }
     match failed {
         0 => Ok(()),
-        n => Err(Report::input(format!("{} could not be followed, see above", text::counted(n, "line")))),
+        n => Err(Report::input(format!(
+            "{} could not be followed, see above",
+            terminal_text::counted(n, "line")
+        ))),
     }
 }
 
 /// A command is obeyed, anything else answered.
 fn obey_or_answer(session: &mut ChatSession<'_>, input: &str, printer: &Printer) -> Result<ControlFlow<()>> {
-    match line::parse(input) {
+    match command::parse(input) {
         Line::Say(text) => say(session, text, printer)?,
         Line::Reset => {
             session.reset();
             printer.tell("已忘记之前的对话。", "The conversation is forgotten.");
         }
         Line::System("") => match session.system() {
-            Some(system) => printer.say(&text::printable(system)),
+            Some(system) => printer.say(&terminal_text::printable(system)),
             None => printer.tell("没有系统提示词。", "There is no system prompt."),
         },
         Line::System(text) => {
@@ -197,19 +199,20 @@ fn obey_or_answer(session: &mut ChatSession<'_>, input: &str, printer: &Printer)
             );
         }
         Line::Save(path) => {
-            line::save(session, path)?;
+            command::save(session, path)?;
             let path = path.display();
             printer.tell(&format!("对话已存入 {path}"), &format!("Saved the conversation to {path}"));
         }
-        Line::Help => printer.say(printer.pick(line::HELP_ZH, line::HELP_EN)),
+        Line::Help => printer.say(printer.pick(command::HELP_ZH, command::HELP_EN)),
         Line::Exit => return Ok(ControlFlow::Break(())),
         Line::Misused(name, usage) => {
             return Err(Report::input(format!("`{name}` is not used like this")).with_hint(usage));
         }
         Line::Unknown(name) => {
             let report = Report::input(format!("unknown command `{name}`"));
-            let known = format!("the commands are {}", line::NAMES.join(" "));
-            let hint = danlu_data::nearest(name, line::NAMES).map(|near| format!("did you mean `{near}`?"));
+            let known = format!("the commands are {}", command::NAMES.join(" "));
+            let hint =
+                danlu_data::nearest(name, command::NAMES).map(|near| format!("did you mean `{near}`?"));
             return Err(report.with_hint(hint.unwrap_or(known)));
         }
     }
@@ -221,7 +224,7 @@ fn say(session: &mut ChatSession<'_>, message: &str, printer: &Printer) -> Resul
     interrupt::forget();
     let mut ended = true;
     let reply = session.reply(message, &mut |piece| {
-        let piece = text::printable(piece);
+        let piece = terminal_text::printable(piece);
         printer.out_raw(&piece);
         ended = piece.ends_with('\n');
         if interrupt::requested() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }

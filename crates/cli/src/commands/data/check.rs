@@ -6,9 +6,9 @@ use clap::Args;
 use danlu_data::{BadRecord, Check, Dataset, Source, UnknownKey, check};
 
 use super::{DEFAULT_MAX_LENGTH, DataArgs, place, read};
+use crate::diagnostic::{Report, Result};
 use crate::printer::{Look, Printer};
-use crate::report::{Report, Result};
-use crate::text;
+use crate::terminal_text;
 
 /// Bars of the histogram.
 const BARS: usize = 10;
@@ -54,15 +54,16 @@ pub fn run(args: &CheckArgs, printer: &Printer) -> Result<()> {
 }
 
 fn row(printer: &Printer, zh: &str, en: &str, value: String) {
-    printer.out_behind(&text::pad(printer.pick(zh, en), 19), &value);
+    printer.out_behind(&terminal_text::pad(printer.pick(zh, en), 19), &value);
 }
 
 fn print_counts(found: &Check, args: &CheckArgs, printer: &Printer) {
     for file in &found.files {
-        let (name, format, size) = (text::printable(&file.name), file.format.name(), text::bytes(file.bytes));
+        let (name, format, size) =
+            (terminal_text::printable(&file.name), file.format.name(), terminal_text::bytes(file.bytes));
         printer.out(&printer.data(Look::Bold, &format!("{name} · {format} · {size}")));
     }
-    let n = |n: usize| text::thousands(n as u64);
+    let n = |n: usize| terminal_text::thousands(n as u64);
     row(printer, "记录", "records", n(all_records(found)));
     let lengths = &found.lengths;
     let (min, median, mean, max) = (lengths.min(), lengths.quantile(0.5), lengths.mean(), lengths.max());
@@ -175,7 +176,7 @@ fn list_places(found: &Check, limit: usize, printer: &Printer) {
 
 fn describe(unknown: &UnknownKey, printer: &Printer) -> String {
     let UnknownKey { key, count, first, meant } = unknown;
-    let (records, place) = (text::counted(*count as u64, "record"), place(first, printer));
+    let (records, place) = (terminal_text::counted(*count as u64, "record"), place(first, printer));
     let meant = meant.map_or_else(String::new, |meant| {
         printer.pick(format!("；是否应为 `{meant}`？"), format!("; did you mean `{meant}`?"))
     });
@@ -196,7 +197,7 @@ fn list(name: &str, lines: &[String], limit: usize, printer: &Printer) {
     }
     printer.out(&format!("\n{}", printer.data(Look::Bold, name)));
     for line in lines.iter().take(limit) {
-        printer.out_behind("  ", &text::printable(line));
+        printer.out_behind("  ", &terminal_text::printable(line));
     }
     if lines.len() > limit {
         let more = lines.len() - limit;
@@ -212,7 +213,8 @@ fn verdict(args: &CheckArgs, datasets: &[Dataset], found: &Check, printer: &Prin
     let (bad, usable, dropped) = (found.bad.len(), found.usable(), found.dropped.len());
     if bad > 0 {
         let verb = if bad == 1 { "is" } else { "are" };
-        let text = format!("{bad} of {} {verb} bad", text::counted(all_records(found) as u64, "record"));
+        let text =
+            format!("{bad} of {} {verb} bad", terminal_text::counted(all_records(found) as u64, "record"));
         let wrongly_encoded = datasets.iter().zip(&args.files).find_map(|(dataset, file)| {
             dataset.encoding.map(|encoding| format!("`{}`: {}", file.display(), encoding.hint(file)))
         });
@@ -225,16 +227,16 @@ fn verdict(args: &CheckArgs, datasets: &[Dataset], found: &Check, printer: &Prin
     if usable == 0 {
         let text = format!(
             "nothing would be left to train on: {} dropped, as no answer fits in `--max-length` {}",
-            text::counted(dropped as u64, "record"),
+            terminal_text::counted(dropped as u64, "record"),
             args.data.max_length
         );
         let (shortest, longest) = (found.lengths.min(), found.lengths.max());
         let hint = format!("raise it: the shortest record takes {shortest} tokens, the longest {longest}");
         return Err(Report::input(text).with_hint(hint));
     }
-    let records = text::counted(usable as u64, "record");
+    let records = terminal_text::counted(usable as u64, "record");
     printer.tell(
-        &format!("\n没有坏记录，可以训练：{} 条。接下来：", text::thousands(usable as u64)),
+        &format!("\n没有坏记录，可以训练：{} 条。接下来：", terminal_text::thousands(usable as u64)),
         &format!("\nno bad records, {records} to train on. Next:"),
     );
     printer.say(&format!("  {}", printer.err(Look::Cyan, &next_command(args))));
@@ -243,10 +245,10 @@ fn verdict(args: &CheckArgs, datasets: &[Dataset], found: &Check, printer: &Prin
 
 /// The command that trains on these files.
 fn next_command(args: &CheckArgs) -> String {
-    let base = args.data.base.as_ref().map_or_else(|| "DIR".into(), |base| text::shell_path(base));
-    let files: Vec<_> = args.files.iter().map(|file| text::shell_path(file)).collect();
+    let base = args.data.base.as_ref().map_or_else(|| "DIR".into(), |base| terminal_text::shell_path(base));
+    let files: Vec<_> = args.files.iter().map(|file| terminal_text::shell_path(file)).collect();
     let name = args.files.first().and_then(|file| file.file_stem()).unwrap_or_default().to_string_lossy();
-    let output = text::shell_word(&format!("out/{name}"));
+    let output = terminal_text::shell_word(&format!("out/{name}"));
     let mut command = format!("danlu train --base {base} --data {} --output {output}", files.join(" "));
     if args.data.max_length != DEFAULT_MAX_LENGTH {
         command += &format!(" --max-length {}", args.data.max_length);

@@ -12,12 +12,12 @@ use danlu_data::{Dataset, EncodeOptions, Format, Record, Source, encode};
 use danlu_hub::Extent;
 use danlu_model::{Sequence, Tokenizer};
 
+use crate::clap_error::at_least_one;
 use crate::commands::{hub, no_model};
-use crate::embedded;
+use crate::diagnostic::{Report, Result};
+use crate::embedded_base;
 use crate::printer::Printer;
-use crate::report::{Report, Result};
-use crate::text;
-use crate::usage::at_least_one;
+use crate::terminal_text;
 
 /// Examples under `--help`.
 pub const EXAMPLES: &str = "\
@@ -67,13 +67,13 @@ impl DataArgs {
             return Ok(Tokenizer::read(&no_model::base(base, Extent::Settings, printer)?)?);
         }
         printer.tell(
-            &format!("没有给出 --base：用内置 {} 的分词器与模板", embedded::BASE_NAME),
+            &format!("没有给出 --base：用内置 {} 的分词器与模板", embedded_base::BASE_NAME),
             &format!(
                 "no --base given: using the tokenizer and template of the embedded {}",
-                embedded::BASE_NAME
+                embedded_base::BASE_NAME
             ),
         );
-        embedded::tokenizer()
+        embedded_base::tokenizer()
     }
 
     fn options(&self) -> EncodeOptions {
@@ -147,7 +147,7 @@ impl HeldOut {
     pub fn warn(&self, file: &Path, printer: &Printer) {
         let n = self.left_out;
         if n > 0 {
-            let (records, check) = (text::counted(n as u64, "record"), check_command(file));
+            let (records, check) = (terminal_text::counted(n as u64, "record"), check_command(file));
             let file = file.display();
             printer.warn(&printer.pick(
                 format!("`{file}` 中有 {n} 条记录用不上（{check} 说明原因）"),
@@ -204,5 +204,5 @@ pub fn read_held_out(
 
 /// The command that says what is wrong with a file.
 fn check_command(file: &Path) -> String {
-    format!("danlu data check {}", text::shell_path(file))
+    format!("danlu data check {}", terminal_text::shell_path(file))
 }

@@ -6,10 +6,10 @@ use clap::Args;
 use danlu_data::{Token, Truncation, encode, preview};
 
 use super::{DataArgs, place, read};
+use crate::clap_error::at_least_one;
+use crate::diagnostic::{Report, Result};
 use crate::printer::{Look, Printer};
-use crate::report::{Report, Result};
-use crate::text;
-use crate::usage::at_least_one;
+use crate::terminal_text;
 
 /// The flags of `danlu data preview`.
 #[derive(Args, Clone, Debug)]
@@ -49,7 +49,7 @@ pub fn run(args: &PreviewArgs, printer: &Printer) -> Result<()> {
             (tokens.len(), encoded.sequence.trained_tokens(), place(&record.source, printer));
         let title = printer.pick(
             format!("{source}· {format} · {n} 词元，训练 {trained} 个"),
-            format!("{source} · {format} · {}, {trained} trained", text::counted(n as u64, "token")),
+            format!("{source} · {format} · {}, {trained} trained", terminal_text::counted(n as u64, "token")),
         );
         printer.out(&printer.data(Look::Bold, &title));
         print_tokens(&tokens, printer);
@@ -70,18 +70,21 @@ pub fn run(args: &PreviewArgs, printer: &Printer) -> Result<()> {
     legend(printer);
     let shown = args.records.min(total);
     if shown < total {
-        let (shown, total) = (text::thousands(shown as u64), text::thousands(total as u64));
+        let (shown, total) = (terminal_text::thousands(shown as u64), terminal_text::thousands(total as u64));
         printer.tell(
             &format!("共 {total} 条，显示了 {shown} 条（-n N 显示更多）"),
             &format!("{shown} of {total} records shown (-n N shows more)"),
         );
     }
     if !dataset.bad.is_empty() {
-        let (n, file) = (dataset.bad.len(), text::shell_path(&args.file));
+        let (n, file) = (dataset.bad.len(), terminal_text::shell_path(&args.file));
         let verb = if n == 1 { "is" } else { "are" };
         printer.warn(&printer.pick(
             format!("另有 {n} 条坏记录：danlu data check {file}"),
-            format!("there {verb} {} too: danlu data check {file}", text::counted(n as u64, "bad record")),
+            format!(
+                "there {verb} {} too: danlu data check {file}",
+                terminal_text::counted(n as u64, "bad record")
+            ),
         ));
     }
     Ok(())
@@ -122,7 +125,7 @@ fn wrap_ids(ids: &str, width: usize) -> Vec<String> {
     let mut color = "";
     for id in ids.split(' ') {
         let plain = id.replace("\x1b[32m", "").replace("\x1b[2m", "").replace("\x1b[0m", "");
-        let cells = text::width(&plain) + 1;
+        let cells = terminal_text::width(&plain) + 1;
         if used + cells > width {
             let reset = if color.is_empty() { "" } else { "\x1b[0m" };
             lines.last_mut().expect("begins with one line").push_str(reset);

@@ -10,13 +10,14 @@ use clap::{Args, ValueEnum};
 use danlu_kernels::DType;
 use danlu_train::{LrSchedulerType, TrainSettings};
 
-use crate::commands::replies::Question;
+use crate::args::{ComputeArgs, SamplingArgs};
 use crate::commands::train::Outcome;
-use crate::commands::{ComputeArgs, chat, data, merge, train};
-use crate::embedded;
+use crate::commands::{chat, data, merge, train};
+use crate::diagnostic::{Report, Result};
+use crate::embedded_base;
+use crate::evaluation::replies::Question;
 use crate::printer::{Look, Printer};
-use crate::report::{Report, Result};
-use crate::text;
+use crate::terminal_text;
 use story::Step;
 
 /// Examples under `--help`.
@@ -85,7 +86,7 @@ struct Folders {
 impl Folders {
     fn new(root: PathBuf, data: &str) -> Self {
         Self {
-            base: root.join(embedded::BASE_NAME),
+            base: root.join(embedded_base::BASE_NAME),
             data: root.join(data),
             adapter: root.join("adapter"),
             merged: root.join("merged"),
@@ -102,7 +103,7 @@ pub fn run(args: &DemoArgs, printer: &Printer) -> Result<()> {
     let (file, records) = args.persona.file();
     let folders = Folders::new(output(args.output.as_deref())?, file);
     danlu_model::files::ensure_output_dir(&folders.root, |_| false)?;
-    embedded::write_base(&folders.base)?;
+    embedded_base::write_base(&folders.base)?;
     danlu_model::files::write_atomic(&folders.data, records.as_bytes())?;
     let run = training(args, &folders);
     printer.say(&story::opening(printer.lang, &folders.root));
@@ -122,10 +123,13 @@ pub fn run(args: &DemoArgs, printer: &Printer) -> Result<()> {
     }
     let (left, right) = story::before_after(printer.lang);
     for reply in &summary.replies {
-        printer
-            .out(&format!("\n{}", printer.data(Look::Bold, &format!("? {}", text::one_line(&reply.prompt)))));
+        printer.out(&format!(
+            "\n{}",
+            printer.data(Look::Bold, &format!("? {}", terminal_text::one_line(&reply.prompt)))
+        ));
         let width = printer.width().min(100);
-        printer.out(text::side_by_side([left, right], [&reply.before, &reply.after], width).trim_end());
+        printer
+            .out(terminal_text::side_by_side([left, right], [&reply.before, &reply.after], width).trim_end());
     }
 
     step(printer, Step::Merge);
@@ -155,7 +159,7 @@ fn step(printer: &Printer, step: Step) {
         "\n{}",
         printer.err(Look::Bold, &format!("[{}/{}] {title}", step.number(), Step::COUNT))
     ));
-    for line in text::wrap(why, printer.width().min(100)) {
+    for line in terminal_text::wrap(why, printer.width().min(100)) {
         printer.say(&printer.err(Look::Dim, &line));
     }
     printer.say("");
@@ -226,8 +230,16 @@ fn merging(args: &DemoArgs, folders: &Folders) -> merge::MergeArgs {
 fn show_data(folders: &Folders, printer: &Printer) -> Result<()> {
     let records = danlu_data::read(&folders.data, None)?.records;
     for question in records.iter().take(3).filter_map(Question::of) {
-        printer.out(&format!("{} {}", printer.data(Look::Dim, "?"), text::one_line(question.text())));
-        printer.out(&format!("{} {}\n", printer.data(Look::Dim, "→"), text::one_line(&question.answer)));
+        printer.out(&format!(
+            "{} {}",
+            printer.data(Look::Dim, "?"),
+            terminal_text::one_line(question.text())
+        ));
+        printer.out(&format!(
+            "{} {}\n",
+            printer.data(Look::Dim, "→"),
+            terminal_text::one_line(&question.answer)
+        ));
     }
     let tokens = data::DataArgs {
         base: Some(folders.base.clone()),
@@ -251,7 +263,7 @@ fn chatting(args: &DemoArgs, merged: &Path, question: &str) -> chat::ChatArgs {
         prompt: Some(question.to_owned()),
         system: None,
         allow_template_mismatch: false,
-        sampling: chat::SamplingArgs { temperature: Some(0.0), ..chat::SamplingArgs::default() },
+        sampling: SamplingArgs { temperature: Some(0.0), ..SamplingArgs::default() },
         max_new_tokens: REPLY_TOKENS,
         context: None,
         dtype: DType::F32,

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use crate::lang::Lang;
-use crate::text;
+use crate::terminal_text;
 
 /// A step of the demo.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -127,7 +127,7 @@ pub fn before_after(lang: Lang) -> (&'static str, &'static str) {
 
 /// What to type next, each with what it does.
 pub fn commands(lang: Lang, root: &Path) -> Vec<(&'static str, String)> {
-    let merged = text::shell_path(&root.join("merged"));
+    let merged = terminal_text::shell_path(&root.join("merged"));
     vec![
         (lang.pick("和刚炼好的模型聊天", "talk with the model just made"), format!("danlu chat {merged}")),
         (

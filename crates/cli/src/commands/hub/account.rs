@@ -12,9 +12,9 @@ use signal_hook::iterator::Signals;
 use signal_hook::low_level::emulate_default_handler;
 
 use super::open;
+use crate::diagnostic::{Report, Result};
 use crate::printer::Printer;
-use crate::report::{Report, Result};
-use crate::text;
+use crate::terminal_text;
 
 /// Where tokens are made.
 const TOKENS_PAGE: &str = "https://huggingface.co/settings/tokens";
@@ -106,7 +106,7 @@ pub fn whoami(printer: &Printer) -> Result<()> {
     printer.out(&described(&account, printer));
     let orgs: Vec<&str> = account.orgs.iter().map(|org| org.name.as_str()).collect();
     if !orgs.is_empty() {
-        let orgs = text::printable(&orgs.join(", "));
+        let orgs = terminal_text::printable(&orgs.join(", "));
         printer.out(&printer.pick(format!("组织：{orgs}"), format!("organisations: {orgs}")));
     }
     Ok(())
@@ -141,8 +141,8 @@ pub fn logout(printer: &Printer) -> Result<()> {
 
 /// `me (token `laptop`, write)`.
 fn described(account: &Account, printer: &Printer) -> String {
-    let name = text::printable(&account.name);
-    let [named, role] = [account.token_name(), account.role()].map(|said| said.map(text::printable));
+    let name = terminal_text::printable(&account.name);
+    let [named, role] = [account.token_name(), account.role()].map(|said| said.map(terminal_text::printable));
     let token = match (named, role) {
         (Some(name), Some(role)) => format!("`{name}`, {role}"),
         (Some(name), None) => format!("`{name}`"),

@@ -11,8 +11,8 @@ use std::time::Duration;
 use danlu_hub::{Extent, Hub, HubError, HubSettings, RepoName};
 
 use crate::commands::no_model;
+use crate::diagnostic::{Report, Result};
 use crate::printer::{Color, Printer};
-use crate::report::{Report, Result};
 
 /// The Hub that the variables name; pauses that it asks for are said.
 ///

@@ -6,10 +6,10 @@ use clap::Args;
 use danlu_hub::{Extent, Hub, HubError, Pulled, RepoName, Transfer};
 
 use super::{complete, open};
+use crate::diagnostic::{Report, Result};
 use crate::interrupt;
 use crate::printer::Printer;
-use crate::report::{Report, Result};
-use crate::text;
+use crate::terminal_text;
 
 /// What may help where the Hub is not reached.
 const MIRROR: &str = "in China a mirror: HF_ENDPOINT=https://hf-mirror.com";
@@ -75,8 +75,9 @@ pub fn fetch(hub: &Hub, name: &RepoName, extent: Extent, printer: &Printer) -> R
         HubError::Connect { .. } => Report::from(error).and_hint(MIRROR),
         error => error.into(),
     })?;
-    let (size, came, commit) = (text::bytes(pulled.bytes), text::bytes(pulled.fetched), &pulled.commit[..8]);
-    let time = text::duration(start.elapsed().as_secs_f64());
+    let (size, came, commit) =
+        (terminal_text::bytes(pulled.bytes), terminal_text::bytes(pulled.fetched), &pulled.commit[..8]);
+    let time = terminal_text::duration(start.elapsed().as_secs_f64());
     if pulled.fetched == 0 {
         printer.tell(
             &format!("{name}（{commit}）已在缓存中，无需下载：{size}"),
@@ -94,11 +95,11 @@ pub fn fetch(hub: &Hub, name: &RepoName, extent: Extent, printer: &Printer) -> R
 /// `1.2 GB / 16 GB · 85 MB/s · 3m 2s left`.
 pub fn progress(transfer: &Transfer, seconds: f64, printer: &Printer) -> String {
     let Transfer { done, total, .. } = *transfer;
-    let mut line = format!("{} / {}", text::bytes(done), text::bytes(total));
+    let mut line = format!("{} / {}", terminal_text::bytes(done), terminal_text::bytes(total));
     let speed = transfer.fetched() as f64 / seconds.max(1e-3);
     if speed >= 1.0 {
-        let left = text::duration(total.saturating_sub(done) as f64 / speed);
-        let speed = text::bytes(speed as u64);
+        let left = terminal_text::duration(total.saturating_sub(done) as f64 / speed);
+        let speed = terminal_text::bytes(speed as u64);
         line += &printer.pick(format!(" · {speed}/s · 剩余 {left}"), format!(" · {speed}/s · {left} left"));
     }
     line

@@ -1,9 +1,9 @@
 //! `danlu merge`: an adapter into its base, measured.
 
-mod figures;
-mod forms;
+mod merge_base;
+mod print;
 
-pub use self::forms::Wanted;
+pub use self::merge_base::Wanted;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -27,8 +27,8 @@ use danlu_model::{
 };
 use danlu_train::IDENTITY_FILE;
 
-use self::forms::{Form, Forms};
-use crate::commands::ComputeArgs;
+use self::merge_base::{Form, Forms};
+use crate::args::ComputeArgs;
 use crate::commands::base;
 use crate::commands::card::{CardArgs, MergedCard, NotesArgs};
 use crate::commands::data::{format, read_held_out};
@@ -36,10 +36,10 @@ use crate::commands::loaded::Place;
 use crate::commands::no_model;
 use crate::commands::other_base;
 use crate::commands::tokens::Tokens;
-use crate::commands::train::held_out;
+use crate::diagnostic::{Report, Result};
+use crate::evaluation::held_out_file;
 use crate::printer::Printer;
-use crate::report::{Report, Result};
-use crate::{interrupt, text};
+use crate::{interrupt, terminal_text};
 
 /// Examples under `--help`.
 pub const EXAMPLES: &str = "\
@@ -131,7 +131,7 @@ pub fn run(args: &MergeArgs, printer: &Printer) -> Result<()> {
     tokenizer.check_fits(&ModelConfig::read(&place.base)?)?;
     // Text and card are read first: a fault in them should not cost a merge.
     let mut card = MergedCard::of(&place, &args.notes, printer.lang)?;
-    let file = args.data.clone().or_else(|| held_out::beside(&args.adapter));
+    let file = args.data.clone().or_else(|| held_out_file::beside(&args.adapter));
     let sequences = match &file {
         Some(file) => {
             let options =
@@ -166,7 +166,7 @@ pub fn run(args: &MergeArgs, printer: &Printer) -> Result<()> {
     let Merged { mut staged, fidelity, base } = job.merge(&output)?;
     let faults = fidelity.faults();
     let print = |report: &MergeReport, fidelity: &Fidelity| {
-        figures::print(report, fidelity, file.as_deref(), &args.output, printer);
+        print::print(report, fidelity, file.as_deref(), &args.output, printer);
     };
     if !faults.is_empty() {
         print(&staged.report, &fidelity);
@@ -282,7 +282,7 @@ impl Job<'_> {
             also_copy: vec![IDENTITY_FILE.to_owned()],
         };
         let mut progress = |p: merge::MergeProgress<'_>| {
-            let (done, total) = (text::bytes(p.bytes), text::bytes(p.total));
+            let (done, total) = (terminal_text::bytes(p.bytes), terminal_text::bytes(p.total));
             printer.live(&printer.pick(
                 format!("合并 {done} / {total} · {}", p.tensor),
                 format!("merging {done} of {total} · {}", p.tensor),

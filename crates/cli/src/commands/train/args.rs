@@ -8,7 +8,7 @@ use danlu_adapter::{TargetModules, parse_byte_size};
 use danlu_data::Format;
 use danlu_train::{LrSchedulerType, Precision, TrainSettings};
 
-use crate::commands::ComputeArgs;
+use crate::args::ComputeArgs;
 use crate::commands::base::QuantArgs;
 use crate::commands::card::{CardArgs, NotesArgs};
 use crate::commands::data::format;

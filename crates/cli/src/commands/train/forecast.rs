@@ -9,12 +9,12 @@ use danlu_train::{
 
 use super::REPLY_TOKENS;
 use super::prepare::Prepared;
-use super::run::Run;
-use crate::commands::replies::Question;
-use crate::heap;
+use super::run_config::Run;
+use crate::allocator;
+use crate::diagnostic::{Report, Result};
+use crate::evaluation::replies::Question;
 use crate::printer::{Look, Printer};
-use crate::report::{Report, Result};
-use crate::text;
+use crate::terminal_text;
 
 /// Code that a run pages in after planning, stacks, and small change.
 const GROWTH: u64 = 5 << 20;
@@ -70,7 +70,7 @@ pub fn present() -> Present {
 
 /// Bytes in memory, without the heap that is free.
 fn in_use() -> Option<u64> {
-    heap::trim();
+    allocator::trim();
     memory::resident()
 }
 
@@ -146,7 +146,7 @@ impl Forecast {
     /// The plan in two lines.
     pub fn say(&self, printer: &Printer) {
         let row = |zh: &str, en: &str, value: String| {
-            let label = printer.err(Look::Dim, &text::pad(printer.pick(zh, en), 10));
+            let label = printer.err(Look::Dim, &terminal_text::pad(printer.pick(zh, en), 10));
             printer.say_behind(&format!("{label} "), &value);
         };
         row("内存", "memory", self.peak(printer));

@@ -2,11 +2,10 @@
 
 mod args;
 pub mod forecast;
-pub mod held_out;
 mod output;
 pub mod prepare;
 mod progress;
-mod run;
+mod run_config;
 
 use std::sync::Arc;
 
@@ -19,18 +18,19 @@ use danlu_train::{
     base_sample, check_base_is_finite, latest_whole_checkpoint,
 };
 
-use crate::commands::context::check_context;
-use crate::commands::{base, loaded, replies};
+use crate::args::compute::check_context;
+use crate::commands::{base, loaded};
+use crate::diagnostic::{Report, Result};
+use crate::evaluation::{held_out_file, replies};
 use crate::interrupt;
 use crate::printer::{Look, Printer};
-use crate::report::{Report, Result};
-use crate::text;
+use crate::terminal_text;
 pub use args::{AdapterArgs, EXAMPLES, TrainArgs, memory_limit};
 use forecast::Gauge;
 use prepare::Prepared;
 use progress::Progress;
 pub use progress::draw_loss;
-pub use run::{RUN_FILE, Run};
+pub use run_config::{RUN_FILE, Run};
 
 /// Questions that the report shows with both answers.
 pub const REPLIES: usize = 4;
@@ -77,7 +77,7 @@ pub fn execute(run: &Run, printer: &Printer) -> Result<Outcome> {
     gauge.tokenizer(&tokens);
     check_length(run, &config)?;
     let lora = lora_config(run);
-    targets::resolve(&lora, &config).map_err(|error| run::point_into_config(run, error))?;
+    targets::resolve(&lora, &config).map_err(|error| run_config::point_into_config(run, error))?;
     let data = prepare::prepare(&run.data, run.format, run.skip_bad, &tokenizer, &run.settings, printer)?;
     let questions = data.questions(REPLIES);
     gauge.data();
@@ -106,7 +106,7 @@ pub fn execute(run: &Run, printer: &Printer) -> Result<Outcome> {
     forecast.say(printer);
     output::start(run, &mut trainer, checkpoint.as_deref(), printer)?;
     prepare::list_skipped(&bad, &run.output, printer)?;
-    held_out::write(&held_out_records, &run.output, printer)?;
+    held_out_file::write(&held_out_records, &run.output, printer)?;
     if let Some(notes) = notes {
         card::write_notes(&run.output, &loaded::folder_name(&run.output), &notes)?;
     }
@@ -184,11 +184,11 @@ fn print_plan(
     let all = config.num_parameters() + trainable;
     let percent = 100.0 * trainable as f64 / all as f64;
     // Word for word as PEFT's `print_trainable_parameters`.
-    let (t, a) = (text::thousands(trainable), text::thousands(all));
+    let (t, a) = (terminal_text::thousands(trainable), terminal_text::thousands(all));
     printer.say(&format!("trainable params: {t} || all params: {a} || trainable%: {percent:.4}"));
 
     let row = |zh: &str, en: &str, value: String| {
-        let label = printer.err(Look::Dim, &text::pad(printer.pick(zh, en), 10));
+        let label = printer.err(Look::Dim, &terminal_text::pad(printer.pick(zh, en), 10));
         printer.say_behind(&format!("{label} "), &value);
     };
     let s = trainer.settings();
@@ -197,7 +197,7 @@ fn print_plan(
         "base",
         format!("{} · {}", run.base_shown(), printer.backend(&trainer.decoder().backend().name())),
     );
-    let n = |n: u64| text::thousands(n);
+    let n = |n: u64| terminal_text::thousands(n);
     let held = data.held_out_records;
     let files: Vec<_> = data.files.iter().map(|f| format!("{} ({})", f.name, f.format)).collect();
     let counts = printer.pick(
@@ -209,7 +209,7 @@ fn print_plan(
         ),
         format!(
             "{}, {held} held out, {} tokens, {} of them trained",
-            text::counted(data.training_records, "record"),
+            terminal_text::counted(data.training_records, "record"),
             n(data.tokens),
             n(data.trained_tokens)
         ),
@@ -224,7 +224,7 @@ fn print_plan(
             format!("{short} 条截断到 {max} 词元（从问题开头截），{dropped} 条因答案放不下而丢弃"),
             format!(
                 "{} shortened to {max} tokens (the question loses its front), {dropped} dropped: no answer fits",
-                text::counted(short, "record")
+                terminal_text::counted(short, "record")
             ),
         ));
     }
@@ -300,7 +300,8 @@ fn take_steps(
     if trainer.is_finished() {
         return Ok(true);
     }
-    let (done, total, output) = (trainer.global_step(), trainer.total_steps(), text::shell_path(&run.output));
+    let (done, total, output) =
+        (trainer.global_step(), trainer.total_steps(), terminal_text::shell_path(&run.output));
     if done == 0 {
         printer.tell(
             "还没走第一步就停下了，没有可保存的。",
@@ -430,7 +431,7 @@ fn conclude(run: &Run, summary: &RunSummary, printer: &Printer) {
             format!("held-out loss   {first:.4} → {last:.4} (perplexity {p0:.2} → {p1:.2})"),
         ));
     }
-    let time = text::duration(summary.seconds());
+    let time = terminal_text::duration(summary.seconds());
     let speed = summary.tokens_per_second().unwrap_or(0.0);
     printer.out(&printer.pick(
         format!("用时        {time}，{speed:.0} 词元/秒"),
@@ -446,17 +447,17 @@ fn conclude(run: &Run, summary: &RunSummary, printer: &Printer) {
             format!("report          {output}/report.html"),
         ),
     );
-    if summary.data.held_out_records > 0 && run.output.join(held_out::HELD_OUT_FILE).is_file() {
+    if summary.data.held_out_records > 0 && run.output.join(held_out_file::HELD_OUT_FILE).is_file() {
         printer.out(&printer.pick(
-            format!("留出的记录  {output}/{}", held_out::HELD_OUT_FILE),
-            format!("held out        {output}/{}", held_out::HELD_OUT_FILE),
+            format!("留出的记录  {output}/{}", held_out_file::HELD_OUT_FILE),
+            format!("held out        {output}/{}", held_out_file::HELD_OUT_FILE),
         ));
     }
     printer.say(&format!("\n{}", printer.pick("接下来：", "next:")));
-    let merged = text::shell_word(&format!("{output}-merged"));
-    let output = text::shell_path(&run.output);
+    let merged = terminal_text::shell_word(&format!("{output}-merged"));
+    let output = terminal_text::shell_path(&run.output);
     let compare =
-        run.output.join(held_out::HELD_OUT_FILE).is_file().then(|| format!("danlu compare {output}"));
+        run.output.join(held_out_file::HELD_OUT_FILE).is_file().then(|| format!("danlu compare {output}"));
     let merge = format!("danlu merge {output} --output {merged}");
     for command in [Some(format!("danlu chat {output}")), compare, Some(merge)].into_iter().flatten() {
         printer.say(&format!("  {}", printer.err(Look::Cyan, &command)));

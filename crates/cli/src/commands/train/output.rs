@@ -11,12 +11,12 @@ use danlu_train::{
     sweep_leftovers,
 };
 
-use super::run::{RUN_FILE, Run};
+use super::run_config::{RUN_FILE, Run};
 use crate::commands::card;
+use crate::diagnostic::{Report, Result};
 use crate::lang::Lang;
 use crate::printer::Printer;
-use crate::report::{Report, Result};
-use crate::text;
+use crate::terminal_text;
 
 /// Makes the folder ready, or refuses it; the checkpoint to go on from, where there is one, and the lock that
 /// keeps a second run out while it lives.
@@ -123,7 +123,7 @@ fn unsaved(run: &Run, error: impl Into<Report>) -> Report {
     else {
         return report;
     };
-    let resume = format!("danlu train --output {} --resume", text::shell_path(&run.output));
+    let resume = format!("danlu train --output {} --resume", terminal_text::shell_path(&run.output));
     report.and_hint(match (newest, whole) {
         (None, _) => format!("there is no checkpoint yet: `{resume}` starts over"),
         (Some(_), None) => format!("no checkpoint of `{output}` is whole: start anew in another folder"),
@@ -131,7 +131,7 @@ fn unsaved(run: &Run, error: impl Into<Report>) -> Report {
             let shown = whole.display();
             let named = match newest == whole {
                 true => String::new(),
-                false => format!(" {}", text::shell_path(&whole)),
+                false => format!(" {}", terminal_text::shell_path(&whole)),
             };
             format!("`{shown}` is whole: `{resume}{named}` goes on from it")
         }
@@ -144,8 +144,8 @@ fn unusable(run: &Run, checkpoint: &Path, error: TrainError) -> Report {
         let is_base = differences.iter().any(|difference| difference.field == "base");
         return match LoraConfig::read(checkpoint).ok().filter(|_| is_base) {
             Some(LoraConfig { base_model_name_or_path: Some(name), revision: Some(revision), .. }) => {
-                let output = text::shell_path(&run.output);
-                let base = text::shell_word(&format!("{name}@{revision}"));
+                let output = terminal_text::shell_path(&run.output);
+                let base = terminal_text::shell_word(&format!("{name}@{revision}"));
                 let hint =
                     format!("the base it was begun on: danlu train --output {output} --resume --base {base}");
                 Report::from(error).with_hint(hint)
@@ -156,7 +156,7 @@ fn unusable(run: &Run, checkpoint: &Path, error: TrainError) -> Report {
     let output = run.output.display();
     let hint = match latest_whole_checkpoint(&run.output) {
         Ok(Some(whole)) if whole != checkpoint => {
-            let [output, checkpoint] = [&run.output, &whole].map(|path| text::shell_path(path));
+            let [output, checkpoint] = [&run.output, &whole].map(|path| terminal_text::shell_path(path));
             format!("`{}` is whole: danlu train --output {output} --resume {checkpoint}", whole.display())
         }
         _ if matches!(error, TrainError::CheckpointFormat { .. }) => return error.into(),

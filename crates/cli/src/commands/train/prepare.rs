@@ -10,10 +10,10 @@ use danlu_train::card::TextLanguage;
 use danlu_train::{DataFile, DataSummary, Example, TrainSettings};
 
 use crate::commands::data::read;
-use crate::commands::replies::{self, Question};
+use crate::diagnostic::{Report, Result};
+use crate::evaluation::replies::{self, Question};
 use crate::printer::Printer;
-use crate::report::{Report, Result};
-use crate::text;
+use crate::terminal_text;
 
 /// Bad records named in the terminal; the rest goes to a file.
 const MAX_LISTED: usize = 10;
@@ -175,7 +175,7 @@ fn refuse(bad: &[BadRecord], good: usize, data: &[PathBuf]) -> Report {
         details.push(format!("… and {} more", bad.len() - MAX_LISTED));
     }
     let file = data.iter().find(|file| bad[0].source.file.as_ref() == file.as_path()).unwrap_or(&data[0]);
-    let check = format!("danlu data check {}", text::shell_path(file));
+    let check = format!("danlu data check {}", terminal_text::shell_path(file));
     let hint = format!("`{check}` shows them all, `--skip-bad` leaves them out");
     let noun = if bad.len() == 1 { "records is" } else { "records are" };
     Report::input(format!("{} of {all} {noun} bad", bad.len())).with_details(details).with_hint(hint)
@@ -191,10 +191,10 @@ pub fn list_skipped(bad: &[BadRecord], output: &Path, printer: &Printer) -> Resu
     }
     let n = bad.len();
     let verb = if n == 1 { "is" } else { "are" };
-    let counted = text::counted(n as u64, "bad record");
+    let counted = terminal_text::counted(n as u64, "bad record");
     printer.warn(&printer.pick(format!("{n} 条坏记录被跳过："), format!("{counted} {verb} left out:")));
     for record in bad.iter().take(MAX_LISTED) {
-        printer.say(&format!("  {}", text::printable(&record.to_string())));
+        printer.say(&format!("  {}", terminal_text::printable(&record.to_string())));
     }
     if n > MAX_LISTED {
         let path = output.join(SKIPPED_FILE);

@@ -6,7 +6,7 @@ use danlu_train::StepReport;
 
 use crate::chart::{self, Series, Size};
 use crate::printer::{Look, Printer};
-use crate::text;
+use crate::terminal_text;
 
 /// Steps that the time left is estimated from: enough to even out short and long records.
 const WINDOW: usize = 50;
@@ -40,7 +40,7 @@ impl<'a> Progress<'a> {
         self.losses.push(step.loss);
         if !self.estimated && self.recent.len() == SETTLED && step.step < self.total {
             self.estimated = true;
-            let left = text::duration(self.seconds_left(step.step));
+            let left = terminal_text::duration(self.seconds_left(step.step));
             self.printer.tell(&format!("预计还需 {left}"), &format!("time estimate: {left}"));
         }
         self.printer.live(&self.line(step));
@@ -62,7 +62,7 @@ impl<'a> Progress<'a> {
         let seconds: f64 = self.recent.iter().map(|s| s.seconds).sum();
         let tokens: u64 = self.recent.iter().map(|s| s.tokens).sum();
         let speed = tokens as f64 / seconds.max(1e-9);
-        let left = text::duration(self.seconds_left(step.step));
+        let left = terminal_text::duration(self.seconds_left(step.step));
         let loss = self.losses.iter().sum::<f64>() / self.losses.len().max(1) as f64;
         let (done, total, lr) = (step.step, self.total, step.learning_rate);
         let width = total.to_string().len();

@@ -1,10 +1,10 @@
 //! `danlu push`: an adapter or a model as one commit of a repository on the Hub.
 
 mod front_matter;
-mod listing;
-mod page;
-mod said_otherwise;
-mod sendable;
+mod load_check;
+mod preview;
+mod remote_card;
+mod rewritten_files;
 
 use std::path::PathBuf;
 use std::time::Instant;
@@ -19,12 +19,12 @@ use danlu_train::card;
 use crate::commands::card::hub_id;
 use crate::commands::hub::{name_of, open, pull};
 use crate::commands::no_model;
+use crate::diagnostic::{Report, Result};
 use crate::interrupt;
 use crate::printer::Printer;
-use crate::report::{Report, Result};
-use crate::text;
-use page::Page;
-use said_otherwise::Said;
+use crate::terminal_text;
+use remote_card::Page;
+use rewritten_files::Said;
 
 /// Examples under `--help`.
 pub const EXAMPLES: &str = "\
@@ -107,15 +107,15 @@ pub fn run(args: &PushArgs, printer: &Printer) -> Result<()> {
         description: None,
     };
     let differences = hub.differences(&parcel, &name, &mut |transfer| {
-        let (done, total) = (text::bytes(transfer.done), text::bytes(transfer.total));
+        let (done, total) = (terminal_text::bytes(transfer.done), terminal_text::bytes(transfer.total));
         printer.live(&printer.pick(format!("比较 {done} / {total}"), format!("comparing {done} of {total}")));
     });
     printer.clear_live();
     let differences = differences?;
     refuse(&differences, args, &hub, &name, has_token)?;
-    listing::show(&parcel, &differences, &name, args, printer);
+    preview::show(&parcel, &differences, &name, args, printer);
     if args.dry_run {
-        listing::warn_of_no_card(&parcel, &differences, printer);
+        preview::warn_of_no_card(&parcel, &differences, printer);
         printer.tell("没有发送任何内容（--dry-run）", "nothing was sent (--dry-run)");
         if !has_token {
             printer.tell(
@@ -133,7 +133,7 @@ pub fn run(args: &PushArgs, printer: &Printer) -> Result<()> {
         return Ok(());
     }
     send(&hub, &parcel, &name, &options, &differences, printer)?;
-    listing::warn_of_no_card(&parcel, &differences, printer);
+    preview::warn_of_no_card(&parcel, &differences, printer);
     Ok(())
 }
 
@@ -156,10 +156,10 @@ fn parcel(
         return Err(no_model::at(folder));
     }
     let mut parcel = Parcel::of(folder, &options)?;
-    let needed = sendable::needed(folder)?;
-    sendable::refuse_without(&parcel, &needed)?;
+    let needed = load_check::needed(folder)?;
+    load_check::refuse_without(&parcel, &needed)?;
     let page = Page::read(hub, name)?;
-    let Said { files, edited } = said_otherwise::files(args, hub, &page, name, printer)?;
+    let Said { files, edited } = rewritten_files::files(args, hub, &page, name, printer)?;
     let (record, others): (Vec<_>, Vec<_>) =
         files.into_iter().partition(|(path, _)| *path == card::CARD_FILE);
     for (path, bytes) in others {
@@ -181,7 +181,7 @@ fn parcel(
         let hint = "take it out of the data or the notes and write the card again; `--with-tokens` sends it as it is";
         return Err(Report::input(text).with_hint(hint));
     }
-    sendable::refuse_without(&parcel, &needed)?;
+    load_check::refuse_without(&parcel, &needed)?;
     Ok(parcel)
 }
 
@@ -244,7 +244,7 @@ fn send(
     drop(words);
     let Pushed { commit, url, branched, pull_request, files, removed, sent, ignored, .. } = pushed?;
     if !ignored.is_empty() {
-        let paths = text::printable(&ignored.join(", "));
+        let paths = terminal_text::printable(&ignored.join(", "));
         printer.tell(
             &format!("仓库的 .gitignore 排除了：{paths}"),
             &format!("the repository's .gitignore leaves out: {paths}"),
@@ -266,14 +266,17 @@ fn send(
         return Ok(());
     }
     let is_older_here = hub.is_older_here(name, &commit);
-    let (count, sent, commit) = (files.len(), text::bytes(sent), commit.get(..8).unwrap_or(&commit));
-    let time = text::duration(start.elapsed().as_secs_f64());
+    let (count, sent, commit) = (files.len(), terminal_text::bytes(sent), commit.get(..8).unwrap_or(&commit));
+    let time = terminal_text::duration(start.elapsed().as_secs_f64());
     printer.out(&printer.pick(
         format!("一次提交（{commit}）：{count} 个文件，传输 {sent}，用时 {time}"),
-        format!("one commit ({commit}): {}, {sent} sent in {time}", text::counted(count as u64, "file")),
+        format!(
+            "one commit ({commit}): {}, {sent} sent in {time}",
+            terminal_text::counted(count as u64, "file")
+        ),
     ));
     if !removed.is_empty() {
-        let paths = text::printable(&removed.join(", "));
+        let paths = terminal_text::printable(&removed.join(", "));
         printer.out(&printer.pick(format!("已移除：{paths}"), format!("removed: {paths}")));
     }
     match pull_request {
@@ -282,7 +285,7 @@ fn send(
         }
         None => {
             printer.out(&url);
-            let name = text::shell_word(&name.to_string());
+            let name = terminal_text::shell_word(&name.to_string());
             if is_older_here {
                 printer.out(&printer.pick(
                     format!("本机缓存里还是旧的，先更新：danlu pull {name}"),

@@ -8,13 +8,14 @@ use danlu_hub::{Extent, RepoName};
 use danlu_train::{TrainSettings, card};
 
 use super::args::TrainArgs;
+use crate::args::ComputeArgs;
+use crate::clap_error::usage;
 use crate::commands::card::{CardArgs, NotesArgs};
-use crate::commands::{ComputeArgs, hub, nearby, no_model};
+use crate::commands::{hub, nearby, no_model};
 use crate::config_file::ConfigFile;
+use crate::diagnostic::{Report, Result};
 use crate::printer::Printer;
-use crate::report::{Report, Result};
-use crate::text;
-use crate::usage::usage;
+use crate::terminal_text;
 
 /// Name of the file in the output folder that holds every setting of the run.
 pub const RUN_FILE: &str = "run.toml";
@@ -62,7 +63,9 @@ impl Run {
         let missing = |flag: &str, what: &str| {
             let report = Report::input(format!("`--{flag}` is missing: {what}"));
             report.with_hint(match matches.get_one::<PathBuf>("config") {
-                Some(file) => format!("danlu train --config {} --{flag} ...", text::shell_path(file)),
+                Some(file) => {
+                    format!("danlu train --config {} --{flag} ...", terminal_text::shell_path(file))
+                }
                 None => "danlu train --base DIR --data FILE --output DIR".to_owned(),
             })
         };

@@ -6,8 +6,8 @@ use danlu_data::{Content, Record};
 use danlu_model::{Message, files};
 use serde_json::{Value, json};
 
+use crate::diagnostic::Result;
 use crate::printer::Printer;
-use crate::report::Result;
 
 /// Name of the file in the output folder.
 pub const HELD_OUT_FILE: &str = "held_out.json";

@@ -8,7 +8,7 @@ use danlu_train::card::{self, Card};
 use serde_json::Value;
 
 use crate::commands::hub::is_hub_name;
-use crate::report::Result;
+use crate::diagnostic::Result;
 
 /// Longest file of it that is looked into, in bytes.
 const LONGEST: u64 = 16 << 20;

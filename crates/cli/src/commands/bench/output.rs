@@ -4,7 +4,7 @@ use serde_json::{Map, Number, Value};
 
 use super::median;
 use crate::printer::{Look, Printer};
-use crate::text;
+use crate::terminal_text;
 
 /// Cells of the names in front of the figures.
 const NAME: usize = 16;
@@ -41,7 +41,7 @@ impl<'a> Figures<'a> {
 
     /// A row for people: a name in both languages, and text.
     pub fn row(&self, name: (&str, &str), value: &str) {
-        let name = text::pad(self.printer.pick(name.0, name.1), NAME);
+        let name = terminal_text::pad(self.printer.pick(name.0, name.1), NAME);
         match self.json {
             true => self.printer.say(&format!("{} {value}", self.printer.err(Look::Dim, &name))),
             false => self.printer.out(&format!("{} {value}", self.printer.data(Look::Dim, &name))),
@@ -87,7 +87,7 @@ pub fn rate(value: f64) -> String {
     match value {
         v if v < 1.0 => format!("{v:.2}"),
         v if v < 100.0 => format!("{v:.1}"),
-        v => text::thousands(v.round() as u64),
+        v => terminal_text::thousands(v.round() as u64),
     }
 }
 

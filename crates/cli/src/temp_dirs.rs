@@ -7,7 +7,7 @@ use std::sync::{Mutex, PoisonError};
 use danlu_model::files::TEMPORARY_PREFIX;
 use tempfile::TempDir;
 
-use crate::report::{Report, Result};
+use crate::diagnostic::{Report, Result};
 
 static FOLDERS: Mutex<Vec<PathBuf>> = Mutex::new(Vec::new());
 

@@ -6,8 +6,8 @@ use danlu_data::{Content, Record};
 use danlu_generate::{GenerateOptions, Sampling, generate};
 use danlu_model::{Decoder, LoraSource, Message, Tokenizer, Workspace};
 
-use crate::report::Result;
-use crate::text;
+use crate::diagnostic::Result;
+use crate::terminal_text;
 
 /// A question from the data, with what came before it and what the data answers.
 #[derive(Clone, Debug)]
@@ -56,5 +56,5 @@ pub fn reply(
     let stop_ids = tokenizer.stop_ids().clone();
     let options = GenerateOptions { max_new_tokens, stop_ids, sampling: Sampling::greedy() };
     let generated = generate(decoder, work, lora, &prompt, &options, &mut |_| ControlFlow::Continue(()))?;
-    Ok(text::printable(tokenizer.decode(&generated.ids, true).trim()))
+    Ok(terminal_text::printable(tokenizer.decode(&generated.ids, true).trim()))
 }

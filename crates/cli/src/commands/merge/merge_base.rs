@@ -9,9 +9,9 @@ use danlu_model::{ModelConfig, Quantization, Weights};
 use crate::commands::base;
 use crate::commands::loaded::Place;
 use crate::commands::other_base;
+use crate::diagnostic::{Report, Result};
 use crate::printer::Printer;
-use crate::report::{Report, Result};
-use crate::text;
+use crate::terminal_text;
 
 /// What `--merge-base` asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -76,7 +76,7 @@ impl Forms {
         }
         if let Some(folder) = original {
             let text = format!("`{}` is in 16 bits or more: it is the original itself", place.base.display());
-            let hint = format!("leave `--original {}` out", text::shell_path(folder));
+            let hint = format!("leave `--original {}` out", terminal_text::shell_path(folder));
             return Err(Report::input(text).with_hint(hint));
         }
         let dequantized = through.map(|through| Form { folder: place.base.clone(), through: Some(through) });

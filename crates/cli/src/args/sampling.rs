@@ -7,7 +7,7 @@ use danlu_generate::Sampling;
 use danlu_model::{ModelError, read_json_object};
 use serde_json::{Map, Value};
 
-use crate::report::{Report, Result};
+use crate::diagnostic::{Report, Result};
 
 /// How tokens are chosen, where the model's `generation_config.json` is to be overruled.
 #[derive(Args, Clone, Debug, Default)]

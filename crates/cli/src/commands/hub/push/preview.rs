@@ -5,7 +5,7 @@ use danlu_train::card;
 
 use super::PushArgs;
 use crate::printer::{Look, Printer};
-use crate::text;
+use crate::terminal_text;
 
 /// What goes, what is there already, what is taken away there, and what stays here.
 pub fn show(parcel: &Parcel, differences: &Differences, name: &RepoName, args: &PushArgs, printer: &Printer) {
@@ -15,8 +15,8 @@ pub fn show(parcel: &Parcel, differences: &Differences, name: &RepoName, args: &
     let row = |mark: &str, path: &str, note: &str| {
         printer.out(&format!(
             "{} {}  {}",
-            text::pad(mark, 9),
-            text::pad(&text::one_line(path), 36),
+            terminal_text::pad(mark, 9),
+            terminal_text::pad(&terminal_text::one_line(path), 36),
             printer.data(Look::Dim, note)
         ));
     };
@@ -27,22 +27,25 @@ pub fn show(parcel: &Parcel, differences: &Differences, name: &RepoName, args: &
         (removed, "移除", "removed"),
     ] {
         for (path, size) in files {
-            row(printer.pick(zh, en), path, &text::bytes(*size));
+            row(printer.pick(zh, en), path, &terminal_text::bytes(*size));
         }
     }
     for Left { path, reason } in parcel.left() {
         row(printer.pick("留下", "stays"), path, &why(*reason, printer));
     }
-    let (size, count) = (text::bytes(differences.size()), new.len() + changed.len());
+    let (size, count) = (terminal_text::bytes(differences.size()), new.len() + changed.len());
     printer.out(&printer.pick(
         format!("要发送 {count} 个文件，{size}"),
-        format!("{}, {size}, to be sent", text::counted(count as u64, "file")),
+        format!("{}, {size}, to be sent", terminal_text::counted(count as u64, "file")),
     ));
     if !removed.is_empty() {
         let count = removed.len() as u64;
         printer.out(&printer.pick(
             format!("同一次提交移除原模型的 {count} 个权重文件"),
-            format!("the same commit removes {} of the model that was there", text::counted(count, "file")),
+            format!(
+                "the same commit removes {} of the model that was there",
+                terminal_text::counted(count, "file")
+            ),
         ));
     }
 }

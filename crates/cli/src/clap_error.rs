@@ -5,7 +5,7 @@ use std::any::TypeId;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Command, Error};
 
-use crate::report::Report;
+use crate::diagnostic::Report;
 
 /// Lets every flag that takes a fraction take a negative one too, `-1e-4` among them, so that the flag's own
 /// check can say what it expects. clap alone takes a leading `-` for another flag.

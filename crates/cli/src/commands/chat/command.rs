@@ -6,7 +6,7 @@ use danlu_generate::ChatSession;
 use danlu_model::files;
 use serde_json::json;
 
-use crate::report::{Report, Result};
+use crate::diagnostic::{Report, Result};
 
 /// Every command.
 pub const NAMES: [&str; 6] = ["/reset", "/system", "/save", "/help", "/exit", "/quit"];

@@ -7,7 +7,7 @@ use danlu_hub::{Left, Parcel, Reason};
 use danlu_model::{INDEX_FILE, ModelConfig, ModelError, SINGLE_FILE, Tokenizer, Weights};
 use danlu_train::TokenIdentity;
 
-use crate::report::{Report, Result};
+use crate::diagnostic::{Report, Result};
 
 /// One of these makes a folder a whole model's.
 const MODEL: [&str; 2] = [SINGLE_FILE, INDEX_FILE];

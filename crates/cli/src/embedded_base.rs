@@ -5,7 +5,7 @@ use std::path::Path;
 
 use danlu_model::Tokenizer;
 
-use crate::report::{Report, Result};
+use crate::diagnostic::{Report, Result};
 
 /// Name of the embedded base.
 pub const BASE_NAME: &str = "base-8m";

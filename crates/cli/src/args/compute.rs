@@ -6,7 +6,7 @@ use std::sync::Arc;
 use clap::Args;
 use danlu_kernels::{Backend, Cpu, CpuOptions, DType, Isa};
 
-use crate::report::{Report, Result};
+use crate::diagnostic::{Report, Result};
 
 /// The variable that chooses an instruction set.
 pub const ISA_VARIABLE: &str = "DANLU_ISA";
@@ -70,4 +70,16 @@ pub fn isa_from_env() -> Result<Option<Isa>> {
         return Err(report.with_hint(hint));
     }
     Ok(Some(isa))
+}
+
+/// Checks that `tokens`, as the flags ask for, are no more than the model was made for.
+///
+/// # Errors
+/// If they are: what it would compute at positions it has never seen means nothing.
+pub fn check_context(tokens: usize, most: usize, flags: &str) -> Result<()> {
+    if tokens <= most {
+        return Ok(());
+    }
+    let text = format!("{tokens} tokens of {flags}, and the model was made for {most}");
+    Err(Report::input(text).with_hint(format!("at most {most}, or a model for longer texts")))
 }

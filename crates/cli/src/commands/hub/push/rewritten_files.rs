@@ -8,13 +8,13 @@ use danlu_model::files;
 use danlu_train::card::{self, Card};
 use serde_json::{Map, Value};
 
-use super::page::{BaseThere, Page};
+use super::remote_card::{BaseThere, Page};
 use super::{PushArgs, front_matter};
 use crate::commands::hub::is_hub_name;
 use crate::commands::nearby;
+use crate::diagnostic::{Report, Result};
 use crate::printer::Printer;
-use crate::report::{Report, Result};
-use crate::text;
+use crate::terminal_text;
 
 /// Where an adapter's configuration names its base.
 const BASE: &str = "base_model_name_or_path";
@@ -187,7 +187,8 @@ fn edited(folder: &Path, name: &RepoName, base_id: Option<&str>) -> Result<Optio
         return Ok(None);
     }
     let base = base_id.map(|id| format!(" --base-id {id}")).unwrap_or_default();
-    let command = format!("danlu card {} --name {}{base} --overwrite", text::shell_path(folder), name.id());
+    let command =
+        format!("danlu card {} --name {}{base} --overwrite", terminal_text::shell_path(folder), name.id());
     Ok(Some([
         format!(
             "README.md 改动过，原样发送；其中的代码片段可能需要改成 `{name}`。`{command}` 重新生成，手工改动会丢失"

@@ -6,11 +6,11 @@ use danlu_adapter::fidelity::Fidelity;
 use danlu_adapter::merge::{MergeBase, MergeReport, QuantizedFigures, REPORT_FILE};
 
 use crate::printer::{Look, Printer};
-use crate::text;
+use crate::terminal_text;
 
 /// The figures of a merge.
 pub fn print(report: &MergeReport, f: &Fidelity, text: Option<&Path>, output: &Path, printer: &Printer) {
-    let (size, tensors) = (text::bytes(report.bytes), report.merged_tensors);
+    let (size, tensors) = (terminal_text::bytes(report.bytes), report.merged_tensors);
     let dtype =
         report.quantized.map_or_else(|| report.dtype.join(", "), |q| q.quantization.quant_type.to_string());
     let seconds = report.seconds;
@@ -25,11 +25,11 @@ pub fn print(report: &MergeReport, f: &Fidelity, text: Option<&Path>, output: &P
     let text = match text {
         Some(file) => printer.pick(
             format!("{} 的 {sequences} 条记录", file.display()),
-            format!("{} of {}", text::counted(sequences as u64, "record"), file.display()),
+            format!("{} of {}", terminal_text::counted(sequences as u64, "record"), file.display()),
         ),
         None => printer.pick(
             format!("danlu 自带的 {sequences} 段文本"),
-            format!("{} that danlu brings", text::counted(sequences as u64, "text")),
+            format!("{} that danlu brings", terminal_text::counted(sequences as u64, "text")),
         ),
     };
     let code = report.quantized.map(|figures| figures.quantization.quant_type);
@@ -47,7 +47,7 @@ pub fn print(report: &MergeReport, f: &Fidelity, text: Option<&Path>, output: &P
         format!("measured on {text}, {tokens} tokens: {written} against {against}"),
     ));
     let row = |zh: &str, en: &str, value: String| {
-        printer.out(&format!("  {} {value}", text::pad(printer.pick(zh, en), 30)));
+        printer.out(&format!("  {} {value}", terminal_text::pad(printer.pick(zh, en), 30)));
     };
     let limit = |value: String| printer.pick(format!("（上限 {value}）"), format!(" (limit {value})"));
     row("最大 logit 差", "largest logit difference", format!("{:.2e}", f.max_logit_difference));

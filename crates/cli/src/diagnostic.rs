@@ -16,7 +16,7 @@ use std::path::Path;
 use danlu_model::FileError;
 
 use crate::printer::{Look, paint};
-use crate::text;
+use crate::terminal_text;
 
 /// Whose fault it was, which is the exit code.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,13 +51,13 @@ impl Snippet {
         let column = self.source[line_start..start].chars().count() + 1;
 
         // A tab would shift the underline by an unknown amount.
-        let shown = |range: Range<usize>| text::printable(&self.source[range]).replace('\t', "    ");
+        let shown = |range: Range<usize>| terminal_text::printable(&self.source[range]).replace('\t', "    ");
         let line = shown(line_start..line_end);
-        let before = " ".repeat(text::width(&shown(line_start..start)));
-        let under = "─".repeat(text::width(&shown(start..end.min(line_end))).max(1));
+        let before = " ".repeat(terminal_text::width(&shown(line_start..start)));
+        let under = "─".repeat(terminal_text::width(&shown(start..end.min(line_end))).max(1));
         let gutter = number.to_string().len().max(3);
         let dim = |s: &str| paint(color, Look::Dim, s);
-        let (blank, name) = (" ".repeat(gutter), text::printable(&self.name));
+        let (blank, name) = (" ".repeat(gutter), terminal_text::printable(&self.name));
         format!(
             "{blank} {}\n{} {line}\n{blank} {} {before}{}",
             dim(&format!("╭─[{name}:{number}:{column}]")),
@@ -167,16 +167,17 @@ impl Report {
 
     /// The report as printed.
     pub fn render(&self, color: bool) -> String {
-        let mut out = format!("{} {}\n", paint(color, Look::Red, "error:"), text::printable(&self.message));
+        let mut out =
+            format!("{} {}\n", paint(color, Look::Red, "error:"), terminal_text::printable(&self.message));
         if let Some(snippet) = &self.snippet {
             out += &snippet.render(color);
             out.push('\n');
         }
         for detail in &self.details {
-            out += &format!("  {}\n", text::printable(detail));
+            out += &format!("  {}\n", terminal_text::printable(detail));
         }
         if let Some(hint) = &self.hint {
-            out += &format!("\n{} {}\n", paint(color, Look::Cyan, "hint:"), text::printable(hint));
+            out += &format!("\n{} {}\n", paint(color, Look::Cyan, "hint:"), terminal_text::printable(hint));
         }
         out
     }

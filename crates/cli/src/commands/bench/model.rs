@@ -11,13 +11,13 @@ use danlu_model::{
 };
 use danlu_train::{WeightBytes, weight_bytes, weight_bytes_of};
 
-use super::figures::Figures;
+use super::output::Figures;
 use super::stopped;
 use crate::commands::loaded::folder_name;
 use crate::commands::{base, no_model};
+use crate::diagnostic::{Report, Result};
 use crate::printer::Printer;
-use crate::report::{Report, Result};
-use crate::{interrupt, memory, text};
+use crate::{interrupt, memory, terminal_text};
 
 /// Names the random weights of every shape.
 const SEED: u64 = 1;
@@ -184,8 +184,8 @@ impl Model {
                 printer.pick(format!("{shape} · 随机权重"), format!("{shape} · random weights"))
             }
         };
-        let (parameters, size) = (config.num_parameters(), text::bytes(bytes));
-        let count = text::thousands(parameters);
+        let (parameters, size) = (config.num_parameters(), terminal_text::bytes(bytes));
+        let count = terminal_text::thousands(parameters);
         figures.row(
             ("模型", "model"),
             &printer.pick(
@@ -204,7 +204,7 @@ impl Model {
 /// Shows how far the weights are, and stops where someone asked for it.
 fn making(printer: &Printer) -> impl FnMut(RandomProgress) -> ControlFlow<()> {
     |p| {
-        let (done, total) = (text::bytes(p.bytes), text::bytes(p.total));
+        let (done, total) = (terminal_text::bytes(p.bytes), terminal_text::bytes(p.total));
         printer.live(&printer.pick(
             format!("生成随机权重 {done} / {total}"),
             format!("making random weights: {done} of {total}"),
@@ -226,7 +226,7 @@ fn check_memory(shape: Shape, config: &ModelConfig, quantization: Option<Quantiz
     let needed = bytes.total() + bytes.loading;
     match memory::machine() {
         Some((_, available)) if needed > available => {
-            let (needed, available) = (text::bytes(needed), text::bytes(available));
+            let (needed, available) = (terminal_text::bytes(needed), terminal_text::bytes(available));
             let text =
                 format!("the weights of `{shape}` take {needed}, and {available} of memory are available");
             Err(Report::input(text).with_hint("`--keep DIR` writes them to a disk, and maps them from there"))

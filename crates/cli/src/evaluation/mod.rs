@@ -1,0 +1,4 @@
+//! Held-out records and what a model makes of them: losses and replies.
+
+pub mod held_out_file;
+pub mod replies;
