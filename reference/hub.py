@@ -1,6 +1,6 @@
-"""The stand-in Hub answers `huggingface_hub` as the Hub does: uploads, downloads, caches, revisions and refusals.
+"""The test server answers `huggingface_hub` as the Hub does: uploads, downloads, caches, revisions and refusals.
 
-    python reference/hub.py --stand-in target/debug/hub-stand-in
+    python reference/hub.py --server target/debug/hub-test-server
 
 Starts the server, drives it with PyPI's client as a user would, and asks the server what it was sent. Nothing leaves this machine. The exit
 status is 1 when a check fails.
@@ -21,7 +21,7 @@ PART = 3 << 20
 
 
 class Server:
-    """The stand-in: addresses, and a line of JSON for a line of JSON."""
+    """The test server: addresses, and a line of JSON for a line of JSON."""
 
     def __init__(self, binary, *options):
         command = [str(binary), "--page", "5", "--multipart", f"{2 * PART},{PART}", "--token", "hf_zhen=zhen", *options]
@@ -91,9 +91,9 @@ def tree(folder):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("--stand-in", type=Path, required=True, help="the program hub-stand-in")
+    parser.add_argument("--server", type=Path, required=True, help="the program hub-test-server")
     arguments = parser.parse_args()
-    binary = arguments.stand_in.resolve()
+    binary = arguments.server.resolve()
     checks = Checks()
     with tempfile.TemporaryDirectory() as scratch:
         Path(scratch, "server").mkdir()

@@ -1,8 +1,8 @@
 """danlu and `huggingface_hub` share one cache, one token and one lock; and how fast each moves a large file.
 
-    python reference/hub_cache.py --danlu target/release/danlu --stand-in target/release/hub-stand-in --base BASE [--gigabytes 2]
+    python reference/hub_cache.py --danlu target/release/danlu --server target/release/hub-test-server --base BASE [--gigabytes 2]
 
-Both talk to the stand-in Hub on this machine (`hub.py` holds it against `huggingface_hub`). BASE is a small model's folder. The exit status is
+Both talk to the test server on this machine (`hub.py` holds it against `huggingface_hub`). BASE is a small model's folder. The exit status is
 1 when a check fails.
 """
 
@@ -222,14 +222,14 @@ def warm_start(server, checks, home, base):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    for name in ("danlu", "stand-in", "base"):
+    for name in ("danlu", "server", "base"):
         parser.add_argument(f"--{name}", type=Path, required=True)
     parser.add_argument("--gigabytes", type=float, default=0, help="of a large file to be moved; 0 leaves it out")
     arguments = parser.parse_args()
     checks, danlu, base = Checks(), arguments.danlu.resolve(), arguments.base.resolve()
     with tempfile.TemporaryDirectory() as scratch:
         os.environ["TMPDIR"] = scratch
-        server = Server(arguments.stand_in.resolve())
+        server = Server(arguments.server.resolve())
         home = lambda name: Home(scratch, name, server, danlu)
         try:
             # The Hub puts `.gitattributes` into every repository.

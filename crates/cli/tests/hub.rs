@@ -11,18 +11,18 @@ use std::thread;
 use std::time::Duration;
 
 use common::{Ran, Scene, names};
-use danlu_hub_stand_in::{Action, Fault, Gate, Host, Method, StandIn};
+use danlu_hub_test_server::{Action, Fault, Gate, Host, HubServer, Method};
 use serde_json::Value;
 
 struct Hub {
     scene: Scene,
-    server: StandIn,
+    server: HubServer,
 }
 
 impl Hub {
     /// A Hub with `lab/base`, the embedded model.
     fn new() -> Self {
-        let (mut scene, server) = (Scene::new(), StandIn::start());
+        let (mut scene, server) = (Scene::new(), HubServer::start());
         scene.endpoint = server.endpoint();
         let hub = Self { scene, server };
         hub.publish("lab/base", "base");

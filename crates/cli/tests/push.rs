@@ -8,18 +8,18 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use common::{Ran, Scene, names};
-use danlu_hub_stand_in::{Action, Fault, Method, StandIn};
+use danlu_hub_test_server::{Action, Fault, HubServer, Method};
 use serde_json::json;
 
 /// A scratch folder whose user is `me`, with a token that may write.
 struct Desk {
     scene: Scene,
-    server: StandIn,
+    server: HubServer,
 }
 
 impl Desk {
     fn new() -> Self {
-        let (mut scene, server) = (Scene::new(), StandIn::start());
+        let (mut scene, server) = (Scene::new(), HubServer::start());
         scene.endpoint = server.endpoint();
         server.add_user("me", "hf_mine");
         fs::create_dir(scene.path("hf")).unwrap();
@@ -310,7 +310,7 @@ fn a_push_that_is_stopped_says_what_is_there_and_leaves_nothing() {
         let child = command.env("TMPDIR", &temporary).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = child.spawn().unwrap();
         let start = Instant::now();
-        let is_there = |request: &danlu_hub_stand_in::Record| match part {
+        let is_there = |request: &danlu_hub_test_server::Record| match part {
             "" => request.method == "PUT",
             part => request.target.contains(part),
         };

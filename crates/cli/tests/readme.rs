@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 use std::fs;
 
 use common::Scene;
-use danlu_hub_stand_in::StandIn;
+use danlu_hub_test_server::HubServer;
 use serde_json::Value;
 
 const READMES: [(&str, &str); 2] = [
@@ -48,7 +48,7 @@ fn the_commands_of_the_readmes_run_as_they_stand() {
             let shown = commands.iter().any(|line| line.starts_with(&format!("danlu {command} ")));
             assert!(shown, "{name} shows no `danlu {command}`");
         }
-        let (mut scene, hub) = (Scene::new(), StandIn::start());
+        let (mut scene, hub) = (Scene::new(), HubServer::start());
         scene.endpoint = hub.endpoint();
         for name in words(&commands, |before, word| ["pull", "chat"].contains(&before) && is_on_hub(word)) {
             let (id, revision) = name.split_once('@').unwrap_or((name, "main"));

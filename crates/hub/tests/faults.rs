@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use common::{READ, Scene, hub, names, repo};
 use danlu_hub::{Extent, HubError, HubSettings};
-use danlu_hub_stand_in::{Action, Fault, Gate, Host, Method};
+use danlu_hub_test_server::{Action, Fault, Gate, Host, Method};
 use serde_json::json;
 
 const WEIGHTS: u64 = 300_000;

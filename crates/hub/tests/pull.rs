@@ -9,7 +9,7 @@ use std::thread;
 
 use common::{MODEL, READ, Scene, hub, names, repo};
 use danlu_hub::{Extent, HubError, HubSettings, PushOptions};
-use danlu_hub_stand_in::{Action, Fault, Host, Method, StandIn};
+use danlu_hub_test_server::{Action, Fault, Host, HubServer, Method};
 
 #[test]
 fn what_is_read_is_fetched_and_a_second_time_nobody_is_asked() {
@@ -71,7 +71,7 @@ fn a_new_commit_brings_what_changed_and_older_ones_stay() {
 
 #[test]
 fn shards_are_those_of_the_index_over_many_pages() {
-    let server = StandIn::builder().page(2).start().unwrap();
+    let server = HubServer::builder().page(2).start().unwrap();
     let index = br#"{"weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors", "c": "model-1.safetensors"}}"#;
     server.add_model(
         "lab/model",

@@ -9,7 +9,7 @@ use std::path::Path;
 use common::push::{Desk, WEIGHTS};
 use common::repo;
 use danlu_hub::{Extent, HubError, Left, Parcel, ParcelOptions, PushOptions, Reason, Stage, Transfer};
-use danlu_hub_stand_in::{Action, Fault, Host, Method, StandIn};
+use danlu_hub_test_server::{Action, Fault, Host, HubServer, Method};
 
 #[test]
 fn what_is_pushed_is_pulled_back_byte_for_byte() {
@@ -80,7 +80,7 @@ fn other_files_of_the_repository_stay() {
 
 #[test]
 fn large_files_go_in_parts_where_the_hub_wants_parts() {
-    let desk = Desk::on(StandIn::builder().multipart(100_000, 64_000).start().unwrap());
+    let desk = Desk::on(HubServer::builder().multipart(100_000, 64_000).start().unwrap());
     desk.push("me/adapter").unwrap();
     desk.assert_whole("me/adapter", "main");
     let parts = desk.server.requests().iter().filter(|request| request.method == "PUT").count();
@@ -291,7 +291,7 @@ fn what_is_no_model_is_no_parcel() {
 
 #[test]
 fn the_token_goes_to_the_hub_and_to_nobody_else() {
-    let desk = Desk::on(StandIn::builder().multipart(100_000, 64_000).start().unwrap());
+    let desk = Desk::on(HubServer::builder().multipart(100_000, 64_000).start().unwrap());
     desk.push("me/adapter").unwrap();
     let requests = desk.server.requests();
     assert!(requests.iter().any(|request| request.host == Host::Storage));
@@ -382,7 +382,8 @@ fn an_empty_public_repository_becomes_private_and_one_that_shows_something_does_
     push("me/cut", &private()).unwrap();
     assert_eq!(desk.server.is_private("me/cut"), Some(true));
     desk.assert_whole("me/cut", "main");
-    let put = |part: &'static str| move |request: &danlu_hub_stand_in::Record| request.target.contains(part);
+    let put =
+        |part: &'static str| move |request: &danlu_hub_test_server::Record| request.target.contains(part);
     let requests = desk.server.requests();
     assert!(requests.iter().position(put("/settings")) < requests.iter().position(put("/preupload/")));
     // A Hub that does not say who sees it is not taken at its silence.

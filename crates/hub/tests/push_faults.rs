@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use common::push::{Desk, WEIGHTS};
 use common::repo;
 use danlu_hub::{HubError, PushOptions, Pushed};
-use danlu_hub_stand_in::{Action, Fault, Host, Method, Record, StandIn};
+use danlu_hub_test_server::{Action, Fault, Host, HubServer, Method, Record};
 use serde_json::json;
 
 fn on(method: Method, part: &str) -> Fault {
@@ -26,8 +26,8 @@ fn busy(seconds: &str) -> Action {
 }
 
 /// A stand-in that wants small parts.
-fn in_parts() -> StandIn {
-    StandIn::builder().multipart(100_000, 64_000).start().unwrap()
+fn in_parts() -> HubServer {
+    HubServer::builder().multipart(100_000, 64_000).start().unwrap()
 }
 
 /// Everything is there by one commit.
@@ -67,7 +67,7 @@ fn a_fault_at_any_stage_is_tried_again_and_makes_one_commit() {
             if method == Method::Get && matches!(action, Action::CutUpload(_)) {
                 continue;
             }
-            let desk = Desk::on(if part == "/complete_multipart" { in_parts() } else { StandIn::start() });
+            let desk = Desk::on(if part == "/complete_multipart" { in_parts() } else { HubServer::start() });
             desk.server.fault(on(method, part).at(host).times(2).then(action.clone()));
             let pushed = desk.push("me/adapter").unwrap_or_else(|error| panic!("{part} {action:?}: {error}"));
             assert_published(&desk, &pushed);
@@ -215,7 +215,7 @@ fn several_large_files_are_sent_at_a_time() {
 }
 
 /// Waits until a request with `part` has come.
-fn wait_for(server: &StandIn, part: &str) {
+fn wait_for(server: &HubServer, part: &str) {
     let start = Instant::now();
     while !server.requests().iter().any(|request| request.target.contains(part)) {
         assert!(start.elapsed() < Duration::from_secs(20), "no request of `{part}`");
@@ -296,7 +296,7 @@ fn a_token_that_may_not_says_what_to_do() {
 
 #[test]
 fn a_hostile_server_gets_no_file_and_no_token() {
-    let elsewhere = StandIn::start();
+    let elsewhere = HubServer::start();
     let object = |href: &str, header: serde_json::Value| {
         let oid = "a".repeat(64);
         json!({ "objects": [{ "oid": oid, "actions": { "upload": { "href": href, "header": header } } }] })

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use common::push::Desk;
 use common::repo;
 use danlu_hub::{Hub, HubSettings, Parcel, ParcelOptions, PushOptions};
-use danlu_hub_stand_in::{Action, Fault, Method, StandIn};
+use danlu_hub_test_server::{Action, Fault, HubServer, Method};
 
 /// Names the folder that the killed process pushes.
 const FOLDER: &str = "DANLU_TEST_PUSHED_FOLDER";
@@ -34,7 +34,7 @@ fn a_killed_push_leaves_no_half_and_the_next_goes_on() {
         (Method::Post, "/objects/verify"),
         (Method::Post, "/commit/"),
     ] {
-        let desk = Desk::on(StandIn::builder().multipart(100_000, 64_000).start().unwrap());
+        let desk = Desk::on(HubServer::builder().multipart(100_000, 64_000).start().unwrap());
         desk.server.fault(Fault::on(method, part).then(Action::Delay(Duration::from_millis(200))));
         let mut child = Command::new(std::env::current_exe().unwrap())
             .args(["is_killed", "--exact", "--ignored"])
@@ -53,7 +53,7 @@ fn a_killed_push_leaves_no_half_and_the_next_goes_on() {
         }
         child.kill().unwrap();
         assert!(!child.wait().unwrap().success(), "{part}: it was done before it was killed");
-        let half = |commit: &danlu_hub_stand_in::CommitInfo| (2..5).contains(&commit.files.len());
+        let half = |commit: &danlu_hub_test_server::CommitInfo| (2..5).contains(&commit.files.len());
         // What has arrived may still take its effect: all of it or nothing.
         for _ in 0..40 {
             assert!(!desk.server.commits("me/adapter").iter().any(half), "{part}");

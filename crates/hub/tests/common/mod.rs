@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use danlu_hub::{Extent, Hub, HubError, HubSettings, Pace, Pulled, RepoName, Token};
-use danlu_hub_stand_in::StandIn;
+use danlu_hub_test_server::HubServer;
 use tempfile::TempDir;
 
 /// What a small model has; weights are large files by their names.
@@ -28,14 +28,14 @@ pub const READ: [&str; 5] =
     ["README.md", "config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"];
 
 pub struct Scene {
-    pub server: StandIn,
+    pub server: HubServer,
     pub home: TempDir,
 }
 
 impl Scene {
     /// A Hub with `lab/model`.
     pub fn new() -> Self {
-        let scene = Self { server: StandIn::start(), home: tempfile::tempdir().unwrap() };
+        let scene = Self { server: HubServer::start(), home: tempfile::tempdir().unwrap() };
         scene.server.add_model("lab/model", &MODEL);
         scene.server.clear_requests();
         scene
@@ -49,7 +49,7 @@ impl Scene {
         Self::settings_of(&self.server, self.home.path(), token)
     }
 
-    pub fn settings_of(server: &StandIn, home: &Path, token: Option<&str>) -> HubSettings {
+    pub fn settings_of(server: &HubServer, home: &Path, token: Option<&str>) -> HubSettings {
         let (endpoint, home) = (server.endpoint(), home.to_owned());
         let var = |name: &str| match name {
             "HF_ENDPOINT" => Some(endpoint.clone().into()),

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::Path;
 
 use danlu_hub::{Hub, HubError, Parcel, ParcelOptions, PushOptions, Pushed};
-use danlu_hub_stand_in::StandIn;
+use danlu_hub_test_server::HubServer;
 use tempfile::TempDir;
 
 use super::{Scene, repo};
@@ -14,17 +14,17 @@ pub const WEIGHTS: u64 = 300_000;
 
 /// An adapter's folder, and a stand-in where `me` may write with `hf_mine`.
 pub struct Desk {
-    pub server: StandIn,
+    pub server: HubServer,
     pub home: TempDir,
     folder: TempDir,
 }
 
 impl Desk {
     pub fn new() -> Self {
-        Self::on(StandIn::start())
+        Self::on(HubServer::start())
     }
 
-    pub fn on(server: StandIn) -> Self {
+    pub fn on(server: HubServer) -> Self {
         server.add_user("me", "hf_mine");
         let desk = Self { server, home: tempfile::tempdir().unwrap(), folder: tempfile::tempdir().unwrap() };
         desk.write("adapter_config.json", b"{}");

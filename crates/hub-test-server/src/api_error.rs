@@ -1,13 +1,13 @@
-//! What the Hub says when it says no.
+//! Error responses of the Hub.
 
 use serde_json::json;
 
 use crate::http::Response;
 
 /// An answer that is an error.
-pub(crate) struct Refusal(pub Response);
+pub(crate) struct ApiError(pub Response);
 
-impl Refusal {
+impl ApiError {
     /// `status` with `message` in header and body, as the Hub gives it.
     pub fn new(status: u16, message: impl Into<String>) -> Self {
         let message = message.into();
@@ -35,7 +35,7 @@ impl Refusal {
     }
 
     pub fn entry(path: &str, commit: &str) -> Self {
-        let refusal = Self::new(404, format!("Entry not found: \"{path}\"")).code("EntryNotFound");
-        Self(refusal.0.with("X-Repo-Commit", commit))
+        let error = Self::new(404, format!("Entry not found: \"{path}\"")).code("EntryNotFound");
+        Self(error.0.with("X-Repo-Commit", commit))
     }
 }

@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::time::Duration;
 
-use danlu_hub_stand_in::{Action, Fault, Gate, Host, Method, StandIn};
+use danlu_hub_test_server::{Action, Fault, Gate, Host, HubServer, Method};
 use serde_json::{Value, json};
 
 const HELP: &str = "user {name, token, read_only}; expire {token}; member {org, user}; grant {id, user}; \
@@ -17,7 +17,7 @@ const HELP: &str = "user {name, token, read_only}; expire {token}; member {org, 
 ///
 /// # Errors
 /// What is wrong with it.
-pub fn answer(server: &StandIn, line: &str) -> Result<Value, String> {
+pub fn answer(server: &HubServer, line: &str) -> Result<Value, String> {
     let wish: Value = serde_json::from_str(line).map_err(|error| error.to_string())?;
     let text = |key: &str| wish[key].as_str().ok_or_else(|| format!("`{key}` is missing"));
     let done = || json!({ "done": true });
@@ -60,7 +60,7 @@ pub fn answer(server: &StandIn, line: &str) -> Result<Value, String> {
     Ok(done())
 }
 
-fn model(server: &StandIn, wish: &Value, id: &str) -> Result<Value, String> {
+fn model(server: &HubServer, wish: &Value, id: &str) -> Result<Value, String> {
     let mut model = server.model(id);
     if wish["private"] == true {
         model = model.private();

@@ -2,15 +2,15 @@
 
 use serde_json::{Value, json};
 
-use super::{Answer, Call, internal};
+use super::{Answer, RequestContext, internal};
+use crate::api_error::ApiError;
 use crate::clock;
 use crate::http::Response;
-use crate::refusal::Refusal;
 use crate::repository::{Repository, Tree};
 
-pub(super) fn whoami(call: &mut Call<'_, '_>) -> Answer {
-    let Some(who) = &call.caller else { return Err(Refusal::new(401, "Invalid username or password.")) };
-    let state = call.hub.state();
+pub(super) fn whoami(context: &mut RequestContext<'_, '_>) -> Answer {
+    let Some(who) = &context.caller else { return Err(ApiError::new(401, "Invalid username or password.")) };
+    let state = context.hub.state();
     let orgs: Vec<Value> = state
         .members
         .iter()
@@ -35,32 +35,33 @@ pub(super) fn whoami(call: &mut Call<'_, '_>) -> Answer {
     ))
 }
 
-pub(super) fn create(call: &mut Call<'_, '_>) -> Answer {
-    let wish = call.json()?;
-    let Some(who) = call.caller.clone() else {
-        return Err(Refusal::new(401, "Invalid username or password."));
+pub(super) fn create(context: &mut RequestContext<'_, '_>) -> Answer {
+    let wish = context.json()?;
+    let Some(who) = context.caller.clone() else {
+        return Err(ApiError::new(401, "Invalid username or password."));
     };
     let text = |key: &str| wish.get(key).and_then(Value::as_str);
     if text("type").is_some_and(|kind| kind != "model") {
-        return Err(Refusal::new(400, "Only models are kept here"));
+        return Err(ApiError::new(400, "Only models are kept here"));
     }
     let Some(name) = text("name").filter(|name| is_name(name)) else {
-        return Err(Refusal::new(400, "Invalid repository name"));
+        return Err(ApiError::new(400, "Invalid repository name"));
     };
     let namespace = text("organization").unwrap_or(&who.name);
     let id = format!("{namespace}/{name}");
     let private =
         wish.get("private").and_then(Value::as_bool).unwrap_or(text("visibility") == Some("private"));
-    let attributes = call.hub.settings.attributes();
-    let entry = call.hub.keep(".gitattributes", attributes.as_bytes()).map_err(|error| internal(&error))?;
+    let attributes = context.hub.settings.attributes();
+    let entry =
+        context.hub.keep(".gitattributes", attributes.as_bytes()).map_err(|error| internal(&error))?;
 
-    let mut state = call.hub.state();
+    let mut state = context.hub.state();
     if !who.writes || !state.owns(&who.name, namespace) {
         let message =
             format!("You don't have the rights to create a model under the namespace \"{namespace}\"");
-        return Err(Refusal::new(403, message));
+        return Err(ApiError::new(403, message));
     }
-    let url = format!("{}/{id}", call.hub.endpoint);
+    let url = format!("{}/{id}", context.hub.endpoint);
     if state.repositories.contains_key(&id) {
         let message = "You already created this model repo";
         let body = json!({ "error": message, "url": url });
@@ -79,17 +80,17 @@ pub(super) fn create(call: &mut Call<'_, '_>) -> Answer {
 }
 
 /// Who may see a repository: `huggingface_hub` says `visibility`, and said `private` before.
-pub(super) fn settings(call: &mut Call<'_, '_>, id: &str) -> Answer {
-    let wish = call.json()?;
+pub(super) fn settings(context: &mut RequestContext<'_, '_>, id: &str) -> Answer {
+    let wish = context.json()?;
     let private = match (wish.get("visibility").and_then(Value::as_str), wish.get("private")) {
         (Some("private"), None) => true,
         (Some("public"), None) => false,
         (None, Some(Value::Bool(private))) => *private,
-        _ => return Err(Refusal::new(400, "Neither a visibility nor whether it is private is given")),
+        _ => return Err(ApiError::new(400, "Neither a visibility nor whether it is private is given")),
     };
-    let mut state = call.hub.state();
-    state.writer(id, call.caller.clone(), false)?;
-    let Some(repository) = state.repositories.get_mut(id) else { return Err(Refusal::repository(true)) };
+    let mut state = context.hub.state();
+    state.writer(id, context.caller.clone(), false)?;
+    let Some(repository) = state.repositories.get_mut(id) else { return Err(ApiError::repository(true)) };
     repository.private = private;
     Ok(Response::json(200, &json!({ "private": private })))
 }
@@ -106,8 +107,8 @@ fn is_name(name: &str) -> bool {
 }
 
 /// The front matter of a card: what is there has to be closed, and its lines have to be YAML at first sight.
-pub(super) fn validate_yaml(call: &mut Call<'_, '_>) -> Answer {
-    let card = call.json()?;
+pub(super) fn validate_yaml(context: &mut RequestContext<'_, '_>) -> Answer {
+    let card = context.json()?;
     let content = card.get("content").and_then(Value::as_str).unwrap_or_default();
     let warning = || json!([{ "message": "empty or missing yaml metadata in repo card" }]);
     let Some(rest) = content.strip_prefix("---\n") else {

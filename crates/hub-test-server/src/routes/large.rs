@@ -5,33 +5,33 @@ use std::collections::BTreeMap;
 
 use serde_json::{Map, Value, json};
 
-use super::{Answer, Call, download, internal};
+use super::{Answer, RequestContext, download, internal};
+use crate::api_error::ApiError;
 use crate::http::Response;
 use crate::hub::Hub;
-use crate::refusal::Refusal;
 
 fn lfs(response: Response) -> Response {
     response.with("Content-Type", "application/vnd.git-lfs+json; charset=utf-8")
 }
 
-pub(super) fn batch(call: &mut Call<'_, '_>, id: &str) -> Answer {
-    let wish = call.json()?;
+pub(super) fn batch(context: &mut RequestContext<'_, '_>, id: &str) -> Answer {
+    let wish = context.json()?;
     let uploads = wish.get("operation").and_then(Value::as_str) == Some("upload");
     if uploads {
         // Who may propose may send the files of a proposal, which names no branch.
         let proposes = wish.get("ref").is_none();
-        call.hub.state().writer(id, call.caller.clone(), proposes)?;
+        context.hub.state().writer(id, context.caller.clone(), proposes)?;
     } else {
-        let state = call.hub.state();
-        let repository = state.visible(id, call.caller.as_ref())?;
-        state.passes_gate(repository, call.caller.as_ref())?;
+        let state = context.hub.state();
+        let repository = state.visible(id, context.caller.as_ref())?;
+        state.passes_gate(repository, context.caller.as_ref())?;
     }
     let in_parts = match wish.get("transfers").and_then(Value::as_array) {
         Some(transfers) => transfers.iter().any(|name| name == "multipart"),
         None => false,
     };
     let Some(objects) = wish.get("objects").and_then(Value::as_array) else {
-        return Err(Refusal::new(422, "No objects are named"));
+        return Err(ApiError::new(422, "No objects are named"));
     };
     let mut answers = Vec::new();
     let mut any_in_parts = false;
@@ -45,18 +45,19 @@ pub(super) fn batch(call: &mut Call<'_, '_>, id: &str) -> Answer {
             continue;
         };
         let mut answer = json!({ "oid": oid, "size": size, "authenticated": true });
-        match (call.hub.store.size(oid), uploads) {
+        match (context.hub.store.size(oid), uploads) {
             (Some(_), true) => {}
             (Some(_), false) => {
                 answer["actions"] =
-                    json!({ "download": { "href": download::address(call.hub, oid), "header": {} } });
+                    json!({ "download": { "href": download::address(context.hub, oid), "header": {} } });
             }
             (None, false) => answer["error"] = json!({ "code": 404, "message": "Object does not exist" }),
             (None, true) => {
-                let parts = in_parts && size > call.hub.settings.multipart_over;
+                let parts = in_parts && size > context.hub.settings.multipart_over;
                 any_in_parts |= parts;
-                let upload = if parts { upload_in_parts(call.hub, oid, size) } else { upload(call.hub, oid) };
-                let verify = format!("{}/{id}.git/info/lfs/objects/verify", call.hub.endpoint);
+                let upload =
+                    if parts { upload_in_parts(context.hub, oid, size) } else { upload(context.hub, oid) };
+                let verify = format!("{}/{id}.git/info/lfs/objects/verify", context.hub.endpoint);
                 answer["actions"] = json!({ "upload": upload, "verify": { "href": verify, "header": {} } });
             }
         }
@@ -91,11 +92,11 @@ fn upload_in_parts(hub: &Hub, oid: &str, size: u64) -> Value {
 }
 
 /// The end of an upload in parts. Its address is signed: the clients send no token with it.
-pub(super) fn complete(call: &mut Call<'_, '_>) -> Answer {
-    let wish = call.json()?;
-    let oid = call.head.target.query("uploadId").unwrap_or_default().to_owned();
-    if call.head.target.query("signature") != Some(&call.hub.signature(&format!("complete {oid}"))) {
-        return Err(Refusal::new(403, "Invalid signature"));
+pub(super) fn complete(context: &mut RequestContext<'_, '_>) -> Answer {
+    let wish = context.json()?;
+    let oid = context.head.target.query("uploadId").unwrap_or_default().to_owned();
+    if context.head.target.query("signature") != Some(&context.hub.signature(&format!("complete {oid}"))) {
+        return Err(ApiError::new(403, "Invalid signature"));
     }
     let named: BTreeMap<u64, String> = wish
         .get("parts")
@@ -105,20 +106,20 @@ pub(super) fn complete(call: &mut Call<'_, '_>) -> Answer {
         .filter_map(|part| Some((part.get("partNumber")?.as_u64()?, part.get("etag")?.as_str()?.to_owned())))
         .collect();
     let size = {
-        let mut state = call.hub.state();
+        let mut state = context.hub.state();
         let Some((size, parts)) = state.uploads.get(&oid).cloned() else {
             // A second word of the end of an upload that has ended well.
-            return match call.hub.store.size(&oid) {
+            return match context.hub.store.size(&oid) {
                 Some(_) => Ok(Response::json(200, &json!({ "success": true }))),
-                None => Err(Refusal::new(404, "NoSuchUpload")),
+                None => Err(ApiError::new(404, "NoSuchUpload")),
             };
         };
         if wish.get("oid").and_then(Value::as_str) != Some(&oid) || named != parts {
-            return Err(Refusal::new(400, "InvalidPart: these are not the parts that have come"));
+            return Err(ApiError::new(400, "InvalidPart: these are not the parts that have come"));
         }
-        let count = size.div_ceil(call.hub.settings.part_size);
+        let count = size.div_ceil(context.hub.settings.part_size);
         if parts.len() as u64 != count {
-            return Err(Refusal::new(
+            return Err(ApiError::new(
                 400,
                 format!("InvalidPart: {} of {count} parts have come", parts.len()),
             ));
@@ -126,22 +127,22 @@ pub(super) fn complete(call: &mut Call<'_, '_>) -> Answer {
         state.uploads.remove(&oid);
         size
     };
-    let (found, length) = call.hub.store.complete(&oid, &oid).map_err(|error| internal(&error))?;
+    let (found, length) = context.hub.store.complete(&oid, &oid).map_err(|error| internal(&error))?;
     if found != oid {
         let message = format!("The parts have SHA-256 {found} and {length} bytes, expected {oid} and {size}");
-        return Err(Refusal::new(400, message));
+        return Err(ApiError::new(400, message));
     }
     Ok(Response::json(200, &json!({ "success": true })))
 }
 
-pub(super) fn verify(call: &mut Call<'_, '_>, id: &str) -> Answer {
-    let wish = call.json()?;
-    call.hub.state().writer(id, call.caller.clone(), true)?;
+pub(super) fn verify(context: &mut RequestContext<'_, '_>, id: &str) -> Answer {
+    let wish = context.json()?;
+    context.hub.state().writer(id, context.caller.clone(), true)?;
     let oid = wish.get("oid").and_then(Value::as_str).unwrap_or_default();
     let size = wish.get("size").and_then(Value::as_u64);
-    match call.hub.store.size(oid).filter(|_| is_sha256(oid)) {
-        None => Err(Refusal::new(404, "Object does not exist")),
-        found if found != size => Err(Refusal::new(422, "The object has another size")),
+    match context.hub.store.size(oid).filter(|_| is_sha256(oid)) {
+        None => Err(ApiError::new(404, "Object does not exist")),
+        found if found != size => Err(ApiError::new(422, "The object has another size")),
         Some(_) => Ok(lfs(Response::json(200, &json!({ "message": "The object is there" })))),
     }
 }

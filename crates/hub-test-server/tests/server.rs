@@ -4,7 +4,7 @@ use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
-use danlu_hub_stand_in::{Action, Fault, Gate, Host, Method, StandIn};
+use danlu_hub_test_server::{Action, Fault, Gate, Host, HubServer, Method};
 use serde_json::{Value, json};
 
 /// Status, headers (names in lower case) and body.
@@ -55,17 +55,17 @@ fn ask(url: &str, method: &str, headers: &[(&str, &str)], body: &[u8]) -> Option
     Some(Answer { status, headers: headers.collect(), body: bytes[end + 4..].to_vec() })
 }
 
-fn get(server: &StandIn, path: &str) -> Answer {
+fn get(server: &HubServer, path: &str) -> Answer {
     ask(&format!("{}{path}", server.endpoint()), "GET", &[], b"").unwrap()
 }
 
-fn post(server: &StandIn, path: &str, body: &str) -> Answer {
+fn post(server: &HubServer, path: &str, body: &str) -> Answer {
     let url = format!("{}{path}", server.endpoint());
     ask(&url, "POST", &[("Authorization", "Bearer hf_zhen")], body.as_bytes()).unwrap()
 }
 
-fn server() -> StandIn {
-    let server = StandIn::start();
+fn server() -> HubServer {
+    let server = HubServer::start();
     server.add_user("zhen", "hf_zhen");
     server.add_model("zhen/m", &[("a.txt", b"0123456789"), ("w.safetensors", b"weights of a model")]);
     server
@@ -146,7 +146,7 @@ fn refusals_carry_the_code_that_clients_go_by() {
 
 #[test]
 fn a_tree_comes_in_pages_with_every_entry_once() {
-    let server = StandIn::builder().page(2).start().unwrap();
+    let server = HubServer::builder().page(2).start().unwrap();
     server.add_model("zhen/m", &[("a.txt", b"a"), ("b/c.txt", b"c"), ("b/d/e.txt", b"e"), ("f.txt", b"f")]);
     let mut next = format!("{}/api/models/zhen/m/tree/main?recursive=true", server.endpoint());
     let mut paths = Vec::new();
@@ -165,7 +165,7 @@ fn a_tree_comes_in_pages_with_every_entry_once() {
 
 #[test]
 fn today_s_hub_sends_small_files_to_a_second_address() {
-    let server = StandIn::builder().resolve_cache(true).start().unwrap();
+    let server = HubServer::builder().resolve_cache(true).start().unwrap();
     let commit = server.add_model("zhen/m", &[("a b.txt", b"text")]);
     let answer = get(&server, "/zhen/m/resolve/main/a%20b.txt");
     assert_eq!((answer.status, answer.header("x-repo-commit")), (307, commit.as_str()));
@@ -220,7 +220,7 @@ fn a_commit_with_one_bad_line_changes_nothing() {
 /// The SHA-256 of `abc`, from FIPS 180-4.
 const ABC: &str = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
 
-fn batch(server: &StandIn, oid: &str, size: usize) -> Value {
+fn batch(server: &HubServer, oid: &str, size: usize) -> Value {
     let wish = json!({ "operation": "upload", "transfers": ["basic", "multipart"], "objects": [{ "oid": oid, "size": size }] });
     post(server, "/zhen/m.git/info/lfs/objects/batch", &wish.to_string()).json()["objects"][0].clone()
 }
@@ -242,7 +242,7 @@ fn only_an_upload_with_the_promised_hash_is_kept() {
 
 #[test]
 fn parts_may_come_in_any_order_but_all_have_to_come() {
-    let server = StandIn::builder().multipart(2, 2).start().unwrap();
+    let server = HubServer::builder().multipart(2, 2).start().unwrap();
     server.add_user("zhen", "hf_zhen");
     server.add_model("zhen/m", &[("a.txt", b"a")]);
     let upload = batch(&server, ABC, 3)["actions"]["upload"].clone();

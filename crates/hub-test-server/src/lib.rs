@@ -6,9 +6,9 @@
 //! token, the other moves large files and is reached by signed addresses. It refuses a request that brings a token.
 //!
 //! ```
-//! use danlu_hub_stand_in::{Action, Fault, Method, StandIn};
+//! use danlu_hub_test_server::{Action, Fault, Method, HubServer};
 //!
-//! let server = StandIn::start();
+//! let server = HubServer::start();
 //! server.add_user("zhen", "hf_secret");
 //! let commit = server.add_model("zhen/small", &[("config.json", b"{}"), ("model.safetensors", b"weights")]);
 //! assert_eq!(server.read("zhen/small", "main", "config.json").as_deref(), Some(&b"{}"[..]));
@@ -20,6 +20,7 @@
 //! ```
 
 mod access;
+mod api_error;
 mod change;
 mod clock;
 mod fault;
@@ -29,15 +30,14 @@ mod hub;
 mod listener;
 mod model;
 mod record;
-mod refusal;
 mod repository;
 mod routes;
+mod server;
 mod settings;
-mod stand_in;
 mod store;
 
 pub use fault::{Action, Fault, Method};
 pub use model::Model;
 pub use record::{Host, Record};
 pub use repository::Gate;
-pub use stand_in::{Builder, CommitInfo, StandIn};
+pub use server::{Builder, CommitInfo, HubServer};

@@ -2,9 +2,9 @@
 
 use std::collections::HashMap;
 
+use crate::api_error::ApiError;
 use crate::http::Head;
 use crate::hub::State;
-use crate::refusal::Refusal;
 use crate::repository::{Gate, Repository};
 
 /// An access token and whose it is.
@@ -23,13 +23,13 @@ impl State {
     ///
     /// # Errors
     /// 401 for a token that is not known or has expired.
-    pub fn caller(&self, head: &Head) -> Result<Option<Account>, Refusal> {
+    pub fn caller(&self, head: &Head) -> Result<Option<Account>, ApiError> {
         let Some(header) = head.header("Authorization") else { return Ok(None) };
         let account = header.strip_prefix("Bearer ").and_then(|token| self.accounts.get(token));
         match account {
-            Some(account) if account.expired => Err(Refusal::new(401, "User Access Token is expired")),
+            Some(account) if account.expired => Err(ApiError::new(401, "User Access Token is expired")),
             Some(account) => Ok(Some(account.clone())),
-            None => Err(Refusal::new(401, "Invalid credentials in Authorization header")),
+            None => Err(ApiError::new(401, "Invalid credentials in Authorization header")),
         }
     }
 
@@ -42,18 +42,18 @@ impl State {
     ///
     /// # Errors
     /// As if there were none: 404, or 401 without a token.
-    pub fn visible(&self, id: &str, caller: Option<&Account>) -> Result<&Repository, Refusal> {
+    pub fn visible(&self, id: &str, caller: Option<&Account>) -> Result<&Repository, ApiError> {
         let repository = self.repositories.get(id).filter(|repository| {
             !repository.private || caller.is_some_and(|who| self.owns(&who.name, repository.namespace()))
         });
-        repository.ok_or_else(|| Refusal::repository(caller.is_some()))
+        repository.ok_or_else(|| ApiError::repository(caller.is_some()))
     }
 
     /// Whether the caller may have the files of `repository`.
     ///
     /// # Errors
     /// 401 without a token, 403 where the terms are not accepted.
-    pub fn passes_gate(&self, repository: &Repository, caller: Option<&Account>) -> Result<(), Refusal> {
+    pub fn passes_gate(&self, repository: &Repository, caller: Option<&Account>) -> Result<(), ApiError> {
         let id = &repository.id;
         if repository.gate == Gate::Open {
             return Ok(());
@@ -63,7 +63,7 @@ impl State {
                 "Access to model {id} is restricted. You must have access to it and be authenticated to access it. \
                  Please log in."
             );
-            return Err(Refusal::new(401, message).code("GatedRepo"));
+            return Err(ApiError::new(401, message).code("GatedRepo"));
         };
         if self.owns(&who.name, repository.namespace()) || repository.granted.contains(&who.name) {
             return Ok(());
@@ -72,25 +72,25 @@ impl State {
             "Access to model {id} is restricted and you are not in the authorized list. \
              Visit https://huggingface.co/{id} to ask for access."
         );
-        Err(Refusal::new(403, message).code("GatedRepo"))
+        Err(ApiError::new(403, message).code("GatedRepo"))
     }
 
     /// The caller, who may write to `id`, or propose to where `proposes`.
     ///
     /// # Errors
     /// 401 without a token, 404 where the repository is unknown, 403 where it is another's or the token reads only.
-    pub fn writer(&self, id: &str, caller: Option<Account>, proposes: bool) -> Result<Account, Refusal> {
+    pub fn writer(&self, id: &str, caller: Option<Account>, proposes: bool) -> Result<Account, ApiError> {
         let repository = self.visible(id, caller.as_ref())?;
-        let Some(who) = caller else { return Err(Refusal::new(401, "Invalid username or password.")) };
+        let Some(who) = caller else { return Err(ApiError::new(401, "Invalid username or password.")) };
         if !who.writes {
-            return Err(Refusal::new(
+            return Err(ApiError::new(
                 403,
                 "Forbidden: you must use a write token to upload to a repository.",
             ));
         }
         if !proposes && !self.owns(&who.name, repository.namespace()) {
             let message = "Forbidden: pass `create_pr=1` as a query parameter to create a Pull Request";
-            return Err(Refusal::new(403, message));
+            return Err(ApiError::new(403, message));
         }
         Ok(who)
     }

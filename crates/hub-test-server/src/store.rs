@@ -27,7 +27,7 @@ impl Store {
     /// # Errors
     /// If a folder cannot be made.
     pub fn new(root: Option<&Path>) -> io::Result<Self> {
-        let temporary = if root.is_none() { Some(TempDir::with_prefix("hub-stand-in-")?) } else { None };
+        let temporary = if root.is_none() { Some(TempDir::with_prefix("hub-test-server-")?) } else { None };
         let root =
             root.map_or_else(|| temporary.as_ref().map(|t| t.path().to_owned()), |r| Some(r.to_owned()));
         let root = root.unwrap_or_default();

@@ -1,45 +1,50 @@
 //! Files, or where they are.
 
-use super::{Answer, Call, internal};
+use super::{Answer, RequestContext, internal};
+use crate::api_error::ApiError;
 use crate::http::{Content, Range, Response, encode, parse_range};
 use crate::hub::Hub;
-use crate::refusal::Refusal;
 use crate::repository::Entry;
 
 /// `/resolve/`: a small file itself, a large one's address at the storage host.
-pub(super) fn resolve(call: &mut Call<'_, '_>, id: &str, name: &str, path: &str) -> Answer {
-    let (commit, entry) = find(call, id, name, path)?;
+pub(super) fn resolve(context: &mut RequestContext<'_, '_>, id: &str, name: &str, path: &str) -> Answer {
+    let (commit, entry) = find(context, id, name, path)?;
     if entry.pointer_size.is_some() {
-        return Ok(described(Response::empty(302), call.hub, &commit, &entry)
-            .with("Location", address(call.hub, &entry.sha256)));
+        return Ok(described(Response::empty(302), context.hub, &commit, &entry)
+            .with("Location", address(context.hub, &entry.sha256)));
     }
-    if call.hub.settings.resolve_cache {
+    if context.hub.settings.resolve_cache {
         let parts: Vec<String> = path.split('/').map(encode).collect();
         let to =
             format!("/api/resolve-cache/models/{id}/{commit}/{}?etag=%22{}%22", parts.join("/"), entry.oid);
-        return Ok(described(Response::empty(307), call.hub, &commit, &entry).with("Location", to));
+        return Ok(described(Response::empty(307), context.hub, &commit, &entry).with("Location", to));
     }
-    small(call, &commit, &entry)
+    small(context, &commit, &entry)
 }
 
 /// `/api/resolve-cache/`: a small file by its commit.
-pub(super) fn cached(call: &mut Call<'_, '_>, id: &str, commit: &str, path: &str) -> Answer {
-    let (commit, entry) = find(call, id, commit, path)?;
-    small(call, &commit, &entry)
+pub(super) fn cached(context: &mut RequestContext<'_, '_>, id: &str, commit: &str, path: &str) -> Answer {
+    let (commit, entry) = find(context, id, commit, path)?;
+    small(context, &commit, &entry)
 }
 
-fn find(call: &Call<'_, '_>, id: &str, name: &str, path: &str) -> Result<(String, Entry), Refusal> {
-    let state = call.hub.state();
-    let repository = state.visible(id, call.caller.as_ref())?;
-    state.passes_gate(repository, call.caller.as_ref())?;
-    let commit = repository.resolve(name).ok_or_else(|| Refusal::revision(name))?.commit;
-    let entry = commit.tree.get(path).ok_or_else(|| Refusal::entry(path, &commit.id))?;
+fn find(
+    context: &RequestContext<'_, '_>,
+    id: &str,
+    name: &str,
+    path: &str,
+) -> Result<(String, Entry), ApiError> {
+    let state = context.hub.state();
+    let repository = state.visible(id, context.caller.as_ref())?;
+    state.passes_gate(repository, context.caller.as_ref())?;
+    let commit = repository.resolve(name).ok_or_else(|| ApiError::revision(name))?.commit;
+    let entry = commit.tree.get(path).ok_or_else(|| ApiError::entry(path, &commit.id))?;
     Ok((commit.id.clone(), entry.clone()))
 }
 
-fn small(call: &Call<'_, '_>, commit: &str, entry: &Entry) -> Answer {
-    let response = content(call, &entry.sha256, entry.size)?;
-    Ok(described(response, call.hub, commit, entry)
+fn small(context: &RequestContext<'_, '_>, commit: &str, entry: &Entry) -> Answer {
+    let response = content(context, &entry.sha256, entry.size)?;
+    Ok(described(response, context.hub, commit, entry)
         .with("ETag", format!("\"{}\"", entry.oid))
         .with("Content-Type", "text/plain; charset=utf-8"))
 }
@@ -60,22 +65,22 @@ pub(super) fn address(hub: &Hub, sha256: &str) -> String {
 }
 
 /// The content `sha256`, or the part of it that the request asks for.
-pub(super) fn content(call: &Call<'_, '_>, sha256: &str, size: u64) -> Answer {
-    let file = call.hub.store.open(sha256).map_err(|error| internal(&error))?;
+pub(super) fn content(context: &RequestContext<'_, '_>, sha256: &str, size: u64) -> Answer {
+    let file = context.hub.store.open(sha256).map_err(|error| internal(&error))?;
     let whole = |status, start, length| Response {
         status,
         headers: vec![("Accept-Ranges".to_owned(), "bytes".to_owned())],
         content: Content::File { file, start, length },
     };
-    Ok(match parse_range(call.head.header("Range"), size) {
+    Ok(match parse_range(context.head.header("Range"), size) {
         Range::Whole => whole(200, 0, size),
         Range::Part { start, length } => {
             let range = format!("bytes {start}-{}/{size}", start + length - 1);
             whole(206, start, length).with("Content-Range", range)
         }
         Range::Unsatisfiable => {
-            let refusal = Refusal::new(416, "The requested range cannot be satisfied");
-            return Err(Refusal(refusal.0.with("Content-Range", format!("bytes */{size}"))));
+            let error = ApiError::new(416, "The requested range cannot be satisfied");
+            return Err(ApiError(error.0.with("Content-Range", format!("bytes */{size}"))));
         }
     })
 }

@@ -4,21 +4,21 @@ use std::collections::BTreeMap;
 
 use serde_json::{Value, json};
 
-use super::{Answer, Call};
+use super::{Answer, RequestContext};
+use crate::api_error::ApiError;
 use crate::clock;
 use crate::git;
 use crate::http::{Response, parse_form};
-use crate::refusal::Refusal;
 use crate::repository::{Commit, Entry};
 
 /// The Hub gives fewer at a time where it has to look up more for each.
 const EXPANDED_PAGE: usize = 50;
 
-pub(super) fn list(call: &mut Call<'_, '_>, id: &str, name: &str, folder: &str) -> Answer {
-    let state = call.hub.state();
-    let repository = state.visible(id, call.caller.as_ref())?;
-    let commit = repository.resolve(name).ok_or_else(|| Refusal::revision(name))?.commit;
-    let target = &call.head.target;
+pub(super) fn list(context: &mut RequestContext<'_, '_>, id: &str, name: &str, folder: &str) -> Answer {
+    let state = context.hub.state();
+    let repository = state.visible(id, context.caller.as_ref())?;
+    let commit = repository.resolve(name).ok_or_else(|| ApiError::revision(name))?.commit;
+    let target = &context.head.target;
     let (recursive, expand) = (target.asks("recursive"), target.asks("expand"));
     let all = entries(commit, expand);
     let prefix = if folder.is_empty() { String::new() } else { format!("{folder}/") };
@@ -30,9 +30,9 @@ pub(super) fn list(call: &mut Call<'_, '_>, id: &str, name: &str, folder: &str) 
         })
         .collect();
     if inside.is_empty() && !folder.is_empty() {
-        return Err(Refusal::entry(folder, &commit.id));
+        return Err(ApiError::entry(folder, &commit.id));
     }
-    let most = if expand { EXPANDED_PAGE } else { 1000 }.min(call.hub.settings.page);
+    let most = if expand { EXPANDED_PAGE } else { 1000 }.min(context.hub.settings.page);
     let limit = target.query("limit").and_then(|limit| limit.parse().ok()).unwrap_or(most).clamp(1, most);
     let start = target.query("cursor").and_then(|cursor| cursor.parse::<usize>().ok()).unwrap_or(0);
     let page: Vec<&Value> = inside.iter().skip(start).take(limit).copied().collect();
@@ -42,18 +42,19 @@ pub(super) fn list(call: &mut Call<'_, '_>, id: &str, name: &str, folder: &str) 
         let query = target.query_without("cursor");
         let and = if query.is_empty() { "" } else { "&" };
         let link =
-            format!("<{}{}?{query}{and}cursor={next}>; rel=\"next\"", call.hub.endpoint, target.path());
+            format!("<{}{}?{query}{and}cursor={next}>; rel=\"next\"", context.hub.endpoint, target.path());
         response = response.with("Link", link);
     }
     Ok(response)
 }
 
-pub(super) fn paths(call: &mut Call<'_, '_>, id: &str, name: &str) -> Answer {
-    let bytes = call.bytes()?;
-    let is_json = call.head.header("Content-Type").is_some_and(|kind| kind.starts_with("application/json"));
+pub(super) fn paths(context: &mut RequestContext<'_, '_>, id: &str, name: &str) -> Answer {
+    let bytes = context.bytes()?;
+    let is_json =
+        context.head.header("Content-Type").is_some_and(|kind| kind.starts_with("application/json"));
     let (wanted, expand) = if is_json {
         let wish: Value = serde_json::from_slice(&bytes)
-            .map_err(|error| Refusal::new(400, format!("Invalid JSON: {error}")))?;
+            .map_err(|error| ApiError::new(400, format!("Invalid JSON: {error}")))?;
         let list = wish.get("paths").and_then(Value::as_array).cloned().unwrap_or_default();
         let list = list.iter().filter_map(Value::as_str).map(str::to_owned).collect::<Vec<_>>();
         (list, wish.get("expand") == Some(&Value::Bool(true)))
@@ -62,9 +63,9 @@ pub(super) fn paths(call: &mut Call<'_, '_>, id: &str, name: &str) -> Answer {
         let expand = form.iter().any(|(key, value)| key == "expand" && value.eq_ignore_ascii_case("true"));
         (form.into_iter().filter(|(key, _)| key == "paths").map(|(_, value)| value).collect(), expand)
     };
-    let state = call.hub.state();
-    let repository = state.visible(id, call.caller.as_ref())?;
-    let commit = repository.resolve(name).ok_or_else(|| Refusal::revision(name))?.commit;
+    let state = context.hub.state();
+    let repository = state.visible(id, context.caller.as_ref())?;
+    let commit = repository.resolve(name).ok_or_else(|| ApiError::revision(name))?.commit;
     let all = entries(commit, expand);
     let found: Vec<&Value> = wanted.iter().filter_map(|path| all.get(path.trim_end_matches('/'))).collect();
     Ok(Response::json(200, &json!(found)))

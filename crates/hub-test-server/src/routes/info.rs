@@ -2,17 +2,17 @@
 
 use serde_json::{Value, json};
 
-use super::{Answer, Call};
+use super::{Answer, RequestContext};
+use crate::api_error::ApiError;
 use crate::clock;
 use crate::http::Response;
-use crate::refusal::Refusal;
 use crate::repository::{Entry, Gate};
 
-pub(super) fn model(call: &mut Call<'_, '_>, id: &str, name: &str) -> Answer {
-    let state = call.hub.state();
-    let repository = state.visible(id, call.caller.as_ref())?;
-    let commit = repository.resolve(name).ok_or_else(|| Refusal::revision(name))?.commit;
-    let blobs = call.head.target.asks("blobs");
+pub(super) fn model(context: &mut RequestContext<'_, '_>, id: &str, name: &str) -> Answer {
+    let state = context.hub.state();
+    let repository = state.visible(id, context.caller.as_ref())?;
+    let commit = repository.resolve(name).ok_or_else(|| ApiError::revision(name))?.commit;
+    let blobs = context.head.target.asks("blobs");
     let siblings: Vec<Value> = commit.tree.iter().map(|(path, entry)| sibling(path, entry, blobs)).collect();
     Ok(Response::json(
         200,
@@ -52,9 +52,9 @@ fn sibling(path: &str, entry: &Entry, blobs: bool) -> Value {
     value
 }
 
-pub(super) fn refs(call: &mut Call<'_, '_>, id: &str) -> Answer {
-    let state = call.hub.state();
-    let repository = state.visible(id, call.caller.as_ref())?;
+pub(super) fn refs(context: &mut RequestContext<'_, '_>, id: &str) -> Answer {
+    let state = context.hub.state();
+    let repository = state.visible(id, context.caller.as_ref())?;
     let under = |prefix: &str| -> Vec<Value> {
         let refs = repository.refs().iter().filter_map(|(full, target)| {
             let name = full.strip_prefix(prefix)?;
@@ -63,16 +63,16 @@ pub(super) fn refs(call: &mut Call<'_, '_>, id: &str) -> Answer {
         refs.collect()
     };
     let mut value = json!({ "branches": under("refs/heads/"), "tags": under("refs/tags/"), "converts": under("refs/convert/") });
-    if call.head.target.asks("include_prs") {
+    if context.head.target.asks("include_prs") {
         value["pullRequests"] = json!(under("refs/pr/"));
     }
     Ok(Response::json(200, &value))
 }
 
-pub(super) fn commits(call: &mut Call<'_, '_>, id: &str, name: &str) -> Answer {
-    let state = call.hub.state();
-    let repository = state.visible(id, call.caller.as_ref())?;
-    let commit = repository.resolve(name).ok_or_else(|| Refusal::revision(name))?.commit;
+pub(super) fn commits(context: &mut RequestContext<'_, '_>, id: &str, name: &str) -> Answer {
+    let state = context.hub.state();
+    let repository = state.visible(id, context.caller.as_ref())?;
+    let commit = repository.resolve(name).ok_or_else(|| ApiError::revision(name))?.commit;
     let history = repository.history(&commit.id);
     let list: Vec<Value> = history
         .iter()
@@ -90,28 +90,28 @@ pub(super) fn commits(call: &mut Call<'_, '_>, id: &str, name: &str) -> Answer {
 }
 
 /// A new branch or tag at the commit that `startingPoint` names.
-pub(super) fn add_ref(call: &mut Call<'_, '_>, id: &str, folder: &str, name: &str) -> Answer {
-    let wish = call.json()?;
+pub(super) fn add_ref(context: &mut RequestContext<'_, '_>, id: &str, folder: &str, name: &str) -> Answer {
+    let wish = context.json()?;
     let start = wish.get("startingPoint").and_then(Value::as_str).unwrap_or("main").to_owned();
-    point(call, id, &format!("{folder}/{name}"), &start)
+    point(context, id, &format!("{folder}/{name}"), &start)
 }
 
-pub(super) fn add_tag(call: &mut Call<'_, '_>, id: &str, revision: &str) -> Answer {
-    let wish = call.json()?;
+pub(super) fn add_tag(context: &mut RequestContext<'_, '_>, id: &str, revision: &str) -> Answer {
+    let wish = context.json()?;
     let Some(tag) = wish.get("tag").and_then(Value::as_str) else {
-        return Err(Refusal::new(400, "No tag is named"));
+        return Err(ApiError::new(400, "No tag is named"));
     };
-    point(call, id, &format!("refs/tags/{tag}"), revision)
+    point(context, id, &format!("refs/tags/{tag}"), revision)
 }
 
-fn point(call: &mut Call<'_, '_>, id: &str, full: &str, start: &str) -> Answer {
-    let mut state = call.hub.state();
-    state.writer(id, call.caller.clone(), false)?;
-    let Some(repository) = state.repositories.get_mut(id) else { return Err(Refusal::repository(true)) };
+fn point(context: &mut RequestContext<'_, '_>, id: &str, full: &str, start: &str) -> Answer {
+    let mut state = context.hub.state();
+    state.writer(id, context.caller.clone(), false)?;
+    let Some(repository) = state.repositories.get_mut(id) else { return Err(ApiError::repository(true)) };
     if repository.refs().contains_key(full) {
-        return Err(Refusal::new(409, "Reference already exists"));
+        return Err(ApiError::new(409, "Reference already exists"));
     }
-    let target = repository.resolve(start).ok_or_else(|| Refusal::revision(start))?.commit.id.clone();
+    let target = repository.resolve(start).ok_or_else(|| ApiError::revision(start))?.commit.id.clone();
     repository.point(full, &target);
     Ok(Response::json(200, &json!({ "success": true })))
 }

@@ -5,13 +5,13 @@ mod control;
 use std::io::{self, BufRead, Write};
 use std::process::ExitCode;
 
-use danlu_hub_stand_in::StandIn;
+use danlu_hub_test_server::HubServer;
 use serde_json::json;
 
 const HELP: &str = "\
 A local server that answers as the Hugging Face Hub does, for tests.
 
-Usage: hub-stand-in [OPTIONS]
+Usage: hub-test-server [OPTIONS]
 
 Prints {\"endpoint\": ..., \"storage_endpoint\": ...}, then answers every line of JSON on its input with one, and runs
 until its input ends. `{\"do\": \"help\"}` lists what a line can ask for.
@@ -29,14 +29,14 @@ fn main() -> ExitCode {
     match run() {
         Ok(()) => ExitCode::SUCCESS,
         Err(message) => {
-            eprintln!("error: {message}\nhint: `hub-stand-in --help` lists the options");
+            eprintln!("error: {message}\nhint: `hub-test-server --help` lists the options");
             ExitCode::FAILURE
         }
     }
 }
 
 fn run() -> Result<(), String> {
-    let mut builder = StandIn::builder();
+    let mut builder = HubServer::builder();
     let mut tokens = Vec::new();
     let mut arguments = std::env::args().skip(1);
     while let Some(name) = arguments.next() {

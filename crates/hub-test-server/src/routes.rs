@@ -15,10 +15,10 @@ use std::io;
 use serde_json::Value;
 
 use crate::access::Account;
+use crate::api_error::ApiError;
 use crate::http::{Body, Head, Response};
 use crate::hub::Hub;
 use crate::record::Host;
-use crate::refusal::Refusal;
 
 /// Bodies that are read into memory are not longer than this.
 const LONGEST_BODY: u64 = 256 << 20;
@@ -40,7 +40,7 @@ const VERBS: [&str; 12] = [
 ];
 
 /// A request in the hands of a route.
-pub(crate) struct Call<'a, 'b> {
+pub(crate) struct RequestContext<'a, 'b> {
     pub hub: &'a Hub,
     pub head: &'a Head,
     pub body: &'a mut Body<'b>,
@@ -48,17 +48,17 @@ pub(crate) struct Call<'a, 'b> {
 }
 
 /// An answer, or why there is none.
-pub(crate) type Answer = Result<Response, Refusal>;
+pub(crate) type Answer = Result<Response, ApiError>;
 
-impl Call<'_, '_> {
+impl RequestContext<'_, '_> {
     /// The body, whole.
     ///
     /// # Errors
     /// 413 if it is too long.
-    pub fn bytes(&mut self) -> Result<Vec<u8>, Refusal> {
+    pub fn bytes(&mut self) -> Result<Vec<u8>, ApiError> {
         self.body.read_whole(LONGEST_BODY).map_err(|error| match error.kind() {
-            io::ErrorKind::FileTooLarge => Refusal::new(413, "Request Entity Too Large"),
-            _ => Refusal::new(400, error.to_string()),
+            io::ErrorKind::FileTooLarge => ApiError::new(413, "Request Entity Too Large"),
+            _ => ApiError::new(400, error.to_string()),
         })
     }
 
@@ -66,47 +66,47 @@ impl Call<'_, '_> {
     ///
     /// # Errors
     /// 400 if it is none.
-    pub fn json(&mut self) -> Result<Value, Refusal> {
+    pub fn json(&mut self) -> Result<Value, ApiError> {
         serde_json::from_slice(&self.bytes()?)
-            .map_err(|error| Refusal::new(400, format!("Invalid JSON: {error}")))
+            .map_err(|error| ApiError::new(400, format!("Invalid JSON: {error}")))
     }
 }
 
 /// The Hub's own fault, said as such.
-pub(crate) fn internal(error: &io::Error) -> Refusal {
-    Refusal::new(500, format!("Internal Error: {error}"))
+pub(crate) fn internal(error: &io::Error) -> ApiError {
+    ApiError::new(500, format!("Internal Error: {error}"))
 }
 
 /// Answers a request.
 pub(crate) fn answer(hub: &Hub, host: Host, head: &Head, body: &mut Body<'_>) -> Response {
     let segments: Vec<&str> = head.target.segments.iter().map(String::as_str).collect();
     let result = match host {
-        Host::Storage => storage::route(&mut Call { hub, head, body, caller: None }, &segments),
+        Host::Storage => storage::route(&mut RequestContext { hub, head, body, caller: None }, &segments),
         Host::Hub => {
             let caller = hub.state().caller(head);
-            caller.and_then(|caller| route(&mut Call { hub, head, body, caller }, &segments))
+            caller.and_then(|caller| route(&mut RequestContext { hub, head, body, caller }, &segments))
         }
     };
-    result.unwrap_or_else(|refusal| refusal.0)
+    result.unwrap_or_else(|error| error.0)
 }
 
-fn route(call: &mut Call<'_, '_>, segments: &[&str]) -> Answer {
-    let method = call.head.method.as_str();
+fn route(context: &mut RequestContext<'_, '_>, segments: &[&str]) -> Answer {
+    let method = context.head.method.as_str();
     match (method, segments) {
-        ("GET", ["api", "whoami-v2"]) => account::whoami(call),
-        ("POST", ["api", "repos", "create"]) => account::create(call),
-        ("POST", ["api", "validate-yaml"]) => account::validate_yaml(call),
-        ("POST", ["api", "complete_multipart"]) => large::complete(call),
+        ("GET", ["api", "whoami-v2"]) => account::whoami(context),
+        ("POST", ["api", "repos", "create"]) => account::create(context),
+        ("POST", ["api", "validate-yaml"]) => account::validate_yaml(context),
+        ("POST", ["api", "complete_multipart"]) => large::complete(context),
         ("GET" | "HEAD", ["api", "resolve-cache", "models", rest @ ..]) => {
             let (id, rest) = split_id(rest, &[]);
             match rest {
-                [revision, path @ ..] => download::cached(call, &id, revision, &path.join("/")),
+                [revision, path @ ..] => download::cached(context, &id, revision, &path.join("/")),
                 [] => Err(nothing()),
             }
         }
         (_, ["api", "models", rest @ ..]) => {
             let (id, rest) = split_id(rest, &VERBS);
-            model(call, method, &id, rest)
+            model(context, method, &id, rest)
         }
         ("POST", [.., "info", "lfs", "objects", verb]) => {
             let name = &segments[..segments.len() - 4];
@@ -114,44 +114,46 @@ fn route(call: &mut Call<'_, '_>, segments: &[&str]) -> Answer {
                 return Err(nothing());
             };
             match *verb {
-                "batch" => large::batch(call, &id),
-                "verify" => large::verify(call, &id),
+                "batch" => large::batch(context, &id),
+                "verify" => large::verify(context, &id),
                 _ => Err(nothing()),
             }
         }
         ("GET" | "HEAD", rest) => match split_id(rest, &VERBS) {
             // A browser's addresses leave the slashes of a ref as they are.
             (id, ["resolve", "refs", kind, name, path @ ..]) => {
-                download::resolve(call, &id, &format!("refs/{kind}/{name}"), &path.join("/"))
+                download::resolve(context, &id, &format!("refs/{kind}/{name}"), &path.join("/"))
             }
-            (id, ["resolve", revision, path @ ..]) => download::resolve(call, &id, revision, &path.join("/")),
+            (id, ["resolve", revision, path @ ..]) => {
+                download::resolve(context, &id, revision, &path.join("/"))
+            }
             _ => Err(nothing()),
         },
         _ => Err(nothing()),
     }
 }
 
-fn model(call: &mut Call<'_, '_>, method: &str, id: &str, rest: &[&str]) -> Answer {
+fn model(context: &mut RequestContext<'_, '_>, method: &str, id: &str, rest: &[&str]) -> Answer {
     match (method, rest) {
-        ("GET" | "HEAD", []) => info::model(call, id, "main"),
-        ("GET" | "HEAD", ["revision", revision]) => info::model(call, id, revision),
-        ("GET", ["refs"]) => info::refs(call, id),
-        ("GET", ["commits", revision]) => info::commits(call, id, revision),
-        ("GET", ["tree", revision, path @ ..]) => tree::list(call, id, revision, &path.join("/")),
-        ("POST", ["paths-info", revision]) => tree::paths(call, id, revision),
-        ("POST", ["preupload", revision]) => upload::preupload(call, id, revision),
-        ("POST", ["commit", revision]) => commit::commit(call, id, revision),
-        ("POST", ["branch", name]) => info::add_ref(call, id, "refs/heads", name),
-        ("POST", ["tag", revision]) => info::add_tag(call, id, revision),
-        ("PUT", ["settings"]) => account::settings(call, id),
-        ("POST", ["discussions"]) => discussion::open(call, id),
-        ("GET", ["discussions", number]) => discussion::details(call, id, number),
+        ("GET" | "HEAD", []) => info::model(context, id, "main"),
+        ("GET" | "HEAD", ["revision", revision]) => info::model(context, id, revision),
+        ("GET", ["refs"]) => info::refs(context, id),
+        ("GET", ["commits", revision]) => info::commits(context, id, revision),
+        ("GET", ["tree", revision, path @ ..]) => tree::list(context, id, revision, &path.join("/")),
+        ("POST", ["paths-info", revision]) => tree::paths(context, id, revision),
+        ("POST", ["preupload", revision]) => upload::preupload(context, id, revision),
+        ("POST", ["commit", revision]) => commit::commit(context, id, revision),
+        ("POST", ["branch", name]) => info::add_ref(context, id, "refs/heads", name),
+        ("POST", ["tag", revision]) => info::add_tag(context, id, revision),
+        ("PUT", ["settings"]) => account::settings(context, id),
+        ("POST", ["discussions"]) => discussion::open(context, id),
+        ("GET", ["discussions", number]) => discussion::details(context, id, number),
         _ => Err(nothing()),
     }
 }
 
-fn nothing() -> Refusal {
-    Refusal::new(404, "Sorry, we can't find the page you are looking for.")
+fn nothing() -> ApiError {
+    ApiError::new(404, "Sorry, we can't find the page you are looking for.")
 }
 
 /// The name of a repository, with or without a namespace, and what follows it.

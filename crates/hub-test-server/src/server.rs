@@ -65,7 +65,7 @@ impl Builder {
     ///
     /// # Errors
     /// If a port cannot be had or the folder not be made.
-    pub fn start(self) -> io::Result<StandIn> {
+    pub fn start(self) -> io::Result<HubServer> {
         let store = Store::new(self.root.as_deref())?;
         let sockets = (TcpListener::bind(("127.0.0.1", self.port))?, TcpListener::bind(("127.0.0.1", 0))?);
         let (endpoint, storage_endpoint) =
@@ -84,7 +84,7 @@ impl Builder {
             Listener::start(sockets.0, Host::Hub, hub.clone())?,
             Listener::start(sockets.1, Host::Storage, hub.clone())?,
         ];
-        Ok(StandIn { hub, listeners })
+        Ok(HubServer { hub, listeners })
     }
 }
 
@@ -106,12 +106,12 @@ pub struct CommitInfo {
 }
 
 /// A running server. It stops when it is dropped.
-pub struct StandIn {
+pub struct HubServer {
     hub: Arc<Hub>,
     listeners: Vec<Listener>,
 }
 
-impl StandIn {
+impl HubServer {
     /// A server on free ports, as the Hub is in everything that can be set.
     ///
     /// # Panics
@@ -270,15 +270,15 @@ impl StandIn {
     }
 }
 
-impl Drop for StandIn {
+impl Drop for HubServer {
     fn drop(&mut self) {
         self.listeners.clear();
         self.hub.store.close();
     }
 }
 
-impl std::fmt::Debug for StandIn {
+impl std::fmt::Debug for HubServer {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("StandIn").field("endpoint", &self.hub.endpoint).finish_non_exhaustive()
+        f.debug_struct("HubServer").field("endpoint", &self.hub.endpoint).finish_non_exhaustive()
     }
 }

@@ -2,38 +2,38 @@
 
 use serde_json::{Value, json};
 
-use super::{Answer, Call};
+use super::{Answer, RequestContext};
+use crate::api_error::ApiError;
 use crate::clock;
 use crate::http::Response;
-use crate::refusal::Refusal;
 
-pub(super) fn open(call: &mut Call<'_, '_>, id: &str) -> Answer {
-    let wish = call.json()?;
+pub(super) fn open(context: &mut RequestContext<'_, '_>, id: &str) -> Answer {
+    let wish = context.json()?;
     let title = wish.get("title").and_then(Value::as_str).unwrap_or_default().to_owned();
     if title.len() < 3 {
-        return Err(Refusal::new(400, "A title has at least 3 characters"));
+        return Err(ApiError::new(400, "A title has at least 3 characters"));
     }
-    let mut state = call.hub.state();
-    state.writer(id, call.caller.clone(), true)?;
-    let Some(repository) = state.repositories.get_mut(id) else { return Err(Refusal::repository(true)) };
+    let mut state = context.hub.state();
+    state.writer(id, context.caller.clone(), true)?;
+    let Some(repository) = state.repositories.get_mut(id) else { return Err(ApiError::repository(true)) };
     let pull_request = wish.get("pullRequest") == Some(&Value::Bool(true));
     let main = repository.resolve("main").map(|revision| revision.commit.id.clone());
     let number = repository.discuss(&title);
     if let (true, Some(main)) = (pull_request, main) {
         repository.point(&format!("refs/pr/{number}"), &main);
     }
-    let url = format!("{}/{id}/discussions/{number}", call.hub.endpoint);
+    let url = format!("{}/{id}/discussions/{number}", context.hub.endpoint);
     Ok(Response::json(200, &json!({ "num": number, "url": url, "pullRequest": pull_request })))
 }
 
-pub(super) fn details(call: &mut Call<'_, '_>, id: &str, number: &str) -> Answer {
-    let state = call.hub.state();
-    let repository = state.visible(id, call.caller.as_ref())?;
+pub(super) fn details(context: &mut RequestContext<'_, '_>, id: &str, number: &str) -> Answer {
+    let state = context.hub.state();
+    let repository = state.visible(id, context.caller.as_ref())?;
     let found = number
         .parse::<usize>()
         .ok()
         .and_then(|number| Some((number, repository.discussions.get(number.checked_sub(1)?)?)));
-    let Some((number, title)) = found else { return Err(Refusal::new(404, "Discussion not found")) };
+    let Some((number, title)) = found else { return Err(ApiError::new(404, "Discussion not found")) };
     let pull_request = repository.refs().contains_key(&format!("refs/pr/{number}"));
     let mut value = json!({
         "num": number,
