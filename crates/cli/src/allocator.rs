@@ -10,7 +10,7 @@ const LARGE: i32 = 1 << 20;
 /// tokenizer, every smaller work buffer would come from the heap, where the holes of freed ones stay. And it
 /// reserves 64 MiB of addresses for every thread, which `prlimit --as` counts; kernel threads allocate next to
 /// nothing, so they can share the first arena.
-pub fn settle() {
+pub fn configure() {
     #[cfg(all(target_os = "linux", target_env = "gnu"))]
     {
         unsafe extern "C" {

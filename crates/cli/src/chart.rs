@@ -1,6 +1,6 @@
 //! Curves in the terminal, drawn in braille: two dots across and four down to a character.
 
-use crate::printer::{Look, paint};
+use crate::printer::{Style, paint};
 use crate::terminal_text;
 
 /// Points that are drawn as marks; more of them would hide their curve.
@@ -13,7 +13,7 @@ pub struct Series<'a> {
     /// Its points, by ascending x.
     pub points: &'a [(f64, f64)],
     /// Its colour.
-    pub look: Look,
+    pub style: Style,
 }
 
 /// A chart's size in cells, axis labels included.
@@ -67,7 +67,7 @@ pub fn draw(series: &[Series<'_>], size: Size, x_label: &str, color: bool) -> St
         let label = if row % 2 == 0 || row + 1 == height { label.as_str() } else { "" };
         let tick = if label.is_empty() { '│' } else { '┤' };
         let cells = canvas.row(row).map(|(c, owner)| match owner {
-            Some(index) => paint(color, series[index].look, &c.to_string()),
+            Some(index) => paint(color, series[index].style, &c.to_string()),
             None => " ".to_owned(),
         });
         let line = format!("{} {tick}{}", terminal_text::pad_left(label, margin), cells.collect::<String>());
@@ -81,7 +81,7 @@ pub fn draw(series: &[Series<'_>], size: Size, x_label: &str, color: bool) -> St
     if series.len() > 1 {
         let legend = series.iter().enumerate().map(|(index, s)| {
             let sign = if is_marked(index, s) { "⠤●⠤" } else { "⣀⡠⠤" };
-            format!("{} {}", paint(color, s.look, sign), s.label)
+            format!("{} {}", paint(color, s.style, sign), s.label)
         });
         out += &format!("{}{}\n", " ".repeat(margin + 2), legend.collect::<Vec<_>>().join("   "));
     }
@@ -180,7 +180,7 @@ mod tests {
     const SIZE: Size = Size { width: 18, height: 4 };
 
     fn one(points: &[(f64, f64)]) -> String {
-        draw(&[Series { label: "loss", points, look: Look::Cyan }], SIZE, "step", false)
+        draw(&[Series { label: "loss", points, style: Style::Cyan }], SIZE, "step", false)
     }
 
     #[test]
@@ -215,8 +215,8 @@ mod tests {
     #[test]
     fn two_series_get_a_legend() {
         let series = [
-            Series { label: "train", points: &[(1.0, 2.0), (2.0, 1.0)], look: Look::Cyan },
-            Series { label: "held out", points: &[(2.0, 1.5)], look: Look::Yellow },
+            Series { label: "train", points: &[(1.0, 2.0), (2.0, 1.0)], style: Style::Cyan },
+            Series { label: "held out", points: &[(2.0, 1.5)], style: Style::Yellow },
         ];
         assert!(draw(&series, SIZE, "step", false).ends_with("train   ⠤●⠤ held out\n"));
     }

@@ -5,7 +5,7 @@ use std::any::TypeId;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Command, Error};
 
-use crate::diagnostic::Report;
+use crate::diagnostic::Diagnostic;
 
 /// Lets every flag that takes a fraction take a negative one too, `-1e-4` among them, so that the flag's own
 /// check can say what it expects. clap alone takes a leading `-` for another flag.
@@ -18,15 +18,15 @@ pub fn accept_negative(command: Command) -> Command {
     command.mut_subcommands(accept_negative)
 }
 
-/// clap's refusal as one of our reports.
-pub fn usage(error: &Error) -> Report {
+/// clap's refusal as a diagnostic.
+pub fn usage(error: &Error) -> Diagnostic {
     let (arg, value) = (text(error, ContextKind::InvalidArg), text(error, ContextKind::InvalidValue));
     let synopsis = synopsis(error);
     let is_command = |word: &&str| !word.starts_with(['-', '[', '<']);
     let program = synopsis.split_whitespace().take_while(is_command).collect::<Vec<_>>().join(" ");
-    let with = |report: Report, hint: Option<String>| match hint {
-        Some(hint) => report.with_hint(hint),
-        None => report,
+    let with = |diagnostic: Diagnostic, hint: Option<String>| match hint {
+        Some(hint) => diagnostic.with_hint(hint),
+        None => diagnostic,
     };
     let meant = |kind| text(error, kind).map(|near| format!("did you mean `{near}`?"));
     match (error.kind(), arg, value) {
@@ -34,36 +34,36 @@ pub fn usage(error: &Error) -> Report {
             let name = text(error, ContextKind::InvalidSubcommand).unwrap_or_default();
             let hint = meant(ContextKind::SuggestedSubcommand)
                 .unwrap_or_else(|| format!("`{program} --help` lists the commands"));
-            Report::input(format!("unknown command `{name}`")).with_hint(hint)
+            Diagnostic::input(format!("unknown command `{name}`")).with_hint(hint)
         }
         (ErrorKind::UnknownArgument, Some(arg), _) if arg.starts_with('-') => {
             let hint = meant(ContextKind::SuggestedArg)
                 .or_else(|| (!program.is_empty()).then(|| format!("`{program} --help` lists the flags")));
-            with(Report::input(format!("unknown flag `{arg}`")), hint)
+            with(Diagnostic::input(format!("unknown flag `{arg}`")), hint)
         }
         (ErrorKind::UnknownArgument, Some(arg), _) => {
-            let report = Report::input(format!("nothing takes the argument `{arg}`"));
-            with(report, (!synopsis.is_empty()).then(|| synopsis.clone()))
+            let diagnostic = Diagnostic::input(format!("nothing takes the argument `{arg}`"));
+            with(diagnostic, (!synopsis.is_empty()).then(|| synopsis.clone()))
         }
         (ErrorKind::MissingRequiredArgument, Some(args), _) => {
             let verb = if args.contains("`, `") { "are" } else { "is" };
-            let report = Report::input(format!("`{args}` {verb} missing"));
-            with(report, (!synopsis.is_empty()).then(|| synopsis.clone()))
+            let diagnostic = Diagnostic::input(format!("`{args}` {verb} missing"));
+            with(diagnostic, (!synopsis.is_empty()).then(|| synopsis.clone()))
         }
         (ErrorKind::InvalidValue, Some(arg), Some(value)) if value.is_empty() => {
-            Report::input(format!("`{arg}` needs a value"))
+            Diagnostic::input(format!("`{arg}` needs a value"))
         }
         (ErrorKind::InvalidValue, Some(arg), Some(value)) => {
             let known = text(error, ContextKind::ValidValue).unwrap_or_default().replace('`', "");
-            Report::input(format!("invalid value `{value}` for `{arg}`: expected one of {known}"))
+            Diagnostic::input(format!("invalid value `{value}` for `{arg}`: expected one of {known}"))
         }
         (ErrorKind::ValueValidation, Some(arg), Some(value)) => {
             let reason = std::error::Error::source(error).map(ToString::to_string).unwrap_or_default();
-            Report::input(format!("invalid value `{value}` for `{arg}`: {}", plain(&reason)))
+            Diagnostic::input(format!("invalid value `{value}` for `{arg}`: {}", plain(&reason)))
         }
         (ErrorKind::ArgumentConflict, Some(arg), _) => {
             let other = text(error, ContextKind::PriorArg).filter(|other| *other != arg);
-            Report::input(match other {
+            Diagnostic::input(match other {
                 Some(other) => format!("`{arg}` and `{other}` exclude each other"),
                 None => format!("`{arg}` is given twice"),
             })
@@ -71,21 +71,21 @@ pub fn usage(error: &Error) -> Report {
         _ => {
             let message = error.to_string();
             let line = message.lines().next().unwrap_or_default();
-            Report::input(line.trim_start_matches("error: ").replace('\'', "`"))
+            Diagnostic::input(line.trim_start_matches("error: ").replace('\'', "`"))
         }
     }
 }
 
-/// The report for a command line. A switch that was given a value after a blank is told how to take one.
-pub fn of_line(error: &Error, line: &[String]) -> Report {
-    let report = usage(error);
+/// The diagnostic for a command line. A switch that was given a value after a blank is told how to take one.
+pub fn of_line(error: &Error, line: &[String]) -> Diagnostic {
+    let diagnostic = usage(error);
     let Some(stray) = text(error, ContextKind::InvalidArg).filter(|arg| !arg.starts_with('-')) else {
-        return report;
+        return diagnostic;
     };
     let before = line.iter().zip(line.iter().skip(1)).find(|(_, arg)| **arg == stray).map(|(flag, _)| flag);
     match before.filter(|flag| error.kind() == ErrorKind::UnknownArgument && flag.starts_with("--")) {
-        Some(flag) => report.with_hint(format!("`{flag}` alone switches it on, `{flag}=false` off")),
-        None => report,
+        Some(flag) => diagnostic.with_hint(format!("`{flag}` alone switches it on, `{flag}=false` off")),
+        None => diagnostic,
     }
 }
 
@@ -161,8 +161,8 @@ mod tests {
     fn refusal(line: &str) -> String {
         let line: Vec<String> = line.split(' ').map(str::to_owned).collect();
         let error = command().try_get_matches_from(&line).unwrap_err();
-        let report = of_line(&error, &line).render(false);
-        report.strip_prefix("error: ").unwrap().trim_end().replace("\n\nhint: ", " | ")
+        let diagnostic = of_line(&error, &line).render(false);
+        diagnostic.strip_prefix("error: ").unwrap().trim_end().replace("\n\nhint: ", " | ")
     }
 
     #[test]

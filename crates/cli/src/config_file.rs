@@ -12,7 +12,7 @@ use clap::Command;
 use toml::de::{DeTable, DeValue};
 
 use crate::clap_error::usage;
-use crate::diagnostic::{Report, Result, Snippet};
+use crate::diagnostic::{Diagnostic, Result, Snippet};
 use crate::terminal_text;
 
 /// Longest file taken for a configuration, in bytes.
@@ -40,10 +40,10 @@ impl ConfigFile {
     /// If it cannot be read, is no TOML, has a key that is no flag, or a value its flag refuses. The place
     /// is underlined.
     pub fn read(path: &Path, command: &Command) -> Result<Self> {
-        let cannot_read = |error| Report::io("read", path, error);
+        let cannot_read = |error| Diagnostic::io("read", path, error);
         let size = fs::metadata(path).map_err(cannot_read)?.len();
         if size > MAX_BYTES {
-            return Err(Report::input(format!(
+            return Err(Diagnostic::input(format!(
                 "`{}` is {}, expected a configuration of at most {}",
                 path.display(),
                 terminal_text::bytes(size),
@@ -59,7 +59,7 @@ impl ConfigFile {
         let snippet = |span: Range<usize>| Some(Snippet::new(name, source.clone(), span));
         let table = DeTable::parse(&source).map_err(|error| {
             let place = error.span().and_then(snippet);
-            Report::input(error.message().to_owned()).with_snippet(place)
+            Diagnostic::input(error.message().to_owned()).with_snippet(place)
         })?;
 
         let mut entries = BTreeMap::new();
@@ -72,18 +72,18 @@ impl ConfigFile {
                     None => "the keys are the command's flags without their dashes: see `danlu train --help`"
                         .into(),
                 };
-                let report = Report::input(format!("unknown key `{}`", key.get_ref()));
-                return Err(report.with_snippet(snippet(key.span())).with_hint(hint));
+                let diagnostic = Diagnostic::input(format!("unknown key `{}`", key.get_ref()));
+                return Err(diagnostic.with_snippet(snippet(key.span())).with_hint(hint));
             }
             let args = arguments(&flag, value.get_ref()).map_err(|found| {
-                let report =
-                    Report::input(format!("`{}` is {found}, expected a single value", key.get_ref()));
-                report.with_snippet(snippet(value.span()))
+                let diagnostic =
+                    Diagnostic::input(format!("`{}` is {found}, expected a single value", key.get_ref()));
+                diagnostic.with_snippet(snippet(value.span()))
             })?;
-            check(command, &args).map_err(|report| report.with_snippet(snippet(value.span())))?;
+            check(command, &args).map_err(|diagnostic| diagnostic.with_snippet(snippet(value.span())))?;
             if entries.insert(flag, Entry { args, span: value.span() }).is_some() {
-                let report = Report::input(format!("`{}` is given twice", key.get_ref()));
-                return Err(report.with_snippet(snippet(key.span())));
+                let diagnostic = Diagnostic::input(format!("`{}` is given twice", key.get_ref()));
+                return Err(diagnostic.with_snippet(snippet(key.span())));
             }
         }
         Ok(Self { path: path.to_owned(), source, entries })
@@ -182,7 +182,7 @@ mod tests {
 
     fn parse(source: &str) -> Result<ConfigFile, String> {
         ConfigFile::parse(Path::new("run.toml"), source.to_owned(), &command())
-            .map_err(|report| report.render(false))
+            .map_err(|diagnostic| diagnostic.render(false))
     }
 
     #[test]
@@ -245,10 +245,14 @@ error: invalid value `fp8` for `--dtype <dtype>`: expected one of f32, bf16
     #[test]
     fn a_place_can_be_narrowed_to_one_item() {
         let file = parse("target_modules = [\"q_porj\", \"v_proj\"]").unwrap();
-        let report = Report::input("x").with_snippet(file.snippet("target-modules", "q_porj"));
-        assert!(report.render(false).contains("·                    ──────\n"), "{}", report.render(false));
-        let report = Report::input("x").with_snippet(file.snippet("target-modules", ""));
+        let diagnostic = Diagnostic::input("x").with_snippet(file.snippet("target-modules", "q_porj"));
+        assert!(
+            diagnostic.render(false).contains("·                    ──────\n"),
+            "{}",
+            diagnostic.render(false)
+        );
+        let diagnostic = Diagnostic::input("x").with_snippet(file.snippet("target-modules", ""));
         let whole = format!("·                  {}\n", "─".repeat(20));
-        assert!(report.render(false).contains(&whole), "{}", report.render(false));
+        assert!(diagnostic.render(false).contains(&whole), "{}", diagnostic.render(false));
     }
 }

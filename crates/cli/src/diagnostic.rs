@@ -1,4 +1,4 @@
-//! Errors as reports: what went wrong, where it stands in the file, what to do next.
+//! What an error looks like: the message, its place in a file, and the next step.
 //!
 //! ```text
 //! error: unknown key `lerning-rate`
@@ -15,16 +15,16 @@ use std::path::Path;
 
 use danlu_model::FileError;
 
-use crate::printer::{Look, paint};
+use crate::printer::{Style, paint};
 use crate::terminal_text;
 
 /// Whose fault it was, which is the exit code.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Fault {
+pub enum Origin {
     /// A flag, a file, the machine: something the user can change.
     Input = 1,
     /// danlu itself.
-    Ours = 2,
+    Bug = 2,
 }
 
 /// A place in a text file.
@@ -56,14 +56,14 @@ impl Snippet {
         let before = " ".repeat(terminal_text::width(&shown(line_start..start)));
         let under = "─".repeat(terminal_text::width(&shown(start..end.min(line_end))).max(1));
         let gutter = number.to_string().len().max(3);
-        let dim = |s: &str| paint(color, Look::Dim, s);
+        let dim = |s: &str| paint(color, Style::Dim, s);
         let (blank, name) = (" ".repeat(gutter), terminal_text::printable(&self.name));
         format!(
             "{blank} {}\n{} {line}\n{blank} {} {before}{}",
             dim(&format!("╭─[{name}:{number}:{column}]")),
             dim(&format!("{number:>gutter$} │")),
             dim("·"),
-            paint(color, Look::Red, &under),
+            paint(color, Style::Red, &under),
         )
     }
 }
@@ -78,26 +78,32 @@ fn floor_boundary(source: &str, at: usize) -> usize {
 
 /// An error on its way to the user.
 #[derive(Debug)]
-pub struct Report {
+pub struct Diagnostic {
     message: String,
     snippet: Option<Box<Snippet>>,
     details: Vec<String>,
     hint: Option<String>,
-    fault: Fault,
+    origin: Origin,
 }
 
 /// What a command returns.
-pub type Result<T, E = Report> = std::result::Result<T, E>;
+pub type Result<T, E = Diagnostic> = std::result::Result<T, E>;
 
-impl Report {
+impl Diagnostic {
     /// The input was at fault.
     pub fn input(message: impl Into<String>) -> Self {
-        Self { message: message.into(), snippet: None, details: Vec::new(), hint: None, fault: Fault::Input }
+        Self {
+            message: message.into(),
+            snippet: None,
+            details: Vec::new(),
+            hint: None,
+            origin: Origin::Input,
+        }
     }
 
     /// We were.
-    pub fn ours(message: impl Into<String>) -> Self {
-        Self { fault: Fault::Ours, ..Self::input(message) }
+    pub fn bug(message: impl Into<String>) -> Self {
+        Self { origin: Origin::Bug, ..Self::input(message) }
     }
 
     /// An error of a library, with the errors that caused it.
@@ -162,13 +168,13 @@ impl Report {
 
     /// The process's exit code.
     pub fn exit_code(&self) -> u8 {
-        self.fault as u8
+        self.origin as u8
     }
 
-    /// The report as printed.
+    /// The diagnostic as printed.
     pub fn render(&self, color: bool) -> String {
         let mut out =
-            format!("{} {}\n", paint(color, Look::Red, "error:"), terminal_text::printable(&self.message));
+            format!("{} {}\n", paint(color, Style::Red, "error:"), terminal_text::printable(&self.message));
         if let Some(snippet) = &self.snippet {
             out += &snippet.render(color);
             out.push('\n');
@@ -177,7 +183,7 @@ impl Report {
             out += &format!("  {}\n", terminal_text::printable(detail));
         }
         if let Some(hint) = &self.hint {
-            out += &format!("\n{} {}\n", paint(color, Look::Cyan, "hint:"), terminal_text::printable(hint));
+            out += &format!("\n{} {}\n", paint(color, Style::Cyan, "hint:"), terminal_text::printable(hint));
         }
         out
     }
@@ -193,7 +199,7 @@ fn without_os_code(message: &str) -> String {
 /// Library errors keep their message and their hint.
 macro_rules! from_library {
     ($($error:ty),* $(,)?) => {$(
-        impl From<$error> for Report {
+        impl From<$error> for Diagnostic {
             fn from(error: $error) -> Self {
                 Self::from_error(&error, error.hint())
             }
@@ -215,9 +221,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_report_underlines_its_place_and_ends_with_the_hint() {
+    fn a_diagnostic_underlines_its_place_and_ends_with_the_hint() {
         let source = "base = \"b\"\nlerning-rate = 1e-4\n";
-        let report = Report::input("unknown key `lerning-rate`")
+        let diagnostic = Diagnostic::input("unknown key `lerning-rate`")
             .with_snippet(Some(Snippet::new("run.toml", source, 11..23)))
             .with_hint("did you mean `learning-rate`?");
         let expected = "\
@@ -228,26 +234,26 @@ error: unknown key `lerning-rate`
 
 hint: did you mean `learning-rate`?
 ";
-        assert_eq!(report.render(false), expected);
-        assert_eq!(report.exit_code(), 1);
+        assert_eq!(diagnostic.render(false), expected);
+        assert_eq!(diagnostic.exit_code(), 1);
     }
 
     #[test]
     fn underlines_stand_under_wide_characters_too() {
         let source = "文件 = \"错\"";
         let at = source.find("错").unwrap();
-        let report = Report::input("x").with_snippet(Some(Snippet::new("a", source, at..at + 3)));
+        let diagnostic = Diagnostic::input("x").with_snippet(Some(Snippet::new("a", source, at..at + 3)));
         assert!(
-            report.render(false).ends_with("  1 │ 文件 = \"错\"\n    ·         ──\n"),
+            diagnostic.render(false).ends_with("  1 │ 文件 = \"错\"\n    ·         ──\n"),
             "{}",
-            report.render(false)
+            diagnostic.render(false)
         );
     }
 
     #[test]
     fn spans_outside_the_file_never_panic() {
         for span in [0..0, 2..900, 900..901, 1..2] {
-            Report::input("x").with_snippet(Some(Snippet::new("a", "文", span))).render(true);
+            Diagnostic::input("x").with_snippet(Some(Snippet::new("a", "文", span))).render(true);
         }
     }
 }

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use danlu_model::Tokenizer;
 
-use crate::diagnostic::{Report, Result};
+use crate::diagnostic::{Diagnostic, Result};
 
 /// Name of the embedded base.
 pub const BASE_NAME: &str = "base-8m";
@@ -37,13 +37,14 @@ fn write_tokenizer(folder: &Path) -> Result<()> {
 /// # Errors
 /// If there is no room for its files in the temporary folder.
 pub fn tokenizer() -> Result<Tokenizer> {
-    let folder = tempfile::tempdir().map_err(|error| Report::io("write to", &std::env::temp_dir(), error))?;
+    let folder =
+        tempfile::tempdir().map_err(|error| Diagnostic::io("write to", &std::env::temp_dir(), error))?;
     write_tokenizer(folder.path())?;
     Ok(Tokenizer::read(folder.path())?)
 }
 
 fn write(folder: &Path, wanted: impl Fn(&str) -> bool) -> Result<()> {
-    fs::create_dir_all(folder).map_err(|error| Report::io("create", folder, error))?;
+    fs::create_dir_all(folder).map_err(|error| Diagnostic::io("create", folder, error))?;
     for (name, bytes) in FILES.iter().filter(|(name, _)| wanted(name)) {
         let path = folder.join(name);
         danlu_model::files::write_atomic(&path, bytes)?;

@@ -9,11 +9,11 @@ use std::sync::{Arc, Mutex, MutexGuard, Once, PoisonError};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGXFSZ};
 use signal_hook::iterator::Signals;
 
-use crate::diagnostic::{Report, Result};
+use crate::diagnostic::{Diagnostic, Result};
 use crate::temp_dirs;
 
 /// What is said where a signal ends the process.
-static LAST_WORDS: Mutex<Option<String>> = Mutex::new(None);
+static EXIT_MESSAGE: Mutex<Option<String>> = Mutex::new(None);
 static PRESSED: AtomicUsize = AtomicUsize::new(0);
 static ATTENTIVE: AtomicBool = AtomicBool::new(false);
 
@@ -23,23 +23,23 @@ const ABORTED: i32 = 130;
 /// While it lives, the first Ctrl-C (or SIGTERM, SIGHUP) is noted, and answered on stderr.
 #[must_use]
 #[derive(Debug)]
-pub struct Attention(());
+pub struct GracefulStop(());
 
-impl Drop for Attention {
+impl Drop for GracefulStop {
     fn drop(&mut self) {
         ATTENTIVE.store(false, Ordering::SeqCst);
-        forget();
+        clear();
     }
 }
 
 /// While it lives, a signal that ends the process says so.
 #[must_use]
 #[derive(Debug)]
-pub struct LastWords(());
+pub struct ExitMessage(());
 
-impl Drop for LastWords {
+impl Drop for ExitMessage {
     fn drop(&mut self) {
-        *lock(&LAST_WORDS) = None;
+        *lock(&EXIT_MESSAGE) = None;
     }
 }
 
@@ -47,10 +47,10 @@ impl Drop for LastWords {
 ///
 /// # Errors
 /// If the operating system refuses the handler.
-pub fn last_words(words: String) -> Result<LastWords> {
-    *lock(&LAST_WORDS) = Some(words);
+pub fn exit_message(words: String) -> Result<ExitMessage> {
+    *lock(&EXIT_MESSAGE) = Some(words);
     start()?;
-    Ok(LastWords(()))
+    Ok(ExitMessage(()))
 }
 
 static ANSWER: Mutex<Option<String>> = Mutex::new(None);
@@ -63,12 +63,12 @@ fn lock(text: &'static Mutex<Option<String>>) -> MutexGuard<'static, Option<Stri
 ///
 /// # Errors
 /// If the operating system refuses the handler.
-pub fn listen(answer: Option<String>) -> Result<Attention> {
+pub fn graceful_stop(answer: Option<String>) -> Result<GracefulStop> {
     *lock(&ANSWER) = answer;
     PRESSED.store(0, Ordering::SeqCst);
     ATTENTIVE.store(true, Ordering::SeqCst);
     start()?;
-    Ok(Attention(()))
+    Ok(GracefulStop(()))
 }
 
 /// Starts the thread that hears signals, once.
@@ -83,10 +83,10 @@ fn start() -> Result<()> {
                 for _ in signals.forever() {
                     let first = PRESSED.fetch_add(1, Ordering::SeqCst) == 0;
                     if !first || !ATTENTIVE.load(Ordering::SeqCst) {
-                        if let Some(words) = &*lock(&LAST_WORDS) {
+                        if let Some(words) = &*lock(&EXIT_MESSAGE) {
                             let _ = writeln!(std::io::stderr(), "\n{words}");
                         }
-                        leave();
+                        exit_interrupted();
                     }
                     if let Some(answer) = &*lock(&ANSWER) {
                         // Where stderr is closed nobody waits for an answer.
@@ -98,7 +98,7 @@ fn start() -> Result<()> {
         });
         outcome = signals.map(drop);
     });
-    outcome.map_err(|error| Report::ours(format!("cannot listen for Ctrl-C: {error}")))
+    outcome.map_err(|error| Diagnostic::bug(format!("cannot listen for Ctrl-C: {error}")))
 }
 
 /// Lets a write beyond `ulimit -f` fail with an error, which is reported and cleaned up after, instead of ending the
@@ -109,7 +109,7 @@ pub fn survive_file_limits() {
 }
 
 /// Ends the process as a signal would, after what could be saved is.
-pub fn leave() -> ! {
+pub fn exit_interrupted() -> ! {
     temp_dirs::remove_all();
     std::process::exit(ABORTED);
 }
@@ -120,12 +120,12 @@ pub fn requested() -> bool {
 }
 
 /// As whoever reports progress to us wants to know it.
-pub fn flow() -> ControlFlow<()> {
+pub fn check() -> ControlFlow<()> {
     if requested() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
 }
 
 /// Forgets the request: it was for a reply, not for the session.
-pub fn forget() {
+pub fn clear() {
     PRESSED.store(0, Ordering::SeqCst);
 }
 

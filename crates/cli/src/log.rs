@@ -7,7 +7,7 @@ use tracing::field::{Field, Visit};
 use tracing::span::{Attributes, Id, Record};
 use tracing::{Event, Level, Metadata, Subscriber};
 
-use crate::printer::{Look, Printer, paint};
+use crate::printer::{Printer, Style, paint};
 
 /// Sends events to stderr, a line each.
 struct Stderr {
@@ -19,7 +19,7 @@ struct Stderr {
 pub fn install(printer: &Printer) {
     let level = if printer.verbose { Level::DEBUG } else { Level::WARN };
     // A second subscriber can only come from a test of ours; the first one stays.
-    let _ = tracing::subscriber::set_global_default(Stderr { level, color: printer.err_color() });
+    let _ = tracing::subscriber::set_global_default(Stderr { level, color: printer.status_color() });
 }
 
 impl Subscriber for Stderr {
@@ -30,11 +30,11 @@ impl Subscriber for Stderr {
     fn event(&self, event: &Event<'_>) {
         let mut line = Line::default();
         event.record(&mut line);
-        let (look, name) = match *event.metadata().level() {
-            Level::ERROR | Level::WARN => (Look::Yellow, "warning:"),
-            _ => (Look::Dim, "note:"),
+        let (style, name) = match *event.metadata().level() {
+            Level::ERROR | Level::WARN => (Style::Yellow, "warning:"),
+            _ => (Style::Dim, "note:"),
         };
-        let _ = writeln!(io::stderr(), "{} {}{}", paint(self.color, look, name), line.message, line.fields);
+        let _ = writeln!(io::stderr(), "{} {}{}", paint(self.color, style, name), line.message, line.fields);
     }
 
     fn new_span(&self, _: &Attributes<'_>) -> Id {

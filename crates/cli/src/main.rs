@@ -59,7 +59,7 @@ enum Command {
     /// The whole life of an adapter on an embedded base, in about a minute
     #[command(after_help = demo::EXAMPLES)]
     Demo(demo::DemoArgs),
-    /// Look at training data: what is rendered, what is trained, what is wrong
+    /// Style at training data: what is rendered, what is trained, what is wrong
     #[command(subcommand, after_help = data::EXAMPLES)]
     Data(data::DataCommand),
     /// Fine-tune a LoRA adapter on your data
@@ -117,7 +117,7 @@ Exit codes: 0 done, 1 the input was at fault, 2 danlu was, 130 stopped by Ctrl-C
 
 fn main() -> ExitCode {
     panic::install();
-    allocator::settle();
+    allocator::configure();
     interrupt::survive_file_limits();
     let matches = match clap_error::accept_negative(Cli::command()).try_get_matches() {
         Ok(matches) => matches,
@@ -131,9 +131,9 @@ fn main() -> ExitCode {
     log::install(&printer);
     match run(&cli.command, &matches, &printer) {
         Ok(()) => ExitCode::SUCCESS,
-        Err(report) => {
-            printer.say(report.render(printer.err_color()).trim_end());
-            ExitCode::from(report.exit_code())
+        Err(diagnostic) => {
+            printer.status(diagnostic.render(printer.status_color()).trim_end());
+            ExitCode::from(diagnostic.exit_code())
         }
     }
 }
@@ -145,11 +145,11 @@ fn run(command: &Command, matches: &clap::ArgMatches, printer: &Printer) -> Resu
         Command::Train(_) => {
             // `train` asks which flags were really given: they win over its configuration file.
             let (_, own) = matches.subcommand().expect("a parsed command line has its subcommand");
-            train::run(&train::Run::resolve(own)?, printer)
+            train::run(&train::RunConfig::resolve(own)?, printer)
         }
         Command::Plan(args) => {
             let (_, own) = matches.subcommand().expect("a parsed command line has its subcommand");
-            plan::run(&train::Run::resolve_plan(own)?, args.json, printer)
+            plan::run(&train::RunConfig::resolve_plan(own)?, args.json, printer)
         }
         Command::Compare(args) => compare::run(args, printer),
         Command::Chat(args) => chat::run(args, printer),
@@ -178,8 +178,8 @@ fn refuse(error: &clap::Error) -> ExitCode {
         return if shown { ExitCode::from(1) } else { ExitCode::SUCCESS };
     }
     let line: Vec<String> = std::env::args_os().map(|arg| arg.to_string_lossy().into_owned()).collect();
-    let shown = clap_error::of_line(error, &line).render(printer.err_color());
-    printer.say(without_tokens(&shown, &line).trim_end());
+    let shown = clap_error::of_line(error, &line).render(printer.status_color());
+    printer.status(without_tokens(&shown, &line).trim_end());
     ExitCode::from(1)
 }
 

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 pub use danlu_train::memory::{anonymous, machine, peak};
 
-/// Time between two looks of a [`Watch`]. A look costs some microseconds.
+/// Interval between two samples of a [`MemoryWatch`]. A sample costs some microseconds.
 const INTERVAL: Duration = Duration::from_millis(10);
 
 /// From now on [`peak`] is the most since now, where the system knows how to forget.
@@ -18,7 +18,7 @@ pub fn forget_peak() {
 }
 
 /// Watches the anonymous memory of this process from a thread of its own.
-pub struct Watch {
+pub struct MemoryWatch {
     seen: Arc<Seen>,
     thread: Option<JoinHandle<()>>,
 }
@@ -30,22 +30,22 @@ struct Seen {
 }
 
 impl Seen {
-    fn look(&self) {
+    fn sample(&self) {
         if let Some(bytes) = anonymous() {
             self.most.fetch_max(bytes, Ordering::Relaxed);
         }
     }
 }
 
-impl Watch {
+impl MemoryWatch {
     /// Begins to watch.
     pub fn start() -> Self {
         let seen = Arc::new(Seen::default());
-        seen.look();
+        seen.sample();
         let watched = Arc::clone(&seen);
         let watch = move || {
             while !watched.over.load(Ordering::Relaxed) {
-                watched.look();
+                watched.sample();
                 thread::park_timeout(INTERVAL);
             }
         };
@@ -55,12 +55,12 @@ impl Watch {
 
     /// The most bytes seen; `None` where the system does not tell.
     pub fn finish(self) -> Option<u64> {
-        self.seen.look();
+        self.seen.sample();
         Some(self.seen.most.load(Ordering::Relaxed)).filter(|&bytes| bytes > 0)
     }
 }
 
-impl Drop for Watch {
+impl Drop for MemoryWatch {
     fn drop(&mut self) {
         self.seen.over.store(true, Ordering::Relaxed);
         if let Some(thread) = self.thread.take() {
@@ -78,7 +78,7 @@ mod tests {
     #[cfg(target_os = "linux")]
     #[test]
     fn a_watch_sees_what_is_gone_when_it_finishes() {
-        let watch = Watch::start();
+        let watch = MemoryWatch::start();
         let before = anonymous().unwrap();
         let held = vec![1u8; 64 << 20];
         thread::sleep(5 * INTERVAL);

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use danlu_model::FileError;
 
-use crate::diagnostic::{Fault, Report};
+use crate::diagnostic::{Diagnostic, Origin};
 use crate::lang::Lang;
 use crate::{temp_dirs, terminal_text};
 
@@ -23,7 +23,7 @@ pub enum Color {
 
 /// The few looks we use; each also reads without colour.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Look {
+pub enum Style {
     /// Headings, figures that matter.
     Bold,
     /// What may be skipped.
@@ -38,7 +38,7 @@ pub enum Look {
     Red,
 }
 
-impl Look {
+impl Style {
     fn code(self) -> &'static str {
         match self {
             Self::Bold => "1",
@@ -51,14 +51,14 @@ impl Look {
     }
 }
 
-/// `text` in a look, or as it is.
-pub fn paint(color: bool, look: Look, text: &str) -> String {
+/// `text` in a style, or as it is.
+pub fn paint(color: bool, style: Style, text: &str) -> String {
     if !color || text.is_empty() {
         return text.to_owned();
     }
     // Line by line: pagers forget a colour at the end of a line.
     let paint = |line: &str| {
-        if line.is_empty() { String::new() } else { format!("\x1b[{}m{line}\x1b[0m", look.code()) }
+        if line.is_empty() { String::new() } else { format!("\x1b[{}m{line}\x1b[0m", style.code()) }
     };
     text.split('\n').map(paint).collect::<Vec<_>>().join("\n")
 }
@@ -69,8 +69,8 @@ pub struct Printer {
     pub lang: Lang,
     /// Whether to say more: `-v`.
     pub verbose: bool,
-    out_color: bool,
-    err_color: bool,
+    data_color: bool,
+    status_color: bool,
     live: bool,
     width: usize,
     out_wraps: bool,
@@ -93,8 +93,8 @@ impl Printer {
         Self {
             lang,
             verbose,
-            out_color: colored(io::stdout().is_terminal()),
-            err_color: colored(err_terminal),
+            data_color: colored(io::stdout().is_terminal()),
+            status_color: colored(err_terminal),
             live: err_terminal && !dumb,
             width: terminal_width(),
             out_wraps: io::stdout().is_terminal(),
@@ -120,13 +120,13 @@ impl Printer {
     }
 
     /// Whether stdout is coloured.
-    pub fn out_color(&self) -> bool {
-        self.out_color
+    pub fn data_color(&self) -> bool {
+        self.data_color
     }
 
     /// Whether stderr is coloured.
-    pub fn err_color(&self) -> bool {
-        self.err_color
+    pub fn status_color(&self) -> bool {
+        self.status_color
     }
 
     /// Whether a line that rewrites itself makes sense.
@@ -135,19 +135,19 @@ impl Printer {
     }
 
     /// A line of data.
-    pub fn out(&self, line: &str) {
-        self.out_raw(line);
-        self.out_raw("\n");
+    pub fn data(&self, line: &str) {
+        self.data_raw(line);
+        self.data_raw("\n");
     }
 
     /// A line of data behind `label`, which takes as many cells as it has characters. On a terminal a long one
     /// goes on under itself; elsewhere it stays one line, for `grep`.
-    pub fn out_behind(&self, label: &str, line: &str) {
-        self.out(&format!("{label}{}", hung(self.out_wraps, label, line, self.width)));
+    pub fn data_labeled(&self, label: &str, line: &str) {
+        self.data(&format!("{label}{}", hung(self.out_wraps, label, line, self.width)));
     }
 
     /// Data as it is, at once: streamed replies.
-    pub fn out_raw(&self, data: &str) {
+    pub fn data_raw(&self, data: &str) {
         self.clear_live();
         let mut stdout = io::stdout().lock();
         if let Err(error) = stdout.write_all(data.as_bytes()).and_then(|()| stdout.flush()) {
@@ -163,31 +163,31 @@ impl Printer {
             std::process::exit(0);
         }
         let error = FileError::new("write to", Path::new("standard output"), error);
-        let report = Report::input(error.to_string().replace('`', ""));
-        self.say(report.render(self.err_color).trim_end());
-        std::process::exit(Fault::Input as i32);
+        let diagnostic = Diagnostic::input(error.to_string().replace('`', ""));
+        self.status(diagnostic.render(self.status_color).trim_end());
+        std::process::exit(Origin::Input as i32);
     }
 
     /// A line of talk.
-    pub fn say(&self, line: &str) {
+    pub fn status(&self, line: &str) {
         self.clear_live();
         // Nobody is left to tell where stderr is closed.
         let _ = writeln!(io::stderr(), "{line}");
     }
 
     /// A line of talk in one of two wordings.
-    pub fn tell(&self, zh: &str, en: &str) {
-        self.say(self.pick(zh, en));
+    pub fn status_bilingual(&self, zh: &str, en: &str) {
+        self.status(self.pick(zh, en));
     }
 
-    /// A line of talk behind `label`, as [`Printer::out_behind`] does for data.
-    pub fn say_behind(&self, label: &str, line: &str) {
-        self.say(&format!("{label}{}", hung(self.err_wraps, label, line, self.width)));
+    /// A line of talk behind `label`, as [`Printer::data_labeled`] does for data.
+    pub fn status_labeled(&self, label: &str, line: &str) {
+        self.status(&format!("{label}{}", hung(self.err_wraps, label, line, self.width)));
     }
 
     /// A line of talk that something deserves attention.
     pub fn warn(&self, line: &str) {
-        self.say_behind(&self.err(Look::Yellow, self.pick("注意：", "warning: ")), line);
+        self.status_labeled(&self.paint_status(Style::Yellow, self.pick("注意：", "warning: ")), line);
     }
 
     /// Rewrites the live line; nothing happens where there is no terminal.
@@ -207,14 +207,14 @@ impl Printer {
         }
     }
 
-    /// `text` in a look, for stdout.
-    pub fn data(&self, look: Look, text: &str) -> String {
-        paint(self.out_color, look, text)
+    /// `text` in a style, for stdout.
+    pub fn paint_data(&self, style: Style, text: &str) -> String {
+        paint(self.data_color, style, text)
     }
 
-    /// `text` in a look, for stderr.
-    pub fn err(&self, look: Look, text: &str) -> String {
-        paint(self.err_color, look, text)
+    /// `text` in a style, for stderr.
+    pub fn paint_status(&self, style: Style, text: &str) -> String {
+        paint(self.status_color, style, text)
     }
 }
 
@@ -244,13 +244,13 @@ mod tests {
 
     #[test]
     fn paint_closes_its_colour_on_every_line() {
-        assert_eq!(paint(true, Look::Green, "a\n\nb"), "\x1b[32ma\x1b[0m\n\n\x1b[32mb\x1b[0m");
-        assert_eq!(paint(false, Look::Green, "a\nb"), "a\nb");
+        assert_eq!(paint(true, Style::Green, "a\n\nb"), "\x1b[32ma\x1b[0m\n\n\x1b[32mb\x1b[0m");
+        assert_eq!(paint(false, Style::Green, "a\nb"), "a\nb");
     }
 
     #[test]
     fn a_long_line_goes_on_behind_its_label() {
-        let label = paint(true, Look::Yellow, "注意：");
+        let label = paint(true, Style::Yellow, "注意：");
         assert_eq!(hung(true, &label, "一二三四五六七八", 14), "一二三四\n      五六七八");
         assert_eq!(hung(true, "names: ", "map and time", 14), "map and\n       time");
         assert_eq!(hung(false, "  ", "a long line", 4), "a long line");

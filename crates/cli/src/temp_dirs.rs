@@ -7,16 +7,16 @@ use std::sync::{Mutex, PoisonError};
 use danlu_model::files::TEMPORARY_PREFIX;
 use tempfile::TempDir;
 
-use crate::diagnostic::{Report, Result};
+use crate::diagnostic::{Diagnostic, Result};
 
 static FOLDERS: Mutex<Vec<PathBuf>> = Mutex::new(Vec::new());
 
 /// A temporary folder.
-pub struct Scratch {
+pub struct TrackedTempDir {
     folder: TempDir,
 }
 
-impl Scratch {
+impl TrackedTempDir {
     /// Makes a folder of a new name in `parent`.
     ///
     /// # Errors
@@ -25,7 +25,7 @@ impl Scratch {
         let mut builder = tempfile::Builder::new();
         let made = builder.prefix(TEMPORARY_PREFIX).tempdir_in(parent);
         // tempfile's wording repeats the path; the kind alone keeps ours.
-        let folder = made.map_err(|error| Report::io("write to", parent, error.kind().into()))?;
+        let folder = made.map_err(|error| Diagnostic::io("write to", parent, error.kind().into()))?;
         folders(|all| all.push(folder.path().to_owned()));
         Ok(Self { folder })
     }
@@ -36,7 +36,7 @@ impl Scratch {
     }
 }
 
-impl Drop for Scratch {
+impl Drop for TrackedTempDir {
     fn drop(&mut self) {
         folders(|all| all.retain(|path| path != self.folder.path()));
     }
@@ -64,13 +64,14 @@ mod tests {
     #[test]
     fn folders_go_when_dropped_and_when_all_are_removed() {
         let parent = tempfile::tempdir().unwrap();
-        let (one, two) = (Scratch::new_in(parent.path()).unwrap(), Scratch::new_in(parent.path()).unwrap());
+        let (one, two) =
+            (TrackedTempDir::new_in(parent.path()).unwrap(), TrackedTempDir::new_in(parent.path()).unwrap());
         fs::write(one.path().join("a"), "a").unwrap();
         let path = one.path().to_owned();
         drop(one);
         assert!(!path.exists() && two.path().exists());
         remove_all();
         assert!(!two.path().exists());
-        assert!(Scratch::new_in(&path).is_err());
+        assert!(TrackedTempDir::new_in(&path).is_err());
     }
 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use clap::Args;
 use danlu_kernels::{Backend, Cpu, CpuOptions, DType, Isa};
 
-use crate::diagnostic::{Report, Result};
+use crate::diagnostic::{Diagnostic, Result};
 
 /// The variable that chooses an instruction set.
 pub const ISA_VARIABLE: &str = "DANLU_ISA";
@@ -63,11 +63,12 @@ pub fn isa_from_env() -> Result<Option<Isa>> {
     let supported = || Isa::supported().map(|isa| format!("`{isa}`")).collect::<Vec<_>>().join(", ");
     let hint = format!("this machine runs {}", supported());
     let isa = Isa::from_str(&name).map_err(|_| {
-        Report::input(format!("{ISA_VARIABLE} is `{name}`, which is no instruction set")).with_hint(&hint)
+        Diagnostic::input(format!("{ISA_VARIABLE} is `{name}`, which is no instruction set")).with_hint(&hint)
     })?;
     if !isa.is_supported() {
-        let report = Report::input(format!("{ISA_VARIABLE} is `{isa}`, which this processor does not have"));
-        return Err(report.with_hint(hint));
+        let diagnostic =
+            Diagnostic::input(format!("{ISA_VARIABLE} is `{isa}`, which this processor does not have"));
+        return Err(diagnostic.with_hint(hint));
     }
     Ok(Some(isa))
 }
@@ -81,5 +82,5 @@ pub fn check_context(tokens: usize, most: usize, flags: &str) -> Result<()> {
         return Ok(());
     }
     let text = format!("{tokens} tokens of {flags}, and the model was made for {most}");
-    Err(Report::input(text).with_hint(format!("at most {most}, or a model for longer texts")))
+    Err(Diagnostic::input(text).with_hint(format!("at most {most}, or a model for longer texts")))
 }

@@ -7,7 +7,7 @@ use danlu_generate::Sampling;
 use danlu_model::{ModelError, read_json_object};
 use serde_json::{Map, Value};
 
-use crate::diagnostic::{Report, Result};
+use crate::diagnostic::{Diagnostic, Result};
 
 /// How tokens are chosen, where the model's `generation_config.json` is to be overruled.
 #[derive(Args, Clone, Debug, Default)]
@@ -42,7 +42,7 @@ impl SamplingArgs {
         // Without `do_sample` the figures beside it are transformers' defaults, which it does not use either.
         let samples = model.flag("do_sample")?;
         let own = |flag: Option<f32>, name, ours, ok: fn(f32) -> bool, expected| match flag {
-            Some(flag) => Ok::<f32, Report>(flag),
+            Some(flag) => Ok::<f32, Diagnostic>(flag),
             None if samples => Ok(model.number(name, ok, expected)?.unwrap_or(ours)),
             None => Ok(ours),
         };
@@ -111,7 +111,7 @@ impl GenerationConfig {
     }
 
     /// The value would be used, as no flag overrules it.
-    fn wrong(&self, name: &str, value: &Value, expected: &str) -> Report {
+    fn wrong(&self, name: &str, value: &Value, expected: &str) -> Diagnostic {
         let error = ModelError::Field {
             path: self.path.clone(),
             field: name.to_owned(),
@@ -119,7 +119,7 @@ impl GenerationConfig {
             expected: expected.to_owned(),
         };
         let flag = name.replace('_', "-");
-        Report::from(error).with_hint(match name {
+        Diagnostic::from(error).with_hint(match name {
             "do_sample" => "mend the file, or remove it".to_owned(),
             _ => format!("mend the file, or overrule it with `--{flag}`"),
         })
@@ -136,7 +136,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         fs::write(folder.path().join("generation_config.json"), config).unwrap();
         let path = folder.path().display().to_string();
-        args.resolve(folder.path()).map_err(|report| report.render(false).replace(&path, "base"))
+        args.resolve(folder.path()).map_err(|diagnostic| diagnostic.render(false).replace(&path, "base"))
     }
 
     #[test]

@@ -11,8 +11,8 @@ use danlu_kernels::{Backend, FourBitCode};
 use danlu_model::{Decoder, ModelConfig, ModelError, Quantization, QuantizeProgress, Weights};
 use danlu_train::{Quant, TokenIdentity, TrainSettings};
 
-use super::loaded::{FOUR_BIT_NAME, Place};
-use crate::diagnostic::{Report, Result};
+use super::loaded::{FOUR_BIT_NAME, ModelDirs};
+use crate::diagnostic::{Diagnostic, Result};
 use crate::printer::Printer;
 use crate::{interrupt, terminal_text};
 
@@ -53,14 +53,14 @@ impl QuantArgs {
     ///
     /// # Errors
     /// If the flags contradict each other, or a file of the adapter or the base has a fault.
-    pub fn of(&self, place: &Place, printer: &Printer) -> Result<Option<Quantization>> {
+    pub fn of(&self, place: &ModelDirs, printer: &Printer) -> Result<Option<Quantization>> {
         if let Some(asked) = self.quantization()? {
             return Ok(asked);
         }
         let trained = trained_over(place, printer)?;
         if let Some(Quantization { quant_type, .. }) = trained {
             let name = place.name();
-            printer.tell(
+            printer.status_bilingual(
                 &format!("{name} 是在 {quant_type} 基座上训练的：基座同样转为 4 位（`--quant none` 可保持原样）"),
                 &format!("{name} was trained over {quant_type}: its base is put into 4 bits too (`--quant none` leaves it)"),
             );
@@ -75,7 +75,7 @@ impl QuantArgs {
 ///
 /// # Errors
 /// If a file of the adapter or the base has a fault.
-pub fn trained_over(place: &Place, printer: &Printer) -> Result<Option<Quantization>> {
+pub fn trained_over(place: &ModelDirs, printer: &Printer) -> Result<Option<Quantization>> {
     let Some(adapter) = &place.adapter else { return Ok(None) };
     let identity = TokenIdentity::read(adapter)?;
     let trained = identity.as_ref().and_then(TokenIdentity::quantization);
@@ -112,11 +112,11 @@ pub fn trained_over(place: &Place, printer: &Printer) -> Result<Option<Quantizat
             "name the base it was trained on with `--base DIR`; `danlu quantize ORIGINAL --skip-modules {} --output DIR` makes it",
             skipped.join(",")
         );
-        return Err(Report::input(text).with_hint(hint));
+        return Err(Diagnostic::input(text).with_hint(hint));
     }
     if let Some(named) = named {
         let base = place.base.display();
-        printer.tell(
+        printer.status_bilingual(
             &format!("适配器的基座是 `{named}`，即 4 位量化的仓库；以 `{base}` 为原始权重，按 bitsandbytes 的默认（nf4、双重量化）重现其 4 位形式"),
             &format!(
                 "the adapter names `{named}`, a repository in 4 bits: `{base}` is taken for its original, and put into 4 bits as bitsandbytes does by default (nf4, double quantisation)"
@@ -203,14 +203,14 @@ pub fn progress(
             format!("转为 {code}：{done} / {total}"),
             format!("putting weights into {code}: {done} of {total}"),
         ));
-        interrupt::flow()
+        interrupt::check()
     }
 }
 
 /// A stop in plain words.
-pub fn stopped(error: ModelError) -> Report {
+pub fn stopped(error: ModelError) -> Diagnostic {
     match error {
-        ModelError::Stopped => Report::input("stopped while weights were put into 4 bits"),
+        ModelError::Stopped => Diagnostic::input("stopped while weights were put into 4 bits"),
         error => error.into(),
     }
 }

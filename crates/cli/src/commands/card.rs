@@ -11,10 +11,10 @@ use danlu_model::{Extra, files};
 use danlu_train::card::{self, BaseName, CARD_FILE, Card, CardLanguage, Lora, Merge, PICTURE_FILE, Training};
 use danlu_train::{RunSummary, TokenIdentity, TrainError, report};
 
-use crate::commands::loaded::{Place, folder_name};
-use crate::commands::train::{REPLY_TOKENS, Run};
+use crate::commands::loaded::{ModelDirs, folder_name};
+use crate::commands::train::{REPLY_TOKENS, RunConfig};
 use crate::commands::{doctor, hub, no_model};
-use crate::diagnostic::{Report, Result};
+use crate::diagnostic::{Diagnostic, Result};
 use crate::lang::Lang;
 use crate::printer::Printer;
 use crate::terminal_text;
@@ -131,7 +131,7 @@ impl NotesArgs {
         String::from_utf8(bytes).map(Some).map_err(|error| {
             let at = error.utf8_error().valid_up_to();
             let text = format!("`{}` is no UTF-8 text: byte {at} begins no character", path.display());
-            Report::input(text).with_hint("save it as UTF-8")
+            Diagnostic::input(text).with_hint("save it as UTF-8")
         })
     }
 }
@@ -142,7 +142,7 @@ impl NotesArgs {
 /// # Errors
 /// If the folder cannot be read or written.
 pub fn write_for_run(
-    run: &Run,
+    run: &RunConfig,
     summary: &RunSummary,
     lora: &LoraConfig,
     tokens: &TokenIdentity,
@@ -189,7 +189,7 @@ pub fn write_for_run(
         Some(notes) => card.write_with(&run.output, &notes),
         None => {
             let output = terminal_text::shell_path(&run.output);
-            printer.tell(
+            printer.status_bilingual(
                 &format!("README.md 手工改动过，保持原样（`danlu card {output} --overwrite` 重新生成）"),
                 &format!("README.md was edited by hand and stays as it is (`danlu card {output} --overwrite` writes it again)"),
             );
@@ -211,7 +211,7 @@ impl MergedCard {
     ///
     /// # Errors
     /// If a file of the card, or the notes, cannot be read.
-    pub fn of(place: &Place, notes: &NotesArgs, lang: Lang) -> Result<Self> {
+    pub fn of(place: &ModelDirs, notes: &NotesArgs, lang: Lang) -> Result<Self> {
         let adapter = place.adapter.as_deref().unwrap_or(&place.base);
         let mut card = match Card::read(adapter)? {
             Some(card) => card,
@@ -301,7 +301,7 @@ pub fn run(args: &WriteArgs, printer: &Printer) -> Result<()> {
         }
         let text =
             format!("`{}` holds no `{CARD_FILE}`, from which its card could be written", folder.display());
-        return Err(Report::input(text)
+        return Err(Diagnostic::input(text)
             .with_hint("`danlu train`, `danlu merge` and `danlu quantize` leave one beside the card"));
     };
     let (given, kept) = (args.notes.read()?, card.notes_if_as_written(folder)?);
@@ -311,7 +311,7 @@ pub fn run(args: &WriteArgs, printer: &Printer) -> Result<()> {
             let text =
                 format!("`{}` was edited by hand, and writing it again would lose that", shown.display());
             let hint = "`--overwrite` writes it again; what stands between `<!-- notes -->` and `<!-- /notes -->` is kept";
-            return Err(Report::input(text).with_hint(hint));
+            return Err(Diagnostic::input(text).with_hint(hint));
         }
         (Some(given), _) => given,
         (None, Some(kept)) => kept,
@@ -326,10 +326,10 @@ pub fn run(args: &WriteArgs, printer: &Printer) -> Result<()> {
     }
     card.write_with(folder, &notes)?;
     let shown = folder.join(card::README_FILE);
-    let bytes = fs::metadata(&shown).map_err(|error| Report::io("read", &shown, error))?.len();
+    let bytes = fs::metadata(&shown).map_err(|error| Diagnostic::io("read", &shown, error))?.len();
     let (shown, size) = (shown.display(), terminal_text::bytes(bytes));
     printer
-        .out(&printer.pick(format!("模型卡片  {shown}（{size}）"), format!("model card  {shown} ({size})")));
+        .data(&printer.pick(format!("模型卡片  {shown}（{size}）"), format!("model card  {shown} ({size})")));
     Ok(())
 }
 

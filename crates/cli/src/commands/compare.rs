@@ -16,12 +16,12 @@ use crate::clap_error::at_least_one;
 use crate::commands::base::{self, QuantArgs};
 use crate::commands::data::{self, HeldOut};
 use crate::commands::hub;
-use crate::commands::loaded::{Loaded, Place};
+use crate::commands::loaded::{LoadedModel, ModelDirs};
 use crate::commands::other_base;
-use crate::diagnostic::{Report, Result};
+use crate::diagnostic::{Diagnostic, Result};
 use crate::evaluation::held_out_file::{self, HELD_OUT_FILE};
 use crate::evaluation::replies;
-use crate::printer::{Look, Printer};
+use crate::printer::{Printer, Style};
 use crate::terminal_text;
 
 /// Examples under `--help`.
@@ -34,7 +34,7 @@ Examples:
 The first is base against adapter, on out/huanhuan/held_out.json; then two adapters, and an \
 adapter and its merge.";
 
-/// Tokens of one micro-batch: enough rows to keep the products busy.
+/// ModelTokens of one micro-batch: enough rows to keep the products busy.
 const BATCH_TOKENS: usize = 1024;
 
 /// The flags of `danlu compare`.
@@ -83,18 +83,20 @@ pub struct CompareArgs {
 /// # Errors
 /// If a model or the data has a fault, or there is nothing to compare.
 pub fn run(args: &CompareArgs, printer: &Printer) -> Result<()> {
-    let find = |path: &Path| -> Result<Place> {
+    let find = |path: &Path| -> Result<ModelDirs> {
         let folder = hub::folder(path, Extent::All, printer)?;
-        Place::find(&folder, args.base.as_deref().filter(|_| is_adapter(&folder)), printer)
+        ModelDirs::find(&folder, args.base.as_deref().filter(|_| is_adapter(&folder)), printer)
     };
     let first = find(&args.a)?;
     let second = match &args.b {
         Some(b) => find(b)?,
-        None if first.adapter.is_some() => Place { base: first.base.clone(), adapter: None },
+        None if first.adapter.is_some() => ModelDirs { base: first.base.clone(), adapter: None },
         None => {
-            let report =
-                Report::input(format!("`{}` is a whole model, and there is no second one", args.a.display()));
-            return Err(report.with_hint("name a second folder: danlu compare A B --data FILE"));
+            let diagnostic = Diagnostic::input(format!(
+                "`{}` is a whole model, and there is no second one",
+                args.a.display()
+            ));
+            return Err(diagnostic.with_hint("name a second folder: danlu compare A B --data FILE"));
         }
     };
     // Without a second name the base stands first: before, then after.
@@ -103,7 +105,7 @@ pub fn run(args: &CompareArgs, printer: &Printer) -> Result<()> {
     for place in &places {
         let most = ModelConfig::read(&place.base)?.max_position_embeddings;
         check_context(args.max_length, most, "`--max-length`")?;
-        other_base::warn(place, &place.base, other_base::Look::Glance, printer)?;
+        other_base::warn(place, &place.base, other_base::CheckDepth::Sample, printer)?;
     }
 
     let data = match &args.data {
@@ -111,7 +113,7 @@ pub fn run(args: &CompareArgs, printer: &Printer) -> Result<()> {
         None => {
             let data = common_held_out(&places, &args.a)?;
             let shown = data.display();
-            printer.tell(&format!("留出的记录：{shown}"), &format!("held-out records: {shown}"));
+            printer.status_bilingual(&format!("留出的记录：{shown}"), &format!("held-out records: {shown}"));
             data
         }
     };
@@ -131,18 +133,20 @@ pub fn run(args: &CompareArgs, printer: &Printer) -> Result<()> {
             _ => {}
         }
     }
-    let load = |place: &Place, over| base::load(&place.base, over, threads, Arc::clone(&backend), printer);
+    let load =
+        |place: &ModelDirs, over| base::load(&place.base, over, threads, Arc::clone(&backend), printer);
     let decoder = Arc::new(load(&left, over[0])?);
     let shared = match is_shared && over[0] == over[1] {
         true => Arc::clone(&decoder),
         false => Arc::new(load(&right, over[1])?),
     };
     let allow = args.allow_template_mismatch;
-    let models = [Loaded::on(left, decoder, allow, printer)?, Loaded::on(right, shared, allow, printer)?];
+    let models =
+        [LoadedModel::on(left, decoder, allow, printer)?, LoadedModel::on(right, shared, allow, printer)?];
     let names = distinct_names(&models);
 
     // Each model sees the records through its own template; only those that both can read are compared.
-    let read = |model: &Loaded| {
+    let read = |model: &LoadedModel| {
         let options = EncodeOptions {
             max_length: args.max_length,
             default_system: model.default_system.clone(),
@@ -157,7 +161,7 @@ pub fn run(args: &CompareArgs, printer: &Printer) -> Result<()> {
     right.keep_common(&left);
     if left.records.is_empty() {
         let text = format!("`{}` holds no record that both models can be measured on", data.display());
-        return Err(Report::input(text).with_hint("a larger `--max-length` may help"));
+        return Err(Diagnostic::input(text).with_hint("a larger `--max-length` may help"));
     }
     let measured = |i: usize, held_out: &HeldOut| {
         measure(&models[i].decoder, models[i].lora(), &held_out.sequences, &names[i], printer)
@@ -172,12 +176,12 @@ pub fn run(args: &CompareArgs, printer: &Printer) -> Result<()> {
 ///
 /// # Errors
 /// If there is no such file, or it cannot be read.
-fn common_held_out(places: &[Place; 2], named: &Path) -> Result<PathBuf> {
+fn common_held_out(places: &[ModelDirs; 2], named: &Path) -> Result<PathBuf> {
     let hint =
         "name records that were not trained on; `danlu train --val-size` keeps some beside the adapter";
     let missing = |folder: &Path| {
         let text = format!("`--data` is missing, and `{}` holds no `{HELD_OUT_FILE}`", folder.display());
-        Report::input(text).with_hint(hint)
+        Diagnostic::input(text).with_hint(hint)
     };
     let mut files = Vec::new();
     for adapter in places.iter().filter_map(|place| place.adapter.as_ref()) {
@@ -193,7 +197,7 @@ fn common_held_out(places: &[Place; 2], named: &Path) -> Result<PathBuf> {
             b.display()
         );
         return Err(
-            Report::input(text).with_hint("name records that neither was trained on with `--data FILE`")
+            Diagnostic::input(text).with_hint("name records that neither was trained on with `--data FILE`")
         );
     }
     files.into_iter().next().ok_or_else(|| missing(named))
@@ -204,7 +208,7 @@ fn is_adapter(path: &Path) -> bool {
 }
 
 /// Folder names, or paths where the names are the same.
-fn distinct_names(models: &[Loaded; 2]) -> [String; 2] {
+fn distinct_names(models: &[LoadedModel; 2]) -> [String; 2] {
     let names = [models[0].name(), models[1].name()];
     if names[0] != names[1] {
         return names;
@@ -266,14 +270,14 @@ fn print_losses(names: &[String; 2], losses: [&[RecordLoss]; 2], printer: &Print
     // Two tokenizers cut the same text into different numbers.
     let tokens = if tokens[0] == tokens[1] { tokens[0].clone() } else { tokens.join(" / ") };
     let records = terminal_text::thousands(losses[0].len() as u64);
-    printer.say(&printer.pick(
+    printer.status(&printer.pick(
         format!("{records} 条留出记录，{tokens} 个计损失的词元\n"),
         format!("{records} held-out records, {tokens} tokens that carry a loss\n"),
     ));
     let cell = names.iter().map(|name| terminal_text::width(name)).max().unwrap_or(0).clamp(10, 32) + 2;
     let row = |label: &str, values: [String; 2]| {
         let [a, b] = values.map(|value| terminal_text::pad_left(&value, cell));
-        printer.out(&format!("{}{a}{b}", terminal_text::pad(label, 24)));
+        printer.data(&format!("{}{a}{b}", terminal_text::pad(label, 24)));
     };
     row("", [0, 1].map(|i| terminal_text::clip(&names[i], cell - 2)));
     let means = losses.map(mean_loss);
@@ -285,7 +289,7 @@ fn print_losses(names: &[String; 2], losses: [&[RecordLoss]; 2], printer: &Print
 
 fn print_replies(
     args: &CompareArgs,
-    models: &[Loaded; 2],
+    models: &[LoadedModel; 2],
     names: &[String; 2],
     held_out: &HeldOut,
     printer: &Printer,
@@ -306,12 +310,14 @@ fn print_replies(
         }
         let width = printer.width().min(100);
         let asked = terminal_text::clip(&terminal_text::one_line(question.text()), width - 3);
-        printer.out(&format!("\n{}", printer.data(Look::Bold, &format!("? {asked}"))));
+        printer.data(&format!("\n{}", printer.paint_data(Style::Bold, &format!("? {asked}"))));
         let answer =
             terminal_text::clip(&terminal_text::one_line(&question.answer), width.saturating_sub(12));
-        printer
-            .out(&printer.data(Look::Dim, &format!("{}{answer}", printer.pick("数据中：", "in the data: "))));
-        printer.out(
+        printer.data(
+            &printer
+                .paint_data(Style::Dim, &format!("{}{answer}", printer.pick("数据中：", "in the data: "))),
+        );
+        printer.data(
             terminal_text::side_by_side([&names[0], &names[1]], [&texts[0], &texts[1]], width).trim_end(),
         );
     }

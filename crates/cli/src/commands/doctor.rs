@@ -11,7 +11,7 @@ use crate::args::compute::{ComputeArgs, ISA_VARIABLE, isa_from_env};
 use crate::diagnostic::Result;
 use crate::lang::Lang;
 use crate::memory;
-use crate::printer::{Look, Printer};
+use crate::printer::{Printer, Style};
 use crate::terminal_text;
 
 /// Examples under `--help`.
@@ -42,9 +42,9 @@ pub fn run(args: &DoctorArgs, printer: &Printer) -> Result<()> {
     };
 
     let row = |name: (&str, &str), value: String| {
-        printer.out(&format!(
+        printer.data(&format!(
             "{} {value}",
-            printer.data(Look::Bold, &terminal_text::pad(printer.pick(name.0, name.1), 16))
+            printer.paint_data(Style::Bold, &terminal_text::pad(printer.pick(name.0, name.1), 16))
         ));
     };
     row(("版本", "danlu"), env!("CARGO_PKG_VERSION").to_owned());

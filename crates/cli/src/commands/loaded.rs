@@ -11,10 +11,10 @@ use danlu_model::carried_files::generation_folder;
 use danlu_model::{Decoder, LoraSource, ModelConfig, Tokenizer};
 use danlu_train::card;
 
-use super::tokens::Tokens;
+use super::tokens::ModelTokens;
 use super::{hub, nearby};
 use crate::commands::no_model;
-use crate::diagnostic::{Report, Result};
+use crate::diagnostic::{Diagnostic, Result};
 use crate::printer::Printer;
 
 /// How repositories end that hold bitsandbytes' 4 bits.
@@ -22,14 +22,14 @@ pub const FOUR_BIT_NAME: &str = "-bnb-4bit";
 
 /// The folders of a model: its base, and its adapter if it has one.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Place {
+pub struct ModelDirs {
     /// Folder of `config.json` and the weights.
     pub base: PathBuf,
     /// Folder of `adapter_config.json`.
     pub adapter: Option<PathBuf>,
 }
 
-impl Place {
+impl ModelDirs {
     /// Finds out what lies at `path`, a folder or a name on the Hub; `base` overrules the base that an adapter names.
     ///
     /// # Errors
@@ -47,7 +47,7 @@ impl Place {
             if let Some(base) = base {
                 let text =
                     format!("`{}` is a whole model, and `--base` is `{}`", path.display(), base.display());
-                return Err(Report::input(text).with_hint("`--base` goes with an adapter; leave it out"));
+                return Err(Diagnostic::input(text).with_hint("`--base` goes with an adapter; leave it out"));
             }
             return Ok(Self { base: path.to_owned(), adapter: None });
         }
@@ -60,7 +60,7 @@ impl Place {
     /// If there is none, a file of it has a fault, or it was made for another base, which is then told apart by name.
     pub fn load_adapter(&self, model: &ModelConfig, backend: &dyn Backend) -> Result<Adapter> {
         let Some(folder) = &self.adapter else {
-            return Err(Report::input(format!(
+            return Err(Diagnostic::input(format!(
                 "`{}` is a whole model, expected an adapter",
                 self.base.display()
             )));
@@ -74,7 +74,7 @@ impl Place {
                         "the adapter was trained on `{named}` (`base_model_name_or_path`), and the base here is `{base}`: \
                          give the one it was trained on with `--base DIR`, or put `adapter_config.json` back if it was edited"
                     );
-                    Report::from(error).with_hint(hint)
+                    Diagnostic::from(error).with_hint(hint)
                 }
                 _ => error.into(),
             }
@@ -109,7 +109,7 @@ fn named_base(adapter: &Path, printer: &Printer) -> Result<PathBuf> {
     let Some(name) = config.base_model_name_or_path.filter(|name| !name.is_empty()) else {
         let text =
             format!("`{}` does not say which base it was trained on", adapter.join(CONFIG_FILE).display());
-        return Err(Report::input(text).with_hint(hint));
+        return Err(Diagnostic::input(text).with_hint(hint));
     };
     let path = Path::new(&name);
     let is_model = |folder: &Path| folder.join("config.json").is_file();
@@ -132,45 +132,50 @@ fn named_base(adapter: &Path, printer: &Printer) -> Result<PathBuf> {
             "the adapter `{}` was trained on `{name}`, which is no model folder here",
             adapter.display()
         );
-        let report = Report::input(text).with_hint(hint);
+        let diagnostic = Diagnostic::input(text).with_hint(hint);
         return Err(match hub::hidden(path).or_else(|| hub::in_the_way(path)) {
-            Some(hint) => report.and_hint(hint),
-            None => report,
+            Some(hint) => diagnostic.and_hint(hint),
+            None => diagnostic,
         });
     };
-    hub::named(&on_hub, Extent::All, printer).map_err(|report| {
+    hub::named(&on_hub, Extent::All, printer).map_err(|diagnostic| {
         let or = match name.ends_with(FOUR_BIT_NAME) {
             true => "or name the folder of the original it was made from with `--base DIR`: the 4 bits are made again",
             false => "or name its folder with `--base DIR`",
         };
         let text = format!("the adapter `{}` was trained on `{name}`", adapter.display());
-        report.within(&text).and_hint(or)
+        diagnostic.within(&text).and_hint(or)
     })
 }
 
 /// A model ready to run, with its tokenizer.
-pub struct Loaded {
+pub struct LoadedModel {
     /// The base, computing.
     pub decoder: Arc<Decoder>,
     /// Text to ids and back, as the adapter was trained with.
     pub tokenizer: Tokenizer,
     /// The system prompt of the training data, for conversations that set none.
     pub default_system: Option<String>,
-    place: Place,
+    place: ModelDirs,
     adapter: Option<Adapter>,
 }
 
-impl Loaded {
-    /// Loads what lies at `place` on its base, which is loaded already, with the tokens that [`Tokens::of`] finds.
+impl LoadedModel {
+    /// Loads what lies at `place` on its base, which is loaded already, with the tokens that [`ModelTokens::of`] finds.
     ///
     /// # Errors
     /// If a file of the adapter or the tokenizer has a fault, or the tokens differ.
-    pub fn on(place: Place, decoder: Arc<Decoder>, allow_mismatch: bool, printer: &Printer) -> Result<Self> {
+    pub fn on(
+        place: ModelDirs,
+        decoder: Arc<Decoder>,
+        allow_mismatch: bool,
+        printer: &Printer,
+    ) -> Result<Self> {
         let adapter = match &place.adapter {
             Some(_) => Some(place.load_adapter(decoder.config(), &**decoder.backend())?),
             None => None,
         };
-        let Tokens { tokenizer, default_system } = Tokens::of(&place, allow_mismatch, printer)?;
+        let ModelTokens { tokenizer, default_system } = ModelTokens::of(&place, allow_mismatch, printer)?;
         tokenizer.check_fits(decoder.config())?;
         Ok(Self { decoder, tokenizer, default_system, place, adapter })
     }
@@ -181,7 +186,7 @@ impl Loaded {
     }
 
     /// Its folders.
-    pub fn place(&self) -> &Place {
+    pub fn place(&self) -> &ModelDirs {
         &self.place
     }
 

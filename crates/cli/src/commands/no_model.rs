@@ -8,12 +8,12 @@ use danlu_train::latest_checkpoint;
 
 use crate::commands::hub;
 use crate::commands::train::RUN_FILE;
-use crate::diagnostic::{Report, Result};
+use crate::diagnostic::{Diagnostic, Result};
 use crate::printer::Printer;
 use crate::terminal_text;
 
-/// The report for a `path` that is neither an adapter nor a model.
-pub fn at(path: &Path) -> Report {
+/// The diagnostic for a `path` that is neither an adapter nor a model.
+pub fn at(path: &Path) -> Diagnostic {
     let shown = path.display();
     let newest = latest_checkpoint(path).ok().flatten();
     if path.join(RUN_FILE).is_file() || newest.is_some() {
@@ -25,7 +25,7 @@ pub fn at(path: &Path) -> Report {
             }
             None => format!("finish the run: {resume}"),
         };
-        return Report::input(text).with_hint(hint);
+        return Diagnostic::input(text).with_hint(hint);
     }
     let (text, hint) = match path {
         path if !path.exists() => {
@@ -39,7 +39,7 @@ pub fn at(path: &Path) -> Report {
             "name the folder of an adapter, a merged model or a base",
         ),
     };
-    Report::input(text).with_hint(hint)
+    Diagnostic::input(text).with_hint(hint)
 }
 
 /// Whether a folder is that of a run that has left no adapter yet.
@@ -59,8 +59,8 @@ pub fn base(base: &Path, extent: Extent, printer: &Printer) -> Result<PathBuf> {
         return Ok(folder);
     }
     if folder.join(CONFIG_FILE).is_file() {
-        let report = Report::input(format!("`--base` is `{}`, which is an adapter", base.display()));
-        return Err(report.with_hint("name the folder of the model that it was trained on"));
+        let diagnostic = Diagnostic::input(format!("`--base` is `{}`, which is an adapter", base.display()));
+        return Err(diagnostic.with_hint("name the folder of the model that it was trained on"));
     }
     if base.is_file() || base.join(RUN_FILE).is_file() {
         return Err(at(base));

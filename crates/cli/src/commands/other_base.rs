@@ -6,18 +6,18 @@ use danlu_model::Weights;
 use danlu_train::card::{BaseName, Card};
 use danlu_train::{TokenIdentity, base_fingerprint, base_sample};
 
-use super::loaded::Place;
+use super::loaded::ModelDirs;
 use crate::diagnostic::Result;
 use crate::printer::Printer;
 use crate::terminal_text;
 
 /// How closely a base is looked at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Look {
+pub enum CheckDepth {
     /// At a few pages, which costs no time.
-    Glance,
+    Sample,
     /// At what a resumed run compares.
-    Whole,
+    Full,
 }
 
 /// Warns of whatever makes the base in `base` another than the adapter at `place` was trained on; that base, where its
@@ -25,16 +25,21 @@ pub enum Look {
 ///
 /// # Errors
 /// If a file of it cannot be read.
-pub fn warn(place: &Place, base: &Path, look: Look, printer: &Printer) -> Result<Option<BaseName>> {
+pub fn warn(
+    place: &ModelDirs,
+    base: &Path,
+    depth: CheckDepth,
+    printer: &Printer,
+) -> Result<Option<BaseName>> {
     let Some(adapter) = &place.adapter else { return Ok(None) };
-    let is_of_wide_base = is_of_wide_base(adapter);
+    let trained_on_unquantized_base = trained_on_unquantized_base(adapter);
     // A card with a fault is told of where a card is written; it keeps nobody from an answer.
     let card = Card::read(adapter).ok().flatten();
-    if !is_of_wide_base && card.is_none() {
+    if !trained_on_unquantized_base && card.is_none() {
         return Ok(None);
     }
     let stored = Weights::open(base)?.stored_quantization()?;
-    if let Some(stored) = stored.filter(|_| is_of_wide_base) {
+    if let Some(stored) = stored.filter(|_| trained_on_unquantized_base) {
         let (name, base, code) = (place.name(), base.display(), stored.quant_type);
         printer.warn(&printer.pick(
             format!("{name} 是在 16 位或更高精度的基座上训练的，而 `{base}` 是 {code}：结果会有出入"),
@@ -53,7 +58,7 @@ pub fn warn(place: &Place, base: &Path, look: Look, printer: &Printer) -> Result
     if is_same_commit {
         return Ok(None);
     }
-    if look == Look::Glance {
+    if depth == CheckDepth::Sample {
         match &card.base.sample {
             Some(sample) if *sample != base_sample(base)? => {}
             _ => return Ok(None),
@@ -86,7 +91,7 @@ pub fn warn(place: &Place, base: &Path, look: Look, printer: &Printer) -> Result
 }
 
 /// Whether danlu trained the adapter, and on a base that was not in 4 bits.
-pub fn is_of_wide_base(adapter: &Path) -> bool {
+pub fn trained_on_unquantized_base(adapter: &Path) -> bool {
     let identity = TokenIdentity::read(adapter).ok().flatten();
     identity.is_some_and(|identity| identity.quantization().is_none())
 }

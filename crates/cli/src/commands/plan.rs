@@ -8,10 +8,10 @@ use danlu_train::TokenIdentity;
 use danlu_train::memory::display;
 
 use crate::commands::base;
-use crate::commands::train::forecast::{self, Forecast, Gauge};
-use crate::commands::train::{self, REPLIES, Run, TrainArgs, prepare};
+use crate::commands::train::forecast::{self, Forecast, MemoryBaseline};
+use crate::commands::train::{self, REPLIES, RunConfig, TrainArgs, prepare};
 use crate::diagnostic::Result;
-use crate::printer::{Look, Printer};
+use crate::printer::{Printer, Style};
 use crate::terminal_text;
 
 /// Examples under `--help`.
@@ -37,9 +37,9 @@ pub struct PlanArgs {
 ///
 /// # Errors
 /// If an input has a fault, or the run would not fit.
-pub fn run(run: &Run, json: bool, printer: &Printer) -> Result<()> {
-    let run = &run.at_hand(Extent::Settings, printer)?;
-    let mut gauge = Gauge::new();
+pub fn run(run: &RunConfig, json: bool, printer: &Printer) -> Result<()> {
+    let run = &run.resolve_base(Extent::Settings, printer)?;
+    let mut baseline = MemoryBaseline::new();
     let config = ModelConfig::read(&run.base)?;
     train::check_length(run, &config)?;
     targets::resolve(&train::lora_config(run), &config)?;
@@ -48,22 +48,23 @@ pub fn run(run: &Run, json: bool, printer: &Printer) -> Result<()> {
         false => Some(Tokenizer::read(&run.base)?),
     };
     // A run carries its token identity along, so it is made before anything is measured, as there.
-    let run = &tokenizer.as_ref().map_or_else(|| run.clone(), |tokenizer| train::with_date(run, tokenizer));
+    let run =
+        &tokenizer.as_ref().map_or_else(|| run.clone(), |tokenizer| train::pin_template_date(run, tokenizer));
     let default_system = run.settings.default_system.clone();
     let tokens = tokenizer.as_ref().map(|tokenizer| TokenIdentity::new(&run.base, tokenizer, default_system));
     if let (Some(tokenizer), Some(tokens)) = (&tokenizer, &tokens) {
         tokenizer.check_fits(&config)?;
-        gauge.tokenizer(tokens);
+        baseline.tokenizer(tokens);
     }
     let forecast = match tokenizer.as_ref().filter(|_| !run.data.is_empty()) {
         Some(tokenizer) => {
             let data =
                 prepare::prepare(&run.data, run.format, run.skip_bad, tokenizer, &run.settings, printer)?;
             let questions = data.questions(REPLIES);
-            gauge.data();
-            Forecast::of(run, &config, Some((&data, tokenizer, &questions)), &gauge)?
+            baseline.data();
+            Forecast::of(run, &config, Some((&data, tokenizer, &questions)), &baseline)?
         }
-        None => Forecast::of(run, &config, None, &gauge)?,
+        None => Forecast::of(run, &config, None, &baseline)?,
     };
     let stored = base::stored(&run.base, &config)?;
     if json {
@@ -78,12 +79,12 @@ fn print_json(forecast: &Forecast, printer: &Printer) {
     let mut value = serde_json::to_value(&forecast.plan).expect("a struct of numbers");
     value["memory_limit"] = forecast.limit.into();
     value["available"] = forecast.available.into();
-    value["weights_stay_in_memory"] = (!forecast.crowded).into();
-    printer.out(&serde_json::to_string_pretty(&value).expect("a struct of numbers"));
+    value["weights_stay_in_memory"] = (!forecast.weights_evictable).into();
+    printer.data(&serde_json::to_string_pretty(&value).expect("a struct of numbers"));
 }
 
 fn print_table(
-    run: &Run,
+    run: &RunConfig,
     config: &ModelConfig,
     stored: Option<Quantization>,
     forecast: &Forecast,
@@ -92,8 +93,9 @@ fn print_table(
     let plan = &forecast.plan;
     let row = |name: (&str, &str), value: String, note: String| {
         let name = terminal_text::pad(printer.pick(name.0, name.1), 13);
-        let note = if note.is_empty() { note } else { format!("  {}", printer.data(Look::Dim, &note)) };
-        printer.out(&format!("{name} {value:>10}{note}"));
+        let note =
+            if note.is_empty() { note } else { format!("  {}", printer.paint_data(Style::Dim, &note)) };
+        printer.data(&format!("{name} {value:>10}{note}"));
     };
     let bytes = |name: (&str, &str), bytes: u64, zh: &str, en: &str| {
         row(name, display(bytes), printer.pick(zh, en).to_owned());
@@ -110,8 +112,8 @@ fn print_table(
     let rank = settings.lora_r;
     let trained = n(plan.adapter / 4);
     let (tokens, labels) = (n(plan.tokens), n(plan.trained_tokens));
-    printer.out(&printer.data(
-        Look::Bold,
+    printer.data(&printer.paint_data(
+        Style::Bold,
         &printer.pick(
             format!(
                 "{base} · {parameters} 个参数 · {computes} · 最多一次 {tokens} 词元，其中 {labels} 计损失"
@@ -164,9 +166,9 @@ fn print_table(
         }
         (None, None) => String::new(),
     };
-    row(("峰值", "peak"), printer.data(Look::Bold, &format!("{:>10}", display(plan.total))), of);
+    row(("峰值", "peak"), printer.paint_data(Style::Bold, &format!("{:>10}", display(plan.total))), of);
     let gigaflops = plan.step_flops as f64 / 1e9;
     let work = printer
         .pick(format!("每步最多 {gigaflops:.1} GFLOP"), format!("at most {gigaflops:.1} GFLOP a step"));
-    printer.out(&printer.data(Look::Dim, &work));
+    printer.data(&printer.paint_data(Style::Dim, &work));
 }

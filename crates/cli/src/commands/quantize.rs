@@ -19,8 +19,8 @@ use crate::commands::base;
 use crate::commands::card::bare;
 use crate::commands::loaded::folder_name;
 use crate::commands::{hub, no_model};
-use crate::diagnostic::{Report, Result};
-use crate::printer::{Look, Printer};
+use crate::diagnostic::{Diagnostic, Result};
+use crate::printer::{Printer, Style};
 use crate::{interrupt, terminal_text};
 
 /// Examples under `--help`.
@@ -66,17 +66,17 @@ pub struct QuantizeArgs {
 pub fn run(args: &QuantizeArgs, printer: &Printer) -> Result<()> {
     let block_size = args.quant_block_size.unwrap_or(Quantization::BLOCK_SIZE);
     if let Err(expected) = Quantization::check_block_size(block_size) {
-        return Err(Report::input(format!("`--quant-block-size` is {block_size}, expected {expected}")));
+        return Err(Diagnostic::input(format!("`--quant-block-size` is {block_size}, expected {expected}")));
     }
     let quantization = Quantization { quant_type: args.to, block_size, double_quant: !args.no_double_quant };
     let folder = hub::folder(&args.base, Extent::All, printer)?;
     if folder.join(CONFIG_FILE).is_file() && !folder.join("config.json").is_file() {
         let (shown, word) = (args.base.display(), terminal_text::shell_path(&args.base));
         let hint = format!("merge it first: danlu merge {word} --output DIR; then danlu quantize DIR");
-        return Err(Report::input(format!("`{shown}` is an adapter, expected a base")).with_hint(hint));
+        return Err(Diagnostic::input(format!("`{shown}` is an adapter, expected a base")).with_hint(hint));
     }
     let base = &no_model::base(&folder, Extent::All, printer)?;
-    let _attention = interrupt::listen(None)?;
+    let _attention = interrupt::graceful_stop(None)?;
     let start = Instant::now();
     let wide = size_of_weights(base)?;
     // What a model was trained with goes along, and what is known of it; read first, for a fault should not cost a run.
@@ -115,15 +115,15 @@ pub fn run(args: &QuantizeArgs, printer: &Printer) -> Result<()> {
         (start.elapsed().as_secs_f64(), terminal_text::bytes(wide), terminal_text::bytes(weight_bytes));
     let (count, rate) = (terminal_text::thousands(elements), elements as f64 / seconds / 1e9);
     let (code, output) = (quantization.quant_type, args.output.display());
-    printer.out(&printer.pick(
+    printer.data(&printer.pick(
         format!("{weights} 个权重（{count} 个元素）转为 {code}，{before} → {after}，用时 {seconds:.1} 秒（每秒 {rate:.2} G 个元素）：{output}"),
         format!("{weights} weights ({count} elements) in {code}, {before} → {after} in {seconds:.1}s ({rate:.2} G elements a second): {output}"),
     ));
-    printer.say(&format!("\n{}", printer.pick("接下来：", "next:")));
+    printer.status(&format!("\n{}", printer.pick("接下来：", "next:")));
     let output = terminal_text::shell_path(&args.output);
     let train = format!("danlu train --base {output} --data FILE --output DIR");
     for command in [format!("danlu chat {output}"), train] {
-        printer.say(&format!("  {}", printer.err(Look::Cyan, &command)));
+        printer.status(&format!("  {}", printer.paint_status(Style::Cyan, &command)));
     }
     Ok(())
 }
@@ -161,12 +161,12 @@ fn carried(base: &Path, name: &'static str) -> Result<Option<Extra>> {
 fn size_of_weights(folder: &Path) -> Result<u64> {
     let size = |file: &PathBuf| fs::metadata(file).map(|file| file.len());
     let sizes = Weights::open(folder)?.files().iter().map(size).sum::<io::Result<u64>>();
-    sizes.map_err(|error| Report::io("read", folder, error))
+    sizes.map_err(|error| Diagnostic::io("read", folder, error))
 }
 
-fn fault(error: ModelError) -> Report {
+fn fault(error: ModelError) -> Diagnostic {
     match error {
-        error @ ModelError::AlreadyFourBit { .. } => Report::from(error).with_hint(
+        error @ ModelError::AlreadyFourBit { .. } => Diagnostic::from(error).with_hint(
             "use the folder as it is; for another code of 4 bits, name the original that it was made from",
         ),
         error => base::stopped(error),

@@ -3,25 +3,25 @@
 use danlu_model::Tokenizer;
 use danlu_train::TokenIdentity;
 
-use super::loaded::Place;
-use crate::diagnostic::{Report, Result};
+use super::loaded::ModelDirs;
+use crate::diagnostic::{Diagnostic, Result};
 use crate::printer::Printer;
 
 /// Text to ids and back, as a model was trained with.
-pub struct Tokens {
+pub struct ModelTokens {
     /// The adapter's own where it brings one, else the base's.
     pub tokenizer: Tokenizer,
     /// The system prompt of the training data, for conversations that set none.
     pub default_system: Option<String>,
 }
 
-impl Tokens {
+impl ModelTokens {
     /// The tokens of the model at `place`. Where `danlu.json` tells which it was trained with, both the base's and
     /// those beside the adapter must be these, unless `allow_mismatch`.
     ///
     /// # Errors
     /// If a file has a fault, or the tokens are others than in training.
-    pub fn of(place: &Place, allow_mismatch: bool, printer: &Printer) -> Result<Self> {
+    pub fn of(place: &ModelDirs, allow_mismatch: bool, printer: &Printer) -> Result<Self> {
         let base = Tokenizer::read(&place.base)?;
         let folder = place.adapter.as_ref().unwrap_or(&place.base);
         let own = match &place.adapter {
@@ -59,7 +59,7 @@ impl Tokens {
         }
         for (text, differences, hint) in faults {
             if !allow_mismatch {
-                return Err(Report::input(text).with_details(differences).with_hint(hint));
+                return Err(Diagnostic::input(text).with_details(differences).with_hint(hint));
             }
             printer.warn(&format!("{text}: {}", differences.join("; ")));
         }
@@ -73,7 +73,7 @@ impl Tokens {
         let words = ["in the base", "beside the adapter"];
         let differences = base.fingerprint().difference(&own.fingerprint(), words);
         if !differences.is_empty() {
-            printer.tell(
+            printer.status_bilingual(
                 &format!("使用适配器自带的分词器与模板：{}", differences.join("；")),
                 &format!("using the adapter's own tokenizer and template: {}", differences.join("; ")),
             );

@@ -9,7 +9,7 @@ use crate::diagnostic::Result;
 pub struct Batch {
     /// Sequences.
     pub sequences: usize,
-    /// Tokens of each.
+    /// ModelTokens of each.
     pub tokens: usize,
 }
 

@@ -8,11 +8,11 @@ use danlu_model::{Decoder, ModelConfig, Workspace};
 use super::flops::{self, Span};
 use super::machine::{MachineArgs, describe_memory};
 use super::model::ModelArgs;
-use super::output::{Figures, rate};
+use super::output::{BenchOutput, rate};
 use super::{RunArgs, random_ids};
 use crate::args::compute::check_context;
 use crate::diagnostic::Result;
-use crate::memory::{self, Watch};
+use crate::memory::{self, MemoryWatch};
 use crate::printer::Printer;
 
 /// The flags of `danlu bench decode`.
@@ -20,10 +20,10 @@ use crate::printer::Printer;
 pub struct DecodeArgs {
     #[command(flatten)]
     model: ModelArgs,
-    /// Tokens of every prompt, at random; reading them is not measured
+    /// ModelTokens of every prompt, at random; reading them is not measured
     #[arg(long, value_name = "N", default_value_t = 16, value_parser = super::tokens, help_heading = "Job")]
     prompt_tokens: usize,
-    /// Tokens that every sequence is continued by, the likeliest each time
+    /// ModelTokens that every sequence is continued by, the likeliest each time
     #[arg(long, value_name = "N", default_value_t = 64, value_parser = super::tokens, help_heading = "Job")]
     new_tokens: usize,
     /// Sequences decoded together
@@ -56,7 +56,7 @@ pub fn run(args: &DecodeArgs, printer: &Printer) -> Result<()> {
     let before = machine.read_bandwidth(printer);
     // Measuring took memory of its own.
     memory::forget_peak();
-    let mut figures = Figures::new("decode", args.run.json, printer);
+    let mut figures = BenchOutput::new("decode", args.run.json, printer);
     let weights = machine.weights(&model, &config, printer)?;
     let weight_bytes = model.describe(&config, &weights, &mut figures, printer);
     machine.describe(&mut figures, printer);
@@ -77,7 +77,7 @@ pub fn run(args: &DecodeArgs, printer: &Printer) -> Result<()> {
 
     // Of a table that is not the head too, a token reads its own row alone.
     let table = if config.tie_word_embeddings { 0 } else { table_bytes(&weights) };
-    let watch = Watch::start();
+    let watch = MemoryWatch::start();
     let decoder = machine.decoder(&config, &weights)?;
     let mut work = Workspace::new();
     let runs = args.run.runs(3, 1);

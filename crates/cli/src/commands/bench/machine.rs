@@ -9,7 +9,7 @@ use danlu_model::{Decoder, ModelConfig, Quantization, Weights};
 use danlu_train::Precision;
 
 use super::model::Model;
-use super::output::{self, Figures};
+use super::output::{self, BenchOutput};
 use crate::args::ComputeArgs;
 use crate::args::compute::isa_from_env;
 use crate::commands::base::QuantArgs;
@@ -78,7 +78,7 @@ impl Machine {
     }
 
     /// Says what it is.
-    pub fn describe(&self, figures: &mut Figures<'_>, printer: &Printer) {
+    pub fn describe(&self, figures: &mut BenchOutput<'_>, printer: &Printer) {
         let why = match (self.is_default, self.precision) {
             (false, _) => String::new(),
             (true, Precision::Bf16) => printer
@@ -109,7 +109,7 @@ impl Machine {
     }
 
     /// Measures the peak, and holds `flops` a second against it.
-    pub fn compare_flops(&self, flops: f64, figures: &mut Figures<'_>, printer: &Printer) {
+    pub fn compare_flops(&self, flops: f64, figures: &mut BenchOutput<'_>, printer: &Printer) {
         printer.live(printer.pick("测量本机峰值", "measuring this machine's peak"));
         let peak = peak::flops(self.isa, self.precision.into(), self.threads);
         printer.clear_live();
@@ -144,7 +144,7 @@ impl Machine {
     }
 
     /// Holds `bytes` a second against the read bandwidth.
-    pub fn compare_bytes(&self, bytes: f64, peak: f64, figures: &mut Figures<'_>, printer: &Printer) {
+    pub fn compare_bytes(&self, bytes: f64, peak: f64, figures: &mut BenchOutput<'_>, printer: &Printer) {
         let (rate, of, percent) = (output::rate(bytes / 1e9), output::rate(peak / 1e9), 100.0 * bytes / peak);
         // What memory cannot deliver came from nearer by.
         let near = match bytes > peak {
@@ -167,7 +167,7 @@ impl Machine {
 pub fn describe_memory(
     peak: Option<u64>,
     anonymous: Option<u64>,
-    figures: &mut Figures<'_>,
+    figures: &mut BenchOutput<'_>,
     printer: &Printer,
 ) {
     let text = match (peak, anonymous) {

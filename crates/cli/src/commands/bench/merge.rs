@@ -14,13 +14,13 @@ use danlu_model::{FileError, ModelConfig, Weights, files};
 
 use super::machine::describe_memory;
 use super::model::{Model, ModelArgs};
-use super::output::{Figures, rate, seconds};
+use super::output::{BenchOutput, rate, seconds};
 use super::{RunArgs, median, stopped};
 use crate::args::ComputeArgs;
-use crate::diagnostic::{Report, Result};
-use crate::memory::{self, Watch};
+use crate::diagnostic::{Diagnostic, Result};
+use crate::memory::{self, MemoryWatch};
 use crate::printer::Printer;
-use crate::temp_dirs::Scratch;
+use crate::temp_dirs::TrackedTempDir;
 use crate::{interrupt, terminal_text};
 
 /// Rank and alpha of the adapter: those of training by default.
@@ -66,17 +66,17 @@ pub fn run(args: &MergeBenchArgs, printer: &Printer) -> Result<()> {
     let threads = args.compute.threads();
     let backend = args.compute.backend(DType::F32)?;
     let own = match &model {
-        Model::Shape(_, None) => Some(Scratch::new_in(&std::env::temp_dir())?),
+        Model::Shape(_, None) => Some(TrackedTempDir::new_in(&std::env::temp_dir())?),
         _ => None,
     };
     let otherwise = own.as_ref().map_or_else(PathBuf::new, |own| own.path().join("base"));
     let base = model.folder(&otherwise, threads, printer)?;
     let weights = Weights::open(&base)?;
     weights.check_complete(&config)?;
-    let beside = Scratch::new_in(&parent(&base)?)?;
+    let beside = TrackedTempDir::new_in(&parent(&base)?)?;
     warn_of_memory_disks(beside.path(), printer);
 
-    let mut figures = Figures::new("merge", args.run.json, printer);
+    let mut figures = BenchOutput::new("merge", args.run.json, printer);
     model.describe(&config, &weights, &mut figures, printer);
     let adapter = random_adapter(&config, &*backend)?;
     let modules = adapter.modules().len();
@@ -136,7 +136,7 @@ pub fn run(args: &MergeBenchArgs, printer: &Printer) -> Result<()> {
 
 /// The folder that holds `base`, wherever links lead.
 fn parent(base: &Path) -> Result<PathBuf> {
-    let real = fs::canonicalize(base).map_err(|error| Report::io("open", base, error))?;
+    let real = fs::canonicalize(base).map_err(|error| Diagnostic::io("open", base, error))?;
     Ok(real.parent().unwrap_or(&real).to_owned())
 }
 
@@ -154,7 +154,7 @@ fn random_adapter(config: &ModelConfig, backend: &dyn Backend) -> Result<Adapter
 fn read_once(paths: &[PathBuf], printer: &Printer) -> Result<()> {
     let mut chunk = vec![0; CHUNK];
     for path in paths {
-        let error = |error| Report::io("read", path, error);
+        let error = |error| Diagnostic::io("read", path, error);
         printer.live(
             &printer.pick(format!("先读一遍 {}", path.display()), format!("reading {} once", path.display())),
         );
@@ -186,7 +186,7 @@ fn round(
         // A round that has begun counts: what asks for a stop is asked between two of them.
         ControlFlow::Continue(())
     };
-    let watch = Watch::start();
+    let watch = MemoryWatch::start();
     let report = merge::merge(base, adapter, backend, &merged, &options, &mut progress)?;
     let anonymous = watch.finish();
     remove(&merged)?;
@@ -207,13 +207,13 @@ fn copy_all(paths: &[PathBuf], folder: &Path) -> Result<u64> {
     if needed > available {
         let (needed, available) = (terminal_text::bytes(needed), terminal_text::bytes(available));
         let text = format!("the copy beside the model needs {needed}, and the disk has {available} free");
-        return Err(Report::input(text).with_hint("free some space, or measure a smaller shape"));
+        return Err(Diagnostic::input(text).with_hint("free some space, or measure a smaller shape"));
     }
-    fs::create_dir(folder).map_err(|error| Report::io("create", folder, error))?;
+    fs::create_dir(folder).map_err(|error| Diagnostic::io("create", folder, error))?;
     let (mut chunk, mut bytes) = (vec![0; CHUNK], 0);
     for path in paths {
         let to = folder.join(path.file_name().unwrap_or_default());
-        let mut from = File::open(path).map_err(|error| Report::io("read", path, error))?;
+        let mut from = File::open(path).map_err(|error| Diagnostic::io("read", path, error))?;
         let written = copy(&mut from, &to, &mut chunk);
         bytes += written.map_err(|error| FileError::new("write", &to, error))?;
     }
@@ -236,7 +236,7 @@ fn copy(from: &mut File, to: &Path, chunk: &mut [u8]) -> io::Result<u64> {
 }
 
 fn remove(folder: &Path) -> Result<()> {
-    fs::remove_dir_all(folder).map_err(|error| Report::io("remove", folder, error))
+    fs::remove_dir_all(folder).map_err(|error| Diagnostic::io("remove", folder, error))
 }
 
 /// Says so where the files would not be on a disk at all.

@@ -13,7 +13,7 @@ mod train;
 use clap::{Args, Subcommand};
 use danlu_kernels::rng::{self, Stream};
 
-use crate::diagnostic::{Report, Result};
+use crate::diagnostic::{Diagnostic, Result};
 use crate::interrupt;
 use crate::printer::Printer;
 
@@ -113,7 +113,7 @@ impl Runs {
 /// # Errors
 /// If a flag or the model has a fault, or it is stopped before anything is measured.
 pub fn run(command: &BenchCommand, printer: &Printer) -> Result<()> {
-    let _attention = interrupt::listen(None)?;
+    let _attention = interrupt::graceful_stop(None)?;
     match command {
         BenchCommand::Train(args) => train::run(args, printer),
         BenchCommand::Prefill(args) => prefill::run(args, printer),
@@ -123,8 +123,8 @@ pub fn run(command: &BenchCommand, printer: &Printer) -> Result<()> {
 }
 
 /// The error when Ctrl-C came too early.
-fn stopped() -> Report {
-    Report::input("stopped before anything was measured")
+fn stopped() -> Diagnostic {
+    Diagnostic::input("stopped before anything was measured")
 }
 
 /// A number of tokens on the command line.

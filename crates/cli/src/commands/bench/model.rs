@@ -11,11 +11,11 @@ use danlu_model::{
 };
 use danlu_train::{WeightBytes, weight_bytes, weight_bytes_of};
 
-use super::output::Figures;
+use super::output::BenchOutput;
 use super::stopped;
 use crate::commands::loaded::folder_name;
 use crate::commands::{base, no_model};
-use crate::diagnostic::{Report, Result};
+use crate::diagnostic::{Diagnostic, Result};
 use crate::printer::Printer;
 use crate::{interrupt, memory, terminal_text};
 
@@ -56,14 +56,16 @@ impl ModelArgs {
     pub fn model(&self, printer: &Printer) -> Result<Model> {
         let shapes = || Shape::ALL.map(Shape::name).join(", ");
         match (&self.base, self.shape, &self.keep) {
-            (Some(_), Some(_), _) => Err(Report::input("`--base` and `--shape` are two models")
+            (Some(_), Some(_), _) => Err(Diagnostic::input("`--base` and `--shape` are two models")
                 .with_hint("leave one of them out: one model is measured")),
-            (Some(_), None, Some(_)) => Err(Report::input("`--keep` goes with `--shape`")
+            (Some(_), None, Some(_)) => Err(Diagnostic::input("`--keep` goes with `--shape`")
                 .with_hint("leave it out: the base stays where it is")),
             (Some(base), None, None) => Ok(Model::Folder(no_model::base(base, Extent::All, printer)?)),
             (None, Some(shape), keep) => Ok(Model::Shape(shape, keep.clone())),
-            (None, None, _) => Err(Report::input("`--base` or `--shape` is missing: the model to measure")
-                .with_hint(format!("the shapes are {}", shapes()))),
+            (None, None, _) => {
+                Err(Diagnostic::input("`--base` or `--shape` is missing: the model to measure")
+                    .with_hint(format!("the shapes are {}", shapes())))
+            }
         }
     }
 }
@@ -102,14 +104,16 @@ impl Model {
         match FolderState::of(folder, &config)? {
             FolderState::Same => {
                 let place = folder.display();
-                printer.tell(
+                printer.status_bilingual(
                     &format!("使用 {place} 里已有的权重"),
                     &format!("using the weights that are in {place} already"),
                 );
             }
             FolderState::Other => {
                 let text = format!("`{}` holds another model than `{shape}`", folder.display());
-                return Err(Report::input(text).with_hint("name a folder that is new, or leave `--keep` out"));
+                return Err(
+                    Diagnostic::input(text).with_hint("name a folder that is new, or leave `--keep` out")
+                );
             }
             FolderState::None => {
                 let weights = RandomWeights { config: &config, seed: SEED, threads };
@@ -170,7 +174,7 @@ impl Model {
         &self,
         config: &ModelConfig,
         weights: &Weights,
-        figures: &mut Figures<'_>,
+        figures: &mut BenchOutput<'_>,
         printer: &Printer,
     ) -> u64 {
         let bytes = weights.total_bytes();
@@ -209,11 +213,11 @@ fn making(printer: &Printer) -> impl FnMut(RandomProgress) -> ControlFlow<()> {
             format!("生成随机权重 {done} / {total}"),
             format!("making random weights: {done} of {total}"),
         ));
-        interrupt::flow()
+        interrupt::check()
     }
 }
 
-fn making_failed(error: ModelError) -> Report {
+fn making_failed(error: ModelError) -> Diagnostic {
     match error {
         ModelError::Stopped => stopped(),
         error => error.into(),
@@ -229,7 +233,8 @@ fn check_memory(shape: Shape, config: &ModelConfig, quantization: Option<Quantiz
             let (needed, available) = (terminal_text::bytes(needed), terminal_text::bytes(available));
             let text =
                 format!("the weights of `{shape}` take {needed}, and {available} of memory are available");
-            Err(Report::input(text).with_hint("`--keep DIR` writes them to a disk, and maps them from there"))
+            Err(Diagnostic::input(text)
+                .with_hint("`--keep DIR` writes them to a disk, and maps them from there"))
         }
         _ => Ok(()),
     }

@@ -3,7 +3,7 @@
 use serde_json::{Map, Number, Value};
 
 use super::median;
-use crate::printer::{Look, Printer};
+use crate::printer::{Printer, Style};
 use crate::terminal_text;
 
 /// Cells of the names in front of the figures.
@@ -13,13 +13,13 @@ const NAME: usize = 16;
 ///
 /// People see what is measured before it begins, and a few rows after. Machines get every figure at the end, as one
 /// line of JSON, and the talk goes to stderr.
-pub struct Figures<'a> {
+pub struct BenchOutput<'a> {
     printer: &'a Printer,
     json: bool,
     values: Map<String, Value>,
 }
 
-impl<'a> Figures<'a> {
+impl<'a> BenchOutput<'a> {
     /// The figures of one measurement, of the name that `danlu bench` knows it by.
     pub fn new(bench: &str, json: bool, printer: &'a Printer) -> Self {
         let mut figures = Self { printer, json, values: Map::new() };
@@ -43,16 +43,16 @@ impl<'a> Figures<'a> {
     pub fn row(&self, name: (&str, &str), value: &str) {
         let name = terminal_text::pad(self.printer.pick(name.0, name.1), NAME);
         match self.json {
-            true => self.printer.say(&format!("{} {value}", self.printer.err(Look::Dim, &name))),
-            false => self.printer.out(&format!("{} {value}", self.printer.data(Look::Dim, &name))),
+            true => self.printer.status(&format!("{} {value}", self.printer.paint_status(Style::Dim, &name))),
+            false => self.printer.data(&format!("{} {value}", self.printer.paint_data(Style::Dim, &name))),
         }
     }
 
-    /// As [`Figures::row`], for a figure that matters.
+    /// As [`BenchOutput::row`], for a figure that matters.
     pub fn result(&self, name: (&str, &str), value: &str) {
         match self.json {
             true => self.row(name, value),
-            false => self.row(name, &self.printer.data(Look::Bold, value)),
+            false => self.row(name, &self.printer.paint_data(Style::Bold, value)),
         }
     }
 
@@ -77,7 +77,7 @@ impl<'a> Figures<'a> {
     /// Ends the measurement: machines get their line.
     pub fn finish(self) {
         if self.json {
-            self.printer.out(&Value::Object(self.values).to_string());
+            self.printer.data(&Value::Object(self.values).to_string());
         }
     }
 }
@@ -120,7 +120,7 @@ mod tests {
     #[test]
     fn measured_figures_have_six_digits_and_may_be_absent() {
         let printer = Printer::new(Lang::En, Color::Never, false);
-        let mut figures = Figures::new("train", true, &printer);
+        let mut figures = BenchOutput::new("train", true, &printer);
         figures.measured("a", 1_234.567_891);
         figures.measured("b", None);
         figures.measured("c", f64::NAN);

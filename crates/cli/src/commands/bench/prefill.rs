@@ -7,11 +7,11 @@ use danlu_generate::Context;
 
 use super::machine::{MachineArgs, describe_memory};
 use super::model::ModelArgs;
-use super::output::{Figures, rate};
+use super::output::{BenchOutput, rate};
 use super::{RunArgs, flops, random_ids};
 use crate::args::compute::check_context;
 use crate::diagnostic::Result;
-use crate::memory::{self, Watch};
+use crate::memory::{self, MemoryWatch};
 use crate::printer::Printer;
 
 /// The flags of `danlu bench prefill`.
@@ -19,7 +19,7 @@ use crate::printer::Printer;
 pub struct PrefillArgs {
     #[command(flatten)]
     model: ModelArgs,
-    /// Tokens of the prompt, at random
+    /// ModelTokens of the prompt, at random
     #[arg(long, value_name = "N", default_value_t = 512, value_parser = super::tokens, help_heading = "Job")]
     prompt_tokens: usize,
     #[command(flatten)]
@@ -36,7 +36,7 @@ pub fn run(args: &PrefillArgs, printer: &Printer) -> Result<()> {
     let model = args.model.model(printer)?;
     let (config, machine, prompt) = (model.config()?, args.machine.machine()?, args.prompt_tokens);
     check_context(prompt, config.max_position_embeddings, "`--prompt-tokens`")?;
-    let mut figures = Figures::new("prefill", args.run.json, printer);
+    let mut figures = BenchOutput::new("prefill", args.run.json, printer);
     let weights = machine.weights(&model, &config, printer)?;
     model.describe(&config, &weights, &mut figures, printer);
     machine.describe(&mut figures, printer);
@@ -46,7 +46,7 @@ pub fn run(args: &PrefillArgs, printer: &Printer) -> Result<()> {
     );
     figures.set("prompt_tokens", prompt);
 
-    let watch = Watch::start();
+    let watch = MemoryWatch::start();
     let decoder = machine.decoder(&config, &weights)?;
     let mut context = Context::new(&decoder, None, prompt);
     let runs = args.run.runs(5, 1);

@@ -12,14 +12,14 @@ use super::batch::Batch;
 use super::flops::Span;
 use super::machine::{Machine, MachineArgs, describe_memory};
 use super::model::{Model, ModelArgs};
-use super::output::{Figures, rate};
+use super::output::{BenchOutput, rate};
 use super::{RunArgs, flops, random_ids};
 use crate::args::compute::check_context;
 use crate::commands::train::forecast::{self, Forecast};
 use crate::commands::train::prepare::prepare;
 use crate::commands::train::{AdapterArgs, memory_limit};
-use crate::diagnostic::{Report, Result};
-use crate::memory::{self, Watch};
+use crate::diagnostic::{Diagnostic, Result};
+use crate::memory::{self, MemoryWatch};
 use crate::printer::Printer;
 use crate::terminal_text;
 
@@ -104,7 +104,7 @@ pub fn run(args: &TrainBenchArgs, printer: &Printer) -> Result<()> {
     let job = job(args, &model, &config, settings, printer)?;
     let forecast = forecast(args, &model, &config, &machine, &job)?;
 
-    let mut figures = Figures::new("train", args.run.json, printer);
+    let mut figures = BenchOutput::new("train", args.run.json, printer);
     let weights = machine.weights(&model, &config, printer)?;
     model.describe(&config, &weights, &mut figures, printer);
     machine.describe(&mut figures, printer);
@@ -112,7 +112,7 @@ pub fn run(args: &TrainBenchArgs, printer: &Printer) -> Result<()> {
     describe_job(&job, &adapter, &mut figures, printer);
     describe_forecast(&forecast, &mut figures, printer);
 
-    let watch = Watch::start();
+    let watch = MemoryWatch::start();
     let decoder = machine.decoder(&config, &weights)?;
     let examples = match job.examples {
         Examples::OfData(examples) => examples,
@@ -191,7 +191,7 @@ fn job(
         let text = format!(
             "a step of {accumulation} x {sequences} sequences of {tokens} tokens has more than {most} tokens"
         );
-        return Err(Report::input(text).with_hint("lower `--batch` or `--gradient-accumulation-steps`"));
+        return Err(Diagnostic::input(text).with_hint("lower `--batch` or `--gradient-accumulation-steps`"));
     };
     // One pass over them is one step; the first token of a sequence has no loss.
     let random = vec![RecordSize { tokens, trained: tokens - 1, beginning: &[] }; all];
@@ -225,7 +225,7 @@ fn data_job(
         (Some(folder), _) => folder,
         (None, Model::Folder(base)) => base,
         (None, Model::Shape(..)) => {
-            return Err(Report::input("a shape has no tokenizer, and `--data` needs one")
+            return Err(Diagnostic::input("a shape has no tokenizer, and `--data` needs one")
                 .with_hint("name the folder of one with `--tokenizer DIR`"));
         }
     };
@@ -288,20 +288,20 @@ fn forecast(
         }
         Examples::OfData(_) => smaller.to_string(),
     };
-    Forecast::settle(&input, args.memory_limit, &flags)
+    Forecast::with_input(&input, args.memory_limit, &flags)
 }
 
-fn describe_forecast(forecast: &Forecast, figures: &mut Figures<'_>, printer: &Printer) {
+fn describe_forecast(forecast: &Forecast, figures: &mut BenchOutput<'_>, printer: &Printer) {
     figures.row(("内存", "memory"), &forecast.peak(printer));
     figures.row(("各层", "layers"), &forecast::layers(&forecast.plan, printer));
     figures.set("memory_limit_bytes", forecast.limit);
     figures.set("foreseen_memory_bytes", forecast.plan.total);
     figures.set("layers_recomputed", forecast.plan.layers.recompute);
-    figures.set("weights_stay_in_memory", !forecast.crowded);
+    figures.set("weights_stay_in_memory", !forecast.weights_evictable);
     forecast.warn(printer);
 }
 
-fn describe_job(job: &Job, adapter: &Adapter, figures: &mut Figures<'_>, printer: &Printer) {
+fn describe_job(job: &Job, adapter: &Adapter, figures: &mut BenchOutput<'_>, printer: &Printer) {
     let s = &job.settings;
     let n = s.gradient_accumulation_steps;
     figures.row(

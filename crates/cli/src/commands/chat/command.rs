@@ -6,7 +6,7 @@ use danlu_generate::ChatSession;
 use danlu_model::files;
 use serde_json::json;
 
-use crate::diagnostic::{Report, Result};
+use crate::diagnostic::{Diagnostic, Result};
 
 /// Every command.
 pub const NAMES: [&str; 6] = ["/reset", "/system", "/save", "/help", "/exit", "/quit"];
@@ -29,7 +29,7 @@ pub const HELP_EN: &str = "\
 
 /// What a line means.
 #[derive(Debug, PartialEq, Eq)]
-pub enum Line<'a> {
+pub enum ChatInput<'a> {
     Say(&'a str),
     Reset,
     System(&'a str),
@@ -42,22 +42,22 @@ pub enum Line<'a> {
 }
 
 /// Reads a line. Only a word of letters after the slash is a command: `/` and `1/2` are things to say.
-pub fn parse(input: &str) -> Line<'_> {
+pub fn parse(input: &str) -> ChatInput<'_> {
     let input = input.trim();
     let (name, rest) = input.split_once(char::is_whitespace).unwrap_or((input, ""));
     let rest = rest.trim();
     match (name, rest) {
-        ("/reset", "") => Line::Reset,
-        ("/system", text) => Line::System(text),
-        ("/save", path) if !path.is_empty() => Line::Save(Path::new(path)),
-        ("/help", "") => Line::Help,
-        ("/exit" | "/quit", "") => Line::Exit,
-        ("/save", _) => Line::Misused(name, "/save FILE, as in /save talk.jsonl"),
+        ("/reset", "") => ChatInput::Reset,
+        ("/system", text) => ChatInput::System(text),
+        ("/save", path) if !path.is_empty() => ChatInput::Save(Path::new(path)),
+        ("/help", "") => ChatInput::Help,
+        ("/exit" | "/quit", "") => ChatInput::Exit,
+        ("/save", _) => ChatInput::Misused(name, "/save FILE, as in /save talk.jsonl"),
         ("/reset" | "/help" | "/exit" | "/quit", _) => {
-            Line::Misused(name, "nothing stands after /reset, /help and /exit")
+            ChatInput::Misused(name, "nothing stands after /reset, /help and /exit")
         }
-        _ if is_command(name) => Line::Unknown(name),
-        _ => Line::Say(input),
+        _ if is_command(name) => ChatInput::Unknown(name),
+        _ => ChatInput::Say(input),
     }
 }
 
@@ -69,11 +69,13 @@ fn is_command(name: &str) -> bool {
 /// Writes the conversation as one record in the `messages` format, to a file that does not exist yet.
 pub fn save(session: &ChatSession<'_>, path: &Path) -> Result<()> {
     if session.history().is_empty() {
-        return Err(Report::input("there is no conversation to save yet").with_hint("say something first"));
+        return Err(
+            Diagnostic::input("there is no conversation to save yet").with_hint("say something first")
+        );
     }
     if path.exists() {
-        let report = Report::input(format!("`{}` exists already", path.display()));
-        return Err(report.with_hint("choose another name: nothing is overwritten"));
+        let diagnostic = Diagnostic::input(format!("`{}` exists already", path.display()));
+        return Err(diagnostic.with_hint("choose another name: nothing is overwritten"));
     }
     let record = json!({ "messages": session.messages() });
     Ok(files::write_atomic(path, format!("{record}\n").as_bytes())?)
@@ -85,15 +87,15 @@ mod tests {
 
     #[test]
     fn commands_are_told_from_things_to_say() {
-        assert_eq!(parse("/reset "), Line::Reset);
-        assert_eq!(parse("/system  你是 甄嬛。"), Line::System("你是 甄嬛。"));
-        assert_eq!(parse("/save a b.jsonl"), Line::Save(Path::new("a b.jsonl")));
-        assert_eq!(parse("/quit"), Line::Exit);
-        assert_eq!(parse("/rest"), Line::Unknown("/rest"));
-        assert!(matches!(parse("/save"), Line::Misused("/save", _)));
-        assert!(matches!(parse("/reset now"), Line::Misused("/reset", _)));
+        assert_eq!(parse("/reset "), ChatInput::Reset);
+        assert_eq!(parse("/system  你是 甄嬛。"), ChatInput::System("你是 甄嬛。"));
+        assert_eq!(parse("/save a b.jsonl"), ChatInput::Save(Path::new("a b.jsonl")));
+        assert_eq!(parse("/quit"), ChatInput::Exit);
+        assert_eq!(parse("/rest"), ChatInput::Unknown("/rest"));
+        assert!(matches!(parse("/save"), ChatInput::Misused("/save", _)));
+        assert!(matches!(parse("/reset now"), ChatInput::Misused("/reset", _)));
         for text in ["/", "1/2", "/etc/passwd 是什么？", "你好"] {
-            assert_eq!(parse(text), Line::Say(text));
+            assert_eq!(parse(text), ChatInput::Say(text));
         }
     }
 }

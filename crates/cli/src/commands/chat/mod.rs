@@ -18,13 +18,13 @@ use crate::args::compute::{ComputeArgs, products};
 use crate::args::sampling::SamplingArgs;
 use crate::clap_error::at_least_one;
 use crate::commands::base::{self, QuantArgs};
-use crate::commands::loaded::{Loaded, Place};
+use crate::commands::loaded::{LoadedModel, ModelDirs};
 use crate::commands::other_base;
-use crate::diagnostic::{Report, Result};
+use crate::diagnostic::{Diagnostic, Result};
 use crate::interrupt;
-use crate::printer::{Look, Printer};
+use crate::printer::{Printer, Style};
 use crate::terminal_text;
-use command::Line;
+use command::ChatInput;
 
 /// Examples under `--help`.
 pub const EXAMPLES: &str = "\
@@ -80,16 +80,16 @@ pub struct ChatArgs {
 /// If the model cannot be loaded, a setting is out of range, or a one-shot prompt cannot be answered.
 pub fn run(args: &ChatArgs, printer: &Printer) -> Result<()> {
     if args.prompt.as_ref().is_some_and(|prompt| prompt.trim().is_empty()) {
-        let report = Report::input("`--prompt` is empty: there is nothing to answer");
-        return Err(report.with_hint("give it a text, or leave it out to talk"));
+        let diagnostic = Diagnostic::input("`--prompt` is empty: there is nothing to answer");
+        return Err(diagnostic.with_hint("give it a text, or leave it out to talk"));
     }
     let started = Instant::now();
     let backend = args.compute.backend(args.dtype)?;
-    let place = Place::find(&args.path, args.base.as_deref(), printer)?;
-    other_base::warn(&place, &place.base, other_base::Look::Glance, printer)?;
+    let place = ModelDirs::find(&args.path, args.base.as_deref(), printer)?;
+    other_base::warn(&place, &place.base, other_base::CheckDepth::Sample, printer)?;
     let quantization = args.quant.of(&place, printer)?;
     let decoder = Arc::new(base::load(&place.base, quantization, args.compute.threads(), backend, printer)?);
-    let loaded = Loaded::on(place, decoder, args.allow_template_mismatch, printer)?;
+    let loaded = LoadedModel::on(place, decoder, args.allow_template_mismatch, printer)?;
     let options = GenerateOptions {
         max_new_tokens: args.max_new_tokens,
         stop_ids: Default::default(),
@@ -104,7 +104,7 @@ pub fn run(args: &ChatArgs, printer: &Printer) -> Result<()> {
     session.set_system(args.system.clone().or_else(|| loaded.default_system.clone()));
     if printer.verbose {
         let took = started.elapsed().as_millis();
-        printer.tell(&format!("模型 {took} 毫秒内就绪"), &format!("model ready in {took} ms"));
+        printer.status_bilingual(&format!("模型 {took} 毫秒内就绪"), &format!("model ready in {took} ms"));
     }
 
     match &args.prompt {
@@ -115,12 +115,12 @@ pub fn run(args: &ChatArgs, printer: &Printer) -> Result<()> {
 }
 
 /// A conversation at the terminal.
-fn talk(mut session: ChatSession<'_>, loaded: &Loaded, printer: &Printer) -> Result<()> {
-    let _attention = interrupt::listen(None)?;
+fn talk(mut session: ChatSession<'_>, loaded: &LoadedModel, printer: &Printer) -> Result<()> {
+    let _attention = interrupt::graceful_stop(None)?;
     let mut editor = rustyline::DefaultEditor::new()
-        .map_err(|error| Report::input(format!("cannot read from the terminal: {error}")))?;
-    let name = printer.err(Look::Bold, &loaded.name());
-    printer.tell(
+        .map_err(|error| Diagnostic::input(format!("cannot read from the terminal: {error}")))?;
+    let name = printer.paint_status(Style::Bold, &loaded.name());
+    printer.status_bilingual(
         &format!("正在与 {name} 对话。/help 列出命令，/exit 或 Ctrl-D 离开。"),
         &format!("Talking with {name}. /help lists the commands, /exit or Ctrl-D leaves."),
     );
@@ -129,8 +129,8 @@ fn talk(mut session: ChatSession<'_>, loaded: &Loaded, printer: &Printer) -> Res
             Ok(input) if input.trim().is_empty() => {}
             Ok(input) => {
                 let _ = editor.add_history_entry(&input);
-                if obey_or_answer(&mut session, &input, printer).unwrap_or_else(|report| {
-                    printer.say(report.render(printer.err_color()).trim_end());
+                if obey_or_answer(&mut session, &input, printer).unwrap_or_else(|diagnostic| {
+                    printer.status(diagnostic.render(printer.status_color()).trim_end());
                     ControlFlow::Continue(())
                 }) == ControlFlow::Break(())
                 {
@@ -138,10 +138,10 @@ fn talk(mut session: ChatSession<'_>, loaded: &Loaded, printer: &Printer) -> Res
                 }
             }
             Err(ReadlineError::Interrupted) => {
-                printer.tell("（/exit 或 Ctrl-D 离开）", "(/exit or Ctrl-D leaves)")
+                printer.status_bilingual("（/exit 或 Ctrl-D 离开）", "(/exit or Ctrl-D leaves)")
             }
             Err(ReadlineError::Eof) => return Ok(()),
-            Err(error) => return Err(Report::input(format!("cannot read from the terminal: {error}"))),
+            Err(error) => return Err(Diagnostic::input(format!("cannot read from the terminal: {error}"))),
         }
     }
 }
@@ -153,10 +153,10 @@ fn piped(mut session: ChatSession<'_>, printer: &Printer) -> Result<()> {
     for input in io::stdin().lock().lines() {
         let input = input.map_err(|error| {
             if error.kind() == io::ErrorKind::InvalidData {
-                let report = Report::input("standard input is not UTF-8");
-                return report.with_hint("convert it first: `iconv -f GB18030 -t UTF-8`");
+                let diagnostic = Diagnostic::input("standard input is not UTF-8");
+                return diagnostic.with_hint("convert it first: `iconv -f GB18030 -t UTF-8`");
             }
-            Report::input(format!("cannot read standard input: {error}"))
+            Diagnostic::input(format!("cannot read standard input: {error}"))
         })?;
         if input.trim().is_empty() {
             continue;
@@ -164,15 +164,15 @@ fn piped(mut session: ChatSession<'_>, printer: &Printer) -> Result<()> {
         match obey_or_answer(&mut session, &input, printer) {
             Ok(ControlFlow::Continue(())) => {}
             Ok(ControlFlow::Break(())) => break,
-            Err(report) => {
+            Err(diagnostic) => {
                 failed += 1;
-                printer.say(report.render(printer.err_color()).trim_end());
+                printer.status(diagnostic.render(printer.status_color()).trim_end());
             }
         }
     }
     match failed {
         0 => Ok(()),
-        n => Err(Report::input(format!(
+        n => Err(Diagnostic::input(format!(
             "{} could not be followed, see above",
             terminal_text::counted(n, "line")
         ))),
@@ -182,38 +182,41 @@ fn piped(mut session: ChatSession<'_>, printer: &Printer) -> Result<()> {
 /// A command is obeyed, anything else answered.
 fn obey_or_answer(session: &mut ChatSession<'_>, input: &str, printer: &Printer) -> Result<ControlFlow<()>> {
     match command::parse(input) {
-        Line::Say(text) => say(session, text, printer)?,
-        Line::Reset => {
+        ChatInput::Say(text) => say(session, text, printer)?,
+        ChatInput::Reset => {
             session.reset();
-            printer.tell("已忘记之前的对话。", "The conversation is forgotten.");
+            printer.status_bilingual("已忘记之前的对话。", "The conversation is forgotten.");
         }
-        Line::System("") => match session.system() {
-            Some(system) => printer.say(&terminal_text::printable(system)),
-            None => printer.tell("没有系统提示词。", "There is no system prompt."),
+        ChatInput::System("") => match session.system() {
+            Some(system) => printer.status(&terminal_text::printable(system)),
+            None => printer.status_bilingual("没有系统提示词。", "There is no system prompt."),
         },
-        Line::System(text) => {
+        ChatInput::System(text) => {
             session.set_system(Some(text.to_owned()));
-            printer.tell(
+            printer.status_bilingual(
                 "系统提示词已设定，从下一句起生效。",
                 "The system prompt is set, from the next message on.",
             );
         }
-        Line::Save(path) => {
+        ChatInput::Save(path) => {
             command::save(session, path)?;
             let path = path.display();
-            printer.tell(&format!("对话已存入 {path}"), &format!("Saved the conversation to {path}"));
+            printer.status_bilingual(
+                &format!("对话已存入 {path}"),
+                &format!("Saved the conversation to {path}"),
+            );
         }
-        Line::Help => printer.say(printer.pick(command::HELP_ZH, command::HELP_EN)),
-        Line::Exit => return Ok(ControlFlow::Break(())),
-        Line::Misused(name, usage) => {
-            return Err(Report::input(format!("`{name}` is not used like this")).with_hint(usage));
+        ChatInput::Help => printer.status(printer.pick(command::HELP_ZH, command::HELP_EN)),
+        ChatInput::Exit => return Ok(ControlFlow::Break(())),
+        ChatInput::Misused(name, usage) => {
+            return Err(Diagnostic::input(format!("`{name}` is not used like this")).with_hint(usage));
         }
-        Line::Unknown(name) => {
-            let report = Report::input(format!("unknown command `{name}`"));
+        ChatInput::Unknown(name) => {
+            let diagnostic = Diagnostic::input(format!("unknown command `{name}`"));
             let known = format!("the commands are {}", command::NAMES.join(" "));
             let hint =
                 danlu_data::nearest(name, command::NAMES).map(|near| format!("did you mean `{near}`?"));
-            return Err(report.with_hint(hint.unwrap_or(known)));
+            return Err(diagnostic.with_hint(hint.unwrap_or(known)));
         }
     }
     Ok(ControlFlow::Continue(()))
@@ -221,16 +224,16 @@ fn obey_or_answer(session: &mut ChatSession<'_>, input: &str, printer: &Printer)
 
 /// Streams one reply to stdout.
 fn say(session: &mut ChatSession<'_>, message: &str, printer: &Printer) -> Result<()> {
-    interrupt::forget();
+    interrupt::clear();
     let mut ended = true;
     let reply = session.reply(message, &mut |piece| {
         let piece = terminal_text::printable(piece);
-        printer.out_raw(&piece);
+        printer.data_raw(&piece);
         ended = piece.ends_with('\n');
         if interrupt::requested() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     });
     if !ended || reply.is_ok() {
-        printer.out_raw("\n");
+        printer.data_raw("\n");
     }
     let reply = reply?;
     note(&reply, printer);
@@ -248,20 +251,23 @@ fn note(reply: &Reply, printer: &Printer) {
     }
     let generated = &reply.generated;
     match generated.stop {
-        StopReason::MaxNewTokens => printer.tell(
+        StopReason::MaxNewTokens => printer.status_bilingual(
             "（已到 --max-new-tokens，回复未完）",
             "(the reply reached --max-new-tokens and is cut short)",
         ),
         StopReason::ContextFull => {
-            printer.tell("（上下文已满，回复未完）", "(the context is full, the reply is cut short)");
+            printer.status_bilingual(
+                "（上下文已满，回复未完）",
+                "(the context is full, the reply is cut short)",
+            );
         }
         StopReason::EndToken(_) | StopReason::Caller => {}
     }
     if printer.verbose {
         let (first, speed) = (generated.prefill.as_millis(), generated.tokens_per_second());
         let (prompt, reused, new) = (generated.prompt_tokens, generated.reused_tokens, generated.ids.len());
-        printer.say(&printer.err(
-            Look::Dim,
+        printer.status(&printer.paint_status(
+            Style::Dim,
             &printer.pick(
                 format!("提示 {prompt} 词元（{reused} 个沿用缓存），首词元 {first} 毫秒，回复 {new} 词元，{speed:.1} 词元/秒"),
                 format!("prompt {prompt} tokens ({reused} cached), first token in {first} ms, {new} new tokens, {speed:.1} tok/s"),

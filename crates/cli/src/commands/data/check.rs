@@ -6,8 +6,8 @@ use clap::Args;
 use danlu_data::{BadRecord, Check, Dataset, Source, UnknownKey, check};
 
 use super::{DEFAULT_MAX_LENGTH, DataArgs, place, read};
-use crate::diagnostic::{Report, Result};
-use crate::printer::{Look, Printer};
+use crate::diagnostic::{Diagnostic, Result};
+use crate::printer::{Printer, Style};
 use crate::terminal_text;
 
 /// Bars of the histogram.
@@ -54,14 +54,14 @@ pub fn run(args: &CheckArgs, printer: &Printer) -> Result<()> {
 }
 
 fn row(printer: &Printer, zh: &str, en: &str, value: String) {
-    printer.out_behind(&terminal_text::pad(printer.pick(zh, en), 19), &value);
+    printer.data_labeled(&terminal_text::pad(printer.pick(zh, en), 19), &value);
 }
 
 fn print_counts(found: &Check, args: &CheckArgs, printer: &Printer) {
     for file in &found.files {
         let (name, format, size) =
             (terminal_text::printable(&file.name), file.format.name(), terminal_text::bytes(file.bytes));
-        printer.out(&printer.data(Look::Bold, &format!("{name} · {format} · {size}")));
+        printer.data(&printer.paint_data(Style::Bold, &format!("{name} · {format} · {size}")));
     }
     let n = |n: usize| terminal_text::thousands(n as u64);
     row(printer, "记录", "records", n(all_records(found)));
@@ -124,14 +124,19 @@ fn print_histogram(found: &Check, printer: &Printer) {
     };
     let digits = buckets.iter().map(|bucket| bucket.to.to_string().len()).max().unwrap_or(1);
     let cells = printer.width().min(72).saturating_sub(2 * digits + 14);
-    printer
-        .out(&format!("\n{}", printer.pick("长度分布（词元）：条数", "lengths in tokens: how many records")));
+    printer.data(&format!(
+        "\n{}",
+        printer.pick("长度分布（词元）：条数", "lengths in tokens: how many records")
+    ));
     for bucket in buckets {
         let eighths = (bucket.count * cells * 8).div_ceil(most);
         let mut bar = "█".repeat(eighths / 8);
         bar.extend(" ▏▎▍▌▋▊▉".chars().nth(eighths % 8).filter(|c| *c != ' '));
         let (from, to, count) = (bucket.from, bucket.to, bucket.count);
-        printer.out(&format!("  {from:>digits$}–{to:<digits$} {} {count}", printer.data(Look::Cyan, &bar)));
+        printer.data(&format!(
+            "  {from:>digits$}–{to:<digits$} {} {count}",
+            printer.paint_data(Style::Cyan, &bar)
+        ));
     }
 }
 
@@ -195,13 +200,13 @@ fn list(name: &str, lines: &[String], limit: usize, printer: &Printer) {
     if lines.is_empty() {
         return;
     }
-    printer.out(&format!("\n{}", printer.data(Look::Bold, name)));
+    printer.data(&format!("\n{}", printer.paint_data(Style::Bold, name)));
     for line in lines.iter().take(limit) {
-        printer.out_behind("  ", &terminal_text::printable(line));
+        printer.data_labeled("  ", &terminal_text::printable(line));
     }
     if lines.len() > limit {
         let more = lines.len() - limit;
-        printer.out(&printer.pick(
+        printer.data(&printer.pick(
             format!("  ……另有 {more} 处（--all 全部列出）"),
             format!("  … and {more} more (--all lists them)"),
         ));
@@ -222,7 +227,7 @@ fn verdict(args: &CheckArgs, datasets: &[Dataset], found: &Check, printer: &Prin
             0 => "mend them: without them nothing is left to train on".to_owned(),
             _ => "mend them, or let `danlu train --skip-bad` leave them out".to_owned(),
         };
-        return Err(Report::input(text).with_hint(wrongly_encoded.unwrap_or(hint)));
+        return Err(Diagnostic::input(text).with_hint(wrongly_encoded.unwrap_or(hint)));
     }
     if usable == 0 {
         let text = format!(
@@ -232,14 +237,14 @@ fn verdict(args: &CheckArgs, datasets: &[Dataset], found: &Check, printer: &Prin
         );
         let (shortest, longest) = (found.lengths.min(), found.lengths.max());
         let hint = format!("raise it: the shortest record takes {shortest} tokens, the longest {longest}");
-        return Err(Report::input(text).with_hint(hint));
+        return Err(Diagnostic::input(text).with_hint(hint));
     }
     let records = terminal_text::counted(usable as u64, "record");
-    printer.tell(
+    printer.status_bilingual(
         &format!("\n没有坏记录，可以训练：{} 条。接下来：", terminal_text::thousands(usable as u64)),
         &format!("\nno bad records, {records} to train on. Next:"),
     );
-    printer.say(&format!("  {}", printer.err(Look::Cyan, &next_command(args))));
+    printer.status(&format!("  {}", printer.paint_status(Style::Cyan, &next_command(args))));
     Ok(())
 }
 

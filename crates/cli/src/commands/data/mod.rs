@@ -14,7 +14,7 @@ use danlu_model::{Sequence, Tokenizer};
 
 use crate::clap_error::at_least_one;
 use crate::commands::{hub, no_model};
-use crate::diagnostic::{Report, Result};
+use crate::diagnostic::{Diagnostic, Result};
 use crate::embedded_base;
 use crate::printer::Printer;
 use crate::terminal_text;
@@ -66,7 +66,7 @@ impl DataArgs {
         if let Some(base) = &self.base {
             return Ok(Tokenizer::read(&no_model::base(base, Extent::Settings, printer)?)?);
         }
-        printer.tell(
+        printer.status_bilingual(
             &format!("没有给出 --base：用内置 {} 的分词器与模板", embedded_base::BASE_NAME),
             &format!(
                 "no --base given: using the tokenizer and template of the embedded {}",
@@ -119,14 +119,14 @@ pub fn format(name: &str) -> Result<Format, String> {
 /// As [`danlu_data::read`]; a name that may be a data set's on the Hub is told that files are read here.
 pub fn read(file: &Path, format: Option<Format>) -> Result<Dataset> {
     danlu_data::read(file, format).map_err(|error| {
-        let report = Report::from(error);
+        let diagnostic = Diagnostic::from(error);
         match file.extension().is_none() && hub::name_of(file).is_some() {
-            true => report.and_hint(format!(
+            true => diagnostic.and_hint(format!(
                 "data is read from files here: a data set of the Hub is fetched first, as by \
                  `hf download {} --repo-type dataset --local-dir DIR`",
                 file.display()
             )),
-            false => report,
+            false => diagnostic,
         }
     })
 }
@@ -197,7 +197,7 @@ pub fn read_held_out(
     held_out.left_out = bad + count - held_out.records.len();
     if held_out.records.is_empty() {
         let text = format!("`{}` holds no record to measure on", file.display());
-        return Err(Report::input(text).with_hint(format!("`{}` says why", check_command(file))));
+        return Err(Diagnostic::input(text).with_hint(format!("`{}` says why", check_command(file))));
     }
     Ok(held_out)
 }

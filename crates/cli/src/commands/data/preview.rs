@@ -7,8 +7,8 @@ use danlu_data::{Token, Truncation, encode, preview};
 
 use super::{DataArgs, place, read};
 use crate::clap_error::at_least_one;
-use crate::diagnostic::{Report, Result};
-use crate::printer::{Look, Printer};
+use crate::diagnostic::{Diagnostic, Result};
+use crate::printer::{Printer, Style};
 use crate::terminal_text;
 
 /// The flags of `danlu data preview`.
@@ -33,7 +33,7 @@ pub fn run(args: &PreviewArgs, printer: &Printer) -> Result<()> {
     let (total, format) = (dataset.records.len(), dataset.format.name());
     if dataset.records.is_empty() {
         let details = dataset.bad.iter().take(3).map(ToString::to_string).collect();
-        return Err(Report::input(format!("`{}` has no good record to show", args.file.display()))
+        return Err(Diagnostic::input(format!("`{}` has no good record to show", args.file.display()))
             .with_details(details));
     }
     for record in dataset.records.iter().take(args.records) {
@@ -51,7 +51,7 @@ pub fn run(args: &PreviewArgs, printer: &Printer) -> Result<()> {
             format!("{source}· {format} · {n} 词元，训练 {trained} 个"),
             format!("{source} · {format} · {}, {trained} trained", terminal_text::counted(n as u64, "token")),
         );
-        printer.out(&printer.data(Look::Bold, &title));
+        printer.data(&printer.paint_data(Style::Bold, &title));
         print_tokens(&tokens, printer);
         let max = args.data.max_length;
         match encoded.truncation {
@@ -65,13 +65,13 @@ pub fn run(args: &PreviewArgs, printer: &Printer) -> Result<()> {
                 format!("it has {tokens} tokens, and its answer does not fit in {max}: training drops it"),
             )),
         }
-        printer.out("");
+        printer.data("");
     }
     legend(printer);
     let shown = args.records.min(total);
     if shown < total {
         let (shown, total) = (terminal_text::thousands(shown as u64), terminal_text::thousands(total as u64));
-        printer.tell(
+        printer.status_bilingual(
             &format!("共 {total} 条，显示了 {shown} 条（-n N 显示更多）"),
             &format!("{shown} of {total} records shown (-n N shows more)"),
         );
@@ -104,17 +104,17 @@ pub fn print_tokens(tokens: &[Token], printer: &Printer) {
         }
         ids += &mark(trained, &numbers.join(" "), printer);
     }
-    printer.out(&shown);
+    printer.data(&shown);
     for line in wrap_ids(&ids, printer.width()) {
-        printer.out(&line);
+        printer.data(&line);
     }
 }
 
 fn mark(trained: bool, content: &str, printer: &Printer) -> String {
-    match (trained, printer.out_color()) {
-        (true, true) => printer.data(Look::Green, content),
+    match (trained, printer.data_color()) {
+        (true, true) => printer.paint_data(Style::Green, content),
         (true, false) => format!("⟦{content}⟧"),
-        (false, _) => printer.data(Look::Dim, content),
+        (false, _) => printer.paint_data(Style::Dim, content),
     }
 }
 
@@ -149,11 +149,11 @@ fn wrap_ids(ids: &str, width: usize) -> Vec<String> {
 }
 
 fn legend(printer: &Printer) {
-    let how = match (printer.out_color(), printer.lang.pick(true, false)) {
+    let how = match (printer.data_color(), printer.lang.pick(true, false)) {
         (true, true) => "绿色是训练的部分（计入损失），其余只作上下文",
         (true, false) => "green is trained (carries a loss), the rest is context",
         (false, true) => "⟦ ⟧ 内是训练的部分（计入损失），其余只作上下文",
         (false, false) => "what stands in ⟦ ⟧ is trained (carries a loss), the rest is context",
     };
-    printer.say(how);
+    printer.status(how);
 }

@@ -13,10 +13,10 @@ use danlu_train::{LrSchedulerType, TrainSettings};
 use crate::args::{ComputeArgs, SamplingArgs};
 use crate::commands::train::Outcome;
 use crate::commands::{chat, data, merge, train};
-use crate::diagnostic::{Report, Result};
+use crate::diagnostic::{Diagnostic, Result};
 use crate::embedded_base;
 use crate::evaluation::replies::Question;
-use crate::printer::{Look, Printer};
+use crate::printer::{Printer, Style};
 use crate::terminal_text;
 use story::Step;
 
@@ -106,7 +106,7 @@ pub fn run(args: &DemoArgs, printer: &Printer) -> Result<()> {
     embedded_base::write_base(&folders.base)?;
     danlu_model::files::write_atomic(&folders.data, records.as_bytes())?;
     let run = training(args, &folders);
-    printer.say(&story::opening(printer.lang, &folders.root));
+    printer.status(&story::opening(printer.lang, &folders.root));
 
     step(printer, Step::Data);
     show_data(&folders, printer)?;
@@ -119,17 +119,18 @@ pub fn run(args: &DemoArgs, printer: &Printer) -> Result<()> {
 
     step(printer, Step::Compare);
     if let Some((before, after)) = summary.held_out() {
-        printer.out(&story::held_out(printer.lang, summary.data.held_out_records, before, after));
+        printer.data(&story::held_out(printer.lang, summary.data.held_out_records, before, after));
     }
     let (left, right) = story::before_after(printer.lang);
     for reply in &summary.replies {
-        printer.out(&format!(
+        printer.data(&format!(
             "\n{}",
-            printer.data(Look::Bold, &format!("? {}", terminal_text::one_line(&reply.prompt)))
+            printer.paint_data(Style::Bold, &format!("? {}", terminal_text::one_line(&reply.prompt)))
         ));
         let width = printer.width().min(100);
-        printer
-            .out(terminal_text::side_by_side([left, right], [&reply.before, &reply.after], width).trim_end());
+        printer.data(
+            terminal_text::side_by_side([left, right], [&reply.before, &reply.after], width).trim_end(),
+        );
     }
 
     step(printer, Step::Merge);
@@ -137,32 +138,32 @@ pub fn run(args: &DemoArgs, printer: &Printer) -> Result<()> {
 
     step(printer, Step::Reload);
     for question in args.persona.questions() {
-        printer.out(&printer.data(Look::Bold, &format!("> {question}")));
+        printer.data(&printer.paint_data(Style::Bold, &format!("> {question}")));
         chat::run(&chatting(args, &folders.merged, question), printer)?;
     }
 
     step(printer, Step::Yours);
     for (what, command) in story::commands(printer.lang, &folders.root) {
-        printer.out(&format!(
+        printer.data(&format!(
             "{}\n  {}",
-            printer.data(Look::Dim, &format!("# {what}")),
-            printer.data(Look::Cyan, &command)
+            printer.paint_data(Style::Dim, &format!("# {what}")),
+            printer.paint_data(Style::Cyan, &command)
         ));
     }
-    printer.out(&story::files(printer.lang, &folders.root));
+    printer.data(&story::files(printer.lang, &folders.root));
     Ok(())
 }
 
 fn step(printer: &Printer, step: Step) {
     let (title, why) = step.text(printer.lang);
-    printer.say(&format!(
+    printer.status(&format!(
         "\n{}",
-        printer.err(Look::Bold, &format!("[{}/{}] {title}", step.number(), Step::COUNT))
+        printer.paint_status(Style::Bold, &format!("[{}/{}] {title}", step.number(), Step::COUNT))
     ));
     for line in terminal_text::wrap(why, printer.width().min(100)) {
-        printer.say(&printer.err(Look::Dim, &line));
+        printer.status(&printer.paint_status(Style::Dim, &line));
     }
-    printer.say("");
+    printer.status("");
 }
 
 /// The folder asked for, or the first of `danlu-demo`, `danlu-demo-2`, ... that is not there yet.
@@ -172,12 +173,14 @@ fn output(asked: Option<&Path>) -> Result<PathBuf> {
     }
     let names = std::iter::once("danlu-demo".to_owned()).chain((2..1000).map(|n| format!("danlu-demo-{n}")));
     let free = names.map(PathBuf::from).find(|path| !path.exists());
-    free.ok_or_else(|| Report::input("`danlu-demo` to `danlu-demo-999` all exist").with_hint("--output DIR"))
+    free.ok_or_else(|| {
+        Diagnostic::input("`danlu-demo` to `danlu-demo-999` all exist").with_hint("--output DIR")
+    })
 }
 
 /// The run, as `danlu train` would resolve it. A base this small takes a higher learning rate and more
 /// passes than the tutorial's 8 billion parameters do; everything else is the default.
-fn training(args: &DemoArgs, folders: &Folders) -> train::Run {
+fn training(args: &DemoArgs, folders: &Folders) -> train::RunConfig {
     let settings = TrainSettings {
         learning_rate: 1e-3,
         num_train_epochs: 2.0,
@@ -188,7 +191,7 @@ fn training(args: &DemoArgs, folders: &Folders) -> train::Run {
         seed: SEED,
         ..TrainSettings::default()
     };
-    train::Run {
+    train::RunConfig {
         base: folders.base.clone(),
         on_hub: None,
         data: vec![folders.data.clone()],
@@ -208,7 +211,7 @@ fn training(args: &DemoArgs, folders: &Folders) -> train::Run {
 
 fn merging(args: &DemoArgs, folders: &Folders) -> merge::MergeArgs {
     merge::MergeArgs {
-        merge_base: merge::Wanted::Auto,
+        merge_base: merge::MergeBaseArg::Auto,
         original: None,
         to: None,
         adapter: folders.adapter.clone(),
@@ -230,14 +233,14 @@ fn merging(args: &DemoArgs, folders: &Folders) -> merge::MergeArgs {
 fn show_data(folders: &Folders, printer: &Printer) -> Result<()> {
     let records = danlu_data::read(&folders.data, None)?.records;
     for question in records.iter().take(3).filter_map(Question::of) {
-        printer.out(&format!(
+        printer.data(&format!(
             "{} {}",
-            printer.data(Look::Dim, "?"),
+            printer.paint_data(Style::Dim, "?"),
             terminal_text::one_line(question.text())
         ));
-        printer.out(&format!(
+        printer.data(&format!(
             "{} {}\n",
-            printer.data(Look::Dim, "→"),
+            printer.paint_data(Style::Dim, "→"),
             terminal_text::one_line(&question.answer)
         ));
     }

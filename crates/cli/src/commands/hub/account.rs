@@ -12,7 +12,7 @@ use signal_hook::iterator::Signals;
 use signal_hook::low_level::emulate_default_handler;
 
 use super::open;
-use crate::diagnostic::{Report, Result};
+use crate::diagnostic::{Diagnostic, Result};
 use crate::printer::Printer;
 use crate::terminal_text;
 
@@ -51,11 +51,11 @@ pub struct LoginArgs {
 /// If there is none, the Hub does not accept it, or it cannot be kept.
 pub fn login(args: &LoginArgs, printer: &Printer) -> Result<()> {
     if !args.words.is_empty() {
-        let report = Report::input(
+        let diagnostic = Diagnostic::input(
             "`danlu login` takes nothing on its command line: a token there stays in the shell's history, and others on this machine may see it",
         );
         return Err(
-            report.with_hint("danlu login, which asks for it and shows nothing, or danlu login < FILE")
+            diagnostic.with_hint("danlu login, which asks for it and shows nothing, or danlu login < FILE")
         );
     }
     let mut settings = HubSettings::from_env()?;
@@ -68,7 +68,7 @@ pub fn login(args: &LoginArgs, printer: &Printer) -> Result<()> {
     }
     if settings.endpoint.is_other() {
         let endpoint = &settings.endpoint;
-        printer.tell(
+        printer.status_bilingual(
             &format!("令牌将发送给 {endpoint}（HF_ENDPOINT）；在 {TOKENS_PAGE} 创建，若 {endpoint} 有自己的账号，则在那里创建"),
             &format!("the token goes to {endpoint} (HF_ENDPOINT); it is made at {TOKENS_PAGE}, or there if {endpoint} has accounts of its own"),
         );
@@ -83,12 +83,12 @@ pub fn login(args: &LoginArgs, printer: &Printer) -> Result<()> {
     let path = &hub.settings().token_path;
     token.save(path)?;
     let (who, path) = (described(&account, printer), path.display());
-    printer.out(&printer.pick(
+    printer.data(&printer.pick(
         format!("已登录：{who}。令牌保存在 {path}，仅本人可读"),
         format!("logged in as {who}; the token is kept in {path}, readable by you alone"),
     ));
     if account.role() == Some("read") {
-        printer.tell(
+        printer.status_bilingual(
             "该令牌只读：可以下载，不能上传（push 需要 write 权限的令牌）",
             "it is a token to read: it fetches, and `push` needs one to write",
         );
@@ -103,11 +103,11 @@ pub fn login(args: &LoginArgs, printer: &Printer) -> Result<()> {
 pub fn whoami(printer: &Printer) -> Result<()> {
     let hub = open(printer)?;
     let account = hub.whoami()?;
-    printer.out(&described(&account, printer));
+    printer.data(&described(&account, printer));
     let orgs: Vec<&str> = account.orgs.iter().map(|org| org.name.as_str()).collect();
     if !orgs.is_empty() {
         let orgs = terminal_text::printable(&orgs.join(", "));
-        printer.out(&printer.pick(format!("组织：{orgs}"), format!("organisations: {orgs}")));
+        printer.data(&printer.pick(format!("组织：{orgs}"), format!("organisations: {orgs}")));
     }
     Ok(())
 }
@@ -120,21 +120,23 @@ pub fn logout(printer: &Printer) -> Result<()> {
     let settings = HubSettings::from_env()?;
     let path = settings.token_path.display();
     if Token::remove(&settings.token_path)? {
-        printer.out(&printer.pick(format!("已删除令牌 {path}"), format!("the token in {path} is gone")));
+        printer.data(&printer.pick(format!("已删除令牌 {path}"), format!("the token in {path} is gone")));
     } else {
-        printer.out(&printer.pick(format!("{path} 处没有令牌"), format!("there is no token in {path}")));
+        printer.data(&printer.pick(format!("{path} 处没有令牌"), format!("there is no token in {path}")));
     }
     let others = settings.token_path.with_file_name(STORED_TOKENS);
     if others.exists() {
         let others = others.display();
-        printer.tell(
+        printer.status_bilingual(
             &format!("Python 工具另外保存的令牌仍在 {others}：用 `hf auth logout` 删除"),
             &format!("tokens that Python's tools keep are still in {others}: `hf auth logout` removes them"),
         );
     }
     if settings.token_is_variable {
-        printer
-            .tell("`HF_TOKEN` 仍然设置着，会继续使用它", "`HF_TOKEN` is still set, and goes on being used");
+        printer.status_bilingual(
+            "`HF_TOKEN` 仍然设置着，会继续使用它",
+            "`HF_TOKEN` is still set, and goes on being used",
+        );
     }
     Ok(())
 }
@@ -158,15 +160,18 @@ fn ask(is_told: bool, printer: &Printer) -> Result<String> {
     if !stdin.is_terminal() {
         let mut line = String::new();
         let read = stdin.lock().take(LONGEST as u64).read_line(&mut line);
-        read.map_err(|error| Report::input(format!("cannot read a token from standard input: {error}")))?;
+        read.map_err(|error| Diagnostic::input(format!("cannot read a token from standard input: {error}")))?;
         if line.trim().is_empty() {
-            let report = Report::input("there is no token on standard input");
-            return Err(report.with_hint(format!("danlu login < FILE, with a token of {TOKENS_PAGE}")));
+            let diagnostic = Diagnostic::input("there is no token on standard input");
+            return Err(diagnostic.with_hint(format!("danlu login < FILE, with a token of {TOKENS_PAGE}")));
         }
         return Ok(line);
     }
     if !is_told {
-        printer.tell(&format!("在 {TOKENS_PAGE} 创建令牌"), &format!("a token is made at {TOKENS_PAGE}"));
+        printer.status_bilingual(
+            &format!("在 {TOKENS_PAGE} 创建令牌"),
+            &format!("a token is made at {TOKENS_PAGE}"),
+        );
     }
     let mut stderr = io::stderr();
     let _ = stderr
@@ -174,7 +179,7 @@ fn ask(is_told: bool, printer: &Printer) -> Result<String> {
     let _ = stderr.flush();
     let line = hidden_line();
     let _ = stderr.write_all(b"\n");
-    line?.ok_or_else(|| Report::input("stopped: no token was given"))
+    line?.ok_or_else(|| Diagnostic::input("stopped: no token was given"))
 }
 
 /// Has a signal that ends the process give the terminal back as it was `before`.
@@ -195,7 +200,7 @@ fn hidden_line() -> Result<Option<String>> {
     const INTERRUPT: u8 = 3;
     const END: u8 = 4;
     let stdin = io::stdin();
-    let fault = |error: io::Error| Report::input(format!("cannot read from the terminal: {error}"));
+    let fault = |error: io::Error| Diagnostic::input(format!("cannot read from the terminal: {error}"));
     let before = tcgetattr(&stdin).map_err(|error| fault(error.into()))?;
     let mut quiet = before.clone();
     restore_at_end(before.clone()).map_err(fault)?;

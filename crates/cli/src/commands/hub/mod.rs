@@ -11,7 +11,7 @@ use std::time::Duration;
 use danlu_hub::{Extent, Hub, HubError, HubSettings, RepoName};
 
 use crate::commands::no_model;
-use crate::diagnostic::{Report, Result};
+use crate::diagnostic::{Diagnostic, Result};
 use crate::printer::{Color, Printer};
 
 /// The Hub that the variables name; pauses that it asks for are said.
@@ -34,7 +34,7 @@ fn pauses(printer: &Printer) -> impl Fn(&str, Duration, Duration) + Send + Sync 
         match (printer.has_live_line(), left.is_zero()) {
             (true, true) => printer.clear_live(),
             (true, false) => printer.live(&printer.pick(zh, en)),
-            (false, _) if left == of => printer.tell(&zh, &en),
+            (false, _) if left == of => printer.status_bilingual(&zh, &en),
             (false, _) => {}
         }
     }
@@ -131,7 +131,7 @@ pub fn named(name: &RepoName, extent: Extent, printer: &Printer) -> Result<PathB
         None => pull::fetch(&hub, name, extent, printer).map(|pulled| pulled.folder),
     };
     // It may have been meant as a path.
-    found.map_err(|report| report.and_hint(format!("there is no folder `{}` here", name.id())))
+    found.map_err(|diagnostic| diagnostic.and_hint(format!("there is no folder `{}` here", name.id())))
 }
 
 /// Fetches what a program that needs less may have left out of a model in the cache; where nobody can be asked, what is
@@ -158,7 +158,7 @@ pub fn complete(hub: &Hub, name: &RepoName, folder: &Path, printer: &Printer) {
     ));
 }
 
-impl From<HubError> for Report {
+impl From<HubError> for Diagnostic {
     fn from(error: HubError) -> Self {
         Self::from_error(&error, error.hint())
     }

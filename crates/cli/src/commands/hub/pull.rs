@@ -6,7 +6,7 @@ use clap::Args;
 use danlu_hub::{Extent, Hub, HubError, Pulled, RepoName, Transfer};
 
 use super::{complete, open};
-use crate::diagnostic::{Report, Result};
+use crate::diagnostic::{Diagnostic, Result};
 use crate::interrupt;
 use crate::printer::Printer;
 use crate::terminal_text;
@@ -41,16 +41,16 @@ pub fn run(args: &PullArgs, printer: &Printer) -> Result<()> {
     if hub.settings().offline
         && let Some(folder) = hub.cached(name, Extent::All)?
     {
-        printer.tell(
+        printer.status_bilingual(
             &format!("{name} 在缓存中；已设置 HF_HUB_OFFLINE，没有查询 Hub 上是否有更新"),
             &format!("{name} is in the cache; HF_HUB_OFFLINE is set, and nobody was asked for a newer one"),
         );
         complete(&hub, name, &folder, printer);
-        printer.out(&folder.display().to_string());
+        printer.data(&folder.display().to_string());
         return Ok(());
     }
     let pulled = fetch(&hub, name, Extent::All, printer)?;
-    printer.out(&pulled.folder.display().to_string());
+    printer.data(&pulled.folder.display().to_string());
     Ok(())
 }
 
@@ -60,7 +60,7 @@ pub fn run(args: &PullArgs, printer: &Printer) -> Result<()> {
 /// As [`run`].
 pub fn fetch(hub: &Hub, name: &RepoName, extent: Extent, printer: &Printer) -> Result<Pulled> {
     let start = Instant::now();
-    let _words = interrupt::last_words(printer.pick(
+    let _words = interrupt::exit_message(printer.pick(
         format!("已停止：{name} 已下载的部分保留着，用 `danlu pull {name}` 接着下载"),
         format!("stopped: what came of {name} is kept, and `danlu pull {name}` goes on with it"),
     ))?;
@@ -72,19 +72,19 @@ pub fn fetch(hub: &Hub, name: &RepoName, extent: Extent, printer: &Printer) -> R
     printer.clear_live();
     let pulled = pulled.map_err(|error| match error {
         // Only here: what writes would hand its token to the mirror.
-        HubError::Connect { .. } => Report::from(error).and_hint(MIRROR),
+        HubError::Connect { .. } => Diagnostic::from(error).and_hint(MIRROR),
         error => error.into(),
     })?;
     let (size, came, commit) =
         (terminal_text::bytes(pulled.bytes), terminal_text::bytes(pulled.fetched), &pulled.commit[..8]);
     let time = terminal_text::duration(start.elapsed().as_secs_f64());
     if pulled.fetched == 0 {
-        printer.tell(
+        printer.status_bilingual(
             &format!("{name}（{commit}）已在缓存中，无需下载：{size}"),
             &format!("{name} ({commit}) is in the cache already: {size}, nothing to fetch"),
         );
     } else {
-        printer.tell(
+        printer.status_bilingual(
             &format!("已下载 {name}（{commit}）：共 {size}，本次传输 {came}，用时 {time}，校验通过"),
             &format!("fetched {name} ({commit}): {size}, {came} of it now, in {time}; checksums are right"),
         );

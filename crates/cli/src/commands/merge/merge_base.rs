@@ -7,22 +7,22 @@ use danlu_adapter::merge::MergeBase;
 use danlu_model::{ModelConfig, Quantization, Weights};
 
 use crate::commands::base;
-use crate::commands::loaded::Place;
+use crate::commands::loaded::ModelDirs;
 use crate::commands::other_base;
-use crate::diagnostic::{Report, Result};
+use crate::diagnostic::{Diagnostic, Result};
 use crate::printer::Printer;
 use crate::terminal_text;
 
 /// What `--merge-base` asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Wanted {
+pub enum MergeBaseArg {
     /// Whichever is nearer to what was trained.
     Auto,
     /// That one.
     Form(MergeBase),
 }
 
-impl FromStr for Wanted {
+impl FromStr for MergeBaseArg {
     type Err = String;
 
     fn from_str(name: &str) -> Result<Self, String> {
@@ -37,7 +37,7 @@ impl FromStr for Wanted {
 
 /// A base in one form.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Form {
+pub struct BaseForm {
     /// Its folder.
     pub folder: PathBuf,
     /// What its projections are put through, where the folder holds another form.
@@ -46,29 +46,30 @@ pub struct Form {
 
 /// The forms at hand; at least one.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Forms {
+pub struct BaseForms {
     /// As published.
-    pub original: Option<Form>,
+    pub original: Option<BaseForm>,
     /// Out of 4 bits, where there is one.
-    pub dequantized: Option<Form>,
+    pub dequantized: Option<BaseForm>,
     /// The form that the adapter was trained on, at hand or not.
     pub trained: MergeBase,
 }
 
-impl Forms {
+impl BaseForms {
     /// The forms of the base at `place`; `original` is the folder that `--original` names.
     ///
     /// # Errors
     /// If a folder holds no model, or `--original` is none.
-    pub fn of(place: &Place, original: Option<&Path>, printer: &Printer) -> Result<Self> {
-        let plain = |folder: &Path| Form { folder: folder.to_owned(), through: None };
+    pub fn of(place: &ModelDirs, original: Option<&Path>, printer: &Printer) -> Result<Self> {
+        let plain = |folder: &Path| BaseForm { folder: folder.to_owned(), through: None };
         let through = base::trained_over(place, printer)?;
         if is_four_bit(&place.base)? {
             let original = match original {
                 None => None,
                 Some(folder) => Some(plain(unquantized(folder, &ModelConfig::read(&place.base)?)?)),
             };
-            let trained = match place.adapter.as_deref().is_some_and(other_base::is_of_wide_base) {
+            let trained = match place.adapter.as_deref().is_some_and(other_base::trained_on_unquantized_base)
+            {
                 true => MergeBase::Original,
                 false => MergeBase::Dequantized,
             };
@@ -77,9 +78,10 @@ impl Forms {
         if let Some(folder) = original {
             let text = format!("`{}` is in 16 bits or more: it is the original itself", place.base.display());
             let hint = format!("leave `--original {}` out", terminal_text::shell_path(folder));
-            return Err(Report::input(text).with_hint(hint));
+            return Err(Diagnostic::input(text).with_hint(hint));
         }
-        let dequantized = through.map(|through| Form { folder: place.base.clone(), through: Some(through) });
+        let dequantized =
+            through.map(|through| BaseForm { folder: place.base.clone(), through: Some(through) });
         let trained = if dequantized.is_some() { MergeBase::Dequantized } else { MergeBase::Original };
         Ok(Self { original: Some(plain(&place.base)), dequantized, trained })
     }
@@ -97,7 +99,7 @@ impl Forms {
     ///
     /// # Errors
     /// If it is not at hand.
-    pub fn get(&self, kind: MergeBase) -> Result<&Form> {
+    pub fn get(&self, kind: MergeBase) -> Result<&BaseForm> {
         let (form, text, hint) = match kind {
             MergeBase::Original => (
                 &self.original,
@@ -110,7 +112,7 @@ impl Forms {
                 "leave `--merge-base dequantized` out",
             ),
         };
-        form.as_ref().ok_or_else(|| Report::input(text).with_hint(hint))
+        form.as_ref().ok_or_else(|| Diagnostic::input(text).with_hint(hint))
     }
 }
 
@@ -124,7 +126,7 @@ fn unquantized<'a>(folder: &'a Path, stored: &ModelConfig) -> Result<&'a Path> {
     let config = ModelConfig::read(folder)?;
     if is_four_bit(folder)? {
         let text = format!("`--original` is `{}`, which is in 4 bits too", folder.display());
-        return Err(Report::input(text).with_hint("name the folder of the model as it was published"));
+        return Err(Diagnostic::input(text).with_hint("name the folder of the model as it was published"));
     }
     let sizes = |c: &ModelConfig| c.tensors().collect::<Vec<_>>();
     if sizes(&config) != sizes(stored) {
@@ -134,7 +136,7 @@ fn unquantized<'a>(folder: &'a Path, stored: &ModelConfig) -> Result<&'a Path> {
             "`--original` is `{}` ({here}), which is another model than the base in 4 bits ({there})",
             folder.display()
         );
-        return Err(Report::input(text).with_hint("the two `config.json` must say the same model"));
+        return Err(Diagnostic::input(text).with_hint("the two `config.json` must say the same model"));
     }
     Ok(folder)
 }

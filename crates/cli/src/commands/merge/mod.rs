@@ -3,7 +3,7 @@
 mod merge_base;
 mod print;
 
-pub use self::merge_base::Wanted;
+pub use self::merge_base::MergeBaseArg;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -27,16 +27,16 @@ use danlu_model::{
 };
 use danlu_train::IDENTITY_FILE;
 
-use self::merge_base::{Form, Forms};
+use self::merge_base::{BaseForm, BaseForms};
 use crate::args::ComputeArgs;
 use crate::commands::base;
 use crate::commands::card::{CardArgs, MergedCard, NotesArgs};
 use crate::commands::data::{format, read_held_out};
-use crate::commands::loaded::Place;
+use crate::commands::loaded::ModelDirs;
 use crate::commands::no_model;
 use crate::commands::other_base;
-use crate::commands::tokens::Tokens;
-use crate::diagnostic::{Report, Result};
+use crate::commands::tokens::ModelTokens;
+use crate::diagnostic::{Diagnostic, Result};
 use crate::evaluation::held_out_file;
 use crate::printer::Printer;
 use crate::{interrupt, terminal_text};
@@ -51,7 +51,7 @@ Examples:
 /// Sequences that are measured at most: the figures settle long before.
 const MAX_SEQUENCES: usize = 64;
 
-/// Tokens of one measured sequence at most.
+/// ModelTokens of one measured sequence at most.
 const MAX_LENGTH: usize = 512;
 
 /// The flags of `danlu merge`.
@@ -65,10 +65,10 @@ pub struct MergeArgs {
     /// Folder of the base, instead of the one the adapter names
     #[arg(long, value_name = "DIR")]
     pub base: Option<PathBuf>,
-    /// Form of the base to merge into, where it was trained over 4 bits: original, dequantized, or auto for the one
+    /// BaseForm of the base to merge into, where it was trained over 4 bits: original, dequantized, or auto for the one
     /// that is nearer to what was trained
-    #[arg(long, value_name = "FORM", default_value = "auto", value_parser = Wanted::from_str)]
-    pub merge_base: Wanted,
+    #[arg(long, value_name = "FORM", default_value = "auto", value_parser = MergeBaseArg::from_str)]
+    pub merge_base: MergeBaseArg,
     /// Folder of the original of a base in 4 bits
     #[arg(long, value_name = "DIR")]
     pub original: Option<PathBuf>,
@@ -119,15 +119,16 @@ fn dtype(name: &str) -> Result<DType, String> {
 /// than the threshold allows.
 pub fn run(args: &MergeArgs, printer: &Printer) -> Result<()> {
     if let Some(threshold) = args.threshold.filter(|t| !(t.is_finite() && *t >= 0.0)) {
-        return Err(Report::input(format!("`--threshold` is {threshold}, expected 0 or more")));
+        return Err(Diagnostic::input(format!("`--threshold` is {threshold}, expected 0 or more")));
     }
-    let place = Place::find(&args.adapter, args.base.as_deref(), printer)?;
+    let place = ModelDirs::find(&args.adapter, args.base.as_deref(), printer)?;
     if place.adapter.is_none() {
         let report =
-            Report::input(format!("`{}` is a whole model, expected an adapter", args.adapter.display()));
+            Diagnostic::input(format!("`{}` is a whole model, expected an adapter", args.adapter.display()));
         return Err(report.with_hint("there is nothing to merge; `danlu chat` runs it as it is"));
     }
-    let Tokens { tokenizer, default_system } = Tokens::of(&place, args.allow_template_mismatch, printer)?;
+    let ModelTokens { tokenizer, default_system } =
+        ModelTokens::of(&place, args.allow_template_mismatch, printer)?;
     tokenizer.check_fits(&ModelConfig::read(&place.base)?)?;
     // Text and card are read first: a fault in them should not cost a merge.
     let mut card = MergedCard::of(&place, &args.notes, printer.lang)?;
@@ -145,10 +146,10 @@ pub fn run(args: &MergeArgs, printer: &Printer) -> Result<()> {
     let original = args.original.as_deref();
     let original = original.map(|original| no_model::base(original, Extent::All, printer)).transpose()?;
     // Before this Ctrl-C ends the process at once: the next goes on with a download.
-    let _attention = interrupt::listen(None)?;
-    let forms = Forms::of(&place, original.as_deref(), printer)?;
+    let _attention = interrupt::graceful_stop(None)?;
+    let forms = BaseForms::of(&place, original.as_deref(), printer)?;
     let trained = forms.trained_folder().unwrap_or(&place.base);
-    if let Some(other) = other_base::warn(&place, trained, other_base::Look::Whole, printer)? {
+    if let Some(other) = other_base::warn(&place, trained, other_base::CheckDepth::Full, printer)? {
         card.on_another_base(other, trained);
     }
     card.apply(&args.card, printer.lang);
@@ -174,7 +175,7 @@ pub fn run(args: &MergeArgs, printer: &Printer) -> Result<()> {
         let text = "the merged model is not base plus adapter: only its report is kept";
         let hint =
             "a wider type keeps more: --dtype f32; or raise --threshold if the difference is acceptable";
-        return Err(Report::input(text).with_details(faults).with_hint(hint));
+        return Err(Diagnostic::input(text).with_details(faults).with_hint(hint));
     }
     let (done, fidelity) = match begun {
         None => {
@@ -193,10 +194,10 @@ pub fn run(args: &MergeArgs, printer: &Printer) -> Result<()> {
 }
 
 /// A stop in plain words.
-fn stopped(error: AdapterError) -> Report {
+fn stopped(error: AdapterError) -> Diagnostic {
     match error {
         AdapterError::Model(ModelError::Stopped) => {
-            Report::input("stopped before the merge was done: nothing of it is left")
+            Diagnostic::input("stopped before the merge was done: nothing of it is left")
         }
         error => error.into(),
     }
@@ -207,7 +208,7 @@ struct Job<'a> {
     args: &'a MergeArgs,
     adapter: Adapter,
     backend: Arc<dyn Backend>,
-    forms: &'a Forms,
+    forms: &'a BaseForms,
     sequences: &'a [Sequence],
     printer: &'a Printer,
 }
@@ -227,19 +228,21 @@ impl Job<'_> {
         let wanted = self.args.merge_base;
         let (Some(original), Some(dequantized)) = (&self.forms.original, &self.forms.dequantized) else {
             return match wanted {
-                Wanted::Form(form) => self.merge_into(form, output),
-                Wanted::Auto if self.forms.original.is_some() => self.merge_into(MergeBase::Original, output),
-                Wanted::Auto => self.merge_into(MergeBase::Dequantized, output),
+                MergeBaseArg::Form(form) => self.merge_into(form, output),
+                MergeBaseArg::Auto if self.forms.original.is_some() => {
+                    self.merge_into(MergeBase::Original, output)
+                }
+                MergeBaseArg::Auto => self.merge_into(MergeBase::Dequantized, output),
             };
         };
         // On what it was trained on an adapter is what it is: there is nothing to weigh.
         if self.forms.trained == MergeBase::Original {
             return match wanted {
-                Wanted::Auto => self.merge_into(MergeBase::Original, output),
-                Wanted::Form(form) => self.merge_into(form, output),
+                MergeBaseArg::Auto => self.merge_into(MergeBase::Original, output),
+                MergeBaseArg::Form(form) => self.merge_into(form, output),
             };
         }
-        if wanted == Wanted::Form(MergeBase::Original) {
+        if wanted == MergeBaseArg::Form(MergeBase::Original) {
             let mut merged = self.merge_into(MergeBase::Original, output)?;
             merged.staged.report.forms = vec![self.figures_of_original(&merged, &self.load(dequantized)?)?];
             return Ok(merged);
@@ -253,7 +256,7 @@ impl Job<'_> {
             figures(MergeBase::Original, false, &found)
         };
         let mut forms = vec![unmerged, figures(MergeBase::Dequantized, true, &merged.fidelity)];
-        if wanted == Wanted::Auto && forms[0].kl < forms[1].kl {
+        if wanted == MergeBaseArg::Auto && forms[0].kl < forms[1].kl {
             let Merged { base: trained, staged, .. } = merged;
             drop(staged);
             merged = self.merge_into(MergeBase::Original, output)?;
@@ -287,7 +290,7 @@ impl Job<'_> {
                 format!("合并 {done} / {total} · {}", p.tensor),
                 format!("merging {done} of {total} · {}", p.tensor),
             ));
-            interrupt::flow()
+            interrupt::check()
         };
         let staged =
             merge::stage(&form.folder, &self.adapter, &*self.backend, output, &options, &mut progress);
@@ -348,7 +351,7 @@ impl Job<'_> {
         Ok(cost)
     }
 
-    fn load(&self, form: &Form) -> Result<Decoder> {
+    fn load(&self, form: &BaseForm) -> Result<Decoder> {
         let (threads, backend) = (self.args.compute.threads(), Arc::clone(&self.backend));
         base::load(&form.folder, form.through, threads, backend, self.printer)
     }
@@ -365,7 +368,7 @@ impl Job<'_> {
         let mut progress = |done: usize| {
             printer
                 .live(&printer.pick(format!("核对 {done}/{total}"), format!("measuring {done} of {total}")));
-            interrupt::flow()
+            interrupt::check()
         };
         let fidelity = fidelity::measure(
             base,

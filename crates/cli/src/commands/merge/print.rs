@@ -5,7 +5,7 @@ use std::path::Path;
 use danlu_adapter::fidelity::Fidelity;
 use danlu_adapter::merge::{MergeBase, MergeReport, QuantizedFigures, REPORT_FILE};
 
-use crate::printer::{Look, Printer};
+use crate::printer::{Printer, Style};
 use crate::terminal_text;
 
 /// The figures of a merge.
@@ -14,7 +14,7 @@ pub fn print(report: &MergeReport, f: &Fidelity, text: Option<&Path>, output: &P
     let dtype =
         report.quantized.map_or_else(|| report.dtype.join(", "), |q| q.quantization.quant_type.to_string());
     let seconds = report.seconds;
-    printer.say(&printer.pick(
+    printer.status(&printer.pick(
         format!(
             "合并了 {tensors} 个张量，写出 {size}（{dtype}），用时 {seconds:.1} 秒：{}",
             output.display()
@@ -42,12 +42,12 @@ pub fn print(report: &MergeReport, f: &Fidelity, text: Option<&Path>, output: &P
         MergeBase::Original => ("“原始基座+适配器”", "the adapter on the original base"),
         MergeBase::Dequantized => ("“4 位还原的基座+适配器”", "the adapter on the dequantized base"),
     };
-    printer.say(&printer.pick(
+    printer.status(&printer.pick(
         format!("核对：{text}，{tokens} 个词元，{written_zh}与{against_zh}相比"),
         format!("measured on {text}, {tokens} tokens: {written} against {against}"),
     ));
     let row = |zh: &str, en: &str, value: String| {
-        printer.out(&format!("  {} {value}", terminal_text::pad(printer.pick(zh, en), 30)));
+        printer.data(&format!("  {} {value}", terminal_text::pad(printer.pick(zh, en), 30)));
     };
     let limit = |value: String| printer.pick(format!("（上限 {value}）"), format!(" (limit {value})"));
     row("最大 logit 差", "largest logit difference", format!("{:.2e}", f.max_logit_difference));
@@ -73,7 +73,7 @@ pub fn print(report: &MergeReport, f: &Fidelity, text: Option<&Path>, output: &P
         }
     }
     if !report.forms.is_empty() {
-        printer.out(printer.pick(
+        printer.data(printer.pick(
             "与训练时相比，即“4 位还原的基座+适配器”：",
             "against what was trained, the adapter on the dequantized base:",
         ));
@@ -96,13 +96,13 @@ pub fn print(report: &MergeReport, f: &Fidelity, text: Option<&Path>, output: &P
         row(&name, &name, format!("{:.2e}, {:.4}{mark}", figures.kl, figures.perplexity));
     }
     let verdict = match f.passed {
-        true => printer.data(Look::Green, printer.pick("通过", "passed")),
-        false => printer.data(Look::Red, printer.pick("未通过", "failed")),
+        true => printer.paint_data(Style::Green, printer.pick("通过", "passed")),
+        false => printer.paint_data(Style::Red, printer.pick("未通过", "failed")),
     };
     let cost = report.quantized.map(|figures| cost(&figures, printer)).unwrap_or_default();
-    printer.out(&format!("{verdict}{cost} · {}", output.join(REPORT_FILE).display()));
+    printer.data(&format!("{verdict}{cost} · {}", output.join(REPORT_FILE).display()));
     if report.quantized.is_some() && !f.passed {
-        printer.tell(
+        printer.status_bilingual(
             "不带 `--to` 的合并能保住适配器；不合并，直接用 4 位基座加适配器，也能",
             "a merge without `--to` keeps what the adapter does, and so does the adapter beside its base in 4 bits, not merged",
         );

@@ -9,11 +9,11 @@ use danlu_train::{
 
 use super::REPLY_TOKENS;
 use super::prepare::Prepared;
-use super::run_config::Run;
+use super::run_config::RunConfig;
 use crate::allocator;
-use crate::diagnostic::{Report, Result};
+use crate::diagnostic::{Diagnostic, Result};
 use crate::evaluation::replies::Question;
-use crate::printer::{Look, Printer};
+use crate::printer::{Printer, Style};
 use crate::terminal_text;
 
 /// Code that a run pages in after planning, stacks, and small change.
@@ -27,14 +27,14 @@ const TOKENIZER_BASE: u64 = 4 << 20;
 const TOKENIZER_BYTES_PER_TOKEN: u64 = 390;
 
 /// Measures what is in memory while a run is prepared.
-pub struct Gauge {
+pub struct MemoryBaseline {
     start: Option<u64>,
     tokenizer: Option<u64>,
     data: Option<u64>,
     copied: u64,
 }
 
-impl Gauge {
+impl MemoryBaseline {
     /// Nothing is loaded yet.
     pub fn new() -> Self {
         Self { start: in_use(), tokenizer: None, data: None, copied: 0 }
@@ -83,21 +83,23 @@ pub struct Forecast {
     /// What this process could have in all, where the system tells.
     pub available: Option<u64>,
     /// Whether it fits only because the system may take pages of the weights back.
-    pub crowded: bool,
+    pub weights_evictable: bool,
 }
 
 impl Forecast {
-    /// Plans a run as [`Forecast::settle`] does. Without data, every record is taken to be as long as the settings allow.
+    /// Plans a run as [`Forecast::with_input`] does. Without data, every record is taken to be as long as the settings allow.
     ///
     /// # Errors
     /// If the run does not fit, or the base's weights are not sound.
     pub fn of(
-        run: &Run,
+        run: &RunConfig,
         config: &ModelConfig,
         data: Option<(&Prepared, &Tokenizer, &[Question])>,
-        gauge: &Gauge,
+        baseline: &MemoryBaseline,
     ) -> Result<Self> {
-        Self::settle(&input(run, config, data, gauge)?, run.memory_limit, &|smaller| smaller.to_string())
+        Self::with_input(&input(run, config, data, baseline)?, run.memory_limit, &|smaller| {
+            smaller.to_string()
+        })
     }
 
     /// Plans what takes this `input`; `flags` say how what is `Smaller` would be asked for.
@@ -106,14 +108,14 @@ impl Forecast {
     ///
     /// # Errors
     /// If it does not fit.
-    pub fn settle(
+    pub fn with_input(
         input: &PlanInput<'_>,
         limit: Option<u64>,
         flags: &dyn Fn(Smaller) -> String,
     ) -> Result<Self> {
         let here = memory::resident().unwrap_or(0);
         let available = memory::available().map(|free| free + here);
-        let settled = |plan, crowded| Ok(Self { plan, limit, available, crowded });
+        let settled = |plan, weights_evictable| Ok(Self { plan, limit, available, weights_evictable });
         // Beyond its address space a process is not slow but gone, whatever the user allows.
         let space = memory::address_space().map(|free| free + here);
         let Some(room) = limit.or(available).into_iter().chain(space).min() else {
@@ -144,10 +146,10 @@ impl Forecast {
     }
 
     /// The plan in two lines.
-    pub fn say(&self, printer: &Printer) {
+    pub fn print(&self, printer: &Printer) {
         let row = |zh: &str, en: &str, value: String| {
-            let label = printer.err(Look::Dim, &terminal_text::pad(printer.pick(zh, en), 10));
-            printer.say_behind(&format!("{label} "), &value);
+            let label = printer.paint_status(Style::Dim, &terminal_text::pad(printer.pick(zh, en), 10));
+            printer.status_labeled(&format!("{label} "), &value);
         };
         row("内存", "memory", self.peak(printer));
         row("各层", "layers", layers(&self.plan, printer));
@@ -156,7 +158,7 @@ impl Forecast {
 
     /// Tells where weights do not stay in memory.
     pub fn warn(&self, printer: &Printer) {
-        if self.crowded {
+        if self.weights_evictable {
             printer.warn(printer.pick(
                 "内存放不下全部权重：系统会反复从磁盘读取，训练会很慢",
                 "not all weights stay in memory: the system will read them from disk again and again, and be slow",
@@ -200,33 +202,33 @@ impl Forecast {
 }
 
 /// More than there may be by a limit that was `given`, or than there is, with what would fit.
-fn refused(error: TrainError, given: bool, flags: &dyn Fn(Smaller) -> String) -> Report {
+fn refused(error: TrainError, given: bool, flags: &dyn Fn(Smaller) -> String) -> Diagnostic {
     match error {
         TrainError::Memory { needed, limit, fits } if !given => {
             let (needed, available) = (display(needed), display(limit));
-            let report = Report::input(format!(
+            let diagnostic = Diagnostic::input(format!(
                 "the run needs {needed} of memory at least, and {available} is available"
             ));
-            report.with_hint(match fits.map(flags) {
+            diagnostic.with_hint(match fits.map(flags) {
                 Some(flags) => format!("`{flags}` fits"),
                 None => "a smaller model, or `--quant nf4` over one in 16 bits, needs less".to_owned(),
             })
         }
         TrainError::Memory { needed, fits, .. } => {
-            Report::from(error).with_hint(TrainError::room_hint(needed, fits.map(flags)))
+            Diagnostic::from(error).with_hint(TrainError::room_hint(needed, fits.map(flags)))
         }
         error => error.into(),
     }
 }
 
 /// More than the limit of the shell that danlu was started from.
-fn beyond_space(needed: u64, space: u64, fits: Option<String>) -> Report {
+fn beyond_space(needed: u64, space: u64, fits: Option<String>) -> Diagnostic {
     let (needed, space) = (display(needed), display(space));
     let text = format!(
         "the run needs {needed} of memory at least, and the limit of the address space leaves {space}"
     );
     let more = "allow more with `ulimit -v`";
-    Report::input(text)
+    Diagnostic::input(text)
         .with_hint(fits.map_or_else(|| more.to_owned(), |flags| format!("`{flags}` fits; or {more}")))
 }
 
@@ -270,10 +272,10 @@ pub fn peak_line(memory: &MemoryUse, printer: &Printer) -> Option<String> {
 }
 
 fn input<'a>(
-    run: &Run,
+    run: &RunConfig,
     config: &ModelConfig,
     data: Option<(&'a Prepared, &Tokenizer, &[Question])>,
-    gauge: &Gauge,
+    baseline: &MemoryBaseline,
 ) -> Result<PlanInput<'a>> {
     let cpu = run.compute.options(run.settings.dtype.into())?;
     let quantization = run.settings.quantization().map(|q| (q, run.compute.threads()));
@@ -286,7 +288,7 @@ fn input<'a>(
         reply: ReplySize::default(),
         checkpoints: true,
         weights: WeightBytes::default(),
-        present: gauge.present(config.vocab_size),
+        present: baseline.present(config.vocab_size),
     };
     let Some((data, tokenizer, questions)) = data else {
         input.weights = weight_bytes(&run.base, config, quantization, None)?;

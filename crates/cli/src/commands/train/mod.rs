@@ -20,17 +20,17 @@ use danlu_train::{
 
 use crate::args::compute::check_context;
 use crate::commands::{base, loaded};
-use crate::diagnostic::{Report, Result};
+use crate::diagnostic::{Diagnostic, Result};
 use crate::evaluation::{held_out_file, replies};
 use crate::interrupt;
-use crate::printer::{Look, Printer};
+use crate::printer::{Printer, Style};
 use crate::terminal_text;
 pub use args::{AdapterArgs, EXAMPLES, TrainArgs, memory_limit};
-use forecast::Gauge;
+use forecast::MemoryBaseline;
 use prepare::Prepared;
 use progress::Progress;
 pub use progress::draw_loss;
-pub use run_config::{RUN_FILE, Run};
+pub use run_config::{RUN_FILE, RunConfig};
 
 /// Questions that the report shows with both answers.
 pub const REPLIES: usize = 4;
@@ -50,11 +50,11 @@ pub enum Outcome {
 ///
 /// # Errors
 /// If an input has a fault or something cannot be written; checkpoints written so far stay whole.
-pub fn run(run: &Run, printer: &Printer) -> Result<()> {
+pub fn run(run: &RunConfig, printer: &Printer) -> Result<()> {
     match execute(run, printer)? {
         Outcome::Finished(summary) => conclude(run, &summary, printer),
         // Whatever stands behind it in a script would take a part for the whole.
-        Outcome::Stopped => interrupt::leave(),
+        Outcome::Stopped => interrupt::exit_interrupted(),
     }
     Ok(())
 }
@@ -63,25 +63,25 @@ pub fn run(run: &Run, printer: &Printer) -> Result<()> {
 ///
 /// # Errors
 /// As [`run()`].
-pub fn execute(run: &Run, printer: &Printer) -> Result<Outcome> {
-    let run = &run.at_hand(Extent::All, printer)?;
-    let mut gauge = Gauge::new();
+pub fn execute(run: &RunConfig, printer: &Printer) -> Result<Outcome> {
+    let run = &run.resolve_base(Extent::All, printer)?;
+    let mut baseline = MemoryBaseline::new();
     let config = ModelConfig::read(&run.base)?;
     let tokenizer = Tokenizer::read(&run.base)?;
     tokenizer.check_fits(&config)?;
-    let run = &with_date(run, &tokenizer);
+    let run = &pin_template_date(run, &tokenizer);
     // In whichever way the base comes to its 4 bits, they can be made again from its original.
     let stored = base::stored(&run.base, &config)?;
     let tokens = TokenIdentity::new(&run.base, &tokenizer, run.settings.default_system.clone())
         .over(run.settings.quantization().or(stored), Weights::open(&run.base)?.left_wide(&config));
-    gauge.tokenizer(&tokens);
+    baseline.tokenizer(&tokens);
     check_length(run, &config)?;
     let lora = lora_config(run);
     targets::resolve(&lora, &config).map_err(|error| run_config::point_into_config(run, error))?;
     let data = prepare::prepare(&run.data, run.format, run.skip_bad, &tokenizer, &run.settings, printer)?;
     let questions = data.questions(REPLIES);
-    gauge.data();
-    let forecast = forecast::Forecast::of(run, &config, Some((&data, &tokenizer, &questions)), &gauge)?;
+    baseline.data();
+    let forecast = forecast::Forecast::of(run, &config, Some((&data, &tokenizer, &questions)), &baseline)?;
     let notes = run.notes.read()?;
     // Read first, as the notes: a fault in it should not cost a run.
     let earlier = Card::read(&run.output)?;
@@ -103,7 +103,7 @@ pub fn execute(run: &Run, printer: &Printer) -> Result<Outcome> {
         Trainer::new(Arc::clone(&decoder), adapter, examples, run.settings.clone(), fingerprint)?;
     forecast.reserve(&mut trainer);
     print_plan(run, &trainer, &config, stored, &summary, printer);
-    forecast.say(printer);
+    forecast.print(printer);
     output::start(run, &mut trainer, checkpoint.as_deref(), printer)?;
     prepare::list_skipped(&bad, &run.output, printer)?;
     held_out_file::write(&held_out_records, &run.output, printer)?;
@@ -111,7 +111,7 @@ pub fn execute(run: &Run, printer: &Printer) -> Result<Outcome> {
         card::write_notes(&run.output, &loaded::folder_name(&run.output), &notes)?;
     }
 
-    let _attention = interrupt::listen(Some(
+    let _attention = interrupt::graceful_stop(Some(
         printer
             .pick(
                 "做完这一步就保存并停下；再按一次 Ctrl-C 立即结束。",
@@ -134,7 +134,7 @@ pub fn execute(run: &Run, printer: &Printer) -> Result<Outcome> {
 
 /// The run with the day its template is told: a template that asks is given one day for the whole run, however
 /// often it is resumed.
-pub fn with_date(run: &Run, tokenizer: &Tokenizer) -> Run {
+pub fn pin_template_date(run: &RunConfig, tokenizer: &Tokenizer) -> RunConfig {
     let mut run = run.clone();
     let Some(template) = tokenizer.template().ok().filter(|template| template.asks_for_date()) else {
         run.settings.template_date = None;
@@ -153,14 +153,16 @@ pub fn with_date(run: &Run, tokenizer: &Tokenizer) -> Run {
 ///
 /// # Errors
 /// If it is, underlined where a configuration file asks for it.
-pub fn check_length(run: &Run, config: &ModelConfig) -> Result<()> {
+pub fn check_length(run: &RunConfig, config: &ModelConfig) -> Result<()> {
     let fits = check_context(run.settings.max_length, config.max_position_embeddings, "`--max-length`");
-    fits.map_err(|report| report.with_snippet(run.config.as_ref().and_then(|c| c.snippet("max-length", ""))))
+    fits.map_err(|diagnostic| {
+        diagnostic.with_snippet(run.config.as_ref().and_then(|c| c.snippet("max-length", "")))
+    })
 }
 
 /// The adapter that the settings ask for, on the base as it was named, and at the commit that is used: a name alone means
 /// another model tomorrow.
-pub fn lora_config(run: &Run) -> LoraConfig {
+pub fn lora_config(run: &RunConfig) -> LoraConfig {
     match &run.on_hub {
         Some(name) => {
             let commit = card::cached(&run.base).map(|(_, commit)| commit);
@@ -173,7 +175,7 @@ pub fn lora_config(run: &Run) -> LoraConfig {
 
 /// Everything that is settled before the first step.
 fn print_plan(
-    run: &Run,
+    run: &RunConfig,
     trainer: &Trainer,
     config: &ModelConfig,
     stored: Option<Quantization>,
@@ -185,11 +187,11 @@ fn print_plan(
     let percent = 100.0 * trainable as f64 / all as f64;
     // Word for word as PEFT's `print_trainable_parameters`.
     let (t, a) = (terminal_text::thousands(trainable), terminal_text::thousands(all));
-    printer.say(&format!("trainable params: {t} || all params: {a} || trainable%: {percent:.4}"));
+    printer.status(&format!("trainable params: {t} || all params: {a} || trainable%: {percent:.4}"));
 
     let row = |zh: &str, en: &str, value: String| {
-        let label = printer.err(Look::Dim, &terminal_text::pad(printer.pick(zh, en), 10));
-        printer.say_behind(&format!("{label} "), &value);
+        let label = printer.paint_status(Style::Dim, &terminal_text::pad(printer.pick(zh, en), 10));
+        printer.status_labeled(&format!("{label} "), &value);
     };
     let s = trainer.settings();
     row(
@@ -271,7 +273,7 @@ fn plain(value: &serde_json::Value) -> String {
 
 /// Takes the steps that are left; `false` when it was asked to stop before the last.
 fn take_steps(
-    run: &Run,
+    run: &RunConfig,
     trainer: &mut Trainer,
     held_out: &[Sequence],
     tokens: &TokenIdentity,
@@ -303,35 +305,37 @@ fn take_steps(
     let (done, total, output) =
         (trainer.global_step(), trainer.total_steps(), terminal_text::shell_path(&run.output));
     if done == 0 {
-        printer.tell(
+        printer.status_bilingual(
             "还没走第一步就停下了，没有可保存的。",
             "stopped before the first step: there was nothing to save.",
         );
         return Ok(false);
     }
-    printer.say(&printer.pick(
+    printer.status(&printer.pick(
         format!("已在第 {done}/{total} 步停下并保存。继续训练："),
         format!("stopped and saved after step {done} of {total}. To go on:"),
     ));
-    printer
-        .say(&format!("  {}", printer.err(Look::Cyan, &format!("danlu train --output {output} --resume"))));
+    printer.status(&format!(
+        "  {}",
+        printer.paint_status(Style::Cyan, &format!("danlu train --output {output} --resume"))
+    ));
     Ok(false)
 }
 
 /// A step whose numbers ran away, with the weight of the base that is none, where there is one, and what is left.
-fn with_cause(run: &Run, error: TrainError) -> Report {
+fn with_cause(run: &RunConfig, error: TrainError) -> Diagnostic {
     if !matches!(error, TrainError::NonFinite { .. }) {
         return error.into();
     }
     if let Err(cause @ TrainError::BaseNotFinite { .. }) = check_base_is_finite(&run.base) {
-        return Report::from(cause).with_details(vec![error.to_string()]);
+        return Diagnostic::from(cause).with_details(vec![error.to_string()]);
     }
     let hint = error.hint().unwrap_or_default();
     let kept = match latest_whole_checkpoint(&run.output) {
         Ok(Some(checkpoint)) => format!("; `{}` holds the adapter as it was then", checkpoint.display()),
         _ => "; nothing of this run is kept".to_owned(),
     };
-    Report::from(error).with_hint(hint + &kept)
+    Diagnostic::from(error).with_hint(hint + &kept)
 }
 
 fn evaluate(trainer: &mut Trainer, held_out: &[Sequence], printer: &Printer) -> Result<()> {
@@ -342,7 +346,7 @@ fn evaluate(trainer: &mut Trainer, held_out: &[Sequence], printer: &Printer) -> 
     let report = trainer.evaluate(held_out)?;
     trainer.log_evaluation(&report);
     let (step, loss, perplexity) = (trainer.global_step(), report.loss, report.perplexity);
-    printer.say(&printer.pick(
+    printer.status(&printer.pick(
         format!("第 {step} 步后 · 留出集损失 {loss:.4} · 困惑度 {perplexity:.2}"),
         format!("after step {step} · held-out loss {loss:.4} · perplexity {perplexity:.2}"),
     ));
@@ -379,7 +383,7 @@ fn before_and_after(
 }
 
 fn summarize(
-    run: &Run,
+    run: &RunConfig,
     trainer: &Trainer,
     config: &ModelConfig,
     data: DataSummary,
@@ -405,7 +409,7 @@ fn summarize(
 }
 
 /// The base without its path.
-fn base_name(run: &Run, known: BaseName) -> BaseName {
+fn base_name(run: &RunConfig, known: BaseName) -> BaseName {
     let base = BaseName::new(&run.base_as_named(), &run.base);
     let base = BaseName { sha256: known.sha256, sample: known.sample, ..base };
     match &run.card.base_id {
@@ -415,51 +419,51 @@ fn base_name(run: &Run, known: BaseName) -> BaseName {
 }
 
 /// The end of a run on the screen.
-fn conclude(run: &Run, summary: &RunSummary, printer: &Printer) {
+fn conclude(run: &RunConfig, summary: &RunSummary, printer: &Printer) {
     draw_loss(printer, &summary.steps, &summary.evaluations);
     let output = run.output.display();
     if let Some((first, last)) = summary.train_loss() {
-        printer.out(&printer.pick(
+        printer.data(&printer.pick(
             format!("训练损失    {first:.4} → {last:.4}（最初与最后十分之一的步）"),
             format!("training loss   {first:.4} → {last:.4} (first and last tenth of the steps)"),
         ));
     }
     if let Some((first, last)) = summary.held_out() {
         let (p0, p1) = (first.exp(), last.exp());
-        printer.out(&printer.pick(
+        printer.data(&printer.pick(
             format!("留出集损失  {first:.4} → {last:.4}（困惑度 {p0:.2} → {p1:.2}）"),
             format!("held-out loss   {first:.4} → {last:.4} (perplexity {p0:.2} → {p1:.2})"),
         ));
     }
     let time = terminal_text::duration(summary.seconds());
     let speed = summary.tokens_per_second().unwrap_or(0.0);
-    printer.out(&printer.pick(
+    printer.data(&printer.pick(
         format!("用时        {time}，{speed:.0} 词元/秒"),
         format!("time            {time}, {speed:.0} tok/s"),
     ));
     if let Some(line) = summary.memory.as_ref().and_then(|memory| forecast::peak_line(memory, printer)) {
-        printer.out(&line);
+        printer.data(&line);
     }
-    printer.out(&printer.pick(format!("适配器      {output}"), format!("adapter         {output}")));
-    printer.out(
+    printer.data(&printer.pick(format!("适配器      {output}"), format!("adapter         {output}")));
+    printer.data(
         &printer.pick(
             format!("报告        {output}/report.html"),
             format!("report          {output}/report.html"),
         ),
     );
     if summary.data.held_out_records > 0 && run.output.join(held_out_file::HELD_OUT_FILE).is_file() {
-        printer.out(&printer.pick(
+        printer.data(&printer.pick(
             format!("留出的记录  {output}/{}", held_out_file::HELD_OUT_FILE),
             format!("held out        {output}/{}", held_out_file::HELD_OUT_FILE),
         ));
     }
-    printer.say(&format!("\n{}", printer.pick("接下来：", "next:")));
+    printer.status(&format!("\n{}", printer.pick("接下来：", "next:")));
     let merged = terminal_text::shell_word(&format!("{output}-merged"));
     let output = terminal_text::shell_path(&run.output);
     let compare =
         run.output.join(held_out_file::HELD_OUT_FILE).is_file().then(|| format!("danlu compare {output}"));
     let merge = format!("danlu merge {output} --output {merged}");
     for command in [Some(format!("danlu chat {output}")), compare, Some(merge)].into_iter().flatten() {
-        printer.say(&format!("  {}", printer.err(Look::Cyan, &command)));
+        printer.status(&format!("  {}", printer.paint_status(Style::Cyan, &command)));
     }
 }

@@ -11,9 +11,9 @@ use danlu_train::{
     sweep_leftovers,
 };
 
-use super::run_config::{RUN_FILE, Run};
+use super::run_config::{RUN_FILE, RunConfig};
 use crate::commands::card;
-use crate::diagnostic::{Report, Result};
+use crate::diagnostic::{Diagnostic, Result};
 use crate::lang::Lang;
 use crate::printer::Printer;
 use crate::terminal_text;
@@ -23,7 +23,7 @@ use crate::terminal_text;
 ///
 /// # Errors
 /// If the folder holds something else, cannot be written, or is no run to go on with.
-pub fn open(run: &Run, printer: &Printer) -> Result<(Option<PathBuf>, Option<File>)> {
+pub fn open(run: &RunConfig, printer: &Printer) -> Result<(Option<PathBuf>, Option<File>)> {
     let output = &run.output;
     let holds_run = output.join(RUN_FILE).is_file();
     let Some(named) = &run.resume else {
@@ -35,14 +35,14 @@ pub fn open(run: &Run, printer: &Printer) -> Result<(Option<PathBuf>, Option<Fil
                     "it has no checkpoint yet: `--resume` starts it over, with other settings if you name some"
                 }
             };
-            return Err(Report::input(text).with_hint(hint));
+            return Err(Diagnostic::input(text).with_hint(hint));
         }
         files::ensure_output_dir(output, |_| false)?;
         return Ok((None, lock(output)?));
     };
     if !holds_run {
         let text = format!("`{}` holds no run to go on with", output.display());
-        return Err(Report::input(text).with_hint("leave `--resume` out to begin one"));
+        return Err(Diagnostic::input(text).with_hint("leave `--resume` out to begin one"));
     }
     files::ensure_output_dir(output, |_| true)?;
     let lock = lock(output)?;
@@ -53,13 +53,16 @@ pub fn open(run: &Run, printer: &Printer) -> Result<(Option<PathBuf>, Option<Fil
             let newest = latest_checkpoint(output)?.map(|path| format!("the newest is `{}`", path.display()));
             let text = format!("`{}` is no checkpoint", path.display());
             return Err(
-                Report::input(text).with_hint(newest.unwrap_or_else(|| "there is none yet".to_owned()))
+                Diagnostic::input(text).with_hint(newest.unwrap_or_else(|| "there is none yet".to_owned()))
             );
         }
         None => latest_checkpoint(output)?,
     };
     if checkpoint.is_none() {
-        printer.tell("还没有检查点：从头开始", "there is no checkpoint yet: starting from the beginning");
+        printer.status_bilingual(
+            "还没有检查点：从头开始",
+            "there is no checkpoint yet: starting from the beginning",
+        );
     }
     Ok((checkpoint, lock))
 }
@@ -72,7 +75,7 @@ fn lock(output: &Path) -> Result<Option<File>> {
         Ok(()) => Ok(Some(folder)),
         Err(TryLockError::WouldBlock) => {
             let text = format!("another danlu is writing to `{}`", output.display());
-            Err(Report::input(text).with_hint("let it finish, or stop it first"))
+            Err(Diagnostic::input(text).with_hint("let it finish, or stop it first"))
         }
         Err(TryLockError::Error(_)) => Ok(None),
     }
@@ -82,16 +85,21 @@ fn lock(output: &Path) -> Result<Option<File>> {
 ///
 /// # Errors
 /// If the folder cannot be written, or the checkpoint is of another run.
-pub fn start(run: &Run, trainer: &mut Trainer, checkpoint: Option<&Path>, printer: &Printer) -> Result<()> {
+pub fn start(
+    run: &RunConfig,
+    trainer: &mut Trainer,
+    checkpoint: Option<&Path>,
+    printer: &Printer,
+) -> Result<()> {
     if let Some(checkpoint) = checkpoint {
         let resumed = trainer.resume(checkpoint).map_err(|error| unusable(run, checkpoint, error))?;
         let (step, from) = (resumed.step, checkpoint.display());
-        printer.say(&printer.pick(
+        printer.status(&printer.pick(
             format!("从 {from} 继续（已完成 {step} 步）"),
             format!("going on from {from}, after step {step}"),
         ));
         if step >= trainer.total_steps() {
-            printer.tell(
+            printer.status_bilingual(
                 "所有步骤都已完成：没有要训练的了，只重写报告与适配器",
                 "every step is taken already: nothing is left to train, the report and the adapter are written again",
             );
@@ -112,19 +120,19 @@ pub fn start(run: &Run, trainer: &mut Trainer, checkpoint: Option<&Path>, printe
 ///
 /// # Errors
 /// If the folder cannot be written; the checkpoint before it is whole, and the error says so.
-pub fn save(run: &Run, trainer: &Trainer, tokens: &TokenIdentity) -> Result<()> {
+pub fn save(run: &RunConfig, trainer: &Trainer, tokens: &TokenIdentity) -> Result<()> {
     trainer.save_checkpoint(&run.output, tokens).map(drop).map_err(|error| unsaved(run, error))
 }
 
 /// What could not be written, with where the run can go on from.
-fn unsaved(run: &Run, error: impl Into<Report>) -> Report {
-    let (report, output) = (error.into(), run.output.display());
+fn unsaved(run: &RunConfig, error: impl Into<Diagnostic>) -> Diagnostic {
+    let (diagnostic, output) = (error.into(), run.output.display());
     let (Ok(newest), Ok(whole)) = (latest_checkpoint(&run.output), latest_whole_checkpoint(&run.output))
     else {
-        return report;
+        return diagnostic;
     };
     let resume = format!("danlu train --output {} --resume", terminal_text::shell_path(&run.output));
-    report.and_hint(match (newest, whole) {
+    diagnostic.and_hint(match (newest, whole) {
         (None, _) => format!("there is no checkpoint yet: `{resume}` starts over"),
         (Some(_), None) => format!("no checkpoint of `{output}` is whole: start anew in another folder"),
         (Some(newest), Some(whole)) => {
@@ -139,7 +147,7 @@ fn unsaved(run: &Run, error: impl Into<Report>) -> Report {
 }
 
 /// Why a checkpoint cannot be gone on from, and which one can.
-fn unusable(run: &Run, checkpoint: &Path, error: TrainError) -> Report {
+fn unusable(run: &RunConfig, checkpoint: &Path, error: TrainError) -> Diagnostic {
     if let TrainError::Resume { differences, .. } = &error {
         let is_base = differences.iter().any(|difference| difference.field == "base");
         return match LoraConfig::read(checkpoint).ok().filter(|_| is_base) {
@@ -148,7 +156,7 @@ fn unusable(run: &Run, checkpoint: &Path, error: TrainError) -> Report {
                 let base = terminal_text::shell_word(&format!("{name}@{revision}"));
                 let hint =
                     format!("the base it was begun on: danlu train --output {output} --resume --base {base}");
-                Report::from(error).with_hint(hint)
+                Diagnostic::from(error).with_hint(hint)
             }
             _ => error.into(),
         };
@@ -162,7 +170,7 @@ fn unusable(run: &Run, checkpoint: &Path, error: TrainError) -> Report {
         _ if matches!(error, TrainError::CheckpointFormat { .. }) => return error.into(),
         _ => format!("no other checkpoint of `{output}` is whole: start anew in another folder"),
     };
-    Report::from(error).with_hint(hint)
+    Diagnostic::from(error).with_hint(hint)
 }
 
 /// Writes what the adapter's tokens are, its card and the report, and last the adapter: where there is one, there is
@@ -171,7 +179,7 @@ fn unusable(run: &Run, checkpoint: &Path, error: TrainError) -> Report {
 /// # Errors
 /// If the folder cannot be written; the last checkpoint holds everything.
 pub fn finish(
-    run: &Run,
+    run: &RunConfig,
     trainer: &Trainer,
     tokens: &TokenIdentity,
     summary: &RunSummary,

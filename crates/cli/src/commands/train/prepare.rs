@@ -10,7 +10,7 @@ use danlu_train::card::TextLanguage;
 use danlu_train::{DataFile, DataSummary, Example, TrainSettings};
 
 use crate::commands::data::read;
-use crate::diagnostic::{Report, Result};
+use crate::diagnostic::{Diagnostic, Result};
 use crate::evaluation::replies::{self, Question};
 use crate::printer::Printer;
 use crate::terminal_text;
@@ -102,21 +102,20 @@ pub fn prepare(
     if items.is_empty() {
         let text =
             format!("nothing is left to train on: {} records dropped, {} bad", summary.dropped, bad.len());
-        return Err(
-            Report::input(text).with_hint("`danlu data check` says why; a larger `--max-length` may help")
-        );
+        return Err(Diagnostic::input(text)
+            .with_hint("`danlu data check` says why; a larger `--max-length` may help"));
     }
-    let size = ValSize::try_from(settings.val_size).map_err(|error| Report::input(error.to_string()))?;
+    let size = ValSize::try_from(settings.val_size).map_err(|error| Diagnostic::input(error.to_string()))?;
     let (wanted, all) = (size.wanted(items.len()), items.len());
     if wanted >= all {
         let text = format!("`val_size` {} asks for {wanted} of {all} records", settings.val_size);
-        return Err(Report::input(text).with_hint("a smaller `--val-size` leaves something to train on"));
+        return Err(Diagnostic::input(text).with_hint("a smaller `--val-size` leaves something to train on"));
     }
     let (train, held_out) = split(items, size, settings.seed, |(_, example)| &example.sequence.ids[..]);
     if wanted > 0 && held_out.is_empty() {
         let text =
             format!("of {all} records none can be held out: each has more copies than `val_size` asks for");
-        return Err(Report::input(text)
+        return Err(Diagnostic::input(text)
             .with_hint("`danlu data check` lists the copies; without `--val-size` all are trained on"));
     }
     let (records, examples): (Vec<_>, Vec<_>) = train.into_iter().unzip();
@@ -168,7 +167,7 @@ fn take(
     None
 }
 
-fn refuse(bad: &[BadRecord], good: usize, data: &[PathBuf]) -> Report {
+fn refuse(bad: &[BadRecord], good: usize, data: &[PathBuf]) -> Diagnostic {
     let all = bad.len() + good;
     let mut details: Vec<String> = bad.iter().take(MAX_LISTED).map(ToString::to_string).collect();
     if bad.len() > MAX_LISTED {
@@ -178,7 +177,7 @@ fn refuse(bad: &[BadRecord], good: usize, data: &[PathBuf]) -> Report {
     let check = format!("danlu data check {}", terminal_text::shell_path(file));
     let hint = format!("`{check}` shows them all, `--skip-bad` leaves them out");
     let noun = if bad.len() == 1 { "records is" } else { "records are" };
-    Report::input(format!("{} of {all} {noun} bad", bad.len())).with_details(details).with_hint(hint)
+    Diagnostic::input(format!("{} of {all} {noun} bad", bad.len())).with_details(details).with_hint(hint)
 }
 
 /// Names the records that are left out: the first ones here, all of them in a file when they are many.
@@ -194,14 +193,14 @@ pub fn list_skipped(bad: &[BadRecord], output: &Path, printer: &Printer) -> Resu
     let counted = terminal_text::counted(n as u64, "bad record");
     printer.warn(&printer.pick(format!("{n} 条坏记录被跳过："), format!("{counted} {verb} left out:")));
     for record in bad.iter().take(MAX_LISTED) {
-        printer.say(&format!("  {}", terminal_text::printable(&record.to_string())));
+        printer.status(&format!("  {}", terminal_text::printable(&record.to_string())));
     }
     if n > MAX_LISTED {
         let path = output.join(SKIPPED_FILE);
         let all: String = bad.iter().map(|record| format!("{record}\n")).collect();
         files::write_atomic(&path, all.as_bytes())?;
         let shown = path.display();
-        printer.say(&printer.pick(format!("  全部列在 {shown}"), format!("  all of them: {shown}")));
+        printer.status(&printer.pick(format!("  全部列在 {shown}"), format!("  all of them: {shown}")));
     }
     Ok(())
 }

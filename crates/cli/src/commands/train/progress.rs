@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use danlu_train::StepReport;
 
 use crate::chart::{self, Series, Size};
-use crate::printer::{Look, Printer};
+use crate::printer::{Printer, Style};
 use crate::terminal_text;
 
 /// Steps that the time left is estimated from: enough to even out short and long records.
@@ -41,12 +41,12 @@ impl<'a> Progress<'a> {
         if !self.estimated && self.recent.len() == SETTLED && step.step < self.total {
             self.estimated = true;
             let left = terminal_text::duration(self.seconds_left(step.step));
-            self.printer.tell(&format!("预计还需 {left}"), &format!("time estimate: {left}"));
+            self.printer.status_bilingual(&format!("预计还需 {left}"), &format!("time estimate: {left}"));
         }
         self.printer.live(&self.line(step));
         let due = step.step.is_multiple_of(self.logging_steps) || step.step == self.total;
         if due && !self.printer.has_live_line() {
-            self.printer.say(&self.line(step));
+            self.printer.status(&self.line(step));
         }
         if due {
             self.losses.clear();
@@ -82,15 +82,15 @@ pub fn draw_loss(printer: &Printer, steps: &[StepReport], evaluations: &[(u64, f
     let held_out: Vec<_> = evaluations.iter().map(|&(step, loss)| (step as f64, loss)).collect();
     let mut series =
         vec![Series {
-            label: printer.pick("训练损失", "training loss"), points: &train, look: Look::Cyan
+            label: printer.pick("训练损失", "training loss"), points: &train, style: Style::Cyan
         }];
     if !held_out.is_empty() {
         let label = printer.pick("留出集损失", "held-out loss");
-        series.push(Series { label, points: &held_out, look: Look::Yellow });
+        series.push(Series { label, points: &held_out, style: Style::Yellow });
     }
     let size = Size { width: printer.width().min(76), height: 9 };
-    let drawn = chart::draw(&series, size, printer.pick("步", "steps"), printer.err_color());
-    printer.say(&format!(
+    let drawn = chart::draw(&series, size, printer.pick("步", "steps"), printer.status_color());
+    printer.status(&format!(
         "{}\n{drawn}",
         printer.pick("损失（每词元，越低越好）", "loss per token, lower is better")
     ));

@@ -13,7 +13,7 @@ use crate::clap_error::usage;
 use crate::commands::card::{CardArgs, NotesArgs};
 use crate::commands::{hub, nearby, no_model};
 use crate::config_file::ConfigFile;
-use crate::diagnostic::{Report, Result};
+use crate::diagnostic::{Diagnostic, Result};
 use crate::printer::Printer;
 use crate::terminal_text;
 
@@ -22,8 +22,8 @@ pub const RUN_FILE: &str = "run.toml";
 
 /// Everything `train` needs, settled: flags over file over defaults.
 #[derive(Clone, Debug)]
-pub struct Run {
-    /// Folder of the base, or its name on the Hub until it is [`Run::at_hand`].
+pub struct RunConfig {
+    /// Folder of the base, or its name on the Hub until it is [`RunConfig::resolve_base`].
     pub base: PathBuf,
     /// That name.
     pub on_hub: Option<RepoName>,
@@ -53,7 +53,7 @@ pub struct Run {
     pub config: Option<ConfigFile>,
 }
 
-impl Run {
+impl RunConfig {
     /// Settles the arguments of one command line. With `--resume` alone the run's own settings are read back
     /// from its output folder.
     ///
@@ -61,15 +61,15 @@ impl Run {
     /// If the file has a fault, a path is missing, or a setting is out of range.
     pub fn resolve(matches: &ArgMatches) -> Result<Self> {
         let missing = |flag: &str, what: &str| {
-            let report = Report::input(format!("`--{flag}` is missing: {what}"));
-            report.with_hint(match matches.get_one::<PathBuf>("config") {
+            let diagnostic = Diagnostic::input(format!("`--{flag}` is missing: {what}"));
+            diagnostic.with_hint(match matches.get_one::<PathBuf>("config") {
                 Some(file) => {
                     format!("danlu train --config {} --{flag} ...", terminal_text::shell_path(file))
                 }
                 None => "danlu train --base DIR --data FILE --output DIR".to_owned(),
             })
         };
-        let run = Self::settle(matches)?;
+        let run = Self::merge_sources(matches)?;
         if run.data.is_empty() {
             return Err(missing("data", "the file to train on"));
         }
@@ -82,21 +82,21 @@ impl Run {
         Ok(run)
     }
 
-    /// As [`Run::resolve`], for a run that is planned only: it may lack data and output, which are then empty.
+    /// As [`RunConfig::resolve`], for a run that is planned only: it may lack data and output, which are then empty.
     ///
     /// # Errors
-    /// As [`Run::resolve`].
+    /// As [`RunConfig::resolve`].
     pub fn resolve_plan(matches: &ArgMatches) -> Result<Self> {
-        let run = Self::settle(matches)?;
+        let run = Self::merge_sources(matches)?;
         if run.base.as_os_str().is_empty() {
-            let report = Report::input("`--base` is missing: the folder of the model to plan for");
-            return Err(report.with_hint("danlu plan --base DIR [--data FILE]"));
+            let diagnostic = Diagnostic::input("`--base` is missing: the folder of the model to plan for");
+            return Err(diagnostic.with_hint("danlu plan --base DIR [--data FILE]"));
         }
         Ok(run)
     }
 
     /// Flags over file over defaults; paths that were not given are empty.
-    fn settle(matches: &ArgMatches) -> Result<Self> {
+    fn merge_sources(matches: &ArgMatches) -> Result<Self> {
         let mut args = TrainArgs::from_arg_matches(matches).map_err(|error| usage(&error))?;
         let card_now = args.card.clone();
         let own = match (&args.resume, &args.output) {
@@ -105,15 +105,16 @@ impl Run {
         };
         if own.as_ref().is_some_and(|path| !path.is_file()) {
             let output = args.output.unwrap_or_default();
-            let report = Report::input(format!("`{}` holds no run to go on with", output.display()));
-            return Err(report.with_hint("leave `--resume` out to begin one"));
+            let diagnostic = Diagnostic::input(format!("`{}` holds no run to go on with", output.display()));
+            return Err(diagnostic.with_hint("leave `--resume` out to begin one"));
         }
         let is_own = args.config.is_none() && own.is_some();
         let config = match args.config.clone().or(own) {
             None => None,
             Some(path) => {
                 let command = TrainArgs::augment_args(Command::new("train"));
-                let config = ConfigFile::read(&path, &command)?.without(|flag| given(matches, flag));
+                let config =
+                    ConfigFile::read(&path, &command)?.without(|flag| was_on_command_line(matches, flag));
                 check_one_length(&config)?;
                 let file = command.no_binary_name(true).try_get_matches_from(config.args());
                 let file = file.map_err(|error| usage(&error))?;
@@ -129,11 +130,11 @@ impl Run {
                 let flag = name.replace('_', "-");
                 let place = config.as_ref().and_then(|c| c.snippet(&flag, ""));
                 // Beside a file, it is worth saying that the value is not the file's.
-                let typed = config.is_some() && given(matches, &flag);
+                let typed = config.is_some() && was_on_command_line(matches, &flag);
                 let source = typed.then(|| format!("`--{flag}` on the command line"));
-                Report::from(error).with_snippet(place).with_details(source.into_iter().collect())
+                Diagnostic::from(error).with_snippet(place).with_details(source.into_iter().collect())
             }
-            _ => Report::from(error),
+            _ => Diagnostic::from(error),
         })?;
         let is_base = |folder: &Path| folder.join("config.json").is_file();
         let base = args.base.map(|path| found(config.as_ref(), is_own, "base", path, is_base)).transpose()?;
@@ -161,7 +162,7 @@ impl Run {
     ///
     /// # Errors
     /// If it is plainly something else than a model, or neither the cache nor the Hub has it.
-    pub fn at_hand(&self, extent: Extent, printer: &Printer) -> Result<Self> {
+    pub fn resolve_base(&self, extent: Extent, printer: &Printer) -> Result<Self> {
         let on_hub = hub::name_of(&self.base);
         let base = no_model::base(&self.base, extent, printer)?;
         let on_hub = on_hub.map(|name| hub::with_whole_commit(name, &base));
@@ -260,11 +261,11 @@ fn found(
             _ => format!("`{shown}` is no file here, nor beside the file that names it"),
         };
         let place = config.snippet(flag, &path.display().to_string());
-        let report =
-            Report::input(text).with_snippet(place).with_hint(format!("say where it is with `--{flag}`"));
+        let diagnostic =
+            Diagnostic::input(text).with_snippet(place).with_hint(format!("say where it is with `--{flag}`"));
         match hub::hidden(&path).filter(|_| flag == "base") {
-            Some(hint) => report.and_hint(hint),
-            None => report,
+            Some(hint) => diagnostic.and_hint(hint),
+            None => diagnostic,
         }
     })
 }
@@ -274,9 +275,10 @@ fn check_one_length(config: &ConfigFile) -> Result<()> {
     if ["max-steps", "num-train-epochs"].iter().any(|flag| config.values(flag).is_empty()) {
         return Ok(());
     }
-    let report =
-        Report::input("`max_steps` and `num_train_epochs` are both given, and either is the whole length");
-    Err(report.with_snippet(config.snippet("max-steps", "")).with_hint("leave one of them out"))
+    let diagnostic = Diagnostic::input(
+        "`max_steps` and `num_train_epochs` are both given, and either is the whole length",
+    );
+    Err(diagnostic.with_snippet(config.snippet("max-steps", "")).with_hint("leave one of them out"))
 }
 
 /// Bytes as the flag takes them, in the largest unit that is exact.
@@ -287,18 +289,18 @@ fn byte_size(bytes: u64) -> String {
 }
 
 /// An adapter's fault, underlined where a configuration file asked for it.
-pub fn point_into_config(run: &Run, error: danlu_adapter::AdapterError) -> Report {
+pub fn point_into_config(run: &RunConfig, error: danlu_adapter::AdapterError) -> Diagnostic {
     let target = match &error {
         danlu_adapter::AdapterError::NoSuchTarget { target, .. } => target.clone(),
         _ => String::new(),
     };
     let place =
         run.config.as_ref().filter(|_| !target.is_empty()).and_then(|c| c.snippet("target-modules", &target));
-    Report::from(error).with_snippet(place)
+    Diagnostic::from(error).with_snippet(place)
 }
 
 /// Whether `flag` was on the command line, itself or as its alternative.
-fn given(matches: &ArgMatches, flag: &str) -> bool {
+fn was_on_command_line(matches: &ArgMatches, flag: &str) -> bool {
     let direct = |flag: &str| {
         let id = flag.replace('-', "_");
         matches.value_source(&id) == Some(clap::parser::ValueSource::CommandLine)
@@ -317,11 +319,11 @@ mod tests {
     use super::super::args::memory_limit;
     use super::*;
 
-    fn resolve(line: &[&str]) -> Result<Run, String> {
+    fn resolve(line: &[&str]) -> Result<RunConfig, String> {
         let command = TrainArgs::augment_args(Command::new("train"));
         let matches =
             command.no_binary_name(true).try_get_matches_from(line).map_err(|e| usage(&e).render(false))?;
-        Run::resolve(&matches).map_err(|report| report.render(false))
+        RunConfig::resolve(&matches).map_err(|diagnostic| diagnostic.render(false))
     }
 
     const PATHS: [&str; 6] = ["--base", "b", "--data", "d", "--output", "o"];

@@ -7,7 +7,7 @@ use danlu_hub::{Left, Parcel, Reason};
 use danlu_model::{INDEX_FILE, ModelConfig, ModelError, SINGLE_FILE, Tokenizer, Weights};
 use danlu_train::TokenIdentity;
 
-use crate::diagnostic::{Report, Result};
+use crate::diagnostic::{Diagnostic, Result};
 
 /// One of these makes a folder a whole model's.
 const MODEL: [&str; 2] = [SINGLE_FILE, INDEX_FILE];
@@ -33,13 +33,12 @@ pub fn needed(folder: &Path) -> Result<Vec<String>> {
             "`{}` holds an adapter (`{CONFIG_FILE}`) and a model (`{weights}`): who loads it finds only one of them",
             folder.display()
         );
-        return Err(
-            Report::input(text).with_hint("put each into a folder of its own, and push them to two names")
-        );
+        return Err(Diagnostic::input(text)
+            .with_hint("put each into a folder of its own, and push them to two names"));
     }
     let opened = if is_adapter { adapter(folder) } else { model(folder) };
     let opened = opened.and_then(|needed| Ok((needed, TokenIdentity::read(folder)?)));
-    let (mut needed, _) = opened.map_err(|report| report.or_hint(WRITE_AGAIN))?;
+    let (mut needed, _) = opened.map_err(|diagnostic| diagnostic.or_hint(WRITE_AGAIN))?;
     needed.extend(TOKENIZER.into_iter().filter(|name| folder.join(name).is_file()).map(str::to_owned));
     Ok(needed)
 }
@@ -59,9 +58,9 @@ pub fn refuse_without(parcel: &Parcel, needed: &[String]) -> Result<()> {
 /// The files that an adapter needs.
 fn adapter(folder: &Path) -> Result<Vec<String>> {
     Adapter::check(folder).map_err(|error| match unpacked(&error) {
-        AdapterError::Unsupported { .. } => Report::from(error).and_hint(OTHER_TOOLS),
-        AdapterError::Header { .. } => Report::from(error).with_hint(WRITE_AGAIN),
-        AdapterError::Model(inner) => of_model(inner, Report::from_error(&error, inner.hint())),
+        AdapterError::Unsupported { .. } => Diagnostic::from(error).and_hint(OTHER_TOOLS),
+        AdapterError::Header { .. } => Diagnostic::from(error).with_hint(WRITE_AGAIN),
+        AdapterError::Model(inner) => of_model(inner, Diagnostic::from_error(&error, inner.hint())),
         _ => error.into(),
     })?;
     if TOKENIZER.iter().all(|name| folder.join(name).is_file()) {
@@ -78,29 +77,29 @@ fn unpacked(error: &AdapterError) -> &AdapterError {
     }
 }
 
-/// The report of an error in a folder of one's own, which nobody fetched.
-fn of_model(error: &ModelError, report: Report) -> Report {
+/// The diagnostic of an error in a folder of one's own, which nobody fetched.
+fn of_model(error: &ModelError, diagnostic: Diagnostic) -> Diagnostic {
     match error {
-        ModelError::Header { message, .. } if message.contains("version https://git-lfs") => report,
+        ModelError::Header { message, .. } if message.contains("version https://git-lfs") => diagnostic,
         ModelError::FileSize { .. } | ModelError::Header { .. } | ModelError::Json { .. } => {
-            report.with_hint(WRITE_AGAIN)
+            diagnostic.with_hint(WRITE_AGAIN)
         }
-        ModelError::Unsupported { .. } => report.and_hint(OTHER_TOOLS),
-        _ => report,
+        ModelError::Unsupported { .. } => diagnostic.and_hint(OTHER_TOOLS),
+        _ => diagnostic,
     }
 }
 
 /// The files that a model needs.
 fn model(folder: &Path) -> Result<Vec<String>> {
-    let report = |error: ModelError| of_model(&error, Report::from_error(&error, error.hint()));
-    let config = ModelConfig::read(folder).map_err(report)?;
-    let weights = Weights::open(folder).map_err(report)?;
-    weights.check_complete(&config).map_err(report)?;
+    let diagnose = |error: ModelError| of_model(&error, Diagnostic::from_error(&error, error.hint()));
+    let config = ModelConfig::read(folder).map_err(diagnose)?;
+    let weights = Weights::open(folder).map_err(diagnose)?;
+    weights.check_complete(&config).map_err(diagnose)?;
     let tokenizer = folder.join(TOKENIZER[0]);
     if !tokenizer.is_file() {
         let text =
             format!("`{}` is missing: nobody can talk to a model without its tokenizer", tokenizer.display());
-        return Err(Report::input(text).with_hint(
+        return Err(Diagnostic::input(text).with_hint(
             "copy it and tokenizer_config.json from the base, or write the folder again with `danlu merge`",
         ));
     }
@@ -115,11 +114,11 @@ fn model(folder: &Path) -> Result<Vec<String>> {
 }
 
 /// The error that nobody can load what would be sent without the file of this name.
-fn stays(parcel: &Parcel, name: &str) -> Report {
+fn stays(parcel: &Parcel, name: &str) -> Diagnostic {
     let left = parcel.left().iter().find(|left| left.path == name);
     let path = parcel.folder().join(name);
     let Some(Left { reason, .. }) = left else {
-        return Report::ours(format!("`{}` is neither sent nor left out", path.display()));
+        return Diagnostic::bug(format!("`{}` is neither sent nor left out", path.display()));
     };
     let hint = match reason {
         Reason::Token { .. } => "take it out, or send it as it is with `--with-tokens`".to_owned(),
@@ -132,5 +131,5 @@ fn stays(parcel: &Parcel, name: &str) -> Report {
         "`{}` would stay here, and without it nothing that is sent can be loaded: {reason}",
         path.display()
     );
-    Report::input(text).with_hint(hint)
+    Diagnostic::input(text).with_hint(hint)
 }

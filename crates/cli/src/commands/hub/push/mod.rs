@@ -19,12 +19,12 @@ use danlu_train::card;
 use crate::commands::card::hub_id;
 use crate::commands::hub::{name_of, open, pull};
 use crate::commands::no_model;
-use crate::diagnostic::{Report, Result};
+use crate::diagnostic::{Diagnostic, Result};
 use crate::interrupt;
 use crate::printer::Printer;
 use crate::terminal_text;
-use remote_card::Page;
-use rewritten_files::Said;
+use remote_card::RemoteCard;
+use rewritten_files::RewrittenFiles;
 
 /// Examples under `--help`.
 pub const EXAMPLES: &str = "\
@@ -86,7 +86,7 @@ pub fn run(args: &PushArgs, printer: &Printer) -> Result<()> {
     let name = match (&args.revision, args.name.named_revision()) {
         (Some(_), Some(named)) => {
             let text = format!("`--revision` and `@{named}` are two branches");
-            return Err(Report::input(text).with_hint("leave one of them out"));
+            return Err(Diagnostic::input(text).with_hint("leave one of them out"));
         }
         (Some(revision), None) => args.name.at(revision)?,
         (None, _) => args.name.clone(),
@@ -116,16 +116,16 @@ pub fn run(args: &PushArgs, printer: &Printer) -> Result<()> {
     preview::show(&parcel, &differences, &name, args, printer);
     if args.dry_run {
         preview::warn_of_no_card(&parcel, &differences, printer);
-        printer.tell("没有发送任何内容（--dry-run）", "nothing was sent (--dry-run)");
+        printer.status_bilingual("没有发送任何内容（--dry-run）", "nothing was sent (--dry-run)");
         if !has_token {
-            printer.tell(
+            printer.status_bilingual(
                 "没有令牌：发送之前先 `danlu login`",
                 "there is no token: `danlu login` comes before the push",
             );
             return Ok(());
         }
         if hub.may_push(&name, &options)?.role() == Some("fineGrained") {
-            printer.tell(
+            printer.status_bilingual(
                 "细粒度令牌：能否写入，要到发送时才知道",
                 "the token is fine-grained: whether it may write there shows when it is sent",
             );
@@ -148,7 +148,9 @@ fn parcel(
     let folder = &args.folder;
     if let Some(named) = name_of(folder) {
         let text = format!("`{named}` is no folder here, and a push sends a folder");
-        return Err(Report::input(text).with_hint("name the output folder of `danlu train` or `danlu merge`"));
+        return Err(
+            Diagnostic::input(text).with_hint("name the output folder of `danlu train` or `danlu merge`")
+        );
     }
     let options = ParcelOptions { include: args.include.clone(), with_tokens: args.with_tokens, token };
     // A run that was stopped is told by what it left.
@@ -158,8 +160,8 @@ fn parcel(
     let mut parcel = Parcel::of(folder, &options)?;
     let needed = load_check::needed(folder)?;
     load_check::refuse_without(&parcel, &needed)?;
-    let page = Page::read(hub, name)?;
-    let Said { files, edited } = rewritten_files::files(args, hub, &page, name, printer)?;
+    let page = RemoteCard::read(hub, name)?;
+    let RewrittenFiles { files, edited } = rewritten_files::files(args, hub, &page, name, printer)?;
     let (record, others): (Vec<_>, Vec<_>) =
         files.into_iter().partition(|(path, _)| *path == card::CARD_FILE);
     for (path, bytes) in others {
@@ -171,7 +173,7 @@ fn parcel(
     }
     let has_page = parcel.files().iter().any(|file| file.path() == card::README_FILE);
     if let Some([zh, en]) = edited.filter(|_| has_page) {
-        printer.tell(&zh, &en);
+        printer.status_bilingual(&zh, &en);
     }
     // The page shows what its record holds.
     let is_record =
@@ -179,7 +181,7 @@ fn parcel(
     if let Some(Left { path, reason }) = parcel.left().iter().find(is_record) {
         let text = format!("`{}`: {reason}, and README.md shows it too", folder.join(path).display());
         let hint = "take it out of the data or the notes and write the card again; `--with-tokens` sends it as it is";
-        return Err(Report::input(text).with_hint(hint));
+        return Err(Diagnostic::input(text).with_hint(hint));
     }
     load_check::refuse_without(&parcel, &needed)?;
     Ok(parcel)
@@ -219,7 +221,7 @@ fn send(
     printer: &Printer,
 ) -> Result<()> {
     let start = Instant::now();
-    let mut words = Some(interrupt::last_words(stopped(name, differences.exists, printer))?);
+    let mut words = Some(interrupt::exit_message(stopped(name, differences.exists, printer))?);
     let mut is_committing = false;
     let pushed = hub.push(parcel, name, options, &mut |stage, transfer: Transfer| {
         let line = pull::progress(&transfer, start.elapsed().as_secs_f64(), printer);
@@ -228,7 +230,7 @@ fn send(
             is_committing = commits;
             // Whoever drops them takes back what is said by then: first these go, then others come.
             drop(words.take());
-            words = interrupt::last_words(match commits {
+            words = interrupt::exit_message(match commits {
                 true => stopped_committing(name, printer),
                 false => stopped(name, differences.exists, printer),
             })
@@ -245,21 +247,21 @@ fn send(
     let Pushed { commit, url, branched, pull_request, files, removed, sent, ignored, .. } = pushed?;
     if !ignored.is_empty() {
         let paths = terminal_text::printable(&ignored.join(", "));
-        printer.tell(
+        printer.status_bilingual(
             &format!("仓库的 .gitignore 排除了：{paths}"),
             &format!("the repository's .gitignore leaves out: {paths}"),
         );
     }
     if files.is_empty() && removed.is_empty() && branched {
         let (branch, id) = (name.revision(), name.id());
-        printer.out(&printer.pick(
+        printer.data(&printer.pick(
             format!("已建立分支 `{branch}`；{id} 的 main 已有全部文件，没有新的提交：{url}"),
             format!("the branch `{branch}` was made; main of {id} has all of it already, no commit was made: {url}"),
         ));
         return Ok(());
     }
     if files.is_empty() && removed.is_empty() {
-        printer.out(&printer.pick(
+        printer.data(&printer.pick(
             format!("{name} 已经有全部文件，没有新的提交：{url}"),
             format!("{name} has all of it already, no commit was made: {url}"),
         ));
@@ -268,7 +270,7 @@ fn send(
     let is_older_here = hub.is_older_here(name, &commit);
     let (count, sent, commit) = (files.len(), terminal_text::bytes(sent), commit.get(..8).unwrap_or(&commit));
     let time = terminal_text::duration(start.elapsed().as_secs_f64());
-    printer.out(&printer.pick(
+    printer.data(&printer.pick(
         format!("一次提交（{commit}）：{count} 个文件，传输 {sent}，用时 {time}"),
         format!(
             "one commit ({commit}): {}, {sent} sent in {time}",
@@ -277,24 +279,24 @@ fn send(
     ));
     if !removed.is_empty() {
         let paths = terminal_text::printable(&removed.join(", "));
-        printer.out(&printer.pick(format!("已移除：{paths}"), format!("removed: {paths}")));
+        printer.data(&printer.pick(format!("已移除：{paths}"), format!("removed: {paths}")));
     }
     match pull_request {
         Some(page) => {
-            printer.out(&printer.pick(format!("合并请求：{page}"), format!("pull request: {page}")))
+            printer.data(&printer.pick(format!("合并请求：{page}"), format!("pull request: {page}")))
         }
         None => {
-            printer.out(&url);
+            printer.data(&url);
             let name = terminal_text::shell_word(&name.to_string());
             if is_older_here {
-                printer.out(&printer.pick(
+                printer.data(&printer.pick(
                     format!("本机缓存里还是旧的，先更新：danlu pull {name}"),
                     format!("the cache here has an older one, to bring it up to date: danlu pull {name}"),
                 ));
             }
             let line = printer
                 .pick(format!("唤醒它：danlu chat {name}"), format!("to wake it up: danlu chat {name}"));
-            printer.out(&line);
+            printer.data(&line);
         }
     }
     Ok(())

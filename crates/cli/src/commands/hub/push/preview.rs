@@ -4,20 +4,21 @@ use danlu_hub::{Differences, Left, Parcel, Reason, RepoName};
 use danlu_train::card;
 
 use super::PushArgs;
-use crate::printer::{Look, Printer};
+use crate::printer::{Printer, Style};
 use crate::terminal_text;
 
 /// What goes, what is there already, what is taken away there, and what stays here.
 pub fn show(parcel: &Parcel, differences: &Differences, name: &RepoName, args: &PushArgs, printer: &Printer) {
     let Differences { new, changed, unchanged, removed, .. } = differences;
     let place = place(differences, name, args, printer);
-    printer.out(&printer.data(Look::Bold, &format!("{} → {name} · {place}", parcel.folder().display())));
+    printer
+        .data(&printer.paint_data(Style::Bold, &format!("{} → {name} · {place}", parcel.folder().display())));
     let row = |mark: &str, path: &str, note: &str| {
-        printer.out(&format!(
+        printer.data(&format!(
             "{} {}  {}",
             terminal_text::pad(mark, 9),
             terminal_text::pad(&terminal_text::one_line(path), 36),
-            printer.data(Look::Dim, note)
+            printer.paint_data(Style::Dim, note)
         ));
     };
     for (files, zh, en) in [
@@ -34,13 +35,13 @@ pub fn show(parcel: &Parcel, differences: &Differences, name: &RepoName, args: &
         row(printer.pick("留下", "stays"), path, &why(*reason, printer));
     }
     let (size, count) = (terminal_text::bytes(differences.size()), new.len() + changed.len());
-    printer.out(&printer.pick(
+    printer.data(&printer.pick(
         format!("要发送 {count} 个文件，{size}"),
         format!("{}, {size}, to be sent", terminal_text::counted(count as u64, "file")),
     ));
     if !removed.is_empty() {
         let count = removed.len() as u64;
-        printer.out(&printer.pick(
+        printer.data(&printer.pick(
             format!("同一次提交移除原模型的 {count} 个权重文件"),
             format!(
                 "the same commit removes {} of the model that was there",

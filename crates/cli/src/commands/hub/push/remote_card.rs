@@ -14,7 +14,7 @@ use crate::diagnostic::Result;
 const LONGEST: u64 = 16 << 20;
 
 /// The page that is there.
-pub struct Page<'a> {
+pub struct RemoteCard<'a> {
     hub: &'a Hub,
     name: &'a RepoName,
     record: Option<Vec<u8>>,
@@ -22,14 +22,14 @@ pub struct Page<'a> {
 }
 
 /// What the page calls its base.
-pub struct BaseThere {
+pub struct RemoteBase {
     /// Its name on the Hub.
     pub id: String,
     /// Whether it is the base here: by the sums of both, where there are records.
     pub is_ours: bool,
 }
 
-impl<'a> Page<'a> {
+impl<'a> RemoteCard<'a> {
     /// Reads what is there of it.
     ///
     /// # Errors
@@ -45,7 +45,7 @@ impl<'a> Page<'a> {
     ///
     /// # Errors
     /// If the Hub cannot be asked.
-    pub fn base_id(&self, card: Option<&Card>, named: &str) -> Result<Option<BaseThere>> {
+    pub fn base_id(&self, card: Option<&Card>, named: &str) -> Result<Option<RemoteBase>> {
         if let Some(record) = &self.record {
             let record: Value = serde_json::from_slice(record).unwrap_or_default();
             let there = &record["base"];
@@ -54,14 +54,14 @@ impl<'a> Page<'a> {
             let id = there["hub_id"].as_str().filter(|id| danlu_model::is_repo_id(id));
             return Ok(id
                 .filter(|_| is_ours != Some(false))
-                .map(|id| BaseThere { id: id.to_owned(), is_ours: is_ours.is_some() }));
+                .map(|id| RemoteBase { id: id.to_owned(), is_ours: is_ours.is_some() }));
         }
         let Some(config) = self.hub.small_file(self.name, CONFIG_FILE, LONGEST)? else { return Ok(None) };
         let config: Value = serde_json::from_slice(&config).unwrap_or_default();
         let id = config["base_model_name_or_path"].as_str().filter(|id| *id != named);
         let id = id.filter(|id| is_hub_name(self.hub, Path::new(id)));
         // Where nobody ever noted a sum, the last push is all that is known.
-        Ok(id.map(|id| BaseThere { id: id.to_owned(), is_ours: card.is_none() }))
+        Ok(id.map(|id| RemoteBase { id: id.to_owned(), is_ours: card.is_none() }))
     }
 
     /// Lets `README.md` stay here where it would replace one that was edited there, unless that is wanted; says whether.

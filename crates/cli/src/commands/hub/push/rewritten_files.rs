@@ -8,11 +8,11 @@ use danlu_model::files;
 use danlu_train::card::{self, Card};
 use serde_json::{Map, Value};
 
-use super::remote_card::{BaseThere, Page};
+use super::remote_card::{RemoteBase, RemoteCard};
 use super::{PushArgs, front_matter};
 use crate::commands::hub::is_hub_name;
 use crate::commands::nearby;
-use crate::diagnostic::{Report, Result};
+use crate::diagnostic::{Diagnostic, Result};
 use crate::printer::Printer;
 use crate::terminal_text;
 
@@ -27,7 +27,7 @@ const LONGEST_CARD: u64 = 16 << 20;
 
 /// What goes otherwise than it is here.
 #[derive(Default)]
-pub struct Said {
+pub struct RewrittenFiles {
     /// Names and bytes of these files.
     pub files: Vec<(&'static str, Vec<u8>)>,
     /// What is to be known of a card that goes as it is: it does not name the repository.
@@ -41,12 +41,12 @@ pub struct Said {
 pub fn files(
     args: &PushArgs,
     hub: &Hub,
-    page: &Page<'_>,
+    page: &RemoteCard<'_>,
     name: &RepoName,
     printer: &Printer,
-) -> Result<Said> {
+) -> Result<RewrittenFiles> {
     let folder = &args.folder;
-    let mut said = Said::default();
+    let mut rewritten = RewrittenFiles::default();
     let card = Card::read(folder)?;
     let named = match folder.join(CONFIG_FILE).is_file() {
         true => LoraConfig::read(folder)?.base_model_name_or_path,
@@ -67,35 +67,35 @@ pub fn files(
             commit.clone_from(&card.base.revision);
         }
         match notes {
-            Some(notes) => said.files.extend(card.files(&notes)),
+            Some(notes) => rewritten.files.extend(card.files(&notes)),
             None => {
-                said.edited = edited(folder, name, card.base.hub_id.as_deref())?;
-                said.files.push((card::CARD_FILE, card.to_json()));
+                rewritten.edited = edited(folder, name, card.base.hub_id.as_deref())?;
+                rewritten.files.push((card::CARD_FILE, card.to_json()));
             }
         }
     }
     if let Some(named) = named {
         let bytes = base_id.as_ref().map(|id| adapter_config(folder, id, commit)).transpose()?;
-        said.files.extend(bytes.map(|bytes| (CONFIG_FILE, bytes)));
+        rewritten.files.extend(bytes.map(|bytes| (CONFIG_FILE, bytes)));
         let readme = folder.join(card::README_FILE);
         if let Some(id) = base_id.filter(|_| !is_recorded && readme.is_file()) {
             let readme = files::read_bounded(&readme, LONGEST_CARD)?;
             let renamed = front_matter::renamed(&String::from_utf8_lossy(&readme), &named, &id);
             if renamed.as_bytes() != readme {
-                said.files.push((card::README_FILE, renamed.into_bytes()));
+                rewritten.files.push((card::README_FILE, renamed.into_bytes()));
             }
         }
     }
-    Ok(said)
+    Ok(rewritten)
 }
 
-/// The base's name on the Hub where it is to be said in place of what stands here: where that was asked for, or the card
+/// The base's name on the Hub where it is to be rewritten in place of what stands here: where that was asked for, or the card
 /// knows it and the adapter's configuration names something else, or the page has it already and is of this base. A base that nobody else finds
 /// is told.
 fn base_id(
     args: &PushArgs,
     hub: &Hub,
-    page: &Page<'_>,
+    page: &RemoteCard<'_>,
     card: Option<&Card>,
     named: Option<&str>,
     printer: &Printer,
@@ -119,14 +119,14 @@ fn base_id(
         }
     }
     match page.base_id(card, named.unwrap_or_default())? {
-        Some(BaseThere { id, is_ours: true }) => {
-            printer.tell(
+        Some(RemoteBase { id, is_ours: true }) => {
+            printer.status_bilingual(
                 &format!("基座仍写作 `{id}`，与 Hub 上一致；要改用 `--base-id`"),
                 &format!("the base goes on being called `{id}`, as it is there; `--base-id` says otherwise"),
             );
             return Ok(Some(id));
         }
-        Some(BaseThere { id, is_ours: false }) => printer.warn(&printer.pick(
+        Some(RemoteBase { id, is_ours: false }) => printer.warn(&printer.pick(
             format!("Hub 上的页面称基座为 `{id}`，是否就是这里的基座无从得知：如果是，用 `--base-id {id}` 写明"),
             format!("the page there calls its base `{id}`, and nothing tells whether that is the base here: if it is, `--base-id {id}` says so"),
         )),
@@ -204,7 +204,7 @@ fn adapter_config(folder: &Path, id: &str, commit: Option<String>) -> Result<Vec
     let path = folder.join(CONFIG_FILE);
     let bytes = files::read_bounded(&path, LONGEST_CONFIG)?;
     let config = serde_json::from_slice::<Map<String, Value>>(&bytes);
-    let mut config = config.map_err(|error| Report::input(format!("`{}`: {error}", path.display())))?;
+    let mut config = config.map_err(|error| Diagnostic::input(format!("`{}`: {error}", path.display())))?;
     let before = config.insert(BASE.to_owned(), id.into());
     // A commit of the one named before says nothing of another.
     if commit.is_some() || before.is_none_or(|before| before != id) {
