@@ -2,8 +2,8 @@
 
 use serde::Deserialize;
 
+use crate::http::About;
 use crate::http::Ask;
-use crate::refusal::About;
 use crate::{Hub, HubError};
 
 /// An account of the Hub, as its token sees it.

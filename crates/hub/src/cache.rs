@@ -11,8 +11,9 @@ use danlu_model::files::{TEMPORARY_PREFIX, read_bounded, write_atomic};
 use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
 
-use crate::listing::{Hash, is_hex};
-use crate::{HubError, RepoName, wait};
+use crate::checksum::{Hash, is_hex};
+use crate::http::retry_after;
+use crate::{HubError, RepoName};
 
 /// Longest file that holds a commit.
 const LONGEST_REF: u64 = 256;
@@ -91,7 +92,7 @@ impl Cache {
                     if !std::mem::replace(&mut waits, true) {
                         tracing::info!("another process fetches the same file: waiting for it");
                     }
-                    wait::pause(wait::LOOK, Some(stop))?;
+                    retry_after::pause(retry_after::LOOK, Some(stop))?;
                     continue;
                 }
                 Err(e) => return Err(error(e.into()).into()),

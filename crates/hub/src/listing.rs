@@ -3,13 +3,13 @@
 use std::collections::BTreeMap;
 use std::time::Instant;
 
-use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
-use crate::address::{joined, origin};
+use crate::checksum::{Hash, is_hex};
+use crate::http::About;
+use crate::http::url::{escaped, joined, origin};
 use crate::http::{Answer, Ask, LONGEST_ANSWER, Unread};
-use crate::refusal::About;
 use crate::settings::DEFAULT_ENDPOINT;
 use crate::{Hub, HubError, RepoName};
 
@@ -21,9 +21,6 @@ const FILES: usize = 100_000;
 
 /// Longest path, in bytes: no system has longer ones.
 const LONGEST_PATH: usize = 4096;
-
-/// Everything in a path's part but what needs no escape.
-const ESCAPED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.').remove(b'~');
 
 /// A repository at one commit.
 #[derive(Clone, Debug)]
@@ -45,28 +42,10 @@ pub(crate) struct RemoteFile {
     pub hash: Hash,
 }
 
-/// A checksum in hexadecimal digits.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub(crate) enum Hash {
-    /// Git's, SHA-1 over a header and the bytes: of small files.
-    Git(String),
-    /// SHA-256 of the bytes: of large ones.
-    Sha256(String),
-}
-
 impl Listing {
     /// Whether it holds nothing but what the Hub puts into a new repository.
     pub fn is_empty(&self) -> bool {
         self.files.keys().all(|path| path == ".gitattributes")
-    }
-}
-
-impl Hash {
-    /// Its digits.
-    pub fn digits(&self) -> &str {
-        match self {
-            Self::Git(digits) | Self::Sha256(digits) => digits,
-        }
     }
 }
 
@@ -220,16 +199,6 @@ impl Hub {
 pub(crate) fn file_url(hub: &Hub, repo: &RepoName, commit: &str, path: &str) -> String {
     let path: Vec<String> = path.split('/').map(escaped).collect();
     format!("{}/{}/resolve/{commit}/{}", hub.http.endpoint(), repo.id(), path.join("/"))
-}
-
-/// `text` as one part of a path.
-pub(crate) fn escaped(text: &str) -> String {
-    utf8_percent_encode(text, ESCAPED).to_string()
-}
-
-/// Whether `text` is so many lower-case hexadecimal digits.
-pub(crate) fn is_hex(text: &str, len: usize) -> bool {
-    text.len() == len && text.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
 }
 
 /// The `next` of a `Link` header.

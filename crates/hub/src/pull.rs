@@ -6,39 +6,22 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc;
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use danlu_model::files::free_space;
 
-use crate::blob::Wanted;
 use crate::cache::{Cache, is_abbreviation};
+use crate::download::Wanted;
+use crate::file_selection;
 use crate::listing::{Listing, RemoteFile};
-use crate::wanted;
-use crate::{Hub, HubError, Pace, RepoName};
+use crate::transfer::Spoken;
+use crate::{Hub, HubError, Pace, RepoName, Transfer};
 
 /// Files fetched at a time.
 const AT_ONCE: usize = 8;
 
 /// How long an answer may take where the question is only whether a model that is there lacks something.
 const LOOK: Duration = Duration::from_secs(5);
-
-/// Least time between two words about progress.
-const BETWEEN: Duration = Duration::from_millis(100);
-
-/// Keeps progress from speaking too often.
-#[derive(Debug, Default)]
-pub(crate) struct Spoken(Option<Instant>);
-
-impl Spoken {
-    /// Whether it is time for another word, which is then spoken.
-    pub fn is_due(&mut self) -> bool {
-        let is_due = self.0.is_none_or(|last| last.elapsed() >= BETWEEN);
-        if is_due {
-            self.0 = Some(Instant::now());
-        }
-        is_due
-    }
-}
 
 /// How much of a model is asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -62,19 +45,6 @@ pub struct Pulled {
     pub fetched: u64,
 }
 
-/// How far a transfer is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Transfer {
-    /// Bytes that are here.
-    pub done: u64,
-    /// Bytes of all files.
-    pub total: u64,
-    /// Of `done`, those that were here before.
-    pub before: u64,
-    /// Files of all.
-    pub files: usize,
-}
-
 impl Hub {
     /// The folder of a model that is in the cache with all that is asked of it; nobody is asked.
     ///
@@ -85,8 +55,8 @@ impl Hub {
         let Some(commit) = cache.commit(repo.revision())? else { return Ok(None) };
         let (folder, is_absent) = (cache.snapshot(&commit), |file: &str| cache.is_absent(&commit, file));
         let is_there = match extent {
-            Extent::All => wanted::is_whole(&folder, is_absent),
-            Extent::Settings => wanted::has_settings(&folder, is_absent),
+            Extent::All => file_selection::is_whole(&folder, is_absent),
+            Extent::Settings => file_selection::has_settings(&folder, is_absent),
         };
         Ok(is_there.then_some(folder))
     }
@@ -102,7 +72,7 @@ impl Hub {
     /// whether the repository has them: [`Hub::complete`] finds out.
     pub fn untold(&self, repo: &RepoName, folder: &Path) -> Vec<&'static str> {
         let cache = Cache::of(&self.settings.cache, repo);
-        wanted::untold(folder, |file| cache.is_absent(commit_of(folder), file))
+        file_selection::untold(folder, |file| cache.is_absent(commit_of(folder), file))
     }
 
     /// Fetches the small files that such a model lacks, and notes those that its commit does not have. What it has is asked
@@ -116,7 +86,7 @@ impl Hub {
         let files = Self { http: hub.http.within(LOOK), ..hub }.tree(repo, commit)?;
         let listing = Listing { commit: commit.to_owned(), private: None, files };
         let cache = Cache::of(&self.settings.cache, repo);
-        let (mut there, absent) = wanted::settings(&listing, repo)?;
+        let (mut there, absent) = file_selection::settings(&listing, repo)?;
         there.retain(|file| std::fs::metadata(folder.join(file)).is_err());
         self.fetch_all(&cache, repo, &listing, &there, &mut |_| {})?;
         cache.note_absent(commit, &absent);
@@ -143,11 +113,11 @@ impl Hub {
         };
         let listing = self.list(repo)?;
         let folder = cache.snapshot(&listing.commit);
-        let (settings, absent) = wanted::settings(&listing, repo)?;
+        let (settings, absent) = file_selection::settings(&listing, repo)?;
         let small = self.fetch_all(&cache, repo, &listing, &settings, &mut |_| {})?;
         let (mut bytes, mut fetched) = (small.total, small.fetched());
         if extent == Extent::All {
-            let weights = wanted::weights(&listing, &folder, repo).map_err(|error| match error {
+            let weights = file_selection::weights(&listing, &folder, repo).map_err(|error| match error {
                 HubError::Repo { repo, fault } => HubError::Repo { repo, fault: self.http.redacted(&fault) },
                 error => error,
             })?;
@@ -215,18 +185,6 @@ impl Hub {
             Ok(transfer)
         })
     }
-}
-
-impl Transfer {
-    /// Bytes that came over the network.
-    pub fn fetched(&self) -> u64 {
-        self.done.saturating_sub(self.before)
-    }
-}
-
-/// Bytes as they are added and taken back.
-pub(crate) fn signed(bytes: u64) -> i64 {
-    i64::try_from(bytes).unwrap_or(i64::MAX)
 }
 
 /// The commit whose snapshot `folder` is.

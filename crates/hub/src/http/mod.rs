@@ -1,8 +1,12 @@
 //! Requests: redirected with care, repeated where that may help, with the token for nobody but the Hub itself.
 
-mod answer;
-mod ask;
-mod unanswered;
+mod api_error;
+mod connect_error;
+mod network_env;
+mod request;
+mod response;
+pub(crate) mod retry_after;
+pub(crate) mod url;
 
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
@@ -11,13 +15,14 @@ use ureq::http::{Method, Request};
 use ureq::tls::TlsConfig;
 use ureq::{Agent, SendBody};
 
-use crate::address::{is_encrypted, joined, origin};
-use crate::machine::{proxy, roots};
-use crate::{Endpoint, HubError, Token, wait};
+use crate::http::network_env::{proxy, roots};
+use crate::http::url::{is_encrypted, joined, origin};
+use crate::{Endpoint, HubError, Token};
 
-pub(crate) use answer::{Answer, Unread};
-pub(crate) use ask::{Ask, Load};
-use unanswered::unanswered;
+pub(crate) use api_error::{About, message};
+use connect_error::unanswered;
+pub(crate) use request::{Ask, Load};
+pub(crate) use response::{Answer, Unread};
 
 /// Redirects of one request at most.
 const REDIRECTS: usize = 5;
@@ -177,7 +182,7 @@ impl Http {
             tracing::info!("{}: {reason}; trying again in {:.1} s", ask.words(), wait.as_secs_f64());
             match is_asked {
                 true => self.wait(wait, ask)?,
-                false => wait::pause(wait, ask.stop)?,
+                false => retry_after::pause(wait, ask.stop)?,
             }
             pause *= 2;
         }
@@ -188,13 +193,13 @@ impl Http {
     fn wait(&self, time: Duration, ask: &Ask<'_>) -> Result<(), HubError> {
         let told = match &self.waits.0 {
             Some(told) if time > LONG_WAIT => told,
-            _ => return wait::pause(time, ask.stop),
+            _ => return retry_after::pause(time, ask.stop),
         };
         let (host, mut left) = (ask.host(), time);
         while !left.is_zero() {
             told(&host, left, time);
             let part = left.min(Duration::from_secs(1));
-            wait::pause(part, ask.stop)?;
+            retry_after::pause(part, ask.stop)?;
             left -= part;
         }
         told(&host, left, time);

@@ -8,10 +8,11 @@ use base64::write::EncoderWriter;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::mode::Mode;
+use super::preupload::Mode;
+use crate::checksum::is_hex;
 use crate::http::Ask;
-use crate::listing::{escaped, is_hex};
-use crate::refusal::{About, message};
+use crate::http::url::escaped;
+use crate::http::{About, message};
 use crate::{Hub, HubError, ParcelFile, PushOptions, RepoName};
 
 /// What a commit is called where nobody says.

@@ -1,78 +1,33 @@
 //! A folder as one commit of a repository.
 
-mod batch;
-mod beside;
 mod commit;
-mod content;
-mod differences;
-mod large;
-mod mode;
-mod parcel;
+mod file_part;
+mod file_source;
+mod folder_walk;
+mod lfs_batch;
+mod lfs_upload;
+mod options;
 mod pattern;
-mod place;
-mod reason;
-mod run;
+mod preupload;
+mod push_loop;
+mod repo_conflicts;
+mod repo_diff;
 mod secrets;
-mod walk;
+mod skip_reason;
+mod target_branch;
+mod upload_file;
+mod upload_set;
 
-use crate::listing::is_hex;
+use crate::checksum::is_hex;
 use crate::{Hub, HubError, RepoName, Transfer};
 
-pub(crate) use content::Content;
-pub use differences::Differences;
-pub use parcel::{Left, Parcel, ParcelFile, ParcelOptions};
-pub use reason::Reason;
-use run::Push;
-
-/// What a push is to be like. The branch is the name's revision; one that is not there begins where `main` is.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct PushOptions {
-    /// Whether a new repository is its owner's alone. One that is there and public is then refused, unless it holds
-    /// nothing yet: that becomes private first.
-    pub private: bool,
-    /// Whether the commit is offered to the repository's owner instead of made on the branch.
-    pub create_pr: bool,
-    /// The commit's first line; `Upload with danlu` where there is none.
-    pub message: Option<String>,
-    /// More about it.
-    pub description: Option<String>,
-}
-
-/// What a push does.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Stage {
-    /// Reads files of which the repository has one of equal size, and large ones, for their checksums.
-    Reading,
-    /// Sends them.
-    Sending,
-    /// Makes the commit: only from here on it may be there.
-    Committing,
-}
-
-/// A push that is done.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Pushed {
-    /// The commit that holds everything: of the branch, or of the pull request.
-    pub commit: String,
-    /// The repository's page; that of the branch, where it is not the main one.
-    pub url: String,
-    /// The pull request's page.
-    pub pull_request: Option<String>,
-    /// Whether the repository was made for it.
-    pub created: bool,
-    /// Whether the branch was, in a repository that was there or not.
-    pub branched: bool,
-    /// Paths in the commit; none where the repository had everything.
-    pub files: Vec<String>,
-    /// Paths that it takes away: weights of the model that was there before. Without these and those no commit was made.
-    pub removed: Vec<String>,
-    /// Bytes of these that went over the network; the Hub may have had others of a push that was cut.
-    pub sent: u64,
-    /// Files that it had already.
-    pub unchanged: usize,
-    /// Paths that the repository's `.gitignore` leaves out.
-    pub ignored: Vec<String>,
-}
+pub(crate) use file_part::Slice;
+pub use options::{Left, ParcelOptions, PushOptions, Pushed, Stage};
+use push_loop::Push;
+pub use repo_diff::Differences;
+pub use skip_reason::Reason;
+pub use upload_file::ParcelFile;
+pub use upload_set::Parcel;
 
 impl Hub {
     /// Sends what a repository lacks of a parcel, and makes one commit of it: before it nothing is to be seen there. The

@@ -4,7 +4,7 @@ use std::borrow::Cow;
 use std::io::{self, Read};
 
 use crate::Token;
-use crate::sum::PIECE;
+use crate::checksum::PIECE;
 
 /// How a token begins, how many letters and digits follow at least, and whether `_` and `-` stand among them.
 const SHAPES: [(&[u8], usize, bool); 13] = [

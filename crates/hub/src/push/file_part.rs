@@ -5,10 +5,11 @@ use std::io::{self, Read};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use super::file_source::Content;
+use super::upload_file::ParcelFile;
 use crate::HubError;
-use crate::pull::signed;
-use crate::push::{Content, ParcelFile};
-use crate::sum::Sum;
+use crate::checksum::Sum;
+use crate::transfer::signed;
 
 /// A part of a file.
 pub(crate) struct Slice<'a> {

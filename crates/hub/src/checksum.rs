@@ -3,10 +3,17 @@
 use sha1::Sha1;
 use sha2::{Digest, Sha256};
 
-use crate::listing::Hash;
-
 /// Bytes read at a time.
 pub(crate) const PIECE: usize = 1 << 20;
+
+/// A checksum in hexadecimal digits.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(crate) enum Hash {
+    /// Git's, SHA-1 over a header and the bytes: of small files.
+    Git(String),
+    /// SHA-256 of the bytes: of large ones.
+    Sha256(String),
+}
 
 /// A checksum being made.
 #[derive(Clone)]
@@ -48,6 +55,20 @@ impl Sum {
             Self::Sha256(sum) => hex(&sum.finalize()),
         }
     }
+}
+
+impl Hash {
+    /// Its digits.
+    pub fn digits(&self) -> &str {
+        match self {
+            Self::Git(digits) | Self::Sha256(digits) => digits,
+        }
+    }
+}
+
+/// Whether `text` is so many lower-case hexadecimal digits.
+pub(crate) fn is_hex(text: &str, len: usize) -> bool {
+    text.len() == len && text.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
 }
 
 fn hex(bytes: &[u8]) -> String {

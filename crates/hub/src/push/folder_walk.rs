@@ -7,10 +7,11 @@ use std::path::Path;
 
 use danlu_model::FileError;
 
-use super::parcel::{Left, ParcelFile, ParcelOptions};
+use super::options::{Left, ParcelOptions};
 use super::pattern::Pattern;
-use super::reason::Reason;
 use super::secrets;
+use super::skip_reason::Reason;
+use super::upload_file::ParcelFile;
 use crate::HubError;
 
 /// Of a file of weights so much is searched for secrets: its texts come first.

@@ -6,9 +6,9 @@ use std::time::{Duration, Instant};
 use ureq::Body;
 use ureq::http::{HeaderMap, StatusCode};
 
-use super::LONGEST_ANSWER;
-use crate::sum::PIECE;
-use crate::{Token, wait};
+use super::{LONGEST_ANSWER, retry_after};
+use crate::Token;
+use crate::checksum::PIECE;
 
 /// What came back: any status that is no redirect.
 #[derive(Debug)]
@@ -89,5 +89,5 @@ fn is_passing(status: StatusCode) -> bool {
 
 /// How long the server asks to wait.
 fn retry_after(answer: &Answer) -> Option<Duration> {
-    wait::asked(answer.header("retry-after")?, answer.header("date"))
+    retry_after::asked(answer.header("retry-after")?, answer.header("date"))
 }

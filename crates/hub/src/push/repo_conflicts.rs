@@ -3,8 +3,8 @@
 
 use danlu_model::{INDEX_FILE, SINGLE_FILE};
 
+use crate::file_selection::{ADAPTER_CONFIG, ADAPTER_WEIGHTS, CONFIG, TOKENIZER, TOKENIZER_CONFIG};
 use crate::listing::Listing;
-use crate::wanted::{ADAPTER_CONFIG, ADAPTER_WEIGHTS, CONFIG, TOKENIZER, TOKENIZER_CONFIG};
 use crate::{HubError, Parcel, RepoName};
 
 /// An adapter's files; transformers looks for the first before it looks for a model.

@@ -7,9 +7,11 @@ use serde_json::json;
 use ureq::http::Method;
 
 use crate::account::Account;
+use crate::checksum::is_hex;
+use crate::http::About;
 use crate::http::Ask;
-use crate::listing::{Listing, escaped, is_hex};
-use crate::refusal::About;
+use crate::http::url::escaped;
+use crate::listing::Listing;
 use crate::{Hub, HubError, PushOptions, RepoName};
 
 /// A repository and its branch: each is made at most once.

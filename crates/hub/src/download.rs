@@ -9,12 +9,13 @@ use std::sync::atomic::AtomicBool;
 use danlu_model::FileError;
 
 use crate::cache::Cache;
+use crate::checksum::{PIECE, Sum};
+use crate::http::About;
 use crate::http::Ask;
+use crate::http::retry_after;
 use crate::listing::{RemoteFile, file_url};
-use crate::pull::signed;
-use crate::refusal::About;
-use crate::sum::{PIECE, Sum};
-use crate::{Hub, HubError, RepoName, wait};
+use crate::transfer::signed;
+use crate::{Hub, HubError, RepoName};
 
 /// A file of a commit.
 #[derive(Clone, Copy, Debug)]
@@ -143,7 +144,7 @@ impl Hub {
                         return Err(HubError::Cut { file: wanted.path.to_owned(), done, size, reason });
                     }
                     tracing::info!("{}: {reason} at {done} of {size} bytes; going on", wanted.path);
-                    wait::pause(pause, Some(wanted.stop))?;
+                    retry_after::pause(pause, Some(wanted.stop))?;
                     pause *= 2;
                 }
             }

@@ -8,9 +8,9 @@ use base64::engine::general_purpose::STANDARD;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
+use crate::http::About;
 use crate::http::Ask;
-use crate::listing::escaped;
-use crate::refusal::About;
+use crate::http::url::escaped;
 use crate::{Hub, HubError, ParcelFile, PushOptions, RepoName};
 
 /// Files asked for at a time.

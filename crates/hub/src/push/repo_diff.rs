@@ -2,11 +2,13 @@
 
 use std::collections::BTreeMap;
 
-use super::beside::{outdated, refuse_mixture};
-use super::place::may_be_branch;
+use super::repo_conflicts::{outdated, refuse_mixture};
+use super::target_branch::may_be_branch;
+use crate::checksum::is_hex;
+use crate::http::About;
+use crate::http::url::escaped;
 use crate::http::{Ask, LONGEST_ANSWER};
-use crate::listing::{Listing, RemoteFile, escaped, file_url, is_hex};
-use crate::refusal::About;
+use crate::listing::{Listing, RemoteFile, file_url};
 use crate::{Hub, HubError, Parcel, ParcelFile, RepoName, Transfer};
 
 /// What a push would do.

@@ -6,8 +6,8 @@ use std::sync::atomic::AtomicBool;
 use ureq::http::Method;
 
 use crate::HubError;
-use crate::address::origin;
-use crate::slice::Slice;
+use crate::http::url::origin;
+use crate::push::Slice;
 
 /// What is asked.
 #[derive(Clone, Debug)]

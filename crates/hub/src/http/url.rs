@@ -1,8 +1,12 @@
 //! Addresses: whose they are, and where a redirect leads.
 
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use ureq::http::Uri;
 
 use crate::Endpoint;
+
+/// Everything in a path's part but what needs no escape.
+const ESCAPED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.').remove(b'~');
 
 /// Whether an address that the Hub gives may be asked: by HTTP, and encrypted where the Hub is.
 pub(crate) fn is_address(url: &str, endpoint: &Endpoint) -> bool {
@@ -30,6 +34,11 @@ pub(crate) fn joined(url: &str, to: &str) -> Option<String> {
         format!("{scheme}://{host}{to}")
     };
     matches!(origin(&next)?.0.as_str(), "http" | "https").then_some(next)
+}
+
+/// `text` as one part of a path.
+pub(crate) fn escaped(text: &str) -> String {
+    utf8_percent_encode(text, ESCAPED).to_string()
 }
 
 #[cfg(test)]

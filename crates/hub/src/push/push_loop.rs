@@ -3,13 +3,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::thread;
 
-use super::beside::{is_needed, refuse_mixture};
 use super::commit::{Committed, Uncommitted};
-use super::differences::compare;
-use super::large::Object;
-use super::mode::Mode;
+use super::lfs_batch::Object;
+use super::preupload::Mode;
+use super::repo_conflicts::{is_needed, refuse_mixture};
+use super::repo_diff::compare;
 use crate::listing::Listing;
-use crate::pull::Spoken;
+use crate::transfer::Spoken;
 use crate::{Hub, HubError, Parcel, ParcelFile, PushOptions, Pushed, RepoName, Stage, Transfer};
 
 /// How often another commit may come first.

@@ -5,7 +5,7 @@ use std::io;
 use ureq::{Agent, Timeout};
 
 use crate::HubError;
-use crate::machine::proxy_variable;
+use crate::http::network_env::proxy_variable;
 
 /// Why `url` gave no answer.
 pub(super) fn unanswered(agent: &Agent, url: &str, host: String, error: &ureq::Error) -> HubError {

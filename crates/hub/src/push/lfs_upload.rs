@@ -2,38 +2,23 @@
 //! arrived.
 
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicBool, AtomicI64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, Sender};
 use std::thread;
 
 use serde_json::{Value, json};
 
-use super::batch::{LFS, Route, Target, Way};
+use super::lfs_batch::{LFS, Object, Route, Target, Way};
+use crate::http::message;
 use crate::http::{Answer, Ask};
-use crate::pull::signed;
-use crate::refusal::message;
-use crate::slice::Slice;
-use crate::{Hub, HubError, ParcelFile, PushOptions, RepoName};
+use crate::push::file_part::Slice;
+use crate::{Hub, HubError, PushOptions, RepoName};
 
 /// Files or parts sent at a time.
 const AT_ONCE: usize = 4;
 
 /// How often addresses are asked for: they expire, and an upload can be lost.
 const ROUNDS: usize = 3;
-
-/// A file to be in storage.
-#[derive(Debug)]
-pub(super) struct Object<'a> {
-    pub file: &'a ParcelFile,
-    pub oid: &'a str,
-    /// Of an upload in parts: where it ends, and the tags of the parts that have arrived.
-    parts: Mutex<(String, Vec<Option<String>>)>,
-    /// Parts that have not arrived.
-    left: AtomicUsize,
-    /// Bytes that progress has heard of.
-    counted: AtomicI64,
-    is_there: AtomicBool,
-}
 
 /// Why a part did not arrive.
 enum Failure {
@@ -53,50 +38,6 @@ impl<E: Into<HubError>> From<E> for Failure {
 enum Told {
     Advanced(i64),
     Failed(Failure),
-}
-
-impl<'a> Object<'a> {
-    pub fn new(file: &'a ParcelFile, oid: &'a str) -> Self {
-        let parts = Mutex::new((String::new(), Vec::new()));
-        let (left, counted, is_there) = Default::default();
-        Self { file, oid, parts, left, counted, is_there }
-    }
-
-    /// Has progress heard of so many bytes, more or fewer than before.
-    fn count(&self, bytes: u64, advanced: &mut dyn FnMut(i64)) {
-        let bytes = signed(bytes);
-        let before = self.counted.swap(bytes, Ordering::Relaxed);
-        if bytes != before {
-            advanced(bytes - before);
-        }
-    }
-
-    /// The parts to be sent by `way`: those that have arrived by the same way are not. Progress has then heard of these
-    /// alone.
-    fn tasks(&self, way: &Way, advanced: &mut dyn FnMut(i64)) -> Vec<usize> {
-        let mut to_send = self.file.size();
-        let tasks = match way {
-            Way::There => Vec::new(),
-            Way::Whole(_) => vec![0],
-            Way::Parts { size, urls, complete } => {
-                let mut parts = self.parts.lock().expect("nothing panics while it is held");
-                if parts.0 != *complete || parts.1.len() != urls.len() {
-                    *parts = (complete.clone(), vec![None; urls.len()]);
-                }
-                let mut tasks: Vec<usize> = (0..urls.len()).filter(|&i| parts.1[i].is_none()).collect();
-                if tasks.is_empty() {
-                    // All are there, and were not taken: the last one is sent again, and ends it again.
-                    tasks.push(urls.len() - 1);
-                }
-                let len = |&i: &usize| (self.file.size() - i as u64 * size).min(*size);
-                to_send = tasks.iter().map(len).sum();
-                tasks
-            }
-        };
-        self.count(self.file.size() - to_send, advanced);
-        self.left.store(tasks.len(), Ordering::SeqCst);
-        tasks
-    }
 }
 
 impl Hub {

@@ -2,15 +2,17 @@
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicUsize, Ordering};
 
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::large::Object;
-use crate::address::is_address;
+use crate::http::About;
 use crate::http::Ask;
-use crate::refusal::About;
-use crate::{Hub, HubError, PushOptions, RepoName};
+use crate::http::url::is_address;
+use crate::transfer::signed;
+use crate::{Hub, HubError, ParcelFile, PushOptions, RepoName};
 
 /// Objects asked for at a time.
 const AT_A_TIME: usize = 100;
@@ -40,6 +42,20 @@ pub(super) enum Way {
     Whole(Target),
     /// In parts of so many bytes, which are then declared to be it.
     Parts { size: u64, urls: Vec<String>, complete: String },
+}
+
+/// A file to be in storage.
+#[derive(Debug)]
+pub(super) struct Object<'a> {
+    pub file: &'a ParcelFile,
+    pub oid: &'a str,
+    /// Of an upload in parts: where it ends, and the tags of the parts that have arrived.
+    pub parts: Mutex<(String, Vec<Option<String>>)>,
+    /// Parts that have not arrived.
+    pub left: AtomicUsize,
+    /// Bytes that progress has heard of.
+    pub counted: AtomicI64,
+    pub is_there: AtomicBool,
 }
 
 /// What the batch says of an object.
@@ -73,6 +89,50 @@ struct Action {
     href: String,
     #[serde(default)]
     header: Option<BTreeMap<String, Value>>,
+}
+
+impl<'a> Object<'a> {
+    pub fn new(file: &'a ParcelFile, oid: &'a str) -> Self {
+        let parts = Mutex::new((String::new(), Vec::new()));
+        let (left, counted, is_there) = Default::default();
+        Self { file, oid, parts, left, counted, is_there }
+    }
+
+    /// Has progress heard of so many bytes, more or fewer than before.
+    pub fn count(&self, bytes: u64, advanced: &mut dyn FnMut(i64)) {
+        let bytes = signed(bytes);
+        let before = self.counted.swap(bytes, Ordering::Relaxed);
+        if bytes != before {
+            advanced(bytes - before);
+        }
+    }
+
+    /// The parts to be sent by `way`: those that have arrived by the same way are not. Progress has then heard of these
+    /// alone.
+    pub fn tasks(&self, way: &Way, advanced: &mut dyn FnMut(i64)) -> Vec<usize> {
+        let mut to_send = self.file.size();
+        let tasks = match way {
+            Way::There => Vec::new(),
+            Way::Whole(_) => vec![0],
+            Way::Parts { size, urls, complete } => {
+                let mut parts = self.parts.lock().expect("nothing panics while it is held");
+                if parts.0 != *complete || parts.1.len() != urls.len() {
+                    *parts = (complete.clone(), vec![None; urls.len()]);
+                }
+                let mut tasks: Vec<usize> = (0..urls.len()).filter(|&i| parts.1[i].is_none()).collect();
+                if tasks.is_empty() {
+                    // All are there, and were not taken: the last one is sent again, and ends it again.
+                    tasks.push(urls.len() - 1);
+                }
+                let len = |&i: &usize| (self.file.size() - i as u64 * size).min(*size);
+                to_send = tasks.iter().map(len).sum();
+                tasks
+            }
+        };
+        self.count(self.file.size() - to_send, advanced);
+        self.left.store(tasks.len(), Ordering::SeqCst);
+        tasks
+    }
 }
 
 impl Hub {
