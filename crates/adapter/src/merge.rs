@@ -13,8 +13,8 @@ use std::thread;
 use std::time::Instant;
 
 use danlu_kernels::{Backend, DType, Matrix};
-use danlu_model::carried_files::{self, ConfigChange, torch_name};
 use danlu_model::files;
+use danlu_model::sidecar_files::{self, ConfigChange, torch_name};
 use danlu_model::{
     INDEX_FILE, ModelConfig, ModelError, NewModel, Quantization, ShardWriter, TensorInfo, TensorSpec,
     Weights, projections, shard_index, shard_name,
@@ -254,8 +254,8 @@ pub fn stage(
     let tensors = weights.model_tensors()?;
     check_fit(adapter, &weights, &tensors)?;
     let change = ConfigChange { dtype: options.dtype, quantization: None };
-    let config = carried_files::config_json(base, &change)?;
-    let carried = carried_files::choose(base, adapter.source(), &options.also_copy)?;
+    let config = sidecar_files::config_json(base, &change)?;
+    let carried = sidecar_files::choose(base, adapter.source(), &options.also_copy)?;
     let shards = plan(&tensors, options);
     let encoded: HashSet<String> = projections(&model).map(|(name, ..)| name).collect();
     let index = shard_index(shards.iter().map(|s| (s.name.as_str(), &s.specs[..])));

@@ -5,7 +5,7 @@ use std::fs;
 use std::path::Path;
 
 use danlu_model::files::read_bounded;
-use danlu_model::{INDEX_FILE, SINGLE_FILE, carried_files};
+use danlu_model::{INDEX_FILE, SINGLE_FILE, sidecar_files};
 use serde::Deserialize;
 
 use crate::listing::Listing;
@@ -63,7 +63,7 @@ struct Index {
 /// If one is too large to be what its name says.
 pub(crate) fn settings(listing: &Listing, repo: &RepoName) -> Result<Settings, HubError> {
     let known: BTreeSet<&str> =
-        carried_files::names().chain([CONFIG, ADAPTER_CONFIG, INDEX_FILE, CARD]).chain(WRITTEN).collect();
+        sidecar_files::names().chain([CONFIG, ADAPTER_CONFIG, INDEX_FILE, CARD]).chain(WRITTEN).collect();
     let (there, absent): Settings = known.into_iter().partition(|path| listing.files.contains_key(*path));
     for &path in &there {
         let (size, most) = (listing.files[path].size, longest(path));

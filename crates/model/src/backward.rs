@@ -6,8 +6,8 @@ use danlu_kernels::{AttentionDims, Buffer};
 
 use crate::activations::{LayerActivations, Mids, MlpActivations};
 use crate::decoder::Decoder;
+use crate::forward_pass::{Pass, Rows};
 use crate::lora::LoraRows;
-use crate::pass::{Pass, Rows};
 use crate::workspace::{Gradients, KeyCopies, Slot, Workspace};
 use crate::{Batch, ModelError, Projection};
 

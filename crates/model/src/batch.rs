@@ -2,7 +2,7 @@
 
 use danlu_kernels::Segment;
 
-use crate::beginnings::{SharedBeginning, shared_beginnings};
+use crate::prefix_sharing::{SharedBeginning, shared_beginnings};
 
 /// One training or evaluation example: ids, and which of them carry a loss.
 ///

@@ -6,8 +6,8 @@ use std::path::Path;
 use danlu_kernels::{DType, FourBitCode};
 use serde_json::{Value, json};
 
-use crate::carried_files::torch_name;
 use crate::json::{self, Fields};
+use crate::sidecar_files::torch_name;
 use crate::{ModelError, Projection, Quantization, files};
 
 /// Bounds that no Llama reaches, and under which no product of two sizes overflows.

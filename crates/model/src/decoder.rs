@@ -20,8 +20,8 @@ use std::sync::Arc;
 use danlu_kernels::{AttentionDims, Backend, Buffer, LoraRef, Matrix, Segment, Trace};
 
 use crate::activations::{LayerActivations, Mids, MlpActivations};
+use crate::forward_pass::{MANY_ROWS, Pass, Rows};
 use crate::lora::{LoraRows, LoraSource};
-use crate::pass::{MANY_ROWS, Pass, Rows};
 use crate::workspace::{KeyCopies, Slot, Workspace};
 use crate::{ActivationPolicy, Batch, KvCache, ModelConfig, ModelError, Projection, Weights};
 

@@ -15,7 +15,7 @@ use std::sync::Arc;
 use danlu_kernels::{Bytes, DType, FourBit, FourBitCode, NESTED_BLOCK, Scales, to_f32};
 use serde::{Deserialize, Serialize};
 
-use crate::carried_files::torch_name;
+use crate::sidecar_files::torch_name;
 use crate::{ModelError, Quantization, TensorInfo, TensorSpec, Weights};
 
 /// Names of the parts, behind the weight's.

@@ -12,9 +12,9 @@ use danlu_kernels::{
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Value, json};
 
-use crate::carried_files::torch_name;
 use crate::four_bit::{QUANT_STATE, StoredFourBit};
-use crate::{ModelConfig, ModelError, Projection, Weights, large_pages};
+use crate::sidecar_files::torch_name;
+use crate::{ModelConfig, ModelError, Projection, Weights, huge_pages};
 
 /// Elements that a thread widens and encodes at a time.
 const PIECE: usize = 1 << 16;
@@ -121,7 +121,7 @@ impl Quantization {
     /// If `bytes` does not hold `len` elements.
     pub fn encode(&self, dtype: DType, bytes: &[u8], len: usize, threads: usize) -> Result<FourBit, usize> {
         assert_eq!(bytes.len(), len * dtype.size());
-        let mut codes = large_pages::zeros(len.div_ceil(2));
+        let mut codes = huge_pages::zeros(len.div_ceil(2));
         let mut absmax = vec![0.0f32; len.div_ceil(self.block_size)];
         let piece = PIECE.max(self.block_size);
         // What one thread takes: whole pieces.

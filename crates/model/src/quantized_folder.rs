@@ -6,10 +6,10 @@ use std::path::Path;
 
 use danlu_kernels::{Bytes, DType, FourBit, NESTED_BLOCK, Scales};
 
-use crate::carried_files::{self, ConfigChange};
 use crate::files;
 use crate::four_bit::{ABSMAX, NESTED_ABSMAX, NESTED_QUANT_MAP, QUANT_MAP, QUANT_STATE, QuantState};
 use crate::quantize::{is_skipped, module_of};
+use crate::sidecar_files::{self, ConfigChange};
 use crate::{
     INDEX_FILE, ModelConfig, ModelError, NewModel, Quantization, QuantizeProgress, ShardWriter, TensorInfo,
     TensorSpec, Weights, projections, shard_index, shard_name,
@@ -86,12 +86,12 @@ pub fn quantize_into(
     let index = shard_index(file_names.iter().map(String::as_str).zip(specs.iter().map(Vec::as_slice)));
     let change =
         ConfigChange { dtype: None, quantization: Some(quantization.config_json(config.dtype, skip)) };
-    let config = carried_files::config_json(base, &change)?;
-    let carried = carried_files::choose(base, None, &[])?;
+    let config = sidecar_files::config_json(base, &change)?;
+    let carried = sidecar_files::choose(base, None, &[])?;
 
     let is_copied = |info: &&TensorInfo| !names.contains(&info.name);
     let copied = weights.tensors().iter().filter(is_copied).filter_map(TensorInfo::dtype);
-    let dtype: BTreeSet<&str> = copied.map(carried_files::torch_name).collect();
+    let dtype: BTreeSet<&str> = copied.map(sidecar_files::torch_name).collect();
     let encoded = weights.tensors().iter().filter(|info| names.contains(&info.name));
     let weight_bytes: u64 = specs.iter().map(|specs| ShardWriter::file_size(specs)).sum();
     let bytes = weight_bytes

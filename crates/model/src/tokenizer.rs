@@ -8,9 +8,9 @@ use serde_json::Value;
 use sha2::{Digest, Sha256};
 
 use crate::chat_template::{ChatTemplate, hex};
-use crate::fingerprint::TokenFingerprint;
 use crate::json::{self, Fields};
-use crate::{ModelConfig, ModelError, carried_files, files};
+use crate::token_fingerprint::TokenFingerprint;
+use crate::{ModelConfig, ModelError, files, sidecar_files};
 
 /// The largest tokenizers in use take some 35 MB.
 const LIMIT: u64 = 256 << 20;
@@ -46,7 +46,7 @@ impl Tokenizer {
     /// As [`Tokenizer::read`].
     pub fn read_over(base: &Path, adapter: &Path) -> Result<Self, ModelError> {
         let [tokenizer, template] = Self::folders(base, adapter);
-        let generation = carried_files::generation_folder(base, Some(adapter));
+        let generation = sidecar_files::generation_folder(base, Some(adapter));
         Self::read_from(tokenizer, template, [generation, base])
     }
 
@@ -54,7 +54,7 @@ impl Tokenizer {
     pub fn is_brought_by(adapter: &Path) -> bool {
         let none = Path::new("");
         Self::folders(none, adapter) != [none, none]
-            || carried_files::generation_folder(none, Some(adapter)) != none
+            || sidecar_files::generation_folder(none, Some(adapter)) != none
     }
 
     /// The folders that [`Tokenizer::read_over`] takes tokenizer and template from.

@@ -208,6 +208,6 @@ fn an_adapter_overrules_only_what_it_brings() {
     assert!(Tokenizer::is_brought_by(adapter.path()));
     let over = Tokenizer::read_over(base, adapter.path()).unwrap();
     assert!(over.stop_ids().contains(&7) && plain.stop_ids().is_subset(over.stop_ids()), "{over:?}");
-    let copied = crate::carried_files::choose(base, Some(adapter.path()), &[]).unwrap();
+    let copied = crate::sidecar_files::choose(base, Some(adapter.path()), &[]).unwrap();
     assert!(copied.iter().any(|f| f.source == adapter.path().join("generation_config.json")));
 }

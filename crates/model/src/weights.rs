@@ -14,7 +14,7 @@ use serde::Deserialize;
 use crate::files::{self, FileError};
 use crate::four_bit::{self, StoredFourBit};
 use crate::json;
-use crate::new_model::{INDEX_FILE, SINGLE_FILE};
+use crate::staged_folder::{INDEX_FILE, SINGLE_FILE};
 use crate::{ModelConfig, ModelError, ShardWriter, TensorSpec};
 
 /// Bytes of a tensor copied at a time.

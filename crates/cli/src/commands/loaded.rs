@@ -7,7 +7,7 @@ use std::sync::Arc;
 use danlu_adapter::{Adapter, CONFIG_FILE, LoraConfig};
 use danlu_hub::Extent;
 use danlu_kernels::Backend;
-use danlu_model::carried_files::generation_folder;
+use danlu_model::sidecar_files::generation_folder;
 use danlu_model::{Decoder, LoraSource, ModelConfig, Tokenizer};
 use danlu_train::card;
 
