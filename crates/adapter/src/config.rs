@@ -19,7 +19,7 @@ pub const CONFIG_FILE: &str = "adapter_config.json";
 const PEFT_VERSION: &str = "0.21.2";
 
 /// Largest configuration that is read: a list of every module of a large model is some 100 KB.
-const MAX_BYTES: u64 = 1 << 20;
+const MAX_CONFIG_BYTES: u64 = 1 << 20;
 
 /// Most keys in `rank_pattern` or `alpha_pattern`: each is a regular expression tried on every module.
 const MAX_PATTERNS: usize = 4096;
@@ -118,7 +118,7 @@ impl LoraConfig {
     /// As [`LoraConfig::parse`], naming the file.
     pub fn read(folder: &Path) -> Result<Self, AdapterError> {
         let path = folder.join(CONFIG_FILE);
-        let bytes = files::read_bounded(&path, MAX_BYTES)?;
+        let bytes = files::read_bounded(&path, MAX_CONFIG_BYTES)?;
         Self::parse(&bytes).map_err(|e| e.in_file(&path))
     }
 

@@ -236,16 +236,16 @@ pub enum AdapterError {
 
 /// The first few names of a list under a heading, or nothing for an empty one.
 fn listing(heading: &str, names: &[String]) -> String {
-    const SHOWN: usize = 6;
+    const MAX_SHOWN: usize = 6;
     if names.is_empty() {
         return String::new();
     }
     let mut text = format!("\n{} {heading}:", names.len());
-    for name in names.iter().take(SHOWN) {
+    for name in names.iter().take(MAX_SHOWN) {
         text.push_str(&format!("\n  {name}"));
     }
-    if names.len() > SHOWN {
-        text.push_str(&format!("\n  and {} more", names.len() - SHOWN));
+    if names.len() > MAX_SHOWN {
+        text.push_str(&format!("\n  and {} more", names.len() - MAX_SHOWN));
     }
     text
 }

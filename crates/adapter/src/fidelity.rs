@@ -18,7 +18,7 @@
 use std::ops::ControlFlow;
 
 use danlu_kernels::DType;
-use danlu_model::{Batch, Decoder, LoraSource, ModelError, Sequence, Workspace};
+use danlu_model::{Batch, Decoder, LabeledSequence, LoraSource, ModelError, Workspace};
 use serde::{Deserialize, Serialize};
 
 use crate::AdapterError;
@@ -146,7 +146,7 @@ pub fn measure(
     adapter: &dyn LoraSource,
     merged: &Decoder,
     merged_lora: Option<&dyn LoraSource>,
-    sequences: &[Sequence],
+    sequences: &[LabeledSequence],
     limits: Limits,
     progress: &mut dyn FnMut(usize) -> ControlFlow<()>,
 ) -> Result<Fidelity, AdapterError> {

@@ -7,11 +7,11 @@
 //! ```
 //! use danlu_adapter::{Adapter, LoraConfig};
 //! use danlu_kernels::Reference;
-//! use danlu_model::Shape;
+//! use danlu_model::Preset;
 //!
 //! let mut config = LoraConfig::new(8, 32.0);
 //! config.target_modules = "q_proj,v_proj".parse()?;
-//! let adapter = Adapter::init(config, &Shape::Llama3_2_1b.config(), 42, &Reference::new())?;
+//! let adapter = Adapter::init(config, &Preset::Llama3_2_1b.config(), 42, &Reference::new())?;
 //! assert_eq!(adapter.modules().len(), 2 * 16);
 //! // As PEFT counts: 8 · (2048 + 2048) for a q_proj and 8 · (2048 + 512) for a v_proj.
 //! assert_eq!(adapter.num_parameters(), 851_968);

@@ -16,7 +16,7 @@ use danlu_kernels::{Backend, DType, Matrix};
 use danlu_model::files;
 use danlu_model::sidecar_files::{self, ConfigChange, torch_name};
 use danlu_model::{
-    INDEX_FILE, ModelConfig, ModelError, NewModel, Quantization, ShardWriter, TensorInfo, TensorSpec,
+    INDEX_FILE, ModelConfig, ModelError, Quantization, ShardWriter, StagedFolder, TensorInfo, TensorSpec,
     Weights, projections, shard_index, shard_name,
 };
 use serde::{Deserialize, Serialize};
@@ -25,7 +25,7 @@ use serde_json::json;
 use crate::AdapterError;
 use crate::adapter::{Adapter, Module};
 use crate::fidelity::Fidelity;
-use crate::merge_rows::{Delta, Rows};
+use crate::merge_rows::{Delta, MergeRows};
 
 /// Name of the report in a merged model's folder.
 pub const REPORT_FILE: &str = "merge_report.json";
@@ -42,7 +42,7 @@ pub struct MergeOptions {
     /// Threads that compute; all the machine's where `None`.
     pub threads: Option<usize>,
     /// Puts the projections of a base of 16 bits into 4 and back first: the base that the adapter was trained on.
-    pub through: Option<Quantization>,
+    pub requantize_as: Option<Quantization>,
     /// Further files to take over from the adapter's folder where it has them.
     pub also_copy: Vec<String>,
 }
@@ -159,7 +159,7 @@ struct Shard<'a> {
 
 /// A merged model that is written but has not got its name yet. Dropped, it is removed again.
 pub struct Staged {
-    output: NewModel,
+    output: StagedFolder,
     names: Vec<String>,
     /// What was done.
     pub report: MergeReport,
@@ -248,7 +248,7 @@ pub fn stage(
     let weights = Weights::open(base)?;
     let model = ModelConfig::read(base)?;
     weights.check_complete(&model)?;
-    if options.through.is_some() {
+    if options.requantize_as.is_some() {
         weights.refuse_four_bit()?;
     }
     let tensors = weights.model_tensors()?;
@@ -269,7 +269,7 @@ pub fn stage(
         return Err(AdapterError::Space { path: files::final_path(out), needed: bytes, available });
     }
     // A report alone is what a rejected merge leaves: the next attempt may replace it.
-    let output = NewModel::create_beside(out, |name| name == REPORT_FILE)?;
+    let output = StagedFolder::create_beside(out, |name| name == REPORT_FILE)?;
 
     let params = adapter.to_vec(backend);
     let threads =
@@ -289,11 +289,11 @@ pub fn stage(
                 rank: m.rank,
                 scaling: m.scaling,
             });
-            let through = options.through.filter(|_| encoded.contains(&info.name));
-            let weight = source(&weights, info, through, delta.is_some(), options, threads)?;
+            let requantize_as = options.requantize_as.filter(|_| encoded.contains(&info.name));
+            let weight = source(&weights, info, requantize_as, delta.is_some(), options, threads)?;
             match (&weight, target(info, options.dtype)) {
                 (Some(weight), Some(to)) => {
-                    let tensor = Rows { name: &info.name, weight, to, delta };
+                    let tensor = MergeRows { name: &info.name, weight, to, delta };
                     tensor.stream(threads, |part| Ok(writer.write(part)?))?;
                     weights.release(info);
                 }
@@ -330,7 +330,7 @@ pub fn stage(
     let report = MergeReport {
         base: base.to_owned(),
         adapter: adapter.source().map(Path::to_owned),
-        merge_base: match options.through.is_some() || weights.first_four_bit().is_some() {
+        merge_base: match options.requantize_as.is_some() || weights.first_four_bit().is_some() {
             true => MergeBase::Dequantized,
             false => MergeBase::Original,
         },
@@ -413,12 +413,12 @@ fn plan<'a>(tensors: &'a [TensorInfo], options: &MergeOptions) -> Vec<Shard<'a>>
 fn source(
     weights: &Weights,
     info: &TensorInfo,
-    through: Option<Quantization>,
+    requantize_as: Option<Quantization>,
     is_merged: bool,
     options: &MergeOptions,
     threads: usize,
 ) -> Result<Option<Matrix>, AdapterError> {
-    if let (Some(quantization), &[rows, cols]) = (through, &info.shape[..]) {
+    if let (Some(quantization), &[rows, cols]) = (requantize_as, &info.shape[..]) {
         let weight = Arc::new(weights.encode(&info.name, quantization, threads)?);
         return Ok(Some(Matrix::four_bit(weight, rows, cols)));
     }

@@ -14,9 +14,9 @@ use danlu_model::TensorSpec;
 use crate::AdapterError;
 
 /// Elements of one block: 512 KB of f32.
-const BLOCK: usize = 1 << 17;
+const BLOCK_ELEMENTS: usize = 1 << 17;
 /// Columns worked on while their part of `A` stays in the nearest cache.
-const COLUMNS: usize = 256;
+const BLOCK_COLUMNS: usize = 256;
 /// Rows and columns of one tile of sums held in registers.
 const TILE: (usize, usize) = (4, 8);
 
@@ -31,14 +31,14 @@ pub struct Delta<'a> {
 
 /// A stored weight, the type it is to have, and what is added to it.
 #[derive(Clone, Copy)]
-pub struct Rows<'a> {
+pub struct MergeRows<'a> {
     pub name: &'a str,
     pub weight: &'a Matrix,
     pub to: DType,
     pub delta: Option<Delta<'a>>,
 }
 
-impl Rows<'_> {
+impl MergeRows<'_> {
     /// Hands the new bytes to `write`, in order.
     ///
     /// # Errors
@@ -52,7 +52,7 @@ impl Rows<'_> {
         if rows == 0 || cols == 0 {
             return Ok(());
         }
-        let step = (BLOCK / cols).max(1);
+        let step = (BLOCK_ELEMENTS / cols).max(1);
         let blocks = rows.div_ceil(step);
         let block = |i: usize| self.block(i * step..rows.min((i + 1) * step));
         let threads = threads.min(blocks);
@@ -123,8 +123,8 @@ impl Rows<'_> {
 
 /// `out += scaling · B A`, `out` and `b` being some of the rows.
 fn add_delta(out: &mut [f32], delta: Delta<'_>, cols: usize) {
-    for start in (0..cols).step_by(COLUMNS) {
-        let columns = start..cols.min(start + COLUMNS);
+    for start in (0..cols).step_by(BLOCK_COLUMNS) {
+        let columns = start..cols.min(start + BLOCK_COLUMNS);
         let mut rows = out.chunks_exact_mut(TILE.0 * cols);
         let mut b = delta.b.chunks_exact(TILE.0 * delta.rank);
         for (out, b) in rows.by_ref().zip(b.by_ref()) {
@@ -178,7 +178,7 @@ mod tests {
         (0..len as u64).map(|i| rng::uniform(key, i) - 0.5).collect()
     }
 
-    fn streamed(rows: &Rows<'_>, threads: usize) -> Result<Vec<u8>, AdapterError> {
+    fn streamed(rows: &MergeRows<'_>, threads: usize) -> Result<Vec<u8>, AdapterError> {
         let mut bytes = Vec::new();
         rows.stream(threads, |b| {
             bytes.extend_from_slice(b);
@@ -195,7 +195,7 @@ mod tests {
             let (w, a, b) = (random(1, rows * cols), random(2, rank * cols), random(3, rows * rank));
             let weight = &Matrix::from_f32(&w, rows, cols);
             let delta = Some(Delta { a: &a, b: &b, rank, scaling: 0.5 });
-            let tensor = Rows { name: "w", weight, to: DType::F32, delta };
+            let tensor = MergeRows { name: "w", weight, to: DType::F32, delta };
             let expected: Vec<u8> = (0..rows * cols)
                 .flat_map(|e| {
                     let (o, j) = (e / cols, e % cols);
@@ -214,7 +214,7 @@ mod tests {
         let mut values = vec![1.0f32; 300_000];
         values[200_123] = 65_520.0;
         let weight = Matrix::from_f32(&values, 300, 1000);
-        let tensor = |weight, to| Rows { name: "w", weight, to, delta: None };
+        let tensor = |weight, to| MergeRows { name: "w", weight, to, delta: None };
         for threads in [1, 3] {
             let error = streamed(&tensor(&weight, DType::F16), threads).unwrap_err();
             assert_eq!(

@@ -13,7 +13,7 @@ use crate::config::{LoraConfig, TargetModules};
 use crate::{AdapterError, Module};
 
 /// Steps a pattern may go back in one match. Honest patterns need a handful.
-const BACKTRACK_LIMIT: usize = 20_000;
+const MAX_BACKTRACK_STEPS: usize = 20_000;
 
 /// The projections that `config` adapts in a model, by layer and then in [`Projection`]'s order, with
 /// their places in the flat parameters: `A` then `B` of each, without gaps.
@@ -283,7 +283,7 @@ impl<'a, T: Copy> Patterns<'a, T> {
 fn compile(key: &str, pattern: &str, anchored: &str) -> Result<Regex, AdapterError> {
     let build = |text: &str| {
         RegexBuilder::new(text)
-            .backtrack_limit(BACKTRACK_LIMIT)
+            .backtrack_limit(MAX_BACKTRACK_STEPS)
             .delegate_size_limit(1 << 20)
             .delegate_dfa_size_limit(1 << 20)
             .build()

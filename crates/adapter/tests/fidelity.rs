@@ -11,7 +11,7 @@ use danlu_adapter::fidelity::{Fidelity, Limits, measure};
 use danlu_adapter::merge::{MergeOptions, MergeReport, REPORT_FILE, Staged, merge, stage};
 use danlu_adapter::{Adapter, LoraConfig};
 use danlu_kernels::{Cpu, CpuOptions, DType, rng};
-use danlu_model::{Decoder, ModelConfig, Sequence};
+use danlu_model::{Decoder, LabeledSequence, ModelConfig};
 
 fn decoder(folder: &Path) -> Decoder {
     Decoder::load(folder, Arc::new(Cpu::new(CpuOptions { threads: Some(2), ..Default::default() }))).unwrap()
@@ -25,8 +25,8 @@ fn adapter(base: &Path, alpha: f64, size: f32) -> Adapter {
     adapter
 }
 
-fn sequences(count: u64, len: u64, vocabulary: u64) -> Vec<Sequence> {
-    let sequence = |s| Sequence {
+fn sequences(count: u64, len: u64, vocabulary: u64) -> Vec<LabeledSequence> {
+    let sequence = |s| LabeledSequence {
         ids: (0..len).map(|i| (rng::bits(s, i) % vocabulary) as u32).collect(),
         trained: (0..len).map(|i| i > len / 2).collect(),
     };
@@ -132,7 +132,7 @@ fn nothing_to_measure_is_an_error() {
     let folder = tempfile::tempdir().unwrap();
     write_model(folder.path(), 1);
     let (model, adapter) = (decoder(folder.path()), adapter(folder.path(), 8.0, 0.5));
-    let empty = [Sequence { ids: vec![], trained: vec![] }];
+    let empty = [LabeledSequence { ids: vec![], trained: vec![] }];
     for texts in [&empty[..], &[]] {
         assert!(
             measure(&model, &adapter, &model, None, texts, Limits::of(DType::F32), &mut |_| {
@@ -141,7 +141,7 @@ fn nothing_to_measure_is_an_error() {
             .is_err()
         );
     }
-    let outside = [Sequence { ids: vec![5, 100], trained: vec![false, true] }];
+    let outside = [LabeledSequence { ids: vec![5, 100], trained: vec![false, true] }];
     assert!(
         measure(&model, &adapter, &model, None, &outside, Limits::of(DType::F32), &mut |_| {
             ControlFlow::Continue(())

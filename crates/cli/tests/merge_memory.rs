@@ -12,7 +12,7 @@ use std::time::Duration;
 use common::{Scene, record};
 use danlu_adapter::{Adapter, LoraConfig};
 use danlu_kernels::Reference;
-use danlu_model::{RandomWeights, Shape};
+use danlu_model::{Preset, RandomWeights};
 
 /// The largest `RssAnon` of a process while it lives, in bytes.
 fn anonymous_peak(child: &mut std::process::Child) -> u64 {
@@ -32,7 +32,7 @@ fn anonymous_peak(child: &mut std::process::Child) -> u64 {
 fn a_merge_holds_a_few_times_the_largest_tensor_and_little_more() {
     let scene = Scene::new();
     // Llama 3's vocabulary on a slender model: logits are what could be large.
-    let mut config = Shape::Base8m.config();
+    let mut config = Preset::Base8m.config();
     (config.vocab_size, config.hidden_size, config.head_dim) = (131_072, 64, 16);
     config.num_hidden_layers = 2;
     let weights = RandomWeights { config: &config, seed: 1, threads: 2 };

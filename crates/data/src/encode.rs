@@ -5,7 +5,7 @@
 
 use std::ops::Range;
 
-use danlu_model::{Message, ModelError, Sequence, Tokenizer};
+use danlu_model::{LabeledSequence, Message, ModelError, Tokenizer};
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -34,7 +34,7 @@ impl Default for EncodeOptions {
 #[derive(Clone, Debug, PartialEq)]
 pub struct Encoded {
     /// Ids and marks; empty if the record was dropped.
-    pub sequence: Sequence,
+    pub sequence: LabeledSequence,
     /// The rendered text.
     pub text: String,
     /// The bytes of `text` that each token stands for. Tokens that share a character all have its range; one that
@@ -147,7 +147,7 @@ fn masked(
     if let Some(first) = trained.first_mut() {
         *first = false;
     }
-    Ok(Encoded { sequence: Sequence { ids, trained }, text: rendered.text, offsets, truncation })
+    Ok(Encoded { sequence: LabeledSequence { ids, trained }, text: rendered.text, offsets, truncation })
 }
 
 /// Which tokens lie in the spans, by more than half of their bytes.
@@ -186,12 +186,12 @@ fn document(text: &str, tokenizer: &Tokenizer, max_length: usize) -> Result<Enco
     ids.truncate(max_length);
     offsets.truncate(max_length);
     let trained = (0..ids.len()).map(|index| index > 0).collect();
-    Ok(Encoded { sequence: Sequence { ids, trained }, text: text.to_owned(), offsets, truncation })
+    Ok(Encoded { sequence: LabeledSequence { ids, trained }, text: text.to_owned(), offsets, truncation })
 }
 
 fn dropped(text: String, tokens: usize) -> Encoded {
     let truncation = Truncation::Dropped { tokens };
-    Encoded { sequence: Sequence::default(), text, offsets: Vec::new(), truncation }
+    Encoded { sequence: LabeledSequence::default(), text, offsets: Vec::new(), truncation }
 }
 
 #[cfg(test)]

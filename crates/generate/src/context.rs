@@ -3,7 +3,7 @@
 use danlu_model::{Decoder, KvCache, LoraSource, ModelError, Workspace};
 
 /// Prompts are read in pieces of this many tokens: activations of a piece stay small and in cache.
-const PREFILL_TOKENS: usize = 512;
+const MAX_PREFILL_TOKENS: usize = 512;
 
 /// One sequence being read and continued, with or without an adapter.
 pub struct Context<'a> {
@@ -56,7 +56,7 @@ impl<'a> Context<'a> {
         let shared = self.shared_prefix(ids);
         self.cache.truncate(shared);
         self.held.truncate(shared);
-        let mut pieces = ids[shared..].chunks(PREFILL_TOKENS).peekable();
+        let mut pieces = ids[shared..].chunks(MAX_PREFILL_TOKENS).peekable();
         loop {
             // An empty `ids` reaches the decoder too: the error is its to word.
             let piece = pieces.next().unwrap_or_default();

@@ -35,4 +35,4 @@ pub use context::Context;
 pub use error::GenerateError;
 pub use generate::{GenerateOptions, Generated, StopReason, generate, generate_in};
 pub use sampler::{Sampler, Sampling};
-pub use session::{ChatSession, Reply};
+pub use session::{ChatReply, ChatSession};

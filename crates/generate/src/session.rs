@@ -8,7 +8,7 @@ use crate::{Context, GenerateError, GenerateOptions, Generated, generate_in};
 
 /// What the assistant said, and what it took.
 #[derive(Clone, Debug)]
-pub struct Reply {
+pub struct ChatReply {
     /// The reply, complete characters only.
     pub text: String,
     /// Tokens and times.
@@ -81,7 +81,7 @@ impl<'a> ChatSession<'a> {
         &mut self,
         user: &str,
         on_text: &mut dyn FnMut(&str) -> ControlFlow<()>,
-    ) -> Result<Reply, GenerateError> {
+    ) -> Result<ChatReply, GenerateError> {
         let mut history = self.history.clone();
         history.push(Message::new("user", user));
         let (prompt, forgotten) = self.prompt(&history)?;
@@ -103,7 +103,7 @@ impl<'a> ChatSession<'a> {
         let _ = say(stream.finish());
         history.push(Message::new("assistant", &text));
         self.history = history;
-        Ok(Reply { text, generated, forgotten })
+        Ok(ChatReply { text, generated, forgotten })
     }
 
     /// The prompt's tokens, with as much of `history` as leaves room for a reply, and how many messages

@@ -5,7 +5,7 @@ use std::mem;
 
 use danlu_kernels::Backend;
 
-use crate::workspace::Slot;
+use crate::workspace::GrowBuffer;
 use crate::{ModelConfig, Projection};
 
 /// What a layer keeps between its forward and its backward. Operations repeat bit for bit and dropout masks are
@@ -42,17 +42,17 @@ impl fmt::Display for ActivationPolicy {
 #[derive(Debug, Default)]
 pub(crate) struct LayerActivations {
     /// The residual stream at entry, `(N, C)`.
-    pub inp: Slot,
+    pub inp: GrowBuffer,
     /// Input norm, `(N, C)` and `(N)`.
-    pub norm1: Slot,
-    pub rstd1: Slot,
+    pub norm1: GrowBuffer,
+    pub rstd1: GrowBuffer,
     /// `(N, NH · HS)` and twice `(N, KH · HS)`, rotated.
-    pub q: Slot,
-    pub k: Slot,
-    pub v: Slot,
+    pub q: GrowBuffer,
+    pub k: GrowBuffer,
+    pub v: GrowBuffer,
     /// Attention output `(N, NH · HS)` and its log denominators `(N, NH)`.
-    pub attn: Slot,
-    pub lse: Slot,
+    pub attn: GrowBuffer,
+    pub lse: GrowBuffer,
     /// What follows from attention.
     pub mlp: MlpActivations,
     /// `drop(inp) Aᵀ` of each projection, made when a pair asks for it.
@@ -63,25 +63,25 @@ pub(crate) struct LayerActivations {
 #[derive(Debug, Default)]
 pub(crate) struct MlpActivations {
     /// The residual stream between attention and MLP, `(M, C)`.
-    pub res: Slot,
+    pub res: GrowBuffer,
     /// Post-attention norm, `(M, C)` and `(M)`.
-    pub norm2: Slot,
-    pub rstd2: Slot,
+    pub norm2: GrowBuffer,
+    pub rstd2: GrowBuffer,
     /// `(M, FF)` each.
-    pub gate: Slot,
-    pub up: Slot,
-    pub act: Slot,
+    pub gate: GrowBuffer,
+    pub up: GrowBuffer,
+    pub act: GrowBuffer,
 }
 
 /// Indexed by [`Projection`]: `(N, R)` up to attention, `(M, R)` behind it.
-pub(crate) type Mids = [Slot; Projection::ALL.len()];
+pub(crate) type Mids = [GrowBuffer; Projection::ALL.len()];
 
 /// The strictest policy that still keeps a buffer.
 type KeptUnder = ActivationPolicy;
 
 impl LayerActivations {
     /// Every buffer but `mid`: the elements it has a row, and how long it is kept.
-    fn slots(&mut self, config: &ModelConfig) -> [(&mut Slot, usize, KeptUnder); 8] {
+    fn slots(&mut self, config: &ModelConfig) -> [(&mut GrowBuffer, usize, KeptUnder); 8] {
         use ActivationPolicy::*;
         let (c, heads) = (config.hidden_size, config.num_attention_heads);
         let (q, kv) = (heads * config.head_dim, config.num_key_value_heads * config.head_dim);
@@ -107,7 +107,7 @@ impl LayerActivations {
         policy: ActivationPolicy,
         shared: bool,
     ) {
-        let reserve = |(slot, width, kept_under): (&mut Slot, usize, KeptUnder), rows: usize| {
+        let reserve = |(slot, width, kept_under): (&mut GrowBuffer, usize, KeptUnder), rows: usize| {
             if (policy <= kept_under) != shared {
                 slot.reserve(backend, rows * width);
             }
@@ -138,7 +138,7 @@ impl LayerActivations {
 
 impl MlpActivations {
     /// As [`LayerActivations::slots`].
-    fn slots(&mut self, config: &ModelConfig) -> [(&mut Slot, usize, KeptUnder); 6] {
+    fn slots(&mut self, config: &ModelConfig) -> [(&mut GrowBuffer, usize, KeptUnder); 6] {
         use ActivationPolicy::*;
         let (c, ff) = (config.hidden_size, config.intermediate_size);
         [

@@ -6,9 +6,9 @@ use danlu_kernels::{AttentionDims, Buffer};
 
 use crate::activations::{LayerActivations, Mids, MlpActivations};
 use crate::decoder::Decoder;
-use crate::forward_pass::{Pass, Rows};
+use crate::forward_pass::{ForwardPass, PassRows};
 use crate::lora::LoraRows;
-use crate::workspace::{Gradients, KeyCopies, Slot, Workspace};
+use crate::workspace::{Gradients, GrowBuffer, PrefixKv, Workspace};
 use crate::{Batch, ModelError, Projection};
 
 impl Decoder {
@@ -31,7 +31,7 @@ impl Decoder {
     ) -> Result<Vec<f32>, ModelError> {
         self.check_ids(&batch.ids)?;
         let (be, labels) = (&*self.backend, batch.trained_tokens());
-        let pass = Pass::over(batch, lora.to_vec()).with_head(&batch.label_rows).with_many_rows();
+        let pass = ForwardPass::over(batch, lora.to_vec()).with_head(&batch.label_rows).with_many_rows();
         self.reserve(work, batch.rows(), labels, pass.keys.map_or(0, <[u32]>::len));
         self.blocks(work, &batch.ids, &pass, true, None);
         self.head_norm(work, labels);
@@ -52,7 +52,7 @@ impl Decoder {
             let mut act = work.take_layer(layer);
             if !work.holds(layer) {
                 let policy = work.policy(layer);
-                self.restore(layer, &mut act, policy, &pass, &mut work.key_copies);
+                self.restore(layer, &mut act, policy, &pass, &mut work.prefix_kv);
             }
             let (d, is_last) = (&mut work.grads, layer + 1 == self.layers.len());
             match &pass.head {
@@ -69,14 +69,14 @@ impl Decoder {
                 }
                 _ => self.mlp_backward(layer, &act.mlp, &act.mid, &act.attn, d, grads, &pass.rows),
             }
-            self.attend_backward(layer, &act, d, &mut work.key_copies, &pass, grads, layer > lowest);
+            self.attend_backward(layer, &act, d, &mut work.prefix_kv, &pass, grads, layer > lowest);
             work.put_layer(layer, act);
         }
         Ok(losses)
     }
 
     /// `dinp[r] = Σ dout[i]` over all `rows[i] = r`, for each of `n` rows of `cols`.
-    fn scatter(&self, dinp: &mut Slot, dout: &Slot, rows: &[u32], (n, cols): (usize, usize)) {
+    fn scatter(&self, dinp: &mut GrowBuffer, dout: &GrowBuffer, rows: &[u32], (n, cols): (usize, usize)) {
         self.backend.zero(dinp.get_mut(), n * cols);
         self.backend.gather_rows_backward(dinp.get_mut(), dout.get(), rows, cols);
     }
@@ -88,15 +88,15 @@ impl Decoder {
         layer: usize,
         act: &MlpActivations,
         mid: &Mids,
-        attn: &Slot,
+        attn: &GrowBuffer,
         d: &mut Gradients,
         grads: &mut Buffer,
-        rows: &Rows<'_>,
+        rows: &PassRows<'_>,
     ) {
         use Projection::*;
         let (be, config, n) = (&*self.backend, &self.config, rows.n);
         let (c, ff) = (config.hidden_size, config.intermediate_size);
-        let mut project = |p: Projection, dinp: &mut Slot, dout: &Slot, inp: &Slot| {
+        let mut project = |p: Projection, dinp: &mut GrowBuffer, dout: &GrowBuffer, inp: &GrowBuffer| {
             self.project_backward(layer, p, Some(dinp), grads, dout, inp, &mid[p.index()], rows);
         };
 
@@ -121,8 +121,8 @@ impl Decoder {
         layer: usize,
         act: &LayerActivations,
         d: &mut Gradients,
-        copies: &mut KeyCopies,
-        pass: &Pass<'_>,
+        copies: &mut PrefixKv,
+        pass: &ForwardPass<'_>,
         grads: &mut Buffer,
         wanted: bool,
     ) {
@@ -172,12 +172,12 @@ impl Decoder {
         &self,
         layer: usize,
         projection: Projection,
-        mut dinp: Option<&mut Slot>,
+        mut dinp: Option<&mut GrowBuffer>,
         grads: &mut Buffer,
-        dout: &Slot,
-        inp: &Slot,
-        mid: &Slot,
-        rows: &Rows<'_>,
+        dout: &GrowBuffer,
+        inp: &GrowBuffer,
+        mid: &GrowBuffer,
+        rows: &PassRows<'_>,
     ) {
         let be = &*self.backend;
         if let Some(dinp) = dinp.as_deref_mut() {
@@ -185,7 +185,7 @@ impl Decoder {
         }
         for LoraRows { rows, source, dropout } in &rows.lora {
             let Some(pair) = source.pair(layer, projection) else { continue };
-            let (dinp, rows) = (dinp.as_deref_mut().map(Slot::get_mut), rows.clone());
+            let (dinp, rows) = (dinp.as_deref_mut().map(GrowBuffer::get_mut), rows.clone());
             let dropout = dropout.map(|plan| plan.module(layer, projection));
             be.lora_backward(dinp, grads, dout.get(), inp.get(), mid.get(), pair, rows, dropout);
         }

@@ -2,21 +2,21 @@
 
 use danlu_kernels::Segment;
 
-use crate::prefix_sharing::{SharedBeginning, shared_beginnings};
+use crate::prefix_sharing::{SharedPrefix, find_shared_prefixes};
 
 /// One training or evaluation example: ids, and which of them carry a loss.
 ///
 /// `trained[i]` says that token `i` is a target, predicted from the tokens before it. `trained[0]` has
 /// no effect: nothing comes before the first token.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Sequence {
+pub struct LabeledSequence {
     /// Token ids.
     pub ids: Vec<u32>,
     /// Per token, whether it is trained on; as long as `ids`.
     pub trained: Vec<bool>,
 }
 
-impl Sequence {
+impl LabeledSequence {
     /// Number of tokens that carry a loss.
     pub fn trained_tokens(&self) -> usize {
         self.trained.iter().skip(1).filter(|&&t| t).count()
@@ -49,13 +49,13 @@ pub struct Batch {
 }
 
 impl Batch {
-    /// Packs `sequences` in order. Those that [begin alike](shared_beginnings) share rows, and with these what is known of
+    /// Packs `sequences` in order. Those that [begin alike](find_shared_prefixes) share rows, and with these what is known of
     /// a row: sequences with an adapter or a dropout mask of their own are [appended](Batch::append), each as a batch.
     ///
     /// # Panics
     /// If a sequence's `trained` is not as long as its `ids`.
-    pub fn new<'a>(sequences: impl IntoIterator<Item = &'a Sequence>) -> Self {
-        let sequences: Vec<&Sequence> = sequences
+    pub fn new<'a>(sequences: impl IntoIterator<Item = &'a LabeledSequence>) -> Self {
+        let sequences: Vec<&LabeledSequence> = sequences
             .into_iter()
             .inspect(|sequence| assert_eq!(sequence.ids.len(), sequence.trained.len()))
             .filter(|sequence| !sequence.ids.is_empty())
@@ -63,10 +63,10 @@ impl Batch {
         let beginnings: Vec<&[u32]> = sequences.iter().map(|sequence| sequence.beginning()).collect();
         let tokens = sequences.iter().map(|sequence| sequence.ids.len()).sum();
         let mut batch = Self::default();
-        for (sequence, shared) in sequences.into_iter().zip(shared_beginnings(&beginnings, tokens)) {
-            let Sequence { ids, trained } = sequence;
+        for (sequence, shared) in sequences.into_iter().zip(find_shared_prefixes(&beginnings, tokens)) {
+            let LabeledSequence { ids, trained } = sequence;
             let (row, key, len) = (batch.rows(), batch.tokens(), ids.len());
-            let begun = shared.map_or(0, |SharedBeginning { with, tokens }| {
+            let begun = shared.map_or(0, |SharedPrefix { with, tokens }| {
                 let from = batch.segments[with].kv_start;
                 batch.keys.extend_from_within(from..from + tokens);
                 tokens
@@ -126,9 +126,9 @@ mod tests {
 
     #[test]
     fn labels_never_cross_a_boundary() {
-        let first = Sequence { ids: vec![1, 2, 3], trained: vec![true, false, true] };
-        let second = Sequence { ids: vec![4, 5], trained: vec![true, true] };
-        let batch = Batch::new([&first, &Sequence::default(), &second]);
+        let first = LabeledSequence { ids: vec![1, 2, 3], trained: vec![true, false, true] };
+        let second = LabeledSequence { ids: vec![4, 5], trained: vec![true, true] };
+        let batch = Batch::new([&first, &LabeledSequence::default(), &second]);
         assert_eq!(batch.ids, [1, 2, 3, 4, 5]);
         assert_eq!(batch.positions, [0, 1, 2, 0, 1]);
         assert_eq!(batch.label_rows, [1, 3]);
@@ -139,7 +139,7 @@ mod tests {
 
     #[test]
     fn a_common_beginning_has_rows_once_and_keys_for_each() {
-        let sequence = |ids: &[u32], from: usize| Sequence {
+        let sequence = |ids: &[u32], from: usize| LabeledSequence {
             ids: ids.to_vec(),
             trained: (0..ids.len()).map(|i| i >= from).collect(),
         };
@@ -164,7 +164,8 @@ mod tests {
     #[test]
     fn what_may_be_shared_ends_before_the_first_label_and_before_the_end() {
         let beginning = |trained: &[bool]| {
-            let sequence = Sequence { ids: (0..trained.len() as u32).collect(), trained: trained.to_vec() };
+            let sequence =
+                LabeledSequence { ids: (0..trained.len() as u32).collect(), trained: trained.to_vec() };
             sequence.beginning().len()
         };
         assert_eq!(beginning(&[]), 0);

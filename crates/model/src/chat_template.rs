@@ -14,7 +14,7 @@ use crate::ModelError;
 use crate::jinja::{self, Clock, Raised};
 
 /// Templates in the wild stay under 64 kB.
-const LONGEST: usize = 1 << 20;
+const MAX_TEMPLATE_BYTES: usize = 1 << 20;
 const NAME: &str = "chat";
 
 /// One turn of a conversation.
@@ -70,8 +70,8 @@ impl ChatTemplate {
         variables: BTreeMap<String, String>,
         special_tokens: &[String],
     ) -> Result<Self, ModelError> {
-        if source.len() > LONGEST {
-            let message = format!("it is {} bytes long, at most {LONGEST} are read", source.len());
+        if source.len() > MAX_TEMPLATE_BYTES {
+            let message = format!("it is {} bytes long, at most {MAX_TEMPLATE_BYTES} are read", source.len());
             return Err(ModelError::Template { path: path.to_owned(), line: None, message });
         }
         let (rewritten, marks_generation) = jinja::rewrite_generation(source);

@@ -11,12 +11,12 @@ use crate::sidecar_files::torch_name;
 use crate::{ModelError, Projection, Quantization, files};
 
 /// Bounds that no Llama reaches, and under which no product of two sizes overflows.
-const MOST_HIDDEN: u64 = 1 << 20;
-const MOST_INTERMEDIATE: u64 = 1 << 24;
-const MOST_VOCABULARY: u64 = 1 << 24;
-const MOST_LAYERS: u64 = 1 << 12;
-const MOST_HEADS: u64 = 1 << 16;
-const MOST_POSITIONS: u64 = 1 << 31;
+const MAX_HIDDEN: u64 = 1 << 20;
+const MAX_INTERMEDIATE: u64 = 1 << 24;
+const MAX_VOCABULARY: u64 = 1 << 24;
+const MAX_LAYERS: u64 = 1 << 12;
+const MAX_HEADS: u64 = 1 << 16;
+const MAX_POSITIONS: u64 = 1 << 31;
 
 /// A Llama's configuration, checked: every size is at least 1 and products of sizes do not overflow.
 ///
@@ -95,7 +95,7 @@ impl ModelConfig {
     /// the field.
     pub fn read(folder: &Path) -> Result<Self, ModelError> {
         let path = folder.join("config.json");
-        Self::parse(&path, &files::read_bounded(&path, json::CONFIG_LIMIT)?)
+        Self::parse(&path, &files::read_bounded(&path, json::MAX_CONFIG_BYTES)?)
     }
 
     /// Parses the bytes of a `config.json`; `path` is for messages.
@@ -112,15 +112,15 @@ impl ModelConfig {
         }
         refuse_variants(&fields)?;
 
-        let hidden_size = fields.count("hidden_size", MOST_HIDDEN)?;
-        let num_attention_heads = fields.count("num_attention_heads", MOST_HEADS)?;
+        let hidden_size = fields.count("hidden_size", MAX_HIDDEN)?;
+        let num_attention_heads = fields.count("num_attention_heads", MAX_HEADS)?;
         let num_key_value_heads =
-            fields.count_opt("num_key_value_heads", MOST_HEADS)?.unwrap_or(num_attention_heads);
+            fields.count_opt("num_key_value_heads", MAX_HEADS)?.unwrap_or(num_attention_heads);
         if !num_attention_heads.is_multiple_of(num_key_value_heads) {
             let expected = format!("a divisor of `num_attention_heads`, {num_attention_heads}");
             return Err(fields.wrong("num_key_value_heads", expected));
         }
-        let head_dim = match fields.count_opt("head_dim", MOST_HIDDEN)? {
+        let head_dim = match fields.count_opt("head_dim", MAX_HIDDEN)? {
             Some(size) => size,
             None if hidden_size.is_multiple_of(num_attention_heads) => hidden_size / num_attention_heads,
             None => {
@@ -132,22 +132,22 @@ impl ModelConfig {
         if !head_dim.is_multiple_of(2) {
             return Err(fields.wrong("head_dim", "an even number: rotary embedding turns pairs"));
         }
-        if num_attention_heads as u64 * head_dim as u64 > MOST_HIDDEN {
+        if num_attention_heads as u64 * head_dim as u64 > MAX_HIDDEN {
             return Err(fields
-                .wrong("head_dim", format!("`num_attention_heads` times it to be at most {MOST_HIDDEN}")));
+                .wrong("head_dim", format!("`num_attention_heads` times it to be at most {MAX_HIDDEN}")));
         }
         let max_position_embeddings =
-            fields.count_opt("max_position_embeddings", MOST_POSITIONS)?.unwrap_or(2048);
+            fields.count_opt("max_position_embeddings", MAX_POSITIONS)?.unwrap_or(2048);
 
         let config = Self {
             model_type: model_type.to_owned(),
             hidden_size,
-            intermediate_size: fields.count("intermediate_size", MOST_INTERMEDIATE)?,
-            num_hidden_layers: fields.count("num_hidden_layers", MOST_LAYERS)?,
+            intermediate_size: fields.count("intermediate_size", MAX_INTERMEDIATE)?,
+            num_hidden_layers: fields.count("num_hidden_layers", MAX_LAYERS)?,
             num_attention_heads,
             num_key_value_heads,
             head_dim,
-            vocab_size: fields.count("vocab_size", MOST_VOCABULARY)?,
+            vocab_size: fields.count("vocab_size", MAX_VOCABULARY)?,
             max_position_embeddings,
             rms_norm_eps: fields.positive("rms_norm_eps")?.unwrap_or(1e-6) as f32,
             tie_word_embeddings: fields.flag("tie_word_embeddings")?,
@@ -373,7 +373,7 @@ fn rope(fields: &Fields<'_>, max_position_embeddings: usize) -> Result<Rope, Mod
                 low_freq_factor: low,
                 high_freq_factor: high,
                 original_max_position_embeddings: parameters
-                    .count_opt("original_max_position_embeddings", MOST_POSITIONS)?
+                    .count_opt("original_max_position_embeddings", MAX_POSITIONS)?
                     .unwrap_or(max_position_embeddings),
             }
         }

@@ -20,9 +20,9 @@ use std::sync::Arc;
 use danlu_kernels::{AttentionDims, Backend, Buffer, LoraRef, Matrix, Segment, Trace};
 
 use crate::activations::{LayerActivations, Mids, MlpActivations};
-use crate::forward_pass::{MANY_ROWS, Pass, Rows};
+use crate::forward_pass::{ForwardPass, MANY_ROWS, PassRows};
 use crate::lora::{LoraRows, LoraSource};
-use crate::workspace::{KeyCopies, Slot, Workspace};
+use crate::workspace::{GrowBuffer, PrefixKv, Workspace};
 use crate::{ActivationPolicy, Batch, KvCache, ModelConfig, ModelError, Projection, Weights};
 
 /// A base model that runs forward, and backward to its adapters.
@@ -145,7 +145,7 @@ impl Decoder {
     /// the tokens of batches that share rows.
     pub fn reserve(&self, work: &mut Workspace, rows: usize, labels: usize, keys: usize) {
         let (rows, labels) = (rows.max(MANY_ROWS), labels.max(MANY_ROWS));
-        work.reserve_copies(&self.config, &*self.backend, keys);
+        work.reserve_prefix_kv(&self.config, &*self.backend, keys);
         work.reserve(&self.config, &*self.backend, rows, self.layers.len(), labels);
         work.reserve_gradients(&self.config, &*self.backend, rows, labels);
     }
@@ -161,7 +161,7 @@ impl Decoder {
         lora: Option<&dyn LoraSource>,
     ) -> Result<Vec<f32>, ModelError> {
         self.check_ids(&batch.ids)?;
-        let pass = Pass::over(batch, lora_rows(lora, batch.rows())).with_head(&batch.label_rows);
+        let pass = ForwardPass::over(batch, lora_rows(lora, batch.rows())).with_head(&batch.label_rows);
         work.reserve(&self.config, &*self.backend, batch.rows(), 1, batch.trained_tokens());
         self.blocks(work, &batch.ids, &pass, false, None);
         self.head_norm(work, batch.trained_tokens());
@@ -198,7 +198,7 @@ impl Decoder {
         self.check_ids(&batch.ids)?;
         let (n, c) = (batch.rows(), self.config.hidden_size);
         work.reserve(&self.config, &*self.backend, n, 1, 0);
-        self.blocks(work, &batch.ids, &Pass::over(batch, lora_rows(lora, n)), false, None);
+        self.blocks(work, &batch.ids, &ForwardPass::over(batch, lora_rows(lora, n)), false, None);
         let mut states = self.backend.alloc(n * c);
         self.backend.copy_rows(&mut states, 0, work.hidden.get(), 0, n, c);
         Ok(states)
@@ -256,7 +256,7 @@ impl Decoder {
             segments.push(Segment { q_start, q_len, kv_start: slot * capacity, kv_len });
         }
         let last: Vec<u32> = segments.iter().map(|s| (s.q_start + s.q_len - 1) as u32).collect();
-        let pass = Pass::new(&positions, &segments, lora_rows(lora, n)).with_head(&last);
+        let pass = ForwardPass::new(&positions, &segments, lora_rows(lora, n)).with_head(&last);
         work.reserve(&self.config, &*self.backend, n, 1, last.len());
         self.blocks(work, &packed, &pass, false, Some(cache));
         for (slot, ids) in ids.iter().enumerate() {
@@ -272,7 +272,7 @@ impl Decoder {
         &self,
         work: &mut Workspace,
         ids: &[u32],
-        pass: &Pass<'_>,
+        pass: &ForwardPass<'_>,
         keep: bool,
         mut cache: Option<&mut KvCache>,
     ) {
@@ -282,7 +282,7 @@ impl Decoder {
             let is_last = layer + 1 == self.layers.len();
             let slot = if keep { layer } else { 0 };
             let mut act = work.take_layer(slot);
-            self.attend(layer, &mut act, pass, cache.as_deref_mut(), &mut work.key_copies);
+            self.attend(layer, &mut act, pass, cache.as_deref_mut(), &mut work.prefix_kv);
             let LayerActivations { inp, attn, mlp, mid, .. } = &mut act;
             match &pass.head {
                 Some(head) if is_last => {
@@ -311,9 +311,9 @@ impl Decoder {
         &self,
         layer: usize,
         act: &mut LayerActivations,
-        pass: &Pass<'_>,
+        pass: &ForwardPass<'_>,
         cache: Option<&mut KvCache>,
-        copies: &mut KeyCopies,
+        copies: &mut PrefixKv,
     ) {
         use Projection::*;
         let (be, config, weights) = (&*self.backend, &self.config, &self.layers[layer]);
@@ -321,7 +321,7 @@ impl Decoder {
             (config.num_attention_heads, config.num_key_value_heads, config.head_dim);
         let dims = AttentionDims { heads, kv_heads, head_dim };
         let mid = &mut act.mid;
-        let mut project = |p: Projection, out: &mut Slot, inp: &Slot| {
+        let mut project = |p: Projection, out: &mut GrowBuffer, inp: &GrowBuffer| {
             self.project(layer, p, out, &mut mid[p.index()], inp, &pass.rows);
         };
 
@@ -358,17 +358,17 @@ impl Decoder {
     /// The keys and values that the segments of `pass` see: a layer's `own`, or where sequences share rows `copies`.
     pub(crate) fn keys_of<'b>(
         &self,
-        own: [&'b Slot; 2],
-        pass: &Pass<'_>,
-        copies: &'b mut [Slot; 2],
+        own: [&'b GrowBuffer; 2],
+        pass: &ForwardPass<'_>,
+        copies: &'b mut [GrowBuffer; 2],
     ) -> [&'b Buffer; 2] {
-        let Some(rows) = pass.keys else { return own.map(Slot::get) };
+        let Some(rows) = pass.keys else { return own.map(GrowBuffer::get) };
         let width = self.config.num_key_value_heads * self.config.head_dim;
         for (copy, own) in copies.iter_mut().zip(own) {
             copy.reserve(&*self.backend, rows.len() * width);
             self.backend.gather_rows(copy.get_mut(), own.get(), rows, width);
         }
-        copies.each_ref().map(Slot::get)
+        copies.each_ref().map(GrowBuffer::get)
     }
 
     /// The second half of a block: from the attention output and the residual stream before it to `out`.
@@ -377,9 +377,9 @@ impl Decoder {
         layer: usize,
         act: &mut MlpActivations,
         mid: &mut Mids,
-        out: &mut Slot,
-        from: (&Slot, &Slot),
-        rows: &Rows<'_>,
+        out: &mut GrowBuffer,
+        from: (&GrowBuffer, &GrowBuffer),
+        rows: &PassRows<'_>,
     ) {
         let down = Projection::DownProj;
         self.mlp_activations(layer, act, mid, from, rows);
@@ -393,13 +393,13 @@ impl Decoder {
         layer: usize,
         act: &mut MlpActivations,
         mid: &mut Mids,
-        (attn, inp): (&Slot, &Slot),
-        rows: &Rows<'_>,
+        (attn, inp): (&GrowBuffer, &GrowBuffer),
+        rows: &PassRows<'_>,
     ) {
         use Projection::*;
         let (be, config, weights) = (&*self.backend, &self.config, &self.layers[layer]);
         let (n, eps, weight) = (rows.n, config.rms_norm_eps, &weights.post_attention_layernorm);
-        let mut project = |p: Projection, out: &mut Slot, inp: &Slot| {
+        let mut project = |p: Projection, out: &mut GrowBuffer, inp: &GrowBuffer| {
             self.project(layer, p, out, &mut mid[p.index()], inp, rows);
         };
         project(OProj, &mut act.res, attn);
@@ -417,8 +417,8 @@ impl Decoder {
         layer: usize,
         act: &mut LayerActivations,
         policy: ActivationPolicy,
-        pass: &Pass<'_>,
-        copies: &mut KeyCopies,
+        pass: &ForwardPass<'_>,
+        copies: &mut PrefixKv,
     ) {
         let (be, config, weights, n) = (&*self.backend, &self.config, &self.layers[layer], pass.rows.n);
         let eps = config.rms_norm_eps;
@@ -444,10 +444,10 @@ impl Decoder {
         &self,
         layer: usize,
         projection: Projection,
-        out: &mut Slot,
-        mid: &mut Slot,
-        inp: &Slot,
-        rows: &Rows<'_>,
+        out: &mut GrowBuffer,
+        mid: &mut GrowBuffer,
+        inp: &GrowBuffer,
+        rows: &PassRows<'_>,
     ) {
         let be = &*self.backend;
         let weight = self.layers[layer].projection(projection);

@@ -278,14 +278,14 @@ pub enum ModelError {
 
 /// The first few of a list, and how many more there are.
 fn listing(problems: &[String]) -> String {
-    const SHOWN: usize = 8;
+    const MAX_SHOWN: usize = 8;
     let mut text = String::new();
-    for problem in problems.iter().take(SHOWN) {
+    for problem in problems.iter().take(MAX_SHOWN) {
         text.push_str("\n  ");
         text.push_str(problem);
     }
-    if problems.len() > SHOWN {
-        text.push_str(&format!("\n  and {} more", problems.len() - SHOWN));
+    if problems.len() > MAX_SHOWN {
+        text.push_str(&format!("\n  and {} more", problems.len() - MAX_SHOWN));
     }
     text
 }

@@ -9,8 +9,8 @@ use crate::lora::LoraRows;
 pub(crate) const MANY_ROWS: usize = FEW_ROWS + 1;
 
 /// One pass over packed rows, as a block sees it.
-pub(crate) struct Pass<'a> {
-    pub rows: Rows<'a>,
+pub(crate) struct ForwardPass<'a> {
+    pub rows: PassRows<'a>,
     pub positions: &'a [u32],
     pub segments: &'a [Segment],
     /// The row of each of the segments' keys, where that is not the key's own number.
@@ -20,7 +20,7 @@ pub(crate) struct Pass<'a> {
 }
 
 /// Rows that go through products together, and the adapters they run with.
-pub(crate) struct Rows<'a> {
+pub(crate) struct PassRows<'a> {
     /// How many.
     pub n: usize,
     /// Rows that a product is computed for; what stands beyond `n` has no meaning.
@@ -33,14 +33,14 @@ pub(crate) struct HeadRows<'a> {
     /// Where they stand in the pass, ascending, `(M)`.
     pub index: &'a [u32],
     /// The same, once they are gathered.
-    pub rows: Rows<'a>,
+    pub rows: PassRows<'a>,
 }
 
-impl<'a> Pass<'a> {
+impl<'a> ForwardPass<'a> {
     /// A pass of which all rows go on.
     pub fn new(positions: &'a [u32], segments: &'a [Segment], lora: Vec<LoraRows<'a>>) -> Self {
         let n = positions.len();
-        Self { rows: Rows { n, computed: n, lora }, positions, segments, keys: None, head: None }
+        Self { rows: PassRows { n, computed: n, lora }, positions, segments, keys: None, head: None }
     }
 
     /// A pass over `batch` of which all rows go on.
@@ -63,7 +63,7 @@ impl<'a> Pass<'a> {
     }
 }
 
-impl<'a> Rows<'a> {
+impl<'a> PassRows<'a> {
     /// The rows `index`, ascending, moved together.
     fn gathered(&self, index: &[u32]) -> Self {
         let place = |row: usize| index.partition_point(|&i| (i as usize) < row);
@@ -95,7 +95,8 @@ mod tests {
     fn every_adapter_keeps_those_of_its_rows_that_go_on() {
         let lora = [0..4, 4..5, 5..9].map(|rows| LoraRows { rows, ..LoraRows::all(&Nothing, 0) });
         let positions = [0; 9];
-        let pass = Pass::new(&positions, &[], lora.to_vec()).with_head(&[1, 3, 5, 6, 8]).with_many_rows();
+        let pass =
+            ForwardPass::new(&positions, &[], lora.to_vec()).with_head(&[1, 3, 5, 6, 8]).with_many_rows();
         let head = pass.head.unwrap();
         assert_eq!((pass.rows.n, pass.rows.computed), (9, 9));
         assert_eq!((head.rows.n, head.rows.computed), (5, MANY_ROWS));

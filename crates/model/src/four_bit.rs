@@ -26,9 +26,9 @@ pub(crate) const NESTED_QUANT_MAP: &str = ".nested_quant_map";
 pub(crate) const QUANT_STATE: &str = ".quant_state.bitsandbytes__";
 
 /// No state comes near this.
-const STATE_LIMIT: usize = 16 << 10;
+const MAX_QUANT_STATE_BYTES: usize = 16 << 10;
 /// No weight has this many rows or columns: products of two do not overflow.
-const MOST_SIZE: usize = 1 << 28;
+const MAX_DIMENSION: usize = 1 << 28;
 /// Block sizes that are read: bitsandbytes' own are from 64 to 4096.
 const BLOCK_SIZES: std::ops::RangeInclusive<usize> = 16..=65536;
 
@@ -118,8 +118,9 @@ impl<'a> StoredFourBit<'a> {
 
     fn state(&self) -> Result<QuantState, ModelError> {
         let bytes = self.weights.bytes(self.state);
-        if bytes.len() > STATE_LIMIT {
-            let text = format!("`{}` holds {} bytes, at most {STATE_LIMIT}", self.state.name, bytes.len());
+        if bytes.len() > MAX_QUANT_STATE_BYTES {
+            let text =
+                format!("`{}` holds {} bytes, at most {MAX_QUANT_STATE_BYTES}", self.state.name, bytes.len());
             return Err(self.error(text));
         }
         serde_json::from_slice(bytes).map_err(|e| self.error(format!("`{}`: {e}", self.state.name)))
@@ -204,7 +205,7 @@ impl<'a> StoredFourBit<'a> {
         let &[rows, cols] = &self.state()?.shape[..] else {
             return Err(self.error("`shape` has not two sizes"));
         };
-        let size = |n: u64| usize::try_from(n).ok().filter(|&n| n <= MOST_SIZE);
+        let size = |n: u64| usize::try_from(n).ok().filter(|&n| n <= MAX_DIMENSION);
         let (Some(rows), Some(cols)) = (size(rows), size(cols)) else {
             return Err(self.error(format!("`shape` is [{rows}, {cols}], which no weight has")));
         };

@@ -13,7 +13,7 @@ use serde_json::ser::{CharEscape, Formatter, Serializer};
 
 /// Instructions, or blocks of 64 bytes handled, that one rendering may cost: far beyond any honest template
 /// and conversation, and used up by an endless loop in about a second.
-const FUEL: u64 = 5_000_000;
+const MAX_FUEL: u64 = 5_000_000;
 
 /// What `{% generation %}` blocks are rewritten to; the filter puts the two sentinels around its text.
 const GENERATION: &str = "danlu_generation";
@@ -26,7 +26,7 @@ pub(crate) const CLOSE: &str = "danlu_generation_close";
 pub(crate) struct Raised(pub String);
 
 /// Most blanks that `tojson` indents by.
-const MOST_INDENT: usize = 64;
+const MAX_INDENT: usize = 64;
 
 /// What a template takes for the present: seconds since 1970, or the system's own time.
 #[derive(Clone, Debug)]
@@ -66,7 +66,7 @@ pub(crate) fn environment(clock: Clock) -> Environment<'static> {
     let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
     env.set_syntax(syntax.expect("the default delimiters are valid"));
     env.set_auto_escape_callback(|_| AutoEscape::None);
-    env.set_fuel(Some(FUEL));
+    env.set_fuel(Some(MAX_FUEL));
     env.set_unknown_method_callback(python_method);
     env.set_formatter(|out, state, value| match value.kind() {
         // Python's spelling of the constants.
@@ -138,8 +138,8 @@ fn tojson(value: Value, positional: Rest<Value>, options: Kwargs) -> Result<Stri
         Some(indent) => Some(usize::try_from(indent.clone())?),
         None => options.get::<Option<usize>>("indent")?,
     };
-    if let Some(indent) = indent.filter(|&indent| indent > MOST_INDENT) {
-        let message = format!("tojson: an indent of {indent}, expected at most {MOST_INDENT}");
+    if let Some(indent) = indent.filter(|&indent| indent > MAX_INDENT) {
+        let message = format!("tojson: an indent of {indent}, expected at most {MAX_INDENT}");
         return Err(Error::new(ErrorKind::InvalidOperation, message));
     }
     let (item, key) = match options.get::<Option<Vec<String>>>("separators")?.as_deref() {

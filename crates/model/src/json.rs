@@ -9,7 +9,7 @@ use crate::files::{self, FileError};
 use crate::json_fault::json_words;
 
 /// No configuration comes near this; a tokenizer or a shard index may be tens of megabytes.
-pub(crate) const CONFIG_LIMIT: u64 = 16 << 20;
+pub(crate) const MAX_CONFIG_BYTES: u64 = 16 << 20;
 
 /// Parses `bytes` as one JSON value; a fault is placed by line and column.
 pub(crate) fn parse(path: &Path, bytes: &[u8]) -> Result<Value, ModelError> {
@@ -36,7 +36,7 @@ pub fn read_json_object(path: &Path) -> Result<Option<Map<String, Value>>, Model
 
 /// Reads a JSON file that may be absent.
 pub(crate) fn read_optional(path: &Path) -> Result<Option<Value>, ModelError> {
-    match files::read_bounded(path, CONFIG_LIMIT) {
+    match files::read_bounded(path, MAX_CONFIG_BYTES) {
         Ok(bytes) => parse(path, &bytes).map(Some),
         Err(FileError { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => Ok(None),
         Err(e) => Err(e.into()),
@@ -155,9 +155,9 @@ fn no_object(path: &Path, found: &Value) -> ModelError {
 
 /// A JSON value short enough for a message.
 fn shown(value: &Value) -> String {
-    const MOST: usize = 60;
+    const MAX_SHOWN_CHARS: usize = 60;
     let text = value.to_string();
-    match text.char_indices().nth(MOST) {
+    match text.char_indices().nth(MAX_SHOWN_CHARS) {
         Some((end, _)) => format!("{}...", &text[..end]),
         None => text,
     }

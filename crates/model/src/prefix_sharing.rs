@@ -5,13 +5,13 @@
 
 use std::collections::BTreeMap;
 
-/// Fewest tokens that must be shared for each of so many: what a pass holds more where it shares anything, a copy of keys
-/// and values with their gradients, is a few hundredths of what it holds for a row.
-const WORTH_ONE_IN: usize = 32;
+/// Share prefixes only if that removes at least 1 token in 32. Below that, the copied keys, values and gradients cost
+/// more than the removed rows save.
+const MIN_SHARED_FRACTION: f64 = 1.0 / 32.0;
 
 /// A beginning that an earlier sequence has too.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct SharedBeginning {
+pub struct SharedPrefix {
     /// Which sequence has.
     pub with: usize,
     /// Tokens that both begin with, at least 1.
@@ -20,8 +20,8 @@ pub struct SharedBeginning {
 
 /// For each of some sequences what it need not compute itself: as much as it has in common with the earlier one that it is
 /// most alike, or for all of them nothing where that is too little beside their `tokens` in all. `beginnings` are the tokens
-/// that may be shared, as [`Sequence::beginning`](crate::Sequence::beginning) tells them.
-pub fn shared_beginnings(beginnings: &[&[u32]], tokens: usize) -> Vec<Option<SharedBeginning>> {
+/// that may be shared, as [`LabeledSequence::beginning`](crate::LabeledSequence::beginning) tells them.
+pub fn find_shared_prefixes(beginnings: &[&[u32]], tokens: usize) -> Vec<Option<SharedPrefix>> {
     let mut earlier: BTreeMap<&[u32], usize> = BTreeMap::new();
     let mut shared = Vec::with_capacity(beginnings.len());
     for (i, &own) in beginnings.iter().enumerate() {
@@ -29,13 +29,13 @@ pub fn shared_beginnings(beginnings: &[&[u32]], tokens: usize) -> Vec<Option<Sha
         let neighbours = [earlier.range(..=own).next_back(), earlier.range(own..).next()];
         let alike = neighbours.into_iter().flatten().map(|(other, &with)| {
             let tokens = own.iter().zip(*other).take_while(|(a, b)| a == b).count();
-            SharedBeginning { with, tokens }
+            SharedPrefix { with, tokens }
         });
         shared.push(alike.max_by_key(|shared| shared.tokens).filter(|shared| shared.tokens > 0));
         earlier.entry(own).or_insert(i);
     }
     let saved: usize = shared.iter().flatten().map(|shared| shared.tokens).sum();
-    if saved * WORTH_ONE_IN < tokens {
+    if (saved as f64) < tokens as f64 * MIN_SHARED_FRACTION {
         shared.fill(None);
     }
     shared
@@ -48,7 +48,7 @@ mod tests {
     /// With whom each shares how many tokens, of as many as there are.
     fn shared(beginnings: &[&[u32]]) -> Vec<Option<(usize, usize)>> {
         let tokens = beginnings.iter().map(|beginning| beginning.len()).sum();
-        let shared = shared_beginnings(beginnings, tokens);
+        let shared = find_shared_prefixes(beginnings, tokens);
         shared.into_iter().map(|shared| shared.map(|s| (s.with, s.tokens))).collect()
     }
 
@@ -76,7 +76,7 @@ mod tests {
 
     #[test]
     fn too_little_is_not_shared() {
-        let worth = |tokens| shared_beginnings(&[&[1, 2, 3], &[1, 2, 4]], tokens)[1].is_some();
+        let worth = |tokens| find_shared_prefixes(&[&[1, 2, 3], &[1, 2, 4]], tokens)[1].is_some();
         assert!(worth(64) && !worth(65));
     }
 
@@ -88,7 +88,7 @@ mod tests {
                 .map(|_| (0..stream.next_below(6)).map(|_| stream.next_below(2) as u32).collect())
                 .collect();
             let beginnings: Vec<&[u32]> = beginnings.iter().map(Vec::as_slice).collect();
-            for (i, shared) in shared_beginnings(&beginnings, 0).into_iter().enumerate() {
+            for (i, shared) in find_shared_prefixes(&beginnings, 0).into_iter().enumerate() {
                 let alike = |with: usize| {
                     beginnings[with].iter().zip(beginnings[i]).take_while(|(a, b)| a == b).count()
                 };

@@ -9,7 +9,7 @@ use crate::{ModelConfig, Rope, RopeScaling};
 
 /// A well-known size of model.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Shape {
+pub enum Preset {
     /// The demo's base: 8 million parameters, a vocabulary of 8,192.
     Base8m,
     /// Its larger sister.
@@ -22,7 +22,7 @@ pub enum Shape {
     Llama3_8b,
 }
 
-impl Shape {
+impl Preset {
     /// Every shape, smallest first.
     pub const ALL: [Self; 5] =
         [Self::Base8m, Self::Base28m, Self::Llama125m, Self::Llama3_2_1b, Self::Llama3_8b];
@@ -98,33 +98,33 @@ fn small(hidden: usize, intermediate: usize, heads: usize, kv_heads: usize) -> M
     }
 }
 
-impl fmt::Display for Shape {
+impl fmt::Display for Preset {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.name())
     }
 }
 
-/// A name that is no [`Shape`].
+/// A name that is no [`Preset`].
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct UnknownShape(
+pub struct UnknownPreset(
     /// The name.
     pub String,
 );
 
-impl fmt::Display for UnknownShape {
+impl fmt::Display for UnknownPreset {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "`{}` is no shape; there are {}", self.0, Shape::ALL.map(Shape::name).join(", "))
+        write!(f, "`{}` is no shape; there are {}", self.0, Preset::ALL.map(Preset::name).join(", "))
     }
 }
 
-impl std::error::Error for UnknownShape {}
+impl std::error::Error for UnknownPreset {}
 
-impl FromStr for Shape {
-    type Err = UnknownShape;
+impl FromStr for Preset {
+    type Err = UnknownPreset;
 
-    fn from_str(name: &str) -> Result<Self, UnknownShape> {
+    fn from_str(name: &str) -> Result<Self, UnknownPreset> {
         let known = Self::ALL.into_iter().find(|shape| shape.name().eq_ignore_ascii_case(name));
-        known.ok_or_else(|| UnknownShape(name.to_owned()))
+        known.ok_or_else(|| UnknownPreset(name.to_owned()))
     }
 }
 
@@ -136,12 +136,12 @@ mod tests {
 
     #[test]
     fn shapes_have_the_parameters_of_their_models() {
-        let parameters = |shape: Shape| shape.config().num_parameters();
+        let parameters = |shape: Preset| shape.config().num_parameters();
         // As `model.num_parameters()` of transformers says for meta-llama's and for our own.
-        assert_eq!(parameters(Shape::Llama3_2_1b), 1_235_814_400);
-        assert_eq!(parameters(Shape::Llama3_8b), 8_030_261_248);
-        assert_eq!(parameters(Shape::Base8m), 7_999_744);
-        for shape in Shape::ALL {
+        assert_eq!(parameters(Preset::Llama3_2_1b), 1_235_814_400);
+        assert_eq!(parameters(Preset::Llama3_8b), 8_030_261_248);
+        assert_eq!(parameters(Preset::Base8m), 7_999_744);
+        for shape in Preset::ALL {
             let counted: usize = shape.config().tensors().map(|(_, s)| s.iter().product::<usize>()).sum();
             assert_eq!(counted as u64, parameters(shape), "{shape}");
         }
@@ -149,7 +149,7 @@ mod tests {
 
     #[test]
     fn rank_8_on_every_projection_of_the_8b_trains_20_971_520() {
-        let config = Shape::Llama3_8b.config();
+        let config = Preset::Llama3_8b.config();
         let of_layer = crate::Projection::ALL.map(|p| {
             let (d_out, d_in) = config.projection_shape(p);
             8 * (d_out + d_in)
@@ -159,7 +159,7 @@ mod tests {
 
     #[test]
     fn a_shape_written_down_reads_back_equal() {
-        for shape in Shape::ALL {
+        for shape in Preset::ALL {
             let (config, path) = (shape.config(), Path::new("config.json"));
             assert_eq!(ModelConfig::parse(path, &config.to_json()).unwrap(), config, "{shape}");
         }
@@ -168,15 +168,15 @@ mod tests {
     #[test]
     fn the_small_shapes_are_the_bases_that_danlu_brings() {
         let assets = Path::new(env!("CARGO_MANIFEST_DIR")).join("../cli/assets/base-8m");
-        assert_eq!(ModelConfig::read(&assets).unwrap(), Shape::Base8m.config());
+        assert_eq!(ModelConfig::read(&assets).unwrap(), Preset::Base8m.config());
     }
 
     #[test]
     fn every_name_parses_back() {
-        for shape in Shape::ALL {
+        for shape in Preset::ALL {
             assert_eq!(shape.to_string().parse(), Ok(shape));
         }
-        let message = "llama-9b".parse::<Shape>().unwrap_err().to_string();
+        let message = "llama-9b".parse::<Preset>().unwrap_err().to_string();
         assert!(message.contains("`llama-9b`") && message.contains("llama-3.2-1b"), "{message}");
     }
 }

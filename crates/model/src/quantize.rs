@@ -263,7 +263,7 @@ impl Weights {
     }
 
     /// Modules of projections that were left out of 4 bits, where others are in them.
-    pub fn left_wide(&self, config: &ModelConfig) -> Vec<String> {
+    pub fn unquantized_modules(&self, config: &ModelConfig) -> Vec<String> {
         if self.first_four_bit().is_none() {
             return Vec::new();
         }

@@ -11,12 +11,12 @@ use crate::four_bit::{ABSMAX, NESTED_ABSMAX, NESTED_QUANT_MAP, QUANT_MAP, QUANT_
 use crate::quantize::{is_skipped, module_of};
 use crate::sidecar_files::{self, ConfigChange};
 use crate::{
-    INDEX_FILE, ModelConfig, ModelError, NewModel, Quantization, QuantizeProgress, ShardWriter, TensorInfo,
-    TensorSpec, Weights, projections, shard_index, shard_name,
+    INDEX_FILE, ModelConfig, ModelError, Quantization, QuantizeProgress, ShardWriter, StagedFolder,
+    TensorInfo, TensorSpec, Weights, projections, shard_index, shard_name,
 };
 
 /// A state is this long at least, with blanks behind it: the length is announced before the offset is known.
-const STATE: usize = 320;
+const MIN_QUANT_STATE_BYTES: usize = 320;
 
 /// What was written.
 #[derive(Clone, Debug, PartialEq)]
@@ -57,7 +57,7 @@ pub fn write_quantized(
     threads: usize,
     progress: &mut dyn FnMut(QuantizeProgress) -> ControlFlow<()>,
 ) -> Result<Quantized, ModelError> {
-    quantize_into(NewModel::create(folder)?, base, quantization, &[], threads, |_| Vec::new(), progress)
+    quantize_into(StagedFolder::create(folder)?, base, quantization, &[], threads, |_| Vec::new(), progress)
 }
 
 /// As [`write_quantized`], into a folder that was begun already, and without the modules that `skip` names, as
@@ -67,7 +67,7 @@ pub fn write_quantized(
 /// # Errors
 /// As [`write_quantized`]; if `skip` names what is not there, or everything that is.
 pub fn quantize_into(
-    model: NewModel,
+    model: StagedFolder,
     base: &Path,
     quantization: Quantization,
     skip: &[String],
@@ -222,7 +222,7 @@ fn part_specs(info: &TensorInfo, quantization: Quantization) -> Vec<TensorSpec> 
 
 /// The length of a state behind `before` bytes of other parts: all parts together end at a multiple of 8.
 fn state_len(before: usize) -> usize {
-    (before + STATE).next_multiple_of(8) - before
+    (before + MIN_QUANT_STATE_BYTES).next_multiple_of(8) - before
 }
 
 /// Writes what [`part_specs`] announced.
@@ -254,7 +254,7 @@ fn write_parts(
     };
     let state = QuantState::new(quantization.quant_type, weight.block_size(), weight.dtype(), shape, offset);
     let mut state = serde_json::to_vec(&state).expect("a state has string keys");
-    assert!(state.len() <= STATE, "a state of {} bytes", state.len());
+    assert!(state.len() <= MIN_QUANT_STATE_BYTES, "a state of {} bytes", state.len());
     state.resize(state_len(written), b' ');
     Ok(writer.write(&state)?)
 }

@@ -14,7 +14,7 @@ use serde_json::json;
 
 use crate::files::{self, FileError};
 use crate::{
-    INDEX_FILE, ModelConfig, ModelError, NewModel, Quantization, ShardWriter, TensorSpec, Weights,
+    INDEX_FILE, ModelConfig, ModelError, Quantization, ShardWriter, StagedFolder, TensorSpec, Weights,
     projections, shard_index, shard_name,
 };
 
@@ -25,7 +25,7 @@ const WEIGHTS_STREAM: u64 = 0x7765_6967_6874;
 const STD: f64 = 0.02;
 
 /// Bytes that are made between two looks at the caller, and written at once.
-const BLOCK: usize = 16 << 20;
+const BLOCK_BYTES: usize = 16 << 20;
 
 /// Elements that one draw of 64 bits makes.
 const ELEMENTS: usize = 4;
@@ -71,8 +71,8 @@ impl RandomWeights<'_> {
         for spec in specs {
             let mut bytes = AlignedBytes::zeroed(spec.bytes as usize);
             let tensor = self.tensor(&spec);
-            for (i, block) in bytes.as_mut_slice().chunks_mut(BLOCK).enumerate() {
-                tensor.fill(block, i * BLOCK, self.threads);
+            for (i, block) in bytes.as_mut_slice().chunks_mut(BLOCK_BYTES).enumerate() {
+                tensor.fill(block, i * BLOCK_BYTES, self.threads);
                 done += block.len() as u64;
                 step(progress, done, total)?;
             }
@@ -108,15 +108,15 @@ impl RandomWeights<'_> {
         if needed > available {
             return Err(ModelError::Space { path: folder.to_owned(), needed, available });
         }
-        let model = NewModel::create(folder)?;
+        let model = StagedFolder::create(folder)?;
         let total: u64 = shards.iter().flatten().map(|spec| spec.bytes).sum();
-        let (mut block, mut done) = (vec![0; BLOCK.min(total as usize)], 0);
+        let (mut block, mut done) = (vec![0; BLOCK_BYTES.min(total as usize)], 0);
         for (name, specs) in names.iter().zip(&shards) {
             let mut writer = ShardWriter::create(&model.staged(name), specs)?;
             for spec in specs {
                 let (tensor, bytes) = (self.tensor(spec), spec.bytes as usize);
-                for start in (0..bytes).step_by(BLOCK) {
-                    let block = &mut block[..BLOCK.min(bytes - start)];
+                for start in (0..bytes).step_by(BLOCK_BYTES) {
+                    let block = &mut block[..BLOCK_BYTES.min(bytes - start)];
                     tensor.fill(block, start, self.threads);
                     writer.write(block)?;
                     done += block.len() as u64;
@@ -196,10 +196,10 @@ impl RandomTensor {
     /// The bytes from `start` on, which begins a draw.
     fn fill(self, out: &mut [u8], start: usize, threads: usize) {
         // Fewer bytes than this are done before another thread has begun.
-        const LEAST: usize = 256 << 10;
+        const MIN_BYTES_PER_THREAD: usize = 256 << 10;
         let size = ELEMENTS * DType::Bf16.size();
         debug_assert!(start.is_multiple_of(size));
-        let part = out.len().div_ceil(threads.max(1)).max(LEAST).next_multiple_of(size);
+        let part = out.len().div_ceil(threads.max(1)).max(MIN_BYTES_PER_THREAD).next_multiple_of(size);
         thread::scope(|scope| {
             let mut parts = out.chunks_mut(part).enumerate();
             let first = parts.next();

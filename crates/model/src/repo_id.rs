@@ -1,7 +1,7 @@
 //! How repositories of the Hub are spelt.
 
 /// Longest name of an owner, or of a model.
-const LONGEST: usize = 96;
+const MAX_NAME_BYTES: usize = 96;
 
 /// Whether `text` is spelt as a repository of the Hub, `owner/name`: the rule of `huggingface_hub`'s `validate_repo_id`,
 /// with an owner.
@@ -18,7 +18,7 @@ pub fn is_repo_id(text: &str) -> bool {
     let is_part = |part: &str| {
         let known = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
         let is_edge = |c: char| matches!(c, '-' | '.');
-        (1..=LONGEST).contains(&part.len())
+        (1..=MAX_NAME_BYTES).contains(&part.len())
             && part.chars().all(known)
             && !part.starts_with(is_edge)
             && !part.ends_with(is_edge)

@@ -24,11 +24,11 @@ const TOKENIZER: &[&str] = &[
 const TEMPLATE: &str = "chat_template.jinja";
 const GENERATION: &str = "generation_config.json";
 const CONFIG: &str = "config.json";
-const CONFIG_LIMIT: u64 = 4 << 20;
+const MAX_CONFIG_BYTES: u64 = 4 << 20;
 
 /// A file to be copied under its own name.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct CarriedFile {
+pub struct SidecarFile {
     /// That name.
     pub name: String,
     /// Where it lies.
@@ -37,7 +37,7 @@ pub struct CarriedFile {
     pub bytes: u64,
 }
 
-impl CarriedFile {
+impl SidecarFile {
     /// Copies it to `to`, so that its bytes are on the disk before it is given a name that counts.
     ///
     /// # Errors
@@ -61,7 +61,7 @@ pub fn names() -> impl Iterator<Item = &'static str> {
 ///
 /// # Errors
 /// If a file that is there cannot be looked at.
-pub fn choose(base: &Path, adapter: Option<&Path>, also: &[String]) -> Result<Vec<CarriedFile>, FileError> {
+pub fn choose(base: &Path, adapter: Option<&Path>, also: &[String]) -> Result<Vec<SidecarFile>, FileError> {
     let [tokenizer, template] = Tokenizer::folders(base, adapter.unwrap_or(base));
     let mut chosen: Vec<(&Path, &str)> = TOKENIZER.iter().map(|name| (tokenizer, *name)).collect();
     chosen.push((template, TEMPLATE));
@@ -69,7 +69,7 @@ pub fn choose(base: &Path, adapter: Option<&Path>, also: &[String]) -> Result<Ve
     for name in also {
         chosen.extend(adapter.map(|a| (a, name.as_str())));
     }
-    let mut files: Vec<CarriedFile> = Vec::new();
+    let mut files: Vec<SidecarFile> = Vec::new();
     for (folder, name) in chosen {
         let source = folder.join(name);
         // A name with a folder in it could lead out of the output.
@@ -78,7 +78,7 @@ pub fn choose(base: &Path, adapter: Option<&Path>, also: &[String]) -> Result<Ve
             continue;
         }
         let bytes = fs::metadata(&source).map_err(|e| FileError::new("read", &source, e))?.len();
-        files.push(CarriedFile { name: name.to_owned(), source, bytes });
+        files.push(SidecarFile { name: name.to_owned(), source, bytes });
     }
     Ok(files)
 }
@@ -103,7 +103,7 @@ pub struct ConfigChange {
 /// If it cannot be read.
 pub fn config_json(base: &Path, change: &ConfigChange) -> Result<Vec<u8>, FileError> {
     const QUANTIZATION: &str = "quantization_config";
-    let bytes = files::read_bounded(&base.join(CONFIG), CONFIG_LIMIT)?;
+    let bytes = files::read_bounded(&base.join(CONFIG), MAX_CONFIG_BYTES)?;
     let Ok(mut config) = serde_json::from_slice::<Map<String, Value>>(&bytes) else { return Ok(bytes) };
     let before = config.clone();
     if let Some(dtype) = change.dtype {

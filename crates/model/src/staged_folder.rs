@@ -16,17 +16,17 @@ pub const INDEX_FILE: &str = "model.safetensors.index.json";
 pub const SINGLE_FILE: &str = "model.safetensors";
 
 /// A model's folder while it is filled: files are staged in a hidden folder inside it, and
-/// [`publish`](NewModel::publish) gives them their names.
+/// [`publish`](StagedFolder::publish) gives them their names.
 ///
 /// Dropped before that, it removes what it made; killed, it leaves a hidden folder that the next one clears.
 #[derive(Debug)]
-pub struct NewModel {
+pub struct StagedFolder {
     folder: PathBuf,
     staging: PathBuf,
     is_new: bool,
 }
 
-impl NewModel {
+impl StagedFolder {
     /// Begins a model at `folder`, which must be absent or empty.
     ///
     /// # Errors
@@ -35,10 +35,10 @@ impl NewModel {
         Self::create_beside(folder, |_| false)
     }
 
-    /// As [`NewModel::create`], in a folder that may hold what `replaceable` names.
+    /// As [`StagedFolder::create`], in a folder that may hold what `replaceable` names.
     ///
     /// # Errors
-    /// As [`NewModel::create`].
+    /// As [`StagedFolder::create`].
     pub fn create_beside(folder: &Path, replaceable: impl Fn(&str) -> bool) -> Result<Self, FileError> {
         let is_new = !folder.exists();
         files::ensure_output_dir(folder, replaceable)?;
@@ -85,7 +85,7 @@ impl NewModel {
     }
 }
 
-impl Drop for NewModel {
+impl Drop for StagedFolder {
     fn drop(&mut self) {
         // Best effort: an error that is already on its way matters more.
         let _ = fs::remove_dir_all(&self.staging);
@@ -158,7 +158,7 @@ mod tests {
     fn a_model_that_is_dropped_leaves_nothing() {
         let parent = tempfile::tempdir().unwrap();
         let folder = parent.path().join("model");
-        let model = NewModel::create(&folder).unwrap();
+        let model = StagedFolder::create(&folder).unwrap();
         fs::write(model.staged("config.json"), "{}").unwrap();
         drop(model);
         assert!(!folder.exists());
@@ -170,7 +170,7 @@ mod tests {
         let folder = parent.path().join("model");
         // What a killed run left is cleared.
         fs::create_dir_all(folder.join(".danlu-tmp-model/old")).unwrap();
-        let model = NewModel::create(&folder).unwrap();
+        let model = StagedFolder::create(&folder).unwrap();
         for name in ["a", "config.json"] {
             fs::write(model.staged(name), "{}").unwrap();
         }
@@ -178,7 +178,7 @@ mod tests {
         let mut names: Vec<_> = fs::read_dir(&folder).unwrap().map(|e| e.unwrap().file_name()).collect();
         names.sort();
         assert_eq!(names, ["a", "config.json"]);
-        assert!(NewModel::create(&folder).is_err());
+        assert!(StagedFolder::create(&folder).is_err());
         assert!(folder.join("a").exists());
     }
 }

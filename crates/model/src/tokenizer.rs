@@ -13,7 +13,7 @@ use crate::token_fingerprint::TokenFingerprint;
 use crate::{ModelConfig, ModelError, files, sidecar_files};
 
 /// The largest tokenizers in use take some 35 MB.
-const LIMIT: u64 = 256 << 20;
+const MAX_TOKENIZER_BYTES: u64 = 256 << 20;
 /// The tokens that `tokenizer_config.json` names and templates may write.
 const NAMED: [&str; 7] =
     ["bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token"];
@@ -67,7 +67,7 @@ impl Tokenizer {
     /// `ends` are the folders of `generation_config.json` and of `config.json`.
     fn read_from(folder: &Path, template: &Path, ends: [&Path; 2]) -> Result<Self, ModelError> {
         let path = folder.join("tokenizer.json");
-        let bytes = files::read_bounded(&path, LIMIT)?;
+        let bytes = files::read_bounded(&path, MAX_TOKENIZER_BYTES)?;
         let error = |message: String| ModelError::Tokenizer { path: path.clone(), message };
         let mut inner = tokenizers::Tokenizer::from_bytes(bytes).map_err(|e| error(e.to_string()))?;
         // Left over from whoever saved the file; lengths are this program's business.
@@ -292,7 +292,7 @@ fn template_source(
 ) -> Result<Option<(PathBuf, String)>, ModelError> {
     let path = folder.join("chat_template.jinja");
     if path.exists() {
-        let bytes = files::read_bounded(&path, json::CONFIG_LIMIT)?;
+        let bytes = files::read_bounded(&path, json::MAX_CONFIG_BYTES)?;
         let source = String::from_utf8(bytes).map_err(|e| {
             let message = format!("it is not UTF-8: {e}");
             ModelError::Template { path: path.clone(), line: None, message }

@@ -18,9 +18,9 @@ use crate::staged_folder::{INDEX_FILE, SINGLE_FILE};
 use crate::{ModelConfig, ModelError, ShardWriter, TensorSpec};
 
 /// Bytes of a tensor copied at a time.
-const COPY: usize = 8 << 20;
+const COPY_BYTES: usize = 8 << 20;
 /// An index has one short line a tensor.
-const INDEX_LIMIT: u64 = 64 << 20;
+const MAX_INDEX_BYTES: u64 = 64 << 20;
 
 /// Where one tensor lies.
 #[derive(Clone, Debug, PartialEq)]
@@ -116,7 +116,7 @@ impl Weights {
             std::fs::metadata(folder).map_err(|e| FileError::new("open", folder, e))?;
             return Err(ModelError::NoWeights { folder: folder.to_owned(), other: other_weights(folder) });
         }
-        for (shard, names) in parse_index(&index, &files::read_bounded(&index, INDEX_LIMIT)?)? {
+        for (shard, names) in parse_index(&index, &files::read_bounded(&index, MAX_INDEX_BYTES)?)? {
             let path = folder.join(&shard);
             if !path.exists() {
                 let message = format!("shard `{shard}` is missing, with {} tensors", names.len());
@@ -239,9 +239,9 @@ impl Weights {
     /// # Errors
     /// If the disk is full.
     pub fn copy(&self, info: &TensorInfo, writer: &mut ShardWriter) -> Result<(), FileError> {
-        for (i, part) in self.bytes(info).chunks(COPY).enumerate() {
+        for (i, part) in self.bytes(info).chunks(COPY_BYTES).enumerate() {
             writer.write(part)?;
-            self.release_part(info, i * COPY..i * COPY + part.len());
+            self.release_part(info, i * COPY_BYTES..i * COPY_BYTES + part.len());
         }
         Ok(())
     }

@@ -21,49 +21,49 @@ pub struct Workspace {
     shared_holds: Option<usize>,
     /// The residual stream after the last layer `(N, C)`, where all rows go on; otherwise, of the `M` that do, before
     /// its attention is added.
-    pub(crate) hidden: Slot,
+    pub(crate) hidden: GrowBuffer,
     /// The last layer's attention output on the rows that go on, `(M, NH · HS)`.
-    pub(crate) head_attn: Slot,
+    pub(crate) head_attn: GrowBuffer,
     /// Rows that reach the head `(M, C)`, before and after the final norm, with its `rstd (M)`.
-    pub(crate) head_inp: Slot,
-    pub(crate) head_norm: Slot,
-    pub(crate) head_rstd: Slot,
+    pub(crate) head_inp: GrowBuffer,
+    pub(crate) head_norm: GrowBuffer,
+    pub(crate) head_rstd: GrowBuffer,
     /// `(M, V)`, only where a caller asks for logits.
-    pub(crate) logits: Slot,
-    pub(crate) key_copies: KeyCopies,
+    pub(crate) logits: GrowBuffer,
+    pub(crate) prefix_kv: PrefixKv,
     pub(crate) grads: Gradients,
 }
 
 /// Where sequences share rows: the keys and the values of one layer copied for each of them, a row for every token of every
 /// sequence, `KH · HS` wide.
 #[derive(Debug, Default)]
-pub(crate) struct KeyCopies {
-    pub kv: [Slot; 2],
+pub(crate) struct PrefixKv {
+    pub kv: [GrowBuffer; 2],
     /// Their gradients.
-    pub dkv: [Slot; 2],
+    pub dkv: [GrowBuffer; 2],
 }
 
 /// Gradients of activations; none outlives one layer but `hidden`.
 #[derive(Debug, Default)]
 pub(crate) struct Gradients {
-    pub hidden: Slot,
-    pub norm: Slot,
+    pub hidden: GrowBuffer,
+    pub norm: GrowBuffer,
     /// Of the rows that reach the head, `(M, C)`: what the last layer begins with.
-    pub head: Slot,
-    pub q: Slot,
-    pub k: Slot,
-    pub v: Slot,
-    pub attn: Slot,
-    pub gate: Slot,
-    pub up: Slot,
-    pub act: Slot,
+    pub head: GrowBuffer,
+    pub q: GrowBuffer,
+    pub k: GrowBuffer,
+    pub v: GrowBuffer,
+    pub attn: GrowBuffer,
+    pub gate: GrowBuffer,
+    pub up: GrowBuffer,
+    pub act: GrowBuffer,
 }
 
 /// A buffer that grows to what was last asked of it.
 #[derive(Debug, Default)]
-pub(crate) struct Slot(Option<Buffer>);
+pub(crate) struct GrowBuffer(Option<Buffer>);
 
-impl Slot {
+impl GrowBuffer {
     /// Grows to at least `len` elements; the contents are then unspecified.
     pub fn reserve(&mut self, backend: &dyn Backend, len: usize) {
         if self.0.as_ref().is_none_or(|buffer| buffer.len() < len) {
@@ -77,7 +77,7 @@ impl Slot {
         self.0.as_ref().expect("a slot is reserved before the pass that reads it")
     }
 
-    /// As [`Slot::get`], to write.
+    /// As [`GrowBuffer::get`], to write.
     pub fn get_mut(&mut self) -> &mut Buffer {
         self.0.as_mut().expect("a slot is reserved before the pass that writes it")
     }
@@ -154,11 +154,11 @@ impl Workspace {
     }
 
     /// Makes room for `keys` copied keys and their gradients, where there are any.
-    pub(crate) fn reserve_copies(&mut self, config: &ModelConfig, backend: &dyn Backend, keys: usize) {
+    pub(crate) fn reserve_prefix_kv(&mut self, config: &ModelConfig, backend: &dyn Backend, keys: usize) {
         if keys == 0 {
             return;
         }
-        let KeyCopies { kv, dkv } = &mut self.key_copies;
+        let PrefixKv { kv, dkv } = &mut self.prefix_kv;
         for slot in kv.iter_mut().chain(dkv) {
             slot.reserve(backend, keys * config.num_key_value_heads * config.head_dim);
         }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use common::{FlatAdapter, relative_to_max, write_random_model};
 use danlu_kernels::{Backend, Cpu, CpuOptions, Reference};
-use danlu_model::{Batch, Decoder, DropoutPlan, LoraRows, ModelError, Sequence, Workspace};
+use danlu_model::{Batch, Decoder, DropoutPlan, LabeledSequence, LoraRows, ModelError, Workspace};
 
 fn random_decoder() -> (tempfile::TempDir, Decoder) {
     random_decoder_on(Arc::new(Reference::new()))
@@ -19,8 +19,8 @@ fn random_decoder_on(backend: Arc<dyn Backend>) -> (tempfile::TempDir, Decoder) 
     (folder, decoder)
 }
 
-fn sequences() -> [Sequence; 3] {
-    let make = |ids: &[u32], from: usize| Sequence {
+fn sequences() -> [LabeledSequence; 3] {
+    let make = |ids: &[u32], from: usize| LabeledSequence {
         ids: ids.to_vec(),
         trained: (0..ids.len()).map(|i| i >= from).collect(),
     };
@@ -44,7 +44,8 @@ fn logits_in_parts_equal_those_of_all_rows() {
     for backend in common::backends() {
         let decoder = Decoder::load(folder.path(), backend).unwrap();
         let adapter = FlatAdapter::random(decoder.config(), &**decoder.backend(), 2);
-        let sequence = Sequence { ids: (0..11).map(|i| i * 4 % 50).collect(), trained: vec![false; 11] };
+        let sequence =
+            LabeledSequence { ids: (0..11).map(|i| i * 4 % 50).collect(), trained: vec![false; 11] };
         let (batch, mut work) = (Batch::new([&sequence]), Workspace::new());
         let all = decoder.logits(&mut work, &batch, Some(&adapter)).unwrap();
         let states = decoder.hidden_states(&mut work, &batch, Some(&adapter)).unwrap();
@@ -74,7 +75,7 @@ fn cached_decoding_equals_the_full_pass() {
     let adapter = FlatAdapter::random(decoder.config(), &**decoder.backend(), 3);
     let mut work = Workspace::new();
     let ids = [0u32, 7, 9, 3, 21, 1, 40];
-    let sequence = Sequence { ids: ids.to_vec(), trained: vec![false; ids.len()] };
+    let sequence = LabeledSequence { ids: ids.to_vec(), trained: vec![false; ids.len()] };
     let full = decoder.logits(&mut work, &Batch::new([&sequence]), Some(&adapter)).unwrap();
     let mut cache = decoder.new_cache(8);
     let prefill = decoder.decode(&mut work, &mut cache, &ids[..4], Some(&adapter)).unwrap();
@@ -220,7 +221,7 @@ fn adapters_on_the_top_layer_alone_get_the_same_gradients() {
 #[test]
 fn ids_outside_the_vocabulary_are_refused() {
     let (_folder, decoder) = random_decoder();
-    let sequence = Sequence { ids: vec![0, 50], trained: vec![false, true] };
+    let sequence = LabeledSequence { ids: vec![0, 50], trained: vec![false, true] };
     let error = decoder.losses(&mut Workspace::new(), &Batch::new([&sequence]), None).unwrap_err();
     assert!(matches!(error, ModelError::TokenOutOfRange { id: 50, vocab_size: 50 }));
     let mut cache = decoder.new_cache(2);

@@ -8,13 +8,13 @@ use std::sync::Arc;
 
 use common::{FlatAdapter, backends, f32_values, i64_values, relative_to_max, shared};
 use danlu_kernels::Backend;
-use danlu_model::{Batch, Decoder, LoraRows, LoraSource, Sequence, Workspace};
+use danlu_model::{Batch, Decoder, LabeledSequence, LoraRows, LoraSource, Workspace};
 use safetensors::SafeTensors;
 
-fn sequence(ids: impl IntoIterator<Item = u32>) -> Sequence {
+fn sequence(ids: impl IntoIterator<Item = u32>) -> LabeledSequence {
     let ids: Vec<u32> = ids.into_iter().collect();
     let trained = vec![false; ids.len()];
-    Sequence { ids, trained }
+    LabeledSequence { ids, trained }
 }
 
 fn ids(value: &serde_json::Value) -> Vec<u32> {
@@ -75,10 +75,10 @@ fn loss_and_gradients(golden: &Path, backend: Arc<dyn Backend>) {
     let input = i64_values(input.data());
     let mask = i64_values(tensors.tensor("attention_mask").unwrap().data());
     let labels = i64_values(tensors.tensor("labels").unwrap().data());
-    let sequences: Vec<Sequence> = (0..rows)
+    let sequences: Vec<LabeledSequence> = (0..rows)
         .map(|r| {
             let kept: Vec<usize> = (r * len..(r + 1) * len).filter(|&i| mask[i] == 1).collect();
-            Sequence {
+            LabeledSequence {
                 ids: kept.iter().map(|&i| input[i] as u32).collect(),
                 trained: kept.iter().map(|&i| labels[i] != -100).collect(),
             }

@@ -7,12 +7,12 @@ use std::sync::Arc;
 
 use common::{FlatAdapter, backends, relative_to_max, write_random_model};
 use danlu_kernels::{Backend, Cpu, CpuOptions, DType, Isa, Reference};
-use danlu_model::{Batch, Decoder, DropoutPlan, LoraRows, Sequence, Workspace};
+use danlu_model::{Batch, Decoder, DropoutPlan, LabeledSequence, LoraRows, Workspace};
 
 /// `tokens` tokens, of which the last `labels` are trained.
-fn sequence(tokens: usize, labels: usize) -> Sequence {
+fn sequence(tokens: usize, labels: usize) -> LabeledSequence {
     let ids = (0..tokens as u32).map(|i| (i * 7 + tokens as u32) % 50).collect();
-    Sequence { ids, trained: (0..tokens).map(|i| i + labels >= tokens).collect() }
+    LabeledSequence { ids, trained: (0..tokens).map(|i| i + labels >= tokens).collect() }
 }
 
 fn load(folder: &Path, backend: Arc<dyn Backend>) -> (Decoder, FlatAdapter) {
@@ -25,7 +25,7 @@ fn load(folder: &Path, backend: Arc<dyn Backend>) -> (Decoder, FlatAdapter) {
 fn trained(
     (decoder, adapter): &(Decoder, FlatAdapter),
     dropout: bool,
-    passes: &[&[Sequence]],
+    passes: &[&[LabeledSequence]],
 ) -> (Vec<f32>, Vec<f32>) {
     let (be, mut work, mut losses, mut micro) = (decoder.backend(), Workspace::new(), Vec::new(), 0);
     let mut grads = be.alloc(adapter.params.len());
@@ -97,7 +97,7 @@ fn micro_batches_together_change_no_bit_however_few_rows_and_labels_each_has() {
     for isa in Isa::supported() {
         for dtype in [DType::F32, DType::Bf16] {
             let model = load(folder.path(), Arc::new(cpu(isa, dtype)));
-            let apart: Vec<&[Sequence]> = micros.chunks(1).collect();
+            let apart: Vec<&[LabeledSequence]> = micros.chunks(1).collect();
             let apart = trained(&model, true, &apart);
             for cut in 1..=micros.len() {
                 let (first, rest) = micros.split_at(cut);

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use common::{FlatAdapter, write_random_model};
 use danlu_kernels::{Backend, Cpu, CpuOptions, DType, Footprint, Reference, Trace};
 use danlu_model::{
-    ActivationPolicy, Batch, Decoder, DropoutPlan, LoraRows, ModelConfig, Sequence, Workspace,
+    ActivationPolicy, Batch, Decoder, DropoutPlan, LabeledSequence, LoraRows, ModelConfig, Workspace,
 };
 
 use ActivationPolicy::{KeepAll, KeepSome, Recompute};
@@ -17,7 +17,7 @@ const POLICIES: [ActivationPolicy; 3] = [KeepAll, KeepSome, Recompute];
 
 /// Sequences of these lengths that begin alike up to their first label.
 fn batch(lengths: &[usize]) -> Batch {
-    let sequence = |&len: &usize| Sequence {
+    let sequence = |&len: &usize| LabeledSequence {
         ids: (0..len as u32).map(|i| i * 7 % 50).collect(),
         trained: (0..len).map(|i| i % 3 > 0 && (i > 4 || i + 1 == len)).collect(),
     };

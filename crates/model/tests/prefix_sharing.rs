@@ -3,14 +3,14 @@
 mod common;
 
 use common::{FlatAdapter, backends, relative_to_max, write_random_model};
-use danlu_model::{Batch, Decoder, LoraRows, Sequence, Workspace};
+use danlu_model::{Batch, Decoder, LabeledSequence, LoraRows, Workspace};
 
 /// Two families with a beginning each, and a sequence that begins like no other.
-fn sequences() -> Vec<Sequence> {
+fn sequences() -> Vec<LabeledSequence> {
     let sequence = |beginning: &[u32], rest: &[u32], trained: usize| {
         let ids = [beginning, rest].concat();
         let trained = (0..ids.len()).map(|i| i + trained >= ids.len()).collect();
-        Sequence { ids, trained }
+        LabeledSequence { ids, trained }
     };
     let (one, other) = ([0, 9, 8, 7, 6, 5, 4, 3, 2, 30, 31], [0, 20, 21, 22, 23]);
     vec![

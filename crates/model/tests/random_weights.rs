@@ -7,8 +7,8 @@ use std::sync::Arc;
 
 use danlu_kernels::{FourBitCode, Reference};
 use danlu_model::{
-    Batch, Decoder, FolderState, ModelConfig, ModelError, Quantization, RandomWeights, Sequence, Shape,
-    Weights, Workspace, projections,
+    Batch, Decoder, FolderState, LabeledSequence, ModelConfig, ModelError, Preset, Quantization,
+    RandomWeights, Weights, Workspace, projections,
 };
 
 fn weights(config: &ModelConfig, threads: usize) -> RandomWeights<'_> {
@@ -17,7 +17,7 @@ fn weights(config: &ModelConfig, threads: usize) -> RandomWeights<'_> {
 
 /// Two layers of the smallest shape: the same kinds of tensors, fewer bytes.
 fn small() -> ModelConfig {
-    let mut config = Shape::Base8m.config();
+    let mut config = Preset::Base8m.config();
     config.num_hidden_layers = 2;
     config
 }
@@ -63,7 +63,7 @@ fn a_streamed_folder_loads_and_computes_as_the_weights_in_memory() {
     let memory = weights(&config, 2).in_memory(None, &mut |_| ControlFlow::Continue(())).unwrap();
     weights(&config, 2).write(&folder, u64::MAX, &mut |_| ControlFlow::Continue(())).unwrap();
     assert_eq!(names(&folder), ["config.json", "generation_config.json", "model.safetensors"]);
-    let batch = Batch::new([&Sequence { ids: vec![5, 9, 2, 7], trained: vec![true; 4] }]);
+    let batch = Batch::new([&LabeledSequence { ids: vec![5, 9, 2, 7], trained: vec![true; 4] }]);
     let backend = || Arc::new(Reference::new());
     let losses = [Decoder::new(config, &memory, backend()), Decoder::load(&folder, backend())]
         .map(|decoder| decoder.unwrap().losses(&mut Workspace::new(), &batch, None).unwrap());
@@ -133,7 +133,7 @@ fn a_folder_is_recognised_by_its_configuration() {
     assert_eq!(state(&config).unwrap(), FolderState::None);
     weights(&config, 1).write(&folder, u64::MAX, &mut |_| ControlFlow::Continue(())).unwrap();
     assert_eq!(state(&config).unwrap(), FolderState::Same);
-    assert_eq!(state(&Shape::Base8m.config()).unwrap(), FolderState::Other);
+    assert_eq!(state(&Preset::Base8m.config()).unwrap(), FolderState::Other);
     // What is there is not overwritten.
     let error = weights(&config, 1).write(&folder, u64::MAX, &mut |_| ControlFlow::Continue(()));
     assert!(error.unwrap_err().to_string().contains("already holds other things"));

@@ -148,13 +148,13 @@ pub(crate) fn hex(hash: Sha256) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use danlu_model::Sequence;
+    use danlu_model::LabeledSequence;
 
     #[test]
     fn every_id_mark_and_boundary_counts() {
         let data = |records: &[(&[u32], &[bool])]| {
             let example = |(ids, trained): &(&[u32], &[bool])| Example {
-                sequence: Sequence { ids: ids.to_vec(), trained: trained.to_vec() },
+                sequence: LabeledSequence { ids: ids.to_vec(), trained: trained.to_vec() },
                 origin: String::new(),
             };
             DataFingerprint::of(&records.iter().map(example).collect::<Vec<_>>()).sha256

@@ -6,7 +6,7 @@
 
 use std::ops::Range;
 
-use danlu_model::{Batch, Sequence};
+use danlu_model::{Batch, LabeledSequence};
 
 /// Most rows that micro-batches are put together to: with more, a row hardly gets cheaper.
 const MOST_ROWS: usize = 512;
@@ -23,7 +23,7 @@ pub(crate) struct Pass {
 
 impl Pass {
     /// The passes of a step.
-    pub fn of_step(micros: &[Vec<&Sequence>], together: bool) -> Vec<Self> {
+    pub fn of_step(micros: &[Vec<&LabeledSequence>], together: bool) -> Vec<Self> {
         let batches: Vec<Batch> = micros.iter().map(|micro| Batch::new(micro.iter().copied())).collect();
         let rows: Vec<usize> = batches.iter().map(Batch::rows).collect();
         let pass = |micros: Range<usize>| {
@@ -73,7 +73,7 @@ mod tests {
 
     #[test]
     fn rows_follow_each_other() {
-        let sequence = |n| Sequence { ids: vec![0; n], trained: vec![true; n] };
+        let sequence = |n| LabeledSequence { ids: vec![0; n], trained: vec![true; n] };
         let [a, b, c] = [20, 30, 40].map(sequence);
         let passes = Pass::of_step(&[vec![&a, &b], vec![&c]], true);
         assert_eq!(passes.len(), 1);
@@ -83,7 +83,7 @@ mod tests {
 
     #[test]
     fn what_begins_alike_is_shared_within_a_micro_batch_and_not_beyond() {
-        let sequence = Sequence { ids: vec![3; 10], trained: (0..10).map(|i| i > 7).collect() };
+        let sequence = LabeledSequence { ids: vec![3; 10], trained: (0..10).map(|i| i > 7).collect() };
         let micro = vec![&sequence, &sequence];
         let passes = Pass::of_step(&[micro.clone(), micro], true);
         assert_eq!((passes[0].rows.clone(), passes[0].batch.tokens()), (vec![0..13, 13..26], 40));

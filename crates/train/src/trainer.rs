@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use danlu_adapter::Adapter;
 use danlu_kernels::{Buffer, rng};
-use danlu_model::{ActivationPolicy, Batch, Decoder, DropoutPlan, LoraRows, Sequence, Workspace};
+use danlu_model::{ActivationPolicy, Batch, Decoder, DropoutPlan, LabeledSequence, LoraRows, Workspace};
 use serde::{Deserialize, Serialize};
 
 use crate::feed::Feed;
@@ -22,7 +22,7 @@ const DROPOUT_STREAM: u64 = 0x6472_6f70_6f75;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Example {
     /// Token ids, and which carry a loss.
-    pub sequence: Sequence,
+    pub sequence: LabeledSequence,
     /// Where it came from: `huanhuan.json:812`.
     pub origin: String,
 }
@@ -169,7 +169,7 @@ impl Trainer {
         let start = Instant::now();
         let records = self.feed.step(step);
         let sequences = |micro: &Vec<usize>| micro.iter().map(|&r| &self.examples[r].sequence).collect();
-        let micros: Vec<Vec<&Sequence>> = records.iter().map(sequences).collect();
+        let micros: Vec<Vec<&LabeledSequence>> = records.iter().map(sequences).collect();
         let passes = Pass::of_step(&micros, self.together);
         let tokens = passes.iter().map(|pass| pass.batch.tokens()).sum::<usize>();
         let trained = passes.iter().map(|pass| pass.batch.trained_tokens()).sum::<usize>();
@@ -237,7 +237,7 @@ impl Trainer {
     }
 
     /// All that a step does on its back end, for the memory plan.
-    pub(crate) fn rehearse(&mut self, micros: &[Vec<&Sequence>]) -> Result<(), TrainError> {
+    pub(crate) fn rehearse(&mut self, micros: &[Vec<&LabeledSequence>]) -> Result<(), TrainError> {
         let (_, grad_norm) = self.gradients(1, &Pass::of_step(micros, self.together))?;
         self.update(1, grad_norm);
         Ok(())
@@ -272,7 +272,7 @@ impl Trainer {
     ///
     /// # Errors
     /// If no token of them carries a loss, or an id is not of this model.
-    pub fn evaluate(&mut self, sequences: &[Sequence]) -> Result<EvalReport, TrainError> {
+    pub fn evaluate(&mut self, sequences: &[LabeledSequence]) -> Result<EvalReport, TrainError> {
         let start = Instant::now();
         let (mut sum, mut tokens) = (0.0, 0);
         for group in evaluation_groups(sequences, |s| s.ids.len(), self.settings.max_length) {

@@ -12,7 +12,7 @@ use danlu_adapter::merge::{MergeOptions, merge};
 use danlu_data::{EncodeOptions, encode};
 use danlu_generate::{GenerateOptions, Sampling, generate};
 use danlu_kernels::{DType, to_f32};
-use danlu_model::{Batch, Decoder, LoraSource, Message, Sequence, Tokenizer, Weights, Workspace};
+use danlu_model::{Batch, Decoder, LabeledSequence, LoraSource, Message, Tokenizer, Weights, Workspace};
 use safetensors::SafeTensors;
 use serde_json::Value;
 
@@ -40,7 +40,7 @@ fn encoded_records_equal_transformers_ids_and_labels() {
     assert_eq!(examples.len(), 40);
     for (index, (record, example)) in dataset.records.iter().zip(examples).enumerate() {
         let found = encode(record, &tokenizer, &EncodeOptions::default()).unwrap();
-        let Sequence { ids: found, trained } = found.sequence;
+        let LabeledSequence { ids: found, trained } = found.sequence;
         assert_eq!(found, ids(&example["input_ids"]), "record {index}");
         let labels: Vec<i64> = example["labels"].as_array().unwrap().iter().flat_map(Value::as_i64).collect();
         let marked = found.iter().zip(&trained).map(|(&id, &trained)| if trained { id.into() } else { -100 });
@@ -99,7 +99,7 @@ fn logits_of_base_adapter_and_merge_equal_transformers() {
     on_every_model(|backend, kind, decoder, lora| {
         for (i, prompt) in training["prompts"].as_array().unwrap().iter().enumerate() {
             let ids = ids(&prompt["prompt_ids"]);
-            let sequence = Sequence { trained: vec![false; ids.len()], ids };
+            let sequence = LabeledSequence { trained: vec![false; ids.len()], ids };
             let batch = Batch::new([&sequence]);
             let logits = decoder.logits(&mut Workspace::new(), &batch, lora).unwrap();
             let target = f32_values(tensors.tensor(&format!("prompt_{i}.{kind}")).unwrap().data());

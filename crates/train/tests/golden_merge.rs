@@ -11,7 +11,7 @@ use danlu_adapter::Adapter;
 use danlu_adapter::merge::{MergeOptions, merge};
 use danlu_generate::{GenerateOptions, Sampling, generate};
 use danlu_kernels::DType;
-use danlu_model::{Batch, Decoder, Sequence, Workspace};
+use danlu_model::{Batch, Decoder, LabeledSequence, Workspace};
 use safetensors::SafeTensors;
 
 /// `golden/tiny` with one of its adapters merged in f32, on every back end.
@@ -38,7 +38,7 @@ fn merged_logits_equal_pefts_adapter_on_the_base() {
     let expected = f32_values(SafeTensors::deserialize(&bytes).unwrap().tensor("logits").unwrap().data());
     let largest = expected.iter().fold(0.0f32, |largest, v| largest.max(v.abs()));
     let ids = ids(&json(&golden.join("prompts.json"))[0]["ids"]);
-    let batch = Batch::new([&Sequence { trained: vec![false; ids.len()], ids }]);
+    let batch = Batch::new([&LabeledSequence { trained: vec![false; ids.len()], ids }]);
     on_every_back_end(&golden, "adapter_for_gradients", |backend, merged| {
         let found = merged.logits(&mut Workspace::new(), &batch, None).unwrap();
         assert_eq!(found.len(), expected.len());

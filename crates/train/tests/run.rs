@@ -6,7 +6,7 @@ use std::fs;
 use std::path::Path;
 
 use common::{adapter_bytes, examples, finish, settings, tokens, trainer};
-use danlu_model::{Sequence, Tokenizer};
+use danlu_model::{LabeledSequence, Tokenizer};
 use danlu_train::{
     StepReport, TokenIdentity, TrainError, TrainSettings, checkpoints, latest_checkpoint,
     latest_whole_checkpoint, sweep_leftovers,
@@ -98,7 +98,7 @@ fn two_times_two_records_equal_one_times_four() {
 fn training_lowers_the_loss_on_what_it_sees() {
     let settings = TrainSettings { num_train_epochs: 6.0, lora_dropout: 0.0, ..settings() };
     let mut trainer = trainer(&settings, examples(6), 2);
-    let seen: Vec<Sequence> = examples(6).into_iter().map(|e| e.sequence).collect();
+    let seen: Vec<LabeledSequence> = examples(6).into_iter().map(|e| e.sequence).collect();
     let before = trainer.evaluate(&seen).unwrap();
     finish(&mut trainer);
     let after = trainer.evaluate(&seen).unwrap();
@@ -325,7 +325,7 @@ fn a_step_that_is_not_finite_changes_nothing() {
 fn records_that_cannot_be_trained_on_are_refused_by_origin() {
     let base = common::base_8m();
     let decoder = common::decoder(&base, 1);
-    let refused = |change: &dyn Fn(&mut Sequence)| {
+    let refused = |change: &dyn Fn(&mut LabeledSequence)| {
         let mut examples = examples(3);
         change(&mut examples[1].sequence);
         let config = settings().lora_config("base-8m");
@@ -338,7 +338,7 @@ fn records_that_cannot_be_trained_on_are_refused_by_origin() {
     assert!(untrained.starts_with("examples.json:1: none of its"), "{untrained}");
     assert!(refused(&|s| s.trained.pop().map_or((), drop)).contains("marks"));
     assert!(refused(&|s| s.ids[2] = u32::MAX).contains("token id 4294967295"));
-    let long = |s: &mut Sequence| (s.ids, s.trained) = (vec![1; 200], vec![true; 200]);
+    let long = |s: &mut LabeledSequence| (s.ids, s.trained) = (vec![1; 200], vec![true; 200]);
     assert!(refused(&long).contains("has 200 tokens, and `max_length` is 128"));
 }
 

@@ -8,7 +8,7 @@ use clap::Args;
 use danlu_data::{EncodeOptions, Format};
 use danlu_hub::Extent;
 use danlu_kernels::DType;
-use danlu_model::{Batch, Decoder, LoraSource, ModelConfig, Sequence, Workspace, files};
+use danlu_model::{Batch, Decoder, LabeledSequence, LoraSource, ModelConfig, Workspace, files};
 
 use crate::args::compute::check_context;
 use crate::args::compute::{ComputeArgs, products};
@@ -229,7 +229,7 @@ type RecordLoss = (f64, usize);
 pub fn measure(
     decoder: &Decoder,
     lora: Option<&dyn LoraSource>,
-    sequences: &[Sequence],
+    sequences: &[LabeledSequence],
     name: &str,
     printer: &Printer,
 ) -> Result<Vec<RecordLoss>> {

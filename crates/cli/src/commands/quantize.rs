@@ -10,7 +10,7 @@ use clap::Args;
 use danlu_adapter::CONFIG_FILE;
 use danlu_hub::Extent;
 use danlu_kernels::FourBitCode;
-use danlu_model::{Extra, ModelError, NewModel, Quantization, Quantized, Weights, files, quantize_into};
+use danlu_model::{Extra, ModelError, Quantization, Quantized, StagedFolder, Weights, files, quantize_into};
 use danlu_train::IDENTITY_FILE;
 use danlu_train::card::{self, BaseName, Card, InFourBits, PICTURE_FILE};
 
@@ -101,7 +101,7 @@ pub fn run(args: &QuantizeArgs, printer: &Printer) -> Result<()> {
         card.files(&notes).into_iter().chain(identity).chain(picture).collect()
     };
     let written = quantize_into(
-        NewModel::create(&args.output)?,
+        StagedFolder::create(&args.output)?,
         base,
         quantization,
         &args.skip_modules,

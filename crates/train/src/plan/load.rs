@@ -1,6 +1,6 @@
 //! The batches that decide how much memory a run takes, found from lengths and beginnings of its records.
 
-use danlu_model::{Sequence, shared_beginnings};
+use danlu_model::{LabeledSequence, find_shared_prefixes};
 
 use crate::TrainSettings;
 use crate::feed::Feed;
@@ -17,13 +17,13 @@ pub struct RecordSize<'a> {
     pub tokens: usize,
     /// Those that carry a loss.
     pub trained: usize,
-    /// The first tokens, as far as other records may [share](shared_beginnings) them.
+    /// The first tokens, as far as other records may [share](find_shared_prefixes) them.
     pub beginning: &'a [u32],
 }
 
 impl<'a> RecordSize<'a> {
     /// The size of `sequence`.
-    pub fn of(sequence: &'a Sequence) -> Self {
+    pub fn of(sequence: &'a LabeledSequence) -> Self {
         let trained = sequence.trained_tokens();
         Self { tokens: sequence.ids.len(), trained, beginning: sequence.beginning() }
     }
@@ -37,13 +37,13 @@ impl<'a> RecordSize<'a> {
     }
 
     /// Some sequence of this size, which shares no more of its beginning.
-    fn sequence(self) -> Sequence {
+    fn sequence(self) -> LabeledSequence {
         let Self { tokens, trained, beginning } = self;
         let mut ids = beginning.to_vec();
         ids.resize(tokens, 0);
         // The first label stands behind the beginning, the others at the end.
         let is_trained = |i| trained > 0 && (i + trained > tokens || i == beginning.len() + 1);
-        Sequence { ids, trained: (0..tokens).map(is_trained).collect() }
+        LabeledSequence { ids, trained: (0..tokens).map(is_trained).collect() }
     }
 }
 
@@ -62,7 +62,7 @@ impl<'a> Micro<'a> {
         let sum = |size: fn(&RecordSize<'_>) -> usize| records.iter().map(size).sum::<usize>();
         let (tokens, labels) = (sum(|record| record.tokens), sum(|record| record.trained));
         let beginnings: Vec<&[u32]> = records.iter().map(|record| record.beginning).collect();
-        let shared = shared_beginnings(&beginnings, tokens);
+        let shared = find_shared_prefixes(&beginnings, tokens);
         let rows = tokens - shared.iter().flatten().map(|shared| shared.tokens).sum::<usize>();
         Self { records, tokens, rows, labels }
     }
@@ -71,7 +71,7 @@ impl<'a> Micro<'a> {
         self.records.iter().map(|record| record.tokens).max().unwrap_or(0)
     }
 
-    fn sequences(&self) -> Vec<Sequence> {
+    fn sequences(&self) -> Vec<LabeledSequence> {
         self.records.iter().map(|record| record.sequence()).collect()
     }
 }
@@ -129,12 +129,12 @@ impl<'a> Load<'a> {
     }
 
     /// Those steps, each the records of its micro-batches.
-    pub fn steps(&self) -> impl Iterator<Item = Vec<Vec<Sequence>>> + '_ {
+    pub fn steps(&self) -> impl Iterator<Item = Vec<Vec<LabeledSequence>>> + '_ {
         self.steps.iter().map(|step| step.iter().map(Micro::sequences).collect())
     }
 
     /// Those evaluations, each the records of one batch.
-    pub fn evaluations(&self) -> impl Iterator<Item = Vec<Sequence>> + '_ {
+    pub fn evaluations(&self) -> impl Iterator<Item = Vec<LabeledSequence>> + '_ {
         self.evaluations.iter().map(Micro::sequences)
     }
 }
@@ -260,10 +260,11 @@ mod tests {
             });
             let (tokens, labels): (Vec<usize>, Vec<usize>) = sums.unzip();
             assert_eq!((Some(&load.rows), Some(&load.labels)), (tokens.iter().max(), labels.iter().max()));
-            let micros: Vec<Vec<Sequence>> = load.steps().flatten().collect();
+            let micros: Vec<Vec<LabeledSequence>> = load.steps().flatten().collect();
             let any = |size: fn(&RecordSize) -> usize, most| {
-                let of =
-                    |micro: &Vec<Sequence>| micro.iter().map(|s| size(&RecordSize::of(s))).sum::<usize>();
+                let of = |micro: &Vec<LabeledSequence>| {
+                    micro.iter().map(|s| size(&RecordSize::of(s))).sum::<usize>()
+                };
                 micros.iter().any(|micro| of(micro) == most)
             };
             assert!(any(|r| r.tokens, load.rows) && any(|r| r.trained, load.labels));

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use danlu_adapter::Adapter;
 use danlu_kernels::{CpuOptions, Footprint, Trace};
-use danlu_model::{ActivationPolicy, Decoder, ModelConfig, Sequence, Workspace};
+use danlu_model::{ActivationPolicy, Decoder, LabeledSequence, ModelConfig, Workspace};
 
 use super::load::Load;
 use crate::optimizer::Optimizer;
@@ -55,7 +55,7 @@ impl Rehearsal {
         let adapter = Adapter::init(settings.lora_config(""), config, settings.seed, &*trace)?;
         let adapter_bytes = live() - norms;
         // The records of a rehearsal are handed over; the record only makes the trainer a valid one.
-        let sequence = Sequence { ids: vec![0; 2], trained: vec![true; 2] };
+        let sequence = LabeledSequence { ids: vec![0; 2], trained: vec![true; 2] };
         let examples = vec![Example { sequence, origin: String::new() }];
         let trainer = Trainer::new(decoder, adapter, examples, settings.clone(), String::new())?;
         Ok(Self { trace, trainer, norms, adapter: adapter_bytes })
@@ -80,7 +80,8 @@ impl Rehearsal {
         }
         let mut step_flops = 0;
         for micros in load.steps() {
-            let micros: Vec<Vec<&Sequence>> = micros.iter().map(|micro| micro.iter().collect()).collect();
+            let micros: Vec<Vec<&LabeledSequence>> =
+                micros.iter().map(|micro| micro.iter().collect()).collect();
             let before = self.trace.footprint().flops;
             self.trainer.rehearse(&micros)?;
             step_flops = step_flops.max(self.trace.footprint().flops - before);

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use danlu_adapter::Adapter;
 use danlu_kernels::{Backend, Cpu, CpuOptions, DType, Isa, Reference};
-use danlu_model::{Decoder, Sequence, Tokenizer};
+use danlu_model::{Decoder, LabeledSequence, Tokenizer};
 use danlu_train::{Example, LrSchedulerType, TokenIdentity, TrainSettings, Trainer, base_fingerprint};
 
 pub fn crate_folder() -> &'static Path {
@@ -79,7 +79,7 @@ pub fn read_examples(path: &Path) -> Vec<Example> {
         value.as_array().unwrap().iter().map(|v| v.as_i64().unwrap()).collect::<Vec<_>>()
     };
     let example = |(i, record): (usize, &serde_json::Value)| Example {
-        sequence: Sequence {
+        sequence: LabeledSequence {
             ids: integers(&record["input_ids"]).into_iter().map(|id| id as u32).collect(),
             trained: integers(&record["labels"]).into_iter().map(|label| label >= 0).collect(),
         },

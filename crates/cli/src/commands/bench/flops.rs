@@ -106,7 +106,7 @@ fn head(config: &ModelConfig, rows: usize) -> f64 {
 mod tests {
     use danlu_adapter::{Adapter, LoraConfig, TargetModules};
     use danlu_kernels::Reference;
-    use danlu_model::Shape;
+    use danlu_model::Preset;
 
     use super::*;
 
@@ -127,7 +127,7 @@ mod tests {
 
     #[test]
     fn training_costs_four_flop_a_weight_and_token_with_everything_adapted() {
-        let config = Shape::Llama125m.config();
+        let config = Preset::Llama125m.config();
         let adapter = adapter(&config, TargetModules::AllLinear);
         let layers = elements(&config, |_| true) * config.num_hidden_layers as f64;
         let (spans, labels) = ([Span::whole(512); 2], 1024);
@@ -145,7 +145,7 @@ mod tests {
 
     #[test]
     fn rows_that_do_not_reach_the_head_end_at_the_last_attention() {
-        let config = Shape::Base8m.config();
+        let config = Preset::Base8m.config();
         let adapter = adapter(&config, TargetModules::AllLinear);
         let behind = elements(&config, |p| !reads_the_input(p));
         let spared = |all: f64, one: f64| (all - one - 99.0 * head(&config, 1)) / (99.0 * behind);
@@ -162,7 +162,7 @@ mod tests {
 
     #[test]
     fn nothing_is_counted_below_the_lowest_pair() {
-        let config = Shape::Base8m.config();
+        let config = Preset::Base8m.config();
         let top = adapter(&config, TargetModules::Regex(r".*layers\.7\..*_proj".to_owned()));
         let all = adapter(&config, TargetModules::AllLinear);
         let whole = [Span::whole(64)];
@@ -174,7 +174,7 @@ mod tests {
 
     #[test]
     fn a_prompt_in_pieces_costs_the_same_as_whole() {
-        let config = Shape::Base8m.config();
+        let config = Preset::Base8m.config();
         let pieces = [Span { new: 100, all: 100 }, Span { new: 50, all: 150 }];
         let (whole, parts) = (forward(&config, &[Span::whole(150)], 1), forward(&config, &pieces, 1));
         assert!((whole - parts).abs() < 1e-6 * whole, "{whole} {parts}");
@@ -182,7 +182,7 @@ mod tests {
 
     #[test]
     fn decoding_reads_the_weights_once_and_the_cache_of_every_sequence() {
-        let config = Shape::Base8m.config();
+        let config = Preset::Base8m.config();
         let bytes = decode_bytes(&config, 1000, &[Span { new: 1, all: 10 }, Span { new: 1, all: 30 }]);
         assert_eq!(bytes, 1000.0 + (2 * 8 * 40 * 2 * 64 * 4) as f64);
     }

@@ -7,7 +7,7 @@ use std::str::FromStr;
 use clap::Args;
 use danlu_hub::Extent;
 use danlu_model::{
-    FolderState, ModelConfig, ModelError, Quantization, RandomProgress, RandomWeights, Shape, Weights,
+    FolderState, ModelConfig, ModelError, Preset, Quantization, RandomProgress, RandomWeights, Weights,
 };
 use danlu_train::{WeightBytes, weight_bytes, weight_bytes_of};
 
@@ -32,8 +32,8 @@ pub struct ModelArgs {
     #[arg(long, value_name = "DIR", help_heading = "Model")]
     pub base: Option<PathBuf>,
     /// Random weights of a known shape instead: base-8m, base-28m, llama-125m, llama-3.2-1b or llama-3-8b
-    #[arg(long, value_name = "NAME", value_parser = Shape::from_str, help_heading = "Model")]
-    pub shape: Option<Shape>,
+    #[arg(long, value_name = "NAME", value_parser = Preset::from_str, help_heading = "Model")]
+    pub shape: Option<Preset>,
     /// Write the shape's weights to this folder, or use those that are there [default: in memory]
     #[arg(long, value_name = "DIR", help_heading = "Model")]
     pub keep: Option<PathBuf>,
@@ -45,7 +45,7 @@ pub enum Model {
     /// In a folder.
     Folder(PathBuf),
     /// Of random weights, kept in a folder where one is named.
-    Shape(Shape, Option<PathBuf>),
+    Shape(Preset, Option<PathBuf>),
 }
 
 impl ModelArgs {
@@ -54,7 +54,7 @@ impl ModelArgs {
     /// # Errors
     /// If they name none, or two.
     pub fn model(&self, printer: &Printer) -> Result<Model> {
-        let shapes = || Shape::ALL.map(Shape::name).join(", ");
+        let shapes = || Preset::ALL.map(Preset::name).join(", ");
         match (&self.base, self.shape, &self.keep) {
             (Some(_), Some(_), _) => Err(Diagnostic::input("`--base` and `--shape` are two models")
                 .with_hint("leave one of them out: one model is measured")),
@@ -225,7 +225,7 @@ fn making_failed(error: ModelError) -> Diagnostic {
 }
 
 /// Refuses weights that memory has no room for, before the system has to.
-fn check_memory(shape: Shape, config: &ModelConfig, quantization: Option<Quantization>) -> Result<()> {
+fn check_memory(shape: Preset, config: &ModelConfig, quantization: Option<Quantization>) -> Result<()> {
     let bytes = weight_bytes_of(None, config, quantization.map(|q| (q, 1)), None);
     let needed = bytes.total() + bytes.loading;
     match memory::machine() {
@@ -248,7 +248,7 @@ mod tests {
 
     fn refused(base: bool, shape: bool, keep: bool) -> String {
         let path = |given: bool| given.then(|| PathBuf::from("x"));
-        let args = ModelArgs { base: path(base), shape: shape.then_some(Shape::Base8m), keep: path(keep) };
+        let args = ModelArgs { base: path(base), shape: shape.then_some(Preset::Base8m), keep: path(keep) };
         args.model(&Printer::new(Lang::En, Color::Never, false)).unwrap_err().render(false)
     }
 

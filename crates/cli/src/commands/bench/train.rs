@@ -5,7 +5,7 @@ use std::str::FromStr;
 
 use clap::Args;
 use danlu_adapter::{Adapter, targets};
-use danlu_model::{ModelConfig, Sequence, Tokenizer};
+use danlu_model::{LabeledSequence, ModelConfig, Tokenizer};
 use danlu_train::{Example, PlanInput, RecordSize, ReplySize, Smaller, StepReport, TrainSettings, Trainer};
 
 use super::batch::Batch;
@@ -205,7 +205,7 @@ fn job(
 /// Sequences of random tokens, all with a loss.
 fn random_examples(records: &[RecordSize<'_>], vocab_size: usize) -> Vec<Example> {
     let example = |(i, record): (usize, &RecordSize<'_>)| Example {
-        sequence: Sequence {
+        sequence: LabeledSequence {
             ids: random_ids(record.tokens, vocab_size, i as u64),
             trained: vec![true; record.tokens],
         },

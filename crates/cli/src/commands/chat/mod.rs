@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use clap::Args;
-use danlu_generate::{ChatSession, GenerateOptions, Reply, StopReason};
+use danlu_generate::{ChatReply, ChatSession, GenerateOptions, StopReason};
 use danlu_kernels::DType;
 use rustyline::error::ReadlineError;
 
@@ -241,7 +241,7 @@ fn say(session: &mut ChatSession<'_>, message: &str, printer: &Printer) -> Resul
 }
 
 /// What the user should know about a reply, besides its text.
-fn note(reply: &Reply, printer: &Printer) {
+fn note(reply: &ChatReply, printer: &Printer) {
     let n = reply.forgotten;
     if n > 0 {
         printer.warn(&printer.pick(

@@ -10,7 +10,7 @@ use std::str::FromStr;
 use clap::{Args, Subcommand};
 use danlu_data::{Dataset, EncodeOptions, Format, Record, Source, encode};
 use danlu_hub::Extent;
-use danlu_model::{Sequence, Tokenizer};
+use danlu_model::{LabeledSequence, Tokenizer};
 
 use crate::clap_error::at_least_one;
 use crate::commands::{hub, no_model};
@@ -137,7 +137,7 @@ pub struct HeldOut {
     /// The records.
     pub records: Vec<Record>,
     /// Their tokens, in the same order.
-    pub sequences: Vec<Sequence>,
+    pub sequences: Vec<LabeledSequence>,
     /// How many records of the file could not be used.
     pub left_out: usize,
 }

@@ -40,8 +40,8 @@ impl FromStr for MergeBaseArg {
 pub struct BaseForm {
     /// Its folder.
     pub folder: PathBuf,
-    /// What its projections are put through, where the folder holds another form.
-    pub through: Option<Quantization>,
+    /// Quantization applied to its projections at load time, where the folder holds 16-bit weights.
+    pub requantize_as: Option<Quantization>,
 }
 
 /// The forms at hand; at least one.
@@ -61,8 +61,8 @@ impl BaseForms {
     /// # Errors
     /// If a folder holds no model, or `--original` is none.
     pub fn of(place: &ModelDirs, original: Option<&Path>, printer: &Printer) -> Result<Self> {
-        let plain = |folder: &Path| BaseForm { folder: folder.to_owned(), through: None };
-        let through = base::trained_over(place, printer)?;
+        let plain = |folder: &Path| BaseForm { folder: folder.to_owned(), requantize_as: None };
+        let quantization = base::trained_over(place, printer)?;
         if is_four_bit(&place.base)? {
             let original = match original {
                 None => None,
@@ -81,7 +81,7 @@ impl BaseForms {
             return Err(Diagnostic::input(text).with_hint(hint));
         }
         let dequantized =
-            through.map(|through| BaseForm { folder: place.base.clone(), through: Some(through) });
+            quantization.map(|code| BaseForm { folder: place.base.clone(), requantize_as: Some(code) });
         let trained = if dequantized.is_some() { MergeBase::Dequantized } else { MergeBase::Original };
         Ok(Self { original: Some(plain(&place.base)), dequantized, trained })
     }

@@ -22,8 +22,8 @@ use danlu_hub::Extent;
 use danlu_kernels::{Backend, DType, FourBitCode};
 use danlu_model::files::TEMPORARY_PREFIX;
 use danlu_model::{
-    Decoder, LoraSource, ModelConfig, ModelError, NewModel, Quantization, Quantized, Sequence, Tokenizer,
-    quantize_into,
+    Decoder, LabeledSequence, LoraSource, ModelConfig, ModelError, Quantization, Quantized, StagedFolder,
+    Tokenizer, quantize_into,
 };
 use danlu_train::IDENTITY_FILE;
 
@@ -159,7 +159,7 @@ pub fn run(args: &MergeArgs, printer: &Printer) -> Result<()> {
     let job = Job { args, adapter, backend, forms: &forms, sequences: &sequences, printer };
     // A merge that is not to stay in 16 bits is made in the hidden folder of the one in 4, which goes with all it holds.
     let begun = match args.to {
-        Some(code) => Some((code, NewModel::create_beside(&args.output, |name| name == REPORT_FILE)?)),
+        Some(code) => Some((code, StagedFolder::create_beside(&args.output, |name| name == REPORT_FILE)?)),
         None => None,
     };
     let wide = format!("{TEMPORARY_PREFIX}merged");
@@ -209,7 +209,7 @@ struct Job<'a> {
     adapter: Adapter,
     backend: Arc<dyn Backend>,
     forms: &'a BaseForms,
-    sequences: &'a [Sequence],
+    sequences: &'a [LabeledSequence],
     printer: &'a Printer,
 }
 
@@ -280,7 +280,7 @@ impl Job<'_> {
             dtype: args.dtype,
             max_shard_size: args.max_shard_size,
             threads: args.compute.threads.map(usize::from),
-            through: form.through,
+            requantize_as: form.requantize_as,
             // What the adapter was trained with stays with the merged model.
             also_copy: vec![IDENTITY_FILE.to_owned()],
         };
@@ -311,7 +311,7 @@ impl Job<'_> {
     fn quantize(
         &self,
         staged: &mut Staged,
-        model: NewModel,
+        model: StagedFolder,
         code: FourBitCode,
         fidelity: &Fidelity,
         base: &Decoder,
@@ -353,7 +353,7 @@ impl Job<'_> {
 
     fn load(&self, form: &BaseForm) -> Result<Decoder> {
         let (threads, backend) = (self.args.compute.threads(), Arc::clone(&self.backend));
-        base::load(&form.folder, form.through, threads, backend, self.printer)
+        base::load(&form.folder, form.requantize_as, threads, backend, self.printer)
     }
 
     /// Measures `merged`, or the adapter on it, against the adapter on `base`.
@@ -399,13 +399,13 @@ fn narrowest(report: &MergeReport) -> DType {
 }
 
 /// Sentences of our own in both languages, for merges without data: enough to tell a merge from a mistake.
-fn own_text(tokenizer: &Tokenizer) -> Result<Vec<Sequence>> {
+fn own_text(tokenizer: &Tokenizer) -> Result<Vec<LabeledSequence>> {
     let sentences = include_str!("../../../assets/held_out.txt");
-    let encode = |line: &str| -> Result<Sequence> {
+    let encode = |line: &str| -> Result<LabeledSequence> {
         let mut ids: Vec<u32> = tokenizer.bos_id().into_iter().collect();
         ids.extend(tokenizer.encode(line)?);
         let trained = vec![true; ids.len()];
-        Ok(Sequence { ids, trained })
+        Ok(LabeledSequence { ids, trained })
     };
     sentences.lines().filter(|line| !line.is_empty()).map(encode).collect()
 }

@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use danlu_adapter::{Adapter, LoraConfig, targets};
 use danlu_hub::Extent;
-use danlu_model::{LoraSource, ModelConfig, Quantization, Sequence, Tokenizer, Weights, Workspace};
+use danlu_model::{LabeledSequence, LoraSource, ModelConfig, Quantization, Tokenizer, Weights, Workspace};
 use danlu_train::card::{self, BaseName, Card};
 use danlu_train::{
     DataSummary, MemoryUse, Reply, RunSummary, TokenIdentity, TrainError, Trainer, base_fingerprint,
@@ -73,7 +73,7 @@ pub fn execute(run: &RunConfig, printer: &Printer) -> Result<Outcome> {
     // In whichever way the base comes to its 4 bits, they can be made again from its original.
     let stored = base::stored(&run.base, &config)?;
     let tokens = TokenIdentity::new(&run.base, &tokenizer, run.settings.default_system.clone())
-        .over(run.settings.quantization().or(stored), Weights::open(&run.base)?.left_wide(&config));
+        .over(run.settings.quantization().or(stored), Weights::open(&run.base)?.unquantized_modules(&config));
     baseline.tokenizer(&tokens);
     check_length(run, &config)?;
     let lora = lora_config(run);
@@ -92,7 +92,7 @@ pub fn execute(run: &RunConfig, printer: &Printer) -> Result<Outcome> {
     let quantization = run.settings.quantization();
     let decoder = Arc::new(base::load(&run.base, quantization, run.compute.threads(), backend, printer)?);
     let Prepared { examples, held_out, held_out_records, summary, bad, .. } = data;
-    let held_out: Vec<Sequence> = held_out.into_iter().map(|example| example.sequence).collect();
+    let held_out: Vec<LabeledSequence> = held_out.into_iter().map(|example| example.sequence).collect();
     let fingerprint = base_fingerprint(&run.base)?;
     let sample = base_sample(&run.base)?;
     let base = base_name(
@@ -275,7 +275,7 @@ fn plain(value: &serde_json::Value) -> String {
 fn take_steps(
     run: &RunConfig,
     trainer: &mut Trainer,
-    held_out: &[Sequence],
+    held_out: &[LabeledSequence],
     tokens: &TokenIdentity,
     printer: &Printer,
 ) -> Result<bool> {
@@ -338,7 +338,7 @@ fn with_cause(run: &RunConfig, error: TrainError) -> Diagnostic {
     Diagnostic::from(error).with_hint(hint + &kept)
 }
 
-fn evaluate(trainer: &mut Trainer, held_out: &[Sequence], printer: &Printer) -> Result<()> {
+fn evaluate(trainer: &mut Trainer, held_out: &[LabeledSequence], printer: &Printer) -> Result<()> {
     let logged = trainer.state().evaluations().last().is_some_and(|(step, _)| *step == trainer.global_step());
     if held_out.is_empty() || logged {
         return Ok(());
