@@ -8,7 +8,7 @@
 use std::io::Read;
 use std::path::Path;
 
-use danlu_data::{Content, DataError, Dataset, Fault, Format, read_from};
+use danlu_data::{RecordContent, DataError, Dataset, RecordFault, Format, read_from};
 use libfuzzer_sys::fuzz_target;
 
 /// A pipe that gives one byte at a time.
@@ -27,7 +27,7 @@ fn check(dataset: &Dataset, data: &[u8]) {
     assert_eq!(dataset.fingerprint.records, dataset.records.len());
     let lines = 1 + data.iter().filter(|byte| **byte == b'\n').count() as u64;
     let mut sources: Vec<_> = dataset.records.iter().map(|record| &record.source).collect();
-    sources.extend(dataset.bad.iter().filter(|bad| bad.fault != Fault::Array).map(|bad| &bad.source));
+    sources.extend(dataset.bad.iter().filter(|bad| bad.fault != RecordFault::Array).map(|bad| &bad.source));
     sources.sort_by_key(|source| source.index);
     for (index, source) in sources.iter().enumerate() {
         assert_eq!(source.index, index, "every piece of the file is a record or a bad record, once");
@@ -38,7 +38,7 @@ fn check(dataset: &Dataset, data: &[u8]) {
         assert!(!bad.to_string().contains('\n'), "a complaint is one line");
     }
     for record in &dataset.records {
-        let Content::Chat(chat) = &record.content else { continue };
+        let RecordContent::Chat(chat) = &record.content else { continue };
         assert!(chat.answers().count() > 0);
         assert!(chat.messages.iter().all(|message| !message.content.trim().is_empty()));
     }

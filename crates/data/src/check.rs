@@ -7,7 +7,7 @@ use danlu_model::Tokenizer;
 
 use crate::{
     DataFingerprint, Dataset, EncodeOptions, Encoded, Truncation, UnknownKey, encode,
-    record::{BadRecord, Content, Fault, Record, Source},
+    record::{BadRecord, Record, RecordContent, RecordFault, RecordSource},
 };
 
 /// What [`check`] found.
@@ -24,16 +24,16 @@ pub struct Check {
     /// Those of them that carry a loss.
     pub trained_tokens: usize,
     /// Records that were shortened to `max_length`.
-    pub shortened: Vec<Source>,
+    pub shortened: Vec<RecordSource>,
     /// Records whose answer alone is too long.
-    pub dropped: Vec<Source>,
+    pub dropped: Vec<RecordSource>,
     /// Records that say exactly what an earlier one does, with that earlier one: (repeated, first).
-    pub duplicates: Vec<(Source, Source)>,
+    pub duplicates: Vec<(RecordSource, RecordSource)>,
     /// Records that ask what an earlier one asks, but answer differently, with that earlier one: (again, first).
     /// Often meant.
-    pub same_question: Vec<(Source, Source)>,
+    pub same_question: Vec<(RecordSource, RecordSource)>,
     /// Records whose text spells out a special token, with that token: it would act as one.
-    pub specials: Vec<(Source, String)>,
+    pub specials: Vec<(RecordSource, String)>,
     /// Keys that are not read.
     pub unknown_keys: Vec<UnknownKey>,
     /// Records that cannot be trained on.
@@ -48,7 +48,7 @@ impl Check {
 
     /// How many of the bad records are empty ones.
     pub fn empty(&self) -> usize {
-        self.bad.iter().filter(|bad| bad.fault == Fault::Empty).count()
+        self.bad.iter().filter(|bad| bad.fault == RecordFault::Empty).count()
     }
 
     /// The share of the tokens that carries a loss; 0 of none.
@@ -89,7 +89,7 @@ pub fn check(
 impl Check {
     /// Raw text may well bring its own special tokens; a turn of a conversation gets them from the template.
     fn look_for_specials(&mut self, record: &Record, tokenizer: &Tokenizer) {
-        let Content::Chat(chat) = &record.content else { return };
+        let RecordContent::Chat(chat) = &record.content else { return };
         let spelt = chat.messages.iter().find_map(|message| tokenizer.special_in(&message.content));
         self.specials.extend(spelt.map(|token| (record.source.clone(), token.to_owned())));
     }
@@ -121,15 +121,15 @@ impl Check {
 /// in 10^26.
 #[derive(Default)]
 struct Seen {
-    records: HashMap<u128, Source>,
-    questions: HashMap<u128, Source>,
+    records: HashMap<u128, RecordSource>,
+    questions: HashMap<u128, RecordSource>,
 }
 
 impl Seen {
     fn take(&mut self, record: &Record, found: &mut Check) {
         let (whole, question) = match &record.content {
-            Content::Text(text) => (hash([text.as_str()]), None),
-            Content::Chat(chat) => {
+            RecordContent::Text(text) => (hash([text.as_str()]), None),
+            RecordContent::Chat(chat) => {
                 let last = chat.messages.iter().rposition(|message| message.role == "assistant");
                 let parts = |to: usize| {
                     hash(chat.messages[..to].iter().flat_map(|turn| [turn.role.as_str(), &turn.content]))

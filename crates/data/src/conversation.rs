@@ -2,7 +2,7 @@
 
 use danlu_model::Message;
 
-use crate::record::{Content, Conversation, Fault, Mismatch};
+use crate::record::{Conversation, Mismatch, RecordContent, RecordFault};
 
 /// The most messages of one conversation: the work of finding its answers grows with their square.
 const MAX_MESSAGES: usize = 4096;
@@ -43,10 +43,13 @@ pub(crate) fn system(text: Option<&str>) -> Option<Message> {
 
 /// Accepts messages as a conversation, or says what would train wrongly. Two turns of one role in a row are left
 /// for the chat template to accept or refuse, since templates differ.
-pub(crate) fn conversation(mut messages: Vec<Message>, mut trained_from: usize) -> Result<Content, Mismatch> {
+pub(crate) fn conversation(
+    mut messages: Vec<Message>,
+    mut trained_from: usize,
+) -> Result<RecordContent, Mismatch> {
     if messages.len() > MAX_MESSAGES {
         let found = format!("a conversation of {} messages", messages.len());
-        return Err(Mismatch::new(Fault::Unsupported, found, format!("at most {MAX_MESSAGES}")));
+        return Err(Mismatch::new(RecordFault::Unsupported, found, format!("at most {MAX_MESSAGES}")));
     }
     let blank = |message: &Message| message.content.trim().is_empty();
     if messages.first().is_some_and(|first| first.role == "system" && blank(first)) {
@@ -56,11 +59,15 @@ pub(crate) fn conversation(mut messages: Vec<Message>, mut trained_from: usize) 
     for (index, message) in messages.iter().enumerate() {
         if index > 0 && message.role == "system" {
             let found = format!("a `system` message as message {}", index + 1);
-            return Err(Mismatch::new(Fault::Conversation, found, "`system` as the first message only"));
+            return Err(Mismatch::new(
+                RecordFault::Conversation,
+                found,
+                "`system` as the first message only",
+            ));
         }
         if blank(message) {
             let found = format!("an empty `{}` message (message {})", message.role, index + 1);
-            return Err(Mismatch::new(Fault::Empty, found, "text"));
+            return Err(Mismatch::new(RecordFault::Empty, found, "text"));
         }
     }
     let conversation = Conversation { messages, trained_from };
@@ -69,16 +76,16 @@ pub(crate) fn conversation(mut messages: Vec<Message>, mut trained_from: usize) 
             0 => "no messages".to_owned(),
             n => format!("{n} message{} and none by the assistant", if n == 1 { "" } else { "s" }),
         };
-        return Err(Mismatch::new(Fault::Conversation, found, "an `assistant` message to learn from"));
+        return Err(Mismatch::new(RecordFault::Conversation, found, "an `assistant` message to learn from"));
     }
-    Ok(Content::Chat(conversation))
+    Ok(RecordContent::Chat(conversation))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn check(roles: &[(&str, &str)]) -> Result<Content, String> {
+    fn check(roles: &[(&str, &str)]) -> Result<RecordContent, String> {
         let messages = roles.iter().map(|(role, content)| message(role, *content)).collect();
         conversation(messages, 0).map_err(|mismatch| format!("{} | {}", mismatch.found, mismatch.expected))
     }
@@ -103,7 +110,8 @@ mod tests {
 
     #[test]
     fn a_blank_system_message_stands_for_none() {
-        let Content::Chat(chat) = check(&[("system", ""), ("user", "hi"), ("assistant", "ho")]).unwrap()
+        let RecordContent::Chat(chat) =
+            check(&[("system", ""), ("user", "hi"), ("assistant", "ho")]).unwrap()
         else {
             panic!("a chat")
         };

@@ -9,8 +9,8 @@ use danlu_model::{LabeledSequence, Message, ModelError, Tokenizer};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    record::{BadRecord, Content, Conversation, Fault, Mismatch, Record},
-    shorten::{Fit, shorten},
+    record::{BadRecord, Conversation, Mismatch, Record, RecordContent, RecordFault},
+    truncate::{Fit, truncate},
 };
 
 /// How records become token ids.
@@ -81,8 +81,8 @@ pub fn encode(
     options: &EncodeOptions,
 ) -> Result<Encoded, Box<BadRecord>> {
     let encoded = match &record.content {
-        Content::Text(text) => document(text, tokenizer, options.max_length),
-        Content::Chat(chat) => conversation(chat, tokenizer, options),
+        RecordContent::Text(text) => document(text, tokenizer, options.max_length),
+        RecordContent::Chat(chat) => conversation(chat, tokenizer, options),
     };
     encoded.map_err(|error| {
         let found = match &error {
@@ -91,7 +91,7 @@ pub fn encode(
             }
             other => format!("a conversation that the model's chat template cannot render ({other})"),
         };
-        Box::new(Mismatch::new(Fault::Template, found, "one that it renders").at(record.source.clone()))
+        Box::new(Mismatch::new(RecordFault::Template, found, "one that it renders").at(record.source.clone()))
     })
 }
 
@@ -107,7 +107,7 @@ fn conversation(
         return masked(chat, tokenizer, options, Truncation::None);
     }
     let fits = |messages: &[Message]| Ok(count(messages, tokenizer)? <= options.max_length);
-    match shorten(chat, &fits)? {
+    match truncate(chat, &fits)? {
         Fit::Shorter(chat) => masked(&chat, tokenizer, options, Truncation::Shortened { tokens }),
         Fit::Never => Ok(dropped(tokenizer.template()?.render(&chat.messages, false)?, tokens)),
     }

@@ -69,14 +69,14 @@ impl Encoding {
 
 /// Bytes beyond ASCII, counted as they come in.
 #[derive(Debug, Default)]
-pub(crate) struct Evidence {
+pub(crate) struct EncodingEvidence {
     utf8: bool,
     /// Those with another such byte beside them, and those alone.
     paired: usize,
     alone: usize,
 }
 
-impl Evidence {
+impl EncodingEvidence {
     /// A record that is UTF-8.
     pub fn utf8(&mut self, text: &str) {
         self.utf8 |= !text.is_ascii();
@@ -112,7 +112,7 @@ mod tests {
     use super::*;
 
     fn seen(records: &[&[u8]]) -> Option<Encoding> {
-        let mut evidence = Evidence::default();
+        let mut evidence = EncodingEvidence::default();
         for record in records {
             match std::str::from_utf8(record) {
                 Ok(text) => evidence.utf8(text),

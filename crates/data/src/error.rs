@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use danlu_model::FileError;
 
-use crate::{BadRecord, Encoding, Fault, Format, Source};
+use crate::{BadRecord, Encoding, Format, RecordFault, RecordSource};
 
 /// A data file that cannot be read as training data.
 #[derive(Debug, thiserror::Error)]
@@ -59,7 +59,7 @@ pub enum DataError {
     #[error("{}: a record with {keys} is of no known format", quoted(place))]
     UnknownFormat {
         /// Where the record stands.
-        place: Source,
+        place: RecordSource,
         /// Its keys, as text.
         keys: String,
         /// A question about misspelt keys, where some are near those of a format.
@@ -69,7 +69,7 @@ pub enum DataError {
     #[error("{}: a record with {keys} could be {}", quoted(place), names(candidates))]
     AmbiguousFormat {
         /// Where the record stands.
-        place: Source,
+        place: RecordSource,
         /// Its keys, as text.
         keys: String,
         /// The formats it could be.
@@ -90,7 +90,7 @@ impl DataError {
             Self::Read(error) => error.hint(),
             Self::Utf16 { file, encoding } => Some(format!("convert it: {}", encoding.conversion(file))),
             Self::NoReadableRecord { file, encoding: Some(encoding), .. } => Some(encoding.hint(file)),
-            Self::NoReadableRecord { first, .. } if first.fault != Fault::Shape => Some(LAYOUTS.into()),
+            Self::NoReadableRecord { first, .. } if first.fault != RecordFault::Shape => Some(LAYOUTS.into()),
             Self::Empty { .. } | Self::ObjectOverLines { .. } => Some(LAYOUTS.into()),
             Self::UnknownFormat { meant: Some(meant), .. } => Some(meant.clone()),
             Self::NoReadableRecord { .. } | Self::UnknownFormat { .. } => {
@@ -110,7 +110,7 @@ impl DataError {
 
 const LAYOUTS: &str = "a data file is a JSON array of records, or JSON lines: one record on each line";
 
-fn quoted(place: &Source) -> String {
+fn quoted(place: &RecordSource) -> String {
     format!("`{}:{}` (record {})", place.file.display(), place.line, place.index + 1)
 }
 

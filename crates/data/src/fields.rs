@@ -2,7 +2,7 @@
 
 use serde_json::{Map, Value};
 
-use crate::record::{Fault, Mismatch};
+use crate::record::{Mismatch, RecordFault};
 
 /// A record's keys and values.
 pub(crate) type Object = Map<String, Value>;
@@ -10,8 +10,8 @@ pub(crate) type Object = Map<String, Value>;
 /// A required text.
 pub(crate) fn text<'a>(object: &'a Object, key: &str) -> Result<&'a str, Mismatch> {
     optional_text(object, key)?.ok_or_else(|| match object.get(key) {
-        None => Mismatch::new(Fault::Shape, keys(object), format!("the key `{key}`")),
-        Some(value) => not(value, key, "a text"),
+        None => Mismatch::new(RecordFault::Shape, keys(object), format!("the key `{key}`")),
+        Some(value) => type_mismatch(value, key, "a text"),
     })
 }
 
@@ -20,7 +20,7 @@ pub(crate) fn optional_text<'a>(object: &'a Object, key: &str) -> Result<Option<
     match object.get(key) {
         None | Some(Value::Null) => Ok(None),
         Some(Value::String(text)) => Ok(Some(text)),
-        Some(other) => Err(not(other, key, "a text")),
+        Some(other) => Err(type_mismatch(other, key, "a text")),
     }
 }
 
@@ -29,15 +29,15 @@ pub(crate) fn optional_list<'a>(object: &'a Object, key: &str) -> Result<&'a [Va
     match object.get(key) {
         None | Some(Value::Null) => Ok(&[]),
         Some(Value::Array(list)) => Ok(list),
-        Some(other) => Err(not(other, key, "a list")),
+        Some(other) => Err(type_mismatch(other, key, "a list")),
     }
 }
 
 /// A required list.
 pub(crate) fn list<'a>(object: &'a Object, key: &str) -> Result<&'a [Value], Mismatch> {
     match object.get(key) {
-        None => Err(Mismatch::new(Fault::Shape, keys(object), format!("the key `{key}`"))),
-        Some(Value::Null) => Err(not(&Value::Null, key, "a list")),
+        None => Err(Mismatch::new(RecordFault::Shape, keys(object), format!("the key `{key}`"))),
+        Some(Value::Null) => Err(type_mismatch(&Value::Null, key, "a list")),
         Some(_) => optional_list(object, key),
     }
 }
@@ -47,7 +47,7 @@ pub(crate) fn refuse(object: &Object, unsupported: &[&str]) -> Result<(), Mismat
     for key in unsupported {
         if object.get(*key).is_some_and(|value| !is_void(value)) {
             return Err(Mismatch::new(
-                Fault::Unsupported,
+                RecordFault::Unsupported,
                 format!("`{key}`"),
                 format!("a record without `{key}`, which training does not support yet"),
             ));
@@ -68,8 +68,8 @@ fn is_void(value: &Value) -> bool {
 }
 
 /// The mismatch of a value that has another type than it should.
-pub(crate) fn not(value: &Value, place: &str, expected: &str) -> Mismatch {
-    Mismatch::new(Fault::Shape, format!("{} in `{place}`", describe(value)), expected)
+pub(crate) fn type_mismatch(value: &Value, place: &str, expected: &str) -> Mismatch {
+    Mismatch::new(RecordFault::Shape, format!("{} in `{place}`", describe(value)), expected)
 }
 
 /// What a value is, in a few words.

@@ -11,14 +11,14 @@
 //! The format is told by the first record's keys:
 //!
 //! ```
-//! use danlu_data::{Content, Format, read_from};
+//! use danlu_data::{RecordContent, Format, read_from};
 //!
 //! let file = br#"{"prompt": "Who are you?", "completion": "Zhen Huan."}
 //! {"prompt": "And where?"}"#;
 //! let dataset = read_from(&file[..], "chat.jsonl".as_ref(), None)?;
 //! assert_eq!(dataset.format, Format::PromptCompletion);
 //!
-//! let Content::Chat(chat) = &dataset.records[0].content else { panic!("not a text") };
+//! let RecordContent::Chat(chat) = &dataset.records[0].content else { panic!("not a text") };
 //! assert_eq!(chat.messages[1].role, "assistant");
 //! assert_eq!(
 //!     dataset.bad[0].to_string(),
@@ -28,7 +28,6 @@
 //! # Ok::<(), danlu_data::DataError>(())
 //! ```
 
-mod brackets;
 mod check;
 mod conversation;
 mod encode;
@@ -37,16 +36,17 @@ mod error;
 mod fields;
 mod format;
 mod formats;
-mod keys;
-mod nearest;
+mod json_nesting;
 mod preview;
 mod read;
 mod record;
-mod recovery;
+mod resync;
 mod scanner;
-mod shorten;
+mod spelling;
 mod split;
 mod splitter;
+mod truncate;
+mod unknown_keys;
 
 pub use check::{Bucket, Check, Lengths, check};
 pub use danlu_model::JsonFault;
@@ -54,9 +54,9 @@ pub use encode::{EncodeOptions, Encoded, Truncation, encode};
 pub use encoding::Encoding;
 pub use error::DataError;
 pub use format::Format;
-pub use keys::UnknownKey;
-pub use nearest::nearest;
-pub use preview::{Token, preview, visible};
+pub use preview::{PreviewToken, preview, visible};
 pub use read::{DataFingerprint, Dataset, read, read_from};
-pub use record::{BadRecord, Content, Conversation, Fault, Record, Source};
+pub use record::{BadRecord, Conversation, Record, RecordContent, RecordFault, RecordSource};
+pub use spelling::nearest;
 pub use split::{ValSize, ValSizeError, split};
+pub use unknown_keys::UnknownKey;

@@ -6,7 +6,7 @@ use crate::Encoded;
 
 /// A token as it is shown.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Token {
+pub struct PreviewToken {
     /// Its id.
     pub id: u32,
     /// The text it adds, control characters as visible signs (`↵`, `→`, `␀` ...). Empty where a character is spread
@@ -18,7 +18,7 @@ pub struct Token {
 
 /// The tokens of an encoded record. Their texts join to the rendered text, apart from tokens that stand for nothing
 /// in it (the BOS and EOS around a document), which show their name.
-pub fn preview(encoded: &Encoded, tokenizer: &Tokenizer) -> Vec<Token> {
+pub fn preview(encoded: &Encoded, tokenizer: &Tokenizer) -> Vec<PreviewToken> {
     let mut shown = 0;
     let tokens = encoded.sequence.ids.iter().zip(&encoded.sequence.trained).zip(&encoded.offsets);
     tokens
@@ -28,7 +28,7 @@ pub fn preview(encoded: &Encoded, tokenizer: &Tokenizer) -> Vec<Token> {
                 false => encoded.text.get(shown..range.end).unwrap_or_default().to_owned(),
             };
             shown = shown.max(range.end);
-            Token { id, text: visible(&text), trained }
+            PreviewToken { id, text: visible(&text), trained }
         })
         .collect()
 }

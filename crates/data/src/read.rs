@@ -14,13 +14,13 @@ use sha2::{Digest, Sha256};
 
 use crate::{
     DataError, Format, JsonFault,
-    encoding::{Encoding, Evidence},
+    encoding::{Encoding, EncodingEvidence},
     fields::{self, Object},
     formats,
-    keys::{self, UnknownKey},
-    record::{BadRecord, Fault, Record, Source},
+    record::{BadRecord, Record, RecordFault, RecordSource},
     scanner::Position,
     splitter::{Flaw, Layout, Piece, Splitter},
+    unknown_keys::{self, UnknownKey},
 };
 
 /// Bad records after which reading a file is given up: someone may want to see them all, nobody this many.
@@ -102,7 +102,7 @@ struct Reading {
     records: Vec<Record>,
     bad: Vec<BadRecord>,
     unknown_keys: Vec<UnknownKey>,
-    evidence: Evidence,
+    evidence: EncodingEvidence,
     index: usize,
 }
 
@@ -114,7 +114,7 @@ impl Reading {
             records: Vec::new(),
             bad: Vec::new(),
             unknown_keys: Vec::new(),
-            evidence: Evidence::default(),
+            evidence: EncodingEvidence::default(),
             index: 0,
         }
     }
@@ -126,7 +126,7 @@ impl Reading {
                 self.bad.push(BadRecord {
                     source: self.source(at.line),
                     column: Some(at.column),
-                    fault: if is_record { Fault::Json } else { Fault::Array },
+                    fault: if is_record { RecordFault::Json } else { RecordFault::Array },
                     found,
                     expected,
                     rest_unread: fatal,
@@ -168,15 +168,15 @@ impl Reading {
         Ok(match formats::convert(format, &object) {
             Ok(content) => {
                 let void = &formats::UNSUPPORTED;
-                keys::count_unknown(&mut self.unknown_keys, format, &object, void, &source);
+                unknown_keys::count_unknown(&mut self.unknown_keys, format, &object, void, &source);
                 Ok(Record { content, source })
             }
             Err(mismatch) => Err(mismatch.at(source)),
         })
     }
 
-    fn source(&self, line: u64) -> Source {
-        Source { file: self.file.clone(), line, index: self.index }
+    fn source(&self, line: u64) -> RecordSource {
+        RecordSource { file: self.file.clone(), line, index: self.index }
     }
 
     fn give_up_when_hopeless(&self) -> Result<(), DataError> {
@@ -207,7 +207,7 @@ impl Reading {
             records: self.records.len(),
             bad_records: self.bad.len(),
         };
-        let encoded_badly = self.bad.iter().any(|bad| bad.fault == Fault::Encoding);
+        let encoded_badly = self.bad.iter().any(|bad| bad.fault == RecordFault::Encoding);
         Ok(Dataset {
             format,
             records: self.records,
@@ -220,13 +220,13 @@ impl Reading {
 }
 
 /// The format of the first record decides; a file that mixes formats is more likely a mistake than meant.
-fn recognise(object: &Object, source: &Source) -> Result<Format, DataError> {
+fn recognise(object: &Object, source: &RecordSource) -> Result<Format, DataError> {
     let candidates = Format::candidates(object);
     let (place, keys) = (source.clone(), fields::keys(object));
     match candidates[..] {
         [format] => Ok(format),
         [] => {
-            let meant = Format::ALL.iter().find_map(|format| keys::misspelt(object, *format));
+            let meant = Format::ALL.iter().find_map(|format| unknown_keys::misspelt(object, *format));
             Err(DataError::UnknownFormat { place, keys, meant })
         }
         _ => Err(DataError::AmbiguousFormat { place, keys, candidates }),
@@ -234,7 +234,7 @@ fn recognise(object: &Object, source: &Source) -> Result<Format, DataError> {
 }
 
 /// Parses a piece as a JSON object.
-fn object(piece: &Piece, source: Source) -> Result<Object, Box<BadRecord>> {
+fn object(piece: &Piece, source: RecordSource) -> Result<Object, Box<BadRecord>> {
     let bad = |at: Option<Position>, fault, found: String, expected: &str| {
         let mut source = source.clone();
         let column = at.map(|at| at.column);
@@ -245,12 +245,12 @@ fn object(piece: &Piece, source: Source) -> Result<Object, Box<BadRecord>> {
     let text = std::str::from_utf8(&piece.bytes).map_err(|error| {
         let at = place(piece, error.valid_up_to());
         let found = format!("the byte 0x{:02x}", piece.bytes[error.valid_up_to()]);
-        bad(Some(at), Fault::Encoding, found, "UTF-8")
+        bad(Some(at), RecordFault::Encoding, found, "UTF-8")
     })?;
     match serde_json::from_str(text) {
         Ok(Value::Object(object)) => Ok(object),
         Ok(other) => {
-            Err(bad(None, Fault::Shape, fields::describe(&other), "a record, which is a JSON object"))
+            Err(bad(None, RecordFault::Shape, fields::describe(&other), "a record, which is a JSON object"))
         }
         Err(error) => {
             // serde_json's line and column are those inside the piece, the column in bytes.
@@ -264,7 +264,7 @@ fn object(piece: &Piece, source: Source) -> Result<Object, Box<BadRecord>> {
             // At an early end the parser stands on the last character, not behind it.
             let stumbled = text[offset..].chars().next().filter(|_| !error.is_eof());
             let JsonFault { found, expected } = JsonFault::new(&error, stumbled);
-            Err(bad(Some(place(piece, offset)), Fault::Json, found, expected))
+            Err(bad(Some(place(piece, offset)), RecordFault::Json, found, expected))
         }
     }
 }

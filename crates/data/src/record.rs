@@ -8,14 +8,14 @@ use danlu_model::Message;
 #[derive(Clone, Debug, PartialEq)]
 pub struct Record {
     /// What it says.
-    pub content: Content,
+    pub content: RecordContent,
     /// Where it stands.
-    pub source: Source,
+    pub source: RecordSource,
 }
 
 /// What a record says.
 #[derive(Clone, Debug, PartialEq)]
-pub enum Content {
+pub enum RecordContent {
     /// A conversation, to be rendered with the model's chat template.
     Chat(Conversation),
     /// A document without roles, trained from its first token to its last.
@@ -34,7 +34,7 @@ pub struct Conversation {
 
 /// Where a record stands in its file.
 #[derive(Clone, PartialEq, Eq)]
-pub struct Source {
+pub struct RecordSource {
     /// The file, as it was named.
     pub file: Arc<Path>,
     /// The line on which the record begins, from 1.
@@ -43,13 +43,13 @@ pub struct Source {
     pub index: usize,
 }
 
-impl fmt::Display for Source {
+impl fmt::Display for RecordSource {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}:{} (record {})", self.file.display(), self.line, self.index + 1)
     }
 }
 
-impl fmt::Debug for Source {
+impl fmt::Debug for RecordSource {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{self}")
     }
@@ -59,11 +59,11 @@ impl fmt::Debug for Source {
 #[derive(Clone, Debug, PartialEq)]
 pub struct BadRecord {
     /// Where it stands; for a fault in the middle of a record, the line of the fault.
-    pub source: Source,
+    pub source: RecordSource,
     /// The exact column on `source.line`, from 1 in characters, where the fault has one.
     pub column: Option<u64>,
     /// The kind of fault.
-    pub fault: Fault,
+    pub fault: RecordFault,
     /// What is there.
     pub found: String,
     /// What should be.
@@ -74,7 +74,7 @@ pub struct BadRecord {
 
 /// The kinds of fault a record can have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum Fault {
+pub enum RecordFault {
     /// Not UTF-8.
     Encoding,
     /// Not JSON.
@@ -97,9 +97,9 @@ pub enum Fault {
 
 impl BadRecord {
     /// The record at `source`, which can be read and would teach nothing.
-    pub fn untrained(source: Source) -> Self {
+    pub fn untrained(source: RecordSource) -> Self {
         let expected = "an answer, or a text, that some token of the model stands for";
-        Mismatch::new(Fault::Untrained, "no token that carries a loss", expected).at(source)
+        Mismatch::new(RecordFault::Untrained, "no token that carries a loss", expected).at(source)
     }
 }
 
@@ -109,7 +109,7 @@ impl fmt::Display for BadRecord {
         if let Some(column) = self.column {
             write!(f, ":{column}")?;
         }
-        if self.fault != Fault::Array {
+        if self.fault != RecordFault::Array {
             write!(f, " (record {})", self.source.index + 1)?;
         }
         write!(f, ": found {}, expected {}", self.found, self.expected)?;
@@ -123,17 +123,17 @@ impl fmt::Display for BadRecord {
 /// A fault before it is known where the record stands.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Mismatch {
-    pub fault: Fault,
+    pub fault: RecordFault,
     pub found: String,
     pub expected: String,
 }
 
 impl Mismatch {
-    pub fn new(fault: Fault, found: impl Into<String>, expected: impl Into<String>) -> Self {
+    pub fn new(fault: RecordFault, found: impl Into<String>, expected: impl Into<String>) -> Self {
         Self { fault, found: found.into(), expected: expected.into() }
     }
 
-    pub fn at(self, source: Source) -> BadRecord {
+    pub fn at(self, source: RecordSource) -> BadRecord {
         let Self { fault, found, expected } = self;
         BadRecord { source, column: None, fault, found, expected, rest_unread: false }
     }

@@ -3,13 +3,13 @@
 //! Only one record is in memory at a time, and none larger than [`MAX_RECORD_BYTES`]; nesting is counted
 //! rather than recursed into. So a file decides neither how deep the stack grows nor how much is read at once.
 //!
-//! A broken record of an array costs itself only: reading goes on where the next one begins, as [`Start`] tells.
+//! A broken record of an array costs itself only: reading goes on where the next one begins, as [`RecordStart`] tells.
 
 use std::io::{self, BufRead};
 
 use crate::{
-    brackets::Brackets,
-    recovery::{Next, Start, first_key},
+    json_nesting::JsonNesting,
+    resync::{NextRecord, RecordStart, first_key},
     scanner::{Position, Scanner},
 };
 
@@ -57,7 +57,7 @@ pub(crate) struct Splitter<R> {
     layout: Layout,
     expect: Expect,
     /// How the last record begins.
-    last: Option<Start>,
+    last: Option<RecordStart>,
     /// The first key of the first record that has one, with its quotes.
     usual_key: Option<Vec<u8>>,
 }
@@ -172,11 +172,11 @@ impl<R: BufRead> Splitter<R> {
 
     /// One element, from its first byte to where its brackets are closed, or to the next separator.
     fn element(&mut self) -> io::Result<Result<Piece, Flaw>> {
-        let start = Start::of(&self.scanner);
+        let start = RecordStart::of(&self.scanner);
         self.last = Some(start);
         let mut bytes = Vec::new();
         let mut too_large = false;
-        let mut open = Brackets::default();
+        let mut open = JsonNesting::default();
         loop {
             let Some(byte) = self.scanner.peek()? else {
                 return self.broken(start, bytes, too_large, None, open).map(Err);
@@ -184,7 +184,7 @@ impl<R: BufRead> Splitter<R> {
             if let Some(fault) = open.fault(byte) {
                 return self.broken(start, bytes, too_large, Some(fault), open).map(Err);
             }
-            if open.are_closed() && matches!(byte, b',' | b']') {
+            if open.is_closed() && matches!(byte, b',' | b']') {
                 break;
             }
             if bytes.len() == MAX_RECORD_BYTES && !too_large {
@@ -199,7 +199,7 @@ impl<R: BufRead> Splitter<R> {
                 bytes.push(byte);
             }
             open.take(byte);
-            if open.are_closed() && matches!(byte, b'}' | b']') {
+            if open.is_closed() && matches!(byte, b'}' | b']') {
                 break;
             }
         }
@@ -217,11 +217,11 @@ impl<R: BufRead> Splitter<R> {
     /// that stands before the fault.
     fn broken(
         &mut self,
-        start: Start,
+        start: RecordStart,
         bytes: Vec<u8>,
         too_large: bool,
         fault: Option<(String, String)>,
-        open: Brackets,
+        open: JsonNesting,
     ) -> io::Result<Flaw> {
         let (here, at_end) = (self.scanner.at(), self.scanner.peek()?.is_none());
         let key = self.usual_key.clone().or_else(|| first_key(&bytes));
@@ -237,13 +237,13 @@ impl<R: BufRead> Splitter<R> {
             (_, None) => {
                 let found =
                     format!("no end of this record before the end of the file, on line {}", here.line);
-                Flaw { at: start.at, found, expected: open.closing(), is_record: true, fatal }
+                Flaw { at: start.at, found, expected: open.missing_closers(), is_record: true, fatal }
             }
         })
     }
 
     /// The flaw of a record so long that it is given up, if another begins within it; reading goes on there.
-    fn swallowed(&mut self, start: Start, bytes: &[u8]) -> io::Result<Option<Flaw>> {
+    fn swallowed(&mut self, start: RecordStart, bytes: &[u8]) -> io::Result<Option<Flaw>> {
         let here = self.scanner.at();
         let key = self.usual_key.clone().or_else(|| first_key(bytes));
         start.go_back(&mut self.scanner, bytes);
@@ -256,13 +256,13 @@ impl<R: BufRead> Splitter<R> {
 }
 
 /// The flaw of a record that another one follows before its end.
-fn unclosed(at: Position, next: &Next) -> Flaw {
+fn unclosed(at: Position, next: &NextRecord) -> Flaw {
     let place = match next.at.line == at.line {
         true => format!("in column {}", next.at.column),
         false => format!("on line {}", next.at.line),
     };
     let found = format!("no end of this record before the next one, {place}");
-    Flaw { at, found, expected: next.open.closing(), is_record: true, fatal: false }
+    Flaw { at, found, expected: next.open.missing_closers(), is_record: true, fatal: false }
 }
 
 fn oversized(at: Position) -> Flaw {

@@ -16,7 +16,7 @@ fn checked(lines: &str, max_length: usize) -> Check {
     check(&[dataset], &tokenizer(), &options, &mut |_| {})
 }
 
-fn at(sources: &[danlu_data::Source]) -> Vec<u64> {
+fn at(sources: &[danlu_data::RecordSource]) -> Vec<u64> {
     sources.iter().map(|source| source.line).collect()
 }
 

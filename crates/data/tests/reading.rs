@@ -2,7 +2,7 @@
 
 use std::{io::Read, path::Path};
 
-use danlu_data::{Content, DataError, Dataset, Encoding, Format, read, read_from};
+use danlu_data::{DataError, Dataset, Encoding, Format, RecordContent, read, read_from};
 
 fn parse(bytes: &[u8], format: Option<Format>) -> Result<Dataset, DataError> {
     read_from(bytes, Path::new("folder/chat.json"), format)
@@ -13,8 +13,8 @@ fn lines(dataset: &Dataset) -> Vec<String> {
     let mut seen: Vec<(usize, String)> = Vec::new();
     for record in &dataset.records {
         let text = match &record.content {
-            Content::Text(text) => text.clone(),
-            Content::Chat(chat) => {
+            RecordContent::Text(text) => text.clone(),
+            RecordContent::Chat(chat) => {
                 let turns: Vec<String> =
                     chat.messages.iter().map(|turn| format!("{}: {}", turn.role, turn.content)).collect();
                 turns.join(" | ")

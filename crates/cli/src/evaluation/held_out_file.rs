@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use danlu_data::{Content, Record};
+use danlu_data::{Record, RecordContent};
 use danlu_model::{Message, files};
 use serde_json::{Value, json};
 
@@ -45,10 +45,10 @@ pub fn write(records: &[Record], output: &Path, printer: &Printer) -> Result<()>
 /// are mixed, which no one form can say.
 fn render(records: &[Record]) -> Option<String> {
     let whole = records.iter().all(|record| match &record.content {
-        Content::Chat(chat) => chat.trained_from == 0,
-        Content::Text(_) => true,
+        RecordContent::Chat(chat) => chat.trained_from == 0,
+        RecordContent::Text(_) => true,
     });
-    let is_chat = |record: &Record| matches!(record.content, Content::Chat(_));
+    let is_chat = |record: &Record| matches!(record.content, RecordContent::Chat(_));
     let mixed = records.iter().any(is_chat) && !records.iter().all(is_chat);
     if records.is_empty() || mixed {
         return None;
@@ -62,9 +62,9 @@ fn value(record: &Record, whole: bool) -> Value {
         messages.iter().map(|m| json!({ "role": m.role, "content": m.content })).collect::<Vec<_>>()
     };
     match &record.content {
-        Content::Text(text) => json!({ "text": text }),
-        Content::Chat(chat) if whole => json!({ "messages": list(&chat.messages) }),
-        Content::Chat(chat) => {
+        RecordContent::Text(text) => json!({ "text": text }),
+        RecordContent::Chat(chat) if whole => json!({ "messages": list(&chat.messages) }),
+        RecordContent::Chat(chat) => {
             // Of a record without a prompt of its own, everything before the first answer.
             let answer = chat.messages.iter().position(|message| message.role == "assistant").unwrap_or(0);
             let (prompt, completion) = chat.messages.split_at(chat.trained_from.max(answer));

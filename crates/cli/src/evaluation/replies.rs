@@ -2,7 +2,7 @@
 
 use std::ops::ControlFlow;
 
-use danlu_data::{Content, Record};
+use danlu_data::{Record, RecordContent};
 use danlu_generate::{GenerateOptions, Sampling, generate};
 use danlu_model::{Decoder, LoraSource, Message, Tokenizer, Workspace};
 
@@ -26,7 +26,7 @@ impl Question {
 
     /// The last question of a record, if it is a conversation that ends in an answer.
     pub fn of(record: &Record) -> Option<Self> {
-        let Content::Chat(conversation) = &record.content else { return None };
+        let RecordContent::Chat(conversation) = &record.content else { return None };
         let (answer, messages) = conversation.messages.split_last()?;
         let asks = answer.role == "assistant" && messages.last()?.role == "user";
         asks.then(|| Self { messages: messages.to_vec(), answer: answer.content.clone() })

@@ -4,11 +4,11 @@ use serde_json::Value;
 
 use crate::{
     conversation::{conversation, message, system},
-    fields::{self, Object, not, optional_list, optional_text, text},
-    record::{Content, Fault, Mismatch},
+    fields::{self, Object, optional_list, optional_text, text, type_mismatch},
+    record::{Mismatch, RecordContent, RecordFault},
 };
 
-pub(super) fn convert(record: &Object) -> Result<Content, Mismatch> {
+pub(super) fn convert(record: &Object) -> Result<RecordContent, Mismatch> {
     let mut messages = Vec::new();
     messages.extend(system(optional_text(record, "system")?));
     for (index, pair) in optional_list(record, "history")?.iter().enumerate() {
@@ -17,11 +17,11 @@ pub(super) fn convert(record: &Object) -> Result<Content, Mismatch> {
     }
     let question = joined(text(record, "instruction")?, optional_text(record, "input")?.unwrap_or(""));
     if question.trim().is_empty() {
-        return Err(Mismatch::new(Fault::Empty, "an empty `instruction` and no `input`", "a question"));
+        return Err(Mismatch::new(RecordFault::Empty, "an empty `instruction` and no `input`", "a question"));
     }
     let answer = text(record, "output")?;
     if answer.trim().is_empty() {
-        return Err(Mismatch::new(Fault::Empty, "an empty `output`", "an answer"));
+        return Err(Mismatch::new(RecordFault::Empty, "an empty `output`", "an answer"));
     }
     messages.extend([message("user", question), message("assistant", answer)]);
     conversation(messages, 0)
@@ -42,9 +42,9 @@ fn exchange(pair: &Value, index: usize) -> Result<(&str, &str), Mismatch> {
         Some([question, answer]) => {
             let found = format!("{} and {}", fields::describe(question), fields::describe(answer));
             let found = format!("{found} as exchange {} of `history`", index + 1);
-            Err(Mismatch::new(Fault::Shape, found, "two texts, `[question, answer]`"))
+            Err(Mismatch::new(RecordFault::Shape, found, "two texts, `[question, answer]`"))
         }
-        _ => Err(not(pair, "history", "pairs of texts, `[question, answer]`")),
+        _ => Err(type_mismatch(pair, "history", "pairs of texts, `[question, answer]`")),
     }
 }
 

@@ -5,8 +5,8 @@ use serde_json::Value;
 
 use crate::{
     conversation::{ROLES, conversation, message},
-    fields::{self, Object, list, not, refuse, text},
-    record::{Content, Fault, Mismatch},
+    fields::{self, Object, list, refuse, text, type_mismatch},
+    record::{Mismatch, RecordContent, RecordFault},
 };
 
 /// Keys of a message that our rendering would leave out.
@@ -22,7 +22,7 @@ const UNSUPPORTED: [&str; 9] = [
     "refusal",
 ];
 
-pub(super) fn convert(record: &Object) -> Result<Content, Mismatch> {
+pub(super) fn convert(record: &Object) -> Result<RecordContent, Mismatch> {
     conversation(messages(list(record, "messages")?)?, 0)
 }
 
@@ -41,22 +41,22 @@ pub(super) fn within(mut mismatch: Mismatch, index: usize) -> Mismatch {
 pub(super) fn one(value: &Value) -> Result<Message, Mismatch> {
     let Value::Object(object) = value else {
         let found = fields::describe(value);
-        return Err(Mismatch::new(Fault::Shape, found, "an object with `role` and `content`"));
+        return Err(Mismatch::new(RecordFault::Shape, found, "an object with `role` and `content`"));
     };
     let role = text(object, "role")?;
     if matches!(role, "tool" | "function") {
         let expected = "a conversation without tools, which training does not support yet";
-        return Err(Mismatch::new(Fault::Unsupported, format!("a `{role}` message"), expected));
+        return Err(Mismatch::new(RecordFault::Unsupported, format!("a `{role}` message"), expected));
     }
     if !ROLES.contains(&role) {
         let found = format!("the role `{}`", fields::clipped(role, 40));
-        return Err(Mismatch::new(Fault::Conversation, found, "`system`, `user` or `assistant`"));
+        return Err(Mismatch::new(RecordFault::Conversation, found, "`system`, `user` or `assistant`"));
     }
     refuse(object, &UNSUPPORTED)?;
     // OpenAI's way to keep an answer out of the loss.
     if object.get("weight").is_some_and(|weight| weight.as_f64() != Some(1.0) && !weight.is_null()) {
         let found = format!("{} in `weight`", fields::describe(&object["weight"]));
-        return Err(Mismatch::new(Fault::Unsupported, found, "no weight, or 1"));
+        return Err(Mismatch::new(RecordFault::Unsupported, found, "no weight, or 1"));
     }
     Ok(message(role, content(object)?))
 }
@@ -69,12 +69,12 @@ fn content(object: &Object) -> Result<String, Mismatch> {
     let mut joined = String::new();
     for part in parts {
         let Value::Object(part) = part else {
-            return Err(not(part, "content", "parts like `{\"type\": \"text\", \"text\": \"…\"}`"));
+            return Err(type_mismatch(part, "content", "parts like `{\"type\": \"text\", \"text\": \"…\"}`"));
         };
         let kind = text(part, "type")?;
         if kind != "text" {
             let found = format!("a content part of type `{}`", fields::clipped(kind, 40));
-            return Err(Mismatch::new(Fault::Unsupported, found, "parts of type `text`"));
+            return Err(Mismatch::new(RecordFault::Unsupported, found, "parts of type `text`"));
         }
         joined += text(part, "text")?;
     }

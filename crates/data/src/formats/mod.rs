@@ -9,8 +9,8 @@ mod text;
 use crate::{
     Format,
     fields::{self, Object},
-    keys,
-    record::{Content, Fault, Mismatch},
+    record::{Mismatch, RecordContent, RecordFault},
+    unknown_keys,
 };
 
 /// Keys of a whole record that change what the model sees, and that we cannot render yet.
@@ -18,17 +18,17 @@ pub(crate) const UNSUPPORTED: [&str; 7] =
     ["tools", "functions", "images", "image", "audios", "videos", "documents"];
 
 /// Reads one record of the given format.
-pub(crate) fn convert(format: Format, record: &Object) -> Result<Content, Mismatch> {
+pub(crate) fn convert(format: Format, record: &Object) -> Result<RecordContent, Mismatch> {
     if !format.required_keys().iter().all(|key| record.contains_key(*key)) {
         let quoted = |keys: &[&str]| keys.iter().map(|key| format!("`{key}`")).collect::<Vec<_>>().join(", ");
         let mut expected = format!("{} of the {format} format", quoted(format.required_keys()));
         if !format.optional_keys().is_empty() {
             expected += &format!(" (and perhaps {})", quoted(format.optional_keys()));
         }
-        if let Some(question) = keys::misspelt(record, format) {
+        if let Some(question) = unknown_keys::misspelt(record, format) {
             expected += &format!("; {question}");
         }
-        return Err(Mismatch::new(Fault::Shape, fields::keys(record), expected));
+        return Err(Mismatch::new(RecordFault::Shape, fields::keys(record), expected));
     }
     fields::refuse(record, &UNSUPPORTED)?;
     match format {
@@ -44,8 +44,8 @@ pub(crate) fn convert(format: Format, record: &Object) -> Result<Content, Mismat
 #[cfg(test)]
 fn shown(format: Format, record: &str) -> String {
     match convert(format, &serde_json::from_str(record).unwrap()) {
-        Ok(Content::Text(text)) => text,
-        Ok(Content::Chat(chat)) => {
+        Ok(RecordContent::Text(text)) => text,
+        Ok(RecordContent::Chat(chat)) => {
             let turn = |message: &danlu_model::Message| format!("{}: {}", message.role, message.content);
             chat.messages.iter().map(turn).collect::<Vec<_>>().join(" | ")
         }

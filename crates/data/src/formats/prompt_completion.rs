@@ -9,11 +9,11 @@ use serde_json::Value;
 use super::messages;
 use crate::{
     conversation::{conversation, message},
-    fields::{Object, not},
-    record::{Content, Mismatch},
+    fields::{Object, type_mismatch},
+    record::{Mismatch, RecordContent},
 };
 
-pub(super) fn convert(record: &Object) -> Result<Content, Mismatch> {
+pub(super) fn convert(record: &Object) -> Result<RecordContent, Mismatch> {
     let mut turns = side(record, "prompt", "user")?;
     let answers = turns.len();
     turns.extend(side(record, "completion", "assistant")?);
@@ -28,7 +28,7 @@ fn side(record: &Object, key: &str, role: &str) -> Result<Vec<Message>, Mismatch
             mismatch.found = format!("{} of `{key}`", mismatch.found);
             mismatch
         }),
-        other => Err(not(other, key, "a text or a list of messages")),
+        other => Err(type_mismatch(other, key, "a text or a list of messages")),
     }
 }
 
@@ -59,7 +59,7 @@ mod tests {
     fn answers_inside_the_prompt_are_context() {
         let record = r#"{"prompt": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"},
             {"role": "user", "content": "c"}], "completion": [{"role": "assistant", "content": "d"}]}"#;
-        let Content::Chat(chat) = convert(&serde_json::from_str(record).unwrap()).unwrap() else {
+        let RecordContent::Chat(chat) = convert(&serde_json::from_str(record).unwrap()).unwrap() else {
             panic!("a chat")
         };
         assert_eq!(chat.messages.len(), 4);

@@ -7,10 +7,10 @@ use super::messages;
 use crate::{
     conversation::{conversation, message, system},
     fields::{self, Object, list, optional_text, text},
-    record::{Content, Fault, Mismatch},
+    record::{Mismatch, RecordContent, RecordFault},
 };
 
-pub(super) fn convert(record: &Object) -> Result<Content, Mismatch> {
+pub(super) fn convert(record: &Object) -> Result<RecordContent, Mismatch> {
     let mut turns: Vec<Message> = Vec::new();
     turns.extend(system(optional_text(record, "system")?));
     for (index, value) in list(record, "conversations")?.iter().enumerate() {
@@ -23,7 +23,7 @@ pub(super) fn convert(record: &Object) -> Result<Content, Mismatch> {
 fn turn(value: &Value) -> Result<Message, Mismatch> {
     let Value::Object(object) = value else {
         let found = fields::describe(value);
-        return Err(Mismatch::new(Fault::Shape, found, "an object with `from` and `value`"));
+        return Err(Mismatch::new(RecordFault::Shape, found, "an object with `from` and `value`"));
     };
     if object.contains_key("role") && !object.contains_key("from") {
         return messages::one(value);
@@ -34,11 +34,11 @@ fn turn(value: &Value) -> Result<Message, Mismatch> {
         "system" => "system",
         name @ ("function_call" | "observation" | "tool" | "function") => {
             let expected = "a conversation without tools, which training does not support yet";
-            return Err(Mismatch::new(Fault::Unsupported, format!("a `{name}` turn"), expected));
+            return Err(Mismatch::new(RecordFault::Unsupported, format!("a `{name}` turn"), expected));
         }
         other => {
             let found = format!("the speaker `{}`", fields::clipped(other, 40));
-            return Err(Mismatch::new(Fault::Conversation, found, "`human`, `gpt` or `system`"));
+            return Err(Mismatch::new(RecordFault::Conversation, found, "`human`, `gpt` or `system`"));
         }
     };
     Ok(message(role, text(object, "value")?))

@@ -2,15 +2,15 @@
 
 use crate::{
     fields::{Object, text},
-    record::{Content, Fault, Mismatch},
+    record::{Mismatch, RecordContent, RecordFault},
 };
 
-pub(super) fn convert(record: &Object) -> Result<Content, Mismatch> {
+pub(super) fn convert(record: &Object) -> Result<RecordContent, Mismatch> {
     let text = text(record, "text")?;
     if text.trim().is_empty() {
-        return Err(Mismatch::new(Fault::Empty, "an empty `text`", "text"));
+        return Err(Mismatch::new(RecordFault::Empty, "an empty `text`", "text"));
     }
-    Ok(Content::Text(text.to_owned()))
+    Ok(RecordContent::Text(text.to_owned()))
 }
 
 #[cfg(test)]

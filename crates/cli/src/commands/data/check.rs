@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use clap::Args;
-use danlu_data::{BadRecord, Check, Dataset, Source, UnknownKey, check};
+use danlu_data::{BadRecord, Check, Dataset, RecordSource, UnknownKey, check};
 
 use super::{DEFAULT_MAX_LENGTH, DataArgs, place, read};
 use crate::diagnostic::{Diagnostic, Result};
@@ -142,8 +142,8 @@ fn print_histogram(found: &Check, printer: &Printer) {
 
 /// Records that can be read, but that one may want to look at.
 fn list_places(found: &Check, limit: usize, printer: &Printer) {
-    let at = |source: &Source| place(source, printer);
-    let plain = |sources: &[Source]| sources.iter().map(at).collect::<Vec<_>>();
+    let at = |source: &RecordSource| place(source, printer);
+    let plain = |sources: &[RecordSource]| sources.iter().map(at).collect::<Vec<_>>();
     let repeated = found.duplicates.iter().map(|(again, first)| {
         let (again, first) = (at(again), at(first));
         printer.pick(format!("{again}与 {first}相同"), format!("{again} repeats {first}"))

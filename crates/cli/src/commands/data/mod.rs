@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use clap::{Args, Subcommand};
-use danlu_data::{Dataset, EncodeOptions, Format, Record, Source, encode};
+use danlu_data::{Dataset, EncodeOptions, Format, Record, RecordSource, encode};
 use danlu_hub::Extent;
 use danlu_model::{LabeledSequence, Tokenizer};
 
@@ -86,7 +86,7 @@ impl DataArgs {
 }
 
 /// Where a record stands, in the language of talk.
-fn place(source: &Source, printer: &Printer) -> String {
+fn place(source: &RecordSource, printer: &Printer) -> String {
     let (file, line, number) = (source.file.display(), source.line, source.index + 1);
     printer.pick(format!("{file}:{line}（第 {number} 条）"), source.to_string())
 }

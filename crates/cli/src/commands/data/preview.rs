@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use clap::Args;
-use danlu_data::{Token, Truncation, encode, preview};
+use danlu_data::{PreviewToken, Truncation, encode, preview};
 
 use super::{DataArgs, place, read};
 use crate::clap_error::at_least_one;
@@ -91,7 +91,7 @@ pub fn run(args: &PreviewArgs, printer: &Printer) -> Result<()> {
 }
 
 /// Rendered text, then ids; what is trained is green, or stands in ⟦ ⟧.
-pub fn print_tokens(tokens: &[Token], printer: &Printer) {
+pub fn print_tokens(tokens: &[PreviewToken], printer: &Printer) {
     let mut shown = String::new();
     let mut ids = String::new();
     for run in tokens.chunk_by(|a, b| a.trained == b.trained) {

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use danlu_data::{
-    BadRecord, Content, EncodeOptions, Encoded, Format, Record, Truncation, ValSize, encode, split,
+    BadRecord, EncodeOptions, Encoded, Format, Record, RecordContent, Truncation, ValSize, encode, split,
 };
 use danlu_model::{Tokenizer, files};
 use danlu_train::card::TextLanguage;
@@ -80,7 +80,7 @@ pub fn prepare(
                     &printer.pick(format!("编码 {done}/{total}"), format!("encoding {done} of {total}")),
                 );
             }
-            if matches!(record.content, Content::Chat(_)) {
+            if matches!(record.content, RecordContent::Chat(_)) {
                 // The base's fault, not the record's.
                 tokenizer.template()?;
             }
@@ -135,8 +135,8 @@ fn languages(records: &[Record]) -> Vec<String> {
     let mut language = TextLanguage::default();
     for record in records {
         match &record.content {
-            Content::Text(text) => language.add(text),
-            Content::Chat(chat) => {
+            RecordContent::Text(text) => language.add(text),
+            RecordContent::Chat(chat) => {
                 let answers = chat.messages.iter().filter(|message| message.role == "assistant");
                 answers.for_each(|message| language.add(&message.content));
             }

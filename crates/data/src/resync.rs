@@ -3,7 +3,7 @@
 use std::io::{self, BufRead};
 
 use crate::{
-    brackets::Brackets,
+    json_nesting::JsonNesting,
     scanner::{Position, Scanner},
 };
 
@@ -17,18 +17,18 @@ const MAX_BLANKS: usize = 256;
 /// inside the broken record, or its first key must be the usual one. Elsewhere these two alone decide. No text is
 /// taken for a record: in a text a quote is escaped, and so is a line break.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Start {
+pub(crate) struct RecordStart {
     pub at: Position,
     begins_line: bool,
 }
 
 /// Where the next record begins, and what the one before has left open.
-pub(crate) struct Next {
+pub(crate) struct NextRecord {
     pub at: Position,
-    pub open: Brackets,
+    pub open: JsonNesting,
 }
 
-impl Start {
+impl RecordStart {
     /// Of a record whose first byte is the scanner's next.
     pub fn of<R: BufRead>(scanner: &Scanner<R>) -> Self {
         Self { at: scanner.at(), begins_line: scanner.begins_line() }
@@ -48,8 +48,8 @@ impl Start {
         scanner: &mut Scanner<R>,
         key: Option<&[u8]>,
         limit: Option<Position>,
-    ) -> io::Result<Option<Next>> {
-        let mut open = Brackets::default();
+    ) -> io::Result<Option<NextRecord>> {
+        let mut open = JsonNesting::default();
         open.take(b'{');
         loop {
             let at = scanner.at();
@@ -61,10 +61,10 @@ impl Start {
                 let is_told_by_column = self.begins_line && at.column > 1;
                 let is_next = may_begin
                     && (is_told_by_column
-                        || open.want_no_object()
+                        || open.record_may_start()
                         || key.map_or(Ok(self.begins_line), |key| opens_with(scanner, key))?);
                 if is_next {
-                    return Ok(Some(Next { at, open }));
+                    return Ok(Some(NextRecord { at, open }));
                 }
             }
             scanner.bump()?;

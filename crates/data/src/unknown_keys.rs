@@ -3,8 +3,8 @@
 use crate::{
     Format,
     fields::{self, Object},
-    nearest::nearest,
-    record::Source,
+    record::RecordSource,
+    spelling::nearest,
 };
 
 /// Different keys that are remembered at most: someone may want to see some, nobody a file full of them.
@@ -18,7 +18,7 @@ pub struct UnknownKey {
     /// Records that have it.
     pub count: usize,
     /// The first of them.
-    pub first: Source,
+    pub first: RecordSource,
     /// The key that was likely meant, which that record lacks.
     pub meant: Option<&'static str>,
 }
@@ -29,7 +29,7 @@ pub(crate) fn count_unknown(
     format: Format,
     record: &Object,
     known_besides: &[&str],
-    source: &Source,
+    source: &RecordSource,
 ) {
     let known = |key: &&String| format.keys().any(|known| known == key.as_str());
     for key in record.keys().filter(|key| !known(key) && !known_besides.contains(&key.as_str())) {

@@ -15,7 +15,7 @@ pub(crate) enum Fit {
 
 /// The longest conversation that `fits`, by leaving out, in this order: what follows the last answer, the first
 /// turns (the system message stays), the front of the last question.
-pub(crate) fn shorten(
+pub(crate) fn truncate(
     chat: &Conversation,
     fits: &dyn Fn(&[Message]) -> Result<bool, ModelError>,
 ) -> Result<Fit, ModelError> {
@@ -93,7 +93,7 @@ mod tests {
     }
 
     fn to(chat: &Conversation, budget: usize) -> Fit {
-        shorten(chat, &|messages| Ok(length(messages) <= budget)).unwrap()
+        truncate(chat, &|messages| Ok(length(messages) <= budget)).unwrap()
     }
 
     #[test]

@@ -5,7 +5,7 @@ pub(crate) const MAX_DEPTH: usize = 127;
 
 /// Follows a record byte by byte.
 #[derive(Debug, Default)]
-pub(crate) struct Brackets {
+pub(crate) struct JsonNesting {
     /// What must close what is open, the innermost last.
     closers: Vec<u8>,
     in_text: bool,
@@ -14,21 +14,21 @@ pub(crate) struct Brackets {
     before: u8,
 }
 
-impl Brackets {
+impl JsonNesting {
     /// Whether nothing is open.
-    pub fn are_closed(&self) -> bool {
+    pub fn is_closed(&self) -> bool {
         self.closers.is_empty() && !self.in_text
     }
 
     /// What would close everything, as a message shows it.
-    pub fn closing(&self) -> String {
+    pub fn missing_closers(&self) -> String {
         let closers: String = self.closers.iter().rev().map(|byte| char::from(*byte)).collect();
         if closers.is_empty() { "its end".into() } else { format!("`{closers}`") }
     }
 
     /// Whether a `{` here can only be the beginning of another record: nothing inside the record is open, and no key
     /// asks for a value.
-    pub fn want_no_object(&self) -> bool {
+    pub fn record_may_start(&self) -> bool {
         !self.in_text && matches!(self.closers[..], [] | [b'}']) && self.before != b':'
     }
 
