@@ -41,7 +41,7 @@ mod reference;
 pub mod rmsnorm;
 pub mod rng;
 pub mod rope;
-pub mod rows;
+pub mod row_ops;
 mod simd;
 mod softmax;
 pub mod swiglu;

@@ -5,7 +5,7 @@ use std::ops::Range;
 use crate::lora::LoraDims;
 use crate::{
     AdamW, AttentionDims, Backend, Buffer, Dropout, LoraRef, Matrix, Segment, adamw, attention, head_loss,
-    linear, lora, rmsnorm, rope, rows, swiglu,
+    linear, lora, rmsnorm, rope, row_ops, swiglu,
 };
 
 /// A back end of plain loops. Slow; what the others are tested against.
@@ -41,7 +41,7 @@ impl Backend for Reference {
     }
 
     fn add(&self, dst: &mut Buffer, src: &Buffer, len: usize) {
-        rows::add(&mut dst.host_slice_mut()[..len], &src.host_slice()[..len]);
+        row_ops::add(&mut dst.host_slice_mut()[..len], &src.host_slice()[..len]);
     }
 
     fn copy_rows(
@@ -53,19 +53,19 @@ impl Backend for Reference {
         n: usize,
         cols: usize,
     ) {
-        rows::copy_rows(dst.host_slice_mut(), dst_row, src.host_slice(), src_row, n, cols);
+        row_ops::copy_rows(dst.host_slice_mut(), dst_row, src.host_slice(), src_row, n, cols);
     }
 
     fn gather_rows(&self, out: &mut Buffer, inp: &Buffer, rows: &[u32], cols: usize) {
-        rows::gather_rows(out.host_slice_mut(), inp.host_slice(), rows, cols);
+        row_ops::gather_rows(out.host_slice_mut(), inp.host_slice(), rows, cols);
     }
 
     fn gather_rows_backward(&self, dinp: &mut Buffer, dout: &Buffer, rows: &[u32], cols: usize) {
-        rows::gather_rows_backward(dinp.host_slice_mut(), dout.host_slice(), rows, cols);
+        row_ops::gather_rows_backward(dinp.host_slice_mut(), dout.host_slice(), rows, cols);
     }
 
     fn embedding_forward(&self, out: &mut Buffer, table: &Matrix, ids: &[u32]) {
-        rows::embedding_forward(out.host_slice_mut(), table, ids);
+        row_ops::embedding_forward(out.host_slice_mut(), table, ids);
     }
 
     fn rmsnorm_forward(

@@ -1,9 +1,9 @@
 //! The back end for processors: blocked products, vector loops, one barrier pool.
 
+mod disjoint_slice;
 mod dropout;
-pub(crate) mod head;
-pub(crate) mod low_rank;
-mod parts;
+pub(crate) mod head_loss;
+pub(crate) mod lora;
 pub(crate) mod pool;
 #[cfg(test)]
 mod tests;
@@ -12,16 +12,16 @@ use std::fmt;
 use std::ops::Range;
 use std::sync::Mutex;
 
-use self::head::Head;
-use self::low_rank::LowRank;
-use self::parts::Parts;
+use self::disjoint_slice::Parts;
+use self::head_loss::Head;
+use self::lora::LowRank;
 use self::pool::{Pool, SendPtr, lock};
 use crate::gemm::{FewRows, Gemm, Product, View};
 use crate::lora::LoraDims;
 use crate::rope::RopeTable;
 use crate::{
     AdamW, AttentionDims, Backend, Buffer, DType, Dropout, Isa, LoraRef, Matrix, Segment, adamw, attention,
-    rmsnorm, rope, rows, swiglu,
+    rmsnorm, rope, row_ops, swiglu,
 };
 
 /// How a [`Cpu`] computes.
@@ -176,7 +176,7 @@ impl Backend for Cpu {
     fn add(&self, dst: &mut Buffer, src: &Buffer, len: usize) {
         let (dst, src) = (Parts::new(&mut dst.host_slice_mut()[..len]), &src.host_slice()[..len]);
         // SAFETY: the ranges of one region are disjoint.
-        self.pool.over_rows(len, 1, |range| rows::add(unsafe { dst.range(range.clone()) }, &src[range]));
+        self.pool.over_rows(len, 1, |range| row_ops::add(unsafe { dst.range(range.clone()) }, &src[range]));
     }
 
     fn copy_rows(
@@ -188,7 +188,7 @@ impl Backend for Cpu {
         n: usize,
         cols: usize,
     ) {
-        rows::copy_rows(dst.host_slice_mut(), dst_row, src.host_slice(), src_row, n, cols);
+        row_ops::copy_rows(dst.host_slice_mut(), dst_row, src.host_slice(), src_row, n, cols);
     }
 
     fn gather_rows(&self, out: &mut Buffer, inp: &Buffer, rows: &[u32], cols: usize) {
@@ -196,13 +196,13 @@ impl Backend for Cpu {
         self.pool.over_rows(rows.len(), cols, |range| {
             // SAFETY: the ranges of one region are disjoint.
             let out = unsafe { out.range(flat(&range, cols)) };
-            rows::gather_rows(out, inp, &rows[range], cols);
+            row_ops::gather_rows(out, inp, &rows[range], cols);
         });
     }
 
     fn gather_rows_backward(&self, dinp: &mut Buffer, dout: &Buffer, rows: &[u32], cols: usize) {
         // One thread: `rows` may name a row twice, and it moves no more than it adds.
-        rows::gather_rows_backward(dinp.host_slice_mut(), dout.host_slice(), rows, cols);
+        row_ops::gather_rows_backward(dinp.host_slice_mut(), dout.host_slice(), rows, cols);
     }
 
     fn embedding_forward(&self, out: &mut Buffer, table: &Matrix, ids: &[u32]) {
@@ -211,7 +211,7 @@ impl Backend for Cpu {
         self.pool.over_rows(ids.len(), cols, |range| {
             // SAFETY: the ranges of one region are disjoint.
             let out = unsafe { out.range(flat(&range, cols)) };
-            rows::embedding_forward(out, table, &ids[range]);
+            row_ops::embedding_forward(out, table, &ids[range]);
         });
     }
 

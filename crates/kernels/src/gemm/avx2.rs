@@ -3,7 +3,7 @@
 use std::arch::x86_64::*;
 
 use super::kernel_table;
-use super::lanes::{BF16, F32, Lanes};
+use super::micro_kernel::{BF16, F32, Lanes};
 
 /// f32 words on AVX2.
 pub(super) struct Avx2;

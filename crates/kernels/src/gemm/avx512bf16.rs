@@ -3,7 +3,7 @@
 use std::arch::x86_64::*;
 
 use super::kernel_table;
-use super::lanes::{BF16, F32, Lanes};
+use super::micro_kernel::{BF16, F32, Lanes};
 use super::{avx512, avx512::Avx512};
 
 /// Words of two bf16 on AVX512-BF16.

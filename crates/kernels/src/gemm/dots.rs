@@ -1,8 +1,8 @@
 //! Dot products of a few rows with those of a weight, once for every instruction set: what decoding is made of.
 
 use super::four_bit;
-use super::kernel::Kept;
-use super::lanes::{BF16, F16, F32, Lanes, size_of_source};
+use super::micro_kernel::{BF16, F16, F32, Lanes, size_of_source};
+use super::tile::Kept;
 use crate::{DType, FourBit};
 
 /// Rows of a weight as they lie in memory, one after another.

@@ -4,7 +4,6 @@
 //! `k` is cut into blocks that depend on `k` alone and summed in ascending order, so an element of `C` is
 //! the same bits whatever the number of threads and however rows and columns are shared out.
 
-mod ahead;
 #[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]
@@ -14,23 +13,24 @@ mod avx512bf16;
 mod dots;
 mod four_bit;
 mod gemv;
-mod kernel;
-mod lanes;
+mod micro_kernel;
 mod pack;
+mod prefetch;
 mod scalar;
-mod strided;
+mod small_product;
+mod tile;
 
 use std::sync::Mutex;
 
 use crate::Isa;
 use crate::cpu::pool::{Pool, Scratch, SendPtr, lock};
 
-pub(crate) use ahead::Ahead;
 pub(crate) use dots::{DotJob, DotRows};
 pub(crate) use gemv::FewRows;
-pub(crate) use kernel::{Kept, Masked, TileJob, part};
 pub(crate) use pack::{PackJob, View};
-pub(crate) use strided::StridedJob;
+pub(crate) use prefetch::Ahead;
+pub(crate) use small_product::StridedJob;
+pub(crate) use tile::{Kept, Masked, TileJob, part};
 
 /// Most words of `k` summed in registers before `C` is touched: a panel of `A` of this length fits L1.
 const BLOCK_STEPS: usize = 384;
@@ -99,12 +99,12 @@ macro_rules! kernel_table {
             $(#[$feature])?
             unsafe fn across(dst: *mut f32, rows: &[f32], width: usize) {
                 // SAFETY: as above.
-                unsafe { super::strided::across::<$lanes>(dst, rows, width) }
+                unsafe { super::small_product::across::<$lanes>(dst, rows, width) }
             }
             $(#[$feature])?
             unsafe fn tiles(job: &super::TileJob) {
                 // SAFETY: as above.
-                unsafe { super::kernel::tiles::<$lanes>(job) }
+                unsafe { super::tile::tiles::<$lanes>(job) }
             }
             $(#[$feature])?
             unsafe fn dots(job: &super::DotJob<'_>) {
@@ -114,12 +114,12 @@ macro_rules! kernel_table {
             $(#[$feature])?
             unsafe fn strided(job: &super::StridedJob) {
                 // SAFETY: as above.
-                unsafe { super::strided::strided::<$lanes>(job) }
+                unsafe { super::small_product::strided::<$lanes>(job) }
             }
             super::Kernels {
-                lanes: <$lanes as super::lanes::Lanes>::LANES,
-                rows: <$lanes as super::lanes::Lanes>::ROWS,
-                pair: <$lanes as super::lanes::Lanes>::PAIR,
+                lanes: <$lanes as super::micro_kernel::Lanes>::LANES,
+                rows: <$lanes as super::micro_kernel::Lanes>::ROWS,
+                pair: <$lanes as super::micro_kernel::Lanes>::PAIR,
                 chunk: super::four_bit::chunk::<$lanes>(),
                 pack,
                 words,

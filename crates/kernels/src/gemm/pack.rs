@@ -2,9 +2,9 @@
 
 use std::ops::Range;
 
-use super::ahead::Ahead;
 use super::four_bit;
-use super::lanes::{BF16, F16, F32, Lanes, element, size_of_source, word};
+use super::micro_kernel::{BF16, F16, F32, Lanes, element, size_of_source, word};
+use super::prefetch::Ahead;
 use crate::matrix::HostMatrix;
 use crate::{DType, FourBit, Matrix};
 

@@ -1,7 +1,7 @@
 //! No intrinsics: four lanes as an array, which compilers turn into whatever the target has.
 
 use super::kernel_table;
-use super::lanes::{Lanes, element, word};
+use super::micro_kernel::{Lanes, element, word};
 
 /// f32 words anywhere.
 pub(super) struct Scalar;

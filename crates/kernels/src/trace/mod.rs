@@ -1,17 +1,17 @@
 //! The back end that computes nothing: it books the bytes that [`Cpu`](crate::Cpu) would hold, and the work it
 //! would do, while the very same code runs over it.
 
-mod books;
+mod ledger;
 #[cfg(test)]
 mod tests;
 
 use std::ops::Range;
 use std::sync::Arc;
 
-use self::books::{Books, Pool};
-pub use self::books::{Footprint, ScratchBytes};
-use crate::cpu::head::Head;
-use crate::cpu::low_rank::{LowRank, Sizes};
+use self::ledger::{Books, Pool};
+pub use self::ledger::{Footprint, ScratchBytes};
+use crate::cpu::head_loss::Head;
+use crate::cpu::lora::{LowRank, Sizes};
 use crate::cpu::pool::Scratch;
 use crate::cpu::{CpuOptions, describe};
 use crate::gemm::{FewRows, Gemm};

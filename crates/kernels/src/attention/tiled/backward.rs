@@ -1,9 +1,9 @@
 //! Backward of one task: blocks of queries against one panel of keys after the other.
 
-use super::operands::{gather, round};
+use super::gather::{gather, round};
+use super::operand_format::{Strided, Words};
 use super::scratch::{total, with_buffers};
 use super::task::{Block, Shape, Task};
-use super::words::{Strided, Words};
 use super::{KEYS, QUERIES};
 use crate::AttentionDims;
 use crate::attention::reference_scale;

@@ -1,9 +1,9 @@
 //! Forward of one task: blocks of queries against all the keys that they see.
 
-use super::operands::gather;
+use super::gather::gather;
+use super::operand_format::{Strided, Words};
 use super::scratch::{total, with_buffers};
 use super::task::{Block, Shape, Task};
-use super::words::{Strided, Words};
 use super::{KEYS, QUERIES};
 use crate::attention::reference_scale;
 use crate::gemm::Ahead;

@@ -7,17 +7,17 @@
 
 mod backward;
 mod forward;
-mod operands;
+mod gather;
+mod operand_format;
 mod scratch;
 mod task;
-mod words;
 
 pub(crate) use backward::{backward_len, backward_task};
 pub(crate) use forward::{forward_len, forward_task};
+pub(crate) use operand_format::Words;
 #[cfg(test)]
 pub(crate) use scratch::scratch_bytes;
 pub(crate) use task::{Task, backward_tasks, forward_tasks};
-pub(crate) use words::Words;
 
 /// Keys of a panel.
 const KEYS: usize = 64;

@@ -3,7 +3,7 @@
 use std::cmp::Reverse;
 use std::ops::Range;
 
-use super::words::{Rows, Words};
+use super::operand_format::{Rows, Words};
 use super::{KEYS, QUERIES};
 use crate::attention::check_dims;
 use crate::gemm::Ahead;

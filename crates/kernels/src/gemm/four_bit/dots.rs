@@ -4,7 +4,7 @@ use super::expand;
 use crate::FourBit;
 use crate::four_bit::{GROUP, ScaleView};
 use crate::gemm::dots::{DotJob, store_dots, tallest};
-use crate::gemm::lanes::{Lanes, PIECE};
+use crate::gemm::micro_kernel::{Lanes, PIECE};
 use crate::gemm::pack::words;
 
 /// Elements of a chunk of a dot product: those of [`Lanes::PIECES`] pieces.

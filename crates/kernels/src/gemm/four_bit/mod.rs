@@ -1,12 +1,12 @@
 //! Weights in 4 bits as operands: looked up a block at a time, where the codes lie.
 
 mod dots;
-mod regular;
+mod pack_aligned;
 
 use std::mem::MaybeUninit;
 
 use super::BLOCK_STEPS;
-use super::lanes::{BF16, F32, Lanes};
+use super::micro_kernel::{BF16, F32, Lanes};
 use super::pack::{ACROSS_STEPS, Elements, PackJob, View, fetch_steps_ahead, pack_of};
 use crate::four_bit::code;
 use crate::{DType, FourBit};
@@ -48,11 +48,11 @@ pub(super) unsafe fn pack<T: Lanes>(job: &PackJob<'_>, w: &FourBit) {
     let View { outer, k, .. } = job.src;
     // SAFETY: as the caller's.
     unsafe {
-        if k == 1 && regular::is_along::<T>(job, w) {
-            return regular::pack_along::<T>(job, w);
+        if k == 1 && pack_aligned::is_along::<T>(job, w) {
+            return pack_aligned::pack_along::<T>(job, w);
         }
-        if k != 1 && regular::is_across::<T>(job, w) {
-            return regular::pack_across::<T>(job, w);
+        if k != 1 && pack_aligned::is_across::<T>(job, w) {
+            return pack_aligned::pack_across::<T>(job, w);
         }
     }
     let mut buffer = Buffer::new();

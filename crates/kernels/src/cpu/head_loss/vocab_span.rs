@@ -1,6 +1,6 @@
 //! One span of the vocabulary: a block of logits after the other, each used up before the next.
 
-use super::cut::{BLOCK, COLS, Cut};
+use super::partition::{BLOCK, COLS, Cut};
 use crate::cpu::pool::SendPtr;
 use crate::gemm::{Ahead, Kernels, Masked, PackJob, TileJob, View, part};
 use crate::softmax::{Running, online_softmax};

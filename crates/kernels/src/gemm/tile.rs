@@ -1,7 +1,7 @@
 //! The register tile of a product, once for every instruction set.
 
-use super::ahead::Ahead;
-use super::lanes::Lanes;
+use super::micro_kernel::Lanes;
+use super::prefetch::Ahead;
 
 /// A bit for each element of some rows: those count whose bit is set. A row begins with the lowest bit of a
 /// word, and what its last word has beyond the row may be anything.

@@ -1,7 +1,7 @@
 //! Products small enough to stay in the first caches, of words as they lie: what tiles of attention are made of.
 
-use super::ahead::Ahead;
-use super::lanes::{F32, Lanes};
+use super::micro_kernel::{F32, Lanes};
+use super::prefetch::Ahead;
 
 /// `C (m, n) = A B`, or `+=`. Every element sums over `k` in order, whatever tile it falls in.
 #[derive(Clone, Copy)]

@@ -1,7 +1,7 @@
 //! Packing of weights in 4 bits whose blocks end where vectors do: values go from their codes straight to their panels.
 
 use crate::FourBit;
-use crate::gemm::lanes::Lanes;
+use crate::gemm::micro_kernel::Lanes;
 use crate::gemm::pack::{ACROSS_STEPS, PackJob, fetch_steps_ahead};
 
 /// Whether squares of `LANES` rows lie inside a block of each of them.

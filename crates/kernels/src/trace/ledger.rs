@@ -44,7 +44,7 @@ impl ScratchBytes {
 pub(super) enum Pool {
     /// `A`, `B` of each thread, and the words of a few rows.
     Products(usize),
-    /// In the order of `low_rank::Sizes`, the shared ones first.
+    /// In the order of `cpu::lora::Sizes`, the shared ones first.
     LowRank(usize),
     /// The tiles of all threads.
     Attention,

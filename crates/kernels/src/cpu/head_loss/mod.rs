@@ -4,14 +4,14 @@
 //! `dinp = dloss · Σ p W` less `dloss · W[target]`: the target's own term is left out of the sum and taken together with
 //! what is subtracted, in f32, so that of a target all but certain no digit is lost to bf16.
 
-mod cut;
-mod span;
+mod partition;
+mod vocab_span;
 
 use std::sync::Mutex;
 
-use self::cut::{Cut, SPANS};
-use self::span::Pass;
-use super::parts::Parts;
+use self::partition::{Cut, SPANS};
+use self::vocab_span::Pass;
+use super::disjoint_slice::Parts;
 use super::pool::{Pool, Scratch, SendPtr, lock};
 use crate::gemm::{Kernels, PackJob, View, part};
 use crate::math::axpy;
