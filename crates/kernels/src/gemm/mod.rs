@@ -15,6 +15,7 @@ mod four_bit;
 mod gemv;
 mod micro_kernel;
 mod pack;
+mod partition;
 mod prefetch;
 mod scalar;
 mod small_product;
@@ -28,9 +29,10 @@ use crate::cpu::pool::{Pool, Scratch, SendPtr, lock};
 pub(crate) use dots::{DotJob, DotRows};
 pub(crate) use gemv::FewRows;
 pub(crate) use pack::{PackJob, View};
+pub(crate) use partition::part;
 pub(crate) use prefetch::Ahead;
 pub(crate) use small_product::StridedJob;
-pub(crate) use tile::{Kept, Masked, TileJob, part};
+pub(crate) use tile::{Kept, Masked, TileJob};
 
 /// Most words of `k` summed in registers before `C` is touched: a panel of `A` of this length fits L1.
 const BLOCK_STEPS: usize = 384;

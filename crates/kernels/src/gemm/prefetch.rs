@@ -1,7 +1,7 @@
 //! Operands fetched from memory while the processor multiplies: packing them would wait for every line.
 
 use super::micro_kernel::Lanes;
-use super::tile::part;
+use super::partition::part;
 
 /// Bytes of a cache line.
 const LINE: usize = 64;

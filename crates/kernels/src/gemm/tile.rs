@@ -1,6 +1,7 @@
 //! The register tile of a product, once for every instruction set.
 
 use super::micro_kernel::Lanes;
+use super::partition::part;
 use super::prefetch::Ahead;
 
 /// A bit for each element of some rows: those count whose bit is set. A row begins with the lowest bit of a
@@ -73,13 +74,6 @@ pub(crate) struct TileJob {
     pub masked: Masked,
     /// What to fetch from memory meanwhile.
     pub ahead: Ahead,
-}
-
-/// Rows `part` of `parts` nearly equal parts of `m` rows, as `(first, count)`.
-#[inline(always)]
-pub(crate) fn part(m: usize, parts: usize, part: usize) -> (usize, usize) {
-    let (size, longer) = (m / parts, m % parts);
-    (part * size + part.min(longer), size + usize::from(part < longer))
 }
 
 /// Runs a [`TileJob`]: each panel of `A` stays in L1 while the panels of `B` pass.
