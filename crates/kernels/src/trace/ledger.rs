@@ -41,7 +41,7 @@ impl ScratchBytes {
 
 /// One grow-only piece of a back end's working memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Pool {
+pub(super) enum ScratchPool {
     /// `A`, `B` of each thread, and the words of a few rows.
     Products(usize),
     /// In the order of `cpu::lora::Sizes`, the shared ones first.
@@ -55,7 +55,7 @@ pub(super) enum Pool {
 
 /// The account itself, shared with every buffer so that a dropped one is taken off it.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Books(Arc<Mutex<Account>>);
+pub(super) struct Ledger(Arc<Mutex<Account>>);
 
 #[derive(Debug, Default)]
 struct Account {
@@ -85,31 +85,31 @@ impl Account {
     }
 }
 
-impl Books {
-    /// Books a buffer; it is alive until the handle is dropped.
-    pub fn alloc(&self, bytes: u64) -> Booked {
+impl Ledger {
+    /// Ledger a buffer; it is alive until the handle is dropped.
+    pub fn alloc(&self, bytes: u64) -> Allocation {
         let mut account = lock(&self.0);
         account.live += bytes;
         account.note_peak();
-        Booked { books: self.clone(), bytes }
+        Allocation { ledger: self.clone(), bytes }
     }
 
     /// Notes that a pool holds at least `bytes` from now on.
-    pub fn hold(&self, pool: Pool, bytes: u64) {
+    pub fn grow(&self, pool: ScratchPool, bytes: u64) {
         let mut account = lock(&self.0);
-        let held = match pool {
-            Pool::Products(i) => &mut account.products[i],
-            Pool::LowRank(i) => &mut account.low_rank[i],
-            Pool::Attention => &mut account.attention,
-            Pool::Head(i) => &mut account.head[i],
-            Pool::Rope => &mut account.rope,
+        let bytes_of_pool = match pool {
+            ScratchPool::Products(i) => &mut account.products[i],
+            ScratchPool::LowRank(i) => &mut account.low_rank[i],
+            ScratchPool::Attention => &mut account.attention,
+            ScratchPool::Head(i) => &mut account.head[i],
+            ScratchPool::Rope => &mut account.rope,
         };
-        *held = bytes.max(*held);
+        *bytes_of_pool = bytes.max(*bytes_of_pool);
         account.note_peak();
     }
 
     /// Adds work.
-    pub fn work(&self, flops: u64) {
+    pub fn add_flops(&self, flops: u64) {
         let mut account = lock(&self.0);
         account.flops = account.flops.saturating_add(flops);
     }
@@ -130,13 +130,13 @@ impl Books {
 
 /// The handle of a buffer that has no elements, only a size.
 #[derive(Debug)]
-pub(super) struct Booked {
-    books: Books,
+pub(super) struct Allocation {
+    ledger: Ledger,
     bytes: u64,
 }
 
-impl Drop for Booked {
+impl Drop for Allocation {
     fn drop(&mut self) {
-        lock(&self.books.0).live -= self.bytes;
+        lock(&self.ledger.0).live -= self.bytes;
     }
 }

@@ -8,8 +8,8 @@ mod tests;
 use std::ops::Range;
 use std::sync::Arc;
 
-use self::ledger::{Books, Pool};
 pub use self::ledger::{Footprint, ScratchBytes};
+use self::ledger::{Ledger, ScratchPool};
 use crate::cpu::head_loss::Head;
 use crate::cpu::lora::{LowRank, Sizes};
 use crate::cpu::pool::Scratch;
@@ -19,7 +19,7 @@ use crate::lora::LoraDims;
 use crate::rope::RopeTable;
 use crate::{AdamW, AttentionDims, Backend, Buffer, Dropout, Isa, LoraRef, Matrix, Segment, attention};
 
-/// Books what a [`Cpu`](crate::Cpu) of the same options would use. Whatever is read from it is zero.
+/// Ledger what a [`Cpu`](crate::Cpu) of the same options would use. Whatever is read from it is zero.
 ///
 /// Working memory comes from the functions by which `Cpu` sizes its own; every thread is taken to have met the
 /// largest task.
@@ -28,7 +28,7 @@ pub struct Trace {
     isa: Isa,
     threads: usize,
     bf16: bool,
-    books: Books,
+    ledger: Ledger,
 }
 
 impl Trace {
@@ -39,17 +39,17 @@ impl Trace {
     pub fn new(options: CpuOptions) -> Self {
         let (isa, threads, bf16) = options.resolve();
         assert!(isa.is_supported(), "this machine does not run {isa}");
-        Self { isa, threads, bf16, books: Books::default() }
+        Self { isa, threads, bf16, ledger: Ledger::default() }
     }
 
     /// Bytes and work so far.
     pub fn footprint(&self) -> Footprint {
-        self.books.footprint()
+        self.ledger.footprint()
     }
 
     /// Forgets peak, working memory and work; buffers that are alive stay booked.
     pub fn restart(&self) {
-        self.books.restart();
+        self.ledger.restart();
     }
 
     /// A frozen weight of this shape, without elements.
@@ -61,17 +61,18 @@ impl Trace {
     fn product(&self, m: usize, n: usize, k: usize) {
         let gemm = Gemm::new(self.isa, self.bf16, self.threads);
         let [a, b] = gemm.scratch(self.threads, m, n, k);
-        self.books.hold(Pool::Products(0), Scratch::bytes(a));
-        self.books.hold(Pool::Products(1), self.threads as u64 * Scratch::bytes(b));
-        self.books.work(2 * (m * n) as u64 * k as u64);
+        self.ledger.grow(ScratchPool::Products(0), Scratch::bytes(a));
+        self.ledger.grow(ScratchPool::Products(1), self.threads as u64 * Scratch::bytes(b));
+        self.ledger.add_flops(2 * (m * n) as u64 * k as u64);
     }
 
     fn low_rank(&self, Sizes { shared, own }: Sizes) {
         for (i, len) in shared.into_iter().enumerate() {
-            self.books.hold(Pool::LowRank(i), Scratch::bytes(len));
+            self.ledger.grow(ScratchPool::LowRank(i), Scratch::bytes(len));
         }
         for (i, len) in own.into_iter().enumerate() {
-            self.books.hold(Pool::LowRank(shared.len() + i), self.threads as u64 * Scratch::bytes(len));
+            self.ledger
+                .grow(ScratchPool::LowRank(shared.len() + i), self.threads as u64 * Scratch::bytes(len));
         }
     }
 
@@ -86,13 +87,13 @@ impl Trace {
     ) {
         let words = attention::Words::new(self.isa, self.bf16);
         let largest = tasks.iter().map(|task| len(words, task, dims)).max().unwrap_or(0);
-        self.books.hold(Pool::Attention, self.threads as u64 * Scratch::bytes(largest));
+        self.ledger.grow(ScratchPool::Attention, self.threads as u64 * Scratch::bytes(largest));
         let seen = |s: &Segment| {
             let (q, past) = (s.q_len as u64, (s.kv_len - s.q_len) as u64);
             q * past + q * (q + 1) / 2
         };
         let pairs: u64 = segments.iter().map(seen).sum();
-        self.books.work(2 * products * pairs * (dims.heads * dims.head_dim) as u64);
+        self.ledger.add_flops(2 * products * pairs * (dims.heads * dims.head_dim) as u64);
     }
 }
 
@@ -107,7 +108,7 @@ impl Backend for Trace {
     }
 
     fn alloc(&self, len: usize) -> Buffer {
-        Buffer::opaque(Box::new(self.books.alloc(4 * len as u64)), len)
+        Buffer::opaque(Box::new(self.ledger.alloc(4 * len as u64)), len)
     }
 
     fn write(&self, dst: &mut Buffer, offset: usize, src: &[f32]) {
@@ -126,7 +127,7 @@ impl Backend for Trace {
     fn add(&self, dst: &mut Buffer, src: &Buffer, len: usize) {
         check(dst, len);
         check(src, len);
-        self.books.work(len as u64);
+        self.ledger.add_flops(len as u64);
     }
 
     fn copy_rows(
@@ -148,7 +149,7 @@ impl Backend for Trace {
 
     fn gather_rows_backward(&self, _dinp: &mut Buffer, dout: &Buffer, rows: &[u32], cols: usize) {
         check(dout, rows.len() * cols);
-        self.books.work((rows.len() * cols) as u64);
+        self.ledger.add_flops((rows.len() * cols) as u64);
     }
 
     fn embedding_forward(&self, out: &mut Buffer, table: &Matrix, ids: &[u32]) {
@@ -168,7 +169,7 @@ impl Backend for Trace {
         check(out, len);
         check(inp, len);
         check(rstd, n);
-        self.books.work(4 * len as u64);
+        self.ledger.add_flops(4 * len as u64);
     }
 
     fn rmsnorm_backward(
@@ -185,7 +186,7 @@ impl Backend for Trace {
         check(dout, len);
         check(inp, len);
         check(rstd, n);
-        self.books.work(8 * len as u64);
+        self.ledger.add_flops(8 * len as u64);
     }
 
     fn linear_forward(&self, out: &mut Buffer, inp: &Buffer, w: &Matrix, n: usize) {
@@ -193,8 +194,8 @@ impl Backend for Trace {
         check(inp, n * w.cols());
         if n <= FewRows::MOST {
             let words = FewRows::new(self.isa, self.bf16).scratch(n, w.cols());
-            self.books.hold(Pool::Products(2), Scratch::bytes(words));
-            return self.books.work(2 * (n * w.rows()) as u64 * w.cols() as u64);
+            self.ledger.grow(ScratchPool::Products(2), Scratch::bytes(words));
+            return self.ledger.add_flops(2 * (n * w.rows()) as u64 * w.cols() as u64);
         }
         self.product(n, w.rows(), w.cols());
     }
@@ -219,7 +220,7 @@ impl Backend for Trace {
         check(inp, rows.end * lora.d_in);
         let low_rank = LowRank::new(self.isa, 0);
         self.low_rank(low_rank.forward_sizes(rows.len(), LoraDims::of(&lora), dropout.is_some()));
-        self.books.work(2 * (rows.len() * lora.rank * (lora.d_in + lora.d_out)) as u64);
+        self.ledger.add_flops(2 * (rows.len() * lora.rank * (lora.d_in + lora.d_out)) as u64);
     }
 
     fn lora_backward(
@@ -244,7 +245,7 @@ impl Backend for Trace {
         let low_rank = LowRank::new(self.isa, 0);
         self.low_rank(low_rank.backward_sizes(rows.len(), LoraDims::of(&lora), dropout.is_some()));
         let products = 2 * lora.d_out + if wanted { 2 } else { 1 } * lora.d_in;
-        self.books.work(2 * (rows.len() * lora.rank * products) as u64);
+        self.ledger.add_flops(2 * (rows.len() * lora.rank * products) as u64);
     }
 
     fn rope_forward(
@@ -256,8 +257,8 @@ impl Backend for Trace {
         head_dim: usize,
     ) {
         check(x, positions.len() * heads * head_dim);
-        self.books.hold(Pool::Rope, RopeTable::bytes(inv_freq.len(), positions.len()));
-        self.books.work(3 * (positions.len() * heads * head_dim) as u64);
+        self.ledger.grow(ScratchPool::Rope, RopeTable::bytes(inv_freq.len(), positions.len()));
+        self.ledger.add_flops(3 * (positions.len() * heads * head_dim) as u64);
     }
 
     fn rope_backward(
@@ -319,7 +320,7 @@ impl Backend for Trace {
         check(out, len);
         check(gate, len);
         check(up, len);
-        self.books.work(5 * len as u64);
+        self.ledger.add_flops(5 * len as u64);
     }
 
     fn swiglu_backward(
@@ -334,7 +335,7 @@ impl Backend for Trace {
         for buffer in [&*dgate, &*dup, dout, gate, up] {
             check(buffer, len);
         }
-        self.books.work(10 * len as u64);
+        self.ledger.add_flops(10 * len as u64);
     }
 
     fn head_loss(
@@ -351,10 +352,10 @@ impl Backend for Trace {
         let dinp = dinp.inspect(|dinp| check(dinp, targets.len() * c)).is_some();
         losses[..targets.len()].fill(0.0);
         let scratch = Head::new(self.isa, self.bf16, 0).scratch(self.threads, targets.len(), (v, c), dinp);
-        self.books.hold(Pool::Head(0), Scratch::bytes(scratch[0]));
-        self.books.hold(Pool::Head(1), self.threads as u64 * Scratch::bytes(scratch[1]));
+        self.ledger.grow(ScratchPool::Head(0), Scratch::bytes(scratch[0]));
+        self.ledger.grow(ScratchPool::Head(1), self.threads as u64 * Scratch::bytes(scratch[1]));
         let products = if dinp { 2 } else { 1 };
-        self.books.work((targets.len() * v) as u64 * (2 * products * c as u64 + 5));
+        self.ledger.add_flops((targets.len() * v) as u64 * (2 * products * c as u64 + 5));
     }
 
     fn adamw(
@@ -369,12 +370,12 @@ impl Backend for Trace {
         for buffer in [&*params, grads, &*m, &*v] {
             check(buffer, len);
         }
-        self.books.work(15 * len as u64);
+        self.ledger.add_flops(15 * len as u64);
     }
 
     fn sum_of_squares(&self, x: &Buffer, len: usize) -> f64 {
         check(x, len);
-        self.books.work(2 * len as u64);
+        self.ledger.add_flops(2 * len as u64);
         0.0
     }
 }
