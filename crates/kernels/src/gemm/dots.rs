@@ -100,8 +100,8 @@ unsafe fn dots_of<T: Lanes, const D: u8, const KEPT: bool>(job: &DotJob<'_>, w: 
                 _ => {
                     let tallest = tallest::<T>();
                     for i in (0..job.n).step_by(tallest) {
-                        let ahead = i == 0 && group + 1 < groups;
-                        match ((job.n - i).min(tallest), ahead) {
+                        let prefetch = i == 0 && group + 1 < groups;
+                        match ((job.n - i).min(tallest), prefetch) {
                             (1, _) => dot_tile::<T, D, 1, false, KEPT>(job, (w, stride), i, 4 * group, 1),
                             (2, false) => dot_tile::<T, D, 2, false, KEPT>(job, (w, stride), i, 4 * group, 1),
                             (2, true) => dot_tile::<T, D, 2, true, KEPT>(job, (w, stride), i, 4 * group, 1),
@@ -117,13 +117,13 @@ unsafe fn dots_of<T: Lanes, const D: u8, const KEPT: bool>(job: &DotJob<'_>, w: 
     }
 }
 
-/// `N` rows of `inp` from row `i` against four rows of `w`, from row `j` on and `apart`; with `AHEAD` the four that lie behind
+/// `N` rows of `inp` from row `i` against four rows of `w`, from row `j` on and `apart`; with `PREFETCH` the four that lie behind
 /// are asked for. The sum of one pair of rows does not depend on which others share its tile.
 ///
 /// # Safety
 /// As [`dots`], and the rows exist, of those of `w` the first at least.
 #[inline(always)]
-unsafe fn dot_tile<T: Lanes, const D: u8, const N: usize, const AHEAD: bool, const KEPT: bool>(
+unsafe fn dot_tile<T: Lanes, const D: u8, const N: usize, const PREFETCH: bool, const KEPT: bool>(
     job: &DotJob<'_>,
     (w, stride): (*const u8, usize),
     i: usize,
@@ -151,7 +151,7 @@ unsafe fn dot_tile<T: Lanes, const D: u8, const N: usize, const AHEAD: bool, con
             }
             for c in 0..4 {
                 let w = w[c].add(step * T::LANES * T::PAIR * size);
-                if AHEAD {
+                if PREFETCH {
                     T::prefetch_far(w.wrapping_add(4 * stride));
                 }
                 let w = T::words_along::<D>(w, job.round);

@@ -30,7 +30,7 @@ pub(crate) use dots::{DotJob, DotRows};
 pub(crate) use gemv::FewRows;
 pub(crate) use pack::{PackJob, View};
 pub(crate) use partition::part;
-pub(crate) use prefetch::Ahead;
+pub(crate) use prefetch::Prefetch;
 pub(crate) use small_product::StridedJob;
 pub(crate) use tile::{Kept, Masked, TileJob};
 
@@ -338,13 +338,13 @@ impl Gemm {
                 let (col, n) = cols_of(worker.min(col_tasks * row_tasks - 1));
                 let (k, k_len) = k_of(first);
                 let turns = panels.div_ceil(pool.threads());
-                let mut ahead = p.b.ahead(col, n, k, k_len).part(panel / pool.threads(), turns);
+                let mut prefetch = p.b.prefetch(col, n, k, k_len).part(panel / pool.threads(), turns);
                 for block in 0..count {
                     let dst = packed.at((block * panels + panel) * a_panel);
-                    let ahead = std::mem::replace(&mut ahead, Ahead::NONE);
+                    let prefetch = std::mem::replace(&mut prefetch, Prefetch::NONE);
                     let of_a = (row + first_row, rows);
                     let job = PackJob {
-                        ahead,
+                        prefetch,
                         ..PackJob::new(dst, lanes, p.a, of_a, k_of(first + block), self.round)
                     };
                     // SAFETY: `select` checked the instruction set, `product` the view; every panel of every
@@ -372,15 +372,15 @@ impl Gemm {
                     unsafe { pack(&job) };
                     // The next to be packed here: the threads take tasks in turn, so far as they are equally fast.
                     let likely = task + pool.threads();
-                    let ahead = if block + 1 < count {
+                    let prefetch = if block + 1 < count {
                         let (k, k_len) = k_of(first + block + 1);
-                        p.b.ahead(col, n, k, k_len)
+                        p.b.prefetch(col, n, k, k_len)
                     } else if likely < col_tasks * row_tasks {
                         let (col, n) = cols_of(likely);
                         let (k, k_len) = k_of(first);
-                        p.b.ahead(col, n, k, k_len)
+                        p.b.prefetch(col, n, k, k_len)
                     } else {
-                        Ahead::NONE
+                        Prefetch::NONE
                     };
                     let job = TileJob {
                         m: last.0 + last.1 - my_row,
@@ -396,7 +396,7 @@ impl Gemm {
                         alpha: p.alpha,
                         accumulate: p.accumulate || first + block > 0,
                         masked: Masked::Nothing,
-                        ahead,
+                        prefetch,
                     };
                     // SAFETY: panels `panel ..` and the columns from `col` are packed for this block; tasks
                     // write disjoint rows and columns of `c`, whose size `product` checked.

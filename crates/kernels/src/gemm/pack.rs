@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use super::four_bit;
 use super::micro_kernel::{BF16, F16, F32, Lanes, element, size_of_source, word};
-use super::prefetch::Ahead;
+use super::prefetch::Prefetch;
 use crate::matrix::HostMatrix;
 use crate::{DType, FourBit, Matrix};
 
@@ -12,7 +12,7 @@ use crate::{DType, FourBit, Matrix};
 /// cache, for rows are often a power of two apart.
 pub(super) const ACROSS_STEPS: usize = 4;
 /// Steps across rows that are on their way from memory while others are packed.
-const STEPS_AHEAD: usize = 2 * ACROSS_STEPS;
+const PREFETCH_STEPS: usize = 2 * ACROSS_STEPS;
 
 /// An operand where it lies, seen as `(outer, k)`: `outer` runs over the rows of `A` or the columns of `B`.
 #[derive(Clone, Copy)]
@@ -71,13 +71,13 @@ impl<'a> View<'a> {
     }
 
     /// Elements `(outer, outer + outers) x (k, k + k_len)`, to be fetched ahead.
-    pub fn ahead(&self, outer: usize, outers: usize, k: usize, k_len: usize) -> Ahead {
+    pub fn prefetch(&self, outer: usize, outers: usize, k: usize, k_len: usize) -> Prefetch {
         let bytes = |n| self.elements.bytes(n);
         let start = self.bytes.as_ptr().wrapping_add(bytes(outer * self.outer + k * self.k));
         if self.k == 1 {
-            Ahead::new(start, outers, bytes(k_len), bytes(self.outer))
+            Prefetch::new(start, outers, bytes(k_len), bytes(self.outer))
         } else {
-            Ahead::new(start, k_len, bytes(outers), bytes(self.k))
+            Prefetch::new(start, k_len, bytes(outers), bytes(self.k))
         }
     }
 
@@ -117,7 +117,7 @@ pub(crate) struct PackJob<'a> {
     /// Whether f32 words are rounded to bf16.
     pub round: bool,
     /// What to fetch from memory before.
-    pub ahead: Ahead,
+    pub prefetch: Prefetch,
 }
 
 impl<'a> PackJob<'a> {
@@ -130,7 +130,7 @@ impl<'a> PackJob<'a> {
         (k, k_len): (usize, usize),
         round: bool,
     ) -> Self {
-        Self { dst, width, panel: 0, src, outer, outers, k, k_len, round, ahead: Ahead::NONE }
+        Self { dst, width, panel: 0, src, outer, outers, k, k_len, round, prefetch: Prefetch::NONE }
     }
 }
 
@@ -140,10 +140,10 @@ impl<'a> PackJob<'a> {
 /// The instruction set of `T` must be there, the elements inside the view, and `dst` valid for all steps.
 #[inline(always)]
 pub(super) unsafe fn pack<T: Lanes>(job: &PackJob<'_>) {
-    let mut ahead = job.ahead;
+    let mut prefetch = job.prefetch;
     // SAFETY: as the caller's.
     unsafe {
-        ahead.fetch::<T>(ahead.lines());
+        prefetch.fetch::<T>(prefetch.lines());
         match job.src.elements {
             Elements::Dense(DType::F32) => pack_of::<T, F32>(job),
             Elements::Dense(DType::Bf16) => pack_of::<T, BF16>(job),
@@ -166,7 +166,7 @@ pub(super) unsafe fn pack_of<T: Lanes, const D: u8>(job: &PackJob<'_>) {
     for step in (0..steps).step_by(steps_at_once) {
         if job.src.k != 1 {
             // SAFETY: as the caller's.
-            unsafe { fetch_steps_ahead::<T>(job, step) };
+            unsafe { prefetch_steps::<T>(job, step) };
         }
         for first in (0..job.outers).step_by(T::LANES) {
             let valid = (job.outers - first).min(T::LANES);
@@ -189,13 +189,13 @@ pub(super) unsafe fn pack_of<T: Lanes, const D: u8>(job: &PackJob<'_>) {
 /// # Safety
 /// The instruction set of `T` must be there.
 #[inline(always)]
-pub(super) unsafe fn fetch_steps_ahead<T: Lanes>(job: &PackJob<'_>, step: usize) {
-    let next = (step + STEPS_AHEAD) * T::PAIR;
+pub(super) unsafe fn prefetch_steps<T: Lanes>(job: &PackJob<'_>, step: usize) {
+    let next = (step + PREFETCH_STEPS) * T::PAIR;
     if next < job.k_len {
         let rows = (job.k_len - next).min(ACROSS_STEPS * T::PAIR);
-        let mut ahead = job.src.ahead(job.outer, job.outers, job.k + next, rows);
+        let mut prefetch = job.src.prefetch(job.outer, job.outers, job.k + next, rows);
         // SAFETY: as the caller's.
-        unsafe { ahead.fetch::<T>(ahead.lines()) };
+        unsafe { prefetch.fetch::<T>(prefetch.lines()) };
     }
 }
 

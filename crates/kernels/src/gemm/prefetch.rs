@@ -8,7 +8,7 @@ const LINE: usize = 64;
 
 /// A part of an operand that will be packed next.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Ahead {
+pub(crate) struct Prefetch {
     start: *const u8,
     stride: usize,
     /// Lines of a row, and the next of them.
@@ -17,7 +17,7 @@ pub(crate) struct Ahead {
     rows: usize,
 }
 
-impl Ahead {
+impl Prefetch {
     /// Nothing.
     pub const NONE: Self = Self { start: std::ptr::null(), stride: 0, width: 0, line: 0, rows: 0 };
 

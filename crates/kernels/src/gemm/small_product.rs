@@ -1,7 +1,7 @@
 //! Products small enough to stay in the first caches, of words as they lie: what tiles of attention are made of.
 
 use super::micro_kernel::{F32, Lanes};
-use super::prefetch::Ahead;
+use super::prefetch::Prefetch;
 
 /// `C (m, n) = A B`, or `+=`. Every element sums over `k` in order, whatever tile it falls in.
 #[derive(Clone, Copy)]
@@ -25,7 +25,7 @@ pub(crate) struct StridedJob {
     /// Whether to add to C or to overwrite it.
     pub accumulate: bool,
     /// What to fetch from memory meanwhile.
-    pub ahead: Ahead,
+    pub prefetch: Prefetch,
 }
 
 /// Rows of the tallest tile: of four vectors it fills 24 of 32 registers, of two 12 of 16.
@@ -38,14 +38,14 @@ const ROWS: usize = 6;
 #[inline(always)]
 pub(super) unsafe fn strided<T: Lanes>(job: &StridedJob) {
     let widest = if T::ROWS >= 8 { 4 } else { 2 };
-    let mut ahead = job.ahead;
-    let lines = ahead.lines().div_ceil(job.m.div_ceil(ROWS) * job.n.div_ceil(widest * T::LANES));
+    let mut prefetch = job.prefetch;
+    let lines = prefetch.lines().div_ceil(job.m.div_ceil(ROWS) * job.n.div_ceil(widest * T::LANES));
     let mut column = 0;
     while column < job.n {
         let vectors = ((job.n - column) / T::LANES).min(widest);
         for row in (0..job.m).step_by(ROWS) {
             // SAFETY: the caller has the instruction set.
-            unsafe { ahead.fetch::<T>(lines) };
+            unsafe { prefetch.fetch::<T>(lines) };
             macro_rules! choose {
                 ($($v:literal: $($m:literal)*;)*) => {
                     match (vectors, (job.m - row).min(ROWS)) {

@@ -2,7 +2,7 @@
 
 use super::micro_kernel::Lanes;
 use super::partition::part;
-use super::prefetch::Ahead;
+use super::prefetch::Prefetch;
 
 /// A bit for each element of some rows: those count whose bit is set. A row begins with the lowest bit of a
 /// word, and what its last word has beyond the row may be anything.
@@ -73,7 +73,7 @@ pub(crate) struct TileJob {
     /// What does not count.
     pub masked: Masked,
     /// What to fetch from memory meanwhile.
-    pub ahead: Ahead,
+    pub prefetch: Prefetch,
 }
 
 /// Runs a [`TileJob`]: each panel of `A` stays in L1 while the panels of `B` pass.
@@ -85,8 +85,8 @@ pub(crate) struct TileJob {
 pub(super) unsafe fn tiles<T: Lanes>(job: &TileJob) {
     let width = 2 * T::LANES;
     let (panels, across) = (job.m.div_ceil(T::ROWS), job.n.div_ceil(width));
-    let mut ahead = job.ahead;
-    let lines = ahead.lines().div_ceil((panels * across).max(1));
+    let mut prefetch = job.prefetch;
+    let lines = prefetch.lines().div_ceil((panels * across).max(1));
     for p in 0..panels {
         let (row, rows) = part(job.m, panels, p);
         for j in 0..across {
@@ -96,14 +96,26 @@ pub(super) unsafe fn tiles<T: Lanes>(job: &TileJob) {
                 let b = job.b.add(j * job.b_panel);
                 let c = job.c.add(row * job.ldc + j * width);
                 let cols = (job.n - j * width).min(width);
-                let ahead = (&mut ahead, lines);
+                let prefetch = (&mut prefetch, lines);
                 match job.masked {
                     Masked::Nothing => {
-                        tile_of_rows::<T, NOTHING>(rows, job, a, b, c, cols, Kept::ALL, 0, ahead)
+                        tile_of_rows::<T, NOTHING>(rows, job, a, b, c, cols, Kept::ALL, 0, prefetch)
                     }
-                    Masked::B(kept) => tile_of_rows::<T, OF_B>(rows, job, a, b, c, cols, kept, 2 * j, ahead),
+                    Masked::B(kept) => {
+                        tile_of_rows::<T, OF_B>(rows, job, a, b, c, cols, kept, 2 * j, prefetch)
+                    }
                     Masked::Product(kept) => {
-                        tile_of_rows::<T, OF_PRODUCT>(rows, job, a, b, c, cols, kept.from(row), 2 * j, ahead);
+                        tile_of_rows::<T, OF_PRODUCT>(
+                            rows,
+                            job,
+                            a,
+                            b,
+                            c,
+                            cols,
+                            kept.from(row),
+                            2 * j,
+                            prefetch,
+                        );
                     }
                 }
             }
@@ -125,7 +137,7 @@ unsafe fn tile_of_rows<T: Lanes, const MASKED: u8>(
     cols: usize,
     kept: Kept,
     vector: usize,
-    ahead: (&mut Ahead, usize),
+    prefetch: (&mut Prefetch, usize),
 ) {
     macro_rules! choose {
         ($($m:literal)*) => {
@@ -133,9 +145,9 @@ unsafe fn tile_of_rows<T: Lanes, const MASKED: u8>(
                 // SAFETY: as the caller's; the condition keeps tiles that cannot occur from being compiled.
                 $($m if $m <= T::ROWS => unsafe {
                     if cols == 2 * T::LANES {
-                        tile::<T, $m, false, MASKED>(job, a, b, c, cols, kept, vector, ahead)
+                        tile::<T, $m, false, MASKED>(job, a, b, c, cols, kept, vector, prefetch)
                     } else {
-                        tile::<T, $m, true, MASKED>(job, a, b, c, cols, kept, vector, ahead)
+                        tile::<T, $m, true, MASKED>(job, a, b, c, cols, kept, vector, prefetch)
                     }
                 },)*
                 _ => unreachable!("a panel of {rows} rows"),
@@ -159,7 +171,7 @@ unsafe fn tile<T: Lanes, const M: usize, const TAIL: bool, const MASKED: u8>(
     cols: usize,
     mut kept: Kept,
     vector: usize,
-    (ahead, lines): (&mut Ahead, usize),
+    (prefetch, lines): (&mut Prefetch, usize),
 ) {
     let (lower, upper) = (cols.min(T::LANES), cols.saturating_sub(T::LANES));
     // SAFETY: the caller vouches for `steps` steps of A and B and for `M` rows of `cols` columns of C; a
@@ -176,7 +188,7 @@ unsafe fn tile<T: Lanes, const M: usize, const TAIL: bool, const MASKED: u8>(
         let (mut left, mut lines) = (job.steps, lines);
         let (group, at_once) = ((job.steps / lines.max(1)).max(1), lines.div_ceil(job.steps.max(1)));
         while left > 0 {
-            ahead.fetch::<T>(at_once.min(lines));
+            prefetch.fetch::<T>(at_once.min(lines));
             lines -= at_once.min(lines);
             let steps = group.min(left);
             left -= steps;

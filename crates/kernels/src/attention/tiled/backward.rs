@@ -7,7 +7,7 @@ use super::task::{Block, Shape, Task};
 use super::{KEYS, QUERIES};
 use crate::AttentionDims;
 use crate::attention::reference_scale;
-use crate::gemm::Ahead;
+use crate::gemm::Prefetch;
 use crate::math::{dot_lanes, exp};
 use crate::simd::{Lanes, simd_fn};
 
@@ -45,8 +45,9 @@ pub(crate) unsafe fn backward_task(
         let mut blocks = shape.blocks().peekable();
         while let Some(block) = blocks.next() {
             let (rows, panels) = (block.rows, block.keys().div_ceil(KEYS));
-            let mut next = |inp: &[f32]| blocks.peek().map_or(Ahead::NONE, |next| next.ahead(inp.as_ptr()));
-            let ahead = [next(q), next(dout), next(out), block.ahead(dq)];
+            let mut next =
+                |inp: &[f32]| blocks.peek().map_or(Prefetch::NONE, |next| next.prefetch(inp.as_ptr()));
+            let prefetch = [next(q), next(dout), next(out), block.prefetch(dq)];
             let (q_rows, dout_rows) = (&mut q_rows[..rows * width], &mut dout_rows[..rows * width]);
             gather(words.isa, q_rows, width, q, block, factor);
             gather(words.isa, dout_rows, width, dout, block, 1.0);
@@ -68,7 +69,7 @@ pub(crate) unsafe fn backward_task(
             let (scores, dscores) = (&mut scores[..rows * KEYS], &mut dscores[..rows * KEYS]);
             for first in (0..block.keys()).step_by(KEYS) {
                 let here = KEYS.min(block.keys() - first);
-                let [q, dout, out, dq] = ahead.map(|ahead| ahead.part(first / KEYS, panels));
+                let [q, dout, out, dq] = prefetch.map(|prefetch| prefetch.part(first / KEYS, panels));
                 let panel = first * shape.steps..;
                 let tile = (rows, words.whole(here), shape.steps);
                 words.product(scores, q_along, &k_panels[panel.clone()], KEYS, tile, false, q);
@@ -83,7 +84,7 @@ pub(crate) unsafe fn backward_task(
                 words.product(&mut dk_rows[first * width..], ds, q_across, width, by_rows, true, dq);
                 let ds = Strided { data: words.along(ds_along, dscores), row: words.of(KEYS), step: 1 };
                 let (k, by_keys) = (&k_rows[words.of(first) * width..], (rows, width, words.of(here)));
-                words.product(dq_rows, ds, k, width, by_keys, first > 0, Ahead::NONE);
+                words.product(dq_rows, ds, k, width, by_keys, first > 0, Prefetch::NONE);
             }
             for i in 0..rows {
                 let sums = &mut dq_rows[i * width..][..head_dim];

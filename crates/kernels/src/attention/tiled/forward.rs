@@ -6,7 +6,7 @@ use super::scratch::{total, with_buffers};
 use super::task::{Block, Shape, Task};
 use super::{KEYS, QUERIES};
 use crate::attention::reference_scale;
-use crate::gemm::Ahead;
+use crate::gemm::Prefetch;
 use crate::simd::{Lanes, WIDEST, simd_fn};
 use crate::softmax::{exponentials, scale};
 use crate::{AttentionDims, bf16_to_f32, f32_to_bf16};
@@ -34,7 +34,7 @@ pub(crate) unsafe fn forward_task(
         let mut blocks = shape.blocks().peekable();
         while let Some(block) = blocks.next() {
             let (rows, panels) = (block.rows, block.keys().div_ceil(KEYS));
-            let next = blocks.peek().map_or(Ahead::NONE, |next| next.ahead(q.as_ptr()));
+            let next = blocks.peek().map_or(Prefetch::NONE, |next| next.prefetch(q.as_ptr()));
             let q_rows = &mut q_rows[..rows * width];
             gather(words.isa, q_rows, width, q, block, reference_scale(dims) as f32);
             let q_along = Strided { data: words.along(q_pairs, q_rows), row: words.of(width), step: 1 };
@@ -53,7 +53,7 @@ pub(crate) unsafe fn forward_task(
                 let weights = words.along(p_pairs, &scores[first * rows..][..rows * KEYS]);
                 let weights = Strided { data: weights, row: words.of(KEYS), step: 1 };
                 let tile = (rows, width, words.of(KEYS.min(block.keys() - first)));
-                let ahead = block.ahead(out).part(first / KEYS, panels);
+                let prefetch = block.prefetch(out).part(first / KEYS, panels);
                 words.product(
                     mixed,
                     weights,
@@ -61,7 +61,7 @@ pub(crate) unsafe fn forward_task(
                     width,
                     tile,
                     first > 0,
-                    ahead,
+                    prefetch,
                 );
             }
             scale_rows(words.isa, mixed, width, &sums[..rows]);

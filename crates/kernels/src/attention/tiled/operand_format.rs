@@ -2,7 +2,7 @@
 
 use super::KEYS;
 use crate::Isa;
-use crate::gemm::{Ahead, Kernels, PackJob, StridedJob, View};
+use crate::gemm::{Kernels, PackJob, Prefetch, StridedJob, View};
 
 /// Words of one f32, or of two neighbours along the sum as a pair of bf16. Sums are f32 either way.
 #[derive(Clone, Copy)]
@@ -112,7 +112,7 @@ impl Words {
         stride: usize,
         (m, n, steps): (usize, usize, usize),
         accumulate: bool,
-        ahead: Ahead,
+        prefetch: Prefetch,
     ) {
         assert!(n == self.whole(n) && n <= stride && m > 0 && steps > 0);
         assert!(c.len() >= (m - 1) * stride + n && b.len() >= (steps - 1) * stride + n);
@@ -127,7 +127,7 @@ impl Words {
             c: c.as_mut_ptr(),
             stride,
             accumulate,
-            ahead,
+            prefetch,
         };
         // SAFETY: `new` checked the instruction set, and the assertions cover the shape.
         unsafe { (self.kernels.strided)(&job) };

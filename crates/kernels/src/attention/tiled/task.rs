@@ -6,7 +6,7 @@ use std::ops::Range;
 use super::operand_format::{Rows, Words};
 use super::{KEYS, QUERIES};
 use crate::attention::check_dims;
-use crate::gemm::Ahead;
+use crate::gemm::Prefetch;
 use crate::simd::WIDEST;
 use crate::{AttentionDims, Segment};
 
@@ -149,9 +149,9 @@ impl Block {
     }
 
     /// Its rows of `inp (N, NH, HS)`, to be fetched ahead.
-    pub fn ahead(&self, inp: *const f32) -> Ahead {
+    pub fn prefetch(&self, inp: *const f32) -> Prefetch {
         let start = inp.wrapping_add(self.start).cast();
-        Ahead::new(start, self.rows / self.heads, 4 * self.heads * self.head_dim, 4 * self.stride)
+        Prefetch::new(start, self.rows / self.heads, 4 * self.heads * self.head_dim, 4 * self.stride)
     }
 
     /// How many keys row `i` sees.

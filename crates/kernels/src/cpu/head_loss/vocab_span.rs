@@ -2,7 +2,7 @@
 
 use super::partition::{BLOCK, COLS, Cut};
 use crate::cpu::pool::SendPtr;
-use crate::gemm::{Ahead, Kernels, Masked, PackJob, TileJob, View, part};
+use crate::gemm::{Kernels, Masked, PackJob, Prefetch, TileJob, View, part};
 use crate::softmax::{Running, online_softmax};
 use crate::{Isa, Matrix};
 
@@ -36,8 +36,8 @@ impl Pass<'_> {
         for block in first_block..first_block + blocks {
             let (first, n) = self.block(block);
             let is_last = block + 1 == first_block + blocks;
-            let next = if is_last { Ahead::NONE } else { self.ahead(block + 1, 0) };
-            self.logits(group, weight, logits, block, if mixed.is_none() { next } else { Ahead::NONE });
+            let next = if is_last { Prefetch::NONE } else { self.prefetch(block + 1, 0) };
+            self.logits(group, weight, logits, block, if mixed.is_none() { next } else { Prefetch::NONE });
             let is_first = block == first_block;
             let scaled = match mixed {
                 // SAFETY: the rows of this task are its own.
@@ -57,13 +57,13 @@ impl Pass<'_> {
     }
 
     /// The weights of a block of the vocabulary and of `c`.
-    fn ahead(&self, block: usize, k_block: usize) -> Ahead {
+    fn prefetch(&self, block: usize, k_block: usize) -> Prefetch {
         let ((first, n), (k, k_len)) = (self.block(block), self.cut.k_of(k_block));
-        View::rows_of(self.head).ahead(first, n, k, k_len)
+        View::rows_of(self.head).prefetch(first, n, k, k_len)
     }
 
     /// `logits = inp Wᵀ` of a group of rows and a block of the vocabulary.
-    fn logits(&self, group: usize, weight: &mut [f32], logits: &mut [f32], block: usize, next: Ahead) {
+    fn logits(&self, group: usize, weight: &mut [f32], logits: &mut [f32], block: usize, next: Prefetch) {
         let Kernels { lanes, pair, pack, tiles, .. } = *self.kernels;
         let (cut, width, (first, n)) = (self.cut, 2 * lanes, self.block(block));
         let (panel, _) = cut.panels_of(group);
@@ -89,7 +89,7 @@ impl Pass<'_> {
                 alpha: 1.0,
                 accumulate: k_block > 0,
                 masked: Masked::Nothing,
-                ahead: if k_block + 1 < cut.k_blocks { self.ahead(block, k_block + 1) } else { next },
+                prefetch: if k_block + 1 < cut.k_blocks { self.prefetch(block, k_block + 1) } else { next },
             };
             // SAFETY: `select` checked the instruction set and `loss` the weight; `weight` has `steps` words for each of
             // a block's rows, `logits` a row of a block for each of the group's, and all panels are packed.
@@ -109,7 +109,7 @@ impl Pass<'_> {
         exponentials: &[f32],
         (first, n): (usize, usize),
         is_first: bool,
-        next: Ahead,
+        next: Prefetch,
     ) {
         let Kernels { lanes, pair, pack, tiles, .. } = *self.kernels;
         let (cut, width) = (self.cut, 2 * lanes);
@@ -139,7 +139,7 @@ impl Pass<'_> {
                 alpha: 1.0,
                 accumulate: !is_first,
                 masked: Masked::Nothing,
-                ahead: next.part(piece, pieces),
+                prefetch: next.part(piece, pieces),
             };
             // SAFETY: as in `logits`; `weight` has `mix_steps` words for each of `COLS` columns, and the rows of `mixed` are
             // this task's own.

@@ -6,7 +6,7 @@ use super::{COLS, LowRank, Own, SUM_ROWS, Shared, block_rows, kept_scale};
 use crate::Dropout;
 use crate::cpu::dropout::{WORD, draw};
 use crate::cpu::pool::{Pool, SendPtr, lock};
-use crate::gemm::{Ahead, Kept, Kernels, Masked, TileJob, View};
+use crate::gemm::{Kept, Kernels, Masked, Prefetch, TileJob, View};
 use crate::lora::LoraDims;
 
 impl LowRank {
@@ -82,7 +82,7 @@ impl LowRank {
                 alpha: 1.0,
                 accumulate: true,
                 masked: Masked::Nothing,
-                ahead: Ahead::NONE,
+                prefetch: Prefetch::NONE,
             };
             if task >= in_tasks {
                 let col = (task - in_tasks) * COLS;

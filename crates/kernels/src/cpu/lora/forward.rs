@@ -6,7 +6,7 @@ use super::{LowRank, Own, block_rows, kept_scale};
 use crate::Dropout;
 use crate::cpu::dropout::{WORD, draw};
 use crate::cpu::pool::{Pool, SendPtr, lock};
-use crate::gemm::{Ahead, Kept, Kernels, Masked, TileJob, View};
+use crate::gemm::{Kept, Kernels, Masked, Prefetch, TileJob, View};
 use crate::lora::LoraDims;
 
 impl LowRank {
@@ -76,7 +76,7 @@ impl LowRank {
                 alpha: scaling,
                 accumulate: true,
                 masked: Masked::Nothing,
-                ahead: Ahead::NONE,
+                prefetch: Prefetch::NONE,
             };
             // SAFETY: the panels were just packed, `Bᵀ` has all panels, and this task alone
             // touches its rows of `out`, checked above.

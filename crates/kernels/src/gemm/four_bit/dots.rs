@@ -106,7 +106,7 @@ unsafe fn regular_dots<T: Lanes, const SHORT: bool>(job: &DotJob<'_>, w: &FourBi
 
 /// Bytes of codes of a walk that are on their way from memory while others are multiplied. They go to the second cache: in the
 /// first they would take the place of `inp`.
-const AHEAD: usize = 4 << 10;
+const PREFETCH_BYTES: usize = 4 << 10;
 
 /// A way through the rows of a weight in 4 bits, a row at a time.
 struct Walk<'a> {
@@ -202,7 +202,7 @@ unsafe fn dot_tile<T: Lanes, const N: usize, const SHORT: bool>(
                     let codes = codes[c].add(piece * (PIECE / 2));
                     // A line holds two pieces.
                     if T::PIECES == 2 || piece.is_multiple_of(2) {
-                        T::prefetch_far(codes.wrapping_add(AHEAD));
+                        T::prefetch_far(codes.wrapping_add(PREFETCH_BYTES));
                     }
                     let scales =
                         [walks[c].scale::<SHORT>(piece), walks[c].scale::<SHORT>(piece + T::PIECES - 1)];

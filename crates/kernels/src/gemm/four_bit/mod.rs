@@ -7,7 +7,7 @@ use std::mem::MaybeUninit;
 
 use super::BLOCK_STEPS;
 use super::micro_kernel::{BF16, F32, Lanes};
-use super::pack::{ACROSS_STEPS, Elements, PackJob, View, fetch_steps_ahead, pack_of};
+use super::pack::{ACROSS_STEPS, Elements, PackJob, View, pack_of, prefetch_steps};
 use crate::four_bit::code;
 use crate::{DType, FourBit};
 
@@ -74,7 +74,7 @@ pub(super) unsafe fn pack<T: Lanes>(job: &PackJob<'_>, w: &FourBit) {
         }
         let rows = ACROSS_STEPS * T::PAIR;
         for row in (0..job.k_len).step_by(rows) {
-            fetch_steps_ahead::<T>(job, row / T::PAIR);
+            prefetch_steps::<T>(job, row / T::PAIR);
             let rows = (job.k_len - row).min(rows);
             for first in (0..job.outers).step_by(ACROSS) {
                 let outers = (job.outers - first).min(ACROSS);

@@ -2,7 +2,7 @@
 
 use crate::FourBit;
 use crate::gemm::micro_kernel::Lanes;
-use crate::gemm::pack::{ACROSS_STEPS, PackJob, fetch_steps_ahead};
+use crate::gemm::pack::{ACROSS_STEPS, PackJob, prefetch_steps};
 
 /// Whether squares of `LANES` rows lie inside a block of each of them.
 #[inline(always)]
@@ -82,7 +82,7 @@ pub(super) unsafe fn pack_across<T: Lanes>(job: &PackJob<'_>, w: &FourBit) {
         // SAFETY: vectors lie inside the view and inside one block of their row; panels have room for whole vectors.
         unsafe {
             if step.is_multiple_of(ACROSS_STEPS) {
-                fetch_steps_ahead::<T>(job, step);
+                prefetch_steps::<T>(job, step);
             }
             while first < job.outers {
                 let blocks = [e0, e1].map(|e| (e + first) >> w.block_log2());
