@@ -106,10 +106,10 @@ impl Lanes for Avx2 {
         unsafe { _mm256_fmadd_ps(a, b, acc) }
     }
 
-    type Kept = __m256;
+    type Mask = __m256;
 
     #[inline(always)]
-    unsafe fn kept(row: *const u32, vector: usize) -> __m256 {
+    unsafe fn mask(row: *const u32, vector: usize) -> __m256 {
         // SAFETY: as the trait asks; a quarter of a word, of which the lowest comes first on this processor.
         unsafe {
             let bits = _mm256_set1_epi32(i32::from(*row.cast::<u8>().add(vector)));
@@ -119,9 +119,9 @@ impl Lanes for Avx2 {
     }
 
     #[inline(always)]
-    unsafe fn keep(v: __m256, kept: __m256) -> __m256 {
+    unsafe fn apply_mask(v: __m256, mask: __m256) -> __m256 {
         // SAFETY: as the trait asks.
-        unsafe { _mm256_and_ps(v, kept) }
+        unsafe { _mm256_and_ps(v, mask) }
     }
 
     #[inline(always)]

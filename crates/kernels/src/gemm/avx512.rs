@@ -171,18 +171,18 @@ impl Lanes for Avx512 {
         unsafe { _mm512_fmadd_ps(a, b, acc) }
     }
 
-    type Kept = __mmask16;
+    type Mask = __mmask16;
 
     #[inline(always)]
-    unsafe fn kept(row: *const u32, vector: usize) -> __mmask16 {
+    unsafe fn mask(row: *const u32, vector: usize) -> __mmask16 {
         // SAFETY: as the trait asks; half a word, of which the lower comes first on this processor.
         unsafe { *row.cast::<u16>().add(vector) }
     }
 
     #[inline(always)]
-    unsafe fn keep(v: __m512, kept: __mmask16) -> __m512 {
+    unsafe fn apply_mask(v: __m512, mask: __mmask16) -> __m512 {
         // SAFETY: as the trait asks.
-        unsafe { _mm512_maskz_mov_ps(kept, v) }
+        unsafe { _mm512_maskz_mov_ps(mask, v) }
     }
 
     #[inline(always)]

@@ -143,18 +143,18 @@ impl Lanes for Avx512Bf16 {
         unsafe { Avx512::mul_add(acc, a, b) }
     }
 
-    type Kept = __mmask16;
+    type Mask = __mmask16;
 
     #[inline(always)]
-    unsafe fn kept(row: *const u32, vector: usize) -> __mmask16 {
+    unsafe fn mask(row: *const u32, vector: usize) -> __mmask16 {
         // SAFETY: as the trait asks.
-        unsafe { Avx512::kept(row, vector) }
+        unsafe { Avx512::mask(row, vector) }
     }
 
     #[inline(always)]
-    unsafe fn keep(v: __m512, kept: __mmask16) -> __m512 {
+    unsafe fn apply_mask(v: __m512, mask: __mmask16) -> __m512 {
         // SAFETY: as the trait asks.
-        unsafe { Avx512::keep(v, kept) }
+        unsafe { Avx512::apply_mask(v, mask) }
     }
 
     #[inline(always)]

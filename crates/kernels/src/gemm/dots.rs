@@ -2,7 +2,7 @@
 
 use super::four_bit;
 use super::micro_kernel::{BF16, F16, F32, Lanes, size_of_source};
-use super::tile::Kept;
+use super::tile::RowMask;
 use crate::{DType, FourBit};
 
 /// Rows of a weight as they lie in memory, one after another.
@@ -35,7 +35,7 @@ pub(crate) struct DotJob<'a> {
     /// Words from one row of `inp` to the next.
     pub inp_stride: usize,
     /// Which elements of `inp` count, where not all do; only where `inp` and `w` are f32.
-    pub kept: Option<Kept>,
+    pub mask: Option<RowMask>,
     /// Rows of `w`.
     pub w_rows: usize,
     /// Those rows.
@@ -59,7 +59,7 @@ pub(super) unsafe fn dots<T: Lanes>(job: &DotJob<'_>) {
     // SAFETY: as the caller's.
     unsafe {
         match job.w {
-            DotRows::Dense { dtype: DType::F32, first, stride } if job.kept.is_some() => {
+            DotRows::Dense { dtype: DType::F32, first, stride } if job.mask.is_some() => {
                 dots_of::<T, F32, true>(job, first, stride);
             }
             DotRows::Dense { dtype: DType::F32, first, stride } => {
@@ -89,26 +89,32 @@ pub(super) const fn tallest<T: Lanes>() -> usize {
 /// # Safety
 /// As [`dots`].
 #[inline(always)]
-unsafe fn dots_of<T: Lanes, const D: u8, const KEPT: bool>(job: &DotJob<'_>, w: *const u8, stride: usize) {
+unsafe fn dots_of<T: Lanes, const D: u8, const MASKED: bool>(job: &DotJob<'_>, w: *const u8, stride: usize) {
     let groups = job.w_rows.div_ceil(4);
     for group in 0..groups {
         // SAFETY: rows of `inp` exist, and those of `w` as far as they are below `w_rows`.
         unsafe {
             match job.n {
-                1 => dot_tile::<T, D, 1, false, KEPT>(job, (w, stride), 0, group, groups),
-                2 => dot_tile::<T, D, 2, false, KEPT>(job, (w, stride), 0, group, groups),
+                1 => dot_tile::<T, D, 1, false, MASKED>(job, (w, stride), 0, group, groups),
+                2 => dot_tile::<T, D, 2, false, MASKED>(job, (w, stride), 0, group, groups),
                 _ => {
                     let tallest = tallest::<T>();
                     for i in (0..job.n).step_by(tallest) {
                         let prefetch = i == 0 && group + 1 < groups;
                         match ((job.n - i).min(tallest), prefetch) {
-                            (1, _) => dot_tile::<T, D, 1, false, KEPT>(job, (w, stride), i, 4 * group, 1),
-                            (2, false) => dot_tile::<T, D, 2, false, KEPT>(job, (w, stride), i, 4 * group, 1),
-                            (2, true) => dot_tile::<T, D, 2, true, KEPT>(job, (w, stride), i, 4 * group, 1),
-                            (3, false) => dot_tile::<T, D, 3, false, KEPT>(job, (w, stride), i, 4 * group, 1),
-                            (3, true) => dot_tile::<T, D, 3, true, KEPT>(job, (w, stride), i, 4 * group, 1),
-                            (_, false) => dot_tile::<T, D, 4, false, KEPT>(job, (w, stride), i, 4 * group, 1),
-                            (_, true) => dot_tile::<T, D, 4, true, KEPT>(job, (w, stride), i, 4 * group, 1),
+                            (1, _) => dot_tile::<T, D, 1, false, MASKED>(job, (w, stride), i, 4 * group, 1),
+                            (2, false) => {
+                                dot_tile::<T, D, 2, false, MASKED>(job, (w, stride), i, 4 * group, 1)
+                            }
+                            (2, true) => dot_tile::<T, D, 2, true, MASKED>(job, (w, stride), i, 4 * group, 1),
+                            (3, false) => {
+                                dot_tile::<T, D, 3, false, MASKED>(job, (w, stride), i, 4 * group, 1)
+                            }
+                            (3, true) => dot_tile::<T, D, 3, true, MASKED>(job, (w, stride), i, 4 * group, 1),
+                            (_, false) => {
+                                dot_tile::<T, D, 4, false, MASKED>(job, (w, stride), i, 4 * group, 1)
+                            }
+                            (_, true) => dot_tile::<T, D, 4, true, MASKED>(job, (w, stride), i, 4 * group, 1),
                         }
                     }
                 }
@@ -123,7 +129,7 @@ unsafe fn dots_of<T: Lanes, const D: u8, const KEPT: bool>(job: &DotJob<'_>, w: 
 /// # Safety
 /// As [`dots`], and the rows exist, of those of `w` the first at least.
 #[inline(always)]
-unsafe fn dot_tile<T: Lanes, const D: u8, const N: usize, const PREFETCH: bool, const KEPT: bool>(
+unsafe fn dot_tile<T: Lanes, const D: u8, const N: usize, const PREFETCH: bool, const MASKED: bool>(
     job: &DotJob<'_>,
     (w, stride): (*const u8, usize),
     i: usize,
@@ -137,16 +143,16 @@ unsafe fn dot_tile<T: Lanes, const D: u8, const N: usize, const PREFETCH: bool, 
     // zeros, and `load_first` pads that of `inp`. Rows past the last of `w` repeat it.
     unsafe {
         let inp: [*const f32; N] = std::array::from_fn(|r| job.inp.add((i + r) * job.inp_stride));
-        let kept = job.kept.unwrap_or(Kept::ALL);
-        let kept: [*const u32; N] = std::array::from_fn(|r| kept.from(i + r).first);
+        let mask = job.mask.unwrap_or(RowMask::ALL);
+        let mask: [*const u32; N] = std::array::from_fn(|r| mask.from(i + r).first);
         let w: [*const u8; 4] = std::array::from_fn(|c| w.add((j + c.min(cols - 1) * apart) * stride));
         let mut acc = [[T::zero(); 4]; N];
         for step in 0..whole {
             let mut x = [T::zero(); N];
             for r in 0..N {
                 x[r] = T::load(inp[r].add(step * T::LANES));
-                if KEPT {
-                    x[r] = T::keep(x[r], T::kept(kept[r], step));
+                if MASKED {
+                    x[r] = T::apply_mask(x[r], T::mask(mask[r], step));
                 }
             }
             for c in 0..4 {
@@ -169,8 +175,8 @@ unsafe fn dot_tile<T: Lanes, const D: u8, const N: usize, const PREFETCH: bool, 
                 let w = T::words_along::<D>(padded.as_ptr(), job.round);
                 for r in 0..N {
                     let mut x = T::load_first(inp[r].add(whole * T::LANES), left.div_ceil(T::PAIR));
-                    if KEPT {
-                        x = T::keep(x, T::kept(kept[r], whole));
+                    if MASKED {
+                        x = T::apply_mask(x, T::mask(mask[r], whole));
                     }
                     acc[r][c] = T::step(acc[r][c], x, w);
                 }

@@ -97,7 +97,7 @@ impl FewRows {
                 n,
                 inp: inp.at(0),
                 inp_stride,
-                kept: None,
+                mask: None,
                 w_rows: end - row,
                 w: match weight {
                     HostMatrix::Dense(dtype, bytes) => {

@@ -54,11 +54,11 @@ pub(super) trait Lanes {
     /// `acc + a · b` on f32 lanes.
     unsafe fn mul_add(acc: Self::V, a: Self::V, b: Self::V) -> Self::V;
     /// Which lanes of a vector count.
-    type Kept: Copy;
+    type Mask: Copy;
     /// Those of vector `vector` of a row that has a bit for each lane, the lowest first.
-    unsafe fn kept(row: *const u32, vector: usize) -> Self::Kept;
+    unsafe fn mask(row: *const u32, vector: usize) -> Self::Mask;
     /// `v`, zero in lanes that do not count.
-    unsafe fn keep(v: Self::V, kept: Self::Kept) -> Self::V;
+    unsafe fn apply_mask(v: Self::V, mask: Self::Mask) -> Self::V;
     /// `LANES · PAIR` consecutive elements as words; `round` rounds an f32 word to bf16.
     unsafe fn words_along<const D: u8>(p: *const u8, round: bool) -> Self::V;
     /// `LANES` words across: element `i` of `p0`, paired with element `i` of `p1` where words are pairs.

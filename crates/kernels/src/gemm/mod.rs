@@ -32,7 +32,7 @@ pub(crate) use pack::{PackJob, View};
 pub(crate) use partition::part;
 pub(crate) use prefetch::Prefetch;
 pub(crate) use small_product::StridedJob;
-pub(crate) use tile::{Kept, Masked, TileJob};
+pub(crate) use tile::{RowMask, TileJob, TileMask};
 
 /// Most words of `k` summed in registers before `C` is touched: a panel of `A` of this length fits L1.
 const BLOCK_STEPS: usize = 384;
@@ -395,7 +395,7 @@ impl Gemm {
                         ldc: p.ldc,
                         alpha: p.alpha,
                         accumulate: p.accumulate || first + block > 0,
-                        masked: Masked::Nothing,
+                        mask: TileMask::Nothing,
                         prefetch,
                     };
                     // SAFETY: panels `panel ..` and the columns from `col` are packed for this block; tasks

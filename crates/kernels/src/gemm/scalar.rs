@@ -62,17 +62,17 @@ impl Lanes for Scalar {
         std::array::from_fn(|i| acc[i] + a[i] * b[i])
     }
 
-    type Kept = u32;
+    type Mask = u32;
 
     #[inline(always)]
-    unsafe fn kept(row: *const u32, vector: usize) -> u32 {
+    unsafe fn mask(row: *const u32, vector: usize) -> u32 {
         // SAFETY: as the trait asks; eight vectors share a word.
         unsafe { *row.add(vector / 8) >> (4 * (vector % 8)) }
     }
 
     #[inline(always)]
-    unsafe fn keep(v: [f32; 4], kept: u32) -> [f32; 4] {
-        std::array::from_fn(|i| if kept >> i & 1 == 1 { v[i] } else { 0.0 })
+    unsafe fn apply_mask(v: [f32; 4], mask: u32) -> [f32; 4] {
+        std::array::from_fn(|i| if mask >> i & 1 == 1 { v[i] } else { 0.0 })
     }
 
     #[inline(always)]

@@ -7,14 +7,14 @@ use super::prefetch::Prefetch;
 /// A bit for each element of some rows: those count whose bit is set. A row begins with the lowest bit of a
 /// word, and what its last word has beyond the row may be anything.
 #[derive(Clone, Copy)]
-pub(crate) struct Kept {
+pub(crate) struct RowMask {
     /// First word of the first row.
     pub first: *const u32,
     /// Words from one row to the next.
     pub stride: usize,
 }
 
-impl Kept {
+impl RowMask {
     /// In place of bits that nothing reads.
     pub const ALL: Self = Self { first: std::ptr::null(), stride: 0 };
 
@@ -27,21 +27,21 @@ impl Kept {
 
 /// What of a [`TileJob`] does not count.
 #[derive(Clone, Copy)]
-pub(crate) enum Masked {
+pub(crate) enum TileMask {
     /// Nothing.
     Nothing,
     /// Some of `B`, in place and of f32: the rest is read as zero.
-    B(Kept),
+    B(RowMask),
     /// Some of the product: the rest is zero.
-    Product(Kept),
+    Product(RowMask),
 }
 
-/// [`Masked`] as a constant parameter.
-const NOTHING: u8 = 0;
-/// See [`NOTHING`].
-const OF_B: u8 = 1;
-/// See [`NOTHING`].
-const OF_PRODUCT: u8 = 2;
+/// [`TileMask`] as a constant parameter.
+const MASK_NOTHING: u8 = 0;
+/// See [`MASK_NOTHING`].
+const MASK_B: u8 = 1;
+/// See [`MASK_NOTHING`].
+const MASK_PRODUCT: u8 = 2;
 
 /// `C (m, n) = alpha · A B`, or `+=`, from packed `A` and from `B` packed or in place.
 #[derive(Clone, Copy)]
@@ -71,7 +71,7 @@ pub(crate) struct TileJob {
     /// Whether to add to C or to overwrite it.
     pub accumulate: bool,
     /// What does not count.
-    pub masked: Masked,
+    pub mask: TileMask,
     /// What to fetch from memory meanwhile.
     pub prefetch: Prefetch,
 }
@@ -97,22 +97,22 @@ pub(super) unsafe fn tiles<T: Lanes>(job: &TileJob) {
                 let c = job.c.add(row * job.ldc + j * width);
                 let cols = (job.n - j * width).min(width);
                 let prefetch = (&mut prefetch, lines);
-                match job.masked {
-                    Masked::Nothing => {
-                        tile_of_rows::<T, NOTHING>(rows, job, a, b, c, cols, Kept::ALL, 0, prefetch)
+                match job.mask {
+                    TileMask::Nothing => {
+                        tile_of_rows::<T, MASK_NOTHING>(rows, job, a, b, c, cols, RowMask::ALL, 0, prefetch)
                     }
-                    Masked::B(kept) => {
-                        tile_of_rows::<T, OF_B>(rows, job, a, b, c, cols, kept, 2 * j, prefetch)
+                    TileMask::B(mask) => {
+                        tile_of_rows::<T, MASK_B>(rows, job, a, b, c, cols, mask, 2 * j, prefetch)
                     }
-                    Masked::Product(kept) => {
-                        tile_of_rows::<T, OF_PRODUCT>(
+                    TileMask::Product(mask) => {
+                        tile_of_rows::<T, MASK_PRODUCT>(
                             rows,
                             job,
                             a,
                             b,
                             c,
                             cols,
-                            kept.from(row),
+                            mask.from(row),
                             2 * j,
                             prefetch,
                         );
@@ -135,7 +135,7 @@ unsafe fn tile_of_rows<T: Lanes, const MASKED: u8>(
     b: *const f32,
     c: *mut f32,
     cols: usize,
-    kept: Kept,
+    mask: RowMask,
     vector: usize,
     prefetch: (&mut Prefetch, usize),
 ) {
@@ -145,9 +145,9 @@ unsafe fn tile_of_rows<T: Lanes, const MASKED: u8>(
                 // SAFETY: as the caller's; the condition keeps tiles that cannot occur from being compiled.
                 $($m if $m <= T::ROWS => unsafe {
                     if cols == 2 * T::LANES {
-                        tile::<T, $m, false, MASKED>(job, a, b, c, cols, kept, vector, prefetch)
+                        tile::<T, $m, false, MASKED>(job, a, b, c, cols, mask, vector, prefetch)
                     } else {
-                        tile::<T, $m, true, MASKED>(job, a, b, c, cols, kept, vector, prefetch)
+                        tile::<T, $m, true, MASKED>(job, a, b, c, cols, mask, vector, prefetch)
                     }
                 },)*
                 _ => unreachable!("a panel of {rows} rows"),
@@ -169,7 +169,7 @@ unsafe fn tile<T: Lanes, const M: usize, const TAIL: bool, const MASKED: u8>(
     mut b: *const f32,
     c: *mut f32,
     cols: usize,
-    mut kept: Kept,
+    mut mask: RowMask,
     vector: usize,
     (prefetch, lines): (&mut Prefetch, usize),
 ) {
@@ -198,9 +198,9 @@ unsafe fn tile<T: Lanes, const M: usize, const TAIL: bool, const MASKED: u8>(
                 } else {
                     (T::load(b), T::load(b.add(T::LANES)))
                 };
-                if MASKED == OF_B {
-                    (b0, b1) = keep_both::<T>((b0, b1), kept, vector);
-                    kept = kept.from(1);
+                if MASKED == MASK_B {
+                    (b0, b1) = mask_both::<T>((b0, b1), mask, vector);
+                    mask = mask.from(1);
                 }
                 for i in 0..M {
                     let a = T::splat(*a.add(i));
@@ -216,8 +216,8 @@ unsafe fn tile<T: Lanes, const M: usize, const TAIL: bool, const MASKED: u8>(
             let c0 = c.add(i * job.ldc);
             let c1 = c0.wrapping_add(T::LANES);
             let [mut s0, mut s1] = acc[i];
-            if MASKED == OF_PRODUCT {
-                (s0, s1) = keep_both::<T>((s0, s1), kept.from(i), vector);
+            if MASKED == MASK_PRODUCT {
+                (s0, s1) = mask_both::<T>((s0, s1), mask.from(i), vector);
             }
             if TAIL {
                 let (old0, old1) = if job.accumulate {
@@ -242,7 +242,9 @@ unsafe fn tile<T: Lanes, const M: usize, const TAIL: bool, const MASKED: u8>(
 /// # Safety
 /// The instruction set of `T` must be there and the row's words readable.
 #[inline(always)]
-unsafe fn keep_both<T: Lanes>((v0, v1): (T::V, T::V), kept: Kept, vector: usize) -> (T::V, T::V) {
+unsafe fn mask_both<T: Lanes>((v0, v1): (T::V, T::V), mask: RowMask, vector: usize) -> (T::V, T::V) {
     // SAFETY: as the caller's; a word has the bits of both vectors, or of more.
-    unsafe { (T::keep(v0, T::kept(kept.first, vector)), T::keep(v1, T::kept(kept.first, vector + 1))) }
+    unsafe {
+        (T::apply_mask(v0, T::mask(mask.first, vector)), T::apply_mask(v1, T::mask(mask.first, vector + 1)))
+    }
 }

@@ -2,7 +2,7 @@
 
 use super::partition::{BLOCK, COLS, Cut};
 use crate::cpu::pool::SendPtr;
-use crate::gemm::{Kernels, Masked, PackJob, Prefetch, TileJob, View, part};
+use crate::gemm::{Kernels, PackJob, Prefetch, TileJob, TileMask, View, part};
 use crate::softmax::{Running, online_softmax};
 use crate::{Isa, Matrix};
 
@@ -88,7 +88,7 @@ impl Pass<'_> {
                 ldc: BLOCK,
                 alpha: 1.0,
                 accumulate: k_block > 0,
-                masked: Masked::Nothing,
+                mask: TileMask::Nothing,
                 prefetch: if k_block + 1 < cut.k_blocks { self.prefetch(block, k_block + 1) } else { next },
             };
             // SAFETY: `select` checked the instruction set and `loss` the weight; `weight` has `steps` words for each of
@@ -138,7 +138,7 @@ impl Pass<'_> {
                 ldc: cut.c,
                 alpha: 1.0,
                 accumulate: !is_first,
-                masked: Masked::Nothing,
+                mask: TileMask::Nothing,
                 prefetch: next.part(piece, pieces),
             };
             // SAFETY: as in `logits`; `weight` has `mix_steps` words for each of `COLS` columns, and the rows of `mixed` are

@@ -2,11 +2,11 @@
 
 use std::ops::Range;
 
-use super::{COLS, LowRank, Own, SUM_ROWS, Shared, block_rows, kept_scale};
+use super::{COLS, LowRank, Own, SUM_ROWS, Shared, block_rows, dropout_scale};
 use crate::Dropout;
 use crate::cpu::dropout::{WORD, draw};
 use crate::cpu::pool::{Pool, SendPtr, lock};
-use crate::gemm::{Kept, Kernels, Masked, Prefetch, TileJob, View};
+use crate::gemm::{Kernels, Prefetch, RowMask, TileJob, TileMask, View};
 use crate::lora::LoraDims;
 
 impl LowRank {
@@ -67,7 +67,7 @@ impl LowRank {
         let dinp = dinp.map(|dinp| SendPtr(dinp.as_mut_ptr()));
         pool.run(in_tasks + d_out.div_ceil(COLS), |task, worker| {
             let mut own = lock(&self.own[worker]);
-            let Own { kept, product } = &mut *own;
+            let Own { mask, product } = &mut *own;
             let thin = TileJob {
                 m: rank,
                 n: 0,
@@ -81,7 +81,7 @@ impl LowRank {
                 ldc: COLS,
                 alpha: 1.0,
                 accumulate: true,
-                masked: Masked::Nothing,
+                mask: TileMask::Nothing,
                 prefetch: Prefetch::NONE,
             };
             if task >= in_tasks {
@@ -122,15 +122,15 @@ impl LowRank {
             }
             for first in (0..n).step_by(SUM_ROWS) {
                 let m = (n - first).min(SUM_ROWS);
-                let kept = dropout.map(|dropout| {
+                let mask = dropout.map(|dropout| {
                     let (stride, words) = (COLS / WORD, cols.div_ceil(WORD));
-                    let bits = kept.words(m * stride);
+                    let bits = mask.words(m * stride);
                     for (i, bits) in bits.chunks_exact_mut(stride).take(m).enumerate() {
                         let at = (first + i) * d_in + col;
                         let x = inp[rows.start * d_in + at..].as_ptr();
                         draw(self.isa, &mut bits[..words], dropout, at as u64, x);
                     }
-                    Kept { first: bits.as_ptr(), stride }
+                    RowMask { first: bits.as_ptr(), stride }
                 });
                 let job = TileJob {
                     n: cols,
@@ -140,8 +140,8 @@ impl LowRank {
                     b_step: d_in,
                     c: da.at(col),
                     ldc: d_in,
-                    alpha: kept_scale(dropout),
-                    masked: kept.map_or(Masked::Nothing, Masked::B),
+                    alpha: dropout_scale(dropout),
+                    mask: mask.map_or(TileMask::Nothing, TileMask::B),
                     ..thin
                 };
                 // SAFETY: all rows are packed, `inp` holds them, `kept` their bits, and this task alone touches its
@@ -158,8 +158,8 @@ impl LowRank {
                         b: strip.as_ptr(),
                         b_step: COLS,
                         c: dinp.at((rows.start + first_of_block) * d_in + col),
-                        masked: kept.map_or(Masked::Nothing, |kept| {
-                            Masked::Product(kept.from(first_of_block - first))
+                        mask: mask.map_or(TileMask::Nothing, |mask| {
+                            TileMask::Product(mask.from(first_of_block - first))
                         }),
                         ..job
                     };

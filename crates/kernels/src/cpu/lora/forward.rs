@@ -2,11 +2,11 @@
 
 use std::ops::Range;
 
-use super::{LowRank, Own, block_rows, kept_scale};
+use super::{LowRank, Own, block_rows, dropout_scale};
 use crate::Dropout;
 use crate::cpu::dropout::{WORD, draw};
 use crate::cpu::pool::{Pool, SendPtr, lock};
-use crate::gemm::{Kept, Kernels, Masked, Prefetch, TileJob, View};
+use crate::gemm::{Kernels, Prefetch, RowMask, TileJob, TileMask, View};
 use crate::lora::LoraDims;
 
 impl LowRank {
@@ -40,11 +40,11 @@ impl LowRank {
             let row = rows.start + task * block;
             let m = (rows.end - row).min(block);
             let mut own = lock(&self.own[worker]);
-            let Own { kept, product } = &mut *own;
+            let Own { mask, product } = &mut *own;
             let x = &inp[row * d_in..][..m * d_in];
-            let kept = dropout.map(|dropout| {
+            let mask = dropout.map(|dropout| {
                 let stride = d_in.div_ceil(WORD);
-                let bits = &mut kept.words(m * stride)[..m * stride];
+                let bits = &mut mask.words(m * stride)[..m * stride];
                 for (i, bits) in bits.chunks_exact_mut(stride.max(1)).enumerate() {
                     draw(
                         self.isa,
@@ -54,11 +54,11 @@ impl LowRank {
                         x[i * d_in..].as_ptr(),
                     );
                 }
-                Kept { first: bits.as_ptr(), stride }
+                RowMask { first: bits.as_ptr(), stride }
             });
             // SAFETY: this task alone touches rows `row .. row + m` of `mid`, checked above.
             let mid = unsafe { std::slice::from_raw_parts_mut(mid.at(row * rank), m * rank) };
-            self.dot_rows(mid, x, kept, (m, d_in), (a.as_ptr(), d_in), rank, kept_scale(dropout));
+            self.dot_rows(mid, x, mask, (m, d_in), (a.as_ptr(), d_in), rank, dropout_scale(dropout));
 
             let packed = product.at_least(self.tall_words(m, rank)).as_mut_ptr();
             self.pack_panels(packed, rank, View::f32(mid, rank, 1), m, rank);
@@ -75,7 +75,7 @@ impl LowRank {
                 ldc: d_out,
                 alpha: scaling,
                 accumulate: true,
-                masked: Masked::Nothing,
+                mask: TileMask::Nothing,
                 prefetch: Prefetch::NONE,
             };
             // SAFETY: the panels were just packed, `Bᵀ` has all panels, and this task alone

@@ -12,7 +12,7 @@ use super::dropout::WORD;
 #[cfg(test)]
 use super::pool::lock;
 use super::pool::{Pool, Scratch, SendPtr};
-use crate::gemm::{DotJob, DotRows, Kept, Kernels, PackJob, View};
+use crate::gemm::{DotJob, DotRows, Kernels, PackJob, RowMask, View};
 use crate::lora::LoraDims;
 use crate::{DType, Dropout, Isa};
 
@@ -46,7 +46,7 @@ struct Shared {
 #[derive(Default)]
 struct Own {
     /// The bits of what dropout keeps.
-    kept: Scratch,
+    mask: Scratch,
     product: Scratch,
 }
 
@@ -64,7 +64,7 @@ fn block_rows(n: usize) -> usize {
 }
 
 /// What multiplies the elements that dropout keeps.
-fn kept_scale(dropout: Option<Dropout>) -> f32 {
+fn dropout_scale(dropout: Option<Dropout>) -> f32 {
     dropout.map_or(1.0, |dropout| 1.0 / (1.0 - dropout.probability))
 }
 
@@ -85,9 +85,9 @@ impl LowRank {
             return Sizes { shared: [0; 5], own: [0; 2] };
         }
         let m = block_rows(rows).min(rows);
-        let kept = if dropout { m * dims.d_in.div_ceil(WORD) } else { 0 };
+        let mask = if dropout { m * dims.d_in.div_ceil(WORD) } else { 0 };
         let b_t = dims.rank * dims.d_out.next_multiple_of(self.tile_width());
-        Sizes { shared: [b_t, 0, 0, 0, 0], own: [kept, self.tall_words(m, dims.rank)] }
+        Sizes { shared: [b_t, 0, 0, 0, 0], own: [mask, self.tall_words(m, dims.rank)] }
     }
 
     /// What [`LowRank::backward`] holds for `rows` rows.
@@ -98,10 +98,10 @@ impl LowRank {
         let block = block_rows(rows);
         let thin = self.thin_words(rows, dims.rank);
         let tall = rows.div_ceil(block) * self.tall_words(block, dims.rank);
-        let kept = if dropout { rows.min(SUM_ROWS) * (COLS / WORD) } else { 0 };
+        let mask = if dropout { rows.min(SUM_ROWS) * (COLS / WORD) } else { 0 };
         Sizes {
             shared: [dims.rank * self.whole_width(dims.d_out), rows * dims.rank, thin, thin, tall],
-            own: [kept, dims.rank * COLS],
+            own: [mask, dims.rank * COLS],
         }
     }
 
@@ -111,7 +111,7 @@ impl LowRank {
         let shared = lock(&self.shared);
         let own = self.own.iter().map(|own| {
             let own = lock(own);
-            own.kept.held() + own.product.held()
+            own.mask.held() + own.product.held()
         });
         let panels: u64 = shared.panels.iter().map(Scratch::held).sum();
         shared.b_t.held() + shared.dmid.held() + panels + own.sum::<u64>()
@@ -167,7 +167,7 @@ impl LowRank {
         &self,
         out: &mut [f32],
         inp: &[f32],
-        kept: Option<Kept>,
+        mask: Option<RowMask>,
         (m, k): (usize, usize),
         (w, w_stride): (*const f32, usize),
         rank: usize,
@@ -181,7 +181,7 @@ impl LowRank {
                 n: (m - i).min(DOT_ROWS),
                 inp: inp[i * k..].as_ptr(),
                 inp_stride: k,
-                kept: kept.map(|kept| kept.from(i)),
+                mask: mask.map(|mask| mask.from(i)),
                 w_rows: rank,
                 w: DotRows::Dense { dtype: DType::F32, first: w.cast(), stride: w_stride * 4 },
                 k,
