@@ -3,7 +3,7 @@
 use std::arch::x86_64::*;
 
 use super::kernel_table;
-use super::micro_kernel::{BF16, F32, Lanes};
+use super::micro_kernel::{BF16, F32, MicroKernel};
 
 /// f32 words on AVX2.
 pub(super) struct Avx2;
@@ -52,10 +52,10 @@ unsafe fn of_table([lower, upper]: [__m256; 2], codes: __m256i) -> __m256 {
     }
 }
 
-impl Lanes for Avx2 {
+impl MicroKernel for Avx2 {
     type V = __m256;
     const LANES: usize = 8;
-    const ROWS: usize = 6;
+    const MR: usize = 6;
     const PAIR: usize = 1;
 
     #[inline(always)]

@@ -3,7 +3,7 @@
 use std::arch::x86_64::*;
 
 use super::kernel_table;
-use super::micro_kernel::{BF16, F32, Lanes};
+use super::micro_kernel::{BF16, F32, MicroKernel};
 
 /// f32 words on AVX-512.
 pub(super) struct Avx512;
@@ -117,10 +117,10 @@ pub(super) unsafe fn sums([a, b, c, d]: [__m512; 4]) -> [f32; 4] {
     }
 }
 
-impl Lanes for Avx512 {
+impl MicroKernel for Avx512 {
     type V = __m512;
     const LANES: usize = 16;
-    const ROWS: usize = 14;
+    const MR: usize = 14;
     const PAIR: usize = 1;
 
     #[inline(always)]

@@ -3,7 +3,7 @@
 use std::arch::x86_64::*;
 
 use super::kernel_table;
-use super::micro_kernel::{BF16, F32, Lanes};
+use super::micro_kernel::{BF16, F32, MicroKernel};
 use super::{avx512, avx512::Avx512};
 
 /// Words of two bf16 on AVX512-BF16.
@@ -85,10 +85,10 @@ unsafe fn twice() -> __m512i {
     unsafe { ramp(0x0001_0000_0001_0000, 0x0002_0002_0002_0002) }
 }
 
-impl Lanes for Avx512Bf16 {
+impl MicroKernel for Avx512Bf16 {
     type V = __m512;
     const LANES: usize = 16;
-    const ROWS: usize = 14;
+    const MR: usize = 14;
     const PAIR: usize = 2;
 
     #[inline(always)]

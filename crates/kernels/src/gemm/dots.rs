@@ -1,7 +1,7 @@
 //! Dot products of a few rows with those of a weight, once for every instruction set: what decoding is made of.
 
 use super::four_bit;
-use super::micro_kernel::{BF16, F16, F32, Lanes, size_of_source};
+use super::micro_kernel::{BF16, F16, F32, MicroKernel, size_of_source};
 use super::tile::RowMask;
 use crate::{DType, FourBit};
 
@@ -55,7 +55,7 @@ pub(crate) struct DotJob<'a> {
 /// # Safety
 /// The instruction set of `T` must be there and every pointer valid for its shape.
 #[inline(always)]
-pub(super) unsafe fn dots<T: Lanes>(job: &DotJob<'_>) {
+pub(super) unsafe fn dots<T: MicroKernel>(job: &DotJob<'_>) {
     // SAFETY: as the caller's.
     unsafe {
         match job.w {
@@ -78,8 +78,8 @@ pub(super) unsafe fn dots<T: Lanes>(job: &DotJob<'_>) {
 
 /// Rows of `inp` in a tile of dot products: four by four fill half of 32 registers; with 16 registers two do.
 #[inline(always)]
-pub(super) const fn tallest<T: Lanes>() -> usize {
-    if T::ROWS >= 8 { 4 } else { 2 }
+pub(super) const fn tallest<T: MicroKernel>() -> usize {
+    if T::MR >= 8 { 4 } else { 2 }
 }
 
 /// [`dots`] for one element type, four rows of `w` at a time. They are a quarter of the rows apart, so that each is one of
@@ -89,7 +89,11 @@ pub(super) const fn tallest<T: Lanes>() -> usize {
 /// # Safety
 /// As [`dots`].
 #[inline(always)]
-unsafe fn dots_of<T: Lanes, const D: u8, const MASKED: bool>(job: &DotJob<'_>, w: *const u8, stride: usize) {
+unsafe fn dots_of<T: MicroKernel, const D: u8, const MASKED: bool>(
+    job: &DotJob<'_>,
+    w: *const u8,
+    stride: usize,
+) {
     let groups = job.w_rows.div_ceil(4);
     for group in 0..groups {
         // SAFETY: rows of `inp` exist, and those of `w` as far as they are below `w_rows`.
@@ -129,7 +133,7 @@ unsafe fn dots_of<T: Lanes, const D: u8, const MASKED: bool>(job: &DotJob<'_>, w
 /// # Safety
 /// As [`dots`], and the rows exist, of those of `w` the first at least.
 #[inline(always)]
-unsafe fn dot_tile<T: Lanes, const D: u8, const N: usize, const PREFETCH: bool, const MASKED: bool>(
+unsafe fn dot_tile<T: MicroKernel, const D: u8, const N: usize, const PREFETCH: bool, const MASKED: bool>(
     job: &DotJob<'_>,
     (w, stride): (*const u8, usize),
     i: usize,
@@ -191,7 +195,7 @@ unsafe fn dot_tile<T: Lanes, const D: u8, const N: usize, const PREFETCH: bool, 
 /// # Safety
 /// As [`dots`], and the rows and columns exist.
 #[inline(always)]
-pub(super) unsafe fn store_dots<T: Lanes, const N: usize>(
+pub(super) unsafe fn store_dots<T: MicroKernel, const N: usize>(
     job: &DotJob<'_>,
     acc: &[[T::V; 4]; N],
     (i, j): (usize, usize),

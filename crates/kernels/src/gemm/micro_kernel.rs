@@ -27,13 +27,15 @@ pub(super) const PIECE: usize = 64;
 /// # Safety
 /// Every method needs a processor with the instruction set of the implementor, and memory valid for the
 /// words or elements it names. Nothing needs alignment.
-pub(super) trait Lanes {
-    /// A vector of [`LANES`](Lanes::LANES) words.
+pub(super) trait MicroKernel {
+    /// A vector of [`LANES`](MicroKernel::LANES) words.
     type V: Copy;
     /// Words in a vector, at most 16.
     const LANES: usize;
     /// Rows of the tallest tile whose sums stay in registers; at most `LANES` and 14.
-    const ROWS: usize;
+    const MR: usize;
+    /// Columns of a tile: two vectors.
+    const NR: usize = 2 * Self::LANES;
     /// Elements of `k` in a word: 1 for f32, 2 for bf16.
     const PAIR: usize;
 
@@ -78,7 +80,7 @@ pub(super) trait Lanes {
     /// `LANES` words across, looked up: the element of code `i` at `p0` by the first scale of `table`, paired where words are
     /// pairs with that of code `i` at `p1` by the second.
     unsafe fn looked_up_across(table: Self::Table, p0: *const u8, p1: *const u8) -> Self::V;
-    /// A vector of the chunk of [`PIECES`](Lanes::PIECES) pieces at `p`, looked up in whatever order is quickest: element
+    /// A vector of the chunk of [`PIECES`](MicroKernel::PIECES) pieces at `p`, looked up in whatever order is quickest: element
     /// `i` of vector `v` is element `dealt(v · LANES · PAIR + i)` of the chunk.
     unsafe fn looked_up_dealt(table: Self::Table, p: *const u8, v: usize) -> Self::V;
     /// Where in a chunk the element at that place of its vectors comes from.
@@ -87,7 +89,7 @@ pub(super) trait Lanes {
     unsafe fn transpose(rows: &mut [Self::V; 16]);
     /// Asks for the cache line of `p`, which need not be valid.
     unsafe fn prefetch(p: *const u8);
-    /// As [`prefetch`](Lanes::prefetch), into the second cache.
+    /// As [`prefetch`](MicroKernel::prefetch), into the second cache.
     unsafe fn prefetch_far(p: *const u8);
     /// The sum of each of four vectors, always added in the same order.
     unsafe fn sums(v: [Self::V; 4]) -> [f32; 4];

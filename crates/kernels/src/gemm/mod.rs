@@ -35,13 +35,13 @@ pub(crate) use small_product::StridedJob;
 pub(crate) use tile::{RowMask, TileJob, TileMask};
 
 /// Most words of `k` summed in registers before `C` is touched: a panel of `A` of this length fits L1.
-const BLOCK_STEPS: usize = 384;
+const KC: usize = 384;
 /// Most blocks of `k` packed at a time, which bounds the memory for `A`.
-const BLOCKS_AT_ONCE: usize = 8;
+const MAX_PACKED_BLOCKS: usize = 8;
 /// Most rows of `A` packed at a time.
-const ROWS_AT_ONCE: usize = 1024;
-/// Most columns of `B` packed at a time by one thread: with `BLOCK_STEPS` a fifth of L2.
-const COLS_AT_ONCE: usize = 128;
+const MC: usize = 1024;
+/// Most columns of `B` packed at a time by one thread: with `KC` a fifth of L2.
+const NC: usize = 128;
 
 /// The entry points compiled for one instruction set, and what their caller must know about it.
 ///
@@ -51,7 +51,9 @@ pub(crate) struct Kernels {
     /// Words in a vector; also the words of a step in a panel of `A`, and half of one of `B`.
     pub lanes: usize,
     /// Rows of the tallest tile.
-    pub rows: usize,
+    pub mr: usize,
+    /// Columns of a tile, and of a panel of `B`: two vectors.
+    pub nr: usize,
     /// Elements of `k` in a word.
     pub pair: usize,
     /// Elements in 4 bits that dot products look up at once.
@@ -72,7 +74,7 @@ pub(crate) struct Kernels {
     pub strided: unsafe fn(&StridedJob),
 }
 
-/// Compiles the kernels for one implementor of `Lanes`, as `KERNELS`.
+/// Compiles the kernels for one implementor of `MicroKernel`, as `KERNELS`.
 macro_rules! kernel_table {
     ($features:literal, $lanes:ty) => {
         kernel_table!(@ $lanes, #[target_feature(enable = $features)]);
@@ -119,9 +121,10 @@ macro_rules! kernel_table {
                 unsafe { super::small_product::strided::<$lanes>(job) }
             }
             super::Kernels {
-                lanes: <$lanes as super::micro_kernel::Lanes>::LANES,
-                rows: <$lanes as super::micro_kernel::Lanes>::ROWS,
-                pair: <$lanes as super::micro_kernel::Lanes>::PAIR,
+                lanes: <$lanes as super::micro_kernel::MicroKernel>::LANES,
+                mr: <$lanes as super::micro_kernel::MicroKernel>::MR,
+                nr: <$lanes as super::micro_kernel::MicroKernel>::NR,
+                pair: <$lanes as super::micro_kernel::MicroKernel>::PAIR,
                 chunk: super::four_bit::chunk::<$lanes>(),
                 pack,
                 words,
@@ -170,7 +173,7 @@ impl Kernels {
         round: bool,
     ) {
         src.check(m, k);
-        let panels = m.div_ceil(self.rows);
+        let panels = m.div_ceil(self.mr);
         for i in 0..panels {
             let dst = dst.wrapping_add(i * panel);
             let job = PackJob::new(dst, self.lanes, src, part(m, panels, i), (0, k), round);
@@ -182,7 +185,7 @@ impl Kernels {
     /// The blocks into which a sum over `k` is cut, and the words of each but the last.
     pub fn blocks(&self, k: usize) -> (usize, usize) {
         let steps = k.div_ceil(self.pair);
-        let block_steps = steps.div_ceil(steps.div_ceil(BLOCK_STEPS)).next_multiple_of(self.lanes);
+        let block_steps = steps.div_ceil(steps.div_ceil(KC)).next_multiple_of(self.lanes);
         (steps.div_ceil(block_steps), block_steps)
     }
 }
@@ -228,7 +231,7 @@ struct Cut {
 impl Cut {
     /// Words that hold the packed panels of `A`, and each thread's panels of `B`.
     fn words(&self) -> [usize; 2] {
-        let count = self.blocks.min(BLOCKS_AT_ONCE);
+        let count = self.blocks.min(MAX_PACKED_BLOCKS);
         [count * self.panels * self.a_panel, self.task_cols * self.block_steps]
     }
 }
@@ -257,7 +260,7 @@ impl Gemm {
         if m == 0 || n == 0 || k == 0 {
             return [0; 2];
         }
-        self.cut(threads, m.div_ceil(m.div_ceil(ROWS_AT_ONCE)), n, k).words()
+        self.cut(threads, m.div_ceil(m.div_ceil(MC)), n, k).words()
     }
 
     /// Bytes held at present.
@@ -266,21 +269,21 @@ impl Gemm {
         lock(&self.packed_a).held() + self.packed_b.iter().map(|b| lock(b).held()).sum::<u64>()
     }
 
-    /// The cut of at most [`ROWS_AT_ONCE`] rows of a product.
+    /// The cut of at most [`MC`] rows of a product.
     fn cut(&self, threads: usize, m: usize, n: usize, k: usize) -> Cut {
-        let Kernels { lanes, rows, .. } = *self.kernels;
+        let Kernels { lanes, mr, nr, .. } = *self.kernels;
         let (blocks, block_steps) = self.kernels.blocks(k);
         // Enough column tasks to keep every thread busy, and as many for each.
-        let (width, panels_of_b) = (2 * lanes, n.div_ceil(2 * lanes));
-        let col_tasks = panels_of_b.div_ceil(COLS_AT_ONCE / width).max(3 * threads);
+        let panels_of_b = n.div_ceil(nr);
+        let col_tasks = panels_of_b.div_ceil(NC / nr).max(3 * threads);
         let col_tasks = col_tasks.next_multiple_of(threads).min(panels_of_b);
         Cut {
             blocks,
             block_steps,
-            panels: m.div_ceil(rows),
+            panels: m.div_ceil(mr),
             a_panel: block_steps * lanes,
             col_tasks,
-            task_cols: panels_of_b.div_ceil(col_tasks) * width,
+            task_cols: panels_of_b.div_ceil(col_tasks) * nr,
         }
     }
 
@@ -301,7 +304,7 @@ impl Gemm {
             }
             return;
         }
-        let row_blocks = p.m.div_ceil(ROWS_AT_ONCE);
+        let row_blocks = p.m.div_ceil(MC);
         for block in 0..row_blocks {
             self.row_block(pool, &p, SendPtr(p.c.as_ptr().cast_mut()), part(p.m, row_blocks, block));
         }
@@ -309,8 +312,8 @@ impl Gemm {
 
     /// Rows `row .. row + m` of a product: packs `A` once for all threads, then each takes columns of `B`.
     fn row_block(&self, pool: &Pool, p: &Product<'_>, c: SendPtr, (row, m): (usize, usize)) {
-        let Kernels { lanes, pair, pack, tiles, .. } = *self.kernels;
-        let width = 2 * lanes;
+        let Kernels { lanes, nr, pair, pack, tiles, .. } = *self.kernels;
+        let width = nr;
         let cut = self.cut(pool.threads(), m, p.n, p.k);
         let Cut { blocks, block_steps, panels, a_panel, col_tasks, .. } = cut;
         let [a_words, b_words] = cut.words();
@@ -329,8 +332,8 @@ impl Gemm {
         };
 
         let mut packed_a = lock(&self.packed_a);
-        for first in (0..blocks).step_by(BLOCKS_AT_ONCE) {
-            let count = (blocks - first).min(BLOCKS_AT_ONCE);
+        for first in (0..blocks).step_by(MAX_PACKED_BLOCKS) {
+            let count = (blocks - first).min(MAX_PACKED_BLOCKS);
             let packed = SendPtr(packed_a.at_least(a_words).as_mut_ptr());
             pool.run(panels, |panel, worker| {
                 let (first_row, rows) = part(m, panels, panel);

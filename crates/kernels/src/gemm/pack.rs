@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use super::four_bit;
-use super::micro_kernel::{BF16, F16, F32, Lanes, element, size_of_source, word};
+use super::micro_kernel::{BF16, F16, F32, MicroKernel, element, size_of_source, word};
 use super::prefetch::Prefetch;
 use crate::matrix::HostMatrix;
 use crate::{DType, FourBit, Matrix};
@@ -100,7 +100,7 @@ pub(crate) struct PackJob<'a> {
     /// First panel. Step `s`, lane `i` of a panel goes to `s * width + i`; whole vectors are written, so
     /// lanes past `outers` up to a multiple of `LANES` receive junk.
     pub dst: *mut f32,
-    /// Lanes of a panel, whole vectors: words from one step to the next.
+    /// MicroKernel of a panel, whole vectors: words from one step to the next.
     pub width: usize,
     /// Words from one panel to the next.
     pub panel: usize,
@@ -139,7 +139,7 @@ impl<'a> PackJob<'a> {
 /// # Safety
 /// The instruction set of `T` must be there, the elements inside the view, and `dst` valid for all steps.
 #[inline(always)]
-pub(super) unsafe fn pack<T: Lanes>(job: &PackJob<'_>) {
+pub(super) unsafe fn pack<T: MicroKernel>(job: &PackJob<'_>) {
     let mut prefetch = job.prefetch;
     // SAFETY: as the caller's.
     unsafe {
@@ -158,7 +158,7 @@ pub(super) unsafe fn pack<T: Lanes>(job: &PackJob<'_>) {
 /// # Safety
 /// As [`pack`].
 #[inline(always)]
-pub(super) unsafe fn pack_of<T: Lanes, const D: u8>(job: &PackJob<'_>) {
+pub(super) unsafe fn pack_of<T: MicroKernel, const D: u8>(job: &PackJob<'_>) {
     // Where `outer` is contiguous, rows are read some steps at a time across all panels: columns of one
     // panel alone would be a line or two of every page.
     let steps_at_once = if job.src.k == 1 { usize::MAX } else { ACROSS_STEPS };
@@ -189,7 +189,7 @@ pub(super) unsafe fn pack_of<T: Lanes, const D: u8>(job: &PackJob<'_>) {
 /// # Safety
 /// The instruction set of `T` must be there.
 #[inline(always)]
-pub(super) unsafe fn prefetch_steps<T: Lanes>(job: &PackJob<'_>, step: usize) {
+pub(super) unsafe fn prefetch_steps<T: MicroKernel>(job: &PackJob<'_>, step: usize) {
     let next = (step + PREFETCH_STEPS) * T::PAIR;
     if next < job.k_len {
         let rows = (job.k_len - next).min(ACROSS_STEPS * T::PAIR);
@@ -204,7 +204,7 @@ pub(super) unsafe fn prefetch_steps<T: Lanes>(job: &PackJob<'_>, step: usize) {
 /// # Safety
 /// As [`pack`].
 #[inline(always)]
-unsafe fn pack_along<T: Lanes, const D: u8>(
+unsafe fn pack_along<T: MicroKernel, const D: u8>(
     job: &PackJob<'_>,
     mut dst: *mut f32,
     first: usize,
@@ -258,7 +258,7 @@ unsafe fn pack_along<T: Lanes, const D: u8>(
 /// # Safety
 /// As [`pack`].
 #[inline(always)]
-unsafe fn pack_across<T: Lanes, const D: u8>(
+unsafe fn pack_across<T: MicroKernel, const D: u8>(
     job: &PackJob<'_>,
     dst: *mut f32,
     first: usize,
@@ -306,7 +306,7 @@ unsafe fn pack_across<T: Lanes, const D: u8>(
 /// # Safety
 /// The instruction set of `T` must be there, and `dst` valid for all words.
 #[inline(always)]
-pub(super) unsafe fn words<T: Lanes>(dst: *mut f32, src: &[f32], round: bool) {
+pub(super) unsafe fn words<T: MicroKernel>(dst: *mut f32, src: &[f32], round: bool) {
     let vector = T::LANES * T::PAIR;
     for (i, src) in src.chunks(vector).enumerate() {
         // SAFETY: a short last chunk is copied aside and only its words are stored.

@@ -1,6 +1,6 @@
 //! Operands fetched from memory while the processor multiplies: packing them would wait for every line.
 
-use super::micro_kernel::Lanes;
+use super::micro_kernel::MicroKernel;
 use super::partition::part;
 
 /// Bytes of a cache line.
@@ -44,7 +44,7 @@ impl Prefetch {
     /// # Safety
     /// The instruction set of `T` must be there.
     #[inline(always)]
-    pub(super) unsafe fn fetch<T: Lanes>(&mut self, n: usize) {
+    pub(super) unsafe fn fetch<T: MicroKernel>(&mut self, n: usize) {
         for _ in 0..n {
             if self.rows == 0 {
                 return;

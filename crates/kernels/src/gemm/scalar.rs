@@ -1,15 +1,15 @@
 //! No intrinsics: four lanes as an array, which compilers turn into whatever the target has.
 
 use super::kernel_table;
-use super::micro_kernel::{Lanes, element, word};
+use super::micro_kernel::{MicroKernel, element, word};
 
 /// f32 words anywhere.
 pub(super) struct Scalar;
 
-impl Lanes for Scalar {
+impl MicroKernel for Scalar {
     type V = [f32; 4];
     const LANES: usize = 4;
-    const ROWS: usize = 4;
+    const MR: usize = 4;
     const PAIR: usize = 1;
 
     #[inline(always)]

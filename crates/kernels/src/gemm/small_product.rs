@@ -1,6 +1,6 @@
 //! Products small enough to stay in the first caches, of words as they lie: what tiles of attention are made of.
 
-use super::micro_kernel::{F32, Lanes};
+use super::micro_kernel::{F32, MicroKernel};
 use super::prefetch::Prefetch;
 
 /// `C (m, n) = A B`, or `+=`. Every element sums over `k` in order, whatever tile it falls in.
@@ -29,26 +29,26 @@ pub(crate) struct StridedJob {
 }
 
 /// Rows of the tallest tile: of four vectors it fills 24 of 32 registers, of two 12 of 16.
-const ROWS: usize = 6;
+const MR: usize = 6;
 
 /// Runs a [`StridedJob`].
 ///
 /// # Safety
 /// The instruction set of `T` must be there and every pointer valid for its shape.
 #[inline(always)]
-pub(super) unsafe fn strided<T: Lanes>(job: &StridedJob) {
-    let widest = if T::ROWS >= 8 { 4 } else { 2 };
+pub(super) unsafe fn strided<T: MicroKernel>(job: &StridedJob) {
+    let widest = if T::MR >= 8 { 4 } else { 2 };
     let mut prefetch = job.prefetch;
-    let lines = prefetch.lines().div_ceil(job.m.div_ceil(ROWS) * job.n.div_ceil(widest * T::LANES));
+    let lines = prefetch.lines().div_ceil(job.m.div_ceil(MR) * job.n.div_ceil(widest * T::LANES));
     let mut column = 0;
     while column < job.n {
         let vectors = ((job.n - column) / T::LANES).min(widest);
-        for row in (0..job.m).step_by(ROWS) {
+        for row in (0..job.m).step_by(MR) {
             // SAFETY: the caller has the instruction set.
             unsafe { prefetch.fetch::<T>(lines) };
             macro_rules! choose {
                 ($($v:literal: $($m:literal)*;)*) => {
-                    match (vectors, (job.m - row).min(ROWS)) {
+                    match (vectors, (job.m - row).min(MR)) {
                         // SAFETY: as the caller's, for rows below `m` and columns below `n`.
                         $($(($v, $m) if $v <= widest => unsafe { tile::<T, $m, $v>(job, row, column) },)*)*
                         _ => unreachable!("part of a vector, or no row"),
@@ -66,7 +66,7 @@ pub(super) unsafe fn strided<T: Lanes>(job: &StridedJob) {
 /// # Safety
 /// As [`strided`], and the tile lies inside C.
 #[inline(always)]
-unsafe fn tile<T: Lanes, const M: usize, const V: usize>(job: &StridedJob, row: usize, column: usize) {
+unsafe fn tile<T: MicroKernel, const M: usize, const V: usize>(job: &StridedJob, row: usize, column: usize) {
     let StridedJob { steps, a, a_strides: (a_row, a_step), b, c, stride, .. } = *job;
     // SAFETY: as the caller's.
     unsafe {
@@ -105,7 +105,7 @@ unsafe fn tile<T: Lanes, const M: usize, const V: usize>(job: &StridedJob, row: 
 /// # Safety
 /// The instruction set of `T` must be there, and `dst` valid for all words.
 #[inline(always)]
-pub(super) unsafe fn across<T: Lanes>(dst: *mut f32, rows: &[f32], width: usize) {
+pub(super) unsafe fn across<T: MicroKernel>(dst: *mut f32, rows: &[f32], width: usize) {
     for (p, pair) in rows.chunks(T::PAIR * width).enumerate() {
         for column in (0..width).step_by(T::LANES) {
             let (first, zeros) = (pair[column..].as_ptr(), [0.0f32; 16]);

@@ -1,6 +1,6 @@
 //! The register tile of a product, once for every instruction set.
 
-use super::micro_kernel::Lanes;
+use super::micro_kernel::MicroKernel;
 use super::partition::part;
 use super::prefetch::Prefetch;
 
@@ -52,11 +52,11 @@ pub(crate) struct TileJob {
     pub n: usize,
     /// Words of `k`.
     pub steps: usize,
-    /// Panels of at most [`Lanes::ROWS`] rows, `LANES` words a step.
+    /// Panels of at most [`MicroKernel::MR`] rows, `LANES` words a step.
     pub a: *const f32,
     /// Words from one panel of `A` to the next.
     pub a_panel: usize,
-    /// First panel of `2 LANES` columns.
+    /// First panel of `NR` columns.
     pub b: *const f32,
     /// Words from one panel of `B` to the next.
     pub b_panel: usize,
@@ -82,9 +82,9 @@ pub(crate) struct TileJob {
 /// The instruction set of `T` must be there and every pointer valid for its shape; `B` in place may be
 /// read only up to column `n`.
 #[inline(always)]
-pub(super) unsafe fn tiles<T: Lanes>(job: &TileJob) {
-    let width = 2 * T::LANES;
-    let (panels, across) = (job.m.div_ceil(T::ROWS), job.n.div_ceil(width));
+pub(super) unsafe fn tiles<T: MicroKernel>(job: &TileJob) {
+    let width = T::NR;
+    let (panels, across) = (job.m.div_ceil(T::MR), job.n.div_ceil(width));
     let mut prefetch = job.prefetch;
     let lines = prefetch.lines().div_ceil((panels * across).max(1));
     for p in 0..panels {
@@ -128,7 +128,7 @@ pub(super) unsafe fn tiles<T: Lanes>(job: &TileJob) {
 /// # Safety
 /// As [`tiles`].
 #[inline(always)]
-unsafe fn tile_of_rows<T: Lanes, const MASKED: u8>(
+unsafe fn tile_of_rows<T: MicroKernel, const MASKED: u8>(
     rows: usize,
     job: &TileJob,
     a: *const f32,
@@ -143,8 +143,8 @@ unsafe fn tile_of_rows<T: Lanes, const MASKED: u8>(
         ($($m:literal)*) => {
             match rows {
                 // SAFETY: as the caller's; the condition keeps tiles that cannot occur from being compiled.
-                $($m if $m <= T::ROWS => unsafe {
-                    if cols == 2 * T::LANES {
+                $($m if $m <= T::MR => unsafe {
+                    if cols == T::NR {
                         tile::<T, $m, false, MASKED>(job, a, b, c, cols, mask, vector, prefetch)
                     } else {
                         tile::<T, $m, true, MASKED>(job, a, b, c, cols, mask, vector, prefetch)
@@ -157,13 +157,13 @@ unsafe fn tile_of_rows<T: Lanes, const MASKED: u8>(
     choose!(1 2 3 4 5 6 7 8 9 10 11 12 13 14)
 }
 
-/// One tile of `M x 2 LANES` sums, all in registers over the whole of `steps`, `k` ascending. Its columns are vectors
+/// One tile of `M x NR` sums, all in registers over the whole of `steps`, `k` ascending. Its columns are vectors
 /// `vector` and the next of the rows of `kept`.
 ///
 /// # Safety
-/// As [`tiles`]; without `TAIL` all `2 LANES` columns exist.
+/// As [`tiles`]; without `TAIL` all `NR` columns exist.
 #[inline(always)]
-unsafe fn tile<T: Lanes, const M: usize, const TAIL: bool, const MASKED: u8>(
+unsafe fn tile<T: MicroKernel, const M: usize, const TAIL: bool, const MASKED: u8>(
     job: &TileJob,
     mut a: *const f32,
     mut b: *const f32,
@@ -182,7 +182,7 @@ unsafe fn tile<T: Lanes, const M: usize, const TAIL: bool, const MASKED: u8>(
         for i in 0..M {
             let c = c.wrapping_add(i * job.ldc);
             T::prefetch(c.cast());
-            T::prefetch(c.wrapping_add(2 * T::LANES - 1).cast());
+            T::prefetch(c.wrapping_add(T::NR - 1).cast());
         }
         // A few lines at a time, all over the tile: many at once would keep what it reads itself waiting.
         let (mut left, mut lines) = (job.steps, lines);
@@ -242,7 +242,7 @@ unsafe fn tile<T: Lanes, const M: usize, const TAIL: bool, const MASKED: u8>(
 /// # Safety
 /// The instruction set of `T` must be there and the row's words readable.
 #[inline(always)]
-unsafe fn mask_both<T: Lanes>((v0, v1): (T::V, T::V), mask: RowMask, vector: usize) -> (T::V, T::V) {
+unsafe fn mask_both<T: MicroKernel>((v0, v1): (T::V, T::V), mask: RowMask, vector: usize) -> (T::V, T::V) {
     // SAFETY: as the caller's; a word has the bits of both vectors, or of more.
     unsafe {
         (T::apply_mask(v0, T::mask(mask.first, vector)), T::apply_mask(v1, T::mask(mask.first, vector + 1)))

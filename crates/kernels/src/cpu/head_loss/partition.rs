@@ -38,7 +38,7 @@ pub(super) struct Cut {
 impl Cut {
     /// A pass on `threads`.
     pub fn new(kernels: &Kernels, threads: usize, m: usize, v: usize, c: usize) -> Self {
-        let &Kernels { lanes, rows, pair, .. } = kernels;
+        let &Kernels { lanes, mr: rows, pair, .. } = kernels;
         let (k_blocks, steps) = kernels.blocks(c);
         let mix_steps = BLOCK.div_ceil(pair);
         let (blocks, panels) = (v.div_ceil(BLOCK), m.div_ceil(rows));

@@ -64,8 +64,8 @@ impl Pass<'_> {
 
     /// `logits = inp Wᵀ` of a group of rows and a block of the vocabulary.
     fn logits(&self, group: usize, weight: &mut [f32], logits: &mut [f32], block: usize, next: Prefetch) {
-        let Kernels { lanes, pair, pack, tiles, .. } = *self.kernels;
-        let (cut, width, (first, n)) = (self.cut, 2 * lanes, self.block(block));
+        let Kernels { nr, pair, pack, tiles, .. } = *self.kernels;
+        let (cut, width, (first, n)) = (self.cut, nr, self.block(block));
         let (panel, _) = cut.panels_of(group);
         let (b, c) = (weight.as_mut_ptr(), logits.as_mut_ptr());
         for k_block in 0..cut.k_blocks {
@@ -111,8 +111,8 @@ impl Pass<'_> {
         is_first: bool,
         next: Prefetch,
     ) {
-        let Kernels { lanes, pair, pack, tiles, .. } = *self.kernels;
-        let (cut, width) = (self.cut, 2 * lanes);
+        let Kernels { nr, pair, pack, tiles, .. } = *self.kernels;
+        let (cut, width) = (self.cut, nr);
         let (a, b) = (packed.as_mut_ptr(), weight.as_mut_ptr());
         let src = View::f32(exponentials, BLOCK, 1);
         // SAFETY: `packed` has panels of `mix_panel` words for all rows of the group.

@@ -32,7 +32,7 @@ impl LowRank {
         if rows.is_empty() {
             return;
         }
-        let Kernels { lanes, tiles, .. } = *self.kernels;
+        let Kernels { lanes, nr, tiles, .. } = *self.kernels;
         let mut shared = lock(&self.shared);
         let Shared { b_t, dmid, panels } = &mut *shared;
         let b_stride = self.whole_width(d_out);
@@ -75,7 +75,7 @@ impl LowRank {
                 a: std::ptr::null(),
                 a_panel: n * lanes,
                 b: std::ptr::null(),
-                b_panel: 2 * lanes,
+                b_panel: nr,
                 b_step: 0,
                 c: std::ptr::null_mut(),
                 ldc: COLS,

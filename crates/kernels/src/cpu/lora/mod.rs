@@ -124,17 +124,17 @@ impl LowRank {
 
     /// Columns of a panel as tiles take them.
     fn tile_width(&self) -> usize {
-        2 * self.kernels.lanes
+        self.kernels.nr
     }
 
     /// Words of the panels of `midᵀ (R, N)`, each with a step for every row.
     fn thin_words(&self, rows: usize, rank: usize) -> usize {
-        rank.div_ceil(self.kernels.rows) * rows * self.kernels.lanes
+        rank.div_ceil(self.kernels.mr) * rows * self.kernels.lanes
     }
 
     /// Words of the panels of `m` rows of `mid (N, R)`.
     fn tall_words(&self, m: usize, rank: usize) -> usize {
-        m.div_ceil(self.kernels.rows) * rank * self.kernels.lanes
+        m.div_ceil(self.kernels.mr) * rank * self.kernels.lanes
     }
 
     /// `Bᵀ (R, OUT)` in panels of `width` columns, whole vectors.

@@ -4,12 +4,12 @@ use super::expand;
 use crate::FourBit;
 use crate::four_bit::{GROUP, ScaleView};
 use crate::gemm::dots::{DotJob, store_dots, tallest};
-use crate::gemm::micro_kernel::{Lanes, PIECE};
+use crate::gemm::micro_kernel::{MicroKernel, PIECE};
 use crate::gemm::pack::words;
 
-/// Elements of a chunk of a dot product: those of [`Lanes::PIECES`] pieces.
+/// Elements of a chunk of a dot product: those of [`MicroKernel::PIECES`] pieces.
 #[inline(always)]
-pub(in crate::gemm) const fn chunk<T: Lanes>() -> usize {
+pub(in crate::gemm) const fn chunk<T: MicroKernel>() -> usize {
     PIECE * T::PIECES
 }
 
@@ -26,7 +26,7 @@ pub(in crate::gemm) fn is_regular(w: &FourBit, k: usize, chunk: usize) -> bool {
 /// # Safety
 /// As [`words`], and `row` is whole chunks.
 #[inline(always)]
-pub(in crate::gemm) unsafe fn deal<T: Lanes>(dst: *mut f32, row: &[f32], round: bool) {
+pub(in crate::gemm) unsafe fn deal<T: MicroKernel>(dst: *mut f32, row: &[f32], round: bool) {
     for (i, row) in row.chunks_exact(chunk::<T>()).enumerate() {
         let mut dealt = [0.0; 2 * PIECE];
         for place in 0..chunk::<T>() {
@@ -42,7 +42,7 @@ pub(in crate::gemm) unsafe fn deal<T: Lanes>(dst: *mut f32, row: &[f32], round: 
 /// # Safety
 /// As [`dots`](crate::gemm::dots::dots).
 #[inline(always)]
-pub(in crate::gemm) unsafe fn dots<T: Lanes>(job: &DotJob<'_>, w: &FourBit, row: usize) {
+pub(in crate::gemm) unsafe fn dots<T: MicroKernel>(job: &DotJob<'_>, w: &FourBit, row: usize) {
     if is_regular(w, job.k, chunk::<T>()) {
         // SAFETY: as the caller's.
         return unsafe {
@@ -77,7 +77,7 @@ pub(in crate::gemm) unsafe fn dots<T: Lanes>(job: &DotJob<'_>, w: &FourBit, row:
 /// # Safety
 /// As [`dots`], and `w` is regular; with `SHORT` its blocks are pieces.
 #[inline(always)]
-unsafe fn regular_dots<T: Lanes, const SHORT: bool>(job: &DotJob<'_>, w: &FourBit, row: usize) {
+unsafe fn regular_dots<T: MicroKernel, const SHORT: bool>(job: &DotJob<'_>, w: &FourBit, row: usize) {
     let per_row = job.k / PIECE;
     let apart = job.w_rows.div_ceil(2);
     let mut walks = [Walk::new(w), Walk::new(w)];
@@ -178,7 +178,7 @@ impl<'a> Walk<'a> {
 /// # Safety
 /// As [`dots`], rows `i .. i + N` and those of the walks exist, the weight is regular, and with `SHORT` its blocks are pieces.
 #[inline(always)]
-unsafe fn dot_tile<T: Lanes, const N: usize, const SHORT: bool>(
+unsafe fn dot_tile<T: MicroKernel, const N: usize, const SHORT: bool>(
     job: &DotJob<'_>,
     walks: &mut [Walk<'_>; 2],
     (i, j): (usize, usize),
@@ -237,7 +237,7 @@ unsafe fn dot_tile<T: Lanes, const N: usize, const SHORT: bool>(
 /// # Safety
 /// As [`dots`], and the rows exist.
 #[inline(always)]
-unsafe fn ragged_tile<T: Lanes, const N: usize>(
+unsafe fn ragged_tile<T: MicroKernel, const N: usize>(
     job: &DotJob<'_>,
     w: &FourBit,
     row: usize,

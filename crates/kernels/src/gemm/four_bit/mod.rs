@@ -5,8 +5,8 @@ mod pack_aligned;
 
 use std::mem::MaybeUninit;
 
-use super::BLOCK_STEPS;
-use super::micro_kernel::{BF16, F32, Lanes};
+use super::KC;
+use super::micro_kernel::{BF16, F32, MicroKernel};
 use super::pack::{ACROSS_STEPS, Elements, PackJob, View, pack_of, prefetch_steps};
 use crate::four_bit::code;
 use crate::{DType, FourBit};
@@ -16,7 +16,7 @@ pub(super) use dots::{chunk, deal, dots, is_regular};
 /// Columns whose rows are looked up together when they are packed across.
 const ACROSS: usize = 128;
 /// Bytes for elements that wait to be packed: a panel of the longest block of `k`.
-const BUFFER: usize = 16 * BLOCK_STEPS * 4;
+const BUFFER: usize = 16 * KC * 4;
 
 /// A place for looked-up elements, aligned for whole vectors.
 #[repr(align(64))]
@@ -34,7 +34,7 @@ impl Buffer {
 
 /// Bytes of an element once looked up: bf16 where words are pairs, f32 where not.
 #[inline(always)]
-const fn size<T: Lanes>() -> usize {
+const fn size<T: MicroKernel>() -> usize {
     4 / T::PAIR
 }
 
@@ -44,7 +44,7 @@ const fn size<T: Lanes>() -> usize {
 /// # Safety
 /// As [`pack`](super::pack::pack).
 #[inline(always)]
-pub(super) unsafe fn pack<T: Lanes>(job: &PackJob<'_>, w: &FourBit) {
+pub(super) unsafe fn pack<T: MicroKernel>(job: &PackJob<'_>, w: &FourBit) {
     let View { outer, k, .. } = job.src;
     // SAFETY: as the caller's.
     unsafe {
@@ -61,7 +61,7 @@ pub(super) unsafe fn pack<T: Lanes>(job: &PackJob<'_>, w: &FourBit) {
     // before it is packed.
     unsafe {
         if k == 1 {
-            debug_assert!(job.k_len <= BLOCK_STEPS * T::PAIR);
+            debug_assert!(job.k_len <= KC * T::PAIR);
             for first in (0..job.outers).step_by(T::LANES) {
                 let outers = (job.outers - first).min(T::LANES);
                 for i in 0..outers {
@@ -94,7 +94,7 @@ pub(super) unsafe fn pack<T: Lanes>(job: &PackJob<'_>, w: &FourBit) {
 /// # Safety
 /// As [`pack`], and the buffer holds them.
 #[inline(always)]
-unsafe fn pack_strip<T: Lanes>(
+unsafe fn pack_strip<T: MicroKernel>(
     job: &PackJob<'_>,
     buffer: *const u8,
     outers: (usize, usize),
@@ -122,7 +122,7 @@ unsafe fn pack_strip<T: Lanes>(
 /// # Safety
 /// The instruction set of `T` must be there, the elements inside the weight, and `to` valid for them.
 #[inline(always)]
-unsafe fn expand<T: Lanes>(mut to: *mut u8, w: &FourBit, first: usize, n: usize, round: bool) {
+unsafe fn expand<T: MicroKernel>(mut to: *mut u8, w: &FourBit, first: usize, n: usize, round: bool) {
     let (codes, scales) = (w.codes(), w.scales().view());
     let vector = T::LANES * T::PAIR;
     let (mut e, end) = (first, first + n);

@@ -1,12 +1,12 @@
 //! Packing of weights in 4 bits whose blocks end where vectors do: values go from their codes straight to their panels.
 
 use crate::FourBit;
-use crate::gemm::micro_kernel::Lanes;
+use crate::gemm::micro_kernel::MicroKernel;
 use crate::gemm::pack::{ACROSS_STEPS, PackJob, prefetch_steps};
 
 /// Whether squares of `LANES` rows lie inside a block of each of them.
 #[inline(always)]
-pub(super) fn is_along<T: Lanes>(job: &PackJob<'_>, w: &FourBit) -> bool {
+pub(super) fn is_along<T: MicroKernel>(job: &PackJob<'_>, w: &FourBit) -> bool {
     let square = T::LANES * T::PAIR;
     let whole = |n: usize| n.is_multiple_of(square);
     whole(w.block_size()) && whole(job.k) && whole(job.k_len) && job.src.outer.is_multiple_of(w.block_size())
@@ -18,7 +18,7 @@ pub(super) fn is_along<T: Lanes>(job: &PackJob<'_>, w: &FourBit) -> bool {
 /// # Safety
 /// As [`pack`](super::pack).
 #[inline(always)]
-pub(super) unsafe fn pack_along<T: Lanes>(job: &PackJob<'_>, w: &FourBit) {
+pub(super) unsafe fn pack_along<T: MicroKernel>(job: &PackJob<'_>, w: &FourBit) {
     let (codes, scales, square) = (w.codes().as_ptr(), w.scales().view(), T::LANES * T::PAIR);
     for first in (0..job.outers).step_by(T::LANES) {
         let last = (job.outers - first).min(T::LANES) - 1;
@@ -58,7 +58,7 @@ pub(super) unsafe fn pack_along<T: Lanes>(job: &PackJob<'_>, w: &FourBit) {
 
 /// Whether no vector of a row crosses a block or ends inside a byte or beyond the row.
 #[inline(always)]
-pub(super) fn is_across<T: Lanes>(job: &PackJob<'_>, w: &FourBit) -> bool {
+pub(super) fn is_across<T: MicroKernel>(job: &PackJob<'_>, w: &FourBit) -> bool {
     let whole = |n: usize| n.is_multiple_of(T::LANES);
     const { assert!(T::LANES.is_multiple_of(2), "a vector ends with a byte of codes") };
     whole(w.block_size()) && [job.src.k, job.outer, job.outers].into_iter().all(whole)
@@ -70,7 +70,7 @@ pub(super) fn is_across<T: Lanes>(job: &PackJob<'_>, w: &FourBit) -> bool {
 /// # Safety
 /// As [`pack`](super::pack).
 #[inline(always)]
-pub(super) unsafe fn pack_across<T: Lanes>(job: &PackJob<'_>, w: &FourBit) {
+pub(super) unsafe fn pack_across<T: MicroKernel>(job: &PackJob<'_>, w: &FourBit) {
     let (codes, scales) = (w.codes().as_ptr(), w.scales().view());
     for step in 0..job.k_len.div_ceil(T::PAIR) {
         // A last row without a partner is paired with zeros.
