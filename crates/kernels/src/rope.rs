@@ -83,7 +83,7 @@ impl RopeTable {
 
     /// Bytes held at present.
     #[cfg(test)]
-    pub(crate) fn held(&self) -> u64 {
+    pub(crate) fn allocated_bytes(&self) -> u64 {
         let floats = self.inv_freq.capacity() + self.cos.capacity() + self.sin.capacity();
         4 * (floats + self.positions.capacity()) as u64
     }

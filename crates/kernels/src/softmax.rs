@@ -30,7 +30,7 @@ simd_fn! {
     /// If the lengths do not fit each other.
     pub fn online_softmax(
         running: &mut [Running],
-        mixed: &mut [f32],
+        weighted: &mut [f32],
         logits: &mut [f32],
         stride: usize,
         targets: &[u32],
@@ -42,7 +42,7 @@ simd_fn! {
 #[inline(always)]
 fn online_softmax_lanes<L: Lanes>(
     running: &mut [Running],
-    mixed: &mut [f32],
+    weighted: &mut [f32],
     logits: &mut [f32],
     stride: usize,
     targets: &[u32],
@@ -50,7 +50,7 @@ fn online_softmax_lanes<L: Lanes>(
     n: usize,
 ) {
     assert_eq!(running.len(), targets.len());
-    let cols = mixed.len() / targets.len().max(1);
+    let cols = weighted.len() / targets.len().max(1);
     for (i, (running, &target)) in running.iter_mut().zip(targets).enumerate() {
         let row = &mut logits[i * stride..][..n];
         let target = (target as usize).wrapping_sub(first);
@@ -61,7 +61,7 @@ fn online_softmax_lanes<L: Lanes>(
         if max > running.max {
             let factor = (running.max as f64 - max as f64).exp();
             running.sum *= factor;
-            scale::<L>(&mut mixed[i * cols..][..cols], factor as f32);
+            scale::<L>(&mut weighted[i * cols..][..cols], factor as f32);
             running.max = max;
         }
         running.sum += exponentials::<L>(row, running.max) as f64;

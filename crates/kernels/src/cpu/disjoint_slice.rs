@@ -8,13 +8,13 @@ use super::pool::{Pool, SendPtr};
 const TASK_ELEMENTS: usize = 16 << 10;
 
 /// A slice of which every task takes a range of its own.
-pub(crate) struct Parts {
+pub(crate) struct DisjointSlice {
     start: SendPtr,
     len: usize,
 }
 
-impl Parts {
-    /// Parts of `data`, which must stay borrowed while they are used.
+impl DisjointSlice {
+    /// DisjointSlice of `data`, which must stay borrowed while they are used.
     pub fn new(data: &mut [f32]) -> Self {
         Self { start: SendPtr(data.as_mut_ptr()), len: data.len() }
     }

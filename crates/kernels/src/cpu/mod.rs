@@ -12,11 +12,11 @@ use std::fmt;
 use std::ops::Range;
 use std::sync::Mutex;
 
-use self::disjoint_slice::Parts;
-use self::head_loss::Head;
+use self::disjoint_slice::DisjointSlice;
+use self::head_loss::HeadLoss;
 use self::lora::LowRank;
 use self::pool::{Pool, SendPtr, lock};
-use crate::gemm::{FewRows, Gemm, Product, View};
+use crate::gemm::{Gemm, Product, SkinnyGemm, View};
 use crate::lora::LoraDims;
 use crate::rope::RopeTable;
 use crate::{
@@ -63,10 +63,10 @@ pub struct Cpu {
     bf16: bool,
     pool: Pool,
     gemm: Gemm,
-    few_rows: FewRows,
+    skinny_gemm: SkinnyGemm,
     low_rank: LowRank,
-    attention: attention::Words,
-    head: Head,
+    attention: attention::OperandFormat,
+    head_loss: HeadLoss,
     rope: Mutex<RopeTable>,
 }
 
@@ -83,10 +83,10 @@ impl Cpu {
             isa,
             bf16,
             gemm: Gemm::new(isa, bf16, threads),
-            few_rows: FewRows::new(isa, bf16),
+            skinny_gemm: SkinnyGemm::new(isa, bf16),
             low_rank: LowRank::new(isa, threads),
-            attention: attention::Words::new(isa, bf16),
-            head: Head::new(isa, bf16, threads),
+            attention: attention::OperandFormat::new(isa, bf16),
+            head_loss: HeadLoss::new(isa, bf16, threads),
             rope: Mutex::default(),
             pool,
         }
@@ -106,11 +106,11 @@ impl Cpu {
     #[cfg(test)]
     pub(crate) fn scratch_bytes(&self) -> crate::ScratchBytes {
         crate::ScratchBytes {
-            products: self.gemm.held() + self.few_rows.held(),
-            low_rank: self.low_rank.held(),
+            products: self.gemm.allocated_bytes() + self.skinny_gemm.allocated_bytes(),
+            low_rank: self.low_rank.allocated_bytes(),
             attention: 0,
-            head: self.head.held(),
-            rope: lock(&self.rope).held(),
+            head: self.head_loss.allocated_bytes(),
+            rope: lock(&self.rope).allocated_bytes(),
         }
     }
 
@@ -130,7 +130,7 @@ impl Cpu {
             *table = RopeTable::new(inv_freq, positions);
         }
         let (table, cols) = (&*table, heads * head_dim);
-        let x = Parts::new(x.host_slice_mut());
+        let x = DisjointSlice::new(x.host_slice_mut());
         self.pool.over_rows(positions.len(), cols, |range| {
             // SAFETY: the ranges of one region are disjoint.
             let rows = unsafe { x.range(flat(&range, cols)) };
@@ -168,13 +168,13 @@ impl Backend for Cpu {
     }
 
     fn zero(&self, dst: &mut Buffer, len: usize) {
-        let dst = Parts::new(&mut dst.host_slice_mut()[..len]);
+        let dst = DisjointSlice::new(&mut dst.host_slice_mut()[..len]);
         // SAFETY: the ranges of one region are disjoint.
         self.pool.over_rows(len, 1, |range| unsafe { dst.range(range) }.fill(0.0));
     }
 
     fn add(&self, dst: &mut Buffer, src: &Buffer, len: usize) {
-        let (dst, src) = (Parts::new(&mut dst.host_slice_mut()[..len]), &src.host_slice()[..len]);
+        let (dst, src) = (DisjointSlice::new(&mut dst.host_slice_mut()[..len]), &src.host_slice()[..len]);
         // SAFETY: the ranges of one region are disjoint.
         self.pool.over_rows(len, 1, |range| row_ops::add(unsafe { dst.range(range.clone()) }, &src[range]));
     }
@@ -192,7 +192,7 @@ impl Backend for Cpu {
     }
 
     fn gather_rows(&self, out: &mut Buffer, inp: &Buffer, rows: &[u32], cols: usize) {
-        let (out, inp) = (Parts::new(out.host_slice_mut()), inp.host_slice());
+        let (out, inp) = (DisjointSlice::new(out.host_slice_mut()), inp.host_slice());
         self.pool.over_rows(rows.len(), cols, |range| {
             // SAFETY: the ranges of one region are disjoint.
             let out = unsafe { out.range(flat(&range, cols)) };
@@ -207,7 +207,7 @@ impl Backend for Cpu {
 
     fn embedding_forward(&self, out: &mut Buffer, table: &Matrix, ids: &[u32]) {
         let cols = table.cols();
-        let out = Parts::new(out.host_slice_mut());
+        let out = DisjointSlice::new(out.host_slice_mut());
         self.pool.over_rows(ids.len(), cols, |range| {
             // SAFETY: the ranges of one region are disjoint.
             let out = unsafe { out.range(flat(&range, cols)) };
@@ -226,7 +226,8 @@ impl Backend for Cpu {
     ) {
         let (weight, inp) = (weight.host_slice(), inp.host_slice());
         let cols = weight.len();
-        let (out, rstd) = (Parts::new(out.host_slice_mut()), Parts::new(rstd.host_slice_mut()));
+        let (out, rstd) =
+            (DisjointSlice::new(out.host_slice_mut()), DisjointSlice::new(rstd.host_slice_mut()));
         self.pool.over_rows(n, cols, |range| {
             let all = flat(&range, cols);
             // SAFETY: the ranges of one region are disjoint.
@@ -247,7 +248,7 @@ impl Backend for Cpu {
         let (weight, inp) = (weight.host_slice(), inp.host_slice());
         let (dout, rstd) = (dout.host_slice(), rstd.host_slice());
         let cols = weight.len();
-        let dinp = Parts::new(dinp.host_slice_mut());
+        let dinp = DisjointSlice::new(dinp.host_slice_mut());
         self.pool.over_rows(n, cols, |range| {
             let all = flat(&range, cols);
             // SAFETY: the ranges of one region are disjoint.
@@ -258,8 +259,8 @@ impl Backend for Cpu {
 
     fn linear_forward(&self, out: &mut Buffer, inp: &Buffer, w: &Matrix, n: usize) {
         let (out, inp) = (out.host_slice_mut(), inp.host_slice());
-        if n <= FewRows::MOST {
-            return self.few_rows.forward(&self.pool, out, inp, w, n);
+        if n <= SkinnyGemm::MAX_ROWS {
+            return self.skinny_gemm.forward(&self.pool, out, inp, w, n);
         }
         let (d_out, d_in) = (w.rows(), w.cols());
         let product = Product {
@@ -415,7 +416,7 @@ impl Backend for Cpu {
 
     fn swiglu_forward(&self, out: &mut Buffer, gate: &Buffer, up: &Buffer, len: usize) {
         let (gate, up) = (gate.host_slice(), up.host_slice());
-        let out = Parts::new(out.host_slice_mut());
+        let out = DisjointSlice::new(out.host_slice_mut());
         self.pool.over_rows(len, 1, |range| {
             // SAFETY: the ranges of one region are disjoint.
             let out = unsafe { out.range(range.clone()) };
@@ -433,7 +434,8 @@ impl Backend for Cpu {
         len: usize,
     ) {
         let (dout, gate, up) = (dout.host_slice(), gate.host_slice(), up.host_slice());
-        let (dgate, dup) = (Parts::new(dgate.host_slice_mut()), Parts::new(dup.host_slice_mut()));
+        let (dgate, dup) =
+            (DisjointSlice::new(dgate.host_slice_mut()), DisjointSlice::new(dup.host_slice_mut()));
         self.pool.over_rows(len, 1, |range| {
             // SAFETY: the ranges of one region are disjoint.
             let (dgate, dup) = unsafe { (dgate.range(range.clone()), dup.range(range.clone())) };
@@ -458,7 +460,7 @@ impl Backend for Cpu {
         dloss: f32,
     ) {
         let (dinp, inp) = (dinp.map(Buffer::host_slice_mut), inp.host_slice());
-        self.head.loss(&self.pool, losses, dinp, inp, head, targets, dloss);
+        self.head_loss.loss(&self.pool, losses, dinp, inp, head, targets, dloss);
     }
 
     fn adamw(
@@ -470,8 +472,8 @@ impl Backend for Cpu {
         len: usize,
         step: AdamW,
     ) {
-        let (params, grads) = (Parts::new(params.host_slice_mut()), grads.host_slice());
-        let (m, v) = (Parts::new(m.host_slice_mut()), Parts::new(v.host_slice_mut()));
+        let (params, grads) = (DisjointSlice::new(params.host_slice_mut()), grads.host_slice());
+        let (m, v) = (DisjointSlice::new(m.host_slice_mut()), DisjointSlice::new(v.host_slice_mut()));
         self.pool.over_rows(len, 1, |range| {
             // SAFETY: the ranges of one region are disjoint.
             let (params, m, v) =

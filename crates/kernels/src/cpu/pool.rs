@@ -51,7 +51,7 @@ impl Scratch {
 
     /// Bytes held at present.
     #[cfg(test)]
-    pub fn held(&self) -> u64 {
+    pub fn allocated_bytes(&self) -> u64 {
         (self.0.capacity() * size_of::<Line>()) as u64
     }
 

@@ -125,7 +125,7 @@ impl MicroKernel for Avx2 {
     }
 
     #[inline(always)]
-    unsafe fn words_along<const D: u8>(p: *const u8, round: bool) -> __m256 {
+    unsafe fn words_by_rows<const D: u8>(p: *const u8, round: bool) -> __m256 {
         // SAFETY: as the trait asks; the loads are unaligned ones.
         unsafe {
             let v = match D {
@@ -141,9 +141,9 @@ impl MicroKernel for Avx2 {
     }
 
     #[inline(always)]
-    unsafe fn words_across<const D: u8>(p0: *const u8, _: *const u8, round: bool) -> __m256 {
+    unsafe fn words_by_columns<const D: u8>(p0: *const u8, _: *const u8, round: bool) -> __m256 {
         // SAFETY: as the trait asks.
-        unsafe { Self::words_along::<D>(p0, round) }
+        unsafe { Self::words_by_rows::<D>(p0, round) }
     }
 
     /// The lower eight values and the upper.
@@ -166,7 +166,7 @@ impl MicroKernel for Avx2 {
     }
 
     #[inline(always)]
-    unsafe fn looked_up(table: [__m256; 2], p: *const u8) -> __m256 {
+    unsafe fn lookup(table: [__m256; 2], p: *const u8) -> __m256 {
         // SAFETY: as the trait asks; the load is of four bytes, eight codes.
         unsafe {
             let codes = _mm256_set1_epi32(p.cast::<i32>().read_unaligned());
@@ -175,13 +175,13 @@ impl MicroKernel for Avx2 {
     }
 
     #[inline(always)]
-    unsafe fn looked_up_across(table: [__m256; 2], p0: *const u8, _: *const u8) -> __m256 {
+    unsafe fn lookup_by_columns(table: [__m256; 2], p0: *const u8, _: *const u8) -> __m256 {
         // SAFETY: as the trait asks.
-        unsafe { Self::looked_up(table, p0) }
+        unsafe { Self::lookup(table, p0) }
     }
 
     #[inline(always)]
-    unsafe fn looked_up_dealt(table: [__m256; 2], p: *const u8, v: usize) -> __m256 {
+    unsafe fn lookup_interleaved(table: [__m256; 2], p: *const u8, v: usize) -> __m256 {
         // SAFETY: as the trait asks; the load is of 32 bytes, 64 codes.
         unsafe {
             // Of every four bytes all lanes take the same of eight codes.
@@ -191,7 +191,7 @@ impl MicroKernel for Avx2 {
     }
 
     #[inline(always)]
-    fn dealt(place: usize) -> usize {
+    fn interleaved(place: usize) -> usize {
         8 * (place % 8) + ((place / 8) ^ 1)
     }
 

@@ -186,7 +186,7 @@ impl MicroKernel for Avx512 {
     }
 
     #[inline(always)]
-    unsafe fn words_along<const D: u8>(p: *const u8, round: bool) -> __m512 {
+    unsafe fn words_by_rows<const D: u8>(p: *const u8, round: bool) -> __m512 {
         // SAFETY: as the trait asks.
         unsafe {
             let v = widen::<D>(p);
@@ -195,9 +195,9 @@ impl MicroKernel for Avx512 {
     }
 
     #[inline(always)]
-    unsafe fn words_across<const D: u8>(p0: *const u8, _: *const u8, round: bool) -> __m512 {
+    unsafe fn words_by_columns<const D: u8>(p0: *const u8, _: *const u8, round: bool) -> __m512 {
         // SAFETY: as the trait asks.
-        unsafe { Self::words_along::<D>(p0, round) }
+        unsafe { Self::words_by_rows::<D>(p0, round) }
     }
 
     const PIECES: usize = 1;
@@ -219,7 +219,7 @@ impl MicroKernel for Avx512 {
     }
 
     #[inline(always)]
-    unsafe fn looked_up(table: __m512, p: *const u8) -> __m512 {
+    unsafe fn lookup(table: __m512, p: *const u8) -> __m512 {
         // SAFETY: as the trait asks; the loads are of four bytes, eight codes, each.
         unsafe {
             let lower = _mm512_set1_epi32(p.cast::<i32>().read_unaligned());
@@ -231,13 +231,13 @@ impl MicroKernel for Avx512 {
     }
 
     #[inline(always)]
-    unsafe fn looked_up_across(table: __m512, p0: *const u8, _: *const u8) -> __m512 {
+    unsafe fn lookup_by_columns(table: __m512, p0: *const u8, _: *const u8) -> __m512 {
         // SAFETY: as the trait asks.
-        unsafe { Self::looked_up(table, p0) }
+        unsafe { Self::lookup(table, p0) }
     }
 
     #[inline(always)]
-    unsafe fn looked_up_dealt(table: __m512, p: *const u8, v: usize) -> __m512 {
+    unsafe fn lookup_interleaved(table: __m512, p: *const u8, v: usize) -> __m512 {
         // SAFETY: as the trait asks; the load is of 32 bytes, 64 codes.
         unsafe {
             let codes = _mm512_broadcast_i64x4(_mm256_loadu_si256(p.cast()));
@@ -249,7 +249,7 @@ impl MicroKernel for Avx512 {
     }
 
     #[inline(always)]
-    fn dealt(place: usize) -> usize {
+    fn interleaved(place: usize) -> usize {
         8 * (place % 8) + ((place / 8) ^ 1)
     }
 

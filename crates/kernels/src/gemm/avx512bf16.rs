@@ -14,7 +14,7 @@ pub(super) struct Avx512Bf16;
 /// # Safety
 /// Needs AVX512-BF16 and 32 readable elements at `p`.
 #[inline(always)]
-unsafe fn pairs_along<const D: u8>(p: *const u8) -> __m512 {
+unsafe fn pairs_by_rows<const D: u8>(p: *const u8) -> __m512 {
     // SAFETY: the caller has AVX512-BF16 and vouches for the elements.
     unsafe {
         if D == BF16 {
@@ -158,13 +158,13 @@ impl MicroKernel for Avx512Bf16 {
     }
 
     #[inline(always)]
-    unsafe fn words_along<const D: u8>(p: *const u8, _: bool) -> __m512 {
+    unsafe fn words_by_rows<const D: u8>(p: *const u8, _: bool) -> __m512 {
         // SAFETY: as the trait asks.
-        unsafe { pairs_along::<D>(p) }
+        unsafe { pairs_by_rows::<D>(p) }
     }
 
     #[inline(always)]
-    unsafe fn words_across<const D: u8>(p0: *const u8, p1: *const u8, _: bool) -> __m512 {
+    unsafe fn words_by_columns<const D: u8>(p0: *const u8, p1: *const u8, _: bool) -> __m512 {
         // SAFETY: as the trait asks.
         unsafe {
             let both = _mm512_inserti64x4::<1>(_mm512_castsi256_si512(halves::<D>(p0)), halves::<D>(p1));
@@ -195,7 +195,7 @@ impl MicroKernel for Avx512Bf16 {
     }
 
     #[inline(always)]
-    unsafe fn looked_up(table: __m512i, p: *const u8) -> __m512 {
+    unsafe fn lookup(table: __m512i, p: *const u8) -> __m512 {
         // SAFETY: as the trait asks; the load is of 16 bytes, 32 codes.
         unsafe {
             let codes = _mm512_broadcast_i32x4(_mm_loadu_si128(p.cast()));
@@ -207,7 +207,7 @@ impl MicroKernel for Avx512Bf16 {
     }
 
     #[inline(always)]
-    unsafe fn looked_up_across(table: __m512i, p0: *const u8, p1: *const u8) -> __m512 {
+    unsafe fn lookup_by_columns(table: __m512i, p0: *const u8, p1: *const u8) -> __m512 {
         // SAFETY: as the trait asks; the loads are of 8 bytes, 16 codes, each.
         unsafe {
             let [lower, upper] = [p0, p1].map(|p| _mm_loadl_epi64(p.cast()));
@@ -223,7 +223,7 @@ impl MicroKernel for Avx512Bf16 {
     }
 
     #[inline(always)]
-    unsafe fn looked_up_dealt(table: __m512i, p: *const u8, v: usize) -> __m512 {
+    unsafe fn lookup_interleaved(table: __m512i, p: *const u8, v: usize) -> __m512 {
         // SAFETY: as the trait asks; the load is of 64 bytes, 128 codes.
         unsafe {
             let codes = _mm512_loadu_si512(p.cast());
@@ -239,7 +239,7 @@ impl MicroKernel for Avx512Bf16 {
     }
 
     #[inline(always)]
-    fn dealt(place: usize) -> usize {
+    fn interleaved(place: usize) -> usize {
         4 * (place % 32) + ((place / 32) ^ 1)
     }
 

@@ -164,7 +164,7 @@ unsafe fn dot_tile<T: MicroKernel, const D: u8, const N: usize, const PREFETCH: 
                 if PREFETCH {
                     T::prefetch_far(w.wrapping_add(4 * stride));
                 }
-                let w = T::words_along::<D>(w, job.round);
+                let w = T::words_by_rows::<D>(w, job.round);
                 for r in 0..N {
                     acc[r][c] = T::step(acc[r][c], x[r], w);
                 }
@@ -176,7 +176,7 @@ unsafe fn dot_tile<T: MicroKernel, const D: u8, const N: usize, const PREFETCH: 
                 let mut padded = [0u8; 128];
                 let rest = w[c].add(whole * T::LANES * T::PAIR * size);
                 std::ptr::copy_nonoverlapping(rest, padded.as_mut_ptr(), left * size);
-                let w = T::words_along::<D>(padded.as_ptr(), job.round);
+                let w = T::words_by_rows::<D>(padded.as_ptr(), job.round);
                 for r in 0..N {
                     let mut x = T::load_first(inp[r].add(whole * T::LANES), left.div_ceil(T::PAIR));
                     if MASKED {

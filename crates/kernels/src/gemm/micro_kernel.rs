@@ -62,9 +62,9 @@ pub(super) trait MicroKernel {
     /// `v`, zero in lanes that do not count.
     unsafe fn apply_mask(v: Self::V, mask: Self::Mask) -> Self::V;
     /// `LANES · PAIR` consecutive elements as words; `round` rounds an f32 word to bf16.
-    unsafe fn words_along<const D: u8>(p: *const u8, round: bool) -> Self::V;
+    unsafe fn words_by_rows<const D: u8>(p: *const u8, round: bool) -> Self::V;
     /// `LANES` words across: element `i` of `p0`, paired with element `i` of `p1` where words are pairs.
-    unsafe fn words_across<const D: u8>(p0: *const u8, p1: *const u8, round: bool) -> Self::V;
+    unsafe fn words_by_columns<const D: u8>(p0: *const u8, p1: *const u8, round: bool) -> Self::V;
     /// Pieces of 4 bits that dot products look up at once, 1 or 2: as many as a table holds.
     const PIECES: usize;
     /// The 16 values of a piece in 4 bits, or of both.
@@ -76,15 +76,15 @@ pub(super) trait MicroKernel {
     unsafe fn values(table: Self::Table) -> [f32; 16];
     /// `LANES · PAIR` consecutive elements as words, looked up by their codes: the first in the upper half of the
     /// byte at `p`. The table's scales are the same.
-    unsafe fn looked_up(table: Self::Table, p: *const u8) -> Self::V;
+    unsafe fn lookup(table: Self::Table, p: *const u8) -> Self::V;
     /// `LANES` words across, looked up: the element of code `i` at `p0` by the first scale of `table`, paired where words are
     /// pairs with that of code `i` at `p1` by the second.
-    unsafe fn looked_up_across(table: Self::Table, p0: *const u8, p1: *const u8) -> Self::V;
+    unsafe fn lookup_by_columns(table: Self::Table, p0: *const u8, p1: *const u8) -> Self::V;
     /// A vector of the chunk of [`PIECES`](MicroKernel::PIECES) pieces at `p`, looked up in whatever order is quickest: element
     /// `i` of vector `v` is element `dealt(v · LANES · PAIR + i)` of the chunk.
-    unsafe fn looked_up_dealt(table: Self::Table, p: *const u8, v: usize) -> Self::V;
+    unsafe fn lookup_interleaved(table: Self::Table, p: *const u8, v: usize) -> Self::V;
     /// Where in a chunk the element at that place of its vectors comes from.
-    fn dealt(place: usize) -> usize;
+    fn interleaved(place: usize) -> usize;
     /// Transposes the leading `LANES x LANES` words.
     unsafe fn transpose(rows: &mut [Self::V; 16]);
     /// Asks for the cache line of `p`, which need not be valid.

@@ -12,12 +12,12 @@ mod avx512;
 mod avx512bf16;
 mod dots;
 mod four_bit;
-mod gemv;
 mod micro_kernel;
 mod pack;
 mod partition;
 mod prefetch;
 mod scalar;
+mod skinny;
 mod small_product;
 mod tile;
 
@@ -27,11 +27,11 @@ use crate::Isa;
 use crate::cpu::pool::{Pool, Scratch, SendPtr, lock};
 
 pub(crate) use dots::{DotJob, DotRows};
-pub(crate) use gemv::FewRows;
 pub(crate) use pack::{PackJob, View};
 pub(crate) use partition::part;
 pub(crate) use prefetch::Prefetch;
-pub(crate) use small_product::StridedJob;
+pub(crate) use skinny::SkinnyGemm;
+pub(crate) use small_product::SmallProduct;
 pub(crate) use tile::{RowMask, TileJob, TileMask};
 
 /// Most words of `k` summed in registers before `C` is touched: a panel of `A` of this length fits L1.
@@ -61,17 +61,17 @@ pub(crate) struct Kernels {
     /// Packs part of an operand.
     pub pack: unsafe fn(&PackJob<'_>),
     /// Turns rows of f32 into words along `k`.
-    pub words: unsafe fn(*mut f32, &[f32], bool),
+    pub pack_row: unsafe fn(*mut f32, &[f32], bool),
     /// The same for rows of whole chunks against a weight in 4 bits, in the order in which that is looked up.
-    pub deal: unsafe fn(*mut f32, &[f32], bool),
+    pub interleave: unsafe fn(*mut f32, &[f32], bool),
     /// Turns rows of f32 of whole vectors into words across them.
-    pub across: unsafe fn(*mut f32, &[f32], usize),
+    pub pack_by_columns: unsafe fn(*mut f32, &[f32], usize),
     /// Multiplies packed panels.
     pub tiles: unsafe fn(&TileJob),
     /// Multiplies rows in place.
     pub dots: unsafe fn(&DotJob<'_>),
     /// Multiplies words where they lie, small operands of one product.
-    pub strided: unsafe fn(&StridedJob),
+    pub small_product: unsafe fn(&SmallProduct),
 }
 
 /// Compiles the kernels for one implementor of `MicroKernel`, as `KERNELS`.
@@ -91,19 +91,19 @@ macro_rules! kernel_table {
                 unsafe { super::pack::pack::<$lanes>(job) }
             }
             $(#[$feature])?
-            unsafe fn words(dst: *mut f32, src: &[f32], round: bool) {
+            unsafe fn pack_row(dst: *mut f32, src: &[f32], round: bool) {
                 // SAFETY: as above.
-                unsafe { super::pack::words::<$lanes>(dst, src, round) }
+                unsafe { super::pack::pack_row::<$lanes>(dst, src, round) }
             }
             $(#[$feature])?
-            unsafe fn deal(dst: *mut f32, src: &[f32], round: bool) {
+            unsafe fn interleave(dst: *mut f32, src: &[f32], round: bool) {
                 // SAFETY: as above.
-                unsafe { super::four_bit::deal::<$lanes>(dst, src, round) }
+                unsafe { super::four_bit::interleave::<$lanes>(dst, src, round) }
             }
             $(#[$feature])?
-            unsafe fn across(dst: *mut f32, rows: &[f32], width: usize) {
+            unsafe fn pack_by_columns(dst: *mut f32, rows: &[f32], width: usize) {
                 // SAFETY: as above.
-                unsafe { super::small_product::across::<$lanes>(dst, rows, width) }
+                unsafe { super::small_product::pack_by_columns::<$lanes>(dst, rows, width) }
             }
             $(#[$feature])?
             unsafe fn tiles(job: &super::TileJob) {
@@ -116,9 +116,9 @@ macro_rules! kernel_table {
                 unsafe { super::dots::dots::<$lanes>(job) }
             }
             $(#[$feature])?
-            unsafe fn strided(job: &super::StridedJob) {
+            unsafe fn small_product(job: &super::SmallProduct) {
                 // SAFETY: as above.
-                unsafe { super::small_product::strided::<$lanes>(job) }
+                unsafe { super::small_product::small_product::<$lanes>(job) }
             }
             super::Kernels {
                 lanes: <$lanes as super::micro_kernel::MicroKernel>::LANES,
@@ -127,12 +127,12 @@ macro_rules! kernel_table {
                 pair: <$lanes as super::micro_kernel::MicroKernel>::PAIR,
                 chunk: super::four_bit::chunk::<$lanes>(),
                 pack,
-                words,
-                deal,
-                across,
+                pack_row,
+                interleave,
+                pack_by_columns,
                 tiles,
                 dots,
-                strided,
+                small_product,
             }
         };
     };
@@ -213,7 +213,7 @@ pub(crate) struct Product<'a> {
 }
 
 /// How a product is cut: `k` into blocks, rows into panels, columns into tasks.
-struct Cut {
+struct Blocking {
     /// Blocks of `k`.
     blocks: usize,
     /// Words of a block.
@@ -228,7 +228,7 @@ struct Cut {
     task_cols: usize,
 }
 
-impl Cut {
+impl Blocking {
     /// Words that hold the packed panels of `A`, and each thread's panels of `B`.
     fn words(&self) -> [usize; 2] {
         let count = self.blocks.min(MAX_PACKED_BLOCKS);
@@ -260,24 +260,25 @@ impl Gemm {
         if m == 0 || n == 0 || k == 0 {
             return [0; 2];
         }
-        self.cut(threads, m.div_ceil(m.div_ceil(MC)), n, k).words()
+        self.blocking(threads, m.div_ceil(m.div_ceil(MC)), n, k).words()
     }
 
     /// Bytes held at present.
     #[cfg(test)]
-    pub fn held(&self) -> u64 {
-        lock(&self.packed_a).held() + self.packed_b.iter().map(|b| lock(b).held()).sum::<u64>()
+    pub fn allocated_bytes(&self) -> u64 {
+        lock(&self.packed_a).allocated_bytes()
+            + self.packed_b.iter().map(|b| lock(b).allocated_bytes()).sum::<u64>()
     }
 
     /// The cut of at most [`MC`] rows of a product.
-    fn cut(&self, threads: usize, m: usize, n: usize, k: usize) -> Cut {
+    fn blocking(&self, threads: usize, m: usize, n: usize, k: usize) -> Blocking {
         let Kernels { lanes, mr, nr, .. } = *self.kernels;
         let (blocks, block_steps) = self.kernels.blocks(k);
         // Enough column tasks to keep every thread busy, and as many for each.
         let panels_of_b = n.div_ceil(nr);
         let col_tasks = panels_of_b.div_ceil(NC / nr).max(3 * threads);
         let col_tasks = col_tasks.next_multiple_of(threads).min(panels_of_b);
-        Cut {
+        Blocking {
             blocks,
             block_steps,
             panels: m.div_ceil(mr),
@@ -314,9 +315,9 @@ impl Gemm {
     fn row_block(&self, pool: &Pool, p: &Product<'_>, c: SendPtr, (row, m): (usize, usize)) {
         let Kernels { lanes, nr, pair, pack, tiles, .. } = *self.kernels;
         let width = nr;
-        let cut = self.cut(pool.threads(), m, p.n, p.k);
-        let Cut { blocks, block_steps, panels, a_panel, col_tasks, .. } = cut;
-        let [a_words, b_words] = cut.words();
+        let blocking = self.blocking(pool.threads(), m, p.n, p.k);
+        let Blocking { blocks, block_steps, panels, a_panel, col_tasks, .. } = blocking;
+        let [a_words, b_words] = blocking.words();
 
         // Where columns are few, rows are shared out too.
         let wanted = 3 * pool.threads();

@@ -10,9 +10,9 @@ use crate::{DType, FourBit, Matrix};
 
 /// Steps read across all panels before the next steps: so few that all rows of a line's columns fit the ways of the first
 /// cache, for rows are often a power of two apart.
-pub(super) const ACROSS_STEPS: usize = 4;
+pub(super) const COLUMN_STEPS: usize = 4;
 /// Steps across rows that are on their way from memory while others are packed.
-const PREFETCH_STEPS: usize = 2 * ACROSS_STEPS;
+const PREFETCH_STEPS: usize = 2 * COLUMN_STEPS;
 
 /// An operand where it lies, seen as `(outer, k)`: `outer` runs over the rows of `A` or the columns of `B`.
 #[derive(Clone, Copy)]
@@ -161,7 +161,7 @@ pub(super) unsafe fn pack<T: MicroKernel>(job: &PackJob<'_>) {
 pub(super) unsafe fn pack_of<T: MicroKernel, const D: u8>(job: &PackJob<'_>) {
     // Where `outer` is contiguous, rows are read some steps at a time across all panels: columns of one
     // panel alone would be a line or two of every page.
-    let steps_at_once = if job.src.k == 1 { usize::MAX } else { ACROSS_STEPS };
+    let steps_at_once = if job.src.k == 1 { usize::MAX } else { COLUMN_STEPS };
     let steps = job.k_len.div_ceil(T::PAIR);
     for step in (0..steps).step_by(steps_at_once) {
         if job.src.k != 1 {
@@ -174,10 +174,10 @@ pub(super) unsafe fn pack_of<T: MicroKernel, const D: u8>(job: &PackJob<'_>) {
             // SAFETY: as the caller's, for the lanes `first .. first + valid`.
             unsafe {
                 if job.src.k == 1 {
-                    pack_along::<T, D>(job, dst, first, valid);
+                    pack_by_rows::<T, D>(job, dst, first, valid);
                 } else {
-                    let steps = step..steps.min(step + ACROSS_STEPS);
-                    pack_across::<T, D>(job, dst, first, valid, steps);
+                    let steps = step..steps.min(step + COLUMN_STEPS);
+                    pack_by_columns::<T, D>(job, dst, first, valid, steps);
                 }
             }
         }
@@ -192,7 +192,7 @@ pub(super) unsafe fn pack_of<T: MicroKernel, const D: u8>(job: &PackJob<'_>) {
 pub(super) unsafe fn prefetch_steps<T: MicroKernel>(job: &PackJob<'_>, step: usize) {
     let next = (step + PREFETCH_STEPS) * T::PAIR;
     if next < job.k_len {
-        let rows = (job.k_len - next).min(ACROSS_STEPS * T::PAIR);
+        let rows = (job.k_len - next).min(COLUMN_STEPS * T::PAIR);
         let mut prefetch = job.src.prefetch(job.outer, job.outers, job.k + next, rows);
         // SAFETY: as the caller's.
         unsafe { prefetch.fetch::<T>(prefetch.lines()) };
@@ -204,7 +204,7 @@ pub(super) unsafe fn prefetch_steps<T: MicroKernel>(job: &PackJob<'_>, step: usi
 /// # Safety
 /// As [`pack`].
 #[inline(always)]
-unsafe fn pack_along<T: MicroKernel, const D: u8>(
+unsafe fn pack_by_rows<T: MicroKernel, const D: u8>(
     job: &PackJob<'_>,
     mut dst: *mut f32,
     first: usize,
@@ -222,7 +222,7 @@ unsafe fn pack_along<T: MicroKernel, const D: u8>(
         for s in 0..job.k_len / square {
             let mut v = [T::zero(); 16];
             for i in 0..T::LANES {
-                v[i] = T::words_along::<D>(rows[i].add(s * square * size), job.round);
+                v[i] = T::words_by_rows::<D>(rows[i].add(s * square * size), job.round);
             }
             T::transpose(&mut v);
             for i in 0..T::LANES {
@@ -238,12 +238,12 @@ unsafe fn pack_along<T: MicroKernel, const D: u8>(
                 let rest = rows[i].add((job.k_len - left) * size);
                 // Steps past the last are not stored; only the partner of a last half pair must be zero.
                 if left.is_multiple_of(T::PAIR) && rest.wrapping_add(square * size) <= end {
-                    v[i] = T::words_along::<D>(rest, job.round);
+                    v[i] = T::words_by_rows::<D>(rest, job.round);
                     continue;
                 }
                 let mut padded = [0u8; 128];
                 std::ptr::copy_nonoverlapping(rest, padded.as_mut_ptr(), left * size);
-                v[i] = T::words_along::<D>(padded.as_ptr(), job.round);
+                v[i] = T::words_by_rows::<D>(padded.as_ptr(), job.round);
             }
             T::transpose(&mut v);
             for i in 0..left.div_ceil(T::PAIR) {
@@ -258,7 +258,7 @@ unsafe fn pack_along<T: MicroKernel, const D: u8>(
 /// # Safety
 /// As [`pack`].
 #[inline(always)]
-unsafe fn pack_across<T: MicroKernel, const D: u8>(
+unsafe fn pack_by_columns<T: MicroKernel, const D: u8>(
     job: &PackJob<'_>,
     dst: *mut f32,
     first: usize,
@@ -282,7 +282,7 @@ unsafe fn pack_across<T: MicroKernel, const D: u8>(
         let mut to = dst.wrapping_add(steps.start * job.width);
         for _ in steps.start..whole {
             let p1 = p0.wrapping_add((T::PAIR - 1) * k * size);
-            T::store(to, T::words_across::<D>(p0, p1, job.round));
+            T::store(to, T::words_by_columns::<D>(p0, p1, job.round));
             p0 = p0.wrapping_add(T::PAIR * k * size);
             to = to.wrapping_add(job.width);
         }
@@ -306,18 +306,18 @@ unsafe fn pack_across<T: MicroKernel, const D: u8>(
 /// # Safety
 /// The instruction set of `T` must be there, and `dst` valid for all words.
 #[inline(always)]
-pub(super) unsafe fn words<T: MicroKernel>(dst: *mut f32, src: &[f32], round: bool) {
+pub(super) unsafe fn pack_row<T: MicroKernel>(dst: *mut f32, src: &[f32], round: bool) {
     let vector = T::LANES * T::PAIR;
     for (i, src) in src.chunks(vector).enumerate() {
         // SAFETY: a short last chunk is copied aside and only its words are stored.
         unsafe {
             let dst = dst.add(i * T::LANES);
             if src.len() == vector {
-                T::store(dst, T::words_along::<F32>(src.as_ptr().cast(), round));
+                T::store(dst, T::words_by_rows::<F32>(src.as_ptr().cast(), round));
             } else {
                 let mut padded = [0.0f32; 32];
                 padded[..src.len()].copy_from_slice(src);
-                let v = T::words_along::<F32>(padded.as_ptr().cast(), round);
+                let v = T::words_by_rows::<F32>(padded.as_ptr().cast(), round);
                 T::store_first(dst, src.len().div_ceil(T::PAIR), v);
             }
         }

@@ -76,15 +76,15 @@ impl MicroKernel for Scalar {
     }
 
     #[inline(always)]
-    unsafe fn words_along<const D: u8>(p: *const u8, round: bool) -> [f32; 4] {
+    unsafe fn words_by_rows<const D: u8>(p: *const u8, round: bool) -> [f32; 4] {
         // SAFETY: as the trait asks.
         std::array::from_fn(|i| word(1, unsafe { element::<D>(p, i) }, 0.0, round))
     }
 
     #[inline(always)]
-    unsafe fn words_across<const D: u8>(p0: *const u8, _: *const u8, round: bool) -> [f32; 4] {
+    unsafe fn words_by_columns<const D: u8>(p0: *const u8, _: *const u8, round: bool) -> [f32; 4] {
         // SAFETY: as the trait asks.
-        unsafe { Self::words_along::<D>(p0, round) }
+        unsafe { Self::words_by_rows::<D>(p0, round) }
     }
 
     const PIECES: usize = 1;
@@ -101,26 +101,26 @@ impl MicroKernel for Scalar {
     }
 
     #[inline(always)]
-    unsafe fn looked_up(table: [f32; 16], p: *const u8) -> [f32; 4] {
+    unsafe fn lookup(table: [f32; 16], p: *const u8) -> [f32; 4] {
         // SAFETY: as the trait asks, two bytes are readable.
         let [a, b] = unsafe { p.cast::<[u8; 2]>().read() };
         [a >> 4, a & 15, b >> 4, b & 15].map(|code| table[code as usize])
     }
 
     #[inline(always)]
-    unsafe fn looked_up_across(table: [f32; 16], p0: *const u8, _: *const u8) -> [f32; 4] {
+    unsafe fn lookup_by_columns(table: [f32; 16], p0: *const u8, _: *const u8) -> [f32; 4] {
         // SAFETY: as the trait asks.
-        unsafe { Self::looked_up(table, p0) }
+        unsafe { Self::lookup(table, p0) }
     }
 
     #[inline(always)]
-    unsafe fn looked_up_dealt(table: [f32; 16], p: *const u8, v: usize) -> [f32; 4] {
+    unsafe fn lookup_interleaved(table: [f32; 16], p: *const u8, v: usize) -> [f32; 4] {
         // SAFETY: as the trait asks: four codes are two bytes.
-        unsafe { Self::looked_up(table, p.add(2 * v)) }
+        unsafe { Self::lookup(table, p.add(2 * v)) }
     }
 
     #[inline(always)]
-    fn dealt(place: usize) -> usize {
+    fn interleaved(place: usize) -> usize {
         place
     }
 

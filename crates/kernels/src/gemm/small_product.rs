@@ -5,7 +5,7 @@ use super::prefetch::Prefetch;
 
 /// `C (m, n) = A B`, or `+=`. Every element sums over `k` in order, whatever tile it falls in.
 #[derive(Clone, Copy)]
-pub(crate) struct StridedJob {
+pub(crate) struct SmallProduct {
     /// Rows of C.
     pub m: usize,
     /// Columns of C, whole vectors.
@@ -31,12 +31,12 @@ pub(crate) struct StridedJob {
 /// Rows of the tallest tile: of four vectors it fills 24 of 32 registers, of two 12 of 16.
 const MR: usize = 6;
 
-/// Runs a [`StridedJob`].
+/// Runs a [`SmallProduct`].
 ///
 /// # Safety
 /// The instruction set of `T` must be there and every pointer valid for its shape.
 #[inline(always)]
-pub(super) unsafe fn strided<T: MicroKernel>(job: &StridedJob) {
+pub(super) unsafe fn small_product<T: MicroKernel>(job: &SmallProduct) {
     let widest = if T::MR >= 8 { 4 } else { 2 };
     let mut prefetch = job.prefetch;
     let lines = prefetch.lines().div_ceil(job.m.div_ceil(MR) * job.n.div_ceil(widest * T::LANES));
@@ -64,10 +64,14 @@ pub(super) unsafe fn strided<T: MicroKernel>(job: &StridedJob) {
 /// `M` rows by `V` vectors of C, held in registers over all of `k`.
 ///
 /// # Safety
-/// As [`strided`], and the tile lies inside C.
+/// As [`small_product`], and the tile lies inside C.
 #[inline(always)]
-unsafe fn tile<T: MicroKernel, const M: usize, const V: usize>(job: &StridedJob, row: usize, column: usize) {
-    let StridedJob { steps, a, a_strides: (a_row, a_step), b, c, stride, .. } = *job;
+unsafe fn tile<T: MicroKernel, const M: usize, const V: usize>(
+    job: &SmallProduct,
+    row: usize,
+    column: usize,
+) {
+    let SmallProduct { steps, a, a_strides: (a_row, a_step), b, c, stride, .. } = *job;
     // SAFETY: as the caller's.
     unsafe {
         let (a, b, c) = (a.add(row * a_row), b.add(column), c.add(row * stride + column));
@@ -105,7 +109,7 @@ unsafe fn tile<T: MicroKernel, const M: usize, const V: usize>(job: &StridedJob,
 /// # Safety
 /// The instruction set of `T` must be there, and `dst` valid for all words.
 #[inline(always)]
-pub(super) unsafe fn across<T: MicroKernel>(dst: *mut f32, rows: &[f32], width: usize) {
+pub(super) unsafe fn pack_by_columns<T: MicroKernel>(dst: *mut f32, rows: &[f32], width: usize) {
     for (p, pair) in rows.chunks(T::PAIR * width).enumerate() {
         for column in (0..width).step_by(T::LANES) {
             let (first, zeros) = (pair[column..].as_ptr(), [0.0f32; 16]);
@@ -116,7 +120,10 @@ pub(super) unsafe fn across<T: MicroKernel>(dst: *mut f32, rows: &[f32], width: 
             };
             // SAFETY: whole vectors lie inside the rows, and the caller has room for all words.
             unsafe {
-                T::store(dst.add(p * width + column), T::words_across::<F32>(first.cast(), last.cast(), true))
+                T::store(
+                    dst.add(p * width + column),
+                    T::words_by_columns::<F32>(first.cast(), last.cast(), true),
+                )
             };
         }
     }

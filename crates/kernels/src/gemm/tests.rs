@@ -122,7 +122,7 @@ fn few_rows_match_f64_for_every_tail_and_type() {
     let pools = [Pool::new(1), Pool::new(3)];
     for isa in Isa::supported() {
         for bf16 in [false, true] {
-            let few = FewRows::new(isa, bf16);
+            let few = SkinnyGemm::new(isa, bf16);
             for (n, d_out, d_in) in
                 [(1, 1, 1), (2, 7, 33), (3, 30, 64), (5, 9, 47), (8, 70, 129), (2, 401, 256)]
             {

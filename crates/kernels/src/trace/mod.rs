@@ -10,11 +10,11 @@ use std::sync::Arc;
 
 pub use self::ledger::{Footprint, ScratchBytes};
 use self::ledger::{Ledger, ScratchPool};
-use crate::cpu::head_loss::Head;
+use crate::cpu::head_loss::HeadLoss;
 use crate::cpu::lora::{LowRank, Sizes};
 use crate::cpu::pool::Scratch;
 use crate::cpu::{CpuOptions, describe};
-use crate::gemm::{FewRows, Gemm};
+use crate::gemm::{Gemm, SkinnyGemm};
 use crate::lora::LoraDims;
 use crate::rope::RopeTable;
 use crate::{AdamW, AttentionDims, Backend, Buffer, Dropout, Isa, LoraRef, Matrix, Segment, attention};
@@ -80,13 +80,13 @@ impl Trace {
     fn attention(
         &self,
         tasks: &[attention::Task],
-        len: fn(attention::Words, &attention::Task, AttentionDims) -> usize,
+        len: fn(attention::OperandFormat, &attention::Task, AttentionDims) -> usize,
         segments: &[Segment],
         dims: AttentionDims,
         products: u64,
     ) {
-        let words = attention::Words::new(self.isa, self.bf16);
-        let largest = tasks.iter().map(|task| len(words, task, dims)).max().unwrap_or(0);
+        let format = attention::OperandFormat::new(self.isa, self.bf16);
+        let largest = tasks.iter().map(|task| len(format, task, dims)).max().unwrap_or(0);
         self.ledger.grow(ScratchPool::Attention, self.threads as u64 * Scratch::bytes(largest));
         let seen = |s: &Segment| {
             let (q, past) = (s.q_len as u64, (s.kv_len - s.q_len) as u64);
@@ -192,8 +192,8 @@ impl Backend for Trace {
     fn linear_forward(&self, out: &mut Buffer, inp: &Buffer, w: &Matrix, n: usize) {
         check(out, n * w.rows());
         check(inp, n * w.cols());
-        if n <= FewRows::MOST {
-            let words = FewRows::new(self.isa, self.bf16).scratch(n, w.cols());
+        if n <= SkinnyGemm::MAX_ROWS {
+            let words = SkinnyGemm::new(self.isa, self.bf16).scratch(n, w.cols());
             self.ledger.grow(ScratchPool::Products(2), Scratch::bytes(words));
             return self.ledger.add_flops(2 * (n * w.rows()) as u64 * w.cols() as u64);
         }
@@ -351,7 +351,8 @@ impl Backend for Trace {
         check(inp, targets.len() * c);
         let dinp = dinp.inspect(|dinp| check(dinp, targets.len() * c)).is_some();
         losses[..targets.len()].fill(0.0);
-        let scratch = Head::new(self.isa, self.bf16, 0).scratch(self.threads, targets.len(), (v, c), dinp);
+        let scratch =
+            HeadLoss::new(self.isa, self.bf16, 0).scratch(self.threads, targets.len(), (v, c), dinp);
         self.ledger.grow(ScratchPool::Head(0), Scratch::bytes(scratch[0]));
         self.ledger.grow(ScratchPool::Head(1), self.threads as u64 * Scratch::bytes(scratch[1]));
         let products = if dinp { 2 } else { 1 };

@@ -1,7 +1,7 @@
 //! Backward of one task: blocks of queries against one panel of keys after the other.
 
 use super::gather::{gather, round};
-use super::operand_format::{Strided, Words};
+use super::operand_format::{OperandFormat, StridedOperand};
 use super::scratch::{total, with_buffers};
 use super::task::{Block, Shape, Task};
 use super::{KEYS, QUERIES};
@@ -17,7 +17,7 @@ use crate::simd::{Lanes, simd_fn};
 /// `dq`, `dk` and `dv` are valid for writing every row of the task's segment, and no other task writes the
 /// same kv head of the same segment at the same time.
 pub(crate) unsafe fn backward_task(
-    words: Words,
+    format: OperandFormat,
     dq: *mut f32,
     dk: *mut f32,
     dv: *mut f32,
@@ -30,16 +30,25 @@ pub(crate) unsafe fn backward_task(
     task: &Task,
     dims: AttentionDims,
 ) {
-    let shape = &Shape::of(task, dims, words);
+    let shape = &Shape::of(task, dims, format);
     let (head_dim, width, factor) = (shape.head_dim, shape.width, reference_scale(dims) as f32);
-    with_buffers(lens(words, shape), |buffers| {
+    with_buffers(lens(format, shape), |buffers| {
         let [k_panels, v_panels, k_rows, dk_rows, dv_rows, q_rows, dout_rows, out_rows, dq_rows, rest @ ..] =
             buffers;
-        let [q_along, dout_along, q_across, dout_across, scores, dscores, p_across, ds_along, ds_across] =
-            rest;
-        words.copy_panels(k_panels, shape.key_rows(k));
-        words.copy_panels(v_panels, shape.key_rows(v));
-        words.copy_across(k_rows, width, shape.key_rows(k));
+        let [
+            q_by_rows,
+            dout_by_rows,
+            q_by_columns,
+            dout_by_columns,
+            scores,
+            dscores,
+            p_by_columns,
+            ds_by_rows,
+            ds_by_columns,
+        ] = rest;
+        format.pack_panels(k_panels, shape.key_rows(k));
+        format.pack_panels(v_panels, shape.key_rows(v));
+        format.pack_by_columns(k_rows, width, shape.key_rows(k));
         dk_rows.fill(0.0);
         dv_rows.fill(0.0);
         let mut blocks = shape.blocks().peekable();
@@ -49,42 +58,58 @@ pub(crate) unsafe fn backward_task(
                 |inp: &[f32]| blocks.peek().map_or(Prefetch::NONE, |next| next.prefetch(inp.as_ptr()));
             let prefetch = [next(q), next(dout), next(out), block.prefetch(dq)];
             let (q_rows, dout_rows) = (&mut q_rows[..rows * width], &mut dout_rows[..rows * width]);
-            gather(words.isa, q_rows, width, q, block, factor);
-            gather(words.isa, dout_rows, width, dout, block, 1.0);
-            gather(words.isa, out_rows, width, out, block, 1.0);
-            if words.are_pairs() {
+            gather(format.isa, q_rows, width, q, block, factor);
+            gather(format.isa, dout_rows, width, dout, block, 1.0);
+            gather(format.isa, out_rows, width, out, block, 1.0);
+            if format.are_pairs() {
                 // As the products see it: what is common to all values then cancels out of the gradient of the scores.
-                round(words.isa, dout_rows);
+                round(format.isa, dout_rows);
             }
             let mut lses_deltas = [[0.0; 2]; QUERIES];
-            deltas(words.isa, &mut lses_deltas[..rows], dout_rows, out_rows, width);
+            deltas(format.isa, &mut lses_deltas[..rows], dout_rows, out_rows, width);
             for (i, [log_sum, _]) in lses_deltas[..rows].iter_mut().enumerate() {
                 *log_sum = lse[block.row(i) / head_dim];
             }
-            let along = |data| Strided { data, row: words.of(width), step: 1 };
-            let (q_across, dout_across) =
-                (words.across(q_across, q_rows, width), words.across(dout_across, dout_rows, width));
-            let (q_along, dout_along) =
-                (along(words.along(q_along, q_rows)), along(words.along(dout_along, dout_rows)));
+            let strided = |data| StridedOperand { data, row: format.of(width), step: 1 };
+            let (q_by_columns, dout_by_columns) = (
+                format.by_columns(q_by_columns, q_rows, width),
+                format.by_columns(dout_by_columns, dout_rows, width),
+            );
+            let (q_by_rows, dout_by_rows) = (
+                strided(format.by_rows(q_by_rows, q_rows)),
+                strided(format.by_rows(dout_by_rows, dout_rows)),
+            );
             let (scores, dscores) = (&mut scores[..rows * KEYS], &mut dscores[..rows * KEYS]);
             for first in (0..block.keys()).step_by(KEYS) {
                 let here = KEYS.min(block.keys() - first);
                 let [q, dout, out, dq] = prefetch.map(|prefetch| prefetch.part(first / KEYS, panels));
                 let panel = first * shape.steps..;
-                let tile = (rows, words.whole(here), shape.steps);
-                words.product(scores, q_along, &k_panels[panel.clone()], KEYS, tile, false, q);
-                words.product(dscores, dout_along, &v_panels[panel], KEYS, tile, false, dout);
-                weigh(words.isa, scores, dscores, &lses_deltas, block, first);
+                let tile = (rows, format.whole(here), shape.steps);
+                format.product(scores, q_by_rows, &k_panels[panel.clone()], KEYS, tile, false, q);
+                format.product(dscores, dout_by_rows, &v_panels[panel], KEYS, tile, false, dout);
+                weigh(format.isa, scores, dscores, &lses_deltas, block, first);
 
-                let columns = |data| Strided { data, row: 1, step: KEYS };
-                let by_rows = (here, width, words.of(rows));
-                let p = columns(words.across(p_across, scores, KEYS));
-                words.product(&mut dv_rows[first * width..], p, dout_across, width, by_rows, true, out);
-                let ds = columns(words.across(ds_across, dscores, KEYS));
-                words.product(&mut dk_rows[first * width..], ds, q_across, width, by_rows, true, dq);
-                let ds = Strided { data: words.along(ds_along, dscores), row: words.of(KEYS), step: 1 };
-                let (k, by_keys) = (&k_rows[words.of(first) * width..], (rows, width, words.of(here)));
-                words.product(dq_rows, ds, k, width, by_keys, first > 0, Prefetch::NONE);
+                let columns = |data| StridedOperand { data, row: 1, step: KEYS };
+                let dkv_shape = (here, width, format.of(rows));
+                let p = columns(format.by_columns(p_by_columns, scores, KEYS));
+                format.product(
+                    &mut dv_rows[first * width..],
+                    p,
+                    dout_by_columns,
+                    width,
+                    dkv_shape,
+                    true,
+                    out,
+                );
+                let ds = columns(format.by_columns(ds_by_columns, dscores, KEYS));
+                format.product(&mut dk_rows[first * width..], ds, q_by_columns, width, dkv_shape, true, dq);
+                let ds = StridedOperand {
+                    data: format.by_rows(ds_by_rows, dscores),
+                    row: format.of(KEYS),
+                    step: 1,
+                };
+                let (k, by_keys) = (&k_rows[format.of(first) * width..], (rows, width, format.of(here)));
+                format.product(dq_rows, ds, k, width, by_keys, first > 0, Prefetch::NONE);
             }
             for i in 0..rows {
                 let sums = &mut dq_rows[i * width..][..head_dim];
@@ -105,18 +130,18 @@ pub(crate) unsafe fn backward_task(
 }
 
 /// Elements that [`backward_task`] holds.
-pub(crate) fn backward_len(words: Words, task: &Task, dims: AttentionDims) -> usize {
-    total(lens(words, &Shape::of(task, dims, words)))
+pub(crate) fn backward_len(format: OperandFormat, task: &Task, dims: AttentionDims) -> usize {
+    total(lens(format, &Shape::of(task, dims, format)))
 }
 
 /// Keys and values as columns, keys, and the gradients of both; queries, gradient of the outputs, outputs, and gradient of the
 /// queries, the first two also as pairs along and across; a panel's scores and their gradient, also as pairs.
-fn lens(words: Words, shape: &Shape<'_>) -> [usize; 18] {
+fn lens(format: OperandFormat, shape: &Shape<'_>) -> [usize; 18] {
     let (rows, width) = (shape.rows(), shape.width);
     let (keys, block, scores) = (shape.keys * width, rows * width, rows * KEYS);
-    let (along, across) = (words.pairs(block), words.pairs(rows) * width);
-    let (p, ds) = (words.pairs(rows) * KEYS, words.pairs(scores));
-    let k_rows = words.of(shape.keys) * width;
+    let (by_rows, by_columns) = (format.pairs(block), format.pairs(rows) * width);
+    let (p, ds) = (format.pairs(rows) * KEYS, format.pairs(scores));
+    let k_rows = format.of(shape.keys) * width;
     [
         shape.panels,
         shape.panels,
@@ -127,10 +152,10 @@ fn lens(words: Words, shape: &Shape<'_>) -> [usize; 18] {
         block,
         block,
         block,
-        along,
-        along,
-        across,
-        across,
+        by_rows,
+        by_rows,
+        by_columns,
+        by_columns,
         scores,
         scores,
         p,

@@ -1,7 +1,7 @@
 //! Forward of one task: blocks of queries against all the keys that they see.
 
 use super::gather::gather;
-use super::operand_format::{Strided, Words};
+use super::operand_format::{OperandFormat, StridedOperand};
 use super::scratch::{total, with_buffers};
 use super::task::{Block, Shape, Task};
 use super::{KEYS, QUERIES};
@@ -17,7 +17,7 @@ use crate::{AttentionDims, bf16_to_f32, f32_to_bf16};
 /// `out` and `lse` are valid for writing every row of the task's segment, and no other task writes the same
 /// kv head of the same queries at the same time.
 pub(crate) unsafe fn forward_task(
-    words: Words,
+    format: OperandFormat,
     out: *mut f32,
     lse: *mut f32,
     q: &[f32],
@@ -26,50 +26,51 @@ pub(crate) unsafe fn forward_task(
     task: &Task,
     dims: AttentionDims,
 ) {
-    let shape = &Shape::of(task, dims, words);
+    let shape = &Shape::of(task, dims, format);
     let (head_dim, width) = (shape.head_dim, shape.width);
-    with_buffers(lens(words, shape), |[q_rows, q_pairs, k_panels, v_rows, mixed, scores, p_pairs]| {
-        words.copy_panels(k_panels, shape.key_rows(k));
-        words.copy_across(v_rows, width, shape.key_rows(v));
+    with_buffers(lens(format, shape), |[q_rows, q_pairs, k_panels, v_rows, weighted, scores, p_pairs]| {
+        format.pack_panels(k_panels, shape.key_rows(k));
+        format.pack_by_columns(v_rows, width, shape.key_rows(v));
         let mut blocks = shape.blocks().peekable();
         while let Some(block) = blocks.next() {
             let (rows, panels) = (block.rows, block.keys().div_ceil(KEYS));
             let next = blocks.peek().map_or(Prefetch::NONE, |next| next.prefetch(q.as_ptr()));
             let q_rows = &mut q_rows[..rows * width];
-            gather(words.isa, q_rows, width, q, block, reference_scale(dims) as f32);
-            let q_along = Strided { data: words.along(q_pairs, q_rows), row: words.of(width), step: 1 };
+            gather(format.isa, q_rows, width, q, block, reference_scale(dims) as f32);
+            let q_by_rows =
+                StridedOperand { data: format.by_rows(q_pairs, q_rows), row: format.of(width), step: 1 };
             for first in (0..block.keys()).step_by(KEYS) {
                 let (scores, k) = (&mut scores[first * rows..], &k_panels[first * shape.steps..]);
-                let tile = (rows, words.whole(KEYS.min(block.keys() - first)), shape.steps);
-                words.product(scores, q_along, k, KEYS, tile, false, next.part(first / KEYS, panels));
+                let tile = (rows, format.whole(KEYS.min(block.keys() - first)), shape.steps);
+                format.product(scores, q_by_rows, k, KEYS, tile, false, next.part(first / KEYS, panels));
             }
             let (mut sums, mut lses) = ([0.0; QUERIES], [0.0; QUERIES]);
-            softmax(words.isa, scores, &mut sums, &mut lses, block);
-            if words.are_pairs() {
+            softmax(format.isa, scores, &mut sums, &mut lses, block);
+            if format.are_pairs() {
                 // Weights that sum to 1 as they are multiplied: what all values share is then in `out` as it is in them.
-                rounded_sums(words.isa, &mut sums[..rows], scores, block.keys());
+                rounded_sums(format.isa, &mut sums[..rows], scores, block.keys());
             }
             for first in (0..block.keys()).step_by(KEYS) {
-                let weights = words.along(p_pairs, &scores[first * rows..][..rows * KEYS]);
-                let weights = Strided { data: weights, row: words.of(KEYS), step: 1 };
-                let tile = (rows, width, words.of(KEYS.min(block.keys() - first)));
+                let weights = format.by_rows(p_pairs, &scores[first * rows..][..rows * KEYS]);
+                let weights = StridedOperand { data: weights, row: format.of(KEYS), step: 1 };
+                let tile = (rows, width, format.of(KEYS.min(block.keys() - first)));
                 let prefetch = block.prefetch(out).part(first / KEYS, panels);
-                words.product(
-                    mixed,
+                format.product(
+                    weighted,
                     weights,
-                    &v_rows[words.of(first) * width..],
+                    &v_rows[format.of(first) * width..],
                     width,
                     tile,
                     first > 0,
                     prefetch,
                 );
             }
-            scale_rows(words.isa, mixed, width, &sums[..rows]);
+            scale_rows(format.isa, weighted, width, &sums[..rows]);
             for i in 0..rows {
-                let (mixed, row) = (&mixed[i * width..][..head_dim], block.row(i));
+                let (weighted, row) = (&weighted[i * width..][..head_dim], block.row(i));
                 // SAFETY: this row and head are the task's own, as the caller promises.
                 unsafe {
-                    out.add(row).copy_from_nonoverlapping(mixed.as_ptr(), head_dim);
+                    out.add(row).copy_from_nonoverlapping(weighted.as_ptr(), head_dim);
                     *lse.add(row / head_dim) = lses[i];
                 }
             }
@@ -78,22 +79,22 @@ pub(crate) unsafe fn forward_task(
 }
 
 /// Elements that [`forward_task`] holds.
-pub(crate) fn forward_len(words: Words, task: &Task, dims: AttentionDims) -> usize {
-    total(lens(words, &Shape::of(task, dims, words)))
+pub(crate) fn forward_len(format: OperandFormat, task: &Task, dims: AttentionDims) -> usize {
+    total(lens(format, &Shape::of(task, dims, format)))
 }
 
 /// Queries, also as pairs; keys, values, outputs; scores, and those of a panel as pairs.
-fn lens(words: Words, shape: &Shape<'_>) -> [usize; 7] {
+fn lens(format: OperandFormat, shape: &Shape<'_>) -> [usize; 7] {
     let block = shape.rows() * shape.width;
     let scores = shape.blocks().map(|b| b.rows * b.keys().next_multiple_of(KEYS)).max().unwrap_or(0);
     [
         block,
-        words.pairs(block),
+        format.pairs(block),
         shape.panels,
-        words.of(shape.keys) * shape.width,
+        format.of(shape.keys) * shape.width,
         block,
         scores,
-        words.pairs(shape.rows() * KEYS),
+        format.pairs(shape.rows() * KEYS),
     ]
 }
 

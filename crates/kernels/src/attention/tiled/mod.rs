@@ -14,7 +14,7 @@ mod task;
 
 pub(crate) use backward::{backward_len, backward_task};
 pub(crate) use forward::{forward_len, forward_task};
-pub(crate) use operand_format::Words;
+pub(crate) use operand_format::OperandFormat;
 #[cfg(test)]
 pub(crate) use scratch::scratch_bytes;
 pub(crate) use task::{Task, backward_tasks, forward_tasks};

@@ -2,18 +2,18 @@
 
 use super::KEYS;
 use crate::Isa;
-use crate::gemm::{Kernels, PackJob, Prefetch, StridedJob, View};
+use crate::gemm::{Kernels, PackJob, Prefetch, SmallProduct, View};
 
-/// Words of one f32, or of two neighbours along the sum as a pair of bf16. Sums are f32 either way.
+/// OperandFormat of one f32, or of two neighbours along the sum as a pair of bf16. Sums are f32 either way.
 #[derive(Clone, Copy)]
-pub(crate) struct Words {
+pub(crate) struct OperandFormat {
     pub(super) isa: Isa,
     kernels: &'static Kernels,
 }
 
 /// The first operand of a product: the word of row `i` and step `p` is at `i * row + p * step`.
 #[derive(Clone, Copy)]
-pub(super) struct Strided<'a> {
+pub(super) struct StridedOperand<'a> {
     pub data: &'a [f32],
     pub row: usize,
     pub step: usize,
@@ -21,14 +21,14 @@ pub(super) struct Strided<'a> {
 
 /// A matrix of f32 inside a slice: consecutive elements of a row, rows `stride` apart.
 #[derive(Clone, Copy)]
-pub(super) struct Rows<'a> {
+pub(super) struct RowView<'a> {
     pub data: &'a [f32],
     pub stride: usize,
     pub rows: usize,
     pub cols: usize,
 }
 
-impl Words {
+impl OperandFormat {
     /// Pairs of bf16 where they are asked for and `isa` multiplies them, f32 otherwise.
     ///
     /// # Panics
@@ -42,7 +42,7 @@ impl Words {
         self.kernels.pair == 2
     }
 
-    /// Words of `n` elements.
+    /// OperandFormat of `n` elements.
     pub(super) fn of(self, n: usize) -> usize {
         n.div_ceil(self.kernels.pair)
     }
@@ -58,31 +58,31 @@ impl Words {
     }
 
     /// Rows of whole vectors as words along each: pairs in `out`, or the rows themselves.
-    pub(super) fn along<'a>(self, out: &'a mut [f32], rows: &'a [f32]) -> &'a [f32] {
+    pub(super) fn by_rows<'a>(self, out: &'a mut [f32], rows: &'a [f32]) -> &'a [f32] {
         if !self.are_pairs() {
             return rows;
         }
         assert!(out.len() >= self.of(rows.len()));
         // SAFETY: `new` checked the instruction set, and `out` holds all words.
-        unsafe { (self.kernels.words)(out.as_mut_ptr(), rows, true) };
+        unsafe { (self.kernels.pack_row)(out.as_mut_ptr(), rows, true) };
         out
     }
 
     /// Rows of `width`, whole vectors, as words across them: pairs in `out`, or the rows themselves.
-    pub(super) fn across<'a>(self, out: &'a mut [f32], rows: &'a [f32], width: usize) -> &'a [f32] {
+    pub(super) fn by_columns<'a>(self, out: &'a mut [f32], rows: &'a [f32], width: usize) -> &'a [f32] {
         if !self.are_pairs() {
             return rows;
         }
         assert!(width == self.whole(width) && rows.len().is_multiple_of(width));
         assert!(out.len() >= self.of(rows.len() / width) * width);
         // SAFETY: `new` checked the instruction set, and `out` holds all words.
-        unsafe { (self.kernels.across)(out.as_mut_ptr(), rows, width) };
+        unsafe { (self.kernels.pack_by_columns)(out.as_mut_ptr(), rows, width) };
         out
     }
 
     /// Copies words across rows: of step `p` and column `j` at `p * width + j`, an odd last row paired with zero. What lies beyond the
     /// columns up to whole vectors is of no meaning.
-    pub(super) fn copy_across(self, out: &mut [f32], width: usize, inp: Rows<'_>) {
+    pub(super) fn pack_by_columns(self, out: &mut [f32], width: usize, inp: RowView<'_>) {
         assert!(out.len() >= self.of(inp.rows) * width && width >= self.whole(inp.cols));
         let src = View::f32(inp.data, 1, inp.stride);
         src.check(inp.cols, inp.rows);
@@ -92,13 +92,13 @@ impl Words {
     }
 
     /// Copies panels `(words along a row, KEYS)`, one column a row. What lies beyond the last row is of no meaning.
-    pub(super) fn copy_panels(self, out: &mut [f32], inp: Rows<'_>) {
+    pub(super) fn pack_panels(self, out: &mut [f32], inp: RowView<'_>) {
         let panel = self.of(inp.cols) * KEYS;
         assert!(out.len() >= inp.rows.div_ceil(KEYS) * panel);
         let src = View::f32(inp.data, inp.stride, 1);
         src.check(inp.rows, inp.cols);
         let job = PackJob::new(out.as_mut_ptr(), KEYS, src, (0, inp.rows), (0, inp.cols), false);
-        // SAFETY: as for `copy_across`.
+        // SAFETY: as for `pack_by_columns`.
         unsafe { (self.kernels.pack)(&PackJob { panel, ..job }) };
     }
 
@@ -107,7 +107,7 @@ impl Words {
     pub(super) fn product(
         self,
         c: &mut [f32],
-        a: Strided<'_>,
+        a: StridedOperand<'_>,
         b: &[f32],
         stride: usize,
         (m, n, steps): (usize, usize, usize),
@@ -117,7 +117,7 @@ impl Words {
         assert!(n == self.whole(n) && n <= stride && m > 0 && steps > 0);
         assert!(c.len() >= (m - 1) * stride + n && b.len() >= (steps - 1) * stride + n);
         assert!(a.data.len() > (m - 1) * a.row + (steps - 1) * a.step);
-        let job = StridedJob {
+        let job = SmallProduct {
             m,
             n,
             steps,
@@ -130,6 +130,6 @@ impl Words {
             prefetch,
         };
         // SAFETY: `new` checked the instruction set, and the assertions cover the shape.
-        unsafe { (self.kernels.strided)(&job) };
+        unsafe { (self.kernels.small_product)(&job) };
     }
 }

@@ -34,5 +34,5 @@ pub(super) fn with_buffers<const N: usize>(lens: [usize; N], task: impl FnOnce([
 /// Bytes that this thread's tiles hold at present.
 #[cfg(test)]
 pub(crate) fn scratch_bytes() -> u64 {
-    SCRATCH.with_borrow(|scratch| scratch.held())
+    SCRATCH.with_borrow(|scratch| scratch.allocated_bytes())
 }

@@ -3,7 +3,7 @@
 use std::cmp::Reverse;
 use std::ops::Range;
 
-use super::operand_format::{Rows, Words};
+use super::operand_format::{OperandFormat, RowView};
 use super::{KEYS, QUERIES};
 use crate::attention::check_dims;
 use crate::gemm::Prefetch;
@@ -61,11 +61,11 @@ pub(super) struct Shape<'a> {
     pub head_dim: usize,
     /// `HS`, padded to whole vectors.
     pub width: usize,
-    /// Words of `HS`.
+    /// OperandFormat of `HS`.
     pub steps: usize,
     /// Keys that any of its queries sees.
     pub keys: usize,
-    /// Words of [`keys`](Shape::keys) in panels of keys as columns.
+    /// OperandFormat of [`keys`](Shape::keys) in panels of keys as columns.
     pub panels: usize,
     /// Query heads that a block takes together.
     heads: usize,
@@ -73,9 +73,9 @@ pub(super) struct Shape<'a> {
 
 impl<'a> Shape<'a> {
     /// Of a task in `words`.
-    pub fn of(task: &'a Task, dims: AttentionDims, words: Words) -> Self {
+    pub fn of(task: &'a Task, dims: AttentionDims, format: OperandFormat) -> Self {
         let AttentionDims { heads, kv_heads, head_dim } = dims;
-        let (keys, steps, group) = (task.keys(), words.of(head_dim), (heads / kv_heads).max(1));
+        let (keys, steps, group) = (task.keys(), format.of(head_dim), (heads / kv_heads).max(1));
         Self {
             task,
             dims,
@@ -84,7 +84,7 @@ impl<'a> Shape<'a> {
             steps,
             keys,
             panels: keys.next_multiple_of(KEYS) * steps,
-            heads: if words.are_pairs() { group.div_ceil(group.div_ceil(QUERIES)) } else { 1 },
+            heads: if format.are_pairs() { group.div_ceil(group.div_ceil(QUERIES)) } else { 1 },
         }
     }
 
@@ -100,8 +100,8 @@ impl<'a> Shape<'a> {
     }
 
     /// The task's keys or values in `inp (M, KH, HS)`.
-    pub fn key_rows<'b>(&self, inp: &'b [f32]) -> Rows<'b> {
-        Rows {
+    pub fn key_rows<'b>(&self, inp: &'b [f32]) -> RowView<'b> {
+        RowView {
             data: &inp[self.key_row(0)..],
             stride: self.dims.kv_heads * self.head_dim,
             rows: self.keys,

@@ -9,9 +9,9 @@ mod vocab_span;
 
 use std::sync::Mutex;
 
-use self::partition::{Cut, SPANS};
-use self::vocab_span::Pass;
-use super::disjoint_slice::Parts;
+use self::partition::{Partition, SPANS};
+use self::vocab_span::SpanPass;
+use super::disjoint_slice::DisjointSlice;
 use super::pool::{Pool, Scratch, SendPtr, lock};
 use crate::gemm::{Kernels, PackJob, View, part};
 use crate::math::axpy;
@@ -19,12 +19,12 @@ use crate::softmax::{Running, Softmax};
 use crate::{Isa, Matrix};
 
 /// Most rows of a pass.
-const ROWS: usize = 512;
+const MAX_ROWS: usize = 512;
 /// Most bytes of gradients of a pass's spans: where rows are wide, fewer at a time.
-const GRADIENTS: usize = 32 << 20;
+const MAX_GRADIENT_BYTES: usize = 32 << 20;
 
 /// The loss head with its working memory.
-pub(crate) struct Head {
+pub(crate) struct HeadLoss {
     isa: Isa,
     kernels: &'static Kernels,
     round: bool,
@@ -35,11 +35,11 @@ pub(crate) struct Head {
 }
 
 /// Most rows of `c` that pass over the vocabulary together.
-fn most_rows(c: usize) -> usize {
-    (GRADIENTS / (SPANS * c * size_of::<f32>())).clamp(32, ROWS)
+fn max_rows(c: usize) -> usize {
+    (MAX_GRADIENT_BYTES / (SPANS * c * size_of::<f32>())).clamp(32, MAX_ROWS)
 }
 
-impl Head {
+impl HeadLoss {
     /// A head on `isa`; under `bf16` both operands of a product are rounded to bf16 and summed in f32.
     pub fn new(isa: Isa, bf16: bool, threads: usize) -> Self {
         let own = (0..threads).map(|_| Mutex::default()).collect();
@@ -51,13 +51,14 @@ impl Head {
         if n == 0 {
             return [0; 2];
         }
-        Cut::new(self.kernels, threads, n.min(most_rows(c)), v, c).words(gradient)
+        Partition::new(self.kernels, threads, n.min(max_rows(c)), v, c).words(gradient)
     }
 
     /// Bytes held at present.
     #[cfg(test)]
-    pub fn held(&self) -> u64 {
-        lock(&self.shared).held() + self.own.iter().map(|own| lock(own).held()).sum::<u64>()
+    pub fn allocated_bytes(&self) -> u64 {
+        lock(&self.shared).allocated_bytes()
+            + self.own.iter().map(|own| lock(own).allocated_bytes()).sum::<u64>()
     }
 
     /// As [`crate::head_loss::head_loss`].
@@ -76,7 +77,7 @@ impl Head {
         assert!(targets.iter().all(|&t| (t as usize) < v), "a target outside the vocabulary of {v}");
         View::rows_of(head).check(v, c);
         let held = self.scratch(pool.threads(), n, (v, c), dinp.is_some());
-        let passes = n.div_ceil(most_rows(c));
+        let passes = n.div_ceil(max_rows(c));
         for pass in 0..passes {
             let (first, m) = part(n, passes, pass);
             let rows = first * c..(first + m) * c;
@@ -99,34 +100,34 @@ impl Head {
         dloss: f32,
     ) {
         let (m, c) = (targets.len(), head.cols());
-        let cut = Cut::new(self.kernels, pool.threads(), m, head.rows(), c);
+        let partition = Partition::new(self.kernels, pool.threads(), m, head.rows(), c);
         let mut shared = lock(&self.shared);
-        let (packed, mixed) = shared.at_least(words).split_at_mut(cut.packed());
-        self.pack(pool, &cut, packed, inp);
+        let (packed, sums) = shared.at_least(words).split_at_mut(partition.packed());
+        self.pack(pool, &partition, packed, inp);
 
-        let mut running = vec![Running::START; cut.spans * m];
-        let (mut rest, mut of_task) = (&mut running[..], Vec::with_capacity(cut.tasks()));
-        for task in 0..cut.tasks() {
-            let (rows, after) = rest.split_at_mut(cut.rows_of(task % cut.groups).1);
+        let mut running = vec![Running::START; partition.spans * m];
+        let (mut rest, mut of_task) = (&mut running[..], Vec::with_capacity(partition.tasks()));
+        for task in 0..partition.tasks() {
+            let (rows, after) = rest.split_at_mut(partition.rows_of(task % partition.groups).1);
             of_task.push(Mutex::new(rows));
             rest = after;
         }
-        let pass = Pass {
+        let pass = SpanPass {
             isa: self.isa,
             kernels: self.kernels,
             round: self.round,
-            cut: &cut,
+            partition: &partition,
             head,
             targets,
             packed: SendPtr(packed.as_mut_ptr()),
-            mixed: dinp.is_some().then_some(SendPtr(mixed.as_mut_ptr())),
+            sums: dinp.is_some().then_some(SendPtr(sums.as_mut_ptr())),
         };
-        pool.run(cut.tasks(), |task, worker| {
+        pool.run(partition.tasks(), |task, worker| {
             pass.task(task, lock(&self.own[worker]).at_least(own_words), &mut lock(&of_task[task]));
         });
 
-        let (losses, dinp) = (Parts::new(losses), dinp.map(Parts::new));
-        pool.over_rows(m, cut.spans * c, |rows| {
+        let (losses, dinp) = (DisjointSlice::new(losses), dinp.map(DisjointSlice::new));
+        pool.over_rows(m, partition.spans * c, |rows| {
             for i in rows {
                 let spans = running.iter().skip(i).step_by(m);
                 let softmax = Softmax::of(spans.clone().copied());
@@ -141,23 +142,23 @@ impl Head {
                 dinp.iter_mut().for_each(|d| *d *= onehot);
                 for (span, running) in spans.enumerate() {
                     let share = (dloss as f64 * softmax.share(running)) as f32;
-                    axpy(self.isa, dinp, share, &mixed[(span * m + i) * c..][..c]);
+                    axpy(self.isa, dinp, share, &sums[(span * m + i) * c..][..c]);
                 }
             }
         });
     }
 
     /// Packs the rows of a pass, once for all spans.
-    fn pack(&self, pool: &Pool, cut: &Cut, packed: &mut [f32], inp: &[f32]) {
+    fn pack(&self, pool: &Pool, partition: &Partition, packed: &mut [f32], inp: &[f32]) {
         let Kernels { lanes, pack, .. } = *self.kernels;
-        let src = View::f32(inp, cut.c, 1);
-        src.check(cut.m, cut.c);
+        let src = View::f32(inp, partition.c, 1);
+        src.check(partition.m, partition.c);
         let packed = SendPtr(packed.as_mut_ptr());
-        pool.run(cut.panels, |panel, _| {
-            let rows = part(cut.m, cut.panels, panel);
-            for block in 0..cut.k_blocks {
-                let dst = packed.at((block * cut.panels + panel) * cut.panel);
-                let job = PackJob::new(dst, lanes, src, rows, cut.k_of(block), self.round);
+        pool.run(partition.panels, |panel, _| {
+            let rows = part(partition.m, partition.panels, panel);
+            for block in 0..partition.k_blocks {
+                let dst = packed.at((block * partition.panels + panel) * partition.panel);
+                let job = PackJob::new(dst, lanes, src, rows, partition.k_of(block), self.round);
                 // SAFETY: `select` checked the instruction set, `check` the rows; every panel of every block has its own
                 // `cut.panel` words.
                 unsafe { pack(&job) };
@@ -173,7 +174,7 @@ mod tests {
     #[test]
     fn more_rows_never_hold_less() {
         for (threads, c) in [(1, 24), (2, 2048), (9, 768), (32, 8192)] {
-            let head = Head::new(Isa::Scalar, false, threads);
+            let head = HeadLoss::new(Isa::Scalar, false, threads);
             for gradient in [false, true] {
                 let mut before = [0; 2];
                 for n in 1..1100 {

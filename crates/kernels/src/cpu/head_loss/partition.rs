@@ -11,7 +11,7 @@ pub(super) const SPANS: usize = 8;
 pub(super) const COLS: usize = 256;
 
 /// One pass of `m` rows of `c` over a vocabulary of `v`.
-pub(super) struct Cut {
+pub(super) struct Partition {
     pub m: usize,
     pub v: usize,
     pub c: usize,
@@ -31,16 +31,16 @@ pub(super) struct Cut {
     /// Words of a panel of packed rows within a block of `c`.
     pub panel: usize,
     /// Words of a block of the vocabulary, and of a panel of its packed exponentials.
-    pub mix_steps: usize,
-    pub mix_panel: usize,
+    pub exp_steps: usize,
+    pub exp_panel: usize,
 }
 
-impl Cut {
+impl Partition {
     /// A pass on `threads`.
     pub fn new(kernels: &Kernels, threads: usize, m: usize, v: usize, c: usize) -> Self {
         let &Kernels { lanes, mr: rows, pair, .. } = kernels;
         let (k_blocks, steps) = kernels.blocks(c);
-        let mix_steps = BLOCK.div_ceil(pair);
+        let exp_steps = BLOCK.div_ceil(pair);
         let (blocks, panels) = (v.div_ceil(BLOCK), m.div_ceil(rows));
         let spans = blocks.min(SPANS);
         Self {
@@ -56,8 +56,8 @@ impl Cut {
             steps,
             pair,
             panel: steps * lanes,
-            mix_steps,
-            mix_panel: mix_steps * lanes,
+            exp_steps,
+            exp_panel: exp_steps * lanes,
         }
     }
 
@@ -105,6 +105,6 @@ impl Cut {
         // The first group is the largest.
         let panels = self.panels_of(0).1;
         let logits = panels * self.panel_rows * BLOCK;
-        [(BLOCK * self.steps).max(COLS * self.mix_steps), logits, panels * self.mix_panel]
+        [(BLOCK * self.steps).max(COLS * self.exp_steps), logits, panels * self.exp_panel]
     }
 }

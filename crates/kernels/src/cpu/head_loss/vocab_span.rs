@@ -1,95 +1,101 @@
 //! One span of the vocabulary: a block of logits after the other, each used up before the next.
 
-use super::partition::{BLOCK, COLS, Cut};
+use super::partition::{BLOCK, COLS, Partition};
 use crate::cpu::pool::SendPtr;
 use crate::gemm::{Kernels, PackJob, Prefetch, TileJob, TileMask, View, part};
 use crate::softmax::{Running, online_softmax};
 use crate::{Isa, Matrix};
 
 /// What all spans of a pass share.
-pub(super) struct Pass<'a> {
+pub(super) struct SpanPass<'a> {
     pub isa: Isa,
     pub kernels: &'static Kernels,
     pub round: bool,
-    pub cut: &'a Cut,
+    pub partition: &'a Partition,
     pub head: &'a Matrix,
     pub targets: &'a [u32],
-    /// Packed rows, [`Cut::packed`] words.
+    /// Packed rows, [`Partition::packed`] words.
     pub packed: SendPtr,
     /// Where gradients are wanted: of each span `(m, c)`, `Σ e^(logit - max) W` over all but the target.
-    pub mixed: Option<SendPtr>,
+    pub sums: Option<SendPtr>,
 }
 
-impl Pass<'_> {
+impl SpanPass<'_> {
     /// One group of rows against one span: fills `running`, and `mixed` of that span and those rows. `own` is
-    /// working memory, as long as [`Cut::own`] says.
+    /// working memory, as long as [`Partition::own`] says.
     pub fn task(&self, task: usize, own: &mut [f32], running: &mut [Running]) {
-        let cut = self.cut;
-        let (span, group) = (task / cut.groups, task % cut.groups);
-        let (row, m) = cut.rows_of(group);
+        let partition = self.partition;
+        let (span, group) = (task / partition.groups, task % partition.groups);
+        let (row, m) = partition.rows_of(group);
         let targets = &self.targets[row..][..m];
-        let [weight_words, logits_words, _] = cut.own();
+        let [weight_words, logits_words, _] = partition.own();
         let (weight, rest) = own.split_at_mut(weight_words);
         let (logits, exponentials) = rest.split_at_mut(logits_words);
-        let mixed = self.mixed.map(|mixed| SendPtr(mixed.at((span * cut.m + row) * cut.c)));
-        let (first_block, blocks) = part(cut.blocks, cut.spans, span);
+        let sums = self.sums.map(|sums| SendPtr(sums.at((span * partition.m + row) * partition.c)));
+        let (first_block, blocks) = part(partition.blocks, partition.spans, span);
         for block in first_block..first_block + blocks {
             let (first, n) = self.block(block);
             let is_last = block + 1 == first_block + blocks;
             let next = if is_last { Prefetch::NONE } else { self.prefetch(block + 1, 0) };
-            self.logits(group, weight, logits, block, if mixed.is_none() { next } else { Prefetch::NONE });
+            self.logits(group, weight, logits, block, if sums.is_none() { next } else { Prefetch::NONE });
             let is_first = block == first_block;
-            let scaled = match mixed {
+            let scaled = match sums {
                 // SAFETY: the rows of this task are its own.
-                Some(mixed) if !is_first => unsafe { std::slice::from_raw_parts_mut(mixed.at(0), m * cut.c) },
+                Some(sums) if !is_first => unsafe {
+                    std::slice::from_raw_parts_mut(sums.at(0), m * partition.c)
+                },
                 _ => &mut [],
             };
             online_softmax(self.isa, running, scaled, logits, BLOCK, targets, first, n);
-            if let Some(mixed) = mixed {
-                self.mix(mixed, (m, weight, exponentials), logits, (first, n), is_first, next);
+            if let Some(sums) = sums {
+                self.accumulate(sums, (m, weight, exponentials), logits, (first, n), is_first, next);
             }
         }
     }
 
     /// The rows of the vocabulary of a block, as `(first, count)`.
     fn block(&self, block: usize) -> (usize, usize) {
-        (block * BLOCK, BLOCK.min(self.cut.v - block * BLOCK))
+        (block * BLOCK, BLOCK.min(self.partition.v - block * BLOCK))
     }
 
     /// The weights of a block of the vocabulary and of `c`.
     fn prefetch(&self, block: usize, k_block: usize) -> Prefetch {
-        let ((first, n), (k, k_len)) = (self.block(block), self.cut.k_of(k_block));
+        let ((first, n), (k, k_len)) = (self.block(block), self.partition.k_of(k_block));
         View::rows_of(self.head).prefetch(first, n, k, k_len)
     }
 
     /// `logits = inp Wᵀ` of a group of rows and a block of the vocabulary.
     fn logits(&self, group: usize, weight: &mut [f32], logits: &mut [f32], block: usize, next: Prefetch) {
         let Kernels { nr, pair, pack, tiles, .. } = *self.kernels;
-        let (cut, width, (first, n)) = (self.cut, nr, self.block(block));
-        let (panel, _) = cut.panels_of(group);
+        let (partition, width, (first, n)) = (self.partition, nr, self.block(block));
+        let (panel, _) = partition.panels_of(group);
         let (b, c) = (weight.as_mut_ptr(), logits.as_mut_ptr());
-        for k_block in 0..cut.k_blocks {
-            let (k, k_len) = self.cut.k_of(k_block);
+        for k_block in 0..partition.k_blocks {
+            let (k, k_len) = self.partition.k_of(k_block);
             let src = View::rows_of(self.head);
             let job = PackJob {
-                panel: cut.steps * width,
+                panel: partition.steps * width,
                 ..PackJob::new(b, width, src, (first, n), (k, k_len), self.round)
             };
             let multiply = TileJob {
-                m: cut.rows_of(group).1,
+                m: partition.rows_of(group).1,
                 n,
                 steps: k_len.div_ceil(pair),
-                a: self.packed.at((k_block * cut.panels + panel) * cut.panel),
-                a_panel: cut.panel,
+                a: self.packed.at((k_block * partition.panels + panel) * partition.panel),
+                a_panel: partition.panel,
                 b,
-                b_panel: cut.steps * width,
+                b_panel: partition.steps * width,
                 b_step: width,
                 c,
                 ldc: BLOCK,
                 alpha: 1.0,
                 accumulate: k_block > 0,
                 mask: TileMask::Nothing,
-                prefetch: if k_block + 1 < cut.k_blocks { self.prefetch(block, k_block + 1) } else { next },
+                prefetch: if k_block + 1 < partition.k_blocks {
+                    self.prefetch(block, k_block + 1)
+                } else {
+                    next
+                },
             };
             // SAFETY: `select` checked the instruction set and `loss` the weight; `weight` has `steps` words for each of
             // a block's rows, `logits` a row of a block for each of the group's, and all panels are packed.
@@ -102,9 +108,9 @@ impl Pass<'_> {
 
     /// `mixed += exponentials W`, or `=` in a span's first block, of `m` rows and `n` rows of the vocabulary. `packed` receives
     /// the exponentials as an operand.
-    fn mix(
+    fn accumulate(
         &self,
-        mixed: SendPtr,
+        sums: SendPtr,
         (m, weight, packed): (usize, &mut [f32], &mut [f32]),
         exponentials: &[f32],
         (first, n): (usize, usize),
@@ -112,17 +118,17 @@ impl Pass<'_> {
         next: Prefetch,
     ) {
         let Kernels { nr, pair, pack, tiles, .. } = *self.kernels;
-        let (cut, width) = (self.cut, nr);
+        let (partition, width) = (self.partition, nr);
         let (a, b) = (packed.as_mut_ptr(), weight.as_mut_ptr());
         let src = View::f32(exponentials, BLOCK, 1);
         // SAFETY: `packed` has panels of `mix_panel` words for all rows of the group.
-        unsafe { self.kernels.pack_panels(a, cut.mix_panel, src, (m, n), self.round) };
-        let pieces = cut.c.div_ceil(COLS);
+        unsafe { self.kernels.pack_panels(a, partition.exp_panel, src, (m, n), self.round) };
+        let pieces = partition.c.div_ceil(COLS);
         for piece in 0..pieces {
-            let (col, cols) = (piece * COLS, COLS.min(cut.c - piece * COLS));
+            let (col, cols) = (piece * COLS, COLS.min(partition.c - piece * COLS));
             let src = View::cols_of(self.head);
             let job = PackJob {
-                panel: cut.mix_steps * width,
+                panel: partition.exp_steps * width,
                 ..PackJob::new(b, width, src, (col, cols), (first, n), self.round)
             };
             let multiply = TileJob {
@@ -130,12 +136,12 @@ impl Pass<'_> {
                 n: cols,
                 steps: n.div_ceil(pair),
                 a,
-                a_panel: cut.mix_panel,
+                a_panel: partition.exp_panel,
                 b,
-                b_panel: cut.mix_steps * width,
+                b_panel: partition.exp_steps * width,
                 b_step: width,
-                c: mixed.at(col),
-                ldc: cut.c,
+                c: sums.at(col),
+                ldc: partition.c,
                 alpha: 1.0,
                 accumulate: !is_first,
                 mask: TileMask::Nothing,

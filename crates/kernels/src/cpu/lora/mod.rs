@@ -107,14 +107,14 @@ impl LowRank {
 
     /// Bytes held at present.
     #[cfg(test)]
-    pub fn held(&self) -> u64 {
+    pub fn allocated_bytes(&self) -> u64 {
         let shared = lock(&self.shared);
         let own = self.own.iter().map(|own| {
             let own = lock(own);
-            own.mask.held() + own.product.held()
+            own.mask.allocated_bytes() + own.product.allocated_bytes()
         });
-        let panels: u64 = shared.panels.iter().map(Scratch::held).sum();
-        shared.b_t.held() + shared.dmid.held() + panels + own.sum::<u64>()
+        let panels: u64 = shared.panels.iter().map(Scratch::allocated_bytes).sum();
+        shared.b_t.allocated_bytes() + shared.dmid.allocated_bytes() + panels + own.sum::<u64>()
     }
 
     /// Columns of a panel that holds all of `Bᵀ`.

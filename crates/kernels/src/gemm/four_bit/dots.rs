@@ -5,7 +5,7 @@ use crate::FourBit;
 use crate::four_bit::{GROUP, ScaleView};
 use crate::gemm::dots::{DotJob, store_dots, tallest};
 use crate::gemm::micro_kernel::{MicroKernel, PIECE};
-use crate::gemm::pack::words;
+use crate::gemm::pack::pack_row;
 
 /// Elements of a chunk of a dot product: those of [`MicroKernel::PIECES`] pieces.
 #[inline(always)]
@@ -15,7 +15,7 @@ pub(in crate::gemm) const fn chunk<T: MicroKernel>() -> usize {
 
 /// Whether no chunk of a row of `k` crosses a row or a group of scales, and no piece of one a block, so that codes are
 /// looked up in registers, and `inp` is to be dealt as they are.
-pub(in crate::gemm) fn is_regular(w: &FourBit, k: usize, chunk: usize) -> bool {
+pub(in crate::gemm) fn is_aligned(w: &FourBit, k: usize, chunk: usize) -> bool {
     k.is_multiple_of(chunk)
         && w.block_size() >= PIECE
         && (w.block_size() << w.scales().view().group_log2()).is_multiple_of(chunk)
@@ -24,16 +24,16 @@ pub(in crate::gemm) fn is_regular(w: &FourBit, k: usize, chunk: usize) -> bool {
 /// Turns a row of f32 into words, each chunk in the order in which its codes are looked up.
 ///
 /// # Safety
-/// As [`words`], and `row` is whole chunks.
+/// As [`pack_row`], and `row` is whole chunks.
 #[inline(always)]
-pub(in crate::gemm) unsafe fn deal<T: MicroKernel>(dst: *mut f32, row: &[f32], round: bool) {
+pub(in crate::gemm) unsafe fn interleave<T: MicroKernel>(dst: *mut f32, row: &[f32], round: bool) {
     for (i, row) in row.chunks_exact(chunk::<T>()).enumerate() {
-        let mut dealt = [0.0; 2 * PIECE];
+        let mut interleaved = [0.0; 2 * PIECE];
         for place in 0..chunk::<T>() {
-            dealt[place] = row[T::dealt(place)];
+            interleaved[place] = row[T::interleaved(place)];
         }
         // SAFETY: as the caller's.
-        unsafe { words::<T>(dst.add(i * (chunk::<T>() / T::PAIR)), &dealt[..chunk::<T>()], round) };
+        unsafe { pack_row::<T>(dst.add(i * (chunk::<T>() / T::PAIR)), &interleaved[..chunk::<T>()], round) };
     }
 }
 
@@ -43,13 +43,13 @@ pub(in crate::gemm) unsafe fn deal<T: MicroKernel>(dst: *mut f32, row: &[f32], r
 /// As [`dots`](crate::gemm::dots::dots).
 #[inline(always)]
 pub(in crate::gemm) unsafe fn dots<T: MicroKernel>(job: &DotJob<'_>, w: &FourBit, row: usize) {
-    if is_regular(w, job.k, chunk::<T>()) {
+    if is_aligned(w, job.k, chunk::<T>()) {
         // SAFETY: as the caller's.
         return unsafe {
             if w.block_size() == PIECE {
-                regular_dots::<T, true>(job, w, row)
+                aligned_dots::<T, true>(job, w, row)
             } else {
-                regular_dots::<T, false>(job, w, row)
+                aligned_dots::<T, false>(job, w, row)
             }
         };
     }
@@ -60,10 +60,10 @@ pub(in crate::gemm) unsafe fn dots<T: MicroKernel>(job: &DotJob<'_>, w: &FourBit
             // SAFETY: rows `i .. i + rows` and `j ..` exist.
             unsafe {
                 match rows {
-                    1 => ragged_tile::<T, 1>(job, w, row, (i, j)),
-                    2 => ragged_tile::<T, 2>(job, w, row, (i, j)),
-                    3 => ragged_tile::<T, 3>(job, w, row, (i, j)),
-                    _ => ragged_tile::<T, 4>(job, w, row, (i, j)),
+                    1 => unaligned_tile::<T, 1>(job, w, row, (i, j)),
+                    2 => unaligned_tile::<T, 2>(job, w, row, (i, j)),
+                    3 => unaligned_tile::<T, 3>(job, w, row, (i, j)),
+                    _ => unaligned_tile::<T, 4>(job, w, row, (i, j)),
                 }
             }
             i += rows;
@@ -77,7 +77,7 @@ pub(in crate::gemm) unsafe fn dots<T: MicroKernel>(job: &DotJob<'_>, w: &FourBit
 /// # Safety
 /// As [`dots`], and `w` is regular; with `SHORT` its blocks are pieces.
 #[inline(always)]
-unsafe fn regular_dots<T: MicroKernel, const SHORT: bool>(job: &DotJob<'_>, w: &FourBit, row: usize) {
+unsafe fn aligned_dots<T: MicroKernel, const SHORT: bool>(job: &DotJob<'_>, w: &FourBit, row: usize) {
     let per_row = job.k / PIECE;
     let apart = job.w_rows.div_ceil(2);
     let mut walks = [Walk::new(w), Walk::new(w)];
@@ -208,7 +208,7 @@ unsafe fn dot_tile<T: MicroKernel, const N: usize, const SHORT: bool>(
                         [walks[c].scale::<SHORT>(piece), walks[c].scale::<SHORT>(piece + T::PIECES - 1)];
                     let table = T::table(code, scales, job.round);
                     for v in 0..vectors {
-                        let w = T::looked_up_dealt(table, codes, v);
+                        let w = T::lookup_interleaved(table, codes, v);
                         for r in 0..N {
                             let x = T::load(inp[r].add(piece * (PIECE / T::PAIR) + v * T::LANES));
                             acc[r][c][v % 2] = T::step(acc[r][c][v % 2], x, w);
@@ -237,7 +237,7 @@ unsafe fn dot_tile<T: MicroKernel, const N: usize, const SHORT: bool>(
 /// # Safety
 /// As [`dots`], and the rows exist.
 #[inline(always)]
-unsafe fn ragged_tile<T: MicroKernel, const N: usize>(
+unsafe fn unaligned_tile<T: MicroKernel, const N: usize>(
     job: &DotJob<'_>,
     w: &FourBit,
     row: usize,

@@ -7,11 +7,11 @@ use std::mem::MaybeUninit;
 
 use super::KC;
 use super::micro_kernel::{BF16, F32, MicroKernel};
-use super::pack::{ACROSS_STEPS, Elements, PackJob, View, pack_of, prefetch_steps};
+use super::pack::{COLUMN_STEPS, Elements, PackJob, View, pack_of, prefetch_steps};
 use crate::four_bit::code;
 use crate::{DType, FourBit};
 
-pub(super) use dots::{chunk, deal, dots, is_regular};
+pub(super) use dots::{chunk, dots, interleave, is_aligned};
 
 /// Columns whose rows are looked up together when they are packed across.
 const ACROSS: usize = 128;
@@ -48,11 +48,11 @@ pub(super) unsafe fn pack<T: MicroKernel>(job: &PackJob<'_>, w: &FourBit) {
     let View { outer, k, .. } = job.src;
     // SAFETY: as the caller's.
     unsafe {
-        if k == 1 && pack_aligned::is_along::<T>(job, w) {
-            return pack_aligned::pack_along::<T>(job, w);
+        if k == 1 && pack_aligned::is_aligned_by_rows::<T>(job, w) {
+            return pack_aligned::pack_by_rows::<T>(job, w);
         }
-        if k != 1 && pack_aligned::is_across::<T>(job, w) {
-            return pack_aligned::pack_across::<T>(job, w);
+        if k != 1 && pack_aligned::is_aligned_by_columns::<T>(job, w) {
+            return pack_aligned::pack_by_columns::<T>(job, w);
         }
     }
     let mut buffer = Buffer::new();
@@ -72,7 +72,7 @@ pub(super) unsafe fn pack<T: MicroKernel>(job: &PackJob<'_>, w: &FourBit) {
             }
             return;
         }
-        let rows = ACROSS_STEPS * T::PAIR;
+        let rows = COLUMN_STEPS * T::PAIR;
         for row in (0..job.k_len).step_by(rows) {
             prefetch_steps::<T>(job, row / T::PAIR);
             let rows = (job.k_len - row).min(rows);
@@ -135,7 +135,7 @@ unsafe fn expand<T: MicroKernel>(mut to: *mut u8, w: &FourBit, first: usize, n: 
             let table = T::table(w.table(), [scale; 2], round);
             if e.is_multiple_of(2) {
                 while e + vector <= until {
-                    T::store(to.cast(), T::looked_up(table, codes.as_ptr().add(e / 2)));
+                    T::store(to.cast(), T::lookup(table, codes.as_ptr().add(e / 2)));
                     to = to.add(vector * size::<T>());
                     e += vector;
                 }

@@ -2,23 +2,23 @@
 
 use crate::FourBit;
 use crate::gemm::micro_kernel::MicroKernel;
-use crate::gemm::pack::{ACROSS_STEPS, PackJob, prefetch_steps};
+use crate::gemm::pack::{COLUMN_STEPS, PackJob, prefetch_steps};
 
 /// Whether squares of `LANES` rows lie inside a block of each of them.
 #[inline(always)]
-pub(super) fn is_along<T: MicroKernel>(job: &PackJob<'_>, w: &FourBit) -> bool {
+pub(super) fn is_aligned_by_rows<T: MicroKernel>(job: &PackJob<'_>, w: &FourBit) -> bool {
     let square = T::LANES * T::PAIR;
     let whole = |n: usize| n.is_multiple_of(square);
     whole(w.block_size()) && whole(job.k) && whole(job.k_len) && job.src.outer.is_multiple_of(w.block_size())
 }
 
-/// [`pack`](super::pack) where `k` is contiguous and the weight [regular](is_along): squares of `LANES` rows are looked up,
+/// [`pack`](super::pack) where `k` is contiguous and the weight [regular](is_aligned_by_rows): squares of `LANES` rows are looked up,
 /// transposed, and stored in their panels.
 ///
 /// # Safety
 /// As [`pack`](super::pack).
 #[inline(always)]
-pub(super) unsafe fn pack_along<T: MicroKernel>(job: &PackJob<'_>, w: &FourBit) {
+pub(super) unsafe fn pack_by_rows<T: MicroKernel>(job: &PackJob<'_>, w: &FourBit) {
     let (codes, scales, square) = (w.codes().as_ptr(), w.scales().view(), T::LANES * T::PAIR);
     for first in (0..job.outers).step_by(T::LANES) {
         let last = (job.outers - first).min(T::LANES) - 1;
@@ -42,7 +42,7 @@ pub(super) unsafe fn pack_along<T: MicroKernel>(job: &PackJob<'_>, w: &FourBit) 
                 while done < until.min(job.k_len) {
                     let mut v = [T::zero(); 16];
                     for i in 0..T::LANES {
-                        v[i] = T::looked_up(tables[i], codes.add((rows[i] + done) / 2));
+                        v[i] = T::lookup(tables[i], codes.add((rows[i] + done) / 2));
                     }
                     T::transpose(&mut v);
                     for (i, &v) in v.iter().enumerate().take(T::LANES) {
@@ -58,19 +58,19 @@ pub(super) unsafe fn pack_along<T: MicroKernel>(job: &PackJob<'_>, w: &FourBit) 
 
 /// Whether no vector of a row crosses a block or ends inside a byte or beyond the row.
 #[inline(always)]
-pub(super) fn is_across<T: MicroKernel>(job: &PackJob<'_>, w: &FourBit) -> bool {
+pub(super) fn is_aligned_by_columns<T: MicroKernel>(job: &PackJob<'_>, w: &FourBit) -> bool {
     let whole = |n: usize| n.is_multiple_of(T::LANES);
     const { assert!(T::LANES.is_multiple_of(2), "a vector ends with a byte of codes") };
     whole(w.block_size()) && [job.src.k, job.outer, job.outers].into_iter().all(whole)
 }
 
-/// [`pack`](super::pack) where `outer` is contiguous and the weight [regular](is_across): values go from their codes straight to
+/// [`pack`](super::pack) where `outer` is contiguous and the weight [regular](is_aligned_by_columns): values go from their codes straight to
 /// their panels.
 ///
 /// # Safety
 /// As [`pack`](super::pack).
 #[inline(always)]
-pub(super) unsafe fn pack_across<T: MicroKernel>(job: &PackJob<'_>, w: &FourBit) {
+pub(super) unsafe fn pack_by_columns<T: MicroKernel>(job: &PackJob<'_>, w: &FourBit) {
     let (codes, scales) = (w.codes().as_ptr(), w.scales().view());
     for step in 0..job.k_len.div_ceil(T::PAIR) {
         // A last row without a partner is paired with zeros.
@@ -81,7 +81,7 @@ pub(super) unsafe fn pack_across<T: MicroKernel>(job: &PackJob<'_>, w: &FourBit)
         let mut first = 0;
         // SAFETY: vectors lie inside the view and inside one block of their row; panels have room for whole vectors.
         unsafe {
-            if step.is_multiple_of(ACROSS_STEPS) {
+            if step.is_multiple_of(COLUMN_STEPS) {
                 prefetch_steps::<T>(job, step);
             }
             while first < job.outers {
@@ -94,7 +94,7 @@ pub(super) unsafe fn pack_across<T: MicroKernel>(job: &PackJob<'_>, w: &FourBit)
                     let [p0, p1] = [e0, e1].map(|e| codes.add((e + first) / 2));
                     let panel = first / job.width * job.panel + first % job.width;
                     let to = job.dst.wrapping_add(panel + step * job.width);
-                    T::store(to, T::looked_up_across(table, p0, p1));
+                    T::store(to, T::lookup_by_columns(table, p0, p1));
                     first += T::LANES;
                 }
             }

@@ -26,20 +26,20 @@ fn tasks(rows: usize, least: usize, threads: usize) -> Vec<Range<usize>> {
     tasks
 }
 
-/// `out = inp Wᵀ` for at most [`FewRows::MOST`] rows of `inp`.
-pub(crate) struct FewRows {
+/// `out = inp Wᵀ` for at most [`SkinnyGemm::MAX_ROWS`] rows of `inp`.
+pub(crate) struct SkinnyGemm {
     kernels: &'static Kernels,
     round: bool,
-    words: Mutex<Scratch>,
+    packed: Mutex<Scratch>,
 }
 
-impl FewRows {
+impl SkinnyGemm {
     /// Most rows for which reading weights in place beats packing them.
-    pub const MOST: usize = crate::FEW_ROWS;
+    pub const MAX_ROWS: usize = crate::FEW_ROWS;
 
     /// Products on `isa`; under `bf16` both operands are rounded to bf16 and summed in f32.
     pub fn new(isa: Isa, bf16: bool) -> Self {
-        Self { kernels: Kernels::select(isa, bf16), round: bf16, words: Mutex::default() }
+        Self { kernels: Kernels::select(isa, bf16), round: bf16, packed: Mutex::default() }
     }
 
     /// Words that `n` rows of `d_in` are turned into.
@@ -49,8 +49,8 @@ impl FewRows {
 
     /// Bytes held at present.
     #[cfg(test)]
-    pub fn held(&self) -> u64 {
-        lock(&self.words).held()
+    pub fn allocated_bytes(&self) -> u64 {
+        lock(&self.packed).allocated_bytes()
     }
 
     fn stride(&self, d_in: usize) -> usize {
@@ -64,25 +64,25 @@ impl FewRows {
     pub fn forward(&self, pool: &Pool, out: &mut [f32], inp: &[f32], w: &Matrix, n: usize) {
         let (d_out, d_in) = (w.rows(), w.cols());
         assert!(out.len() >= n * d_out && inp.len() >= n * d_in);
-        let Kernels { words, deal, dots, chunk, .. } = *self.kernels;
+        let Kernels { pack_row, interleave, dots, chunk, .. } = *self.kernels;
         let weight = w.host();
-        let (words, bytes) = match weight {
-            HostMatrix::Dense(_, bytes) => (words, bytes.len()),
+        let (pack, bytes) = match weight {
+            HostMatrix::Dense(_, bytes) => (pack_row, bytes.len()),
             HostMatrix::FourBit(weight) => {
-                let words = if four_bit::is_regular(weight, d_in, chunk) { deal } else { words };
-                (words, weight.bytes())
+                let pack = if four_bit::is_aligned(weight, d_in, chunk) { interleave } else { pack_row };
+                (pack, weight.bytes())
             }
         };
 
         // Rounded, and paired where words are pairs, once for all rows of W.
         let inp_stride = self.stride(d_in);
-        let mut packed = lock(&self.words);
+        let mut packed = lock(&self.packed);
         let packed = packed.at_least(self.scratch(n, d_in));
         for i in 0..n {
             let dst = &mut packed[i * inp_stride..][..inp_stride];
             let row = &inp[i * d_in..][..d_in];
             // SAFETY: `select` checked the instruction set; `dst` holds all words of the row.
-            unsafe { words(dst.as_mut_ptr(), row, self.round) };
+            unsafe { pack(dst.as_mut_ptr(), row, self.round) };
         }
 
         let w_stride = bytes / d_out.max(1);
