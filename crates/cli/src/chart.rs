@@ -1,6 +1,6 @@
 //! Curves in the terminal, drawn in braille: two dots across and four down to a character.
 
-use crate::printer::{Style, paint};
+use crate::style::{Style, paint};
 use crate::terminal_text;
 
 /// Points that are drawn as marks; more of them would hide their curve.

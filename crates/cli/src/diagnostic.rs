@@ -15,7 +15,7 @@ use std::path::Path;
 
 use danlu_model::FileError;
 
-use crate::printer::{Style, paint};
+use crate::style::{Style, paint};
 use crate::terminal_text;
 
 /// Whose fault it was, which is the exit code.

@@ -7,7 +7,8 @@ use tracing::field::{Field, Visit};
 use tracing::span::{Attributes, Id, Record};
 use tracing::{Event, Level, Metadata, Subscriber};
 
-use crate::printer::{Printer, Style, paint};
+use crate::printer::Printer;
+use crate::style::{Style, paint};
 
 /// Sends events to stderr, a line each.
 struct Stderr {

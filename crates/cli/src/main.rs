@@ -17,6 +17,7 @@ mod log;
 mod memory;
 mod panic;
 mod printer;
+mod style;
 mod temp_dirs;
 mod terminal_text;
 
@@ -28,7 +29,8 @@ use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use commands::{bench, card, chat, compare, data, demo, doctor, hub, merge, plan, quantize, train};
 use diagnostic::Result;
 use lang::Lang;
-use printer::{Color, Printer};
+use printer::Printer;
+use style::Color;
 
 /// Fine-tune, compare, chat with and merge LoRA adapters, from one binary.
 #[derive(Parser, Debug)]

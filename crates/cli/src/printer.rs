@@ -8,60 +8,8 @@ use danlu_model::FileError;
 
 use crate::diagnostic::{Diagnostic, Origin};
 use crate::lang::Lang;
+use crate::style::{Color, Style, paint};
 use crate::{temp_dirs, terminal_text};
-
-/// When to colour.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
-pub enum Color {
-    /// On a terminal, unless `NO_COLOR` is set.
-    Auto,
-    /// Always.
-    Always,
-    /// Never.
-    Never,
-}
-
-/// The few looks we use; each also reads without colour.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Style {
-    /// Headings, figures that matter.
-    Bold,
-    /// What may be skipped.
-    Dim,
-    /// Trained text, success.
-    Green,
-    /// What to type, the first series of a chart.
-    Cyan,
-    /// Warnings, the second series of a chart.
-    Yellow,
-    /// Errors.
-    Red,
-}
-
-impl Style {
-    fn code(self) -> &'static str {
-        match self {
-            Self::Bold => "1",
-            Self::Dim => "2",
-            Self::Green => "32",
-            Self::Cyan => "36",
-            Self::Yellow => "33",
-            Self::Red => "1;31",
-        }
-    }
-}
-
-/// `text` in a style, or as it is.
-pub fn paint(color: bool, style: Style, text: &str) -> String {
-    if !color || text.is_empty() {
-        return text.to_owned();
-    }
-    // Line by line: pagers forget a colour at the end of a line.
-    let paint = |line: &str| {
-        if line.is_empty() { String::new() } else { format!("\x1b[{}m{line}\x1b[0m", style.code()) }
-    };
-    text.split('\n').map(paint).collect::<Vec<_>>().join("\n")
-}
 
 /// Everything a command needs to talk.
 pub struct Printer {
@@ -241,12 +189,6 @@ fn terminal_width() -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn paint_closes_its_colour_on_every_line() {
-        assert_eq!(paint(true, Style::Green, "a\n\nb"), "\x1b[32ma\x1b[0m\n\n\x1b[32mb\x1b[0m");
-        assert_eq!(paint(false, Style::Green, "a\nb"), "a\nb");
-    }
 
     #[test]
     fn a_long_line_goes_on_behind_its_label() {

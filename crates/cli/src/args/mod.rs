@@ -1,7 +1,12 @@
 //! Flags that several commands share.
 
+pub mod adapter;
 pub mod compute;
+pub mod data;
+pub mod quant;
 pub mod sampling;
 
+pub use adapter::AdapterArgs;
 pub use compute::ComputeArgs;
+pub use quant::QuantArgs;
 pub use sampling::SamplingArgs;

@@ -8,20 +8,24 @@ use clap::Args;
 use danlu_data::{EncodeOptions, Format};
 use danlu_hub::Extent;
 use danlu_kernels::DType;
-use danlu_model::{Batch, Decoder, LabeledSequence, LoraSource, ModelConfig, Workspace, files};
+use danlu_model::{ModelConfig, Workspace, files};
 
+use crate::args::QuantArgs;
 use crate::args::compute::check_context;
 use crate::args::compute::{ComputeArgs, products};
+use crate::args::data::format;
 use crate::clap_error::at_least_one;
-use crate::commands::base::{self, QuantArgs};
-use crate::commands::data::{self, HeldOut};
+use crate::commands::base;
 use crate::commands::hub;
 use crate::commands::loaded::{LoadedModel, ModelDirs};
 use crate::commands::other_base;
 use crate::diagnostic::{Diagnostic, Result};
+use crate::evaluation::held_out::{self, HeldOut};
 use crate::evaluation::held_out_file::{self, HELD_OUT_FILE};
+use crate::evaluation::losses::{RecordLoss, mean_loss, measure};
 use crate::evaluation::replies;
-use crate::printer::{Printer, Style};
+use crate::printer::Printer;
+use crate::style::Style;
 use crate::terminal_text;
 
 /// Examples under `--help`.
@@ -33,9 +37,6 @@ Examples:
 
 The first is base against adapter, on out/huanhuan/held_out.json; then two adapters, and an \
 adapter and its merge.";
-
-/// ModelTokens of one micro-batch: enough rows to keep the products busy.
-const BATCH_TOKENS: usize = 1024;
 
 /// The flags of `danlu compare`.
 #[derive(Args, Clone, Debug)]
@@ -49,7 +50,7 @@ pub struct CompareArgs {
     #[arg(long, value_name = "FILE")]
     pub data: Option<PathBuf>,
     /// Format of the data instead of the recognised one
-    #[arg(long, value_name = "FORMAT", value_parser = data::format)]
+    #[arg(long, value_name = "FORMAT", value_parser = format)]
     pub format: Option<Format>,
     /// Folder of the base, instead of the one the adapters name
     #[arg(long, value_name = "DIR")]
@@ -152,7 +153,7 @@ pub fn run(args: &CompareArgs, printer: &Printer) -> Result<()> {
             default_system: model.default_system.clone(),
             ..EncodeOptions::default()
         };
-        data::read_held_out(data, args.format, &model.tokenizer, &options, args.records)
+        held_out::read_held_out(data, args.format, &model.tokenizer, &options, args.records)
     };
     let [mut left, mut right] = [read(&models[0])?, read(&models[1])?];
     // Both leave the same records out, or nearly: once is enough.
@@ -217,51 +218,6 @@ fn distinct_names(models: &[LoadedModel; 2]) -> [String; 2] {
         let place = models[i].place();
         place.adapter.as_ref().unwrap_or(&place.base).display().to_string()
     })
-}
-
-/// Loss of one model on one record: the sum over its trained tokens, and their number.
-type RecordLoss = (f64, usize);
-
-/// The loss of every record, in order.
-///
-/// # Errors
-/// If a token is outside the vocabulary.
-pub fn measure(
-    decoder: &Decoder,
-    lora: Option<&dyn LoraSource>,
-    sequences: &[LabeledSequence],
-    name: &str,
-    printer: &Printer,
-) -> Result<Vec<RecordLoss>> {
-    let mut work = Workspace::new();
-    let mut out = Vec::with_capacity(sequences.len());
-    let mut rest = sequences;
-    while !rest.is_empty() {
-        let mut tokens = 0;
-        let fits = rest.iter().take_while(|s| {
-            tokens += s.ids.len();
-            tokens <= BATCH_TOKENS
-        });
-        let (batch, left) = rest.split_at(fits.count().max(1));
-        let losses = decoder.losses(&mut work, &Batch::new(batch), lora)?;
-        let mut losses = losses.into_iter().map(f64::from);
-        out.extend(
-            batch.iter().map(|s| (losses.by_ref().take(s.trained_tokens()).sum(), s.trained_tokens())),
-        );
-        rest = left;
-        let (done, total) = (out.len(), sequences.len());
-        printer.live(
-            &printer.pick(format!("{name}：{done}/{total} 条"), format!("{name}: {done} of {total} records")),
-        );
-    }
-    printer.clear_live();
-    Ok(out)
-}
-
-/// Mean loss a token over all records.
-pub fn mean_loss(losses: &[RecordLoss]) -> f64 {
-    let (sum, tokens) = losses.iter().fold((0.0, 0), |(s, n), (loss, tokens)| (s + loss, n + tokens));
-    sum / tokens.max(1) as f64
 }
 
 fn print_losses(names: &[String; 2], losses: [&[RecordLoss]; 2], printer: &Printer) {

@@ -11,7 +11,8 @@ use crate::args::compute::{ComputeArgs, ISA_VARIABLE, isa_from_env};
 use crate::diagnostic::Result;
 use crate::lang::Lang;
 use crate::memory;
-use crate::printer::{Printer, Style};
+use crate::printer::Printer;
+use crate::style::Style;
 use crate::terminal_text;
 
 /// Examples under `--help`.

@@ -11,7 +11,8 @@ use crate::commands::base;
 use crate::commands::train::forecast::{self, Forecast, MemoryBaseline};
 use crate::commands::train::{self, REPLIES, RunConfig, TrainArgs, prepare};
 use crate::diagnostic::Result;
-use crate::printer::{Printer, Style};
+use crate::printer::Printer;
+use crate::style::Style;
 use crate::terminal_text;
 
 /// Examples under `--help`.

@@ -20,7 +20,8 @@ use crate::commands::card::bare;
 use crate::commands::loaded::folder_name;
 use crate::commands::{hub, no_model};
 use crate::diagnostic::{Diagnostic, Result};
-use crate::printer::{Printer, Style};
+use crate::printer::Printer;
+use crate::style::Style;
 use crate::{interrupt, terminal_text};
 
 /// Examples under `--help`.

@@ -9,7 +9,7 @@ use crate::diagnostic::Result;
 pub struct Batch {
     /// Sequences.
     pub sequences: usize,
-    /// ModelTokens of each.
+    /// Tokens of each.
     pub tokens: usize,
 }
 

@@ -20,10 +20,10 @@ use crate::printer::Printer;
 pub struct DecodeArgs {
     #[command(flatten)]
     model: ModelArgs,
-    /// ModelTokens of every prompt, at random; reading them is not measured
+    /// Tokens of every prompt, at random; reading them is not measured
     #[arg(long, value_name = "N", default_value_t = 16, value_parser = super::tokens, help_heading = "Job")]
     prompt_tokens: usize,
-    /// ModelTokens that every sequence is continued by, the likeliest each time
+    /// Tokens that every sequence is continued by, the likeliest each time
     #[arg(long, value_name = "N", default_value_t = 64, value_parser = super::tokens, help_heading = "Job")]
     new_tokens: usize,
     /// Sequences decoded together

@@ -4,7 +4,7 @@
 use danlu_kernels::LoraRef;
 use danlu_model::{LoraSource, ModelConfig, Projection};
 
-/// ModelTokens that are new, and tokens that they may attend to, themselves included.
+/// Tokens that are new, and tokens that they may attend to, themselves included.
 #[derive(Clone, Copy, Debug)]
 pub struct Span {
     pub new: usize,

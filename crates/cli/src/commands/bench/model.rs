@@ -244,7 +244,7 @@ fn check_memory(shape: Preset, config: &ModelConfig, quantization: Option<Quanti
 mod tests {
     use super::*;
     use crate::lang::Lang;
-    use crate::printer::Color;
+    use crate::style::Color;
 
     fn refused(base: bool, shape: bool, keep: bool) -> String {
         let path = |given: bool| given.then(|| PathBuf::from("x"));

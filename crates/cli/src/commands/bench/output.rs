@@ -3,7 +3,8 @@
 use serde_json::{Map, Number, Value};
 
 use super::median;
-use crate::printer::{Printer, Style};
+use crate::printer::Printer;
+use crate::style::Style;
 use crate::terminal_text;
 
 /// Cells of the names in front of the figures.
@@ -108,7 +109,7 @@ pub fn share(of: f64, peak: Option<f64>) -> Option<f64> {
 mod tests {
     use super::*;
     use crate::lang::Lang;
-    use crate::printer::Color;
+    use crate::style::Color;
 
     #[test]
     fn rates_keep_three_digits_or_more() {

@@ -19,7 +19,7 @@ use crate::printer::Printer;
 pub struct PrefillArgs {
     #[command(flatten)]
     model: ModelArgs,
-    /// ModelTokens of the prompt, at random
+    /// Tokens of the prompt, at random
     #[arg(long, value_name = "N", default_value_t = 512, value_parser = super::tokens, help_heading = "Job")]
     prompt_tokens: usize,
     #[command(flatten)]

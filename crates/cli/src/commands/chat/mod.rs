@@ -13,16 +13,18 @@ use danlu_generate::{ChatReply, ChatSession, GenerateOptions, StopReason};
 use danlu_kernels::DType;
 use rustyline::error::ReadlineError;
 
+use crate::args::QuantArgs;
 use crate::args::compute::check_context;
 use crate::args::compute::{ComputeArgs, products};
 use crate::args::sampling::SamplingArgs;
 use crate::clap_error::at_least_one;
-use crate::commands::base::{self, QuantArgs};
+use crate::commands::base;
 use crate::commands::loaded::{LoadedModel, ModelDirs};
 use crate::commands::other_base;
 use crate::diagnostic::{Diagnostic, Result};
 use crate::interrupt;
-use crate::printer::{Printer, Style};
+use crate::printer::Printer;
+use crate::style::Style;
 use crate::terminal_text;
 use command::ChatInput;
 

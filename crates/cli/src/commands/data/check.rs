@@ -5,9 +5,11 @@ use std::path::PathBuf;
 use clap::Args;
 use danlu_data::{BadRecord, Check, Dataset, RecordSource, UnknownKey, check};
 
-use super::{DEFAULT_MAX_LENGTH, DataArgs, place, read};
+use super::{DEFAULT_MAX_LENGTH, DataArgs, place};
 use crate::diagnostic::{Diagnostic, Result};
-use crate::printer::{Printer, Style};
+use crate::evaluation::held_out::read;
+use crate::printer::Printer;
+use crate::style::Style;
 use crate::terminal_text;
 
 /// Bars of the histogram.

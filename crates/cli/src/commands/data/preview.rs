@@ -5,10 +5,12 @@ use std::path::PathBuf;
 use clap::Args;
 use danlu_data::{PreviewToken, Truncation, encode, preview};
 
-use super::{DataArgs, place, read};
+use super::{DataArgs, place};
 use crate::clap_error::at_least_one;
 use crate::diagnostic::{Diagnostic, Result};
-use crate::printer::{Printer, Style};
+use crate::evaluation::held_out::read;
+use crate::printer::Printer;
+use crate::style::Style;
 use crate::terminal_text;
 
 /// The flags of `danlu data preview`.

@@ -16,7 +16,8 @@ use crate::commands::{chat, data, merge, train};
 use crate::diagnostic::{Diagnostic, Result};
 use crate::embedded_base;
 use crate::evaluation::replies::Question;
-use crate::printer::{Printer, Style};
+use crate::printer::Printer;
+use crate::style::Style;
 use crate::terminal_text;
 use story::Step;
 

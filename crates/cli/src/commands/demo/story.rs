@@ -83,7 +83,7 @@ impl Step {
             Self::Reload => lang.pick(
                 ("从磁盘载入，聊几句", "合并后的文件夹就是一个普通的 Hugging Face 模型，不再需要适配器；聊天模板也在里面。"),
                 (
-                    "LoadedModel back, and talking",
+                    "Loaded back, and talking",
                     "The merged folder is an ordinary Hugging Face model that needs no adapter any more; the chat \
                      template is in it.",
                 ),

@@ -12,7 +12,8 @@ use danlu_hub::{Extent, Hub, HubError, HubSettings, RepoName};
 
 use crate::commands::no_model;
 use crate::diagnostic::{Diagnostic, Result};
-use crate::printer::{Color, Printer};
+use crate::printer::Printer;
+use crate::style::Color;
 
 /// The Hub that the variables name; pauses that it asks for are said.
 ///

@@ -29,14 +29,15 @@ use danlu_train::IDENTITY_FILE;
 
 use self::merge_base::{BaseForm, BaseForms};
 use crate::args::ComputeArgs;
+use crate::args::data::format;
 use crate::commands::base;
 use crate::commands::card::{CardArgs, MergedCard, NotesArgs};
-use crate::commands::data::{format, read_held_out};
 use crate::commands::loaded::ModelDirs;
 use crate::commands::no_model;
 use crate::commands::other_base;
 use crate::commands::tokens::ModelTokens;
 use crate::diagnostic::{Diagnostic, Result};
+use crate::evaluation::held_out::read_held_out;
 use crate::evaluation::held_out_file;
 use crate::printer::Printer;
 use crate::{interrupt, terminal_text};
@@ -51,7 +52,7 @@ Examples:
 /// Sequences that are measured at most: the figures settle long before.
 const MAX_SEQUENCES: usize = 64;
 
-/// ModelTokens of one measured sequence at most.
+/// Tokens of one measured sequence at most.
 const MAX_LENGTH: usize = 512;
 
 /// The flags of `danlu merge`.
@@ -65,7 +66,7 @@ pub struct MergeArgs {
     /// Folder of the base, instead of the one the adapter names
     #[arg(long, value_name = "DIR")]
     pub base: Option<PathBuf>,
-    /// BaseForm of the base to merge into, where it was trained over 4 bits: original, dequantized, or auto for the one
+    /// Form of the base to merge into, where it was trained over 4 bits: original, dequantized, or auto for the one
     /// that is nearer to what was trained
     #[arg(long, value_name = "FORM", default_value = "auto", value_parser = MergeBaseArg::from_str)]
     pub merge_base: MergeBaseArg,

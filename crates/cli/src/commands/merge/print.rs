@@ -5,7 +5,8 @@ use std::path::Path;
 use danlu_adapter::fidelity::Fidelity;
 use danlu_adapter::merge::{MergeBase, MergeReport, QuantizedFigures, REPORT_FILE};
 
-use crate::printer::{Printer, Style};
+use crate::printer::Printer;
+use crate::style::Style;
 use crate::terminal_text;
 
 /// The figures of a merge.

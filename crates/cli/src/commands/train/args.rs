@@ -4,14 +4,14 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 use clap::Args;
-use danlu_adapter::{TargetModules, parse_byte_size};
 use danlu_data::Format;
 use danlu_train::{LrSchedulerType, Precision, TrainSettings};
 
 use crate::args::ComputeArgs;
-use crate::commands::base::QuantArgs;
+use crate::args::QuantArgs;
+use crate::args::adapter::{AdapterArgs, memory_limit, set};
+use crate::args::data::format;
 use crate::commands::card::{CardArgs, NotesArgs};
-use crate::commands::data::format;
 
 /// Examples under `--help`.
 pub const EXAMPLES: &str = "\
@@ -161,44 +161,6 @@ pub struct SettingsArgs {
     pub eval_steps: Option<u64>,
 }
 
-/// The flags that decide the adapter.
-#[derive(Args, Clone, Debug, Default)]
-pub struct AdapterArgs {
-    /// Rank of the adapter [default: 8]
-    #[arg(long, value_name = "R", help_heading = "Adapter")]
-    pub lora_r: Option<u32>,
-    /// The adapter is scaled by alpha / rank [default: 32]
-    #[arg(long, value_name = "ALPHA", help_heading = "Adapter")]
-    pub lora_alpha: Option<f64>,
-    /// Probability of dropping an input of the adapter while training [default: 0.1]
-    #[arg(long, value_name = "P", help_heading = "Adapter")]
-    pub lora_dropout: Option<f64>,
-    /// Projections that get an adapter: all-linear, names between commas, or a regular expression
-    /// [default: all-linear]
-    #[arg(long, value_name = "NAMES", value_parser = TargetModules::from_str, help_heading = "Adapter")]
-    pub target_modules: Option<TargetModules>,
-    /// Scale by alpha / sqrt(rank) instead
-    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true", hide_possible_values = true, help_heading = "Adapter")]
-    pub use_rslora: Option<bool>,
-}
-
-impl AdapterArgs {
-    /// Sets what was given.
-    pub fn apply(&self, settings: &mut TrainSettings) {
-        set(&mut settings.lora_r, &self.lora_r);
-        set(&mut settings.lora_alpha, &self.lora_alpha);
-        set(&mut settings.lora_dropout, &self.lora_dropout);
-        set(&mut settings.target_modules, &self.target_modules);
-        set(&mut settings.use_rslora, &self.use_rslora);
-    }
-}
-
-fn set<T: Clone>(field: &mut T, given: &Option<T>) {
-    if let Some(value) = given {
-        field.clone_from(value);
-    }
-}
-
 impl SettingsArgs {
     /// The settings, with defaults for what was not given.
     pub fn settings(&self) -> TrainSettings {
@@ -232,22 +194,6 @@ impl SettingsArgs {
         s.template_date.clone_from(&self.template_date);
         s
     }
-}
-
-/// The flag's value in bytes.
-pub fn memory_limit(text: &str) -> Result<u64, String> {
-    let number = text.trim();
-    if number.parse::<f64>().is_err() {
-        return parse_byte_size(text).map_err(|error| error.to_string());
-    }
-    // Only what would be taken in turn is advised.
-    let sizes = [("GiB", ""), ("B", " for bytes")].map(|(unit, note)| (format!("{number}{unit}"), note));
-    let sizes = sizes.iter().filter(|(size, _)| parse_byte_size(size).is_ok());
-    let sizes: Vec<_> = sizes.map(|(size, note)| format!("`{size}`{note}")).collect();
-    Err(match sizes.is_empty() {
-        true => format!("`{number}` is not a size; write a number with a unit, such as 8GiB or 900MB"),
-        false => format!("`{number}` has no unit; say {}", sizes.join(", or ")),
-    })
 }
 
 #[cfg(test)]

@@ -13,7 +13,8 @@ use super::run_config::RunConfig;
 use crate::allocator;
 use crate::diagnostic::{Diagnostic, Result};
 use crate::evaluation::replies::Question;
-use crate::printer::{Printer, Style};
+use crate::printer::Printer;
+use crate::style::Style;
 use crate::terminal_text;
 
 /// Code that a run pages in after planning, stacks, and small change.

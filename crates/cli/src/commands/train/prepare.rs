@@ -9,8 +9,8 @@ use danlu_model::{Tokenizer, files};
 use danlu_train::card::TextLanguage;
 use danlu_train::{DataFile, DataSummary, Example, TrainSettings};
 
-use crate::commands::data::read;
 use crate::diagnostic::{Diagnostic, Result};
+use crate::evaluation::held_out::read;
 use crate::evaluation::replies::{self, Question};
 use crate::printer::Printer;
 use crate::terminal_text;

@@ -5,7 +5,8 @@ use std::collections::VecDeque;
 use danlu_train::StepReport;
 
 use crate::chart::{self, Series, Size};
-use crate::printer::{Printer, Style};
+use crate::printer::Printer;
+use crate::style::Style;
 use crate::terminal_text;
 
 /// Steps that the time left is estimated from: enough to even out short and long records.

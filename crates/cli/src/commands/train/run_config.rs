@@ -316,8 +316,8 @@ fn was_on_command_line(matches: &ArgMatches, flag: &str) -> bool {
 mod tests {
     use std::fs;
 
-    use super::super::args::memory_limit;
     use super::*;
+    use crate::args::adapter::memory_limit;
 
     fn resolve(line: &[&str]) -> Result<RunConfig, String> {
         let command = TrainArgs::augment_args(Command::new("train"));

@@ -4,7 +4,8 @@ use danlu_hub::{Differences, Left, Parcel, Reason, RepoName};
 use danlu_train::card;
 
 use super::PushArgs;
-use crate::printer::{Printer, Style};
+use crate::printer::Printer;
+use crate::style::Style;
 use crate::terminal_text;
 
 /// What goes, what is there already, what is taken away there, and what stays here.

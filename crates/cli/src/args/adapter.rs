@@ -1,0 +1,62 @@
+//! Flags that shape an adapter, and the limit on memory.
+
+use std::str::FromStr;
+
+use clap::Args;
+use danlu_adapter::{TargetModules, parse_byte_size};
+use danlu_train::TrainSettings;
+
+/// The flags that decide the adapter.
+#[derive(Args, Clone, Debug, Default)]
+pub struct AdapterArgs {
+    /// Rank of the adapter [default: 8]
+    #[arg(long, value_name = "R", help_heading = "Adapter")]
+    pub lora_r: Option<u32>,
+    /// The adapter is scaled by alpha / rank [default: 32]
+    #[arg(long, value_name = "ALPHA", help_heading = "Adapter")]
+    pub lora_alpha: Option<f64>,
+    /// Probability of dropping an input of the adapter while training [default: 0.1]
+    #[arg(long, value_name = "P", help_heading = "Adapter")]
+    pub lora_dropout: Option<f64>,
+    /// Projections that get an adapter: all-linear, names between commas, or a regular expression
+    /// [default: all-linear]
+    #[arg(long, value_name = "NAMES", value_parser = TargetModules::from_str, help_heading = "Adapter")]
+    pub target_modules: Option<TargetModules>,
+    /// Scale by alpha / sqrt(rank) instead
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true", hide_possible_values = true, help_heading = "Adapter")]
+    pub use_rslora: Option<bool>,
+}
+
+impl AdapterArgs {
+    /// Sets what was given.
+    pub fn apply(&self, settings: &mut TrainSettings) {
+        set(&mut settings.lora_r, &self.lora_r);
+        set(&mut settings.lora_alpha, &self.lora_alpha);
+        set(&mut settings.lora_dropout, &self.lora_dropout);
+        set(&mut settings.target_modules, &self.target_modules);
+        set(&mut settings.use_rslora, &self.use_rslora);
+    }
+}
+
+/// Sets `field` where the flag was given.
+pub fn set<T: Clone>(field: &mut T, given: &Option<T>) {
+    if let Some(value) = given {
+        field.clone_from(value);
+    }
+}
+
+/// The flag's value in bytes.
+pub fn memory_limit(text: &str) -> Result<u64, String> {
+    let number = text.trim();
+    if number.parse::<f64>().is_err() {
+        return parse_byte_size(text).map_err(|error| error.to_string());
+    }
+    // Only what would be taken in turn is advised.
+    let sizes = [("GiB", ""), ("B", " for bytes")].map(|(unit, note)| (format!("{number}{unit}"), note));
+    let sizes = sizes.iter().filter(|(size, _)| parse_byte_size(size).is_ok());
+    let sizes: Vec<_> = sizes.map(|(size, note)| format!("`{size}`{note}")).collect();
+    Err(match sizes.is_empty() {
+        true => format!("`{number}` is not a size; write a number with a unit, such as 8GiB or 900MB"),
+        false => format!("`{number}` has no unit; say {}", sizes.join(", or ")),
+    })
+}

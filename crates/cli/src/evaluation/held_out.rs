@@ -1,0 +1,106 @@
+//! Held-out records: what a model is measured on.
+
+use std::collections::HashSet;
+use std::path::Path;
+
+use danlu_data::{Dataset, EncodeOptions, Format, Record, encode};
+use danlu_model::{LabeledSequence, Tokenizer};
+
+use crate::commands::hub;
+use crate::diagnostic::{Diagnostic, Result};
+use crate::printer::Printer;
+use crate::terminal_text;
+
+/// Reads a data file.
+///
+/// # Errors
+/// As [`danlu_data::read`]; a name that may be a data set's on the Hub is told that files are read here.
+pub fn read(file: &Path, format: Option<Format>) -> Result<Dataset> {
+    danlu_data::read(file, format).map_err(|error| {
+        let diagnostic = Diagnostic::from(error);
+        match file.extension().is_none() && hub::name_of(file).is_some() {
+            true => diagnostic.and_hint(format!(
+                "data is read from files here: a data set of the Hub is fetched first, as by \
+                 `hf download {} --repo-type dataset --local-dir DIR`",
+                file.display()
+            )),
+            false => diagnostic,
+        }
+    })
+}
+
+/// Records to measure a model on, and their tokens.
+#[derive(Clone, Debug)]
+pub struct HeldOut {
+    /// The records.
+    pub records: Vec<Record>,
+    /// Their tokens, in the same order.
+    pub sequences: Vec<LabeledSequence>,
+    /// How many records of the file could not be used.
+    pub left_out: usize,
+}
+
+impl HeldOut {
+    /// Says how many records of `file` could not be used.
+    pub fn warn(&self, file: &Path, printer: &Printer) {
+        let n = self.left_out;
+        if n > 0 {
+            let (records, check) = (terminal_text::counted(n as u64, "record"), check_command(file));
+            let file = file.display();
+            printer.warn(&printer.pick(
+                format!("`{file}` 中有 {n} 条记录用不上（{check} 说明原因）"),
+                format!("{records} of `{file}` cannot be used: `{check}` says why"),
+            ));
+        }
+    }
+
+    /// Keeps the records that `other` holds too.
+    pub fn keep_common(&mut self, other: &Self) {
+        let theirs: HashSet<usize> = other.records.iter().map(|record| record.source.index).collect();
+        let records = std::mem::take(&mut self.records).into_iter();
+        let pairs = records.zip(std::mem::take(&mut self.sequences));
+        (self.records, self.sequences) =
+            pairs.filter(|(record, _)| theirs.contains(&record.source.index)).unzip();
+    }
+}
+
+/// Reads at most `limit` records to measure on, spread evenly over the file; 0 reads all. Bad records and
+/// those without an answer are left out, and counted.
+///
+/// # Errors
+/// If the file cannot be read, or nothing can be measured on.
+pub fn read_held_out(
+    file: &Path,
+    format: Option<Format>,
+    tokenizer: &Tokenizer,
+    options: &EncodeOptions,
+    limit: usize,
+) -> Result<HeldOut> {
+    let dataset = read(file, format)?;
+    let bad = dataset.bad.len();
+    let total = dataset.records.len();
+    let count = if limit == 0 { total } else { limit.min(total) };
+    let mut wanted = (0..count).map(|i| i * total / count).peekable();
+    let chosen = dataset.records.into_iter().enumerate().filter(|(i, _)| wanted.next_if_eq(i).is_some());
+
+    let mut held_out = HeldOut { records: Vec::new(), sequences: Vec::new(), left_out: 0 };
+    for (_, record) in chosen {
+        if let Ok(encoded) = encode(&record, tokenizer, options)
+            && encoded.sequence.trained_tokens() > 0
+        {
+            held_out.records.push(record);
+            held_out.sequences.push(encoded.sequence);
+        }
+    }
+    held_out.left_out = bad + count - held_out.records.len();
+    if held_out.records.is_empty() {
+        let text = format!("`{}` holds no record to measure on", file.display());
+        return Err(Diagnostic::input(text).with_hint(format!("`{}` says why", check_command(file))));
+    }
+    Ok(held_out)
+}
+
+/// The command that says what is wrong with a file.
+fn check_command(file: &Path) -> String {
+    format!("danlu data check {}", terminal_text::shell_path(file))
+}
