@@ -1,4 +1,4 @@
-//! What one wants to know of data before training on it.
+//! Statistics and warnings about data before training.
 
 use std::collections::{HashMap, hash_map::Entry};
 
@@ -10,54 +10,53 @@ use crate::{
     record::{BadRecord, Record, RecordContent, RecordFault, RecordSource},
 };
 
-/// What [`check`] found.
+/// Result of [`check`].
 #[derive(Clone, Debug, Default)]
 pub struct Check {
-    /// The files, with their formats and counts.
+    /// The files with their formats and counts.
     pub files: Vec<DataFingerprint>,
-    /// Records that can be read.
+    /// Number of readable records.
     pub records: usize,
-    /// Their lengths before truncation.
+    /// Record lengths before truncation.
     pub lengths: Lengths,
-    /// Tokens that training sees in one pass.
+    /// Tokens of one epoch.
     pub tokens: usize,
-    /// Those of them that carry a loss.
+    /// Tokens of one epoch that carry a loss.
     pub trained_tokens: usize,
-    /// Records that were shortened to `max_length`.
+    /// Records shortened to `max_length`.
     pub shortened: Vec<RecordSource>,
     /// Records whose answer alone is too long.
     pub dropped: Vec<RecordSource>,
-    /// Records that say exactly what an earlier one does, with that earlier one: (repeated, first).
+    /// Exact copies of an earlier record: (copy, first).
     pub duplicates: Vec<(RecordSource, RecordSource)>,
-    /// Records that ask what an earlier one asks, but answer differently, with that earlier one: (again, first).
-    /// Often meant.
+    /// Records with the question of an earlier record and another answer, often intended: (again, first).
     pub same_question: Vec<(RecordSource, RecordSource)>,
-    /// Records whose text spells out a special token, with that token: it would act as one.
+    /// Records whose text contains a special token, with that token. The token keeps its special effect.
     pub specials: Vec<(RecordSource, String)>,
-    /// Keys that are not read.
+    /// Keys that danlu does not read.
     pub unknown_keys: Vec<UnknownKey>,
     /// Records that cannot be trained on.
     pub bad: Vec<BadRecord>,
 }
 
 impl Check {
-    /// How many records there are to train on.
+    /// Number of records to train on.
     pub fn usable(&self) -> usize {
         self.lengths.count() - self.dropped.len()
     }
 
-    /// How many of the bad records are empty ones.
+    /// Number of empty records.
     pub fn empty(&self) -> usize {
         self.bad.iter().filter(|bad| bad.fault == RecordFault::Empty).count()
     }
 
-    /// The share of the tokens that carries a loss; 0 of none.
+    /// Share of the tokens that carry a loss; 0 if there are no tokens.
     pub fn trained_share(&self) -> f64 {
         self.trained_tokens as f64 / self.tokens.max(1) as f64
     }
 }
 
-/// Encodes every record as training would, and counts. `progress` hears how many records are done.
+/// Encodes every record as training does, and counts. `progress` receives the number of finished records.
 pub fn check(
     datasets: &[Dataset],
     tokenizer: &Tokenizer,
@@ -74,7 +73,7 @@ pub fn check(
         for record in &dataset.records {
             found.records += 1;
             seen.take(record, &mut found);
-            found.look_for_specials(record, tokenizer);
+            found.record_specials(record, tokenizer);
             match encode(record, tokenizer, options) {
                 Ok(encoded) => lengths.extend(found.count(record, &encoded)),
                 Err(bad) => found.bad.push(*bad),
@@ -87,14 +86,14 @@ pub fn check(
 }
 
 impl Check {
-    /// Raw text may well bring its own special tokens; a turn of a conversation gets them from the template.
-    fn look_for_specials(&mut self, record: &Record, tokenizer: &Tokenizer) {
+    /// Records special tokens in conversations. Raw text may contain its own.
+    fn record_specials(&mut self, record: &Record, tokenizer: &Tokenizer) {
         let RecordContent::Chat(chat) = &record.content else { return };
         let spelt = chat.messages.iter().find_map(|message| tokenizer.special_in(&message.content));
         self.specials.extend(spelt.map(|token| (record.source.clone(), token.to_owned())));
     }
 
-    /// Counts a record; its length before truncation, unless it is bad.
+    /// Counts a record and returns its length before truncation, unless the record is bad.
     fn count(&mut self, record: &Record, encoded: &Encoded) -> Option<usize> {
         let trained = encoded.sequence.trained_tokens();
         if trained == 0 && !matches!(encoded.truncation, Truncation::Dropped { .. }) {
@@ -117,8 +116,8 @@ impl Check {
     }
 }
 
-/// Questions and whole records met so far, by 128 bits of hash: two of a million differ in theirs but for one chance
-/// in 10^26.
+/// 128-bit hashes of the questions and records so far. A collision among a million has a chance of 1 in
+/// 10^26.
 #[derive(Default)]
 struct Seen {
     records: HashMap<u128, RecordSource>,
@@ -152,7 +151,7 @@ impl Seen {
     }
 }
 
-/// A hash of texts and of where one ends and the next begins.
+/// Hashes texts together with their boundaries.
 fn hash<'a>(parts: impl IntoIterator<Item = &'a str>) -> u128 {
     let mut state = [1u64, 2];
     for part in parts {
@@ -167,57 +166,58 @@ fn hash<'a>(parts: impl IntoIterator<Item = &'a str>) -> u128 {
     (u128::from(state[0]) << 64) | u128::from(state[1])
 }
 
-/// How long records are, in tokens.
+/// Record lengths in tokens.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Lengths {
     sorted: Vec<usize>,
 }
 
-/// One bar of a histogram: how many lengths lie in `from ..= to`.
+/// One histogram bar: the number of lengths in `from ..= to`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Bucket {
-    /// The least length counted here.
+    /// Least length in this bar.
     pub from: usize,
-    /// The greatest.
+    /// Greatest length in this bar.
     pub to: usize,
-    /// How many there are.
+    /// Number of lengths.
     pub count: usize,
 }
 
 impl Lengths {
-    /// The lengths, in any order.
+    /// From lengths in any order.
     pub fn of(mut lengths: Vec<usize>) -> Self {
         lengths.sort_unstable();
         Self { sorted: lengths }
     }
 
-    /// How many there are.
+    /// Number of lengths.
     pub fn count(&self) -> usize {
         self.sorted.len()
     }
 
-    /// The least; 0 of none.
+    /// Least length; 0 if empty.
     pub fn min(&self) -> usize {
         self.quantile(0.0)
     }
 
-    /// The greatest; 0 of none.
+    /// Greatest length; 0 if empty.
     pub fn max(&self) -> usize {
         self.quantile(1.0)
     }
 
-    /// The arithmetic mean; 0 of none.
+    /// Arithmetic mean; 0 if empty.
     pub fn mean(&self) -> f64 {
         self.sorted.iter().sum::<usize>() as f64 / self.count().max(1) as f64
     }
 
-    /// The least length that at least a share `q` of all do not exceed; 0 of none. The median is `quantile(0.5)`.
+    /// Least length that a share `q` of all lengths does not exceed; 0 if empty. `quantile(0.5)` is the
+    /// median.
     pub fn quantile(&self, q: f64) -> usize {
         let rank = (q.clamp(0.0, 1.0) * self.count() as f64).ceil() as usize;
         self.sorted.get(rank.saturating_sub(1)).copied().unwrap_or(0)
     }
 
-    /// At most `bars` buckets of equal width, the width a round number, from the least length to the greatest.
+    /// At most `bars` bars of equal, round width that cover all lengths.
     pub fn histogram(&self, bars: usize) -> Vec<Bucket> {
         let (Some(&min), Some(&max)) = (self.sorted.first(), self.sorted.last()) else { return Vec::new() };
         let bars = bars.max(1);
@@ -250,7 +250,7 @@ mod tests {
     }
 
     #[test]
-    fn texts_are_told_apart_where_their_borders_are() {
+    fn hashes_depend_on_text_boundaries() {
         assert_ne!(hash(["ab", "c"]), hash(["a", "bc"]));
         assert_ne!(hash(["a"]), hash(["a\0"]));
         assert_eq!(hash(["甄嬛", "c"]), hash(["甄嬛", "c"]));

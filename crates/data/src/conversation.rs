@@ -1,28 +1,28 @@
-//! What a conversation must be so that training on it does what its author meant.
+//! Validates conversations.
 
 use danlu_model::Message;
 
 use crate::record::{Conversation, Mismatch, RecordContent, RecordFault};
 
-/// The most messages of one conversation: the work of finding its answers grows with their square.
+/// Most messages of one conversation. Finding the answers takes quadratic time.
 const MAX_MESSAGES: usize = 4096;
 
-/// The roles that a chat template is sure to know.
+/// Roles that every chat template supports.
 pub(crate) const ROLES: [&str; 3] = ["system", "user", "assistant"];
 
 impl Conversation {
-    /// Assistant messages that are answers to learn.
+    /// Assistant messages that are trained.
     pub fn answers(&self) -> impl Iterator<Item = &Message> {
         self.messages[self.trained_from..].iter().filter(|message| message.role == "assistant")
     }
 
-    /// The `system` message, if there is one.
+    /// The system message, if there is one.
     pub fn system(&self) -> Option<&str> {
         let first = self.messages.first()?;
         (first.role == "system").then_some(first.content.as_str())
     }
 
-    /// The conversation with `text` as its system message, if it has none and there is a text.
+    /// Returns the conversation with `text` as its system message, unless it has one or `text` is blank.
     pub(crate) fn with_default_system(&self, text: Option<&str>) -> Option<Self> {
         let text = system(text.filter(|_| self.system().is_none()))?;
         let messages = std::iter::once(text).chain(self.messages.iter().cloned()).collect();
@@ -31,18 +31,19 @@ impl Conversation {
     }
 }
 
-/// One message.
+/// Builds a message.
 pub(crate) fn message(role: &str, content: impl Into<String>) -> Message {
     Message::new(role, content)
 }
 
-/// A system message unless `text` is blank, which in most data sets stands for none.
+/// Builds a system message, or `None` for a blank text.
 pub(crate) fn system(text: Option<&str>) -> Option<Message> {
     text.filter(|text| !text.trim().is_empty()).map(|text| message("system", text))
 }
 
-/// Accepts messages as a conversation, or says what would train wrongly. Two turns of one role in a row are left
-/// for the chat template to accept or refuse, since templates differ.
+/// Validates messages as a conversation.
+///
+/// Two turns of one role in a row are legal here, because templates differ. The template may reject them.
 pub(crate) fn conversation(
     mut messages: Vec<Message>,
     mut trained_from: usize,

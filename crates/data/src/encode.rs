@@ -1,7 +1,7 @@
-//! From a record to token ids, with a mark on each token that carries a loss.
+//! Encodes a record as token ids with a loss mask.
 //!
-//! A conversation is rendered once, tokenised once as a whole, and each token finds its mark by the bytes it stands
-//! for. So the ids are those that chatting with the model gives, by construction.
+//! A conversation is rendered once and tokenized as a whole, so its ids equal those of a chat with the model.
+//! The mask of a token follows from the bytes of the rendered text that the token covers.
 
 use std::ops::Range;
 
@@ -13,14 +13,14 @@ use crate::{
     truncate::{Fit, truncate},
 };
 
-/// How records become token ids.
+/// Options of [`encode`].
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EncodeOptions {
-    /// The longest sequence, in tokens.
+    /// Longest sequence in tokens.
     pub max_length: usize,
-    /// Whether questions and system messages are trained too, not only answers.
+    /// Whether system and user messages are trained too.
     pub train_on_prompt: bool,
-    /// The system message for conversations that have none.
+    /// System message for conversations without one.
     pub default_system: Option<String>,
 }
 
@@ -30,48 +30,46 @@ impl Default for EncodeOptions {
     }
 }
 
-/// A record as the model sees it.
+/// An encoded record.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Encoded {
-    /// Ids and marks; empty if the record was dropped.
+    /// Ids and loss mask; empty for a dropped record.
     pub sequence: LabeledSequence,
     /// The rendered text.
     pub text: String,
-    /// The bytes of `text` that each token stands for. Tokens that share a character all have its range; one that
-    /// stands for nothing in the text, such as the BOS in front of a document, has an empty range.
+    /// Byte range of `text` for each token. Tokens that share a character all have its range. A token without
+    /// text, such as the BOS before a document, has an empty range.
     pub offsets: Vec<Range<usize>>,
-    /// What `max_length` did to it.
+    /// Effect of `max_length`.
     pub truncation: Truncation,
 }
 
-/// What became of a record that may be too long.
+/// Effect of the length limit on a record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Truncation {
-    /// It fits.
+    /// The record fits.
     None,
-    /// It fits without some of its text. The last answer and its end-of-turn token are whole.
+    /// Text was removed. The last answer and its end-of-turn token are whole.
     Shortened {
-        /// How many tokens it had.
+        /// Length before truncation.
         tokens: usize,
     },
-    /// Not even the last answer with its question's end fits; the sequence is empty.
+    /// The last answer and a part of its question do not fit; the sequence is empty.
     Dropped {
-        /// How many tokens it had.
+        /// Length before truncation.
         tokens: usize,
     },
 }
 
 /// Encodes a record.
 ///
-/// - **BOS**: a conversation has the one its template writes, or none, as in transformers'
-///   `apply_chat_template(tokenize=True)` and in `danlu chat`; the tokenizer adds no second one. A document gets
-///   one in front and an EOS behind, unless its text has them.
-/// - **Loss**: on each answer and its end-of-turn token; with `train_on_prompt`, on all but BOS; in a document, on
-///   all but BOS. A token that straddles the border of an answer belongs to the side that has more of its bytes,
-///   and to the prompt when both have as many.
-/// - **Truncation**: a conversation loses what follows the last answer, then its first turns, then the front of the
-///   last question; the system message and the last answer stay whole, or the record is dropped. A document
-///   loses its end.
+/// - **BOS**: in a conversation only the template writes it, as in transformers' `apply_chat_template`. A
+///   document gets a BOS before it and an EOS after it, unless its text has them.
+/// - **Loss**: on each answer and its end-of-turn token. With `train_on_prompt`, and in documents, on every
+///   token but the first. A token across the border of an answer joins the side with more of its bytes; a tie
+///   goes to the prompt.
+/// - **Truncation**: see [`truncate()`]. A conversation that cannot be shortened is dropped. A document loses
+///   its end.
 ///
 /// # Errors
 /// If the template refuses the conversation or the tokenizer the text.
@@ -113,7 +111,7 @@ fn conversation(
     }
 }
 
-/// How many tokens messages take.
+/// Number of tokens of a conversation.
 fn count(messages: &[Message], tokenizer: &Tokenizer) -> Result<usize, ModelError> {
     Ok(tokenizer.encode(&tokenizer.template()?.render(messages, false)?)?.len())
 }
@@ -150,13 +148,13 @@ fn masked(
     Ok(Encoded { sequence: LabeledSequence { ids, trained }, text: rendered.text, offsets, truncation })
 }
 
-/// Which tokens lie in the spans, by more than half of their bytes.
+/// Marks tokens with more than half of their bytes inside the spans.
 fn mask(offsets: &[Range<usize>], spans: &[Range<usize>]) -> Vec<bool> {
     let mut next = 0;
     offsets
         .iter()
         .map(|token| {
-            // Both lists ascend, so that one pass over them does.
+            // Both lists ascend, so one pass is enough.
             while next < spans.len() && spans[next].end <= token.start {
                 next += 1;
             }
@@ -199,7 +197,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_straddling_token_belongs_to_the_side_with_more_of_its_bytes() {
+    fn a_token_across_a_border_joins_the_side_with_more_bytes() {
         let tokens = [0..2, 2..5, 5..9, 9..11, 11..11, 11..14];
         assert_eq!(mask(&tokens, std::slice::from_ref(&(3..7))), [false, true, false, false, false, false]);
         assert_eq!(mask(&tokens, std::slice::from_ref(&(4..10))), [false, false, true, false, false, false]);
@@ -208,7 +206,7 @@ mod tests {
     }
 
     #[test]
-    fn tokens_that_share_a_character_share_its_mark() {
+    fn tokens_of_one_character_share_its_mark() {
         assert_eq!(
             mask(&[0..3, 0..3, 3..6, 3..6], std::slice::from_ref(&(3..6))),
             [false, false, true, true]

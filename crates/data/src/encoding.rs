@@ -1,15 +1,15 @@
-//! What a file that is not UTF-8 seems to be, so that a message can say how to convert it.
+//! Guesses the encoding of a file that is not UTF-8, so that a message can show the conversion command.
 
 use std::path::Path;
 
-/// An encoding that data files come in by mistake.
+/// An encoding other than UTF-8.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Encoding {
     /// UTF-16 with a byte order mark.
     Utf16,
-    /// UTF-16 without one, the low byte first.
+    /// UTF-16 without a byte order mark, low byte first.
     Utf16Le,
-    /// UTF-16 without one, the high byte first.
+    /// UTF-16 without a byte order mark, high byte first.
     Utf16Be,
     /// Simplified Chinese: GB 18030, and GBK and GB 2312 within it.
     Gb18030,
@@ -18,11 +18,10 @@ pub enum Encoding {
 }
 
 impl Encoding {
-    /// The encoding by the first two bytes of a file: JSON begins with a sign of ASCII, so that one of two bytes of
-    /// UTF-16 is zero.
+    /// Detects UTF-16 from the first two bytes. JSON starts with ASCII, so one of the two bytes is zero.
     pub(crate) fn of_start(bytes: &[u8]) -> Option<Self> {
         match bytes {
-            // Half of the mark is enough: neither byte occurs in UTF-8.
+            // Neither byte of the mark occurs in UTF-8, so one is enough.
             [0xff | 0xfe, ..] => Some(Self::Utf16),
             [0, ..] => Some(Self::Utf16Be),
             [_, 0, ..] => Some(Self::Utf16Le),
@@ -30,7 +29,7 @@ impl Encoding {
         }
     }
 
-    /// What people call it.
+    /// The common name.
     pub fn name(self) -> &'static str {
         match self {
             Self::Utf16 | Self::Utf16Le | Self::Utf16Be => "UTF-16",
@@ -39,7 +38,7 @@ impl Encoding {
         }
     }
 
-    /// How to convert `file`, as a command.
+    /// The command that converts `file` to UTF-8.
     pub fn conversion(self, file: &Path) -> String {
         let from = match self {
             Self::Utf16 => "UTF-16",
@@ -67,22 +66,22 @@ impl Encoding {
     }
 }
 
-/// Bytes beyond ASCII, counted as they come in.
+/// Statistics over non-ASCII bytes.
 #[derive(Debug, Default)]
 pub(crate) struct EncodingEvidence {
     utf8: bool,
-    /// Those with another such byte beside them, and those alone.
+    /// Non-ASCII bytes next to another one, and isolated ones.
     paired: usize,
     alone: usize,
 }
 
 impl EncodingEvidence {
-    /// A record that is UTF-8.
+    /// Adds a record in UTF-8.
     pub fn utf8(&mut self, text: &str) {
         self.utf8 |= !text.is_ascii();
     }
 
-    /// A record that is not.
+    /// Adds a record that is not UTF-8.
     pub fn other(&mut self, bytes: &[u8]) {
         let (mut whole, mut broken) = (0, 0);
         for chunk in bytes.utf8_chunks() {
@@ -96,8 +95,9 @@ impl EncodingEvidence {
         }
     }
 
-    /// What the file seems to be: Chinese characters take two bytes, most of them both beyond ASCII; letters with
-    /// accents stand among letters without. `None` where it is UTF-8, but for some damage.
+    /// The likely encoding; `None` for UTF-8 with some damaged bytes.
+    ///
+    /// GB18030 pairs non-ASCII bytes. Accented letters of Windows-1252 stand between ASCII letters.
     pub fn encoding(&self) -> Option<Encoding> {
         match (self.utf8, self.paired, self.alone) {
             (true, ..) | (_, 0, 0) => None,
@@ -123,7 +123,7 @@ mod tests {
     }
 
     #[test]
-    fn chinese_and_western_bytes_are_told_apart() {
+    fn chinese_and_western_bytes_are_distinguished() {
         // printf '你好，甄嬛。' | iconv -t GB18030; printf 'Café déjà' | iconv -t LATIN1
         let chinese = b"\xc4\xe3\xba\xc3\xa3\xac\xd5\xe7\x8b\xd6\xa1\xa3";
         let western = b"Caf\xe9 d\xe9j\xe0";

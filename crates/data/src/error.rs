@@ -1,4 +1,4 @@
-//! What can go wrong with a whole data file; single records are [`crate::BadRecord`]s.
+//! Errors of whole data files. Bad records are [`crate::BadRecord`]s.
 
 use std::path::PathBuf;
 
@@ -13,78 +13,78 @@ pub enum DataError {
     /// The file cannot be opened or read.
     #[error(transparent)]
     Read(#[from] FileError),
-    /// The file begins as one in UTF-16 does.
+    /// The file is UTF-16.
     #[error("`{}` is UTF-16, expected UTF-8", file.display())]
     Utf16 {
         /// The file.
         file: PathBuf,
-        /// Which kind of it.
+        /// The byte order.
         encoding: Encoding,
     },
-    /// Nothing but blanks, or an empty array.
+    /// The file has no records.
     #[error("`{}` holds no records", file.display())]
     Empty {
         /// The file.
         file: PathBuf,
     },
-    /// One JSON object spread over several lines: neither an array nor JSON lines.
+    /// A JSON object over several lines is neither an array nor JSON lines.
     #[error("`{}:{line}`: one JSON object over several lines, expected a JSON array or one record per line", file.display())]
     ObjectOverLines {
         /// The file.
         file: PathBuf,
-        /// Where the object begins.
+        /// Line of the object's start.
         line: u64,
     },
-    /// No record could be parsed, so there is nothing to recognise the format by.
+    /// No record could be parsed, so the format is unknown.
     #[error("`{}` holds no readable record; the first: {first}", file.display())]
     NoReadableRecord {
         /// The file.
         file: PathBuf,
-        /// The first one that failed.
+        /// The first bad record.
         first: Box<BadRecord>,
-        /// What the file seems to be encoded in, where that is not UTF-8.
+        /// Likely encoding, if not UTF-8.
         encoding: Option<Encoding>,
     },
-    /// So many bad records that the file is hardly what it was taken for.
+    /// Too many bad records; the format is probably wrong.
     #[error("`{}`: {count} bad records, reading stopped; the first: {first}", file.display())]
     TooManyBad {
         /// The file.
         file: PathBuf,
-        /// How many were met.
+        /// Number of bad records read.
         count: usize,
         /// The first of them.
         first: Box<BadRecord>,
     },
-    /// The first record has the keys of none of the formats.
+    /// The first record matches no format.
     #[error("{}: a record with {keys} is of no known format", quoted(place))]
     UnknownFormat {
-        /// Where the record stands.
+        /// Position of the record.
         place: RecordSource,
         /// Its keys, as text.
         keys: String,
-        /// A question about misspelt keys, where some are near those of a format.
+        /// A question about misspelt keys, if some resemble a format's keys.
         meant: Option<String>,
     },
-    /// The first record has the keys of several formats.
+    /// The first record matches several formats.
     #[error("{}: a record with {keys} could be {}", quoted(place), names(candidates))]
     AmbiguousFormat {
-        /// Where the record stands.
+        /// Position of the record.
         place: RecordSource,
         /// Its keys, as text.
         keys: String,
-        /// The formats it could be.
+        /// The matching formats.
         candidates: Vec<Format>,
     },
-    /// A format name that is none of ours.
+    /// Unknown format name.
     #[error("unknown data format `{name}`")]
     UnknownFormatName {
-        /// What was given.
+        /// The given name.
         name: String,
     },
 }
 
 impl DataError {
-    /// The next move, where it is known.
+    /// The next step, if known.
     pub fn hint(&self) -> Option<String> {
         match self {
             Self::Read(error) => error.hint(),

@@ -1,13 +1,13 @@
-//! Taking typed fields out of a JSON object, with messages that show what is there instead.
+//! Reads typed fields of a JSON object. Errors show the value found.
 
 use serde_json::{Map, Value};
 
 use crate::record::{Mismatch, RecordFault};
 
-/// A record's keys and values.
+/// A JSON object.
 pub(crate) type Object = Map<String, Value>;
 
-/// A required text.
+/// Reads a required string.
 pub(crate) fn text<'a>(object: &'a Object, key: &str) -> Result<&'a str, Mismatch> {
     optional_text(object, key)?.ok_or_else(|| match object.get(key) {
         None => Mismatch::new(RecordFault::Shape, keys(object), format!("the key `{key}`")),
@@ -15,7 +15,7 @@ pub(crate) fn text<'a>(object: &'a Object, key: &str) -> Result<&'a str, Mismatc
     })
 }
 
-/// A text that may be missing or null.
+/// Reads a string that may be missing or null.
 pub(crate) fn optional_text<'a>(object: &'a Object, key: &str) -> Result<Option<&'a str>, Mismatch> {
     match object.get(key) {
         None | Some(Value::Null) => Ok(None),
@@ -24,7 +24,7 @@ pub(crate) fn optional_text<'a>(object: &'a Object, key: &str) -> Result<Option<
     }
 }
 
-/// A list that may be missing or null, and is then empty.
+/// Reads a list. A missing or null list is empty.
 pub(crate) fn optional_list<'a>(object: &'a Object, key: &str) -> Result<&'a [Value], Mismatch> {
     match object.get(key) {
         None | Some(Value::Null) => Ok(&[]),
@@ -33,7 +33,7 @@ pub(crate) fn optional_list<'a>(object: &'a Object, key: &str) -> Result<&'a [Va
     }
 }
 
-/// A required list.
+/// Reads a required list.
 pub(crate) fn list<'a>(object: &'a Object, key: &str) -> Result<&'a [Value], Mismatch> {
     match object.get(key) {
         None => Err(Mismatch::new(RecordFault::Shape, keys(object), format!("the key `{key}`"))),
@@ -42,7 +42,7 @@ pub(crate) fn list<'a>(object: &'a Object, key: &str) -> Result<&'a [Value], Mis
     }
 }
 
-/// Refuses keys that carry something which would silently be left out of training.
+/// Rejects keys whose content training would silently ignore.
 pub(crate) fn refuse(object: &Object, unsupported: &[&str]) -> Result<(), Mismatch> {
     for key in unsupported {
         if object.get(*key).is_some_and(|value| !is_void(value)) {
@@ -56,7 +56,7 @@ pub(crate) fn refuse(object: &Object, unsupported: &[&str]) -> Result<(), Mismat
     Ok(())
 }
 
-/// Whether a value says no more than its absence would.
+/// Whether a value is empty and equals an absent one.
 fn is_void(value: &Value) -> bool {
     match value {
         Value::Null => true,
@@ -67,12 +67,12 @@ fn is_void(value: &Value) -> bool {
     }
 }
 
-/// The mismatch of a value that has another type than it should.
+/// Builds the mismatch for a value of the wrong type.
 pub(crate) fn type_mismatch(value: &Value, place: &str, expected: &str) -> Mismatch {
     Mismatch::new(RecordFault::Shape, format!("{} in `{place}`", describe(value)), expected)
 }
 
-/// What a value is, in a few words.
+/// Describes a value in a few words.
 pub(crate) fn describe(value: &Value) -> String {
     match value {
         Value::Null => "null".into(),
@@ -85,7 +85,7 @@ pub(crate) fn describe(value: &Value) -> String {
     }
 }
 
-/// An object's keys, as many as one wants to read.
+/// Lists the first keys of an object.
 pub(crate) fn keys(object: &Object) -> String {
     const SHOWN: usize = 10;
     let shown: Vec<String> = object.keys().take(SHOWN).map(|key| format!("`{}`", clipped(key, 40))).collect();
@@ -97,7 +97,7 @@ pub(crate) fn keys(object: &Object) -> String {
     }
 }
 
-/// At most `limit` characters of a text, on one line.
+/// Returns at most `limit` characters of a text, on one line.
 pub(crate) fn clipped(text: &str, limit: usize) -> String {
     let mut chars = text.chars().map(|char| if char.is_control() { ' ' } else { char });
     let mut shown: String = chars.by_ref().take(limit).collect();

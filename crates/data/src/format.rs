@@ -1,4 +1,4 @@
-//! The five shapes a record comes in, told apart by their keys.
+//! The record formats, recognised by their keys.
 
 use std::{fmt, str::FromStr};
 
@@ -7,7 +7,7 @@ use serde_json::{Map, Value};
 
 use crate::DataError;
 
-/// The shape of a file's records.
+/// The format of a file's records.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Format {
@@ -25,7 +25,7 @@ pub enum Format {
 }
 
 impl Format {
-    /// Every format, in the order the documentation lists them.
+    /// Every format, in the order of the documentation.
     pub const ALL: [Self; 5] =
         [Self::Alpaca, Self::Messages, Self::ShareGpt, Self::PromptCompletion, Self::Text];
 
@@ -40,7 +40,7 @@ impl Format {
         }
     }
 
-    /// The keys a record must have; they also tell the format.
+    /// Keys that every record has. They identify the format.
     pub fn required_keys(self) -> &'static [&'static str] {
         match self {
             Self::Alpaca => &["instruction", "output"],
@@ -51,7 +51,7 @@ impl Format {
         }
     }
 
-    /// Keys that a record may have besides.
+    /// Keys that a record may have.
     pub fn optional_keys(self) -> &'static [&'static str] {
         match self {
             Self::Alpaca => &["input", "system", "history"],
@@ -60,12 +60,12 @@ impl Format {
         }
     }
 
-    /// Every key that is read.
+    /// All keys that danlu reads.
     pub(crate) fn keys(self) -> impl Iterator<Item = &'static str> {
         self.required_keys().iter().chain(self.optional_keys()).copied()
     }
 
-    /// The formats whose required keys a record all has: one, if the record is clear.
+    /// Formats whose required keys the record has; exactly one for an unambiguous record.
     pub fn candidates(record: &Map<String, Value>) -> Vec<Self> {
         let fits = |format: &Self| format.required_keys().iter().all(|key| record.contains_key(*key));
         Self::ALL.into_iter().filter(fits).collect()
@@ -118,7 +118,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_format_is_parsed_from_the_name_it_prints() {
+    fn a_format_parses_from_its_printed_name() {
         for format in Format::ALL {
             assert_eq!(format.to_string().parse::<Format>().unwrap(), format);
             assert_eq!(serde_json::to_value(format).unwrap(), format.name());
@@ -129,7 +129,7 @@ mod tests {
     }
 
     #[test]
-    fn every_example_in_the_table_is_of_its_own_format_only() {
+    fn every_example_matches_only_its_own_format() {
         for format in Format::ALL {
             let example: Map<String, Value> = serde_json::from_str(format.example()).unwrap();
             assert_eq!(Format::candidates(&example), [format]);

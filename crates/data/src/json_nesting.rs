@@ -1,38 +1,38 @@
-//! What is open at a byte of a record: brackets, a text.
+//! Tracks open brackets and strings while a record is scanned byte by byte.
 
-/// The deepest nesting inside a record; serde_json's own limit is the same.
+/// Deepest nesting inside a record. Equals serde_json's recursion limit.
 pub(crate) const MAX_DEPTH: usize = 127;
 
-/// Follows a record byte by byte.
+/// The nesting state after the bytes read so far.
 #[derive(Debug, Default)]
 pub(crate) struct JsonNesting {
-    /// What must close what is open, the innermost last.
+    /// Closing bracket of each open bracket, innermost last.
     closers: Vec<u8>,
     in_text: bool,
     escaped: bool,
-    /// The last byte outside of texts that is no blank.
+    /// Last byte outside strings that is not white space.
     before: u8,
 }
 
 impl JsonNesting {
-    /// Whether nothing is open.
+    /// Whether no bracket and no string is open.
     pub fn is_closed(&self) -> bool {
         self.closers.is_empty() && !self.in_text
     }
 
-    /// What would close everything, as a message shows it.
+    /// The closing brackets still missing, quoted for a message.
     pub fn missing_closers(&self) -> String {
         let closers: String = self.closers.iter().rev().map(|byte| char::from(*byte)).collect();
         if closers.is_empty() { "its end".into() } else { format!("`{closers}`") }
     }
 
-    /// Whether a `{` here can only be the beginning of another record: nothing inside the record is open, and no key
-    /// asks for a value.
+    /// Whether a `{` here can only start another record: nothing inside the record is open, and no key lacks
+    /// its value.
     pub fn record_may_start(&self) -> bool {
         !self.in_text && matches!(self.closers[..], [] | [b'}']) && self.before != b':'
     }
 
-    /// What is wrong with `byte` here, if it is: what it is, and what should be.
+    /// The found and expected descriptions if `byte` is invalid here.
     pub fn fault(&self, byte: u8) -> Option<(String, String)> {
         let sign = |byte: u8| format!("`{}`", char::from(byte));
         match byte {
@@ -54,7 +54,7 @@ impl JsonNesting {
         }
     }
 
-    /// Steps behind `byte`. A line break ends a text: no text holds one, so that its end is missing.
+    /// Advances over `byte`. A line break ends a string, because JSON strings contain none.
     pub fn take(&mut self, byte: u8) {
         if self.in_text {
             self.in_text = byte != b'\n' && (self.escaped || byte != b'"');

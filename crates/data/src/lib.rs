@@ -2,13 +2,13 @@
 //!
 //! | step | function | file |
 //! |---|---|---|
-//! | bytes to records, each fault at its line | [`read()`] | `read.rs`, over `splitter.rs` and `formats/` |
-//! | a record to ids and marks, within a length | [`encode()`] | `encode.rs`, `shorten.rs` |
-//! | what to know before training | [`check()`] | `check.rs` |
-//! | a record token by token, to look at | [`preview()`] | `preview.rs` |
-//! | records set aside to measure on | [`split()`] | `split.rs` |
+//! | bytes to records, each fault with its line | [`read()`] | `read.rs`, over `splitter.rs` and `formats/` |
+//! | a record to ids and loss mask, within a length | [`encode()`] | `encode.rs`, `shorten.rs` |
+//! | statistics and warnings before training | [`check()`] | `check.rs` |
+//! | a record token by token | [`preview()`] | `preview.rs` |
+//! | held-out records | [`split()`] | `split.rs` |
 //!
-//! The format is told by the first record's keys:
+//! The keys of the first record identify the format:
 //!
 //! ```
 //! use danlu_data::{RecordContent, Format, read_from};

@@ -1,23 +1,23 @@
-//! One encoded record, token by token, to be looked at.
+//! Shows an encoded record token by token.
 
 use danlu_model::Tokenizer;
 
 use crate::Encoded;
 
-/// A token as it is shown.
+/// One token of a preview.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PreviewToken {
-    /// Its id.
+    /// Token id.
     pub id: u32,
-    /// The text it adds, control characters as visible signs (`↵`, `→`, `␀` ...). Empty where a character is spread
-    /// over several tokens and an earlier one shows it.
+    /// The token's text, with control characters as visible symbols (`↵`, `→`, `␀`, …). Empty if an earlier
+    /// token already shows the shared character.
     pub text: String,
-    /// Whether it carries a loss.
+    /// Whether the token carries a loss.
     pub trained: bool,
 }
 
-/// The tokens of an encoded record. Their texts join to the rendered text, apart from tokens that stand for nothing
-/// in it (the BOS and EOS around a document), which show their name.
+/// Returns the tokens of an encoded record. Their texts concatenate to the rendered text. A token without
+/// text, such as the BOS before a document, shows its name.
 pub fn preview(encoded: &Encoded, tokenizer: &Tokenizer) -> Vec<PreviewToken> {
     let mut shown = 0;
     let tokens = encoded.sequence.ids.iter().zip(&encoded.sequence.trained).zip(&encoded.offsets);
@@ -33,16 +33,16 @@ pub fn preview(encoded: &Encoded, tokenizer: &Tokenizer) -> Vec<PreviewToken> {
         .collect()
 }
 
-/// A text with its control characters as signs, so that none of them acts on a terminal.
+/// Replaces control characters by visible symbols, so that none of them acts on a terminal.
 pub fn visible(text: &str) -> String {
     text.chars()
         .map(|char| match char {
             '\n' => '↵',
             '\t' => '→',
-            // Unicode's control pictures, in the order of the characters.
+            // Unicode's control pictures have the order of the control characters.
             '\0'..='\x1f' => char::from_u32(0x2400 + char as u32).unwrap_or('\u{fffd}'),
             '\x7f' => '␡',
-            // C1 controls, and what turns the direction of the text around it.
+            // C1 controls and characters that change the text direction.
             '\u{80}'..='\u{9f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' => '\u{fffd}',
             _ => char,
         })
@@ -54,7 +54,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn control_characters_become_signs() {
+    fn control_characters_become_symbols() {
         assert_eq!(visible("a\n\t\r\u{1b}[31m\0\u{7f}\u{9b}\u{202e}嬛"), "a↵→␍␛[31m␀␡\u{fffd}\u{fffd}嬛");
     }
 }

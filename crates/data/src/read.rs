@@ -1,4 +1,4 @@
-//! From a file to records, with every fault at its line.
+//! Reads a file into records. Every fault names its line.
 
 use std::{
     fs::File,
@@ -23,48 +23,48 @@ use crate::{
     unknown_keys::{self, UnknownKey},
 };
 
-/// Bad records after which reading a file is given up: someone may want to see them all, nobody this many.
+/// Number of bad records at which reading stops.
 const MAX_BAD: usize = 100_000;
 
-/// What a data file holds.
+/// The records of a data file.
 #[derive(Clone, Debug)]
 pub struct Dataset {
-    /// The shape of its records.
+    /// Format of the records.
     pub format: Format,
-    /// The records that can be trained on, in file order.
+    /// Records to train on, in file order.
     pub records: Vec<Record>,
-    /// The others, in file order.
+    /// Bad records, in file order.
     pub bad: Vec<BadRecord>,
-    /// Keys that good records have and the format does not, in the order they are met.
+    /// Keys of good records that danlu does not read, in file order.
     pub unknown_keys: Vec<UnknownKey>,
-    /// What the file seems to be encoded in, where some of it is not UTF-8.
+    /// Likely encoding of a file that is not all UTF-8.
     pub encoding: Option<Encoding>,
-    /// What identifies the file.
+    /// Identity of the file.
     pub fingerprint: DataFingerprint,
 }
 
-/// Identifies a data file in a model card, without telling where it was stored.
+/// Identifies a data file in a model card without its path.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DataFingerprint {
-    /// The file's name, without folders.
+    /// File name without folders.
     pub name: String,
-    /// SHA-256 of its bytes, in hexadecimal.
+    /// SHA-256 of the bytes, in hexadecimal.
     pub sha256: String,
-    /// Its size.
+    /// Size in bytes.
     pub bytes: u64,
-    /// The shape of its records.
+    /// Format of the records.
     pub format: Format,
-    /// Records that can be trained on.
+    /// Number of records to train on.
     pub records: usize,
-    /// Records that cannot.
+    /// Number of bad records.
     pub bad_records: usize,
 }
 
 /// Reads a data file: a JSON array or JSON lines, in `format` or in the one its first record shows.
 ///
 /// # Errors
-/// If the file cannot be read, is empty, or shows no format. Single faulty records are no error here: they are in
-/// [`Dataset::bad`].
+/// If the file cannot be read, is empty, or has no known format. Bad records are not errors: [`Dataset::bad`]
+/// lists them.
 pub fn read(file: &Path, format: Option<Format>) -> Result<Dataset, DataError> {
     let failed = |source| FileError::new("read", file, source);
     let input = File::open(file).map_err(failed)?;
@@ -77,7 +77,7 @@ pub fn read(file: &Path, format: Option<Format>) -> Result<Dataset, DataError> {
 /// As [`read`].
 pub fn read_from(mut input: impl Read, name: &Path, format: Option<Format>) -> Result<Dataset, DataError> {
     let failed = |source| FileError::new("read", name, source);
-    // A pipe may give one byte at a time.
+    // A pipe may return one byte at a time.
     let mut start = Vec::new();
     input.by_ref().take(2).read_to_end(&mut start).map_err(failed)?;
     if let Some(encoding) = Encoding::of_start(&start) {
@@ -95,7 +95,7 @@ pub fn read_from(mut input: impl Read, name: &Path, format: Option<Format>) -> R
     reading.finish(rest.into_inner())
 }
 
-/// What has been read so far.
+/// State of a read.
 struct Reading {
     file: Arc<Path>,
     format: Option<Format>,
@@ -119,7 +119,7 @@ impl Reading {
         }
     }
 
-    /// Takes in the next piece of the file.
+    /// Adds the next piece of the file.
     fn take(&mut self, next: Result<Piece, Flaw>, layout: Layout) -> Result<(), DataError> {
         match next {
             Err(Flaw { at, found, expected, is_record, fatal }) => {
@@ -219,7 +219,7 @@ impl Reading {
     }
 }
 
-/// The format of the first record decides; a file that mixes formats is more likely a mistake than meant.
+/// Recognises the format from the first record.
 fn recognise(object: &Object, source: &RecordSource) -> Result<Format, DataError> {
     let candidates = Format::candidates(object);
     let (place, keys) = (source.clone(), fields::keys(object));
@@ -269,7 +269,7 @@ fn object(piece: &Piece, source: RecordSource) -> Result<Object, Box<BadRecord>>
     }
 }
 
-/// The place in the file of byte `offset` of a piece.
+/// The file position of byte `offset` of a piece.
 fn place(piece: &Piece, offset: usize) -> Position {
     let before = &piece.bytes[..offset.min(piece.bytes.len())];
     let lines = before.iter().filter(|byte| **byte == b'\n').count() as u64;
@@ -279,7 +279,7 @@ fn place(piece: &Piece, offset: usize) -> Position {
     Position { line: piece.at.line + lines, column: first + characters }
 }
 
-/// Hashes what passes through.
+/// A reader that hashes the bytes it returns.
 struct Hashing<R> {
     inner: R,
     sha256: Sha256,

@@ -1,4 +1,4 @@
-//! One record of a data file: what it says and where it stands.
+//! One record of a data file: its content and its position.
 
 use std::{fmt, path::Path, sync::Arc};
 
@@ -7,39 +7,39 @@ use danlu_model::Message;
 /// A record that can be trained on.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Record {
-    /// What it says.
+    /// The content.
     pub content: RecordContent,
-    /// Where it stands.
+    /// The position in the file.
     pub source: RecordSource,
 }
 
-/// What a record says.
+/// The content of a record.
 #[derive(Clone, Debug, PartialEq)]
 pub enum RecordContent {
-    /// A conversation, to be rendered with the model's chat template.
+    /// A conversation, rendered with the model's chat template.
     Chat(Conversation),
-    /// A document without roles, trained from its first token to its last.
+    /// A document without roles. Every token is trained.
     Text(String),
 }
 
-/// Messages in order, and which of the assistant's are answers to learn.
+/// Messages in order, and which assistant messages are trained.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Conversation {
     /// An optional `system` first, then the turns.
     pub messages: Vec<Message>,
-    /// Assistant messages from this index on are trained. Above 0 only where a record says which
-    /// part is the prompt and that part holds earlier answers.
+    /// Index of the first message that may be trained. Above 0 if a record marks its prompt and the prompt
+    /// holds earlier answers.
     pub trained_from: usize,
 }
 
-/// Where a record stands in its file.
+/// The position of a record in its file.
 #[derive(Clone, PartialEq, Eq)]
 pub struct RecordSource {
-    /// The file, as it was named.
+    /// The file, as the user named it.
     pub file: Arc<Path>,
-    /// The line on which the record begins, from 1.
+    /// Line of the record's start, from 1.
     pub line: u64,
-    /// The record's position among all of the file's, good and bad, from 0; messages count from 1.
+    /// Index among all records of the file, good and bad, from 0. Messages print it from 1.
     pub index: usize,
 }
 
@@ -55,20 +55,20 @@ impl fmt::Debug for RecordSource {
     }
 }
 
-/// A record that cannot be trained on, and why.
+/// A record that cannot be trained on, with the reason.
 #[derive(Clone, Debug, PartialEq)]
 pub struct BadRecord {
-    /// Where it stands; for a fault in the middle of a record, the line of the fault.
+    /// The record's position; `line` is the line of the fault.
     pub source: RecordSource,
-    /// The exact column on `source.line`, from 1 in characters, where the fault has one.
+    /// Column of the fault on `source.line`, from 1 in characters, if known.
     pub column: Option<u64>,
     /// The kind of fault.
     pub fault: RecordFault,
-    /// What is there.
+    /// Description of the value found.
     pub found: String,
-    /// What should be.
+    /// Description of the value expected.
     pub expected: String,
-    /// Whether the file cannot be followed beyond this point, so that records may be missing.
+    /// Whether reading stopped here, so that records may be missing.
     pub rest_unread: bool,
 }
 
@@ -79,24 +79,24 @@ pub enum RecordFault {
     Encoding,
     /// Not JSON.
     Json,
-    /// Something between two records of an array that does not belong there.
+    /// An unexpected byte between two records of an array.
     Array,
-    /// JSON with other keys or types than the format has.
+    /// JSON with keys or types that differ from the format.
     Shape,
     /// An empty question, answer or text.
     Empty,
-    /// Something that training does not do yet, such as tool calls or images.
+    /// Content that danlu does not train on, such as images.
     Unsupported,
-    /// Roles that make no conversation.
+    /// Roles that do not form a conversation.
     Conversation,
-    /// The chat template refuses the conversation.
+    /// The chat template rejects the conversation.
     Template,
-    /// Nothing of it carries a loss.
+    /// No token carries a loss.
     Untrained,
 }
 
 impl BadRecord {
-    /// The record at `source`, which can be read and would teach nothing.
+    /// A readable record without a trained token.
     pub fn untrained(source: RecordSource) -> Self {
         let expected = "an answer, or a text, that some token of the model stands for";
         Mismatch::new(RecordFault::Untrained, "no token that carries a loss", expected).at(source)
@@ -120,7 +120,7 @@ impl fmt::Display for BadRecord {
     }
 }
 
-/// A fault before it is known where the record stands.
+/// A fault without its position.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Mismatch {
     pub fault: RecordFault,

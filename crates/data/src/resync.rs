@@ -1,4 +1,4 @@
-//! Where the next record of an array begins, when one is broken.
+//! Finds the start of the next record after a broken one in an array.
 
 use std::io::{self, BufRead};
 
@@ -7,34 +7,36 @@ use crate::{
     scanner::{Position, Scanner},
 };
 
-/// Blanks between a `{` and its first key, at most, where the key is to be recognised.
+/// Most white space accepted between a `{` and a key that identifies a record.
 const MAX_BLANKS: usize = 256;
 
-/// Where and how a record begins, by which the next is found when it is broken.
+/// Where a record starts, used to find the next record if this one is broken.
 ///
-/// Where records begin a line, the next is the `{` that begins a line in the same column. Where nothing is
-/// indented, objects inside a record begin a line in that column too, so that either no object may stand there
-/// inside the broken record, or its first key must be the usual one. Elsewhere these two alone decide. No text is
-/// taken for a record: in a text a quote is escaped, and so is a line break.
+/// - If records start a line, the next one is a `{` that starts a line in the same column.
+/// - In column 1, nested objects may start a line too. Then the `{` must be illegal inside the broken record,
+///   or its first key must be the usual one.
+/// - If records do not start a line, those two tests alone decide.
+///
+/// A string is never taken for a record, because its quotes and line breaks are escaped.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct RecordStart {
     pub at: Position,
     begins_line: bool,
 }
 
-/// Where the next record begins, and what the one before has left open.
+/// Where the next record starts, and the brackets that the broken one left open.
 pub(crate) struct NextRecord {
     pub at: Position,
     pub open: JsonNesting,
 }
 
 impl RecordStart {
-    /// Of a record whose first byte is the scanner's next.
+    /// The start of the record whose first byte the scanner reads next.
     pub fn of<R: BufRead>(scanner: &Scanner<R>) -> Self {
         Self { at: scanner.at(), begins_line: scanner.begins_line() }
     }
 
-    /// Returns to behind the first of a record's `bytes`, the last of which is behind the scanner.
+    /// Rewinds the scanner to the second of the record's `bytes`.
     pub fn go_back<R: BufRead>(self, scanner: &mut Scanner<R>, bytes: &[u8]) {
         if let Some(rest) = bytes.get(1..) {
             let Position { line, column } = self.at;
@@ -42,7 +44,7 @@ impl RecordStart {
         }
     }
 
-    /// Moves to where the record after this one begins, if that is before `limit`; `key` is the usual first one.
+    /// Advances to the start of the next record, if it lies before `limit`. `key` is the usual first key.
     pub fn find_next<R: BufRead>(
         self,
         scanner: &mut Scanner<R>,
@@ -73,13 +75,13 @@ impl RecordStart {
     }
 }
 
-/// Whether an object begins here whose first key is `key`.
+/// Whether an object with the first key `key` starts here.
 fn opens_with<R: BufRead>(scanner: &mut Scanner<R>, key: &[u8]) -> io::Result<bool> {
     let ahead = scanner.ahead(key.len() + MAX_BLANKS)?;
     Ok(ahead[1..].trim_ascii_start().starts_with(key))
 }
 
-/// An object's first key, with its quotes.
+/// Returns the first key of an object, with its quotes.
 pub(crate) fn first_key(bytes: &[u8]) -> Option<Vec<u8>> {
     let inside = bytes.strip_prefix(b"{")?.trim_ascii_start();
     let text = inside.strip_prefix(b"\"")?;

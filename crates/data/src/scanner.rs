@@ -1,26 +1,26 @@
-//! Bytes one by one, with their place, some of them read a second time.
+//! Reads bytes one at a time with their position, and can rewind.
 
 use std::io::{self, BufRead};
 
-/// A place in the file: line and column, both from 1, the column in characters.
+/// A position in the file. Line and column count from 1; the column counts characters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Position {
     pub line: u64,
     pub column: u64,
 }
 
-/// Walks through a stream.
+/// A byte stream with a position, look-ahead and rewind.
 pub(crate) struct Scanner<R> {
     input: R,
     at: Position,
     begins_line: bool,
-    /// Bytes that come before those of `input`, from `next` on; those before `next` were the last to be read.
+    /// Bytes to read before `input`, from index `next`. Bytes before `next` were read last.
     pending: Vec<u8>,
     next: usize,
 }
 
 impl<R: BufRead> Scanner<R> {
-    /// At the beginning, or behind the byte order mark there.
+    /// Starts after a UTF-8 byte order mark, if there is one.
     pub fn new(input: R) -> io::Result<Self> {
         let at = Position { line: 1, column: 1 };
         let mut scanner = Self { input, at, begins_line: true, pending: Vec::new(), next: 0 };
@@ -32,22 +32,22 @@ impl<R: BufRead> Scanner<R> {
         Ok(scanner)
     }
 
-    /// The place of the next byte.
+    /// The position of the next byte.
     pub fn at(&self) -> Position {
         self.at
     }
 
-    /// Whether only blanks stand before the next byte on its line.
+    /// Whether only white space precedes the next byte on its line.
     pub fn begins_line(&self) -> bool {
         self.begins_line
     }
 
-    /// The reader, wherever it stands.
+    /// The underlying reader, at its current position.
     pub fn into_inner(self) -> R {
         self.input
     }
 
-    /// The next byte; `None` at the end.
+    /// Returns the next byte without consuming it, or `None` at the end.
     pub fn peek(&mut self) -> io::Result<Option<u8>> {
         if let Some(byte) = self.pending.get(self.next) {
             return Ok(Some(*byte));
@@ -55,7 +55,7 @@ impl<R: BufRead> Scanner<R> {
         Ok(self.fill()?.first().copied())
     }
 
-    /// The next byte, and steps behind it.
+    /// Consumes and returns the next byte.
     pub fn bump(&mut self) -> io::Result<Option<u8>> {
         let byte = self.peek()?;
         let Some(byte) = byte else { return Ok(None) };
@@ -68,7 +68,7 @@ impl<R: BufRead> Scanner<R> {
         }
         match byte {
             b'\n' => self.at = Position { line: self.at.line + 1, column: 1 },
-            // Continuation bytes of UTF-8 belong to the character before.
+            // A UTF-8 continuation byte belongs to the character before it.
             0x80..=0xbf => {}
             _ => self.at.column += 1,
         }
@@ -76,7 +76,7 @@ impl<R: BufRead> Scanner<R> {
         Ok(Some(byte))
     }
 
-    /// Steps behind blanks and line ends.
+    /// Skips white space and line breaks.
     pub fn skip_blanks(&mut self) -> io::Result<()> {
         while let Some(b' ' | b'\t' | b'\r' | b'\n') = self.peek()? {
             self.bump()?;
@@ -84,9 +84,9 @@ impl<R: BufRead> Scanner<R> {
         Ok(())
     }
 
-    /// Goes back to `at`, in the middle of a line; `bytes` are those from there to here.
+    /// Rewinds to `at` in the middle of a line. `bytes` are the bytes between `at` and here.
     pub fn push_back(&mut self, bytes: &[u8], at: Position) {
-        // What is pending may be 64 MiB, and a file decides how often one goes back: nothing of it is moved then.
+        // Up to 64 MiB may be pending and a file can force many rewinds, so this path moves no bytes.
         match self.next.checked_sub(bytes.len()) {
             Some(next) => self.next = next,
             None => {
@@ -97,7 +97,7 @@ impl<R: BufRead> Scanner<R> {
         (self.at, self.begins_line) = (at, false);
     }
 
-    /// The next `count` bytes, or all that are left.
+    /// Returns the next `count` bytes, or all that remain, without consuming them.
     pub fn ahead(&mut self, count: usize) -> io::Result<&[u8]> {
         if self.pending.len() - self.next < count {
             self.pending.drain(..self.next);
@@ -126,7 +126,7 @@ impl<R: BufRead> Scanner<R> {
                 Err(error) => return Err(error),
             }
         }
-        // A second call gives what the first has read; the loop cannot return its borrow.
+        // The borrow checker rejects a return from the loop; a second call returns the same buffer.
         self.input.fill_buf()
     }
 }
@@ -136,7 +136,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn bytes_ahead_and_pushed_back_come_again() {
+    fn peeked_and_pushed_back_bytes_are_read_again() {
         let mut scanner = Scanner::new(&b"\xef\xbb\xbf  {\"a\"}\n"[..]).unwrap();
         scanner.skip_blanks().unwrap();
         assert!(scanner.begins_line());
@@ -157,7 +157,7 @@ mod tests {
     }
 
     #[test]
-    fn looking_ahead_and_going_back_move_nothing_that_is_pending() {
+    fn look_ahead_and_rewind_move_no_pending_bytes() {
         let text = b"{\"a\": 1}, {\"a\": 2}";
         let mut scanner = Scanner::new(&b""[..]).unwrap();
         scanner.push_back(text, Position { line: 1, column: 1 });

@@ -1,11 +1,11 @@
-//! The word that a misspelt one was meant to be.
+//! Finds the known word nearest to a misspelt one.
 
-/// The longest word that is compared.
+/// Longest word that is compared.
 const MAX_BYTES: usize = 128;
 
-/// The one of `known` that `word` was most likely meant to be, if any is near.
+/// Returns the word in `known` nearest to `word`, if one is near enough to be a typing mistake.
 pub fn nearest<'a>(word: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
-    // A key of a file may be as long as the file.
+    // A key may be as long as the file, and the comparison is quadratic.
     if word.len() > MAX_BYTES {
         return None;
     }
@@ -14,8 +14,7 @@ pub fn nearest<'a>(word: &str, known: impl IntoIterator<Item = &'a str>) -> Opti
     known.into_iter().map(|k| (edits(&word, k), k)).filter(|(d, _)| *d <= limit).min().map(|(_, k)| k)
 }
 
-/// Insertions, deletions, replacements and swaps of neighbours that turn `a` into `b` (optimal string
-/// alignment).
+/// Edit distance with swaps of neighbours (optimal string alignment).
 fn edits(a: &str, b: &str) -> usize {
     let (a, b): (Vec<char>, Vec<char>) = (a.chars().collect(), b.chars().collect());
     let mut d = vec![vec![0; b.len() + 1]; a.len() + 1];
@@ -39,7 +38,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_typing_mistake_finds_its_word_and_another_word_none() {
+    fn a_typing_mistake_matches_and_another_word_does_not() {
         let known = ["learning-rate", "lora-r", "lora-alpha", "max-steps"];
         assert_eq!(nearest("lerning-rate", known), Some("learning-rate"));
         assert_eq!(nearest("lora-aplha", known), Some("lora-alpha"));

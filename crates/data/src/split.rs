@@ -1,4 +1,4 @@
-//! Records set aside before training, to measure on.
+//! Splits records into a training part and a held-out part.
 
 use std::collections::HashMap;
 use std::hash::Hash;
@@ -7,10 +7,10 @@ use std::{fmt, str::FromStr};
 use danlu_kernels::rng;
 use serde::{Deserialize, Serialize};
 
-/// Names the stream that chooses held-out records, apart from every other use of the seed.
+/// Stream id of the held-out choice. Keeps it independent of other uses of the seed.
 const SPLIT_STREAM: u64 = 0x0073_706c_6974;
 
-/// How much to hold out, as scikit-learn and LLaMA-Factory write it: below 1 a share of the records, from 1 a count.
+/// How much to hold out, as in scikit-learn and LLaMA-Factory: a share below 1, a count from 1.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(try_from = "f64", into = "f64")]
 pub enum ValSize {
@@ -19,25 +19,25 @@ pub enum ValSize {
     None,
     /// A share, above 0 and below 1.
     Share(f64),
-    /// So many records.
+    /// A number of records.
     Count(usize),
 }
 
-/// A `--val-size` that is neither.
+/// An invalid held-out size.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 #[error("a held-out size of {found}, expected 0, a share such as 0.05, or a whole number of records")]
 pub struct ValSizeError {
-    /// What was given.
+    /// The given value.
     pub found: String,
 }
 
 impl ValSize {
-    /// How many of `records` that is. A share is rounded up, but one record is always left to train on.
+    /// How many of `records` to hold out. A share is rounded up; at least one record remains to train on.
     pub fn of(self, records: usize) -> usize {
         self.wanted(records).min(records.saturating_sub(1))
     }
 
-    /// How many of `records` that asks for, also where it leaves nothing to train on.
+    /// How many of `records` the size requests, even if that leaves nothing to train on.
     pub fn wanted(self, records: usize) -> usize {
         match self {
             Self::None => 0,
@@ -54,7 +54,7 @@ impl TryFrom<f64> for ValSize {
         match size {
             0.0 => Ok(Self::None),
             share if share > 0.0 && share < 1.0 => Ok(Self::Share(share)),
-            // Beyond this a float no longer counts one by one.
+            // Above 2^53 a double skips integers.
             count if count >= 1.0 && count.fract() == 0.0 && count <= (1u64 << 53) as f64 => {
                 Ok(Self::Count(count as usize))
             }
@@ -88,9 +88,10 @@ impl fmt::Display for ValSize {
     }
 }
 
-/// Divides `items` into those to train on and those held out, both in their order. Which are held out depends on
-/// the seed, their number, and which of them have the same `content`: copies are never on both sides, so fewer than
-/// asked for may be held out, even none.
+/// Splits `items` into a training and a held-out part, both in their original order.
+///
+/// The choice depends on the seed, the number of items, and which items have equal `content`. Copies never
+/// land on both sides, so the held-out part may be smaller than requested, or empty.
 pub fn split<T, K: Eq + Hash + ?Sized>(
     items: Vec<T>,
     size: ValSize,

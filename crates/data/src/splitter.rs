@@ -1,9 +1,9 @@
-//! Cuts a stream of JSON into its records without parsing them: elements of an array, or lines.
+//! Splits a JSON array or JSON lines into records without parsing them.
 //!
-//! Only one record is in memory at a time, and none larger than [`MAX_RECORD_BYTES`]; nesting is counted
-//! rather than recursed into. So a file decides neither how deep the stack grows nor how much is read at once.
+//! At most one record is in memory, of at most [`MAX_RECORD_BYTES`]. Nesting is counted, not recursed into,
+//! so a hostile file controls neither stack depth nor memory.
 //!
-//! A broken record of an array costs itself only: reading goes on where the next one begins, as [`RecordStart`] tells.
+//! After a broken record in an array, reading resumes at the next record, which [`RecordStart`] finds.
 
 use std::io::{self, BufRead};
 
@@ -13,7 +13,7 @@ use crate::{
     scanner::{Position, Scanner},
 };
 
-/// The largest single record, in bytes. A conversation of a million tokens takes about 4 MiB.
+/// Largest record in bytes. A conversation of a million tokens takes about 4 MiB.
 pub(crate) const MAX_RECORD_BYTES: usize = 64 << 20;
 
 /// The bytes of one record.
@@ -23,26 +23,26 @@ pub(crate) struct Piece {
     pub bytes: Vec<u8>,
 }
 
-/// Something that is not a record.
+/// A part of the file that is not a record.
 #[derive(Debug, PartialEq)]
 pub(crate) struct Flaw {
     pub at: Position,
     pub found: String,
     pub expected: String,
-    /// Whether it stands where a record should, and not between two.
+    /// Whether the flaw takes the place of a record instead of standing between two.
     pub is_record: bool,
-    /// Whether something follows, and where the next record begins in it cannot be known.
+    /// Whether the rest of the file is skipped because no further record could be found.
     pub fatal: bool,
 }
 
-/// How records are set apart.
+/// How the file separates records.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Layout {
     Array,
     Lines,
 }
 
-/// What an array may hold next.
+/// What may come next in an array.
 #[derive(Clone, Copy, PartialEq)]
 enum Expect {
     FirstRecord,
@@ -56,15 +56,15 @@ pub(crate) struct Splitter<R> {
     scanner: Scanner<R>,
     layout: Layout,
     expect: Expect,
-    /// How the last record begins.
+    /// Start of the last record.
     last: Option<RecordStart>,
-    /// The first key of the first record that has one, with its quotes.
+    /// First key of the first record, with its quotes.
     usual_key: Option<Vec<u8>>,
 }
 
 impl<R: BufRead> Splitter<R> {
-    /// Skips a byte order mark and leading blanks, and tells the layout by the first character;
-    /// `None` if there is none.
+    /// Skips a byte order mark and white space, and detects the layout from the first character. `None` for
+    /// an empty file.
     pub fn new(input: R) -> io::Result<Option<Self>> {
         let mut scanner = Scanner::new(input)?;
         scanner.skip_blanks()?;
@@ -83,7 +83,7 @@ impl<R: BufRead> Splitter<R> {
         self.layout
     }
 
-    /// The next record or flaw; `None` at the end, and after a fatal flaw.
+    /// Returns the next record or flaw; `None` at the end and after a fatal flaw.
     pub fn next(&mut self) -> io::Result<Option<Result<Piece, Flaw>>> {
         match self.layout {
             Layout::Array => self.next_element(),
@@ -91,7 +91,7 @@ impl<R: BufRead> Splitter<R> {
         }
     }
 
-    /// The reader, wherever it stands.
+    /// The underlying reader, at its current position.
     pub fn into_inner(self) -> R {
         self.scanner.into_inner()
     }
@@ -143,7 +143,7 @@ impl<R: BufRead> Splitter<R> {
         }
     }
 
-    /// The array's end; only blanks may follow.
+    /// Ends the array. Only white space may follow.
     fn close(&mut self) -> io::Result<Option<Result<Piece, Flaw>>> {
         self.expect = Expect::Nothing;
         self.scanner.bump()?;
@@ -154,11 +154,11 @@ impl<R: BufRead> Splitter<R> {
         }
     }
 
-    /// The flaw of something between two records that does not belong there.
+    /// Reports an unexpected byte between two records.
     fn stray(&mut self, found: Option<u8>, expected: &str) -> io::Result<Flaw> {
         let at = self.scanner.at();
         let resumed = match (found, self.last) {
-            // After a record that is whole, this can only be the next one.
+            // After a complete record, a `{` can only start the next one.
             (Some(b'{'), Some(_)) => true,
             (Some(_), Some(last)) => {
                 last.find_next(&mut self.scanner, self.usual_key.as_deref(), None)?.is_some()
@@ -170,7 +170,7 @@ impl<R: BufRead> Splitter<R> {
         Ok(Flaw { at, found: describe(found), expected: expected.into(), is_record: false, fatal })
     }
 
-    /// One element, from its first byte to where its brackets are closed, or to the next separator.
+    /// Reads one element, up to its closing bracket or the next separator.
     fn element(&mut self) -> io::Result<Result<Piece, Flaw>> {
         let start = RecordStart::of(&self.scanner);
         self.last = Some(start);
@@ -213,8 +213,8 @@ impl<R: BufRead> Splitter<R> {
         Ok(Ok(Piece { at: start.at, bytes }))
     }
 
-    /// The flaw of a record with a `fault` here, or without an end; reading goes on at the next one, even where
-    /// that stands before the fault.
+    /// Reports a record with a `fault` here or without an end. Reading resumes at the next record, which may
+    /// start before the fault.
     fn broken(
         &mut self,
         start: RecordStart,
@@ -242,7 +242,7 @@ impl<R: BufRead> Splitter<R> {
         })
     }
 
-    /// The flaw of a record so long that it is given up, if another begins within it; reading goes on there.
+    /// Reports an oversized record if another record starts within it. Reading resumes there.
     fn swallowed(&mut self, start: RecordStart, bytes: &[u8]) -> io::Result<Option<Flaw>> {
         let here = self.scanner.at();
         let key = self.usual_key.clone().or_else(|| first_key(bytes));
@@ -255,7 +255,7 @@ impl<R: BufRead> Splitter<R> {
     }
 }
 
-/// The flaw of a record that another one follows before its end.
+/// Reports a record that has no end before the next record starts.
 fn unclosed(at: Position, next: &NextRecord) -> Flaw {
     let place = match next.at.line == at.line {
         true => format!("in column {}", next.at.column),

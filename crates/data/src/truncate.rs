@@ -1,20 +1,22 @@
-//! Making a conversation shorter without touching its last answer, which teaches the model to stop.
+//! Shortens a conversation. The last answer stays whole, because its end teaches the model to stop.
 
 use danlu_model::{Message, ModelError};
 
 use crate::record::Conversation;
 
-/// What came of shortening.
+/// Result of [`truncate`].
 #[derive(Debug, PartialEq)]
 pub(crate) enum Fit {
-    /// This fits.
+    /// A shorter conversation that fits.
     Shorter(Conversation),
-    /// Nothing fits that keeps the last answer and some of its question.
+    /// The last answer and a part of its question do not fit.
     Never,
 }
 
-/// The longest conversation that `fits`, by leaving out, in this order: what follows the last answer, the first
-/// turns (the system message stays), the front of the last question.
+/// Returns the longest shortened conversation that `fits`.
+///
+/// Text is removed in this order: messages after the last answer, the first turns, the front of the last
+/// question. The system message stays.
 pub(crate) fn truncate(
     chat: &Conversation,
     fits: &dyn Fn(&[Message]) -> Result<bool, ModelError>,
@@ -26,13 +28,13 @@ pub(crate) fn truncate(
     let system = usize::from(chat.system().is_some());
     let turns = &chat.messages[system..=last_answer];
 
-    // The system message and the turns from `start` on.
+    // Keeps the system message and the turns from `start` on.
     let from = |start: usize| {
         let messages = [&chat.messages[..system], &turns[start..]].concat();
         let trained_from = chat.trained_from.saturating_sub(start).max(system.min(chat.trained_from));
         Conversation { messages, trained_from }
     };
-    // A conversation may begin where the user speaks.
+    // A conversation starts with a user message.
     let starts: Vec<usize> =
         (0..turns.len()).filter(|&start| start == 0 || turns[start].role == "user").collect();
     let shorter = first_that_fits(starts.len(), &|index| fits(&from(starts[index]).messages))?;
@@ -40,7 +42,7 @@ pub(crate) fn truncate(
         return Ok(Fit::Shorter(from(starts[index])));
     }
 
-    // Not even the last exchange fits as it is.
+    // The last exchange does not fit whole: cut the front of its question.
     let chat = from(starts.last().copied().unwrap_or(0));
     let Some(question) = chat.messages.iter().rposition(|message| message.role == "user") else {
         return Ok(Fit::Never);
@@ -51,7 +53,7 @@ pub(crate) fn truncate(
         chat.messages[question].content.drain(..cuts[index]);
         chat
     };
-    // A question of blanks only would be another question.
+    // A question of white space only would be another question.
     let shorter = first_that_fits(cuts.len(), &|index| fits(&cut_at(index).messages))?;
     Ok(match shorter.map(cut_at) {
         Some(chat) if !chat.messages[question].content.trim().is_empty() => Fit::Shorter(chat),
@@ -59,8 +61,9 @@ pub(crate) fn truncate(
     })
 }
 
-/// The least index below `len` that fits, if lengths shrink as the index grows. They nearly do (two tokens may become
-/// one); the index that is returned was tried and fits.
+/// Binary search for the least index below `len` that fits, assuming that lengths shrink as the index grows.
+///
+/// Tokenization breaks that assumption slightly, but the returned index was tested and fits.
 fn first_that_fits(
     len: usize,
     fits: &dyn Fn(usize) -> Result<bool, ModelError>,
@@ -82,7 +85,7 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    /// Every character of a message is a token, and every message takes two more.
+    /// Counts one token per character and two per message.
     fn length(messages: &[Message]) -> usize {
         messages.iter().map(|message| message.content.chars().count() + 2).sum()
     }
@@ -97,7 +100,7 @@ mod tests {
     }
 
     #[test]
-    fn first_turns_go_before_the_question_is_cut() {
+    fn first_turns_are_removed_before_the_question_is_cut() {
         let long = chat(
             &[
                 ("system", "s"),
@@ -120,7 +123,7 @@ mod tests {
     }
 
     #[test]
-    fn answers_that_are_context_stay_context() {
+    fn context_answers_stay_context() {
         let turns = &[("system", "s"), ("user", "aa"), ("assistant", "b"), ("user", "c"), ("assistant", "d")];
         assert_eq!(to(&chat(turns, 4), 11), Fit::Shorter(chat(&[turns[0], turns[3], turns[4]], 2)));
         assert_eq!(to(&chat(turns, 0), 11), Fit::Shorter(chat(&[turns[0], turns[3], turns[4]], 0)));
@@ -135,7 +138,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_is_kept_fits_and_ends_in_the_whole_last_answer(
+        fn the_result_fits_and_ends_in_the_whole_last_answer(
             turns in prop::collection::vec((0..2usize, "[a-z ]{1,12}"), 1..9),
             system in prop::option::of("[a-z]{1,5}"),
             budget in 0..60usize,
@@ -146,7 +149,8 @@ mod tests {
             let answer = chat.messages.iter().rfind(|message| message.role == "assistant");
             match to(&chat, budget) {
                 Fit::Never => {
-                    // Then the system message, the last answers and a question that ends in 12 blanks do not fit.
+                    // Then the system message, the last answers and a question that ends in 12 blanks do not
+                    // fit.
                     let answers = turns.iter().rev().skip_while(|turn| turn.0 == 0).take_while(|turn| turn.0 == 1);
                     let least: usize = answers.map(|turn| turn.1.len() + 2).sum();
                     let system = system.map_or(0, |text| text.len() + 2);

@@ -1,4 +1,4 @@
-//! Keys that a record has and its format does not: often a misspelt one.
+//! Keys that a format does not define, often misspelt ones.
 
 use crate::{
     Format,
@@ -7,23 +7,23 @@ use crate::{
     spelling::nearest,
 };
 
-/// Different keys that are remembered at most: someone may want to see some, nobody a file full of them.
+/// Most distinct keys that are recorded.
 const MAX_KEYS: usize = 100;
 
-/// A key that is not read.
+/// A key that danlu does not read.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct UnknownKey {
     /// The key.
     pub key: String,
-    /// Records that have it.
+    /// Number of records with the key.
     pub count: usize,
-    /// The first of them.
+    /// First record with the key.
     pub first: RecordSource,
-    /// The key that was likely meant, which that record lacks.
+    /// A similar key of the format that the first record lacks.
     pub meant: Option<&'static str>,
 }
 
-/// Counts the keys of `record` that `format` does not know.
+/// Counts the keys of `record` that `format` does not define.
 pub(crate) fn count_unknown(
     found: &mut Vec<UnknownKey>,
     format: Format,
@@ -43,7 +43,7 @@ pub(crate) fn count_unknown(
     }
 }
 
-/// Asks whether keys of a record are misspelt, if each that `format` requires and the record lacks has one near.
+/// Returns a question about misspelt keys if every missing required key has a similar key in the record.
 pub(crate) fn misspelt(record: &Object, format: Format) -> Option<String> {
     let missing = format.required_keys().iter().filter(|key| !record.contains_key(**key));
     let meant = missing.map(|key| {

@@ -1,4 +1,4 @@
-//! Stanford Alpaca's records, with the `system` and `history` that later data sets added.
+//! Stanford Alpaca records, with the later additions `system` and `history`.
 
 use serde_json::Value;
 
@@ -27,15 +27,13 @@ pub(super) fn convert(record: &Object) -> Result<RecordContent, Mismatch> {
     conversation(messages, 0)
 }
 
-/// The user's message: the instruction, and the input on a line of its own when there is one, as LLaMA-Factory and
-/// axolotl join them. (Where all inputs are empty, as in the tutorial's data, this equals the plain concatenation
-/// its code does.)
+/// Joins instruction and input with a line break, as LLaMA-Factory and axolotl do.
 fn joined(instruction: &str, input: &str) -> String {
     let separator = if instruction.is_empty() || input.is_empty() { "" } else { "\n" };
     [instruction, separator, input].concat()
 }
 
-/// One earlier exchange: a pair of texts.
+/// Reads one earlier exchange, a pair of strings.
 fn exchange(pair: &Value, index: usize) -> Result<(&str, &str), Mismatch> {
     match pair.as_array().map(Vec::as_slice) {
         Some([Value::String(question), Value::String(answer)]) => Ok((question, answer)),

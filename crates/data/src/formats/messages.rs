@@ -9,7 +9,7 @@ use crate::{
     record::{Mismatch, RecordContent, RecordFault},
 };
 
-/// Keys of a message that our rendering would leave out.
+/// Message keys whose content would not be rendered.
 const UNSUPPORTED: [&str; 9] = [
     "tool_calls",
     "tool_call_id",
@@ -26,12 +26,12 @@ pub(super) fn convert(record: &Object) -> Result<RecordContent, Mismatch> {
     conversation(messages(list(record, "messages")?)?, 0)
 }
 
-/// Reads every message of a list.
+/// Reads all messages of a list.
 pub(super) fn messages(list: &[Value]) -> Result<Vec<Message>, Mismatch> {
     list.iter().enumerate().map(|(index, value)| one(value).map_err(|fault| within(fault, index))).collect()
 }
 
-/// Says which message a fault is in.
+/// Adds the message's number to a fault.
 pub(super) fn within(mut mismatch: Mismatch, index: usize) -> Mismatch {
     mismatch.found = format!("{} (message {})", mismatch.found, index + 1);
     mismatch
@@ -53,7 +53,7 @@ pub(super) fn one(value: &Value) -> Result<Message, Mismatch> {
         return Err(Mismatch::new(RecordFault::Conversation, found, "`system`, `user` or `assistant`"));
     }
     refuse(object, &UNSUPPORTED)?;
-    // OpenAI's way to keep an answer out of the loss.
+    // OpenAI's key that excludes an answer from the loss.
     if object.get("weight").is_some_and(|weight| weight.as_f64() != Some(1.0) && !weight.is_null()) {
         let found = format!("{} in `weight`", fields::describe(&object["weight"]));
         return Err(Mismatch::new(RecordFault::Unsupported, found, "no weight, or 1"));
@@ -61,7 +61,7 @@ pub(super) fn one(value: &Value) -> Result<Message, Mismatch> {
     Ok(message(role, content(object)?))
 }
 
-/// A text, or a list of text parts that are joined without a separator, as OpenAI does.
+/// Reads a string, or a list of text parts. Parts are joined without a separator, as OpenAI does.
 fn content(object: &Object) -> Result<String, Mismatch> {
     let Some(Value::Array(parts)) = object.get("content") else {
         return text(object, "content").map(str::to_owned);
@@ -90,7 +90,7 @@ mod tests {
     }
 
     #[test]
-    fn messages_are_taken_as_they_are() {
+    fn messages_are_read_unchanged() {
         assert_eq!(
             chat(
                 r#"[{"role": "system", "content": "s"}, {"role": "user", "content": " a "},
@@ -137,7 +137,7 @@ mod tests {
     }
 
     #[test]
-    fn tools_and_images_are_refused_by_name() {
+    fn tools_and_images_are_rejected_by_name() {
         let second = |message: &str| chat(&format!(r#"[{{"role": "user", "content": "a"}}, {message}]"#));
         assert_eq!(
             second(r#"{"role": "assistant", "content": "", "tool_calls": [{"id": 1}]}"#),

@@ -1,4 +1,4 @@
-//! One file per format: from a JSON object to what it says.
+//! One file per format. Each converts a JSON object to [`RecordContent`].
 
 mod alpaca;
 mod messages;
@@ -13,11 +13,11 @@ use crate::{
     unknown_keys,
 };
 
-/// Keys of a whole record that change what the model sees, and that we cannot render yet.
+/// Record keys that change the model's input and are not rendered.
 pub(crate) const UNSUPPORTED: [&str; 7] =
     ["tools", "functions", "images", "image", "audios", "videos", "documents"];
 
-/// Reads one record of the given format.
+/// Converts one record of `format`.
 pub(crate) fn convert(format: Format, record: &Object) -> Result<RecordContent, Mismatch> {
     if !format.required_keys().iter().all(|key| record.contains_key(*key)) {
         let quoted = |keys: &[&str]| keys.iter().map(|key| format!("`{key}`")).collect::<Vec<_>>().join(", ");
@@ -40,7 +40,7 @@ pub(crate) fn convert(format: Format, record: &Object) -> Result<RecordContent, 
     }
 }
 
-/// What the unit tests of the formats share: a record in, messages or the complaint out, as one text.
+/// Converts a record and formats the messages or the fault; shared by the formats' tests.
 #[cfg(test)]
 fn shown(format: Format, record: &str) -> String {
     match convert(format, &serde_json::from_str(record).unwrap()) {
@@ -58,7 +58,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_record_of_another_format_is_refused_with_both_sets_of_keys() {
+    fn a_record_of_another_format_names_both_sets_of_keys() {
         assert_eq!(
             shown(Format::Alpaca, r#"{"messages": [], "id": 3}"#),
             "Shape! found the keys `messages`, `id`, \
@@ -74,7 +74,7 @@ mod tests {
     }
 
     #[test]
-    fn what_would_silently_be_dropped_is_refused_by_name() {
+    fn keys_that_would_be_ignored_are_rejected_by_name() {
         assert_eq!(
             shown(Format::Text, r#"{"text": "x", "images": ["a.png"]}"#),
             "Unsupported! found `images`, expected a record without `images`, which training does not support yet"

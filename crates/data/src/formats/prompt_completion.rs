@@ -1,7 +1,7 @@
 //! `prompt` and `completion`: two texts, or two lists of messages.
 //!
-//! Two texts become one question and its answer in the model's chat template. In lists, only the completion's
-//! answers are trained; the assistant's turns inside the prompt are context.
+//! Two strings become one question and its answer. With lists, only answers in `completion` are trained;
+//! assistant messages in `prompt` are context.
 
 use danlu_model::Message;
 use serde_json::Value;
@@ -20,7 +20,7 @@ pub(super) fn convert(record: &Object) -> Result<RecordContent, Mismatch> {
     conversation(turns, answers)
 }
 
-/// One side: a text by `role`, or messages.
+/// Reads one side: a string said by `role`, or a list of messages.
 fn side(record: &Object, key: &str, role: &str) -> Result<Vec<Message>, Mismatch> {
     match &record[key] {
         Value::String(text) => Ok(vec![message(role, text.as_str())]),

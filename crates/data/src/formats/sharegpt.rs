@@ -1,4 +1,4 @@
-//! ShareGPT's `conversations`: a list of `from` and `value`, with its own names for the roles.
+//! ShareGPT `conversations`: a list of `from` and `value`, with its own role names.
 
 use danlu_model::Message;
 use serde_json::Value;
@@ -19,7 +19,7 @@ pub(super) fn convert(record: &Object) -> Result<RecordContent, Mismatch> {
     conversation(turns, 0)
 }
 
-/// One turn, in ShareGPT's words or, as some data sets mix them in, in OpenAI's.
+/// Reads one turn with ShareGPT's keys or OpenAI's; some data sets mix both.
 fn turn(value: &Value) -> Result<Message, Mismatch> {
     let Value::Object(object) = value else {
         let found = fields::describe(value);
