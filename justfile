@@ -12,6 +12,14 @@ demo *args:
 test *args:
     cargo test --workspace {{args}}
 
+# Compile the CUDA kernels for every architecture, without a GPU; NVRTC comes from PyPI. Commit what it writes.
+kernels *args:
+    python3 crates/kernels/cuda/build.py {{args}}
+
+# The tests that need an NVIDIA GPU; fails where there is none.
+test-gpu *args:
+    DANLU_REQUIRE_GPU=1 cargo test -p danlu-kernels --lib cuda {{args}}
+
 fmt:
     cargo fmt --all
 

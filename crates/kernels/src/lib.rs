@@ -25,6 +25,7 @@ pub mod attention;
 mod backend;
 mod buffer;
 mod cpu;
+pub mod cuda;
 mod dtype;
 #[cfg(test)]
 mod finite_difference;

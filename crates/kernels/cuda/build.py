@@ -1,0 +1,214 @@
+#!/usr/bin/env python3
+"""Compiles every kernel for every architecture, without a GPU and without a CUDA toolkit.
+
+    python3 crates/kernels/cuda/build.py            write kernels.pack and resources.txt
+    python3 crates/kernels/cuda/build.py --check    compare with the committed ones
+    python3 crates/kernels/cuda/build.py --arch sm_90 attention.cu    compile only, and print what each kernel uses
+
+NVRTC comes from PyPI, into a virtual environment under target/cuda: `nvidia-cuda-nvrtc-cu12`.
+"""
+
+import argparse
+import ctypes
+import hashlib
+import re
+import struct
+import subprocess
+import sys
+import venv
+import zlib
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+TARGET = HERE.parents[2] / "target" / "cuda"
+PACK = HERE / "kernels.pack"
+RESOURCES = HERE / "resources.txt"
+
+# The newest NVRTC of CUDA 12 compiles all of these; a driver for CUDA 12.9 or later loads them.
+CUBIN_NVRTC = "12.9.86"
+ARCHITECTURES = ["sm_75", "sm_80", "sm_86", "sm_89", "sm_90", "sm_90a", "sm_100", "sm_120"]
+# Drivers refuse PTX that is newer than they are, so an old NVRTC writes the one for devices without a cubin.
+PTX_NVRTC = "12.1.105"
+PTX_ARCHITECTURE = "compute_80"
+
+OPTIONS = ["--std=c++17", "--device-as-default-execution-space", "--ptxas-options=-v"]
+
+
+class Nvrtc:
+    """The functions of libnvrtc that a compilation takes."""
+
+    def __init__(self, path):
+        ctypes.CDLL(str(next(path.parent.glob("libnvrtc-builtins.so*"))), mode=ctypes.RTLD_GLOBAL)
+        self.lib = ctypes.CDLL(str(path))
+
+    def call(self, name, *arguments):
+        result = getattr(self.lib, name)(*arguments)
+        if result != 0 and name != "nvrtcCompileProgram":
+            self.lib.nvrtcGetErrorString.restype = ctypes.c_char_p
+            sys.exit(f"{name}: {self.lib.nvrtcGetErrorString(result).decode()}")
+        return result
+
+    def read(self, program, what):
+        """What `nvrtcGet<what>` returns."""
+        size = ctypes.c_size_t()
+        self.call(f"nvrtcGet{what}Size", program, ctypes.byref(size))
+        data = ctypes.create_string_buffer(size.value)
+        self.call(f"nvrtcGet{what}", program, data)
+        return data.raw
+
+    def compile(self, source, headers, architecture):
+        program = ctypes.c_void_p()
+        names = (ctypes.c_char_p * len(headers))(*[header.name.encode() for header in headers])
+        texts = (ctypes.c_char_p * len(headers))(*[header.read_bytes() for header in headers])
+        create = (source.read_bytes(), source.name.encode(), len(headers), texts, names)
+        self.call("nvrtcCreateProgram", ctypes.byref(program), *create)
+        options = [f"--gpu-architecture={architecture}", *OPTIONS]
+        flags = (ctypes.c_char_p * len(options))(*[option.encode() for option in options])
+        failed = self.call("nvrtcCompileProgram", program, len(options), flags)
+        log = self.read(program, "ProgramLog").rstrip(b"\0").decode()
+        if failed:
+            sys.exit(f"{source.name} does not compile for {architecture}:\n{log}")
+        image = self.read(program, "PTX" if architecture.startswith("compute") else "CUBIN")
+        self.call("nvrtcDestroyProgram", ctypes.byref(program))
+        return image, log
+
+
+def library(version):
+    """The path of libnvrtc of this version, installed where it is missing."""
+    folder = TARGET / f"nvrtc-{version}"
+    found = lambda: next(folder.glob("lib/python*/site-packages/nvidia/*/lib/libnvrtc.so.*"), None)
+    if found() is None:
+        venv.create(folder, with_pip=True)
+        pip = [folder / "bin" / "pip", "install", "--quiet", "--disable-pip-version-check"]
+        result = subprocess.run([*pip, f"nvidia-cuda-nvrtc-cu12=={version}"])
+        if result.returncode != 0:
+            return None
+    return found()
+
+
+def headers():
+    return sorted(HERE.glob("*.cuh"))
+
+
+def digest(*parts):
+    state = hashlib.sha256()
+    for part in parts:
+        state.update(part if isinstance(part, bytes) else str(part).encode())
+        state.update(b"\0")
+    return state.hexdigest()
+
+
+def compile_one(task):
+    """Image and log of one file for one architecture, from the cache where nothing changed."""
+    source, architecture, path = task
+    texts = [header.read_bytes() for header in headers()]
+    key = digest(source.read_bytes(), *texts, architecture, *OPTIONS, path.name, path.parents[2].name, path)
+    cached = TARGET / "cache" / key
+    if not cached.exists():
+        image, log = Nvrtc(path).compile(source, headers(), architecture)
+        cached.parent.mkdir(parents=True, exist_ok=True)
+        partial = cached.with_suffix(".partial")
+        partial.write_bytes(struct.pack("<I", len(image)) + image + log.encode())
+        partial.rename(cached)
+    data = cached.read_bytes()
+    (length,) = struct.unpack_from("<I", data)
+    return source.stem, architecture, data[4 : 4 + length], data[4 + length :].decode()
+
+
+ENTRY = re.compile(r"Compiling entry function '(\w+)' for")
+FRAME = re.compile(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads")
+USED = re.compile(r"Used (\d+) registers(.*)")
+
+
+def resources(stem, architecture, log):
+    """A line for each kernel: what the assembler says that it uses."""
+    lines, entry, frame = [], None, None
+    for line in log.splitlines():
+        if match := ENTRY.search(line):
+            entry = match[1]
+        elif match := FRAME.search(line):
+            frame = match
+        elif entry and (match := USED.search(line)):
+            shared = re.search(r"(\d+) bytes smem", match[2])
+            spilled = int(frame[2]) + int(frame[3])
+            used = f"{match[1]} registers, {shared[1] if shared else 0} shared, {frame[1]} stack, {spilled} spilled"
+            lines.append(f"{stem}.cu {entry} {architecture}: {used}")
+            entry = None
+        elif re.search(r"C75\d\d|serializ", line):
+            lines.append(f"{stem}.cu {architecture}: {line.strip()}")
+        elif "warning" in line:
+            lines.append(f"{stem}.cu {architecture}: {line.strip()}")
+    return lines
+
+
+def source_hash(files):
+    """FNV-1a over names and bytes, as `cuda::image` computes it."""
+    state = 0xCBF29CE484222325
+    for file in files:
+        for byte in file.name.encode() + b"\0" + file.read_bytes() + b"\0":
+            state = (state ^ byte) * 0x100000001B3 & 0xFFFFFFFFFFFFFFFF
+    return state
+
+
+def pack(images, sources):
+    """A table of images, each compressed by itself: see `cuda::image`."""
+    bodies = [zlib.compress(image, 9)[2:-4] for _, _, image, _ in images]
+    head = b"DANLUCU1" + struct.pack("<QI", source_hash([*headers(), *sources]), len(images))
+    offset = len(head) + 40 * len(images)
+    for (stem, architecture, image, _), body in zip(images, bodies):
+        head += struct.pack("<20s8sIII", stem.encode(), architecture.removeprefix("compute_").encode(), offset, len(body), len(image))
+        offset += len(body)
+    return head + b"".join(bodies)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("files", nargs="*", help="compile these only, and write nothing")
+    parser.add_argument("--arch", action="append", help="compile for this architecture only, and write nothing")
+    parser.add_argument("--nvrtc", type=Path, help="a libnvrtc.so to compile cubins with")
+    parser.add_argument("--check", action="store_true", help="compare with what is committed")
+    parser.add_argument("--jobs", type=int, default=2)
+    arguments = parser.parse_args()
+
+    sources = sorted(HERE.glob("*.cu"))
+    chosen = [source for source in sources if not arguments.files or source.name in {Path(f).name for f in arguments.files}]
+    partial = bool(arguments.files or arguments.arch)
+    cubin = arguments.nvrtc or library(CUBIN_NVRTC)
+    ptx = None if partial else library(PTX_NVRTC)
+    if cubin is None or not (partial or ptx):
+        # A machine without a registry cannot compile kernels; nothing is wrong with them.
+        print("skipped: nvidia-cuda-nvrtc-cu12 cannot be installed here, so no kernel was compiled")
+        sys.exit(0 if arguments.check else 1)
+
+    # `sm_90a` differs from `sm_90` only where a file asks for its instructions.
+    special = lambda source: b"__CUDA_ARCH_FEAT_SM90_ALL" in source.read_bytes()
+    wanted = lambda source, arch: arch in (arguments.arch or ARCHITECTURES) and (special(source) or not arch.endswith("a"))
+    tasks = [(source, arch, cubin) for source in chosen for arch in ARCHITECTURES if wanted(source, arch)]
+    if not partial:
+        tasks += [(source, PTX_ARCHITECTURE, ptx) for source in sources]
+    with ProcessPoolExecutor(arguments.jobs) as pool:
+        images = list(pool.map(compile_one, tasks))
+    lines = [line for stem, arch, _, log in images for line in resources(stem, arch, log)]
+    if partial:
+        print("\n".join(lines))
+        return
+    text, packed = "\n".join(lines) + "\n", pack(images, sources)
+    if not arguments.check:
+        RESOURCES.write_text(text)
+        PACK.write_bytes(packed)
+        print(f"{len(lines)} kernels, {sum(len(i[2]) for i in images)} bytes, {len(packed)} packed")
+        return
+    committed = RESOURCES.read_text().splitlines()
+    differences = [f"- {line}" for line in committed if line not in lines]
+    differences += [f"+ {line}" for line in lines if line not in committed]
+    if differences:
+        print("\n".join(differences))
+        sys.exit("kernels use other resources than resources.txt says; run `just kernels` and look at the difference")
+    if struct.unpack_from("<Q", PACK.read_bytes(), 8) != (source_hash([*headers(), *sources]),):
+        sys.exit("kernels.pack is older than the sources; run `just kernels`")
+    print(f"{len(lines)} kernels as in resources.txt")
+
+
+if __name__ == "__main__":
+    main()

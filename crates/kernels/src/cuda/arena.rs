@@ -1,0 +1,150 @@
+//! Device memory in few large pieces: the driver's own granularity is 2 MiB, and freeing waits for the device.
+
+use std::collections::{BTreeMap, HashMap};
+
+use super::driver::Driver;
+use super::error::CudaError;
+
+/// Addresses are multiples of this, as the widest accesses and cuBLASLt want them.
+const ALIGNMENT: u64 = 256;
+/// What the driver rounds to.
+const PAGE: u64 = 2 << 20;
+/// Small requests share pieces of this size.
+const CHUNK: u64 = 32 << 20;
+
+/// Pieces from the driver, and which of their bytes are free.
+#[derive(Debug, Default)]
+pub(super) struct Arena {
+    /// Base address to length.
+    chunks: BTreeMap<u64, u64>,
+    /// Free ranges, none of which touches another of its chunk.
+    free: BTreeMap<u64, u64>,
+    /// Lengths of the ranges handed out.
+    taken: HashMap<u64, u64>,
+    in_use: u64,
+    peak: u64,
+}
+
+impl Arena {
+    /// Bytes handed out, and the most so far.
+    pub fn in_use(&self) -> (u64, u64) {
+        (self.in_use, self.peak)
+    }
+
+    /// The address of `bytes` free bytes.
+    pub fn allocate(&mut self, driver: &Driver, bytes: u64) -> Result<u64, CudaError> {
+        self.take(bytes, |length| driver.allocate(length))
+    }
+
+    fn take(
+        &mut self,
+        bytes: u64,
+        get: impl FnOnce(u64) -> Result<u64, CudaError>,
+    ) -> Result<u64, CudaError> {
+        let bytes = bytes.max(1).next_multiple_of(ALIGNMENT);
+        let fits = |(&address, &length): (&u64, &u64)| (length >= bytes).then_some((length, address));
+        let (length, address) = match self.free.iter().filter_map(fits).min() {
+            Some(best) => best,
+            None => {
+                let length = if bytes < CHUNK / 2 { CHUNK } else { bytes.next_multiple_of(PAGE) };
+                let address = get(length)?;
+                self.chunks.insert(address, length);
+                (length, address)
+            }
+        };
+        self.free.remove(&address);
+        if length > bytes {
+            self.free.insert(address + bytes, length - bytes);
+        }
+        self.taken.insert(address, bytes);
+        self.in_use += bytes;
+        self.peak = self.peak.max(self.in_use);
+        Ok(address)
+    }
+
+    /// Takes a range back; a chunk without any goes back to the driver.
+    pub fn free(&mut self, driver: &Driver, address: u64) {
+        if let Some(chunk) = self.put_back(address) {
+            // SAFETY: the chunk came from the driver and no range of it is in use.
+            unsafe { driver.free(chunk) };
+        }
+    }
+
+    /// Joins a range with its free neighbours; returns a chunk that is no longer used.
+    fn put_back(&mut self, address: u64) -> Option<u64> {
+        let mut length = self.taken.remove(&address).expect("only what was handed out comes back");
+        self.in_use -= length;
+        let (&chunk, &chunk_length) =
+            self.chunks.range(..=address).next_back().expect("a range lies in a chunk");
+        let mut start = address;
+        if let Some((&before, &len)) = self.free.range(chunk..address).next_back()
+            && before + len == address
+        {
+            self.free.remove(&before);
+            (start, length) = (before, length + len);
+        }
+        if start + length < chunk + chunk_length
+            && let Some(len) = self.free.remove(&(start + length))
+        {
+            length += len;
+        }
+        if (start, length) == (chunk, chunk_length) {
+            self.chunks.remove(&chunk);
+            return Some(chunk);
+        }
+        self.free.insert(start, length);
+        None
+    }
+
+    /// Gives all chunks back.
+    pub fn release(&mut self, driver: &Driver) {
+        for &chunk in self.chunks.keys() {
+            // SAFETY: the device is being closed; nothing uses its memory.
+            unsafe { driver.free(chunk) };
+        }
+        *self = Self::default();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::rng::Stream;
+
+    #[test]
+    fn ranges_are_disjoint_and_everything_comes_back() {
+        let (mut arena, mut stream, mut next) = (Arena::default(), Stream::new(7), 1u64 << 32);
+        let mut live: Vec<(u64, u64)> = Vec::new();
+        let (mut given, mut returned) = (0, 0);
+        for _ in 0..2000 {
+            if live.len() > 40 || (!live.is_empty() && stream.next_below(3) == 0) {
+                let (address, _) = live.swap_remove(stream.next_below(live.len() as u64) as usize);
+                returned += usize::from(arena.put_back(address).is_some());
+                continue;
+            }
+            let log2 = 1 + stream.next_below(27);
+            let bytes = 1 + stream.next_below(1 << log2);
+            let address = arena.take(bytes, |length| {
+                next += length;
+                given += 1;
+                Ok(next - length)
+            });
+            let address = address.unwrap();
+            assert!(address.is_multiple_of(ALIGNMENT));
+            assert!(live.iter().all(|&(a, b)| address + bytes <= a || a + b <= address));
+            live.push((address, bytes));
+        }
+        for (address, _) in live {
+            returned += usize::from(arena.put_back(address).is_some());
+        }
+        assert_eq!((arena.in_use().0, arena.free.len(), given), (0, 0, returned));
+    }
+
+    #[test]
+    fn a_refused_request_changes_nothing() {
+        let mut arena = Arena::default();
+        let error = CudaError::OutOfMemory { wanted: 1, free: 0, total: 2 };
+        assert_eq!(arena.take(1, |_| Err(error.clone())), Err(error));
+        assert_eq!(arena.in_use(), (0, 0));
+    }
+}

@@ -1,0 +1,344 @@
+//! An open device: its context, its one stream, its kernels and its memory.
+
+use std::collections::HashMap;
+use std::ffi::CString;
+use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+
+use super::arena::Arena;
+use super::driver::{Driver, Handle, attribute};
+use super::error::CudaError;
+use super::image;
+use super::launch::KernelLaunch;
+use super::staging::Staging;
+use crate::cpu::pool::lock;
+
+/// Scratch of the operations, valid within one of them.
+pub(super) const WORKSPACE_BYTES: u64 = 64 << 20;
+
+/// An address on the device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct DevicePtr(pub u64);
+
+impl DevicePtr {
+    /// The address of `None` in a kernel's parameters.
+    pub const NULL: Self = Self(0);
+
+    /// `bytes` further on.
+    pub fn plus(self, bytes: usize) -> Self {
+        Self(self.0 + bytes as u64)
+    }
+}
+
+/// The type of activations, which names a kernel's instance.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) enum Element {
+    Bf16,
+    F16,
+    F32,
+}
+
+impl Element {
+    /// The ending of a kernel's name.
+    pub fn suffix(self) -> &'static str {
+        match self {
+            Self::Bf16 => "bf16",
+            Self::F16 => "f16",
+            Self::F32 => "f32",
+        }
+    }
+
+    /// Bytes.
+    pub fn size(self) -> usize {
+        match self {
+            Self::Bf16 | Self::F16 => 2,
+            Self::F32 => 4,
+        }
+    }
+}
+
+/// What a device is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DeviceInfo {
+    /// Its number.
+    pub index: usize,
+    /// Its name, such as `NVIDIA H200`.
+    pub name: String,
+    /// Compute capability, such as `(9, 0)`.
+    pub capability: (u32, u32),
+    /// Streaming multiprocessors.
+    pub multiprocessors: u32,
+    /// Bytes of its memory.
+    pub memory: u64,
+    /// Most bytes of shared memory of a block.
+    pub shared: u32,
+    /// The driver's version, such as 13000.
+    pub driver: u32,
+}
+
+/// One device with everything that runs on it. Operations run in the order in which they are launched.
+pub(super) struct Device {
+    pub driver: Driver,
+    pub info: DeviceInfo,
+    pub stream: Handle,
+    context: Handle,
+    handle: i32,
+    modules: Vec<Handle>,
+    functions: Mutex<HashMap<(&'static str, Option<Element>), Option<Handle>>>,
+    arena: Mutex<Arena>,
+    staging: Mutex<Staging>,
+    /// The first failure; nothing is launched after it.
+    fault: Mutex<Option<CudaError>>,
+    workspace: DevicePtr,
+    launches: AtomicU64,
+}
+
+// SAFETY: the handles belong to the driver, which may be called from any thread; `activate` binds the context to the
+// calling thread before each use.
+unsafe impl Send for Device {}
+// SAFETY: as above; whatever changes is behind a mutex.
+unsafe impl Sync for Device {}
+
+/// What the devices of this machine are.
+pub(super) fn list(driver: &Driver) -> Result<Vec<DeviceInfo>, CudaError> {
+    (0..driver.device_count()?).map(|index| describe(driver, index)).collect()
+}
+
+fn describe(driver: &Driver, index: usize) -> Result<DeviceInfo, CudaError> {
+    let device = driver.device(index)?;
+    let read = |which| driver.attribute(device, which);
+    Ok(DeviceInfo {
+        index,
+        name: driver.device_name(device)?,
+        capability: (read(attribute::CAPABILITY_MAJOR)?, read(attribute::CAPABILITY_MINOR)?),
+        multiprocessors: read(attribute::MULTIPROCESSORS)?,
+        memory: driver.device_memory(device)?,
+        shared: read(attribute::MAX_SHARED_BYTES)?,
+        driver: driver.version()?,
+    })
+}
+
+impl Device {
+    /// Opens device `index` and loads its kernels.
+    pub fn open(driver: Driver, index: usize) -> Result<Arc<Self>, CudaError> {
+        let count = driver.device_count()?;
+        if index >= count {
+            return Err(CudaError::NoDevice { index, count });
+        }
+        let (info, handle) = (describe(&driver, index)?, driver.device(index)?);
+        let context = driver.retain_context(handle)?;
+        driver.set_context(context)?;
+        let stream = driver.create_stream()?;
+        let images = image::for_device(info.capability, info.driver)?;
+        let load = |image: &Vec<u8>| driver.load_module(image);
+        let refused = |_| CudaError::NoKernels { capability: info.capability, driver: info.driver };
+        let modules = images.iter().map(load).collect::<Result<_, _>>().map_err(refused)?;
+        let staging = Staging::new(&driver)?;
+        let mut arena = Arena::default();
+        let workspace = DevicePtr(arena.allocate(&driver, WORKSPACE_BYTES)?);
+        Ok(Arc::new(Self {
+            info,
+            stream,
+            context,
+            handle,
+            modules,
+            functions: Mutex::default(),
+            arena: Mutex::new(arena),
+            staging: Mutex::new(staging),
+            fault: Mutex::default(),
+            workspace,
+            launches: AtomicU64::default(),
+            driver,
+        }))
+    }
+
+    /// The file of the driver that is mapped.
+    pub fn driver_path(&self) -> &Path {
+        self.driver.path()
+    }
+
+    /// Binds the context to this thread.
+    pub fn activate(&self) -> Result<(), CudaError> {
+        self.driver.set_context(self.context)
+    }
+
+    /// A launch of the kernel `name` for activations of type `element`.
+    pub fn kernel(&self, name: &'static str, element: Element) -> KernelLaunch<'_> {
+        KernelLaunch::new(self, name, Some(element))
+    }
+
+    /// A launch of the kernel `name`, which has one type only.
+    pub fn exact(&self, name: &'static str) -> KernelLaunch<'_> {
+        KernelLaunch::new(self, name, None)
+    }
+
+    /// Whether this device has the kernel `name` for `element`.
+    pub fn has(&self, name: &'static str, element: Element) -> bool {
+        self.function(name, Some(element)).is_some()
+    }
+
+    /// The kernel of this name, from the first module that has it.
+    pub fn function(&self, name: &'static str, element: Option<Element>) -> Option<Handle> {
+        *lock(&self.functions).entry((name, element)).or_insert_with(|| {
+            let full = element.map_or(name.to_owned(), |element| format!("{name}_{}", element.suffix()));
+            let full = CString::new(full).expect("a kernel's name has no zero byte");
+            self.activate().ok()?;
+            self.modules.iter().find_map(|&module| self.driver.module_function(module, &full))
+        })
+    }
+
+    /// The scratch of the running operation, valid until the next one asks for it.
+    ///
+    /// # Panics
+    /// If it is smaller than `bytes`.
+    pub fn workspace(&self, bytes: usize) -> DevicePtr {
+        assert!(bytes as u64 <= WORKSPACE_BYTES, "an operation wants {bytes} bytes of scratch");
+        self.workspace
+    }
+
+    /// Launches so far.
+    pub fn launches(&self) -> u64 {
+        self.launches.load(Ordering::Relaxed)
+    }
+
+    pub fn count_launch(&self) {
+        self.launches.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Records a failure, unless an earlier one is recorded already.
+    pub fn record(&self, result: Result<(), CudaError>) {
+        if let Err(error) = result {
+            lock(&self.fault).get_or_insert(error);
+        }
+    }
+
+    /// Whether something failed.
+    pub fn has_failed(&self) -> bool {
+        lock(&self.fault).is_some()
+    }
+
+    /// The first failure of anything launched so far and finished.
+    pub fn check(&self) -> Result<(), CudaError> {
+        lock(&self.fault).clone().map_or(Ok(()), Err)
+    }
+
+    /// Waits for everything that was launched.
+    pub fn synchronize(&self) -> Result<(), CudaError> {
+        self.check()?;
+        let result = self.activate().and_then(|()| self.driver.synchronize(self.stream));
+        self.record(result);
+        self.check()
+    }
+
+    /// Bytes handed out at present, and the most so far.
+    pub fn allocated(&self) -> (u64, u64) {
+        lock(&self.arena).in_use()
+    }
+
+    /// Free and all bytes of the device.
+    pub fn memory(&self) -> Result<(u64, u64), CudaError> {
+        self.activate()?;
+        self.driver.memory_info()
+    }
+
+    /// Memory of the device, of unspecified contents.
+    pub fn allocate(self: &Arc<Self>, bytes: u64) -> Result<Allocation, CudaError> {
+        self.activate()?;
+        let address = lock(&self.arena).allocate(&self.driver, bytes)?;
+        Ok(Allocation { device: self.clone(), address: DevicePtr(address), bytes })
+    }
+
+    /// Sets `bytes` bytes at `to` to `value`.
+    pub fn fill(&self, to: DevicePtr, value: u8, bytes: usize) {
+        if bytes == 0 || self.has_failed() {
+            return;
+        }
+        // SAFETY: callers pass ranges of their own allocations.
+        self.record(
+            self.activate().and_then(|()| unsafe { self.driver.fill(to.0, value, bytes, self.stream) }),
+        );
+    }
+
+    /// Copies `bytes` bytes within the device.
+    pub fn copy(&self, to: DevicePtr, from: DevicePtr, bytes: usize) {
+        if bytes == 0 || self.has_failed() {
+            return;
+        }
+        // SAFETY: callers pass ranges of their own allocations that do not overlap.
+        let copy = |()| unsafe { self.driver.copy_within(to.0, from.0, bytes, self.stream) };
+        self.record(self.activate().and_then(copy));
+    }
+
+    /// Copies `bytes` to the device, in order with what is launched.
+    pub fn upload(&self, to: DevicePtr, bytes: &[u8]) {
+        if self.has_failed() {
+            return;
+        }
+        let upload = |()| lock(&self.staging).upload(&self.driver, self.stream, to, bytes);
+        self.record(self.activate().and_then(upload));
+    }
+
+    /// Copies from the device, after everything that was launched.
+    pub fn download(&self, to: &mut [u8], from: DevicePtr) -> Result<(), CudaError> {
+        self.check()?;
+        let download = |()| lock(&self.staging).download(&self.driver, self.stream, to, from);
+        self.record(self.activate().and_then(download));
+        self.check()
+    }
+
+    fn free(&self, address: DevicePtr) {
+        if self.activate().is_ok() {
+            lock(&self.arena).free(&self.driver, address.0);
+        }
+    }
+}
+
+impl Drop for Device {
+    fn drop(&mut self) {
+        if self.activate().is_err() {
+            return;
+        }
+        self.record(self.driver.synchronize(self.stream));
+        lock(&self.staging).release(&self.driver);
+        lock(&self.arena).release(&self.driver);
+        // SAFETY: nothing is launched any more.
+        unsafe { self.driver.destroy_stream(self.stream) };
+        self.driver.release_context(self.handle);
+    }
+}
+
+impl std::fmt::Debug for Device {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Device({}: {})", self.info.index, self.info.name)
+    }
+}
+
+/// Memory of a device, given back when dropped. What was launched before may still use it: later users of the same
+/// memory are launched on the same stream.
+#[derive(Debug)]
+pub(super) struct Allocation {
+    device: Arc<Device>,
+    address: DevicePtr,
+    bytes: u64,
+}
+
+impl Allocation {
+    pub fn address(&self) -> DevicePtr {
+        self.address
+    }
+
+    pub fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    pub fn device(&self) -> &Arc<Device> {
+        &self.device
+    }
+}
+
+impl Drop for Allocation {
+    fn drop(&mut self) {
+        self.device.free(self.address);
+    }
+}

@@ -1,0 +1,378 @@
+//! The driver API: the functions danlu calls, and nothing else of CUDA.
+
+use std::ffi::{CStr, c_char, c_int, c_uint, c_void};
+use std::path::Path;
+use std::ptr;
+
+use super::error::CudaError;
+use super::library::OpenLibrary;
+
+/// A context, stream, event, module or function of the driver.
+pub(super) type Handle = *mut c_void;
+
+/// `CUdevice_attribute` values.
+pub(super) mod attribute {
+    pub const MULTIPROCESSORS: i32 = 16;
+    pub const CAPABILITY_MAJOR: i32 = 75;
+    pub const CAPABILITY_MINOR: i32 = 76;
+    pub const MAX_SHARED_BYTES: i32 = 97;
+}
+
+/// `CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES`.
+const MAX_DYNAMIC_SHARED: c_int = 8;
+const SUCCESS: c_int = 0;
+const OUT_OF_MEMORY: c_int = 2;
+const STREAM_NON_BLOCKING: c_uint = 1;
+
+macro_rules! functions {
+    ($($field:ident = $name:literal: fn($($arg:ty),*);)*) => {
+        /// The driver's functions, each of which returns a `CUresult`.
+        pub(super) struct Driver {
+            library: OpenLibrary,
+            $($field: unsafe extern "C" fn($($arg),*) -> c_int,)*
+        }
+
+        impl Driver {
+            fn load(library: OpenLibrary) -> Result<Self, CudaError> {
+                // SAFETY: the types are those of `cuda.h`.
+                unsafe { Ok(Self { $($field: library.function($name)?,)* library }) }
+            }
+        }
+    };
+}
+
+functions! {
+    init = "cuInit": fn(c_uint);
+    driver_version = "cuDriverGetVersion": fn(*mut c_int);
+    device_count = "cuDeviceGetCount": fn(*mut c_int);
+    device_get = "cuDeviceGet": fn(*mut c_int, c_int);
+    device_name = "cuDeviceGetName": fn(*mut c_char, c_int, c_int);
+    device_attribute = "cuDeviceGetAttribute": fn(*mut c_int, c_int, c_int);
+    device_memory = "cuDeviceTotalMem_v2": fn(*mut usize, c_int);
+    context_retain = "cuDevicePrimaryCtxRetain": fn(*mut Handle, c_int);
+    context_release = "cuDevicePrimaryCtxRelease_v2": fn(c_int);
+    context_set = "cuCtxSetCurrent": fn(Handle);
+    memory_info = "cuMemGetInfo_v2": fn(*mut usize, *mut usize);
+    memory_alloc = "cuMemAlloc_v2": fn(*mut u64, usize);
+    memory_free = "cuMemFree_v2": fn(u64);
+    host_alloc = "cuMemHostAlloc": fn(*mut *mut c_void, usize, c_uint);
+    host_free = "cuMemFreeHost": fn(*mut c_void);
+    copy_to_device = "cuMemcpyHtoDAsync_v2": fn(u64, *const c_void, usize, Handle);
+    copy_to_host = "cuMemcpyDtoHAsync_v2": fn(*mut c_void, u64, usize, Handle);
+    copy_within = "cuMemcpyDtoDAsync_v2": fn(u64, u64, usize, Handle);
+    fill_bytes = "cuMemsetD8Async": fn(u64, u8, usize, Handle);
+    stream_create = "cuStreamCreate": fn(*mut Handle, c_uint);
+    stream_synchronize = "cuStreamSynchronize": fn(Handle);
+    stream_destroy = "cuStreamDestroy_v2": fn(Handle);
+    event_create = "cuEventCreate": fn(*mut Handle, c_uint);
+    event_record = "cuEventRecord": fn(Handle, Handle);
+    event_synchronize = "cuEventSynchronize": fn(Handle);
+    event_elapsed = "cuEventElapsedTime": fn(*mut f32, Handle, Handle);
+    event_destroy = "cuEventDestroy_v2": fn(Handle);
+    module_load = "cuModuleLoadData": fn(*mut Handle, *const c_void);
+    module_function = "cuModuleGetFunction": fn(*mut Handle, Handle, *const c_char);
+    function_attribute = "cuFuncSetAttribute": fn(Handle, c_int, c_int);
+    launch = "cuLaunchKernel":
+        fn(Handle, c_uint, c_uint, c_uint, c_uint, c_uint, c_uint, c_uint, Handle, *mut *mut c_void, *mut *mut c_void);
+    error_name = "cuGetErrorName": fn(c_int, *mut *const c_char);
+    error_string = "cuGetErrorString": fn(c_int, *mut *const c_char);
+}
+
+/// Blocks, threads of a block, and dynamic shared memory of a launch.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Shape {
+    pub grid: [u32; 3],
+    pub block: u32,
+    pub shared: u32,
+}
+
+/// The driver's functions with their results checked. Pointers into the device are plain addresses.
+impl Driver {
+    /// Opens and initialises the driver.
+    pub fn open() -> Result<Self, CudaError> {
+        let driver =
+            Self::load(OpenLibrary::find(&["libcuda.so.1", "libcuda.so"]).ok_or(CudaError::NoDriver)?)?;
+        // SAFETY: `cuInit` takes no pointer.
+        driver.check("cuInit", unsafe { (driver.init)(0) })?;
+        Ok(driver)
+    }
+
+    /// The file that is mapped.
+    pub fn path(&self) -> &Path {
+        self.library.path()
+    }
+
+    pub fn check(&self, operation: &str, result: c_int) -> Result<(), CudaError> {
+        if result == SUCCESS {
+            return Ok(());
+        }
+        let text = |get: unsafe extern "C" fn(c_int, *mut *const c_char) -> c_int| {
+            let mut text = ptr::null();
+            // SAFETY: the driver writes a pointer to a static string, or null.
+            unsafe { get(result, &mut text) };
+            // SAFETY: a pointer that is not null is such a string.
+            (!text.is_null()).then(|| unsafe { CStr::from_ptr(text) }.to_string_lossy().into_owned())
+        };
+        let code = text(self.error_name).unwrap_or_else(|| format!("CUresult {result}"));
+        let message = text(self.error_string).unwrap_or_else(|| "the driver gives no reason".to_owned());
+        Err(CudaError::Call { operation: operation.to_owned(), code, message })
+    }
+
+    /// Such as 13000.
+    pub fn version(&self) -> Result<u32, CudaError> {
+        let mut version = 0;
+        // SAFETY: the driver writes one int.
+        self.check("cuDriverGetVersion", unsafe { (self.driver_version)(&mut version) })?;
+        Ok(version as u32)
+    }
+
+    pub fn device_count(&self) -> Result<usize, CudaError> {
+        let mut count = 0;
+        // SAFETY: the driver writes one int.
+        self.check("cuDeviceGetCount", unsafe { (self.device_count)(&mut count) })?;
+        Ok(count as usize)
+    }
+
+    pub fn device(&self, index: usize) -> Result<c_int, CudaError> {
+        let mut device = 0;
+        // SAFETY: the driver writes one int.
+        self.check("cuDeviceGet", unsafe { (self.device_get)(&mut device, index as c_int) })?;
+        Ok(device)
+    }
+
+    pub fn device_name(&self, device: c_int) -> Result<String, CudaError> {
+        let mut name = [0 as c_char; 256];
+        // SAFETY: the driver writes at most as many bytes as it is given, the last of them 0.
+        self.check("cuDeviceGetName", unsafe { (self.device_name)(name.as_mut_ptr(), 256, device) })?;
+        // SAFETY: the name ends with 0 inside the array.
+        Ok(unsafe { CStr::from_ptr(name.as_ptr()) }.to_string_lossy().into_owned())
+    }
+
+    pub fn attribute(&self, device: c_int, attribute: i32) -> Result<u32, CudaError> {
+        let mut value = 0;
+        let result = unsafe {
+            // SAFETY: the driver writes one int.
+            (self.device_attribute)(&mut value, attribute, device)
+        };
+        self.check("cuDeviceGetAttribute", result)?;
+        Ok(value as u32)
+    }
+
+    pub fn device_memory(&self, device: c_int) -> Result<u64, CudaError> {
+        let mut bytes = 0;
+        // SAFETY: the driver writes one size.
+        self.check("cuDeviceTotalMem", unsafe { (self.device_memory)(&mut bytes, device) })?;
+        Ok(bytes as u64)
+    }
+
+    pub fn retain_context(&self, device: c_int) -> Result<Handle, CudaError> {
+        let mut context = ptr::null_mut();
+        // SAFETY: the driver writes one handle.
+        let result = unsafe { (self.context_retain)(&mut context, device) };
+        self.check("cuDevicePrimaryCtxRetain", result)?;
+        Ok(context)
+    }
+
+    pub fn release_context(&self, device: c_int) {
+        // SAFETY: called once for each `retain_context`, after everything of the context is gone.
+        unsafe { (self.context_release)(device) };
+    }
+
+    pub fn set_context(&self, context: Handle) -> Result<(), CudaError> {
+        // SAFETY: the context is retained.
+        self.check("cuCtxSetCurrent", unsafe { (self.context_set)(context) })
+    }
+
+    /// Free and all bytes of the device.
+    pub fn memory_info(&self) -> Result<(u64, u64), CudaError> {
+        let (mut free, mut total) = (0, 0);
+        // SAFETY: the driver writes two sizes.
+        self.check("cuMemGetInfo", unsafe { (self.memory_info)(&mut free, &mut total) })?;
+        Ok((free as u64, total as u64))
+    }
+
+    pub fn allocate(&self, bytes: u64) -> Result<u64, CudaError> {
+        let mut address = 0;
+        // SAFETY: the driver writes one address.
+        let result = unsafe { (self.memory_alloc)(&mut address, bytes as usize) };
+        if result == OUT_OF_MEMORY {
+            let (free, total) = self.memory_info()?;
+            return Err(CudaError::OutOfMemory { wanted: bytes, free, total });
+        }
+        self.check("cuMemAlloc", result)?;
+        Ok(address)
+    }
+
+    /// # Safety
+    /// `address` comes from [`Driver::allocate`], and nothing uses its memory any more.
+    pub unsafe fn free(&self, address: u64) {
+        // SAFETY: as above.
+        unsafe { (self.memory_free)(address) };
+    }
+
+    /// Page-locked memory of the host.
+    pub fn allocate_host(&self, bytes: usize) -> Result<*mut u8, CudaError> {
+        let mut address = ptr::null_mut();
+        // SAFETY: the driver writes one pointer.
+        self.check("cuMemHostAlloc", unsafe { (self.host_alloc)(&mut address, bytes, 0) })?;
+        Ok(address.cast())
+    }
+
+    /// # Safety
+    /// `address` comes from [`Driver::allocate_host`], and no copy uses it any more.
+    pub unsafe fn free_host(&self, address: *mut u8) {
+        // SAFETY: as above.
+        unsafe { (self.host_free)(address.cast()) };
+    }
+
+    pub fn create_stream(&self) -> Result<Handle, CudaError> {
+        let mut stream = ptr::null_mut();
+        // SAFETY: the driver writes one handle.
+        let result = unsafe { (self.stream_create)(&mut stream, STREAM_NON_BLOCKING) };
+        self.check("cuStreamCreate", result)?;
+        Ok(stream)
+    }
+
+    pub fn synchronize(&self, stream: Handle) -> Result<(), CudaError> {
+        // SAFETY: the stream exists.
+        self.check("cuStreamSynchronize", unsafe { (self.stream_synchronize)(stream) })
+    }
+
+    /// # Safety
+    /// `stream` comes from [`Driver::create_stream`] and is not used again.
+    pub unsafe fn destroy_stream(&self, stream: Handle) {
+        // SAFETY: as above.
+        unsafe { (self.stream_destroy)(stream) };
+    }
+
+    pub fn create_event(&self) -> Result<Handle, CudaError> {
+        let mut event = ptr::null_mut();
+        // SAFETY: the driver writes one handle.
+        self.check("cuEventCreate", unsafe { (self.event_create)(&mut event, 0) })?;
+        Ok(event)
+    }
+
+    pub fn record_event(&self, event: Handle, stream: Handle) -> Result<(), CudaError> {
+        // SAFETY: both exist.
+        self.check("cuEventRecord", unsafe { (self.event_record)(event, stream) })
+    }
+
+    pub fn synchronize_event(&self, event: Handle) -> Result<(), CudaError> {
+        // SAFETY: the event exists.
+        self.check("cuEventSynchronize", unsafe { (self.event_synchronize)(event) })
+    }
+
+    /// Milliseconds between two recorded events.
+    pub fn elapsed(&self, start: Handle, end: Handle) -> Result<f32, CudaError> {
+        let mut milliseconds = 0.0;
+        // SAFETY: the driver writes one float; both events exist.
+        let result = unsafe { (self.event_elapsed)(&mut milliseconds, start, end) };
+        self.check("cuEventElapsedTime", result)?;
+        Ok(milliseconds)
+    }
+
+    /// # Safety
+    /// `event` comes from [`Driver::create_event`] and is not used again.
+    pub unsafe fn destroy_event(&self, event: Handle) {
+        // SAFETY: as above.
+        unsafe { (self.event_destroy)(event) };
+    }
+
+    /// # Safety
+    /// `from` has `bytes` bytes until the stream has run the copy, and `to` is an allocation of as many.
+    pub unsafe fn copy_to_device(
+        &self,
+        to: u64,
+        from: *const u8,
+        bytes: usize,
+        stream: Handle,
+    ) -> Result<(), CudaError> {
+        // SAFETY: as above.
+        self.check("cuMemcpyHtoDAsync", unsafe { (self.copy_to_device)(to, from.cast(), bytes, stream) })
+    }
+
+    /// # Safety
+    /// `to` has room for `bytes` bytes until the stream has run the copy, and `from` is an allocation of as many.
+    pub unsafe fn copy_to_host(
+        &self,
+        to: *mut u8,
+        from: u64,
+        bytes: usize,
+        stream: Handle,
+    ) -> Result<(), CudaError> {
+        // SAFETY: as above.
+        self.check("cuMemcpyDtoHAsync", unsafe { (self.copy_to_host)(to.cast(), from, bytes, stream) })
+    }
+
+    /// # Safety
+    /// Both are allocations of at least `bytes` bytes that do not overlap.
+    pub unsafe fn copy_within(
+        &self,
+        to: u64,
+        from: u64,
+        bytes: usize,
+        stream: Handle,
+    ) -> Result<(), CudaError> {
+        // SAFETY: as above.
+        self.check("cuMemcpyDtoDAsync", unsafe { (self.copy_within)(to, from, bytes, stream) })
+    }
+
+    /// # Safety
+    /// `to` is an allocation of at least `bytes` bytes.
+    pub unsafe fn fill(&self, to: u64, value: u8, bytes: usize, stream: Handle) -> Result<(), CudaError> {
+        // SAFETY: as above.
+        self.check("cuMemsetD8Async", unsafe { (self.fill_bytes)(to, value, bytes, stream) })
+    }
+
+    /// Loads a cubin, or PTX that ends with 0. The modules of a process are never unloaded.
+    pub fn load_module(&self, image: &[u8]) -> Result<Handle, CudaError> {
+        let mut module = ptr::null_mut();
+        // SAFETY: the image is a whole cubin, whose header has its length, or text that ends with 0.
+        let result = unsafe { (self.module_load)(&mut module, image.as_ptr().cast()) };
+        self.check("cuModuleLoadData", result)?;
+        Ok(module)
+    }
+
+    /// The kernel `name` of a module, or `None`.
+    pub fn module_function(&self, module: Handle, name: &CStr) -> Option<Handle> {
+        let mut function = ptr::null_mut();
+        // SAFETY: the module is loaded; the driver writes one handle.
+        let result = unsafe { (self.module_function)(&mut function, module, name.as_ptr()) };
+        (result == SUCCESS).then_some(function)
+    }
+
+    /// Allows a kernel `bytes` of dynamic shared memory.
+    pub fn allow_shared(&self, function: Handle, bytes: u32) -> Result<(), CudaError> {
+        // SAFETY: the function belongs to a loaded module.
+        let result = unsafe { (self.function_attribute)(function, MAX_DYNAMIC_SHARED, bytes as c_int) };
+        self.check("cuFuncSetAttribute", result)
+    }
+
+    /// # Safety
+    /// The arguments point to values of the kernel's parameters, in order, and its pointers to memory that it may use.
+    pub unsafe fn launch(
+        &self,
+        function: Handle,
+        shape: Shape,
+        stream: Handle,
+        arguments: &mut [*mut c_void],
+    ) -> c_int {
+        let ([x, y, z], none) = (shape.grid, ptr::null_mut());
+        // SAFETY: as above.
+        unsafe {
+            (self.launch)(
+                function,
+                x,
+                y,
+                z,
+                shape.block,
+                1,
+                1,
+                shape.shared,
+                stream,
+                arguments.as_mut_ptr(),
+                none,
+            )
+        }
+    }
+}

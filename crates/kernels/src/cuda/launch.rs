@@ -1,0 +1,117 @@
+//! One launch of one kernel, its parameters named by their types.
+
+use std::ffi::c_void;
+
+use super::device::{Device, DevicePtr, Element};
+use super::driver::Shape;
+use super::error::CudaError;
+
+/// Most parameters of a kernel.
+const MAX_PARAMETERS: usize = 32;
+/// Dynamic shared memory that every kernel may use without asking.
+const DEFAULT_SHARED_BYTES: u32 = 48 << 10;
+
+/// A launch in the making. Parameters follow the order of the kernel's own.
+pub(super) struct KernelLaunch<'a> {
+    device: &'a Device,
+    name: &'static str,
+    element: Option<Element>,
+    shape: Shape,
+    /// Each parameter's bytes, from the lowest on.
+    values: [u64; MAX_PARAMETERS],
+    count: usize,
+}
+
+impl<'a> KernelLaunch<'a> {
+    pub fn new(device: &'a Device, name: &'static str, element: Option<Element>) -> Self {
+        let shape = Shape { grid: [1; 3], block: 1, shared: 0 };
+        Self { device, name, element, shape, values: [0; MAX_PARAMETERS], count: 0 }
+    }
+
+    /// Blocks along each dimension.
+    ///
+    /// # Panics
+    /// If one does not fit in 32 bits.
+    pub fn grid(mut self, x: usize, y: usize, z: usize) -> Self {
+        self.shape.grid = [x, y, z].map(|n| u32::try_from(n).expect("a grid fits in 32 bits"));
+        self
+    }
+
+    /// Threads of a block.
+    pub fn block(mut self, threads: u32) -> Self {
+        self.shape.block = threads;
+        self
+    }
+
+    /// Bytes of dynamic shared memory.
+    pub fn shared(mut self, bytes: usize) -> Self {
+        self.shape.shared = bytes as u32;
+        self
+    }
+
+    fn value(mut self, bits: u64) -> Self {
+        self.values[self.count] = bits;
+        self.count += 1;
+        self
+    }
+
+    /// A pointer.
+    pub fn ptr(self, address: DevicePtr) -> Self {
+        self.value(address.0)
+    }
+
+    /// An `int`.
+    ///
+    /// # Panics
+    /// If it does not fit.
+    pub fn int(self, value: usize) -> Self {
+        let value = i32::try_from(value).expect("a size fits in an int");
+        self.value(value as u32 as u64)
+    }
+
+    /// A `long long`.
+    pub fn long(self, value: usize) -> Self {
+        self.value(value as u64)
+    }
+
+    /// An `unsigned long long`.
+    pub fn key(self, value: u64) -> Self {
+        self.value(value)
+    }
+
+    /// A `float`.
+    pub fn float(self, value: f32) -> Self {
+        self.value(value.to_bits() as u64)
+    }
+
+    /// A `double`.
+    pub fn double(self, value: f64) -> Self {
+        self.value(value.to_bits())
+    }
+
+    /// Launches, unless something failed before. A grid without blocks launches nothing.
+    pub fn run(self) {
+        if self.shape.grid.contains(&0) || self.device.has_failed() {
+            return;
+        }
+        let device = self.device;
+        device.count_launch();
+        device.record(self.launch());
+    }
+
+    fn launch(mut self) -> Result<(), CudaError> {
+        let Device { driver, stream, .. } = self.device;
+        self.device.activate()?;
+        let function = self.device.function(self.name, self.element).ok_or_else(|| CudaError::Call {
+            operation: self.name.to_owned(),
+            code: "CUDA_ERROR_NOT_FOUND".to_owned(),
+            message: "no module of this architecture has the kernel".to_owned(),
+        })?;
+        if self.shape.shared > DEFAULT_SHARED_BYTES {
+            driver.allow_shared(function, self.shape.shared)?;
+        }
+        let mut arguments = self.values.each_mut().map(|value| std::ptr::from_mut(value).cast::<c_void>());
+        // SAFETY: each argument points to a value of at least its parameter's size; the operations vouch for shapes.
+        driver.check(self.name, unsafe { driver.launch(function, self.shape, *stream, &mut arguments) })
+    }
+}

@@ -1,0 +1,95 @@
+//! Copies between host and device through a ring of page-locked memory.
+//!
+//! The device reads page-locked memory on its own, so an upload returns once its bytes stand in the ring.
+
+use std::ptr;
+
+use super::device::DevicePtr;
+use super::driver::{Driver, Handle};
+use super::error::CudaError;
+
+const SLOTS: usize = 8;
+/// Page-locking takes half a second a GiB, so the ring is small.
+const SLOT_BYTES: usize = 2 << 20;
+
+/// The ring: a slot is used again once the event behind its last copy has passed.
+pub(super) struct Staging {
+    memory: *mut u8,
+    events: [Handle; SLOTS],
+    next: usize,
+}
+
+impl Staging {
+    pub fn new(driver: &Driver) -> Result<Self, CudaError> {
+        let memory = driver.allocate_host(SLOTS * SLOT_BYTES)?;
+        let mut events = [ptr::null_mut(); SLOTS];
+        for event in &mut events {
+            *event = driver.create_event()?;
+        }
+        Ok(Self { memory, events, next: 0 })
+    }
+
+    /// Waits for the next slot's last copy, and returns its memory and its event.
+    fn slot(&mut self, driver: &Driver) -> Result<(*mut u8, Handle), CudaError> {
+        let slot = self.next;
+        self.next = (slot + 1) % SLOTS;
+        driver.synchronize_event(self.events[slot])?;
+        // SAFETY: the slot lies inside the ring.
+        Ok((unsafe { self.memory.add(slot * SLOT_BYTES) }, self.events[slot]))
+    }
+
+    /// Copies `bytes` to the device in stream order; `bytes` are free to change afterwards.
+    pub fn upload(
+        &mut self,
+        driver: &Driver,
+        stream: Handle,
+        to: DevicePtr,
+        bytes: &[u8],
+    ) -> Result<(), CudaError> {
+        let mut at = to;
+        for part in bytes.chunks(SLOT_BYTES) {
+            let (memory, event) = self.slot(driver)?;
+            // SAFETY: the slot is free and as long; the copy reads it before `event`, which its next user awaits.
+            unsafe {
+                ptr::copy_nonoverlapping(part.as_ptr(), memory, part.len());
+                driver.copy_to_device(at.0, memory, part.len(), stream)?;
+            }
+            driver.record_event(event, stream)?;
+            at = at.plus(part.len());
+        }
+        Ok(())
+    }
+
+    /// Copies from the device, once the stream has come here.
+    pub fn download(
+        &mut self,
+        driver: &Driver,
+        stream: Handle,
+        to: &mut [u8],
+        from: DevicePtr,
+    ) -> Result<(), CudaError> {
+        let mut at = from;
+        for part in to.chunks_mut(SLOT_BYTES) {
+            let (memory, _) = self.slot(driver)?;
+            // SAFETY: the slot is free and as long, and the stream is awaited before it is read.
+            unsafe {
+                driver.copy_to_host(memory, at.0, part.len(), stream)?;
+                driver.synchronize(stream)?;
+                ptr::copy_nonoverlapping(memory, part.as_mut_ptr(), part.len());
+            }
+            at = at.plus(part.len());
+        }
+        Ok(())
+    }
+
+    /// Gives everything back, after the stream has run all copies.
+    pub fn release(&mut self, driver: &Driver) {
+        // SAFETY: the device is being closed; no copy is outstanding.
+        unsafe {
+            for event in self.events {
+                driver.destroy_event(event);
+            }
+            driver.free_host(self.memory);
+        }
+    }
+}
