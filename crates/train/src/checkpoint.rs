@@ -21,8 +21,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::atomic_folder;
 use crate::checksums;
+use crate::data_order::Cursor;
 use crate::error::Difference;
-use crate::feed::Cursor;
 use crate::optimizer::OPTIMIZER_FILE;
 use crate::{DataFingerprint, StepReport, TokenIdentity, TrainError, TrainSettings, Trainer, TrainerState};
 

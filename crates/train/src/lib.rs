@@ -42,35 +42,35 @@ pub mod memory;
 pub mod report;
 
 mod atomic_folder;
-mod base_check;
 mod checkpoint;
 mod checksums;
+mod data_order;
 mod error;
-mod feed;
 mod fingerprint;
+mod finite_weights;
+mod fused_batch;
 mod optimizer;
-mod passes;
 mod plan;
 mod schedule;
 mod settings;
-mod state;
 mod summary;
 mod token_identity;
 mod trainer;
+mod trainer_state;
 
 pub use atomic_folder::sweep_leftovers;
-pub use base_check::check_base_is_finite;
 pub use checkpoint::{Resumed, checkpoints, latest_checkpoint, latest_whole_checkpoint};
+pub use data_order::Cursor;
 pub use error::{Difference, TrainError};
-pub use feed::Cursor;
 pub use fingerprint::{DataFingerprint, base_fingerprint, base_sample};
+pub use finite_weights::check_base_is_finite;
 pub use plan::{
     Layers, MemoryPlan, PlanInput, Present, RecordSize, ReplySize, Scratch, Smaller, WeightBytes,
     weight_bytes, weight_bytes_of,
 };
 pub use schedule::{LrSchedulerType, Schedule};
 pub use settings::{Precision, Quant, TrainSettings};
-pub use state::{LogEntry, TrainerState};
 pub use summary::{DataFile, DataSummary, MemoryUse, Reply, RunSummary};
 pub use token_identity::{IDENTITY_FILE, TokenIdentity};
 pub use trainer::{EvalReport, Example, StepReport, Trainer};
+pub use trainer_state::{LogEntry, TrainerState};

@@ -10,9 +10,9 @@ use danlu_kernels::{Buffer, rng};
 use danlu_model::{ActivationPolicy, Batch, Decoder, DropoutPlan, LabeledSequence, LoraRows, Workspace};
 use serde::{Deserialize, Serialize};
 
-use crate::feed::Feed;
+use crate::data_order::Feed;
+use crate::fused_batch::Pass;
 use crate::optimizer::{Optimizer, clip_factor};
-use crate::passes::Pass;
 use crate::{DataFingerprint, LogEntry, Schedule, TrainError, TrainSettings, TrainerState};
 
 /// Names the stream of dropout masks, apart from every other use of the seed.

@@ -4,17 +4,17 @@
 //! language, under the name it is published with, or for the model that an adapter is merged into. Nothing in
 //! it is a path: bases, data and folders go by their names only.
 
-mod about;
 mod base_name;
+mod card;
 mod data;
 mod front_matter;
+mod introduction;
 mod markdown;
 mod merge;
 mod notes;
+mod published_readme;
 mod quantized;
-mod record;
 mod results;
-mod sent;
 mod snippets;
 mod text_language;
 mod training;
@@ -29,11 +29,11 @@ use crate::report::Language;
 use crate::{TrainError, fingerprint};
 
 pub use base_name::{BaseName, cached, is_license, license_of};
+pub use card::{CARD_FILE, Card, CardLanguage, Lora, Merge, Training};
 pub use markdown::shell_word;
 pub use notes::{of as notes_of, put as put_notes};
+pub use published_readme::{is_as_sent, sent_readme, with_sent_readme};
 pub use quantized::InFourBits;
-pub use record::{CARD_FILE, Card, CardLanguage, Lora, Merge, Training};
-pub use sent::{is_as_sent, sent_readme, with_sent_readme};
 pub use text_language::TextLanguage;
 
 /// Name of a card.
@@ -197,7 +197,7 @@ impl Page<'_> {
         if let (Some(four), None) = (&self.card.in_four_bits, &self.card.lora) {
             return quantized::render(self, four);
         }
-        let mut out = about::render(self);
+        let mut out = introduction::render(self);
         // What was measured on another base says nothing of this model.
         if let Some(run) = run.filter(|_| self.card.trained_on.is_none()) {
             out += &results::render(self, run);

@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use super::markdown::{code, fenced, line, literal, plain, shell_word};
 use super::snippets::{at_branch, revision_argument};
-use super::{DANLU, Page, about};
+use super::{DANLU, Page, introduction};
 
 /// How a whole model was put into 4 bits.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -20,7 +20,7 @@ pub struct InFourBits {
 
 /// What it is and how to load it.
 pub(super) fn render(page: &Page<'_>, four: &InFourBits) -> String {
-    let base = about::base(page);
+    let base = introduction::base(page);
     let Quantization { quant_type, block_size, double_quant } = four.quantization;
     let (scales_zh, scales) = match double_quant {
         true => ("缩放系数也转为 8 位（双重量化）", "their scales in 8 bits (double quantisation)"),

@@ -1,9 +1,9 @@
 //! Memory planned before it is used: what a run will hold at most, and what its layers keep so that it fits.
 
-mod layers;
-mod load;
-mod rehearsal;
+mod dry_run;
+mod recompute_ladder;
 mod weights;
+mod worst_steps;
 
 use std::cell::OnceCell;
 use std::fmt;
@@ -12,13 +12,13 @@ use danlu_kernels::CpuOptions;
 use danlu_model::ModelConfig;
 use serde::{Deserialize, Serialize};
 
-pub use self::layers::Layers;
-use self::layers::Rung;
-use self::load::Load;
-pub use self::load::RecordSize;
-pub use self::rehearsal::ReplySize;
-use self::rehearsal::{Rehearsal, Rehearsed};
+pub use self::dry_run::ReplySize;
+use self::dry_run::{Rehearsal, Rehearsed};
+pub use self::recompute_ladder::Layers;
+use self::recompute_ladder::Rung;
 pub use self::weights::{WeightBytes, weight_bytes, weight_bytes_of};
+use self::worst_steps::Load;
+pub use self::worst_steps::RecordSize;
 #[cfg(doc)]
 use crate::TokenIdentity;
 use crate::{TrainError, TrainSettings};

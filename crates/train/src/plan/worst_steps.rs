@@ -3,8 +3,8 @@
 use danlu_model::{LabeledSequence, find_shared_prefixes};
 
 use crate::TrainSettings;
-use crate::feed::Feed;
-use crate::passes::groups;
+use crate::data_order::Feed;
+use crate::fused_batch::groups;
 use crate::trainer::evaluation_groups;
 
 /// Steps that are looked at one by one; of a longer run the rest is bounded from above.

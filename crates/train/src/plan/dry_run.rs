@@ -6,7 +6,7 @@ use danlu_adapter::Adapter;
 use danlu_kernels::{CpuOptions, Footprint, Trace};
 use danlu_model::{ActivationPolicy, Decoder, LabeledSequence, ModelConfig, Workspace};
 
-use super::load::Load;
+use super::worst_steps::Load;
 use crate::optimizer::Optimizer;
 use crate::{Example, TrainError, TrainSettings, Trainer};
 
