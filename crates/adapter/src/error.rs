@@ -226,6 +226,15 @@ pub enum AdapterError {
     #[error("there is no held-out text to measure the merge on")]
     NothingToMeasure,
 
+    /// A `danlu.json` that does not describe an adapter's tokens.
+    #[error("{}: {reason}", path.display())]
+    Identity {
+        /// The file.
+        path: PathBuf,
+        /// What the parser met.
+        reason: String,
+    },
+
     /// A text like `2GB` that says no size.
     #[error("`{found}` is not a size")]
     Size {
@@ -314,6 +323,9 @@ impl AdapterError {
             Self::Overflow { .. } => "merge in bf16 or f32, which reach as far as the base does",
             Self::Space { .. } => "free some space, choose a folder on another disk, or a smaller `--dtype`",
             Self::NothingToMeasure => "give some records of the data that were not trained on",
+            Self::Identity { .. } => {
+                "copy the file from a checkpoint of the same run, whose tokens are the same"
+            }
             Self::Size { .. } => "write a number of bytes with a unit: `500MB`, `2GB`, `1GiB`",
             _ => return None,
         };

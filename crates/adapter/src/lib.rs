@@ -19,18 +19,24 @@
 //! ```
 
 mod adapter;
+pub mod base_identity;
 mod byte_size;
 mod check;
 mod config;
 mod error;
 pub mod fidelity;
 mod files;
+mod identity;
 pub mod merge;
 mod merge_rows;
+mod run_folder;
 pub mod targets;
 
 pub use adapter::{Adapter, Module, Tensor};
+pub use base_identity::BaseIdentity;
 pub use byte_size::parse_byte_size;
 pub use config::{CONFIG_FILE, LoraConfig, TargetModules};
 pub use error::AdapterError;
 pub use files::WEIGHTS_FILE;
+pub use identity::{IDENTITY_FILE, TokenIdentity};
+pub use run_folder::{CHECKPOINT_PREFIX, CHECKPOINT_STATE_FILE, RUN_FILE, checkpoints, latest_checkpoint};

@@ -214,6 +214,7 @@ from_library!(
     danlu_data::DataError,
     danlu_generate::GenerateError,
     danlu_train::TrainError,
+    danlu_report::ReportError,
 );
 
 #[cfg(test)]

@@ -2,8 +2,8 @@
 
 use std::path::Path;
 
-pub use danlu_train::card::shell_word;
-pub use danlu_train::figures::{duration, thousands};
+pub use danlu_report::card::shell_word;
+pub use danlu_report::number_format::{duration, thousands};
 use unicode_width::{UnicodeWidthChar, UnicodeWidthStr};
 
 /// Cells `text` takes in a terminal, which has no escape codes in it.

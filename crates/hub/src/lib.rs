@@ -21,6 +21,7 @@ mod name;
 mod pull;
 mod push;
 mod settings;
+mod snapshot_path;
 mod token;
 mod transfer;
 
@@ -32,5 +33,6 @@ pub use name::RepoName;
 pub use pull::{Extent, Pulled};
 pub use push::{Differences, Left, Parcel, ParcelFile, ParcelOptions, PushOptions, Pushed, Reason, Stage};
 pub use settings::{Endpoint, HubSettings};
+pub use snapshot_path::parse_snapshot_path;
 pub use token::{Token, TokenFault};
 pub use transfer::Transfer;

@@ -121,7 +121,7 @@ impl FromStr for RepoName {
 }
 
 /// A revision becomes a path in the cache: it stays inside.
-fn is_revision(revision: &str) -> bool {
+pub(crate) fn is_revision(revision: &str) -> bool {
     revision.len() <= 250
         && revision.split('/').all(|part| {
             !part.is_empty()

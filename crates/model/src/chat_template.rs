@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use crate::ModelError;
+use crate::hex;
 use crate::jinja::{self, Clock, Raised};
 
 /// Templates in the wild stay under 64 kB.
@@ -330,11 +331,6 @@ fn failed(path: &Path, e: &minijinja::Error) -> ModelError {
         kind => e.detail().map_or_else(|| kind.to_string(), |detail| format!("{kind}: {detail}")),
     };
     ModelError::Template { path: path.to_owned(), line: e.line(), message }
-}
-
-/// Lower-case hexadecimal.
-pub(crate) fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|b| format!("{b:02x}")).collect()
 }
 
 #[cfg(test)]

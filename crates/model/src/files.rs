@@ -116,6 +116,24 @@ pub fn read_bounded(path: &Path, limit: u64) -> Result<Vec<u8>, FileError> {
     fs::read(path).map_err(error)
 }
 
+/// Names in a folder, sorted; none if it does not exist.
+///
+/// # Errors
+/// If it cannot be read.
+pub fn names_in(folder: &Path) -> Result<Vec<String>, FileError> {
+    let error = |e| FileError::new("read", folder, e);
+    let entries = match fs::read_dir(folder) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        entries => entries.map_err(error)?,
+    };
+    let mut names = Vec::new();
+    for entry in entries {
+        names.push(entry.map_err(error)?.file_name().to_string_lossy().into_owned());
+    }
+    names.sort();
+    Ok(names)
+}
+
 /// Replaces `path` by a file of these bytes, atomically and durably.
 ///
 /// # Errors

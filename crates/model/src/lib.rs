@@ -23,6 +23,7 @@
 
 mod activations;
 mod backward;
+mod base_fingerprint;
 mod batch;
 mod chat_template;
 mod config;
@@ -31,6 +32,7 @@ mod error;
 pub mod files;
 mod forward_pass;
 mod four_bit;
+mod hex;
 mod huge_pages;
 mod jinja;
 mod json;
@@ -53,12 +55,14 @@ mod weights;
 mod workspace;
 
 pub use activations::ActivationPolicy;
+pub use base_fingerprint::{base_fingerprint, base_sample, sha256_of_file};
 pub use batch::{Batch, LabeledSequence};
 pub use chat_template::{ChatTemplate, Message, Rendered};
 pub use config::{ModelConfig, Rope, RopeScaling};
 pub use decoder::Decoder;
 pub use error::ModelError;
 pub use files::{AtomicFile, FileError};
+pub use hex::hex;
 pub use json::read_json_object;
 pub use json_fault::{JsonFault, json_words};
 pub use kv_cache::KvCache;

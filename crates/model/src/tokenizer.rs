@@ -7,7 +7,8 @@ use std::path::{Path, PathBuf};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 
-use crate::chat_template::{ChatTemplate, hex};
+use crate::chat_template::ChatTemplate;
+use crate::hex;
 use crate::json::{self, Fields};
 use crate::token_fingerprint::TokenFingerprint;
 use crate::{ModelConfig, ModelError, files, sidecar_files};

@@ -9,7 +9,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use danlu_model::FileError;
-use danlu_model::files::TEMPORARY_PREFIX;
+use danlu_model::files::{TEMPORARY_PREFIX, names_in};
 
 use crate::TrainError;
 
@@ -68,7 +68,7 @@ pub(crate) fn remove(path: &Path) -> Result<(), TrainError> {
 /// # Errors
 /// If the folder cannot be read or written.
 pub fn sweep_leftovers(output: &Path) -> Result<(), TrainError> {
-    for name in names(output)? {
+    for name in names_in(output)? {
         let Some(rest) = name.strip_prefix(TEMPORARY_PREFIX) else { continue };
         let path = output.join(&name);
         let place = rest.strip_prefix(ASIDE).map(|original| output.join(original));
@@ -82,24 +82,9 @@ pub fn sweep_leftovers(output: &Path) -> Result<(), TrainError> {
     Ok(())
 }
 
-/// Names in a folder, sorted; none if it does not exist.
-pub(crate) fn names(folder: &Path) -> Result<Vec<String>, TrainError> {
-    let error = |e| FileError::new("read", folder, e);
-    let entries = match fs::read_dir(folder) {
-        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-        entries => entries.map_err(error)?,
-    };
-    let mut names = Vec::new();
-    for entry in entries {
-        names.push(entry.map_err(error)?.file_name().to_string_lossy().into_owned());
-    }
-    names.sort();
-    Ok(names)
-}
-
 /// Brings every file of a flat folder to the disk, then their names.
 fn sync_tree(folder: &Path) -> Result<(), TrainError> {
-    for name in names(folder)? {
+    for name in names_in(folder)? {
         let path = folder.join(name);
         File::open(&path).and_then(|file| file.sync_all()).map_err(|e| FileError::new("write", &path, e))?;
     }
@@ -130,7 +115,7 @@ mod tests {
             Err(TrainError::NoExamples)
         });
         assert!(failed.is_err());
-        assert!(names(output.path()).unwrap().is_empty());
+        assert!(names_in(output.path()).unwrap().is_empty());
     }
 
     #[test]
@@ -140,9 +125,9 @@ mod tests {
             let path = write(output.path(), "x", |folder| put(folder, text)).unwrap();
             assert_eq!(fs::read_to_string(path.join("a")).unwrap(), text);
         }
-        assert_eq!(names(output.path()).unwrap(), ["x"]);
+        assert_eq!(names_in(output.path()).unwrap(), ["x"]);
         remove(&output.path().join("x")).unwrap();
-        assert!(names(output.path()).unwrap().is_empty());
+        assert!(names_in(output.path()).unwrap().is_empty());
     }
 
     #[test]
@@ -161,7 +146,7 @@ mod tests {
         fs::write(at(".danlu-tmp-file"), "").unwrap();
         fs::write(at("mine.txt"), "").unwrap();
         sweep_leftovers(output.path()).unwrap();
-        assert_eq!(names(output.path()).unwrap(), ["checkpoint-1", "checkpoint-2", "mine.txt"]);
+        assert_eq!(names_in(output.path()).unwrap(), ["checkpoint-1", "checkpoint-2", "mine.txt"]);
         assert_eq!(fs::read_to_string(at("checkpoint-1/a")).unwrap(), "checkpoint-1");
         sweep_leftovers(&at("absent")).unwrap();
     }

@@ -14,7 +14,7 @@
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
-use danlu_adapter::Adapter;
+use danlu_adapter::{Adapter, CHECKPOINT_PREFIX, CHECKPOINT_STATE_FILE, TokenIdentity, checkpoints};
 use danlu_model::files;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -24,12 +24,10 @@ use crate::checksums;
 use crate::data_order::Cursor;
 use crate::error::Difference;
 use crate::optimizer::OPTIMIZER_FILE;
-use crate::{DataFingerprint, StepReport, TokenIdentity, TrainError, TrainSettings, Trainer, TrainerState};
+use crate::{DataFingerprint, StepReport, TrainError, TrainSettings, Trainer, TrainerState};
 
-const STATE_FILE: &str = "danlu_state.json";
 const TRAINER_STATE_FILE: &str = "trainer_state.json";
 const HISTORY_FILE: &str = "history.jsonl";
-const PREFIX: &str = "checkpoint-";
 /// 1 had no list of checksums.
 const FORMAT: u32 = 2;
 
@@ -39,7 +37,7 @@ const NEEDED: [&str; 6] = [
     danlu_adapter::WEIGHTS_FILE,
     OPTIMIZER_FILE,
     TRAINER_STATE_FILE,
-    STATE_FILE,
+    CHECKPOINT_STATE_FILE,
     HISTORY_FILE,
 ];
 
@@ -82,14 +80,14 @@ impl Trainer {
     /// # Errors
     /// If the disk is full or the folder cannot be written; earlier checkpoints are then untouched.
     pub fn save_checkpoint(&self, output: &Path, tokens: &TokenIdentity) -> Result<PathBuf, TrainError> {
-        let name = format!("{PREFIX}{}", self.global_step());
+        let name = format!("{CHECKPOINT_PREFIX}{}", self.global_step());
         let path = atomic_folder::write(output, &name, |folder| {
             let backend = &**self.decoder.backend();
             self.adapter.save(folder, backend)?;
             tokens.write(folder)?;
             self.optimizer.save(folder, backend)?;
             write_json(&folder.join(TRAINER_STATE_FILE), &self.state)?;
-            write_json(&folder.join(STATE_FILE), &self.run_state())?;
+            write_json(&folder.join(CHECKPOINT_STATE_FILE), &self.run_state())?;
             let mut lines = String::new();
             for report in &self.history {
                 let line = serde_json::to_string(report).expect("a struct of numbers");
@@ -115,7 +113,7 @@ impl Trainer {
     /// settings, data or base; each difference is named with both values. The trainer is then of no further use.
     pub fn resume(&mut self, checkpoint: &Path) -> Result<Resumed, TrainError> {
         check_whole(checkpoint)?;
-        let saved: RunState = read_json(&checkpoint.join(STATE_FILE))?;
+        let saved: RunState = read_json(&checkpoint.join(CHECKPOINT_STATE_FILE))?;
         self.check_same_run(checkpoint, &saved)?;
         let backend = self.decoder.backend().clone();
 
@@ -161,7 +159,7 @@ impl Trainer {
     }
 
     fn check_same_run(&self, checkpoint: &Path, saved: &RunState) -> Result<(), TrainError> {
-        let path = checkpoint.join(STATE_FILE);
+        let path = checkpoint.join(CHECKPOINT_STATE_FILE);
         let mut differences = self.settings.differences(&saved.settings);
         if saved.data != self.data {
             let (saved, current) = (saved.data.describe(), self.data.describe());
@@ -199,14 +197,6 @@ impl Trainer {
     }
 }
 
-/// The newest checkpoint of an output folder, if there is one.
-///
-/// # Errors
-/// If the folder cannot be read.
-pub fn latest_checkpoint(output: &Path) -> Result<Option<PathBuf>, TrainError> {
-    Ok(checkpoints(output)?.pop().map(|(_, path)| path))
-}
-
 /// The newest checkpoint of an output folder whose files are all as they were written, if there is one.
 ///
 /// # Errors
@@ -223,7 +213,7 @@ fn check_whole(checkpoint: &Path) -> Result<(), TrainError> {
         checksums::verify(checkpoint, &NEEDED)?;
     }
     // Another format may have other fields: only the number is looked at.
-    let state: serde_json::Value = read_json(&checkpoint.join(STATE_FILE))?;
+    let state: serde_json::Value = read_json(&checkpoint.join(CHECKPOINT_STATE_FILE))?;
     match state.get("format").and_then(serde_json::Value::as_u64) {
         Some(found) if found != u64::from(FORMAT) => {
             Err(TrainError::CheckpointFormat { path: checkpoint.to_owned(), found, expected: FORMAT.into() })
@@ -231,25 +221,6 @@ fn check_whole(checkpoint: &Path) -> Result<(), TrainError> {
         _ if !listed => Err(checksums::missing(checkpoint)),
         _ => Ok(()),
     }
-}
-
-/// The checkpoints of an output folder with their steps, oldest first; none if it does not exist.
-///
-/// # Errors
-/// If the folder cannot be read.
-pub fn checkpoints(output: &Path) -> Result<Vec<(u64, PathBuf)>, TrainError> {
-    let mut found: Vec<(u64, PathBuf)> = Vec::new();
-    for name in atomic_folder::names(output)? {
-        let step = name.strip_prefix(PREFIX).and_then(|digits| digits.parse::<u64>().ok());
-        // `checkpoint-007` or `checkpoint-+7` is not ours.
-        if let Some(step) = step.filter(|step| name == format!("{PREFIX}{step}"))
-            && output.join(&name).join(STATE_FILE).is_file()
-        {
-            found.push((step, output.join(&name)));
-        }
-    }
-    found.sort();
-    Ok(found)
 }
 
 /// A back end's name without the number of threads, on which no result depends.

@@ -7,9 +7,9 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::path::Path;
 
-use danlu_model::{FileError, files};
+use danlu_model::{FileError, files, sha256_of_file};
 
-use crate::{TrainError, atomic_folder, fingerprint};
+use crate::TrainError;
 
 /// Name of the file in a checkpoint's folder.
 pub(crate) const CHECKSUMS_FILE: &str = "checksums.sha256";
@@ -20,7 +20,7 @@ const MAX_BYTES: u64 = 1 << 20;
 /// Writes down what every file of a folder holds.
 pub(crate) fn write(folder: &Path) -> Result<(), TrainError> {
     let mut text = String::new();
-    for name in atomic_folder::names(folder)? {
+    for name in files::names_in(folder)? {
         let sum = sum(&folder.join(&name))?;
         writeln!(text, "{sum}  {name}").expect("a string takes everything");
     }
@@ -71,7 +71,7 @@ pub(crate) fn verify(folder: &Path, needed: &[&str]) -> Result<(), TrainError> {
 }
 
 fn sum(path: &Path) -> Result<String, TrainError> {
-    Ok(fingerprint::of_file(path).map_err(|e| FileError::new("read", path, e))?)
+    Ok(sha256_of_file(path).map_err(|e| FileError::new("read", path, e))?)
 }
 
 fn is_plain(name: &str) -> bool {

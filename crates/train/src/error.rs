@@ -134,22 +134,6 @@ pub enum TrainError {
         /// What was found and expected.
         reason: String,
     },
-    /// A `danlu.json` that says nothing about an adapter's tokens.
-    #[error("{}: {reason}", path.display())]
-    Identity {
-        /// The file.
-        path: PathBuf,
-        /// What the parser met.
-        reason: String,
-    },
-    /// A `card.json` that no card can be written from.
-    #[error("{}: {reason}", path.display())]
-    Card {
-        /// The file.
-        path: PathBuf,
-        /// What the parser met.
-        reason: String,
-    },
     /// A file could not be read or written.
     #[error(transparent)]
     File(#[from] FileError),
@@ -232,14 +216,6 @@ impl TrainError {
             )),
             Self::Damaged { .. } => {
                 Some("go on from an older checkpoint, or start anew in another folder".into())
-            }
-            Self::Card { .. } => Some(
-                "mend that line, or move it away: `danlu train --resume` writes it again, and `danlu merge` goes by \
-                 `adapter_config.json` then"
-                    .to_owned(),
-            ),
-            Self::Identity { .. } => {
-                Some("copy the file from a checkpoint of the same run, whose tokens are the same".into())
             }
             Self::File(error) => error.hint(),
             Self::Adapter(error) => error.hint(),

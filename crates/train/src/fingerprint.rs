@@ -1,28 +1,10 @@
-//! Short names for long contents: is this still the same data, the same base?
+//! A fingerprint of the training data: is this still the same data?
 
-use std::fs::{self, File};
-use std::io::{Read, Seek, SeekFrom};
-use std::path::{Path, PathBuf};
-
-use danlu_model::FileError;
+use danlu_model::hex;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use crate::{Example, TrainError};
-
-/// Weight files up to this size are hashed whole: a second's work.
-const WHOLE: u64 = 256 << 20;
-
-/// Of larger ones, this much of the beginning, with every tensor's name, shape and place ...
-const HEAD: u64 = 8 << 20;
-
-/// ... and this many pages spread evenly over the rest. Training changes every page of a model.
-const PAGES: u64 = 1024;
-const PAGE: u64 = 4096;
-
-/// The same of a sample, which is taken wherever a base is loaded.
-const SAMPLE_HEAD: u64 = 64 << 10;
-const SAMPLE_PAGES: u64 = 64;
+use crate::Example;
 
 /// The records of a run as the model sees them: token ids, and which of them are trained.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -49,100 +31,13 @@ impl DataFingerprint {
                 hash.update((u64::from(*id) << 1 | u64::from(trained)).to_le_bytes());
             }
         }
-        Self { records: examples.len() as u64, tokens, sha256: hex(hash) }
+        Self { records: examples.len() as u64, tokens, sha256: hex(&hash.finalize()) }
     }
 
     pub(crate) fn describe(&self) -> String {
         let Self { records, tokens, sha256 } = self;
         format!("{records} records of {tokens} tokens (sha256 {}…)", sha256.get(..12).unwrap_or(sha256))
     }
-}
-
-/// The fingerprint of a model folder: `config.json` and the weights. Large files are sampled.
-///
-/// # Errors
-/// If the folder cannot be read.
-pub fn base_fingerprint(folder: &Path) -> Result<String, TrainError> {
-    of_base(folder, &Depth { whole: WHOLE, head: HEAD, pages: PAGES })
-}
-
-/// A fingerprint of the same that costs no time: a few pages of each file, however large. It tells another base, not
-/// a byte that was changed.
-///
-/// # Errors
-/// If the folder cannot be read.
-pub fn base_sample(folder: &Path) -> Result<String, TrainError> {
-    of_base(folder, &Depth { whole: SAMPLE_HEAD, head: SAMPLE_HEAD, pages: SAMPLE_PAGES })
-}
-
-/// How much of a file is hashed.
-struct Depth {
-    whole: u64,
-    head: u64,
-    pages: u64,
-}
-
-fn of_base(folder: &Path, depth: &Depth) -> Result<String, TrainError> {
-    let mut names: Vec<PathBuf> = Vec::new();
-    let error = |e| FileError::new("read", folder, e);
-    for entry in fs::read_dir(folder).map_err(error)? {
-        let path = entry.map_err(error)?.path();
-        if path.extension().is_some_and(|e| e == "safetensors") {
-            names.push(path);
-        }
-    }
-    names.sort();
-    names.insert(0, folder.join("config.json"));
-    let mut hash = Sha256::new();
-    for path in names {
-        sample(&mut hash, &path, depth).map_err(|e| FileError::new("read", &path, e))?;
-    }
-    Ok(hex(hash))
-}
-
-fn sample(hash: &mut Sha256, path: &Path, depth: &Depth) -> std::io::Result<()> {
-    let mut file = File::open(path)?;
-    let len = file.metadata()?.len();
-    hash.update(len.to_le_bytes());
-    let mut bytes = Vec::new();
-    let head = if len <= depth.whole { len } else { depth.head };
-    let mut left = head;
-    while left > 0 {
-        bytes.clear();
-        let read = file.by_ref().take(left.min(1 << 20)).read_to_end(&mut bytes)? as u64;
-        if read == 0 {
-            break;
-        }
-        hash.update(&bytes);
-        left -= read;
-    }
-    if len > depth.whole {
-        let stride = (len - head).saturating_sub(PAGE) / depth.pages;
-        for page in 1..=depth.pages {
-            file.seek(SeekFrom::Start(head + page * stride))?;
-            bytes.clear();
-            file.by_ref().take(PAGE).read_to_end(&mut bytes)?;
-            hash.update(&bytes);
-        }
-    }
-    Ok(())
-}
-
-/// The SHA-256 of a whole file, read in pieces.
-pub(crate) fn of_file(path: &Path) -> std::io::Result<String> {
-    let (mut file, mut hash) = (File::open(path)?, Sha256::new());
-    let mut bytes = vec![0; 1 << 20];
-    loop {
-        match file.read(&mut bytes)? {
-            0 => return Ok(hex(hash)),
-            read => hash.update(&bytes[..read]),
-        }
-    }
-}
-
-/// The digest in hex.
-pub(crate) fn hex(hash: Sha256) -> String {
-    hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 #[cfg(test)]
@@ -168,31 +63,5 @@ mod tests {
         for (i, a) in all.iter().enumerate() {
             assert!(all[i + 1..].iter().all(|b| a != b));
         }
-    }
-
-    #[test]
-    fn a_byte_of_the_base_counts() {
-        let folder = tempfile::tempdir().unwrap();
-        fs::write(folder.path().join("config.json"), "{}").unwrap();
-        fs::write(folder.path().join("model.safetensors"), [0; 5000]).unwrap();
-        let first = base_fingerprint(folder.path()).unwrap();
-        fs::write(folder.path().join("README.md"), "other").unwrap();
-        assert_eq!(base_fingerprint(folder.path()).unwrap(), first);
-        let mut bytes = [0; 5000];
-        bytes[4999] = 1;
-        fs::write(folder.path().join("model.safetensors"), bytes).unwrap();
-        assert_ne!(base_fingerprint(folder.path()).unwrap(), first);
-        // A sample sees another model, and its time does not grow with it.
-        let sample = |bytes: &[u8]| {
-            fs::write(folder.path().join("model.safetensors"), bytes).unwrap();
-            base_sample(folder.path()).unwrap()
-        };
-        let (large, small) = (vec![0; 1 << 20], vec![0; (64 << 10) + 1]);
-        assert_eq!(sample(&large), sample(&large));
-        assert_ne!(sample(&large), sample(&small));
-        let trained: Vec<u8> = large.iter().enumerate().map(|(i, _)| u8::from(i > 100_000)).collect();
-        assert_ne!(sample(&large), sample(&trained));
-        let error = base_fingerprint(&folder.path().join("absent")).unwrap_err();
-        assert!(error.to_string().contains("absent"), "{error}");
     }
 }

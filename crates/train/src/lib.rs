@@ -1,4 +1,4 @@
-//! Fine-tuning: the step, the schedule, checkpoints, the report.
+//! Fine-tuning: the step, the schedule, the memory plan, checkpoints.
 //!
 //! A [`Trainer`] is driven by its caller, one optimizer step at a time. Every number follows from
 //! [`TrainSettings`], the records and the base: a run resumed from a checkpoint, or repeated on another
@@ -10,8 +10,8 @@
 //! use danlu_adapter::Adapter;
 //! use danlu_data::{EncodeOptions, encode, read_from};
 //! use danlu_kernels::{Cpu, CpuOptions};
-//! use danlu_model::{Decoder, Tokenizer};
-//! use danlu_train::{Example, TrainSettings, Trainer, base_fingerprint};
+//! use danlu_model::{Decoder, Tokenizer, base_fingerprint};
+//! use danlu_train::{Example, TrainSettings, Trainer};
 //!
 //! let base = Path::new("../cli/assets/base-8m");
 //! let tokenizer = Tokenizer::read(base)?;
@@ -36,10 +36,7 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
-pub mod card;
-pub mod figures;
 pub mod memory;
-pub mod report;
 
 mod atomic_folder;
 mod checkpoint;
@@ -53,16 +50,14 @@ mod optimizer;
 mod plan;
 mod schedule;
 mod settings;
-mod summary;
-mod token_identity;
 mod trainer;
 mod trainer_state;
 
 pub use atomic_folder::sweep_leftovers;
-pub use checkpoint::{Resumed, checkpoints, latest_checkpoint, latest_whole_checkpoint};
+pub use checkpoint::{Resumed, latest_whole_checkpoint};
 pub use data_order::Cursor;
 pub use error::{Difference, TrainError};
-pub use fingerprint::{DataFingerprint, base_fingerprint, base_sample};
+pub use fingerprint::DataFingerprint;
 pub use finite_weights::check_base_is_finite;
 pub use plan::{
     Layers, MemoryPlan, PlanInput, Present, RecordSize, ReplySize, Scratch, Smaller, WeightBytes,
@@ -70,7 +65,5 @@ pub use plan::{
 };
 pub use schedule::{LrSchedulerType, Schedule};
 pub use settings::{Precision, Quant, TrainSettings};
-pub use summary::{DataFile, DataSummary, MemoryUse, Reply, RunSummary};
-pub use token_identity::{IDENTITY_FILE, TokenIdentity};
 pub use trainer::{EvalReport, Example, StepReport, Trainer};
 pub use trainer_state::{LogEntry, TrainerState};

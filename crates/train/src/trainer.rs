@@ -96,7 +96,7 @@ pub struct Trainer {
 
 impl Trainer {
     /// A run at its beginning. `base` names the base's contents, as
-    /// [`base_fingerprint`](crate::base_fingerprint) does.
+    /// [`base_fingerprint`](danlu_model::base_fingerprint) does.
     ///
     /// # Errors
     /// If a setting is out of range, or a record is empty of loss, too long, or not of this model.

@@ -6,11 +6,9 @@ use std::fs;
 use std::path::Path;
 
 use common::{adapter_bytes, examples, finish, settings, tokens, trainer};
+use danlu_adapter::{TokenIdentity, checkpoints, latest_checkpoint};
 use danlu_model::{LabeledSequence, Tokenizer};
-use danlu_train::{
-    StepReport, TokenIdentity, TrainError, TrainSettings, checkpoints, latest_checkpoint,
-    latest_whole_checkpoint, sweep_leftovers,
-};
+use danlu_train::{StepReport, TrainError, TrainSettings, latest_whole_checkpoint, sweep_leftovers};
 use sha2::{Digest, Sha256};
 
 /// A step without its time, which is the one thing allowed to differ.

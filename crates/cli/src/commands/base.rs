@@ -4,10 +4,9 @@ use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::Arc;
 
-use danlu_adapter::LoraConfig;
+use danlu_adapter::{LoraConfig, TokenIdentity};
 use danlu_kernels::{Backend, FourBitCode};
 use danlu_model::{Decoder, ModelConfig, ModelError, Quantization, QuantizeProgress, Weights};
-use danlu_train::TokenIdentity;
 
 use super::loaded::{FOUR_BIT_NAME, ModelDirs};
 use crate::diagnostic::{Diagnostic, Result};

@@ -6,11 +6,12 @@ use std::path::{Path, PathBuf};
 use clap::{Args, ValueEnum};
 use danlu_adapter::fidelity::Fidelity;
 use danlu_adapter::merge::MergeReport;
-use danlu_adapter::{CONFIG_FILE, LoraConfig};
+use danlu_adapter::{BaseIdentity, CONFIG_FILE, LoraConfig, TokenIdentity};
 use danlu_model::{Extra, files};
-use danlu_train::card::{self, BaseName, CARD_FILE, Card, CardLanguage, Lora, Merge, PICTURE_FILE, Training};
-use danlu_train::{RunSummary, TokenIdentity, TrainError, report};
+use danlu_report::card::{self, CARD_FILE, Card, CardLanguage, Lora, Merge, PICTURE_FILE, Training};
+use danlu_report::{ReportError, RunSummary, page};
 
+use crate::commands::base_identity::base_identity;
 use crate::commands::loaded::{ModelDirs, folder_name};
 use crate::commands::train::{REPLY_TOKENS, RunConfig};
 use crate::commands::{doctor, hub, no_model};
@@ -112,7 +113,7 @@ impl CardArgs {
             card.license.clone_from(&self.license);
         }
         if let Some(id) = &self.base_id {
-            card.base = std::mem::take(&mut card.base).called(id);
+            card.base = std::mem::take(&mut card.base).with_hub_id(id);
         }
         if !self.dataset_id.is_empty() {
             card.datasets.clone_from(&self.dataset_id);
@@ -146,10 +147,10 @@ pub fn write_for_run(
     summary: &RunSummary,
     lora: &LoraConfig,
     tokens: &TokenIdentity,
-    base: BaseName,
+    base: BaseIdentity,
     earlier: Option<&Card>,
     printer: &Printer,
-) -> Result<(), TrainError> {
+) -> Result<(), ReportError> {
     let lang = printer.lang;
     let template = tokens.fingerprint().template_sha256.clone();
     let mut training = Training::of(summary, template, REPLY_TOKENS, doctor::processor());
@@ -172,7 +173,7 @@ pub fn write_for_run(
             card.language = earlier.language;
             card.license = earlier.license.clone().or(card.license);
             if let Some(id) = &earlier.base.hub_id {
-                card.base = card.base.called(id);
+                card.base = card.base.with_hub_id(id);
             }
             card.datasets.clone_from(&earlier.datasets);
             card.readme_sha256.clone_from(&earlier.readme_sha256);
@@ -180,7 +181,7 @@ pub fn write_for_run(
         }
     }
     let first = card.language.order().first().copied().unwrap_or_default();
-    let picture = report::picture(summary, first);
+    let picture = page::picture(summary, first);
     card.has_picture = !picture.is_empty();
     if card.has_picture {
         files::write_atomic(&run.output.join(PICTURE_FILE), picture.as_bytes())?;
@@ -232,7 +233,7 @@ impl MergedCard {
 
     /// The card where the adapter goes into another base than it was trained on: what was measured in training is not of
     /// this model, and the licence is that of the base in `folder`.
-    pub fn on_another_base(&mut self, base: BaseName, folder: &Path) {
+    pub fn on_another_base(&mut self, base: BaseIdentity, folder: &Path) {
         self.card.license = card::license_of(folder);
         let trained = std::mem::replace(&mut self.card.base, base);
         self.card.trained_on = Some(trained);
@@ -256,12 +257,12 @@ impl MergedCard {
 fn unrecorded(adapter: &Path, base: &Path, lang: Lang) -> Result<Card> {
     let config = LoraConfig::read(adapter)?;
     let named = config.base_model_name_or_path.clone().unwrap_or_default();
-    let card = bare(folder_name(adapter), BaseName::new(&named, base), base, lang);
+    let card = bare(folder_name(adapter), base_identity(&named, base), base, lang);
     Ok(Card { lora: Some(Lora::of(&config)), ..card })
 }
 
 /// A card that knows no more than the base in `folder`, its licence, and the language of the run.
-pub fn bare(name: String, base: BaseName, folder: &Path, lang: Lang) -> Card {
+pub fn bare(name: String, base: BaseIdentity, folder: &Path, lang: Lang) -> Card {
     let language = lang.pick(CardLanguage::Zh, CardLanguage::En);
     Card::new(name, language, base, card::license_of(folder))
 }

@@ -5,11 +5,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use danlu_adapter::{Adapter, CONFIG_FILE, LoraConfig};
-use danlu_hub::Extent;
+use danlu_hub::{Extent, parse_snapshot_path};
 use danlu_kernels::Backend;
 use danlu_model::sidecar_files::generation_folder;
 use danlu_model::{Decoder, LoraSource, ModelConfig, Tokenizer};
-use danlu_train::card;
 
 use super::tokens::ModelTokens;
 use super::{hub, nearby};
@@ -95,7 +94,7 @@ impl ModelDirs {
 /// The folder's last name, with `.` and `..` resolved; of a folder in the Hub's cache, the model's.
 pub fn folder_name(path: &Path) -> String {
     let resolved = fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
-    if let Some((id, _)) = card::cached(&resolved) {
+    if let Some((id, _)) = parse_snapshot_path(&resolved) {
         return id.rsplit('/').next().unwrap_or(&id).to_owned();
     }
     resolved.file_name().unwrap_or(resolved.as_os_str()).to_string_lossy().into_owned()
@@ -113,7 +112,7 @@ fn named_base(adapter: &Path, printer: &Printer) -> Result<PathBuf> {
     };
     let path = Path::new(&name);
     let is_model = |folder: &Path| folder.join("config.json").is_file();
-    let found = match fs::canonicalize(adapter).is_ok_and(|folder| card::cached(&folder).is_some()) {
+    let found = match fs::canonicalize(adapter).is_ok_and(|folder| parse_snapshot_path(&folder).is_some()) {
         // Whoever published it knew nothing of the folders around the cache, or around the user.
         true => {
             Some(path.to_owned()).filter(|path| (path.is_absolute() || hub::is_spelt(path)) && is_model(path))

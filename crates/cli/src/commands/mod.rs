@@ -1,6 +1,7 @@
 //! One file per verb: its flags, what they settle to, and what it does.
 
 pub mod base;
+mod base_identity;
 pub mod bench;
 pub mod card;
 pub mod chat;

@@ -2,12 +2,10 @@
 
 use std::path::{Path, PathBuf};
 
-use danlu_adapter::CONFIG_FILE;
+use danlu_adapter::{CONFIG_FILE, RUN_FILE, latest_checkpoint};
 use danlu_hub::Extent;
-use danlu_train::latest_checkpoint;
 
 use crate::commands::hub;
-use crate::commands::train::RUN_FILE;
 use crate::diagnostic::{Diagnostic, Result};
 use crate::printer::Printer;
 use crate::terminal_text;

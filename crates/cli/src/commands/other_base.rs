@@ -2,11 +2,12 @@
 
 use std::path::Path;
 
-use danlu_model::Weights;
-use danlu_train::card::{BaseName, Card};
-use danlu_train::{TokenIdentity, base_fingerprint, base_sample};
+use danlu_adapter::{BaseIdentity, TokenIdentity};
+use danlu_model::{Weights, base_fingerprint, base_sample};
+use danlu_report::card::Card;
 
 use super::loaded::ModelDirs;
+use crate::commands::base_identity::base_identity;
 use crate::diagnostic::Result;
 use crate::printer::Printer;
 use crate::terminal_text;
@@ -30,7 +31,7 @@ pub fn warn(
     base: &Path,
     depth: CheckDepth,
     printer: &Printer,
-) -> Result<Option<BaseName>> {
+) -> Result<Option<BaseIdentity>> {
     let Some(adapter) = &place.adapter else { return Ok(None) };
     let trained_on_unquantized_base = trained_on_unquantized_base(adapter);
     // A card with a fault is told of where a card is written; it keeps nobody from an answer.
@@ -52,7 +53,7 @@ pub fn warn(
     if run.stored.is_some() != stored.is_some() {
         return Ok(None);
     }
-    let here = BaseName::new("", base);
+    let here = base_identity("", base);
     let is_same_commit =
         here.revision.is_some() && (&here.revision, &here.hub_id) == (&card.base.revision, &card.base.hub_id);
     if is_same_commit {
@@ -87,7 +88,7 @@ pub fn warn(
             "`{shown}` is not the base that {name} was trained on: weights or config.json are others (SHA-256 {before}… in training, {after}… here), and results mean little{which}"
         ),
     ));
-    Ok(Some(BaseName { sha256: Some(now), ..here }))
+    Ok(Some(BaseIdentity { sha256: Some(now), ..here }))
 }
 
 /// Whether danlu trained the adapter, and on a base that was not in 4 bits.

@@ -1,10 +1,10 @@
 //! `danlu plan`: how much memory a run would take, and what its layers would keep.
 
 use clap::Args;
+use danlu_adapter::TokenIdentity;
 use danlu_adapter::targets;
 use danlu_hub::Extent;
 use danlu_model::{ModelConfig, Quantization, Tokenizer};
-use danlu_train::TokenIdentity;
 use danlu_train::memory::display;
 
 use crate::commands::base;

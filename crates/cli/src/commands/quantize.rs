@@ -8,14 +8,15 @@ use std::time::Instant;
 
 use clap::Args;
 use danlu_adapter::CONFIG_FILE;
+use danlu_adapter::IDENTITY_FILE;
 use danlu_hub::Extent;
 use danlu_kernels::FourBitCode;
 use danlu_model::{Extra, ModelError, Quantization, Quantized, StagedFolder, Weights, files, quantize_into};
-use danlu_train::IDENTITY_FILE;
-use danlu_train::card::{self, BaseName, Card, InFourBits, PICTURE_FILE};
+use danlu_report::card::{self, Card, InFourBits, PICTURE_FILE};
 
 use crate::args::ComputeArgs;
 use crate::commands::base;
+use crate::commands::base_identity::base_identity;
 use crate::commands::card::bare;
 use crate::commands::loaded::folder_name;
 use crate::commands::{hub, no_model};
@@ -95,7 +96,7 @@ pub fn run(args: &QuantizeArgs, printer: &Printer) -> Result<()> {
         };
         let name = folder_name(&args.output);
         let card = known.unwrap_or_else(|| {
-            let named = BaseName::new(&args.base.to_string_lossy(), base);
+            let named = base_identity(&args.base.to_string_lossy(), base);
             bare(name.clone(), named, base, printer.lang)
         });
         let card = card.quantized(name, in_four_bits);

@@ -1,7 +1,7 @@
 //! Whose tokenizer and template a model is asked with: one rule for `chat`, `compare` and `merge`.
 
+use danlu_adapter::TokenIdentity;
 use danlu_model::Tokenizer;
-use danlu_train::TokenIdentity;
 
 use super::loaded::ModelDirs;
 use crate::diagnostic::{Diagnostic, Result};

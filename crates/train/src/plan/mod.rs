@@ -19,8 +19,6 @@ use self::recompute_ladder::Rung;
 pub use self::weights::{WeightBytes, weight_bytes, weight_bytes_of};
 use self::worst_steps::Load;
 pub use self::worst_steps::RecordSize;
-#[cfg(doc)]
-use crate::TokenIdentity;
 use crate::{TrainError, TrainSettings};
 
 /// Shortest records that a hint proposes.
@@ -60,7 +58,7 @@ pub struct Present {
     pub data: u64,
     /// The most that there ever was, such as while the tokenizer was read.
     pub peak: u64,
-    /// The largest file that is copied beside every checkpoint, see [`TokenIdentity::largest_file`].
+    /// The largest file that is copied beside every checkpoint, see [`TokenIdentity::largest_file`](danlu_adapter::TokenIdentity::largest_file).
     pub copied: u64,
 }
 

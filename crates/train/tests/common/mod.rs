@@ -4,10 +4,10 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use danlu_adapter::Adapter;
+use danlu_adapter::{Adapter, TokenIdentity};
 use danlu_kernels::{Backend, Cpu, CpuOptions, DType, Isa, Reference};
-use danlu_model::{Decoder, LabeledSequence, Tokenizer};
-use danlu_train::{Example, LrSchedulerType, TokenIdentity, TrainSettings, Trainer, base_fingerprint};
+use danlu_model::{Decoder, LabeledSequence, Tokenizer, base_fingerprint};
+use danlu_train::{Example, LrSchedulerType, TrainSettings, Trainer};
 
 pub fn crate_folder() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))

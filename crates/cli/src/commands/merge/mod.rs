@@ -11,6 +11,7 @@ use std::str::FromStr;
 use std::sync::Arc;
 
 use clap::Args;
+use danlu_adapter::IDENTITY_FILE;
 use danlu_adapter::fidelity::{self, Fidelity, Limits};
 use danlu_adapter::merge::{
     self, FormFigures, MergeBase, MergeOptions, MergeReport, QuantizedFigures, REPORT_FILE, Staged,
@@ -25,7 +26,6 @@ use danlu_model::{
     Decoder, LabeledSequence, LoraSource, ModelConfig, ModelError, Quantization, Quantized, StagedFolder,
     Tokenizer, quantize_into,
 };
-use danlu_train::IDENTITY_FILE;
 
 use self::merge_base::{BaseForm, BaseForms};
 use crate::args::ComputeArgs;

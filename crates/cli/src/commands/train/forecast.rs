@@ -1,10 +1,12 @@
 //! The memory of a run, foreseen: what is in memory already is measured, the rest comes from the planner.
 
+use danlu_adapter::TokenIdentity;
 use danlu_model::{ModelConfig, Tokenizer};
+use danlu_report::MemoryUse;
 use danlu_train::memory::{self, display};
 use danlu_train::{
-    Layers, MemoryPlan, MemoryUse, PlanInput, Present, RecordSize, ReplySize, Smaller, TokenIdentity,
-    TrainError, Trainer, WeightBytes, weight_bytes,
+    Layers, MemoryPlan, PlanInput, Present, RecordSize, ReplySize, Smaller, TrainError, Trainer, WeightBytes,
+    weight_bytes,
 };
 
 use super::REPLY_TOKENS;

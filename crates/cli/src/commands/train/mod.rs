@@ -9,16 +9,18 @@ mod run_config;
 
 use std::sync::Arc;
 
-use danlu_adapter::{Adapter, LoraConfig, targets};
-use danlu_hub::Extent;
-use danlu_model::{LabeledSequence, LoraSource, ModelConfig, Quantization, Tokenizer, Weights, Workspace};
-use danlu_train::card::{self, BaseName, Card};
-use danlu_train::{
-    DataSummary, MemoryUse, Reply, RunSummary, TokenIdentity, TrainError, Trainer, base_fingerprint,
-    base_sample, check_base_is_finite, latest_whole_checkpoint,
+use danlu_adapter::{Adapter, BaseIdentity, LoraConfig, TokenIdentity, targets};
+use danlu_hub::{Extent, parse_snapshot_path};
+use danlu_model::{
+    LabeledSequence, LoraSource, ModelConfig, Quantization, Tokenizer, Weights, Workspace, base_fingerprint,
+    base_sample,
 };
+use danlu_report::card::{self, Card};
+use danlu_report::{DataSummary, MemoryUse, Reply, RunSummary};
+use danlu_train::{TrainError, Trainer, check_base_is_finite, latest_whole_checkpoint};
 
 use crate::args::compute::check_context;
+use crate::commands::base_identity::base_identity;
 use crate::commands::{base, loaded};
 use crate::diagnostic::{Diagnostic, Result};
 use crate::evaluation::{held_out_file, replies};
@@ -31,7 +33,7 @@ use forecast::MemoryBaseline;
 use prepare::Prepared;
 use progress::Progress;
 pub use progress::draw_loss;
-pub use run_config::{RUN_FILE, RunConfig};
+pub use run_config::RunConfig;
 
 /// Questions that the report shows with both answers.
 pub const REPLIES: usize = 4;
@@ -98,7 +100,7 @@ pub fn execute(run: &RunConfig, printer: &Printer) -> Result<Outcome> {
     let sample = base_sample(&run.base)?;
     let base = base_name(
         run,
-        BaseName { sha256: Some(fingerprint.clone()), sample: Some(sample), ..BaseName::default() },
+        BaseIdentity { sha256: Some(fingerprint.clone()), sample: Some(sample), ..BaseIdentity::default() },
     );
     let mut trainer =
         Trainer::new(Arc::clone(&decoder), adapter, examples, run.settings.clone(), fingerprint)?;
@@ -166,7 +168,7 @@ pub fn check_length(run: &RunConfig, config: &ModelConfig) -> Result<()> {
 pub fn lora_config(run: &RunConfig) -> LoraConfig {
     match &run.on_hub {
         Some(name) => {
-            let commit = card::cached(&run.base).map(|(_, commit)| commit);
+            let commit = parse_snapshot_path(&run.base).map(|(_, commit)| commit);
             let revision = commit.or_else(|| name.named_revision().map(str::to_owned));
             LoraConfig { revision, ..run.settings.lora_config(name.id()) }
         }
@@ -390,7 +392,7 @@ fn summarize(
     data: DataSummary,
     replies: Vec<Reply>,
     memory: MemoryUse,
-    base: &BaseName,
+    base: &BaseIdentity,
 ) -> RunSummary {
     let trainable_parameters = trainer.adapter().num_parameters() as u64;
     RunSummary {
@@ -410,11 +412,11 @@ fn summarize(
 }
 
 /// The base without its path.
-fn base_name(run: &RunConfig, known: BaseName) -> BaseName {
-    let base = BaseName::new(&run.base_as_named(), &run.base);
-    let base = BaseName { sha256: known.sha256, sample: known.sample, ..base };
+fn base_name(run: &RunConfig, known: BaseIdentity) -> BaseIdentity {
+    let base = base_identity(&run.base_as_named(), &run.base);
+    let base = BaseIdentity { sha256: known.sha256, sample: known.sample, ..base };
     match &run.card.base_id {
-        Some(id) => base.called(id),
+        Some(id) => base.with_hub_id(id),
         None => base,
     }
 }

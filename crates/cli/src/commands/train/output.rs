@@ -3,15 +3,13 @@
 use std::fs::{File, TryLockError};
 use std::path::{Path, PathBuf};
 
-use danlu_adapter::LoraConfig;
+use danlu_adapter::{BaseIdentity, LoraConfig, RUN_FILE, TokenIdentity, latest_checkpoint};
 use danlu_model::files;
-use danlu_train::card::{BaseName, Card};
-use danlu_train::{
-    RunSummary, TokenIdentity, TrainError, Trainer, latest_checkpoint, latest_whole_checkpoint, report,
-    sweep_leftovers,
-};
+use danlu_report::card::Card;
+use danlu_report::{Language, RunSummary, page};
+use danlu_train::{TrainError, Trainer, latest_whole_checkpoint, sweep_leftovers};
 
-use super::run_config::{RUN_FILE, RunConfig};
+use super::run_config::RunConfig;
 use crate::commands::card;
 use crate::diagnostic::{Diagnostic, Result};
 use crate::lang::Lang;
@@ -183,19 +181,19 @@ pub fn finish(
     trainer: &Trainer,
     tokens: &TokenIdentity,
     summary: &RunSummary,
-    base: BaseName,
+    base: BaseIdentity,
     earlier: Option<&Card>,
     printer: &Printer,
 ) -> Result<()> {
     let language = match printer.lang {
-        Lang::Zh => report::Language::Zh,
-        Lang::En => report::Language::En,
+        Lang::Zh => Language::Zh,
+        Lang::En => Language::En,
     };
-    let write = || -> Result<(), TrainError> {
+    let write = || -> Result<()> {
         tokens.write(&run.output)?;
         card::write_for_run(run, summary, &super::lora_config(run), tokens, base, earlier, printer)?;
-        files::write_atomic(&run.output.join("report.html"), report::render(summary, language).as_bytes())?;
-        trainer.save_adapter(&run.output)
+        files::write_atomic(&run.output.join("report.html"), page::render(summary, language).as_bytes())?;
+        Ok(trainer.save_adapter(&run.output)?)
     };
     write().map_err(|error| unsaved(run, error))
 }

@@ -6,8 +6,9 @@ use danlu_data::{
     BadRecord, EncodeOptions, Encoded, Format, Record, RecordContent, Truncation, ValSize, encode, split,
 };
 use danlu_model::{Tokenizer, files};
-use danlu_train::card::TextLanguage;
-use danlu_train::{DataFile, DataSummary, Example, TrainSettings};
+use danlu_report::card::TextLanguage;
+use danlu_report::{DataFile, DataSummary};
+use danlu_train::{Example, TrainSettings};
 
 use crate::diagnostic::{Diagnostic, Result};
 use crate::evaluation::held_out::read;

@@ -3,9 +3,10 @@
 use std::path::{Path, PathBuf};
 
 use clap::{ArgMatches, Args, Command, FromArgMatches};
+use danlu_adapter::RUN_FILE;
 use danlu_data::Format;
-use danlu_hub::{Extent, RepoName};
-use danlu_train::{TrainSettings, card};
+use danlu_hub::{Extent, RepoName, parse_snapshot_path};
+use danlu_train::TrainSettings;
 
 use super::args::TrainArgs;
 use crate::args::ComputeArgs;
@@ -16,9 +17,6 @@ use crate::config_file::ConfigFile;
 use crate::diagnostic::{Diagnostic, Result};
 use crate::printer::Printer;
 use crate::terminal_text;
-
-/// Name of the file in the output folder that holds every setting of the run.
-pub const RUN_FILE: &str = "run.toml";
 
 /// Everything `train` needs, settled: flags over file over defaults.
 #[derive(Clone, Debug)]
@@ -187,7 +185,7 @@ impl RunConfig {
 
     /// The base for whoever reads: a folder, or a name on the Hub with the commit that is used.
     pub fn base_shown(&self) -> String {
-        match self.on_hub.as_ref().and_then(|_| card::cached(&self.base)) {
+        match self.on_hub.as_ref().and_then(|_| parse_snapshot_path(&self.base)) {
             Some((id, commit)) => format!("{id}@{}", commit.get(..8).unwrap_or(&commit)),
             None => self.base.display().to_string(),
         }

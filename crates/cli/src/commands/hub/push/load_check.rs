@@ -2,10 +2,10 @@
 
 use std::path::{Path, PathBuf};
 
+use danlu_adapter::TokenIdentity;
 use danlu_adapter::{Adapter, AdapterError, CONFIG_FILE, WEIGHTS_FILE};
 use danlu_hub::{Left, Parcel, Reason};
 use danlu_model::{INDEX_FILE, ModelConfig, ModelError, SINGLE_FILE, Tokenizer, Weights};
-use danlu_train::TokenIdentity;
 
 use crate::diagnostic::{Diagnostic, Result};
 

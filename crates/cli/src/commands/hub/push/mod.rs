@@ -14,7 +14,7 @@ use danlu_hub::{
     Differences, Hub, HubError, Left, Parcel, ParcelOptions, PushOptions, Pushed, Reason, RepoName, Stage,
     Transfer,
 };
-use danlu_train::card;
+use danlu_report::card;
 
 use crate::commands::card::hub_id;
 use crate::commands::hub::{name_of, open, pull};

@@ -1,7 +1,7 @@
 //! What a push would do, shown before it is done.
 
 use danlu_hub::{Differences, Left, Parcel, Reason, RepoName};
-use danlu_train::card;
+use danlu_report::card;
 
 use super::PushArgs;
 use crate::printer::Printer;

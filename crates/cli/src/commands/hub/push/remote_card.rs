@@ -4,7 +4,7 @@ use std::path::Path;
 
 use danlu_adapter::CONFIG_FILE;
 use danlu_hub::{Hub, Parcel, Reason, RepoName};
-use danlu_train::card::{self, Card};
+use danlu_report::card::{self, Card};
 use serde_json::Value;
 
 use crate::commands::hub::is_hub_name;

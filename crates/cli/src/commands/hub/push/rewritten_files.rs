@@ -5,7 +5,7 @@ use std::path::Path;
 use danlu_adapter::{CONFIG_FILE, LoraConfig};
 use danlu_hub::{Hub, RepoName};
 use danlu_model::files;
-use danlu_train::card::{self, Card};
+use danlu_report::card::{self, Card};
 use serde_json::{Map, Value};
 
 use super::remote_card::{RemoteBase, RemoteCard};
@@ -63,7 +63,7 @@ pub fn files(
         let branch = Some(name.revision()).filter(|branch| *branch != "main" && !args.create_pr);
         card.revision = branch.map(str::to_owned);
         if let Some(id) = &base_id {
-            card.base = card.base.called(id);
+            card.base = card.base.with_hub_id(id);
             commit.clone_from(&card.base.revision);
         }
         match notes {

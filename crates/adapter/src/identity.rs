@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use danlu_model::{Quantization, TokenFingerprint, Tokenizer, files, json_words};
 use serde::{Deserialize, Serialize};
 
-use crate::TrainError;
+use crate::AdapterError;
 
 /// Name of the file beside the adapter that says how it was made.
 pub const IDENTITY_FILE: &str = "danlu.json";
@@ -78,7 +78,7 @@ impl TokenIdentity {
     ///
     /// # Errors
     /// If a file cannot be read or written.
-    pub fn write(&self, adapter: &Path) -> Result<(), TrainError> {
+    pub fn write(&self, adapter: &Path) -> Result<(), AdapterError> {
         for name in TOKENIZER_FILES {
             let source = self.folder.join(name);
             if source.is_file() {
@@ -93,7 +93,7 @@ impl TokenIdentity {
     ///
     /// # Errors
     /// If there is one that cannot be read.
-    pub fn read(adapter: &Path) -> Result<Option<Self>, TrainError> {
+    pub fn read(adapter: &Path) -> Result<Option<Self>, AdapterError> {
         let path = adapter.join(IDENTITY_FILE);
         if !path.exists() {
             return Ok(None);
@@ -101,7 +101,7 @@ impl TokenIdentity {
         let bytes = files::read_bounded(&path, MAX_BYTES)?;
         let fault = |e: serde_json::Error| format!("line {}: {}", e.line(), json_words(&bytes, &e));
         let written =
-            serde_json::from_slice(&bytes).map_err(|e| TrainError::Identity { path, reason: fault(e) })?;
+            serde_json::from_slice(&bytes).map_err(|e| AdapterError::Identity { path, reason: fault(e) })?;
         Ok(Some(Self { folder: adapter.to_owned(), written }))
     }
 

@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use super::markdown::{fenced, line, plain};
 use super::{Page, Training};
-use crate::figures::thousands;
+use crate::number_format::thousands;
 
 pub(super) fn render(page: &Page<'_>, run: &Training) -> String {
     let mut out = page.section("数据", "Data");

@@ -1,5 +1,6 @@
 //! Whole cards, from one run with hostile names and texts in every place.
 
+use danlu_adapter::BaseIdentity;
 use danlu_adapter::fidelity::{Fidelity, Limits};
 use danlu_adapter::merge::MergeBase;
 use danlu_kernels::DType;
@@ -15,7 +16,7 @@ fn card(language: CardLanguage) -> Card {
         repository: None,
         revision: None,
         language,
-        base: BaseName { name: "base-8m".into(), ..BaseName::default() },
+        base: BaseIdentity { name: "base-8m".into(), ..BaseIdentity::default() },
         lora,
         license: None,
         datasets: Vec::new(),
@@ -221,7 +222,7 @@ fn figures_of_a_model_in_four_bits_are_told_from_those_of_its_training() {
 #[test]
 fn a_base_in_four_bits_is_loaded_as_it_was_trained() {
     let mut adapter = on_the_hub(CardLanguage::En);
-    adapter.training.as_mut().unwrap().settings.quant = crate::Quant::Nf4;
+    adapter.training.as_mut().unwrap().settings.quant = danlu_train::Quant::Nf4;
     let text = adapter.render("");
     assert!(text.contains("# pip install torch transformers peft accelerate bitsandbytes\n"), "{text}");
     assert!(text.contains("bnb_4bit_quant_type=\"nf4\", bnb_4bit_use_double_quant=True)\n"), "{text}");
@@ -319,11 +320,14 @@ fn a_card_is_written_again_from_its_record_with_its_notes() {
     let bad = Some("\u{1b}[31m; rm".to_owned());
     let base = || first.base.clone();
     refused(Card { revision: bad.clone(), ..first.clone() }, "`revision` is ");
-    let base_at = BaseName { revision: bad.clone(), ..base() };
+    let base_at = BaseIdentity { revision: bad.clone(), ..base() };
     refused(Card { base: base_at.clone(), ..first.clone() }, "`base.revision` is ");
     refused(Card { trained_on: Some(base_at), ..first.clone() }, "`trained_on.revision` is ");
-    refused(Card { base: BaseName { sha256: bad.clone(), ..base() }, ..first.clone() }, "`base.sha256` is ");
-    refused(Card { base: BaseName { sample: bad, ..base() }, ..first.clone() }, "64 hexadecimal digits");
+    refused(
+        Card { base: BaseIdentity { sha256: bad.clone(), ..base() }, ..first.clone() },
+        "`base.sha256` is ",
+    );
+    refused(Card { base: BaseIdentity { sample: bad, ..base() }, ..first.clone() }, "64 hexadecimal digits");
     fs::write(folder.path().join(CARD_FILE), "{\"name\": 1}").unwrap();
     let error = Card::read(folder.path()).unwrap_err();
     assert!(

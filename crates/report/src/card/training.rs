@@ -4,9 +4,9 @@ use std::fmt::Write as _;
 
 use super::markdown::{line, plain};
 use super::{Page, Training};
-use crate::figures::{duration, thousands};
-use crate::memory::display;
+use crate::number_format::{duration, thousands};
 use crate::summary::value_text;
+use danlu_train::memory::display;
 
 pub(super) fn render(page: &Page<'_>, run: Option<&Training>) -> String {
     let (card, mut out) = (page.card, page.section("训练", "Training"));

@@ -2,7 +2,7 @@
 
 use super::markdown::{code, line, plain};
 use super::{DANLU, Page};
-use crate::figures::thousands;
+use crate::number_format::thousands;
 
 pub(super) fn render(page: &Page<'_>) -> String {
     let card = page.card;

@@ -1,8 +1,7 @@
 //! What happened in a run, for people: the one source of the report and of the adapter's card.
 
+use danlu_train::{MemoryPlan, StepReport, TrainSettings};
 use serde::{Deserialize, Serialize};
-
-use crate::{MemoryPlan, StepReport, TrainSettings};
 
 /// A run, told after it is over. Names only: no path of the machine it ran on belongs in here.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

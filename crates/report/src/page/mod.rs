@@ -5,15 +5,16 @@ mod labels;
 
 use std::fmt::Write as _;
 
-use crate::figures::{duration, thousands};
-use crate::memory::display;
+use danlu_train::StepReport;
+use danlu_train::memory::display;
+
+use crate::number_format::{duration, thousands};
 use crate::summary::value_text;
-use crate::{MemoryUse, Reply, RunSummary};
+use crate::{Language, MemoryUse, Reply, RunSummary};
 use chart::{Chart, Series, Style};
 use labels::Labels;
 
 pub(crate) use chart::number;
-pub use labels::Language;
 
 /// The page, complete: style, script and drawings are inside, and everything that came from outside
 /// (names, replies, settings) is escaped.
@@ -111,7 +112,7 @@ pub fn picture(run: &RunSummary, language: Language) -> String {
     losses(run, language.labels()).file()
 }
 
-fn over(run: &RunSummary, value: fn(&crate::StepReport) -> f64) -> Vec<(f64, f64)> {
+fn over(run: &RunSummary, value: fn(&StepReport) -> f64) -> Vec<(f64, f64)> {
     run.steps.iter().map(|s| (s.step as f64, value(s))).collect()
 }
 

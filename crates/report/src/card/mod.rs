@@ -4,11 +4,11 @@
 //! language, under the name it is published with, or for the model that an adapter is merged into. Nothing in
 //! it is a path: bases, data and folders go by their names only.
 
-mod base_name;
 mod card;
 mod data;
 mod front_matter;
 mod introduction;
+mod license;
 mod markdown;
 mod merge;
 mod notes;
@@ -22,14 +22,13 @@ mod training;
 use std::fs;
 use std::path::Path;
 
-use danlu_model::{Extra, files};
+use danlu_model::{Extra, files, hex};
 use sha2::{Digest, Sha256};
 
-use crate::report::Language;
-use crate::{TrainError, fingerprint};
+use crate::{Language, ReportError};
 
-pub use base_name::{BaseName, cached, is_license, license_of};
 pub use card::{CARD_FILE, Card, CardLanguage, Lora, Merge, Training};
+pub use license::{is_license, license_of};
 pub use markdown::shell_word;
 pub use notes::{of as notes_of, put as put_notes};
 pub use published_readme::{is_as_sent, sent_readme, with_sent_readme};
@@ -76,7 +75,7 @@ impl Card {
     ///
     /// # Errors
     /// If there is a card that cannot be read.
-    pub fn notes_if_as_written(&self, folder: &Path) -> Result<Option<String>, TrainError> {
+    pub fn notes_if_as_written(&self, folder: &Path) -> Result<Option<String>, ReportError> {
         let Some(readme) = readme(folder)? else { return Ok(Some(String::new())) };
         let readme = String::from_utf8_lossy(&readme);
         let notes = notes_of(&readme).unwrap_or_default();
@@ -107,7 +106,7 @@ impl Card {
     ///
     /// # Errors
     /// If a file cannot be read or written.
-    pub fn write(&self, folder: &Path) -> Result<(), TrainError> {
+    pub fn write(&self, folder: &Path) -> Result<(), ReportError> {
         let notes = read_notes(folder)?.unwrap_or_default();
         self.write_with(folder, &notes)
     }
@@ -116,7 +115,7 @@ impl Card {
     ///
     /// # Errors
     /// If a file cannot be written.
-    pub fn write_with(&self, folder: &Path, notes: &str) -> Result<(), TrainError> {
+    pub fn write_with(&self, folder: &Path, notes: &str) -> Result<(), ReportError> {
         for (name, bytes) in self.clone().files(notes) {
             files::write_atomic(&folder.join(name), &bytes)?;
         }
@@ -127,26 +126,26 @@ impl Card {
     ///
     /// # Errors
     /// If it cannot be written.
-    pub fn write_record(&self, folder: &Path) -> Result<(), TrainError> {
+    pub fn write_record(&self, folder: &Path) -> Result<(), ReportError> {
         Ok(files::write_atomic(&folder.join(CARD_FILE), &self.to_json())?)
     }
 }
 
 /// The SHA-256 of a card but for its notes, which may change by hand.
 fn sum_without_notes(readme: &str) -> String {
-    fingerprint::hex(Sha256::new_with_prefix(put_notes(Some(readme), "", "")))
+    hex(&Sha256::digest(put_notes(Some(readme), "", "")))
 }
 
 /// The SHA-256 of a file's bytes.
 pub fn sha256(bytes: &[u8]) -> String {
-    fingerprint::hex(Sha256::new_with_prefix(bytes))
+    hex(&Sha256::digest(bytes))
 }
 
 /// The notes in a folder's card, if it has any.
 ///
 /// # Errors
 /// If there is a card that cannot be read.
-pub fn read_notes(folder: &Path) -> Result<Option<String>, TrainError> {
+pub fn read_notes(folder: &Path) -> Result<Option<String>, ReportError> {
     Ok(readme(folder)?.and_then(|readme| notes_of(&String::from_utf8_lossy(&readme))))
 }
 
@@ -154,7 +153,7 @@ pub fn read_notes(folder: &Path) -> Result<Option<String>, TrainError> {
 ///
 /// # Errors
 /// If the card cannot be read or written.
-pub fn write_notes(folder: &Path, name: &str, notes: &str) -> Result<(), TrainError> {
+pub fn write_notes(folder: &Path, name: &str, notes: &str) -> Result<(), ReportError> {
     let card = readme(folder)?;
     let card = card.as_deref().map(String::from_utf8_lossy);
     let card = put_notes(card.as_deref(), name, notes);
@@ -162,7 +161,7 @@ pub fn write_notes(folder: &Path, name: &str, notes: &str) -> Result<(), TrainEr
 }
 
 /// A folder's card, if it has one.
-fn readme(folder: &Path) -> Result<Option<Vec<u8>>, TrainError> {
+fn readme(folder: &Path) -> Result<Option<Vec<u8>>, ReportError> {
     let path = folder.join(README_FILE);
     if !fs::exists(&path).unwrap_or(true) {
         return Ok(None);

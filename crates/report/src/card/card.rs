@@ -2,16 +2,18 @@
 
 use std::path::Path;
 
+use danlu_adapter::base_identity::{REVISION_FORM, is_revision};
 use danlu_adapter::fidelity::Fidelity;
 use danlu_adapter::merge::{FormFigures, MergeBase, MergeReport, QuantizedFigures};
-use danlu_adapter::{LoraConfig, TargetModules};
+use danlu_adapter::{BaseIdentity, LoraConfig, TargetModules};
 use danlu_model::{Quantization, files, is_repo_id, json_words};
+use danlu_train::TrainSettings;
 use serde::{Deserialize, Serialize};
 
-use super::base_name::{BaseName, REVISION, is_license, is_revision};
+use super::license::is_license;
 use super::quantized::InFourBits;
-use crate::report::Language;
-use crate::{DataSummary, Reply, RunSummary, TrainError, TrainSettings};
+use crate::Language;
+use crate::{DataSummary, Reply, ReportError, RunSummary};
 
 /// Name of the file beside a card that holds what it says.
 pub const CARD_FILE: &str = "card.json";
@@ -62,7 +64,7 @@ pub struct Card {
     /// Its languages.
     pub language: CardLanguage,
     /// The base.
-    pub base: BaseName,
+    pub base: BaseIdentity,
     /// The adapter's shape; none of a base that was put into 4 bits.
     pub lora: Option<Lora>,
     /// The licence, as the Hub spells it.
@@ -78,7 +80,7 @@ pub struct Card {
     pub in_four_bits: Option<InFourBits>,
     /// The base that the adapter was trained on, where it was merged into another.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub trained_on: Option<BaseName>,
+    pub trained_on: Option<BaseIdentity>,
     /// Whether `loss.svg` lies beside the card.
     pub has_picture: bool,
     /// Version of danlu that wrote it.
@@ -226,7 +228,7 @@ impl Card {
     ///
     /// # Errors
     /// If there is one that cannot be read.
-    pub fn read(folder: &Path) -> Result<Option<Self>, TrainError> {
+    pub fn read(folder: &Path) -> Result<Option<Self>, ReportError> {
         let path = folder.join(CARD_FILE);
         if !path.exists() {
             return Ok(None);
@@ -236,7 +238,7 @@ impl Card {
         let card = serde_json::from_slice::<Self>(&bytes).map_err(fault);
         match card.and_then(|card| card.check().map(|()| card)) {
             Ok(card) => Ok(Some(card)),
-            Err(reason) => Err(TrainError::Card { path, reason }),
+            Err(reason) => Err(ReportError::Card { path, reason }),
         }
     }
 
@@ -253,7 +255,7 @@ impl Card {
             base.check().map_err(|(part, fault)| format!("`{field}.{part}` is {fault}"))?;
         }
         if let Some(revision) = self.revision.as_ref().filter(|revision| !is_revision(revision)) {
-            return Err(format!("`revision` is {revision:?}, expected {REVISION}"));
+            return Err(format!("`revision` is {revision:?}, expected {REVISION_FORM}"));
         }
         match &self.license {
             Some(id) if !is_license(id) => {
@@ -305,7 +307,7 @@ impl Card {
     }
 
     /// The card of a model in a folder called `name` of which no more than its base is known.
-    pub fn new(name: String, language: CardLanguage, base: BaseName, license: Option<String>) -> Self {
+    pub fn new(name: String, language: CardLanguage, base: BaseIdentity, license: Option<String>) -> Self {
         Self {
             name,
             repository: None,

@@ -6,8 +6,8 @@ use danlu_adapter::merge::MergeBase;
 
 use super::markdown::plain;
 use super::{Merge, Page};
-use crate::figures::thousands;
-use crate::report::number;
+use crate::number_format::thousands;
+use crate::page::number;
 
 pub(super) fn render(page: &Page<'_>, merge: &Merge) -> String {
     let f = &merge.fidelity;

@@ -1,27 +1,8 @@
 //! The words of the page, in both languages.
 
-use serde::{Deserialize, Serialize};
-
-/// Language of a page.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Language {
-    /// Simplified Chinese.
-    Zh,
-    /// English.
-    #[default]
-    En,
-}
+use crate::Language;
 
 impl Language {
-    /// One of two wordings.
-    pub fn pick<T>(self, zh: T, en: T) -> T {
-        match self {
-            Self::Zh => zh,
-            Self::En => en,
-        }
-    }
-
     pub(crate) fn labels(self) -> &'static Labels {
         match self {
             Self::Zh => &ZH,

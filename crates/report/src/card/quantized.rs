@@ -75,11 +75,12 @@ mod tests {
     use danlu_kernels::FourBitCode;
 
     use super::*;
-    use crate::card::{BaseName, Card, CardLanguage};
+    use crate::card::{Card, CardLanguage};
+    use danlu_adapter::BaseIdentity;
 
     #[test]
     fn a_quantized_base_names_its_base_its_licence_and_its_sizes() {
-        let base = BaseName { hub_id: Some("meta-llama/Llama-3.2-1B".into()), ..BaseName::default() };
+        let base = BaseIdentity { hub_id: Some("meta-llama/Llama-3.2-1B".into()), ..BaseIdentity::default() };
         let card = Card::new("Llama-3.2-1B-nf4".into(), CardLanguage::En, base, Some("llama3.2".into()));
         let in_four_bits = InFourBits {
             quantization: Quantization::new(FourBitCode::Nf4),
@@ -107,7 +108,7 @@ mod tests {
         assert_eq!(shown.matches("from_pretrained(\"me/nf4\", revision=\"v2\")").count(), 2, "{shown}");
         let again = branched.quantized("again".into(), four);
         assert_eq!((again.repository, again.revision), (None, None));
-        let local = Card { base: BaseName { name: "a|b".into(), ..BaseName::default() }, ..card };
+        let local = Card { base: BaseIdentity { name: "a|b".into(), ..BaseIdentity::default() }, ..card };
         let local = local.render("");
         assert!(
             !local.contains("base_model") && local.contains("<code>a&#124;b</code> in 4 bits"),

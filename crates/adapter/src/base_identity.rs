@@ -1,0 +1,129 @@
+//! Which base an adapter was trained on: a name, its place on the Hub, and fingerprints.
+
+use std::fs;
+use std::path::Path;
+
+use danlu_model::is_repo_id;
+use serde::{Deserialize, Serialize};
+
+/// Owners that are folders: `models/base` is where someone keeps models, and no repository.
+const FOLDERS: [&str; 16] = [
+    "base",
+    "bases",
+    "checkpoint",
+    "checkpoints",
+    "data",
+    "hub",
+    "llm",
+    "llms",
+    "model",
+    "models",
+    "out",
+    "output",
+    "outputs",
+    "pretrained",
+    "results",
+    "weights",
+];
+
+/// A base without its path.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BaseIdentity {
+    /// Its folder's name.
+    pub name: String,
+    /// Its name on the Hub, `owner/name`, where that is known.
+    pub hub_id: Option<String>,
+    /// The commit on the Hub it was fetched from, where that is known.
+    pub revision: Option<String>,
+    /// The fingerprint of its configuration and weights.
+    pub sha256: Option<String>,
+    /// A sample of them, which is compared wherever an adapter is loaded.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sample: Option<String>,
+}
+
+impl BaseIdentity {
+    /// A base fetched from the Hub as `id` at the commit `revision`.
+    pub fn of_snapshot(id: &str, revision: &str) -> Self {
+        let name = id.rsplit('/').next().unwrap_or(id).to_owned();
+        Self { name, hub_id: Some(id.to_owned()), revision: Some(revision.to_owned()), ..Self::default() }
+    }
+
+    /// The base in `folder`, which the user or an adapter called `named`: a path, or a name on the Hub.
+    ///
+    /// `owner/name` is a name on the Hub unless it is a folder here, or `owner` is a usual name of a folder of models.
+    pub fn of_folder(named: &str, folder: &Path) -> Self {
+        let real = fs::canonicalize(folder).unwrap_or_else(|_| folder.to_owned());
+        let name = real.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned());
+        let hub_id = Some(named).filter(|named| is_repo_id(named) && !Path::new(named).exists());
+        let hub_id = hub_id.filter(|id| {
+            let owner = id.split('/').next().unwrap_or_default().to_lowercase();
+            !FOLDERS.contains(&owner.as_str())
+        });
+        Self { name, hub_id: hub_id.map(str::to_owned), ..Self::default() }
+    }
+
+    /// What is shown in a terminal, in links and in commands is what it claims to be; the field otherwise, and its fault.
+    pub fn check(&self) -> Result<(), (&'static str, String)> {
+        if let Some(id) = self.hub_id.as_ref().filter(|id| !is_repo_id(id)) {
+            return Err(("hub_id", format!("{id:?}, expected owner/name")));
+        }
+        if let Some(revision) = self.revision.as_ref().filter(|revision| !is_revision(revision)) {
+            return Err(("revision", format!("{revision:?}, expected {REVISION_FORM}")));
+        }
+        for (field, sum) in [("sha256", &self.sha256), ("sample", &self.sample)] {
+            if let Some(sum) = sum.as_ref().filter(|sum| !is_sha256(sum)) {
+                return Err((field, format!("{sum:?}, expected 64 hexadecimal digits")));
+            }
+        }
+        Ok(())
+    }
+
+    /// The same base under another name on the Hub, whose commits are its own.
+    pub fn with_hub_id(self, id: &str) -> Self {
+        let revision = self.revision.filter(|_| self.hub_id.as_deref() == Some(id));
+        Self { hub_id: Some(id.to_owned()), revision, ..self }
+    }
+
+    /// The name with the commit behind it, as danlu takes it: `owner/name@commit`; none where the Hub's name is not known.
+    pub fn at_revision(&self) -> Option<String> {
+        let id = self.hub_id.as_ref()?;
+        Some(self.revision.as_ref().map_or_else(|| id.clone(), |revision| format!("{id}@{revision}")))
+    }
+
+    /// The name to show.
+    pub fn shown(&self) -> &str {
+        self.hub_id.as_deref().unwrap_or(&self.name)
+    }
+}
+
+/// What [`is_revision`] takes, in words.
+pub const REVISION_FORM: &str = "a branch, tag or commit of letters, digits and `._-/+=#`";
+
+/// Whether `revision` is spelt as a branch, a tag or a commit that danlu fetches or sends.
+pub fn is_revision(revision: &str) -> bool {
+    let known = |c: char| c.is_alphanumeric() || "._-/+=#".contains(c);
+    !revision.starts_with('-') && (1..=255).contains(&revision.len()) && revision.chars().all(known)
+}
+
+fn is_sha256(sum: &str) -> bool {
+    sum.len() == 64 && sum.chars().all(|c| c.is_ascii_hexdigit())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_path_is_never_taken_for_a_name_on_the_hub() {
+        let root = tempfile::tempdir().unwrap();
+        let folder = root.path().join("secret/base-8m");
+        fs::create_dir_all(&folder).unwrap();
+        for named in [folder.to_str().unwrap(), "models/base-8m", "../secret/base-8m", "base-8m", "."] {
+            let base = BaseIdentity::of_folder(named, &folder);
+            assert_eq!((base.name.as_str(), base.hub_id), ("base-8m", None), "{named}");
+        }
+        let base = BaseIdentity::of_folder("meta-llama/Llama-3.2-1B", &folder);
+        assert_eq!(base.shown(), "meta-llama/Llama-3.2-1B");
+    }
+}
