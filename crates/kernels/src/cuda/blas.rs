@@ -9,10 +9,11 @@ use std::path::Path;
 use std::ptr;
 use std::sync::Mutex;
 
-use super::device::{Device, DevicePtr, Element};
+use super::device::{Device, DevicePtr};
 use super::driver::Handle;
 use super::error::CudaError;
 use super::library::OpenLibrary;
+use crate::DType;
 use crate::cpu::pool::lock;
 
 /// The libraries of CUDA 13 and 12; a driver of CUDA 12 cannot run the first.
@@ -82,22 +83,31 @@ pub(super) enum Direction {
     Backward,
 }
 
-/// One product: `to (rows, width) = from (rows, depth) W' + beta · to`.
+/// One product: `to (rows, width) = from (rows, depth) W'`, and what is added to it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct ProductShape {
     pub direction: Direction,
-    pub element: Element,
+    pub dtype: DType,
     pub rows: usize,
     /// `OUT` of the weight.
     pub outputs: usize,
     /// `IN` of the weight.
     pub inputs: usize,
-    /// Whether the product is added to what stands in `to`.
-    pub accumulate: bool,
+    /// Whether something of the shape of `to` is added.
+    pub adds: bool,
+}
+
+/// Where a product's operands stand; `add` is `to` where the product is added to what stands there.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct ProductOperands {
+    pub to: DevicePtr,
+    pub from: DevicePtr,
+    pub weight: DevicePtr,
+    pub add: DevicePtr,
 }
 
 impl ProductShape {
-    /// Columns of the result, and how many terms each element sums.
+    /// Columns of the result, and how many terms each dtype sums.
     pub fn width_and_depth(&self) -> (usize, usize) {
         match self.direction {
             Direction::Forward => (self.outputs, self.inputs),
@@ -163,10 +173,12 @@ impl Blas {
         &self,
         device: &Device,
         shape: ProductShape,
-        [to, from, weight, workspace]: [DevicePtr; 4],
+        operands: ProductOperands,
+        workspace: DevicePtr,
     ) -> Result<(), CudaError> {
         let plan = self.plan(shape)?;
-        let (alpha, beta) = (1.0f32, if shape.accumulate { 1.0f32 } else { 0.0 });
+        let ProductOperands { to, from, weight, add } = operands;
+        let (alpha, beta) = (1.0f32, if shape.adds { 1.0f32 } else { 0.0 });
         let Plan { description, heuristic, .. } = plan;
         // SAFETY: the descriptors are those of the shape, and the caller's buffers have it.
         let result = unsafe {
@@ -179,7 +191,7 @@ impl Blas {
                 from.0,
                 plan.from,
                 &beta,
-                to.0,
+                add.0,
                 plan.to,
                 to.0,
                 plan.to,
@@ -202,7 +214,7 @@ impl Blas {
     }
 
     fn make_plan(&self, shape: ProductShape) -> Result<Plan, CudaError> {
-        let ProductShape { direction, element, rows, outputs, inputs, .. } = shape;
+        let ProductShape { direction, dtype, rows, outputs, inputs, .. } = shape;
         let (width, depth) = shape.width_and_depth();
         let (calls, mut description) = (&self.functions, ptr::null_mut());
         // SAFETY: the library writes one handle.
@@ -216,18 +228,18 @@ impl Blas {
         };
         check("cublasLtMatmulDescSetAttribute", result)?;
         // The library counts along columns, so a row-major matrix is its own transpose there.
-        let weight = self.layout(element, inputs, outputs)?;
-        let (from, to) = (self.layout(element, depth, rows)?, self.layout(element, width, rows)?);
+        let weight = self.layout(dtype, inputs, outputs)?;
+        let (from, to) = (self.layout(dtype, depth, rows)?, self.layout(dtype, width, rows)?);
         let mut plan = Plan { description, weight, from, to, heuristic: Heuristic::default() };
         plan.heuristic = self.first_heuristic(&plan, rows)?;
         Ok(plan)
     }
 
-    fn layout(&self, element: Element, rows: usize, cols: usize) -> Result<Handle, CudaError> {
-        let kind = match element {
-            Element::F32 => TYPE_F32,
-            Element::F16 => 2,
-            Element::Bf16 => 14,
+    fn layout(&self, dtype: DType, rows: usize, cols: usize) -> Result<Handle, CudaError> {
+        let kind = match dtype {
+            DType::F32 => TYPE_F32,
+            DType::F16 => 2,
+            DType::Bf16 => 14,
         };
         let mut layout = ptr::null_mut();
         // SAFETY: the library writes one handle.

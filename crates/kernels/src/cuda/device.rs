@@ -12,6 +12,7 @@ use super::error::CudaError;
 use super::image;
 use super::launch::KernelLaunch;
 use super::staging::Staging;
+use crate::DType;
 use crate::cpu::pool::lock;
 
 /// Scratch of the operations, valid within one of them.
@@ -28,33 +29,6 @@ impl DevicePtr {
     /// `bytes` further on.
     pub fn plus(self, bytes: usize) -> Self {
         Self(self.0 + bytes as u64)
-    }
-}
-
-/// The type of activations, which names a kernel's instance.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(super) enum Element {
-    Bf16,
-    F16,
-    F32,
-}
-
-impl Element {
-    /// The ending of a kernel's name.
-    pub fn suffix(self) -> &'static str {
-        match self {
-            Self::Bf16 => "bf16",
-            Self::F16 => "f16",
-            Self::F32 => "f32",
-        }
-    }
-
-    /// Bytes.
-    pub fn size(self) -> usize {
-        match self {
-            Self::Bf16 | Self::F16 => 2,
-            Self::F32 => 4,
-        }
     }
 }
 
@@ -85,7 +59,7 @@ pub(super) struct Device {
     context: Handle,
     handle: i32,
     modules: Vec<Handle>,
-    functions: Mutex<HashMap<(&'static str, Option<Element>), Option<Handle>>>,
+    functions: Mutex<HashMap<(&'static str, Option<DType>), Option<Handle>>>,
     arena: Mutex<Arena>,
     staging: Mutex<Staging>,
     /// The first failure; nothing is launched after it.
@@ -117,6 +91,15 @@ fn describe(driver: &Driver, index: usize) -> Result<DeviceInfo, CudaError> {
         shared: read(attribute::MAX_SHARED_BYTES)?,
         driver: driver.version()?,
     })
+}
+
+/// What names a kernel's instance for this type of activations.
+fn suffix(dtype: DType) -> &'static str {
+    match dtype {
+        DType::Bf16 => "bf16",
+        DType::F16 => "f16",
+        DType::F32 => "f32",
+    }
 }
 
 impl Device {
@@ -163,9 +146,9 @@ impl Device {
         self.driver.set_context(self.context)
     }
 
-    /// A launch of the kernel `name` for activations of type `element`.
-    pub fn kernel(&self, name: &'static str, element: Element) -> KernelLaunch<'_> {
-        KernelLaunch::new(self, name, Some(element))
+    /// A launch of the kernel `name` for activations of type `dtype`.
+    pub fn kernel(&self, name: &'static str, dtype: DType) -> KernelLaunch<'_> {
+        KernelLaunch::new(self, name, Some(dtype))
     }
 
     /// A launch of the kernel `name`, which has one type only.
@@ -173,15 +156,15 @@ impl Device {
         KernelLaunch::new(self, name, None)
     }
 
-    /// Whether this device has the kernel `name` for `element`.
-    pub fn has(&self, name: &'static str, element: Element) -> bool {
-        self.function(name, Some(element)).is_some()
+    /// Whether this device has the kernel `name` for `dtype`.
+    pub fn has(&self, name: &'static str, dtype: DType) -> bool {
+        self.function(name, Some(dtype)).is_some()
     }
 
     /// The kernel of this name, from the first module that has it.
-    pub fn function(&self, name: &'static str, element: Option<Element>) -> Option<Handle> {
-        *lock(&self.functions).entry((name, element)).or_insert_with(|| {
-            let full = element.map_or(name.to_owned(), |element| format!("{name}_{}", element.suffix()));
+    pub fn function(&self, name: &'static str, dtype: Option<DType>) -> Option<Handle> {
+        *lock(&self.functions).entry((name, dtype)).or_insert_with(|| {
+            let full = dtype.map_or(name.to_owned(), |dtype| format!("{name}_{}", suffix(dtype)));
             let full = CString::new(full).expect("a kernel's name has no zero byte");
             self.activate().ok()?;
             self.modules.iter().find_map(|&module| self.driver.module_function(module, &full))

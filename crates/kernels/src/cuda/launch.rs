@@ -1,10 +1,12 @@
 //! One launch of one kernel, its parameters named by their types.
 
 use std::ffi::c_void;
+use std::ptr;
 
-use super::device::{Device, DevicePtr, Element};
+use super::device::{Device, DevicePtr};
 use super::driver::Shape;
 use super::error::CudaError;
+use crate::DType;
 
 /// Most parameters of a kernel.
 const MAX_PARAMETERS: usize = 32;
@@ -15,17 +17,27 @@ const DEFAULT_SHARED_BYTES: u32 = 48 << 10;
 pub(super) struct KernelLaunch<'a> {
     device: &'a Device,
     name: &'static str,
-    element: Option<Element>,
+    dtype: Option<DType>,
     shape: Shape,
     /// Each parameter's bytes, from the lowest on.
     values: [u64; MAX_PARAMETERS],
+    /// Where a parameter is a structure: null for all others.
+    structures: [*const c_void; MAX_PARAMETERS],
     count: usize,
 }
 
 impl<'a> KernelLaunch<'a> {
-    pub fn new(device: &'a Device, name: &'static str, element: Option<Element>) -> Self {
+    pub fn new(device: &'a Device, name: &'static str, dtype: Option<DType>) -> Self {
         let shape = Shape { grid: [1; 3], block: 1, shared: 0 };
-        Self { device, name, element, shape, values: [0; MAX_PARAMETERS], count: 0 }
+        Self {
+            device,
+            name,
+            dtype,
+            shape,
+            values: [0; MAX_PARAMETERS],
+            structures: [ptr::null(); MAX_PARAMETERS],
+            count: 0,
+        }
     }
 
     /// Blocks along each dimension.
@@ -89,6 +101,13 @@ impl<'a> KernelLaunch<'a> {
         self.value(value.to_bits())
     }
 
+    /// A structure passed by value; `T` is `repr(C)` and laid out as the kernel's.
+    pub fn structure<T: Copy>(mut self, value: &'a T) -> Self {
+        self.structures[self.count] = ptr::from_ref(value).cast();
+        self.count += 1;
+        self
+    }
+
     /// Launches, unless something failed before. A grid without blocks launches nothing.
     pub fn run(self) {
         if self.shape.grid.contains(&0) || self.device.has_failed() {
@@ -102,7 +121,7 @@ impl<'a> KernelLaunch<'a> {
     fn launch(mut self) -> Result<(), CudaError> {
         let Device { driver, stream, .. } = self.device;
         self.device.activate()?;
-        let function = self.device.function(self.name, self.element).ok_or_else(|| CudaError::Call {
+        let function = self.device.function(self.name, self.dtype).ok_or_else(|| CudaError::Call {
             operation: self.name.to_owned(),
             code: "CUDA_ERROR_NOT_FOUND".to_owned(),
             message: "no module of this architecture has the kernel".to_owned(),
@@ -110,7 +129,12 @@ impl<'a> KernelLaunch<'a> {
         if self.shape.shared > DEFAULT_SHARED_BYTES {
             driver.allow_shared(function, self.shape.shared)?;
         }
-        let mut arguments = self.values.each_mut().map(|value| std::ptr::from_mut(value).cast::<c_void>());
+        let mut arguments = self.values.each_mut().map(|value| ptr::from_mut(value).cast::<c_void>());
+        for (argument, structure) in arguments.iter_mut().zip(self.structures).take(self.count) {
+            if !structure.is_null() {
+                *argument = structure.cast_mut();
+            }
+        }
         // SAFETY: each argument points to a value of at least its parameter's size; the operations vouch for shapes.
         driver.check(self.name, unsafe { driver.launch(function, self.shape, *stream, &mut arguments) })
     }

@@ -1,8 +1,9 @@
 //! Products with frozen weights: cuBLASLt's where the library is, else the kernels of `gemm.cu`.
 
-use super::blas::{Blas, Direction, ProductShape, WORKSPACE_BYTES};
-use super::device::{Allocation, Device, DevicePtr, Element};
+use super::blas::{Blas, Direction, ProductOperands, ProductShape, WORKSPACE_BYTES};
+use super::device::{Allocation, Device};
 use super::error::CudaError;
+use crate::DType;
 
 /// Rows and columns of `out` that a block of `gemm_*` computes, in half types and in f32.
 const TILE: usize = 128;
@@ -43,47 +44,48 @@ impl Products {
         self.library.as_ref().map(|(blas, _)| blas)
     }
 
-    /// `to = from W'`, or `to += from W'`; pointers are `to`, `from`, `weight`.
-    pub fn run(&self, device: &Device, shape: ProductShape, [to, from, weight]: [DevicePtr; 3]) {
+    /// Launches the product.
+    pub fn run(&self, device: &Device, shape: ProductShape, operands: ProductOperands) {
         if shape.rows == 0 || device.has_failed() {
             return;
         }
         match &self.library {
             Some((blas, workspace)) => {
                 device.count_launch();
-                let pointers = [to, from, weight, workspace.address()];
-                device.record(device.activate().and_then(|()| blas.run(device, shape, pointers)));
+                let scratch = workspace.address();
+                device.record(device.activate().and_then(|()| blas.run(device, shape, operands, scratch)));
             }
-            None => own_product(device, shape, [to, from, weight]),
+            None => own_product(device, shape, operands),
         }
     }
 }
 
-fn own_product(device: &Device, shape: ProductShape, [to, from, weight]: [DevicePtr; 3]) {
-    let ProductShape { direction, element, rows, outputs, inputs, accumulate } = shape;
+fn own_product(device: &Device, shape: ProductShape, operands: ProductOperands) {
+    let ProductShape { direction, dtype, rows, outputs, inputs, adds } = shape;
+    let ProductOperands { to, from, weight, add } = operands;
     let (width, depth) = shape.width_and_depth();
-    let (tile, shared) = match element {
-        Element::F32 => (EXACT_TILE, 0),
+    let (tile, shared) = match dtype {
+        DType::F32 => (EXACT_TILE, 0),
         _ => (TILE, 2 * STAGES * shared_elements(direction)),
     };
     // Rows of whole vectors of 16 bytes; the base of every buffer is aligned wider than that.
     let wide = outputs.is_multiple_of(8) && inputs.is_multiple_of(8);
     let aligned = [from, weight].iter().all(|p| p.0.is_multiple_of(16));
-    let name = match (direction, element == Element::F32 || wide && aligned) {
+    let name = match (direction, dtype == DType::F32 || wide && aligned) {
         (Direction::Forward, true) => "gemm_nt",
         (Direction::Backward, true) => "gemm_nn",
         (Direction::Forward, false) => "gemm_nt_any",
         (Direction::Backward, false) => "gemm_nn_any",
     };
     device
-        .kernel(name, element)
+        .kernel(name, dtype)
         .grid(width.div_ceil(tile), rows.div_ceil(tile), 1)
         .block(256)
         .shared(shared)
         .ptr(to)
         .ptr(from)
         .ptr(weight)
-        .ptr(to)
+        .ptr(add)
         .int(rows)
         .int(width)
         .int(depth)
@@ -91,7 +93,7 @@ fn own_product(device: &Device, shape: ProductShape, [to, from, weight]: [Device
         .int(depth)
         .int(inputs)
         .int(width)
-        .float(if accumulate { 1.0 } else { 0.0 })
+        .float(if adds { 1.0 } else { 0.0 })
         .run();
 }
 

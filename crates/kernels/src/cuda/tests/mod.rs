@@ -5,7 +5,7 @@ mod product;
 use std::env;
 use std::sync::{Arc, OnceLock};
 
-use super::device::{Allocation, Device, DevicePtr, Element};
+use super::device::{Allocation, Device, DevicePtr};
 use super::driver::Driver;
 use super::error::CudaError;
 use crate::rng::Stream;
@@ -27,46 +27,37 @@ fn device() -> Option<Arc<Device>> {
     }
 }
 
-impl Element {
-    const ALL: [Self; 3] = [Self::F32, Self::Bf16, Self::F16];
+/// Every type of activations.
+const DTYPES: [DType; 3] = [DType::F32, DType::Bf16, DType::F16];
 
-    fn dtype(self) -> DType {
-        match self {
-            Self::F32 => DType::F32,
-            Self::F16 => DType::F16,
-            Self::Bf16 => DType::Bf16,
-        }
-    }
-
-    /// What of a result's norm its error may be: the rounding of inputs and outputs.
-    fn tolerance(self) -> f64 {
-        match self {
-            Self::F32 => 1e-5,
-            Self::F16 => 2e-3,
-            Self::Bf16 => 1e-2,
-        }
+/// What of a result's norm its error may be: the rounding of inputs and outputs.
+fn tolerance(dtype: DType) -> f64 {
+    match dtype {
+        DType::F32 => 1e-5,
+        DType::F16 => 2e-3,
+        DType::Bf16 => 1e-2,
     }
 }
 
-/// Values on the device, of type `element`.
+/// Values on the device, of type `dtype`.
 struct Values {
     memory: Allocation,
-    element: Element,
+    dtype: DType,
     len: usize,
 }
 
 impl Values {
-    fn new(device: &Arc<Device>, element: Element, values: &[f32]) -> Self {
-        let mut bytes = vec![0; values.len() * element.size()];
-        from_f32(element.dtype(), values, &mut bytes);
+    fn new(device: &Arc<Device>, dtype: DType, values: &[f32]) -> Self {
+        let mut bytes = vec![0; values.len() * dtype.size()];
+        from_f32(dtype, values, &mut bytes);
         let memory = device.allocate(bytes.len() as u64).unwrap();
         device.upload(memory.address(), &bytes);
-        Self { memory, element, len: values.len() }
+        Self { memory, dtype, len: values.len() }
     }
 
     /// Elements that no operation has written.
-    fn poisoned(device: &Arc<Device>, element: Element, len: usize) -> Self {
-        Self::new(device, element, &vec![f32::NAN; len])
+    fn poisoned(device: &Arc<Device>, dtype: DType, len: usize) -> Self {
+        Self::new(device, dtype, &vec![f32::NAN; len])
     }
 
     fn ptr(&self) -> DevicePtr {
@@ -74,21 +65,21 @@ impl Values {
     }
 
     fn read(&self) -> Vec<f32> {
-        let mut bytes = vec![0; self.len * self.element.size()];
+        let mut bytes = vec![0; self.len * self.dtype.size()];
         self.memory.device().download(&mut bytes, self.ptr()).unwrap();
         let mut values = vec![0.0; self.len];
-        to_f32(self.element.dtype(), &bytes, &mut values);
+        to_f32(self.dtype, &bytes, &mut values);
         values
     }
 }
 
-/// Random values as `element` rounds them: an operation and its reference begin with the same numbers.
-fn rounded(stream: &mut Stream, element: Element, len: usize) -> Vec<f32> {
+/// Random values as `dtype` rounds them: an operation and its reference begin with the same numbers.
+fn rounded(stream: &mut Stream, dtype: DType, len: usize) -> Vec<f32> {
     let values: Vec<f32> = (0..len).map(|_| 2.0 * stream.next_uniform() - 1.0).collect();
-    let mut bytes = vec![0; len * element.size()];
-    from_f32(element.dtype(), &values, &mut bytes);
+    let mut bytes = vec![0; len * dtype.size()];
+    from_f32(dtype, &values, &mut bytes);
     let mut out = vec![0.0; len];
-    to_f32(element.dtype(), &bytes, &mut out);
+    to_f32(dtype, &bytes, &mut out);
     out
 }
 
@@ -101,8 +92,8 @@ fn relative_error(found: &[f32], expected: &[f32]) -> f64 {
     (error / norm.max(1e-30)).sqrt()
 }
 
-/// Fails unless `found` is as near to `expected` as `element` can be.
-fn assert_near(found: &[f32], expected: &[f32], element: Element, what: &str) {
+/// Fails unless `found` is as near to `expected` as `dtype` can be.
+fn assert_near(found: &[f32], expected: &[f32], dtype: DType, what: &str) {
     let error = relative_error(found, expected);
-    assert!(error <= element.tolerance(), "{what} in {element:?}: relative error {error:.2e}");
+    assert!(error <= tolerance(dtype), "{what} in {dtype:?}: relative error {error:.2e}");
 }

@@ -1,17 +1,17 @@
 use super::*;
 use crate::Matrix;
-use crate::cuda::blas::{Direction, ProductShape};
+use crate::cuda::blas::{Direction, ProductOperands, ProductShape};
 use crate::cuda::product::Products;
 use crate::linear;
 
 fn check(device: &Arc<Device>, products: &Products, shape: ProductShape, stream: &mut Stream) {
-    let ProductShape { element, rows, outputs, inputs, .. } = shape;
+    let ProductShape { dtype, rows, outputs, inputs, .. } = shape;
     let (width, depth) = shape.width_and_depth();
-    let weight = rounded(stream, element, outputs * inputs);
-    let from = rounded(stream, element, rows * depth);
-    let start = rounded(stream, element, rows * width);
+    let weight = rounded(stream, dtype, outputs * inputs);
+    let from = rounded(stream, dtype, rows * depth);
+    let start = rounded(stream, dtype, rows * width);
     let matrix = Matrix::from_f32(&weight, outputs, inputs);
-    let mut expected = if shape.accumulate { start.clone() } else { vec![0.0; rows * width] };
+    let mut expected = if shape.adds { start.clone() } else { vec![0.0; rows * width] };
     match shape.direction {
         Direction::Forward => {
             let mut product = vec![0.0; rows * width];
@@ -20,24 +20,28 @@ fn check(device: &Arc<Device>, products: &Products, shape: ProductShape, stream:
         }
         Direction::Backward => linear::backward(&mut expected, &from, &matrix, rows),
     }
-    let to = match shape.accumulate {
-        true => Values::new(device, element, &start),
-        false => Values::poisoned(device, element, rows * width),
+    let to = match shape.adds {
+        true => Values::new(device, dtype, &start),
+        false => Values::poisoned(device, dtype, rows * width),
     };
-    let (weight, from) = (Values::new(device, element, &weight), Values::new(device, element, &from));
-    products.run(device, shape, [to.ptr(), from.ptr(), weight.ptr()]);
-    assert_near(&to.read(), &expected, element, &format!("{shape:?}"));
+    let (weight, from) = (Values::new(device, dtype, &weight), Values::new(device, dtype, &from));
+    products.run(
+        device,
+        shape,
+        ProductOperands { to: to.ptr(), from: from.ptr(), weight: weight.ptr(), add: to.ptr() },
+    );
+    assert_near(&to.read(), &expected, dtype, &format!("{shape:?}"));
 }
 
 fn check_all(products: &Products, device: &Arc<Device>) {
     let mut stream = Stream::new(31);
-    for element in Element::ALL {
+    for dtype in DTYPES {
         for (rows, outputs, inputs) in
             [(1, 8, 8), (3, 40, 264), (130, 136, 72), (200, 257, 129), (64, 768, 96)]
         {
             for direction in [Direction::Forward, Direction::Backward] {
-                for accumulate in [false, true] {
-                    let shape = ProductShape { direction, element, rows, outputs, inputs, accumulate };
+                for adds in [false, true] {
+                    let shape = ProductShape { direction, dtype, rows, outputs, inputs, adds };
                     check(device, products, shape, &mut stream);
                 }
             }
@@ -63,16 +67,20 @@ fn the_librarys_products_equal_the_reference() {
 fn repeated_products_give_the_same_bytes() {
     let Some(device) = device() else { return };
     let mut stream = Stream::new(32);
-    let (element, rows, outputs, inputs) = (Element::Bf16, 96, 512, 1024);
+    let (dtype, rows, outputs, inputs) = (DType::Bf16, 96, 512, 1024);
     for products in [Products::own(), Products::open(&device).unwrap()] {
         for direction in [Direction::Forward, Direction::Backward] {
-            let shape = ProductShape { direction, element, rows, outputs, inputs, accumulate: false };
+            let shape = ProductShape { direction, dtype, rows, outputs, inputs, adds: false };
             let (width, depth) = shape.width_and_depth();
-            let weight = Values::new(&device, element, &rounded(&mut stream, element, outputs * inputs));
-            let from = Values::new(&device, element, &rounded(&mut stream, element, rows * depth));
+            let weight = Values::new(&device, dtype, &rounded(&mut stream, dtype, outputs * inputs));
+            let from = Values::new(&device, dtype, &rounded(&mut stream, dtype, rows * depth));
             let mut runs = (0..3).map(|_| {
-                let to = Values::poisoned(&device, element, rows * width);
-                products.run(&device, shape, [to.ptr(), from.ptr(), weight.ptr()]);
+                let to = Values::poisoned(&device, dtype, rows * width);
+                products.run(
+                    &device,
+                    shape,
+                    ProductOperands { to: to.ptr(), from: from.ptr(), weight: weight.ptr(), add: to.ptr() },
+                );
                 to.read()
             });
             let first = runs.next().unwrap();
