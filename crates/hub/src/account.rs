@@ -2,8 +2,8 @@
 
 use serde::Deserialize;
 
-use crate::http::About;
-use crate::http::Ask;
+use crate::http::Request;
+use crate::http::Resource;
 use crate::{Hub, HubError};
 
 /// An account of the Hub, as its token sees it.
@@ -64,7 +64,7 @@ impl Hub {
         if !http.has_token() {
             return Err(HubError::NoToken { what: "finding out whose account this is".to_owned() });
         }
-        let ask = Ask::get(format!("{}/api/whoami-v2", http.endpoint()));
-        self.json(&ask, About::Account)
+        let request = Request::get(format!("{}/api/whoami-v2", http.endpoint()));
+        self.json(&request, Resource::Account)
     }
 }

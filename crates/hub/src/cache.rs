@@ -11,12 +11,12 @@ use danlu_model::files::{TEMPORARY_PREFIX, read_bounded, write_atomic};
 use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
 
-use crate::checksum::{Hash, is_hex};
+use crate::checksum::{Checksum, is_hex};
 use crate::http::retry_after;
 use crate::{HubError, RepoName};
 
 /// Longest file that holds a commit.
-const LONGEST_REF: u64 = 256;
+const MAX_REF_BYTES: u64 = 256;
 
 /// The part of the cache that is one repository's.
 #[derive(Clone, Debug)]
@@ -36,15 +36,15 @@ impl Cache {
     }
 
     /// The commit that a revision was when it was fetched; a commit is itself, and so is the one that begins so.
-    pub fn commit(&self, revision: &str) -> Result<Option<String>, HubError> {
-        if self.snapshot(revision).is_dir() {
+    pub fn read_ref(&self, revision: &str) -> Result<Option<String>, HubError> {
+        if self.snapshot_path(revision).is_dir() {
             return Ok(Some(revision.to_owned()));
         }
         let path = self.folder.join("refs").join(revision);
         if !path.is_file() {
             return Ok(self.abbreviated(revision));
         }
-        let bytes = read_bounded(&path, LONGEST_REF)?;
+        let bytes = read_bounded(&path, MAX_REF_BYTES)?;
         let text = String::from_utf8_lossy(&bytes).trim().to_owned();
         // What stands there becomes a path.
         Ok(is_hex(&text, 40).then_some(text))
@@ -62,22 +62,22 @@ impl Cache {
     }
 
     /// The folder of a commit.
-    pub fn snapshot(&self, commit: &str) -> PathBuf {
+    pub fn snapshot_path(&self, commit: &str) -> PathBuf {
         self.folder.join("snapshots").join(commit)
     }
 
     /// Where the bytes of a checksum lie.
-    pub fn blob(&self, hash: &Hash) -> PathBuf {
+    pub fn blob_path(&self, hash: &Checksum) -> PathBuf {
         self.folder.join("blobs").join(hash.digits())
     }
 
     /// Where they gather before they are whole.
-    pub fn incomplete(&self, hash: &Hash) -> PathBuf {
+    pub fn partial_path(&self, hash: &Checksum) -> PathBuf {
         self.folder.join("blobs").join(format!("{}.incomplete", hash.digits()))
     }
 
     /// Waits until nobody else fetches a blob, or `stop` says that it is in vain.
-    pub fn lock(&self, hash: &Hash, stop: &AtomicBool) -> Result<BlobLock, HubError> {
+    pub fn lock(&self, hash: &Checksum, stop: &AtomicBool) -> Result<BlobLock, HubError> {
         create_folder(&self.locks)?;
         create_folder(&self.folder.join("blobs"))?;
         let path = self.locks.join(format!("{}.lock", hash.digits()));
@@ -92,7 +92,7 @@ impl Cache {
                     if !std::mem::replace(&mut waits, true) {
                         tracing::info!("another process fetches the same file: waiting for it");
                     }
-                    retry_after::pause(retry_after::LOOK, Some(stop))?;
+                    retry_after::pause(retry_after::STOP_POLL_INTERVAL, Some(stop))?;
                     continue;
                 }
                 Err(e) => return Err(error(e.into()).into()),
@@ -106,8 +106,8 @@ impl Cache {
     }
 
     /// Gives a blob its name in a snapshot.
-    pub fn link(&self, commit: &str, path: &str, hash: &Hash) -> Result<(), HubError> {
-        let link = self.snapshot(commit).join(path);
+    pub fn link_snapshot(&self, commit: &str, path: &str, hash: &Checksum) -> Result<(), HubError> {
+        let link = self.snapshot_path(commit).join(path);
         let depth = 2 + path.matches('/').count();
         let target = PathBuf::from("../".repeat(depth)).join("blobs").join(hash.digits());
         if fs::read_link(&link).is_ok_and(|there| there == target) {
@@ -123,13 +123,14 @@ impl Cache {
             _ => {}
         }
         // A disk without links gets a copy, as from Python.
-        let made = symlink(&target, &temporary).or_else(|_| fs::copy(self.blob(hash), &temporary).map(drop));
+        let made =
+            symlink(&target, &temporary).or_else(|_| fs::copy(self.blob_path(hash), &temporary).map(drop));
         made.and_then(|()| fs::rename(&temporary, &link)).map_err(error)?;
         Ok(())
     }
 
     /// Notes what a revision is.
-    pub fn point(&self, revision: &str, commit: &str) -> Result<(), HubError> {
+    pub fn write_ref(&self, revision: &str, commit: &str) -> Result<(), HubError> {
         if revision == commit {
             return Ok(());
         }
@@ -171,30 +172,30 @@ mod tests {
     fn snapshots_are_links_and_revisions_are_notes() {
         let root = tempfile::tempdir().unwrap();
         let cache = Cache::of(root.path(), &"a/b".parse().unwrap());
-        let (commit, hash) = ("c".repeat(40), Hash::Git("1".repeat(40)));
-        assert_eq!(cache.commit("main").unwrap(), None);
+        let (commit, hash) = ("c".repeat(40), Checksum::Git("1".repeat(40)));
+        assert_eq!(cache.read_ref("main").unwrap(), None);
         let lock = cache.lock(&hash, &AtomicBool::new(false)).unwrap();
-        fs::write(cache.blob(&hash), "x").unwrap();
+        fs::write(cache.blob_path(&hash), "x").unwrap();
         drop(lock);
         for path in ["config.json", "deep/er/x.json"] {
-            cache.link(&commit, path, &hash).unwrap();
-            cache.link(&commit, path, &hash).unwrap();
-            assert_eq!(fs::read(cache.snapshot(&commit).join(path)).unwrap(), b"x");
+            cache.link_snapshot(&commit, path, &hash).unwrap();
+            cache.link_snapshot(&commit, path, &hash).unwrap();
+            assert_eq!(fs::read(cache.snapshot_path(&commit).join(path)).unwrap(), b"x");
         }
         let left = format!("{TEMPORARY_PREFIX}{}-{}", std::process::id(), hash.digits());
-        fs::write(cache.snapshot(&commit).join(left), "half").unwrap();
-        cache.link(&commit, "y.json", &hash).unwrap();
-        assert_eq!(fs::read(cache.snapshot(&commit).join("y.json")).unwrap(), b"x");
-        cache.point("refs/pr/1", &commit).unwrap();
-        assert_eq!(cache.commit("refs/pr/1").unwrap().as_ref(), Some(&commit));
-        assert_eq!(cache.commit(&commit).unwrap().as_ref(), Some(&commit));
-        assert_eq!(cache.commit("ccccccc").unwrap().as_ref(), Some(&commit));
-        assert_eq!(cache.commit("cccccc").unwrap(), None);
-        fs::create_dir(cache.snapshot(&format!("ccccccc{}", "d".repeat(33)))).unwrap();
-        assert_eq!(cache.commit("ccccccc").unwrap(), None, "two begin so");
-        assert_eq!(cache.commit("cccccccc").unwrap().as_ref(), Some(&commit));
+        fs::write(cache.snapshot_path(&commit).join(left), "half").unwrap();
+        cache.link_snapshot(&commit, "y.json", &hash).unwrap();
+        assert_eq!(fs::read(cache.snapshot_path(&commit).join("y.json")).unwrap(), b"x");
+        cache.write_ref("refs/pr/1", &commit).unwrap();
+        assert_eq!(cache.read_ref("refs/pr/1").unwrap().as_ref(), Some(&commit));
+        assert_eq!(cache.read_ref(&commit).unwrap().as_ref(), Some(&commit));
+        assert_eq!(cache.read_ref("ccccccc").unwrap().as_ref(), Some(&commit));
+        assert_eq!(cache.read_ref("cccccc").unwrap(), None);
+        fs::create_dir(cache.snapshot_path(&format!("ccccccc{}", "d".repeat(33)))).unwrap();
+        assert_eq!(cache.read_ref("ccccccc").unwrap(), None, "two begin so");
+        assert_eq!(cache.read_ref("cccccccc").unwrap().as_ref(), Some(&commit));
         fs::write(root.path().join("models--a--b/refs/evil"), "../../../etc").unwrap();
-        assert_eq!(cache.commit("evil").unwrap(), None);
+        assert_eq!(cache.read_ref("evil").unwrap(), None);
         assert!(!cache.is_absent(&commit, "y"));
         cache.note_absent(&commit, &["y", "z"]);
         assert!(cache.is_absent(&commit, "y") && cache.is_absent(&commit, "z"));

@@ -4,11 +4,11 @@ use sha1::Sha1;
 use sha2::{Digest, Sha256};
 
 /// Bytes read at a time.
-pub(crate) const PIECE: usize = 1 << 20;
+pub(crate) const CHUNK_BYTES: usize = 1 << 20;
 
 /// A checksum in hexadecimal digits.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub(crate) enum Hash {
+pub(crate) enum Checksum {
     /// Git's, SHA-1 over a header and the bytes: of small files.
     Git(String),
     /// SHA-256 of the bytes: of large ones.
@@ -17,12 +17,12 @@ pub(crate) enum Hash {
 
 /// A checksum being made.
 #[derive(Clone)]
-pub(crate) enum Sum {
+pub(crate) enum Hasher {
     Git(Sha1),
     Sha256(Sha256),
 }
 
-impl Sum {
+impl Hasher {
     /// Git's, of a file of this size, before its first byte.
     pub fn git(size: u64) -> Self {
         Self::Git(Sha1::new_with_prefix(format!("blob {size}\0")))
@@ -34,10 +34,10 @@ impl Sum {
     }
 
     /// Of the same kind as `hash`, of a file of this size.
-    pub fn like(hash: &Hash, size: u64) -> Self {
+    pub fn like(hash: &Checksum, size: u64) -> Self {
         match hash {
-            Hash::Git(_) => Self::git(size),
-            Hash::Sha256(_) => Self::sha256(),
+            Checksum::Git(_) => Self::git(size),
+            Checksum::Sha256(_) => Self::sha256(),
         }
     }
 
@@ -57,7 +57,7 @@ impl Sum {
     }
 }
 
-impl Hash {
+impl Checksum {
     /// Its digits.
     pub fn digits(&self) -> &str {
         match self {
@@ -83,8 +83,8 @@ mod tests {
     #[test]
     fn sums_are_those_of_git_and_of_sha256sum() {
         for (sum, digits) in [
-            (Sum::git(6), "ce013625030ba8dba906f756967f9e9ca394464a"),
-            (Sum::sha256(), "5891b5b522d5df086d0ff0b110fbd9d21bb4fc7163af34d08286a2e846f6be03"),
+            (Hasher::git(6), "ce013625030ba8dba906f756967f9e9ca394464a"),
+            (Hasher::sha256(), "5891b5b522d5df086d0ff0b110fbd9d21bb4fc7163af34d08286a2e846f6be03"),
         ] {
             let mut sum = sum;
             sum.add(b"hel");

@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use crate::http::{Ask, Http};
-use crate::{HubError, HubSettings, Pace};
+use crate::http::{Http, Request};
+use crate::{HubError, HubSettings, RetryPolicy};
 
 /// A connection to one Hub, and the cache of what came from it.
 #[derive(Debug)]
@@ -15,19 +15,19 @@ pub struct Hub {
 impl Hub {
     /// A connection with these settings; nothing is read or sent yet.
     pub fn new(settings: HubSettings) -> Self {
-        Self::with_pace(settings, Pace::default())
+        Self::with_retry_policy(settings, RetryPolicy::default())
     }
 
     /// As [`Hub::new`], with another patience.
-    pub fn with_pace(settings: HubSettings, pace: Pace) -> Self {
-        let http = Http::new(settings.endpoint.clone(), settings.token.clone(), pace);
+    pub fn with_retry_policy(settings: HubSettings, retry_policy: RetryPolicy) -> Self {
+        let http = Http::new(settings.endpoint.clone(), settings.token.clone(), retry_policy);
         Self { settings, http }
     }
 
     /// The same, where `told` hears every second of a long pause that a server asks for: of the host, of the time that is
     /// left, at last none, and of all of it.
-    pub fn telling(self, told: impl Fn(&str, Duration, Duration) + Send + Sync + 'static) -> Self {
-        Self { http: self.http.telling(Box::new(told)), ..self }
+    pub fn on_wait(self, told: impl Fn(&str, Duration, Duration) + Send + Sync + 'static) -> Self {
+        Self { http: self.http.on_wait(Box::new(told)), ..self }
     }
 
     /// The settings.
@@ -37,7 +37,7 @@ impl Hub {
 
     /// The Hub's host.
     pub(crate) fn host(&self) -> String {
-        Ask::get(self.http.endpoint().as_str()).host()
+        Request::get(self.http.endpoint().as_str()).host()
     }
 
     /// Refuses what needs the network where the settings forbid it, or have a token that is none; `what` is a sentence's

@@ -9,9 +9,9 @@ use std::sync::atomic::AtomicBool;
 use danlu_model::FileError;
 
 use crate::cache::Cache;
-use crate::checksum::{PIECE, Sum};
-use crate::http::About;
-use crate::http::Ask;
+use crate::checksum::{CHUNK_BYTES, Hasher};
+use crate::http::Request;
+use crate::http::Resource;
 use crate::http::retry_after;
 use crate::listing::{RemoteFile, file_url};
 use crate::transfer::signed;
@@ -19,7 +19,7 @@ use crate::{Hub, HubError, RepoName};
 
 /// A file of a commit.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Wanted<'a> {
+pub(crate) struct FileFetch<'a> {
     pub repo: &'a RepoName,
     pub commit: &'a str,
     pub path: &'a str,
@@ -29,24 +29,24 @@ pub(crate) struct Wanted<'a> {
 }
 
 /// What has arrived of it.
-struct Part<'a> {
+struct PartialFile<'a> {
     path: &'a Path,
     out: File,
-    sum: Sum,
+    sum: Hasher,
     done: u64,
     /// How often it was begun anew.
     begun: u32,
 }
 
 /// How a transfer ended short of its end.
-enum Stop {
+enum Interruption {
     /// The connection: worth another try.
     Cut(String),
     /// Anything else.
     Error(HubError),
 }
 
-impl<E: Into<HubError>> From<E> for Stop {
+impl<E: Into<HubError>> From<E> for Interruption {
     fn from(error: E) -> Self {
         Self::Error(error.into())
     }
@@ -58,11 +58,11 @@ impl Hub {
     pub(crate) fn fetch(
         &self,
         cache: &Cache,
-        wanted: Wanted<'_>,
+        wanted: FileFetch<'_>,
         advanced: &mut dyn FnMut(i64) -> ControlFlow<()>,
     ) -> Result<(), HubError> {
-        let Wanted { repo, commit, path, file, stop } = wanted;
-        let blob = cache.blob(&file.hash);
+        let FileFetch { repo, commit, path, file, stop } = wanted;
+        let blob = cache.blob_path(&file.hash);
         let _lock = cache.lock(&file.hash, stop)?;
         let is_there = || fs::metadata(&blob).is_ok_and(|there| there.len() == file.size);
         if is_there() {
@@ -70,7 +70,7 @@ impl Hub {
         } else {
             self.fill(cache, wanted, advanced)?;
         }
-        cache.link(commit, path, &file.hash)?;
+        cache.link_snapshot(commit, path, &file.hash)?;
         tracing::debug!("{repo}: {path}");
         Ok(())
     }
@@ -79,18 +79,18 @@ impl Hub {
     fn fill(
         &self,
         cache: &Cache,
-        wanted: Wanted<'_>,
+        wanted: FileFetch<'_>,
         advanced: &mut dyn FnMut(i64) -> ControlFlow<()>,
     ) -> Result<(), HubError> {
-        let Wanted { repo, path, file, .. } = wanted;
-        let incomplete = cache.incomplete(&file.hash);
+        let FileFetch { repo, path, file, .. } = wanted;
+        let incomplete = cache.partial_path(&file.hash);
         let mut found = String::new();
         // What was left by another, or damaged on its way, gets one more chance from its beginning.
         for _ in 0..2 {
             let (sum, done) = self.gather(&incomplete, wanted, advanced)?;
             found = sum.digits();
             if found == file.hash.digits() {
-                let blob = cache.blob(&file.hash);
+                let blob = cache.blob_path(&file.hash);
                 let error = |e: io::Error| FileError::new("write", &blob, e);
                 File::open(&incomplete).and_then(|file| file.sync_all()).map_err(error)?;
                 fs::rename(&incomplete, &blob).map_err(error)?;
@@ -108,9 +108,9 @@ impl Hub {
     fn gather(
         &self,
         incomplete: &Path,
-        wanted: Wanted<'_>,
+        wanted: FileFetch<'_>,
         advanced: &mut dyn FnMut(i64) -> ControlFlow<()>,
-    ) -> Result<(Sum, u64), HubError> {
+    ) -> Result<(Hasher, u64), HubError> {
         let size = wanted.file.size;
         let error = |e: io::Error| FileError::new("write", incomplete, e);
         let mut out = OpenOptions::new()
@@ -123,24 +123,24 @@ impl Hub {
         if out.metadata().map_err(error)?.len() > size {
             out.set_len(0).map_err(error)?;
         }
-        let mut sum = Sum::like(&wanted.file.hash, size);
+        let mut sum = Hasher::like(&wanted.file.hash, size);
         let done = summed(&mut out, &mut sum, advanced).map_err(error)?;
-        let mut part = Part { path: incomplete, out, sum, done, begun: 0 };
-        let pace = self.http.pace();
-        let (mut left, mut pause) = (pace.tries, pace.pause);
+        let mut part = PartialFile { path: incomplete, out, sum, done, begun: 0 };
+        let retry_policy = self.http.retry_policy();
+        let (mut left, mut pause) = (retry_policy.tries, retry_policy.pause);
         while part.done < size {
             let before = part.done;
             match self.stream(&mut part, wanted, advanced) {
                 Ok(()) => {}
-                Err(Stop::Error(error)) => return Err(error),
-                Err(Stop::Cut(reason)) => {
+                Err(Interruption::Error(error)) => return Err(error),
+                Err(Interruption::Cut(reason)) => {
                     let done = part.done;
                     if done > before {
-                        (left, pause) = (pace.tries, pace.pause);
+                        (left, pause) = (retry_policy.tries, retry_policy.pause);
                     }
                     left -= 1;
                     // A server that always begins anew would make progress for ever.
-                    if left == 0 || part.begun >= pace.tries {
+                    if left == 0 || part.begun >= retry_policy.tries {
                         return Err(HubError::Cut { file: wanted.path.to_owned(), done, size, reason });
                     }
                     tracing::info!("{}: {reason} at {done} of {size} bytes; going on", wanted.path);
@@ -155,42 +155,44 @@ impl Hub {
     /// Asks for what lacks, and writes what comes.
     fn stream(
         &self,
-        part: &mut Part<'_>,
-        wanted: Wanted<'_>,
+        part: &mut PartialFile<'_>,
+        wanted: FileFetch<'_>,
         advanced: &mut dyn FnMut(i64) -> ControlFlow<()>,
-    ) -> Result<(), Stop> {
-        let Wanted { repo, commit, path, file, stop } = wanted;
-        let Part { path: incomplete, out, sum, done, begun } = part;
+    ) -> Result<(), Interruption> {
+        let FileFetch { repo, commit, path, file, stop } = wanted;
+        let PartialFile { path: incomplete, out, sum, done, begun } = part;
         let error = |e: io::Error| FileError::new("write", incomplete, e);
-        let mut ask = Ask::get(file_url(self, repo, commit, path));
-        ask.stop = Some(stop);
+        let mut request = Request::get(file_url(self, repo, commit, path));
+        request.stop = Some(stop);
         if *done > 0 {
-            ask.headers.push(("range".into(), format!("bytes={done}-")));
+            request.headers.push(("range".into(), format!("bytes={done}-")));
         }
-        let about = About::File(repo, path);
-        let answer = self.http.ask_about(&ask, about, self.settings.token_is_variable)?;
-        let continues = answer.status.as_u16() == 206
-            && answer
+        let resource = Resource::File(repo, path);
+        let response = self.http.send_checked(&request, resource, self.settings.token_is_variable)?;
+        let continues = response.status.as_u16() == 206
+            && response
                 .header("content-range")
                 .is_some_and(|range| range.starts_with(&format!("bytes {done}-")));
         if *done > 0 && !continues {
             // A server that does not know of ranges sends all of it.
             let _ = advanced(-signed(*done));
-            (*sum, *done, *begun) = (Sum::like(&file.hash, file.size), 0, *begun + 1);
+            (*sum, *done, *begun) = (Hasher::like(&file.hash, file.size), 0, *begun + 1);
             out.set_len(0).and_then(|()| out.seek(SeekFrom::Start(0))).map_err(error)?;
         }
-        let (mut reader, mut piece) = (answer.into_reader(), vec![0; PIECE]);
+        let (mut reader, mut piece) = (response.into_reader(), vec![0; CHUNK_BYTES]);
         loop {
             let n = match reader.read(&mut piece) {
-                Ok(0) if *done < file.size => return Err(Stop::Cut("the connection ended".to_owned())),
+                Ok(0) if *done < file.size => {
+                    return Err(Interruption::Cut("the connection ended".to_owned()));
+                }
                 Ok(0) => return Ok(()),
                 Ok(n) => n,
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
-                Err(e) => return Err(Stop::Cut(e.to_string())),
+                Err(e) => return Err(Interruption::Cut(e.to_string())),
             };
             if n as u64 > file.size - *done {
                 let fault = format!("more than the {} bytes of `{path}`", file.size);
-                return Err(ask.fault(fault).into());
+                return Err(request.fault(fault).into());
             }
             out.write_all(&piece[..n]).map_err(error)?;
             sum.add(&piece[..n]);
@@ -205,10 +207,10 @@ impl Hub {
 /// Adds what a file holds already to its checksum, and says how much that is; the file is then at its end.
 fn summed(
     file: &mut File,
-    sum: &mut Sum,
+    sum: &mut Hasher,
     advanced: &mut dyn FnMut(i64) -> ControlFlow<()>,
 ) -> io::Result<u64> {
-    let (mut piece, mut done) = (vec![0; PIECE], 0);
+    let (mut piece, mut done) = (vec![0; CHUNK_BYTES], 0);
     loop {
         let n = file.read(&mut piece)?;
         if n == 0 {

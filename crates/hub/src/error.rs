@@ -184,7 +184,7 @@ pub enum HubError {
     },
     /// An answer that the Hub does not give: a fault, or an ill will.
     #[error("{host} gave no proper answer to {request}: {fault}")]
-    Answer {
+    Response {
         /// The host asked.
         host: String,
         /// The request, without its secrets.

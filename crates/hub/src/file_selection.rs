@@ -37,14 +37,14 @@ const GENERATION: &str = "generation_config.json";
 const IDENTITY: &str = "danlu.json";
 
 /// Longest [`TOKENIZER_CONFIG`] that is looked into for a template.
-const LONGEST_CONFIG: u64 = 4 << 20;
+const MAX_CONFIG_BYTES: u64 = 4 << 20;
 
 /// Longest file of a vocabulary, and longest other small file, that is fetched.
-const LONGEST_TOKENIZER: u64 = 256 << 20;
-const LONGEST_SETTING: u64 = 16 << 20;
+const MAX_TOKENIZER_BYTES: u64 = 256 << 20;
+const MAX_SMALL_FILE_BYTES: u64 = 16 << 20;
 
 /// Longest index of shards.
-const LONGEST_INDEX: u64 = 64 << 20;
+const MAX_INDEX_BYTES: u64 = 64 << 20;
 
 /// How files of weights end that danlu does not read.
 const OTHER_WEIGHTS: [&str; 6] = [".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack"];
@@ -77,16 +77,16 @@ pub(crate) fn settings(listing: &Listing, repo: &RepoName) -> Result<Settings, H
 /// The bytes of the longest small file of this name that is fetched.
 fn longest(path: &str) -> u64 {
     match path {
-        TOKENIZER | "vocab.json" | "merges.txt" | "tokenizer.model" => LONGEST_TOKENIZER,
-        INDEX_FILE => LONGEST_INDEX,
-        _ => LONGEST_SETTING,
+        TOKENIZER | "vocab.json" | "merges.txt" | "tokenizer.model" => MAX_TOKENIZER_BYTES,
+        INDEX_FILE => MAX_INDEX_BYTES,
+        _ => MAX_SMALL_FILE_BYTES,
     }
 }
 
 /// The small files that would change results, of which neither a snapshot nor a note tells whether the repository has them:
 /// Python fetches what it needs itself, and may have been stopped. A template within `tokenizer_config.json` tells that
 /// there is no other, and [`ATTRIBUTES`] that all of the repository was fetched: no loader asks for that file.
-pub(crate) fn untold(snapshot: &Path, is_absent: impl Fn(&str) -> bool) -> Vec<&'static str> {
+pub(crate) fn missing_optional_files(snapshot: &Path, is_absent: impl Fn(&str) -> bool) -> Vec<&'static str> {
     let has = |name: &str| fs::metadata(snapshot.join(name)).is_ok();
     let read: &[&str] = match (has(ADAPTER_CONFIG), has(ATTRIBUTES)) {
         (true, true) => &[],
@@ -96,13 +96,14 @@ pub(crate) fn untold(snapshot: &Path, is_absent: impl Fn(&str) -> bool) -> Vec<&
         (false, false) => &[IDENTITY, TOKENIZER_CONFIG, SPECIAL_TOKENS, TEMPLATE, GENERATION],
     };
     let has_template = || {
-        let config = read_bounded(&snapshot.join(TOKENIZER_CONFIG), LONGEST_CONFIG).unwrap_or_default();
+        let config = read_bounded(&snapshot.join(TOKENIZER_CONFIG), MAX_CONFIG_BYTES).unwrap_or_default();
         let key = b"\"chat_template\"";
         config.windows(key.len()).any(|window| window == key)
     };
-    let mut untold: Vec<&str> = read.iter().copied().filter(|name| !has(name) && !is_absent(name)).collect();
-    untold.retain(|&name| name != TEMPLATE || !has_template());
-    untold
+    let mut missing_optional_files: Vec<&str> =
+        read.iter().copied().filter(|name| !has(name) && !is_absent(name)).collect();
+    missing_optional_files.retain(|&name| name != TEMPLATE || !has_template());
+    missing_optional_files
 }
 
 /// The files of weights, once the small files are in `snapshot`.
@@ -141,7 +142,7 @@ fn unread(repo: &RepoName, fault: String) -> HubError {
 
 /// The shards that an index names: plain names of safetensors, or nothing.
 fn shards(index: &Path) -> Option<BTreeSet<String>> {
-    let bytes = read_bounded(index, LONGEST_INDEX).ok()?;
+    let bytes = read_bounded(index, MAX_INDEX_BYTES).ok()?;
     let Index { weight_map } = serde_json::from_slice(&bytes).ok()?;
     let shards: BTreeSet<String> = weight_map.into_values().collect();
     let is_plain = |name: &String| !name.contains(['/', '\\']) && name.ends_with(".safetensors");

@@ -134,7 +134,7 @@ impl HubError {
             | Self::Variable { .. }
             | Self::NoFile { .. }
             | Self::Forbidden { .. } => return None,
-            Self::Status { .. } | Self::Answer { .. } => {
+            Self::Status { .. } | Self::Response { .. } => {
                 "try again later; https://status.huggingface.co tells whether the Hub is well"
             }
         };

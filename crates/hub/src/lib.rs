@@ -4,7 +4,7 @@
 //! [`Hub::pull`], which fetches what danlu reads, several files at a time, and verifies every one. The layout, the
 //! locks and the variables are those of `huggingface_hub`, so that either side finds what the other fetched.
 //!
-//! The other way a [`Parcel`] says what of a folder goes and what stays, [`Hub::differences`] what a repository lacks of
+//! The other way a [`UploadSet`] says what of a folder goes and what stays, [`Hub::differences`] what a repository lacks of
 //! it, and [`Hub::push`] sends that as one commit.
 
 mod account;
@@ -28,10 +28,12 @@ mod transfer;
 pub use account::Account;
 pub use client::Hub;
 pub use error::HubError;
-pub use http::Pace;
+pub use http::RetryPolicy;
 pub use name::RepoName;
-pub use pull::{Extent, Pulled};
-pub use push::{Differences, Left, Parcel, ParcelFile, ParcelOptions, PushOptions, Pushed, Reason, Stage};
+pub use pull::{FetchScope, Pulled};
+pub use push::{
+    PushOptions, Pushed, RepoDiff, SkipReason, SkippedFile, Stage, UploadFile, UploadOptions, UploadSet,
+};
 pub use settings::{Endpoint, HubSettings};
 pub use snapshot_path::parse_snapshot_path;
 pub use token::{Token, TokenFault};

@@ -6,21 +6,21 @@ use std::time::Instant;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
-use crate::checksum::{Hash, is_hex};
-use crate::http::About;
+use crate::checksum::{Checksum, is_hex};
+use crate::http::Resource;
 use crate::http::url::{escaped, joined, origin};
-use crate::http::{Answer, Ask, LONGEST_ANSWER, Unread};
+use crate::http::{MAX_RESPONSE_BYTES, Request, Response, Unread};
 use crate::settings::DEFAULT_ENDPOINT;
 use crate::{Hub, HubError, RepoName};
 
 /// Pages of a listing at most: the Hub gives a thousand files a page.
-const PAGES: usize = 100;
+const MAX_PAGES: usize = 100;
 
 /// Files of a listing at most.
-const FILES: usize = 100_000;
+const MAX_FILES: usize = 100_000;
 
 /// Longest path, in bytes: no system has longer ones.
-const LONGEST_PATH: usize = 4096;
+const MAX_PATH_BYTES: usize = 4096;
 
 /// A repository at one commit.
 #[derive(Clone, Debug)]
@@ -39,7 +39,7 @@ pub(crate) struct RemoteFile {
     /// Its bytes.
     pub size: u64,
     /// What its bytes must give; also its name in the cache.
-    pub hash: Hash,
+    pub hash: Checksum,
 }
 
 impl Listing {
@@ -80,10 +80,10 @@ impl Hub {
     pub(crate) fn list(&self, repo: &RepoName) -> Result<Listing, HubError> {
         let http = self.online(|| format!("`{repo}`"))?;
         let (endpoint, revision) = (http.endpoint(), escaped(repo.revision()));
-        let ask = Ask::get(format!("{endpoint}/api/models/{}/revision/{revision}", repo.id()));
-        let Revision { sha: commit, private } = self.json(&ask, About::Repo(repo))?;
+        let request = Request::get(format!("{endpoint}/api/models/{}/revision/{revision}", repo.id()));
+        let Revision { sha: commit, private } = self.json(&request, Resource::Repo(repo))?;
         if !is_hex(&commit, 40) {
-            return Err(ask.fault("the commit is not 40 hexadecimal digits"));
+            return Err(request.fault("the commit is not 40 hexadecimal digits"));
         }
         let files = self.tree(repo, &commit)?;
         Ok(Listing { commit, private, files })
@@ -103,45 +103,48 @@ impl Hub {
         let mut next =
             Some(format!("{}/api/models/{}/tree/{commit}?recursive=true", http.endpoint(), repo.id()));
         // All pages together are as one answer.
-        let (mut left, time) = (LONGEST_ANSWER, 2 * http.time());
+        let (mut left, time) = (MAX_RESPONSE_BYTES, 2 * http.time());
         let end = Instant::now() + time;
-        for _ in 0..PAGES {
+        for _ in 0..MAX_PAGES {
             let Some(url) = next.take() else { break };
-            let ask = Ask::get(url);
+            let request = Request::get(url);
             if Instant::now() > end {
-                return Err(ask.fault(format!("a listing that is not here after {} seconds", time.as_secs())));
+                return Err(
+                    request.fault(format!("a listing that is not here after {} seconds", time.as_secs()))
+                );
             }
-            let (entries, link, bytes) = self.page::<Vec<Entry>>(&ask, About::Repo(repo), left)?;
+            let (entries, link, bytes) = self.page::<Vec<Entry>>(&request, Resource::Repo(repo), left)?;
             left -= bytes;
             for entry in entries.into_iter().filter(|entry| entry.kind == "file") {
-                if entry.path.len() > LONGEST_PATH || http.is_token_in(&entry.path) {
+                if entry.path.len() > MAX_PATH_BYTES || http.is_token_in(&entry.path) {
                     let len = entry.path.len();
-                    return Err(ask.fault(match len > LONGEST_PATH {
-                        true => format!("a path of {len} bytes, expected at most {LONGEST_PATH}"),
+                    return Err(request.fault(match len > MAX_PATH_BYTES {
+                        true => format!("a path of {len} bytes, expected at most {MAX_PATH_BYTES}"),
                         false => "a path that holds the token".to_owned(),
                     }));
                 }
                 let (size, hash) = match entry.lfs {
-                    Some(Large { oid, size }) if is_hex(&oid, 64) => (size, Hash::Sha256(oid)),
-                    None if is_hex(&entry.oid, 40) => (entry.size, Hash::Git(entry.oid)),
-                    _ => return Err(ask.fault(format!("the checksum of {:?} is none", entry.path))),
+                    Some(Large { oid, size }) if is_hex(&oid, 64) => (size, Checksum::Sha256(oid)),
+                    None if is_hex(&entry.oid, 40) => (entry.size, Checksum::Git(entry.oid)),
+                    _ => return Err(request.fault(format!("the checksum of {:?} is none", entry.path))),
                 };
                 files.insert(entry.path, RemoteFile { size, hash });
             }
-            if files.len() > FILES {
-                let fault = format!("a listing of {} files and more, expected at most {FILES}", files.len());
-                return Err(ask.fault(fault));
+            if files.len() > MAX_FILES {
+                let fault =
+                    format!("a listing of {} files and more, expected at most {MAX_FILES}", files.len());
+                return Err(request.fault(fault));
             }
-            next = link.map(|link| self.next_page(&ask, &link)).transpose()?;
+            next = link.map(|link| self.next_page(&request, &link)).transpose()?;
         }
         match next {
-            Some(next) => Err(Ask::get(next).fault(format!("a listing of more than {PAGES} pages"))),
+            Some(next) => Err(Request::get(next).fault(format!("a listing of more than {MAX_PAGES} pages"))),
             None => Ok(files),
         }
     }
 
     /// Where a listing goes on: at the endpoint, and nowhere else.
-    fn next_page(&self, ask: &Ask<'_>, link: &str) -> Result<String, HubError> {
+    fn next_page(&self, request: &Request<'_>, link: &str) -> Result<String, HubError> {
         let endpoint = self.http.endpoint().as_str();
         // A mirror may hand on the Hub's own addresses.
         let link = match link.strip_prefix(DEFAULT_ENDPOINT) {
@@ -149,47 +152,51 @@ impl Hub {
             _ => link.to_owned(),
         };
         let is_ours = |next: &String| origin(next) == origin(endpoint) && !self.http.is_token_in(next);
-        let next = joined(&ask.url, &link).filter(is_ours);
+        let next = joined(&request.url, &link).filter(is_ours);
         next.ok_or_else(|| {
-            let page = self.http.redacted(&Ask::get(link).words());
-            ask.fault(format!("the listing goes on at `{page}`, expected an address of {endpoint}"))
+            let page = self.http.redacted(&Request::get(link).words());
+            request.fault(format!("the listing goes on at `{page}`, expected an address of {endpoint}"))
         })
     }
 
     /// Asks for JSON.
-    pub(crate) fn json<T: DeserializeOwned>(&self, ask: &Ask<'_>, about: About<'_>) -> Result<T, HubError> {
-        Ok(self.page(ask, about, LONGEST_ANSWER)?.0)
+    pub(crate) fn json<T: DeserializeOwned>(
+        &self,
+        request: &Request<'_>,
+        resource: Resource<'_>,
+    ) -> Result<T, HubError> {
+        Ok(self.page(request, resource, MAX_RESPONSE_BYTES)?.0)
     }
 
     /// Asks for JSON of `most` bytes that may go on at another address; with its bytes.
     fn page<T: DeserializeOwned>(
         &self,
-        ask: &Ask<'_>,
-        about: About<'_>,
+        request: &Request<'_>,
+        resource: Resource<'_>,
         most: u64,
     ) -> Result<(T, Option<String>, u64), HubError> {
-        let (answer, bytes) = self.whole(ask, about, most)?;
+        let (response, bytes) = self.whole(request, resource, most)?;
         // It repeats what it does not understand.
         let value = serde_json::from_slice(&bytes)
-            .map_err(|error| ask.fault(self.http.redacted(&error.to_string())))?;
-        Ok((value, answer.header("link").and_then(next_page), bytes.len() as u64))
+            .map_err(|error| request.fault(self.http.redacted(&error.to_string())))?;
+        Ok((value, response.header("link").and_then(next_page), bytes.len() as u64))
     }
 
     /// An answer and all of its bytes, asked for again where it is cut.
     pub(crate) fn whole(
         &self,
-        ask: &Ask<'_>,
-        about: About<'_>,
+        request: &Request<'_>,
+        resource: Resource<'_>,
         most: u64,
-    ) -> Result<(Answer, Vec<u8>), HubError> {
-        let mut tries = self.http.pace().tries;
+    ) -> Result<(Response, Vec<u8>), HubError> {
+        let mut tries = self.http.retry_policy().tries;
         loop {
             tries -= 1;
-            let mut answer = self.http.ask_about(ask, about, self.settings.token_is_variable)?;
-            match answer.at_most(most) {
-                Ok(bytes) => return Ok((answer, bytes)),
+            let mut response = self.http.send_checked(request, resource, self.settings.token_is_variable)?;
+            match response.at_most(most) {
+                Ok(bytes) => return Ok((response, bytes)),
                 Err(Unread::Cut(_)) if tries > 0 => {}
-                Err(error) => return Err(ask.fault(error.to_string())),
+                Err(error) => return Err(request.fault(error.to_string())),
             }
         }
     }

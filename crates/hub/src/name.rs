@@ -45,7 +45,7 @@ impl RepoName {
 
     /// The model whose page has this address, at `endpoint` or at the Hub itself: `https://huggingface.co/org/name`, or
     /// `.../tree/revision`; the scheme may be left out of the Hub's, and Python's `hf://org/name@revision` is one too.
-    pub fn of_page(address: &str, endpoint: Option<&Endpoint>) -> Option<Self> {
+    pub fn from_page_url(address: &str, endpoint: Option<&Endpoint>) -> Option<Self> {
         let bare = |text: &str| text.split_once("://").map(|(_, bare)| bare.to_owned());
         let address = address.trim().split(['?', '#']).next()?;
         if let Some(name) = address.strip_prefix("hf://") {
@@ -161,7 +161,7 @@ mod tests {
             ("hf.co/datasets/org/name", None),
             ("org/name", None),
         ] {
-            let found = RepoName::of_page(page, Some(&mirror)).map(|name| name.to_string());
+            let found = RepoName::from_page_url(page, Some(&mirror)).map(|name| name.to_string());
             assert_eq!(found.as_deref(), name, "{page}");
         }
     }

@@ -11,25 +11,25 @@ use std::time::Duration;
 use danlu_model::files::free_space;
 
 use crate::cache::{Cache, is_abbreviation};
-use crate::download::Wanted;
+use crate::download::FileFetch;
 use crate::file_selection;
 use crate::listing::{Listing, RemoteFile};
-use crate::transfer::Spoken;
-use crate::{Hub, HubError, Pace, RepoName, Transfer};
+use crate::transfer::ProgressThrottle;
+use crate::{Hub, HubError, RepoName, RetryPolicy, Transfer};
 
 /// Files fetched at a time.
-const AT_ONCE: usize = 8;
+const PARALLEL_DOWNLOADS: usize = 8;
 
 /// How long an answer may take where the question is only whether a model that is there lacks something.
-const LOOK: Duration = Duration::from_secs(5);
+const CHECK_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// How much of a model is asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Extent {
+pub enum FetchScope {
     /// All that danlu reads.
-    All,
+    Full,
     /// The small files: enough to plan a run, or to turn text into tokens.
-    Settings,
+    ConfigOnly,
 }
 
 /// A model that is in the cache.
@@ -50,29 +50,29 @@ impl Hub {
     ///
     /// # Errors
     /// If the cache cannot be read.
-    pub fn cached(&self, repo: &RepoName, extent: Extent) -> Result<Option<PathBuf>, HubError> {
+    pub fn cached_folder(&self, repo: &RepoName, scope: FetchScope) -> Result<Option<PathBuf>, HubError> {
         let cache = Cache::of(&self.settings.cache, repo);
-        let Some(commit) = cache.commit(repo.revision())? else { return Ok(None) };
-        let (folder, is_absent) = (cache.snapshot(&commit), |file: &str| cache.is_absent(&commit, file));
-        let is_there = match extent {
-            Extent::All => file_selection::is_whole(&folder, is_absent),
-            Extent::Settings => file_selection::has_settings(&folder, is_absent),
+        let Some(commit) = cache.read_ref(repo.revision())? else { return Ok(None) };
+        let (folder, is_absent) = (cache.snapshot_path(&commit), |file: &str| cache.is_absent(&commit, file));
+        let is_there = match scope {
+            FetchScope::Full => file_selection::is_whole(&folder, is_absent),
+            FetchScope::ConfigOnly => file_selection::has_settings(&folder, is_absent),
         };
         Ok(is_there.then_some(folder))
     }
 
     /// Whether the cache knows a model's revision, and as something else than `commit`: a start by name is then an older one,
     /// until it is pulled.
-    pub fn is_older_here(&self, repo: &RepoName, commit: &str) -> bool {
-        let here = Cache::of(&self.settings.cache, repo).commit(repo.revision());
+    pub fn cache_is_stale(&self, repo: &RepoName, commit: &str) -> bool {
+        let here = Cache::of(&self.settings.cache, repo).read_ref(repo.revision());
         here.is_ok_and(|here| here.is_some_and(|here| here != commit))
     }
 
     /// Of a model that [`Hub::cached`] found in `folder`, the files that would change results and of which nobody knows
     /// whether the repository has them: [`Hub::complete`] finds out.
-    pub fn untold(&self, repo: &RepoName, folder: &Path) -> Vec<&'static str> {
+    pub fn missing_optional_files(&self, repo: &RepoName, folder: &Path) -> Vec<&'static str> {
         let cache = Cache::of(&self.settings.cache, repo);
-        file_selection::untold(folder, |file| cache.is_absent(commit_of(folder), file))
+        file_selection::missing_optional_files(folder, |file| cache.is_absent(commit_of(folder), file))
     }
 
     /// Fetches the small files that such a model lacks, and notes those that its commit does not have. What it has is asked
@@ -80,10 +80,13 @@ impl Hub {
     ///
     /// # Errors
     /// If the Hub cannot be asked or refuses; what is there can be used all the same.
-    pub fn complete(&self, repo: &RepoName, folder: &Path) -> Result<(), HubError> {
+    pub fn fetch_missing_files(&self, repo: &RepoName, folder: &Path) -> Result<(), HubError> {
         let commit = commit_of(folder);
-        let hub = Self::with_pace(self.settings.clone(), Pace { tries: 1, ..self.http.pace() });
-        let files = Self { http: hub.http.within(LOOK), ..hub }.tree(repo, commit)?;
+        let hub = Self::with_retry_policy(
+            self.settings.clone(),
+            RetryPolicy { tries: 1, ..self.http.retry_policy() },
+        );
+        let files = Self { http: hub.http.within(CHECK_TIMEOUT), ..hub }.tree(repo, commit)?;
         let listing = Listing { commit: commit.to_owned(), private: None, files };
         let cache = Cache::of(&self.settings.cache, repo);
         let (mut there, absent) = file_selection::settings(&listing, repo)?;
@@ -101,22 +104,22 @@ impl Hub {
     pub fn pull(
         &self,
         repo: &RepoName,
-        extent: Extent,
+        scope: FetchScope,
         progress: &mut dyn FnMut(Transfer),
     ) -> Result<Pulled, HubError> {
         let cache = Cache::of(&self.settings.cache, repo);
-        let commit = cache.commit(repo.revision())?.filter(|commit| commit.starts_with(repo.revision()));
+        let commit = cache.read_ref(repo.revision())?.filter(|commit| commit.starts_with(repo.revision()));
         let repo = &match commit.filter(|_| is_abbreviation(repo.revision())) {
             // The Hub knows a commit by all of its digits.
             Some(commit) => repo.at(&commit)?,
             None => repo.clone(),
         };
         let listing = self.list(repo)?;
-        let folder = cache.snapshot(&listing.commit);
+        let folder = cache.snapshot_path(&listing.commit);
         let (settings, absent) = file_selection::settings(&listing, repo)?;
         let small = self.fetch_all(&cache, repo, &listing, &settings, &mut |_| {})?;
         let (mut bytes, mut fetched) = (small.total, small.fetched());
-        if extent == Extent::All {
+        if scope == FetchScope::Full {
             let weights = file_selection::weights(&listing, &folder, repo).map_err(|error| match error {
                 HubError::Repo { repo, fault } => HubError::Repo { repo, fault: self.http.redacted(&fault) },
                 error => error,
@@ -125,7 +128,7 @@ impl Hub {
             (bytes, fetched) = (bytes + large.total, fetched + large.fetched());
         }
         cache.note_absent(&listing.commit, &absent);
-        cache.point(repo.revision(), &listing.commit)?;
+        cache.write_ref(repo.revision(), &listing.commit)?;
         Ok(Pulled { folder, commit: listing.commit, bytes, fetched })
     }
 
@@ -155,11 +158,11 @@ impl Hub {
         let (tell, told) = mpsc::channel::<Result<i64, HubError>>();
         let mut transfer = Transfer { done: 0, total, before, files: files.len() };
         thread::scope(|scope| {
-            for _ in 0..AT_ONCE.min(files.len()) {
+            for _ in 0..PARALLEL_DOWNLOADS.min(files.len()) {
                 let tell = tell.clone();
                 scope.spawn(move || {
                     while let Some((path, file)) = next() {
-                        let wanted = Wanted { repo, commit: &listing.commit, path, file, stop };
+                        let wanted = FileFetch { repo, commit: &listing.commit, path, file, stop };
                         // After an error nobody listens, and the rest need not come.
                         let mut advanced = |n| match tell.send(Ok(n)) {
                             Ok(()) => ControlFlow::Continue(()),
@@ -173,12 +176,12 @@ impl Hub {
                 });
             }
             drop(tell);
-            let mut spoken = Spoken::default();
+            let mut throttle = ProgressThrottle::default();
             for message in told {
                 // Whoever sleeps or waits for a lock does it in vain.
                 let bytes = message.inspect_err(|_| stop.store(true, Ordering::Relaxed))?;
                 transfer.done = transfer.done.saturating_add_signed(bytes);
-                if spoken.is_due() {
+                if throttle.is_due() {
                     progress(transfer);
                 }
             }
@@ -195,7 +198,7 @@ fn commit_of(folder: &Path) -> &str {
 /// Bytes of a file that are in the cache already, whole or in part.
 fn here(cache: &Cache, file: &RemoteFile) -> u64 {
     let len = |path: PathBuf| std::fs::metadata(path).map_or(0, |there| there.len());
-    let (whole, part) = (len(cache.blob(&file.hash)), len(cache.incomplete(&file.hash)));
+    let (whole, part) = (len(cache.blob_path(&file.hash)), len(cache.partial_path(&file.hash)));
     if whole == file.size {
         file.size
     } else if part <= file.size {

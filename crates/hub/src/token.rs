@@ -11,7 +11,7 @@ use danlu_model::files::{TEMPORARY_PREFIX, read_bounded};
 use crate::HubError;
 
 /// Longest file that may hold a token.
-const LONGEST: u64 = 4096;
+const MAX_TOKEN_FILE_BYTES: u64 = 4096;
 
 /// A token that is given and cannot be used.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -71,7 +71,7 @@ impl Token {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             _ => {}
         }
-        let bytes = read_bounded(path, LONGEST)?;
+        let bytes = read_bounded(path, MAX_TOKEN_FILE_BYTES)?;
         let text = String::from_utf8_lossy(&bytes);
         if text.trim().is_empty() { Ok(None) } else { Self::new(&text).map(Some) }
     }

@@ -16,16 +16,16 @@ pub struct Transfer {
 }
 
 /// Least time between two words about progress.
-const BETWEEN: Duration = Duration::from_millis(100);
+const MIN_REPORT_INTERVAL: Duration = Duration::from_millis(100);
 
 /// Keeps progress from speaking too often.
 #[derive(Debug, Default)]
-pub(crate) struct Spoken(Option<Instant>);
+pub(crate) struct ProgressThrottle(Option<Instant>);
 
-impl Spoken {
+impl ProgressThrottle {
     /// Whether it is time for another word, which is then spoken.
     pub fn is_due(&mut self) -> bool {
-        let is_due = self.0.is_none_or(|last| last.elapsed() >= BETWEEN);
+        let is_due = self.0.is_none_or(|last| last.elapsed() >= MIN_REPORT_INTERVAL);
         if is_due {
             self.0 = Some(Instant::now());
         }

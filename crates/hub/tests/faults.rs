@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use common::{READ, Scene, hub, names, repo};
-use danlu_hub::{Extent, HubError, HubSettings};
+use danlu_hub::{FetchScope, HubError, HubSettings};
 use danlu_hub_test_server::{Action, Fault, Gate, Host, Method};
 use serde_json::json;
 
@@ -17,7 +17,7 @@ const WEIGHTS: u64 = 300_000;
 /// The cache holds exactly the model, and nothing half.
 fn assert_whole(scene: &Scene) {
     let name = repo("lab/model");
-    let folder = scene.hub(None).cached(&name, Extent::All).unwrap().expect("it is in the cache");
+    let folder = scene.hub(None).cached_folder(&name, FetchScope::Full).unwrap().expect("it is in the cache");
     assert_eq!(names(&folder), READ);
     assert_eq!(fs::read(folder.join("model.safetensors")).unwrap(), [7; WEIGHTS as usize]);
     assert!(scene.blobs().iter().all(|blob| !blob.contains('.')), "{:?}", scene.blobs());
@@ -25,7 +25,7 @@ fn assert_whole(scene: &Scene) {
 
 /// No file has its name that was not verified.
 fn assert_nothing_false(scene: &Scene) {
-    assert!(scene.hub(None).cached(&repo("lab/model"), Extent::All).unwrap().is_none());
+    assert!(scene.hub(None).cached_folder(&repo("lab/model"), FetchScope::Full).unwrap().is_none());
     for blob in scene.blobs().iter().filter(|blob| !blob.ends_with(".incomplete")) {
         let len = fs::metadata(scene.cache().join("models--lab--model/blobs").join(blob)).unwrap().len();
         assert!(len < WEIGHTS, "{blob}");
@@ -181,10 +181,11 @@ fn a_file_that_fails_for_good_keeps_nobody_waiting() {
     fs::create_dir_all(&locks).unwrap();
     let lock = fs::File::create(locks.join(format!("{hash}.lock"))).unwrap();
     rustix::fs::flock(&lock, rustix::fs::FlockOperation::LockExclusive).unwrap();
-    let pace = danlu_hub::Pace { longest: Duration::from_secs(3600), ..danlu_hub::Pace::default() };
+    let pace =
+        danlu_hub::RetryPolicy { longest: Duration::from_secs(3600), ..danlu_hub::RetryPolicy::default() };
     let start = std::time::Instant::now();
-    let hub = danlu_hub::Hub::with_pace(scene.settings(None), pace);
-    let error = hub.pull(&repo("lab/shards"), Extent::All, &mut |_| {}).unwrap_err();
+    let hub = danlu_hub::Hub::with_retry_policy(scene.settings(None), pace);
+    let error = hub.pull(&repo("lab/shards"), FetchScope::Full, &mut |_| {}).unwrap_err();
     assert!(matches!(error, HubError::Forbidden { .. }), "{error}");
     assert!(start.elapsed() < Duration::from_secs(60), "somebody was waited for");
 }
@@ -194,14 +195,14 @@ fn a_server_that_stands_still_is_left() {
     let scene = Scene::new();
     scene.server.fault(Fault::on(Method::Get, "/revision/").then(Action::Delay(Duration::from_secs(60))));
     let settings = scene.settings(None);
-    let pace = danlu_hub::Pace {
+    let pace = danlu_hub::RetryPolicy {
         tries: 2,
         pause: Duration::from_millis(5),
         longest: Duration::from_secs(1),
         stall: Duration::from_millis(200),
     };
-    let hub = danlu_hub::Hub::with_pace(settings, pace);
-    hub.pull(&repo("lab/model"), Extent::All, &mut |_| {}).unwrap();
+    let hub = danlu_hub::Hub::with_retry_policy(settings, pace);
+    hub.pull(&repo("lab/model"), FetchScope::Full, &mut |_| {}).unwrap();
     assert_whole(&scene);
 }
 
@@ -213,7 +214,7 @@ fn refusals_say_what_to_do() {
     scene.server.model("she/gated").gated(Gate::Manual).file("config.json", b"{}").add();
     scene.server.model("she/private").private().file("config.json", b"{}").add();
     let pull = |token: Option<&str>, name: &str| {
-        let error = scene.hub(token).pull(&repo(name), Extent::All, &mut |_| {}).unwrap_err();
+        let error = scene.hub(token).pull(&repo(name), FetchScope::Full, &mut |_| {}).unwrap_err();
         (error.to_string(), error.hint().unwrap_or_default())
     };
     let host = scene.server.endpoint().replace("http://", "");
@@ -280,7 +281,7 @@ fn a_hostile_server_gets_nothing() {
         // Deep enough that a path which leads out of it is still below what is looked at.
         let cache = scene.home.path().join("a/b/c/d/e/f/hub");
         let hub = hub(HubSettings { cache: cache.clone(), ..scene.settings(None) });
-        let error = hub.pull(&repo("lab/model"), Extent::All, &mut |_| {}).unwrap_err();
+        let error = hub.pull(&repo("lab/model"), FetchScope::Full, &mut |_| {}).unwrap_err();
         assert!(error.to_string().contains(said), "{error}");
         let ours = [cache.join("models--lab--model"), cache.join(".locks/models--lab--model")];
         for file in files_below(scene.home.path()) {
@@ -288,7 +289,7 @@ fn a_hostile_server_gets_nothing() {
             let of_snapshot = file.strip_prefix(ours[0].join("snapshots"));
             assert!(of_snapshot.is_err() || file.ends_with("config.json"), "{}", file.display());
         }
-        assert!(hub.cached(&repo("lab/model"), Extent::All).unwrap().is_none());
+        assert!(hub.cached_folder(&repo("lab/model"), FetchScope::Full).unwrap().is_none());
     }
     // An index that leads out of the repository.
     let scene = Scene::new();
@@ -344,7 +345,7 @@ fn an_answer_that_drips_is_left() {
     assert!(start.elapsed() < Duration::from_secs(20), "{:?}", start.elapsed());
     let hub = danlu_hub::Hub::new(scene.settings(None));
     let start = std::time::Instant::now();
-    assert!(hub.complete(&repo("lab/model"), &folder).is_err());
+    assert!(hub.fetch_missing_files(&repo("lab/model"), &folder).is_err());
     assert!(start.elapsed() < Duration::from_secs(12), "{:?}", start.elapsed());
 }
 
@@ -355,13 +356,14 @@ fn a_long_pause_is_told() {
     scene.server.fault(Fault::on(Method::Get, "/revision/").then(Action::Status(429, wait, Vec::new())));
     // A pause of our own is not the server's.
     scene.server.fault(Fault::on(Method::Get, "/tree/").times(3).then(Action::CutBefore));
-    let pace = danlu_hub::Pace { longest: Duration::from_secs(10), ..danlu_hub::Pace::default() };
+    let pace =
+        danlu_hub::RetryPolicy { longest: Duration::from_secs(10), ..danlu_hub::RetryPolicy::default() };
     let (tell, told) = std::sync::mpsc::channel();
     let tell = std::sync::Mutex::new(tell);
-    let hub = danlu_hub::Hub::with_pace(scene.settings(None), pace).telling(move |_, left, of| {
+    let hub = danlu_hub::Hub::with_retry_policy(scene.settings(None), pace).on_wait(move |_, left, of| {
         tell.lock().unwrap().send((left.as_secs(), of.as_secs())).unwrap();
     });
-    hub.pull(&repo("lab/model"), Extent::All, &mut |_| {}).unwrap();
+    hub.pull(&repo("lab/model"), FetchScope::Full, &mut |_| {}).unwrap();
     drop(hub);
     assert_eq!(told.iter().collect::<Vec<_>>(), [(3, 3), (2, 3), (1, 3), (0, 3)]);
 }
@@ -373,7 +375,7 @@ fn what_storage_says_is_not_what_the_hub_says() {
         scene.server.add_user("me", "hf_mine");
         let refusal = Action::Status(status, Vec::new(), Vec::new());
         scene.server.fault(Fault::on(Method::Get, "").at(Host::Storage).always().then(refusal));
-        let error = scene.hub(token).pull(&repo("lab/model"), Extent::All, &mut |_| {}).unwrap_err();
+        let error = scene.hub(token).pull(&repo("lab/model"), FetchScope::Full, &mut |_| {}).unwrap_err();
         assert!(
             matches!(&error, HubError::Status { host, .. }
             if !scene.server.endpoint().ends_with(host)),
@@ -389,7 +391,8 @@ fn a_server_that_repeats_the_token_finds_no_ear() {
         let scene = Scene::new();
         scene.server.add_user("me", TOKEN);
         scene.server.fault(fault);
-        let error = scene.hub(Some(TOKEN)).pull(&repo("lab/model"), Extent::All, &mut |_| {}).unwrap_err();
+        let error =
+            scene.hub(Some(TOKEN)).pull(&repo("lab/model"), FetchScope::Full, &mut |_| {}).unwrap_err();
         let text = format!("{error} {error:?} {}", error.hint().unwrap_or_default());
         assert!(!text.to_lowercase().contains(&TOKEN.to_lowercase()), "{text}");
         text
@@ -428,7 +431,7 @@ fn a_redirect_elsewhere_gets_no_token_and_ends_somewhere() {
     let to = format!("{}/elsewhere", other.server.endpoint());
     scene.server.fault(Fault::on(Method::Get, "/revision/").always().then(Action::RedirectTo(to)));
     let hub_ = scene.hub(Some("hf_mine"));
-    assert!(hub_.pull(&repo("lab/model"), Extent::All, &mut |_| {}).is_err());
+    assert!(hub_.pull(&repo("lab/model"), FetchScope::Full, &mut |_| {}).is_err());
     let there = other.server.requests();
     assert!(!there.is_empty() && there.iter().all(|request| request.authorization.is_none()), "{there:?}");
 
@@ -461,7 +464,7 @@ fn a_host_that_is_not_there_is_an_error_with_a_way_on() {
     let scene = Scene::new();
     let endpoint = "http://127.0.0.1:9".parse().unwrap();
     let error = hub(HubSettings { endpoint, ..scene.settings(None) })
-        .pull(&repo("lab/model"), Extent::All, &mut |_| {})
+        .pull(&repo("lab/model"), FetchScope::Full, &mut |_| {})
         .unwrap_err();
     assert!(error.to_string().starts_with("cannot reach 127.0.0.1:9"), "{error}");
     assert!(error.hint().unwrap().contains("HF_ENDPOINT"));
@@ -469,7 +472,7 @@ fn a_host_that_is_not_there_is_an_error_with_a_way_on() {
     let endpoint = "http://hub.invalid".parse().unwrap();
     let start = std::time::Instant::now();
     let error = danlu_hub::Hub::new(HubSettings { endpoint, ..scene.settings(None) })
-        .pull(&repo("lab/model"), Extent::All, &mut |_| {})
+        .pull(&repo("lab/model"), FetchScope::Full, &mut |_| {})
         .unwrap_err();
     assert_eq!(error.to_string(), "cannot reach hub.invalid: there is no such host, or no network");
     assert!(start.elapsed() < Duration::from_secs(10), "{:?}", start.elapsed());

@@ -8,16 +8,18 @@ use std::process::{Command, Stdio};
 use std::thread;
 
 use common::{MODEL, READ, Scene, hub, names, repo};
-use danlu_hub::{Extent, HubError, HubSettings, PushOptions};
+use danlu_hub::{FetchScope, HubError, HubSettings, PushOptions};
 use danlu_hub_test_server::{Action, Fault, Host, HubServer, Method};
 
 #[test]
 fn what_is_read_is_fetched_and_a_second_time_nobody_is_asked() {
     let scene = Scene::new();
-    assert_eq!(scene.hub(None).cached(&repo("lab/model"), Extent::All).unwrap(), None);
+    assert_eq!(scene.hub(None).cached_folder(&repo("lab/model"), FetchScope::Full).unwrap(), None);
     let mut last = None;
-    let pulled =
-        scene.hub(None).pull(&repo("lab/model"), Extent::All, &mut |transfer| last = Some(transfer)).unwrap();
+    let pulled = scene
+        .hub(None)
+        .pull(&repo("lab/model"), FetchScope::Full, &mut |transfer| last = Some(transfer))
+        .unwrap();
     assert_eq!(names(&pulled.folder), READ);
     for (path, bytes) in MODEL.iter().filter(|(path, _)| READ.contains(path)) {
         assert_eq!(&fs::read(pulled.folder.join(path)).unwrap(), bytes, "{path}");
@@ -30,9 +32,12 @@ fn what_is_read_is_fetched_and_a_second_time_nobody_is_asked() {
     let mut offline = scene.settings(None);
     offline.offline = true;
     for hub in [scene.hub(None), hub(offline)] {
-        assert_eq!(hub.cached(&repo("lab/model"), Extent::All).unwrap().as_ref(), Some(&pulled.folder));
+        assert_eq!(
+            hub.cached_folder(&repo("lab/model"), FetchScope::Full).unwrap().as_ref(),
+            Some(&pulled.folder)
+        );
         let by_commit = repo("lab/model").at(&pulled.commit).unwrap();
-        assert_eq!(hub.cached(&by_commit, Extent::All).unwrap().as_ref(), Some(&pulled.folder));
+        assert_eq!(hub.cached_folder(&by_commit, FetchScope::Full).unwrap().as_ref(), Some(&pulled.folder));
     }
     assert!(scene.server.requests().is_empty());
     assert_eq!(scene.pull("lab/model").unwrap().fetched, 0);
@@ -45,7 +50,7 @@ fn a_new_commit_brings_what_changed_and_older_ones_stay() {
     let first = scene.pull("lab/model").unwrap();
     scene.server.commit("lab/model", &[("config.json", b"{}")]);
     assert_eq!(
-        scene.hub(None).cached(&repo("lab/model"), Extent::All).unwrap().as_ref(),
+        scene.hub(None).cached_folder(&repo("lab/model"), FetchScope::Full).unwrap().as_ref(),
         Some(&first.folder)
     );
     scene.server.clear_requests();
@@ -59,14 +64,20 @@ fn a_new_commit_brings_what_changed_and_older_ones_stay() {
     scene.server.model("lab/model").on("refs/heads/next/one").file("config.json", b"[1]").add();
     // As pages show a commit: known where it is here, in the cache and for the Hub.
     let short = repo(&format!("lab/model@{}", &first.commit[..8]));
-    assert_eq!(scene.hub(None).cached(&short, Extent::All).unwrap().as_ref(), Some(&first.folder));
+    assert_eq!(
+        scene.hub(None).cached_folder(&short, FetchScope::Full).unwrap().as_ref(),
+        Some(&first.folder)
+    );
     assert_eq!(scene.pull(&short.to_string()).unwrap().folder, first.folder);
     let unknown = scene.pull("lab/model@0123abcd").unwrap_err();
     assert!(unknown.hint().unwrap().contains("all of its 40 digits"), "{unknown}");
     let branch = scene.pull("lab/model@next/one").unwrap();
     assert_eq!(fs::read(branch.folder.join("config.json")).unwrap(), b"[1]");
     let name = repo("lab/model@next/one");
-    assert_eq!(scene.hub(None).cached(&name, Extent::All).unwrap().as_ref(), Some(&branch.folder));
+    assert_eq!(
+        scene.hub(None).cached_folder(&name, FetchScope::Full).unwrap().as_ref(),
+        Some(&branch.folder)
+    );
 }
 
 #[test]
@@ -90,9 +101,12 @@ fn shards_are_those_of_the_index_over_many_pages() {
     assert_eq!(names(&pulled.folder), expected);
     // A tokenizer that the repository lacks is not looked for again.
     let name = repo("lab/model");
-    assert_eq!(scene.hub(None).cached(&name, Extent::All).unwrap().as_ref(), Some(&pulled.folder));
+    assert_eq!(
+        scene.hub(None).cached_folder(&name, FetchScope::Full).unwrap().as_ref(),
+        Some(&pulled.folder)
+    );
     fs::remove_file(pulled.folder.join("model-2.safetensors")).unwrap();
-    assert_eq!(scene.hub(None).cached(&name, Extent::All).unwrap(), None);
+    assert_eq!(scene.hub(None).cached_folder(&name, FetchScope::Full).unwrap(), None);
 }
 
 #[test]
@@ -108,7 +122,7 @@ fn an_adapter_is_its_configuration_and_its_weights() {
     scene.server.add_model("me/adapter", &files);
     let pulled = scene.pull("me/adapter").unwrap();
     assert_eq!(names(&pulled.folder), ["adapter_config.json", "adapter_model.safetensors", "danlu.json"]);
-    assert!(scene.hub(None).cached(&repo("me/adapter"), Extent::All).unwrap().is_some());
+    assert!(scene.hub(None).cached_folder(&repo("me/adapter"), FetchScope::Full).unwrap().is_some());
 }
 
 /// The cache as Python leaves it where it was stopped, or wanted no more: these files alone, and no notes.
@@ -169,19 +183,19 @@ fn what_another_program_left_out_is_fetched_once_at_the_same_commit() {
     ] {
         let (name, hub) = (repo(id), scene.hub(None));
         let folder = scene.pull(id).unwrap().folder;
-        assert!(hub.untold(&name, &folder).is_empty(), "{id}: a pull leaves no question");
+        assert!(hub.missing_optional_files(&name, &folder).is_empty(), "{id}: a pull leaves no question");
         let all = names(&folder);
         keep_only(&folder, kept);
         // What is newer on the Hub has no say.
         scene.server.commit(id, &[("config.json", b"[]")]);
-        assert_eq!(hub.cached(&name, Extent::All).unwrap().as_ref(), Some(&folder));
-        assert_eq!(hub.untold(&name, &folder), lacks, "{id}");
+        assert_eq!(hub.cached_folder(&name, FetchScope::Full).unwrap().as_ref(), Some(&folder));
+        assert_eq!(hub.missing_optional_files(&name, &folder), lacks, "{id}");
         scene.server.clear_requests();
-        hub.complete(&name, &folder).unwrap();
+        hub.fetch_missing_files(&name, &folder).unwrap();
         assert_eq!(names(&folder), all, "{id}");
         let listings = scene.server.requests().iter().filter(|r| !r.target.contains("/resolve/")).count();
         assert_eq!(listings, 1, "{id}");
-        assert!(hub.untold(&name, &folder).is_empty(), "{id}");
+        assert!(hub.missing_optional_files(&name, &folder).is_empty(), "{id}");
         // The notes are Python's: empty files, of what the commit does not have.
         let notes = folder.join("../../.no_exist").join(folder.file_name().unwrap());
         assert!(names(&notes).iter().all(|name| !all.contains(name)), "{id}");
@@ -198,9 +212,12 @@ fn what_python_fetched_whole_leaves_no_question() {
     keep_only(&folder, &READ);
     // Of a whole repository Python has this too; of a model that it loaded, notes of what it looked for.
     fs::write(folder.join(".gitattributes"), "").unwrap();
-    assert!(scene.hub(None).untold(&repo("lab/model"), &folder).is_empty());
+    assert!(scene.hub(None).missing_optional_files(&repo("lab/model"), &folder).is_empty());
     fs::remove_file(folder.join("tokenizer_config.json")).unwrap();
-    assert_eq!(scene.hub(None).untold(&repo("lab/model"), &folder), ["tokenizer_config.json"]);
+    assert_eq!(
+        scene.hub(None).missing_optional_files(&repo("lab/model"), &folder),
+        ["tokenizer_config.json"]
+    );
 }
 
 #[test]
@@ -211,7 +228,7 @@ fn a_push_leaves_the_cache_as_it_is_and_knows_that_it_is_older() {
     let write = |text: &str| {
         fs::write(folder.path().join("adapter_config.json"), "{}").unwrap();
         fs::write(folder.path().join("adapter_model.safetensors"), text).unwrap();
-        danlu_hub::Parcel::of(folder.path(), &danlu_hub::ParcelOptions::default()).unwrap()
+        danlu_hub::UploadSet::from_folder(folder.path(), &danlu_hub::UploadOptions::default()).unwrap()
     };
     let hub = scene.hub(Some("hf_mine"));
     let push = |text: &str, name: &str, options: &PushOptions| {
@@ -220,16 +237,16 @@ fn a_push_leaves_the_cache_as_it_is_and_knows_that_it_is_older() {
     let (name, plain) = (repo("me/huan"), PushOptions::default());
     push("first", "me/huan", &plain);
     assert!(!scene.cache().exists(), "a push alone puts nothing into the cache");
-    let first = hub.pull(&name, Extent::All, &mut |_| {}).unwrap();
+    let first = hub.pull(&name, FetchScope::Full, &mut |_| {}).unwrap();
     // What is on another branch, or offered, changes nothing here.
     push("other", "me/huan@other", &plain);
     push("offered", "me/huan", &PushOptions { create_pr: true, ..PushOptions::default() });
     let pushed = push("second", "me/huan", &plain);
-    assert_eq!(hub.cached(&name, Extent::All).unwrap(), Some(first.folder));
-    assert!(hub.is_older_here(&name, &pushed.commit));
-    assert!(!hub.is_older_here(&repo("me/huan@other"), &pushed.commit), "what is not here is not older");
-    let second = hub.pull(&name, Extent::All, &mut |_| {}).unwrap();
-    assert!(!hub.is_older_here(&name, &pushed.commit));
+    assert_eq!(hub.cached_folder(&name, FetchScope::Full).unwrap(), Some(first.folder));
+    assert!(hub.cache_is_stale(&name, &pushed.commit));
+    assert!(!hub.cache_is_stale(&repo("me/huan@other"), &pushed.commit), "what is not here is not older");
+    let second = hub.pull(&name, FetchScope::Full, &mut |_| {}).unwrap();
+    assert!(!hub.cache_is_stale(&name, &pushed.commit));
     assert_eq!(fs::read(second.folder.join("adapter_model.safetensors")).unwrap(), b"second");
 }
 
@@ -240,7 +257,7 @@ fn where_nobody_answers_what_is_there_is_told_to_lack_something() {
     keep_only(&folder, &["config.json", "model.safetensors", "tokenizer.json"]);
     scene.server.fault(Fault::on(Method::Get, "/tree/").always().then(Action::CutBefore));
     scene.server.clear_requests();
-    assert!(scene.hub(None).complete(&repo("lab/model"), &folder).is_err());
+    assert!(scene.hub(None).fetch_missing_files(&repo("lab/model"), &folder).is_err());
     assert_eq!(scene.server.requests().len(), 1, "it is asked once");
     assert!(!folder.join("../../.no_exist").exists());
 }
@@ -258,8 +275,9 @@ fn a_token_that_is_none_matters_where_the_hub_is_asked() {
     ] {
         made();
         let hub = scene.hub(None);
-        assert_eq!(hub.cached(&name, Extent::All).unwrap().as_ref(), Some(&folder));
-        for error in [hub.whoami().unwrap_err(), hub.pull(&name, Extent::All, &mut |_| {}).unwrap_err()] {
+        assert_eq!(hub.cached_folder(&name, FetchScope::Full).unwrap().as_ref(), Some(&folder));
+        for error in [hub.whoami().unwrap_err(), hub.pull(&name, FetchScope::Full, &mut |_| {}).unwrap_err()]
+        {
             let text = error.to_string();
             assert!(text.contains(said) && text.contains(&path.display().to_string()), "{text}");
             assert!(!text.contains("hf_a") && error.hint().unwrap().contains("danlu logout"), "{text}");
@@ -291,13 +309,13 @@ fn the_token_goes_to_the_hub_and_to_nobody_else() {
         .add();
     let hub = scene.hub(Some("hf_mine"));
     assert_eq!(hub.whoami().unwrap().name, "me");
-    hub.pull(&repo("me/secret"), Extent::All, &mut |_| {}).unwrap();
+    hub.pull(&repo("me/secret"), FetchScope::Full, &mut |_| {}).unwrap();
     let requests = scene.server.requests();
     assert!(requests.iter().any(|request| request.host == Host::Storage));
     for request in requests {
         assert_eq!(request.authorization.is_some(), request.host == Host::Hub, "{request:?}");
     }
-    let refused = scene.hub(None).pull(&repo("me/secret"), Extent::All, &mut |_| {}).unwrap_err();
+    let refused = scene.hub(None).pull(&repo("me/secret"), FetchScope::Full, &mut |_| {}).unwrap_err();
     assert!(matches!(refused, HubError::NoModel { with_token: false, .. }), "{refused}");
 }
 
@@ -309,7 +327,7 @@ const PULLED: &str = "DANLU_TEST_PULLED";
 fn is_pulled() {
     if std::env::var_os(PULLED).is_some() {
         let hub = danlu_hub::Hub::new(HubSettings::from_env().unwrap());
-        hub.pull(&repo("lab/model"), Extent::All, &mut |_| {}).unwrap();
+        hub.pull(&repo("lab/model"), FetchScope::Full, &mut |_| {}).unwrap();
     }
 }
 
@@ -335,7 +353,7 @@ fn two_processes_fetch_every_byte_once() {
     let sent: u64 = requests.iter().filter(|request| request.host == Host::Storage).map(|r| r.sent).sum();
     assert_eq!(sent, 300_000);
     assert!(scene.blobs().iter().all(|blob| !blob.contains('.')), "{:?}", scene.blobs());
-    assert!(scene.hub(None).cached(&repo("lab/model"), Extent::All).unwrap().is_some());
+    assert!(scene.hub(None).cached_folder(&repo("lab/model"), FetchScope::Full).unwrap().is_some());
 }
 
 #[test]
@@ -354,7 +372,7 @@ fn two_at_a_time_fetch_every_byte_once() {
 fn offline_says_so_at_once() {
     let scene = Scene::new();
     let hub = hub(HubSettings { offline: true, ..scene.settings(None) });
-    let error = hub.pull(&repo("lab/model"), Extent::All, &mut |_| {}).unwrap_err();
+    let error = hub.pull(&repo("lab/model"), FetchScope::Full, &mut |_| {}).unwrap_err();
     assert_eq!(
         error.to_string(),
         "`lab/model` is not in the cache, and `HF_HUB_OFFLINE` forbids to ask the Hub"

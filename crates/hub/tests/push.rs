@@ -8,7 +8,9 @@ use std::path::Path;
 
 use common::push::{Desk, WEIGHTS};
 use common::repo;
-use danlu_hub::{Extent, HubError, Left, Parcel, ParcelOptions, PushOptions, Reason, Stage, Transfer};
+use danlu_hub::{
+    FetchScope, HubError, PushOptions, SkipReason, SkippedFile, Stage, Transfer, UploadOptions, UploadSet,
+};
 use danlu_hub_test_server::{Action, Fault, Host, HubServer, Method};
 
 #[test]
@@ -17,7 +19,7 @@ fn what_is_pushed_is_pulled_back_byte_for_byte() {
     let mut last = None;
     let pushed = desk
         .hub()
-        .push(&desk.parcel(), &repo("me/adapter"), &PushOptions::default(), &mut |stage, transfer| {
+        .push(&desk.upload_set(), &repo("me/adapter"), &PushOptions::default(), &mut |stage, transfer| {
             let before = last.replace((stage, transfer));
             assert!(stage != Stage::Committing || before.unwrap().0 == Stage::Sending);
         })
@@ -28,7 +30,7 @@ fn what_is_pushed_is_pulled_back_byte_for_byte() {
         pushed.files,
         ["README.md", "adapter_config.json", "adapter_model.safetensors", "deep/extra.safetensors"]
     );
-    assert_eq!((pushed.sent, pushed.unchanged), (desk.parcel().size(), 0));
+    assert_eq!((pushed.sent, pushed.unchanged), (desk.upload_set().size(), 0));
     let (stage, Transfer { done, total, before, files }) = last.unwrap();
     assert_eq!((stage, done, total, before, files), (Stage::Committing, 2 * WEIGHTS, 2 * WEIGHTS, 0, 2));
     desk.assert_whole("me/adapter", "main");
@@ -37,7 +39,7 @@ fn what_is_pushed_is_pulled_back_byte_for_byte() {
     assert_eq!((commits[1].id.as_str(), commits[1].title.as_str()), (&*pushed.commit, "Upload with danlu"));
     assert_eq!(desk.server.is_private("me/adapter"), Some(false));
 
-    let pulled = desk.hub().pull(&repo("me/adapter"), Extent::All, &mut |_| {}).unwrap();
+    let pulled = desk.hub().pull(&repo("me/adapter"), FetchScope::Full, &mut |_| {}).unwrap();
     assert_eq!(pulled.commit, pushed.commit);
     for name in ["adapter_config.json", "adapter_model.safetensors"] {
         assert_eq!(fs::read(pulled.folder.join(name)).unwrap(), fs::read(desk.folder().join(name)).unwrap());
@@ -97,7 +99,7 @@ fn a_branch_a_message_and_a_private_page_are_as_asked() {
         ..PushOptions::default()
     };
     let push = |name: &str, options: &PushOptions| {
-        desk.hub().push(&desk.parcel(), &repo(name), options, &mut |_, _| {})
+        desk.hub().push(&desk.upload_set(), &repo(name), options, &mut |_, _| {})
     };
     push("me/adapter@next/one", &options).unwrap();
     assert_eq!(desk.server.is_private("me/adapter"), Some(true));
@@ -131,7 +133,7 @@ fn a_pull_request_leaves_the_branch_as_it_is() {
     let desk = Desk::new();
     desk.server.add_model("she/adapter", &[("README.md", b"hers")]);
     let options = PushOptions { create_pr: true, ..PushOptions::default() };
-    let push = |name: &str| desk.hub().push(&desk.parcel(), &repo(name), &options, &mut |_, _| {});
+    let push = |name: &str| desk.hub().push(&desk.upload_set(), &repo(name), &options, &mut |_, _| {});
     let pushed = push("she/adapter").unwrap();
     assert_eq!(pushed.pull_request, Some(format!("{}/she/adapter/discussions/1", desk.server.endpoint())));
     assert_eq!(desk.server.read("she/adapter", "main", "README.md").unwrap(), b"hers");
@@ -150,10 +152,10 @@ fn a_pull_request_leaves_the_branch_as_it_is() {
 #[test]
 fn differences_are_told_and_nothing_is_written() {
     let desk = Desk::new();
-    let differences = |name: &str| desk.hub().differences(&desk.parcel(), &repo(name), &mut |_| {}).unwrap();
+    let differences = |name: &str| desk.hub().diff(&desk.upload_set(), &repo(name), &mut |_| {}).unwrap();
     let none = differences("me/adapter");
     assert!(!none.exists && none.commit.is_none());
-    assert_eq!((none.new.len(), none.size()), (4, desk.parcel().size()));
+    assert_eq!((none.new.len(), none.size()), (4, desk.upload_set().size()));
     desk.push("me/adapter").unwrap();
     desk.write("README.md", b"# another");
     desk.write("LICENSE", b"mine");
@@ -167,19 +169,20 @@ fn differences_are_told_and_nothing_is_written() {
     assert_eq!(some.others, [".gitattributes"]);
     // What no push can go to is refused here as there.
     for name in [format!("me/adapter@{}", "a".repeat(40)), "me/adapter@refs/pr/1".to_owned()] {
-        let (hub, parcel, name) = (desk.hub(), desk.parcel(), repo(&name));
-        let shown = hub.differences(&parcel, &name, &mut |_| {}).map(drop).unwrap_err();
-        let pushed = hub.push(&parcel, &name, &PushOptions::default(), &mut |_, _| {}).map(drop).unwrap_err();
+        let (hub, upload_set, name) = (desk.hub(), desk.upload_set(), repo(&name));
+        let shown = hub.diff(&upload_set, &name, &mut |_| {}).map(drop).unwrap_err();
+        let pushed =
+            hub.push(&upload_set, &name, &PushOptions::default(), &mut |_, _| {}).map(drop).unwrap_err();
         assert_eq!(shown.to_string(), pushed.to_string());
     }
-    let file = |name: &str, path: &str| desk.hub().small_file(&repo(name), path, 1000).unwrap();
+    let file = |name: &str, path: &str| desk.hub().read_small_file(&repo(name), path, 1000).unwrap();
     assert_eq!(file("me/adapter", "adapter_config.json").unwrap(), b"{}");
     assert_eq!(file("me/adapter@next", "adapter_config.json").unwrap(), b"{}");
     assert_eq!((file("me/adapter", "none.json"), file("me/none", "adapter_config.json")), (None, None));
-    let long = desk.hub().small_file(&repo("me/adapter"), "README.md", 3).unwrap_err();
+    let long = desk.hub().read_small_file(&repo("me/adapter"), "README.md", 3).unwrap_err();
     assert!(matches!(long, HubError::TooLarge { .. }), "{long}");
     assert_eq!(
-        [desk.hub().has(&repo("me/adapter")), desk.hub().has(&repo("me/none"))],
+        [desk.hub().repo_exists(&repo("me/adapter")), desk.hub().repo_exists(&repo("me/none"))],
         [Some(true), Some(false)]
     );
     assert!(desk.server.requests().iter().all(|request| request.method == "GET"));
@@ -192,8 +195,8 @@ fn what_is_no_part_of_a_model_stays_at_home() {
     let token = format!("{}{}", "hf_", "aBcDeFgHiJkLmNoPqRsTuVwXyZaBcDeFgH");
     let secret = format!("{{\n\"key\": \"{token}\"}}");
     desk.write(&format!("notes/{token}.txt"), b"x");
-    let named = |left: &Left| left.path == "notes/hf_…" && left.reason == Reason::TokenInName;
-    assert!(desk.parcel().left().iter().any(named), "{:?}", desk.parcel().left());
+    let named = |left: &SkippedFile| left.path == "notes/hf_…" && left.reason == SkipReason::TokenInName;
+    assert!(desk.upload_set().skipped().iter().any(named), "{:?}", desk.upload_set().skipped());
     fs::remove_dir_all(desk.folder().join("notes")).unwrap();
     for (path, bytes) in [
         ("checkpoint-3/adapter_model.safetensors", b"older".as_slice()),
@@ -221,45 +224,47 @@ fn what_is_no_part_of_a_model_stays_at_home() {
     link(Path::new("nowhere"), "broken");
     link(Path::new(".env"), "settings.txt");
     link(Path::new("README.md"), "inside.md");
-    let options = |include: &[&str], with_tokens| ParcelOptions {
+    let options = |include: &[&str], with_tokens| UploadOptions {
         include: include.iter().map(|&path| path.to_owned()).collect(),
         with_tokens,
         token: Some(danlu_hub::Token::new("hf_mine").unwrap()),
     };
-    let parcel =
-        |include: &[&str], with_tokens| Parcel::of(desk.folder(), &options(include, with_tokens)).unwrap();
-    let paths =
-        |parcel: &Parcel| parcel.files().iter().map(|file| file.path().to_owned()).collect::<Vec<_>>();
-    let plain = parcel(&[], false);
+    let upload_set = |include: &[&str], with_tokens| {
+        UploadSet::from_folder(desk.folder(), &options(include, with_tokens)).unwrap()
+    };
+    let paths = |upload_set: &UploadSet| {
+        upload_set.files().iter().map(|file| file.path().to_owned()).collect::<Vec<_>>()
+    };
+    let plain = upload_set(&[], false);
     let usual = ["README.md", "adapter_config.json", "adapter_model.safetensors", "deep/extra.safetensors"];
     assert_eq!(paths(&plain), [usual.as_slice(), &["inside.md"]].concat());
-    let left = |path: &str, reason| Left { path: path.to_owned(), reason };
+    let left = |path: &str, reason| SkippedFile { path: path.to_owned(), reason };
     assert_eq!(
-        plain.left(),
+        plain.skipped(),
         [
-            left(".cache/", Reason::Hidden),
-            left(".danlu-tmp-7-config.json", Reason::Temporary),
-            left(".env", Reason::Hidden),
-            left("broken", Reason::Link),
-            left("checkpoint-3/", Reason::Checkpoint),
-            left("deep/mine.txt", Reason::Token { line: 1 }),
-            left("deep/notes.json", Reason::Token { line: 2 }),
-            left("held_out.json", Reason::Data),
-            left("history.jsonl", Reason::Log),
-            left("id_rsa", Reason::Key),
-            left("optimizer.safetensors", Reason::TrainerState),
-            left("out.txt", Reason::Link),
-            left("outer", Reason::Link),
-            left("palace.json", Reason::Data),
-            left("run.toml", Reason::RunFile),
-            left("runs/", Reason::Log),
-            left("scheduler.pt", Reason::TrainerState),
-            left("settings.txt", Reason::Hidden),
+            left(".cache/", SkipReason::Hidden),
+            left(".danlu-tmp-7-config.json", SkipReason::Temporary),
+            left(".env", SkipReason::Hidden),
+            left("broken", SkipReason::Link),
+            left("checkpoint-3/", SkipReason::Checkpoint),
+            left("deep/mine.txt", SkipReason::Token { line: 1 }),
+            left("deep/notes.json", SkipReason::Token { line: 2 }),
+            left("held_out.json", SkipReason::Data),
+            left("history.jsonl", SkipReason::Log),
+            left("id_rsa", SkipReason::Key),
+            left("optimizer.safetensors", SkipReason::TrainerState),
+            left("out.txt", SkipReason::Link),
+            left("outer", SkipReason::Link),
+            left("palace.json", SkipReason::Data),
+            left("run.toml", SkipReason::RunFile),
+            left("runs/", SkipReason::Log),
+            left("scheduler.pt", SkipReason::TrainerState),
+            left("settings.txt", SkipReason::Hidden),
         ]
     );
-    assert!(plain.left().iter().all(|left| !left.reason.to_string().contains("hf_")));
+    assert!(plain.skipped().iter().all(|left| !left.reason.to_string().contains("hf_")));
 
-    let asked = parcel(&["*", "checkpoint-3"], false);
+    let asked = upload_set(&["*", "checkpoint-3"], false);
     let come = [
         "checkpoint-3/adapter_model.safetensors",
         "held_out.json",
@@ -273,9 +278,9 @@ fn what_is_no_part_of_a_model_stays_at_home() {
     {
         assert!(!paths(&asked).contains(&path.to_owned()), "{path}");
     }
-    assert!(paths(&parcel(&[".env", "id_*"], false)).contains(&".env".to_owned()));
-    assert!(paths(&parcel(&[], true)).contains(&"deep/notes.json".to_owned()));
-    let error = Parcel::of(desk.folder(), &options(&["*.tsv"], false)).unwrap_err();
+    assert!(paths(&upload_set(&[".env", "id_*"], false)).contains(&".env".to_owned()));
+    assert!(paths(&upload_set(&[], true)).contains(&"deep/notes.json".to_owned()));
+    let error = UploadSet::from_folder(desk.folder(), &options(&["*.tsv"], false)).unwrap_err();
     assert!(matches!(error, HubError::NotThere { .. }) && error.hint().is_some(), "{error}");
 }
 
@@ -283,7 +288,7 @@ fn what_is_no_part_of_a_model_stays_at_home() {
 fn what_is_no_model_is_no_parcel() {
     let folder = tempfile::tempdir().unwrap();
     fs::write(folder.path().join("x.txt"), "x").unwrap();
-    let of = |path: &Path| Parcel::of(path, &ParcelOptions::default()).unwrap_err();
+    let of = |path: &Path| UploadSet::from_folder(path, &UploadOptions::default()).unwrap_err();
     assert!(matches!(of(folder.path()), HubError::NotAModel { .. }));
     assert!(matches!(of(&folder.path().join("x.txt")), HubError::File(_)));
     assert!(matches!(of(&folder.path().join("none")), HubError::File(_)));
@@ -345,8 +350,8 @@ fn offline_asks_nobody() {
     let desk = Desk::new();
     let settings = danlu_hub::HubSettings { offline: true, ..desk.hub().settings().clone() };
     let (hub, name) = (common::hub(settings), repo("me/adapter"));
-    let pushed = hub.push(&desk.parcel(), &name, &PushOptions::default(), &mut |_, _| {}).map(drop);
-    let compared = hub.differences(&desk.parcel(), &name, &mut |_| {}).map(drop);
+    let pushed = hub.push(&desk.upload_set(), &name, &PushOptions::default(), &mut |_, _| {}).map(drop);
+    let compared = hub.diff(&desk.upload_set(), &name, &mut |_| {}).map(drop);
     for error in [pushed.unwrap_err(), compared.unwrap_err()] {
         assert_eq!(error.to_string(), "`HF_HUB_OFFLINE` forbids to ask the Hub about `me/adapter`");
     }
@@ -358,7 +363,7 @@ fn two_files_of_the_same_bytes_are_sent_once() {
     let desk = Desk::new();
     desk.write("deep/extra.safetensors", &[7; WEIGHTS as usize]);
     let pushed = desk.push("me/adapter").unwrap();
-    assert_eq!(pushed.sent, desk.parcel().size() - WEIGHTS);
+    assert_eq!(pushed.sent, desk.upload_set().size() - WEIGHTS);
     desk.assert_whole("me/adapter", "main");
     assert_eq!(desk.server.requests().iter().filter(|request| request.method == "PUT").count(), 1);
 }
@@ -372,7 +377,7 @@ fn private() -> PushOptions {
 fn an_empty_public_repository_becomes_private_and_one_that_shows_something_does_not() {
     let desk = Desk::new();
     let push = |name: &str, options: &PushOptions| {
-        desk.hub().push(&desk.parcel(), &repo(name), options, &mut |_, _| {})
+        desk.hub().push(&desk.upload_set(), &repo(name), options, &mut |_, _| {})
     };
     // What a push leaves that was cut before its commit.
     desk.server.fault(Fault::on(Method::Post, "/preupload/").then(Action::Status(400, vec![], vec![])));
@@ -414,9 +419,9 @@ fn an_empty_public_repository_becomes_private_and_one_that_shows_something_does_
 fn an_adapter_and_a_model_do_not_mix() {
     let desk = Desk::new();
     let refused = |name: &str, file: &str| {
-        let (hub, parcel, name) = (desk.hub(), desk.parcel(), repo(name));
-        let pushed = hub.push(&parcel, &name, &PushOptions::default(), &mut |_, _| {}).map(drop);
-        let compared = hub.differences(&parcel, &name, &mut |_| {}).map(drop);
+        let (hub, upload_set, name) = (desk.hub(), desk.upload_set(), repo(name));
+        let pushed = hub.push(&upload_set, &name, &PushOptions::default(), &mut |_, _| {}).map(drop);
+        let compared = hub.diff(&upload_set, &name, &mut |_| {}).map(drop);
         for error in [pushed.unwrap_err(), compared.unwrap_err()] {
             assert!(error.to_string().contains(&format!("(`{file}`)")), "{error}");
             assert!(error.hint().unwrap().contains("another name"), "{error}");
@@ -459,7 +464,7 @@ fn shards_that_no_index_names_any_more_go_with_the_same_commit() {
     desk.write("model.safetensors.index.json", b"{\"of\": 2}");
     (1..=2).for_each(|i| desk.write(&shard(i, 2), &[i as u8; 1500]));
     let removed: Vec<String> = (1..=3).map(|i| shard(i, 3)).collect();
-    let differences = || desk.hub().differences(&desk.parcel(), &repo("me/model"), &mut |_| {}).unwrap();
+    let differences = || desk.hub().diff(&desk.upload_set(), &repo("me/model"), &mut |_| {}).unwrap();
     let told: Vec<(String, u64)> = removed.iter().map(|path| (path.clone(), 1000)).collect();
     assert_eq!(differences().removed, told);
     let before = desk.server.commits("me/model").len();
@@ -492,19 +497,19 @@ fn bytes_go_in_place_of_a_file_and_are_looked_through_as_well() {
     let desk = Desk::new();
     let token = format!("{}{}", "hf&#95;", "aBcDeFgHiJkLmNoPqRsTuVwXyZaBcDeFgH");
     let with = |with_tokens| {
-        let options = ParcelOptions { with_tokens, ..ParcelOptions::default() };
-        let mut parcel = Parcel::of(desk.folder(), &options).unwrap();
-        parcel.substitute("README.md", b"# otherwise".to_vec());
-        parcel.substitute("adapter_model.safetensors", vec![5; 70_000]);
-        parcel.substitute("more.txt", b"the folder lacks it".to_vec());
-        parcel.substitute("card.json", format!("{{\n\"x\": \"{token}\"}}").into_bytes());
-        parcel
+        let options = UploadOptions { with_tokens, ..UploadOptions::default() };
+        let mut upload_set = UploadSet::from_folder(desk.folder(), &options).unwrap();
+        upload_set.replace("README.md", b"# otherwise".to_vec());
+        upload_set.replace("adapter_model.safetensors", vec![5; 70_000]);
+        upload_set.replace("more.txt", b"the folder lacks it".to_vec());
+        upload_set.replace("card.json", format!("{{\n\"x\": \"{token}\"}}").into_bytes());
+        upload_set
     };
-    let parcel = with(false);
-    let left = Left { path: "card.json".to_owned(), reason: Reason::Token { line: 2 } };
-    assert_eq!(parcel.left(), [left]);
-    assert_eq!(with(true).files().len(), parcel.files().len() + 1);
-    desk.hub().push(&parcel, &repo("me/adapter"), &PushOptions::default(), &mut |_, _| {}).unwrap();
+    let upload_set = with(false);
+    let left = SkippedFile { path: "card.json".to_owned(), reason: SkipReason::Token { line: 2 } };
+    assert_eq!(upload_set.skipped(), [left]);
+    assert_eq!(with(true).files().len(), upload_set.files().len() + 1);
+    desk.hub().push(&upload_set, &repo("me/adapter"), &PushOptions::default(), &mut |_, _| {}).unwrap();
     let there = |path: &str| desk.server.read("me/adapter", "main", path);
     assert_eq!(there("README.md").unwrap(), b"# otherwise");
     assert_eq!(there("adapter_model.safetensors").unwrap(), vec![5; 70_000]);
@@ -513,9 +518,9 @@ fn bytes_go_in_place_of_a_file_and_are_looked_through_as_well() {
     assert_eq!(fs::read(desk.folder().join("README.md")).unwrap(), "# an adapter 甄".as_bytes());
     // What stays for a reason does so whatever would go in its place.
     desk.write(".env", b"X=1");
-    let mut parcel = desk.parcel();
-    parcel.substitute(".env", b"X=2".to_vec());
-    assert!(!parcel.files().iter().any(|file| file.path() == ".env"));
+    let mut upload_set = desk.upload_set();
+    upload_set.replace(".env", b"X=2".to_vec());
+    assert!(!upload_set.files().iter().any(|file| file.path() == ".env"));
 }
 
 #[test]

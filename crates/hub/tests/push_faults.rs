@@ -36,7 +36,7 @@ fn assert_published(desk: &Desk, pushed: &Pushed) {
     let commits = desk.server.commits("me/adapter");
     assert_eq!(commits.len(), 2, "{commits:?}");
     assert_eq!(commits[1].id, pushed.commit);
-    assert_eq!((pushed.files.len(), pushed.sent), (4, desk.parcel().size()));
+    assert_eq!((pushed.files.len(), pushed.sent), (4, desk.upload_set().size()));
 }
 
 #[test]
@@ -95,7 +95,7 @@ fn large_files_that_were_cut_go_on_by_parts_and_by_files() {
     let pushed = desk.push("me/adapter").unwrap();
     desk.assert_whole("me/adapter", "main");
     assert!(desk.server.requests().iter().all(|request| request.method != "PUT"));
-    assert_eq!(pushed.sent, desk.parcel().size() - 2 * WEIGHTS);
+    assert_eq!(pushed.sent, desk.upload_set().size() - 2 * WEIGHTS);
 }
 
 #[test]
@@ -157,7 +157,8 @@ fn a_commit_whose_answer_was_lost_is_not_made_twice() {
     let desk = Desk::new();
     desk.server.add_model("she/adapter", &[("README.md", b"hers")]);
     let options = PushOptions { create_pr: true, ..PushOptions::default() };
-    let push = || desk.hub().push(&desk.parcel(), &repo("she/adapter"), &options, &mut |_, _| {}).unwrap();
+    let push =
+        || desk.hub().push(&desk.upload_set(), &repo("she/adapter"), &options, &mut |_, _| {}).unwrap();
     push();
     desk.server.fault(on(Method::Post, "/commit/").always().then(Action::CutAnswer));
     let pushed = push();
@@ -260,7 +261,7 @@ fn a_token_that_may_not_says_what_to_do() {
     let push = |token: Option<&str>, name: &str| {
         let hub = desk.hub_with(token);
         let error =
-            hub.push(&desk.parcel(), &repo(name), &PushOptions::default(), &mut |_, _| {}).unwrap_err();
+            hub.push(&desk.upload_set(), &repo(name), &PushOptions::default(), &mut |_, _| {}).unwrap_err();
         let hint = error.hint().unwrap();
         assert!(!format!("{error:?} {hint}").contains("hf_"), "{error:?}");
         (error.to_string(), hint)

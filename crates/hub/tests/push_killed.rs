@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use common::push::Desk;
 use common::repo;
-use danlu_hub::{Hub, HubSettings, Parcel, ParcelOptions, PushOptions};
+use danlu_hub::{Hub, HubSettings, PushOptions, UploadOptions, UploadSet};
 use danlu_hub_test_server::{Action, Fault, HubServer, Method};
 
 /// Names the folder that the killed process pushes.
@@ -18,9 +18,9 @@ const FOLDER: &str = "DANLU_TEST_PUSHED_FOLDER";
 #[ignore = "the process that `a_killed_push_leaves_no_half_and_the_next_goes_on` kills"]
 fn is_killed() {
     let Some(folder) = std::env::var_os(FOLDER) else { return };
-    let parcel = Parcel::of(folder.as_ref(), &ParcelOptions::default()).unwrap();
+    let upload_set = UploadSet::from_folder(folder.as_ref(), &UploadOptions::default()).unwrap();
     let hub = Hub::new(HubSettings::from_env().unwrap());
-    hub.push(&parcel, &repo("me/adapter"), &PushOptions::default(), &mut |_, _| {}).unwrap();
+    hub.push(&upload_set, &repo("me/adapter"), &PushOptions::default(), &mut |_, _| {}).unwrap();
 }
 
 #[test]

@@ -7,7 +7,7 @@ use std::process::Command;
 
 use common::push::Desk;
 use common::repo;
-use danlu_hub::{Hub, HubSettings, Parcel, ParcelOptions, PushOptions};
+use danlu_hub::{Hub, HubSettings, PushOptions, UploadOptions, UploadSet};
 
 /// Names the folder that the measured process pushes.
 const FOLDER: &str = "DANLU_TEST_PUSHED_FOLDER";
@@ -27,8 +27,8 @@ fn is_measured() {
     let Some(folder) = std::env::var_os(FOLDER) else { return };
     let hub = Hub::new(HubSettings::from_env().unwrap());
     let push = || {
-        let parcel = Parcel::of(folder.as_ref(), &ParcelOptions::default()).unwrap();
-        hub.push(&parcel, &repo("me/adapter"), &PushOptions::default(), &mut |_, _| {})
+        let upload_set = UploadSet::from_folder(folder.as_ref(), &UploadOptions::default()).unwrap();
+        hub.push(&upload_set, &repo("me/adapter"), &PushOptions::default(), &mut |_, _| {})
     };
     // What a first connection takes is none of the files'.
     hub.whoami().unwrap();

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use clap::Args;
 use danlu_data::{EncodeOptions, Format};
-use danlu_hub::Extent;
+use danlu_hub::FetchScope;
 use danlu_kernels::DType;
 use danlu_model::{ModelConfig, Workspace, files};
 
@@ -85,7 +85,7 @@ pub struct CompareArgs {
 /// If a model or the data has a fault, or there is nothing to compare.
 pub fn run(args: &CompareArgs, printer: &Printer) -> Result<()> {
     let find = |path: &Path| -> Result<ModelDirs> {
-        let folder = hub::folder(path, Extent::All, printer)?;
+        let folder = hub::folder(path, FetchScope::Full, printer)?;
         ModelDirs::find(&folder, args.base.as_deref().filter(|_| is_adapter(&folder)), printer)
     };
     let first = find(&args.a)?;

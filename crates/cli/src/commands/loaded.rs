@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use danlu_adapter::{Adapter, CONFIG_FILE, LoraConfig};
-use danlu_hub::{Extent, parse_snapshot_path};
+use danlu_hub::{FetchScope, parse_snapshot_path};
 use danlu_kernels::Backend;
 use danlu_model::sidecar_files::generation_folder;
 use danlu_model::{Decoder, LoraSource, ModelConfig, Tokenizer};
@@ -34,10 +34,10 @@ impl ModelDirs {
     /// # Errors
     /// If there is no model, or an adapter's base is not where it says.
     pub fn find(path: &Path, base: Option<&Path>, printer: &Printer) -> Result<Self> {
-        let path = &hub::folder(path, Extent::All, printer)?;
+        let path = &hub::folder(path, FetchScope::Full, printer)?;
         if path.join(CONFIG_FILE).is_file() {
             let base = match base {
-                Some(base) => no_model::base(base, Extent::All, printer)?,
+                Some(base) => no_model::base(base, FetchScope::Full, printer)?,
                 None => named_base(path, printer)?,
             };
             return Ok(Self { base, adapter: Some(path.to_owned()) });
@@ -137,7 +137,7 @@ fn named_base(adapter: &Path, printer: &Printer) -> Result<PathBuf> {
             None => diagnostic,
         });
     };
-    hub::named(&on_hub, Extent::All, printer).map_err(|diagnostic| {
+    hub::named(&on_hub, FetchScope::Full, printer).map_err(|diagnostic| {
         let or = match name.ends_with(FOUR_BIT_NAME) {
             true => "or name the folder of the original it was made from with `--base DIR`: the 4 bits are made again",
             false => "or name its folder with `--base DIR`",

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use danlu_adapter::{CONFIG_FILE, RUN_FILE, latest_checkpoint};
-use danlu_hub::Extent;
+use danlu_hub::FetchScope;
 
 use crate::commands::hub;
 use crate::diagnostic::{Diagnostic, Result};
@@ -51,8 +51,8 @@ pub fn is_stopped_run(folder: &Path) -> bool {
 ///
 /// # Errors
 /// If it is an adapter, a run or a file, or a name that neither the cache nor the Hub has.
-pub fn base(base: &Path, extent: Extent, printer: &Printer) -> Result<PathBuf> {
-    let folder = hub::folder(base, extent, printer)?;
+pub fn base(base: &Path, scope: FetchScope, printer: &Printer) -> Result<PathBuf> {
+    let folder = hub::folder(base, scope, printer)?;
     if folder.join("config.json").is_file() {
         return Ok(folder);
     }

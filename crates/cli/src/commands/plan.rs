@@ -3,7 +3,7 @@
 use clap::Args;
 use danlu_adapter::TokenIdentity;
 use danlu_adapter::targets;
-use danlu_hub::Extent;
+use danlu_hub::FetchScope;
 use danlu_model::{ModelConfig, Quantization, Tokenizer};
 use danlu_train::memory::display;
 
@@ -39,7 +39,7 @@ pub struct PlanArgs {
 /// # Errors
 /// If an input has a fault, or the run would not fit.
 pub fn run(run: &RunConfig, json: bool, printer: &Printer) -> Result<()> {
-    let run = &run.resolve_base(Extent::Settings, printer)?;
+    let run = &run.resolve_base(FetchScope::ConfigOnly, printer)?;
     let mut baseline = MemoryBaseline::new();
     let config = ModelConfig::read(&run.base)?;
     train::check_length(run, &config)?;

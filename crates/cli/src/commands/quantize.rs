@@ -9,7 +9,7 @@ use std::time::Instant;
 use clap::Args;
 use danlu_adapter::CONFIG_FILE;
 use danlu_adapter::IDENTITY_FILE;
-use danlu_hub::Extent;
+use danlu_hub::FetchScope;
 use danlu_kernels::FourBitCode;
 use danlu_model::{Extra, ModelError, Quantization, Quantized, StagedFolder, Weights, files, quantize_into};
 use danlu_report::card::{self, Card, InFourBits, PICTURE_FILE};
@@ -71,13 +71,13 @@ pub fn run(args: &QuantizeArgs, printer: &Printer) -> Result<()> {
         return Err(Diagnostic::input(format!("`--quant-block-size` is {block_size}, expected {expected}")));
     }
     let quantization = Quantization { quant_type: args.to, block_size, double_quant: !args.no_double_quant };
-    let folder = hub::folder(&args.base, Extent::All, printer)?;
+    let folder = hub::folder(&args.base, FetchScope::Full, printer)?;
     if folder.join(CONFIG_FILE).is_file() && !folder.join("config.json").is_file() {
         let (shown, word) = (args.base.display(), terminal_text::shell_path(&args.base));
         let hint = format!("merge it first: danlu merge {word} --output DIR; then danlu quantize DIR");
         return Err(Diagnostic::input(format!("`{shown}` is an adapter, expected a base")).with_hint(hint));
     }
-    let base = &no_model::base(&folder, Extent::All, printer)?;
+    let base = &no_model::base(&folder, FetchScope::Full, printer)?;
     let _attention = interrupt::graceful_stop(None)?;
     let start = Instant::now();
     let wide = size_of_weights(base)?;

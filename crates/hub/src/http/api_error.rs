@@ -1,14 +1,14 @@
 //! What a refusing answer means, by the headers and statuses that the Hub gives.
 
-use crate::http::{Answer, Ask, Http};
+use crate::http::{Http, Request, Response};
 use crate::{HubError, RepoName};
 
 /// Longest message that is repeated to the user.
-const LONGEST_MESSAGE: usize = 300;
+const MAX_MESSAGE_CHARS: usize = 300;
 
 /// What a request was about.
 #[derive(Clone, Copy, Debug)]
-pub(crate) enum About<'a> {
+pub(crate) enum Resource<'a> {
     /// The account.
     Account,
     /// A model.
@@ -18,47 +18,48 @@ pub(crate) enum About<'a> {
 }
 
 impl Http {
-    /// As [`Http::ask`], where only success is an answer.
+    /// As [`Http::request`], where only success is an answer.
     ///
     /// # Errors
     /// As there, and what any other answer means.
-    pub fn ask_about(
+    pub fn send_checked(
         &self,
-        ask: &Ask<'_>,
-        about: About<'_>,
+        request: &Request<'_>,
+        resource: Resource<'_>,
         token_is_variable: bool,
-    ) -> Result<Answer, HubError> {
-        self.judged(self.ask(ask)?, ask, about, token_is_variable)
+    ) -> Result<Response, HubError> {
+        self.check_status(self.send(request)?, request, resource, token_is_variable)
     }
 
     /// An answer of success, or what any other means.
     ///
     /// # Errors
     /// If it is no success.
-    pub fn judged(
+    pub fn check_status(
         &self,
-        mut answer: Answer,
-        ask: &Ask<'_>,
-        about: About<'_>,
+        mut response: Response,
+        request: &Request<'_>,
+        resource: Resource<'_>,
         token_is_variable: bool,
-    ) -> Result<Answer, HubError> {
-        if answer.status.is_success() {
-            return Ok(answer);
+    ) -> Result<Response, HubError> {
+        if response.status.is_success() {
+            return Ok(response);
         }
-        let (host, refuser) = (ask.host(), answer.host.clone());
+        let (host, refuser) = (request.host(), response.host.clone());
         // Storage that the Hub leads to knows neither models nor the token.
         let is_asked = refuser == host;
         let with_token = is_asked && self.has_token();
-        let repo = match about {
-            About::Account => None,
-            About::Repo(repo) | About::File(repo, _) => Some(repo.clone()),
+        let repo = match resource {
+            Resource::Account => None,
+            Resource::Repo(repo) | Resource::File(repo, _) => Some(repo.clone()),
         };
-        let message = message(&mut answer);
-        let status = answer.status.as_u16();
-        Err(match (answer.header("x-error-code"), repo, status) {
+        let message = message(&mut response);
+        let status = response.status.as_u16();
+        Err(match (response.header("x-error-code"), repo, status) {
             (Some("RevisionNotFound"), Some(repo), _) => HubError::NoRevision { repo },
             (Some("EntryNotFound"), Some(repo), _) => {
-                let file = if let About::File(_, file) = about { file.to_owned() } else { "/".to_owned() };
+                let file =
+                    if let Resource::File(_, file) = resource { file.to_owned() } else { "/".to_owned() };
                 HubError::NoFile { repo, file }
             }
             (Some("GatedRepo"), Some(repo), _) => {
@@ -71,25 +72,25 @@ impl Http {
                     HubError::NoModel { repo, host, with_token }
                 }
                 _ if with_token => HubError::BadToken { host, is_variable: token_is_variable },
-                _ => HubError::NoToken { what: ask.words() },
+                _ => HubError::NoToken { what: request.words() },
             },
             (_, Some(repo), 404) if is_asked => HubError::NoModel { repo, host, with_token },
             (_, _, 403) => HubError::Forbidden { host: refuser, message },
-            _ => HubError::Status { host: refuser, request: ask.words(), status, message },
+            _ => HubError::Status { host: refuser, request: request.words(), status, message },
         })
     }
 }
 
 /// What the server said, in one short line.
-pub(crate) fn message(answer: &mut Answer) -> String {
-    let said = answer.header("x-error-message").map(str::to_owned);
+pub(crate) fn message(response: &mut Response) -> String {
+    let said = response.header("x-error-message").map(str::to_owned);
     let said = said.or_else(|| {
-        let body: serde_json::Value = serde_json::from_slice(&answer.bytes().ok()?).ok()?;
+        let body: serde_json::Value = serde_json::from_slice(&response.bytes().ok()?).ok()?;
         Some(body.get("error")?.as_str()?.to_owned())
     });
     // Before it is cut: half a token is too much of it.
-    let said = answer.redacted(&said.unwrap_or_default());
+    let said = response.redacted(&said.unwrap_or_default());
     let line: String =
-        said.chars().map(|c| if c.is_control() { ' ' } else { c }).take(LONGEST_MESSAGE).collect();
+        said.chars().map(|c| if c.is_control() { ' ' } else { c }).take(MAX_MESSAGE_CHARS).collect();
     line.trim().to_owned()
 }

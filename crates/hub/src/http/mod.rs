@@ -11,7 +11,7 @@ pub(crate) mod url;
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
-use ureq::http::{Method, Request};
+use ureq::http::Method;
 use ureq::tls::TlsConfig;
 use ureq::{Agent, SendBody};
 
@@ -19,26 +19,26 @@ use crate::http::network_env::{proxy, roots};
 use crate::http::url::{is_encrypted, joined, origin};
 use crate::{Endpoint, HubError, Token};
 
-pub(crate) use api_error::{About, message};
+pub(crate) use api_error::{Resource, message};
 use connect_error::unanswered;
-pub(crate) use request::{Ask, Load};
-pub(crate) use response::{Answer, Unread};
+pub(crate) use request::{Body, Request};
+pub(crate) use response::{Response, Unread};
 
 /// Redirects of one request at most.
-const REDIRECTS: usize = 5;
+const MAX_REDIRECTS: usize = 5;
 
 /// Longest answer that is no file, in bytes.
-pub(crate) const LONGEST_ANSWER: u64 = 64 << 20;
+pub(crate) const MAX_RESPONSE_BYTES: u64 = 64 << 20;
 
 /// Longest pause of which nobody needs to hear.
-const LONG_WAIT: Duration = Duration::from_secs(2);
+const MIN_REPORTED_WAIT: Duration = Duration::from_secs(2);
 
 /// How many times longer than a connection may stand still, the answer to a slow request may take.
-const SLOWEST: u32 = 20;
+const SLOW_RESPONSE_FACTOR: u32 = 20;
 
 /// How patient requests are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Pace {
+pub struct RetryPolicy {
     /// How often a request is tried.
     pub tries: u32,
     /// Pause before the second try; each further one is twice as long.
@@ -49,7 +49,7 @@ pub struct Pace {
     pub stall: Duration,
 }
 
-impl Default for Pace {
+impl Default for RetryPolicy {
     fn default() -> Self {
         let seconds = Duration::from_secs;
         Self { tries: 5, pause: seconds(1), longest: seconds(300), stall: seconds(30) }
@@ -63,20 +63,20 @@ pub(crate) struct Http {
     agent: OnceLock<Agent>,
     endpoint: Endpoint,
     token: Option<Token>,
-    pace: Pace,
+    retry_policy: RetryPolicy,
     /// How long any answer may take from the first to the last, where that is said.
     time: Option<Duration>,
-    waits: Waits,
+    waits: WaitListener,
 }
 
 /// Who hears of pauses that a server asks for.
 #[derive(Default)]
-pub(crate) struct Waits(pub Option<Box<Wait>>);
+pub(crate) struct WaitListener(pub Option<Box<Wait>>);
 
 /// Hears the host, how long it is still waited for, and how long in all.
 pub(crate) type Wait = dyn Fn(&str, Duration, Duration) + Send + Sync;
 
-impl std::fmt::Debug for Waits {
+impl std::fmt::Debug for WaitListener {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str("Waits(..)")
     }
@@ -84,8 +84,15 @@ impl std::fmt::Debug for Waits {
 
 impl Http {
     /// A client; nothing is read or sent yet.
-    pub fn new(endpoint: Endpoint, token: Option<Token>, pace: Pace) -> Self {
-        Self { agent: OnceLock::new(), endpoint, token, pace, time: None, waits: Waits::default() }
+    pub fn new(endpoint: Endpoint, token: Option<Token>, retry_policy: RetryPolicy) -> Self {
+        Self {
+            agent: OnceLock::new(),
+            endpoint,
+            token,
+            retry_policy,
+            time: None,
+            waits: WaitListener::default(),
+        }
     }
 
     /// The same, where every answer is to be here after so long; files too.
@@ -94,13 +101,13 @@ impl Http {
     }
 
     /// The same, where someone hears of pauses.
-    pub fn telling(self, waits: Box<Wait>) -> Self {
-        Self { waits: Waits(Some(waits)), ..self }
+    pub fn on_wait(self, waits: Box<Wait>) -> Self {
+        Self { waits: WaitListener(Some(waits)), ..self }
     }
 
     /// How long an answer that is no file may take.
     pub fn time(&self) -> Duration {
-        self.time.unwrap_or(2 * self.pace.stall)
+        self.time.unwrap_or(2 * self.retry_policy.stall)
     }
 
     /// What a server wrote, as it may be shown.
@@ -117,16 +124,16 @@ impl Http {
         if let Some(agent) = self.agent.get() {
             return Ok(agent);
         }
-        let pace = self.pace;
+        let retry_policy = self.retry_policy;
         let config = Agent::config_builder()
             .http_status_as_error(false)
             .max_redirects(0)
             .max_redirects_will_error(false)
             .user_agent(concat!("danlu/", env!("CARGO_PKG_VERSION")))
-            .timeout_connect(Some(pace.stall))
-            .timeout_recv_response(Some(2 * pace.stall))
-            .timeout_per_read(Some(pace.stall))
-            .timeout_per_write(Some(pace.stall))
+            .timeout_connect(Some(retry_policy.stall))
+            .timeout_recv_response(Some(2 * retry_policy.stall))
+            .timeout_per_read(Some(retry_policy.stall))
+            .timeout_per_write(Some(retry_policy.stall))
             .timeout_global(self.time)
             .proxy(proxy()?)
             .tls_config(TlsConfig::builder().root_certs(roots()?).build())
@@ -145,8 +152,8 @@ impl Http {
     }
 
     /// How patient it is.
-    pub fn pace(&self) -> Pace {
-        self.pace
+    pub fn retry_policy(&self) -> RetryPolicy {
+        self.retry_policy
     }
 
     /// Asks until there is an answer worth having: a lost connection, a server's own fault and a request to wait are
@@ -154,35 +161,37 @@ impl Http {
     ///
     /// # Errors
     /// If nobody answers, or the server asks to wait too long.
-    pub fn ask(&self, ask: &Ask<'_>) -> Result<Answer, HubError> {
-        let mut pause = self.pace.pause;
-        for tried in 1..=self.pace.tries {
-            let outcome = self.once(ask);
+    pub fn send(&self, request: &Request<'_>) -> Result<Response, HubError> {
+        let mut pause = self.retry_policy.pause;
+        for tried in 1..=self.retry_policy.tries {
+            let outcome = self.send_once(request);
             let mut is_asked = false;
             let (reason, wait, tries) = match &outcome {
-                Ok(answer) => match answer.is_passing() {
+                Ok(response) => match response.is_passing() {
                     Some(wait) => {
                         is_asked = wait.is_some();
-                        (answer.status.to_string(), wait.unwrap_or(pause), self.pace.tries)
+                        (response.status.to_string(), wait.unwrap_or(pause), self.retry_policy.tries)
                     }
                     None => return outcome,
                 },
                 // Without a network nobody wants to wait for long to be told.
-                Err(HubError::Connect { is_lost, reason, .. }) => {
-                    (reason.clone(), pause, if *is_lost { self.pace.tries } else { self.pace.tries.min(2) })
-                }
+                Err(HubError::Connect { is_lost, reason, .. }) => (
+                    reason.clone(),
+                    pause,
+                    if *is_lost { self.retry_policy.tries } else { self.retry_policy.tries.min(2) },
+                ),
                 Err(_) => return outcome,
             };
-            if wait > self.pace.longest {
-                return Err(HubError::Busy { host: ask.host(), wait });
+            if wait > self.retry_policy.longest {
+                return Err(HubError::Busy { host: request.host(), wait });
             }
             if tried >= tries {
                 return outcome;
             }
-            tracing::info!("{}: {reason}; trying again in {:.1} s", ask.words(), wait.as_secs_f64());
+            tracing::info!("{}: {reason}; trying again in {:.1} s", request.words(), wait.as_secs_f64());
             match is_asked {
-                true => self.wait(wait, ask)?,
-                false => retry_after::pause(wait, ask.stop)?,
+                true => self.wait(wait, request)?,
+                false => retry_after::pause(wait, request.stop)?,
             }
             pause *= 2;
         }
@@ -190,16 +199,16 @@ impl Http {
     }
 
     /// Waits as a server asks, and says so where it is long.
-    fn wait(&self, time: Duration, ask: &Ask<'_>) -> Result<(), HubError> {
+    fn wait(&self, time: Duration, request: &Request<'_>) -> Result<(), HubError> {
         let told = match &self.waits.0 {
-            Some(told) if time > LONG_WAIT => told,
-            _ => return retry_after::pause(time, ask.stop),
+            Some(told) if time > MIN_REPORTED_WAIT => told,
+            _ => return retry_after::pause(time, request.stop),
         };
-        let (host, mut left) = (ask.host(), time);
+        let (host, mut left) = (request.host(), time);
         while !left.is_zero() {
             told(&host, left, time);
             let part = left.min(Duration::from_secs(1));
-            retry_after::pause(part, ask.stop)?;
+            retry_after::pause(part, request.stop)?;
             left -= part;
         }
         told(&host, left, time);
@@ -210,63 +219,63 @@ impl Http {
     ///
     /// # Errors
     /// If nobody answers.
-    pub fn once(&self, ask: &Ask<'_>) -> Result<Answer, HubError> {
-        let mut url = ask.url.clone();
-        for _ in 0..=REDIRECTS {
-            let answer = self.send(ask, &url)?;
-            let to = answer.header("location").map(str::to_owned);
-            let Some(to) = to.filter(|_| answer.status.is_redirection()) else { return Ok(answer) };
-            let next = joined(&url, &to).ok_or_else(|| ask.fault("a redirect to what is no address"))?;
-            if ask.method != Method::GET && ask.method != Method::HEAD {
-                let status = answer.status.as_u16();
-                return Err(ask.fault(format!("{status}, a redirect of what is not only read")));
+    pub fn send_once(&self, request: &Request<'_>) -> Result<Response, HubError> {
+        let mut url = request.url.clone();
+        for _ in 0..=MAX_REDIRECTS {
+            let response = self.send_hop(request, &url)?;
+            let to = response.header("location").map(str::to_owned);
+            let Some(to) = to.filter(|_| response.status.is_redirection()) else { return Ok(response) };
+            let next = joined(&url, &to).ok_or_else(|| request.fault("a redirect to what is no address"))?;
+            if request.method != Method::GET && request.method != Method::HEAD {
+                let status = response.status.as_u16();
+                return Err(request.fault(format!("{status}, a redirect of what is not only read")));
             }
             if is_encrypted(&url) && !is_encrypted(&next) {
-                return Err(ask.fault("a redirect to an address without encryption"));
+                return Err(request.fault("a redirect to an address without encryption"));
             }
             url = next;
         }
-        Err(ask.fault(format!("more than {REDIRECTS} redirects")))
+        Err(request.fault(format!("more than {MAX_REDIRECTS} redirects")))
     }
 
-    fn send(&self, ask: &Ask<'_>, url: &str) -> Result<Answer, HubError> {
-        let mut request = Request::builder().method(ask.method.clone()).uri(url);
-        for (name, value) in &ask.headers {
-            request = request.header(&**name, value);
+    fn send_hop(&self, request: &Request<'_>, url: &str) -> Result<Response, HubError> {
+        let mut raw = ureq::http::Request::builder().method(request.method.clone()).uri(url);
+        for (name, value) in &request.headers {
+            raw = raw.header(&**name, value);
         }
         // Whoever the Hub redirects to has no business with the token, and who names another is taken at their word.
         let is_hub = origin(url) == origin(self.endpoint.as_str());
-        let has_other = ask.headers.iter().any(|(name, _)| name.eq_ignore_ascii_case("authorization"));
+        let has_other = request.headers.iter().any(|(name, _)| name.eq_ignore_ascii_case("authorization"));
         if let Some(token) = self.token.as_ref().filter(|_| is_hub && !has_other) {
-            request = request.header("authorization", token.bearer());
+            raw = raw.header("authorization", token.bearer());
         }
         let agent = self.agent()?;
-        let no_address = |_| ask.fault("an address that cannot be asked");
-        let answer = match ask.load {
-            Load::Nothing => agent.run(request.body(()).map_err(no_address)?),
-            Load::Bytes(bytes) if ask.is_slow => {
-                let longest = Some(SLOWEST * self.pace.stall);
-                let request = agent.configure_request(request.body(bytes).map_err(no_address)?);
-                agent.run(request.timeout_recv_response(longest).timeout_per_read(longest).build())
+        let no_address = |_| request.fault("an address that cannot be asked");
+        let response = match request.load {
+            Body::Nothing => agent.run(raw.body(()).map_err(no_address)?),
+            Body::Bytes(bytes) if request.is_slow => {
+                let longest = Some(SLOW_RESPONSE_FACTOR * self.retry_policy.stall);
+                let raw = agent.configure_request(raw.body(bytes).map_err(no_address)?);
+                agent.run(raw.timeout_recv_response(longest).timeout_per_read(longest).build())
             }
-            Load::Bytes(bytes) => agent.run(request.body(bytes).map_err(no_address)?),
-            Load::Slice(slice) => {
-                let request = request.header("content-length", slice.len);
+            Body::Bytes(bytes) => agent.run(raw.body(bytes).map_err(no_address)?),
+            Body::FilePart(slice) => {
+                let raw = raw.header("content-length", slice.len);
                 let mut reader = slice.reader();
                 let body = SendBody::from_reader(&mut reader);
-                let answer = agent.run(request.body(body).map_err(no_address)?);
-                reader.end(answer.as_ref().is_ok_and(|answer| answer.status().is_success()))?;
-                answer
+                let response = agent.run(raw.body(body).map_err(no_address)?);
+                reader.end(response.as_ref().is_ok_and(|response| response.status().is_success()))?;
+                response
             }
         };
-        let host = self.redacted(&origin(url).map_or_else(|| ask.host(), |(_, host)| host));
-        let answer = match answer {
-            Ok(answer) => answer,
+        let host = self.redacted(&origin(url).map_or_else(|| request.host(), |(_, host)| host));
+        let response = match response {
+            Ok(response) => response,
             Err(error) => return Err(unanswered(agent, url, host, &error)),
         };
-        let (parts, body) = answer.into_parts();
+        let (parts, body) = response.into_parts();
         let (time, token) = (self.time(), self.token.clone());
         let end = Instant::now() + time;
-        Ok(Answer { host, status: parts.status, headers: parts.headers, body, time, end, token })
+        Ok(Response { host, status: parts.status, headers: parts.headers, body, time, end, token })
     }
 }

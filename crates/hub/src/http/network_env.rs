@@ -9,7 +9,7 @@ use ureq::{Proxy, ProxyProtocol};
 use crate::HubError;
 
 /// Longest certificate file.
-const LONGEST_CERTIFICATES: u64 = 16 << 20;
+const MAX_CERTIFICATE_BYTES: u64 = 16 << 20;
 
 /// The proxy that the variables name: the first that is set, whatever the address asked, which it is told by CONNECT.
 /// `NO_PROXY` names hosts that are asked without it.
@@ -47,7 +47,7 @@ pub(crate) fn roots() -> Result<RootCerts, HubError> {
     };
     let fault = |reason: String| HubError::Variable { variable: "SSL_CERT_FILE", reason };
     let pem =
-        read_bounded(Path::new(&path), LONGEST_CERTIFICATES).map_err(|error| fault(error.to_string()))?;
+        read_bounded(Path::new(&path), MAX_CERTIFICATE_BYTES).map_err(|error| fault(error.to_string()))?;
     let mut certificates: Vec<Certificate<'static>> = Vec::new();
     for item in ureq::tls::parse_pem(&pem) {
         if let PemItem::Certificate(certificate) = item.map_err(|error| fault(error.to_string()))? {

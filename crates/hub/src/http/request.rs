@@ -7,16 +7,16 @@ use ureq::http::Method;
 
 use crate::HubError;
 use crate::http::url::origin;
-use crate::push::Slice;
+use crate::push::FilePart;
 
 /// What is asked.
 #[derive(Clone, Debug)]
-pub(crate) struct Ask<'a> {
+pub(crate) struct Request<'a> {
     pub method: Method,
     /// An address of the Hub, or one that it gave.
     pub url: String,
     pub headers: Vec<(Cow<'static, str>, String)>,
-    pub load: Load<'a>,
+    pub load: Body<'a>,
     /// Says when nobody waits for the answer any more.
     pub stop: Option<&'a AtomicBool>,
     /// Whether its answer may take long, and must not be asked for again before.
@@ -25,20 +25,20 @@ pub(crate) struct Ask<'a> {
 
 /// What a request brings.
 #[derive(Clone, Copy, Debug)]
-pub(crate) enum Load<'a> {
+pub(crate) enum Body<'a> {
     Nothing,
     Bytes(&'a [u8]),
-    Slice(&'a Slice<'a>),
+    FilePart(&'a FilePart<'a>),
 }
 
-impl<'a> Ask<'a> {
+impl<'a> Request<'a> {
     /// Reads what is at `url`.
     pub fn get(url: impl Into<String>) -> Self {
         Self {
             method: Method::GET,
             url: url.into(),
             headers: Vec::new(),
-            load: Load::Nothing,
+            load: Body::Nothing,
             stop: None,
             is_slow: false,
         }
@@ -51,15 +51,15 @@ impl<'a> Ask<'a> {
             method: Method::POST,
             url: url.into(),
             headers,
-            load: Load::Bytes(bytes),
+            load: Body::Bytes(bytes),
             stop: None,
             is_slow: false,
         }
     }
 
     /// Puts a part of a file there.
-    pub fn put(url: impl Into<String>, slice: &'a Slice<'a>) -> Self {
-        let (headers, load, stop) = (Vec::new(), Load::Slice(slice), Some(slice.stop));
+    pub fn put(url: impl Into<String>, slice: &'a FilePart<'a>) -> Self {
+        let (headers, load, stop) = (Vec::new(), Body::FilePart(slice), Some(slice.stop));
         Self { method: Method::PUT, url: url.into(), headers, load, stop, is_slow: false }
     }
 
@@ -70,7 +70,7 @@ impl<'a> Ask<'a> {
 
     /// An answer that the Hub does not give.
     pub fn fault(&self, fault: impl Into<String>) -> HubError {
-        HubError::Answer { host: self.host(), request: self.words(), fault: fault.into() }
+        HubError::Response { host: self.host(), request: self.words(), fault: fault.into() }
     }
 
     /// The host asked.

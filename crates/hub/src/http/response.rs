@@ -3,21 +3,20 @@
 use std::io::{self, Read};
 use std::time::{Duration, Instant};
 
-use ureq::Body;
 use ureq::http::{HeaderMap, StatusCode};
 
-use super::{LONGEST_ANSWER, retry_after};
+use super::{MAX_RESPONSE_BYTES, retry_after};
 use crate::Token;
-use crate::checksum::PIECE;
+use crate::checksum::CHUNK_BYTES;
 
 /// What came back: any status that is no redirect.
 #[derive(Debug)]
-pub(crate) struct Answer {
+pub(crate) struct Response {
     /// Who gave it, after redirects.
     pub host: String,
     pub status: StatusCode,
     pub headers: HeaderMap,
-    pub(super) body: Body,
+    pub(super) body: ureq::Body,
     /// Where it is no file, how long all of it may take, and until when that is.
     pub(super) time: Duration,
     pub(super) end: Instant,
@@ -36,7 +35,7 @@ pub(crate) enum Unread {
     Long(u64),
 }
 
-impl Answer {
+impl Response {
     /// A header's text.
     pub fn header(&self, name: &str) -> Option<&str> {
         self.headers.get(name)?.to_str().ok()
@@ -54,12 +53,12 @@ impl Answer {
 
     /// The whole body, of an answer that is no file.
     pub fn bytes(&mut self) -> Result<Vec<u8>, Unread> {
-        self.at_most(LONGEST_ANSWER)
+        self.at_most(MAX_RESPONSE_BYTES)
     }
 
-    /// As [`Answer::bytes`], where it may be so long.
+    /// As [`Response::bytes`], where it may be so long.
     pub fn at_most(&mut self, most: u64) -> Result<Vec<u8>, Unread> {
-        let (mut reader, mut piece) = (self.body.as_reader(), vec![0; PIECE]);
+        let (mut reader, mut piece) = (self.body.as_reader(), vec![0; CHUNK_BYTES]);
         let mut bytes = Vec::new();
         loop {
             // A server that sends a byte now and then never stands still.
@@ -88,6 +87,6 @@ fn is_passing(status: StatusCode) -> bool {
 }
 
 /// How long the server asks to wait.
-fn retry_after(answer: &Answer) -> Option<Duration> {
-    retry_after::asked(answer.header("retry-after")?, answer.header("date"))
+fn retry_after(response: &Response) -> Option<Duration> {
+    retry_after::asked(response.header("retry-after")?, response.header("date"))
 }

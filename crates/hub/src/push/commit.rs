@@ -8,24 +8,24 @@ use base64::write::EncoderWriter;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use super::preupload::Mode;
+use super::preupload::UploadMode;
 use crate::checksum::is_hex;
-use crate::http::Ask;
+use crate::http::Request;
 use crate::http::url::escaped;
-use crate::http::{About, message};
-use crate::{Hub, HubError, ParcelFile, PushOptions, RepoName};
+use crate::http::{Resource, message};
+use crate::{Hub, HubError, PushOptions, RepoName, UploadFile};
 
 /// What a commit is called where nobody says.
 const MESSAGE: &str = "Upload with danlu";
 
 /// A commit that was made.
-pub(super) struct Committed {
+pub(super) struct NewCommit {
     pub commit: String,
     pub pull_request: Option<String>,
 }
 
 /// Why there is none, or none that is known of.
-pub(super) enum Uncommitted {
+pub(super) enum CommitError {
     /// Another commit was faster.
     Race,
     /// No answer, or one that another try may better; whether it has been made is to be seen.
@@ -49,52 +49,53 @@ impl Hub {
         repo: &RepoName,
         options: &PushOptions,
         parent: &str,
-        files: &[(&ParcelFile, Mode)],
+        files: &[(&UploadFile, UploadMode)],
         removed: &[String],
-    ) -> Result<Committed, Uncommitted> {
+    ) -> Result<NewCommit, CommitError> {
         let body =
-            body(options, parent, files, removed).map_err(|error| Uncommitted::Refused(error.into()))?;
+            body(options, parent, files, removed).map_err(|error| CommitError::Refused(error.into()))?;
         let proposes = if options.create_pr { "?create_pr=1" } else { "" };
         let endpoint = self.http.endpoint();
         let url =
             format!("{endpoint}/api/models/{}/commit/{}{proposes}", repo.id(), escaped(repo.revision()));
-        let ask = Ask { is_slow: true, ..Ask::post(url, "application/x-ndjson", &body) };
-        let mut answer = match self.http.once(&ask) {
-            Ok(answer) => answer,
-            Err(error @ HubError::Connect { .. }) => return Err(Uncommitted::Unknown(error.into(), None)),
-            Err(error) => return Err(Uncommitted::Refused(error.into())),
+        let request = Request { is_slow: true, ..Request::post(url, "application/x-ndjson", &body) };
+        let mut response = match self.http.send_once(&request) {
+            Ok(response) => response,
+            Err(error @ HubError::Connect { .. }) => return Err(CommitError::Unknown(error.into(), None)),
+            Err(error) => return Err(CommitError::Refused(error.into())),
         };
-        let wait = answer.is_passing();
-        match answer.status.as_u16() {
-            409 | 412 => return Err(Uncommitted::Race),
+        let wait = response.is_passing();
+        match response.status.as_u16() {
+            409 | 412 => return Err(CommitError::Race),
             // What was to be taken away is gone: another commit was faster.
-            404 if !removed.is_empty() && answer.header("x-error-code") == Some("EntryNotFound") => {
-                return Err(Uncommitted::Race);
+            404 if !removed.is_empty() && response.header("x-error-code") == Some("EntryNotFound") => {
+                return Err(CommitError::Race);
             }
             400 | 422 => {
-                let refused = HubError::Refused { repo: repo.clone(), message: message(&mut answer) };
-                return Err(Uncommitted::Refused(refused.into()));
+                let refused = HubError::Refused { repo: repo.clone(), message: message(&mut response) };
+                return Err(CommitError::Refused(refused.into()));
             }
             _ => {}
         }
-        let judged = self.http.judged(answer, &ask, About::Repo(repo), self.settings.token_is_variable);
-        let mut answer = judged.map_err(|error| match wait {
-            Some(wait) => Uncommitted::Unknown(error.into(), wait),
-            None => Uncommitted::Refused(error.into()),
+        let check_status =
+            self.http.check_status(response, &request, Resource::Repo(repo), self.settings.token_is_variable);
+        let mut response = check_status.map_err(|error| match wait {
+            Some(wait) => CommitError::Unknown(error.into(), wait),
+            None => CommitError::Refused(error.into()),
         })?;
         // It is made: an answer that cannot be read is one that was lost.
         let unread =
-            |reason: String| Uncommitted::Unknown(ask.fault(self.http.redacted(&reason)).into(), None);
-        let bytes = answer.bytes().map_err(|error| unread(error.to_string()))?;
+            |reason: String| CommitError::Unknown(request.fault(self.http.redacted(&reason)).into(), None);
+        let bytes = response.bytes().map_err(|error| unread(error.to_string()))?;
         let made: Made = serde_json::from_slice(&bytes).map_err(|error| unread(error.to_string()))?;
         if !is_hex(&made.commit, 40) {
             return Err(unread("the commit is not 40 hexadecimal digits".to_owned()));
         }
         let number = made.pull_request.as_deref().and_then(|url| url.rsplit('/').next()?.parse().ok());
         match (options.create_pr, number) {
-            (false, _) => Ok(Committed { commit: made.commit, pull_request: None }),
+            (false, _) => Ok(NewCommit { commit: made.commit, pull_request: None }),
             (true, Some(number)) => {
-                Ok(Committed { commit: made.commit, pull_request: Some(self.pull_request_url(repo, number)) })
+                Ok(NewCommit { commit: made.commit, pull_request: Some(self.pull_request_url(repo, number)) })
             }
             (true, None) => Err(unread("no address of the pull request".to_owned())),
         }
@@ -123,13 +124,13 @@ impl Hub {
 fn body(
     options: &PushOptions,
     parent: &str,
-    files: &[(&ParcelFile, Mode)],
+    files: &[(&UploadFile, UploadMode)],
     removed: &[String],
 ) -> Result<Vec<u8>, HubError> {
     let summary =
         options.message.as_deref().map(str::trim).filter(|text| !text.is_empty()).unwrap_or(MESSAGE);
     let description = options.description.as_deref().unwrap_or_default();
-    let is_regular = |(_, mode): &&(&ParcelFile, Mode)| *mode == Mode::Regular;
+    let is_regular = |(_, mode): &&(&UploadFile, UploadMode)| *mode == UploadMode::Regular;
     let regular: u64 = files.iter().filter(is_regular).map(|(file, _)| file.size().div_ceil(3) * 4).sum();
     let lines = 1024 * (files.len() + removed.len() + 1);
     let mut body = Vec::with_capacity(usize::try_from(regular).unwrap_or(0) + lines);
@@ -137,15 +138,15 @@ fn body(
     line(&mut body, "header", &header);
     for (file, mode) in files {
         match mode {
-            Mode::Regular => within(&mut body, file)?,
-            Mode::Large => {
+            UploadMode::Regular => within(&mut body, file)?,
+            UploadMode::Large => {
                 // What it was when it was sent, it has to be still.
                 file.open()?;
                 let oid = file.sha256(&mut |_| {})?;
                 let value = json!({ "path": file.path(), "algo": "sha256", "oid": oid, "size": file.size() });
                 line(&mut body, "lfsFile", &value);
             }
-            Mode::Ignored => {}
+            UploadMode::Ignored => {}
         }
     }
     for path in removed {
@@ -160,7 +161,7 @@ fn line(body: &mut Vec<u8>, key: &str, value: &Value) {
 }
 
 /// The line of a file that stands within the commit.
-fn within(body: &mut Vec<u8>, file: &ParcelFile) -> Result<(), HubError> {
+fn within(body: &mut Vec<u8>, file: &UploadFile) -> Result<(), HubError> {
     let path = Value::from(file.path());
     let begin = format!(r#"{{"key":"file","value":{{"path":{path},"encoding":"base64","content":""#);
     body.extend_from_slice(begin.as_bytes());

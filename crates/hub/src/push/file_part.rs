@@ -5,16 +5,16 @@ use std::io::{self, Read};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use super::file_source::Content;
-use super::upload_file::ParcelFile;
+use super::file_source::FileSource;
+use super::upload_file::UploadFile;
 use crate::HubError;
-use crate::checksum::Sum;
+use crate::checksum::Hasher;
 use crate::transfer::signed;
 
 /// A part of a file.
-pub(crate) struct Slice<'a> {
-    pub of: &'a ParcelFile,
-    pub content: &'a Content<'a>,
+pub(crate) struct FilePart<'a> {
+    pub of: &'a UploadFile,
+    pub content: &'a FileSource<'a>,
     pub start: u64,
     pub len: u64,
     /// Hears of every byte that is on its way, and of bytes taken back where a try failed.
@@ -25,30 +25,30 @@ pub(crate) struct Slice<'a> {
     pub sent: Mutex<Option<String>>,
 }
 
-impl fmt::Debug for Slice<'_> {
+impl fmt::Debug for FilePart<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} bytes of `{}` from {}", self.len, self.of.path(), self.start)
     }
 }
 
-impl<'a> Slice<'a> {
+impl<'a> FilePart<'a> {
     /// Reads it from its beginning.
-    pub fn reader(&'a self) -> SliceReader<'a> {
+    pub fn reader(&'a self) -> FilePartReader<'a> {
         let is_whole = self.start == 0 && self.len == self.of.size();
-        SliceReader { slice: self, done: 0, sum: is_whole.then(Sum::sha256) }
+        FilePartReader { slice: self, done: 0, sum: is_whole.then(Hasher::sha256) }
     }
 }
 
-/// One try to send a [`Slice`].
-pub(crate) struct SliceReader<'a> {
-    slice: &'a Slice<'a>,
+/// One try to send a [`FilePart`].
+pub(crate) struct FilePartReader<'a> {
+    slice: &'a FilePart<'a>,
     done: u64,
-    sum: Option<Sum>,
+    sum: Option<Hasher>,
 }
 
-impl Read for SliceReader<'_> {
+impl Read for FilePartReader<'_> {
     fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
-        let Slice { content, start, len, advanced, stop, .. } = self.slice;
+        let FilePart { content, start, len, advanced, stop, .. } = self.slice;
         if stop.load(Ordering::Relaxed) {
             return Err(io::Error::other("stopped"));
         }
@@ -69,7 +69,7 @@ impl Read for SliceReader<'_> {
     }
 }
 
-impl SliceReader<'_> {
+impl FilePartReader<'_> {
     /// The end of a try: what was sent of one that failed is taken back.
     ///
     /// # Errors
@@ -82,7 +82,7 @@ impl SliceReader<'_> {
         if !is_success {
             (slice.advanced)(-signed(self.done));
         }
-        let sent = self.sum.filter(|_| self.done == slice.len).map(Sum::digits);
+        let sent = self.sum.filter(|_| self.done == slice.len).map(Hasher::digits);
         *slice.sent.lock().expect("nothing panics while it is held") = sent;
         slice.of.check(slice.content)
     }

@@ -6,14 +6,14 @@ use std::os::unix::fs::FileExt;
 
 /// Bytes that are open to be read, as often as it takes.
 #[derive(Debug)]
-pub(crate) enum Content<'a> {
+pub(crate) enum FileSource<'a> {
     /// Of a file.
     File(File),
     /// In memory.
     Bytes(&'a [u8]),
 }
 
-impl Content<'_> {
+impl FileSource<'_> {
     /// Reads what stands at `at`, as much as there is and has room.
     pub fn read_at(&self, out: &mut [u8], at: u64) -> io::Result<usize> {
         match self {
@@ -31,10 +31,10 @@ impl Content<'_> {
     }
 }
 
-/// A way through a [`Content`].
+/// A way through a [`FileSource`].
 #[derive(Debug)]
 pub(crate) struct Reader<'a> {
-    content: &'a Content<'a>,
+    content: &'a FileSource<'a>,
     at: u64,
 }
 

@@ -7,42 +7,42 @@ use std::path::Path;
 
 use danlu_model::FileError;
 
-use super::options::{Left, ParcelOptions};
+use super::options::{SkippedFile, UploadOptions};
 use super::pattern::Pattern;
 use super::secrets;
-use super::skip_reason::Reason;
-use super::upload_file::ParcelFile;
+use super::skip_reason::SkipReason;
+use super::upload_file::UploadFile;
 use crate::HubError;
 
 /// Of a file of weights so much is searched for secrets: its texts come first.
-const SEARCHED_OF_WEIGHTS: u64 = 16 << 20;
+const MAX_SCANNED_WEIGHT_BYTES: u64 = 16 << 20;
 
 /// Letters of a token in a path that are shown: its kind.
-const SHOWN_OF_A_TOKEN: usize = 3;
+const SHOWN_TOKEN_CHARS: usize = 3;
 
 /// A walk through a folder, and what it found.
-pub(super) struct Walk<'a> {
+pub(super) struct FolderWalk<'a> {
     root: &'a Path,
-    options: &'a ParcelOptions,
+    options: &'a UploadOptions,
     include: Vec<Pattern>,
     /// Those of `include` that meant something.
     pub used: BTreeSet<usize>,
-    pub files: Vec<ParcelFile>,
-    pub left: Vec<Left>,
+    pub files: Vec<UploadFile>,
+    pub skipped: Vec<SkippedFile>,
 }
 
-impl<'a> Walk<'a> {
+impl<'a> FolderWalk<'a> {
     /// Goes through the folder `root`, whose path has no links.
-    pub fn through(root: &'a Path, options: &'a ParcelOptions) -> Result<Self, HubError> {
+    pub fn through(root: &'a Path, options: &'a UploadOptions) -> Result<Self, HubError> {
         let include = options.include.iter().map(|text| text.parse().expect("every text is a pattern"));
-        let (used, files, left) = Default::default();
-        let mut walk = Self { root, options, include: include.collect(), used, files, left };
+        let (used, files, skipped) = Default::default();
+        let mut walk = Self { root, options, include: include.collect(), used, files, skipped };
         walk.folder(&mut Vec::new(), None)?;
         Ok(walk)
     }
 
     /// Looks through a folder within the root; `stays` is why one above it stays.
-    fn folder(&mut self, parts: &mut Vec<String>, stays: Option<Reason>) -> Result<(), HubError> {
+    fn folder(&mut self, parts: &mut Vec<String>, stays: Option<SkipReason>) -> Result<(), HubError> {
         let place = parts.iter().fold(self.root.to_owned(), |path, part| path.join(part));
         let error = |e: io::Error| FileError::new("read", &place, e);
         for entry in fs::read_dir(&place).map_err(error)? {
@@ -54,10 +54,10 @@ impl<'a> Walk<'a> {
                 .is_some_and(|name| name != ".git" && !name.contains(|c: char| c.is_control() || c == '\\'));
             parts.push(name.to_string_lossy().into_owned());
             if !is_name {
-                self.leave(parts, kind.is_dir(), Reason::Name);
+                self.leave(parts, kind.is_dir(), SkipReason::Name);
             } else if kind.is_dir() {
                 let name = parts.last().expect("just pushed");
-                let stays = stays.or_else(|| Reason::of_folder(name));
+                let stays = stays.or_else(|| SkipReason::of_folder(name));
                 match stays {
                     Some(reason) if self.include.is_empty() => self.leave(parts, true, reason),
                     stays => self.folder(parts, stays)?,
@@ -70,18 +70,18 @@ impl<'a> Walk<'a> {
         Ok(())
     }
 
-    fn file(&mut self, parts: &[String], stays: Option<Reason>, is_link: bool) -> Result<(), HubError> {
+    fn file(&mut self, parts: &[String], stays: Option<SkipReason>, is_link: bool) -> Result<(), HubError> {
         let path = parts.join("/");
         let place = self.root.join(&path);
         let name = parts.last().expect("a file has a name");
-        let mut stays = stays.or_else(|| Reason::of_file(name));
+        let mut stays = stays.or_else(|| SkipReason::of_file(name));
         // Where a link leads within the folder.
         let mut target = parts.to_vec();
         if is_link {
             let real = fs::canonicalize(&place).ok().filter(|real| real.is_file());
             let inside = real.as_ref().and_then(|real| real.strip_prefix(self.root).ok());
             match inside.and_then(Path::to_str) {
-                None => stays = Some(Reason::Link),
+                None => stays = Some(SkipReason::Link),
                 // A second name does not make a secret or a state something else.
                 Some(inside) => {
                     target = inside.split('/').map(str::to_owned).collect();
@@ -89,14 +89,14 @@ impl<'a> Walk<'a> {
                 }
             }
         }
-        if stays != Some(Reason::Link) {
+        if stays != Some(SkipReason::Link) {
             let data = fs::metadata(&place).map_err(|e| FileError::new("read", &place, e))?;
             if !data.is_file() {
-                stays = Some(Reason::Special);
+                stays = Some(SkipReason::Special);
             }
         }
         if stays.is_none() && starts_a_list(&place, name)? {
-            stays = Some(Reason::Data);
+            stays = Some(SkipReason::Data);
         }
         let comes = self.is_included(parts, stays) && self.is_included(&target, stays);
         match stays {
@@ -108,19 +108,19 @@ impl<'a> Walk<'a> {
         }
         let error = |e: io::Error| FileError::new("read", &place, e);
         let file = File::open(&place).map_err(error)?;
-        let found = ParcelFile::of(path, place.clone(), &file).map_err(error)?;
+        let found = UploadFile::of(path, place.clone(), &file).map_err(error)?;
         if !self.options.with_tokens {
             if let Some(at) = secrets::find_in_path(found.path(), self.options.token.as_ref()) {
                 let path = found.path();
-                let path = format!("{}…", path.get(..at + SHOWN_OF_A_TOKEN).unwrap_or(&path[..at]));
-                self.left.push(Left { path, reason: Reason::TokenInName });
+                let path = format!("{}…", path.get(..at + SHOWN_TOKEN_CHARS).unwrap_or(&path[..at]));
+                self.skipped.push(SkippedFile { path, reason: SkipReason::TokenInName });
                 return Ok(());
             }
             let is_weights = [".safetensors", ".gguf"].iter().any(|end| name.ends_with(end));
-            let most = if is_weights { SEARCHED_OF_WEIGHTS } else { u64::MAX };
+            let most = if is_weights { MAX_SCANNED_WEIGHT_BYTES } else { u64::MAX };
             let line = secrets::find(file.take(most), self.options.token.as_ref()).map_err(error)?;
             if let Some(line) = line {
-                self.leave(parts, false, Reason::Token { line });
+                self.leave(parts, false, SkipReason::Token { line });
                 return Ok(());
             }
         }
@@ -130,10 +130,10 @@ impl<'a> Walk<'a> {
 
     /// Whether a file was asked for by name. What is hidden, or a key, has to be named itself: neither a folder above it
     /// nor a file within brings it.
-    fn is_included(&mut self, parts: &[String], stays: Option<Reason>) -> bool {
+    fn is_included(&mut self, parts: &[String], stays: Option<SkipReason>) -> bool {
         let parts: Vec<&str> = parts.iter().map(String::as_str).collect();
         let last = parts.len() - 1;
-        let is_key = Reason::of_file(parts[last]).is_some_and(Reason::wants_its_name);
+        let is_key = SkipReason::of_file(parts[last]).is_some_and(SkipReason::wants_its_name);
         let wants_name = |i: usize| parts[i].starts_with('.') || (is_key && i == last);
         let mut comes = false;
         for (i, pattern) in self.include.iter().enumerate() {
@@ -146,16 +146,16 @@ impl<'a> Walk<'a> {
         comes
     }
 
-    fn leave(&mut self, parts: &[String], is_folder: bool, reason: Reason) {
+    fn leave(&mut self, parts: &[String], is_folder: bool, reason: SkipReason) {
         let end = if is_folder { "/" } else { "" };
-        self.left.push(Left { path: format!("{}{end}", parts.join("/")), reason });
+        self.skipped.push(SkippedFile { path: format!("{}{end}", parts.join("/")), reason });
     }
 }
 
 /// Why the file at this path within the folder stays.
-fn of_path(path: &str) -> Option<Reason> {
+fn of_path(path: &str) -> Option<SkipReason> {
     let (folders, name) = path.rsplit_once('/').unwrap_or(("", path));
-    folders.split('/').find_map(Reason::of_folder).or_else(|| Reason::of_file(name))
+    folders.split('/').find_map(SkipReason::of_folder).or_else(|| SkipReason::of_file(name))
 }
 
 /// Whether a JSON file holds a list, as data does and no file of a model.

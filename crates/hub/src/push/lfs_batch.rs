@@ -8,17 +8,17 @@ use std::sync::atomic::{AtomicBool, AtomicI64, AtomicUsize, Ordering};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use crate::http::About;
-use crate::http::Ask;
+use crate::http::Request;
+use crate::http::Resource;
 use crate::http::url::is_address;
 use crate::transfer::signed;
-use crate::{Hub, HubError, ParcelFile, PushOptions, RepoName};
+use crate::{Hub, HubError, PushOptions, RepoName, UploadFile};
 
 /// Objects asked for at a time.
-const AT_A_TIME: usize = 100;
+const MAX_OBJECTS_PER_BATCH: usize = 100;
 
 /// Parts of a file at most, as storages have it.
-const MOST_PARTS: u64 = 10_000;
+const MAX_PARTS: u64 = 10_000;
 
 /// Content type of git-lfs.
 pub(super) const LFS: &str = "application/vnd.git-lfs+json";
@@ -28,26 +28,26 @@ const OWN: [&str; 5] = ["content-length", "transfer-encoding", "host", "connecti
 
 /// An address, and what is to be said there.
 #[derive(Clone, Debug)]
-pub(super) struct Target {
+pub(super) struct LfsAction {
     pub url: String,
     pub headers: Vec<(Cow<'static, str>, String)>,
 }
 
 /// How an object is sent.
 #[derive(Clone, Debug)]
-pub(super) enum Way {
+pub(super) enum UploadMethod {
     /// It is there already.
-    There,
+    AlreadyStored,
     /// In one piece.
-    Whole(Target),
+    Basic(LfsAction),
     /// In parts of so many bytes, which are then declared to be it.
-    Parts { size: u64, urls: Vec<String>, complete: String },
+    Multipart { size: u64, urls: Vec<String>, complete: String },
 }
 
 /// A file to be in storage.
 #[derive(Debug)]
-pub(super) struct Object<'a> {
-    pub file: &'a ParcelFile,
+pub(super) struct LfsObject<'a> {
+    pub file: &'a UploadFile,
     pub oid: &'a str,
     /// Of an upload in parts: where it ends, and the tags of the parts that have arrived.
     pub parts: Mutex<(String, Vec<Option<String>>)>,
@@ -60,10 +60,10 @@ pub(super) struct Object<'a> {
 
 /// What the batch says of an object.
 #[derive(Clone, Debug)]
-pub(super) struct Route {
-    pub way: Way,
+pub(super) struct UploadPlan {
+    pub method: UploadMethod,
     /// Whom to tell when it has arrived.
-    pub verify: Option<Target>,
+    pub verify: Option<LfsAction>,
 }
 
 #[derive(Deserialize)]
@@ -91,8 +91,8 @@ struct Action {
     header: Option<BTreeMap<String, Value>>,
 }
 
-impl<'a> Object<'a> {
-    pub fn new(file: &'a ParcelFile, oid: &'a str) -> Self {
+impl<'a> LfsObject<'a> {
+    pub fn new(file: &'a UploadFile, oid: &'a str) -> Self {
         let parts = Mutex::new((String::new(), Vec::new()));
         let (left, counted, is_there) = Default::default();
         Self { file, oid, parts, left, counted, is_there }
@@ -109,12 +109,12 @@ impl<'a> Object<'a> {
 
     /// The parts to be sent by `way`: those that have arrived by the same way are not. Progress has then heard of these
     /// alone.
-    pub fn tasks(&self, way: &Way, advanced: &mut dyn FnMut(i64)) -> Vec<usize> {
+    pub fn tasks(&self, method: &UploadMethod, advanced: &mut dyn FnMut(i64)) -> Vec<usize> {
         let mut to_send = self.file.size();
-        let tasks = match way {
-            Way::There => Vec::new(),
-            Way::Whole(_) => vec![0],
-            Way::Parts { size, urls, complete } => {
+        let tasks = match method {
+            UploadMethod::AlreadyStored => Vec::new(),
+            UploadMethod::Basic(_) => vec![0],
+            UploadMethod::Multipart { size, urls, complete } => {
                 let mut parts = self.parts.lock().expect("nothing panics while it is held");
                 if parts.0 != *complete || parts.1.len() != urls.len() {
                     *parts = (complete.clone(), vec![None; urls.len()]);
@@ -137,15 +137,15 @@ impl<'a> Object<'a> {
 
 impl Hub {
     /// Asks how each object is to be sent.
-    pub(super) fn routes(
+    pub(super) fn plans(
         &self,
         repo: &RepoName,
         options: &PushOptions,
-        objects: &[&Object<'_>],
-    ) -> Result<Vec<Route>, HubError> {
+        objects: &[&LfsObject<'_>],
+    ) -> Result<Vec<UploadPlan>, HubError> {
         let url = format!("{}/{}.git/info/lfs/objects/batch", self.http.endpoint(), repo.id());
-        let mut routes = Vec::new();
-        for objects in objects.chunks(AT_A_TIME) {
+        let mut plans = Vec::new();
+        for objects in objects.chunks(MAX_OBJECTS_PER_BATCH) {
             let named: Vec<Value> = objects
                 .iter()
                 .map(|object| json!({ "oid": object.oid, "size": object.file.size() }))
@@ -160,34 +160,34 @@ impl Hub {
                 wish["ref"] = json!({ "name": repo.revision() });
             }
             let wish = wish.to_string();
-            let mut ask = Ask::post(&url, LFS, wish.as_bytes());
-            ask.headers.push(("accept".into(), LFS.to_owned()));
-            let batch: Batch = self.json(&ask, About::Repo(repo))?;
+            let mut request = Request::post(&url, LFS, wish.as_bytes());
+            request.headers.push(("accept".into(), LFS.to_owned()));
+            let batch: Batch = self.json(&request, Resource::Repo(repo))?;
             let told: BTreeMap<&str, &BatchObject> =
                 batch.objects.iter().map(|object| (object.oid.as_str(), object)).collect();
             for object in objects {
                 let told = told.get(object.oid).ok_or_else(|| {
-                    ask.fault(format!("nothing about the object of {:?}", object.file.path()))
+                    request.fault(format!("nothing about the object of {:?}", object.file.path()))
                 })?;
-                routes.push(self.route(object, told).map_err(|reason| ask.fault(reason))?);
+                plans.push(self.plan(object, told).map_err(|reason| request.fault(reason))?);
             }
         }
-        Ok(routes)
+        Ok(plans)
     }
 
-    fn route(&self, object: &Object<'_>, told: &BatchObject) -> Result<Route, String> {
+    fn plan(&self, object: &LfsObject<'_>, told: &BatchObject) -> Result<UploadPlan, String> {
         let path = object.file.path();
         if let Some(error) = &told.error {
             let said = error["message"].as_str().unwrap_or("an error").chars().take(200);
             return Err(format!("{path:?}: {}", said.filter(|c| !c.is_control()).collect::<String>()));
         }
         let Some(Actions { upload: Some(upload), verify }) = &told.actions else {
-            return Ok(Route { way: Way::There, verify: None });
+            return Ok(UploadPlan { method: UploadMethod::AlreadyStored, verify: None });
         };
         let verify = verify.as_ref().map(|action| self.target(action)).transpose()?;
         let header = |name: &str| upload.header.as_ref()?.get(name);
         let Some(size) = header("chunk_size") else {
-            return Ok(Route { way: Way::Whole(self.target(upload)?), verify });
+            return Ok(UploadPlan { method: UploadMethod::Basic(self.target(upload)?), verify });
         };
         let size = size.as_u64().or_else(|| size.as_str()?.parse().ok()).filter(|&size| size > 0);
         let Some(size) = size else { return Err(format!("the parts of {path:?} have no size")) };
@@ -200,19 +200,22 @@ impl Hub {
         urls.sort();
         let count = object.file.size().div_ceil(size);
         let is_whole = urls.iter().map(|&(number, _)| number).eq(1..=count);
-        if !is_whole || count > MOST_PARTS {
+        if !is_whole || count > MAX_PARTS {
             return Err(format!("{} addresses for the {count} parts of {path:?}", urls.len()));
         }
         let urls = urls.into_iter().map(|(_, url)| url).collect();
-        Ok(Route { way: Way::Parts { size, urls, complete: self.address(&upload.href)? }, verify })
+        Ok(UploadPlan {
+            method: UploadMethod::Multipart { size, urls, complete: self.address(&upload.href)? },
+            verify,
+        })
     }
 
-    fn target(&self, action: &Action) -> Result<Target, String> {
+    fn target(&self, action: &Action) -> Result<LfsAction, String> {
         let own = |name: &str| OWN.iter().any(|own| own.eq_ignore_ascii_case(name));
         let headers = action.header.iter().flatten().filter(|(name, _)| !own(name));
         let headers =
             headers.filter_map(|(name, value)| Some((name.clone().into(), value.as_str()?.to_owned())));
-        Ok(Target { url: self.address(&action.href)?, headers: headers.collect() })
+        Ok(LfsAction { url: self.address(&action.href)?, headers: headers.collect() })
     }
 
     fn address(&self, url: &str) -> Result<String, String> {

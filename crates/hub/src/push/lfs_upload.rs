@@ -8,36 +8,36 @@ use std::thread;
 
 use serde_json::{Value, json};
 
-use super::lfs_batch::{LFS, Object, Route, Target, Way};
+use super::lfs_batch::{LFS, LfsAction, LfsObject, UploadMethod, UploadPlan};
 use crate::http::message;
-use crate::http::{Answer, Ask};
-use crate::push::file_part::Slice;
+use crate::http::{Request, Response};
+use crate::push::file_part::FilePart;
 use crate::{Hub, HubError, PushOptions, RepoName};
 
 /// Files or parts sent at a time.
-const AT_ONCE: usize = 4;
+const PARALLEL_UPLOADS: usize = 4;
 
 /// How often addresses are asked for: they expire, and an upload can be lost.
-const ROUNDS: usize = 3;
+const MAX_ROUNDS: usize = 3;
 
 /// Why a part did not arrive.
-enum Failure {
+enum PartError {
     /// The address, or the upload, is of no more use: another may be.
     Stale(HubError),
     /// Anything else.
     Hard(HubError),
 }
 
-impl<E: Into<HubError>> From<E> for Failure {
+impl<E: Into<HubError>> From<E> for PartError {
     fn from(error: E) -> Self {
         Self::Hard(error.into())
     }
 }
 
 /// What a thread tells.
-enum Told {
+enum PartEvent {
     Advanced(i64),
-    Failed(Failure),
+    Failed(PartError),
 }
 
 impl Hub {
@@ -50,28 +50,28 @@ impl Hub {
         &self,
         repo: &RepoName,
         options: &PushOptions,
-        objects: &[Object<'_>],
+        objects: &[LfsObject<'_>],
         advanced: &mut dyn FnMut(i64, bool),
     ) -> Result<(), HubError> {
         let mut failure = None;
-        for round in 0..ROUNDS {
-            let lacking: Vec<&Object<'_>> =
+        for round in 0..MAX_ROUNDS {
+            let lacking: Vec<&LfsObject<'_>> =
                 objects.iter().filter(|object| !object.is_there.load(Ordering::SeqCst)).collect();
             if lacking.is_empty() {
                 return Ok(());
             }
             if let Some(error) = &failure {
                 tracing::info!("{error}; asking for another address");
-                thread::sleep(self.http.pace().pause);
+                thread::sleep(self.http.retry_policy().pause);
             }
-            let routes = self.routes(repo, options, &lacking)?;
-            for (object, route) in lacking.iter().zip(&routes) {
-                if matches!(route.way, Way::There) {
+            let plans = self.plans(repo, options, &lacking)?;
+            for (object, plan) in lacking.iter().zip(&plans) {
+                if matches!(plan.method, UploadMethod::AlreadyStored) {
                     object.is_there.store(true, Ordering::SeqCst);
                     object.count(object.file.size(), &mut |bytes| advanced(bytes, round == 0));
                 }
             }
-            failure = self.send_round(&lacking, &routes, advanced)?;
+            failure = self.send_round(&lacking, &plans, advanced)?;
         }
         match failure {
             Some(error) => Err(error),
@@ -79,19 +79,19 @@ impl Hub {
         }
     }
 
-    /// Sends what lacks by these routes; the first failure that another address may mend.
+    /// Sends what lacks by these plans; the first failure that another address may mend.
     fn send_round(
         &self,
-        objects: &[&Object<'_>],
-        routes: &[Route],
+        objects: &[&LfsObject<'_>],
+        plans: &[UploadPlan],
         advanced: &mut dyn FnMut(i64, bool),
     ) -> Result<Option<HubError>, HubError> {
         let mut tasks = Vec::new();
-        for (&object, route) in
-            objects.iter().zip(routes).filter(|(_, route)| !matches!(route.way, Way::There))
+        for (&object, plan) in
+            objects.iter().zip(plans).filter(|(_, plan)| !matches!(plan.method, UploadMethod::AlreadyStored))
         {
-            let parts = object.tasks(&route.way, &mut |bytes| advanced(bytes, false));
-            tasks.extend(parts.into_iter().map(|part| (object, route, part)));
+            let parts = object.tasks(&plan.method, &mut |bytes| advanced(bytes, false));
+            tasks.extend(parts.into_iter().map(|part| (object, plan, part)));
         }
         let queue = Mutex::new(tasks.iter());
         let stop = AtomicBool::new(false);
@@ -103,15 +103,15 @@ impl Hub {
         };
         let (tell, told) = mpsc::channel();
         thread::scope(|scope| {
-            for _ in 0..AT_ONCE.min(tasks.len()) {
+            for _ in 0..PARALLEL_UPLOADS.min(tasks.len()) {
                 let (tell, next, stop) = (tell.clone(), &next, &stop);
                 scope.spawn(move || {
-                    while let Some(&(object, route, part)) = next() {
-                        let done = self.send_part(object, route, part, stop, &tell);
-                        let done = done.and_then(|()| self.end_part(object, route));
+                    while let Some(&(object, plan, part)) = next() {
+                        let done = self.send_part(object, plan, part, stop, &tell);
+                        let done = done.and_then(|()| self.end_part(object, plan));
                         if let Err(failure) = done {
                             // Who does not listen any more knows of another failure.
-                            let _ = tell.send(Told::Failed(failure));
+                            let _ = tell.send(PartEvent::Failed(failure));
                         }
                     }
                 });
@@ -120,9 +120,9 @@ impl Hub {
             let (mut stale, mut hard) = (None, None);
             for message in told {
                 match message {
-                    Told::Advanced(bytes) => advanced(bytes, false),
-                    Told::Failed(Failure::Stale(error)) => stale = stale.or(Some(error)),
-                    Told::Failed(Failure::Hard(error)) => {
+                    PartEvent::Advanced(bytes) => advanced(bytes, false),
+                    PartEvent::Failed(PartError::Stale(error)) => stale = stale.or(Some(error)),
+                    PartEvent::Failed(PartError::Hard(error)) => {
                         stop.store(true, Ordering::Relaxed);
                         hard = hard.or(Some(error));
                     }
@@ -135,35 +135,36 @@ impl Hub {
     /// Sends one part, or the whole.
     fn send_part(
         &self,
-        object: &Object<'_>,
-        route: &Route,
+        object: &LfsObject<'_>,
+        plan: &UploadPlan,
         part: usize,
         stop: &AtomicBool,
-        tell: &Sender<Told>,
-    ) -> Result<(), Failure> {
+        tell: &Sender<PartEvent>,
+    ) -> Result<(), PartError> {
         let content = object.file.open()?;
         let size = object.file.size();
-        let (url, start, len) = match &route.way {
-            Way::There => return Ok(()),
-            Way::Whole(target) => (&target.url, 0, size),
-            Way::Parts { size: each, urls, .. } => {
+        let (url, start, len) = match &plan.method {
+            UploadMethod::AlreadyStored => return Ok(()),
+            UploadMethod::Basic(target) => (&target.url, 0, size),
+            UploadMethod::Multipart { size: each, urls, .. } => {
                 let start = part as u64 * each;
                 (&urls[part], start, (size - start).min(*each))
             }
         };
         let advanced = |bytes: i64| {
             object.counted.fetch_add(bytes, Ordering::Relaxed);
-            let _ = tell.send(Told::Advanced(bytes));
+            let _ = tell.send(PartEvent::Advanced(bytes));
         };
         let sent = Mutex::new(None);
-        let slice = Slice { of: object.file, content: &content, start, len, advanced: &advanced, stop, sent };
-        let mut ask = Ask::put(url, &slice);
-        if let Way::Whole(Target { headers, .. }) = &route.way {
-            ask.headers.clone_from(headers);
+        let slice =
+            FilePart { of: object.file, content: &content, start, len, advanced: &advanced, stop, sent };
+        let mut request = Request::put(url, &slice);
+        if let UploadMethod::Basic(LfsAction { headers, .. }) = &plan.method {
+            request.headers.clone_from(headers);
         }
-        let answer = arrived(&ask, self.http.ask(&ask)?)?;
-        if let Way::Parts { .. } = &route.way {
-            let tag = answer.header("etag").ok_or_else(|| ask.fault("a part without a tag"))?;
+        let response = arrived(&request, self.http.send(&request)?)?;
+        if let UploadMethod::Multipart { .. } = &plan.method {
+            let tag = response.header("etag").ok_or_else(|| request.fault("a part without a tag"))?;
             let mut parts = object.parts.lock().expect("nothing panics while it is held");
             parts.1[part] = Some(tag.to_owned());
         } else if slice.sent.into_inner().expect("nothing panics while it is held").as_deref()
@@ -175,40 +176,40 @@ impl Hub {
     }
 
     /// After the last part: declares them to be the file, and asks whether it has arrived.
-    fn end_part(&self, object: &Object<'_>, route: &Route) -> Result<(), Failure> {
+    fn end_part(&self, object: &LfsObject<'_>, plan: &UploadPlan) -> Result<(), PartError> {
         if object.left.fetch_sub(1, Ordering::SeqCst) != 1 {
             return Ok(());
         }
-        let target = |url: &str| Target { url: url.to_owned(), headers: Vec::new() };
-        if let Way::Parts { complete, .. } = &route.way {
+        let target = |url: &str| LfsAction { url: url.to_owned(), headers: Vec::new() };
+        if let UploadMethod::Multipart { complete, .. } = &plan.method {
             let parts = object.parts.lock().expect("nothing panics while it is held").1.clone();
             let number = |(i, tag)| json!({ "partNumber": i + 1, "etag": tag });
             let parts: Vec<Value> = parts.into_iter().enumerate().map(number).collect();
             self.tell(&target(complete), &json!({ "oid": object.oid, "parts": parts }))?;
         }
-        if let Some(verify) = &route.verify {
+        if let Some(verify) = &plan.verify {
             self.tell(verify, &json!({ "oid": object.oid, "size": object.file.size() }))?;
         }
         object.is_there.store(true, Ordering::SeqCst);
         Ok(())
     }
 
-    fn tell(&self, target: &Target, value: &Value) -> Result<(), Failure> {
+    fn tell(&self, target: &LfsAction, value: &Value) -> Result<(), PartError> {
         let body = value.to_string();
-        let mut ask = Ask::post(&target.url, LFS, body.as_bytes());
-        ask.headers.push(("accept".into(), LFS.to_owned()));
-        ask.headers.extend(target.headers.iter().cloned());
-        arrived(&ask, self.http.ask(&ask)?).map(drop)
+        let mut request = Request::post(&target.url, LFS, body.as_bytes());
+        request.headers.push(("accept".into(), LFS.to_owned()));
+        request.headers.extend(target.headers.iter().cloned());
+        arrived(&request, self.http.send(&request)?).map(drop)
     }
 }
 
 /// An answer of success. Any other that no waiting mends is of an address or an upload that is of no more use.
-fn arrived(ask: &Ask<'_>, mut answer: Answer) -> Result<Answer, Failure> {
-    if answer.status.is_success() {
-        return Ok(answer);
+fn arrived(request: &Request<'_>, mut response: Response) -> Result<Response, PartError> {
+    if response.status.is_success() {
+        return Ok(response);
     }
-    let is_passing = answer.is_passing().is_some();
-    let (status, message) = (answer.status.as_u16(), message(&mut answer));
-    let error = HubError::Status { host: ask.host(), request: ask.words(), status, message };
-    Err(if is_passing { Failure::Hard(error) } else { Failure::Stale(error) })
+    let is_passing = response.is_passing().is_some();
+    let (status, message) = (response.status.as_u16(), message(&mut response));
+    let error = HubError::Status { host: request.host(), request: request.words(), status, message };
+    Err(if is_passing { PartError::Hard(error) } else { PartError::Stale(error) })
 }

@@ -21,13 +21,13 @@ mod upload_set;
 use crate::checksum::is_hex;
 use crate::{Hub, HubError, RepoName, Transfer};
 
-pub(crate) use file_part::Slice;
-pub use options::{Left, ParcelOptions, PushOptions, Pushed, Stage};
-use push_loop::Push;
-pub use repo_diff::Differences;
-pub use skip_reason::Reason;
-pub use upload_file::ParcelFile;
-pub use upload_set::Parcel;
+pub(crate) use file_part::FilePart;
+pub use options::{PushOptions, Pushed, SkippedFile, Stage, UploadOptions};
+use push_loop::PushLoop;
+pub use repo_diff::RepoDiff;
+pub use skip_reason::SkipReason;
+pub use upload_file::UploadFile;
+pub use upload_set::UploadSet;
 
 impl Hub {
     /// Sends what a repository lacks of a parcel, and makes one commit of it: before it nothing is to be seen there. The
@@ -39,7 +39,7 @@ impl Hub {
     /// a file changes meanwhile, or others keep making commits. Nothing is published then.
     pub fn push(
         &self,
-        parcel: &Parcel,
+        upload_set: &UploadSet,
         repo: &RepoName,
         options: &PushOptions,
         progress: &mut dyn FnMut(Stage, Transfer),
@@ -48,13 +48,13 @@ impl Hub {
         if !self.http.has_token() {
             return Err(HubError::NoToken { what: format!("a push to `{}`", repo.id()) });
         }
-        if parcel.files().is_empty() {
-            return Err(HubError::NothingToSend { folder: parcel.folder().to_owned() });
+        if upload_set.files().is_empty() {
+            return Err(HubError::NothingToSend { folder: upload_set.folder().to_owned() });
         }
         if is_hex(repo.revision(), 40) {
             return Err(HubError::NoBranch { repo: repo.clone() });
         }
-        let pushed = Push::new(self, parcel, repo, options).run(progress);
+        let pushed = PushLoop::new(self, upload_set, repo, options).run(progress);
         pushed.map_err(|error| self.explained(error, repo))
     }
 

@@ -1,11 +1,11 @@
 //! What a push takes and returns.
 
-use super::skip_reason::Reason;
+use super::skip_reason::SkipReason;
 use crate::Token;
 
-/// What is otherwise than usual in a [`Parcel`].
+/// What is otherwise than usual in a [`UploadSet`].
 #[derive(Clone, Debug, Default)]
-pub struct ParcelOptions {
+pub struct UploadOptions {
     /// Paths that come along though they would stay: `run.toml`, `*.jsonl`, `checkpoint-3`. A `*` stands for no `/`, and
     /// not for the dot that hides a file; a name without a `/` is meant in every folder. Files with a token in them still
     /// stay.
@@ -18,11 +18,11 @@ pub struct ParcelOptions {
 
 /// A file that stays, or a folder with all that is in it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Left {
+pub struct SkippedFile {
     /// Its path within the folder, with `/`; a folder's ends in one.
     pub path: String,
     /// Why.
-    pub reason: Reason,
+    pub reason: SkipReason,
 }
 
 /// What a push is to be like. The branch is the name's revision; one that is not there begins where `main` is.

@@ -8,24 +8,24 @@ use base64::engine::general_purpose::STANDARD;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use crate::http::About;
-use crate::http::Ask;
+use crate::http::Request;
+use crate::http::Resource;
 use crate::http::url::escaped;
-use crate::{Hub, HubError, ParcelFile, PushOptions, RepoName};
+use crate::{Hub, HubError, PushOptions, RepoName, UploadFile};
 
 /// Files asked for at a time.
-const AT_A_TIME: usize = 256;
+const MAX_FILES_PER_REQUEST: usize = 256;
 
 /// Bytes of a file that the Hub wants to see first.
-const SAMPLE: u64 = 512;
+const SAMPLE_BYTES: u64 = 512;
 
 /// Most bytes of all files within one commit, which is in memory as it is sent: the Hub itself has those of more than
 /// some 10 MB apart.
-const LARGEST_COMMIT: u64 = 32 << 20;
+const MAX_COMMIT_BYTES: u64 = 32 << 20;
 
 /// How a file is sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Mode {
+pub(super) enum UploadMode {
     /// Within the commit.
     Regular,
     /// Before it, to the storage of large files.
@@ -35,12 +35,12 @@ pub(super) enum Mode {
 }
 
 #[derive(Deserialize)]
-struct Answer {
-    files: Vec<FileAnswer>,
+struct PreuploadResponse {
+    files: Vec<PreuploadFile>,
 }
 
 #[derive(Deserialize)]
-struct FileAnswer {
+struct PreuploadFile {
     path: String,
     #[serde(rename = "uploadMode")]
     mode: String,
@@ -49,53 +49,54 @@ struct FileAnswer {
 }
 
 impl Hub {
-    /// Asks how each of `files` is wanted, of which `modes` does not tell already.
-    pub(super) fn modes(
+    /// Asks how each of `files` is wanted, of which `upload_modes` does not tell already.
+    pub(super) fn upload_modes(
         &self,
         repo: &RepoName,
         options: &PushOptions,
-        files: &[&ParcelFile],
-        modes: &mut BTreeMap<String, Mode>,
+        files: &[&UploadFile],
+        upload_modes: &mut BTreeMap<String, UploadMode>,
     ) -> Result<(), HubError> {
-        let unknown: Vec<&&ParcelFile> =
-            files.iter().filter(|file| !modes.contains_key(file.path())).collect();
+        let unknown: Vec<&&UploadFile> =
+            files.iter().filter(|file| !upload_modes.contains_key(file.path())).collect();
         let proposes = if options.create_pr { "?create_pr=1" } else { "" };
         let endpoint = self.http.endpoint();
         let url =
             format!("{endpoint}/api/models/{}/preupload/{}{proposes}", repo.id(), escaped(repo.revision()));
-        for files in unknown.chunks(AT_A_TIME) {
+        for files in unknown.chunks(MAX_FILES_PER_REQUEST) {
             let files: Vec<Value> = files.iter().map(|file| described(file)).collect::<Result<_, _>>()?;
             let wish = json!({ "files": files }).to_string();
-            let ask = Ask::post(&url, "application/json", wish.as_bytes());
-            let Answer { files } = self.json(&ask, About::Repo(repo))?;
+            let request = Request::post(&url, "application/json", wish.as_bytes());
+            let PreuploadResponse { files } = self.json(&request, Resource::Repo(repo))?;
             for file in files {
                 let mode = match file.mode.as_str() {
-                    _ if file.ignore => Mode::Ignored,
-                    "regular" => Mode::Regular,
-                    "lfs" => Mode::Large,
-                    mode => return Err(ask.fault(format!("{:?} is to be sent as {mode:?}", file.path))),
+                    _ if file.ignore => UploadMode::Ignored,
+                    "regular" => UploadMode::Regular,
+                    "lfs" => UploadMode::Large,
+                    mode => return Err(request.fault(format!("{:?} is to be sent as {mode:?}", file.path))),
                 };
-                modes.insert(file.path, mode);
+                upload_modes.insert(file.path, mode);
             }
         }
         let mut regular = 0;
-        let ask = Ask::get(&url);
+        let request = Request::get(&url);
         for file in files {
-            match modes.get_mut(file.path()) {
+            match upload_modes.get_mut(file.path()) {
                 // Storage has no objects without bytes.
-                Some(mode @ Mode::Large) if file.size() == 0 => *mode = Mode::Regular,
-                Some(Mode::Regular) => regular += file.size(),
+                Some(mode @ UploadMode::Large) if file.size() == 0 => *mode = UploadMode::Regular,
+                Some(UploadMode::Regular) => regular += file.size(),
                 Some(_) => {}
-                None => return Err(ask.fault(format!("nothing about {:?}", file.path()))),
+                None => return Err(request.fault(format!("nothing about {:?}", file.path()))),
             }
         }
-        if regular > LARGEST_COMMIT {
-            let is_regular = |file: &&&ParcelFile| modes.get(file.path()) == Some(&Mode::Regular);
+        if regular > MAX_COMMIT_BYTES {
+            let is_regular =
+                |file: &&&UploadFile| upload_modes.get(file.path()) == Some(&UploadMode::Regular);
             let largest = files.iter().filter(is_regular).max_by_key(|file| file.size());
             return Err(HubError::LargeCommit {
                 repo: repo.clone(),
                 bytes: regular,
-                most: LARGEST_COMMIT,
+                most: MAX_COMMIT_BYTES,
                 largest: largest.map_or_else(String::new, |file| file.path().to_owned()),
             });
         }
@@ -103,9 +104,9 @@ impl Hub {
     }
 }
 
-fn described(file: &ParcelFile) -> Result<Value, HubError> {
+fn described(file: &UploadFile) -> Result<Value, HubError> {
     let mut sample = Vec::new();
     let content = file.open()?;
-    content.reader().take(SAMPLE).read_to_end(&mut sample).map_err(|e| file.unread(e))?;
+    content.reader().take(SAMPLE_BYTES).read_to_end(&mut sample).map_err(|e| file.unread(e))?;
     Ok(json!({ "path": file.path(), "size": file.size(), "sample": STANDARD.encode(sample) }))
 }

@@ -3,28 +3,28 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::thread;
 
-use super::commit::{Committed, Uncommitted};
-use super::lfs_batch::Object;
-use super::preupload::Mode;
+use super::commit::{CommitError, NewCommit};
+use super::lfs_batch::LfsObject;
+use super::preupload::UploadMode;
 use super::repo_conflicts::{is_needed, refuse_mixture};
-use super::repo_diff::compare;
+use super::repo_diff::compare_files;
 use crate::listing::Listing;
-use crate::transfer::Spoken;
-use crate::{Hub, HubError, Parcel, ParcelFile, PushOptions, Pushed, RepoName, Stage, Transfer};
+use crate::transfer::ProgressThrottle;
+use crate::{Hub, HubError, PushOptions, Pushed, RepoName, Stage, Transfer, UploadFile, UploadSet};
 
 /// How often another commit may come first.
-const RACES: u32 = 3;
+const MAX_RACES: u32 = 3;
 
 /// How often a pull request is looked for whose answer was lost.
-const PROPOSAL_LOOKS: u32 = 3;
+const MAX_PROPOSAL_CHECKS: u32 = 3;
 
 /// A push on its way.
-pub(super) struct Push<'a> {
+pub(super) struct PushLoop<'a> {
     hub: &'a Hub,
-    parcel: &'a Parcel,
+    upload_set: &'a UploadSet,
     repo: &'a RepoName,
     options: &'a PushOptions,
-    modes: BTreeMap<String, Mode>,
+    upload_modes: BTreeMap<String, UploadMode>,
     /// Checksums of the objects that are in storage.
     stored: BTreeSet<&'a str>,
     /// Of the large files.
@@ -39,18 +39,35 @@ pub(super) struct Push<'a> {
 }
 
 /// What a commit lacks, and what it takes away.
-type Lacking<'a> = (Vec<&'a ParcelFile>, Vec<String>);
+type Lacking<'a> = (Vec<&'a UploadFile>, Vec<String>);
 
 /// Files that go, each by its way, and paths that the Hub leaves out.
-type Wanted<'a> = (Vec<(&'a ParcelFile, Mode)>, Vec<String>);
+type FileFetch<'a> = (Vec<(&'a UploadFile, UploadMode)>, Vec<String>);
 
 type Progress<'p> = &'p mut dyn FnMut(Stage, Transfer);
 
-impl<'a> Push<'a> {
-    pub fn new(hub: &'a Hub, parcel: &'a Parcel, repo: &'a RepoName, options: &'a PushOptions) -> Self {
+impl<'a> PushLoop<'a> {
+    pub fn new(
+        hub: &'a Hub,
+        upload_set: &'a UploadSet,
+        repo: &'a RepoName,
+        options: &'a PushOptions,
+    ) -> Self {
         let transfer = Transfer { done: 0, total: 0, before: 0, files: 0 };
-        let (modes, stored, tried, removed, regular, known) = Default::default();
-        Self { hub, parcel, repo, options, modes, stored, transfer, tried, removed, regular, known }
+        let (upload_modes, stored, tried, removed, regular, known) = Default::default();
+        Self {
+            hub,
+            upload_set,
+            repo,
+            options,
+            upload_modes,
+            stored,
+            transfer,
+            tried,
+            removed,
+            regular,
+            known,
+        }
     }
 
     /// Goes through with it.
@@ -61,15 +78,15 @@ impl<'a> Push<'a> {
             self.known = hub.pull_requests(repo)?;
         }
         let first = listing.commit.clone();
-        let pace = hub.http.pace();
-        let (mut races, mut tries, mut pause) = (RACES, pace.tries, pace.pause);
+        let retry_policy = hub.http.retry_policy();
+        let (mut races, mut tries, mut pause) = (MAX_RACES, retry_policy.tries, retry_policy.pause);
         let mut unchanged = None;
         // Why the last try was in vain, where there will be no other.
         let mut in_vain = None;
         loop {
             let (lacking, outdated) = self.lacking(&listing, &mut unchanged, progress)?;
             let (files, ignored) = self.wanted(&lacking)?;
-            let done = |push: &Self, made: Committed| Pushed {
+            let done = |push: &Self, made: NewCommit| Pushed {
                 commit: made.commit,
                 url: hub.page_url(repo),
                 pull_request: made.pull_request,
@@ -86,7 +103,7 @@ impl<'a> Push<'a> {
                     self.tried.clear();
                     self.removed.clear();
                 }
-                return Ok(done(&self, Committed { commit: listing.commit, pull_request: None }));
+                return Ok(done(&self, NewCommit { commit: listing.commit, pull_request: None }));
             }
             if let Some(error) = in_vain {
                 return Err(error);
@@ -98,19 +115,19 @@ impl<'a> Push<'a> {
             let made = hub.commit(repo, options, &listing.commit, &files, &self.removed);
             let (error, is_last, wait) = match made {
                 Ok(made) => return Ok(done(&self, made)),
-                Err(Uncommitted::Refused(error)) => return Err(*error),
-                Err(Uncommitted::Race) => {
+                Err(CommitError::Refused(error)) => return Err(*error),
+                Err(CommitError::Race) => {
                     races -= 1;
                     (HubError::Race { repo: repo.clone() }, races == 0, pause)
                 }
-                Err(Uncommitted::Unknown(error, wait)) => {
+                Err(CommitError::Unknown(error, wait)) => {
                     tries -= 1;
                     (*error, tries == 0, wait.unwrap_or(pause))
                 }
             };
             let is_lost = options.create_pr && matches!(error, HubError::Connect { is_lost: true, .. });
             tracing::info!("{error}; looking whether the commit was made");
-            in_vain = match wait > pace.longest {
+            in_vain = match wait > retry_policy.longest {
                 true => Some(HubError::Busy { host: hub.host(), wait }),
                 false => is_last.then_some(error),
             };
@@ -121,7 +138,7 @@ impl<'a> Push<'a> {
                     return Ok(done(&self, made));
                 }
                 // A proposal may still be in the making.
-                if !is_lost || look == PROPOSAL_LOOKS {
+                if !is_lost || look == MAX_PROPOSAL_CHECKS {
                     break;
                 }
                 thread::sleep(pause);
@@ -137,29 +154,29 @@ impl<'a> Push<'a> {
         unchanged: &mut Option<usize>,
         progress: Progress<'_>,
     ) -> Result<Lacking<'a>, HubError> {
-        refuse_mixture(self.parcel, listing, self.repo)?;
-        let mut spoken = Spoken::default();
+        refuse_mixture(self.upload_set, listing, self.repo)?;
+        let mut throttle = ProgressThrottle::default();
         let heard = &mut |transfer| {
-            if spoken.is_due() {
+            if throttle.is_due() {
                 progress(Stage::Reading, transfer);
             }
         };
-        let compared = compare(self.parcel, Some(listing), heard)?;
+        let compared = compare_files(self.upload_set, Some(listing), heard)?;
         unchanged.get_or_insert(compared.unchanged.len());
         let lacking = compared.new.into_iter().chain(compared.changed).collect();
         Ok((lacking, compared.outdated.into_iter().map(|(path, _)| path).collect()))
     }
 
     /// The files that the Hub wants, and how; and those that it leaves out, unless nothing could be loaded without them.
-    fn wanted(&mut self, lacking: &[&'a ParcelFile]) -> Result<Wanted<'a>, HubError> {
-        self.hub.modes(self.repo, self.options, lacking, &mut self.modes)?;
+    fn wanted(&mut self, lacking: &[&'a UploadFile]) -> Result<FileFetch<'a>, HubError> {
+        self.hub.upload_modes(self.repo, self.options, lacking, &mut self.upload_modes)?;
         let (mut files, mut ignored) = (Vec::new(), Vec::new());
         for &file in lacking {
-            match self.modes[file.path()] {
-                Mode::Ignored if is_needed(file.path()) => {
+            match self.upload_modes[file.path()] {
+                UploadMode::Ignored if is_needed(file.path()) => {
                     return Err(HubError::Ignored { repo: self.repo.clone(), file: file.path().to_owned() });
                 }
-                Mode::Ignored => ignored.push(file.path().to_owned()),
+                UploadMode::Ignored => ignored.push(file.path().to_owned()),
                 mode => files.push((file, mode)),
             }
         }
@@ -167,35 +184,39 @@ impl<'a> Push<'a> {
     }
 
     /// Sends the large ones of `files` that are not in storage.
-    fn send(&mut self, files: &[(&'a ParcelFile, Mode)], progress: Progress<'_>) -> Result<(), HubError> {
-        let of = |mode: Mode| files.iter().filter(move |(_, is)| *is == mode).map(|&(file, _)| file);
-        self.regular = of(Mode::Regular).map(ParcelFile::size).sum();
-        let mut spoken = Spoken::default();
-        let total = of(Mode::Large).map(ParcelFile::size).sum();
-        let mut read = Transfer { done: 0, total, before: 0, files: of(Mode::Large).count() };
-        let mut objects: Vec<Object<'a>> = Vec::new();
-        for file in of(Mode::Large) {
+    fn send(
+        &mut self,
+        files: &[(&'a UploadFile, UploadMode)],
+        progress: Progress<'_>,
+    ) -> Result<(), HubError> {
+        let of = |mode: UploadMode| files.iter().filter(move |(_, is)| *is == mode).map(|&(file, _)| file);
+        self.regular = of(UploadMode::Regular).map(UploadFile::size).sum();
+        let mut throttle = ProgressThrottle::default();
+        let total = of(UploadMode::Large).map(UploadFile::size).sum();
+        let mut read = Transfer { done: 0, total, before: 0, files: of(UploadMode::Large).count() };
+        let mut objects: Vec<LfsObject<'a>> = Vec::new();
+        for file in of(UploadMode::Large) {
             let oid = file.sha256(&mut |bytes| {
                 read.done += bytes;
-                if spoken.is_due() {
+                if throttle.is_due() {
                     progress(Stage::Reading, read);
                 }
             })?;
             // Two files of the same bytes are one object.
             if self.stored.insert(oid) {
-                objects.push(Object::new(file, oid));
+                objects.push(LfsObject::new(file, oid));
                 self.transfer.total += file.size();
                 self.transfer.files += 1;
             }
         }
-        let mut spoken = Spoken::default();
+        let mut throttle = ProgressThrottle::default();
         let transfer = &mut self.transfer;
         self.hub.send_large(self.repo, self.options, &objects, &mut |bytes, was_there| {
             transfer.done = transfer.done.saturating_add_signed(bytes);
             if was_there {
                 transfer.before = transfer.before.saturating_add_signed(bytes);
             }
-            if spoken.is_due() {
+            if throttle.is_due() {
                 progress(Stage::Sending, *transfer);
             }
         })?;
@@ -204,7 +225,7 @@ impl<'a> Push<'a> {
     }
 
     /// The pull request that was made without an answer that arrived.
-    fn proposed(&self) -> Result<Option<Committed>, HubError> {
+    fn proposed(&self) -> Result<Option<NewCommit>, HubError> {
         if !self.options.create_pr {
             return Ok(None);
         }
@@ -212,11 +233,11 @@ impl<'a> Push<'a> {
             let number = name.strip_prefix("refs/pr/").and_then(|number| number.parse().ok());
             let Some(number) = number.filter(|_| !self.known.contains_key(&name)) else { continue };
             let listing = self.hub.list(&self.repo.at(&name)?)?;
-            let compared = compare(self.parcel, Some(&listing), &mut |_| {})?;
-            let is_lacking = |file: &&ParcelFile| self.tried.iter().any(|path| path == file.path());
+            let compared = compare_files(self.upload_set, Some(&listing), &mut |_| {})?;
+            let is_lacking = |file: &&UploadFile| self.tried.iter().any(|path| path == file.path());
             if !compared.new.iter().chain(&compared.changed).any(is_lacking) && compared.outdated.is_empty() {
                 let pull_request = Some(self.hub.pull_request_url(self.repo, number));
-                return Ok(Some(Committed { commit, pull_request }));
+                return Ok(Some(NewCommit { commit, pull_request }));
             }
         }
         Ok(None)

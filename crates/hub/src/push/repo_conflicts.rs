@@ -5,7 +5,7 @@ use danlu_model::{INDEX_FILE, SINGLE_FILE};
 
 use crate::file_selection::{ADAPTER_CONFIG, ADAPTER_WEIGHTS, CONFIG, TOKENIZER, TOKENIZER_CONFIG};
 use crate::listing::Listing;
-use crate::{HubError, Parcel, RepoName};
+use crate::{HubError, RepoName, UploadSet};
 
 /// An adapter's files; transformers looks for the first before it looks for a model.
 const ADAPTER: [&str; 3] = [ADAPTER_CONFIG, ADAPTER_WEIGHTS, "adapter_model.bin"];
@@ -14,13 +14,17 @@ const ADAPTER: [&str; 3] = [ADAPTER_CONFIG, ADAPTER_WEIGHTS, "adapter_model.bin"
 ///
 /// # Errors
 /// If the repository holds the other kind.
-pub(super) fn refuse_mixture(parcel: &Parcel, listing: &Listing, repo: &RepoName) -> Result<(), HubError> {
-    let is_adapter = goes(parcel, ADAPTER_CONFIG);
+pub(super) fn refuse_mixture(
+    upload_set: &UploadSet,
+    listing: &Listing,
+    repo: &RepoName,
+) -> Result<(), HubError> {
+    let is_adapter = goes(upload_set, ADAPTER_CONFIG);
     let is_other = |path: &&String| match is_adapter {
         true => is_weights(path, &[".safetensors", ".bin"]) || **path == "pytorch_model.bin.index.json",
         false => ADAPTER.contains(&path.as_str()),
     };
-    let other = listing.files.keys().filter(|path| !goes(parcel, path)).find(is_other);
+    let other = listing.files.keys().filter(|path| !goes(upload_set, path)).find(is_other);
     match other {
         Some(file) => Err(HubError::Mixture { repo: repo.clone(), file: file.clone(), is_adapter }),
         None => Ok(()),
@@ -28,23 +32,25 @@ pub(super) fn refuse_mixture(parcel: &Parcel, listing: &Listing, repo: &RepoName
 }
 
 /// The weights of a model that was there before, and that are none of the one that is pushed: path and bytes.
-pub(super) fn outdated(parcel: &Parcel, listing: &Listing) -> Vec<(String, u64)> {
-    if !goes(parcel, SINGLE_FILE) && !goes(parcel, INDEX_FILE) {
+pub(super) fn outdated(upload_set: &UploadSet, listing: &Listing) -> Vec<(String, u64)> {
+    if !goes(upload_set, SINGLE_FILE) && !goes(upload_set, INDEX_FILE) {
         return Vec::new();
     }
-    let old =
-        listing.files.iter().filter(|(path, _)| is_weights(path, &[".safetensors"]) && !goes(parcel, path));
+    let old = listing
+        .files
+        .iter()
+        .filter(|(path, _)| is_weights(path, &[".safetensors"]) && !goes(upload_set, path));
     old.map(|(path, file)| (path.clone(), file.size)).collect()
 }
 
 /// Whether it takes the file at this path to load a model or an adapter.
 pub(super) fn is_needed(path: &str) -> bool {
-    const FILES: [&str; 5] = [ADAPTER_CONFIG, ADAPTER_WEIGHTS, CONFIG, TOKENIZER, TOKENIZER_CONFIG];
-    FILES.contains(&path) || is_weights(path, &[".safetensors"])
+    const REQUIRED: [&str; 5] = [ADAPTER_CONFIG, ADAPTER_WEIGHTS, CONFIG, TOKENIZER, TOKENIZER_CONFIG];
+    REQUIRED.contains(&path) || is_weights(path, &[".safetensors"])
 }
 
-fn goes(parcel: &Parcel, path: &str) -> bool {
-    parcel.files().iter().any(|file| file.path() == path)
+fn goes(upload_set: &UploadSet, path: &str) -> bool {
+    upload_set.files().iter().any(|file| file.path() == path)
 }
 
 /// Whether a path is that of a model's weights as transformers names them: whole, a shard, or the index of safetensors.

@@ -5,15 +5,15 @@ use std::collections::BTreeMap;
 use super::repo_conflicts::{outdated, refuse_mixture};
 use super::target_branch::may_be_branch;
 use crate::checksum::is_hex;
-use crate::http::About;
+use crate::http::Resource;
 use crate::http::url::escaped;
-use crate::http::{Ask, LONGEST_ANSWER};
+use crate::http::{MAX_RESPONSE_BYTES, Request};
 use crate::listing::{Listing, RemoteFile, file_url};
-use crate::{Hub, HubError, Parcel, ParcelFile, RepoName, Transfer};
+use crate::{Hub, HubError, RepoName, Transfer, UploadFile, UploadSet};
 
 /// What a push would do.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Differences {
+pub struct RepoDiff {
     /// Whether the repository is there, as far as this account may see.
     pub exists: bool,
     /// Whether its branch is.
@@ -36,7 +36,7 @@ pub struct Differences {
     pub is_empty: bool,
 }
 
-impl Differences {
+impl RepoDiff {
     /// Bytes of the files that would be sent.
     pub fn size(&self) -> u64 {
         self.new.iter().chain(&self.changed).map(|(_, size)| size).sum()
@@ -50,12 +50,12 @@ impl Hub {
     /// # Errors
     /// If the Hub cannot be asked or refuses, the revision can be no branch, the repository holds the other of adapter and model, or a file cannot be
     /// read.
-    pub fn differences(
+    pub fn diff(
         &self,
-        parcel: &Parcel,
+        upload_set: &UploadSet,
         repo: &RepoName,
         progress: &mut dyn FnMut(Transfer),
-    ) -> Result<Differences, HubError> {
+    ) -> Result<RepoDiff, HubError> {
         self.asks_about(repo)?;
         if is_hex(repo.revision(), 40) {
             return Err(HubError::NoBranch { repo: repo.clone() });
@@ -66,22 +66,22 @@ impl Hub {
             Err(HubError::NoRevision { .. }) if may_be_branch(repo.revision()) => {
                 // A new branch begins where the main one is.
                 let main = repo.at("main").expect("a revision's name");
-                return Ok(Differences { has_revision: false, ..self.differences(parcel, &main, progress)? });
+                return Ok(RepoDiff { has_revision: false, ..self.diff(upload_set, &main, progress)? });
             }
             Err(error) => return Err(error),
         };
         if let Some(listing) = &listing {
-            refuse_mixture(parcel, listing, repo)?;
+            refuse_mixture(upload_set, listing, repo)?;
         }
-        let compared = compare(parcel, listing.as_ref(), progress)?;
+        let compared = compare_files(upload_set, listing.as_ref(), progress)?;
         let is_other = |path: &&String| {
-            !parcel.files().iter().any(|file| file.path() == *path)
+            !upload_set.files().iter().any(|file| file.path() == *path)
                 && !compared.outdated.iter().any(|(old, _)| old == *path)
         };
         let others = listing.iter().flat_map(|listing| listing.files.keys()).filter(is_other);
         let others = others.cloned().collect();
-        let sized = |files: Vec<&ParcelFile>| files.iter().map(|f| (f.path().to_owned(), f.size())).collect();
-        Ok(Differences {
+        let sized = |files: Vec<&UploadFile>| files.iter().map(|f| (f.path().to_owned(), f.size())).collect();
+        Ok(RepoDiff {
             exists,
             has_revision: exists,
             private: listing.as_ref().and_then(|listing| listing.private),
@@ -102,14 +102,19 @@ impl Hub {
     ///
     /// # Errors
     /// If the Hub cannot be asked or refuses, or the file is longer than `most` bytes.
-    pub fn small_file(&self, repo: &RepoName, path: &str, most: u64) -> Result<Option<Vec<u8>>, HubError> {
+    pub fn read_small_file(
+        &self,
+        repo: &RepoName,
+        path: &str,
+        most: u64,
+    ) -> Result<Option<Vec<u8>>, HubError> {
         self.asks_about(repo)?;
-        let ask = Ask::get(file_url(self, repo, &escaped(repo.revision()), path));
-        let bytes = match self.whole(&ask, About::File(repo, path), LONGEST_ANSWER) {
+        let request = Request::get(file_url(self, repo, &escaped(repo.revision()), path));
+        let bytes = match self.whole(&request, Resource::File(repo, path), MAX_RESPONSE_BYTES) {
             Ok((_, bytes)) => bytes,
             Err(HubError::NoModel { .. } | HubError::NoFile { .. }) => return Ok(None),
             Err(HubError::NoRevision { .. }) if may_be_branch(repo.revision()) => {
-                return self.small_file(&repo.at("main").expect("a revision's name"), path, most);
+                return self.read_small_file(&repo.at("main").expect("a revision's name"), path, most);
             }
             Err(error) => return Err(error),
         };
@@ -121,7 +126,7 @@ impl Hub {
     }
 
     /// Whether the Hub has a repository of this name, as far as it tells; none where it cannot be asked.
-    pub fn has(&self, repo: &RepoName) -> Option<bool> {
+    pub fn repo_exists(&self, repo: &RepoName) -> Option<bool> {
         match self.list(&repo.at("main").ok()?) {
             Ok(_) | Err(HubError::Gated { .. } | HubError::NoRevision { .. }) => Some(true),
             Err(HubError::NoModel { .. }) => Some(false),
@@ -132,30 +137,30 @@ impl Hub {
 
 /// The files of a parcel by what a repository has of them.
 #[derive(Debug, Default)]
-pub(crate) struct Compared<'a> {
-    pub new: Vec<&'a ParcelFile>,
-    pub changed: Vec<&'a ParcelFile>,
-    pub unchanged: Vec<&'a ParcelFile>,
+pub(crate) struct Comparison<'a> {
+    pub new: Vec<&'a UploadFile>,
+    pub changed: Vec<&'a UploadFile>,
+    pub unchanged: Vec<&'a UploadFile>,
     /// What is there of a model that this one replaces.
     pub outdated: Vec<(String, u64)>,
 }
 
 /// Compares a parcel with what is listed. Only files of equal size are read for it, and those once.
-pub(crate) fn compare<'a>(
-    parcel: &'a Parcel,
+pub(crate) fn compare_files<'a>(
+    upload_set: &'a UploadSet,
     listing: Option<&Listing>,
     progress: &mut dyn FnMut(Transfer),
-) -> Result<Compared<'a>, HubError> {
+) -> Result<Comparison<'a>, HubError> {
     let nothing = BTreeMap::new();
     let there = listing.map_or(&nothing, |listing| &listing.files);
-    let twin = |file: &ParcelFile| there.get(file.path()).filter(|there| there.size == file.size()).cloned();
-    let twins: Vec<(&ParcelFile, Option<RemoteFile>)> =
-        parcel.files().iter().map(|file| (file, twin(file))).collect();
+    let twin = |file: &UploadFile| there.get(file.path()).filter(|there| there.size == file.size()).cloned();
+    let twins: Vec<(&UploadFile, Option<RemoteFile>)> =
+        upload_set.files().iter().map(|file| (file, twin(file))).collect();
     let both = || twins.iter().filter(|(_, twin)| twin.is_some());
     let total = both().map(|(file, _)| file.size()).sum();
     let mut transfer = Transfer { done: 0, total, before: 0, files: both().count() };
-    let outdated = listing.map(|listing| outdated(parcel, listing)).unwrap_or_default();
-    let mut compared = Compared { outdated, ..Compared::default() };
+    let outdated = listing.map(|listing| outdated(upload_set, listing)).unwrap_or_default();
+    let mut compared = Comparison { outdated, ..Comparison::default() };
     for (file, twin) in &twins {
         let is_same = match twin {
             Some(twin) => file.is(&twin.hash, &mut |n| {

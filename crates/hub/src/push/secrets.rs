@@ -4,7 +4,7 @@ use std::borrow::Cow;
 use std::io::{self, Read};
 
 use crate::Token;
-use crate::checksum::PIECE;
+use crate::checksum::CHUNK_BYTES;
 
 /// How a token begins, how many letters and digits follow at least, and whether `_` and `-` stand among them.
 const SHAPES: [(&[u8], usize, bool); 13] = [
@@ -34,7 +34,7 @@ const OVERLAP: usize = 8 << 10;
 /// # Errors
 /// If it cannot be read.
 pub(crate) fn find(mut reader: impl Read, own: Option<&Token>) -> io::Result<Option<u64>> {
-    let mut buffer: Vec<u8> = Vec::with_capacity(PIECE + OVERLAP);
+    let mut buffer: Vec<u8> = Vec::with_capacity(CHUNK_BYTES + OVERLAP);
     // Line ends before the buffer.
     let mut lines = 0;
     loop {
@@ -42,7 +42,7 @@ pub(crate) fn find(mut reader: impl Read, own: Option<&Token>) -> io::Result<Opt
         lines += line_ends(&buffer[..cut]);
         // What stands before a token decides too: a byte of it stays.
         buffer.drain(..cut);
-        let taken = reader.by_ref().take(PIECE as u64).read_to_end(&mut buffer)?;
+        let taken = reader.by_ref().take(CHUNK_BYTES as u64).read_to_end(&mut buffer)?;
         if taken == 0 {
             return Ok(None);
         }
@@ -192,8 +192,9 @@ mod tests {
     #[test]
     fn a_secret_across_two_pieces_is_found() {
         let token = format!("{}{}", "hf_", "aB3dE6gH9jK2mN5pQ8sT1vW4yZ7bC0dE3fG6");
-        for at in [PIECE - 5, PIECE - 1, PIECE, PIECE - OVERLAP, 2 * PIECE - 3] {
-            let mut text = vec![b'.'; 3 * PIECE];
+        for at in [CHUNK_BYTES - 5, CHUNK_BYTES - 1, CHUNK_BYTES, CHUNK_BYTES - OVERLAP, 2 * CHUNK_BYTES - 3]
+        {
+            let mut text = vec![b'.'; 3 * CHUNK_BYTES];
             text[10] = b'\n';
             text[at..at + token.len()].copy_from_slice(token.as_bytes());
             assert_eq!(line(&text), Some(2), "{at}");

@@ -7,7 +7,7 @@ use danlu_model::files::TEMPORARY_PREFIX;
 /// Why a file does not go to the Hub.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
-pub enum Reason {
+pub enum SkipReason {
     /// A checkpoint: what a run needs to go on.
     Checkpoint,
     /// Optimizer, schedule or random state; a pickle.
@@ -43,7 +43,7 @@ pub enum Reason {
     Name,
 }
 
-impl fmt::Display for Reason {
+impl fmt::Display for SkipReason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Checkpoint => "a checkpoint",
@@ -67,7 +67,7 @@ impl fmt::Display for Reason {
     }
 }
 
-impl Reason {
+impl SkipReason {
     /// Why a folder of this name stays.
     pub(crate) fn of_folder(name: &str) -> Option<Self> {
         let lower = name.to_lowercase();
@@ -143,33 +143,33 @@ mod tests {
     #[test]
     fn names_tell_what_stays() {
         for (name, reason) in [
-            ("optimizer.safetensors", Reason::TrainerState),
-            ("optimizer.pt", Reason::TrainerState),
-            ("scheduler.bin", Reason::TrainerState),
-            ("rng_state_0.pth", Reason::TrainerState),
-            ("training_args.bin", Reason::TrainerState),
-            ("trainer_state.json", Reason::TrainerState),
-            ("danlu_state.json", Reason::TrainerState),
-            ("history.jsonl", Reason::Log),
-            ("train.log", Reason::Log),
-            ("events.out.tfevents.1.host", Reason::Log),
-            (".danlu-tmp-1-config.json", Reason::Temporary),
-            ("model.safetensors.incomplete", Reason::Temporary),
-            (".env", Reason::Hidden),
-            (".gitignore", Reason::Hidden),
-            ("prod.env", Reason::Key),
-            ("env", Reason::Key),
-            ("id_rsa", Reason::Key),
-            ("ID_ED25519.PUB", Reason::Key),
-            ("server.pem", Reason::Key),
-            ("credentials.json", Reason::Key),
-            ("token", Reason::Key),
-            ("run.toml", Reason::RunFile),
-            ("merge_report.json", Reason::RunFile),
-            ("held_out.json", Reason::Data),
-            ("chat.jsonl", Reason::Data),
+            ("optimizer.safetensors", SkipReason::TrainerState),
+            ("optimizer.pt", SkipReason::TrainerState),
+            ("scheduler.bin", SkipReason::TrainerState),
+            ("rng_state_0.pth", SkipReason::TrainerState),
+            ("training_args.bin", SkipReason::TrainerState),
+            ("trainer_state.json", SkipReason::TrainerState),
+            ("danlu_state.json", SkipReason::TrainerState),
+            ("history.jsonl", SkipReason::Log),
+            ("train.log", SkipReason::Log),
+            ("events.out.tfevents.1.host", SkipReason::Log),
+            (".danlu-tmp-1-config.json", SkipReason::Temporary),
+            ("model.safetensors.incomplete", SkipReason::Temporary),
+            (".env", SkipReason::Hidden),
+            (".gitignore", SkipReason::Hidden),
+            ("prod.env", SkipReason::Key),
+            ("env", SkipReason::Key),
+            ("id_rsa", SkipReason::Key),
+            ("ID_ED25519.PUB", SkipReason::Key),
+            ("server.pem", SkipReason::Key),
+            ("credentials.json", SkipReason::Key),
+            ("token", SkipReason::Key),
+            ("run.toml", SkipReason::RunFile),
+            ("merge_report.json", SkipReason::RunFile),
+            ("held_out.json", SkipReason::Data),
+            ("chat.jsonl", SkipReason::Data),
         ] {
-            assert_eq!(Reason::of_file(name), Some(reason), "{name}");
+            assert_eq!(SkipReason::of_file(name), Some(reason), "{name}");
         }
         for name in [
             "adapter_config.json",
@@ -190,11 +190,11 @@ mod tests {
             "id_map.json",
             "甄嬛.png",
         ] {
-            assert_eq!(Reason::of_file(name), None, "{name}");
+            assert_eq!(SkipReason::of_file(name), None, "{name}");
         }
-        assert_eq!(Reason::of_folder("checkpoint-12"), Some(Reason::Checkpoint));
-        assert_eq!(Reason::of_folder("Runs"), Some(Reason::Log));
-        assert_eq!(Reason::of_folder(".git"), Some(Reason::Hidden));
-        assert_eq!(Reason::of_folder("onnx"), None);
+        assert_eq!(SkipReason::of_folder("checkpoint-12"), Some(SkipReason::Checkpoint));
+        assert_eq!(SkipReason::of_folder("Runs"), Some(SkipReason::Log));
+        assert_eq!(SkipReason::of_folder(".git"), Some(SkipReason::Hidden));
+        assert_eq!(SkipReason::of_folder("onnx"), None);
     }
 }

@@ -8,14 +8,14 @@ use ureq::http::Method;
 
 use crate::account::Account;
 use crate::checksum::is_hex;
-use crate::http::About;
-use crate::http::Ask;
+use crate::http::Request;
+use crate::http::Resource;
 use crate::http::url::escaped;
 use crate::listing::Listing;
 use crate::{Hub, HubError, PushOptions, RepoName};
 
 /// A repository and its branch: each is made at most once.
-const LOOKS: usize = 3;
+const MAX_TARGET_CHECKS: usize = 3;
 
 /// What a push made before its commit.
 #[derive(Clone, Copy, Debug, Default)]
@@ -49,7 +49,7 @@ impl Hub {
     ) -> Result<(Listing, Created), HubError> {
         let mut created = Created::default();
         let mut last = None;
-        for _ in 0..LOOKS {
+        for _ in 0..MAX_TARGET_CHECKS {
             match self.list(repo) {
                 Ok(listing) if options.private && listing.private == Some(false) && !options.create_pr => {
                     // A push that was cut may have made it, or a hand on the Hub's page: nobody has seen anything there.
@@ -105,12 +105,12 @@ impl Hub {
 
     fn make(&self, repo: &RepoName, address: &str, wish: &serde_json::Value) -> Result<(), HubError> {
         let wish = wish.to_string();
-        let ask = Ask::post(address, "application/json", wish.as_bytes());
-        let answer = self.http.ask(&ask)?;
-        if answer.status.as_u16() == 409 {
+        let request = Request::post(address, "application/json", wish.as_bytes());
+        let response = self.http.send(&request)?;
+        if response.status.as_u16() == 409 {
             return Ok(());
         }
-        self.http.judged(answer, &ask, About::Repo(repo), self.settings.token_is_variable)?;
+        self.http.check_status(response, &request, Resource::Repo(repo), self.settings.token_is_variable)?;
         Ok(())
     }
 
@@ -118,8 +118,9 @@ impl Hub {
     fn make_private(&self, repo: &RepoName) -> Result<(), HubError> {
         let wish = json!({ "visibility": "private" }).to_string();
         let address = format!("{}/api/models/{}/settings", self.http.endpoint(), repo.id());
-        let ask = Ask { method: Method::PUT, ..Ask::post(address, "application/json", wish.as_bytes()) };
-        self.http.ask_about(&ask, About::Repo(repo), self.settings.token_is_variable)?;
+        let request =
+            Request { method: Method::PUT, ..Request::post(address, "application/json", wish.as_bytes()) };
+        self.http.send_checked(&request, Resource::Repo(repo), self.settings.token_is_variable)?;
         Ok(())
     }
 
@@ -141,8 +142,8 @@ impl Hub {
 
     fn refs(&self, repo: &RepoName) -> Result<Refs, HubError> {
         let endpoint = self.http.endpoint();
-        let ask = Ask::get(format!("{endpoint}/api/models/{}/refs?include_prs=1", repo.id()));
-        self.json(&ask, About::Repo(repo))
+        let request = Request::get(format!("{endpoint}/api/models/{}/refs?include_prs=1", repo.id()));
+        self.json(&request, Resource::Repo(repo))
     }
 
     /// Refuses, before anything is sent, what the token's account will not be let do, as far as the Hub tells; the account.
@@ -156,14 +157,14 @@ impl Hub {
             return Err(HubError::NoToken { what: format!("a push to `{}`", repo.id()) });
         }
         let account = self.whoami()?;
-        match self.hindrance(&account, repo) {
+        match self.write_denial(&account, repo) {
             Some(error) if !(options.create_pr && matches!(error, HubError::NotOwner { .. })) => Err(error),
             _ => Ok(account),
         }
     }
 
     /// Why an account may not write to a repository, as far as names and roles tell.
-    fn hindrance(&self, account: &Account, repo: &RepoName) -> Option<HubError> {
+    fn write_denial(&self, account: &Account, repo: &RepoName) -> Option<HubError> {
         let (owner, _) = repo.id().split_once('/').expect("checked when parsed");
         let name = account.name.clone();
         if account.role() == Some("read") {
@@ -182,7 +183,7 @@ impl Hub {
     pub(super) fn explained(&self, error: HubError, repo: &RepoName) -> HubError {
         let HubError::Forbidden { message, .. } = &error else { return error };
         let Ok(account) = self.whoami() else { return error };
-        self.hindrance(&account, repo).unwrap_or_else(|| {
+        self.write_denial(&account, repo).unwrap_or_else(|| {
             let message = message.clone();
             HubError::MayNotWrite { repo: repo.clone(), account: account.name, message }
         })

@@ -8,13 +8,13 @@ use std::sync::OnceLock;
 
 use danlu_model::FileError;
 
-use super::file_source::Content;
+use super::file_source::FileSource;
 use crate::HubError;
-use crate::checksum::{Hash, PIECE, Sum};
+use crate::checksum::{CHUNK_BYTES, Checksum, Hasher};
 
 /// A file that goes.
 #[derive(Debug)]
-pub struct ParcelFile {
+pub struct UploadFile {
     path: String,
     source: Source,
     git: OnceLock<String>,
@@ -30,7 +30,7 @@ enum Source {
     Bytes(Vec<u8>),
 }
 
-impl ParcelFile {
+impl UploadFile {
     /// The file that was opened at `place`, as it is now.
     pub(super) fn of(path: String, place: PathBuf, file: &File) -> io::Result<Self> {
         let stamp = Stamp::of(&file.metadata()?);
@@ -72,12 +72,12 @@ impl ParcelFile {
     ///
     /// # Errors
     /// If it is not that file any more.
-    pub(crate) fn open(&self) -> Result<Content<'_>, HubError> {
+    pub(crate) fn open(&self) -> Result<FileSource<'_>, HubError> {
         let content = match &self.source {
             Source::File { place, .. } => {
-                Content::File(File::open(place).map_err(|e| FileError::new("read", place, e))?)
+                FileSource::File(File::open(place).map_err(|e| FileError::new("read", place, e))?)
             }
-            Source::Bytes(bytes) => Content::Bytes(bytes),
+            Source::Bytes(bytes) => FileSource::Bytes(bytes),
         };
         self.check(&content)?;
         Ok(content)
@@ -87,8 +87,8 @@ impl ParcelFile {
     ///
     /// # Errors
     /// If either is another.
-    pub(crate) fn check(&self, content: &Content<'_>) -> Result<(), HubError> {
-        let (Source::File { place, stamp }, Content::File(file)) = (&self.source, content) else {
+    pub(crate) fn check(&self, content: &FileSource<'_>) -> Result<(), HubError> {
+        let (Source::File { place, stamp }, FileSource::File(file)) = (&self.source, content) else {
             return Ok(());
         };
         let is = |data: io::Result<Metadata>| data.is_ok_and(|data| Stamp::of(&data) == *stamp);
@@ -106,10 +106,10 @@ impl ParcelFile {
     }
 
     /// Whether its bytes give `hash`.
-    pub(crate) fn is(&self, hash: &Hash, heard: &mut dyn FnMut(u64)) -> Result<bool, HubError> {
+    pub(crate) fn is(&self, hash: &Checksum, heard: &mut dyn FnMut(u64)) -> Result<bool, HubError> {
         let digits = match hash {
-            Hash::Git(_) => self.sum(&self.git, Sum::git(self.size()), heard)?,
-            Hash::Sha256(_) => self.sha256(heard)?,
+            Checksum::Git(_) => self.sum(&self.git, Hasher::git(self.size()), heard)?,
+            Checksum::Sha256(_) => self.sha256(heard)?,
         };
         Ok(digits == hash.digits())
     }
@@ -119,19 +119,19 @@ impl ParcelFile {
     /// # Errors
     /// If it cannot be read, or changed since it was looked at.
     pub fn sha256(&self, heard: &mut dyn FnMut(u64)) -> Result<&str, HubError> {
-        self.sum(&self.sha256, Sum::sha256(), heard)
+        self.sum(&self.sha256, Hasher::sha256(), heard)
     }
 
     fn sum<'a>(
         &self,
         known: &'a OnceLock<String>,
-        mut sum: Sum,
+        mut sum: Hasher,
         heard: &mut dyn FnMut(u64),
     ) -> Result<&'a str, HubError> {
         if let Some(digits) = known.get() {
             return Ok(digits);
         }
-        let (content, mut piece) = (self.open()?, vec![0; PIECE]);
+        let (content, mut piece) = (self.open()?, vec![0; CHUNK_BYTES]);
         let mut reader = content.reader();
         loop {
             match reader.read(&mut piece) {

@@ -7,7 +7,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use danlu_hub::{Extent, Hub, HubError, HubSettings, Pace, Pulled, RepoName, Token};
+use danlu_hub::{FetchScope, Hub, HubError, HubSettings, Pulled, RepoName, RetryPolicy, Token};
 use danlu_hub_test_server::HubServer;
 use tempfile::TempDir;
 
@@ -65,7 +65,7 @@ impl Scene {
     }
 
     pub fn pull(&self, name: &str) -> Result<Pulled, HubError> {
-        self.hub(None).pull(&repo(name), Extent::All, &mut |_| {})
+        self.hub(None).pull(&repo(name), FetchScope::Full, &mut |_| {})
     }
 
     /// All files of the cache's blobs, sorted.
@@ -77,8 +77,8 @@ impl Scene {
 /// A client that does not wait for long.
 pub fn hub(settings: HubSettings) -> Hub {
     let (pause, longest) = (Duration::from_millis(5), Duration::from_secs(2));
-    let pace = Pace { tries: 4, pause, longest, stall: Duration::from_secs(2) };
-    Hub::with_pace(settings, pace)
+    let pace = RetryPolicy { tries: 4, pause, longest, stall: Duration::from_secs(2) };
+    Hub::with_retry_policy(settings, pace)
 }
 
 pub fn repo(name: &str) -> RepoName {

@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::Path;
 
-use danlu_hub::{Hub, HubError, Parcel, ParcelOptions, PushOptions, Pushed};
+use danlu_hub::{Hub, HubError, PushOptions, Pushed, UploadOptions, UploadSet};
 use danlu_hub_test_server::HubServer;
 use tempfile::TempDir;
 
@@ -44,8 +44,8 @@ impl Desk {
         fs::write(path, bytes).unwrap();
     }
 
-    pub fn parcel(&self) -> Parcel {
-        Parcel::of(self.folder(), &ParcelOptions::default()).unwrap()
+    pub fn upload_set(&self) -> UploadSet {
+        UploadSet::from_folder(self.folder(), &UploadOptions::default()).unwrap()
     }
 
     /// A client with the token, or another.
@@ -59,12 +59,12 @@ impl Desk {
     }
 
     pub fn push(&self, name: &str) -> Result<Pushed, HubError> {
-        self.hub().push(&self.parcel(), &repo(name), &PushOptions::default(), &mut |_, _| {})
+        self.hub().push(&self.upload_set(), &repo(name), &PushOptions::default(), &mut |_, _| {})
     }
 
     /// The repository holds the folder's files, byte for byte.
     pub fn assert_whole(&self, id: &str, revision: &str) {
-        for file in self.parcel().files() {
+        for file in self.upload_set().files() {
             let there = self.server.read(id, revision, file.path());
             assert!(there == Some(fs::read(self.folder().join(file.path())).unwrap()), "{}", file.path());
         }

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use clap::Args;
-use danlu_hub::Extent;
+use danlu_hub::FetchScope;
 use danlu_model::{
     FolderState, ModelConfig, ModelError, Preset, Quantization, RandomProgress, RandomWeights, Weights,
 };
@@ -60,7 +60,7 @@ impl ModelArgs {
                 .with_hint("leave one of them out: one model is measured")),
             (Some(_), None, Some(_)) => Err(Diagnostic::input("`--keep` goes with `--shape`")
                 .with_hint("leave it out: the base stays where it is")),
-            (Some(base), None, None) => Ok(Model::Folder(no_model::base(base, Extent::All, printer)?)),
+            (Some(base), None, None) => Ok(Model::Folder(no_model::base(base, FetchScope::Full, printer)?)),
             (None, Some(shape), keep) => Ok(Model::Shape(shape, keep.clone())),
             (None, None, _) => {
                 Err(Diagnostic::input("`--base` or `--shape` is missing: the model to measure")

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
 use danlu_data::{EncodeOptions, Format, RecordSource};
-use danlu_hub::Extent;
+use danlu_hub::FetchScope;
 use danlu_model::Tokenizer;
 
 use crate::args::data::format;
@@ -62,7 +62,7 @@ impl DataArgs {
     /// The base's tokenizer, or the embedded one.
     fn tokenizer(&self, printer: &Printer) -> Result<Tokenizer> {
         if let Some(base) = &self.base {
-            return Ok(Tokenizer::read(&no_model::base(base, Extent::Settings, printer)?)?);
+            return Ok(Tokenizer::read(&no_model::base(base, FetchScope::ConfigOnly, printer)?)?);
         }
         printer.status_bilingual(
             &format!("没有给出 --base：用内置 {} 的分词器与模板", embedded_base::BASE_NAME),

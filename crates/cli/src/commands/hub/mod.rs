@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use danlu_hub::{Extent, Hub, HubError, HubSettings, RepoName};
+use danlu_hub::{FetchScope, Hub, HubError, HubSettings, RepoName};
 
 use crate::commands::no_model;
 use crate::diagnostic::{Diagnostic, Result};
@@ -20,7 +20,7 @@ use crate::style::Color;
 /// # Errors
 /// If one of them has a fault.
 pub fn open(printer: &Printer) -> Result<Hub> {
-    Ok(Hub::new(HubSettings::from_env()?).telling(pauses(printer)))
+    Ok(Hub::new(HubSettings::from_env()?).on_wait(pauses(printer)))
 }
 
 /// Says how long is waited: in the live line by the second, else once.
@@ -83,7 +83,7 @@ fn spelt(path: &Path) -> Option<RepoName> {
 pub fn name(text: &str) -> Result<RepoName, HubError> {
     text.parse().or_else(|error| {
         let endpoint = std::env::var("HF_ENDPOINT").ok().and_then(|text| text.parse().ok());
-        RepoName::of_page(text, endpoint.as_ref()).ok_or(error)
+        RepoName::from_page_url(text, endpoint.as_ref()).ok_or(error)
     })
 }
 
@@ -98,21 +98,23 @@ pub fn with_whole_commit(name: RepoName, folder: &Path) -> RepoName {
 /// Whether `path` is a name of which the cache or the Hub knows; a folder may be spelt so as well.
 pub fn is_hub_name(hub: &Hub, path: &Path) -> bool {
     let name = path.to_str().and_then(|text| text.parse().ok());
-    name.is_some_and(|name| is_cached(&name) || hub.has(&name) == Some(true))
+    name.is_some_and(|name| is_cached(&name) || hub.repo_exists(&name) == Some(true))
 }
 
 fn is_cached(name: &RepoName) -> bool {
     let settings = HubSettings::from_env().ok();
-    settings.is_some_and(|settings| matches!(Hub::new(settings).cached(name, Extent::All), Ok(Some(_))))
+    settings.is_some_and(|settings| {
+        matches!(Hub::new(settings).cached_folder(name, FetchScope::Full), Ok(Some(_)))
+    })
 }
 
 /// The folder that `path` stands for: itself, or that of the model of this name, fetched where it is not in the cache.
 ///
 /// # Errors
 /// If it is a name, and neither the cache nor the Hub has such a model; if it may be one, and a folder here hides it.
-pub fn folder(path: &Path, extent: Extent, printer: &Printer) -> Result<PathBuf> {
+pub fn folder(path: &Path, scope: FetchScope, printer: &Printer) -> Result<PathBuf> {
     match (name_of(path), hidden(path)) {
-        (Some(name), _) => named(&name, extent, printer),
+        (Some(name), _) => named(&name, scope, printer),
         (None, Some(hint)) => Err(no_model::at(path).and_hint(hint)),
         (None, None) => Ok(path.to_owned()),
     }
@@ -122,14 +124,14 @@ pub fn folder(path: &Path, extent: Extent, printer: &Printer) -> Result<PathBuf>
 ///
 /// # Errors
 /// If neither the cache nor the Hub has it.
-pub fn named(name: &RepoName, extent: Extent, printer: &Printer) -> Result<PathBuf> {
+pub fn named(name: &RepoName, scope: FetchScope, printer: &Printer) -> Result<PathBuf> {
     let hub = open(printer)?;
-    let found = match hub.cached(name, extent)? {
+    let found = match hub.cached_folder(name, scope)? {
         Some(folder) => {
             complete(&hub, name, &folder, printer);
             Ok(folder)
         }
-        None => pull::fetch(&hub, name, extent, printer).map(|pulled| pulled.folder),
+        None => pull::fetch(&hub, name, scope, printer).map(|pulled| pulled.folder),
     };
     // It may have been meant as a path.
     found.map_err(|diagnostic| diagnostic.and_hint(format!("there is no folder `{}` here", name.id())))
@@ -138,18 +140,18 @@ pub fn named(name: &RepoName, extent: Extent, printer: &Printer) -> Result<PathB
 /// Fetches what a program that needs less may have left out of a model in the cache; where nobody can be asked, what is
 /// there does, and that is said.
 pub fn complete(hub: &Hub, name: &RepoName, folder: &Path, printer: &Printer) {
-    let untold = hub.untold(name, folder);
-    if untold.is_empty() {
+    let missing_optional_files = hub.missing_optional_files(name, folder);
+    if missing_optional_files.is_empty() {
         return;
     }
     let why = match hub.settings().offline {
         true => "HF_HUB_OFFLINE".to_owned(),
-        false => match hub.complete(name, folder) {
+        false => match hub.fetch_missing_files(name, folder) {
             Ok(()) => return,
             Err(error) => error.to_string(),
         },
     };
-    let files = untold.iter().map(|file| format!("`{file}`")).collect::<Vec<_>>();
+    let files = missing_optional_files.iter().map(|file| format!("`{file}`")).collect::<Vec<_>>();
     printer.warn(&printer.pick(
         format!("缓存中的 `{name}` 没有 {}，也无法查询 Hub 上有没有（{why}）：就这样继续，结果可能因此不同", files.join("、")),
         format!(

@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use clap::Args;
-use danlu_hub::{Extent, Hub, HubError, Pulled, RepoName, Transfer};
+use danlu_hub::{FetchScope, Hub, HubError, Pulled, RepoName, Transfer};
 
 use super::{complete, open};
 use crate::diagnostic::{Diagnostic, Result};
@@ -39,7 +39,7 @@ pub struct PullArgs {
 pub fn run(args: &PullArgs, printer: &Printer) -> Result<()> {
     let (hub, name) = (open(printer)?, &args.name);
     if hub.settings().offline
-        && let Some(folder) = hub.cached(name, Extent::All)?
+        && let Some(folder) = hub.cached_folder(name, FetchScope::Full)?
     {
         printer.status_bilingual(
             &format!("{name} 在缓存中；已设置 HF_HUB_OFFLINE，没有查询 Hub 上是否有更新"),
@@ -49,7 +49,7 @@ pub fn run(args: &PullArgs, printer: &Printer) -> Result<()> {
         printer.data(&folder.display().to_string());
         return Ok(());
     }
-    let pulled = fetch(&hub, name, Extent::All, printer)?;
+    let pulled = fetch(&hub, name, FetchScope::Full, printer)?;
     printer.data(&pulled.folder.display().to_string());
     Ok(())
 }
@@ -58,14 +58,14 @@ pub fn run(args: &PullArgs, printer: &Printer) -> Result<()> {
 ///
 /// # Errors
 /// As [`run`].
-pub fn fetch(hub: &Hub, name: &RepoName, extent: Extent, printer: &Printer) -> Result<Pulled> {
+pub fn fetch(hub: &Hub, name: &RepoName, scope: FetchScope, printer: &Printer) -> Result<Pulled> {
     let start = Instant::now();
     let _words = interrupt::exit_message(printer.pick(
         format!("已停止：{name} 已下载的部分保留着，用 `danlu pull {name}` 接着下载"),
         format!("stopped: what came of {name} is kept, and `danlu pull {name}` goes on with it"),
     ))?;
     printer.live(&printer.pick(format!("查询 {name}"), format!("asking for {name}")));
-    let pulled = hub.pull(name, extent, &mut |transfer| {
+    let pulled = hub.pull(name, scope, &mut |transfer| {
         let line = progress(&transfer, start.elapsed().as_secs_f64(), printer);
         printer.live(&printer.pick(format!("下载 {name} {line}"), format!("fetching {name} {line}")));
     });

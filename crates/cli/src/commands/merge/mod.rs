@@ -19,7 +19,7 @@ use danlu_adapter::merge::{
 };
 use danlu_adapter::{Adapter, AdapterError, parse_byte_size};
 use danlu_data::{EncodeOptions, Format};
-use danlu_hub::Extent;
+use danlu_hub::FetchScope;
 use danlu_kernels::{Backend, DType, FourBitCode};
 use danlu_model::files::TEMPORARY_PREFIX;
 use danlu_model::{
@@ -145,7 +145,8 @@ pub fn run(args: &MergeArgs, printer: &Printer) -> Result<()> {
         None => own_text(&tokenizer)?,
     };
     let original = args.original.as_deref();
-    let original = original.map(|original| no_model::base(original, Extent::All, printer)).transpose()?;
+    let original =
+        original.map(|original| no_model::base(original, FetchScope::Full, printer)).transpose()?;
     // Before this Ctrl-C ends the process at once: the next goes on with a download.
     let _attention = interrupt::graceful_stop(None)?;
     let forms = BaseForms::of(&place, original.as_deref(), printer)?;

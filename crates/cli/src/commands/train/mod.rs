@@ -10,7 +10,7 @@ mod run_config;
 use std::sync::Arc;
 
 use danlu_adapter::{Adapter, BaseIdentity, LoraConfig, TokenIdentity, targets};
-use danlu_hub::{Extent, parse_snapshot_path};
+use danlu_hub::{FetchScope, parse_snapshot_path};
 use danlu_model::{
     LabeledSequence, LoraSource, ModelConfig, Quantization, Tokenizer, Weights, Workspace, base_fingerprint,
     base_sample,
@@ -67,7 +67,7 @@ pub fn run(run: &RunConfig, printer: &Printer) -> Result<()> {
 /// # Errors
 /// As [`run()`].
 pub fn execute(run: &RunConfig, printer: &Printer) -> Result<Outcome> {
-    let run = &run.resolve_base(Extent::All, printer)?;
+    let run = &run.resolve_base(FetchScope::Full, printer)?;
     let mut baseline = MemoryBaseline::new();
     let config = ModelConfig::read(&run.base)?;
     let tokenizer = Tokenizer::read(&run.base)?;

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use clap::{ArgMatches, Args, Command, FromArgMatches};
 use danlu_adapter::RUN_FILE;
 use danlu_data::Format;
-use danlu_hub::{Extent, RepoName, parse_snapshot_path};
+use danlu_hub::{FetchScope, RepoName, parse_snapshot_path};
 use danlu_train::TrainSettings;
 
 use super::args::TrainArgs;
@@ -160,9 +160,9 @@ impl RunConfig {
     ///
     /// # Errors
     /// If it is plainly something else than a model, or neither the cache nor the Hub has it.
-    pub fn resolve_base(&self, extent: Extent, printer: &Printer) -> Result<Self> {
+    pub fn resolve_base(&self, scope: FetchScope, printer: &Printer) -> Result<Self> {
         let on_hub = hub::name_of(&self.base);
-        let base = no_model::base(&self.base, extent, printer)?;
+        let base = no_model::base(&self.base, scope, printer)?;
         let on_hub = on_hub.map(|name| hub::with_whole_commit(name, &base));
         Ok(Self { base, on_hub, ..self.clone() })
     }

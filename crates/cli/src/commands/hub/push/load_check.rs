@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use danlu_adapter::TokenIdentity;
 use danlu_adapter::{Adapter, AdapterError, CONFIG_FILE, WEIGHTS_FILE};
-use danlu_hub::{Left, Parcel, Reason};
+use danlu_hub::{SkipReason, SkippedFile, UploadSet};
 use danlu_model::{INDEX_FILE, ModelConfig, ModelError, SINGLE_FILE, Tokenizer, Weights};
 
 use crate::diagnostic::{Diagnostic, Result};
@@ -47,10 +47,10 @@ pub fn needed(folder: &Path) -> Result<Vec<String>> {
 ///
 /// # Errors
 /// If one of them stays here.
-pub fn refuse_without(parcel: &Parcel, needed: &[String]) -> Result<()> {
-    let goes = |name: &str| parcel.files().iter().any(|file| file.path() == name);
+pub fn refuse_without(upload_set: &UploadSet, needed: &[String]) -> Result<()> {
+    let goes = |name: &str| upload_set.files().iter().any(|file| file.path() == name);
     match needed.iter().find(|name| !goes(name)) {
-        Some(name) => Err(stays(parcel, name)),
+        Some(name) => Err(stays(upload_set, name)),
         None => Ok(()),
     }
 }
@@ -114,15 +114,15 @@ fn model(folder: &Path) -> Result<Vec<String>> {
 }
 
 /// The error that nobody can load what would be sent without the file of this name.
-fn stays(parcel: &Parcel, name: &str) -> Diagnostic {
-    let left = parcel.left().iter().find(|left| left.path == name);
-    let path = parcel.folder().join(name);
-    let Some(Left { reason, .. }) = left else {
+fn stays(upload_set: &UploadSet, name: &str) -> Diagnostic {
+    let left = upload_set.skipped().iter().find(|left| left.path == name);
+    let path = upload_set.folder().join(name);
+    let Some(SkippedFile { reason, .. }) = left else {
         return Diagnostic::bug(format!("`{}` is neither sent nor left out", path.display()));
     };
     let hint = match reason {
-        Reason::Token { .. } => "take it out, or send it as it is with `--with-tokens`".to_owned(),
-        Reason::Link => {
+        SkipReason::Token { .. } => "take it out, or send it as it is with `--with-tokens`".to_owned(),
+        SkipReason::Link => {
             "put the file itself there: `cp -rL` copies a folder with what its links mean".to_owned()
         }
         _ => format!("give it back the name it is looked for by, or send it with `--include {name}`"),

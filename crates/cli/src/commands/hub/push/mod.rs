@@ -11,8 +11,8 @@ use std::time::Instant;
 
 use clap::Args;
 use danlu_hub::{
-    Differences, Hub, HubError, Left, Parcel, ParcelOptions, PushOptions, Pushed, Reason, RepoName, Stage,
-    Transfer,
+    Hub, HubError, PushOptions, Pushed, RepoDiff, RepoName, SkipReason, SkippedFile, Stage, Transfer,
+    UploadOptions, UploadSet,
 };
 use danlu_report::card;
 
@@ -99,23 +99,23 @@ pub fn run(args: &PushArgs, printer: &Printer) -> Result<()> {
     if !has_token && !args.dry_run {
         return Err(HubError::NoToken { what: format!("a push to `{}`", name.id()) }.into());
     }
-    let parcel = parcel(args, token, &hub, &name, printer)?;
+    let upload_set = upload_set(args, token, &hub, &name, printer)?;
     let options = PushOptions {
         private: args.private,
         create_pr: args.create_pr,
         message: args.message.clone(),
         description: None,
     };
-    let differences = hub.differences(&parcel, &name, &mut |transfer| {
+    let differences = hub.diff(&upload_set, &name, &mut |transfer| {
         let (done, total) = (terminal_text::bytes(transfer.done), terminal_text::bytes(transfer.total));
         printer.live(&printer.pick(format!("比较 {done} / {total}"), format!("comparing {done} of {total}")));
     });
     printer.clear_live();
     let differences = differences?;
     refuse(&differences, args, &hub, &name, has_token)?;
-    preview::show(&parcel, &differences, &name, args, printer);
+    preview::show(&upload_set, &differences, &name, args, printer);
     if args.dry_run {
-        preview::warn_of_no_card(&parcel, &differences, printer);
+        preview::warn_of_no_card(&upload_set, &differences, printer);
         printer.status_bilingual("没有发送任何内容（--dry-run）", "nothing was sent (--dry-run)");
         if !has_token {
             printer.status_bilingual(
@@ -132,19 +132,19 @@ pub fn run(args: &PushArgs, printer: &Printer) -> Result<()> {
         }
         return Ok(());
     }
-    send(&hub, &parcel, &name, &options, &differences, printer)?;
-    preview::warn_of_no_card(&parcel, &differences, printer);
+    send(&hub, &upload_set, &name, &options, &differences, printer)?;
+    preview::warn_of_no_card(&upload_set, &differences, printer);
     Ok(())
 }
 
 /// What of the folder goes, as it is to be said on the Hub.
-fn parcel(
+fn upload_set(
     args: &PushArgs,
     token: Option<danlu_hub::Token>,
     hub: &Hub,
     name: &RepoName,
     printer: &Printer,
-) -> Result<Parcel> {
+) -> Result<UploadSet> {
     let folder = &args.folder;
     if let Some(named) = name_of(folder) {
         let text = format!("`{named}` is no folder here, and a push sends a folder");
@@ -152,50 +152,50 @@ fn parcel(
             Diagnostic::input(text).with_hint("name the output folder of `danlu train` or `danlu merge`")
         );
     }
-    let options = ParcelOptions { include: args.include.clone(), with_tokens: args.with_tokens, token };
+    let options = UploadOptions { include: args.include.clone(), with_tokens: args.with_tokens, token };
     // A run that was stopped is told by what it left.
     if folder.is_dir() && no_model::is_stopped_run(folder) {
         return Err(no_model::at(folder));
     }
-    let mut parcel = Parcel::of(folder, &options)?;
+    let mut upload_set = UploadSet::from_folder(folder, &options)?;
     let needed = load_check::needed(folder)?;
-    load_check::refuse_without(&parcel, &needed)?;
+    load_check::refuse_without(&upload_set, &needed)?;
     let page = RemoteCard::read(hub, name)?;
     let RewrittenFiles { files, edited } = rewritten_files::files(args, hub, &page, name, printer)?;
     let (record, others): (Vec<_>, Vec<_>) =
         files.into_iter().partition(|(path, _)| *path == card::CARD_FILE);
     for (path, bytes) in others {
-        parcel.substitute(path, bytes);
+        upload_set.replace(path, bytes);
     }
-    page.keep_edited(&mut parcel, args.overwrite)?;
+    page.keep_edited(&mut upload_set, args.overwrite)?;
     for (path, bytes) in record {
-        parcel.substitute(path, page.with_sent(bytes, &parcel)?);
+        upload_set.replace(path, page.with_sent(bytes, &upload_set)?);
     }
-    let has_page = parcel.files().iter().any(|file| file.path() == card::README_FILE);
+    let has_page = upload_set.files().iter().any(|file| file.path() == card::README_FILE);
     if let Some([zh, en]) = edited.filter(|_| has_page) {
         printer.status_bilingual(&zh, &en);
     }
     // The page shows what its record holds.
     let is_record =
-        |left: &&Left| left.path == card::CARD_FILE && matches!(left.reason, Reason::Token { .. });
-    if let Some(Left { path, reason }) = parcel.left().iter().find(is_record) {
+        |left: &&SkippedFile| left.path == card::CARD_FILE && matches!(left.reason, SkipReason::Token { .. });
+    if let Some(SkippedFile { path, reason }) = upload_set.skipped().iter().find(is_record) {
         let text = format!("`{}`: {reason}, and README.md shows it too", folder.join(path).display());
         let hint = "take it out of the data or the notes and write the card again; `--with-tokens` sends it as it is";
         return Err(Diagnostic::input(text).with_hint(hint));
     }
-    load_check::refuse_without(&parcel, &needed)?;
-    Ok(parcel)
+    load_check::refuse_without(&upload_set, &needed)?;
+    Ok(upload_set)
 }
 
 /// Refuses what the push itself would refuse, before anything is shown.
 fn refuse(
-    differences: &Differences,
+    differences: &RepoDiff,
     args: &PushArgs,
     hub: &Hub,
     name: &RepoName,
     with_token: bool,
 ) -> Result<()> {
-    let Differences { exists, has_revision, private, is_empty, .. } = *differences;
+    let RepoDiff { exists, has_revision, private, is_empty, .. } = *differences;
     let repo = || name.clone();
     if args.create_pr && !exists {
         return Err(HubError::NothingToProposeTo { repo: repo(), with_token }.into());
@@ -214,16 +214,16 @@ fn refuse(
 
 fn send(
     hub: &Hub,
-    parcel: &Parcel,
+    upload_set: &UploadSet,
     name: &RepoName,
     options: &PushOptions,
-    differences: &Differences,
+    differences: &RepoDiff,
     printer: &Printer,
 ) -> Result<()> {
     let start = Instant::now();
     let mut words = Some(interrupt::exit_message(stopped(name, differences.exists, printer))?);
     let mut is_committing = false;
-    let pushed = hub.push(parcel, name, options, &mut |stage, transfer: Transfer| {
+    let pushed = hub.push(upload_set, name, options, &mut |stage, transfer: Transfer| {
         let line = pull::progress(&transfer, start.elapsed().as_secs_f64(), printer);
         let commits = stage == Stage::Committing;
         if commits != is_committing {
@@ -267,7 +267,7 @@ fn send(
         ));
         return Ok(());
     }
-    let is_older_here = hub.is_older_here(name, &commit);
+    let cache_is_stale = hub.cache_is_stale(name, &commit);
     let (count, sent, commit) = (files.len(), terminal_text::bytes(sent), commit.get(..8).unwrap_or(&commit));
     let time = terminal_text::duration(start.elapsed().as_secs_f64());
     printer.data(&printer.pick(
@@ -288,7 +288,7 @@ fn send(
         None => {
             printer.data(&url);
             let name = terminal_text::shell_word(&name.to_string());
-            if is_older_here {
+            if cache_is_stale {
                 printer.data(&printer.pick(
                     format!("本机缓存里还是旧的，先更新：danlu pull {name}"),
                     format!("the cache here has an older one, to bring it up to date: danlu pull {name}"),

@@ -1,6 +1,6 @@
 //! What a push would do, shown before it is done.
 
-use danlu_hub::{Differences, Left, Parcel, Reason, RepoName};
+use danlu_hub::{RepoDiff, RepoName, SkipReason, SkippedFile, UploadSet};
 use danlu_report::card;
 
 use super::PushArgs;
@@ -9,11 +9,18 @@ use crate::style::Style;
 use crate::terminal_text;
 
 /// What goes, what is there already, what is taken away there, and what stays here.
-pub fn show(parcel: &Parcel, differences: &Differences, name: &RepoName, args: &PushArgs, printer: &Printer) {
-    let Differences { new, changed, unchanged, removed, .. } = differences;
+pub fn show(
+    upload_set: &UploadSet,
+    differences: &RepoDiff,
+    name: &RepoName,
+    args: &PushArgs,
+    printer: &Printer,
+) {
+    let RepoDiff { new, changed, unchanged, removed, .. } = differences;
     let place = place(differences, name, args, printer);
-    printer
-        .data(&printer.paint_data(Style::Bold, &format!("{} → {name} · {place}", parcel.folder().display())));
+    printer.data(
+        &printer.paint_data(Style::Bold, &format!("{} → {name} · {place}", upload_set.folder().display())),
+    );
     let row = |mark: &str, path: &str, note: &str| {
         printer.data(&format!(
             "{} {}  {}",
@@ -32,7 +39,7 @@ pub fn show(parcel: &Parcel, differences: &Differences, name: &RepoName, args: &
             row(printer.pick(zh, en), path, &terminal_text::bytes(*size));
         }
     }
-    for Left { path, reason } in parcel.left() {
+    for SkippedFile { path, reason } in upload_set.skipped() {
         row(printer.pick("留下", "stays"), path, &why(*reason, printer));
     }
     let (size, count) = (terminal_text::bytes(differences.size()), new.len() + changed.len());
@@ -53,7 +60,7 @@ pub fn show(parcel: &Parcel, differences: &Differences, name: &RepoName, args: &
 }
 
 /// Where it goes, and what is made there.
-fn place(differences: &Differences, name: &RepoName, args: &PushArgs, printer: &Printer) -> String {
+fn place(differences: &RepoDiff, name: &RepoName, args: &PushArgs, printer: &Printer) -> String {
     let branch = name.revision();
     if !differences.exists {
         let made = match args.private {
@@ -84,10 +91,10 @@ fn place(differences: &Differences, name: &RepoName, args: &PushArgs, printer: &
 }
 
 /// Says which card the page has where that of this model stays.
-pub fn warn_of_no_card(parcel: &Parcel, differences: &Differences, printer: &Printer) {
-    let is_card = |left: &&Left| left.path == card::README_FILE;
-    let Some(Left { path, reason }) = parcel.left().iter().find(is_card) else { return };
-    if *reason == Reason::EditedThere {
+pub fn warn_of_no_card(upload_set: &UploadSet, differences: &RepoDiff, printer: &Printer) {
+    let is_card = |left: &&SkippedFile| left.path == card::README_FILE;
+    let Some(SkippedFile { path, reason }) = upload_set.skipped().iter().find(is_card) else { return };
+    if *reason == SkipReason::EditedThere {
         printer.warn(&printer.pick(
             format!("{path} 在 Hub 上被改过，保持原样，这里的留在本机；`--overwrite` 用这里的替换"),
             format!("{path} was edited on the Hub and stays there as it is; `--overwrite` puts the one here in its place"),
@@ -108,25 +115,25 @@ pub fn warn_of_no_card(parcel: &Parcel, differences: &Differences, printer: &Pri
 }
 
 /// Why a file stays, in the user's language.
-fn why(reason: Reason, printer: &Printer) -> String {
+fn why(reason: SkipReason, printer: &Printer) -> String {
     let zh = match reason {
-        Reason::Checkpoint => "检查点",
-        Reason::TrainerState => "训练状态",
-        Reason::Log => "日志",
-        Reason::Cache => "缓存",
-        Reason::Temporary => "临时文件",
-        Reason::Hidden => "隐藏文件",
-        Reason::Key => "从名字看是密钥或密码",
-        Reason::RunFile => "写有本机的路径",
-        Reason::Data => "训练或评测数据",
-        Reason::Token { line } => {
+        SkipReason::Checkpoint => "检查点",
+        SkipReason::TrainerState => "训练状态",
+        SkipReason::Log => "日志",
+        SkipReason::Cache => "缓存",
+        SkipReason::Temporary => "临时文件",
+        SkipReason::Hidden => "隐藏文件",
+        SkipReason::Key => "从名字看是密钥或密码",
+        SkipReason::RunFile => "写有本机的路径",
+        SkipReason::Data => "训练或评测数据",
+        SkipReason::Token { line } => {
             return printer.pick(format!("第 {line} 行像是令牌或私钥"), reason.to_string());
         }
-        Reason::TokenInName => "路径里有像令牌的文字",
-        Reason::EditedThere => "在 Hub 上被改过，那里保持原样",
-        Reason::Link => "指向文件夹之外的链接",
-        Reason::Special => "不是普通文件",
-        Reason::Name => "仓库里不能有的名字",
+        SkipReason::TokenInName => "路径里有像令牌的文字",
+        SkipReason::EditedThere => "在 Hub 上被改过，那里保持原样",
+        SkipReason::Link => "指向文件夹之外的链接",
+        SkipReason::Special => "不是普通文件",
+        SkipReason::Name => "仓库里不能有的名字",
         _ => return reason.to_string(),
     };
     printer.pick(zh.to_owned(), reason.to_string())

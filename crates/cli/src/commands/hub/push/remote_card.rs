@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use danlu_adapter::CONFIG_FILE;
-use danlu_hub::{Hub, Parcel, Reason, RepoName};
+use danlu_hub::{Hub, RepoName, SkipReason, UploadSet};
 use danlu_report::card::{self, Card};
 use serde_json::Value;
 
@@ -35,8 +35,8 @@ impl<'a> RemoteCard<'a> {
     /// # Errors
     /// If the Hub cannot be asked.
     pub fn read(hub: &'a Hub, name: &'a RepoName) -> Result<Self> {
-        let record = hub.small_file(name, card::CARD_FILE, LONGEST)?;
-        let readme = hub.small_file(name, card::README_FILE, LONGEST)?;
+        let record = hub.read_small_file(name, card::CARD_FILE, LONGEST)?;
+        let readme = hub.read_small_file(name, card::README_FILE, LONGEST)?;
         Ok(Self { hub, name, record, readme })
     }
 
@@ -56,7 +56,9 @@ impl<'a> RemoteCard<'a> {
                 .filter(|_| is_ours != Some(false))
                 .map(|id| RemoteBase { id: id.to_owned(), is_ours: is_ours.is_some() }));
         }
-        let Some(config) = self.hub.small_file(self.name, CONFIG_FILE, LONGEST)? else { return Ok(None) };
+        let Some(config) = self.hub.read_small_file(self.name, CONFIG_FILE, LONGEST)? else {
+            return Ok(None);
+        };
         let config: Value = serde_json::from_slice(&config).unwrap_or_default();
         let id = config["base_model_name_or_path"].as_str().filter(|id| *id != named);
         let id = id.filter(|id| is_hub_name(self.hub, Path::new(id)));
@@ -68,7 +70,7 @@ impl<'a> RemoteCard<'a> {
     ///
     /// # Errors
     /// If it cannot be read.
-    pub fn keep_edited(&self, parcel: &mut Parcel, overwrite: bool) -> Result<bool> {
+    pub fn keep_edited(&self, upload_set: &mut UploadSet, overwrite: bool) -> Result<bool> {
         let Some(readme) = self.readme.as_ref().filter(|_| !overwrite) else { return Ok(false) };
         // Without a record whatever somebody wrote there is theirs.
         let is_ours = match &self.record {
@@ -78,10 +80,10 @@ impl<'a> RemoteCard<'a> {
         if is_ours {
             return Ok(false);
         }
-        let Some(ours) = sum(parcel)? else { return Ok(false) };
+        let Some(ours) = sum(upload_set)? else { return Ok(false) };
         let is_edited = ours != card::sha256(readme);
         if is_edited {
-            parcel.keep(card::README_FILE, Reason::EditedThere);
+            upload_set.skip(card::README_FILE, SkipReason::EditedThere);
         }
         Ok(is_edited)
     }
@@ -90,8 +92,8 @@ impl<'a> RemoteCard<'a> {
     ///
     /// # Errors
     /// If that cannot be read.
-    pub fn with_sent(&self, record: Vec<u8>, parcel: &Parcel) -> Result<Vec<u8>> {
-        let sent = match sum(parcel)? {
+    pub fn with_sent(&self, record: Vec<u8>, upload_set: &UploadSet) -> Result<Vec<u8>> {
+        let sent = match sum(upload_set)? {
             Some(sum) => Some(sum),
             None => self.record.as_deref().and_then(card::sent_readme),
         };
@@ -115,7 +117,7 @@ fn is_stub(readme: &[u8]) -> bool {
 }
 
 /// The SHA-256 of the `README.md` that goes.
-fn sum(parcel: &Parcel) -> Result<Option<String>> {
-    let readme = parcel.files().iter().find(|file| file.path() == card::README_FILE);
+fn sum(upload_set: &UploadSet) -> Result<Option<String>> {
+    let readme = upload_set.files().iter().find(|file| file.path() == card::README_FILE);
     Ok(readme.map(|file| file.sha256(&mut |_| {}).map(str::to_owned)).transpose()?)
 }
