@@ -1,6 +1,6 @@
 //! What happened in a run, for people: the one source of the report and of the adapter's card.
 
-use danlu_train::{MemoryPlan, StepReport, TrainSettings};
+use danlu_train::{MemoryPlan, StepMetrics, TrainSettings};
 use serde::{Deserialize, Serialize};
 
 /// A run, told after it is over. Names only: no path of the machine it ran on belongs in here.
@@ -19,7 +19,7 @@ pub struct RunSummary {
     /// The data.
     pub data: DataSummary,
     /// Every step.
-    pub steps: Vec<StepReport>,
+    pub steps: Vec<StepMetrics>,
     /// Held-out loss after so many steps; the first is the base's own when the step is 0.
     pub evaluations: Vec<(u64, f64)>,
     /// Replies of base and adapter to the same questions.
@@ -114,7 +114,7 @@ impl RunSummary {
     /// Mean training loss of the first and of the last tenth of the steps.
     pub fn train_loss(&self) -> Option<(f64, f64)> {
         let tenth = self.steps.len().div_ceil(10);
-        let mean = |steps: &[StepReport]| steps.iter().map(|s| s.loss).sum::<f64>() / steps.len() as f64;
+        let mean = |steps: &[StepMetrics]| steps.iter().map(|s| s.loss).sum::<f64>() / steps.len() as f64;
         (tenth > 0).then(|| (mean(&self.steps[..tenth]), mean(&self.steps[self.steps.len() - tenth..])))
     }
 
@@ -141,7 +141,7 @@ pub(crate) mod tests {
 
     /// A run with hostile names and texts in every place.
     pub(crate) fn sample() -> RunSummary {
-        let step = |step: u64| StepReport {
+        let step = |step: u64| StepMetrics {
             step,
             epoch: step as f64 / 100.0,
             loss: 4.0 / (1.0 + step as f64 / 30.0) + 0.3 * (step as f64 * 1.7).sin(),

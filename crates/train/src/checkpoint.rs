@@ -24,7 +24,7 @@ use crate::checksums;
 use crate::data_order::Cursor;
 use crate::error::Difference;
 use crate::optimizer::OPTIMIZER_FILE;
-use crate::{DataFingerprint, StepReport, TrainError, TrainSettings, Trainer, TrainerState};
+use crate::{DataFingerprint, StepMetrics, TrainError, TrainSettings, Trainer, TrainerState};
 
 const TRAINER_STATE_FILE: &str = "trainer_state.json";
 const HISTORY_FILE: &str = "history.jsonl";
@@ -149,7 +149,7 @@ impl Trainer {
             global_step: done,
             total_steps: self.schedule.total_steps,
             warmup_steps: self.schedule.warmup_steps,
-            cursor: self.feed.cursor(done),
+            cursor: self.order.cursor(done),
             seed: self.settings.seed,
             settings: self.settings.clone(),
             data: self.data.clone(),
@@ -175,7 +175,7 @@ impl Trainer {
         // What follows from equal settings and data must be equal too, or the file was tampered with.
         let expected = RunState {
             global_step: saved.global_step,
-            cursor: self.feed.cursor(saved.global_step),
+            cursor: self.order.cursor(saved.global_step),
             ..self.run_state()
         };
         for (name, found, expected) in [
@@ -238,12 +238,12 @@ fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T, TrainError> {
     serde_json::from_slice(&bytes).map_err(|e| TrainError::damaged(path, e.to_string()))
 }
 
-fn read_history(path: &Path, steps: u64) -> Result<Vec<StepReport>, TrainError> {
+fn read_history(path: &Path, steps: u64) -> Result<Vec<StepMetrics>, TrainError> {
     let bytes = files::read_bounded(path, MAX_BYTES)?;
     let lines = bytes.split(|&b| b == b'\n').filter(|line| !line.is_empty());
-    let mut history: Vec<StepReport> = Vec::new();
+    let mut history: Vec<StepMetrics> = Vec::new();
     for (step, line) in (1..).zip(lines) {
-        let report: StepReport = serde_json::from_slice(line)
+        let report: StepMetrics = serde_json::from_slice(line)
             .map_err(|e| TrainError::damaged(path, format!("line {step}: {e}")))?;
         if report.step != step {
             return Err(TrainError::damaged(path, format!("line {step} tells of step {}", report.step)));

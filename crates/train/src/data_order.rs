@@ -22,7 +22,7 @@ pub struct Cursor {
 
 /// The order of the records over a run.
 #[derive(Debug)]
-pub(crate) struct Feed {
+pub(crate) struct DataOrder {
     /// What a micro-batch counts: single records, or packs of them.
     units: Vec<Vec<usize>>,
     batch_size: usize,
@@ -33,8 +33,8 @@ pub(crate) struct Feed {
     ordered: Option<(u64, Vec<usize>)>,
 }
 
-impl Feed {
-    /// A feed of records of these lengths.
+impl DataOrder {
+    /// The order of records of these lengths.
     pub fn new(lengths: &[usize], settings: &TrainSettings) -> Self {
         let (seed, shuffle) = (settings.seed, settings.shuffle_dataset);
         let units = if settings.packing {
@@ -120,20 +120,20 @@ fn pack(order: &[usize], lengths: &[usize], capacity: usize) -> Vec<Vec<usize>> 
 mod tests {
     use super::*;
 
-    fn feed(records: usize, batch: usize, accumulation: usize) -> Feed {
+    fn data_order(records: usize, batch: usize, accumulation: usize) -> DataOrder {
         let settings = TrainSettings {
             per_device_train_batch_size: batch,
             gradient_accumulation_steps: accumulation,
             ..TrainSettings::default()
         };
-        Feed::new(&vec![5; records], &settings)
+        DataOrder::new(&vec![5; records], &settings)
     }
 
     #[test]
     fn an_epoch_shows_every_record_once_in_an_order_of_its_own() {
-        let mut feed = feed(11, 2, 2);
-        assert_eq!((feed.micro_batches(), feed.steps_per_epoch()), (6, 3));
-        let mut epoch = |first: u64| (first..first + 3).flat_map(|s| feed.step(s)).collect::<Vec<_>>();
+        let mut data = data_order(11, 2, 2);
+        assert_eq!((data.micro_batches(), data.steps_per_epoch()), (6, 3));
+        let mut epoch = |first: u64| (first..first + 3).flat_map(|s| data.step(s)).collect::<Vec<_>>();
         let (one, two) = (epoch(1), epoch(4));
         assert_eq!(one.iter().map(Vec::len).collect::<Vec<_>>(), [2, 2, 2, 2, 2, 1]);
         assert_ne!(one, two);
@@ -146,19 +146,19 @@ mod tests {
 
     #[test]
     fn a_step_does_not_depend_on_those_before() {
-        let mut straight = feed(10, 2, 2);
+        let mut straight = data_order(10, 2, 2);
         let all: Vec<_> = (1..=9).map(|s| straight.step(s)).collect();
         for step in [9, 1, 5] {
-            assert_eq!(feed(10, 2, 2).step(step), all[step as usize - 1]);
+            assert_eq!(data_order(10, 2, 2).step(step), all[step as usize - 1]);
         }
     }
 
     #[test]
     fn epochs_count_micro_batches() {
-        let feed = feed(6, 2, 2);
+        let data = data_order(6, 2, 2);
         // Three micro-batches: the second step of an epoch has one of them.
-        assert_eq!([0, 1, 2, 3].map(|done| feed.epochs(done)), [0.0, 2.0 / 3.0, 1.0, 1.0 + 2.0 / 3.0]);
-        assert_eq!(feed.cursor(3), Cursor { epoch: 1, step_in_epoch: 1 });
+        assert_eq!([0, 1, 2, 3].map(|done| data.epochs(done)), [0.0, 2.0 / 3.0, 1.0, 1.0 + 2.0 / 3.0]);
+        assert_eq!(data.cursor(3), Cursor { epoch: 1, step_in_epoch: 1 });
     }
 
     #[test]

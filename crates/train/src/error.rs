@@ -7,7 +7,7 @@ use danlu_adapter::AdapterError;
 use danlu_model::{FileError, ModelError};
 
 use crate::memory::display;
-use crate::plan::Smaller;
+use crate::plan::SuggestedLimits;
 
 /// Why a run cannot start, go on, be saved or be resumed.
 #[derive(Debug, thiserror::Error)]
@@ -90,7 +90,7 @@ pub enum TrainError {
         /// Bytes.
         limit: u64,
         /// The largest settings that would fit.
-        fits: Option<Smaller>,
+        fits: Option<SuggestedLimits>,
     },
     /// A weight of the base that is no number: nothing can be trained on it.
     #[error("{}: tensor `{tensor}` of the base holds {value} at element {element}", path.display())]

@@ -14,7 +14,7 @@ const PIECE: usize = 1 << 16;
 ///
 /// # Errors
 /// [`TrainError::BaseNotFinite`] names the first that is no number; any other error is of reading.
-pub fn check_base_is_finite(folder: &Path) -> Result<(), TrainError> {
+pub fn check_finite_weights(folder: &Path) -> Result<(), TrainError> {
     let weights = Weights::open(folder)?;
     let mut values = vec![0.0; PIECE];
     for info in weights.tensors() {
@@ -52,10 +52,10 @@ mod tests {
             std::fs::write(folder.path().join("model.safetensors"), file.unwrap()).unwrap();
         };
         write(f32::MAX);
-        check_base_is_finite(folder.path()).unwrap();
+        check_finite_weights(folder.path()).unwrap();
         for value in [f32::NAN, f32::NEG_INFINITY] {
             write(value);
-            let error = check_base_is_finite(folder.path()).unwrap_err().to_string();
+            let error = check_finite_weights(folder.path()).unwrap_err().to_string();
             let expected =
                 format!("model.safetensors: tensor `b` of the base holds {value} at element {}", PIECE + 3);
             assert!(error.ends_with(&expected), "{error}");

@@ -9,11 +9,11 @@ use std::ops::Range;
 use danlu_model::{Batch, LabeledSequence};
 
 /// Most rows that micro-batches are put together to: with more, a row hardly gets cheaper.
-const MOST_ROWS: usize = 512;
+const MAX_FUSED_ROWS: usize = 512;
 
 /// Some micro-batches of a step, as one batch.
 #[derive(Debug)]
-pub(crate) struct Pass {
+pub(crate) struct FusedBatch {
     pub batch: Batch,
     /// The micro-batches of the step that these are.
     pub micros: Range<usize>,
@@ -21,9 +21,9 @@ pub(crate) struct Pass {
     pub rows: Vec<Range<usize>>,
 }
 
-impl Pass {
+impl FusedBatch {
     /// The passes of a step.
-    pub fn of_step(micros: &[Vec<&LabeledSequence>], together: bool) -> Vec<Self> {
+    pub fn of_step(micros: &[Vec<&LabeledSequence>], fuse_micro_batches: bool) -> Vec<Self> {
         let batches: Vec<Batch> = micros.iter().map(|micro| Batch::new(micro.iter().copied())).collect();
         let rows: Vec<usize> = batches.iter().map(Batch::rows).collect();
         let pass = |micros: Range<usize>| {
@@ -35,15 +35,15 @@ impl Pass {
             }
             Self { batch, micros, rows }
         };
-        groups(&rows, together).into_iter().map(pass).collect()
+        groups(&rows, fuse_micro_batches).into_iter().map(pass).collect()
     }
 }
 
 /// Which micro-batches, of these numbers of rows, share a pass.
-pub(crate) fn groups(rows: &[usize], together: bool) -> Vec<Range<usize>> {
+pub(crate) fn groups(rows: &[usize], fuse_micro_batches: bool) -> Vec<Range<usize>> {
     let (mut groups, mut start, mut sum): (Vec<Range<usize>>, _, _) = (Vec::new(), 0, 0);
     for (i, &n) in rows.iter().enumerate() {
-        let joins = together && sum + n <= MOST_ROWS;
+        let joins = fuse_micro_batches && sum + n <= MAX_FUSED_ROWS;
         if i > start && !joins {
             groups.push(start..i);
             (start, sum) = (i, 0);
@@ -75,7 +75,7 @@ mod tests {
     fn rows_follow_each_other() {
         let sequence = |n| LabeledSequence { ids: vec![0; n], trained: vec![true; n] };
         let [a, b, c] = [20, 30, 40].map(sequence);
-        let passes = Pass::of_step(&[vec![&a, &b], vec![&c]], true);
+        let passes = FusedBatch::of_step(&[vec![&a, &b], vec![&c]], true);
         assert_eq!(passes.len(), 1);
         assert_eq!((passes[0].batch.tokens(), passes[0].micros.clone()), (90, 0..2));
         assert_eq!(passes[0].rows, [0..50, 50..90]);
@@ -85,7 +85,7 @@ mod tests {
     fn what_begins_alike_is_shared_within_a_micro_batch_and_not_beyond() {
         let sequence = LabeledSequence { ids: vec![3; 10], trained: (0..10).map(|i| i > 7).collect() };
         let micro = vec![&sequence, &sequence];
-        let passes = Pass::of_step(&[micro.clone(), micro], true);
+        let passes = FusedBatch::of_step(&[micro.clone(), micro], true);
         assert_eq!((passes[0].rows.clone(), passes[0].batch.tokens()), (vec![0..13, 13..26], 40));
     }
 }

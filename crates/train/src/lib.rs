@@ -58,12 +58,12 @@ pub use checkpoint::{Resumed, latest_whole_checkpoint};
 pub use data_order::Cursor;
 pub use error::{Difference, TrainError};
 pub use fingerprint::DataFingerprint;
-pub use finite_weights::check_base_is_finite;
+pub use finite_weights::check_finite_weights;
 pub use plan::{
-    Layers, MemoryPlan, PlanInput, Present, RecordSize, ReplySize, Scratch, Smaller, WeightBytes,
-    weight_bytes, weight_bytes_of,
+    BaselineMemory, LayerPolicies, MemoryPlan, PlanInput, RecordSize, ReplySize, ScratchBytes,
+    SuggestedLimits, WeightBytes, weight_bytes, weight_bytes_of,
 };
 pub use schedule::{LrSchedulerType, Schedule};
 pub use settings::{Precision, Quant, TrainSettings};
-pub use trainer::{EvalReport, Example, StepReport, Trainer};
+pub use trainer::{EvalMetrics, Example, StepMetrics, Trainer};
 pub use trainer_state::{LogEntry, TrainerState};

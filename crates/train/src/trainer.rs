@@ -10,8 +10,8 @@ use danlu_kernels::{Buffer, rng};
 use danlu_model::{ActivationPolicy, Batch, Decoder, DropoutPlan, LabeledSequence, LoraRows, Workspace};
 use serde::{Deserialize, Serialize};
 
-use crate::data_order::Feed;
-use crate::fused_batch::Pass;
+use crate::data_order::DataOrder;
+use crate::fused_batch::FusedBatch;
 use crate::optimizer::{Optimizer, clip_factor};
 use crate::{DataFingerprint, LogEntry, Schedule, TrainError, TrainSettings, TrainerState};
 
@@ -30,7 +30,7 @@ pub struct Example {
 /// One optimizer step, after it.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct StepReport {
+pub struct StepMetrics {
     /// Steps done, this one included.
     pub step: u64,
     /// Passes over the data so far.
@@ -51,7 +51,7 @@ pub struct StepReport {
 
 /// The loss on records that are not trained on.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-pub struct EvalReport {
+pub struct EvalMetrics {
     /// Mean over all trained tokens, nats.
     pub loss: f64,
     /// e to the loss.
@@ -82,16 +82,16 @@ pub struct Trainer {
     pub(crate) optimizer: Optimizer,
     pub(crate) settings: TrainSettings,
     pub(crate) schedule: Schedule,
-    pub(crate) feed: Feed,
+    pub(crate) order: DataOrder,
     pub(crate) state: TrainerState,
-    pub(crate) history: Vec<StepReport>,
+    pub(crate) history: Vec<StepMetrics>,
     pub(crate) data: DataFingerprint,
     pub(crate) base: String,
     examples: Vec<Example>,
     grads: Buffer,
     work: Workspace,
     /// Whether small micro-batches go through the model together.
-    together: bool,
+    fuse_micro_batches: bool,
 }
 
 impl Trainer {
@@ -110,8 +110,8 @@ impl Trainer {
         settings.validate()?;
         check_examples(&examples, &settings, decoder.config().vocab_size)?;
         let lengths: Vec<usize> = examples.iter().map(|e| e.sequence.ids.len()).collect();
-        let feed = Feed::new(&lengths, &settings);
-        let total = settings.total_steps(feed.micro_batches());
+        let order = DataOrder::new(&lengths, &settings);
+        let total = settings.total_steps(order.micro_batches());
         if total > u64::from(u32::MAX) {
             let value = settings.num_train_epochs.to_string();
             return Err(TrainError::Setting {
@@ -126,7 +126,7 @@ impl Trainer {
             is_local_process_zero: true,
             is_world_process_zero: true,
             max_steps: total,
-            num_train_epochs: feed.epochs(total).ceil() as u64,
+            num_train_epochs: order.epochs(total).ceil() as u64,
             logging_steps: settings.logging_steps,
             save_steps: settings.save_steps,
             eval_steps: settings.eval_steps.unwrap_or(0),
@@ -141,11 +141,11 @@ impl Trainer {
             data: DataFingerprint::of(&examples),
             history: Vec::new(),
             work: Workspace::new(),
-            together: true,
+            fuse_micro_batches: true,
             decoder,
             adapter,
             settings,
-            feed,
+            order,
             state,
             base,
             examples,
@@ -161,16 +161,16 @@ impl Trainer {
     /// If the run is over, or loss or gradient is not finite: the adapter and the optimizer are then as
     /// they were before the step. If the update itself left the finite numbers, the trainer is of no further
     /// use, and the last checkpoint is whole.
-    pub fn step(&mut self) -> Result<StepReport, TrainError> {
+    pub fn step(&mut self) -> Result<StepMetrics, TrainError> {
         let step = self.state.global_step + 1;
         if self.is_finished() {
             return Err(TrainError::Finished { steps: self.schedule.total_steps });
         }
         let start = Instant::now();
-        let records = self.feed.step(step);
+        let records = self.order.step(step);
         let sequences = |micro: &Vec<usize>| micro.iter().map(|&r| &self.examples[r].sequence).collect();
         let micros: Vec<Vec<&LabeledSequence>> = records.iter().map(sequences).collect();
-        let passes = Pass::of_step(&micros, self.together);
+        let passes = FusedBatch::of_step(&micros, self.fuse_micro_batches);
         let tokens = passes.iter().map(|pass| pass.batch.tokens()).sum::<usize>();
         let trained = passes.iter().map(|pass| pass.batch.trained_tokens()).sum::<usize>();
         let (loss, grad_norm) = self.gradients(step, &passes)?;
@@ -192,9 +192,9 @@ impl Trainer {
             let records = origins(records, &self.examples);
             return Err(TrainError::NonFinite { step, what: "adapter", value: size, records });
         }
-        let report = StepReport {
+        let report = StepMetrics {
             step,
-            epoch: self.feed.epochs(step),
+            epoch: self.order.epochs(step),
             loss,
             grad_norm,
             learning_rate,
@@ -207,13 +207,13 @@ impl Trainer {
     }
 
     /// Forward and backward of every pass of a step; mean loss, and norm of the gradient.
-    fn gradients(&mut self, step: u64, passes: &[Pass]) -> Result<(f64, f64), TrainError> {
+    fn gradients(&mut self, step: u64, passes: &[FusedBatch]) -> Result<(f64, f64), TrainError> {
         let backend = self.decoder.backend().clone();
         let parameters = self.adapter.num_parameters();
         let trained = passes.iter().map(|pass| pass.batch.trained_tokens()).sum::<usize>();
         backend.zero(&mut self.grads, parameters);
         let (dloss, mut sum) = (1.0 / trained as f32, 0.0);
-        for Pass { batch, micros, rows } in passes {
+        for FusedBatch { batch, micros, rows } in passes {
             let lora = |(micro, rows): (usize, &Range<usize>)| LoraRows {
                 rows: rows.clone(),
                 source: &self.adapter,
@@ -237,8 +237,8 @@ impl Trainer {
     }
 
     /// All that a step does on its back end, for the memory plan.
-    pub(crate) fn rehearse(&mut self, micros: &[Vec<&LabeledSequence>]) -> Result<(), TrainError> {
-        let (_, grad_norm) = self.gradients(1, &Pass::of_step(micros, self.together))?;
+    pub(crate) fn dry_run(&mut self, micros: &[Vec<&LabeledSequence>]) -> Result<(), TrainError> {
+        let (_, grad_norm) = self.gradients(1, &FusedBatch::of_step(micros, self.fuse_micro_batches))?;
         self.update(1, grad_norm);
         Ok(())
     }
@@ -249,10 +249,10 @@ impl Trainer {
     pub fn reserve(
         &mut self,
         policies: Vec<ActivationPolicy>,
-        together: bool,
+        fuse_micro_batches: bool,
         (rows, labels, keys): (usize, usize, usize),
     ) {
-        self.together = together;
+        self.fuse_micro_batches = fuse_micro_batches;
         self.work = Workspace::with_policies(policies);
         self.decoder.reserve(&mut self.work, rows, labels, keys);
     }
@@ -263,16 +263,16 @@ impl Trainer {
     }
 
     /// The micro-batches that step `step`, from 1, is taken on.
-    pub fn batches_of(&mut self, step: u64) -> Vec<Batch> {
+    pub fn micro_batches(&mut self, step: u64) -> Vec<Batch> {
         let sequence = |&record: &usize| &self.examples[record].sequence;
-        self.feed.step(step).iter().map(|micro| Batch::new(micro.iter().map(sequence))).collect()
+        self.order.step(step).iter().map(|micro| Batch::new(micro.iter().map(sequence))).collect()
     }
 
     /// The mean loss over `sequences` with the adapter as it is now, without dropout.
     ///
     /// # Errors
     /// If no token of them carries a loss, or an id is not of this model.
-    pub fn evaluate(&mut self, sequences: &[LabeledSequence]) -> Result<EvalReport, TrainError> {
+    pub fn evaluate(&mut self, sequences: &[LabeledSequence]) -> Result<EvalMetrics, TrainError> {
         let start = Instant::now();
         let (mut sum, mut tokens) = (0.0, 0);
         for group in evaluation_groups(sequences, |s| s.ids.len(), self.settings.max_length) {
@@ -289,11 +289,11 @@ impl Trainer {
         }
         let loss = sum / tokens as f64;
         let seconds = start.elapsed().as_secs_f64();
-        Ok(EvalReport { loss, perplexity: loss.exp(), tokens: tokens as u64, seconds })
+        Ok(EvalMetrics { loss, perplexity: loss.exp(), tokens: tokens as u64, seconds })
     }
 
     /// Puts an evaluation into the log, at the present step.
-    pub fn log_evaluation(&mut self, report: &EvalReport) {
+    pub fn log_evaluation(&mut self, report: &EvalMetrics) {
         self.state.log_evaluation(report.loss, report.seconds);
     }
 
@@ -311,12 +311,12 @@ impl Trainer {
     }
 
     /// Whether the settings ask for a checkpoint at the present step.
-    pub fn wants_checkpoint(&self) -> bool {
+    pub fn checkpoint_due(&self) -> bool {
         is_multiple(self.state.global_step, self.settings.save_steps)
     }
 
     /// Whether the settings ask for an evaluation at the present step.
-    pub fn wants_evaluation(&self) -> bool {
+    pub fn evaluation_due(&self) -> bool {
         is_multiple(self.state.global_step, self.settings.eval_steps.unwrap_or(0))
     }
 
@@ -356,13 +356,13 @@ impl Trainer {
     }
 
     /// Every step since the run began, across resumptions.
-    pub fn history(&self) -> &[StepReport] {
+    pub fn history(&self) -> &[StepMetrics] {
         &self.history
     }
 
     /// Books a step that was taken.
-    fn account(&mut self, report: StepReport) {
-        let StepReport { step, epoch, grad_norm, learning_rate, .. } = report;
+    fn account(&mut self, report: StepMetrics) {
+        let StepMetrics { step, epoch, grad_norm, learning_rate, .. } = report;
         self.history.push(report);
         let state = &mut self.state;
         (state.global_step, state.epoch) = (step, epoch);

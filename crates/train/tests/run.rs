@@ -8,12 +8,12 @@ use std::path::Path;
 use common::{adapter_bytes, examples, finish, settings, tokens, trainer};
 use danlu_adapter::{TokenIdentity, checkpoints, latest_checkpoint};
 use danlu_model::{LabeledSequence, Tokenizer};
-use danlu_train::{StepReport, TrainError, TrainSettings, latest_whole_checkpoint, sweep_leftovers};
+use danlu_train::{StepMetrics, TrainError, TrainSettings, latest_whole_checkpoint, sweep_leftovers};
 use sha2::{Digest, Sha256};
 
 /// A step without its time, which is the one thing allowed to differ.
-fn timeless(history: &[StepReport]) -> Vec<StepReport> {
-    history.iter().map(|s| StepReport { seconds: 0.0, ..*s }).collect()
+fn timeless(history: &[StepMetrics]) -> Vec<StepMetrics> {
+    history.iter().map(|s| StepMetrics { seconds: 0.0, ..*s }).collect()
 }
 
 #[test]

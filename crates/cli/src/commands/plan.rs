@@ -124,8 +124,8 @@ fn print_table(
             ),
         ),
     ));
-    let (held, mapped) = (display(plan.held), display(plan.weights - plan.held));
-    let note = match plan.held {
+    let (held, mapped) = (display(plan.resident), display(plan.weights - plan.resident));
+    let note = match plan.resident {
         0 => printer
             .pick("映射自文件的页，系统可收回再读", "mapped pages of files, which the system can take back")
             .to_owned(),
@@ -150,8 +150,8 @@ fn print_table(
     );
     row(("工作区", "scratch"), display(scratch.total()), note);
     bytes(
-        ("临时", "passing"),
-        plan.passing,
+        ("临时", "transient"),
+        plan.transient,
         "写检查点，或读分词器的一刻",
         "while a checkpoint is written, or the tokenizer read",
     );

@@ -5,7 +5,7 @@ mod labels;
 
 use std::fmt::Write as _;
 
-use danlu_train::StepReport;
+use danlu_train::StepMetrics;
 use danlu_train::memory::display;
 
 use crate::number_format::{duration, thousands};
@@ -112,7 +112,7 @@ pub fn picture(run: &RunSummary, language: Language) -> String {
     losses(run, language.labels()).file()
 }
 
-fn over(run: &RunSummary, value: fn(&StepReport) -> f64) -> Vec<(f64, f64)> {
+fn over(run: &RunSummary, value: fn(&StepMetrics) -> f64) -> Vec<(f64, f64)> {
     run.steps.iter().map(|s| (s.step as f64, value(s))).collect()
 }
 

@@ -6,7 +6,7 @@ use danlu_adapter::Adapter;
 use danlu_kernels::{CpuOptions, Footprint, Trace};
 use danlu_model::{ActivationPolicy, Decoder, LabeledSequence, ModelConfig, Workspace};
 
-use super::worst_steps::Load;
+use super::worst_steps::WorstSteps;
 use crate::optimizer::Optimizer;
 use crate::{Example, TrainError, TrainSettings, Trainer};
 
@@ -21,7 +21,7 @@ pub struct ReplySize {
 
 /// Bytes of everything that outlives a step, and what the steps add.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub(crate) struct Rehearsed {
+pub(crate) struct DryRunUsage {
     /// Norms, which are widened to f32.
     pub norms: u64,
     pub adapter: u64,
@@ -38,14 +38,14 @@ pub(crate) struct Rehearsed {
 }
 
 /// A trainer over [`Trace`], to be run under one set of policies after the other.
-pub(crate) struct Rehearsal {
+pub(crate) struct DryRun {
     trace: Arc<Trace>,
     trainer: Trainer,
     norms: u64,
     adapter: u64,
 }
 
-impl Rehearsal {
+impl DryRun {
     /// A trainer of this base with these settings, on a CPU with these options.
     pub fn new(config: &ModelConfig, settings: &TrainSettings, cpu: CpuOptions) -> Result<Self, TrainError> {
         let trace = Arc::new(Trace::new(cpu));
@@ -54,42 +54,42 @@ impl Rehearsal {
         let norms = live();
         let adapter = Adapter::init(settings.lora_config(""), config, settings.seed, &*trace)?;
         let adapter_bytes = live() - norms;
-        // The records of a rehearsal are handed over; the record only makes the trainer a valid one.
+        // The records of a dry run are handed over; the record only makes the trainer a valid one.
         let sequence = LabeledSequence { ids: vec![0; 2], trained: vec![true; 2] };
         let examples = vec![Example { sequence, origin: String::new() }];
         let trainer = Trainer::new(decoder, adapter, examples, settings.clone(), String::new())?;
         Ok(Self { trace, trainer, norms, adapter: adapter_bytes })
     }
 
-    /// Evaluation, the steps of `load`, and replies, all as in a real run.
+    /// Evaluation, the steps of `worst`, and replies, all as in a real run.
     pub fn run(
         &mut self,
         policies: Vec<ActivationPolicy>,
-        together: bool,
-        load: &Load<'_>,
+        fuse_micro_batches: bool,
+        worst: &WorstSteps<'_>,
         reply: ReplySize,
-    ) -> Result<Rehearsed, TrainError> {
+    ) -> Result<DryRunUsage, TrainError> {
         self.trainer.release();
         self.trace.restart();
         let state = self.trace.footprint().live - self.norms - self.adapter;
-        self.trainer.reserve(policies, together, (load.rows, load.labels, load.keys));
-        for sequences in load.evaluations() {
+        self.trainer.reserve(policies, fuse_micro_batches, (worst.rows, worst.labels, worst.keys));
+        for sequences in worst.evaluations() {
             if sequences.iter().any(|sequence| sequence.trained_tokens() > 0) {
                 self.trainer.evaluate(&sequences)?;
             }
         }
         let mut step_flops = 0;
-        for micros in load.steps() {
+        for micros in worst.steps() {
             let micros: Vec<Vec<&LabeledSequence>> =
                 micros.iter().map(|micro| micro.iter().collect()).collect();
             let before = self.trace.footprint().flops;
-            self.trainer.rehearse(&micros)?;
+            self.trainer.dry_run(&micros)?;
             step_flops = step_flops.max(self.trace.footprint().flops - before);
         }
         let trained = self.trace.footprint();
         self.trainer.release();
         self.replies(reply)?;
-        Ok(Rehearsed {
+        Ok(DryRunUsage {
             norms: self.norms,
             adapter: self.adapter,
             optimizer: state - self.adapter,

@@ -13,16 +13,16 @@ use danlu_model::ModelConfig;
 use serde::{Deserialize, Serialize};
 
 pub use self::dry_run::ReplySize;
-use self::dry_run::{Rehearsal, Rehearsed};
-pub use self::recompute_ladder::Layers;
-use self::recompute_ladder::Rung;
+use self::dry_run::{DryRun, DryRunUsage};
+pub use self::recompute_ladder::LayerPolicies;
+use self::recompute_ladder::MemoryStrategy;
 pub use self::weights::{WeightBytes, weight_bytes, weight_bytes_of};
-use self::worst_steps::Load;
 pub use self::worst_steps::RecordSize;
+use self::worst_steps::WorstSteps;
 use crate::{TrainError, TrainSettings};
 
 /// Shortest records that a hint proposes.
-const LEAST_LENGTH: usize = 16;
+const MIN_SUGGESTED_LENGTH: usize = 16;
 
 /// What a run is made of, as far as memory depends on it.
 #[derive(Clone, Debug)]
@@ -44,12 +44,12 @@ pub struct PlanInput<'a> {
     /// The weights that a run touches, see [`weight_bytes`].
     pub weights: WeightBytes,
     /// What is in memory before.
-    pub present: Present,
+    pub baseline: BaselineMemory,
 }
 
 /// What a process holds before it opens a base, in bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Present {
+pub struct BaselineMemory {
     /// The program, its stacks, and the code that a run will page in.
     pub program: u64,
     /// The tokenizer.
@@ -68,7 +68,7 @@ pub struct MemoryPlan {
     /// Weights of the base.
     pub weights: u64,
     /// Of these, what was put into 4 bits: the rest is pages of files, which the system can take back.
-    pub held: u64,
+    pub resident: u64,
     /// The adapter's parameters.
     pub adapter: u64,
     /// AdamW's two moments.
@@ -78,9 +78,9 @@ pub struct MemoryPlan {
     /// What passes through the layers, with its gradients.
     pub activations: u64,
     /// Working memory of the kernels.
-    pub scratch: Scratch,
+    pub scratch: ScratchBytes,
     /// What writing a checkpoint, and the replies at the end, take beyond that for a moment.
-    pub passing: u64,
+    pub transient: u64,
     /// The tokenizer.
     pub tokenizer: u64,
     /// Encoded records.
@@ -90,9 +90,9 @@ pub struct MemoryPlan {
     /// All of it: the forecast of the peak.
     pub total: u64,
     /// How many layers keep what.
-    pub layers: Layers,
+    pub layers: LayerPolicies,
     /// Whether small micro-batches go through the model together: faster, to the same bits.
-    pub together: bool,
+    pub fuse_micro_batches: bool,
     /// Tokens of the largest pass, what records begin with alike counted once.
     pub tokens: u64,
     /// Tokens of the largest pass whose records begin alike, each counted.
@@ -106,14 +106,14 @@ pub struct MemoryPlan {
 
 /// What of a run would have to be smaller for it to fit; as flags when displayed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Smaller {
+pub struct SuggestedLimits {
     /// Records of a micro-batch, where that changes.
     pub batch: Option<usize>,
     /// Tokens of the longest record, where that does.
     pub length: Option<usize>,
 }
 
-impl fmt::Display for Smaller {
+impl fmt::Display for SuggestedLimits {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let batch = self.batch.map(|batch| format!("--per-device-train-batch-size {batch}"));
         let length = self.length.map(|length| format!("--max-length {length}"));
@@ -124,7 +124,7 @@ impl fmt::Display for Smaller {
 
 /// Working memory of the kernels, in bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Scratch {
+pub struct ScratchBytes {
     /// Packed operands of products with the base.
     pub products: u64,
     /// The adapter's products.
@@ -137,7 +137,7 @@ pub struct Scratch {
     pub rope: u64,
 }
 
-impl Scratch {
+impl ScratchBytes {
     /// All of it.
     pub fn total(&self) -> u64 {
         self.products + self.low_rank + self.attention + self.head + self.rope
@@ -153,7 +153,7 @@ impl MemoryPlan {
     /// names the largest batch, or the longest records, that would.
     pub fn new(input: &PlanInput<'_>, limit: Option<u64>) -> Result<Self, TrainError> {
         input.settings.validate()?;
-        let ladder = Rung::ladder(input.config.num_hidden_layers);
+        let ladder = MemoryStrategy::ladder(input.config.num_hidden_layers);
         let (first, least) = (ladder[0], ladder[ladder.len() - 1]);
         let mut planner = Planner::new(input, &input.settings)?;
         let everything = planner.plan(first)?;
@@ -166,7 +166,7 @@ impl MemoryPlan {
             let fits = largest_that_fits(input, limit)?;
             return Err(TrainError::Memory { needed: smallest.total, limit, fits });
         }
-        // The first rung that fits, between one that does not and one that does.
+        // The first strategy that fits, between one that does not and one that does.
         let (mut too_large, mut fits, mut plan) = (0, ladder.len() - 1, smallest);
         while fits - too_large > 1 {
             let middle = (too_large + fits) / 2;
@@ -185,11 +185,11 @@ impl MemoryPlan {
 struct Planner<'a> {
     input: &'a PlanInput<'a>,
     settings: &'a TrainSettings,
-    rehearsal: Rehearsal,
+    dry_run: DryRun,
     records: Vec<RecordSize<'a>>,
     held_out: Vec<RecordSize<'a>>,
     /// With micro-batches apart, and together; found when first asked for.
-    loads: [OnceCell<Load<'a>>; 2],
+    worst_steps: [OnceCell<WorstSteps<'a>>; 2],
 }
 
 impl<'a> Planner<'a> {
@@ -200,25 +200,25 @@ impl<'a> Planner<'a> {
         let mut records = cut(&input.records);
         if records.is_empty() {
             let longest = settings.max_length;
-            let full = RecordSize { tokens: longest, trained: longest, beginning: &[] }.cut(longest);
+            let full = RecordSize { tokens: longest, trained: longest, prefix: &[] }.cut(longest);
             let count =
                 settings.per_device_train_batch_size.saturating_mul(settings.gradient_accumulation_steps);
             records = vec![full; count.min(1 << 20)];
         }
-        let rehearsal = Rehearsal::new(&input.config, settings, input.cpu)?;
-        let (held_out, loads) = (cut(&input.held_out), Default::default());
-        Ok(Self { input, settings, rehearsal, records, held_out, loads })
+        let dry_run = DryRun::new(&input.config, settings, input.cpu)?;
+        let (held_out, worst_steps) = (cut(&input.held_out), Default::default());
+        Ok(Self { input, settings, dry_run, records, held_out, worst_steps })
     }
 
-    fn plan(&mut self, rung: Rung) -> Result<MemoryPlan, TrainError> {
-        let PlanInput { weights, present, reply, checkpoints, .. } = *self.input;
-        let Rung { layers, together } = rung;
-        let load = self.loads[usize::from(together)]
-            .get_or_init(|| Load::of(&self.records, &self.held_out, self.settings, together));
-        let rehearsed = self.rehearsal.run(layers.policies(), together, load, reply)?;
-        let Rehearsed { norms, adapter, optimizer, gradients, saving, trained, replies, step_flops } =
-            rehearsed;
-        let scratch = Scratch {
+    fn plan(&mut self, strategy: MemoryStrategy) -> Result<MemoryPlan, TrainError> {
+        let PlanInput { weights, baseline, reply, checkpoints, .. } = *self.input;
+        let MemoryStrategy { layers, fuse_micro_batches } = strategy;
+        let worst = self.worst_steps[usize::from(fuse_micro_batches)]
+            .get_or_init(|| WorstSteps::of(&self.records, &self.held_out, self.settings, fuse_micro_batches));
+        let usage = self.dry_run.run(layers.policies(), fuse_micro_batches, worst, reply)?;
+        let DryRunUsage { norms, adapter, optimizer, gradients, saving, trained, replies, step_flops } =
+            usage;
+        let scratch = ScratchBytes {
             products: trained.scratch.products,
             low_rank: trained.scratch.low_rank,
             attention: trained.scratch.attention,
@@ -226,52 +226,52 @@ impl<'a> Planner<'a> {
             rope: trained.scratch.rope,
         };
         let activations = trained.peak - scratch.total() - norms - adapter - optimizer - gradients;
-        let Present { program, tokenizer, data, peak, copied } = present;
-        let passing = replies.max(if checkpoints { saving.max(copied) } else { 0 });
-        let sum = weights.total() + trained.peak + passing + program + tokenizer + data;
+        let BaselineMemory { program, tokenizer, data, peak, copied } = baseline;
+        let transient = replies.max(if checkpoints { saving.max(copied) } else { 0 });
+        let sum = weights.total() + trained.peak + transient + program + tokenizer + data;
         // Before anything else there is the base, and what it is made from.
-        let loading = weights.held + weights.loading + norms + program + tokenizer + data;
-        let peak = peak.max(if weights.held > 0 { loading } else { 0 });
+        let loading = weights.resident + weights.loading + norms + program + tokenizer + data;
+        let peak = peak.max(if weights.resident > 0 { loading } else { 0 });
         Ok(MemoryPlan {
             weights: weights.total(),
-            held: weights.held,
+            resident: weights.resident,
             adapter,
             optimizer,
             gradients,
             activations,
             scratch,
             // A base so small that reading the tokenizer was the peak, or putting it into 4 bits.
-            passing: passing + peak.saturating_sub(sum),
+            transient: transient + peak.saturating_sub(sum),
             tokenizer,
             data,
             program: program + norms,
             total: sum.max(peak),
             layers,
-            together,
-            tokens: load.rows as u64,
-            sharing_tokens: load.keys as u64,
-            trained_tokens: load.labels as u64,
+            fuse_micro_batches,
+            tokens: worst.rows as u64,
+            sharing_tokens: worst.keys as u64,
+            trained_tokens: worst.labels as u64,
             step_flops,
         })
     }
 }
 
 /// The largest batch that fits, or with the smallest batch the longest records.
-fn largest_that_fits(input: &PlanInput<'_>, limit: u64) -> Result<Option<Smaller>, TrainError> {
+fn largest_that_fits(input: &PlanInput<'_>, limit: u64) -> Result<Option<SuggestedLimits>, TrainError> {
     let least = |settings: &TrainSettings| {
-        let ladder = Rung::ladder(input.config.num_hidden_layers);
+        let ladder = MemoryStrategy::ladder(input.config.num_hidden_layers);
         let plan = Planner::new(input, settings)?.plan(ladder[ladder.len() - 1])?;
         Ok::<_, TrainError>(plan.total <= limit)
     };
     let asked = input.settings.per_device_train_batch_size;
     let batch = |size| TrainSettings { per_device_train_batch_size: size, ..input.settings.clone() };
     if let Some(size) = largest(1, asked, |size| least(&batch(size)))? {
-        return Ok(Some(Smaller { batch: Some(size), length: None }));
+        return Ok(Some(SuggestedLimits { batch: Some(size), length: None }));
     }
     let most = input.settings.max_length;
     let cut = |max_length| TrainSettings { max_length, ..batch(1) };
-    let length = largest(LEAST_LENGTH.min(most), most, |length| least(&cut(length)))?;
-    Ok(length.map(|length| Smaller { batch: (asked != 1).then_some(1), length: Some(length) }))
+    let length = largest(MIN_SUGGESTED_LENGTH.min(most), most, |length| least(&cut(length)))?;
+    Ok(length.map(|length| SuggestedLimits { batch: (asked != 1).then_some(1), length: Some(length) }))
 }
 
 /// The largest of `from .. to` for which `fits` holds, which holds for small values if for any.

@@ -5,14 +5,14 @@ use serde::{Deserialize, Serialize};
 
 /// How many layers keep what, the lowest ones least.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Layers {
+pub struct LayerPolicies {
     /// Layers that keep their input alone.
     pub recompute: usize,
     /// Layers that drop what is cheap to make again.
     pub keep_some: usize,
 }
 
-impl Layers {
+impl LayerPolicies {
     /// The policy of each layer, from the lowest.
     pub fn policies(&self) -> Vec<ActivationPolicy> {
         let Self { recompute, keep_some } = *self;
@@ -32,17 +32,21 @@ impl Layers {
 
 /// One way to run a step: none changes a result.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Rung {
-    pub layers: Layers,
+pub(crate) struct MemoryStrategy {
+    pub layers: LayerPolicies,
     /// Whether small micro-batches go through the model together.
-    pub together: bool,
+    pub fuse_micro_batches: bool,
 }
 
-impl Rung {
+impl MemoryStrategy {
     /// Every way worth trying on `count` layers, the fastest first and each smaller than the one before. Micro-batches
     /// go apart before anything is computed twice.
     pub fn ladder(count: usize) -> Vec<Self> {
-        let rung = |together| move |layers| Self { layers, together };
-        Layers::ladder(count).take(1).map(rung(true)).chain(Layers::ladder(count).map(rung(false))).collect()
+        let strategy = |fuse_micro_batches| move |layers| Self { layers, fuse_micro_batches };
+        LayerPolicies::ladder(count)
+            .take(1)
+            .map(strategy(true))
+            .chain(LayerPolicies::ladder(count).map(strategy(false)))
+            .collect()
     }
 }

@@ -13,13 +13,24 @@ fn input(batch: usize) -> PlanInput<'static> {
         reply: ReplySize::default(),
         checkpoints: true,
         weights: WeightBytes { mapped: 16_000_000, ..WeightBytes::default() },
-        present: Present { program: 5_000_000, tokenizer: 7_000_000, data: 1_000_000, ..Present::default() },
+        baseline: BaselineMemory {
+            program: 5_000_000,
+            tokenizer: 7_000_000,
+            data: 1_000_000,
+            ..BaselineMemory::default()
+        },
     }
 }
 
 fn sum(plan: &MemoryPlan) -> u64 {
     let state = plan.weights + plan.adapter + plan.optimizer + plan.gradients;
-    state + plan.activations + plan.scratch.total() + plan.passing + plan.tokenizer + plan.data + plan.program
+    state
+        + plan.activations
+        + plan.scratch.total()
+        + plan.transient
+        + plan.tokenizer
+        + plan.data
+        + plan.program
 }
 
 #[test]
@@ -29,7 +40,7 @@ fn the_parts_add_up_and_the_adapters_state_is_known_in_advance() {
     // 299,008 parameters of rank 8 on all projections, as PEFT counts them.
     assert_eq!((plan.adapter, plan.gradients, plan.optimizer), (1_196_032, 1_196_032, 2_392_064));
     assert_eq!((plan.tokens, plan.trained_tokens), (768, 766));
-    assert_eq!(plan.layers, Layers { recompute: 0, keep_some: 8 });
+    assert_eq!(plan.layers, LayerPolicies { recompute: 0, keep_some: 8 });
 }
 
 #[test]
@@ -38,25 +49,25 @@ fn a_tighter_limit_keeps_less_and_what_fits_keeps_as_much_as_it_can() {
     // Micro-batches that are small enough to run together.
     input.settings.max_length = 30;
     let everything = MemoryPlan::new(&input, None).unwrap();
-    assert!(everything.together);
-    let ladder = Rung::ladder(8);
+    assert!(everything.fuse_micro_batches);
+    let ladder = MemoryStrategy::ladder(8);
     let mut planner = Planner::new(&input, &input.settings).unwrap();
-    let totals: Vec<u64> = ladder.iter().map(|&rung| planner.plan(rung).unwrap().total).collect();
+    let totals: Vec<u64> = ladder.iter().map(|&strategy| planner.plan(strategy).unwrap().total).collect();
     assert_eq!(totals[0], everything.total);
     assert!(totals.windows(2).all(|w| w[1] < w[0]), "{totals:?}");
-    for (rung, &total) in totals.iter().enumerate() {
+    for (strategy, &total) in totals.iter().enumerate() {
         let plan = MemoryPlan::new(&input, Some(total)).unwrap();
-        let Rung { layers, together } = ladder[rung];
-        assert_eq!((plan.layers, plan.together, plan.total), (layers, together, total));
+        let MemoryStrategy { layers, fuse_micro_batches } = ladder[strategy];
+        assert_eq!((plan.layers, plan.fuse_micro_batches, plan.total), (layers, fuse_micro_batches, total));
         let plan = MemoryPlan::new(&input, Some(total + 1)).unwrap();
-        assert_eq!((plan.layers, plan.together), (layers, together));
+        assert_eq!((plan.layers, plan.fuse_micro_batches), (layers, fuse_micro_batches));
     }
 }
 
 #[test]
 fn what_cannot_fit_is_refused_with_the_largest_setting_that_would() {
     let input = input(8);
-    let ladder = Rung::ladder(8);
+    let ladder = MemoryStrategy::ladder(8);
     let least = |settings: &TrainSettings| {
         Planner::new(&input, settings).unwrap().plan(*ladder.last().unwrap()).unwrap().total
     };
@@ -81,7 +92,7 @@ fn what_cannot_fit_is_refused_with_the_largest_setting_that_would() {
 #[test]
 fn reading_a_tokenizer_may_be_the_peak() {
     let mut input = input(1);
-    input.present.peak = 10_000_000_000;
+    input.baseline.peak = 10_000_000_000;
     let plan = MemoryPlan::new(&input, None).unwrap();
     assert_eq!((plan.total, sum(&plan)), (10_000_000_000, 10_000_000_000));
 }

@@ -19,7 +19,7 @@ pub struct WeightBytes {
     /// Pages of files, which the system can take back and read again.
     pub mapped: u64,
     /// What no file stands behind: weights that were put into 4 bits.
-    pub held: u64,
+    pub resident: u64,
     /// What putting them there takes beyond that, for a moment.
     pub loading: u64,
 }
@@ -27,7 +27,7 @@ pub struct WeightBytes {
 impl WeightBytes {
     /// What a run keeps.
     pub fn total(&self) -> u64 {
-        self.mapped + self.held
+        self.mapped + self.resident
     }
 }
 
@@ -69,12 +69,12 @@ pub fn weight_bytes_of(
         (None, Some(&elements), Some(quantization)) => quantization.bytes(elements) as usize,
         (None, ..) => shape.iter().product::<usize>() * dtype.size(),
     };
-    let (mut all, mut held, mut largest) = (0, 0, 0);
+    let (mut all, mut resident, mut largest) = (0, 0, 0);
     for (name, shape) in config.tensors() {
         match (quantization, projections.get(&name)) {
             (Some((quantization, threads)), Some(&elements)) => {
                 let stored = bytes_of(&name, &shape) as u64;
-                held += quantization.bytes(elements);
+                resident += quantization.bytes(elements);
                 largest = largest.max(stored + quantization.passing_bytes(elements, threads));
             }
             _ => all += bytes_of(&name, &shape),
@@ -86,7 +86,7 @@ pub fn weight_bytes_of(
         Some(ids) if !config.tie_word_embeddings => table - touched(table, rows, ids),
         _ => 0,
     };
-    WeightBytes { mapped: (all - untouched) as u64, held, loading: largest }
+    WeightBytes { mapped: (all - untouched) as u64, resident, loading: largest }
 }
 
 /// Bytes of a table of `rows` rows that come into memory when those of `ids` are read.

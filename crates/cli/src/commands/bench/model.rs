@@ -162,10 +162,10 @@ impl Model {
             Self::Folder(folder) => return Ok(weight_bytes(folder, config, quantization, None)?),
             Self::Shape(_, keep) => keep,
         };
-        let WeightBytes { mapped, held, loading } = weight_bytes_of(None, config, quantization, None);
+        let WeightBytes { mapped, resident, loading } = weight_bytes_of(None, config, quantization, None);
         Ok(match keep {
-            Some(_) => WeightBytes { mapped, held, loading },
-            None => WeightBytes { mapped: 0, held: mapped + held, loading },
+            Some(_) => WeightBytes { mapped, resident, loading },
+            None => WeightBytes { mapped: 0, resident: mapped + resident, loading },
         })
     }
 

@@ -6,7 +6,9 @@ use std::str::FromStr;
 use clap::Args;
 use danlu_adapter::{Adapter, targets};
 use danlu_model::{LabeledSequence, ModelConfig, Tokenizer};
-use danlu_train::{Example, PlanInput, RecordSize, ReplySize, Smaller, StepReport, TrainSettings, Trainer};
+use danlu_train::{
+    Example, PlanInput, RecordSize, ReplySize, StepMetrics, SuggestedLimits, TrainSettings, Trainer,
+};
 
 use super::batch::Batch;
 use super::flops::Span;
@@ -80,7 +82,7 @@ enum Examples {
 
 /// A step that was measured.
 struct Step {
-    report: StepReport,
+    report: StepMetrics,
     flops: f64,
 }
 
@@ -122,7 +124,7 @@ pub fn run(args: &TrainBenchArgs, printer: &Printer) -> Result<()> {
     let mut trainer = Trainer::new(decoder, adapter, examples, job.settings, String::new())?;
     forecast.reserve(&mut trainer);
     let steps = runs.measure(printer, |i| {
-        let batches = trainer.batches_of(i + 1);
+        let batches = trainer.micro_batches(i + 1);
         let segments = batches.iter().flat_map(|batch| &batch.segments);
         let spans: Vec<Span> = segments.map(|s| Span { new: s.q_len, all: s.kv_len }).collect();
         let labels = batches.iter().map(|batch| batch.trained_tokens()).sum();
@@ -195,7 +197,7 @@ fn job(
         return Err(Diagnostic::input(text).with_hint("lower `--batch` or `--gradient-accumulation-steps`"));
     };
     // One pass over them is one step; the first token of a sequence has no loss.
-    let random = vec![RecordSize { tokens, trained: tokens - 1, beginning: &[] }; all];
+    let random = vec![RecordSize { tokens, trained: tokens - 1, prefix: &[] }; all];
     let words = (
         format!("{sequences} × {tokens} 个随机词元，全部计损失"),
         format!("{sequences} × {tokens} random tokens, all with a loss"),
@@ -280,9 +282,9 @@ fn forecast(
         reply: ReplySize::default(),
         checkpoints: false,
         weights: model.weight_bytes(config, quantization)?,
-        present: forecast::present(),
+        baseline: forecast::present(),
     };
-    let flags = |smaller: Smaller| match &job.examples {
+    let flags = |smaller: SuggestedLimits| match &job.examples {
         Examples::Random(_) => {
             let sequences = smaller.batch.unwrap_or(job.settings.per_device_train_batch_size);
             format!("--batch {sequences}x{}", smaller.length.unwrap_or(job.settings.max_length))

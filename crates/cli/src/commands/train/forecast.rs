@@ -5,8 +5,8 @@ use danlu_model::{ModelConfig, Tokenizer};
 use danlu_report::MemoryUse;
 use danlu_train::memory::{self, display};
 use danlu_train::{
-    Layers, MemoryPlan, PlanInput, Present, RecordSize, ReplySize, Smaller, TrainError, Trainer, WeightBytes,
-    weight_bytes,
+    BaselineMemory, LayerPolicies, MemoryPlan, PlanInput, RecordSize, ReplySize, SuggestedLimits, TrainError,
+    Trainer, WeightBytes, weight_bytes,
 };
 
 use super::REPLY_TOKENS;
@@ -55,20 +55,20 @@ impl MemoryBaseline {
     }
 
     /// What there is; a tokenizer that was not loaded is estimated by its vocabulary.
-    fn present(&self, vocab_size: usize) -> Present {
+    fn present(&self, vocab_size: usize) -> BaselineMemory {
         let program = self.start.unwrap_or(PROGRAM);
         let estimate = TOKENIZER_BASE + TOKENIZER_BYTES_PER_TOKEN * vocab_size as u64;
         let tokenizer = self.tokenizer.map_or(estimate, |now| now.saturating_sub(program));
         let data = self.data.map_or(0, |now| now.saturating_sub(program + tokenizer));
         let peak = memory::peak().unwrap_or(0);
-        Present { program: program + GROWTH, tokenizer, data, peak, copied: self.copied }
+        BaselineMemory { program: program + GROWTH, tokenizer, data, peak, copied: self.copied }
     }
 }
 
 /// What there is where nothing more is told apart.
-pub fn present() -> Present {
+pub fn present() -> BaselineMemory {
     let (program, peak) = (in_use().unwrap_or(PROGRAM) + GROWTH, memory::peak().unwrap_or(0));
-    Present { program, peak, ..Present::default() }
+    BaselineMemory { program, peak, ..BaselineMemory::default() }
 }
 
 /// Bytes in memory, without the heap that is free.
@@ -105,7 +105,7 @@ impl Forecast {
         })
     }
 
-    /// Plans what takes this `input`; `flags` say how what is `Smaller` would be asked for.
+    /// Plans what takes this `input`; `flags` say how what is `SuggestedLimits` would be asked for.
     ///
     /// Without a limit, no layer recomputes if that fits into the memory that is available; otherwise the planner chooses.
     ///
@@ -114,7 +114,7 @@ impl Forecast {
     pub fn with_input(
         input: &PlanInput<'_>,
         limit: Option<u64>,
-        flags: &dyn Fn(Smaller) -> String,
+        flags: &dyn Fn(SuggestedLimits) -> String,
     ) -> Result<Self> {
         let here = memory::resident().unwrap_or(0);
         let available = memory::available().map(|free| free + here);
@@ -145,7 +145,7 @@ impl Forecast {
     pub fn reserve(&self, trainer: &mut Trainer) {
         let plan = &self.plan;
         let room = (plan.tokens as usize, plan.trained_tokens as usize, plan.sharing_tokens as usize);
-        trainer.reserve(plan.layers.policies(), plan.together, room);
+        trainer.reserve(plan.layers.policies(), plan.fuse_micro_batches, room);
     }
 
     /// The plan in two lines.
@@ -173,7 +173,7 @@ impl Forecast {
     pub fn peak(&self, printer: &Printer) -> String {
         let plan = &self.plan;
         let state = plan.adapter + plan.optimizer + plan.gradients;
-        let rest = plan.tokenizer + plan.data + plan.program + plan.passing;
+        let rest = plan.tokenizer + plan.data + plan.program + plan.transient;
         let [total, weights, state, activations, scratch, rest] =
             [plan.total, plan.weights, state, plan.activations, plan.scratch.total(), rest].map(display);
         let most = self.bound(printer);
@@ -205,7 +205,7 @@ impl Forecast {
 }
 
 /// More than there may be by a limit that was `given`, or than there is, with what would fit.
-fn refused(error: TrainError, given: bool, flags: &dyn Fn(Smaller) -> String) -> Diagnostic {
+fn refused(error: TrainError, given: bool, flags: &dyn Fn(SuggestedLimits) -> String) -> Diagnostic {
     match error {
         TrainError::Memory { needed, limit, fits } if !given => {
             let (needed, available) = (display(needed), display(limit));
@@ -238,7 +238,7 @@ fn beyond_space(needed: u64, space: u64, fits: Option<String>) -> Diagnostic {
 /// What layers keep, in words, and what else was given up for room.
 pub fn layers(plan: &MemoryPlan, printer: &Printer) -> String {
     let kept = kept(&plan.layers, printer);
-    match plan.together {
+    match plan.fuse_micro_batches {
         true => kept,
         false => {
             printer.pick(format!("{kept}；微批逐个进行"), format!("{kept}; micro-batches run one by one"))
@@ -246,8 +246,8 @@ pub fn layers(plan: &MemoryPlan, printer: &Printer) -> String {
     }
 }
 
-fn kept(layers: &Layers, printer: &Printer) -> String {
-    let Layers { recompute, keep_some } = *layers;
+fn kept(layers: &LayerPolicies, printer: &Printer) -> String {
+    let LayerPolicies { recompute, keep_some } = *layers;
     if recompute == 0 {
         return printer.pick(
             format!("{keep_some} 层都保留激活：只重算归一化与激活函数"),
@@ -291,7 +291,7 @@ fn input<'a>(
         reply: ReplySize::default(),
         checkpoints: true,
         weights: WeightBytes::default(),
-        present: baseline.present(config.vocab_size),
+        baseline: baseline.present(config.vocab_size),
     };
     let Some((data, tokenizer, questions)) = data else {
         input.weights = weight_bytes(&run.base, config, quantization, None)?;

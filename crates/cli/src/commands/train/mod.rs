@@ -17,7 +17,7 @@ use danlu_model::{
 };
 use danlu_report::card::{self, Card};
 use danlu_report::{DataSummary, MemoryUse, Reply, RunSummary};
-use danlu_train::{TrainError, Trainer, check_base_is_finite, latest_whole_checkpoint};
+use danlu_train::{TrainError, Trainer, check_finite_weights, latest_whole_checkpoint};
 
 use crate::args::compute::check_context;
 use crate::commands::base_identity::base_identity;
@@ -290,10 +290,10 @@ fn take_steps(
     while !trainer.is_finished() && !interrupt::requested() {
         let step = trainer.step().map_err(|error| with_cause(run, error))?;
         progress.step(&step);
-        if trainer.wants_evaluation() || trainer.is_finished() {
+        if trainer.evaluation_due() || trainer.is_finished() {
             evaluate(trainer, held_out, printer)?;
         }
-        if trainer.wants_checkpoint() {
+        if trainer.checkpoint_due() {
             output::save(run, trainer, tokens)?;
             saved = Some(trainer.global_step());
         }
@@ -330,7 +330,7 @@ fn with_cause(run: &RunConfig, error: TrainError) -> Diagnostic {
     if !matches!(error, TrainError::NonFinite { .. }) {
         return error.into();
     }
-    if let Err(cause @ TrainError::BaseNotFinite { .. }) = check_base_is_finite(&run.base) {
+    if let Err(cause @ TrainError::BaseNotFinite { .. }) = check_finite_weights(&run.base) {
         return Diagnostic::from(cause).with_details(vec![error.to_string()]);
     }
     let hint = error.hint().unwrap_or_default();

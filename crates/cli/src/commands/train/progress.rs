@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 
-use danlu_train::StepReport;
+use danlu_train::StepMetrics;
 
 use crate::chart::{self, Series, Size};
 use crate::printer::Printer;
@@ -20,7 +20,7 @@ pub struct Progress<'a> {
     printer: &'a Printer,
     total: u64,
     logging_steps: u64,
-    recent: VecDeque<StepReport>,
+    recent: VecDeque<StepMetrics>,
     /// Losses since the last line of the log, whose mean the next one shows, as `trainer_state.json` does.
     losses: Vec<f64>,
     estimated: bool,
@@ -33,7 +33,7 @@ impl<'a> Progress<'a> {
     }
 
     /// A step is done.
-    pub fn step(&mut self, step: &StepReport) {
+    pub fn step(&mut self, step: &StepMetrics) {
         if self.recent.len() == WINDOW {
             self.recent.pop_front();
         }
@@ -59,7 +59,7 @@ impl<'a> Progress<'a> {
         seconds / self.recent.len().max(1) as f64 * (self.total - step) as f64
     }
 
-    fn line(&self, step: &StepReport) -> String {
+    fn line(&self, step: &StepMetrics) -> String {
         let seconds: f64 = self.recent.iter().map(|s| s.seconds).sum();
         let tokens: u64 = self.recent.iter().map(|s| s.tokens).sum();
         let speed = tokens as f64 / seconds.max(1e-9);
@@ -75,7 +75,7 @@ impl<'a> Progress<'a> {
 }
 
 /// The loss of a run drawn under a heading; nothing where there are too few steps to see a curve.
-pub fn draw_loss(printer: &Printer, steps: &[StepReport], evaluations: &[(u64, f64)]) {
+pub fn draw_loss(printer: &Printer, steps: &[StepMetrics], evaluations: &[(u64, f64)]) {
     if steps.len() < 4 {
         return;
     }
@@ -98,13 +98,13 @@ pub fn draw_loss(printer: &Printer, steps: &[StepReport], evaluations: &[(u64, f
 }
 
 /// Means over windows of a fortieth of the run: single steps jump with their records.
-fn smooth(steps: &[StepReport]) -> Vec<(f64, f64)> {
+fn smooth(steps: &[StepMetrics]) -> Vec<(f64, f64)> {
     let window = steps.len().div_ceil(40);
     steps
         .chunks(window)
         .map(|chunk| {
             let mean =
-                |value: fn(&StepReport) -> f64| chunk.iter().map(value).sum::<f64>() / chunk.len() as f64;
+                |value: fn(&StepMetrics) -> f64| chunk.iter().map(value).sum::<f64>() / chunk.len() as f64;
             (mean(|s| s.step as f64).round(), mean(|s| s.loss))
         })
         .collect()

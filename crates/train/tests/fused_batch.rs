@@ -11,20 +11,25 @@ use danlu_model::Decoder;
 use danlu_train::{TrainSettings, Trainer};
 
 /// Losses, gradient norms and the adapter after an epoch.
-fn run(isa: Isa, dtype: DType, settings: &TrainSettings, together: bool) -> (Vec<(f64, f64)>, Vec<u8>) {
+fn run(
+    isa: Isa,
+    dtype: DType,
+    settings: &TrainSettings,
+    fuse_micro_batches: bool,
+) -> (Vec<(f64, f64)>, Vec<u8>) {
     let backend = Arc::new(Cpu::new(CpuOptions { threads: Some(2), isa: Some(isa), dtype }));
     let decoder = Arc::new(Decoder::load(&base_8m(), backend.clone()).unwrap());
     let config = settings.lora_config("base-8m");
     let adapter = Adapter::init(config, decoder.config(), settings.seed, &*backend).unwrap();
     let mut trainer = Trainer::new(decoder, adapter, examples(6), settings.clone(), String::new()).unwrap();
-    trainer.reserve(Vec::new(), together, (0, 0, 0));
+    trainer.reserve(Vec::new(), fuse_micro_batches, (0, 0, 0));
     finish(&mut trainer);
     let history = trainer.history().iter().map(|step| (step.loss, step.grad_norm)).collect();
     (history, adapter_bytes(&trainer))
 }
 
 #[test]
-fn micro_batches_together_change_no_bit() {
+fn fused_micro_batches_change_no_bit() {
     for isa in Isa::ALL.into_iter().filter(|isa| isa.is_supported()) {
         for dtype in [DType::F32, DType::Bf16] {
             for (size, dropout) in [(1, 0.1), (2, 0.1), (2, 0.0)] {
@@ -34,8 +39,9 @@ fn micro_batches_together_change_no_bit() {
                     lora_dropout: dropout,
                     ..settings()
                 };
-                let [apart, together] = [false, true].map(|together| run(isa, dtype, &settings, together));
-                assert_eq!(apart, together, "{isa} {dtype:?}, {size} records a micro-batch");
+                let [apart, fused] =
+                    [false, true].map(|fuse_micro_batches| run(isa, dtype, &settings, fuse_micro_batches));
+                assert_eq!(apart, fused, "{isa} {dtype:?}, {size} records a micro-batch");
             }
         }
     }
