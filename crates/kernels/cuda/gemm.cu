@@ -44,8 +44,9 @@ __device__ __forceinline__ void load_tile(T* to, const T* from, int ld, int row0
     }
 }
 
-template <typename T, bool NT, bool WIDE>
-__device__ void gemm_half(T* __restrict__ out, const T* __restrict__ x, const T* __restrict__ w, const T* add, int m,
+// `O` is the type of the result: T, or f32 for logits.
+template <typename T, typename O, bool NT, bool WIDE>
+__device__ void gemm_half(O* __restrict__ out, const T* __restrict__ x, const T* __restrict__ w, const O* add, int m,
                           int n, int k, int ld_out, int ld_x, int ld_w, int ld_add, float beta) {
     using X = Tile<TILE_M, TILE_K>;
     using W = Tile<NT ? TILE_N : TILE_K, NT ? TILE_K : TILE_N>;
@@ -120,7 +121,7 @@ __device__ void gemm_half(T* __restrict__ out, const T* __restrict__ x, const T*
                     if (col + e >= n) continue;
                     float value = sums[i][j][half * 2 + e];
                     if (beta != 0) value += beta * to_float(add[(i64)row * ld_add + col + e]);
-                    out[(i64)row * ld_out + col + e] = from_float<T>(value);
+                    out[(i64)row * ld_out + col + e] = from_float<O>(value);
                 }
             }
         }
@@ -173,18 +174,20 @@ __device__ void gemm_exact(float* __restrict__ out, const float* __restrict__ x,
 
 }  // namespace
 
-#define PARAMETERS(T) \
-    T *out, const T *x, const T *w, const T *add, int m, int n, int k, int ld_out, int ld_x, int ld_w, int ld_add, \
+#define PARAMETERS(T, O) \
+    O *out, const T *x, const T *w, const O *add, int m, int n, int k, int ld_out, int ld_x, int ld_w, int ld_add, \
         float beta
 #define ARGUMENTS out, x, w, add, m, n, k, ld_out, ld_x, ld_w, ld_add, beta
+#define KERNEL extern "C" __global__ void __launch_bounds__(256)
 
-// `_any` takes any width and alignment; the others rows of whole 16-byte vectors.
-#define GEMM(T)                                                                                                      \
-    extern "C" __global__ void __launch_bounds__(256) gemm_nt_##T(PARAMETERS(T)) { gemm_half<T, true, true>(ARGUMENTS); } \
-    extern "C" __global__ void __launch_bounds__(256) gemm_nn_##T(PARAMETERS(T)) { gemm_half<T, false, true>(ARGUMENTS); } \
-    extern "C" __global__ void __launch_bounds__(256) gemm_nt_any_##T(PARAMETERS(T)) { gemm_half<T, true, false>(ARGUMENTS); } \
-    extern "C" __global__ void __launch_bounds__(256) gemm_nn_any_##T(PARAMETERS(T)) { gemm_half<T, false, false>(ARGUMENTS); }
+// `_any` takes any width and alignment; the others rows of whole 16-byte vectors. `_exact` writes f32.
+#define GEMM(T)                                                                                      \
+    KERNEL gemm_nt_##T(PARAMETERS(T, T)) { gemm_half<T, T, true, true>(ARGUMENTS); }                 \
+    KERNEL gemm_nn_##T(PARAMETERS(T, T)) { gemm_half<T, T, false, true>(ARGUMENTS); }                \
+    KERNEL gemm_nt_any_##T(PARAMETERS(T, T)) { gemm_half<T, T, true, false>(ARGUMENTS); }            \
+    KERNEL gemm_nn_any_##T(PARAMETERS(T, T)) { gemm_half<T, T, false, false>(ARGUMENTS); }           \
+    KERNEL gemm_nt_exact_##T(PARAMETERS(T, float)) { gemm_half<T, float, true, false>(ARGUMENTS); }
 FOR_HALF_TYPES(GEMM)
 
-extern "C" __global__ void __launch_bounds__(256) gemm_nt_f32(PARAMETERS(float)) { gemm_exact<true>(ARGUMENTS); }
-extern "C" __global__ void __launch_bounds__(256) gemm_nn_f32(PARAMETERS(float)) { gemm_exact<false>(ARGUMENTS); }
+KERNEL gemm_nt_f32(PARAMETERS(float, float)) { gemm_exact<true>(ARGUMENTS); }
+KERNEL gemm_nn_f32(PARAMETERS(float, float)) { gemm_exact<false>(ARGUMENTS); }

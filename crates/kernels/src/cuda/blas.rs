@@ -95,6 +95,8 @@ pub(super) struct ProductShape {
     pub inputs: usize,
     /// Whether something of the shape of `to` is added.
     pub adds: bool,
+    /// Whether the result is f32 whatever the operands are.
+    pub exact: bool,
 }
 
 /// Where a product's operands stand; `add` is `to` where the product is added to what stands there.
@@ -229,7 +231,8 @@ impl Blas {
         check("cublasLtMatmulDescSetAttribute", result)?;
         // The library counts along columns, so a row-major matrix is its own transpose there.
         let weight = self.layout(dtype, inputs, outputs)?;
-        let (from, to) = (self.layout(dtype, depth, rows)?, self.layout(dtype, width, rows)?);
+        let result = if shape.exact { DType::F32 } else { dtype };
+        let (from, to) = (self.layout(dtype, depth, rows)?, self.layout(result, width, rows)?);
         let mut plan = Plan { description, weight, from, to, heuristic: Heuristic::default() };
         plan.heuristic = self.first_heuristic(&plan, rows)?;
         Ok(plan)

@@ -61,7 +61,7 @@ impl Products {
 }
 
 fn own_product(device: &Device, shape: ProductShape, operands: ProductOperands) {
-    let ProductShape { direction, dtype, rows, outputs, inputs, adds } = shape;
+    let ProductShape { direction, dtype, rows, outputs, inputs, adds, exact } = shape;
     let ProductOperands { to, from, weight, add } = operands;
     let (width, depth) = shape.width_and_depth();
     let (tile, shared) = match dtype {
@@ -72,6 +72,7 @@ fn own_product(device: &Device, shape: ProductShape, operands: ProductOperands) 
     let wide = outputs.is_multiple_of(8) && inputs.is_multiple_of(8);
     let aligned = [from, weight].iter().all(|p| p.0.is_multiple_of(16));
     let name = match (direction, dtype == DType::F32 || wide && aligned) {
+        (Direction::Forward, _) if exact && dtype != DType::F32 => "gemm_nt_exact",
         (Direction::Forward, true) => "gemm_nt",
         (Direction::Backward, true) => "gemm_nn",
         (Direction::Forward, false) => "gemm_nt_any",

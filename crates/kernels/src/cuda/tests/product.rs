@@ -41,7 +41,7 @@ fn check_all(products: &Products, device: &Arc<Device>) {
         {
             for direction in [Direction::Forward, Direction::Backward] {
                 for adds in [false, true] {
-                    let shape = ProductShape { direction, dtype, rows, outputs, inputs, adds };
+                    let shape = ProductShape { direction, dtype, rows, outputs, inputs, adds, exact: false };
                     check(device, products, shape, &mut stream);
                 }
             }
@@ -70,7 +70,7 @@ fn repeated_products_give_the_same_bytes() {
     let (dtype, rows, outputs, inputs) = (DType::Bf16, 96, 512, 1024);
     for products in [Products::own(), Products::open(&device).unwrap()] {
         for direction in [Direction::Forward, Direction::Backward] {
-            let shape = ProductShape { direction, dtype, rows, outputs, inputs, adds: false };
+            let shape = ProductShape { direction, dtype, rows, outputs, inputs, adds: false, exact: false };
             let (width, depth) = shape.width_and_depth();
             let weight = Values::new(&device, dtype, &rounded(&mut stream, dtype, outputs * inputs));
             let from = Values::new(&device, dtype, &rounded(&mut stream, dtype, rows * depth));
