@@ -4,6 +4,7 @@ use std::fs;
 use std::path::Path;
 
 use clap::Args;
+use danlu_kernels::cuda::{CudaError, LibraryFile, Survey, survey};
 use danlu_kernels::{DType, Isa};
 use danlu_model::files;
 
@@ -59,6 +60,9 @@ pub fn run(args: &DoctorArgs, printer: &Printer) -> Result<()> {
     for (dtype, name) in [(DType::F32, "--dtype f32"), (DType::Bf16, "--dtype bf16")] {
         row((name, name), printer.backend(&args.compute.backend(dtype)?.name()));
     }
+    for (name, value) in gpu(printer) {
+        row(name, value);
+    }
     if let Some((total, free)) = memory::machine() {
         let (total, free) = (terminal_text::bytes(total), terminal_text::bytes(free));
         row(
@@ -85,6 +89,41 @@ pub fn run(args: &DoctorArgs, printer: &Printer) -> Result<()> {
         },
     );
     Ok(())
+}
+
+/// Driver, devices and cuBLASLt: a name in both languages and a value for each.
+fn gpu(printer: &Printer) -> Vec<((&'static str, &'static str), String)> {
+    let survey = match survey() {
+        Ok(survey) => survey,
+        Err(error @ CudaError::NoDriver) => {
+            let none = printer.pick(format!("无（{error}）"), format!("none: {error}"));
+            return vec![(("NVIDIA GPU", "NVIDIA GPU"), none)];
+        }
+        Err(error) => return vec![(("NVIDIA GPU", "NVIDIA GPU"), format!("{error}; {}", error.hint()))],
+    };
+    let version = |file: &LibraryFile, major: usize| {
+        format!("{}.{}, {}", file.version / major, file.version % major / (major / 100), file.path.display())
+    };
+    let mut rows = vec![(("CUDA 驱动", "CUDA driver"), version(&survey.driver, 1000))];
+    for (info, free) in &survey.devices {
+        let (major, minor) = info.capability;
+        let free = free.map(terminal_text::bytes).unwrap_or_else(|| "?".to_owned());
+        let total = terminal_text::bytes(info.memory);
+        let text = printer.pick(
+            format!("{}，sm_{major}{minor}，{total}，可用 {free}", info.name),
+            format!("{}, sm_{major}{minor}, {total}, {free} available", info.name),
+        );
+        rows.push((("GPU", "GPU"), format!("cuda:{} {text}", info.index)));
+    }
+    let missing = || {
+        let install = Survey::CUBLASLT_INSTALL;
+        printer.pick(format!("无；安装：{install}"), format!("none; install it with `{install}`"))
+    };
+    rows.push((
+        ("cuBLASLt", "cuBLASLt"),
+        survey.cublaslt.as_ref().map_or_else(missing, |f| version(f, 10_000)),
+    ));
+    rows
 }
 
 /// The processor's name, where the system tells it.
