@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use danlu_model::{Quantization, TokenFingerprint, Tokenizer, files, json_words};
 use serde::{Deserialize, Serialize};
 
-use crate::AdapterError;
+use crate::{AdapterError, BaseIdentity};
 
 /// Name of the file beside the adapter that says how it was made.
 pub const IDENTITY_FILE: &str = "danlu.json";
@@ -39,6 +39,12 @@ struct Written {
     /// Modules of projections that were left out of that.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     skip_modules: Vec<String>,
+    /// The base of the training.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    base: Option<BaseIdentity>,
+    /// The 4 bits that the base's own files held.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    stored_quantization: Option<Quantization>,
 }
 
 impl TokenIdentity {
@@ -46,8 +52,15 @@ impl TokenIdentity {
     pub fn new(folder: &Path, tokenizer: &Tokenizer, default_system: Option<String>) -> Self {
         let danlu_version = env!("CARGO_PKG_VERSION").to_owned();
         let tokens = tokenizer.fingerprint();
-        let written =
-            Written { danlu_version, default_system, tokens, quantization: None, skip_modules: Vec::new() };
+        let written = Written {
+            danlu_version,
+            default_system,
+            tokens,
+            quantization: None,
+            skip_modules: Vec::new(),
+            base: None,
+            stored_quantization: None,
+        };
         Self { folder: folder.to_owned(), written }
     }
 
@@ -56,6 +69,23 @@ impl TokenIdentity {
         self.written.quantization = quantization;
         self.written.skip_modules = skip_modules;
         self
+    }
+
+    /// Records the base of the training, and the 4 bits that its own files hold.
+    pub fn trained_on(mut self, base: BaseIdentity, stored: Option<Quantization>) -> Self {
+        self.written.base = Some(base);
+        self.written.stored_quantization = stored;
+        self
+    }
+
+    /// The base of the training; none in a file of an older version.
+    pub fn base(&self) -> Option<&BaseIdentity> {
+        self.written.base.as_ref()
+    }
+
+    /// The 4 bits that the base's own files held in training.
+    pub fn stored_quantization(&self) -> Option<Quantization> {
+        self.written.stored_quantization
     }
 
     /// Modules of projections that were left out of 4 bits, where the base was stored in them.
@@ -100,8 +130,11 @@ impl TokenIdentity {
         }
         let bytes = files::read_bounded(&path, MAX_BYTES)?;
         let fault = |e: serde_json::Error| format!("line {}: {}", e.line(), json_words(&bytes, &e));
-        let written =
-            serde_json::from_slice(&bytes).map_err(|e| AdapterError::Identity { path, reason: fault(e) })?;
+        let written: Written = serde_json::from_slice(&bytes)
+            .map_err(|e| AdapterError::Identity { path: path.clone(), reason: fault(e) })?;
+        if let Some(Err((field, reason))) = written.base.as_ref().map(BaseIdentity::check) {
+            return Err(AdapterError::Identity { path, reason: format!("`base.{field}` is {reason}") });
+        }
         Ok(Some(Self { folder: adapter.to_owned(), written }))
     }
 

@@ -4,7 +4,6 @@ use std::path::Path;
 
 use danlu_adapter::{BaseIdentity, TokenIdentity};
 use danlu_model::{Weights, base_fingerprint, base_sample};
-use danlu_report::card::Card;
 
 use super::loaded::ModelDirs;
 use crate::commands::base_identity::base_identity;
@@ -33,34 +32,29 @@ pub fn warn(
     printer: &Printer,
 ) -> Result<Option<BaseIdentity>> {
     let Some(adapter) = &place.adapter else { return Ok(None) };
-    let trained_on_unquantized_base = trained_on_unquantized_base(adapter);
-    // A card with a fault is told of where a card is written; it keeps nobody from an answer.
-    let card = Card::read(adapter).ok().flatten();
-    if !trained_on_unquantized_base && card.is_none() {
-        return Ok(None);
-    }
+    let Some(identity) = TokenIdentity::read(adapter)? else { return Ok(None) };
     let stored = Weights::open(base)?.stored_quantization()?;
-    if let Some(stored) = stored.filter(|_| trained_on_unquantized_base) {
+    if let Some(stored) = stored.filter(|_| identity.quantization().is_none()) {
         let (name, base, code) = (place.name(), base.display(), stored.quant_type);
         printer.warn(&printer.pick(
             format!("{name} 是在 16 位或更高精度的基座上训练的，而 `{base}` 是 {code}：结果会有出入"),
             format!("{name} was trained on a base in 16 bits or more, and `{base}` is in {code}: results differ from those of training"),
         ));
     }
-    let Some(card) = card else { return Ok(None) };
-    let (Some(run), Some(trained)) = (&card.training, &card.base.sha256) else { return Ok(None) };
+    let Some(base_then) = identity.base() else { return Ok(None) };
+    let Some(trained) = &base_then.sha256 else { return Ok(None) };
     // 4 bits and what they were made from have nothing in common that could be compared.
-    if run.stored.is_some() != stored.is_some() {
+    if identity.stored_quantization().is_some() != stored.is_some() {
         return Ok(None);
     }
     let here = base_identity("", base);
     let is_same_commit =
-        here.revision.is_some() && (&here.revision, &here.hub_id) == (&card.base.revision, &card.base.hub_id);
+        here.revision.is_some() && (&here.revision, &here.hub_id) == (&base_then.revision, &base_then.hub_id);
     if is_same_commit {
         return Ok(None);
     }
     if depth == CheckDepth::Sample {
-        match &card.base.sample {
+        match &base_then.sample {
             Some(sample) if *sample != base_sample(base)? => {}
             _ => return Ok(None),
         }
@@ -72,7 +66,7 @@ pub fn warn(
     let begin = |hash: &str| hash.get(..12).unwrap_or(hash).to_owned();
     let (before, after) = (begin(trained), begin(&now));
     let (shown, name) = (base.display(), place.name());
-    let (which_zh, which) = match card.base.revision.as_ref().and(card.base.at_revision()) {
+    let (which_zh, which) = match base_then.revision.as_ref().and(base_then.at_revision()) {
         Some(id) => {
             let id = terminal_text::shell_word(&id);
             (

@@ -102,6 +102,7 @@ pub fn execute(run: &RunConfig, printer: &Printer) -> Result<Outcome> {
         run,
         BaseIdentity { sha256: Some(fingerprint.clone()), sample: Some(sample), ..BaseIdentity::default() },
     );
+    let tokens = tokens.trained_on(base.clone(), stored);
     let mut trainer =
         Trainer::new(Arc::clone(&decoder), adapter, examples, run.settings.clone(), fingerprint)?;
     forecast.reserve(&mut trainer);
