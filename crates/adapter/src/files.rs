@@ -22,7 +22,19 @@ impl Adapter {
     /// If a file is missing or damaged, the configuration asks for something unsupported or does not fit
     /// the model, a tensor binds to nothing, or one is missing, misshaped or not finite.
     pub fn load(folder: &Path, model: &ModelConfig, backend: &dyn Backend) -> Result<Self, AdapterError> {
-        let config = LoraConfig::read(folder)?;
+        Self::load_with(LoraConfig::read(folder)?, folder, model, backend)
+    }
+
+    /// As [`Adapter::load`], with the folder's configuration, which is read already.
+    ///
+    /// # Errors
+    /// As [`Adapter::load`].
+    pub fn load_with(
+        config: LoraConfig,
+        folder: &Path,
+        model: &ModelConfig,
+        backend: &dyn Backend,
+    ) -> Result<Self, AdapterError> {
         let modules = targets::resolve(&config, model).map_err(|e| e.in_file(&folder.join(CONFIG_FILE)))?;
         let path = folder.join(WEIGHTS_FILE);
         if !path.exists() {

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-pub use danlu_report::card::shell_word;
+pub use danlu_model::shell_word;
 pub use danlu_report::number_format::{duration, thousands};
 use unicode_width::{UnicodeWidthChar, UnicodeWidthStr};
 

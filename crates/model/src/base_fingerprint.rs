@@ -1,12 +1,12 @@
 //! Fingerprints of a model folder: is this still the same base?
 
 use std::fs::{self, File};
-use std::io::{Read, Seek, SeekFrom};
+use std::io::{self, Cursor, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
 use sha2::{Digest, Sha256};
 
-use crate::{FileError, hex};
+use crate::{FileError, Weights, hex};
 
 /// Weight files up to this size are hashed whole: a second's work.
 const WHOLE: u64 = 256 << 20;
@@ -39,6 +39,24 @@ pub fn base_sample(folder: &Path) -> Result<String, FileError> {
     of_base(folder, &Depth { whole: SAMPLE_HEAD, head: SAMPLE_HEAD, pages: SAMPLE_PAGES })
 }
 
+/// As [`base_sample`], over files that are open: the bytes of `config.json` and the mapped weights.
+///
+/// # Errors
+/// If the folder cannot be listed, or holds another safetensors file that cannot be read.
+pub fn base_sample_of(config_json: &[u8], weights: &Weights) -> Result<String, FileError> {
+    let depth = &Depth { whole: SAMPLE_HEAD, head: SAMPLE_HEAD, pages: SAMPLE_PAGES };
+    let mut hash = Sha256::new();
+    let in_memory = "reading memory does not fail";
+    sample(&mut hash, &mut Cursor::new(config_json), depth).expect(in_memory);
+    for path in safetensors_in(weights.folder())? {
+        match weights.file_bytes(&path) {
+            Some(bytes) => sample(&mut hash, &mut Cursor::new(bytes), depth).expect(in_memory),
+            None => sample_file(&mut hash, &path, depth)?,
+        }
+    }
+    Ok(hex(&hash.finalize()))
+}
+
 /// How much of a file is hashed.
 struct Depth {
     whole: u64,
@@ -47,26 +65,36 @@ struct Depth {
 }
 
 fn of_base(folder: &Path, depth: &Depth) -> Result<String, FileError> {
-    let mut names: Vec<PathBuf> = Vec::new();
-    let error = |e| FileError::new("read", folder, e);
-    for entry in fs::read_dir(folder).map_err(error)? {
-        let path = entry.map_err(error)?.path();
-        if path.extension().is_some_and(|e| e == "safetensors") {
-            names.push(path);
-        }
-    }
-    names.sort();
-    names.insert(0, folder.join("config.json"));
     let mut hash = Sha256::new();
-    for path in names {
-        sample(&mut hash, &path, depth).map_err(|e| FileError::new("read", &path, e))?;
+    sample_file(&mut hash, &folder.join("config.json"), depth)?;
+    for path in safetensors_in(folder)? {
+        sample_file(&mut hash, &path, depth)?;
     }
     Ok(hex(&hash.finalize()))
 }
 
-fn sample(hash: &mut Sha256, path: &Path, depth: &Depth) -> std::io::Result<()> {
-    let mut file = File::open(path)?;
-    let len = file.metadata()?.len();
+/// The safetensors files of `folder`, by name.
+fn safetensors_in(folder: &Path) -> Result<Vec<PathBuf>, FileError> {
+    let mut paths: Vec<PathBuf> = Vec::new();
+    let error = |e| FileError::new("read", folder, e);
+    for entry in fs::read_dir(folder).map_err(error)? {
+        let path = entry.map_err(error)?.path();
+        if path.extension().is_some_and(|e| e == "safetensors") {
+            paths.push(path);
+        }
+    }
+    paths.sort();
+    Ok(paths)
+}
+
+fn sample_file(hash: &mut Sha256, path: &Path, depth: &Depth) -> Result<(), FileError> {
+    let sampled = File::open(path).and_then(|mut file| sample(hash, &mut file, depth));
+    sampled.map_err(|e| FileError::new("read", path, e))
+}
+
+fn sample(hash: &mut Sha256, file: &mut (impl Read + Seek), depth: &Depth) -> io::Result<()> {
+    let len = file.seek(SeekFrom::End(0))?;
+    file.rewind()?;
     hash.update(len.to_le_bytes());
     let mut bytes = Vec::new();
     let head = if len <= depth.whole { len } else { depth.head };
@@ -133,6 +161,11 @@ mod tests {
         assert_ne!(sample(&large), sample(&small));
         let trained: Vec<u8> = large.iter().enumerate().map(|(i, _)| u8::from(i > 100_000)).collect();
         assert_ne!(sample(&large), sample(&trained));
+        // Files that are open already give the same.
+        let base = Path::new("../cli/assets/base-8m");
+        let config = fs::read(base.join("config.json")).unwrap();
+        let of_open = base_sample_of(&config, &Weights::open(base).unwrap()).unwrap();
+        assert_eq!(of_open, base_sample(base).unwrap());
         let error = base_fingerprint(&folder.path().join("absent")).unwrap_err();
         assert!(error.to_string().contains("absent"), "{error}");
     }

@@ -103,8 +103,12 @@ impl ModelConfig {
     /// # Errors
     /// As [`ModelConfig::read`].
     pub fn parse(path: &Path, bytes: &[u8]) -> Result<Self, ModelError> {
-        let value = json::parse(path, bytes)?;
-        let fields = Fields::new(path, &value)?;
+        Self::from_value(path, &json::parse(path, bytes)?)
+    }
+
+    /// Reads the values of a `config.json`; `path` is for messages.
+    pub(crate) fn from_value(path: &Path, value: &Value) -> Result<Self, ModelError> {
+        let fields = Fields::new(path, value)?;
 
         let model_type = fields.text("model_type")?.ok_or_else(|| fields.wrong("model_type", "`llama`"))?;
         if model_type != "llama" {

@@ -56,7 +56,7 @@ pub fn names() -> impl Iterator<Item = &'static str> {
     TOKENIZER.iter().copied().chain([TEMPLATE, GENERATION])
 }
 
-/// The files to copy. Tokenizer and template are those that [`Tokenizer::read_over`] reads, so that the merged
+/// The files to copy. Tokenizer and template are those that [`Tokenizer::read_with`] reads, so that the merged
 /// model is asked as the adapter was. `also` are names taken from the adapter where it has them.
 ///
 /// # Errors

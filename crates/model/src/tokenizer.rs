@@ -11,7 +11,7 @@ use crate::chat_template::ChatTemplate;
 use crate::hex;
 use crate::json::{self, Fields};
 use crate::token_fingerprint::TokenFingerprint;
-use crate::{ModelConfig, ModelError, files, sidecar_files};
+use crate::{ConfigJson, ModelConfig, ModelError, files, sidecar_files};
 
 /// The largest tokenizers in use take some 35 MB.
 const MAX_TOKENIZER_BYTES: u64 = 256 << 20;
@@ -36,37 +36,41 @@ impl Tokenizer {
     /// # Errors
     /// If `tokenizer.json` is missing or any of them is malformed.
     pub fn read(folder: &Path) -> Result<Self, ModelError> {
-        Self::read_from(folder, folder, [folder, folder])
+        Self::read_from(folder, folder, folder, ConfigJson::read_optional(folder)?.as_ref())
     }
 
-    /// As [`Tokenizer::read`] of `base`, with what `adapter` brings of its own: its tokenizer where it has a whole
-    /// one, its template where it has that alone. What ends a generation is said by `config.json` of the base, and by
-    /// the `generation_config.json` that a merge takes over: the adapter's where it has one.
+    /// Reads the tokenizer of `base`, whose `config.json` is open, with the files of `adapter` in place of the base's:
+    /// its tokenizer if that is complete, its chat template, its `generation_config.json`.
     ///
     /// # Errors
     /// As [`Tokenizer::read`].
-    pub fn read_over(base: &Path, adapter: &Path) -> Result<Self, ModelError> {
-        let [tokenizer, template] = Self::folders(base, adapter);
-        let generation = sidecar_files::generation_folder(base, Some(adapter));
-        Self::read_from(tokenizer, template, [generation, base])
+    pub fn read_with(base: &Path, adapter: Option<&Path>, config: &ConfigJson) -> Result<Self, ModelError> {
+        let [tokenizer, template] = Self::folders(base, adapter.unwrap_or(base));
+        let generation = sidecar_files::generation_folder(base, adapter);
+        Self::read_from(tokenizer, template, generation, Some(config))
     }
 
-    /// Whether [`Tokenizer::read_over`] would find anything of the adapter's own.
+    /// Whether `adapter` brings a file that [`Tokenizer::read_with`] takes in place of the base's.
     pub fn is_brought_by(adapter: &Path) -> bool {
         let none = Path::new("");
         Self::folders(none, adapter) != [none, none]
             || sidecar_files::generation_folder(none, Some(adapter)) != none
     }
 
-    /// The folders that [`Tokenizer::read_over`] takes tokenizer and template from.
+    /// The folders that [`Tokenizer::read_with`] takes tokenizer and template from.
     pub fn folders<'a>(base: &'a Path, adapter: &'a Path) -> [&'a Path; 2] {
         let has = |name: &str| adapter.join(name).is_file();
         let tokenizer = if has("tokenizer.json") && has("tokenizer_config.json") { adapter } else { base };
         [tokenizer, if has("chat_template.jinja") { adapter } else { tokenizer }]
     }
 
-    /// `ends` are the folders of `generation_config.json` and of `config.json`.
-    fn read_from(folder: &Path, template: &Path, ends: [&Path; 2]) -> Result<Self, ModelError> {
+    /// Reads the files of a tokenizer, which may lie in different folders.
+    fn read_from(
+        folder: &Path,
+        template: &Path,
+        generation: &Path,
+        config_json: Option<&ConfigJson>,
+    ) -> Result<Self, ModelError> {
         let path = folder.join("tokenizer.json");
         let bytes = files::read_bounded(&path, MAX_TOKENIZER_BYTES)?;
         let error = |message: String| ModelError::Tokenizer { path: path.clone(), message };
@@ -91,12 +95,11 @@ impl Tokenizer {
         };
 
         let mut stop_ids = BTreeSet::new();
-        for (folder, name) in ends.into_iter().zip(["generation_config.json", "config.json"]) {
-            let path = folder.join(name);
-            if let Some(value) = json::read_optional(&path)? {
-                stop_ids.extend(Fields::new(&path, &value)?.token_ids("eos_token_id")?);
-            }
+        let generation = generation.join("generation_config.json");
+        if let Some(value) = json::read_optional(&generation)? {
+            stop_ids.extend(Fields::new(&generation, &value)?.token_ids("eos_token_id")?);
         }
+        stop_ids.extend(config_json.map(ConfigJson::eos_token_ids).transpose()?.into_iter().flatten());
         let end_of_turn = template.as_ref().and_then(|t| t.end_of_turn());
         let by_name = named.get("eos_token").map(|token| token.as_str());
         stop_ids.extend(by_name.into_iter().chain(end_of_turn).filter_map(|token| inner.token_to_id(token)));

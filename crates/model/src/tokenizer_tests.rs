@@ -192,13 +192,15 @@ fn an_adapter_overrules_only_what_it_brings() {
     let base = Path::new(BASE);
     let plain = Tokenizer::read(base).unwrap();
     let adapter = tempfile::tempdir().unwrap();
+    let config = ConfigJson::read(base).unwrap();
+    let read_with = |adapter: &Path| Tokenizer::read_with(base, Some(adapter), &config).unwrap();
     assert!(!Tokenizer::is_brought_by(adapter.path()));
-    assert_eq!(Tokenizer::read_over(base, adapter.path()).unwrap().fingerprint(), plain.fingerprint());
+    assert_eq!(read_with(adapter.path()).fingerprint(), plain.fingerprint());
 
     let own = "{% for m in messages %}{{ m.content }}{% endfor %}";
     fs::write(adapter.path().join("chat_template.jinja"), own).unwrap();
     assert!(Tokenizer::is_brought_by(adapter.path()));
-    let over = Tokenizer::read_over(base, adapter.path()).unwrap();
+    let over = read_with(adapter.path());
     assert_eq!(over.template().unwrap().source(), own);
     assert_eq!(over.fingerprint().tokenizer_sha256, plain.fingerprint().tokenizer_sha256);
 
@@ -206,7 +208,7 @@ fn an_adapter_overrules_only_what_it_brings() {
     let adapter = tempfile::tempdir().unwrap();
     fs::write(adapter.path().join("generation_config.json"), r#"{ "eos_token_id": 7 }"#).unwrap();
     assert!(Tokenizer::is_brought_by(adapter.path()));
-    let over = Tokenizer::read_over(base, adapter.path()).unwrap();
+    let over = read_with(adapter.path());
     assert!(over.stop_ids().contains(&7) && plain.stop_ids().is_subset(over.stop_ids()), "{over:?}");
     let copied = crate::sidecar_files::choose(base, Some(adapter.path()), &[]).unwrap();
     assert!(copied.iter().any(|f| f.source == adapter.path().join("generation_config.json")));

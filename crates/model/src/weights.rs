@@ -206,6 +206,12 @@ impl Weights {
         &self.files
     }
 
+    /// The bytes of the file at `path`, if it is one of [`Weights::files`].
+    pub(crate) fn file_bytes(&self, path: &Path) -> Option<&[u8]> {
+        let file = self.files.iter().position(|file| file == path)?;
+        Some(self.owners[file].bytes())
+    }
+
     /// Every tensor, file by file in the order of its bytes.
     pub fn tensors(&self) -> &[TensorInfo] {
         &self.tensors

@@ -1,7 +1,7 @@
 //! Whose tokenizer and template a model is asked with: one rule for `chat`, `compare` and `merge`.
 
 use danlu_adapter::TokenIdentity;
-use danlu_model::Tokenizer;
+use danlu_model::{ConfigJson, Tokenizer};
 
 use super::loaded::ModelDirs;
 use crate::diagnostic::{Diagnostic, Result};
@@ -26,7 +26,7 @@ impl ModelTokens {
         let folder = place.adapter.as_ref().unwrap_or(&place.base);
         let own = match &place.adapter {
             Some(adapter) if Tokenizer::is_brought_by(adapter) => {
-                Some(Tokenizer::read_over(&place.base, adapter)?)
+                Some(Tokenizer::read_with(&place.base, Some(adapter), &ConfigJson::read(&place.base)?)?)
             }
             _ => None,
         };

@@ -58,16 +58,6 @@ pub(crate) fn literal(text: &str) -> String {
     serde_json::Value::from(text).to_string()
 }
 
-/// A word of a shell command.
-pub fn shell_word(text: &str) -> String {
-    let plain = |c: char| c.is_alphanumeric() || matches!(c, '-' | '_' | '.' | '/' | '=' | '@');
-    let text = text.replace(char::is_control, " ");
-    match !text.is_empty() && text.chars().all(plain) {
-        true => text,
-        false => format!("'{}'", text.replace('\'', r"'\''")),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -82,8 +72,5 @@ mod tests {
         assert_eq!(code("a_b"), "`a_b`");
         assert_eq!(code("a`|b"), "<code>a&#96;&#124;b</code>");
         assert_eq!(fenced("```\nx", "text"), "````text\n```\nx\n````\n\n");
-        assert_eq!(shell_word("out/huanhuan=甄嬛"), "out/huanhuan=甄嬛");
-        assert_eq!(shell_word("me/huan@v2"), "me/huan@v2");
-        assert_eq!(shell_word("it's"), r"'it'\''s'");
     }
 }

@@ -29,7 +29,6 @@ use crate::{Language, ReportError};
 
 pub use card::{CARD_FILE, Card, CardLanguage, Lora, Merge, Training};
 pub use license::{is_license, license_of};
-pub use markdown::shell_word;
 pub use notes::{of as notes_of, put as put_notes};
 pub use published_readme::{is_as_sent, sent_readme, with_sent_readme};
 pub use quantized::InFourBits;

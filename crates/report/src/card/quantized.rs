@@ -1,9 +1,10 @@
 //! The card of a base that was put into 4 bits: short, for the base's own says what the model is.
 
 use danlu_model::Quantization;
+use danlu_model::shell_word;
 use serde::{Deserialize, Serialize};
 
-use super::markdown::{code, fenced, line, literal, plain, shell_word};
+use super::markdown::{code, fenced, line, literal, plain};
 use super::snippets::{at_branch, revision_argument};
 use super::{DANLU, Page, introduction};
 

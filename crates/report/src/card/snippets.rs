@@ -1,8 +1,9 @@
 //! How to run it: danlu, transformers, PEFT and vLLM, each complete as it stands.
 
 use danlu_model::Quantization;
+use danlu_model::shell_word;
 
-use super::markdown::{fenced, line, literal, plain, shell_word};
+use super::markdown::{fenced, line, literal, plain};
 use super::{Card, Page};
 
 /// Ranks that vLLM makes room for; it takes adapters up to the first without being told.
