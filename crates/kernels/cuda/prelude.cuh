@@ -28,6 +28,7 @@ struct f16 {
 
 #define WARP 32
 #define FULL_MASK 0xffffffffu
+#define NEGATIVE_INFINITY __uint_as_float(0xff800000u)
 
 __device__ __forceinline__ int ceil_div(int a, int b) { return (a + b - 1) / b; }
 
@@ -110,6 +111,28 @@ __device__ __forceinline__ Vec<T> load16(const T* from) {
 template <typename T>
 __device__ __forceinline__ void store16(T* to, const Vec<T>& value) {
     *reinterpret_cast<uint4*>(to) = *reinterpret_cast<const uint4*>(&value);
+}
+
+// Eight elements from a 16-byte boundary, widened.
+template <typename T>
+__device__ __forceinline__ void load8(float (&out)[8], const T* from) {
+#pragma unroll
+    for (int i = 0; i < 8; i += Vec<T>::LEN) {
+        Vec<T> part = load16(from + i);
+#pragma unroll
+        for (int j = 0; j < Vec<T>::LEN; ++j) out[i + j] = to_float(part.v[j]);
+    }
+}
+
+template <typename T>
+__device__ __forceinline__ void store8(T* to, const float (&values)[8]) {
+#pragma unroll
+    for (int i = 0; i < 8; i += Vec<T>::LEN) {
+        Vec<T> part;
+#pragma unroll
+        for (int j = 0; j < Vec<T>::LEN; ++j) part.v[j] = from_float<T>(values[i + j]);
+        store16(to + i, part);
+    }
 }
 
 __device__ __forceinline__ bool aligned16(const void* p) { return ((u64)p & 15) == 0; }

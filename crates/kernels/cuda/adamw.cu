@@ -1,0 +1,44 @@
+// The optimizer's update and the norm that clips it.
+#include "prelude.cuh"
+
+// One AdamW step in f32. The host rounds every factor once, from f64, as for its own step.
+// Grid: ceil(len / 1024); a thread takes 4 parameters.
+extern "C" __global__ void __launch_bounds__(256) adamw(float* params, const float* grads, float* m, float* v,
+    i64 len, float grad_scale, float decay, float rate, float keep1, float take1, float keep2, float take2,
+    float root_scale, float eps) {
+    i64 first = (i64)blockIdx.x * 1024 + threadIdx.x;
+    for (int i = 0; i < 4; ++i) {
+        i64 at = first + i * 256;
+        if (at >= len) return;
+        float g = grads[at] * grad_scale;
+        float mean = fmaf(keep1, m[at], take1 * g);
+        float square = fmaf(keep2, v[at], __fmul_rn(take2 * g, g));
+        m[at] = mean;
+        v[at] = square;
+        float update = mean / fmaf(sqrtf(square), root_scale, eps);
+        params[at] = __fadd_rn(__fmul_rn(params[at], decay), __fmul_rn(update, rate));
+    }
+}
+
+// Elements whose squares one block sums.
+#define CHUNK 16384
+
+// partial[b] = the sum of squares of chunk b, in f64. Grid: ceil(len / 16384).
+extern "C" __global__ void __launch_bounds__(256) sum_of_squares(double* partial, const float* x, i64 len) {
+    __shared__ double shared[32];
+    i64 start = (i64)blockIdx.x * CHUNK;
+    i64 end = min(start + CHUNK, len);
+    double sum = 0;
+    for (i64 at = start + threadIdx.x; at < end; at += 256) sum += (double)x[at] * (double)x[at];
+    sum = block_sum(sum, shared);
+    if (threadIdx.x == 0) partial[blockIdx.x] = sum;
+}
+
+// out = the sum of `partial`. Grid: 1.
+extern "C" __global__ void __launch_bounds__(256) sum_partials(double* out, const double* partial, int count) {
+    __shared__ double shared[32];
+    double sum = 0;
+    for (int at = threadIdx.x; at < count; at += 256) sum += partial[at];
+    sum = block_sum(sum, shared);
+    if (threadIdx.x == 0) *out = sum;
+}

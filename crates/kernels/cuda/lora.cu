@@ -1,0 +1,592 @@
+// Low-rank pairs: mid = drop(inp) A', out += s mid B', and their gradients.
+//
+// Three products cover both passes. `down` has few columns: mid from inp, and dmid from dout. `up` has a short inner
+// dimension and adds to its output: out from mid, and dinp from dmid. `grad` sums over rows: dB from dout and mid, dA from
+// dmid and inp. One launch takes all pairs of a group, cut into tiles of 8 ranks; up to 4 tiles share what they read.
+// A and B stay in f32 and are rounded in registers.
+//
+// The kernels on matrix units want 16-byte rows; `..._plain` take f32 and any width.
+#include "prelude.cuh"
+
+// The one type of activations that an architecture's matrix units are used for.
+#if __CUDA_ARCH__ >= 800
+#define FOR_MATRIX_TYPE(M) M(bf16)
+#else
+#define FOR_MATRIX_TYPE(M) M(f16)
+#endif
+
+// Element (rank, column) of A or B.
+struct Factor {
+    const float* data;
+    i64 rank_stride, column_stride;
+};
+
+// LoRA dropout of one pair; its elements are counted from row 0 of the launch. `probability` 0 keeps everything.
+struct Drop {
+    u64 key;
+    float probability;
+    int cols;
+};
+
+// The host's `rng::keep`, without the last step of its mixer, which changes none of the bits that decide.
+__device__ __forceinline__ bool is_kept(u64 key, u64 counter, u32 threshold) {
+    u64 z = key + counter * 0x9e3779b97f4a7c15ull;
+    z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9ull;
+    z = (z ^ (z >> 27)) * 0x94d049bb133111ebull;
+    return (u32)(z >> 40) >= threshold;
+}
+
+// `uniform >= probability` on 24 bits.
+__device__ __forceinline__ u32 threshold_of(const Drop& drop) { return (u32)ceilf(drop.probability * 16777216.0f); }
+
+__device__ __forceinline__ bool is_kept(const Drop& drop, i64 row, int col) {
+    return is_kept(drop.key, (u64)(row * drop.cols + col), threshold_of(drop));
+}
+
+// A bit for each of 8 columns from `col`. A call costs less than its code in every place.
+__device__ __noinline__ u32 kept_columns(u64 key, u64 counter, u32 threshold) {
+    u32 bits = 0;
+#pragma unroll
+    for (int i = 0; i < 8; ++i) bits |= (u32)is_kept(key, counter + i, threshold) << i;
+    return bits;
+}
+
+// A bit for each element of a left operand that lies across: bit 2 i + h belongs to half h of register i.
+__device__ __noinline__ u32 kept_across(u64 key, u64 counter, u32 cols, u32 threshold) {
+    u32 bits = 0;
+#pragma unroll
+    for (int i = 0; i < 8; ++i) {
+        u64 at = counter + (u64)(i % 2 + i / 4 * 8) * cols + i / 2 % 2 * 8;
+        bits |= (u32)is_kept(key, at, threshold) << i;
+    }
+    return bits;
+}
+
+__device__ __forceinline__ u32 kept_columns(const Drop& drop, i64 row, int col) {
+    return kept_columns(drop.key, (u64)(row * drop.cols + col), threshold_of(drop));
+}
+
+// Zeroes the halves of `pair` whose bits are not set.
+__device__ __forceinline__ u32 keep_halves(u32 pair, u32 bits) {
+    return pair & ((bits & 1 ? 0xffffu : 0) | (bits & 2 ? 0xffff0000u : 0));
+}
+
+// Tiles that one block takes together, since they read the same matrix (n, cols).
+struct Block {
+    const void* data;
+    i64 ld;
+    int cols, first, count, unused;
+};
+
+#define TOGETHER 4
+#define MAX_BLOCKS 16
+#define MAX_TILES 32
+
+// ---- down: mid (n, ranks) = scale * drop(inp) W'.
+
+// Up to 8 ranks of one pair.
+struct DownTile {
+    Factor w;
+    void* mid;
+    Drop drop;
+    int ld_mid, ranks;
+    float scale;
+    int unused;
+};
+
+struct DownGroup {
+    Block block[MAX_BLOCKS];
+    DownTile tile[MAX_TILES];
+};
+
+// The 8 columns from `col` of rank `lane / 4`, rounded to T, two in a register.
+template <typename T>
+__device__ __forceinline__ void load_ranks(u32 (&out)[4], const Factor& w, int ranks, int col, int cols) {
+    int rank = threadIdx.x % WARP / 4;
+    float x[8];
+    const float* from = w.data + rank * w.rank_stride + col * w.column_stride;
+    bool is_valid = rank < ranks && col < cols;
+    if (w.column_stride == 1 && aligned16(from)) {
+        float4 a = make_float4(0, 0, 0, 0), b = a;
+        if (is_valid) {
+            a = reinterpret_cast<const float4*>(from)[0];
+            b = reinterpret_cast<const float4*>(from)[1];
+        }
+        x[0] = a.x, x[1] = a.y, x[2] = a.z, x[3] = a.w, x[4] = b.x, x[5] = b.y, x[6] = b.z, x[7] = b.w;
+    } else {
+#pragma unroll
+        for (int i = 0; i < 8; ++i) x[i] = is_valid ? from[i * w.column_stride] : 0;
+    }
+#pragma unroll
+    for (int i = 0; i < 4; ++i) out[i] = pack2<T>(x[2 * i], x[2 * i + 1]);
+}
+
+// The columns are cut into 64 parts; part p belongs to sum p % 8. A block takes 16 MT rows and either all 8 sums (a warp
+// each) or one of them (a warp takes one part in 8). Both add the parts of a sum, then the sums, in order: the bits do not
+// depend on the number of rows.
+template <typename T, int MT>
+__device__ __forceinline__ void lora_down_body(
+    const DownGroup& group, float* __restrict__ partial, int n, int tile_count) {
+    __shared__ float shared[8][16 * MT][TOGETHER * 8 + 1];
+    const Block& block = group.block[blockIdx.z];
+    const T* inp = (const T*)block.data;
+    int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, g = lane / 4, t = lane % 4, cols = block.cols;
+    int width = ceil_div(ceil_div(cols, 64), 32) * 32, first_row = blockIdx.x * 16 * MT;
+    bool is_whole = gridDim.y == 1;
+    float total[MT][TOGETHER][4];
+#pragma unroll
+    for (int i = 0; i < MT * TOGETHER * 4; ++i) total[i / 4 / TOGETHER][i / 4 % TOGETHER][i % 4] = 0;
+    int first_part = is_whole ? warp : blockIdx.y + 8 * warp, last_part = is_whole ? 63 : first_part;
+    for (int part = first_part; part <= last_part; part += 8) {
+        float acc[MT][TOGETHER][4];
+#pragma unroll
+        for (int i = 0; i < MT * TOGETHER * 4; ++i) acc[i / 4 / TOGETHER][i / 4 % TOGETHER][i % 4] = 0;
+        int end = min(cols, (part + 1) * width);
+        for (int k = part * width; k < end; k += 32) {
+            int col = k + 8 * t;
+            u32 x[MT][8], a[MT][8];
+#pragma unroll
+            for (int m = 0; m < MT; ++m) {
+                int row = first_row + 16 * m + g;
+                uint4 low = make_uint4(0, 0, 0, 0), high = low;
+                if (col < end && row < n) low = *reinterpret_cast<const uint4*>(inp + row * block.ld + col);
+                if (col < end && row + 8 < n) high = *reinterpret_cast<const uint4*>(inp + (row + 8) * block.ld + col);
+                x[m][0] = low.x, x[m][2] = low.y, x[m][4] = low.z, x[m][6] = low.w;
+                x[m][1] = high.x, x[m][3] = high.y, x[m][5] = high.z, x[m][7] = high.w;
+            }
+#pragma unroll
+            for (int u = 0; u < TOGETHER; ++u) {
+                if (u >= block.count) continue;
+                const DownTile& tile = group.tile[block.first + u];
+                u32 w[4];
+                load_ranks<T>(w, tile.w, tile.ranks, col, end);
+                // Tiles of one pair share a mask.
+                bool is_new = u == 0 || tile.drop.key != group.tile[block.first + u - 1].drop.key;
+#pragma unroll
+                for (int m = 0; m < MT; ++m) {
+                    u32 low = 255, high = 255;
+                    if (tile.drop.probability != 0 && is_new) {
+                        low = kept_columns(tile.drop, first_row + 16 * m + g, col);
+                        high = kept_columns(tile.drop, first_row + 16 * m + g + 8, col);
+                    }
+                    if (is_new) {
+#pragma unroll
+                        for (int i = 0; i < 8; ++i) a[m][i] = keep_halves(x[m][i], (i % 2 ? high : low) >> i / 2 * 2);
+                    }
+                    u32 first[4] = {a[m][0], a[m][1], a[m][2], a[m][3]}, second[4] = {a[m][4], a[m][5], a[m][6], a[m][7]};
+                    mma16816<T>(acc[m][u], first, w[0], w[1]);
+                    mma16816<T>(acc[m][u], second, w[2], w[3]);
+                }
+            }
+        }
+#pragma unroll
+        for (int i = 0; i < MT * TOGETHER * 4; ++i)
+            total[i / 4 / TOGETHER][i / 4 % TOGETHER][i % 4] += acc[i / 4 / TOGETHER][i / 4 % TOGETHER][i % 4];
+    }
+#pragma unroll
+    for (int m = 0; m < MT; ++m)
+#pragma unroll
+        for (int u = 0; u < TOGETHER; ++u)
+#pragma unroll
+            for (int i = 0; i < 4; ++i) shared[warp][16 * m + g + i / 2 * 8][u * 8 + 2 * t + i % 2] = total[m][u][i];
+    __syncthreads();
+    for (int at = threadIdx.x; at < 16 * MT * block.count * 8; at += 256) {
+        int r = at / (block.count * 8), c = at % (block.count * 8), to = first_row + r;
+        float sum = shared[0][r][c];
+#pragma unroll
+        for (int w = 1; w < 8; ++w) sum += shared[w][r][c];
+        const DownTile& tile = group.tile[block.first + c / 8];
+        if (to >= n) continue;
+        if (!is_whole)
+            partial[((i64)blockIdx.y * n + to) * tile_count * 8 + block.first * 8 + c] = sum;
+        else if (c % 8 < tile.ranks)
+            ((T*)tile.mid)[(i64)to * tile.ld_mid + c % 8] = from_float<T>(sum * tile.scale);
+    }
+}
+
+// Few rows: grid ceil(n / 16) x 8 x blocks; `partial` holds 64 n tile_count floats, and `lora_down_sum` follows.
+// Many: `lora_down_wide`, grid ceil(n / 32) x 1 x blocks. Both give the same bits.
+#define DOWN_KERNEL(T)                                                                                         \
+    extern "C" __global__ void __launch_bounds__(256)                                                          \
+        lora_down_##T(const __grid_constant__ DownGroup group, float* partial, int n, int tile_count) {        \
+        lora_down_body<T, 1>(group, partial, n, tile_count);                                                   \
+    }                                                                                                          \
+    extern "C" __global__ void __launch_bounds__(256, 2)                                                       \
+        lora_down_wide_##T(const __grid_constant__ DownGroup group, int n) {                                   \
+        lora_down_body<T, 2>(group, nullptr, n, 0);                                                            \
+    }
+FOR_MATRIX_TYPE(DOWN_KERNEL)
+
+// Grid: ceil(n * tile_count * 8 / 256).
+#define DOWN_SUM_KERNEL(T)                                                                                     \
+    extern "C" __global__ void __launch_bounds__(256) lora_down_sum_##T(                                       \
+        const __grid_constant__ DownGroup group, const float* partial, int n, int tile_count) {                \
+        i64 at = (i64)blockIdx.x * 256 + threadIdx.x, all = (i64)n * tile_count * 8;                           \
+        if (at >= all) return;                                                                                 \
+        float sum = partial[at];                                                                               \
+        for (int y = 1; y < 8; ++y) sum += partial[y * all + at];                                              \
+        const DownTile& tile = group.tile[at / 8 % tile_count];                                                \
+        if (at % 8 < tile.ranks)                                                                               \
+            ((T*)tile.mid)[at / 8 / tile_count * tile.ld_mid + at % 8] = from_float<T>(sum * tile.scale);      \
+    }
+FOR_MATRIX_TYPE(DOWN_SUM_KERNEL)
+
+// A warp takes a row and the tiles of a block. Grid: ceil(n / 8) x blocks.
+template <typename T>
+__device__ __forceinline__ void lora_down_plain_body(const DownGroup& group, int n) {
+    const Block& block = group.block[blockIdx.y];
+    const T* inp = (const T*)block.data;
+    int row = blockIdx.x * 8 + threadIdx.x / WARP, lane = threadIdx.x % WARP;
+    if (row >= n) return;
+    for (int u = 0; u < block.count; ++u) {
+        const DownTile& tile = group.tile[block.first + u];
+        float sum[8] = {0, 0, 0, 0, 0, 0, 0, 0};
+        for (int col = lane; col < block.cols; col += WARP) {
+            if (tile.drop.probability != 0 && !is_kept(tile.drop, row, col)) continue;
+            float x = to_float(inp[row * block.ld + col]);
+            const float* w = tile.w.data + col * tile.w.column_stride;
+#pragma unroll
+            for (int r = 0; r < 8; ++r)
+                if (r < tile.ranks) sum[r] = fmaf(x, w[r * tile.w.rank_stride], sum[r]);
+        }
+#pragma unroll
+        for (int r = 0; r < 8; ++r) {
+            sum[r] = warp_sum(sum[r]);
+            if (lane == 0 && r < tile.ranks)
+                ((T*)tile.mid)[(i64)row * tile.ld_mid + r] = from_float<T>(sum[r] * tile.scale);
+        }
+    }
+}
+
+#define DOWN_PLAIN_KERNEL(T)                                                                                   \
+    extern "C" __global__ void __launch_bounds__(256)                                                          \
+        lora_down_plain_##T(const __grid_constant__ DownGroup group, int n) {                                  \
+        lora_down_plain_body<T>(group, n);                                                                     \
+    }
+FOR_TYPES(DOWN_PLAIN_KERNEL)
+
+// ---- up: out += the sum over pairs of drop(scale * mid W').
+
+// Up to 16 ranks of a pair; `is_last` ends the pair, whose sum is then scaled and dropped.
+struct UpStep {
+    Factor w;
+    const void* mid;
+    Drop drop;
+    float scale;
+    int ld_mid, ranks, is_last;
+};
+
+struct UpOut {
+    void* out;
+    i64 ld;
+    int cols, first_step, steps, unused;
+};
+
+#define MAX_UP_STEPS 32
+#define MAX_UP_OUTS 4
+#define HELD_STEPS 4
+
+struct UpGroup {
+    UpStep step[MAX_UP_STEPS];
+    UpOut out[MAX_UP_OUTS];
+};
+
+// Right operands for 32 columns. Column 2 p + i of tile j is column 8 p + 2 j + i of the output, so that a thread's
+// results are 8 neighbours.
+template <typename T>
+__device__ __forceinline__ void load_step(u32 (&b)[4][2], const UpStep& step, int col, int cols) {
+    int lane = threadIdx.x % WARP, g = lane / 4, t = lane % 4;
+#pragma unroll
+    for (int j = 0; j < 4; ++j) {
+        int c = col + g / 2 * 8 + 2 * j + g % 2;
+        const float* from = step.w.data + c * step.w.column_stride;
+#pragma unroll
+        for (int h = 0; h < 2; ++h) {
+            int rank = 2 * t + 8 * h;
+            float low = rank < step.ranks && c < cols ? from[rank * step.w.rank_stride] : 0;
+            float high = rank + 1 < step.ranks && c < cols ? from[(rank + 1) * step.w.rank_stride] : 0;
+            b[j][h] = pack2<T>(low, high);
+        }
+    }
+}
+
+__device__ __forceinline__ u32 load_mid(const UpStep& step, int row, int n, int rank) {
+    const u16* from = (const u16*)step.mid + (i64)row * step.ld_mid + rank;
+    u32 low = row < n && rank < step.ranks ? from[0] : 0, high = row < n && rank + 1 < step.ranks ? from[1] : 0;
+    return low | high << 16;
+}
+
+// Adds 16 rows of a step, this lane's from `row`. Their mids are at `mid` in shared memory, or else in the step's own.
+template <typename T>
+__device__ __forceinline__ void add_step(
+    float (&acc)[4][4], float (&sum)[2][8], const UpStep& step, const u32 (&b)[4][2], const T* mid, int row, int col, int n) {
+    int lane = threadIdx.x % WARP;
+    u32 a[4];
+    if (mid) {
+        load_matrix_x4(a, mid + lane % 16 * 24 + lane / 16 * 8);
+    } else {
+#pragma unroll
+        for (int i = 0; i < 4; ++i) a[i] = load_mid(step, row + i % 2 * 8, n, 2 * (lane % 4) + i / 2 * 8);
+    }
+#pragma unroll
+    for (int j = 0; j < 4; ++j) mma16816<T>(acc[j], a, b[j][0], b[j][1]);
+    if (!step.is_last) return;
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+        u32 bits = 255;
+        if (step.drop.probability != 0) bits = kept_columns(step.drop, row + h * 8, col);
+#pragma unroll
+        for (int i = 0; i < 8; ++i) {
+            float x = acc[i / 2][2 * h + i % 2] * step.scale;
+            acc[i / 2][2 * h + i % 2] = 0;
+            sum[h][i] += bits >> i & 1 ? x : 0;
+        }
+    }
+}
+
+// The mids of 16 MT rows from `row`, zeros past the end. Rows of 24 elements spread over all banks.
+template <typename T, int MT>
+__device__ __forceinline__ void load_mids(T (*mids)[24], const UpStep& step, int row, int n) {
+    const T* from = (const T*)step.mid;
+#pragma unroll
+    for (int at = threadIdx.x; at < MT * 256; at += 256) {
+        int r = row + at / 16, rank = at % 16;
+        T value = from_float<T>(0);
+        if (r < n && rank < step.ranks) value = from[(i64)r * step.ld_mid + rank];
+        mids[at / 16][rank] = value;
+    }
+}
+
+// A block takes 256 columns of 16 MT rows at a time.
+template <typename T, int MT>
+__device__ __forceinline__ void lora_up_body(const UpGroup& group, int n) {
+    __shared__ __align__(16) T mids[HELD_STEPS][16 * MT][24];
+    const UpOut& out = group.out[blockIdx.z];
+    int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, g = lane / 4, t = lane % 4;
+    int first = blockIdx.x * 256 + warp * 32, col = first + 8 * t;
+    const UpStep* steps = group.step + out.first_step;
+    u32 held[HELD_STEPS][4][2];
+#pragma unroll
+    for (int s = 0; s < HELD_STEPS; ++s)
+        if (s < out.steps) load_step<T>(held[s], steps[s], first, out.cols);
+    for (int rows = blockIdx.y * 16 * MT; rows < n; rows += gridDim.y * 16 * MT) {
+        Vec<T> y[MT][2];
+#pragma unroll
+        for (int i = 0; i < 2 * MT; ++i) {
+            int row = rows + i * 8 + g;
+            if (row < n && col < out.cols) y[i / 2][i % 2] = load16((const T*)out.out + row * out.ld + col);
+        }
+        __syncthreads();
+#pragma unroll
+        for (int s = 0; s < HELD_STEPS; ++s)
+            if (s < out.steps) load_mids<T, MT>(mids[s], steps[s], rows, n);
+        __syncthreads();
+#pragma unroll
+        for (int m = 0; m < MT; ++m) {
+            float sum[2][8], acc[4][4];
+#pragma unroll
+            for (int i = 0; i < 16; ++i) sum[i / 8][i % 8] = acc[i / 4][i % 4] = 0;
+#pragma unroll
+            for (int s = 0; s < HELD_STEPS; ++s)
+                if (s < out.steps)
+                    add_step<T>(acc, sum, steps[s], held[s], &mids[s][16 * m][0], rows + 16 * m + g, col, n);
+#pragma unroll 1
+            for (int s = HELD_STEPS; s < out.steps; ++s) {
+                u32 b[4][2];
+                load_step<T>(b, steps[s], first, out.cols);
+                add_step<T>(acc, sum, steps[s], b, nullptr, rows + 16 * m + g, col, n);
+            }
+#pragma unroll
+            for (int h = 0; h < 2; ++h) {
+                int row = rows + 16 * m + 8 * h + g;
+                if (row >= n || col >= out.cols) continue;
+#pragma unroll
+                for (int j = 0; j < 8; ++j)
+                    y[m][h].v[j] = from_float<T>(to_float(y[m][h].v[j]) + sum[h][j]);
+                store16((T*)out.out + row * out.ld + col, y[m][h]);
+            }
+        }
+    }
+}
+
+// Grid: ceil(cols / 256) x up to ceil(n / 16) x outputs; `lora_up_wide`: up to ceil(n / 64). Both give the same bits.
+#define UP_KERNEL(T)                                                                                           \
+    extern "C" __global__ void __launch_bounds__(256)                                                          \
+        lora_up_##T(const __grid_constant__ UpGroup group, int n) {                                            \
+        lora_up_body<T, 1>(group, n);                                                                          \
+    }                                                                                                          \
+    extern "C" __global__ void __launch_bounds__(256, 2)                                                       \
+        lora_up_wide_##T(const __grid_constant__ UpGroup group, int n) {                                       \
+        lora_up_body<T, 4>(group, n);                                                                          \
+    }
+FOR_MATRIX_TYPE(UP_KERNEL)
+
+// Grid: ceil(cols / 256) x n x outputs (n at most 65535).
+#define UP_PLAIN_KERNEL(T)                                                                                     \
+    extern "C" __global__ void __launch_bounds__(256)                                                          \
+        lora_up_plain_##T(const __grid_constant__ UpGroup group, int n) {                                      \
+        const UpOut& out = group.out[blockIdx.z];                                                              \
+        int col = blockIdx.x * 256 + threadIdx.x;                                                              \
+        i64 row = blockIdx.y;                                                                                  \
+        if (col >= out.cols) return;                                                                           \
+        T* to = (T*)out.out + row * out.ld + col;                                                              \
+        float sum = 0, all = 0;                                                                                \
+        for (int s = out.first_step; s < out.first_step + out.steps; ++s) {                                    \
+            const UpStep& step = group.step[s];                                                                \
+            const float* w = step.w.data + col * step.w.column_stride;                                         \
+            for (int r = 0; r < step.ranks; ++r)                                                               \
+                sum = fmaf(to_float(((const T*)step.mid)[row * step.ld_mid + r]), w[r * step.w.rank_stride], sum); \
+            if (!step.is_last) continue;                                                                       \
+            if (step.drop.probability == 0 || is_kept(step.drop, row, col)) all += sum * step.scale;           \
+            sum = 0;                                                                                           \
+        }                                                                                                      \
+        *to = from_float<T>(to_float(*to) + all);                                                              \
+    }
+FOR_TYPES(UP_PLAIN_KERNEL)
+
+// ---- grad: grad (rank, column) += scale * the sum over rows of drop(x)[row, column] * y[row, rank].
+
+// Up to 8 ranks of a pair.
+struct GradTile {
+    float* grad;
+    i64 rank_stride, column_stride;
+    const void* y;
+    Drop drop;
+    int ld_y, ranks;
+    float scale;
+    int unused;
+};
+
+#define GRAD_ROWS 64
+#define GRAD_COLUMNS 128
+#define GRAD_RANKS 32
+
+struct GradGroup {
+    Block block[MAX_BLOCKS];
+    GradTile tile[MAX_TILES];
+};
+
+template <typename T>
+__device__ __forceinline__ void lora_grad_body(const GradGroup& group, float* partial, int n, int chunk, int max_cols) {
+    constexpr int LD_X = GRAD_COLUMNS + 8, LD_Y = GRAD_RANKS + 8;
+    __shared__ __align__(16) T xs[2][GRAD_ROWS][LD_X];
+    __shared__ __align__(16) T ys[2][GRAD_ROWS][LD_Y];
+    const Block& block = group.block[blockIdx.z];
+    int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, g = lane / 4, t = lane % 4;
+    int first = blockIdx.x * GRAD_COLUMNS, start = blockIdx.y * chunk, end = min(n, start + chunk);
+    if (first >= block.cols) return;
+    const T* x = (const T*)block.data;
+    bool has_tile = threadIdx.x / GRAD_ROWS < block.count;
+    const GradTile& own = group.tile[block.first + (has_tile ? threadIdx.x / GRAD_ROWS : 0)];
+    const T* y = (const T*)own.y;
+    bool is_vector = has_tile && own.ranks == 8 && own.ld_y % 8 == 0 && aligned16(y);
+    auto load = [&](int stage, int row) {
+#pragma unroll
+        for (int at = threadIdx.x; at < GRAD_ROWS * GRAD_COLUMNS / 8; at += 256) {
+            int r = at / (GRAD_COLUMNS / 8), c = at % (GRAD_COLUMNS / 8) * 8;
+            bool is_valid = row + r < end && first + c < block.cols;
+            copy16_async(&xs[stage][r][c], is_valid ? x + (row + r) * block.ld + first + c : x, is_valid);
+        }
+        // A thread takes the 8 ranks of one row and tile.
+        T* to = &ys[stage][threadIdx.x % GRAD_ROWS][threadIdx.x / GRAD_ROWS * 8];
+        int at = row + threadIdx.x % GRAD_ROWS;
+        if (is_vector) {
+            copy16_async(to, at < end ? y + (i64)at * own.ld_y : y, at < end);
+        } else {
+#pragma unroll
+            for (int i = 0; i < 8; ++i)
+                to[i] = has_tile && at < end && i < own.ranks ? y[(i64)at * own.ld_y + i] : from_float<T>(0);
+        }
+        copy_commit();
+    };
+    float acc[TOGETHER][4];
+#pragma unroll
+    for (int i = 0; i < TOGETHER * 4; ++i) acc[i / 4][i % 4] = 0;
+    load(0, start);
+    int stage = 0;
+    for (int row = start; row < end; row += GRAD_ROWS, stage ^= 1) {
+        copy_wait<0>();
+        __syncthreads();
+        if (row + GRAD_ROWS < end) load(stage ^ 1, row + GRAD_ROWS);
+#pragma unroll
+        for (int k = 0; k < GRAD_ROWS; k += 16) {
+            u32 all[4], a[4], b[2][4];
+            int r = k + lane / 16 * 8 + lane % 8, c = warp * 16 + lane / 8 % 2 * 8;
+            load_matrix_x4_transposed(all, &xs[stage][r][c]);
+            load_matrix_x4_transposed(b[0], &ys[stage][k + lane % 16][lane / 16 * 8]);
+            if (block.count > 2) load_matrix_x4_transposed(b[1], &ys[stage][k + lane % 16][16 + lane / 16 * 8]);
+#pragma unroll
+            for (int u = 0; u < TOGETHER; ++u) {
+                if (u >= block.count) continue;
+                const GradTile& tile = group.tile[block.first + u];
+                bool is_new = u == 0 || tile.drop.key != group.tile[block.first + u - 1].drop.key;
+                u32 bits = 255;
+                if (tile.drop.probability != 0 && is_new) {
+                    u64 counter = (u64)(row + k + 2 * t) * tile.drop.cols + first + warp * 16 + g;
+                    bits = kept_across(tile.drop.key, counter, tile.drop.cols, threshold_of(tile.drop));
+                }
+                if (is_new) {
+#pragma unroll
+                    for (int i = 0; i < 4; ++i) a[i] = keep_halves(all[i], bits >> 2 * i);
+                }
+                mma16816<T>(acc[u], a, b[u / 2][u % 2 * 2], b[u / 2][u % 2 * 2 + 1]);
+            }
+        }
+    }
+#pragma unroll
+    for (int u = 0; u < TOGETHER; ++u) {
+        if (u >= block.count) continue;
+        const GradTile& tile = group.tile[block.first + u];
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+            int col = first + warp * 16 + g + i / 2 * 8, rank = 2 * t + i % 2;
+            if (col >= block.cols || rank >= tile.ranks) continue;
+            if (gridDim.y == 1)
+                tile.grad[rank * tile.rank_stride + col * tile.column_stride] += acc[u][i] * tile.scale;
+            else
+                partial[((i64)(block.first + u) * gridDim.y + blockIdx.y) * max_cols * 8 + col * 8 + rank] = acc[u][i];
+        }
+    }
+}
+
+// Grid: ceil(max_cols / 128) x ceil(n / chunk) x blocks; `chunk` is a multiple of 64 that depends on `n` alone. With more
+// than one chunk, `partial` holds tiles * chunks * max_cols * 8 floats and `lora_grad_sum` follows.
+#define GRAD_KERNEL(T)                                                                                         \
+    extern "C" __global__ void __launch_bounds__(256) lora_grad_##T(                                           \
+        const __grid_constant__ GradGroup group, float* partial, int n, int chunk, int max_cols) {             \
+        lora_grad_body<T>(group, partial, n, chunk, max_cols);                                                 \
+    }
+FOR_MATRIX_TYPE(GRAD_KERNEL)
+
+// Grid: ceil(max_cols * 8 / 256) x 4 x blocks.
+extern "C" __global__ void __launch_bounds__(256)
+    lora_grad_sum(const __grid_constant__ GradGroup group, const float* partial, int chunks, int max_cols) {
+    const Block& block = group.block[blockIdx.z];
+    if (blockIdx.y >= block.count) return;
+    const GradTile& tile = group.tile[block.first + blockIdx.y];
+    int at = blockIdx.x * 256 + threadIdx.x, col = at / 8, rank = at % 8;
+    if (col >= block.cols || rank >= tile.ranks) return;
+    partial += (i64)(block.first + blockIdx.y) * chunks * max_cols * 8 + at;
+    float sum = 0;
+    for (int c = 0; c < chunks; ++c) sum += partial[(i64)c * max_cols * 8];
+    tile.grad[rank * tile.rank_stride + col * tile.column_stride] += sum * tile.scale;
+}
+
+// A thread takes a column and a rank. Grid: ceil(max_cols / 256) x 32 x blocks.
+#define GRAD_PLAIN_KERNEL(T)                                                                                   \
+    extern "C" __global__ void __launch_bounds__(256)                                                          \
+        lora_grad_plain_##T(const __grid_constant__ GradGroup group, int n) {                                  \
+        const Block& block = group.block[blockIdx.z];                                                          \
+        int col = blockIdx.x * 256 + threadIdx.x, rank = blockIdx.y % 8;                                       \
+        if (col >= block.cols || blockIdx.y / 8 >= block.count) return;                                        \
+        const GradTile& tile = group.tile[block.first + blockIdx.y / 8];                                       \
+        if (rank >= tile.ranks) return;                                                                        \
+        const T* x = (const T*)block.data + col;                                                               \
+        const T* y = (const T*)tile.y + rank;                                                                  \
+        float sum = 0;                                                                                         \
+        for (i64 row = 0; row < n; ++row)                                                                      \
+            if (tile.drop.probability == 0 || is_kept(tile.drop, row, col))                                    \
+                sum = fmaf(to_float(x[row * block.ld]), to_float(y[row * tile.ld_y]), sum);                    \
+        tile.grad[rank * tile.rank_stride + col * tile.column_stride] += sum * tile.scale;                     \
+    }
+FOR_TYPES(GRAD_PLAIN_KERNEL)

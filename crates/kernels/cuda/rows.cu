@@ -1,0 +1,104 @@
+// Moving rows: add, copy, gather and its backward, conversions.
+#include "prelude.cuh"
+
+#define ADD_KERNEL(T)                                                                                          \
+    extern "C" __global__ void __launch_bounds__(256) add_##T(T* dst, const T* src, i64 len) {                 \
+        constexpr int LEN = Vec<T>::LEN;                                                                       \
+        i64 at = ((i64)blockIdx.x * 256 + threadIdx.x) * LEN;                                                  \
+        if (at + LEN <= len && aligned16(dst) && aligned16(src)) {                                             \
+            Vec<T> a = load16(dst + at), b = load16(src + at);                                                 \
+            for (int i = 0; i < LEN; ++i) a.v[i] = from_float<T>(to_float(a.v[i]) + to_float(b.v[i]));         \
+            store16(dst + at, a);                                                                              \
+            return;                                                                                            \
+        }                                                                                                      \
+        for (int i = 0; i < LEN && at + i < len; ++i)                                                          \
+            dst[at + i] = from_float<T>(to_float(dst[at + i]) + to_float(src[at + i]));                        \
+    }
+FOR_TYPES(ADD_KERNEL)
+
+// One block copies one row.
+template <typename T>
+__device__ __forceinline__ void copy_row(T* __restrict__ to, const T* __restrict__ from, int cols) {
+    constexpr int LEN = Vec<T>::LEN;
+    int done = 0;
+    if (aligned16(to) && aligned16(from)) {
+        done = cols / LEN * LEN;
+        for (int at = threadIdx.x * LEN; at < done; at += blockDim.x * LEN) store16(to + at, load16(from + at));
+    }
+    for (int at = done + threadIdx.x; at < cols; at += blockDim.x) to[at] = from[at];
+}
+
+// dst[i] = src[i], rows of `cols` with their own strides. Grid: n.
+#define COPY_KERNEL(T)                                                                                         \
+    extern "C" __global__ void __launch_bounds__(256)                                                          \
+        copy_rows_##T(T* dst, const T* src, int cols, i64 ld_dst, i64 ld_src) {                                \
+        copy_row(dst + blockIdx.x * ld_dst, src + blockIdx.x * ld_src, cols);                                  \
+    }
+FOR_TYPES(COPY_KERNEL)
+
+// out[i] = inp[rows[i]]. Grid: n.
+#define GATHER_KERNEL(T)                                                                                       \
+    extern "C" __global__ void __launch_bounds__(256)                                                          \
+        gather_rows_##T(T* out, const T* inp, const u32* rows, int cols, i64 ld_out, i64 ld_inp) {             \
+        copy_row(out + blockIdx.x * ld_out, inp + rows[blockIdx.x] * ld_inp, cols);                            \
+    }
+FOR_TYPES(GATHER_KERNEL)
+
+// out[rows[i]] = inp[i]; the rows are distinct. Grid: n.
+#define SCATTER_KERNEL(T)                                                                                      \
+    extern "C" __global__ void __launch_bounds__(256)                                                          \
+        scatter_rows_##T(T* out, const T* inp, const u32* rows, int cols, i64 ld_out, i64 ld_inp) {            \
+        copy_row(out + rows[blockIdx.x] * ld_out, inp + blockIdx.x * ld_inp, cols);                            \
+    }
+FOR_TYPES(SCATTER_KERNEL)
+
+// dinp[r] = the sum of dout[i] over rows[i] == r, in the order of i, without atomics: a block takes one `r` and 1024
+// columns, and reads all of `rows`. Grid: rows of dinp x ceil(cols / 1024).
+template <typename T>
+__device__ __forceinline__ void gather_rows_backward_body(T* __restrict__ dinp, const T* __restrict__ dout,
+    const u32* __restrict__ rows, int count, int cols, i64 ld_dinp, i64 ld_dout) {
+    int first = blockIdx.y * 1024 + threadIdx.x;
+    float sum[4] = {0, 0, 0, 0};
+    for (int start = 0; start < count; start += 256) {
+        bool is_equal = start + threadIdx.x < count && rows[start + threadIdx.x] == blockIdx.x;
+        if (!__syncthreads_or(is_equal)) continue;
+        for (int i = start; i < min(count, start + 256); ++i) {
+            if (rows[i] != blockIdx.x) continue;
+            for (int j = 0; j < 4; ++j)
+                if (first + 256 * j < cols) sum[j] += to_float(dout[i * ld_dout + first + 256 * j]);
+        }
+    }
+    for (int j = 0; j < 4; ++j)
+        if (first + 256 * j < cols) dinp[blockIdx.x * ld_dinp + first + 256 * j] = from_float<T>(sum[j]);
+}
+
+#define GATHER_BACKWARD_KERNEL(T)                                                                              \
+    extern "C" __global__ void __launch_bounds__(256) gather_rows_backward_##T(                                \
+        T* dinp, const T* dout, const u32* rows, int count, int cols, i64 ld_dinp, i64 ld_dout) {              \
+        gather_rows_backward_body(dinp, dout, rows, count, cols, ld_dinp, ld_dout);                            \
+    }
+FOR_TYPES(GATHER_BACKWARD_KERNEL)
+
+template <typename A, typename B>
+__device__ __forceinline__ void cast_body(A* __restrict__ out, const B* __restrict__ inp, i64 len) {
+    i64 at = ((i64)blockIdx.x * 256 + threadIdx.x) * 8;
+    if (at + 8 <= len && aligned16(out) && aligned16(inp)) {
+        float x[8];
+        load8(x, inp + at);
+        store8(out + at, x);
+        return;
+    }
+    for (int i = 0; i < 8 && at + i < len; ++i) out[at + i] = from_float<A>(to_float(inp[at + i]));
+}
+
+// out = inp in another type, on every architecture. Grid: ceil(len / 2048).
+#define CAST_KERNEL(B, A)                                                                                      \
+    extern "C" __global__ void __launch_bounds__(256) cast_##B##_to_##A(A* out, const B* inp, i64 len) {       \
+        cast_body<A, B>(out, inp, len);                                                                        \
+    }
+CAST_KERNEL(bf16, f32)
+CAST_KERNEL(bf16, f16)
+CAST_KERNEL(f16, f32)
+CAST_KERNEL(f16, bf16)
+CAST_KERNEL(f32, bf16)
+CAST_KERNEL(f32, f16)
