@@ -19,6 +19,7 @@ use crate::cpu::pool::lock;
 pub(super) const WORKSPACE_BYTES: u64 = 64 << 20;
 
 /// An address on the device.
+#[repr(transparent)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct DevicePtr(pub u64);
 

@@ -14,6 +14,7 @@ mod error;
 mod image;
 mod launch;
 mod library;
+mod ops;
 mod product;
 mod staging;
 mod survey;

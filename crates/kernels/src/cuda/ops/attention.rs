@@ -1,0 +1,344 @@
+//! Launches of `attention.cu`, and of `attention_plain.cu` for f32 and other head sizes.
+
+use super::{Rows, THREADS};
+use crate::cuda::device::{Device, DevicePtr};
+use crate::cuda::launch::KernelLaunch;
+use crate::{AttentionDims, DType, Segment};
+
+/// Threads of a block.
+const BLOCK: u32 = 128;
+/// Warps of a block of the row sums.
+const SUM_WARPS: usize = 8;
+/// Rows of a tile of the plain kernels.
+const PLAIN_TILE: usize = 16;
+/// Keys of a tile, in the forward pass and where dK and dV are summed.
+const KEY_TILE: usize = 64;
+/// Keys that dQ takes at once.
+const NARROW_KEY_TILE: usize = 32;
+
+/// The tiles of a pass: a list for each size and side, the longest first, each tile a segment and its place there.
+#[derive(Clone, Debug, Default)]
+pub struct Tiles {
+    /// The lists one after the other, two words a tile.
+    pub words: Vec<u32>,
+    /// First word and number of tiles of each list.
+    lists: Vec<(usize, usize)>,
+}
+
+/// Which rows a tile holds, and how many.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Side {
+    Queries(usize),
+    Keys(usize),
+}
+
+/// Every list that a kernel may want.
+const LISTS: [Side; 5] = [
+    Side::Queries(PLAIN_TILE),
+    Side::Queries(64),
+    Side::Queries(128),
+    Side::Keys(PLAIN_TILE),
+    Side::Keys(KEY_TILE),
+];
+
+impl Tiles {
+    /// The tiles of these segments.
+    ///
+    /// # Panics
+    /// If there are more than 2^32 rows.
+    pub fn of(segments: &[Segment]) -> Self {
+        let mut tiles = Self::default();
+        for side in LISTS {
+            let mut list = Vec::new();
+            for (i, segment) in segments.iter().enumerate() {
+                let (size, rows) = match side {
+                    Side::Queries(size) => (size, segment.q_len),
+                    Side::Keys(size) => (size, segment.kv_len),
+                };
+                list.extend((0..rows.div_ceil(size)).map(|tile| (work(side, segment, tile), i, tile)));
+            }
+            // Stable: among equals the order of the segments stays.
+            list.sort_by_key(|&(work, ..)| std::cmp::Reverse(work));
+            tiles.lists.push((tiles.words.len(), list.len()));
+            let word = |n: usize| u32::try_from(n).expect("a tile's number fits in 32 bits");
+            tiles.words.extend(list.iter().flat_map(|&(_, segment, tile)| [word(segment), word(tile)]));
+        }
+        tiles
+    }
+
+    fn list(&self, side: Side) -> (usize, usize) {
+        let at = LISTS.iter().position(|&s| s == side).expect("each kernel's tiles have a list");
+        self.lists[at]
+    }
+}
+
+/// Rows of the other side that a tile meets.
+fn work(side: Side, segment: &Segment, tile: usize) -> usize {
+    let before = segment.kv_len - segment.q_len;
+    match side {
+        Side::Queries(size) => segment.kv_len.min(before + (tile + 1) * size),
+        Side::Keys(size) => segment.q_len - (tile * size).saturating_sub(before),
+    }
+}
+
+/// Segments and their tiles in device memory.
+#[derive(Clone, Copy, Debug)]
+pub struct SegmentsOnDevice<'a> {
+    /// Four `u32` a segment.
+    pub segments: DevicePtr,
+    /// [`Tiles::words`].
+    pub words: DevicePtr,
+    pub tiles: &'a Tiles,
+}
+
+impl SegmentsOnDevice<'_> {
+    fn list(&self, side: Side) -> (DevicePtr, usize) {
+        let (first, count) = self.tiles.list(side);
+        (self.words.plus(4 * first), count)
+    }
+}
+
+/// Operands of both passes; `k` and `v` have one stride.
+#[derive(Clone, Copy, Debug)]
+pub struct Operands<'a> {
+    pub q: Rows,
+    pub k: Rows,
+    pub v: Rows,
+    pub segments: SegmentsOnDevice<'a>,
+    pub dims: AttentionDims,
+}
+
+/// How the kernels for a head size are launched.
+#[derive(Clone, Copy, Debug)]
+struct Geometry {
+    dtype: DType,
+    head: usize,
+    is_plain: bool,
+    /// Compute capability below 8.0: less shared memory, and no copies that run beside the arithmetic.
+    is_old: bool,
+}
+
+impl Geometry {
+    fn of(device: &Device, dtype: DType, operands: &Operands<'_>, others: &[Rows]) -> Self {
+        let head = operands.dims.head_dim;
+        let is_old = device.info.capability.0 < 8;
+        let has_kernel = matches!(head, 64 | 96 | 128) || head == 256 && !is_old;
+        let rows = [operands.q, operands.k, operands.v];
+        let is_aligned = rows.iter().chain(others).all(|rows| rows.is_aligned(dtype));
+        Self { dtype, head, is_plain: dtype == DType::F32 || !has_kernel || !is_aligned, is_old }
+    }
+
+    /// Queries of a tile.
+    fn query_tile(self) -> usize {
+        match self.is_plain {
+            true => PLAIN_TILE,
+            false if self.is_old || self.head == 256 => 64,
+            false => 128,
+        }
+    }
+
+    fn key_tile(self) -> usize {
+        if self.is_plain { PLAIN_TILE } else { KEY_TILE }
+    }
+
+    /// Bytes of `rows` rows of a head in shared memory.
+    fn shared_rows(self, rows: usize) -> usize {
+        if self.is_plain { 0 } else { rows * (self.head + 8) * 2 }
+    }
+
+    /// Queries that dK and dV take at once, and how many such tiles are in flight.
+    fn moving_queries(self) -> (usize, usize) {
+        match (self.is_old, self.head) {
+            (true, _) => (32, 1),
+            (false, 64) => (64, 2),
+            (false, 256) => (16, 1),
+            (false, _) => (32, 2),
+        }
+    }
+
+    fn kernel<'a>(self, device: &'a Device, names: [&'static str; 5]) -> KernelLaunch<'a> {
+        let [plain, small, middle, large, largest] = names;
+        let name = match self.head {
+            _ if self.is_plain => plain,
+            64 => small,
+            96 => middle,
+            128 => large,
+            _ => largest,
+        };
+        device.kernel(name, self.dtype).block(BLOCK)
+    }
+
+    /// The plain kernels take the head size as a parameter.
+    fn head_parameter(self, launch: KernelLaunch<'_>) -> KernelLaunch<'_> {
+        if self.is_plain { launch.int(self.head) } else { launch }
+    }
+}
+
+/// What scores are multiplied by.
+fn scale(dims: AttentionDims) -> f32 {
+    (1.0 / (dims.head_dim as f64).sqrt()) as f32
+}
+
+const FORWARD: [&str; 5] = [
+    "attention_forward",
+    "attention_forward_hs64",
+    "attention_forward_hs96",
+    "attention_forward_hs128",
+    "attention_forward_hs256",
+];
+const BACKWARD_Q: [&str; 5] = [
+    "attention_backward_q",
+    "attention_backward_q_hs64",
+    "attention_backward_q_hs96",
+    "attention_backward_q_hs128",
+    "attention_backward_q_hs256",
+];
+const BACKWARD_KV: [&str; 5] = [
+    "attention_backward_kv",
+    "attention_backward_kv_hs64",
+    "attention_backward_kv_hs96",
+    "attention_backward_kv_hs128",
+    "attention_backward_kv_hs256",
+];
+
+/// `out` and the log of each row's softmax denominator.
+pub fn forward(device: &Device, dtype: DType, out: Rows, lse: DevicePtr, operands: Operands<'_>) {
+    let Operands { q, k, v, segments, dims } = operands;
+    let geometry = Geometry::of(device, dtype, &operands, &[out]);
+    let tile = geometry.query_tile();
+    let (tiles, count) = segments.list(Side::Queries(tile));
+    let launch = geometry
+        .kernel(device, FORWARD)
+        .grid(dims.heads, count, 1)
+        .shared(geometry.shared_rows(tile + 2 * KEY_TILE))
+        .ptr(out.at)
+        .ptr(lse)
+        .ptr(q.at)
+        .ptr(k.at)
+        .ptr(v.at)
+        .ptr(segments.segments)
+        .ptr(tiles)
+        .int(dims.kv_heads);
+    geometry.head_parameter(launch).long(out.stride).long(q.stride).long(k.stride).float(scale(dims)).run();
+}
+
+/// What the backward pass reads besides its operands.
+#[derive(Clone, Copy, Debug)]
+pub struct Saved {
+    pub dout: Rows,
+    pub out: Rows,
+    pub lse: DevicePtr,
+    /// Query rows.
+    pub n: usize,
+}
+
+/// Gradients; `dk` and `dv` have one stride.
+#[derive(Clone, Copy, Debug)]
+pub struct Grads {
+    pub dq: Rows,
+    pub dk: Rows,
+    pub dv: Rows,
+}
+
+/// Gradients with respect to `q`, `k` and `v`, overwritten.
+pub fn backward(device: &Device, dtype: DType, grads: Grads, saved: Saved, operands: Operands<'_>) {
+    let Saved { dout, out, n, .. } = saved;
+    let AttentionDims { heads, head_dim, .. } = operands.dims;
+    let delta = device.workspace(4 * n * heads);
+    let sums =
+        device.kernel("attention_row_sums", dtype).grid((n * heads).div_ceil(SUM_WARPS), 1, 1).block(THREADS);
+    let sums = sums.ptr(delta).ptr(out.at).ptr(dout.at).int(n).int(heads).int(head_dim);
+    sums.long(out.stride).long(dout.stride).run();
+    let geometry = Geometry::of(device, dtype, &operands, &[dout, grads.dq, grads.dk, grads.dv]);
+    backward_kv(device, geometry, grads, (saved, delta), operands);
+    backward_q(device, geometry, grads, (saved, delta), operands);
+}
+
+/// The parameters that both kernels of the backward pass take after their results, up to the tiles.
+fn backward_inputs<'a>(
+    launch: KernelLaunch<'a>,
+    (saved, delta): (Saved, DevicePtr),
+    operands: &Operands<'_>,
+    tiles: DevicePtr,
+) -> KernelLaunch<'a> {
+    let Operands { q, k, v, segments, dims } = operands;
+    let launch = launch.ptr(saved.dout.at).ptr(q.at).ptr(k.at).ptr(v.at).ptr(saved.lse).ptr(delta);
+    launch.ptr(segments.segments).ptr(tiles).int(dims.heads).int(dims.kv_heads)
+}
+
+fn backward_kv(
+    device: &Device,
+    geometry: Geometry,
+    grads: Grads,
+    saved: (Saved, DevicePtr),
+    operands: Operands<'_>,
+) {
+    let Operands { q, k, segments, dims, .. } = operands;
+    let (tiles, count) = segments.list(Side::Keys(geometry.key_tile()));
+    // Heads of 256 are written in halves.
+    let halves = if geometry.head == 256 && !geometry.is_plain { 2 } else { 1 };
+    let (queries, stages) = geometry.moving_queries();
+    let rows = if geometry.is_plain { 0 } else { 8 * stages * queries };
+    let launch = geometry
+        .kernel(device, BACKWARD_KV)
+        .grid(dims.kv_heads, count, halves)
+        .shared(geometry.shared_rows(2 * KEY_TILE + 2 * stages * queries) + rows)
+        .ptr(grads.dk.at)
+        .ptr(grads.dv.at);
+    let launch = geometry.head_parameter(backward_inputs(launch, saved, &operands, tiles));
+    let launch = launch.long(grads.dk.stride).long(saved.0.dout.stride).long(q.stride).long(k.stride);
+    launch.float(scale(dims)).run();
+}
+
+fn backward_q(
+    device: &Device,
+    geometry: Geometry,
+    grads: Grads,
+    saved: (Saved, DevicePtr),
+    operands: Operands<'_>,
+) {
+    let Operands { q, k, segments, dims, .. } = operands;
+    let tile = geometry.query_tile();
+    let (tiles, count) = segments.list(Side::Queries(tile));
+    let stages = if geometry.head == 64 && !geometry.is_old { 2 } else { 1 };
+    let launch = geometry
+        .kernel(device, BACKWARD_Q)
+        .grid(dims.heads, count, 1)
+        .shared(geometry.shared_rows(2 * tile + 2 * stages * NARROW_KEY_TILE))
+        .ptr(grads.dq.at);
+    let launch = geometry.head_parameter(backward_inputs(launch, saved, &operands, tiles));
+    let launch = launch.long(grads.dq.stride).long(saved.0.dout.stride).long(q.stride).long(k.stride);
+    launch.float(scale(dims)).run();
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tiles_cover_every_row_once_the_longest_first() {
+        let segment = |q_len, kv_len| Segment { q_start: 0, q_len, kv_start: 0, kv_len };
+        let segments = [segment(1, 1), segment(130, 390), segment(200, 200), segment(64, 64)];
+        let tiles = Tiles::of(&segments);
+        for side in LISTS {
+            let (first, count) = tiles.list(side);
+            let list = &tiles.words[first..first + 2 * count];
+            let mut found: Vec<_> = list.chunks(2).map(|t| (t[0] as usize, t[1] as usize)).collect();
+            let works: Vec<_> = found.iter().map(|&(s, t)| work(side, &segments[s], t)).collect();
+            assert!(works.is_sorted_by(|a, b| a >= b), "{side:?}: {works:?}");
+            found.sort();
+            let expected: Vec<_> = segments
+                .iter()
+                .enumerate()
+                .flat_map(|(i, s)| {
+                    let (size, rows) = match side {
+                        Side::Queries(size) => (size, s.q_len),
+                        Side::Keys(size) => (size, s.kv_len),
+                    };
+                    (0..rows.div_ceil(size)).map(move |tile| (i, tile))
+                })
+                .collect();
+            assert_eq!(found, expected, "{side:?}");
+        }
+    }
+}

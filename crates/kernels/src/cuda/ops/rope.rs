@@ -1,0 +1,38 @@
+//! Launches of `rope.cu`.
+
+use super::{Rows, THREADS, vector_len};
+use crate::DType;
+use crate::cuda::device::{Device, DevicePtr};
+
+/// Cosines and sines of a pass, `(n, half)` f32 each.
+#[derive(Clone, Copy, Debug)]
+pub struct Table {
+    pub cosines: DevicePtr,
+    pub sines: DevicePtr,
+    pub n: usize,
+    /// Half a head.
+    pub half: usize,
+}
+
+/// Which way to turn.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Turn {
+    Forward,
+    Backward,
+}
+
+/// Fills the table for these frequencies and positions.
+pub fn fill_table(device: &Device, table: Table, inv_freq: DevicePtr, positions: DevicePtr) {
+    let Table { cosines, sines, n, half } = table;
+    let launch = device.exact("rope_table").grid((n * half).div_ceil(THREADS as usize), 1, 1).block(THREADS);
+    launch.ptr(cosines).ptr(sines).ptr(inv_freq).ptr(positions).int(n).int(half).run();
+}
+
+/// Turns the `heads` heads of each row of `x` in place.
+pub fn rope(device: &Device, dtype: DType, x: Rows, table: Table, heads: usize, turn: Turn) {
+    let Table { cosines, sines, n, half } = table;
+    let parts = heads * half.div_ceil(vector_len(dtype));
+    let sign = if turn == Turn::Forward { 1.0 } else { -1.0 };
+    let launch = device.kernel("rope", dtype).grid(n, parts.div_ceil(THREADS as usize), 1).block(THREADS);
+    launch.ptr(x.at).ptr(cosines).ptr(sines).int(heads).int(half).long(x.stride).float(sign).run();
+}

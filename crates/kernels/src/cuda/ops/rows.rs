@@ -1,0 +1,93 @@
+//! Launches of `rows.cu`.
+
+use super::{Rows, THREADS, vector_len};
+use crate::DType;
+use crate::cuda::device::{Device, DevicePtr};
+
+/// Elements that a block of a conversion takes.
+const CAST_BLOCK: usize = 2048;
+/// Columns that a block of [`gather_rows_backward`] sums.
+const GATHER_COLUMNS: usize = 1024;
+
+/// `dst += src`.
+pub fn add(device: &Device, dtype: DType, dst: DevicePtr, src: DevicePtr, len: usize) {
+    let blocks = len.div_ceil(THREADS as usize * vector_len(dtype));
+    device.kernel("add", dtype).grid(blocks, 1, 1).block(THREADS).ptr(dst).ptr(src).long(len).run();
+}
+
+/// Copies `n` rows of `cols`.
+pub fn copy_rows(device: &Device, dtype: DType, dst: Rows, src: Rows, n: usize, cols: usize) {
+    let launch = device.kernel("copy_rows", dtype).grid(n, 1, 1).block(THREADS);
+    launch.ptr(dst.at).ptr(src.at).int(cols).long(dst.stride).long(src.stride).run();
+}
+
+/// `out[i] = inp[rows[i]]` for `n` rows of `cols`.
+pub fn gather_rows(
+    device: &Device,
+    dtype: DType,
+    out: Rows,
+    inp: Rows,
+    rows: DevicePtr,
+    (n, cols): (usize, usize),
+) {
+    let launch = device.kernel("gather_rows", dtype).grid(n, 1, 1).block(THREADS);
+    launch.ptr(out.at).ptr(inp.at).ptr(rows).int(cols).long(out.stride).long(inp.stride).run();
+}
+
+/// `out[rows[i]] = inp[i]` for `n` rows of `cols`; `rows` are distinct.
+pub fn scatter_rows(
+    device: &Device,
+    dtype: DType,
+    out: Rows,
+    inp: Rows,
+    rows: DevicePtr,
+    (n, cols): (usize, usize),
+) {
+    let launch = device.kernel("scatter_rows", dtype).grid(n, 1, 1).block(THREADS);
+    launch.ptr(out.at).ptr(inp.at).ptr(rows).int(cols).long(out.stride).long(inp.stride).run();
+}
+
+/// Shape of [`gather_rows_backward`].
+#[derive(Clone, Copy, Debug)]
+pub struct GatherShape {
+    /// Rows of `dinp`.
+    pub n: usize,
+    /// Rows of `dout`.
+    pub count: usize,
+    pub cols: usize,
+}
+
+/// `dinp[r]` = the sum of `dout[i]` over `rows[i] == r`, overwritten.
+pub fn gather_rows_backward(
+    device: &Device,
+    dtype: DType,
+    dinp: Rows,
+    dout: Rows,
+    rows: DevicePtr,
+    shape: GatherShape,
+) {
+    let GatherShape { n, count, cols } = shape;
+    let launch =
+        device.kernel("gather_rows_backward", dtype).grid(n, cols.div_ceil(GATHER_COLUMNS), 1).block(THREADS);
+    launch.ptr(dinp.at).ptr(dout.at).ptr(rows).int(count).int(cols).long(dinp.stride).long(dout.stride).run();
+}
+
+/// Converts `len` elements from one type to another.
+///
+/// # Panics
+/// If the types are the same.
+pub fn cast(
+    device: &Device,
+    (to, to_type): (DevicePtr, DType),
+    (from, from_type): (DevicePtr, DType),
+    len: usize,
+) {
+    assert_ne!(to_type, from_type, "a conversion to the same type");
+    let name = match from_type {
+        DType::Bf16 => "cast_bf16_to",
+        DType::F16 => "cast_f16_to",
+        DType::F32 => "cast_f32_to",
+    };
+    let launch = device.kernel(name, to_type).grid(len.div_ceil(CAST_BLOCK), 1, 1).block(THREADS);
+    launch.ptr(to).ptr(from).long(len).run();
+}

@@ -1,0 +1,45 @@
+//! Launches of `swiglu.cu`.
+
+use super::{Rows, THREADS, vector_len};
+use crate::DType;
+use crate::cuda::device::{Device, DevicePtr};
+use crate::cuda::launch::KernelLaunch;
+
+/// Two matrices of one shape and stride.
+#[derive(Clone, Copy, Debug)]
+pub struct GateUp {
+    pub gate: DevicePtr,
+    pub up: DevicePtr,
+    pub stride: usize,
+}
+
+fn launch<'a>(
+    device: &'a Device,
+    name: &'static str,
+    dtype: DType,
+    n: usize,
+    cols: usize,
+) -> KernelLaunch<'a> {
+    let blocks = cols.div_ceil(THREADS as usize * vector_len(dtype));
+    device.kernel(name, dtype).grid(n, blocks, 1).block(THREADS)
+}
+
+/// `out = silu(gate) · up` for `n` rows of `cols`.
+pub fn forward(device: &Device, dtype: DType, out: Rows, inp: GateUp, (n, cols): (usize, usize)) {
+    let launch = launch(device, "swiglu_forward", dtype, n, cols).ptr(out.at).ptr(inp.gate).ptr(inp.up);
+    launch.int(cols).long(out.stride).long(inp.stride).run();
+}
+
+/// Gradients of [`forward`]; `dinp` may be `inp` itself.
+pub fn backward(
+    device: &Device,
+    dtype: DType,
+    dinp: GateUp,
+    dout: Rows,
+    inp: GateUp,
+    (n, cols): (usize, usize),
+) {
+    let launch = launch(device, "swiglu_backward", dtype, n, cols);
+    let launch = launch.ptr(dinp.gate).ptr(dinp.up).ptr(dout.at).ptr(inp.gate).ptr(inp.up);
+    launch.int(cols).long(dinp.stride).long(dout.stride).long(inp.stride).run();
+}
