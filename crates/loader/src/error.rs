@@ -1,0 +1,213 @@
+//! Errors of resolving and loading.
+
+use std::path::PathBuf;
+
+use danlu_adapter::{AdapterError, CONFIG_FILE};
+use danlu_hub::{HubError, TokenFault};
+use danlu_model::{FileError, ModelError, shell_word};
+
+use crate::FolderKind;
+
+/// Hint for a Hub that cannot be reached. Only reads get it: a push would hand its token to the mirror.
+const MIRROR: &str = "in China a mirror: HF_ENDPOINT=https://hf-mirror.com";
+
+/// Hint of an adapter whose base is unknown.
+pub(crate) const NAME_BASE: &str = "name its folder with `--base DIR`";
+
+/// Why a model cannot be resolved or loaded.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum LoadError {
+    /// The path holds neither a model nor an adapter.
+    #[error("{}", no_model(path, kind))]
+    NoModel {
+        /// The path.
+        path: PathBuf,
+        /// What it is.
+        kind: FolderKind,
+    },
+    /// A base is expected, and the path is an adapter.
+    #[error("`{}` is an adapter, expected a base model", path.display())]
+    BaseIsAdapter {
+        /// The path.
+        path: PathBuf,
+    },
+    /// A base is given for a path that needs none.
+    #[error("`{}` is a whole model, and `--base` is `{}`", model.display(), base.display())]
+    BaseOfModel {
+        /// The path.
+        model: PathBuf,
+        /// The base.
+        base: PathBuf,
+    },
+    /// An adapter is expected, and the path is a model.
+    #[error("`{}` is a whole model, expected an adapter", path.display())]
+    NotAnAdapter {
+        /// The path.
+        path: PathBuf,
+    },
+    /// `adapter_config.json` names no base.
+    #[error("`{}` names no base in `base_model_name_or_path`", path.display())]
+    UnnamedBase {
+        /// The file.
+        path: PathBuf,
+    },
+    /// The base that an adapter names is neither a folder here nor a name on the Hub.
+    #[error("the adapter `{}` was trained on `{base}`, which is no model folder here", adapter.display())]
+    BaseNotFound {
+        /// Folder of the adapter.
+        adapter: PathBuf,
+        /// The base as the adapter names it.
+        base: String,
+    },
+    /// The adapter was trained on a 4-bit base with modules left in 16 bits.
+    #[error(
+        "the adapter was trained on a 4-bit base with {} left in 16 bits; `{}` is a 16-bit base, and danlu cannot \
+         recreate that mix at load time",
+        counted(skipped.len(), "projection"),
+        base.display()
+    )]
+    SkippedModules {
+        /// Folder of the base.
+        base: PathBuf,
+        /// The modules.
+        skipped: Vec<String>,
+    },
+    /// Tokenizer or template differ from those of training.
+    #[error("{summary}")]
+    TokenMismatch {
+        /// Where.
+        summary: String,
+        /// The differences, one sentence each.
+        differences: Vec<String>,
+        /// What to do.
+        hint: &'static str,
+    },
+    /// The observer stopped a quantization.
+    #[error("stopped while weights were quantized to 4 bits")]
+    Stopped,
+    /// The Hub or its cache.
+    #[error(transparent)]
+    Hub(#[from] HubError),
+    /// A file of an adapter.
+    #[error(transparent)]
+    Adapter(#[from] AdapterError),
+    /// A file of a model.
+    #[error(transparent)]
+    Model(ModelError),
+    /// A file.
+    #[error(transparent)]
+    File(#[from] FileError),
+    /// Another error with a second hint.
+    #[error("{source}")]
+    Hinted {
+        /// The error.
+        source: Box<LoadError>,
+        /// The hint.
+        hint: String,
+        /// Whether the hint replaces the error's own.
+        replaces: bool,
+    },
+}
+
+impl From<ModelError> for LoadError {
+    fn from(error: ModelError) -> Self {
+        match error {
+            ModelError::Stopped => Self::Stopped,
+            error => Self::Model(error),
+        }
+    }
+}
+
+impl From<TokenFault> for LoadError {
+    fn from(fault: TokenFault) -> Self {
+        HubError::from(fault).into()
+    }
+}
+
+impl LoadError {
+    /// What to do about it.
+    pub fn hint(&self) -> Option<String> {
+        let hint = match self {
+            Self::NoModel { path, kind } => return Some(no_model_hint(path, kind)),
+            Self::BaseIsAdapter { .. } => "name the folder of the model that it was trained on",
+            Self::BaseOfModel { .. } => "leave `--base` out; it goes with an adapter",
+            Self::NotAnAdapter { .. } => "name the folder of an adapter",
+            Self::UnnamedBase { .. } | Self::BaseNotFound { .. } => NAME_BASE,
+            Self::SkippedModules { skipped, .. } => {
+                return Some(format!(
+                    "name the base it was trained on with `--base DIR`; `danlu quantize ORIGINAL --skip-modules {} \
+                     --output DIR` makes it",
+                    skipped.join(",")
+                ));
+            }
+            Self::TokenMismatch { hint, .. } => hint,
+            Self::Stopped => return None,
+            Self::Hub(error @ HubError::Connect { .. }) => return joined(error.hint(), MIRROR, false),
+            Self::Hub(error) => return error.hint(),
+            Self::Adapter(error) => return error.hint(),
+            Self::Model(error) => return error.hint(),
+            Self::File(error) => return error.hint(),
+            Self::Hinted { source, hint, replaces } => return joined(source.hint(), hint, *replaces),
+        };
+        Some(hint.to_owned())
+    }
+
+    /// Lines to print below the message.
+    pub fn details(&self) -> &[String] {
+        match self {
+            Self::TokenMismatch { differences, .. } => differences,
+            Self::Hinted { source, .. } => source.details(),
+            _ => &[],
+        }
+    }
+
+    /// Adds a hint behind the error's own.
+    pub(crate) fn and_hint(self, hint: impl Into<String>) -> Self {
+        Self::Hinted { source: Box::new(self), hint: hint.into(), replaces: false }
+    }
+
+    /// Replaces the error's hint.
+    pub(crate) fn with_hint(self, hint: impl Into<String>) -> Self {
+        Self::Hinted { source: Box::new(self), hint: hint.into(), replaces: true }
+    }
+}
+
+fn joined(first: Option<String>, second: &str, replaces: bool) -> Option<String> {
+    Some(match first.filter(|_| !replaces) {
+        Some(first) => format!("{first}; {second}"),
+        None => second.to_owned(),
+    })
+}
+
+fn no_model(path: &std::path::Path, kind: &FolderKind) -> String {
+    let path = path.display();
+    match kind {
+        FolderKind::StoppedRun { .. } => {
+            format!("`{path}` is a run that was stopped before its end and holds no adapter yet")
+        }
+        FolderKind::Missing => format!("`{path}` does not exist"),
+        FolderKind::File => format!("`{path}` is a file, expected a folder"),
+        _ => format!("`{path}` holds neither `{CONFIG_FILE}` nor `config.json`"),
+    }
+}
+
+fn no_model_hint(path: &std::path::Path, kind: &FolderKind) -> String {
+    match kind {
+        FolderKind::StoppedRun { newest } => {
+            let resume = format!("danlu train --output {} --resume", shell_word(&path.display().to_string()));
+            match newest {
+                Some(newest) => {
+                    format!("use its newest checkpoint, `{}`, or finish the run: {resume}", newest.display())
+                }
+                None => format!("finish the run: {resume}"),
+            }
+        }
+        FolderKind::File => "name the folder that holds `config.json`".to_owned(),
+        _ => "name the folder of an adapter, a merged model or a base".to_owned(),
+    }
+}
+
+fn counted(n: usize, noun: &str) -> String {
+    if n == 1 { format!("{n} {noun}") } else { format!("{n} {noun}s") }
+}

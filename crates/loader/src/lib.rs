@@ -1,0 +1,48 @@
+//! From a name, a folder or a run to a loaded model.
+//!
+//! ```text
+//! ModelRef::parse ─► Loader::resolve ─► ModelDirs ─► ModelFiles::open ─► ModelFiles::load ─► LoadedModel
+//! ```
+//!
+//! - [`ModelRef`] is a local folder or a name on the Hub.
+//! - [`ModelDirs`] holds the folder of a base and, for an adapter, the folder of the adapter.
+//!   [`FolderKind`] tells adapters, models and stopped runs apart.
+//! - [`ModelFiles`] holds `config.json`, `adapter_config.json`, `danlu.json` and the mapped weights.
+//!   Each file is opened once.
+//! - [`LoadedModel`] holds the decoder, the adapter and the tokenizer.
+//!
+//! A server loads a base once, as [`LoadedBase`], and puts adapters onto it with [`LoadedAdapter::load`].
+//!
+//! The crate prints nothing. It collects a [`Notice`] for everything that a user should know, reports long work as
+//! [`Progress`], and returns errors as [`LoadError`] with a hint.
+
+mod adapter_base;
+mod artifact;
+mod error;
+mod loaded_model;
+mod model_dirs;
+mod model_files;
+mod model_ref;
+mod model_tokens;
+mod notice;
+mod progress;
+pub mod relative_path;
+mod resolve;
+mod training_base;
+
+pub use artifact::FolderKind;
+pub use error::LoadError;
+pub use loaded_model::{
+    LoadOptions, LoadedAdapter, LoadedBase, LoadedModel, QuantChoice, choose_quantization,
+};
+pub use model_dirs::{AdapterDir, ModelDirs, folder_name};
+pub use model_files::{AdapterFiles, BaseFiles, ModelFiles};
+pub use model_ref::{ModelRef, is_known_name, parse_name, with_full_commit};
+pub use model_tokens::{ModelTokens, TokenCheck};
+pub use notice::Notice;
+pub use progress::{Observer, Progress};
+pub use resolve::{HubSource, Loader, fetch_optional_files};
+pub use training_base::{
+    CheckDepth, check_base, identify_base, stored_quantization, trained_on_unquantized_base,
+    training_quantization,
+};

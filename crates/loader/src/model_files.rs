@@ -1,0 +1,220 @@
+//! The files of a model, each opened once.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use danlu_adapter::{Adapter, LoraConfig, TokenIdentity};
+use danlu_kernels::Backend;
+use danlu_model::{ConfigJson, ModelConfig, Quantization, Tokenizer, Weights, base_sample_of};
+
+use crate::model_dirs::AdapterDir;
+use crate::{LoadError, ModelDirs, folder_name};
+
+/// The files of a base: `config.json` and the mapped weights.
+#[derive(Clone, Debug)]
+pub struct BaseFiles {
+    folder: PathBuf,
+    config_json: ConfigJson,
+    config: ModelConfig,
+    weights: Weights,
+}
+
+impl BaseFiles {
+    /// Reads `config.json` and the headers of the weights in `folder`.
+    ///
+    /// # Errors
+    /// If a file is missing or has a fault.
+    pub fn open(folder: &Path) -> Result<Self, LoadError> {
+        let config_json = ConfigJson::read(folder)?;
+        let config = config_json.model_config()?;
+        let weights = Weights::open(folder)?;
+        Ok(Self { folder: folder.to_owned(), config_json, config, weights })
+    }
+
+    /// The folder.
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// The model that `config.json` describes.
+    pub fn config(&self) -> &ModelConfig {
+        &self.config
+    }
+
+    /// The mapped weights.
+    pub fn weights(&self) -> &Weights {
+        &self.weights
+    }
+
+    /// The 4 bits that the weights are stored in, if they are.
+    ///
+    /// # Errors
+    /// If the quantization state of a weight has a fault.
+    pub fn stored_quantization(&self) -> Result<Option<Quantization>, LoadError> {
+        Ok(self.weights.stored_quantization()?)
+    }
+
+    /// A fingerprint of configuration and weights that reads a few pages of each file.
+    ///
+    /// # Errors
+    /// If the folder cannot be listed.
+    pub fn sample(&self) -> Result<String, LoadError> {
+        Ok(base_sample_of(self.config_json.bytes(), &self.weights)?)
+    }
+
+    /// The tokenizer of the base, or of `adapter` on the base.
+    ///
+    /// # Errors
+    /// If a file of the tokenizer is missing or has a fault.
+    pub fn tokenizer(&self, adapter: Option<&Path>) -> Result<Tokenizer, LoadError> {
+        Ok(Tokenizer::read_with(&self.folder, adapter, &self.config_json)?)
+    }
+}
+
+/// The files of an adapter: `adapter_config.json` and `danlu.json`.
+#[derive(Clone, Debug)]
+pub struct AdapterFiles {
+    folder: PathBuf,
+    config: LoraConfig,
+    identity: Option<TokenIdentity>,
+}
+
+impl AdapterFiles {
+    /// Reads both files in `folder`.
+    ///
+    /// # Errors
+    /// If `adapter_config.json` is missing, or a file has a fault.
+    pub fn open(folder: &Path) -> Result<Self, LoadError> {
+        let config = LoraConfig::read(folder)?;
+        Self::open_rest(AdapterDir { folder: folder.to_owned(), config })
+    }
+
+    /// Reads `danlu.json` beside an `adapter_config.json` that is read already.
+    fn open_rest(dir: AdapterDir) -> Result<Self, LoadError> {
+        let AdapterDir { folder, config } = dir;
+        let identity = TokenIdentity::read(&folder)?;
+        Ok(Self { folder, config, identity })
+    }
+
+    /// The folder.
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// What `adapter_config.json` holds.
+    pub fn config(&self) -> &LoraConfig {
+        &self.config
+    }
+
+    /// What `danlu.json` holds; none beside an adapter of another program.
+    pub fn identity(&self) -> Option<&TokenIdentity> {
+        self.identity.as_ref()
+    }
+
+    /// The name to show.
+    pub fn name(&self) -> String {
+        folder_name(&self.folder)
+    }
+
+    /// Loads the tensors onto a base of shape `model`, which lies in `base`.
+    ///
+    /// # Errors
+    /// If the tensors' file is missing or has a fault, or the adapter was made for a base of another shape.
+    pub fn load(
+        &self,
+        model: &ModelConfig,
+        base: &Path,
+        backend: &dyn Backend,
+    ) -> Result<Adapter, LoadError> {
+        let loaded = Adapter::load_with(self.config.clone(), &self.folder, model, backend);
+        loaded.map_err(|error| match &self.config.base_model_name_or_path {
+            Some(named) if error.is_of_another_base() => {
+                let hint = format!(
+                    "the adapter was trained on `{named}` (`base_model_name_or_path`), and the base here is `{}`: \
+                     give the one it was trained on with `--base DIR`, or put `adapter_config.json` back if it was edited",
+                    base.display()
+                );
+                LoadError::from(error).with_hint(hint)
+            }
+            _ => error.into(),
+        })
+    }
+}
+
+/// The files of a model: a base, and an adapter if there is one.
+#[derive(Clone, Debug)]
+pub struct ModelFiles {
+    base: Arc<BaseFiles>,
+    adapter: Option<AdapterFiles>,
+    /// `danlu.json` of a merged model.
+    merged_identity: Option<TokenIdentity>,
+}
+
+impl ModelFiles {
+    /// Opens the files in `dirs`.
+    ///
+    /// # Errors
+    /// If a file is missing or has a fault.
+    pub fn open(dirs: ModelDirs) -> Result<Self, LoadError> {
+        let base = Arc::new(BaseFiles::open(&dirs.base)?);
+        Self::open_on(base, dirs.adapter)
+    }
+
+    /// Opens the files of `adapter` on a base whose files are open already.
+    ///
+    /// # Errors
+    /// If a file of the adapter has a fault.
+    pub fn open_on(base: Arc<BaseFiles>, adapter: Option<AdapterDir>) -> Result<Self, LoadError> {
+        let (adapter, merged_identity) = match adapter {
+            Some(dir) => (Some(AdapterFiles::open_rest(dir)?), None),
+            None => (None, TokenIdentity::read(base.folder())?),
+        };
+        Ok(Self { base, adapter, merged_identity })
+    }
+
+    /// The base.
+    pub fn base(&self) -> &Arc<BaseFiles> {
+        &self.base
+    }
+
+    /// The adapter, if there is one.
+    pub fn adapter(&self) -> Option<&AdapterFiles> {
+        self.adapter.as_ref()
+    }
+
+    /// The adapter.
+    ///
+    /// # Errors
+    /// If the model is a whole one.
+    pub fn require_adapter(&self) -> Result<&AdapterFiles, LoadError> {
+        self.adapter.as_ref().ok_or_else(|| LoadError::NotAnAdapter { path: self.base.folder.clone() })
+    }
+
+    /// What `danlu.json` of the adapter or the merged model holds.
+    pub fn identity(&self) -> Option<&TokenIdentity> {
+        match &self.adapter {
+            Some(adapter) => adapter.identity(),
+            None => self.merged_identity.as_ref(),
+        }
+    }
+
+    /// Folder of the adapter, if there is one.
+    pub fn adapter_folder(&self) -> Option<&Path> {
+        self.adapter.as_ref().map(AdapterFiles::folder)
+    }
+
+    /// Folder of the adapter, or of the model without one.
+    pub fn own_folder(&self) -> &Path {
+        self.adapter_folder().unwrap_or(&self.base.folder)
+    }
+
+    /// Folder of the `generation_config.json` to use.
+    pub fn generation_folder(&self) -> &Path {
+        danlu_model::sidecar_files::generation_folder(&self.base.folder, self.adapter_folder())
+    }
+
+    /// The name to show.
+    pub fn name(&self) -> String {
+        folder_name(self.own_folder())
+    }
+}

@@ -1,0 +1,131 @@
+//! The tokenizer and template of a model: one rule for `chat`, `compare`, `merge` and `serve`.
+
+use danlu_model::Tokenizer;
+
+use crate::{AdapterFiles, BaseFiles, LoadError, ModelFiles, Notice};
+use danlu_adapter::TokenIdentity;
+
+/// What to do when the tokens differ from those of training.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TokenCheck {
+    /// Return an error.
+    Require,
+    /// Add a notice.
+    Warn,
+}
+
+/// The tokenizer that a model was trained with.
+#[derive(Debug)]
+pub struct ModelTokens {
+    /// That of the adapter if it brings one, otherwise that of the base.
+    pub tokenizer: Tokenizer,
+    /// The system prompt of the training data, for conversations that set none.
+    pub default_system: Option<String>,
+}
+
+impl ModelTokens {
+    /// Reads the tokens of a model. If `danlu.json` holds the fingerprint of those in training, the base's tokens and
+    /// the adapter's must both match it.
+    ///
+    /// # Errors
+    /// If a file has a fault, or the tokens differ and `check` requires a match.
+    pub fn read(files: &ModelFiles, check: TokenCheck, notices: &mut Vec<Notice>) -> Result<Self, LoadError> {
+        match files.adapter() {
+            Some(adapter) => Self::of_adapter(adapter, files.base(), check, notices),
+            None => Self::of_model(files.base(), files.identity(), check, notices),
+        }
+    }
+
+    /// The tokens of a base or a merged model.
+    fn of_model(
+        base: &BaseFiles,
+        identity: Option<&TokenIdentity>,
+        check: TokenCheck,
+        notices: &mut Vec<Notice>,
+    ) -> Result<Self, LoadError> {
+        let tokenizer = base.tokenizer(None)?;
+        let Some(identity) = identity else { return Ok(Self { tokenizer, default_system: None }) };
+        if let Some(mismatch) = Mismatch::changed(base.folder(), identity.differences(&tokenizer)) {
+            mismatch.report(check, notices)?;
+        }
+        Ok(Self { tokenizer, default_system: identity.default_system().map(str::to_owned) })
+    }
+
+    /// The tokens of an adapter on a base.
+    ///
+    /// # Errors
+    /// As [`ModelTokens::read`].
+    pub fn of_adapter(
+        adapter: &AdapterFiles,
+        base: &BaseFiles,
+        check: TokenCheck,
+        notices: &mut Vec<Notice>,
+    ) -> Result<Self, LoadError> {
+        let of_base = base.tokenizer(None)?;
+        let own = match Tokenizer::is_brought_by(adapter.folder()) {
+            true => Some(base.tokenizer(Some(adapter.folder()))?),
+            false => None,
+        };
+        let Some(identity) = adapter.identity() else {
+            return Ok(Self::of_another_program(of_base, own, notices));
+        };
+        let differences = identity.differences(&of_base);
+        let of_own = own.as_ref().map(|own| identity.differences(own)).filter(|own| *own != differences);
+        let on_base = Mismatch::on_base(adapter, base, differences);
+        let changed = of_own.and_then(|differences| Mismatch::changed(adapter.folder(), differences));
+        for mismatch in [on_base, changed].into_iter().flatten() {
+            mismatch.report(check, notices)?;
+        }
+        let default_system = identity.default_system().map(str::to_owned);
+        Ok(Self { tokenizer: own.unwrap_or(of_base), default_system })
+    }
+
+    /// An adapter of another program records no tokens. Those beside it are what it was trained with.
+    fn of_another_program(base: Tokenizer, own: Option<Tokenizer>, notices: &mut Vec<Notice>) -> Self {
+        let Some(own) = own else { return Self { tokenizer: base, default_system: None } };
+        let differences =
+            base.fingerprint().difference(&own.fingerprint(), ["in the base", "beside the adapter"]);
+        if !differences.is_empty() {
+            notices.push(Notice::AdapterTokens { differences });
+        }
+        Self { tokenizer: own, default_system: None }
+    }
+}
+
+/// Tokens that differ from those of training.
+struct Mismatch {
+    summary: String,
+    differences: Vec<String>,
+    hint: &'static str,
+}
+
+impl Mismatch {
+    /// The base has other tokens than the adapter was trained with.
+    fn on_base(adapter: &AdapterFiles, base: &BaseFiles, differences: Vec<String>) -> Option<Self> {
+        let (adapter, base) = (adapter.folder().display(), base.folder().display());
+        let summary = format!("`{adapter}` was trained with other tokens than `{base}` has");
+        let hint =
+            "use the base it was trained on, or `--allow-template-mismatch` to go on with the adapter's own";
+        (!differences.is_empty()).then_some(Self { summary, differences, hint })
+    }
+
+    /// The files in `folder` changed since training.
+    fn changed(folder: &std::path::Path, differences: Vec<String>) -> Option<Self> {
+        let summary =
+            format!("tokenizer or template of `{}` are not those it was trained with", folder.display());
+        let hint =
+            "put back the file that was changed, or `--allow-template-mismatch` to go on with what is there";
+        (!differences.is_empty()).then_some(Self { summary, differences, hint })
+    }
+
+    fn report(self, check: TokenCheck, notices: &mut Vec<Notice>) -> Result<(), LoadError> {
+        let Self { summary, differences, hint } = self;
+        match check {
+            TokenCheck::Require => Err(LoadError::TokenMismatch { summary, differences, hint }),
+            TokenCheck::Warn => {
+                notices.push(Notice::TokenMismatch { summary, differences });
+                Ok(())
+            }
+        }
+    }
+}

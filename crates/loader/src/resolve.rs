@@ -1,0 +1,180 @@
+//! From a reference to a folder.
+
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use danlu_adapter::{CONFIG_FILE, LoraConfig, RUN_FILE};
+use danlu_hub::{FetchScope, Hub, HubError, Pulled, RepoName};
+
+use crate::artifact::MODEL_CONFIG;
+use crate::model_dirs::AdapterDir;
+use crate::{FolderKind, LoadError, ModelDirs, ModelRef, Notice, Observer, Progress};
+
+/// Gives a [`Hub`] when a name needs one. Local folders work although the Hub's settings have a fault.
+pub trait HubSource {
+    /// The Hub.
+    ///
+    /// # Errors
+    /// If its settings have a fault.
+    fn hub(&self) -> Result<&Hub, HubError>;
+}
+
+impl HubSource for Hub {
+    fn hub(&self) -> Result<&Hub, HubError> {
+        Ok(self)
+    }
+}
+
+/// Resolves and loads models.
+#[derive(Clone, Copy)]
+pub struct Loader<'a> {
+    pub(crate) hub: &'a dyn HubSource,
+    pub(crate) observer: &'a Observer<'a>,
+}
+
+impl<'a> Loader<'a> {
+    /// A loader that fetches from `hub` and reports long work to `observer`.
+    pub fn new(hub: &'a dyn HubSource, observer: &'a Observer<'a>) -> Self {
+        Self { hub, observer }
+    }
+
+    /// The Hub's side of the loader.
+    pub fn hub(&self) -> &'a dyn HubSource {
+        self.hub
+    }
+
+    /// Resolves a reference to a folder. Fetches a name on the Hub that the cache lacks.
+    ///
+    /// # Errors
+    /// If neither the cache nor the Hub has the name, or a folder here makes it ambiguous.
+    pub fn resolve(
+        &self,
+        model: &ModelRef,
+        scope: FetchScope,
+        notices: &mut Vec<Notice>,
+    ) -> Result<PathBuf, LoadError> {
+        if let Some(name) = model.hub_name(self.hub) {
+            return self.hub_folder(name, scope, notices);
+        }
+        match model {
+            ModelRef::Folder(path) => Ok(path.clone()),
+            ModelRef::Hub(name) => self.hub_folder(name, scope, notices),
+            ModelRef::Ambiguous { path, .. } => {
+                let error = LoadError::NoModel { path: path.clone(), kind: FolderKind::of(path) };
+                Err(match model.hub_hint(self.hub) {
+                    Some(hint) => error.and_hint(hint),
+                    None => error,
+                })
+            }
+        }
+    }
+
+    /// Resolves the base `path` to a folder. Rejects adapters, stopped runs and plain files; does not verify that the
+    /// rest is a model, so that the reader of a missing file can name it.
+    ///
+    /// # Errors
+    /// If it is an adapter, a run or a file, or as [`Loader::resolve`].
+    pub fn base_folder(
+        &self,
+        path: &Path,
+        scope: FetchScope,
+        notices: &mut Vec<Notice>,
+    ) -> Result<PathBuf, LoadError> {
+        let folder = self.resolve(&ModelRef::parse(path), scope, notices)?;
+        if folder.join(MODEL_CONFIG).is_file() {
+            return Ok(folder);
+        }
+        if folder.join(CONFIG_FILE).is_file() {
+            return Err(LoadError::BaseIsAdapter { path: path.to_owned() });
+        }
+        if path.is_file() || path.join(RUN_FILE).is_file() {
+            return Err(LoadError::NoModel { path: path.to_owned(), kind: FolderKind::of(path) });
+        }
+        Ok(folder)
+    }
+
+    /// Resolves `path` to the folders of a model; `base` replaces the base that an adapter names.
+    ///
+    /// # Errors
+    /// If there is no model, `base` is given for a whole model, or the adapter's base cannot be found.
+    pub fn model_dirs(
+        &self,
+        path: &Path,
+        base: Option<&Path>,
+        notices: &mut Vec<Notice>,
+    ) -> Result<ModelDirs, LoadError> {
+        let folder = self.resolve(&ModelRef::parse(path), FetchScope::Full, notices)?;
+        match FolderKind::of(&folder) {
+            FolderKind::Adapter => {
+                let config = LoraConfig::read(&folder)?;
+                let base = match base {
+                    Some(base) => self.base_folder(base, FetchScope::Full, notices)?,
+                    None => self.adapter_base(&folder, &config, notices)?,
+                };
+                Ok(ModelDirs { base, adapter: Some(AdapterDir { folder, config }) })
+            }
+            FolderKind::Model => match base {
+                Some(base) => Err(LoadError::BaseOfModel { model: folder, base: base.to_owned() }),
+                None => Ok(ModelDirs::of_model(folder)),
+            },
+            kind => Err(LoadError::NoModel { path: folder, kind }),
+        }
+    }
+
+    /// Resolves a name on the Hub to its folder in the cache. Fetches the model if the cache lacks it.
+    pub(crate) fn hub_folder(
+        &self,
+        name: &RepoName,
+        scope: FetchScope,
+        notices: &mut Vec<Notice>,
+    ) -> Result<PathBuf, LoadError> {
+        let hub = self.hub.hub()?;
+        let found = match hub.cached_folder(name, scope)? {
+            Some(folder) => {
+                notices.extend(fetch_optional_files(hub, name, &folder));
+                Ok(folder)
+            }
+            None => self.fetch(name, scope).map(|pulled| pulled.folder),
+        };
+        // The name may be a mistyped path.
+        found.map_err(|error| error.and_hint(format!("there is no folder `{}` here", name.id())))
+    }
+
+    /// Fetches a model from the Hub, as it is there now.
+    ///
+    /// # Errors
+    /// If the Hub cannot be reached or refuses, or the disk is full.
+    pub fn fetch(&self, name: &RepoName, scope: FetchScope) -> Result<Pulled, LoadError> {
+        let hub = self.hub.hub()?;
+        let start = Instant::now();
+        let seconds = || start.elapsed().as_secs_f64();
+        // A transfer ends when it is done or fails: see `Observer`.
+        let report = |progress: Progress<'_>| -> () {
+            let (ControlFlow::Continue(()) | ControlFlow::Break(())) = (self.observer)(progress);
+        };
+        report(Progress::FetchStarted { name });
+        let pulled = hub.pull(name, scope, &mut |transfer| {
+            report(Progress::Fetching { name, transfer, seconds: seconds() });
+        });
+        report(Progress::FetchEnded { name, pulled: pulled.as_ref().ok(), seconds: seconds() });
+        Ok(pulled?)
+    }
+}
+
+/// Fetches optional files that another program left out of the cached model. Returns a notice if the Hub cannot be
+/// asked.
+pub fn fetch_optional_files(hub: &Hub, name: &RepoName, folder: &Path) -> Option<Notice> {
+    let files = hub.missing_optional_files(name, folder);
+    if files.is_empty() {
+        return None;
+    }
+    let reason = match hub.settings().offline {
+        true => "HF_HUB_OFFLINE".to_owned(),
+        false => match hub.fetch_missing_files(name, folder) {
+            Ok(()) => return None,
+            Err(error) => error.to_string(),
+        },
+    };
+    Some(Notice::IncompleteCache { name: name.clone(), files, reason })
+}

@@ -1,0 +1,163 @@
+//! The base that an adapter was trained on, beside the base it is loaded onto.
+//!
+//! Any base of the same shape loads. Another base than that of the training gives wrong replies, so these checks warn.
+
+use std::fs;
+use std::path::Path;
+
+use danlu_adapter::{BaseIdentity, TokenIdentity};
+use danlu_hub::parse_snapshot_path;
+use danlu_kernels::FourBitCode;
+use danlu_model::{ModelConfig, ModelError, Quantization, Weights, base_fingerprint};
+
+use crate::{AdapterFiles, BaseFiles, LoadError, ModelFiles, Notice};
+
+/// How the names of repositories with bitsandbytes' 4 bits end.
+pub(crate) const FOUR_BIT_SUFFIX: &str = "-bnb-4bit";
+
+/// How much of a base is compared.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CheckDepth {
+    /// A few pages of each file. Takes no noticeable time.
+    Sample,
+    /// As much as a resumed run compares.
+    Full,
+}
+
+/// Returns the quantization that puts the base into the form the adapter was trained on: that of `danlu.json`, or
+/// bitsandbytes' default if the adapter names a 4-bit repository.
+///
+/// Returns none without an adapter and for a base that is stored in 4 bits.
+///
+/// # Errors
+/// If the training left modules in 16 bits, which only a stored base can do, or a weight has a fault.
+pub fn training_quantization(
+    files: &ModelFiles,
+    notices: &mut Vec<Notice>,
+) -> Result<Option<Quantization>, LoadError> {
+    let (Some(adapter), base) = (files.adapter(), files.base()) else { return Ok(None) };
+    let trained = adapter.identity().and_then(TokenIdentity::quantization);
+    let named = match trained {
+        Some(_) => None,
+        None => four_bit_repository(adapter),
+    };
+    if trained.is_none() && named.is_none() {
+        return Ok(None);
+    }
+    let folder = || base.folder().to_owned();
+    if base.weights().first_four_bit().is_some() {
+        if let (Some(trained), Some(stored)) = (trained, base.stored_quantization()?)
+            && trained != stored
+        {
+            notices.push(Notice::OtherQuantization { name: adapter.name(), base: folder(), trained, stored });
+        }
+        return Ok(None);
+    }
+    let skipped = adapter.identity().map_or(&[][..], TokenIdentity::skip_modules);
+    if !skipped.is_empty() {
+        return Err(LoadError::SkippedModules { base: folder(), skipped: skipped.to_vec() });
+    }
+    if let Some(named) = named {
+        notices.push(Notice::QuantizedAsNamed { named: named.to_owned(), base: folder() });
+        return Ok(Some(Quantization::new(FourBitCode::Nf4)));
+    }
+    Ok(trained)
+}
+
+/// The 4-bit repository that an adapter of another program names as its base.
+fn four_bit_repository(adapter: &AdapterFiles) -> Option<&str> {
+    adapter.config().base_model_name_or_path.as_deref().filter(|named| named.ends_with(FOUR_BIT_SUFFIX))
+}
+
+/// The 4 bits that the base in `folder` is stored in: those of its weights, or of `config` where the weights are not
+/// there.
+///
+/// # Errors
+/// If a file of the weights has a fault.
+pub fn stored_quantization(folder: &Path, config: &ModelConfig) -> Result<Option<Quantization>, LoadError> {
+    match Weights::open(folder) {
+        Ok(weights) => Ok(weights.stored_quantization()?),
+        Err(ModelError::NoWeights { .. } | ModelError::NoShard { .. }) => Ok(config.quantization),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Identifies the base in `folder`, which the user or an adapter called `named`. A snapshot in the Hub's cache has its
+/// name and its commit in its path.
+pub fn identify_base(named: &str, folder: &Path) -> BaseIdentity {
+    let real = fs::canonicalize(folder).unwrap_or_else(|_| folder.to_owned());
+    match parse_snapshot_path(&real) {
+        Some((id, revision)) => BaseIdentity::of_snapshot(&id, &revision),
+        None => BaseIdentity::of_folder(named, folder),
+    }
+}
+
+/// Whether danlu trained the adapter on a 16-bit base.
+pub fn trained_on_unquantized_base(adapter: &AdapterFiles) -> bool {
+    adapter.identity().is_some_and(|identity| identity.quantization().is_none())
+}
+
+/// Compares `base` with the base that the adapter was trained on, and adds a notice for each difference.
+///
+/// Returns the identity of `base` if its weights or its configuration differ.
+///
+/// # Errors
+/// If a file of `base` cannot be read.
+pub fn check_base(
+    adapter: &AdapterFiles,
+    base: &BaseFiles,
+    depth: CheckDepth,
+    notices: &mut Vec<Notice>,
+) -> Result<Option<BaseIdentity>, LoadError> {
+    let Some(identity) = adapter.identity() else { return Ok(None) };
+    let stored = base.stored_quantization()?;
+    if let Some(stored) = stored.filter(|_| trained_on_unquantized_base(adapter)) {
+        let (name, base, code) = (adapter.name(), base.folder().to_owned(), stored.quant_type);
+        notices.push(Notice::TrainedUnquantized { name, base, code });
+    }
+    // Weights in 4 bits and the weights they were made from have no bytes in common.
+    if identity.stored_quantization().is_some() != stored.is_some() {
+        return Ok(None);
+    }
+    let Some(trained) = identity.base() else { return Ok(None) };
+    let Some(trained_sha256) = &trained.sha256 else { return Ok(None) };
+    let found = identify_base("", base.folder());
+    let is_same_commit =
+        found.revision.is_some() && (&found.revision, &found.hub_id) == (&trained.revision, &trained.hub_id);
+    if is_same_commit {
+        return Ok(None);
+    }
+    if depth == CheckDepth::Sample {
+        match &trained.sample {
+            Some(sample) if *sample != base.sample()? => {}
+            _ => return Ok(None),
+        }
+    }
+    let found_sha256 = base_fingerprint(base.folder())?;
+    if found_sha256 == *trained_sha256 {
+        return Ok(None);
+    }
+    notices.push(Notice::OtherBase {
+        name: adapter.name(),
+        base: base.folder().to_owned(),
+        trained: trained_sha256.clone(),
+        found: found_sha256.clone(),
+        trained_on: trained.revision.as_ref().and(trained.at_revision()),
+    });
+    Ok(Some(BaseIdentity { sha256: Some(found_sha256), ..found }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_snapshot_path_identifies_name_and_commit() {
+        let root = tempfile::tempdir().unwrap();
+        let folder = root.path().join("models--meta-llama--Llama-3.2-1B/snapshots/4e20de3");
+        fs::create_dir_all(&folder).unwrap();
+        let base = identify_base(folder.to_str().unwrap(), &folder);
+        assert_eq!(base.hub_id.as_deref(), Some("meta-llama/Llama-3.2-1B"));
+        assert_eq!((base.name.as_str(), base.revision.as_deref()), ("Llama-3.2-1B", Some("4e20de3")));
+    }
+}
