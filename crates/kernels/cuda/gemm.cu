@@ -3,7 +3,8 @@
 //     out (M, N) = alpha * x (M, K) w          + beta * add (M, N)
 //     w is (N, K), read along K (`_nt`: forward), or (K, N), read along N (`_nn`: backward)
 //
-// Half types: a block of 256 threads computes 128 x 128 of `out`; eight warps of 64 x 32 each, `mma.sync` m16n8k16.
+// Half types: a block of 256 threads computes 128 x 128 of `out`, or 128 x 256 where there are many rows; eight warps of
+// 64 x 32 or 64 x 64 each, `mma.sync` m16n8k16.
 // Both operands pass through shared memory in steps of 32 along K, three of them in flight by cp.async. Rows of
 // shared tiles are padded by 16 bytes, so that `ldmatrix` meets every bank once.
 // K is never split: a row of `out` does not depend on the number of rows.
@@ -11,7 +12,7 @@
 
 namespace {
 
-constexpr int TILE_M = 128, TILE_N = 128, TILE_K = 32, STAGES = 3, THREADS = 256;
+constexpr int TILE_M = 128, TILE_K = 32, STAGES = 3, THREADS = 256;
 constexpr int PAD = 8;
 
 // A tile in shared memory: `ROWS` rows of `COLS` values, each followed by the padding.
@@ -45,7 +46,7 @@ __device__ __forceinline__ void load_tile(T* to, const T* from, int ld, int row0
 }
 
 // `O` is the type of the result: T, or f32 for logits.
-template <typename T, typename O, bool NT, bool WIDE>
+template <typename T, typename O, int TILE_N, bool NT, bool WIDE>
 __device__ void gemm_half(O* __restrict__ out, const T* __restrict__ x, const T* __restrict__ w, const O* add, int m,
                           int n, int k, int ld_out, int ld_x, int ld_w, int ld_add, float beta) {
     using X = Tile<TILE_M, TILE_K>;
@@ -55,8 +56,10 @@ __device__ void gemm_half(O* __restrict__ out, const T* __restrict__ x, const T*
     T* ws = xs + STAGES * X::SIZE;
     int row0 = blockIdx.y * TILE_M, col0 = blockIdx.x * TILE_N;
     int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
-    int warp_m = warp % 2 * 64, warp_n = warp / 2 * 32;
-    float sums[4][4][4] = {};
+    // Groups of 16 columns of a warp.
+    constexpr int PAIRS = TILE_N / 4 / 16;
+    int warp_m = warp % 2 * 64, warp_n = warp / 2 * (TILE_N / 4);
+    float sums[4][2 * PAIRS][4] = {};
 
     auto load = [&](int step) {
         if (step * TILE_K < k) {
@@ -83,14 +86,14 @@ __device__ void gemm_half(O* __restrict__ out, const T* __restrict__ x, const T*
         const T* wt = ws + step % STAGES * W::SIZE;
 #pragma unroll
         for (int kk = 0; kk < TILE_K; kk += 16) {
-            u32 a[4][4], b[2][4];
+            u32 a[4][4], b[PAIRS][4];
 #pragma unroll
             for (int i = 0; i < 4; ++i) {
                 load_matrix_x4(a[i], xt + (warp_m + i * 16 + lane % 16) * X::STRIDE + kk + lane / 16 * 8);
             }
             // Each load gives the two halves along K of two groups of eight columns.
 #pragma unroll
-            for (int j = 0; j < 2; ++j) {
+            for (int j = 0; j < PAIRS; ++j) {
                 int column = warp_n + j * 16;
                 if (NT) {
                     int row = column + lane % 8 + lane / 16 * 8, col = kk + lane / 8 % 2 * 8;
@@ -103,7 +106,7 @@ __device__ void gemm_half(O* __restrict__ out, const T* __restrict__ x, const T*
 #pragma unroll
             for (int i = 0; i < 4; ++i) {
 #pragma unroll
-                for (int j = 0; j < 4; ++j) mma16816<T>(sums[i][j], a[i], b[j / 2][j % 2 * 2], b[j / 2][j % 2 * 2 + 1]);
+                for (int j = 0; j < 2 * PAIRS; ++j) mma16816<T>(sums[i][j], a[i], b[j / 2][j % 2 * 2], b[j / 2][j % 2 * 2 + 1]);
             }
         }
     }
@@ -111,17 +114,27 @@ __device__ void gemm_half(O* __restrict__ out, const T* __restrict__ x, const T*
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
 #pragma unroll
-        for (int j = 0; j < 4; ++j) {
+        for (int j = 0; j < 2 * PAIRS; ++j) {
 #pragma unroll
             for (int half = 0; half < 2; ++half) {
                 int row = row0 + warp_m + i * 16 + half * 8 + lane / 4, col = col0 + warp_n + j * 8 + lane % 4 * 2;
                 if (row >= m) continue;
+                float* value = sums[i][j] + half * 2;
+                if constexpr (WIDE) {
+                    if (col >= n) continue;
+                    if (beta != 0) {
+                        u32 added = *reinterpret_cast<const u32*>(add + (i64)row * ld_add + col);
+                        value[0] += beta * to_float(T{(u16)added});
+                        value[1] += beta * to_float(T{(u16)(added >> 16)});
+                    }
+                    *reinterpret_cast<u32*>(out + (i64)row * ld_out + col) = pack2<T>(value[0], value[1]);
+                } else {
 #pragma unroll
-                for (int e = 0; e < 2; ++e) {
-                    if (col + e >= n) continue;
-                    float value = sums[i][j][half * 2 + e];
-                    if (beta != 0) value += beta * to_float(add[(i64)row * ld_add + col + e]);
-                    out[(i64)row * ld_out + col + e] = from_float<O>(value);
+                    for (int e = 0; e < 2; ++e) {
+                        if (col + e >= n) continue;
+                        if (beta != 0) value[e] += beta * to_float(add[(i64)row * ld_add + col + e]);
+                        out[(i64)row * ld_out + col + e] = from_float<O>(value[e]);
+                    }
                 }
             }
         }
@@ -180,13 +193,16 @@ __device__ void gemm_exact(float* __restrict__ out, const float* __restrict__ x,
 #define ARGUMENTS out, x, w, add, m, n, k, ld_out, ld_x, ld_w, ld_add, beta
 #define KERNEL extern "C" __global__ void __launch_bounds__(256)
 
-// `_any` takes any width and alignment; the others rows of whole 16-byte vectors. `_exact` writes f32.
+// `_any` takes any width and alignment; the others rows of whole 16-byte vectors. `_large` has tiles of 256 columns.
+// `_exact` writes f32.
 #define GEMM(T)                                                                                      \
-    KERNEL gemm_nt_##T(PARAMETERS(T, T)) { gemm_half<T, T, true, true>(ARGUMENTS); }                 \
-    KERNEL gemm_nn_##T(PARAMETERS(T, T)) { gemm_half<T, T, false, true>(ARGUMENTS); }                \
-    KERNEL gemm_nt_any_##T(PARAMETERS(T, T)) { gemm_half<T, T, true, false>(ARGUMENTS); }            \
-    KERNEL gemm_nn_any_##T(PARAMETERS(T, T)) { gemm_half<T, T, false, false>(ARGUMENTS); }           \
-    KERNEL gemm_nt_exact_##T(PARAMETERS(T, float)) { gemm_half<T, float, true, false>(ARGUMENTS); }
+    KERNEL gemm_nt_##T(PARAMETERS(T, T)) { gemm_half<T, T, 128, true, true>(ARGUMENTS); }            \
+    KERNEL gemm_nn_##T(PARAMETERS(T, T)) { gemm_half<T, T, 128, false, true>(ARGUMENTS); }           \
+    KERNEL gemm_nt_large_##T(PARAMETERS(T, T)) { gemm_half<T, T, 256, true, true>(ARGUMENTS); }      \
+    KERNEL gemm_nn_large_##T(PARAMETERS(T, T)) { gemm_half<T, T, 256, false, true>(ARGUMENTS); }     \
+    KERNEL gemm_nt_any_##T(PARAMETERS(T, T)) { gemm_half<T, T, 128, true, false>(ARGUMENTS); }       \
+    KERNEL gemm_nn_any_##T(PARAMETERS(T, T)) { gemm_half<T, T, 128, false, false>(ARGUMENTS); }      \
+    KERNEL gemm_nt_exact_##T(PARAMETERS(T, float)) { gemm_half<T, float, 128, true, false>(ARGUMENTS); }
 FOR_HALF_TYPES(GEMM)
 
 KERNEL gemm_nt_f32(PARAMETERS(float, float)) { gemm_exact<true>(ARGUMENTS); }

@@ -1,12 +1,15 @@
 //! Products with frozen weights: cuBLASLt's where the library is, else the kernels of `gemm.cu`.
 
 use super::blas::{Blas, Direction, ProductOperands, ProductShape, WORKSPACE_BYTES};
-use super::device::{Allocation, Device};
+use super::device::{Allocation, Device, DevicePtr};
 use super::error::CudaError;
 use crate::DType;
 
 /// Rows and columns of `out` that a block of `gemm_*` computes, in half types and in f32.
 const TILE: usize = 128;
+/// Columns of a block of `gemm_*_large`, and the rows from which on there are enough blocks of it.
+const LARGE_TILE: usize = 256;
+const LARGE_FROM: usize = 512;
 const EXACT_TILE: usize = 64;
 /// Rows of a shared tile along K, and how many tiles are in flight.
 const TILE_K: usize = 32;
@@ -61,28 +64,15 @@ impl Products {
 }
 
 fn own_product(device: &Device, shape: ProductShape, operands: ProductOperands) {
-    let ProductShape { direction, dtype, rows, outputs, inputs, adds, exact } = shape;
+    let ProductShape { direction, dtype, rows, inputs, adds, .. } = shape;
     let ProductOperands { to, from, weight, add } = operands;
     let (width, depth) = shape.width_and_depth();
-    let (tile, shared) = match dtype {
-        DType::F32 => (EXACT_TILE, 0),
-        _ => (TILE, 2 * STAGES * shared_elements(direction)),
-    };
-    // Rows of whole vectors of 16 bytes; the base of every buffer is aligned wider than that.
-    let wide = outputs.is_multiple_of(8) && inputs.is_multiple_of(8);
-    let aligned = [from, weight].iter().all(|p| p.0.is_multiple_of(16));
-    let name = match (direction, dtype == DType::F32 || wide && aligned) {
-        (Direction::Forward, _) if exact && dtype != DType::F32 => "gemm_nt_exact",
-        (Direction::Forward, true) => "gemm_nt",
-        (Direction::Backward, true) => "gemm_nn",
-        (Direction::Forward, false) => "gemm_nt_any",
-        (Direction::Backward, false) => "gemm_nn_any",
-    };
+    let kernel = OwnKernel::of(device, &shape, [from, weight]);
     device
-        .kernel(name, dtype)
-        .grid(width.div_ceil(tile), rows.div_ceil(tile), 1)
+        .kernel(kernel.name, dtype)
+        .grid(width.div_ceil(kernel.columns), rows.div_ceil(kernel.rows), 1)
         .block(256)
-        .shared(shared)
+        .shared(if dtype == DType::F32 { 0 } else { shared_bytes(direction, kernel.columns) })
         .ptr(to)
         .ptr(from)
         .ptr(weight)
@@ -98,11 +88,43 @@ fn own_product(device: &Device, shape: ProductShape, operands: ProductOperands) 
         .run();
 }
 
-/// Elements of the two shared tiles of a step.
-fn shared_elements(direction: Direction) -> usize {
-    let along_k = TILE * (TILE_K + PADDING);
-    match direction {
-        Direction::Forward => 2 * along_k,
-        Direction::Backward => along_k + TILE_K * (TILE + PADDING),
+/// A kernel of `gemm.cu`, and what of the result a block computes.
+struct OwnKernel {
+    name: &'static str,
+    rows: usize,
+    columns: usize,
+}
+
+impl OwnKernel {
+    fn of(device: &Device, shape: &ProductShape, operands: [DevicePtr; 2]) -> Self {
+        let ProductShape { direction, dtype, rows, outputs, inputs, exact, .. } = *shape;
+        let forward = direction == Direction::Forward;
+        let pick = |nt, nn| if forward { nt } else { nn };
+        if dtype == DType::F32 {
+            return Self { name: pick("gemm_nt", "gemm_nn"), rows: EXACT_TILE, columns: EXACT_TILE };
+        }
+        // Rows of whole vectors of 16 bytes; the base of every buffer is aligned wider than that.
+        let wide = outputs.is_multiple_of(8) && inputs.is_multiple_of(8);
+        let aligned = operands.iter().all(|p| p.0.is_multiple_of(16));
+        let has_shared = device.info.shared as usize >= shared_bytes(direction, LARGE_TILE);
+        let (name, columns) = if exact {
+            ("gemm_nt_exact", TILE)
+        } else if !wide || !aligned {
+            (pick("gemm_nt_any", "gemm_nn_any"), TILE)
+        } else if rows >= LARGE_FROM && has_shared {
+            (pick("gemm_nt_large", "gemm_nn_large"), LARGE_TILE)
+        } else {
+            (pick("gemm_nt", "gemm_nn"), TILE)
+        };
+        Self { name, rows: TILE, columns }
     }
+}
+
+/// Bytes of all shared tiles.
+fn shared_bytes(direction: Direction, columns: usize) -> usize {
+    let weight = match direction {
+        Direction::Forward => columns * (TILE_K + PADDING),
+        Direction::Backward => TILE_K * (columns + PADDING),
+    };
+    2 * STAGES * (TILE * (TILE_K + PADDING) + weight)
 }

@@ -37,7 +37,7 @@ fn check_all(products: &Products, device: &Arc<Device>) {
     let mut stream = Stream::new(31);
     for dtype in DTYPES {
         for (rows, outputs, inputs) in
-            [(1, 8, 8), (3, 40, 264), (130, 136, 72), (200, 257, 129), (64, 768, 96)]
+            [(1, 8, 8), (3, 40, 264), (130, 136, 72), (200, 257, 129), (64, 768, 96), (640, 264, 136)]
         {
             for direction in [Direction::Forward, Direction::Backward] {
                 for adds in [false, true] {
