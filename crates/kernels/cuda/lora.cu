@@ -344,23 +344,30 @@ __device__ __forceinline__ void add_step(
     }
 }
 
-// The mids of 16 MT rows from `row`, zeros past the end. Rows of 24 elements spread over all banks.
+// Starts to copy the mids of 16 MT rows from `row` for the first steps, zeros past the end. A thread takes 8 ranks of a
+// row. Rows of 24 elements spread over all banks.
 template <typename T, int MT>
-__device__ __forceinline__ void load_mids(T (*mids)[24], const UpStep& step, int row, int n) {
-    const T* from = (const T*)step.mid;
+__device__ __forceinline__ void load_mids(T (*mids)[16 * MT][24], const UpStep* steps, int count, int row, int n) {
+    int s = threadIdx.x / (32 * MT), r = threadIdx.x / 2 % (16 * MT), rank = threadIdx.x % 2 * 8;
+    if (s < min(count, HELD_STEPS)) {
+        const UpStep& step = steps[s];
+        const T* from = (const T*)step.mid + (i64)(row + r) * step.ld_mid + rank;
+        T* to = &mids[s][r][rank];
+        bool is_empty = row + r >= n || rank >= step.ranks;
+        if (is_empty || rank + 8 <= step.ranks && step.ld_mid % 8 == 0 && aligned16(from)) {
+            copy16_async(to, is_empty ? (const T*)step.mid : from, !is_empty);
+        } else {
 #pragma unroll
-    for (int at = threadIdx.x; at < MT * 256; at += 256) {
-        int r = row + at / 16, rank = at % 16;
-        T value = from_float<T>(0);
-        if (r < n && rank < step.ranks) value = from[(i64)r * step.ld_mid + rank];
-        mids[at / 16][rank] = value;
+            for (int i = 0; i < 8; ++i) to[i] = rank + i < step.ranks ? from[i] : from_float<T>(0);
+        }
     }
+    copy_commit();
 }
 
-// A block takes 256 columns of 16 MT rows at a time.
+// A block takes 256 columns of 16 MT rows at a time; the next rows are on their way meanwhile.
 template <typename T, int MT>
 __device__ __forceinline__ void lora_up_body(const UpGroup& group, int n) {
-    __shared__ __align__(16) T mids[HELD_STEPS][16 * MT][24];
+    __shared__ __align__(16) T mids[2][HELD_STEPS][16 * MT][24];
     const UpOut& out = group.out[blockIdx.z];
     int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, g = lane / 4, t = lane % 4;
     int first = blockIdx.x * 256 + warp * 32, col = first + 8 * t;
@@ -369,18 +376,24 @@ __device__ __forceinline__ void lora_up_body(const UpGroup& group, int n) {
 #pragma unroll
     for (int s = 0; s < HELD_STEPS; ++s)
         if (s < out.steps) load_step<T>(held[s], steps[s], first, out.cols);
-    for (int rows = blockIdx.y * 16 * MT; rows < n; rows += gridDim.y * 16 * MT) {
-        Vec<T> y[MT][2];
+    auto load_out = [&](Vec<T>(&y)[2 * MT], int rows) {
 #pragma unroll
         for (int i = 0; i < 2 * MT; ++i) {
             int row = rows + i * 8 + g;
-            if (row < n && col < out.cols) y[i / 2][i % 2] = load16((const T*)out.out + row * out.ld + col);
+            if (row < n && col < out.cols) y[i] = load16((const T*)out.out + row * out.ld + col);
         }
+    };
+    int rows = blockIdx.y * 16 * MT, step_rows = gridDim.y * 16 * MT, stage = 0;
+    Vec<T> y[2 * MT], next[2 * MT];
+    load_mids<T, MT>(mids[0], steps, out.steps, rows, n);
+    load_out(y, rows);
+    for (; rows < n; rows += step_rows, stage ^= 1) {
+        copy_wait<0>();
         __syncthreads();
-#pragma unroll
-        for (int s = 0; s < HELD_STEPS; ++s)
-            if (s < out.steps) load_mids<T, MT>(mids[s], steps[s], rows, n);
-        __syncthreads();
+        if (rows + step_rows < n) {
+            load_mids<T, MT>(mids[stage ^ 1], steps, out.steps, rows + step_rows, n);
+            load_out(next, rows + step_rows);
+        }
 #pragma unroll
         for (int m = 0; m < MT; ++m) {
             float sum[2][8], acc[4][4];
@@ -389,7 +402,7 @@ __device__ __forceinline__ void lora_up_body(const UpGroup& group, int n) {
 #pragma unroll
             for (int s = 0; s < HELD_STEPS; ++s)
                 if (s < out.steps)
-                    add_step<T>(acc, sum, steps[s], held[s], &mids[s][16 * m][0], rows + 16 * m + g, col, n);
+                    add_step<T>(acc, sum, steps[s], held[s], &mids[stage][s][16 * m][0], rows + 16 * m + g, col, n);
 #pragma unroll 1
             for (int s = HELD_STEPS; s < out.steps; ++s) {
                 u32 b[4][2];
@@ -400,16 +413,18 @@ __device__ __forceinline__ void lora_up_body(const UpGroup& group, int n) {
             for (int h = 0; h < 2; ++h) {
                 int row = rows + 16 * m + 8 * h + g;
                 if (row >= n || col >= out.cols) continue;
+                Vec<T>& to = y[2 * m + h];
 #pragma unroll
-                for (int j = 0; j < 8; ++j)
-                    y[m][h].v[j] = from_float<T>(to_float(y[m][h].v[j]) + sum[h][j]);
-                store16((T*)out.out + row * out.ld + col, y[m][h]);
+                for (int j = 0; j < 8; ++j) to.v[j] = from_float<T>(to_float(to.v[j]) + sum[h][j]);
+                store16((T*)out.out + row * out.ld + col, to);
             }
         }
+#pragma unroll
+        for (int i = 0; i < 2 * MT; ++i) y[i] = next[i];
     }
 }
 
-// Grid: ceil(cols / 256) x up to ceil(n / 16) x outputs; `lora_up_wide`: up to ceil(n / 64). Both give the same bits.
+// Grid: ceil(cols / 256) x up to ceil(n / 16) x outputs; `lora_up_wide`: up to ceil(n / 32). Both give the same bits.
 #define UP_KERNEL(T)                                                                                           \
     extern "C" __global__ void __launch_bounds__(256)                                                          \
         lora_up_##T(const __grid_constant__ UpGroup group, int n) {                                            \
@@ -417,7 +432,7 @@ __device__ __forceinline__ void lora_up_body(const UpGroup& group, int n) {
     }                                                                                                          \
     extern "C" __global__ void __launch_bounds__(256, 2)                                                       \
         lora_up_wide_##T(const __grid_constant__ UpGroup group, int n) {                                       \
-        lora_up_body<T, 4>(group, n);                                                                          \
+        lora_up_body<T, 2>(group, n);                                                                          \
     }
 FOR_MATRIX_TYPE(UP_KERNEL)
 
