@@ -1,7 +1,7 @@
 //! Launches of `attention.cu`, and of `attention_plain.cu` for f32 and other head sizes.
 
 use super::{Rows, THREADS};
-use crate::cuda::device::{Device, DevicePtr};
+use crate::cuda::device::{Device, DevicePtr, WORKSPACE_BYTES};
 use crate::cuda::launch::KernelLaunch;
 use crate::{AttentionDims, DType, Segment};
 
@@ -23,6 +23,10 @@ pub struct Tiles {
     pub words: Vec<u32>,
     /// First word and number of tiles of each list.
     lists: Vec<(usize, usize)>,
+    segments: usize,
+    longest_kv: usize,
+    /// Whether every segment has one query.
+    is_decoding: bool,
 }
 
 /// Which rows a tile holds, and how many.
@@ -47,7 +51,12 @@ impl Tiles {
     /// # Panics
     /// If there are more than 2^32 rows.
     pub fn of(segments: &[Segment]) -> Self {
-        let mut tiles = Self::default();
+        let mut tiles = Self {
+            segments: segments.len(),
+            longest_kv: segments.iter().map(|s| s.kv_len).max().unwrap_or(0),
+            is_decoding: segments.iter().all(|s| s.q_len == 1),
+            ..Self::default()
+        };
         for side in LISTS {
             let mut list = Vec::new();
             for (i, segment) in segments.iter().enumerate() {
@@ -204,6 +213,9 @@ const BACKWARD_KV: [&str; 5] = [
 /// `out` and the log of each row's softmax denominator.
 pub fn forward(device: &Device, dtype: DType, out: Rows, lse: DevicePtr, operands: Operands<'_>) {
     let Operands { q, k, v, segments, dims } = operands;
+    if decode(device, dtype, (out, lse), operands) {
+        return;
+    }
     let geometry = Geometry::of(device, dtype, &operands, &[out]);
     let tile = geometry.query_tile();
     let (tiles, count) = segments.list(Side::Queries(tile));
@@ -220,6 +232,39 @@ pub fn forward(device: &Device, dtype: DType, out: Rows, lse: DevicePtr, operand
         .ptr(tiles)
         .int(dims.kv_heads);
     geometry.head_parameter(launch).long(out.stride).long(q.stride).long(k.stride).float(scale(dims)).run();
+}
+
+/// Keys of a block, and query heads that it serves, where every segment has one query.
+const DECODE_KEYS: usize = 256;
+const DECODE_HEADS: usize = 4;
+/// Elements of a head that a lane holds there.
+const DECODE_LANE: usize = 8;
+const MAX_DECODE_HEAD: usize = 256;
+
+/// [`forward`] of one query a segment, whose keys several blocks share; returns whether it could.
+fn decode(device: &Device, dtype: DType, (out, lse): (Rows, DevicePtr), operands: Operands<'_>) -> bool {
+    let Operands { q, k, v, segments, dims } = operands;
+    let AttentionDims { heads, kv_heads, head_dim } = dims;
+    let is_aligned = [q, k, v].iter().all(|rows| rows.is_aligned(dtype));
+    let fits = head_dim.is_multiple_of(DECODE_LANE) && head_dim <= MAX_DECODE_HEAD;
+    let splits = segments.tiles.longest_kv.div_ceil(DECODE_KEYS);
+    let bytes = 4 * segments.tiles.segments * heads * splits * (head_dim + 2);
+    // One block's keys are as fast without a second kernel.
+    if !segments.tiles.is_decoding || splits < 2 || !is_aligned || !fits || bytes as u64 > WORKSPACE_BYTES {
+        return false;
+    }
+    let partial = device.workspace(bytes);
+    let parts = kv_heads * (heads / kv_heads).div_ceil(DECODE_HEADS);
+    let launch =
+        device.kernel("attention_decode", dtype).grid(parts, splits, segments.tiles.segments).block(BLOCK);
+    let launch = launch.ptr(partial).ptr(q.at).ptr(k.at).ptr(v.at).ptr(segments.segments);
+    let launch = launch.int(heads).int(kv_heads).int(head_dim).long(q.stride).long(k.stride);
+    launch.int(splits).float(scale(dims)).run();
+    let join = device.kernel("attention_decode_join", dtype).grid(heads, segments.tiles.segments, 1);
+    let join =
+        join.block((head_dim.next_multiple_of(32) as u32).min(THREADS)).ptr(out.at).ptr(lse).ptr(partial);
+    join.ptr(segments.segments).int(head_dim).long(out.stride).int(splits).run();
+    true
 }
 
 /// What the backward pass reads besides its operands.

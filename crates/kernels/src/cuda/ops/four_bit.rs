@@ -1,6 +1,6 @@
 //! Launches of `four_bit.cu`.
 
-use super::THREADS;
+use super::{Rows, THREADS};
 use crate::DType;
 use crate::cuda::device::{Device, DevicePtr};
 
@@ -92,4 +92,31 @@ pub fn nest(device: &Device, out: Nested, scales: DevicePtr, table: DevicePtr, c
     mean.ptr(out.offset).ptr(partial).int(parts).int(count).run();
     let nest = device.exact("four_bit_nest").grid(count.div_ceil(THREADS as usize), 1, 1).block(THREADS);
     nest.ptr(out.codes).ptr(out.absmax).ptr(scales).ptr(table).ptr(out.offset).int(count).run();
+}
+
+/// Most rows that [`rows`] multiplies.
+pub const MAX_ROWS: usize = 8;
+/// Outputs of a tile, and most blocks, which take one tile after another.
+const ROWS_OUTPUTS: usize = 16;
+const ROWS_BLOCKS: usize = 4096;
+
+/// `out = inp Wᵀ` for up to [`MAX_ROWS`] rows `(n, outputs, cols)` without decoding the weight, where there is a kernel
+/// for its shape; returns whether there was.
+pub fn rows(
+    device: &Device,
+    dtype: DType,
+    out: Rows,
+    inp: Rows,
+    weight: &FourBitParts,
+    (n, outputs, cols): (usize, usize, usize),
+) -> bool {
+    let fits = weight.block_shift == 6 && cols.is_multiple_of(64) && n <= MAX_ROWS && inp.is_aligned(dtype);
+    if !fits || !device.has("four_bit_rows", dtype) {
+        return false;
+    }
+    let blocks = outputs.div_ceil(ROWS_OUTPUTS).min(ROWS_BLOCKS);
+    let launch = device.kernel("four_bit_rows", dtype).grid(blocks, 1, 1).block(THREADS);
+    let launch = launch.ptr(out.at).ptr(inp.at).structure(weight).int(n).int(outputs).int(cols);
+    launch.long(out.stride).long(inp.stride).run();
+    true
 }

@@ -16,8 +16,11 @@ const MAX_BLOCKS: usize = 16;
 const MAX_TILES: usize = 32;
 const MAX_STEPS: usize = 32;
 const MAX_OUTS: usize = 4;
-/// Most rows for which the columns of `down` are shared among blocks, and `up` takes 16 rows at a time.
+/// Most rows for which the columns of `down` are shared among blocks, and for which `up` takes 16 rows at a time.
 const FEW_ROWS: usize = 1024;
+const UP_FEW_ROWS: usize = 512;
+/// Rows for which a block of `lora_up_wide` reads its factors once.
+const UP_BLOCK_ROWS: usize = 128;
 /// Sums that `down` then leaves to its second kernel.
 const PARTIAL_SUMS: usize = 8;
 /// Columns of a block of `up` and of `grad`.
@@ -349,11 +352,10 @@ fn launch_up(
     is_wide: bool,
 ) {
     let columns = cols.div_ceil(UP_COLUMNS);
-    let launch = match (is_wide, n > FEW_ROWS) {
+    let launch = match (is_wide, n > UP_FEW_ROWS) {
         (false, _) => device.kernel("lora_up_plain", dtype).grid(columns, n, outs),
         (true, false) => device.kernel("lora_up", dtype).grid(columns, n.div_ceil(16), outs),
-        // A block takes several times its rows, so that it reads its factors once for all of them.
-        (true, true) => device.kernel("lora_up_wide", dtype).grid(columns, n.div_ceil(64).div_ceil(4), outs),
+        (true, true) => device.kernel("lora_up_wide", dtype).grid(columns, n.div_ceil(UP_BLOCK_ROWS), outs),
     };
     launch.block(THREADS).structure(group).int(n).run();
 }

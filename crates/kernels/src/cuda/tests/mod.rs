@@ -1,6 +1,11 @@
 //! Every operation on the device against the reference. A machine without a GPU skips them, and says so.
 
+mod attention;
+mod elementwise;
+mod four_bit;
 mod product;
+mod rows;
+mod training;
 
 use std::env;
 use std::sync::{Arc, OnceLock};
@@ -8,6 +13,7 @@ use std::sync::{Arc, OnceLock};
 use super::device::{Allocation, Device, DevicePtr};
 use super::driver::Driver;
 use super::error::CudaError;
+use super::ops::Rows;
 use crate::rng::Stream;
 use crate::{DType, from_f32, to_f32};
 
@@ -71,6 +77,14 @@ impl Values {
         to_f32(self.dtype, &bytes, &mut values);
         values
     }
+}
+
+/// A list of numbers on the device.
+fn words(device: &Arc<Device>, values: &[u32]) -> Allocation {
+    let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
+    let memory = device.allocate(bytes.len() as u64).unwrap();
+    device.upload(memory.address(), &bytes);
+    memory
 }
 
 /// Random values as `dtype` rounds them: an operation and its reference begin with the same numbers.

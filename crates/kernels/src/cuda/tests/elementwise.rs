@@ -1,0 +1,87 @@
+use super::*;
+use crate::cuda::ops::rmsnorm::{self as device_norm, NormShape, NormTypes, Saved};
+use crate::cuda::ops::rope::{self as device_rope, Turn};
+use crate::cuda::ops::swiglu::{self as device_swiglu, GateUp};
+use crate::{rmsnorm, rope, swiglu};
+
+#[test]
+fn rmsnorm_matches_the_reference() {
+    let Some(device) = device() else { return };
+    let mut stream = Stream::new(53);
+    let pairs = DTYPES.map(|dtype| (dtype, dtype)).into_iter().chain([(DType::F32, DType::F16)]);
+    for ((stream_type, dtype), c) in pairs.flat_map(|pair| [24, 257, 4096, 14_336].map(|c| (pair, c))) {
+        let (n, types) = (3, NormTypes { stream: stream_type, activation: dtype });
+        let shape = NormShape { n, c };
+        let inp = rounded(&mut stream, stream_type, n * c);
+        let (weight, dout) = (rounded(&mut stream, DType::F32, c), rounded(&mut stream, dtype, n * c));
+        let start = rounded(&mut stream, stream_type, n * c);
+        let (mut out, mut rstd) = (vec![0.0; n * c], vec![0.0; n]);
+        rmsnorm::forward(&mut out, &mut rstd, &inp, &weight, 1e-5, n);
+        let (x, w) = (Values::new(&device, stream_type, &inp), Values::new(&device, DType::F32, &weight));
+        let y = Values::poisoned(&device, dtype, n * c);
+        let scale = Values::poisoned(&device, DType::F32, n);
+        let rows = |values: &Values| Rows::dense(values.ptr(), c);
+        device_norm::forward(&device, types, (rows(&y), scale.ptr()), rows(&x), w.ptr(), 1e-5, shape);
+        assert_near(&y.read(), &out, dtype, "rmsnorm");
+        assert_near(&scale.read(), &rstd, DType::F32, "rstd");
+
+        let dy = Values::new(&device, dtype, &dout);
+        for accumulates in [true, false] {
+            let mut expected = if accumulates { start.clone() } else { vec![0.0; n * c] };
+            rmsnorm::backward(&mut expected, &dout, &inp, &scale.read(), &weight, n);
+            let dx = match accumulates {
+                true => Values::new(&device, stream_type, &start),
+                false => Values::poisoned(&device, stream_type, n * c),
+            };
+            let saved = Saved { inp: rows(&x), rstd: scale.ptr(), weight: w.ptr() };
+            device_norm::backward(&device, types, (rows(&dx), accumulates), rows(&dy), saved, shape);
+            assert_near(&dx.read(), &expected, stream_type, "rmsnorm backward");
+        }
+    }
+}
+
+#[test]
+fn swiglu_matches_the_reference_in_place() {
+    let Some(device) = device() else { return };
+    let mut stream = Stream::new(54);
+    for (dtype, cols) in DTYPES.into_iter().flat_map(|dtype| [13, 176, 4104].map(|cols| (dtype, cols))) {
+        let n = 3;
+        let mut draw = || rounded(&mut stream, dtype, n * cols);
+        let (gate, up, dout) = (draw(), draw(), draw());
+        let (mut out, mut dgate, mut dup) = (vec![0.0; n * cols], vec![0.0; n * cols], vec![0.0; n * cols]);
+        swiglu::forward(&mut out, &gate, &up);
+        swiglu::backward(&mut dgate, &mut dup, &dout, &gate, &up);
+        let [g, u, dy] = [&gate, &up, &dout].map(|values| Values::new(&device, dtype, values));
+        let (y, inp) =
+            (Values::poisoned(&device, dtype, n * cols), GateUp { gate: g.ptr(), up: u.ptr(), stride: cols });
+        device_swiglu::forward(&device, dtype, Rows::dense(y.ptr(), cols), inp, (n, cols));
+        assert_near(&y.read(), &out, dtype, "swiglu");
+        device_swiglu::backward(&device, dtype, inp, Rows::dense(dy.ptr(), cols), inp, (n, cols));
+        assert_near(&g.read(), &dgate, dtype, "dgate");
+        assert_near(&u.read(), &dup, dtype, "dup");
+    }
+}
+
+#[test]
+fn rope_turns_and_turns_back() {
+    let Some(device) = device() else { return };
+    let mut stream = Stream::new(55);
+    for (dtype, head) in DTYPES.into_iter().flat_map(|dtype| [6, 32, 96, 128].map(|head| (dtype, head))) {
+        let (n, heads, half) = (5, 3, head / 2);
+        let x = rounded(&mut stream, dtype, n * heads * head);
+        let inv_freq: Vec<f32> = (0..half).map(|i| 10_000f32.powf(-(i as f32) / half as f32)).collect();
+        let positions = [0, 1, 7, 4000, 31_999];
+        let mut expected = x.clone();
+        rope::forward(&mut expected, &inv_freq, &positions, heads, head);
+        let frequencies = Values::new(&device, DType::F32, &inv_freq);
+        let [cosines, sines] = [0; 2].map(|_| Values::poisoned(&device, DType::F32, n * half));
+        let table = device_rope::Table { cosines: cosines.ptr(), sines: sines.ptr(), n, half };
+        device_rope::fill_table(&device, table, frequencies.ptr(), words(&device, &positions).address());
+        let found = Values::new(&device, dtype, &x);
+        let rows = Rows::dense(found.ptr(), heads * head);
+        device_rope::rope(&device, dtype, rows, table, heads, Turn::Forward);
+        assert_near(&found.read(), &expected, dtype, "rope");
+        device_rope::rope(&device, dtype, rows, table, heads, Turn::Backward);
+        assert_near(&found.read(), &x, dtype, "rope back");
+    }
+}
