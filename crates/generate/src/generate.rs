@@ -1,12 +1,14 @@
 //! One prompt, one continuation: prefill, then a token at a time until something says stop.
 
 use std::collections::BTreeSet;
+use std::mem;
 use std::ops::ControlFlow;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use danlu_model::{Decoder, LoraSource, ModelError, Workspace};
+use danlu_model::{Decoder, LoraSource, SlotId, Workspace};
 
-use crate::{Context, GenerateError, Sampler, Sampling};
+use crate::{Engine, GenerateError, Sampler, Sampling, Sequence, StopReason, StopRules};
 
 /// When to stop and how to choose.
 #[derive(Clone, Debug)]
@@ -17,19 +19,6 @@ pub struct GenerateOptions {
     pub stop_ids: BTreeSet<u32>,
     /// How tokens are chosen.
     pub sampling: Sampling,
-}
-
-/// Why a continuation ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum StopReason {
-    /// The model wrote this ending token.
-    EndToken(u32),
-    /// `max_new_tokens` were written.
-    MaxNewTokens,
-    /// The context has no room for another token.
-    ContextFull,
-    /// The caller's callback asked for it.
-    Caller,
 }
 
 /// A continuation and what it took.
@@ -57,7 +46,7 @@ impl Generated {
     }
 }
 
-/// Continues `prompt` in a fresh cache of just the size needed. `on_token` sees each new token as it comes.
+/// Continues `prompt` in a fresh slot of just the size needed. `on_token` gets each new token, and may stop there.
 ///
 /// # Errors
 /// If a sampling setting is out of range, the prompt is empty or fills the model's context, a token is
@@ -72,140 +61,44 @@ pub fn generate(
 ) -> Result<Generated, GenerateError> {
     let capacity =
         decoder.config().max_position_embeddings.min(prompt.len().saturating_add(options.max_new_tokens));
-    let mut context = Context::with_workspace(decoder, lora, capacity, std::mem::take(work));
-    let generated = generate_in(&mut context, prompt, options, on_token);
-    *work = context.into_workspace();
+    let mut engine = Engine::with_workspace(decoder, mem::take(work));
+    let slot = engine.open(capacity, lora.map(|lora| Arc::new(lora) as _));
+    let generated = generate_in(&mut engine, slot, capacity, prompt, options, on_token);
+    *work = engine.into_workspace();
     generated
 }
 
-/// As [`generate`], in a context that keeps what it has read for the next call.
-///
-/// # Errors
-/// As [`generate`]; the limit is the context's capacity.
-pub fn generate_in(
-    context: &mut Context<'_>,
+/// As [`generate`], in a slot of an engine that has no other sequence. The slot keeps what was read for the next call.
+pub(crate) fn generate_in(
+    engine: &mut Engine<'_>,
+    slot: SlotId,
+    context: usize,
     prompt: &[u32],
     options: &GenerateOptions,
     on_token: &mut dyn FnMut(u32) -> ControlFlow<()>,
 ) -> Result<Generated, GenerateError> {
-    let capacity = context.capacity();
-    let reused_tokens = context.shared_prefix(prompt);
-    let generated = run(&mut |ids| context.logits_after(ids), capacity, prompt, options, on_token)?;
-    Ok(Generated { reused_tokens, ..generated })
-}
-
-/// Gives the logits of the token after some ids.
-type LogitsAfter<'a> = dyn FnMut(&[u32]) -> Result<Vec<f32>, ModelError> + 'a;
-
-/// The loop itself, over any source of next-token logits.
-fn run(
-    logits_after: &mut LogitsAfter<'_>,
-    capacity: usize,
-    prompt: &[u32],
-    options: &GenerateOptions,
-    on_token: &mut dyn FnMut(u32) -> ControlFlow<()>,
-) -> Result<Generated, GenerateError> {
-    let mut sampler = Sampler::new(options.sampling.clone())?;
-    if prompt.is_empty() {
-        return Err(GenerateError::EmptyPrompt);
-    }
-    if prompt.len() > capacity {
-        return Err(GenerateError::PromptTooLong { prompt: prompt.len(), context: capacity });
-    }
+    let GenerateOptions { max_new_tokens, stop_ids, sampling } = options.clone();
+    let rules = StopRules { max_new_tokens, max_context_tokens: context, stop_ids };
+    let sequence = Sequence::new(prompt.to_vec(), Sampler::new(sampling)?, rules)?;
     let start = Instant::now();
-    let mut first = None;
-    let mut text = prompt.to_vec();
-    let stop = loop {
-        if text.len() - prompt.len() == options.max_new_tokens {
-            break StopReason::MaxNewTokens;
+    let mut prefill = None;
+    let reused_tokens = engine.start(slot, sequence)?;
+    let mut stopped_by_caller = false;
+    while !stopped_by_caller && !engine.is_idle() {
+        for output in engine.step()? {
+            let step = output.step?;
+            prefill.get_or_insert_with(|| start.elapsed());
+            stopped_by_caller = step.token.is_some_and(|id| on_token(id).is_break());
         }
-        if text.len() > capacity {
-            break StopReason::ContextFull;
-        }
-        let logits = logits_after(&text)?;
-        let id = sampler.next(&logits, &text).ok_or(GenerateError::NoLogit { position: text.len() })?;
-        first.get_or_insert_with(|| start.elapsed());
-        if options.stop_ids.contains(&id) {
-            break StopReason::EndToken(id);
-        }
-        text.push(id);
-        if on_token(id).is_break() {
-            break StopReason::Caller;
-        }
-    };
-    let prefill = first.unwrap_or_default();
+    }
+    let sequence = engine.take(slot).expect("the sequence that was started here");
+    let prefill = prefill.unwrap_or_default();
     Ok(Generated {
-        ids: text.split_off(prompt.len()),
-        stop,
+        ids: sequence.new_ids().to_vec(),
+        stop: sequence.stop().filter(|_| !stopped_by_caller).unwrap_or(StopReason::Caller),
         prompt_tokens: prompt.len(),
-        reused_tokens: 0,
+        reused_tokens,
         prefill,
         decode: start.elapsed().saturating_sub(prefill),
     })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn options(max_new_tokens: usize, stop_ids: &[u32]) -> GenerateOptions {
-        let stop_ids = stop_ids.iter().copied().collect();
-        GenerateOptions { max_new_tokens, stop_ids, sampling: Sampling::greedy() }
-    }
-
-    /// A model of eight tokens that always counts on: after `n` comes `n + 1`.
-    fn count(prompt: &[u32], capacity: usize, options: &GenerateOptions) -> Result<Generated, GenerateError> {
-        let mut next = |ids: &[u32]| {
-            let mut logits = vec![0.0; 8];
-            logits[(ids[ids.len() - 1] as usize + 1) % 8] = 1.0;
-            Ok(logits)
-        };
-        run(&mut next, capacity, prompt, options, &mut |_| ControlFlow::Continue(()))
-    }
-
-    #[test]
-    fn any_stop_token_ends_the_reply_and_stays_out_of_it() {
-        let generated = count(&[0, 1], 100, &options(50, &[6, 4])).unwrap();
-        assert_eq!(generated.ids, [2, 3]);
-        assert_eq!(generated.stop, StopReason::EndToken(4));
-        assert_eq!(generated.prompt_tokens, 2);
-    }
-
-    #[test]
-    fn limits_end_the_reply_and_say_which() {
-        let generated = count(&[0], 100, &options(3, &[])).unwrap();
-        assert_eq!((generated.ids, generated.stop), (vec![1, 2, 3], StopReason::MaxNewTokens));
-        // Three tokens are read, and the fourth is written after them without being read.
-        let generated = count(&[0], 3, &options(50, &[])).unwrap();
-        assert_eq!((generated.ids, generated.stop), (vec![1, 2, 3], StopReason::ContextFull));
-        let generated = count(&[0], 3, &options(0, &[])).unwrap();
-        assert_eq!((generated.ids, generated.stop), (vec![], StopReason::MaxNewTokens));
-    }
-
-    #[test]
-    fn prompts_that_cannot_be_continued_are_refused() {
-        assert!(matches!(count(&[], 9, &options(1, &[])), Err(GenerateError::EmptyPrompt)));
-        let error = count(&[0; 10], 9, &options(1, &[])).unwrap_err();
-        assert_eq!(error.to_string(), "the prompt is 10 tokens, and the context holds 9");
-    }
-
-    #[test]
-    fn the_callback_sees_every_token_and_may_stop() {
-        let mut seen = Vec::new();
-        let mut next = |_: &[u32]| Ok(vec![0.0, 1.0]);
-        let mut on_token = |id| {
-            seen.push(id);
-            if seen.len() == 3 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
-        };
-        let generated = run(&mut next, 100, &[0], &options(50, &[]), &mut on_token).unwrap();
-        assert_eq!((generated.ids.len(), generated.stop), (3, StopReason::Caller));
-        assert_eq!(seen, [1, 1, 1]);
-    }
-
-    #[test]
-    fn logits_without_a_number_are_an_error_not_a_token() {
-        let mut next = |_: &[u32]| Ok(vec![f32::NAN; 4]);
-        let result = run(&mut next, 9, &[0, 1], &options(5, &[]), &mut |_| ControlFlow::Continue(()));
-        assert_eq!(result.unwrap_err().to_string(), "the model gave no usable logit after 2 tokens");
-    }
 }

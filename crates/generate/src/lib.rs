@@ -1,7 +1,8 @@
 //! Prefill, decode, sample, stop.
 //!
-//! [`generate()`] continues one prompt; a [`Context`] remembers what it has read, so that the next prompt costs
-//! only what differs; a [`ChatSession`] holds a conversation on one and streams whole characters.
+//! [`generate()`] continues one prompt. A [`Sequence`] holds the ids of a prompt and its continuation, a sampler and
+//! the rules that end it. An [`Engine`] runs many sequences together, each in a slot with an adapter of its own. A
+//! [`ChatSession`] holds a conversation in one slot and streams whole characters.
 //!
 //! ```
 //! use std::{ops::ControlFlow, path::Path, sync::Arc};
@@ -25,14 +26,16 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
-mod context;
+mod engine;
 mod error;
 mod generate;
 mod sampler;
+mod sequence;
 mod session;
 
-pub use context::Context;
+pub use engine::{Engine, StepOutput};
 pub use error::GenerateError;
-pub use generate::{GenerateOptions, Generated, StopReason, generate, generate_in};
+pub use generate::{GenerateOptions, Generated, generate};
 pub use sampler::{Sampler, Sampling};
+pub use sequence::{Sequence, Step, StopReason, StopRules};
 pub use session::{ChatReply, ChatSession};

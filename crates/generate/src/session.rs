@@ -1,10 +1,12 @@
 //! A conversation: history in, streamed text out.
 
 use std::ops::ControlFlow;
+use std::sync::Arc;
 
-use danlu_model::{Decoder, LoraSource, Message, Tokenizer};
+use danlu_model::{Decoder, LoraSource, Message, SlotId, Tokenizer};
 
-use crate::{Context, GenerateError, GenerateOptions, Generated, generate_in};
+use crate::generate::generate_in;
+use crate::{Engine, GenerateError, GenerateOptions, Generated};
 
 /// What the assistant said, and what it took.
 #[derive(Clone, Debug)]
@@ -20,7 +22,10 @@ pub struct ChatReply {
 /// A chat with one model: system prompt, history, and the keys and values of what was already read.
 pub struct ChatSession<'a> {
     tokenizer: &'a Tokenizer,
-    context: Context<'a>,
+    engine: Engine<'a>,
+    slot: SlotId,
+    /// Most tokens of a prompt and its reply.
+    context: usize,
     options: GenerateOptions,
     system: Option<String>,
     history: Vec<Message>,
@@ -41,9 +46,10 @@ impl<'a> ChatSession<'a> {
     ) -> Result<Self, GenerateError> {
         options.sampling.check()?;
         options.stop_ids.extend(tokenizer.stop_ids());
-        let capacity = context_tokens.min(decoder.config().max_position_embeddings);
-        let context = Context::new(decoder, lora, capacity);
-        Ok(Self { tokenizer, context, options, system: None, history: Vec::new() })
+        let context = context_tokens.min(decoder.config().max_position_embeddings);
+        let mut engine = Engine::new(decoder);
+        let slot = engine.open(context, lora.map(|lora| Arc::new(lora) as _));
+        Ok(Self { tokenizer, engine, slot, context, options, system: None, history: Vec::new() })
     }
 
     /// The system prompt, if one is set.
@@ -98,7 +104,9 @@ impl<'a> ChatSession<'a> {
                 on_text(&piece)
             }
         };
-        let generated = generate_in(&mut self.context, &prompt, &options, &mut |id| say(stream.push(id)))?;
+        let mut on_token = |id| say(stream.push(id));
+        let generated =
+            generate_in(&mut self.engine, self.slot, self.context, &prompt, &options, &mut on_token)?;
         // Nothing is left to stop: the flow is of no interest any more.
         let _ = say(stream.finish());
         history.push(Message::new("assistant", &text));
@@ -109,7 +117,7 @@ impl<'a> ChatSession<'a> {
     /// The prompt's tokens, with as much of `history` as leaves room for a reply, and how many messages
     /// were left out.
     fn prompt(&self, history: &[Message]) -> Result<(Vec<u32>, usize), GenerateError> {
-        let capacity = self.context.capacity();
+        let capacity = self.context;
         let room = capacity - self.options.max_new_tokens.min(capacity / 2);
         let mut forgotten = 0;
         loop {

@@ -17,7 +17,7 @@ use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 
-use danlu_kernels::{AttentionDims, Backend, Buffer, LoraRef, Matrix, Segment, Trace};
+use danlu_kernels::{AttentionDims, Backend, Buffer, LoraRef, Matrix, Trace};
 
 use crate::activations::{LayerActivations, Mids, MlpActivations};
 use crate::forward_pass::{ForwardPass, MANY_ROWS, PassRows};
@@ -131,16 +131,6 @@ impl Decoder {
         &self.backend
     }
 
-    /// An empty cache for one sequence of at most `capacity` tokens.
-    pub fn new_cache(&self, capacity: usize) -> KvCache {
-        self.new_cache_of(1, capacity)
-    }
-
-    /// An empty cache for `slots` sequences of at most `capacity` tokens each.
-    pub fn new_cache_of(&self, slots: usize, capacity: usize) -> KvCache {
-        KvCache::new(&self.config, &*self.backend, slots, capacity)
-    }
-
     /// Makes every buffer that training on batches of up to `rows` rows, `labels` of them with a label, needs; `keys` are
     /// the tokens of batches that share rows.
     pub fn reserve(&self, work: &mut Workspace, rows: usize, labels: usize, keys: usize) {
@@ -212,59 +202,6 @@ impl Decoder {
         self.head_logits(work, n)
     }
 
-    /// Appends `ids` to `cache` and returns the logits of the last one, `(V)`. A prompt is prefilled by
-    /// passing all of it; decoding passes one token a time.
-    ///
-    /// # Errors
-    /// If `ids` is empty, does not fit in `cache`, or holds an id outside the vocabulary.
-    pub fn decode(
-        &self,
-        work: &mut Workspace,
-        cache: &mut KvCache,
-        ids: &[u32],
-        lora: Option<&dyn LoraSource>,
-    ) -> Result<Vec<f32>, ModelError> {
-        self.decode_many(work, cache, &[ids], lora)
-    }
-
-    /// Appends `ids[s]` to slot `s` of `cache`, for every slot, in one packed pass: the weights are read once for
-    /// all sequences. Returns the logits of each one's last token, `(S, V)`. No sequence sees another.
-    ///
-    /// # Errors
-    /// If a slot's ids are none, do not fit in it, or hold an id outside the vocabulary.
-    ///
-    /// # Panics
-    /// If there are not as many lists of ids as slots.
-    pub fn decode_many(
-        &self,
-        work: &mut Workspace,
-        cache: &mut KvCache,
-        ids: &[&[u32]],
-        lora: Option<&dyn LoraSource>,
-    ) -> Result<Vec<f32>, ModelError> {
-        assert_eq!(ids.len(), cache.slots(), "ids for every slot");
-        let packed = ids.concat();
-        self.check_ids(&packed)?;
-        let (n, mut positions, mut segments) = (packed.len(), Vec::new(), Vec::new());
-        for (slot, ids) in ids.iter().enumerate() {
-            let (past, capacity) = (cache.slot_len(slot), cache.capacity());
-            if ids.is_empty() || past + ids.len() > capacity {
-                return Err(ModelError::CacheFull { held: past, added: ids.len(), capacity });
-            }
-            let (q_start, q_len, kv_len) = (positions.len(), ids.len(), past + ids.len());
-            positions.extend((past..kv_len).map(|p| p as u32));
-            segments.push(Segment { q_start, q_len, kv_start: slot * capacity, kv_len });
-        }
-        let last: Vec<u32> = segments.iter().map(|s| (s.q_start + s.q_len - 1) as u32).collect();
-        let pass = ForwardPass::new(&positions, &segments, lora_rows(lora, n)).with_head(&last);
-        work.reserve(&self.config, &*self.backend, n, 1, last.len());
-        self.blocks(work, &packed, &pass, false, Some(cache));
-        for (slot, ids) in ids.iter().enumerate() {
-            cache.advance(slot, ids.len());
-        }
-        Ok(self.head_logits(work, last.len()))
-    }
-
     /// Embeds `ids` and runs every block, over `cache` where there is one; the result stands in `work.head_inp`, or
     /// where all rows go on in `work.hidden`. With `keep`, every layer's activations stay for the backward, as far as
     /// its policy goes.
@@ -285,6 +222,7 @@ impl Decoder {
             self.attend(layer, &mut act, pass, cache.as_deref_mut(), &mut work.prefix_kv);
             let LayerActivations { inp, attn, mlp, mid, .. } = &mut act;
             match &pass.head {
+                Some(head) if is_last && head.rows.n == 0 => {}
                 Some(head) if is_last => {
                     let width = self.config.num_attention_heads * self.config.head_dim;
                     be.gather_rows(work.hidden.get_mut(), inp.get(), head.index, c);
@@ -470,7 +408,7 @@ impl Decoder {
     }
 
     /// The logits of the first `n` rows of `work.head_inp`, `(N, V)`.
-    fn head_logits(&self, work: &mut Workspace, n: usize) -> Vec<f32> {
+    pub(crate) fn head_logits(&self, work: &mut Workspace, n: usize) -> Vec<f32> {
         self.head_norm(work, n);
         let be = &*self.backend;
         let mut logits = vec![0.0; n * self.config.vocab_size];
@@ -480,7 +418,11 @@ impl Decoder {
         logits
     }
 
-    pub(crate) fn check_ids(&self, ids: &[u32]) -> Result<(), ModelError> {
+    /// Checks that every id is in the vocabulary.
+    ///
+    /// # Errors
+    /// [`ModelError::TokenOutOfRange`] names the first that is not.
+    pub fn check_ids(&self, ids: &[u32]) -> Result<(), ModelError> {
         let vocab_size = self.config.vocab_size;
         match ids.iter().find(|&&id| id as usize >= vocab_size) {
             Some(&id) => Err(ModelError::TokenOutOfRange { id, vocab_size }),

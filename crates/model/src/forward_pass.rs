@@ -56,9 +56,15 @@ impl<'a> ForwardPass<'a> {
 
     /// No product has few rows: small micro-batches come out the same alone and together with others.
     pub fn with_many_rows(mut self) -> Self {
-        for rows in std::iter::once(&mut self.rows).chain(self.head.as_mut().map(|head| &mut head.rows)) {
-            rows.computed = rows.n.max(MANY_ROWS);
+        if let Some(head) = &mut self.head {
+            head.rows.computed = head.rows.n.max(MANY_ROWS);
         }
+        self.with_min_rows(MANY_ROWS)
+    }
+
+    /// Products up to the last attention have at least `min` rows.
+    pub fn with_min_rows(mut self, min: usize) -> Self {
+        self.rows.computed = self.rows.n.max(min);
         self
     }
 }

@@ -1,69 +1,332 @@
-//! Keys and values of the tokens a decoder has already seen.
+//! Keys and values of the sequences that a decoder continues, one slot a sequence.
+//!
+//! All slots of a layer lie in one buffer, so that attention reads every sequence of a pass in one call. A slot is a
+//! run of rows in that buffer:
+//!
+//! ```text
+//! rows    0        9      14            30      40
+//!         | slot 0 | free | slot 2      | slot 1 |
+//! ```
+//!
+//! Slots grow, shrink and leave one by one. A slot that cannot grow where it is moves to a free run; where no run is
+//! long enough, the buffers are replaced and the slots moved together.
+
+use std::sync::Arc;
 
 use danlu_kernels::{Backend, Buffer};
 
 use crate::ModelConfig;
 
-/// Keys (rotated) and values of one or several sequences, per layer `(slots · capacity, KH · HS)`: slot `s` has the
-/// rows from `s · capacity` on.
+/// The name of a slot of a [`KvCache`]. A slot added later may reuse the name of a removed one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct SlotId(usize);
+
+/// The rows of one slot, and how many of them hold a token.
+#[derive(Clone, Copy, Debug)]
+struct Extent {
+    start: usize,
+    capacity: usize,
+    len: usize,
+}
+
+/// Keys (rotated) and values of several sequences, per layer `(rows, KH · HS)`.
 #[derive(Debug)]
 pub struct KvCache {
+    backend: Arc<dyn Backend>,
     pub(crate) keys: Vec<Buffer>,
     pub(crate) values: Vec<Buffer>,
-    capacity: usize,
-    /// Tokens held, by slot.
-    lens: Vec<usize>,
+    /// `KH · HS`.
+    width: usize,
+    /// Rows of every buffer.
+    rows: usize,
+    /// Indexed by [`SlotId`].
+    slots: Vec<Option<Extent>>,
 }
 
 impl KvCache {
-    /// An empty cache for `slots` sequences of at most `capacity` tokens each.
-    ///
-    /// # Panics
-    /// If there is no slot.
-    pub fn new(config: &ModelConfig, backend: &dyn Backend, slots: usize, capacity: usize) -> Self {
-        assert!(slots > 0, "a cache for no sequence");
+    /// A cache without a slot.
+    pub fn new(config: &ModelConfig, backend: Arc<dyn Backend>) -> Self {
+        let buffers = || (0..config.num_hidden_layers).map(|_| backend.alloc(0)).collect();
+        let (keys, values) = (buffers(), buffers());
         let width = config.num_key_value_heads * config.head_dim;
-        let buffers =
-            || (0..config.num_hidden_layers).map(|_| backend.alloc(slots * capacity * width)).collect();
-        Self { keys: buffers(), values: buffers(), capacity, lens: vec![0; slots] }
+        Self { backend, keys, values, width, rows: 0, slots: Vec::new() }
     }
 
-    /// Sequences that fit.
-    pub fn slots(&self) -> usize {
-        self.lens.len()
-    }
-
-    /// Tokens held, of the first sequence.
-    pub fn len(&self) -> usize {
-        self.slot_len(0)
-    }
-
-    /// Tokens held of the sequence in `slot`.
-    ///
-    /// # Panics
-    /// If there is no such slot.
-    pub fn slot_len(&self, slot: usize) -> usize {
-        self.lens[slot]
-    }
-
-    /// Whether no token is held.
-    pub fn is_empty(&self) -> bool {
-        self.lens.iter().all(|&len| len == 0)
-    }
-
-    /// Tokens of a sequence that fit.
-    pub fn capacity(&self) -> usize {
-        self.capacity
-    }
-
-    /// Forgets every sequence's tokens from `len` on, to reuse a common prefix; a longer `len` changes nothing.
-    pub fn truncate(&mut self, len: usize) {
-        for held in &mut self.lens {
-            *held = len.min(*held);
+    /// Makes room for `tokens` in all, so that slots of fewer tokens together need no new buffers.
+    pub fn reserve(&mut self, tokens: usize) {
+        if tokens > self.rows {
+            self.relayout(tokens);
         }
     }
 
-    pub(crate) fn advance(&mut self, slot: usize, tokens: usize) {
-        self.lens[slot] += tokens;
+    /// Adds an empty slot of `capacity` tokens, at least one.
+    pub fn add(&mut self, capacity: usize) -> SlotId {
+        // Slots without a row could not be told apart by their starts.
+        let capacity = capacity.max(1);
+        let start = match self.find_gap(capacity) {
+            Some(start) => start,
+            None => {
+                self.relayout(self.rows_for(self.capacities() + capacity));
+                self.find_gap(capacity).expect("the new buffers have room behind the last slot")
+            }
+        };
+        let extent = Some(Extent { start, capacity, len: 0 });
+        match self.slots.iter().position(Option::is_none) {
+            Some(free) => {
+                self.slots[free] = extent;
+                SlotId(free)
+            }
+            None => {
+                self.slots.push(extent);
+                SlotId(self.slots.len() - 1)
+            }
+        }
+    }
+
+    /// Raises a slot's capacity to `capacity` tokens; a smaller `capacity` changes nothing.
+    ///
+    /// # Panics
+    /// If the slot was removed.
+    pub fn grow(&mut self, slot: SlotId, capacity: usize) {
+        let extent = self.extent(slot);
+        if capacity <= extent.capacity {
+            return;
+        }
+        let grown = Extent { capacity, ..extent };
+        if self.next_start(extent) - extent.start >= capacity {
+            self.slots[slot.0] = Some(grown);
+        } else if let Some(start) = self.find_gap(capacity) {
+            self.move_rows(extent, start);
+            self.slots[slot.0] = Some(Extent { start, ..grown });
+        } else {
+            let rows = self.rows_for(self.capacities() - extent.capacity + capacity);
+            self.slots[slot.0] = Some(grown);
+            self.relayout(rows);
+        }
+    }
+
+    /// Forgets a slot's tokens from `len` on, to reuse a common prefix; a longer `len` changes nothing.
+    ///
+    /// # Panics
+    /// If the slot was removed.
+    pub fn truncate(&mut self, slot: SlotId, len: usize) {
+        let extent = self.extent_mut(slot);
+        extent.len = extent.len.min(len);
+    }
+
+    /// Removes a slot; its rows are free for others.
+    ///
+    /// # Panics
+    /// If the slot was removed before.
+    pub fn remove(&mut self, slot: SlotId) {
+        self.extent(slot);
+        self.slots[slot.0] = None;
+    }
+
+    /// Tokens in a slot.
+    ///
+    /// # Panics
+    /// If the slot was removed.
+    pub fn len(&self, slot: SlotId) -> usize {
+        self.extent(slot).len
+    }
+
+    /// Whether no slot has a token.
+    pub fn is_empty(&self) -> bool {
+        self.slots.iter().flatten().all(|extent| extent.len == 0)
+    }
+
+    /// Tokens that a slot can have.
+    ///
+    /// # Panics
+    /// If the slot was removed.
+    pub fn capacity(&self, slot: SlotId) -> usize {
+        self.extent(slot).capacity
+    }
+
+    /// Tokens that all slots together can have.
+    pub fn capacities(&self) -> usize {
+        self.slots.iter().flatten().map(|extent| extent.capacity).sum()
+    }
+
+    /// First row of a slot.
+    pub(crate) fn start(&self, slot: SlotId) -> usize {
+        self.extent(slot).start
+    }
+
+    /// Counts `tokens` whose keys and values were written behind a slot's last.
+    pub(crate) fn advance(&mut self, slot: SlotId, tokens: usize) {
+        self.extent_mut(slot).len += tokens;
+    }
+
+    fn extent(&self, slot: SlotId) -> Extent {
+        self.slots[slot.0].expect("a slot that was not removed")
+    }
+
+    fn extent_mut(&mut self, slot: SlotId) -> &mut Extent {
+        self.slots[slot.0].as_mut().expect("a slot that was not removed")
+    }
+
+    /// Rows of the next buffers: half as many again, so that slots added one by one are seldom copied. The first
+    /// buffers have no row to spare.
+    fn rows_for(&self, tokens: usize) -> usize {
+        if tokens <= self.rows { self.rows } else { tokens.max(self.rows + self.rows / 2) }
+    }
+
+    /// The row behind `extent` that another slot begins at.
+    fn next_start(&self, extent: Extent) -> usize {
+        let starts = self.slots.iter().flatten().map(|other| other.start);
+        starts.filter(|&start| start > extent.start).min().unwrap_or(self.rows)
+    }
+
+    /// The first free run of `rows` rows.
+    fn find_gap(&self, rows: usize) -> Option<usize> {
+        let mut used: Vec<Extent> = self.slots.iter().flatten().copied().collect();
+        used.sort_by_key(|extent| extent.start);
+        let mut start = 0;
+        for extent in used {
+            if extent.start - start >= rows {
+                return Some(start);
+            }
+            start = extent.start + extent.capacity;
+        }
+        (self.rows - start >= rows).then_some(start)
+    }
+
+    /// Copies the tokens of `extent` to `start` on. The two may overlap.
+    fn move_rows(&mut self, extent: Extent, start: usize) {
+        let (backend, width) = (&*self.backend, self.width);
+        let mut copy = backend.alloc(extent.len * width);
+        for buffer in self.keys.iter_mut().chain(&mut self.values) {
+            backend.copy_rows(&mut copy, 0, buffer, extent.start, extent.len, width);
+            backend.copy_rows(buffer, start, &copy, 0, extent.len, width);
+        }
+    }
+
+    /// Replaces every buffer by one of `rows` rows, with the slots one behind the other.
+    fn relayout(&mut self, rows: usize) {
+        let (backend, width) = (&*self.backend, self.width);
+        let before: Vec<Extent> = self.slots.iter().flatten().copied().collect();
+        let mut next = 0;
+        for extent in self.slots.iter_mut().flatten() {
+            extent.start = next;
+            next += extent.capacity;
+        }
+        let after: Vec<Extent> = self.slots.iter().flatten().copied().collect();
+        for buffer in self.keys.iter_mut().chain(&mut self.values) {
+            let mut new = backend.alloc(rows * width);
+            for (from, to) in before.iter().zip(&after) {
+                backend.copy_rows(&mut new, to.start, buffer, from.start, from.len, width);
+            }
+            *buffer = new;
+        }
+        self.rows = rows;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use danlu_kernels::Reference;
+    use danlu_kernels::rng::Stream;
+
+    use super::*;
+    use crate::Preset;
+
+    /// Puts the values `base`, `base + 1`, ... into the rows of a slot's new tokens, in every buffer.
+    fn append(cache: &mut KvCache, slot: SlotId, base: usize, tokens: usize) {
+        let (backend, width) = (cache.backend.clone(), cache.width);
+        let row = cache.start(slot) + cache.len(slot);
+        let values: Vec<f32> = (0..tokens * width).map(|i| (base + i / width) as f32).collect();
+        for buffer in cache.keys.iter_mut().chain(&mut cache.values) {
+            backend.write(buffer, row * width, &values);
+        }
+        cache.advance(slot, tokens);
+    }
+
+    /// The value of each of a slot's tokens, which every buffer must agree on.
+    fn tokens(cache: &KvCache, slot: SlotId) -> Vec<usize> {
+        let (width, start, len) = (cache.width, cache.start(slot), cache.len(slot));
+        let mut all = Vec::new();
+        for buffer in cache.keys.iter().chain(&cache.values) {
+            let mut values = vec![0.0; len * width];
+            cache.backend.read(&mut values, buffer, start * width);
+            all.push(values.chunks(width).map(|row| row[0] as usize).collect::<Vec<_>>());
+        }
+        assert!(all.iter().all(|found| *found == all[0]));
+        all.swap_remove(0)
+    }
+
+    fn cache() -> KvCache {
+        let mut config = Preset::Base8m.config();
+        (config.num_hidden_layers, config.num_key_value_heads, config.head_dim) = (2, 1, 2);
+        KvCache::new(&config, Arc::new(Reference::new()))
+    }
+
+    #[test]
+    fn the_first_buffers_have_no_row_to_spare() {
+        let mut cache = cache();
+        cache.add(5);
+        assert_eq!((cache.rows, cache.keys[0].len()), (5, 10));
+        cache.add(1);
+        assert_eq!(cache.rows, 7);
+    }
+
+    #[test]
+    fn reserved_rows_are_not_replaced() {
+        let mut cache = cache();
+        cache.reserve(12);
+        let [a, b] = [cache.add(4), cache.add(4)];
+        cache.remove(a);
+        cache.grow(b, 8);
+        assert_eq!((cache.rows, cache.start(b), cache.capacity(b)), (12, 4, 8));
+    }
+
+    #[test]
+    fn a_removed_slots_rows_are_reused() {
+        let mut cache = cache();
+        let [a, b, c] = [3, 4, 2].map(|capacity| cache.add(capacity));
+        let rows = cache.rows;
+        append(&mut cache, c, 50, 2);
+        cache.remove(b);
+        let d = cache.add(4);
+        assert_eq!((cache.rows, cache.start(d), cache.len(d)), (rows, 3, 0));
+        assert_eq!((cache.len(a), tokens(&cache, c)), (0, vec![50, 51]));
+    }
+
+    #[test]
+    fn slots_keep_their_tokens_whatever_happens_to_others() {
+        let mut stream = Stream::new(5);
+        let mut cache = cache();
+        let mut expected: Vec<(SlotId, Vec<usize>)> = Vec::new();
+        for step in 0..2_000 {
+            let chosen = stream.next_below(expected.len().max(1) as u64) as usize;
+            match stream.next_below(6) {
+                0 if expected.len() < 6 => {
+                    expected.push((cache.add(stream.next_below(9) as usize), Vec::new()));
+                }
+                1 if !expected.is_empty() => cache.remove(expected.swap_remove(chosen).0),
+                2 if !expected.is_empty() => {
+                    let (slot, tokens) = &mut expected[chosen];
+                    let len = stream.next_below(12) as usize;
+                    cache.truncate(*slot, len);
+                    tokens.truncate(len);
+                }
+                3 if !expected.is_empty() => {
+                    cache.grow(expected[chosen].0, stream.next_below(20) as usize);
+                }
+                _ if !expected.is_empty() => {
+                    let (slot, tokens) = &mut expected[chosen];
+                    let room = cache.capacity(*slot) - cache.len(*slot);
+                    let count = stream.next_below(room as u64 + 1) as usize;
+                    append(&mut cache, *slot, 10 * step, count);
+                    tokens.extend((0..count).map(|i| 10 * step + i));
+                }
+                _ => {}
+            }
+            for (slot, expected) in &expected {
+                assert_eq!(tokens(&cache, *slot), *expected, "step {step}");
+            }
+            assert_eq!(cache.is_empty(), expected.iter().all(|(_, tokens)| tokens.is_empty()));
+        }
     }
 }

@@ -7,7 +7,7 @@
 //! use std::{path::Path, sync::Arc};
 //!
 //! use danlu_kernels::{Cpu, CpuOptions};
-//! use danlu_model::{Decoder, Message, Tokenizer, Workspace};
+//! use danlu_model::{Decoder, Message, SlotInput, Tokenizer, Workspace};
 //!
 //! let folder = Path::new("../cli/assets/base-8m");
 //! let tokenizer = Tokenizer::read(folder)?;
@@ -15,8 +15,9 @@
 //! let ids = tokenizer.encode(&prompt)?;
 //!
 //! let decoder = Decoder::load(folder, Arc::new(Cpu::new(CpuOptions::default())))?;
-//! let mut cache = decoder.new_cache(ids.len());
-//! let logits = decoder.decode(&mut Workspace::new(), &mut cache, &ids, None)?;
+//! let mut cache = decoder.new_cache();
+//! let input = SlotInput::new(cache.add(ids.len()), &ids, None);
+//! let logits = decoder.prefill(&mut Workspace::new(), &mut cache, &[input])?;
 //! assert_eq!(logits.len(), decoder.config().vocab_size);
 //! # Ok::<(), danlu_model::ModelError>(())
 //! ```
@@ -28,6 +29,7 @@ mod batch;
 mod chat_template;
 mod config;
 mod config_json;
+mod decode;
 mod decoder;
 mod error;
 pub mod files;
@@ -62,13 +64,14 @@ pub use batch::{Batch, LabeledSequence};
 pub use chat_template::{ChatTemplate, Message, Rendered};
 pub use config::{ModelConfig, Rope, RopeScaling};
 pub use config_json::ConfigJson;
+pub use decode::SlotInput;
 pub use decoder::Decoder;
 pub use error::ModelError;
 pub use files::{AtomicFile, FileError};
 pub use hex::hex;
 pub use json::read_json_object;
 pub use json_fault::{JsonFault, json_words};
-pub use kv_cache::KvCache;
+pub use kv_cache::{KvCache, SlotId};
 pub use lora::{DropoutPlan, LoraRows, LoraSource};
 pub use prefix_sharing::{SharedPrefix, find_shared_prefixes};
 pub use presets::{Preset, UnknownPreset};

@@ -7,9 +7,15 @@ use danlu_kernels::{Dropout, LoraRef, rng};
 use crate::Projection;
 
 /// Whatever can supply a low-rank pair for a projection: an adapter, or nothing.
-pub trait LoraSource: Sync {
+pub trait LoraSource: Send + Sync {
     /// The pair for `projection` of `layer`, if it has one.
     fn pair(&self, layer: usize, projection: Projection) -> Option<LoraRef<'_>>;
+}
+
+impl<T: LoraSource + ?Sized> LoraSource for &T {
+    fn pair(&self, layer: usize, projection: Projection) -> Option<LoraRef<'_>> {
+        (**self).pair(layer, projection)
+    }
 }
 
 /// Rows of a batch and the adapter they run with. In training every micro-batch has rows of its own;

@@ -5,17 +5,13 @@ mod common;
 use std::sync::Arc;
 
 use common::{FlatAdapter, relative_to_max, write_random_model};
-use danlu_kernels::{Backend, Cpu, CpuOptions, Reference};
+use danlu_kernels::Reference;
 use danlu_model::{Batch, Decoder, DropoutPlan, LabeledSequence, LoraRows, ModelError, Workspace};
 
 fn random_decoder() -> (tempfile::TempDir, Decoder) {
-    random_decoder_on(Arc::new(Reference::new()))
-}
-
-fn random_decoder_on(backend: Arc<dyn Backend>) -> (tempfile::TempDir, Decoder) {
     let folder = tempfile::tempdir().unwrap();
     write_random_model(folder.path());
-    let decoder = Decoder::load(folder.path(), backend).unwrap();
+    let decoder = Decoder::load(folder.path(), Arc::new(Reference::new())).unwrap();
     (folder, decoder)
 }
 
@@ -66,66 +62,6 @@ fn losses_agree_with_logits() {
         let row = &logits[row as usize * 50..][..50];
         let log_sum: f64 = row.iter().map(|&l| (l as f64).exp()).sum::<f64>().ln();
         assert!((loss as f64 - (log_sum - row[target as usize] as f64)).abs() < 1e-5);
-    }
-}
-
-#[test]
-fn cached_decoding_equals_the_full_pass() {
-    let (_folder, decoder) = random_decoder();
-    let adapter = FlatAdapter::random(decoder.config(), &**decoder.backend(), 3);
-    let mut work = Workspace::new();
-    let ids = [0u32, 7, 9, 3, 21, 1, 40];
-    let sequence = LabeledSequence { ids: ids.to_vec(), trained: vec![false; ids.len()] };
-    let full = decoder.logits(&mut work, &Batch::new([&sequence]), Some(&adapter)).unwrap();
-    let mut cache = decoder.new_cache(8);
-    let prefill = decoder.decode(&mut work, &mut cache, &ids[..4], Some(&adapter)).unwrap();
-    assert!(relative_to_max(&prefill, &full[3 * 50..4 * 50]) < 1e-5);
-    for i in 4..ids.len() {
-        let step = decoder.decode(&mut work, &mut cache, &ids[i..=i], Some(&adapter)).unwrap();
-        assert!(relative_to_max(&step, &full[i * 50..][..50]) < 1e-5);
-    }
-    cache.truncate(2);
-    let again = decoder.decode(&mut work, &mut cache, &ids[2..], Some(&adapter)).unwrap();
-    assert!(relative_to_max(&again, &full[6 * 50..]) < 1e-5);
-}
-
-#[test]
-fn sequences_decoded_together_equal_each_alone() {
-    // The reference computes every row alone: exactly equal. On the processor a product of one row takes another
-    // path than one of two, whose sums run in another order.
-    let cpu = Cpu::new(CpuOptions { threads: Some(2), ..CpuOptions::default() });
-    let backends: [(Arc<dyn Backend>, f32); 2] = [(Arc::new(Reference::new()), 0.0), (Arc::new(cpu), 1e-5)];
-    for (backend, tolerance) in backends {
-        let (_folder, decoder) = random_decoder_on(backend);
-        let adapter = FlatAdapter::random(decoder.config(), &**decoder.backend(), 3);
-        let mut work = Workspace::new();
-        // Prompts of different lengths, then three tokens each.
-        let texts = [vec![0u32, 7, 9, 3, 21, 1, 40], vec![0, 4, 30, 31, 11]];
-        let ends = [4, 2];
-        let mut together = decoder.new_cache_of(2, 8);
-        let mut alone = [decoder.new_cache(8), decoder.new_cache(7)];
-        for step in 0..4 {
-            let range = |s: usize| if step == 0 { 0..ends[s] } else { ends[s] + step - 1..ends[s] + step };
-            let ids = [&texts[0][range(0)], &texts[1][range(1)]];
-            let both = decoder.decode_many(&mut work, &mut together, &ids, Some(&adapter)).unwrap();
-            for s in 0..2 {
-                let one = decoder.decode(&mut work, &mut alone[s], ids[s], Some(&adapter)).unwrap();
-                let difference = relative_to_max(&both[s * 50..][..50], &one);
-                assert!(difference <= tolerance, "step {step}, sequence {s}: {difference}");
-            }
-        }
-        assert_eq!((together.slot_len(0), together.slot_len(1)), (7, 5));
-    }
-}
-
-#[test]
-fn a_slot_that_overflows_is_named_before_anything_changes() {
-    let (_folder, decoder) = random_decoder();
-    let (mut work, mut cache) = (Workspace::new(), decoder.new_cache_of(2, 3));
-    for ids in [[&[1u32, 2][..], &[1, 2, 3, 4]], [&[1, 2], &[]]] {
-        let error = decoder.decode_many(&mut work, &mut cache, &ids, None).unwrap_err();
-        assert!(matches!(error, ModelError::CacheFull { held: 0, added: 4 | 0, capacity: 3 }), "{error}");
-        assert!(cache.is_empty());
     }
 }
 
@@ -224,7 +160,4 @@ fn ids_outside_the_vocabulary_are_refused() {
     let sequence = LabeledSequence { ids: vec![0, 50], trained: vec![false, true] };
     let error = decoder.losses(&mut Workspace::new(), &Batch::new([&sequence]), None).unwrap_err();
     assert!(matches!(error, ModelError::TokenOutOfRange { id: 50, vocab_size: 50 }));
-    let mut cache = decoder.new_cache(2);
-    let error = decoder.decode(&mut Workspace::new(), &mut cache, &[1, 2, 3], None).unwrap_err();
-    assert!(matches!(error, ModelError::CacheFull { held: 0, added: 3, capacity: 2 }));
 }

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use common::{FlatAdapter, backends, f32_values, i64_values, relative_to_max, shared};
 use danlu_kernels::Backend;
-use danlu_model::{Batch, Decoder, LabeledSequence, LoraRows, LoraSource, Workspace};
+use danlu_model::{Batch, Decoder, LabeledSequence, LoraRows, LoraSource, SlotInput, Workspace};
 use safetensors::SafeTensors;
 
 fn sequence(ids: impl IntoIterator<Item = u32>) -> LabeledSequence {
@@ -134,8 +134,9 @@ fn greedy_generations_equal_transformers() {
 /// The `count` best next tokens one after the other; an end of turn is no end.
 fn greedy(decoder: &Decoder, lora: Option<&dyn LoraSource>, prompt: &[u32], count: usize) -> Vec<u32> {
     let mut work = Workspace::new();
-    let mut cache = decoder.new_cache(prompt.len() + count);
-    let mut logits = decoder.decode(&mut work, &mut cache, prompt, lora).unwrap();
+    let mut cache = decoder.new_cache();
+    let slot = cache.add(prompt.len() + count);
+    let mut logits = decoder.prefill(&mut work, &mut cache, &[SlotInput::new(slot, prompt, lora)]).unwrap();
     let mut found = Vec::new();
     loop {
         let best = (0..logits.len()).max_by(|&a, &b| logits[a].total_cmp(&logits[b])).unwrap() as u32;
@@ -143,6 +144,6 @@ fn greedy(decoder: &Decoder, lora: Option<&dyn LoraSource>, prompt: &[u32], coun
         if found.len() == count {
             return found;
         }
-        logits = decoder.decode(&mut work, &mut cache, &[best], lora).unwrap();
+        logits = decoder.decode(&mut work, &mut cache, &[SlotInput::new(slot, &[best], lora)]).unwrap();
     }
 }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use common::{FlatAdapter, backends, relative_to_max, write_random_model};
 use danlu_kernels::{Backend, Cpu, CpuOptions, DType, Isa, Reference};
-use danlu_model::{Batch, Decoder, DropoutPlan, LabeledSequence, LoraRows, Workspace};
+use danlu_model::{Batch, Decoder, DropoutPlan, LabeledSequence, LoraRows, SlotInput, Workspace};
 
 /// `tokens` tokens, of which the last `labels` are trained.
 fn sequence(tokens: usize, labels: usize) -> LabeledSequence {
@@ -119,9 +119,10 @@ fn a_prompts_logits_are_those_of_its_last_row() {
         let mut work = Workspace::new();
         for lengths in [[1, 1], [9, 4], [30, 11]] {
             let prompts = lengths.map(|tokens| sequence(tokens, 0));
-            let mut cache = decoder.new_cache_of(2, 30);
-            let ids = prompts.each_ref().map(|prompt| &prompt.ids[..]);
-            let found = decoder.decode_many(&mut work, &mut cache, &ids, Some(&adapter)).unwrap();
+            let mut cache = decoder.new_cache();
+            let input = |prompt| SlotInput::new(cache.add(30), prompt, Some(&adapter));
+            let inputs = prompts.each_ref().map(|prompt| &prompt.ids[..]).map(input);
+            let found = decoder.prefill(&mut work, &mut cache, &inputs).unwrap();
             for (prompt, found) in prompts.iter().zip(found.chunks(50)) {
                 let all = decoder.logits(&mut work, &Batch::new([prompt]), Some(&adapter)).unwrap();
                 let difference = relative_to_max(found, &all[all.len() - 50..]);

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use danlu_adapter::Adapter;
 use danlu_kernels::{CpuOptions, Footprint, Trace};
-use danlu_model::{ActivationPolicy, Decoder, LabeledSequence, ModelConfig, Workspace};
+use danlu_model::{ActivationPolicy, Decoder, LabeledSequence, ModelConfig, SlotInput, Workspace};
 
 use super::worst_steps::WorstSteps;
 use crate::optimizer::Optimizer;
@@ -107,10 +107,12 @@ impl DryRun {
         let prompt = reply.prompt_tokens.min(context);
         if prompt > 0 {
             let mut work = Workspace::new();
-            let mut cache = decoder.new_cache((prompt + reply.new_tokens).min(context));
-            decoder.decode(&mut work, &mut cache, &vec![0; prompt], Some(adapter))?;
-            if cache.len() < cache.capacity() {
-                decoder.decode(&mut work, &mut cache, &[0], Some(adapter))?;
+            let mut cache = decoder.new_cache();
+            let capacity = (prompt + reply.new_tokens).min(context);
+            let (slot, ids) = (cache.add(capacity), vec![0; prompt]);
+            decoder.prefill(&mut work, &mut cache, &[SlotInput::new(slot, &ids, Some(adapter))])?;
+            if prompt < capacity {
+                decoder.decode(&mut work, &mut cache, &[SlotInput::new(slot, &[0], Some(adapter))])?;
             }
         }
         Ok(())

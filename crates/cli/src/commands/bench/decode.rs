@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use clap::Args;
-use danlu_model::{Decoder, ModelConfig, Workspace};
+use danlu_model::{Decoder, ModelConfig, SlotId, SlotInput, Workspace};
 
 use super::flops::{self, Span};
 use super::machine::{MachineArgs, describe_memory};
@@ -120,17 +120,22 @@ pub fn run(args: &DecodeArgs, printer: &Printer) -> Result<()> {
 fn decode(decoder: &Decoder, work: &mut Workspace, job: Job, run: u64) -> Result<Vec<f64>> {
     let Job { sequences, prompt, new } = job;
     let vocab_size = decoder.config().vocab_size;
-    let mut cache = decoder.new_cache_of(sequences, prompt + new);
+    let mut cache = decoder.new_cache();
+    cache.reserve(sequences * (prompt + new));
+    let slots: Vec<SlotId> = (0..sequences).map(|_| cache.add(prompt + new)).collect();
     let which = |s: usize| run * sequences as u64 + s as u64;
     let prompts: Vec<_> = (0..sequences).map(|s| random_ids(prompt, vocab_size, which(s))).collect();
-    let prompts: Vec<&[u32]> = prompts.iter().map(Vec::as_slice).collect();
-    let mut logits = decoder.decode_many(work, &mut cache, &prompts, None)?;
+    let inputs: Vec<_> =
+        slots.iter().zip(&prompts).map(|(&slot, ids)| SlotInput::new(slot, ids, None)).collect();
+    let mut logits = decoder.prefill(work, &mut cache, &inputs)?;
     let mut times = Vec::with_capacity(new);
     for _ in 0..new {
         let start = Instant::now();
-        let next: Vec<[u32; 1]> = logits.chunks(vocab_size).map(|row| [likeliest(row)]).collect();
-        let ids: Vec<&[u32]> = next.iter().map(|id| &id[..]).collect();
-        logits = decoder.decode_many(work, &mut cache, &ids, None)?;
+        let next: Vec<u32> = logits.chunks(vocab_size).map(likeliest).collect();
+        let ids = next.chunks(1);
+        let inputs: Vec<_> =
+            slots.iter().zip(ids).map(|(&slot, ids)| SlotInput::new(slot, ids, None)).collect();
+        logits = decoder.decode(work, &mut cache, &inputs)?;
         times.push(start.elapsed().as_secs_f64());
     }
     Ok(times)

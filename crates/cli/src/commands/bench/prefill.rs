@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use clap::Args;
-use danlu_generate::Context;
+use danlu_generate::{Engine, Sampler, Sampling, Sequence, StopRules};
 
 use super::machine::{MachineArgs, describe_memory};
 use super::model::ModelArgs;
@@ -48,14 +48,20 @@ pub fn run(args: &PrefillArgs, printer: &Printer) -> Result<()> {
 
     let watch = MemoryWatch::start();
     let decoder = machine.decoder(&config, &weights)?;
-    let mut context = Context::new(&decoder, None, prompt);
+    let mut engine = Engine::new(&decoder);
+    let slot = engine.open(prompt, None);
+    let rules = StopRules { max_new_tokens: 1, max_context_tokens: prompt, stop_ids: Default::default() };
     let runs = args.run.runs(5, 1);
     let times = runs.measure(printer, |i| {
         // Another prompt every time: nothing of it has been read before.
         let mut ids = random_ids(prompt, config.vocab_size, i);
         ids[0] = (i % config.vocab_size as u64) as u32;
+        let sequence = Sequence::new(ids, Sampler::new(Sampling::greedy())?, rules.clone())?;
         let start = Instant::now();
-        context.logits_after(&ids)?;
+        engine.start(slot, sequence)?;
+        while !engine.is_idle() {
+            engine.step()?;
+        }
         Ok(start.elapsed().as_secs_f64())
     })?;
     let (peak, anonymous) = (memory::peak(), watch.finish());

@@ -1,0 +1,178 @@
+//! One prompt and its continuation: the ids, how the next one is chosen, and when to stop.
+
+use std::collections::BTreeSet;
+
+use crate::{GenerateError, Sampler};
+
+/// When a continuation ends.
+#[derive(Clone, Debug)]
+pub struct StopRules {
+    /// Most new tokens.
+    pub max_new_tokens: usize,
+    /// Most tokens that are read, prompt included: the size of the context.
+    pub max_context_tokens: usize,
+    /// Ending tokens. The one that ends a continuation is not part of it.
+    pub stop_ids: BTreeSet<u32>,
+}
+
+/// Why a continuation ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StopReason {
+    /// The model wrote this ending token.
+    EndToken(u32),
+    /// The continuation has `max_new_tokens`.
+    MaxNewTokens,
+    /// The context has no room for another token.
+    ContextFull,
+    /// The caller's callback stopped it.
+    Caller,
+}
+
+/// The effect of one [`Sequence::push`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Step {
+    /// The token that was appended; `None` for an ending token.
+    pub token: Option<u32>,
+    /// Set once the sequence has ended.
+    pub stop: Option<StopReason>,
+}
+
+/// A prompt that grows by one token for every row of logits.
+///
+/// A sequence computes nothing itself: [`Engine`](crate::Engine) runs the model, and a scheduler may move a sequence
+/// from one slot to another.
+#[derive(Clone, Debug)]
+pub struct Sequence {
+    ids: Vec<u32>,
+    prompt_len: usize,
+    sampler: Sampler,
+    rules: StopRules,
+    stop: Option<StopReason>,
+}
+
+impl Sequence {
+    /// A sequence that begins with `prompt`.
+    ///
+    /// # Errors
+    /// If the prompt is empty, or longer than the context.
+    pub fn new(prompt: Vec<u32>, sampler: Sampler, rules: StopRules) -> Result<Self, GenerateError> {
+        let (prompt_len, context) = (prompt.len(), rules.max_context_tokens);
+        if prompt_len == 0 {
+            return Err(GenerateError::EmptyPrompt);
+        }
+        if prompt_len > context {
+            return Err(GenerateError::PromptTooLong { prompt: prompt_len, context });
+        }
+        let stop = (rules.max_new_tokens == 0).then_some(StopReason::MaxNewTokens);
+        Ok(Self { ids: prompt, prompt_len, sampler, rules, stop })
+    }
+
+    /// Prompt and new tokens.
+    pub fn ids(&self) -> &[u32] {
+        &self.ids
+    }
+
+    /// Tokens of the prompt.
+    pub fn prompt_len(&self) -> usize {
+        self.prompt_len
+    }
+
+    /// The new tokens, without the ending one.
+    pub fn new_ids(&self) -> &[u32] {
+        &self.ids[self.prompt_len..]
+    }
+
+    /// Why the sequence ended, once it has.
+    pub fn stop(&self) -> Option<StopReason> {
+        self.stop
+    }
+
+    /// When the sequence ends.
+    pub fn rules(&self) -> &StopRules {
+        &self.rules
+    }
+
+    /// Chooses the next token from the logits behind the last one. A sequence that has ended stays as it is.
+    ///
+    /// # Errors
+    /// If no logit is above minus infinity.
+    pub fn push(&mut self, logits: &[f32]) -> Result<Step, GenerateError> {
+        if self.stop.is_some() {
+            return Ok(Step { token: None, stop: self.stop });
+        }
+        let position = self.ids.len();
+        let id = self.sampler.next(logits, &self.ids).ok_or(GenerateError::NoLogit { position })?;
+        if self.rules.stop_ids.contains(&id) {
+            self.stop = Some(StopReason::EndToken(id));
+            return Ok(Step { token: None, stop: self.stop });
+        }
+        self.ids.push(id);
+        if self.new_ids().len() == self.rules.max_new_tokens {
+            self.stop = Some(StopReason::MaxNewTokens);
+        } else if self.ids.len() > self.rules.max_context_tokens {
+            self.stop = Some(StopReason::ContextFull);
+        }
+        Ok(Step { token: Some(id), stop: self.stop })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Sampling;
+
+    fn sequence(
+        prompt: &[u32],
+        context: usize,
+        max_new: usize,
+        stop_ids: &[u32],
+    ) -> Result<Sequence, GenerateError> {
+        let stop_ids = stop_ids.iter().copied().collect();
+        let rules = StopRules { max_new_tokens: max_new, max_context_tokens: context, stop_ids };
+        Sequence::new(prompt.to_vec(), Sampler::new(Sampling::greedy()).unwrap(), rules)
+    }
+
+    /// Continues with a model of eight tokens that counts: `n + 1` follows `n`.
+    fn count(mut sequence: Sequence) -> (Vec<u32>, StopReason) {
+        loop {
+            if let Some(stop) = sequence.stop() {
+                return (sequence.new_ids().to_vec(), stop);
+            }
+            let mut logits = vec![0.0; 8];
+            logits[(sequence.ids()[sequence.ids().len() - 1] as usize + 1) % 8] = 1.0;
+            let (before, step) = (sequence.new_ids().len(), sequence.push(&logits).unwrap());
+            assert_eq!(step.token.is_some(), sequence.new_ids().len() > before);
+            assert_eq!(step.stop, sequence.stop());
+        }
+    }
+
+    #[test]
+    fn any_stop_token_ends_the_continuation_and_stays_out_of_it() {
+        let found = count(sequence(&[0, 1], 100, 50, &[6, 4]).unwrap());
+        assert_eq!(found, (vec![2, 3], StopReason::EndToken(4)));
+    }
+
+    #[test]
+    fn the_limit_that_is_reached_first_is_the_reason() {
+        let found = |context, max_new| count(sequence(&[0], context, max_new, &[]).unwrap());
+        assert_eq!(found(100, 3), (vec![1, 2, 3], StopReason::MaxNewTokens));
+        // The context takes three tokens; the fourth is chosen behind them and never read.
+        assert_eq!(found(3, 50), (vec![1, 2, 3], StopReason::ContextFull));
+        assert_eq!(found(3, 0), (vec![], StopReason::MaxNewTokens));
+    }
+
+    #[test]
+    fn prompts_without_tokens_or_room_are_rejected() {
+        assert!(matches!(sequence(&[], 9, 1, &[]), Err(GenerateError::EmptyPrompt)));
+        let error = sequence(&[0; 10], 9, 1, &[]).unwrap_err();
+        assert_eq!(error.to_string(), "the prompt is 10 tokens, and the context holds 9");
+    }
+
+    #[test]
+    fn logits_without_a_number_are_an_error() {
+        let mut sequence = sequence(&[0, 1], 9, 5, &[]).unwrap();
+        let error = sequence.push(&[f32::NAN; 4]).unwrap_err();
+        assert_eq!(error.to_string(), "the model gave no usable logit after 2 tokens");
+        assert_eq!((sequence.ids().len(), sequence.stop()), (2, None));
+    }
+}

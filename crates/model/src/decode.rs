@@ -1,0 +1,153 @@
+//! Continuing sequences: prompts are read, then tokens follow one by one, over a [`KvCache`].
+//!
+//! A row's values do not depend on the other rows of its pass. Products of at most [`FEW_ROWS`] rows are summed in
+//! another order than products of more, so the order is fixed by the kind of row:
+//!
+//! | rows | order |
+//! |---|---|
+//! | prompt tokens ([`Decoder::prefill`]) | that of many rows, also for a short rest of a prompt |
+//! | generated tokens ([`Decoder::decode`]) | that of few rows; more of them run in several passes |
+//! | the row of a sequence whose logits are returned, after the last attention | that of few rows |
+//!
+//! A reply is thus the same bits alone, among others, and after any interruption.
+
+use danlu_kernels::{FEW_ROWS, Segment};
+
+use crate::forward_pass::{ForwardPass, MANY_ROWS};
+use crate::{Decoder, KvCache, LoraRows, LoraSource, ModelError, SlotId, Workspace};
+
+/// The tokens that a pass appends to one slot.
+#[derive(Clone, Copy)]
+pub struct SlotInput<'a> {
+    /// The slot; no other input of the pass names it.
+    pub slot: SlotId,
+    /// The tokens behind those in the slot, at least one.
+    pub ids: &'a [u32],
+    /// The adapter that the slot runs with.
+    pub lora: Option<&'a dyn LoraSource>,
+    /// Whether the logits of the last token are computed.
+    pub wants_logits: bool,
+}
+
+impl<'a> SlotInput<'a> {
+    /// Appends `ids` to `slot` and computes the logits of the last.
+    pub fn new(slot: SlotId, ids: &'a [u32], lora: Option<&'a dyn LoraSource>) -> Self {
+        Self { slot, ids, lora, wants_logits: true }
+    }
+}
+
+impl Decoder {
+    /// An empty cache for sequences of this model.
+    pub fn new_cache(&self) -> KvCache {
+        KvCache::new(&self.config, self.backend.clone())
+    }
+
+    /// Appends prompt tokens to slots of `cache`. Returns the logits of the last token of each input that wants them,
+    /// `(S, V)`, in the order of `inputs`. No sequence sees another.
+    ///
+    /// # Errors
+    /// If an input's ids are none, do not fit in the slot, or hold an id outside the vocabulary. No slot is then
+    /// changed.
+    ///
+    /// # Panics
+    /// If a slot was removed, or two inputs name one slot.
+    pub fn prefill(
+        &self,
+        work: &mut Workspace,
+        cache: &mut KvCache,
+        inputs: &[SlotInput<'_>],
+    ) -> Result<Vec<f32>, ModelError> {
+        self.check_inputs(cache, inputs)?;
+        let mut logits = Vec::new();
+        for inputs in inputs.chunks(FEW_ROWS) {
+            self.append(work, cache, inputs, MANY_ROWS, &mut logits);
+        }
+        Ok(logits)
+    }
+
+    /// As [`Decoder::prefill`], for tokens that were generated.
+    ///
+    /// # Errors
+    /// As [`Decoder::prefill`].
+    ///
+    /// # Panics
+    /// As [`Decoder::prefill`], and if an input has more than one id.
+    pub fn decode(
+        &self,
+        work: &mut Workspace,
+        cache: &mut KvCache,
+        inputs: &[SlotInput<'_>],
+    ) -> Result<Vec<f32>, ModelError> {
+        self.check_inputs(cache, inputs)?;
+        assert!(inputs.iter().all(|input| input.ids.len() == 1), "one generated token a slot");
+        let mut logits = Vec::new();
+        for inputs in inputs.chunks(FEW_ROWS) {
+            self.append(work, cache, inputs, 1, &mut logits);
+        }
+        Ok(logits)
+    }
+
+    fn check_inputs(&self, cache: &KvCache, inputs: &[SlotInput<'_>]) -> Result<(), ModelError> {
+        for (i, input) in inputs.iter().enumerate() {
+            assert!(inputs[..i].iter().all(|other| other.slot != input.slot), "one input a slot");
+            self.check_ids(input.ids)?;
+            let (held, added, capacity) =
+                (cache.len(input.slot), input.ids.len(), cache.capacity(input.slot));
+            if added == 0 || held + added > capacity {
+                return Err(ModelError::CacheFull { held, added, capacity });
+            }
+        }
+        Ok(())
+    }
+
+    /// One pass over at most [`FEW_ROWS`] slots, with products of at least `min_rows` rows up to the last attention.
+    fn append(
+        &self,
+        work: &mut Workspace,
+        cache: &mut KvCache,
+        inputs: &[SlotInput<'_>],
+        min_rows: usize,
+        logits: &mut Vec<f32>,
+    ) {
+        let (mut ids, mut positions, mut segments) = (Vec::new(), Vec::new(), Vec::new());
+        let mut last = Vec::new();
+        for input in inputs {
+            let past = cache.len(input.slot);
+            let (q_start, q_len, kv_len) = (ids.len(), input.ids.len(), past + input.ids.len());
+            ids.extend_from_slice(input.ids);
+            positions.extend((past..kv_len).map(|p| p as u32));
+            segments.push(Segment { q_start, q_len, kv_start: cache.start(input.slot), kv_len });
+            if input.wants_logits {
+                last.push(ids.len() as u32 - 1);
+            }
+        }
+        let pass = ForwardPass::new(&positions, &segments, lora_rows(inputs));
+        let pass = pass.with_min_rows(min_rows).with_head(&last);
+        work.reserve(&self.config, &*self.backend, pass.rows.computed, 1, last.len());
+        self.blocks(work, &ids, &pass, false, Some(cache));
+        for input in inputs {
+            cache.advance(input.slot, input.ids.len());
+        }
+        if !last.is_empty() {
+            logits.extend(self.head_logits(work, last.len()));
+        }
+    }
+}
+
+/// The rows of each adapter; neighbours with the same adapter have one entry.
+fn lora_rows<'a>(inputs: &[SlotInput<'a>]) -> Vec<LoraRows<'a>> {
+    let mut found: Vec<LoraRows<'a>> = Vec::new();
+    let mut start = 0;
+    for input in inputs {
+        let rows = start..start + input.ids.len();
+        start = rows.end;
+        let Some(source) = input.lora else { continue };
+        match found.last_mut() {
+            Some(last) if last.rows.end == rows.start && std::ptr::addr_eq(last.source, source) => {
+                last.rows.end = rows.end;
+            }
+            _ => found.push(LoraRows { rows, source, dropout: None }),
+        }
+    }
+    found
+}
