@@ -4,6 +4,8 @@ use std::path::PathBuf;
 
 use danlu_model::FileError;
 
+use crate::card::ReadmeFault;
+
 /// Why a card cannot be read or written.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -15,6 +17,14 @@ pub enum ReportError {
         path: PathBuf,
         /// What the parser met.
         reason: String,
+    },
+    /// A `README.md` in which danlu cannot tell its own part from the author's.
+    #[error("cannot update `{}`: {fault}", path.display())]
+    Readme {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        fault: ReadmeFault,
     },
     /// A file cannot be read or written.
     #[error(transparent)]
@@ -30,6 +40,7 @@ impl ReportError {
                  `adapter_config.json` then"
                     .to_owned(),
             ),
+            Self::Readme { fault, .. } => Some(fault.hint().to_owned()),
             Self::File(error) => error.hint(),
         }
     }

@@ -85,9 +85,6 @@ pub struct Card {
     pub has_picture: bool,
     /// Version of danlu that wrote it.
     pub version: String,
-    /// SHA-256 of the `README.md` that was written beside it, without the notes: whether somebody wrote in it since.
-    #[serde(default)]
-    pub readme_sha256: Option<String>,
 }
 
 /// An adapter's shape.
@@ -295,15 +292,7 @@ impl Card {
     /// The card of this model in 4 bits, in a folder called `name`.
     pub fn quantized(self, name: String, in_four_bits: InFourBits) -> Self {
         let version = env!("CARGO_PKG_VERSION").to_owned();
-        Self {
-            name,
-            in_four_bits: Some(in_four_bits),
-            repository: None,
-            revision: None,
-            version,
-            readme_sha256: None,
-            ..self
-        }
+        Self { name, in_four_bits: Some(in_four_bits), repository: None, revision: None, version, ..self }
     }
 
     /// The card of a model in a folder called `name` of which no more than its base is known.
@@ -323,7 +312,6 @@ impl Card {
             trained_on: None,
             has_picture: false,
             version: env!("CARGO_PKG_VERSION").to_owned(),
-            readme_sha256: None,
         }
     }
 

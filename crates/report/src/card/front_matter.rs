@@ -1,30 +1,76 @@
-//! The head of a card that the Hub and its tools read.
+//! The front matter of a card: the YAML that the Hub and its tools read.
+//!
+//! The lines are edited as text, not parsed and printed: order, comments and the author's keys stay as they are.
 
-use std::fmt::Write as _;
+use std::collections::HashSet;
+use std::ops::Range;
 
 use super::Card;
 use super::markdown::{line, literal};
+use super::readme::ReadmeFault;
 
-/// What stands in it.
-pub(super) struct Front<'a> {
-    /// The base, by its name on the Hub only: the Hub links whatever stands there.
-    pub base: Option<&'a str>,
-    /// What the model is to the base.
-    pub relation: &'a str,
-    pub library: &'a str,
-    pub license: Option<&'a str>,
-    pub languages: &'a [String],
-    pub datasets: &'a [String],
-    pub tags: Vec<String>,
+/// The keys that danlu writes.
+const OWN_KEYS: [&str; 8] = [
+    "base_model",
+    "base_model_relation",
+    "library_name",
+    "pipeline_tag",
+    "license",
+    "language",
+    "datasets",
+    "tags",
+];
+
+/// How the tags begin that name a base, which the Hub reads where there is no `base_model`.
+const BASE_TAG: &str = "base_model:";
+
+/// One of danlu's keys and its value.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Entry {
+    key: &'static str,
+    value: Value,
 }
 
-/// The head of an adapter's or a merged model's card.
-pub(super) fn render(card: &Card) -> String {
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Value {
+    /// A fixed word, which YAML reads without quotes.
+    Word(&'static str),
+    /// Any text.
+    Text(String),
+    List(Vec<String>),
+}
+
+/// The entries of a card. A key without a value is left out, and an author's own value of it stays.
+pub(super) fn entries(card: &Card) -> Vec<Entry> {
     let (library, relation) = match (&card.merge, card.four_bit()) {
         (_, Some(_)) => ("transformers", "quantized"),
         (None, None) => ("peft", "adapter"),
         (Some(_), None) => ("transformers", "finetune"),
     };
+    let base = card.base.hub_id.as_deref();
+    let mut out = Vec::new();
+    let mut add = |key, value| out.push(Entry { key, value });
+    // The name on the Hub only: the Hub links any text that stands here.
+    if let Some(base) = base {
+        add("base_model", Value::Text(base.to_owned()));
+        add("base_model_relation", Value::Word(relation));
+    }
+    add("library_name", Value::Word(library));
+    add("pipeline_tag", Value::Word("text-generation"));
+    if let Some(license) = &card.license {
+        add("license", Value::Text(license.clone()));
+    }
+    let languages = card.training.as_ref().map_or(&[][..], |run| &run.data.languages);
+    for (key, items) in [("language", languages), ("datasets", &card.datasets)] {
+        if !items.is_empty() {
+            add(key, Value::List(items.to_vec()));
+        }
+    }
+    add("tags", Value::List(tags(card, relation)));
+    out
+}
+
+fn tags(card: &Card, relation: &str) -> Vec<String> {
     let mut tags = vec!["danlu"];
     if card.lora.is_some() {
         tags.push("lora");
@@ -35,40 +81,222 @@ pub(super) fn render(card: &Card) -> String {
     if card.in_four_bits.is_some() {
         tags.extend(["bitsandbytes", "4-bit"]);
     }
-    let tags = tags.into_iter().map(str::to_owned).collect();
-    let base = card.base.hub_id.as_deref();
-    let license = card.license.as_deref();
-    let languages = card.training.as_ref().map_or(&[][..], |run| &run.data.languages);
-    Front { base, relation, library, license, languages, datasets: &card.datasets, tags }.render()
+    let base = card.base.hub_id.iter().map(|base| format!("{BASE_TAG}{relation}:{base}"));
+    tags.into_iter().map(str::to_owned).chain(base).collect()
 }
 
-impl Front<'_> {
-    /// The YAML between two lines of dashes.
-    pub fn render(&self) -> String {
-        // A JSON string is a YAML string, whatever is in it.
-        let quoted = |text: &str| literal(&line(text));
-        let relation = self.relation;
-        let mut out = String::from("---\n");
-        if let Some(base) = self.base {
-            let _ = writeln!(out, "base_model: {}\nbase_model_relation: {relation}", quoted(base));
+/// A front matter of these entries alone.
+pub(super) fn render(own: &[Entry]) -> String {
+    format!("---\n{}---\n", own.iter().map(|entry| entry.value.lines(entry.key)).collect::<String>())
+}
+
+/// The lines of a front matter with these entries in it.
+///
+/// # Errors
+/// If one of danlu's keys stands in it twice.
+pub(super) fn updated(front: &str, own: &[Entry], line_end: &str) -> Result<String, ReadmeFault> {
+    let lines: Vec<&str> = front.split_inclusive('\n').collect();
+    let found = find_entries(&lines);
+    refuse_doubled_keys(&found)?;
+    let (mut out, mut at) = (String::new(), 0);
+    for (key, range) in &found {
+        let Some(entry) = own.iter().find(|entry| entry.key == key) else { continue };
+        let (there, comments) = read_value(&lines[range.clone()]);
+        let value = entry.value.clone().with_authors_tags(entry.key, &there);
+        if value.items() == there {
+            continue;
         }
-        let _ = writeln!(out, "library_name: {}\npipeline_tag: text-generation", self.library);
-        if let Some(license) = self.license {
-            let _ = writeln!(out, "license: {}", quoted(license));
+        out.extend(lines[at..range.start].iter().copied());
+        out.extend(comments.into_iter().map(|comment| format!("{comment}{line_end}")));
+        out += &value.lines(entry.key).replace('\n', line_end);
+        at = range.end;
+    }
+    out.extend(lines[at..].iter().copied());
+    for entry in own.iter().filter(|entry| found.iter().all(|(key, _)| key != entry.key)) {
+        out += &entry.value.lines(entry.key).replace('\n', line_end);
+    }
+    Ok(out)
+}
+
+/// The lines of a front matter that belong to none of danlu's keys.
+pub(super) fn foreign_lines(front: &str) -> Vec<&str> {
+    let lines: Vec<&str> = front.split_inclusive('\n').collect();
+    let own: HashSet<usize> = find_entries(&lines)
+        .into_iter()
+        .filter(|(key, _)| OWN_KEYS.contains(&key.as_str()))
+        .flat_map(|(_, range)| range)
+        .collect();
+    let foreign = lines.into_iter().enumerate().filter(|(i, _)| !own.contains(i));
+    foreign.map(|(_, line)| line.trim()).collect()
+}
+
+impl Value {
+    fn items(&self) -> Vec<String> {
+        match self {
+            Self::Word(word) => vec![(*word).to_owned()],
+            Self::Text(text) => vec![line(text)],
+            Self::List(items) => items.iter().map(|item| line(item)).collect(),
         }
-        let mut list = |key: &str, items: &[String]| {
-            if !items.is_empty() {
-                let _ = writeln!(out, "{key}:");
-                for item in items {
-                    let _ = writeln!(out, "- {}", quoted(item));
+    }
+
+    /// The entry's lines. A JSON string is a YAML string, for any text.
+    fn lines(&self, key: &str) -> String {
+        match self {
+            Self::Word(word) => format!("{key}: {word}\n"),
+            Self::Text(text) => format!("{key}: {}\n", literal(&line(text))),
+            Self::List(items) => {
+                let items = items.iter().map(|item| format!("- {}\n", literal(&line(item))));
+                format!("{key}:\n{}", items.collect::<String>())
+            }
+        }
+    }
+
+    /// The tags with those that the author added; any other value as it is.
+    fn with_authors_tags(self, key: &str, there: &[String]) -> Self {
+        let Self::List(ours) = &self else { return self };
+        if key != "tags" {
+            return self;
+        }
+        let is_stale = |tag: &&String| tag.starts_with(BASE_TAG) && !ours.contains(tag);
+        if ours.iter().all(|tag| there.contains(tag)) && !there.iter().any(|tag| is_stale(&tag)) {
+            return Self::List(there.to_vec());
+        }
+        let theirs = there.iter().filter(|tag| !ours.contains(tag) && !is_stale(tag));
+        Self::List(ours.iter().chain(theirs).cloned().collect())
+    }
+}
+
+/// Each key with its lines: its own, and those that continue it.
+fn find_entries(lines: &[&str]) -> Vec<(String, Range<usize>)> {
+    let mut found: Vec<(String, Range<usize>)> = Vec::new();
+    for (i, line) in lines.iter().enumerate() {
+        let trimmed = line.trim();
+        if trimmed.is_empty() || trimmed.starts_with('#') {
+            // A comment belongs to an entry only where another line of the entry follows.
+            continue;
+        }
+        let continues = line.starts_with([' ', '\t', '-']);
+        match (continues, trimmed.split_once(':')) {
+            (false, Some((key, _))) => found.push((unquoted(key).to_owned(), i..i + 1)),
+            _ => {
+                if let Some((_, range)) = found.last_mut() {
+                    range.end = i + 1;
                 }
             }
+        }
+    }
+    found
+}
+
+fn refuse_doubled_keys(found: &[(String, Range<usize>)]) -> Result<(), ReadmeFault> {
+    for own in OWN_KEYS {
+        let mut at = found.iter().filter(|(key, _)| key == own).map(|(_, range)| range.start + 2);
+        if let (Some(first), Some(second)) = (at.next(), at.next()) {
+            let reason = format!("the front matter has `{own}` on lines {first} and {second}, expected once");
+            return Err(ReadmeFault::FrontMatter(reason));
+        }
+    }
+    Ok(())
+}
+
+/// The items of an entry, a scalar being one, and its comments.
+fn read_value(lines: &[&str]) -> (Vec<String>, Vec<String>) {
+    let (mut items, mut comments) = (Vec::new(), Vec::new());
+    for (i, line) in lines.iter().enumerate() {
+        let text = match i {
+            0 => line.split_once(':').map_or("", |(_, value)| value),
+            _ => line,
         };
-        list("language", self.languages);
-        list("datasets", self.datasets);
-        // The Hub's own tag of a relation, which tools without its front matter look for.
-        let tag = self.base.map(|base| format!("base_model:{relation}:{base}"));
-        list("tags", &self.tags.iter().cloned().chain(tag).collect::<Vec<_>>());
-        out + "---\n\n"
+        let (value, comment) = split_comment(text.trim());
+        comments.extend(comment.map(str::to_owned));
+        match value.strip_prefix('[').and_then(|list| list.strip_suffix(']')) {
+            Some(list) => items.extend(list.split(',').map(|item| unquoted(item).to_owned())),
+            None if value.is_empty() => {}
+            None if i == 0 => items.push(unquoted(value).to_owned()),
+            None => items.push(unquoted(value.strip_prefix('-').unwrap_or(value)).to_owned()),
+        }
+    }
+    (items, comments)
+}
+
+/// A value and the comment after it.
+fn split_comment(text: &str) -> (&str, Option<&str>) {
+    if text.starts_with('#') {
+        return ("", Some(text));
+    }
+    let item = text.strip_prefix('-').map_or(text, str::trim_start);
+    let from = match item.chars().next().filter(|c| matches!(c, '"' | '\'')) {
+        // A comment starts only after the closing quote.
+        Some(quote) => text.len() - item.len() + item[1..].find(quote).map_or(item.len(), |end| end + 2),
+        None => 0,
+    };
+    match text[from..].find(" #") {
+        Some(at) => (text[..from + at].trim_end(), Some(text[from + at..].trim_start())),
+        None => (text, None),
+    }
+}
+
+fn unquoted(text: &str) -> &str {
+    text.trim().trim_matches(['"', '\''])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn own() -> Vec<Entry> {
+        let tags = ["danlu", "base_model:adapter:lab/base"].map(str::to_owned).to_vec();
+        vec![
+            Entry { key: "base_model", value: Value::Text("lab/base".into()) },
+            Entry { key: "library_name", value: Value::Word("peft") },
+            Entry { key: "tags", value: Value::List(tags) },
+        ]
+    }
+
+    #[test]
+    fn foreign_keys_comments_and_order_stay() {
+        let front = "# my card\nmetrics:\n- f1 # mine\nlibrary_name: transformers # was whole\nbase_model: lab/base\n\
+                     model-index:\n  - name: x\n\n# the end\n";
+        let expected = "# my card\nmetrics:\n- f1 # mine\n# was whole\nlibrary_name: peft\nbase_model: lab/base\n\
+                        model-index:\n  - name: x\n\n# the end\n\
+                        tags:\n- \"danlu\"\n- \"base_model:adapter:lab/base\"\n";
+        let once = updated(front, &own(), "\n").unwrap();
+        assert_eq!(once, expected);
+        assert_eq!(updated(&once, &own(), "\n").unwrap(), expected);
+        let foreign: Vec<&str> = foreign_lines(front).into_iter().filter(|line| !line.is_empty()).collect();
+        assert_eq!(
+            foreign,
+            ["# my card", "metrics:", "- f1 # mine", "model-index:", "- name: x", "# the end"]
+        );
+    }
+
+    #[test]
+    fn the_authors_tags_stay_and_another_bases_go() {
+        for tags in [
+            "tags: [roleplay, danlu, 'base_model:adapter:lab/old']\n",
+            "tags:\n  - roleplay\n  - base_model:adapter:lab/old\n",
+        ] {
+            let front = updated(tags, &own(), "\n").unwrap();
+            assert!(
+                front.starts_with("tags:\n- \"danlu\"\n- \"base_model:adapter:lab/base\"\n- \"roleplay\"\n"),
+                "{front}"
+            );
+        }
+        let kept = "tags: [roleplay, danlu, base_model:adapter:lab/base] # mine\n";
+        assert!(updated(kept, &own(), "\n").unwrap().starts_with(kept));
+    }
+
+    #[test]
+    fn a_key_that_stands_twice_is_refused_with_both_lines() {
+        let fault = updated("tags: a\nx: 1\ntags: b\n", &own(), "\n").unwrap_err();
+        assert_eq!(fault.to_string(), "the front matter has `tags` on lines 2 and 4, expected once");
+        assert!(updated("x: 1\nx: 2\n", &own(), "\n").is_ok(), "the author's keys are the author's");
+    }
+
+    #[test]
+    fn quotes_hide_what_looks_like_a_comment() {
+        assert_eq!(read_value(&["license: \"a #b\" # c\n"]), (vec!["a #b".into()], vec!["# c".into()]));
+        assert_eq!(read_value(&["tags:\n", "# all\n", "- x # y\n"]).0, ["x"]);
+        assert_eq!(read_value(&["tags:\n", "# all\n", "- x # y\n"]).1, ["# all", "# y"]);
     }
 }

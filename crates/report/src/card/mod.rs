@@ -1,8 +1,9 @@
-//! The model card: the `README.md` of an adapter, or of a merged model, as a page of the Hugging Face Hub.
+//! The model card: the `README.md` of an adapter or of a merged model, as a page of the Hugging Face Hub.
 //!
-//! Everything it says is kept beside it in `card.json` ([`Card`]), so that it can be written again: in another
-//! language, under the name it is published with, or for the model that an adapter is merged into. Nothing in
-//! it is a path: bases, data and folders go by their names only.
+//! danlu owns the text between `<!-- danlu:begin -->` and `<!-- danlu:end -->`, and its own keys of the front matter.
+//! Everything else belongs to the author and is never touched.
+//! `card.json` beside it ([`Card`]) holds everything that danlu's part shows, so that it can be written again.
+//! A card holds no path: bases, data and folders go by their names only.
 
 mod card;
 mod data;
@@ -12,8 +13,8 @@ mod license;
 mod markdown;
 mod merge;
 mod notes;
-mod published_readme;
 mod quantized;
+mod readme;
 mod results;
 mod snippets;
 mod text_language;
@@ -22,16 +23,15 @@ mod training;
 use std::fs;
 use std::path::Path;
 
-use danlu_model::{Extra, files, hex};
-use sha2::{Digest, Sha256};
+use danlu_model::{Extra, files};
 
 use crate::{Language, ReportError};
 
 pub use card::{CARD_FILE, Card, CardLanguage, Lora, Merge, Training};
 pub use license::{is_license, license_of};
-pub use notes::{of as notes_of, put as put_notes};
-pub use published_readme::{is_as_sent, sent_readme, with_sent_readme};
+pub use notes::notes_of;
 pub use quantized::InFourBits;
+pub use readme::{Readme, ReadmeFault};
 pub use text_language::TextLanguage;
 
 /// Name of a card.
@@ -43,18 +43,87 @@ pub const PICTURE_FILE: &str = "loss.svg";
 /// Who wrote it.
 const DANLU: &str = "[danlu](https://github.com/danlu-rs/danlu)";
 
-/// Largest card that is looked into for notes.
-const MAX_README: u64 = 16 << 20;
+/// Largest `README.md` that is read.
+const MAX_README_BYTES: u64 = 16 << 20;
 
 impl Card {
-    /// The page, complete, with the author's notes at its end.
-    ///
-    /// A card in two languages has a half for each, and the notes once, below both.
+    /// A complete `README.md`, with the author's notes below danlu's part.
     pub fn render(&self, notes: &str) -> String {
-        let mut out = front_matter::render(self);
+        self.updated("", Some(notes)).expect("an empty file has no fault")
+    }
+
+    /// `readme` with this card as danlu's part. Everything else in it stays as it is, but the notes where some are given.
+    ///
+    /// # Errors
+    /// If the file has a fault that leaves open which part is danlu's.
+    pub fn updated(&self, readme: &str, notes: Option<&str>) -> Result<String, ReadmeFault> {
+        let readme = Readme::parse(readme)?;
+        let out = readme.updated(&front_matter::entries(self), &self.block())?;
+        Ok(match (notes, readme.is_blank()) {
+            (None, false) => out,
+            (notes, _) => notes::with_notes(&out, self.language.order(), notes.unwrap_or_default()),
+        })
+    }
+
+    /// The `README.md` for the Hub, which has `there` now, while the folder has `here`. No line of the author's on
+    /// the Hub is ever removed.
+    ///
+    /// # Errors
+    /// If the folder's file has a fault.
+    pub fn to_publish(&self, here: Option<&str>, there: Option<&str>) -> Result<ToPublish, ReadmeFault> {
+        let ours = match here {
+            // A text without marks is the author's alone.
+            Some(text) if is_authors_alone(text)? => text.to_owned(),
+            text => self.updated(text.unwrap_or_default(), None)?,
+        };
+        match there {
+            Some(there) if !keeps_text(&ours, there)? => match Readme::parse(there) {
+                Ok(readme) if readme.has_block() => self.updated(there, None).map(ToPublish::Theirs),
+                _ => Ok(ToPublish::Nothing),
+            },
+            _ => Ok(ToPublish::Ours(ours)),
+        }
+    }
+
+    /// `card.json`, and a `README.md` with these notes.
+    pub fn files(&self, notes: &str) -> [Extra; 2] {
+        [(CARD_FILE, self.to_json()), (README_FILE, self.render(notes).into_bytes())]
+    }
+
+    /// The bytes of `card.json`.
+    pub fn to_json(&self) -> Vec<u8> {
+        let mut json = serde_json::to_vec_pretty(self).expect("plain fields with names become JSON");
+        json.push(b'\n');
+        json
+    }
+
+    /// Writes `card.json`, and the card into the folder's `README.md`, with these notes where some are given.
+    ///
+    /// # Errors
+    /// If a file cannot be read or written, or `README.md` has a fault; nothing is written then.
+    pub fn write(&self, folder: &Path, notes: Option<&str>) -> Result<(), ReportError> {
+        let path = folder.join(README_FILE);
+        let before = read_readme(folder)?.unwrap_or_default();
+        let readme = self
+            .updated(&before, notes)
+            .map_err(|fault| ReportError::Readme { path: path.clone(), fault })?;
+        self.write_record(folder)?;
+        Ok(files::write_atomic(&path, readme.as_bytes())?)
+    }
+
+    /// Writes `card.json` alone.
+    ///
+    /// # Errors
+    /// If it cannot be written.
+    pub fn write_record(&self, folder: &Path) -> Result<(), ReportError> {
+        Ok(files::write_atomic(&folder.join(CARD_FILE), &self.to_json())?)
+    }
+
+    /// The lines between danlu's marks. A card in two languages has a half for each.
+    fn block(&self) -> String {
         let languages = self.language.order();
         let both = languages.len() > 1;
-        out += &format!("# {}\n\n", markdown::plain(&self.name));
+        let mut out = format!("<!-- {} -->\n\n# {}\n\n", marks_note(languages), markdown::plain(&self.name));
         if both {
             let links = languages.iter().map(|l| format!("[{0}](#{1})", title(*l), title(*l).to_lowercase()));
             out += &format!("{}\n\n", links.collect::<Vec<_>>().join(" · "));
@@ -66,78 +135,39 @@ impl Card {
             let page = Page { card: self, language, heading: if both { "###" } else { "##" } };
             out += &page.half();
         }
-        out + &notes_section(languages, notes)
-    }
-
-    /// The notes in a folder's `README.md`, where nobody wrote anywhere else in it since it was written; none where
-    /// somebody did. Where there is no `README.md`, nobody did.
-    ///
-    /// # Errors
-    /// If there is a card that cannot be read.
-    pub fn notes_if_as_written(&self, folder: &Path) -> Result<Option<String>, ReportError> {
-        let Some(readme) = readme(folder)? else { return Ok(Some(String::new())) };
-        let readme = String::from_utf8_lossy(&readme);
-        let notes = notes_of(&readme).unwrap_or_default();
-        let is_as_written = match &self.readme_sha256 {
-            Some(sum) => *sum == sum_without_notes(&readme),
-            // A record of before that was noted, or of a run that is about to write its first card.
-            None => readme == self.render(&notes),
-        };
-        let is_draft = || readme == put_notes(None, &self.name, &notes);
-        Ok((is_as_written || is_draft()).then_some(notes))
-    }
-
-    /// `card.json`, and `README.md` with these notes.
-    pub fn files(mut self, notes: &str) -> [Extra; 2] {
-        let readme = self.render(notes);
-        self.readme_sha256 = Some(sum_without_notes(&readme));
-        [(CARD_FILE, self.to_json()), (README_FILE, readme.into_bytes())]
-    }
-
-    /// The bytes of `card.json`.
-    pub fn to_json(&self) -> Vec<u8> {
-        let mut json = serde_json::to_vec_pretty(self).expect("plain fields with names become JSON");
-        json.push(b'\n');
-        json
-    }
-
-    /// Writes `card.json`, then `README.md` with the notes that the folder's `README.md` holds now.
-    ///
-    /// # Errors
-    /// If a file cannot be read or written.
-    pub fn write(&self, folder: &Path) -> Result<(), ReportError> {
-        let notes = read_notes(folder)?.unwrap_or_default();
-        self.write_with(folder, &notes)
-    }
-
-    /// Writes `card.json`, then `README.md` with these notes.
-    ///
-    /// # Errors
-    /// If a file cannot be written.
-    pub fn write_with(&self, folder: &Path, notes: &str) -> Result<(), ReportError> {
-        for (name, bytes) in self.clone().files(notes) {
-            files::write_atomic(&folder.join(name), &bytes)?;
-        }
-        Ok(())
-    }
-
-    /// Writes `card.json` alone, beside a `README.md` that somebody else wrote.
-    ///
-    /// # Errors
-    /// If it cannot be written.
-    pub fn write_record(&self, folder: &Path) -> Result<(), ReportError> {
-        Ok(files::write_atomic(&folder.join(CARD_FILE), &self.to_json())?)
+        // A prompt or a reply may hold the marks themselves.
+        [readme::BEGIN, readme::END].iter().fold(out, |out, mark| out.replace(mark, &mark.replace(' ', "")))
     }
 }
 
-/// The SHA-256 of a card but for its notes, which may change by hand.
-fn sum_without_notes(readme: &str) -> String {
-    hex(&Sha256::digest(put_notes(Some(readme), "", "")))
+/// Which `README.md` a push sends.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ToPublish {
+    /// The folder's, with the card in it.
+    Ours(String),
+    /// The Hub's own with the card in it: it has text of the author's that the folder's lacks.
+    Theirs(String),
+    /// None: the one on the Hub has text of the author's, and no marks for the card.
+    Nothing,
 }
 
-/// The SHA-256 of a file's bytes.
-pub fn sha256(bytes: &[u8]) -> String {
-    hex(&Sha256::digest(bytes))
+/// Whether a `README.md` has text, and no marks for a card.
+///
+/// # Errors
+/// If its marks are not one pair.
+pub fn is_authors_alone(readme: &str) -> Result<bool, ReadmeFault> {
+    let readme = Readme::parse(readme)?;
+    Ok(!readme.has_block() && !readme.is_blank())
+}
+
+/// Whether `ours` has every line of the author's that `theirs` has, in the same order.
+///
+/// # Errors
+/// If the marks in `ours` are not one pair.
+pub fn keeps_text(ours: &str, theirs: &str) -> Result<bool, ReadmeFault> {
+    let ours = Readme::parse(ours)?;
+    Ok(Readme::parse(theirs)
+        .is_ok_and(|theirs| readme::keeps_every_line(&theirs.author_lines(), &ours.author_lines())))
 }
 
 /// The notes in a folder's card, if it has any.
@@ -145,31 +175,50 @@ pub fn sha256(bytes: &[u8]) -> String {
 /// # Errors
 /// If there is a card that cannot be read.
 pub fn read_notes(folder: &Path) -> Result<Option<String>, ReportError> {
-    Ok(readme(folder)?.and_then(|readme| notes_of(&String::from_utf8_lossy(&readme))))
+    Ok(read_readme(folder)?.and_then(|readme| notes_of(&readme)))
 }
 
-/// Puts notes into a folder's card, or begins one with them.
+/// Puts notes into a folder's `README.md`. A new one gets empty marks, for the card of the run's end.
 ///
 /// # Errors
-/// If the card cannot be read or written.
-pub fn write_notes(folder: &Path, name: &str, notes: &str) -> Result<(), ReportError> {
-    let card = readme(folder)?;
-    let card = card.as_deref().map(String::from_utf8_lossy);
-    let card = put_notes(card.as_deref(), name, notes);
-    Ok(files::write_atomic(&folder.join(README_FILE), card.as_bytes())?)
+/// If the file cannot be read or written, or its marks are not one pair.
+pub fn write_notes(folder: &Path, language: CardLanguage, notes: &str) -> Result<(), ReportError> {
+    let path = folder.join(README_FILE);
+    let before = read_readme(folder)?;
+    let before = before.unwrap_or_else(|| format!("{}\n{}\n", readme::BEGIN, readme::END));
+    Readme::parse(&before).map_err(|fault| ReportError::Readme { path: path.clone(), fault })?;
+    Ok(files::write_atomic(&path, notes::with_notes(&before, language.order(), notes).as_bytes())?)
 }
 
-/// A folder's card, if it has one.
-fn readme(folder: &Path) -> Result<Option<Vec<u8>>, ReportError> {
+/// A folder's `README.md`, if it has one.
+///
+/// # Errors
+/// If it cannot be read, or is no text.
+pub fn read_readme(folder: &Path) -> Result<Option<String>, ReportError> {
     let path = folder.join(README_FILE);
     if !fs::exists(&path).unwrap_or(true) {
         return Ok(None);
     }
-    Ok(Some(files::read_bounded(&path, MAX_README)?))
+    let text = String::from_utf8(files::read_bounded(&path, MAX_README_BYTES)?);
+    text.map(Some).map_err(|error| {
+        let fault = ReadmeFault::NotUtf8 { at: error.utf8_error().valid_up_to() };
+        ReportError::Readme { path, fault }
+    })
 }
 
 fn title(language: Language) -> &'static str {
     language.pick("中文", "English")
+}
+
+/// Tells the author what danlu replaces.
+fn marks_note(languages: &[Language]) -> String {
+    let note = |language: &Language| {
+        language.pick(
+            "danlu 会重写这两个标记之间的内容，标记之外的文字归你所有，不会改动。",
+            "danlu rewrites the text between these two marks. Text outside of them is yours and stays as it is.",
+        )
+    };
+    languages.iter().map(note).collect::<Vec<_>>().join(" ")
 }
 
 /// One language of a card.
@@ -209,29 +258,6 @@ impl Page<'_> {
         }
         out + &training::render(self, run)
     }
-}
-
-fn notes_section(languages: &[Language], notes: &str) -> String {
-    let say = |zh: &str, en: &str, between: &str| {
-        languages.iter().map(|l| l.pick(zh, en).to_owned()).collect::<Vec<_>>().join(between)
-    };
-    let title = say("局限与说明", "Limits and notes", " · ");
-    let keep = say(
-        "下面两个标记之间由作者手写，重新生成时保留。",
-        "What stands between the two marks is written by hand and kept when the card is written again.",
-        " ",
-    );
-    let none = match notes.trim().is_empty() {
-        true => {
-            say(
-                "作者还没有写这个模型的局限。",
-                "The author has not written down the limits of this model yet.",
-                "\n\n",
-            ) + "\n\n"
-        }
-        false => String::new(),
-    };
-    format!("## {title}\n\n{none}<!-- {keep} -->\n{}", notes::marked(notes))
 }
 
 #[cfg(test)]

@@ -1,66 +1,125 @@
-//! What the author wrote into a card by hand: it stands between two marks, and stays when the card is written again.
+//! The author's notes in a card: the limits of the model, between two marks of their own.
+//!
+//! They stand outside of danlu's part. danlu writes them only where `--notes` gives them.
+
+use super::readme::Readme;
+use crate::Language;
 
 /// Above the notes.
 const START: &str = "<!-- notes -->";
 
 /// Below them.
-const END: &str = "<!-- /notes -->";
+const STOP: &str = "<!-- /notes -->";
 
-/// The notes in a card: everything between the marks, each alone on its line.
-pub fn of(card: &str) -> Option<String> {
-    let lines: Vec<&str> = card.lines().collect();
-    let start = lines.iter().position(|line| line.trim() == START)?;
-    let end = lines.iter().rposition(|line| line.trim() == END).filter(|end| *end > start)?;
-    let notes = lines[start + 1..end].join("\n").trim_matches('\n').to_owned();
+/// The section's title, Chinese and English.
+const TITLE: [&str; 2] = ["局限与说明", "Limits and notes"];
+
+/// What stands in place of notes until the author writes some, Chinese and English.
+const PLACEHOLDER: [&str; 2] =
+    ["作者还没有写明这个模型的局限。", "The author has not described the limits of this model yet."];
+
+/// The notes in a card: the text between the marks, each alone on its line.
+pub fn notes_of(card: &str) -> Option<String> {
+    let text = Readme::parse(card).map_or_else(|_| card.to_owned(), |readme| readme.without_block());
+    let lines: Vec<&str> = text.lines().collect();
+    let (start, stop) = find(&lines)?;
+    let notes =
+        lines[start + 1..stop].iter().filter(|line| !is_placeholder(line)).copied().collect::<Vec<_>>();
+    let notes = notes.join("\n").trim_matches('\n').to_owned();
     (!notes.trim().is_empty()).then_some(notes)
 }
 
-/// The notes between their marks. Marks that stand in the notes themselves are left out.
-pub(crate) fn marked(notes: &str) -> String {
-    let is_mark = |line: &&str| matches!(line.trim(), START | END);
-    let notes = notes.lines().filter(|line| !is_mark(line)).collect::<Vec<_>>().join("\n");
-    match notes.trim() {
-        "" => format!("{START}\n\n{END}\n"),
-        _ => format!("{START}\n{}\n{END}\n", notes.trim_matches('\n')),
-    }
+/// A card with these notes: between its marks, or in a new section at its end.
+pub(super) fn with_notes(card: &str, languages: &[Language], notes: &str) -> String {
+    let line_end = if card.contains("\r\n") { "\r\n" } else { "\n" };
+    // danlu's part may show any text: marks are looked for outside of it.
+    let hidden = Readme::parse(card).ok().and_then(|readme| readme.block_lines());
+    let lines: Vec<&str> = card.split_inclusive('\n').collect();
+    let visible = |i: usize| hidden.as_ref().is_none_or(|hidden| !hidden.contains(&i));
+    let shown: Vec<&str> =
+        lines.iter().enumerate().map(|(i, line)| if visible(i) { *line } else { "" }).collect();
+    let own = match find(&shown) {
+        Some((start, stop)) => {
+            let (above, below) = (lines[..start].concat(), lines[stop + 1..].concat());
+            return format!("{above}{}{below}", marked(languages, notes).replace('\n', line_end));
+        }
+        None => section(languages, notes),
+    };
+    let gap = if card.ends_with("\n\n") || card.ends_with("\n\r\n") { "" } else { line_end };
+    let end = if card.ends_with('\n') || card.is_empty() { "" } else { line_end };
+    format!("{card}{end}{gap}{}", own.replace('\n', line_end))
 }
 
-/// A card with other notes: `card` itself, or the beginning of one that is written when the run is over.
-pub fn put(card: Option<&str>, name: &str, notes: &str) -> String {
-    let marked = marked(notes);
-    let Some(card) = card else { return format!("# {}\n\n{marked}", super::markdown::plain(name)) };
-    let lines: Vec<&str> = card.lines().collect();
-    let start = lines.iter().position(|line| line.trim() == START);
-    let end = lines.iter().rposition(|line| line.trim() == END);
-    match (start, end) {
-        (Some(start), Some(end)) if start < end => {
-            let (above, below) = (lines[..start].join("\n"), lines[end + 1..].join("\n"));
-            format!("{above}\n{marked}{below}\n")
+/// The section with its title.
+fn section(languages: &[Language], notes: &str) -> String {
+    let title: Vec<&str> = languages.iter().map(|language| language.pick(TITLE[0], TITLE[1])).collect();
+    format!("## {}\n\n{}", title.join(" · "), marked(languages, notes))
+}
+
+/// The notes between their marks. Lines of `notes` that are marks themselves are left out.
+fn marked(languages: &[Language], notes: &str) -> String {
+    let is_mark =
+        |line: &&str| matches!(line.trim(), START | STOP | super::readme::BEGIN | super::readme::END);
+    let notes = notes.lines().filter(|line| !is_mark(line)).collect::<Vec<_>>().join("\n");
+    let notes = match notes.trim() {
+        "" => {
+            let words = languages.iter().map(|language| language.pick(PLACEHOLDER[0], PLACEHOLDER[1]));
+            words.collect::<Vec<_>>().join("\n\n")
         }
-        _ => format!("{}\n\n{marked}", card.trim_end()),
-    }
+        _ => notes.trim_matches('\n').to_owned(),
+    };
+    format!("{START}\n{notes}\n{STOP}\n")
+}
+
+/// The lines of the marks: the first above, the last below.
+fn find(lines: &[&str]) -> Option<(usize, usize)> {
+    let start = lines.iter().position(|line| line.trim() == START)?;
+    let stop = lines.iter().rposition(|line| line.trim() == STOP)?;
+    (start < stop).then_some((start, stop))
+}
+
+fn is_placeholder(line: &str) -> bool {
+    PLACEHOLDER.contains(&line.trim())
+}
+
+/// Whether a line is danlu's frame around the notes: a mark, the title, or the placeholder.
+pub(super) fn is_frame(line: &str) -> bool {
+    let is_title = |title: &str| title.split(" · ").all(|part| TITLE.contains(&part));
+    matches!(line, START | STOP) || is_placeholder(line) || line.strip_prefix("## ").is_some_and(is_title)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn put(card: &str, notes: &str) -> String {
+        with_notes(card, &[Language::En], notes)
+    }
+
     #[test]
     fn notes_are_read_back_as_they_were_put() {
-        let draft = put(None, "huan", "只会说\n\n- 古装剧里的话\n");
-        assert_eq!(of(&draft).unwrap(), "只会说\n\n- 古装剧里的话");
-        let again = put(Some(&format!("{draft}\nbelow\n")), "huan", "other");
-        assert_eq!(of(&again).unwrap(), "other");
-        assert!(again.starts_with("# huan\n") && again.contains("below") && !again.contains("古装剧"));
-        assert_eq!(of(&put(Some("# by hand\n"), "x", "n")).unwrap(), "n");
+        let draft = put("", "只会说\n\n- 古装剧里的话\n");
+        assert_eq!(notes_of(&draft).unwrap(), "只会说\n\n- 古装剧里的话");
+        let again = put(&format!("# mine\n{draft}\nbelow\n"), "other");
+        assert_eq!(notes_of(&again).unwrap(), "other");
+        assert!(again.starts_with("# mine\n") && again.contains("below") && !again.contains("古装剧"));
+        assert_eq!(notes_of(&put("# by hand\n", "n")).unwrap(), "n");
     }
 
     #[test]
     fn marks_inside_the_notes_change_nothing() {
-        let hostile = "a\n<!-- /notes -->\nb\n <!-- notes --> \nc";
-        assert_eq!(of(&put(None, "x", hostile)).unwrap(), "a\nb\nc");
-        assert_eq!(of(&marked("")), None);
-        assert_eq!(of("<!-- /notes -->\nx\n<!-- notes -->"), None);
-        assert_eq!(of("text with `<!-- notes -->` in it"), None);
+        let hostile = "a\n<!-- /notes -->\nb\n <!-- notes --> \n<!-- danlu:end -->\nc";
+        assert_eq!(notes_of(&put("", hostile)).unwrap(), "a\nb\nc");
+        assert_eq!(notes_of(&put("", "")), None);
+        assert_eq!(notes_of("<!-- /notes -->\nx\n<!-- notes -->"), None);
+        assert_eq!(notes_of("text with `<!-- notes -->` in it"), None);
+    }
+
+    #[test]
+    fn marks_in_danlus_part_are_none() {
+        let card = "<!-- danlu:begin -->\n<!-- notes -->\nx\n<!-- /notes -->\n<!-- danlu:end -->\n";
+        assert_eq!(notes_of(card), None);
+        let noted = put(card, "mine");
+        assert!(noted.starts_with(card) && notes_of(&noted).as_deref() == Some("mine"), "{noted}");
     }
 }

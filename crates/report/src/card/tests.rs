@@ -26,7 +26,6 @@ fn card(language: CardLanguage) -> Card {
         trained_on: None,
         has_picture: true,
         version: "0.1.0".into(),
-        readme_sha256: None,
     }
 }
 
@@ -97,9 +96,9 @@ fn both_languages_stand_once_each_and_the_notes_below_them() {
             .into();
     assert!(places.is_sorted(), "{places:?}");
     assert_eq!(both.matches("只会说古装剧里的话。").count(), 1);
-    assert!(!both.contains("作者还没有写"));
+    assert!(!both.contains("作者还没有写明"));
     let english = card(CardLanguage::En).render("");
-    assert!(english.contains("The author has not written down the limits"), "{english}");
+    assert!(english.contains("The author has not described the limits"), "{english}");
     // Han characters are the data's only.
     let own = english.replace("推荐您去海底捞火锅。", "").replace("臣妾参见皇上", "");
     assert!(!own.chars().any(|c| ('\u{4e00}'..'\u{9fff}').contains(&c)), "{own}");
@@ -247,7 +246,7 @@ fn no_text_breaks_out_of_its_place() {
     let mut hostile = card(CardLanguage::ZhEn);
     hostile.base.name = "a\nlicense: \"x\" `b` | <c>".into();
     let run = hostile.training.as_mut().unwrap();
-    run.settings.default_system = Some("```\n<!-- /notes -->\n# out\n```".into());
+    run.settings.default_system = Some("```\n<!-- /notes -->\n<!-- danlu:end -->\n# out\n```".into());
     run.replies[0].after = "a | b\n<!-- notes -->\n\n| c |\n---\n</details>".into();
     let text = hostile.render("my notes");
     assert_eq!(notes_of(&text).unwrap(), "my notes");
@@ -258,62 +257,132 @@ fn no_text_breaks_out_of_its_place() {
         ),
         "{text}"
     );
-    assert!(text.contains("````text\n```\n<!-- /notes -->\n# out\n```\n````\n"), "{text}");
+    assert!(text.contains("````text\n```\n<!-- /notes -->\n<!--danlu:end-->\n# out\n```\n````\n"), "{text}");
     assert!(
         text.contains("# huan&#60;huan&#62;\n") && text.contains("danlu chat your-name/huan-huan --base ")
     );
     assert!(!front(&text).contains("license"));
 }
 
+/// A card as danlu 0.1 wrote it before the marks: its text, and the notes between marks of their own.
+const OLD_CARD: &str = "---\nlibrary_name: peft\npipeline_tag: text-generation\ntags:\n- \"danlu\"\n---\n\n# huan\n\n\
+    A LoRA adapter.\n\n## Limits and notes\n\n<!-- What stands between the two marks is written by hand and kept when \
+    the card is written again. -->\n<!-- notes -->\n只会说古装剧里的话。\n<!-- /notes -->\n";
+
 #[test]
-fn what_is_written_by_hand_is_told_from_what_danlu_wrote() {
+fn only_danlus_part_and_keys_change() {
+    let adapter = on_the_hub(CardLanguage::En);
+    let first = adapter.render("mine");
+    let edited = first.replace("- \"lora\"\n", "- \"lora\"\n- roleplay\n").replacen(
+        "---\n",
+        "---\nmetrics: [f1] # mine\n",
+        1,
+    ) + "\n## My own section\n\ntext\n";
+    let edited = edited
+        .replace("<!-- danlu:begin -->", "Above it.\n\n<!-- danlu:begin -->")
+        .replace("## Data", "## The data");
+    let again =
+        Card { name: "other".into(), license: Some("mit".into()), ..adapter }.updated(&edited, None).unwrap();
+    for kept in [
+        "metrics: [f1] # mine\n",
+        "- roleplay\n",
+        "Above it.\n\n<!-- danlu:begin -->\n",
+        "mine\n<!-- /notes -->\n\n## My own section\n\ntext\n",
+    ] {
+        assert!(again.contains(kept), "{kept}\n{again}");
+    }
+    for new in ["# other\n", "license: \"mit\"\n", "## Data\n"] {
+        assert!(again.contains(new), "{new}\n{again}");
+    }
+    assert!(!again.contains("llama3.2\"\n") && !again.contains("## The data"), "{again}");
+}
+
+#[test]
+fn texts_without_marks_stay_whole_above_the_card() {
     let folder = tempfile::tempdir().unwrap();
     let readme = folder.path().join(README_FILE);
-    let card_of = || Card::read(folder.path()).unwrap().unwrap();
-    let notes = || card_of().notes_if_as_written(folder.path()).unwrap();
-    card(CardLanguage::En).write_with(folder.path(), "mine").unwrap();
-    let written = fs::read_to_string(&readme).unwrap();
-    assert_eq!(notes().as_deref(), Some("mine"));
-    // Notes are anybody's to write, and so are the ends of lines.
-    fs::write(&readme, written.replace("mine", "other").replace('\n', "\r\n")).unwrap();
-    assert_eq!(notes().as_deref(), Some("other"));
-    fs::write(&readme, written.replace("## Data", "## The data")).unwrap();
-    assert_eq!(notes(), None);
-    fs::remove_file(&readme).unwrap();
-    assert_eq!(notes().as_deref(), Some(""));
-    // What another version would write says nothing: the sum does.
-    let other = "# as another version wrote it\n\n<!-- notes -->\n\n<!-- /notes -->\n";
-    fs::write(&readme, other).unwrap();
-    let sum = Some(sum_without_notes(other));
-    Card { readme_sha256: sum, ..card_of() }.write_record(folder.path()).unwrap();
-    assert_eq!(notes().as_deref(), Some(""));
-    // A record of before the sum was noted.
-    let old = card(CardLanguage::En);
-    old.write_record(folder.path()).unwrap();
-    fs::write(&readme, old.render("mine")).unwrap();
-    assert_eq!(notes().as_deref(), Some("mine"));
-    fs::write(&readme, old.render("mine").replace("## Data", "## The data")).unwrap();
-    assert_eq!(notes(), None);
+    let hand_edited = OLD_CARD.replace("A LoRA adapter.", "A LoRA adapter of mine.");
+    for text in
+        [OLD_CARD, &hand_edited, "# By hand\n\n- x", "---\nlicense: mit # mine\nfoo: bar\n---\n# By hand\n"]
+    {
+        assert!(is_authors_alone(text).unwrap());
+        fs::write(&readme, text).unwrap();
+        let adapter = card(CardLanguage::En);
+        adapter.write(folder.path(), None).unwrap();
+        let once = fs::read_to_string(&readme).unwrap();
+        for line in text.lines() {
+            assert!(once.lines().any(|other| other == line), "{line}\n{once}");
+        }
+        assert!(
+            once.find("danlu:begin").unwrap() > once.find(text.lines().last().unwrap()).unwrap(),
+            "{once}"
+        );
+        assert_eq!(read_notes(folder.path()).unwrap(), notes_of(text));
+        adapter.write(folder.path(), None).unwrap();
+        assert_eq!(fs::read_to_string(&readme).unwrap(), once, "a second time changes nothing");
+    }
+}
+
+#[test]
+fn a_faulty_readme_is_refused_and_left_alone() {
+    let folder = tempfile::tempdir().unwrap();
+    let readme = folder.path().join(README_FILE);
+    for (text, words) in [
+        (&b"# x\n<!-- danlu:begin -->\nmine\n"[..], "on line 2 has no `<!-- danlu:end -->` below it"),
+        (b"---\ntags: x\n", "no closing `---`"),
+        (b"caf\xe9\n", "byte 3 is not UTF-8"),
+    ] {
+        fs::write(&readme, text).unwrap();
+        let error = card(CardLanguage::En).write(folder.path(), Some("notes")).unwrap_err();
+        assert!(error.to_string().contains(words) && error.hint().is_some(), "{error}");
+        assert_eq!(fs::read(&readme).unwrap(), text);
+        assert!(!folder.path().join(CARD_FILE).exists());
+    }
+}
+
+#[test]
+fn a_push_removes_no_line_of_the_authors() {
+    let ours = on_the_hub(CardLanguage::En);
+    let here = card(CardLanguage::En).render("mine");
+    let published = |there: Option<&str>| ours.to_publish(Some(&here), there).unwrap();
+    let ToPublish::Ours(first) = published(None) else { panic!("nothing is there") };
+    assert!(first.contains("danlu chat me/huan\n") && first.contains("mine"), "{first}");
+    // The Hub's form for a new repository leaves a licence and no text.
+    for there in [&first, "---\nlicense: mit\n---\n", ""] {
+        assert_eq!(published(Some(there)), ToPublish::Ours(first.clone()));
+    }
+    let edited = format!("{first}\nMended on the page.\n");
+    assert_eq!(published(Some(&edited)), ToPublish::Theirs(edited.clone()));
+    let ToPublish::Theirs(text) = card(CardLanguage::En).to_publish(Some(&here), Some(&edited)).unwrap()
+    else {
+        panic!("its text stays")
+    };
+    assert!(text.contains("Mended on the page.") && text.contains("your-name/"), "{text}");
+    assert_eq!(published(Some("# By hand\n")), ToPublish::Nothing);
+    assert_eq!(published(Some("<!-- danlu:begin -->\nx\n")), ToPublish::Nothing);
+    // A text without marks is sent as it is.
+    let alone = ours.to_publish(Some("# By hand\nmore\n"), Some("# By hand\n")).unwrap();
+    assert_eq!(alone, ToPublish::Ours("# By hand\nmore\n".into()));
 }
 
 #[test]
 fn a_card_is_written_again_from_its_record_with_its_notes() {
     let folder = tempfile::tempdir().unwrap();
-    write_notes(folder.path(), "huan", "手写的话").unwrap();
+    write_notes(folder.path(), CardLanguage::Zh, "手写的话").unwrap();
     let first = card(CardLanguage::Zh);
-    first.write(folder.path()).unwrap();
+    first.write(folder.path(), None).unwrap();
     let read = Card::read(folder.path()).unwrap().unwrap();
-    assert_eq!(Card { readme_sha256: None, ..read.clone() }, first);
-    Card { language: CardLanguage::En, ..read }.write(folder.path()).unwrap();
+    assert_eq!(read, first);
+    Card { language: CardLanguage::En, ..read }.write(folder.path(), None).unwrap();
     assert_eq!(read_notes(folder.path()).unwrap().unwrap(), "手写的话");
     let mut hostile = first.clone();
     hostile.base.hub_id = Some("a/b) <c>".into());
-    hostile.write(folder.path()).unwrap();
+    hostile.write(folder.path(), None).unwrap();
     let error = Card::read(folder.path()).unwrap_err().to_string();
     assert!(error.ends_with("`base.hub_id` is \"a/b) <c>\", expected owner/name"), "{error}");
     // What a terminal shows and a command takes holds neither control characters nor a shell's.
     let refused = |card: Card, words: &str| {
-        card.write(folder.path()).unwrap();
+        card.write(folder.path(), None).unwrap();
         let error = Card::read(folder.path()).unwrap_err().to_string();
         assert!(error.contains(words) && !error.contains('\u{1b}'), "{error}");
     };
