@@ -122,23 +122,44 @@ fn what_was_said_and_written_by_hand_outlives_later_commands() {
         card()
     );
 
-    // By hand, beyond the notes.
-    let edited = card().replace("## English", "## In plain English");
-    scene.write("out/README.md", &edited);
-    scene.refuses(
-        "card out --license mit",
-        "error: `out/README.md` was edited by hand, and writing it again would lose that\n\n\
-         hint: `--overwrite` writes it again; what stands between `<!-- notes -->` and `<!-- /notes -->` is kept\n",
+    // By hand: the author's text and keys stay, danlu's part is written again.
+    let edited = card().replace("## English", "## In plain English").replacen("---\n", "---\nmine: 1\n", 1);
+    scene.write("out/README.md", &format!("{edited}\nA line of mine.\n"));
+    let ran = scene.ok("card out --license mit");
+    assert!(!ran.err.contains("marks"), "{}", ran.err);
+    for words in ["---\nmine: 1\n", "license: \"mit\"\n", "## English", "\nA line of mine.\n"] {
+        assert!(card().contains(words), "{words}\n{}", card());
+    }
+    assert!(!card().contains("In plain English") && !card().contains("bsd-3-clause"), "{}", card());
+
+    // Without marks all of it is the author's.
+    scene.write("out/README.md", "# By hand\n");
+    let ran = scene.ok("train --output out --resume");
+    assert!(ran.err.contains("README.md has no danlu marks and stays as it is"), "{}", ran.err);
+    assert_eq!(card(), "# By hand\n");
+    let ran = scene.ok("card out");
+    assert!(ran.err.contains("had no danlu marks: the card stands below your text"), "{}", ran.err);
+    assert!(card().contains("# By hand\n") && card().contains("danlu chat me/huan\n"), "{}", card());
+    scene.write("new.md", "说话像古人。\n");
+    scene.ok("card out --notes new.md");
+    assert!(card().contains("# By hand\n") && card().contains("说话像古人。"), "{}", card());
+
+    // A damaged mark costs no text, and no run.
+    let damaged = card().replace("<!-- danlu:end -->\n", "");
+    scene.write("out/README.md", &damaged);
+    let line = damaged.lines().position(|line| line == "<!-- danlu:begin -->").unwrap() + 1;
+    let fault = format!(
+        "cannot update `out/README.md`: `<!-- danlu:begin -->` on line {line} has no `<!-- danlu:end -->` below it"
+    );
+    let refused = scene.run("card out");
+    assert!(
+        refused.code == 1 && refused.err.contains(&fault) && refused.err.contains("hint: restore"),
+        "{}",
+        refused.err
     );
     let ran = scene.ok("train --output out --resume");
-    assert!(ran.err.contains("README.md was edited by hand and stays as it is"), "{}", ran.err);
-    assert_eq!(card(), edited);
-    // It was left alone, and so it is still edited.
-    assert_eq!(scene.run("card out").code, 1);
-    scene.write("new.md", "说话像古人。\n");
-    scene.ok("card out --overwrite --notes new.md");
-    assert!(!card().contains("In plain English") && card().contains("说话像古人。"), "{}", card());
-    scene.ok("card out");
+    assert!(ran.err.contains(&format!("the model card is not written: {fault}")), "{}", ran.err);
+    assert_eq!(card(), damaged);
 }
 
 #[test]
@@ -248,7 +269,11 @@ fn notes_given_to_a_run_that_is_stopped_are_in_the_card_at_its_end() {
     for name in ["README.md", "card.json", "adapter_model.safetensors"] {
         fs::remove_file(scene.path(&format!("out/{name}"))).unwrap();
     }
-    fs::write(scene.path("out/README.md"), "# out\n\n<!-- notes -->\n手写的话\n<!-- /notes -->\n").unwrap();
+    fs::write(
+        scene.path("out/README.md"),
+        "<!-- danlu:begin -->\n<!-- danlu:end -->\n\n<!-- notes -->\n手写的话\n<!-- /notes -->\n",
+    )
+    .unwrap();
     fs::remove_file(scene.path("notes.md")).unwrap();
     scene.ok("train --output out --resume");
     assert!(text(&scene, "out/README.md").contains("<!-- notes -->\n手写的话\n<!-- /notes -->"));

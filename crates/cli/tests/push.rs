@@ -156,16 +156,16 @@ fn a_record_without_its_page_brings_it_along() {
 }
 
 #[test]
-fn an_edited_card_is_spoken_of_only_where_it_names_another_repository() {
+fn a_text_without_marks_is_sent_as_it_is() {
     let desk = Desk::with_adapter();
     let card = String::from_utf8(desk.scene.read("out/README.md")).unwrap();
     desk.scene.write("out/README.md", &format!("{card}A line of mine.\n"));
-    let ran = desk.scene.ok("push out me/huan --dry-run");
-    assert!(ran.err.contains("was edited and goes as it is") && ran.err.contains("`me/huan`"), "{}", ran.err);
-    desk.scene.write("out/README.md", "# By hand, with `danlu chat me/huan`\n");
-    let ran = desk.scene.ok("push out me/huan");
-    assert!(!ran.err.contains("edited"), "{}", ran.err);
-    assert!(desk.text("me/huan", "README.md").starts_with("# By hand"));
+    desk.scene.ok("push out me/huan");
+    let sent = desk.text("me/huan", "README.md");
+    assert!(sent.contains("danlu chat me/huan\n") && sent.ends_with("A line of mine.\n"), "{sent}");
+    desk.scene.write("out/README.md", "# By hand\n\nA line of mine.\n");
+    desk.scene.ok("push out me/huan");
+    assert_eq!(desk.text("me/huan", "README.md"), "# By hand\n\nA line of mine.\n");
 }
 
 #[test]
@@ -375,17 +375,17 @@ fn a_base_that_was_said_once_is_said_again() {
     desk.scene.ok("push out me/huan --base-id lab/other");
     assert_eq!(base_of(&desk, "me/huan"), "lab/other");
     // What the page says is of another base.
-    let record = String::from_utf8(desk.scene.read("out/card.json")).unwrap();
-    let record: serde_json::Value = serde_json::from_str(&record).unwrap();
-    let mut other = record.clone();
+    let identity = String::from_utf8(desk.scene.read("out/danlu.json")).unwrap();
+    let identity: serde_json::Value = serde_json::from_str(&identity).unwrap();
+    let mut other = identity.clone();
     other["base"]["sha256"] = json!("0".repeat(64));
-    assert!(record["base"]["sha256"].is_string(), "{record}");
-    desk.scene.write("out/card.json", &other.to_string());
+    assert!(identity["base"]["sha256"].is_string(), "{identity}");
+    desk.scene.write("out/danlu.json", &other.to_string());
     let ran = desk.scene.ok("push out me/huan --dry-run");
     assert!(!ran.err.contains("goes on being called"), "{}", ran.err);
     // Where nothing tells, it is asked for.
     other["base"]["sha256"] = json!(null);
-    desk.scene.write("out/card.json", &other.to_string());
+    desk.scene.write("out/danlu.json", &other.to_string());
     let ran = desk.scene.ok("push out me/huan --dry-run");
     assert!(!ran.err.contains("goes on being called"), "{}", ran.err);
     assert!(ran.err.contains("if it is, `--base-id lab/other` says so"), "{}", ran.err);
@@ -480,7 +480,7 @@ fn a_stopped_run_names_its_checkpoint_and_how_it_goes_on() {
 }
 
 #[test]
-fn a_page_that_was_edited_on_the_hub_stays() {
+fn text_that_was_added_on_the_hub_stays() {
     let desk = Desk::with_adapter();
     desk.scene.ok("push out me/huan");
     let sent = desk.text("me/huan", "README.md");
@@ -488,50 +488,47 @@ fn a_page_that_was_edited_on_the_hub_stays() {
     desk.server.commit("me/huan", &[("README.md", edited.as_bytes())]);
     for line in ["push out me/huan --dry-run", "push out me/huan", "push out me/huan"] {
         let ran = desk.scene.ok(line);
-        assert!(ran.err.contains("README.md was edited on the Hub and stays there"), "{}", ran.err);
-        assert!(ran.out.contains("it was edited on the Hub since"), "{}", ran.out);
+        assert!(ran.err.contains("README.md on the Hub has text that the one here lacks"), "{}", ran.err);
         assert_eq!(desk.text("me/huan", "README.md"), edited);
     }
-    // A card that was written anew here is no reason either, unless that is said.
+    // danlu's part and keys are brought up to date there all the same.
     desk.scene.ok("card out --license mit");
     desk.scene.ok("push out me/huan");
-    assert_eq!(desk.text("me/huan", "README.md"), edited);
-    desk.scene.ok("push out me/huan --overwrite");
+    let both = desk.text("me/huan", "README.md");
+    assert!(both.contains("license: \"mit\"") && both.ends_with("\nMended on the page.\n"), "{both}");
+    desk.scene.ok("push out me/huan --include README.md");
     let replaced = desk.text("me/huan", "README.md");
     assert!(replaced.contains("license: \"mit\"") && !replaced.contains("Mended"), "{replaced}");
-    // One's own edits go again and again.
+    // One's own additions go again and again.
+    let mut here = replaced;
     for text in ["One line of mine.", "Another line of mine."] {
-        desk.scene.write("out/README.md", &format!("{replaced}\n{text}\n"));
+        here += &format!("\n{text}\n");
+        desk.scene.write("out/README.md", &here);
         let ran = desk.scene.ok("push out me/huan");
-        assert!(!ran.err.contains("edited on the Hub"), "{}", ran.err);
+        assert!(!ran.err.contains("README.md on the Hub"), "{}", ran.err);
         assert!(desk.text("me/huan", "README.md").contains(text));
     }
     // A card that stays here for its token leaves the one that is there, and that is said.
-    desk.scene.write("out/README.md", "# With hf_mine in it\n");
+    desk.scene.write("out/README.md", &format!("{here}\nWith hf_mine in it\n"));
     let ran = desk.scene.ok("push out me/huan");
     assert!(ran.err.contains("the page keeps the README.md that is there"), "{}", ran.err);
-    assert!(!ran.err.contains("goes as it is"), "{}", ran.err);
-    desk.scene.write("out/README.md", "# Without one\n");
-    let ran = desk.scene.ok("push out me/huan");
-    assert!(ran.err.contains("`danlu card out --name me/huan --overwrite` writes it again"), "{}", ran.err);
-    assert_eq!(desk.text("me/huan", "README.md"), "# Without one\n");
 }
 
 #[test]
-fn a_page_without_a_record_stays_if_somebody_wrote_it() {
+fn a_page_without_marks_stays_if_somebody_wrote_it() {
     let desk = Desk::with_adapter();
     desk.server.add_model("me/huan", &[("README.md", b"---\nlicense: mit\n---\n# By hand\n")]);
     for line in ["push out me/huan", "push out me/huan"] {
         let ran = desk.scene.ok(line);
-        assert!(ran.err.contains("README.md was edited on the Hub and stays there"), "{}", ran.err);
+        assert!(ran.err.contains("README.md on the Hub has text that the one here lacks"), "{}", ran.err);
         assert!(desk.text("me/huan", "README.md").ends_with("# By hand\n"));
     }
-    desk.scene.ok("push out me/huan --overwrite");
+    desk.scene.ok("push out me/huan --include README.md");
     assert!(desk.text("me/huan", "README.md").contains("danlu chat me/huan"));
     // What the Hub itself puts into a new repository is nobody's.
     desk.server.add_model("me/new", &[("README.md", b"---\nlicense: mit\n---\n")]);
     let ran = desk.scene.ok("push out me/new");
-    assert!(!ran.err.contains("edited on the Hub"), "{}", ran.err);
+    assert!(!ran.err.contains("README.md on the Hub"), "{}", ran.err);
     assert!(desk.text("me/new", "README.md").contains("danlu chat me/new"));
 }
 

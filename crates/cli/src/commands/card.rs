@@ -26,9 +26,10 @@ Examples:
   danlu card out/huanhuan --card-lang both --license apache-2.0
   danlu card out/huanhuan --notes limits.md --base-id meta-llama/Llama-3.2-1B
 
-`train` and `merge` write the card themselves; this writes it again, without training. What was \
-said of it before stays where no flag says otherwise, and so does what stands between \
-`<!-- notes -->` and `<!-- /notes -->` in README.md.";
+`train` and `merge` write the card themselves; this writes it again, without training. \
+What earlier flags set stays until a flag changes it. \
+Only the text between `<!-- danlu:begin -->` and `<!-- danlu:end -->` and danlu's own keys of the front matter are written; \
+the rest of README.md is yours and stays as it is.";
 
 /// Largest file of notes, in bytes.
 const MAX_NOTES: u64 = 1 << 20;
@@ -83,7 +84,7 @@ pub struct CardArgs {
 /// The file that the author's notes are read from.
 #[derive(Args, Clone, Debug, Default)]
 pub struct NotesArgs {
-    /// Markdown for the card's section on limits; it stays there when the card is written again
+    /// Markdown for the card's section on limits, in place of the text between its notes marks
     #[arg(long, value_name = "FILE", help_heading = "Model card")]
     pub notes: Option<PathBuf>,
 }
@@ -104,6 +105,11 @@ pub fn hub_id(id: &str) -> Result<String, String> {
 }
 
 impl CardArgs {
+    /// The languages that were asked for, or that of the run.
+    pub fn language(&self, lang: Lang) -> CardLanguage {
+        self.card_lang.map_or(lang.pick(CardLanguage::Zh, CardLanguage::En), |asked| asked.of(lang))
+    }
+
     /// Sets what was given, over what the card says.
     fn apply(&self, card: &mut Card, lang: Lang) {
         if let Some(asked) = self.card_lang {
@@ -137,8 +143,10 @@ impl NotesArgs {
     }
 }
 
-/// Writes the card of a finished run, and its picture. What the author said of it since the run began stays, and so does
-/// a README.md that somebody wrote in.
+/// Writes the card of a finished run, and its picture.
+///
+/// Settings of the card that the author changed since the run began stay. A `README.md` without danlu's marks stays as
+/// it is, and so does one whose marks are damaged: no such fault may cost a finished run.
 ///
 /// # Errors
 /// If the folder cannot be read or written.
@@ -176,7 +184,6 @@ pub fn write_for_run(
                 card.base = card.base.with_hub_id(id);
             }
             card.datasets.clone_from(&earlier.datasets);
-            card.readme_sha256.clone_from(&earlier.readme_sha256);
             run.card_now.apply(&mut card, lang);
         }
     }
@@ -186,17 +193,33 @@ pub fn write_for_run(
     if card.has_picture {
         files::write_atomic(&run.output.join(PICTURE_FILE), picture.as_bytes())?;
     }
-    match earlier.unwrap_or(&card).notes_if_as_written(&run.output)? {
-        Some(notes) => card.write_with(&run.output, &notes),
-        None => {
-            let output = terminal_text::shell_path(&run.output);
-            printer.status_bilingual(
-                &format!("README.md 手工改动过，保持原样（`danlu card {output} --overwrite` 重新生成）"),
-                &format!("README.md was edited by hand and stays as it is (`danlu card {output} --overwrite` writes it again)"),
-            );
-            card.write_record(&run.output)
+    card.write_record(&run.output)?;
+    let output = terminal_text::shell_path(&run.output);
+    let readme = card::read_readme(&run.output)?.unwrap_or_default();
+    match card::is_authors_alone(&readme) {
+        Ok(true) => printer.status_bilingual(
+            &format!("README.md 没有 danlu 的标记，保持原样（`danlu card {output}` 把卡片写在它下面）"),
+            &format!("README.md has no danlu marks and stays as it is (`danlu card {output}` adds the card below its text)"),
+        ),
+        Ok(false) => match card.write(&run.output, None) {
+            Err(error @ ReportError::Readme { .. }) => warn_of_readme(&error, &output, printer),
+            result => result?,
+        },
+        Err(fault) => {
+            let path = run.output.join(card::README_FILE);
+            warn_of_readme(&ReportError::Readme { path, fault }, &output, printer);
         }
     }
+    Ok(())
+}
+
+/// Warns that the card of a run is not written, and names the command that writes it.
+fn warn_of_readme(error: &ReportError, output: &str, printer: &Printer) {
+    let hint = error.hint().unwrap_or_default();
+    printer.warn(&printer.pick(
+        format!("没有写模型卡片：{error}（{hint}，然后 `danlu card {output}`）"),
+        format!("the model card is not written: {error} ({hint}, then `danlu card {output}`)"),
+    ));
 }
 
 /// The card of a model to be merged, settled before anything is merged: the adapter's own, or as much as its
@@ -275,9 +298,6 @@ pub struct WriteArgs {
     /// The name it has, or will have, on the Hub: what its snippets say
     #[arg(long, value_name = "OWNER/NAME", value_parser = hub_id, help_heading = "Model card")]
     pub name: Option<String>,
-    /// Write README.md again though somebody wrote in it, outside the notes; that is lost then
-    #[arg(long, help_heading = "Model card")]
-    pub overwrite: bool,
     #[command(flatten)]
     pub card: CardArgs,
     #[command(flatten)]
@@ -305,19 +325,9 @@ pub fn run(args: &WriteArgs, printer: &Printer) -> Result<()> {
         return Err(Diagnostic::input(text)
             .with_hint("`danlu train`, `danlu merge` and `danlu quantize` leave one beside the card"));
     };
-    let (given, kept) = (args.notes.read()?, card.notes_if_as_written(folder)?);
-    let notes = match (given, kept) {
-        (_, None) if !args.overwrite => {
-            let shown = folder.join(card::README_FILE);
-            let text =
-                format!("`{}` was edited by hand, and writing it again would lose that", shown.display());
-            let hint = "`--overwrite` writes it again; what stands between `<!-- notes -->` and `<!-- /notes -->` is kept";
-            return Err(Diagnostic::input(text).with_hint(hint));
-        }
-        (Some(given), _) => given,
-        (None, Some(kept)) => kept,
-        (None, None) => card::read_notes(folder)?.unwrap_or_default(),
-    };
+    let notes = args.notes.read()?;
+    let readme = card::read_readme(folder)?.unwrap_or_default();
+    let is_added = card::is_authors_alone(&readme).unwrap_or(false);
     args.card.apply(&mut card, printer.lang);
     card.name = folder_name(folder);
     // Another repository has branches of its own.
@@ -325,8 +335,15 @@ pub fn run(args: &WriteArgs, printer: &Printer) -> Result<()> {
         card.repository.clone_from(&args.name);
         card.revision = None;
     }
-    card.write_with(folder, &notes)?;
+    card.write(folder, notes.as_deref())?;
     let shown = folder.join(card::README_FILE);
+    if is_added {
+        let path = shown.display();
+        printer.status_bilingual(
+            &format!("`{path}` 没有 danlu 的标记：卡片写在原有文字之下"),
+            &format!("`{path}` had no danlu marks: the card stands below your text"),
+        );
+    }
     let bytes = fs::metadata(&shown).map_err(|error| Diagnostic::io("read", &shown, error))?.len();
     let (shown, size) = (shown.display(), terminal_text::bytes(bytes));
     printer

@@ -33,7 +33,7 @@ pub enum SkipReason {
     },
     /// Its path holds something that looks like a token; it is shown without that.
     TokenInName,
-    /// It was edited on the Hub since it was pushed, and stays there as it is.
+    /// The one on the Hub has text of its own, and stays.
     EditedThere,
     /// A link out of the folder, to a folder or to nothing.
     Link,
@@ -59,7 +59,7 @@ impl fmt::Display for SkipReason {
                 return write!(f, "line {line} looks like an access token or a private key");
             }
             Self::TokenInName => "something in its path looks like an access token",
-            Self::EditedThere => "it was edited on the Hub since, and stays there as it is",
+            Self::EditedThere => "the one on the Hub has text that this one lacks, and stays",
             Self::Link => "a link that leads out of the folder, to a folder or to nothing",
             Self::Special => "neither a file nor a folder",
             Self::Name => "a name that a repository cannot have",

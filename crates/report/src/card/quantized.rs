@@ -93,8 +93,9 @@ mod tests {
         assert!(english.starts_with(
             "---\nbase_model: \"meta-llama/Llama-3.2-1B\"\nbase_model_relation: quantized\nlibrary_name: transformers\n\
              pipeline_tag: text-generation\nlicense: \"llama3.2\"\ntags:\n- \"danlu\"\n- \"bitsandbytes\"\n- \"4-bit\"\n\
-             - \"base_model:quantized:meta-llama/Llama-3.2-1B\"\n---\n\n# Llama-3.2-1B-nf4\n"
+             - \"base_model:quantized:meta-llama/Llama-3.2-1B\"\n---\n\n<!-- danlu:begin -->\n"
         ), "{english}");
+        assert!(english.contains("-->\n\n# Llama-3.2-1B-nf4\n"), "{english}");
         assert!(english.contains("its projections (but for `down_proj`) in nf4"), "{english}");
         assert!(english.contains("went from 2.5 GB to 1.0 GB"), "{english}");
         assert!(english.contains("from_pretrained(\"your-name/Llama-3.2-1B-nf4\")\n"), "{english}");

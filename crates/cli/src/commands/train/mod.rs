@@ -112,7 +112,7 @@ pub fn execute(run: &RunConfig, printer: &Printer) -> Result<Outcome> {
     prepare::list_skipped(&bad, &run.output, printer)?;
     held_out_file::write(&held_out_records, &run.output, printer)?;
     if let Some(notes) = notes {
-        card::write_notes(&run.output, &loaded::folder_name(&run.output), &notes)?;
+        card::write_notes(&run.output, run.card.language(printer.lang), &notes)?;
     }
 
     let _attention = interrupt::graceful_stop(Some(

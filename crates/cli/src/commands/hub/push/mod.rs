@@ -24,7 +24,7 @@ use crate::interrupt;
 use crate::printer::Printer;
 use crate::terminal_text;
 use remote_card::RemoteCard;
-use rewritten_files::RewrittenFiles;
+use rewritten_files::{ReadmeSource, RewrittenFiles};
 
 /// Examples under `--help`.
 pub const EXAMPLES: &str = "\
@@ -68,9 +68,6 @@ pub struct PushArgs {
     /// Send this too, though it would stay here: a path in the folder, or such as '*.jsonl'
     #[arg(long, value_name = "PATH")]
     pub include: Vec<String>,
-    /// Send README.md though the one there was edited on the Hub; that is lost then
-    #[arg(long)]
-    pub overwrite: bool,
     /// Send files too in which something looks like a token
     #[arg(long)]
     pub with_tokens: bool,
@@ -161,19 +158,19 @@ fn upload_set(
     let needed = load_check::needed(folder)?;
     load_check::refuse_without(&upload_set, &needed)?;
     let page = RemoteCard::read(hub, name)?;
-    let RewrittenFiles { files, edited } = rewritten_files::files(args, hub, &page, name, printer)?;
-    let (record, others): (Vec<_>, Vec<_>) =
-        files.into_iter().partition(|(path, _)| *path == card::CARD_FILE);
-    for (path, bytes) in others {
+    let RewrittenFiles { files, readme } = rewritten_files::files(args, hub, &page, name, printer)?;
+    for (path, bytes) in files {
         upload_set.replace(path, bytes);
     }
-    page.keep_edited(&mut upload_set, args.overwrite)?;
-    for (path, bytes) in record {
-        upload_set.replace(path, page.with_sent(bytes, &upload_set)?);
+    if readme == ReadmeSource::Hub {
+        upload_set.skip(card::README_FILE, SkipReason::EditedThere);
     }
-    let has_page = upload_set.files().iter().any(|file| file.path() == card::README_FILE);
-    if let Some([zh, en]) = edited.filter(|_| has_page) {
-        printer.status_bilingual(&zh, &en);
+    let has_readme = upload_set.files().iter().any(|file| file.path() == card::README_FILE);
+    if readme == ReadmeSource::Both && has_readme {
+        printer.warn(&printer.pick(
+            "Hub 上的 README.md 有本机没有的文字：那些文字保留，只更新 danlu 的部分；`--include README.md` 换成本机的",
+            "README.md on the Hub has text that the one here lacks: that text stays, and only danlu's part is updated; `--include README.md` sends the one here instead",
+        ));
     }
     // The page shows what its record holds.
     let is_record =

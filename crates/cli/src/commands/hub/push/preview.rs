@@ -96,8 +96,8 @@ pub fn warn_of_no_card(upload_set: &UploadSet, differences: &RepoDiff, printer: 
     let Some(SkippedFile { path, reason }) = upload_set.skipped().iter().find(is_card) else { return };
     if *reason == SkipReason::EditedThere {
         printer.warn(&printer.pick(
-            format!("{path} 在 Hub 上被改过，保持原样，这里的留在本机；`--overwrite` 用这里的替换"),
-            format!("{path} was edited on the Hub and stays there as it is; `--overwrite` puts the one here in its place"),
+            format!("Hub 上的 {path} 有本机没有的文字，保持原样；`--include {path}` 换成本机的"),
+            format!("{path} on the Hub has text that the one here lacks, and stays as it is; `--include {path}` sends the one here instead"),
         ));
         return;
     }
@@ -130,7 +130,7 @@ fn why(reason: SkipReason, printer: &Printer) -> String {
             return printer.pick(format!("第 {line} 行像是令牌或私钥"), reason.to_string());
         }
         SkipReason::TokenInName => "路径里有像令牌的文字",
-        SkipReason::EditedThere => "在 Hub 上被改过，那里保持原样",
+        SkipReason::EditedThere => "Hub 上的有这里没有的文字，保持原样",
         SkipReason::Link => "指向文件夹之外的链接",
         SkipReason::Special => "不是普通文件",
         SkipReason::Name => "仓库里不能有的名字",

@@ -1,10 +1,10 @@
-//! The page that is there before a push: what it says of the base, and whether somebody edited it since it was sent.
+//! The repository before a push: its `README.md`, and the base that it names.
 
 use std::path::Path;
 
-use danlu_adapter::CONFIG_FILE;
-use danlu_hub::{Hub, RepoName, SkipReason, UploadSet};
-use danlu_report::card::{self, Card};
+use danlu_adapter::{BaseIdentity, CONFIG_FILE, IDENTITY_FILE};
+use danlu_hub::{Hub, RepoName};
+use danlu_report::card;
 use serde_json::Value;
 
 use crate::commands::hub::is_hub_name;
@@ -17,7 +17,7 @@ const LONGEST: u64 = 16 << 20;
 pub struct RemoteCard<'a> {
     hub: &'a Hub,
     name: &'a RepoName,
-    record: Option<Vec<u8>>,
+    identity: Option<Vec<u8>>,
     readme: Option<Vec<u8>>,
 }
 
@@ -35,21 +35,21 @@ impl<'a> RemoteCard<'a> {
     /// # Errors
     /// If the Hub cannot be asked.
     pub fn read(hub: &'a Hub, name: &'a RepoName) -> Result<Self> {
-        let record = hub.read_small_file(name, card::CARD_FILE, LONGEST)?;
+        let identity = hub.read_small_file(name, IDENTITY_FILE, LONGEST)?;
         let readme = hub.read_small_file(name, card::README_FILE, LONGEST)?;
-        Ok(Self { hub, name, record, readme })
+        Ok(Self { hub, name, identity, readme })
     }
 
-    /// The Hub's name of the base that the page gives, unless it is known to be another base than that of `card`, or only
-    /// what the adapter's configuration here says.
+    /// The Hub's name of the base in the repository, unless it is another base than `ours`, or `named` already.
     ///
     /// # Errors
     /// If the Hub cannot be asked.
-    pub fn base_id(&self, card: Option<&Card>, named: &str) -> Result<Option<RemoteBase>> {
-        if let Some(record) = &self.record {
-            let record: Value = serde_json::from_slice(record).unwrap_or_default();
-            let there = &record["base"];
-            let ours = card.and_then(|card| card.base.sha256.as_deref());
+    pub fn base_id(&self, ours: Option<&BaseIdentity>, named: &str) -> Result<Option<RemoteBase>> {
+        let identity: Value =
+            self.identity.as_deref().and_then(|json| serde_json::from_slice(json).ok()).unwrap_or_default();
+        let there = &identity["base"];
+        if there.is_object() {
+            let ours = ours.and_then(|base| base.sha256.as_deref());
             let is_ours = ours.zip(there["sha256"].as_str()).map(|(ours, theirs)| ours == theirs);
             let id = there["hub_id"].as_str().filter(|id| danlu_model::is_repo_id(id));
             return Ok(id
@@ -62,62 +62,12 @@ impl<'a> RemoteCard<'a> {
         let config: Value = serde_json::from_slice(&config).unwrap_or_default();
         let id = config["base_model_name_or_path"].as_str().filter(|id| *id != named);
         let id = id.filter(|id| is_hub_name(self.hub, Path::new(id)));
-        // Where nobody ever noted a sum, the last push is all that is known.
-        Ok(id.map(|id| RemoteBase { id: id.to_owned(), is_ours: card.is_none() }))
+        // Where no fingerprint was ever recorded, the last push is all that is known.
+        Ok(id.map(|id| RemoteBase { id: id.to_owned(), is_ours: ours.is_none() }))
     }
 
-    /// Lets `README.md` stay here where it would replace one that was edited there, unless that is wanted; says whether.
-    ///
-    /// # Errors
-    /// If it cannot be read.
-    pub fn keep_edited(&self, upload_set: &mut UploadSet, overwrite: bool) -> Result<bool> {
-        let Some(readme) = self.readme.as_ref().filter(|_| !overwrite) else { return Ok(false) };
-        // Without a record whatever somebody wrote there is theirs.
-        let is_ours = match &self.record {
-            Some(record) => card::is_as_sent(record, readme),
-            None => is_stub(readme),
-        };
-        if is_ours {
-            return Ok(false);
-        }
-        let Some(ours) = sum(upload_set)? else { return Ok(false) };
-        let is_edited = ours != card::sha256(readme);
-        if is_edited {
-            upload_set.skip(card::README_FILE, SkipReason::EditedThere);
-        }
-        Ok(is_edited)
+    /// The `README.md` that is there; none where it is no text.
+    pub fn readme(&self) -> Option<&str> {
+        self.readme.as_deref().and_then(|readme| str::from_utf8(readme).ok())
     }
-
-    /// The bytes of `card.json` as they go, with the sum of the `README.md` that goes, or that was sent last.
-    ///
-    /// # Errors
-    /// If that cannot be read.
-    pub fn with_sent(&self, record: Vec<u8>, upload_set: &UploadSet) -> Result<Vec<u8>> {
-        let sent = match sum(upload_set)? {
-            Some(sum) => Some(sum),
-            None => self.record.as_deref().and_then(card::sent_readme),
-        };
-        Ok(card::with_sent_readme(record, sent))
-    }
-}
-
-/// Whether nobody wrote anything: the Hub's form for a new repository leaves a head with the licence, and no more.
-fn is_stub(readme: &[u8]) -> bool {
-    let readme = String::from_utf8_lossy(readme);
-    let mut lines = readme.lines().map(str::trim_end);
-    match lines.next() {
-        None => true,
-        Some("---") => {
-            let head = lines.by_ref().take_while(|line| *line != "---");
-            head.filter(|line| !line.is_empty()).all(|line| line.starts_with("license:"))
-                && lines.all(str::is_empty)
-        }
-        Some(_) => false,
-    }
-}
-
-/// The SHA-256 of the `README.md` that goes.
-fn sum(upload_set: &UploadSet) -> Result<Option<String>> {
-    let readme = upload_set.files().iter().find(|file| file.path() == card::README_FILE);
-    Ok(readme.map(|file| file.sha256(&mut |_| {}).map(str::to_owned)).transpose()?)
 }

@@ -2,10 +2,11 @@
 
 use std::path::Path;
 
-use danlu_adapter::{CONFIG_FILE, LoraConfig};
+use danlu_adapter::{BaseIdentity, CONFIG_FILE, IDENTITY_FILE, LoraConfig, TokenIdentity};
 use danlu_hub::{Hub, RepoName};
 use danlu_model::files;
-use danlu_report::card::{self, Card};
+use danlu_report::ReportError;
+use danlu_report::card::{self, Card, ToPublish};
 use serde_json::{Map, Value};
 
 use super::remote_card::{RemoteBase, RemoteCard};
@@ -14,7 +15,6 @@ use crate::commands::hub::is_hub_name;
 use crate::commands::nearby;
 use crate::diagnostic::{Diagnostic, Result};
 use crate::printer::Printer;
-use crate::terminal_text;
 
 /// Where an adapter's configuration names its base.
 const BASE: &str = "base_model_name_or_path";
@@ -26,15 +26,25 @@ const LONGEST_CONFIG: u64 = 4 << 20;
 const LONGEST_CARD: u64 = 16 << 20;
 
 /// What goes otherwise than it is here.
-#[derive(Default)]
 pub struct RewrittenFiles {
     /// Names and bytes of these files.
     pub files: Vec<(&'static str, Vec<u8>)>,
-    /// What is to be known of a card that goes as it is: it does not name the repository.
-    pub edited: Option<[String; 2]>,
+    /// Whose `README.md` is sent.
+    pub readme: ReadmeSource,
 }
 
-/// What goes otherwise than it is here. The folder itself stays as it is, and the next push says the same again.
+/// Whose `README.md` the repository has after a push.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ReadmeSource {
+    /// The folder's.
+    Folder,
+    /// The Hub's, with danlu's part of it updated.
+    Both,
+    /// The Hub's, as it is.
+    Hub,
+}
+
+/// The files that differ on the Hub from those in the folder. The folder itself stays as it is.
 ///
 /// # Errors
 /// If the card or the adapter's configuration cannot be read, or the Hub cannot be asked.
@@ -46,47 +56,84 @@ pub fn files(
     printer: &Printer,
 ) -> Result<RewrittenFiles> {
     let folder = &args.folder;
-    let mut rewritten = RewrittenFiles::default();
     let card = Card::read(folder)?;
+    let identity = TokenIdentity::read(folder)?;
     let named = match folder.join(CONFIG_FILE).is_file() {
         true => LoraConfig::read(folder)?.base_model_name_or_path,
         false => None,
     };
-    let base_id = base_id(args, hub, page, card.as_ref(), named.as_deref(), printer)?;
-    let is_recorded = card.is_some();
-    let mut commit = None;
-    if let Some(mut card) = card {
-        // A run that was killed before it wrote its page has left the record: its page comes along.
-        let notes = card.notes_if_as_written(folder)?;
-        card.repository = Some(name.id().to_owned());
-        // A pull request is for the main branch.
-        let branch = Some(name.revision()).filter(|branch| *branch != "main" && !args.create_pr);
-        card.revision = branch.map(str::to_owned);
-        if let Some(id) = &base_id {
-            card.base = card.base.with_hub_id(id);
-            commit.clone_from(&card.base.revision);
-        }
-        match notes {
-            Some(notes) => rewritten.files.extend(card.files(&notes)),
-            None => {
-                rewritten.edited = edited(folder, name, card.base.hub_id.as_deref())?;
-                rewritten.files.push((card::CARD_FILE, card.to_json()));
+    let trained = identity.as_ref().and_then(TokenIdentity::base);
+    let bases = Bases { card: card.as_ref(), trained, named: named.as_deref() };
+    let base_id = base_id(args, hub, page, bases, printer)?;
+    let here = card::read_readme(folder)?;
+    // `--include README.md` sends the folder's file whatever the Hub has.
+    let there = page.readme().filter(|_| !args.include.iter().any(|path| path == card::README_FILE));
+    let (mut files, mut commit) = (Vec::new(), None);
+    let readme = match card {
+        Some(mut card) => {
+            card.repository = Some(name.id().to_owned());
+            // A pull request is for the main branch.
+            let branch = Some(name.revision()).filter(|branch| *branch != "main" && !args.create_pr);
+            card.revision = branch.map(str::to_owned);
+            if let Some(id) = &base_id {
+                card.base = card.base.with_hub_id(id);
+                commit.clone_from(&card.base.revision);
             }
+            files.push((card::CARD_FILE, card.to_json()));
+            let path = folder.join(card::README_FILE);
+            card.to_publish(here.as_deref(), there).map_err(|fault| ReportError::Readme { path, fault })?
+        }
+        None => authors_readme(here, there, named.as_deref().zip(base_id.as_deref())),
+    };
+    let (readme, text) = match readme {
+        ToPublish::Ours(text) => (ReadmeSource::Folder, Some(text)),
+        ToPublish::Theirs(text) => (ReadmeSource::Both, Some(text)),
+        ToPublish::Nothing => (ReadmeSource::Hub, None),
+    };
+    files.extend(text.filter(|text| !text.is_empty()).map(|text| (card::README_FILE, text.into_bytes())));
+    if let Some(id) = base_id.filter(|_| named.is_some()) {
+        files.push((CONFIG_FILE, adapter_config(folder, &id, commit)?));
+        if let Some(base) = trained {
+            files.push((IDENTITY_FILE, identity_file(folder, base.clone().with_hub_id(&id))?));
         }
     }
-    if let Some(named) = named {
-        let bytes = base_id.as_ref().map(|id| adapter_config(folder, id, commit)).transpose()?;
-        rewritten.files.extend(bytes.map(|bytes| (CONFIG_FILE, bytes)));
-        let readme = folder.join(card::README_FILE);
-        if let Some(id) = base_id.filter(|_| !is_recorded && readme.is_file()) {
-            let readme = files::read_bounded(&readme, LONGEST_CARD)?;
-            let renamed = front_matter::renamed(&String::from_utf8_lossy(&readme), &named, &id);
-            if renamed.as_bytes() != readme {
-                rewritten.files.push((card::README_FILE, renamed.into_bytes()));
-            }
+    Ok(RewrittenFiles { files, readme })
+}
+
+/// The `README.md` of a folder without a card: the author's, with the base's name on the Hub for that of a folder here.
+fn authors_readme(here: Option<String>, there: Option<&str>, renamed: Option<(&str, &str)>) -> ToPublish {
+    let here = here.unwrap_or_default();
+    let here = match renamed {
+        Some((named, id)) => front_matter::renamed(&here, named, id),
+        None => here,
+    };
+    match there {
+        Some(there) if !here.is_empty() && !card::keeps_text(&here, there).unwrap_or(false) => {
+            ToPublish::Nothing
         }
+        _ => ToPublish::Ours(here),
     }
-    Ok(rewritten)
+}
+
+/// `danlu.json` with this base.
+fn identity_file(folder: &Path, base: BaseIdentity) -> Result<Vec<u8>> {
+    let path = folder.join(IDENTITY_FILE);
+    let bytes = files::read_bounded(&path, LONGEST_CONFIG)?;
+    let identity = serde_json::from_slice::<Map<String, Value>>(&bytes);
+    let mut identity =
+        identity.map_err(|error| Diagnostic::input(format!("`{}`: {error}", path.display())))?;
+    identity.insert("base".to_owned(), serde_json::to_value(base).expect("plain fields become JSON"));
+    Ok(serde_json::to_vec_pretty(&identity).expect("JSON that was read is written again"))
+}
+
+/// What is known of the base here.
+#[derive(Clone, Copy)]
+struct Bases<'a> {
+    card: Option<&'a Card>,
+    /// As `danlu.json` records it.
+    trained: Option<&'a BaseIdentity>,
+    /// As `adapter_config.json` names it.
+    named: Option<&'a str>,
 }
 
 /// The base's name on the Hub where it is to be rewritten in place of what stands here: where that was asked for, or the card
@@ -96,10 +143,10 @@ fn base_id(
     args: &PushArgs,
     hub: &Hub,
     page: &RemoteCard<'_>,
-    card: Option<&Card>,
-    named: Option<&str>,
+    bases: Bases<'_>,
     printer: &Printer,
 ) -> Result<Option<String>> {
+    let Bases { card, trained, named } = bases;
     if args.base_id.is_some() {
         return Ok(args.base_id.clone());
     }
@@ -118,7 +165,7 @@ fn base_id(
             }
         }
     }
-    match page.base_id(card, named.unwrap_or_default())? {
+    match page.base_id(trained, named.unwrap_or_default())? {
         Some(RemoteBase { id, is_ours: true }) => {
             printer.status_bilingual(
                 &format!("基座仍写作 `{id}`，与 Hub 上一致；要改用 `--base-id`"),
@@ -177,26 +224,6 @@ fn warn_of_folder(folder: &Path, named: &str, printer: &Printer) -> Result<()> {
 /// Whether a base's name can be nothing but a path of some machine.
 fn is_path(named: &str) -> bool {
     named.starts_with(['/', '~', '.', '\\']) || named.get(1..2) == Some(":")
-}
-
-/// What is to be known of a card that was edited by hand and goes as it is: the command that writes it again, where it does
-/// not name the repository.
-fn edited(folder: &Path, name: &RepoName, base_id: Option<&str>) -> Result<Option<[String; 2]>> {
-    let readme = files::read_bounded(&folder.join(card::README_FILE), LONGEST_CARD)?;
-    if String::from_utf8_lossy(&readme).contains(name.id()) {
-        return Ok(None);
-    }
-    let base = base_id.map(|id| format!(" --base-id {id}")).unwrap_or_default();
-    let command =
-        format!("danlu card {} --name {}{base} --overwrite", terminal_text::shell_path(folder), name.id());
-    Ok(Some([
-        format!(
-            "README.md 改动过，原样发送；其中的代码片段可能需要改成 `{name}`。`{command}` 重新生成，手工改动会丢失"
-        ),
-        format!(
-            "README.md was edited and goes as it is; its snippets may have to name `{name}`. `{command}` writes it again, without what was edited"
-        ),
-    ]))
 }
 
 /// `adapter_config.json` with its base by the name on the Hub, at the commit there that is known.
