@@ -162,7 +162,7 @@ fn a_text_without_marks_is_sent_as_it_is() {
     desk.scene.write("out/README.md", &format!("{card}A line of mine.\n"));
     desk.scene.ok("push out me/huan");
     let sent = desk.text("me/huan", "README.md");
-    assert!(sent.contains("danlu chat me/huan\n") && sent.ends_with("A line of mine.\n"), "{sent}");
+    assert!(sent.contains("danlu chat me/huan") && sent.ends_with("A line of mine.\n"), "{sent}");
     desk.scene.write("out/README.md", "# By hand\n\nA line of mine.\n");
     desk.scene.ok("push out me/huan");
     assert_eq!(desk.text("me/huan", "README.md"), "# By hand\n\nA line of mine.\n");
