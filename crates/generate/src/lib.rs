@@ -30,12 +30,14 @@ mod engine;
 mod error;
 mod generate;
 mod sampler;
+mod sampling;
 mod sequence;
 mod session;
 
 pub use engine::{Engine, StepOutput};
 pub use error::GenerateError;
 pub use generate::{GenerateOptions, Generated, generate};
-pub use sampler::{Sampler, Sampling};
+pub use sampler::Sampler;
+pub use sampling::Sampling;
 pub use sequence::{Sequence, Step, StopReason, StopRules};
 pub use session::{ChatReply, ChatSession};

@@ -1,0 +1,56 @@
+//! Settings of a [`Sampler`](crate::Sampler).
+
+use crate::GenerateError;
+
+/// How tokens are chosen. The default samples from the model's own distribution.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Sampling {
+    /// Logits are divided by this; 0 always takes the largest.
+    pub temperature: f32,
+    /// Keeps the `top_k` largest logits, ties with the last included; 0 keeps all.
+    pub top_k: usize,
+    /// Keeps the fewest tokens whose probabilities reach `top_p`; 1 keeps all.
+    pub top_p: f32,
+    /// Keeps tokens at least `min_p` times as probable as the likeliest; 0 keeps all.
+    pub min_p: f32,
+    /// Lowers logits of tokens already in the context, dividing positive ones and multiplying negative
+    /// ones; 1 leaves them. Source: Keskar et al., 2019, section 4.1.
+    pub repetition_penalty: f32,
+    /// Names the stream of random numbers.
+    pub seed: u64,
+}
+
+impl Default for Sampling {
+    fn default() -> Self {
+        Self { temperature: 1.0, top_k: 0, top_p: 1.0, min_p: 0.0, repetition_penalty: 1.0, seed: 0 }
+    }
+}
+
+impl Sampling {
+    /// Always the largest logit.
+    pub fn greedy() -> Self {
+        Self { temperature: 0.0, ..Self::default() }
+    }
+
+    /// Checks every setting against its range.
+    ///
+    /// # Errors
+    /// [`GenerateError::Setting`] names the first that is out of range.
+    pub fn check(&self) -> Result<(), GenerateError> {
+        let rule = |name, value: f32, ok: bool, expected| {
+            let found = value.to_string();
+            if ok { Ok(()) } else { Err(GenerateError::Setting { name, found, expected }) }
+        };
+        let unit = 0.0..=1.0;
+        rule(
+            "temperature",
+            self.temperature,
+            self.temperature >= 0.0 && self.temperature.is_finite(),
+            "0 or more",
+        )?;
+        rule("top-p", self.top_p, self.top_p > 0.0 && self.top_p <= 1.0, "above 0 and at most 1")?;
+        rule("min-p", self.min_p, unit.contains(&self.min_p), "between 0 and 1")?;
+        let penalty = self.repetition_penalty;
+        rule("repetition-penalty", penalty, penalty > 0.0 && penalty.is_finite(), "above 0")
+    }
+}
