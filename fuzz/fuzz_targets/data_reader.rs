@@ -8,7 +8,7 @@
 use std::io::Read;
 use std::path::Path;
 
-use danlu_data::{RecordContent, DataError, Dataset, RecordFault, Format, read_from};
+use danlu_data::{ReadOptions, RecordContent, DataError, Dataset, RecordFault, Format, read_from};
 use libfuzzer_sys::fuzz_target;
 
 /// A pipe that gives one byte at a time.
@@ -51,7 +51,7 @@ fn check_line(data: &[u8]) {
     let line = data.split(|byte| *byte == b'\n').next().unwrap_or_default();
     let (before, after) = (r#"{"instruction":"a","output":"b"}"#, r#"{"instruction":"c","output":"d"}"#);
     let file = [b"[\n", before.as_bytes(), b",\n{", line, b",\n", after.as_bytes()].concat();
-    let dataset = read_from(&file[..], Path::new("chat.json"), None).expect("the first record is good");
+    let dataset = read_from(&file[..], Path::new("chat.json"), &ReadOptions::default()).expect("the first record is good");
     for kept in [2, 4] {
         assert!(dataset.records.iter().any(|record| record.source.line == kept), "{:?}", dataset.bad);
     }
@@ -62,8 +62,8 @@ fuzz_target!(|data: &[u8]| {
     check_line(data);
     let format = Format::ALL.get(usize::from(choice) % (Format::ALL.len() + 1)).copied();
     let name = Path::new("chat.json");
-    let whole = read_from(data, name, format);
-    let trickled = read_from(Trickle(data), name, format);
+    let whole = read_from(data, name, &format.into());
+    let trickled = read_from(Trickle(data), name, &format.into());
     match (whole, trickled) {
         (Ok(whole), Ok(trickled)) => {
             check(&whole, data);

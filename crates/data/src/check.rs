@@ -6,7 +6,8 @@ use danlu_kernels::rng;
 use danlu_model::Tokenizer;
 
 use crate::{
-    DataFingerprint, Dataset, EncodeOptions, Encoded, Truncation, UnknownKey, encode,
+    DataFingerprint, Dataset, EncodeOptions, Encoded, TemplateAudit, TemplateFinding, Truncation, UnknownKey,
+    encode, is_rendered,
     record::{BadRecord, Record, RecordContent, RecordFault, RecordSource},
 };
 
@@ -33,6 +34,11 @@ pub struct Check {
     pub same_question: Vec<(RecordSource, RecordSource)>,
     /// Records whose text contains a special token, with that token. The token keeps its special effect.
     pub specials: Vec<(RecordSource, String)>,
+    /// Documents with an end-of-turn token inside: conversations that were rendered already. All of their tokens are
+    /// trained.
+    pub rendered: Vec<RecordSource>,
+    /// What the chat template does to messages.
+    pub template: Vec<TemplateFinding>,
     /// Keys that danlu does not read.
     pub unknown_keys: Vec<UnknownKey>,
     /// Records that cannot be trained on.
@@ -66,6 +72,7 @@ pub fn check(
     let mut found = Check::default();
     let mut lengths = Vec::new();
     let mut seen = Seen::default();
+    let mut audit = TemplateAudit::new(tokenizer);
     for dataset in datasets {
         found.files.push(dataset.fingerprint.clone());
         found.bad.extend(dataset.bad.iter().cloned());
@@ -75,20 +82,34 @@ pub fn check(
             seen.take(record, &mut found);
             found.record_specials(record, tokenizer);
             match encode(record, tokenizer, options) {
-                Ok(encoded) => lengths.extend(found.count(record, &encoded)),
+                Ok(encoded) => {
+                    if !options.train_on_prompt {
+                        audit.add(record, &encoded);
+                    }
+                    lengths.extend(found.count(record, &encoded));
+                }
                 Err(bad) => found.bad.push(*bad),
             }
             progress(found.records);
         }
     }
     found.lengths = Lengths::of(lengths);
+    found.template = audit.into_findings();
     found
 }
 
 impl Check {
-    /// Records special tokens in conversations. Raw text may contain its own.
+    /// Records special tokens in conversations, and documents that are rendered conversations.
     fn record_specials(&mut self, record: &Record, tokenizer: &Tokenizer) {
-        let RecordContent::Chat(chat) = &record.content else { return };
+        let chat = match &record.content {
+            RecordContent::Chat(chat) => chat,
+            RecordContent::Text(text) => {
+                if is_rendered(text, tokenizer) {
+                    self.rendered.push(record.source.clone());
+                }
+                return;
+            }
+        };
         let spelt = chat.messages.iter().find_map(|message| tokenizer.special_in(&message.content));
         self.specials.extend(spelt.map(|token| (record.source.clone(), token.to_owned())));
     }

@@ -2,18 +2,34 @@
 
 use danlu_model::Message;
 
-use crate::record::{Conversation, Mismatch, RecordContent, RecordFault};
+use crate::record::{Conversation, Mismatch, RecordContent, RecordFault, TurnLoss};
 
 /// Most messages of one conversation. Finding the answers takes quadratic time.
 const MAX_MESSAGES: usize = 4096;
 
-/// Roles that every chat template supports.
-pub(crate) const ROLES: [&str; 3] = ["system", "user", "assistant"];
-
 impl Conversation {
-    /// Assistant messages that are trained.
+    /// Adds a message.
+    pub fn push(&mut self, message: Message, loss: TurnLoss) {
+        self.messages.push(message);
+        self.loss.push(loss);
+    }
+
+    /// Adds a question and its answer, which is trained.
+    pub(crate) fn push_exchange(&mut self, question: impl Into<String>, answer: impl Into<String>) {
+        self.push(message("user", question), TurnLoss::Context);
+        self.push(message("assistant", answer), TurnLoss::Whole);
+    }
+
+    /// Adds a system message, unless `text` is blank: in most data sets a blank one stands for none.
+    pub(crate) fn push_system(&mut self, text: Option<&str>) {
+        if let Some(text) = text.filter(|text| !text.trim().is_empty()) {
+            self.push(message("system", text), TurnLoss::Context);
+        }
+    }
+
+    /// Messages that carry a loss.
     pub fn answers(&self) -> impl Iterator<Item = &Message> {
-        self.messages[self.trained_from..].iter().filter(|message| message.role == "assistant")
+        self.messages.iter().zip(&self.loss).filter(|(_, loss)| loss.is_trained()).map(|(message, _)| message)
     }
 
     /// The system message, if there is one.
@@ -24,10 +40,14 @@ impl Conversation {
 
     /// Returns the conversation with `text` as its system message, unless it has one or `text` is blank.
     pub(crate) fn with_default_system(&self, text: Option<&str>) -> Option<Self> {
-        let text = system(text.filter(|_| self.system().is_none()))?;
-        let messages = std::iter::once(text).chain(self.messages.iter().cloned()).collect();
-        let trained_from = if self.trained_from == 0 { 0 } else { self.trained_from + 1 };
-        Some(Self { messages, trained_from })
+        let mut chat = Self::default();
+        chat.push_system(text.filter(|_| self.system().is_none()));
+        if chat.messages.is_empty() {
+            return None;
+        }
+        chat.messages.extend(self.messages.iter().cloned());
+        chat.loss.extend(self.loss.iter().cloned());
+        Some(chat)
     }
 }
 
@@ -36,50 +56,41 @@ pub(crate) fn message(role: &str, content: impl Into<String>) -> Message {
     Message::new(role, content)
 }
 
-/// Builds a system message, or `None` for a blank text.
-pub(crate) fn system(text: Option<&str>) -> Option<Message> {
-    text.filter(|text| !text.trim().is_empty()).map(|text| message("system", text))
-}
-
-/// Validates messages as a conversation.
+/// Validates a conversation.
 ///
-/// Two turns of one role in a row are legal here, because templates differ. The template may reject them.
-pub(crate) fn conversation(
-    mut messages: Vec<Message>,
-    mut trained_from: usize,
-) -> Result<RecordContent, Mismatch> {
-    if messages.len() > MAX_MESSAGES {
-        let found = format!("a conversation of {} messages", messages.len());
+/// The order of turns is free here, because templates differ. The template may reject it.
+pub(crate) fn validate(mut chat: Conversation) -> Result<RecordContent, Mismatch> {
+    if chat.messages.len() > MAX_MESSAGES {
+        let found = format!("a conversation of {} messages", chat.messages.len());
         return Err(Mismatch::new(RecordFault::Unsupported, found, format!("at most {MAX_MESSAGES}")));
     }
     let blank = |message: &Message| message.content.trim().is_empty();
-    if messages.first().is_some_and(|first| first.role == "system" && blank(first)) {
-        messages.remove(0);
-        trained_from = trained_from.saturating_sub(1);
+    if chat.messages.first().is_some_and(|first| first.role == "system" && blank(first)) {
+        chat.messages.remove(0);
+        chat.loss.remove(0);
     }
-    for (index, message) in messages.iter().enumerate() {
-        if index > 0 && message.role == "system" {
-            let found = format!("a `system` message as message {}", index + 1);
-            return Err(Mismatch::new(
-                RecordFault::Conversation,
-                found,
-                "`system` as the first message only",
-            ));
-        }
+    for (index, message) in chat.messages.iter().enumerate() {
         if blank(message) {
             let found = format!("an empty `{}` message (message {})", message.role, index + 1);
             return Err(Mismatch::new(RecordFault::Empty, found, "text"));
         }
     }
-    let conversation = Conversation { messages, trained_from };
-    if conversation.answers().next().is_none() {
-        let found = match conversation.messages.len() {
+    if chat.answers().next().is_none() {
+        let found = match chat.messages.len() {
             0 => "no messages".to_owned(),
+            _ if chat.messages.iter().any(|message| message.role == "assistant") => {
+                "a conversation whose answers are all masked".to_owned()
+            }
             n => format!("{n} message{} and none by the assistant", if n == 1 { "" } else { "s" }),
         };
-        return Err(Mismatch::new(RecordFault::Conversation, found, "an `assistant` message to learn from"));
+        let fault = if chat.loss.contains(&TurnLoss::Masked) {
+            RecordFault::Untrained
+        } else {
+            RecordFault::Conversation
+        };
+        return Err(Mismatch::new(fault, found, "an `assistant` message to learn from"));
     }
-    Ok(RecordContent::Chat(conversation))
+    Ok(RecordContent::Chat(chat))
 }
 
 #[cfg(test)]
@@ -87,21 +98,21 @@ mod tests {
     use super::*;
 
     fn check(roles: &[(&str, &str)]) -> Result<RecordContent, String> {
-        let messages = roles.iter().map(|(role, content)| message(role, *content)).collect();
-        conversation(messages, 0).map_err(|mismatch| format!("{} | {}", mismatch.found, mismatch.expected))
+        let mut chat = Conversation::default();
+        for (role, content) in roles {
+            let loss = if *role == "assistant" { TurnLoss::Whole } else { TurnLoss::Context };
+            chat.push(message(role, *content), loss);
+        }
+        validate(chat).map_err(|mismatch| format!("{} | {}", mismatch.found, mismatch.expected))
     }
 
     #[test]
-    fn what_would_train_wrongly_is_refused() {
+    fn a_conversation_without_an_answer_is_rejected() {
         let refused = |roles: &[(&str, &str)]| check(roles).unwrap_err();
         assert_eq!(refused(&[]), "no messages | an `assistant` message to learn from");
         assert_eq!(
             refused(&[("user", "hi")]),
             "1 message and none by the assistant | an `assistant` message to learn from"
-        );
-        assert_eq!(
-            refused(&[("user", "hi"), ("system", "be kind"), ("assistant", "yes")]),
-            "a `system` message as message 2 | `system` as the first message only"
         );
         assert_eq!(
             refused(&[("user", "hi"), ("assistant", " \n")]),

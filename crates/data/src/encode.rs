@@ -9,7 +9,7 @@ use danlu_model::{LabeledSequence, Message, ModelError, Tokenizer};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    record::{BadRecord, Conversation, Mismatch, Record, RecordContent, RecordFault},
+    record::{BadRecord, Conversation, Mismatch, Record, RecordContent, RecordFault, TurnLoss},
     truncate::{Fit, truncate},
 };
 
@@ -64,7 +64,7 @@ pub enum Truncation {
 /// Encodes a record.
 ///
 /// - **BOS**: in a conversation only the template writes it, as in transformers' `apply_chat_template`. A
-///   document gets a BOS before it and an EOS after it, unless its text has them.
+///   document gets what the tokenizer itself adds before a text, and an EOS, unless its text has them.
 /// - **Loss**: on each answer and its end-of-turn token. With `train_on_prompt`, and in documents, on every
 ///   token but the first. A token across the border of an answer joins the side with more of its bytes; a tie
 ///   goes to the prompt.
@@ -122,30 +122,52 @@ fn masked(
     options: &EncodeOptions,
     truncation: Truncation,
 ) -> Result<Encoded, ModelError> {
-    let rendered = tokenizer.template()?.assistant_spans(&chat.messages)?;
-    let context = chat.messages[..chat.trained_from].iter().filter(|m| m.role == "assistant").count();
-    if context > 0 {
-        let answers = chat.messages.iter().filter(|m| m.role == "assistant").count();
-        if rendered.spans.len() != answers {
-            let reason = format!(
-                "the template marks {} parts in {answers} answers, and only some of them are to be trained",
-                rendered.spans.len()
-            );
-            return Err(ModelError::NoMask { index: chat.trained_from, reason });
+    let template = tokenizer.template()?;
+    let with_loss: Vec<usize> = (0..chat.messages.len()).filter(|at| chat.loss[*at].is_trained()).collect();
+    let (text, spans) = template.message_spans(&chat.messages, &with_loss)?;
+    let in_parts = with_loss.iter().find(|at| matches!(chat.loss[**at], TurnLoss::Parts(_)));
+    let trained_spans = match in_parts {
+        None => spans,
+        Some(&index) if spans.len() != with_loss.len() => {
+            let reason = format!("the template marks {} parts in {} answers", spans.len(), with_loss.len());
+            return Err(ModelError::NoMask { index, reason });
         }
-    }
-    let spans = &rendered.spans[context..];
-    let (ids, offsets): (Vec<u32>, Vec<_>) =
-        tokenizer.encode_with_offsets(&rendered.text)?.into_iter().unzip();
-    let bos = tokenizer.bos_id();
-    let mut trained = mask(&offsets, spans);
+        Some(_) => {
+            let parts = with_loss.iter().zip(spans).map(|(at, span)| trained_parts(chat, *at, span, &text));
+            parts.collect::<Result<Vec<_>, _>>()?.concat()
+        }
+    };
+    let (ids, offsets): (Vec<u32>, Vec<_>) = tokenizer.encode_with_offsets(&text)?.into_iter().unzip();
+    let mut trained = mask(&offsets, &trained_spans);
     if options.train_on_prompt {
-        trained = ids.iter().map(|id| Some(*id) != bos).collect();
+        let masked: Vec<usize> =
+            (0..chat.messages.len()).filter(|at| chat.loss[*at] == TurnLoss::Masked).collect();
+        let (_, spans) = template.message_spans(&chat.messages, &masked)?;
+        let excluded = mask(&offsets, &spans);
+        let bos = tokenizer.bos_id();
+        trained = ids.iter().zip(excluded).map(|(id, excluded)| Some(*id) != bos && !excluded).collect();
     }
     if let Some(first) = trained.first_mut() {
         *first = false;
     }
-    Ok(Encoded { sequence: LabeledSequence { ids, trained }, text: rendered.text, offsets, truncation })
+    Ok(Encoded { sequence: LabeledSequence { ids, trained }, text, offsets, truncation })
+}
+
+/// The parts of a message's span that carry a loss.
+fn trained_parts(
+    chat: &Conversation,
+    index: usize,
+    span: Range<usize>,
+    text: &str,
+) -> Result<Vec<Range<usize>>, ModelError> {
+    let TurnLoss::Parts(parts) = &chat.loss[index] else { return Ok(vec![span]) };
+    let content = &chat.messages[index].content;
+    let Some(start) = text[span.clone()].find(content.as_str()).map(|at| span.start + at) else {
+        let reason = "the template changes its text, and only parts of the text are trained".to_owned();
+        return Err(ModelError::NoMask { index, reason });
+    };
+    let end = |part: &Range<usize>| if part.end == content.len() { span.end } else { start + part.end };
+    Ok(parts.iter().map(|part| start + part.start..end(part)).collect())
 }
 
 /// Marks tokens with more than half of their bytes inside the spans.
@@ -168,11 +190,12 @@ fn mask(offsets: &[Range<usize>], spans: &[Range<usize>]) -> Vec<bool> {
 
 fn document(text: &str, tokenizer: &Tokenizer, max_length: usize) -> Result<Encoded, ModelError> {
     let (mut ids, mut offsets): (Vec<u32>, Vec<_>) = tokenizer.encode_with_offsets(text)?.into_iter().unzip();
-    if let Some(bos) = tokenizer.bos_id().filter(|bos| ids.first() != Some(bos)) {
-        ids.insert(0, bos);
-        offsets.insert(0, 0..0);
+    let starts = tokenizer.starting_ids()?;
+    if !ids.starts_with(&starts) {
+        offsets.splice(..0, starts.iter().map(|_| 0..0));
+        ids.splice(..0, starts);
     }
-    if let Some(eos) = tokenizer.eos_id().filter(|eos| ids.last() != Some(eos)) {
+    if let Some(eos) = tokenizer.eos_id().filter(|_| !ends_a_turn(text, tokenizer)) {
         ids.push(eos);
         offsets.push(text.len()..text.len());
     }
@@ -185,6 +208,18 @@ fn document(text: &str, tokenizer: &Tokenizer, max_length: usize) -> Result<Enco
     offsets.truncate(max_length);
     let trained = (0..ids.len()).map(|index| index > 0).collect();
     Ok(Encoded { sequence: LabeledSequence { ids, trained }, text: text.to_owned(), offsets, truncation })
+}
+
+/// Whether `text` ends with a token that stops a generation, perhaps before white space.
+fn ends_a_turn(text: &str, tokenizer: &Tokenizer) -> bool {
+    let text = text.trim_end();
+    tokenizer.stop_ids().iter().filter_map(|id| tokenizer.token_str(*id)).any(|token| text.ends_with(&token))
+}
+
+/// Whether a document is a conversation that was rendered already: it has an end-of-turn token before its end.
+pub fn is_rendered(text: &str, tokenizer: &Tokenizer) -> bool {
+    let end = tokenizer.template().ok().and_then(|template| template.end_of_turn().map(str::to_owned));
+    end.is_some_and(|end| text.trim_end().trim_end_matches(end.as_str()).contains(end.as_str()))
 }
 
 fn dropped(text: String, tokens: usize) -> Encoded {

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use danlu_model::FileError;
 
-use crate::{BadRecord, Encoding, Format, RecordFault, RecordSource};
+use crate::{BadRecord, Container, Encoding, Format, RecordFault, RecordSource};
 
 /// A data file that cannot be read as training data.
 #[derive(Debug, thiserror::Error)]
@@ -20,6 +20,26 @@ pub enum DataError {
         file: PathBuf,
         /// The byte order.
         encoding: Encoding,
+    },
+    /// The file is of a kind that holds no readable records.
+    #[error("cannot read `{}`: it is {}", file.display(), container.name())]
+    Container {
+        /// The file.
+        file: PathBuf,
+        /// What it is.
+        container: Container,
+    },
+    /// An entry of a `dataset_info.json` cannot be read.
+    #[error("cannot read {} of `{}`: {reason}", entry(name), file.display())]
+    DatasetInfo {
+        /// The file.
+        file: PathBuf,
+        /// The entry's name, if one was chosen.
+        name: Option<String>,
+        /// Why.
+        reason: String,
+        /// The names of all entries.
+        names: Vec<String>,
     },
     /// The file has no records.
     #[error("`{}` holds no records", file.display())]
@@ -88,6 +108,11 @@ impl DataError {
     pub fn hint(&self) -> Option<String> {
         match self {
             Self::Read(error) => error.hint(),
+            Self::Container { file, container } => Some(container.hint(file)),
+            Self::DatasetInfo { names, .. } => {
+                let names: Vec<String> = names.iter().take(20).map(|name| format!("`{name}`")).collect();
+                Some(format!("name one with `--dataset`: {}", names.join(", ")))
+            }
             Self::Utf16 { file, encoding } => Some(format!("convert it: {}", encoding.conversion(file))),
             Self::NoReadableRecord { file, encoding: Some(encoding), .. } => Some(encoding.hint(file)),
             Self::NoReadableRecord { first, .. } if first.fault != RecordFault::Shape => Some(LAYOUTS.into()),
@@ -108,7 +133,12 @@ impl DataError {
     }
 }
 
-const LAYOUTS: &str = "a data file is a JSON array of records, or JSON lines: one record on each line";
+const LAYOUTS: &str =
+    "write the records as a JSON array, as JSON lines (one record per line), as CSV or as TSV";
+
+fn entry(name: &Option<String>) -> String {
+    name.as_ref().map_or_else(|| "an entry".to_owned(), |name| format!("the entry `{name}`"))
+}
 
 fn quoted(place: &RecordSource) -> String {
     format!("`{}:{}` (record {})", place.file.display(), place.line, place.index + 1)

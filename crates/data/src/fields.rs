@@ -1,5 +1,7 @@
 //! Reads typed fields of a JSON object. Errors show the value found.
 
+use std::borrow::Cow;
+
 use serde_json::{Map, Value};
 
 use crate::record::{Mismatch, RecordFault};
@@ -24,21 +26,29 @@ pub(crate) fn optional_text<'a>(object: &'a Object, key: &str) -> Result<Option<
     }
 }
 
-/// Reads a list. A missing or null list is empty.
-pub(crate) fn optional_list<'a>(object: &'a Object, key: &str) -> Result<&'a [Value], Mismatch> {
+/// Reads a list. A missing or null list, and an empty cell of a table, is empty.
+pub(crate) fn optional_list<'a>(object: &'a Object, key: &str) -> Result<Cow<'a, [Value]>, Mismatch> {
     match object.get(key) {
-        None | Some(Value::Null) => Ok(&[]),
-        Some(Value::Array(list)) => Ok(list),
-        Some(other) => Err(type_mismatch(other, key, "a list")),
+        None | Some(Value::Null) => Ok(Cow::Borrowed(&[])),
+        Some(Value::String(text)) if text.is_empty() => Ok(Cow::Borrowed(&[])),
+        Some(_) => list_of(object, key),
     }
 }
 
-/// Reads a required list.
-pub(crate) fn list<'a>(object: &'a Object, key: &str) -> Result<&'a [Value], Mismatch> {
+/// Reads a required list. Tables hold lists as JSON text.
+pub(crate) fn list_of<'a>(object: &'a Object, key: &str) -> Result<Cow<'a, [Value]>, Mismatch> {
+    let is_list = |text: &&String| text.trim_start().starts_with('[');
     match object.get(key) {
         None => Err(Mismatch::new(RecordFault::Shape, keys(object), format!("the key `{key}`"))),
-        Some(Value::Null) => Err(type_mismatch(&Value::Null, key, "a list")),
-        Some(_) => optional_list(object, key),
+        Some(Value::Array(list)) => Ok(Cow::Borrowed(list)),
+        Some(Value::String(text)) if is_list(&text) => {
+            let list = serde_json::from_str(text).map_err(|error| {
+                let found = format!("a list as text in `{key}` that is no JSON ({error})");
+                Mismatch::new(RecordFault::Json, found, "a list, or its JSON")
+            })?;
+            Ok(Cow::Owned(list))
+        }
+        Some(other) => Err(type_mismatch(other, key, "a list")),
     }
 }
 

@@ -55,8 +55,8 @@ impl Format {
     pub fn optional_keys(self) -> &'static [&'static str] {
         match self {
             Self::Alpaca => &["input", "system", "history"],
-            Self::ShareGpt => &["system"],
-            Self::Messages | Self::PromptCompletion | Self::Text => &[],
+            Self::Messages | Self::ShareGpt => &["system"],
+            Self::PromptCompletion | Self::Text => &[],
         }
     }
 

@@ -20,6 +20,16 @@ impl JsonNesting {
         self.closers.is_empty() && !self.in_text
     }
 
+    /// Number of open brackets.
+    pub fn depth(&self) -> usize {
+        self.closers.len()
+    }
+
+    /// Whether the position lies inside a string.
+    pub fn in_string(&self) -> bool {
+        self.in_text
+    }
+
     /// The closing brackets still missing, quoted for a message.
     pub fn missing_closers(&self) -> String {
         let closers: String = self.closers.iter().rev().map(|byte| char::from(*byte)).collect();

@@ -11,11 +11,11 @@
 //! The keys of the first record identify the format:
 //!
 //! ```
-//! use danlu_data::{RecordContent, Format, read_from};
+//! use danlu_data::{Format, ReadOptions, RecordContent, read_from};
 //!
 //! let file = br#"{"prompt": "Who are you?", "completion": "Zhen Huan."}
 //! {"prompt": "And where?"}"#;
-//! let dataset = read_from(&file[..], "chat.jsonl".as_ref(), None)?;
+//! let dataset = read_from(&file[..], "chat.jsonl".as_ref(), &ReadOptions::default())?;
 //! assert_eq!(dataset.format, Format::PromptCompletion);
 //!
 //! let RecordContent::Chat(chat) = &dataset.records[0].content else { panic!("not a text") };
@@ -29,7 +29,10 @@
 //! ```
 
 mod check;
+mod columns;
+mod container;
 mod conversation;
+mod dataset_info;
 mod encode;
 mod encoding;
 mod error;
@@ -37,26 +40,43 @@ mod fields;
 mod format;
 mod formats;
 mod json_nesting;
+mod json_record;
+mod layout;
+mod options;
+mod parquet_file;
 mod preview;
 mod read;
 mod record;
 mod resync;
+mod roles;
 mod scanner;
 mod spelling;
 mod split;
 mod splitter;
+mod stream;
+mod table;
+mod template_audit;
 mod truncate;
 mod unknown_keys;
+mod write;
+mod write_file;
 
 pub use check::{Bucket, Check, Lengths, check};
+pub use columns::{Columns, NameMapError};
+pub use container::Container;
 pub use danlu_model::JsonFault;
-pub use encode::{EncodeOptions, Encoded, Truncation, encode};
+pub use encode::{EncodeOptions, Encoded, Truncation, encode, is_rendered};
 pub use encoding::Encoding;
 pub use error::DataError;
 pub use format::Format;
+pub use options::ReadOptions;
 pub use preview::{PreviewToken, preview, visible};
 pub use read::{DataFingerprint, Dataset, read, read_from};
-pub use record::{BadRecord, Conversation, Record, RecordContent, RecordFault, RecordSource};
+pub use record::{BadRecord, Conversation, Record, RecordContent, RecordFault, RecordSource, TurnLoss};
+pub use roles::Roles;
 pub use spelling::nearest;
 pub use split::{ValSize, ValSizeError, split};
+pub use template_audit::{TemplateAudit, TemplateEffect, TemplateFinding};
 pub use unknown_keys::UnknownKey;
+pub use write::{common_format, to_json};
+pub use write_file::OutputKind;

@@ -9,17 +9,19 @@ use std::{
 
 use danlu_model::FileError;
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
-use sha2::{Digest, Sha256};
 
 use crate::{
-    DataError, Format, JsonFault,
+    Columns, DataError, Format, ReadOptions,
+    container::{self, Container},
+    dataset_info,
     encoding::{Encoding, EncodingEvidence},
     fields::{self, Object},
-    formats,
+    formats::{self, turns::TurnReader},
+    json_record, parquet_file,
     record::{BadRecord, Record, RecordFault, RecordSource},
-    scanner::Position,
     splitter::{Flaw, Layout, Piece, Splitter},
+    stream::{self, Hashing},
+    table::{self, Table},
     unknown_keys::{self, UnknownKey},
 };
 
@@ -37,6 +39,10 @@ pub struct Dataset {
     pub bad: Vec<BadRecord>,
     /// Keys of good records that danlu does not read, in file order.
     pub unknown_keys: Vec<UnknownKey>,
+    /// Keys that were read under a format's names without being told so, such as `question` for `instruction`.
+    pub aliases: Columns,
+    /// Lists beside the one that was read, such as `test` beside `train`.
+    pub unread_lists: Vec<String>,
     /// Likely encoding of a file that is not all UTF-8.
     pub encoding: Option<Encoding>,
     /// Identity of the file.
@@ -60,66 +66,140 @@ pub struct DataFingerprint {
     pub bad_records: usize,
 }
 
-/// Reads a data file: a JSON array or JSON lines, in `format` or in the one its first record shows.
+/// Reads a data file: JSON in any layout, CSV, TSV or Parquet, perhaps compressed with gzip or Zstandard. A
+/// `dataset_info.json` of LLaMA-Factory stands for the file that it names.
 ///
 /// # Errors
-/// If the file cannot be read, is empty, or has no known format. Bad records are not errors: [`Dataset::bad`]
-/// lists them.
-pub fn read(file: &Path, format: Option<Format>) -> Result<Dataset, DataError> {
-    let failed = |source| FileError::new("read", file, source);
-    let input = File::open(file).map_err(failed)?;
-    read_from(input, file, format)
+/// If the file cannot be read, is empty, or has no known format. Bad records are not errors: [`Dataset::bad`] lists
+/// them.
+pub fn read(file: &Path, options: &ReadOptions) -> Result<Dataset, DataError> {
+    let named = dataset_info::resolve(file, options)?;
+    let (file, options) = named.as_ref().map_or((file, options), |(file, options)| (file.as_path(), options));
+    let input = File::open(file).map_err(|source| FileError::new("read", file, source))?;
+    read_from(input, file, options)
 }
 
-/// [`read`] from any stream; `name` is what messages call it.
+/// Reads data from any stream. Messages call the stream `name`.
 ///
 /// # Errors
 /// As [`read`].
-pub fn read_from(mut input: impl Read, name: &Path, format: Option<Format>) -> Result<Dataset, DataError> {
-    let failed = |source| FileError::new("read", name, source);
-    // A pipe may return one byte at a time.
-    let mut start = Vec::new();
-    input.by_ref().take(2).read_to_end(&mut start).map_err(failed)?;
-    if let Some(encoding) = Encoding::of_start(&start) {
-        return Err(DataError::Utf16 { file: name.to_owned(), encoding });
-    }
-    let input = BufReader::with_capacity(1 << 16, Hashing::new(start.as_slice().chain(input)));
-    let empty = || DataError::Empty { file: name.to_owned() };
-    let mut splitter = Splitter::new(input).map_err(failed)?.ok_or_else(empty)?;
-    let mut reading = Reading::new(name, format);
-    while let Some(next) = splitter.next().map_err(failed)? {
-        reading.take(next, splitter.layout())?;
-    }
-    let mut rest = splitter.into_inner();
-    io::copy(&mut rest, &mut io::sink()).map_err(failed)?;
-    reading.finish(rest.into_inner())
+pub fn read_from(input: impl Read, name: &Path, options: &ReadOptions) -> Result<Dataset, DataError> {
+    let failed = |source| DataError::from(FileError::new("read", name, source));
+    let mut raw = Hashing::new(input);
+    let mut reading = Reading::new(name, options);
+    reading.read_stream(&mut raw)?;
+    // The hash covers bytes after the last record too.
+    io::copy(&mut raw, &mut io::sink()).map_err(failed)?;
+    let bytes = raw.bytes;
+    reading.finish(raw.sha256(), bytes)
 }
 
 /// State of a read.
-struct Reading {
+struct Reading<'a> {
     file: Arc<Path>,
+    options: &'a ReadOptions,
     format: Option<Format>,
+    /// The user's names, and the aliases of the first record.
+    columns: Columns,
+    aliases: Columns,
     records: Vec<Record>,
     bad: Vec<BadRecord>,
     unknown_keys: Vec<UnknownKey>,
+    unread_lists: Vec<String>,
     evidence: EncodingEvidence,
     index: usize,
 }
 
-impl Reading {
-    fn new(file: &Path, format: Option<Format>) -> Self {
+impl<'a> Reading<'a> {
+    fn new(file: &Path, options: &'a ReadOptions) -> Self {
         Self {
             file: file.into(),
-            format,
+            options,
+            format: options.format,
+            columns: options.columns.clone(),
+            aliases: Columns::default(),
             records: Vec::new(),
             bad: Vec::new(),
             unknown_keys: Vec::new(),
+            unread_lists: Vec::new(),
             evidence: EncodingEvidence::default(),
             index: 0,
         }
     }
 
-    /// Adds the next piece of the file.
+    /// Reads all records, by the reader for the file's first bytes.
+    fn read_stream(&mut self, raw: &mut impl Read) -> Result<(), DataError> {
+        let opened = stream::open(raw).map_err(|source| self.failed(source))?;
+        let file = || self.file.to_path_buf();
+        if let Some(container) = Container::of(&opened.head) {
+            return Err(DataError::Container { file: file(), container });
+        }
+        if container::is_parquet(&opened.head) {
+            return self.read_parquet(opened.stream);
+        }
+        if let Some(encoding) = Encoding::of_start(&opened.head) {
+            return Err(DataError::Utf16 { file: file(), encoding });
+        }
+        match table::delimiter(&opened.head) {
+            Some(delimiter) => self.read_table(opened.stream, delimiter),
+            None => self.read_json(opened.stream),
+        }
+    }
+
+    fn failed(&self, source: io::Error) -> DataError {
+        FileError::new("read", &self.file, source).into()
+    }
+
+    fn read_json(&mut self, stream: impl Read) -> Result<(), DataError> {
+        let file = self.file.clone();
+        let failed = |source| DataError::from(FileError::new("read", &file, source));
+        let input = BufReader::with_capacity(1 << 16, stream);
+        let Some(mut splitter) = Splitter::new(input).map_err(failed)? else { return Ok(()) };
+        while let Some(next) = splitter.next().map_err(failed)? {
+            self.take(next, splitter.layout())?;
+        }
+        self.unread_lists = splitter.unread_lists().to_vec();
+        Ok(())
+    }
+
+    fn read_table(&mut self, stream: impl Read, delimiter: u8) -> Result<(), DataError> {
+        let failed = |file: &Path, error: csv::Error| FileError::new("read", file, error.into());
+        let mut table = Table::new(stream, delimiter).map_err(|error| failed(&self.file, error))?;
+        while let Some(row) = table.next_row().map_err(|error| failed(&self.file, error))? {
+            self.add_evidence(&row.bytes);
+            let source = self.source(row.line);
+            match row.object {
+                Ok(object) => self.take_object(object, source)?,
+                Err(mismatch) => self.bad.push(mismatch.at(source)),
+            }
+            self.index += 1;
+            self.check_bad_count()?;
+        }
+        Ok(())
+    }
+
+    /// Reads Parquet. Messages give the row in place of a line.
+    fn read_parquet(&mut self, mut stream: impl Read) -> Result<(), DataError> {
+        let mut bytes = Vec::new();
+        stream.read_to_end(&mut bytes).map_err(|source| self.failed(source))?;
+        let mut rows = parquet_file::Rows::new(bytes).map_err(|source| self.failed(source))?;
+        while let Some(row) = rows.next_row().map_err(|source| self.failed(source))? {
+            let source = self.source(self.index as u64 + 1);
+            self.take_object(row, source)?;
+            self.index += 1;
+            self.check_bad_count()?;
+        }
+        Ok(())
+    }
+
+    fn add_evidence(&mut self, bytes: &[u8]) {
+        match std::str::from_utf8(bytes) {
+            Ok(text) => self.evidence.utf8(text),
+            Err(_) => self.evidence.other(bytes),
+        }
+    }
+
+    /// Adds the next piece of a JSON file.
     fn take(&mut self, next: Result<Piece, Flaw>, layout: Layout) -> Result<(), DataError> {
         match next {
             Err(Flaw { at, found, expected, is_record, fatal }) => {
@@ -134,52 +214,60 @@ impl Reading {
                 self.index += usize::from(is_record);
             }
             Ok(piece) => {
-                match std::str::from_utf8(&piece.bytes) {
-                    Ok(text) => self.evidence.utf8(text),
-                    Err(_) => self.evidence.other(&piece.bytes),
-                }
-                match self.parse(&piece, layout)? {
-                    Err(bad) => self.bad.push(bad),
-                    Ok(record) => self.records.push(record),
+                self.add_evidence(&piece.bytes);
+                let source = self.source(piece.at.line);
+                match json_record::object(&piece, source.clone()) {
+                    Ok(object) => self.take_object(object, source)?,
+                    Err(_) if layout == Layout::Lines && self.index == 0 && piece.bytes == b"{" => {
+                        let (file, line) = (self.file.to_path_buf(), piece.at.line);
+                        return Err(DataError::ObjectOverLines { file, line });
+                    }
+                    Err(bad) => self.bad.push(*bad),
                 }
                 self.index += 1;
             }
         }
-        self.give_up_when_hopeless()
+        self.check_bad_count()
     }
 
-    /// The outer error ends the file, the inner one the record.
-    fn parse(&mut self, piece: &Piece, layout: Layout) -> Result<Result<Record, BadRecord>, DataError> {
-        let source = self.source(piece.at.line);
-        let object = match object(piece, source.clone()) {
-            Ok(object) => object,
-            Err(_) if layout == Layout::Lines && self.index == 0 && piece.bytes == b"{" => {
-                return Err(DataError::ObjectOverLines {
-                    file: self.file.to_path_buf(),
-                    line: piece.at.line,
-                });
-            }
-            Err(bad) => return Ok(Err(*bad)),
-        };
+    /// Adds a record, good or bad.
+    fn take_object(&mut self, mut object: Object, source: RecordSource) -> Result<(), DataError> {
+        self.columns.rename(&mut object);
         let format = match self.format {
             Some(format) => format,
-            None => *self.format.insert(recognise(&object, &source)?),
+            None => self.recognise(&mut object, &source)?,
         };
-        Ok(match formats::convert(format, &object) {
+        let mut turns = TurnReader::new(self.options);
+        match formats::convert(format, &object, &mut turns) {
             Ok(content) => {
-                let void = &formats::UNSUPPORTED;
-                unknown_keys::count_unknown(&mut self.unknown_keys, format, &object, void, &source);
-                Ok(Record { content, source })
+                let keys = &turns.unknown_keys;
+                unknown_keys::count_unknown(&mut self.unknown_keys, format, &object, keys, &source);
+                self.records.push(Record { content, source });
             }
-            Err(mismatch) => Err(mismatch.at(source)),
-        })
+            Err(mismatch) => self.bad.push(mismatch.at(source)),
+        }
+        Ok(())
+    }
+
+    /// Recognises the format from the first record, if need be under other names for its keys.
+    fn recognise(&mut self, object: &mut Object, source: &RecordSource) -> Result<Format, DataError> {
+        if Format::candidates(object).is_empty()
+            && let Some(aliases) = Columns::alias(object)
+        {
+            self.columns.extend(aliases.clone());
+            self.aliases = aliases;
+            self.columns.rename(object);
+        }
+        let format = recognise(object, source)?;
+        self.format = Some(format);
+        Ok(format)
     }
 
     fn source(&self, line: u64) -> RecordSource {
         RecordSource { file: self.file.clone(), line, index: self.index }
     }
 
-    fn give_up_when_hopeless(&self) -> Result<(), DataError> {
+    fn check_bad_count(&self) -> Result<(), DataError> {
         if self.bad.len() < MAX_BAD {
             return Ok(());
         }
@@ -187,7 +275,7 @@ impl Reading {
         Err(DataError::TooManyBad { file: self.file.to_path_buf(), count: self.bad.len(), first })
     }
 
-    fn finish<R>(self, hashing: Hashing<R>) -> Result<Dataset, DataError> {
+    fn finish(self, sha256: String, bytes: u64) -> Result<Dataset, DataError> {
         let file = self.file.to_path_buf();
         let format = match (self.format, self.bad.first()) {
             (_, None) if self.records.is_empty() => return Err(DataError::Empty { file }),
@@ -198,11 +286,10 @@ impl Reading {
             }
             (None, None) => unreachable!("a good record has a format"),
         };
-        let name = file.file_name().unwrap_or_default().to_string_lossy().into_owned();
         let fingerprint = DataFingerprint {
-            name,
-            sha256: hashing.sha256.finalize().iter().map(|byte| format!("{byte:02x}")).collect(),
-            bytes: hashing.bytes,
+            name: file.file_name().unwrap_or_default().to_string_lossy().into_owned(),
+            sha256,
+            bytes,
             format,
             records: self.records.len(),
             bad_records: self.bad.len(),
@@ -213,6 +300,8 @@ impl Reading {
             records: self.records,
             bad: self.bad,
             unknown_keys: self.unknown_keys,
+            aliases: self.aliases,
+            unread_lists: self.unread_lists,
             encoding: self.evidence.encoding().filter(|_| encoded_badly),
             fingerprint,
         })
@@ -226,77 +315,23 @@ fn recognise(object: &Object, source: &RecordSource) -> Result<Format, DataError
     match candidates[..] {
         [format] => Ok(format),
         [] => {
-            let meant = Format::ALL.iter().find_map(|format| unknown_keys::misspelt(object, *format));
+            let preference = ["chosen", "rejected"].iter().all(|key| object.contains_key(*key));
+            let preference = preference.then(|| PREFERENCE.to_owned());
+            let meant = preference
+                .or_else(|| message_hint(object))
+                .or_else(|| Format::ALL.iter().find_map(|format| unknown_keys::misspelt(object, *format)));
             Err(DataError::UnknownFormat { place, keys, meant })
         }
         _ => Err(DataError::AmbiguousFormat { place, keys, candidates }),
     }
 }
 
-/// Parses a piece as a JSON object.
-fn object(piece: &Piece, source: RecordSource) -> Result<Object, Box<BadRecord>> {
-    let bad = |at: Option<Position>, fault, found: String, expected: &str| {
-        let mut source = source.clone();
-        let column = at.map(|at| at.column);
-        source.line = at.map_or(source.line, |at| at.line);
-        let expected = expected.to_owned();
-        Box::new(BadRecord { source, column, fault, found, expected, rest_unread: false })
-    };
-    let text = std::str::from_utf8(&piece.bytes).map_err(|error| {
-        let at = place(piece, error.valid_up_to());
-        let found = format!("the byte 0x{:02x}", piece.bytes[error.valid_up_to()]);
-        bad(Some(at), RecordFault::Encoding, found, "UTF-8")
-    })?;
-    match serde_json::from_str(text) {
-        Ok(Value::Object(object)) => Ok(object),
-        Ok(other) => {
-            Err(bad(None, RecordFault::Shape, fields::describe(&other), "a record, which is a JSON object"))
-        }
-        Err(error) => {
-            // serde_json's line and column are those inside the piece, the column in bytes.
-            let line_start = match error.line() {
-                0 | 1 => 0,
-                line => text.match_indices('\n').nth(line - 2).map_or(0, |(at, _)| at + 1),
-            };
-            let offset = line_start + error.column().saturating_sub(1);
-            let offset =
-                (0..=offset.min(text.len())).rev().find(|at| text.is_char_boundary(*at)).unwrap_or(0);
-            // At an early end the parser stands on the last character, not behind it.
-            let stumbled = text[offset..].chars().next().filter(|_| !error.is_eof());
-            let JsonFault { found, expected } = JsonFault::new(&error, stumbled);
-            Err(bad(Some(place(piece, offset)), RecordFault::Json, found, expected))
-        }
-    }
-}
+const PREFERENCE: &str = "this is preference data (DPO), which danlu does not train on; to train on the chosen answers \
+    alone, keep only `prompt` and `chosen` and pass `--columns completion=chosen`";
 
-/// The file position of byte `offset` of a piece.
-fn place(piece: &Piece, offset: usize) -> Position {
-    let before = &piece.bytes[..offset.min(piece.bytes.len())];
-    let lines = before.iter().filter(|byte| **byte == b'\n').count() as u64;
-    let line_start = before.iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1);
-    let characters = before[line_start..].iter().filter(|byte| !(0x80..=0xbf).contains(*byte)).count() as u64;
-    let first = if lines == 0 { piece.at.column } else { 1 };
-    Position { line: piece.at.line + lines, column: first + characters }
-}
-
-/// A reader that hashes the bytes it returns.
-struct Hashing<R> {
-    inner: R,
-    sha256: Sha256,
-    bytes: u64,
-}
-
-impl<R> Hashing<R> {
-    fn new(inner: R) -> Self {
-        Self { inner, sha256: Sha256::new(), bytes: 0 }
-    }
-}
-
-impl<R: Read> Read for Hashing<R> {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let count = self.inner.read(buffer)?;
-        self.sha256.update(&buffer[..count]);
-        self.bytes += count as u64;
-        Ok(count)
-    }
+/// The hint for a file whose records are single messages: one conversation, spread over lines.
+fn message_hint(object: &Object) -> Option<String> {
+    let is_message = ["role", "from"].iter().any(|key| object.contains_key(*key))
+        && ["content", "value"].iter().any(|key| object.contains_key(*key));
+    is_message.then(|| "put the messages of each conversation in one list: `{\"messages\": […]}`".to_owned())
 }

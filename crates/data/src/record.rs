@@ -1,6 +1,6 @@
 //! One record of a data file: its content and its position.
 
-use std::{fmt, path::Path, sync::Arc};
+use std::{fmt, ops::Range, path::Path, sync::Arc};
 
 use danlu_model::Message;
 
@@ -22,14 +22,33 @@ pub enum RecordContent {
     Text(String),
 }
 
-/// Messages in order, and which assistant messages are trained.
-#[derive(Clone, Debug, PartialEq)]
+/// Messages in order, with the loss of each.
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Conversation {
     /// An optional `system` first, then the turns.
     pub messages: Vec<Message>,
-    /// Index of the first message that may be trained. Above 0 if a record marks its prompt and the prompt
-    /// holds earlier answers.
-    pub trained_from: usize,
+    /// What of each message carries a loss.
+    pub loss: Vec<TurnLoss>,
+}
+
+/// What of a message carries a loss.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum TurnLoss {
+    /// Nothing: the message is a question, or an answer in a prompt.
+    Context,
+    /// Nothing: the data excludes the message, also from training on prompts.
+    Masked,
+    /// The text and its end-of-turn token.
+    Whole,
+    /// Parts of the text, as byte ranges. The end-of-turn token follows a part that ends the text.
+    Parts(Vec<Range<usize>>),
+}
+
+impl TurnLoss {
+    /// Whether some of the message carries a loss.
+    pub fn is_trained(&self) -> bool {
+        matches!(self, Self::Whole | Self::Parts(_))
+    }
 }
 
 /// The position of a record in its file.

@@ -42,11 +42,6 @@ impl<R: BufRead> Scanner<R> {
         self.begins_line
     }
 
-    /// The underlying reader, at its current position.
-    pub fn into_inner(self) -> R {
-        self.input
-    }
-
     /// Returns the next byte without consuming it, or `None` at the end.
     pub fn peek(&mut self) -> io::Result<Option<u8>> {
         if let Some(byte) = self.pending.get(self.next) {

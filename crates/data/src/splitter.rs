@@ -9,6 +9,7 @@ use std::io::{self, BufRead};
 
 use crate::{
     json_nesting::JsonNesting,
+    layout::{self, LOOK_AHEAD, Shape},
     resync::{NextRecord, RecordStart, first_key},
     scanner::{Position, Scanner},
 };
@@ -60,6 +61,10 @@ pub(crate) struct Splitter<R> {
     last: Option<RecordStart>,
     /// First key of the first record, with its quotes.
     usual_key: Option<Vec<u8>>,
+    /// Whether the array is the value of a key.
+    wrapped: bool,
+    /// Keys of other lists beside a wrapped array.
+    unread_lists: Vec<String>,
 }
 
 impl<R: BufRead> Splitter<R> {
@@ -68,15 +73,32 @@ impl<R: BufRead> Splitter<R> {
     pub fn new(input: R) -> io::Result<Option<Self>> {
         let mut scanner = Scanner::new(input)?;
         scanner.skip_blanks()?;
-        let layout = match scanner.peek()? {
-            None => return Ok(None),
-            Some(b'[') => Layout::Array,
-            Some(_) => Layout::Lines,
+        if scanner.peek()?.is_none() {
+            return Ok(None);
+        }
+        let shape = layout::shape(scanner.ahead(LOOK_AHEAD)?);
+        let (layout, skip, wrapped) = match shape {
+            Shape::Lines => (Layout::Lines, 0, false),
+            Shape::Array => (Layout::Array, 1, false),
+            Shape::Wrapped { skip, .. } => (Layout::Array, skip, true),
         };
-        if layout == Layout::Array {
+        for _ in 0..skip {
             scanner.bump()?;
         }
-        Ok(Some(Self { scanner, layout, expect: Expect::FirstRecord, last: None, usual_key: None }))
+        Ok(Some(Self {
+            scanner,
+            layout,
+            expect: Expect::FirstRecord,
+            last: None,
+            usual_key: None,
+            wrapped,
+            unread_lists: Vec::new(),
+        }))
+    }
+
+    /// Keys of lists beside the wrapped array that was read, such as `test`.
+    pub fn unread_lists(&self) -> &[String] {
+        &self.unread_lists
     }
 
     pub fn layout(&self) -> Layout {
@@ -89,11 +111,6 @@ impl<R: BufRead> Splitter<R> {
             Layout::Array => self.next_element(),
             Layout::Lines => self.next_line(),
         }
-    }
-
-    /// The underlying reader, at its current position.
-    pub fn into_inner(self) -> R {
-        self.scanner.into_inner()
     }
 
     fn next_line(&mut self) -> io::Result<Option<Result<Piece, Flaw>>> {
@@ -143,15 +160,51 @@ impl<R: BufRead> Splitter<R> {
         }
     }
 
-    /// Ends the array. Only white space may follow.
+    /// Ends the array. Only white space may follow, or the rest of the object around it.
     fn close(&mut self) -> io::Result<Option<Result<Piece, Flaw>>> {
         self.expect = Expect::Nothing;
         self.scanner.bump()?;
+        let mut end = "nothing after the `]` that ends the array";
+        if self.wrapped {
+            self.wrapped = false;
+            end = "nothing after the `}` that ends the file";
+            if !self.skip_wrapper()? {
+                return Ok(Some(Err(self.stray(None, "`}` after the list of records")?)));
+            }
+        }
         self.scanner.skip_blanks()?;
         match self.scanner.peek()? {
             None => Ok(None),
-            found => Ok(Some(Err(self.stray(found, "nothing after the `]` that ends the array")?))),
+            found => Ok(Some(Err(self.stray(found, end)?))),
         }
+    }
+
+    /// Skips to the end of the object around the array and records the keys of other lists. Returns `false` if the
+    /// object has no end.
+    fn skip_wrapper(&mut self) -> io::Result<bool> {
+        let mut nesting = JsonNesting::default();
+        nesting.take(b'{');
+        let (mut key, mut value) = (Vec::new(), false);
+        while let Some(byte) = self.scanner.bump()? {
+            let outer = nesting.depth() == 1;
+            match byte {
+                b'[' if outer && value && !nesting.in_string() => {
+                    self.unread_lists.push(String::from_utf8_lossy(&key).into_owned())
+                }
+                b'"' if outer && !nesting.in_string() && !value => key.clear(),
+                b':' if outer && !nesting.in_string() => value = true,
+                b',' if outer && !nesting.in_string() => value = false,
+                _ if outer && !value && nesting.in_string() && byte != b'"' && key.len() < 64 => {
+                    key.push(byte)
+                }
+                _ => {}
+            }
+            nesting.take(byte);
+            if nesting.is_closed() {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
     /// Reports an unexpected byte between two records.

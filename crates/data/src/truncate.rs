@@ -2,7 +2,7 @@
 
 use danlu_model::{Message, ModelError};
 
-use crate::record::Conversation;
+use crate::record::{Conversation, TurnLoss};
 
 /// Result of [`truncate`].
 #[derive(Debug, PartialEq)]
@@ -21,18 +21,18 @@ pub(crate) fn truncate(
     chat: &Conversation,
     fits: &dyn Fn(&[Message]) -> Result<bool, ModelError>,
 ) -> Result<Fit, ModelError> {
-    let trained = |index: &usize| chat.messages[*index].role == "assistant";
-    let Some(last_answer) = (chat.trained_from..chat.messages.len()).rev().find(trained) else {
+    let Some(last_answer) = chat.loss.iter().rposition(TurnLoss::is_trained) else {
         return Ok(Fit::Never);
     };
     let system = usize::from(chat.system().is_some());
     let turns = &chat.messages[system..=last_answer];
+    let loss = &chat.loss[system..=last_answer];
 
     // Keeps the system message and the turns from `start` on.
     let from = |start: usize| {
         let messages = [&chat.messages[..system], &turns[start..]].concat();
-        let trained_from = chat.trained_from.saturating_sub(start).max(system.min(chat.trained_from));
-        Conversation { messages, trained_from }
+        let loss = [&chat.loss[..system], &loss[start..]].concat();
+        Conversation { messages, loss }
     };
     // A conversation starts with a user message.
     let starts: Vec<usize> =
@@ -44,7 +44,8 @@ pub(crate) fn truncate(
 
     // The last exchange does not fit whole: cut the front of its question.
     let chat = from(starts.last().copied().unwrap_or(0));
-    let Some(question) = chat.messages.iter().rposition(|message| message.role == "user") else {
+    let is_question = |at: &usize| chat.messages[*at].role == "user" && !chat.loss[*at].is_trained();
+    let Some(question) = (0..chat.messages.len()).rev().find(is_question) else {
         return Ok(Fit::Never);
     };
     let cuts: Vec<usize> = chat.messages[question].content.char_indices().map(|(at, _)| at).skip(1).collect();
@@ -92,7 +93,12 @@ mod tests {
 
     fn chat(turns: &[(&str, &str)], trained_from: usize) -> Conversation {
         let messages = turns.iter().map(|(role, content)| Message::new(*role, *content)).collect();
-        Conversation { messages, trained_from }
+        let loss = (0..turns.len()).map(|at| loss_of(turns[at].0, at >= trained_from)).collect();
+        Conversation { messages, loss }
+    }
+
+    fn loss_of(role: &str, trained: bool) -> TurnLoss {
+        if role == "assistant" && trained { TurnLoss::Whole } else { TurnLoss::Context }
     }
 
     fn to(chat: &Conversation, budget: usize) -> Fit {
@@ -145,7 +151,8 @@ mod tests {
         ) {
             let mut messages: Vec<Message> = system.iter().map(|text| Message::new("system", text)).collect();
             messages.extend(turns.iter().map(|(role, text)| Message::new(["user", "assistant"][*role], text)));
-            let chat = Conversation { messages, trained_from: 0 };
+            let loss = messages.iter().map(|message| loss_of(&message.role, true)).collect();
+            let chat = Conversation { messages, loss };
             let answer = chat.messages.iter().rfind(|message| message.role == "assistant");
             match to(&chat, budget) {
                 Fit::Never => {

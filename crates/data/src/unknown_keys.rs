@@ -3,6 +3,7 @@
 use crate::{
     Format,
     fields::{self, Object},
+    formats::{self, masks},
     record::RecordSource,
     spelling::nearest,
 };
@@ -23,23 +24,40 @@ pub struct UnknownKey {
     pub meant: Option<&'static str>,
 }
 
-/// Counts the keys of `record` that `format` does not define.
+/// Counts the keys of `record` that `format` does not define, and `message_keys`, which its messages have.
 pub(crate) fn count_unknown(
     found: &mut Vec<UnknownKey>,
     format: Format,
     record: &Object,
-    known_besides: &[&str],
+    message_keys: &[String],
     source: &RecordSource,
 ) {
-    let known = |key: &&String| format.keys().any(|known| known == key.as_str());
-    for key in record.keys().filter(|key| !known(key) && !known_besides.contains(&key.as_str())) {
-        let shown = fields::clipped(key, 40);
-        if let Some(unknown) = found.iter_mut().find(|unknown| unknown.key == shown) {
-            unknown.count += 1;
-        } else if found.len() < MAX_KEYS {
-            let meant = nearest(key, format.keys().filter(|known| !record.contains_key(*known)));
-            found.push(UnknownKey { key: shown, count: 1, first: source.clone(), meant });
-        }
+    let is_known = |key: &&String| {
+        let key = key.as_str();
+        format.keys().any(|known| known == key)
+            || formats::UNSUPPORTED.contains(&key)
+            || masks::LIST_KEYS.contains(&key)
+    };
+    let missing = || format.keys().filter(|known| !record.contains_key(*known));
+    for key in record.keys().filter(|key| !is_known(key)) {
+        count(found, fields::clipped(key, 40), source, || nearest(key, missing()));
+    }
+    for key in message_keys {
+        let shown = format!("{} (in messages)", fields::clipped(key, 40));
+        count(found, shown, source, || nearest(key, masks::TURN_KEYS));
+    }
+}
+
+fn count(
+    found: &mut Vec<UnknownKey>,
+    key: String,
+    source: &RecordSource,
+    meant: impl FnOnce() -> Option<&'static str>,
+) {
+    if let Some(unknown) = found.iter_mut().find(|unknown| unknown.key == key) {
+        unknown.count += 1;
+    } else if found.len() < MAX_KEYS {
+        found.push(UnknownKey { key, count: 1, first: source.clone(), meant: meant() });
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use danlu_data::{Check, EncodeOptions, Format, check, read, read_from};
+use danlu_data::{Check, EncodeOptions, Format, ReadOptions, check, read, read_from};
 use danlu_model::Tokenizer;
 
 fn tokenizer() -> Tokenizer {
@@ -11,7 +11,7 @@ fn tokenizer() -> Tokenizer {
 
 fn checked(lines: &str, max_length: usize) -> Check {
     let dataset =
-        read_from(lines.as_bytes(), Path::new("chat.jsonl"), Some(Format::PromptCompletion)).unwrap();
+        read_from(lines.as_bytes(), Path::new("chat.jsonl"), &Some(Format::PromptCompletion).into()).unwrap();
     let options = EncodeOptions { max_length, ..Default::default() };
     check(&[dataset], &tokenizer(), &options, &mut |_| {})
 }
@@ -66,7 +66,9 @@ fn the_tutorial_data_checks_without_a_complaint() {
     }
     let mut heard = 0;
     let options = EncodeOptions { max_length: 384, ..Default::default() };
-    let found = check(&[read(file, None).unwrap()], &tokenizer(), &options, &mut |done| heard = done);
+    let found = check(&[read(file, &ReadOptions::default()).unwrap()], &tokenizer(), &options, &mut |done| {
+        heard = done
+    });
     assert_eq!((found.records, heard), (3729, 3729));
     assert!(
         found.bad.is_empty()

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use danlu_data::{EncodeOptions, Encoded, Record, Truncation, encode, preview, read_from};
+use danlu_data::{EncodeOptions, Encoded, ReadOptions, Record, Truncation, encode, preview, read_from};
 use danlu_model::Tokenizer;
 use proptest::prelude::*;
 use serde_json::Value;
@@ -23,7 +23,7 @@ fn shared(path: &str) -> Option<PathBuf> {
 
 fn record(json: &Value) -> Record {
     let line = json.to_string();
-    let dataset = read_from(line.as_bytes(), Path::new("test.jsonl"), None).unwrap();
+    let dataset = read_from(line.as_bytes(), Path::new("test.jsonl"), &ReadOptions::default()).unwrap();
     assert_eq!(dataset.bad, []);
     dataset.records.into_iter().next().unwrap()
 }

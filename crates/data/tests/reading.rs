@@ -2,10 +2,10 @@
 
 use std::{io::Read, path::Path};
 
-use danlu_data::{DataError, Dataset, Encoding, Format, RecordContent, read, read_from};
+use danlu_data::{DataError, Dataset, Encoding, Format, ReadOptions, RecordContent, read, read_from};
 
 fn parse(bytes: &[u8], format: Option<Format>) -> Result<Dataset, DataError> {
-    read_from(bytes, Path::new("folder/chat.json"), format)
+    read_from(bytes, Path::new("folder/chat.json"), &format.into())
 }
 
 /// Good records as `line role: content | …`, bad ones as their message.
@@ -187,7 +187,7 @@ fn another_encoding_is_named_with_its_conversion() {
         let utf16: Vec<u8> = text.encode_utf16().flat_map(u16::to_le_bytes).collect();
         assert_eq!(hint(&utf16), (refused.clone(), format!("convert it: {}", convert(from))));
         let (first, rest) = utf16.split_at(1);
-        let piped = read_from(first.chain(rest), Path::new("folder/chat.json"), None);
+        let piped = read_from(first.chain(rest), Path::new("folder/chat.json"), &ReadOptions::default());
         assert_eq!(piped.unwrap_err().to_string(), refused, "a pipe may give one byte first");
     }
     // printf '{"text": "你好"}' | iconv -t GB18030
@@ -241,10 +241,10 @@ fn what_is_no_data_file_is_refused_whole() {
         refusal(&"x\n".repeat(1_000_000))
             .starts_with("`folder/chat.json`: 100000 bad records, reading stopped")
     );
-    let missing = read(Path::new("/nowhere/chat.json"), None).unwrap_err();
+    let missing = read(Path::new("/nowhere/chat.json"), &ReadOptions::default()).unwrap_err();
     assert_eq!(missing.to_string(), "cannot read `/nowhere/chat.json`: it does not exist");
     assert!(missing.hint().is_some());
-    let folder = read(Path::new(env!("CARGO_MANIFEST_DIR")), None).unwrap_err();
+    let folder = read(Path::new(env!("CARGO_MANIFEST_DIR")), &ReadOptions::default()).unwrap_err();
     assert!(folder.to_string().ends_with("it is a folder"), "{folder}");
 }
 
@@ -279,7 +279,7 @@ fn the_tutorial_data_reads_without_a_complaint() {
         eprintln!("skipped: {} is absent", file.display());
         return;
     }
-    let dataset = read(file, None).unwrap();
+    let dataset = read(file, &ReadOptions::default()).unwrap();
     assert_eq!((dataset.records.len(), dataset.bad.len()), (3729, 0));
     assert_eq!(dataset.format, Format::Alpaca);
     assert_eq!((dataset.records[0].source.line, dataset.records[1].source.line), (2, 7));

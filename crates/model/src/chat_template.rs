@@ -53,6 +53,7 @@ pub struct ChatTemplate {
     variables: BTreeMap<String, String>,
     marks_generation: bool,
     end_of_turn: Option<String>,
+    added_end: Option<String>,
     default_system: Option<String>,
 }
 
@@ -87,9 +88,14 @@ impl ChatTemplate {
             variables,
             marks_generation,
             end_of_turn: None,
+            added_end: None,
             default_system: None,
         };
         template.end_of_turn = template.find_end_of_turn(special_tokens);
+        if template.end_of_turn.is_none() {
+            template.added_end = template.find_missing_end(special_tokens);
+            template.end_of_turn.clone_from(&template.added_end);
+        }
         // On a fixed day: a system message that tells the date would be another one tomorrow.
         template.clock.set(Some(0));
         template.default_system = template.find_default_system();
@@ -125,6 +131,11 @@ impl ChatTemplate {
     /// The special token that ends an assistant's turn: the first after its content.
     pub fn end_of_turn(&self) -> Option<&str> {
         self.end_of_turn.as_deref()
+    }
+
+    /// The EOS token that danlu puts behind each answer, because the template ends none.
+    pub fn added_end(&self) -> Option<&str> {
+        self.added_end.as_deref()
     }
 
     /// The system message that the template puts in by itself where a conversation has none.
@@ -179,6 +190,62 @@ impl ChatTemplate {
             }
         }
         Ok(rendered)
+    }
+
+    /// Renders the conversation and finds the spans of the messages at `indices`, in ascending order. A span covers
+    /// the message's text and its end-of-turn token.
+    ///
+    /// If `indices` are all assistant messages, the spans are those of [`ChatTemplate::assistant_spans`], which may be
+    /// more or fewer. Otherwise there is one span per index.
+    ///
+    /// # Errors
+    /// As [`ChatTemplate::assistant_spans`].
+    pub fn message_spans(
+        &self,
+        messages: &[Message],
+        indices: &[usize],
+    ) -> Result<(String, Vec<Range<usize>>), ModelError> {
+        let is_answer = |index: &usize| messages[*index].role == "assistant";
+        let answers: Vec<usize> = (0..messages.len()).filter(is_answer).collect();
+        if indices == answers {
+            let Rendered { text, spans } = self.assistant_spans(messages)?;
+            return Ok((text, spans));
+        }
+        let Rendered { text, spans: marked } = self.render_marked(messages, false)?;
+        let mut spans = Vec::with_capacity(indices.len());
+        for &index in indices {
+            let span = match answers.iter().position(|answer| *answer == index) {
+                Some(nth) if self.marks_generation => {
+                    self.marked_span(&text, &marked, nth, answers.len(), index)?
+                }
+                Some(_) => match self.span_by_prefix(messages, index, &text) {
+                    Some(span) => span,
+                    None => self.span_by_substitution(messages, index, &text)?,
+                },
+                None => self.span_by_substitution(messages, index, &text)?,
+            };
+            spans.push(span);
+        }
+        Ok((text, spans))
+    }
+
+    /// The span of answer `nth` among those that `{% generation %}` marks.
+    fn marked_span(
+        &self,
+        text: &str,
+        marked: &[Range<usize>],
+        nth: usize,
+        answers: usize,
+        index: usize,
+    ) -> Result<Range<usize>, ModelError> {
+        if marked.len() != answers {
+            let reason = format!(
+                "the template marks {} parts in {answers} answers, and only some of them are to be trained",
+                marked.len()
+            );
+            return Err(ModelError::NoMask { index, reason });
+        }
+        Ok(marked[nth].start..self.past_end_of_turn(text, marked[nth].end))
     }
 
     /// The span of message `index` where the text grows turn by turn.
@@ -245,8 +312,10 @@ impl ChatTemplate {
         let [open, close] = unused_characters(messages, &self.source);
         let mut context: BTreeMap<&str, Value> =
             self.variables.iter().map(|(name, token)| (name.as_str(), Value::from(token.as_str()))).collect();
-        let turn =
-            |m: &Message| Value::from_pairs([("role", m.role.as_str()), ("content", m.content.as_str())]);
+        let turn = |m: &Message| {
+            let end = self.added_end.as_deref().filter(|_| m.role == "assistant").unwrap_or_default();
+            Value::from_pairs([("role", m.role.clone()), ("content", format!("{}{end}", m.content))])
+        };
         context.insert("messages", messages.iter().map(turn).collect::<Vec<_>>().into());
         context.insert("add_generation_prompt", Value::from(add_generation_prompt));
         // transformers passes both, as None.
@@ -286,6 +355,16 @@ impl ChatTemplate {
         let found = special_tokens.iter().filter(|t| !t.is_empty() && first(t).is_some());
         // The longest where two begin at one place, as a tokenizer would read it.
         found.min_by_key(|token| (first(token), std::cmp::Reverse(token.len()))).cloned()
+    }
+
+    /// The EOS token, if the template writes an answer once and would not write EOS itself in any of its turns.
+    fn find_missing_end(&self, special_tokens: &[String]) -> Option<String> {
+        let eos = self.variables.get("eos_token").filter(|eos| special_tokens.contains(eos))?;
+        let [marker, _] = unused_characters(&[], &self.source);
+        let turn = |role: &str| Message::new(role, marker);
+        let text =
+            self.render(&[turn("user"), turn("assistant"), turn("user"), turn("assistant")], false).ok()?;
+        (text.matches(marker).count() == 4 && !text.contains(eos.as_str())).then(|| eos.clone())
     }
 
     /// What stands in the system turn of a conversation that has none: compared with one that has a marker.

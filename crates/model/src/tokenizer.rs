@@ -90,7 +90,9 @@ impl Tokenizer {
             .map(|token| token.content)
             .collect();
         let template = match template_source(template, &config_path, config.as_ref())? {
-            Some((path, source)) => Some(ChatTemplate::new(&path, &source, named.clone(), &specials)?),
+            Some((path, source)) => {
+                Some(ChatTemplate::new(&path, &source, named.clone(), &turn_ends(&inner))?)
+            }
             None => None,
         };
 
@@ -113,6 +115,18 @@ impl Tokenizer {
     pub fn encode(&self, text: &str) -> Result<Vec<u32>, ModelError> {
         let encoding = self.inner.encode_fast(text, false).map_err(|e| self.failed(e))?;
         Ok(encoding.get_ids().to_vec())
+    }
+
+    /// The ids that the tokenizer itself adds before a text, such as BOS. Many tokenizers name a BOS and add none.
+    ///
+    /// # Errors
+    /// As [`Tokenizer::encode`].
+    pub fn starting_ids(&self) -> Result<Vec<u32>, ModelError> {
+        let encoding = self.inner.encode_fast("a", true).map_err(|e| self.failed(e))?;
+        let plain = self.encode("a")?;
+        let ids = encoding.get_ids();
+        let at = ids.windows(plain.len().max(1)).position(|window| window == plain);
+        Ok(ids[..at.unwrap_or(0)].to_vec())
     }
 
     /// As [`Tokenizer::encode`], each id with the bytes of `text` it stands for. Tokens that share a character
@@ -274,6 +288,15 @@ impl DecodeStream<'_> {
         self.written = self.ids.len();
         Some(piece)
     }
+}
+
+/// Tokens that may end a turn: the special ones, and others that look like it, such as an `<|im_end|>` that was added
+/// as an ordinary token.
+fn turn_ends(inner: &tokenizers::Tokenizer) -> Vec<String> {
+    let added = inner.get_added_tokens_decoder().into_values();
+    let ends = added
+        .filter(|token| token.special || (token.content.starts_with('<') && token.content.ends_with('>')));
+    ends.map(|token| token.content).collect()
 }
 
 /// The named tokens: the first file that names one decides.

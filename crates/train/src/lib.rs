@@ -8,7 +8,7 @@
 //! use std::{path::Path, sync::Arc};
 //!
 //! use danlu_adapter::Adapter;
-//! use danlu_data::{EncodeOptions, encode, read_from};
+//! use danlu_data::{EncodeOptions, ReadOptions, encode, read_from};
 //! use danlu_kernels::{Cpu, CpuOptions};
 //! use danlu_model::{Decoder, Tokenizer, base_fingerprint};
 //! use danlu_train::{Example, TrainSettings, Trainer};
@@ -17,7 +17,7 @@
 //! let tokenizer = Tokenizer::read(base)?;
 //! let file = r#"{"prompt": "你是谁？", "completion": "本宫住在长春宫。"}"#;
 //! let mut examples = Vec::new();
-//! for record in read_from(file.as_bytes(), "chat.jsonl".as_ref(), None)?.records {
+//! for record in read_from(file.as_bytes(), "chat.jsonl".as_ref(), &ReadOptions::default())?.records {
 //!     let encoded = encode(&record, &tokenizer, &EncodeOptions::default());
 //!     let sequence = encoded.map_err(|bad| bad.to_string())?.sequence;
 //!     examples.push(Example { sequence, origin: record.source.to_string() });

@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use common::{backends, base_8m, crate_folder, f32_values, ids, json, relative};
 use danlu_adapter::Adapter;
 use danlu_adapter::merge::{MergeOptions, merge};
-use danlu_data::{EncodeOptions, encode};
+use danlu_data::{EncodeOptions, ReadOptions, encode};
 use danlu_generate::{GenerateOptions, Sampling, generate};
 use danlu_kernels::{DType, to_f32};
 use danlu_model::{Batch, Decoder, LabeledSequence, LoraSource, Message, Tokenizer, Weights, Workspace};
@@ -26,7 +26,7 @@ fn palace() -> PathBuf {
 
 #[test]
 fn the_embedded_data_is_what_the_values_were_computed_from() {
-    let found = danlu_data::read(&palace(), None).unwrap().fingerprint.sha256;
+    let found = danlu_data::read(&palace(), &ReadOptions::default()).unwrap().fingerprint.sha256;
     assert_eq!(found, json(&expected("training.json"))["data_sha256"].as_str().unwrap());
 }
 
@@ -34,7 +34,7 @@ fn the_embedded_data_is_what_the_values_were_computed_from() {
 #[test]
 fn encoded_records_equal_transformers_ids_and_labels() {
     let tokenizer = Tokenizer::read(&base_8m()).unwrap();
-    let dataset = danlu_data::read(&palace(), None).unwrap();
+    let dataset = danlu_data::read(&palace(), &ReadOptions::default()).unwrap();
     let examples = json(&expected("examples.json"));
     let examples = examples.as_array().unwrap();
     assert_eq!(examples.len(), 40);

@@ -2,7 +2,34 @@
 
 use std::str::FromStr;
 
-use danlu_data::Format;
+use clap::Args;
+use danlu_data::{Columns, Format, ReadOptions, Roles};
+
+/// How to read data files.
+#[derive(Args, Clone, Debug, Default)]
+pub struct ReadArgs {
+    /// Format of the data instead of the recognised one [alpaca, messages, sharegpt, prompt-completion, text]
+    #[arg(long, value_name = "FORMAT", value_parser = format, help_heading = "Data")]
+    pub format: Option<Format>,
+    /// The file's names for a format's keys, such as instruction=question,output=answer
+    #[arg(long, value_name = "KEY=NAME,…", value_parser = columns, help_heading = "Data")]
+    pub columns: Option<Columns>,
+    /// The file's names for roles, such as Alice=user,Bob=assistant
+    #[arg(long, value_name = "NAME=ROLE,…", value_parser = roles, help_heading = "Data")]
+    pub roles: Option<Roles>,
+    /// The entry to read if the data is LLaMA-Factory's dataset_info.json
+    #[arg(long, value_name = "NAME", help_heading = "Data")]
+    pub dataset: Option<String>,
+}
+
+impl ReadArgs {
+    /// The options for reading.
+    pub fn options(&self) -> ReadOptions {
+        let Self { format, columns, roles, dataset } = self.clone();
+        let (columns, roles) = (columns.unwrap_or_default(), roles.unwrap_or_default());
+        ReadOptions { format, columns, roles, dataset }
+    }
+}
 
 /// A format by its name.
 ///
@@ -13,4 +40,12 @@ pub fn format(name: &str) -> Result<Format, String> {
         let known: Vec<_> = Format::ALL.iter().map(|format| format.name()).collect();
         format!("expected one of {}", known.join(", "))
     })
+}
+
+fn columns(pairs: &str) -> Result<Columns, String> {
+    pairs.parse().map_err(|error: danlu_data::NameMapError| error.to_string())
+}
+
+fn roles(pairs: &str) -> Result<Roles, String> {
+    pairs.parse().map_err(|error: danlu_data::NameMapError| error.to_string())
 }

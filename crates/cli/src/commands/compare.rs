@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use clap::Args;
-use danlu_data::{EncodeOptions, Format};
+use danlu_data::EncodeOptions;
 use danlu_hub::FetchScope;
 use danlu_kernels::DType;
 use danlu_model::{ModelConfig, Workspace, files};
@@ -13,7 +13,7 @@ use danlu_model::{ModelConfig, Workspace, files};
 use crate::args::QuantArgs;
 use crate::args::compute::check_context;
 use crate::args::compute::{ComputeArgs, products};
-use crate::args::data::format;
+use crate::args::data::ReadArgs;
 use crate::clap_error::at_least_one;
 use crate::commands::base;
 use crate::commands::hub;
@@ -49,9 +49,8 @@ pub struct CompareArgs {
     /// it; of two adapters, if both hold the same]
     #[arg(long, value_name = "FILE")]
     pub data: Option<PathBuf>,
-    /// Format of the data instead of the recognised one
-    #[arg(long, value_name = "FORMAT", value_parser = format)]
-    pub format: Option<Format>,
+    #[command(flatten)]
+    pub reading: ReadArgs,
     /// Folder of the base, instead of the one the adapters name
     #[arg(long, value_name = "DIR")]
     pub base: Option<PathBuf>,
@@ -153,7 +152,7 @@ pub fn run(args: &CompareArgs, printer: &Printer) -> Result<()> {
             default_system: model.default_system.clone(),
             ..EncodeOptions::default()
         };
-        held_out::read_held_out(data, args.format, &model.tokenizer, &options, args.records)
+        held_out::read_held_out(data, &args.reading.options(), &model.tokenizer, &options, args.records)
     };
     let [mut left, mut right] = [read(&models[0])?, read(&models[1])?];
     // Both leave the same records out, or nearly: once is enough.

@@ -60,7 +60,7 @@ pub fn run(run: &RunConfig, json: bool, printer: &Printer) -> Result<()> {
     let forecast = match tokenizer.as_ref().filter(|_| !run.data.is_empty()) {
         Some(tokenizer) => {
             let data =
-                prepare::prepare(&run.data, run.format, run.skip_bad, tokenizer, &run.settings, printer)?;
+                prepare::prepare(&run.data, &run.reading, run.skip_bad, tokenizer, &run.settings, printer)?;
             let questions = data.questions(REPLIES);
             baseline.data();
             Forecast::of(run, &config, Some((&data, tokenizer, &questions)), &baseline)?

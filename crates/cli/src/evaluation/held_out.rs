@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 use std::path::Path;
 
-use danlu_data::{Dataset, EncodeOptions, Format, Record, encode};
+use danlu_data::{Dataset, EncodeOptions, ReadOptions, Record, encode};
 use danlu_model::{LabeledSequence, Tokenizer};
 
 use crate::commands::hub;
@@ -15,8 +15,8 @@ use crate::terminal_text;
 ///
 /// # Errors
 /// As [`danlu_data::read`]; a name that may be a data set's on the Hub is told that files are read here.
-pub fn read(file: &Path, format: Option<Format>) -> Result<Dataset> {
-    danlu_data::read(file, format).map_err(|error| {
+pub fn read(file: &Path, options: &ReadOptions) -> Result<Dataset> {
+    danlu_data::read(file, options).map_err(|error| {
         let diagnostic = Diagnostic::from(error);
         match file.extension().is_none() && hub::name_of(file).is_some() {
             true => diagnostic.and_hint(format!(
@@ -71,12 +71,12 @@ impl HeldOut {
 /// If the file cannot be read, or nothing can be measured on.
 pub fn read_held_out(
     file: &Path,
-    format: Option<Format>,
+    reading: &ReadOptions,
     tokenizer: &Tokenizer,
     options: &EncodeOptions,
     limit: usize,
 ) -> Result<HeldOut> {
-    let dataset = read(file, format)?;
+    let dataset = read(file, reading)?;
     let bad = dataset.bad.len();
     let total = dataset.records.len();
     let count = if limit == 0 { total } else { limit.min(total) };

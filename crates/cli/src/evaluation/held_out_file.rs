@@ -2,9 +2,9 @@
 
 use std::path::{Path, PathBuf};
 
-use danlu_data::{Record, RecordContent};
-use danlu_model::{Message, files};
-use serde_json::{Value, json};
+use danlu_data::{Record, common_format, to_json};
+use danlu_model::files;
+use serde_json::Value;
 
 use crate::diagnostic::Result;
 use crate::printer::Printer;
@@ -40,45 +40,24 @@ pub fn write(records: &[Record], output: &Path, printer: &Printer) -> Result<()>
     Ok(files::write_atomic(&path, text.as_bytes())?)
 }
 
-/// A JSON array with a record on each line, all in one form: `text`, or as far as a conversation is trained as a
-/// whole `messages`, else `prompt` and `completion`. None where there is no record, or documents and conversations
-/// are mixed, which no one form can say.
+/// Writes a JSON array with one record per line, all in one format. Returns `None` if there are no records, or if
+/// documents and conversations are mixed.
 fn render(records: &[Record]) -> Option<String> {
-    let whole = records.iter().all(|record| match &record.content {
-        RecordContent::Chat(chat) => chat.trained_from == 0,
-        RecordContent::Text(_) => true,
-    });
-    let is_chat = |record: &Record| matches!(record.content, RecordContent::Chat(_));
-    let mixed = records.iter().any(is_chat) && !records.iter().all(is_chat);
-    if records.is_empty() || mixed {
-        return None;
-    }
-    let lines: Vec<String> = records.iter().map(|record| value(record, whole).to_string()).collect();
+    let format = common_format(records)?;
+    let line = |record| Some(Value::Object(to_json(record, format).ok()?).to_string());
+    let lines: Vec<String> = records.iter().map(line).collect::<Option<_>>()?;
     Some(format!("[\n{}\n]\n", lines.join(",\n")))
-}
-
-fn value(record: &Record, whole: bool) -> Value {
-    let list = |messages: &[Message]| {
-        messages.iter().map(|m| json!({ "role": m.role, "content": m.content })).collect::<Vec<_>>()
-    };
-    match &record.content {
-        RecordContent::Text(text) => json!({ "text": text }),
-        RecordContent::Chat(chat) if whole => json!({ "messages": list(&chat.messages) }),
-        RecordContent::Chat(chat) => {
-            // Of a record without a prompt of its own, everything before the first answer.
-            let answer = chat.messages.iter().position(|message| message.role == "assistant").unwrap_or(0);
-            let (prompt, completion) = chat.messages.split_at(chat.trained_from.max(answer));
-            json!({ "prompt": list(prompt), "completion": list(completion) })
-        }
-    }
 }
 
 #[cfg(test)]
 mod tests {
+    use danlu_data::ReadOptions;
+
     use super::*;
 
     fn read(name: &str, text: &str) -> Vec<Record> {
-        let dataset = danlu_data::read_from(text.as_bytes(), Path::new(name), None).unwrap();
+        let dataset =
+            danlu_data::read_from(text.as_bytes(), Path::new(name), &ReadOptions::default()).unwrap();
         assert!(dataset.bad.is_empty(), "{:?}", dataset.bad);
         dataset.records
     }

@@ -3,17 +3,17 @@
 use serde_json::Value;
 
 use crate::{
-    conversation::{conversation, message, system},
+    conversation::validate,
     fields::{self, Object, optional_list, optional_text, text, type_mismatch},
-    record::{Mismatch, RecordContent, RecordFault},
+    record::{Conversation, Mismatch, RecordContent, RecordFault},
 };
 
 pub(super) fn convert(record: &Object) -> Result<RecordContent, Mismatch> {
-    let mut messages = Vec::new();
-    messages.extend(system(optional_text(record, "system")?));
+    let mut chat = Conversation::default();
+    chat.push_system(optional_text(record, "system")?);
     for (index, pair) in optional_list(record, "history")?.iter().enumerate() {
         let (question, answer) = exchange(pair, index)?;
-        messages.extend([message("user", question), message("assistant", answer)]);
+        chat.push_exchange(question, answer);
     }
     let question = joined(text(record, "instruction")?, optional_text(record, "input")?.unwrap_or(""));
     if question.trim().is_empty() {
@@ -23,8 +23,8 @@ pub(super) fn convert(record: &Object) -> Result<RecordContent, Mismatch> {
     if answer.trim().is_empty() {
         return Err(Mismatch::new(RecordFault::Empty, "an empty `output`", "an answer"));
     }
-    messages.extend([message("user", question), message("assistant", answer)]);
-    conversation(messages, 0)
+    chat.push_exchange(question, answer);
+    validate(chat)
 }
 
 /// Joins instruction and input with a line break, as LLaMA-Factory and axolotl do.

@@ -1,10 +1,13 @@
 //! One file per format. Each converts a JSON object to [`RecordContent`].
 
 mod alpaca;
+pub(crate) mod masks;
 mod messages;
 mod prompt_completion;
-mod sharegpt;
 mod text;
+pub(crate) mod turns;
+
+use turns::TurnReader;
 
 use crate::{
     Format,
@@ -18,7 +21,11 @@ pub(crate) const UNSUPPORTED: [&str; 7] =
     ["tools", "functions", "images", "image", "audios", "videos", "documents"];
 
 /// Converts one record of `format`.
-pub(crate) fn convert(format: Format, record: &Object) -> Result<RecordContent, Mismatch> {
+pub(crate) fn convert(
+    format: Format,
+    record: &Object,
+    turns: &mut TurnReader,
+) -> Result<RecordContent, Mismatch> {
     if !format.required_keys().iter().all(|key| record.contains_key(*key)) {
         let quoted = |keys: &[&str]| keys.iter().map(|key| format!("`{key}`")).collect::<Vec<_>>().join(", ");
         let mut expected = format!("{} of the {format} format", quoted(format.required_keys()));
@@ -33,9 +40,9 @@ pub(crate) fn convert(format: Format, record: &Object) -> Result<RecordContent, 
     fields::refuse(record, &UNSUPPORTED)?;
     match format {
         Format::Alpaca => alpaca::convert(record),
-        Format::Messages => messages::convert(record),
-        Format::ShareGpt => sharegpt::convert(record),
-        Format::PromptCompletion => prompt_completion::convert(record),
+        Format::Messages => messages::convert(record, "messages", turns),
+        Format::ShareGpt => messages::convert(record, "conversations", turns),
+        Format::PromptCompletion => prompt_completion::convert(record, turns),
         Format::Text => text::convert(record),
     }
 }
@@ -43,7 +50,8 @@ pub(crate) fn convert(format: Format, record: &Object) -> Result<RecordContent, 
 /// Converts a record and formats the messages or the fault; shared by the formats' tests.
 #[cfg(test)]
 fn shown(format: Format, record: &str) -> String {
-    match convert(format, &serde_json::from_str(record).unwrap()) {
+    let options = crate::ReadOptions::default();
+    match convert(format, &serde_json::from_str(record).unwrap(), &mut TurnReader::new(&options)) {
         Ok(RecordContent::Text(text)) => text,
         Ok(RecordContent::Chat(chat)) => {
             let turn = |message: &danlu_model::Message| format!("{}: {}", message.role, message.content);

@@ -3,33 +3,41 @@
 //! Two strings become one question and its answer. With lists, only answers in `completion` are trained;
 //! assistant messages in `prompt` are context.
 
-use danlu_model::Message;
 use serde_json::Value;
 
-use super::messages;
+use super::turns::TurnReader;
 use crate::{
-    conversation::{conversation, message},
+    conversation::{message, validate},
     fields::{Object, type_mismatch},
-    record::{Mismatch, RecordContent},
+    record::{Conversation, Mismatch, RecordContent, RecordFault, TurnLoss},
 };
 
-pub(super) fn convert(record: &Object) -> Result<RecordContent, Mismatch> {
-    let mut turns = side(record, "prompt", "user")?;
-    let answers = turns.len();
-    turns.extend(side(record, "completion", "assistant")?);
-    conversation(turns, answers)
+pub(super) fn convert(record: &Object, turns: &mut TurnReader) -> Result<RecordContent, Mismatch> {
+    // KTO's label: a rejected completion must not be learnt.
+    if record.get("label").is_some_and(Value::is_boolean) {
+        let found = "`label`, which marks a completion as good or bad";
+        let expected = "completions to learn, without `label`; preference training is not supported";
+        return Err(Mismatch::new(RecordFault::Unsupported, found, expected));
+    }
+    let mut chat = Conversation::default();
+    side(record, "prompt", &mut chat, turns)?;
+    side(record, "completion", &mut chat, turns)?;
+    validate(chat)
 }
 
-/// Reads one side: a string said by `role`, or a list of messages.
-fn side(record: &Object, key: &str, role: &str) -> Result<Vec<Message>, Mismatch> {
+/// Adds one side: a string, or a list of messages. Only the completion carries a loss.
+fn side(record: &Object, key: &str, chat: &mut Conversation, turns: &mut TurnReader) -> Result<(), Mismatch> {
+    let is_prompt = key == "prompt";
     match &record[key] {
-        Value::String(text) => Ok(vec![message(role, text.as_str())]),
-        Value::Array(list) => messages::messages(list).map_err(|mut mismatch| {
+        Value::String(text) if is_prompt => chat.push(message("user", text.as_str()), TurnLoss::Context),
+        Value::String(text) => chat.push(message("assistant", text.as_str()), TurnLoss::Whole),
+        Value::Array(_) => turns.add(chat, record, key, is_prompt).map_err(|mut mismatch| {
             mismatch.found = format!("{} of `{key}`", mismatch.found);
             mismatch
-        }),
-        other => Err(type_mismatch(other, key, "a text or a list of messages")),
+        })?,
+        other => return Err(type_mismatch(other, key, "a text or a list of messages")),
     }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -59,7 +67,12 @@ mod tests {
     fn answers_inside_the_prompt_are_context() {
         let record = r#"{"prompt": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"},
             {"role": "user", "content": "c"}], "completion": [{"role": "assistant", "content": "d"}]}"#;
-        let RecordContent::Chat(chat) = convert(&serde_json::from_str(record).unwrap()).unwrap() else {
+        let RecordContent::Chat(chat) = crate::formats::convert(
+            Format::PromptCompletion,
+            &serde_json::from_str(record).unwrap(),
+            &mut TurnReader::new(&crate::ReadOptions::default()),
+        )
+        .unwrap() else {
             panic!("a chat")
         };
         assert_eq!(chat.messages.len(), 4);

@@ -239,7 +239,14 @@ fn data_job(
         args.per_device_train_batch_size.unwrap_or(settings.per_device_train_batch_size);
     check_context(settings.max_length, config.max_position_embeddings, "`--max-length`")?;
     settings.validate()?;
-    let data = prepare(&args.data, None, args.skip_bad, &tokenizer, &settings, printer)?;
+    let data = prepare(
+        &args.data,
+        &danlu_data::ReadOptions::default(),
+        args.skip_bad,
+        &tokenizer,
+        &settings,
+        printer,
+    )?;
     if !data.bad.is_empty() {
         let n = data.bad.len();
         printer.warn(&printer.pick(

@@ -3,9 +3,10 @@
 use std::path::PathBuf;
 
 use clap::Args;
-use danlu_data::{BadRecord, Check, Dataset, RecordSource, UnknownKey, check};
+use danlu_data::{BadRecord, Check, Dataset, Format, RecordSource, UnknownKey, check};
+use danlu_model::Tokenizer;
 
-use super::{DEFAULT_MAX_LENGTH, DataArgs, place};
+use super::{DEFAULT_MAX_LENGTH, DataArgs, notes, place};
 use crate::diagnostic::{Diagnostic, Result};
 use crate::evaluation::held_out::read;
 use crate::printer::Printer;
@@ -36,9 +37,16 @@ pub struct CheckArgs {
 /// # Errors
 /// If a file cannot be read, a record is bad (`train` would refuse it), or nothing would be left to train on.
 pub fn run(args: &CheckArgs, printer: &Printer) -> Result<()> {
-    let datasets =
-        args.files.iter().map(|file| read(file, args.data.format)).collect::<Result<Vec<Dataset>>>()?;
+    let datasets = args
+        .files
+        .iter()
+        .map(|file| read(file, &args.data.reading.options()))
+        .collect::<Result<Vec<Dataset>>>()?;
     let tokenizer = args.data.tokenizer(printer)?;
+    if datasets.iter().any(|dataset| dataset.format != Format::Text) {
+        // A base without a template is the base's fault, not the records'.
+        tokenizer.template()?;
+    }
     let total: usize = datasets.iter().map(|dataset| dataset.records.len()).sum();
     let found = check(&datasets, &tokenizer, &args.data.options(), &mut |done| {
         if done % 64 == 0 {
@@ -50,6 +58,7 @@ pub fn run(args: &CheckArgs, printer: &Printer) -> Result<()> {
     print_counts(&found, args, printer);
     print_histogram(&found, printer);
     let limit = if args.all { usize::MAX } else { MAX_LISTED };
+    print_notes(&datasets, &found, &tokenizer, printer);
     list_places(&found, limit, printer);
     list_bad(&found.bad, limit, printer);
     verdict(args, &datasets, &found, printer)
@@ -142,6 +151,16 @@ fn print_histogram(found: &Check, printer: &Printer) {
     }
 }
 
+/// What the files and the chat template hold back.
+fn print_notes(datasets: &[Dataset], found: &Check, tokenizer: &Tokenizer, printer: &Printer) {
+    let mut lines: Vec<String> =
+        datasets.iter().flat_map(|dataset| notes::about_file(dataset, printer)).collect();
+    let is_chat = datasets.iter().any(|dataset| dataset.format != Format::Text);
+    lines.extend(notes::about_added_end(tokenizer, printer).filter(|_| is_chat));
+    lines.extend(notes::about_template(&found.template, found.records, printer));
+    list(printer.pick("注意", "notes"), &lines, usize::MAX, printer);
+}
+
 /// Records that can be read, but that one may want to look at.
 fn list_places(found: &Check, limit: usize, printer: &Printer) {
     let at = |source: &RecordSource| place(source, printer);
@@ -154,9 +173,17 @@ fn list_places(found: &Check, limit: usize, printer: &Printer) {
         let (again, first) = (at(again), at(first));
         printer.pick(format!("{again}与 {first}同问"), format!("{again} asks what {first} asks"))
     });
-    let unknown = found.unknown_keys.iter().map(|unknown| describe(unknown, printer));
+    let unknown = found.unknown_keys.iter().map(|unknown| describe_key(unknown, printer));
     let special = found.specials.iter().map(|(source, token)| format!("{} `{token}`", at(source)));
+    let rendered = found.rendered.iter().map(at).collect::<Vec<_>>();
     let kinds = [
+        (
+            printer.pick(
+                "文本是已经渲染好的对话：全部词元都参与训练，问题也在内",
+                "documents that are rendered conversations: all tokens are trained, questions too",
+            ),
+            rendered,
+        ),
         (
             printer.pick(
                 "文字里写着特殊词元：会当作控制符，不当作文字",
@@ -181,7 +208,8 @@ fn list_places(found: &Check, limit: usize, printer: &Printer) {
     }
 }
 
-fn describe(unknown: &UnknownKey, printer: &Printer) -> String {
+/// Describes a key that is not read, with the records that have it.
+pub fn describe_key(unknown: &UnknownKey, printer: &Printer) -> String {
     let UnknownKey { key, count, first, meant } = unknown;
     let (records, place) = (terminal_text::counted(*count as u64, "record"), place(first, printer));
     let meant = meant.map_or_else(String::new, |meant| {

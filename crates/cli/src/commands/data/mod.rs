@@ -1,16 +1,18 @@
 //! `danlu data`: look at training data before training on it.
 
-mod check;
+pub mod check;
+mod convert;
+pub mod notes;
 pub mod preview;
 
 use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
-use danlu_data::{EncodeOptions, Format, RecordSource};
+use danlu_data::{EncodeOptions, RecordSource};
 use danlu_hub::FetchScope;
 use danlu_model::Tokenizer;
 
-use crate::args::data::format;
+use crate::args::data::ReadArgs;
 use crate::clap_error::at_least_one;
 use crate::commands::no_model;
 use crate::diagnostic::Result;
@@ -22,7 +24,8 @@ pub const EXAMPLES: &str = "\
 Examples:
   danlu data preview huanhuan.json --base models/base-28m
   danlu data check a.json b.jsonl --base models/base-28m --max-length 256
-  danlu data check chat.json --format sharegpt";
+  danlu data check chat.json --format sharegpt
+  danlu data convert table.csv --columns instruction=question,output=answer --output chat.jsonl";
 
 /// `--max-length` where it is not given, as `danlu train` has it.
 const DEFAULT_MAX_LENGTH: usize = 384;
@@ -36,6 +39,8 @@ pub enum DataCommand {
     /// Count, measure, and name every record that has a fault
     #[command(allow_negative_numbers = true)]
     Check(check::CheckArgs),
+    /// Write data as JSON, CSV, TSV or Parquet, in any format
+    Convert(convert::ConvertArgs),
 }
 
 /// Flags of both commands.
@@ -44,9 +49,8 @@ pub struct DataArgs {
     /// Folder of the base whose tokenizer and template are used [default: the embedded base's]
     #[arg(long, value_name = "DIR")]
     pub base: Option<PathBuf>,
-    /// Format of the data instead of the recognised one [alpaca, messages, sharegpt, prompt-completion, text]
-    #[arg(long, value_name = "FORMAT", value_parser = format)]
-    pub format: Option<Format>,
+    #[command(flatten)]
+    pub reading: ReadArgs,
     /// Longest record in tokens; longer ones lose the front of their question
     #[arg(long, value_name = "TOKENS", default_value_t = DEFAULT_MAX_LENGTH, value_parser = at_least_one)]
     pub max_length: usize,
@@ -97,5 +101,6 @@ pub fn run(command: &DataCommand, printer: &Printer) -> Result<()> {
     match command {
         DataCommand::Preview(args) => preview::run(args, printer),
         DataCommand::Check(args) => check::run(args, printer),
+        DataCommand::Convert(args) => convert::run(args, printer),
     }
 }

@@ -30,7 +30,7 @@ pub struct PreviewArgs {
 /// # Errors
 /// If the file or the tokenizer has a fault.
 pub fn run(args: &PreviewArgs, printer: &Printer) -> Result<()> {
-    let dataset = read(&args.file, args.data.format)?;
+    let dataset = read(&args.file, &args.data.reading.options())?;
     let tokenizer = args.data.tokenizer(printer)?;
     let (total, format) = (dataset.records.len(), dataset.format.name());
     if dataset.records.is_empty() {

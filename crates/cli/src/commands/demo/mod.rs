@@ -196,7 +196,7 @@ fn training(args: &DemoArgs, folders: &Folders) -> train::RunConfig {
         base: folders.base.clone(),
         on_hub: None,
         data: vec![folders.data.clone()],
-        format: None,
+        reading: Default::default(),
         skip_bad: false,
         output: folders.adapter.clone(),
         resume: None,
@@ -232,7 +232,7 @@ fn merging(args: &DemoArgs, folders: &Folders) -> merge::MergeArgs {
 
 /// Three records as they stand, and the first of them as tokens.
 fn show_data(folders: &Folders, printer: &Printer) -> Result<()> {
-    let records = danlu_data::read(&folders.data, None)?.records;
+    let records = danlu_data::read(&folders.data, &danlu_data::ReadOptions::default())?.records;
     for question in records.iter().take(3).filter_map(Question::of) {
         printer.data(&format!(
             "{} {}",
@@ -247,7 +247,7 @@ fn show_data(folders: &Folders, printer: &Printer) -> Result<()> {
     }
     let tokens = data::DataArgs {
         base: Some(folders.base.clone()),
-        format: None,
+        reading: Default::default(),
         max_length: TrainSettings::default().max_length,
         default_system: None,
         train_on_prompt: false,

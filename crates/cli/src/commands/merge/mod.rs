@@ -138,7 +138,7 @@ pub fn run(args: &MergeArgs, printer: &Printer) -> Result<()> {
         Some(file) => {
             let options =
                 EncodeOptions { max_length: MAX_LENGTH, default_system, ..EncodeOptions::default() };
-            let held_out = read_held_out(file, args.format, &tokenizer, &options, MAX_SEQUENCES)?;
+            let held_out = read_held_out(file, &args.format.into(), &tokenizer, &options, MAX_SEQUENCES)?;
             held_out.warn(file, printer);
             held_out.sequences
         }

@@ -4,13 +4,12 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 use clap::Args;
-use danlu_data::Format;
 use danlu_train::{LrSchedulerType, Precision, TrainSettings};
 
 use crate::args::ComputeArgs;
 use crate::args::QuantArgs;
 use crate::args::adapter::{AdapterArgs, memory_limit, set};
-use crate::args::data::format;
+use crate::args::data::ReadArgs;
 use crate::commands::card::{CardArgs, NotesArgs};
 
 /// Examples under `--help`.
@@ -52,9 +51,8 @@ pub struct TrainArgs {
     #[arg(long, value_name = "CHECKPOINT", num_args = 0..=1, help_heading = "Files")]
     pub resume: Option<Option<PathBuf>>,
 
-    /// Format of the data instead of the recognised one [alpaca, messages, sharegpt, prompt-completion, text]
-    #[arg(long, value_name = "FORMAT", value_parser = format, help_heading = "Data")]
-    pub format: Option<Format>,
+    #[command(flatten)]
+    pub reading: ReadArgs,
     /// Leave bad records out, and list them, instead of refusing the data
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true", hide_possible_values = true, help_heading = "Data")]
     pub skip_bad: Option<bool>,

@@ -81,7 +81,7 @@ pub fn execute(run: &RunConfig, printer: &Printer) -> Result<Outcome> {
     check_length(run, &config)?;
     let lora = lora_config(run);
     targets::resolve(&lora, &config).map_err(|error| run_config::point_into_config(run, error))?;
-    let data = prepare::prepare(&run.data, run.format, run.skip_bad, &tokenizer, &run.settings, printer)?;
+    let data = prepare::prepare(&run.data, &run.reading, run.skip_bad, &tokenizer, &run.settings, printer)?;
     let questions = data.questions(REPLIES);
     baseline.data();
     let forecast = forecast::Forecast::of(run, &config, Some((&data, &tokenizer, &questions)), &baseline)?;

@@ -3,13 +3,15 @@
 use std::path::{Path, PathBuf};
 
 use danlu_data::{
-    BadRecord, EncodeOptions, Encoded, Format, Record, RecordContent, Truncation, ValSize, encode, split,
+    BadRecord, Dataset, EncodeOptions, Encoded, ReadOptions, Record, RecordContent, TemplateAudit,
+    Truncation, ValSize, encode, split,
 };
 use danlu_model::{Tokenizer, files};
 use danlu_report::card::TextLanguage;
 use danlu_report::{DataFile, DataSummary};
 use danlu_train::{Example, TrainSettings};
 
+use crate::commands::data::{check, notes};
 use crate::diagnostic::{Diagnostic, Result};
 use crate::evaluation::held_out::read;
 use crate::evaluation::replies::{self, Question};
@@ -52,7 +54,7 @@ impl Prepared {
 /// If a file cannot be read, records are bad and not to be skipped, or nothing is left to train on.
 pub fn prepare(
     data: &[PathBuf],
-    format: Option<Format>,
+    reading: &ReadOptions,
     skip_bad: bool,
     tokenizer: &Tokenizer,
     settings: &TrainSettings,
@@ -65,8 +67,11 @@ pub fn prepare(
     };
     let mut summary = DataSummary::default();
     let (mut bad, mut items) = (Vec::new(), Vec::new());
+    let mut audit = TemplateAudit::new(tokenizer);
+    let mut warnings = Vec::new();
     for file in data {
-        let dataset = read(file, format)?;
+        let dataset = read(file, reading)?;
+        warnings.extend(warnings_about(&dataset, printer));
         summary.files.push(DataFile {
             name: dataset.fingerprint.name,
             format: dataset.format.name().to_owned(),
@@ -87,6 +92,9 @@ pub fn prepare(
             }
             match encode(&record, tokenizer, &options) {
                 Ok(encoded) => {
+                    if !options.train_on_prompt {
+                        audit.add(&record, &encoded);
+                    }
                     if let Some(fault) = take(record, encoded, &mut items, &mut summary) {
                         bad.push(fault);
                     }
@@ -96,6 +104,12 @@ pub fn prepare(
         }
     }
     printer.clear_live();
+    if audit.records() > 0 {
+        warnings.extend(notes::about_added_end(tokenizer, printer));
+    }
+    let records = audit.records();
+    warnings.extend(notes::about_template(&audit.into_findings(), records, printer));
+    warnings.iter().for_each(|warning| printer.warn(warning));
     summary.skipped = bad.len() as u64;
     if !bad.is_empty() && !skip_bad {
         return Err(refuse(&bad, items.len(), data));
@@ -129,6 +143,19 @@ pub fn prepare(
     summary.trained_tokens = examples.iter().map(|e: &Example| e.sequence.trained_tokens() as u64).sum();
     summary.longest = examples.iter().map(tokens).max().unwrap_or(0);
     Ok(Prepared { examples, records, held_out, held_out_records, summary, bad })
+}
+
+/// Warnings about a file, as `data check` gives them.
+fn warnings_about(dataset: &Dataset, printer: &Printer) -> Vec<String> {
+    let mut warnings = notes::about_file(dataset, printer);
+    for unknown in &dataset.unknown_keys {
+        let key = check::describe_key(unknown, printer);
+        warnings.push(
+            printer
+                .pick(format!("未知的键，不会读取：{key}"), format!("unknown key, which is not read: {key}")),
+        );
+    }
+    warnings
 }
 
 /// The languages of what is trained: of answers and texts.

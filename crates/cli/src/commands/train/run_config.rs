@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use clap::{ArgMatches, Args, Command, FromArgMatches};
 use danlu_adapter::RUN_FILE;
-use danlu_data::Format;
+use danlu_data::{Columns, ReadOptions, Roles};
 use danlu_hub::{FetchScope, RepoName, parse_snapshot_path};
 use danlu_train::TrainSettings;
 
@@ -27,8 +27,8 @@ pub struct RunConfig {
     pub on_hub: Option<RepoName>,
     /// Data files.
     pub data: Vec<PathBuf>,
-    /// Their format, where it is forced.
-    pub format: Option<Format>,
+    /// How they are read.
+    pub reading: ReadOptions,
     /// Whether bad records are left out.
     pub skip_bad: bool,
     /// Output folder.
@@ -142,7 +142,7 @@ impl RunConfig {
             base: base.unwrap_or_default(),
             on_hub: None,
             data: data.collect::<Result<_>>()?,
-            format: args.format,
+            reading: args.reading.options(),
             skip_bad: args.skip_bad.unwrap_or(false),
             output: args.output.unwrap_or_default(),
             resume: args.resume,
@@ -201,8 +201,18 @@ impl RunConfig {
             false => named.into_iter().map(str::to_owned).collect::<Vec<_>>(),
         };
         table.insert("data".into(), data.into());
-        if let Some(format) = self.format {
+        let ReadOptions { format, columns, roles, dataset } = &self.reading;
+        if let Some(format) = format {
             table.insert("format".into(), format.name().into());
+        }
+        if let Some(dataset) = dataset {
+            table.insert("dataset".into(), dataset.clone().into());
+        }
+        if *columns != Columns::default() {
+            table.insert("columns".into(), columns.to_string().into());
+        }
+        if *roles != Roles::default() {
+            table.insert("roles".into(), roles.to_string().into());
         }
         if self.skip_bad {
             table.insert("skip_bad".into(), true.into());

@@ -1,0 +1,220 @@
+//! Record keys under other names: names that the user maps, and pairs that leave no doubt, such as `question` and
+//! `answer`.
+
+use std::{fmt, str::FromStr};
+
+use crate::{Format, fields::Object, spelling::nearest};
+
+/// Keys of a message that `--columns` may rename, beside the keys of the formats.
+pub(crate) const MESSAGE_KEYS: [&str; 2] = ["role", "content"];
+
+/// Sets of keys that stand for a format's own: `(theirs, ours)`. A record must have all required ones; the optional
+/// ones, marked `false`, are renamed if present.
+const ALIASES: [&[(&str, &str, bool)]; 13] = [
+    &[("question", "instruction", true), ("answer", "output", true)],
+    &[("query", "instruction", true), ("response", "output", true)],
+    &[("instruction", "instruction", true), ("response", "output", true), ("context", "input", false)],
+    &[("instruction", "instruction", true), ("answer", "output", true)],
+    &[("instruction", "instruction", true), ("completion", "output", true)],
+    &[("prompt", "prompt", true), ("response", "completion", true)],
+    &[("prompt", "prompt", true), ("output", "completion", true)],
+    &[("prompt", "prompt", true), ("answer", "completion", true)],
+    &[("input", "prompt", true), ("output", "completion", true)],
+    &[("problem", "instruction", true), ("solution", "output", true)],
+    &[("conversation", "conversations", true)],
+    &[("dialogue", "conversations", true)],
+    &[("dialog", "conversations", true)],
+];
+
+/// The file's names for the keys of a format, as pairs of our key and their key.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Columns {
+    pairs: Vec<(&'static str, String)>,
+}
+
+/// Why a list of names such as `--columns` or `--roles` cannot be read.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum NameMapError {
+    /// A part without `=`, or with an empty side.
+    #[error("`{found}` is not a pair, expected `NAME=NAME`")]
+    NotAPair {
+        /// The given part.
+        found: String,
+    },
+    /// No key of any format.
+    #[error("`{found}` is not a key of any format, expected {expected}")]
+    Key {
+        /// The given key.
+        found: String,
+        /// The nearest key, or all of them.
+        expected: String,
+    },
+    /// No role.
+    #[error("`{found}` is not a role, expected `system`, `user` or `assistant`")]
+    Role {
+        /// The given role.
+        found: String,
+    },
+    /// A name that two pairs map.
+    #[error("`{name}` is mapped twice, expected one pair per name")]
+    Twice {
+        /// The name.
+        name: String,
+    },
+}
+
+/// Splits `a=b,c=d` into pairs.
+pub(crate) fn pairs(text: &str) -> Result<Vec<(&str, &str)>, NameMapError> {
+    let pair = |part: &'_ str| -> Option<(usize, usize)> {
+        let at = part.find('=')?;
+        let sides = (part[..at].trim(), part[at + 1..].trim());
+        (!sides.0.is_empty() && !sides.1.is_empty()).then_some((at, at + 1))
+    };
+    text.split(',')
+        .map(|part| match pair(part) {
+            Some((end, start)) => Ok((part[..end].trim(), part[start..].trim())),
+            None => Err(NameMapError::NotAPair { found: part.trim().to_owned() }),
+        })
+        .collect()
+}
+
+/// Every key that `--columns` may map.
+fn all_keys() -> Vec<&'static str> {
+    let mut keys: Vec<&str> =
+        Format::ALL.iter().flat_map(|format| format.keys()).chain(MESSAGE_KEYS).collect();
+    keys.sort_unstable();
+    keys.dedup();
+    keys
+}
+
+impl Columns {
+    /// Maps our key to theirs.
+    ///
+    /// # Errors
+    /// If `ours` is not a key of any format, or is mapped already.
+    pub fn with(mut self, ours: &str, theirs: &str) -> Result<Self, NameMapError> {
+        let keys = all_keys();
+        let Some(key) = keys.iter().find(|key| **key == ours) else {
+            let list = keys.iter().map(|key| format!("`{key}`")).collect::<Vec<_>>().join(", ");
+            let expected = nearest(ours, keys.iter().copied()).map_or(list, |key| format!("`{key}`"));
+            return Err(NameMapError::Key { found: ours.to_owned(), expected });
+        };
+        if self.pairs.iter().any(|(mapped, theirs_too)| mapped == key || theirs_too == theirs) {
+            let name = if self.theirs(key).is_some() { ours } else { theirs };
+            return Err(NameMapError::Twice { name: name.to_owned() });
+        }
+        self.pairs.push((key, theirs.to_owned()));
+        Ok(self)
+    }
+
+    /// The file's name for `ours`, if the pairs have one.
+    fn theirs(&self, ours: &str) -> Option<&str> {
+        self.pairs.iter().find(|(key, _)| *key == ours).map(|(_, theirs)| theirs.as_str())
+    }
+
+    /// The file's name for a message key: `role` or `content`.
+    pub(crate) fn message_key(&self, ours: &'static str) -> Option<&str> {
+        self.theirs(ours)
+    }
+
+    /// The pairs, as `(ours, theirs)`.
+    pub fn pairs(&self) -> impl Iterator<Item = (&'static str, &str)> {
+        self.pairs.iter().map(|(ours, theirs)| (*ours, theirs.as_str()))
+    }
+
+    /// Renames the keys of a record to those of the formats. A mapped key replaces one of the same name.
+    pub(crate) fn rename(&self, record: &mut Object) {
+        if self.pairs.iter().all(|(_, theirs)| !record.contains_key(theirs)) {
+            return;
+        }
+        let ours = |key: &str| {
+            let pair = self.pairs.iter().find(|(ours, theirs)| theirs == key && !MESSAGE_KEYS.contains(ours));
+            pair.map(|(ours, _)| *ours)
+        };
+        let present: Vec<&str> = record.keys().filter_map(|key| ours(key)).collect();
+        let renamed = std::mem::take(record).into_iter().filter_map(|(key, value)| match ours(&key) {
+            Some(ours) => Some((ours.to_owned(), value)),
+            None => (!present.contains(&key.as_str())).then_some((key, value)),
+        });
+        *record = renamed.collect();
+    }
+
+    /// The pairs of the first alias set that a record has whole.
+    pub(crate) fn alias(record: &Object) -> Option<Self> {
+        let has = |set: &&&[(&str, &str, bool)]| {
+            set.iter().all(|(theirs, _, required)| !required || record.contains_key(*theirs))
+        };
+        let set = ALIASES.iter().find(has)?;
+        let renamed = set.iter().filter(|(theirs, ours, _)| theirs != ours);
+        Some(Self { pairs: renamed.map(|(theirs, ours, _)| (*ours, (*theirs).to_owned())).collect() })
+    }
+
+    /// Adds the pairs of `more` whose keys are not mapped yet.
+    pub(crate) fn extend(&mut self, more: Self) {
+        for (ours, theirs) in more.pairs {
+            if self.theirs(ours).is_none() {
+                self.pairs.push((ours, theirs));
+            }
+        }
+    }
+}
+
+impl FromStr for Columns {
+    type Err = NameMapError;
+
+    /// Parses `OURS=THEIRS,…`, such as `instruction=question,output=answer`.
+    fn from_str(text: &str) -> Result<Self, NameMapError> {
+        pairs(text)?
+            .into_iter()
+            .try_fold(Self::default(), |columns, (ours, theirs)| columns.with(ours, theirs))
+    }
+}
+
+impl fmt::Display for Columns {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let pairs: Vec<String> = self.pairs().map(|(ours, theirs)| format!("{ours}={theirs}")).collect();
+        f.write_str(&pairs.join(","))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn object(json: &str) -> Object {
+        serde_json::from_str(json).unwrap()
+    }
+
+    #[test]
+    fn a_mapped_key_takes_the_place_of_ours() {
+        let columns: Columns = "instruction=Question,output=a b".parse().unwrap();
+        let mut record = object(r#"{"output": "old", "Question": "q", "a b": "new", "id": 1}"#);
+        columns.rename(&mut record);
+        assert_eq!(record, object(r#"{"instruction": "q", "output": "new", "id": 1}"#));
+        assert_eq!(columns.to_string().parse(), Ok(columns));
+        let columns: Columns = "prompt=completion,completion=prompt".parse().unwrap();
+        let mut record = object(r#"{"prompt": "a", "completion": "b"}"#);
+        columns.rename(&mut record);
+        assert_eq!(record, object(r#"{"completion": "a", "prompt": "b"}"#));
+    }
+
+    #[test]
+    fn every_alias_set_makes_exactly_one_format() {
+        for set in ALIASES {
+            let mut record: Object =
+                set.iter().map(|(theirs, ..)| ((*theirs).to_owned(), "x".into())).collect();
+            let columns = Columns::alias(&record).unwrap();
+            columns.rename(&mut record);
+            assert_eq!(Format::candidates(&record).len(), 1, "{set:?}");
+        }
+    }
+
+    #[test]
+    fn a_key_of_no_format_is_rejected_with_the_nearest() {
+        let error = |text: &str| text.parse::<Columns>().unwrap_err().to_string();
+        assert_eq!(error("instuction=a"), "`instuction` is not a key of any format, expected `instruction`");
+        assert_eq!(error("instruction=a,input=a"), "`a` is mapped twice, expected one pair per name");
+        assert_eq!(error("output="), "`output=` is not a pair, expected `NAME=NAME`");
+    }
+}

@@ -1,0 +1,163 @@
+//! Recognises what a file is from its first bytes: compressed, a table, a workbook, a web page.
+
+use std::path::Path;
+
+/// A kind of file that holds no records danlu can read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Container {
+    /// An Excel workbook, `.xlsx`.
+    Xlsx,
+    /// An old Excel workbook or Word document, `.xls` or `.doc`.
+    Ole,
+    /// A Word document, `.docx`.
+    Docx,
+    /// A ZIP archive.
+    Zip,
+    /// An Arrow file or stream.
+    Arrow,
+    /// A web page.
+    Html,
+    /// An XML document.
+    Xml,
+    /// A PDF document.
+    Pdf,
+    /// An SQLite database.
+    Sqlite,
+    /// A bzip2 or xz stream, a 7z, RAR or tar archive.
+    Archive,
+    /// A Python pickle or a NumPy file.
+    Python,
+    /// The pointer that Git LFS leaves in place of a file.
+    LfsPointer,
+}
+
+/// A compression of data files.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Compression {
+    Gzip,
+    Zstd,
+}
+
+impl Compression {
+    pub fn of(head: &[u8]) -> Option<Self> {
+        match head {
+            [0x1f, 0x8b, ..] => Some(Self::Gzip),
+            [0x28, 0xb5, 0x2f, 0xfd, ..] => Some(Self::Zstd),
+            _ => None,
+        }
+    }
+}
+
+/// Whether a file starts as Parquet does.
+pub(crate) fn is_parquet(head: &[u8]) -> bool {
+    head.starts_with(b"PAR1")
+}
+
+impl Container {
+    /// Recognises a container from the first bytes of a file, of which a few kilobytes suffice.
+    pub(crate) fn of(head: &[u8]) -> Option<Self> {
+        const MAGIC: [(&[u8], Container); 14] = [
+            (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", Container::Ole),
+            (b"ARROW1", Container::Arrow),
+            (b"\xff\xff\xff\xff", Container::Arrow),
+            (b"%PDF-", Container::Pdf),
+            (b"SQLite format 3\0", Container::Sqlite),
+            (b"BZh", Container::Archive),
+            (b"\xfd7zXZ\0", Container::Archive),
+            (b"7z\xbc\xaf\x27\x1c", Container::Archive),
+            (b"Rar!\x1a\x07", Container::Archive),
+            (b"\x93NUMPY", Container::Python),
+            (b"\x80\x02}", Container::Python),
+            (b"\x80\x03]", Container::Python),
+            (b"\x80\x04\x95", Container::Python),
+            (b"version https://git-lfs", Container::LfsPointer),
+        ];
+        if head.starts_with(b"PK\x03\x04") || head.starts_with(b"PK\x05\x06") {
+            return Some(Self::zipped(head));
+        }
+        if let Some((_, container)) = MAGIC.iter().find(|(magic, _)| head.starts_with(magic)) {
+            return Some(*container);
+        }
+        if head.get(257..262) == Some(b"ustar") {
+            return Some(Self::Archive);
+        }
+        let text = head.strip_prefix(b"\xef\xbb\xbf").unwrap_or(head).trim_ascii_start();
+        let start = String::from_utf8_lossy(&text[..text.len().min(256)]).to_lowercase();
+        match start {
+            start if start.starts_with("<?xml") && !start.contains("<html") => Some(Self::Xml),
+            start if start.starts_with('<') && !start.starts_with("<|") => Some(Self::Html),
+            _ => None,
+        }
+    }
+
+    /// The kind of a ZIP archive, by the names in it.
+    fn zipped(head: &[u8]) -> Self {
+        let contains = |name: &[u8]| head.windows(name.len()).any(|window| window == name);
+        match () {
+            () if contains(b"xl/") => Self::Xlsx,
+            () if contains(b"word/") => Self::Docx,
+            () => Self::Zip,
+        }
+    }
+
+    /// The common name, with its article.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Xlsx => "an Excel workbook (xlsx)",
+            Self::Ole => "an old Office document (xls or doc)",
+            Self::Docx => "a Word document (docx)",
+            Self::Zip => "a ZIP archive",
+            Self::Arrow => "an Arrow file",
+            Self::Html => "a web page (HTML)",
+            Self::Xml => "an XML document",
+            Self::Pdf => "a PDF document",
+            Self::Sqlite => "an SQLite database",
+            Self::Archive => "a compressed archive (bzip2, xz, 7z, RAR or tar)",
+            Self::Python => "a Python pickle or NumPy file",
+            Self::LfsPointer => "a Git LFS pointer, not the file itself",
+        }
+    }
+
+    /// The next step for the user.
+    pub fn hint(self, file: &Path) -> String {
+        let file = file.display();
+        match self {
+            Self::Xlsx | Self::Ole => {
+                "save the sheet as CSV UTF-8 in the spreadsheet program; danlu reads CSV and TSV".into()
+            }
+            Self::Zip => format!("unpack it with `unzip {file}` and name the file inside"),
+            Self::Archive => "unpack it and name the file inside; danlu reads .gz and .zst as they are".into(),
+            Self::Arrow => {
+                "write it as Parquet or JSON, with `Dataset.to_parquet` or `Dataset.to_json` of Python's datasets"
+                    .into()
+            }
+            Self::Html => "download the raw file in place of the page that shows it".into(),
+            Self::LfsPointer => "fetch the file with `git lfs pull`, or download it from its page".into(),
+            Self::Docx | Self::Xml | Self::Pdf | Self::Sqlite | Self::Python => {
+                "write its records as JSON lines, CSV or Parquet".into()
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_container_is_recognised_by_its_first_bytes() {
+        let of = |head: &[u8]| Container::of(head);
+        assert_eq!(of(b"PK\x03\x04\x14\0\0\0[Content_Types].xml..xl/workbook.xml"), Some(Container::Xlsx));
+        assert_eq!(of(b"PK\x03\x04\x14\0\0\0data.json"), Some(Container::Zip));
+        assert_eq!(of(b"ARROW1\0\0"), Some(Container::Arrow));
+        assert_eq!(of(b"\n <!DOCTYPE html>"), Some(Container::Html));
+        assert_eq!(of(b"<?xml version='1.0'?><a/>"), Some(Container::Xml));
+        assert_eq!(of(b"version https://git-lfs.github.com/spec/v1\n"), Some(Container::LfsPointer));
+        for text in
+            [&b"[{}]"[..], b"{\"a\": 1}", b"a,b\n1,2\n", b"<|im_start|>user", b"\xef\xbb\xbfa\tb", b""]
+        {
+            assert_eq!(of(text), None);
+        }
+    }
+}

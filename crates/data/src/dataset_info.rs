@@ -1,0 +1,147 @@
+//! LLaMA-Factory's `dataset_info.json`: names data files, with their columns and role names.
+
+use std::path::{Path, PathBuf};
+
+use serde_json::Value;
+
+use crate::{Columns, DataError, Format, ReadOptions, columns::NameMapError, fields::Object};
+
+/// The file's fixed name.
+const FILE_NAME: &str = "dataset_info.json";
+
+/// Largest file that is parsed.
+const MAX_INFO_BYTES: u64 = 16 << 20;
+
+/// Keys of an entry that name the data; they tell the file from others of its name.
+const SOURCES: [&str; 5] = ["file_name", "hf_hub_url", "ms_hub_url", "om_hub_url", "script_url"];
+
+/// Columns of an entry that danlu does not train on.
+const UNSUPPORTED: [&str; 7] = ["chosen", "rejected", "kto_tag", "images", "videos", "audios", "tools"];
+
+/// Keys of alpaca columns: theirs and ours.
+const ALPACA: [(&str, &str); 5] = [
+    ("prompt", "instruction"),
+    ("query", "input"),
+    ("response", "output"),
+    ("system", "system"),
+    ("history", "history"),
+];
+
+/// Resolves a `dataset_info.json` to the data file and its options. `None` for any other file.
+pub(crate) fn resolve(
+    file: &Path,
+    options: &ReadOptions,
+) -> Result<Option<(PathBuf, ReadOptions)>, DataError> {
+    if file.file_name().is_none_or(|name| name != FILE_NAME) {
+        return Ok(None);
+    }
+    let bytes = danlu_model::files::read_bounded(file, MAX_INFO_BYTES)?;
+    let Ok(Value::Object(entries)) = serde_json::from_slice::<Value>(&bytes) else { return Ok(None) };
+    let is_entry = |entry: &Value| SOURCES.iter().any(|key| entry.get(key).is_some());
+    if entries.is_empty() || !entries.values().all(is_entry) {
+        return Ok(None);
+    }
+    let error = |name: Option<&str>, reason: String| DataError::DatasetInfo {
+        file: file.to_owned(),
+        name: name.map(str::to_owned),
+        reason,
+        names: entries.keys().cloned().collect(),
+    };
+    let (name, entry) = match &options.dataset {
+        Some(name) => {
+            let entry = entries.get(name).ok_or_else(|| error(Some(name), "it has no such entry".into()))?;
+            (name.as_str(), entry)
+        }
+        None if entries.len() == 1 => {
+            entries.iter().next().map(|(name, entry)| (name.as_str(), entry)).expect("one entry")
+        }
+        None => return Err(error(None, format!("it names {} data sets", entries.len()))),
+    };
+    let resolved = entry_options(entry, options).map_err(|reason| error(Some(name), reason))?;
+    let Some(data) = entry.get("file_name").and_then(Value::as_str) else {
+        return Err(error(Some(name), "its data is not in a file; download the file first".into()));
+    };
+    Ok(Some((file.parent().unwrap_or(Path::new("")).join(data), resolved)))
+}
+
+/// The options of one entry. Flags of the user come first.
+fn entry_options(entry: &Value, options: &ReadOptions) -> Result<ReadOptions, String> {
+    if entry.get("ranking").and_then(Value::as_bool) == Some(true) {
+        return Err("`ranking` is preference data, which danlu does not train on".into());
+    }
+    let empty = Object::new();
+    let columns = entry.get("columns").and_then(Value::as_object).unwrap_or(&empty);
+    if let Some(key) = UNSUPPORTED.iter().find(|key| columns.contains_key(**key)) {
+        return Err(format!("its column `{key}` is not supported"));
+    }
+    let column = |key: &str| columns.get(key).and_then(Value::as_str);
+    let mut resolved = ReadOptions { dataset: None, ..options.clone() };
+    let (format, mut names) = match entry.get("formatting").and_then(Value::as_str).unwrap_or("alpaca") {
+        "alpaca" if column("prompt").is_some() && column("response").is_none() => {
+            (Format::Text, pairs(&[("prompt", "text")], &column))
+        }
+        "alpaca" => (Format::Alpaca, pairs(&ALPACA, &column)),
+        "sharegpt" | "openai" => {
+            (Format::ShareGpt, pairs(&[("messages", "conversations"), ("system", "system")], &column))
+        }
+        other => return Err(format!("its formatting `{other}` is unknown, expected `alpaca` or `sharegpt`")),
+    };
+    let tags = entry.get("tags").and_then(Value::as_object).unwrap_or(&empty);
+    let tag = |key: &str| tags.get(key).and_then(Value::as_str);
+    names.extend(pairs(&[("role_tag", "role"), ("content_tag", "content")], &tag));
+    let mut mapped = options.columns.clone();
+    mapped.extend(names.into_iter().try_fold(Columns::default(), with).map_err(|error| error.to_string())?);
+    resolved.columns = mapped;
+    resolved.format = options.format.or(Some(format));
+    let roles = [("user_tag", "user"), ("assistant_tag", "assistant"), ("system_tag", "system")];
+    for (key, role) in roles {
+        if let Some(name) = tag(key) {
+            resolved.roles = std::mem::take(&mut resolved.roles).or(name, role);
+        }
+    }
+    Ok(resolved)
+}
+
+fn with(columns: Columns, (ours, theirs): (&str, &str)) -> Result<Columns, NameMapError> {
+    if ours == theirs { Ok(columns) } else { columns.with(ours, theirs) }
+}
+
+/// `(ours, theirs)` of the keys that the entry names.
+fn pairs<'a>(
+    keys: &[(&str, &'static str)],
+    value: &dyn Fn(&str) -> Option<&'a str>,
+) -> Vec<(&'static str, &'a str)> {
+    keys.iter().filter_map(|(key, ours)| Some((*ours, value(key)?))).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{RecordContent, read};
+
+    fn folder(info: &str, data: &str) -> tempfile::TempDir {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join(FILE_NAME), info).unwrap();
+        std::fs::write(folder.path().join("d.json"), data).unwrap();
+        folder
+    }
+
+    #[test]
+    fn an_entry_maps_columns_and_role_names() {
+        let info = r#"{"a": {"file_name": "d.json", "formatting": "sharegpt", "columns": {"messages": "dialog"},
+            "tags": {"role_tag": "who", "content_tag": "said", "user_tag": "A", "assistant_tag": "B"}},
+            "b": {"file_name": "d.json", "columns": {"prompt": "dialog"}}, "c": {"hf_hub_url": "x/y"}}"#;
+        let data = r#"[{"dialog": [{"who": "A", "said": "q"}, {"who": "B", "said": "r"}]}]"#;
+        let folder = folder(info, data);
+        let file = folder.path().join(FILE_NAME);
+        let named = |name: &str| ReadOptions { dataset: Some(name.to_owned()), ..ReadOptions::default() };
+        let dataset = read(&file, &named("a")).unwrap();
+        let RecordContent::Chat(chat) = &dataset.records[0].content else { panic!("a conversation") };
+        assert_eq!((chat.messages[0].content.as_str(), chat.messages[1].role.as_str()), ("q", "assistant"));
+        assert_eq!(read(&file, &named("b")).unwrap().format, Format::Text);
+        let error = read(&file, &ReadOptions::default()).unwrap_err();
+        assert!(error.to_string().ends_with("it names 3 data sets"), "{error}");
+        assert_eq!(error.hint().unwrap(), "name one with `--dataset`: `a`, `b`, `c`");
+        assert!(read(&file, &named("c")).unwrap_err().to_string().contains("not in a file"));
+    }
+}

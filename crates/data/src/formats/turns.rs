@@ -1,0 +1,224 @@
+//! Turns of a conversation, under OpenAI's keys (`role`, `content`), ShareGPT's (`from`, `value`) or the user's.
+
+use danlu_model::Message;
+use serde_json::Value;
+
+use super::masks;
+use crate::{
+    ReadOptions,
+    conversation::message,
+    fields::{self, Object, list_of, refuse, text, type_mismatch},
+    record::{Conversation, Mismatch, RecordFault, TurnLoss},
+};
+
+/// Keys that hold the role, in the order of preference.
+const ROLE_KEYS: [&str; 2] = ["role", "from"];
+
+/// Keys that hold the text, in the order of preference.
+const CONTENT_KEYS: [&str; 2] = ["content", "value"];
+
+/// Message keys whose content would not be rendered.
+const UNSUPPORTED: [&str; 9] = [
+    "tool_calls",
+    "tool_call_id",
+    "function_call",
+    "reasoning_content",
+    "reasoning",
+    "thinking",
+    "images",
+    "audio",
+    "refusal",
+];
+
+/// Names of turns that carry tool calls and their results.
+const TOOL_ROLES: [&str; 5] = ["tool", "function", "function_call", "observation", "tool_response"];
+
+/// Converts lists of turns, and collects the keys that it does not read.
+pub(crate) struct TurnReader<'a> {
+    options: &'a ReadOptions,
+    /// Unread keys of messages, once per record.
+    pub unknown_keys: Vec<String>,
+}
+
+impl<'a> TurnReader<'a> {
+    pub fn new(options: &'a ReadOptions) -> Self {
+        Self { options, unknown_keys: Vec::new() }
+    }
+
+    /// Adds the turns under `key` to `chat`. Answers carry a loss unless a message or the record masks them; with
+    /// `context`, none does.
+    pub fn add(
+        &mut self,
+        chat: &mut Conversation,
+        record: &Object,
+        key: &str,
+        context: bool,
+    ) -> Result<(), Mismatch> {
+        let list = list_of(record, key)?;
+        let first = chat.messages.len();
+        for (index, value) in list.iter().enumerate() {
+            let (message, mask) = self.turn(value).map_err(|fault| within(fault, index))?;
+            let default =
+                if context || message.role != "assistant" { TurnLoss::Context } else { TurnLoss::Whole };
+            chat.messages.push(message);
+            chat.loss.push(mask.unwrap_or(default));
+        }
+        masks::apply_lists(record, &chat.messages[first..], &mut chat.loss[first..])
+    }
+
+    /// Reads one turn, and what its own keys say about the loss.
+    fn turn(&mut self, value: &Value) -> Result<(Message, Option<TurnLoss>), Mismatch> {
+        let Value::Object(object) = value else {
+            let found = fields::describe(value);
+            return Err(Mismatch::new(RecordFault::Shape, found, "an object with `role` and `content`"));
+        };
+        let (role_key, content_key) =
+            (self.key(object, "role", &ROLE_KEYS), self.key(object, "content", &CONTENT_KEYS));
+        let role = self.role(text(object, role_key)?)?;
+        refuse(object, &UNSUPPORTED)?;
+        let content = content(object, content_key)?;
+        let mask = masks::of_turn(object, &content)?;
+        for key in object.keys() {
+            let is_read = key == role_key || key == content_key || masks::TURN_KEYS.contains(&key.as_str());
+            let is_void = UNSUPPORTED.contains(&key.as_str());
+            if !is_read && !is_void && !self.unknown_keys.contains(key) {
+                self.unknown_keys.push(key.clone());
+            }
+        }
+        Ok((message(role, content), mask))
+    }
+
+    /// The key of `object` that stands for `ours`.
+    fn key(&self, object: &Object, ours: &'static str, known: &[&'static str]) -> &'a str {
+        let present = |key: &&str| object.contains_key(*key);
+        let options: &'a ReadOptions = self.options;
+        let own = options.columns.message_key(ours).filter(present);
+        own.or_else(|| known.iter().copied().find(present)).unwrap_or(match ours {
+            // Where one key is ShareGPT's, so is the other.
+            "content" if object.contains_key("from") && !object.contains_key("role") => "value",
+            _ => ours,
+        })
+    }
+
+    fn role(&self, name: &str) -> Result<&'static str, Mismatch> {
+        if let Some(role) = self.options.roles.role(name) {
+            return Ok(role);
+        }
+        let shown = fields::clipped(name, 40);
+        if TOOL_ROLES.contains(&name) {
+            let expected = "a conversation without tools, which training does not support yet";
+            return Err(Mismatch::new(RecordFault::Unsupported, format!("a `{name}` message"), expected));
+        }
+        let expected = format!(
+            "`system`, `user` or `assistant`, or a mapped name such as `--roles {}=user`",
+            if shown.contains([' ', '"', '\'']) { format!("'{shown}'") } else { shown.clone() }
+        );
+        Err(Mismatch::new(RecordFault::Conversation, format!("the role `{shown}`"), expected))
+    }
+}
+
+/// Adds the message's number to a fault.
+fn within(mut mismatch: Mismatch, index: usize) -> Mismatch {
+    mismatch.found = format!("{} (message {})", mismatch.found, index + 1);
+    mismatch
+}
+
+/// Reads a string, or a list of text parts. Parts are joined without a separator, as OpenAI does.
+fn content(object: &Object, key: &str) -> Result<String, Mismatch> {
+    let Some(Value::Array(parts)) = object.get(key) else {
+        return text(object, key).map(str::to_owned);
+    };
+    let mut joined = String::new();
+    for part in parts {
+        let Value::Object(part) = part else {
+            return Err(type_mismatch(part, key, "parts like `{\"type\": \"text\", \"text\": \"…\"}`"));
+        };
+        let kind = text(part, "type")?;
+        if kind != "text" {
+            let found = format!("a content part of type `{}`", fields::clipped(kind, 40));
+            return Err(Mismatch::new(RecordFault::Unsupported, found, "parts of type `text`"));
+        }
+        joined += text(part, "text")?;
+    }
+    Ok(joined)
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::{Format, formats::shown};
+
+    fn chat(messages: &str) -> String {
+        shown(Format::Messages, &format!(r#"{{"messages": {messages}}}"#))
+    }
+
+    #[test]
+    fn messages_are_read_unchanged() {
+        assert_eq!(
+            chat(
+                r#"[{"role": "system", "content": "s"}, {"role": "user", "content": " a "},
+                    {"role": "assistant", "content": "b", "tool_calls": null, "weight": 1}]"#
+            ),
+            "system: s | user:  a  | assistant: b"
+        );
+        assert_eq!(
+            chat(
+                r#"[{"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]},
+                    {"role": "assistant", "content": "c"}]"#
+            ),
+            "user: ab | assistant: c"
+        );
+        assert_eq!(
+            chat(r#"[{"from": "USER", "value": "a"}, {"role": "model", "content": "b"}]"#),
+            "user: a | assistant: b"
+        );
+    }
+
+    #[test]
+    fn each_fault_names_its_message() {
+        let second = |message: &str| chat(&format!(r#"[{{"role": "user", "content": "a"}}, {message}]"#));
+        assert_eq!(
+            second(r#"{"role": "narrator", "content": "b"}"#),
+            "Conversation! found the role `narrator` (message 2), \
+             expected `system`, `user` or `assistant`, or a mapped name such as `--roles narrator=user`"
+        );
+        assert_eq!(
+            second(r#"{"role": "assistant", "content": null}"#),
+            "Shape! found null in `content` (message 2), expected a text"
+        );
+        assert_eq!(
+            second(r#"{"role": "assistant", "content": 3}"#),
+            "Shape! found the number 3 in `content` (message 2), expected a text"
+        );
+        assert_eq!(
+            second(r#"{"speaker": "gpt", "value": "b"}"#),
+            "Shape! found the keys `speaker`, `value` (message 2), expected the key `role`"
+        );
+        assert_eq!(
+            second(r#"{"from": "gpt", "text": "b"}"#),
+            "Shape! found the keys `from`, `text` (message 2), expected the key `value`"
+        );
+        assert_eq!(
+            second(r#""b""#),
+            "Shape! found the text \"b\" (message 2), expected an object with `role` and `content`"
+        );
+    }
+
+    #[test]
+    fn tools_and_images_are_rejected_by_name() {
+        let second = |message: &str| chat(&format!(r#"[{{"role": "user", "content": "a"}}, {message}]"#));
+        assert_eq!(
+            second(r#"{"role": "assistant", "content": "", "tool_calls": [{"id": 1}]}"#),
+            "Unsupported! found `tool_calls` (message 2), \
+             expected a record without `tool_calls`, which training does not support yet"
+        );
+        assert_eq!(
+            second(r#"{"role": "tool", "content": "42"}"#),
+            "Unsupported! found a `tool` message (message 2), \
+             expected a conversation without tools, which training does not support yet"
+        );
+        assert_eq!(
+            second(r#"{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}"#),
+            "Unsupported! found a content part of type `image_url` (message 2), expected parts of type `text`"
+        );
+    }
+}

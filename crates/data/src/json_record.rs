@@ -1,0 +1,122 @@
+//! Parses the bytes of one record as a JSON object.
+
+use danlu_model::JsonFault;
+use serde_json::Value;
+
+use crate::{
+    fields::{self, Object},
+    json_nesting::JsonNesting,
+    record::{BadRecord, RecordFault, RecordSource},
+    scanner::Position,
+    splitter::Piece,
+};
+
+/// Parses a piece as a JSON object.
+pub(crate) fn object(piece: &Piece, source: RecordSource) -> Result<Object, Box<BadRecord>> {
+    let bad = |at: Option<Position>, fault, found: String, expected: &str| {
+        let mut source = source.clone();
+        let column = at.map(|at| at.column);
+        source.line = at.map_or(source.line, |at| at.line);
+        let expected = expected.to_owned();
+        Box::new(BadRecord { source, column, fault, found, expected, rest_unread: false })
+    };
+    let text = std::str::from_utf8(&piece.bytes).map_err(|error| {
+        let at = place(piece, error.valid_up_to());
+        let found = format!("the byte 0x{:02x}", piece.bytes[error.valid_up_to()]);
+        bad(Some(at), RecordFault::Encoding, found, "UTF-8")
+    })?;
+    match parse(text) {
+        Ok(Value::Object(object)) => Ok(unwrapped(object)),
+        Ok(Value::Array(list)) if is_conversation(&list) => Ok(conversation(list)),
+        Ok(other) => {
+            Err(bad(None, RecordFault::Shape, fields::describe(&other), "a record, which is a JSON object"))
+        }
+        Err(error) => {
+            // serde_json's line and column are those inside the piece, the column in bytes.
+            let line_start = match error.line() {
+                0 | 1 => 0,
+                line => text.match_indices('\n').nth(line - 2).map_or(0, |(at, _)| at + 1),
+            };
+            let offset = line_start + error.column().saturating_sub(1);
+            let offset =
+                (0..=offset.min(text.len())).rev().find(|at| text.is_char_boundary(*at)).unwrap_or(0);
+            // At an early end the parser stands on the last character, not behind it.
+            let stumbled = text[offset..].chars().next().filter(|_| !error.is_eof());
+            let JsonFault { found, expected } = JsonFault::new(&error, stumbled);
+            Err(bad(Some(place(piece, offset)), RecordFault::Json, found, expected))
+        }
+    }
+}
+
+/// Parses JSON, and Python's `NaN`, `Infinity` and `-Infinity` as null.
+fn parse(text: &str) -> Result<Value, serde_json::Error> {
+    serde_json::from_str(text).or_else(|error| match without_nan(text) {
+        Some(text) => serde_json::from_str(&text).map_err(|_| error),
+        None => Err(error),
+    })
+}
+
+/// Replaces Python's non-finite numbers outside strings by null. `None` if there are none.
+fn without_nan(text: &str) -> Option<String> {
+    let mut replaced = String::with_capacity(text.len());
+    let (mut nesting, mut copied, mut skip_to) = (JsonNesting::default(), 0, 0);
+    for (at, byte) in text.bytes().enumerate() {
+        if !nesting.in_string() && at >= skip_to {
+            let word = ["NaN", "-Infinity", "Infinity"].into_iter().find(|word| text[at..].starts_with(word));
+            if let Some(word) = word {
+                replaced.push_str(&text[copied..at]);
+                replaced.push_str("null");
+                (copied, skip_to) = (at + word.len(), at + word.len());
+            }
+        }
+        nesting.take(byte);
+    }
+    replaced.push_str(&text[copied..]);
+    (copied > 0).then_some(replaced)
+}
+
+/// Whether a list is a conversation: a list of turns.
+fn is_conversation(list: &[Value]) -> bool {
+    !list.is_empty() && list.iter().all(Value::is_object)
+}
+
+/// A record with `list` as its turns.
+fn conversation(list: Vec<Value>) -> Object {
+    let key = if list[0].get("from").is_some() { "conversations" } else { "messages" };
+    Object::from_iter([(key.to_owned(), Value::Array(list))])
+}
+
+/// The record in a row of the Hub's data set viewer, or the object itself.
+fn unwrapped(mut object: Object) -> Object {
+    match object.contains_key("row_idx").then(|| object.remove("row")) {
+        Some(Some(Value::Object(row))) => row,
+        Some(Some(row)) => {
+            object.insert("row".to_owned(), row);
+            object
+        }
+        _ => object,
+    }
+}
+
+/// The file position of byte `offset` of a piece.
+fn place(piece: &Piece, offset: usize) -> Position {
+    let before = &piece.bytes[..offset.min(piece.bytes.len())];
+    let lines = before.iter().filter(|byte| **byte == b'\n').count() as u64;
+    let line_start = before.iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1);
+    let characters = before[line_start..].iter().filter(|byte| !(0x80..=0xbf).contains(*byte)).count() as u64;
+    let first = if lines == 0 { piece.at.column } else { 1 };
+    Position { line: piece.at.line + lines, column: first + characters }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn non_finite_numbers_outside_strings_are_null() {
+        let value = parse(r#"{"a": NaN, "b": [-Infinity, Infinity], "c": "NaN \" NaN 嬛", "d": 1}"#).unwrap();
+        let expected = serde_json::json!({"a": null, "b": [null, null], "c": "NaN \" NaN 嬛", "d": 1});
+        assert_eq!(value, expected);
+        assert!(parse(r#"{"a": Nan}"#).is_err() && parse(r#"{"a": NaN, "b": }"#).is_err());
+    }
+}

@@ -1,0 +1,104 @@
+//! Roles under other names: `USER`, `Human`, `gpt`, `model`, `developer`, or names that the user maps.
+
+use std::{fmt, str::FromStr};
+
+use crate::NameMapError;
+
+/// Roles of a conversation.
+pub(crate) const ROLES: [&str; 3] = ["system", "user", "assistant"];
+
+/// Names in use for each role, in lower case. The first is the role itself.
+const KNOWN: [(&str, &[&str]); 3] = [
+    ("system", &["system", "developer"]),
+    ("user", &["user", "human", "person", "customer", "usr"]),
+    (
+        "assistant",
+        &["assistant", "gpt", "model", "bot", "ai", "chatgpt", "chatbot", "bing", "bard", "claude", "llm"],
+    ),
+];
+
+/// The user's names for roles, as pairs of name and role.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Roles {
+    pairs: Vec<(String, &'static str)>,
+}
+
+impl Roles {
+    /// Adds a name for a role, unless the name is mapped already.
+    pub(crate) fn or(mut self, name: &str, role: &'static str) -> Self {
+        if self.pairs.iter().all(|(own, _)| own != name) {
+            self.pairs.push((name.to_owned(), role));
+        }
+        self
+    }
+
+    /// The role that `name` stands for. The user's names come first; case is ignored in the known ones.
+    pub(crate) fn role(&self, name: &str) -> Option<&'static str> {
+        let own = self.pairs.iter().find(|(own, _)| own == name).map(|(_, role)| *role);
+        own.or_else(|| {
+            let name = name.trim().to_lowercase();
+            KNOWN.iter().find(|(_, names)| names.contains(&name.as_str())).map(|(role, _)| *role)
+        })
+    }
+}
+
+/// One of [`ROLES`] by its name.
+fn standard(name: &str) -> Option<&'static str> {
+    ROLES.into_iter().find(|role| *role == name)
+}
+
+impl FromStr for Roles {
+    type Err = NameMapError;
+
+    /// Parses `NAME=ROLE,…`. `ROLE=NAME` is accepted too if only the left side is a role.
+    fn from_str(text: &str) -> Result<Self, NameMapError> {
+        let mut pairs = Vec::new();
+        for (left, right) in crate::columns::pairs(text)? {
+            let pair = match (standard(left), standard(right)) {
+                (_, Some(role)) => (left, role),
+                (Some(role), None) => (right, role),
+                (None, None) => return Err(NameMapError::Role { found: right.to_owned() }),
+            };
+            if pairs.iter().any(|(name, _)| name == pair.0) {
+                return Err(NameMapError::Twice { name: pair.0.to_owned() });
+            }
+            pairs.push((pair.0.to_owned(), pair.1));
+        }
+        Ok(Self { pairs })
+    }
+}
+
+impl fmt::Display for Roles {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let pairs: Vec<String> = self.pairs.iter().map(|(name, role)| format!("{name}={role}")).collect();
+        f.write_str(&pairs.join(","))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn known_names_ignore_case_and_own_names_come_first() {
+        let roles = Roles::default();
+        for (name, role) in
+            [("USER", "user"), ("Human", "user"), ("model", "assistant"), ("bing", "assistant")]
+        {
+            assert_eq!(roles.role(name), Some(role));
+        }
+        assert_eq!((roles.role("developer"), roles.role("narrator")), (Some("system"), None));
+        let roles: Roles = "甄嬛=assistant, user=皇上,human=assistant".parse().unwrap();
+        assert_eq!((roles.role("甄嬛"), roles.role("皇上")), (Some("assistant"), Some("user")));
+        assert_eq!(roles.to_string().parse(), Ok(roles.clone()));
+        assert_eq!((roles.role("human"), roles.role("Human")), (Some("assistant"), Some("user")));
+    }
+
+    #[test]
+    fn a_pair_without_a_role_is_rejected() {
+        let error = |text: &str| text.parse::<Roles>().unwrap_err().to_string();
+        assert_eq!(error("a=b"), "`b` is not a role, expected `system`, `user` or `assistant`");
+        assert_eq!(error("a"), "`a` is not a pair, expected `NAME=NAME`");
+        assert_eq!(error("a=user,a=system"), "`a` is mapped twice, expected one pair per name");
+    }
+}

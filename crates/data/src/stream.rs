@@ -1,0 +1,113 @@
+//! Opens a data file's bytes: looks at the first ones, and decompresses.
+
+use std::io::{self, BufReader, Read};
+
+use flate2::read::MultiGzDecoder;
+use sha2::{Digest, Sha256};
+
+use crate::container::Compression;
+
+/// First bytes of a file that are looked at.
+const HEAD_BYTES: u64 = 1 << 16;
+
+/// Most bytes that a compressed byte may become; text shrinks to a tenth.
+const MAX_EXPANSION: u64 = 1 << 10;
+
+/// A stream whose first bytes were looked at and will be read again.
+pub(crate) struct Opened<'a> {
+    /// The first bytes, decompressed.
+    pub head: Vec<u8>,
+    /// All bytes, decompressed.
+    pub stream: Box<dyn Read + 'a>,
+}
+
+/// Opens `input`, and decompresses it if it is compressed.
+pub(crate) fn open<'a>(input: impl Read + 'a) -> io::Result<Opened<'a>> {
+    let opened = peek(input)?;
+    let Some(compression) = Compression::of(&opened.head) else { return Ok(opened) };
+    let source = Counting { inner: opened.stream, bytes: 0 };
+    match compression {
+        Compression::Gzip => {
+            peek(Limited::new(MultiGzDecoder::new(source), |decoder| decoder.get_ref().bytes))
+        }
+        Compression::Zstd => {
+            let decoder = zstd::Decoder::with_buffer(BufReader::new(source))?;
+            peek(Limited::new(decoder, |decoder| decoder.get_ref().get_ref().bytes))
+        }
+    }
+}
+
+fn peek<'a>(mut input: impl Read + 'a) -> io::Result<Opened<'a>> {
+    let mut head = Vec::new();
+    input.by_ref().take(HEAD_BYTES).read_to_end(&mut head)?;
+    let stream = Box::new(io::Cursor::new(head.clone()).chain(input));
+    Ok(Opened { head, stream })
+}
+
+/// Counts the bytes read.
+struct Counting<R> {
+    inner: R,
+    bytes: u64,
+}
+
+impl<R: Read> Read for Counting<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let count = self.inner.read(buffer)?;
+        self.bytes += count as u64;
+        Ok(count)
+    }
+}
+
+/// A decoder that fails when its output is out of proportion to its input.
+struct Limited<R, F> {
+    decoder: R,
+    /// Compressed bytes read so far.
+    source: F,
+    bytes: u64,
+}
+
+impl<R: Read, F: Fn(&R) -> u64> Limited<R, F> {
+    fn new(decoder: R, source: F) -> Self {
+        Self { decoder, source, bytes: 0 }
+    }
+}
+
+impl<R: Read, F: Fn(&R) -> u64> Read for Limited<R, F> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let count = self.decoder.read(buffer)?;
+        self.bytes += count as u64;
+        if self.bytes / MAX_EXPANSION > (self.source)(&self.decoder) + HEAD_BYTES {
+            let message = format!("it grows more than {MAX_EXPANSION} times when decompressed");
+            return Err(io::Error::new(io::ErrorKind::InvalidData, message));
+        }
+        Ok(count)
+    }
+}
+
+/// A reader that hashes the bytes it returns.
+pub(crate) struct Hashing<R> {
+    inner: R,
+    sha256: Sha256,
+    /// Number of bytes read.
+    pub bytes: u64,
+}
+
+impl<R: Read> Hashing<R> {
+    pub fn new(inner: R) -> Self {
+        Self { inner, sha256: Sha256::new(), bytes: 0 }
+    }
+
+    /// SHA-256 of the bytes read, in hexadecimal.
+    pub fn sha256(self) -> String {
+        self.sha256.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+    }
+}
+
+impl<R: Read> Read for Hashing<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let count = self.inner.read(buffer)?;
+        self.sha256.update(&buffer[..count]);
+        self.bytes += count as u64;
+        Ok(count)
+    }
+}

@@ -1,0 +1,179 @@
+//! CSV and TSV: rows to records, with the header's names as keys.
+
+use std::io::Read;
+
+use csv::{ByteRecord, ReaderBuilder, Terminator};
+use serde_json::Value;
+
+use crate::{
+    fields::Object,
+    record::{Mismatch, RecordFault},
+};
+
+/// Longest header that is recognised, in bytes.
+const MAX_HEADER_BYTES: usize = 1 << 12;
+
+/// Delimiters, in the order of preference.
+const DELIMITERS: [u8; 3] = *b"\t,;";
+
+/// Keys that are enough for a table of one column.
+const SINGLE_COLUMNS: [&str; 3] = ["text", "messages", "conversations"];
+
+/// Returns the delimiter if the first line of `head` is a table's header. A header has two names or more, none of
+/// them with a sign of JSON; a single name must be that of a format's only key.
+pub(crate) fn delimiter(head: &[u8]) -> Option<u8> {
+    let head = head.strip_prefix(b"\xef\xbb\xbf").unwrap_or(head);
+    let end = head.iter().position(|byte| matches!(byte, b'\n' | b'\r')).unwrap_or(head.len());
+    let line = &head[..end];
+    if line.len() > MAX_HEADER_BYTES || line.iter().any(|byte| b"{}[]:".contains(byte)) {
+        return None;
+    }
+    let columns = |delimiter: &u8| {
+        let mut row = ByteRecord::new();
+        let read = reader(line, *delimiter).read_byte_record(&mut row);
+        let named = row.iter().all(|name| !name.trim_ascii().is_empty());
+        if matches!(read, Ok(true)) && named { row.len() } else { 0 }
+    };
+    let best = DELIMITERS.into_iter().rev().max_by_key(columns)?;
+    let single = || {
+        let name = line.trim_ascii();
+        let name = name.strip_prefix(b"\"").and_then(|name| name.strip_suffix(b"\"")).unwrap_or(name);
+        SINGLE_COLUMNS.iter().any(|known| known.as_bytes() == name)
+    };
+    match columns(&best) {
+        0 => None,
+        1 => single().then_some(b','),
+        _ => Some(best),
+    }
+}
+
+/// Reads rows that end in `\n`: csv's own handling of `\r\n` miscounts lines. [`without_return`] removes the `\r`.
+fn reader<R: Read>(input: R, delimiter: u8) -> csv::Reader<R> {
+    let mut builder = ReaderBuilder::new();
+    builder.delimiter(delimiter).terminator(Terminator::Any(b'\n')).has_headers(false).flexible(true);
+    builder.from_reader(input)
+}
+
+/// The row without the `\r` at its end.
+fn without_return(row: ByteRecord) -> ByteRecord {
+    let Some(last) = row.len().checked_sub(1).filter(|last| row[*last].ends_with(b"\r")) else { return row };
+    let cell = |(index, cell): (usize, &[u8])| match index == last {
+        true => cell[..cell.len() - 1].to_vec(),
+        false => cell.to_vec(),
+    };
+    let mut shorter: ByteRecord = row.iter().enumerate().map(cell).collect();
+    shorter.set_position(row.position().cloned());
+    shorter
+}
+
+/// The rows of a table.
+pub(crate) struct Table<R> {
+    rows: csv::Reader<R>,
+    /// Names of the columns, in order.
+    names: Vec<String>,
+}
+
+/// One row.
+pub(crate) struct Row {
+    /// Line of the row's start, from 1.
+    pub line: u64,
+    /// The row's bytes outside UTF-8 faults, for the guess of the encoding.
+    pub bytes: Vec<u8>,
+    /// The record, or the reason why the row is none.
+    pub object: Result<Object, Mismatch>,
+}
+
+impl<R: Read> Table<R> {
+    /// Reads the header. Names that are not UTF-8 are kept with replacement characters; the rows show the encoding.
+    pub fn new(input: R, delimiter: u8) -> Result<Self, csv::Error> {
+        let mut rows = reader(input, delimiter);
+        let mut header = ByteRecord::new();
+        rows.read_byte_record(&mut header)?;
+        let name = |bytes: &[u8]| {
+            let bytes = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes);
+            String::from_utf8_lossy(bytes).trim().trim_matches('"').to_owned()
+        };
+        let names = without_return(header).iter().map(name).collect();
+        Ok(Self { rows, names })
+    }
+
+    /// Returns the next row, or `None` at the end.
+    pub fn next_row(&mut self) -> Result<Option<Row>, csv::Error> {
+        let mut row = ByteRecord::new();
+        loop {
+            if !self.rows.read_byte_record(&mut row)? {
+                return Ok(None);
+            }
+            row = without_return(row);
+            if row.len() > 1 || !row[0].is_empty() {
+                break;
+            }
+        }
+        let line = row.position().map_or(1, csv::Position::line);
+        let bytes = row.iter().flat_map(|cell| cell.iter().chain(b"\n")).copied().collect();
+        Ok(Some(Row { line, bytes, object: self.object(&row) }))
+    }
+
+    fn object(&self, row: &ByteRecord) -> Result<Object, Mismatch> {
+        let mut object = Object::new();
+        for (name, cell) in self.names.iter().zip(row.iter()) {
+            let text = std::str::from_utf8(cell).map_err(|error| {
+                let found = format!("the byte 0x{:02x} in `{name}`", cell[error.valid_up_to()]);
+                Mismatch::new(RecordFault::Encoding, found, "UTF-8")
+            })?;
+            object.insert(name.clone(), Value::String(text.to_owned()));
+        }
+        if row.len() != self.names.len() {
+            let found = format!("a row of {}", cells(row.len()));
+            let expected =
+                format!("{} as in the header; a cell with the delimiter needs `\"`", cells(self.names.len()));
+            return Err(Mismatch::new(RecordFault::Shape, found, expected));
+        }
+        Ok(object)
+    }
+}
+
+fn cells(count: usize) -> String {
+    format!("{count} cell{}", if count == 1 { "" } else { "s" })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_header_is_recognised_with_its_delimiter() {
+        assert_eq!(delimiter(b"\xef\xbb\xbfinstruction,input,output\r\na,b,c"), Some(b','));
+        assert_eq!(delimiter(b"instruction\toutput, maybe\tid\n"), Some(b'\t'));
+        assert_eq!(delimiter(b"a;b\n"), Some(b';'));
+        assert_eq!(delimiter(b"\"text\"\nabc"), Some(b','));
+        for text in [
+            &b"{\"a\": 1}"[..],
+            b"[1, 2]",
+            b"plain words",
+            b"\"instruction\": \"a\", \"output\": \"b\"",
+            b"",
+            b"a,,b\n",
+        ] {
+            assert_eq!(delimiter(text), None, "{}", String::from_utf8_lossy(text));
+        }
+    }
+
+    #[test]
+    fn rows_keep_quoted_line_breaks_and_name_their_line() {
+        let text = &b"q,a\r\n\"one\r\ntwo\",\"say \"\"hi\"\"\"\r\nx,y,z\r\nlast,\r\n"[..];
+        let mut table = Table::new(text, b',').unwrap();
+        let mut seen = Vec::new();
+        while let Some(row) = table.next_row().unwrap() {
+            seen.push((row.line, row.object.map(|o| Value::Object(o).to_string()).map_err(|m| m.found)));
+        }
+        assert_eq!(
+            seen,
+            [
+                (2, Ok(r#"{"q":"one\r\ntwo","a":"say \"hi\""}"#.into())),
+                (4, Err("a row of 3 cells".into())),
+                (5, Ok(r#"{"q":"last","a":""}"#.into())),
+            ]
+        );
+    }
+}

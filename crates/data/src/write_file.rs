@@ -1,0 +1,204 @@
+//! Writes records to a file: JSON, JSON lines, CSV, TSV or Parquet, perhaps compressed.
+
+use std::{
+    io::{self, Write},
+    path::Path,
+    sync::Arc,
+};
+
+use flate2::write::GzEncoder;
+use parquet::{
+    basic::{Compression as Codec, LogicalType, Repetition, Type as PhysicalType},
+    data_type::{ByteArray, ByteArrayType},
+    errors::ParquetError,
+    file::{properties::WriterProperties, writer::SerializedFileWriter},
+    schema::types::Type,
+};
+use serde_json::Value;
+
+use crate::{container::Compression, fields::Object};
+
+/// Level of Zstandard, its own default.
+const ZSTD_LEVEL: i32 = 3;
+
+/// The layout of an output file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Layout {
+    Json,
+    JsonLines,
+    Table { delimiter: u8 },
+    Parquet,
+}
+
+/// Layout and compression of an output file, by its name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct OutputKind {
+    layout: Layout,
+    compression: Option<Compression>,
+}
+
+impl OutputKind {
+    /// Recognises `.json`, `.jsonl`, `.csv`, `.tsv` and `.parquet`, each with `.gz` or `.zst` behind it. `None` for
+    /// other names.
+    pub fn of(file: &Path) -> Option<Self> {
+        let name = file.file_name()?.to_str()?.to_lowercase();
+        let (name, compression) = match name.rsplit_once('.')? {
+            (name, "gz") => (name, Some(Compression::Gzip)),
+            (name, "zst") => (name, Some(Compression::Zstd)),
+            _ => (name.as_str(), None),
+        };
+        let layout = match name.rsplit_once('.')?.1 {
+            "json" => Layout::Json,
+            "jsonl" | "ndjson" => Layout::JsonLines,
+            "csv" => Layout::Table { delimiter: b',' },
+            "tsv" => Layout::Table { delimiter: b'\t' },
+            "parquet" => Layout::Parquet,
+            _ => return None,
+        };
+        Some(Self { layout, compression })
+    }
+
+    /// The bytes of a file with `records`. In tables, lists stand as JSON text.
+    ///
+    /// # Errors
+    /// If a table cannot hold the records.
+    pub fn bytes(self, records: &[Object]) -> io::Result<Vec<u8>> {
+        let plain = match self.layout {
+            Layout::Json | Layout::JsonLines => self.json(records),
+            Layout::Table { delimiter } => table(records, delimiter)?,
+            Layout::Parquet => parquet_bytes(records)?,
+        };
+        match self.compression {
+            None => Ok(plain),
+            Some(Compression::Gzip) => {
+                let mut encoder = GzEncoder::new(Vec::new(), flate2::Compression::default());
+                encoder.write_all(&plain)?;
+                encoder.finish()
+            }
+            Some(Compression::Zstd) => zstd::encode_all(&plain[..], ZSTD_LEVEL),
+        }
+    }
+
+    fn json(self, records: &[Object]) -> Vec<u8> {
+        let lines: Vec<String> =
+            records.iter().map(|record| Value::Object(record.clone()).to_string()).collect();
+        match self.layout {
+            Layout::Json => format!("[\n{}\n]\n", lines.join(",\n")),
+            _ => lines.join("\n") + "\n",
+        }
+        .into_bytes()
+    }
+}
+
+/// The keys of all records, in the order of their first use.
+fn columns(records: &[Object]) -> Vec<&str> {
+    let mut names: Vec<&str> = Vec::new();
+    for key in records.iter().flat_map(Object::keys) {
+        if !names.contains(&key.as_str()) {
+            names.push(key);
+        }
+    }
+    names
+}
+
+/// One cell: a string as it is, anything else as JSON. A missing key is an empty cell.
+fn cell(record: &Object, name: &str) -> io::Result<String> {
+    match record.get(name) {
+        None | Some(Value::Null) => Ok(String::new()),
+        Some(Value::String(text)) => Ok(text.clone()),
+        // A prompt as JSON text would be read as the prompt itself.
+        Some(_) if name == "prompt" || name == "completion" => {
+            let message =
+                format!("`{name}` is a list of messages, which a table cannot hold; write `--to messages`");
+            Err(io::Error::new(io::ErrorKind::InvalidInput, message))
+        }
+        Some(other) => Ok(other.to_string()),
+    }
+}
+
+fn table(records: &[Object], delimiter: u8) -> io::Result<Vec<u8>> {
+    let names = columns(records);
+    let mut writer = csv::WriterBuilder::new().delimiter(delimiter).from_writer(Vec::new());
+    writer.write_record(&names)?;
+    for record in records {
+        let row = names.iter().map(|name| cell(record, name)).collect::<io::Result<Vec<String>>>()?;
+        writer.write_record(&row)?;
+    }
+    writer.into_inner().map_err(|error| io::Error::other(error.to_string()))
+}
+
+fn parquet_bytes(records: &[Object]) -> io::Result<Vec<u8>> {
+    let names = columns(records);
+    let mut rows = Vec::with_capacity(names.len());
+    for name in &names {
+        let values: io::Result<Vec<ByteArray>> =
+            records.iter().map(|record| Ok(ByteArray::from(cell(record, name)?.into_bytes()))).collect();
+        rows.push(values?);
+    }
+    let failed = |error: ParquetError| io::Error::other(error.to_string());
+    parquet_columns(&names, &rows).map_err(failed)
+}
+
+fn parquet_columns(names: &[&str], columns: &[Vec<ByteArray>]) -> Result<Vec<u8>, ParquetError> {
+    let field = |name: &&str| {
+        Type::primitive_type_builder(name, PhysicalType::BYTE_ARRAY)
+            .with_repetition(Repetition::REQUIRED)
+            .with_logical_type(Some(LogicalType::String))
+            .build()
+            .map(Arc::new)
+    };
+    let fields = names.iter().map(field).collect::<Result<Vec<_>, _>>()?;
+    let schema = Arc::new(Type::group_type_builder("records").with_fields(fields).build()?);
+    let properties = Arc::new(WriterProperties::builder().set_compression(Codec::SNAPPY).build());
+    let mut writer = SerializedFileWriter::new(Vec::new(), schema, properties)?;
+    let mut group = writer.next_row_group()?;
+    for values in columns {
+        if let Some(mut column) = group.next_column()? {
+            column.typed::<ByteArrayType>().write_batch(values, None, None)?;
+            column.close()?;
+        }
+    }
+    group.close()?;
+    writer.into_inner()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Format, ReadOptions, Record, read_from, to_json};
+
+    fn read(bytes: &[u8]) -> Vec<Record> {
+        let dataset = read_from(bytes, Path::new("a"), &ReadOptions::default()).unwrap();
+        assert_eq!(dataset.bad, []);
+        dataset.records
+    }
+
+    #[test]
+    fn every_layout_reads_back_equal() {
+        let records = read(
+            br#"{"instruction": "a, \"b\"", "input": "", "output": "c\nd", "history": [["e", "f"]]}
+{"instruction": "g", "output": "h", "system": "s"}"#,
+        );
+        for name in
+            ["a.json", "a.jsonl", "a.csv", "a.tsv", "a.parquet", "a.jsonl.gz", "a.csv.zst", "a.parquet.gz"]
+        {
+            let kind = OutputKind::of(Path::new(name)).unwrap();
+            for format in [Format::Alpaca, Format::Messages, Format::ShareGpt] {
+                let objects: Vec<Object> =
+                    records.iter().map(|record| to_json(record, format).unwrap()).collect();
+                let again = read(&kind.bytes(&objects).unwrap());
+                let contents =
+                    |records: &[Record]| records.iter().map(|r| r.content.clone()).collect::<Vec<_>>();
+                assert_eq!(contents(&again), contents(&records), "{name} {format}");
+            }
+        }
+        assert_eq!(OutputKind::of(Path::new("a.xlsx")), None);
+    }
+
+    #[test]
+    fn a_table_rejects_a_prompt_of_messages() {
+        let object = serde_json::from_str(r#"{"prompt": [], "completion": "a"}"#).unwrap();
+        let error = OutputKind::of(Path::new("a.csv")).unwrap().bytes(&[object]).unwrap_err();
+        assert!(error.to_string().contains("`prompt` is a list of messages"));
+    }
+}
