@@ -177,13 +177,19 @@ fn a_turn_that_cannot_be_told_is_an_error_with_its_reason() {
 }
 
 #[test]
-fn a_template_without_special_tokens_gives_the_whole_turn() {
+fn eos_ends_each_answer_where_the_template_ends_none() {
     let source = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}\
         {% if add_generation_prompt %}assistant: {% endif %}";
-    let template = template(source);
-    assert_eq!(template.end_of_turn(), None);
+    let with_eos = template(source);
+    assert_eq!((with_eos.end_of_turn(), with_eos.added_end()), (Some("</s>"), Some("</s>")));
     assert_eq!(
-        marked(&template, &dialogue(&["a", "b", "c", "d"])),
+        marked(&with_eos, &dialogue(&["a", "b", "c", "d"])),
+        "user: a\nassistant: «b</s>»\nuser: c\nassistant: «d</s>»\n"
+    );
+    let without = ChatTemplate::new(Path::new("t.jinja"), source, BTreeMap::new(), &[]).unwrap();
+    assert_eq!((without.end_of_turn(), without.added_end()), (None, None));
+    assert_eq!(
+        marked(&without, &dialogue(&["a", "b", "c", "d"])),
         "user: a\nassistant: «b\n»user: c\nassistant: «d\n»"
     );
 }
