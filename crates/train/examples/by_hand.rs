@@ -18,7 +18,7 @@ use std::sync::Arc;
 
 use danlu_adapter::merge::{MergeOptions, merge};
 use danlu_adapter::{Adapter, LoraConfig};
-use danlu_data::{EncodeOptions, encode, read_from};
+use danlu_data::{EncodeOptions, ReadOptions, encode, read_from};
 use danlu_kernels::{AdamW, Backend, Buffer, Cpu, CpuOptions, DType};
 use danlu_model::{Batch, Decoder, LabeledSequence, LoraRows, LoraSource, Tokenizer, Workspace};
 
@@ -77,7 +77,7 @@ pub fn run(base: &Path, output: &Path) -> Result<Vec<f64>, Box<dyn Error>> {
 /// Conversations as token ids, with a mark on each token that carries a loss: the answer, not the question.
 fn tokenize(base: &Path) -> Result<Vec<LabeledSequence>, Box<dyn Error>> {
     let tokenizer = Tokenizer::read(base)?;
-    let records = read_from(DATA.as_bytes(), "data.jsonl".as_ref(), None)?.records;
+    let records = read_from(DATA.as_bytes(), "data.jsonl".as_ref(), &ReadOptions::default())?.records;
     let mut sequences = Vec::new();
     for record in &records {
         let encoded = encode(record, &tokenizer, &EncodeOptions::default());
