@@ -131,10 +131,11 @@ impl Geometry {
     fn of(device: &Device, dtype: DType, operands: &Operands<'_>, others: &[Rows]) -> Self {
         let head = operands.dims.head_dim;
         let is_old = device.info.capability.0 < 8;
-        let has_kernel = matches!(head, 64 | 96 | 128) || head == 256 && !is_old;
+        let name = matrix_name(FORWARD, head);
+        let has_kernel = name.is_some_and(|name| device.has(name, dtype));
         let rows = [operands.q, operands.k, operands.v];
         let is_aligned = rows.iter().chain(others).all(|rows| rows.is_aligned(dtype));
-        Self { dtype, head, is_plain: dtype == DType::F32 || !has_kernel || !is_aligned, is_old }
+        Self { dtype, head, is_plain: !has_kernel || !is_aligned, is_old }
     }
 
     /// Queries of a tile.
@@ -166,14 +167,7 @@ impl Geometry {
     }
 
     fn kernel<'a>(self, device: &'a Device, names: [&'static str; 5]) -> KernelLaunch<'a> {
-        let [plain, small, middle, large, largest] = names;
-        let name = match self.head {
-            _ if self.is_plain => plain,
-            64 => small,
-            96 => middle,
-            128 => large,
-            _ => largest,
-        };
+        let name = matrix_name(names, self.head).filter(|_| !self.is_plain).unwrap_or(names[0]);
         device.kernel(name, self.dtype).block(BLOCK)
     }
 
@@ -181,6 +175,12 @@ impl Geometry {
     fn head_parameter(self, launch: KernelLaunch<'_>) -> KernelLaunch<'_> {
         if self.is_plain { launch.int(self.head) } else { launch }
     }
+}
+
+/// The kernel on matrix units for a head size, where one is written; the first of `names` is the plain one.
+fn matrix_name(names: [&'static str; 5], head: usize) -> Option<&'static str> {
+    let at = [64, 96, 128, 256].iter().position(|&size| size == head)?;
+    Some(names[at + 1])
 }
 
 /// What scores are multiplied by.

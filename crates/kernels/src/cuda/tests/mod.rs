@@ -3,6 +3,7 @@
 mod attention;
 mod elementwise;
 mod four_bit;
+mod gemv;
 mod product;
 mod rows;
 mod training;

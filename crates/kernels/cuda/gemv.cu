@@ -1,0 +1,88 @@
+// Products of up to 8 rows with a dense weight, read once: out = inp W'.
+#include "prelude.cuh"
+
+#define OUTPUTS 16
+#define MAX_ROWS 8
+#define WARPS 8
+// Steps of 32 columns whose weights are on their way together.
+#define AHEAD 4
+
+// A block takes 16 outputs, and its warps share the columns, each a contiguous part; their sums are added in order. Weights
+// are the left operand. Both operands are loaded as vectors along the columns, which permutes them alike.
+template <typename T, typename O>
+__device__ __forceinline__ void gemv_body(O* __restrict__ out, const T* __restrict__ inp, const T* __restrict__ weight,
+    int n, int outputs, int cols, i64 ld_out, i64 ld_inp) {
+    __shared__ float sums[WARPS][OUTPUTS][MAX_ROWS];
+    int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, g = lane / 4, t = lane % 4;
+    int share = ceil_div(ceil_div(cols, 32), WARPS) * 32, last = min(cols, (warp + 1) * share);
+    int first_output = blockIdx.x * OUTPUTS;
+    bool has_row = g < n;
+    const T* x = inp + (has_row ? g * ld_inp : 0);
+    // Outputs past the end repeat the last one, and are not written.
+    const T* low = weight + (i64)min(first_output + g, outputs - 1) * cols;
+    const T* high = weight + (i64)min(first_output + g + 8, outputs - 1) * cols;
+    float acc[4] = {0, 0, 0, 0};
+    for (int k = warp * share + 8 * t; k - 8 * t < last; k += 32 * AHEAD) {
+        uint4 a[AHEAD][2], b[AHEAD];
+#pragma unroll
+        for (int i = 0; i < AHEAD; ++i) {
+            int col = k + 32 * i;
+            a[i][0] = a[i][1] = b[i] = make_uint4(0, 0, 0, 0);
+            if (col >= last) continue;
+            a[i][0] = *reinterpret_cast<const uint4*>(low + col);
+            a[i][1] = *reinterpret_cast<const uint4*>(high + col);
+            if (has_row) b[i] = *reinterpret_cast<const uint4*>(x + col);
+        }
+#pragma unroll
+        for (int i = 0; i < AHEAD; ++i) {
+            u32 first[4] = {a[i][0].x, a[i][1].x, a[i][0].y, a[i][1].y};
+            u32 second[4] = {a[i][0].z, a[i][1].z, a[i][0].w, a[i][1].w};
+            mma16816<T>(acc, first, b[i].x, b[i].y);
+            mma16816<T>(acc, second, b[i].z, b[i].w);
+        }
+    }
+#pragma unroll
+    for (int i = 0; i < 4; ++i) sums[warp][g + i / 2 * 8][2 * t + i % 2] = acc[i];
+    __syncthreads();
+    int o = threadIdx.x % OUTPUTS, r = threadIdx.x / OUTPUTS;
+    if (r >= n || first_output + o >= outputs) return;
+    float sum = sums[0][o][r];
+#pragma unroll
+    for (int i = 1; i < WARPS; ++i) sum += sums[i][o][r];
+    out[r * ld_out + first_output + o] = from_float<O>(sum);
+}
+
+// `cols` is a multiple of 8, rows are 16-byte aligned, n <= 8. Grid: ceil(outputs / 16).
+#define GEMV_KERNEL(T)                                                                                         \
+    extern "C" __global__ void __launch_bounds__(256) gemv_##T(                                                \
+        T* out, const T* inp, const T* weight, int n, int outputs, int cols, i64 ld_out, i64 ld_inp) {         \
+        gemv_body(out, inp, weight, n, outputs, cols, ld_out, ld_inp);                                         \
+    }                                                                                                          \
+    extern "C" __global__ void __launch_bounds__(256) gemv_to_f32_##T(                                         \
+        float* out, const T* inp, const T* weight, int n, int outputs, int cols, i64 ld_out, i64 ld_inp) {     \
+        gemv_body(out, inp, weight, n, outputs, cols, ld_out, ld_inp);                                         \
+    }
+FOR_HALF_TYPES(GEMV_KERNEL)
+
+// In f32 a warp takes an output. Any width; grid: ceil(outputs / 8).
+extern "C" __global__ void __launch_bounds__(256) gemv_f32(float* out, const float* __restrict__ inp,
+    const float* __restrict__ weight, int n, int outputs, int cols, i64 ld_out, i64 ld_inp) {
+    int output = blockIdx.x * WARPS + threadIdx.x / WARP, lane = threadIdx.x % WARP;
+    if (output >= outputs) return;
+    const float* w = weight + (i64)output * cols;
+    float sum[MAX_ROWS];
+#pragma unroll
+    for (int r = 0; r < MAX_ROWS; ++r) sum[r] = 0;
+#pragma unroll 4
+    for (int col = lane; col < cols; col += WARP) {
+        float value = w[col];
+#pragma unroll
+        for (int r = 0; r < MAX_ROWS; ++r)
+            if (r < n) sum[r] = fmaf(value, inp[r * ld_inp + col], sum[r]);
+    }
+#pragma unroll
+    for (int r = 0; r < MAX_ROWS; ++r) {
+        sum[r] = warp_sum(sum[r]);
+        if (lane == 0 && r < n) out[r * ld_out + output] = sum[r];
+    }
+}
