@@ -3,6 +3,7 @@
 mod attention;
 mod elementwise;
 mod four_bit;
+mod four_bit_fused;
 mod gemv;
 mod product;
 mod rows;

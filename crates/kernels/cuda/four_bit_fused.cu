@@ -1,0 +1,238 @@
+// Products of up to 128 rows with a weight in 4 bits that is never written out: forward and the gradient of the input.
+//
+// The result is computed as its transpose: the weight is the left operand and comes from registers, `inp` (rows padded to
+// 128) the right one in shared memory. A step takes 64 of the inner dimension. Codes become values through a table with the
+// two values of a byte, in f32 and in 16 copies that keep lanes apart; a value is multiplied by its scale and rounded once,
+// so it has the bits of `four_bit_decode`. Two groups of 4 warps take 64 rows of the result each. The inner dimension is
+// split among blocks, whose sums a second kernel adds in order.
+//
+// The instructions are those of sm_90a alone.
+#include "prelude.cuh"
+
+#if __CUDA_ARCH_FEAT_SM90_ALL
+
+// As in `four_bit.cu`.
+struct FourBit {
+    const u8* codes;
+    const float* table;
+    const u8* scale_codes;
+    const float* scale_table;
+    const float* absmax;
+    float offset;
+    int block_shift;
+    int scale_shift;
+    int unused;
+};
+
+#define STEP 64
+#define TOKENS 128
+#define OUTPUTS 128
+#define STAGES 3
+#define COPIES 16
+#define X_BYTES (TOKENS * STEP * 2)
+#define CODE_BYTES (OUTPUTS * STEP / 2)
+#define SCALE_BYTES (OUTPUTS * 4)
+// Tiles of `inp` lie on boundaries of 1024 bytes, which their swizzle counts from.
+#define TABLE_BYTES (256 * COPIES * 8)
+
+// A tile of 128 rows of 128 bytes as the right operand, from column `k`.
+__device__ __forceinline__ u64 descriptor(const u8* tile, int k) {
+    u64 address = (shared_address(tile) + k * 2) >> 4 & 0x3fff;
+    return address | 1ull << 16 | 64ull << 32 | 1ull << 62;
+}
+
+__device__ __forceinline__ void multiply(float (&c)[64], const u32 (&a)[4], u64 b) {
+    asm volatile(
+        "{\n"
+        "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 "
+        "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,"
+        "%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31,"
+        "%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47,"
+        "%48,%49,%50,%51,%52,%53,%54,%55,%56,%57,%58,%59,%60,%61,%62,%63}, "
+        "{%64,%65,%66,%67}, %68, 1, 1, 1, 0;\n"
+        "}\n"
+        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3]), "+f"(c[4]), "+f"(c[5]), "+f"(c[6]), "+f"(c[7]), "+f"(c[8]),
+        "+f"(c[9]), "+f"(c[10]), "+f"(c[11]), "+f"(c[12]), "+f"(c[13]), "+f"(c[14]), "+f"(c[15]), "+f"(c[16]),
+        "+f"(c[17]), "+f"(c[18]), "+f"(c[19]), "+f"(c[20]), "+f"(c[21]), "+f"(c[22]), "+f"(c[23]), "+f"(c[24]),
+        "+f"(c[25]), "+f"(c[26]), "+f"(c[27]), "+f"(c[28]), "+f"(c[29]), "+f"(c[30]), "+f"(c[31]), "+f"(c[32]),
+        "+f"(c[33]), "+f"(c[34]), "+f"(c[35]), "+f"(c[36]), "+f"(c[37]), "+f"(c[38]), "+f"(c[39]), "+f"(c[40]),
+        "+f"(c[41]), "+f"(c[42]), "+f"(c[43]), "+f"(c[44]), "+f"(c[45]), "+f"(c[46]), "+f"(c[47]), "+f"(c[48]),
+        "+f"(c[49]), "+f"(c[50]), "+f"(c[51]), "+f"(c[52]), "+f"(c[53]), "+f"(c[54]), "+f"(c[55]), "+f"(c[56]),
+        "+f"(c[57]), "+f"(c[58]), "+f"(c[59]), "+f"(c[60]), "+f"(c[61]), "+f"(c[62]), "+f"(c[63])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
+}
+
+// Keeps the compiler from moving the accumulators while the matrix unit writes them.
+__device__ __forceinline__ void pin(float (&c)[64]) {
+#pragma unroll
+    for (int i = 0; i < 64; ++i) asm volatile("" : "+f"(c[i])::"memory");
+}
+
+__device__ __forceinline__ void multiply_begin() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
+
+__device__ __forceinline__ void multiply_wait() {
+    asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
+    asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory");
+}
+
+// Rows of the result are outputs (forward) or columns of the weight (backward); the inner dimension is the other one.
+//
+// Forward: a step is one block of columns; row r of a group is output r. Lane (g, t) of a warp needs the bytes t, t + 4, ...
+// of outputs g and g + 8. Backward: a step is 64 outputs, a group one block of 64 columns; rows g and g + 8 of a warp are
+// the two columns of byte g of its 8, and outputs run along the inner dimension.
+template <bool BACKWARD>
+__device__ __forceinline__ void four_bit_fused_body(float* __restrict__ partial, const bf16* __restrict__ inp,
+    const FourBit& w, int n, int outputs, int cols, i64 ld, int steps_each) {
+    extern __shared__ __align__(1024) u8 memory[];
+    u8* inps = memory;
+    u8* codes = inps + STAGES * X_BYTES;
+    float* scales = reinterpret_cast<float*>(codes + STAGES * CODE_BYTES);
+    float2* pairs = reinterpret_cast<float2*>(reinterpret_cast<u8*>(scales) + STAGES * SCALE_BYTES);
+    float* scale_table = reinterpret_cast<float*>(reinterpret_cast<u8*>(pairs) + TABLE_BYTES);
+    for (int at = threadIdx.x; at < 256 * COPIES; at += 256) {
+        int byte = at / COPIES;
+        pairs[at] = make_float2(w.table[byte >> 4], w.table[byte & 15]);
+    }
+    if (w.scale_codes) scale_table[threadIdx.x] = w.scale_table[threadIdx.x];
+    __syncthreads();
+    int width = BACKWARD ? cols : outputs, depth = BACKWARD ? outputs : cols, row_blocks = cols / STEP;
+    int first = blockIdx.x * OUTPUTS, all_steps = ceil_div(depth, STEP);
+    int begin = blockIdx.y * steps_each, end = min(all_steps, begin + steps_each);
+    int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, g = lane / 4, t = lane % 4, group = warp / 4;
+    // A thread copies one 16-byte part of 4 rows of `inp`: rows of 128 bytes, their parts swizzled by 8 rows.
+    int inp_row = threadIdx.x / 8, inp_part = threadIdx.x % 8;
+    u8* inp_to = inps + inp_row * 128 + (inp_part ^ inp_row % 8) * 16;
+    const bf16* inp_from = inp + inp_row * ld + inp_part * 8;
+    // A step's codes are 128 rows of 32 bytes: outputs of one block of columns, or 64 outputs of two blocks. Two threads
+    // copy a row, and the first of them brings its scale.
+    int row = threadIdx.x / 2, half = threadIdx.x % 2;
+    int first_output = BACKWARD ? row % 64 : first + row, first_block = BACKWARD ? first / STEP + row / 64 : 0;
+    i64 first_at = (i64)first_output * row_blocks + first_block;
+    i64 stride = BACKWARD ? (i64)64 * row_blocks : 1;
+    auto load = [&](int step) {
+        int stage = step % STAGES;
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+            bool is_valid = inp_row + 32 * i < n && step * STEP + inp_part * 8 < depth;
+            const bf16* from = inp_from + 32 * i * ld + step * STEP;
+            copy16_async(inp_to + stage * X_BYTES + i * 32 * 128, is_valid ? from : inp, is_valid);
+        }
+        bool is_valid = (BACKWARD ? step * 64 + first_output : first_output) < outputs && first_block < row_blocks;
+        const u8* from = w.codes + (first_at + step * stride) * 32 + half * 16;
+        copy16_async(codes + stage * CODE_BYTES + row * 32 + half * 16, is_valid ? from : w.codes, is_valid);
+        copy_commit();
+    };
+    // A scale is on its way for a whole step before it is computed and stored.
+    float absmax = 0;
+    u32 scale_code = 0;
+    auto load_scale = [&](int step) {
+        bool is_valid = half == 0 && step < end && (BACKWARD ? step * 64 + first_output : first_output) < outputs
+            && first_block < row_blocks;
+        i64 at = first_at + step * stride;
+        absmax = is_valid ? w.absmax[w.scale_codes ? at >> w.scale_shift : at] : 0;
+        scale_code = is_valid && w.scale_codes ? w.scale_codes[at] : 0;
+    };
+    auto store_scale = [&](int step) {
+        float scale = w.scale_codes ? __fadd_rn(__fmul_rn(scale_table[scale_code], absmax), w.offset) : absmax;
+        if (half == 0) scales[step % STAGES * OUTPUTS + row] = scale;
+    };
+    float c[64];
+#pragma unroll
+    for (int i = 0; i < 64; ++i) c[i] = 0;
+    pin(c);
+    for (int i = 0; i < STAGES - 1; ++i) {
+        if (begin + i < end) load(begin + i);
+        else copy_commit();
+    }
+    load_scale(begin);
+    store_scale(begin);
+    load_scale(begin + 1);
+    const float2* own_pairs = pairs + lane % COPIES;
+    for (int step = begin; step < end; ++step) {
+        copy_wait<STAGES - 2>();
+        // The matrix unit reads shared memory beside the ordinary path.
+        asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+        __syncthreads();
+        if (step + STAGES - 1 < end) load(step + STAGES - 1);
+        else copy_commit();
+        store_scale(step + 1);
+        load_scale(step + 2);
+        int stage = step % STAGES;
+        const u8* tile = inps + stage * X_BYTES;
+        const u8* own = codes + stage * CODE_BYTES;
+        const float* scale = scales + stage * OUTPUTS;
+        u32 a[4][4];
+        if (!BACKWARD) {
+            int row = warp * 16 + g;
+#pragma unroll
+            for (int h = 0; h < 2; ++h) {
+                float s = scale[row + 8 * h];
+                u32 words[8];
+                *reinterpret_cast<uint4*>(words) = *reinterpret_cast<const uint4*>(own + (row + 8 * h) * 32);
+                *reinterpret_cast<uint4*>(words + 4) = *reinterpret_cast<const uint4*>(own + (row + 8 * h) * 32 + 16);
+#pragma unroll
+                for (int m = 0; m < 8; ++m) {
+                    float2 v = own_pairs[(words[m] >> 8 * t & 255) * COPIES];
+                    a[m / 2][m % 2 * 2 + h] = pack2<bf16>(__fmul_rn(v.x, s), __fmul_rn(v.y, s));
+                }
+            }
+        } else {
+            const u8* column = own + group * 64 * 32 + warp % 4 * 8 + g;
+#pragma unroll
+            for (int k = 0; k < 4; ++k)
+#pragma unroll
+                for (int h = 0; h < 2; ++h) {
+                    int output = 16 * k + 2 * t + 8 * h;
+                    float s = scale[group * 64 + output], s1 = scale[group * 64 + output + 1];
+                    float2 v = own_pairs[column[output * 32] * COPIES];
+                    float2 v1 = own_pairs[column[(output + 1) * 32] * COPIES];
+                    a[k][2 * h] = pack2<bf16>(__fmul_rn(v.x, s), __fmul_rn(v1.x, s1));
+                    a[k][2 * h + 1] = pack2<bf16>(__fmul_rn(v.y, s), __fmul_rn(v1.y, s1));
+                }
+        }
+        multiply_begin();
+#pragma unroll
+        for (int k = 0; k < 4; ++k) multiply(c, a[k], descriptor(tile, 16 * k));
+        multiply_wait();
+        pin(c);
+    }
+    // c[4 j + i]: row g + i / 2 * 8 of the warp's 16, token 8 j + 2 t + i % 2.
+    int low = warp * 16 + g, high = low + 8;
+    if (BACKWARD) {
+        low = group * 64 + warp % 4 * 16 + 2 * g;
+        high = low + 1;
+    }
+    partial += (i64)blockIdx.y * n * width;
+#pragma unroll
+    for (int i = 0; i < 64; ++i) {
+        int row = first + (i % 4 / 2 ? high : low), token = i / 4 * 8 + 2 * t + i % 2;
+        if (token < n && row < width) partial[(i64)token * width + row] = c[i];
+    }
+}
+
+// Blocks of 64, `cols` a multiple of 64, rows of `inp` 16-byte aligned, n <= 128; forward: inp (n, cols), backward: inp
+// (n, outputs). Grid: ceil(width / 128) x splits; `partial` holds splits * n * width floats.
+// Shared bytes: 3 * (16384 + 4096 + 512) + 32768 + 1024.
+extern "C" __global__ void __launch_bounds__(256, 2) four_bit_fused_forward_bf16(float* partial, const bf16* inp,
+    const FourBit w, int n, int outputs, int cols, i64 ld, int steps_each) {
+    four_bit_fused_body<false>(partial, inp, w, n, outputs, cols, ld, steps_each);
+}
+
+extern "C" __global__ void __launch_bounds__(256, 2) four_bit_fused_backward_bf16(float* partial, const bf16* inp,
+    const FourBit w, int n, int outputs, int cols, i64 ld, int steps_each) {
+    four_bit_fused_body<true>(partial, inp, w, n, outputs, cols, ld, steps_each);
+}
+
+// out = the sum of the splits (+ out, or + `add`). Grid: n x ceil(width / 256).
+extern "C" __global__ void __launch_bounds__(256) four_bit_fused_sum_bf16(
+    bf16* out, const float* partial, const bf16* add, int n, int width, int splits, i64 ld_out, i64 ld_add) {
+    int col = blockIdx.y * 256 + threadIdx.x;
+    if (col >= width) return;
+    partial += (i64)blockIdx.x * width + col;
+    float sum = 0;
+    for (int s = 0; s < splits; ++s) sum += partial[(i64)s * n * width];
+    if (add) sum += to_float(add[blockIdx.x * ld_add + col]);
+    out[blockIdx.x * ld_out + col] = from_float<bf16>(sum);
+}
+
+#endif
