@@ -3,7 +3,7 @@
 use std::fmt;
 use std::path::{Path, PathBuf};
 
-use danlu_kernels::{Backend, Buffer, LoraRef, rng};
+use danlu_kernels::{Backend, BackendError, Buffer, Element, LoraRef, rng};
 use danlu_model::{LoraSource, ModelConfig, Projection};
 
 use crate::{AdapterError, LoraConfig, targets};
@@ -136,7 +136,7 @@ impl Adapter {
         for (i, module) in modules.iter().enumerate() {
             by_place[place(module.layer, module.projection)] = Some(i as u32);
         }
-        let params = backend.alloc(modules.last().map_or(0, end));
+        let params = backend.alloc(modules.last().map_or(0, end), Element::Exact);
         Self { config, params, modules, by_place, source: source.map(Path::to_owned) }
     }
 
@@ -161,10 +161,13 @@ impl Adapter {
     }
 
     /// All parameters, in the order of their places.
-    pub fn to_vec(&self, backend: &dyn Backend) -> Vec<f32> {
+    ///
+    /// # Errors
+    /// If the device failed.
+    pub fn to_vec(&self, backend: &dyn Backend) -> Result<Vec<f32>, BackendError> {
         let mut values = vec![0.0; self.num_parameters()];
-        backend.read(&mut values, &self.params, 0);
-        values
+        backend.read(&mut values, &self.params, 0)?;
+        Ok(values)
     }
 
     /// The module at a place, if it is adapted.

@@ -13,6 +13,10 @@ pub enum AdapterError {
     #[error(transparent)]
     File(#[from] FileError),
 
+    /// A device failed.
+    #[error(transparent)]
+    Backend(#[from] danlu_kernels::BackendError),
+
     /// The base model is at fault.
     #[error(transparent)]
     Model(#[from] ModelError),

@@ -170,7 +170,7 @@ pub fn measure(
         for start in (0..len).step_by(part) {
             let rows = start..len.min(start + part);
             let mut logits = |i: usize| models[i].0.logits_of(&mut work, &states[i], rows.clone());
-            let logits = [logits(0), logits(1), logits(2)];
+            let logits = [logits(0)?, logits(1)?, logits(2)?];
             let [x, y, z] = logits.each_ref().map(|logits| logits.chunks_exact(vocabulary));
             for (i, ((x, y), z)) in rows.zip(x.zip(y).zip(z)) {
                 let next = (i + 1 < len && sequence.trained[i + 1]).then(|| sequence.ids[i + 1] as usize);

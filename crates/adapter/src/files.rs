@@ -87,7 +87,7 @@ impl Adapter {
         for tensor in &tensors {
             values.clear();
             values.resize(tensor.len(), 0.0);
-            backend.read(&mut values, &self.params, tensor.offset);
+            backend.read(&mut values, &self.params, tensor.offset)?;
             bytes.resize(tensor.len() * 4, 0);
             from_f32(DType::F32, &values, &mut bytes);
             writer.write(&bytes)?;

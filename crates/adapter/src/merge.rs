@@ -271,7 +271,7 @@ pub fn stage(
     // A report alone is what a rejected merge leaves: the next attempt may replace it.
     let output = StagedFolder::create_beside(out, |name| name == REPORT_FILE)?;
 
-    let params = adapter.to_vec(backend);
+    let params = adapter.to_vec(backend)?;
     let threads =
         options.threads.or_else(|| thread::available_parallelism().ok().map(Into::into)).unwrap_or(1);
     let modules: HashMap<String, &Module> =

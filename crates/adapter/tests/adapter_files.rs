@@ -78,7 +78,7 @@ fn an_adapter_survives_being_saved() {
     common::randomise(&mut adapter, 1.0);
     adapter.save(&out.path().join("new/folder"), &backend()).unwrap();
     let again = load(&out.path().join("new/folder")).unwrap();
-    assert_eq!(again.to_vec(&backend()), adapter.to_vec(&backend()));
+    assert_eq!(again.to_vec(&backend()).unwrap(), adapter.to_vec(&backend()).unwrap());
     assert_eq!(again.modules(), adapter.modules());
     let names: Vec<String> = again.tensors().map(|t| t.name).collect();
     assert_eq!(names[0], "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight");
@@ -87,7 +87,7 @@ fn an_adapter_survives_being_saved() {
 #[test]
 fn a_fresh_adapter_changes_nothing_and_depends_on_the_seed_and_the_place() {
     let (adapter, all) = (init(lora(4, "q_proj,up_proj"), 7), init(lora(4, "all-linear"), 7));
-    let (values, of_all) = (adapter.to_vec(&backend()), all.to_vec(&backend()));
+    let (values, of_all) = (adapter.to_vec(&backend()).unwrap(), all.to_vec(&backend()).unwrap());
     for m in adapter.modules() {
         let a = &values[m.a..][..m.rank * m.d_in];
         let bound = 1.0 / (m.d_in as f32).sqrt();
@@ -96,8 +96,8 @@ fn a_fresh_adapter_changes_nothing_and_depends_on_the_seed_and_the_place() {
         // One target more leaves the others' values.
         assert_eq!(a, &of_all[all.module(m.layer, m.projection).unwrap().a..][..a.len()]);
     }
-    assert_ne!(init(lora(4, "q_proj,up_proj"), 8).to_vec(&backend()), values);
-    assert_eq!(init(lora(4, "q_proj,up_proj"), 7).to_vec(&backend()), values);
+    assert_ne!(init(lora(4, "q_proj,up_proj"), 8).to_vec(&backend()).unwrap(), values);
+    assert_eq!(init(lora(4, "q_proj,up_proj"), 7).to_vec(&backend()).unwrap(), values);
     // Each layer draws its own.
     let q = &values[..4 * 48];
     assert_ne!(q, &values[adapter.module(1, Projection::QProj).unwrap().a..][..4 * 48]);
@@ -116,7 +116,7 @@ fn a_decoder_is_given_the_pairs_and_nothing_else() {
 fn half_precision_and_the_name_of_the_adapter_in_the_tensors_are_read() {
     for (dtype, to) in [(Dtype::BF16, danlu_kernels::DType::Bf16), (Dtype::F16, danlu_kernels::DType::F16)] {
         let out = tempfile::tempdir().unwrap();
-        let values = saved(out.path()).to_vec(&backend());
+        let values = saved(out.path()).to_vec(&backend()).unwrap();
         edit(out.path(), |name, shape, data| {
             let mut wide = vec![0.0; data.len() / 4];
             danlu_kernels::to_f32(danlu_kernels::DType::F32, &data, &mut wide);
@@ -124,7 +124,7 @@ fn half_precision_and_the_name_of_the_adapter_in_the_tensors_are_read() {
             danlu_kernels::from_f32(to, &wide, &mut narrow);
             vec![(name.replace(".weight", ".default.weight"), dtype, shape, narrow)]
         });
-        let loaded = load(out.path()).unwrap().to_vec(&backend());
+        let loaded = load(out.path()).unwrap().to_vec(&backend()).unwrap();
         assert!(loaded.iter().zip(&values).all(|(x, y)| (x - y).abs() <= y.abs() / 256.0 + 1e-6));
         assert_ne!(loaded, values);
     }

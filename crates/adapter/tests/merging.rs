@@ -81,7 +81,7 @@ fn a_weight_is_rounded_once_after_adding_in_f32() {
         (6, vec!["bfloat16".to_owned()], vec![2.0])
     );
     let (before, after) = (read_model(&base), read_model(&out));
-    let params = adapter.to_vec(&backend());
+    let params = adapter.to_vec(&backend()).unwrap();
     let mut touched = BTreeSet::new();
     for m in adapter.modules() {
         let name = m.projection.weight_name(m.layer);

@@ -37,7 +37,7 @@ fn adapters() -> [Arc<dyn LoraSource>; 2] {
     [0.5, -1.0].map(|scaling| {
         let mut stream = Stream::new(6);
         let values: Vec<f32> = (0..4 * (d_in + d_out)).map(|_| stream.next_uniform() - 0.5).collect();
-        let mut params = backend.alloc(values.len());
+        let mut params = backend.alloc(values.len(), danlu_kernels::Element::Exact);
         backend.write(&mut params, 0, &values);
         Arc::new(ValueAdapter { params, sizes: [d_out, d_in], scaling }) as Arc<dyn LoraSource>
     })

@@ -6,8 +6,8 @@
 use std::time::{Duration, Instant};
 
 use danlu_kernels::{
-    Backend, Buffer, Bytes, Cpu, CpuOptions, DType, Dropout, Isa, LoraRef, Matrix, from_f32, peak,
-    rng::Stream,
+    Backend, Buffer, Bytes, Cpu, CpuOptions, DType, Dropout, HeadGrads, HeadOperands, Indices, Isa,
+    LoraGrads, LoraPair, LoraRef, Matrix, Store, from_f32, peak, rng::Stream,
 };
 
 /// Seconds of the fastest run: the machine may have other work.
@@ -72,9 +72,8 @@ fn products(threads: usize, isa: Isa, dtype: DType) {
         let flops = 2.0 * (n * d_in * d_out) as f64;
         let seconds = best(|| cpu.linear_forward(&mut out, &inp, &w, n));
         report(&format!("out = inp W^T       {n} x {d_in} x {d_out}"), seconds, flops, peak);
-        cpu.zero(&mut inp, n * d_in);
-        let seconds = best(|| cpu.linear_backward(&mut inp, &out, &w, n));
-        report(&format!("dinp += dout W      {n} x {d_in} x {d_out}"), seconds, flops, peak);
+        let seconds = best(|| cpu.linear_backward(&mut inp, Store::Overwrite, &out, &w, n));
+        report(&format!("dinp = dout W       {n} x {d_in} x {d_out}"), seconds, flops, peak);
     }
 }
 
@@ -85,9 +84,13 @@ fn head(threads: usize, isa: Isa, dtype: DType) {
     for (n, c, v) in [(64, 256, 8192), (256, 256, 8192), (512, 512, 8192), (107, 768, 128_256)] {
         let head = weight(&mut stream, v, c);
         let inp = Buffer::from_vec(random(&mut stream, n * c));
-        let (mut dinp, mut losses) = (cpu.alloc(n * c), vec![0.0; n]);
-        let targets: Vec<u32> = (0..n as u32).collect();
-        let seconds = best(|| cpu.head_loss(&mut losses, Some(&mut dinp), &inp, &head, &targets, 1.0));
+        let (mut dinp, mut losses) = (Buffer::host(n * c), Buffer::host(n));
+        let dloss = Buffer::from_vec(vec![1.0; n]);
+        let operands =
+            HeadOperands { inp: &inp, head: &head, targets: &Indices::host((0..n as u32).collect()) };
+        let seconds = best(|| {
+            cpu.head_loss(&mut losses, 0, operands, Some(HeadGrads { dinp: &mut dinp, dloss: &dloss }));
+        });
         report(&format!("head_loss           {n} x {c} x {v}"), seconds, 4.0 * (n * c * v) as f64, peak);
     }
 }
@@ -111,16 +114,18 @@ fn low_rank(threads: usize, isa: Isa) {
         let lora = LoraRef { params: &params, a: 0, b: rank * d_in, rank, d_in, d_out, scaling: 2.0 };
         let inp = Buffer::from_vec(random(&mut stream, n * d_in));
         let dout = Buffer::from_vec(random(&mut stream, n * d_out));
-        let (mut out, mut mid) = (cpu.alloc(n * d_out), cpu.alloc(n * rank));
-        let (mut dinp, mut grads) = (cpu.alloc(n * d_in), cpu.alloc(params.len()));
+        let (mut out, mut mid) = (Buffer::host(n * d_out), Buffer::host(n * rank));
+        let (mut dinp, mut dparams) = (Buffer::host(n * d_in), Buffer::host(params.len()));
         let flops = 2.0 * (n * rank * (d_in + d_out)) as f64;
         for dropout in [None, Some(Dropout { probability: 0.05, key: 1 })] {
             let drop = if dropout.is_some() { " drop" } else { "" };
-            let shape = format!("{n} x {d_in} x {d_out} r {rank}{drop}");
-            let seconds = best(|| cpu.lora_forward(&mut out, &mut mid, &inp, lora, 0..n, dropout));
+            let (shape, pair) =
+                (format!("{n} x {d_in} x {d_out} r {rank}{drop}"), LoraPair { lora, dropout });
+            let seconds = best(|| cpu.lora_forward(&mut out, &mut mid, &inp, pair, 0..n));
             report(&format!("lora_forward   {shape}"), seconds, flops, peak);
             let seconds = best(|| {
-                cpu.lora_backward(Some(&mut dinp), &mut grads, &dout, &inp, &mid, lora, 0..n, dropout);
+                let grads = LoraGrads { dinp: Some(&mut dinp), dparams: &mut dparams };
+                cpu.lora_backward(grads, &dout, &inp, &mid, pair, 0..n);
             });
             report(&format!("lora_backward  {shape}"), seconds, 2.0 * flops, peak);
         }
@@ -137,7 +142,7 @@ fn decode(threads: usize, isa: Isa, dtype: DType) {
     println!("{}, decoding from bf16 weights: reading peaks at {bandwidth:.1} GB/s", cpu.name());
     for n in [1, 2, 4, 8, 12] {
         let inp = Buffer::from_vec(random(&mut stream, n * d_in));
-        let mut out = cpu.alloc(n * d_out);
+        let mut out = Buffer::host(n * d_out);
         let seconds = best(|| cpu.linear_forward(&mut out, &inp, &w, n));
         let rate = 2e-9 * (d_out * d_in) as f64 / seconds;
         println!("  {n:2} rows {:9.1} us {rate:6.1} GB/s {:5.1}%", seconds * 1e6, 100.0 * rate / bandwidth);

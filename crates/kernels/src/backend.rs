@@ -3,113 +3,84 @@
 use std::fmt;
 use std::ops::Range;
 
-use crate::{Buffer, Matrix};
-
-/// A contiguous run of tokens that attends within itself.
-///
-/// Query `i` (of `q_len`) sees keys `0 ..= kv_len - q_len + i` of the segment. In training the two
-/// ranges coincide; when decoding, the keys are a cache and the queries its newest rows.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Segment {
-    /// First row of the segment in `q` and `out`.
-    pub q_start: usize,
-    /// Rows of the segment in `q` and `out`, at most `kv_len`.
-    pub q_len: usize,
-    /// First row of the segment in `k` and `v`.
-    pub kv_start: usize,
-    /// Rows of the segment in `k` and `v`.
-    pub kv_len: usize,
-}
-
-/// Head layout of grouped-query attention: `heads` is a multiple of `kv_heads`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct AttentionDims {
-    /// Query heads, `NH`.
-    pub heads: usize,
-    /// Key and value heads, `KH`.
-    pub kv_heads: usize,
-    /// Head size, `HS`.
-    pub head_dim: usize,
-}
-
-/// One projection's low-rank pair, inside a flat parameter buffer.
-///
-/// `A (R, IN)` starts at `a` and `B (OUT, R)` at `b`, both row-major. Gradients use a second buffer of the
-/// same layout.
-#[derive(Clone, Copy, Debug)]
-pub struct LoraRef<'a> {
-    /// The flat parameters.
-    pub params: &'a Buffer,
-    /// Offset of `A` in `params`, in elements.
-    pub a: usize,
-    /// Offset of `B` in `params`, in elements.
-    pub b: usize,
-    /// `R`.
-    pub rank: usize,
-    /// `IN`.
-    pub d_in: usize,
-    /// `OUT`.
-    pub d_out: usize,
-    /// alpha / rank, or alpha / sqrt(rank) for rsLoRA.
-    pub scaling: f32,
-}
-
-/// LoRA dropout for one module in one micro-batch: element `i` of the module's input is kept when
-/// [`rng::keep`](crate::rng::keep)`(key, i, probability)`, and then scaled by `1 / (1 - probability)`.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Dropout {
-    /// Probability of zeroing an element, in `[0, 1)`.
-    pub probability: f32,
-    /// Names seed, step, micro-batch, layer and module: see [`rng::key`](crate::rng::key).
-    pub key: u64,
-}
-
-/// What AdamW needs besides its buffers.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct AdamW {
-    /// Learning rate of this step.
-    pub learning_rate: f32,
-    /// Decay of the first moment.
-    pub beta1: f32,
-    /// Decay of the second moment.
-    pub beta2: f32,
-    /// Added to the root of the second moment.
-    pub eps: f32,
-    /// Decoupled weight decay, multiplied by the learning rate.
-    pub weight_decay: f32,
-    /// Steps taken including this one, from 1, for the bias correction.
-    pub step: u32,
-    /// Every gradient is multiplied by this first (the clipping factor).
-    pub grad_scale: f32,
-}
-
-/// Most rows whose products may be summed in an order of their own, as suits decoding. A row of a batch of more rows
-/// comes out the same whatever the other rows are.
-pub const FEW_ROWS: usize = 8;
+use crate::{
+    AdamW, AttentionDims, AttentionGrads, AttentionOperands, AttentionSaved, BackendError, Buffer, Element,
+    HeadGrads, HeadOperands, Indices, LoraGrads, LoraPair, Matrix, ProjectGrads, ProjectGroup, ProjectSaved,
+    RmsnormSaved, Scalars, Segment, Segments, Store,
+};
 
 /// The operations of a LoRA step on one kind of memory.
 ///
-/// Outputs come first. `N` counts token rows of a packed batch; all matrices are row-major. A slice may
+/// Outputs come first. `N` counts token rows of a packed batch; all matrices are row-major. A buffer may
 /// be longer than the shape needs: work buffers are sized once for the largest batch. "accumulates"
 /// means `+=`; everything else overwrites. No operation forms a gradient of a base weight.
 ///
 /// Results depend neither on the number of threads nor on what ran before.
 ///
+/// A device may compute behind the host. It keeps its first failure, does nothing afterwards, and returns the
+/// failure from the next [`read`](Backend::read), [`read_scalars`](Backend::read_scalars) or
+/// [`place`](Backend::place).
+///
 /// # Panics
 /// Every operation panics when a buffer is too short for its shape or belongs to another back end:
 /// callers own the shapes, files are checked long before.
 pub trait Backend: Send + Sync + fmt::Debug {
-    /// What runs, in a few words: `reference`, `cpu avx512bf16, 2 threads, bf16`.
+    /// The back end in a few words: `reference`, `cpu avx512bf16, 2 threads, bf16`.
     fn name(&self) -> String;
 
-    /// A zeroed buffer of `len` f32.
-    fn alloc(&self, len: usize) -> Buffer;
+    /// Fewest rows from which on a row of a product has the same bits whatever the other rows are. Products of
+    /// fewer rows may be summed in an order of their own, as suits decoding; among themselves they agree too.
+    fn row_invariant_from(&self) -> usize;
+
+    /// A zeroed buffer of `len` elements.
+    fn alloc(&self, len: usize, element: Element) -> Buffer;
+
+    /// Zeroed buffers of `rows` rows, one for each width. A back end may lay them out as columns of one allocation.
+    fn alloc_rows(&self, rows: usize, widths: &[usize], element: Element) -> Vec<Buffer> {
+        widths.iter().map(|width| self.alloc(rows * width, element)).collect()
+    }
+
+    /// `len` zeros.
+    fn alloc_scalars(&self, len: usize) -> Scalars {
+        Scalars::host(len)
+    }
 
     /// Copies `src` to `dst[offset ..]`.
     fn write(&self, dst: &mut Buffer, offset: usize, src: &[f32]);
 
-    /// Copies `src[offset ..][.. dst.len()]` to `dst`.
-    fn read(&self, dst: &mut [f32], src: &Buffer, offset: usize);
+    /// Copies `src[offset ..][.. dst.len()]` to `dst`, after all operations so far.
+    ///
+    /// # Errors
+    /// If the device failed.
+    fn read(&self, dst: &mut [f32], src: &Buffer, offset: usize) -> Result<(), BackendError>;
+
+    /// Copies the first `dst.len()` results to `dst`, after all operations so far.
+    ///
+    /// # Errors
+    /// If the device failed.
+    fn read_scalars(&self, dst: &mut [f64], src: &Scalars) -> Result<(), BackendError> {
+        dst.copy_from_slice(&src.values()[..dst.len()]);
+        Ok(())
+    }
+
+    /// Puts weights that multiply one input into the back end's memory, side by side where that helps. A host back end
+    /// leaves them in their file. An embedding table is never placed.
+    ///
+    /// # Errors
+    /// If the device failed or has no memory left.
+    fn place(&self, group: &[Matrix]) -> Result<Vec<Matrix>, BackendError> {
+        Ok(group.to_vec())
+    }
+
+    /// Makes `values` readable for operations. Memory of `dst` is reused where it is long enough.
+    fn upload(&self, dst: &mut Indices, values: &[u32]) {
+        dst.set(values);
+    }
+
+    /// As [`upload`](Backend::upload).
+    fn upload_segments(&self, dst: &mut Segments, values: &[Segment]) {
+        dst.set(values);
+    }
 
     /// Sets the first `len` elements to zero.
     fn zero(&self, dst: &mut Buffer, len: usize);
@@ -129,15 +100,19 @@ pub trait Backend: Send + Sync + fmt::Debug {
     );
 
     /// `out[i] = inp[rows[i]]`, rows of `cols`.
-    fn gather_rows(&self, out: &mut Buffer, inp: &Buffer, rows: &[u32], cols: usize);
+    fn gather_rows(&self, out: &mut Buffer, inp: &Buffer, rows: &Indices, cols: usize);
 
-    /// Backward of [`gather_rows`](Backend::gather_rows): `dinp[rows[i]] += dout[i]`.
-    fn gather_rows_backward(&self, dinp: &mut Buffer, dout: &Buffer, rows: &[u32], cols: usize);
+    /// Backward of [`gather_rows`](Backend::gather_rows): `dinp[r] = Σ dout[i]` over all `rows[i] = r`, in the order
+    /// of `i`, for each of `n` rows.
+    fn gather_rows_backward(&self, dinp: &mut Buffer, n: usize, dout: &Buffer, rows: &Indices, cols: usize);
 
-    /// `out[i] = table[ids[i]]`, `out (N, C)`, `table (V, C)`.
-    fn embedding_forward(&self, out: &mut Buffer, table: &Matrix, ids: &[u32]);
+    /// `out[rows[i]] = inp[i]`, rows of `cols`, no row twice.
+    fn scatter_rows(&self, out: &mut Buffer, inp: &Buffer, rows: &Indices, cols: usize);
 
-    /// `out = weight · inp / rms(inp)`, `rstd[i] = 1 / sqrt(mean(inp[i]²) + eps)` kept for backward.
+    /// `out[i] = table[ids[i]]`, `out (N, C)`, `table (V, C)` in the host's memory.
+    fn embedding_forward(&self, out: &mut Buffer, table: &Matrix, ids: &Indices);
+
+    /// `out = weight · inp / rms(inp)`, `rstd[i] = 1 / sqrt(mean(inp[i]²) + eps)` stored for backward.
     /// `out`, `inp` `(N, C)`, `rstd (N)`, `weight (C)`. Source: Zhang and Sennrich, 2019, equation 4.
     fn rmsnorm_forward(
         &self,
@@ -149,25 +124,24 @@ pub trait Backend: Send + Sync + fmt::Debug {
         n: usize,
     );
 
-    /// Backward of [`rmsnorm_forward`](Backend::rmsnorm_forward); `dinp` accumulates.
+    /// Backward of [`rmsnorm_forward`](Backend::rmsnorm_forward).
     fn rmsnorm_backward(
         &self,
         dinp: &mut Buffer,
+        store: Store,
         dout: &Buffer,
-        inp: &Buffer,
-        rstd: &Buffer,
-        weight: &Buffer,
+        saved: RmsnormSaved<'_>,
         n: usize,
     );
 
     /// `out = inp Wᵀ`, `out (N, OUT)`, `inp (N, IN)`, `w (OUT, IN)`.
     fn linear_forward(&self, out: &mut Buffer, inp: &Buffer, w: &Matrix, n: usize);
 
-    /// Backward of [`linear_forward`](Backend::linear_forward) for a frozen `w`: `dinp += dout W`.
-    fn linear_backward(&self, dinp: &mut Buffer, dout: &Buffer, w: &Matrix, n: usize);
+    /// Backward of [`linear_forward`](Backend::linear_forward) for a frozen `w`: `dinp = dout W`, or `+=`.
+    fn linear_backward(&self, dinp: &mut Buffer, store: Store, dout: &Buffer, w: &Matrix, n: usize);
 
     /// `out += scaling · (drop(inp) Aᵀ) Bᵀ` on `rows` of `out (N, OUT)` and `inp (N, IN)`.
-    /// `mid (N, R)` receives `drop(inp) Aᵀ`, kept for backward. Without `dropout`, `drop` is the identity;
+    /// `mid (N, R)` receives `drop(inp) Aᵀ`, stored for backward. Without dropout, `drop` is the identity;
     /// its element index is `(row - rows.start) * IN + column`, so that rows draw the same mask wherever in a
     /// batch they stand. Source: Hu et al., 2021, section 4.1.
     fn lora_forward(
@@ -175,9 +149,8 @@ pub trait Backend: Send + Sync + fmt::Debug {
         out: &mut Buffer,
         mid: &mut Buffer,
         inp: &Buffer,
-        lora: LoraRef<'_>,
+        pair: LoraPair<'_>,
         rows: Range<usize>,
-        dropout: Option<Dropout>,
     );
 
     /// Backward of [`lora_forward`](Backend::lora_forward). `dinp` (where wanted) and `dparams` accumulate:
@@ -185,67 +158,105 @@ pub trait Backend: Send + Sync + fmt::Debug {
     /// `dinp += drop'(dmid A)`.
     fn lora_backward(
         &self,
-        dinp: Option<&mut Buffer>,
-        dparams: &mut Buffer,
+        grads: LoraGrads<'_>,
         dout: &Buffer,
         inp: &Buffer,
         mid: &Buffer,
-        lora: LoraRef<'_>,
+        pair: LoraPair<'_>,
         rows: Range<usize>,
-        dropout: Option<Dropout>,
     );
 
-    /// Rotates `x (N, heads, HS)` in place: element pairs `(i, i + HS/2)` of row `n` turn by
+    /// The projections of one input, with their low-rank pairs and a residual.
+    ///
+    /// ```text
+    /// out[i] = inp W[i]ᵀ + Σ over segments, on their rows: scaling · (drop(inp) Aᵀ) Bᵀ  (+ residual)
+    /// ```
+    ///
+    /// `out[i] (N, OUT_i)`, `mid[i] (N, R_i)` as [`ProjectSaved::mid`]. A `residual (N, OUT)` needs a group of one weight.
+    /// A back end may fuse all of it; the default calls the single operations in the order of the formula.
+    fn project(
+        &self,
+        out: &mut [&mut Buffer],
+        mid: &mut [&mut Buffer],
+        inp: &Buffer,
+        group: ProjectGroup<'_>,
+        residual: Option<&Buffer>,
+        n: usize,
+    ) {
+        assert!(residual.is_none() || group.weights.len() == 1, "a residual beside several weights");
+        for (i, (out, w)) in out.iter_mut().zip(group.weights).enumerate() {
+            self.linear_forward(out, inp, w, n);
+            for segment in group.lora {
+                if let Some(pair) = segment.pairs[i] {
+                    self.lora_forward(out, mid[i], inp, pair, segment.rows.clone());
+                }
+            }
+            if let Some(residual) = residual {
+                self.add(out, residual, n * w.rows());
+            }
+        }
+    }
+
+    /// Backward of [`project`](Backend::project): `dinp = Σ dout[i] W[i]` and the pairs' share, or `+=`, where wanted;
+    /// `dparams` accumulates. The gradient of the residual is `dout` itself.
+    fn project_backward(
+        &self,
+        grads: ProjectGrads<'_>,
+        dout: &[&Buffer],
+        saved: ProjectSaved<'_>,
+        group: ProjectGroup<'_>,
+        n: usize,
+    ) {
+        let ProjectGrads { mut dinp, mut store, dparams } = grads;
+        for (i, (dout, w)) in dout.iter().zip(group.weights).enumerate() {
+            if let Some(dinp) = dinp.as_deref_mut() {
+                self.linear_backward(dinp, store, dout, w, n);
+                store = Store::Accumulate;
+            }
+            for segment in group.lora {
+                if let Some(pair) = segment.pairs[i] {
+                    let grads = LoraGrads { dinp: dinp.as_deref_mut(), dparams };
+                    self.lora_backward(grads, dout, saved.inp, saved.mid[i], pair, segment.rows.clone());
+                }
+            }
+        }
+    }
+
+    /// Rotates `q (N, NH, HS)` and `k (N, KH, HS)` in place: element pairs `(i, i + HS/2)` of row `n` turn by
     /// `positions[n] · inv_freq[i]`, as Llama's `rotate_half`. `inv_freq (HS/2)` is in radians a token.
     /// Source: Su et al., 2021, section 3.2.2.
     fn rope_forward(
         &self,
-        x: &mut Buffer,
-        inv_freq: &[f32],
-        positions: &[u32],
-        heads: usize,
-        head_dim: usize,
-    );
-
-    /// Backward of [`rope_forward`](Backend::rope_forward): rotates the gradient back, in place.
-    fn rope_backward(
-        &self,
-        dx: &mut Buffer,
-        inv_freq: &[f32],
-        positions: &[u32],
-        heads: usize,
-        head_dim: usize,
-    );
-
-    /// Causal softmax attention inside each segment, scores divided by `sqrt(HS)`.
-    /// `out`, `q` `(N, NH, HS)`; `k`, `v` `(M, KH, HS)`; `lse (N, NH)` receives the log of each row's softmax
-    /// denominator, kept for backward. Source: Vaswani et al., 2017, equation 1; Ainslie et al., 2023 (GQA).
-    fn attention_forward(
-        &self,
-        out: &mut Buffer,
-        lse: &mut Buffer,
-        q: &Buffer,
-        k: &Buffer,
-        v: &Buffer,
-        segments: &[Segment],
+        q: &mut Buffer,
+        k: &mut Buffer,
+        inv_freq: &Buffer,
+        positions: &Indices,
         dims: AttentionDims,
     );
 
-    /// Backward of [`attention_forward`](Backend::attention_forward). `dq`, `dk`, `dv` are overwritten on the
-    /// rows of the segments, which must not overlap.
-    fn attention_backward(
+    /// Backward of [`rope_forward`](Backend::rope_forward): rotates the gradients back, in place.
+    fn rope_backward(
         &self,
         dq: &mut Buffer,
         dk: &mut Buffer,
-        dv: &mut Buffer,
-        dout: &Buffer,
-        out: &Buffer,
-        lse: &Buffer,
-        q: &Buffer,
-        k: &Buffer,
-        v: &Buffer,
-        segments: &[Segment],
+        inv_freq: &Buffer,
+        positions: &Indices,
         dims: AttentionDims,
+    );
+
+    /// Causal softmax attention inside each segment, scores divided by `sqrt(HS)`. `out (N, NH, HS)`;
+    /// `lse (N, NH)` receives the log of each row's softmax denominator, stored for backward.
+    /// Source: Vaswani et al., 2017, equation 1; Ainslie et al., 2023 (GQA).
+    fn attention_forward(&self, out: &mut Buffer, lse: &mut Buffer, operands: AttentionOperands<'_>);
+
+    /// Backward of [`attention_forward`](Backend::attention_forward). Gradients are overwritten on the
+    /// rows of the segments, which must not overlap.
+    fn attention_backward(
+        &self,
+        grads: AttentionGrads<'_>,
+        dout: &Buffer,
+        saved: AttentionSaved<'_>,
+        operands: AttentionOperands<'_>,
     );
 
     /// `out = silu(gate) · up` over `len` elements, `silu(x) = x / (1 + e^-x)`.
@@ -263,17 +274,14 @@ pub trait Backend: Send + Sync + fmt::Debug {
         len: usize,
     );
 
-    /// The loss head over rows that carry a label: `losses[i] = -log softmax(inp[i] Wᵀ)[targets[i]]` in nats,
-    /// and where asked `dinp[i] = dloss · d losses[i] / d inp[i]` (overwritten). Works in chunks of rows: the
-    /// full `(N, V)` logits never exist. `inp (N, C)`, `head (V, C)`.
+    /// The loss head over rows that carry a label: `losses[first + i] = -log softmax(inp[i] Wᵀ)[targets[i]]` in nats,
+    /// and where asked `dinp[i] = dloss[i] · d loss / d inp[i]`. Works in blocks: the full `(N, V)` logits never exist.
     fn head_loss(
         &self,
-        losses: &mut [f32],
-        dinp: Option<&mut Buffer>,
-        inp: &Buffer,
-        head: &Matrix,
-        targets: &[u32],
-        dloss: f32,
+        losses: &mut Buffer,
+        first: usize,
+        operands: HeadOperands<'_>,
+        grads: Option<HeadGrads<'_>>,
     );
 
     /// One AdamW update of the first `len` parameters, decoupled decay first, as `torch.optim.AdamW`.
@@ -288,6 +296,6 @@ pub trait Backend: Send + Sync + fmt::Debug {
         step: AdamW,
     );
 
-    /// Sum of squares of the first `len` elements, in f64.
-    fn sum_of_squares(&self, x: &Buffer, len: usize) -> f64;
+    /// `out[at]` = the sum of squares of the first `len` elements, in f64.
+    fn sum_of_squares(&self, out: &mut Scalars, at: usize, x: &Buffer, len: usize);
 }

@@ -3,16 +3,30 @@
 use std::any::Any;
 use std::fmt;
 
+use crate::DType;
+
 /// Elements of a cache line.
 const LINE: usize = 16;
 
-/// `len` f32 elements owned by one back end, zeroed when made.
+/// The use of a buffer's elements, from which a back end chooses their type.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Element {
+    /// Activations and their gradients: the type a back end computes in.
+    Activation,
+    /// The residual stream and its gradient: f32 where activations are f16, whose range the stream leaves.
+    Residual,
+    /// Always f32: statistics of norms and softmax, losses, logits, parameters, their gradients and moments.
+    Exact,
+}
+
+/// `len` elements owned by one back end, zeroed when made.
 ///
-/// Made by [`Backend::alloc`](crate::Backend::alloc). A back end that computes on the host keeps the
-/// elements in [`Storage::Host`]; any other keeps its own handle in [`Storage::Opaque`].
+/// Made by [`Backend::alloc`](crate::Backend::alloc). A back end that computes on the host keeps f32 in
+/// [`Storage::Host`]; any other keeps its own handle in [`Storage::Opaque`].
 pub struct Buffer {
     storage: Storage,
     len: usize,
+    dtype: DType,
 }
 
 /// Where the elements of a [`Buffer`] live.
@@ -41,7 +55,7 @@ impl HostMemory {
 impl Buffer {
     /// A zeroed host buffer of `len` elements.
     pub fn host(len: usize) -> Self {
-        Self { storage: Storage::Host(HostMemory::zeroed(len)), len }
+        Self { storage: Storage::Host(HostMemory::zeroed(len)), len, dtype: DType::F32 }
     }
 
     /// A host buffer with the elements of `data`.
@@ -52,13 +66,18 @@ impl Buffer {
     }
 
     /// A buffer of `len` elements behind a back end's own handle.
-    pub fn opaque(handle: Box<dyn Any + Send + Sync>, len: usize) -> Self {
-        Self { storage: Storage::Opaque(handle), len }
+    pub fn opaque(handle: Box<dyn Any + Send + Sync>, len: usize, dtype: DType) -> Self {
+        Self { storage: Storage::Opaque(handle), len, dtype }
     }
 
-    /// Number of f32 elements.
+    /// Number of elements.
     pub fn len(&self) -> usize {
         self.len
+    }
+
+    /// The type of the elements.
+    pub fn dtype(&self) -> DType {
+        self.dtype
     }
 
     /// Whether there are no elements.
@@ -96,13 +115,52 @@ impl Buffer {
     }
 }
 
+/// A few f64 results, left in the back end's memory until [`Backend::read_scalars`](crate::Backend::read_scalars).
+pub struct Scalars {
+    values: Vec<f64>,
+    handle: Option<Box<dyn Any + Send + Sync>>,
+}
+
+impl Scalars {
+    /// `len` zeros in the host's memory.
+    pub fn host(len: usize) -> Self {
+        Self { values: vec![0.0; len], handle: None }
+    }
+
+    /// `len` results behind a back end's own handle.
+    pub fn opaque(handle: Box<dyn Any + Send + Sync>, len: usize) -> Self {
+        Self { handle: Some(handle), ..Self::host(len) }
+    }
+
+    /// The host's values, for host back ends.
+    pub fn values(&self) -> &[f64] {
+        &self.values
+    }
+
+    /// As [`Scalars::values`], to write through.
+    pub fn values_mut(&mut self) -> &mut [f64] {
+        &mut self.values
+    }
+
+    /// The handle of the back end that made them.
+    pub fn handle(&self) -> Option<&(dyn Any + Send + Sync)> {
+        self.handle.as_deref()
+    }
+}
+
+impl fmt::Debug for Scalars {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Scalars({})", self.values.len())
+    }
+}
+
 impl fmt::Debug for Buffer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let place = match self.storage {
             Storage::Host(_) => "host",
             Storage::Opaque(_) => "opaque",
         };
-        write!(f, "Buffer({place}, {} x f32)", self.len)
+        write!(f, "Buffer({place}, {} x {:?})", self.len, self.dtype)
     }
 }
 

@@ -7,12 +7,13 @@ use crate::math::dot_f64;
 const CHUNK: usize = 16;
 
 /// `losses[i] = -log softmax(inp[i] Wᵀ)[targets[i]]`, in nats, and where asked
-/// `dinp[i] = dloss · (softmax(inp[i] Wᵀ) - onehot(targets[i])) W`, overwritten.
+/// `dinp[i] = dloss[i] · (softmax(inp[i] Wᵀ) - onehot(targets[i])) W`, overwritten; `grads` is `(dinp, dloss)`.
 ///
 /// | operand   | shape    | note                              |
 /// |-----------|----------|-----------------------------------|
 /// | `losses`  | `(N)`    |                                   |
 /// | `dinp`    | `(N, C)` |                                   |
+/// | `dloss`   | `(N)`    |                                   |
 /// | `inp`     | `(N, C)` | only rows that carry a label      |
 /// | `head`    | `(V, C)` |                                   |
 /// | `targets` | `(N)`    | below `V`; their number is `N`    |
@@ -21,11 +22,10 @@ const CHUNK: usize = 16;
 /// If a target is not below `V`, or a slice is too short.
 pub fn head_loss(
     losses: &mut [f32],
-    mut dinp: Option<&mut [f32]>,
+    mut grads: Option<(&mut [f32], &[f32])>,
     inp: &[f32],
     head: &Matrix,
     targets: &[u32],
-    dloss: f32,
 ) {
     let (v, c) = (head.rows(), head.cols());
     assert!(losses.len() >= targets.len() && inp.len() >= targets.len() * c);
@@ -40,9 +40,10 @@ pub fn head_loss(
             }
         }
         for (i, &target) in targets.iter().enumerate() {
+            let dloss = grads.as_ref().map_or(0.0, |(_, dloss)| dloss[first + i]);
             losses[first + i] = softmax_loss(&mut logits[i * v..][..v], target, dloss);
         }
-        let Some(dinp) = dinp.as_deref_mut() else { continue };
+        let Some((dinp, _)) = &mut grads else { continue };
         let mut sums = vec![0.0f64; targets.len() * c];
         for o in 0..v {
             head.row_to_f32(o, &mut row);
@@ -83,7 +84,7 @@ mod tests {
     fn equal_logits_cost_the_log_of_the_vocabulary() {
         let head = Matrix::from_f32(&[0.5; 8 * 3], 8, 3);
         let mut losses = [0.0; 2];
-        head_loss(&mut losses, None, &[1.0; 6], &head, &[0, 7], 1.0);
+        head_loss(&mut losses, None, &[1.0; 6], &head, &[0, 7]);
         assert_close(&losses, &[8f32.ln(); 2], 1e-6);
     }
 
@@ -94,10 +95,11 @@ mod tests {
         let inp = random(&mut stream, n * c);
         let targets: Vec<u32> = (0..n).map(|_| stream.next_below(v as u64) as u32).collect();
         let (mut losses, mut dinp) = (vec![0.0; n], vec![9.0; n * c]);
-        head_loss(&mut losses, Some(&mut dinp), &inp, &head, &targets, 0.5);
+        let dloss = random(&mut stream, n);
+        head_loss(&mut losses, Some((&mut dinp, &dloss)), &inp, &head, &targets);
         check(&inp, &dinp, |inp| {
-            head_loss(&mut losses, None, inp, &head, &targets, 0.5);
-            losses.iter().map(|&l| 0.5 * l as f64).sum()
+            head_loss(&mut losses, None, inp, &head, &targets);
+            losses.iter().zip(&dloss).map(|(&l, &d)| d as f64 * l as f64).sum()
         });
     }
 }

@@ -7,17 +7,18 @@
 //! A model calls a [`Backend`] and cannot tell which one computes:
 //!
 //! ```
-//! use danlu_kernels::{Backend, Buffer, Cpu, CpuOptions, Matrix, Reference};
+//! use danlu_kernels::{Backend, Buffer, Cpu, CpuOptions, Element, Matrix, Reference};
 //!
 //! let inp = Buffer::from_vec(vec![1.0, 2.0, 3.0]);
 //! let weight = Matrix::from_f32(&[1.0, 0.0, -1.0, 0.5, 0.5, 0.5], 2, 3);
 //! for backend in [&Reference::new() as &dyn Backend, &Cpu::new(CpuOptions::default())] {
-//!     let mut out = backend.alloc(2);
+//!     let mut out = backend.alloc(2, Element::Activation);
 //!     backend.linear_forward(&mut out, &inp, &weight, 1);
 //!     let mut values = [0.0; 2];
-//!     backend.read(&mut values, &out, 0);
+//!     backend.read(&mut values, &out, 0)?;
 //!     assert_eq!(values, [-2.0, 3.0], "{}", backend.name());
 //! }
+//! # Ok::<(), danlu_kernels::BackendError>(())
 //! ```
 
 pub mod adamw;
@@ -27,16 +28,19 @@ mod buffer;
 mod cpu;
 pub mod cuda;
 mod dtype;
+mod error;
 #[cfg(test)]
 mod finite_difference;
 mod four_bit;
 mod gemm;
 pub mod head_loss;
+mod indices;
 mod isa;
 pub mod linear;
 pub mod lora;
 pub mod math;
 mod matrix;
+mod operands;
 pub mod peak;
 mod reference;
 pub mod rmsnorm;
@@ -48,14 +52,21 @@ mod softmax;
 pub mod swiglu;
 mod trace;
 
-pub use backend::{AdamW, AttentionDims, Backend, Dropout, FEW_ROWS, LoraRef, Segment};
-pub use buffer::{Buffer, HostMemory, Storage};
+pub use backend::Backend;
+pub use buffer::{Buffer, Element, HostMemory, Scalars, Storage};
 pub use cpu::{Cpu, CpuOptions};
 pub use dtype::{DType, bf16_to_f32, f16_to_f32, f32_to_bf16, f32_to_f16, from_f32, to_f32};
+pub use error::BackendError;
 pub use four_bit::{
     FP4, FourBit, FourBitCode, NESTED_BLOCK, NF4, NestedScales, Scales, dynamic_u8, encode_blocks, nest,
 };
+pub use indices::{Indices, Segments, Uploaded};
 pub use isa::{Isa, UnknownIsa};
 pub use matrix::{Bytes, Matrix, MatrixStorage};
+pub use operands::{
+    AdamW, AttentionDims, AttentionGrads, AttentionOperands, AttentionSaved, Dropout, HeadGrads,
+    HeadOperands, LoraGrads, LoraPair, LoraRef, LoraSegment, ProjectGrads, ProjectGroup, ProjectSaved,
+    RmsnormSaved, Segment, Store,
+};
 pub use reference::Reference;
 pub use trace::{Footprint, ScratchBytes, Trace};

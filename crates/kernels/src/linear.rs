@@ -1,7 +1,7 @@
 //! A frozen projection: the product with a base weight and its gradient with respect to the input.
 
-use crate::Matrix;
 use crate::math::dot_f64;
+use crate::{Matrix, Store};
 
 /// `out = inp Wᵀ`.
 ///
@@ -25,11 +25,11 @@ pub fn forward(out: &mut [f32], inp: &[f32], w: &Matrix, n: usize) {
     }
 }
 
-/// Backward of [`forward`] for a frozen `w`: `dinp += dout W`.
+/// Backward of [`forward`] for a frozen `w`: `dinp = dout W`, or `+=`.
 ///
 /// # Panics
 /// If a slice is too short for `n` rows.
-pub fn backward(dinp: &mut [f32], dout: &[f32], w: &Matrix, n: usize) {
+pub fn backward(dinp: &mut [f32], store: Store, dout: &[f32], w: &Matrix, n: usize) {
     let (d_out, d_in) = (w.rows(), w.cols());
     assert!(dinp.len() >= n * d_in && dout.len() >= n * d_out);
     let mut row = vec![0.0; d_in];
@@ -44,7 +44,8 @@ pub fn backward(dinp: &mut [f32], dout: &[f32], w: &Matrix, n: usize) {
         }
     }
     for (d, s) in dinp.iter_mut().zip(sums) {
-        *d += s as f32;
+        let before = if store.accumulates() { *d } else { 0.0 };
+        *d = before + s as f32;
     }
 }
 
@@ -67,8 +68,8 @@ mod tests {
         let (mut stream, n, d_in, d_out) = (Stream::new(5), 3, 9, 4);
         let w = Matrix::from_f32(&random(&mut stream, d_out * d_in), d_out, d_in);
         let (inp, dout) = (random(&mut stream, n * d_in), random(&mut stream, n * d_out));
-        let (mut dinp, mut out) = (vec![0.0; n * d_in], vec![0.0; n * d_out]);
-        backward(&mut dinp, &dout, &w, n);
+        let (mut dinp, mut out) = (vec![9.0; n * d_in], vec![0.0; n * d_out]);
+        backward(&mut dinp, Store::Overwrite, &dout, &w, n);
         check(&inp, &dinp, |inp| {
             forward(&mut out, inp, &w, n);
             inner(&out, &dout)

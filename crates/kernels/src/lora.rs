@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use crate::math::dot_f64;
-use crate::{Dropout, LoraRef, rng};
+use crate::{Dropout, LoraPair, LoraRef, rng};
 
 /// The shapes and factors of one module's pair, without its parameters.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -22,6 +22,51 @@ impl LoraDims {
     /// Those of `lora`.
     pub fn of(lora: &LoraRef<'_>) -> Self {
         Self { rank: lora.rank, d_in: lora.d_in, d_out: lora.d_out, scaling: lora.scaling }
+    }
+}
+
+/// The parameters of one module's pair, and what its product needs besides rows.
+#[derive(Clone, Copy, Debug)]
+pub struct LoraParams<'a> {
+    /// `(R, IN)`.
+    pub a: &'a [f32],
+    /// `(OUT, R)`.
+    pub b: &'a [f32],
+    /// Shapes and scaling.
+    pub dims: LoraDims,
+    /// Dropout of the input.
+    pub dropout: Option<Dropout>,
+}
+
+impl<'a> LoraParams<'a> {
+    /// Those of a pair in the host's memory.
+    ///
+    /// # Panics
+    /// If the pair reaches past its buffer, or the buffer is not the host's.
+    pub fn of(pair: &LoraPair<'a>) -> Self {
+        let (lora, params) = (&pair.lora, pair.lora.params.host_slice());
+        let [a, b] = lora.ranges().map(|range| &params[range]);
+        Self { a, b, dims: LoraDims::of(lora), dropout: pair.dropout }
+    }
+
+    /// Panics unless `A` and `B` have the shapes that `dims` says.
+    pub(crate) fn check(&self) {
+        let LoraDims { rank, d_in, d_out, .. } = self.dims;
+        assert_eq!((self.a.len(), self.b.len()), (rank * d_in, d_out * rank));
+    }
+}
+
+impl LoraRef<'_> {
+    /// Where `A` and `B` lie in the flat parameters.
+    pub(crate) fn ranges(&self) -> [Range<usize>; 2] {
+        [self.a..self.a + self.rank * self.d_in, self.b..self.b + self.d_out * self.rank]
+    }
+
+    /// The gradients of `A` and `B` in `dparams`, laid out as the parameters.
+    pub(crate) fn grads<'b>(&self, dparams: &'b mut [f32]) -> [&'b mut [f32]; 2] {
+        dparams
+            .get_disjoint_mut(self.ranges())
+            .expect("a pair's A and B lie apart, inside the gradient buffer")
     }
 }
 
@@ -52,18 +97,9 @@ pub fn drop_row(out: &mut [f32], inp: &[f32], row: usize, dropout: Option<Dropou
 ///
 /// # Panics
 /// If `a` or `b` differs from its shape, or another slice is too short for `rows`.
-pub fn forward(
-    out: &mut [f32],
-    mid: &mut [f32],
-    inp: &[f32],
-    a: &[f32],
-    b: &[f32],
-    dims: LoraDims,
-    rows: Range<usize>,
-    dropout: Option<Dropout>,
-) {
-    let LoraDims { rank, d_in, d_out, scaling } = dims;
-    assert_eq!((a.len(), b.len()), (rank * d_in, d_out * rank));
+pub fn forward(out: &mut [f32], mid: &mut [f32], inp: &[f32], params: LoraParams<'_>, rows: Range<usize>) {
+    let LoraParams { a, b, dims: LoraDims { rank, d_in, d_out, scaling }, dropout } = params;
+    params.check();
     let (mut x, first) = (vec![0.0; d_in], rows.start);
     for i in rows {
         drop_row(&mut x, &inp[i * d_in..][..d_in], i - first, dropout);
@@ -85,19 +121,15 @@ pub fn forward(
 /// As [`forward`].
 pub fn backward(
     mut dinp: Option<&mut [f32]>,
-    da: &mut [f32],
-    db: &mut [f32],
+    [da, db]: [&mut [f32]; 2],
     dout: &[f32],
     inp: &[f32],
     mid: &[f32],
-    a: &[f32],
-    b: &[f32],
-    dims: LoraDims,
+    params: LoraParams<'_>,
     rows: Range<usize>,
-    dropout: Option<Dropout>,
 ) {
-    let LoraDims { rank, d_in, d_out, scaling } = dims;
-    assert_eq!((a.len(), b.len()), (rank * d_in, d_out * rank));
+    let LoraParams { a, b, dims: LoraDims { rank, d_in, d_out, scaling }, dropout } = params;
+    params.check();
     assert_eq!((da.len(), db.len()), (a.len(), b.len()));
     // Summed in f64 over the rows, then added once.
     let (mut sum_a, mut sum_b) = (vec![0.0f64; a.len()], vec![0.0f64; b.len()]);
@@ -147,7 +179,8 @@ mod tests {
     fn rank_one_is_an_outer_product() {
         let dims = LoraDims { rank: 1, d_in: 2, d_out: 2, scaling: 0.5 };
         let (mut out, mut mid) = ([1.0, 1.0], [0.0]);
-        forward(&mut out, &mut mid, &[2.0, 3.0], &[1.0, 1.0], &[4.0, -2.0], dims, 0..1, None);
+        let params = LoraParams { a: &[1.0, 1.0], b: &[4.0, -2.0], dims, dropout: None };
+        forward(&mut out, &mut mid, &[2.0, 3.0], params, 0..1);
         assert_eq!((out, mid), ([11.0, -4.0], [5.0]));
     }
 
@@ -156,7 +189,8 @@ mod tests {
         let mut stream = Stream::new(6);
         let (a, b) = (random(&mut stream, 18), random(&mut stream, 15));
         let (inp, mut out, mut mid) = (random(&mut stream, 24), vec![0.0; 20], vec![0.0; 12]);
-        forward(&mut out, &mut mid, &inp, &a, &b, DIMS, 1..3, None);
+        let params = LoraParams { a: &a, b: &b, dims: DIMS, dropout: None };
+        forward(&mut out, &mut mid, &inp, params, 1..3);
         assert!(out[..5].iter().chain(&out[15..]).all(|&v| v == 0.0));
         assert!(out[5..15].iter().all(|&v| v != 0.0));
     }
@@ -169,13 +203,14 @@ mod tests {
             let (inp, dout) = (random(&mut stream, n * 6), random(&mut stream, n * 5));
             let loss = |inp: &[f32], a: &[f32], b: &[f32]| {
                 let (mut out, mut mid) = (vec![0.0; n * 5], vec![0.0; n * 3]);
-                forward(&mut out, &mut mid, inp, a, b, DIMS, rows.clone(), dropout);
+                let params = LoraParams { a, b, dims: DIMS, dropout };
+                forward(&mut out, &mut mid, inp, params, rows.clone());
                 (inner(&out, &dout), mid)
             };
             let (_, mid) = loss(&inp, &a, &b);
             let (mut dinp, mut da, mut db) = (vec![0.0; n * 6], vec![0.0; 18], vec![0.0; 15]);
-            let range = rows.clone();
-            backward(Some(&mut dinp), &mut da, &mut db, &dout, &inp, &mid, &a, &b, DIMS, range, dropout);
+            let params = LoraParams { a: &a, b: &b, dims: DIMS, dropout };
+            backward(Some(&mut dinp), [&mut da, &mut db], &dout, &inp, &mid, params, rows.clone());
             check(&inp, &dinp, |inp| loss(inp, &a, &b).0);
             check(&a, &da, |a| loss(&inp, a, &b).0);
             check(&b, &db, |b| loss(&inp, &a, b).0);

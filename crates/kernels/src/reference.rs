@@ -2,13 +2,15 @@
 
 use std::ops::Range;
 
-use crate::lora::LoraDims;
+use crate::attention::AttentionInputs;
+use crate::lora::LoraParams;
 use crate::{
-    AdamW, AttentionDims, Backend, Buffer, Dropout, LoraRef, Matrix, Segment, adamw, attention, head_loss,
-    linear, lora, rmsnorm, rope, row_ops, swiglu,
+    AdamW, AttentionDims, AttentionGrads, AttentionOperands, AttentionSaved, Backend, BackendError, Buffer,
+    Element, HeadGrads, HeadOperands, Indices, LoraGrads, LoraPair, Matrix, RmsnormSaved, Scalars, Store,
+    adamw, attention, head_loss, linear, lora, rmsnorm, rope, row_ops, swiglu,
 };
 
-/// A back end of plain loops. Slow; what the others are tested against.
+/// A back end of plain loops. Slow; the others are tested against it.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Reference;
 
@@ -24,7 +26,11 @@ impl Backend for Reference {
         "reference".to_owned()
     }
 
-    fn alloc(&self, len: usize) -> Buffer {
+    fn row_invariant_from(&self) -> usize {
+        1
+    }
+
+    fn alloc(&self, len: usize, _element: Element) -> Buffer {
         Buffer::host(len)
     }
 
@@ -32,8 +38,9 @@ impl Backend for Reference {
         dst.host_slice_mut()[offset..][..src.len()].copy_from_slice(src);
     }
 
-    fn read(&self, dst: &mut [f32], src: &Buffer, offset: usize) {
+    fn read(&self, dst: &mut [f32], src: &Buffer, offset: usize) -> Result<(), BackendError> {
         dst.copy_from_slice(&src.host_slice()[offset..][..dst.len()]);
+        Ok(())
     }
 
     fn zero(&self, dst: &mut Buffer, len: usize) {
@@ -56,16 +63,22 @@ impl Backend for Reference {
         row_ops::copy_rows(dst.host_slice_mut(), dst_row, src.host_slice(), src_row, n, cols);
     }
 
-    fn gather_rows(&self, out: &mut Buffer, inp: &Buffer, rows: &[u32], cols: usize) {
-        row_ops::gather_rows(out.host_slice_mut(), inp.host_slice(), rows, cols);
+    fn gather_rows(&self, out: &mut Buffer, inp: &Buffer, rows: &Indices, cols: usize) {
+        row_ops::gather_rows(out.host_slice_mut(), inp.host_slice(), rows.values(), cols);
     }
 
-    fn gather_rows_backward(&self, dinp: &mut Buffer, dout: &Buffer, rows: &[u32], cols: usize) {
-        row_ops::gather_rows_backward(dinp.host_slice_mut(), dout.host_slice(), rows, cols);
+    fn gather_rows_backward(&self, dinp: &mut Buffer, n: usize, dout: &Buffer, rows: &Indices, cols: usize) {
+        let dinp = &mut dinp.host_slice_mut()[..n * cols];
+        dinp.fill(0.0);
+        row_ops::add_rows(dinp, dout.host_slice(), rows.values(), cols);
     }
 
-    fn embedding_forward(&self, out: &mut Buffer, table: &Matrix, ids: &[u32]) {
-        row_ops::embedding_forward(out.host_slice_mut(), table, ids);
+    fn scatter_rows(&self, out: &mut Buffer, inp: &Buffer, rows: &Indices, cols: usize) {
+        row_ops::scatter_rows(out.host_slice_mut(), inp.host_slice(), rows.values(), cols);
+    }
+
+    fn embedding_forward(&self, out: &mut Buffer, table: &Matrix, ids: &Indices) {
+        row_ops::embedding_forward(out.host_slice_mut(), table, ids.values());
     }
 
     fn rmsnorm_forward(
@@ -84,22 +97,26 @@ impl Backend for Reference {
     fn rmsnorm_backward(
         &self,
         dinp: &mut Buffer,
+        store: Store,
         dout: &Buffer,
-        inp: &Buffer,
-        rstd: &Buffer,
-        weight: &Buffer,
+        saved: RmsnormSaved<'_>,
         n: usize,
     ) {
-        let (dout, inp, rstd) = (dout.host_slice(), inp.host_slice(), rstd.host_slice());
-        rmsnorm::backward(dinp.host_slice_mut(), dout, inp, rstd, weight.host_slice(), n);
+        let weight = saved.weight.host_slice();
+        let dinp = dinp.host_slice_mut();
+        if store == Store::Overwrite {
+            dinp[..n * weight.len()].fill(0.0);
+        }
+        let (inp, rstd) = (saved.inp.host_slice(), saved.rstd.host_slice());
+        rmsnorm::backward(dinp, dout.host_slice(), inp, rstd, weight, n);
     }
 
     fn linear_forward(&self, out: &mut Buffer, inp: &Buffer, w: &Matrix, n: usize) {
         linear::forward(out.host_slice_mut(), inp.host_slice(), w, n);
     }
 
-    fn linear_backward(&self, dinp: &mut Buffer, dout: &Buffer, w: &Matrix, n: usize) {
-        linear::backward(dinp.host_slice_mut(), dout.host_slice(), w, n);
+    fn linear_backward(&self, dinp: &mut Buffer, store: Store, dout: &Buffer, w: &Matrix, n: usize) {
+        linear::backward(dinp.host_slice_mut(), store, dout.host_slice(), w, n);
     }
 
     fn lora_forward(
@@ -107,95 +124,69 @@ impl Backend for Reference {
         out: &mut Buffer,
         mid: &mut Buffer,
         inp: &Buffer,
-        lora: LoraRef<'_>,
+        pair: LoraPair<'_>,
         rows: Range<usize>,
-        dropout: Option<Dropout>,
     ) {
-        let params = lora.params.host_slice();
-        let (a, b) =
-            (&params[lora.a..][..lora.rank * lora.d_in], &params[lora.b..][..lora.d_out * lora.rank]);
         let (out, mid, inp) = (out.host_slice_mut(), mid.host_slice_mut(), inp.host_slice());
-        lora::forward(out, mid, inp, a, b, LoraDims::of(&lora), rows, dropout);
+        lora::forward(out, mid, inp, LoraParams::of(&pair), rows);
     }
 
     fn lora_backward(
         &self,
-        dinp: Option<&mut Buffer>,
-        dparams: &mut Buffer,
+        grads: LoraGrads<'_>,
         dout: &Buffer,
         inp: &Buffer,
         mid: &Buffer,
-        lora: LoraRef<'_>,
+        pair: LoraPair<'_>,
         rows: Range<usize>,
-        dropout: Option<Dropout>,
     ) {
-        let (a_range, b_range) =
-            (lora.a..lora.a + lora.rank * lora.d_in, lora.b..lora.b + lora.d_out * lora.rank);
-        let params = lora.params.host_slice();
-        let [da, db] = dparams
-            .host_slice_mut()
-            .get_disjoint_mut([a_range.clone(), b_range.clone()])
-            .expect("a pair's A and B lie apart, inside the gradient buffer");
+        let dinp = grads.dinp.map(Buffer::host_slice_mut);
+        let dparams = pair.lora.grads(grads.dparams.host_slice_mut());
         let (dout, inp, mid) = (dout.host_slice(), inp.host_slice(), mid.host_slice());
-        let (a, b) = (&params[a_range], &params[b_range]);
-        let dinp = dinp.map(Buffer::host_slice_mut);
-        lora::backward(dinp, da, db, dout, inp, mid, a, b, LoraDims::of(&lora), rows, dropout);
+        lora::backward(dinp, dparams, dout, inp, mid, LoraParams::of(&pair), rows);
     }
 
     fn rope_forward(
         &self,
-        x: &mut Buffer,
-        inv_freq: &[f32],
-        positions: &[u32],
-        heads: usize,
-        head_dim: usize,
+        q: &mut Buffer,
+        k: &mut Buffer,
+        inv_freq: &Buffer,
+        positions: &Indices,
+        dims: AttentionDims,
     ) {
-        rope::forward(x.host_slice_mut(), inv_freq, positions, heads, head_dim);
+        let (inv_freq, positions) = (inv_freq.host_slice(), positions.values());
+        rope::forward(q.host_slice_mut(), inv_freq, positions, dims.heads, dims.head_dim);
+        rope::forward(k.host_slice_mut(), inv_freq, positions, dims.kv_heads, dims.head_dim);
     }
 
     fn rope_backward(
         &self,
-        dx: &mut Buffer,
-        inv_freq: &[f32],
-        positions: &[u32],
-        heads: usize,
-        head_dim: usize,
-    ) {
-        rope::backward(dx.host_slice_mut(), inv_freq, positions, heads, head_dim);
-    }
-
-    fn attention_forward(
-        &self,
-        out: &mut Buffer,
-        lse: &mut Buffer,
-        q: &Buffer,
-        k: &Buffer,
-        v: &Buffer,
-        segments: &[Segment],
+        dq: &mut Buffer,
+        dk: &mut Buffer,
+        inv_freq: &Buffer,
+        positions: &Indices,
         dims: AttentionDims,
     ) {
-        let (q, k, v) = (q.host_slice(), k.host_slice(), v.host_slice());
-        attention::forward(out.host_slice_mut(), lse.host_slice_mut(), q, k, v, segments, dims);
+        let (inv_freq, positions) = (inv_freq.host_slice(), positions.values());
+        rope::backward(dq.host_slice_mut(), inv_freq, positions, dims.heads, dims.head_dim);
+        rope::backward(dk.host_slice_mut(), inv_freq, positions, dims.kv_heads, dims.head_dim);
+    }
+
+    fn attention_forward(&self, out: &mut Buffer, lse: &mut Buffer, operands: AttentionOperands<'_>) {
+        let inputs = AttentionInputs::of(&operands);
+        attention::forward(out.host_slice_mut(), lse.host_slice_mut(), inputs);
     }
 
     fn attention_backward(
         &self,
-        dq: &mut Buffer,
-        dk: &mut Buffer,
-        dv: &mut Buffer,
+        grads: AttentionGrads<'_>,
         dout: &Buffer,
-        out: &Buffer,
-        lse: &Buffer,
-        q: &Buffer,
-        k: &Buffer,
-        v: &Buffer,
-        segments: &[Segment],
-        dims: AttentionDims,
+        saved: AttentionSaved<'_>,
+        operands: AttentionOperands<'_>,
     ) {
-        let (dq, dk, dv) = (dq.host_slice_mut(), dk.host_slice_mut(), dv.host_slice_mut());
-        let (dout, out, lse) = (dout.host_slice(), out.host_slice(), lse.host_slice());
-        let (q, k, v) = (q.host_slice(), k.host_slice(), v.host_slice());
-        attention::backward(dq, dk, dv, dout, out, lse, q, k, v, segments, dims);
+        let grads = [grads.dq, grads.dk, grads.dv].map(Buffer::host_slice_mut);
+        let (out, lse) = (saved.out.host_slice(), saved.lse.host_slice());
+        attention::backward(grads, dout.host_slice(), out, lse, AttentionInputs::of(&operands));
     }
 
     fn swiglu_forward(&self, out: &mut Buffer, gate: &Buffer, up: &Buffer, len: usize) {
@@ -220,15 +211,15 @@ impl Backend for Reference {
 
     fn head_loss(
         &self,
-        losses: &mut [f32],
-        dinp: Option<&mut Buffer>,
-        inp: &Buffer,
-        head: &Matrix,
-        targets: &[u32],
-        dloss: f32,
+        losses: &mut Buffer,
+        first: usize,
+        operands: HeadOperands<'_>,
+        grads: Option<HeadGrads<'_>>,
     ) {
-        let dinp = dinp.map(Buffer::host_slice_mut);
-        head_loss::head_loss(losses, dinp, inp.host_slice(), head, targets, dloss);
+        let HeadOperands { inp, head, targets } = operands;
+        let grads = grads.map(|grads| (grads.dinp.host_slice_mut(), grads.dloss.host_slice()));
+        let losses = &mut losses.host_slice_mut()[first..];
+        head_loss::head_loss(losses, grads, inp.host_slice(), head, targets.values());
     }
 
     fn adamw(
@@ -244,7 +235,7 @@ impl Backend for Reference {
         adamw::step(params, grads, &mut m.host_slice_mut()[..len], &mut v.host_slice_mut()[..len], step);
     }
 
-    fn sum_of_squares(&self, x: &Buffer, len: usize) -> f64 {
-        adamw::sum_of_squares(&x.host_slice()[..len])
+    fn sum_of_squares(&self, out: &mut Scalars, at: usize, x: &Buffer, len: usize) {
+        out.values_mut()[at] = adamw::sum_of_squares(&x.host_slice()[..len]);
     }
 }

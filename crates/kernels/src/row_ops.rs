@@ -30,13 +30,23 @@ pub fn gather_rows(out: &mut [f32], inp: &[f32], rows: &[u32], cols: usize) {
     }
 }
 
-/// Backward of [`gather_rows`]: `dinp[rows[i]] += dout[i]`, in the order of `rows`.
+/// `dinp[rows[i]] += dout[i]`, in the order of `rows`: with `dinp` zeroed before, the backward of [`gather_rows`].
 ///
 /// # Panics
 /// If a row lies outside `dinp`, or `dout` is too short.
-pub fn gather_rows_backward(dinp: &mut [f32], dout: &[f32], rows: &[u32], cols: usize) {
+pub fn add_rows(dinp: &mut [f32], dout: &[f32], rows: &[u32], cols: usize) {
     for (i, &row) in rows.iter().enumerate() {
         add(&mut dinp[row as usize * cols..][..cols], &dout[i * cols..][..cols]);
+    }
+}
+
+/// `out[rows[i]] = inp[i]`, rows of `cols`.
+///
+/// # Panics
+/// If a row lies outside `out`, or `inp` is too short.
+pub fn scatter_rows(out: &mut [f32], inp: &[f32], rows: &[u32], cols: usize) {
+    for (i, &row) in rows.iter().enumerate() {
+        out[row as usize * cols..][..cols].copy_from_slice(&inp[i * cols..][..cols]);
     }
 }
 
@@ -78,7 +88,7 @@ mod tests {
         let (mut stream, rows, cols) = (Stream::new(1), [2, 0, 2, 3], 3);
         let (inp, dout) = (random(&mut stream, 5 * cols), random(&mut stream, rows.len() * cols));
         let mut dinp = vec![0.0; inp.len()];
-        gather_rows_backward(&mut dinp, &dout, &rows, cols);
+        add_rows(&mut dinp, &dout, &rows, cols);
         let mut out = vec![0.0; dout.len()];
         check(&inp, &dinp, |inp| {
             gather_rows(&mut out, inp, &rows, cols);

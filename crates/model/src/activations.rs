@@ -3,7 +3,7 @@
 use std::fmt;
 use std::mem;
 
-use danlu_kernels::Backend;
+use danlu_kernels::{Backend, Element};
 
 use crate::workspace::GrowBuffer;
 use crate::{ModelConfig, Projection};
@@ -80,20 +80,20 @@ pub(crate) type Mids = [GrowBuffer; Projection::ALL.len()];
 type KeptUnder = ActivationPolicy;
 
 impl LayerActivations {
-    /// Every buffer but `mid`: the elements it has a row, and how long it is kept.
-    fn slots(&mut self, config: &ModelConfig) -> [(&mut GrowBuffer, usize, KeptUnder); 8] {
+    /// Every buffer but `mid`: the elements it has a row, their kind, and how long it is kept.
+    fn slots(&mut self, config: &ModelConfig) -> [(&mut GrowBuffer, usize, Element, KeptUnder); 8] {
         use ActivationPolicy::*;
         let (c, heads) = (config.hidden_size, config.num_attention_heads);
         let (q, kv) = (heads * config.head_dim, config.num_key_value_heads * config.head_dim);
         [
-            (&mut self.inp, c, Recompute),
-            (&mut self.norm1, c, KeepAll),
-            (&mut self.rstd1, 1, KeepSome),
-            (&mut self.q, q, KeepSome),
-            (&mut self.k, kv, KeepSome),
-            (&mut self.v, kv, KeepSome),
-            (&mut self.attn, q, KeepSome),
-            (&mut self.lse, heads, KeepSome),
+            (&mut self.inp, c, Element::Residual, Recompute),
+            (&mut self.norm1, c, Element::Activation, KeepAll),
+            (&mut self.rstd1, 1, Element::Exact, KeepSome),
+            (&mut self.q, q, Element::Activation, KeepSome),
+            (&mut self.k, kv, Element::Activation, KeepSome),
+            (&mut self.v, kv, Element::Activation, KeepSome),
+            (&mut self.attn, q, Element::Activation, KeepSome),
+            (&mut self.lse, heads, Element::Exact, KeepSome),
         ]
     }
 
@@ -107,9 +107,10 @@ impl LayerActivations {
         policy: ActivationPolicy,
         shared: bool,
     ) {
-        let reserve = |(slot, width, kept_under): (&mut GrowBuffer, usize, KeptUnder), rows: usize| {
+        let reserve = |(slot, width, element, kept_under): (&mut GrowBuffer, usize, Element, KeptUnder),
+                       rows: usize| {
             if (policy <= kept_under) != shared {
-                slot.reserve(backend, rows * width);
+                slot.reserve(backend, rows * width, element);
             }
         };
         self.slots(config).into_iter().for_each(|slot| reserve(slot, n));
@@ -138,16 +139,16 @@ impl LayerActivations {
 
 impl MlpActivations {
     /// As [`LayerActivations::slots`].
-    fn slots(&mut self, config: &ModelConfig) -> [(&mut GrowBuffer, usize, KeptUnder); 6] {
+    fn slots(&mut self, config: &ModelConfig) -> [(&mut GrowBuffer, usize, Element, KeptUnder); 6] {
         use ActivationPolicy::*;
         let (c, ff) = (config.hidden_size, config.intermediate_size);
         [
-            (&mut self.res, c, KeepSome),
-            (&mut self.norm2, c, KeepAll),
-            (&mut self.rstd2, 1, KeepSome),
-            (&mut self.gate, ff, KeepSome),
-            (&mut self.up, ff, KeepSome),
-            (&mut self.act, ff, KeepAll),
+            (&mut self.res, c, Element::Residual, KeepSome),
+            (&mut self.norm2, c, Element::Activation, KeepAll),
+            (&mut self.rstd2, 1, Element::Exact, KeepSome),
+            (&mut self.gate, ff, Element::Activation, KeepSome),
+            (&mut self.up, ff, Element::Activation, KeepSome),
+            (&mut self.act, ff, Element::Activation, KeepAll),
         ]
     }
 }

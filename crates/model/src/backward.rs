@@ -2,25 +2,35 @@
 
 use std::mem;
 
-use danlu_kernels::{AttentionDims, Buffer};
+use danlu_kernels::{
+    AttentionDims, AttentionGrads, AttentionOperands, AttentionSaved, Buffer, Element, HeadGrads,
+    HeadOperands, Indices, ProjectGrads, ProjectGroup, ProjectSaved, RmsnormSaved, Store,
+};
 
 use crate::activations::{LayerActivations, Mids, MlpActivations};
-use crate::decoder::Decoder;
+use crate::decoder::{Decoder, lora_segments};
 use crate::forward_pass::{ForwardPass, PassRows};
 use crate::lora::LoraRows;
 use crate::workspace::{Gradients, GrowBuffer, PrefixKv, Workspace};
 use crate::{Batch, ModelError, Projection};
 
+/// Where [`Decoder::add_gradients`] leaves its results: nothing is read from the device between the passes of a step.
+#[derive(Debug)]
+pub struct StepBuffers<'a> {
+    /// Gradients of the adapter's parameters, laid out as they are.
+    pub grads: &'a mut Buffer,
+    /// A loss for each trained token of the step.
+    pub losses: &'a mut Buffer,
+    /// Where this pass's losses begin.
+    pub first: usize,
+}
+
 impl Decoder {
     /// Forward and backward of a batch: the loss of every trained token in nats, and
-    /// `grads += dloss · d(sum of losses) / d(adapter parameters)`.
-    ///
-    /// `grads` has the layout of the buffer that `lora`'s pairs point into, and receives the share of one entry of
-    /// `lora` after the other. No gradient of a base weight is formed, and nothing is computed below the lowest
-    /// layer with a pair.
+    /// `grads += dloss · d(sum of losses) / d(adapter parameters)`, as [`Decoder::add_gradients`].
     ///
     /// # Errors
-    /// If a token id is outside the vocabulary.
+    /// If a token id is outside the vocabulary, or the device failed.
     pub fn losses_and_gradients(
         &self,
         work: &mut Workspace,
@@ -29,20 +39,63 @@ impl Decoder {
         dloss: f32,
         grads: &mut Buffer,
     ) -> Result<Vec<f32>, ModelError> {
+        let labels = batch.trained_tokens();
+        let mut losses = mem::take(&mut work.losses);
+        losses.reserve(&*self.backend, labels, Element::Exact);
+        let into = StepBuffers { grads, losses: losses.get_mut(), first: 0 };
+        let added = self.add_gradients(work, batch, lora, &vec![dloss; labels], into);
+        work.losses = losses;
+        added?;
+        self.read_losses(work, labels)
+    }
+
+    /// Forward and backward of a batch: leaves the loss of every trained token in nats in `into.losses`, and adds
+    /// `Σ dloss[i] · d losses[i] / d(adapter parameters)` to `into.grads`.
+    ///
+    /// The gradients have the layout of the buffer that `lora`'s pairs point into, and receive the share of one entry of
+    /// `lora` after the other. No gradient of a base weight is formed, and nothing is computed below the lowest
+    /// layer with a pair.
+    ///
+    /// # Errors
+    /// If a token id is outside the vocabulary.
+    pub fn add_gradients(
+        &self,
+        work: &mut Workspace,
+        batch: &Batch,
+        lora: &[LoraRows<'_>],
+        dloss: &[f32],
+        into: StepBuffers<'_>,
+    ) -> Result<(), ModelError> {
         self.check_ids(&batch.ids)?;
         let (be, labels) = (&*self.backend, batch.trained_tokens());
-        let pass = ForwardPass::over(batch, lora.to_vec()).with_head(&batch.label_rows).with_many_rows();
+        let least = be.row_invariant_from();
+        let mut pass =
+            ForwardPass::over(batch, lora.to_vec()).with_head(&batch.label_rows).with_many_rows(least);
         self.reserve(work, batch.rows(), labels, pass.keys.map_or(0, <[u32]>::len));
-        self.blocks(work, &batch.ids, &pass, true, None);
+        pass.upload(be, mem::take(&mut work.indices), &batch.ids, &batch.targets);
+        be.write(work.dloss.get_mut(), 0, dloss);
+        self.blocks(work, &pass, true, None);
         self.head_norm(work, labels);
+        self.head_backward(work, &pass.indices.targets, into.losses, into.first);
+        self.blocks_backward(work, &pass, into.grads);
+        work.indices = pass.indices;
+        Ok(())
+    }
 
-        let mut losses = vec![0.0; labels];
-        let (dnorm, norm) = (work.grads.norm.get_mut(), work.head_norm.get());
-        be.head_loss(&mut losses, Some(dnorm), norm, &self.lm_head, &batch.targets, dloss);
-        be.zero(work.grads.head.get_mut(), labels * self.config.hidden_size);
-        let (dhead, inp, rstd) = (work.grads.head.get_mut(), work.head_inp.get(), work.head_rstd.get());
-        be.rmsnorm_backward(dhead, work.grads.norm.get(), inp, rstd, &self.norm, labels);
+    /// The losses of the rows that reach the head, and the gradient of `work.head_inp` in `work.grads.head`.
+    fn head_backward(&self, work: &mut Workspace, targets: &Indices, losses: &mut Buffer, first: usize) {
+        let be = &*self.backend;
+        let operands = HeadOperands { inp: work.head_norm.get(), head: &self.lm_head, targets };
+        let grads = HeadGrads { dinp: work.grads.norm.get_mut(), dloss: work.dloss.get() };
+        be.head_loss(losses, first, operands, Some(grads));
+        let saved = RmsnormSaved { inp: work.head_inp.get(), rstd: work.head_rstd.get(), weight: &self.norm };
+        let Gradients { head, norm, .. } = &mut work.grads;
+        be.rmsnorm_backward(head.get_mut(), Store::Overwrite, norm.get(), saved, targets.len());
+    }
 
+    /// The blocks' backward, from `work.grads.head` down to the lowest layer with a pair.
+    fn blocks_backward(&self, work: &mut Workspace, pass: &ForwardPass<'_>, grads: &mut Buffer) {
+        let lora = &pass.rows.lora;
         let lowest = (0..self.layers.len())
             .find(|&layer| {
                 lora.iter().any(|l| Projection::ALL.iter().any(|&p| l.source.pair(layer, p).is_some()))
@@ -52,7 +105,7 @@ impl Decoder {
             let mut act = work.take_layer(layer);
             if !work.holds(layer) {
                 let policy = work.policy(layer);
-                self.restore(layer, &mut act, policy, &pass, &mut work.prefix_kv);
+                self.restore(layer, &mut act, policy, pass, &mut work.prefix_kv);
             }
             let (d, is_last) = (&mut work.grads, layer + 1 == self.layers.len());
             match &pass.head {
@@ -64,21 +117,24 @@ impl Decoder {
                     mem::swap(&mut d.hidden, &mut d.head);
                     mem::swap(&mut d.attn, &mut d.q);
                     let width = self.config.num_attention_heads * self.config.head_dim;
-                    self.scatter(&mut d.hidden, &d.head, head.index, (pass.rows.n, self.config.hidden_size));
-                    self.scatter(&mut d.attn, &d.q, head.index, (pass.rows.n, width));
+                    self.scatter(
+                        &mut d.hidden,
+                        &d.head,
+                        &pass.indices.head,
+                        (pass.rows.n, self.config.hidden_size),
+                    );
+                    self.scatter(&mut d.attn, &d.q, &pass.indices.head, (pass.rows.n, width));
                 }
                 _ => self.mlp_backward(layer, &act.mlp, &act.mid, &act.attn, d, grads, &pass.rows),
             }
-            self.attend_backward(layer, &act, d, &mut work.prefix_kv, &pass, grads, layer > lowest);
+            self.attend_backward(layer, &act, d, &mut work.prefix_kv, pass, grads, layer > lowest);
             work.put_layer(layer, act);
         }
-        Ok(losses)
     }
 
     /// `dinp[r] = Σ dout[i]` over all `rows[i] = r`, for each of `n` rows of `cols`.
-    fn scatter(&self, dinp: &mut GrowBuffer, dout: &GrowBuffer, rows: &[u32], (n, cols): (usize, usize)) {
-        self.backend.zero(dinp.get_mut(), n * cols);
-        self.backend.gather_rows_backward(dinp.get_mut(), dout.get(), rows, cols);
+    fn scatter(&self, dinp: &mut GrowBuffer, dout: &GrowBuffer, rows: &Indices, (n, cols): (usize, usize)) {
+        self.backend.gather_rows_backward(dinp.get_mut(), n, dout.get(), rows, cols);
     }
 
     /// Backward of a block's second half: `d.hidden` holds the gradient of its output and receives that of the residual
@@ -94,23 +150,18 @@ impl Decoder {
         rows: &PassRows<'_>,
     ) {
         use Projection::*;
-        let (be, config, n) = (&*self.backend, &self.config, rows.n);
-        let (c, ff) = (config.hidden_size, config.intermediate_size);
-        let mut project = |p: Projection, dinp: &mut GrowBuffer, dout: &GrowBuffer, inp: &GrowBuffer| {
-            self.project_backward(layer, p, Some(dinp), grads, dout, inp, &mid[p.index()], rows);
-        };
-
-        be.zero(d.act.get_mut(), n * ff);
-        project(DownProj, &mut d.act, &d.hidden, &act.act);
-        let (dgate, dup) = (d.gate.get_mut(), d.up.get_mut());
-        be.swiglu_backward(dgate, dup, d.act.get(), act.gate.get(), act.up.get(), n * ff);
-        be.zero(d.norm.get_mut(), n * c);
-        project(GateProj, &mut d.norm, &d.gate, &act.norm2);
-        project(UpProj, &mut d.norm, &d.up, &act.norm2);
+        let (be, n) = (&*self.backend, rows.n);
+        let down = (&[DownProj], [&d.hidden], &act.act);
+        self.project_backward(layer, Some(&mut d.act), grads, down, mid, rows);
+        let (dgate, dup, len) = (d.gate.get_mut(), d.up.get_mut(), n * self.config.intermediate_size);
+        be.swiglu_backward(dgate, dup, d.act.get(), act.gate.get(), act.up.get(), len);
+        let gate_up = (&[GateProj, UpProj], [&d.gate, &d.up], &act.norm2);
+        self.project_backward(layer, Some(&mut d.norm), grads, gate_up, mid, rows);
         let weight = &self.layers[layer].post_attention_layernorm;
-        be.rmsnorm_backward(d.hidden.get_mut(), d.norm.get(), act.res.get(), act.rstd2.get(), weight, n);
-        be.zero(d.attn.get_mut(), n * config.num_attention_heads * config.head_dim);
-        project(OProj, &mut d.attn, &d.hidden, attn);
+        let saved = RmsnormSaved { inp: act.res.get(), rstd: act.rstd2.get(), weight };
+        be.rmsnorm_backward(d.hidden.get_mut(), Store::Accumulate, d.norm.get(), saved, n);
+        let o = (&[OProj], [&d.hidden], attn);
+        self.project_backward(layer, Some(&mut d.attn), grads, o, mid, rows);
     }
 
     /// Backward of a block's first half: `d.attn` holds the gradient of its output, `d.hidden` that of the residual
@@ -131,63 +182,46 @@ impl Decoder {
         let (heads, kv_heads, head_dim) =
             (config.num_attention_heads, config.num_key_value_heads, config.head_dim);
         let dims = AttentionDims { heads, kv_heads, head_dim };
-        let [keys, values] = self.keys_of([&act.k, &act.v], pass, &mut copies.kv);
+        let [k, v] = self.keys_of([&act.k, &act.v], pass, &mut copies.kv);
         let [dk, dv] = match pass.keys {
             None => [&mut d.k, &mut d.v],
             Some(_) => copies.dkv.each_mut(),
         };
-        be.attention_backward(
-            d.q.get_mut(),
-            dk.get_mut(),
-            dv.get_mut(),
-            d.attn.get(),
-            act.attn.get(),
-            act.lse.get(),
-            act.q.get(),
-            keys,
-            values,
-            pass.segments,
-            dims,
-        );
-        if let Some(rows) = pass.keys {
+        let grads_of = AttentionGrads { dq: d.q.get_mut(), dk: dk.get_mut(), dv: dv.get_mut() };
+        let saved = AttentionSaved { out: act.attn.get(), lse: act.lse.get() };
+        let operands = AttentionOperands { q: act.q.get(), k, v, segments: &pass.indices.segments, dims };
+        be.attention_backward(grads_of, d.attn.get(), saved, operands);
+        if pass.keys.is_some() {
             for (own, dout) in [&mut d.k, &mut d.v].into_iter().zip(&copies.dkv) {
-                self.scatter(own, dout, rows, (n, kv_heads * head_dim));
+                self.scatter(own, dout, &pass.indices.keys, (n, kv_heads * head_dim));
             }
         }
-        be.rope_backward(d.q.get_mut(), &self.inv_freq, pass.positions, heads, head_dim);
-        be.rope_backward(d.k.get_mut(), &self.inv_freq, pass.positions, kv_heads, head_dim);
-        be.zero(d.norm.get_mut(), n * config.hidden_size);
-        for (p, dout) in [(QProj, &d.q), (KProj, &d.k), (VProj, &d.v)] {
-            let (dinp, mid) = (wanted.then_some(&mut d.norm), &act.mid[p.index()]);
-            self.project_backward(layer, p, dinp, grads, dout, &act.norm1, mid, &pass.rows);
-        }
+        be.rope_backward(d.q.get_mut(), d.k.get_mut(), &self.inv_freq, &pass.indices.positions, dims);
+        let qkv = (&[QProj, KProj, VProj], [&d.q, &d.k, &d.v], &act.norm1);
+        self.project_backward(layer, wanted.then_some(&mut d.norm), grads, qkv, &act.mid, &pass.rows);
         if wanted {
-            let (dinp, weight) = (d.hidden.get_mut(), &self.layers[layer].input_layernorm);
-            be.rmsnorm_backward(dinp, d.norm.get(), act.inp.get(), act.rstd1.get(), weight, n);
+            let weight = &self.layers[layer].input_layernorm;
+            let saved = RmsnormSaved { inp: act.inp.get(), rstd: act.rstd1.get(), weight };
+            be.rmsnorm_backward(d.hidden.get_mut(), Store::Accumulate, d.norm.get(), saved, n);
         }
     }
 
-    /// Backward of a projection: `dinp += dout W` where wanted, and each adapter's share on its own rows.
-    fn project_backward(
+    /// Backward of the projections of a group: `dinp = Σ dout W` where wanted, and each adapter's share on its own rows.
+    fn project_backward<const N: usize>(
         &self,
         layer: usize,
-        projection: Projection,
-        mut dinp: Option<&mut GrowBuffer>,
-        grads: &mut Buffer,
-        dout: &GrowBuffer,
-        inp: &GrowBuffer,
-        mid: &GrowBuffer,
+        dinp: Option<&mut GrowBuffer>,
+        dparams: &mut Buffer,
+        (group, dout, inp): (&[Projection; N], [&GrowBuffer; N], &GrowBuffer),
+        mid: &Mids,
         rows: &PassRows<'_>,
     ) {
-        let be = &*self.backend;
-        if let Some(dinp) = dinp.as_deref_mut() {
-            be.linear_backward(dinp.get_mut(), dout.get(), self.layers[layer].projection(projection), rows.n);
-        }
-        for LoraRows { rows, source, dropout } in &rows.lora {
-            let Some(pair) = source.pair(layer, projection) else { continue };
-            let (dinp, rows) = (dinp.as_deref_mut().map(GrowBuffer::get_mut), rows.clone());
-            let dropout = dropout.map(|plan| plan.module(layer, projection));
-            be.lora_backward(dinp, grads, dout.get(), inp.get(), mid.get(), pair, rows, dropout);
-        }
+        let lora = lora_segments(layer, group, rows);
+        let weights = group.map(|projection| self.layers[layer].projection(projection));
+        let mid = group.map(|projection| mid[projection.index()].get());
+        let grads = ProjectGrads { dinp: dinp.map(GrowBuffer::get_mut), store: Store::Overwrite, dparams };
+        let saved = ProjectSaved { inp: inp.get(), mid: &mid };
+        let group = ProjectGroup { weights: &weights, lora: &lora };
+        self.backend.project_backward(grads, &dout.map(GrowBuffer::get), saved, group, rows.n);
     }
 }

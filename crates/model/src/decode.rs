@@ -1,7 +1,7 @@
 //! Continuing sequences: prompts are read, then tokens follow one by one, over a [`KvCache`].
 //!
-//! A row's values do not depend on the other rows of its pass. Products of at most [`FEW_ROWS`] rows are summed in
-//! another order than products of more, so the order is fixed by the kind of row:
+//! A row's values do not depend on the other rows of its pass. Products of few rows may be summed in
+//! another order than products of more ([`Backend::row_invariant_from`]), so the order is fixed by the kind of row:
 //!
 //! | rows | order |
 //! |---|---|
@@ -11,9 +11,13 @@
 //!
 //! A reply is thus the same bits alone, among others, and after any interruption.
 
-use danlu_kernels::{FEW_ROWS, Segment};
+use std::mem;
 
-use crate::forward_pass::{ForwardPass, MANY_ROWS};
+#[cfg(doc)]
+use danlu_kernels::Backend;
+use danlu_kernels::Segment;
+
+use crate::forward_pass::ForwardPass;
 use crate::{Decoder, KvCache, LoraRows, LoraSource, ModelError, SlotId, Workspace};
 
 /// The tokens that a pass appends to one slot.
@@ -59,8 +63,8 @@ impl Decoder {
     ) -> Result<Vec<f32>, ModelError> {
         self.check_inputs(cache, inputs)?;
         let mut logits = Vec::new();
-        for inputs in inputs.chunks(FEW_ROWS) {
-            self.append(work, cache, inputs, MANY_ROWS, &mut logits);
+        for inputs in inputs.chunks(self.max_slots()) {
+            self.append(work, cache, inputs, self.backend.row_invariant_from(), &mut logits)?;
         }
         Ok(logits)
     }
@@ -81,10 +85,18 @@ impl Decoder {
         self.check_inputs(cache, inputs)?;
         assert!(inputs.iter().all(|input| input.ids.len() == 1), "one generated token a slot");
         let mut logits = Vec::new();
-        for inputs in inputs.chunks(FEW_ROWS) {
-            self.append(work, cache, inputs, 1, &mut logits);
+        for inputs in inputs.chunks(self.max_slots()) {
+            self.append(work, cache, inputs, 1, &mut logits)?;
         }
         Ok(logits)
+    }
+
+    /// Most rows of a pass whose products are summed in the order of few rows.
+    fn max_slots(&self) -> usize {
+        match self.backend.row_invariant_from() {
+            0 | 1 => usize::MAX,
+            from => from - 1,
+        }
     }
 
     fn check_inputs(&self, cache: &KvCache, inputs: &[SlotInput<'_>]) -> Result<(), ModelError> {
@@ -100,7 +112,7 @@ impl Decoder {
         Ok(())
     }
 
-    /// One pass over at most [`FEW_ROWS`] slots, with products of at least `min_rows` rows up to the last attention.
+    /// One pass over at most [`Decoder::max_slots`] slots, with products of at least `min_rows` rows up to the last attention.
     fn append(
         &self,
         work: &mut Workspace,
@@ -108,7 +120,7 @@ impl Decoder {
         inputs: &[SlotInput<'_>],
         min_rows: usize,
         logits: &mut Vec<f32>,
-    ) {
+    ) -> Result<(), ModelError> {
         let (mut ids, mut positions, mut segments) = (Vec::new(), Vec::new(), Vec::new());
         let mut last = Vec::new();
         for input in inputs {
@@ -122,15 +134,21 @@ impl Decoder {
             }
         }
         let pass = ForwardPass::new(&positions, &segments, lora_rows(inputs));
-        let pass = pass.with_min_rows(min_rows).with_head(&last);
+        let mut pass = pass.with_min_rows(min_rows).with_head(&last);
+        let newest = |s: &Segment| s.kv_start + s.kv_len - s.q_len..s.kv_start + s.kv_len;
+        let cache_rows: Vec<u32> = segments.iter().flat_map(newest).map(|row| row as u32).collect();
         work.reserve(&self.config, &*self.backend, pass.rows.computed, 1, last.len());
-        self.blocks(work, &ids, &pass, false, Some(cache));
+        pass.upload(&*self.backend, mem::take(&mut work.indices), &ids, &[]);
+        self.backend.upload(&mut pass.indices.cache_rows, &cache_rows);
+        self.blocks(work, &pass, false, Some(cache));
+        work.indices = pass.indices;
         for input in inputs {
             cache.advance(input.slot, input.ids.len());
         }
         if !last.is_empty() {
-            logits.extend(self.head_logits(work, last.len()));
+            logits.extend(self.head_logits(work, last.len())?);
         }
+        Ok(())
     }
 }
 

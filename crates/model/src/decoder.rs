@@ -17,10 +17,13 @@ use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 
-use danlu_kernels::{AttentionDims, Backend, Buffer, LoraRef, Matrix, Trace};
+use danlu_kernels::{
+    AttentionDims, AttentionOperands, Backend, Buffer, Element, HeadOperands, LoraPair, LoraSegment, Matrix,
+    ProjectGroup, Trace,
+};
 
 use crate::activations::{LayerActivations, Mids, MlpActivations};
-use crate::forward_pass::{ForwardPass, MANY_ROWS, PassRows};
+use crate::forward_pass::{ForwardPass, PassRows};
 use crate::lora::{LoraRows, LoraSource};
 use crate::workspace::{GrowBuffer, PrefixKv, Workspace};
 use crate::{ActivationPolicy, Batch, KvCache, ModelConfig, ModelError, Projection, Weights};
@@ -34,7 +37,7 @@ pub struct Decoder {
     pub(crate) layers: Vec<Layer>,
     pub(crate) norm: Buffer,
     pub(crate) lm_head: Matrix,
-    pub(crate) inv_freq: Vec<f32>,
+    pub(crate) inv_freq: Buffer,
 }
 
 /// The frozen weights of one block, named as in the checkpoint.
@@ -91,7 +94,7 @@ impl Decoder {
     ) -> Result<Self, ModelError> {
         let (v, c) = (config.vocab_size, config.hidden_size);
         let vector = |name: &str| -> Result<Buffer, ModelError> {
-            let mut buffer = backend.alloc(c);
+            let mut buffer = backend.alloc(c, Element::Exact);
             if let Some(values) = values(name, c)? {
                 backend.write(&mut buffer, 0, &values);
             }
@@ -117,7 +120,9 @@ impl Decoder {
             });
         }
         let norm = vector("model.norm.weight")?;
-        let inv_freq = config.inv_freq();
+        let frequencies = config.inv_freq();
+        let mut inv_freq = backend.alloc(frequencies.len(), Element::Exact);
+        backend.write(&mut inv_freq, 0, &frequencies);
         Ok(Self { config, backend, embed_tokens, layers, norm, lm_head, inv_freq })
     }
 
@@ -134,7 +139,8 @@ impl Decoder {
     /// Makes every buffer that training on batches of up to `rows` rows, `labels` of them with a label, needs; `keys` are
     /// the tokens of batches that share rows.
     pub fn reserve(&self, work: &mut Workspace, rows: usize, labels: usize, keys: usize) {
-        let (rows, labels) = (rows.max(MANY_ROWS), labels.max(MANY_ROWS));
+        let least = self.backend.row_invariant_from();
+        let (rows, labels) = (rows.max(least), labels.max(least));
         work.reserve_prefix_kv(&self.config, &*self.backend, keys);
         work.reserve(&self.config, &*self.backend, rows, self.layers.len(), labels);
         work.reserve_gradients(&self.config, &*self.backend, rows, labels);
@@ -151,12 +157,24 @@ impl Decoder {
         lora: Option<&dyn LoraSource>,
     ) -> Result<Vec<f32>, ModelError> {
         self.check_ids(&batch.ids)?;
-        let pass = ForwardPass::over(batch, lora_rows(lora, batch.rows())).with_head(&batch.label_rows);
-        work.reserve(&self.config, &*self.backend, batch.rows(), 1, batch.trained_tokens());
-        self.blocks(work, &batch.ids, &pass, false, None);
-        self.head_norm(work, batch.trained_tokens());
-        let mut losses = vec![0.0; batch.trained_tokens()];
-        self.backend.head_loss(&mut losses, None, work.head_norm.get(), &self.lm_head, &batch.targets, 0.0);
+        let (be, labels) = (&*self.backend, batch.trained_tokens());
+        let mut pass = ForwardPass::over(batch, lora_rows(lora, batch.rows())).with_head(&batch.label_rows);
+        work.reserve(&self.config, be, batch.rows(), 1, labels);
+        work.losses.reserve(be, labels, Element::Exact);
+        pass.upload(be, mem::take(&mut work.indices), &batch.ids, &batch.targets);
+        self.blocks(work, &pass, false, None);
+        self.head_norm(work, labels);
+        let operands =
+            HeadOperands { inp: work.head_norm.get(), head: &self.lm_head, targets: &pass.indices.targets };
+        be.head_loss(work.losses.get_mut(), 0, operands, None);
+        work.indices = pass.indices;
+        self.read_losses(work, labels)
+    }
+
+    /// The first `n` losses that stand in `work`.
+    pub(crate) fn read_losses(&self, work: &Workspace, n: usize) -> Result<Vec<f32>, ModelError> {
+        let mut losses = vec![0.0; n];
+        self.backend.read(&mut losses, work.losses.get(), 0)?;
         Ok(losses)
     }
 
@@ -171,7 +189,7 @@ impl Decoder {
         lora: Option<&dyn LoraSource>,
     ) -> Result<Vec<f32>, ModelError> {
         let states = self.hidden_states(work, batch, lora)?;
-        Ok(self.logits_of(work, &states, 0..batch.rows()))
+        self.logits_of(work, &states, 0..batch.rows())
     }
 
     /// The residual stream behind the last layer, `(N, C)`: what [`Decoder::logits_of`] turns into logits, some rows
@@ -188,33 +206,43 @@ impl Decoder {
         self.check_ids(&batch.ids)?;
         let (n, c) = (batch.rows(), self.config.hidden_size);
         work.reserve(&self.config, &*self.backend, n, 1, 0);
-        self.blocks(work, &batch.ids, &ForwardPass::over(batch, lora_rows(lora, n)), false, None);
-        let mut states = self.backend.alloc(n * c);
+        let mut pass = ForwardPass::over(batch, lora_rows(lora, n));
+        pass.upload(&*self.backend, mem::take(&mut work.indices), &batch.ids, &[]);
+        self.blocks(work, &pass, false, None);
+        work.indices = pass.indices;
+        let mut states = self.backend.alloc(n * c, Element::Residual);
         self.backend.copy_rows(&mut states, 0, work.hidden.get(), 0, n, c);
         Ok(states)
     }
 
     /// The logits of `rows` of [`Decoder::hidden_states`], `(rows, V)`.
-    pub fn logits_of(&self, work: &mut Workspace, states: &Buffer, rows: Range<usize>) -> Vec<f32> {
+    ///
+    /// # Errors
+    /// If the device failed.
+    pub fn logits_of(
+        &self,
+        work: &mut Workspace,
+        states: &Buffer,
+        rows: Range<usize>,
+    ) -> Result<Vec<f32>, ModelError> {
         let (n, c) = (rows.len(), self.config.hidden_size);
         work.reserve(&self.config, &*self.backend, 0, 1, n);
         self.backend.copy_rows(work.head_inp.get_mut(), 0, states, rows.start, n, c);
         self.head_logits(work, n)
     }
 
-    /// Embeds `ids` and runs every block, over `cache` where there is one; the result stands in `work.head_inp`, or
+    /// Embeds the ids of an uploaded pass and runs every block, over `cache` where there is one; the result stands in `work.head_inp`, or
     /// where all rows go on in `work.hidden`. With `keep`, every layer's activations stay for the backward, as far as
     /// its policy goes.
     pub(crate) fn blocks(
         &self,
         work: &mut Workspace,
-        ids: &[u32],
         pass: &ForwardPass<'_>,
         keep: bool,
         mut cache: Option<&mut KvCache>,
     ) {
         let (be, c) = (&*self.backend, self.config.hidden_size);
-        be.embedding_forward(work.layers[0].inp.get_mut(), &self.embed_tokens, ids);
+        be.embedding_forward(work.layers[0].inp.get_mut(), &self.embed_tokens, &pass.indices.ids);
         for layer in 0..self.layers.len() {
             let is_last = layer + 1 == self.layers.len();
             let slot = if keep { layer } else { 0 };
@@ -225,8 +253,8 @@ impl Decoder {
                 Some(head) if is_last && head.rows.n == 0 => {}
                 Some(head) if is_last => {
                     let width = self.config.num_attention_heads * self.config.head_dim;
-                    be.gather_rows(work.hidden.get_mut(), inp.get(), head.index, c);
-                    be.gather_rows(work.head_attn.get_mut(), attn.get(), head.index, width);
+                    be.gather_rows(work.hidden.get_mut(), inp.get(), &pass.indices.head, c);
+                    be.gather_rows(work.head_attn.get_mut(), attn.get(), &pass.indices.head, width);
                     let from = (&work.head_attn, &work.hidden);
                     self.mlp(layer, mlp, mid, &mut work.head_inp, from, &head.rows);
                 }
@@ -258,39 +286,24 @@ impl Decoder {
         let (heads, kv_heads, head_dim) =
             (config.num_attention_heads, config.num_key_value_heads, config.head_dim);
         let dims = AttentionDims { heads, kv_heads, head_dim };
-        let mid = &mut act.mid;
-        let mut project = |p: Projection, out: &mut GrowBuffer, inp: &GrowBuffer| {
-            self.project(layer, p, out, &mut mid[p.index()], inp, &pass.rows);
-        };
-
         let (n, eps, weight) = (pass.rows.n, config.rms_norm_eps, &weights.input_layernorm);
         be.rmsnorm_forward(act.norm1.get_mut(), act.rstd1.get_mut(), act.inp.get(), weight, eps, n);
-        project(QProj, &mut act.q, &act.norm1);
-        project(KProj, &mut act.k, &act.norm1);
-        project(VProj, &mut act.v, &act.norm1);
-        be.rope_forward(act.q.get_mut(), &self.inv_freq, pass.positions, heads, head_dim);
-        be.rope_forward(act.k.get_mut(), &self.inv_freq, pass.positions, kv_heads, head_dim);
-        let [keys, values] = match cache {
+        let out = [&mut act.q, &mut act.k, &mut act.v];
+        self.project(layer, &[QProj, KProj, VProj], out, &mut act.mid, (&act.norm1, None), &pass.rows);
+        let (q, k) = (act.q.get_mut(), act.k.get_mut());
+        be.rope_forward(q, k, &self.inv_freq, &pass.indices.positions, dims);
+        let [k, v] = match cache {
             None => self.keys_of([&act.k, &act.v], pass, &mut copies.kv),
             Some(cache) => {
                 let (keys, values) = (&mut cache.keys[layer], &mut cache.values[layer]);
-                for s in pass.segments {
-                    let newest = s.kv_start + s.kv_len - s.q_len;
-                    be.copy_rows(keys, newest, act.k.get(), s.q_start, s.q_len, kv_heads * head_dim);
-                    be.copy_rows(values, newest, act.v.get(), s.q_start, s.q_len, kv_heads * head_dim);
-                }
+                let rows = &pass.indices.cache_rows;
+                be.scatter_rows(keys, act.k.get(), rows, kv_heads * head_dim);
+                be.scatter_rows(values, act.v.get(), rows, kv_heads * head_dim);
                 [&*keys, &*values]
             }
         };
-        be.attention_forward(
-            act.attn.get_mut(),
-            act.lse.get_mut(),
-            act.q.get(),
-            keys,
-            values,
-            pass.segments,
-            dims,
-        );
+        let operands = AttentionOperands { q: act.q.get(), k, v, segments: &pass.indices.segments, dims };
+        be.attention_forward(act.attn.get_mut(), act.lse.get_mut(), operands);
     }
 
     /// The keys and values that the segments of `pass` see: a layer's `own`, or where sequences share rows `copies`.
@@ -303,8 +316,8 @@ impl Decoder {
         let Some(rows) = pass.keys else { return own.map(GrowBuffer::get) };
         let width = self.config.num_key_value_heads * self.config.head_dim;
         for (copy, own) in copies.iter_mut().zip(own) {
-            copy.reserve(&*self.backend, rows.len() * width);
-            self.backend.gather_rows(copy.get_mut(), own.get(), rows, width);
+            copy.reserve(&*self.backend, rows.len() * width, Element::Activation);
+            self.backend.gather_rows(copy.get_mut(), own.get(), &pass.indices.keys, width);
         }
         copies.each_ref().map(GrowBuffer::get)
     }
@@ -319,10 +332,8 @@ impl Decoder {
         from: (&GrowBuffer, &GrowBuffer),
         rows: &PassRows<'_>,
     ) {
-        let down = Projection::DownProj;
         self.mlp_activations(layer, act, mid, from, rows);
-        self.project(layer, down, out, &mut mid[down.index()], &act.act, rows);
-        self.backend.add(out.get_mut(), act.res.get(), rows.n * self.config.hidden_size);
+        self.project(layer, &[Projection::DownProj], [out], mid, (&act.act, Some(&act.res)), rows);
     }
 
     /// All of the second half but the product that ends it.
@@ -337,14 +348,10 @@ impl Decoder {
         use Projection::*;
         let (be, config, weights) = (&*self.backend, &self.config, &self.layers[layer]);
         let (n, eps, weight) = (rows.n, config.rms_norm_eps, &weights.post_attention_layernorm);
-        let mut project = |p: Projection, out: &mut GrowBuffer, inp: &GrowBuffer| {
-            self.project(layer, p, out, &mut mid[p.index()], inp, rows);
-        };
-        project(OProj, &mut act.res, attn);
-        be.add(act.res.get_mut(), inp.get(), n * config.hidden_size);
+        self.project(layer, &[OProj], [&mut act.res], mid, (attn, Some(inp)), rows);
         be.rmsnorm_forward(act.norm2.get_mut(), act.rstd2.get_mut(), act.res.get(), weight, eps, n);
-        project(GateProj, &mut act.gate, &act.norm2);
-        project(UpProj, &mut act.up, &act.norm2);
+        let out = [&mut act.gate, &mut act.up];
+        self.project(layer, &[GateProj, UpProj], out, mid, (&act.norm2, None), rows);
         be.swiglu_forward(act.act.get_mut(), act.gate.get(), act.up.get(), n * config.intermediate_size);
     }
 
@@ -377,27 +384,29 @@ impl Decoder {
         }
     }
 
-    /// `out = inp Wᵀ`, plus each adapter's update on its own rows.
-    fn project(
+    /// `out[i] = inp Wᵀ` of each projection of a group, plus each adapter's update on its own rows, plus a residual.
+    fn project<const N: usize>(
         &self,
         layer: usize,
-        projection: Projection,
-        out: &mut GrowBuffer,
-        mid: &mut GrowBuffer,
-        inp: &GrowBuffer,
+        group: &[Projection; N],
+        out: [&mut GrowBuffer; N],
+        mid: &mut Mids,
+        (inp, residual): (&GrowBuffer, Option<&GrowBuffer>),
         rows: &PassRows<'_>,
     ) {
         let be = &*self.backend;
-        let weight = self.layers[layer].projection(projection);
-        be.linear_forward(out.get_mut(), inp.get(), weight, rows.computed);
-        let pairs: Vec<(_, LoraRef<'_>)> =
-            rows.lora.iter().filter_map(|l| Some((l, l.source.pair(layer, projection)?))).collect();
-        let Some(rank) = pairs.iter().map(|(_, pair)| pair.rank).max() else { return };
-        mid.reserve(be, rows.n * rank);
-        for (LoraRows { rows, dropout, .. }, pair) in pairs {
-            let dropout = dropout.map(|plan| plan.module(layer, projection));
-            be.lora_forward(out.get_mut(), mid.get_mut(), inp.get(), pair, rows.clone(), dropout);
+        let lora = lora_segments(layer, group, rows);
+        let mut mid =
+            mid.get_disjoint_mut(group.map(Projection::index)).expect("projections of one group differ");
+        for (i, mid) in mid.iter_mut().enumerate() {
+            let ranks = lora.iter().filter_map(|segment| segment.pairs[i].map(|pair| pair.lora.rank));
+            mid.reserve(be, rows.n * ranks.max().unwrap_or(0), Element::Activation);
         }
+        let weights = group.map(|projection| self.layers[layer].projection(projection));
+        let group = ProjectGroup { weights: &weights, lora: &lora };
+        let residual = residual.map(GrowBuffer::get);
+        let (mut out, mut mid) = (out.map(GrowBuffer::get_mut), mid.map(GrowBuffer::get_mut));
+        be.project(&mut out, &mut mid, inp.get(), group, residual, rows.computed);
     }
 
     /// The final norm of the first `n` rows of `work.head_inp`: `work.head_norm`.
@@ -408,14 +417,14 @@ impl Decoder {
     }
 
     /// The logits of the first `n` rows of `work.head_inp`, `(N, V)`.
-    pub(crate) fn head_logits(&self, work: &mut Workspace, n: usize) -> Vec<f32> {
+    pub(crate) fn head_logits(&self, work: &mut Workspace, n: usize) -> Result<Vec<f32>, ModelError> {
         self.head_norm(work, n);
         let be = &*self.backend;
         let mut logits = vec![0.0; n * self.config.vocab_size];
-        work.logits.reserve(be, logits.len());
+        work.logits.reserve(be, logits.len(), Element::Exact);
         be.linear_forward(work.logits.get_mut(), work.head_norm.get(), &self.lm_head, n);
-        be.read(&mut logits, work.logits.get(), 0);
-        logits
+        be.read(&mut logits, work.logits.get(), 0)?;
+        Ok(logits)
     }
 
     /// Checks that every id is in the vocabulary.
@@ -433,4 +442,21 @@ impl Decoder {
 
 fn lora_rows(source: Option<&dyn LoraSource>, n: usize) -> Vec<LoraRows<'_>> {
     source.into_iter().map(|source| LoraRows::all(source, n)).collect()
+}
+
+/// The pairs of every adapter of `rows` for the projections of a group; an adapter without one has no segment.
+pub(crate) fn lora_segments<'a>(
+    layer: usize,
+    group: &[Projection],
+    rows: &'a PassRows<'_>,
+) -> Vec<LoraSegment<'a>> {
+    let segment = |LoraRows { rows, source, dropout }: &'a LoraRows<'_>| {
+        let pair = |&projection: &Projection| {
+            let dropout = dropout.map(|plan| plan.module(layer, projection));
+            Some(LoraPair { lora: source.pair(layer, projection)?, dropout })
+        };
+        let pairs: Vec<_> = group.iter().map(pair).collect();
+        pairs.iter().any(Option::is_some).then(|| LoraSegment { rows: rows.clone(), pairs })
+    };
+    rows.lora.iter().filter_map(segment).collect()
 }

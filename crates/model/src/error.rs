@@ -12,6 +12,10 @@ pub enum ModelError {
     #[error(transparent)]
     File(#[from] FileError),
 
+    /// A device failed.
+    #[error(transparent)]
+    Backend(#[from] danlu_kernels::BackendError),
+
     /// A JSON file is malformed.
     #[error("`{}:{line}:{column}`: {message}", path.display())]
     Json {

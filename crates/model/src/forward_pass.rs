@@ -1,12 +1,25 @@
 //! One pass over packed rows: where they stand, which adapters they run with, and which of them go on to the head.
 
-use danlu_kernels::{FEW_ROWS, Segment};
+use danlu_kernels::{Backend, Indices, Segment, Segments};
 
 use crate::Batch;
 use crate::lora::LoraRows;
 
-/// Fewest rows of a product that sums as one of any more rows does.
-pub(crate) const MANY_ROWS: usize = FEW_ROWS + 1;
+/// What the operations of a pass read besides activations, uploaded once.
+#[derive(Debug, Default)]
+pub(crate) struct PassIndices {
+    pub ids: Indices,
+    pub positions: Indices,
+    pub segments: Segments,
+    /// As [`ForwardPass::keys`].
+    pub keys: Indices,
+    /// As [`HeadRows::index`].
+    pub head: Indices,
+    /// The label of each row that reaches the head, in training and evaluation.
+    pub targets: Indices,
+    /// Where the pass's own keys and values go in a cache.
+    pub cache_rows: Indices,
+}
 
 /// One pass over packed rows, as a block sees it.
 pub(crate) struct ForwardPass<'a> {
@@ -17,6 +30,8 @@ pub(crate) struct ForwardPass<'a> {
     pub keys: Option<&'a [u32]>,
     /// Behind the last layer's attention no row sees another, and only these go on; `None`: all of them.
     pub head: Option<HeadRows<'a>>,
+    /// All of these, where operations read them. Filled by [`ForwardPass::upload`].
+    pub indices: PassIndices,
 }
 
 /// Rows that go through products together, and the adapters they run with.
@@ -40,7 +55,14 @@ impl<'a> ForwardPass<'a> {
     /// A pass of which all rows go on.
     pub fn new(positions: &'a [u32], segments: &'a [Segment], lora: Vec<LoraRows<'a>>) -> Self {
         let n = positions.len();
-        Self { rows: PassRows { n, computed: n, lora }, positions, segments, keys: None, head: None }
+        Self {
+            rows: PassRows { n, computed: n, lora },
+            positions,
+            segments,
+            keys: None,
+            head: None,
+            indices: PassIndices::default(),
+        }
     }
 
     /// A pass over `batch` of which all rows go on.
@@ -54,18 +76,34 @@ impl<'a> ForwardPass<'a> {
         self
     }
 
-    /// No product has few rows: small micro-batches come out the same alone and together with others.
-    pub fn with_many_rows(mut self) -> Self {
+    /// No product has fewer rows than `row_invariant_from`: small micro-batches come out the same alone and together with
+    /// others.
+    pub fn with_many_rows(mut self, row_invariant_from: usize) -> Self {
         if let Some(head) = &mut self.head {
-            head.rows.computed = head.rows.n.max(MANY_ROWS);
+            head.rows.computed = head.rows.n.max(row_invariant_from);
         }
-        self.with_min_rows(MANY_ROWS)
+        self.with_min_rows(row_invariant_from)
     }
 
     /// Products up to the last attention have at least `min` rows.
     pub fn with_min_rows(mut self, min: usize) -> Self {
         self.rows.computed = self.rows.n.max(min);
         self
+    }
+
+    /// Uploads what operations read of the pass, of its `ids` and of its `targets`, into the memory of `indices`.
+    pub fn upload(&mut self, backend: &dyn Backend, mut indices: PassIndices, ids: &[u32], targets: &[u32]) {
+        backend.upload(&mut indices.ids, ids);
+        backend.upload(&mut indices.positions, self.positions);
+        backend.upload_segments(&mut indices.segments, self.segments);
+        backend.upload(&mut indices.targets, targets);
+        if let Some(keys) = self.keys {
+            backend.upload(&mut indices.keys, keys);
+        }
+        if let Some(head) = &self.head {
+            backend.upload(&mut indices.head, head.index);
+        }
+        self.indices = indices;
     }
 }
 
@@ -102,10 +140,10 @@ mod tests {
         let lora = [0..4, 4..5, 5..9].map(|rows| LoraRows { rows, ..LoraRows::all(&Nothing, 0) });
         let positions = [0; 9];
         let pass =
-            ForwardPass::new(&positions, &[], lora.to_vec()).with_head(&[1, 3, 5, 6, 8]).with_many_rows();
+            ForwardPass::new(&positions, &[], lora.to_vec()).with_head(&[1, 3, 5, 6, 8]).with_many_rows(9);
         let head = pass.head.unwrap();
         assert_eq!((pass.rows.n, pass.rows.computed), (9, 9));
-        assert_eq!((head.rows.n, head.rows.computed), (5, MANY_ROWS));
+        assert_eq!((head.rows.n, head.rows.computed), (5, 9));
         let ranges: Vec<_> = head.rows.lora.into_iter().map(|lora| lora.rows).collect();
         assert_eq!(ranges, [0..2, 2..5], "the second has no row that goes on");
     }

@@ -13,7 +13,7 @@
 
 use std::sync::Arc;
 
-use danlu_kernels::{Backend, Buffer};
+use danlu_kernels::{Backend, Buffer, Element};
 
 use crate::ModelConfig;
 
@@ -46,7 +46,8 @@ pub struct KvCache {
 impl KvCache {
     /// A cache without a slot.
     pub fn new(config: &ModelConfig, backend: Arc<dyn Backend>) -> Self {
-        let buffers = || (0..config.num_hidden_layers).map(|_| backend.alloc(0)).collect();
+        let buffers =
+            || (0..config.num_hidden_layers).map(|_| backend.alloc(0, Element::Activation)).collect();
         let (keys, values) = (buffers(), buffers());
         let width = config.num_key_value_heads * config.head_dim;
         Self { backend, keys, values, width, rows: 0, slots: Vec::new() }
@@ -196,7 +197,7 @@ impl KvCache {
     /// Copies the tokens of `extent` to `start` on. The two may overlap.
     fn move_rows(&mut self, extent: Extent, start: usize) {
         let (backend, width) = (&*self.backend, self.width);
-        let mut copy = backend.alloc(extent.len * width);
+        let mut copy = backend.alloc(extent.len * width, Element::Activation);
         for buffer in self.keys.iter_mut().chain(&mut self.values) {
             backend.copy_rows(&mut copy, 0, buffer, extent.start, extent.len, width);
             backend.copy_rows(buffer, start, &copy, 0, extent.len, width);
@@ -214,7 +215,7 @@ impl KvCache {
         }
         let after: Vec<Extent> = self.slots.iter().flatten().copied().collect();
         for buffer in self.keys.iter_mut().chain(&mut self.values) {
-            let mut new = backend.alloc(rows * width);
+            let mut new = backend.alloc(rows * width, Element::Activation);
             for (from, to) in before.iter().zip(&after) {
                 backend.copy_rows(&mut new, to.start, buffer, from.start, from.len, width);
             }
@@ -249,7 +250,7 @@ mod tests {
         let mut all = Vec::new();
         for buffer in cache.keys.iter().chain(&cache.values) {
             let mut values = vec![0.0; len * width];
-            cache.backend.read(&mut values, buffer, start * width);
+            cache.backend.read(&mut values, buffer, start * width).unwrap();
             all.push(values.chunks(width).map(|row| row[0] as usize).collect::<Vec<_>>());
         }
         assert!(all.iter().all(|found| *found == all[0]));

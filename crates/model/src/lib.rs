@@ -59,6 +59,7 @@ mod weights;
 mod workspace;
 
 pub use activations::ActivationPolicy;
+pub use backward::StepBuffers;
 pub use base_fingerprint::{base_fingerprint, base_sample, base_sample_of, sha256_of_file};
 pub use batch::{Batch, LabeledSequence};
 pub use chat_template::{ChatTemplate, Message, Rendered};

@@ -2,9 +2,10 @@
 
 use std::mem;
 
-use danlu_kernels::{Backend, Buffer};
+use danlu_kernels::{Backend, Buffer, Element};
 
 use crate::activations::LayerActivations;
+use crate::forward_pass::PassIndices;
 use crate::{ActivationPolicy, ModelConfig};
 
 /// Grow-only activations and scratch. One workspace serves one pass at a time.
@@ -30,8 +31,13 @@ pub struct Workspace {
     pub(crate) head_rstd: GrowBuffer,
     /// `(M, V)`, only where a caller asks for logits.
     pub(crate) logits: GrowBuffer,
+    /// The loss of each of those rows, and the gradient of each loss, `(M)`.
+    pub(crate) losses: GrowBuffer,
+    pub(crate) dloss: GrowBuffer,
     pub(crate) prefix_kv: PrefixKv,
     pub(crate) grads: Gradients,
+    /// Lent to each pass in turn, so that a device keeps their addresses.
+    pub(crate) indices: PassIndices,
 }
 
 /// Where sequences share rows: the keys and the values of one layer copied for each of them, a row for every token of every
@@ -65,10 +71,10 @@ pub(crate) struct GrowBuffer(Option<Buffer>);
 
 impl GrowBuffer {
     /// Grows to at least `len` elements; the contents are then unspecified.
-    pub fn reserve(&mut self, backend: &dyn Backend, len: usize) {
+    pub fn reserve(&mut self, backend: &dyn Backend, len: usize, element: Element) {
         if self.0.as_ref().is_none_or(|buffer| buffer.len() < len) {
             self.0 = None;
-            self.0 = Some(backend.alloc(len));
+            self.0 = Some(backend.alloc(len, element));
         }
     }
 
@@ -146,11 +152,12 @@ impl Workspace {
             self.layers[layer].reserve(config, backend, rows, policy, false);
             self.shared.reserve(config, backend, rows, policy, true);
         }
-        self.hidden.reserve(backend, rows_behind(layers - 1) * c);
-        self.head_attn.reserve(backend, head_rows * config.num_attention_heads * config.head_dim);
-        self.head_inp.reserve(backend, head_rows * c);
-        self.head_norm.reserve(backend, head_rows * c);
-        self.head_rstd.reserve(backend, head_rows);
+        let heads = config.num_attention_heads * config.head_dim;
+        self.hidden.reserve(backend, rows_behind(layers - 1) * c, Element::Residual);
+        self.head_attn.reserve(backend, head_rows * heads, Element::Activation);
+        self.head_inp.reserve(backend, head_rows * c, Element::Residual);
+        self.head_norm.reserve(backend, head_rows * c, Element::Activation);
+        self.head_rstd.reserve(backend, head_rows, Element::Exact);
     }
 
     /// Makes room for `keys` copied keys and their gradients, where there are any.
@@ -160,7 +167,8 @@ impl Workspace {
         }
         let PrefixKv { kv, dkv } = &mut self.prefix_kv;
         for slot in kv.iter_mut().chain(dkv) {
-            slot.reserve(backend, keys * config.num_key_value_heads * config.head_dim);
+            let width = config.num_key_value_heads * config.head_dim;
+            slot.reserve(backend, keys * width, Element::Activation);
         }
     }
 
@@ -176,18 +184,18 @@ impl Workspace {
         let (q, kv) =
             (config.num_attention_heads * config.head_dim, config.num_key_value_heads * config.head_dim);
         let grads = &mut self.grads;
-        for slot in [&mut grads.hidden, &mut grads.norm] {
-            slot.reserve(backend, n * c);
-        }
-        grads.head.reserve(backend, head_rows * c);
+        grads.hidden.reserve(backend, n * c, Element::Residual);
+        grads.norm.reserve(backend, n * c, Element::Activation);
+        grads.head.reserve(backend, head_rows * c, Element::Residual);
         for slot in [&mut grads.q, &mut grads.attn] {
-            slot.reserve(backend, n * q);
+            slot.reserve(backend, n * q, Element::Activation);
         }
         for slot in [&mut grads.k, &mut grads.v] {
-            slot.reserve(backend, n * kv);
+            slot.reserve(backend, n * kv, Element::Activation);
         }
         for slot in [&mut grads.gate, &mut grads.up, &mut grads.act] {
-            slot.reserve(backend, n * config.intermediate_size);
+            slot.reserve(backend, n * config.intermediate_size, Element::Activation);
         }
+        self.dloss.reserve(backend, head_rows, Element::Exact);
     }
 }

@@ -7,7 +7,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use common::{FlatAdapter, backends, f32_values, i64_values, relative_to_max, shared};
-use danlu_kernels::Backend;
+use danlu_kernels::{Backend, Element};
 use danlu_model::{Batch, Decoder, LabeledSequence, LoraRows, LoraSource, SlotInput, Workspace};
 use safetensors::SafeTensors;
 
@@ -85,7 +85,7 @@ fn loss_and_gradients(golden: &Path, backend: Arc<dyn Backend>) {
         })
         .collect();
     let batch = Batch::new(&sequences);
-    let mut grads = backend.alloc(adapter.params.len());
+    let mut grads = backend.alloc(adapter.params.len(), Element::Exact);
     let dloss = 1.0 / batch.trained_tokens() as f32;
     let rows = LoraRows::all(&adapter, batch.rows());
     let losses = decoder.losses_and_gradients(&mut work, &batch, &[rows], dloss, &mut grads).unwrap();
@@ -101,7 +101,7 @@ fn loss_and_gradients(golden: &Path, backend: Arc<dyn Backend>) {
         for (side, start, count) in [("A", a, adapter.rank * d_in), ("B", b, d_out * adapter.rank)] {
             let tensor = format!("base_model.model.{}.lora_{side}.weight", p.module_path(*layer));
             let mut found = vec![0.0; count];
-            backend.read(&mut found, &grads, *start);
+            backend.read(&mut found, &grads, *start).unwrap();
             let difference = relative_to_max(&found, &f32_values(expected.tensor(&tensor).unwrap().data()));
             worst = worst.max(difference);
             assert!(difference < 1e-4, "{name}: {tensor}: {difference}");

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use common::{FlatAdapter, backends, relative_to_max, write_random_model};
-use danlu_kernels::{Backend, Cpu, CpuOptions, DType, Isa, Reference};
+use danlu_kernels::{Backend, Cpu, CpuOptions, DType, Element, Isa, Reference};
 use danlu_model::{Batch, Decoder, DropoutPlan, LabeledSequence, LoraRows, SlotInput, Workspace};
 
 /// `tokens` tokens, of which the last `labels` are trained.
@@ -28,7 +28,7 @@ fn trained(
     passes: &[&[LabeledSequence]],
 ) -> (Vec<f32>, Vec<f32>) {
     let (be, mut work, mut losses, mut micro) = (decoder.backend(), Workspace::new(), Vec::new(), 0);
-    let mut grads = be.alloc(adapter.params.len());
+    let mut grads = be.alloc(adapter.params.len(), Element::Exact);
     for sequences in passes {
         let (mut batch, mut lora) = (Batch::default(), Vec::new());
         for sequence in *sequences {
@@ -41,7 +41,7 @@ fn trained(
         losses.extend(decoder.losses_and_gradients(&mut work, &batch, &lora, 0.5, &mut grads).unwrap());
     }
     let mut values = vec![0.0; grads.len()];
-    be.read(&mut values, &grads, 0);
+    be.read(&mut values, &grads, 0).unwrap();
     (losses, values)
 }
 

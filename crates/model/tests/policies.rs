@@ -6,7 +6,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use common::{FlatAdapter, write_random_model};
-use danlu_kernels::{Backend, Cpu, CpuOptions, DType, Footprint, Reference, Trace};
+use danlu_kernels::{Backend, Cpu, CpuOptions, DType, Element, Footprint, Reference, Trace};
 use danlu_model::{
     ActivationPolicy, Batch, Decoder, DropoutPlan, LabeledSequence, LoraRows, ModelConfig, Workspace,
 };
@@ -35,14 +35,14 @@ fn numbers(
     let (mut work, mut found) = (Workspace::with_policies(policies.to_vec()), Vec::new());
     assert!(batch(&[20, 3, 11]).rows() < 34, "rows are shared too");
     for lengths in [&[5, 9][..], &[20, 3, 11], &[6]] {
-        let mut grads = backend.alloc(adapter.params.len());
+        let mut grads = backend.alloc(adapter.params.len(), Element::Exact);
         found.push(decoder.losses(&mut work, &batch(&[30, 7]), Some(adapter)).unwrap());
         let batch = batch(lengths);
         let rows = LoraRows { dropout, ..LoraRows::all(adapter, batch.rows()) };
         let losses = decoder.losses_and_gradients(&mut work, &batch, &[rows], 0.5, &mut grads);
         found.push(losses.unwrap());
         let mut values = vec![0.0; grads.len()];
-        backend.read(&mut values, &grads, 0);
+        backend.read(&mut values, &grads, 0).unwrap();
         found.push(values);
     }
     found
@@ -86,7 +86,7 @@ fn footprint(config: &ModelConfig, policies: &[ActivationPolicy]) -> Footprint {
     let trace = Arc::new(Trace::new(CpuOptions::default()));
     let decoder = Decoder::trace(config.clone(), trace.clone());
     let adapter = FlatAdapter::random(config, &*trace, 3);
-    let mut grads = trace.alloc(adapter.params.len());
+    let mut grads = trace.alloc(adapter.params.len(), Element::Exact);
     let mut work = Workspace::with_policies(policies.to_vec());
     let batch = batch(&[20, 30]);
     let rows = LoraRows::all(&adapter, batch.rows());

@@ -38,7 +38,7 @@ fn losses_and_gradients_are_those_of_each_sequence_alone() {
         let adapter = FlatAdapter::random(decoder.config(), &*backend, 3);
         let numbers = |batches: &[Batch]| {
             let (mut work, mut losses) = (Workspace::new(), Vec::new());
-            let mut grads = backend.alloc(adapter.params.len());
+            let mut grads = backend.alloc(adapter.params.len(), danlu_kernels::Element::Exact);
             for batch in batches {
                 let rows = LoraRows::all(&adapter, batch.rows());
                 losses.extend(
@@ -46,7 +46,7 @@ fn losses_and_gradients_are_those_of_each_sequence_alone() {
                 );
             }
             let mut values = vec![0.0; grads.len()];
-            backend.read(&mut values, &grads, 0);
+            backend.read(&mut values, &grads, 0).unwrap();
             (losses, values)
         };
         let ((found, found_grads), (losses, grads)) = (numbers(&together), numbers(&alone));

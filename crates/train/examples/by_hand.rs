@@ -19,7 +19,7 @@ use std::sync::Arc;
 use danlu_adapter::merge::{MergeOptions, merge};
 use danlu_adapter::{Adapter, LoraConfig};
 use danlu_data::{EncodeOptions, ReadOptions, encode, read_from};
-use danlu_kernels::{AdamW, Backend, Buffer, Cpu, CpuOptions, DType};
+use danlu_kernels::{AdamW, Backend, Buffer, Cpu, CpuOptions, DType, Element};
 use danlu_model::{Batch, Decoder, LabeledSequence, LoraRows, LoraSource, Tokenizer, Workspace};
 
 /// Two conversations: a question and the answer to learn.
@@ -96,7 +96,8 @@ struct Optimizer {
 
 impl Optimizer {
     fn new(backend: &dyn Backend, len: usize) -> Self {
-        Self { grads: backend.alloc(len), first: backend.alloc(len), second: backend.alloc(len), len }
+        let alloc = || backend.alloc(len, Element::Exact);
+        Self { grads: alloc(), first: alloc(), second: alloc(), len }
     }
 
     /// Forward, backward, clipping, update: one step. Returns the mean loss and the gradient's norm.
@@ -122,7 +123,10 @@ impl Optimizer {
         let loss = losses.iter().map(|&loss| f64::from(loss)).sum::<f64>() / labels as f64;
 
         // The gradient is scaled down to a norm of at most MAX_GRAD_NORM, then AdamW moves every parameter at once.
-        let norm = backend.sum_of_squares(&self.grads, self.len).sqrt();
+        let (mut squares, mut sum) = (backend.alloc_scalars(1), [0.0]);
+        backend.sum_of_squares(&mut squares, 0, &self.grads, self.len);
+        backend.read_scalars(&mut sum, &squares)?;
+        let norm = sum[0].sqrt();
         let update = AdamW {
             learning_rate: LEARNING_RATE,
             beta1: 0.9,

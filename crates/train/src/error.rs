@@ -13,6 +13,9 @@ use crate::plan::SuggestedLimits;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum TrainError {
+    /// A device failed.
+    #[error(transparent)]
+    Backend(#[from] danlu_kernels::BackendError),
     /// A setting outside of its range.
     #[error("`{name}` is {value}, expected {expected}")]
     Setting {

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use danlu_kernels::{AdamW, Backend, Buffer, DType, from_f32};
+use danlu_kernels::{AdamW, Backend, BackendError, Buffer, DType, Element, from_f32};
 use danlu_model::Weights;
 use danlu_model::files;
 use safetensors::Dtype;
@@ -27,7 +27,8 @@ pub(crate) struct Optimizer {
 impl Optimizer {
     /// A state of zeros for `len` parameters.
     pub fn new(backend: &dyn Backend, len: usize) -> Self {
-        Self { first: backend.alloc(len), second: backend.alloc(len), len }
+        let moment = || backend.alloc(len, Element::Exact);
+        Self { first: moment(), second: moment(), len }
     }
 
     /// One update, by a gradient of norm `norm`, clipped as `torch.nn.utils.clip_grad_norm_` does.
@@ -61,12 +62,13 @@ impl Optimizer {
 
     /// Writes both moments as f32.
     pub fn save(&self, folder: &Path, backend: &dyn Backend) -> Result<(), TrainError> {
-        let bytes = [&self.first, &self.second].map(|buffer| {
+        let read = |buffer: &Buffer| -> Result<Vec<u8>, BackendError> {
             let (mut values, mut bytes) = (vec![0.0; self.len], vec![0; self.len * 4]);
-            backend.read(&mut values, buffer, 0);
+            backend.read(&mut values, buffer, 0)?;
             from_f32(DType::F32, &values, &mut bytes);
-            bytes
-        });
+            Ok(bytes)
+        };
+        let bytes = [read(&self.first)?, read(&self.second)?];
         let view = |data| TensorView::new(Dtype::F32, vec![self.len], data).expect("four bytes an element");
         let views = MOMENTS.into_iter().zip(bytes.iter().map(|data| view(data)));
         let file = safetensors::serialize(views, None).expect("two tensors with names of their own");

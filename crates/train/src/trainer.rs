@@ -6,8 +6,10 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use danlu_adapter::Adapter;
-use danlu_kernels::{Buffer, rng};
-use danlu_model::{ActivationPolicy, Batch, Decoder, DropoutPlan, LabeledSequence, LoraRows, Workspace};
+use danlu_kernels::{Buffer, Element, Scalars, rng};
+use danlu_model::{
+    ActivationPolicy, Batch, Decoder, DropoutPlan, LabeledSequence, LoraRows, StepBuffers, Workspace,
+};
 use serde::{Deserialize, Serialize};
 
 use crate::data_order::DataOrder;
@@ -89,6 +91,10 @@ pub struct Trainer {
     pub(crate) base: String,
     examples: Vec<Example>,
     grads: Buffer,
+    /// The loss of every trained token of a step, read once all passes are done.
+    losses: Option<Buffer>,
+    /// The sum of squares of the gradient, or of the parameters.
+    squares: Scalars,
     work: Workspace,
     /// Whether small micro-batches go through the model together.
     fuse_micro_batches: bool,
@@ -136,7 +142,9 @@ impl Trainer {
         tracing::debug!(records = examples.len(), parameters, steps = total, "run prepared");
         Ok(Self {
             optimizer: Optimizer::new(&*backend, parameters),
-            grads: backend.alloc(parameters),
+            grads: backend.alloc(parameters, Element::Exact),
+            losses: None,
+            squares: backend.alloc_scalars(1),
             schedule: settings.schedule(total),
             data: DataFingerprint::of(&examples),
             history: Vec::new(),
@@ -186,8 +194,7 @@ impl Trainer {
         }
 
         let learning_rate = self.update(step, grad_norm);
-        let backend = self.decoder.backend();
-        let size = backend.sum_of_squares(&self.adapter.params, self.adapter.num_parameters()).sqrt();
+        let size = self.parameter_norm()?;
         if !(size as f32).is_finite() {
             let records = origins(records, &self.examples);
             return Err(TrainError::NonFinite { step, what: "adapter", value: size, records });
@@ -212,7 +219,11 @@ impl Trainer {
         let parameters = self.adapter.num_parameters();
         let trained = passes.iter().map(|pass| pass.batch.trained_tokens()).sum::<usize>();
         backend.zero(&mut self.grads, parameters);
-        let (dloss, mut sum) = (1.0 / trained as f32, 0.0);
+        if self.losses.as_ref().is_none_or(|losses| losses.len() < trained) {
+            self.losses = None;
+        }
+        let losses = self.losses.get_or_insert_with(|| backend.alloc(trained, Element::Exact));
+        let (dloss, mut first) = (1.0 / trained as f32, 0);
         for FusedBatch { batch, micros, rows } in passes {
             let lora = |(micro, rows): (usize, &Range<usize>)| LoraRows {
                 rows: rows.clone(),
@@ -220,11 +231,32 @@ impl Trainer {
                 dropout: dropout(&self.settings, step, micro),
             };
             let lora: Vec<LoraRows<'_>> = micros.clone().zip(rows).map(lora).collect();
-            let (work, grads) = (&mut self.work, &mut self.grads);
-            let losses = self.decoder.losses_and_gradients(work, batch, &lora, dloss, grads)?;
-            sum += losses.iter().map(|&loss| f64::from(loss)).sum::<f64>();
+            let dloss = vec![dloss; batch.trained_tokens()];
+            let into = StepBuffers { grads: &mut self.grads, losses, first };
+            self.decoder.add_gradients(&mut self.work, batch, &lora, &dloss, into)?;
+            first += batch.trained_tokens();
         }
-        Ok((sum / trained as f64, backend.sum_of_squares(&self.grads, parameters).sqrt()))
+        backend.sum_of_squares(&mut self.squares, 0, &self.grads, parameters);
+        let (mut values, mut squares) = (vec![0.0; trained], [0.0]);
+        backend.read(&mut values, losses, 0)?;
+        backend.read_scalars(&mut squares, &self.squares)?;
+        // Summed pass by pass, in f64.
+        let (mut sum, mut rest) = (0.0, &values[..]);
+        for pass in passes {
+            let (of_pass, after) = rest.split_at(pass.batch.trained_tokens());
+            sum += of_pass.iter().map(|&loss| f64::from(loss)).sum::<f64>();
+            rest = after;
+        }
+        Ok((sum / trained as f64, squares[0].sqrt()))
+    }
+
+    /// The L2 norm of the adapter.
+    fn parameter_norm(&mut self) -> Result<f64, TrainError> {
+        let (backend, mut squares) = (self.decoder.backend(), [0.0]);
+        let parameters = self.adapter.num_parameters();
+        backend.sum_of_squares(&mut self.squares, 0, &self.adapter.params, parameters);
+        backend.read_scalars(&mut squares, &self.squares)?;
+        Ok(squares[0].sqrt())
     }
 
     /// Moves the parameters along the gradient; the learning rate it was done with.
@@ -259,6 +291,7 @@ impl Trainer {
 
     /// Gives the buffers of the steps back, when the last one is done. A further step makes them again.
     pub fn release(&mut self) {
+        self.losses = None;
         self.work.clear();
     }
 

@@ -47,7 +47,7 @@ fn ten_steps(base: &Path, folder: &Path, examples: &str, hyper: &Value, expected
         let after = trainer.evaluate(&batch).unwrap().loss;
         let after = relative(after, expected["batch_loss_after"].as_f64().unwrap());
         let mut whole = 0.0f64;
-        let values = trainer.adapter().to_vec(&Cpu::new(options));
+        let values = trainer.adapter().to_vec(&Cpu::new(options)).unwrap();
         for tensor in trainer.adapter().tensors() {
             let l2 =
                 values[tensor.offset..][..tensor.len()].iter().map(|v| f64::from(*v).powi(2)).sum::<f64>();
@@ -84,7 +84,7 @@ fn a_run_over_nf4_is_the_same_on_any_number_of_threads() {
         let options = CpuOptions { threads: Some(threads), isa: None, dtype };
         let mut trainer = trainer(decoder(&common::base_8m(), options), &folder, &examples, hyper);
         let losses: Vec<u64> = (0..3).map(|_| trainer.step().unwrap().loss.to_bits()).collect();
-        (losses, trainer.adapter().to_vec(&Cpu::new(options)))
+        (losses, trainer.adapter().to_vec(&Cpu::new(options)).unwrap())
     };
     for dtype in [DType::F32, DType::Bf16] {
         assert!(run(1, dtype) == run(3, dtype), "{dtype:?}");

@@ -105,7 +105,7 @@ fn ten_steps(expected: &Expected) {
 
     let target = expected.adapter("adapter_after_10_steps", &decoder);
     let backend = &**decoder.backend();
-    let (found, target) = (trainer.adapter().to_vec(backend), target.to_vec(backend));
+    let (found, target) = (trainer.adapter().to_vec(backend).unwrap(), target.to_vec(backend).unwrap());
     let (mut element, mut whole, mut beyond) = (0.0f64, 0.0f64, 0);
     for tensor in trainer.adapter().tensors() {
         let place = tensor.offset..tensor.offset + tensor.len();

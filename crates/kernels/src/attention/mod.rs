@@ -12,7 +12,34 @@ pub(crate) use tiled::{
 };
 
 use crate::math::dot_f64;
-use crate::{AttentionDims, Segment};
+use crate::{AttentionDims, AttentionOperands, Segment};
+
+/// [`AttentionOperands`] in the host's memory.
+#[derive(Clone, Copy, Debug)]
+pub struct AttentionInputs<'a> {
+    /// `(N, NH, HS)`, rotated.
+    pub q: &'a [f32],
+    /// `(M, KH, HS)`, rotated.
+    pub k: &'a [f32],
+    /// `(M, KH, HS)`.
+    pub v: &'a [f32],
+    /// Which rows see which keys.
+    pub segments: &'a [Segment],
+    /// The heads.
+    pub dims: AttentionDims,
+}
+
+impl<'a> AttentionInputs<'a> {
+    /// Those of `operands`.
+    ///
+    /// # Panics
+    /// If a buffer is not the host's.
+    pub fn of(operands: &AttentionOperands<'a>) -> Self {
+        let AttentionOperands { q, k, v, segments, dims } = *operands;
+        let [q, k, v] = [q, k, v].map(crate::Buffer::host_slice);
+        Self { q, k, v, segments: segments.values(), dims }
+    }
+}
 
 /// Causal softmax attention inside each segment: with `s = q · k / sqrt(HS)` over the keys a query sees,
 /// `out = softmax(s) v` and `lse = log(sum(exp(s)))`.
@@ -29,15 +56,8 @@ use crate::{AttentionDims, Segment};
 ///
 /// # Panics
 /// If a segment has more queries than keys or reaches past a slice, or `NH` is no multiple of `KH`.
-pub fn forward(
-    out: &mut [f32],
-    lse: &mut [f32],
-    q: &[f32],
-    k: &[f32],
-    v: &[f32],
-    segments: &[Segment],
-    dims: AttentionDims,
-) {
+pub fn forward(out: &mut [f32], lse: &mut [f32], inputs: AttentionInputs<'_>) {
+    let AttentionInputs { q, k, v, segments, dims } = inputs;
     let AttentionDims { heads, kv_heads, head_dim } = dims;
     check_dims(segments, dims);
     let scale = reference_scale(dims);
@@ -73,18 +93,13 @@ pub fn forward(
 /// # Panics
 /// As [`forward`].
 pub fn backward(
-    dq: &mut [f32],
-    dk: &mut [f32],
-    dv: &mut [f32],
+    [dq, dk, dv]: [&mut [f32]; 3],
     dout: &[f32],
     out: &[f32],
     lse: &[f32],
-    q: &[f32],
-    k: &[f32],
-    v: &[f32],
-    segments: &[Segment],
-    dims: AttentionDims,
+    inputs: AttentionInputs<'_>,
 ) {
+    let AttentionInputs { q, k, v, segments, dims } = inputs;
     let AttentionDims { heads, kv_heads, head_dim } = dims;
     check_dims(segments, dims);
     let scale = reference_scale(dims);

@@ -1,7 +1,10 @@
 use super::*;
 use crate::finite_difference::{assert_close, check, inner, random};
 use crate::rng::Stream;
-use crate::{Backend, Buffer, Cpu, CpuOptions, DType, Isa, bf16_to_f32, f32_to_bf16};
+use crate::{
+    AttentionGrads, AttentionSaved, Backend, Buffer, Cpu, CpuOptions, DType, Isa, Segments, bf16_to_f32,
+    f32_to_bf16,
+};
 
 const DIMS: AttentionDims = AttentionDims { heads: 4, kv_heads: 2, head_dim: 4 };
 
@@ -21,7 +24,8 @@ fn the_first_query_copies_its_value_and_equal_scores_average() {
     let dims = AttentionDims { heads: 1, kv_heads: 1, head_dim: 2 };
     let segment = Segment { q_start: 0, q_len: 2, kv_start: 0, kv_len: 2 };
     let (mut out, mut lse) = ([0.0; 4], [0.0; 2]);
-    forward(&mut out, &mut lse, &[0.0; 4], &[1.0; 4], &[1.0, 2.0, 3.0, 4.0], &[segment], dims);
+    let (q, k, v) = (&[0.0; 4], &[1.0; 4], &[1.0, 2.0, 3.0, 4.0]);
+    forward(&mut out, &mut lse, AttentionInputs { q, k, v, segments: &[segment], dims });
     assert_close(&out, &[1.0, 2.0, 2.0, 3.0], 1e-7);
     assert_close(&lse, &[0.0, 2f32.ln()], 1e-7);
 }
@@ -33,10 +37,11 @@ fn a_cached_prefix_gives_the_rows_of_the_whole_sequence() {
     let (k, v) = (random(&mut stream, n * 8), random(&mut stream, n * 8));
     let (mut out, mut lse) = (vec![0.0; n * 16], vec![0.0; n * 4]);
     let whole = Segment { q_start: 0, q_len: n, kv_start: 0, kv_len: n };
-    forward(&mut out, &mut lse, &q, &k, &v, &[whole], DIMS);
+    let inputs = AttentionInputs { q: &q, k: &k, v: &v, segments: &[whole], dims: DIMS };
+    forward(&mut out, &mut lse, inputs);
     let (mut tail, mut tail_lse) = (vec![0.0; 2 * 16], vec![0.0; 2 * 4]);
     let last = Segment { q_start: 0, q_len: 2, kv_start: 0, kv_len: n };
-    forward(&mut tail, &mut tail_lse, &q[5 * 16..], &k, &v, &[last], DIMS);
+    forward(&mut tail, &mut tail_lse, AttentionInputs { q: &q[5 * 16..], segments: &[last], ..inputs });
     assert_eq!((&out[5 * 16..], &lse[5 * 4..]), (&tail[..], &tail_lse[..]));
 }
 
@@ -51,12 +56,13 @@ fn backward_matches_finite_differences() {
     let (q, dout) = (random(&mut stream, n * 16), random(&mut stream, n * 16));
     let (k, v) = (random(&mut stream, m * 8), random(&mut stream, m * 8));
     let (mut out, mut lse) = (vec![0.0; n * 16], vec![0.0; n * 4]);
-    forward(&mut out, &mut lse, &q, &k, &v, &segments, DIMS);
+    let inputs = AttentionInputs { q: &q, k: &k, v: &v, segments: &segments, dims: DIMS };
+    forward(&mut out, &mut lse, inputs);
     let (mut dq, mut dk, mut dv) = (vec![9.0; n * 16], vec![9.0; m * 8], vec![9.0; m * 8]);
-    backward(&mut dq, &mut dk, &mut dv, &dout, &out, &lse, &q, &k, &v, &segments, DIMS);
+    backward([&mut dq, &mut dk, &mut dv], &dout, &out, &lse, inputs);
     let loss = |q: &[f32], k: &[f32], v: &[f32]| {
         let (mut out, mut lse) = (vec![0.0; n * 16], vec![0.0; n * 4]);
-        forward(&mut out, &mut lse, q, k, v, &segments, DIMS);
+        forward(&mut out, &mut lse, AttentionInputs { q, k, v, ..inputs });
         inner(&out, &dout)
     };
     check(&q, &dq, |q| loss(q, &k, &v));
@@ -75,8 +81,11 @@ fn attend(
     let [expected_out, expected_lse] = &expected.map(|data| Buffer::from_vec(data.to_vec()));
     let mut found = [expected_out, expected_lse, q, k, v].map(|like| Buffer::from_vec(vec![7.0; like.len()]));
     let [out, lse, dq, dk, dv] = &mut found;
-    backend.attention_forward(out, lse, q, k, v, &SEGMENTS, dims);
-    backend.attention_backward(dq, dk, dv, dout, expected_out, expected_lse, q, k, v, &SEGMENTS, dims);
+    let segments = Segments::host(SEGMENTS.to_vec());
+    let operands = AttentionOperands { q, k, v, segments: &segments, dims };
+    backend.attention_forward(out, lse, operands);
+    let saved = AttentionSaved { out: expected_out, lse: expected_lse };
+    backend.attention_backward(AttentionGrads { dq, dk, dv }, dout, saved, operands);
     found.map(|buffer| buffer.host_slice().to_vec())
 }
 
@@ -85,8 +94,9 @@ fn reference([q, k, v, dout]: &[Vec<f32>; 4], dims: AttentionDims) -> [Vec<f32>;
     let mut expected =
         [q.len(), q.len() / dims.head_dim, q.len(), k.len(), k.len()].map(|len| vec![7.0; len]);
     let [out, lse, dq, dk, dv] = &mut expected;
-    forward(out, lse, q, k, v, &SEGMENTS, dims);
-    backward(dq, dk, dv, dout, out, lse, q, k, v, &SEGMENTS, dims);
+    let inputs = AttentionInputs { q, k, v, segments: &SEGMENTS, dims };
+    forward(out, lse, inputs);
+    backward([dq, dk, dv], dout, out, lse, inputs);
     expected
 }
 
@@ -164,9 +174,14 @@ fn rows_alone_have_the_bits_of_rows_together() {
             // The queries `first ..` of so many.
             let run = |first: usize, q_len: usize| {
                 let q = Buffer::from_vec(q[first * width..][..q_len * width].to_vec());
-                let (mut out, mut lse) = (cpu.alloc(q_len * width), cpu.alloc(q_len * heads));
+                let (mut out, mut lse) = (Buffer::host(q_len * width), Buffer::host(q_len * heads));
                 let segment = Segment { q_start: 0, q_len, kv_start: 0, kv_len: first + q_len };
-                cpu.attention_forward(&mut out, &mut lse, &q, &k, &v, &[segment], dims);
+                let segments = &Segments::host(vec![segment]);
+                cpu.attention_forward(
+                    &mut out,
+                    &mut lse,
+                    AttentionOperands { q: &q, k: &k, v: &v, segments, dims },
+                );
                 (out.host_slice().to_vec(), lse.host_slice().to_vec())
             };
             let (out, lse) = run(0, n);

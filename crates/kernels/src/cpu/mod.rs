@@ -16,12 +16,14 @@ use self::disjoint_slice::DisjointSlice;
 use self::head_loss::HeadLoss;
 use self::lora::LowRank;
 use self::pool::{Pool, SendPtr, lock};
+use crate::attention::AttentionInputs;
 use crate::gemm::{Gemm, Product, SkinnyGemm, View};
-use crate::lora::LoraDims;
+use crate::lora::LoraParams;
 use crate::rope::RopeTable;
 use crate::{
-    AdamW, AttentionDims, Backend, Buffer, DType, Dropout, Isa, LoraRef, Matrix, Segment, adamw, attention,
-    rmsnorm, rope, row_ops, swiglu,
+    AdamW, AttentionDims, AttentionGrads, AttentionOperands, AttentionSaved, Backend, BackendError, Buffer,
+    DType, Element, HeadGrads, HeadOperands, Indices, Isa, LoraGrads, LoraPair, Matrix, RmsnormSaved,
+    Scalars, Segment, Store, adamw, attention, rmsnorm, rope, row_ops, swiglu,
 };
 
 /// How a [`Cpu`] computes.
@@ -114,28 +116,23 @@ impl Cpu {
         }
     }
 
-    /// Turns every head forward or back, by a table that all layers of a batch share.
-    fn rotate(
-        &self,
-        x: &mut Buffer,
-        inv_freq: &[f32],
-        positions: &[u32],
-        heads: usize,
-        head_dim: usize,
-        backward: bool,
-    ) {
-        assert_eq!(2 * inv_freq.len(), head_dim, "inv_freq for a head of {head_dim}");
+    /// Rotates every head of `xs`, each with its number of heads, by a table that all layers of a batch share.
+    fn rotate(&self, xs: [(&mut Buffer, usize); 2], inv_freq: &Buffer, positions: &Indices, backward: bool) {
+        let (inv_freq, positions) = (inv_freq.host_slice(), positions.values());
         let mut table = lock(&self.rope);
         if !table.is_for(inv_freq, positions) {
             *table = RopeTable::new(inv_freq, positions);
         }
-        let (table, cols) = (&*table, heads * head_dim);
-        let x = DisjointSlice::new(x.host_slice_mut());
-        self.pool.over_rows(positions.len(), cols, |range| {
-            // SAFETY: the ranges of one region are disjoint.
-            let rows = unsafe { x.range(flat(&range, cols)) };
-            rope::rotate_rows(self.isa, rows, table, range.start, heads, backward);
-        });
+        let table = &*table;
+        for (x, heads) in xs {
+            let cols = heads * 2 * inv_freq.len();
+            let x = DisjointSlice::new(x.host_slice_mut());
+            self.pool.over_rows(positions.len(), cols, |range| {
+                // SAFETY: the ranges of one region are disjoint.
+                let rows = unsafe { x.range(flat(&range, cols)) };
+                rope::rotate_rows(self.isa, rows, table, range.start, heads, backward);
+            });
+        }
     }
 }
 
@@ -155,7 +152,11 @@ impl Backend for Cpu {
         describe(self.isa, self.pool.threads(), self.bf16)
     }
 
-    fn alloc(&self, len: usize) -> Buffer {
+    fn row_invariant_from(&self) -> usize {
+        SkinnyGemm::MAX_ROWS + 1
+    }
+
+    fn alloc(&self, len: usize, _element: Element) -> Buffer {
         Buffer::host(len)
     }
 
@@ -163,8 +164,9 @@ impl Backend for Cpu {
         dst.host_slice_mut()[offset..][..src.len()].copy_from_slice(src);
     }
 
-    fn read(&self, dst: &mut [f32], src: &Buffer, offset: usize) {
+    fn read(&self, dst: &mut [f32], src: &Buffer, offset: usize) -> Result<(), BackendError> {
         dst.copy_from_slice(&src.host_slice()[offset..][..dst.len()]);
+        Ok(())
     }
 
     fn zero(&self, dst: &mut Buffer, len: usize) {
@@ -191,8 +193,8 @@ impl Backend for Cpu {
         row_ops::copy_rows(dst.host_slice_mut(), dst_row, src.host_slice(), src_row, n, cols);
     }
 
-    fn gather_rows(&self, out: &mut Buffer, inp: &Buffer, rows: &[u32], cols: usize) {
-        let (out, inp) = (DisjointSlice::new(out.host_slice_mut()), inp.host_slice());
+    fn gather_rows(&self, out: &mut Buffer, inp: &Buffer, rows: &Indices, cols: usize) {
+        let (out, inp, rows) = (DisjointSlice::new(out.host_slice_mut()), inp.host_slice(), rows.values());
         self.pool.over_rows(rows.len(), cols, |range| {
             // SAFETY: the ranges of one region are disjoint.
             let out = unsafe { out.range(flat(&range, cols)) };
@@ -200,13 +202,18 @@ impl Backend for Cpu {
         });
     }
 
-    fn gather_rows_backward(&self, dinp: &mut Buffer, dout: &Buffer, rows: &[u32], cols: usize) {
+    fn gather_rows_backward(&self, dinp: &mut Buffer, n: usize, dout: &Buffer, rows: &Indices, cols: usize) {
+        self.zero(dinp, n * cols);
         // One thread: `rows` may name a row twice, and it moves no more than it adds.
-        row_ops::gather_rows_backward(dinp.host_slice_mut(), dout.host_slice(), rows, cols);
+        row_ops::add_rows(dinp.host_slice_mut(), dout.host_slice(), rows.values(), cols);
     }
 
-    fn embedding_forward(&self, out: &mut Buffer, table: &Matrix, ids: &[u32]) {
-        let cols = table.cols();
+    fn scatter_rows(&self, out: &mut Buffer, inp: &Buffer, rows: &Indices, cols: usize) {
+        row_ops::scatter_rows(out.host_slice_mut(), inp.host_slice(), rows.values(), cols);
+    }
+
+    fn embedding_forward(&self, out: &mut Buffer, table: &Matrix, ids: &Indices) {
+        let (cols, ids) = (table.cols(), ids.values());
         let out = DisjointSlice::new(out.host_slice_mut());
         self.pool.over_rows(ids.len(), cols, |range| {
             // SAFETY: the ranges of one region are disjoint.
@@ -239,20 +246,22 @@ impl Backend for Cpu {
     fn rmsnorm_backward(
         &self,
         dinp: &mut Buffer,
+        store: Store,
         dout: &Buffer,
-        inp: &Buffer,
-        rstd: &Buffer,
-        weight: &Buffer,
+        saved: RmsnormSaved<'_>,
         n: usize,
     ) {
-        let (weight, inp) = (weight.host_slice(), inp.host_slice());
-        let (dout, rstd) = (dout.host_slice(), rstd.host_slice());
+        let (weight, inp) = (saved.weight.host_slice(), saved.inp.host_slice());
+        let (dout, rstd) = (dout.host_slice(), saved.rstd.host_slice());
         let cols = weight.len();
         let dinp = DisjointSlice::new(dinp.host_slice_mut());
         self.pool.over_rows(n, cols, |range| {
             let all = flat(&range, cols);
             // SAFETY: the ranges of one region are disjoint.
             let dinp = unsafe { dinp.range(all.clone()) };
+            if store == Store::Overwrite {
+                dinp.fill(0.0);
+            }
             rmsnorm::backward_rows(self.isa, dinp, &dout[all.clone()], &inp[all], &rstd[range], weight);
         });
     }
@@ -277,7 +286,7 @@ impl Backend for Cpu {
         self.gemm.product(&self.pool, product);
     }
 
-    fn linear_backward(&self, dinp: &mut Buffer, dout: &Buffer, w: &Matrix, n: usize) {
+    fn linear_backward(&self, dinp: &mut Buffer, store: Store, dout: &Buffer, w: &Matrix, n: usize) {
         let (d_out, d_in) = (w.rows(), w.cols());
         let product = Product {
             c: dinp.host_slice_mut(),
@@ -288,7 +297,7 @@ impl Backend for Cpu {
             n: d_in,
             k: d_out,
             alpha: 1.0,
-            accumulate: true,
+            accumulate: store.accumulates(),
         };
         self.gemm.product(&self.pool, product);
     }
@@ -298,75 +307,55 @@ impl Backend for Cpu {
         out: &mut Buffer,
         mid: &mut Buffer,
         inp: &Buffer,
-        lora: LoraRef<'_>,
+        pair: LoraPair<'_>,
         rows: Range<usize>,
-        dropout: Option<Dropout>,
     ) {
-        let params = lora.params.host_slice();
-        let a = &params[lora.a..][..lora.rank * lora.d_in];
-        let b = &params[lora.b..][..lora.d_out * lora.rank];
         let (out, mid, inp) = (out.host_slice_mut(), mid.host_slice_mut(), inp.host_slice());
-        self.low_rank.forward(&self.pool, out, mid, inp, (a, b), LoraDims::of(&lora), rows, dropout);
+        self.low_rank.forward(&self.pool, out, mid, inp, LoraParams::of(&pair), rows);
     }
 
     fn lora_backward(
         &self,
-        dinp: Option<&mut Buffer>,
-        dparams: &mut Buffer,
+        grads: LoraGrads<'_>,
         dout: &Buffer,
         inp: &Buffer,
         mid: &Buffer,
-        lora: LoraRef<'_>,
+        pair: LoraPair<'_>,
         rows: Range<usize>,
-        dropout: Option<Dropout>,
     ) {
-        let a_range = lora.a..lora.a + lora.rank * lora.d_in;
-        let b_range = lora.b..lora.b + lora.d_out * lora.rank;
-        let params = lora.params.host_slice();
-        let [da, db] = dparams
-            .host_slice_mut()
-            .get_disjoint_mut([a_range.clone(), b_range.clone()])
-            .expect("a pair's A and B lie apart, inside the gradient buffer");
+        let dinp = grads.dinp.map(Buffer::host_slice_mut);
+        let dparams = pair.lora.grads(grads.dparams.host_slice_mut());
         let inputs = (dout.host_slice(), inp.host_slice(), mid.host_slice());
-        let pair = (&params[a_range], &params[b_range]);
-        let dinp = dinp.map(Buffer::host_slice_mut);
-        let dims = LoraDims::of(&lora);
-        self.low_rank.backward(&self.pool, dinp, (da, db), inputs, pair, dims, rows, dropout);
+        self.low_rank.backward(&self.pool, dinp, dparams, inputs, LoraParams::of(&pair), rows);
     }
 
     fn rope_forward(
         &self,
-        x: &mut Buffer,
-        inv_freq: &[f32],
-        positions: &[u32],
-        heads: usize,
-        head_dim: usize,
+        q: &mut Buffer,
+        k: &mut Buffer,
+        inv_freq: &Buffer,
+        positions: &Indices,
+        dims: AttentionDims,
     ) {
-        self.rotate(x, inv_freq, positions, heads, head_dim, false);
+        assert_eq!(2 * inv_freq.len(), dims.head_dim, "inv_freq for a head of {}", dims.head_dim);
+        self.rotate([(q, dims.heads), (k, dims.kv_heads)], inv_freq, positions, false);
     }
 
     fn rope_backward(
         &self,
-        dx: &mut Buffer,
-        inv_freq: &[f32],
-        positions: &[u32],
-        heads: usize,
-        head_dim: usize,
-    ) {
-        self.rotate(dx, inv_freq, positions, heads, head_dim, true);
-    }
-
-    fn attention_forward(
-        &self,
-        out: &mut Buffer,
-        lse: &mut Buffer,
-        q: &Buffer,
-        k: &Buffer,
-        v: &Buffer,
-        segments: &[Segment],
+        dq: &mut Buffer,
+        dk: &mut Buffer,
+        inv_freq: &Buffer,
+        positions: &Indices,
         dims: AttentionDims,
     ) {
-        let (q, k, v) = (q.host_slice(), k.host_slice(), v.host_slice());
+        assert_eq!(2 * inv_freq.len(), dims.head_dim, "inv_freq for a head of {}", dims.head_dim);
+        self.rotate([(dq, dims.heads), (dk, dims.kv_heads)], inv_freq, positions, true);
+    }
+
+    fn attention_forward(&self, out: &mut Buffer, lse: &mut Buffer, operands: AttentionOperands<'_>) {
+        let inputs = AttentionInputs::of(&operands);
+        let AttentionInputs { segments, dims, .. } = inputs;
         let (out, lse) = (out.host_slice_mut(), lse.host_slice_mut());
         let rows = check_disjoint(segments, |s| s.q_start..s.q_start + s.q_len);
         assert!(out.len() >= rows * dims.heads * dims.head_dim && lse.len() >= rows * dims.heads);
@@ -375,42 +364,32 @@ impl Backend for Cpu {
         self.pool.run(tasks.len(), |index, _| {
             // SAFETY: the outputs hold the rows of every segment, segments share none, and the tasks of one
             // segment write different heads or queries.
-            unsafe {
-                attention::forward_task(self.attention, out.at(0), lse.at(0), q, k, v, &tasks[index], dims)
-            };
+            unsafe { attention::forward_task(self.attention, out.at(0), lse.at(0), inputs, &tasks[index]) };
         });
     }
 
     fn attention_backward(
         &self,
-        dq: &mut Buffer,
-        dk: &mut Buffer,
-        dv: &mut Buffer,
+        grads: AttentionGrads<'_>,
         dout: &Buffer,
-        out: &Buffer,
-        lse: &Buffer,
-        q: &Buffer,
-        k: &Buffer,
-        v: &Buffer,
-        segments: &[Segment],
-        dims: AttentionDims,
+        saved: AttentionSaved<'_>,
+        operands: AttentionOperands<'_>,
     ) {
-        let (dout, out, lse) = (dout.host_slice(), out.host_slice(), lse.host_slice());
-        let (q, k, v) = (q.host_slice(), k.host_slice(), v.host_slice());
-        let (dq, dk, dv) = (dq.host_slice_mut(), dk.host_slice_mut(), dv.host_slice_mut());
+        let inputs = AttentionInputs::of(&operands);
+        let AttentionInputs { segments, dims, .. } = inputs;
+        let (dout, out, lse) = (dout.host_slice(), saved.out.host_slice(), saved.lse.host_slice());
+        let [dq, dk, dv] = [grads.dq, grads.dk, grads.dv].map(Buffer::host_slice_mut);
         let q_rows = check_disjoint(segments, |s| s.q_start..s.q_start + s.q_len);
         let kv_len =
             check_disjoint(segments, |s| s.kv_start..s.kv_start + s.kv_len) * dims.kv_heads * dims.head_dim;
         assert!(dq.len() >= q_rows * dims.heads * dims.head_dim && dk.len() >= kv_len && dv.len() >= kv_len);
-        let (dq, dk, dv) = (SendPtr(dq.as_mut_ptr()), SendPtr(dk.as_mut_ptr()), SendPtr(dv.as_mut_ptr()));
+        let grads = [dq, dk, dv].map(|grad| SendPtr(grad.as_mut_ptr()));
         let tasks = attention::backward_tasks(segments, dims);
         self.pool.run(tasks.len(), |index, _| {
-            let (dq, dk, dv, task) = (dq.at(0), dk.at(0), dv.at(0), &tasks[index]);
+            let grads = grads.map(|grad| grad.at(0));
             // SAFETY: the outputs hold the rows of every segment, segments share none, and every kv head of
             // a segment, with the query heads that read it, is one task.
-            unsafe {
-                attention::backward_task(self.attention, dq, dk, dv, dout, out, lse, q, k, v, task, dims)
-            };
+            unsafe { attention::backward_task(self.attention, grads, dout, out, lse, inputs, &tasks[index]) };
         });
     }
 
@@ -452,15 +431,15 @@ impl Backend for Cpu {
 
     fn head_loss(
         &self,
-        losses: &mut [f32],
-        dinp: Option<&mut Buffer>,
-        inp: &Buffer,
-        head: &Matrix,
-        targets: &[u32],
-        dloss: f32,
+        losses: &mut Buffer,
+        first: usize,
+        operands: HeadOperands<'_>,
+        grads: Option<HeadGrads<'_>>,
     ) {
-        let (dinp, inp) = (dinp.map(Buffer::host_slice_mut), inp.host_slice());
-        self.head_loss.loss(&self.pool, losses, dinp, inp, head, targets, dloss);
+        let HeadOperands { inp, head, targets } = operands;
+        let grads = grads.map(|grads| (grads.dinp.host_slice_mut(), grads.dloss.host_slice()));
+        let losses = &mut losses.host_slice_mut()[first..];
+        self.head_loss.loss(&self.pool, losses, grads, inp.host_slice(), head, targets.values());
     }
 
     fn adamw(
@@ -482,7 +461,7 @@ impl Backend for Cpu {
         });
     }
 
-    fn sum_of_squares(&self, x: &Buffer, len: usize) -> f64 {
+    fn sum_of_squares(&self, out: &mut Scalars, at: usize, x: &Buffer, len: usize) {
         // Chunks of one size, summed in order: the result does not know how many threads there were.
         const CHUNK: usize = 64 << 10;
         let chunks: Vec<&[f32]> = x.host_slice()[..len].chunks(CHUNK).collect();
@@ -490,7 +469,7 @@ impl Backend for Cpu {
         self.pool.run(chunks.len(), |index, _| {
             let _ = sums[index].set(adamw::sum_of_squares_chunk(self.isa, chunks[index]));
         });
-        sums.iter().filter_map(|sum| sum.get()).sum()
+        out.values_mut()[at] = sums.iter().filter_map(|sum| sum.get()).sum();
     }
 }
 

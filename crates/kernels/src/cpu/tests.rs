@@ -4,7 +4,7 @@
 use super::*;
 use crate::finite_difference::random;
 use crate::rng::Stream;
-use crate::{Bytes, Reference, from_f32};
+use crate::{Bytes, Dropout, LoraRef, Reference, Segments, from_f32};
 
 const THREADS: [usize; 3] = [1, 2, 3];
 
@@ -41,6 +41,10 @@ const BF16_ATTENTION: f32 = 4e-2;
 
 fn buffer(stream: &mut Stream, len: usize) -> Buffer {
     Buffer::from_vec(random(stream, len))
+}
+
+fn zeros(backend: &dyn Backend, len: usize) -> Buffer {
+    backend.alloc(len, Element::Activation)
 }
 
 fn copy(buffer: &Buffer) -> Buffer {
@@ -80,10 +84,11 @@ fn linear_matches_reference() {
             let dinp = buffer(&mut stream, n * d_in);
             for (dtype, tolerance) in [(DType::F32, F32), (DType::Bf16, BF16)] {
                 compare(dtype, tolerance, |b| {
-                    let (mut out, mut dinp) = (b.alloc(n * d_out), copy(&dinp));
+                    let (mut out, mut dinp, mut sum) = (zeros(b, n * d_out), copy(&dinp), copy(&dinp));
                     b.linear_forward(&mut out, &inp, &w, n);
-                    b.linear_backward(&mut dinp, &dout, &w, n);
-                    vec![vec(out), vec(dinp)]
+                    b.linear_backward(&mut dinp, Store::Overwrite, &dout, &w, n);
+                    b.linear_backward(&mut sum, Store::Accumulate, &dout, &w, n);
+                    vec![vec(out), vec(dinp), vec(sum)]
                 });
             }
         }
@@ -100,27 +105,19 @@ fn lora_matches_reference() {
         let params = buffer(&mut stream, b + rank * d_out + 1);
         let inp = buffer(&mut stream, n * d_in);
         let (out, dout) = (buffer(&mut stream, n * d_out), buffer(&mut stream, n * d_out));
-        let (dinp, grads) = (buffer(&mut stream, n * d_in), buffer(&mut stream, params.len()));
+        let (dinp, dparams) = (buffer(&mut stream, n * d_in), buffer(&mut stream, params.len()));
         let lora = LoraRef { params: &params, a, b, rank, d_in, d_out, scaling: 0.7 };
         for rows in [0..n, n / 3..n - n / 4] {
             for dropout in [None, Some(Dropout { probability: 0.3, key: 77 })] {
                 for wanted in [true, false] {
+                    let pair = LoraPair { lora, dropout };
                     compare(DType::Bf16, F32, |backend| {
-                        let (mut out, mut mid) = (copy(&out), backend.alloc(n * rank));
-                        let (mut dinp, mut grads) = (copy(&dinp), copy(&grads));
-                        backend.lora_forward(&mut out, &mut mid, &inp, lora, rows.clone(), dropout);
-                        let want = wanted.then_some(&mut dinp);
-                        backend.lora_backward(
-                            want,
-                            &mut grads,
-                            &dout,
-                            &inp,
-                            &mid,
-                            lora,
-                            rows.clone(),
-                            dropout,
-                        );
-                        vec![vec(out), vec(mid), vec(dinp), vec(grads)]
+                        let (mut out, mut mid) = (copy(&out), zeros(backend, n * rank));
+                        let (mut dinp, mut dparams) = (copy(&dinp), copy(&dparams));
+                        backend.lora_forward(&mut out, &mut mid, &inp, pair, rows.clone());
+                        let grads = LoraGrads { dinp: wanted.then_some(&mut dinp), dparams: &mut dparams };
+                        backend.lora_backward(grads, &dout, &inp, &mid, pair, rows.clone());
+                        vec![vec(out), vec(mid), vec(dinp), vec(dparams)]
                     });
                 }
             }
@@ -149,14 +146,20 @@ fn head_loss_matches_reference() {
             head.row_to_f32(target as usize, row);
             row.iter_mut().for_each(|x| *x *= 2.0);
         }
+        let (targets, dloss) = (Indices::host(targets), buffer(&mut stream, n));
         for inp in [buffer(&mut stream, n * c), Buffer::from_vec(certain)] {
             for (dtype, tolerance) in [(DType::F32, F32), (DType::Bf16, BF16)] {
                 compare(dtype, tolerance, |b| {
-                    let (mut losses, mut plain, mut dinp) = (vec![0.0; n], vec![0.0; n], b.alloc(n * c));
-                    b.head_loss(&mut losses, Some(&mut dinp), &inp, &head, &targets, 0.5);
-                    b.head_loss(&mut plain, None, &inp, &head, &targets, 0.5);
-                    assert_eq!(losses, plain);
-                    vec![losses, vec(dinp)]
+                    // Losses of another pass stand before.
+                    let [mut losses, mut plain] = [0; 2].map(|_| Buffer::from_vec(vec![7.0; n + 3]));
+                    let mut dinp = zeros(b, n * c);
+                    let operands = HeadOperands { inp: &inp, head: &head, targets: &targets };
+                    let grads = HeadGrads { dinp: &mut dinp, dloss: &dloss };
+                    b.head_loss(&mut losses, 3, operands, Some(grads));
+                    b.head_loss(&mut plain, 3, operands, None);
+                    assert_eq!(losses.host_slice(), plain.host_slice());
+                    assert_eq!(losses.host_slice()[..3], [7.0; 3]);
+                    vec![vec(losses), vec(dinp)]
                 });
             }
         }
@@ -172,10 +175,13 @@ fn a_row_of_the_head_does_not_see_the_others() {
     for (isa, threads) in Isa::supported().flat_map(|isa| [(isa, 1), (isa, 9)]) {
         let cpu = Cpu::new(CpuOptions { threads: Some(threads), isa: Some(isa), dtype: DType::Bf16 });
         let run = |rows: Range<usize>| {
-            let (mut losses, mut dinp) = (vec![0.0; rows.len()], cpu.alloc(rows.len() * c));
+            let (mut losses, mut dinp) = (zeros(&cpu, rows.len()), zeros(&cpu, rows.len() * c));
             let inp = Buffer::from_vec(inp[flat(&rows, c)].to_vec());
-            cpu.head_loss(&mut losses, Some(&mut dinp), &inp, &head, &targets[rows], 0.5);
-            losses.into_iter().chain(vec(dinp)).map(f32::to_bits).collect::<Vec<_>>()
+            let targets = Indices::host(targets[rows.clone()].to_vec());
+            let operands = HeadOperands { inp: &inp, head: &head, targets: &targets };
+            let dloss = Buffer::from_vec(vec![0.5; rows.len()]);
+            cpu.head_loss(&mut losses, 0, operands, Some(HeadGrads { dinp: &mut dinp, dloss: &dloss }));
+            vec(losses).into_iter().chain(vec(dinp)).map(f32::to_bits).collect::<Vec<_>>()
         };
         let together = run(0..n);
         for rows in [0..1, 0..13, 13..n] {
@@ -193,35 +199,43 @@ fn elementwise_operations_match_reference() {
         let len = n * c;
         let [x, y, z] = std::array::from_fn(|_| buffer(&mut stream, len));
         let weight = buffer(&mut stream, c);
-        let rows: Vec<u32> = (0..n).map(|_| stream.next_below(n as u64) as u32).collect();
+        let rows = Indices::host((0..n).map(|_| stream.next_below(n as u64) as u32).collect());
+        let reversed = Indices::host((0..n as u32).rev().collect());
         let table = self::weight(&mut stream, DType::Bf16, 50, c);
-        let ids: Vec<u32> = (0..n).map(|_| stream.next_below(50) as u32).collect();
+        let ids = Indices::host((0..n).map(|_| stream.next_below(50) as u32).collect());
         compare(DType::F32, F32, |b| {
-            let (mut out, mut rstd, mut dinp) = (b.alloc(len), b.alloc(n), copy(&z));
+            let (mut out, mut rstd, mut dinp, mut sum) = (zeros(b, len), zeros(b, n), copy(&z), copy(&z));
             b.rmsnorm_forward(&mut out, &mut rstd, &x, &weight, 1e-5, n);
-            b.rmsnorm_backward(&mut dinp, &y, &x, &rstd, &weight, n);
-            vec![vec(out), vec(rstd), vec(dinp)]
+            let saved = RmsnormSaved { inp: &x, rstd: &rstd, weight: &weight };
+            b.rmsnorm_backward(&mut dinp, Store::Overwrite, &y, saved, n);
+            b.rmsnorm_backward(&mut sum, Store::Accumulate, &y, saved, n);
+            vec![vec(out), vec(rstd), vec(dinp), vec(sum)]
         });
         compare(DType::F32, F32, |b| {
-            let (mut out, mut dgate, mut dup) = (b.alloc(len), b.alloc(len), b.alloc(len));
+            let (mut out, mut dgate, mut dup) = (zeros(b, len), zeros(b, len), zeros(b, len));
             b.swiglu_forward(&mut out, &x, &y, len);
             b.swiglu_backward(&mut dgate, &mut dup, &z, &x, &y, len);
             vec![vec(out), vec(dgate), vec(dup)]
         });
         compare(DType::F32, F32, |b| {
-            let (mut sum, mut gathered, mut scattered) = (copy(&x), b.alloc(len), copy(&z));
+            let (mut sum, mut gathered, mut added, mut scattered) =
+                (copy(&x), zeros(b, len), copy(&z), copy(&z));
             b.add(&mut sum, &y, len);
             b.gather_rows(&mut gathered, &x, &rows, c);
-            b.gather_rows_backward(&mut scattered, &y, &rows, c);
-            let (mut copied, mut embedded) = (copy(&z), b.alloc(len));
+            b.gather_rows_backward(&mut added, n, &y, &rows, c);
+            b.scatter_rows(&mut scattered, &y, &reversed, c);
+            let (mut copied, mut embedded) = (copy(&z), zeros(b, len));
             b.copy_rows(&mut copied, n / 2, &x, 0, n - n / 2, c);
             b.embedding_forward(&mut embedded, &table, &ids);
-            let squares = b.sum_of_squares(&x, len) as f32;
+            let (mut squares, mut read) = (b.alloc_scalars(2), [0.0; 2]);
+            b.sum_of_squares(&mut squares, 1, &x, len);
+            b.read_scalars(&mut read, &squares).unwrap();
             b.zero(&mut sum, len / 2);
-            vec![vec(sum), vec(gathered), vec(scattered), vec(copied), vec(embedded), vec![squares]]
+            let moved = [sum, gathered, added, scattered, copied, embedded].map(vec);
+            moved.into_iter().chain([read.map(|v| v as f32).to_vec()]).collect()
         });
         compare(DType::F32, F32, |b| {
-            let (mut params, mut m, mut v) = (copy(&x), b.alloc(len), b.alloc(len));
+            let (mut params, mut m, mut v) = (copy(&x), zeros(b, len), zeros(b, len));
             for step in 1..4 {
                 let step = AdamW {
                     learning_rate: 1e-2,
@@ -243,33 +257,35 @@ fn elementwise_operations_match_reference() {
 fn rope_and_attention_match_reference() {
     let mut stream = Stream::new(5);
     for (heads, kv_heads, head_dim) in [(4, 2, 8), (6, 2, 34), (4, 4, 64)] {
-        let segments = [
+        let segments = &Segments::host(vec![
             Segment { q_start: 0, q_len: 1, kv_start: 0, kv_len: 1 },
             Segment { q_start: 1, q_len: 70, kv_start: 1, kv_len: 70 },
             Segment { q_start: 71, q_len: 5, kv_start: 71, kv_len: 40 },
-        ];
+        ]);
         let dims = AttentionDims { heads, kv_heads, head_dim };
         let (n, m) = (76, 111);
         let (q_len, kv_len) = (n * heads * head_dim, m * kv_heads * head_dim);
         let (q, dout) = (buffer(&mut stream, q_len), buffer(&mut stream, q_len));
         let (k, v) = (buffer(&mut stream, kv_len), buffer(&mut stream, kv_len));
-        let positions: Vec<u32> = (0..n as u32).map(|i| i * 7 % 500).collect();
-        let inv_freq: Vec<f32> =
-            (0..head_dim / 2).map(|i| 1e4f32.powf(-2.0 * i as f32 / head_dim as f32)).collect();
+        let positions = Indices::host((0..n as u32).map(|i| i * 7 % 500).collect());
+        let frequency = |i| 1e4f32.powf(-2.0 * i as f32 / head_dim as f32);
+        let inv_freq = Buffer::from_vec((0..head_dim / 2).map(frequency).collect());
         let attention = |b: &dyn Backend| {
-            let (mut out, mut lse) = (b.alloc(q_len), b.alloc(n * heads));
-            b.attention_forward(&mut out, &mut lse, &q, &k, &v, &segments, dims);
-            let (mut dq, mut dk, mut dv) = (b.alloc(q_len), b.alloc(kv_len), b.alloc(kv_len));
-            b.attention_backward(&mut dq, &mut dk, &mut dv, &dout, &out, &lse, &q, &k, &v, &segments, dims);
+            let (mut out, mut lse) = (zeros(b, q_len), zeros(b, n * heads));
+            let operands = AttentionOperands { q: &q, k: &k, v: &v, segments, dims };
+            b.attention_forward(&mut out, &mut lse, operands);
+            let (mut dq, mut dk, mut dv) = (zeros(b, q_len), zeros(b, kv_len), zeros(b, kv_len));
+            let grads = AttentionGrads { dq: &mut dq, dk: &mut dk, dv: &mut dv };
+            b.attention_backward(grads, &dout, AttentionSaved { out: &out, lse: &lse }, operands);
             vec![vec(out), vec(lse), vec(dq), vec(dk), vec(dv)]
         };
         compare(DType::F32, F32, attention);
         compare(DType::Bf16, BF16_ATTENTION, attention);
         compare(DType::F32, F32, |b| {
-            let (mut x, mut dx) = (copy(&q), copy(&dout));
-            b.rope_forward(&mut x, &inv_freq, &positions, heads, head_dim);
-            b.rope_backward(&mut dx, &inv_freq, &positions, heads, head_dim);
-            vec![vec(x), vec(dx)]
+            let (mut q, mut k, mut dq, mut dk) = (copy(&q), copy(&k), copy(&dout), copy(&v));
+            b.rope_forward(&mut q, &mut k, &inv_freq, &positions, dims);
+            b.rope_backward(&mut dq, &mut dk, &inv_freq, &positions, dims);
+            vec![vec(q), vec(k), vec(dq), vec(dk)]
         });
     }
 }

@@ -8,7 +8,8 @@ use super::*;
 use crate::finite_difference::random;
 use crate::rng::Stream;
 use crate::{
-    Backend, Buffer, Cpu, CpuOptions, Isa, Matrix, Reference, bf16_to_f32, f32_to_bf16, from_f32, to_f32,
+    Backend, Buffer, Cpu, CpuOptions, HeadGrads, HeadOperands, Indices, Isa, Matrix, Reference, Store,
+    bf16_to_f32, f32_to_bf16, from_f32, to_f32,
 };
 
 /// What `reference/four_bit.py` had from bitsandbytes.
@@ -202,8 +203,8 @@ fn every_instruction_set_decodes_the_same_bits() {
             for isa in Isa::supported() {
                 for (product, expected) in [(DType::F32, &stored), (DType::Bf16, &rounded)] {
                     let cpu = Cpu::new(CpuOptions { threads: Some(2), isa: Some(isa), dtype: product });
-                    let mut dinp = cpu.alloc(rows * cols);
-                    cpu.linear_backward(&mut dinp, &dout, &w, rows);
+                    let mut dinp = Buffer::from_vec(vec![f32::NAN; rows * cols]);
+                    cpu.linear_backward(&mut dinp, Store::Overwrite, &dout, &w, rows);
                     assert_eq!(
                         dinp.host_slice(),
                         expected,
@@ -225,13 +226,14 @@ fn products_match_the_reference_on_any_number_of_threads() {
             let inp = Buffer::from_vec(random(&mut stream, n * cols));
             let dout = Buffer::from_vec(random(&mut stream, n * rows));
             let run = |backend: &dyn Backend| {
-                let (mut out, mut dinp) = (backend.alloc(n * rows), backend.alloc(n * cols));
+                let [mut out, mut dinp, mut dhead, mut losses] =
+                    [n * rows, n * cols, n * cols, n].map(Buffer::host);
                 backend.linear_forward(&mut out, &inp, &w, n);
-                backend.linear_backward(&mut dinp, &dout, &w, n);
-                let (mut losses, mut dhead) = (vec![0.0; n], backend.alloc(n * cols));
-                let targets: Vec<u32> = (0..n).map(|i| (i * 5 % rows) as u32).collect();
-                backend.head_loss(&mut losses, Some(&mut dhead), &inp, &w, &targets, 1.0);
-                [out, dinp, dhead, Buffer::from_vec(losses)].map(|b| b.host_slice().to_vec())
+                backend.linear_backward(&mut dinp, Store::Overwrite, &dout, &w, n);
+                let targets = &Indices::host((0..n).map(|i| (i * 5 % rows) as u32).collect());
+                let grads = HeadGrads { dinp: &mut dhead, dloss: &Buffer::from_vec(vec![1.0; n]) };
+                backend.head_loss(&mut losses, 0, HeadOperands { inp: &inp, head: &w, targets }, Some(grads));
+                [out, dinp, dhead, losses].map(|b| b.host_slice().to_vec())
             };
             let expected = run(&Reference::new());
             for isa in Isa::supported() {

@@ -35,7 +35,7 @@ pub(crate) struct SkinnyGemm {
 
 impl SkinnyGemm {
     /// Most rows for which reading weights in place beats packing them.
-    pub const MAX_ROWS: usize = crate::FEW_ROWS;
+    pub const MAX_ROWS: usize = 8;
 
     /// Products on `isa`; under `bf16` both operands are rounded to bf16 and summed in f32.
     pub fn new(isa: Isa, bf16: bool) -> Self {

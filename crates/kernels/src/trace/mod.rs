@@ -17,7 +17,11 @@ use crate::cpu::{CpuOptions, describe};
 use crate::gemm::{Gemm, SkinnyGemm};
 use crate::lora::LoraDims;
 use crate::rope::RopeTable;
-use crate::{AdamW, AttentionDims, Backend, Buffer, Dropout, Isa, LoraRef, Matrix, Segment, attention};
+use crate::{
+    AdamW, AttentionDims, AttentionGrads, AttentionOperands, AttentionSaved, Backend, BackendError, Buffer,
+    DType, Element, HeadGrads, HeadOperands, Indices, Isa, LoraGrads, LoraPair, Matrix, RmsnormSaved,
+    Scalars, Segment, Store, attention,
+};
 
 /// Ledger what a [`Cpu`](crate::Cpu) of the same options would use. Whatever is read from it is zero.
 ///
@@ -107,17 +111,23 @@ impl Backend for Trace {
         format!("trace of {}", describe(self.isa, self.threads, self.bf16))
     }
 
-    fn alloc(&self, len: usize) -> Buffer {
-        Buffer::opaque(Box::new(self.ledger.alloc(4 * len as u64)), len)
+    fn row_invariant_from(&self) -> usize {
+        SkinnyGemm::MAX_ROWS + 1
+    }
+
+    fn alloc(&self, len: usize, _element: Element) -> Buffer {
+        let dtype = DType::F32;
+        Buffer::opaque(Box::new(self.ledger.alloc((dtype.size() * len) as u64)), len, dtype)
     }
 
     fn write(&self, dst: &mut Buffer, offset: usize, src: &[f32]) {
         check(dst, offset + src.len());
     }
 
-    fn read(&self, dst: &mut [f32], src: &Buffer, offset: usize) {
+    fn read(&self, dst: &mut [f32], src: &Buffer, offset: usize) -> Result<(), BackendError> {
         check(src, offset + dst.len());
         dst.fill(0.0);
+        Ok(())
     }
 
     fn zero(&self, dst: &mut Buffer, len: usize) {
@@ -143,16 +153,21 @@ impl Backend for Trace {
         check(src, (src_row + n) * cols);
     }
 
-    fn gather_rows(&self, out: &mut Buffer, _inp: &Buffer, rows: &[u32], cols: usize) {
+    fn gather_rows(&self, out: &mut Buffer, _inp: &Buffer, rows: &Indices, cols: usize) {
         check(out, rows.len() * cols);
     }
 
-    fn gather_rows_backward(&self, _dinp: &mut Buffer, dout: &Buffer, rows: &[u32], cols: usize) {
+    fn gather_rows_backward(&self, dinp: &mut Buffer, n: usize, dout: &Buffer, rows: &Indices, cols: usize) {
+        check(dinp, n * cols);
         check(dout, rows.len() * cols);
         self.ledger.add_flops((rows.len() * cols) as u64);
     }
 
-    fn embedding_forward(&self, out: &mut Buffer, table: &Matrix, ids: &[u32]) {
+    fn scatter_rows(&self, _out: &mut Buffer, inp: &Buffer, rows: &Indices, cols: usize) {
+        check(inp, rows.len() * cols);
+    }
+
+    fn embedding_forward(&self, out: &mut Buffer, table: &Matrix, ids: &Indices) {
         check(out, ids.len() * table.cols());
     }
 
@@ -175,17 +190,16 @@ impl Backend for Trace {
     fn rmsnorm_backward(
         &self,
         dinp: &mut Buffer,
+        _store: Store,
         dout: &Buffer,
-        inp: &Buffer,
-        rstd: &Buffer,
-        weight: &Buffer,
+        saved: RmsnormSaved<'_>,
         n: usize,
     ) {
-        let len = n * weight.len();
+        let len = n * saved.weight.len();
         check(dinp, len);
         check(dout, len);
-        check(inp, len);
-        check(rstd, n);
+        check(saved.inp, len);
+        check(saved.rstd, n);
         self.ledger.add_flops(8 * len as u64);
     }
 
@@ -200,7 +214,7 @@ impl Backend for Trace {
         self.product(n, w.rows(), w.cols());
     }
 
-    fn linear_backward(&self, dinp: &mut Buffer, dout: &Buffer, w: &Matrix, n: usize) {
+    fn linear_backward(&self, dinp: &mut Buffer, _store: Store, dout: &Buffer, w: &Matrix, n: usize) {
         check(dinp, n * w.cols());
         check(dout, n * w.rows());
         self.product(n, w.cols(), w.rows());
@@ -211,10 +225,10 @@ impl Backend for Trace {
         out: &mut Buffer,
         mid: &mut Buffer,
         inp: &Buffer,
-        lora: LoraRef<'_>,
+        pair: LoraPair<'_>,
         rows: Range<usize>,
-        dropout: Option<Dropout>,
     ) {
+        let LoraPair { lora, dropout } = pair;
         check(out, rows.end * lora.d_out);
         check(mid, rows.end * lora.rank);
         check(inp, rows.end * lora.d_in);
@@ -225,20 +239,18 @@ impl Backend for Trace {
 
     fn lora_backward(
         &self,
-        dinp: Option<&mut Buffer>,
-        dparams: &mut Buffer,
+        grads: LoraGrads<'_>,
         dout: &Buffer,
         inp: &Buffer,
         mid: &Buffer,
-        lora: LoraRef<'_>,
+        pair: LoraPair<'_>,
         rows: Range<usize>,
-        dropout: Option<Dropout>,
     ) {
-        let wanted = dinp.is_some();
-        if let Some(dinp) = dinp {
+        let (LoraPair { lora, dropout }, wanted) = (pair, grads.dinp.is_some());
+        if let Some(dinp) = grads.dinp {
             check(dinp, rows.end * lora.d_in);
         }
-        check(dparams, lora.b + lora.d_out * lora.rank);
+        check(grads.dparams, lora.b + lora.d_out * lora.rank);
         check(dout, rows.end * lora.d_out);
         check(inp, rows.end * lora.d_in);
         check(mid, rows.end * lora.rank);
@@ -250,70 +262,58 @@ impl Backend for Trace {
 
     fn rope_forward(
         &self,
-        x: &mut Buffer,
-        inv_freq: &[f32],
-        positions: &[u32],
-        heads: usize,
-        head_dim: usize,
+        q: &mut Buffer,
+        k: &mut Buffer,
+        inv_freq: &Buffer,
+        positions: &Indices,
+        dims: AttentionDims,
     ) {
-        check(x, positions.len() * heads * head_dim);
-        self.ledger.grow(ScratchPool::Rope, RopeTable::bytes(inv_freq.len(), positions.len()));
-        self.ledger.add_flops(3 * (positions.len() * heads * head_dim) as u64);
+        let n = positions.len();
+        check(q, n * dims.heads * dims.head_dim);
+        check(k, n * dims.kv_heads * dims.head_dim);
+        self.ledger.grow(ScratchPool::Rope, RopeTable::bytes(inv_freq.len(), n));
+        self.ledger.add_flops(3 * (n * (dims.heads + dims.kv_heads) * dims.head_dim) as u64);
     }
 
     fn rope_backward(
         &self,
-        dx: &mut Buffer,
-        inv_freq: &[f32],
-        positions: &[u32],
-        heads: usize,
-        head_dim: usize,
-    ) {
-        self.rope_forward(dx, inv_freq, positions, heads, head_dim);
-    }
-
-    fn attention_forward(
-        &self,
-        out: &mut Buffer,
-        lse: &mut Buffer,
-        q: &Buffer,
-        k: &Buffer,
-        v: &Buffer,
-        segments: &[Segment],
+        dq: &mut Buffer,
+        dk: &mut Buffer,
+        inv_freq: &Buffer,
+        positions: &Indices,
         dims: AttentionDims,
     ) {
-        for s in segments {
+        self.rope_forward(dq, dk, inv_freq, positions, dims);
+    }
+
+    fn attention_forward(&self, out: &mut Buffer, lse: &mut Buffer, operands: AttentionOperands<'_>) {
+        let AttentionOperands { q, k, v, segments, dims } = operands;
+        for s in segments.values() {
             check(out, (s.q_start + s.q_len) * dims.heads * dims.head_dim);
             check(q, (s.q_start + s.q_len) * dims.heads * dims.head_dim);
             check(lse, (s.q_start + s.q_len) * dims.heads);
             check(k, (s.kv_start + s.kv_len) * dims.kv_heads * dims.head_dim);
             check(v, (s.kv_start + s.kv_len) * dims.kv_heads * dims.head_dim);
         }
-        let tasks = attention::forward_tasks(segments, dims);
-        self.attention(&tasks, attention::forward_len, segments, dims, 2);
+        let tasks = attention::forward_tasks(segments.values(), dims);
+        self.attention(&tasks, attention::forward_len, segments.values(), dims, 2);
     }
 
     fn attention_backward(
         &self,
-        dq: &mut Buffer,
-        dk: &mut Buffer,
-        dv: &mut Buffer,
+        grads: AttentionGrads<'_>,
         _dout: &Buffer,
-        _out: &Buffer,
-        _lse: &Buffer,
-        _q: &Buffer,
-        _k: &Buffer,
-        _v: &Buffer,
-        segments: &[Segment],
-        dims: AttentionDims,
+        _saved: AttentionSaved<'_>,
+        operands: AttentionOperands<'_>,
     ) {
-        for s in segments {
-            check(dq, (s.q_start + s.q_len) * dims.heads * dims.head_dim);
-            check(dk, (s.kv_start + s.kv_len) * dims.kv_heads * dims.head_dim);
-            check(dv, (s.kv_start + s.kv_len) * dims.kv_heads * dims.head_dim);
+        let AttentionOperands { segments, dims, .. } = operands;
+        for s in segments.values() {
+            check(grads.dq, (s.q_start + s.q_len) * dims.heads * dims.head_dim);
+            check(grads.dk, (s.kv_start + s.kv_len) * dims.kv_heads * dims.head_dim);
+            check(grads.dv, (s.kv_start + s.kv_len) * dims.kv_heads * dims.head_dim);
         }
-        let tasks = attention::backward_tasks(segments, dims);
-        self.attention(&tasks, attention::backward_len, segments, dims, 5);
+        let tasks = attention::backward_tasks(segments.values(), dims);
+        self.attention(&tasks, attention::backward_len, segments.values(), dims, 5);
     }
 
     fn swiglu_forward(&self, out: &mut Buffer, gate: &Buffer, up: &Buffer, len: usize) {
@@ -340,23 +340,24 @@ impl Backend for Trace {
 
     fn head_loss(
         &self,
-        losses: &mut [f32],
-        dinp: Option<&mut Buffer>,
-        inp: &Buffer,
-        head: &Matrix,
-        targets: &[u32],
-        _dloss: f32,
+        losses: &mut Buffer,
+        first: usize,
+        operands: HeadOperands<'_>,
+        grads: Option<HeadGrads<'_>>,
     ) {
-        let (v, c) = (head.rows(), head.cols());
-        check(inp, targets.len() * c);
-        let dinp = dinp.inspect(|dinp| check(dinp, targets.len() * c)).is_some();
-        losses[..targets.len()].fill(0.0);
-        let scratch =
-            HeadLoss::new(self.isa, self.bf16, 0).scratch(self.threads, targets.len(), (v, c), dinp);
+        let HeadOperands { inp, head, targets } = operands;
+        let (n, v, c, gradient) = (targets.len(), head.rows(), head.cols(), grads.is_some());
+        check(losses, first + n);
+        check(inp, n * c);
+        if let Some(grads) = grads {
+            check(grads.dinp, n * c);
+            check(grads.dloss, n);
+        }
+        let scratch = HeadLoss::new(self.isa, self.bf16, 0).scratch(self.threads, n, (v, c), gradient);
         self.ledger.grow(ScratchPool::Head(0), Scratch::bytes(scratch[0]));
         self.ledger.grow(ScratchPool::Head(1), self.threads as u64 * Scratch::bytes(scratch[1]));
-        let products = if dinp { 2 } else { 1 };
-        self.ledger.add_flops((targets.len() * v) as u64 * (2 * products * c as u64 + 5));
+        let products = if gradient { 2 } else { 1 };
+        self.ledger.add_flops((n * v) as u64 * (2 * products * c as u64 + 5));
     }
 
     fn adamw(
@@ -374,9 +375,8 @@ impl Backend for Trace {
         self.ledger.add_flops(15 * len as u64);
     }
 
-    fn sum_of_squares(&self, x: &Buffer, len: usize) -> f64 {
+    fn sum_of_squares(&self, _out: &mut Scalars, _at: usize, x: &Buffer, len: usize) {
         check(x, len);
         self.ledger.add_flops(2 * len as u64);
-        0.0
     }
 }

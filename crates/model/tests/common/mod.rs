@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use danlu_kernels::{Backend, Buffer, Cpu, CpuOptions, DType, Isa, LoraRef, Reference, rng};
+use danlu_kernels::{Backend, Buffer, Cpu, CpuOptions, DType, Element, Isa, LoraRef, Reference, rng};
 use danlu_model::{LoraSource, ModelConfig, Projection};
 use safetensors::{Dtype, SafeTensors, tensor::TensorView};
 
@@ -96,7 +96,7 @@ impl FlatAdapter {
                 values.extend(b);
             }
         }
-        let mut params = backend.alloc(values.len());
+        let mut params = backend.alloc(values.len(), Element::Exact);
         backend.write(&mut params, 0, &values);
         Self { params, modules, rank, scaling }
     }

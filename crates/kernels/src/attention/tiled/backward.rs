@@ -6,7 +6,7 @@ use super::scratch::{total, with_buffers};
 use super::task::{Block, Shape, Task};
 use super::{KEYS, QUERIES};
 use crate::AttentionDims;
-use crate::attention::reference_scale;
+use crate::attention::{AttentionInputs, reference_scale};
 use crate::gemm::Prefetch;
 use crate::math::{dot_lanes, exp};
 use crate::simd::{Lanes, simd_fn};
@@ -18,18 +18,14 @@ use crate::simd::{Lanes, simd_fn};
 /// same kv head of the same segment at the same time.
 pub(crate) unsafe fn backward_task(
     format: OperandFormat,
-    dq: *mut f32,
-    dk: *mut f32,
-    dv: *mut f32,
+    [dq, dk, dv]: [*mut f32; 3],
     dout: &[f32],
     out: &[f32],
     lse: &[f32],
-    q: &[f32],
-    k: &[f32],
-    v: &[f32],
+    inputs: AttentionInputs<'_>,
     task: &Task,
-    dims: AttentionDims,
 ) {
+    let AttentionInputs { q, k, v, dims, .. } = inputs;
     let shape = &Shape::of(task, dims, format);
     let (head_dim, width, factor) = (shape.head_dim, shape.width, reference_scale(dims) as f32);
     with_buffers(lens(format, shape), |buffers| {

@@ -5,7 +5,7 @@ use super::operand_format::{OperandFormat, StridedOperand};
 use super::scratch::{total, with_buffers};
 use super::task::{Block, Shape, Task};
 use super::{KEYS, QUERIES};
-use crate::attention::reference_scale;
+use crate::attention::{AttentionInputs, reference_scale};
 use crate::gemm::Prefetch;
 use crate::simd::{Lanes, WIDEST, simd_fn};
 use crate::softmax::{exponentials, scale};
@@ -20,12 +20,10 @@ pub(crate) unsafe fn forward_task(
     format: OperandFormat,
     out: *mut f32,
     lse: *mut f32,
-    q: &[f32],
-    k: &[f32],
-    v: &[f32],
+    inputs: AttentionInputs<'_>,
     task: &Task,
-    dims: AttentionDims,
 ) {
+    let AttentionInputs { q, k, v, dims, .. } = inputs;
     let shape = &Shape::of(task, dims, format);
     let (head_dim, width) = (shape.head_dim, shape.width);
     with_buffers(lens(format, shape), |[q_rows, q_pairs, k_panels, v_rows, weighted, scores, p_pairs]| {

@@ -66,24 +66,23 @@ impl HeadLoss {
         &self,
         pool: &Pool,
         losses: &mut [f32],
-        mut dinp: Option<&mut [f32]>,
+        mut grads: Option<(&mut [f32], &[f32])>,
         inp: &[f32],
         head: &Matrix,
         targets: &[u32],
-        dloss: f32,
     ) {
         let (n, v, c) = (targets.len(), head.rows(), head.cols());
         assert!(losses.len() >= n && inp.len() >= n * c);
         assert!(targets.iter().all(|&t| (t as usize) < v), "a target outside the vocabulary of {v}");
         View::rows_of(head).check(v, c);
-        let held = self.scratch(pool.threads(), n, (v, c), dinp.is_some());
+        let held = self.scratch(pool.threads(), n, (v, c), grads.is_some());
         let passes = n.div_ceil(max_rows(c));
         for pass in 0..passes {
             let (first, m) = part(n, passes, pass);
             let rows = first * c..(first + m) * c;
-            let dinp = dinp.as_deref_mut().map(|dinp| &mut dinp[rows.clone()]);
+            let grads = grads.as_mut().map(|(dinp, dloss)| (&mut dinp[rows.clone()], &dloss[first..][..m]));
             let targets = &targets[first..][..m];
-            self.pass(pool, held, &mut losses[first..][..m], dinp, &inp[rows], head, targets, dloss);
+            self.pass(pool, held, &mut losses[first..][..m], grads, &inp[rows], head, targets);
         }
     }
 
@@ -93,11 +92,10 @@ impl HeadLoss {
         pool: &Pool,
         [words, own_words]: [usize; 2],
         losses: &mut [f32],
-        dinp: Option<&mut [f32]>,
+        grads: Option<(&mut [f32], &[f32])>,
         inp: &[f32],
         head: &Matrix,
         targets: &[u32],
-        dloss: f32,
     ) {
         let (m, c) = (targets.len(), head.cols());
         let partition = Partition::new(self.kernels, pool.threads(), m, head.rows(), c);
@@ -120,13 +118,14 @@ impl HeadLoss {
             head,
             targets,
             packed: SendPtr(packed.as_mut_ptr()),
-            sums: dinp.is_some().then_some(SendPtr(sums.as_mut_ptr())),
+            sums: grads.is_some().then_some(SendPtr(sums.as_mut_ptr())),
         };
         pool.run(partition.tasks(), |task, worker| {
             pass.task(task, lock(&self.own[worker]).at_least(own_words), &mut lock(&of_task[task]));
         });
 
-        let (losses, dinp) = (DisjointSlice::new(losses), dinp.map(DisjointSlice::new));
+        let losses = DisjointSlice::new(losses);
+        let grads = grads.map(|(dinp, dloss)| (DisjointSlice::new(dinp), dloss));
         pool.over_rows(m, partition.spans * c, |rows| {
             for i in rows {
                 let spans = running.iter().skip(i).step_by(m);
@@ -134,14 +133,15 @@ impl HeadLoss {
                 // SAFETY: the ranges of one region are disjoint.
                 let loss = unsafe { losses.range(i..i + 1) };
                 loss[0] = softmax.loss();
-                let Some(dinp) = &dinp else { continue };
+                let Some((dinp, dloss)) = &grads else { continue };
+                let dloss = dloss[i] as f64;
                 // SAFETY: as above.
                 let dinp = unsafe { dinp.range(i * c..(i + 1) * c) };
                 head.row_to_f32(targets[i] as usize, dinp);
-                let onehot = -(dloss as f64 * softmax.missed()) as f32;
+                let onehot = -(dloss * softmax.missed()) as f32;
                 dinp.iter_mut().for_each(|d| *d *= onehot);
                 for (span, running) in spans.enumerate() {
-                    let share = (dloss as f64 * softmax.share(running)) as f32;
+                    let share = (dloss * softmax.share(running)) as f32;
                     axpy(self.isa, dinp, share, &sums[(span * m + i) * c..][..c]);
                 }
             }

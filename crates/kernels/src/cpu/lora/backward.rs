@@ -3,11 +3,10 @@
 use std::ops::Range;
 
 use super::{COLS, LowRank, Own, SUM_ROWS, Shared, block_rows, dropout_scale};
-use crate::Dropout;
 use crate::cpu::dropout::{WORD, draw};
 use crate::cpu::pool::{Pool, SendPtr, lock};
 use crate::gemm::{Kernels, Prefetch, RowMask, TileJob, TileMask, View};
-use crate::lora::LoraDims;
+use crate::lora::{LoraDims, LoraParams};
 
 impl LowRank {
     /// As [`crate::lora::backward`].
@@ -15,15 +14,13 @@ impl LowRank {
         &self,
         pool: &Pool,
         dinp: Option<&mut [f32]>,
-        (da, db): (&mut [f32], &mut [f32]),
+        [da, db]: [&mut [f32]; 2],
         (dout, inp, mid): (&[f32], &[f32], &[f32]),
-        (a, b): (&[f32], &[f32]),
-        dims: LoraDims,
+        params: LoraParams<'_>,
         rows: Range<usize>,
-        dropout: Option<Dropout>,
     ) {
-        let LoraDims { rank, d_in, d_out, scaling } = dims;
-        assert_eq!((a.len(), b.len()), (rank * d_in, d_out * rank));
+        let LoraParams { a, b, dims: LoraDims { rank, d_in, d_out, scaling }, dropout } = params;
+        params.check();
         assert_eq!((da.len(), db.len()), (a.len(), b.len()));
         assert!(
             dout.len() >= rows.end * d_out && inp.len() >= rows.end * d_in && mid.len() >= rows.end * rank

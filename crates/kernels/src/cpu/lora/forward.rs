@@ -3,11 +3,10 @@
 use std::ops::Range;
 
 use super::{LowRank, Own, block_rows, dropout_scale};
-use crate::Dropout;
 use crate::cpu::dropout::{WORD, draw};
 use crate::cpu::pool::{Pool, SendPtr, lock};
 use crate::gemm::{Kernels, Prefetch, RowMask, TileJob, TileMask, View};
-use crate::lora::LoraDims;
+use crate::lora::{LoraDims, LoraParams};
 
 impl LowRank {
     /// As [`crate::lora::forward`].
@@ -17,13 +16,11 @@ impl LowRank {
         out: &mut [f32],
         mid: &mut [f32],
         inp: &[f32],
-        (a, b): (&[f32], &[f32]),
-        dims: LoraDims,
+        params: LoraParams<'_>,
         rows: Range<usize>,
-        dropout: Option<Dropout>,
     ) {
-        let LoraDims { rank, d_in, d_out, scaling } = dims;
-        assert_eq!((a.len(), b.len()), (rank * d_in, d_out * rank));
+        let LoraParams { a, b, dims: LoraDims { rank, d_in, d_out, scaling }, dropout } = params;
+        params.check();
         assert!(
             out.len() >= rows.end * d_out && inp.len() >= rows.end * d_in && mid.len() >= rows.end * rank
         );

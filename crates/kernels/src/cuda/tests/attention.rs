@@ -1,5 +1,5 @@
 use super::*;
-use crate::attention;
+use crate::attention::{self, AttentionInputs};
 use crate::cuda::ops::attention::{
     self as device_attention, Grads, Operands, Saved, SegmentsOnDevice, Tiles,
 };
@@ -17,7 +17,8 @@ fn check(device: &Arc<Device>, dtype: DType, segments: &[Segment], dims: Attenti
     let [q, dout] = [0; 2].map(|_| rounded(stream, dtype, n * wide));
     let [k, v] = [0; 2].map(|_| rounded(stream, dtype, m * narrow));
     let (mut out, mut lse) = (vec![0.0; n * wide], vec![0.0; n * heads]);
-    attention::forward(&mut out, &mut lse, &q, &k, &v, segments, dims);
+    let inputs = AttentionInputs { q: &q, k: &k, v: &v, segments, dims };
+    attention::forward(&mut out, &mut lse, inputs);
     let numbers: Vec<u32> =
         segments.iter().flat_map(|s| [s.q_start, s.q_len, s.kv_start, s.kv_len]).map(|x| x as u32).collect();
     let tiles = Tiles::of(segments);
@@ -39,7 +40,7 @@ fn check(device: &Arc<Device>, dtype: DType, segments: &[Segment], dims: Attenti
 
     let (mut dq, mut dk, mut dv) = (vec![0.0; n * wide], vec![0.0; m * narrow], vec![0.0; m * narrow]);
     let (found, lse) = (out_.read(), lse_.read());
-    attention::backward(&mut dq, &mut dk, &mut dv, &dout, &found, &lse, &q, &k, &v, segments, dims);
+    attention::backward([&mut dq, &mut dk, &mut dv], &dout, &found, &lse, inputs);
     let grads = Grads { dq: wide_rows(&dq_), dk: narrow_rows(&dk_), dv: narrow_rows(&dv_) };
     let saved = Saved { dout: wide_rows(&dout_), out: wide_rows(&out_), lse: lse_.ptr(), n };
     let run = || {

@@ -18,7 +18,9 @@ fn check(device: &Arc<Device>, products: &Products, shape: ProductShape, stream:
             linear::forward(&mut product, &from, &matrix, rows);
             expected.iter_mut().zip(product).for_each(|(e, p)| *e += p);
         }
-        Direction::Backward => linear::backward(&mut expected, &from, &matrix, rows),
+        Direction::Backward => {
+            linear::backward(&mut expected, crate::Store::Accumulate, &from, &matrix, rows)
+        }
     }
     let to = match shape.adds {
         true => Values::new(device, dtype, &start),

@@ -23,7 +23,7 @@ fn rows_are_gathered_summed_back_scattered_and_copied() {
         let shape = GatherShape { n, count, cols };
         rows::gather_rows_backward(&device, dtype, dense(&dinp), dense(&out), indices.address(), shape);
         let mut expected = vec![0.0; n * cols];
-        row_ops::gather_rows_backward(&mut expected, &gathered, &list, cols);
+        row_ops::add_rows(&mut expected, &gathered, &list, cols);
         assert_near(&dinp.read(), &expected, dtype, "gather backward");
 
         let distinct = words(&device, &[7, 0, 3]);

@@ -2,7 +2,7 @@ use super::*;
 use crate::cuda::ops::adamw::{self as device_adamw, Buffers};
 use crate::cuda::ops::head_loss::{self as device_head, Operands};
 use crate::cuda::ops::lora::{self as device_lora, BackwardPair, ForwardPair, Grads, Pair};
-use crate::lora::LoraDims;
+use crate::lora::{LoraDims, LoraParams};
 use crate::{AdamW, Buffer, Dropout, LoraRef, adamw, head_loss, lora};
 
 #[test]
@@ -96,10 +96,10 @@ fn check_lora(device: &Arc<Device>, dtype: DType, shape: LoraShape, stream: &mut
         let (start, dout) = (rounded(stream, dtype, n * d_out), rounded(stream, dtype, n * d_out));
         let (mut out, mut mid) = (start.clone(), vec![0.0; n * rank]);
         let dims = LoraDims::of(&reference);
-        let (pa, pb) = (&params[a.clone()], &params[b.clone()]);
-        lora::forward(&mut out, &mut mid, &inp, pa, pb, dims, 0..n, dropout);
-        let [da, db] = expected_grads.get_disjoint_mut([a, b]).unwrap();
-        lora::backward(Some(&mut expected_dx), da, db, &dout, &inp, &mid, pa, pb, dims, 0..n, dropout);
+        let pair = LoraParams { a: &params[a.clone()], b: &params[b.clone()], dims, dropout };
+        lora::forward(&mut out, &mut mid, &inp, pair, 0..n);
+        let dparams = expected_grads.get_disjoint_mut([a, b]).unwrap();
+        lora::backward(Some(&mut expected_dx), dparams, &dout, &inp, &mid, pair, 0..n);
         let y = Values::new(device, dtype, &start);
         let (h, dy) = (Values::poisoned(device, dtype, n * rank), Values::new(device, dtype, &dout));
         let pair = Pair::at(on_device.ptr(), &reference, dropout);
