@@ -99,7 +99,7 @@ impl<R: Read> Hashing<R> {
 
     /// SHA-256 of the bytes read, in hexadecimal.
     pub fn sha256(self) -> String {
-        self.sha256.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+        hex::encode(self.sha256.finalize())
     }
 }
 

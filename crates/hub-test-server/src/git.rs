@@ -6,7 +6,7 @@ use sha1::{Digest, Sha1};
 
 /// The id of a file's content.
 pub(crate) fn blob_id(content: &[u8]) -> String {
-    hex(&object_id("blob", content))
+    hex::encode(object_id("blob", content))
 }
 
 /// What stands in git for a large file.
@@ -39,12 +39,16 @@ pub(crate) fn folder_ids(files: &BTreeMap<String, String>) -> BTreeMap<String, S
                     // git sorts a folder as if its name ended in a slash.
                     None => ("40000", format!("{name}/"), &ids[&join(folder, name)]),
                 };
-                (key, [format!("{mode} {name}\0").as_bytes(), &unhex(id)].concat())
+                (
+                    key,
+                    [format!("{mode} {name}\0").as_bytes(), &hex::decode(id).expect("an id is hexadecimal")]
+                        .concat(),
+                )
             })
             .collect();
         lines.sort();
         let content: Vec<u8> = lines.into_iter().flat_map(|(_, line)| line).collect();
-        ids.insert(folder.clone(), hex(&object_id("tree", &content)));
+        ids.insert(folder.clone(), hex::encode(object_id("tree", &content)));
     }
     ids
 }
@@ -57,7 +61,7 @@ pub(crate) fn commit_id(tree: &str, parents: &[String], author: &str, seconds: u
     }
     let person = format!("{author} <{author}@users.noreply.huggingface.co> {seconds} +0000");
     text.push_str(&format!("author {person}\ncommitter {person}\n\n{message}"));
-    hex(&object_id("commit", text.as_bytes()))
+    hex::encode(object_id("commit", text.as_bytes()))
 }
 
 /// `path` in its folder (empty for the root) and its name.
@@ -74,19 +78,6 @@ fn object_id(kind: &str, content: &[u8]) -> Vec<u8> {
     hash.update(format!("{kind} {}\0", content.len()));
     hash.update(content);
     hash.finalize().to_vec()
-}
-
-/// `bytes` in lower-case hexadecimal.
-pub(crate) fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
-fn unhex(text: &str) -> Vec<u8> {
-    let digit = |byte: u8| (byte as char).to_digit(16).unwrap_or(0) as u8;
-    text.as_bytes()
-        .chunks(2)
-        .map(|pair| digit(pair[0]) << 4 | pair.get(1).map_or(0, |&low| digit(low)))
-        .collect()
 }
 
 #[cfg(test)]

@@ -8,7 +8,6 @@ use sha2::{Digest, Sha256};
 
 use crate::access::Accounts;
 use crate::fault::Faults;
-use crate::git::hex;
 use crate::record::{Records, lock};
 use crate::repository::{Entry, Repository};
 use crate::settings::Settings;
@@ -45,7 +44,7 @@ impl Hub {
 
     /// What an address of the storage host carries instead of a token.
     pub fn signature(&self, purpose: &str) -> String {
-        hex(&Sha256::digest(format!("{}:{purpose}", self.secret)))[..40].to_owned()
+        hex::encode(Sha256::digest(format!("{}:{purpose}", self.secret)))[..40].to_owned()
     }
 
     /// Keeps `content` and makes an entry of it, large where the settings say so.

@@ -8,7 +8,6 @@ use std::sync::Mutex;
 use sha2::{Digest, Sha256};
 use tempfile::{NamedTempFile, TempDir};
 
-use crate::git::hex;
 use crate::record::lock;
 
 const BUFFER: usize = 256 << 10;
@@ -122,7 +121,7 @@ fn copy_hashed(reader: &mut dyn Read, writer: &mut dyn Write) -> io::Result<(Str
     let (mut hash, mut size, mut buffer) = (Sha256::new(), 0, vec![0; BUFFER]);
     loop {
         let count = match reader.read(&mut buffer) {
-            Ok(0) => return Ok((hex(&hash.finalize()), size)),
+            Ok(0) => return Ok((hex::encode(hash.finalize()), size)),
             Ok(count) => count,
             Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
             Err(error) => return Err(error),

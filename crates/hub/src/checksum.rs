@@ -51,8 +51,8 @@ impl Hasher {
     /// In hexadecimal digits.
     pub fn digits(self) -> String {
         match self {
-            Self::Git(sum) => hex(&sum.finalize()),
-            Self::Sha256(sum) => hex(&sum.finalize()),
+            Self::Git(sum) => hex::encode(sum.finalize()),
+            Self::Sha256(sum) => hex::encode(sum.finalize()),
         }
     }
 }
@@ -69,10 +69,6 @@ impl Checksum {
 /// Whether `text` is so many lower-case hexadecimal digits.
 pub(crate) fn is_hex(text: &str, len: usize) -> bool {
     text.len() == len && text.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 #[cfg(test)]

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use sha2::{Digest, Sha256};
 
-use crate::{FileError, Weights, hex};
+use crate::{FileError, Weights};
 
 /// Weight files up to this size are hashed whole: a second's work.
 const WHOLE: u64 = 256 << 20;
@@ -54,7 +54,7 @@ pub fn base_sample_of(config_json: &[u8], weights: &Weights) -> Result<String, F
             None => sample_file(&mut hash, &path, depth)?,
         }
     }
-    Ok(hex(&hash.finalize()))
+    Ok(hex::encode(hash.finalize()))
 }
 
 /// How much of a file is hashed.
@@ -70,7 +70,7 @@ fn of_base(folder: &Path, depth: &Depth) -> Result<String, FileError> {
     for path in safetensors_in(folder)? {
         sample_file(&mut hash, &path, depth)?;
     }
-    Ok(hex(&hash.finalize()))
+    Ok(hex::encode(hash.finalize()))
 }
 
 /// The safetensors files of `folder`, by name.
@@ -129,7 +129,7 @@ pub fn sha256_of_file(path: &Path) -> std::io::Result<String> {
     let mut bytes = vec![0; 1 << 20];
     loop {
         match file.read(&mut bytes)? {
-            0 => return Ok(hex(&hash.finalize())),
+            0 => return Ok(hex::encode(hash.finalize())),
             read => hash.update(&bytes[..read]),
         }
     }

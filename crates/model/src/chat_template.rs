@@ -11,7 +11,6 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use crate::ModelError;
-use crate::hex;
 use crate::jinja::{self, Clock, Raised};
 
 /// Templates in the wild stay under 64 kB.
@@ -125,7 +124,7 @@ impl ChatTemplate {
 
     /// SHA-256 of the Jinja text, in hexadecimal.
     pub fn sha256(&self) -> String {
-        hex(&Sha256::digest(self.source.as_bytes()))
+        hex::encode(Sha256::digest(self.source.as_bytes()))
     }
 
     /// The special token that ends an assistant's turn: the first after its content.

@@ -3,8 +3,8 @@
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{SystemTime, UNIX_EPOCH};
 
+use chrono::{DateTime, Utc};
 use minijinja::syntax::SyntaxConfig;
 use minijinja::value::{Kwargs, Rest, Value, ValueKind};
 use minijinja::{AutoEscape, Environment, Error, ErrorKind, State};
@@ -48,13 +48,12 @@ impl Clock {
 
     /// The day, `YYYY-MM-DD`.
     pub fn date(&self) -> String {
-        let (year, month, day) = civil(self.now() / 86400);
-        format!("{year}-{month:02}-{day:02}")
+        utc(self.now()).date_naive().to_string()
     }
 
     fn now(&self) -> u64 {
         match self.0.load(Ordering::Relaxed) {
-            Self::SYSTEM => SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs()),
+            Self::SYSTEM => u64::try_from(Utc::now().timestamp()).unwrap_or(0),
             seconds => seconds,
         }
     }
@@ -272,79 +271,33 @@ impl Formatter for PythonStyle {
     }
 }
 
-/// The codes of `strftime` that templates use, in UTC: a date in a prompt should not depend on the machine.
+/// Formats a time by `strftime` codes, in UTC: a date in a prompt must not depend on the machine's time zone.
+///
+/// Only the codes that Python and this crate's formatter write alike are supported.
 fn strftime(format: &str, seconds: u64) -> Result<String, Error> {
-    const MONTHS: [&str; 12] = [
-        "January",
-        "February",
-        "March",
-        "April",
-        "May",
-        "June",
-        "July",
-        "August",
-        "September",
-        "October",
-        "November",
-        "December",
-    ];
-    const DAYS: [&str; 7] = ["Thursday", "Friday", "Saturday", "Sunday", "Monday", "Tuesday", "Wednesday"];
-    let (days, second) = (seconds / 86400, seconds % 86400);
-    let (year, month, day) = civil(days);
-    let (month_name, day_name) = (MONTHS[month as usize - 1], DAYS[(days % 7) as usize]);
-    let (hour, minute, second) = (second / 3600, second / 60 % 60, second % 60);
-    let mut out = String::new();
+    const CODES: &str = "YymBbhdAaHIMSpFTZ%";
     let mut chars = format.chars();
     while let Some(c) = chars.next() {
         if c != '%' {
-            out.push(c);
             continue;
         }
-        let (code, unpadded) = match chars.next() {
-            Some('-') => (chars.next(), true),
-            code => (code, false),
+        let code = match chars.next() {
+            Some('-') => chars.next(),
+            code => code,
         };
-        let number = |n: u64| if unpadded { n.to_string() } else { format!("{n:02}") };
-        let hour_12 = (hour + 11) % 12 + 1;
-        match code {
-            Some('Y') => out.push_str(&year.to_string()),
-            Some('y') => out.push_str(&number(year % 100)),
-            Some('m') => out.push_str(&number(month)),
-            Some('B') => out.push_str(month_name),
-            Some('b' | 'h') => out.push_str(&month_name[..3]),
-            Some('d') => out.push_str(&number(day)),
-            Some('A') => out.push_str(day_name),
-            Some('a') => out.push_str(&day_name[..3]),
-            Some('H') => out.push_str(&number(hour)),
-            Some('I') => out.push_str(&number(hour_12)),
-            Some('M') => out.push_str(&number(minute)),
-            Some('S') => out.push_str(&number(second)),
-            Some('p') => out.push_str(if hour < 12 { "AM" } else { "PM" }),
-            Some('F') => out.push_str(&format!("{year}-{month:02}-{day:02}")),
-            Some('T') => out.push_str(&format!("{hour:02}:{minute:02}:{second:02}")),
-            Some('Z') => out.push_str("UTC"),
-            Some('%') => out.push('%'),
-            other => {
-                let code = other.map_or_else(String::new, String::from);
-                let message = format!("strftime_now: the code `%{code}` is not supported");
-                return Err(Error::new(ErrorKind::InvalidOperation, message));
-            }
+        if !code.is_some_and(|code| CODES.contains(code)) {
+            let code = code.map_or_else(String::new, String::from);
+            let message = format!("strftime_now: the code `%{code}` is not supported");
+            return Err(Error::new(ErrorKind::InvalidOperation, message));
         }
     }
-    Ok(out)
+    Ok(utc(seconds).format(format).to_string())
 }
 
-/// Year, month and day of the Gregorian calendar, from days since 1970-01-01. Years are counted from March,
-/// so that the leap day is the last of its year.
-fn civil(days: u64) -> (u64, u64, u64) {
-    let days = days + 719_468;
-    let (era, day_of_era) = (days / 146_097, days % 146_097);
-    let year_of_era = (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
-    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
-    let march_month = (5 * day_of_year + 2) / 153;
-    let day = day_of_year - (153 * march_month + 2) / 5 + 1;
-    let month = if march_month < 10 { march_month + 3 } else { march_month - 9 };
-    (era * 400 + year_of_era + u64::from(month <= 2), month, day)
+/// `seconds` since 1970 in UTC; the last time that can be written, for later ones.
+fn utc(seconds: u64) -> DateTime<Utc> {
+    let time = i64::try_from(seconds).ok().and_then(|seconds| DateTime::from_timestamp(seconds, 0));
+    time.unwrap_or(DateTime::<Utc>::MAX_UTC)
 }
 
 #[cfg(test)]

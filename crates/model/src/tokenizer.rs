@@ -8,7 +8,6 @@ use serde_json::Value;
 use sha2::{Digest, Sha256};
 
 use crate::chat_template::ChatTemplate;
-use crate::hex;
 use crate::json::{self, Fields};
 use crate::token_fingerprint::TokenFingerprint;
 use crate::{ConfigJson, ModelConfig, ModelError, files, sidecar_files};
@@ -226,7 +225,7 @@ impl Tokenizer {
         let named = |name: &str| self.named(name).map(str::to_owned);
         TokenFingerprint {
             template_sha256: self.template.as_ref().map(|t| t.sha256()),
-            tokenizer_sha256: hex(&Sha256::digest(canonical.as_bytes())),
+            tokenizer_sha256: hex::encode(Sha256::digest(canonical.as_bytes())),
             bos: named("bos_token"),
             eos: named("eos_token"),
             pad: named("pad_token"),

@@ -1,6 +1,5 @@
 //! A fingerprint of the training data: is this still the same data?
 
-use danlu_model::hex;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
@@ -31,7 +30,7 @@ impl DataFingerprint {
                 hash.update((u64::from(*id) << 1 | u64::from(trained)).to_le_bytes());
             }
         }
-        Self { records: examples.len() as u64, tokens, sha256: hex(&hash.finalize()) }
+        Self { records: examples.len() as u64, tokens, sha256: hex::encode(hash.finalize()) }
     }
 
     pub(crate) fn describe(&self) -> String {

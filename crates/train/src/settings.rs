@@ -341,24 +341,14 @@ impl TrainSettings {
     }
 }
 
-/// Midnight of `YYYY-MM-DD` in seconds since 1970; `None` for what is no day from then on.
+/// Midnight UTC of `YYYY-MM-DD` in seconds since 1970. `None` for anything else, and for dates before 1970.
 fn seconds_of_date(date: &str) -> Option<u64> {
-    let mut parts = date.split('-');
-    let (year, month, day) = (parts.next()?, parts.next()?, parts.next()?);
-    if parts.next().is_some() || (year.len(), month.len(), day.len()) != (4, 2, 2) {
+    let parsed = chrono::NaiveDate::parse_from_str(date, "%Y-%m-%d").ok()?;
+    // The parser also accepts numbers without leading zeros.
+    if parsed.to_string() != date {
         return None;
     }
-    let (year, month, day): (u64, u64, u64) = (year.parse().ok()?, month.parse().ok()?, day.parse().ok()?);
-    let is_leap = year.is_multiple_of(4) && (!year.is_multiple_of(100) || year.is_multiple_of(400));
-    let lengths = [31, 28 + u64::from(is_leap), 31, 30, 31, 30, 31, 31, 30, 31, 30, 31];
-    let length = *lengths.get(month.checked_sub(1)? as usize)?;
-    if year < 1970 || !(1..=length).contains(&day) {
-        return None;
-    }
-    let leap_days = |year: u64| year / 4 - year / 100 + year / 400;
-    let days = (year - 1970) * 365 + leap_days(year - 1) - leap_days(1969);
-    let days = days + lengths[..month as usize - 1].iter().sum::<u64>() + day - 1;
-    Some(days * 86400)
+    u64::try_from(parsed.and_time(chrono::NaiveTime::MIN).and_utc().timestamp()).ok()
 }
 
 /// `target_modules` as people write it: a list, `"all-linear"`, names between commas, or a pattern.

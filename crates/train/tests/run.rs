@@ -198,7 +198,7 @@ fn a_checkpoint_of_another_version_is_told_as_one() {
 
 /// Changes a file of a checkpoint, and its checksum with it.
 fn tamper(folder: &Path, name: &str, change: &dyn Fn(Vec<u8>) -> Vec<u8>) {
-    let sum = |bytes: &[u8]| Sha256::digest(bytes).iter().map(|b| format!("{b:02x}")).collect::<String>();
+    let sum = |bytes: &[u8]| hex::encode(Sha256::digest(bytes));
     let (path, sums) = (folder.join(name), folder.join("checksums.sha256"));
     let bytes = fs::read(&path).unwrap();
     let changed = change(bytes.clone());

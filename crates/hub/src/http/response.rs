@@ -88,5 +88,5 @@ fn is_passing(status: StatusCode) -> bool {
 
 /// How long the server asks to wait.
 fn retry_after(response: &Response) -> Option<Duration> {
-    retry_after::asked(response.header("retry-after")?, response.header("date"))
+    retry_after::parse(response.header("retry-after")?, response.header("date"))
 }

@@ -3,6 +3,8 @@
 use std::ops::Range;
 use std::str::FromStr;
 
+use wildmatch::WildMatch;
+
 /// A path with `*` and `?`, neither of which stands for a `/` or for the dot that hides a file.
 ///
 /// Without a `/` it means a name in whatever folder. A folder that it means comes with all that is in it.
@@ -39,28 +41,8 @@ fn is_match(pattern: &str, name: &str) -> bool {
     if name.starts_with('.') && !pattern.starts_with('.') {
         return false;
     }
-    let (pattern, name): (Vec<char>, Vec<char>) = (pattern.chars().collect(), name.chars().collect());
-    // Where the last star stood, and how far the name was then: from there another try is made.
-    let (mut p, mut n, mut star) = (0, 0, None);
-    while n < name.len() {
-        match pattern.get(p) {
-            Some('*') => {
-                star = Some((p, n));
-                p += 1;
-            }
-            Some(&c) if c == '?' || c == name[n] => {
-                p += 1;
-                n += 1;
-            }
-            _ => {
-                let Some((at, from)) = star else { return false };
-                star = Some((at, from + 1));
-                p = at + 1;
-                n = from + 1;
-            }
-        }
-    }
-    pattern[p..].iter().all(|&c| c == '*')
+    // Not `globset`: its `?` stands for a byte, and so for no Chinese character.
+    WildMatch::new(pattern).matches(name)
 }
 
 #[cfg(test)]
@@ -85,7 +67,11 @@ mod tests {
         assert_eq!(named("*a*b*", "xxaxxbaxb"), [(0, 1)]);
         assert!(named("*a*b", "xxaxxbax").is_empty());
         assert_eq!(named("甄*", "甄嬛.txt"), [(0, 1)]);
+        assert_eq!(named("甄?.txt", "甄嬛.txt"), [(0, 1)]);
         assert!(named("", "x").is_empty());
+        // Brackets and backslashes stand for themselves, unlike in a shell.
+        assert_eq!(named("a[1]{b}\\", "a[1]{b}\\"), [(0, 1)]);
+        assert!(named("a[12]", "a1").is_empty());
         // No star brings what is hidden.
         assert!(named("*", ".env").is_empty());
         assert_eq!(named(".e*", ".env"), [(0, 1)]);
