@@ -1,5 +1,5 @@
-//! What the READMEs tell people to type is typed here: each command runs as it stands, on the embedded base and the
-//! test's data under the names that the README gives them.
+//! Every command shown in the READMEs and the guide runs here as it stands. The embedded base and the test's data stand
+//! under the names that the pages give them.
 
 mod common;
 
@@ -10,23 +10,56 @@ use common::Scene;
 use danlu_hub_test_server::HubServer;
 use serde_json::Value;
 
-const READMES: [(&str, &str); 2] = [
-    ("README.md", include_str!("../../../README.md")),
-    ("README.zh.md", include_str!("../../../README.zh.md")),
-];
-
-/// The lines of fenced blocks.
-fn fenced(readme: &str) -> impl Iterator<Item = &str> {
-    readme.split("```").skip(1).step_by(2).flat_map(str::lines).map(str::trim)
+/// The pages of one language, in reading order.
+struct Pages {
+    language: &'static str,
+    readme: &'static str,
+    guide: [&'static str; 6],
 }
 
-/// The commands of fenced blocks, without the comments behind them.
-fn commands(readme: &str) -> Vec<&str> {
-    let lines = fenced(readme).filter(|line| line.starts_with("danlu "));
+macro_rules! pages {
+    ($language:literal, $readme:literal) => {
+        Pages {
+            language: $language,
+            readme: include_str!(concat!("../../../", $readme)),
+            guide: [
+                include_str!(concat!("../../../docs/guide/", $language, "/data.md")),
+                include_str!(concat!("../../../docs/guide/", $language, "/training.md")),
+                include_str!(concat!("../../../docs/guide/", $language, "/merging.md")),
+                include_str!(concat!("../../../docs/guide/", $language, "/four-bit.md")),
+                include_str!(concat!("../../../docs/guide/", $language, "/hub.md")),
+                include_str!(concat!("../../../docs/guide/", $language, "/card.md")),
+            ],
+        }
+    };
+}
+
+const PAGES: [Pages; 2] = [pages!("en", "README.md"), pages!("zh", "README.zh.md")];
+
+impl Pages {
+    fn all(&self) -> impl Iterator<Item = &'static str> {
+        [self.readme].into_iter().chain(self.guide)
+    }
+
+    /// The commands of all pages, each once, in the order of their first mention.
+    fn commands(&self) -> Vec<&'static str> {
+        let mut seen = BTreeSet::new();
+        self.all().flat_map(commands).filter(|line| seen.insert(*line)).collect()
+    }
+}
+
+/// The lines of fenced blocks.
+fn fenced(page: &str) -> impl Iterator<Item = &str> {
+    page.split("```").skip(1).step_by(2).flat_map(str::lines).map(str::trim)
+}
+
+/// The commands of fenced blocks, without their comments.
+fn commands(page: &str) -> Vec<&str> {
+    let lines = fenced(page).filter(|line| line.starts_with("danlu "));
     lines.map(|line| line.split(" #").next().unwrap_or(line).trim()).collect()
 }
 
-/// The word behind each `flag`, or those that end like this.
+/// The words for which `of(word before, word)` holds.
 fn words<'a>(commands: &[&'a str], of: impl Fn(&str, &str) -> bool) -> BTreeSet<&'a str> {
     let pairs = commands.iter().flat_map(|line| {
         let words: Vec<&str> = line.split_whitespace().collect();
@@ -35,35 +68,44 @@ fn words<'a>(commands: &[&'a str], of: impl Fn(&str, &str) -> bool) -> BTreeSet<
     pairs.filter(|(before, word)| of(before, word)).map(|(_, word)| word).collect()
 }
 
-/// Whether a word is a name on the Hub, by not being one of the READMEs' own folders.
+/// Whether a word is a name on the Hub: every folder of the pages begins with `out/` or `models/`.
 fn is_on_hub(word: &str) -> bool {
     word.contains('/') && !word.starts_with("out/") && !word.starts_with("models/")
 }
 
+/// The Hub with the models that the pages fetch, each a copy of the embedded base, and an account `you` that may write.
+fn hub_with_models(scene: &Scene, commands: &[&str]) -> HubServer {
+    let hub = HubServer::start();
+    for name in words(commands, |before, word| ["pull", "chat"].contains(&before) && is_on_hub(word)) {
+        let (id, revision) = name.split_once('@').unwrap_or((name, "main"));
+        let mut model = hub.model(id).on(&format!("refs/heads/{revision}"));
+        for file in common::names(&scene.path("base")) {
+            model = model.file(&file, &scene.read(&format!("base/{file}")));
+        }
+        model.add();
+    }
+    hub.add_user("you", "hf_yours");
+    fs::create_dir(scene.path("hf")).unwrap();
+    scene.write("hf/token", "hf_yours");
+    hub
+}
+
 #[test]
-fn the_commands_of_the_readmes_run_as_they_stand() {
-    for (name, text) in READMES {
-        let commands = commands(text);
-        for command in ["data check", "data preview", "train", "compare", "chat", "merge"] {
-            let shown = commands.iter().any(|line| line.starts_with(&format!("danlu {command} ")));
-            assert!(shown, "{name} shows no `danlu {command}`");
+fn the_commands_of_readme_and_guide_run_as_they_stand() {
+    for pages in PAGES {
+        for command in ["data check", "train", "compare", "chat", "merge"] {
+            let is_shown = |line: &&str| line.starts_with(&format!("danlu {command} "));
+            let shown = commands(pages.readme).iter().any(is_shown);
+            assert!(shown, "the README in `{}` shows no `danlu {command}`", pages.language);
         }
-        let (mut scene, hub) = (Scene::new(), HubServer::start());
+        let (mut scene, commands) = (Scene::new(), pages.commands());
+        let hub = hub_with_models(&scene, &commands);
         scene.endpoint = hub.endpoint();
-        for name in words(&commands, |before, word| ["pull", "chat"].contains(&before) && is_on_hub(word)) {
-            let (id, revision) = name.split_once('@').unwrap_or((name, "main"));
-            let model = hub.model(id).on(&format!("refs/heads/{revision}"));
-            let files = common::names(&scene.path("base"));
-            files
-                .iter()
-                .fold(model, |model, file| model.file(file, &scene.read(&format!("base/{file}"))))
-                .add();
-        }
         for base in words(&commands, |before, _| before == "--base") {
             fs::create_dir_all(scene.path(base).parent().unwrap()).unwrap();
             fs::rename(scene.path("base"), scene.path(base)).expect("one base for all commands");
         }
-        // What a run writes itself is taken from there. Enough records to hold some out.
+        // A run writes the files in `out/`. There are enough records to hold some out.
         let palace: Vec<Value> = serde_json::from_str(include_str!("../assets/palace.json")).unwrap();
         for file in words(&commands, |_, word| word.ends_with(".json") && !word.starts_with("out/")) {
             scene.write(file, &serde_json::to_string_pretty(&palace[..100]).unwrap());
@@ -74,30 +116,29 @@ fn the_commands_of_the_readmes_run_as_they_stand() {
     }
 }
 
-/// `danlu bench train|prefill` and `danlu train --output ...` between sentences: words in backticks.
+/// Commands in running text are words in backticks, such as `danlu bench train|prefill`.
 #[test]
-fn every_command_the_readmes_name_exists() {
+fn every_command_that_readme_and_guide_name_exists() {
     let scene = Scene::new();
-    for (name, text) in READMES {
+    for pages in PAGES {
         let mut seen = BTreeSet::new();
-        let cargo = fenced(text).filter_map(|line| line.strip_prefix("cargo run --release -- "));
-        let spans = text.split('`').filter_map(|span| span.strip_prefix("danlu "));
-        for words in cargo.chain(spans) {
-            let is_word = |word: &&str| word.chars().all(|c| c.is_ascii_lowercase() || c == '|');
-            let path: Vec<&str> = words.split_whitespace().take_while(is_word).take(2).collect();
-            let [command, rest @ ..] = &path[..] else { continue };
-            for last in rest.first().map_or(vec![""], |last| last.split('|').collect()) {
-                seen.insert(format!("{command} {last}"));
+        for text in pages.all() {
+            let cargo = fenced(text).filter_map(|line| line.strip_prefix("cargo run --release -- "));
+            let spans = text.split('`').filter_map(|span| span.strip_prefix("danlu "));
+            for words in cargo.chain(spans) {
+                let is_word = |word: &&str| word.chars().all(|c| c.is_ascii_lowercase() || c == '|');
+                let path: Vec<&str> = words.split_whitespace().take_while(is_word).take(2).collect();
+                let [command, rest @ ..] = &path[..] else { continue };
+                for last in rest.first().map_or(vec![""], |last| last.split('|').collect()) {
+                    seen.insert(format!("{command} {last}"));
+                }
             }
         }
-        assert!(seen.len() > 4, "{name}: {seen:?}");
+        assert!(seen.len() > 4, "{}: {seen:?}", pages.language);
         for command in seen {
             let ran = scene.run(&format!("{command} --help"));
-            assert!(
-                ran.code == 0 && ran.out.contains("Usage: danlu "),
-                "{name}: danlu {command}\n{}",
-                ran.err
-            );
+            let is_help = ran.code == 0 && ran.out.contains("Usage: danlu ");
+            assert!(is_help, "{}: danlu {command}\n{}", pages.language, ran.err);
         }
     }
 }
