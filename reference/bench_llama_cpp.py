@@ -1,4 +1,4 @@
-"""danlu beside llama.cpp on one CPU, in alternate rounds of one run: tokens a second of decoding and of reading a prompt.
+"""Runs danlu and llama.cpp in turns on one CPU: tokens a second of decoding and of prefill.
 
     CMAKE_ARGS="-DGGML_NATIVE=ON" pip install llama-cpp-python gguf
     python reference/bench_llama_cpp.py --danlu BINARY --base DIR --work DIR
@@ -44,7 +44,7 @@ def gguf_name(name: str) -> str:
 
 
 def write_gguf(base: Path, path: Path):
-    """A folder's weights in bf16, norms in f32, as one GGUF file."""
+    """Writes a folder's weights as one GGUF file: norms in f32, the rest in bf16."""
     import gguf
     import torch
     from safetensors import safe_open
@@ -78,7 +78,7 @@ def write_gguf(base: Path, path: Path):
 
 
 def make(arguments):
-    """Makes the files that are not there yet."""
+    """Writes the missing GGUF files."""
     import llama_cpp
 
     files = {name: arguments.work / f"{arguments.base.name}-{name}.gguf" for name in FILE_TYPES}

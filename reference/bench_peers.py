@@ -1,10 +1,11 @@
-"""danlu beside PyTorch and PEFT on one CPU, in alternate rounds of one run: a Markdown table, and the rounds as JSON.
+"""Runs danlu and PyTorch with PEFT in turns on one CPU. Prints a Markdown table, and the rounds as JSON.
 
     python reference/bench_peers.py --danlu BINARY --base DIR --tokenizer DIR --data DATA.json --jobs tutorial packed prefill decode
     python reference/bench_peers.py --gemm BENCH_BINARY --jobs products low-rank
 
-BASE is a folder that both open, such as `danlu bench decode --shape llama-125m --keep BASE` leaves. BENCH_BINARY is what
-`cargo bench -p danlu-kernels --bench gemm --no-run` names. Every round runs in a process of its own, so that its peak memory is its own.
+BASE is a folder for both, such as `danlu bench decode --shape llama-125m --keep BASE` writes.
+`cargo bench -p danlu-kernels --bench gemm --no-run` prints the path of BENCH_BINARY.
+Every round is a process of its own, so that its peak memory is its own.
 """
 
 import argparse
@@ -180,7 +181,7 @@ def compare_jobs(arguments):
 
 
 def best(run) -> float:
-    """Seconds of the fastest run, as the Rust benchmark takes them."""
+    """Returns the seconds of the fastest run, measured as in the Rust benchmark."""
     run()
     start, fastest, runs = time.perf_counter(), float("inf"), 0
     while runs < 5 or time.perf_counter() - start < 0.15:
@@ -192,7 +193,7 @@ def best(run) -> float:
 
 
 def torch_product(operation: str, n: int, d_in: int, d_out: int, dtype) -> float:
-    """GFLOP/s of one product of the Rust benchmark; operands are of `dtype` already, and results stay in it."""
+    """Returns the GFLOP/s of one product of the Rust benchmark, with operands and results in `dtype`."""
     import torch
 
     inp, dout = torch.randn(n, d_in, dtype=dtype), torch.randn(n, d_out, dtype=dtype)
@@ -203,8 +204,9 @@ def torch_product(operation: str, n: int, d_in: int, d_out: int, dtype) -> float
 
 
 def torch_pair(operation: str, n: int, d_in: int, d_out: int, rank: int, whole: bool) -> float:
-    """GFLOP/s of a low-rank pair's products in f32, as PEFT keeps adapters over any base; or of the `whole` operation, which
-    danlu computes and PEFT does: scaled, and added to what the base gave."""
+    """Returns the GFLOP/s of a low-rank pair's products in f32, the type of PEFT's adapters.
+
+    With `whole`, also scales the update and adds it to the base's output, as danlu and PEFT do."""
     import torch
 
     inp, dout, out, dinp = (torch.randn(n, d) for d in (d_in, d_out, d_out, d_in))
@@ -260,7 +262,7 @@ def compare_products(arguments):
 
 
 def read_lines(text: str):
-    """Of the Rust benchmark's lines without dropout: kernel, operation, sizes, rank (0: a plain product) and GFLOP/s."""
+    """Parses the Rust benchmark's lines without dropout: kernel, operation, sizes, rank (0: a plain product) and GFLOP/s."""
     kernel = ""
     for line in text.splitlines():
         if line.startswith("cpu "):

@@ -1,9 +1,9 @@
-"""The tutorial's job in PyTorch and PEFT on a CPU: useful tokens a second, as JSON.
+"""Runs the tutorial's job in PyTorch and PEFT on a CPU. Prints useful tokens a second, as JSON.
 
     python reference/bench_tutorial.py BASE DATA.json [--steps 40] [--warm-up 5] [--threads 2] [--dtype f32 bf16]
 
-A plain loop rather than a Trainer, so that the peer pays for nothing but the arithmetic: no logging, no evaluation, no checkpoints, data encoded
-beforehand. Useful tokens are those that are no padding. With bf16 the base is bf16 and the adapter f32, as PEFT arranges it.
+A plain loop without Trainer, logging, evaluation or checkpoints, over encoded data: only the arithmetic is timed.
+Useful tokens exclude padding. With bf16 the base is bf16 and the adapter f32, as in PEFT.
 """
 
 import argparse
@@ -26,7 +26,7 @@ MICRO_BATCH, ACCUMULATION = 2, 2
 
 
 def loading(dtype) -> dict:
-    """How a base is loaded for a type of products; `nf4` is bitsandbytes' 4 bits, computing in bf16."""
+    """Returns the loading options for a type. `nf4` means bitsandbytes' 4 bits with products in bf16."""
     if dtype != "nf4":
         return {"dtype": dtype}
     quantization = BitsAndBytesConfig(

@@ -1,7 +1,7 @@
-"""Records, rendering and batches as the other scripts use them.
+"""Records, rendering and batches, shared by the other scripts.
 
-An example is what a model is trained on: the ids of a rendered conversation and, beside each id, the label it carries. The answer and
-its end-of-turn token are labelled, everything before them is IGNORED.
+An example holds the ids of a rendered conversation and a label for each id.
+The answer and its end-of-turn token are labelled; the labels before them are IGNORED.
 """
 
 import json
@@ -24,15 +24,15 @@ def read_alpaca(path: Path) -> list[dict]:
 
 
 def user_message(record: dict) -> dict:
-    """The instruction, and where there is an input, the input on a line of its own (as LLaMA-Factory and axolotl join them)."""
+    """Returns the user message: the instruction, then the input on a line of its own, as in LLaMA-Factory and axolotl."""
     texts = [record["instruction"], record.get("input", "")]
     return {"role": "user", "content": "\n".join(text for text in texts if text)}
 
 
 def prompt_ids(tokenizer, message: dict) -> list[int]:
-    """The ids of one user turn and the header of the reply."""
+    """Returns the ids of one user turn and the header of the reply."""
     text = tokenizer.apply_chat_template([message], tokenize=False, add_generation_prompt=True)
-    # The template writes the begin-of-text token itself; letting the tokenizer add its own would give two.
+    # The template writes the begin-of-text token; the tokenizer would add a second one.
     return tokenizer.encode(text, add_special_tokens=False)
 
 
@@ -49,7 +49,7 @@ def encode(tokenizer, record: dict, max_length: int | None = None) -> Example:
 
 
 def collate(examples: list[Example], pad_id: int) -> dict[str, torch.Tensor]:
-    """A batch padded on the right to its own longest row."""
+    """Returns a batch padded on the right to its longest row."""
     width = max(len(example.ids) for example in examples)
 
     def rows(pick, filler):
@@ -63,7 +63,7 @@ def collate(examples: list[Example], pad_id: int) -> dict[str, torch.Tensor]:
 
 
 def summed_loss(model, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-    """The negative log-likelihood summed over the labelled positions, each predicted from the position before it."""
+    """Returns the negative log-likelihood, summed over the labelled positions."""
     logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
     return torch.nn.functional.cross_entropy(
         logits[:, :-1].float().flatten(0, 1), batch["labels"][:, 1:].flatten(), ignore_index=IGNORED, reduction="sum"
@@ -76,9 +76,9 @@ def label_tokens(batch: dict[str, torch.Tensor]) -> int:
 
 @torch.no_grad()
 def greedy(model, ids: list[int], count: int, stop_ids: set[int] = frozenset()) -> tuple[list[int], float]:
-    """Greedy continuation, and the least distance between the two largest logits met on the way.
+    """Returns the greedy continuation, and the smallest gap between the two largest logits.
 
-    Where that distance is small, another order of summation may choose the other token.
+    A small gap may select the other token with another order of summation.
     """
     new_ids, least_gap, cache = [], float("inf"), None
     step = torch.tensor([ids])

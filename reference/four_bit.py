@@ -1,8 +1,8 @@
-"""Writes crates/kernels/tests/expected/four_bit.safetensors: what bitsandbytes makes of matrices in 4 bits, on the CPU.
+"""Writes crates/kernels/tests/expected/four_bit.safetensors: matrices that bitsandbytes quantized to 4 bits on the CPU.
 
     OMP_NUM_THREADS=1 python reference/four_bit.py
 
-README.md beside this file says what each tensor is.
+README.md in this folder describes each tensor.
 """
 
 from pathlib import Path

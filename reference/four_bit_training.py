@@ -1,8 +1,9 @@
-"""Writes crates/train/tests/expected/four_bit.json: ten steps of PEFT over bases that bitsandbytes put into NF4.
+"""Writes crates/train/tests/expected/four_bit.json: ten steps of PEFT over bases that bitsandbytes quantized to NF4.
 
     OMP_NUM_THREADS=1 python reference/four_bit_training.py [--golden ../shared/golden]
 
-Everything computes in f32, a projection's values being `table · scale`, not rounded. README.md beside this file says how closely another implementation can be asked to agree.
+Everything computes in f32. A projection's values are `table · scale`, not rounded.
+README.md in this folder gives the tolerances.
 """
 
 import argparse
@@ -47,7 +48,7 @@ class Example:
 
 
 def run(base: Path, expected: Path, examples: Path, pad_id: int, recipe: dict) -> dict:
-    """Ten steps from the adapter that the other expected values begin with."""
+    """Runs ten steps from the initial adapter of the other expected values."""
     training.LEARNING_RATE = recipe["lr"]
     records = [Example(entry) for entry in json.loads(examples.read_text(encoding="utf-8"))]
     first_batch = collate(records[:4], pad_id)

@@ -1,9 +1,10 @@
-"""The test server answers `huggingface_hub` as the Hub does: uploads, downloads, caches, revisions and refusals.
+"""Checks the test server with `huggingface_hub`: uploads, downloads, caches, revisions and refusals.
 
     python reference/hub.py --server target/debug/hub-test-server
 
-Starts the server, drives it with PyPI's client as a user would, and asks the server what it was sent. Nothing leaves this machine. The exit
-status is 1 when a check fails.
+Starts the server, drives it with PyPI's client, and asks the server for its requests.
+Nothing leaves this machine.
+The exit status is 1 if a check fails.
 """
 
 import argparse
@@ -21,7 +22,7 @@ PART = 3 << 20
 
 
 class Server:
-    """The test server: addresses, and a line of JSON for a line of JSON."""
+    """The test server: its URLs, and commands as lines of JSON."""
 
     def __init__(self, binary, *options):
         command = [str(binary), "--page", "5", "--multipart", f"{2 * PART},{PART}", "--token", "hf_zhen=zhen", *options]
@@ -37,7 +38,7 @@ class Server:
         return answer
 
     def requests(self, method=None, part="", host=None):
-        """The requests so far, which are then forgotten."""
+        """Returns the requests so far and clears them."""
         found = self.ask("requests")["requests"]
         self.ask("clear")
         return [
@@ -52,7 +53,7 @@ class Server:
 
 
 class Checks:
-    """A line for each check, and how many hold."""
+    """Prints a line for each check, and counts them."""
 
     def __init__(self):
         self.held = self.failed = 0
@@ -66,7 +67,7 @@ class Checks:
         self.check(what, found == expected, (found, expected))
 
     def raises(self, what, error, call):
-        """`call` raises `error`; answers what was raised."""
+        """Checks that `call` raises `error`, and returns the exception."""
         try:
             found = call()
         except Exception as raised:  # any other exception is a finding, not an end
@@ -77,13 +78,13 @@ class Checks:
 
 
 def content(size, seed):
-    """Bytes that are no text and no repetition."""
+    """Returns bytes that are neither text nor repetitive."""
     blocks = (hashlib.sha256(f"{seed} {block}".encode()).digest() for block in range(size // 32 + 1))
     return b"".join(blocks)[:size]
 
 
 def tree(folder):
-    """Files of a folder, by path, without what the client leaves in it."""
+    """Returns the files of a folder by path, without the client's own."""
     files = (path for path in sorted(Path(folder).rglob("*")) if path.is_file())
     found = {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
     return {path: data for path, data in found.items() if not path.startswith(".cache") and path != ".gitattributes"}
@@ -123,7 +124,7 @@ def main():
 
 
 def today(binary, checks, scratch):
-    """A server that redirects small files, as the Hub does since 2025."""
+    """Checks a server that redirects small files, as the Hub has done since 2025."""
     from huggingface_hub import hf_hub_download
 
     server = Server(binary, "--resolve-cache")

@@ -1,9 +1,10 @@
-"""danlu and `huggingface_hub` share one cache, one token and one lock; and how fast each moves a large file.
+"""Checks that danlu and `huggingface_hub` share one cache, one token and one lock. Measures the speed of large files.
 
     python reference/hub_cache.py --danlu target/release/danlu --server target/release/hub-test-server --base BASE [--gigabytes 2]
 
-Both talk to the test server on this machine (`hub.py` holds it against `huggingface_hub`). BASE is a small model's folder. The exit status is
-1 when a check fails.
+Both use the test server on this machine, which `hub.py` checks with `huggingface_hub`.
+BASE is a small model's folder.
+The exit status is 1 if a check fails.
 """
 
 import argparse
@@ -22,7 +23,7 @@ TOKEN = "hf_zhen"
 
 
 class Home:
-    """A home of its own for caches and the token, and both programs in it."""
+    """A separate home for caches and token, used by both programs."""
 
     def __init__(self, scratch, name, server, danlu):
         self.danlu_binary, self.folder = danlu, Path(scratch, name)
@@ -45,7 +46,7 @@ class Home:
         return ran.stdout.strip()
 
     def measured(self, *command):
-        """Seconds and the peak of memory in MB of a process."""
+        """Returns the seconds and the peak memory in MB of a process."""
         start, peak = time.monotonic(), 0
         process = subprocess.Popen(command, env=self.variables, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
         # What the system keeps of a finished child counts this program's memory too.
@@ -62,12 +63,12 @@ class Home:
 
 
 def bodies(server):
-    """Requests for the bytes of files, since the last time."""
+    """Returns the requests for file content since the last call."""
     return [r for r in server.requests("GET") if "/resolve/" in r["target"] or r["host"] == "storage"]
 
 
 def shared_cache(server, checks, home):
-    """What one fetched, the other uses."""
+    """Each program uses the downloads of the other."""
     snapshot = "from huggingface_hub import snapshot_download as s; print(s('zhen/base'%s))"
     mine, theirs = home("mine"), home("theirs")
     python = theirs.python(snapshot % "")
@@ -98,7 +99,7 @@ def shared_cache(server, checks, home):
 
 
 def shared_token(server, checks, home):
-    """Who logs in by one is logged in by the other."""
+    """A login in one program holds for the other."""
     here = home("token")
     here.danlu("login", stdin=TOKEN)
     who = "from huggingface_hub import whoami; print(whoami()['name'])"
@@ -110,7 +111,7 @@ def shared_token(server, checks, home):
 
 
 def shared_lock(checks, home, base):
-    """One waits while the other fetches."""
+    """Each program waits while the other downloads the same file."""
     here = home("lock")
     digest = hashlib.sha256(Path(base, "model.safetensors").read_bytes()).hexdigest()
     lock = here.folder / "hub/.locks/models--zhen--base" / f"{digest}.lock"
@@ -127,7 +128,7 @@ def shared_lock(checks, home, base):
 
 
 def published(server, checks, home, scratch, base):
-    """What danlu pushes, Python's libraries load by name."""
+    """Python's libraries load by name what danlu pushes."""
     here = home("push")
     here.danlu("login", stdin=TOKEN)
     data = Path(scratch, "data.json")
@@ -165,7 +166,7 @@ def published(server, checks, home, scratch, base):
 
 
 def speed(server, home, scratch, base, gigabytes):
-    """A large file, each in turn."""
+    """Transfers a large file with each program in turn."""
     big = Path(scratch, "big.safetensors")
     with open(big, "wb") as file:
         for _ in range(int(gigabytes * 8)):
@@ -199,7 +200,7 @@ def speed(server, home, scratch, base, gigabytes):
 
 
 def tell(work, size, figures):
-    """Each round's speed, and the ratio of the medians."""
+    """Prints the speed of each round, and the ratio of the medians."""
     for name, rounds in figures.items():
         rates = ", ".join(f"{size / seconds / 1e9:.2f}" for seconds, _ in rounds)
         print(f"     {work}, {name}: {rates} GB/s, peak {max(peak for _, peak in rounds):.0f} MB")
@@ -208,7 +209,7 @@ def tell(work, size, figures):
 
 
 def warm_start(server, checks, home, base):
-    """By name against by folder, both warm."""
+    """Compares a warm start by name with one by folder."""
     here = home("warm")
     here.danlu("pull", "zhen/base")
     words = ["--prompt", "你好", "--max-new-tokens", "1"]

@@ -1,12 +1,13 @@
-"""Both directions between danlu and PyTorch: what one writes, the other loads and answers alike.
+"""Checks both directions between danlu and Python: each loads the files of the other and gives the same replies.
 
     OMP_NUM_THREADS=1 python reference/interop.py --danlu target/release/danlu
 
-danlu to Python: trains a few steps with danlu (or takes --adapter and --merged), loads the adapter with PEFT and the merged folder with
-transformers, and compares weights, logits and greedy replies. Python to danlu: PEFT writes adapters of every supported shape, danlu chats with them
-and merges them. Adapters danlu cannot represent must be refused by the name of the setting.
+From danlu to Python: danlu trains a few steps (or --adapter and --merged name its files). PEFT loads the adapter and transformers the merged
+folder; the script compares weights, logits and greedy replies.
+From Python to danlu: PEFT writes adapters of every supported kind; danlu chats with them and merges them.
+danlu must reject an adapter that it cannot represent, by the name of the setting.
 
-Without --danlu only the Python halves run. The exit status is 1 when a check fails.
+Without --danlu only the Python halves run. The exit status is 1 if a check fails.
 """
 
 import argparse
@@ -125,7 +126,7 @@ class Interop:
         return self.tokenizer.decode(ids, skip_special_tokens=True), gap
 
     def compare_replies(self, claim: str, model, folder: Path, base: bool):
-        """danlu's greedy replies against this model's, over the prompts that rounding leaves alone."""
+        """Compares danlu's greedy replies with this model's, on prompts that rounding does not change."""
         equal, close, different = 0, 0, []
         for text in PROMPTS:
             want, gap = self.reply(model, text)
@@ -145,7 +146,7 @@ class Interop:
             print(f"      {claim}: {len(PROMPTS) - close} prompts to compare, {close} too close to call")
 
     def compare_merged(self, claim: str, merged_in_f32, folder: Path, targets: set[str]):
-        """danlu's merged tensors against PEFT's merge in f32, rounded once to the type of the file."""
+        """Compares danlu's merged tensors with PEFT's f32 merge, rounded once to the type of the file."""
         got, base = read_folder(folder), read_folder(self.base_folder)
         want = {name: tensor for name, tensor in merged_in_f32.state_dict().items() if name in base}
         self.checks.add(f"{claim}: the names of the tensors are the base's", set(got) == set(base), f"{len(got)} tensors")
@@ -288,7 +289,7 @@ class Interop:
         )
 
     def four_bits(self, work: Path):
-        """danlu's folders in 4 bits in bitsandbytes, and the reverse; everything but the codes computes in f32."""
+        """Loads danlu's 4-bit folders in bitsandbytes, and the reverse. All but the codes computes in f32."""
         for code in ["nf4", "fp4"]:
             for flag in [[], ["--no-double-quant"]]:
                 name = " ".join([code, *flag])
@@ -338,7 +339,7 @@ def read_folder(folder: Path) -> dict[str, torch.Tensor]:
 
 
 def representable_steps(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """How many representable values lie between, element by element."""
+    """Returns the distance in representable values, element by element."""
     integer = {torch.bfloat16: torch.int16, torch.float16: torch.int16, torch.float32: torch.int32}[a.dtype]
 
     def ordered(tensor):

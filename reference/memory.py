@@ -1,4 +1,4 @@
-"""Forecast and measured peak memory of real runs, as the table of docs/reference/memory.md.
+"""Prints predicted and measured peak memory of real runs, as the table of docs/reference/memory.md.
 
     python3 reference/memory.py target/release/danlu MODELS TOKENIZER DATA [WORK]
 
@@ -39,7 +39,7 @@ SETTINGS = [
 
 
 def write_random(folder, tokenizer):
-    """A Llama of random bf16 weights between -0.03 and 0.03, norms of one."""
+    """Writes a Llama of random bf16 weights between -0.03 and 0.03, with norms of one."""
     folder.mkdir(parents=True)
     for file in pathlib.Path(tokenizer).iterdir():
         shutil.copyfile(file, folder / file.name)

@@ -1,8 +1,8 @@
-"""Writes crates/train/tests/expected: what PyTorch and PEFT get on the embedded base and the embedded data set.
+"""Writes crates/train/tests/expected: PyTorch's and PEFT's results on the embedded base and data.
 
     OMP_NUM_THREADS=1 python reference/training.py
 
-README.md beside this file says what each output is for and how closely another implementation can be asked to agree.
+README.md in this folder describes each output and the tolerances.
 """
 
 import argparse
@@ -52,7 +52,7 @@ def with_adapter(base):
 
 
 def save_adapter(model, folder: Path):
-    """PEFT's own files, less what differs between two equal runs: its model card and the order of a set."""
+    """Writes PEFT's files without parts that differ between equal runs: the model card, and the order of a set."""
     with tempfile.TemporaryDirectory() as scratch:
         model.save_pretrained(scratch)
         config = json.loads((Path(scratch) / "adapter_config.json").read_text())
@@ -65,12 +65,12 @@ def save_adapter(model, folder: Path):
 
 
 def trainable(model) -> dict[str, torch.nn.Parameter]:
-    """The adapter's parameters under the names they have in adapter_model.safetensors."""
+    """Returns the adapter's parameters under their names in adapter_model.safetensors."""
     return {name.replace(".default", ""): p for name, p in model.named_parameters() if p.requires_grad}
 
 
 def gradients_of_one_batch(model, batch) -> dict:
-    """Fills B with noise first, as a zero B gives A no gradient at all."""
+    """Fills B with noise first, because a zero B gives A no gradient."""
     generator = torch.Generator().manual_seed(SEED + 1)
     with torch.no_grad():
         for name, parameter in trainable(model).items():
@@ -127,7 +127,7 @@ def ten_steps(model, examples, pad_id: int) -> list[dict]:
 
 
 def replies(base, adapter, merged, tokenizer, records) -> tuple[list[dict], dict[str, torch.Tensor]]:
-    """The first prompts whose greedy replies rounding cannot change, and the logits at the end of each prompt."""
+    """Returns the first prompts whose greedy replies rounding cannot change, and the logits at the end of each."""
     models = {"base": base, "adapter": adapter, "merged": merged}
     chosen, logits = [], {}
     for record in records:
@@ -148,7 +148,7 @@ def replies(base, adapter, merged, tokenizer, records) -> tuple[list[dict], dict
 
 
 def checksums(model) -> dict:
-    """Figures of the merged projections; a hash would depend on the order of summation of two products."""
+    """Returns checksums of the merged projections. A hash would depend on the order of summation."""
     result = {}
     for name, tensor in model.state_dict().items():
         if not any(projection in name for projection in PROJECTIONS):

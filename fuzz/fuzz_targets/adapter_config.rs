@@ -1,7 +1,7 @@
 //! `RUSTC_BOOTSTRAP=1 cargo fuzz run adapter_config -- -max_total_time=180`
 //!
-//! Whatever is accepted must survive being written and read again, and must name modules or fail: never
-//! panic, and never take a pattern's word for how long matching may last.
+//! An accepted configuration must survive a round trip, and must select modules or fail. A pattern must not decide how
+//! long matching takes.
 
 #![no_main]
 
@@ -20,8 +20,8 @@ static MODEL: LazyLock<ModelConfig> = LazyLock::new(|| {
 
 fuzz_target!(|data: &[u8]| {
     let Ok(config) = LoraConfig::parse(data) else { return };
-    let again = LoraConfig::parse(config.to_json().as_bytes()).expect("what we write is read");
-    // An alpha or a dropout may come back as its neighbour; everything else is the same.
+    let again = LoraConfig::parse(config.to_json().as_bytes()).expect("a written configuration is readable");
+    // Alpha and dropout may change by one ulp in the round trip; all other fields are equal.
     assert_eq!(again.target_modules.clone(), expanded(&config));
     assert_eq!((again.r, &again.rank_pattern), (config.r, &config.rank_pattern));
     if let Ok(modules) = targets::resolve(&config, &MODEL) {
@@ -35,7 +35,7 @@ fuzz_target!(|data: &[u8]| {
     }
 });
 
-/// The shorthand is written as the names it stands for.
+/// `to_json` writes the shorthand as module names.
 fn expanded(config: &LoraConfig) -> danlu_adapter::TargetModules {
     use danlu_adapter::TargetModules::{AllLinear, List};
     match &config.target_modules {

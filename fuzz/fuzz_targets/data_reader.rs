@@ -1,6 +1,6 @@
 //! `RUSTC_BOOTSTRAP=1 cargo fuzz run data_reader -- -max_total_time=180`
 //!
-//! The first byte chooses the format; the rest is the file, read whole and byte by byte. Its first line is also put
+//! The first byte selects the format; the rest is the file, read whole and byte by byte. Its first line is also placed
 //! between two good records of an array.
 
 #![no_main]
@@ -8,10 +8,10 @@
 use std::io::Read;
 use std::path::Path;
 
-use danlu_data::{ReadOptions, RecordContent, DataError, Dataset, RecordFault, Format, read_from};
+use danlu_data::{DataError, Dataset, Format, ReadOptions, RecordContent, RecordFault, read_from};
 use libfuzzer_sys::fuzz_target;
 
-/// A pipe that gives one byte at a time.
+/// A reader that returns one byte at a time.
 struct Trickle<'a>(&'a [u8]);
 
 impl Read for Trickle<'_> {
@@ -21,7 +21,7 @@ impl Read for Trickle<'_> {
     }
 }
 
-/// What must hold of whatever was read.
+/// Asserts the invariants of a dataset.
 fn check(dataset: &Dataset, data: &[u8]) {
     assert_eq!(dataset.fingerprint.bytes, data.len() as u64);
     assert_eq!(dataset.fingerprint.records, dataset.records.len());
@@ -30,12 +30,12 @@ fn check(dataset: &Dataset, data: &[u8]) {
     sources.extend(dataset.bad.iter().filter(|bad| bad.fault != RecordFault::Array).map(|bad| &bad.source));
     sources.sort_by_key(|source| source.index);
     for (index, source) in sources.iter().enumerate() {
-        assert_eq!(source.index, index, "every piece of the file is a record or a bad record, once");
+        assert_eq!(source.index, index, "each piece of the file is one record or one bad record");
         assert!((1..=lines).contains(&source.line));
     }
     assert!(sources.is_sorted_by_key(|source| source.line));
     for bad in &dataset.bad {
-        assert!(!bad.to_string().contains('\n'), "a complaint is one line");
+        assert!(!bad.to_string().contains('\n'), "a fault is one line");
     }
     for record in &dataset.records {
         let RecordContent::Chat(chat) = &record.content else { continue };
@@ -44,9 +44,9 @@ fn check(dataset: &Dataset, data: &[u8]) {
     }
 }
 
-/// A line that begins like a record, whatever it holds, costs neither the record before nor the one after.
+/// Asserts that a damaged record hides neither the record before it nor the one after.
 ///
-/// The array's end is left out: with it, an array that begins on the line could hold the record after.
+/// The file has no closing bracket: with one, an array that starts on the line could contain the next record.
 fn check_line(data: &[u8]) {
     let line = data.split(|byte| *byte == b'\n').next().unwrap_or_default();
     let (before, after) = (r#"{"instruction":"a","output":"b"}"#, r#"{"instruction":"c","output":"d"}"#);

@@ -1,7 +1,7 @@
-//! `just fuzz four_bit_reader 180`, from the sound weights in `seeds`.
+//! `just fuzz four_bit_reader 180`, from the valid weights in `seeds`.
 //!
-//! One weight in 4 bits: the input is the state's JSON, and before it a length for each part, so that the fuzzer works
-//! on what the parts say of each other rather than on the container.
+//! One 4-bit weight. The input is a length for each part and then the JSON of the state, so the fuzzer works on
+//! contradictions between the parts and not on the container.
 
 #![no_main]
 
@@ -32,7 +32,7 @@ fuzz_target!(|data: &[u8]| {
         ));
     };
     for (i, (part, is_float)) in PARTS.into_iter().enumerate() {
-        // Scales are bytes or floats, not both.
+        // Scales are bytes or floats, never both.
         if part == ".absmax" && is_float != (head[15] % 2 == 1) {
             continue;
         }
@@ -49,7 +49,7 @@ fuzz_target!(|data: &[u8]| {
     file.extend(header.as_bytes());
     file.extend(&bytes);
 
-    let weights = Weights::from_bytes(Path::new("model.safetensors"), file).expect("a sound container");
+    let weights = Weights::from_bytes(Path::new("model.safetensors"), file).expect("a valid container");
     let Ok(tensors) = weights.model_tensors() else { return };
     for info in tensors {
         if let Ok(weight) = weights.tensor(&info) {

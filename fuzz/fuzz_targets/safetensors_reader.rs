@@ -1,7 +1,7 @@
 //! `RUSTC_BOOTSTRAP=1 cargo fuzz run safetensors_reader -- -max_total_time=180`
 //!
-//! The first byte chooses where the header's length comes from: the input itself, or the right one, so that the
-//! fuzzer spends its time inside the JSON rather than on eight bytes before it.
+//! The first byte selects the length of the header: that of the input, or the correct one. With the correct one, the
+//! fuzzer spends its time in the JSON and not on the eight bytes before it.
 
 #![no_main]
 
@@ -22,7 +22,7 @@ fuzz_target!(|data: &[u8]| {
     let bytes = match choice % 2 {
         0 => data.to_vec(),
         _ => {
-            // A header up to the last closing brace, then the tensors' bytes.
+            // The header ends at the last closing brace; the tensors follow.
             let header = data.iter().rposition(|&b| b == b'}').map_or(data.len(), |at| at + 1);
             let mut bytes = (header as u64).to_le_bytes().to_vec();
             bytes.extend(data);

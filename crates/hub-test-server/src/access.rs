@@ -1,4 +1,4 @@
-//! Who asks, and what they may.
+//! Accounts, tokens and permissions.
 
 use std::collections::HashMap;
 
@@ -7,7 +7,7 @@ use crate::http::Head;
 use crate::hub::State;
 use crate::repository::{Gate, Repository};
 
-/// An access token and whose it is.
+/// An access token and its owner.
 #[derive(Clone, Debug)]
 pub(crate) struct Account {
     pub name: String,
@@ -19,10 +19,10 @@ pub(crate) struct Account {
 pub(crate) type Accounts = HashMap<String, Account>;
 
 impl State {
-    /// Who sent the request; none without a token.
+    /// Returns the sender of a request; `None` without a token.
     ///
     /// # Errors
-    /// 401 for a token that is not known or has expired.
+    /// 401 for an unknown or expired token.
     pub fn caller(&self, head: &Head) -> Result<Option<Account>, ApiError> {
         let Some(header) = head.header("Authorization") else { return Ok(None) };
         let account = header.strip_prefix("Bearer ").and_then(|token| self.accounts.get(token));
@@ -33,15 +33,15 @@ impl State {
         }
     }
 
-    /// Whether `name` may write in `namespace`: their own, or an organisation they are in.
+    /// Whether `name` may write in `namespace`: its own, or that of its organisation.
     pub fn owns(&self, name: &str, namespace: &str) -> bool {
         name == namespace || self.members.iter().any(|(org, user)| org == namespace && user == name)
     }
 
-    /// The repository `id`, if the caller may know of it.
+    /// Returns the repository `id`, if the caller may see it.
     ///
     /// # Errors
-    /// As if there were none: 404, or 401 without a token.
+    /// As for an unknown repository: 404, or 401 without a token.
     pub fn visible(&self, id: &str, caller: Option<&Account>) -> Result<&Repository, ApiError> {
         let repository = self.repositories.get(id).filter(|repository| {
             !repository.private || caller.is_some_and(|who| self.owns(&who.name, repository.namespace()))
@@ -49,10 +49,10 @@ impl State {
         repository.ok_or_else(|| ApiError::repository(caller.is_some()))
     }
 
-    /// Whether the caller may have the files of `repository`.
+    /// Checks that the caller may read the files of `repository`.
     ///
     /// # Errors
-    /// 401 without a token, 403 where the terms are not accepted.
+    /// 401 without a token, 403 if the terms are not accepted.
     pub fn passes_gate(&self, repository: &Repository, caller: Option<&Account>) -> Result<(), ApiError> {
         let id = &repository.id;
         if repository.gate == Gate::Open {
@@ -75,10 +75,11 @@ impl State {
         Err(ApiError::new(403, message).code("GatedRepo"))
     }
 
-    /// The caller, who may write to `id`, or propose to where `proposes`.
+    /// Returns the caller, if it may write to `id`, or open a pull request with `proposes`.
     ///
     /// # Errors
-    /// 401 without a token, 404 where the repository is unknown, 403 where it is another's or the token reads only.
+    /// 401 without a token, 404 for an unknown repository, 403 for another owner's repository or a read-only
+    /// token.
     pub fn writer(&self, id: &str, caller: Option<Account>, proposes: bool) -> Result<Account, ApiError> {
         let repository = self.visible(id, caller.as_ref())?;
         let Some(who) = caller else { return Err(ApiError::new(401, "Invalid username or password.")) };

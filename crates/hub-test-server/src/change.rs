@@ -1,19 +1,19 @@
-//! The body of a commit: a JSON value a line, the first of which speaks of the commit and the others of its files.
+//! The body of a commit: one JSON value a line, first the header, then the files.
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::Value;
 
-/// What a commit says of itself.
+/// Header of a commit.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Header {
     pub summary: String,
     pub description: String,
-    /// The commit it expects to follow.
+    /// The expected parent.
     pub parent: Option<String>,
 }
 
-/// What it does to one file or folder.
+/// A change of one file or folder.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Change {
     File { path: String, content: Vec<u8> },
@@ -22,10 +22,10 @@ pub(crate) enum Change {
     DeleteFolder(String),
 }
 
-/// Reads the body of a commit.
+/// Parses the body of a commit.
 ///
 /// # Errors
-/// The first line that is not as it should be, and why.
+/// The first invalid line and the reason.
 pub(crate) fn parse_commit(body: &[u8]) -> Result<(Header, Vec<Change>), String> {
     let mut header = None;
     let mut changes = Vec::new();

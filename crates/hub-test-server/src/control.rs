@@ -1,4 +1,4 @@
-//! What a line on the program's input can ask for, for tests that are not in Rust.
+//! Commands on the program's input, for tests that are not in Rust.
 
 use std::path::Path;
 use std::time::Duration;
@@ -13,10 +13,10 @@ const HELP: &str = "user {name, token, read_only}; expire {token}; member {org, 
     then: {status, headers, body | cut_before | cut_after | cut_upload | cut_answer | corrupt | shorten | delay | \
     redirect_to | replace | header: [name, value] | throttle}}; clear_faults";
 
-/// Does what `line` asks for.
+/// Runs the command in `line`.
 ///
 /// # Errors
-/// What is wrong with it.
+/// If the command is invalid.
 pub fn answer(server: &HubServer, line: &str) -> Result<Value, String> {
     let wish: Value = serde_json::from_str(line).map_err(|error| error.to_string())?;
     let text = |key: &str| wish[key].as_str().ok_or_else(|| format!("`{key}` is missing"));

@@ -1,4 +1,4 @@
-//! Faults on demand: which request they meet, how often, and what goes wrong.
+//! Injected faults: the requests they match, how often, and their action.
 
 use std::sync::Mutex;
 use std::time::Duration;
@@ -8,10 +8,10 @@ use serde_json::Value;
 use crate::http::{Content, Head, Response};
 use crate::record::{Host, lock};
 
-/// The method of the requests that a fault meets.
+/// Method of the matched requests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Method {
-    /// Whatever the method.
+    /// Any method.
     Any,
     /// `GET`.
     Get,
@@ -23,37 +23,37 @@ pub enum Method {
     Put,
 }
 
-/// What goes wrong.
+/// An injected fault.
 #[derive(Clone, Debug)]
 pub enum Action {
-    /// This answer instead of the Hub's: status, headers, body.
+    /// Responds with this status, headers and body. The request has no effect.
     Status(u16, Vec<(String, String)>, Vec<u8>),
-    /// The connection is closed with no answer, and the request has no effect.
+    /// Closes the connection without a response. The request has no effect.
     CutBefore,
-    /// The answer's length is true, but the connection is closed after so many bytes of its body.
+    /// Closes the connection after so many bytes of the response's body.
     CutAfter(u64),
-    /// So many bytes of the request's body are read, then the connection is closed.
+    /// Closes the connection after so many bytes of the request's body.
     CutUpload(u64),
-    /// The request has its effect, then the connection is closed with no answer.
+    /// Closes the connection without a response. The request takes effect.
     CutAnswer,
-    /// One byte in the middle of the answer's body is another.
+    /// Changes one byte in the middle of the response's body.
     Corrupt,
-    /// The answer's body has only its first so many bytes, and its length says so.
+    /// Truncates the response's body to so many bytes, with a matching length.
     Shorten(u64),
-    /// So long nothing happens.
+    /// Waits.
     Delay(Duration),
-    /// 302 to there.
+    /// Redirects with 302.
     RedirectTo(String),
-    /// The Hub's answer with this for a body.
+    /// Replaces the response's body.
     Replace(Value),
-    /// The Hub's answer with this header, in place of its own of that name.
+    /// Replaces a header of the response.
     Header(String, String),
-    /// The answer's body comes at so many bytes a second.
+    /// Limits the response's body to so many bytes a second.
     Throttle(u64),
 }
 
-/// A fault: the requests it meets, and what goes wrong with them. It meets one request unless [`Fault::times`] or
-/// [`Fault::always`] say otherwise.
+/// A fault: matched requests and actions. It matches one request, unless [`Fault::times`] or
+/// [`Fault::always`] is called.
 #[derive(Clone, Debug)]
 pub struct Fault {
     method: Method,
@@ -66,7 +66,7 @@ pub struct Fault {
 }
 
 impl Fault {
-    /// Meets requests of this method whose path and query, as they are sent, contain `part`.
+    /// Matches requests of this method with `part` in path and query, as they are sent.
     pub fn on(method: Method, part: &str) -> Self {
         Self {
             method,
@@ -79,32 +79,32 @@ impl Fault {
         }
     }
 
-    /// Only requests to this listener.
+    /// Matches only requests to this listener.
     pub fn at(self, host: Host) -> Self {
         Self { host: Some(host), ..self }
     }
 
-    /// Only requests with a `Range` header, or only those without.
+    /// Matches only requests with a `Range` header, or only those without.
     pub fn ranged(self, ranged: bool) -> Self {
         Self { ranged: Some(ranged), ..self }
     }
 
-    /// The first `count` requests that it would meet pass unharmed.
+    /// Skips the first `count` matches.
     pub fn after(self, count: usize) -> Self {
         Self { skip: count, ..self }
     }
 
-    /// Meets so many requests.
+    /// Matches `count` requests.
     pub fn times(self, count: usize) -> Self {
         Self { left: count, ..self }
     }
 
-    /// Meets every request.
+    /// Matches every request.
     pub fn always(self) -> Self {
         self.times(usize::MAX)
     }
 
-    /// What goes wrong; called again, that goes wrong as well.
+    /// Adds an action.
     pub fn then(mut self, action: Action) -> Self {
         self.actions.push(action);
         self
@@ -126,7 +126,7 @@ impl Fault {
     }
 }
 
-/// The faults that wait for a request.
+/// All injected faults.
 #[derive(Default)]
 pub(crate) struct Faults(Mutex<Vec<Fault>>);
 
@@ -139,7 +139,7 @@ impl Faults {
         lock(&self.0).clear();
     }
 
-    /// What is to go wrong with this request: the first fault that meets it decides.
+    /// Returns the plan for a request, from the first matching fault.
     pub fn take(&self, host: Host, head: &Head) -> Plan {
         for fault in lock(&self.0).iter_mut().filter(|fault| fault.meets(host, head)) {
             if fault.skip > 0 {
@@ -153,7 +153,7 @@ impl Faults {
     }
 }
 
-/// What is to go wrong with one request.
+/// The faults of one request.
 #[derive(Default)]
 pub(crate) struct Plan {
     pub delay: Duration,
@@ -194,7 +194,7 @@ impl Plan {
         plan
     }
 
-    /// The Hub's answer as this plan has it.
+    /// Applies the plan to a response.
     pub fn change(&self, mut response: Response) -> Response {
         for change in &self.changes {
             match change {

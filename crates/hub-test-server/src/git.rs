@@ -1,4 +1,4 @@
-//! Object ids as git computes them: SHA-1 over a kind, a length and the content.
+//! Git's object ids: SHA-1 over a kind, a length and the content.
 
 use std::collections::BTreeMap;
 
@@ -9,12 +9,12 @@ pub(crate) fn blob_id(content: &[u8]) -> String {
     hex::encode(object_id("blob", content))
 }
 
-/// What stands in git for a large file.
+/// The pointer that represents a large file in git.
 pub(crate) fn pointer(sha256: &str, size: u64) -> String {
     format!("version https://git-lfs.github.com/spec/v1\noid sha256:{sha256}\nsize {size}\n")
 }
 
-/// The id of every folder among `files` (path to blob id); the root is the empty path.
+/// Returns the id of every folder among `files` (path to blob id). The root is the empty path.
 pub(crate) fn folder_ids(files: &BTreeMap<String, String>) -> BTreeMap<String, String> {
     // Each folder's children: name to (is a folder, id).
     let mut folders: BTreeMap<String, BTreeMap<String, Option<String>>> = BTreeMap::new();
@@ -29,7 +29,7 @@ pub(crate) fn folder_ids(files: &BTreeMap<String, String>) -> BTreeMap<String, S
         }
     }
     let mut ids: BTreeMap<String, String> = BTreeMap::new();
-    // A folder's path sorts before those of its children, so backwards they are known when it comes.
+    // A folder sorts before its children, so in reverse order its children come first.
     for (folder, children) in folders.iter().rev() {
         let mut lines: Vec<(String, Vec<u8>)> = children
             .iter()
@@ -64,7 +64,7 @@ pub(crate) fn commit_id(tree: &str, parents: &[String], author: &str, seconds: u
     hex::encode(object_id("commit", text.as_bytes()))
 }
 
-/// `path` in its folder (empty for the root) and its name.
+/// Splits `path` into its folder (empty for the root) and its name.
 pub(crate) fn split(path: &str) -> (&str, &str) {
     path.rsplit_once('/').unwrap_or(("", path))
 }

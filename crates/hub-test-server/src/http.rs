@@ -1,5 +1,5 @@
-//! HTTP/1.1 over a socket, as much of it as the Hub's clients use: kept connections, bodies with a length or in
-//! chunks, `Expect: 100-continue`, ranges.
+//! The HTTP/1.1 that Hub clients use: kept connections, bodies with a length or in chunks, `Expect:
+//! 100-continue`, and ranges.
 
 mod body;
 mod head;

@@ -1,4 +1,4 @@
-//! What the two listeners share.
+//! State that both listeners share.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -17,10 +17,10 @@ use crate::store::Store;
 #[derive(Default)]
 pub(crate) struct State {
     pub accounts: Accounts,
-    /// Organisation and member.
+    /// Pairs of organisation and member.
     pub members: Vec<(String, String)>,
     pub repositories: BTreeMap<String, Repository>,
-    /// Sizes of multipart uploads by hash, and the tags of the parts that have come, by number.
+    /// Multipart uploads by hash: size, and ETags of the uploaded parts by number.
     pub uploads: BTreeMap<String, (u64, BTreeMap<u64, String>)>,
 }
 
@@ -32,7 +32,7 @@ pub(crate) struct Hub {
     pub store: Store,
     pub faults: Faults,
     pub records: Records,
-    /// What signatures of addresses are made with.
+    /// Secret for signed URLs.
     pub secret: String,
     pub state: Mutex<State>,
 }
@@ -42,15 +42,15 @@ impl Hub {
         lock(&self.state)
     }
 
-    /// What an address of the storage host carries instead of a token.
+    /// The signature in a URL of the storage host, in place of a token.
     pub fn signature(&self, purpose: &str) -> String {
         hex::encode(Sha256::digest(format!("{}:{purpose}", self.secret)))[..40].to_owned()
     }
 
-    /// Keeps `content` and makes an entry of it, large where the settings say so.
+    /// Stores `content` and returns its entry, a large one if the settings say so.
     ///
     /// # Errors
-    /// If it cannot be written.
+    /// If the content cannot be written.
     pub fn keep(&self, path: &str, content: &[u8]) -> io::Result<Entry> {
         let sha256 = self.store.put(content)?;
         let sample = &content[..content.len().min(512)];

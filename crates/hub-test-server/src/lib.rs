@@ -1,12 +1,12 @@
-//! A server on this machine that answers as the Hugging Face Hub does to the calls that clients make to fetch and to
-//! publish models, and that fails where it is told to. It is for tests only, and proved faithful by `reference/hub.py`,
-//! which drives it with PyPI's `huggingface_hub`.
+//! A local server with the API of the Hugging Face Hub, for tests only. It injects faults on request.
 //!
-//! There are two listeners, as the Hub has two kinds of hosts: one answers for names, trees and commits and expects a
-//! token, the other moves large files and is reached by signed addresses. It refuses a request that brings a token.
+//! `reference/hub.py` checks it with PyPI's `huggingface_hub`.
+//!
+//! The Hub has two kinds of hosts, so there are two listeners. One serves names, trees and commits and
+//! expects a token. The other stores large files under signed URLs, and rejects a request with a token.
 //!
 //! ```
-//! use danlu_hub_test_server::{Action, Fault, Method, HubServer};
+//! use danlu_hub_test_server::{Action, Fault, HubServer, Method};
 //!
 //! let server = HubServer::start();
 //! server.add_user("zhen", "hf_secret");
@@ -15,7 +15,7 @@
 //! assert_eq!(server.commits("zhen/small")[0].id, commit);
 //!
 //! server.fault(Fault::on(Method::Get, "config.json").times(2).then(Action::CutBefore));
-//! // ... a client's requests to `server.endpoint()`, and what came of them:
+//! // ... a client's requests to `server.endpoint()`, then:
 //! assert!(server.requests().is_empty());
 //! ```
 

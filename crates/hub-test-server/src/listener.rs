@@ -1,4 +1,4 @@
-//! A listener, its connections, and the life of a request on one of them.
+//! A listener, its connections, and their requests.
 
 use std::collections::HashMap;
 use std::io::{self, BufReader, Read, Write};
@@ -14,10 +14,10 @@ use crate::hub::Hub;
 use crate::record::{Entry, Host, lock};
 use crate::routes;
 
-/// An answer is written in pieces of so many bytes.
+/// Bytes of a response that are written at a time.
 const PIECE: u64 = 256 << 10;
 
-/// Takes connections until it is dropped; those that are open then are closed.
+/// Accepts connections until it is dropped, which also closes open ones.
 pub(crate) struct Listener {
     address: SocketAddr,
     stops: Arc<AtomicBool>,
@@ -26,7 +26,7 @@ pub(crate) struct Listener {
 }
 
 impl Listener {
-    /// Begins to take connections from `socket`.
+    /// Starts to accept connections from `socket`.
     ///
     /// # Errors
     /// If the socket has no address.
@@ -45,7 +45,7 @@ impl Listener {
                 lock(&open).insert(number, handle);
                 let (hub, open) = (hub.clone(), open.clone());
                 thread::spawn(move || {
-                    // What ends a connection concerns its client alone.
+                    // An error of a connection concerns its client only.
                     let _ = serve(&hub, host, &stream);
                     let _ = stream.shutdown(Shutdown::Both);
                     lock(&open).remove(&number);
@@ -59,7 +59,7 @@ impl Listener {
 impl Drop for Listener {
     fn drop(&mut self) {
         self.stops.store(true, Ordering::SeqCst);
-        // `accept` has no other way to be woken.
+        // A connection is the only way to wake `accept`.
         let _ = TcpStream::connect(self.address);
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
@@ -112,7 +112,7 @@ fn serve(hub: &Hub, host: Host, stream: &TcpStream) -> io::Result<()> {
     }
 }
 
-/// The answer to what is no HTTP: where the next request would begin is not known.
+/// The response to invalid HTTP. The start of the next request is unknown.
 fn refuse(writer: &mut TcpStream) -> io::Result<()> {
     writer.write_all(b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
 }
@@ -158,7 +158,7 @@ fn write_content(
     plan: &Plan,
     record: &Entry,
 ) -> io::Result<()> {
-    // At a tenth of a second's worth a piece, a slow answer comes evenly.
+    // A tenth of a second's bytes at a time keeps a slow response even.
     let piece = plan.throttle.map_or(PIECE, |speed| (speed / 10).clamp(1, PIECE));
     let mut buffer = vec![0; piece.min(most.max(1)) as usize];
     let mut written = 0;
@@ -170,7 +170,7 @@ fn write_content(
         if plan.corrupt && (written..written + count).contains(&middle) {
             buffer[(middle - written) as usize] ^= 0x20;
         }
-        // Counted before it is written: who has read the last byte finds all of them in the record.
+        // Counted before the write, so a client that has the last byte finds all of them in the record.
         record.change(|record| record.sent += count);
         if let Err(error) = writer.write_all(buffer) {
             record.change(|record| record.sent -= count);

@@ -1,4 +1,4 @@
-//! A model that a test puts on the server.
+//! Models that a test adds to the server.
 
 use std::path::Path;
 
@@ -6,7 +6,7 @@ use crate::clock;
 use crate::hub::Hub;
 use crate::repository::{Entry, Gate, Repository, Tree};
 
-/// A commit in the making, on a repository that is made with it where there is none.
+/// A commit to add. Creates the repository if needed.
 #[must_use = "nothing is there before `add`"]
 pub struct Model<'a> {
     hub: &'a Hub,
@@ -31,53 +31,53 @@ impl<'a> Model<'a> {
         }
     }
 
-    /// Only its owner may know of it.
+    /// Makes the repository private.
     pub fn private(self) -> Self {
         Self { private: Some(true), ..self }
     }
 
-    /// Its terms have to be accepted before its files are given out.
+    /// Requires accepted terms for the files.
     pub fn gated(self, gate: Gate) -> Self {
         Self { gate: Some(gate), ..self }
     }
 
-    /// The ref to commit to, `refs/heads/main` at first; a new one begins where `main` is.
+    /// Sets the ref to commit to, `refs/heads/main` by default. A new ref starts at `main`.
     pub fn on(self, full_name: &str) -> Self {
         Self { branch: full_name.to_owned(), ..self }
     }
 
-    /// The commit's message.
+    /// Sets the message.
     pub fn message(self, message: &str) -> Self {
         Self { message: message.to_owned(), ..self }
     }
 
-    /// With this file, a large one where name, size or bytes say so.
+    /// Adds a file. Name, size or content may make it a large one.
     ///
     /// # Panics
-    /// If it cannot be written.
+    /// If the file cannot be written.
     pub fn file(mut self, path: &str, content: &[u8]) -> Self {
         let entry = self.hub.keep(path, content).expect("a content that can be written");
         self.changes.push((path.to_owned(), Some(entry)));
         self
     }
 
-    /// With the file at `source`, a large one.
+    /// Adds the file at `source`, as a large one.
     ///
     /// # Panics
-    /// If it cannot be read, linked or copied.
+    /// If the file cannot be read, linked or copied.
     pub fn file_from_path(mut self, path: &str, source: &Path) -> Self {
         let (sha256, size) = self.hub.store.take_in(source).expect("a file that can be read and linked");
         self.changes.push((path.to_owned(), Some(Entry::large(sha256, size))));
         self
     }
 
-    /// Without this file.
+    /// Deletes a file.
     pub fn without(mut self, path: &str) -> Self {
         self.changes.push((path.to_owned(), None));
         self
     }
 
-    /// Makes the commit; answers its id.
+    /// Makes the commit and returns its id.
     pub fn add(self) -> String {
         let now = clock::now();
         let mut state = self.hub.state();

@@ -1,40 +1,40 @@
-//! What was asked and answered.
+//! Records of requests and responses.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::http::Head;
 
-/// Which of the two listeners a request came to.
+/// The listener of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Host {
     /// The Hub itself.
     Hub,
-    /// The host that large files are sent to and fetched from.
+    /// The host of large files.
     Storage,
 }
 
-/// One request and its answer.
+/// One request and its response.
 #[derive(Clone, Debug)]
 pub struct Record {
     /// `GET`, `PUT` and so on.
     pub method: String,
-    /// The listener it came to.
+    /// The listener.
     pub host: Host,
-    /// Path and query, as they were sent.
+    /// Path and query, as sent.
     pub target: String,
     /// The `Authorization` header.
     pub authorization: Option<String>,
     /// The `Range` header.
     pub range: Option<String>,
-    /// The status it was answered with; none as long as there is no answer, or if the connection was cut before.
+    /// Status of the response; `None` before it is sent, or if the connection was cut first.
     pub status: Option<u16>,
-    /// Bytes of its body that were read.
+    /// Bytes read of the request's body.
     pub received: u64,
-    /// Bytes of the answer's body that were written.
+    /// Bytes written of the response's body.
     pub sent: u64,
 }
 
-/// The record of a request that is being answered.
+/// The record of a request in progress.
 #[derive(Clone)]
 pub(crate) struct Entry(Arc<Mutex<Record>>);
 
@@ -44,12 +44,12 @@ impl Entry {
     }
 }
 
-/// All records since the start, or since they were cleared.
+/// All records since the start or the last clear.
 #[derive(Default)]
 pub(crate) struct Records(Mutex<Vec<Entry>>);
 
 impl Records {
-    /// A request has come: its record is there from now on and fills as it is answered.
+    /// Adds the record of a new request, which is filled while the request is served.
     pub fn begin(&self, host: Host, head: &Head) -> Entry {
         let header = |name| head.header(name).map(str::to_owned);
         let entry = Entry(Arc::new(Mutex::new(Record {
@@ -75,7 +75,7 @@ impl Records {
     }
 }
 
-/// The guard of `mutex`, also after a thread that held it has panicked: a failing test is to show its own message.
+/// Locks `mutex`, even if another thread panicked: a failing test must show its own message.
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

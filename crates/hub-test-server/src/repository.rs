@@ -1,4 +1,4 @@
-//! A repository: commits, the trees they hold, and the names that point at them.
+//! A repository: commits, their trees, and refs.
 
 use std::collections::BTreeMap;
 
@@ -7,12 +7,12 @@ use crate::git;
 /// A file of a tree.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Entry {
-    /// git's id: of the content, or of the pointer of a large file.
+    /// Git's id of the content, or of a large file's pointer.
     pub oid: String,
-    /// Under this the content is in the store.
+    /// Key of the content in the store.
     pub sha256: String,
     pub size: u64,
-    /// The size of its pointer, for a large file.
+    /// Size of the pointer, for a large file.
     pub pointer_size: Option<u64>,
 }
 
@@ -27,7 +27,7 @@ impl Entry {
         Self { oid, sha256, size, pointer_size: Some(pointer.len() as u64) }
     }
 
-    /// What a client compares its own file with: SHA-256 of a large file, else git's id.
+    /// The checksum that a client compares: SHA-256 for a large file, git's id otherwise.
     pub fn tag(&self) -> &str {
         if self.pointer_size.is_some() { &self.sha256 } else { &self.oid }
     }
@@ -48,15 +48,15 @@ pub(crate) struct Commit {
     pub tree: Tree,
 }
 
-/// Whether the Hub asks for a step before it hands out a repository's files.
+/// Whether a repository's files need permission.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Gate {
-    /// It does not.
+    /// No.
     #[default]
     Open,
-    /// Accepting the terms opens it.
+    /// Accepting the terms is enough.
     Automatic,
-    /// Its owner decides.
+    /// The owner decides.
     Manual,
 }
 
@@ -65,20 +65,20 @@ pub(crate) struct Repository {
     pub id: String,
     pub private: bool,
     pub gate: Gate,
-    /// Users who may have the files of a gated repository.
+    /// Users with access to a gated repository.
     pub granted: Vec<String>,
     pub created: u64,
     commits: Vec<Commit>,
-    /// `refs/heads/main`, `refs/tags/v1`, `refs/pr/1` to commit ids.
+    /// Refs, such as `refs/heads/main`, `refs/tags/v1`, `refs/pr/1`, to commit ids.
     refs: BTreeMap<String, String>,
-    /// Titles of discussions, of which those that are pull requests have a ref.
+    /// Titles of discussions. Those with a ref are pull requests.
     pub discussions: Vec<String>,
 }
 
-/// What a revision stands for.
+/// A resolved revision.
 pub(crate) struct Revision<'a> {
     pub commit: &'a Commit,
-    /// The ref, where a new commit may move it.
+    /// The ref, if a new commit may move it.
     pub moves: Option<String>,
 }
 
@@ -96,12 +96,12 @@ impl Repository {
         }
     }
 
-    /// The user or organisation that it belongs to; empty where it has none.
+    /// The owner, a user or an organisation; empty without one.
     pub fn namespace(&self) -> &str {
         git::split(&self.id).0
     }
 
-    /// A branch, a tag, `refs/...` or a whole commit id. The Hub takes no abbreviated ones.
+    /// Resolves a branch, a tag, `refs/...` or a full commit id. The Hub accepts no abbreviated ids.
     pub fn resolve(&self, name: &str) -> Option<Revision<'_>> {
         let branch = format!("refs/heads/{name}");
         let tag = format!("refs/tags/{name}");
@@ -118,7 +118,7 @@ impl Repository {
         self.commits.iter().find(|commit| commit.id == id)
     }
 
-    /// The commit `id` and those before it, newest first.
+    /// The commit `id` and its ancestors, newest first.
     pub fn history(&self, id: &str) -> Vec<&Commit> {
         let mut history = Vec::new();
         let mut next = self.commit(id);
@@ -129,7 +129,7 @@ impl Repository {
         history
     }
 
-    /// Every commit, oldest first, whatever points at it.
+    /// All commits, oldest first, with or without a ref.
     pub fn all_commits(&self) -> &[Commit] {
         &self.commits
     }
@@ -138,18 +138,18 @@ impl Repository {
         &self.refs
     }
 
-    /// Points the ref `name` at `id`.
+    /// Sets the ref `name` to `id`.
     pub fn point(&mut self, name: &str, id: &str) {
         self.refs.insert(name.to_owned(), id.to_owned());
     }
 
-    /// The number of a new discussion.
+    /// Returns the number of a new discussion.
     pub fn discuss(&mut self, title: &str) -> usize {
         self.discussions.push(title.to_owned());
         self.discussions.len()
     }
 
-    /// Adds a commit of `tree` on `parent` and points the ref `name` at it; answers its id.
+    /// Adds a commit of `tree` on `parent`, sets the ref `name` to it, and returns its id.
     pub fn add_commit(
         &mut self,
         name: &str,
@@ -163,7 +163,7 @@ impl Repository {
         let root = git::folder_ids(&files).remove("").unwrap_or_default();
         let parents: Vec<String> = parent.into_iter().collect();
         let message = format!("{title}\n\n{description}");
-        // git would give two equal commits of one second one id; here each is its own.
+        // Git would give equal commits of one second the same id; here each has its own.
         let mut stamp = seconds;
         let mut id = git::commit_id(&root, &parents, author, stamp, &message);
         while self.commit(&id).is_some() {

@@ -1,4 +1,4 @@
-//! Requests to answers, by path.
+//! Maps requests to responses, by path.
 
 mod account;
 mod commit;
@@ -20,10 +20,10 @@ use crate::http::{Body, Head, Response};
 use crate::hub::Hub;
 use crate::record::Host;
 
-/// Bodies that are read into memory are not longer than this.
+/// Maximum body that is read into memory.
 const LONGEST_BODY: u64 = 256 << 20;
 
-/// What follows a repository's name in a path.
+/// Path segments that may follow a repository's name.
 const VERBS: [&str; 12] = [
     "branch",
     "commit",
@@ -39,7 +39,7 @@ const VERBS: [&str; 12] = [
     "tree",
 ];
 
-/// A request in the hands of a route.
+/// A request and the state of the server.
 pub(crate) struct RequestContext<'a, 'b> {
     pub hub: &'a Hub,
     pub head: &'a Head,
@@ -47,14 +47,14 @@ pub(crate) struct RequestContext<'a, 'b> {
     pub caller: Option<Account>,
 }
 
-/// An answer, or why there is none.
+/// A response or an error.
 pub(crate) type Answer = Result<Response, ApiError>;
 
 impl RequestContext<'_, '_> {
-    /// The body, whole.
+    /// Reads the whole body.
     ///
     /// # Errors
-    /// 413 if it is too long.
+    /// 413 if the body is too long.
     pub fn bytes(&mut self) -> Result<Vec<u8>, ApiError> {
         self.body.read_whole(LONGEST_BODY).map_err(|error| match error.kind() {
             io::ErrorKind::FileTooLarge => ApiError::new(413, "Request Entity Too Large"),
@@ -62,22 +62,22 @@ impl RequestContext<'_, '_> {
         })
     }
 
-    /// The body as JSON.
+    /// Parses the body as JSON.
     ///
     /// # Errors
-    /// 400 if it is none.
+    /// 400 if the body is not JSON.
     pub fn json(&mut self) -> Result<Value, ApiError> {
         serde_json::from_slice(&self.bytes()?)
             .map_err(|error| ApiError::new(400, format!("Invalid JSON: {error}")))
     }
 }
 
-/// The Hub's own fault, said as such.
+/// The error 500.
 pub(crate) fn internal(error: &io::Error) -> ApiError {
     ApiError::new(500, format!("Internal Error: {error}"))
 }
 
-/// Answers a request.
+/// Serves a request.
 pub(crate) fn answer(hub: &Hub, host: Host, head: &Head, body: &mut Body<'_>) -> Response {
     let segments: Vec<&str> = head.target.segments.iter().map(String::as_str).collect();
     let result = match host {
@@ -120,7 +120,7 @@ fn route(context: &mut RequestContext<'_, '_>, segments: &[&str]) -> Answer {
             }
         }
         ("GET" | "HEAD", rest) => match split_id(rest, &VERBS) {
-            // A browser's addresses leave the slashes of a ref as they are.
+            // A browser does not escape the slashes of a ref.
             (id, ["resolve", "refs", kind, name, path @ ..]) => {
                 download::resolve(context, &id, &format!("refs/{kind}/{name}"), &path.join("/"))
             }
@@ -156,7 +156,7 @@ fn nothing() -> ApiError {
     ApiError::new(404, "Sorry, we can't find the page you are looking for.")
 }
 
-/// The name of a repository, with or without a namespace, and what follows it.
+/// Splits a path into the repository's name, with or without a namespace, and the rest.
 fn split_id<'a>(segments: &'a [&'a str], verbs: &[&str]) -> (String, &'a [&'a str]) {
     match segments {
         [name] => ((*name).to_owned(), &[]),

@@ -1,4 +1,4 @@
-//! The server as tests hold it.
+//! The interface for tests.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -16,7 +16,7 @@ use crate::record::{Host, Record, Records};
 use crate::settings::Settings;
 use crate::store::Store;
 
-/// What a server is to be like.
+/// Options of a server.
 #[derive(Default)]
 pub struct Builder {
     settings: Settings,
@@ -25,46 +25,46 @@ pub struct Builder {
 }
 
 impl Builder {
-    /// The Hub's port; 0, as it is at first, takes a free one.
+    /// Sets the Hub's port. 0, the default, takes a free one.
     pub fn port(self, port: u16) -> Self {
         Self { port, ..self }
     }
 
-    /// Contents are kept there and stay; otherwise in a temporary folder that goes with the server.
+    /// Stores content in this folder, which stays. The default is a temporary folder.
     pub fn root(self, root: impl Into<PathBuf>) -> Self {
         Self { root: Some(root.into()), ..self }
     }
 
-    /// Entries in one page of a tree: 1000 at first.
+    /// Sets the entries in one page of a tree; 1000 by default.
     pub fn page(mut self, entries: usize) -> Self {
         self.settings.page = entries.max(1);
         self
     }
 
-    /// A file of more bytes is a large one, kept by git-lfs: 10 MiB at first. Names like `*.safetensors` and first
-    /// bytes that are no text make a file large as well.
+    /// Sets the size above which a file is a large one; 10 MiB by default. Names such as `*.safetensors` and
+    /// binary content make a file large as well.
     pub fn large_over(mut self, bytes: u64) -> Self {
         self.settings.large_over = bytes;
         self
     }
 
-    /// Large files over so many bytes are uploaded in parts of `part` bytes: 5 GiB and 64 MiB at first.
+    /// Uploads large files above a size in parts of `part` bytes; 5 GiB and 64 MiB by default.
     pub fn multipart(mut self, over: u64, part: u64) -> Self {
         self.settings.multipart_over = over;
         self.settings.part_size = part.max(1);
         self
     }
 
-    /// `/resolve/` of a small file redirects to `/api/resolve-cache/` on the same host, by a relative address.
+    /// Redirects `/resolve/` of a small file to `/api/resolve-cache/` on the same host, by a relative URL.
     pub fn resolve_cache(mut self, redirects: bool) -> Self {
         self.settings.resolve_cache = redirects;
         self
     }
 
-    /// Starts it.
+    /// Starts the server.
     ///
     /// # Errors
-    /// If a port cannot be had or the folder not be made.
+    /// If a port is taken, or the folder cannot be created.
     pub fn start(self) -> io::Result<HubServer> {
         let store = Store::new(self.root.as_deref())?;
         let sockets = (TcpListener::bind(("127.0.0.1", self.port))?, TcpListener::bind(("127.0.0.1", 0))?);
@@ -91,56 +91,56 @@ impl Builder {
 /// A commit of a repository.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CommitInfo {
-    /// Its id.
+    /// The id.
     pub id: String,
-    /// Ids of its parents.
+    /// Ids of the parents.
     pub parents: Vec<String>,
-    /// The first line of its message.
+    /// First line of the message.
     pub title: String,
-    /// The rest of its message.
+    /// Rest of the message.
     pub description: String,
-    /// Who made it.
+    /// The author.
     pub author: String,
-    /// Its files: path and size.
+    /// Path and size of the files.
     pub files: BTreeMap<String, u64>,
 }
 
-/// A running server. It stops when it is dropped.
+/// A running server. Dropping it stops it.
 pub struct HubServer {
     hub: Arc<Hub>,
     listeners: Vec<Listener>,
 }
 
 impl HubServer {
-    /// A server on free ports, as the Hub is in everything that can be set.
+    /// Starts a server on free ports, with the Hub's settings.
     ///
     /// # Panics
-    /// If there is no port or no temporary folder to be had.
+    /// If there is no free port or no temporary folder.
     pub fn start() -> Self {
         Self::builder().start().expect("a port and a temporary folder")
     }
 
-    /// For a server that is otherwise.
+    /// Returns a builder for other settings.
     pub fn builder() -> Builder {
         Builder::default()
     }
 
-    /// The Hub's address, for `HF_ENDPOINT`: `http://127.0.0.1:PORT`.
+    /// The Hub's URL, for `HF_ENDPOINT`: `http://127.0.0.1:PORT`.
     pub fn endpoint(&self) -> String {
         self.hub.endpoint.clone()
     }
 
-    /// The address of the host that moves large files.
+    /// The URL of the storage host.
     pub fn storage_endpoint(&self) -> String {
         self.hub.storage_endpoint.clone()
     }
 
-    /// A user whose token may write.
+    /// Adds a user with a token that may write.
     pub fn add_user(&self, name: &str, token: &str) {
         self.add_account(name, token, true);
     }
 
-    /// A user, or another token of one, that may only read.
+    /// Adds a user, or a further token of one, that may only read.
     pub fn add_read_only_user(&self, name: &str, token: &str) {
         self.add_account(name, token, false);
     }
@@ -150,26 +150,26 @@ impl HubServer {
         self.hub.state().accounts.insert(token.to_owned(), account);
     }
 
-    /// From now on `token` has expired.
+    /// Expires a token.
     pub fn expire(&self, token: &str) {
         if let Some(account) = self.hub.state().accounts.get_mut(token) {
             account.expired = true;
         }
     }
 
-    /// `user` may write in the namespace of the organisation `org`.
+    /// Adds `user` to the organisation `org`.
     pub fn add_member(&self, org: &str, user: &str) {
         self.hub.state().members.push((org.to_owned(), user.to_owned()));
     }
 
-    /// `user` may have the files of the gated repository `id`.
+    /// Gives `user` access to the gated repository `id`.
     pub fn grant(&self, id: &str, user: &str) {
         if let Some(repository) = self.hub.state().repositories.get_mut(id) {
             repository.granted.push(user.to_owned());
         }
     }
 
-    /// A public model, or another commit on the `main` of one; answers the commit's id.
+    /// Adds a public model, or another commit on its `main`. Returns the commit's id.
     ///
     /// # Panics
     /// If the files cannot be written.
@@ -177,12 +177,12 @@ impl HubServer {
         files.iter().fold(self.model(id), |model, (path, content)| model.file(path, content)).add()
     }
 
-    /// For a model that is private, gated, has big files or another branch: see [`Model`].
+    /// Starts a model that is private, gated, has large files or another branch: see [`Model`].
     pub fn model(&self, id: &str) -> Model<'_> {
         Model::new(&self.hub, id)
     }
 
-    /// A new commit on `main` with these files beside those that are there; answers its id.
+    /// Adds a commit on `main` with these files beside the existing ones. Returns its id.
     ///
     /// # Panics
     /// If the files cannot be written.
@@ -190,30 +190,30 @@ impl HubServer {
         self.add_model(id, files)
     }
 
-    /// A new commit on `main` with the file at `path` under the name `name`, always a large one. It is hashed in
-    /// pieces and linked, so a file of many gigabytes costs no memory.
+    /// Adds a commit on `main` with the file at `path` as `name`, always a large one. The file is hashed in
+    /// chunks and linked, so its size costs no memory.
     ///
     /// # Panics
-    /// If it cannot be read, linked or copied.
+    /// If the file cannot be read, linked or copied.
     pub fn add_file_from_path(&self, id: &str, name: &str, path: &Path) -> String {
         self.model(id).file_from_path(name, path).add()
     }
 
-    /// The content of a file.
+    /// Returns the content of a file.
     pub fn read(&self, id: &str, revision: &str, path: &str) -> Option<Vec<u8>> {
         let mut content = Vec::new();
         io::Read::read_to_end(&mut self.open(id, revision, path)?, &mut content).ok()?;
         Some(content)
     }
 
-    /// The content of a file, for one too big for memory.
+    /// Returns a reader for a file that exceeds memory.
     pub fn open(&self, id: &str, revision: &str, path: &str) -> Option<std::fs::File> {
         let state = self.hub.state();
         let entry = state.repositories.get(id)?.resolve(revision)?.commit.tree.get(path)?;
         self.hub.store.open(&entry.sha256).ok()
     }
 
-    /// SHA-256 of the content that the server keeps, in hexadecimal, by path.
+    /// Returns the SHA-256 of each file, by path.
     pub fn hashes(&self, id: &str, revision: &str) -> BTreeMap<String, String> {
         let state = self.hub.state();
         let tree = state
@@ -223,12 +223,12 @@ impl HubServer {
         tree.into_iter().flatten().map(|(path, entry)| (path.clone(), entry.sha256.clone())).collect()
     }
 
-    /// Refs and the commits that they point at: `refs/heads/main`, `refs/pr/1` and so on.
+    /// Returns refs and their commits: `refs/heads/main`, `refs/pr/1` and so on.
     pub fn revisions(&self, id: &str) -> BTreeMap<String, String> {
         self.hub.state().repositories.get(id).map(|repository| repository.refs().clone()).unwrap_or_default()
     }
 
-    /// Every commit of a repository, oldest first; none for an unknown one.
+    /// Returns all commits of a repository, oldest first; none for an unknown one.
     pub fn commits(&self, id: &str) -> Vec<CommitInfo> {
         let state = self.hub.state();
         let commits =
@@ -244,27 +244,27 @@ impl HubServer {
         commits.iter().map(info).collect()
     }
 
-    /// Whether there is a repository of this name, and whether it is private.
+    /// Whether a repository is private; `None` for an unknown one.
     pub fn is_private(&self, id: &str) -> Option<bool> {
         self.hub.state().repositories.get(id).map(|repository| repository.private)
     }
 
-    /// From now on this goes wrong.
+    /// Injects a fault.
     pub fn fault(&self, fault: Fault) {
         self.hub.faults.add(fault);
     }
 
-    /// From now on nothing does.
+    /// Removes all faults.
     pub fn clear_faults(&self) {
         self.hub.faults.clear();
     }
 
-    /// Every request since the start, or since they were cleared, in the order in which they came.
+    /// Returns all requests since the start or the last clear, in order of arrival.
     pub fn requests(&self) -> Vec<Record> {
         self.hub.records.all()
     }
 
-    /// Forgets the requests so far.
+    /// Clears the recorded requests.
     pub fn clear_requests(&self) {
         self.hub.records.clear();
     }

@@ -1,19 +1,19 @@
-//! What a test may want otherwise than the Hub has it.
+//! Settings that a test can change.
 
 /// Sizes and rules.
 #[derive(Clone, Debug)]
 pub(crate) struct Settings {
     /// Entries in one page of a tree.
     pub page: usize,
-    /// A file of more bytes is a large one.
+    /// Size above which a file is a large one.
     pub large_over: u64,
-    /// So is one with such a name.
+    /// Name patterns of large files.
     pub large_names: Vec<String>,
-    /// A file of more bytes is sent in parts,
+    /// Size above which a file is uploaded in parts.
     pub multipart_over: u64,
-    /// of so many bytes each.
+    /// Size of a part.
     pub part_size: u64,
-    /// Small files, too, are asked for at a second address: the Hub of today redirects to `/api/resolve-cache/`.
+    /// Whether small files redirect to `/api/resolve-cache/`, as on the Hub of today.
     pub resolve_cache: bool,
 }
 
@@ -33,7 +33,7 @@ impl Default for Settings {
 }
 
 impl Settings {
-    /// Whether a file goes to the storage host: by name, by size, or because its first bytes are no text.
+    /// Whether a file is large: by name, by size, or because its first bytes are binary.
     pub fn is_large(&self, path: &str, size: u64, sample: &[u8]) -> bool {
         let name = path.rsplit('/').next().unwrap_or(path);
         size > 0
@@ -42,21 +42,21 @@ impl Settings {
                 || self.large_names.iter().any(|pattern| matches(pattern, name)))
     }
 
-    /// `.gitattributes` of a new repository.
+    /// The `.gitattributes` of a new repository.
     pub fn attributes(&self) -> String {
         let line = |name: &String| format!("{name} filter=lfs diff=lfs merge=lfs -text\n");
         self.large_names.iter().map(line).collect()
     }
 }
 
-/// Whether `name` is of the shape `pattern`, in which `*` stands for any characters.
+/// Whether `name` matches `pattern`, in which `*` matches any characters.
 pub(crate) fn matches(pattern: &str, name: &str) -> bool {
     let Some((start, rest)) = pattern.split_once('*') else { return pattern == name };
     let Some(name) = name.strip_prefix(start) else { return false };
     (0..=name.len()).filter(|&at| name.is_char_boundary(at)).any(|at| matches(rest, &name[at..]))
 }
 
-/// Whether the lines of a `.gitignore` leave `path` out; the last line that speaks of it decides.
+/// Whether a `.gitignore` excludes `path`. The last matching line decides.
 pub(crate) fn is_ignored(lines: &str, path: &str) -> bool {
     let mut ignored = false;
     for line in lines.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#')) {
@@ -65,7 +65,7 @@ pub(crate) fn is_ignored(lines: &str, path: &str) -> bool {
         let anchored = line.contains('/');
         let line = line.trim_start_matches('/');
         let parts: Vec<&str> = path.split('/').collect();
-        // Every folder above, then the file itself, which a pattern for folders does not mean.
+        // Each parent folder, then the file itself, which a folder pattern does not match.
         let met = (1..=parts.len()).filter(|&end| !folder || end < parts.len()).any(|end| {
             if anchored { matches(line, &parts[..end].join("/")) } else { matches(line, parts[end - 1]) }
         });

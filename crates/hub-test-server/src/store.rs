@@ -1,4 +1,4 @@
-//! Contents on disk, each under its SHA-256. Nothing here holds more than a buffer of a file in memory.
+//! Content on disk, by SHA-256. Memory holds one buffer of a file at most.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom, Write};
@@ -12,19 +12,19 @@ use crate::record::lock;
 
 const BUFFER: usize = 256 << 10;
 
-/// A folder of contents.
+/// A content store.
 pub(crate) struct Store {
     objects: PathBuf,
     incoming: PathBuf,
-    /// The folder, where it was made for this store.
+    /// The temporary folder, if the store created one.
     temporary: Mutex<Option<TempDir>>,
 }
 
 impl Store {
-    /// A store in `root`, or in a folder of its own that goes with it.
+    /// Opens a store in `root`, or in a temporary folder.
     ///
     /// # Errors
-    /// If a folder cannot be made.
+    /// If the folder cannot be created.
     pub fn new(root: Option<&Path>) -> io::Result<Self> {
         let temporary = if root.is_none() { Some(TempDir::with_prefix("hub-test-server-")?) } else { None };
         let root =
@@ -36,12 +36,12 @@ impl Store {
         Ok(Self { objects, incoming, temporary: Mutex::new(temporary) })
     }
 
-    /// Deletes the folder, where it was made for this store. A connection that still ends may hold the store.
+    /// Deletes the temporary folder. A closing connection may still hold the store.
     pub fn close(&self) {
         drop(lock(&self.temporary).take());
     }
 
-    /// The content with this hash.
+    /// Opens the content with this hash.
     ///
     /// # Errors
     /// If there is none.
@@ -49,24 +49,24 @@ impl Store {
         File::open(self.objects.join(sha256))
     }
 
-    /// The size of the content with this hash, if it is there.
+    /// Returns the size of the content with this hash, if it exists.
     pub fn size(&self, sha256: &str) -> Option<u64> {
         fs::metadata(self.objects.join(sha256)).ok().map(|data| data.len())
     }
 
-    /// Keeps `bytes`; answers their hash.
+    /// Stores `bytes` and returns their hash.
     ///
     /// # Errors
-    /// If they cannot be written.
+    /// If the bytes cannot be written.
     pub fn put(&self, bytes: &[u8]) -> io::Result<String> {
         Ok(self.receive(&mut &bytes[..], None)?.0)
     }
 
-    /// Keeps what `reader` gives, hashed while it is written; answers hash and size. With `expected`, another hash
-    /// is answered but not kept.
+    /// Stores the content of `reader` and returns hash and size. Content with another hash than `expected` is
+    /// not stored.
     ///
     /// # Errors
-    /// If it cannot be read or written: nothing of it stays.
+    /// If reading or writing fails; nothing is stored then.
     pub fn receive(&self, reader: &mut dyn Read, expected: Option<&str>) -> io::Result<(String, u64)> {
         let mut file = NamedTempFile::new_in(&self.incoming)?;
         let (sha256, size) = copy_hashed(reader, &mut file)?;
@@ -76,10 +76,10 @@ impl Store {
         Ok((sha256, size))
     }
 
-    /// Takes the file at `path` in without a copy where the disk allows; answers hash and size.
+    /// Stores the file at `path`, without a copy if the disk allows. Returns hash and size.
     ///
     /// # Errors
-    /// If it cannot be read, linked or copied.
+    /// If the file cannot be read, linked or copied.
     pub fn take_in(&self, path: &Path) -> io::Result<(String, u64)> {
         let (sha256, size) = copy_hashed(&mut File::open(path)?, &mut io::sink())?;
         let object = self.objects.join(&sha256);
@@ -89,10 +89,10 @@ impl Store {
         Ok((sha256, size))
     }
 
-    /// Writes a part of the upload `name` at its place; answers its size and an entity tag.
+    /// Writes a part of the upload `name` at its offset. Returns its size and ETag.
     ///
     /// # Errors
-    /// If it cannot be read or written.
+    /// If reading or writing fails.
     pub fn receive_part(&self, name: &str, start: u64, reader: &mut dyn Read) -> io::Result<(String, u64)> {
         let path = self.incoming.join(name);
         let mut file = OpenOptions::new().create(true).write(true).truncate(false).open(path)?;
@@ -100,11 +100,11 @@ impl Store {
         copy_hashed(reader, &mut file)
     }
 
-    /// Hashes the upload `name` and keeps it if the hash is `expected`; answers its hash and size. The upload is gone
-    /// either way.
+    /// Hashes the upload `name` and stores it if the hash is `expected`. Returns hash and size, and removes
+    /// the upload.
     ///
     /// # Errors
-    /// If it cannot be read or moved.
+    /// If the upload cannot be read or moved.
     pub fn complete(&self, name: &str, expected: &str) -> io::Result<(String, u64)> {
         let path = self.incoming.join(name);
         let (sha256, size) = copy_hashed(&mut File::open(&path)?, &mut io::sink())?;

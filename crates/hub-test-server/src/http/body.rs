@@ -1,39 +1,39 @@
-//! The body of a request, read as it comes.
+//! A request's body, read as it arrives.
 
 use std::io::{self, BufRead, Read, Write};
 
 use super::Head;
 use crate::record::Entry;
 
-/// Lines between chunks are not longer than this.
+/// Maximum length of a line between chunks.
 const LONGEST_LINE: u64 = 4 << 10;
 
 enum Framing {
-    /// So many bytes are still to come.
+    /// Remaining bytes.
     Length(u64),
-    /// Chunks: bytes left of this one, and whether it is the first.
+    /// Chunked: remaining bytes of the chunk, and whether it is the first.
     Chunks { left: u64, first: bool },
 }
 
-/// A request's body. Every byte that is read counts in the request's record.
+/// A request's body. Each byte read is counted in the request's record.
 pub(crate) struct Body<'a> {
     reader: &'a mut dyn BufRead,
     writer: &'a mut dyn Write,
     framing: Framing,
-    /// The client waits for a word before it sends.
+    /// The client waits for `100 Continue`.
     waits: bool,
     cut_after: Option<u64>,
     received: u64,
-    /// The connection is of no more use: it ended, was cut, or what came is no HTTP.
+    /// The connection ended, was cut, or is not HTTP.
     pub broken: bool,
     record: Entry,
 }
 
 impl<'a> Body<'a> {
-    /// The body that follows `head`; `writer` carries the word to go on.
+    /// Creates the body after `head`. `writer` sends `100 Continue`.
     ///
     /// # Errors
-    /// [`io::ErrorKind::InvalidData`] if its length is no number.
+    /// [`io::ErrorKind::InvalidData`] if the length is not a number.
     pub fn new(
         head: &Head,
         reader: &'a mut dyn BufRead,
@@ -50,15 +50,15 @@ impl<'a> Body<'a> {
         Ok(Self { reader, writer, framing, waits, cut_after: None, received: 0, broken: false, record })
     }
 
-    /// Reading ends with an error after `bytes`.
+    /// Fails after `bytes` are read.
     pub fn cut_after(&mut self, bytes: u64) {
         self.cut_after = Some(bytes);
     }
 
-    /// The whole body.
+    /// Reads the whole body.
     ///
     /// # Errors
-    /// [`io::ErrorKind::FileTooLarge`] if it is longer than `most`, otherwise what the socket said.
+    /// [`io::ErrorKind::FileTooLarge`] above `most` bytes, otherwise the socket's error.
     pub fn read_whole(&mut self, most: u64) -> io::Result<Vec<u8>> {
         let mut bytes = Vec::new();
         self.take(most + 1).read_to_end(&mut bytes)?;
@@ -68,10 +68,11 @@ impl<'a> Body<'a> {
         Ok(bytes)
     }
 
-    /// Reads what nobody asked for, so that the next request begins where it should.
+    /// Reads the unread rest, so that the next request starts at the right byte.
     ///
     /// # Errors
-    /// If the connection is of no more use: then, and if the client still waits for a word, it is to be closed.
+    /// If the connection is broken, or the client still waits for `100 Continue`. The caller closes the
+    /// connection then.
     pub fn drain(&mut self) -> io::Result<()> {
         if self.waits && !matches!(self.framing, Framing::Length(0)) {
             self.broken = true;
@@ -128,7 +129,7 @@ impl Read for Body<'_> {
     }
 }
 
-/// The size of the next chunk; after the last one, its trailers are read too.
+/// Returns the size of the next chunk. After the last one, reads the trailers.
 fn read_size(reader: &mut dyn BufRead, first: bool) -> io::Result<u64> {
     if !first && !read_line(reader)?.is_empty() {
         return Err(invalid("a chunk is longer than it said"));
@@ -161,7 +162,7 @@ mod tests {
     use crate::http::read_head;
     use crate::record::{Host, Records};
 
-    /// What a body is read as, what was told to the client, what stays in the reader, and the bytes recorded.
+    /// The decoded body, the bytes sent to the client, the rest in the reader, and the recorded bytes.
     fn read(headers: &str, bytes: &[u8], cut: Option<u64>) -> (io::Result<Vec<u8>>, Vec<u8>, Vec<u8>, u64) {
         let text = [format!("PUT / HTTP/1.1\r\n{headers}\r\n").as_bytes(), bytes].concat();
         let mut reader = &text[..];

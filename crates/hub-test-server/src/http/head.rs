@@ -1,14 +1,14 @@
-//! The head of a request: its first line and its headers.
+//! The head of a request: request line and headers.
 
 use std::io::{self, BufRead};
 
 use super::Target;
 
-/// A longer head is refused.
+/// Maximum size of a head.
 const LONGEST_HEAD: usize = 64 << 10;
 const MOST_HEADERS: usize = 100;
 
-/// First line and headers of a request.
+/// Request line and headers.
 #[derive(Clone, Debug)]
 pub(crate) struct Head {
     pub method: String,
@@ -17,7 +17,7 @@ pub(crate) struct Head {
 }
 
 impl Head {
-    /// The value of the header `name`, in any case.
+    /// Returns a header; names are case-insensitive.
     pub fn header(&self, name: &str) -> Option<&str> {
         self.headers.iter().find(|(key, _)| key.eq_ignore_ascii_case(name)).map(|(_, value)| value.as_str())
     }
@@ -28,10 +28,10 @@ impl Head {
     }
 }
 
-/// Reads one head; none if the connection ended before its first byte.
+/// Reads one head. `None` if the connection ended before its first byte.
 ///
 /// # Errors
-/// [`io::ErrorKind::InvalidData`] if it is no HTTP, otherwise what the socket said.
+/// [`io::ErrorKind::InvalidData`] if it is not HTTP, otherwise the socket's error.
 pub(crate) fn read_head(reader: &mut impl BufRead) -> io::Result<Option<Head>> {
     let mut text = Vec::new();
     loop {
@@ -39,7 +39,7 @@ pub(crate) fn read_head(reader: &mut impl BufRead) -> io::Result<Option<Head>> {
         if available.is_empty() {
             return if text.is_empty() { Ok(None) } else { Err(io::ErrorKind::UnexpectedEof.into()) };
         }
-        // One line at a time: what follows the head stays in the reader.
+        // Reads line by line, so the bytes after the head stay in the reader.
         let line = available.iter().position(|&byte| byte == b'\n').map_or(available.len(), |at| at + 1);
         text.extend_from_slice(&available[..line]);
         reader.consume(line);

@@ -1,17 +1,17 @@
 //! `Range` headers.
 
-/// What a `Range` header means for a body of known size.
+/// A `Range` header, for a body of known size.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Range {
-    /// No header, or one that may be passed over (several ranges, another unit, no numbers).
+    /// No header, or one that may be ignored (several ranges, another unit, no numbers).
     Whole,
-    /// So many bytes from this one on.
+    /// Start and length.
     Part { start: u64, length: u64 },
-    /// No byte of the body is meant.
+    /// No byte of the body is in the range.
     Unsatisfiable,
 }
 
-/// Reads `header` for a body of `size` bytes.
+/// Parses `header` for a body of `size` bytes.
 pub(crate) fn parse_range(header: Option<&str>, size: u64) -> Range {
     let Some((first, last)) =
         header.and_then(|text| text.trim().strip_prefix("bytes=")).and_then(|range| range.split_once('-'))

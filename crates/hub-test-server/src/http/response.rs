@@ -1,18 +1,18 @@
-//! What a request is answered with.
+//! Responses.
 
 use std::fs::File;
 
 use serde_json::Value;
 
-/// The bytes of an answer.
+/// Content of a response.
 pub(crate) enum Content {
     /// In memory.
     Bytes(Vec<u8>),
-    /// So many bytes of a file, from `start` on.
+    /// A part of a file.
     File { file: File, start: u64, length: u64 },
 }
 
-/// Status, headers and content. `Content-Length` and `Connection` are added when it is sent.
+/// Status, headers and content. Sending adds `Content-Length` and `Connection`.
 pub(crate) struct Response {
     pub status: u16,
     pub headers: Vec<(String, String)>,
@@ -20,7 +20,7 @@ pub(crate) struct Response {
 }
 
 impl Response {
-    /// `status` and no content.
+    /// `status` without content.
     pub fn empty(status: u16) -> Self {
         Self { status, headers: Vec::new(), content: Content::Bytes(Vec::new()) }
     }
@@ -31,14 +31,14 @@ impl Response {
         Self { status, headers: Vec::new(), content }.with("Content-Type", "application/json; charset=utf-8")
     }
 
-    /// With the header `name` in place of one of that name.
+    /// Sets the header `name`.
     pub fn with(mut self, name: &str, value: impl Into<String>) -> Self {
         self.headers.retain(|(key, _)| !key.eq_ignore_ascii_case(name));
         self.headers.push((name.to_owned(), value.into()));
         self
     }
 
-    /// Bytes of its content.
+    /// Size of the content.
     pub fn length(&self) -> u64 {
         match &self.content {
             Content::Bytes(bytes) => bytes.len() as u64,
@@ -47,7 +47,7 @@ impl Response {
     }
 }
 
-/// The words beside a status.
+/// The reason phrase of a status.
 pub(crate) fn reason(status: u16) -> &'static str {
     match status {
         200 => "OK",

@@ -1,11 +1,11 @@
-//! What a request line asks for: path segments and query, decoded.
+//! Path segments and query of a request, decoded.
 
 /// Path and query of a request.
 #[derive(Clone, Debug)]
 pub(crate) struct Target {
-    /// As it was sent.
+    /// Path and query as sent.
     pub raw: String,
-    /// The path's parts between slashes, each decoded after the split: `refs%2Fpr%2F1` is one part.
+    /// Path segments, each decoded after the split: `refs%2Fpr%2F1` is one segment.
     pub segments: Vec<String>,
     query: Vec<(String, String)>,
 }
@@ -17,29 +17,29 @@ impl Target {
         Self { raw: raw.to_owned(), segments, query: parse_form(query) }
     }
 
-    /// The path, as it was sent.
+    /// The path as sent.
     pub fn path(&self) -> &str {
         self.raw.split('?').next().unwrap_or_default()
     }
 
-    /// The value of the first query parameter `name`.
+    /// Returns the first query parameter `name`.
     pub fn query(&self, name: &str) -> Option<&str> {
         self.query.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_str())
     }
 
-    /// Whether the query parameter `name` is set to something that means yes.
+    /// Whether the query parameter `name` is set to a true value.
     pub fn asks(&self, name: &str) -> bool {
         self.query(name).is_some_and(|value| matches!(value, "1" | "true" | "True"))
     }
 
-    /// The query without the parameter `name`, as it would be sent again.
+    /// Returns the query without the parameter `name`.
     pub fn query_without(&self, name: &str) -> String {
         let kept = self.query.iter().filter(|(key, _)| key != name);
         kept.map(|(key, value)| format!("{}={}", encode(key), encode(value))).collect::<Vec<_>>().join("&")
     }
 }
 
-/// Pairs of a query or of a form's body.
+/// Pairs of a query or a form.
 pub(crate) fn parse_form(text: &str) -> Vec<(String, String)> {
     text.split('&')
         .filter(|pair| !pair.is_empty())
@@ -69,7 +69,7 @@ fn decode(text: &str, plus_is_space: bool) -> String {
     String::from_utf8_lossy(&out).into_owned()
 }
 
-/// `text` for use as one part of a path, or as a key or value of a query.
+/// Escapes `text` as a path segment, or as a key or value of a query.
 pub(crate) fn encode(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for byte in text.bytes() {

@@ -1,4 +1,4 @@
-//! Who one is, and new repositories.
+//! Account of a token, and new repositories.
 
 use serde_json::{Value, json};
 
@@ -79,7 +79,7 @@ pub(super) fn create(context: &mut RequestContext<'_, '_>) -> Answer {
     ))
 }
 
-/// Who may see a repository: `huggingface_hub` says `visibility`, and said `private` before.
+/// Parses the visibility. `huggingface_hub` sends `visibility`, and older versions `private`.
 pub(super) fn settings(context: &mut RequestContext<'_, '_>, id: &str) -> Answer {
     let wish = context.json()?;
     let private = match (wish.get("visibility").and_then(Value::as_str), wish.get("private")) {
@@ -106,7 +106,7 @@ fn is_name(name: &str) -> bool {
             .any(|bad| if *bad == ".git" { name.ends_with(bad) } else { name.contains(bad) })
 }
 
-/// The front matter of a card: what is there has to be closed, and its lines have to be YAML at first sight.
+/// Checks the front matter of a card: it must be closed, and its lines must look like YAML.
 pub(super) fn validate_yaml(context: &mut RequestContext<'_, '_>) -> Answer {
     let card = context.json()?;
     let content = card.get("content").and_then(Value::as_str).unwrap_or_default();

@@ -1,4 +1,4 @@
-//! Files, or where they are.
+//! Files and their URLs.
 
 use super::{Answer, RequestContext, internal};
 use crate::api_error::ApiError;
@@ -6,7 +6,7 @@ use crate::http::{Content, Range, Response, encode, parse_range};
 use crate::hub::Hub;
 use crate::repository::Entry;
 
-/// `/resolve/`: a small file itself, a large one's address at the storage host.
+/// `/resolve/`: the content of a small file, or the URL of a large one.
 pub(super) fn resolve(context: &mut RequestContext<'_, '_>, id: &str, name: &str, path: &str) -> Answer {
     let (commit, entry) = find(context, id, name, path)?;
     if entry.pointer_size.is_some() {
@@ -58,13 +58,13 @@ fn described(response: Response, hub: &Hub, commit: &str, entry: &Entry) -> Resp
         .with("Access-Control-Allow-Origin", hub.endpoint.as_str())
 }
 
-/// Where the storage host has the content `sha256`.
+/// The URL of a large file at the storage host.
 pub(super) fn address(hub: &Hub, sha256: &str) -> String {
     let signature = hub.signature(&format!("get {sha256}"));
     format!("{}/objects/{sha256}?X-Amz-Expires=3600&X-Amz-Signature={signature}", hub.storage_endpoint)
 }
 
-/// The content `sha256`, or the part of it that the request asks for.
+/// The content `sha256`, or the requested range of it.
 pub(super) fn content(context: &RequestContext<'_, '_>, sha256: &str, size: u64) -> Answer {
     let file = context.hub.store.open(sha256).map_err(|error| internal(&error))?;
     let whole = |status, start, length| Response {

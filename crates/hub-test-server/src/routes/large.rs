@@ -1,5 +1,4 @@
-//! Large files on their way to the storage host: git-lfs's batch of addresses, the end of an upload in parts, and
-//! the question whether it has arrived.
+//! Uploads of large files: the batch call of git-lfs, completion of a multipart upload, and verification.
 
 use std::collections::BTreeMap;
 
@@ -18,7 +17,7 @@ pub(super) fn batch(context: &mut RequestContext<'_, '_>, id: &str) -> Answer {
     let wish = context.json()?;
     let uploads = wish.get("operation").and_then(Value::as_str) == Some("upload");
     if uploads {
-        // Who may propose may send the files of a proposal, which names no branch.
+        // A pull request has no branch, so its author may upload files.
         let proposes = wish.get("ref").is_none();
         context.hub.state().writer(id, context.caller.clone(), proposes)?;
     } else {
@@ -91,7 +90,7 @@ fn upload_in_parts(hub: &Hub, oid: &str, size: u64) -> Value {
     json!({ "href": href, "header": header })
 }
 
-/// The end of an upload in parts. Its address is signed: the clients send no token with it.
+/// Completes a multipart upload. Its URL is signed, because clients send no token with it.
 pub(super) fn complete(context: &mut RequestContext<'_, '_>) -> Answer {
     let wish = context.json()?;
     let oid = context.head.target.query("uploadId").unwrap_or_default().to_owned();
@@ -108,7 +107,7 @@ pub(super) fn complete(context: &mut RequestContext<'_, '_>) -> Answer {
     let size = {
         let mut state = context.hub.state();
         let Some((size, parts)) = state.uploads.get(&oid).cloned() else {
-            // A second word of the end of an upload that has ended well.
+            // A repeated completion of a finished upload.
             return match context.hub.store.size(&oid) {
                 Some(_) => Ok(Response::json(200, &json!({ "success": true }))),
                 None => Err(ApiError::new(404, "NoSuchUpload")),

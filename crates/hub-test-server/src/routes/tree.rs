@@ -1,4 +1,4 @@
-//! Lists of files and folders.
+//! Listings of files and folders.
 
 use std::collections::BTreeMap;
 
@@ -11,7 +11,7 @@ use crate::git;
 use crate::http::{Response, parse_form};
 use crate::repository::{Commit, Entry};
 
-/// The Hub gives fewer at a time where it has to look up more for each.
+/// The Hub returns fewer entries a page if it has to look up more for each.
 const EXPANDED_PAGE: usize = 50;
 
 pub(super) fn list(context: &mut RequestContext<'_, '_>, id: &str, name: &str, folder: &str) -> Answer {
@@ -71,7 +71,7 @@ pub(super) fn paths(context: &mut RequestContext<'_, '_>, id: &str, name: &str) 
     Ok(Response::json(200, &json!(found)))
 }
 
-/// Every file and folder of a commit, by path.
+/// All files and folders of a commit, by path.
 fn entries(commit: &Commit, expand: bool) -> BTreeMap<String, Value> {
     let ids = commit.tree.iter().map(|(path, entry)| (path.clone(), entry.oid.clone())).collect();
     let folders =

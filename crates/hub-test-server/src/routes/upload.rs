@@ -1,4 +1,4 @@
-//! How files are to be sent, before they are.
+//! The preupload call.
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
