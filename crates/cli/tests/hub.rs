@@ -219,7 +219,7 @@ fn what_is_in_the_cache_needs_neither_a_token_nor_certificates() {
         hub.scene.write("hf/token", text);
         assert!(!hub.scene.ok(start).err.contains("token"));
         let ran = hub.scene.run("whoami");
-        assert!(ran.code == 1 && ran.err.contains("hint: `danlu login` writes another"), "{}", ran.err);
+        assert!(ran.code == 1 && ran.err.contains("hint: replace it with `danlu login`"), "{}", ran.err);
         assert!(hub.scene.run("push elsewhere me/x").err.contains("the token in"), "push");
         let mut child = hub.command("login").stdin(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
         child.stdin.take().unwrap().write_all(b"hf_mine").unwrap();
@@ -348,7 +348,11 @@ fn what_is_cached_is_pulled_offline_and_pages_and_parts_of_commits_are_names() {
     assert!(none.code == 1 && none.err.contains("`lab/none` is not in the cache"), "{}", none.err);
     for line in ["whoami", "login"] {
         let ran = Ran::of(hub.command(line).env("HF_HUB_OFFLINE", "1").output().unwrap());
-        assert!(ran.code == 1 && ran.err.contains("forbids to ask the Hub whose token it is"), "{}", ran.err);
+        assert!(
+            ran.code == 1 && ran.err.contains("cannot look up the account: `HF_HUB_OFFLINE`"),
+            "{}",
+            ran.err
+        );
     }
     assert!(hub.server.requests().is_empty());
 
@@ -455,7 +459,7 @@ fn what_is_not_there_is_said_with_a_way_on() {
     assert_eq!(
         ran.err,
         format!(
-            "error: there is no model `lab/none` at {host}\n\nhint: check the spelling; a private model needs \
+            "error: cannot find the model `lab/none` at {host}\n\nhint: check the spelling; a private model needs \
              `danlu login`; there is no folder `lab/none` here\n"
         )
     );
@@ -479,7 +483,7 @@ fn what_is_not_there_is_said_with_a_way_on() {
     );
     let ran = hub.scene.run("chat . --prompt x");
     assert!(
-        ran.err.starts_with("error: the adapter `.` was trained on `lab/none`: there is no model"),
+        ran.err.starts_with("error: the adapter `.` was trained on `lab/none`: cannot find the model"),
         "{}",
         ran.err
     );
@@ -504,7 +508,7 @@ fn a_token_is_tried_kept_and_forgotten_and_never_shown() {
         assert!(!ran.out.contains("hf_") && !ran.err.contains("hf_"), "{} {}", ran.out, ran.err);
         ran
     };
-    assert!(hub.scene.run("whoami").err.contains("hint: danlu login"));
+    assert!(hub.scene.run("whoami").err.contains("hint: run `danlu login`"));
     for line in ["login hf_mine", "login --token hf_mine", "login --token=hf_mine", "login -t hf_mine"] {
         let ran = hub.scene.run(line);
         assert!(ran.code == 1 && ran.err.contains("nothing on its command line"), "{line}: {}", ran.err);
@@ -574,7 +578,7 @@ fn an_adapter_is_published_in_one_commit_and_wakes_up_elsewhere() {
     hub.server.add_user("me", "hf_mine");
     hub.scene.ok("train --base lab/base --data data.json --output out --max-steps 2 --lora-r 2 --save-steps 1 --val-size 2");
     let missing = hub.scene.run("push out me/huan");
-    assert!(missing.code == 1 && missing.err.contains("hint: danlu login"), "{}", missing.err);
+    assert!(missing.code == 1 && missing.err.contains("hint: run `danlu login`"), "{}", missing.err);
     fs::create_dir_all(hub.scene.path("hf")).unwrap();
     hub.scene.write("hf/token", "hf_mine");
     hub.scene.write("out/.env", "SECRET=1");

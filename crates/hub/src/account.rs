@@ -1,4 +1,4 @@
-//! Whose token it is.
+//! The account of a token.
 
 use serde::Deserialize;
 
@@ -6,15 +6,15 @@ use crate::http::Request;
 use crate::http::Resource;
 use crate::{Hub, HubError};
 
-/// An account of the Hub, as its token sees it.
+/// An account of the Hub, as seen by its token.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 pub struct Account {
     /// Its name.
     pub name: String,
-    /// Organisations it belongs to.
+    /// Organisations of the account.
     #[serde(default)]
     pub orgs: Vec<Organisation>,
-    /// What the token may do.
+    /// Permissions of the token.
     #[serde(default)]
     auth: Auth,
 }
@@ -40,29 +40,29 @@ struct AccessToken {
 }
 
 impl Account {
-    /// `read`, `write` or `fineGrained`, where the Hub tells.
+    /// `read`, `write` or `fineGrained`, if the Hub reports it.
     pub fn role(&self) -> Option<&str> {
         self.auth.access_token.as_ref()?.role.as_deref()
     }
 
-    /// The name that the token was given.
+    /// The name of the token.
     pub fn token_name(&self) -> Option<&str> {
         self.auth.access_token.as_ref()?.display_name.as_deref()
     }
 }
 
 impl Hub {
-    /// Asks whose token it is.
+    /// Looks up the account of the token.
     ///
     /// # Errors
-    /// If there is none, or the Hub does not accept it.
+    /// If there is no token, or the Hub rejects it.
     pub fn whoami(&self) -> Result<Account, HubError> {
         let http = self.online(String::new).map_err(|error| match error {
             HubError::Offline { .. } => HubError::OfflineAccount,
             error => error,
         })?;
         if !http.has_token() {
-            return Err(HubError::NoToken { what: "finding out whose account this is".to_owned() });
+            return Err(HubError::NoToken { what: "looking up the account".to_owned() });
         }
         let request = Request::get(format!("{}/api/whoami-v2", http.endpoint()));
         self.json(&request, Resource::Account)

@@ -1,4 +1,4 @@
-//! The cache that Python's tools share: `blobs` by checksum, `refs` by revision, `snapshots` of links by commit.
+//! The cache of `huggingface_hub`: `blobs` by checksum, `refs` by revision, `snapshots` of links by commit.
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
@@ -15,27 +15,27 @@ use crate::checksum::{Checksum, is_hex};
 use crate::http::retry_after;
 use crate::{HubError, RepoName};
 
-/// Longest file that holds a commit.
+/// Maximum size of a ref file.
 const MAX_REF_BYTES: u64 = 256;
 
-/// The part of the cache that is one repository's.
+/// The cache of one repository.
 #[derive(Clone, Debug)]
 pub(crate) struct Cache {
     folder: PathBuf,
     locks: PathBuf,
 }
 
-/// A lock on one blob, which other processes of either kind wait for; released when it is dropped.
+/// An exclusive lock on one blob, honoured by danlu and Python. Dropping it releases the lock.
 #[derive(Debug)]
 pub(crate) struct BlobLock(#[expect(dead_code, reason = "closing the file releases the lock")] File);
 
 impl Cache {
-    /// A repository's part of the cache at `root`.
+    /// The cache of a repository below `root`.
     pub fn of(root: &Path, repo: &RepoName) -> Self {
         Self { folder: root.join(repo.folder()), locks: root.join(".locks").join(repo.folder()) }
     }
 
-    /// The commit that a revision was when it was fetched; a commit is itself, and so is the one that begins so.
+    /// Returns the commit of a revision. A full or abbreviated commit is its own revision.
     pub fn read_ref(&self, revision: &str) -> Result<Option<String>, HubError> {
         if self.snapshot_path(revision).is_dir() {
             return Ok(Some(revision.to_owned()));
@@ -46,11 +46,11 @@ impl Cache {
         }
         let bytes = read_bounded(&path, MAX_REF_BYTES)?;
         let text = String::from_utf8_lossy(&bytes).trim().to_owned();
-        // What stands there becomes a path.
+        // The text becomes part of a path.
         Ok(is_hex(&text, 40).then_some(text))
     }
 
-    /// The only commit here that begins with these digits.
+    /// Returns the commit that starts with `digits`, if exactly one does.
     fn abbreviated(&self, digits: &str) -> Option<String> {
         if !is_abbreviation(digits) {
             return None;
@@ -66,17 +66,17 @@ impl Cache {
         self.folder.join("snapshots").join(commit)
     }
 
-    /// Where the bytes of a checksum lie.
+    /// The path of a complete blob.
     pub fn blob_path(&self, hash: &Checksum) -> PathBuf {
         self.folder.join("blobs").join(hash.digits())
     }
 
-    /// Where they gather before they are whole.
+    /// The path of a partial blob.
     pub fn partial_path(&self, hash: &Checksum) -> PathBuf {
         self.folder.join("blobs").join(format!("{}.incomplete", hash.digits()))
     }
 
-    /// Waits until nobody else fetches a blob, or `stop` says that it is in vain.
+    /// Waits for the lock of a blob, or until `stop` is set.
     pub fn lock(&self, hash: &Checksum, stop: &AtomicBool) -> Result<BlobLock, HubError> {
         create_folder(&self.locks)?;
         create_folder(&self.folder.join("blobs"))?;
@@ -97,7 +97,8 @@ impl Cache {
                 }
                 Err(e) => return Err(error(e.into()).into()),
             }
-            // Whoever had it may have removed the file: then a third could lock a new one beside us.
+            // The previous owner may have removed the file. A third process could then lock a new file of the
+            // same name.
             let ours = file.metadata().map_err(error)?.ino();
             if fs::metadata(&path).is_ok_and(|there| there.ino() == ours) {
                 return Ok(BlobLock(file));
@@ -105,7 +106,7 @@ impl Cache {
         }
     }
 
-    /// Gives a blob its name in a snapshot.
+    /// Links a blob into a snapshot.
     pub fn link_snapshot(&self, commit: &str, path: &str, hash: &Checksum) -> Result<(), HubError> {
         let link = self.snapshot_path(commit).join(path);
         let depth = 2 + path.matches('/').count();
@@ -117,19 +118,19 @@ impl Cache {
         create_folder(folder)?;
         let error = |e: io::Error| FileError::new("write", &link, e);
         let temporary = folder.join(format!("{TEMPORARY_PREFIX}{}-{}", std::process::id(), hash.digits()));
-        // Where a process of this number was killed, half a copy may have this name.
+        // A killed process with the same id may have left a partial copy.
         match fs::remove_file(&temporary) {
             Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(error(e).into()),
             _ => {}
         }
-        // A disk without links gets a copy, as from Python.
+        // A file system without links gets a copy, as in Python.
         let made =
             symlink(&target, &temporary).or_else(|_| fs::copy(self.blob_path(hash), &temporary).map(drop));
         made.and_then(|()| fs::rename(&temporary, &link)).map_err(error)?;
         Ok(())
     }
 
-    /// Notes what a revision is.
+    /// Records the commit of a revision.
     pub fn write_ref(&self, revision: &str, commit: &str) -> Result<(), HubError> {
         if revision == commit {
             return Ok(());
@@ -139,23 +140,23 @@ impl Cache {
         Ok(write_atomic(&path, commit.as_bytes())?)
     }
 
-    /// Notes that a commit has no such files, so that nobody asks again.
+    /// Records files that a commit does not have, so that no one requests them again.
     pub fn note_absent(&self, commit: &str, files: &[&str]) {
         let folder = self.folder.join(".no_exist").join(commit);
         let note = |file: &&str| File::create(folder.join(file)).map(drop);
         if let Err(error) = fs::create_dir_all(&folder).and_then(|()| files.iter().try_for_each(note)) {
-            // Whoever looks next asks the Hub again, as with Python's.
+            // Without the record, the next lookup asks the Hub again, as in Python.
             tracing::info!("`{}`: {error}", folder.display());
         }
     }
 
-    /// Whether that was noted.
+    /// Whether a file is recorded as absent.
     pub fn is_absent(&self, commit: &str, file: &str) -> bool {
         self.folder.join(".no_exist").join(commit).join(file).is_file()
     }
 }
 
-/// Whether `revision` may be the beginning of a commit, as git and the Hub's pages show it.
+/// Whether `revision` may be an abbreviated commit.
 pub(crate) fn is_abbreviation(revision: &str) -> bool {
     (7..40).contains(&revision.len()) && is_hex(revision, revision.len())
 }

@@ -1,4 +1,4 @@
-//! Checksums as the Hub has them: git's of small files, SHA-256 of large ones.
+//! Checksums of the Hub: git's for small files, SHA-256 for large ones.
 
 use sha1::Sha1;
 use sha2::{Digest, Sha256};
@@ -9,13 +9,13 @@ pub(crate) const CHUNK_BYTES: usize = 1 << 20;
 /// A checksum in hexadecimal digits.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(crate) enum Checksum {
-    /// Git's, SHA-1 over a header and the bytes: of small files.
+    /// Git's checksum of a small file: SHA-1 over a header and the content.
     Git(String),
-    /// SHA-256 of the bytes: of large ones.
+    /// SHA-256 of a large file.
     Sha256(String),
 }
 
-/// A checksum being made.
+/// A running checksum.
 #[derive(Clone)]
 pub(crate) enum Hasher {
     Git(Sha1),
@@ -23,17 +23,17 @@ pub(crate) enum Hasher {
 }
 
 impl Hasher {
-    /// Git's, of a file of this size, before its first byte.
+    /// Starts git's checksum of a file with `size` bytes.
     pub fn git(size: u64) -> Self {
         Self::Git(Sha1::new_with_prefix(format!("blob {size}\0")))
     }
 
-    /// SHA-256, before the first byte.
+    /// Starts a SHA-256.
     pub fn sha256() -> Self {
         Self::Sha256(Sha256::new())
     }
 
-    /// Of the same kind as `hash`, of a file of this size.
+    /// Starts a checksum of the same kind as `hash`.
     pub fn like(hash: &Checksum, size: u64) -> Self {
         match hash {
             Checksum::Git(_) => Self::git(size),
@@ -48,7 +48,7 @@ impl Hasher {
         }
     }
 
-    /// In hexadecimal digits.
+    /// The hexadecimal digits.
     pub fn digits(self) -> String {
         match self {
             Self::Git(sum) => hex::encode(sum.finalize()),
@@ -58,7 +58,7 @@ impl Hasher {
 }
 
 impl Checksum {
-    /// Its digits.
+    /// The hexadecimal digits.
     pub fn digits(&self) -> &str {
         match self {
             Self::Git(digits) | Self::Sha256(digits) => digits,
@@ -66,7 +66,7 @@ impl Checksum {
     }
 }
 
-/// Whether `text` is so many lower-case hexadecimal digits.
+/// Whether `text` is `len` lower-case hexadecimal digits.
 pub(crate) fn is_hex(text: &str, len: usize) -> bool {
     text.len() == len && text.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
 }

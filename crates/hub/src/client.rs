@@ -5,7 +5,7 @@ use std::time::Duration;
 use crate::http::{Http, Request};
 use crate::{HubError, HubSettings, RetryPolicy};
 
-/// A connection to one Hub, and the cache of what came from it.
+/// A connection to one Hub, with its cache.
 #[derive(Debug)]
 pub struct Hub {
     pub(crate) settings: HubSettings,
@@ -13,35 +13,38 @@ pub struct Hub {
 }
 
 impl Hub {
-    /// A connection with these settings; nothing is read or sent yet.
+    /// Creates a connection. Nothing is read or sent yet.
     pub fn new(settings: HubSettings) -> Self {
         Self::with_retry_policy(settings, RetryPolicy::default())
     }
 
-    /// As [`Hub::new`], with another patience.
+    /// As [`Hub::new`], with another retry policy.
     pub fn with_retry_policy(settings: HubSettings, retry_policy: RetryPolicy) -> Self {
         let http = Http::new(settings.endpoint.clone(), settings.token.clone(), retry_policy);
         Self { settings, http }
     }
 
-    /// The same, where `told` hears every second of a long pause that a server asks for: of the host, of the time that is
-    /// left, at last none, and of all of it.
-    pub fn on_wait(self, told: impl Fn(&str, Duration, Duration) + Send + Sync + 'static) -> Self {
-        Self { http: self.http.on_wait(Box::new(told)), ..self }
+    /// Calls `on_wait` every second while a server's `Retry-After` runs: with the host, the remaining time,
+    /// and the whole wait. The last call has no remaining time.
+    pub fn on_wait(self, on_wait: impl Fn(&str, Duration, Duration) + Send + Sync + 'static) -> Self {
+        Self { http: self.http.on_wait(Box::new(on_wait)), ..self }
     }
 
-    /// The settings.
+    /// Returns the settings.
     pub fn settings(&self) -> &HubSettings {
         &self.settings
     }
 
-    /// The Hub's host.
+    /// Returns the Hub's host.
     pub(crate) fn host(&self) -> String {
         Request::get(self.http.endpoint().as_str()).host()
     }
 
-    /// Refuses what needs the network where the settings forbid it, or have a token that is none; `what` is a sentence's
-    /// object.
+    /// Returns the HTTP client.
+    ///
+    /// # Errors
+    /// If the settings forbid network access, or the token is invalid. `what` is the missing item in the
+    /// error.
     pub(crate) fn online(&self, what: impl FnOnce() -> String) -> Result<&Http, HubError> {
         if self.settings.offline {
             return Err(HubError::Offline { what: what() });

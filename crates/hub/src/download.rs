@@ -1,4 +1,4 @@
-//! One file: fetched, continued where it stopped, verified before it has its name.
+//! Downloads one file: resumes a partial one, and verifies the checksum before the file gets its name.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom, Write};
@@ -24,25 +24,25 @@ pub(crate) struct FileFetch<'a> {
     pub commit: &'a str,
     pub path: &'a str,
     pub file: &'a RemoteFile,
-    /// Says when another file failed, and nobody waits for this one.
+    /// Set when another file failed and this one is no longer needed.
     pub stop: &'a AtomicBool,
 }
 
-/// What has arrived of it.
+/// The bytes of a file so far.
 struct PartialFile<'a> {
     path: &'a Path,
     out: File,
     sum: Hasher,
     done: u64,
-    /// How often it was begun anew.
+    /// Restarts from the first byte.
     begun: u32,
 }
 
-/// How a transfer ended short of its end.
+/// Why a transfer ended early.
 enum Interruption {
-    /// The connection: worth another try.
+    /// The connection broke; another attempt may succeed.
     Cut(String),
-    /// Anything else.
+    /// Any other error.
     Error(HubError),
 }
 
@@ -53,8 +53,9 @@ impl<E: Into<HubError>> From<E> for Interruption {
 }
 
 impl Hub {
-    /// Sees to it that a file is in the cache, whole and verified; `advanced` hears of every byte that is there, once,
-    /// and of bytes taken back where a transfer begins anew.
+    /// Puts a verified file into the cache.
+    ///
+    /// `advanced` receives every byte that is present, once, and a negative count when a transfer restarts.
     pub(crate) fn fetch(
         &self,
         cache: &Cache,
@@ -75,7 +76,7 @@ impl Hub {
         Ok(())
     }
 
-    /// Fetches a blob that is not there, under its lock.
+    /// Downloads a missing blob. The caller holds its lock.
     fn fill(
         &self,
         cache: &Cache,
@@ -85,7 +86,7 @@ impl Hub {
         let FileFetch { repo, path, file, .. } = wanted;
         let incomplete = cache.partial_path(&file.hash);
         let mut found = String::new();
-        // What was left by another, or damaged on its way, gets one more chance from its beginning.
+        // Bytes of another program, or damaged in transit, get one more attempt from the first byte.
         for _ in 0..2 {
             let (sum, done) = self.gather(&incomplete, wanted, advanced)?;
             found = sum.digits();
@@ -103,8 +104,8 @@ impl Hub {
         Err(HubError::Checksum { repo: repo.clone(), file: path.to_owned(), found, expected })
     }
 
-    /// Gathers the bytes of a file, those of an earlier try first. A connection that breaks after some progress does
-    /// not count as a try.
+    /// Reads the partial file, then downloads the rest. A broken connection does not count as an attempt if
+    /// it made progress.
     fn gather(
         &self,
         incomplete: &Path,
@@ -139,7 +140,7 @@ impl Hub {
                         (left, pause) = (retry_policy.tries, retry_policy.pause);
                     }
                     left -= 1;
-                    // A server that always begins anew would make progress for ever.
+                    // A server that always restarts would make progress forever.
                     if left == 0 || part.begun >= retry_policy.tries {
                         return Err(HubError::Cut { file: wanted.path.to_owned(), done, size, reason });
                     }
@@ -152,7 +153,7 @@ impl Hub {
         Ok((part.sum, part.done))
     }
 
-    /// Asks for what lacks, and writes what comes.
+    /// Requests the remaining bytes and writes them.
     fn stream(
         &self,
         part: &mut PartialFile<'_>,
@@ -174,7 +175,7 @@ impl Hub {
                 .header("content-range")
                 .is_some_and(|range| range.starts_with(&format!("bytes {done}-")));
         if *done > 0 && !continues {
-            // A server that does not know of ranges sends all of it.
+            // A server without range requests sends the whole file.
             let _ = advanced(-signed(*done));
             (*sum, *done, *begun) = (Hasher::like(&file.hash, file.size), 0, *begun + 1);
             out.set_len(0).and_then(|()| out.seek(SeekFrom::Start(0))).map_err(error)?;
@@ -204,7 +205,7 @@ impl Hub {
     }
 }
 
-/// Adds what a file holds already to its checksum, and says how much that is; the file is then at its end.
+/// Adds the bytes of a file to a checksum and returns their count. The file is then at its end.
 fn summed(
     file: &mut File,
     sum: &mut Hasher,

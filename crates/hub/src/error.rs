@@ -1,4 +1,4 @@
-//! What can go wrong between here and a Hub. No error holds a token.
+//! Errors of the Hub client. No error contains a token.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -11,16 +11,16 @@ use crate::{RepoName, TokenFault};
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum HubError {
-    /// Another file failed: nobody waits for this one.
+    /// Another file failed, and this one is no longer needed.
     #[error("stopped")]
     Stopped,
-    /// A text that names no model.
-    #[error("`{text}` is no name of a model on the Hub, expected `org/name` or `org/name@revision`")]
+    /// An invalid model name.
+    #[error("cannot parse `{text}` as a model name, expected `org/name` or `org/name@revision`")]
     Name {
         /// The text.
         text: String,
     },
-    /// `HF_ENDPOINT` is no address.
+    /// An invalid `HF_ENDPOINT`.
     #[error(
         "`HF_ENDPOINT` is `{text}`, expected an address such as `https://huggingface.co`, without a password"
     )]
@@ -28,90 +28,90 @@ pub enum HubError {
         /// The text.
         text: String,
     },
-    /// A certificate file or a proxy variable has a fault.
+    /// An invalid certificate file or proxy variable.
     #[error("cannot use `{variable}`: {reason}")]
     Variable {
-        /// Its name.
+        /// The variable.
         variable: &'static str,
-        /// What is wrong.
+        /// The reason.
         reason: String,
     },
-    /// There is no home, and no variable says where the cache is.
-    #[error("there is no home folder to keep a cache in")]
+    /// There is no home folder, and no variable sets the cache.
+    #[error("cannot locate the cache: there is no home folder")]
     NoHome,
-    /// A token that could not be one.
-    #[error("{}", if *is_empty { "the token is empty" } else { "the token holds blanks or letters that no token has" })]
+    /// Text that cannot be a token.
+    #[error("{}", if *is_empty { "the token is empty" } else { "the token contains characters that are not allowed" })]
     TokenShape {
-        /// Whether there was none at all.
+        /// Whether the text is empty.
         is_empty: bool,
     },
-    /// A token that is given and cannot be used.
+    /// The given token is invalid.
     #[error(transparent)]
     Token(#[from] TokenFault),
-    /// A file or folder of the cache.
+    /// A file of the cache, or of a push, failed.
     #[error(transparent)]
     File(#[from] FileError),
-    /// The network is needed, and switched off.
-    #[error("{what} is not in the cache, and `HF_HUB_OFFLINE` forbids to ask the Hub")]
+    /// A model is not cached, and network access is forbidden.
+    #[error("{what} is not in the cache, and `HF_HUB_OFFLINE` forbids requests to the Hub")]
     Offline {
-        /// What was wanted.
+        /// The missing item.
         what: String,
     },
-    /// The same, where no cache would do.
-    #[error("`HF_HUB_OFFLINE` forbids to ask the Hub about `{repo}`")]
+    /// A push needs the network, and network access is forbidden.
+    #[error("cannot look up `{repo}`: `HF_HUB_OFFLINE` forbids requests to the Hub")]
     OfflineRepo {
         /// The repository.
         repo: RepoName,
     },
-    /// The same, of the account.
-    #[error("`HF_HUB_OFFLINE` forbids to ask the Hub whose token it is")]
+    /// An account needs the network, and network access is forbidden.
+    #[error("cannot look up the account: `HF_HUB_OFFLINE` forbids requests to the Hub")]
     OfflineAccount,
-    /// Nobody answers, or no longer.
+    /// There is no connection, or it broke.
     #[error("cannot reach {host}: {reason}")]
     Connect {
-        /// Whether there was a connection, and it broke.
+        /// Whether an existing connection broke.
         is_lost: bool,
-        /// The host asked.
+        /// The host.
         host: String,
-        /// What the system said.
+        /// The system's reason.
         reason: String,
     },
-    /// Someone else may be answering.
-    #[error("{host} cannot be trusted: {reason}")]
+    /// The host's certificate is invalid.
+    #[error("cannot verify the certificate of {host}: {reason}")]
     Certificate {
-        /// The host asked.
+        /// The host.
         host: String,
-        /// What is wrong.
+        /// The reason.
         reason: String,
     },
-    /// The proxy does not let through.
+    /// The proxy failed.
     #[error("cannot reach {host} through the proxy of `{variable}`: {reason}")]
     Proxy {
-        /// The host asked.
+        /// The host.
         host: String,
-        /// What names the proxy.
+        /// The variable that sets the proxy.
         variable: &'static str,
-        /// What it said.
+        /// The proxy's reason.
         reason: String,
     },
-    /// A transfer broke off, again and again.
-    #[error("`{file}` stopped at {done} of {size} bytes: {reason}")]
+    /// A download broke on every attempt.
+    #[error("cannot download `{file}`: {reason} after {done} of {size} bytes")]
     Cut {
         /// The file.
         file: String,
-        /// Bytes that are here.
+        /// Bytes that have arrived.
         done: u64,
-        /// Bytes of the whole.
+        /// Size of the file.
         size: u64,
-        /// What happened last.
+        /// The last reason.
         reason: String,
     },
-    /// No such model, or a private one of someone else.
-    #[error("there is no model `{}` at {host}{}", repo.id(), if *with_token { " that this account may see" } else { "" })]
+    /// The model does not exist, or the account cannot see it.
+    #[error("cannot find the model `{}` at {host}{}", repo.id(), if *with_token { " with this account" } else { "" })]
     NoModel {
         /// The name.
         repo: RepoName,
-        /// The host asked.
+        /// The host.
         host: String,
         /// Whether a token was sent.
         with_token: bool,
@@ -122,7 +122,7 @@ pub enum HubError {
         /// The name.
         repo: RepoName,
     },
-    /// A file that was listed is not there.
+    /// A listed file does not exist.
     #[error("`{repo}` has no file `{file}`")]
     NoFile {
         /// The model.
@@ -130,8 +130,8 @@ pub enum HubError {
         /// The file.
         file: String,
     },
-    /// The owner lets in who asked for it.
-    #[error("`{}` is gated: {}", repo.id(), if *with_token { "this account has not been let in" } else { "it wants an account" })]
+    /// The model's owner must grant access first.
+    #[error("`{}` is gated: {}", repo.id(), if *with_token { "this account has no access yet" } else { "it requires an account" })]
     Gated {
         /// The model.
         repo: RepoName,
@@ -141,211 +141,213 @@ pub enum HubError {
         with_token: bool,
     },
     /// The token is expired, revoked or mistyped.
-    #[error("{host} does not accept the token{}", if *is_variable { " of `HF_TOKEN`" } else { "" })]
+    #[error("{host} rejected the token{}", if *is_variable { " of `HF_TOKEN`" } else { "" })]
     BadToken {
-        /// The host asked.
+        /// The host.
         host: String,
-        /// Whether a variable gave it.
+        /// Whether the token comes from a variable.
         is_variable: bool,
     },
-    /// A token is needed and there is none.
+    /// The request needs a token.
     #[error("{what} needs a token")]
     NoToken {
-        /// What was asked for.
+        /// The request.
         what: String,
     },
-    /// The account may not.
-    #[error("{host} refuses{}", if message.is_empty() { " without a reason".to_owned() } else { format!(": {message}") })]
+    /// The account lacks a permission.
+    #[error("{host} denied the request{}", if message.is_empty() { " and gave no reason".to_owned() } else { format!(": {message}") })]
     Forbidden {
-        /// The host asked.
+        /// The host.
         host: String,
-        /// What it said.
+        /// The server's reason.
         message: String,
     },
-    /// It has too much to do, for longer than is worth waiting.
-    #[error("{host} asks to wait {} seconds", wait.as_secs())]
+    /// The server requires a wait beyond the limit.
+    #[error("{host} requires a wait of {} seconds", wait.as_secs())]
     Busy {
-        /// The host asked.
+        /// The host.
         host: String,
-        /// How long.
+        /// The wait.
         wait: Duration,
     },
-    /// Any other answer.
+    /// Any other status.
     #[error("{host} answered {status}{} to {request}", if message.is_empty() { String::new() } else { format!(" ({message})") })]
     Status {
-        /// The host asked.
+        /// The host.
         host: String,
         /// The request, without its secrets.
         request: String,
         /// The status.
         status: u16,
-        /// What it said.
+        /// The server's message.
         message: String,
     },
-    /// An answer that the Hub does not give: a fault, or an ill will.
-    #[error("{host} gave no proper answer to {request}: {fault}")]
+    /// A response that the Hub does not give.
+    #[error("unexpected response from {host} to {request}: {fault}")]
     Response {
-        /// The host asked.
+        /// The host.
         host: String,
         /// The request, without its secrets.
         request: String,
-        /// What is wrong with it.
+        /// The fault.
         fault: String,
     },
-    /// A repository whose files contradict each other.
+    /// A repository with contradictory files.
     #[error("`{repo}` is damaged: {fault}")]
     Repo {
         /// The model.
         repo: RepoName,
-        /// What is wrong.
+        /// The fault.
         fault: String,
     },
-    /// A file whose bytes are not those that were announced, twice.
-    #[error("`{file}` of `{repo}` arrived with checksum {found}, expected {expected}")]
+    /// A file had a wrong checksum twice.
+    #[error("`{file}` of `{repo}` has the checksum {found}, expected {expected}")]
     Checksum {
         /// The model.
         repo: RepoName,
         /// The file.
         file: String,
-        /// The checksum of what arrived.
+        /// The checksum of the downloaded bytes.
         found: String,
-        /// The one announced.
+        /// The checksum in the listing.
         expected: String,
     },
-    /// A small file that is none.
-    #[error("`{file}` of `{repo}` is of {size} bytes, and at most {most} are fetched of such a file")]
+    /// A small file exceeds its maximum size.
+    #[error("`{file}` of `{repo}` has {size} bytes, expected at most {most} for such a file")]
     TooLarge {
         /// The model.
         repo: RepoName,
         /// The file.
         file: String,
-        /// Its bytes.
+        /// Its size.
         size: u64,
-        /// The bytes of the longest that is fetched.
+        /// The maximum size.
         most: u64,
     },
-    /// The disk is too small for what would come.
-    #[error("`{repo}` needs {needed} bytes, and the disk of `{}` has {available}", cache.display())]
+    /// The disk is too small.
+    #[error("cannot download `{repo}`: it needs {needed} bytes, and the disk of `{}` has {available} free", cache.display())]
     Space {
         /// The model.
         repo: RepoName,
         /// The cache.
         cache: PathBuf,
-        /// Bytes that would come.
+        /// Bytes to download.
         needed: u64,
-        /// Bytes that are free.
+        /// Free bytes.
         available: u64,
     },
-    /// Neither an adapter nor a model that danlu reads.
-    #[error("`{repo}` holds no weights in safetensors{}", found.as_ref().map(|file| format!(", only `{file}`")).unwrap_or_default())]
+    /// A repository without safetensors.
+    #[error("`{repo}` has no safetensors weights{}", found.as_ref().map(|file| format!(", only `{file}`")).unwrap_or_default())]
     NoWeights {
         /// The model.
         repo: RepoName,
-        /// Weights of another kind.
+        /// Weights of another format.
         found: Option<String>,
     },
-    /// A folder that is not to be pushed.
-    #[error("`{}` holds neither an adapter nor a model: no `adapter_config.json`, no `config.json`", folder.display())]
+    /// A folder that is neither an adapter nor a model.
+    #[error("`{}` is neither an adapter nor a model: it has no `adapter_config.json` and no `config.json`", folder.display())]
     NotAModel {
         /// The folder.
         folder: PathBuf,
     },
-    /// A path that is to come along means nothing.
-    #[error("`{}` has nothing that `{path}` means", folder.display())]
+    /// An `include` pattern matches nothing.
+    #[error("`--include {path}` matches no file in `{}`", folder.display())]
     NotThere {
         /// The folder.
         folder: PathBuf,
-        /// The path.
+        /// The pattern.
         path: String,
     },
-    /// Everything stays.
-    #[error("nothing of `{}` may be sent", folder.display())]
+    /// Every file is skipped.
+    #[error("cannot push `{}`: every file is skipped", folder.display())]
     NothingToSend {
         /// The folder.
         folder: PathBuf,
     },
-    /// A file was written while it was read.
-    #[error("`{}` changed while it was read to be sent", path.display())]
+    /// A file changed during a push.
+    #[error("cannot upload `{}`: the file changed during the upload", path.display())]
     FileChanged {
         /// The file.
         path: PathBuf,
     },
-    /// Private was asked for, and everyone sees it.
-    #[error("`{}` is there already, and public", repo.id())]
+    /// The repository is public, and a private one was requested.
+    #[error("cannot make `{}` private: it exists and is public", repo.id())]
     Public {
         /// The repository.
         repo: RepoName,
     },
-    /// An adapter was to be put beside a model, or a model beside an adapter.
-    #[error("`{}` holds {} (`{file}`): beside it {}", repo.id(),
-        if *is_adapter { "a whole model" } else { "an adapter" },
-        if *is_adapter { "an adapter would be loaded in its place" } else { "the model would not be found" })]
+    /// An adapter and a full model would share a repository.
+    #[error("`{}` already holds {} (`{file}`); loaders would {}", repo.id(),
+        if *is_adapter { "a full model" } else { "an adapter" },
+        if *is_adapter { "pick the adapter instead" } else { "not find the model" })]
     Mixture {
         /// The repository.
         repo: RepoName,
-        /// The file that makes it so.
+        /// A file of the other kind.
         file: String,
-        /// Whether it was an adapter that was pushed.
+        /// Whether the push contains an adapter.
         is_adapter: bool,
     },
-    /// More within one commit than is held in memory.
-    #[error("the files that `{}` wants within the commit hold {bytes} bytes, and at most {most} are sent so", repo.id())]
+    /// The regular files exceed the limit of a commit.
+    #[error("cannot commit to `{}`: its regular files have {bytes} bytes, and one commit holds at most {most}", repo.id())]
     LargeCommit {
         /// The repository.
         repo: RepoName,
-        /// Their bytes.
+        /// Size of the files.
         bytes: u64,
-        /// How many are sent.
+        /// The limit.
         most: u64,
-        /// The largest of them.
+        /// The largest file.
         largest: String,
     },
-    /// What it takes to load a model would be left out there.
-    #[error("the `.gitignore` of `{}` leaves `{file}` out, and without it nothing that is sent can be loaded", repo.id())]
+    /// The repository's `.gitignore` excludes a file that loading needs.
+    #[error("the `.gitignore` of `{}` excludes `{file}`, and the upload cannot be loaded without it", repo.id())]
     Ignored {
         /// The repository.
         repo: RepoName,
         /// The file.
         file: String,
     },
-    /// Private was asked for, and the Hub does not say whether it is.
-    #[error("{host} does not say that `{}` is private", repo.id())]
+    /// The Hub does not report whether the repository is private.
+    #[error("cannot verify that `{}` is private: {host} does not report it", repo.id())]
     NotPrivate {
         /// The repository.
         repo: RepoName,
-        /// The host asked.
+        /// The host.
         host: String,
     },
-    /// A pull request to nobody.
-    #[error("there is no `{}` to offer a pull request to{}", repo.id(), if *with_token { " that this account may see" } else { "" })]
+    /// A pull request without a target.
+    #[error("cannot open a pull request: `{}` does not exist{}", repo.id(), if *with_token { " for this account" } else { "" })]
     NothingToProposeTo {
         /// The repository.
         repo: RepoName,
         /// Whether a token was sent.
         with_token: bool,
     },
-    /// A commit or a tag stays what it is.
-    #[error("`{}` of `{}` is no branch", repo.revision(), repo.id())]
+    /// The revision is a commit or a tag.
+    #[error("`{}` of `{}` is not a branch", repo.revision(), repo.id())]
     NoBranch {
         /// The repository at that revision.
         repo: RepoName,
     },
-    /// Others were faster, again and again.
-    #[error("`{repo}` got another commit each time that this one was ready; nothing was published")]
+    /// Other commits came first on every attempt.
+    #[error("cannot commit to `{repo}`: another commit came first on each of {attempts} attempts")]
     Race {
+        /// Number of attempts.
+        attempts: u32,
         /// The repository.
         repo: RepoName,
     },
-    /// The token reads only.
-    #[error("the token of `{account}` may read and not write")]
+    /// The token is read-only.
+    #[error("the token of `{account}` is read-only")]
     ReadOnly {
         /// The account.
         account: String,
-        /// Whether a variable gave it.
+        /// Whether the token comes from a variable.
         is_variable: bool,
     },
-    /// The namespace is another's.
-    #[error("`{account}` may not write to `{}`{}", repo.id(), if orgs.is_empty() { String::new() } else { format!(", only as itself or for {}", orgs.join(", ")) })]
+    /// The repository has another owner.
+    #[error("`{account}` cannot write to `{}`{}", repo.id(), if orgs.is_empty() { String::new() } else { format!("; it may write to its own repositories and those of {}", orgs.join(", ")) })]
     NotOwner {
         /// The repository.
         repo: RepoName,
@@ -353,25 +355,25 @@ pub enum HubError {
         account: String,
         /// Its organisations.
         orgs: Vec<String>,
-        /// Whether the repository is there, as far as the account may see.
+        /// Whether the repository exists, as far as the account can see.
         exists: bool,
     },
-    /// The account could, and this token may not.
-    #[error("the token of `{account}` may not write to `{}`{}", repo.id(), if message.is_empty() { String::new() } else { format!(": {message}") })]
+    /// The account has access, and the token does not.
+    #[error("the token of `{account}` cannot write to `{}`{}", repo.id(), if message.is_empty() { String::new() } else { format!(": {message}") })]
     MayNotWrite {
         /// The repository.
         repo: RepoName,
         /// The account.
         account: String,
-        /// What the Hub said.
+        /// The Hub's reason.
         message: String,
     },
-    /// The Hub looked at the commit and does not want it.
-    #[error("`{repo}` does not take the commit: {message}")]
+    /// The Hub rejected the commit.
+    #[error("`{repo}` rejected the commit: {message}")]
     Refused {
         /// The repository.
         repo: RepoName,
-        /// What the Hub said.
+        /// The Hub's reason.
         message: String,
     },
 }

@@ -1,4 +1,5 @@
-//! What of a repository danlu reads: safetensors, configurations, the tokenizer. Never code, never a pickle.
+//! Selects the files that danlu reads: safetensors, configurations and the tokenizer. Never code, never a
+//! pickle.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -16,40 +17,40 @@ pub(crate) const ADAPTER_CONFIG: &str = "adapter_config.json";
 pub(crate) const ADAPTER_WEIGHTS: &str = "adapter_model.safetensors";
 pub(crate) const TOKENIZER: &str = "tokenizer.json";
 
-/// What danlu writes beside an adapter, and reads again: its tokens, its card's record and picture.
+/// Files that danlu writes beside an adapter and reads again: token identity, card record and picture.
 const WRITTEN: [&str; 3] = [IDENTITY, "card.json", "loss.svg"];
 
-/// What the Hub puts into every repository and nobody reads.
+/// The Hub adds this file to every repository, and no loader reads it.
 const ATTRIBUTES: &str = ".gitattributes";
 
-/// The card: a base's licence, an author's notes.
+/// The card, for a base's licence and an author's notes.
 const CARD: &str = "README.md";
 
-/// What makes text into tokens, with [`TOKENIZER`].
+/// Tokenizer files beside [`TOKENIZER`].
 pub(crate) const TOKENIZER_CONFIG: &str = "tokenizer_config.json";
 const SPECIAL_TOKENS: &str = "special_tokens_map.json";
 const TEMPLATE: &str = "chat_template.jinja";
 
-/// How tokens are chosen, and which end a reply.
+/// Sampling settings and end-of-reply tokens.
 const GENERATION: &str = "generation_config.json";
 
-/// The tokens that an adapter was trained with, the bits of its base, and the system message; a merge hands it on.
+/// Token identity of an adapter, the bits of its base, and the system message.
 const IDENTITY: &str = "danlu.json";
 
-/// Longest [`TOKENIZER_CONFIG`] that is looked into for a template.
+/// Maximum size of a [`TOKENIZER_CONFIG`] that is searched for a template.
 const MAX_CONFIG_BYTES: u64 = 4 << 20;
 
-/// Longest file of a vocabulary, and longest other small file, that is fetched.
+/// Maximum size of a vocabulary, and of any other small file.
 const MAX_TOKENIZER_BYTES: u64 = 256 << 20;
 const MAX_SMALL_FILE_BYTES: u64 = 16 << 20;
 
-/// Longest index of shards.
+/// Maximum size of an index of shards.
 const MAX_INDEX_BYTES: u64 = 64 << 20;
 
-/// How files of weights end that danlu does not read.
+/// Extensions of weights that danlu does not read.
 const OTHER_WEIGHTS: [&str; 6] = [".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack"];
 
-/// Names of small files that a repository has, and of those that it does not have.
+/// Small files that a repository has, and small files that it does not have.
 type Settings = (Vec<&'static str>, Vec<&'static str>);
 
 #[derive(Deserialize)]
@@ -57,10 +58,10 @@ struct Index {
     weight_map: std::collections::BTreeMap<String, String>,
 }
 
-/// The small files that are read: those that are there, and those that are not.
+/// Returns the small files that danlu reads: those in the repository, and those that are absent.
 ///
 /// # Errors
-/// If one is too large to be what its name says.
+/// If a file exceeds its maximum size.
 pub(crate) fn settings(listing: &Listing, repo: &RepoName) -> Result<Settings, HubError> {
     let known: BTreeSet<&str> =
         sidecar_files::names().chain([CONFIG, ADAPTER_CONFIG, INDEX_FILE, CARD]).chain(WRITTEN).collect();
@@ -74,7 +75,7 @@ pub(crate) fn settings(listing: &Listing, repo: &RepoName) -> Result<Settings, H
     Ok((there, absent))
 }
 
-/// The bytes of the longest small file of this name that is fetched.
+/// Maximum size of a small file with this name.
 fn longest(path: &str) -> u64 {
     match path {
         TOKENIZER | "vocab.json" | "merges.txt" | "tokenizer.model" => MAX_TOKENIZER_BYTES,
@@ -83,15 +84,19 @@ fn longest(path: &str) -> u64 {
     }
 }
 
-/// The small files that would change results, of which neither a snapshot nor a note tells whether the repository has them:
-/// Python fetches what it needs itself, and may have been stopped. A template within `tokenizer_config.json` tells that
-/// there is no other, and [`ATTRIBUTES`] that all of the repository was fetched: no loader asks for that file.
+/// Returns the small files that would change results, are missing in a snapshot, and are not recorded as
+/// absent.
+///
+/// Python fetches only what it needs, and may have been interrupted. Two files give evidence: a template in
+/// `tokenizer_config.json` means that there is no other, and [`ATTRIBUTES`] means that the whole repository
+/// was fetched, because no loader requests that file.
 pub(crate) fn missing_optional_files(snapshot: &Path, is_absent: impl Fn(&str) -> bool) -> Vec<&'static str> {
     let has = |name: &str| fs::metadata(snapshot.join(name)).is_ok();
     let read: &[&str] = match (has(ADAPTER_CONFIG), has(ATTRIBUTES)) {
         (true, true) => &[],
         (true, false) => &[IDENTITY, TOKENIZER, TOKENIZER_CONFIG, SPECIAL_TOKENS, TEMPLATE, GENERATION],
-        // The last but the tokenizer in the order of names, and so the last to come: it may lack where somebody was stopped.
+        // `snapshot_download` fetches in name order, so this file is the one most likely missing after an
+        // interruption.
         (false, true) => &[TOKENIZER_CONFIG],
         (false, false) => &[IDENTITY, TOKENIZER_CONFIG, SPECIAL_TOKENS, TEMPLATE, GENERATION],
     };
@@ -106,10 +111,10 @@ pub(crate) fn missing_optional_files(snapshot: &Path, is_absent: impl Fn(&str) -
     missing_optional_files
 }
 
-/// The files of weights, once the small files are in `snapshot`.
+/// Returns the weight files. `snapshot` must hold the small files already.
 ///
 /// # Errors
-/// If there are none that danlu reads, or the index names what is not there.
+/// If there are no safetensors, or the index lists a file that does not exist.
 pub(crate) fn weights(listing: &Listing, snapshot: &Path, repo: &RepoName) -> Result<Vec<String>, HubError> {
     let has = |path: &str| listing.files.contains_key(path);
     let none = || {
@@ -123,10 +128,10 @@ pub(crate) fn weights(listing: &Listing, snapshot: &Path, repo: &RepoName) -> Re
         () if !has(CONFIG) => Err(none()),
         () if has(INDEX_FILE) => {
             let shards = shards(&snapshot.join(INDEX_FILE))
-                .ok_or_else(|| unread(repo, format!("`{INDEX_FILE}` is no index of shards")))?;
+                .ok_or_else(|| unread(repo, format!("`{INDEX_FILE}` is not an index of shards")))?;
             match shards.iter().find(|shard| !has(shard)) {
                 Some(shard) => {
-                    Err(unread(repo, format!("`{INDEX_FILE}` names {shard:?}, which is not there")))
+                    Err(unread(repo, format!("`{INDEX_FILE}` lists {shard:?}, which does not exist")))
                 }
                 None => Ok(shards.into_iter().collect()),
             }
@@ -140,7 +145,7 @@ fn unread(repo: &RepoName, fault: String) -> HubError {
     HubError::Repo { repo: repo.clone(), fault }
 }
 
-/// The shards that an index names: plain names of safetensors, or nothing.
+/// Returns the shards of an index, if all are plain names of safetensors.
 fn shards(index: &Path) -> Option<BTreeSet<String>> {
     let bytes = read_bounded(index, MAX_INDEX_BYTES).ok()?;
     let Index { weight_map } = serde_json::from_slice(&bytes).ok()?;
@@ -149,13 +154,13 @@ fn shards(index: &Path) -> Option<BTreeSet<String>> {
     (!shards.is_empty() && shards.iter().all(is_plain)).then_some(shards)
 }
 
-/// Whether a snapshot has the small files of a model, those apart that the repository is known not to have.
+/// Whether a snapshot has the small files of a model, except those recorded as absent.
 pub(crate) fn has_settings(snapshot: &Path, is_absent: impl Fn(&str) -> bool) -> bool {
     let has = |name: &str| fs::metadata(snapshot.join(name)).is_ok();
     has(CONFIG) && (has(TOKENIZER) || is_absent(TOKENIZER))
 }
 
-/// Whether a snapshot has all that an adapter or a model needs.
+/// Whether a snapshot has all files of an adapter or a model.
 pub(crate) fn is_whole(snapshot: &Path, is_absent: impl Fn(&str) -> bool) -> bool {
     let has = |name: &str| fs::metadata(snapshot.join(name)).is_ok();
     if has(ADAPTER_CONFIG) {

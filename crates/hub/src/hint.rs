@@ -1,142 +1,157 @@
-//! What to do about what went wrong.
+//! The next step for each error.
 
 use crate::HubError;
 use crate::cache::is_abbreviation;
 use crate::settings::DEFAULT_ENDPOINT;
 
 impl HubError {
-    /// What to do about it, where that is known.
+    /// The next step, if there is a known one.
     pub fn hint(&self) -> Option<String> {
+        self.connection_hint().or_else(|| self.download_hint()).or_else(|| self.push_hint())
+    }
+
+    /// Hints about the network, the token and the settings.
+    fn connection_hint(&self) -> Option<String> {
         let hint = match self {
             Self::File(error) => return error.hint(),
-            Self::Endpoint { .. } => "leave it out for the Hub itself, or name a mirror",
+            Self::Endpoint { .. } => "unset it to use the Hub itself, or set it to a mirror",
             Self::NoHome => "set `HF_HOME` to a folder",
             Self::TokenShape { .. } => {
-                "make one at https://huggingface.co/settings/tokens and paste it whole"
+                "create a token at https://huggingface.co/settings/tokens and paste all of it"
             }
             Self::Token(fault) => fault.hint(),
-            Self::Offline { .. } => "unset `HF_HUB_OFFLINE`, or name a folder",
+            Self::Offline { .. } => "unset `HF_HUB_OFFLINE`, or pass a local folder",
             Self::OfflineRepo { .. } | Self::OfflineAccount => "unset `HF_HUB_OFFLINE`",
-            Self::Connect { .. } => "check the network, and `HF_ENDPOINT` where it is set",
+            Self::Connect { .. } => "check the network, and `HF_ENDPOINT` if it is set",
             Self::Certificate { .. } => {
-                "behind a company's proxy set `SSL_CERT_FILE` to the file of its authority; also check this machine's clock, and `HF_ENDPOINT` where it is set"
+                "behind a company's proxy, set `SSL_CERT_FILE` to its certificates; also check the clock of this machine, and `HF_ENDPOINT` if it is set"
             }
             Self::Proxy { variable, .. } => {
-                return Some(format!("check `{variable}`, or name the host in `NO_PROXY`"));
+                return Some(format!("check `{variable}`, or add the host to `NO_PROXY`"));
             }
-            Self::Cut { .. } | Self::Busy { .. } => "run the same command again: it goes on where it stopped",
+            Self::BadToken { is_variable: true, .. } => {
+                "set `HF_TOKEN` to a valid token, or unset it for public models"
+            }
+            Self::BadToken { host, .. } if DEFAULT_ENDPOINT.strip_prefix("https://") != Some(host) => {
+                return Some(format!(
+                    "create a token at {DEFAULT_ENDPOINT}/settings/tokens, or at {host} if it has its own accounts, then run `danlu login`; for public models, run `danlu logout`"
+                ));
+            }
+            Self::BadToken { .. } => {
+                "create a token at https://huggingface.co/settings/tokens, then run `danlu login`; for public models, run `danlu logout`"
+            }
+            Self::NoToken { .. } => "run `danlu login`",
+            Self::Forbidden { message, .. } if message.is_empty() => {
+                "run it again, or try another network or mirror; a proxy or a firewall may deny the request"
+            }
+            Self::Status { .. } | Self::Response { .. } => {
+                "try again later; https://status.huggingface.co shows the state of the Hub"
+            }
+            _ => return None,
+        };
+        Some(hint.to_owned())
+    }
+
+    /// Hints about models and their files.
+    fn download_hint(&self) -> Option<String> {
+        let hint = match self {
+            Self::Cut { .. } | Self::Busy { .. } => "run the same command again; it resumes the transfer",
             Self::NoModel { with_token: false, .. } => {
                 "check the spelling; a private model needs `danlu login`"
             }
-            Self::NoModel { .. } => "check the spelling, and whose account the token is of: `danlu whoami`",
+            Self::NoModel { .. } => "check the spelling, and the account of the token with `danlu whoami`",
             Self::NoRevision { repo } if is_abbreviation(repo.revision()) => {
-                "the Hub knows a commit by all of its 40 digits; fewer do where the cache has just one that begins so"
+                "write all of its 40 digits; a shorter commit works only if the cache has exactly one that starts with it"
             }
             Self::NoRevision { repo } => {
-                return Some(format!("leave `@{}` out for its main branch", repo.revision()));
+                return Some(format!("omit `@{}` to use the main branch", repo.revision()));
             }
             Self::Gated { page, with_token: true, .. } => {
                 return Some(format!(
-                    "accept its terms at {page}, with the account that `danlu whoami` names"
+                    "accept its terms at {page} with the account that `danlu whoami` prints"
                 ));
             }
             Self::Gated { page, .. } => {
                 return Some(format!(
-                    "accept its terms at {page}, then `danlu login` with a token of that account"
+                    "accept its terms at {page}, then run `danlu login` with a token of that account"
                 ));
             }
-            Self::BadToken { is_variable: true, .. } => {
-                "set `HF_TOKEN` to one that is valid, or unset it: a public model needs none"
-            }
-            Self::BadToken { host, .. } if DEFAULT_ENDPOINT.strip_prefix("https://") != Some(host) => {
-                return Some(format!(
-                    "get a new one at {DEFAULT_ENDPOINT}/settings/tokens, or at {host} if it has accounts of its own, then `danlu login`; a public model needs none: `danlu logout`"
-                ));
-            }
-            Self::BadToken { .. } => {
-                "get a new one at https://huggingface.co/settings/tokens, then `danlu login`; a public model needs none: `danlu logout`"
-            }
-            Self::NoToken { .. } => "danlu login",
-            Self::Checksum { .. } => {
-                "something between here and the Hub changes files: try another network or mirror"
-            }
+            Self::Checksum { .. } => "try another network or mirror; a proxy on the way may change files",
             Self::Space { .. } => "free some space, or set `HF_HUB_CACHE` to a folder on another disk",
             Self::NoWeights { found: Some(_), .. } => {
-                "danlu reads safetensors alone: look for a copy of the model in that form"
+                "use a copy of the model in safetensors; danlu reads no other format"
             }
             Self::Repo { .. } | Self::TooLarge { .. } => {
-                "tell its owner, or name another revision: `org/name@revision`"
+                "use another revision with `org/name@revision`, or report it to the owner"
             }
-            Self::NoWeights { .. } => "name a model, or an adapter that PEFT saved",
+            Self::NoWeights { .. } => "use a model, or an adapter that PEFT saved",
+            _ => return None,
+        };
+        Some(hint.to_owned())
+    }
+
+    /// Hints about pushes.
+    fn push_hint(&self) -> Option<String> {
+        let hint = match self {
             Self::NotAModel { .. } => {
-                "name the output folder of `danlu train` or `danlu merge`; an adapter is there when the training has ended"
+                "pass the output folder of `danlu train` or `danlu merge`; `train` writes the adapter when it ends"
             }
             Self::NotThere { .. } => {
-                "paths are those within the folder; a `*` means neither a `/` nor the dot that hides a file"
+                "write paths relative to the folder; `*` does not match `/` or a leading dot"
             }
-            Self::NothingToSend { .. } => "`--dry-run` lists what stays, and why",
-            Self::FileChanged { .. } => "let the program that writes it end, then push again",
-            Self::Forbidden { message, .. } if message.is_empty() => {
-                "run it again; a proxy or a firewall on the way may be who refuses: try another network or mirror"
-            }
+            Self::NothingToSend { .. } => "run with `--dry-run` to list the skipped files and the reasons",
+            Self::FileChanged { .. } => "wait until the program that writes it ends, then push again",
             Self::Public { repo } => {
                 return Some(format!(
-                    "make `{}` private on its settings page, push to a new name, or leave `--private` out",
+                    "make `{}` private on its settings page, push to a new name, or omit `--private`",
                     repo.id()
                 ));
             }
             Self::Mixture { is_adapter: true, .. } => {
-                "push the adapter to another name, or take the model's files out of that page first"
+                "push the adapter to another name, or remove the model's files from that repository first"
             }
             Self::Mixture { .. } => {
-                "push the model to another name, or take the adapter's files out of that page first"
+                "push the model to another name, or remove the adapter's files from that repository first"
             }
             Self::LargeCommit { largest, .. } => {
                 return Some(format!(
-                    "`{largest}` is the largest: take it out of the folder, or have the repository's `.gitattributes` keep its kind as large files"
+                    "remove the largest, `{largest}`, from the folder, or list its file type in the repository's `.gitattributes`"
                 ));
             }
             Self::Ignored { .. } => {
-                "nothing was published: take that line out of the page's `.gitignore`, then push again"
+                "remove that line from the repository's `.gitignore`, then push again; nothing was published"
             }
             Self::NotPrivate { repo, .. } => {
                 return Some(format!(
-                    "nothing was published: look at the settings page of `{}`, or leave `--private` out",
+                    "check the settings page of `{}`, or omit `--private`; nothing was published",
                     repo.id()
                 ));
             }
             Self::NothingToProposeTo { .. } => {
-                "check the spelling; in a namespace of your own a push without `--create-pr` makes the repository"
+                "check the spelling; in your own namespace, push without `--create-pr` to create the repository"
             }
-            Self::NoBranch { .. } => "name a branch: one that is not there yet begins where the main one is",
-            Self::Race { .. } => "push again when nobody else does: what was sent is not sent again",
+            Self::NoBranch { .. } => "use the name of a branch; a new branch starts at the main branch",
+            Self::Race { .. } => "push again when no one else does; uploaded files are not uploaded again",
             Self::ReadOnly { is_variable: true, .. } => {
-                "set `HF_TOKEN` to one that may write, from https://huggingface.co/settings/tokens"
+                "set `HF_TOKEN` to a token with write access, from https://huggingface.co/settings/tokens"
             }
             Self::ReadOnly { .. } => {
-                "get one that may write at https://huggingface.co/settings/tokens, then `danlu login`"
+                "create a token with write access at https://huggingface.co/settings/tokens, then run `danlu login`"
             }
             Self::NotOwner { repo, account, exists: false, .. } => {
                 return Some(format!("check the spelling, or push to `{account}/{}`", repo.model()));
             }
             Self::NotOwner { repo, account, .. } => {
                 return Some(format!(
-                    "push to `{account}/{}`, or offer it to the owner with `--create-pr`",
+                    "push to `{account}/{}`, or open a pull request with `--create-pr`",
                     repo.model()
                 ));
             }
             Self::MayNotWrite { .. } => {
-                "a fine-grained token needs the right to write to it: https://huggingface.co/settings/tokens"
+                "give the fine-grained token write access to the repository at https://huggingface.co/settings/tokens"
             }
-            Self::Refused { .. } => "nothing was published: mend what it names, then push again",
-            Self::Stopped
-            | Self::Name { .. }
-            | Self::Variable { .. }
-            | Self::NoFile { .. }
-            | Self::Forbidden { .. } => return None,
-            Self::Status { .. } | Self::Response { .. } => {
-                "try again later; https://status.huggingface.co tells whether the Hub is well"
-            }
+            Self::Refused { .. } => "fix the reported fault, then push again; nothing was published",
+            _ => return None,
         };
         Some(hint.to_owned())
     }

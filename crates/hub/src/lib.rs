@@ -1,11 +1,13 @@
-//! The Hugging Face Hub: models by name, in the cache that Python's tools share.
+//! Client of the Hugging Face Hub.
 //!
-//! A [`RepoName`] such as `org/name@revision` becomes a folder: from the cache without a byte of traffic, or by
-//! [`Hub::pull`], which fetches what danlu reads, several files at a time, and verifies every one. The layout, the
-//! locks and the variables are those of `huggingface_hub`, so that either side finds what the other fetched.
+//! - [`RepoName`] is a model's name, such as `org/name@revision`.
+//! - [`Hub::cached_folder`] returns the folder of a cached model, without any network traffic.
+//! - [`Hub::pull`] downloads the files that danlu reads, several at a time, and verifies each one.
+//! - [`UploadSet`] lists the files of a folder to upload and to skip.
+//! - [`Hub::diff`] compares an upload set with a repository, and [`Hub::push`] uploads it in one commit.
 //!
-//! The other way a [`UploadSet`] says what of a folder goes and what stays, [`Hub::differences`] what a repository lacks of
-//! it, and [`Hub::push`] sends that as one commit.
+//! The cache, its locks and the environment variables are those of `huggingface_hub`. danlu and Python
+//! therefore use each other's downloads.
 
 mod account;
 mod cache;
@@ -32,7 +34,7 @@ pub use http::RetryPolicy;
 pub use name::RepoName;
 pub use pull::{FetchScope, Pulled};
 pub use push::{
-    PushOptions, Pushed, RepoDiff, SkipReason, SkippedFile, Stage, UploadFile, UploadOptions, UploadSet,
+    PushOptions, PushStage, Pushed, RepoDiff, SkipReason, SkippedFile, UploadFile, UploadOptions, UploadSet,
 };
 pub use settings::{Endpoint, HubSettings};
 pub use snapshot_path::parse_snapshot_path;

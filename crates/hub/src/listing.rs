@@ -1,4 +1,4 @@
-//! What a model's repository holds at a revision.
+//! The files of a repository at one revision.
 
 use std::collections::BTreeMap;
 use std::time::Instant;
@@ -13,13 +13,13 @@ use crate::http::{MAX_RESPONSE_BYTES, Request, Response, Unread};
 use crate::settings::DEFAULT_ENDPOINT;
 use crate::{Hub, HubError, RepoName};
 
-/// Pages of a listing at most: the Hub gives a thousand files a page.
+/// Maximum pages of a listing. The Hub puts a thousand files on a page.
 const MAX_PAGES: usize = 100;
 
-/// Files of a listing at most.
+/// Maximum files of a listing.
 const MAX_FILES: usize = 100_000;
 
-/// Longest path, in bytes: no system has longer ones.
+/// Maximum length of a path. No system has longer ones.
 const MAX_PATH_BYTES: usize = 4096;
 
 /// A repository at one commit.
@@ -27,7 +27,7 @@ const MAX_PATH_BYTES: usize = 4096;
 pub(crate) struct Listing {
     /// The commit, 40 hexadecimal digits.
     pub commit: String,
-    /// Whether others may see it, where the Hub tells.
+    /// Whether the repository is private, if the Hub reports it.
     pub private: Option<bool>,
     /// Its files by path.
     pub files: BTreeMap<String, RemoteFile>,
@@ -38,12 +38,12 @@ pub(crate) struct Listing {
 pub(crate) struct RemoteFile {
     /// Its bytes.
     pub size: u64,
-    /// What its bytes must give; also its name in the cache.
+    /// Checksum of the content, and name of the blob in the cache.
     pub hash: Checksum,
 }
 
 impl Listing {
-    /// Whether it holds nothing but what the Hub puts into a new repository.
+    /// Whether the repository has only the file that the Hub adds to a new one.
     pub fn is_empty(&self) -> bool {
         self.files.keys().all(|path| path == ".gitattributes")
     }
@@ -73,10 +73,10 @@ struct Large {
 }
 
 impl Hub {
-    /// Asks which commit a revision is, and what it holds.
+    /// Reads the commit of a revision and its files.
     ///
     /// # Errors
-    /// If the model or the revision is not there, or the answer is no listing.
+    /// If the model or the revision does not exist, or the response is not a listing.
     pub(crate) fn list(&self, repo: &RepoName) -> Result<Listing, HubError> {
         let http = self.online(|| format!("`{repo}`"))?;
         let (endpoint, revision) = (http.endpoint(), escaped(repo.revision()));
@@ -89,10 +89,10 @@ impl Hub {
         Ok(Listing { commit, private, files })
     }
 
-    /// Asks what a commit holds.
+    /// Reads the files of a commit.
     ///
     /// # Errors
-    /// If it is not there, or the answer is no listing.
+    /// If the commit does not exist, or the response is not a listing.
     pub(crate) fn tree(
         &self,
         repo: &RepoName,
@@ -102,16 +102,14 @@ impl Hub {
         let mut files = BTreeMap::new();
         let mut next =
             Some(format!("{}/api/models/{}/tree/{commit}?recursive=true", http.endpoint(), repo.id()));
-        // All pages together are as one answer.
+        // All pages together have the limits of one response.
         let (mut left, time) = (MAX_RESPONSE_BYTES, 2 * http.time());
         let end = Instant::now() + time;
         for _ in 0..MAX_PAGES {
             let Some(url) = next.take() else { break };
             let request = Request::get(url);
             if Instant::now() > end {
-                return Err(
-                    request.fault(format!("a listing that is not here after {} seconds", time.as_secs()))
-                );
+                return Err(request.fault(format!("an incomplete listing after {} seconds", time.as_secs())));
             }
             let (entries, link, bytes) = self.page::<Vec<Entry>>(&request, Resource::Repo(repo), left)?;
             left -= bytes;
@@ -120,13 +118,13 @@ impl Hub {
                     let len = entry.path.len();
                     return Err(request.fault(match len > MAX_PATH_BYTES {
                         true => format!("a path of {len} bytes, expected at most {MAX_PATH_BYTES}"),
-                        false => "a path that holds the token".to_owned(),
+                        false => "a path that contains the token".to_owned(),
                     }));
                 }
                 let (size, hash) = match entry.lfs {
                     Some(Large { oid, size }) if is_hex(&oid, 64) => (size, Checksum::Sha256(oid)),
                     None if is_hex(&entry.oid, 40) => (entry.size, Checksum::Git(entry.oid)),
-                    _ => return Err(request.fault(format!("the checksum of {:?} is none", entry.path))),
+                    _ => return Err(request.fault(format!("{:?} has no valid checksum", entry.path))),
                 };
                 files.insert(entry.path, RemoteFile { size, hash });
             }
@@ -143,10 +141,10 @@ impl Hub {
         }
     }
 
-    /// Where a listing goes on: at the endpoint, and nowhere else.
+    /// Returns the URL of the next page. It must be at the endpoint.
     fn next_page(&self, request: &Request<'_>, link: &str) -> Result<String, HubError> {
         let endpoint = self.http.endpoint().as_str();
-        // A mirror may hand on the Hub's own addresses.
+        // A mirror may return the Hub's own URLs.
         let link = match link.strip_prefix(DEFAULT_ENDPOINT) {
             Some(path) if path.starts_with('/') => format!("{endpoint}{path}"),
             _ => link.to_owned(),
@@ -155,11 +153,11 @@ impl Hub {
         let next = joined(&request.url, &link).filter(is_ours);
         next.ok_or_else(|| {
             let page = self.http.redacted(&Request::get(link).words());
-            request.fault(format!("the listing goes on at `{page}`, expected an address of {endpoint}"))
+            request.fault(format!("the listing continues at `{page}`, expected a URL of {endpoint}"))
         })
     }
 
-    /// Asks for JSON.
+    /// Requests JSON.
     pub(crate) fn json<T: DeserializeOwned>(
         &self,
         request: &Request<'_>,
@@ -168,7 +166,8 @@ impl Hub {
         Ok(self.page(request, resource, MAX_RESPONSE_BYTES)?.0)
     }
 
-    /// Asks for JSON of `most` bytes that may go on at another address; with its bytes.
+    /// Requests JSON of at most `most` bytes. Returns the value, the URL of the next page, and the bytes
+    /// read.
     fn page<T: DeserializeOwned>(
         &self,
         request: &Request<'_>,
@@ -176,13 +175,13 @@ impl Hub {
         most: u64,
     ) -> Result<(T, Option<String>, u64), HubError> {
         let (response, bytes) = self.whole(request, resource, most)?;
-        // It repeats what it does not understand.
+        // The parser quotes text that it cannot parse, which may contain the token.
         let value = serde_json::from_slice(&bytes)
             .map_err(|error| request.fault(self.http.redacted(&error.to_string())))?;
         Ok((value, response.header("link").and_then(next_page), bytes.len() as u64))
     }
 
-    /// An answer and all of its bytes, asked for again where it is cut.
+    /// Reads a whole response, and requests it again if the connection breaks.
     pub(crate) fn whole(
         &self,
         request: &Request<'_>,
@@ -202,13 +201,13 @@ impl Hub {
     }
 }
 
-/// The address of a file's bytes.
+/// The URL of a file's content.
 pub(crate) fn file_url(hub: &Hub, repo: &RepoName, commit: &str, path: &str) -> String {
     let path: Vec<String> = path.split('/').map(escaped).collect();
     format!("{}/{}/resolve/{commit}/{}", hub.http.endpoint(), repo.id(), path.join("/"))
 }
 
-/// The `next` of a `Link` header.
+/// Returns the `next` URL of a `Link` header.
 fn next_page(link: &str) -> Option<String> {
     link.split(',').find_map(|one| {
         let (url, kind) = one.trim().strip_prefix('<')?.split_once('>')?;

@@ -1,4 +1,4 @@
-//! `org/name@revision`.
+//! Names of models: `org/name@revision`.
 
 use std::fmt;
 use std::str::FromStr;
@@ -11,7 +11,7 @@ use crate::{Endpoint, HubError};
 /// Hosts of the Hub and of its mirror.
 const HOSTS: [&str; 4] = ["huggingface.co", "www.huggingface.co", "hf.co", "hf-mirror.com"];
 
-/// What comes first in addresses that are not a model's.
+/// First path segments that are not owners of models.
 const NO_OWNERS: [&str; 8] =
     ["datasets", "spaces", "docs", "collections", "papers", "blog", "api", "settings"];
 
@@ -23,28 +23,30 @@ pub struct RepoName {
 }
 
 impl RepoName {
-    /// `org/name`.
+    /// Returns `org/name`.
     pub fn id(&self) -> &str {
         &self.id
     }
 
-    /// `name`.
+    /// Returns `name`.
     pub fn model(&self) -> &str {
         self.id.split_once('/').expect("checked when parsed").1
     }
 
-    /// The branch, tag or commit; `main` where none is named.
+    /// Returns the branch, tag or commit; `main` by default.
     pub fn revision(&self) -> &str {
         self.revision.as_deref().unwrap_or("main")
     }
 
-    /// The revision that was named, if one was.
+    /// Returns the explicit revision, if any.
     pub fn named_revision(&self) -> Option<&str> {
         self.revision.as_deref()
     }
 
-    /// The model whose page has this address, at `endpoint` or at the Hub itself: `https://huggingface.co/org/name`, or
-    /// `.../tree/revision`; the scheme may be left out of the Hub's, and Python's `hf://org/name@revision` is one too.
+    /// Parses the URL of a model's page at `endpoint` or at the Hub: `https://huggingface.co/org/name` or
+    /// `.../tree/revision`.
+    ///
+    /// The Hub's scheme may be omitted. Python's `hf://org/name@revision` is accepted too.
     pub fn from_page_url(address: &str, endpoint: Option<&Endpoint>) -> Option<Self> {
         let bare = |text: &str| text.split_once("://").map(|(_, bare)| bare.to_owned());
         let address = address.trim().split(['?', '#']).next()?;
@@ -74,14 +76,14 @@ impl RepoName {
             }
             _ => return Some(name),
         };
-        // The page opens at its main branch: whoever copied that asked for none.
+        // The page opens at `main`, so a copied URL names no revision.
         if revision == "main" { Some(name) } else { name.at(&revision).ok() }
     }
 
-    /// The same model at another revision.
+    /// Returns the same model at another revision.
     ///
     /// # Errors
-    /// If it cannot be one.
+    /// If `revision` is not a valid revision.
     pub fn at(&self, revision: &str) -> Result<Self, HubError> {
         match is_revision(revision) {
             true => Ok(Self { revision: Some(revision.to_owned()), ..self.clone() }),
@@ -89,7 +91,7 @@ impl RepoName {
         }
     }
 
-    /// Its folder in the cache.
+    /// The folder in the cache.
     pub(crate) fn folder(&self) -> String {
         format!("models--{}", self.id.replace('/', "--"))
     }
@@ -120,7 +122,7 @@ impl FromStr for RepoName {
     }
 }
 
-/// A revision becomes a path in the cache: it stays inside.
+/// A revision becomes a path in the cache, so no part may lead out of it.
 pub(crate) fn is_revision(revision: &str) -> bool {
     revision.len() <= 250
         && revision.split('/').all(|part| {

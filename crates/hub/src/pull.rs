@@ -1,4 +1,4 @@
-//! A model by name: out of the cache, or into it.
+//! Downloads a model into the cache.
 
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
@@ -17,36 +17,36 @@ use crate::listing::{Listing, RemoteFile};
 use crate::transfer::ProgressThrottle;
 use crate::{Hub, HubError, RepoName, RetryPolicy, Transfer};
 
-/// Files fetched at a time.
+/// Files downloaded at a time.
 const PARALLEL_DOWNLOADS: usize = 8;
 
-/// How long an answer may take where the question is only whether a model that is there lacks something.
+/// Time limit for the check whether a cached model lacks a file.
 const CHECK_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// How much of a model is asked for.
+/// The part of a model to fetch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FetchScope {
-    /// All that danlu reads.
+    /// All files that danlu reads.
     Full,
-    /// The small files: enough to plan a run, or to turn text into tokens.
+    /// The small files: enough to plan a run or to tokenize text.
     ConfigOnly,
 }
 
-/// A model that is in the cache.
+/// A downloaded model.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Pulled {
-    /// Its files, links into the cache.
+    /// The snapshot: links into the cache.
     pub folder: PathBuf,
-    /// Its commit.
+    /// The commit.
     pub commit: String,
-    /// Bytes of its files.
+    /// Size of all files.
     pub bytes: u64,
-    /// Of these, what came over the network.
+    /// Bytes that came over the network.
     pub fetched: u64,
 }
 
 impl Hub {
-    /// The folder of a model that is in the cache with all that is asked of it; nobody is asked.
+    /// Returns the folder of a model if the cache has all files in `scope`. Makes no request.
     ///
     /// # Errors
     /// If the cache cannot be read.
@@ -61,25 +61,25 @@ impl Hub {
         Ok(is_there.then_some(folder))
     }
 
-    /// Whether the cache knows a model's revision, and as something else than `commit`: a start by name is then an older one,
-    /// until it is pulled.
+    /// Whether the cache has another commit than `commit` for the name's revision. The model then starts in
+    /// an older version until it is pulled.
     pub fn cache_is_stale(&self, repo: &RepoName, commit: &str) -> bool {
         let here = Cache::of(&self.settings.cache, repo).read_ref(repo.revision());
         here.is_ok_and(|here| here.is_some_and(|here| here != commit))
     }
 
-    /// Of a model that [`Hub::cached`] found in `folder`, the files that would change results and of which nobody knows
-    /// whether the repository has them: [`Hub::complete`] finds out.
+    /// Optional files that would change results, are missing in `folder`, and were never checked on the Hub.
+    /// [`Hub::fetch_missing_files`] checks them.
     pub fn missing_optional_files(&self, repo: &RepoName, folder: &Path) -> Vec<&'static str> {
         let cache = Cache::of(&self.settings.cache, repo);
         file_selection::missing_optional_files(folder, |file| cache.is_absent(commit_of(folder), file))
     }
 
-    /// Fetches the small files that such a model lacks, and notes those that its commit does not have. What it has is asked
-    /// once, and not for long.
+    /// Fetches the missing small files of a cached model, and records the names that its commit does not
+    /// have. The Hub is asked once, with a short time limit.
     ///
     /// # Errors
-    /// If the Hub cannot be asked or refuses; what is there can be used all the same.
+    /// If the Hub cannot be reached or refuses. The cached files remain usable.
     pub fn fetch_missing_files(&self, repo: &RepoName, folder: &Path) -> Result<(), HubError> {
         let commit = commit_of(folder);
         let hub = Self::with_retry_policy(
@@ -96,11 +96,12 @@ impl Hub {
         Ok(())
     }
 
-    /// Fetches what danlu reads of a model, as it is on the Hub now. What is in the cache is not fetched again, and a
-    /// transfer that was cut goes on where it stopped.
+    /// Downloads the files of a model that danlu reads, in the Hub's present version. Cached files are
+    /// skipped, and an interrupted download resumes.
     ///
     /// # Errors
-    /// If the Hub cannot be asked or refuses, a file stays damaged, or the disk is too small. What has arrived stays.
+    /// If the Hub cannot be reached or refuses, a file stays damaged, or the disk is too small. Downloaded
+    /// bytes stay.
     pub fn pull(
         &self,
         repo: &RepoName,
@@ -110,7 +111,7 @@ impl Hub {
         let cache = Cache::of(&self.settings.cache, repo);
         let commit = cache.read_ref(repo.revision())?.filter(|commit| commit.starts_with(repo.revision()));
         let repo = &match commit.filter(|_| is_abbreviation(repo.revision())) {
-            // The Hub knows a commit by all of its digits.
+            // The Hub accepts commits with all digits only.
             Some(commit) => repo.at(&commit)?,
             None => repo.clone(),
         };
@@ -132,7 +133,7 @@ impl Hub {
         Ok(Pulled { folder, commit: listing.commit, bytes, fetched })
     }
 
-    /// Fetches files, some at a time; the first error ends it, and what arrived stays.
+    /// Downloads files in parallel. The first error stops the others; their bytes stay.
     fn fetch_all(
         &self,
         cache: &Cache,
@@ -163,7 +164,7 @@ impl Hub {
                 scope.spawn(move || {
                     while let Some((path, file)) = next() {
                         let wanted = FileFetch { repo, commit: &listing.commit, path, file, stop };
-                        // After an error nobody listens, and the rest need not come.
+                        // After an error the receiver is gone.
                         let mut advanced = |n| match tell.send(Ok(n)) {
                             Ok(()) => ControlFlow::Continue(()),
                             Err(_) => ControlFlow::Break(()),
@@ -178,7 +179,7 @@ impl Hub {
             drop(tell);
             let mut throttle = ProgressThrottle::default();
             for message in told {
-                // Whoever sleeps or waits for a lock does it in vain.
+                // Ends the sleeps and lock waits of the other threads.
                 let bytes = message.inspect_err(|_| stop.store(true, Ordering::Relaxed))?;
                 transfer.done = transfer.done.saturating_add_signed(bytes);
                 if throttle.is_due() {
@@ -190,12 +191,12 @@ impl Hub {
     }
 }
 
-/// The commit whose snapshot `folder` is.
+/// The commit of a snapshot folder.
 fn commit_of(folder: &Path) -> &str {
     folder.file_name().and_then(|name| name.to_str()).unwrap_or_default()
 }
 
-/// Bytes of a file that are in the cache already, whole or in part.
+/// Bytes of a file in the cache, complete or partial.
 fn here(cache: &Cache, file: &RemoteFile) -> u64 {
     let len = |path: PathBuf| std::fs::metadata(path).map_or(0, |there| there.len());
     let (whole, part) = (len(cache.blob_path(&file.hash)), len(cache.partial_path(&file.hash)));

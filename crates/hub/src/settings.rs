@@ -1,4 +1,4 @@
-//! Where things are, by the variables that Python's tools read.
+//! Settings from the environment variables of Python's tools.
 
 use std::ffi::OsString;
 use std::fmt;
@@ -9,20 +9,20 @@ use ureq::http::Uri;
 
 use crate::{HubError, Token, TokenFault};
 
-/// The Hub where `HF_ENDPOINT` names none.
+/// The Hub, unless `HF_ENDPOINT` is set.
 pub(crate) const DEFAULT_ENDPOINT: &str = "https://huggingface.co";
 
-/// The address of a Hub, or of a mirror of it: scheme, host, and a path where there is one.
+/// URL of a Hub or a mirror: scheme, host, and an optional path.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Endpoint(String);
 
 impl Endpoint {
-    /// Its text, without a `/` at its end.
+    /// Returns the URL without a trailing `/`.
     pub fn as_str(&self) -> &str {
         &self.0
     }
 
-    /// Whether it is not the Hub itself.
+    /// Whether this is not the Hub itself.
     pub fn is_other(&self) -> bool {
         self.0 != DEFAULT_ENDPOINT
     }
@@ -39,7 +39,7 @@ impl FromStr for Endpoint {
 
     fn from_str(text: &str) -> Result<Self, HubError> {
         let trimmed = text.trim().trim_end_matches('/');
-        // Scheme and host are the same in capitals.
+        // Scheme and host are case-insensitive.
         let (scheme, rest) = trimmed.split_once("://").unwrap_or(("", trimmed));
         let (host, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
         let trimmed = format!("{}://{}{path}", scheme.to_ascii_lowercase(), host.to_ascii_lowercase());
@@ -48,9 +48,9 @@ impl FromStr for Endpoint {
                 && uri.host().is_some()
                 && uri.query().is_none()
         });
-        // A password in the address would reach logs and errors.
+        // A password in the URL would reach logs and errors.
         if !is_one || trimmed.contains(['@', '#']) {
-            // So would a token behind it.
+            // A token in the query would reach them too.
             let shown = match text.split_once(['?', '#']) {
                 Some((before, _)) => format!("{before}?..."),
                 None => text.to_owned(),
@@ -62,35 +62,35 @@ impl FromStr for Endpoint {
     }
 }
 
-/// Where things are, and what is allowed.
+/// Locations and permissions.
 #[derive(Clone, Debug)]
 pub struct HubSettings {
     /// The Hub: `HF_ENDPOINT`.
     pub endpoint: Endpoint,
     /// The cache: `HF_HUB_CACHE`, or `hub` in `HF_HOME`.
     pub cache: PathBuf,
-    /// The token's file: `HF_TOKEN_PATH`, or `token` in `HF_HOME`.
+    /// The token file: `HF_TOKEN_PATH`, or `token` in `HF_HOME`.
     pub token_path: PathBuf,
-    /// Who asks: `HF_TOKEN`, or what the file holds.
+    /// The token: `HF_TOKEN`, or the content of the token file.
     pub token: Option<Token>,
-    /// Why that is none though one was given: whoever needs the Hub is told.
+    /// Why a given token is invalid. Requests to the Hub return this error.
     pub token_fault: Option<TokenFault>,
-    /// Whether the token is a variable's: a file then changes nothing.
+    /// Whether the token comes from a variable, so that the file has no effect.
     pub token_is_variable: bool,
-    /// Whether to ask nobody: `HF_HUB_OFFLINE`.
+    /// Whether network access is forbidden: `HF_HUB_OFFLINE`.
     pub offline: bool,
 }
 
 impl HubSettings {
-    /// From the process's variables.
+    /// Reads the variables of the process.
     ///
     /// # Errors
-    /// If a variable has a fault, or there is no home to keep a cache in.
+    /// If a variable is invalid, or there is no home folder for the cache.
     pub fn from_env() -> Result<Self, HubError> {
         Self::from_vars(|name| std::env::var_os(name), std::env::home_dir())
     }
 
-    /// From these variables, and this home.
+    /// Reads `var` in place of the environment.
     ///
     /// # Errors
     /// As [`HubSettings::from_env`].
@@ -136,7 +136,7 @@ impl HubSettings {
     }
 }
 
-/// `~` is the home and `$NAME` or `${NAME}` a variable, as Python has it: one that is not set stays as it is written.
+/// Expands `~`, `$NAME` and `${NAME}` as Python does. An unset variable stays as it is written.
 fn expanded(path: OsString, home: Option<&PathBuf>, var: &impl Fn(&str) -> Option<OsString>) -> PathBuf {
     let path = PathBuf::from(path);
     let path = match (path.strip_prefix("~"), home) {
@@ -189,7 +189,7 @@ mod tests {
         );
         let both = settings(&[("HF_HOME", "/h"), ("HF_HUB_CACHE", "/c"), ("HF_TOKEN_PATH", "/t")]).unwrap();
         assert_eq!((both.cache, both.token_path), ("/c".into(), "/t".into()));
-        // Expected: `os.path.expandvars(os.path.expanduser(value))` of Python, with `D` alone set.
+        // Expected: `os.path.expandvars(os.path.expanduser(value))` in Python, with only `D` set.
         for (value, expected) in [
             ("$D/hf", "/data/hf"),
             ("~/${D}x/$D", "/home/me//datax//data"),

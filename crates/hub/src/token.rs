@@ -1,4 +1,4 @@
-//! The secret that says who asks. It is shown nowhere: not in a log, an error or a `Debug`.
+//! The access token. It appears in no log, error or `Debug` output.
 
 use std::fmt;
 use std::fs;
@@ -10,10 +10,10 @@ use danlu_model::files::{TEMPORARY_PREFIX, read_bounded};
 
 use crate::HubError;
 
-/// Longest file that may hold a token.
+/// Maximum size of a token file.
 const MAX_TOKEN_FILE_BYTES: u64 = 4096;
 
-/// A token that is given and cannot be used.
+/// An invalid token.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{message}")]
 pub struct TokenFault {
@@ -22,12 +22,12 @@ pub struct TokenFault {
 }
 
 impl TokenFault {
-    /// That of a variable.
+    /// An invalid token of a variable.
     pub(crate) fn of_variable(name: &str, error: &HubError) -> Self {
         Self { message: format!("the token of `{name}` cannot be used: {error}"), is_variable: true }
     }
 
-    /// What a file holds.
+    /// An invalid or unreadable token file.
     pub(crate) fn of_file(path: &Path, error: &HubError) -> Self {
         let message = match error {
             HubError::File(error) => error.to_string(),
@@ -36,11 +36,11 @@ impl TokenFault {
         Self { message, is_variable: false }
     }
 
-    /// What to do about it.
+    /// The next step.
     pub(crate) fn hint(&self) -> &'static str {
         match self.is_variable {
-            true => "set it to one that is valid, or unset it",
-            false => "`danlu login` writes another, `danlu logout` removes it",
+            true => "set it to a valid token, or unset it",
+            false => "replace it with `danlu login`, or remove it with `danlu logout`",
         }
     }
 }
@@ -50,10 +50,10 @@ impl TokenFault {
 pub struct Token(String);
 
 impl Token {
-    /// A token from what someone typed or pasted; blanks around it are dropped.
+    /// Parses a typed or pasted token; surrounding blanks are dropped.
     ///
     /// # Errors
-    /// If it is empty, or could not stand in a header. The error does not repeat it.
+    /// If the token is empty or not valid in a header. The error does not repeat it.
     pub fn new(text: &str) -> Result<Self, HubError> {
         let text = text.trim();
         if text.is_empty() || !text.chars().all(|c| c.is_ascii_graphic()) {
@@ -62,10 +62,11 @@ impl Token {
         Ok(Self(text.to_owned()))
     }
 
-    /// Reads what [`Token::save`], or Python's `hf auth login`, wrote; `None` where there is nothing.
+    /// Reads the file that [`Token::save`] or Python's `hf auth login` wrote. Returns `None` if there is
+    /// none.
     ///
     /// # Errors
-    /// If the file cannot be read, or holds no token.
+    /// If the file cannot be read, or contains no valid token.
     pub fn read(path: &Path) -> Result<Option<Self>, HubError> {
         match fs::metadata(path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
@@ -76,15 +77,15 @@ impl Token {
         if text.trim().is_empty() { Ok(None) } else { Self::new(&text).map(Some) }
     }
 
-    /// Writes it where [`Token::read`] looks, readable by its owner alone.
+    /// Writes the token file, readable by its owner only.
     ///
     /// # Errors
-    /// If the folder cannot be written; an older token then stays.
+    /// If the file cannot be written; an older token then stays.
     pub fn save(&self, path: &Path) -> Result<(), HubError> {
         let error = |e: io::Error| FileError::new("write", path, e);
         let folder = path.parent().unwrap_or(Path::new("."));
         fs::create_dir_all(folder).map_err(|e| FileError::new("create", folder, e))?;
-        // Temporary files are their owner's alone from the start.
+        // Temporary files are private to their owner from the start.
         let made = tempfile::Builder::new().prefix(TEMPORARY_PREFIX).tempfile_in(folder);
         let mut file = made.map_err(|e| error(e.kind().into()))?;
         file.write_all(self.0.as_bytes()).map_err(error)?;
@@ -93,10 +94,10 @@ impl Token {
         Ok(())
     }
 
-    /// Removes what [`Token::save`] wrote; whether there was something.
+    /// Removes the token file. Returns whether there was one.
     ///
     /// # Errors
-    /// If the file stays.
+    /// If the file cannot be removed.
     pub fn remove(path: &Path) -> Result<bool, HubError> {
         match fs::remove_file(path) {
             Ok(()) => Ok(true),
@@ -105,14 +106,14 @@ impl Token {
         }
     }
 
-    /// The header's value.
+    /// The value of the `authorization` header.
     pub(crate) fn bearer(&self) -> String {
         format!("Bearer {}", self.0)
     }
 
-    /// `text`, which a server wrote and which is shown, without the token in it.
+    /// Replaces the token in a server's text before it is shown.
     pub(crate) fn redacted(&self, text: &str) -> String {
-        // Hosts come in small letters.
+        // Hosts are in lower case.
         let (small, token) = (text.to_ascii_lowercase(), self.0.to_ascii_lowercase());
         let (mut shown, mut end) = (String::new(), 0);
         for (start, _) in small.match_indices(&token) {
@@ -123,12 +124,12 @@ impl Token {
         shown + &text[end..]
     }
 
-    /// Whether `bytes` hold the token.
+    /// Whether `bytes` contain the token.
     pub fn is_in(&self, bytes: &[u8]) -> bool {
         self.position_in(bytes).is_some()
     }
 
-    /// Where in `bytes` it begins.
+    /// The position of the token in `bytes`.
     pub(crate) fn position_in(&self, bytes: &[u8]) -> Option<usize> {
         bytes.windows(self.0.len()).position(|window| window == self.0.as_bytes())
     }

@@ -1,29 +1,29 @@
-//! Progress of files on their way.
+//! Progress of transfers.
 
 use std::time::{Duration, Instant};
 
-/// How far a transfer is.
+/// Progress of a transfer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Transfer {
-    /// Bytes that are here.
+    /// Bytes that have arrived.
     pub done: u64,
     /// Bytes of all files.
     pub total: u64,
-    /// Of `done`, those that were here before.
+    /// Part of `done` that was there before the transfer.
     pub before: u64,
-    /// Files of all.
+    /// Number of files.
     pub files: usize,
 }
 
-/// Least time between two words about progress.
+/// Minimum time between two progress reports.
 const MIN_REPORT_INTERVAL: Duration = Duration::from_millis(100);
 
-/// Keeps progress from speaking too often.
+/// Limits the rate of progress reports.
 #[derive(Debug, Default)]
 pub(crate) struct ProgressThrottle(Option<Instant>);
 
 impl ProgressThrottle {
-    /// Whether it is time for another word, which is then spoken.
+    /// Whether a report is due. A due report resets the interval.
     pub fn is_due(&mut self) -> bool {
         let is_due = self.0.is_none_or(|last| last.elapsed() >= MIN_REPORT_INTERVAL);
         if is_due {
@@ -40,7 +40,7 @@ impl Transfer {
     }
 }
 
-/// Bytes as they are added and taken back.
+/// A byte count that can be subtracted again.
 pub(crate) fn signed(bytes: u64) -> i64 {
     i64::try_from(bytes).unwrap_or(i64::MAX)
 }

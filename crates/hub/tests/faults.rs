@@ -1,4 +1,4 @@
-//! What goes wrong on the way, by accident or by intent: success after another try, or a clear error; never a corrupt
+//! Faults during downloads, accidental or hostile: success after a retry, or a clear error; never a corrupt
 //! cache.
 
 mod common;
@@ -14,7 +14,7 @@ use serde_json::json;
 
 const WEIGHTS: u64 = 300_000;
 
-/// The cache holds exactly the model, and nothing half.
+/// Asserts that the cache holds exactly the model and nothing partial.
 fn assert_whole(scene: &Scene) {
     let name = repo("lab/model");
     let folder = scene.hub(None).cached_folder(&name, FetchScope::Full).unwrap().expect("it is in the cache");
@@ -23,7 +23,7 @@ fn assert_whole(scene: &Scene) {
     assert!(scene.blobs().iter().all(|blob| !blob.contains('.')), "{:?}", scene.blobs());
 }
 
-/// No file has its name that was not verified.
+/// Asserts that every named file is verified.
 fn assert_nothing_false(scene: &Scene) {
     assert!(scene.hub(None).cached_folder(&repo("lab/model"), FetchScope::Full).unwrap().is_none());
     for blob in scene.blobs().iter().filter(|blob| !blob.ends_with(".incomplete")) {
@@ -33,7 +33,7 @@ fn assert_nothing_false(scene: &Scene) {
 }
 
 #[test]
-fn a_lost_connection_or_a_fault_of_the_server_is_tried_again() {
+fn lost_connections_and_server_errors_are_retried() {
     let busy = Action::Status(429, vec![("Retry-After".into(), "0".into())], Vec::new());
     let faults = [
         Fault::on(Method::Get, "/revision/").times(2).then(Action::CutBefore),
@@ -59,9 +59,9 @@ fn a_lost_connection_or_a_fault_of_the_server_is_tried_again() {
 }
 
 #[test]
-fn a_cut_transfer_goes_on_where_it_stopped() {
+fn an_interrupted_download_resumes() {
     let scene = Scene::new();
-    // Progress counts: ten cuts are no reason to give up.
+    // Ten cuts are no reason to give up, because each attempt makes progress.
     scene.server.fault(Fault::on(Method::Get, "").at(Host::Storage).times(10).then(Action::CutAfter(20_000)));
     scene.pull("lab/model").unwrap();
     assert_whole(&scene);
@@ -72,7 +72,7 @@ fn a_cut_transfer_goes_on_where_it_stopped() {
 }
 
 #[test]
-fn a_transfer_that_ended_in_another_process_goes_on() {
+fn a_download_of_another_process_resumes() {
     for (left, taken) in [(vec![7; 100_000], true), (vec![9; 100_000], false), (vec![7; 400_000], false)] {
         let scene = Scene::new();
         let hash = &scene.server.hashes("lab/model", "main")["model.safetensors"];
@@ -89,7 +89,7 @@ fn a_transfer_that_ended_in_another_process_goes_on() {
 }
 
 #[test]
-fn what_stays_broken_is_an_error_and_leaves_nothing_false() {
+fn a_permanent_fault_is_an_error_and_leaves_no_wrong_file() {
     let always = |fault: Fault, action| fault.always().then(action);
     let storage = || Fault::on(Method::Get, "").at(Host::Storage);
     let cases = [
@@ -138,9 +138,10 @@ fn what_stays_broken_is_an_error_and_leaves_nothing_false() {
 }
 
 #[test]
-fn a_server_that_always_begins_anew_is_left() {
+fn a_server_that_always_restarts_is_given_up() {
     let scene = Scene::new();
-    // It knows no ranges and breaks off, now earlier and now later: every other try gets further than the one before.
+    // The server ignores ranges and cuts each response, so every other attempt gets further than the one
+    // before.
     for i in 0..40 {
         let whole = Action::Status(200, Vec::new(), vec![7; WEIGHTS as usize]);
         let cut = Action::CutAfter(if i % 2 == 0 { 100_000 } else { 200_000 });
@@ -156,7 +157,7 @@ fn a_server_that_always_begins_anew_is_left() {
 }
 
 #[test]
-fn a_file_that_fails_for_good_keeps_nobody_waiting() {
+fn a_failed_file_stops_the_other_downloads() {
     let index = br#"{"weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors", "c": "model-3.safetensors"}}"#;
     let scene = Scene::new();
     let files: [(&str, &[u8]); 5] = [
@@ -167,7 +168,7 @@ fn a_file_that_fails_for_good_keeps_nobody_waiting() {
         ("model-3.safetensors", &[3; 100]),
     ];
     scene.server.add_model("lab/shards", &files);
-    // The first fails; the second was told to wait for ten minutes, and another process has the third.
+    // The first fails, the second waits for ten minutes, and another process holds the lock of the third.
     let wait = vec![("Retry-After".into(), "600".into())];
     scene.server.fault(Fault::on(Method::Get, "model-2").always().then(Action::Status(
         503,
@@ -191,7 +192,7 @@ fn a_file_that_fails_for_good_keeps_nobody_waiting() {
 }
 
 #[test]
-fn a_server_that_stands_still_is_left() {
+fn a_stalled_server_is_given_up() {
     let scene = Scene::new();
     scene.server.fault(Fault::on(Method::Get, "/revision/").then(Action::Delay(Duration::from_secs(60))));
     let settings = scene.settings(None);
@@ -207,7 +208,7 @@ fn a_server_that_stands_still_is_left() {
 }
 
 #[test]
-fn refusals_say_what_to_do() {
+fn every_refusal_has_a_hint() {
     let scene = Scene::new();
     scene.server.add_user("me", "hf_mine");
     scene.server.add_user("she", "hf_hers");
@@ -220,10 +221,10 @@ fn refusals_say_what_to_do() {
     let host = scene.server.endpoint().replace("http://", "");
 
     let (text, hint) = pull(None, "lab/none");
-    assert_eq!(text, format!("there is no model `lab/none` at {host}"));
+    assert_eq!(text, format!("cannot find the model `lab/none` at {host}"));
     assert!(hint.contains("danlu login"), "{hint}");
     let (text, hint) = pull(Some("hf_mine"), "she/private");
-    assert_eq!(text, format!("there is no model `she/private` at {host} that this account may see"));
+    assert_eq!(text, format!("cannot find the model `she/private` at {host} with this account"));
     assert!(hint.contains("danlu whoami"), "{hint}");
     let (text, hint) = pull(None, "lab/model@v9");
     assert_eq!(text, "`lab/model` has no revision `v9`");
@@ -233,11 +234,11 @@ fn refusals_say_what_to_do() {
     assert!(text.starts_with("`she/gated` is gated") && hint.contains(&page), "{text} {hint}");
     assert!(hint.contains("danlu login"), "{hint}");
     let (text, hint) = pull(Some("hf_mine"), "she/gated");
-    assert!(text.contains("has not been let in") && hint.contains(&page), "{text} {hint}");
+    assert!(text.contains("has no access yet") && hint.contains(&page), "{text} {hint}");
 
     scene.server.expire("hf_mine");
     let (text, hint) = pull(Some("hf_mine"), "lab/model");
-    assert_eq!(text, format!("{host} does not accept the token"));
+    assert_eq!(text, format!("{host} rejected the token"));
     assert!(hint.contains("danlu login"), "{hint}");
     let error = scene.hub(Some("hf_mine")).whoami().unwrap_err();
     assert!(matches!(error, HubError::BadToken { .. }) && !format!("{error:?}").contains("hf_mine"));
@@ -245,11 +246,11 @@ fn refusals_say_what_to_do() {
 }
 
 #[test]
-fn a_hostile_server_gets_nothing() {
+fn a_hostile_server_places_no_file() {
     let entry =
         |path: &str, size: u64, oid: &str| json!([{"type": "file", "path": path, "size": size, "oid": oid}]);
     let oid = "a".repeat(40);
-    // `git hash-object` of the stand-in's.
+    // Expected: `git hash-object` of the test server's file.
     let config = "230d5f4da0da586aad26ead694ea67cd15bd6df1";
     let many = (0..=100_000).map(|i| json!({"type": "file", "path": format!("{i}"), "size": 1, "oid": oid}));
     let many = many.collect::<Vec<_>>().into();
@@ -278,7 +279,7 @@ fn a_hostile_server_gets_nothing() {
     for (part, body, said) in cases {
         let scene = Scene::new();
         scene.server.fault(Fault::on(Method::Get, part).always().then(Action::Replace(body)));
-        // Deep enough that a path which leads out of it is still below what is looked at.
+        // Deep enough that a path out of the cache is still below the inspected folder.
         let cache = scene.home.path().join("a/b/c/d/e/f/hub");
         let hub = hub(HubSettings { cache: cache.clone(), ..scene.settings(None) });
         let error = hub.pull(&repo("lab/model"), FetchScope::Full, &mut |_| {}).unwrap_err();
@@ -291,23 +292,23 @@ fn a_hostile_server_gets_nothing() {
         }
         assert!(hub.cached_folder(&repo("lab/model"), FetchScope::Full).unwrap().is_none());
     }
-    // An index that leads out of the repository.
+    // An index with a path out of the repository.
     let scene = Scene::new();
     let index: &[u8] = br#"{"weight_map": {"a": "../../../../evil.safetensors"}}"#;
     scene.server.commit("lab/model", &[("model.safetensors.index.json", index)]);
     let error = scene.pull("lab/model").unwrap_err();
-    assert!(error.to_string().contains("is no index of shards"), "{error}");
+    assert!(error.to_string().contains("is not an index of shards"), "{error}");
 }
 
 #[test]
-fn a_listing_goes_on_at_the_endpoint_alone() {
+fn a_listing_continues_only_at_the_endpoint() {
     let (scene, other) = (Scene::new(), Scene::new());
     for (to, is_taken) in [
         (format!("{}/api/models/lab/model/tree/x", other.server.endpoint()), false),
         (format!("{}/x", other.server.endpoint().replace("http:", "https:")), false),
         ("ftp://x/y".to_owned(), false),
         ("//x/y".to_owned(), false),
-        // As a mirror hands it on: asked of the mirror, which has no such page.
+        // A mirror repeats the Hub's URL, so the request goes to the mirror, which has no such page.
         ("https://huggingface.co/api/models/lab/model/tree/x".to_owned(), true),
         ("/api/models/lab/model/tree/x".to_owned(), true),
     ] {
@@ -315,33 +316,33 @@ fn a_listing_goes_on_at_the_endpoint_alone() {
         let link = Action::Header("Link".to_owned(), format!("<{to}>; rel=\"next\""));
         scene.server.fault(Fault::on(Method::Get, "/tree/").then(link));
         let error = scene.pull("lab/model").unwrap_err().to_string();
-        assert_eq!(!error.contains("the listing goes on at"), is_taken, "{error}");
+        assert_eq!(!error.contains("the listing continues at"), is_taken, "{error}");
         assert_eq!(scene.server.requests().last().unwrap().target.ends_with("/tree/x"), is_taken, "{to}");
         assert!(other.server.requests().is_empty());
     }
 }
 
 #[test]
-fn a_listing_is_bounded_over_all_its_pages() {
+fn all_pages_of_a_listing_share_one_limit() {
     let scene = Scene::new();
-    // Pages without end, none of them too long for itself.
+    // Endless pages, each below the limit of a response.
     let link = format!("<{}/api/models/lab/model/tree/x>; rel=\"next\"", scene.server.endpoint());
     let page = format!("[{}]", " ".repeat(20 << 20)).into_bytes();
     let page = Action::Status(200, vec![("Link".to_owned(), link)], page);
     scene.server.fault(Fault::on(Method::Get, "/tree/").always().then(page));
     let error = scene.pull("lab/model").unwrap_err().to_string();
-    assert!(error.contains("an answer of more than"), "{error}");
+    assert!(error.contains("a response of more than"), "{error}");
     assert_eq!(scene.server.requests().iter().filter(|request| request.target.contains("/tree/")).count(), 4);
 }
 
 #[test]
-fn an_answer_that_drips_is_left() {
+fn a_slowly_dripping_response_is_given_up() {
     let scene = Scene::new();
     let folder = scene.pull("lab/model").unwrap().folder;
     scene.server.fault(Fault::on(Method::Get, "/tree/").always().then(Action::Throttle(4)));
     let start = std::time::Instant::now();
     let error = scene.pull("lab/model").unwrap_err().to_string();
-    assert!(error.contains("an answer that is not here after 4 seconds"), "{error}");
+    assert!(error.contains("an incomplete response after 4 seconds"), "{error}");
     assert!(start.elapsed() < Duration::from_secs(20), "{:?}", start.elapsed());
     let hub = danlu_hub::Hub::new(scene.settings(None));
     let start = std::time::Instant::now();
@@ -350,11 +351,11 @@ fn an_answer_that_drips_is_left() {
 }
 
 #[test]
-fn a_long_pause_is_told() {
+fn a_long_wait_is_reported() {
     let scene = Scene::new();
     let wait = vec![("Retry-After".into(), "3".into())];
     scene.server.fault(Fault::on(Method::Get, "/revision/").then(Action::Status(429, wait, Vec::new())));
-    // A pause of our own is not the server's.
+    // The client's own waits are not reported.
     scene.server.fault(Fault::on(Method::Get, "/tree/").times(3).then(Action::CutBefore));
     let pace =
         danlu_hub::RetryPolicy { longest: Duration::from_secs(10), ..danlu_hub::RetryPolicy::default() };
@@ -369,7 +370,7 @@ fn a_long_pause_is_told() {
 }
 
 #[test]
-fn what_storage_says_is_not_what_the_hub_says() {
+fn a_refusal_of_the_storage_host_is_not_one_of_the_hub() {
     for (status, token) in [(401, None), (401, Some("hf_mine")), (404, None)] {
         let scene = Scene::new();
         scene.server.add_user("me", "hf_mine");
@@ -385,7 +386,7 @@ fn what_storage_says_is_not_what_the_hub_says() {
 }
 
 #[test]
-fn a_server_that_repeats_the_token_finds_no_ear() {
+fn a_token_repeated_by_a_server_is_redacted() {
     const TOKEN: &str = "hf_mineAlone";
     let error = |fault: Fault| {
         let scene = Scene::new();
@@ -413,7 +414,7 @@ fn a_server_that_repeats_the_token_finds_no_ear() {
     error(on("/tree/", Action::Header("Link".into(), format!("</{TOKEN}>; rel=\"next\""))));
 }
 
-/// Every file, and every link, below a folder.
+/// Returns every file and link below a folder.
 fn files_below(folder: &Path) -> Vec<PathBuf> {
     let entries = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap());
     let below = entries.flat_map(|entry| match entry.file_type().unwrap().is_dir() {
@@ -424,7 +425,7 @@ fn files_below(folder: &Path) -> Vec<PathBuf> {
 }
 
 #[test]
-fn a_redirect_elsewhere_gets_no_token_and_ends_somewhere() {
+fn redirects_are_bounded_and_get_no_token() {
     let other = Scene::new();
     let scene = Scene::new();
     scene.server.add_user("me", "hf_mine");
@@ -444,12 +445,12 @@ fn a_redirect_elsewhere_gets_no_token_and_ends_somewhere() {
         scene.server.clear_faults();
         scene.server.fault(Fault::on(Method::Get, "/revision/").always().then(Action::RedirectTo(to.into())));
         let error = scene.pull("lab/model").unwrap_err();
-        assert!(error.to_string().contains("no address"), "{error}");
+        assert!(error.to_string().contains("an invalid URL"), "{error}");
     }
 }
 
 #[test]
-fn a_larger_file_than_announced_is_no_file() {
+fn a_file_larger_than_its_listing_is_rejected() {
     let scene = Scene::new();
     scene.server.fault(Fault::on(Method::Get, "/tree/").always().then(Action::Replace(json!([
         {"type": "file", "path": "config.json", "size": 3, "oid": "b".repeat(40)},
@@ -460,7 +461,7 @@ fn a_larger_file_than_announced_is_no_file() {
 }
 
 #[test]
-fn a_host_that_is_not_there_is_an_error_with_a_way_on() {
+fn an_unknown_host_is_an_error_with_a_hint() {
     let scene = Scene::new();
     let endpoint = "http://127.0.0.1:9".parse().unwrap();
     let error = hub(HubSettings { endpoint, ..scene.settings(None) })
@@ -468,12 +469,12 @@ fn a_host_that_is_not_there_is_an_error_with_a_way_on() {
         .unwrap_err();
     assert!(error.to_string().starts_with("cannot reach 127.0.0.1:9"), "{error}");
     assert!(error.hint().unwrap().contains("HF_ENDPOINT"));
-    // As without a network: told at once, or nearly.
+    // Without a network the error appears at once, or nearly.
     let endpoint = "http://hub.invalid".parse().unwrap();
     let start = std::time::Instant::now();
     let error = danlu_hub::Hub::new(HubSettings { endpoint, ..scene.settings(None) })
         .pull(&repo("lab/model"), FetchScope::Full, &mut |_| {})
         .unwrap_err();
-    assert_eq!(error.to_string(), "cannot reach hub.invalid: there is no such host, or no network");
+    assert_eq!(error.to_string(), "cannot reach hub.invalid: the host is unknown, or there is no network");
     assert!(start.elapsed() < Duration::from_secs(10), "{:?}", start.elapsed());
 }

@@ -1,4 +1,4 @@
-//! Models by name, into the cache and out of it.
+//! Models by name: into the cache and out of it.
 
 mod common;
 
@@ -12,7 +12,7 @@ use danlu_hub::{FetchScope, HubError, HubSettings, PushOptions};
 use danlu_hub_test_server::{Action, Fault, Host, HubServer, Method};
 
 #[test]
-fn what_is_read_is_fetched_and_a_second_time_nobody_is_asked() {
+fn a_cached_model_needs_no_request() {
     let scene = Scene::new();
     assert_eq!(scene.hub(None).cached_folder(&repo("lab/model"), FetchScope::Full).unwrap(), None);
     let mut last = None;
@@ -45,7 +45,7 @@ fn what_is_read_is_fetched_and_a_second_time_nobody_is_asked() {
 }
 
 #[test]
-fn a_new_commit_brings_what_changed_and_older_ones_stay() {
+fn a_new_commit_downloads_only_changed_files() {
     let scene = Scene::new();
     let first = scene.pull("lab/model").unwrap();
     scene.server.commit("lab/model", &[("config.json", b"{}")]);
@@ -57,12 +57,12 @@ fn a_new_commit_brings_what_changed_and_older_ones_stay() {
     let second = scene.pull("lab/model").unwrap();
     assert_ne!(first.commit, second.commit);
     assert_eq!(fs::read(second.folder.join("config.json")).unwrap(), b"{}");
-    // `{}` is there already, as the tokenizer.
+    // The tokenizer has the same content `{}`.
     assert_eq!(second.fetched, 0);
     let old = scene.pull(&format!("lab/model@{}", first.commit)).unwrap();
     assert_eq!(old.folder, first.folder);
     scene.server.model("lab/model").on("refs/heads/next/one").file("config.json", b"[1]").add();
-    // As pages show a commit: known where it is here, in the cache and for the Hub.
+    // A commit abbreviated as on the Hub's pages is known if the cache has it.
     let short = repo(&format!("lab/model@{}", &first.commit[..8]));
     assert_eq!(
         scene.hub(None).cached_folder(&short, FetchScope::Full).unwrap().as_ref(),
@@ -81,7 +81,7 @@ fn a_new_commit_brings_what_changed_and_older_ones_stay() {
 }
 
 #[test]
-fn shards_are_those_of_the_index_over_many_pages() {
+fn shards_follow_the_index_over_many_pages() {
     let server = HubServer::builder().page(2).start().unwrap();
     let index = br#"{"weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors", "c": "model-1.safetensors"}}"#;
     server.add_model(
@@ -99,7 +99,7 @@ fn shards_are_those_of_the_index_over_many_pages() {
     let expected =
         ["config.json", "model-1.safetensors", "model-2.safetensors", "model.safetensors.index.json"];
     assert_eq!(names(&pulled.folder), expected);
-    // A tokenizer that the repository lacks is not looked for again.
+    // A missing tokenizer is not requested again.
     let name = repo("lab/model");
     assert_eq!(
         scene.hub(None).cached_folder(&name, FetchScope::Full).unwrap().as_ref(),
@@ -110,7 +110,7 @@ fn shards_are_those_of_the_index_over_many_pages() {
 }
 
 #[test]
-fn an_adapter_is_its_configuration_and_its_weights() {
+fn an_adapter_is_downloaded_without_other_files() {
     let scene = Scene::new();
     let files: [(&str, &[u8]); 5] = [
         ("adapter_config.json", b"{}"),
@@ -125,7 +125,7 @@ fn an_adapter_is_its_configuration_and_its_weights() {
     assert!(scene.hub(None).cached_folder(&repo("me/adapter"), FetchScope::Full).unwrap().is_some());
 }
 
-/// The cache as Python leaves it where it was stopped, or wanted no more: these files alone, and no notes.
+/// The cache as an interrupted Python leaves it: these files only, and no recorded absences.
 fn keep_only(folder: &Path, files: &[&str]) {
     for name in names(folder).iter().filter(|name| !files.contains(&name.as_str())) {
         fs::remove_file(folder.join(name)).unwrap();
@@ -134,7 +134,7 @@ fn keep_only(folder: &Path, files: &[&str]) {
 }
 
 #[test]
-fn what_another_program_left_out_is_fetched_once_at_the_same_commit() {
+fn a_partial_snapshot_is_completed_once_at_its_commit() {
     let scene = Scene::new();
     let adapter: [(&str, &[u8]); 4] = [
         ("adapter_config.json", b"{}"),
@@ -168,7 +168,7 @@ fn what_another_program_left_out_is_fetched_once_at_the_same_commit() {
         ("me/adapter", &["adapter_config.json", "adapter_model.safetensors"][..], &of_adapter[..]),
         ("me/plain", &["adapter_config.json", "adapter_model.safetensors"], &of_adapter),
         ("lab/model", &["config.json", "model.safetensors", "tokenizer.json"], &of_model),
-        // What a merge leaves beside a model.
+        // Files that a merge writes beside a model.
         (
             "me/merged",
             &[
@@ -186,7 +186,7 @@ fn what_another_program_left_out_is_fetched_once_at_the_same_commit() {
         assert!(hub.missing_optional_files(&name, &folder).is_empty(), "{id}: a pull leaves no question");
         let all = names(&folder);
         keep_only(&folder, kept);
-        // What is newer on the Hub has no say.
+        // A newer commit on the Hub has no effect.
         scene.server.commit(id, &[("config.json", b"[]")]);
         assert_eq!(hub.cached_folder(&name, FetchScope::Full).unwrap().as_ref(), Some(&folder));
         assert_eq!(hub.missing_optional_files(&name, &folder), lacks, "{id}");
@@ -196,7 +196,7 @@ fn what_another_program_left_out_is_fetched_once_at_the_same_commit() {
         let listings = scene.server.requests().iter().filter(|r| !r.target.contains("/resolve/")).count();
         assert_eq!(listings, 1, "{id}");
         assert!(hub.missing_optional_files(&name, &folder).is_empty(), "{id}");
-        // The notes are Python's: empty files, of what the commit does not have.
+        // Python records absences as empty files.
         let notes = folder.join("../../.no_exist").join(folder.file_name().unwrap());
         assert!(names(&notes).iter().all(|name| !all.contains(name)), "{id}");
         assert_eq!(fs::metadata(notes.join("vocab.json")).unwrap().len(), 0);
@@ -204,13 +204,13 @@ fn what_another_program_left_out_is_fetched_once_at_the_same_commit() {
 }
 
 #[test]
-fn what_python_fetched_whole_leaves_no_question() {
+fn a_complete_snapshot_of_python_needs_no_check() {
     let scene = Scene::new();
     let template: &[u8] = b"{\"chat_template\": \"x\"}";
     scene.server.commit("lab/model", &[("tokenizer_config.json", template)]);
     let folder = scene.pull("lab/model").unwrap().folder;
     keep_only(&folder, &READ);
-    // Of a whole repository Python has this too; of a model that it loaded, notes of what it looked for.
+    // Python has this file of a whole repository; of a loaded model it has recorded absences.
     fs::write(folder.join(".gitattributes"), "").unwrap();
     assert!(scene.hub(None).missing_optional_files(&repo("lab/model"), &folder).is_empty());
     fs::remove_file(folder.join("tokenizer_config.json")).unwrap();
@@ -221,7 +221,7 @@ fn what_python_fetched_whole_leaves_no_question() {
 }
 
 #[test]
-fn a_push_leaves_the_cache_as_it_is_and_knows_that_it_is_older() {
+fn a_push_keeps_the_cache_and_detects_that_it_is_stale() {
     let scene = Scene::new();
     scene.server.add_user("me", "hf_mine");
     let folder = tempfile::tempdir().unwrap();
@@ -238,7 +238,7 @@ fn a_push_leaves_the_cache_as_it_is_and_knows_that_it_is_older() {
     push("first", "me/huan", &plain);
     assert!(!scene.cache().exists(), "a push alone puts nothing into the cache");
     let first = hub.pull(&name, FetchScope::Full, &mut |_| {}).unwrap();
-    // What is on another branch, or offered, changes nothing here.
+    // Another branch or a pull request changes nothing in the cache.
     push("other", "me/huan@other", &plain);
     push("offered", "me/huan", &PushOptions { create_pr: true, ..PushOptions::default() });
     let pushed = push("second", "me/huan", &plain);
@@ -251,7 +251,7 @@ fn a_push_leaves_the_cache_as_it_is_and_knows_that_it_is_older() {
 }
 
 #[test]
-fn where_nobody_answers_what_is_there_is_told_to_lack_something() {
+fn an_unreachable_hub_leaves_a_partial_snapshot_usable() {
     let scene = Scene::new();
     let folder = scene.pull("lab/model").unwrap().folder;
     keep_only(&folder, &["config.json", "model.safetensors", "tokenizer.json"]);
@@ -263,7 +263,7 @@ fn where_nobody_answers_what_is_there_is_told_to_lack_something() {
 }
 
 #[test]
-fn a_token_that_is_none_matters_where_the_hub_is_asked() {
+fn an_invalid_token_matters_only_for_requests() {
     let scene = Scene::new();
     let name = repo("lab/model");
     let folder = scene.pull("lab/model").unwrap().folder;
@@ -287,17 +287,17 @@ fn a_token_that_is_none_matters_where_the_hub_is_asked() {
 }
 
 #[test]
-fn a_model_without_safetensors_is_refused_by_what_it_has() {
+fn a_model_without_safetensors_is_refused_by_file_name() {
     let scene = Scene::new();
     scene.server.add_model("lab/old", &[("config.json", b"{}"), ("pytorch_model.bin", b"x")]);
     scene.server.add_model("lab/empty", &[("README.md", b"x")]);
     let error = scene.pull("lab/old").unwrap_err();
-    assert_eq!(error.to_string(), "`lab/old` holds no weights in safetensors, only `pytorch_model.bin`");
+    assert_eq!(error.to_string(), "`lab/old` has no safetensors weights, only `pytorch_model.bin`");
     assert!(matches!(scene.pull("lab/empty").unwrap_err(), HubError::NoWeights { found: None, .. }));
 }
 
 #[test]
-fn the_token_goes_to_the_hub_and_to_nobody_else() {
+fn only_the_hub_receives_the_token_of_a_pull() {
     let scene = Scene::new();
     scene.server.add_user("me", "hf_mine");
     scene
@@ -319,7 +319,7 @@ fn the_token_goes_to_the_hub_and_to_nobody_else() {
     assert!(matches!(refused, HubError::NoModel { with_token: false, .. }), "{refused}");
 }
 
-/// Says that this is the process that a test starts.
+/// Marks the process that a test starts.
 const PULLED: &str = "DANLU_TEST_PULLED";
 
 #[test]
@@ -332,9 +332,9 @@ fn is_pulled() {
 }
 
 #[test]
-fn two_processes_fetch_every_byte_once() {
+fn two_processes_download_every_byte_once() {
     let scene = Scene::new();
-    // Slow enough that the second finds the first at it.
+    // Slow enough that the second process finds the first at work.
     scene.server.fault(Fault::on(Method::Get, "").at(Host::Storage).always().then(Action::Throttle(600_000)));
     let start = || {
         let mut command = Command::new(std::env::current_exe().unwrap());
@@ -357,7 +357,7 @@ fn two_processes_fetch_every_byte_once() {
 }
 
 #[test]
-fn two_at_a_time_fetch_every_byte_once() {
+fn two_threads_download_every_byte_once() {
     let scene = Scene::new();
     let pulls: Vec<_> = thread::scope(|scope| {
         let all: Vec<_> = (0..2).map(|_| scope.spawn(|| scene.pull("lab/model"))).collect();
@@ -369,7 +369,7 @@ fn two_at_a_time_fetch_every_byte_once() {
 }
 
 #[test]
-fn offline_says_so_at_once() {
+fn offline_fails_without_a_request() {
     let scene = Scene::new();
     let hub = hub(HubSettings { offline: true, ..scene.settings(None) });
     let error = hub.pull(&repo("lab/model"), FetchScope::Full, &mut |_| {}).unwrap_err();
@@ -378,6 +378,6 @@ fn offline_says_so_at_once() {
         "`lab/model` is not in the cache, and `HF_HUB_OFFLINE` forbids to ask the Hub"
     );
     let error = hub.whoami().unwrap_err();
-    assert_eq!(error.to_string(), "`HF_HUB_OFFLINE` forbids to ask the Hub whose token it is");
+    assert_eq!(error.to_string(), "cannot look up the account: `HF_HUB_OFFLINE` forbids requests to the Hub");
     assert!(scene.server.requests().is_empty());
 }

@@ -9,19 +9,19 @@ use std::path::Path;
 use common::push::{Desk, WEIGHTS};
 use common::repo;
 use danlu_hub::{
-    FetchScope, HubError, PushOptions, SkipReason, SkippedFile, Stage, Transfer, UploadOptions, UploadSet,
+    FetchScope, HubError, PushOptions, PushStage, SkipReason, SkippedFile, Transfer, UploadOptions, UploadSet,
 };
 use danlu_hub_test_server::{Action, Fault, Host, HubServer, Method};
 
 #[test]
-fn what_is_pushed_is_pulled_back_byte_for_byte() {
+fn a_pushed_folder_is_pulled_back_byte_for_byte() {
     let desk = Desk::new();
     let mut last = None;
     let pushed = desk
         .hub()
         .push(&desk.upload_set(), &repo("me/adapter"), &PushOptions::default(), &mut |stage, transfer| {
             let before = last.replace((stage, transfer));
-            assert!(stage != Stage::Committing || before.unwrap().0 == Stage::Sending);
+            assert!(stage != PushStage::Committing || before.unwrap().0 == PushStage::Sending);
         })
         .unwrap();
     assert!(pushed.created && pushed.pull_request.is_none());
@@ -32,7 +32,7 @@ fn what_is_pushed_is_pulled_back_byte_for_byte() {
     );
     assert_eq!((pushed.sent, pushed.unchanged), (desk.upload_set().size(), 0));
     let (stage, Transfer { done, total, before, files }) = last.unwrap();
-    assert_eq!((stage, done, total, before, files), (Stage::Committing, 2 * WEIGHTS, 2 * WEIGHTS, 0, 2));
+    assert_eq!((stage, done, total, before, files), (PushStage::Committing, 2 * WEIGHTS, 2 * WEIGHTS, 0, 2));
     desk.assert_whole("me/adapter", "main");
     let commits = desk.server.commits("me/adapter");
     assert_eq!(commits.len(), 2, "the repository's own, and one");
@@ -47,7 +47,7 @@ fn what_is_pushed_is_pulled_back_byte_for_byte() {
 }
 
 #[test]
-fn a_second_push_sends_only_what_changed() {
+fn a_second_push_uploads_only_changed_files() {
     let desk = Desk::new();
     let first = desk.push("me/adapter").unwrap();
     desk.server.clear_requests();
@@ -81,7 +81,7 @@ fn other_files_of_the_repository_stay() {
 }
 
 #[test]
-fn large_files_go_in_parts_where_the_hub_wants_parts() {
+fn large_files_are_uploaded_in_parts_on_request() {
     let desk = Desk::on(HubServer::builder().multipart(100_000, 64_000).start().unwrap());
     desk.push("me/adapter").unwrap();
     desk.assert_whole("me/adapter", "main");
@@ -90,7 +90,7 @@ fn large_files_go_in_parts_where_the_hub_wants_parts() {
 }
 
 #[test]
-fn a_branch_a_message_and_a_private_page_are_as_asked() {
+fn branch_message_and_privacy_follow_the_options() {
     let desk = Desk::new();
     let options = PushOptions {
         private: true,
@@ -114,13 +114,13 @@ fn a_branch_a_message_and_a_private_page_are_as_asked() {
 
     let other = push("me/adapter@other", &PushOptions::default()).unwrap();
     assert!(other.branched && !other.created && !other.files.is_empty());
-    // What everyone sees does not become private by a push.
+    // A push does not make a public repository private.
     desk.server.add_model("me/public", &[("x.md", b"x")]);
     let error = push("me/public", &options).unwrap_err();
-    assert_eq!(error.to_string(), "`me/public` is there already, and public");
+    assert_eq!(error.to_string(), "cannot make `me/public` private: it exists and is public");
     assert_eq!(desk.server.commits("me/public").len(), 1);
     assert_eq!(desk.server.is_private("me/public"), Some(false));
-    // A commit is no branch.
+    // A commit is not a branch.
     let error = push(&format!("me/public@{}", "a".repeat(40)), &PushOptions::default()).unwrap_err();
     assert!(matches!(error, HubError::NoBranch { .. }), "{error}");
     desk.server.add_member("lab", "me");
@@ -129,7 +129,7 @@ fn a_branch_a_message_and_a_private_page_are_as_asked() {
 }
 
 #[test]
-fn a_pull_request_leaves_the_branch_as_it_is() {
+fn a_pull_request_does_not_change_the_branch() {
     let desk = Desk::new();
     desk.server.add_model("she/adapter", &[("README.md", b"hers")]);
     let options = PushOptions { create_pr: true, ..PushOptions::default() };
@@ -139,18 +139,18 @@ fn a_pull_request_leaves_the_branch_as_it_is() {
     assert_eq!(desk.server.read("she/adapter", "main", "README.md").unwrap(), b"hers");
     desk.assert_whole("she/adapter", "refs/pr/1");
     assert_eq!(desk.server.revisions("she/adapter")["refs/pr/1"], pushed.commit);
-    // There is nothing to propose to, and nothing is made.
+    // There is no target for the pull request, and nothing is created.
     for name in ["she/none", "me/none"] {
         let error = push(name).unwrap_err();
         let words = format!("there is no `{name}` to offer a pull request to that this account may see");
         assert_eq!(error.to_string(), words);
-        assert!(error.hint().unwrap().contains("of your own a push without `--create-pr`"));
+        assert!(error.hint().unwrap().contains("push without `--create-pr`"));
     }
     assert_eq!(desk.server.is_private("me/none"), None);
 }
 
 #[test]
-fn differences_are_told_and_nothing_is_written() {
+fn a_diff_changes_nothing() {
     let desk = Desk::new();
     let differences = |name: &str| desk.hub().diff(&desk.upload_set(), &repo(name), &mut |_| {}).unwrap();
     let none = differences("me/adapter");
@@ -167,7 +167,7 @@ fn differences_are_told_and_nothing_is_written() {
     assert_eq!((some.unchanged.len(), some.size()), (3, 13));
     assert!(!differences("me/adapter@next").has_revision);
     assert_eq!(some.others, [".gitattributes"]);
-    // What no push can go to is refused here as there.
+    // `diff` rejects the targets that `push` rejects.
     for name in [format!("me/adapter@{}", "a".repeat(40)), "me/adapter@refs/pr/1".to_owned()] {
         let (hub, upload_set, name) = (desk.hub(), desk.upload_set(), repo(&name));
         let shown = hub.diff(&upload_set, &name, &mut |_| {}).map(drop).unwrap_err();
@@ -189,15 +189,10 @@ fn differences_are_told_and_nothing_is_written() {
     assert_eq!(desk.server.commits("me/adapter").len(), 2);
 }
 
-#[test]
-fn what_is_no_part_of_a_model_stays_at_home() {
+/// A folder with files of every kind that a push skips. The outer folder is the target of its links.
+fn desk_with_other_files() -> (Desk, tempfile::TempDir) {
     let desk = Desk::new();
-    let token = format!("{}{}", "hf_", "aBcDeFgHiJkLmNoPqRsTuVwXyZaBcDeFgH");
-    let secret = format!("{{\n\"key\": \"{token}\"}}");
-    desk.write(&format!("notes/{token}.txt"), b"x");
-    let named = |left: &SkippedFile| left.path == "notes/hf_…" && left.reason == SkipReason::TokenInName;
-    assert!(desk.upload_set().skipped().iter().any(named), "{:?}", desk.upload_set().skipped());
-    fs::remove_dir_all(desk.folder().join("notes")).unwrap();
+    let secret = format!("{{\n\"key\": \"{}\"}}", token());
     for (path, bytes) in [
         ("checkpoint-3/adapter_model.safetensors", b"older".as_slice()),
         ("optimizer.safetensors", b"x"),
@@ -224,18 +219,42 @@ fn what_is_no_part_of_a_model_stays_at_home() {
     link(Path::new("nowhere"), "broken");
     link(Path::new(".env"), "settings.txt");
     link(Path::new("README.md"), "inside.md");
-    let options = |include: &[&str], with_tokens| UploadOptions {
-        include: include.iter().map(|&path| path.to_owned()).collect(),
+    (desk, outside)
+}
+
+/// Text with the shape of a token.
+fn token() -> String {
+    format!("{}{}", "hf_", "aBcDeFgHiJkLmNoPqRsTuVwXyZaBcDeFgH")
+}
+
+fn include(patterns: &[&str], with_tokens: bool) -> UploadOptions {
+    UploadOptions {
+        include: patterns.iter().map(|&path| path.to_owned()).collect(),
         with_tokens,
         token: Some(danlu_hub::Token::new("hf_mine").unwrap()),
-    };
-    let upload_set = |include: &[&str], with_tokens| {
-        UploadSet::from_folder(desk.folder(), &options(include, with_tokens)).unwrap()
-    };
-    let paths = |upload_set: &UploadSet| {
-        upload_set.files().iter().map(|file| file.path().to_owned()).collect::<Vec<_>>()
-    };
-    let plain = upload_set(&[], false);
+    }
+}
+
+fn set_of(desk: &Desk, patterns: &[&str], with_tokens: bool) -> UploadSet {
+    UploadSet::from_folder(desk.folder(), &include(patterns, with_tokens)).unwrap()
+}
+
+fn paths(upload_set: &UploadSet) -> Vec<String> {
+    upload_set.files().iter().map(|file| file.path().to_owned()).collect()
+}
+
+#[test]
+fn a_token_in_a_path_is_shown_in_part() {
+    let desk = Desk::new();
+    desk.write(&format!("notes/{}.txt", token()), b"x");
+    let named = |left: &SkippedFile| left.path == "notes/hf_…" && left.reason == SkipReason::TokenInName;
+    assert!(desk.upload_set().skipped().iter().any(named), "{:?}", desk.upload_set().skipped());
+}
+
+#[test]
+fn files_that_are_no_part_of_a_model_are_skipped() {
+    let (desk, _outside) = desk_with_other_files();
+    let plain = set_of(&desk, &[], false);
     let usual = ["README.md", "adapter_config.json", "adapter_model.safetensors", "deep/extra.safetensors"];
     assert_eq!(paths(&plain), [usual.as_slice(), &["inside.md"]].concat());
     let left = |path: &str, reason| SkippedFile { path: path.to_owned(), reason };
@@ -263,8 +282,12 @@ fn what_is_no_part_of_a_model_stays_at_home() {
         ]
     );
     assert!(plain.skipped().iter().all(|left| !left.reason.to_string().contains("hf_")));
+}
 
-    let asked = upload_set(&["*", "checkpoint-3"], false);
+#[test]
+fn include_uploads_skipped_files_but_no_secrets() {
+    let (desk, _outside) = desk_with_other_files();
+    let asked = set_of(&desk, &["*", "checkpoint-3"], false);
     let come = [
         "checkpoint-3/adapter_model.safetensors",
         "held_out.json",
@@ -278,14 +301,14 @@ fn what_is_no_part_of_a_model_stays_at_home() {
     {
         assert!(!paths(&asked).contains(&path.to_owned()), "{path}");
     }
-    assert!(paths(&upload_set(&[".env", "id_*"], false)).contains(&".env".to_owned()));
-    assert!(paths(&upload_set(&[], true)).contains(&"deep/notes.json".to_owned()));
-    let error = UploadSet::from_folder(desk.folder(), &options(&["*.tsv"], false)).unwrap_err();
+    assert!(paths(&set_of(&desk, &[".env", "id_*"], false)).contains(&".env".to_owned()));
+    assert!(paths(&set_of(&desk, &[], true)).contains(&"deep/notes.json".to_owned()));
+    let error = UploadSet::from_folder(desk.folder(), &include(&["*.tsv"], false)).unwrap_err();
     assert!(matches!(error, HubError::NotThere { .. }) && error.hint().is_some(), "{error}");
 }
 
 #[test]
-fn what_is_no_model_is_no_parcel() {
+fn a_folder_without_a_model_is_rejected() {
     let folder = tempfile::tempdir().unwrap();
     fs::write(folder.path().join("x.txt"), "x").unwrap();
     let of = |path: &Path| UploadSet::from_folder(path, &UploadOptions::default()).unwrap_err();
@@ -295,7 +318,7 @@ fn what_is_no_model_is_no_parcel() {
 }
 
 #[test]
-fn the_token_goes_to_the_hub_and_to_nobody_else() {
+fn only_the_hub_receives_the_token_of_a_push() {
     let desk = Desk::on(HubServer::builder().multipart(100_000, 64_000).start().unwrap());
     desk.push("me/adapter").unwrap();
     let requests = desk.server.requests();
@@ -306,7 +329,7 @@ fn the_token_goes_to_the_hub_and_to_nobody_else() {
 }
 
 #[test]
-fn what_the_repository_ignores_is_told() {
+fn ignored_files_are_reported() {
     let desk = Desk::new();
     desk.server.add_model("me/adapter", &[(".gitignore", b"deep/\n")]);
     let pushed = desk.push("me/adapter").unwrap();
@@ -317,7 +340,7 @@ fn what_the_repository_ignores_is_told() {
 }
 
 #[test]
-fn what_it_takes_to_load_a_model_is_not_left_out() {
+fn a_required_file_must_not_be_ignored() {
     let desk = Desk::new();
     let refused = |name: &str, file: &str| {
         let before = desk.server.commits(name).len();
@@ -334,7 +357,7 @@ fn what_it_takes_to_load_a_model_is_not_left_out() {
     };
     desk.server.add_model("me/adapter", &[(".gitignore", b"*.safetensors\n")]);
     refused("me/adapter", "adapter_model.safetensors");
-    // Nothing of the model that is there goes either.
+    // The existing model stays complete too.
     fs::remove_file(desk.folder().join("adapter_config.json")).unwrap();
     fs::remove_file(desk.folder().join("adapter_model.safetensors")).unwrap();
     desk.write("config.json", b"{}");
@@ -346,20 +369,23 @@ fn what_it_takes_to_load_a_model_is_not_left_out() {
 }
 
 #[test]
-fn offline_asks_nobody() {
+fn offline_makes_no_request() {
     let desk = Desk::new();
     let settings = danlu_hub::HubSettings { offline: true, ..desk.hub().settings().clone() };
     let (hub, name) = (common::hub(settings), repo("me/adapter"));
     let pushed = hub.push(&desk.upload_set(), &name, &PushOptions::default(), &mut |_, _| {}).map(drop);
     let compared = hub.diff(&desk.upload_set(), &name, &mut |_| {}).map(drop);
     for error in [pushed.unwrap_err(), compared.unwrap_err()] {
-        assert_eq!(error.to_string(), "`HF_HUB_OFFLINE` forbids to ask the Hub about `me/adapter`");
+        assert_eq!(
+            error.to_string(),
+            "cannot look up `me/adapter`: `HF_HUB_OFFLINE` forbids requests to the Hub"
+        );
     }
     assert!(desk.server.requests().is_empty());
 }
 
 #[test]
-fn two_files_of_the_same_bytes_are_sent_once() {
+fn equal_files_are_uploaded_once() {
     let desk = Desk::new();
     desk.write("deep/extra.safetensors", &[7; WEIGHTS as usize]);
     let pushed = desk.push("me/adapter").unwrap();
@@ -368,18 +394,18 @@ fn two_files_of_the_same_bytes_are_sent_once() {
     assert_eq!(desk.server.requests().iter().filter(|request| request.method == "PUT").count(), 1);
 }
 
-/// The options of a push that is to be its owner's alone.
+/// Options of a private push.
 fn private() -> PushOptions {
     PushOptions { private: true, ..PushOptions::default() }
 }
 
 #[test]
-fn an_empty_public_repository_becomes_private_and_one_that_shows_something_does_not() {
+fn only_an_empty_public_repository_becomes_private() {
     let desk = Desk::new();
     let push = |name: &str, options: &PushOptions| {
         desk.hub().push(&desk.upload_set(), &repo(name), options, &mut |_, _| {})
     };
-    // What a push leaves that was cut before its commit.
+    // The state after a push that was interrupted before its commit.
     desk.server.fault(Fault::on(Method::Post, "/preupload/").then(Action::Status(400, vec![], vec![])));
     push("me/cut", &PushOptions::default()).unwrap_err();
     assert_eq!((desk.server.commits("me/cut").len(), desk.server.is_private("me/cut")), (1, Some(false)));
@@ -391,11 +417,11 @@ fn an_empty_public_repository_becomes_private_and_one_that_shows_something_does_
         |part: &'static str| move |request: &danlu_hub_test_server::Record| request.target.contains(part);
     let requests = desk.server.requests();
     assert!(requests.iter().position(put("/settings")) < requests.iter().position(put("/preupload/")));
-    // A Hub that does not say who sees it is not taken at its silence.
+    // A Hub that does not report the visibility is refused.
     let sha = desk.server.revisions("me/cut")["refs/heads/main"].clone();
     let silent = Action::Replace(serde_json::json!({ "sha": sha }));
     desk.server.fault(Fault::on(Method::Get, "/models/me/cut/revision/").always().then(silent));
-    // Nor one that says it is private now, and shows it to everyone.
+    // So is a Hub that confirms the change and still shows the repository to everyone.
     desk.server.model("me/told").file(".gitattributes", b"").add();
     let done = Action::Status(200, vec![], b"{\"private\": true}".to_vec());
     desk.server.fault(Fault::on(Method::Put, "/settings").then(done));
@@ -406,7 +432,7 @@ fn an_empty_public_repository_becomes_private_and_one_that_shows_something_does_
         assert_eq!(desk.server.commits(name).len(), before);
     }
     desk.server.clear_faults();
-    // Another branch has files, or somebody offers some.
+    // Another branch has files, or a pull request exists.
     for (name, at) in [("me/begun", "refs/heads/next"), ("me/asked", "refs/pr/1")] {
         desk.server.model(name).file(".gitattributes", b"").add();
         desk.server.model(name).on(at).file("x.md", b"x").add();
@@ -416,7 +442,7 @@ fn an_empty_public_repository_becomes_private_and_one_that_shows_something_does_
 }
 
 #[test]
-fn an_adapter_and_a_model_do_not_mix() {
+fn an_adapter_and_a_model_share_no_repository() {
     let desk = Desk::new();
     let refused = |name: &str, file: &str| {
         let (hub, upload_set, name) = (desk.hub(), desk.upload_set(), repo(name));
@@ -434,7 +460,7 @@ fn an_adapter_and_a_model_do_not_mix() {
         desk.server.add_model(&name, &[("config.json", b"{}"), (file, b"weights")]);
         refused(&name, file);
     }
-    // Some adapters bring their base's configuration.
+    // Some adapters contain their base's configuration.
     desk.server.add_model("me/adapter", &[("config.json", b"{}"), ("deep/model.safetensors", b"x")]);
     desk.push("me/adapter").unwrap();
 
@@ -447,7 +473,7 @@ fn an_adapter_and_a_model_do_not_mix() {
 }
 
 #[test]
-fn shards_that_no_index_names_any_more_go_with_the_same_commit() {
+fn the_commit_deletes_shards_that_no_index_lists() {
     let desk = Desk::new();
     for name in ["adapter_config.json", "adapter_model.safetensors"] {
         fs::remove_file(desk.folder().join(name)).unwrap();
@@ -478,7 +504,7 @@ fn shards_that_no_index_names_any_more_go_with_the_same_commit() {
     let again = desk.push("me/model").unwrap();
     assert!(again.files.is_empty() && again.removed.is_empty() && again.commit == pushed.commit);
 
-    // One file in place of all: nothing else changes, and the answer is lost.
+    // One file replaces all shards; nothing else changes, and the response is lost.
     fs::remove_file(desk.folder().join("model.safetensors.index.json")).unwrap();
     (1..=2).for_each(|i| fs::remove_file(desk.folder().join(shard(i, 2))).unwrap());
     desk.write("model.safetensors", &[9; 3000]);
@@ -493,7 +519,7 @@ fn shards_that_no_index_names_any_more_go_with_the_same_commit() {
 }
 
 #[test]
-fn bytes_go_in_place_of_a_file_and_are_looked_through_as_well() {
+fn replaced_content_is_uploaded_and_scanned() {
     let desk = Desk::new();
     let token = format!("{}{}", "hf&#95;", "aBcDeFgHiJkLmNoPqRsTuVwXyZaBcDeFgH");
     let with = |with_tokens| {
@@ -516,7 +542,7 @@ fn bytes_go_in_place_of_a_file_and_are_looked_through_as_well() {
     assert_eq!(there("more.txt").unwrap(), b"the folder lacks it");
     assert_eq!(there("card.json"), None);
     assert_eq!(fs::read(desk.folder().join("README.md")).unwrap(), "# an adapter 甄".as_bytes());
-    // What stays for a reason does so whatever would go in its place.
+    // A skipped file stays skipped with any replacement.
     desk.write(".env", b"X=1");
     let mut upload_set = desk.upload_set();
     upload_set.replace(".env", b"X=2".to_vec());
@@ -524,7 +550,7 @@ fn bytes_go_in_place_of_a_file_and_are_looked_through_as_well() {
 }
 
 #[test]
-fn what_an_account_may_not_is_known_before_anything_is_sent() {
+fn missing_permissions_are_detected_before_an_upload() {
     let desk = Desk::new();
     desk.server.add_read_only_user("me", "hf_reads");
     desk.server.add_member("lab", "me");

@@ -1,4 +1,4 @@
-//! What goes wrong on the way to the Hub: one commit after another try, or none and a clear error; never half of one.
+//! Faults during a push: one commit after a retry, or none and a clear error; never a partial one.
 
 mod common;
 
@@ -25,12 +25,12 @@ fn busy(seconds: &str) -> Action {
     Action::Status(429, vec![("Retry-After".into(), seconds.into())], Vec::new())
 }
 
-/// A stand-in that wants small parts.
+/// A server that requires small parts.
 fn in_parts() -> HubServer {
     HubServer::builder().multipart(100_000, 64_000).start().unwrap()
 }
 
-/// Everything is there by one commit.
+/// Asserts that one commit published everything.
 fn assert_published(desk: &Desk, pushed: &Pushed) {
     desk.assert_whole("me/adapter", "main");
     let commits = desk.server.commits("me/adapter");
@@ -40,7 +40,7 @@ fn assert_published(desk: &Desk, pushed: &Pushed) {
 }
 
 #[test]
-fn a_fault_at_any_stage_is_tried_again_and_makes_one_commit() {
+fn a_fault_at_any_stage_is_retried_and_makes_one_commit() {
     let stages = [
         (Method::Get, "/revision/", Host::Hub),
         (Method::Post, "/repos/create", Host::Hub),
@@ -63,7 +63,7 @@ fn a_fault_at_any_stage_is_tried_again_and_makes_one_commit() {
     ];
     for (method, part, host) in stages {
         for action in &actions {
-            // A `GET` has no body to be cut in.
+            // A `GET` has no body to cut.
             if method == Method::Get && matches!(action, Action::CutUpload(_)) {
                 continue;
             }
@@ -76,7 +76,7 @@ fn a_fault_at_any_stage_is_tried_again_and_makes_one_commit() {
 }
 
 #[test]
-fn large_files_that_were_cut_go_on_by_parts_and_by_files() {
+fn an_interrupted_upload_resumes_by_parts_and_by_files() {
     let desk = Desk::on(in_parts());
     desk.server.fault(on(Method::Put, "/uploads/").after(3).times(3).then(Action::CutUpload(30_000)));
     let pushed = desk.push("me/adapter").unwrap();
@@ -84,7 +84,7 @@ fn large_files_that_were_cut_go_on_by_parts_and_by_files() {
     let puts = desk.server.requests().iter().filter(|request| request.method == "PUT").count();
     assert_eq!(puts, 10 + 3, "no part that had arrived is sent again");
 
-    // A push that ended in the middle: another sends what the Hub lacks.
+    // After an interrupted push, the next one uploads what the Hub lacks.
     let desk = Desk::new();
     let fault = || on(Method::Post, "/commit/").always().then(status(500));
     desk.server.fault(fault());
@@ -99,7 +99,7 @@ fn large_files_that_were_cut_go_on_by_parts_and_by_files() {
 }
 
 #[test]
-fn an_address_or_an_upload_that_expired_is_asked_for_again() {
+fn an_expired_url_or_upload_is_requested_again() {
     for (fault, batches, puts) in [
         (on(Method::Put, "/uploads/").after(3).then(status(403)), 2, 10 + 1),
         (on(Method::Post, "/complete_multipart").then(status(404)), 2, 10 + 1),
@@ -116,7 +116,7 @@ fn an_address_or_an_upload_that_expired_is_asked_for_again() {
 }
 
 #[test]
-fn what_stays_broken_is_an_error_and_no_commit() {
+fn a_permanent_fault_is_an_error_without_a_commit() {
     let cases = [
         (on(Method::Put, "").then(Action::CutUpload(1000)), "cannot reach"),
         (on(Method::Put, "").then(status(500)), "answered 500"),
@@ -146,14 +146,14 @@ fn what_stays_broken_is_an_error_and_no_commit() {
 }
 
 #[test]
-fn a_commit_whose_answer_was_lost_is_not_made_twice() {
+fn a_commit_with_a_lost_response_is_not_repeated() {
     for action in [Action::CutAnswer, Action::CutAfter(5), Action::Replace(json!({"commitOid": "x"}))] {
         let desk = Desk::new();
         desk.server.fault(on(Method::Post, "/commit/").always().then(action));
         let pushed = desk.push("me/adapter").unwrap();
         assert_published(&desk, &pushed);
     }
-    // A proposal has no branch to look at: it is found among the others.
+    // A pull request has no branch to read, so the client finds it among the others.
     let desk = Desk::new();
     desk.server.add_model("she/adapter", &[("README.md", b"hers")]);
     let options = PushOptions { create_pr: true, ..PushOptions::default() };
@@ -165,7 +165,7 @@ fn a_commit_whose_answer_was_lost_is_not_made_twice() {
     assert_eq!(pushed.pull_request, Some(format!("{}/she/adapter/discussions/2", desk.server.endpoint())));
     assert_eq!(desk.server.revisions("she/adapter")["refs/pr/2"], pushed.commit);
     assert_eq!(desk.server.commits("she/adapter").len(), 3);
-    // An answer that takes longer than a connection may stand still is waited for.
+    // The client waits for a response that takes longer than a connection may stall.
     desk.server.clear_faults();
     desk.server.clear_requests();
     let late = Duration::from_secs(6);
@@ -178,7 +178,7 @@ fn a_commit_whose_answer_was_lost_is_not_made_twice() {
 }
 
 #[test]
-fn another_commit_that_comes_first_is_built_upon() {
+fn a_push_continues_on_top_of_another_commit() {
     let desk = Desk::new();
     desk.server.add_model("me/adapter", &[("README.md", b"older")]);
     desk.server.fault(on(Method::Post, "/commit/").then(Action::Delay(Duration::from_millis(400))));
@@ -200,7 +200,7 @@ fn another_commit_that_comes_first_is_built_upon() {
 }
 
 #[test]
-fn several_large_files_are_sent_at_a_time() {
+fn several_large_files_are_uploaded_at_a_time() {
     let desk = Desk::new();
     desk.server.fault(on(Method::Put, "").always().then(Action::Delay(Duration::from_millis(500))));
     thread::scope(|scope| {
@@ -215,7 +215,7 @@ fn several_large_files_are_sent_at_a_time() {
     });
 }
 
-/// Waits until a request with `part` has come.
+/// Waits until the server has received a request with `part`.
 fn wait_for(server: &HubServer, part: &str) {
     let start = Instant::now();
     while !server.requests().iter().any(|request| request.target.contains(part)) {
@@ -225,7 +225,7 @@ fn wait_for(server: &HubServer, part: &str) {
 }
 
 #[test]
-fn a_file_that_changes_meanwhile_stops_the_push() {
+fn a_file_that_changes_during_the_push_stops_it() {
     type Change<'a> = &'a dyn Fn(&Path);
     let cases: [(&str, &str, Change<'_>); 4] = [
         ("/batch", "adapter_model.safetensors", &|path| fs::write(path, [9; WEIGHTS as usize]).unwrap()),
@@ -253,7 +253,7 @@ fn a_file_that_changes_meanwhile_stops_the_push() {
 }
 
 #[test]
-fn a_token_that_may_not_says_what_to_do() {
+fn a_token_without_permission_has_a_hint() {
     let desk = Desk::new();
     desk.server.add_user("she", "hf_hers");
     desk.server.add_read_only_user("me", "hf_reads");
@@ -267,22 +267,22 @@ fn a_token_that_may_not_says_what_to_do() {
         (error.to_string(), hint)
     };
     let (text, hint) = push(None, "me/adapter");
-    assert_eq!((text.as_str(), hint.as_str()), ("a push to `me/adapter` needs a token", "danlu login"));
+    assert_eq!((text.as_str(), hint.as_str()), ("a push to `me/adapter` needs a token", "run `danlu login`"));
     let (text, hint) = push(Some("hf_reads"), "me/adapter");
-    assert_eq!(text, "the token of `me` may read and not write");
+    assert_eq!(text, "the token of `me` is read-only");
     assert!(hint.contains("settings/tokens"), "{hint}");
     for name in ["she/model", "she/new"] {
         let (text, hint) = push(Some("hf_mine"), name);
-        assert_eq!(text, format!("`me` may not write to `{name}`"));
+        assert_eq!(text, format!("`me` cannot write to `{name}`"));
         assert!(hint.contains(&name.replace("she", "me")), "{hint}");
-        // There is nothing to offer a pull request to where nothing is.
+        // A pull request needs an existing repository.
         assert_eq!(hint.contains("--create-pr"), name == "she/model", "{hint}");
     }
     assert_eq!(desk.server.commits("she/model").len(), 1);
     assert_eq!(desk.server.is_private("she/new"), None);
     assert_eq!(desk.server.is_private("me/adapter"), None);
 
-    // A token that expires on the way.
+    // A token that expires during the push.
     desk.server.clear_requests();
     desk.server.fault(on(Method::Post, "/batch").then(Action::Delay(Duration::from_millis(300))));
     let error = thread::scope(|scope| {
@@ -320,7 +320,7 @@ fn a_hostile_server_gets_no_file_and_no_token() {
         assert!(error.to_string().contains(said), "{error}");
         assert_eq!(desk.server.commits("me/adapter").len(), 1);
     }
-    // Addresses that are none, parts that are too many or too few, and another host.
+    // Invalid URLs, too many or too few parts, and another host.
     let oids: Vec<String> = {
         let desk = Desk::new();
         desk.push("me/adapter").unwrap();
@@ -335,12 +335,12 @@ fn a_hostile_server_gets_no_file_and_no_token() {
     };
     let there = format!("{}/put", elsewhere.endpoint());
     for (href, header, said) in [
-        ("file:///etc/x", json!({}), "is none"),
-        ("/relative", json!({}), "is none"),
-        (&there, json!({ "chunk_size": "0" }), "have no size"),
-        (&there, json!({ "chunk_size": 1, "1": there }), "1 addresses for the 300000 parts"),
-        (&there, json!({ "chunk_size": "300000", "2": there }), "1 addresses for the 1 parts"),
-        (&there, json!({ "chunk_size": "300000", "1": "ftp://x" }), "is none"),
+        ("file:///etc/x", json!({}), "is invalid"),
+        ("/relative", json!({}), "is invalid"),
+        (&there, json!({ "chunk_size": "0" }), "no size for the parts"),
+        (&there, json!({ "chunk_size": 1, "1": there }), "1 URLs for the 300000 parts"),
+        (&there, json!({ "chunk_size": "300000", "2": there }), "1 URLs for the 1 parts"),
+        (&there, json!({ "chunk_size": "300000", "1": "ftp://x" }), "is invalid"),
         (&there, json!({ "Content-Length": "1", "X-Extra": "y" }), "answered 404"),
     ] {
         let desk = Desk::new();

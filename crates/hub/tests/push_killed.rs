@@ -1,4 +1,4 @@
-//! A push that is killed in the middle: the page is as it was, or has everything, and the next push goes on.
+//! A push killed in the middle: the repository is unchanged or complete, and the next push resumes.
 
 mod common;
 
@@ -24,7 +24,7 @@ fn is_killed() {
 }
 
 #[test]
-fn a_killed_push_leaves_no_half_and_the_next_goes_on() {
+fn a_killed_push_publishes_all_or_nothing_and_resumes() {
     for (method, part) in [
         (Method::Post, "/repos/create"),
         (Method::Post, "/preupload/"),
@@ -54,7 +54,7 @@ fn a_killed_push_leaves_no_half_and_the_next_goes_on() {
         child.kill().unwrap();
         assert!(!child.wait().unwrap().success(), "{part}: it was done before it was killed");
         let half = |commit: &danlu_hub_test_server::CommitInfo| (2..5).contains(&commit.files.len());
-        // What has arrived may still take its effect: all of it or nothing.
+        // A request that has arrived may still take effect: all of it or nothing.
         for _ in 0..40 {
             assert!(!desk.server.commits("me/adapter").iter().any(half), "{part}");
             thread::sleep(Duration::from_millis(10));

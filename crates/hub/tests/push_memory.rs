@@ -1,4 +1,4 @@
-//! How much memory a push takes: that of a process that does nothing else, beside a server in another.
+//! Memory of a push, measured in a process of its own with the server in another.
 
 mod common;
 
@@ -14,7 +14,7 @@ const FOLDER: &str = "DANLU_TEST_PUSHED_FOLDER";
 
 const MIB: u64 = 1 << 20;
 
-/// Most memory that the process has had so far, in bytes.
+/// Peak memory of the process, in bytes.
 fn peak() -> u64 {
     let status = fs::read_to_string("/proc/self/status").unwrap();
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
@@ -30,7 +30,7 @@ fn is_measured() {
         let upload_set = UploadSet::from_folder(folder.as_ref(), &UploadOptions::default()).unwrap();
         hub.push(&upload_set, &repo("me/adapter"), &PushOptions::default(), &mut |_, _| {})
     };
-    // What a first connection takes is none of the files'.
+    // Excludes the memory of a first connection.
     hub.whoami().unwrap();
     let before = peak();
     let said = match push() {
@@ -40,7 +40,7 @@ fn is_measured() {
     println!("grown {}: {said}", peak() - before);
 }
 
-/// Bytes by which another process grows that pushes the desk's folder, and what it says.
+/// Returns the memory growth of a process that pushes the desk's folder, and its output.
 fn grown(desk: &Desk) -> (u64, String) {
     let output = Command::new(std::env::current_exe().unwrap())
         .args(["is_measured", "--exact", "--ignored", "--nocapture"])
@@ -56,25 +56,25 @@ fn grown(desk: &Desk) -> (u64, String) {
     (bytes.parse().unwrap(), said.to_owned())
 }
 
-/// Text under the size from which the Hub has files apart.
+/// Text below the size of a large file.
 fn text() -> String {
     "zhen huan\n".repeat(9 << 20 >> 4)
 }
 
 #[test]
-fn a_large_file_passes_through_little_memory() {
+fn a_large_file_needs_little_memory() {
     const SIZE: u64 = 96 * MIB;
     let desk = Desk::new();
     desk.push("me/adapter").unwrap();
     fs::File::create(desk.folder().join("deep/more.safetensors")).unwrap().set_len(SIZE).unwrap();
     let (grown, said) = grown(&desk);
     assert_eq!(said, format!("sent {SIZE}"));
-    // A piece for each of the four that are sent at a time, and those of reading.
+    // One chunk for each of four parallel uploads, and those of reading.
     assert!(grown < 12 * MIB, "{} MiB", grown / MIB);
 }
 
 #[test]
-fn files_within_the_commit_are_in_memory_once() {
+fn regular_files_are_in_memory_once() {
     let desk = Desk::new();
     desk.push("me/adapter").unwrap();
     let text = text();
@@ -83,12 +83,12 @@ fn files_within_the_commit_are_in_memory_once() {
     assert!(size > 20 * MIB, "{size}");
     let (grown, said) = self::grown(&desk);
     assert_eq!(said, format!("sent {size}"));
-    // In base64, and the pieces of reading: not a second time.
+    // Once in base64, and the chunks of reading.
     assert!(grown < size / 3 * 4 + 8 * MIB, "{} MiB for {} MiB", grown / MIB, size / MIB);
 }
 
 #[test]
-fn more_than_one_commit_may_hold_is_refused_before_it_is_read() {
+fn a_commit_beyond_the_limit_is_refused_before_it_is_read() {
     let desk = Desk::new();
     desk.push("me/adapter").unwrap();
     let text = text();

@@ -1,27 +1,27 @@
-//! What a refusing answer means, by the headers and statuses that the Hub gives.
+//! Maps refusing responses to errors, by the Hub's headers and statuses.
 
 use crate::http::{Http, Request, Response};
 use crate::{HubError, RepoName};
 
-/// Longest message that is repeated to the user.
+/// Maximum length of a server's message in an error.
 const MAX_MESSAGE_CHARS: usize = 300;
 
-/// What a request was about.
+/// The resource of a request.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Resource<'a> {
     /// The account.
     Account,
     /// A model.
     Repo(&'a RepoName),
-    /// A file of it.
+    /// A file of a model.
     File(&'a RepoName, &'a str),
 }
 
 impl Http {
-    /// As [`Http::request`], where only success is an answer.
+    /// As [`Http::send`], and returns only successful responses.
     ///
     /// # Errors
-    /// As there, and what any other answer means.
+    /// As [`Http::send`], and for every other status.
     pub fn send_checked(
         &self,
         request: &Request<'_>,
@@ -31,10 +31,10 @@ impl Http {
         self.check_status(self.send(request)?, request, resource, token_is_variable)
     }
 
-    /// An answer of success, or what any other means.
+    /// Returns a successful response.
     ///
     /// # Errors
-    /// If it is no success.
+    /// For every other status.
     pub fn check_status(
         &self,
         mut response: Response,
@@ -46,7 +46,7 @@ impl Http {
             return Ok(response);
         }
         let (host, refuser) = (request.host(), response.host.clone());
-        // Storage that the Hub leads to knows neither models nor the token.
+        // A storage host knows neither models nor the token.
         let is_asked = refuser == host;
         let with_token = is_asked && self.has_token();
         let repo = match resource {
@@ -67,7 +67,7 @@ impl Http {
                 HubError::Gated { repo, page, with_token }
             }
             (code, repo, 401) if is_asked => match repo {
-                // The Hub says of what it will not show that it does not exist; of a bad token it says so.
+                // The Hub reports a hidden model as missing, and a bad token as such.
                 Some(repo) if code == Some("RepoNotFound") || !with_token => {
                     HubError::NoModel { repo, host, with_token }
                 }
@@ -81,14 +81,14 @@ impl Http {
     }
 }
 
-/// What the server said, in one short line.
+/// Returns the server's message, in one short line.
 pub(crate) fn message(response: &mut Response) -> String {
     let said = response.header("x-error-message").map(str::to_owned);
     let said = said.or_else(|| {
         let body: serde_json::Value = serde_json::from_slice(&response.bytes().ok()?).ok()?;
         Some(body.get("error")?.as_str()?.to_owned())
     });
-    // Before it is cut: half a token is too much of it.
+    // Redacts first: a cut could leave half a token.
     let said = response.redacted(&said.unwrap_or_default());
     let line: String =
         said.chars().map(|c| if c.is_control() { ' ' } else { c }).take(MAX_MESSAGE_CHARS).collect();

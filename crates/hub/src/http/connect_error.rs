@@ -1,4 +1,4 @@
-//! Why there was no answer.
+//! Maps connection failures to errors.
 
 use std::io;
 
@@ -7,7 +7,7 @@ use ureq::{Agent, Timeout};
 use crate::HubError;
 use crate::http::network_env::proxy_variable;
 
-/// Why `url` gave no answer.
+/// Returns the error of a request to `url` without a response.
 pub(super) fn unanswered(agent: &Agent, url: &str, host: String, error: &ureq::Error) -> HubError {
     let (is_lost, reason) = (is_lost(error), reason(error));
     if is_certificate(error) {
@@ -20,7 +20,7 @@ pub(super) fn unanswered(agent: &Agent, url: &str, host: String, error: &ureq::E
     }
 }
 
-/// Whether somebody answered who cannot prove to be the host.
+/// Whether the host's certificate is invalid.
 fn is_certificate(error: &ureq::Error) -> bool {
     match error {
         ureq::Error::Io(error) => {
@@ -31,18 +31,18 @@ fn is_certificate(error: &ureq::Error) -> bool {
     }
 }
 
-/// What the system said, in few words.
+/// Returns the system's reason, in few words.
 fn reason(error: &ureq::Error) -> String {
     match error {
-        error if is_nowhere(error) => "there is no such host, or no network".to_owned(),
+        error if is_nowhere(error) => "the host is unknown, or there is no network".to_owned(),
         ureq::Error::Io(error) => error.to_string(),
-        ureq::Error::Timeout(_) | ureq::Error::BodyStalled => "it does not answer".to_owned(),
+        ureq::Error::Timeout(_) | ureq::Error::BodyStalled => "no response".to_owned(),
         ureq::Error::ConnectProxyFailed(said) => said.clone(),
         error => error.to_string(),
     }
 }
 
-/// Whether the host's name means nothing here; the system's own words have no kind of their own.
+/// Whether the host name is unknown. The system's error has no kind of its own.
 fn is_nowhere(error: &ureq::Error) -> bool {
     match error {
         ureq::Error::HostNotFound => true,
@@ -51,7 +51,7 @@ fn is_nowhere(error: &ureq::Error) -> bool {
     }
 }
 
-/// Whether there was a connection, and it broke.
+/// Whether an existing connection broke.
 fn is_lost(error: &ureq::Error) -> bool {
     use io::ErrorKind::{ConnectionRefused, HostUnreachable, InvalidData, NetworkUnreachable};
     match error {
@@ -59,7 +59,7 @@ fn is_lost(error: &ureq::Error) -> bool {
         ureq::Error::ConnectionFailed | ureq::Error::ConnectProxyFailed(_) => false,
         ureq::Error::Timeout(timeout) => !matches!(timeout, Timeout::Resolve | Timeout::Connect),
         ureq::Error::Io(error) => {
-            // The third: what answers does not speak TLS.
+            // `InvalidData`: the other side does not speak TLS.
             !matches!(error.kind(), ConnectionRefused | HostUnreachable | InvalidData | NetworkUnreachable)
         }
         _ => true,

@@ -1,4 +1,4 @@
-//! Requests: redirected with care, repeated where that may help, with the token for nobody but the Hub itself.
+//! HTTP requests: checked redirects, retries, and a token that only the Hub receives.
 
 mod api_error;
 mod connect_error;
@@ -24,28 +24,28 @@ use connect_error::unanswered;
 pub(crate) use request::{Body, Request};
 pub(crate) use response::{Response, Unread};
 
-/// Redirects of one request at most.
+/// Maximum redirects of a request.
 const MAX_REDIRECTS: usize = 5;
 
-/// Longest answer that is no file, in bytes.
+/// Maximum size of a response that is not a file.
 pub(crate) const MAX_RESPONSE_BYTES: u64 = 64 << 20;
 
-/// Longest pause of which nobody needs to hear.
+/// Longest wait that is not reported.
 const MIN_REPORTED_WAIT: Duration = Duration::from_secs(2);
 
-/// How many times longer than a connection may stand still, the answer to a slow request may take.
+/// Time limit of a slow response, in units of [`RetryPolicy::stall`].
 const SLOW_RESPONSE_FACTOR: u32 = 20;
 
-/// How patient requests are.
+/// Limits for retries and waits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RetryPolicy {
-    /// How often a request is tried.
+    /// Attempts of a request.
     pub tries: u32,
-    /// Pause before the second try; each further one is twice as long.
+    /// Wait before the second attempt; each further wait is twice as long.
     pub pause: Duration,
-    /// Longest pause that a server may ask for.
+    /// Longest wait that a server may request.
     pub longest: Duration,
-    /// How long a connection may stand still.
+    /// Time limit of a connection without any data.
     pub stall: Duration,
 }
 
@@ -59,21 +59,21 @@ impl Default for RetryPolicy {
 /// A client of one Hub.
 #[derive(Debug)]
 pub(crate) struct Http {
-    /// Made for the first request: until then no variable matters.
+    /// Created by the first request, because the proxy variables may be invalid and unused until then.
     agent: OnceLock<Agent>,
     endpoint: Endpoint,
     token: Option<Token>,
     retry_policy: RetryPolicy,
-    /// How long any answer may take from the first to the last, where that is said.
+    /// Time limit of every response, if set.
     time: Option<Duration>,
     waits: WaitListener,
 }
 
-/// Who hears of pauses that a server asks for.
+/// Called during waits that a server requests.
 #[derive(Default)]
 pub(crate) struct WaitListener(pub Option<Box<Wait>>);
 
-/// Hears the host, how long it is still waited for, and how long in all.
+/// Receives the host, the remaining time, and the whole wait.
 pub(crate) type Wait = dyn Fn(&str, Duration, Duration) + Send + Sync;
 
 impl std::fmt::Debug for WaitListener {
@@ -83,7 +83,7 @@ impl std::fmt::Debug for WaitListener {
 }
 
 impl Http {
-    /// A client; nothing is read or sent yet.
+    /// Creates a client. Nothing is read or sent yet.
     pub fn new(endpoint: Endpoint, token: Option<Token>, retry_policy: RetryPolicy) -> Self {
         Self {
             agent: OnceLock::new(),
@@ -95,27 +95,27 @@ impl Http {
         }
     }
 
-    /// The same, where every answer is to be here after so long; files too.
+    /// Limits the time of every response, also of files.
     pub fn within(self, time: Duration) -> Self {
         Self { time: Some(time), ..self }
     }
 
-    /// The same, where someone hears of pauses.
+    /// Reports waits to `waits`.
     pub fn on_wait(self, waits: Box<Wait>) -> Self {
         Self { waits: WaitListener(Some(waits)), ..self }
     }
 
-    /// How long an answer that is no file may take.
+    /// Time limit of a response that is not a file.
     pub fn time(&self) -> Duration {
         self.time.unwrap_or(2 * self.retry_policy.stall)
     }
 
-    /// What a server wrote, as it may be shown.
+    /// Removes the token from a server's text.
     pub fn redacted(&self, text: &str) -> String {
         self.token.as_ref().map_or_else(|| text.to_owned(), |token| token.redacted(text))
     }
 
-    /// Whether the token stands in what a server wrote.
+    /// Whether a server's text contains the token.
     pub fn is_token_in(&self, text: &str) -> bool {
         self.token.as_ref().is_some_and(|token| token.is_in(text.as_bytes()))
     }
@@ -141,26 +141,25 @@ impl Http {
         Ok(self.agent.get_or_init(|| config.into()))
     }
 
-    /// The Hub's address.
+    /// The Hub's URL.
     pub fn endpoint(&self) -> &Endpoint {
         &self.endpoint
     }
 
-    /// Whether there is a token to send.
+    /// Whether there is a token.
     pub fn has_token(&self) -> bool {
         self.token.is_some()
     }
 
-    /// How patient it is.
+    /// The retry policy.
     pub fn retry_policy(&self) -> RetryPolicy {
         self.retry_policy
     }
 
-    /// Asks until there is an answer worth having: a lost connection, a server's own fault and a request to wait are
-    /// tried again.
+    /// Sends a request. Retries after a lost connection, a server error, or a `Retry-After`.
     ///
     /// # Errors
-    /// If nobody answers, or the server asks to wait too long.
+    /// If no attempt gets a response, or the server requests a wait beyond the limit.
     pub fn send(&self, request: &Request<'_>) -> Result<Response, HubError> {
         let mut pause = self.retry_policy.pause;
         for tried in 1..=self.retry_policy.tries {
@@ -174,7 +173,7 @@ impl Http {
                     }
                     None => return outcome,
                 },
-                // Without a network nobody wants to wait for long to be told.
+                // Without a network, the user should see the error soon.
                 Err(HubError::Connect { is_lost, reason, .. }) => (
                     reason.clone(),
                     pause,
@@ -198,7 +197,7 @@ impl Http {
         unreachable!("the last try returns")
     }
 
-    /// Waits as a server asks, and says so where it is long.
+    /// Waits as a server requests, and reports long waits.
     fn wait(&self, time: Duration, request: &Request<'_>) -> Result<(), HubError> {
         let told = match &self.waits.0 {
             Some(told) if time > MIN_REPORTED_WAIT => told,
@@ -215,23 +214,23 @@ impl Http {
         Ok(())
     }
 
-    /// One try, with its redirects: for what must not be done twice.
+    /// Sends a request once and follows redirects. For requests that must not be repeated.
     ///
     /// # Errors
-    /// If nobody answers.
+    /// If there is no response.
     pub fn send_once(&self, request: &Request<'_>) -> Result<Response, HubError> {
         let mut url = request.url.clone();
         for _ in 0..=MAX_REDIRECTS {
             let response = self.send_hop(request, &url)?;
             let to = response.header("location").map(str::to_owned);
             let Some(to) = to.filter(|_| response.status.is_redirection()) else { return Ok(response) };
-            let next = joined(&url, &to).ok_or_else(|| request.fault("a redirect to what is no address"))?;
+            let next = joined(&url, &to).ok_or_else(|| request.fault("a redirect to an invalid URL"))?;
             if request.method != Method::GET && request.method != Method::HEAD {
                 let status = response.status.as_u16();
-                return Err(request.fault(format!("{status}, a redirect of what is not only read")));
+                return Err(request.fault(format!("{status}, a redirect of a request that changes data")));
             }
             if is_encrypted(&url) && !is_encrypted(&next) {
-                return Err(request.fault("a redirect to an address without encryption"));
+                return Err(request.fault("a redirect to a URL without encryption"));
             }
             url = next;
         }
@@ -243,14 +242,14 @@ impl Http {
         for (name, value) in &request.headers {
             raw = raw.header(&**name, value);
         }
-        // Whoever the Hub redirects to has no business with the token, and who names another is taken at their word.
+        // The token goes to the Hub only, not to a redirect target. An explicit header takes precedence.
         let is_hub = origin(url) == origin(self.endpoint.as_str());
         let has_other = request.headers.iter().any(|(name, _)| name.eq_ignore_ascii_case("authorization"));
         if let Some(token) = self.token.as_ref().filter(|_| is_hub && !has_other) {
             raw = raw.header("authorization", token.bearer());
         }
         let agent = self.agent()?;
-        let no_address = |_| request.fault("an address that cannot be asked");
+        let no_address = |_| request.fault("an invalid URL");
         let response = match request.load {
             Body::Nothing => agent.run(raw.body(()).map_err(no_address)?),
             Body::Bytes(bytes) if request.is_slow => {

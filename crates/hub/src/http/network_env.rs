@@ -1,4 +1,4 @@
-//! What this machine's variables say of the way to any host: the proxy, and whom to trust.
+//! Proxy and certificates, from the environment.
 
 use std::path::Path;
 
@@ -8,28 +8,28 @@ use ureq::{Proxy, ProxyProtocol};
 
 use crate::HubError;
 
-/// Longest certificate file.
+/// Maximum size of a certificate file.
 const MAX_CERTIFICATE_BYTES: u64 = 16 << 20;
 
-/// The proxy that the variables name: the first that is set, whatever the address asked, which it is told by CONNECT.
-/// `NO_PROXY` names hosts that are asked without it.
+/// Returns the proxy of the first variable that is set. It serves every URL, by CONNECT. `NO_PROXY` lists
+/// exceptions.
 ///
 /// # Errors
-/// If it is no HTTP proxy: what was to go through one must not go beside it.
+/// If it is not an HTTP proxy. A request must not bypass the configured proxy.
 pub(crate) fn proxy() -> Result<Option<Proxy>, HubError> {
     if let Some(variable) = proxy_variable() {
         let value = std::env::var(variable).unwrap_or_default();
         let is_http = |proxy: Proxy| matches!(proxy.protocol(), ProxyProtocol::Http | ProxyProtocol::Https);
         if !Proxy::new(&value).is_ok_and(is_http) {
-            // It may hold a password, and is not repeated.
-            let reason = "it is no address of an HTTP proxy such as `http://host:port`".to_owned();
+            // The value may contain a password, so the error does not repeat it.
+            let reason = "it is not the URL of an HTTP proxy, such as `http://host:port`".to_owned();
             return Err(HubError::Variable { variable, reason });
         }
     }
     Ok(Proxy::try_from_env())
 }
 
-/// The variable that names the proxy.
+/// Returns the name of the first proxy variable that is set.
 pub(crate) fn proxy_variable() -> Option<&'static str> {
     const VARIABLES: [&str; 6] =
         ["ALL_PROXY", "all_proxy", "HTTPS_PROXY", "https_proxy", "HTTP_PROXY", "http_proxy"];
@@ -37,10 +37,10 @@ pub(crate) fn proxy_variable() -> Option<&'static str> {
     VARIABLES.into_iter().find(is_set)
 }
 
-/// Whom to trust: the authorities that browsers trust, or those of `SSL_CERT_FILE`, as behind a company's proxy.
+/// Returns the trusted roots: those of browsers, or those in `SSL_CERT_FILE`.
 ///
 /// # Errors
-/// If that file cannot be read or holds none.
+/// If that file cannot be read or contains no certificate.
 pub(crate) fn roots() -> Result<RootCerts, HubError> {
     let Some(path) = std::env::var_os("SSL_CERT_FILE").filter(|path| !path.is_empty()) else {
         return Ok(RootCerts::WebPki);
@@ -55,7 +55,7 @@ pub(crate) fn roots() -> Result<RootCerts, HubError> {
         }
     }
     if certificates.is_empty() {
-        return Err(fault(format!("`{}` holds no certificate", Path::new(&path).display())));
+        return Err(fault(format!("`{}` contains no certificate", Path::new(&path).display())));
     }
     Ok(RootCerts::new_with_certs(&certificates))
 }

@@ -1,4 +1,4 @@
-//! A request, before anybody has it.
+//! An HTTP request.
 
 use std::borrow::Cow;
 use std::sync::atomic::AtomicBool;
@@ -9,21 +9,21 @@ use crate::HubError;
 use crate::http::url::origin;
 use crate::push::FilePart;
 
-/// What is asked.
+/// An HTTP request.
 #[derive(Clone, Debug)]
 pub(crate) struct Request<'a> {
     pub method: Method,
-    /// An address of the Hub, or one that it gave.
+    /// A URL of the Hub, or one that it returned.
     pub url: String,
     pub headers: Vec<(Cow<'static, str>, String)>,
     pub load: Body<'a>,
-    /// Says when nobody waits for the answer any more.
+    /// Set when the response is no longer needed.
     pub stop: Option<&'a AtomicBool>,
-    /// Whether its answer may take long, and must not be asked for again before.
+    /// Whether the server may take long, so that the request must not be repeated early.
     pub is_slow: bool,
 }
 
-/// What a request brings.
+/// The body of a request.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Body<'a> {
     Nothing,
@@ -32,7 +32,7 @@ pub(crate) enum Body<'a> {
 }
 
 impl<'a> Request<'a> {
-    /// Reads what is at `url`.
+    /// A GET request.
     pub fn get(url: impl Into<String>) -> Self {
         Self {
             method: Method::GET,
@@ -44,7 +44,7 @@ impl<'a> Request<'a> {
         }
     }
 
-    /// Brings `bytes` of a kind such as `application/json`.
+    /// A POST request with a content type such as `application/json`.
     pub fn post(url: impl Into<String>, kind: &str, bytes: &'a [u8]) -> Self {
         let headers = vec![(Cow::Borrowed("content-type"), kind.to_owned())];
         Self {
@@ -57,23 +57,23 @@ impl<'a> Request<'a> {
         }
     }
 
-    /// Puts a part of a file there.
+    /// A PUT request with a part of a file.
     pub fn put(url: impl Into<String>, slice: &'a FilePart<'a>) -> Self {
         let (headers, load, stop) = (Vec::new(), Body::FilePart(slice), Some(slice.stop));
         Self { method: Method::PUT, url: url.into(), headers, load, stop, is_slow: false }
     }
 
-    /// The request in words: the address without its query, which may be signed.
+    /// Method and URL, without the query, which may contain a signature.
     pub fn words(&self) -> String {
         format!("{} {}", self.method, self.url.split(['?', '#']).next().unwrap_or_default())
     }
 
-    /// An answer that the Hub does not give.
+    /// The error of an unexpected response.
     pub fn fault(&self, fault: impl Into<String>) -> HubError {
         HubError::Response { host: self.host(), request: self.words(), fault: fault.into() }
     }
 
-    /// The host asked.
+    /// The host of the URL.
     pub fn host(&self) -> String {
         origin(&self.url).map_or_else(|| self.url.clone(), |(_, host)| host)
     }

@@ -1,4 +1,4 @@
-//! What a server answered, read no further than it is asked for.
+//! An HTTP response with limits on size and time.
 
 use std::io::{self, Read};
 use std::time::{Duration, Instant};
@@ -9,59 +9,59 @@ use super::{MAX_RESPONSE_BYTES, retry_after};
 use crate::Token;
 use crate::checksum::CHUNK_BYTES;
 
-/// What came back: any status that is no redirect.
+/// A response with any status except a redirect.
 #[derive(Debug)]
 pub(crate) struct Response {
-    /// Who gave it, after redirects.
+    /// The host that responded, after redirects.
     pub host: String,
     pub status: StatusCode,
     pub headers: HeaderMap,
     pub(super) body: ureq::Body,
-    /// Where it is no file, how long all of it may take, and until when that is.
+    /// Time limit and deadline, unless the body is a file.
     pub(super) time: Duration,
     pub(super) end: Instant,
     pub(super) token: Option<Token>,
 }
 
-/// Why an answer that is no file was not read.
+/// Why a response was not read.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Unread {
-    /// The connection: worth another try.
+    /// The connection broke; another attempt may succeed.
     #[error(transparent)]
     Cut(#[from] io::Error),
-    #[error("an answer that is not here after {} seconds", .0.as_secs())]
+    #[error("an incomplete response after {} seconds", .0.as_secs())]
     Late(Duration),
-    #[error("an answer of more than {0} bytes")]
+    #[error("a response of more than {0} bytes")]
     Long(u64),
 }
 
 impl Response {
-    /// A header's text.
+    /// Returns the text of a header.
     pub fn header(&self, name: &str) -> Option<&str> {
         self.headers.get(name)?.to_str().ok()
     }
 
-    /// Whether the same request may do better later, and after which pause if the server names one.
+    /// Whether a later attempt may succeed, with the wait that the server requests, if any.
     pub fn is_passing(&self) -> Option<Option<Duration>> {
         is_passing(self.status).then(|| retry_after(self))
     }
 
-    /// The body, as it arrives.
+    /// Returns the body as a stream.
     pub fn into_reader(self) -> impl Read {
         self.body.into_reader()
     }
 
-    /// The whole body, of an answer that is no file.
+    /// Reads the whole body.
     pub fn bytes(&mut self) -> Result<Vec<u8>, Unread> {
         self.at_most(MAX_RESPONSE_BYTES)
     }
 
-    /// As [`Response::bytes`], where it may be so long.
+    /// As [`Response::bytes`], with a size limit.
     pub fn at_most(&mut self, most: u64) -> Result<Vec<u8>, Unread> {
         let (mut reader, mut piece) = (self.body.as_reader(), vec![0; CHUNK_BYTES]);
         let mut bytes = Vec::new();
         loop {
-            // A server that sends a byte now and then never stands still.
+            // A server that sends one byte now and then never stalls.
             if Instant::now() > self.end {
                 return Err(Unread::Late(self.time));
             }
@@ -75,18 +75,18 @@ impl Response {
         }
     }
 
-    /// What the server wrote, as it may be shown.
+    /// Removes the token from a server's text.
     pub fn redacted(&self, text: &str) -> String {
         self.token.as_ref().map_or_else(|| text.to_owned(), |token| token.redacted(text))
     }
 }
 
-/// Whether the same request may do better later.
+/// Whether a later attempt may succeed.
 fn is_passing(status: StatusCode) -> bool {
     status.is_server_error() || matches!(status.as_u16(), 408 | 429)
 }
 
-/// How long the server asks to wait.
+/// Returns the wait that the server requests.
 fn retry_after(response: &Response) -> Option<Duration> {
     retry_after::parse(response.header("retry-after")?, response.header("date"))
 }

@@ -1,4 +1,4 @@
-//! Waiting: for as long as a server asks, and no longer than someone wants what comes.
+//! Waits between attempts, and the `Retry-After` header.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -8,13 +8,13 @@ use chrono::{DateTime, NaiveDateTime, Utc};
 
 use crate::HubError;
 
-/// Between two looks whether someone still waits.
+/// Interval at which a wait polls the stop flag.
 pub(crate) const STOP_POLL_INTERVAL: Duration = Duration::from_millis(50);
 
-/// Waits.
+/// Sleeps.
 ///
 /// # Errors
-/// As soon as `stop` says that it is in vain.
+/// If `stop` is set.
 pub(crate) fn pause(time: Duration, stop: Option<&AtomicBool>) -> Result<(), HubError> {
     let Some(stop) = stop else {
         thread::sleep(time);
@@ -33,7 +33,7 @@ pub(crate) fn pause(time: Duration, stop: Option<&AtomicBool>) -> Result<(), Hub
     }
 }
 
-/// The wait in a `Retry-After` header: seconds, or the time until a date. `date` is the server's own clock, if known.
+/// Parses `Retry-After`: seconds, or an HTTP date. `date` is the server's own clock, if known.
 pub(crate) fn parse(retry_after: &str, date: Option<&str>) -> Option<Duration> {
     let text = retry_after.trim();
     if let Ok(seconds) = text.parse() {
@@ -79,7 +79,7 @@ mod tests {
         let date = Some("Sun, 06 Nov 1994 08:49:37 GMT");
         assert_eq!(parse(" 7 ", None), Some(Duration::from_secs(7)));
         assert_eq!(parse("Sun, 06 Nov 1994 08:50:07 GMT", date), Some(Duration::from_secs(30)));
-        // A moment that is past, by this machine's clock.
+        // A date in the past, by this machine's clock.
         assert_eq!(parse("Sun, 06 Nov 1994 08:50:07 GMT", None), Some(Duration::ZERO));
         assert_eq!(parse("soon", date), None);
     }

@@ -1,20 +1,20 @@
-//! Addresses: whose they are, and where a redirect leads.
+//! URLs: origins, redirects and escapes.
 
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use ureq::http::Uri;
 
 use crate::Endpoint;
 
-/// Everything in a path's part but what needs no escape.
+/// Characters that are escaped in a path segment.
 const ESCAPED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.').remove(b'~');
 
-/// Whether an address that the Hub gives may be asked: by HTTP, and encrypted where the Hub is.
+/// Whether a URL from the Hub may be requested: HTTP, and encrypted if the Hub is.
 pub(crate) fn is_address(url: &str, endpoint: &Endpoint) -> bool {
     joined(endpoint.as_str(), url).is_some_and(|same| same == url)
         && (is_encrypted(url) || !is_encrypted(endpoint.as_str()))
 }
 
-/// Whether what goes there is encrypted on its way.
+/// Whether a URL is encrypted.
 pub(crate) fn is_encrypted(url: &str) -> bool {
     origin(url).is_some_and(|(scheme, _)| scheme == "https")
 }
@@ -25,7 +25,7 @@ pub(crate) fn origin(url: &str) -> Option<(String, String)> {
     Some((uri.scheme_str()?.to_ascii_lowercase(), uri.authority()?.as_str().to_ascii_lowercase()))
 }
 
-/// Where a redirect from `url` to `to` leads.
+/// Resolves a redirect from `url` to `to`.
 pub(crate) fn joined(url: &str, to: &str) -> Option<String> {
     let next = if to.starts_with("//") || !to.starts_with('/') {
         to.to_owned()
@@ -36,7 +36,7 @@ pub(crate) fn joined(url: &str, to: &str) -> Option<String> {
     matches!(origin(&next)?.0.as_str(), "http" | "https").then_some(next)
 }
 
-/// `text` as one part of a path.
+/// Escapes `text` as one path segment.
 pub(crate) fn escaped(text: &str) -> String {
     utf8_percent_encode(text, ESCAPED).to_string()
 }

@@ -1,4 +1,4 @@
-//! The one commit of a push: everything in it, or nothing.
+//! The commit request of a push.
 
 use std::io::{self, Read};
 use std::time::Duration;
@@ -15,22 +15,22 @@ use crate::http::url::escaped;
 use crate::http::{Resource, message};
 use crate::{Hub, HubError, PushOptions, RepoName, UploadFile};
 
-/// What a commit is called where nobody says.
+/// The default first line of a commit.
 const MESSAGE: &str = "Upload with danlu";
 
-/// A commit that was made.
+/// A new commit.
 pub(super) struct NewCommit {
     pub commit: String,
     pub pull_request: Option<String>,
 }
 
-/// Why there is none, or none that is known of.
+/// Why no commit is confirmed.
 pub(super) enum CommitError {
-    /// Another commit was faster.
+    /// Another commit came first.
     Race,
-    /// No answer, or one that another try may better; whether it has been made is to be seen.
+    /// The response was lost, or another attempt may succeed. The commit may exist.
     Unknown(Box<HubError>, Option<Duration>),
-    /// It was refused.
+    /// The Hub refused the commit.
     Refused(Box<HubError>),
 }
 
@@ -43,7 +43,7 @@ struct Made {
 }
 
 impl Hub {
-    /// Makes the commit on `parent`, once: with these files, and without those that are `removed`.
+    /// Commits `files` on top of `parent` and deletes the paths in `removed`. Sends one request.
     pub(super) fn commit(
         &self,
         repo: &RepoName,
@@ -67,7 +67,7 @@ impl Hub {
         let wait = response.is_passing();
         match response.status.as_u16() {
             409 | 412 => return Err(CommitError::Race),
-            // What was to be taken away is gone: another commit was faster.
+            // A path to delete is gone, so another commit came first.
             404 if !removed.is_empty() && response.header("x-error-code") == Some("EntryNotFound") => {
                 return Err(CommitError::Race);
             }
@@ -83,7 +83,7 @@ impl Hub {
             Some(wait) => CommitError::Unknown(error.into(), wait),
             None => CommitError::Refused(error.into()),
         })?;
-        // It is made: an answer that cannot be read is one that was lost.
+        // The commit exists; an unreadable response counts as a lost one.
         let unread =
             |reason: String| CommitError::Unknown(request.fault(self.http.redacted(&reason)).into(), None);
         let bytes = response.bytes().map_err(|error| unread(error.to_string()))?;
@@ -97,16 +97,16 @@ impl Hub {
             (true, Some(number)) => {
                 Ok(NewCommit { commit: made.commit, pull_request: Some(self.pull_request_url(repo, number)) })
             }
-            (true, None) => Err(unread("no address of the pull request".to_owned())),
+            (true, None) => Err(unread("no URL of the pull request".to_owned())),
         }
     }
 
-    /// The page of a repository, or of one of its branches.
+    /// The page of a repository or a branch.
     pub(super) fn page_url(&self, repo: &RepoName) -> String {
         let page = format!("{}/{}", self.http.endpoint(), repo.id());
         match repo.revision() {
             "main" => page,
-            // A page of the Hub takes a branch's `/` as it is.
+            // The Hub's pages do not escape the `/` of a branch.
             revision => {
                 format!("{page}/tree/{}", revision.split('/').map(escaped).collect::<Vec<_>>().join("/"))
             }
@@ -119,8 +119,8 @@ impl Hub {
     }
 }
 
-/// A JSON value a line: first what the commit says of itself, then its files. Those within it are written into the body
-/// as they are read, and stand nowhere else.
+/// Builds the body: one JSON value a line, first the header, then the files. Regular files are encoded
+/// directly into the body, so each is in memory once.
 fn body(
     options: &PushOptions,
     parent: &str,
@@ -140,7 +140,7 @@ fn body(
         match mode {
             UploadMode::Regular => within(&mut body, file)?,
             UploadMode::Large => {
-                // What it was when it was sent, it has to be still.
+                // Fails if the file changed after its upload.
                 file.open()?;
                 let oid = file.sha256(&mut |_| {})?;
                 let value = json!({ "path": file.path(), "algo": "sha256", "oid": oid, "size": file.size() });
@@ -160,7 +160,7 @@ fn line(body: &mut Vec<u8>, key: &str, value: &Value) {
     body.push(b'\n');
 }
 
-/// The line of a file that stands within the commit.
+/// Writes the line of a regular file.
 fn within(body: &mut Vec<u8>, file: &UploadFile) -> Result<(), HubError> {
     let path = Value::from(file.path());
     let begin = format!(r#"{{"key":"file","value":{{"path":{path},"encoding":"base64","content":""#);
@@ -169,7 +169,7 @@ fn within(body: &mut Vec<u8>, file: &UploadFile) -> Result<(), HubError> {
     let mut encoder = EncoderWriter::new(&mut *body, &STANDARD);
     let copied = io::copy(&mut content.reader().take(file.size() + 1), &mut encoder);
     let copied = copied.map_err(|error| file.unread(error))?;
-    // Memory takes whatever is written.
+    // Writing to memory cannot fail.
     let _ = encoder.finish();
     drop(encoder);
     file.check(&content)?;

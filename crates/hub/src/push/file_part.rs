@@ -1,4 +1,4 @@
-//! A part of a file on its way: read while it is sent, as often as it takes.
+//! A part of a file, read while it is uploaded, once for each attempt.
 
 use std::fmt;
 use std::io::{self, Read};
@@ -17,11 +17,11 @@ pub(crate) struct FilePart<'a> {
     pub content: &'a FileSource<'a>,
     pub start: u64,
     pub len: u64,
-    /// Hears of every byte that is on its way, and of bytes taken back where a try failed.
+    /// Receives the bytes of an attempt, and a negative count if it fails.
     pub advanced: &'a (dyn Fn(i64) + Sync),
-    /// Whether nobody waits for it any more.
+    /// Set when the upload is no longer needed.
     pub stop: &'a AtomicBool,
-    /// SHA-256 of what the last try sent, where it is the whole file.
+    /// SHA-256 of the last attempt, if the part is the whole file.
     pub sent: Mutex<Option<String>>,
 }
 
@@ -32,14 +32,14 @@ impl fmt::Debug for FilePart<'_> {
 }
 
 impl<'a> FilePart<'a> {
-    /// Reads it from its beginning.
+    /// Starts an attempt.
     pub fn reader(&'a self) -> FilePartReader<'a> {
         let is_whole = self.start == 0 && self.len == self.of.size();
         FilePartReader { slice: self, done: 0, sum: is_whole.then(Hasher::sha256) }
     }
 }
 
-/// One try to send a [`FilePart`].
+/// One attempt to upload a [`FilePart`].
 pub(crate) struct FilePartReader<'a> {
     slice: &'a FilePart<'a>,
     done: u64,
@@ -70,10 +70,10 @@ impl Read for FilePartReader<'_> {
 }
 
 impl FilePartReader<'_> {
-    /// The end of a try: what was sent of one that failed is taken back.
+    /// Ends the attempt. Takes back the progress of a failed one.
     ///
     /// # Errors
-    /// If the file is another by now, or nobody waits for it.
+    /// If the file changed, or the upload is no longer needed.
     pub fn end(self, is_success: bool) -> Result<(), HubError> {
         let slice = self.slice;
         if slice.stop.load(Ordering::Relaxed) {

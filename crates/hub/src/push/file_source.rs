@@ -1,20 +1,20 @@
-//! The bytes of a file that goes: those on the disk, or those that are sent in their place.
+//! The content of a file to upload: on the disk, or a replacement in memory.
 
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::unix::fs::FileExt;
 
-/// Bytes that are open to be read, as often as it takes.
+/// Open content that can be read repeatedly.
 #[derive(Debug)]
 pub(crate) enum FileSource<'a> {
-    /// Of a file.
+    /// A file on the disk.
     File(File),
     /// In memory.
     Bytes(&'a [u8]),
 }
 
 impl FileSource<'_> {
-    /// Reads what stands at `at`, as much as there is and has room.
+    /// Reads at an offset, as much as is available and fits.
     pub fn read_at(&self, out: &mut [u8], at: u64) -> io::Result<usize> {
         match self {
             Self::File(file) => file.read_at(out, at),
@@ -25,13 +25,13 @@ impl FileSource<'_> {
         }
     }
 
-    /// Reads it from its beginning.
+    /// Returns a reader from the first byte.
     pub fn reader(&self) -> Reader<'_> {
         Reader { content: self, at: 0 }
     }
 }
 
-/// A way through a [`FileSource`].
+/// A sequential reader of a [`FileSource`].
 #[derive(Debug)]
 pub(crate) struct Reader<'a> {
     content: &'a FileSource<'a>,

@@ -1,4 +1,4 @@
-//! A walk through a folder: each file goes, or stays for a reason.
+//! Walks through a folder and decides for each file: upload or skip.
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
@@ -14,25 +14,25 @@ use super::skip_reason::SkipReason;
 use super::upload_file::UploadFile;
 use crate::HubError;
 
-/// Of a file of weights so much is searched for secrets: its texts come first.
+/// Bytes of a weight file that are scanned for secrets. Its metadata comes first.
 const MAX_SCANNED_WEIGHT_BYTES: u64 = 16 << 20;
 
-/// Letters of a token in a path that are shown: its kind.
+/// Characters of a token that are shown, which name its kind.
 const SHOWN_TOKEN_CHARS: usize = 3;
 
-/// A walk through a folder, and what it found.
+/// A walk and its results.
 pub(super) struct FolderWalk<'a> {
     root: &'a Path,
     options: &'a UploadOptions,
     include: Vec<Pattern>,
-    /// Those of `include` that meant something.
+    /// Indices of the `include` patterns that matched.
     pub used: BTreeSet<usize>,
     pub files: Vec<UploadFile>,
     pub skipped: Vec<SkippedFile>,
 }
 
 impl<'a> FolderWalk<'a> {
-    /// Goes through the folder `root`, whose path has no links.
+    /// Walks through `root`, a canonical path.
     pub fn through(root: &'a Path, options: &'a UploadOptions) -> Result<Self, HubError> {
         let include = options.include.iter().map(|text| text.parse().expect("every text is a pattern"));
         let (used, files, skipped) = Default::default();
@@ -41,7 +41,7 @@ impl<'a> FolderWalk<'a> {
         Ok(walk)
     }
 
-    /// Looks through a folder within the root; `stays` is why one above it stays.
+    /// Walks through a folder below the root. `stays` is the reason to skip one of its parents.
     fn folder(&mut self, parts: &mut Vec<String>, stays: Option<SkipReason>) -> Result<(), HubError> {
         let place = parts.iter().fold(self.root.to_owned(), |path, part| path.join(part));
         let error = |e: io::Error| FileError::new("read", &place, e);
@@ -75,14 +75,14 @@ impl<'a> FolderWalk<'a> {
         let place = self.root.join(&path);
         let name = parts.last().expect("a file has a name");
         let mut stays = stays.or_else(|| SkipReason::of_file(name));
-        // Where a link leads within the folder.
+        // The target of a link inside the folder.
         let mut target = parts.to_vec();
         if is_link {
             let real = fs::canonicalize(&place).ok().filter(|real| real.is_file());
             let inside = real.as_ref().and_then(|real| real.strip_prefix(self.root).ok());
             match inside.and_then(Path::to_str) {
                 None => stays = Some(SkipReason::Link),
-                // A second name does not make a secret or a state something else.
+                // The rules hold for the target's name too.
                 Some(inside) => {
                     target = inside.split('/').map(str::to_owned).collect();
                     stays = stays.or_else(|| of_path(inside));
@@ -128,8 +128,8 @@ impl<'a> FolderWalk<'a> {
         Ok(())
     }
 
-    /// Whether a file was asked for by name. What is hidden, or a key, has to be named itself: neither a folder above it
-    /// nor a file within brings it.
+    /// Whether an `include` pattern names a file. A hidden file or a key must be matched itself: a pattern
+    /// for a parent folder is not enough.
     fn is_included(&mut self, parts: &[String], stays: Option<SkipReason>) -> bool {
         let parts: Vec<&str> = parts.iter().map(String::as_str).collect();
         let last = parts.len() - 1;
@@ -152,13 +152,13 @@ impl<'a> FolderWalk<'a> {
     }
 }
 
-/// Why the file at this path within the folder stays.
+/// Returns the reason to skip a path in the folder.
 fn of_path(path: &str) -> Option<SkipReason> {
     let (folders, name) = path.rsplit_once('/').unwrap_or(("", path));
     folders.split('/').find_map(SkipReason::of_folder).or_else(|| SkipReason::of_file(name))
 }
 
-/// Whether a JSON file holds a list, as data does and no file of a model.
+/// Whether a JSON file contains a list. Data does, and no file of a model does.
 fn starts_a_list(place: &Path, name: &str) -> Result<bool, HubError> {
     if !name.to_lowercase().ends_with(".json") {
         return Ok(false);

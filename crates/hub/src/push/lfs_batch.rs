@@ -1,4 +1,4 @@
-//! Where large files go: git-lfs's batch call, read with care.
+//! The batch call of git-lfs: how each large file is uploaded.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -14,55 +14,55 @@ use crate::http::url::is_address;
 use crate::transfer::signed;
 use crate::{Hub, HubError, PushOptions, RepoName, UploadFile};
 
-/// Objects asked for at a time.
+/// Maximum objects in a batch.
 const MAX_OBJECTS_PER_BATCH: usize = 100;
 
-/// Parts of a file at most, as storages have it.
+/// Maximum parts of a file, as in S3.
 const MAX_PARTS: u64 = 10_000;
 
 /// Content type of git-lfs.
 pub(super) const LFS: &str = "application/vnd.git-lfs+json";
 
-/// Headers that a request has of its own.
+/// Headers that the client sets itself.
 const OWN: [&str; 5] = ["content-length", "transfer-encoding", "host", "connection", "expect"];
 
-/// An address, and what is to be said there.
+/// A URL and its headers.
 #[derive(Clone, Debug)]
 pub(super) struct LfsAction {
     pub url: String,
     pub headers: Vec<(Cow<'static, str>, String)>,
 }
 
-/// How an object is sent.
+/// How an object is uploaded.
 #[derive(Clone, Debug)]
 pub(super) enum UploadMethod {
-    /// It is there already.
+    /// Not at all: storage has it.
     AlreadyStored,
-    /// In one piece.
+    /// In one request.
     Basic(LfsAction),
-    /// In parts of so many bytes, which are then declared to be it.
+    /// In parts of `size` bytes, completed by a last request.
     Multipart { size: u64, urls: Vec<String>, complete: String },
 }
 
-/// A file to be in storage.
+/// A file to upload to storage.
 #[derive(Debug)]
 pub(super) struct LfsObject<'a> {
     pub file: &'a UploadFile,
     pub oid: &'a str,
-    /// Of an upload in parts: where it ends, and the tags of the parts that have arrived.
+    /// For a multipart upload: its completion URL, and the ETags of the uploaded parts.
     pub parts: Mutex<(String, Vec<Option<String>>)>,
-    /// Parts that have not arrived.
+    /// Parts that are not uploaded yet.
     pub left: AtomicUsize,
-    /// Bytes that progress has heard of.
+    /// Bytes that progress has counted.
     pub counted: AtomicI64,
     pub is_there: AtomicBool,
 }
 
-/// What the batch says of an object.
+/// The Hub's plan for an object.
 #[derive(Clone, Debug)]
 pub(super) struct UploadPlan {
     pub method: UploadMethod,
-    /// Whom to tell when it has arrived.
+    /// The request that verifies the upload.
     pub verify: Option<LfsAction>,
 }
 
@@ -98,7 +98,7 @@ impl<'a> LfsObject<'a> {
         Self { file, oid, parts, left, counted, is_there }
     }
 
-    /// Has progress heard of so many bytes, more or fewer than before.
+    /// Corrects the progress to `bytes`.
     pub fn count(&self, bytes: u64, advanced: &mut dyn FnMut(i64)) {
         let bytes = signed(bytes);
         let before = self.counted.swap(bytes, Ordering::Relaxed);
@@ -107,8 +107,8 @@ impl<'a> LfsObject<'a> {
         }
     }
 
-    /// The parts to be sent by `way`: those that have arrived by the same way are not. Progress has then heard of these
-    /// alone.
+    /// Returns the parts to upload: those that this upload does not have yet. Corrects the progress to the
+    /// parts that it has.
     pub fn tasks(&self, method: &UploadMethod, advanced: &mut dyn FnMut(i64)) -> Vec<usize> {
         let mut to_send = self.file.size();
         let tasks = match method {
@@ -121,7 +121,8 @@ impl<'a> LfsObject<'a> {
                 }
                 let mut tasks: Vec<usize> = (0..urls.len()).filter(|&i| parts.1[i].is_none()).collect();
                 if tasks.is_empty() {
-                    // All are there, and were not taken: the last one is sent again, and ends it again.
+                    // Completion failed with all parts uploaded, so the last part is uploaded and the upload
+                    // completed again.
                     tasks.push(urls.len() - 1);
                 }
                 let len = |&i: &usize| (self.file.size() - i as u64 * size).min(*size);
@@ -136,7 +137,7 @@ impl<'a> LfsObject<'a> {
 }
 
 impl Hub {
-    /// Asks how each object is to be sent.
+    /// Requests a plan for each object.
     pub(super) fn plans(
         &self,
         repo: &RepoName,
@@ -167,7 +168,7 @@ impl Hub {
                 batch.objects.iter().map(|object| (object.oid.as_str(), object)).collect();
             for object in objects {
                 let told = told.get(object.oid).ok_or_else(|| {
-                    request.fault(format!("nothing about the object of {:?}", object.file.path()))
+                    request.fault(format!("no entry for the object of {:?}", object.file.path()))
                 })?;
                 plans.push(self.plan(object, told).map_err(|reason| request.fault(reason))?);
             }
@@ -190,7 +191,7 @@ impl Hub {
             return Ok(UploadPlan { method: UploadMethod::Basic(self.target(upload)?), verify });
         };
         let size = size.as_u64().or_else(|| size.as_str()?.parse().ok()).filter(|&size| size > 0);
-        let Some(size) = size else { return Err(format!("the parts of {path:?} have no size")) };
+        let Some(size) = size else { return Err(format!("no size for the parts of {path:?}")) };
         let mut urls: Vec<(u64, String)> = Vec::new();
         for (name, value) in upload.header.iter().flatten() {
             if let (Ok(number), Some(url)) = (name.parse(), value.as_str()) {
@@ -201,7 +202,7 @@ impl Hub {
         let count = object.file.size().div_ceil(size);
         let is_whole = urls.iter().map(|&(number, _)| number).eq(1..=count);
         if !is_whole || count > MAX_PARTS {
-            return Err(format!("{} addresses for the {count} parts of {path:?}", urls.len()));
+            return Err(format!("{} URLs for the {count} parts of {path:?}", urls.len()));
         }
         let urls = urls.into_iter().map(|(_, url)| url).collect();
         Ok(UploadPlan {
@@ -221,7 +222,7 @@ impl Hub {
     fn address(&self, url: &str) -> Result<String, String> {
         match is_address(url, self.http.endpoint()) {
             true => Ok(url.to_owned()),
-            false => Err("an address to send to that is none, or not encrypted".to_owned()),
+            false => Err("an upload URL that is invalid or not encrypted".to_owned()),
         }
     }
 }

@@ -1,5 +1,5 @@
-//! Large files on their way to storage: several at a time, in parts where the Hub wants parts, and never twice what has
-//! arrived.
+//! Uploads large files: several at a time, in parts if the Hub requests them. An uploaded part is not
+//! uploaded again.
 
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -14,17 +14,17 @@ use crate::http::{Request, Response};
 use crate::push::file_part::FilePart;
 use crate::{Hub, HubError, PushOptions, RepoName};
 
-/// Files or parts sent at a time.
+/// Files or parts uploaded at a time.
 const PARALLEL_UPLOADS: usize = 4;
 
-/// How often addresses are asked for: they expire, and an upload can be lost.
+/// Batch calls in one push. URLs expire, and an upload can be lost.
 const MAX_ROUNDS: usize = 3;
 
-/// Why a part did not arrive.
+/// Why a part was not uploaded.
 enum PartError {
-    /// The address, or the upload, is of no more use: another may be.
+    /// The URL or the upload is no longer valid; a new batch call may help.
     Stale(HubError),
-    /// Anything else.
+    /// Any other error.
     Hard(HubError),
 }
 
@@ -34,19 +34,19 @@ impl<E: Into<HubError>> From<E> for PartError {
     }
 }
 
-/// What a thread tells.
+/// A message of a thread.
 enum PartEvent {
     Advanced(i64),
     Failed(PartError),
 }
 
 impl Hub {
-    /// Sees to it that all `objects` are in storage. `advanced` hears of bytes on their way, and whether they were there
-    /// before.
+    /// Uploads all objects that storage lacks. `advanced` receives byte counts, and whether storage had the
+    /// bytes before.
     ///
     /// # Errors
-    /// If one cannot be sent, or changes meanwhile.
-    pub(super) fn send_large(
+    /// If an object cannot be uploaded, or its file changes.
+    pub(super) fn upload_objects(
         &self,
         repo: &RepoName,
         options: &PushOptions,
@@ -79,7 +79,7 @@ impl Hub {
         }
     }
 
-    /// Sends what lacks by these plans; the first failure that another address may mend.
+    /// Uploads objects by their plans. Returns the first error that a new batch call may resolve.
     fn send_round(
         &self,
         objects: &[&LfsObject<'_>],
@@ -110,7 +110,7 @@ impl Hub {
                         let done = self.send_part(object, plan, part, stop, &tell);
                         let done = done.and_then(|()| self.end_part(object, plan));
                         if let Err(failure) = done {
-                            // Who does not listen any more knows of another failure.
+                            // The receiver is gone after another error.
                             let _ = tell.send(PartEvent::Failed(failure));
                         }
                     }
@@ -132,7 +132,7 @@ impl Hub {
         })
     }
 
-    /// Sends one part, or the whole.
+    /// Uploads one part or a whole file.
     fn send_part(
         &self,
         object: &LfsObject<'_>,
@@ -164,7 +164,7 @@ impl Hub {
         }
         let response = arrived(&request, self.http.send(&request)?)?;
         if let UploadMethod::Multipart { .. } = &plan.method {
-            let tag = response.header("etag").ok_or_else(|| request.fault("a part without a tag"))?;
+            let tag = response.header("etag").ok_or_else(|| request.fault("a part without an ETag"))?;
             let mut parts = object.parts.lock().expect("nothing panics while it is held");
             parts.1[part] = Some(tag.to_owned());
         } else if slice.sent.into_inner().expect("nothing panics while it is held").as_deref()
@@ -175,7 +175,7 @@ impl Hub {
         Ok(())
     }
 
-    /// After the last part: declares them to be the file, and asks whether it has arrived.
+    /// After the last part, completes the upload and verifies it.
     fn end_part(&self, object: &LfsObject<'_>, plan: &UploadPlan) -> Result<(), PartError> {
         if object.left.fetch_sub(1, Ordering::SeqCst) != 1 {
             return Ok(());
@@ -203,7 +203,7 @@ impl Hub {
     }
 }
 
-/// An answer of success. Any other that no waiting mends is of an address or an upload that is of no more use.
+/// Returns a successful response. A status that no wait can change means an expired URL or upload.
 fn arrived(request: &Request<'_>, mut response: Response) -> Result<Response, PartError> {
     if response.status.is_success() {
         return Ok(response);

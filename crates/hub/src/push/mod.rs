@@ -1,4 +1,4 @@
-//! A folder as one commit of a repository.
+//! Uploads a folder as one commit.
 
 mod commit;
 mod file_part;
@@ -22,7 +22,7 @@ use crate::checksum::is_hex;
 use crate::{Hub, HubError, RepoName, Transfer};
 
 pub(crate) use file_part::FilePart;
-pub use options::{PushOptions, Pushed, SkippedFile, Stage, UploadOptions};
+pub use options::{PushOptions, PushStage, Pushed, SkippedFile, UploadOptions};
 use push_loop::PushLoop;
 pub use repo_diff::RepoDiff;
 pub use skip_reason::SkipReason;
@@ -30,19 +30,21 @@ pub use upload_file::UploadFile;
 pub use upload_set::UploadSet;
 
 impl Hub {
-    /// Sends what a repository lacks of a parcel, and makes one commit of it: before it nothing is to be seen there. The
-    /// repository is made where there is none, and its other files stay, but for weights of a model that this one
-    /// replaces. What was sent before a push was cut is not sent again.
+    /// Uploads the files that a repository lacks, in one commit. Nothing is visible before it.
+    ///
+    /// - Creates the repository if needed.
+    /// - Deletes weights of a model that the pushed one replaces. Other files stay.
+    /// - Does not repeat uploads of an interrupted push.
     ///
     /// # Errors
-    /// If there is no token or it may not, the Hub cannot be asked, the repository holds the other of adapter and model,
-    /// a file changes meanwhile, or others keep making commits. Nothing is published then.
+    /// If the token has no write access, the Hub cannot be reached, a file changes, or other commits keep
+    /// coming first. Also if an adapter and a model would share the repository. Nothing is published then.
     pub fn push(
         &self,
         upload_set: &UploadSet,
         repo: &RepoName,
         options: &PushOptions,
-        progress: &mut dyn FnMut(Stage, Transfer),
+        progress: &mut dyn FnMut(PushStage, Transfer),
     ) -> Result<Pushed, HubError> {
         self.asks_about(repo)?;
         if !self.http.has_token() {
@@ -58,7 +60,7 @@ impl Hub {
         pushed.map_err(|error| self.explained(error, repo))
     }
 
-    /// Refuses what cannot come from the cache where the settings forbid to ask.
+    /// Rejects requests that the settings forbid.
     fn asks_about(&self, repo: &RepoName) -> Result<(), HubError> {
         self.online(String::new).map(drop).map_err(|error| match error {
             HubError::Offline { .. } => HubError::OfflineRepo { repo: repo.clone() },

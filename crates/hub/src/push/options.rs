@@ -1,76 +1,75 @@
-//! What a push takes and returns.
+//! Options and results of a push.
 
 use super::skip_reason::SkipReason;
 use crate::Token;
 
-/// What is otherwise than usual in a [`UploadSet`].
+/// Options of an [`UploadSet`].
 #[derive(Clone, Debug, Default)]
 pub struct UploadOptions {
-    /// Paths that come along though they would stay: `run.toml`, `*.jsonl`, `checkpoint-3`. A `*` stands for no `/`, and
-    /// not for the dot that hides a file; a name without a `/` is meant in every folder. Files with a token in them still
-    /// stay.
+    /// Paths to upload that would be skipped: `run.toml`, `*.jsonl`, `checkpoint-3`. A `*` does not match `/`
+    /// or a leading dot. A name without a `/` matches in every folder. Files with a token are still skipped.
     pub include: Vec<String>,
-    /// Whether files come along in which something looks like a token.
+    /// Whether to upload files that seem to contain a token.
     pub with_tokens: bool,
-    /// The user's own token, which is looked for as well.
+    /// The user's own token, which the scan also finds.
     pub token: Option<Token>,
 }
 
-/// A file that stays, or a folder with all that is in it.
+/// A skipped file, or a skipped folder with its content.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SkippedFile {
-    /// Its path within the folder, with `/`; a folder's ends in one.
+    /// Path in the folder, with `/`. A folder ends with `/`.
     pub path: String,
-    /// Why.
+    /// The reason.
     pub reason: SkipReason,
 }
 
-/// What a push is to be like. The branch is the name's revision; one that is not there begins where `main` is.
+/// Options of a push. The branch is the name's revision; a new branch starts at `main`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct PushOptions {
-    /// Whether a new repository is its owner's alone. One that is there and public is then refused, unless it holds
-    /// nothing yet: that becomes private first.
+    /// Whether to create a private repository. An existing public one is refused, unless it is empty: danlu
+    /// then makes it private first.
     pub private: bool,
-    /// Whether the commit is offered to the repository's owner instead of made on the branch.
+    /// Whether to open a pull request instead of committing to the branch.
     pub create_pr: bool,
-    /// The commit's first line; `Upload with danlu` where there is none.
+    /// First line of the commit; `Upload with danlu` by default.
     pub message: Option<String>,
-    /// More about it.
+    /// Further text of the commit.
     pub description: Option<String>,
 }
 
-/// What a push does.
+/// A stage of a push.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Stage {
-    /// Reads files of which the repository has one of equal size, and large ones, for their checksums.
+pub enum PushStage {
+    /// Reading files for their checksums: large ones, and those with the size of a file in the repository.
     Reading,
-    /// Sends them.
+    /// Uploading files.
     Sending,
-    /// Makes the commit: only from here on it may be there.
+    /// Committing. The commit may exist from here on.
     Committing,
 }
 
-/// A push that is done.
+/// A finished push.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Pushed {
-    /// The commit that holds everything: of the branch, or of the pull request.
+    /// The commit on the branch or the pull request.
     pub commit: String,
-    /// The repository's page; that of the branch, where it is not the main one.
+    /// Page of the repository, or of the branch if it is not `main`.
     pub url: String,
-    /// The pull request's page.
+    /// Page of the pull request.
     pub pull_request: Option<String>,
-    /// Whether the repository was made for it.
+    /// Whether the push created the repository.
     pub created: bool,
-    /// Whether the branch was, in a repository that was there or not.
+    /// Whether the push created the branch.
     pub branched: bool,
-    /// Paths in the commit; none where the repository had everything.
+    /// Paths in the commit. Empty if the repository had all files.
     pub files: Vec<String>,
-    /// Paths that it takes away: weights of the model that was there before. Without these and those no commit was made.
+    /// Deleted paths: weights of the replaced model. Without files and deletions, no commit was made.
     pub removed: Vec<String>,
-    /// Bytes of these that went over the network; the Hub may have had others of a push that was cut.
+    /// Bytes that went over the network. Storage may have had others from an interrupted push.
     pub sent: u64,
-    /// Files that it had already.
+    /// Number of files that the repository already had.
     pub unchanged: usize,
-    /// Paths that the repository's `.gitignore` leaves out.
+    /// Paths that the repository's `.gitignore` excludes.
     pub ignored: Vec<String>,
 }

@@ -1,13 +1,13 @@
-//! Paths of the simple kind that names what is to come along: `run.toml`, `*.jsonl`, `runs/*`.
+//! Patterns of `--include`: `run.toml`, `*.jsonl`, `runs/*`.
 
 use std::ops::Range;
 use std::str::FromStr;
 
 use wildmatch::WildMatch;
 
-/// A path with `*` and `?`, neither of which stands for a `/` or for the dot that hides a file.
+/// A path with `*` and `?`, which do not match `/` or a leading dot.
 ///
-/// Without a `/` it means a name in whatever folder. A folder that it means comes with all that is in it.
+/// A pattern without a `/` matches a name in any folder. A matched folder includes all of its files.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Pattern {
     parts: Vec<String>,
@@ -25,7 +25,7 @@ impl FromStr for Pattern {
 }
 
 impl Pattern {
-    /// Which of the path's `parts` it names: as many ranges as there are ways to read it, none if it does not mean it.
+    /// Returns the matched ranges of `parts`, one for each way to match. Empty if the pattern does not match.
     pub fn named(&self, parts: &[&str]) -> Vec<Range<usize>> {
         let starts = if self.anywhere { 0..parts.len() } else { 0..1 };
         let ranges = starts.map(|start| start..start + self.parts.len());
@@ -41,7 +41,7 @@ fn is_match(pattern: &str, name: &str) -> bool {
     if name.starts_with('.') && !pattern.starts_with('.') {
         return false;
     }
-    // Not `globset`: its `?` stands for a byte, and so for no Chinese character.
+    // `globset` is no alternative: its `?` matches one byte, and therefore no Chinese character.
     WildMatch::new(pattern).matches(name)
 }
 
@@ -69,14 +69,14 @@ mod tests {
         assert_eq!(named("甄*", "甄嬛.txt"), [(0, 1)]);
         assert_eq!(named("甄?.txt", "甄嬛.txt"), [(0, 1)]);
         assert!(named("", "x").is_empty());
-        // Brackets and backslashes stand for themselves, unlike in a shell.
+        // Brackets and backslashes are literal, unlike in a shell.
         assert_eq!(named("a[1]{b}\\", "a[1]{b}\\"), [(0, 1)]);
         assert!(named("a[12]", "a1").is_empty());
-        // No star brings what is hidden.
+        // A star matches no hidden file.
         assert!(named("*", ".env").is_empty());
         assert_eq!(named(".e*", ".env"), [(0, 1)]);
         assert_eq!(named("*", "a/.b/c"), [(0, 1), (2, 3)]);
-        // Stars do not take forever.
+        // Many stars do not take exponential time.
         assert!(named(&"*a".repeat(200), &"a".repeat(199)).is_empty());
     }
 }

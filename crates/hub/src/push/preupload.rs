@@ -1,4 +1,4 @@
-//! How the Hub wants each file: within the commit, as a large file, or not at all.
+//! The preupload call: which files are regular, large or ignored.
 
 use std::collections::BTreeMap;
 use std::io::Read;
@@ -13,24 +13,24 @@ use crate::http::Resource;
 use crate::http::url::escaped;
 use crate::{Hub, HubError, PushOptions, RepoName, UploadFile};
 
-/// Files asked for at a time.
+/// Maximum files in a request.
 const MAX_FILES_PER_REQUEST: usize = 256;
 
-/// Bytes of a file that the Hub wants to see first.
+/// Bytes of a file that the Hub inspects.
 const SAMPLE_BYTES: u64 = 512;
 
-/// Most bytes of all files within one commit, which is in memory as it is sent: the Hub itself has those of more than
-/// some 10 MB apart.
+/// Maximum size of all regular files in a commit, which is held in memory. The Hub stores files above about
+/// 10 MB as large ones.
 const MAX_COMMIT_BYTES: u64 = 32 << 20;
 
-/// How a file is sent.
+/// How a file is uploaded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum UploadMode {
-    /// Within the commit.
+    /// In the commit.
     Regular,
-    /// Before it, to the storage of large files.
+    /// To the storage of large files, before the commit.
     Large,
-    /// Not: the repository's `.gitignore` leaves it out.
+    /// Not at all: the repository's `.gitignore` excludes it.
     Ignored,
 }
 
@@ -49,8 +49,8 @@ struct PreuploadFile {
 }
 
 impl Hub {
-    /// Asks how each of `files` is wanted, of which `upload_modes` does not tell already.
-    pub(super) fn upload_modes(
+    /// Requests the mode of each file that `upload_modes` lacks.
+    pub(super) fn fetch_upload_modes(
         &self,
         repo: &RepoName,
         options: &PushOptions,
@@ -73,7 +73,11 @@ impl Hub {
                     _ if file.ignore => UploadMode::Ignored,
                     "regular" => UploadMode::Regular,
                     "lfs" => UploadMode::Large,
-                    mode => return Err(request.fault(format!("{:?} is to be sent as {mode:?}", file.path))),
+                    mode => {
+                        return Err(
+                            request.fault(format!("unknown upload mode {mode:?} for {:?}", file.path))
+                        );
+                    }
                 };
                 upload_modes.insert(file.path, mode);
             }
@@ -82,11 +86,11 @@ impl Hub {
         let request = Request::get(&url);
         for file in files {
             match upload_modes.get_mut(file.path()) {
-                // Storage has no objects without bytes.
+                // Storage has no empty objects.
                 Some(mode @ UploadMode::Large) if file.size() == 0 => *mode = UploadMode::Regular,
                 Some(UploadMode::Regular) => regular += file.size(),
                 Some(_) => {}
-                None => return Err(request.fault(format!("nothing about {:?}", file.path()))),
+                None => return Err(request.fault(format!("no entry for {:?}", file.path()))),
             }
         }
         if regular > MAX_COMMIT_BYTES {

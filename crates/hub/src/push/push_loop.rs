@@ -1,50 +1,103 @@
-//! The course of a push: compare, send, commit; and again where another commit came first, or an answer was lost.
+//! The push loop: compare, upload, commit; and once more if another commit came first or a response was lost.
+//!
+//! # Definitions
+//! - *Listing*: the branch's commit and its files, as last read from the Hub.
+//! - *Missing file*: a file of the upload set that the listing lacks or has with other bytes.
+//! - *Outdated file*: weights in the listing that the pushed model replaces. The commit deletes them.
+//! - *Unconfirmed commit*: a commit whose response was lost, or may improve on another attempt.
+//!
+//! # Invariants
+//! 1. Nothing is visible in the repository before the commit, and everything is after it.
+//! 2. A commit names the listing's commit as its parent, so the Hub rejects it if the branch has moved.
+//! 3. After an unconfirmed commit the loop reads the listing again. If no file is missing then, the commit was made.
+//! 4. A large file is uploaded at most once in a push, however many commits it takes.
+//! 5. At most [`MAX_RACES`] commits lose a race, and at most `RetryPolicy::tries` stay unconfirmed.
+//!
+//! # States
+//! ```text
+//! resolve ──► compare ──── no file missing ────────────────► done
+//!              ▲   │
+//!              │   ├────── missing, and out of attempts ───► error
+//!              │   ▼
+//!              │  upload ──► commit ── made ───────────────► done
+//!              │               │
+//!              │               ├────── refused ────────────► error
+//!              │               ▼
+//!              └──────────── wait      lost a race, or unconfirmed
+//! ```
+//!
+//! `crates/hub/tests/push_faults.rs` cuts a push at each of its requests; `push_killed.rs` kills the process.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::thread;
+use std::time::Duration;
 
 use super::commit::{CommitError, NewCommit};
 use super::lfs_batch::LfsObject;
 use super::preupload::UploadMode;
 use super::repo_conflicts::{is_needed, refuse_mixture};
 use super::repo_diff::compare_files;
+use super::target_branch::Created;
 use crate::listing::Listing;
 use crate::transfer::ProgressThrottle;
-use crate::{Hub, HubError, PushOptions, Pushed, RepoName, Stage, Transfer, UploadFile, UploadSet};
+use crate::{
+    Hub, HubError, PushOptions, PushStage, Pushed, RepoName, RetryPolicy, Transfer, UploadFile, UploadSet,
+};
 
-/// How often another commit may come first.
+/// Commits that may lose a race in one push.
 const MAX_RACES: u32 = 3;
 
-/// How often a pull request is looked for whose answer was lost.
+/// Checks for a pull request after its response was lost.
 const MAX_PROPOSAL_CHECKS: u32 = 3;
 
-/// A push on its way.
+/// A push in progress.
 pub(super) struct PushLoop<'a> {
     hub: &'a Hub,
     upload_set: &'a UploadSet,
     repo: &'a RepoName,
     options: &'a PushOptions,
     upload_modes: BTreeMap<String, UploadMode>,
-    /// Checksums of the objects that are in storage.
+    /// Checksums of the objects in storage.
     stored: BTreeSet<&'a str>,
-    /// Of the large files.
+    /// Progress of the large files.
     transfer: Transfer,
-    /// The files of the commit that was tried last, and what it took away.
-    tried: Vec<String>,
+    /// Paths of the last attempted commit.
+    committed: Vec<String>,
+    /// Paths that the last attempted commit deletes.
     removed: Vec<String>,
-    /// Bytes of those within it.
-    regular: u64,
-    /// Pull requests that were there before.
-    known: BTreeMap<String, String>,
+    /// Bytes of the regular files in the last attempted commit.
+    regular_bytes: u64,
+    /// Files that the repository already had at the first comparison.
+    unchanged: Option<usize>,
+    /// Pull requests that existed before the push.
+    known_proposals: BTreeMap<String, String>,
 }
 
-/// What a commit lacks, and what it takes away.
-type Lacking<'a> = (Vec<&'a UploadFile>, Vec<String>);
+/// Missing files with their upload modes, and paths that the repository ignores.
+struct Selection<'a> {
+    files: Vec<(&'a UploadFile, UploadMode)>,
+    ignored: Vec<String>,
+}
 
-/// Files that go, each by its way, and paths that the Hub leaves out.
-type FileFetch<'a> = (Vec<(&'a UploadFile, UploadMode)>, Vec<String>);
+/// Attempts that are left.
+struct AttemptBudget {
+    races: u32,
+    unconfirmed: u32,
+    /// The next wait, unless the server names another.
+    pause: Duration,
+    max_wait: Duration,
+}
 
-type Progress<'p> = &'p mut dyn FnMut(Stage, Transfer);
+/// An attempt without a confirmed commit.
+struct FailedAttempt {
+    /// The push's error if the next listing still lacks a file, because no attempt is left.
+    final_error: Option<HubError>,
+    wait: Duration,
+    /// Whether a pull request may still appear.
+    may_appear: bool,
+}
+
+type Progress<'p> = &'p mut dyn FnMut(PushStage, Transfer);
 
 impl<'a> PushLoop<'a> {
     pub fn new(
@@ -53,125 +106,121 @@ impl<'a> PushLoop<'a> {
         repo: &'a RepoName,
         options: &'a PushOptions,
     ) -> Self {
-        let transfer = Transfer { done: 0, total: 0, before: 0, files: 0 };
-        let (upload_modes, stored, tried, removed, regular, known) = Default::default();
         Self {
             hub,
             upload_set,
             repo,
             options,
-            upload_modes,
-            stored,
-            transfer,
-            tried,
-            removed,
-            regular,
-            known,
+            upload_modes: BTreeMap::new(),
+            stored: BTreeSet::new(),
+            transfer: Transfer { done: 0, total: 0, before: 0, files: 0 },
+            committed: Vec::new(),
+            removed: Vec::new(),
+            regular_bytes: 0,
+            unchanged: None,
+            known_proposals: BTreeMap::new(),
         }
     }
 
-    /// Goes through with it.
+    /// Runs the loop to its end.
     pub fn run(mut self, progress: Progress<'_>) -> Result<Pushed, HubError> {
         let Self { hub, repo, options, .. } = self;
-        let (mut listing, created) = hub.place(repo, options)?;
+        let (mut listing, created) = hub.resolve_target(repo, options)?;
         if options.create_pr {
-            self.known = hub.pull_requests(repo)?;
+            self.known_proposals = hub.pull_requests(repo)?;
         }
         let first = listing.commit.clone();
-        let retry_policy = hub.http.retry_policy();
-        let (mut races, mut tries, mut pause) = (MAX_RACES, retry_policy.tries, retry_policy.pause);
-        let mut unchanged = None;
-        // Why the last try was in vain, where there will be no other.
-        let mut in_vain = None;
+        let mut budget = AttemptBudget::new(hub.http.retry_policy());
+        let mut final_error = None;
         loop {
-            let (lacking, outdated) = self.lacking(&listing, &mut unchanged, progress)?;
-            let (files, ignored) = self.wanted(&lacking)?;
-            let done = |push: &Self, made: NewCommit| Pushed {
-                commit: made.commit,
-                url: hub.page_url(repo),
-                pull_request: made.pull_request,
-                created: created.repository,
-                branched: created.branch,
-                sent: push.transfer.fetched() + push.regular,
-                files: push.tried.clone(),
-                removed: push.removed.clone(),
-                unchanged: unchanged.unwrap_or(0),
-                ignored,
-            };
+            let (missing, outdated) = self.compare(&listing, progress)?;
+            let Selection { files, ignored } = self.select(&missing)?;
             if files.is_empty() && outdated.is_empty() {
                 if listing.commit == first {
-                    self.tried.clear();
+                    self.committed.clear();
                     self.removed.clear();
                 }
-                return Ok(done(&self, NewCommit { commit: listing.commit, pull_request: None }));
+                let made = NewCommit { commit: listing.commit, pull_request: None };
+                return Ok(self.pushed(made, created, ignored));
             }
-            if let Some(error) = in_vain {
+            if let Some(error) = final_error {
                 return Err(error);
             }
-            self.send(&files, progress)?;
-            self.tried = files.iter().map(|(file, _)| file.path().to_owned()).collect();
+            self.upload(&files, progress)?;
+            self.committed = files.iter().map(|(file, _)| file.path().to_owned()).collect();
             self.removed = outdated;
-            progress(Stage::Committing, self.transfer);
-            let made = hub.commit(repo, options, &listing.commit, &files, &self.removed);
-            let (error, is_last, wait) = match made {
-                Ok(made) => return Ok(done(&self, made)),
-                Err(CommitError::Refused(error)) => return Err(*error),
-                Err(CommitError::Race) => {
-                    races -= 1;
-                    (HubError::Race { repo: repo.clone() }, races == 0, pause)
-                }
-                Err(CommitError::Unknown(error, wait)) => {
-                    tries -= 1;
-                    (*error, tries == 0, wait.unwrap_or(pause))
-                }
+            progress(PushStage::Committing, self.transfer);
+            let failed = match hub.commit(repo, options, &listing.commit, &files, &self.removed) {
+                Ok(made) => return Ok(self.pushed(made, created, ignored)),
+                Err(error) => budget.charge(error, hub, repo, options)?,
             };
-            let is_lost = options.create_pr && matches!(error, HubError::Connect { is_lost: true, .. });
-            tracing::info!("{error}; looking whether the commit was made");
-            in_vain = match wait > retry_policy.longest {
-                true => Some(HubError::Busy { host: hub.host(), wait }),
-                false => is_last.then_some(error),
-            };
-            thread::sleep(if in_vain.is_some() { pause } else { wait });
-            pause *= 2;
-            for look in 1.. {
-                if let Some(made) = self.proposed()? {
-                    return Ok(done(&self, made));
-                }
-                // A proposal may still be in the making.
-                if !is_lost || look == MAX_PROPOSAL_CHECKS {
-                    break;
-                }
-                thread::sleep(pause);
+            if let Some(made) = self.wait(&failed, &mut budget)? {
+                return Ok(self.pushed(made, created, ignored));
             }
+            final_error = failed.final_error;
             listing = hub.list(repo)?;
         }
     }
 
-    /// The files that a commit lacks, and those that it has and should not; `unchanged` is told how many the first had.
-    fn lacking(
+    /// Waits before the next attempt. Returns the pull request of the last one, if it appears.
+    fn wait(
         &self,
-        listing: &Listing,
-        unchanged: &mut Option<usize>,
-        progress: Progress<'_>,
-    ) -> Result<Lacking<'a>, HubError> {
-        refuse_mixture(self.upload_set, listing, self.repo)?;
-        let mut throttle = ProgressThrottle::default();
-        let heard = &mut |transfer| {
-            if throttle.is_due() {
-                progress(Stage::Reading, transfer);
+        failed: &FailedAttempt,
+        budget: &mut AttemptBudget,
+    ) -> Result<Option<NewCommit>, HubError> {
+        thread::sleep(if failed.final_error.is_some() { budget.pause } else { failed.wait });
+        budget.pause *= 2;
+        for check in 1.. {
+            let made = self.find_proposal()?;
+            if made.is_some() || !failed.may_appear || check == MAX_PROPOSAL_CHECKS {
+                return Ok(made);
             }
-        };
-        let compared = compare_files(self.upload_set, Some(listing), heard)?;
-        unchanged.get_or_insert(compared.unchanged.len());
-        let lacking = compared.new.into_iter().chain(compared.changed).collect();
-        Ok((lacking, compared.outdated.into_iter().map(|(path, _)| path).collect()))
+            thread::sleep(budget.pause);
+        }
+        unreachable!("the last check returns")
     }
 
-    /// The files that the Hub wants, and how; and those that it leaves out, unless nothing could be loaded without them.
-    fn wanted(&mut self, lacking: &[&'a UploadFile]) -> Result<FileFetch<'a>, HubError> {
-        self.hub.upload_modes(self.repo, self.options, lacking, &mut self.upload_modes)?;
+    fn pushed(&self, made: NewCommit, created: Created, ignored: Vec<String>) -> Pushed {
+        Pushed {
+            commit: made.commit,
+            url: self.hub.page_url(self.repo),
+            pull_request: made.pull_request,
+            created: created.repository,
+            branched: created.branch,
+            sent: self.transfer.fetched() + self.regular_bytes,
+            files: self.committed.clone(),
+            removed: self.removed.clone(),
+            unchanged: self.unchanged.unwrap_or(0),
+            ignored,
+        }
+    }
+
+    /// Returns the missing files and the outdated paths of a listing.
+    fn compare(
+        &mut self,
+        listing: &Listing,
+        progress: Progress<'_>,
+    ) -> Result<(Vec<&'a UploadFile>, Vec<String>), HubError> {
+        refuse_mixture(self.upload_set, listing, self.repo)?;
+        let mut throttle = ProgressThrottle::default();
+        let compared = compare_files(self.upload_set, Some(listing), &mut |transfer| {
+            if throttle.is_due() {
+                progress(PushStage::Reading, transfer);
+            }
+        })?;
+        self.unchanged.get_or_insert(compared.unchanged.len());
+        let missing = compared.new.into_iter().chain(compared.changed).collect();
+        Ok((missing, compared.outdated.into_iter().map(|(path, _)| path).collect()))
+    }
+
+    /// Looks up the upload mode of each missing file.
+    ///
+    /// # Errors
+    /// If the repository ignores a file that loading needs.
+    fn select(&mut self, missing: &[&'a UploadFile]) -> Result<Selection<'a>, HubError> {
+        self.hub.fetch_upload_modes(self.repo, self.options, missing, &mut self.upload_modes)?;
         let (mut files, mut ignored) = (Vec::new(), Vec::new());
-        for &file in lacking {
+        for &file in missing {
             match self.upload_modes[file.path()] {
                 UploadMode::Ignored if is_needed(file.path()) => {
                     return Err(HubError::Ignored { repo: self.repo.clone(), file: file.path().to_owned() });
@@ -180,66 +229,113 @@ impl<'a> PushLoop<'a> {
                 mode => files.push((file, mode)),
             }
         }
-        Ok((files, ignored))
+        Ok(Selection { files, ignored })
     }
 
-    /// Sends the large ones of `files` that are not in storage.
-    fn send(
+    /// Uploads the large files that are not in storage.
+    fn upload(
         &mut self,
         files: &[(&'a UploadFile, UploadMode)],
         progress: Progress<'_>,
     ) -> Result<(), HubError> {
         let of = |mode: UploadMode| files.iter().filter(move |(_, is)| *is == mode).map(|&(file, _)| file);
-        self.regular = of(UploadMode::Regular).map(UploadFile::size).sum();
+        self.regular_bytes = of(UploadMode::Regular).map(UploadFile::size).sum();
+        let objects = self.unstored_objects(of(UploadMode::Large).collect(), progress)?;
         let mut throttle = ProgressThrottle::default();
-        let total = of(UploadMode::Large).map(UploadFile::size).sum();
-        let mut read = Transfer { done: 0, total, before: 0, files: of(UploadMode::Large).count() };
-        let mut objects: Vec<LfsObject<'a>> = Vec::new();
-        for file in of(UploadMode::Large) {
+        let transfer = &mut self.transfer;
+        self.hub.upload_objects(self.repo, self.options, &objects, &mut |bytes, was_there| {
+            transfer.done = transfer.done.saturating_add_signed(bytes);
+            if was_there {
+                transfer.before = transfer.before.saturating_add_signed(bytes);
+            }
+            if throttle.is_due() {
+                progress(PushStage::Sending, *transfer);
+            }
+        })?;
+        progress(PushStage::Sending, self.transfer);
+        Ok(())
+    }
+
+    /// Returns the objects of `large` that no earlier attempt uploaded. Equal files are one object.
+    fn unstored_objects(
+        &mut self,
+        large: Vec<&'a UploadFile>,
+        progress: Progress<'_>,
+    ) -> Result<Vec<LfsObject<'a>>, HubError> {
+        let total = large.iter().map(|file| file.size()).sum();
+        let mut read = Transfer { done: 0, total, before: 0, files: large.len() };
+        let (mut throttle, mut objects) = (ProgressThrottle::default(), Vec::new());
+        for file in large {
             let oid = file.sha256(&mut |bytes| {
                 read.done += bytes;
                 if throttle.is_due() {
-                    progress(Stage::Reading, read);
+                    progress(PushStage::Reading, read);
                 }
             })?;
-            // Two files of the same bytes are one object.
             if self.stored.insert(oid) {
                 objects.push(LfsObject::new(file, oid));
                 self.transfer.total += file.size();
                 self.transfer.files += 1;
             }
         }
-        let mut throttle = ProgressThrottle::default();
-        let transfer = &mut self.transfer;
-        self.hub.send_large(self.repo, self.options, &objects, &mut |bytes, was_there| {
-            transfer.done = transfer.done.saturating_add_signed(bytes);
-            if was_there {
-                transfer.before = transfer.before.saturating_add_signed(bytes);
-            }
-            if throttle.is_due() {
-                progress(Stage::Sending, *transfer);
-            }
-        })?;
-        progress(Stage::Sending, self.transfer);
-        Ok(())
+        Ok(objects)
     }
 
-    /// The pull request that was made without an answer that arrived.
-    fn proposed(&self) -> Result<Option<NewCommit>, HubError> {
+    /// Finds the pull request of a commit whose response was lost.
+    fn find_proposal(&self) -> Result<Option<NewCommit>, HubError> {
         if !self.options.create_pr {
             return Ok(None);
         }
         for (name, commit) in self.hub.pull_requests(self.repo)? {
             let number = name.strip_prefix("refs/pr/").and_then(|number| number.parse().ok());
-            let Some(number) = number.filter(|_| !self.known.contains_key(&name)) else { continue };
+            let Some(number) = number.filter(|_| !self.known_proposals.contains_key(&name)) else { continue };
             let listing = self.hub.list(&self.repo.at(&name)?)?;
             let compared = compare_files(self.upload_set, Some(&listing), &mut |_| {})?;
-            let is_lacking = |file: &&UploadFile| self.tried.iter().any(|path| path == file.path());
-            if !compared.new.iter().chain(&compared.changed).any(is_lacking) && compared.outdated.is_empty() {
+            let is_missing = |file: &&UploadFile| self.committed.iter().any(|path| path == file.path());
+            if !compared.new.iter().chain(&compared.changed).any(is_missing) && compared.outdated.is_empty() {
                 let pull_request = Some(self.hub.pull_request_url(self.repo, number));
                 return Ok(Some(NewCommit { commit, pull_request }));
             }
         }
         Ok(None)
+    }
+}
+
+impl AttemptBudget {
+    fn new(policy: RetryPolicy) -> Self {
+        let RetryPolicy { tries, pause, longest, .. } = policy;
+        Self { races: MAX_RACES, unconfirmed: tries, pause, max_wait: longest }
+    }
+
+    /// Subtracts an attempt.
+    ///
+    /// # Errors
+    /// If the Hub refused the commit, which no further attempt changes.
+    fn charge(
+        &mut self,
+        error: CommitError,
+        hub: &Hub,
+        repo: &RepoName,
+        options: &PushOptions,
+    ) -> Result<FailedAttempt, HubError> {
+        let (error, is_last, wait) = match error {
+            CommitError::Race => {
+                self.races -= 1;
+                let error = HubError::Race { repo: repo.clone(), attempts: MAX_RACES };
+                (error, self.races == 0, self.pause)
+            }
+            CommitError::Unknown(error, wait) => {
+                self.unconfirmed -= 1;
+                (*error, self.unconfirmed == 0, wait.unwrap_or(self.pause))
+            }
+            CommitError::Refused(error) => return Err(*error),
+        };
+        tracing::info!("{error}; checking whether the commit was made");
+        let may_appear = options.create_pr && matches!(error, HubError::Connect { is_lost: true, .. });
+        let final_error = match wait > self.max_wait {
+            true => Some(HubError::Busy { host: hub.host(), wait }),
+            false => is_last.then_some(error),
+        };
+        Ok(FailedAttempt { final_error, wait, may_appear })
     }
 }

@@ -1,5 +1,5 @@
-//! What a repository must not keep beside what is pushed: an adapter beside a model, and shards that no index names any
-//! more.
+//! Files that a repository must not hold beside the upload: an adapter beside a model, and shards of a
+//! replaced model.
 
 use danlu_model::{INDEX_FILE, SINGLE_FILE};
 
@@ -7,10 +7,10 @@ use crate::file_selection::{ADAPTER_CONFIG, ADAPTER_WEIGHTS, CONFIG, TOKENIZER, 
 use crate::listing::Listing;
 use crate::{HubError, RepoName, UploadSet};
 
-/// An adapter's files; transformers looks for the first before it looks for a model.
+/// Files of an adapter. transformers looks for the first one before it looks for a model.
 const ADAPTER: [&str; 3] = [ADAPTER_CONFIG, ADAPTER_WEIGHTS, "adapter_model.bin"];
 
-/// Refuses to put an adapter beside a model's weights, or a model beside an adapter.
+/// Refuses to mix an adapter and a full model in one repository.
 ///
 /// # Errors
 /// If the repository holds the other kind.
@@ -31,7 +31,7 @@ pub(super) fn refuse_mixture(
     }
 }
 
-/// The weights of a model that was there before, and that are none of the one that is pushed: path and bytes.
+/// Returns path and size of the weights that belong to a replaced model.
 pub(super) fn outdated(upload_set: &UploadSet, listing: &Listing) -> Vec<(String, u64)> {
     if !goes(upload_set, SINGLE_FILE) && !goes(upload_set, INDEX_FILE) {
         return Vec::new();
@@ -43,7 +43,7 @@ pub(super) fn outdated(upload_set: &UploadSet, listing: &Listing) -> Vec<(String
     old.map(|(path, file)| (path.clone(), file.size)).collect()
 }
 
-/// Whether it takes the file at this path to load a model or an adapter.
+/// Whether a model or an adapter cannot be loaded without this file.
 pub(super) fn is_needed(path: &str) -> bool {
     const REQUIRED: [&str; 5] = [ADAPTER_CONFIG, ADAPTER_WEIGHTS, CONFIG, TOKENIZER, TOKENIZER_CONFIG];
     REQUIRED.contains(&path) || is_weights(path, &[".safetensors"])
@@ -53,7 +53,7 @@ fn goes(upload_set: &UploadSet, path: &str) -> bool {
     upload_set.files().iter().any(|file| file.path() == path)
 }
 
-/// Whether a path is that of a model's weights as transformers names them: whole, a shard, or the index of safetensors.
+/// Whether a path is a weight file in transformers' naming: a single file, a shard, or the index.
 fn is_weights(path: &str, ends: &[&str]) -> bool {
     if path == INDEX_FILE {
         return true;

@@ -1,4 +1,4 @@
-//! What a repository lacks of a parcel.
+//! Compares an upload set with a repository.
 
 use std::collections::BTreeMap;
 
@@ -11,45 +11,45 @@ use crate::http::{MAX_RESPONSE_BYTES, Request};
 use crate::listing::{Listing, RemoteFile, file_url};
 use crate::{Hub, HubError, RepoName, Transfer, UploadFile, UploadSet};
 
-/// What a push would do.
+/// The effect of a push.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RepoDiff {
-    /// Whether the repository is there, as far as this account may see.
+    /// Whether the repository exists, as far as the account can see.
     pub exists: bool,
-    /// Whether its branch is.
+    /// Whether the branch exists.
     pub has_revision: bool,
-    /// Whether only its owner sees it, where the Hub tells.
+    /// Whether the repository is private, if the Hub reports it.
     pub private: Option<bool>,
-    /// The commit that it was compared with.
+    /// The compared commit.
     pub commit: Option<String>,
-    /// Files that it lacks, by path, with their bytes.
+    /// Path and size of files that the repository lacks.
     pub new: Vec<(String, u64)>,
-    /// Files that it has with other bytes.
+    /// Path and size of files with other content in the repository.
     pub changed: Vec<(String, u64)>,
-    /// Files that it has.
+    /// Path and size of files that the repository has.
     pub unchanged: Vec<(String, u64)>,
-    /// Files that the commit takes away: weights of the model that was there before.
+    /// Path and size of files that the commit deletes: weights of a replaced model.
     pub removed: Vec<(String, u64)>,
-    /// Paths that it has and the parcel does not, and that stay.
+    /// Other paths of the repository, which stay.
     pub others: Vec<String>,
-    /// Whether it holds nothing yet.
+    /// Whether the repository is empty.
     pub is_empty: bool,
 }
 
 impl RepoDiff {
-    /// Bytes of the files that would be sent.
+    /// Size of the files to upload.
     pub fn size(&self) -> u64 {
         self.new.iter().chain(&self.changed).map(|(_, size)| size).sum()
     }
 }
 
 impl Hub {
-    /// Compares a parcel with a repository by checksums. Nothing is changed there, and no token is needed where everyone
-    /// may look. `progress` hears of the files' bytes as they are read.
+    /// Compares an upload set with a repository by checksums. Changes nothing, and needs no token for a
+    /// public repository. `progress` receives the bytes read.
     ///
     /// # Errors
-    /// If the Hub cannot be asked or refuses, the revision can be no branch, the repository holds the other of adapter and model, or a file cannot be
-    /// read.
+    /// If the Hub cannot be reached or refuses, the revision cannot be a branch, or a file cannot be read.
+    /// Also if an adapter and a model would share the repository.
     pub fn diff(
         &self,
         upload_set: &UploadSet,
@@ -64,7 +64,7 @@ impl Hub {
             Ok(listing) => (Some(listing), true),
             Err(HubError::NoModel { .. }) => (None, false),
             Err(HubError::NoRevision { .. }) if may_be_branch(repo.revision()) => {
-                // A new branch begins where the main one is.
+                // A new branch starts at `main`.
                 let main = repo.at("main").expect("a revision's name");
                 return Ok(RepoDiff { has_revision: false, ..self.diff(upload_set, &main, progress)? });
             }
@@ -97,11 +97,11 @@ impl Hub {
 }
 
 impl Hub {
-    /// The bytes of a small file as the repository has it now; none where it, its branch or the file is not there, and a
-    /// branch that is not there is read as the main one, where it would begin.
+    /// Reads a small file of a repository. Returns `None` if repository or file does not exist. A missing
+    /// branch reads as `main`, where it would start.
     ///
     /// # Errors
-    /// If the Hub cannot be asked or refuses, or the file is longer than `most` bytes.
+    /// If the Hub cannot be reached or refuses, or the file has more than `most` bytes.
     pub fn read_small_file(
         &self,
         repo: &RepoName,
@@ -125,7 +125,7 @@ impl Hub {
         Ok(Some(bytes))
     }
 
-    /// Whether the Hub has a repository of this name, as far as it tells; none where it cannot be asked.
+    /// Whether a repository exists. `None` if the Hub cannot be reached.
     pub fn repo_exists(&self, repo: &RepoName) -> Option<bool> {
         match self.list(&repo.at("main").ok()?) {
             Ok(_) | Err(HubError::Gated { .. } | HubError::NoRevision { .. }) => Some(true),
@@ -135,17 +135,17 @@ impl Hub {
     }
 }
 
-/// The files of a parcel by what a repository has of them.
+/// Files of an upload set, by their state in a repository.
 #[derive(Debug, Default)]
 pub(crate) struct Comparison<'a> {
     pub new: Vec<&'a UploadFile>,
     pub changed: Vec<&'a UploadFile>,
     pub unchanged: Vec<&'a UploadFile>,
-    /// What is there of a model that this one replaces.
+    /// Weights of a replaced model in the repository.
     pub outdated: Vec<(String, u64)>,
 }
 
-/// Compares a parcel with what is listed. Only files of equal size are read for it, and those once.
+/// Compares an upload set with a listing. Reads only files of equal size, each once.
 pub(crate) fn compare_files<'a>(
     upload_set: &'a UploadSet,
     listing: Option<&Listing>,

@@ -1,4 +1,4 @@
-//! What looks like a secret in a file: access tokens and private keys by their shape, and the user's own token.
+//! Finds secrets in files: access tokens and private keys by their shape, and the user's own token.
 
 use std::borrow::Cow;
 use std::io::{self, Read};
@@ -6,7 +6,7 @@ use std::io::{self, Read};
 use crate::Token;
 use crate::checksum::CHUNK_BYTES;
 
-/// How a token begins, how many letters and digits follow at least, and whether `_` and `-` stand among them.
+/// Prefix of a token, minimum characters after it, and whether `_` and `-` may be among them.
 const SHAPES: [(&[u8], usize, bool); 13] = [
     (b"hf_", 30, false),
     (b"api_org_", 30, false),
@@ -23,16 +23,16 @@ const SHAPES: [(&[u8], usize, bool); 13] = [
     (b"ASIA", 16, false),
 ];
 
-/// What the head of a private key begins and ends with, and the most that stands between.
+/// Start and end of a private key's first line, and the maximum length between.
 const KEY: (&[u8], &[u8], usize) = (b"-----BEGIN ", b"PRIVATE KEY", 32);
 
-/// Kept of one piece for the next: longer than any token.
+/// Bytes of a chunk that are scanned again with the next one. More than any token.
 const OVERLAP: usize = 8 << 10;
 
-/// The line, from one, of the first thing in what `reader` gives that looks like a secret.
+/// Returns the line number of the first text that looks like a secret.
 ///
 /// # Errors
-/// If it cannot be read.
+/// If the reader fails.
 pub(crate) fn find(mut reader: impl Read, own: Option<&Token>) -> io::Result<Option<u64>> {
     let mut buffer: Vec<u8> = Vec::with_capacity(CHUNK_BYTES + OVERLAP);
     // Line ends before the buffer.
@@ -40,7 +40,7 @@ pub(crate) fn find(mut reader: impl Read, own: Option<&Token>) -> io::Result<Opt
     loop {
         let cut = buffer.len().saturating_sub(OVERLAP);
         lines += line_ends(&buffer[..cut]);
-        // What stands before a token decides too: a byte of it stays.
+        // The byte before a token decides too, so one stays.
         buffer.drain(..cut);
         let taken = reader.by_ref().take(CHUNK_BYTES as u64).read_to_end(&mut buffer)?;
         if taken == 0 {
@@ -51,7 +51,7 @@ pub(crate) fn find(mut reader: impl Read, own: Option<&Token>) -> io::Result<Opt
             let at = position(bytes, cut > 0).or_else(|| own?.position_in(bytes))?;
             Some(lines + line_ends(&bytes[..at]) + 1)
         };
-        // UTF-16 has a zero beside each letter.
+        // UTF-16 has a zero beside each ASCII letter.
         let found = found(&bytes).or_else(|| {
             let visible: Vec<u8> = bytes.iter().copied().filter(|&byte| byte != 0).collect();
             if visible.len() < bytes.len() { found(&visible) } else { None }
@@ -62,12 +62,12 @@ pub(crate) fn find(mut reader: impl Read, own: Option<&Token>) -> io::Result<Opt
     }
 }
 
-/// Where in a path something begins that looks like a secret.
+/// Returns the position of a secret in a path.
 pub(crate) fn find_in_path(path: &str, own: Option<&Token>) -> Option<usize> {
     position(path.as_bytes(), false).or_else(|| own?.position_in(path.as_bytes()))
 }
 
-/// `bytes` with the letters that references such as Markdown's `&#95;` stand for, as a page shows them.
+/// Replaces character references, such as Markdown's `&#95;`, by their letters.
 fn without_references(bytes: &[u8]) -> Cow<'_, [u8]> {
     const BEGIN: &[u8] = b"&#";
     if !bytes.windows(BEGIN.len()).any(|window| window == BEGIN) {
@@ -84,7 +84,7 @@ fn without_references(bytes: &[u8]) -> Cow<'_, [u8]> {
     out.into()
 }
 
-/// The visible letter of ASCII that a reference stands for, of which `rest` is what follows its `&#`; and what follows it.
+/// Parses a reference to a visible ASCII letter, after its `&#`. Returns the letter and the remaining bytes.
 fn letter(rest: &[u8]) -> Option<(u8, &[u8])> {
     let end = rest.iter().take(8).position(|&byte| byte == b';')?;
     let digits = std::str::from_utf8(&rest[..end]).ok()?;
@@ -99,7 +99,7 @@ fn line_ends(bytes: &[u8]) -> u64 {
     bytes.iter().filter(|&&byte| byte == b'\n').count() as u64
 }
 
-/// Where in `bytes` a secret begins; their first byte is none's beginning where others came `before`.
+/// Returns the position of a secret in `bytes`. With `before`, the first byte only serves as context.
 fn position(bytes: &[u8], before: bool) -> Option<usize> {
     (usize::from(before)..bytes.len()).find(|&at| match bytes[at] {
         b'-' => is_key(&bytes[at..]),
@@ -108,7 +108,7 @@ fn position(bytes: &[u8], before: bool) -> Option<usize> {
     })
 }
 
-/// Whether a word may begin at `at`: also behind the `\n` of a string and the `%20` of an address.
+/// Whether a word may start at `at`, also after the `\n` of a string and the `%20` of a URL.
 fn is_start(bytes: &[u8], at: usize) -> bool {
     let back = |n: usize| at.checked_sub(n).map(|at| bytes[at]);
     !back(1).is_some_and(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_'))
@@ -126,11 +126,11 @@ fn is_token(rest: &[u8], is_start: impl Fn() -> bool) -> bool {
     SHAPES.iter().any(|&(begin, least, with_dashes)| {
         let Some(tail) = rest.strip_prefix(begin).and_then(|rest| rest.get(..least)) else { return false };
         let is_dash = |byte: &u8| with_dashes && matches!(byte, b'_' | b'-');
-        // Neither words joined by dashes, as in `sk-learn-...`, nor the `hf_xxxx` of a manual.
+        // Excludes words joined by dashes, as in `sk-learn-...`, and the `hf_xxxx` of a manual.
         tail.iter().all(|byte| byte.is_ascii_alphanumeric() || is_dash(byte))
             && (!with_dashes || tail.iter().any(u8::is_ascii_digit))
             && tail.iter().any(|byte| *byte != tail[0])
-            // What has a `_` in its beginning ends no other word.
+            // A prefix with a `_` is not the end of another word.
             && (begin.contains(&b'_') || is_start())
     })
 }
@@ -145,7 +145,7 @@ mod tests {
 
     #[test]
     fn secrets_are_found_by_their_shape() {
-        // Put together here, so that no scanner takes this file for a leak.
+        // Assembled here, so that secret scanners ignore this file.
         let tail = "aB3dE6gH9jK2mN5pQ8sT1vW4yZ7bC0dE3fG6";
         for begin in ["hf_", "sk-", "sk-proj-", "ghp_", "github_pat_", "glpat-", "xoxb-"] {
             let text = format!("first\ntoken = \"{begin}{tail}\"\n");

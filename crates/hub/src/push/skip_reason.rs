@@ -1,45 +1,45 @@
-//! What stays at home, and why.
+//! Reasons to skip a file.
 
 use std::fmt;
 
 use danlu_model::files::TEMPORARY_PREFIX;
 
-/// Why a file does not go to the Hub.
+/// Why a file is not uploaded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum SkipReason {
-    /// A checkpoint: what a run needs to go on.
+    /// A checkpoint of a run.
     Checkpoint,
-    /// Optimizer, schedule or random state; a pickle.
+    /// Optimizer, schedule or random state, or a pickle.
     TrainerState,
     /// A log or a list of measurements.
     Log,
     /// A cache.
     Cache,
-    /// A leftover of a write, a lock, an editor's copy.
+    /// A temporary file, a lock, or a copy of an editor.
     Temporary,
-    /// Its name begins with a dot, as that of `.env`.
+    /// A hidden file, such as `.env`.
     Hidden,
-    /// A key or a password by its name.
+    /// A key or a password, by its name.
     Key,
-    /// It names folders of this machine.
+    /// A file with paths of this machine.
     RunFile,
-    /// It holds records to train on, or to measure with.
+    /// Training or evaluation data.
     Data,
-    /// Something that looks like a token or a private key stands in it.
+    /// Content that looks like a token or a private key.
     Token {
-        /// The line, from one.
+        /// Line number, from one.
         line: u64,
     },
-    /// Its path holds something that looks like a token; it is shown without that.
+    /// A path that looks like a token; it is shown in part.
     TokenInName,
-    /// The one on the Hub has text of its own, and stays.
+    /// The file on the Hub has text of its author, and stays.
     EditedThere,
-    /// A link out of the folder, to a folder or to nothing.
+    /// A link out of the folder, to a folder, or to nothing.
     Link,
     /// Neither a file nor a folder.
     Special,
-    /// A name that a repository cannot have.
+    /// An invalid name in a repository.
     Name,
 }
 
@@ -68,7 +68,7 @@ impl fmt::Display for SkipReason {
 }
 
 impl SkipReason {
-    /// Why a folder of this name stays.
+    /// Returns the reason to skip a folder of this name.
     pub(crate) fn of_folder(name: &str) -> Option<Self> {
         let lower = name.to_lowercase();
         Some(match lower.as_str() {
@@ -82,7 +82,7 @@ impl SkipReason {
         })
     }
 
-    /// Why a file of this name stays.
+    /// Returns the reason to skip a file of this name.
     pub(crate) fn of_file(name: &str) -> Option<Self> {
         let lower = name.to_lowercase();
         let (stem, end) = lower.rsplit_once('.').unwrap_or((&lower, ""));
@@ -120,12 +120,12 @@ impl SkipReason {
         })
     }
 
-    /// Whether only its own name, or that of the folder that is hidden, brings such a file along.
+    /// Whether only a pattern for this very file includes it.
     pub(crate) fn wants_its_name(self) -> bool {
         matches!(self, Self::Hidden | Self::Key)
     }
 
-    /// Whether nothing brings it along.
+    /// Whether no pattern includes such a file.
     pub(crate) fn is_final(self) -> bool {
         matches!(self, Self::Link | Self::Special | Self::Name)
     }

@@ -1,4 +1,4 @@
-//! Where a push goes: the repository and its branch, made where they are not there.
+//! The target of a push: repository and branch, created if needed.
 
 use std::collections::BTreeMap;
 
@@ -14,10 +14,10 @@ use crate::http::url::escaped;
 use crate::listing::Listing;
 use crate::{Hub, HubError, PushOptions, RepoName};
 
-/// A repository and its branch: each is made at most once.
+/// Lookups of the target: one, and one after each of two creations.
 const MAX_TARGET_CHECKS: usize = 3;
 
-/// What a push made before its commit.
+/// Creations of a push before its commit.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Created {
     pub repository: bool,
@@ -41,8 +41,9 @@ struct Ref {
 }
 
 impl Hub {
-    /// What the branch holds that a push goes to, and what was made for it. A pull request goes to what is there.
-    pub(super) fn place(
+    /// Returns the listing of the target branch, and creates repository and branch if needed. A pull request
+    /// needs an existing target.
+    pub(super) fn resolve_target(
         &self,
         repo: &RepoName,
         options: &PushOptions,
@@ -52,7 +53,8 @@ impl Hub {
         for _ in 0..MAX_TARGET_CHECKS {
             match self.list(repo) {
                 Ok(listing) if options.private && listing.private == Some(false) && !options.create_pr => {
-                    // A push that was cut may have made it, or a hand on the Hub's page: nobody has seen anything there.
+                    // An interrupted push or a person may have created it, and no one has seen anything
+                    // there.
                     if !listing.is_empty() || !self.is_bare(repo, &listing.commit)? {
                         return Err(HubError::Public { repo: repo.clone() });
                     }
@@ -87,7 +89,7 @@ impl Hub {
         Err(last.expect("what was found was returned"))
     }
 
-    /// Makes the repository; one that is there already is as good.
+    /// Creates the repository. An existing one is no error.
     fn create(&self, repo: &RepoName, private: bool) -> Result<(), HubError> {
         let (owner, name) = repo.id().split_once('/').expect("checked when parsed");
         let wish = json!({ "type": "model", "organization": owner, "name": name, "private": private });
@@ -95,7 +97,7 @@ impl Hub {
         self.make(repo, &address, &wish)
     }
 
-    /// Makes the branch, where the main one is.
+    /// Creates the branch at `main`.
     fn branch(&self, repo: &RepoName) -> Result<(), HubError> {
         let wish = json!({ "startingPoint": "main" });
         let endpoint = self.http.endpoint();
@@ -114,7 +116,7 @@ impl Hub {
         Ok(())
     }
 
-    /// Makes a repository its owner's alone.
+    /// Makes a repository private.
     fn make_private(&self, repo: &RepoName) -> Result<(), HubError> {
         let wish = json!({ "visibility": "private" }).to_string();
         let address = format!("{}/api/models/{}/settings", self.http.endpoint(), repo.id());
@@ -124,18 +126,18 @@ impl Hub {
         Ok(())
     }
 
-    /// The error that a repository may be public where that must not be.
+    /// The error of a repository that may be public but must not be.
     pub fn not_private(&self, repo: &RepoName) -> HubError {
         HubError::NotPrivate { repo: repo.clone(), host: self.host() }
     }
 
-    /// Whether a repository has this commit alone on all its branches, and no pull requests.
+    /// Whether all branches of a repository point to this commit, and there are no pull requests.
     fn is_bare(&self, repo: &RepoName, commit: &str) -> Result<bool, HubError> {
         let refs = self.refs(repo)?;
         Ok(refs.branches.iter().chain(&refs.pull_requests).all(|one| one.commit == commit))
     }
 
-    /// The pull requests of a repository: refs and their commits.
+    /// Returns the pull requests of a repository: refs and commits.
     pub(super) fn pull_requests(&self, repo: &RepoName) -> Result<BTreeMap<String, String>, HubError> {
         Ok(self.refs(repo)?.pull_requests.into_iter().map(|one| (one.name, one.commit)).collect())
     }
@@ -146,11 +148,12 @@ impl Hub {
         self.json(&request, Resource::Repo(repo))
     }
 
-    /// Refuses, before anything is sent, what the token's account will not be let do, as far as the Hub tells; the account.
+    /// Checks write access before anything is uploaded, as far as names and roles show it. Returns the
+    /// account.
     ///
     /// # Errors
-    /// If there is no token, it is not accepted, it only reads, or the repository is another's and no pull request is
-    /// wanted.
+    /// If there is no token, the Hub rejects it, it is read-only, or the repository has another owner and no
+    /// pull request is requested.
     pub fn may_push(&self, repo: &RepoName, options: &PushOptions) -> Result<Account, HubError> {
         self.asks_about(repo)?;
         if !self.http.has_token() {
@@ -163,7 +166,7 @@ impl Hub {
         }
     }
 
-    /// Why an account may not write to a repository, as far as names and roles tell.
+    /// Returns why an account cannot write to a repository, as far as names and roles show it.
     fn write_denial(&self, account: &Account, repo: &RepoName) -> Option<HubError> {
         let (owner, _) = repo.id().split_once('/').expect("checked when parsed");
         let name = account.name.clone();
@@ -179,7 +182,7 @@ impl Hub {
         })
     }
 
-    /// What a refusal of a push means, by what the token's account may.
+    /// Explains a refused push by the permissions of the account.
     pub(super) fn explained(&self, error: HubError, repo: &RepoName) -> HubError {
         let HubError::Forbidden { message, .. } = &error else { return error };
         let Ok(account) = self.whoami() else { return error };
@@ -190,7 +193,7 @@ impl Hub {
     }
 }
 
-/// Whether a branch may have this name: neither a commit nor a whole ref is one.
+/// Whether a branch may have this name. A commit or a full ref cannot.
 pub(super) fn may_be_branch(revision: &str) -> bool {
     revision != "main" && !is_hex(revision, 40) && !revision.starts_with("refs/")
 }

@@ -1,4 +1,4 @@
-//! A file that goes.
+//! A file to upload.
 
 use std::fs::{self, File, Metadata};
 use std::io::{self, Read};
@@ -12,7 +12,7 @@ use super::file_source::FileSource;
 use crate::HubError;
 use crate::checksum::{CHUNK_BYTES, Checksum, Hasher};
 
-/// A file that goes.
+/// A file to upload.
 #[derive(Debug)]
 pub struct UploadFile {
     path: String,
@@ -21,23 +21,23 @@ pub struct UploadFile {
     sha256: OnceLock<String>,
 }
 
-/// Where a file's bytes come from.
+/// Where a file's content comes from.
 #[derive(Debug)]
 enum Source {
-    /// A file, as it was when it was looked at.
+    /// A file on the disk, with its state at the time of the walk.
     File { place: PathBuf, stamp: Stamp },
-    /// Memory: they go in place of those in the folder.
+    /// Content in memory that replaces a file of the folder.
     Bytes(Vec<u8>),
 }
 
 impl UploadFile {
-    /// The file that was opened at `place`, as it is now.
+    /// Creates an entry for the open file at `place`.
     pub(super) fn of(path: String, place: PathBuf, file: &File) -> io::Result<Self> {
         let stamp = Stamp::of(&file.metadata()?);
         Ok(Self::new(path, Source::File { place, stamp }))
     }
 
-    /// A file with `bytes` in place of those in the folder.
+    /// Creates an entry with content in memory.
     pub(super) fn from_bytes(path: String, bytes: Vec<u8>) -> Self {
         Self::new(path, Source::Bytes(bytes))
     }
@@ -47,12 +47,12 @@ impl UploadFile {
         Self { path, source, git, sha256 }
     }
 
-    /// Its path within the folder, with `/`.
+    /// Path in the folder, with `/`.
     pub fn path(&self) -> &str {
         &self.path
     }
 
-    /// Its bytes.
+    /// Size in bytes.
     pub fn size(&self) -> u64 {
         match &self.source {
             Source::File { stamp, .. } => stamp.size,
@@ -60,7 +60,7 @@ impl UploadFile {
         }
     }
 
-    /// Its place on the disk; its path, where its bytes come from elsewhere.
+    /// Path on the disk; for content in memory, the path in the folder.
     fn place(&self) -> &Path {
         match &self.source {
             Source::File { place, .. } => place,
@@ -68,10 +68,10 @@ impl UploadFile {
         }
     }
 
-    /// Opens it as it was when it was looked at.
+    /// Opens the file.
     ///
     /// # Errors
-    /// If it is not that file any more.
+    /// If the file has changed since the walk.
     pub(crate) fn open(&self) -> Result<FileSource<'_>, HubError> {
         let content = match &self.source {
             Source::File { place, .. } => {
@@ -83,10 +83,10 @@ impl UploadFile {
         Ok(content)
     }
 
-    /// Sees that the file at its path, and what was opened, are what was looked at.
+    /// Checks that neither the path nor the open file has changed since the walk.
     ///
     /// # Errors
-    /// If either is another.
+    /// If one has.
     pub(crate) fn check(&self, content: &FileSource<'_>) -> Result<(), HubError> {
         let (Source::File { place, stamp }, FileSource::File(file)) = (&self.source, content) else {
             return Ok(());
@@ -95,17 +95,17 @@ impl UploadFile {
         if is(file.metadata()) && is(fs::metadata(place)) { Ok(()) } else { Err(self.changed()) }
     }
 
-    /// The error that it is another.
+    /// The error of a changed file.
     pub(crate) fn changed(&self) -> HubError {
         HubError::FileChanged { path: self.place().to_owned() }
     }
 
-    /// The error that it cannot be read.
+    /// The error of an unreadable file.
     pub(crate) fn unread(&self, error: io::Error) -> HubError {
         FileError::new("read", self.place(), error).into()
     }
 
-    /// Whether its bytes give `hash`.
+    /// Whether the content has the checksum `hash`.
     pub(crate) fn is(&self, hash: &Checksum, heard: &mut dyn FnMut(u64)) -> Result<bool, HubError> {
         let digits = match hash {
             Checksum::Git(_) => self.sum(&self.git, Hasher::git(self.size()), heard)?,
@@ -114,10 +114,10 @@ impl UploadFile {
         Ok(digits == hash.digits())
     }
 
-    /// SHA-256 of its bytes; `heard` hears of every byte that is read for it.
+    /// Returns the SHA-256 of the content. `heard` receives the bytes read.
     ///
     /// # Errors
-    /// If it cannot be read, or changed since it was looked at.
+    /// If the file cannot be read, or has changed since the walk.
     pub fn sha256(&self, heard: &mut dyn FnMut(u64)) -> Result<&str, HubError> {
         self.sum(&self.sha256, Hasher::sha256(), heard)
     }
@@ -149,7 +149,7 @@ impl UploadFile {
     }
 }
 
-/// What a file was when it was looked at: it does not change without one of these.
+/// State of a file. A change of its content changes one of these fields.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Stamp {
     size: u64,

@@ -1,4 +1,4 @@
-//! What of a folder goes to the Hub, and what stays.
+//! The files of a folder to upload and to skip.
 
 use std::fs;
 use std::io;
@@ -13,10 +13,10 @@ use super::skip_reason::SkipReason;
 use super::upload_file::UploadFile;
 use crate::{HubError, Token};
 
-/// One of these makes a folder an adapter or a model.
+/// A folder with one of these files is an adapter or a model.
 const CONFIGS: [&str; 2] = ["adapter_config.json", "config.json"];
 
-/// What of a folder goes to the Hub, and what stays.
+/// The files of a folder to upload and to skip.
 #[derive(Debug)]
 pub struct UploadSet {
     folder: PathBuf,
@@ -27,10 +27,11 @@ pub struct UploadSet {
 }
 
 impl UploadSet {
-    /// Looks through a folder: nothing is sent.
+    /// Lists the files of a folder. Uploads nothing.
     ///
     /// # Errors
-    /// If it holds neither an adapter nor a model, cannot be read, or nothing has a name that is to come along.
+    /// If the folder is neither an adapter nor a model, cannot be read, or an `include` pattern matches
+    /// nothing.
     pub fn from_folder(folder: &Path, options: &UploadOptions) -> Result<Self, HubError> {
         let root = fs::canonicalize(folder).map_err(|e| FileError::new("read", folder, e))?;
         if !root.is_dir() {
@@ -54,18 +55,18 @@ impl UploadSet {
         &self.folder
     }
 
-    /// What goes, by path.
+    /// Files to upload, by path.
     pub fn files(&self) -> &[UploadFile] {
         &self.files
     }
 
-    /// What stays, by path.
+    /// Skipped files, by path.
     pub fn skipped(&self) -> &[SkippedFile] {
         &self.skipped
     }
 
-    /// Sends `bytes` in place of those of a file that goes, or as a file that the folder lacks. Where something in them
-    /// looks like a token they stay, as a file of the folder would; one that stays for another reason goes on staying.
+    /// Uploads `bytes` in place of a file, or as a new file. Bytes that look like a token are skipped, as a
+    /// file would be. A file that is already skipped stays skipped.
     pub fn replace(&mut self, path: &str, bytes: Vec<u8>) {
         if self.skipped.iter().any(|left| left.path == path) {
             return;
@@ -82,7 +83,7 @@ impl UploadSet {
         self.skipped.sort_by(|a, b| a.path.cmp(&b.path));
     }
 
-    /// Lets a file that would go stay.
+    /// Skips a file.
     pub fn skip(&mut self, path: &str, reason: SkipReason) {
         let before = self.files.len();
         self.files.retain(|file| file.path() != path);
@@ -92,7 +93,7 @@ impl UploadSet {
         }
     }
 
-    /// Bytes of what goes.
+    /// Size of the files to upload.
     pub fn size(&self) -> u64 {
         self.files.iter().map(UploadFile::size).sum()
     }

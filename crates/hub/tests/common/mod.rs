@@ -1,4 +1,4 @@
-//! A stand-in of the Hub, and a client of it with a cache of its own.
+//! A test server and a client with a cache of its own.
 #![allow(dead_code, reason = "every test file uses a part")]
 
 pub mod push;
@@ -11,7 +11,7 @@ use danlu_hub::{FetchScope, Hub, HubError, HubSettings, Pulled, RepoName, RetryP
 use danlu_hub_test_server::HubServer;
 use tempfile::TempDir;
 
-/// What a small model has; weights are large files by their names.
+/// Files of a small model. The names of the weights make them large files.
 pub const MODEL: [(&str, &[u8]); 8] = [
     ("config.json", b"{\"model_type\": \"llama\"}"),
     ("tokenizer.json", b"{}"),
@@ -23,7 +23,7 @@ pub const MODEL: [(&str, &[u8]); 8] = [
     ("original/consolidated.safetensors", &[8; 1000]),
 ];
 
-/// The names of what is read of it.
+/// The files that danlu reads.
 pub const READ: [&str; 5] =
     ["README.md", "config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"];
 
@@ -74,7 +74,7 @@ impl Scene {
     }
 }
 
-/// A client that does not wait for long.
+/// A client with short waits.
 pub fn hub(settings: HubSettings) -> Hub {
     let (pause, longest) = (Duration::from_millis(5), Duration::from_secs(2));
     let pace = RetryPolicy { tries: 4, pause, longest, stall: Duration::from_secs(2) };
@@ -85,7 +85,7 @@ pub fn repo(name: &str) -> RepoName {
     name.parse().unwrap()
 }
 
-/// What lies in a folder, sorted; nothing where there is none.
+/// Returns the files of a folder, sorted; empty if it does not exist.
 pub fn names(folder: &Path) -> Vec<String> {
     let Ok(entries) = fs::read_dir(folder) else { return Vec::new() };
     let mut names: Vec<String> =

@@ -1,4 +1,4 @@
-//! A folder to be pushed, and a Hub to push it to.
+//! A folder to push, and a Hub to push to.
 
 use std::fs;
 use std::path::Path;
@@ -9,10 +9,10 @@ use tempfile::TempDir;
 
 use super::{Scene, repo};
 
-/// Bytes of each large file.
+/// Size of each large file.
 pub const WEIGHTS: u64 = 300_000;
 
-/// An adapter's folder, and a stand-in where `me` may write with `hf_mine`.
+/// An adapter's folder, and a test server where `me` may write with `hf_mine`.
 pub struct Desk {
     pub server: HubServer,
     pub home: TempDir,
@@ -48,7 +48,7 @@ impl Desk {
         UploadSet::from_folder(self.folder(), &UploadOptions::default()).unwrap()
     }
 
-    /// A client with the token, or another.
+    /// A client with this token.
     pub fn hub_with(&self, token: Option<&str>) -> Hub {
         let scene = Scene::settings_of(&self.server, self.home.path(), token);
         super::hub(scene)
@@ -62,7 +62,7 @@ impl Desk {
         self.hub().push(&self.upload_set(), &repo(name), &PushOptions::default(), &mut |_, _| {})
     }
 
-    /// The repository holds the folder's files, byte for byte.
+    /// Asserts that the repository has the folder's files, byte for byte.
     pub fn assert_whole(&self, id: &str, revision: &str) {
         for file in self.upload_set().files() {
             let there = self.server.read(id, revision, file.path());

@@ -11,7 +11,7 @@ use std::time::Instant;
 
 use clap::Args;
 use danlu_hub::{
-    Hub, HubError, PushOptions, Pushed, RepoDiff, RepoName, SkipReason, SkippedFile, Stage, Transfer,
+    Hub, HubError, PushOptions, PushStage, Pushed, RepoDiff, RepoName, SkipReason, SkippedFile, Transfer,
     UploadOptions, UploadSet,
 };
 use danlu_report::card;
@@ -222,7 +222,7 @@ fn send(
     let mut is_committing = false;
     let pushed = hub.push(upload_set, name, options, &mut |stage, transfer: Transfer| {
         let line = pull::progress(&transfer, start.elapsed().as_secs_f64(), printer);
-        let commits = stage == Stage::Committing;
+        let commits = stage == PushStage::Committing;
         if commits != is_committing {
             is_committing = commits;
             // Whoever drops them takes back what is said by then: first these go, then others come.
@@ -234,9 +234,9 @@ fn send(
             .ok();
         }
         printer.live(&match stage {
-            Stage::Reading => printer.pick(format!("读取 {line}"), format!("reading {line}")),
-            Stage::Sending => printer.pick(format!("发送 {line}"), format!("sending {line}")),
-            Stage::Committing => printer.pick("提交", "committing").to_owned(),
+            PushStage::Reading => printer.pick(format!("读取 {line}"), format!("reading {line}")),
+            PushStage::Sending => printer.pick(format!("发送 {line}"), format!("sending {line}")),
+            PushStage::Committing => printer.pick("提交", "committing").to_owned(),
         });
     });
     printer.clear_live();
