@@ -1,14 +1,14 @@
-# Every line also works without `just`: copy it into a shell.
+# Each recipe is a list of shell commands and also works without `just`.
 
-# What CI runs.
+# Runs the checks of CI.
 check:
     bash .ci/run
 
-# The whole chain on the embedded base, about a minute.
+# Runs the whole chain on the embedded base, in about a minute.
 demo *args:
     cargo run --release -- demo {{args}}
 
-# All tests, or those whose name contains a word.
+# Runs all tests, or those with a word in their name.
 test *args:
     cargo test --workspace {{args}}
 
@@ -26,20 +26,20 @@ fmt:
 lint:
     cargo clippy --workspace --all-targets -- -D warnings
 
-# API documentation, private items included.
+# Builds the API documentation, with private items.
 docs:
     cargo doc --workspace --no-deps --document-private-items
 
-# Products against this machine's measured peak.
+# Measures products against this machine's measured peak.
 bench:
     cargo bench -p danlu-kernels
 
-# A fuzz target for some minutes, from sound inputs where there are: `just fuzz data_reader 180`. Needs `cargo install cargo-fuzz`.
+# Runs a fuzz target from its seeds: `just fuzz data_reader 180`. Needs `cargo install cargo-fuzz`.
 fuzz target seconds="180":
     mkdir -p fuzz/corpus/{{target}} fuzz/seeds/{{target}}
     cd fuzz && RUSTC_BOOTSTRAP=1 cargo fuzz run {{target}} corpus/{{target}} seeds/{{target}} -- -max_total_time={{seconds}}
 
-# Rewrite the expected values from pinned PyTorch, transformers and PEFT (see reference/README.md).
+# Rewrites the expected values from pinned PyTorch, transformers and PEFT (see reference/README.md).
 reference:
     python3 -m venv reference/.venv
     reference/.venv/bin/pip install -r reference/requirements.txt

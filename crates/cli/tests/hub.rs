@@ -521,9 +521,11 @@ fn a_token_is_tried_kept_and_forgotten_and_never_shown() {
     }
     assert!(hub.scene.ok("login --help").out.contains("Usage: danlu login [OPTIONS]\n"));
     let file = hub.scene.path("hf/token");
-    for (text, said) in
-        [("", "no token on standard input"), ("hf_wrong", "does not accept the token"), ("a b", "blanks")]
-    {
+    for (text, said) in [
+        ("", "no token on standard input"),
+        ("hf_wrong", "rejected the token"),
+        ("a b", "characters that are not allowed"),
+    ] {
         let ran = piped(text, None);
         assert!(ran.code == 1 && ran.err.contains(said), "{text}: {}", ran.err);
         assert!(!file.exists());

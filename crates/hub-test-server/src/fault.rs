@@ -6,7 +6,7 @@ use std::time::Duration;
 use serde_json::Value;
 
 use crate::http::{Content, Head, Response};
-use crate::record::{Host, lock};
+use crate::recorded_request::{Host, lock};
 
 /// Method of the matched requests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

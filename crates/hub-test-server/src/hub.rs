@@ -8,7 +8,7 @@ use sha2::{Digest, Sha256};
 
 use crate::access::Accounts;
 use crate::fault::Faults;
-use crate::record::{Records, lock};
+use crate::recorded_request::{Records, lock};
 use crate::repository::{Entry, Repository};
 use crate::settings::Settings;
 use crate::store::Store;

@@ -11,7 +11,7 @@ use std::time::Duration;
 use crate::fault::Plan;
 use crate::http::{Body, Content, Head, Response, read_head, reason};
 use crate::hub::Hub;
-use crate::record::{Entry, Host, lock};
+use crate::recorded_request::{Entry, Host, lock};
 use crate::routes;
 
 /// Bytes of a response that are written at a time.

@@ -18,7 +18,7 @@ use crate::access::Account;
 use crate::api_error::ApiError;
 use crate::http::{Body, Head, Response};
 use crate::hub::Hub;
-use crate::record::Host;
+use crate::recorded_request::Host;
 
 /// Maximum body that is read into memory.
 const LONGEST_BODY: u64 = 256 << 20;

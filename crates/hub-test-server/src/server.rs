@@ -11,8 +11,8 @@ use crate::clock;
 use crate::fault::{Fault, Faults};
 use crate::hub::{Hub, State};
 use crate::listener::Listener;
-use crate::model::Model;
-use crate::record::{Host, Record, Records};
+use crate::model_builder::ModelBuilder;
+use crate::recorded_request::{Host, RecordedRequest, Records};
 use crate::settings::Settings;
 use crate::store::Store;
 
@@ -177,9 +177,9 @@ impl HubServer {
         files.iter().fold(self.model(id), |model, (path, content)| model.file(path, content)).add()
     }
 
-    /// Starts a model that is private, gated, has large files or another branch: see [`Model`].
-    pub fn model(&self, id: &str) -> Model<'_> {
-        Model::new(&self.hub, id)
+    /// Starts a model that is private, gated, has large files or another branch: see [`ModelBuilder`].
+    pub fn model(&self, id: &str) -> ModelBuilder<'_> {
+        ModelBuilder::new(&self.hub, id)
     }
 
     /// Adds a commit on `main` with these files beside the existing ones. Returns its id.
@@ -260,7 +260,7 @@ impl HubServer {
     }
 
     /// Returns all requests since the start or the last clear, in order of arrival.
-    pub fn requests(&self) -> Vec<Record> {
+    pub fn requests(&self) -> Vec<RecordedRequest> {
         self.hub.records.all()
     }
 

@@ -8,7 +8,7 @@ use std::sync::Mutex;
 use sha2::{Digest, Sha256};
 use tempfile::{NamedTempFile, TempDir};
 
-use crate::record::lock;
+use crate::recorded_request::lock;
 
 const BUFFER: usize = 256 << 10;
 

@@ -128,7 +128,7 @@ impl Hub {
         let done = summed(&mut out, &mut sum, advanced).map_err(error)?;
         let mut part = PartialFile { path: incomplete, out, sum, done, begun: 0 };
         let retry_policy = self.http.retry_policy();
-        let (mut left, mut pause) = (retry_policy.tries, retry_policy.pause);
+        let (mut left, mut pause) = (retry_policy.attempts, retry_policy.pause);
         while part.done < size {
             let before = part.done;
             match self.stream(&mut part, wanted, advanced) {
@@ -137,11 +137,11 @@ impl Hub {
                 Err(Interruption::Cut(reason)) => {
                     let done = part.done;
                     if done > before {
-                        (left, pause) = (retry_policy.tries, retry_policy.pause);
+                        (left, pause) = (retry_policy.attempts, retry_policy.pause);
                     }
                     left -= 1;
                     // A server that always restarts would make progress forever.
-                    if left == 0 || part.begun >= retry_policy.tries {
+                    if left == 0 || part.begun >= retry_policy.attempts {
                         return Err(HubError::Cut { file: wanted.path.to_owned(), done, size, reason });
                     }
                     tracing::info!("{}: {reason} at {done} of {size} bytes; going on", wanted.path);

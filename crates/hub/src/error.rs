@@ -252,7 +252,7 @@ pub enum HubError {
     },
     /// An `include` pattern matches nothing.
     #[error("`--include {path}` matches no file in `{}`", folder.display())]
-    NotThere {
+    NoMatch {
         /// The folder.
         folder: PathBuf,
         /// The pattern.
@@ -317,7 +317,7 @@ pub enum HubError {
         host: String,
     },
     /// A pull request without a target.
-    #[error("cannot open a pull request: `{}` does not exist{}", repo.id(), if *with_token { " for this account" } else { "" })]
+    #[error("cannot open a pull request: `{}` does not exist{}", repo.id(), if *with_token { " or is hidden from this account" } else { "" })]
     NothingToProposeTo {
         /// The repository.
         repo: RepoName,

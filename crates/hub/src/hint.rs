@@ -96,7 +96,7 @@ impl HubError {
             Self::NotAModel { .. } => {
                 "pass the output folder of `danlu train` or `danlu merge`; `train` writes the adapter when it ends"
             }
-            Self::NotThere { .. } => {
+            Self::NoMatch { .. } => {
                 "write paths relative to the folder; `*` does not match `/` or a leading dot"
             }
             Self::NothingToSend { .. } => "run with `--dry-run` to list the skipped files and the reasons",

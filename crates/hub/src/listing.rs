@@ -188,13 +188,13 @@ impl Hub {
         resource: Resource<'_>,
         most: u64,
     ) -> Result<(Response, Vec<u8>), HubError> {
-        let mut tries = self.http.retry_policy().tries;
+        let mut attempts = self.http.retry_policy().attempts;
         loop {
-            tries -= 1;
+            attempts -= 1;
             let mut response = self.http.send_checked(request, resource, self.settings.token_is_variable)?;
             match response.at_most(most) {
                 Ok(bytes) => return Ok((response, bytes)),
-                Err(Unread::Cut(_)) if tries > 0 => {}
+                Err(Unread::Cut(_)) if attempts > 0 => {}
                 Err(error) => return Err(request.fault(error.to_string())),
             }
         }

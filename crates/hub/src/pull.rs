@@ -84,7 +84,7 @@ impl Hub {
         let commit = commit_of(folder);
         let hub = Self::with_retry_policy(
             self.settings.clone(),
-            RetryPolicy { tries: 1, ..self.http.retry_policy() },
+            RetryPolicy { attempts: 1, ..self.http.retry_policy() },
         );
         let files = Self { http: hub.http.within(CHECK_TIMEOUT), ..hub }.tree(repo, commit)?;
         let listing = Listing { commit: commit.to_owned(), private: None, files };

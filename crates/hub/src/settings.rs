@@ -23,7 +23,7 @@ impl Endpoint {
     }
 
     /// Whether this is not the Hub itself.
-    pub fn is_other(&self) -> bool {
+    pub fn is_mirror(&self) -> bool {
         self.0 != DEFAULT_ENDPOINT
     }
 }

@@ -93,10 +93,13 @@ fn a_permanent_fault_is_an_error_and_leaves_no_wrong_file() {
     let always = |fault: Fault, action| fault.always().then(action);
     let storage = || Fault::on(Method::Get, "").at(Host::Storage);
     let cases = [
-        (always(storage(), Action::Corrupt), "arrived with checksum"),
-        (always(storage(), Action::CutAfter(0)), "stopped at 0 of 300000 bytes"),
-        (always(storage(), Action::Shorten(0)), "stopped at 0 of"),
-        (always(storage(), Action::Status(403, Vec::new(), Vec::new())), "refuses without a reason"),
+        (always(storage(), Action::Corrupt), "has the checksum"),
+        (always(storage(), Action::CutAfter(0)), "after 0 of 300000 bytes"),
+        (always(storage(), Action::Shorten(0)), "after 0 of"),
+        (
+            always(storage(), Action::Status(403, Vec::new(), Vec::new())),
+            "denied the request and gave no reason",
+        ),
         (
             always(Fault::on(Method::Get, "/tree/"), Action::Status(500, Vec::new(), Vec::new())),
             "answered 500",
@@ -107,7 +110,7 @@ fn a_permanent_fault_is_an_error_and_leaves_no_wrong_file() {
                 Fault::on(Method::Get, "/revision/"),
                 Action::Status(429, vec![("Retry-After".into(), "3600".into())], Vec::new()),
             ),
-            "asks to wait 3600 seconds",
+            "requires a wait of 3600 seconds",
         ),
         (
             always(
@@ -121,7 +124,7 @@ fn a_permanent_fault_is_an_error_and_leaves_no_wrong_file() {
                     Vec::new(),
                 ),
             ),
-            "asks to wait 3600 seconds",
+            "requires a wait of 3600 seconds",
         ),
     ];
     for (fault, said) in cases {
@@ -149,8 +152,8 @@ fn a_server_that_always_restarts_is_given_up() {
     }
     let error = scene.pull("lab/model").unwrap_err();
     assert!(error.to_string().contains("of 300000 bytes"), "{error}");
-    let tries = scene.server.requests().iter().filter(|request| request.host == Host::Storage).count();
-    assert_eq!(tries, 5, "the first, and four times anew");
+    let attempts = scene.server.requests().iter().filter(|request| request.host == Host::Storage).count();
+    assert_eq!(attempts, 5, "the first, and four times anew");
     scene.server.clear_faults();
     scene.pull("lab/model").unwrap();
     assert_whole(&scene);
@@ -182,10 +185,10 @@ fn a_failed_file_stops_the_other_downloads() {
     fs::create_dir_all(&locks).unwrap();
     let lock = fs::File::create(locks.join(format!("{hash}.lock"))).unwrap();
     rustix::fs::flock(&lock, rustix::fs::FlockOperation::LockExclusive).unwrap();
-    let pace =
-        danlu_hub::RetryPolicy { longest: Duration::from_secs(3600), ..danlu_hub::RetryPolicy::default() };
+    let policy =
+        danlu_hub::RetryPolicy { max_wait: Duration::from_secs(3600), ..danlu_hub::RetryPolicy::default() };
     let start = std::time::Instant::now();
-    let hub = danlu_hub::Hub::with_retry_policy(scene.settings(None), pace);
+    let hub = danlu_hub::Hub::with_retry_policy(scene.settings(None), policy);
     let error = hub.pull(&repo("lab/shards"), FetchScope::Full, &mut |_| {}).unwrap_err();
     assert!(matches!(error, HubError::Forbidden { .. }), "{error}");
     assert!(start.elapsed() < Duration::from_secs(60), "somebody was waited for");
@@ -196,13 +199,13 @@ fn a_stalled_server_is_given_up() {
     let scene = Scene::new();
     scene.server.fault(Fault::on(Method::Get, "/revision/").then(Action::Delay(Duration::from_secs(60))));
     let settings = scene.settings(None);
-    let pace = danlu_hub::RetryPolicy {
-        tries: 2,
+    let policy = danlu_hub::RetryPolicy {
+        attempts: 2,
         pause: Duration::from_millis(5),
-        longest: Duration::from_secs(1),
+        max_wait: Duration::from_secs(1),
         stall: Duration::from_millis(200),
     };
-    let hub = danlu_hub::Hub::with_retry_policy(settings, pace);
+    let hub = danlu_hub::Hub::with_retry_policy(settings, policy);
     hub.pull(&repo("lab/model"), FetchScope::Full, &mut |_| {}).unwrap();
     assert_whole(&scene);
 }
@@ -257,13 +260,17 @@ fn a_hostile_server_places_no_file() {
     let long = "x".repeat(5000);
     let cases = [
         ("/revision/", json!({"sha": "../../../../etc"}), "the commit is not"),
-        ("/revision/", json!({"sha": 7}), "no proper answer"),
-        ("/revision/", json!([]), "no proper answer"),
-        ("/tree/", entry("../../../evil", 5, &oid), "no weights"),
-        ("/tree/", entry("/etc/passwd", 5, &oid), "no weights"),
-        ("/tree/", entry("config.json", 5, "../../x"), "the checksum of"),
-        ("/tree/", entry("config.json", u64::MAX / 2, &oid), "at most 16777216 are fetched"),
-        ("/tree/", entry("tokenizer.json", 300 << 20, &oid), "of 314572800 bytes, and at most 268435456"),
+        ("/revision/", json!({"sha": 7}), "unexpected response"),
+        ("/revision/", json!([]), "unexpected response"),
+        ("/tree/", entry("../../../evil", 5, &oid), "no safetensors weights"),
+        ("/tree/", entry("/etc/passwd", 5, &oid), "no safetensors weights"),
+        ("/tree/", entry("config.json", 5, "../../x"), "no valid checksum"),
+        ("/tree/", entry("config.json", u64::MAX / 2, &oid), "expected at most 16777216"),
+        (
+            "/tree/",
+            entry("tokenizer.json", 300 << 20, &oid),
+            "has 314572800 bytes, expected at most 268435456",
+        ),
         ("/tree/", entry(&long, 5, &oid), "a path of 5000 bytes, expected at most 4096"),
         ("/tree/", many, "a listing of 100001 files and more, expected at most 100000"),
         (
@@ -274,7 +281,7 @@ fn a_hostile_server_places_no_file() {
             ]),
             "needs",
         ),
-        ("/tree/", json!({"type": "file"}), "no proper answer"),
+        ("/tree/", json!({"type": "file"}), "unexpected response"),
     ];
     for (part, body, said) in cases {
         let scene = Scene::new();
@@ -357,11 +364,11 @@ fn a_long_wait_is_reported() {
     scene.server.fault(Fault::on(Method::Get, "/revision/").then(Action::Status(429, wait, Vec::new())));
     // The client's own waits are not reported.
     scene.server.fault(Fault::on(Method::Get, "/tree/").times(3).then(Action::CutBefore));
-    let pace =
-        danlu_hub::RetryPolicy { longest: Duration::from_secs(10), ..danlu_hub::RetryPolicy::default() };
+    let policy =
+        danlu_hub::RetryPolicy { max_wait: Duration::from_secs(10), ..danlu_hub::RetryPolicy::default() };
     let (tell, told) = std::sync::mpsc::channel();
     let tell = std::sync::Mutex::new(tell);
-    let hub = danlu_hub::Hub::with_retry_policy(scene.settings(None), pace).on_wait(move |_, left, of| {
+    let hub = danlu_hub::Hub::with_retry_policy(scene.settings(None), policy).on_wait(move |_, left, of| {
         tell.lock().unwrap().send((left.as_secs(), of.as_secs())).unwrap();
     });
     hub.pull(&repo("lab/model"), FetchScope::Full, &mut |_| {}).unwrap();

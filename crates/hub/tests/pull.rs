@@ -270,8 +270,8 @@ fn an_invalid_token_matters_only_for_requests() {
     let path = scene.home.path().join("token");
     for (made, said) in [
         (Box::new(|| fs::create_dir(&path).unwrap()) as Box<dyn Fn()>, "it is a folder"),
-        (Box::new(|| fs::write(&path, "hf_a b").unwrap()), "the token holds blanks"),
-        (Box::new(|| fs::write(&path, [0xff, 0xfe]).unwrap()), "the token holds blanks"),
+        (Box::new(|| fs::write(&path, "hf_a b").unwrap()), "the token contains characters"),
+        (Box::new(|| fs::write(&path, [0xff, 0xfe]).unwrap()), "the token contains characters"),
     ] {
         made();
         let hub = scene.hub(None);
@@ -323,7 +323,7 @@ fn only_the_hub_receives_the_token_of_a_pull() {
 const PULLED: &str = "DANLU_TEST_PULLED";
 
 #[test]
-#[ignore = "the process that `two_processes_fetch_every_byte_once` starts twice"]
+#[ignore = "the process that `two_processes_download_every_byte_once` starts twice"]
 fn is_pulled() {
     if std::env::var_os(PULLED).is_some() {
         let hub = danlu_hub::Hub::new(HubSettings::from_env().unwrap());
@@ -375,7 +375,7 @@ fn offline_fails_without_a_request() {
     let error = hub.pull(&repo("lab/model"), FetchScope::Full, &mut |_| {}).unwrap_err();
     assert_eq!(
         error.to_string(),
-        "`lab/model` is not in the cache, and `HF_HUB_OFFLINE` forbids to ask the Hub"
+        "`lab/model` is not in the cache, and `HF_HUB_OFFLINE` forbids requests to the Hub"
     );
     let error = hub.whoami().unwrap_err();
     assert_eq!(error.to_string(), "cannot look up the account: `HF_HUB_OFFLINE` forbids requests to the Hub");

@@ -142,7 +142,8 @@ fn a_pull_request_does_not_change_the_branch() {
     // There is no target for the pull request, and nothing is created.
     for name in ["she/none", "me/none"] {
         let error = push(name).unwrap_err();
-        let words = format!("there is no `{name}` to offer a pull request to that this account may see");
+        let words =
+            format!("cannot open a pull request: `{name}` does not exist or is hidden from this account");
         assert_eq!(error.to_string(), words);
         assert!(error.hint().unwrap().contains("push without `--create-pr`"));
     }
@@ -304,7 +305,7 @@ fn include_uploads_skipped_files_but_no_secrets() {
     assert!(paths(&set_of(&desk, &[".env", "id_*"], false)).contains(&".env".to_owned()));
     assert!(paths(&set_of(&desk, &[], true)).contains(&"deep/notes.json".to_owned()));
     let error = UploadSet::from_folder(desk.folder(), &include(&["*.tsv"], false)).unwrap_err();
-    assert!(matches!(error, HubError::NotThere { .. }) && error.hint().is_some(), "{error}");
+    assert!(matches!(error, HubError::NoMatch { .. }) && error.hint().is_some(), "{error}");
 }
 
 #[test]
@@ -348,7 +349,7 @@ fn a_required_file_must_not_be_ignored() {
         assert_eq!(
             error.to_string(),
             format!(
-                "the `.gitignore` of `{name}` leaves `{file}` out, and without it nothing that is sent can be loaded"
+                "the `.gitignore` of `{name}` excludes `{file}`, and the upload cannot be loaded without it"
             )
         );
         assert!(error.hint().unwrap().contains(".gitignore"));
@@ -413,8 +414,9 @@ fn only_an_empty_public_repository_becomes_private() {
     push("me/cut", &private()).unwrap();
     assert_eq!(desk.server.is_private("me/cut"), Some(true));
     desk.assert_whole("me/cut", "main");
-    let put =
-        |part: &'static str| move |request: &danlu_hub_test_server::Record| request.target.contains(part);
+    let put = |part: &'static str| {
+        move |request: &danlu_hub_test_server::RecordedRequest| request.target.contains(part)
+    };
     let requests = desk.server.requests();
     assert!(requests.iter().position(put("/settings")) < requests.iter().position(put("/preupload/")));
     // A Hub that does not report the visibility is refused.

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use common::push::{Desk, WEIGHTS};
 use common::repo;
 use danlu_hub::{HubError, PushOptions, Pushed};
-use danlu_hub_test_server::{Action, Fault, Host, HubServer, Method, Record};
+use danlu_hub_test_server::{Action, Fault, Host, HubServer, Method, RecordedRequest};
 use serde_json::json;
 
 fn on(method: Method, part: &str) -> Fault {
@@ -124,11 +124,11 @@ fn a_permanent_fault_is_an_error_without_a_commit() {
         (on(Method::Post, "/batch").then(status(502)), "answered 502"),
         (on(Method::Post, "/verify").then(status(500)), "answered 500"),
         (on(Method::Post, "/preupload/").then(Action::CutBefore), "cannot reach"),
-        (on(Method::Post, "/preupload/").then(busy("3600")), "asks to wait 3600 seconds"),
-        (on(Method::Post, "/commit/").then(busy("3600")), "asks to wait 3600 seconds"),
+        (on(Method::Post, "/preupload/").then(busy("3600")), "requires a wait of 3600 seconds"),
+        (on(Method::Post, "/commit/").then(busy("3600")), "requires a wait of 3600 seconds"),
         (on(Method::Post, "/commit/").then(Action::CutBefore), "cannot reach"),
-        (on(Method::Post, "/commit/").then(status(412)), "another commit each time"),
-        (on(Method::Post, "/commit/").then(status(422)), "does not take the commit"),
+        (on(Method::Post, "/commit/").then(status(412)), "another commit came first on each of 3 attempts"),
+        (on(Method::Post, "/commit/").then(status(422)), "rejected the commit"),
     ];
     for (fault, said) in cases {
         let desk = Desk::new();
@@ -206,7 +206,7 @@ fn several_large_files_are_uploaded_at_a_time() {
     thread::scope(|scope| {
         let push = scope.spawn(|| desk.push("me/adapter"));
         let start = Instant::now();
-        let is_open = |request: &&Record| request.method == "PUT" && request.status.is_none();
+        let is_open = |request: &&RecordedRequest| request.method == "PUT" && request.status.is_none();
         while desk.server.requests().iter().filter(is_open).count() < 2 {
             assert!(start.elapsed() < Duration::from_secs(20) && !push.is_finished(), "one after the other");
             thread::sleep(Duration::from_millis(2));
@@ -303,14 +303,14 @@ fn a_hostile_server_gets_no_file_and_no_token() {
         json!({ "objects": [{ "oid": oid, "actions": { "upload": { "href": href, "header": header } } }] })
     };
     let cases = [
-        ("/batch", json!({ "objects": [] }), "nothing about the object"),
-        ("/batch", object("x", json!({})), "nothing about the object"),
-        ("/batch", json!({ "objects": 7 }), "no proper answer"),
-        ("/preupload/", json!({ "files": [] }), "nothing about"),
+        ("/batch", json!({ "objects": [] }), "no entry for the object"),
+        ("/batch", object("x", json!({})), "no entry for the object"),
+        ("/batch", json!({ "objects": 7 }), "unexpected response"),
+        ("/preupload/", json!({ "files": [] }), "no entry for"),
         (
             "/preupload/",
             json!({ "files": [{ "path": "README.md", "uploadMode": "mail" }] }),
-            "is to be sent as",
+            "unknown upload mode",
         ),
     ];
     for (part, body, said) in cases {

@@ -15,7 +15,7 @@ use danlu_hub_test_server::{Action, Fault, HubServer, Method};
 const FOLDER: &str = "DANLU_TEST_PUSHED_FOLDER";
 
 #[test]
-#[ignore = "the process that `a_killed_push_leaves_no_half_and_the_next_goes_on` kills"]
+#[ignore = "the process that `a_killed_push_publishes_all_or_nothing_and_resumes` kills"]
 fn is_killed() {
     let Some(folder) = std::env::var_os(FOLDER) else { return };
     let upload_set = UploadSet::from_folder(folder.as_ref(), &UploadOptions::default()).unwrap();

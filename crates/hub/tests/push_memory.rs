@@ -95,7 +95,7 @@ fn a_commit_beyond_the_limit_is_refused_before_it_is_read() {
     (0..8).for_each(|i| desk.write(&format!("text{i}.txt"), format!("{i}{text}").as_bytes()));
     let (grown, said) = grown(&desk);
     let size = 8 * (text.len() + 1);
-    assert!(said.contains(&format!("{size} bytes, and at most {}", 32 * MIB)), "{said}");
+    assert!(said.contains(&format!("{size} bytes, and one commit holds at most {}", 32 * MIB)), "{said}");
     assert!(grown < 8 * MIB, "{} MiB", grown / MIB);
     assert_eq!(desk.server.commits("me/adapter").len(), 2);
 }

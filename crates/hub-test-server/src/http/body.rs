@@ -3,7 +3,7 @@
 use std::io::{self, BufRead, Read, Write};
 
 use super::Head;
-use crate::record::Entry;
+use crate::recorded_request::Entry;
 
 /// Maximum length of a line between chunks.
 const LONGEST_LINE: u64 = 4 << 10;
@@ -160,7 +160,7 @@ fn invalid(message: &str) -> io::Error {
 mod tests {
     use super::*;
     use crate::http::read_head;
-    use crate::record::{Host, Records};
+    use crate::recorded_request::{Host, Records};
 
     /// The decoded body, the bytes sent to the client, the rest in the reader, and the recorded bytes.
     fn read(headers: &str, bytes: &[u8], cut: Option<u64>) -> (io::Result<Vec<u8>>, Vec<u8>, Vec<u8>, u64) {

@@ -40,11 +40,11 @@ const SLOW_RESPONSE_FACTOR: u32 = 20;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RetryPolicy {
     /// Attempts of a request.
-    pub tries: u32,
+    pub attempts: u32,
     /// Wait before the second attempt; each further wait is twice as long.
     pub pause: Duration,
     /// Longest wait that a server may request.
-    pub longest: Duration,
+    pub max_wait: Duration,
     /// Time limit of a connection without any data.
     pub stall: Duration,
 }
@@ -52,7 +52,7 @@ pub struct RetryPolicy {
 impl Default for RetryPolicy {
     fn default() -> Self {
         let seconds = Duration::from_secs;
-        Self { tries: 5, pause: seconds(1), longest: seconds(300), stall: seconds(30) }
+        Self { attempts: 5, pause: seconds(1), max_wait: seconds(300), stall: seconds(30) }
     }
 }
 
@@ -162,14 +162,14 @@ impl Http {
     /// If no attempt gets a response, or the server requests a wait beyond the limit.
     pub fn send(&self, request: &Request<'_>) -> Result<Response, HubError> {
         let mut pause = self.retry_policy.pause;
-        for tried in 1..=self.retry_policy.tries {
+        for tried in 1..=self.retry_policy.attempts {
             let outcome = self.send_once(request);
             let mut is_asked = false;
-            let (reason, wait, tries) = match &outcome {
+            let (reason, wait, attempts) = match &outcome {
                 Ok(response) => match response.is_passing() {
                     Some(wait) => {
                         is_asked = wait.is_some();
-                        (response.status.to_string(), wait.unwrap_or(pause), self.retry_policy.tries)
+                        (response.status.to_string(), wait.unwrap_or(pause), self.retry_policy.attempts)
                     }
                     None => return outcome,
                 },
@@ -177,14 +177,14 @@ impl Http {
                 Err(HubError::Connect { is_lost, reason, .. }) => (
                     reason.clone(),
                     pause,
-                    if *is_lost { self.retry_policy.tries } else { self.retry_policy.tries.min(2) },
+                    if *is_lost { self.retry_policy.attempts } else { self.retry_policy.attempts.min(2) },
                 ),
                 Err(_) => return outcome,
             };
-            if wait > self.retry_policy.longest {
+            if wait > self.retry_policy.max_wait {
                 return Err(HubError::Busy { host: request.host(), wait });
             }
-            if tried >= tries {
+            if tried >= attempts {
                 return outcome;
             }
             tracing::info!("{}: {reason}; trying again in {:.1} s", request.words(), wait.as_secs_f64());

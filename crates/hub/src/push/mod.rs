@@ -46,7 +46,7 @@ impl Hub {
         options: &PushOptions,
         progress: &mut dyn FnMut(PushStage, Transfer),
     ) -> Result<Pushed, HubError> {
-        self.asks_about(repo)?;
+        self.require_online(repo)?;
         if !self.http.has_token() {
             return Err(HubError::NoToken { what: format!("a push to `{}`", repo.id()) });
         }
@@ -61,7 +61,7 @@ impl Hub {
     }
 
     /// Rejects requests that the settings forbid.
-    fn asks_about(&self, repo: &RepoName) -> Result<(), HubError> {
+    fn require_online(&self, repo: &RepoName) -> Result<(), HubError> {
         self.online(String::new).map(drop).map_err(|error| match error {
             HubError::Offline { .. } => HubError::OfflineRepo { repo: repo.clone() },
             error => error,

@@ -11,7 +11,7 @@
 //! 2. A commit names the listing's commit as its parent, so the Hub rejects it if the branch has moved.
 //! 3. After an unconfirmed commit the loop reads the listing again. If no file is missing then, the commit was made.
 //! 4. A large file is uploaded at most once in a push, however many commits it takes.
-//! 5. At most [`MAX_RACES`] commits lose a race, and at most `RetryPolicy::tries` stay unconfirmed.
+//! 5. At most [`MAX_RACES`] commits lose a race, and at most `RetryPolicy::attempts` stay unconfirmed.
 //!
 //! # States
 //! ```text
@@ -303,8 +303,8 @@ impl<'a> PushLoop<'a> {
 
 impl AttemptBudget {
     fn new(policy: RetryPolicy) -> Self {
-        let RetryPolicy { tries, pause, longest, .. } = policy;
-        Self { races: MAX_RACES, unconfirmed: tries, pause, max_wait: longest }
+        let RetryPolicy { attempts, pause, max_wait, .. } = policy;
+        Self { races: MAX_RACES, unconfirmed: attempts, pause, max_wait }
     }
 
     /// Subtracts an attempt.

@@ -56,7 +56,7 @@ impl Hub {
         repo: &RepoName,
         progress: &mut dyn FnMut(Transfer),
     ) -> Result<RepoDiff, HubError> {
-        self.asks_about(repo)?;
+        self.require_online(repo)?;
         if is_hex(repo.revision(), 40) {
             return Err(HubError::NoBranch { repo: repo.clone() });
         }
@@ -108,7 +108,7 @@ impl Hub {
         path: &str,
         most: u64,
     ) -> Result<Option<Vec<u8>>, HubError> {
-        self.asks_about(repo)?;
+        self.require_online(repo)?;
         let request = Request::get(file_url(self, repo, &escaped(repo.revision()), path));
         let bytes = match self.whole(&request, Resource::File(repo, path), MAX_RESPONSE_BYTES) {
             Ok((_, bytes)) => bytes,

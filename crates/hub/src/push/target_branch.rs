@@ -155,7 +155,7 @@ impl Hub {
     /// If there is no token, the Hub rejects it, it is read-only, or the repository has another owner and no
     /// pull request is requested.
     pub fn may_push(&self, repo: &RepoName, options: &PushOptions) -> Result<Account, HubError> {
-        self.asks_about(repo)?;
+        self.require_online(repo)?;
         if !self.http.has_token() {
             return Err(HubError::NoToken { what: format!("a push to `{}`", repo.id()) });
         }

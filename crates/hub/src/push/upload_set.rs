@@ -42,7 +42,7 @@ impl UploadSet {
         }
         let FolderWalk { mut files, mut skipped, used, .. } = FolderWalk::through(&root, options)?;
         if let Some(i) = (0..options.include.len()).find(|i| !used.contains(i)) {
-            return Err(HubError::NotThere { folder: folder.to_owned(), path: options.include[i].clone() });
+            return Err(HubError::NoMatch { folder: folder.to_owned(), path: options.include[i].clone() });
         }
         files.sort_by(|a, b| a.path().cmp(b.path()));
         skipped.sort_by(|a, b| a.path.cmp(&b.path));

@@ -76,9 +76,9 @@ impl Scene {
 
 /// A client with short waits.
 pub fn hub(settings: HubSettings) -> Hub {
-    let (pause, longest) = (Duration::from_millis(5), Duration::from_secs(2));
-    let pace = RetryPolicy { tries: 4, pause, longest, stall: Duration::from_secs(2) };
-    Hub::with_retry_policy(settings, pace)
+    let (pause, max_wait) = (Duration::from_millis(5), Duration::from_secs(2));
+    let policy = RetryPolicy { attempts: 4, pause, max_wait, stall: Duration::from_secs(2) };
+    Hub::with_retry_policy(settings, policy)
 }
 
 pub fn repo(name: &str) -> RepoName {

@@ -66,7 +66,7 @@ pub fn login(args: &LoginArgs, printer: &Printer) -> Result<()> {
     if let Some(fault) = settings.token_fault.take().filter(|_| settings.token_is_variable) {
         return Err(HubError::from(fault).into());
     }
-    if settings.endpoint.is_other() {
+    if settings.endpoint.is_mirror() {
         let endpoint = &settings.endpoint;
         printer.status_bilingual(
             &format!("令牌将发送给 {endpoint}（HF_ENDPOINT）；在 {TOKENS_PAGE} 创建，若 {endpoint} 有自己的账号，则在那里创建"),
@@ -76,7 +76,7 @@ pub fn login(args: &LoginArgs, printer: &Printer) -> Result<()> {
     let given = settings.token.clone().filter(|_| settings.token_is_variable);
     let token = match given {
         Some(token) => token,
-        None => Token::new(&ask(settings.endpoint.is_other(), printer)?)?,
+        None => Token::new(&ask(settings.endpoint.is_mirror(), printer)?)?,
     };
     let hub = Hub::new(HubSettings { token: Some(token.clone()), ..settings });
     let account = hub.whoami()?;

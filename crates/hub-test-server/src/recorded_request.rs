@@ -15,7 +15,7 @@ pub enum Host {
 
 /// One request and its response.
 #[derive(Clone, Debug)]
-pub struct Record {
+pub struct RecordedRequest {
     /// `GET`, `PUT` and so on.
     pub method: String,
     /// The listener.
@@ -36,10 +36,10 @@ pub struct Record {
 
 /// The record of a request in progress.
 #[derive(Clone)]
-pub(crate) struct Entry(Arc<Mutex<Record>>);
+pub(crate) struct Entry(Arc<Mutex<RecordedRequest>>);
 
 impl Entry {
-    pub fn change(&self, change: impl FnOnce(&mut Record)) {
+    pub fn change(&self, change: impl FnOnce(&mut RecordedRequest)) {
         change(&mut lock(&self.0));
     }
 }
@@ -52,7 +52,7 @@ impl Records {
     /// Adds the record of a new request, which is filled while the request is served.
     pub fn begin(&self, host: Host, head: &Head) -> Entry {
         let header = |name| head.header(name).map(str::to_owned);
-        let entry = Entry(Arc::new(Mutex::new(Record {
+        let entry = Entry(Arc::new(Mutex::new(RecordedRequest {
             method: head.method.clone(),
             host,
             target: head.target.raw.clone(),
@@ -66,7 +66,7 @@ impl Records {
         entry
     }
 
-    pub fn all(&self) -> Vec<Record> {
+    pub fn all(&self) -> Vec<RecordedRequest> {
         lock(&self.0).iter().map(|entry| lock(&entry.0).clone()).collect()
     }
 

@@ -8,7 +8,7 @@ use crate::repository::{Entry, Gate, Repository, Tree};
 
 /// A commit to add. Creates the repository if needed.
 #[must_use = "nothing is there before `add`"]
-pub struct Model<'a> {
+pub struct ModelBuilder<'a> {
     hub: &'a Hub,
     id: String,
     private: Option<bool>,
@@ -18,7 +18,7 @@ pub struct Model<'a> {
     changes: Vec<(String, Option<Entry>)>,
 }
 
-impl<'a> Model<'a> {
+impl<'a> ModelBuilder<'a> {
     pub(crate) fn new(hub: &'a Hub, id: &str) -> Self {
         Self {
             hub,
