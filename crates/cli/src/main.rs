@@ -61,7 +61,7 @@ enum Command {
     /// The whole life of an adapter on an embedded base, in about a minute
     #[command(after_help = demo::EXAMPLES)]
     Demo(demo::DemoArgs),
-    /// Style at training data: what is rendered, what is trained, what is wrong
+    /// Inspect training data: rendered text, trained tokens, faults
     #[command(subcommand, after_help = data::EXAMPLES)]
     Data(data::DataCommand),
     /// Fine-tune a LoRA adapter on your data
