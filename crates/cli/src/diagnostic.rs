@@ -132,12 +132,6 @@ impl Diagnostic {
         self
     }
 
-    /// Puts what it happened in before the message.
-    pub fn within(mut self, what: &str) -> Self {
-        self.message = format!("{what}: {}", self.message);
-        self
-    }
-
     /// Adds another move behind the first.
     pub fn and_hint(mut self, hint: impl Into<String>) -> Self {
         let more = hint.into();
@@ -196,6 +190,12 @@ fn without_os_code(message: &str) -> String {
     after.strip_prefix(')').map_or_else(|| message.to_owned(), |after| format!("{before}{after}"))
 }
 
+impl From<danlu_loader::LoadError> for Diagnostic {
+    fn from(error: danlu_loader::LoadError) -> Self {
+        Self::from_error(&error, error.hint()).with_details(error.details().to_vec())
+    }
+}
+
 /// Library errors keep their message and their hint.
 macro_rules! from_library {
     ($($error:ty),* $(,)?) => {$(
@@ -213,6 +213,7 @@ from_library!(
     danlu_adapter::AdapterError,
     danlu_data::DataError,
     danlu_generate::GenerateError,
+    danlu_hub::HubError,
     danlu_train::TrainError,
     danlu_report::ReportError,
 );

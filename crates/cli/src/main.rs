@@ -15,6 +15,8 @@ mod interrupt;
 mod lang;
 mod log;
 mod memory;
+mod model_loader;
+mod notices;
 mod panic;
 mod printer;
 mod style;

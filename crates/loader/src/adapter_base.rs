@@ -7,7 +7,6 @@ use danlu_adapter::{CONFIG_FILE, LoraConfig};
 use danlu_hub::{FetchScope, RepoName, parse_snapshot_path};
 
 use crate::artifact::MODEL_CONFIG;
-use crate::error::NAME_BASE;
 use crate::training_base::FOUR_BIT_SUFFIX;
 use crate::{LoadError, Loader, ModelRef, Notice, relative_path};
 
@@ -39,15 +38,16 @@ impl Loader<'_> {
                 None => error,
             });
         };
-        self.hub_folder(&on_hub, FetchScope::Full, notices).map_err(|error| {
-            let or = match name.ends_with(FOUR_BIT_SUFFIX) {
+        self.hub_folder(&on_hub, FetchScope::Full, notices).map_err(|error| LoadError::BaseNotFetched {
+            adapter: folder.to_owned(),
+            base: name.clone(),
+            source: Box::new(error),
+            alternative: match name.ends_with(FOUR_BIT_SUFFIX) {
                 true => {
                     "or name the folder of its 16-bit original with `--base DIR`: danlu quantizes it again"
-                        .to_owned()
                 }
-                false => format!("or {NAME_BASE}"),
-            };
-            error.and_hint(or)
+                false => "or name its folder with `--base DIR`",
+            },
         })
     }
 }

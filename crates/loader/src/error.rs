@@ -1,6 +1,6 @@
 //! Errors of resolving and loading.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use danlu_adapter::{AdapterError, CONFIG_FILE};
 use danlu_hub::{HubError, TokenFault};
@@ -59,6 +59,18 @@ pub enum LoadError {
         adapter: PathBuf,
         /// The base as the adapter names it.
         base: String,
+    },
+    /// The base that an adapter names on the Hub cannot be fetched.
+    #[error("the adapter `{}` was trained on `{base}`: {source}", adapter.display())]
+    BaseNotFetched {
+        /// Folder of the adapter.
+        adapter: PathBuf,
+        /// The base as the adapter names it.
+        base: String,
+        /// Why.
+        source: Box<LoadError>,
+        /// What to do instead.
+        alternative: &'static str,
     },
     /// The adapter was trained on a 4-bit base with modules left in 16 bits.
     #[error(
@@ -126,6 +138,11 @@ impl From<TokenFault> for LoadError {
 }
 
 impl LoadError {
+    /// The error for a path that holds neither a model nor an adapter.
+    pub fn no_model(path: &Path) -> Self {
+        Self::NoModel { path: path.to_owned(), kind: FolderKind::of(path) }
+    }
+
     /// What to do about it.
     pub fn hint(&self) -> Option<String> {
         let hint = match self {
@@ -134,6 +151,9 @@ impl LoadError {
             Self::BaseOfModel { .. } => "leave `--base` out; it goes with an adapter",
             Self::NotAnAdapter { .. } => "name the folder of an adapter",
             Self::UnnamedBase { .. } | Self::BaseNotFound { .. } => NAME_BASE,
+            Self::BaseNotFetched { source, alternative, .. } => {
+                return joined(source.hint(), alternative, false);
+            }
             Self::SkippedModules { skipped, .. } => {
                 return Some(format!(
                     "name the base it was trained on with `--base DIR`; `danlu quantize ORIGINAL --skip-modules {} \
@@ -180,7 +200,7 @@ fn joined(first: Option<String>, second: &str, replaces: bool) -> Option<String>
     })
 }
 
-fn no_model(path: &std::path::Path, kind: &FolderKind) -> String {
+fn no_model(path: &Path, kind: &FolderKind) -> String {
     let path = path.display();
     match kind {
         FolderKind::StoppedRun { .. } => {
@@ -192,7 +212,7 @@ fn no_model(path: &std::path::Path, kind: &FolderKind) -> String {
     }
 }
 
-fn no_model_hint(path: &std::path::Path, kind: &FolderKind) -> String {
+fn no_model_hint(path: &Path, kind: &FolderKind) -> String {
     match kind {
         FolderKind::StoppedRun { newest } => {
             let resume = format!("danlu train --output {} --resume", shell_word(&path.display().to_string()));

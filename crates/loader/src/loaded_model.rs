@@ -59,18 +59,18 @@ impl LoadedBase {
 }
 
 impl Loader<'_> {
-    /// Loads a base, quantized if asked.
+    /// Loads the decoder of a base, quantized if asked.
     ///
     /// # Errors
     /// If a tensor is missing or has a fault, the base is stored in 4 bits and should be quantized, or the observer
     /// stops it.
-    pub fn load_base(
+    pub fn load_decoder(
         &self,
-        files: Arc<BaseFiles>,
+        files: &BaseFiles,
         quantization: Option<Quantization>,
         threads: usize,
         backend: Arc<dyn Backend>,
-    ) -> Result<LoadedBase, LoadError> {
+    ) -> Result<Decoder, LoadError> {
         let weights = files.weights().clone();
         let weights = match quantization {
             None => weights,
@@ -80,7 +80,21 @@ impl Loader<'_> {
                 })?
             }
         };
-        let decoder = Arc::new(Decoder::new(files.config().clone(), &weights, backend)?);
+        Ok(Decoder::new(files.config().clone(), &weights, backend)?)
+    }
+
+    /// As [`Loader::load_decoder`], with the files kept for adapters that are loaded later.
+    ///
+    /// # Errors
+    /// As [`Loader::load_decoder`].
+    pub fn load_base(
+        &self,
+        files: Arc<BaseFiles>,
+        quantization: Option<Quantization>,
+        threads: usize,
+        backend: Arc<dyn Backend>,
+    ) -> Result<LoadedBase, LoadError> {
+        let decoder = Arc::new(self.load_decoder(&files, quantization, threads, backend)?);
         Ok(LoadedBase { files, decoder, quantization })
     }
 

@@ -8,7 +8,6 @@ use danlu_model::Quantization;
 
 /// A fact about a load that succeeds. The caller puts it into words.
 #[derive(Clone, Debug, PartialEq)]
-#[non_exhaustive]
 pub enum Notice {
     /// Optional files are missing from the cache, and the Hub could not be asked for them.
     IncompleteCache {

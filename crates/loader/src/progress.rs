@@ -8,7 +8,6 @@ use danlu_model::QuantizeProgress;
 
 /// A report of work that takes long.
 #[derive(Clone, Copy, Debug)]
-#[non_exhaustive]
 pub enum Progress<'a> {
     /// The Hub lists the files of a model that the cache lacks.
     FetchStarted {

@@ -61,7 +61,7 @@ impl<'a> Loader<'a> {
             ModelRef::Folder(path) => Ok(path.clone()),
             ModelRef::Hub(name) => self.hub_folder(name, scope, notices),
             ModelRef::Ambiguous { path, .. } => {
-                let error = LoadError::NoModel { path: path.clone(), kind: FolderKind::of(path) };
+                let error = LoadError::no_model(path);
                 Err(match model.hub_hint(self.hub) {
                     Some(hint) => error.and_hint(hint),
                     None => error,
@@ -89,7 +89,7 @@ impl<'a> Loader<'a> {
             return Err(LoadError::BaseIsAdapter { path: path.to_owned() });
         }
         if path.is_file() || path.join(RUN_FILE).is_file() {
-            return Err(LoadError::NoModel { path: path.to_owned(), kind: FolderKind::of(path) });
+            return Err(LoadError::no_model(path));
         }
         Ok(folder)
     }

@@ -3,13 +3,11 @@
 use std::str::FromStr;
 
 use clap::Args;
+use danlu_loader::QuantChoice;
 use danlu_model::Quantization;
 use danlu_train::{Quant, TrainSettings};
 
-use crate::commands::base::trained_over;
-use crate::commands::loaded::ModelDirs;
 use crate::diagnostic::Result;
-use crate::printer::Printer;
 
 /// The flags that put a base in 16 bits into 4 while it is loaded.
 #[derive(Args, Clone, Debug, Default)]
@@ -44,22 +42,11 @@ impl QuantArgs {
         Ok(self.quant.map(|_| settings.quantization()))
     }
 
-    /// What the base of the model at `place` is put into: as the flags ask, else as [`trained_over`] says.
+    /// The quantization of a model's base: as the flags ask, otherwise as the adapter was trained.
     ///
     /// # Errors
-    /// If the flags contradict each other, or a file of the adapter or the base has a fault.
-    pub fn of(&self, place: &ModelDirs, printer: &Printer) -> Result<Option<Quantization>> {
-        if let Some(asked) = self.quantization()? {
-            return Ok(asked);
-        }
-        let trained = trained_over(place, printer)?;
-        if let Some(Quantization { quant_type, .. }) = trained {
-            let name = place.name();
-            printer.status_bilingual(
-                &format!("{name} 是在 {quant_type} 基座上训练的：基座同样转为 4 位（`--quant none` 可保持原样）"),
-                &format!("{name} was trained over {quant_type}: its base is put into 4 bits too (`--quant none` leaves it)"),
-            );
-        }
-        Ok(trained)
+    /// As [`QuantArgs::quantization`].
+    pub fn choice(&self) -> Result<QuantChoice> {
+        Ok(self.quantization()?.map_or(QuantChoice::AsTrained, QuantChoice::As))
     }
 }

@@ -7,16 +7,16 @@ use clap::{Args, ValueEnum};
 use danlu_adapter::fidelity::Fidelity;
 use danlu_adapter::merge::MergeReport;
 use danlu_adapter::{BaseIdentity, CONFIG_FILE, LoraConfig, TokenIdentity};
+use danlu_loader::{LoadError, ModelFiles, folder_name, identify_base};
 use danlu_model::{Extra, files};
 use danlu_report::card::{self, CARD_FILE, Card, CardLanguage, Lora, Merge, PICTURE_FILE, Training};
 use danlu_report::{ReportError, RunSummary, page};
 
-use crate::commands::base_identity::base_identity;
-use crate::commands::loaded::{ModelDirs, folder_name};
+use crate::commands::doctor;
 use crate::commands::train::{REPLY_TOKENS, RunConfig};
-use crate::commands::{doctor, hub, no_model};
 use crate::diagnostic::{Diagnostic, Result};
 use crate::lang::Lang;
+use crate::model_loader::hub_name;
 use crate::printer::Printer;
 use crate::terminal_text;
 
@@ -231,15 +231,15 @@ pub struct MergedCard {
 }
 
 impl MergedCard {
-    /// From the adapter at `place`, with the notes that the command line may add.
+    /// From the adapter of `model`, with the notes that the command line may add.
     ///
     /// # Errors
     /// If a file of the card, or the notes, cannot be read.
-    pub fn of(place: &ModelDirs, notes: &NotesArgs, lang: Lang) -> Result<Self> {
-        let adapter = place.adapter.as_deref().unwrap_or(&place.base);
+    pub fn of(model: &ModelFiles, notes: &NotesArgs, lang: Lang) -> Result<Self> {
+        let adapter = model.own_folder();
         let mut card = match Card::read(adapter)? {
             Some(card) => card,
-            None => unrecorded(adapter, &place.base, lang)?,
+            None => unrecorded(adapter, model.base().folder(), lang)?,
         };
         let picture = adapter.join(PICTURE_FILE);
         let picture = match card.has_picture && picture.is_file() {
@@ -280,7 +280,7 @@ impl MergedCard {
 fn unrecorded(adapter: &Path, base: &Path, lang: Lang) -> Result<Card> {
     let config = LoraConfig::read(adapter)?;
     let named = config.base_model_name_or_path.clone().unwrap_or_default();
-    let card = bare(folder_name(adapter), base_identity(&named, base), base, lang);
+    let card = bare(folder_name(adapter), identify_base(&named, base), base, lang);
     Ok(Card { lora: Some(Lora::of(&config)), ..card })
 }
 
@@ -313,8 +313,8 @@ pub fn run(args: &WriteArgs, printer: &Printer) -> Result<()> {
     let Some(mut card) = Card::read(folder)? else {
         let is_model = [CONFIG_FILE, "config.json"].iter().any(|name| folder.join(name).is_file());
         if !is_model {
-            let report = no_model::at(folder);
-            return Err(match hub::name_of(folder) {
+            let report = Diagnostic::from(LoadError::no_model(folder));
+            return Err(match hub_name(folder) {
                 Some(_) => report
                     .and_hint("a card is written into a folder here, and `danlu push` takes it to the Hub"),
                 None => report,

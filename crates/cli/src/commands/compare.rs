@@ -8,22 +8,20 @@ use clap::Args;
 use danlu_data::EncodeOptions;
 use danlu_hub::FetchScope;
 use danlu_kernels::DType;
-use danlu_model::{ModelConfig, Workspace, files};
+use danlu_loader::{FolderKind, LoadedModel, ModelDirs, ModelFiles, ModelRef, choose_quantization};
+use danlu_model::{Workspace, files};
 
 use crate::args::QuantArgs;
 use crate::args::compute::check_context;
 use crate::args::compute::{ComputeArgs, products};
 use crate::args::data::ReadArgs;
 use crate::clap_error::at_least_one;
-use crate::commands::base;
-use crate::commands::hub;
-use crate::commands::loaded::{LoadedModel, ModelDirs};
-use crate::commands::other_base;
 use crate::diagnostic::{Diagnostic, Result};
 use crate::evaluation::held_out::{self, HeldOut};
 use crate::evaluation::held_out_file::{self, HELD_OUT_FILE};
 use crate::evaluation::losses::{RecordLoss, mean_loss, measure};
 use crate::evaluation::replies;
+use crate::model_loader::{ModelLoader, token_check};
 use crate::printer::Printer;
 use crate::style::Style;
 use crate::terminal_text;
@@ -78,81 +76,122 @@ pub struct CompareArgs {
     pub compute: ComputeArgs,
 }
 
-/// Measures both, prints both.
+/// Measures both models and prints the result.
 ///
 /// # Errors
 /// If a model or the data has a fault, or there is nothing to compare.
 pub fn run(args: &CompareArgs, printer: &Printer) -> Result<()> {
-    let find = |path: &Path| -> Result<ModelDirs> {
-        let folder = hub::folder(path, FetchScope::Full, printer)?;
-        ModelDirs::find(&folder, args.base.as_deref().filter(|_| is_adapter(&folder)), printer)
-    };
-    let first = find(&args.a)?;
-    let second = match &args.b {
-        Some(b) => find(b)?,
-        None if first.adapter.is_some() => ModelDirs { base: first.base.clone(), adapter: None },
-        None => {
-            let diagnostic = Diagnostic::input(format!(
-                "`{}` is a whole model, and there is no second one",
-                args.a.display()
-            ));
-            return Err(diagnostic.with_hint("name a second folder: danlu compare A B --data FILE"));
-        }
-    };
-    // Without a second name the base stands first: before, then after.
-    let places = if args.b.is_none() { [second, first] } else { [first, second] };
-
-    for place in &places {
-        let most = ModelConfig::read(&place.base)?.max_position_embeddings;
-        check_context(args.max_length, most, "`--max-length`")?;
-        other_base::warn(place, &place.base, other_base::CheckDepth::Sample, printer)?;
+    let loader = ModelLoader::new(printer);
+    let files = open_both(args, &loader)?;
+    for model in &files {
+        check_context(args.max_length, model.base().config().max_position_embeddings, "`--max-length`")?;
+        loader.check_base(model)?;
     }
-
     let data = match &args.data {
         Some(data) => data.clone(),
         None => {
-            let data = common_held_out(&places, &args.a)?;
+            let data = common_held_out(&files, &args.a)?;
             let shown = data.display();
             printer.status_bilingual(&format!("留出的记录：{shown}"), &format!("held-out records: {shown}"));
             data
         }
     };
-    let data = &data;
+    let models = load_both(args, files, &loader)?;
+    let names = distinct_names(&models);
+    let held_out = read_common(args, &data, &models, printer)?;
+    let measured = |i: usize| {
+        let model: &LoadedModel = &models[i];
+        measure(model.decoder(), model.lora(), &held_out[i].sequences, &names[i], printer)
+    };
+    let losses = [measured(0)?, measured(1)?];
+    print_losses(&names, [&losses[0], &losses[1]], printer);
+    print_replies(args, &models, &names, &held_out[0], printer)
+}
 
+/// Opens the files of both models; the files of a base that they share are opened once.
+fn open_both(args: &CompareArgs, loader: &ModelLoader<'_>) -> Result<[ModelFiles; 2]> {
+    let find = |path: &Path| {
+        loader.run(|loader, notices| {
+            let folder = loader.resolve(&ModelRef::parse(path), FetchScope::Full, notices)?;
+            let is_adapter = FolderKind::of(&folder) == FolderKind::Adapter;
+            loader.model_dirs(&folder, args.base.as_deref().filter(|_| is_adapter), notices)
+        })
+    };
+    let first = find(&args.a)?;
+    let second = match &args.b {
+        Some(b) => find(b)?,
+        None if first.adapter.is_some() => ModelDirs::of_model(first.base.clone()),
+        None => {
+            let text = format!("`{}` is a whole model, and there is no second one", args.a.display());
+            let hint = "name a second folder: danlu compare A B --data FILE";
+            return Err(Diagnostic::input(text).with_hint(hint));
+        }
+    };
+    // Without a second name the base stands first: before, then after.
+    let [left, right] = if args.b.is_none() { [second, first] } else { [first, second] };
+    loader.run(|_, _| {
+        let is_shared = is_same_folder(&left.base, &right.base);
+        let left = ModelFiles::open(left)?;
+        let right = match is_shared {
+            true => ModelFiles::open_on(Arc::clone(left.base()), right.adapter)?,
+            false => ModelFiles::open(right)?,
+        };
+        Ok([left, right])
+    })
+}
+
+fn is_same_folder(a: &Path, b: &Path) -> bool {
+    a == b || matches!((fs::canonicalize(a), fs::canonicalize(b)), (Ok(a), Ok(b)) if a == b)
+}
+
+/// Loads both models; a base that they share in one form is loaded once.
+fn load_both(
+    args: &CompareArgs,
+    files: [ModelFiles; 2],
+    loader: &ModelLoader<'_>,
+) -> Result<[LoadedModel; 2]> {
     let backend = args.compute.backend(args.dtype)?;
-    let [left, right] = places;
-    let threads = args.compute.threads();
-    let mut over = [args.quant.of(&left, printer)?, args.quant.of(&right, printer)?];
-    let is_shared = left.base == right.base
-        || matches!((fs::canonicalize(&left.base), fs::canonicalize(&right.base)), (Ok(a), Ok(b)) if a == b);
-    // A base beside its adapter stands in the form that the adapter was trained on.
+    let (choice, threads) = (args.quant.choice()?, args.compute.threads());
+    let [left, right] = files;
+    let choose = |model| loader.run(|_, notices| choose_quantization(model, choice, notices));
+    let mut quantizations = [choose(&left)?, choose(&right)?];
+    let is_shared = Arc::ptr_eq(left.base(), right.base());
+    // A base beside its adapter is loaded in the form that the adapter was trained on.
     if is_shared {
-        match (&left.adapter, &right.adapter) {
-            (None, Some(_)) => over[0] = over[1],
-            (Some(_), None) => over[1] = over[0],
+        match (left.adapter(), right.adapter()) {
+            (None, Some(_)) => quantizations[0] = quantizations[1],
+            (Some(_), None) => quantizations[1] = quantizations[0],
             _ => {}
         }
     }
-    let load =
-        |place: &ModelDirs, over| base::load(&place.base, over, threads, Arc::clone(&backend), printer);
-    let decoder = Arc::new(load(&left, over[0])?);
-    let shared = match is_shared && over[0] == over[1] {
-        true => Arc::clone(&decoder),
-        false => Arc::new(load(&right, over[1])?),
+    let load = |model: &ModelFiles, quantization| {
+        let (base, backend) = (Arc::clone(model.base()), Arc::clone(&backend));
+        loader.run(|loader, _| loader.load_base(base, quantization, threads, backend).map(Arc::new))
     };
-    let allow = args.allow_template_mismatch;
-    let models =
-        [LoadedModel::on(left, decoder, allow, printer)?, LoadedModel::on(right, shared, allow, printer)?];
-    let names = distinct_names(&models);
+    let first = load(&left, quantizations[0])?;
+    let second = match is_shared && quantizations[0] == quantizations[1] {
+        true => Arc::clone(&first),
+        false => load(&right, quantizations[1])?,
+    };
+    let check = token_check(args.allow_template_mismatch);
+    let on = |model, base| loader.run(|_, notices| LoadedModel::on(model, base, check, notices));
+    Ok([on(left, first)?, on(right, second)?])
+}
 
-    // Each model sees the records through its own template; only those that both can read are compared.
+/// Reads the records through the template of each model. Keeps those that both can read.
+fn read_common(
+    args: &CompareArgs,
+    data: &Path,
+    models: &[LoadedModel; 2],
+    printer: &Printer,
+) -> Result<[HeldOut; 2]> {
     let read = |model: &LoadedModel| {
         let options = EncodeOptions {
             max_length: args.max_length,
-            default_system: model.default_system.clone(),
+            default_system: model.default_system().map(str::to_owned),
             ..EncodeOptions::default()
         };
-        held_out::read_held_out(data, &args.reading.options(), &model.tokenizer, &options, args.records)
+        held_out::read_held_out(data, &args.reading.options(), model.tokenizer(), &options, args.records)
     };
     let [mut left, mut right] = [read(&models[0])?, read(&models[1])?];
     // Both leave the same records out, or nearly: once is enough.
@@ -163,12 +202,7 @@ pub fn run(args: &CompareArgs, printer: &Printer) -> Result<()> {
         let text = format!("`{}` holds no record that both models can be measured on", data.display());
         return Err(Diagnostic::input(text).with_hint("a larger `--max-length` may help"));
     }
-    let measured = |i: usize, held_out: &HeldOut| {
-        measure(&models[i].decoder, models[i].lora(), &held_out.sequences, &names[i], printer)
-    };
-    let losses = [measured(0, &left)?, measured(1, &right)?];
-    print_losses(&names, [&losses[0], &losses[1]], printer);
-    print_replies(args, &models, &names, &left, printer)
+    Ok([left, right])
 }
 
 /// The records that no adapter among the two was trained on, as far as the files beside them tell: what one of two
@@ -176,7 +210,7 @@ pub fn run(args: &CompareArgs, printer: &Printer) -> Result<()> {
 ///
 /// # Errors
 /// If there is no such file, or it cannot be read.
-fn common_held_out(places: &[ModelDirs; 2], named: &Path) -> Result<PathBuf> {
+fn common_held_out(models: &[ModelFiles; 2], named: &Path) -> Result<PathBuf> {
     let hint =
         "name records that were not trained on; `danlu train --val-size` keeps some beside the adapter";
     let missing = |folder: &Path| {
@@ -184,7 +218,7 @@ fn common_held_out(places: &[ModelDirs; 2], named: &Path) -> Result<PathBuf> {
         Diagnostic::input(text).with_hint(hint)
     };
     let mut files = Vec::new();
-    for adapter in places.iter().filter_map(|place| place.adapter.as_ref()) {
+    for adapter in models.iter().filter_map(ModelFiles::adapter_folder) {
         files.push(held_out_file::beside(adapter).ok_or_else(|| missing(adapter))?);
     }
     if let [a, b] = &files[..]
@@ -203,20 +237,13 @@ fn common_held_out(places: &[ModelDirs; 2], named: &Path) -> Result<PathBuf> {
     files.into_iter().next().ok_or_else(|| missing(named))
 }
 
-fn is_adapter(path: &Path) -> bool {
-    path.join(danlu_adapter::CONFIG_FILE).is_file()
-}
-
 /// Folder names, or paths where the names are the same.
 fn distinct_names(models: &[LoadedModel; 2]) -> [String; 2] {
     let names = [models[0].name(), models[1].name()];
     if names[0] != names[1] {
         return names;
     }
-    [0, 1].map(|i| {
-        let place = models[i].place();
-        place.adapter.as_ref().unwrap_or(&place.base).display().to_string()
-    })
+    [0, 1].map(|i| models[i].folder().display().to_string())
 }
 
 fn print_losses(names: &[String; 2], losses: [&[RecordLoss]; 2], printer: &Printer) {
@@ -255,10 +282,10 @@ fn print_replies(
         for model in models {
             let lora = model.lora();
             texts.push(replies::reply(
-                &model.decoder,
+                model.decoder(),
                 &mut work,
                 lora,
-                &model.tokenizer,
+                model.tokenizer(),
                 &question.messages,
                 args.max_new_tokens,
             )?);

@@ -4,10 +4,11 @@ use clap::Args;
 use danlu_adapter::TokenIdentity;
 use danlu_adapter::targets;
 use danlu_hub::FetchScope;
+use danlu_loader::stored_quantization;
 use danlu_model::{ModelConfig, Quantization, Tokenizer};
 use danlu_train::memory::display;
 
-use crate::commands::base;
+use crate::commands::quantization_progress::stored_code;
 use crate::commands::train::forecast::{self, Forecast, MemoryBaseline};
 use crate::commands::train::{self, REPLIES, RunConfig, TrainArgs, prepare};
 use crate::diagnostic::Result;
@@ -67,7 +68,7 @@ pub fn run(run: &RunConfig, json: bool, printer: &Printer) -> Result<()> {
         }
         None => Forecast::of(run, &config, None, &baseline)?,
     };
-    let stored = base::stored(&run.base, &config)?;
+    let stored = stored_quantization(&run.base, &config)?;
     if json {
         print_json(&forecast, printer);
     } else {
@@ -107,7 +108,7 @@ fn print_table(
     let mut computes = settings.dtype.to_string();
     match (settings.quantization(), stored) {
         (Some(asked), _) => computes += &format!(" · {}", asked.quant_type),
-        (None, Some(stored)) => computes += &format!(" · {}", base::as_stored(stored, printer)),
+        (None, Some(stored)) => computes += &format!(" · {}", stored_code(stored, printer)),
         (None, None) => {}
     }
     let rank = settings.lora_r;

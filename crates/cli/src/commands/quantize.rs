@@ -11,16 +11,15 @@ use danlu_adapter::CONFIG_FILE;
 use danlu_adapter::IDENTITY_FILE;
 use danlu_hub::FetchScope;
 use danlu_kernels::FourBitCode;
+use danlu_loader::{ModelRef, folder_name, identify_base};
 use danlu_model::{Extra, ModelError, Quantization, Quantized, StagedFolder, Weights, files, quantize_into};
 use danlu_report::card::{self, Card, InFourBits, PICTURE_FILE};
 
 use crate::args::ComputeArgs;
-use crate::commands::base;
-use crate::commands::base_identity::base_identity;
 use crate::commands::card::bare;
-use crate::commands::loaded::folder_name;
-use crate::commands::{hub, no_model};
+use crate::commands::quantization_progress::{diagnose, progress};
 use crate::diagnostic::{Diagnostic, Result};
+use crate::model_loader::ModelLoader;
 use crate::printer::Printer;
 use crate::style::Style;
 use crate::{interrupt, terminal_text};
@@ -71,13 +70,15 @@ pub fn run(args: &QuantizeArgs, printer: &Printer) -> Result<()> {
         return Err(Diagnostic::input(format!("`--quant-block-size` is {block_size}, expected {expected}")));
     }
     let quantization = Quantization { quant_type: args.to, block_size, double_quant: !args.no_double_quant };
-    let folder = hub::folder(&args.base, FetchScope::Full, printer)?;
+    let loader = ModelLoader::new(printer);
+    let model = ModelRef::parse(&args.base);
+    let folder = loader.run(|loader, notices| loader.resolve(&model, FetchScope::Full, notices))?;
     if folder.join(CONFIG_FILE).is_file() && !folder.join("config.json").is_file() {
         let (shown, word) = (args.base.display(), terminal_text::shell_path(&args.base));
         let hint = format!("merge it first: danlu merge {word} --output DIR; then danlu quantize DIR");
         return Err(Diagnostic::input(format!("`{shown}` is an adapter, expected a base")).with_hint(hint));
     }
-    let base = &no_model::base(&folder, FetchScope::Full, printer)?;
+    let base = &loader.base_folder(&folder, FetchScope::Full)?;
     let _attention = interrupt::graceful_stop(None)?;
     let start = Instant::now();
     let wide = size_of_weights(base)?;
@@ -96,7 +97,7 @@ pub fn run(args: &QuantizeArgs, printer: &Printer) -> Result<()> {
         };
         let name = folder_name(&args.output);
         let card = known.unwrap_or_else(|| {
-            let named = base_identity(&args.base.to_string_lossy(), base);
+            let named = identify_base(&args.base.to_string_lossy(), base);
             bare(name.clone(), named, base, printer.lang)
         });
         let card = card.quantized(name, in_four_bits);
@@ -109,7 +110,7 @@ pub fn run(args: &QuantizeArgs, printer: &Printer) -> Result<()> {
         &args.skip_modules,
         args.compute.threads(),
         extra,
-        &mut base::progress(quantization, printer),
+        &mut progress(quantization, printer),
     );
     printer.clear_live();
     let Quantized { weights, elements, weight_bytes, .. } = written.map_err(fault)?;
@@ -171,6 +172,6 @@ fn fault(error: ModelError) -> Diagnostic {
         error @ ModelError::AlreadyFourBit { .. } => Diagnostic::from(error).with_hint(
             "use the folder as it is; for another code of 4 bits, name the original that it was made from",
         ),
-        error => base::stopped(error),
+        error => diagnose(error),
     }
 }

@@ -6,8 +6,8 @@ use std::path::Path;
 use danlu_data::{Dataset, EncodeOptions, ReadOptions, Record, encode};
 use danlu_model::{LabeledSequence, Tokenizer};
 
-use crate::commands::hub;
 use crate::diagnostic::{Diagnostic, Result};
+use crate::model_loader::hub_name;
 use crate::printer::Printer;
 use crate::terminal_text;
 
@@ -18,7 +18,7 @@ use crate::terminal_text;
 pub fn read(file: &Path, options: &ReadOptions) -> Result<Dataset> {
     danlu_data::read(file, options).map_err(|error| {
         let diagnostic = Diagnostic::from(error);
-        match file.extension().is_none() && hub::name_of(file).is_some() {
+        match file.extension().is_none() && hub_name(file).is_some() {
             true => diagnostic.and_hint(format!(
                 "data is read from files here: a data set of the Hub is fetched first, as by \
                  `hf download {} --repo-type dataset --local-dir DIR`",

@@ -6,6 +6,7 @@ use std::str::FromStr;
 
 use clap::Args;
 use danlu_hub::FetchScope;
+use danlu_loader::folder_name;
 use danlu_model::{
     FolderState, ModelConfig, ModelError, Preset, Quantization, RandomProgress, RandomWeights, Weights,
 };
@@ -13,9 +14,9 @@ use danlu_train::{WeightBytes, weight_bytes, weight_bytes_of};
 
 use super::output::BenchOutput;
 use super::stopped;
-use crate::commands::loaded::folder_name;
-use crate::commands::{base, no_model};
+use crate::commands::quantization_progress::quantize;
 use crate::diagnostic::{Diagnostic, Result};
+use crate::model_loader::ModelLoader;
 use crate::printer::Printer;
 use crate::{interrupt, memory, terminal_text};
 
@@ -60,7 +61,9 @@ impl ModelArgs {
                 .with_hint("leave one of them out: one model is measured")),
             (Some(_), None, Some(_)) => Err(Diagnostic::input("`--keep` goes with `--shape`")
                 .with_hint("leave it out: the base stays where it is")),
-            (Some(base), None, None) => Ok(Model::Folder(no_model::base(base, FetchScope::Full, printer)?)),
+            (Some(base), None, None) => {
+                Ok(Model::Folder(ModelLoader::new(printer).base_folder(base, FetchScope::Full)?))
+            }
             (None, Some(shape), keep) => Ok(Model::Shape(shape, keep.clone())),
             (None, None, _) => {
                 Err(Diagnostic::input("`--base` or `--shape` is missing: the model to measure")
@@ -146,7 +149,7 @@ impl Model {
             Self::Shape(_, Some(keep)) => Weights::open(&self.folder(keep, threads, printer)?)?,
             Self::Folder(folder) => Weights::open(folder)?,
         };
-        base::quantized(mapped, config, quantization, threads, printer)
+        quantize(mapped, config, quantization, threads, printer)
     }
 
     /// Bytes of the weights once they are ready to compute with; those of a shape need not be there yet.

@@ -5,12 +5,12 @@ mod command;
 use std::io::{self, BufRead, IsTerminal};
 use std::ops::ControlFlow;
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::time::Instant;
 
 use clap::Args;
 use danlu_generate::{ChatReply, ChatSession, GenerateOptions, StopReason};
 use danlu_kernels::DType;
+use danlu_loader::{LoadOptions, LoadedModel, QuantChoice, choose_quantization};
 use rustyline::error::ReadlineError;
 
 use crate::args::QuantArgs;
@@ -18,11 +18,9 @@ use crate::args::compute::check_context;
 use crate::args::compute::{ComputeArgs, products};
 use crate::args::sampling::SamplingArgs;
 use crate::clap_error::at_least_one;
-use crate::commands::base;
-use crate::commands::loaded::{LoadedModel, ModelDirs};
-use crate::commands::other_base;
 use crate::diagnostic::{Diagnostic, Result};
 use crate::interrupt;
+use crate::model_loader::{ModelLoader, token_check};
 use crate::printer::Printer;
 use crate::style::Style;
 use crate::terminal_text;
@@ -87,23 +85,30 @@ pub fn run(args: &ChatArgs, printer: &Printer) -> Result<()> {
     }
     let started = Instant::now();
     let backend = args.compute.backend(args.dtype)?;
-    let place = ModelDirs::find(&args.path, args.base.as_deref(), printer)?;
-    other_base::warn(&place, &place.base, other_base::CheckDepth::Sample, printer)?;
-    let quantization = args.quant.of(&place, printer)?;
-    let decoder = Arc::new(base::load(&place.base, quantization, args.compute.threads(), backend, printer)?);
-    let loaded = LoadedModel::on(place, decoder, args.allow_template_mismatch, printer)?;
+    let loader = ModelLoader::new(printer);
+    let files = loader.open(&args.path, args.base.as_deref())?;
+    let choice = args.quant.choice()?;
+    let quantization = loader.run(|_, notices| choose_quantization(&files, choice, notices))?;
+    let options = LoadOptions {
+        backend,
+        quantization: QuantChoice::As(quantization),
+        threads: args.compute.threads(),
+        tokens: token_check(args.allow_template_mismatch),
+    };
+    let loaded = loader.run(|loader, notices| loader.load(files, &options, notices))?;
     let options = GenerateOptions {
         max_new_tokens: args.max_new_tokens,
         stop_ids: Default::default(),
-        sampling: args.sampling.resolve(loaded.place().generation_folder())?,
+        sampling: args.sampling.resolve(loaded.files().generation_folder())?,
     };
-    let most = loaded.decoder.config().max_position_embeddings;
+    let most = loaded.decoder().config().max_position_embeddings;
     if let Some(context) = args.context {
         check_context(context, most, "`--context`")?;
     }
     let context = args.context.unwrap_or(DEFAULT_CONTEXT);
-    let mut session = ChatSession::new(&loaded.decoder, &loaded.tokenizer, loaded.lora(), context, options)?;
-    session.set_system(args.system.clone().or_else(|| loaded.default_system.clone()));
+    let mut session =
+        ChatSession::new(loaded.decoder(), loaded.tokenizer(), loaded.lora(), context, options)?;
+    session.set_system(args.system.clone().or_else(|| loaded.default_system().map(str::to_owned)));
     if printer.verbose {
         let took = started.elapsed().as_millis();
         printer.status_bilingual(&format!("模型 {took} 毫秒内就绪"), &format!("model ready in {took} ms"));

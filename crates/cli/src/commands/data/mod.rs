@@ -14,9 +14,9 @@ use danlu_model::Tokenizer;
 
 use crate::args::data::ReadArgs;
 use crate::clap_error::at_least_one;
-use crate::commands::no_model;
 use crate::diagnostic::Result;
 use crate::embedded_base;
+use crate::model_loader::ModelLoader;
 use crate::printer::Printer;
 
 /// Examples under `--help`.
@@ -66,7 +66,9 @@ impl DataArgs {
     /// The base's tokenizer, or the embedded one.
     fn tokenizer(&self, printer: &Printer) -> Result<Tokenizer> {
         if let Some(base) = &self.base {
-            return Ok(Tokenizer::read(&no_model::base(base, FetchScope::ConfigOnly, printer)?)?);
+            return Ok(Tokenizer::read(
+                &ModelLoader::new(printer).base_folder(base, FetchScope::ConfigOnly)?,
+            )?);
         }
         printer.status_bilingual(
             &format!("没有给出 --base：用内置 {} 的分词器与模板", embedded_base::BASE_NAME),

@@ -4,13 +4,11 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use danlu_adapter::merge::MergeBase;
-use danlu_model::{ModelConfig, Quantization, Weights};
+use danlu_loader::{BaseFiles, ModelFiles, trained_on_unquantized_base, training_quantization};
+use danlu_model::{ModelConfig, Quantization};
 
-use crate::commands::base;
-use crate::commands::loaded::ModelDirs;
-use crate::commands::other_base;
 use crate::diagnostic::{Diagnostic, Result};
-use crate::printer::Printer;
+use crate::model_loader::ModelLoader;
 use crate::terminal_text;
 
 /// What `--merge-base` asks for.
@@ -56,34 +54,35 @@ pub struct BaseForms {
 }
 
 impl BaseForms {
-    /// The forms of the base at `place`; `original` is the folder that `--original` names.
+    /// The forms of the model's base; `original` is the folder that `--original` names.
     ///
     /// # Errors
     /// If a folder holds no model, or `--original` is none.
-    pub fn of(place: &ModelDirs, original: Option<&Path>, printer: &Printer) -> Result<Self> {
+    pub fn of(model: &ModelFiles, original: Option<&Path>, loader: &ModelLoader<'_>) -> Result<Self> {
         let plain = |folder: &Path| BaseForm { folder: folder.to_owned(), requantize_as: None };
-        let quantization = base::trained_over(place, printer)?;
-        if is_four_bit(&place.base)? {
+        let base = model.base();
+        let quantization = loader.run(|_, notices| training_quantization(model, notices))?;
+        if is_four_bit(base) {
             let original = match original {
                 None => None,
-                Some(folder) => Some(plain(unquantized(folder, &ModelConfig::read(&place.base)?)?)),
+                Some(folder) => Some(plain(unquantized(folder, base.config())?)),
             };
-            let trained = match place.adapter.as_deref().is_some_and(other_base::trained_on_unquantized_base)
-            {
+            let trained = match model.adapter().is_some_and(trained_on_unquantized_base) {
                 true => MergeBase::Original,
                 false => MergeBase::Dequantized,
             };
-            return Ok(Self { original, dequantized: Some(plain(&place.base)), trained });
+            return Ok(Self { original, dequantized: Some(plain(base.folder())), trained });
         }
         if let Some(folder) = original {
-            let text = format!("`{}` is in 16 bits or more: it is the original itself", place.base.display());
+            let text =
+                format!("`{}` is in 16 bits or more: it is the original itself", base.folder().display());
             let hint = format!("leave `--original {}` out", terminal_text::shell_path(folder));
             return Err(Diagnostic::input(text).with_hint(hint));
         }
         let dequantized =
-            quantization.map(|code| BaseForm { folder: place.base.clone(), requantize_as: Some(code) });
+            quantization.map(|code| BaseForm { folder: base.folder().to_owned(), requantize_as: Some(code) });
         let trained = if dequantized.is_some() { MergeBase::Dequantized } else { MergeBase::Original };
-        Ok(Self { original: Some(plain(&place.base)), dequantized, trained })
+        Ok(Self { original: Some(plain(base.folder())), dequantized, trained })
     }
 
     /// The folder of the form that the adapter was trained on, or of the one there is.
@@ -116,27 +115,30 @@ impl BaseForms {
     }
 }
 
-/// Whether the weights in `folder` are in 4 bits: they say so themselves, whatever `config.json` tells.
-fn is_four_bit(folder: &Path) -> Result<bool> {
-    Ok(Weights::open(folder)?.first_four_bit().is_some())
+/// Whether the weights are stored in 4 bits. The weights decide, whatever `config.json` says.
+fn is_four_bit(base: &BaseFiles) -> bool {
+    base.weights().first_four_bit().is_some()
 }
 
-/// `folder`, if it holds the same model in 16 bits or more.
+/// `folder`, if it holds the model `stored` in 16 bits or more.
 fn unquantized<'a>(folder: &'a Path, stored: &ModelConfig) -> Result<&'a Path> {
-    let config = ModelConfig::read(folder)?;
-    if is_four_bit(folder)? {
+    let original = BaseFiles::open(folder)?;
+    if is_four_bit(&original) {
         let text = format!("`--original` is `{}`, which is in 4 bits too", folder.display());
         return Err(Diagnostic::input(text).with_hint("name the folder of the model as it was published"));
     }
-    let sizes = |c: &ModelConfig| c.tensors().collect::<Vec<_>>();
-    if sizes(&config) != sizes(stored) {
+    let config = original.config();
+    let tensors = |c: &ModelConfig| c.tensors().collect::<Vec<_>>();
+    if tensors(config) != tensors(stored) {
         let sizes = |c: &ModelConfig| format!("{} layers of {}", c.num_hidden_layers, c.hidden_size);
-        let (here, there) = (sizes(&config), sizes(stored));
+        let (here, there) = (sizes(config), sizes(stored));
         let text = format!(
             "`--original` is `{}` ({here}), which is another model than the base in 4 bits ({there})",
             folder.display()
         );
-        return Err(Diagnostic::input(text).with_hint("the two `config.json` must say the same model"));
+        return Err(
+            Diagnostic::input(text).with_hint("name a folder whose `config.json` describes the same model")
+        );
     }
     Ok(folder)
 }

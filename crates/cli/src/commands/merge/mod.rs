@@ -17,28 +17,26 @@ use danlu_adapter::merge::{
     self, FormFigures, MergeBase, MergeOptions, MergeReport, QuantizedFigures, REPORT_FILE, Staged,
     WideFigures,
 };
-use danlu_adapter::{Adapter, AdapterError, parse_byte_size};
+use danlu_adapter::{Adapter, AdapterError, BaseIdentity, parse_byte_size};
 use danlu_data::{EncodeOptions, Format};
 use danlu_hub::FetchScope;
 use danlu_kernels::{Backend, DType, FourBitCode};
+use danlu_loader::{BaseFiles, CheckDepth, ModelFiles, ModelTokens, check_base};
 use danlu_model::files::TEMPORARY_PREFIX;
 use danlu_model::{
-    Decoder, LabeledSequence, LoraSource, ModelConfig, ModelError, Quantization, Quantized, StagedFolder,
-    Tokenizer, quantize_into,
+    Decoder, LabeledSequence, LoraSource, ModelError, Quantization, Quantized, StagedFolder, Tokenizer,
+    quantize_into,
 };
 
 use self::merge_base::{BaseForm, BaseForms};
 use crate::args::ComputeArgs;
 use crate::args::data::format;
-use crate::commands::base;
 use crate::commands::card::{CardArgs, MergedCard, NotesArgs};
-use crate::commands::loaded::ModelDirs;
-use crate::commands::no_model;
-use crate::commands::other_base;
-use crate::commands::tokens::ModelTokens;
+use crate::commands::quantization_progress::{diagnose, progress};
 use crate::diagnostic::{Diagnostic, Result};
 use crate::evaluation::held_out::read_held_out;
 use crate::evaluation::held_out_file;
+use crate::model_loader::{ModelLoader, token_check};
 use crate::printer::Printer;
 use crate::{interrupt, terminal_text};
 
@@ -113,7 +111,7 @@ fn dtype(name: &str) -> Result<DType, String> {
     }
 }
 
-/// Merges, reloads, measures, prints.
+/// Merges, reloads the result, measures it and prints.
 ///
 /// # Errors
 /// If a file has a fault, the output folder holds other things, or the result is further from the adapter
@@ -122,77 +120,75 @@ pub fn run(args: &MergeArgs, printer: &Printer) -> Result<()> {
     if let Some(threshold) = args.threshold.filter(|t| !(t.is_finite() && *t >= 0.0)) {
         return Err(Diagnostic::input(format!("`--threshold` is {threshold}, expected 0 or more")));
     }
-    let place = ModelDirs::find(&args.adapter, args.base.as_deref(), printer)?;
-    if place.adapter.is_none() {
-        let report =
-            Diagnostic::input(format!("`{}` is a whole model, expected an adapter", args.adapter.display()));
-        return Err(report.with_hint("there is nothing to merge; `danlu chat` runs it as it is"));
-    }
-    let ModelTokens { tokenizer, default_system } =
-        ModelTokens::of(&place, args.allow_template_mismatch, printer)?;
-    tokenizer.check_fits(&ModelConfig::read(&place.base)?)?;
+    let loader = ModelLoader::new(printer);
+    let model = open_adapter(args, &loader)?;
+    let check = token_check(args.allow_template_mismatch);
+    let tokens = loader.run(|_, notices| ModelTokens::read(&model, check, notices))?;
+    tokens.tokenizer.check_fits(model.base().config())?;
     // Text and card are read first: a fault in them should not cost a merge.
-    let mut card = MergedCard::of(&place, &args.notes, printer.lang)?;
+    let mut card = MergedCard::of(&model, &args.notes, printer.lang)?;
     let file = args.data.clone().or_else(|| held_out_file::beside(&args.adapter));
-    let sequences = match &file {
-        Some(file) => {
-            let options =
-                EncodeOptions { max_length: MAX_LENGTH, default_system, ..EncodeOptions::default() };
-            let held_out = read_held_out(file, &args.format.into(), &tokenizer, &options, MAX_SEQUENCES)?;
-            held_out.warn(file, printer);
-            held_out.sequences
-        }
-        None => own_text(&tokenizer)?,
-    };
+    let sequences = held_out_sequences(args, file.as_deref(), tokens, printer)?;
     let original = args.original.as_deref();
-    let original =
-        original.map(|original| no_model::base(original, FetchScope::Full, printer)).transpose()?;
-    // Before this Ctrl-C ends the process at once: the next goes on with a download.
-    let _attention = interrupt::graceful_stop(None)?;
-    let forms = BaseForms::of(&place, original.as_deref(), printer)?;
-    let trained = forms.trained_folder().unwrap_or(&place.base);
-    if let Some(other) = other_base::warn(&place, trained, other_base::CheckDepth::Full, printer)? {
-        card.on_another_base(other, trained);
+    let original = original.map(|folder| loader.base_folder(folder, FetchScope::Full)).transpose()?;
+    // Until here Ctrl-C exits at once: a rerun resumes the download.
+    let _stop = interrupt::graceful_stop(None)?;
+    let forms = BaseForms::of(&model, original.as_deref(), &loader)?;
+    if let Some((base, folder)) = other_base(&model, &forms, &loader)? {
+        card.on_another_base(base, &folder);
     }
     card.apply(&args.card, printer.lang);
-    // Measured in f32, so that what is seen is the merge and not the products.
+    // Measured in f32, so that the merge is measured and not the rounding of the products.
     let backend = args.compute.backend(DType::F32)?;
-    let adapter = place.load_adapter(&ModelConfig::read(&place.base)?, &*backend)?;
-    let job = Job { args, adapter, backend, forms: &forms, sequences: &sequences, printer };
-    // A merge that is not to stay in 16 bits is made in the hidden folder of the one in 4, which goes with all it holds.
-    let begun = match args.to {
-        Some(code) => Some((code, StagedFolder::create_beside(&args.output, |name| name == REPORT_FILE)?)),
-        None => None,
-    };
-    let wide = format!("{TEMPORARY_PREFIX}merged");
-    let output = begun.as_ref().map_or_else(|| args.output.clone(), |(_, model)| model.staged(&wide));
-    let Merged { mut staged, fidelity, base } = job.merge(&output)?;
-    let faults = fidelity.faults();
-    let print = |report: &MergeReport, fidelity: &Fidelity| {
-        print::print(report, fidelity, file.as_deref(), &args.output, printer);
-    };
-    if !faults.is_empty() {
-        print(&staged.report, &fidelity);
-        staged.reject(&args.output, &fidelity)?;
-        let text = "the merged model is not base plus adapter: only its report is kept";
-        let hint =
-            "a wider type keeps more: --dtype f32; or raise --threshold if the difference is acceptable";
-        return Err(Diagnostic::input(text).with_details(faults).with_hint(hint));
+    let base = model.base();
+    let adapter = model.require_adapter()?.load(base.config(), base.folder(), &*backend)?;
+    let job = Job { args, adapter, backend, forms: &forms, sequences: &sequences, loader: &loader, printer };
+    job.run(card, file.as_deref())
+}
+
+/// Opens the adapter of the command line.
+fn open_adapter(args: &MergeArgs, loader: &ModelLoader<'_>) -> Result<ModelFiles> {
+    let (path, base) = (&args.adapter, args.base.as_deref());
+    let dirs = loader.run(|loader, notices| loader.model_dirs(path, base, notices))?;
+    if dirs.adapter.is_none() {
+        let text = format!("`{}` is a whole model, expected an adapter", path.display());
+        return Err(
+            Diagnostic::input(text).with_hint("there is nothing to merge; `danlu chat` runs it as it is")
+        );
     }
-    let (done, fidelity) = match begun {
-        None => {
-            for (name, bytes) in card.files(&args.output, &staged.report, &fidelity) {
-                staged.add(name, &bytes)?;
-            }
-            (staged.publish(Some(&fidelity))?, fidelity)
+    loader.run(|_, _| ModelFiles::open(dirs))
+}
+
+/// The sequences that the merge is measured on: those of `file`, or danlu's own.
+fn held_out_sequences(
+    args: &MergeArgs,
+    file: Option<&Path>,
+    tokens: ModelTokens,
+    printer: &Printer,
+) -> Result<Vec<LabeledSequence>> {
+    let ModelTokens { tokenizer, default_system } = tokens;
+    let Some(file) = file else { return own_text(&tokenizer) };
+    let options = EncodeOptions { max_length: MAX_LENGTH, default_system, ..EncodeOptions::default() };
+    let held_out = read_held_out(file, &args.format.into(), &tokenizer, &options, MAX_SEQUENCES)?;
+    held_out.warn(file, printer);
+    Ok(held_out.sequences)
+}
+
+/// The base to merge into with its folder, if it is not the one of the training.
+fn other_base(
+    model: &ModelFiles,
+    forms: &BaseForms,
+    loader: &ModelLoader<'_>,
+) -> Result<Option<(BaseIdentity, PathBuf)>> {
+    let folder = forms.trained_folder().unwrap_or(model.base().folder());
+    let other = loader.run(|_, notices| {
+        let adapter = model.require_adapter()?;
+        if folder == model.base().folder() {
+            return check_base(adapter, model.base(), CheckDepth::Full, notices);
         }
-        Some((code, model)) => {
-            let cost = job.quantize(&mut staged, model, code, &fidelity, &base, card)?;
-            (staged.report.clone(), cost)
-        }
-    };
-    print(&done, &fidelity);
-    Ok(())
+        check_base(adapter, &BaseFiles::open(folder)?, CheckDepth::Full, notices)
+    })?;
+    Ok(other.map(|base| (base, folder.to_owned())))
 }
 
 /// A stop in plain words.
@@ -212,6 +208,7 @@ struct Job<'a> {
     backend: Arc<dyn Backend>,
     forms: &'a BaseForms,
     sequences: &'a [LabeledSequence],
+    loader: &'a ModelLoader<'a>,
     printer: &'a Printer,
 }
 
@@ -224,6 +221,48 @@ struct Merged {
 }
 
 impl Job<'_> {
+    /// Merges, measures, publishes and prints.
+    fn run(&self, card: MergedCard, file: Option<&Path>) -> Result<()> {
+        let args = self.args;
+        // A merge to 4 bits is staged in 16 bits inside the hidden folder of the output, which is removed with it.
+        let quantized = match args.to {
+            Some(code) => {
+                Some((code, StagedFolder::create_beside(&args.output, |name| name == REPORT_FILE)?))
+            }
+            None => None,
+        };
+        let merged = format!("{TEMPORARY_PREFIX}merged");
+        let output =
+            quantized.as_ref().map_or_else(|| args.output.clone(), |(_, model)| model.staged(&merged));
+        let Merged { mut staged, fidelity, base } = self.merge(&output)?;
+        let print = |report: &MergeReport, fidelity: &Fidelity| {
+            print::print(report, fidelity, file, &args.output, self.printer);
+        };
+        let faults = fidelity.faults();
+        if !faults.is_empty() {
+            print(&staged.report, &fidelity);
+            staged.reject(&args.output, &fidelity)?;
+            let text = "the merged model is not base plus adapter: only its report is kept";
+            let hint =
+                "a wider type keeps more: --dtype f32; or raise --threshold if the difference is acceptable";
+            return Err(Diagnostic::input(text).with_details(faults).with_hint(hint));
+        }
+        let (done, fidelity) = match quantized {
+            None => {
+                for (name, bytes) in card.files(&args.output, &staged.report, &fidelity) {
+                    staged.add(name, &bytes)?;
+                }
+                (staged.publish(Some(&fidelity))?, fidelity)
+            }
+            Some((code, model)) => {
+                let measured = Merged { staged, fidelity, base };
+                self.quantize(measured, model, code, card)?
+            }
+        };
+        print(&done, &fidelity);
+        Ok(())
+    }
+
     /// The merge, measured before it has a name, into the form that is asked for. Left to itself it is the form on
     /// which the adapter comes nearest to what was trained.
     fn merge(&self, output: &Path) -> Result<Merged> {
@@ -246,14 +285,15 @@ impl Job<'_> {
         }
         if wanted == MergeBaseArg::Form(MergeBase::Original) {
             let mut merged = self.merge_into(MergeBase::Original, output)?;
-            merged.staged.report.forms = vec![self.figures_of_original(&merged, &self.load(dequantized)?)?];
+            merged.staged.report.forms =
+                vec![self.figures_of_original(&merged, &self.load_form(dequantized)?)?];
             return Ok(merged);
         }
 
         let mut merged = self.merge_into(MergeBase::Dequantized, output)?;
         // What the original would give, without writing it: the adapter on it, not merged yet.
         let unmerged = {
-            let (base, limits) = (self.load(original)?, Limits::of(DType::F32));
+            let (base, limits) = (self.load_form(original)?, Limits::of(DType::F32));
             let found = self.measure(&merged.base, &base, Some(&self.adapter), limits)?;
             figures(MergeBase::Original, false, &found)
         };
@@ -298,7 +338,7 @@ impl Job<'_> {
             merge::stage(&form.folder, &self.adapter, &*self.backend, output, &options, &mut progress);
         printer.clear_live();
         let staged = staged.map_err(stopped)?;
-        let base = self.load(form)?;
+        let base = self.load_form(form)?;
         let merged = Decoder::load(staged.folder(), Arc::clone(&self.backend))?;
         let mut limits = Limits::of(narrowest(&staged.report));
         if let Some(threshold) = args.threshold {
@@ -308,25 +348,23 @@ impl Job<'_> {
         Ok(Merged { staged, fidelity, base })
     }
 
-    /// Puts a merge into 4 bits, in the output's folder, with what that costs in its report; what was measured of the
-    /// result.
+    /// Quantizes a merge into the output's folder. Returns its report, with the cost of that, and what was measured of
+    /// the result.
     fn quantize(
         &self,
-        staged: &mut Staged,
+        merged: Merged,
         model: StagedFolder,
         code: FourBitCode,
-        fidelity: &Fidelity,
-        base: &Decoder,
         card: MergedCard,
-    ) -> Result<Fidelity> {
+    ) -> Result<(MergeReport, Fidelity)> {
+        let Merged { mut staged, fidelity, base } = merged;
         let quantization = Quantization::new(code);
         let (printer, threads) = (self.printer, self.args.compute.threads());
-        let backend = Arc::clone(&self.backend);
-        let merged = base::load(staged.folder(), Some(quantization), threads, backend, printer)?;
+        let merged = self.load(staged.folder(), Some(quantization))?;
         // 4 bits were asked for, whatever they cost: the figures are told, and nothing is refused.
         let limits = Limits::four_bit();
         let limits = self.args.threshold.map_or(limits, |threshold| limits.with_kl(threshold));
-        let cost = self.measure(base, &merged, None, limits)?;
+        let cost = self.measure(&base, &merged, None, limits)?;
         staged.report.quantized = Some(QuantizedFigures {
             quantization,
             kl: cost.kl,
@@ -346,16 +384,22 @@ impl Job<'_> {
             let card = card.files(&self.args.output, &staged.report, &cost);
             [(REPORT_FILE, staged.report_json(&cost))].into_iter().chain(identity).chain(card).collect()
         };
-        let mut progress = base::progress(quantization, printer);
+        let mut progress = progress(quantization, printer);
         let written = quantize_into(model, &wide, quantization, &[], threads, extra, &mut progress);
         printer.clear_live();
-        written.map_err(base::stopped)?;
-        Ok(cost)
+        written.map_err(diagnose)?;
+        Ok((staged.report.clone(), cost))
     }
 
-    fn load(&self, form: &BaseForm) -> Result<Decoder> {
+    fn load_form(&self, form: &BaseForm) -> Result<Decoder> {
+        self.load(&form.folder, form.requantize_as)
+    }
+
+    /// Loads the model in `folder`, quantized if asked. Its files are open no longer than the decoder lives.
+    fn load(&self, folder: &Path, quantization: Option<Quantization>) -> Result<Decoder> {
         let (threads, backend) = (self.args.compute.threads(), Arc::clone(&self.backend));
-        base::load(&form.folder, form.requantize_as, threads, backend, self.printer)
+        self.loader
+            .run(|loader, _| loader.load_decoder(&BaseFiles::open(folder)?, quantization, threads, backend))
     }
 
     /// Measures `merged`, or the adapter on it, against the adapter on `base`.

@@ -11,6 +11,7 @@ use std::sync::Arc;
 
 use danlu_adapter::{Adapter, BaseIdentity, LoraConfig, TokenIdentity, targets};
 use danlu_hub::{FetchScope, parse_snapshot_path};
+use danlu_loader::{BaseFiles, folder_name, identify_base, stored_quantization};
 use danlu_model::{
     LabeledSequence, LoraSource, ModelConfig, Quantization, Tokenizer, Weights, Workspace, base_fingerprint,
     base_sample,
@@ -20,11 +21,11 @@ use danlu_report::{DataSummary, MemoryUse, Reply, RunSummary};
 use danlu_train::{TrainError, Trainer, check_finite_weights, latest_whole_checkpoint};
 
 use crate::args::compute::check_context;
-use crate::commands::base_identity::base_identity;
-use crate::commands::{base, loaded};
+use crate::commands::quantization_progress::stored_code;
 use crate::diagnostic::{Diagnostic, Result};
 use crate::evaluation::{held_out_file, replies};
 use crate::interrupt;
+use crate::model_loader::ModelLoader;
 use crate::printer::Printer;
 use crate::style::Style;
 use crate::terminal_text;
@@ -74,7 +75,7 @@ pub fn execute(run: &RunConfig, printer: &Printer) -> Result<Outcome> {
     tokenizer.check_fits(&config)?;
     let run = &pin_template_date(run, &tokenizer);
     // In whichever way the base comes to its 4 bits, they can be made again from its original.
-    let stored = base::stored(&run.base, &config)?;
+    let stored = stored_quantization(&run.base, &config)?;
     let tokens = TokenIdentity::new(&run.base, &tokenizer, run.settings.default_system.clone())
         .over(run.settings.quantization().or(stored), Weights::open(&run.base)?.unquantized_modules(&config));
     baseline.tokenizer(&tokens);
@@ -93,7 +94,10 @@ pub fn execute(run: &RunConfig, printer: &Printer) -> Result<Outcome> {
     let backend = run.compute.backend(run.settings.dtype.into())?;
     let adapter = Adapter::init(lora, &config, run.settings.seed, &*backend)?;
     let quantization = run.settings.quantization();
-    let decoder = Arc::new(base::load(&run.base, quantization, run.compute.threads(), backend, printer)?);
+    let threads = run.compute.threads();
+    let decoder = ModelLoader::new(printer).run(|loader, _| {
+        loader.load_decoder(&BaseFiles::open(&run.base)?, quantization, threads, backend).map(Arc::new)
+    })?;
     let Prepared { examples, held_out, held_out_records, summary, bad, .. } = data;
     let held_out: Vec<LabeledSequence> = held_out.into_iter().map(|example| example.sequence).collect();
     let fingerprint = base_fingerprint(&run.base)?;
@@ -258,7 +262,7 @@ fn print_plan(
     let settings = s.entries().into_iter().filter(|(name, _)| shown.contains(&name.as_str()));
     let settings: Vec<_> = settings
         .map(|(name, value)| match stored.filter(|_| name == "quant") {
-            Some(stored) => format!("{name} {}", base::as_stored(stored, printer)),
+            Some(stored) => format!("{name} {}", stored_code(stored, printer)),
             None => format!("{name} {}", plain(&value)),
         })
         .collect();
@@ -397,7 +401,7 @@ fn summarize(
 ) -> RunSummary {
     let trainable_parameters = trainer.adapter().num_parameters() as u64;
     RunSummary {
-        adapter_name: loaded::folder_name(&run.output),
+        adapter_name: folder_name(&run.output),
         base_name: base.shown().to_owned(),
         all_parameters: config.num_parameters() + trainable_parameters,
         trainable_parameters,
@@ -414,7 +418,7 @@ fn summarize(
 
 /// The base without its path.
 fn base_name(run: &RunConfig, known: BaseIdentity) -> BaseIdentity {
-    let base = base_identity(&run.base_as_named(), &run.base);
+    let base = identify_base(&run.base_as_named(), &run.base);
     let base = BaseIdentity { sha256: known.sha256, sample: known.sample, ..base };
     match &run.card.base_id {
         Some(id) => base.with_hub_id(id),

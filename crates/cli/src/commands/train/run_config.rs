@@ -6,15 +6,16 @@ use clap::{ArgMatches, Args, Command, FromArgMatches};
 use danlu_adapter::RUN_FILE;
 use danlu_data::{Columns, ReadOptions, Roles};
 use danlu_hub::{FetchScope, RepoName, parse_snapshot_path};
+use danlu_loader::{relative_path, with_full_commit};
 use danlu_train::TrainSettings;
 
 use super::args::TrainArgs;
 use crate::args::ComputeArgs;
 use crate::clap_error::usage;
 use crate::commands::card::{CardArgs, NotesArgs};
-use crate::commands::{hub, nearby, no_model};
 use crate::config_file::ConfigFile;
 use crate::diagnostic::{Diagnostic, Result};
+use crate::model_loader::{ModelLoader, hub_hint, hub_name};
 use crate::printer::Printer;
 use crate::terminal_text;
 
@@ -161,9 +162,9 @@ impl RunConfig {
     /// # Errors
     /// If it is plainly something else than a model, or neither the cache nor the Hub has it.
     pub fn resolve_base(&self, scope: FetchScope, printer: &Printer) -> Result<Self> {
-        let on_hub = hub::name_of(&self.base);
-        let base = no_model::base(&self.base, scope, printer)?;
-        let on_hub = on_hub.map(|name| hub::with_whole_commit(name, &base));
+        let on_hub = hub_name(&self.base);
+        let base = ModelLoader::new(printer).base_folder(&self.base, scope)?;
+        let on_hub = on_hub.map(|name| with_full_commit(name, &base));
         Ok(Self { base, on_hub, ..self.clone() })
     }
 
@@ -255,12 +256,12 @@ fn found(
     is_it: impl Fn(&Path) -> bool,
 ) -> Result<PathBuf> {
     let Some(config) = config.filter(|config| !config.values(flag).is_empty()) else { return Ok(path) };
-    if flag == "base" && hub::name_of(&path).is_some() {
+    if flag == "base" && hub_name(&path).is_some() {
         return Ok(path);
     }
     let found = match is_own {
-        true => nearby::find(config.folder(), &path, is_it),
-        false => nearby::beside(config.folder(), &path, is_it),
+        true => relative_path::find_above(config.folder(), &path, is_it),
+        false => relative_path::find_beside(config.folder(), &path, is_it),
     };
     found.ok_or_else(|| {
         let shown = path.display();
@@ -271,7 +272,7 @@ fn found(
         let place = config.snippet(flag, &path.display().to_string());
         let diagnostic =
             Diagnostic::input(text).with_snippet(place).with_hint(format!("say where it is with `--{flag}`"));
-        match hub::hidden(&path).filter(|_| flag == "base") {
+        match hub_hint(&path).filter(|_| flag == "base") {
             Some(hint) => diagnostic.and_hint(hint),
             None => diagnostic,
         }

@@ -16,11 +16,13 @@ use danlu_hub::{
 };
 use danlu_report::card;
 
+use danlu_loader::{FolderKind, LoadError, parse_name};
+
 use crate::commands::card::hub_id;
-use crate::commands::hub::{name_of, open, pull};
-use crate::commands::no_model;
+use crate::commands::hub::{open, pull};
 use crate::diagnostic::{Diagnostic, Result};
 use crate::interrupt;
+use crate::model_loader::hub_name;
 use crate::printer::Printer;
 use crate::terminal_text;
 use remote_card::RemoteCard;
@@ -45,7 +47,7 @@ pub struct PushArgs {
     #[arg(value_name = "DIR")]
     pub folder: PathBuf,
     /// Repository on the Hub: org/name
-    #[arg(value_name = "NAME", value_parser = super::name)]
+    #[arg(value_name = "NAME", value_parser = parse_name)]
     pub name: RepoName,
     /// Make a new repository, or one that is empty yet, yours alone
     #[arg(long)]
@@ -143,7 +145,7 @@ fn upload_set(
     printer: &Printer,
 ) -> Result<UploadSet> {
     let folder = &args.folder;
-    if let Some(named) = name_of(folder) {
+    if let Some(named) = hub_name(folder) {
         let text = format!("`{named}` is no folder here, and a push sends a folder");
         return Err(
             Diagnostic::input(text).with_hint("name the output folder of `danlu train` or `danlu merge`")
@@ -151,8 +153,8 @@ fn upload_set(
     }
     let options = UploadOptions { include: args.include.clone(), with_tokens: args.with_tokens, token };
     // A run that was stopped is told by what it left.
-    if folder.is_dir() && no_model::is_stopped_run(folder) {
-        return Err(no_model::at(folder));
+    if folder.is_dir() && matches!(FolderKind::of(folder), FolderKind::StoppedRun { .. }) {
+        return Err(LoadError::no_model(folder).into());
     }
     let mut upload_set = UploadSet::from_folder(folder, &options)?;
     let needed = load_check::needed(folder)?;

@@ -4,10 +4,10 @@ use std::path::Path;
 
 use danlu_adapter::{BaseIdentity, CONFIG_FILE, IDENTITY_FILE};
 use danlu_hub::{Hub, RepoName};
+use danlu_loader::is_known_name;
 use danlu_report::card;
 use serde_json::Value;
 
-use crate::commands::hub::is_hub_name;
 use crate::diagnostic::Result;
 
 /// Longest file of it that is looked into, in bytes.
@@ -61,7 +61,7 @@ impl<'a> RemoteCard<'a> {
         };
         let config: Value = serde_json::from_slice(&config).unwrap_or_default();
         let id = config["base_model_name_or_path"].as_str().filter(|id| *id != named);
-        let id = id.filter(|id| is_hub_name(self.hub, Path::new(id)));
+        let id = id.filter(|id| is_known_name(self.hub, Path::new(id)));
         // Where no fingerprint was ever recorded, the last push is all that is known.
         Ok(id.map(|id| RemoteBase { id: id.to_owned(), is_ours: ours.is_none() }))
     }

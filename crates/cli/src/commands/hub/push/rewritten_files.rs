@@ -4,6 +4,7 @@ use std::path::Path;
 
 use danlu_adapter::{BaseIdentity, CONFIG_FILE, IDENTITY_FILE, LoraConfig, TokenIdentity};
 use danlu_hub::{Hub, RepoName};
+use danlu_loader::{is_known_name, relative_path};
 use danlu_model::files;
 use danlu_report::ReportError;
 use danlu_report::card::{self, Card, ToPublish};
@@ -11,8 +12,6 @@ use serde_json::{Map, Value};
 
 use super::remote_card::{RemoteBase, RemoteCard};
 use super::{PushArgs, front_matter};
-use crate::commands::hub::is_hub_name;
-use crate::commands::nearby;
 use crate::diagnostic::{Diagnostic, Result};
 use crate::printer::Printer;
 
@@ -159,8 +158,8 @@ fn base_id(
         Some(_) => {}
         None => {
             let Some(named) = named.map(Path::new) else { return Ok(None) };
-            let is_folder = nearby::find(&args.folder, named, Path::is_dir).is_some();
-            if !is_folder && named_id.is_some() && is_hub_name(hub, named) {
+            let is_folder = relative_path::find_above(&args.folder, named, Path::is_dir).is_some();
+            if !is_folder && named_id.is_some() && is_known_name(hub, named) {
                 return Ok(None);
             }
         }
@@ -188,7 +187,7 @@ fn base_id(
 /// Warns of a base that nobody else finds, and of the lines that would show a path of this machine to everyone.
 fn warn_of_folder(folder: &Path, named: &str, printer: &Printer) -> Result<()> {
     if !is_path(named) {
-        let is_folder = nearby::find(folder, Path::new(named), Path::is_dir).is_some();
+        let is_folder = relative_path::find_above(folder, Path::new(named), Path::is_dir).is_some();
         let (zh, en) = match is_folder || named.parse::<RepoName>().is_err() {
             true => ("本机的文件夹", "a folder here"),
             false => (

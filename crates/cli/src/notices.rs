@@ -1,0 +1,146 @@
+//! Notices and progress of the loader, in the two languages.
+
+use danlu_hub::{Pulled, RepoName};
+use danlu_kernels::FourBitCode;
+use danlu_loader::Notice;
+use danlu_model::{Quantization, QuantizeProgress};
+
+use crate::printer::Printer;
+use crate::terminal_text;
+
+/// Hexadecimal digits of a SHA-256 that are shown.
+const SHOWN_DIGITS: usize = 12;
+
+/// Prints a notice: a warning if results may differ, a status line otherwise.
+pub fn print(notice: &Notice, printer: &Printer) {
+    let (zh, en) = words(notice);
+    match notice {
+        Notice::QuantizedAsTrained { .. }
+        | Notice::QuantizedAsNamed { .. }
+        | Notice::AdapterTokens { .. } => {
+            printer.status_bilingual(&zh, &en);
+        }
+        _ => printer.warn(&printer.pick(zh, en)),
+    }
+}
+
+/// A notice in Chinese and in English.
+fn words(notice: &Notice) -> (String, String) {
+    match notice {
+        Notice::IncompleteCache { name, files, reason } => {
+            let files: Vec<String> = files.iter().map(|file| format!("`{file}`")).collect();
+            let (zh, en) = (files.join("、"), files.join(", "));
+            (
+                format!(
+                    "缓存中的 `{name}` 没有 {zh}，也无法查询 Hub 上有没有（{reason}）：将不使用这些文件，结果可能因此不同"
+                ),
+                format!(
+                    "`{name}` is in the cache without {en}, and the Hub could not be asked for them ({reason}): results may differ without them"
+                ),
+            )
+        }
+        Notice::QuantizedAsTrained { name, code } => (
+            format!("{name} 是在 {code} 基座上训练的：基座同样转为 4 位（`--quant none` 可保持原样）"),
+            format!(
+                "{name} was trained on a {code} base: the base is quantized too (`--quant none` leaves it as it is)"
+            ),
+        ),
+        Notice::QuantizedAsNamed { named, base } => {
+            let base = base.display();
+            (
+                format!(
+                    "适配器的基座是 4 位量化的仓库 `{named}`：以 `{base}` 为原始权重，按 bitsandbytes 的默认设置（nf4、双重量化）重新量化"
+                ),
+                format!(
+                    "the adapter names the 4-bit repository `{named}`: `{base}` is taken for its original and quantized with bitsandbytes' defaults (nf4, double quantization)"
+                ),
+            )
+        }
+        Notice::OtherQuantization { name, base, trained, stored } => {
+            let (base, trained, stored) = (base.display(), as_flags(*trained), as_flags(*stored));
+            (
+                format!("{name} 是在 {trained} 的基座上训练的，而 `{base}` 是 {stored}"),
+                format!("{name} was trained on a base in {trained}, but `{base}` is in {stored}"),
+            )
+        }
+        Notice::TrainedUnquantized { name, base, code } => {
+            let base = base.display();
+            (
+                format!("{name} 是在 16 位或更高精度的基座上训练的，而 `{base}` 是 {code}：结果会有出入"),
+                format!(
+                    "{name} was trained on a base in 16 bits or more, but `{base}` is in {code}: results differ from those of training"
+                ),
+            )
+        }
+        Notice::OtherBase { .. } => other_base(notice),
+        Notice::AdapterTokens { differences } => (
+            format!("使用适配器自带的分词器与模板：{}", differences.join("；")),
+            format!("using the adapter's own tokenizer and template: {}", differences.join("; ")),
+        ),
+        Notice::TokenMismatch { summary, differences } => {
+            let text = format!("{summary}: {}", differences.join("; "));
+            (text.clone(), text)
+        }
+    }
+}
+
+fn other_base(notice: &Notice) -> (String, String) {
+    let Notice::OtherBase { name, base, trained, found, trained_on } = notice else {
+        return Default::default();
+    };
+    let base = base.display();
+    let [trained, found] = [trained, found].map(|hash| hash.get(..SHOWN_DIGITS).unwrap_or(hash));
+    let (hint_zh, hint) = match trained_on {
+        Some(id) => {
+            let id = terminal_text::shell_word(id);
+            (
+                format!("；训练时的基座：`--base {id}`"),
+                format!("; `--base {id}` is the base it was trained on"),
+            )
+        }
+        None => Default::default(),
+    };
+    (
+        format!(
+            "`{base}` 不是 {name} 训练时的基座：权重或 config.json 不同（SHA-256 训练时 {trained}…，现在 {found}…），结果不可靠{hint_zh}"
+        ),
+        format!(
+            "`{base}` is not the base that {name} was trained on: weights or config.json differ (SHA-256 {trained}… in training, {found}… here), so results are unreliable{hint}"
+        ),
+    )
+}
+
+/// A quantization as its flags are written.
+fn as_flags(Quantization { quant_type, block_size, double_quant }: Quantization) -> String {
+    let scales = if double_quant { "" } else { " --no-double-quant" };
+    format!("`{quant_type} --quant-block-size {block_size}{scales}`")
+}
+
+/// Shows how much is quantized.
+pub fn show_quantizing(code: FourBitCode, progress: QuantizeProgress, printer: &Printer) {
+    let (done, total) = (terminal_text::bytes(progress.bytes), terminal_text::bytes(progress.total));
+    printer.live(
+        &printer.pick(
+            format!("转为 {code}：{done} / {total}"),
+            format!("quantizing to {code}: {done} of {total}"),
+        ),
+    );
+}
+
+/// Prints what a transfer fetched.
+pub fn print_fetched(name: &RepoName, pulled: &Pulled, seconds: f64, printer: &Printer) {
+    let (size, fetched, commit) =
+        (terminal_text::bytes(pulled.bytes), terminal_text::bytes(pulled.fetched), &pulled.commit[..8]);
+    let time = terminal_text::duration(seconds);
+    if pulled.fetched == 0 {
+        printer.status_bilingual(
+            &format!("{name}（{commit}）已在缓存中，无需下载：{size}"),
+            &format!("{name} ({commit}) is in the cache already: {size}, nothing to fetch"),
+        );
+        return;
+    }
+    printer.status_bilingual(
+        &format!("已下载 {name}（{commit}）：共 {size}，本次传输 {fetched}，用时 {time}，校验通过"),
+        &format!("fetched {name} ({commit}): {size}, {fetched} of it now, in {time}; checksums match"),
+    );
+}
