@@ -42,7 +42,7 @@ fn words(notice: &Notice) -> (String, String) {
         Notice::QuantizedAsTrained { name, code } => (
             format!("{name} 是在 {code} 基座上训练的：基座同样转为 4 位（`--quant none` 可保持原样）"),
             format!(
-                "{name} was trained on a {code} base: the base is quantized too (`--quant none` leaves it as it is)"
+                "{name} was trained on a base in {code}: the base is quantized too (`--quant none` leaves it as it is)"
             ),
         ),
         Notice::QuantizedAsNamed { named, base } => {

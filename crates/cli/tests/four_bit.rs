@@ -50,7 +50,7 @@ fn a_base_that_is_written_in_4_bits_is_the_base_that_is_put_into_them() {
     let chat =
         |path: &str, more: &str| scene.ok(&format!("chat {path} --prompt 你是谁？ --temperature 0 {more}"));
     let held = chat("held", "");
-    assert!(held.err.contains("held was trained over nf4: its base is put into 4 bits too"), "{}", held.err);
+    assert!(held.err.contains("held was trained on a base in nf4: the base is quantized too"), "{}", held.err);
     assert_eq!(held.out, chat("stored", "").out);
     assert_eq!(chat("held", "--quant none").err, "");
     // Over a base that is stored in 4 bits too: there nothing is put into them again, and on its original it is.
@@ -121,7 +121,7 @@ fn modules_that_are_left_out_of_4_bits_stay_as_they_are() {
     scene.ok("merge out --output merged");
     for line in ["chat out --base base --prompt x", "merge out --base base --output other"] {
         let ran = scene.run(line);
-        assert!(ran.code == 1 && ran.err.contains("4 bits that leave 12 projections out"), "{}", ran.err);
+        assert!(ran.code == 1 && ran.err.contains("4-bit base with 12 projections left in 16 bits"), "{}", ran.err);
         assert!(ran.err.contains("hint: name the base it was trained on"), "{}", ran.err);
     }
     for (names, words) in [
@@ -145,10 +145,10 @@ fn an_adapter_over_other_4_bits_than_the_base_has_is_told_so() {
         json!({ "bnb_4bit_quant_type": "fp4", "blocksize": 128, "bnb_4bit_use_double_quant": false })
     );
     let ran = scene.ok("chat out --prompt x --max-new-tokens 1");
-    assert!(!ran.err.contains("trained over"), "{}", ran.err);
+    assert!(!ran.err.contains("was trained on"), "{}", ran.err);
     scene.ok("quantize base --output base-nf4");
     let ran = scene.ok("chat out --prompt x --max-new-tokens 1 --base base-nf4");
-    let told = "out was trained over `fp4 --quant-block-size 128 --no-double-quant`, and `base-nf4` is in \
+    let told = "out was trained on a base in `fp4 --quant-block-size 128 --no-double-quant`, but `base-nf4` is in \
                 `nf4 --quant-block-size 64`";
     assert!(ran.err.contains(told), "{}", ran.err);
 
@@ -206,7 +206,7 @@ fn an_adapter_that_names_a_repository_in_4_bits_says_so() {
     scene.write("out/adapter_config.json", &named);
     let ran = scene.run("merge out --output none");
     assert_eq!(ran.code, 1);
-    for words in ["`unsloth/llama-3-8b-Instruct-bnb-4bit`", "4 bits", "`--base DIR`", "original"] {
+    for words in ["`unsloth/llama-3-8b-Instruct-bnb-4bit`", "16-bit original", "`--base DIR`"] {
         assert!(ran.err.contains(words), "{}\nlacks {words}", ran.err);
     }
     for line in [

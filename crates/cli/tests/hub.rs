@@ -180,11 +180,11 @@ fn an_adapter_that_python_fetched_gets_what_danlu_needs_of_it() {
     let offline = hub.ok_offline(line);
     let said = "warning: `me/adapter` is in the cache without `danlu.json`";
     assert!(offline.err.contains(said) && offline.err.contains("HF_HUB_OFFLINE"), "{}", offline.err);
-    assert!(!offline.err.contains("over nf4"), "{}", offline.err);
+    assert!(!offline.err.contains("on a base in nf4"), "{}", offline.err);
     let online = hub.scene.ok(line);
-    assert!(online.err.contains("over nf4") && !online.err.contains("warning"), "{}", online.err);
+    assert!(online.err.contains("on a base in nf4") && !online.err.contains("warning"), "{}", online.err);
     hub.server.clear_requests();
-    assert!(hub.scene.ok(line).err.contains("over nf4"));
+    assert!(hub.scene.ok(line).err.contains("on a base in nf4"));
     assert!(hub.server.requests().is_empty());
     as_python();
     hub.server.fault(Fault::on(Method::Get, "/tree/").always().then(Action::Status(500, vec![], vec![])));
@@ -304,7 +304,7 @@ fn a_folder_named_like_the_owner_hides_no_name() {
     // Where it holds nothing, an adapter whose base is the Hub's is told what is in the way, and how to go round it.
     let ran = hub.scene.run("chat out --prompt 你好");
     let said =
-        "`lab/base` here holds no model and hides the Hub's: move it away, or give `--base lab/base@main`";
+        "`lab/base` here holds no model and hides the one on the Hub: move it away, or give `--base lab/base@main`";
     assert!(ran.code == 1 && ran.err.contains(said), "{}", ran.err);
     hub.scene.ok("chat out --base lab/base@main --prompt 你好 --max-new-tokens 2");
 }
@@ -340,7 +340,7 @@ fn what_is_cached_is_pulled_offline_and_pages_and_parts_of_commits_are_names() {
     hub.server.clear_requests();
     let offline = hub.ok_offline("pull lab/base");
     assert!(
-        offline.out == folder && offline.err.contains("nobody was asked for a newer one"),
+        offline.out == folder && offline.err.contains("the Hub was not asked for updates"),
         "{}",
         offline.err
     );

@@ -300,7 +300,7 @@ fn what_is_no_model_is_told_apart() {
     scene.ok("train --base base --data data.json --output out --max-steps 1");
     scene.refuses(
         "chat out --base out --prompt hi",
-        "error: `--base` is `out`, which is an adapter\n\nhint: name the folder of the model that it was trained on\n",
+        "error: `out` is an adapter, expected a base model\n\nhint: name the folder of the model that it was trained on\n",
     );
     let hub = "error: cannot reach 127.0.0.1:9: Connection refused\n\n\
                hint: check the network, and `HF_ENDPOINT` where it is set; in China a mirror: \
@@ -320,7 +320,7 @@ fn a_run_that_was_stopped_is_named_with_its_newest_checkpoint() {
     let scene = Scene::new();
     scene.ok("train --base base --data data.json --output out --max-steps 4 --save-steps 2");
     fs::remove_file(scene.path("out/adapter_config.json")).unwrap();
-    let error = "error: `out` is a run that was stopped before its end: there is no adapter yet\n\n\
+    let error = "error: `out` is a run that was stopped before its end and holds no adapter yet\n\n\
                  hint: use its newest checkpoint, `out/checkpoint-4`, or finish the run: danlu train --output out --resume\n";
     scene.refuses("chat out --prompt hi", error);
     scene.refuses("compare out --data data.json", error);
