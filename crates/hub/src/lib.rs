@@ -8,6 +8,14 @@
 //!
 //! The cache, its locks and the environment variables are those of `huggingface_hub`. danlu and Python
 //! therefore use each other's downloads.
+//!
+//! ```
+//! use danlu_hub::RepoName;
+//!
+//! let name: RepoName = "org/name@v2".parse()?;
+//! assert_eq!((name.id(), name.revision()), ("org/name", "v2"));
+//! # Ok::<(), danlu_hub::HubError>(())
+//! ```
 
 mod account;
 mod cache;
