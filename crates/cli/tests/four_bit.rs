@@ -50,7 +50,11 @@ fn a_base_that_is_written_in_4_bits_is_the_base_that_is_put_into_them() {
     let chat =
         |path: &str, more: &str| scene.ok(&format!("chat {path} --prompt 你是谁？ --temperature 0 {more}"));
     let held = chat("held", "");
-    assert!(held.err.contains("held was trained on a base in nf4: the base is quantized too"), "{}", held.err);
+    assert!(
+        held.err.contains("held was trained on a base in nf4: the base is quantized too"),
+        "{}",
+        held.err
+    );
     assert_eq!(held.out, chat("stored", "").out);
     assert_eq!(chat("held", "--quant none").err, "");
     // Over a base that is stored in 4 bits too: there nothing is put into them again, and on its original it is.
@@ -121,7 +125,11 @@ fn modules_that_are_left_out_of_4_bits_stay_as_they_are() {
     scene.ok("merge out --output merged");
     for line in ["chat out --base base --prompt x", "merge out --base base --output other"] {
         let ran = scene.run(line);
-        assert!(ran.code == 1 && ran.err.contains("4-bit base with 12 projections left in 16 bits"), "{}", ran.err);
+        assert!(
+            ran.code == 1 && ran.err.contains("4-bit base with 12 projections left in 16 bits"),
+            "{}",
+            ran.err
+        );
         assert!(ran.err.contains("hint: name the base it was trained on"), "{}", ran.err);
     }
     for (names, words) in [

@@ -303,8 +303,7 @@ fn a_folder_named_like_the_owner_hides_no_name() {
     assert!(hub.scene.run("chat lab/base --prompt 你好").err.contains("holds neither"));
     // Where it holds nothing, an adapter whose base is the Hub's is told what is in the way, and how to go round it.
     let ran = hub.scene.run("chat out --prompt 你好");
-    let said =
-        "`lab/base` here holds no model and hides the one on the Hub: move it away, or give `--base lab/base@main`";
+    let said = "`lab/base` here holds no model and hides the one on the Hub: move it away, or give `--base lab/base@main`";
     assert!(ran.code == 1 && ran.err.contains(said), "{}", ran.err);
     hub.scene.ok("chat out --base lab/base@main --prompt 你好 --max-new-tokens 2");
 }

@@ -3,7 +3,7 @@ use crate::cuda::blas::Direction;
 use crate::cuda::ops::four_bit::FourBitParts;
 use crate::cuda::ops::four_bit_fused::{self, FusedShape};
 use crate::four_bit::NF4;
-use crate::{Bytes, FourBit, Matrix, Scales, linear};
+use crate::{Bytes, FourBit, Matrix, Scales, Store, linear};
 
 /// A weight in 4 bits with random codes, and its values as bf16 rounds them.
 fn weight(
@@ -60,7 +60,7 @@ fn fused_products_of_4_bits_equal_those_of_decoded_weights() {
             let mut expected = vec![0.0; n * width];
             match direction {
                 Direction::Forward => linear::forward(&mut expected, &inp, &matrix, n),
-                Direction::Backward => linear::backward(&mut expected, &inp, &matrix, n),
+                Direction::Backward => linear::backward(&mut expected, Store::Overwrite, &inp, &matrix, n),
             }
             let (x, base) =
                 (Values::new(&device, DType::Bf16, &inp), Values::new(&device, DType::Bf16, &start));
