@@ -174,10 +174,10 @@ fn a_model_put_into_4_bits_keeps_its_tokens_and_its_card() {
     assert_eq!(scene.read("four/danlu.json"), scene.read("merged/danlu.json"));
     assert_eq!(scene.read("four/loss.svg"), scene.read("merged/loss.svg"));
     let card = text(&scene, "four/README.md");
-    for words in ["A whole model (nf4): ", "手写的话", "not of the model in nf4", "license: \"mit\""] {
+    for words in ["A full model (nf4): ", "手写的话", "not to the nf4 model", "license: \"mit\""] {
         assert!(card.contains(words), "{words}\n{card}");
     }
-    assert!(!card.contains("Nothing was trained"), "{card}");
+    assert!(!card.contains("The model was not trained"), "{card}");
 
     // A base of which nothing is known has a card too, in which names can be set.
     scene.write("base/card.json", "{\"by\": \"another program\"}");
@@ -188,7 +188,7 @@ fn a_model_put_into_4_bits_keeps_its_tokens_and_its_card() {
         ran.err
     );
     fs::remove_file(scene.path("base/card.json")).unwrap();
-    assert!(text(&scene, "base-nf4/README.md").contains("Nothing was trained"));
+    assert!(text(&scene, "base-nf4/README.md").contains("The model was not trained"));
     scene.ok("card base-nf4 --name me/base-nf4 --base-id lab/base");
     let card = text(&scene, "base-nf4/README.md");
     assert!(front(&card).contains("base_model: \"lab/base\"\nbase_model_relation: quantized\n"), "{card}");
@@ -224,7 +224,7 @@ fn another_base_is_told_of_and_its_card_claims_nothing_of_the_first() {
     assert!(ran.err.contains("warning: `other` is not the base that out was trained on: "), "{}", ran.err);
     let card = text(&scene, "merged/README.md");
     assert!(
-        card.contains("was not trained on this base (other) but on another (base, see Training)"),
+        card.contains("was trained on another base (base, see Training), not on this one (other)"),
         "{card}"
     );
     assert!(!card.contains("held-out loss") && !card.contains("Replies before"), "{card}");
@@ -238,7 +238,7 @@ fn another_base_is_told_of_and_its_card_claims_nothing_of_the_first() {
     assert!(front(&card).contains("base_model: \"lab/other\"\n"), "{card}");
     assert!(front(&card).contains("license: \"apache-2.0\"\n"), "{card}");
     assert!(
-        card.contains("was not trained on this base (") && card.contains("but on another (base, see"),
+        card.contains("was trained on another base (base, see") && card.contains("not on this one ("),
         "{card}"
     );
     scene.ok("merge out --base other --output licensed --license bsd-3-clause");

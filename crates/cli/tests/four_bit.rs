@@ -39,7 +39,7 @@ fn a_base_that_is_written_in_4_bits_is_the_base_that_is_put_into_them() {
     let ran = scene.ok(&format!("train --base base-nf4 --output stored {FLAGS}"));
     assert!(ran.err.contains("quant nf4 (stored)\n"), "{}", ran.err);
     let card = String::from_utf8(scene.read("stored/README.md")).unwrap();
-    assert!(card.contains("| Base in | nf4, as stored (QLoRA) |"), "{card}");
+    assert!(card.contains("| Base precision | nf4, as stored (QLoRA) |"), "{card}");
     let ran = scene.ok("plan --base base-nf4");
     assert!(ran.out.contains("parameters · f32 · nf4 (stored) · "), "{}", ran.out);
     scene.ok(&format!("train --base base --output wide {FLAGS}"));

@@ -120,7 +120,7 @@ fn an_adapter_of_16_bits_is_merged_into_its_original_and_4_bits_are_told() {
     let ran = scene.ok("merge wide --base base-nf4 --output four");
     assert!(ran.err.contains(warning) && !ran.out.contains("what was trained"), "{}{}", ran.err, ran.out);
     let card = String::from_utf8(scene.read("four/README.md")).unwrap();
-    assert!(card.contains("trained over the base before it was put into 4 bits"), "{card}");
+    assert!(card.contains("trained on the unquantized base"), "{card}");
 }
 
 /// Waits until the command has begun to fill `output`, or for a minute.
@@ -193,8 +193,11 @@ fn a_merge_back_into_4_bits_leaves_its_model_its_report_or_nothing() {
     let verdict = if passed { "passed: in nf4, " } else { "failed: in nf4, " };
     assert!(ran.out.contains(verdict) && ran.out.contains("of what the adapter does is left"), "{}", ran.out);
     let card = String::from_utf8(scene.read("deep/four/README.md")).unwrap();
-    assert!(card.contains("The model in nf4 against base + adapter"), "{card}");
-    assert!(card.contains(&format!("| what the adapter does, left | {:.0}% |", 100.0 * kept)), "{card}");
+    assert!(card.contains("The nf4 model compared with base + adapter"), "{card}");
+    assert!(
+        card.contains(&format!("| effect of the adapter that is kept | {:.0}% |", 100.0 * kept)),
+        "{card}"
+    );
     let ran = scene.ok("chat deep/four --prompt 你好 --max-new-tokens 4 --temperature 0");
     assert!(!ran.err.contains("quantized too"), "{}", ran.err);
 

@@ -1,4 +1,4 @@
-//! The data: where from, how much, what was left out, and which tokens carry the loss.
+//! The data: sources, counts, skipped records, and the tokens that carry a loss.
 
 use std::fmt::Write as _;
 
@@ -36,13 +36,21 @@ fn counts(page: &Page<'_>, run: &Training) -> String {
         [data.training_records, data.held_out_records, data.tokens, data.trained_tokens, data.longest]
             .map(thousands);
     let mut out = page.pick(
-        format!("训练 {trained} 条，留出 {held} 条；训练部分 {tokens} 个词元，其中 {loss} 个计损失，最长的一条 {longest} 个词元。"),
-        format!("{trained} records were trained on and {held} held out: {tokens} tokens, of which {loss} carry a loss; the longest record has {longest}."),
+        format!("训练 {trained} 条，留出 {held} 条。训练部分有 {tokens} 个词元，其中 {loss} 个计入损失；最长的一条有 {longest} 个词元。"),
+        format!("Trained on {trained} records, with {held} held out. They have {tokens} tokens, {loss} of which carry a loss. The longest record has {longest} tokens."),
     );
     for (count, zh, en) in [
-        (data.skipped, "条无法读取，被剔除。", "could not be read and were left out."),
-        (data.dropped, "条因为答案放不下而舍弃。", "were left out because nothing of their answer fits."),
-        (data.shortened, "条过长，从问题开头截短。", "were too long and lost the front of their question."),
+        (data.skipped, "条无法读取，已跳过。", "records could not be read and were skipped."),
+        (
+            data.dropped,
+            "条的答案放不下，已舍弃。",
+            "records were dropped, because no part of their answer fits.",
+        ),
+        (
+            data.shortened,
+            "条过长，截去了问题的开头。",
+            "records were too long: the start of their question was cut.",
+        ),
     ] {
         if count > 0 {
             let count = thousands(count);
@@ -60,17 +68,19 @@ fn treatment(page: &Page<'_>, run: &Training) -> String {
     if !documents && let Some(hash) = &run.template_sha256 {
         let hash: String = plain(hash).chars().take(12).collect();
         items.push(page.pick(
-            format!("对话用基座自带的聊天模板渲染（SHA-256 {hash}…），每条只有一个 BOS。"),
-            format!("Conversations are rendered with the base's own chat template (SHA-256 {hash}…), with one BOS each."),
+            format!("对话用基座自带的聊天模板生成（SHA-256 {hash}…），每条只有一个 BOS。"),
+            format!(
+                "The base's own chat template (SHA-256 {hash}…) renders the conversations, with one BOS each."
+            ),
         ));
     }
     items.push(
         match (documents, s.train_on_prompt) {
-            (true, _) => page.pick("全文计损失。", "Every token of a text carries the loss."),
-            (false, true) => page.pick("问题与回答都计损失。", "Questions and answers carry the loss."),
+            (true, _) => page.pick("全文计入损失。", "Every token of a text carries a loss."),
+            (false, true) => page.pick("问题和回答都计入损失。", "Questions and answers carry a loss."),
             (false, false) => page.pick(
-                "只有回答计损失，包括结束回答的那个词元。",
-                "Only answers carry the loss, the token that ends them included.",
+                "只有回答计入损失，包括结束回答的词元。",
+                "Only answers carry a loss, including the token that ends them.",
             ),
         }
         .to_owned(),
@@ -78,20 +88,20 @@ fn treatment(page: &Page<'_>, run: &Training) -> String {
     let most = thousands(s.max_length as u64);
     items.push(match s.packing {
         true => page.pick(
-            format!("每条最多 {most} 个词元；多条拼在一行，互不可见，没有填充。"),
-            format!("At most {most} tokens a record; several share a row without seeing each other, and nothing is padded."),
+            format!("每条最多 {most} 个词元；多条记录拼成一行，互不可见，没有填充。"),
+            format!("At most {most} tokens per record. Rows are packed without padding, and attention stays within a record."),
         ),
         false => page.pick(
             format!("每条最多 {most} 个词元，没有填充。"),
-            format!("At most {most} tokens a record, and nothing is padded."),
+            format!("At most {most} tokens per record, without padding."),
         ),
     });
     let mut out: String = items.iter().map(|item| format!("- {item}\n")).collect();
     out.push('\n');
     if let Some(system) = &s.default_system {
         out += page.pick(
-            "没有系统提示的对话用这一条：\n\n",
-            "Conversations without a system prompt of their own were given this one:\n\n",
+            "没有系统提示的对话使用这一条：\n\n",
+            "Conversations without a system prompt use this one:\n\n",
         );
         out += &fenced(system, "text");
     }

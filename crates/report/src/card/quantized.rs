@@ -1,4 +1,4 @@
-//! The card of a base that was put into 4 bits: short, for the base's own says what the model is.
+//! The card of a quantized base. It is short: the card of the base describes the model.
 
 use danlu_model::Quantization;
 use danlu_model::shell_word;
@@ -8,42 +8,42 @@ use super::markdown::{code, fenced, line, literal, plain};
 use super::snippets::{at_branch, revision_argument};
 use super::{DANLU, Page, introduction};
 
-/// How a whole model was put into 4 bits.
+/// The quantization of a full model.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct InFourBits {
     /// The code and its blocks.
     pub quantization: Quantization,
-    /// Modules that are not in 4 bits, beyond those that never are.
+    /// Modules left in 16 bits on request.
     pub skipped: Vec<String>,
-    /// Sizes of the weights before and after, in words.
+    /// Sizes of the weights before and after, for display.
     pub sizes: (String, String),
 }
 
-/// What it is and how to load it.
+/// A description, and how to load the model.
 pub(super) fn render(page: &Page<'_>, four: &InFourBits) -> String {
     let base = introduction::base(page);
     let Quantization { quant_type, block_size, double_quant } = four.quantization;
     let (scales_zh, scales) = match double_quant {
-        true => ("缩放系数也转为 8 位（双重量化）", "their scales in 8 bits (double quantisation)"),
-        false => ("缩放系数为 f32", "their scales in f32"),
+        true => ("缩放系数也转为 8 位（双重量化）", "scales in 8 bits (double quantization)"),
+        false => ("缩放系数为 f32", "scales in f32"),
     };
     let (but_zh, but) = match &four.skipped[..] {
         [] => (String::new(), String::new()),
         names => {
             let names = names.iter().map(|name| code(name)).collect::<Vec<_>>().join(", ");
-            (format!("（{names} 除外）"), format!(" (but for {names})"))
+            (format!("（{names} 除外）"), format!(" (except {names})"))
         }
     };
     let ((before, after), version) = (&four.sizes, plain(&page.card.version));
     let about = page.pick(
             format!(
                 "{base} 的 4 位版本：投影层{but_zh}为 {quant_type}，每 {block_size} 个权重一块，{scales_zh}；词嵌入、输出层与归一化层保持原样。\
-                 没有训练过。权重从 {before} 变为 {after}，由 {DANLU} {version} 的 `danlu quantize` 写成，即 bitsandbytes 自己的格式。"
+                 没有经过训练。权重从 {before} 变为 {after}，由 {DANLU} {version} 的 `danlu quantize` 写成 bitsandbytes 的格式。"
             ),
             format!(
-                "{base} in 4 bits: its projections{but} in {quant_type}, in blocks of {block_size} weights, {scales}; embeddings, head and norms \
-                 are as they were. Nothing was trained. The weights went from {before} to {after}; `danlu quantize` of {DANLU} {version} \
-                 wrote them in bitsandbytes' own format."
+                "{base} in 4 bits. Its projections{but} are in {quant_type}, in blocks of {block_size} weights, with {scales}. \
+                 Embeddings, head and norms are unchanged. The model was not trained. The weights went from {before} to {after}. \
+                 `danlu quantize` of {DANLU} {version} wrote them in the format of bitsandbytes."
             ),
         );
     let title = page.section("用法", "Use it");
@@ -51,8 +51,8 @@ pub(super) fn render(page: &Page<'_>, four: &InFourBits) -> String {
     let place = match page.card.repository {
         Some(_) => "",
         None => page.pick(
-            "`your-name` 换成仓库主人的名字，或把整个名字换成本地文件夹。\n\n",
-            "Put the owner of this repository for `your-name`, or a local folder for the whole.\n\n",
+            "把 `your-name` 换成仓库所有者的名字，或把整个名字换成本地文件夹。\n\n",
+            "Replace `your-name` with the owner of the repository, or the whole name with a local folder.\n\n",
         ),
     };
     let branch = page.card.revision.as_deref().map(line);
@@ -96,7 +96,7 @@ mod tests {
              - \"base_model:quantized:meta-llama/Llama-3.2-1B\"\n---\n\n<!-- danlu:begin -->\n"
         ), "{english}");
         assert!(english.contains("-->\n\n# Llama-3.2-1B-nf4\n"), "{english}");
-        assert!(english.contains("its projections (but for `down_proj`) in nf4"), "{english}");
+        assert!(english.contains("Its projections (except `down_proj`) are in nf4"), "{english}");
         assert!(english.contains("went from 2.5 GB to 1.0 GB"), "{english}");
         assert!(english.contains("from_pretrained(\"your-name/Llama-3.2-1B-nf4\")\n"), "{english}");
         assert!(Card { language: CardLanguage::Zh, ..card.clone() }.render("").contains("双重量化"));

@@ -1,4 +1,4 @@
-//! What the training changed: losses, their picture, and replies side by side.
+//! The results of training: losses, their chart, and replies side by side.
 
 use std::fmt::Write as _;
 
@@ -7,8 +7,8 @@ use danlu_model::Quantization;
 use super::markdown::cell;
 use super::{Merge, PICTURE_FILE, Page, Training};
 
-/// Characters of a question or a reply that are shown.
-const MOST: usize = 400;
+/// Longest question or reply that is shown, in characters.
+const MAX_REPLY_CHARS: usize = 400;
 
 pub(super) fn render(page: &Page<'_>, run: &Training) -> String {
     losses(page, run) + &replies(page, run)
@@ -25,14 +25,14 @@ fn losses(page: &Page<'_>, run: &Training) -> String {
             let _ = writeln!(out, "{head}\n|---|---:|---:|\n| {loss} | {before:.4} | {after:.4} |");
             let _ = writeln!(out, "| {perplexity} | {:.2} | {:.2} |\n", before.exp(), after.exp());
             out += &page.pick(
-                format!("在 {records} 条没有参加训练的记录上测得。"),
-                format!("Measured on {records} records that were not trained on."),
+                format!("在 {records} 条留出的记录上测得。"),
+                format!("Measured on {records} held-out records."),
             );
         }
         None => {
             out += page.pick(
-                "没有留出记录，因此没有训练之外的损失。",
-                "No records were held out, so there is no loss beyond the training data.",
+                "没有留出记录，因此没有留出集损失。",
+                "No records were held out: there is no held-out loss.",
             );
         }
     }
@@ -41,8 +41,8 @@ fn losses(page: &Page<'_>, run: &Training) -> String {
             out,
             "{}",
             page.pick(
-                format!("训练损失最初 {first:.3}，最后 {last:.3}（最初与最后十分之一的步）。"),
-                format!(" Training loss {first:.3} at first, {last:.3} at last (first and last tenth of the steps)."),
+                format!("训练损失：前十分之一的步平均 {first:.3}，后十分之一平均 {last:.3}。"),
+                format!(" Mean training loss: {first:.3} over the first tenth of the steps, {last:.3} over the last."),
             )
         );
     }
@@ -54,7 +54,7 @@ fn losses(page: &Page<'_>, run: &Training) -> String {
     out
 }
 
-/// Whose figures these are, where the model is in 4 bits that nobody trained or measured then.
+/// For a 4-bit model: the values above belong to base + adapter.
 fn in_four_bits(page: &Page<'_>) -> String {
     let Some(Quantization { quant_type: code, .. }) = page.card.four_bit() else { return String::new() };
     let merge = page.card.merge.as_ref().filter(|merge| merge.quantized.is_some());
@@ -66,15 +66,15 @@ fn in_four_bits(page: &Page<'_>) -> String {
                     "在合并核对的文本上，{code} 模型的困惑度是 {after:.4}，“基座 + 适配器”是 {before:.4}。"
                 ),
                 format!(
-                    " On the texts of the merge the model in {code} has a perplexity of {after:.4}, and base + adapter {before:.4}."
+                    " On the texts of the merge check, the {code} model has a perplexity of {after:.4}, base + adapter one of {before:.4}."
                 ),
             )
         }
         _ => (String::new(), String::new()),
     };
     page.pick(
-        format!("这些数字属于“基座 + 适配器”，不是这个 {code} 模型的。{known_zh}"),
-        format!(" These figures are of base + adapter, not of the model in {code}.{known}"),
+        format!("以上数值属于“基座 + 适配器”，不属于这个 {code} 模型。{known_zh}"),
+        format!(" These values belong to base + adapter, not to the {code} model.{known}"),
     )
 }
 
@@ -86,25 +86,25 @@ fn replies(page: &Page<'_>, run: &Training) -> String {
     let (most, dtype) = (run.reply_tokens, run.settings.dtype);
     let (over_zh, over) = match run.over() {
         Some(Quantization { quant_type, .. }) => {
-            (format!("，基座为 {quant_type}"), format!(" with the base in {quant_type}"))
+            (format!("，基座为 {quant_type}"), format!(" over a {quant_type} base"))
         }
         None => (String::new(), String::new()),
     };
     let (but_zh, but) = match page.card.four_bit() {
         Some(Quantization { quant_type, .. }) => (
-            format!("不是这个 {quant_type} 模型的回答。"),
-            format!(" They are not the replies of the model in {quant_type}."),
+            format!("这些不是 {quant_type} 模型的回答。"),
+            format!(" These are not replies of the {quant_type} model."),
         ),
         None => (String::new(), String::new()),
     };
     out += &page.pick(
-        format!("以 {dtype} 计算{over_zh}，贪心解码，最多 {most} 个词元，没有挑选。{but_zh}\n\n| 问 | 基座 | 基座 + 适配器 |\n|---|---|---|\n"),
-        format!("Computed in {dtype}{over}, greedy, at most {most} tokens, not picked by hand.{but}\n\n| question | base | base + adapter |\n|---|---|---|\n"),
+        format!("以 {dtype} 计算{over_zh}，贪心解码，最多 {most} 个词元，未经挑选。{but_zh}\n\n| 问 | 基座 | 基座 + 适配器 |\n|---|---|---|\n"),
+        format!("Computed in {dtype}{over}, greedy, at most {most} tokens, without selection.{but}\n\n| question | base | base + adapter |\n|---|---|---|\n"),
     );
     for reply in &run.replies {
         let said = [&reply.prompt, &reply.before, &reply.after].map(|text| match text.trim() {
             "" => page.pick("（空）", "(empty)").to_owned(),
-            text => cell(text, MOST),
+            text => cell(text, MAX_REPLY_CHARS),
         });
         let _ = writeln!(out, "| {} |", said.join(" | "));
     }

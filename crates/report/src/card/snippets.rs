@@ -1,4 +1,4 @@
-//! How to run it: danlu, transformers, PEFT and vLLM, each complete as it stands.
+//! Complete snippets for danlu, transformers, PEFT and vLLM.
 
 use danlu_model::Quantization;
 use danlu_model::shell_word;
@@ -6,59 +6,59 @@ use danlu_model::shell_word;
 use super::markdown::{fenced, line, literal, plain};
 use super::{Card, Page};
 
-/// Ranks that vLLM makes room for; it takes adapters up to the first without being told.
+/// Ranks that vLLM reserves memory for. The first is its default.
 const VLLM_RANKS: [u32; 7] = [16, 32, 64, 128, 256, 320, 512];
 
-/// Longest question that a snippet asks, in characters.
-const LONGEST_QUESTION: usize = 60;
+/// Longest question in a snippet, in characters.
+const MAX_QUESTION_CHARS: usize = 60;
 
 pub(super) fn render(page: &Page<'_>) -> String {
-    let ask = Ask::of(page);
+    let values = SnippetValues::of(page);
     let adapter = page.card.merge.is_none();
-    let mut out = page.section("用法", "Use it") + &placeholders(page, &ask);
+    let mut out = page.section("用法", "Use it") + &placeholders(page, &values);
     let mut part = |title: &str, blocks: &[String]| {
         out += &format!("**{title}**\n\n{}", blocks.concat());
     };
-    if ask.is_chat {
-        part("danlu", &[danlu(page, &ask)]);
+    if values.is_chat {
+        part("danlu", &[danlu(page, &values)]);
     }
-    part("transformers", &[transformers(page.card, &ask)]);
+    part("transformers", &[transformers(page.card, &values)]);
     if adapter {
-        part("PEFT", &[peft(page.card, &ask)]);
+        part("PEFT", &[peft(page.card, &values)]);
     }
     if !adapter || page.card.lora.as_ref().is_none_or(|lora| lora.r <= VLLM_RANKS[6]) {
-        part("vLLM", &[serve(page.card, &ask), request(page.card, &ask)]);
+        part("vLLM", &[serve(page.card, &values), request(page.card, &values)]);
     }
     out
 }
 
-/// What every snippet asks, and whom.
-struct Ask {
+/// The names and the question in every snippet.
+struct SnippetValues {
     /// The model's repository.
     repository: String,
-    /// Its branch, where it is not the main one.
+    /// Its branch, unless it is main.
     revision: Option<String>,
-    /// Its last part.
+    /// The repository without its owner.
     name: String,
-    /// The base's, as far as it is known.
+    /// The base's repository, or its folder's name.
     base: String,
-    /// The base's commit, as far as it is known.
+    /// The base's commit, where it is known.
     base_revision: Option<String>,
     /// Whether there is a chat template.
     is_chat: bool,
     question: String,
-    /// As Python and JSON spell them.
+    /// The conversation as a literal of Python and JSON.
     messages: String,
     most: usize,
 }
 
-impl Ask {
+impl SnippetValues {
     fn of(page: &Page<'_>) -> Self {
         let card = page.card;
         let repository = card.repository.as_deref().map_or_else(|| card.name_on_hub(), line);
         let name = repository.rsplit('/').next().unwrap_or_default().to_owned();
         let run = card.training.as_ref();
-        let fits = |prompt: &str| !prompt.is_empty() && prompt.chars().count() <= LONGEST_QUESTION;
+        let fits = |prompt: &str| !prompt.is_empty() && prompt.chars().count() <= MAX_QUESTION_CHARS;
         let asked =
             run.and_then(|run| run.replies.iter().map(|r| line(&r.prompt)).find(|prompt| fits(prompt)));
         let question = asked.unwrap_or_else(|| page.pick("你好，你是谁？", "Hello, who are you?").to_owned());
@@ -80,80 +80,83 @@ impl Ask {
         }
     }
 
-    /// The repository as Python's loaders take it: with its branch as a further argument.
+    /// The arguments of Python's loaders: the repository, and its branch.
     fn in_python(&self) -> String {
         literal(&self.repository) + &revision_argument(self.revision.as_ref())
     }
 
-    /// The base in the same way, with its commit.
+    /// The same for the base, with its commit.
     fn base_in_python(&self) -> String {
         literal(&self.base) + &revision_argument(self.base_revision.as_ref())
     }
 }
 
-/// A repository as danlu takes it, with its branch.
+/// A repository with its branch, as an argument of danlu.
 pub(super) fn at_branch(repository: &str, revision: Option<&String>) -> String {
     revision.map_or_else(|| repository.to_owned(), |revision| format!("{repository}@{revision}"))
 }
 
-/// A revision as `from_pretrained` takes it, behind the name.
+/// The `revision` argument of `from_pretrained`.
 pub(super) fn revision_argument(revision: Option<&String>) -> String {
     revision.map_or_else(String::new, |revision| format!(", revision={}", literal(revision)))
 }
 
-/// A revision as vLLM takes it, behind the name.
+/// The `--revision` flag of vLLM.
 fn revision_flag(revision: Option<&String>) -> String {
     revision.map_or_else(String::new, |revision| format!(" --revision {}", shell_word(revision)))
 }
 
-/// Names that are to be replaced before a snippet works.
-fn placeholders(page: &Page<'_>, ask: &Ask) -> String {
+/// Which names the reader has to replace.
+fn placeholders(page: &Page<'_>, values: &SnippetValues) -> String {
     let mut out = String::new();
     if page.card.repository.is_none() {
-        let repository = plain(&ask.repository);
+        let repository = plain(&values.repository);
         out += &page.pick(
-            format!("`your-name` 换成仓库主人的名字（{repository}），或换成本地文件夹。"),
-            format!("Put the owner of this repository for `your-name` (in {repository}), or a local folder for the whole. "),
+            format!("把 {repository} 里的 `your-name` 换成仓库所有者的名字，或把整个名字换成本地文件夹。"),
+            format!("Replace `your-name` in {repository} with the owner of the repository, or the whole name with a local folder. "),
         );
     }
     if page.card.merge.is_none() && page.card.base.hub_id.is_none() {
-        let base = plain(&ask.base);
+        let base = plain(&values.base);
         out += &page.pick(
-            format!("基座“{base}”训练时是本地文件夹：换成它所在的位置。"),
-            format!("The base \"{base}\" was a local folder in training: put the place where you have it."),
+            format!("基座“{base}”在训练时是本地文件夹，请换成它在你机器上的位置。"),
+            format!("The base \"{base}\" was a local folder during training: replace it with the path of your copy."),
         );
     }
     if out.is_empty() { out } else { format!("{}\n\n", out.trim_end()) }
 }
 
-fn danlu(page: &Page<'_>, ask: &Ask) -> String {
+fn danlu(page: &Page<'_>, values: &SnippetValues) -> String {
     let needs_base = page.card.merge.is_none() && page.card.base.hub_id.is_none();
-    let base = if needs_base { format!(" --base {}", shell_word(&ask.base)) } else { String::new() };
-    let model = at_branch(&ask.repository, ask.revision.as_ref());
+    let base = if needs_base { format!(" --base {}", shell_word(&values.base)) } else { String::new() };
+    let model = at_branch(&values.repository, values.revision.as_ref());
     fenced(&format!("danlu chat {}{base}", shell_word(&model)), "sh")
 }
 
-fn transformers(card: &Card, ask: &Ask) -> String {
-    let repository = ask.in_python();
+fn transformers(card: &Card, values: &SnippetValues) -> String {
+    let repository = values.in_python();
     let (imports, quantized) = loading(card);
     let load = match &card.merge {
         Some(_) => format!("model = AutoModelForCausalLM.from_pretrained({repository})\n"),
         None => format!(
             "model = AutoModelForCausalLM.from_pretrained({}{quantized})\nmodel.load_adapter({}{})\nmodel.eval()\n",
-            ask.base_in_python(),
-            literal(&ask.repository),
-            ask.revision.as_ref().map_or_else(String::new, |revision| format!(
+            values.base_in_python(),
+            literal(&values.repository),
+            values.revision.as_ref().map_or_else(String::new, |revision| format!(
                 ", adapter_kwargs={{\"revision\": {}}}",
                 literal(revision)
             ))
         ),
     };
     let needs = packages(card);
-    python(&format!("{needs}{imports}\ntokenizer = AutoTokenizer.from_pretrained({repository})\n{load}"), ask)
+    python(
+        &format!("{needs}{imports}\ntokenizer = AutoTokenizer.from_pretrained({repository})\n{load}"),
+        values,
+    )
 }
 
-fn peft(card: &Card, ask: &Ask) -> String {
-    let (repository, base) = (ask.in_python(), ask.base_in_python());
+fn peft(card: &Card, values: &SnippetValues) -> String {
+    let (repository, base) = (values.in_python(), values.base_in_python());
     let (imports, quantized) = loading(card);
     let needs = packages(card);
     let head = format!(
@@ -161,10 +164,10 @@ fn peft(card: &Card, ask: &Ask) -> String {
          base = AutoModelForCausalLM.from_pretrained({base}{quantized})\n\
          model = PeftModel.from_pretrained(base, {repository})\n"
     );
-    python(&head, ask)
+    python(&head, values)
 }
 
-/// What Python needs for it, as a comment with the command.
+/// The Python packages, as a comment with the command.
 fn packages(card: &Card) -> String {
     let trained = card.training.as_ref().and_then(|run| run.over());
     let is_four_bit = match &card.merge {
@@ -176,7 +179,7 @@ fn packages(card: &Card) -> String {
     format!("# pip install torch transformers{peft}{four_bit}\n")
 }
 
-/// The imports, and what puts a base into the 4 bits that the adapter was trained over.
+/// The imports, and the argument that quantizes the base as in training.
 fn loading(card: &Card) -> (String, String) {
     let plain = "from transformers import AutoModelForCausalLM, AutoTokenizer\n".to_owned();
     let over = card
@@ -189,7 +192,7 @@ fn loading(card: &Card) -> (String, String) {
     let blocks = match quantization.block_size {
         Quantization::BLOCK_SIZE => String::new(),
         size => format!(
-            "# trained over 4 bits in blocks of {size}; BitsAndBytesConfig knows blocks of {} only\n",
+            "# trained on 4 bits in blocks of {size}; BitsAndBytesConfig supports only blocks of {}\n",
             Quantization::BLOCK_SIZE
         ),
     };
@@ -201,59 +204,59 @@ fn loading(card: &Card) -> (String, String) {
     (imports, ", quantization_config=four_bit".to_owned())
 }
 
-/// A program that loads as `head` does and prints one answer, greedy like the replies of the card.
-fn python(head: &str, ask: &Ask) -> String {
-    let inputs = match ask.is_chat {
+/// A program that starts with `head` and prints one greedy answer, like those in the card.
+fn python(head: &str, values: &SnippetValues) -> String {
+    let inputs = match values.is_chat {
         true => format!(
             "messages = {}\ninputs = tokenizer.apply_chat_template(\n    messages, add_generation_prompt=True, \
              return_dict=True, return_tensors=\"pt\"\n).to(model.device)\n",
-            ask.messages
+            values.messages
         ),
         false => format!(
             "inputs = tokenizer({}, return_tensors=\"pt\").to(model.device)\n",
-            literal(&ask.question)
+            literal(&values.question)
         ),
     };
     let text = format!(
         "{head}\n{inputs}output = model.generate(**inputs, max_new_tokens={}, do_sample=False)\n\
          print(tokenizer.decode(output[0, inputs[\"input_ids\"].shape[1]:], skip_special_tokens=True))",
-        ask.most
+        values.most
     );
     fenced(&text, "python")
 }
 
-fn serve(card: &Card, ask: &Ask) -> String {
-    let repository = shell_word(&ask.repository);
+fn serve(card: &Card, values: &SnippetValues) -> String {
+    let repository = shell_word(&values.repository);
     let text = match &card.merge {
-        Some(_) => format!("vllm serve {repository}{}", revision_flag(ask.revision.as_ref())),
+        Some(_) => format!("vllm serve {repository}{}", revision_flag(values.revision.as_ref())),
         None => {
             let rank = card.lora.as_ref().map_or(0, |lora| lora.r);
             let room = VLLM_RANKS.into_iter().find(|room| *room >= rank).unwrap_or(VLLM_RANKS[0]);
             let room = if room > VLLM_RANKS[0] { format!(" --max-lora-rank {room}") } else { String::new() };
-            let module = match &ask.revision {
-                // vLLM fetches an adapter's main branch only: of another it is given the folder.
+            let module = match &values.revision {
+                // vLLM fetches only the main branch of an adapter. For another branch the snippet downloads the folder.
                 Some(revision) => format!(
                     "{}=\"$(hf download {repository} --revision {} --quiet)\"",
-                    shell_word(&ask.name),
+                    shell_word(&values.name),
                     shell_word(revision)
                 ),
-                None => shell_word(&format!("{}={}", ask.name, ask.repository)),
+                None => shell_word(&format!("{}={}", values.name, values.repository)),
             };
-            let base = shell_word(&ask.base) + &revision_flag(ask.base_revision.as_ref());
+            let base = shell_word(&values.base) + &revision_flag(values.base_revision.as_ref());
             format!("vllm serve {base} --enable-lora{room} --lora-modules {module}")
         }
     };
     fenced(&text, "sh")
 }
 
-fn request(card: &Card, ask: &Ask) -> String {
-    // A whole model goes by its repository, an adapter by what `--lora-modules` calls it.
-    let model = if card.merge.is_some() { &ask.repository } else { &ask.name };
-    let (route, asked) = match ask.is_chat {
-        true => ("chat/completions", format!("\"messages\": {}", ask.messages)),
-        false => ("completions", format!("\"prompt\": {}", literal(&ask.question))),
+fn request(card: &Card, values: &SnippetValues) -> String {
+    // A full model has the name of its repository, an adapter the name in `--lora-modules`.
+    let model = if card.merge.is_some() { &values.repository } else { &values.name };
+    let (route, asked) = match values.is_chat {
+        true => ("chat/completions", format!("\"messages\": {}", values.messages)),
+        false => ("completions", format!("\"prompt\": {}", literal(&values.question))),
     };
-    let (model, most) = (literal(model), ask.most);
+    let (model, most) = (literal(model), values.most);
     let body = format!("{{\"model\": {model}, {asked}, \"max_tokens\": {most}, \"temperature\": 0}}");
     let body = shell_word(&body);
     fenced(

@@ -109,18 +109,18 @@ fn figures_settings_and_data_are_told() {
     let english = card(CardLanguage::En).render("");
     for text in [
         "| held-out loss (nats per token) | 4.4000 | 1.3000 |",
-        "Measured on 20 records",
+        "Measured on 20 held-out records",
         "![The loss over the steps](loss.svg)",
         "| `lora_r` | 8 |",
         "| `max_steps` | not set |",
-        "290 records were trained on and 20 held out",
-        "Only answers carry the loss",
+        "Trained on 290 records, with 20 held out.",
+        "Only answers carry a loss",
         "chat template (SHA-256 cdcdcdcdcdcd…)",
         "| Hardware | Some CPU; cpu avx512bf16, 2 threads |",
     ] {
         assert!(english.contains(text), "{text}\n{english}");
     }
-    assert!(!english.contains("lost the front"));
+    assert!(!english.contains("start of their question"));
     let mut chinese = card(CardLanguage::Zh);
     chinese.training.as_mut().unwrap().backend = "cpu avx512, 2 threads, f32".into();
     assert!(chinese.render("").contains("| 硬件 | Some CPU; cpu avx512, 2 线程, f32 |"));
@@ -207,10 +207,10 @@ fn figures_of_a_model_in_four_bits_are_told_from_those_of_its_training() {
     let text =
         on_the_hub(CardLanguage::En).merged("m".into(), merge()).quantized("m-nf4".into(), four).render("");
     for words in [
-        "A whole model (nf4): ",
-        "These figures are of base + adapter, not of the model in nf4.",
-        "Computed in f32, greedy, at most 64 tokens, not picked by hand. They are not the replies of the model in nf4.",
-        "what nf4 costs was not measured",
+        "A full model (nf4): ",
+        "These values belong to base + adapter, not to the nf4 model.",
+        "Computed in f32, greedy, at most 64 tokens, without selection. These are not replies of the nf4 model.",
+        "The cost of nf4 was not measured.",
         "# pip install torch transformers accelerate bitsandbytes\n",
         "base_model_relation: quantized\n",
     ] {
@@ -231,13 +231,16 @@ fn a_base_in_four_bits_is_loaded_as_it_was_trained() {
     let quantization = danlu_model::Quantization::new(danlu_kernels::FourBitCode::Nf4);
     stored.training.as_mut().unwrap().stored = Some(quantization);
     let text = stored.render("");
-    assert!(text.contains("| Base in | nf4, as stored (QLoRA) |") && !text.contains("four_bit"), "{text}");
+    assert!(
+        text.contains("| Base precision | nf4, as stored (QLoRA) |") && !text.contains("four_bit"),
+        "{text}"
+    );
     assert!(text.contains("# pip install torch transformers peft accelerate bitsandbytes\n"), "{text}");
     adapter.training.as_mut().unwrap().settings.quant_block_size = 128;
     assert!(
-        adapter
-            .render("")
-            .contains("# trained over 4 bits in blocks of 128; BitsAndBytesConfig knows blocks of 64 only\n")
+        adapter.render("").contains(
+            "# trained on 4 bits in blocks of 128; BitsAndBytesConfig supports only blocks of 64\n"
+        )
     );
 }
 

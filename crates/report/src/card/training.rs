@@ -1,4 +1,4 @@
-//! How it was trained: the figures people ask for first, and every setting below them.
+//! How the adapter was trained: a summary, then every setting.
 
 use std::fmt::Write as _;
 
@@ -33,20 +33,28 @@ pub(super) fn render(page: &Page<'_>, run: Option<&Training>) -> String {
     let Some(run) = run else { return out + "\n" };
     let s = &run.settings;
     if let Some(quantization) = s.quantization() {
-        row("基座精度", "Base in", format!("{} (QLoRA)", quantization.quant_type));
+        row("基座精度", "Base precision", format!("{} (QLoRA)", quantization.quant_type));
     } else if let Some(stored) = run.stored {
         let code = stored.quant_type;
-        let value = page.pick(format!("{code}，存储时即如此 (QLoRA)"), format!("{code}, as stored (QLoRA)"));
-        row("基座精度", "Base in", value);
+        let value = page.pick(format!("{code}，基座文件本身 (QLoRA)"), format!("{code}, as stored (QLoRA)"));
+        row("基座精度", "Base precision", value);
     }
+    measured(page, run, &mut row);
+    row("软件", "Software", format!("danlu {}", plain(&run.version)));
+    out + &settings(page, run)
+}
+
+/// Steps, optimizer, time, hardware and memory.
+fn measured(page: &Page<'_>, run: &Training, row: &mut dyn FnMut(&str, &str, String)) {
+    let s = &run.settings;
     let steps = thousands(run.steps);
     let (batch, accumulation) = (s.per_device_train_batch_size, s.gradient_accumulation_steps);
     row(
         "步数",
         "Steps",
         page.pick(
-            format!("{steps} 步，每步 {batch} × {accumulation} 条"),
-            format!("{steps}, each {batch} × {accumulation} records"),
+            format!("{steps} 步，每步 {batch} × {accumulation} 条记录"),
+            format!("{steps}, of {batch} × {accumulation} records each"),
         ),
     );
     row(
@@ -70,15 +78,13 @@ pub(super) fn render(page: &Page<'_>, run: Option<&Training>) -> String {
         row(
             "内存峰值",
             "Peak memory",
-            page.pick(format!("{peak}（预计 {plan}）"), format!("{peak} ({plan} were planned)")),
+            page.pick(format!("{peak}（预计 {plan}）"), format!("{peak} ({plan} planned)")),
         );
     }
-    row("软件", "Software", format!("danlu {}", plain(&run.version)));
-    out + &settings(page, run)
 }
 
 fn settings(page: &Page<'_>, run: &Training) -> String {
-    let (title, head) = page.pick(("全部设置", "| 设置 | 值 |"), ("Every setting", "| setting | value |"));
+    let (title, head) = page.pick(("全部设置", "| 设置 | 值 |"), ("All settings", "| setting | value |"));
     let mut out = format!("\n<details>\n<summary>{title}</summary>\n\n{head}\n|---|---|\n");
     for (name, value) in run.settings.entries() {
         let value = value_text(&value, page.pick("未设置", "not set"));

@@ -1,4 +1,4 @@
-//! The words of the page, in both languages.
+//! The labels of the page, in both languages.
 
 use crate::Language;
 
@@ -71,15 +71,15 @@ static EN: Labels = Labels {
     step: "step",
     tokens: "tokens",
     loss: "Loss",
-    loss_note: "Nats per token. Each step sees other records, so its own loss jumps; the smoothed line shows the \
-        course. Held-out records are never trained on.",
+    loss_note: "Nats per token. Each step uses other records, so its loss jumps. The smoothed line shows the trend. \
+        Held-out records are never used for training.",
     raw: "each step",
     smoothed: "smoothed",
     held_out: "held-out",
     learning_rate: "Learning rate",
     tokens_per_second: "Tokens per second",
     replies: "Before and after",
-    replies_note: "The same question to the base alone and with the adapter.",
+    replies_note: "The same question, answered by the base and by base + adapter.",
     before: "Before: base",
     after: "After: base + adapter",
     empty_reply: "(empty)",
@@ -92,9 +92,9 @@ static EN: Labels = Labels {
     all_tokens: "Tokens",
     trained_tokens: "carry a loss",
     longest: "Longest record",
-    shortened: "Shortened to fit",
-    dropped: "Left out: too long",
-    skipped: "Left out: unreadable",
+    shortened: "Truncated",
+    dropped: "Dropped: too long",
+    skipped: "Skipped: unreadable",
     settings: "Settings",
     not_set: "not set",
     made_by: "Made by",
@@ -116,7 +116,7 @@ static ZH: Labels = Labels {
     step: "步",
     tokens: "词元",
     loss: "损失",
-    loss_note: "单位：奈特每词元。每一步看到的记录不同，单步损失会跳动；平滑线显示走势。留出集从不参与训练。",
+    loss_note: "单位：奈特/词元。每一步用到的记录不同，单步损失会跳动；平滑线显示走势。留出集不参与训练。",
     raw: "每一步",
     smoothed: "平滑",
     held_out: "留出集",
@@ -141,5 +141,5 @@ static ZH: Labels = Labels {
     skipped: "因无法读取而跳过",
     settings: "设置",
     not_set: "未设置",
-    made_by: "由以下程序生成：",
+    made_by: "生成工具：",
 };
