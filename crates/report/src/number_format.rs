@@ -1,4 +1,4 @@
-//! Numbers as people read them, on the screen, in the report and in the card alike.
+//! Number formats of the terminal, the page and the card.
 
 /// `1234567` as `1,234,567`.
 pub fn thousands(n: u64) -> String {

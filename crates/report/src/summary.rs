@@ -1,14 +1,14 @@
-//! What happened in a run, for people: the one source of the report and of the adapter's card.
+//! The summary of a run, from which the page and the card are written.
 
 use danlu_train::{MemoryPlan, StepMetrics, TrainSettings};
 use serde::{Deserialize, Serialize};
 
-/// A run, told after it is over. Names only: no path of the machine it ran on belongs in here.
+/// A finished run. It holds names only, no path of the machine.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct RunSummary {
-    /// The adapter's name: its folder's.
+    /// The adapter's name: the name of its folder.
     pub adapter_name: String,
-    /// The base's name: a hub name, or its folder's.
+    /// The base's name on the Hub, or the name of its folder.
     pub base_name: String,
     /// Parameters of base and adapter together, as PEFT counts them.
     pub all_parameters: u64,
@@ -20,25 +20,25 @@ pub struct RunSummary {
     pub data: DataSummary,
     /// Every step.
     pub steps: Vec<StepMetrics>,
-    /// Held-out loss after so many steps; the first is the base's own when the step is 0.
+    /// Step and held-out loss. Step 0 measures the base.
     pub evaluations: Vec<(u64, f64)>,
     /// Replies of base and adapter to the same questions.
     pub replies: Vec<Reply>,
-    /// What computed, as the back end names itself.
+    /// The name of the back end.
     pub backend: String,
-    /// Memory, planned and used.
+    /// Planned and measured memory.
     #[serde(default)]
     pub memory: Option<MemoryUse>,
     /// Version of danlu.
     pub version: String,
 }
 
-/// How well the memory of a run was foreseen.
+/// Predicted and measured memory of a run.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct MemoryUse {
-    /// The forecast.
+    /// The prediction.
     pub plan: MemoryPlan,
-    /// The most bytes the process held, where the system tells.
+    /// The measured peak in bytes, where the system reports it.
     pub peak: Option<u64>,
 }
 
@@ -54,17 +54,17 @@ pub struct DataSummary {
     pub held_out_records: u64,
     /// Tokens of the training records.
     pub tokens: u64,
-    /// Those that carry a loss.
+    /// Tokens with a loss.
     pub trained_tokens: u64,
     /// Tokens of the longest training record.
     pub longest: u64,
-    /// Records that were shortened to fit.
+    /// Records that were truncated.
     pub shortened: u64,
-    /// Records left out because what fits of them carries no loss.
+    /// Records dropped because no token with a loss fits.
     pub dropped: u64,
-    /// Records that could not be read and were left out.
+    /// Records skipped because they could not be read.
     pub skipped: u64,
-    /// Languages of what is trained, as the Hub spells them, where they are certain.
+    /// Languages of the trained text as the Hub spells them, as far as they are certain.
     pub languages: Vec<String>,
 }
 
@@ -73,7 +73,7 @@ pub struct DataSummary {
 pub struct DataFile {
     /// Its name, without a path.
     pub name: String,
-    /// Its format, as recognised or forced.
+    /// Its format, detected or given.
     pub format: String,
     /// Records in it.
     pub records: u64,
@@ -81,7 +81,7 @@ pub struct DataFile {
     pub sha256: String,
 }
 
-/// A question, and what base and adapter make of it.
+/// A question, and the replies of base and adapter.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Reply {
     /// The question.
@@ -118,13 +118,13 @@ impl RunSummary {
         (tenth > 0).then(|| (mean(&self.steps[..tenth]), mean(&self.steps[self.steps.len() - tenth..])))
     }
 
-    /// Share of the parameters that were trained, in percent.
+    /// Trainable parameters in percent of all.
     pub fn trainable_percent(&self) -> f64 {
         100.0 * self.trainable_parameters as f64 / self.all_parameters.max(1) as f64
     }
 }
 
-/// A setting's value as text: `q_proj, v_proj` rather than JSON.
+/// A setting as text: `q_proj, v_proj` instead of JSON.
 pub(crate) fn value_text(value: &serde_json::Value, not_set: &str) -> String {
     use serde_json::Value;
     match value {

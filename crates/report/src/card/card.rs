@@ -1,4 +1,4 @@
-//! `card.json`: everything a card says, without a path, from which it can be written again.
+//! `card.json`: everything that a card shows, as plain values without a path.
 
 use std::path::Path;
 
@@ -15,13 +15,13 @@ use super::quantized::InFourBits;
 use crate::Language;
 use crate::{DataSummary, Reply, ReportError, RunSummary};
 
-/// Name of the file beside a card that holds what it says.
+/// Name of the file with the values of a card.
 pub const CARD_FILE: &str = "card.json";
 
-/// Largest one that is read: a card's own texts are short.
+/// Largest `card.json` that is read.
 const MAX_BYTES: u64 = 16 << 20;
 
-/// In which languages a card is written, the first one above.
+/// The languages of a card, in order.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum CardLanguage {
     /// Simplified Chinese.
@@ -51,37 +51,37 @@ impl CardLanguage {
     }
 }
 
-/// What the card of an adapter or of a merged model says.
+/// The values of the card of an adapter or a model.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Card {
-    /// The model's name: its folder's.
+    /// The model's name: the name of its folder.
     pub name: String,
-    /// Where it lies on the Hub, `owner/name`, once it does.
+    /// Its repository on the Hub, `owner/name`, once published.
     pub repository: Option<String>,
-    /// The branch there, where it is not the main one.
+    /// Its branch, unless it is main.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub revision: Option<String>,
     /// Its languages.
     pub language: CardLanguage,
     /// The base.
     pub base: BaseIdentity,
-    /// The adapter's shape; none of a base that was put into 4 bits.
+    /// The adapter's shape; none for a quantized base.
     pub lora: Option<Lora>,
     /// The licence, as the Hub spells it.
     pub license: Option<String>,
     /// Data sets on the Hub, `owner/name`.
     pub datasets: Vec<String>,
-    /// The run, where danlu trained the adapter.
+    /// The run, if danlu trained the adapter.
     pub training: Option<Training>,
-    /// The merge, where it is a whole model.
+    /// The merge, if this is a full model.
     pub merge: Option<Merge>,
-    /// How it was put into 4 bits, where that was done to what was whole already.
+    /// The quantization, if a full model was quantized.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub in_four_bits: Option<InFourBits>,
-    /// The base that the adapter was trained on, where it was merged into another.
+    /// The base of the training, if the adapter was merged into another one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub trained_on: Option<BaseIdentity>,
-    /// Whether `loss.svg` lies beside the card.
+    /// Whether `loss.svg` is beside the card.
     pub has_picture: bool,
     /// Version of danlu that wrote it.
     pub version: String,
@@ -94,9 +94,9 @@ pub struct Lora {
     pub r: u32,
     /// Its alpha.
     pub alpha: f64,
-    /// Whether it is scaled by alpha / sqrt(rank).
+    /// Whether the scale is alpha / sqrt(rank).
     pub use_rslora: bool,
-    /// What carries it, as PEFT spells it.
+    /// Its target modules in PEFT's spelling.
     pub target_modules: String,
 }
 
@@ -112,12 +112,12 @@ impl Lora {
     }
 }
 
-/// A run, as far as its card tells of it.
+/// The part of a run that its card shows.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Training {
     /// Every setting.
     pub settings: TrainSettings,
-    /// The 4 bits that the base was stored in, where the run did not put it there.
+    /// The quantization of the base's own files, if they are in 4 bits.
     #[serde(default)]
     pub stored: Option<Quantization>,
     /// Parameters of the adapter.
@@ -126,13 +126,13 @@ pub struct Training {
     pub all_parameters: u64,
     /// The data.
     pub data: DataSummary,
-    /// SHA-256 of the chat template, where the base has one.
+    /// SHA-256 of the chat template, if the base has one.
     pub template_sha256: Option<String>,
     /// Steps taken.
     pub steps: u64,
     /// Seconds spent in them.
     pub seconds: f64,
-    /// Tokens a second.
+    /// Tokens per second.
     pub tokens_per_second: Option<f64>,
     /// Mean training loss of the first and the last tenth of the steps.
     pub train_loss: Option<(f64, f64)>,
@@ -140,20 +140,20 @@ pub struct Training {
     pub held_out: Option<(f64, f64)>,
     /// Replies of base and adapter.
     pub replies: Vec<Reply>,
-    /// Longest of them, in tokens.
+    /// Most tokens of a reply.
     pub reply_tokens: usize,
-    /// What computed, as the back end names itself.
+    /// The name of the back end.
     pub backend: String,
-    /// The processor's name, where the system tells it.
+    /// The processor's name, where the system reports it.
     pub processor: Option<String>,
-    /// The most bytes the process held, and the forecast.
+    /// Measured and predicted peak memory in bytes.
     pub memory: Option<(u64, u64)>,
     /// Version of danlu that trained it.
     pub version: String,
 }
 
 impl Training {
-    /// What a card tells of a run.
+    /// Selects the part of a run that its card shows.
     pub fn of(
         run: &RunSummary,
         template_sha256: Option<String>,
@@ -181,34 +181,34 @@ impl Training {
         }
     }
 
-    /// The 4 bits that the base was in, whoever put it there.
+    /// The quantization of the base during training.
     pub fn over(&self) -> Option<Quantization> {
         self.settings.quantization().or(self.stored)
     }
 
-    /// Share of the parameters that were trained, in percent.
+    /// Trainable parameters in percent of all.
     pub(crate) fn trainable_percent(&self) -> f64 {
         100.0 * self.trainable_parameters as f64 / self.all_parameters.max(1) as f64
     }
 }
 
-/// A merge, as far as its card tells of it: [`MergeReport`] without its paths.
+/// The part of a merge that its card shows: [`MergeReport`] without paths.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Merge {
-    /// The form of the base that the adapter went into.
+    /// The form of the base that was merged into.
     pub base: MergeBase,
-    /// What each form would have given, where there were two.
+    /// The values of each form, if there were two.
     pub forms: Vec<FormFigures>,
     /// Element types of the result, as `config.json` spells them.
     pub dtype: Vec<String>,
-    /// What 4 bits cost, where it is in 4 bits.
+    /// The cost of quantization, if the model is in 4 bits.
     pub quantized: Option<QuantizedFigures>,
-    /// The merge against the adapter on its base.
+    /// The comparison with the adapter on its base.
     pub fidelity: Fidelity,
 }
 
 impl Merge {
-    /// What a card tells of a merge.
+    /// Selects the part of a merge that its card shows.
     pub fn of(report: &MergeReport, fidelity: &Fidelity) -> Self {
         Self {
             base: report.merge_base,
@@ -221,10 +221,10 @@ impl Merge {
 }
 
 impl Card {
-    /// The card in a folder, if there is one.
+    /// Reads a folder's `card.json`, if there is one.
     ///
     /// # Errors
-    /// If there is one that cannot be read.
+    /// If it cannot be read, or holds a value that is no card's.
     pub fn read(folder: &Path) -> Result<Option<Self>, ReportError> {
         let path = folder.join(CARD_FILE);
         if !path.exists() {
@@ -239,7 +239,7 @@ impl Card {
         }
     }
 
-    /// What becomes a link, a command or the Hub's own data is spelt as the Hub spells it.
+    /// Checks the values that become links, commands or the Hub's own data.
     fn check(&self) -> Result<(), String> {
         let repository = self.repository.iter().map(|id| ("repository", id));
         for (field, id) in repository.chain(self.datasets.iter().map(|id| ("datasets", id))) {
@@ -262,8 +262,7 @@ impl Card {
         }
     }
 
-    /// A name that the Hub takes, before it has one there: what its folder's name has beyond letters, digits, dashes, dots
-    /// and underscores becomes a dash.
+    /// A valid repository name for an unpublished model. A character that the Hub rejects becomes a dash.
     pub(crate) fn name_on_hub(&self) -> String {
         let is_plain = |c: char| c.is_ascii_alphanumeric() || c == '_';
         let mut name = String::new();
@@ -280,7 +279,7 @@ impl Card {
         format!("your-name/{}", if name.is_empty() { "model" } else { name })
     }
 
-    /// The 4 bits that the model is in, if it is.
+    /// The quantization of the model, if it is in 4 bits.
     pub(crate) fn four_bit(&self) -> Option<Quantization> {
         let merged = self.merge.as_ref().and_then(|merge| merge.quantized);
         self.in_four_bits
@@ -289,13 +288,13 @@ impl Card {
             .or(merged.map(|figures| figures.quantization))
     }
 
-    /// The card of this model in 4 bits, in a folder called `name`.
+    /// The card of this model after quantization, in a folder called `name`.
     pub fn quantized(self, name: String, in_four_bits: InFourBits) -> Self {
         let version = env!("CARGO_PKG_VERSION").to_owned();
         Self { name, in_four_bits: Some(in_four_bits), repository: None, revision: None, version, ..self }
     }
 
-    /// The card of a model in a folder called `name` of which no more than its base is known.
+    /// The card of a model of which only the base is known, in a folder called `name`.
     pub fn new(name: String, language: CardLanguage, base: BaseIdentity, license: Option<String>) -> Self {
         Self {
             name,

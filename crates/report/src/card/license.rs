@@ -7,7 +7,7 @@ use danlu_model::files;
 /// Largest card of a base that is read for its licence.
 const MAX_CARD_BYTES: u64 = 4 << 20;
 
-/// The licence that the base's own card names.
+/// Reads the licence in the card of a base.
 pub fn license_of(base: &Path) -> Option<String> {
     let card = String::from_utf8(files::read_bounded(&base.join("README.md"), MAX_CARD_BYTES).ok()?).ok()?;
     let mut lines = card.lines();
@@ -20,7 +20,7 @@ pub fn license_of(base: &Path) -> Option<String> {
     is_license(id).then(|| id.to_owned())
 }
 
-/// Whether `id` is spelt as the Hub spells licences: `apache-2.0`.
+/// Whether `id` has the form of a licence on the Hub: `apache-2.0`.
 pub fn is_license(id: &str) -> bool {
     let known = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || matches!(c, '-' | '.');
     !id.is_empty() && id.len() <= 64 && id.chars().all(known)

@@ -1,16 +1,15 @@
-//! Text from outside, put where no character of it can do more than be read.
+//! Escapes text from outside for Markdown, YAML, Python and the shell.
 
 use std::fmt::Write as _;
 
-/// Text on one line.
+/// Joins text into one line.
 pub(crate) fn line(text: &str) -> String {
     text.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
-/// Text on one line as Markdown shows it letter for letter: in a sentence, a heading, a cell of a table.
+/// Escapes text for a sentence, a heading or a table cell, on one line.
 ///
-/// What Markdown, HTML or the Hub's formulas would act on stands as a character reference, which none of them
-/// takes for more than its letter.
+/// Characters with a meaning in Markdown, HTML or formulas become character references.
 pub(crate) fn plain(text: &str) -> String {
     let mut out = String::new();
     for c in line(text).replace("://", ":\0/").chars() {
@@ -18,7 +17,7 @@ pub(crate) fn plain(text: &str) -> String {
             '\\' | '|' | '<' | '>' | '&' | '`' | '*' | '_' | '[' | ']' | '~' | '$' | '#' => {
                 let _ = write!(out, "&#{};", u32::from(c));
             }
-            // An address is shown, not linked.
+            // Keeps an address from becoming a link.
             '\0' => out.push_str("&#47;"),
             c if c.is_control() => out.push('\u{fffd}'),
             c => out.push(c),
@@ -27,7 +26,7 @@ pub(crate) fn plain(text: &str) -> String {
     out
 }
 
-/// A text of several lines in one cell; a long one loses its end.
+/// Escapes a text of several lines for a table cell, cut after `most` characters.
 pub(crate) fn cell(text: &str, most: usize) -> String {
     let mut clipped: String = text.trim().chars().take(most).collect();
     if clipped.len() < text.trim().len() {
@@ -36,9 +35,9 @@ pub(crate) fn cell(text: &str, most: usize) -> String {
     clipped.lines().map(plain).collect::<Vec<_>>().join("<br>")
 }
 
-/// A name as code, on one line.
+/// Formats a name as code, on one line.
 pub(crate) fn code(text: &str) -> String {
-    // References mean nothing inside backticks, so the few characters that end a span or a cell leave it.
+    // Backticks do not read character references: a name with such a character goes into `<code>`.
     let text = line(text);
     match text.contains(['`', '|', '\\']) || text.is_empty() {
         true => format!("<code>{}</code>", plain(&text)),
@@ -46,14 +45,14 @@ pub(crate) fn code(text: &str) -> String {
     }
 }
 
-/// Text in a fence longer than any run of backticks in it.
+/// Text in a code fence longer than any run of backticks in it.
 pub(crate) fn fenced(text: &str, language: &str) -> String {
     let longest = text.split(|c| c != '`').map(str::len).max().unwrap_or(0);
     let fence = "`".repeat(longest.max(2) + 1);
     format!("{fence}{language}\n{}\n{fence}\n\n", text.trim_end())
 }
 
-/// A string of Python, JSON and YAML alike.
+/// A string literal that Python, JSON and YAML read.
 pub(crate) fn literal(text: &str) -> String {
     serde_json::Value::from(text).to_string()
 }

@@ -34,13 +34,13 @@ pub use quantized::InFourBits;
 pub use readme::{Readme, ReadmeFault};
 pub use text_language::TextLanguage;
 
-/// Name of a card.
+/// Name of the card's file.
 pub const README_FILE: &str = "README.md";
 
-/// Name of the picture beside it.
+/// Name of the chart beside it.
 pub const PICTURE_FILE: &str = "loss.svg";
 
-/// Who wrote it.
+/// The link to danlu.
 const DANLU: &str = "[danlu](https://github.com/danlu-rs/danlu)";
 
 /// Largest `README.md` that is read.
@@ -52,10 +52,10 @@ impl Card {
         self.updated("", Some(notes)).expect("an empty file has no fault")
     }
 
-    /// `readme` with this card as danlu's part. Everything else in it stays as it is, but the notes where some are given.
+    /// `readme` with this card as danlu's part. The notes change only if some are given, everything else never.
     ///
     /// # Errors
-    /// If the file has a fault that leaves open which part is danlu's.
+    /// If the marks or the front matter have a fault.
     pub fn updated(&self, readme: &str, notes: Option<&str>) -> Result<String, ReadmeFault> {
         let readme = Readme::parse(readme)?;
         let out = readme.updated(&front_matter::entries(self), &self.block())?;
@@ -65,14 +65,15 @@ impl Card {
         })
     }
 
-    /// The `README.md` for the Hub, which has `there` now, while the folder has `here`. No line of the author's on
-    /// the Hub is ever removed.
+    /// The `README.md` to send, from the folder's (`here`) and the Hub's (`there`).
+    ///
+    /// It keeps every line of the author's that the Hub has.
     ///
     /// # Errors
     /// If the folder's file has a fault.
     pub fn to_publish(&self, here: Option<&str>, there: Option<&str>) -> Result<ToPublish, ReadmeFault> {
         let ours = match here {
-            // A text without marks is the author's alone.
+            // Without marks the whole file is the author's.
             Some(text) if is_authors_alone(text)? => text.to_owned(),
             text => self.updated(text.unwrap_or_default(), None)?,
         };
@@ -97,10 +98,10 @@ impl Card {
         json
     }
 
-    /// Writes `card.json`, and the card into the folder's `README.md`, with these notes where some are given.
+    /// Writes `card.json`, and updates the folder's `README.md`, with these notes if some are given.
     ///
     /// # Errors
-    /// If a file cannot be read or written, or `README.md` has a fault; nothing is written then.
+    /// If a file cannot be read or written, or `README.md` has a fault. A fault is found before anything is written.
     pub fn write(&self, folder: &Path, notes: Option<&str>) -> Result<(), ReportError> {
         let path = folder.join(README_FILE);
         let before = read_readme(folder)?.unwrap_or_default();
@@ -143,15 +144,15 @@ impl Card {
 /// Which `README.md` a push sends.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ToPublish {
-    /// The folder's, with the card in it.
+    /// The folder's, updated.
     Ours(String),
-    /// The Hub's own with the card in it: it has text of the author's that the folder's lacks.
+    /// The Hub's, updated: it has text of the author's that the folder's lacks.
     Theirs(String),
-    /// None: the one on the Hub has text of the author's, and no marks for the card.
+    /// None: the Hub's has text of the author's that the folder's lacks, and no marks.
     Nothing,
 }
 
-/// Whether a `README.md` has text, and no marks for a card.
+/// Whether a `README.md` has text but no marks.
 ///
 /// # Errors
 /// If its marks are not one pair.
@@ -170,15 +171,15 @@ pub fn keeps_text(ours: &str, theirs: &str) -> Result<bool, ReadmeFault> {
         .is_ok_and(|theirs| readme::keeps_every_line(&theirs.author_lines(), &ours.author_lines())))
 }
 
-/// The notes in a folder's card, if it has any.
+/// Reads the notes in a folder's `README.md`, if there are any.
 ///
 /// # Errors
-/// If there is a card that cannot be read.
+/// If the file cannot be read.
 pub fn read_notes(folder: &Path) -> Result<Option<String>, ReportError> {
     Ok(read_readme(folder)?.and_then(|readme| notes_of(&readme)))
 }
 
-/// Puts notes into a folder's `README.md`. A new one gets empty marks, for the card of the run's end.
+/// Writes notes into a folder's `README.md`. A new file gets an empty pair of marks for the later card.
 ///
 /// # Errors
 /// If the file cannot be read or written, or its marks are not one pair.
@@ -190,10 +191,10 @@ pub fn write_notes(folder: &Path, language: CardLanguage, notes: &str) -> Result
     Ok(files::write_atomic(&path, notes::with_notes(&before, language.order(), notes).as_bytes())?)
 }
 
-/// A folder's `README.md`, if it has one.
+/// Reads a folder's `README.md`, if it has one.
 ///
 /// # Errors
-/// If it cannot be read, or is no text.
+/// If it cannot be read, or is not UTF-8.
 pub fn read_readme(folder: &Path) -> Result<Option<String>, ReportError> {
     let path = folder.join(README_FILE);
     if !fs::exists(&path).unwrap_or(true) {
@@ -245,7 +246,7 @@ impl Page<'_> {
             return quantized::render(self, four);
         }
         let mut out = introduction::render(self);
-        // What was measured on another base says nothing of this model.
+        // Results measured on another base do not apply to this model.
         if let Some(run) = run.filter(|_| self.card.trained_on.is_none()) {
             out += &results::render(self, run);
         }

@@ -1,28 +1,28 @@
-//! Which languages a data set is in, as far as letters tell: the Hub's `language`.
+//! Detects the languages of a data set by its letters, for the Hub's `language`.
 
-/// Words that hardly an English text of some length goes without, and hardly another is made of.
+/// Words that are frequent in English and rare in other languages.
 const ENGLISH: [&str; 16] = [
     "the", "of", "and", "to", "is", "in", "it", "you", "that", "for", "are", "was", "with", "my", "i", "what",
 ];
 
-/// Share of the letters or words from which a language counts.
+/// Least share of letters or words for a language to count.
 const SHARE: f64 = 0.1;
 
-/// A count over texts, from which the languages follow.
+/// Counts over texts, from which the languages follow.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct TextLanguage {
-    /// Han characters; each about a word.
+    /// Han characters, each about one word.
     han: u64,
-    /// Kana: with them, Han characters are Japanese.
+    /// Kana: with kana, Han characters are Japanese.
     kana: u64,
     /// Words of other letters.
     words: u64,
-    /// Those that are English for certain.
+    /// Words of `ENGLISH`.
     english: u64,
 }
 
 impl TextLanguage {
-    /// Counts a text in.
+    /// Adds a text to the counts.
     pub fn add(&mut self, text: &str) {
         let mut word = String::new();
         for c in text.chars().chain([' ']) {
@@ -42,12 +42,12 @@ impl TextLanguage {
         }
     }
 
-    /// The languages that are certain, the larger part first: `zh`, `en`, both or none.
+    /// The detected languages, the more frequent one first: `zh`, `en`, both or none.
     pub fn codes(&self) -> Vec<String> {
         let all = (self.han + self.kana + self.words) as f64;
         let is_part = |count: u64| count > 0 && count as f64 >= SHARE * all;
         let zh = is_part(self.han) && self.kana * 20 < self.han;
-        // Of an English text, about every third word is one of these.
+        // About a third of the words in an English text is in `ENGLISH`.
         let en = is_part(self.words) && self.english as f64 >= 0.1 * self.words as f64;
         let mut codes: Vec<&str> =
             [(zh, "zh"), (en, "en")].into_iter().filter_map(|(is, code)| is.then_some(code)).collect();

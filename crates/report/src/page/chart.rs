@@ -1,4 +1,4 @@
-//! A line chart as inline SVG: axes, faint and firm lines, marked points, and the data for hovering.
+//! A line chart as inline SVG: axes, faint and solid lines, marked points, and the data for hovering.
 
 use std::fmt::Write as _;
 
@@ -11,10 +11,10 @@ const MARGIN_RIGHT: f64 = 18.0;
 const MARGIN_TOP: f64 = 12.0;
 const MARGIN_BOTTOM: f64 = 34.0;
 
-/// Height of the key over a picture of its own.
+/// Height of the legend in a chart of its own file.
 const KEY: f64 = 30.0;
 
-/// Points drawn per series at most: about two a pixel, so that a long run stays a small file.
+/// Most points of a series: about two per pixel, so that the file of a long run stays small.
 const MAX_POINTS: usize = 1500;
 
 /// How a series is drawn.
@@ -22,14 +22,14 @@ const MAX_POINTS: usize = 1500;
 pub(crate) enum Style {
     /// A thin, pale line: the raw values.
     Faint,
-    /// A firm line.
+    /// A solid line.
     Line,
     /// Rings, joined by dashes.
     Points,
 }
 
 impl Style {
-    /// Its class in the page's style.
+    /// Its CSS class.
     pub(crate) fn class(self) -> &'static str {
         match self {
             Self::Faint => "faint",
@@ -44,7 +44,7 @@ impl Style {
 pub(crate) struct Series {
     pub name: &'static str,
     pub style: Style,
-    /// A colour of the page: `a`, `b` or `c`.
+    /// One of the page's colours: `a`, `b` or `c`.
     pub colour: char,
     pub points: Vec<(f64, f64)>,
 }
@@ -56,13 +56,13 @@ pub(crate) struct Chart {
     pub x_label: &'static str,
     pub width: f64,
     pub height: f64,
-    /// Whether the vertical axis begins at zero.
+    /// Whether the vertical axis starts at zero.
     pub from_zero: bool,
     pub series: Vec<Series>,
 }
 
 impl Chart {
-    /// The `<svg>` element, or nothing if there is no point to draw.
+    /// The `<svg>` element; empty without points.
     pub fn svg(&self) -> String {
         let Some((series, x, y)) = self.drawable() else { return String::new() };
         let mut svg = String::new();
@@ -81,7 +81,7 @@ impl Chart {
         svg
     }
 
-    /// A file of its own, with a key over the lines and a light ground, or nothing if there is no point to draw.
+    /// A file of its own, with a legend and a light background; empty without points.
     pub fn file(&self) -> String {
         let Some((series, x, y)) = self.drawable() else { return String::new() };
         let (width, height, label, style) =
@@ -108,7 +108,7 @@ impl Chart {
         svg + "</svg>\n"
     }
 
-    /// What there is to draw, and its scales.
+    /// The series and their scales.
     fn drawable(&self) -> Option<(Vec<Series>, Axis, Axis)> {
         let series: Vec<Series> = self.series.iter().map(thinned).filter(|s| !s.points.is_empty()).collect();
         let points = || series.iter().flat_map(|s| &s.points);
@@ -146,7 +146,7 @@ impl Chart {
             x.ticks(if self.width > 600.0 { 8 } else { 5 }).into_iter().filter(|t| t.0.fract() == 0.0)
         {
             let at = x.place(value);
-            // The end of the axis belongs to its name.
+            // The label of the axis stands at its end.
             if at < right - 34.0 {
                 let _ =
                     write!(svg, r#"<text x="{at:.1}" y="{tick_base}" text-anchor="middle">{text}</text>"#);
@@ -179,7 +179,7 @@ fn draw(svg: &mut String, series: &Series, x: &Axis, y: &Axis) {
     }
 }
 
-/// What the page's script needs to answer "what is under the pointer".
+/// The values for the script, which shows those under the pointer.
 fn hover_data(series: &[Series], x: &Axis) -> serde_json::Value {
     let rows: Vec<_> = series
         .iter()
@@ -192,7 +192,7 @@ fn hover_data(series: &[Series], x: &Axis) -> serde_json::Value {
     json!(rows)
 }
 
-/// The series with at most `MAX_POINTS` points, each the mean of its neighbourhood.
+/// The series with at most `MAX_POINTS` points, each the mean of its neighbours.
 fn thinned(series: &Series) -> Series {
     let size = series.points.len().div_ceil(MAX_POINTS).max(1);
     let finite =
@@ -222,7 +222,7 @@ impl Axis {
         Self { low, high, from, to }
     }
 
-    /// A little wider than the values, never below zero if they are not.
+    /// Slightly wider than the values, and not below zero if they are not.
     fn padded(values: impl Iterator<Item = f64>, from: f64, to: f64) -> Self {
         let (low, high) = bounds(values);
         let room = if high > low { (high - low) * 0.06 } else { high.abs().max(1e-12) * 0.1 };
@@ -234,7 +234,7 @@ impl Axis {
         self.from + (value - self.low) / (self.high - self.low) * (self.to - self.from)
     }
 
-    /// Round values about `count` apart, with their text.
+    /// About `count` round values with their text.
     fn ticks(&self, count: usize) -> Vec<(f64, String)> {
         let rough = (self.high - self.low) / count as f64;
         let magnitude = 10f64.powf(rough.log10().floor());
@@ -250,7 +250,7 @@ fn bounds(values: impl Iterator<Item = f64>) -> (f64, f64) {
     values.fold((f64::INFINITY, f64::NEG_INFINITY), |(low, high), v| (low.min(v), high.max(v)))
 }
 
-/// `i · step` with just the digits that tell ticks apart.
+/// `i · step` with as many digits as distinguish the ticks.
 fn tick_text(i: i64, step: f64) -> String {
     let value = i as f64 * step;
     if value == 0.0 {
@@ -265,7 +265,7 @@ fn tick_text(i: i64, step: f64) -> String {
     format!("{value:.*}", (-exponent).max(0.0) as usize)
 }
 
-/// A value as read in a tooltip: four or five significant digits.
+/// A value in a tooltip, with four or five significant digits.
 pub(crate) fn number(value: f64) -> String {
     match value.abs() {
         0.0 => "0".into(),

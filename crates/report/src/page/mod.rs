@@ -1,4 +1,4 @@
-//! `report.html`: a picture of the run in one page that asks for nothing from anywhere.
+//! `report.html`: the run as one self-contained page that loads nothing.
 
 mod chart;
 mod labels;
@@ -16,8 +16,7 @@ use labels::Labels;
 
 pub(crate) use chart::number;
 
-/// The page, complete: style, script and drawings are inside, and everything that came from outside
-/// (names, replies, settings) is escaped.
+/// The complete page, with style, script and charts inside. Names, replies and settings are escaped.
 pub fn render(run: &RunSummary, language: Language) -> String {
     let l = language.labels();
     let (title, name) = (l.title, escape(&run.adapter_name));
@@ -55,7 +54,7 @@ pub fn render(run: &RunSummary, language: Language) -> String {
     )
 }
 
-/// Text made harmless, between tags and inside quoted attributes.
+/// Escapes text for HTML, between tags and in quoted attributes.
 pub(crate) fn escape(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for c in text.chars() {
@@ -107,7 +106,7 @@ fn tiles(run: &RunSummary, l: &Labels) -> String {
     format!("<div class=\"tiles\">{tiles}</div>\n")
 }
 
-/// The losses of a run as an SVG file of its own; empty where no step was taken.
+/// The losses of a run as an SVG file; empty without steps.
 pub fn picture(run: &RunSummary, language: Language) -> String {
     losses(run, language.labels()).file()
 }
@@ -170,7 +169,7 @@ fn figure(chart: &Chart, note: &str, key: bool) -> String {
     format!("<section>{head}<div class=\"figure\">{svg}<div class=\"tip\"></div></div></section>\n")
 }
 
-/// An exponential mean over about a fifteenth of the run, started without a bias towards zero.
+/// An exponential mean over about a fifteenth of the run, corrected for its start.
 fn smoothed(points: &[(f64, f64)]) -> Vec<(f64, f64)> {
     let keep = 1.0 - 1.0 / (points.len() as f64 / 15.0).clamp(1.0, 50.0);
     let (mut sum, mut weight) = (0.0, 0.0);
