@@ -87,7 +87,7 @@ fn training_keeps_within_a_limit_or_says_what_would() {
     }
     let refused = scene.run("bench train --shape base-8m --batch 1000x1024 --steps 1 --memory-limit 1GiB");
     assert!(
-        refused.err.contains("hint: `--batch ") && refused.err.contains("` fits; or allow more"),
+        refused.err.contains("hint: use `--batch ") && refused.err.contains("`, which fits, or allow more"),
         "{}",
         refused.err
     );

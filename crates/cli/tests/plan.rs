@@ -116,7 +116,7 @@ fn what_cannot_fit_is_refused_before_anything_is_loaded_or_written() {
     let line = "train --base base --data long.json --output out --per-device-train-batch-size 20";
     let ran = scene.run(&format!("{line} --memory-limit 120MiB"));
     assert_eq!(ran.code, 1);
-    let expected = " of memory at least, and the limit is 120 MiB\n\nhint: `--per-device-train-batch-size ";
+    let expected = " of memory, and the limit is 120 MiB\n\nhint: use `--per-device-train-batch-size ";
     assert!(ran.err.starts_with("error: the run needs ") && ran.err.contains(expected), "{}", ran.err);
     assert!(!scene.path("out").exists());
     // The setting it names does fit, and so does the limit.

@@ -1,8 +1,7 @@
-//! Folders that appear whole or not at all, and disappear likewise.
+//! Folders that appear and disappear as a whole.
 //!
-//! A folder is filled under a temporary name beside its place, every file of it is brought to the disk,
-//! and only then it is renamed. Killed at any moment, the worst that remains is a temporary folder, which
-//! `sweep` recognises by its name.
+//! A folder is filled under a temporary name, its files are synced, then it is renamed.
+//! A process killed at any moment leaves at most a temporary folder, which [`sweep_leftovers`] recognizes by its name.
 
 use std::fs::{self, File};
 use std::io;
@@ -13,10 +12,10 @@ use danlu_model::files::{TEMPORARY_PREFIX, names_in};
 
 use crate::TrainError;
 
-/// After the temporary prefix: a folder moved aside to make room for its successor.
+/// Second prefix of a folder that was moved aside for its successor.
 const ASIDE: &str = "aside-";
 
-/// Makes `parent/name` of what `fill` puts into the folder it is given, replacing one of that name.
+/// Creates `parent/name` with the files that `fill` writes, and replaces a folder of that name.
 pub(crate) fn write(
     parent: &Path,
     name: &str,
@@ -26,11 +25,11 @@ pub(crate) fn write(
     let mut builder = tempfile::Builder::new();
     let suffix = format!("-{name}");
     builder.prefix(TEMPORARY_PREFIX).suffix(&suffix);
-    // As an ordinary new folder: the umask decides, instead of the owner alone.
+    // The umask decides the permissions, as for any new folder; tempfile would allow the owner alone.
     #[cfg(unix)]
     builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o777));
     let filled = builder.tempdir_in(parent).map_err(|e| FileError::new("write to", parent, e))?;
-    // As the caller names it, for errors: tempfile makes the path absolute.
+    // Errors show the path that the caller gave; tempfile makes it absolute.
     let staged = parent.join(filled.path().file_name().unwrap_or_default());
     fill(&staged)?;
     sync_tree(&staged)?;
@@ -40,11 +39,11 @@ pub(crate) fn write(
     let aside = parent.join(format!("{TEMPORARY_PREFIX}{ASIDE}{name}"));
     let replaces = path.exists();
     if replaces {
-        // A folder cannot be renamed over another. Killed between the two renames, `sweep` undoes the first.
+        // A folder cannot be renamed over another. `sweep_leftovers` undoes the first of two renames.
         fs::rename(&path, &aside).map_err(error)?;
     }
     fs::rename(filled.path(), &path).map_err(error)?;
-    // It is there, under its own name: nothing is left to be removed.
+    // The folder has its final name: tempfile must not remove it.
     let _ = filled.keep();
     sync_folder(parent).map_err(|e| FileError::new("write to", parent, e))?;
     if replaces {
@@ -53,7 +52,7 @@ pub(crate) fn write(
     Ok(path)
 }
 
-/// Removes a folder so that it is never seen half empty under its name.
+/// Removes a folder. It has a temporary name before its first file goes.
 pub(crate) fn remove(path: &Path) -> Result<(), TrainError> {
     let error = |e| FileError::new("remove", path, e);
     let name = path.file_name().unwrap_or_default().to_string_lossy();
@@ -62,8 +61,9 @@ pub(crate) fn remove(path: &Path) -> Result<(), TrainError> {
     Ok(fs::remove_dir_all(&gone).map_err(error)?)
 }
 
-/// Clears an output folder of what a killed run may have left: half-made folders and files go, a folder
-/// that was moved aside and has no successor yet comes back. Does nothing if the folder does not exist.
+/// Removes the temporary folders and files of a killed run from an output folder.
+///
+/// A folder that was moved aside returns if its successor is missing. An absent output folder is no error.
 ///
 /// # Errors
 /// If the folder cannot be read or written.
@@ -82,7 +82,7 @@ pub fn sweep_leftovers(output: &Path) -> Result<(), TrainError> {
     Ok(())
 }
 
-/// Brings every file of a flat folder to the disk, then their names.
+/// Syncs every file of a flat folder, then the folder.
 fn sync_tree(folder: &Path) -> Result<(), TrainError> {
     for name in names_in(folder)? {
         let path = folder.join(name);
@@ -93,7 +93,7 @@ fn sync_tree(folder: &Path) -> Result<(), TrainError> {
 
 fn sync_folder(folder: &Path) -> io::Result<()> {
     match File::open(folder)?.sync_all() {
-        // Some network file systems cannot sync a folder; its files are safe.
+        // Some network file systems cannot sync a folder. Its files are synced.
         Err(e) if matches!(e.kind(), io::ErrorKind::InvalidInput | io::ErrorKind::Unsupported) => Ok(()),
         result => result,
     }

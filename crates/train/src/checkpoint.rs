@@ -1,15 +1,14 @@
-//! `checkpoint-N`: a PEFT adapter folder, and beside it all that a run needs to go on as if it had never
-//! stopped.
+//! `checkpoint-N`: a PEFT adapter folder with the state of the run. A resumed run equals an uninterrupted one.
 //!
 //! | file | holds |
 //! |---|---|
 //! | `adapter_config.json`, `adapter_model.safetensors` | the adapter, as PEFT reads it |
-//! | `danlu.json`, `tokenizer.json`, ... | its tokens: see [`TokenIdentity`] |
+//! | `danlu.json`, `tokenizer.json`, ... | tokenizer and template: see [`TokenIdentity`] |
 //! | `optimizer.safetensors` | AdamW's moments |
-//! | `trainer_state.json` | progress and log, as transformers writes it |
+//! | `trainer_state.json` | progress and log in transformers' format |
 //! | `danlu_state.json` | settings, schedule, data cursor, seed; fingerprints of data and base |
-//! | `history.jsonl` | every step, one a line |
-//! | `checksums.sha256` | what each of these files held when it was written |
+//! | `history.jsonl` | every step, one per line |
+//! | `checksums.sha256` | the SHA-256 of each of these files |
 
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
@@ -28,10 +27,10 @@ use crate::{DataFingerprint, StepMetrics, TrainError, TrainSettings, Trainer, Tr
 
 const TRAINER_STATE_FILE: &str = "trainer_state.json";
 const HISTORY_FILE: &str = "history.jsonl";
-/// 1 had no list of checksums.
+/// Format 1 had no checksums.
 const FORMAT: u32 = 2;
 
-/// What a run needs to go on.
+/// The files that a resumed run needs.
 const NEEDED: [&str; 6] = [
     danlu_adapter::CONFIG_FILE,
     danlu_adapter::WEIGHTS_FILE,
@@ -41,14 +40,14 @@ const NEEDED: [&str; 6] = [
     HISTORY_FILE,
 ];
 
-/// Largest state that is read: ten million steps of history.
+/// Largest file that is read: ten million steps of history.
 const MAX_BYTES: u64 = 2 << 30;
 
-/// What `danlu_state.json` holds.
+/// The contents of `danlu_state.json`.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct RunState {
-    /// Version of this layout.
+    /// Version of this format.
     format: u32,
     danlu_version: String,
     global_step: u64,
@@ -63,22 +62,20 @@ struct RunState {
     backend: String,
 }
 
-/// Where a resumed run stands.
+/// The start of a resumed run.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Resumed {
-    /// Steps that the checkpoint has done.
+    /// Steps done at the checkpoint.
     pub step: u64,
-    /// What computed before and computes now, where they round differently: the run goes on, and is no
-    /// longer bit for bit what it would have been.
+    /// The back end before and now, if they round differently. The run then no longer equals an uninterrupted one.
     pub backend_changed: Option<(String, String)>,
 }
 
 impl Trainer {
-    /// Writes `output/checkpoint-N`, whole or not at all, then removes the oldest beyond
-    /// `save_total_limit`.
+    /// Writes `output/checkpoint-N` as a whole, then removes the oldest ones beyond `save_total_limit`.
     ///
     /// # Errors
-    /// If the disk is full or the folder cannot be written; earlier checkpoints are then untouched.
+    /// If the folder cannot be written. Earlier checkpoints are then unchanged.
     pub fn save_checkpoint(&self, output: &Path, tokens: &TokenIdentity) -> Result<PathBuf, TrainError> {
         let name = format!("{CHECKPOINT_PREFIX}{}", self.global_step());
         let path = atomic_folder::write(output, &name, |folder| {
@@ -106,11 +103,11 @@ impl Trainer {
         Ok(path)
     }
 
-    /// Goes on from a checkpoint: from here, every number is what it would have been without the stop.
+    /// Resumes from a checkpoint. Every later number equals that of an uninterrupted run.
     ///
     /// # Errors
-    /// If a file is missing, or does not hold what it did when it was written, or the checkpoint is of another format,
-    /// settings, data or base; each difference is named with both values. The trainer is then of no further use.
+    /// If a file is missing or changed, or the checkpoint has another format, settings, data or base.
+    /// Each difference is named with both values. The trainer cannot be used after an error.
     pub fn resume(&mut self, checkpoint: &Path) -> Result<Resumed, TrainError> {
         check_whole(checkpoint)?;
         let saved: RunState = read_json(&checkpoint.join(CHECKPOINT_STATE_FILE))?;
@@ -130,7 +127,7 @@ impl Trainer {
             let reason = format!("`global_step` is {}, expected {}", state.global_step, saved.global_step);
             return Err(TrainError::damaged(&path, reason));
         }
-        // The configuration stays the one given: PEFT's file does not keep every spelling.
+        // The given configuration stays: PEFT's file loses some spellings, such as `all-linear`.
         self.adapter.params = adapter.params;
         let TrainerState { logging_steps, save_steps, eval_steps, .. } = self.state;
         self.state = TrainerState { logging_steps, save_steps, eval_steps, ..state };
@@ -172,7 +169,7 @@ impl Trainer {
         if !differences.is_empty() {
             return Err(TrainError::Resume { path: checkpoint.to_owned(), differences });
         }
-        // What follows from equal settings and data must be equal too, or the file was tampered with.
+        // These values follow from settings and data. A difference means that the file was edited.
         let expected = RunState {
             global_step: saved.global_step,
             cursor: self.order.cursor(saved.global_step),
@@ -197,7 +194,7 @@ impl Trainer {
     }
 }
 
-/// The newest checkpoint of an output folder whose files are all as they were written, if there is one.
+/// The newest checkpoint of an output folder with intact files, if there is one.
 ///
 /// # Errors
 /// If the folder cannot be read.
@@ -206,13 +203,13 @@ pub fn latest_whole_checkpoint(output: &Path) -> Result<Option<PathBuf>, TrainEr
     Ok(newest_first.find(|path| check_whole(path).is_ok()))
 }
 
-/// Checks that a checkpoint is of the present format, and its files are all as they were written.
+/// Checks the format of a checkpoint and the checksums of its files.
 fn check_whole(checkpoint: &Path) -> Result<(), TrainError> {
     let listed = checksums::are_in(checkpoint);
     if listed {
         checksums::verify(checkpoint, &NEEDED)?;
     }
-    // Another format may have other fields: only the number is looked at.
+    // Another format may have other fields, so only the number is read.
     let state: serde_json::Value = read_json(&checkpoint.join(CHECKPOINT_STATE_FILE))?;
     match state.get("format").and_then(serde_json::Value::as_u64) {
         Some(found) if found != u64::from(FORMAT) => {
@@ -223,7 +220,7 @@ fn check_whole(checkpoint: &Path) -> Result<(), TrainError> {
     }
 }
 
-/// A back end's name without the number of threads, on which no result depends.
+/// A back end's name without its number of threads: no result depends on it.
 fn without_threads(name: &str) -> String {
     name.split(", ").filter(|part| !part.contains("thread")).collect::<Vec<_>>().join(", ")
 }
@@ -246,15 +243,15 @@ fn read_history(path: &Path, steps: u64) -> Result<Vec<StepMetrics>, TrainError>
         let report: StepMetrics = serde_json::from_slice(line)
             .map_err(|e| TrainError::damaged(path, format!("line {step}: {e}")))?;
         if report.step != step {
-            return Err(TrainError::damaged(path, format!("line {step} tells of step {}", report.step)));
+            return Err(TrainError::damaged(
+                path,
+                format!("line {step} has step {}, expected {step}", report.step),
+            ));
         }
         history.push(report);
     }
     if history.len() as u64 != steps {
-        return Err(TrainError::damaged(
-            path,
-            format!("it tells of {} steps, expected {steps}", history.len()),
-        ));
+        return Err(TrainError::damaged(path, format!("it has {} steps, expected {steps}", history.len())));
     }
     Ok(history)
 }

@@ -1,7 +1,6 @@
-//! `checksums.sha256` of a checkpoint: what each of its files held when it was written.
+//! `checksums.sha256` of a checkpoint, in the format of `sha256sum -c`.
 //!
-//! A flipped bit in a weight or a moment is still a number, and a run that went on with it would end in
-//! another adapter without a word. The file is as `sha256sum -c` reads it.
+//! A flipped bit in a weight or a moment is still a number. Without checksums a resumed run would silently differ.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -14,10 +13,10 @@ use crate::TrainError;
 /// Name of the file in a checkpoint's folder.
 pub(crate) const CHECKSUMS_FILE: &str = "checksums.sha256";
 
-/// Largest list that is read: a checkpoint has a dozen files.
+/// Largest list that is read: a checkpoint has about a dozen files.
 const MAX_BYTES: u64 = 1 << 20;
 
-/// Writes down what every file of a folder holds.
+/// Writes the checksum of every file of a folder.
 pub(crate) fn write(folder: &Path) -> Result<(), TrainError> {
     let mut text = String::new();
     for name in files::names_in(folder)? {
@@ -27,25 +26,25 @@ pub(crate) fn write(folder: &Path) -> Result<(), TrainError> {
     Ok(files::write_atomic(&folder.join(CHECKSUMS_FILE), text.as_bytes())?)
 }
 
-/// Whether a folder has its list.
+/// Whether a folder has checksums.
 pub(crate) fn are_in(folder: &Path) -> bool {
     folder.join(CHECKSUMS_FILE).is_file()
 }
 
-/// The error for a folder that has none.
+/// The error for a folder without checksums.
 pub(crate) fn missing(folder: &Path) -> TrainError {
-    let reason = "it is missing, and without it nothing tells whether the checkpoint is as it was written";
+    let reason = "it is missing, so the files of the checkpoint cannot be verified";
     TrainError::damaged(&folder.join(CHECKSUMS_FILE), reason)
 }
 
-/// Checks that every file written down still holds what it did, and that `needed` are among them.
+/// Checks that every listed file is unchanged, and that the `needed` ones are listed.
 pub(crate) fn verify(folder: &Path, needed: &[&str]) -> Result<(), TrainError> {
     let path = folder.join(CHECKSUMS_FILE);
     let text = String::from_utf8(files::read_bounded(&path, MAX_BYTES)?)
         .map_err(|_| TrainError::damaged(&path, "it is not UTF-8"))?;
     let mut sums = BTreeMap::new();
     for (number, line) in (1..).zip(text.lines()) {
-        // The name is joined to the folder: one that leads out of it is none of ours.
+        // The name is joined to the folder, so it must not lead out of it.
         let Some((sum, name)) = line.split_once("  ").filter(|(_, name)| is_plain(name)) else {
             let reason = format!("line {number} is `{line}`, expected a SHA-256 and a file's name");
             return Err(TrainError::damaged(&path, reason));
@@ -60,7 +59,7 @@ pub(crate) fn verify(folder: &Path, needed: &[&str]) -> Result<(), TrainError> {
         let found = sum(&path)?;
         if found != expected {
             let reason = format!(
-                "its SHA-256 is {}…, and was {}… when the checkpoint was written",
+                "its SHA-256 is {}…, expected {}… as when the checkpoint was written",
                 start(&found),
                 start(expected)
             );
@@ -106,7 +105,10 @@ mod tests {
 
         fs::write(at("a"), "abb").unwrap();
         let flipped = error(&[]);
-        assert!(flipped.contains("a: its SHA-256 is ") && flipped.contains("was ba7816bf8f01…"), "{flipped}");
+        assert!(
+            flipped.contains("a: its SHA-256 is ") && flipped.contains("expected ba7816bf8f01…"),
+            "{flipped}"
+        );
         fs::remove_file(at("a")).unwrap();
         assert!(error(&[]).ends_with("a`: it does not exist"), "{}", error(&[]));
         for wrong in ["ba78 a", "ba78  ../a", "ba78  /etc/hostname"] {

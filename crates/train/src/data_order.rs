@@ -1,35 +1,35 @@
-//! Which records each micro-batch sees: a function of the seed and the step alone.
+//! The records of each micro-batch: a function of the seed and the step.
 //!
-//! Nothing is drawn while training, so "where the data is" at a checkpoint is just the step.
+//! Training draws no random numbers for the order, so the step is all that a checkpoint needs.
 
 use danlu_kernels::rng;
 use serde::{Deserialize, Serialize};
 
 use crate::TrainSettings;
 
-/// Names the stream that orders the records, apart from every other use of the seed.
+/// Key of the random stream that orders the records.
 const ORDER_STREAM: u64 = 0x6f72_6465_7200;
 
-/// Where a run is in its data.
+/// A position in the data.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Cursor {
-    /// Passes over the data that are complete.
+    /// Complete passes over the data.
     pub epoch: u64,
-    /// Optimizer steps done in the present one.
+    /// Optimizer steps done in the current pass.
     pub step_in_epoch: u64,
 }
 
 /// The order of the records over a run.
 #[derive(Debug)]
 pub(crate) struct DataOrder {
-    /// What a micro-batch counts: single records, or packs of them.
+    /// The units of a micro-batch: single records, or packs of records.
     units: Vec<Vec<usize>>,
     batch_size: usize,
     accumulation: usize,
     seed: u64,
     shuffle: bool,
-    /// The epoch whose order is kept at hand.
+    /// The cached order of one epoch.
     ordered: Option<(u64, Vec<usize>)>,
 }
 
@@ -38,7 +38,7 @@ impl DataOrder {
     pub fn new(lengths: &[usize], settings: &TrainSettings) -> Self {
         let (seed, shuffle) = (settings.seed, settings.shuffle_dataset);
         let units = if settings.packing {
-            // Packed once, in one shuffled order, so that every pass has the same number of steps.
+            // Records are packed once, so that every pass has the same number of steps.
             let order = order(lengths.len(), shuffle, rng::key(&[seed, ORDER_STREAM]));
             pack(&order, lengths, settings.max_length)
         } else {
@@ -58,13 +58,13 @@ impl DataOrder {
         self.micro_batches().div_ceil(self.accumulation).max(1) as u64
     }
 
-    /// Where the data is after `done` steps.
+    /// The position after `done` steps.
     pub fn cursor(&self, done: u64) -> Cursor {
         let steps = self.steps_per_epoch();
         Cursor { epoch: done / steps, step_in_epoch: done % steps }
     }
 
-    /// Passes over the data after `done` steps, as transformers counts: in micro-batches.
+    /// Passes over the data after `done` steps, counted in micro-batches as in transformers.
     pub fn epochs(&self, done: u64) -> f64 {
         let Cursor { epoch, step_in_epoch } = self.cursor(done);
         epoch as f64 + (step_in_epoch * self.accumulation as u64) as f64 / self.micro_batches().max(1) as f64
@@ -95,10 +95,10 @@ fn order(len: usize, shuffle: bool, key: u64) -> Vec<usize> {
     order
 }
 
-/// Packs of at most `capacity` tokens, each record put into the first pack that has room.
+/// Packs of at most `capacity` tokens. Each record goes into the first pack with room.
 fn pack(order: &[usize], lengths: &[usize], capacity: usize) -> Vec<Vec<usize>> {
     let mut packs: Vec<(usize, Vec<usize>)> = Vec::new();
-    // Packs before this one have no room for even the shortest record.
+    // Earlier packs have no room for the shortest record.
     let (mut first_open, shortest) = (0, lengths.iter().copied().min().unwrap_or(0));
     for &record in order {
         let len = lengths[record];

@@ -1,4 +1,4 @@
-//! What can be wrong with a run.
+//! Errors of training.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -9,38 +9,38 @@ use danlu_model::{FileError, ModelError};
 use crate::memory::display;
 use crate::plan::SuggestedLimits;
 
-/// Why a run cannot start, go on, be saved or be resumed.
+/// Why a run cannot start, continue, be saved or be resumed.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum TrainError {
-    /// A device failed.
+    /// The back end failed.
     #[error(transparent)]
     Backend(#[from] danlu_kernels::BackendError),
-    /// A setting outside of its range.
+    /// A setting out of range.
     #[error("`{name}` is {value}, expected {expected}")]
     Setting {
         /// Its name, as in the config file.
         name: &'static str,
-        /// What was given.
+        /// The given value.
         value: String,
-        /// What is allowed.
+        /// The allowed values.
         expected: &'static str,
     },
-    /// No record at all.
+    /// No records.
     #[error("there is nothing to train on: 0 records")]
     NoExamples,
-    /// A record that cannot teach anything.
+    /// A record without a token that carries a loss.
     #[error("{origin}: none of its {tokens} tokens carries a loss")]
     NoTrainedToken {
-        /// The record, as its reader names it.
+        /// The record: file and line.
         origin: String,
         /// Its length.
         tokens: usize,
     },
-    /// A record longer than the run allows.
+    /// A record longer than `max_length`.
     #[error("{origin} has {tokens} tokens, and `max_length` is {max_length}")]
     TooLong {
-        /// The record, as its reader names it.
+        /// The record: file and line.
         origin: String,
         /// Its length.
         tokens: usize,
@@ -48,26 +48,26 @@ pub enum TrainError {
         max_length: usize,
     },
     /// Ids and loss marks of different lengths.
-    #[error("{origin} has {ids} token ids, and {marks} marks of what to train")]
+    #[error("{origin} has {ids} token ids, and {marks} loss marks")]
     Uneven {
-        /// The record, as its reader names it.
+        /// The record: file and line.
         origin: String,
         /// Number of ids.
         ids: usize,
         /// Number of marks.
         marks: usize,
     },
-    /// A token that the base has no embedding for.
+    /// A token outside the vocabulary.
     #[error("{origin}: token id {id} is outside the model's vocabulary of {vocab_size}")]
     UnknownToken {
-        /// The record, as its reader names it.
+        /// The record: file and line.
         origin: String,
         /// The id.
         id: u32,
-        /// Ids the model knows.
+        /// Size of the vocabulary.
         vocab_size: usize,
     },
-    /// A number that is no number any more. Nothing was updated.
+    /// A loss, norm or parameter that is not finite.
     #[error("step {step}: the {what} is {value}; its records: {}", first_few(records))]
     NonFinite {
         /// The optimizer step, from 1.
@@ -85,17 +85,17 @@ pub enum TrainError {
         /// The run's length.
         steps: u64,
     },
-    /// More memory than there may be, whatever the layers keep.
-    #[error("the run needs {} of memory at least, and the limit is {}", display(*needed), display(*limit))]
+    /// The memory limit is too low for every memory strategy.
+    #[error("the run needs at least {} of memory, and the limit is {}", display(*needed), display(*limit))]
     Memory {
-        /// Bytes, when every layer keeps least.
+        /// Bytes with the smallest memory strategy.
         needed: u64,
         /// Bytes.
         limit: u64,
         /// The largest settings that would fit.
         fits: Option<SuggestedLimits>,
     },
-    /// A weight of the base that is no number: nothing can be trained on it.
+    /// A weight of the base that is not finite.
     #[error("{}: tensor `{tensor}` of the base holds {value} at element {element}", path.display())]
     BaseNotFinite {
         /// The file.
@@ -104,7 +104,7 @@ pub enum TrainError {
         tensor: String,
         /// NaN or infinity.
         value: f32,
-        /// Its place, row-major.
+        /// Its index, row-major.
         element: usize,
     },
     /// A checkpoint of another run.
@@ -112,12 +112,12 @@ pub enum TrainError {
     Resume {
         /// The checkpoint.
         path: PathBuf,
-        /// What differs.
+        /// The differences.
         differences: Vec<Difference>,
     },
-    /// A checkpoint that another version of danlu wrote, in another layout.
+    /// A checkpoint in the format of another danlu version.
     #[error(
-        "{}: the checkpoint is of format {found}, which {} danlu wrote, and this one goes on from format {expected}",
+        "{}: the checkpoint has format {found} of {} danlu, and this one resumes format {expected}",
         path.display(),
         if found < expected { "an older" } else { "a newer" }
     )]
@@ -126,15 +126,15 @@ pub enum TrainError {
         path: PathBuf,
         /// Its format.
         found: u64,
-        /// The only one that is read.
+        /// The format that is read.
         expected: u64,
     },
-    /// A checkpoint file that does not hold what it should.
+    /// A checkpoint file with wrong contents.
     #[error("{}: {reason}", path.display())]
     Damaged {
         /// The file.
         path: PathBuf,
-        /// What was found and expected.
+        /// The fault, with the found and the expected value.
         reason: String,
     },
     /// A file could not be read or written.
@@ -148,7 +148,7 @@ pub enum TrainError {
     Model(#[from] ModelError),
 }
 
-/// One thing that a checkpoint and the present run disagree on.
+/// One difference between a checkpoint and the current run.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Difference {
     /// Its name: a setting, `data`, `base`.
@@ -165,7 +165,7 @@ impl fmt::Display for Difference {
     }
 }
 
-/// Enough of the records to begin to look; a step may have thousands.
+/// The first records of a step, which may have thousands.
 fn first_few(records: &[String]) -> String {
     const SHOWN: usize = 8;
     let mut text = records.iter().take(SHOWN).map(String::as_str).collect::<Vec<_>>().join(", ");
@@ -180,31 +180,31 @@ fn list(differences: &[Difference]) -> String {
 }
 
 impl TrainError {
-    /// The hint of [`TrainError::Memory`]: what fits, said in `flags`, or a limit that leaves room for the `needed` bytes.
+    /// The hint of [`TrainError::Memory`]: flags that fit, or a limit for the `needed` bytes.
     pub fn room_hint(needed: u64, flags: Option<String>) -> String {
-        // What is in memory beforehand differs by a page or two from one start to the next.
+        // The memory before the run differs by a few pages between starts.
         let more = format!("`--memory-limit {}`", display(needed + (2 << 20)).replace(' ', ""));
         match flags {
-            Some(flags) => format!("`{flags}` fits; or allow more: {more}"),
+            Some(flags) => format!("use `{flags}`, which fits, or allow more: {more}"),
             None => format!("allow more: {more}"),
         }
     }
 
-    /// What to do about it, where that is known.
+    /// The next step, where one is known.
     pub fn hint(&self) -> Option<String> {
         match self {
             Self::NoTrainedToken { .. } => Some(
-                "`danlu data check` lists such records; `--train-on-prompt` trains on the question too"
+                "list such records with `danlu data check`, or train on the question too with `--train-on-prompt`"
                     .into(),
             ),
             Self::TooLong { .. } => {
                 Some("encode the data with the run's own `max_length`, or raise it".into())
             }
             Self::NonFinite { .. } => Some(
-                "look at the records, or start anew in another folder with a lower `--learning-rate`".into(),
+                "check the records, or start anew in another folder with a lower `--learning-rate`".into(),
             ),
             Self::BaseNotFinite { .. } => {
-                Some("the base's weights are damaged: fetch or convert them again".into())
+                Some("fetch or convert the base again: its weights are damaged".into())
             }
             Self::Memory { needed, fits, .. } => {
                 Some(Self::room_hint(*needed, fits.map(|smaller| smaller.to_string())))
@@ -218,7 +218,7 @@ impl TrainError {
                 if found < expected { "older" } else { "newer" }
             )),
             Self::Damaged { .. } => {
-                Some("go on from an older checkpoint, or start anew in another folder".into())
+                Some("resume from an older checkpoint, or start anew in another folder".into())
             }
             Self::File(error) => error.hint(),
             Self::Adapter(error) => error.hint(),

@@ -1,11 +1,11 @@
-//! A fingerprint of the training data: is this still the same data?
+//! Fingerprint of the training data, which a resumed run compares.
 
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use crate::Example;
 
-/// The records of a run as the model sees them: token ids, and which of them are trained.
+/// The fingerprint of token ids and loss marks.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct DataFingerprint {
@@ -13,7 +13,7 @@ pub struct DataFingerprint {
     pub records: u64,
     /// Number of their tokens.
     pub tokens: u64,
-    /// Of ids and marks, in order.
+    /// SHA-256 of ids and marks, in order.
     pub sha256: String,
 }
 

@@ -1,4 +1,4 @@
-//! Whether a base's weights are numbers: asked only when a loss is none, so that a good run pays nothing.
+//! Finds weights of a base that are not finite. Only a run with an infinite loss checks them.
 
 use std::path::Path;
 
@@ -7,19 +7,19 @@ use danlu_model::Weights;
 
 use crate::TrainError;
 
-/// Elements looked at together.
-const PIECE: usize = 1 << 16;
+/// Elements that are converted at once.
+const CHUNK_ELEMENTS: usize = 1 << 16;
 
-/// Looks at every weight of the base in `folder`.
+/// Checks every weight of the base in `folder`.
 ///
 /// # Errors
-/// [`TrainError::BaseNotFinite`] names the first that is no number; any other error is of reading.
+/// [`TrainError::BaseNotFinite`] names the first weight that is not finite. Other errors come from reading.
 pub fn check_finite_weights(folder: &Path) -> Result<(), TrainError> {
     let weights = Weights::open(folder)?;
-    let mut values = vec![0.0; PIECE];
+    let mut values = vec![0.0; CHUNK_ELEMENTS];
     for info in weights.tensors() {
         let Some(dtype) = info.dtype() else { continue };
-        for (piece, bytes) in weights.bytes(info).chunks(PIECE * dtype.size()).enumerate() {
+        for (piece, bytes) in weights.bytes(info).chunks(CHUNK_ELEMENTS * dtype.size()).enumerate() {
             let values = &mut values[..bytes.len() / dtype.size()];
             to_f32(dtype, bytes, values);
             if let Some(place) = values.iter().position(|value| !value.is_finite()) {
@@ -27,7 +27,7 @@ pub fn check_finite_weights(folder: &Path) -> Result<(), TrainError> {
                     path: weights.files()[info.file].clone(),
                     tensor: info.name.clone(),
                     value: values[place],
-                    element: piece * PIECE + place,
+                    element: piece * CHUNK_ELEMENTS + place,
                 });
             }
         }
@@ -44,11 +44,13 @@ mod tests {
     fn the_first_weight_that_is_no_number_is_named() {
         let folder = tempfile::tempdir().unwrap();
         let write = |value: f32| {
-            let mut bytes = vec![0; 4 * (PIECE + 9)];
-            bytes[4 * (PIECE + 3)..][..4].copy_from_slice(&value.to_le_bytes());
-            let view = |bytes| TensorView::new(Dtype::F32, vec![PIECE + 9], bytes).unwrap();
-            let file =
-                safetensors::serialize([("a", view(&vec![0; 4 * (PIECE + 9)])), ("b", view(&bytes))], None);
+            let mut bytes = vec![0; 4 * (CHUNK_ELEMENTS + 9)];
+            bytes[4 * (CHUNK_ELEMENTS + 3)..][..4].copy_from_slice(&value.to_le_bytes());
+            let view = |bytes| TensorView::new(Dtype::F32, vec![CHUNK_ELEMENTS + 9], bytes).unwrap();
+            let file = safetensors::serialize(
+                [("a", view(&vec![0; 4 * (CHUNK_ELEMENTS + 9)])), ("b", view(&bytes))],
+                None,
+            );
             std::fs::write(folder.path().join("model.safetensors"), file.unwrap()).unwrap();
         };
         write(f32::MAX);
@@ -56,8 +58,10 @@ mod tests {
         for value in [f32::NAN, f32::NEG_INFINITY] {
             write(value);
             let error = check_finite_weights(folder.path()).unwrap_err().to_string();
-            let expected =
-                format!("model.safetensors: tensor `b` of the base holds {value} at element {}", PIECE + 3);
+            let expected = format!(
+                "model.safetensors: tensor `b` of the base holds {value} at element {}",
+                CHUNK_ELEMENTS + 3
+            );
             assert!(error.ends_with(&expected), "{error}");
         }
     }

@@ -1,28 +1,28 @@
-//! Small micro-batches that go through the model together.
+//! Small micro-batches of a step, fused into one batch.
 //!
-//! A base weight is read and packed once for all rows of a product, so many rows cost less than the same rows a few
-//! at a time. Every micro-batch keeps its own dropout masks and its turn in the sums of the gradient: the results
-//! are, bit for bit, those of one micro-batch after the other.
+//! A product reads and packs each base weight once, so one large batch is cheaper than several small ones.
+//! Every micro-batch has its own dropout masks, and gradients are summed in the order of micro-batches.
+//! The results are bit for bit those of separate micro-batches.
 
 use std::ops::Range;
 
 use danlu_model::{Batch, LabeledSequence};
 
-/// Most rows that micro-batches are put together to: with more, a row hardly gets cheaper.
+/// Most rows of a fused batch. Beyond this a row hardly gets cheaper.
 const MAX_FUSED_ROWS: usize = 512;
 
-/// Some micro-batches of a step, as one batch.
+/// Consecutive micro-batches of a step as one batch.
 #[derive(Debug)]
 pub(crate) struct FusedBatch {
     pub batch: Batch,
-    /// The micro-batches of the step that these are.
+    /// The range of micro-batches in the step.
     pub micros: Range<usize>,
-    /// The rows of each in `batch`.
+    /// The rows of each micro-batch in `batch`.
     pub rows: Vec<Range<usize>>,
 }
 
 impl FusedBatch {
-    /// The passes of a step.
+    /// The batches of a step.
     pub fn of_step(micros: &[Vec<&LabeledSequence>], fuse_micro_batches: bool) -> Vec<Self> {
         let batches: Vec<Batch> = micros.iter().map(|micro| Batch::new(micro.iter().copied())).collect();
         let rows: Vec<usize> = batches.iter().map(Batch::rows).collect();
@@ -39,7 +39,7 @@ impl FusedBatch {
     }
 }
 
-/// Which micro-batches, of these numbers of rows, share a pass.
+/// Groups micro-batches of these row counts into batches.
 pub(crate) fn groups(rows: &[usize], fuse_micro_batches: bool) -> Vec<Range<usize>> {
     let (mut groups, mut start, mut sum): (Vec<Range<usize>>, _, _) = (Vec::new(), 0, 0);
     for (i, &n) in rows.iter().enumerate() {

@@ -1,8 +1,9 @@
 //! Fine-tuning: the step, the schedule, the memory plan, checkpoints.
 //!
-//! A [`Trainer`] is driven by its caller, one optimizer step at a time. Every number follows from
-//! [`TrainSettings`], the records and the base: a run resumed from a checkpoint, or repeated on another
-//! number of threads, writes the same bytes.
+//! The caller drives a [`Trainer`] one optimizer step at a time.
+//! Every number follows from [`TrainSettings`], the records and the base.
+//! A resumed run, or one with another number of threads, writes the same bytes.
+//! `examples/by_hand.rs` shows one whole step without a trainer.
 //!
 //! ```
 //! use std::{path::Path, sync::Arc};

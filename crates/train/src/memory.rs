@@ -1,33 +1,30 @@
-//! Bytes of memory: what this process holds, what it held at most, and what the machine can still give.
+//! Memory in bytes: of this process, its peak, and what is available.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// Bytes that this process has in memory at present, pages of mapped files among them.
-///
-/// `None` where the system does not tell.
+/// Bytes of this process in memory, including pages of mapped files. `None` where the system does not report it.
 pub fn resident() -> Option<u64> {
     status("VmRSS:")
 }
 
-/// The most that [`resident`] has ever been.
+/// The peak of [`resident`].
 pub fn peak() -> Option<u64> {
     status("VmHWM:")
 }
 
-/// Bytes that this process holds for itself: no file stands behind them.
+/// Bytes of this process that belong to no file.
 pub fn anonymous() -> Option<u64> {
     status("RssAnon:")
 }
 
-/// Bytes of the whole machine: all, and available.
+/// Bytes of the machine: total and available.
 pub fn machine() -> Option<(u64, u64)> {
     let info = fs::read_to_string("/proc/meminfo").ok()?;
     Some((field(&info, "MemTotal:")?, field(&info, "MemAvailable:")?))
 }
 
-/// Bytes that a process may take before the machine, the control group it runs in, or its own address space
-/// has none left.
+/// Bytes that a process can still allocate. Limits are the machine, the control group and the address space.
 pub fn available() -> Option<u64> {
     let (_, machine) = machine()?;
     let groups = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
@@ -35,7 +32,7 @@ pub fn available() -> Option<u64> {
     [group, address_space()].into_iter().flatten().chain([machine]).min()
 }
 
-/// Bytes of address space that this process may still take, mapped files among them, where `ulimit -v` sets a limit.
+/// Bytes of address space left, including mapped files, where `ulimit -v` sets a limit.
 pub fn address_space() -> Option<u64> {
     let limit = address_limit(&fs::read_to_string("/proc/self/limits").ok()?)?;
     Some(limit.saturating_sub(status("VmSize:")?))
@@ -47,7 +44,7 @@ fn address_limit(limits: &str) -> Option<u64> {
     values.split_whitespace().next()?.parse().ok()
 }
 
-/// Bytes as `310 MiB` or `1.25 GiB`, rounded up: what is asked for in these units is enough.
+/// Bytes as `310 MiB` or `1.25 GiB`, rounded up, so that a limit given in these units is enough.
 ///
 /// ```
 /// assert_eq!(danlu_train::memory::display(1 << 30), "1.00 GiB");
@@ -72,8 +69,9 @@ fn field(text: &str, name: &str) -> Option<u64> {
     line.split_whitespace().nth(1)?.parse::<u64>().ok()?.checked_mul(1024)
 }
 
-/// What the tightest group on the path of one line of `/proc/self/cgroup` has left: `0::/user.slice` of version 2,
-/// `4:memory:/docker/1` of version 1.
+/// The bytes left in the tightest group on the path of one line of `/proc/self/cgroup`.
+///
+/// A line is `0::/user.slice` in version 2 and `4:memory:/docker/1` in version 1.
 fn group_room(root: &Path, line: &str) -> Option<u64> {
     let mut parts = line.splitn(3, ':').skip(1);
     let (controllers, path) = (parts.next()?, parts.next()?);
@@ -87,7 +85,7 @@ fn group_room(root: &Path, line: &str) -> Option<u64> {
     let number = |path: PathBuf| fs::read_to_string(path).ok()?.trim().parse::<u64>().ok();
     let room = |folder: &Path| {
         let (limit, used) = (number(folder.join(limit))?, number(folder.join(used))?);
-        // Pages of files that nobody uses are counted as used, and given up when asked for.
+        // The kernel counts inactive pages of files as used, and frees them on demand.
         let stat = fs::read_to_string(folder.join("memory.stat")).unwrap_or_default();
         let cached = stat.lines().find_map(|line| line.strip_prefix(cached)?.trim().parse::<u64>().ok());
         Some((limit + cached.unwrap_or(0)).saturating_sub(used))

@@ -1,4 +1,4 @@
-//! AdamW over the adapter's flat buffer, and its state.
+//! AdamW over the adapter's flat buffer.
 
 use std::path::Path;
 
@@ -13,10 +13,10 @@ use crate::{TrainError, TrainSettings};
 /// Name of the state's file in a checkpoint.
 pub(crate) const OPTIMIZER_FILE: &str = "optimizer.safetensors";
 
-/// The state's tensors, named as torch names them.
+/// Names of the state's tensors, as in torch.
 const MOMENTS: [&str; 2] = ["exp_avg", "exp_avg_sq"];
 
-/// Both moments of every parameter, in the adapter's own layout.
+/// Both moments of every parameter, in the adapter's layout.
 #[derive(Debug)]
 pub(crate) struct Optimizer {
     first: Buffer,
@@ -31,31 +31,12 @@ impl Optimizer {
         Self { first: moment(), second: moment(), len }
     }
 
-    /// One update, by a gradient of norm `norm`, clipped as `torch.nn.utils.clip_grad_norm_` does.
-    pub fn update(
-        &mut self,
-        backend: &dyn Backend,
-        params: &mut Buffer,
-        grads: &Buffer,
-        settings: &TrainSettings,
-        learning_rate: f64,
-        step: u64,
-        norm: f64,
-    ) {
-        let update = AdamW {
-            learning_rate: learning_rate as f32,
-            beta1: settings.adam_beta1 as f32,
-            beta2: settings.adam_beta2 as f32,
-            eps: settings.adam_epsilon as f32,
-            weight_decay: settings.weight_decay as f32,
-            // `TrainSettings::validate` keeps runs below 2^32 steps.
-            step: u32::try_from(step).unwrap_or(u32::MAX),
-            grad_scale: clip_factor(norm, settings.max_grad_norm) as f32,
-        };
+    /// One update of `params` by `grads`.
+    pub fn update(&mut self, backend: &dyn Backend, params: &mut Buffer, grads: &Buffer, update: AdamW) {
         backend.adamw(params, grads, &mut self.first, &mut self.second, self.len, update);
     }
 
-    /// Bytes that [`Optimizer::save`] takes for a moment: both moments as bytes, and the file around them.
+    /// Temporary bytes of [`Optimizer::save`]: both moments as bytes, and the file.
     pub fn saving_bytes(len: usize) -> u64 {
         2 * (2 * 4 * len as u64)
     }
@@ -78,7 +59,7 @@ impl Optimizer {
     /// Reads what [`Optimizer::save`] wrote.
     pub fn load(&mut self, folder: &Path, backend: &dyn Backend) -> Result<(), TrainError> {
         let path = folder.join(OPTIMIZER_FILE);
-        // Twice the parameters, and a header: anything much larger is another file.
+        // Two values per parameter, and a header: a much larger file is another one.
         let limit = (self.len as u64 * 8).saturating_add(1 << 16);
         let found = Weights::from_bytes(&path, files::read_bounded(&path, limit)?)?;
         let [first, second] = MOMENTS.map(|name| found.vector_f32(name, self.len));
@@ -98,8 +79,21 @@ impl Optimizer {
     }
 }
 
-/// What a gradient of norm `norm` is multiplied by: `min(1, max_norm / (norm + 1e-6))`; 1 where
-/// `max_norm` is 0.
+/// The update of step `step`, whose gradient of norm `norm` is clipped as by `torch.nn.utils.clip_grad_norm_`.
+pub(crate) fn adamw(settings: &TrainSettings, learning_rate: f64, step: u64, norm: f64) -> AdamW {
+    AdamW {
+        learning_rate: learning_rate as f32,
+        beta1: settings.adam_beta1 as f32,
+        beta2: settings.adam_beta2 as f32,
+        eps: settings.adam_epsilon as f32,
+        weight_decay: settings.weight_decay as f32,
+        // `TrainSettings::validate` keeps runs below 2^32 steps.
+        step: u32::try_from(step).unwrap_or(u32::MAX),
+        grad_scale: clip_factor(norm, settings.max_grad_norm) as f32,
+    }
+}
+
+/// The factor for a gradient of norm `norm`: `min(1, max_norm / (norm + 1e-6))`, or 1 if `max_norm` is 0.
 pub(crate) fn clip_factor(norm: f64, max_norm: f64) -> f64 {
     if max_norm > 0.0 { (max_norm / (norm + 1e-6)).min(1.0) } else { 1.0 }
 }

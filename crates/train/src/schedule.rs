@@ -10,14 +10,14 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum LrSchedulerType {
-    /// Up over the warmup, then straight down to zero after the last step.
+    /// Rises over the warmup, then falls linearly to zero after the last step.
     #[default]
     Linear,
-    /// Up over the warmup, then down half a cosine.
+    /// Rises over the warmup, then falls along half a cosine.
     Cosine,
-    /// The same at every step; knows no warmup.
+    /// The same at every step, without a warmup.
     Constant,
-    /// Up over the warmup, then the same at every step.
+    /// Rises over the warmup, then stays the same.
     ConstantWithWarmup,
 }
 
@@ -59,20 +59,20 @@ pub struct Schedule {
     pub kind: LrSchedulerType,
     /// The highest learning rate.
     pub learning_rate: f64,
-    /// Steps of the rise at the beginning.
+    /// Steps of the warmup.
     pub warmup_steps: u64,
     /// Steps of the run.
     pub total_steps: u64,
 }
 
 impl Schedule {
-    /// A schedule whose rise takes `ceil(warmup_ratio · total_steps)` steps.
+    /// A schedule with a warmup of `ceil(warmup_ratio · total_steps)` steps.
     pub fn new(kind: LrSchedulerType, learning_rate: f64, warmup_ratio: f64, total_steps: u64) -> Self {
         let warmup_steps = (total_steps as f64 * warmup_ratio).ceil() as u64;
         Self { kind, learning_rate, warmup_steps, total_steps }
     }
 
-    /// The learning rate that step `step` (from 1) is taken with.
+    /// The learning rate of step `step`, counted from 1.
     pub fn at(&self, step: u64) -> f64 {
         self.learning_rate * self.factor(step.saturating_sub(1))
     }

@@ -1,4 +1,4 @@
-//! The run: one optimizer step at a time, driven by the caller.
+//! The training loop, one optimizer step at a time.
 
 use std::ops::Range;
 use std::path::Path;
@@ -14,22 +14,22 @@ use serde::{Deserialize, Serialize};
 
 use crate::data_order::DataOrder;
 use crate::fused_batch::FusedBatch;
-use crate::optimizer::{Optimizer, clip_factor};
+use crate::optimizer::{Optimizer, adamw, clip_factor};
 use crate::{DataFingerprint, LogEntry, Schedule, TrainError, TrainSettings, TrainerState};
 
-/// Names the stream of dropout masks, apart from every other use of the seed.
+/// Key of the random stream of dropout masks.
 const DROPOUT_STREAM: u64 = 0x6472_6f70_6f75;
 
-/// One record to train on, and what to call it in a message.
+/// One training record, and its name in messages.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Example {
-    /// Token ids, and which carry a loss.
+    /// Token ids, and the ones that carry a loss.
     pub sequence: LabeledSequence,
     /// Where it came from: `huanhuan.json:812`.
     pub origin: String,
 }
 
-/// One optimizer step, after it.
+/// The metrics of one optimizer step.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct StepMetrics {
@@ -41,17 +41,17 @@ pub struct StepMetrics {
     pub loss: f64,
     /// L2 norm of the whole gradient, before clipping.
     pub grad_norm: f64,
-    /// Learning rate that the step was taken with.
+    /// Learning rate of the step.
     pub learning_rate: f64,
-    /// Tokens of its records, those that records share counted for each.
+    /// Tokens of its records. A shared prefix counts for each record.
     pub tokens: u64,
-    /// Those that carried a loss.
+    /// Tokens with a loss.
     pub trained_tokens: u64,
-    /// Time it took, seconds.
+    /// Duration in seconds.
     pub seconds: f64,
 }
 
-/// The loss on records that are not trained on.
+/// The metrics of one evaluation on held-out records.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct EvalMetrics {
     /// Mean over all trained tokens, nats.
@@ -60,7 +60,7 @@ pub struct EvalMetrics {
     pub perplexity: f64,
     /// Tokens that carried a loss.
     pub tokens: u64,
-    /// Time it took, seconds.
+    /// Duration in seconds.
     pub seconds: f64,
 }
 
@@ -96,16 +96,15 @@ pub struct Trainer {
     /// The sum of squares of the gradient, or of the parameters.
     squares: Scalars,
     work: Workspace,
-    /// Whether small micro-batches go through the model together.
+    /// Whether small micro-batches share a forward pass.
     fuse_micro_batches: bool,
 }
 
 impl Trainer {
-    /// A run at its beginning. `base` names the base's contents, as
-    /// [`base_fingerprint`](danlu_model::base_fingerprint) does.
+    /// A run before its first step. `base` is the base's [fingerprint](danlu_model::base_fingerprint).
     ///
     /// # Errors
-    /// If a setting is out of range, or a record is empty of loss, too long, or not of this model.
+    /// If a setting is out of range, or a record has no loss, is too long, or has an unknown token.
     pub fn new(
         decoder: Arc<Decoder>,
         adapter: Adapter,
@@ -160,15 +159,14 @@ impl Trainer {
         })
     }
 
-    /// Takes one optimizer step: every micro-batch forward and backward, then one update.
+    /// Takes one optimizer step: forward and backward of every micro-batch, then one update.
     ///
-    /// The loss is the mean over the trained tokens of all micro-batches together, so that how a step is
-    /// cut into micro-batches does not weigh the records.
+    /// The loss is the mean over the trained tokens of all micro-batches.
+    /// The division of a step into micro-batches therefore does not weight the records.
     ///
     /// # Errors
-    /// If the run is over, or loss or gradient is not finite: the adapter and the optimizer are then as
-    /// they were before the step. If the update itself left the finite numbers, the trainer is of no further
-    /// use, and the last checkpoint is whole.
+    /// If the run is over, or loss or gradient is not finite. Adapter and optimizer are then unchanged.
+    /// If the update makes a parameter infinite, the trainer cannot be used further; the last checkpoint is intact.
     pub fn step(&mut self) -> Result<StepMetrics, TrainError> {
         let step = self.state.global_step + 1;
         if self.is_finished() {
@@ -182,7 +180,7 @@ impl Trainer {
         let tokens = passes.iter().map(|pass| pass.batch.tokens()).sum::<usize>();
         let trained = passes.iter().map(|pass| pass.batch.trained_tokens()).sum::<usize>();
         let (loss, grad_norm) = self.gradients(step, &passes)?;
-        // The second moment holds squares in f32: a gradient whose square does not fit would never heal.
+        // The second moment stores squares in f32. An infinite one would stay infinite.
         let clipped = grad_norm * clip_factor(grad_norm, self.settings.max_grad_norm);
         let origins = |records: Vec<Vec<usize>>, examples: &[Example]| {
             records.concat().into_iter().map(|r| examples[r].origin.clone()).collect()
@@ -213,7 +211,7 @@ impl Trainer {
         Ok(report)
     }
 
-    /// Forward and backward of every pass of a step; mean loss, and norm of the gradient.
+    /// Forward and backward of a step. Returns the mean loss and the norm of the gradient.
     fn gradients(&mut self, step: u64, passes: &[FusedBatch]) -> Result<(f64, f64), TrainError> {
         let backend = self.decoder.backend().clone();
         let parameters = self.adapter.num_parameters();
@@ -259,25 +257,25 @@ impl Trainer {
         Ok(squares[0].sqrt())
     }
 
-    /// Moves the parameters along the gradient; the learning rate it was done with.
+    /// Updates the parameters and returns the learning rate.
     fn update(&mut self, step: u64, grad_norm: f64) -> f64 {
         let learning_rate = self.schedule.at(step);
-        let (backend, params, settings) =
-            (&**self.decoder.backend(), &mut self.adapter.params, &self.settings);
-        self.optimizer.update(backend, params, &self.grads, settings, learning_rate, step, grad_norm);
+        let update = adamw(&self.settings, learning_rate, step, grad_norm);
+        self.optimizer.update(&**self.decoder.backend(), &mut self.adapter.params, &self.grads, update);
         learning_rate
     }
 
-    /// All that a step does on its back end, for the memory plan.
+    /// The operations of a step on its back end, for the memory plan.
     pub(crate) fn dry_run(&mut self, micros: &[Vec<&LabeledSequence>]) -> Result<(), TrainError> {
         let (_, grad_norm) = self.gradients(1, &FusedBatch::of_step(micros, self.fuse_micro_batches))?;
         self.update(1, grad_norm);
         Ok(())
     }
 
-    /// Sets what each layer keeps and whether small micro-batches run together, which no result depends on, and makes
-    /// every buffer that passes of up to `rows` rows, `labels` of them with a label, will need, and where they share rows
-    /// their `keys`, one a token: a run that does not fit fails before its first step.
+    /// Sets the memory strategy, and allocates the buffers of the largest pass. No result depends on the strategy.
+    ///
+    /// The largest pass has `rows` rows, `labels` labels, and `keys` copied keys if it shares a prefix.
+    /// A run that does not fit into memory thus fails before its first step.
     pub fn reserve(
         &mut self,
         policies: Vec<ActivationPolicy>,
@@ -289,13 +287,13 @@ impl Trainer {
         self.decoder.reserve(&mut self.work, rows, labels, keys);
     }
 
-    /// Gives the buffers of the steps back, when the last one is done. A further step makes them again.
+    /// Frees the buffers of the steps. A further step allocates them again.
     pub fn release(&mut self) {
         self.losses = None;
         self.work.clear();
     }
 
-    /// The micro-batches that step `step`, from 1, is taken on.
+    /// The micro-batches of step `step`, counted from 1.
     pub fn micro_batches(&mut self, step: u64) -> Vec<Batch> {
         let sequence = |&record: &usize| &self.examples[record].sequence;
         self.order.step(step).iter().map(|micro| Batch::new(micro.iter().map(sequence))).collect()
@@ -325,12 +323,12 @@ impl Trainer {
         Ok(EvalMetrics { loss, perplexity: loss.exp(), tokens: tokens as u64, seconds })
     }
 
-    /// Puts an evaluation into the log, at the present step.
+    /// Adds an evaluation to the log, at the current step.
     pub fn log_evaluation(&mut self, report: &EvalMetrics) {
         self.state.log_evaluation(report.loss, report.seconds);
     }
 
-    /// Writes the adapter's own two files, as PEFT does.
+    /// Writes the adapter's two files in PEFT's format.
     ///
     /// # Errors
     /// If the folder cannot be written.
@@ -338,17 +336,17 @@ impl Trainer {
         Ok(self.adapter.save(folder, &**self.decoder.backend())?)
     }
 
-    /// Whether every step is taken.
+    /// Whether all steps are done.
     pub fn is_finished(&self) -> bool {
         self.state.global_step >= self.schedule.total_steps
     }
 
-    /// Whether the settings ask for a checkpoint at the present step.
+    /// Whether a checkpoint is due at the current step.
     pub fn checkpoint_due(&self) -> bool {
         is_multiple(self.state.global_step, self.settings.save_steps)
     }
 
-    /// Whether the settings ask for an evaluation at the present step.
+    /// Whether an evaluation is due at the current step.
     pub fn evaluation_due(&self) -> bool {
         is_multiple(self.state.global_step, self.settings.eval_steps.unwrap_or(0))
     }
@@ -363,12 +361,12 @@ impl Trainer {
         self.schedule.total_steps
     }
 
-    /// The adapter as it is now.
+    /// The adapter in its current state.
     pub fn adapter(&self) -> &Adapter {
         &self.adapter
     }
 
-    /// The adapter, when the run is over.
+    /// The adapter, by value.
     pub fn into_adapter(self) -> Adapter {
         self.adapter
     }
@@ -388,12 +386,12 @@ impl Trainer {
         &self.state
     }
 
-    /// Every step since the run began, across resumptions.
+    /// The metrics of every step, including those before a resumption.
     pub fn history(&self) -> &[StepMetrics] {
         &self.history
     }
 
-    /// Books a step that was taken.
+    /// Records a finished step.
     fn account(&mut self, report: StepMetrics) {
         let StepMetrics { step, epoch, grad_norm, learning_rate, .. } = report;
         self.history.push(report);
@@ -423,7 +421,7 @@ fn is_multiple(step: u64, of: u64) -> bool {
     of > 0 && step > 0 && step.is_multiple_of(of)
 }
 
-/// The records of each batch of an evaluation, in order: as many as fill it, and at least one.
+/// Groups records for evaluation, in order: as many as fit, and at least one.
 pub(crate) fn evaluation_groups<T>(
     records: &[T],
     tokens: impl Fn(&T) -> usize,

@@ -1,9 +1,9 @@
-//! `trainer_state.json`, as transformers writes it: where the run is, and its log.
+//! `trainer_state.json` in transformers' format: progress and log.
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-/// Progress and log of a run, in the form that tools reading transformers' checkpoints expect.
+/// Progress and log of a run, for tools that read transformers' checkpoints.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct TrainerState {
     /// Step of the best evaluation.
@@ -12,7 +12,7 @@ pub struct TrainerState {
     /// Its held-out loss.
     #[serde(default)]
     pub best_metric: Option<f64>,
-    /// The checkpoint of that step, where one was kept.
+    /// The checkpoint of that step, if it was kept.
     #[serde(default)]
     pub best_model_checkpoint: Option<String>,
     /// Passes over the data so far.
@@ -35,7 +35,7 @@ pub struct TrainerState {
     pub logging_steps: u64,
     /// Optimizer steps of the whole run.
     pub max_steps: u64,
-    /// Tokens that went through the model in training.
+    /// Tokens processed in training.
     #[serde(default)]
     pub num_input_tokens_seen: u64,
     /// Passes over the data of the whole run, rounded up.
@@ -62,15 +62,15 @@ pub struct TrainerState {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(untagged)]
 pub enum LogEntry {
-    /// The steps since the entry before.
+    /// The steps since the previous entry.
     Train {
         /// Passes over the data so far.
         epoch: f64,
         /// Norm of the last step's gradient, before clipping.
         grad_norm: f64,
-        /// Learning rate that the last step was taken with.
+        /// Learning rate of the last step.
         learning_rate: f64,
-        /// Mean loss of these steps, nats a token.
+        /// Mean loss of these steps, in nats per token.
         loss: f64,
         /// The last step.
         step: u64,
@@ -79,19 +79,19 @@ pub enum LogEntry {
     Eval {
         /// Passes over the data so far.
         epoch: f64,
-        /// Mean loss, nats a token.
+        /// Mean loss in nats per token.
         eval_loss: f64,
-        /// Seconds it took.
+        /// Duration in seconds.
         eval_runtime: f64,
-        /// Step after which it was made.
+        /// The step before it.
         step: u64,
     },
-    /// Something another program logged; kept as it is.
+    /// An entry of another program, which is preserved.
     Other(Map<String, Value>),
 }
 
 impl TrainerState {
-    /// Adds an evaluation, and remembers it if it is the best so far.
+    /// Adds an evaluation to the log, and records the best one.
     pub(crate) fn log_evaluation(&mut self, eval_loss: f64, eval_runtime: f64) {
         let (epoch, step) = (self.epoch, self.global_step);
         self.log_history.push(LogEntry::Eval { epoch, eval_loss, eval_runtime, step });

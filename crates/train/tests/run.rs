@@ -179,8 +179,7 @@ fn a_checkpoint_of_another_version_is_told_as_one() {
         fs::remove_file(&sums).unwrap();
         let (text, hint) = refused();
         let told = format!(
-            "checkpoint-1: the checkpoint is of format {format}, which {article} {age} danlu wrote, and this one goes \
-             on from format 2"
+            "checkpoint-1: the checkpoint has format {format} of {article} {age} danlu, and this one resumes format 2"
         );
         assert_eq!(text, told);
         assert_eq!(hint, format!("finish the run with the {age} danlu, or start anew in another folder"));
@@ -189,11 +188,8 @@ fn a_checkpoint_of_another_version_is_told_as_one() {
     fs::write(folder.join("danlu_state.json"), &state).unwrap();
     fs::remove_file(folder.join("checksums.sha256")).unwrap();
     let (text, hint) = refused();
-    assert!(
-        text.starts_with("checkpoint-1/checksums.sha256: it is missing, and without it nothing"),
-        "{text}"
-    );
-    assert!(hint.starts_with("go on from an older checkpoint"), "{hint}");
+    assert!(text.starts_with("checkpoint-1/checksums.sha256: it is missing, so the files"), "{text}");
+    assert!(hint.starts_with("resume from an older checkpoint"), "{hint}");
 }
 
 /// Changes a file of a checkpoint, and its checksum with it.

@@ -1,4 +1,4 @@
-//! A run's own code over a back end that computes nothing.
+//! A dry run: the real training code over [`Trace`], which computes nothing.
 
 use std::sync::Arc;
 
@@ -10,7 +10,7 @@ use super::worst_steps::WorstSteps;
 use crate::optimizer::Optimizer;
 use crate::{Example, TrainError, TrainSettings, Trainer};
 
-/// Replies that are written after the last step, to show what the adapter does.
+/// The size of the replies after the last step.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ReplySize {
     /// Tokens of the longest question.
@@ -19,25 +19,25 @@ pub struct ReplySize {
     pub new_tokens: usize,
 }
 
-/// Bytes of everything that outlives a step, and what the steps add.
+/// Bytes of the state that outlives a step, and of the steps.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct DryRunUsage {
-    /// Norms, which are widened to f32.
+    /// Norm weights in f32.
     pub norms: u64,
     pub adapter: u64,
     pub optimizer: u64,
     pub gradients: u64,
-    /// What writing a checkpoint takes for a moment.
+    /// Temporary memory of writing a checkpoint.
     pub saving: u64,
-    /// After the last step, with all working memory.
+    /// The footprint after the last step, with all working memory.
     pub trained: Footprint,
-    /// What replies take beyond that.
+    /// Additional memory of the replies.
     pub replies: u64,
     /// Work of the heaviest step.
     pub step_flops: u64,
 }
 
-/// A trainer over [`Trace`], to be run under one set of policies after the other.
+/// A trainer over [`Trace`], which runs once per memory strategy.
 pub(crate) struct DryRun {
     trace: Arc<Trace>,
     trainer: Trainer,
@@ -54,14 +54,14 @@ impl DryRun {
         let norms = live();
         let adapter = Adapter::init(settings.lora_config(""), config, settings.seed, &*trace)?;
         let adapter_bytes = live() - norms;
-        // The records of a dry run are handed over; the record only makes the trainer a valid one.
+        // The dry run brings its own records. This one only makes the trainer valid.
         let sequence = LabeledSequence { ids: vec![0; 2], trained: vec![true; 2] };
         let examples = vec![Example { sequence, origin: String::new() }];
         let trainer = Trainer::new(decoder, adapter, examples, settings.clone(), String::new())?;
         Ok(Self { trace, trainer, norms, adapter: adapter_bytes })
     }
 
-    /// Evaluation, the steps of `worst`, and replies, all as in a real run.
+    /// Runs the evaluations and steps of `worst`, then the replies.
     pub fn run(
         &mut self,
         policies: Vec<ActivationPolicy>,

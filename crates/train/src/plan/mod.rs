@@ -1,4 +1,4 @@
-//! Memory planned before it is used: what a run will hold at most, and what its layers keep so that it fits.
+//! The memory plan: the predicted peak of a run, and the memory strategy that fits a limit.
 
 mod dry_run;
 mod recompute_ladder;
@@ -21,53 +21,54 @@ pub use self::worst_steps::RecordSize;
 use self::worst_steps::WorstSteps;
 use crate::{TrainError, TrainSettings};
 
-/// Shortest records that a hint proposes.
+/// Shortest `max_length` that a hint suggests.
 const MIN_SUGGESTED_LENGTH: usize = 16;
 
-/// What a run is made of, as far as memory depends on it.
+/// Everything that the memory of a run depends on.
 #[derive(Clone, Debug)]
 pub struct PlanInput<'a> {
     /// The base.
     pub config: ModelConfig,
     /// The run.
     pub settings: TrainSettings,
-    /// What will compute.
+    /// The options of the back end.
     pub cpu: CpuOptions,
-    /// Records to train on; with none, every record is as long as the settings allow.
+    /// Training records. If empty, every record has the longest allowed length.
     pub records: Vec<RecordSize<'a>>,
     /// Records to evaluate on.
     pub held_out: Vec<RecordSize<'a>>,
-    /// Replies after the last step.
+    /// The size of the replies after the last step.
     pub reply: ReplySize,
     /// Whether checkpoints are written.
     pub checkpoints: bool,
-    /// The weights that a run touches, see [`weight_bytes`].
+    /// The weights that a run reads, see [`weight_bytes`].
     pub weights: WeightBytes,
-    /// What is in memory before.
+    /// The memory before the run.
     pub baseline: BaselineMemory,
 }
 
-/// What a process holds before it opens a base, in bytes.
+/// Memory of the process before it opens a base, in bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BaselineMemory {
-    /// The program, its stacks, and the code that a run will page in.
+    /// The program, its stacks, and code that is paged in later.
     pub program: u64,
     /// The tokenizer.
     pub tokenizer: u64,
-    /// Encoded records, and the heap that encoding left behind.
+    /// Encoded records, and the heap left after encoding.
     pub data: u64,
-    /// The most that there ever was, such as while the tokenizer was read.
+    /// The peak so far, for example while the tokenizer was read.
     pub peak: u64,
-    /// The largest file that is copied beside every checkpoint, see [`TokenIdentity::largest_file`](danlu_adapter::TokenIdentity::largest_file).
+    /// The largest file copied into every checkpoint, see
+    /// [`TokenIdentity::largest_file`](danlu_adapter::TokenIdentity::largest_file).
     pub copied: u64,
 }
 
-/// What a run will hold at most, in bytes; the parts add up to `total`.
+/// The predicted peak of a run in bytes. The parts add up to `total`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct MemoryPlan {
     /// Weights of the base.
     pub weights: u64,
-    /// Of these, what was put into 4 bits: the rest is pages of files, which the system can take back.
+    /// The part of them quantized in memory. The rest are pages of files, which the system can evict.
     pub resident: u64,
     /// The adapter's parameters.
     pub adapter: u64,
@@ -75,41 +76,41 @@ pub struct MemoryPlan {
     pub optimizer: u64,
     /// The adapter's gradient.
     pub gradients: u64,
-    /// What passes through the layers, with its gradients.
+    /// Activations and their gradients.
     pub activations: u64,
     /// Working memory of the kernels.
     pub scratch: ScratchBytes,
-    /// What writing a checkpoint, and the replies at the end, take beyond that for a moment.
+    /// Temporary memory of writing a checkpoint and of the replies.
     pub transient: u64,
     /// The tokenizer.
     pub tokenizer: u64,
     /// Encoded records.
     pub data: u64,
-    /// The program itself.
+    /// The program.
     pub program: u64,
-    /// All of it: the forecast of the peak.
+    /// The predicted peak.
     pub total: u64,
-    /// How many layers keep what.
+    /// The number of layers with each activation policy.
     pub layers: LayerPolicies,
-    /// Whether small micro-batches go through the model together: faster, to the same bits.
+    /// Whether small micro-batches are fused, which is faster and gives the same bits.
     pub fuse_micro_batches: bool,
-    /// Tokens of the largest pass, what records begin with alike counted once.
+    /// Tokens of the largest pass, with a shared prefix counted once.
     pub tokens: u64,
-    /// Tokens of the largest pass whose records begin alike, each counted.
+    /// Tokens of the largest pass that shares a prefix, with every token counted.
     #[serde(default)]
     pub sharing_tokens: u64,
-    /// Trained tokens of the pass that has most of them.
+    /// Most trained tokens of a pass.
     pub trained_tokens: u64,
     /// Work of the heaviest step, multiplications and additions.
     pub step_flops: u64,
 }
 
-/// What of a run would have to be smaller for it to fit; as flags when displayed.
+/// Smaller settings with which a run fits; displayed as flags.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SuggestedLimits {
-    /// Records of a micro-batch, where that changes.
+    /// Records of a micro-batch, if it has to be smaller.
     pub batch: Option<usize>,
-    /// Tokens of the longest record, where that does.
+    /// Tokens of the longest record, if it has to be shorter.
     pub length: Option<usize>,
 }
 
@@ -138,19 +139,20 @@ pub struct ScratchBytes {
 }
 
 impl ScratchBytes {
-    /// All of it.
+    /// The sum.
     pub fn total(&self) -> u64 {
         self.products + self.low_rank + self.attention + self.head + self.rope
     }
 }
 
 impl MemoryPlan {
-    /// Plans a run. Without a `limit` no layer recomputes and small micro-batches run together; with one, as much of
-    /// that as fits.
+    /// Plans a run with the fastest memory strategy that fits the `limit`.
+    ///
+    /// Without a limit no layer recomputes, and small micro-batches are fused.
     ///
     /// # Errors
-    /// If a setting is out of range, or the run does not fit even when every layer keeps least; the error then
-    /// names the largest batch, or the longest records, that would.
+    /// If a setting is out of range, or no memory strategy fits.
+    /// The error then suggests the largest batch, or the longest records, that fit.
     pub fn new(input: &PlanInput<'_>, limit: Option<u64>) -> Result<Self, TrainError> {
         input.settings.validate()?;
         let ladder = MemoryStrategy::ladder(input.config.num_hidden_layers);
@@ -166,7 +168,7 @@ impl MemoryPlan {
             let fits = largest_that_fits(input, limit)?;
             return Err(TrainError::Memory { needed: smallest.total, limit, fits });
         }
-        // The first strategy that fits, between one that does not and one that does.
+        // Binary search for the first strategy that fits.
         let (mut too_large, mut fits, mut plan) = (0, ladder.len() - 1, smallest);
         while fits - too_large > 1 {
             let middle = (too_large + fits) / 2;
@@ -181,14 +183,14 @@ impl MemoryPlan {
     }
 }
 
-/// A run to be planned in one way after the other.
+/// Plans one run with several memory strategies.
 struct Planner<'a> {
     input: &'a PlanInput<'a>,
     settings: &'a TrainSettings,
     dry_run: DryRun,
     records: Vec<RecordSize<'a>>,
     held_out: Vec<RecordSize<'a>>,
-    /// With micro-batches apart, and together; found when first asked for.
+    /// The worst steps without and with fused micro-batches, computed on first use.
     worst_steps: [OnceCell<WorstSteps<'a>>; 2],
 }
 
@@ -229,7 +231,7 @@ impl<'a> Planner<'a> {
         let BaselineMemory { program, tokenizer, data, peak, copied } = baseline;
         let transient = replies.max(if checkpoints { saving.max(copied) } else { 0 });
         let sum = weights.total() + trained.peak + transient + program + tokenizer + data;
-        // Before anything else there is the base, and what it is made from.
+        // While the base is loaded, its source and its copy are in memory.
         let loading = weights.resident + weights.loading + norms + program + tokenizer + data;
         let peak = peak.max(if weights.resident > 0 { loading } else { 0 });
         Ok(MemoryPlan {
@@ -240,7 +242,7 @@ impl<'a> Planner<'a> {
             gradients,
             activations,
             scratch,
-            // A base so small that reading the tokenizer was the peak, or putting it into 4 bits.
+            // For a small base, reading the tokenizer or quantizing may be the peak.
             transient: transient + peak.saturating_sub(sum),
             tokenizer,
             data,
@@ -256,7 +258,7 @@ impl<'a> Planner<'a> {
     }
 }
 
-/// The largest batch that fits, or with the smallest batch the longest records.
+/// The largest batch that fits, or the longest records with a batch of one.
 fn largest_that_fits(input: &PlanInput<'_>, limit: u64) -> Result<Option<SuggestedLimits>, TrainError> {
     let least = |settings: &TrainSettings| {
         let ladder = MemoryStrategy::ladder(input.config.num_hidden_layers);
@@ -274,7 +276,7 @@ fn largest_that_fits(input: &PlanInput<'_>, limit: u64) -> Result<Option<Suggest
     Ok(length.map(|length| SuggestedLimits { batch: (asked != 1).then_some(1), length: Some(length) }))
 }
 
-/// The largest of `from .. to` for which `fits` holds, which holds for small values if for any.
+/// The largest value of `from .. to` that fits. If a value fits, all smaller ones fit.
 fn largest(
     from: usize,
     to: usize,

@@ -1,46 +1,47 @@
-//! What layers keep, and in which order a planner tries it.
+//! The memory strategies in the order in which the planner tries them.
 
 use danlu_model::ActivationPolicy;
 use serde::{Deserialize, Serialize};
 
-/// How many layers keep what, the lowest ones least.
+/// The number of layers with each activation policy. The lowest layers store least.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LayerPolicies {
-    /// Layers that keep their input alone.
+    /// Layers that store only their input.
     pub recompute: usize,
-    /// Layers that drop what is cheap to make again.
+    /// Layers that recompute only the cheap activations.
     pub keep_some: usize,
 }
 
 impl LayerPolicies {
-    /// The policy of each layer, from the lowest.
+    /// The policy of each layer, lowest first.
     pub fn policies(&self) -> Vec<ActivationPolicy> {
         let Self { recompute, keep_some } = *self;
         let of = |policy, count| std::iter::repeat_n(policy, count);
         of(ActivationPolicy::Recompute, recompute).chain(of(ActivationPolicy::KeepSome, keep_some)).collect()
     }
 
-    /// Every mix worth trying on `count` layers, the cheapest in work first and each smaller than the one before. None
-    /// keeps everything: that holds more and was no faster.
+    /// Every useful mix for `count` layers. Each needs less memory and more work than the one before.
     ///
-    /// One layer alone that recomputes gains nothing: what it drops is held by the shared buffers instead.
+    /// No mix stores everything: that was not faster.
+    /// A single recomputing layer saves nothing, because the shared buffers hold its activations.
     fn ladder(count: usize) -> impl Iterator<Item = Self> {
         let recomputing = (2..=count).map(move |n| Self { recompute: n, keep_some: count - n });
         std::iter::once(Self { recompute: 0, keep_some: count }).chain(recomputing)
     }
 }
 
-/// One way to run a step: none changes a result.
+/// One way to run a step. All give the same result.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct MemoryStrategy {
     pub layers: LayerPolicies,
-    /// Whether small micro-batches go through the model together.
+    /// Whether small micro-batches are fused.
     pub fuse_micro_batches: bool,
 }
 
 impl MemoryStrategy {
-    /// Every way worth trying on `count` layers, the fastest first and each smaller than the one before. Micro-batches
-    /// go apart before anything is computed twice.
+    /// Every useful strategy for `count` layers, fastest first. Each needs less memory than the one before.
+    ///
+    /// Micro-batches are separated before layers recompute.
     pub fn ladder(count: usize) -> Vec<Self> {
         let strategy = |fuse_micro_batches| move |layers| Self { layers, fuse_micro_batches };
         LayerPolicies::ladder(count)

@@ -1,4 +1,4 @@
-//! How much of a base's files a run maps into memory.
+//! The memory of a base's weights.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -8,7 +8,7 @@ use danlu_model::{ModelConfig, ModelError, Quantization, Weights, projections};
 
 use crate::TrainError;
 
-/// Bytes that the system maps around a page that is touched.
+/// Bytes that the system maps around a touched page.
 const FAULT_AROUND: usize = 64 << 10;
 
 const EMBEDDING: &str = "model.embed_tokens.weight";
@@ -16,27 +16,29 @@ const EMBEDDING: &str = "model.embed_tokens.weight";
 /// The weights of a base in memory, in bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct WeightBytes {
-    /// Pages of files, which the system can take back and read again.
+    /// Pages of files, which the system can evict and read again.
     pub mapped: u64,
-    /// What no file stands behind: weights that were put into 4 bits.
+    /// Weights quantized in memory.
     pub resident: u64,
-    /// What putting them there takes beyond that, for a moment.
+    /// Temporary memory of the quantization.
     pub loading: u64,
 }
 
 impl WeightBytes {
-    /// What a run keeps.
+    /// The memory during the run.
     pub fn total(&self) -> u64 {
         self.mapped + self.resident
     }
 }
 
-/// Bytes of the weights in `folder` that a run touches: all of them, but of an embedding table of its own only the
-/// rows of `ids`, where they are known. With `quantization` the projections are put into 4 bits by `threads`. A folder
-/// without weights is judged by its `config.json`.
+/// Bytes of the weights in `folder` that a run reads.
+///
+/// Of an untied embedding table a run reads only the rows of `ids`, if they are given.
+/// With `quantization` the projections are quantized by that number of threads.
+/// The sizes of a folder without weights come from its `config.json`.
 ///
 /// # Errors
-/// If there are weights and they are not sound.
+/// If there are weights with a fault.
 pub fn weight_bytes(
     folder: &Path,
     config: &ModelConfig,
@@ -54,7 +56,7 @@ pub fn weight_bytes(
     Ok(weight_bytes_of(weights.as_ref(), config, quantization, ids))
 }
 
-/// As [`weight_bytes`], of weights that are open, or of those that `config` describes.
+/// As [`weight_bytes`], for open weights, or for those that `config` describes.
 pub fn weight_bytes_of(
     weights: Option<&Weights>,
     config: &ModelConfig,
@@ -89,7 +91,7 @@ pub fn weight_bytes_of(
     WeightBytes { mapped: (all - untouched) as u64, resident, loading: largest }
 }
 
-/// Bytes of a table of `rows` rows that come into memory when those of `ids` are read.
+/// Bytes of a table of `rows` rows that are mapped when the rows of `ids` are read.
 fn touched(table: usize, rows: usize, ids: &mut dyn Iterator<Item = u32>) -> usize {
     let row = (table / rows.max(1)).max(1);
     let mut blocks = vec![false; table.div_ceil(FAULT_AROUND)];

@@ -1,4 +1,4 @@
-//! The batches that decide how much memory a run takes, found from lengths and prefixes of its records.
+//! The batches with the highest memory use, found from the lengths and prefixes of the records.
 
 use danlu_model::{LabeledSequence, find_shared_prefixes};
 
@@ -7,17 +7,17 @@ use crate::data_order::DataOrder;
 use crate::fused_batch::groups;
 use crate::trainer::evaluation_groups;
 
-/// Steps that are looked at one by one; of a longer run the rest is bounded from above.
+/// Steps that are examined one by one. The rest of a longer run is bounded from above.
 const MAX_PLANNED_STEPS: u64 = 200_000;
 
-/// How long a record is, and what it begins with: all that memory depends on.
+/// The length and the prefix of a record.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct RecordSize<'a> {
     /// Tokens.
     pub tokens: usize,
-    /// Those that carry a loss.
+    /// Tokens with a loss.
     pub trained: usize,
-    /// The first tokens, as far as other records may [share](find_shared_prefixes) them.
+    /// The first tokens, which other records may [share](find_shared_prefixes).
     pub prefix: &'a [u32],
 }
 
@@ -28,7 +28,7 @@ impl<'a> RecordSize<'a> {
         Self { tokens: sequence.ids.len(), trained, prefix: sequence.beginning() }
     }
 
-    /// A record of that size cut to `max_length`.
+    /// The size after truncation to `max_length`.
     pub fn cut(self, max_length: usize) -> Self {
         let tokens = self.tokens.min(max_length);
         let trained = self.trained.min(tokens.saturating_sub(1));
@@ -36,12 +36,12 @@ impl<'a> RecordSize<'a> {
         Self { tokens, trained, prefix: &self.prefix[..prefix] }
     }
 
-    /// Some sequence of this size, which shares no more of its prefix.
+    /// A sequence of this size and prefix.
     fn sequence(self) -> LabeledSequence {
         let Self { tokens, trained, prefix } = self;
         let mut ids = prefix.to_vec();
         ids.resize(tokens, 0);
-        // The first label stands behind the prefix, the others at the end.
+        // The first label follows the prefix, the others stand at the end.
         let is_trained = |i| trained > 0 && (i + trained > tokens || i == prefix.len() + 1);
         LabeledSequence { ids, trained: (0..tokens).map(is_trained).collect() }
     }
@@ -52,7 +52,7 @@ impl<'a> RecordSize<'a> {
 struct MicroBatch<'a> {
     records: Vec<RecordSize<'a>>,
     tokens: usize,
-    /// Rows: what records begin with alike is there once.
+    /// Rows, with a shared prefix counted once.
     rows: usize,
     labels: usize,
 }
@@ -76,7 +76,7 @@ impl<'a> MicroBatch<'a> {
     }
 }
 
-/// The steps and evaluations of a run that no other exceeds in everything.
+/// The steps and evaluations of a run with the largest values of some measure.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct WorstSteps<'a> {
     steps: Vec<Vec<MicroBatch<'a>>>,
@@ -90,7 +90,7 @@ pub(crate) struct WorstSteps<'a> {
 }
 
 impl<'a> WorstSteps<'a> {
-    /// What a run over these records meets, with its small micro-batches `together` or not.
+    /// The worst steps of a run over these records.
     pub fn of(
         records: &[RecordSize<'a>],
         held_out: &[RecordSize<'a>],
@@ -105,21 +105,21 @@ impl<'a> WorstSteps<'a> {
             let micro = |micro: Vec<usize>| {
                 MicroBatch::new(micro.into_iter().map(|record| records[record]).collect())
             };
-            worst.see(order.step(step).into_iter().map(micro).collect());
+            worst.add(order.step(step).into_iter().map(micro).collect());
         }
         let mut keys_beyond = 0;
         if total > MAX_PLANNED_STEPS {
-            // A step has no more of either than the data.
+            // No step exceeds the data.
             let micros = settings.gradient_accumulation_steps.min(order.micro_batches());
             let bound = vec![bound(records, settings); micros];
             // Some of its rows may be shared, or none.
             keys_beyond = most_of_a_pass(&bound, fuse_micro_batches, tokens);
-            worst.see(bound);
+            worst.add(bound);
         }
         let steps = worst.into_kept();
         let mut worst = WorstFinder::new(false);
         for group in evaluation_groups(held_out, |record| record.tokens, settings.max_length) {
-            worst.see(vec![MicroBatch::new(group.to_vec())]);
+            worst.add(vec![MicroBatch::new(group.to_vec())]);
         }
         let most = |size: fn(&[MicroBatch<'_>]) -> usize| {
             steps.iter().map(|step| most_of_a_pass(step, fuse_micro_batches, size)).max().unwrap_or(0)
@@ -129,12 +129,12 @@ impl<'a> WorstSteps<'a> {
         Self { evaluations, rows, labels, keys, steps }
     }
 
-    /// Those steps, each the records of its micro-batches.
+    /// The steps, each as the records of its micro-batches.
     pub fn steps(&self) -> impl Iterator<Item = Vec<Vec<LabeledSequence>>> + '_ {
         self.steps.iter().map(|step| step.iter().map(MicroBatch::sequences).collect())
     }
 
-    /// Those evaluations, each the records of one batch.
+    /// The evaluations, each as the records of one batch.
     pub fn evaluations(&self) -> impl Iterator<Item = Vec<LabeledSequence>> + '_ {
         self.evaluations.iter().map(MicroBatch::sequences)
     }
@@ -152,7 +152,7 @@ fn labels(micros: &[MicroBatch<'_>]) -> usize {
     micros.iter().map(|micro| micro.labels).sum()
 }
 
-/// The tokens of these micro-batches as one pass, where any of them shares rows: all keys are then copied.
+/// The copied keys of these micro-batches as one pass: one per token if any of them shares a prefix.
 fn keys(micros: &[MicroBatch<'_>]) -> usize {
     let shares = micros.iter().any(|micro| micro.rows < micro.tokens);
     if shares { tokens(micros) } else { 0 }
@@ -168,7 +168,7 @@ fn most_of_a_pass(
     groups(&rows, fuse_micro_batches).into_iter().map(|pass| size(&step[pass])).max().unwrap_or(0)
 }
 
-/// A micro-batch that none of a run exceeds.
+/// A micro-batch that no other of the run exceeds.
 fn bound(records: &[RecordSize<'_>], settings: &TrainSettings) -> MicroBatch<'static> {
     let longest = match settings.packing {
         true => RecordSize { tokens: settings.max_length, trained: settings.max_length, prefix: &[] },
@@ -181,7 +181,7 @@ fn bound(records: &[RecordSize<'_>], settings: &TrainSettings) -> MicroBatch<'st
     MicroBatch::new(vec![longest; settings.per_device_train_batch_size.min(records.len())])
 }
 
-/// Keeps, by each measure, the largest step seen: work buffers only grow, so the others do not matter.
+/// The largest step by each measure. Buffers only grow, so no other step matters.
 struct WorstFinder<'a> {
     fuse_micro_batches: bool,
     kept: [Option<(usize, Vec<MicroBatch<'a>>)>; 8],
@@ -192,7 +192,7 @@ impl<'a> WorstFinder<'a> {
         Self { fuse_micro_batches, kept: Default::default() }
     }
 
-    fn see(&mut self, step: Vec<MicroBatch<'a>>) {
+    fn add(&mut self, step: Vec<MicroBatch<'a>>) {
         let most = |size: fn(&MicroBatch<'_>) -> usize| step.iter().map(size).max().unwrap_or(0);
         let pass =
             |size: fn(&[MicroBatch<'_>]) -> usize| most_of_a_pass(&step, self.fuse_micro_batches, size);

@@ -210,7 +210,7 @@ fn refused(error: TrainError, given: bool, flags: &dyn Fn(SuggestedLimits) -> St
         TrainError::Memory { needed, limit, fits } if !given => {
             let (needed, available) = (display(needed), display(limit));
             let diagnostic = Diagnostic::input(format!(
-                "the run needs {needed} of memory at least, and {available} is available"
+                "the run needs at least {needed} of memory, and {available} is available"
             ));
             diagnostic.with_hint(match fits.map(flags) {
                 Some(flags) => format!("`{flags}` fits"),
@@ -228,7 +228,7 @@ fn refused(error: TrainError, given: bool, flags: &dyn Fn(SuggestedLimits) -> St
 fn beyond_space(needed: u64, space: u64, fits: Option<String>) -> Diagnostic {
     let (needed, space) = (display(needed), display(space));
     let text = format!(
-        "the run needs {needed} of memory at least, and the limit of the address space leaves {space}"
+        "the run needs at least {needed} of memory, and the limit of the address space leaves {space}"
     );
     let more = "allow more with `ulimit -v`";
     Diagnostic::input(text)
