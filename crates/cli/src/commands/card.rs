@@ -172,10 +172,10 @@ pub fn write_for_run(
         lora: Some(Lora::of(lora)),
         training: Some(training),
         version: summary.version.clone(),
-        ..bare(summary.adapter_name.clone(), base, &run.base, lang)
+        ..bare(summary.adapter_name.clone(), base, &run.files.base, lang)
     };
     match earlier {
-        None => run.card.apply(&mut card, lang),
+        None => run.card.args.apply(&mut card, lang),
         Some(earlier) => {
             card.repository.clone_from(&earlier.repository);
             card.language = earlier.language;
@@ -184,29 +184,29 @@ pub fn write_for_run(
                 card.base = card.base.with_hub_id(id);
             }
             card.datasets.clone_from(&earlier.datasets);
-            run.card_now.apply(&mut card, lang);
+            run.card.given.apply(&mut card, lang);
         }
     }
     let first = card.language.order().first().copied().unwrap_or_default();
     let picture = page::picture(summary, first);
     card.has_picture = !picture.is_empty();
     if card.has_picture {
-        files::write_atomic(&run.output.join(PICTURE_FILE), picture.as_bytes())?;
+        files::write_atomic(&run.files.output.join(PICTURE_FILE), picture.as_bytes())?;
     }
-    card.write_record(&run.output)?;
-    let output = terminal_text::shell_path(&run.output);
-    let readme = card::read_readme(&run.output)?.unwrap_or_default();
+    card.write_record(&run.files.output)?;
+    let output = terminal_text::shell_path(&run.files.output);
+    let readme = card::read_readme(&run.files.output)?.unwrap_or_default();
     match card::is_authors_alone(&readme) {
         Ok(true) => printer.status_bilingual(
             &format!("README.md 没有 danlu 的标记，保持原样（`danlu card {output}` 把卡片写在它下面）"),
             &format!("README.md has no danlu marks and stays as it is (`danlu card {output}` adds the card below its text)"),
         ),
-        Ok(false) => match card.write(&run.output, None) {
+        Ok(false) => match card.write(&run.files.output, None) {
             Err(error @ ReportError::Readme { .. }) => warn_of_readme(&error, &output, printer),
             result => result?,
         },
         Err(fault) => {
-            let path = run.output.join(card::README_FILE);
+            let path = run.files.output.join(card::README_FILE);
             warn_of_readme(&ReportError::Readme { path, fault }, &output, printer);
         }
     }

@@ -7,11 +7,13 @@ use danlu_hub::FetchScope;
 use danlu_loader::stored_quantization;
 use danlu_model::{ModelConfig, Quantization, Tokenizer};
 use danlu_train::memory::display;
+use danlu_train::{MemoryPlan, TrainSettings};
 
 use crate::commands::quantization_progress::stored_code;
 use crate::commands::train::forecast::{self, Forecast, MemoryBaseline};
 use crate::commands::train::{self, REPLIES, RunConfig, TrainArgs, prepare};
 use crate::diagnostic::Result;
+use crate::model_loader::ModelLoader;
 use crate::printer::Printer;
 use crate::style::Style;
 use crate::terminal_text;
@@ -40,41 +42,54 @@ pub struct PlanArgs {
 /// # Errors
 /// If an input has a fault, or the run would not fit.
 pub fn run(run: &RunConfig, json: bool, printer: &Printer) -> Result<()> {
-    let run = &run.resolve_base(FetchScope::ConfigOnly, printer)?;
+    let files = &run.files.resolve_base(FetchScope::ConfigOnly, &ModelLoader::new(printer))?;
     let mut baseline = MemoryBaseline::new();
-    let config = ModelConfig::read(&run.base)?;
-    train::check_length(run, &config)?;
-    targets::resolve(&train::lora_config(run), &config)?;
-    let tokenizer = match run.data.is_empty() && !run.base.join("tokenizer.json").exists() {
+    let config = ModelConfig::read(&files.base)?;
+    train::check_length(&run.settings, &config, files.config.as_ref())?;
+    targets::resolve(&train::lora_config(files, &run.settings), &config)?;
+    let tokenizer = match files.data.is_empty() && !files.base.join("tokenizer.json").exists() {
         true => None,
-        false => Some(Tokenizer::read(&run.base)?),
+        false => Some(Tokenizer::read(&files.base)?),
     };
     // A run carries its token identity along, so it is made before anything is measured, as there.
-    let run =
-        &tokenizer.as_ref().map_or_else(|| run.clone(), |tokenizer| train::pin_template_date(run, tokenizer));
-    let default_system = run.settings.default_system.clone();
-    let tokens = tokenizer.as_ref().map(|tokenizer| TokenIdentity::new(&run.base, tokenizer, default_system));
-    if let (Some(tokenizer), Some(tokens)) = (&tokenizer, &tokens) {
+    let settings = &match &tokenizer {
+        Some(tokenizer) => train::pin_template_date(&run.settings, tokenizer),
+        None => run.settings.clone(),
+    };
+    if let Some(tokenizer) = &tokenizer {
+        let tokens = TokenIdentity::new(&files.base, tokenizer, settings.default_system.clone());
         tokenizer.check_fits(&config)?;
-        baseline.tokenizer(tokens);
+        baseline.tokenizer(&tokens);
     }
-    let forecast = match tokenizer.as_ref().filter(|_| !run.data.is_empty()) {
+    let subject = forecast::Subject { base: &files.base, config: &config, settings, limits: &run.limits };
+    let forecast = match tokenizer.as_ref().filter(|_| !files.data.is_empty()) {
         Some(tokenizer) => {
-            let data =
-                prepare::prepare(&run.data, &run.reading, run.skip_bad, tokenizer, &run.settings, printer)?;
+            let (data, reading, skip_bad) = (&files.data, &files.reading, files.skip_bad);
+            let data = prepare::prepare(data, reading, skip_bad, tokenizer, settings, printer)?;
             let questions = data.questions(REPLIES);
             baseline.data();
-            Forecast::of(run, &config, Some((&data, tokenizer, &questions)), &baseline)?
+            Forecast::of(&subject, Some((&data, tokenizer, &questions)), &baseline)?
         }
-        None => Forecast::of(run, &config, None, &baseline)?,
+        None => Forecast::of(&subject, None, &baseline)?,
     };
-    let stored = stored_quantization(&run.base, &config)?;
+    let stored = stored_quantization(&files.base, &config)?;
     if json {
         print_json(&forecast, printer);
     } else {
-        print_table(run, &config, stored, &forecast, printer);
+        let name = files.base_shown();
+        print_table(&Planned { name, config: &config, settings, stored, forecast: &forecast }, printer);
     }
     Ok(())
+}
+
+/// A plan, and what it is for.
+struct Planned<'a> {
+    name: String,
+    config: &'a ModelConfig,
+    settings: &'a TrainSettings,
+    /// The 4 bits that the base is stored in.
+    stored: Option<Quantization>,
+    forecast: &'a Forecast,
 }
 
 fn print_json(forecast: &Forecast, printer: &Printer) {
@@ -85,13 +100,9 @@ fn print_json(forecast: &Forecast, printer: &Printer) {
     printer.data(&serde_json::to_string_pretty(&value).expect("a struct of numbers"));
 }
 
-fn print_table(
-    run: &RunConfig,
-    config: &ModelConfig,
-    stored: Option<Quantization>,
-    forecast: &Forecast,
-    printer: &Printer,
-) {
+fn print_table(planned: &Planned<'_>, printer: &Printer) {
+    print_heading(planned, printer);
+    let (settings, forecast) = (planned.settings, planned.forecast);
     let plan = &forecast.plan;
     let row = |name: (&str, &str), value: String, note: String| {
         let name = terminal_text::pad(printer.pick(name.0, name.1), 13);
@@ -102,40 +113,8 @@ fn print_table(
     let bytes = |name: (&str, &str), bytes: u64, zh: &str, en: &str| {
         row(name, display(bytes), printer.pick(zh, en).to_owned());
     };
-    let n = |n: u64| terminal_text::thousands(n);
-    let (base, parameters) = (run.base_shown(), n(config.num_parameters()));
-    let settings = &run.settings;
-    let mut computes = settings.dtype.to_string();
-    match (settings.quantization(), stored) {
-        (Some(asked), _) => computes += &format!(" · {}", asked.quant_type),
-        (None, Some(stored)) => computes += &format!(" · {}", stored_code(stored, printer)),
-        (None, None) => {}
-    }
-    let rank = settings.lora_r;
-    let trained = n(plan.adapter / 4);
-    let (tokens, labels) = (n(plan.tokens), n(plan.trained_tokens));
-    printer.data(&printer.paint_data(
-        Style::Bold,
-        &printer.pick(
-            format!(
-                "{base} · {parameters} 个参数 · {computes} · 最多一次 {tokens} 词元，其中 {labels} 计损失"
-            ),
-            format!(
-                "{base} · {parameters} parameters · {computes} · largest pass {tokens} tokens, {labels} trained"
-            ),
-        ),
-    ));
-    let (held, mapped) = (display(plan.resident), display(plan.weights - plan.resident));
-    let note = match plan.resident {
-        0 => printer
-            .pick("映射自文件的页，系统可收回再读", "mapped pages of files, which the system can take back")
-            .to_owned(),
-        _ => printer.pick(
-            format!("4 位 {held}；映射自文件的页 {mapped}，系统可收回再读"),
-            format!("4 bits {held}; mapped pages of files {mapped}, which the system can take back"),
-        ),
-    };
-    row(("权重", "weights"), display(plan.weights), note);
+    row(("权重", "weights"), display(plan.weights), weights_note(plan, printer));
+    let (rank, trained) = (settings.lora_r, terminal_text::thousands(plan.adapter / 4));
     let note =
         printer.pick(format!("秩 {rank}，{trained} 个参数"), format!("rank {rank}, {trained} parameters"));
     row(("适配器", "adapter"), display(plan.adapter), note);
@@ -153,8 +132,8 @@ fn print_table(
     bytes(
         ("临时", "transient"),
         plan.transient,
-        "写检查点，或读分词器的一刻",
-        "while a checkpoint is written, or the tokenizer read",
+        "仅在写检查点或读分词器时占用",
+        "while a checkpoint is written or the tokenizer is read",
     );
     bytes(("分词器", "tokenizer"), plan.tokenizer, "", "");
     bytes(("数据", "data"), plan.data, "", "");
@@ -173,4 +152,39 @@ fn print_table(
     let work = printer
         .pick(format!("每步最多 {gigaflops:.1} GFLOP"), format!("at most {gigaflops:.1} GFLOP a step"));
     printer.data(&printer.paint_data(Style::Dim, &work));
+}
+
+/// The model, and the largest pass through it.
+fn print_heading(planned: &Planned<'_>, printer: &Printer) {
+    let Planned { name, config, settings, stored, forecast } = planned;
+    let n = terminal_text::thousands;
+    let mut computes = settings.dtype.to_string();
+    match (settings.quantization(), *stored) {
+        (Some(asked), _) => computes += &format!(" · {}", asked.quant_type),
+        (None, Some(stored)) => computes += &format!(" · {}", stored_code(stored, printer)),
+        (None, None) => {}
+    }
+    let parameters = n(config.num_parameters());
+    let (tokens, labels) = (n(forecast.plan.tokens), n(forecast.plan.trained_tokens));
+    let heading = printer.pick(
+        format!("{name} · {parameters} 个参数 · {computes} · 最多一次 {tokens} 词元，其中 {labels} 计损失"),
+        format!(
+            "{name} · {parameters} parameters · {computes} · largest pass {tokens} tokens, {labels} trained"
+        ),
+    );
+    printer.data(&printer.paint_data(Style::Bold, &heading));
+}
+
+/// Which weights are held in memory, and which are mapped from their files.
+fn weights_note(plan: &MemoryPlan, printer: &Printer) -> String {
+    let (held, mapped) = (display(plan.resident), display(plan.weights - plan.resident));
+    match plan.resident {
+        0 => printer
+            .pick("映射自文件的页，系统可收回再读", "mapped pages of files, which the system can take back")
+            .to_owned(),
+        _ => printer.pick(
+            format!("4 位 {held}；映射自文件的页 {mapped}，系统可收回再读"),
+            format!("4 bits {held}; mapped pages of files {mapped}, which the system can take back"),
+        ),
+    }
 }

@@ -192,22 +192,14 @@ fn training(args: &DemoArgs, folders: &Folders) -> train::RunConfig {
         seed: SEED,
         ..TrainSettings::default()
     };
-    train::RunConfig {
+    let files = train::RunFiles {
         base: folders.base.clone(),
-        on_hub: None,
         data: vec![folders.data.clone()],
-        reading: Default::default(),
-        skip_bad: false,
         output: folders.adapter.clone(),
-        resume: None,
-        settings,
-        compute: args.compute.clone(),
-        memory_limit: None,
-        card: Default::default(),
-        card_now: Default::default(),
-        notes: Default::default(),
-        config: None,
-    }
+        ..train::RunFiles::default()
+    };
+    let limits = train::RunLimits { compute: args.compute.clone(), memory: None };
+    train::RunConfig { files, settings, limits, card: train::CardOptions::default() }
 }
 
 fn merging(args: &DemoArgs, folders: &Folders) -> merge::MergeArgs {

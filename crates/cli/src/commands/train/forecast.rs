@@ -1,17 +1,19 @@
 //! The memory of a run, foreseen: what is in memory already is measured, the rest comes from the planner.
 
+use std::path::Path;
+
 use danlu_adapter::TokenIdentity;
 use danlu_model::{ModelConfig, Tokenizer};
 use danlu_report::MemoryUse;
 use danlu_train::memory::{self, display};
 use danlu_train::{
     BaselineMemory, LayerPolicies, MemoryPlan, PlanInput, RecordSize, ReplySize, SuggestedLimits, TrainError,
-    Trainer, WeightBytes, weight_bytes,
+    TrainSettings, Trainer, WeightBytes, weight_bytes,
 };
 
 use super::REPLY_TOKENS;
 use super::prepare::Prepared;
-use super::run_config::RunConfig;
+use super::run_config::RunLimits;
 use crate::allocator;
 use crate::diagnostic::{Diagnostic, Result};
 use crate::evaluation::replies::Question;
@@ -89,18 +91,30 @@ pub struct Forecast {
     pub weights_evictable: bool,
 }
 
+/// The run that a forecast is made for.
+#[derive(Clone, Copy)]
+pub struct Subject<'a> {
+    /// Folder of the base.
+    pub base: &'a Path,
+    /// Its shape.
+    pub config: &'a ModelConfig,
+    /// The numbers of the run.
+    pub settings: &'a TrainSettings,
+    /// What it may use.
+    pub limits: &'a RunLimits,
+}
+
 impl Forecast {
     /// Plans a run as [`Forecast::with_input`] does. Without data, every record is taken to be as long as the settings allow.
     ///
     /// # Errors
     /// If the run does not fit, or the base's weights are not sound.
     pub fn of(
-        run: &RunConfig,
-        config: &ModelConfig,
+        subject: &Subject<'_>,
         data: Option<(&Prepared, &Tokenizer, &[Question])>,
         baseline: &MemoryBaseline,
     ) -> Result<Self> {
-        Self::with_input(&input(run, config, data, baseline)?, run.memory_limit, &|smaller| {
+        Self::with_input(&input(subject, data, baseline)?, subject.limits.memory, &|smaller| {
             smaller.to_string()
         })
     }
@@ -275,16 +289,16 @@ pub fn peak_line(memory: &MemoryUse, printer: &Printer) -> Option<String> {
 }
 
 fn input<'a>(
-    run: &RunConfig,
-    config: &ModelConfig,
+    subject: &Subject<'_>,
     data: Option<(&'a Prepared, &Tokenizer, &[Question])>,
     baseline: &MemoryBaseline,
 ) -> Result<PlanInput<'a>> {
-    let cpu = run.compute.options(run.settings.dtype.into())?;
-    let quantization = run.settings.quantization().map(|q| (q, run.compute.threads()));
+    let Subject { base, config, settings, limits } = *subject;
+    let cpu = limits.compute.options(settings.dtype.into())?;
+    let quantization = settings.quantization().map(|q| (q, limits.compute.threads()));
     let mut input = PlanInput {
         config: config.clone(),
-        settings: run.settings.clone(),
+        settings: settings.clone(),
         cpu,
         records: Vec::new(),
         held_out: Vec::new(),
@@ -294,12 +308,12 @@ fn input<'a>(
         baseline: baseline.present(config.vocab_size),
     };
     let Some((data, tokenizer, questions)) = data else {
-        input.weights = weight_bytes(&run.base, config, quantization, None)?;
+        input.weights = weight_bytes(base, config, quantization, None)?;
         return Ok(input);
     };
     let sequences = || data.examples.iter().chain(&data.held_out).map(|example| &example.sequence);
     let mut ids = sequences().flat_map(|sequence| sequence.ids.iter().copied());
-    input.weights = weight_bytes(&run.base, config, quantization, Some(&mut ids))?;
+    input.weights = weight_bytes(base, config, quantization, Some(&mut ids))?;
     input.records = data.examples.iter().map(|e| RecordSize::of(&e.sequence)).collect();
     input.held_out = data.held_out.iter().map(|e| RecordSize::of(&e.sequence)).collect();
     let tokens = |question: &Question| {

@@ -1,40 +1,40 @@
-//! `danlu train`: plan, steps, checkpoints, and the picture of the run.
+//! `danlu train`: resolve the inputs, plan the memory, train, publish.
 
 mod args;
 pub mod forecast;
 mod output;
 pub mod prepare;
+mod print;
 mod progress;
 mod run_config;
+mod steps;
+mod summary;
 
-use std::sync::Arc;
+use std::fs::File;
+use std::path::{Path, PathBuf};
 
 use danlu_adapter::{Adapter, BaseIdentity, LoraConfig, TokenIdentity, targets};
-use danlu_hub::{FetchScope, parse_snapshot_path};
-use danlu_loader::{BaseFiles, folder_name, identify_base, stored_quantization};
-use danlu_model::{
-    LabeledSequence, LoraSource, ModelConfig, Quantization, Tokenizer, Weights, Workspace, base_fingerprint,
-    base_sample,
-};
+use danlu_hub::FetchScope;
+use danlu_loader::{BaseFiles, identify_base};
+use danlu_model::{LabeledSequence, Quantization, Tokenizer, base_fingerprint, base_sample};
 use danlu_report::card::{self, Card};
-use danlu_report::{DataSummary, MemoryUse, Reply, RunSummary};
-use danlu_train::{TrainError, Trainer, check_finite_weights, latest_whole_checkpoint};
+use danlu_report::{DataSummary, RunSummary};
+use danlu_train::{TrainSettings, Trainer};
 
-use crate::args::compute::check_context;
-use crate::commands::quantization_progress::stored_code;
-use crate::diagnostic::{Diagnostic, Result};
-use crate::evaluation::{held_out_file, replies};
-use crate::interrupt;
+use crate::diagnostic::Result;
+use crate::evaluation::held_out_file;
+use crate::evaluation::replies::Question;
+use crate::interrupt::{self, GracefulStop};
 use crate::model_loader::ModelLoader;
 use crate::printer::Printer;
-use crate::style::Style;
-use crate::terminal_text;
 pub use args::{EXAMPLES, TrainArgs};
-use forecast::MemoryBaseline;
+use forecast::{Forecast, MemoryBaseline};
 use prepare::Prepared;
-use progress::Progress;
 pub use progress::draw_loss;
-pub use run_config::RunConfig;
+pub use run_config::{
+    CardOptions, RunConfig, RunFiles, RunLimits, check_length, lora_config, pin_template_date,
+};
+use summary::RunFacts;
 
 /// Questions that the report shows with both answers.
 pub const REPLIES: usize = 4;
@@ -42,22 +42,22 @@ pub const REPLIES: usize = 4;
 /// Longest of those answers, in tokens.
 pub const REPLY_TOKENS: usize = 64;
 
-/// What a run came to.
+/// The result of a run.
 pub enum Outcome {
     /// All steps are taken and everything is written.
     Finished(Box<RunSummary>),
-    /// Someone asked it to stop; a checkpoint was written.
+    /// Ctrl-C stopped it; a checkpoint is written.
     Stopped,
 }
 
-/// Trains, and says how it went.
+/// Trains, and prints the result.
 ///
 /// # Errors
 /// If an input has a fault or something cannot be written; checkpoints written so far stay whole.
 pub fn run(run: &RunConfig, printer: &Printer) -> Result<()> {
     match execute(run, printer)? {
-        Outcome::Finished(summary) => conclude(run, &summary, printer),
-        // Whatever stands behind it in a script would take a part for the whole.
+        Outcome::Finished(summary) => print::conclude(&run.files.output, &summary, printer),
+        // The exit code keeps a script from taking a part for the whole.
         Outcome::Stopped => interrupt::exit_interrupted(),
     }
     Ok(())
@@ -68,58 +68,142 @@ pub fn run(run: &RunConfig, printer: &Printer) -> Result<()> {
 /// # Errors
 /// As [`run()`].
 pub fn execute(run: &RunConfig, printer: &Printer) -> Result<Outcome> {
-    let run = &run.resolve_base(FetchScope::Full, printer)?;
-    let mut baseline = MemoryBaseline::new();
-    let config = ModelConfig::read(&run.base)?;
-    let tokenizer = Tokenizer::read(&run.base)?;
-    tokenizer.check_fits(&config)?;
-    let run = &pin_template_date(run, &tokenizer);
-    // In whichever way the base comes to its 4 bits, they can be made again from its original.
-    let stored = stored_quantization(&run.base, &config)?;
-    let tokens = TokenIdentity::new(&run.base, &tokenizer, run.settings.default_system.clone())
-        .over(run.settings.quantization().or(stored), Weights::open(&run.base)?.unquantized_modules(&config));
-    baseline.tokenizer(&tokens);
-    check_length(run, &config)?;
-    let lora = lora_config(run);
-    targets::resolve(&lora, &config).map_err(|error| run_config::point_into_config(run, error))?;
-    let data = prepare::prepare(&run.data, &run.reading, run.skip_bad, &tokenizer, &run.settings, printer)?;
-    let questions = data.questions(REPLIES);
-    baseline.data();
-    let forecast = forecast::Forecast::of(run, &config, Some((&data, &tokenizer, &questions)), &baseline)?;
-    let notes = run.notes.read()?;
-    // Read first, as the notes: a fault in it should not cost a run.
-    let earlier = Card::read(&run.output)?;
-    let (checkpoint, _lock) = output::open(run, printer)?;
+    let mut inputs = resolve(&run.files, &run.settings, printer)?;
+    let planned = plan(&mut inputs, &run.limits, printer)?;
+    let run = &RunConfig { files: inputs.files.clone(), settings: inputs.settings.clone(), ..run.clone() };
+    let folder = OutputFolder::open(run, printer)?;
+    match train(inputs, planned, &folder, run, printer)? {
+        Some(trained) => {
+            publish(trained, &folder, run, printer).map(|summary| Outcome::Finished(Box::new(summary)))
+        }
+        None => Ok(Outcome::Stopped),
+    }
+}
 
-    let backend = run.compute.backend(run.settings.dtype.into())?;
-    let adapter = Adapter::init(lora, &config, run.settings.seed, &*backend)?;
-    let quantization = run.settings.quantization();
-    let threads = run.compute.threads();
-    let decoder = ModelLoader::new(printer).run(|loader, _| {
-        loader.load_decoder(&BaseFiles::open(&run.base)?, quantization, threads, backend).map(Arc::new)
-    })?;
+/// The inputs of a run, opened.
+struct Inputs {
+    /// The base is in a folder.
+    files: RunFiles,
+    /// The template's day is set.
+    settings: TrainSettings,
+    base: BaseFiles,
+    tokenizer: Tokenizer,
+    /// The 4 bits that the base is stored in.
+    stored: Option<Quantization>,
+    tokens: TokenIdentity,
+    lora: LoraConfig,
+    baseline: MemoryBaseline,
+}
+
+/// Resolves the base and opens its files.
+fn resolve(files: &RunFiles, settings: &TrainSettings, printer: &Printer) -> Result<Inputs> {
+    let loader = ModelLoader::new(printer);
+    let files = files.resolve_base(FetchScope::Full, &loader)?;
+    let mut baseline = MemoryBaseline::new();
+    let base = loader.run(|_, _| BaseFiles::open(&files.base))?;
+    let tokenizer = loader.run(|_, _| base.tokenizer(None))?;
+    let config = base.config();
+    tokenizer.check_fits(config)?;
+    let settings = pin_template_date(settings, &tokenizer);
+    // However the base comes to its 4 bits, they can be made again from its original.
+    let stored = loader.run(|_, _| base.stored_quantization())?;
+    let quantization = settings.quantization().or(stored);
+    let tokens = TokenIdentity::new(&files.base, &tokenizer, settings.default_system.clone())
+        .over(quantization, base.weights().unquantized_modules(config));
+    baseline.tokenizer(&tokens);
+    check_length(&settings, config, files.config.as_ref())?;
+    let lora = lora_config(&files, &settings);
+    targets::resolve(&lora, config)
+        .map_err(|error| run_config::point_into_config(files.config.as_ref(), error))?;
+    Ok(Inputs { files, settings, base, tokenizer, stored, tokens, lora, baseline })
+}
+
+/// The data of a run, and the memory that training on it takes.
+struct Planned {
+    data: Prepared,
+    questions: Vec<Question>,
+    forecast: Forecast,
+}
+
+/// Reads the data, and plans the memory of the worst steps.
+fn plan(inputs: &mut Inputs, limits: &RunLimits, printer: &Printer) -> Result<Planned> {
+    let Inputs { files, settings, tokenizer, .. } = &*inputs;
+    let data = prepare::prepare(&files.data, &files.reading, files.skip_bad, tokenizer, settings, printer)?;
+    let questions = data.questions(REPLIES);
+    inputs.baseline.data();
+    let Inputs { files, settings, tokenizer, .. } = &*inputs;
+    let subject = forecast::Subject { base: &files.base, config: inputs.base.config(), settings, limits };
+    let forecast = Forecast::of(&subject, Some((&data, tokenizer, &questions)), &inputs.baseline)?;
+    Ok(Planned { data, questions, forecast })
+}
+
+/// The output folder of a run, locked.
+struct OutputFolder {
+    checkpoint: Option<PathBuf>,
+    /// The author's notes.
+    notes: Option<String>,
+    /// The card of an earlier part of the run.
+    earlier: Option<Card>,
+    _lock: Option<File>,
+}
+
+impl OutputFolder {
+    /// Opens the folder. Notes and card are read first, so that a fault in them costs no run.
+    fn open(run: &RunConfig, printer: &Printer) -> Result<Self> {
+        let notes = run.card.notes.read()?;
+        let earlier = Card::read(&run.files.output)?;
+        let (checkpoint, lock) = output::open(&run.files, printer)?;
+        Ok(Self { checkpoint, notes, earlier, _lock: lock })
+    }
+}
+
+/// A run whose steps are all taken.
+struct Trained {
+    trainer: Trainer,
+    tokenizer: Tokenizer,
+    tokens: TokenIdentity,
+    base: BaseIdentity,
+    questions: Vec<Question>,
+    data: DataSummary,
+    forecast: Forecast,
+    /// Ctrl-C ends no process while the result is written.
+    stop: GracefulStop,
+}
+
+/// Loads the base and takes the steps. Returns none if Ctrl-C stopped it.
+fn train(
+    inputs: Inputs,
+    planned: Planned,
+    folder: &OutputFolder,
+    run: &RunConfig,
+    printer: &Printer,
+) -> Result<Option<Trained>> {
+    let Inputs { files, settings, base, tokenizer, stored, tokens, lora, .. } = inputs;
+    let Planned { data, questions, forecast } = planned;
+    let backend = run.limits.compute.backend(settings.dtype.into())?;
+    let adapter = Adapter::init(lora, base.config(), settings.seed, &*backend)?;
+    let (quantization, threads) = (settings.quantization(), run.limits.compute.threads());
+    let decoder = ModelLoader::new(printer)
+        .run(|loader, _| loader.load_decoder(&base, quantization, threads, backend))?;
+    let config = base.config().clone();
+    // The decoder maps what it needs; the rest is given back before memory counts.
+    drop(base);
     let Prepared { examples, held_out, held_out_records, summary, bad, .. } = data;
     let held_out: Vec<LabeledSequence> = held_out.into_iter().map(|example| example.sequence).collect();
-    let fingerprint = base_fingerprint(&run.base)?;
-    let sample = base_sample(&run.base)?;
-    let base = base_name(
-        run,
-        BaseIdentity { sha256: Some(fingerprint.clone()), sample: Some(sample), ..BaseIdentity::default() },
-    );
+    let base = trained_base(&files, run.card.args.base_id.as_deref())?;
     let tokens = tokens.trained_on(base.clone(), stored);
-    let mut trainer =
-        Trainer::new(Arc::clone(&decoder), adapter, examples, run.settings.clone(), fingerprint)?;
+    let fingerprint = base.sha256.clone().unwrap_or_default();
+    let mut trainer = Trainer::new(decoder.into(), adapter, examples, settings, fingerprint)?;
     forecast.reserve(&mut trainer);
-    print_plan(run, &trainer, &config, stored, &summary, printer);
+    print::print_plan(&files, &trainer, &config, stored, &summary, printer);
     forecast.print(printer);
-    output::start(run, &mut trainer, checkpoint.as_deref(), printer)?;
-    prepare::list_skipped(&bad, &run.output, printer)?;
-    held_out_file::write(&held_out_records, &run.output, printer)?;
-    if let Some(notes) = notes {
-        card::write_notes(&run.output, run.card.language(printer.lang), &notes)?;
+    output::start(run, &mut trainer, folder.checkpoint.as_deref(), printer)?;
+    prepare::list_skipped(&bad, &files.output, printer)?;
+    held_out_file::write(&held_out_records, &files.output, printer)?;
+    if let Some(notes) = &folder.notes {
+        card::write_notes(&files.output, run.card.args.language(printer.lang), notes)?;
     }
-
-    let _attention = interrupt::graceful_stop(Some(
+    let stop = interrupt::graceful_stop(Some(
         printer
             .pick(
                 "做完这一步就保存并停下；再按一次 Ctrl-C 立即结束。",
@@ -127,351 +211,42 @@ pub fn execute(run: &RunConfig, printer: &Printer) -> Result<Outcome> {
             )
             .to_owned(),
     ))?;
-    if !take_steps(run, &mut trainer, &held_out, &tokens, printer)? {
-        return Ok(Outcome::Stopped);
+    if !steps::take_steps(&files, &mut trainer, &held_out, &tokens, printer)? {
+        return Ok(None);
     }
     trainer.release();
-    let replies = before_and_after(&trainer, &tokenizer, &questions, printer)?;
-    let recorded = earlier.as_ref().and_then(|card| card.training.as_ref()?.memory);
-    let mut memory = forecast.measured();
-    memory.peak = memory.peak.max(recorded.map(|(peak, _)| peak));
-    let summary = summarize(run, &trainer, &config, summary, replies, memory, &base);
-    output::finish(run, &trainer, &tokens, &summary, base, earlier.as_ref(), printer)?;
-    Ok(Outcome::Finished(Box::new(summary)))
+    Ok(Some(Trained { trainer, tokenizer, tokens, base, questions, data: summary, forecast, stop }))
 }
 
-/// The run with the day its template is told: a template that asks is given one day for the whole run, however
-/// often it is resumed.
-pub fn pin_template_date(run: &RunConfig, tokenizer: &Tokenizer) -> RunConfig {
-    let mut run = run.clone();
-    let Some(template) = tokenizer.template().ok().filter(|template| template.asks_for_date()) else {
-        run.settings.template_date = None;
-        return run;
+/// Identifies the base, without its path: name, commit and fingerprints.
+fn trained_base(files: &RunFiles, hub_id: Option<&str>) -> Result<BaseIdentity> {
+    let base = BaseIdentity {
+        sha256: Some(base_fingerprint(&files.base)?),
+        sample: Some(base_sample(&files.base)?),
+        ..identify_base(&files.base_as_named(), Path::new(&files.base))
     };
-    if run.settings.template_date.is_none() {
-        run.settings.template_date = Some(template.today());
-    }
-    if let Some(seconds) = run.settings.template_seconds() {
-        template.stop_clock(seconds);
-    }
-    run
-}
-
-/// A limit beyond what the base was made for would train positions it has never seen.
-///
-/// # Errors
-/// If it is, underlined where a configuration file asks for it.
-pub fn check_length(run: &RunConfig, config: &ModelConfig) -> Result<()> {
-    let fits = check_context(run.settings.max_length, config.max_position_embeddings, "`--max-length`");
-    fits.map_err(|diagnostic| {
-        diagnostic.with_snippet(run.config.as_ref().and_then(|c| c.snippet("max-length", "")))
+    Ok(match hub_id {
+        Some(id) => base.with_hub_id(id),
+        None => base,
     })
 }
 
-/// The adapter that the settings ask for, on the base as it was named, and at the commit that is used: a name alone means
-/// another model tomorrow.
-pub fn lora_config(run: &RunConfig) -> LoraConfig {
-    match &run.on_hub {
-        Some(name) => {
-            let commit = parse_snapshot_path(&run.base).map(|(_, commit)| commit);
-            let revision = commit.or_else(|| name.named_revision().map(str::to_owned));
-            LoraConfig { revision, ..run.settings.lora_config(name.id()) }
-        }
-        None => run.settings.lora_config(&run.base_as_named()),
-    }
-}
-
-/// Everything that is settled before the first step.
-fn print_plan(
+/// Writes the adapter with its card and its page.
+fn publish(
+    trained: Trained,
+    folder: &OutputFolder,
     run: &RunConfig,
-    trainer: &Trainer,
-    config: &ModelConfig,
-    stored: Option<Quantization>,
-    data: &DataSummary,
     printer: &Printer,
-) {
-    let trainable = trainer.adapter().num_parameters() as u64;
-    let all = config.num_parameters() + trainable;
-    let percent = 100.0 * trainable as f64 / all as f64;
-    // Word for word as PEFT's `print_trainable_parameters`.
-    let (t, a) = (terminal_text::thousands(trainable), terminal_text::thousands(all));
-    printer.status(&format!("trainable params: {t} || all params: {a} || trainable%: {percent:.4}"));
-
-    let row = |zh: &str, en: &str, value: String| {
-        let label = printer.paint_status(Style::Dim, &terminal_text::pad(printer.pick(zh, en), 10));
-        printer.status_labeled(&format!("{label} "), &value);
-    };
-    let s = trainer.settings();
-    row(
-        "基座",
-        "base",
-        format!("{} · {}", run.base_shown(), printer.backend(&trainer.decoder().backend().name())),
-    );
-    let n = |n: u64| terminal_text::thousands(n);
-    let held = data.held_out_records;
-    let files: Vec<_> = data.files.iter().map(|f| format!("{} ({})", f.name, f.format)).collect();
-    let counts = printer.pick(
-        format!(
-            "{} 条训练，{held} 条留出，{} 词元，其中 {} 计损失",
-            n(data.training_records),
-            n(data.tokens),
-            n(data.trained_tokens)
-        ),
-        format!(
-            "{}, {held} held out, {} tokens, {} of them trained",
-            terminal_text::counted(data.training_records, "record"),
-            n(data.tokens),
-            n(data.trained_tokens)
-        ),
-    );
-    row("数据", "data", format!("{} · {counts}", files.join(", ")));
-    for path in run.data_found_elsewhere() {
-        row("", "", path.display().to_string());
-    }
-    let (short, dropped, max) = (data.shortened, data.dropped, s.max_length);
-    if short + dropped > 0 {
-        row("截断", "truncated", printer.pick(
-            format!("{short} 条截断到 {max} 词元（从问题开头截），{dropped} 条因答案放不下而丢弃"),
-            format!(
-                "{} shortened to {max} tokens (the question loses its front), {dropped} dropped: no answer fits",
-                terminal_text::counted(short, "record")
-            ),
-        ));
-    }
-    let (batch, accumulation, steps) =
-        (s.per_device_train_batch_size, s.gradient_accumulation_steps, trainer.total_steps());
-    row(
-        "步数",
-        "steps",
-        printer.pick(
-            format!("{steps} 步，每步 {batch} × {accumulation} 条"),
-            format!("{steps}, each {batch} × {accumulation} records"),
-        ),
-    );
-    let shown = [
-        "lora_r",
-        "lora_alpha",
-        "lora_dropout",
-        "target_modules",
-        "learning_rate",
-        "lr_scheduler_type",
-        "dtype",
-        "quant",
-        "seed",
-    ];
-    let settings = s.entries().into_iter().filter(|(name, _)| shown.contains(&name.as_str()));
-    let settings: Vec<_> = settings
-        .map(|(name, value)| match stored.filter(|_| name == "quant") {
-            Some(stored) => format!("{name} {}", stored_code(stored, printer)),
-            None => format!("{name} {}", plain(&value)),
-        })
-        .collect();
-    row("设置", "settings", settings.join(", "));
-    row("输出", "output", run.output.display().to_string());
-}
-
-/// A JSON value without its quotation marks.
-fn plain(value: &serde_json::Value) -> String {
-    match value {
-        serde_json::Value::String(text) => text.clone(),
-        serde_json::Value::Array(items) => items.iter().map(plain).collect::<Vec<_>>().join("+"),
-        other => other.to_string(),
-    }
-}
-
-/// Takes the steps that are left; `false` when it was asked to stop before the last.
-fn take_steps(
-    run: &RunConfig,
-    trainer: &mut Trainer,
-    held_out: &[LabeledSequence],
-    tokens: &TokenIdentity,
-    printer: &Printer,
-) -> Result<bool> {
-    let mut progress = Progress::new(printer, trainer.total_steps(), run.settings.logging_steps);
-    let mut saved = None;
-    if trainer.global_step() == 0 {
-        evaluate(trainer, held_out, printer)?;
-    }
-    while !trainer.is_finished() && !interrupt::requested() {
-        let step = trainer.step().map_err(|error| with_cause(run, error))?;
-        progress.step(&step);
-        if trainer.evaluation_due() || trainer.is_finished() {
-            evaluate(trainer, held_out, printer)?;
-        }
-        if trainer.checkpoint_due() {
-            output::save(run, trainer, tokens)?;
-            saved = Some(trainer.global_step());
-        }
-    }
-    if trainer.global_step() > 0 && saved != Some(trainer.global_step()) {
-        output::save(run, trainer, tokens)?;
-    }
-    printer.clear_live();
-    if trainer.is_finished() {
-        return Ok(true);
-    }
-    let (done, total, output) =
-        (trainer.global_step(), trainer.total_steps(), terminal_text::shell_path(&run.output));
-    if done == 0 {
-        printer.status_bilingual(
-            "还没走第一步就停下了，没有可保存的。",
-            "stopped before the first step: there was nothing to save.",
-        );
-        return Ok(false);
-    }
-    printer.status(&printer.pick(
-        format!("已在第 {done}/{total} 步停下并保存。继续训练："),
-        format!("stopped and saved after step {done} of {total}. To go on:"),
-    ));
-    printer.status(&format!(
-        "  {}",
-        printer.paint_status(Style::Cyan, &format!("danlu train --output {output} --resume"))
-    ));
-    Ok(false)
-}
-
-/// A step whose numbers ran away, with the weight of the base that is none, where there is one, and what is left.
-fn with_cause(run: &RunConfig, error: TrainError) -> Diagnostic {
-    if !matches!(error, TrainError::NonFinite { .. }) {
-        return error.into();
-    }
-    if let Err(cause @ TrainError::BaseNotFinite { .. }) = check_finite_weights(&run.base) {
-        return Diagnostic::from(cause).with_details(vec![error.to_string()]);
-    }
-    let hint = error.hint().unwrap_or_default();
-    let kept = match latest_whole_checkpoint(&run.output) {
-        Ok(Some(checkpoint)) => format!("; `{}` holds the adapter as it was then", checkpoint.display()),
-        _ => "; nothing of this run is kept".to_owned(),
-    };
-    Diagnostic::from(error).with_hint(hint + &kept)
-}
-
-fn evaluate(trainer: &mut Trainer, held_out: &[LabeledSequence], printer: &Printer) -> Result<()> {
-    let logged = trainer.state().evaluations().last().is_some_and(|(step, _)| *step == trainer.global_step());
-    if held_out.is_empty() || logged {
-        return Ok(());
-    }
-    let report = trainer.evaluate(held_out)?;
-    trainer.log_evaluation(&report);
-    let (step, loss, perplexity) = (trainer.global_step(), report.loss, report.perplexity);
-    printer.status(&printer.pick(
-        format!("第 {step} 步后 · 留出集损失 {loss:.4} · 困惑度 {perplexity:.2}"),
-        format!("after step {step} · held-out loss {loss:.4} · perplexity {perplexity:.2}"),
-    ));
-    Ok(())
-}
-
-/// Base and adapter on the same questions. A second thought (Ctrl-C) skips what is left of it.
-fn before_and_after(
-    trainer: &Trainer,
-    tokenizer: &Tokenizer,
-    questions: &[replies::Question],
-    printer: &Printer,
-) -> Result<Vec<Reply>> {
-    let mut work = Workspace::new();
-    let mut out = Vec::new();
-    for (i, question) in questions.iter().enumerate() {
-        if interrupt::requested() {
-            break;
-        }
-        let total = questions.len();
-        printer.live(&printer.pick(
-            format!("训练前后的回答 {}/{total}", i + 1),
-            format!("replies before and after {} of {total}", i + 1),
-        ));
-        let mut say = |lora| {
-            replies::reply(trainer.decoder(), &mut work, lora, tokenizer, &question.messages, REPLY_TOKENS)
-        };
-        let before = say(None)?;
-        let after = say(Some(trainer.adapter() as &dyn LoraSource))?;
-        out.push(Reply { prompt: question.text().to_owned(), before, after });
-    }
-    printer.clear_live();
-    Ok(out)
-}
-
-fn summarize(
-    run: &RunConfig,
-    trainer: &Trainer,
-    config: &ModelConfig,
-    data: DataSummary,
-    replies: Vec<Reply>,
-    memory: MemoryUse,
-    base: &BaseIdentity,
-) -> RunSummary {
-    let trainable_parameters = trainer.adapter().num_parameters() as u64;
-    RunSummary {
-        adapter_name: folder_name(&run.output),
-        base_name: base.shown().to_owned(),
-        all_parameters: config.num_parameters() + trainable_parameters,
-        trainable_parameters,
-        settings: run.settings.clone(),
-        data,
-        steps: trainer.history().to_vec(),
-        evaluations: trainer.state().evaluations(),
-        replies,
-        backend: trainer.decoder().backend().name(),
-        memory: Some(memory),
-        version: env!("CARGO_PKG_VERSION").to_owned(),
-    }
-}
-
-/// The base without its path.
-fn base_name(run: &RunConfig, known: BaseIdentity) -> BaseIdentity {
-    let base = identify_base(&run.base_as_named(), &run.base);
-    let base = BaseIdentity { sha256: known.sha256, sample: known.sample, ..base };
-    match &run.card.base_id {
-        Some(id) => base.with_hub_id(id),
-        None => base,
-    }
-}
-
-/// The end of a run on the screen.
-fn conclude(run: &RunConfig, summary: &RunSummary, printer: &Printer) {
-    draw_loss(printer, &summary.steps, &summary.evaluations);
-    let output = run.output.display();
-    if let Some((first, last)) = summary.train_loss() {
-        printer.data(&printer.pick(
-            format!("训练损失    {first:.4} → {last:.4}（最初与最后十分之一的步）"),
-            format!("training loss   {first:.4} → {last:.4} (first and last tenth of the steps)"),
-        ));
-    }
-    if let Some((first, last)) = summary.held_out() {
-        let (p0, p1) = (first.exp(), last.exp());
-        printer.data(&printer.pick(
-            format!("留出集损失  {first:.4} → {last:.4}（困惑度 {p0:.2} → {p1:.2}）"),
-            format!("held-out loss   {first:.4} → {last:.4} (perplexity {p0:.2} → {p1:.2})"),
-        ));
-    }
-    let time = terminal_text::duration(summary.seconds());
-    let speed = summary.tokens_per_second().unwrap_or(0.0);
-    printer.data(&printer.pick(
-        format!("用时        {time}，{speed:.0} 词元/秒"),
-        format!("time            {time}, {speed:.0} tok/s"),
-    ));
-    if let Some(line) = summary.memory.as_ref().and_then(|memory| forecast::peak_line(memory, printer)) {
-        printer.data(&line);
-    }
-    printer.data(&printer.pick(format!("适配器      {output}"), format!("adapter         {output}")));
-    printer.data(
-        &printer.pick(
-            format!("报告        {output}/report.html"),
-            format!("report          {output}/report.html"),
-        ),
-    );
-    if summary.data.held_out_records > 0 && run.output.join(held_out_file::HELD_OUT_FILE).is_file() {
-        printer.data(&printer.pick(
-            format!("留出的记录  {output}/{}", held_out_file::HELD_OUT_FILE),
-            format!("held out        {output}/{}", held_out_file::HELD_OUT_FILE),
-        ));
-    }
-    printer.status(&format!("\n{}", printer.pick("接下来：", "next:")));
-    let merged = terminal_text::shell_word(&format!("{output}-merged"));
-    let output = terminal_text::shell_path(&run.output);
-    let compare =
-        run.output.join(held_out_file::HELD_OUT_FILE).is_file().then(|| format!("danlu compare {output}"));
-    let merge = format!("danlu merge {output} --output {merged}");
-    for command in [Some(format!("danlu chat {output}")), compare, Some(merge)].into_iter().flatten() {
-        printer.status(&format!("  {}", printer.paint_status(Style::Cyan, &command)));
-    }
+) -> Result<RunSummary> {
+    let Trained { trainer, tokenizer, tokens, base, questions, data, forecast, stop: _stop } = trained;
+    let replies = summary::before_and_after(&trainer, &tokenizer, &questions, printer)?;
+    let earlier = folder.earlier.as_ref();
+    let recorded = earlier.and_then(|card| card.training.as_ref()?.memory);
+    let mut memory = forecast.measured();
+    memory.peak = memory.peak.max(recorded.map(|(peak, _)| peak));
+    let output = &run.files.output;
+    let summary =
+        summary::summarize(RunFacts { output, trainer: &trainer, data, replies, memory, base: &base });
+    output::finish(run, &trainer, &tokens, &summary, base, earlier, printer)?;
+    Ok(summary)
 }

@@ -9,7 +9,7 @@ use danlu_report::card::Card;
 use danlu_report::{Language, RunSummary, page};
 use danlu_train::{TrainError, Trainer, latest_whole_checkpoint, sweep_leftovers};
 
-use super::run_config::RunConfig;
+use super::run_config::{RunConfig, RunFiles};
 use crate::commands::card;
 use crate::diagnostic::{Diagnostic, Result};
 use crate::lang::Lang;
@@ -21,10 +21,10 @@ use crate::terminal_text;
 ///
 /// # Errors
 /// If the folder holds something else, cannot be written, or is no run to go on with.
-pub fn open(run: &RunConfig, printer: &Printer) -> Result<(Option<PathBuf>, Option<File>)> {
-    let output = &run.output;
+pub fn open(files: &RunFiles, printer: &Printer) -> Result<(Option<PathBuf>, Option<File>)> {
+    let output = &files.output;
     let holds_run = output.join(RUN_FILE).is_file();
-    let Some(named) = &run.resume else {
+    let Some(named) = &files.resume else {
         if holds_run {
             let text = format!("`{}` holds a run already", output.display());
             let hint = match latest_checkpoint(output)? {
@@ -90,7 +90,8 @@ pub fn start(
     printer: &Printer,
 ) -> Result<()> {
     if let Some(checkpoint) = checkpoint {
-        let resumed = trainer.resume(checkpoint).map_err(|error| unusable(run, checkpoint, error))?;
+        let resumed =
+            trainer.resume(checkpoint).map_err(|error| unusable(&run.files.output, checkpoint, error))?;
         let (step, from) = (resumed.step, checkpoint.display());
         printer.status(&printer.pick(
             format!("从 {from} 继续（已完成 {step} 步）"),
@@ -111,25 +112,24 @@ pub fn start(
             ));
         }
     }
-    Ok(files::write_atomic(&run.output.join(RUN_FILE), run.to_toml().as_bytes())?)
+    Ok(files::write_atomic(&run.files.output.join(RUN_FILE), run.to_toml().as_bytes())?)
 }
 
 /// Writes a checkpoint.
 ///
 /// # Errors
 /// If the folder cannot be written; the checkpoint before it is whole, and the error says so.
-pub fn save(run: &RunConfig, trainer: &Trainer, tokens: &TokenIdentity) -> Result<()> {
-    trainer.save_checkpoint(&run.output, tokens).map(drop).map_err(|error| unsaved(run, error))
+pub fn save(output: &Path, trainer: &Trainer, tokens: &TokenIdentity) -> Result<()> {
+    trainer.save_checkpoint(output, tokens).map(drop).map_err(|error| unsaved(output, error))
 }
 
 /// What could not be written, with where the run can go on from.
-fn unsaved(run: &RunConfig, error: impl Into<Diagnostic>) -> Diagnostic {
-    let (diagnostic, output) = (error.into(), run.output.display());
-    let (Ok(newest), Ok(whole)) = (latest_checkpoint(&run.output), latest_whole_checkpoint(&run.output))
-    else {
+fn unsaved(folder: &Path, error: impl Into<Diagnostic>) -> Diagnostic {
+    let (diagnostic, output) = (error.into(), folder.display());
+    let (Ok(newest), Ok(whole)) = (latest_checkpoint(folder), latest_whole_checkpoint(folder)) else {
         return diagnostic;
     };
-    let resume = format!("danlu train --output {} --resume", terminal_text::shell_path(&run.output));
+    let resume = format!("danlu train --output {} --resume", terminal_text::shell_path(folder));
     diagnostic.and_hint(match (newest, whole) {
         (None, _) => format!("there is no checkpoint yet: `{resume}` starts over"),
         (Some(_), None) => format!("no checkpoint of `{output}` is whole: start anew in another folder"),
@@ -145,12 +145,12 @@ fn unsaved(run: &RunConfig, error: impl Into<Diagnostic>) -> Diagnostic {
 }
 
 /// Why a checkpoint cannot be gone on from, and which one can.
-fn unusable(run: &RunConfig, checkpoint: &Path, error: TrainError) -> Diagnostic {
+fn unusable(output_folder: &Path, checkpoint: &Path, error: TrainError) -> Diagnostic {
     if let TrainError::Resume { differences, .. } = &error {
         let is_base = differences.iter().any(|difference| difference.field == "base");
         return match LoraConfig::read(checkpoint).ok().filter(|_| is_base) {
             Some(LoraConfig { base_model_name_or_path: Some(name), revision: Some(revision), .. }) => {
-                let output = terminal_text::shell_path(&run.output);
+                let output = terminal_text::shell_path(output_folder);
                 let base = terminal_text::shell_word(&format!("{name}@{revision}"));
                 let hint =
                     format!("the base it was begun on: danlu train --output {output} --resume --base {base}");
@@ -159,10 +159,10 @@ fn unusable(run: &RunConfig, checkpoint: &Path, error: TrainError) -> Diagnostic
             _ => error.into(),
         };
     }
-    let output = run.output.display();
-    let hint = match latest_whole_checkpoint(&run.output) {
+    let output = output_folder.display();
+    let hint = match latest_whole_checkpoint(output_folder) {
         Ok(Some(whole)) if whole != checkpoint => {
-            let [output, checkpoint] = [&run.output, &whole].map(|path| terminal_text::shell_path(path));
+            let [output, checkpoint] = [output_folder, whole.as_path()].map(terminal_text::shell_path);
             format!("`{}` is whole: danlu train --output {output} --resume {checkpoint}", whole.display())
         }
         _ if matches!(error, TrainError::CheckpointFormat { .. }) => return error.into(),
@@ -190,10 +190,21 @@ pub fn finish(
         Lang::En => Language::En,
     };
     let write = || -> Result<()> {
-        tokens.write(&run.output)?;
-        card::write_for_run(run, summary, &super::lora_config(run), tokens, base, earlier, printer)?;
-        files::write_atomic(&run.output.join("report.html"), page::render(summary, language).as_bytes())?;
-        Ok(trainer.save_adapter(&run.output)?)
+        tokens.write(&run.files.output)?;
+        card::write_for_run(
+            run,
+            summary,
+            &super::lora_config(&run.files, &run.settings),
+            tokens,
+            base,
+            earlier,
+            printer,
+        )?;
+        files::write_atomic(
+            &run.files.output.join("report.html"),
+            page::render(summary, language).as_bytes(),
+        )?;
+        Ok(trainer.save_adapter(&run.files.output)?)
     };
-    write().map_err(|error| unsaved(run, error))
+    write().map_err(|error| unsaved(&run.files.output, error))
 }

@@ -1,28 +1,42 @@
-//! A run as it is settled: flags over a configuration file over defaults.
+//! The values of a run, from flags and a configuration file.
 
 use std::path::{Path, PathBuf};
 
 use clap::{ArgMatches, Args, Command, FromArgMatches};
-use danlu_adapter::RUN_FILE;
+use danlu_adapter::{LoraConfig, RUN_FILE};
 use danlu_data::{Columns, ReadOptions, Roles};
 use danlu_hub::{FetchScope, RepoName, parse_snapshot_path};
 use danlu_loader::{relative_path, with_full_commit};
+use danlu_model::{ModelConfig, Tokenizer};
 use danlu_train::TrainSettings;
 
 use super::args::TrainArgs;
 use crate::args::ComputeArgs;
+use crate::args::compute::check_context;
 use crate::clap_error::usage;
 use crate::commands::card::{CardArgs, NotesArgs};
 use crate::config_file::ConfigFile;
 use crate::diagnostic::{Diagnostic, Result};
 use crate::model_loader::{ModelLoader, hub_hint, hub_name};
-use crate::printer::Printer;
 use crate::terminal_text;
 
-/// Everything `train` needs, settled: flags over file over defaults.
+/// A run: flags over a configuration file over defaults.
 #[derive(Clone, Debug)]
 pub struct RunConfig {
-    /// Folder of the base, or its name on the Hub until it is [`RunConfig::resolve_base`].
+    /// What it reads and writes.
+    pub files: RunFiles,
+    /// The numbers that decide the result.
+    pub settings: TrainSettings,
+    /// What it may use.
+    pub limits: RunLimits,
+    /// What the author adds to its card.
+    pub card: CardOptions,
+}
+
+/// The files that a run reads and writes.
+#[derive(Clone, Debug, Default)]
+pub struct RunFiles {
+    /// Folder of the base; the name on the Hub until [`RunFiles::resolve_base`].
     pub base: PathBuf,
     /// That name.
     pub on_hub: Option<RepoName>,
@@ -34,22 +48,30 @@ pub struct RunConfig {
     pub skip_bad: bool,
     /// Output folder.
     pub output: PathBuf,
-    /// Whether to go on, and from which checkpoint where one was named.
+    /// Whether to resume, and the checkpoint if one is named.
     pub resume: Option<Option<PathBuf>>,
-    /// The numbers.
-    pub settings: TrainSettings,
-    /// Threads and such.
-    pub compute: ComputeArgs,
-    /// Most memory to use, bytes.
-    pub memory_limit: Option<u64>,
-    /// What the card says beside the figures.
-    pub card: CardArgs,
-    /// Of that, what this command line gives: it goes before what a card of the run says already.
-    pub card_now: CardArgs,
-    /// Where the author's notes are read from; the card keeps them, and so they are no part of the run.
-    pub notes: NotesArgs,
-    /// The file that flags were read from, to point into.
+    /// The file that flags were read from, for diagnostics.
     pub config: Option<ConfigFile>,
+}
+
+/// What a run may use of the machine.
+#[derive(Clone, Debug, Default)]
+pub struct RunLimits {
+    /// Threads.
+    pub compute: ComputeArgs,
+    /// Most memory, in bytes.
+    pub memory: Option<u64>,
+}
+
+/// What the author adds to the card of a run.
+#[derive(Clone, Debug, Default)]
+pub struct CardOptions {
+    /// The flags of the run.
+    pub args: CardArgs,
+    /// Of these, the flags of this command line. They replace what an earlier card of the run says.
+    pub given: CardArgs,
+    /// The file of the author's notes. The card keeps them, so they are no part of the run.
+    pub notes: NotesArgs,
 }
 
 impl RunConfig {
@@ -69,13 +91,13 @@ impl RunConfig {
             })
         };
         let run = Self::merge_sources(matches)?;
-        if run.data.is_empty() {
+        if run.files.data.is_empty() {
             return Err(missing("data", "the file to train on"));
         }
-        if run.base.as_os_str().is_empty() {
+        if run.files.base.as_os_str().is_empty() {
             return Err(missing("base", "the folder of the model to train on"));
         }
-        if run.output.as_os_str().is_empty() {
+        if run.files.output.as_os_str().is_empty() {
             return Err(missing("output", "the folder to write the adapter to"));
         }
         Ok(run)
@@ -87,7 +109,7 @@ impl RunConfig {
     /// As [`RunConfig::resolve`].
     pub fn resolve_plan(matches: &ArgMatches) -> Result<Self> {
         let run = Self::merge_sources(matches)?;
-        if run.base.as_os_str().is_empty() {
+        if run.files.base.as_os_str().is_empty() {
             let diagnostic = Diagnostic::input("`--base` is missing: the folder of the model to plan for");
             return Err(diagnostic.with_hint("danlu plan --base DIR [--data FILE]"));
         }
@@ -97,7 +119,7 @@ impl RunConfig {
     /// Flags over file over defaults; paths that were not given are empty.
     fn merge_sources(matches: &ArgMatches) -> Result<Self> {
         let mut args = TrainArgs::from_arg_matches(matches).map_err(|error| usage(&error))?;
-        let card_now = args.card.clone();
+        let card_given = args.card.clone();
         let own = match (&args.resume, &args.output) {
             (Some(_), Some(output)) => Some(output.join(RUN_FILE)),
             _ => None,
@@ -124,22 +146,12 @@ impl RunConfig {
         };
 
         let settings = args.settings.settings();
-        settings.validate().map_err(|error| match &error {
-            danlu_train::TrainError::Setting { name, .. } => {
-                let flag = name.replace('_', "-");
-                let place = config.as_ref().and_then(|c| c.snippet(&flag, ""));
-                // Beside a file, it is worth saying that the value is not the file's.
-                let typed = config.is_some() && was_on_command_line(matches, &flag);
-                let source = typed.then(|| format!("`--{flag}` on the command line"));
-                Diagnostic::from(error).with_snippet(place).with_details(source.into_iter().collect())
-            }
-            _ => Diagnostic::from(error),
-        })?;
+        check_settings(&settings, config.as_ref(), matches)?;
         let is_base = |folder: &Path| folder.join("config.json").is_file();
         let base = args.base.map(|path| found(config.as_ref(), is_own, "base", path, is_base)).transpose()?;
         let data =
             args.data.into_iter().map(|path| found(config.as_ref(), is_own, "data", path, Path::is_file));
-        Ok(Self {
+        let files = RunFiles {
             base: base.unwrap_or_default(),
             on_hub: None,
             data: data.collect::<Result<_>>()?,
@@ -147,23 +159,75 @@ impl RunConfig {
             skip_bad: args.skip_bad.unwrap_or(false),
             output: args.output.unwrap_or_default(),
             resume: args.resume,
-            settings,
-            compute: args.compute,
-            memory_limit: args.memory_limit,
-            card: args.card,
-            card_now,
-            notes: args.notes,
             config,
-        })
+        };
+        let limits = RunLimits { compute: args.compute, memory: args.memory_limit };
+        let card = CardOptions { args: args.card, given: card_given, notes: args.notes };
+        Ok(Self { files, settings, limits, card })
     }
 
-    /// The run with its base in a folder, fetched where it is named by the Hub's name and not in the cache.
+    /// The run as a configuration file that repeats it. Paths stand in it as they were named.
+    pub fn to_toml(&self) -> String {
+        let mut table = toml::Table::new();
+        let files = &self.files;
+        table.insert("base".into(), files.base_as_named().into());
+        let named = files.config.as_ref().map(|config| config.values("data")).unwrap_or_default();
+        let data = match named.is_empty() {
+            true => files.data.iter().map(|path| path.display().to_string()).collect(),
+            false => named.into_iter().map(str::to_owned).collect::<Vec<_>>(),
+        };
+        table.insert("data".into(), data.into());
+        let ReadOptions { format, columns, roles, dataset } = &files.reading;
+        if let Some(format) = format {
+            table.insert("format".into(), format.name().into());
+        }
+        if let Some(dataset) = dataset {
+            table.insert("dataset".into(), dataset.clone().into());
+        }
+        if *columns != Columns::default() {
+            table.insert("columns".into(), columns.to_string().into());
+        }
+        if *roles != Roles::default() {
+            table.insert("roles".into(), roles.to_string().into());
+        }
+        if files.skip_bad {
+            table.insert("skip_bad".into(), true.into());
+        }
+        if let Some(limit) = self.limits.memory {
+            table.insert("memory_limit".into(), byte_size(limit).into());
+        }
+        let CardArgs { card_lang, license, base_id, dataset_id } = &self.card.args;
+        let datasets = (!dataset_id.is_empty()).then(|| dataset_id.join(","));
+        for (name, value) in [
+            ("card_lang", card_lang.map(|lang| lang.name().to_owned())),
+            ("license", license.clone()),
+            ("base_id", base_id.clone()),
+            ("dataset_id", datasets),
+        ] {
+            table.extend(value.map(|value| (name.to_owned(), value.into())));
+        }
+        for (name, value) in self.settings.entries() {
+            // Epochs and steps exclude each other, and a null is a setting left alone.
+            let idle = name == "num_train_epochs" && self.settings.max_steps.is_some();
+            if !idle && !value.is_null() {
+                // `TrainSettings::validate` keeps numbers within what TOML holds.
+                table.insert(name, toml::Value::try_from(value).expect("a valid setting is a TOML value"));
+            }
+        }
+        format!(
+            "# Every setting of this run: `danlu train --config {RUN_FILE} --output OTHER` repeats it in another folder.\n{table}"
+        )
+    }
+}
+
+impl RunFiles {
+    /// Resolves the base to a folder. Fetches a name on the Hub that the cache lacks.
     ///
     /// # Errors
-    /// If it is plainly something else than a model, or neither the cache nor the Hub has it.
-    pub fn resolve_base(&self, scope: FetchScope, printer: &Printer) -> Result<Self> {
+    /// As [`danlu_loader::Loader::base_folder`].
+    pub fn resolve_base(&self, scope: FetchScope, loader: &ModelLoader<'_>) -> Result<Self> {
         let on_hub = hub_name(&self.base);
-        let base = ModelLoader::new(printer).base_folder(&self.base, scope)?;
+        let base = loader.base_folder(&self.base, scope)?;
         let on_hub = on_hub.map(|name| with_full_commit(name, &base));
         Ok(Self { base, on_hub, ..self.clone() })
     }
@@ -191,58 +255,21 @@ impl RunConfig {
             None => self.base.display().to_string(),
         }
     }
+}
 
-    /// The run as a configuration file that repeats it. Paths stand in it as they were named.
-    pub fn to_toml(&self) -> String {
-        let mut table = toml::Table::new();
-        table.insert("base".into(), self.base_as_named().into());
-        let named = self.config.as_ref().map(|config| config.values("data")).unwrap_or_default();
-        let data = match named.is_empty() {
-            true => self.data.iter().map(|path| path.display().to_string()).collect(),
-            false => named.into_iter().map(str::to_owned).collect::<Vec<_>>(),
-        };
-        table.insert("data".into(), data.into());
-        let ReadOptions { format, columns, roles, dataset } = &self.reading;
-        if let Some(format) = format {
-            table.insert("format".into(), format.name().into());
+/// Refuses a setting out of range, underlined where the configuration file sets it.
+fn check_settings(settings: &TrainSettings, config: Option<&ConfigFile>, matches: &ArgMatches) -> Result<()> {
+    settings.validate().map_err(|error| match &error {
+        danlu_train::TrainError::Setting { name, .. } => {
+            let flag = name.replace('_', "-");
+            let place = config.and_then(|c| c.snippet(&flag, ""));
+            // Beside a file, it is worth saying that the value is not the file's.
+            let typed = config.is_some() && was_on_command_line(matches, &flag);
+            let source = typed.then(|| format!("`--{flag}` on the command line"));
+            Diagnostic::from(error).with_snippet(place).with_details(source.into_iter().collect())
         }
-        if let Some(dataset) = dataset {
-            table.insert("dataset".into(), dataset.clone().into());
-        }
-        if *columns != Columns::default() {
-            table.insert("columns".into(), columns.to_string().into());
-        }
-        if *roles != Roles::default() {
-            table.insert("roles".into(), roles.to_string().into());
-        }
-        if self.skip_bad {
-            table.insert("skip_bad".into(), true.into());
-        }
-        if let Some(limit) = self.memory_limit {
-            table.insert("memory_limit".into(), byte_size(limit).into());
-        }
-        let CardArgs { card_lang, license, base_id, dataset_id } = &self.card;
-        let datasets = (!dataset_id.is_empty()).then(|| dataset_id.join(","));
-        for (name, value) in [
-            ("card_lang", card_lang.map(|lang| lang.name().to_owned())),
-            ("license", license.clone()),
-            ("base_id", base_id.clone()),
-            ("dataset_id", datasets),
-        ] {
-            table.extend(value.map(|value| (name.to_owned(), value.into())));
-        }
-        for (name, value) in self.settings.entries() {
-            // Epochs and steps exclude each other, and a null is a setting left alone.
-            let idle = name == "num_train_epochs" && self.settings.max_steps.is_some();
-            if !idle && !value.is_null() {
-                // `TrainSettings::validate` keeps numbers within what TOML holds.
-                table.insert(name, toml::Value::try_from(value).expect("a valid setting is a TOML value"));
-            }
-        }
-        format!(
-            "# Every setting of this run: `danlu train --config {RUN_FILE} --output OTHER` repeats it in another folder.\n{table}"
-        )
-    }
+        _ => Diagnostic::from(error),
+    })
 }
 
 /// A path that a configuration file names, from here or from beside the file; one of the command line is taken as it
@@ -297,14 +324,51 @@ fn byte_size(bytes: u64) -> String {
     exact.map_or_else(|| format!("{bytes}B"), |(unit, shift)| format!("{}{unit}", bytes >> shift))
 }
 
-/// An adapter's fault, underlined where a configuration file asked for it.
-pub fn point_into_config(run: &RunConfig, error: danlu_adapter::AdapterError) -> Diagnostic {
+/// Sets the day that a template asking for one is told. One day holds for the whole run, however often it is resumed.
+pub fn pin_template_date(settings: &TrainSettings, tokenizer: &Tokenizer) -> TrainSettings {
+    let mut settings = settings.clone();
+    let Some(template) = tokenizer.template().ok().filter(|template| template.asks_for_date()) else {
+        settings.template_date = None;
+        return settings;
+    };
+    if settings.template_date.is_none() {
+        settings.template_date = Some(template.today());
+    }
+    if let Some(seconds) = settings.template_seconds() {
+        template.stop_clock(seconds);
+    }
+    settings
+}
+
+/// Refuses records longer than the base was made for: they would train positions it has never seen.
+///
+/// # Errors
+/// If `max_length` is too large, underlined where the configuration file sets it.
+pub fn check_length(settings: &TrainSettings, config: &ModelConfig, file: Option<&ConfigFile>) -> Result<()> {
+    let fits = check_context(settings.max_length, config.max_position_embeddings, "`--max-length`");
+    fits.map_err(|diagnostic| diagnostic.with_snippet(file.and_then(|file| file.snippet("max-length", ""))))
+}
+
+/// The configuration of the adapter. It names the base as the user did; a name on the Hub gets its commit, for the name
+/// alone may mean another model tomorrow.
+pub fn lora_config(files: &RunFiles, settings: &TrainSettings) -> LoraConfig {
+    match &files.on_hub {
+        Some(name) => {
+            let commit = parse_snapshot_path(&files.base).map(|(_, commit)| commit);
+            let revision = commit.or_else(|| name.named_revision().map(str::to_owned));
+            LoraConfig { revision, ..settings.lora_config(name.id()) }
+        }
+        None => settings.lora_config(&files.base_as_named()),
+    }
+}
+
+/// An adapter's fault, underlined where the configuration file asks for it.
+pub fn point_into_config(config: Option<&ConfigFile>, error: danlu_adapter::AdapterError) -> Diagnostic {
     let target = match &error {
         danlu_adapter::AdapterError::NoSuchTarget { target, .. } => target.clone(),
         _ => String::new(),
     };
-    let place =
-        run.config.as_ref().filter(|_| !target.is_empty()).and_then(|c| c.snippet("target-modules", &target));
+    let place = config.filter(|_| !target.is_empty()).and_then(|c| c.snippet("target-modules", &target));
     Diagnostic::from(error).with_snippet(place)
 }
 
@@ -341,7 +405,7 @@ mod tests {
     fn without_flags_the_defaults_hold() {
         let run = resolve(&PATHS).unwrap();
         assert_eq!(run.settings, TrainSettings::default());
-        assert!(!run.skip_bad && run.resume.is_none() && run.config.is_none());
+        assert!(!run.files.skip_bad && run.files.resume.is_none() && run.files.config.is_none());
     }
 
     /// A folder in which the names of a configuration file lead somewhere.
@@ -367,7 +431,7 @@ mod tests {
         assert_eq!((run.settings.lora_r, run.settings.max_steps, run.settings.packing), (2, Some(9), false));
         let run = resolve(&["--config", config, "--num-train-epochs", "3", "--data", "e", "f"]).unwrap();
         assert_eq!((run.settings.max_steps, run.settings.num_train_epochs), (None, 3.0));
-        assert_eq!(run.data, [PathBuf::from("e"), PathBuf::from("f")]);
+        assert_eq!(run.files.data, [PathBuf::from("e"), PathBuf::from("f")]);
     }
 
     #[test]
@@ -403,13 +467,13 @@ mod tests {
         let again = resolve(&["--config", path.to_str().unwrap(), "--output", "other"]).unwrap();
         assert_eq!(again.settings, run.settings);
         let beside = |name: &str| fs::canonicalize(folder.path()).unwrap().join(name);
-        assert_eq!((&again.base, &again.data), (&beside("b"), &vec![beside("d")]));
-        assert_eq!((again.base_as_named().as_str(), again.output.to_str()), ("b", Some("other")));
-        assert!(again.skip_bad);
-        assert_eq!(again.memory_limit, Some(3 << 29));
-        assert_eq!(format!("{:?}", again.card), format!("{:?}", run.card));
+        assert_eq!((&again.files.base, &again.files.data), (&beside("b"), &vec![beside("d")]));
+        assert_eq!((again.files.base_as_named().as_str(), again.files.output.to_str()), ("b", Some("other")));
+        assert!(again.files.skip_bad);
+        assert_eq!(again.limits.memory, Some(3 << 29));
+        assert_eq!(format!("{:?}", again.card.args), format!("{:?}", run.card.args));
         // The card in the output folder keeps the notes, and what was written there by hand since.
-        assert_eq!((again.notes.notes, run.notes.notes), (None, Some("n.md".into())));
+        assert_eq!((again.card.notes.notes, run.card.notes.notes), (None, Some("n.md".into())));
     }
 
     #[test]
@@ -422,8 +486,8 @@ mod tests {
         let (output, config) = (out.to_str().unwrap(), path.to_str().unwrap());
         let run = resolve(&["--output", output, "--resume"]).unwrap();
         let above = |name: &str| fs::canonicalize(folder.path()).unwrap().join(name);
-        assert_eq!((&run.base, &run.data), (&above("b"), &vec![above("d")]));
-        assert_eq!(run.data_found_elsewhere().collect::<Vec<_>>(), [above("d")]);
+        assert_eq!((&run.files.base, &run.files.data), (&above("b"), &vec![above("d")]));
+        assert_eq!(run.files.data_found_elsewhere().collect::<Vec<_>>(), [above("d")]);
         for line in [
             &["--config", config, "--output", "o"][..],
             &["--config", config, "--output", output, "--resume"],
@@ -437,7 +501,7 @@ mod tests {
         fs::write(out.join("d"), "[]").unwrap();
         let base = above("b");
         let run = resolve(&["--config", config, "--base", base.to_str().unwrap(), "--output", "o"]).unwrap();
-        assert_eq!(run.data, [above("out").join("d")]);
+        assert_eq!(run.files.data, [above("out").join("d")]);
     }
 
     #[test]

@@ -1,0 +1,97 @@
+//! The steps of a run.
+
+use danlu_adapter::TokenIdentity;
+use danlu_model::LabeledSequence;
+use danlu_train::{TrainError, Trainer, check_finite_weights, latest_whole_checkpoint};
+
+use super::output;
+use super::progress::Progress;
+use super::run_config::RunFiles;
+use crate::diagnostic::{Diagnostic, Result};
+use crate::interrupt;
+use crate::printer::Printer;
+use crate::style::Style;
+use crate::terminal_text;
+
+/// Takes the remaining steps. Returns `false` if Ctrl-C stopped it before the last.
+pub fn take_steps(
+    files: &RunFiles,
+    trainer: &mut Trainer,
+    held_out: &[LabeledSequence],
+    tokens: &TokenIdentity,
+    printer: &Printer,
+) -> Result<bool> {
+    let mut progress = Progress::new(printer, trainer.total_steps(), trainer.settings().logging_steps);
+    let mut saved = None;
+    if trainer.global_step() == 0 {
+        evaluate(trainer, held_out, printer)?;
+    }
+    while !trainer.is_finished() && !interrupt::requested() {
+        let step = trainer.step().map_err(|error| with_cause(files, error))?;
+        progress.step(&step);
+        if trainer.evaluation_due() || trainer.is_finished() {
+            evaluate(trainer, held_out, printer)?;
+        }
+        if trainer.checkpoint_due() {
+            output::save(&files.output, trainer, tokens)?;
+            saved = Some(trainer.global_step());
+        }
+    }
+    if trainer.global_step() > 0 && saved != Some(trainer.global_step()) {
+        output::save(&files.output, trainer, tokens)?;
+    }
+    printer.clear_live();
+    if trainer.is_finished() {
+        return Ok(true);
+    }
+    let (done, total, output) =
+        (trainer.global_step(), trainer.total_steps(), terminal_text::shell_path(&files.output));
+    if done == 0 {
+        printer.status_bilingual(
+            "还没走第一步就停下了，没有可保存的。",
+            "stopped before the first step: there was nothing to save.",
+        );
+        return Ok(false);
+    }
+    printer.status(&printer.pick(
+        format!("已在第 {done}/{total} 步停下并保存。继续训练："),
+        format!("stopped and saved after step {done} of {total}. To go on:"),
+    ));
+    printer.status(&format!(
+        "  {}",
+        printer.paint_status(Style::Cyan, &format!("danlu train --output {output} --resume"))
+    ));
+    Ok(false)
+}
+
+/// The diagnostic of a failed step. A loss that is not finite is traced to a weight of the base if one is not finite
+/// either.
+fn with_cause(files: &RunFiles, error: TrainError) -> Diagnostic {
+    if !matches!(error, TrainError::NonFinite { .. }) {
+        return error.into();
+    }
+    if let Err(cause @ TrainError::BaseNotFinite { .. }) = check_finite_weights(&files.base) {
+        return Diagnostic::from(cause).with_details(vec![error.to_string()]);
+    }
+    let hint = error.hint().unwrap_or_default();
+    let kept = match latest_whole_checkpoint(&files.output) {
+        Ok(Some(checkpoint)) => format!("; `{}` holds the adapter as it was then", checkpoint.display()),
+        _ => "; nothing of this run is kept".to_owned(),
+    };
+    Diagnostic::from(error).with_hint(hint + &kept)
+}
+
+fn evaluate(trainer: &mut Trainer, held_out: &[LabeledSequence], printer: &Printer) -> Result<()> {
+    let logged = trainer.state().evaluations().last().is_some_and(|(step, _)| *step == trainer.global_step());
+    if held_out.is_empty() || logged {
+        return Ok(());
+    }
+    let report = trainer.evaluate(held_out)?;
+    trainer.log_evaluation(&report);
+    let (step, loss, perplexity) = (trainer.global_step(), report.loss, report.perplexity);
+    printer.status(&printer.pick(
+        format!("第 {step} 步后 · 留出集损失 {loss:.4} · 困惑度 {perplexity:.2}"),
+        format!("after step {step} · held-out loss {loss:.4} · perplexity {perplexity:.2}"),
+    ));
+    Ok(())
+}
