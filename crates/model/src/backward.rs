@@ -54,7 +54,7 @@ impl Decoder {
     ///
     /// The gradients have the layout of the buffer that `lora`'s pairs point into, and receive the share of one entry of
     /// `lora` after the other. No gradient of a base weight is formed, and nothing is computed below the lowest
-    /// layer with a pair.
+    /// layer with a pair. A batch without a trained token adds nothing.
     ///
     /// # Errors
     /// If a token id is outside the vocabulary.
@@ -68,6 +68,9 @@ impl Decoder {
     ) -> Result<(), ModelError> {
         self.check_ids(&batch.ids)?;
         let (be, labels) = (&*self.backend, batch.trained_tokens());
+        if labels == 0 {
+            return Ok(());
+        }
         let least = be.row_invariant_from();
         let mut pass =
             ForwardPass::over(batch, lora.to_vec()).with_head(&batch.label_rows).with_many_rows(least);
