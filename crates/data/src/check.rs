@@ -4,6 +4,7 @@ use std::collections::{HashMap, hash_map::Entry};
 
 use danlu_kernels::rng;
 use danlu_model::Tokenizer;
+use serde_json::Value;
 
 use crate::{
     DataFingerprint, Dataset, EncodeOptions, Encoded, TemplateAudit, TemplateFinding, Truncation, UnknownKey,
@@ -151,8 +152,11 @@ impl Seen {
             RecordContent::Text(text) => (hash([text.as_str()]), None),
             RecordContent::Chat(chat) => {
                 let last = chat.messages.iter().rposition(|message| message.role == "assistant");
+                let extra: Vec<String> =
+                    chat.messages.iter().map(|turn| Value::Object(turn.extra.clone()).to_string()).collect();
                 let parts = |to: usize| {
-                    hash(chat.messages[..to].iter().flat_map(|turn| [turn.role.as_str(), &turn.content]))
+                    let turns = chat.messages[..to].iter().zip(&extra);
+                    hash(turns.flat_map(|(turn, extra)| [turn.role.as_str(), &turn.content, extra]))
                 };
                 (parts(chat.messages.len()), last.map(parts))
             }

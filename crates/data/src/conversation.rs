@@ -40,7 +40,7 @@ impl Conversation {
 
     /// Returns the conversation with `text` as its system message, unless it has one or `text` is blank.
     pub(crate) fn with_default_system(&self, text: Option<&str>) -> Option<Self> {
-        let mut chat = Self::default();
+        let mut chat = Self { tools: self.tools.clone(), ..Self::default() };
         chat.push_system(text.filter(|_| self.system().is_none()));
         if chat.messages.is_empty() {
             return None;
@@ -64,7 +64,7 @@ pub(crate) fn validate(mut chat: Conversation) -> Result<RecordContent, Mismatch
         let found = format!("a conversation of {} messages", chat.messages.len());
         return Err(Mismatch::new(RecordFault::Unsupported, found, format!("at most {MAX_MESSAGES}")));
     }
-    let blank = |message: &Message| message.content.trim().is_empty();
+    let blank = |message: &Message| message.content.trim().is_empty() && message.extra.is_empty();
     if chat.messages.first().is_some_and(|first| first.role == "system" && blank(first)) {
         chat.messages.remove(0);
         chat.loss.remove(0);

@@ -16,7 +16,7 @@ const MAX_INFO_BYTES: u64 = 16 << 20;
 const SOURCES: [&str; 5] = ["file_name", "hf_hub_url", "ms_hub_url", "om_hub_url", "script_url"];
 
 /// Columns of an entry that danlu does not train on.
-const UNSUPPORTED: [&str; 7] = ["chosen", "rejected", "kto_tag", "images", "videos", "audios", "tools"];
+const UNSUPPORTED: [&str; 6] = ["chosen", "rejected", "kto_tag", "images", "videos", "audios"];
 
 /// Keys of alpaca columns: theirs and ours.
 const ALPACA: [(&str, &str); 5] = [
@@ -81,9 +81,10 @@ fn entry_options(entry: &Value, options: &ReadOptions) -> Result<ReadOptions, St
             (Format::Text, pairs(&[("prompt", "text")], &column))
         }
         "alpaca" => (Format::Alpaca, pairs(&ALPACA, &column)),
-        "sharegpt" | "openai" => {
-            (Format::ShareGpt, pairs(&[("messages", "conversations"), ("system", "system")], &column))
-        }
+        "sharegpt" | "openai" => (
+            Format::ShareGpt,
+            pairs(&[("messages", "conversations"), ("system", "system"), ("tools", "tools")], &column),
+        ),
         other => return Err(format!("its formatting `{other}` is unknown, expected `alpaca` or `sharegpt`")),
     };
     let tags = entry.get("tags").and_then(Value::as_object).unwrap_or(&empty);

@@ -3,9 +3,9 @@
 //! A conversation is rendered once and tokenized as a whole, so its ids equal those of a chat with the model.
 //! The mask of a token follows from the bytes of the rendered text that the token covers.
 
-use std::ops::Range;
+use std::{borrow::Cow, ops::Range};
 
-use danlu_model::{LabeledSequence, Message, ModelError, Tokenizer};
+use danlu_model::{ChatTemplate, LabeledSequence, Message, ModelError, Tokenizer};
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -100,29 +100,31 @@ fn conversation(
 ) -> Result<Encoded, ModelError> {
     let with_system = chat.with_default_system(options.default_system.as_deref());
     let chat = with_system.as_ref().unwrap_or(chat);
-    let tokens = count(&chat.messages, tokenizer)?;
+    let template = match &chat.tools[..] {
+        [] => Cow::Borrowed(tokenizer.template()?),
+        tools => Cow::Owned(tokenizer.template()?.with_tools(tools)),
+    };
+    let count = |messages: &[Message]| -> Result<usize, ModelError> {
+        Ok(tokenizer.encode(&template.render(messages, false)?)?.len())
+    };
+    let tokens = count(&chat.messages)?;
     if tokens <= options.max_length {
-        return masked(chat, tokenizer, options, Truncation::None);
+        return masked(chat, tokenizer, &template, options, Truncation::None);
     }
-    let fits = |messages: &[Message]| Ok(count(messages, tokenizer)? <= options.max_length);
+    let fits = |messages: &[Message]| Ok(count(messages)? <= options.max_length);
     match truncate(chat, &fits)? {
-        Fit::Shorter(chat) => masked(&chat, tokenizer, options, Truncation::Shortened { tokens }),
-        Fit::Never => Ok(dropped(tokenizer.template()?.render(&chat.messages, false)?, tokens)),
+        Fit::Shorter(chat) => masked(&chat, tokenizer, &template, options, Truncation::Shortened { tokens }),
+        Fit::Never => Ok(dropped(template.render(&chat.messages, false)?, tokens)),
     }
-}
-
-/// Number of tokens of a conversation.
-fn count(messages: &[Message], tokenizer: &Tokenizer) -> Result<usize, ModelError> {
-    Ok(tokenizer.encode(&tokenizer.template()?.render(messages, false)?)?.len())
 }
 
 fn masked(
     chat: &Conversation,
     tokenizer: &Tokenizer,
+    template: &ChatTemplate,
     options: &EncodeOptions,
     truncation: Truncation,
 ) -> Result<Encoded, ModelError> {
-    let template = tokenizer.template()?;
     let with_loss: Vec<usize> = (0..chat.messages.len()).filter(|at| chat.loss[*at].is_trained()).collect();
     let (text, spans) = template.message_spans(&chat.messages, &with_loss)?;
     let in_parts = with_loss.iter().find(|at| matches!(chat.loss[**at], TurnLoss::Parts(_)));

@@ -67,7 +67,7 @@ pub(crate) fn refuse(object: &Object, unsupported: &[&str]) -> Result<(), Mismat
 }
 
 /// Whether a value is empty and equals an absent one.
-fn is_void(value: &Value) -> bool {
+pub(crate) fn is_void(value: &Value) -> bool {
     match value {
         Value::Null => true,
         Value::String(text) => text.is_empty(),

@@ -55,8 +55,9 @@ impl Format {
     pub fn optional_keys(self) -> &'static [&'static str] {
         match self {
             Self::Alpaca => &["input", "system", "history"],
-            Self::Messages | Self::ShareGpt => &["system"],
-            Self::PromptCompletion | Self::Text => &[],
+            Self::Messages | Self::ShareGpt => &["system", "tools"],
+            Self::PromptCompletion => &["tools"],
+            Self::Text => &[],
         }
     }
 

@@ -3,6 +3,7 @@
 use std::{fmt, ops::Range, path::Path, sync::Arc};
 
 use danlu_model::Message;
+use serde_json::Value;
 
 /// A record that can be trained on.
 #[derive(Clone, Debug, PartialEq)]
@@ -29,6 +30,8 @@ pub struct Conversation {
     pub messages: Vec<Message>,
     /// What of each message carries a loss.
     pub loss: Vec<TurnLoss>,
+    /// The tools that the template describes to the model.
+    pub tools: Vec<Value>,
 }
 
 /// What of a message carries a loss.

@@ -5,6 +5,7 @@
 use std::collections::HashMap;
 
 use danlu_model::{ChatTemplate, Message, Tokenizer};
+use serde_json::json;
 
 use crate::{
     Encoded, Truncation,
@@ -20,6 +21,9 @@ const BLANK: char = '\u{2003}';
 /// The end of a thought inside an answer.
 const THOUGHT_END: &str = "</think>";
 
+/// Message keys that hold an answer's reasoning.
+const REASONING_KEYS: [&str; 3] = ["reasoning_content", "reasoning", "thinking"];
+
 /// What a template does to a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[non_exhaustive]
@@ -32,6 +36,10 @@ pub enum TemplateEffect {
     AnswerDropped,
     /// It does not write the thought (`<think>…</think>`) of an answer.
     ThoughtDropped,
+    /// It does not write a tool call.
+    CallDropped,
+    /// It does not describe the record's tools.
+    ToolsDropped,
     /// It writes a message more than once.
     Repeated,
     /// It removes white space around a message.
@@ -56,6 +64,9 @@ pub struct TemplateFinding {
 struct Trait {
     role: String,
     thinks: bool,
+    /// Whether the reasoning stands under this key of its own.
+    reasoning_key: Option<&'static str>,
+    calls: bool,
     blank_before: bool,
     blank_after: bool,
 }
@@ -65,6 +76,8 @@ impl Trait {
         Self {
             role: message.role.clone(),
             thinks: message.content.contains(THOUGHT_END),
+            reasoning_key: REASONING_KEYS.into_iter().find(|key| message.extra.contains_key(*key)),
+            calls: message.extra.contains_key("tool_calls"),
             blank_before: message.content.starts_with(char::is_whitespace),
             blank_after: message.content.ends_with(char::is_whitespace),
         }
@@ -75,7 +88,8 @@ impl Trait {
 #[derive(Debug)]
 pub struct TemplateAudit<'a> {
     tokenizer: &'a Tokenizer,
-    shapes: HashMap<Vec<Trait>, Vec<TemplateEffect>>,
+    /// Effects by the traits of all messages, and whether the record has tools.
+    shapes: HashMap<(Vec<Trait>, bool), Vec<TemplateEffect>>,
     findings: Vec<TemplateFinding>,
     records: usize,
 }
@@ -92,8 +106,10 @@ impl<'a> TemplateAudit<'a> {
             return;
         };
         self.records += 1;
-        let shape: Vec<Trait> = chat.messages.iter().map(Trait::of).collect();
-        let effects = self.shapes.entry(shape).or_insert_with_key(|shape| effects(shape, template)).clone();
+        let shape = (chat.messages.iter().map(Trait::of).collect(), !chat.tools.is_empty());
+        let effects =
+            self.shapes.entry(shape).or_insert_with_key(|(shape, tools)| effects(shape, *tools, template));
+        let effects = effects.clone();
         for effect in effects {
             self.count(effect, record);
         }
@@ -132,40 +148,67 @@ impl<'a> TemplateAudit<'a> {
     }
 }
 
+/// Stands in the definition of a tool.
+const TOOL_MARKER: char = '\u{10fffd}';
+
+/// The marker of a message's text, or of its reasoning or call.
+fn marker(index: usize, part: u32) -> char {
+    char::from_u32(FIRST_MARKER + 3 * index as u32 + part).unwrap_or(char::REPLACEMENT_CHARACTER)
+}
+
+/// A message of this shape, with markers for its parts.
+fn probe((index, part): (usize, &Trait)) -> Message {
+    let blank = |is_there: bool| if is_there { String::from(BLANK) } else { String::new() };
+    let thought = match part.thinks {
+        true => format!("<think>\n{}\n{THOUGHT_END}\n\n", marker(index, 1)),
+        false => String::new(),
+    };
+    let (before, after) = (blank(part.blank_before), blank(part.blank_after));
+    let mut message = Message::new(&part.role, format!("{before}{thought}{}{after}", marker(index, 0)));
+    if let Some(key) = part.reasoning_key {
+        message.extra.insert(key.to_owned(), marker(index, 1).to_string().into());
+    }
+    if part.calls {
+        let arguments = json!({ "a": marker(index, 2).to_string() });
+        let call =
+            json!([{ "id": "0", "type": "function", "function": { "name": "f", "arguments": arguments } }]);
+        message.extra.insert("tool_calls".to_owned(), call);
+    }
+    message
+}
+
 /// Renders a conversation of this shape with markers, and compares what comes out. Empty if the template rejects
 /// it.
-fn effects(shape: &[Trait], template: &ChatTemplate) -> Vec<TemplateEffect> {
-    let marker =
-        |index: usize| char::from_u32(FIRST_MARKER + index as u32).unwrap_or(char::REPLACEMENT_CHARACTER);
-    let blank = |is_there: bool| if is_there { String::from(BLANK) } else { String::new() };
-    let message = |(index, part): (usize, &Trait)| {
-        let thought = if part.thinks {
-            format!("<think>\n{}\n{THOUGHT_END}\n\n", marker(2 * index + 1))
-        } else {
-            String::new()
-        };
-        let (before, after) = (blank(part.blank_before), blank(part.blank_after));
-        Message::new(&part.role, format!("{before}{thought}{}{after}", marker(2 * index)))
+fn effects(shape: &[Trait], has_tools: bool, template: &ChatTemplate) -> Vec<TemplateEffect> {
+    let messages: Vec<Message> = shape.iter().enumerate().map(probe).collect();
+    let tool = json!({ "type": "function", "function": { "name": TOOL_MARKER.to_string(), "description": "", "parameters": {} } });
+    let rendered = match has_tools {
+        true => template.with_tools(&[tool]).render(&messages, false),
+        false => template.render(&messages, false),
     };
-    let messages: Vec<Message> = shape.iter().enumerate().map(message).collect();
-    let Ok(text) = template.render(&messages, false) else { return Vec::new() };
+    let Ok(text) = rendered else { return Vec::new() };
     let mut found = Vec::new();
+    if has_tools && !text.contains(TOOL_MARKER) {
+        found.push(TemplateEffect::ToolsDropped);
+    }
     for (index, part) in shape.iter().enumerate() {
-        let times = text.matches(marker(2 * index)).count();
         let dropped = match part.role.as_str() {
             "system" => TemplateEffect::SystemDropped,
             "assistant" => TemplateEffect::AnswerDropped,
             _ => TemplateEffect::QuestionDropped,
         };
-        if times == 0 {
-            found.push(dropped);
-            continue;
+        match text.matches(marker(index, 0)).count() {
+            // Templates write a call in place of the text.
+            0 if !part.calls => found.push(dropped),
+            0 | 1 => {}
+            _ => found.push(TemplateEffect::Repeated),
         }
-        if times > 1 {
-            found.push(TemplateEffect::Repeated);
-        }
-        if part.thinks && !text.contains(marker(2 * index + 1)) {
+        let is_whole = text.contains(marker(index, 0));
+        if (part.thinks && is_whole || part.reasoning_key.is_some()) && !text.contains(marker(index, 1)) {
             found.push(TemplateEffect::ThoughtDropped);
+        }
+        if part.calls && !text.contains(marker(index, 2)) {
+            found.push(TemplateEffect::CallDropped);
         }
     }
     let blanks = |text: &str| text.matches(BLANK).count();

@@ -32,7 +32,7 @@ pub(crate) fn truncate(
     let from = |start: usize| {
         let messages = [&chat.messages[..system], &turns[start..]].concat();
         let loss = [&chat.loss[..system], &loss[start..]].concat();
-        Conversation { messages, loss }
+        Conversation { messages, loss, tools: chat.tools.clone() }
     };
     // A conversation starts with a user message.
     let starts: Vec<usize> =
@@ -94,7 +94,7 @@ mod tests {
     fn chat(turns: &[(&str, &str)], trained_from: usize) -> Conversation {
         let messages = turns.iter().map(|(role, content)| Message::new(*role, *content)).collect();
         let loss = (0..turns.len()).map(|at| loss_of(turns[at].0, at >= trained_from)).collect();
-        Conversation { messages, loss }
+        Conversation { messages, loss, tools: Vec::new() }
     }
 
     fn loss_of(role: &str, trained: bool) -> TurnLoss {
@@ -152,7 +152,7 @@ mod tests {
             let mut messages: Vec<Message> = system.iter().map(|text| Message::new("system", text)).collect();
             messages.extend(turns.iter().map(|(role, text)| Message::new(["user", "assistant"][*role], text)));
             let loss = messages.iter().map(|message| loss_of(&message.role, true)).collect();
-            let chat = Conversation { messages, loss };
+            let chat = Conversation { messages, loss, tools: Vec::new() };
             let answer = chat.messages.iter().rfind(|message| message.role == "assistant");
             match to(&chat, budget) {
                 Fit::Never => {

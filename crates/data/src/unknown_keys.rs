@@ -36,6 +36,7 @@ pub(crate) fn count_unknown(
         let key = key.as_str();
         format.keys().any(|known| known == key)
             || formats::UNSUPPORTED.contains(&key)
+            || key == "tools"
             || masks::LIST_KEYS.contains(&key)
     };
     let missing = || format.keys().filter(|known| !record.contains_key(*known));

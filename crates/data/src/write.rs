@@ -20,12 +20,14 @@ pub fn to_json(record: &Record, format: Format) -> Result<Object, Box<BadRecord>
         (RecordContent::Text(_), _) => Err(("a document without roles", "records of the text format")),
         (RecordContent::Chat(_), Format::Text) => Err(("a conversation", "documents without roles")),
         (RecordContent::Chat(chat), Format::Messages) => {
-            Ok(json!({ "messages": turns(chat, 0, "role", "content") }))
+            Ok(with_tools(json!({ "messages": turns(chat, 0, "role", "content") }), chat))
         }
         (RecordContent::Chat(chat), Format::ShareGpt) => {
-            Ok(json!({ "conversations": turns(chat, 0, "from", "value") }))
+            Ok(with_tools(json!({ "conversations": turns(chat, 0, "from", "value") }), chat))
         }
-        (RecordContent::Chat(chat), Format::PromptCompletion) => Ok(prompt_completion(chat)),
+        (RecordContent::Chat(chat), Format::PromptCompletion) => {
+            Ok(with_tools(prompt_completion(chat), chat))
+        }
         (RecordContent::Chat(chat), Format::Alpaca) => alpaca(chat)
             .ok_or(("turns that `history` cannot hold", "pairs of question and answer, without masks")),
     };
@@ -76,6 +78,14 @@ fn first_answer(chat: &Conversation) -> Option<usize> {
     (!mixed).then_some(last_context + 1)
 }
 
+/// Adds the tools of a conversation to its record.
+fn with_tools(mut record: Value, chat: &Conversation) -> Value {
+    if !chat.tools.is_empty() {
+        record["tools"] = chat.tools.clone().into();
+    }
+    record
+}
+
 /// The turns from `start` on, with a `train` key where the loss is not the role's own.
 fn turns(chat: &Conversation, start: usize, role: &str, content: &str) -> Vec<Value> {
     let names: &[(&str, &str)] =
@@ -84,6 +94,10 @@ fn turns(chat: &Conversation, start: usize, role: &str, content: &str) -> Vec<Va
         let name =
             names.iter().find(|(role, _)| *role == message.role).map_or(message.role.as_str(), |(_, n)| n);
         let mut turn = json!({ role: name, content: message.content });
+        for (key, value) in &message.extra {
+            let key = if key == "content" { content } else { key.as_str() };
+            turn[key] = value.clone();
+        }
         match (message.role == "assistant", loss) {
             (true, TurnLoss::Whole) | (false, TurnLoss::Context) => {}
             (_, TurnLoss::Parts(parts)) => turn["train_detail"] = detail(&message.content, parts),
@@ -104,6 +118,7 @@ fn detail(content: &str, parts: &[std::ops::Range<usize>]) -> Value {
 fn prompt_completion(chat: &Conversation) -> Value {
     if let [question, answer] = &chat.messages[..]
         && (question.role == "user" && answer.role == "assistant" && first_answer(chat) == Some(0))
+        && (question.extra.is_empty() && answer.extra.is_empty())
     {
         return json!({ "prompt": question.content, "completion": answer.content });
     }
@@ -125,7 +140,8 @@ fn alpaca(chat: &Conversation) -> Option<Value> {
     let turns = &chat.messages[usize::from(system.is_some())..];
     let pairs: Vec<&[Message]> = turns.chunks(2).collect();
     let is_pair = |pair: &&[Message]| matches!(pair, [q, a] if q.role == "user" && a.role == "assistant");
-    if first_answer(chat) != Some(0) || !pairs.iter().all(is_pair) {
+    let is_plain = chat.tools.is_empty() && chat.messages.iter().all(|message| message.extra.is_empty());
+    if !is_plain || first_answer(chat) != Some(0) || !pairs.iter().all(is_pair) {
         return None;
     }
     let (last, history) = pairs.split_last()?;
@@ -179,6 +195,17 @@ mod tests {
             {"role": "assistant", "content": "一二", "train_detail": [{"begin_offset": 1, "end_offset": 1, "train": true}]}]}"#;
         let records = read(&masked.replace('\n', " "));
         assert_eq!(common_format(&records), Some(Format::Messages));
+        for format in [Format::Messages, Format::ShareGpt] {
+            assert_eq!(again(&records, format), [records[0].content.clone()], "{format}");
+        }
+        assert!(to_json(&records[0], Format::Alpaca).is_err());
+    }
+
+    #[test]
+    fn tools_and_calls_survive_in_messages() {
+        let record = r#"{"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": null, "tool_calls": [{"id": "1"}]},
+            {"role": "tool", "content": "42", "tool_call_id": "1"}, {"role": "assistant", "content": "b"}], "tools": [{"name": "f"}]}"#;
+        let records = read(&record.replace('\n', " "));
         for format in [Format::Messages, Format::ShareGpt] {
             assert_eq!(again(&records, format), [records[0].content.clone()], "{format}");
         }

@@ -155,10 +155,10 @@ fn other_kinds_of_files_are_called_by_their_name() {
 
 #[test]
 fn unread_keys_of_messages_are_counted() {
-    let file = br#"{"messages": [{"role": "user", "content": "a", "name": "x"}, {"role": "assistant", "content": "b", "trian": false}]}"#;
+    let file = br#"{"messages": [{"role": "user", "content": "a", "speaker": "x"}, {"role": "assistant", "content": "b", "trian": false}]}"#;
     let dataset = parse(file).unwrap();
     let keys: Vec<_> = dataset.unknown_keys.iter().map(|key| (key.key.as_str(), key.meant)).collect();
-    assert_eq!(keys, [("name (in messages)", None), ("trian (in messages)", Some("train"))]);
+    assert_eq!(keys, [("speaker (in messages)", None), ("trian (in messages)", Some("train"))]);
 }
 
 #[test]

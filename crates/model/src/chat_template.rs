@@ -5,7 +5,7 @@ use std::error::Error as _;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-use minijinja::value::Value;
+use minijinja::value::{Serde, Value};
 use minijinja::{Environment, ErrorKind};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -24,12 +24,15 @@ pub struct Message {
     pub role: String,
     /// What was said.
     pub content: String,
+    /// Other keys that the template may read, such as `tool_calls`. A `content` here takes the place of the text.
+    #[serde(flatten)]
+    pub extra: serde_json::Map<String, serde_json::Value>,
 }
 
 impl Message {
     /// A turn of `role`.
     pub fn new(role: impl Into<String>, content: impl Into<String>) -> Self {
-        Self { role: role.into(), content: content.into() }
+        Self { role: role.into(), content: content.into(), extra: serde_json::Map::new() }
     }
 }
 
@@ -54,6 +57,7 @@ pub struct ChatTemplate {
     end_of_turn: Option<String>,
     added_end: Option<String>,
     default_system: Option<String>,
+    tools: Value,
 }
 
 impl ChatTemplate {
@@ -89,7 +93,9 @@ impl ChatTemplate {
             end_of_turn: None,
             added_end: None,
             default_system: None,
+            tools: Value::from(()),
         };
+        template.check_named_tokens()?;
         template.end_of_turn = template.find_end_of_turn(special_tokens);
         if template.end_of_turn.is_none() {
             template.added_end = template.find_missing_end(special_tokens);
@@ -100,6 +106,33 @@ impl ChatTemplate {
         template.default_system = template.find_default_system();
         template.clock.set(None);
         Ok(template)
+    }
+
+    /// Rejects a name such as `user_token` that the template writes and no file defines: it would render as nothing.
+    /// transformers leaves the seven standard names empty, so those may be missing.
+    fn check_named_tokens(&self) -> Result<(), ModelError> {
+        const STANDARD: [&str; 7] =
+            ["bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token"];
+        let compiled = self.env.get_template(NAME).map_err(|e| failed(&self.path, &e))?;
+        let is_missing = |name: &String| {
+            let is_tested = self.source.contains(&format!("{name} is "));
+            name.ends_with("_token")
+                && !STANDARD.contains(&name.as_str())
+                && !self.variables.contains_key(name)
+                && !is_tested
+        };
+        match compiled.undeclared_variables(false).into_iter().filter(is_missing).min() {
+            None => Ok(()),
+            Some(name) => {
+                let message = format!("it writes `{name}`, which no file of the tokenizer defines");
+                Err(ModelError::Template { path: self.path.clone(), line: None, message })
+            }
+        }
+    }
+
+    /// A copy of the template that renders conversations with these tools.
+    pub fn with_tools(&self, tools: &[serde_json::Value]) -> Self {
+        Self { tools: Value::from(Serde(tools)), ..self.clone() }
     }
 
     /// Whether the template can ask what day it is.
@@ -313,12 +346,17 @@ impl ChatTemplate {
             self.variables.iter().map(|(name, token)| (name.as_str(), Value::from(token.as_str()))).collect();
         let turn = |m: &Message| {
             let end = self.added_end.as_deref().filter(|_| m.role == "assistant").unwrap_or_default();
-            Value::from_pairs([("role", m.role.clone()), ("content", format!("{}{end}", m.content))])
+            let said = [
+                ("role", Value::from(m.role.as_str())),
+                ("content", Value::from(format!("{}{end}", m.content))),
+            ];
+            let extra = m.extra.iter().map(|(key, value)| (key.as_str(), Value::from(Serde(value))));
+            Value::from_pairs(said.into_iter().chain(extra))
         };
         context.insert("messages", messages.iter().map(turn).collect::<Vec<_>>().into());
         context.insert("add_generation_prompt", Value::from(add_generation_prompt));
-        // transformers passes both, as None.
-        context.insert("tools", Value::from(()));
+        // transformers passes both, as None if there are none.
+        context.insert("tools", self.tools.clone());
         context.insert("documents", Value::from(()));
         context.insert(jinja::OPEN, Value::from(open.to_string()));
         context.insert(jinja::CLOSE, Value::from(close.to_string()));

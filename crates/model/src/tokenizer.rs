@@ -14,9 +14,6 @@ use crate::{ConfigJson, ModelConfig, ModelError, files, sidecar_files};
 
 /// The largest tokenizers in use take some 35 MB.
 const MAX_TOKENIZER_BYTES: u64 = 256 << 20;
-/// The tokens that `tokenizer_config.json` names and templates may write.
-const NAMED: [&str; 7] =
-    ["bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token"];
 
 /// A tokenizer with its chat template.
 pub struct Tokenizer {
@@ -298,7 +295,8 @@ fn turn_ends(inner: &tokenizers::Tokenizer) -> Vec<String> {
     ends.map(|token| token.content).collect()
 }
 
-/// The named tokens: the first file that names one decides.
+/// The named tokens: every key that ends in `_token`, and the names in `extra_special_tokens`. The first file that
+/// names a token decides.
 fn named_tokens(files: &[Option<&Value>]) -> BTreeMap<String, String> {
     let text = |value: &Value| match value {
         Value::String(token) => Some(token.clone()),
@@ -306,8 +304,17 @@ fn named_tokens(files: &[Option<&Value>]) -> BTreeMap<String, String> {
         Value::Object(token) => token.get("content")?.as_str().map(str::to_owned),
         _ => None,
     };
-    let find = |name: &str| files.iter().flatten().find_map(|file| text(file.get(name)?));
-    NAMED.iter().filter_map(|name| Some(((*name).to_owned(), find(name)?))).collect()
+    let mut named = BTreeMap::new();
+    for file in files.iter().flatten().filter_map(|file| file.as_object()) {
+        let extra = file.get("extra_special_tokens").and_then(Value::as_object);
+        let keys = file.iter().filter(|(name, _)| name.ends_with("_token"));
+        for (name, value) in keys.chain(extra.into_iter().flatten()) {
+            if let Some(token) = text(value) {
+                named.entry(name.clone()).or_insert(token);
+            }
+        }
+    }
+    named
 }
 
 /// The chat template and the file it stands in: `chat_template.jinja` goes first, as in transformers.

@@ -1,6 +1,6 @@
 //! OpenAI's `messages` and ShareGPT's `conversations`: a list of turns, and optionally a `system` beside it.
 
-use super::turns::TurnReader;
+use super::turns::{TurnReader, tools};
 use crate::{
     conversation::validate,
     fields::{Object, optional_text},
@@ -9,7 +9,7 @@ use crate::{
 
 /// Converts a record whose turns stand under `key`.
 pub(super) fn convert(record: &Object, key: &str, turns: &mut TurnReader) -> Result<RecordContent, Mismatch> {
-    let mut chat = Conversation::default();
+    let mut chat = Conversation { tools: tools(record)?, ..Conversation::default() };
     chat.push_system(optional_text(record, "system")?);
     turns.add(&mut chat, record, key, false)?;
     validate(chat)
@@ -62,11 +62,6 @@ mod tests {
         assert_eq!(
             chat(r#"{"conversations": "a"}"#),
             "Shape! found the text \"a\" in `conversations`, expected a list"
-        );
-        assert_eq!(
-            chat(r#"{"conversations": [{"from": "observation", "value": "42"}]}"#),
-            "Unsupported! found a `observation` message (message 1), \
-             expected a conversation without tools, which training does not support yet"
         );
     }
 }

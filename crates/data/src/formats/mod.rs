@@ -17,8 +17,7 @@ use crate::{
 };
 
 /// Record keys that change the model's input and are not rendered.
-pub(crate) const UNSUPPORTED: [&str; 7] =
-    ["tools", "functions", "images", "image", "audios", "videos", "documents"];
+pub(crate) const UNSUPPORTED: [&str; 6] = ["functions", "images", "image", "audios", "videos", "documents"];
 
 /// Converts one record of `format`.
 pub(crate) fn convert(
@@ -38,6 +37,9 @@ pub(crate) fn convert(
         return Err(Mismatch::new(RecordFault::Shape, fields::keys(record), expected));
     }
     fields::refuse(record, &UNSUPPORTED)?;
+    if format.keys().all(|key| key != "tools") {
+        fields::refuse(record, &["tools"])?;
+    }
     match format {
         Format::Alpaca => alpaca::convert(record),
         Format::Messages => messages::convert(record, "messages", turns),

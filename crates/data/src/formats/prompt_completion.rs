@@ -5,7 +5,7 @@
 
 use serde_json::Value;
 
-use super::turns::TurnReader;
+use super::turns::{TurnReader, tools};
 use crate::{
     conversation::{message, validate},
     fields::{Object, type_mismatch},
@@ -19,7 +19,7 @@ pub(super) fn convert(record: &Object, turns: &mut TurnReader) -> Result<RecordC
         let expected = "completions to learn, without `label`; preference training is not supported";
         return Err(Mismatch::new(RecordFault::Unsupported, found, expected));
     }
-    let mut chat = Conversation::default();
+    let mut chat = Conversation { tools: tools(record)?, ..Conversation::default() };
     side(record, "prompt", &mut chat, turns)?;
     side(record, "completion", &mut chat, turns)?;
     validate(chat)

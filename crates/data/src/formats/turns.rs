@@ -7,7 +7,7 @@ use super::masks;
 use crate::{
     ReadOptions,
     conversation::message,
-    fields::{self, Object, list_of, refuse, text, type_mismatch},
+    fields::{self, Object, list_of, optional_list, refuse, text, type_mismatch},
     record::{Conversation, Mismatch, RecordFault, TurnLoss},
 };
 
@@ -17,21 +17,18 @@ const ROLE_KEYS: [&str; 2] = ["role", "from"];
 /// Keys that hold the text, in the order of preference.
 const CONTENT_KEYS: [&str; 2] = ["content", "value"];
 
-/// Message keys whose content would not be rendered.
-const UNSUPPORTED: [&str; 9] = [
-    "tool_calls",
-    "tool_call_id",
-    "function_call",
-    "reasoning_content",
-    "reasoning",
-    "thinking",
-    "images",
-    "audio",
-    "refusal",
-];
+/// Message keys that danlu cannot render.
+const UNSUPPORTED: [&str; 4] = ["function_call", "images", "audio", "refusal"];
 
-/// Names of turns that carry tool calls and their results.
-const TOOL_ROLES: [&str; 5] = ["tool", "function", "function_call", "observation", "tool_response"];
+/// Message keys that the template receives as they are.
+const PASSED: [&str; 6] =
+    ["tool_calls", "tool_call_id", "name", "reasoning_content", "reasoning", "thinking"];
+
+/// The name of a turn whose text is a tool call, in LLaMA-Factory's ShareGPT.
+const CALL_ROLE: &str = "function_call";
+
+/// Names of turns with a tool's result.
+const TOOL_ROLES: [&str; 5] = ["tool", "function", "observation", "tool_response", "ipython"];
 
 /// Converts lists of turns, and collects the keys that it does not read.
 pub(crate) struct TurnReader<'a> {
@@ -76,16 +73,20 @@ impl<'a> TurnReader<'a> {
             (self.key(object, "role", &ROLE_KEYS), self.key(object, "content", &CONTENT_KEYS));
         let role = self.role(text(object, role_key)?)?;
         refuse(object, &UNSUPPORTED)?;
-        let content = content(object, content_key)?;
+        if role == CALL_ROLE {
+            let (call, mask) = (tool_call(object, content_key)?, masks::of_turn(object, "")?);
+            return Ok((call, mask));
+        }
+        let (content, extra) = parts(object, content_key)?;
         let mask = masks::of_turn(object, &content)?;
         for key in object.keys() {
             let is_read = key == role_key || key == content_key || masks::TURN_KEYS.contains(&key.as_str());
-            let is_void = UNSUPPORTED.contains(&key.as_str());
-            if !is_read && !is_void && !self.unknown_keys.contains(key) {
+            let is_passed = UNSUPPORTED.contains(&key.as_str()) || PASSED.contains(&key.as_str());
+            if !is_read && !is_passed && !self.unknown_keys.contains(key) {
                 self.unknown_keys.push(key.clone());
             }
         }
-        Ok((message(role, content), mask))
+        Ok((Message { extra, ..message(role, content) }, mask))
     }
 
     /// The key of `object` that stands for `ours`.
@@ -104,11 +105,13 @@ impl<'a> TurnReader<'a> {
         if let Some(role) = self.options.roles.role(name) {
             return Ok(role);
         }
-        let shown = fields::clipped(name, 40);
         if TOOL_ROLES.contains(&name) {
-            let expected = "a conversation without tools, which training does not support yet";
-            return Err(Mismatch::new(RecordFault::Unsupported, format!("a `{name}` message"), expected));
+            return Ok("tool");
         }
+        if name == CALL_ROLE {
+            return Ok(CALL_ROLE);
+        }
+        let shown = fields::clipped(name, 40);
         let expected = format!(
             "`system`, `user` or `assistant`, or a mapped name such as `--roles {}=user`",
             if shown.contains([' ', '"', '\'']) { format!("'{shown}'") } else { shown.clone() }
@@ -121,6 +124,45 @@ impl<'a> TurnReader<'a> {
 fn within(mut mismatch: Mismatch, index: usize) -> Mismatch {
     mismatch.found = format!("{} (message {})", mismatch.found, index + 1);
     mismatch
+}
+
+/// Reads the tools of a record: a list, or its JSON.
+pub(super) fn tools(record: &Object) -> Result<Vec<Value>, Mismatch> {
+    Ok(optional_list(record, "tools")?.into_owned())
+}
+
+/// Reads the text of a turn and the keys for the template. The text may be null beside a tool call.
+fn parts(object: &Object, content_key: &str) -> Result<(String, Object), Mismatch> {
+    let mut extra = Object::new();
+    for key in PASSED {
+        if let Some(value) = object.get(key).filter(|value| !fields::is_void(value)) {
+            extra.insert(key.to_owned(), value.clone());
+        }
+    }
+    let is_null = object.get(content_key).is_none_or(Value::is_null);
+    if is_null && extra.contains_key("tool_calls") {
+        extra.insert("content".to_owned(), Value::Null);
+        return Ok((String::new(), extra));
+    }
+    Ok((content(object, content_key)?, extra))
+}
+
+/// Reads a turn whose text is the JSON of a tool call: `name` and `arguments`.
+fn tool_call(object: &Object, content_key: &str) -> Result<Message, Mismatch> {
+    let text = text(object, content_key)?;
+    let call: Value = serde_json::from_str(text).unwrap_or_default();
+    if call.get("name").and_then(Value::as_str).is_none() {
+        return Err(type_mismatch(
+            &Value::from(text),
+            content_key,
+            "the JSON of a call with `name` and `arguments`",
+        ));
+    }
+    let calls = serde_json::json!([{ "type": "function", "function": call }]);
+    let mut message = message("assistant", "");
+    message.extra.insert("tool_calls".to_owned(), calls);
+    message.extra.insert("content".to_owned(), Value::Null);
+    Ok(message)
 }
 
 /// Reads a string, or a list of text parts. Parts are joined without a separator, as OpenAI does.
@@ -204,17 +246,30 @@ mod tests {
     }
 
     #[test]
-    fn tools_and_images_are_rejected_by_name() {
+    fn tool_calls_reach_the_template_as_they_are() {
+        let options = crate::ReadOptions::default();
+        let record = r#"{"tools": "[{\"name\": \"f\"}]", "conversations": [{"from": "human", "value": "q"},
+            {"from": "function_call", "value": "{\"name\": \"f\", \"arguments\": {}}"},
+            {"from": "observation", "value": "42"}, {"role": "assistant", "content": "b", "reasoning_content": "r"}]}"#;
+        let record = serde_json::from_str(record).unwrap();
+        let mut turns = super::TurnReader::new(&options);
+        let content = crate::formats::convert(Format::ShareGpt, &record, &mut turns).unwrap();
+        let crate::RecordContent::Chat(chat) = content else { panic!("a conversation") };
+        let roles: Vec<_> = chat.messages.iter().map(|message| message.role.as_str()).collect();
+        assert_eq!(roles, ["user", "assistant", "tool", "assistant"]);
+        assert_eq!(chat.tools, [serde_json::json!({"name": "f"})]);
+        assert_eq!(chat.messages[1].extra["tool_calls"][0]["function"]["name"], "f");
+        assert_eq!(chat.messages[3].extra["reasoning_content"], "r");
+        assert!(turns.unknown_keys.is_empty());
+    }
+
+    #[test]
+    fn images_and_old_function_calls_are_rejected_by_name() {
         let second = |message: &str| chat(&format!(r#"[{{"role": "user", "content": "a"}}, {message}]"#));
         assert_eq!(
-            second(r#"{"role": "assistant", "content": "", "tool_calls": [{"id": 1}]}"#),
-            "Unsupported! found `tool_calls` (message 2), \
-             expected a record without `tool_calls`, which training does not support yet"
-        );
-        assert_eq!(
-            second(r#"{"role": "tool", "content": "42"}"#),
-            "Unsupported! found a `tool` message (message 2), \
-             expected a conversation without tools, which training does not support yet"
+            second(r#"{"role": "assistant", "content": "", "function_call": {"name": "f"}}"#),
+            "Unsupported! found `function_call` (message 2), \
+             expected a record without `function_call`, which training does not support yet"
         );
         assert_eq!(
             second(r#"{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}"#),

@@ -45,6 +45,8 @@ fn describe(finding: &TemplateFinding, records: usize, printer: &Printer) -> Str
         TemplateEffect::ThoughtDropped => {
             ("丢弃答案里的思考（<think>）", "leaves out the reasoning (<think>) of an answer")
         }
+        TemplateEffect::CallDropped => ("丢弃工具调用", "leaves out a tool call"),
+        TemplateEffect::ToolsDropped => ("不写出工具的定义", "leaves out the definitions of tools"),
         TemplateEffect::Repeated => ("把一段话写了不止一次", "writes a message more than once"),
         TemplateEffect::Trimmed => ("去掉话两端的空白", "removes white space around a message"),
         _ => (
