@@ -12,9 +12,12 @@ use crate::{AdapterError, BaseIdentity};
 /// Name of the file beside the adapter that says how it was made.
 pub const IDENTITY_FILE: &str = "danlu.json";
 
+/// The file that holds a chat template.
+const TEMPLATE_FILE: &str = "chat_template.jinja";
+
 /// Files that make up a tokenizer, as far as a base has them.
 const TOKENIZER_FILES: [&str; 4] =
-    ["tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja"];
+    ["tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", TEMPLATE_FILE];
 
 /// Largest tokenizer file that is copied; the largest in use have some 30 MB.
 const MAX_BYTES: u64 = 1 << 30;
@@ -23,6 +26,8 @@ const MAX_BYTES: u64 = 1 << 30;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TokenIdentity {
     folder: PathBuf,
+    /// The template of the run, if it is not the base's.
+    template: Option<String>,
     written: Written,
 }
 
@@ -61,7 +66,13 @@ impl TokenIdentity {
             base: None,
             stored_quantization: None,
         };
-        Self { folder: folder.to_owned(), written }
+        Self { folder: folder.to_owned(), template: None, written }
+    }
+
+    /// The same, of a run with a template other than the base's.
+    pub fn with_template(mut self, source: Option<String>) -> Self {
+        self.template = source;
+        self
     }
 
     /// The same, of a run over a base that was put into 4 bits, but for the modules of `skip_modules`.
@@ -115,6 +126,9 @@ impl TokenIdentity {
                 files::write_atomic(&adapter.join(name), &files::read_bounded(&source, MAX_BYTES)?)?;
             }
         }
+        if let Some(source) = &self.template {
+            files::write_atomic(&adapter.join(TEMPLATE_FILE), source.as_bytes())?;
+        }
         let text = serde_json::to_string_pretty(&self.written).expect("plain fields with names become JSON");
         Ok(files::write_atomic(&adapter.join(IDENTITY_FILE), text.as_bytes())?)
     }
@@ -135,7 +149,7 @@ impl TokenIdentity {
         if let Some(Err((field, reason))) = written.base.as_ref().map(BaseIdentity::check) {
             return Err(AdapterError::Identity { path, reason: format!("`base.{field}` is {reason}") });
         }
-        Ok(Some(Self { folder: adapter.to_owned(), written }))
+        Ok(Some(Self { folder: adapter.to_owned(), template: None, written }))
     }
 
     /// The system prompt of conversations that bring none of their own.

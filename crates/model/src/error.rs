@@ -330,8 +330,8 @@ impl ModelError {
             }
             Self::TokenOutOfRange { .. } => "tokenizer.json and the weights must come from the same model",
             Self::NoTemplate { .. } => {
-                "use an instruct model, or put its template into `chat_template.jinja` in that folder; plain text \
-                 needs none"
+                "name a template with `--chat-template`, such as `--chat-template chatml`, or use an instruct model; plain \
+                 text needs none"
             }
             Self::Space { .. } => "free some space, or choose a folder on another disk",
             Self::NoMask { .. } => {

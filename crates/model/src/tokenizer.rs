@@ -113,6 +113,17 @@ impl Tokenizer {
         Ok(encoding.get_ids().to_vec())
     }
 
+    /// The tokenizer with another chat template, which came from `path`.
+    ///
+    /// # Errors
+    /// If the template is not valid.
+    pub fn with_template(mut self, path: &Path, source: &str) -> Result<Self, ModelError> {
+        let template = ChatTemplate::new(path, source, self.named.clone(), &turn_ends(&self.inner))?;
+        self.stop_ids.extend(template.end_of_turn().and_then(|end| self.inner.token_to_id(end)));
+        self.template = Some(template);
+        Ok(self)
+    }
+
     /// The ids that the tokenizer itself adds before a text, such as BOS. Many tokenizers name a BOS and add none.
     ///
     /// # Errors

@@ -1,6 +1,7 @@
 //! Flags that several commands share.
 
 pub mod adapter;
+pub mod chat_template;
 pub mod compute;
 pub mod data;
 pub mod quant;

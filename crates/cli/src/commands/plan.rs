@@ -9,6 +9,7 @@ use danlu_model::{ModelConfig, Quantization, Tokenizer};
 use danlu_train::memory::display;
 use danlu_train::{MemoryPlan, TrainSettings};
 
+use crate::args::chat_template::with_chat_template;
 use crate::commands::quantization_progress::stored_code;
 use crate::commands::train::forecast::{self, Forecast, MemoryBaseline};
 use crate::commands::train::{self, REPLIES, RunConfig, TrainArgs, prepare};
@@ -49,7 +50,10 @@ pub fn run(run: &RunConfig, json: bool, printer: &Printer) -> Result<()> {
     targets::resolve(&train::lora_config(files, &run.settings), &config)?;
     let tokenizer = match files.data.is_empty() && !files.base.join("tokenizer.json").exists() {
         true => None,
-        false => Some(Tokenizer::read(&files.base)?),
+        false => {
+            let tokenizer = Tokenizer::read(&files.base)?;
+            Some(with_chat_template(tokenizer, files.chat_template.as_deref(), printer)?)
+        }
     };
     // A run carries its token identity along, so it is made before anything is measured, as there.
     let settings = &match &tokenizer {

@@ -12,6 +12,7 @@ use danlu_data::{EncodeOptions, RecordSource};
 use danlu_hub::FetchScope;
 use danlu_model::Tokenizer;
 
+use crate::args::chat_template::with_chat_template;
 use crate::args::data::ReadArgs;
 use crate::clap_error::at_least_one;
 use crate::diagnostic::Result;
@@ -49,6 +50,9 @@ pub struct DataArgs {
     /// Folder of the base whose tokenizer and template are used [default: the embedded base's]
     #[arg(long, value_name = "DIR")]
     pub base: Option<PathBuf>,
+    /// Chat template instead of the base's: a file, or chatml, llama3, alpaca, vicuna or zephyr
+    #[arg(long, value_name = "FILE|NAME")]
+    pub chat_template: Option<String>,
     #[command(flatten)]
     pub reading: ReadArgs,
     /// Longest record in tokens; longer ones lose the front of their question
@@ -65,6 +69,10 @@ pub struct DataArgs {
 impl DataArgs {
     /// The base's tokenizer, or the embedded one.
     fn tokenizer(&self, printer: &Printer) -> Result<Tokenizer> {
+        with_chat_template(self.base_tokenizer(printer)?, self.chat_template.as_deref(), printer)
+    }
+
+    fn base_tokenizer(&self, printer: &Printer) -> Result<Tokenizer> {
         if let Some(base) = &self.base {
             return Ok(Tokenizer::read(
                 &ModelLoader::new(printer).base_folder(base, FetchScope::ConfigOnly)?,

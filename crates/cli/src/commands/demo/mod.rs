@@ -240,6 +240,7 @@ fn show_data(folders: &Folders, printer: &Printer) -> Result<()> {
     let tokens = data::DataArgs {
         base: Some(folders.base.clone()),
         reading: Default::default(),
+        chat_template: None,
         max_length: TrainSettings::default().max_length,
         default_system: None,
         train_on_prompt: false,

@@ -51,6 +51,9 @@ pub struct TrainArgs {
     #[arg(long, value_name = "CHECKPOINT", num_args = 0..=1, help_heading = "Files")]
     pub resume: Option<Option<PathBuf>>,
 
+    /// Chat template instead of the base's: a file, or chatml, llama3, alpaca, vicuna or zephyr
+    #[arg(long, value_name = "FILE|NAME", help_heading = "Data")]
+    pub chat_template: Option<String>,
     #[command(flatten)]
     pub reading: ReadArgs,
     /// Leave bad records out, and list them, instead of refusing the data

@@ -16,11 +16,12 @@ use std::path::{Path, PathBuf};
 use danlu_adapter::{Adapter, BaseIdentity, LoraConfig, TokenIdentity, targets};
 use danlu_hub::FetchScope;
 use danlu_loader::{BaseFiles, identify_base};
-use danlu_model::{LabeledSequence, Quantization, Tokenizer, base_fingerprint, base_sample};
+use danlu_model::{ChatTemplate, LabeledSequence, Quantization, Tokenizer, base_fingerprint, base_sample};
 use danlu_report::card::{self, Card};
 use danlu_report::{DataSummary, RunSummary};
 use danlu_train::{TrainSettings, Trainer};
 
+use crate::args::chat_template::with_chat_template;
 use crate::diagnostic::Result;
 use crate::evaluation::held_out_file;
 use crate::evaluation::replies::Question;
@@ -102,6 +103,9 @@ fn resolve(files: &RunFiles, settings: &TrainSettings, printer: &Printer) -> Res
     let mut baseline = MemoryBaseline::new();
     let base = loader.run(|_, _| BaseFiles::open(&files.base))?;
     let tokenizer = loader.run(|_, _| base.tokenizer(None))?;
+    let tokenizer = with_chat_template(tokenizer, files.chat_template.as_deref(), printer)?;
+    let template = files.chat_template.is_some().then(|| tokenizer.template().map(ChatTemplate::source));
+    let template = template.transpose()?.map(str::to_owned);
     let config = base.config();
     tokenizer.check_fits(config)?;
     let settings = pin_template_date(settings, &tokenizer);
@@ -109,6 +113,7 @@ fn resolve(files: &RunFiles, settings: &TrainSettings, printer: &Printer) -> Res
     let stored = loader.run(|_, _| base.stored_quantization())?;
     let quantization = settings.quantization().or(stored);
     let tokens = TokenIdentity::new(&files.base, &tokenizer, settings.default_system.clone())
+        .with_template(template)
         .over(quantization, base.weights().unquantized_modules(config));
     baseline.tokenizer(&tokens);
     check_length(&settings, config, files.config.as_ref())?;

@@ -44,6 +44,8 @@ pub struct RunFiles {
     pub data: Vec<PathBuf>,
     /// How they are read.
     pub reading: ReadOptions,
+    /// The chat template in place of the base's: a known name, or a file.
+    pub chat_template: Option<String>,
     /// Whether bad records are left out.
     pub skip_bad: bool,
     /// Output folder.
@@ -156,6 +158,7 @@ impl RunConfig {
             on_hub: None,
             data: data.collect::<Result<_>>()?,
             reading: args.reading.options(),
+            chat_template: args.chat_template,
             skip_bad: args.skip_bad.unwrap_or(false),
             output: args.output.unwrap_or_default(),
             resume: args.resume,
@@ -180,6 +183,9 @@ impl RunConfig {
         let ReadOptions { format, columns, roles, dataset } = &files.reading;
         if let Some(format) = format {
             table.insert("format".into(), format.name().into());
+        }
+        if let Some(template) = &files.chat_template {
+            table.insert("chat_template".into(), template.clone().into());
         }
         if let Some(dataset) = dataset {
             table.insert("dataset".into(), dataset.clone().into());
