@@ -26,7 +26,7 @@ Examples:
   danlu data preview huanhuan.json --base models/base-28m
   danlu data check a.json b.jsonl --base models/base-28m --max-length 256
   danlu data check chat.json --format sharegpt
-  danlu data convert table.csv --columns instruction=question,output=answer --output chat.jsonl";
+  danlu data convert table.csv --columns instruction=q,output=a --output o.jsonl";
 
 /// `--max-length` where it is not given, as `danlu train` has it.
 const DEFAULT_MAX_LENGTH: usize = 384;
