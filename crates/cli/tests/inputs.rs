@@ -177,7 +177,7 @@ fn data_that_is_none_is_refused_with_the_formats() {
     scene.refuses(
         "data check e.json",
         "error: `e.json` holds no records\n\n\
-         hint: a data file is a JSON array of records, or JSON lines: one record on each line\n",
+         hint: write the records as a JSON array, as JSON lines (one record per line), as CSV or as TSV\n",
     );
     scene.write("f.json", "{\"foo\": 1}\n");
     let ran = scene.run("data check f.json");
