@@ -1,6 +1,7 @@
 //! Flags that several commands share.
 
 pub mod adapter;
+pub mod card;
 pub mod chat_template;
 pub mod compute;
 pub mod data;
@@ -8,6 +9,7 @@ pub mod quant;
 pub mod sampling;
 
 pub use adapter::AdapterArgs;
+pub use card::{CardArgs, NotesArgs};
 pub use compute::ComputeArgs;
 pub use quant::QuantArgs;
 pub use sampling::SamplingArgs;

@@ -13,10 +13,9 @@ use danlu_hub::FetchScope;
 use danlu_kernels::FourBitCode;
 use danlu_loader::{ModelRef, folder_name, identify_base};
 use danlu_model::{Extra, ModelError, Quantization, Quantized, StagedFolder, Weights, files, quantize_into};
-use danlu_report::card::{self, Card, InFourBits, PICTURE_FILE};
+use danlu_report::card::{self, Card, CardLanguage, InFourBits, PICTURE_FILE};
 
 use crate::args::ComputeArgs;
-use crate::commands::card::bare;
 use crate::commands::quantization_progress::{diagnose, progress};
 use crate::diagnostic::{Diagnostic, Result};
 use crate::model_loader::ModelLoader;
@@ -98,7 +97,8 @@ pub fn run(args: &QuantizeArgs, printer: &Printer) -> Result<()> {
         let name = folder_name(&args.output);
         let card = known.unwrap_or_else(|| {
             let named = identify_base(&args.base.to_string_lossy(), base);
-            bare(name.clone(), named, base, printer.lang)
+            let language = printer.pick(CardLanguage::Zh, CardLanguage::En);
+            Card::of_base(name.clone(), language, named, base)
         });
         let card = card.quantized(name, in_four_bits);
         card.files(&notes).into_iter().chain(identity).chain(picture).collect()

@@ -10,7 +10,7 @@ use danlu_model::{Quantization, files, is_repo_id, json_words};
 use danlu_train::TrainSettings;
 use serde::{Deserialize, Serialize};
 
-use super::license::is_license;
+use super::license::{is_license, license_of};
 use super::quantized::InFourBits;
 use crate::Language;
 use crate::{DataSummary, Reply, ReportError, RunSummary};
@@ -312,6 +312,11 @@ impl Card {
             has_picture: false,
             version: env!("CARGO_PKG_VERSION").to_owned(),
         }
+    }
+
+    /// The card of a model of which only the base in `folder` is known, with the licence of that base.
+    pub fn of_base(name: String, language: CardLanguage, base: BaseIdentity, folder: &Path) -> Self {
+        Self::new(name, language, base, license_of(folder))
     }
 
     /// The card of a merged model in a folder called `name`.

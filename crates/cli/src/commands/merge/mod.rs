@@ -1,5 +1,6 @@
 //! `danlu merge`: an adapter into its base, measured.
 
+mod card;
 mod merge_base;
 mod print;
 
@@ -31,7 +32,7 @@ use danlu_model::{
 use self::merge_base::{BaseForm, BaseForms};
 use crate::args::ComputeArgs;
 use crate::args::data::format;
-use crate::commands::card::{CardArgs, MergedCard, NotesArgs};
+use crate::args::{CardArgs, NotesArgs};
 use crate::commands::quantization_progress::{diagnose, progress};
 use crate::diagnostic::{Diagnostic, Result};
 use crate::evaluation::held_out::read_held_out;
@@ -39,6 +40,7 @@ use crate::evaluation::held_out_file;
 use crate::model_loader::{ModelLoader, token_check};
 use crate::printer::Printer;
 use crate::{interrupt, terminal_text};
+use card::MergedCard;
 
 /// Examples under `--help`.
 pub const EXAMPLES: &str = "\

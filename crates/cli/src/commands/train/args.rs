@@ -10,7 +10,7 @@ use crate::args::ComputeArgs;
 use crate::args::QuantArgs;
 use crate::args::adapter::{AdapterArgs, memory_limit, set};
 use crate::args::data::ReadArgs;
-use crate::commands::card::{CardArgs, NotesArgs};
+use crate::args::{CardArgs, NotesArgs};
 
 /// Examples under `--help`.
 pub const EXAMPLES: &str = "\

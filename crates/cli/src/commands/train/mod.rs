@@ -1,6 +1,7 @@
 //! `danlu train`: resolve the inputs, plan the memory, train, publish.
 
 mod args;
+mod card;
 pub mod forecast;
 mod output;
 pub mod prepare;
@@ -17,7 +18,7 @@ use danlu_adapter::{Adapter, BaseIdentity, LoraConfig, TokenIdentity, targets};
 use danlu_hub::FetchScope;
 use danlu_loader::{BaseFiles, identify_base};
 use danlu_model::{ChatTemplate, LabeledSequence, Quantization, Tokenizer, base_fingerprint, base_sample};
-use danlu_report::card::{self, Card};
+use danlu_report::card::{Card, write_notes};
 use danlu_report::{DataSummary, RunSummary};
 use danlu_train::{TrainSettings, Trainer};
 
@@ -206,7 +207,7 @@ fn train(
     prepare::list_skipped(&bad, &files.output, printer)?;
     held_out_file::write(&held_out_records, &files.output, printer)?;
     if let Some(notes) = &folder.notes {
-        card::write_notes(&files.output, run.card.args.language(printer.lang), notes)?;
+        write_notes(&files.output, run.card.args.language(printer.lang), notes)?;
     }
     let stop = interrupt::graceful_stop(Some(
         printer

@@ -9,8 +9,8 @@ use danlu_report::card::Card;
 use danlu_report::{Language, RunSummary, page};
 use danlu_train::{TrainError, Trainer, latest_whole_checkpoint, sweep_leftovers};
 
+use super::card;
 use super::run_config::{RunConfig, RunFiles};
-use crate::commands::card;
 use crate::diagnostic::{Diagnostic, Result};
 use crate::lang::Lang;
 use crate::printer::Printer;

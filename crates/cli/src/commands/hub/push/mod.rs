@@ -18,7 +18,7 @@ use danlu_report::card;
 
 use danlu_loader::{FolderKind, LoadError, parse_name};
 
-use crate::commands::card::hub_id;
+use crate::args::card::hub_id;
 use crate::commands::hub::{open, pull};
 use crate::diagnostic::{Diagnostic, Result};
 use crate::interrupt;
