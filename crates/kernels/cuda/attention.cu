@@ -455,8 +455,8 @@ __device__ __forceinline__ void backward_q_body(T* __restrict__ dq, i64 ld_dq, B
     }
 
 // dQ: grid heads x tiles of 64 MT queries; shared bytes (128 MT + 2 STAGES BN) * (HS + 8) * 2.
-#define BACKWARD_Q_KERNEL(T, HS, MT, BN, STAGES)                                                               \
-    extern "C" __global__ void __launch_bounds__(128) attention_backward_q_hs##HS##_##T(T* dq, const T* dout,  \
+#define BACKWARD_Q_KERNEL(NAME, T, HS, MT, BN, STAGES)                                                         \
+    extern "C" __global__ void __launch_bounds__(128) attention_backward_q_##NAME##_##T(T* dq, const T* dout,  \
         const T* q, const T* k, const T* v, const float* lse, const float* delta, const Segment* segments,     \
         const uint2* tiles, int heads, int kv_heads, i64 ld_dq, i64 ld_dout, i64 ld_q, i64 ld_kv,              \
         float scale) {                                                                                         \
@@ -465,21 +465,22 @@ __device__ __forceinline__ void backward_q_body(T* __restrict__ dq, i64 ld_dq, B
         backward_q_body<T, HS, MT, BN, STAGES>(dq, ld_dq, b);                                                  \
     }
 
-// What fits the shared memory of sm_86, 89 and 120 (99 KB); sm_75 has 64 KB and no head of 256 here.
+// What fits the shared memory of sm_86, 89 and 120 (99 KB), but for `hs128_wide`; sm_75 has 64 KB and no head of 256 here.
 #if __CUDA_ARCH__ >= 800
 #define KERNELS(T)                                                                                             \
     FORWARD_KERNEL(T, 64, 2, 64)                                                                               \
     FORWARD_KERNEL(T, 96, 2, 64)                                                                               \
-    FORWARD_KERNEL(T, 128, 2, 64)                                                                              \
+    FORWARD_KERNEL(T, 128, 2, 32)                                                                              \
     FORWARD_KERNEL(T, 256, 1, 64)                                                                              \
     BACKWARD_KV_KERNEL(T, 64, 64, 64, 2)                                                                       \
     BACKWARD_KV_KERNEL(T, 96, 96, 32, 2)                                                                       \
-    BACKWARD_KV_KERNEL(T, 128, 128, 32, 2)                                                                     \
+    BACKWARD_KV_KERNEL(T, 128, 128, 64, 1)                                                                     \
     BACKWARD_KV_KERNEL(T, 256, 128, 16, 1)                                                                     \
-    BACKWARD_Q_KERNEL(T, 64, 2, 32, 2)                                                                         \
-    BACKWARD_Q_KERNEL(T, 96, 2, 32, 1)                                                                         \
-    BACKWARD_Q_KERNEL(T, 128, 2, 32, 1)                                                                        \
-    BACKWARD_Q_KERNEL(T, 256, 1, 32, 1)
+    BACKWARD_Q_KERNEL(hs64, T, 64, 2, 32, 2)                                                                   \
+    BACKWARD_Q_KERNEL(hs96, T, 96, 2, 32, 1)                                                                   \
+    BACKWARD_Q_KERNEL(hs128, T, 128, 2, 32, 1)                                                                 \
+    BACKWARD_Q_KERNEL(hs256, T, 256, 1, 32, 1)                                                                 \
+    BACKWARD_Q_KERNEL(hs128_wide, T, 128, 2, 32, 2)
 #else
 #define KERNELS(T)                                                                                             \
     FORWARD_KERNEL(T, 64, 1, 64)                                                                               \
@@ -488,9 +489,9 @@ __device__ __forceinline__ void backward_q_body(T* __restrict__ dq, i64 ld_dq, B
     BACKWARD_KV_KERNEL(T, 64, 64, 32, 1)                                                                       \
     BACKWARD_KV_KERNEL(T, 96, 96, 32, 1)                                                                       \
     BACKWARD_KV_KERNEL(T, 128, 128, 32, 1)                                                                     \
-    BACKWARD_Q_KERNEL(T, 64, 1, 32, 1)                                                                         \
-    BACKWARD_Q_KERNEL(T, 96, 1, 32, 1)                                                                         \
-    BACKWARD_Q_KERNEL(T, 128, 1, 32, 1)
+    BACKWARD_Q_KERNEL(hs64, T, 64, 1, 32, 1)                                                                   \
+    BACKWARD_Q_KERNEL(hs96, T, 96, 1, 32, 1)                                                                   \
+    BACKWARD_Q_KERNEL(hs128, T, 128, 1, 32, 1)
 #endif
 // Other types take the plain kernels.
 #if __CUDA_ARCH__ >= 800

@@ -147,6 +147,11 @@ impl Geometry {
         }
     }
 
+    /// Keys that the forward pass takes at once.
+    fn forward_keys(self) -> usize {
+        if self.head == 128 && !self.is_old { NARROW_KEY_TILE } else { KEY_TILE }
+    }
+
     fn key_tile(self) -> usize {
         if self.is_plain { PLAIN_TILE } else { KEY_TILE }
     }
@@ -161,6 +166,7 @@ impl Geometry {
         match (self.is_old, self.head) {
             (true, _) => (32, 1),
             (false, 64) => (64, 2),
+            (false, 128) => (64, 1),
             (false, 256) => (16, 1),
             (false, _) => (32, 2),
         }
@@ -202,6 +208,8 @@ const BACKWARD_Q: [&str; 5] = [
     "attention_backward_q_hs128",
     "attention_backward_q_hs256",
 ];
+/// As the kernel for heads of 128, with more shared memory than every device has.
+const BACKWARD_Q_WIDE: &str = "attention_backward_q_hs128_wide";
 const BACKWARD_KV: [&str; 5] = [
     "attention_backward_kv",
     "attention_backward_kv_hs64",
@@ -222,7 +230,7 @@ pub fn forward(device: &Device, dtype: DType, out: Rows, lse: DevicePtr, operand
     let launch = geometry
         .kernel(device, FORWARD)
         .grid(dims.heads, count, 1)
-        .shared(geometry.shared_rows(tile + 2 * KEY_TILE))
+        .shared(geometry.shared_rows(tile + 2 * geometry.forward_keys()))
         .ptr(out.at)
         .ptr(lse)
         .ptr(q.at)
@@ -345,12 +353,17 @@ fn backward_q(
     let Operands { q, k, segments, dims, .. } = operands;
     let tile = geometry.query_tile();
     let (tiles, count) = segments.list(Side::Queries(tile));
-    let stages = if geometry.head == 64 && !geometry.is_old { 2 } else { 1 };
-    let launch = geometry
-        .kernel(device, BACKWARD_Q)
-        .grid(dims.heads, count, 1)
-        .shared(geometry.shared_rows(2 * tile + 2 * stages * NARROW_KEY_TILE))
-        .ptr(grads.dq.at);
+    let shared = |stages: usize| geometry.shared_rows(2 * tile + 2 * stages * NARROW_KEY_TILE);
+    // Two tiles of keys are in flight where they fit; the sum is the same.
+    let is_wide = geometry.head == 128 && !geometry.is_old && shared(2) <= device.info.shared as usize;
+    let launch = match is_wide && !geometry.is_plain {
+        true => device.kernel(BACKWARD_Q_WIDE, geometry.dtype).block(BLOCK).shared(shared(2)),
+        false => {
+            let stages = if geometry.head == 64 && !geometry.is_old { 2 } else { 1 };
+            geometry.kernel(device, BACKWARD_Q).shared(shared(stages))
+        }
+    };
+    let launch = launch.grid(dims.heads, count, 1).ptr(grads.dq.at);
     let launch = geometry.head_parameter(backward_inputs(launch, saved, &operands, tiles));
     let launch = launch.long(grads.dq.stride).long(saved.0.dout.stride).long(q.stride).long(k.stride);
     launch.float(scale(dims)).run();
