@@ -28,7 +28,9 @@ pub mod fidelity;
 mod files;
 mod identity;
 pub mod merge;
+mod merge_report;
 mod merge_rows;
+mod merge_shards;
 mod run_folder;
 pub mod targets;
 

@@ -22,59 +22,13 @@ const MAX_BACKTRACK_STEPS: usize = 20_000;
 /// If a target, a layer or a pattern names nothing, or a rank does not suit its weight.
 pub fn resolve(config: &LoraConfig, model: &ModelConfig) -> Result<Vec<Module>, AdapterError> {
     config.validate()?;
-    let candidates = projections(model);
-    let targets = Matcher::new("target_modules", &config.target_modules)?;
-    let excluded = config.exclude_modules.as_ref().map(|m| Matcher::new("exclude_modules", m)).transpose()?;
-    let layers = LayerFilter::new(config, model)?;
-    let is_excluded =
-        |path: &str| excluded.as_ref().map_or(Ok(false), |e| e.matches(path).map(|m| m.is_some()));
-
-    for (path, reason) in others(model) {
-        if let Some(target) = targets.matches(&path)?
-            && !is_excluded(&path)?
-        {
-            return Err(AdapterError::NotAdaptable { target: target.to_owned(), module: path, reason });
-        }
-    }
-
-    let mut matched = HashSet::new();
-    let mut chosen = Vec::new();
-    let mut removed = 0;
-    for (path, layer, projection) in candidates {
-        let hits = targets.all_matches(&path)?;
-        if hits.is_empty() {
-            continue;
-        }
-        // A path written out in full is taken whatever `layers_to_transform` says, as in PEFT.
-        let in_full = hits.contains(&path.as_str());
-        matched.extend(hits.into_iter().map(str::to_owned));
-        if is_excluded(&path)? || !(in_full || layers.contains(&path)?) {
-            removed += 1;
-            continue;
-        }
-        chosen.push((path, layer, projection));
-    }
-    if let Some(target) = targets.names().into_iter().find(|name| !matched.contains(*name)) {
-        let available = Projection::ALL.map(|p| p.name().to_owned()).to_vec();
-        return Err(AdapterError::NoSuchTarget { target: target.to_owned(), available });
-    }
-    if chosen.is_empty() {
-        return Err(AdapterError::NothingTargeted { removed });
-    }
-
+    let filter = TargetFilter::new(config, model)?;
+    filter.check_others(model)?;
+    let chosen = filter.choose(model)?;
     let ranks = Patterns::new("rank_pattern", &config.rank_pattern)?;
     let alphas = Patterns::new("alpha_pattern", &config.alpha_pattern)?;
-    for patterns in [ranks.keys(), alphas.keys()] {
-        for (key, pattern, regex) in patterns {
-            let mut used = false;
-            for (path, ..) in &chosen {
-                used = used || is_match(key, regex, path)?;
-            }
-            if !used {
-                return Err(AdapterError::UnusedPattern { key, pattern: pattern.to_owned() });
-            }
-        }
-    }
+    ranks.check_used(&chosen)?;
+    alphas.check_used(&chosen)?;
 
     let mut modules = Vec::with_capacity(chosen.len());
     let mut offset = 0usize;
@@ -86,20 +40,75 @@ pub fn resolve(config: &LoraConfig, model: &ModelConfig) -> Result<Vec<Module>, 
             return Err(AdapterError::RankTooLarge { module: path, rank, d_out, d_in });
         }
         let divisor = if config.use_rslora { (rank as f64).sqrt() } else { rank as f64 };
-        let b = offset + rank * d_in;
-        modules.push(Module {
-            layer,
-            projection,
-            rank,
-            d_in,
-            d_out,
-            scaling: (alpha / divisor) as f32,
-            a: offset,
-            b,
-        });
+        let (scaling, a, b) = ((alpha / divisor) as f32, offset, offset + rank * d_in);
+        modules.push(Module { layer, projection, rank, d_in, d_out, scaling, a, b });
         offset = b + rank * d_out;
     }
     Ok(modules)
+}
+
+/// Path, layer and kind of a projection.
+type Candidate = (String, usize, Projection);
+
+/// The settings of a configuration that choose modules.
+struct TargetFilter<'a> {
+    targets: Matcher<'a>,
+    excluded: Option<Matcher<'a>>,
+    layers: LayerFilter<'a>,
+}
+
+impl<'a> TargetFilter<'a> {
+    fn new(config: &'a LoraConfig, model: &ModelConfig) -> Result<Self, AdapterError> {
+        let excluded = config.exclude_modules.as_ref();
+        Ok(Self {
+            targets: Matcher::new("target_modules", &config.target_modules)?,
+            excluded: excluded.map(|m| Matcher::new("exclude_modules", m)).transpose()?,
+            layers: LayerFilter::new(config, model)?,
+        })
+    }
+
+    fn is_excluded(&self, path: &str) -> Result<bool, AdapterError> {
+        self.excluded.as_ref().map_or(Ok(false), |excluded| excluded.matches(path).map(|m| m.is_some()))
+    }
+
+    /// Rejects targets that name a module which cannot carry a pair.
+    fn check_others(&self, model: &ModelConfig) -> Result<(), AdapterError> {
+        for (path, reason) in others(model) {
+            if let Some(target) = self.targets.matches(&path)?
+                && !self.is_excluded(&path)?
+            {
+                return Err(AdapterError::NotAdaptable { target: target.to_owned(), module: path, reason });
+            }
+        }
+        Ok(())
+    }
+
+    /// The projections that pass every setting.
+    fn choose(&self, model: &ModelConfig) -> Result<Vec<Candidate>, AdapterError> {
+        let (mut matched, mut chosen, mut removed) = (HashSet::new(), Vec::new(), 0);
+        for (path, layer, projection) in projections(model) {
+            let hits = self.targets.all_matches(&path)?;
+            if hits.is_empty() {
+                continue;
+            }
+            // A path written out in full is taken whatever `layers_to_transform` says, as in PEFT.
+            let in_full = hits.contains(&path.as_str());
+            matched.extend(hits.into_iter().map(str::to_owned));
+            if self.is_excluded(&path)? || !(in_full || self.layers.contains(&path)?) {
+                removed += 1;
+                continue;
+            }
+            chosen.push((path, layer, projection));
+        }
+        if let Some(target) = self.targets.names().into_iter().find(|name| !matched.contains(*name)) {
+            let available = Projection::ALL.map(|p| p.name().to_owned()).to_vec();
+            return Err(AdapterError::NoSuchTarget { target: target.to_owned(), available });
+        }
+        match chosen.is_empty() {
+            true => Err(AdapterError::NothingTargeted { removed }),
+            false => Ok(chosen),
+        }
+    }
 }
 
 /// The rank that `config` gives each of `paths`, and the targets that mean none of them; a path that no target means, or
@@ -265,8 +274,18 @@ impl<'a, T: Copy> Patterns<'a, T> {
         Ok(Self { key, entries: entries.iter().map(entry).collect::<Result<_, AdapterError>>()? })
     }
 
-    fn keys(&self) -> Vec<(&'static str, &'a str, &Regex)> {
-        self.entries.iter().map(|(pattern, regex, _)| (self.key, *pattern, regex)).collect()
+    /// Rejects a pattern that no chosen projection matches.
+    fn check_used(&self, chosen: &[Candidate]) -> Result<(), AdapterError> {
+        for (pattern, regex, _) in &self.entries {
+            let mut used = false;
+            for (path, ..) in chosen {
+                used = used || is_match(self.key, regex, path)?;
+            }
+            if !used {
+                return Err(AdapterError::UnusedPattern { key: self.key, pattern: (*pattern).to_owned() });
+            }
+        }
+        Ok(())
     }
 
     fn first(&self, path: &str) -> Result<Option<T>, AdapterError> {

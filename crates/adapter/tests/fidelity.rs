@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use common::{backend, golden, write_model};
 use danlu_adapter::fidelity::{Fidelity, Limits, measure};
-use danlu_adapter::merge::{MergeOptions, MergeReport, REPORT_FILE, Staged, merge, stage};
+use danlu_adapter::merge::{MergeOptions, MergeReport, REPORT_FILE, StagedMerge, merge, stage};
 use danlu_adapter::{Adapter, LoraConfig};
 use danlu_kernels::{Cpu, CpuOptions, DType, rng};
 use danlu_model::{Decoder, LabeledSequence, ModelConfig};
@@ -39,7 +39,7 @@ fn merged(base: &Path, adapter: &Adapter, out: &Path, dtype: Option<DType>) -> D
     decoder(out)
 }
 
-fn staged(base: &Path, adapter: &Adapter, out: &Path) -> Staged {
+fn staged(base: &Path, adapter: &Adapter, out: &Path) -> StagedMerge {
     stage(base, adapter, &backend(), out, &MergeOptions::default(), &mut |_| ControlFlow::Continue(()))
         .unwrap()
 }

@@ -36,9 +36,12 @@ pub struct Quantized {
 }
 
 /// One file to be written: weights to encode, then tensors to copy.
+#[derive(Default)]
 struct Shard<'a> {
+    name: String,
     encoded: Vec<&'a TensorInfo>,
     copied: Vec<&'a TensorInfo>,
+    specs: Vec<TensorSpec>,
 }
 
 /// A file that a new model's folder gets besides: its name and its bytes.
@@ -80,31 +83,16 @@ pub fn quantize_into(
     weights.check_complete(&config)?;
     weights.refuse_four_bit()?;
     let names = chosen(&config, &weights, skip)?;
-    let shards = divide(&weights, |info| names.contains(&info.name));
-    let specs: Vec<Vec<TensorSpec>> = shards.iter().map(|shard| shard.specs(quantization)).collect();
-    let file_names: Vec<String> = (0..shards.len()).map(|i| shard_name(i, shards.len())).collect();
-    let index = shard_index(file_names.iter().map(String::as_str).zip(specs.iter().map(Vec::as_slice)));
+    let shards = divide(&weights, quantization, |info| names.contains(&info.name));
+    let index = shard_index(shards.iter().map(|shard| (shard.name.as_str(), &shard.specs[..])));
     let change =
         ConfigChange { dtype: None, quantization: Some(quantization.config_json(config.dtype, skip)) };
     let config = sidecar_files::config_json(base, &change)?;
-    let carried = sidecar_files::choose(base, None, &[])?;
+    let sidecars = sidecar_files::choose(base, None, &[])?;
 
-    let is_copied = |info: &&TensorInfo| !names.contains(&info.name);
-    let copied = weights.tensors().iter().filter(is_copied).filter_map(TensorInfo::dtype);
-    let dtype: BTreeSet<&str> = copied.map(sidecar_files::torch_name).collect();
-    let encoded = weights.tensors().iter().filter(|info| names.contains(&info.name));
-    let weight_bytes: u64 = specs.iter().map(|specs| ShardWriter::file_size(specs)).sum();
-    let bytes = weight_bytes
-        + carried.iter().map(|file| file.bytes).sum::<u64>()
+    let mut quantized = describe(&weights, &names, &shards, quantization);
+    quantized.bytes += sidecars.iter().map(|file| file.bytes).sum::<u64>()
         + (config.len() + index.as_ref().map_or(0, Vec::len)) as u64;
-    let mut quantized = Quantized {
-        weights: names.len(),
-        elements: encoded.map(|info| info.shape.iter().product::<usize>() as u64).sum(),
-        files: file_names.clone(),
-        dtype: [quantization.quant_type.name()].into_iter().chain(dtype).map(str::to_owned).collect(),
-        weight_bytes,
-        bytes,
-    };
     let extra = extra(&quantized);
     quantized.bytes += extra.iter().map(|(_, bytes)| bytes.len() as u64).sum::<u64>();
     let (needed, available) = (quantized.bytes, files::free_space(model.folder())?);
@@ -120,8 +108,8 @@ pub fn quantize_into(
             ControlFlow::Break(()) => Err(ModelError::Stopped),
         }
     };
-    for ((name, shard), specs) in file_names.iter().zip(&shards).zip(&specs) {
-        let mut writer = ShardWriter::create(&model.staged(name), specs)?;
+    for shard in &shards {
+        let mut writer = ShardWriter::create(&model.staged(&shard.name), &shard.specs)?;
         for info in &shard.encoded {
             let weight = weights.encode(&info.name, quantization, threads)?;
             write_parts(&mut writer, &weight, quantization, &info.shape)?;
@@ -134,8 +122,8 @@ pub fn quantize_into(
         writer.finish()?;
     }
 
-    let mut published = file_names;
-    for file in &carried {
+    let mut published = quantized.files.clone();
+    for file in &sidecars {
         file.copy(&model.staged(&file.name))?;
         published.push(file.name.clone());
     }
@@ -146,6 +134,28 @@ pub fn quantize_into(
     }
     model.publish(&published)?;
     Ok(quantized)
+}
+
+/// Describes the weights' files; `bytes` counts no others yet.
+fn describe(
+    weights: &Weights,
+    encoded: &HashSet<String>,
+    shards: &[Shard<'_>],
+    quantization: Quantization,
+) -> Quantized {
+    let (encoded, copied): (Vec<&TensorInfo>, Vec<&TensorInfo>) =
+        weights.tensors().iter().partition(|info| encoded.contains(&info.name));
+    let dtypes: BTreeSet<&str> =
+        copied.iter().filter_map(|info| info.dtype()).map(sidecar_files::torch_name).collect();
+    let weight_bytes = shards.iter().map(|shard| ShardWriter::file_size(&shard.specs)).sum();
+    Quantized {
+        weights: encoded.len(),
+        elements: encoded.iter().map(|info| info.shape.iter().product::<usize>() as u64).sum(),
+        files: shards.iter().map(|shard| shard.name.clone()).collect(),
+        dtype: [quantization.quant_type.name()].into_iter().chain(dtypes).map(str::to_owned).collect(),
+        weight_bytes,
+        bytes: weight_bytes,
+    }
 }
 
 /// The weights that are put into 4 bits.
@@ -169,9 +179,12 @@ fn chosen(config: &ModelConfig, weights: &Weights, skip: &[String]) -> Result<Ha
 
 /// The base's tensors, file by file. What is encoded comes first and ends at a multiple of 8 bytes, then the rest with
 /// the widest elements first: readers want every tensor aligned to its elements.
-fn divide(weights: &Weights, is_encoded: impl Fn(&TensorInfo) -> bool) -> Vec<Shard<'_>> {
-    let mut shards: Vec<Shard<'_>> =
-        weights.files().iter().map(|_| Shard { encoded: Vec::new(), copied: Vec::new() }).collect();
+fn divide(
+    weights: &Weights,
+    quantization: Quantization,
+    is_encoded: impl Fn(&TensorInfo) -> bool,
+) -> Vec<Shard<'_>> {
+    let mut shards: Vec<Shard<'_>> = weights.files().iter().map(|_| Shard::default()).collect();
     for info in weights.tensors() {
         let shard = &mut shards[info.file];
         if is_encoded(info) { shard.encoded.push(info) } else { shard.copied.push(info) }
@@ -180,11 +193,16 @@ fn divide(weights: &Weights, is_encoded: impl Fn(&TensorInfo) -> bool) -> Vec<Sh
         shard.copied.sort_by_key(|info| std::cmp::Reverse(info.dtype().map_or(0, DType::size)));
     }
     shards.retain(|shard| !shard.encoded.is_empty() || !shard.copied.is_empty());
+    let count = shards.len();
+    for (i, shard) in shards.iter_mut().enumerate() {
+        shard.name = shard_name(i, count);
+        shard.specs = shard.part_specs(quantization);
+    }
     shards
 }
 
 impl Shard<'_> {
-    fn specs(&self, quantization: Quantization) -> Vec<TensorSpec> {
+    fn part_specs(&self, quantization: Quantization) -> Vec<TensorSpec> {
         let copied = self.copied.iter().map(|info| TensorSpec {
             name: info.name.clone(),
             dtype: info.dtype_name.clone(),

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use danlu_adapter::base_identity::{REVISION_FORM, is_revision};
 use danlu_adapter::fidelity::Fidelity;
-use danlu_adapter::merge::{FormFigures, MergeBase, MergeReport, QuantizedFigures};
+use danlu_adapter::merge::{FormFidelity, MergeBase, MergeReport, QuantizedFidelity};
 use danlu_adapter::{BaseIdentity, LoraConfig, TargetModules};
 use danlu_model::{Quantization, files, is_repo_id, json_words};
 use danlu_train::TrainSettings;
@@ -198,11 +198,11 @@ pub struct Merge {
     /// The form of the base that was merged into.
     pub base: MergeBase,
     /// The values of each form, if there were two.
-    pub forms: Vec<FormFigures>,
+    pub forms: Vec<FormFidelity>,
     /// Element types of the result, as `config.json` spells them.
     pub dtype: Vec<String>,
     /// The cost of quantization, if the model is in 4 bits.
-    pub quantized: Option<QuantizedFigures>,
+    pub quantized: Option<QuantizedFidelity>,
     /// The comparison with the adapter on its base.
     pub fidelity: Fidelity,
 }

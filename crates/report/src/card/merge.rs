@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use danlu_adapter::merge::{MergeBase, QuantizedFigures, WideFigures};
+use danlu_adapter::merge::{MergeBase, QuantizedFidelity, UnquantizedFidelity};
 
 use super::markdown::plain;
 use super::{Merge, Page};
@@ -19,7 +19,7 @@ pub(super) fn render(page: &Page<'_>, merge: &Merge) -> String {
 }
 
 /// The values after and before quantization. Old cards have only those after it.
-fn quantized(merge: &Merge) -> Option<(QuantizedFigures, WideFigures)> {
+fn quantized(merge: &Merge) -> Option<(QuantizedFidelity, UnquantizedFidelity)> {
     let figures = merge.quantized?;
     Some((figures, figures.before?))
 }

@@ -15,8 +15,8 @@ use clap::Args;
 use danlu_adapter::IDENTITY_FILE;
 use danlu_adapter::fidelity::{self, Fidelity, Limits};
 use danlu_adapter::merge::{
-    self, FormFigures, MergeBase, MergeOptions, MergeReport, QuantizedFigures, REPORT_FILE, Staged,
-    WideFigures,
+    self, FormFidelity, MergeBase, MergeOptions, MergeReport, QuantizedFidelity, REPORT_FILE, StagedMerge,
+    UnquantizedFidelity,
 };
 use danlu_adapter::{Adapter, AdapterError, BaseIdentity, parse_byte_size};
 use danlu_data::{EncodeOptions, Format};
@@ -216,7 +216,7 @@ struct Job<'a> {
 
 /// A merge that is written and measured.
 struct Merged {
-    staged: Staged,
+    staged: StagedMerge,
     fidelity: Fidelity,
     /// The form it went into, without the adapter.
     base: Decoder,
@@ -311,7 +311,7 @@ impl Job<'_> {
     }
 
     /// A merge into the original, as it is written, against the adapter on `trained`, the form out of 4 bits.
-    fn figures_of_original(&self, merged: &Merged, trained: &Decoder) -> Result<FormFigures> {
+    fn figures_of_original(&self, merged: &Merged, trained: &Decoder) -> Result<FormFidelity> {
         let written = Decoder::load(merged.staged.folder(), Arc::clone(&self.backend))?;
         let found = self.measure(trained, &written, None, Limits::of(DType::F32))?;
         Ok(figures(MergeBase::Original, true, &found))
@@ -367,12 +367,12 @@ impl Job<'_> {
         let limits = Limits::four_bit();
         let limits = self.args.threshold.map_or(limits, |threshold| limits.with_kl(threshold));
         let cost = self.measure(&base, &merged, None, limits)?;
-        staged.report.quantized = Some(QuantizedFigures {
+        staged.report.quantized = Some(QuantizedFidelity {
             quantization,
             kl: cost.kl,
             perplexity: cost.perplexity_merged,
             adapter_kept: cost.adapter_kept(),
-            before: Some(WideFigures { kl: fidelity.kl, perplexity: fidelity.perplexity_merged }),
+            before: Some(UnquantizedFidelity { kl: fidelity.kl, perplexity: fidelity.perplexity_merged }),
         });
         let wide = staged.folder().to_owned();
         let identity = fs::read(wide.join(IDENTITY_FILE)).ok();
@@ -432,8 +432,8 @@ impl Job<'_> {
     }
 }
 
-fn figures(form: MergeBase, merged: bool, f: &Fidelity) -> FormFigures {
-    FormFigures { form, merged, kl: f.kl, perplexity: f.perplexity_merged }
+fn figures(form: MergeBase, merged: bool, f: &Fidelity) -> FormFidelity {
+    FormFidelity { form, merged, kl: f.kl, perplexity: f.perplexity_merged }
 }
 
 /// The type that rounds most among those written.

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use danlu_adapter::fidelity::Fidelity;
-use danlu_adapter::merge::{MergeBase, MergeReport, QuantizedFigures, REPORT_FILE};
+use danlu_adapter::merge::{MergeBase, MergeReport, QuantizedFidelity, REPORT_FILE};
 
 use crate::printer::Printer;
 use crate::style::Style;
@@ -111,7 +111,7 @@ pub fn print(report: &MergeReport, f: &Fidelity, text: Option<&Path>, output: &P
 }
 
 /// What 4 bits cost, behind the verdict.
-fn cost(figures: &QuantizedFigures, printer: &Printer) -> String {
+fn cost(figures: &QuantizedFidelity, printer: &Printer) -> String {
     let (code, after) = (figures.quantization.quant_type, figures.perplexity);
     let (left_zh, left) = match figures.adapter_kept {
         Some(0.0) => {

@@ -1,0 +1,78 @@
+//! The files of a merged model, and the tensors in each.
+
+use std::collections::HashMap;
+
+use danlu_kernels::DType;
+use danlu_model::{ModelError, TensorInfo, TensorSpec, Weights, shard_name};
+
+use crate::merge::MergeOptions;
+use crate::{Adapter, AdapterError};
+
+/// One file to be written.
+pub struct Shard<'a> {
+    pub name: String,
+    pub tensors: Vec<&'a TensorInfo>,
+    pub specs: Vec<TensorSpec>,
+}
+
+/// Every module of the adapter must be a float weight of the base, of its shape.
+pub fn check_fit(adapter: &Adapter, weights: &Weights, tensors: &[TensorInfo]) -> Result<(), AdapterError> {
+    let tensors: HashMap<&str, &TensorInfo> = tensors.iter().map(|info| (info.name.as_str(), info)).collect();
+    for module in adapter.modules() {
+        let name = module.projection.weight_name(module.layer);
+        let Some(info) = tensors.get(name.as_str()) else {
+            return Err(ModelError::NoTensor { path: weights.folder().to_owned(), tensor: name }.into());
+        };
+        if info.shape != [module.d_out, module.d_in] {
+            return Err(AdapterError::Shape {
+                name,
+                expected: vec![module.d_out, module.d_in],
+                found: info.shape.clone(),
+            });
+        }
+        if info.dtype().is_none() {
+            return Err(AdapterError::DType { name, found: info.dtype_name.clone() });
+        }
+    }
+    Ok(())
+}
+
+/// The type a tensor will have; `None` for one that is not of floats and is copied as it is.
+pub fn target_dtype(info: &TensorInfo, dtype: Option<DType>) -> Option<DType> {
+    info.dtype().map(|own| dtype.unwrap_or(own))
+}
+
+/// Divides the tensors, in the base's order, into files.
+pub fn divide<'a>(tensors: &'a [TensorInfo], options: &MergeOptions) -> Vec<Shard<'a>> {
+    let mut shards: Vec<Shard> = Vec::new();
+    let (mut room, mut file) = (0, None);
+    for info in tensors {
+        let spec = match target_dtype(info, options.dtype) {
+            Some(dtype) => TensorSpec::new(info.name.clone(), dtype, info.shape.clone()),
+            None => TensorSpec {
+                name: info.name.clone(),
+                dtype: info.dtype_name.clone(),
+                shape: info.shape.clone(),
+                bytes: info.range.len() as u64,
+            },
+        };
+        let next = match options.max_shard_size {
+            Some(_) => spec.bytes > room,
+            None => file != Some(info.file),
+        };
+        if next || shards.is_empty() {
+            shards.push(Shard { name: String::new(), tensors: Vec::new(), specs: Vec::new() });
+            room = options.max_shard_size.unwrap_or(u64::MAX);
+            file = Some(info.file);
+        }
+        room = room.saturating_sub(spec.bytes);
+        let shard = shards.last_mut().expect("one was pushed above");
+        shard.tensors.push(info);
+        shard.specs.push(spec);
+    }
+    let count = shards.len();
+    for (i, shard) in shards.iter_mut().enumerate() {
+        shard.name = shard_name(i, count);
+    }
+    shards
+}
