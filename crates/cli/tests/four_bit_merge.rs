@@ -152,7 +152,7 @@ fn a_merged_model_has_its_card_from_the_first_moment() {
 }
 
 #[test]
-fn a_merge_back_into_4_bits_leaves_its_model_its_report_or_nothing() {
+fn a_merge_back_into_4_bits_leaves_its_model_or_its_report() {
     let scene = Scene::new();
     scene.ok(&format!("train --base base --quant nf4 --output out {FLAGS}"));
     fs::create_dir(scene.path("used")).unwrap();
@@ -212,7 +212,12 @@ fn a_merge_back_into_4_bits_leaves_its_model_its_report_or_nothing() {
         assert_eq!(found["fidelity"]["kl"].as_f64().unwrap() <= threshold, passed, "{found}");
         fs::remove_dir_all(scene.path("allowed")).unwrap();
     }
+}
 
+#[test]
+fn a_stopped_or_killed_merge_leaves_no_model() {
+    let scene = Scene::new();
+    scene.ok(&format!("train --base base --quant nf4 --output out {FLAGS}"));
     for (flags, hidden) in [("--to nf4", ".danlu-tmp-model/.danlu-tmp-merged"), ("", ".danlu-tmp-model")] {
         for name in ["-INT", "-TERM"] {
             let child = scene.start(&format!("merge out --output stopped {flags} --threads 1"));

@@ -22,6 +22,19 @@ pub fn print(report: &MergeReport, f: &Fidelity, text: Option<&Path>, output: &P
         ),
         format!("merged {tensors} tensors, wrote {size} ({dtype}) in {seconds:.1}s: {}", output.display()),
     ));
+    print_comparison(report, f, text, printer);
+    print_fidelity(report, f, printer);
+    print_forms(report, printer);
+    print_verdict(report, f, output, printer);
+}
+
+/// Prints one row of the table.
+fn row(zh: &str, en: &str, value: String, printer: &Printer) {
+    printer.data(&format!("  {} {value}", terminal_text::pad(printer.pick(zh, en), 30)));
+}
+
+/// Prints the text of the measurement and the compared models.
+fn print_comparison(report: &MergeReport, f: &Fidelity, text: Option<&Path>, printer: &Printer) {
     let (sequences, tokens) = (f.sequences, f.tokens);
     let text = match text {
         Some(file) => printer.pick(
@@ -47,9 +60,11 @@ pub fn print(report: &MergeReport, f: &Fidelity, text: Option<&Path>, output: &P
         format!("核对：{text}，{tokens} 个词元，{written_zh}与{against_zh}相比"),
         format!("measured on {text}, {tokens} tokens: {written} against {against}"),
     ));
-    let row = |zh: &str, en: &str, value: String| {
-        printer.data(&format!("  {} {value}", terminal_text::pad(printer.pick(zh, en), 30)));
-    };
+}
+
+/// Prints the differences between the merged model and base plus adapter.
+fn print_fidelity(report: &MergeReport, f: &Fidelity, printer: &Printer) {
+    let row = |zh: &str, en: &str, value: String| row(zh, en, value, printer);
     let limit = |value: String| printer.pick(format!("（上限 {value}）"), format!(" (limit {value})"));
     row("最大 logit 差", "largest logit difference", format!("{:.2e}", f.max_logit_difference));
     row("平均 logit 差", "mean logit difference", format!("{:.2e}", f.mean_logit_difference));
@@ -65,7 +80,7 @@ pub fn print(report: &MergeReport, f: &Fidelity, text: Option<&Path>, output: &P
     match report.quantized.and_then(|figures| figures.before) {
         None => row("困惑度 合并后", "perplexity merged", format!("{:.4}", f.perplexity_merged)),
         Some(before) => {
-            let code = code.map_or("", |code| code.name());
+            let code = report.quantized.map_or("", |figures| figures.quantization.quant_type.name());
             let name = printer.pick(format!("困惑度 {code}"), format!("perplexity in {code}"));
             row(&name, &name, format!("{:.4}", f.perplexity_merged));
             let name = printer
@@ -73,6 +88,10 @@ pub fn print(report: &MergeReport, f: &Fidelity, text: Option<&Path>, output: &P
             row(&name, &name, format!("{:.2e}, {:.4}", before.kl, before.perplexity));
         }
     }
+}
+
+/// Prints what each form of the base costs.
+fn print_forms(report: &MergeReport, printer: &Printer) {
     if !report.forms.is_empty() {
         printer.data(printer.pick(
             "与训练时相比，即“4 位还原的基座+适配器”：",
@@ -94,8 +113,12 @@ pub fn print(report: &MergeReport, f: &Fidelity, text: Option<&Path>, output: &P
                 .pick(format!("不合并，在{form_zh}上：KL，困惑度"), format!("beside {form}: KL, perplexity")),
         };
         let mark = if chosen { printer.pick("（选用）", " (chosen)") } else { "" };
-        row(&name, &name, format!("{:.2e}, {:.4}{mark}", figures.kl, figures.perplexity));
+        row(&name, &name, format!("{:.2e}, {:.4}{mark}", figures.kl, figures.perplexity), printer);
     }
+}
+
+/// Prints whether the merge passed.
+fn print_verdict(report: &MergeReport, f: &Fidelity, output: &Path, printer: &Printer) {
     let verdict = match f.passed {
         true => printer.paint_data(Style::Green, printer.pick("通过", "passed")),
         false => printer.paint_data(Style::Red, printer.pick("未通过", "failed")),

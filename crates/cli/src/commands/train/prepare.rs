@@ -48,6 +48,9 @@ impl Prepared {
     }
 }
 
+/// Records with their examples.
+type Items = Vec<(Record, Example)>;
+
 /// Reads, encodes and splits.
 ///
 /// # Errors
@@ -114,9 +117,15 @@ pub fn prepare(
     if !bad.is_empty() && !skip_bad {
         return Err(refuse(&bad, items.len(), data));
     }
+    let (train, held_out) = hold_out(items, &summary, settings)?;
+    Ok(prepared(train, held_out, summary, bad))
+}
+
+/// Splits the items into those to train on and those to hold out.
+fn hold_out(items: Items, summary: &DataSummary, settings: &TrainSettings) -> Result<(Items, Items)> {
     if items.is_empty() {
-        let text =
-            format!("nothing is left to train on: {} records dropped, {} bad", summary.dropped, bad.len());
+        let (dropped, bad) = (summary.dropped, summary.skipped);
+        let text = format!("nothing is left to train on: {dropped} records dropped, {bad} bad");
         return Err(Diagnostic::input(text)
             .with_hint("`danlu data check` says why; a larger `--max-length` may help"));
     }
@@ -133,6 +142,11 @@ pub fn prepare(
         return Err(Diagnostic::input(text)
             .with_hint("`danlu data check` lists the copies; without `--val-size` all are trained on"));
     }
+    Ok((train, held_out))
+}
+
+/// Counts the records of both parts.
+fn prepared(train: Items, held_out: Items, mut summary: DataSummary, bad: Vec<BadRecord>) -> Prepared {
     let (records, examples): (Vec<_>, Vec<_>) = train.into_iter().unzip();
     let (held_out_records, held_out): (Vec<_>, Vec<_>) = held_out.into_iter().unzip();
     summary.languages = languages(&records);
@@ -142,7 +156,7 @@ pub fn prepare(
     summary.tokens = examples.iter().map(tokens).sum();
     summary.trained_tokens = examples.iter().map(|e: &Example| e.sequence.trained_tokens() as u64).sum();
     summary.longest = examples.iter().map(tokens).max().unwrap_or(0);
-    Ok(Prepared { examples, records, held_out, held_out_records, summary, bad })
+    Prepared { examples, records, held_out, held_out_records, summary, bad }
 }
 
 /// Warnings about a file, as `data check` gives them.

@@ -31,47 +31,14 @@ pub fn print_plan(
     let (t, a) = (terminal_text::thousands(trainable), terminal_text::thousands(all));
     printer.status(&format!("trainable params: {t} || all params: {a} || trainable%: {percent:.4}"));
 
-    let row = |zh: &str, en: &str, value: String| {
-        let label = printer.paint_status(Style::Dim, &terminal_text::pad(printer.pick(zh, en), 10));
-        printer.status_labeled(&format!("{label} "), &value);
-    };
+    let row = |zh: &str, en: &str, value: String| row(zh, en, &value, printer);
     let s = trainer.settings();
     row(
         "基座",
         "base",
         format!("{} · {}", files.base_shown(), printer.backend(&trainer.decoder().backend().name())),
     );
-    let n = |n: u64| terminal_text::thousands(n);
-    let held = data.held_out_records;
-    let names: Vec<_> = data.files.iter().map(|f| format!("{} ({})", f.name, f.format)).collect();
-    let counts = printer.pick(
-        format!(
-            "{} 条训练，{held} 条留出，{} 词元，其中 {} 计损失",
-            n(data.training_records),
-            n(data.tokens),
-            n(data.trained_tokens)
-        ),
-        format!(
-            "{}, {held} held out, {} tokens, {} of them trained",
-            terminal_text::counted(data.training_records, "record"),
-            n(data.tokens),
-            n(data.trained_tokens)
-        ),
-    );
-    row("数据", "data", format!("{} · {counts}", names.join(", ")));
-    for path in files.data_found_elsewhere() {
-        row("", "", path.display().to_string());
-    }
-    let (short, dropped, max) = (data.shortened, data.dropped, s.max_length);
-    if short + dropped > 0 {
-        row("截断", "truncated", printer.pick(
-            format!("{short} 条截断到 {max} 词元（从问题开头截），{dropped} 条因答案放不下而丢弃"),
-            format!(
-                "{} shortened to {max} tokens (the question loses its front), {dropped} dropped: no answer fits",
-                terminal_text::counted(short, "record")
-            ),
-        ));
-    }
+    print_data(files, data, s.max_length, printer);
     let (batch, accumulation, steps) =
         (s.per_device_train_batch_size, s.gradient_accumulation_steps, trainer.total_steps());
     row(
@@ -102,6 +69,48 @@ pub fn print_plan(
         .collect();
     row("设置", "settings", settings.join(", "));
     row("输出", "output", files.output.display().to_string());
+}
+
+/// Prints one row of the plan.
+fn row(zh: &str, en: &str, value: &str, printer: &Printer) {
+    let label = printer.paint_status(Style::Dim, &terminal_text::pad(printer.pick(zh, en), 10));
+    printer.status_labeled(&format!("{label} "), value);
+}
+
+/// Prints the rows about the data.
+fn print_data(files: &RunFiles, data: &DataSummary, max_length: usize, printer: &Printer) {
+    let row = |zh: &str, en: &str, value: String| row(zh, en, &value, printer);
+    let n = |n: u64| terminal_text::thousands(n);
+    let held = data.held_out_records;
+    let names: Vec<_> = data.files.iter().map(|f| format!("{} ({})", f.name, f.format)).collect();
+    let counts = printer.pick(
+        format!(
+            "{} 条训练，{held} 条留出，{} 词元，其中 {} 计损失",
+            n(data.training_records),
+            n(data.tokens),
+            n(data.trained_tokens)
+        ),
+        format!(
+            "{}, {held} held out, {} tokens, {} of them trained",
+            terminal_text::counted(data.training_records, "record"),
+            n(data.tokens),
+            n(data.trained_tokens)
+        ),
+    );
+    row("数据", "data", format!("{} · {counts}", names.join(", ")));
+    for path in files.data_found_elsewhere() {
+        row("", "", path.display().to_string());
+    }
+    let (short, dropped, max) = (data.shortened, data.dropped, max_length);
+    if short + dropped > 0 {
+        row("截断", "truncated", printer.pick(
+            format!("{short} 条截断到 {max} 词元（从问题开头截），{dropped} 条因答案放不下而丢弃"),
+            format!(
+                "{} shortened to {max} tokens (the question loses its front), {dropped} dropped: no answer fits",
+                terminal_text::counted(short, "record")
+            ),
+        ));
+    }
 }
 
 /// A JSON value without its quotation marks.

@@ -243,7 +243,13 @@ fn send(
     });
     printer.clear_live();
     drop(words);
-    let Pushed { commit, url, branched, pull_request, files, removed, sent, ignored, .. } = pushed?;
+    print_pushed(hub, name, &pushed?, start.elapsed().as_secs_f64(), printer);
+    Ok(())
+}
+
+/// Prints the result of a push that took so many seconds.
+fn print_pushed(hub: &Hub, name: &RepoName, pushed: &Pushed, seconds: f64, printer: &Printer) {
+    let Pushed { commit, url, branched, pull_request, files, removed, sent, ignored, .. } = pushed;
     if !ignored.is_empty() {
         let paths = terminal_text::printable(&ignored.join(", "));
         printer.status_bilingual(
@@ -251,24 +257,24 @@ fn send(
             &format!("the repository's .gitignore leaves out: {paths}"),
         );
     }
-    if files.is_empty() && removed.is_empty() && branched {
+    if files.is_empty() && removed.is_empty() && *branched {
         let (branch, id) = (name.revision(), name.id());
         printer.data(&printer.pick(
             format!("已建立分支 `{branch}`；{id} 的 main 已有全部文件，没有新的提交：{url}"),
             format!("the branch `{branch}` was made; main of {id} has all of it already, no commit was made: {url}"),
         ));
-        return Ok(());
+        return;
     }
     if files.is_empty() && removed.is_empty() {
         printer.data(&printer.pick(
             format!("{name} 已经有全部文件，没有新的提交：{url}"),
             format!("{name} has all of it already, no commit was made: {url}"),
         ));
-        return Ok(());
+        return;
     }
-    let cache_is_stale = hub.cache_is_stale(name, &commit);
-    let (count, sent, commit) = (files.len(), terminal_text::bytes(sent), commit.get(..8).unwrap_or(&commit));
-    let time = terminal_text::duration(start.elapsed().as_secs_f64());
+    let cache_is_stale = hub.cache_is_stale(name, commit);
+    let (count, sent, commit) = (files.len(), terminal_text::bytes(*sent), commit.get(..8).unwrap_or(commit));
+    let time = terminal_text::duration(seconds);
     printer.data(&printer.pick(
         format!("一次提交（{commit}）：{count} 个文件，传输 {sent}，用时 {time}"),
         format!(
@@ -285,7 +291,7 @@ fn send(
             printer.data(&printer.pick(format!("合并请求：{page}"), format!("pull request: {page}")))
         }
         None => {
-            printer.data(&url);
+            printer.data(url);
             let name = terminal_text::shell_word(&name.to_string());
             if cache_is_stale {
                 printer.data(&printer.pick(
@@ -298,7 +304,6 @@ fn send(
             printer.data(&line);
         }
     }
-    Ok(())
 }
 
 /// What is said where the push is stopped before its commit.
