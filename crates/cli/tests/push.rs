@@ -293,7 +293,7 @@ fn an_adapter_is_not_put_beside_a_model_and_old_shards_go() {
     }
     desk.scene.ok("push out me/huan");
     let ran = desk.refuses("push whole me/huan");
-    assert!(ran.err.contains("`me/huan` holds an adapter (`adapter_config.json`)"), "{}", ran.err);
+    assert!(ran.err.contains("`me/huan` already holds an adapter (`adapter_config.json`)"), "{}", ran.err);
 }
 
 #[test]
