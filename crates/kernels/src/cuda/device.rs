@@ -67,6 +67,7 @@ pub(super) struct Device {
     fault: Mutex<Option<CudaError>>,
     workspace: DevicePtr,
     launches: AtomicU64,
+    uploads: AtomicU64,
 }
 
 // SAFETY: the handles belong to the driver, which may be called from any thread; `activate` binds the context to the
@@ -133,6 +134,7 @@ impl Device {
             fault: Mutex::default(),
             workspace,
             launches: AtomicU64::default(),
+            uploads: AtomicU64::default(),
             driver,
         }))
     }
@@ -184,6 +186,11 @@ impl Device {
     /// Launches so far.
     pub fn launches(&self) -> u64 {
         self.launches.load(Ordering::Relaxed)
+    }
+
+    /// Uploads so far: what was derived from a list may be stale after another.
+    pub fn uploads(&self) -> u64 {
+        self.uploads.load(Ordering::Relaxed)
     }
 
     pub fn count_launch(&self) {
@@ -259,6 +266,7 @@ impl Device {
         if self.has_failed() {
             return;
         }
+        self.uploads.fetch_add(1, Ordering::Relaxed);
         let upload = |()| lock(&self.staging).upload(&self.driver, self.stream, to, bytes);
         self.record(self.activate().and_then(upload));
     }

@@ -7,6 +7,7 @@
 #![allow(dead_code)]
 
 mod arena;
+mod backend;
 mod blas;
 mod device;
 mod driver;
@@ -14,14 +15,17 @@ mod error;
 mod image;
 mod launch;
 mod library;
+mod memory;
 mod ops;
 mod product;
 mod staging;
 mod survey;
 #[cfg(test)]
 mod tests;
+mod weight;
 
+pub use backend::{Cuda, CudaOptions};
 pub use device::DeviceInfo;
 pub use error::CudaError;
 pub use library::PATH_VARIABLE;
-pub use survey::{LibraryFile, Survey, survey};
+pub use survey::{LibraryFile, Survey, device_count, survey};

@@ -32,6 +32,18 @@ impl Survey {
     pub const CUBLASLT_INSTALL: &str = blas::INSTALL_COMMAND;
 }
 
+/// Devices of this machine.
+///
+/// # Errors
+/// If there is no driver, or it fails.
+pub fn device_count() -> Result<usize, CudaError> {
+    match Driver::open() {
+        // The driver of a machine whose device is gone.
+        Err(CudaError::Call { code, .. }) if code == "CUDA_ERROR_NO_DEVICE" => Ok(0),
+        driver => driver?.device_count(),
+    }
+}
+
 /// Looks for a driver, devices and libraries. Opens a context on each device, and closes it.
 ///
 /// # Errors

@@ -5,6 +5,7 @@ mod elementwise;
 mod four_bit;
 mod four_bit_fused;
 mod gemv;
+mod operations;
 mod product;
 mod rows;
 mod training;

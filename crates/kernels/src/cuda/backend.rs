@@ -1,0 +1,764 @@
+//! [`Backend`] on a device: shapes are checked here, and each operation becomes one or a few launches.
+
+use std::fmt;
+use std::ops::Range;
+use std::sync::{Arc, Mutex};
+
+use super::blas::{Direction, ProductOperands, ProductShape};
+use super::device::{Allocation, Device, DeviceInfo, DevicePtr};
+use super::driver::Driver;
+use super::error::CudaError;
+use super::memory::{self, indices_ptr, ptr, ptr_of, scalars_ptr};
+use super::ops::rmsnorm::{NormShape, NormTypes};
+use super::ops::rope::Turn;
+use super::ops::swiglu::GateUp;
+use super::ops::{self, Rows};
+use super::product::Products;
+use super::weight::{self, Weight};
+use crate::cpu::pool::lock;
+use crate::matrix::HostMatrix;
+use crate::{
+    AdamW, AttentionDims, AttentionGrads, AttentionOperands, AttentionSaved, Backend, BackendError, Buffer,
+    DType, Element, HeadGrads, HeadOperands, Indices, LoraGrads, LoraPair, Matrix, ProjectGrads,
+    ProjectGroup, ProjectSaved, RmsnormSaved, Scalars, Segment, Segments, Store,
+};
+
+/// Rows of the loss head whose logits exist at the same time.
+const HEAD_ROWS: usize = 512;
+/// Bytes of embedding rows that pass the host at once.
+const EMBEDDING_BYTES: usize = 4 << 20;
+
+/// How a [`Cuda`] computes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CudaOptions {
+    /// The device's number.
+    pub device: usize,
+    /// The type of activations and weights; sums are f32.
+    pub dtype: DType,
+}
+
+/// The back end of one NVIDIA GPU.
+pub struct Cuda {
+    device: Arc<Device>,
+    products: Products,
+    dtype: DType,
+    /// Where a weight in 4 bits is decoded for a product, as large as the largest placed.
+    decoded: Mutex<Option<Allocation>>,
+    /// Logits of [`HEAD_ROWS`] rows.
+    logits: Mutex<Option<Allocation>>,
+    rope: Mutex<RopeTable>,
+}
+
+impl Cuda {
+    /// Opens the device, its kernels, and cuBLASLt where this machine has it.
+    ///
+    /// # Errors
+    /// If there is no driver or no such device, its kernels cannot be loaded, or its memory does not suffice.
+    pub fn open(options: CudaOptions) -> Result<Self, CudaError> {
+        let device = Device::open(Driver::open()?, options.device)?;
+        let products = Products::open(&device)?;
+        Ok(Self {
+            device,
+            products,
+            dtype: options.dtype,
+            decoded: Mutex::default(),
+            logits: Mutex::default(),
+            rope: Mutex::default(),
+        })
+    }
+
+    /// What the device is.
+    pub fn info(&self) -> &DeviceInfo {
+        &self.device.info
+    }
+
+    /// Bytes allocated at present, and the most so far; the driver's context comes on top.
+    pub fn allocated(&self) -> (u64, u64) {
+        self.device.allocated()
+    }
+
+    /// Launches so far.
+    pub fn launches(&self) -> u64 {
+        self.device.launches()
+    }
+
+    fn dtype_of(&self, element: Element) -> DType {
+        match element {
+            Element::Activation | Element::Residual => self.dtype,
+            Element::Exact => DType::F32,
+        }
+    }
+
+    fn error(&self, operation: &str, error: CudaError) -> BackendError {
+        let hint = error.hint().to_owned();
+        BackendError {
+            operation: operation.to_owned(),
+            reason: format!("{}: {error}", self.device.info.name),
+            hint,
+        }
+    }
+
+    /// The weight in the type of activations: itself, or decoded into the scratch that all weights share.
+    fn dense_weight(&self, w: &Matrix) -> DevicePtr {
+        match weight::placed(w) {
+            Weight::Dense(memory) => memory.address(),
+            Weight::FourBit(weight) => {
+                let scratch = lock(&self.decoded);
+                let to = scratch.as_ref().map_or(DevicePtr::NULL, Allocation::address);
+                ops::four_bit::decode(&self.device, self.dtype, to, &weight.parts, (w.rows(), w.cols()));
+                to
+            }
+        }
+    }
+
+    fn product(&self, to: &mut Buffer, from: &Buffer, w: &Matrix, product: Product<'_>) {
+        let Product { direction, add, rows } = product;
+        let shape = ProductShape {
+            direction,
+            dtype: self.dtype,
+            rows,
+            outputs: w.rows(),
+            inputs: w.cols(),
+            adds: !matches!(add, Add::Nothing),
+            exact: to.dtype() != self.dtype,
+        };
+        let (width, depth) = shape.width_and_depth();
+        let (to, from) = (ptr_of(to, rows * width), ptr_of(from, rows * depth));
+        let add = match add {
+            Add::Buffer(buffer) => ptr_of(buffer, rows * width),
+            Add::Nothing | Add::Itself => to,
+        };
+        if rows > 0 && !self.fused_product(shape, [to, from, add], w) {
+            let operands = ProductOperands { to, from, weight: self.dense_weight(w), add };
+            self.products.run(&self.device, shape, operands);
+        }
+    }
+
+    /// A product that never decodes its weight; false where no kernel does that, or decoding is faster.
+    fn fused_product(&self, shape: ProductShape, [to, from, add]: [DevicePtr; 3], w: &Matrix) -> bool {
+        let Weight::FourBit(weight) = weight::placed(w) else { return false };
+        let ProductShape { direction, rows: n, outputs, inputs: cols, .. } = shape;
+        if shape.exact || n > ops::four_bit_fused::MAX_ROWS {
+            return false;
+        }
+        let (width, depth) = shape.width_and_depth();
+        let out = (Rows::dense(to, width), shape.adds.then_some(Rows::dense(add, width)));
+        let shape = ops::four_bit_fused::FusedShape { direction, n, outputs, cols };
+        let from = Rows::dense(from, depth);
+        ops::four_bit_fused::product(&self.device, self.dtype, out, from, &weight.parts, shape)
+    }
+
+    /// Multiplies a few rows with the kernels that read each weight once; false where none does that.
+    fn multiply_few_rows(&self, out: &mut Buffer, inp: &Buffer, w: &Matrix, n: usize) -> bool {
+        let (shape, out_type) = ((n, w.rows(), w.cols()), out.dtype());
+        let (out, inp) = (rows_of(out, n, w.rows()), rows_of(inp, n, w.cols()));
+        match weight::placed(w) {
+            Weight::Dense(memory) => {
+                let weight = memory.address();
+                ops::gemv::forward(&self.device, self.dtype, (out, out_type), inp, weight, shape)
+            }
+            Weight::FourBit(_) if out_type != self.dtype => false,
+            Weight::FourBit(weight) => {
+                ops::four_bit::rows(&self.device, self.dtype, out, inp, &weight.parts, shape)
+            }
+        }
+    }
+
+    /// Grows scratch to `bytes`.
+    fn grow(&self, scratch: &Mutex<Option<Allocation>>, bytes: usize) -> Result<DevicePtr, CudaError> {
+        let mut scratch = lock(scratch);
+        if scratch.as_ref().is_none_or(|memory| memory.bytes() < bytes as u64) {
+            *scratch = None;
+            *scratch = Some(self.device.allocate(bytes as u64)?);
+        }
+        Ok(scratch.as_ref().map_or(DevicePtr::NULL, Allocation::address))
+    }
+
+    fn place_all(&self, group: &[Matrix]) -> Result<Vec<Matrix>, CudaError> {
+        let mut placed = Vec::with_capacity(group.len());
+        for matrix in group {
+            let weight = weight::place(&self.device, matrix, self.dtype)?;
+            if let Weight::FourBit(_) = weight {
+                self.grow(&self.decoded, matrix.rows() * matrix.cols() * self.dtype.size())?;
+            }
+            placed.push(Matrix::opaque(Arc::new(weight), matrix.rows(), matrix.cols()));
+        }
+        Ok(placed)
+    }
+
+    /// Turns the heads of `q` and `k` by a table that all layers of a pass share.
+    fn rope(
+        &self,
+        q: &Buffer,
+        k: &Buffer,
+        inv_freq: &Buffer,
+        positions: &Indices,
+        (dims, turn): (AttentionDims, Turn),
+    ) {
+        let (n, half) = (positions.len(), dims.head_dim / 2);
+        let mut table = lock(&self.rope);
+        let key = RopeKey {
+            inv_freq: ptr(inv_freq),
+            positions: indices_ptr(positions),
+            uploads: self.device.uploads(),
+            n,
+        };
+        let bytes = 4 * n * half;
+        if table.memory.as_ref().is_none_or(|memory| memory.bytes() < 2 * bytes as u64) {
+            let memory =
+                self.device.allocate(2 * bytes as u64).map_err(|error| self.device.record(Err(error)));
+            *table = RopeTable { memory: memory.ok(), key: None };
+        }
+        let base = table.memory.as_ref().map_or(DevicePtr::NULL, Allocation::address);
+        let angles = ops::rope::Table { cosines: base, sines: base.plus(bytes), n, half };
+        if table.key != Some(key) {
+            ops::rope::fill_table(&self.device, angles, key.inv_freq, key.positions);
+            table.key = Some(key);
+        }
+        for (x, heads) in [(q, dims.heads), (k, dims.kv_heads)] {
+            let x = rows_of(x, n, heads * dims.head_dim);
+            ops::rope::rope(&self.device, self.dtype, x, angles, heads, turn);
+        }
+    }
+
+    /// Losses and where asked gradients of at most [`HEAD_ROWS`] rows from row `start` on.
+    fn head_rows(
+        &self,
+        losses: DevicePtr,
+        rows: Range<usize>,
+        operands: HeadOperands<'_>,
+        grads: Option<&mut HeadGrads<'_>>,
+    ) {
+        let HeadOperands { inp, head, targets } = operands;
+        let (v, c, n, size) = (head.rows(), head.cols(), rows.len(), self.dtype.size());
+        let logits = match self.grow(&self.logits, n * v * size) {
+            Ok(logits) => logits,
+            Err(error) => return self.device.record(Err(error)),
+        };
+        let weight = self.dense_weight(head);
+        let shape = ProductShape {
+            direction: Direction::Forward,
+            dtype: self.dtype,
+            rows: n,
+            outputs: v,
+            inputs: c,
+            adds: false,
+            exact: false,
+        };
+        let from = ptr(inp).plus(rows.start * c * size);
+        self.products.run(&self.device, shape, ProductOperands { to: logits, from, weight, add: logits });
+        let dloss = grads.as_ref().map_or(DevicePtr::NULL, |grads| ptr(grads.dloss).plus(4 * rows.start));
+        let operands = ops::head_loss::Operands {
+            logits,
+            losses: losses.plus(4 * rows.start),
+            targets: indices_ptr(targets).plus(4 * rows.start),
+            dloss,
+        };
+        ops::head_loss::head_loss(&self.device, self.dtype, operands, n, v);
+        if let Some(grads) = grads {
+            let to = ptr(grads.dinp).plus(rows.start * c * size);
+            let shape = ProductShape { direction: Direction::Backward, ..shape };
+            self.products.run(&self.device, shape, ProductOperands { to, from: logits, weight, add: to });
+        }
+    }
+}
+
+/// Cosines and sines of a pass.
+#[derive(Default)]
+struct RopeTable {
+    memory: Option<Allocation>,
+    /// What the table was filled for.
+    key: Option<RopeKey>,
+}
+
+/// Frequencies and positions, and how many uploads there were: a later one may change the positions in place.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct RopeKey {
+    inv_freq: DevicePtr,
+    positions: DevicePtr,
+    uploads: u64,
+    n: usize,
+}
+
+/// What a product adds its result to.
+#[derive(Clone, Copy, Debug)]
+enum Add<'a> {
+    Nothing,
+    /// What stands in the result's place.
+    Itself,
+    Buffer(&'a Buffer),
+}
+
+/// A product's direction, rows, and what is added.
+#[derive(Clone, Copy, Debug)]
+struct Product<'a> {
+    direction: Direction,
+    add: Add<'a>,
+    rows: usize,
+}
+
+/// Elements of a row that the flat operands of SwiGLU are cut into.
+const SWIGLU_COLUMNS: usize = 4096;
+
+/// Whole rows of `len` elements, and what is left.
+fn swiglu_shape(len: usize) -> ((usize, usize), usize) {
+    match len / SWIGLU_COLUMNS {
+        0 => ((1, len), 0),
+        rows => ((rows, SWIGLU_COLUMNS), len % SWIGLU_COLUMNS),
+    }
+}
+
+/// The first `n` rows of `width` elements of a buffer that has as many.
+fn rows_of(buffer: &Buffer, n: usize, width: usize) -> Rows {
+    Rows::dense(ptr_of(buffer, n * width), width)
+}
+
+/// Rows of `width` elements from `rows.start` on.
+fn row_range(buffer: &Buffer, rows: &Range<usize>, width: usize) -> Rows {
+    let at = ptr_of(buffer, rows.end * width).plus(rows.start * width * buffer.dtype().size());
+    Rows::dense(at, width)
+}
+
+fn norm_types(stream: &Buffer, activation: &Buffer) -> NormTypes {
+    NormTypes { stream: stream.dtype(), activation: activation.dtype() }
+}
+
+fn lora_pair(pair: &LoraPair<'_>) -> ops::lora::Pair {
+    ops::lora::Pair::at(ptr(pair.lora.params), &pair.lora, pair.dropout)
+}
+
+fn attention_operands<'a>(operands: AttentionOperands<'a>) -> ops::attention::Operands<'a> {
+    let AttentionOperands { q, k, v, segments, dims } = operands;
+    let (width, kv_width) = (dims.heads * dims.head_dim, dims.kv_heads * dims.head_dim);
+    ops::attention::Operands {
+        q: Rows::dense(ptr(q), width),
+        k: Rows::dense(ptr(k), kv_width),
+        v: Rows::dense(ptr(v), kv_width),
+        segments: memory::segments_on_device(segments),
+        dims,
+    }
+}
+
+impl fmt::Debug for Cuda {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.name())
+    }
+}
+
+impl Backend for Cuda {
+    fn name(&self) -> String {
+        let products = if self.products.library().is_some() { "cuBLASLt" } else { "own products" };
+        format!("cuda:{} {}, {:?}, {products}", self.device.info.index, self.device.info.name, self.dtype)
+            .to_lowercase()
+    }
+
+    fn row_invariant_from(&self) -> usize {
+        // The library splits K for some shapes of few rows, so rows agree to rounding only; padding them would cost more
+        // than a training step of few tokens.
+        1
+    }
+
+    fn alloc(&self, len: usize, element: Element) -> Buffer {
+        memory::alloc(&self.device, len, self.dtype_of(element))
+    }
+
+    fn alloc_scalars(&self, len: usize) -> Scalars {
+        memory::alloc_scalars(&self.device, len)
+    }
+
+    fn write(&self, dst: &mut Buffer, offset: usize, src: &[f32]) {
+        memory::write(&self.device, dst, offset, src);
+    }
+
+    fn read(&self, dst: &mut [f32], src: &Buffer, offset: usize) -> Result<(), BackendError> {
+        memory::read(&self.device, dst, src, offset).map_err(|error| self.error("read", error))
+    }
+
+    fn read_scalars(&self, dst: &mut [f64], src: &Scalars) -> Result<(), BackendError> {
+        let mut bytes = vec![0; 8 * dst.len()];
+        let result = self.device.download(&mut bytes, scalars_ptr(src));
+        result.map_err(|error| self.error("read_scalars", error))?;
+        for (value, bytes) in dst.iter_mut().zip(bytes.as_chunks().0) {
+            *value = f64::from_le_bytes(*bytes);
+        }
+        Ok(())
+    }
+
+    fn place(&self, group: &[Matrix]) -> Result<Vec<Matrix>, BackendError> {
+        self.place_all(group).map_err(|error| self.error("place", error))
+    }
+
+    fn upload(&self, dst: &mut Indices, values: &[u32]) {
+        memory::upload_indices(&self.device, dst, values);
+    }
+
+    fn upload_segments(&self, dst: &mut Segments, values: &[Segment]) {
+        memory::upload_segments(&self.device, dst, values);
+    }
+
+    fn zero(&self, dst: &mut Buffer, len: usize) {
+        self.device.fill(ptr_of(dst, len), 0, len * dst.dtype().size());
+    }
+
+    fn embedding_forward(&self, out: &mut Buffer, table: &Matrix, ids: &Indices) {
+        let (c, to, dtype) = (table.cols(), ptr_of(out, ids.len() * table.cols()), out.dtype());
+        let rows_at_once = (EMBEDDING_BYTES / (c * dtype.size())).max(1);
+        let (mut bytes, mut values) = (Vec::new(), vec![0.0; c]);
+        for (i, ids) in ids.values().chunks(rows_at_once).enumerate() {
+            bytes.clear();
+            for &id in ids {
+                let (id, row) = (id as usize, c * dtype.size());
+                match table.host() {
+                    HostMatrix::Dense(stored, all) if stored == dtype => {
+                        bytes.extend_from_slice(&all[id * row..][..row])
+                    }
+                    _ => {
+                        table.row_to_f32(id, &mut values);
+                        let start = bytes.len();
+                        bytes.resize(start + row, 0);
+                        crate::from_f32(dtype, &values, &mut bytes[start..]);
+                    }
+                }
+            }
+            self.device.upload(to.plus(i * rows_at_once * c * dtype.size()), &bytes);
+        }
+    }
+
+    fn linear_forward(&self, out: &mut Buffer, inp: &Buffer, w: &Matrix, n: usize) {
+        if self.multiply_few_rows(out, inp, w, n) {
+            return;
+        }
+        self.product(out, inp, w, Product { direction: Direction::Forward, add: Add::Nothing, rows: n });
+    }
+
+    fn linear_backward(&self, dinp: &mut Buffer, store: Store, dout: &Buffer, w: &Matrix, n: usize) {
+        let add = if store.accumulates() { Add::Itself } else { Add::Nothing };
+        self.product(dinp, dout, w, Product { direction: Direction::Backward, add, rows: n });
+    }
+
+    fn add(&self, dst: &mut Buffer, src: &Buffer, len: usize) {
+        ops::rows::add(&self.device, dst.dtype(), ptr_of(dst, len), ptr_of(src, len), len);
+    }
+
+    fn copy_rows(
+        &self,
+        dst: &mut Buffer,
+        dst_row: usize,
+        src: &Buffer,
+        src_row: usize,
+        n: usize,
+        cols: usize,
+    ) {
+        let size = dst.dtype().size();
+        let to = ptr_of(dst, (dst_row + n) * cols).plus(dst_row * cols * size);
+        let from = ptr_of(src, (src_row + n) * cols).plus(src_row * cols * size);
+        self.device.copy(to, from, n * cols * size);
+    }
+
+    fn gather_rows(&self, out: &mut Buffer, inp: &Buffer, rows: &Indices, cols: usize) {
+        let (dtype, shape) = (out.dtype(), (rows.len(), cols));
+        let (out, inp) = (rows_of(out, rows.len(), cols), Rows::dense(ptr(inp), cols));
+        ops::rows::gather_rows(&self.device, dtype, out, inp, indices_ptr(rows), shape);
+    }
+
+    fn gather_rows_backward(&self, dinp: &mut Buffer, n: usize, dout: &Buffer, rows: &Indices, cols: usize) {
+        let (dtype, shape) = (dinp.dtype(), ops::rows::GatherShape { n, count: rows.len(), cols });
+        let (dinp, dout) = (rows_of(dinp, n, cols), rows_of(dout, rows.len(), cols));
+        ops::rows::gather_rows_backward(&self.device, dtype, dinp, dout, indices_ptr(rows), shape);
+    }
+
+    fn scatter_rows(&self, out: &mut Buffer, inp: &Buffer, rows: &Indices, cols: usize) {
+        let (dtype, shape) = (out.dtype(), (rows.len(), cols));
+        let (out, inp) = (Rows::dense(ptr(out), cols), rows_of(inp, rows.len(), cols));
+        ops::rows::scatter_rows(&self.device, dtype, out, inp, indices_ptr(rows), shape);
+    }
+
+    fn rmsnorm_forward(
+        &self,
+        out: &mut Buffer,
+        rstd: &mut Buffer,
+        inp: &Buffer,
+        weight: &Buffer,
+        eps: f32,
+        n: usize,
+    ) {
+        let (c, types) = (weight.len(), norm_types(inp, out));
+        let out = (rows_of(out, n, c), ptr_of(rstd, n));
+        let (inp, shape) = (rows_of(inp, n, c), NormShape { n, c });
+        ops::rmsnorm::forward(&self.device, types, out, inp, ptr(weight), eps, shape);
+    }
+
+    fn rmsnorm_backward(
+        &self,
+        dinp: &mut Buffer,
+        store: Store,
+        dout: &Buffer,
+        saved: RmsnormSaved<'_>,
+        n: usize,
+    ) {
+        let RmsnormSaved { inp, rstd, weight } = saved;
+        let (c, types) = (weight.len(), norm_types(inp, dout));
+        let dinp = (rows_of(dinp, n, c), store.accumulates());
+        let saved =
+            ops::rmsnorm::Saved { inp: rows_of(inp, n, c), rstd: ptr_of(rstd, n), weight: ptr(weight) };
+        ops::rmsnorm::backward(&self.device, types, dinp, rows_of(dout, n, c), saved, NormShape { n, c });
+    }
+
+    fn lora_forward(
+        &self,
+        out: &mut Buffer,
+        mid: &mut Buffer,
+        inp: &Buffer,
+        pair: LoraPair<'_>,
+        rows: Range<usize>,
+    ) {
+        let lora = pair.lora;
+        let forward = ops::lora::ForwardPair {
+            pair: lora_pair(&pair),
+            mid: row_range(mid, &rows, lora.rank),
+            out: row_range(out, &rows, lora.d_out),
+        };
+        ops::lora::forward(
+            &self.device,
+            self.dtype,
+            row_range(inp, &rows, lora.d_in),
+            rows.len(),
+            &[forward],
+        );
+    }
+
+    fn lora_backward(
+        &self,
+        grads: LoraGrads<'_>,
+        dout: &Buffer,
+        inp: &Buffer,
+        mid: &Buffer,
+        pair: LoraPair<'_>,
+        rows: Range<usize>,
+    ) {
+        let lora = pair.lora;
+        let grads = ops::lora::Grads {
+            dinp: grads.dinp.map(|dinp| row_range(dinp, &rows, lora.d_in)),
+            dparams: ptr_of(grads.dparams, lora.params.len()),
+        };
+        let backward = ops::lora::BackwardPair {
+            pair: lora_pair(&pair),
+            mid: row_range(mid, &rows, lora.rank),
+            dout: row_range(dout, &rows, lora.d_out),
+        };
+        ops::lora::backward(
+            &self.device,
+            self.dtype,
+            grads,
+            row_range(inp, &rows, lora.d_in),
+            rows.len(),
+            &[backward],
+        );
+    }
+
+    fn project(
+        &self,
+        out: &mut [&mut Buffer],
+        mid: &mut [&mut Buffer],
+        inp: &Buffer,
+        group: ProjectGroup<'_>,
+        residual: Option<&Buffer>,
+        n: usize,
+    ) {
+        assert!(residual.is_none() || group.weights.len() == 1, "a residual beside several weights");
+        for (out, w) in out.iter_mut().zip(group.weights) {
+            if residual.is_none() {
+                self.linear_forward(out, inp, w, n);
+                continue;
+            }
+            let add = residual.map_or(Add::Nothing, Add::Buffer);
+            self.product(out, inp, w, Product { direction: Direction::Forward, add, rows: n });
+        }
+        for segment in group.lora {
+            let (rows, mut pairs) = (&segment.rows, Vec::new());
+            for (i, pair) in segment.pairs.iter().enumerate() {
+                let Some(pair) = pair else { continue };
+                pairs.push(ops::lora::ForwardPair {
+                    pair: lora_pair(pair),
+                    mid: row_range(mid[i], rows, pair.lora.rank),
+                    out: row_range(out[i], rows, pair.lora.d_out),
+                });
+            }
+            if !pairs.is_empty() && !rows.is_empty() {
+                let inp = row_range(inp, rows, group.weights[0].cols());
+                ops::lora::forward(&self.device, self.dtype, inp, rows.len(), &pairs);
+            }
+        }
+    }
+
+    fn project_backward(
+        &self,
+        grads: ProjectGrads<'_>,
+        dout: &[&Buffer],
+        saved: ProjectSaved<'_>,
+        group: ProjectGroup<'_>,
+        n: usize,
+    ) {
+        let ProjectGrads { mut dinp, mut store, dparams } = grads;
+        if let Some(dinp) = dinp.as_deref_mut() {
+            for (dout, w) in dout.iter().zip(group.weights) {
+                self.linear_backward(dinp, store, dout, w, n);
+                store = Store::Accumulate;
+            }
+        }
+        let cols = group.weights[0].cols();
+        for segment in group.lora {
+            let (rows, mut pairs) = (&segment.rows, Vec::new());
+            for (i, pair) in segment.pairs.iter().enumerate() {
+                let Some(pair) = pair else { continue };
+                pairs.push(ops::lora::BackwardPair {
+                    pair: lora_pair(pair),
+                    mid: row_range(saved.mid[i], rows, pair.lora.rank),
+                    dout: row_range(dout[i], rows, pair.lora.d_out),
+                });
+            }
+            if !pairs.is_empty() && !rows.is_empty() {
+                let dinp = dinp.as_deref().map(|dinp| row_range(dinp, rows, cols));
+                let grads = ops::lora::Grads { dinp, dparams: ptr(dparams) };
+                let inp = row_range(saved.inp, rows, cols);
+                ops::lora::backward(&self.device, self.dtype, grads, inp, rows.len(), &pairs);
+            }
+        }
+    }
+
+    fn rope_forward(
+        &self,
+        q: &mut Buffer,
+        k: &mut Buffer,
+        inv_freq: &Buffer,
+        positions: &Indices,
+        dims: AttentionDims,
+    ) {
+        self.rope(q, k, inv_freq, positions, (dims, Turn::Forward));
+    }
+
+    fn rope_backward(
+        &self,
+        dq: &mut Buffer,
+        dk: &mut Buffer,
+        inv_freq: &Buffer,
+        positions: &Indices,
+        dims: AttentionDims,
+    ) {
+        self.rope(dq, dk, inv_freq, positions, (dims, Turn::Backward));
+    }
+
+    fn attention_forward(&self, out: &mut Buffer, lse: &mut Buffer, operands: AttentionOperands<'_>) {
+        let width = operands.dims.heads * operands.dims.head_dim;
+        let (out, lse) = (Rows::dense(ptr(out), width), ptr(lse));
+        ops::attention::forward(&self.device, self.dtype, out, lse, attention_operands(operands));
+    }
+
+    fn attention_backward(
+        &self,
+        grads: AttentionGrads<'_>,
+        dout: &Buffer,
+        saved: AttentionSaved<'_>,
+        operands: AttentionOperands<'_>,
+    ) {
+        let AttentionDims { heads, kv_heads, head_dim } = operands.dims;
+        let (q, kv) = (heads * head_dim, kv_heads * head_dim);
+        let AttentionGrads { dq, dk, dv } = grads;
+        let grads = ops::attention::Grads {
+            dq: Rows::dense(ptr(dq), q),
+            dk: Rows::dense(ptr(dk), kv),
+            dv: Rows::dense(ptr(dv), kv),
+        };
+        let n = operands.segments.values().iter().map(|s| s.q_start + s.q_len).max().unwrap_or(0);
+        let saved = ops::attention::Saved {
+            dout: rows_of(dout, n, q),
+            out: rows_of(saved.out, n, q),
+            lse: ptr_of(saved.lse, n * heads),
+            n,
+        };
+        ops::attention::backward(&self.device, self.dtype, grads, saved, attention_operands(operands));
+    }
+
+    fn swiglu_forward(&self, out: &mut Buffer, gate: &Buffer, up: &Buffer, len: usize) {
+        let inp = GateUp { gate: ptr_of(gate, len), up: ptr_of(up, len), stride: len.min(SWIGLU_COLUMNS) };
+        let (shape, tail) = swiglu_shape(len);
+        let out = Rows::dense(ptr_of(out, len), inp.stride);
+        ops::swiglu::forward(&self.device, self.dtype, out, inp, shape);
+        if tail > 0 {
+            let at = (len - tail) * self.dtype.size();
+            let inp = GateUp { gate: inp.gate.plus(at), up: inp.up.plus(at), stride: tail };
+            ops::swiglu::forward(
+                &self.device,
+                self.dtype,
+                Rows::dense(out.at.plus(at), tail),
+                inp,
+                (1, tail),
+            );
+        }
+    }
+
+    fn swiglu_backward(
+        &self,
+        dgate: &mut Buffer,
+        dup: &mut Buffer,
+        dout: &Buffer,
+        gate: &Buffer,
+        up: &Buffer,
+        len: usize,
+    ) {
+        let stride = len.min(SWIGLU_COLUMNS);
+        let inp = GateUp { gate: ptr_of(gate, len), up: ptr_of(up, len), stride };
+        let dinp = GateUp { gate: ptr_of(dgate, len), up: ptr_of(dup, len), stride };
+        let (dout, (shape, tail)) = (ptr_of(dout, len), swiglu_shape(len));
+        ops::swiglu::backward(&self.device, self.dtype, dinp, Rows::dense(dout, stride), inp, shape);
+        if tail > 0 {
+            let at = (len - tail) * self.dtype.size();
+            let after =
+                |pair: GateUp| GateUp { gate: pair.gate.plus(at), up: pair.up.plus(at), stride: tail };
+            let dout = Rows::dense(dout.plus(at), tail);
+            ops::swiglu::backward(&self.device, self.dtype, after(dinp), dout, after(inp), (1, tail));
+        }
+    }
+
+    fn adamw(
+        &self,
+        params: &mut Buffer,
+        grads: &Buffer,
+        m: &mut Buffer,
+        v: &mut Buffer,
+        len: usize,
+        step: AdamW,
+    ) {
+        let buffers = ops::adamw::Buffers {
+            params: ptr_of(params, len),
+            grads: ptr_of(grads, len),
+            m: ptr_of(m, len),
+            v: ptr_of(v, len),
+        };
+        ops::adamw::adamw(&self.device, buffers, len, step);
+    }
+
+    fn sum_of_squares(&self, out: &mut Scalars, at: usize, x: &Buffer, len: usize) {
+        ops::adamw::sum_of_squares(&self.device, scalars_ptr(out).plus(8 * at), ptr_of(x, len), len);
+    }
+
+    fn head_loss(
+        &self,
+        losses: &mut Buffer,
+        first: usize,
+        operands: HeadOperands<'_>,
+        grads: Option<HeadGrads<'_>>,
+    ) {
+        let (n, c) = (operands.targets.len(), operands.head.cols());
+        let losses = ptr_of(losses, first + n).plus(4 * first);
+        ptr_of(operands.inp, n * c);
+        let mut grads = grads;
+        if let Some(grads) = &grads {
+            ptr_of(grads.dinp, n * c);
+            ptr_of(grads.dloss, n);
+        }
+        for start in (0..n).step_by(HEAD_ROWS) {
+            self.head_rows(losses, start..n.min(start + HEAD_ROWS), operands, grads.as_mut());
+        }
+    }
+}
