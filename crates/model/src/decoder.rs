@@ -15,6 +15,7 @@
 use std::mem;
 use std::ops::Range;
 use std::path::Path;
+use std::slice;
 use std::sync::Arc;
 
 use danlu_kernels::{
@@ -101,16 +102,21 @@ impl Decoder {
             Ok(buffer)
         };
         let embed_tokens = matrix("model.embed_tokens.weight", v, c)?;
-        let lm_head = match config.tie_word_embeddings {
+        let head = match config.tie_word_embeddings {
             true => embed_tokens.clone(),
             false => matrix("lm_head.weight", v, c)?,
         };
+        let mut lm_head = backend.place(slice::from_ref(&head))?;
+        let lm_head = lm_head.pop().expect("one matrix for one");
         let mut layers = Vec::with_capacity(config.num_hidden_layers);
         for layer in 0..config.num_hidden_layers {
             let mut projections = Vec::with_capacity(Projection::ALL.len());
-            for projection in Projection::ALL {
-                let (rows, cols) = config.projection_shape(projection);
-                projections.push(matrix(&projection.weight_name(layer), rows, cols)?);
+            for group in Projection::GROUPS {
+                let weights = group.iter().map(|&projection| {
+                    let (rows, cols) = config.projection_shape(projection);
+                    matrix(&projection.weight_name(layer), rows, cols)
+                });
+                projections.extend(backend.place(&weights.collect::<Result<Vec<_>, _>>()?)?);
             }
             let norm = |name: &str| vector(&format!("model.layers.{layer}.{name}.weight"));
             layers.push(Layer {

@@ -26,6 +26,14 @@ impl Projection {
     pub const ALL: [Self; 7] =
         [Self::QProj, Self::KProj, Self::VProj, Self::OProj, Self::GateProj, Self::UpProj, Self::DownProj];
 
+    /// [`Projection::ALL`] cut into those that multiply one input.
+    pub const GROUPS: [&[Self]; 4] = [
+        &[Self::QProj, Self::KProj, Self::VProj],
+        &[Self::OProj],
+        &[Self::GateProj, Self::UpProj],
+        &[Self::DownProj],
+    ];
+
     /// The name in a checkpoint and in `target_modules`: `q_proj`.
     pub fn name(self) -> &'static str {
         match self {
@@ -77,6 +85,11 @@ impl fmt::Display for Projection {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn groups_are_all_in_order() {
+        assert_eq!(Projection::GROUPS.concat(), Projection::ALL);
+    }
 
     #[test]
     fn every_name_leads_back_to_its_projection() {
