@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use common::{crate_folder, decoder, f32_values, json, read_examples, relative, shared};
 use danlu_adapter::Adapter;
-use danlu_kernels::Buffer;
+use danlu_kernels::{Buffer, DType};
 use danlu_model::{Batch, Decoder, LoraRows, Workspace};
 use danlu_train::{Example, Trainer};
 use safetensors::SafeTensors;
@@ -67,23 +67,52 @@ fn distance(found: &[f32], expected: &[f32]) -> (f64, f64) {
     (worst / largest, apart / whole)
 }
 
+/// Largest relative differences after ten steps.
+struct Tolerance {
+    /// Losses of the steps, and after them.
+    loss: f64,
+    grad_norm: f64,
+    /// Each tensor of the adapter, by its norm.
+    tensor: f64,
+    /// Share of the elements beyond 1e-3 of their tensor's largest, and the farthest of them.
+    beyond: f64,
+    element: f64,
+}
+
+/// f32 sums in another order. Where a gradient is next to nothing, AdamW still takes a step of the learning rate, in a
+/// direction that is rounding.
+const EXACT: Tolerance = Tolerance { loss: 1e-4, grad_norm: 1e-4, tensor: 1e-3, beyond: 1e-3, element: 1e-2 };
+
 #[test]
 fn ten_steps_on_the_embedded_base_equal_peft() {
-    ten_steps(&Expected::embedded());
+    let expected = Expected::embedded();
+    ten_steps(&expected, decoder(&expected.base, 2), EXACT);
 }
 
 #[test]
 fn ten_steps_on_the_tiny_model_equal_peft() {
     if let Some(expected) = Expected::shared() {
-        ten_steps(&expected);
+        ten_steps(&expected, decoder(&expected.base, 2), EXACT);
     }
 }
 
-/// Losses and gradient norms within 1e-4 relative, every tensor within 1e-3 of its norm: f32 sums in another
-/// order. Of the elements 999 in 1,000 are within 1e-3 of their tensor's largest, and all within 1e-2: where a
-/// gradient is next to nothing, AdamW still takes a step of the learning rate, in a direction that is rounding.
-fn ten_steps(expected: &Expected) {
-    let decoder = decoder(&expected.base, 2);
+#[test]
+fn ten_steps_on_a_gpu_equal_peft() {
+    let Some(backend) = common::cuda(DType::F32) else { return };
+    let expected = Expected::embedded();
+    ten_steps(&expected, Arc::new(Decoder::load(&expected.base, backend).unwrap()), EXACT);
+}
+
+/// bf16 has 8 bits: a loss is off by 2^-8, and AdamW turns small gradients' rounding into steps.
+#[test]
+fn ten_steps_on_a_gpu_in_bf16_stay_near_peft() {
+    let Some(backend) = common::cuda(DType::Bf16) else { return };
+    let tolerance = Tolerance { loss: 1e-2, grad_norm: 3e-2, tensor: 0.2, beyond: 1.0, element: 1.0 };
+    let expected = Expected::embedded();
+    ten_steps(&expected, Arc::new(Decoder::load(&expected.base, backend).unwrap()), tolerance);
+}
+
+fn ten_steps(expected: &Expected, decoder: Arc<Decoder>, tolerance: Tolerance) {
     let hyper = expected.value(["/hyper_parameters", "/train/hyper_parameters"]);
     let adapter = expected.adapter("adapter_initial", &decoder);
     let examples = expected.examples[..40].to_vec();
@@ -122,12 +151,13 @@ fn ten_steps(expected: &Expected) {
         expected.folder.display(),
         found.len()
     );
-    assert!(worst_loss < 1e-4, "losses differ by {worst_loss:e}");
-    assert!(worst_norm < 1e-4, "gradient norms differ by {worst_norm:e}");
-    assert!(after < 1e-4, "the loss after ten steps differs by {after:e}");
-    assert!(whole < 1e-3, "weights differ by {whole:e}");
-    assert!(beyond * 1000 < found.len(), "{beyond} of {} elements differ by more than 1e-3", found.len());
-    assert!(element < 1e-2, "an element differs by {element:e}");
+    assert!(worst_loss < tolerance.loss, "losses differ by {worst_loss:e}");
+    assert!(worst_norm < tolerance.grad_norm, "gradient norms differ by {worst_norm:e}");
+    assert!(after < tolerance.loss, "the loss after ten steps differs by {after:e}");
+    assert!(whole < tolerance.tensor, "weights differ by {whole:e}");
+    let share = beyond as f64 / found.len() as f64;
+    assert!(share <= tolerance.beyond, "{beyond} of {} elements differ by more than 1e-3", found.len());
+    assert!(element < tolerance.element, "an element differs by {element:e}");
 }
 
 #[test]

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use danlu_adapter::{Adapter, TokenIdentity};
+use danlu_kernels::cuda::{Cuda, CudaOptions};
 use danlu_kernels::{Backend, Cpu, CpuOptions, DType, Isa, Reference};
 use danlu_model::{Decoder, LabeledSequence, Tokenizer, base_fingerprint};
 use danlu_train::{Example, LrSchedulerType, TrainSettings, Trainer};
@@ -38,6 +39,18 @@ pub fn backends() -> Vec<Arc<dyn Backend>> {
     let mut backends: Vec<Arc<dyn Backend>> = vec![Arc::new(Reference::new())];
     backends.extend(Isa::supported().map(|isa| Arc::new(cpu(isa)) as Arc<dyn Backend>));
     backends
+}
+
+/// The first GPU, or `None` with a word about it where there is none.
+pub fn cuda(dtype: DType) -> Option<Arc<dyn Backend>> {
+    match Cuda::open(CudaOptions { device: 0, dtype }) {
+        Ok(cuda) => Some(Arc::new(cuda)),
+        Err(error) => {
+            assert!(std::env::var_os("DANLU_REQUIRE_GPU").is_none(), "{error}");
+            eprintln!("skipped: {error}");
+            None
+        }
+    }
 }
 
 pub fn json(path: &Path) -> serde_json::Value {
