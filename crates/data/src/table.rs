@@ -6,7 +6,7 @@ use csv::{ByteRecord, ReaderBuilder, Terminator};
 use serde_json::Value;
 
 use crate::{
-    fields::Object,
+    fields::{self, Object},
     record::{Mismatch, RecordFault},
 };
 
@@ -118,6 +118,7 @@ impl<R: Read> Table<R> {
         let mut object = Object::new();
         for (name, cell) in self.names.iter().zip(row.iter()) {
             let text = std::str::from_utf8(cell).map_err(|error| {
+                let name = fields::clipped(name, 40);
                 let found = format!("the byte 0x{:02x} in `{name}`", cell[error.valid_up_to()]);
                 Mismatch::new(RecordFault::Encoding, found, "UTF-8")
             })?;

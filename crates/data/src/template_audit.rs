@@ -44,6 +44,8 @@ pub enum TemplateEffect {
     Repeated,
     /// It removes white space around a message.
     Trimmed,
+    /// It writes other text before the last answer than before a generation.
+    PromptDiffers,
     /// No token that stops a generation follows an answer.
     EndMissing,
 }
@@ -182,11 +184,9 @@ fn probe((index, part): (usize, &Trait)) -> Message {
 fn effects(shape: &[Trait], has_tools: bool, template: &ChatTemplate) -> Vec<TemplateEffect> {
     let messages: Vec<Message> = shape.iter().enumerate().map(probe).collect();
     let tool = json!({ "type": "function", "function": { "name": TOOL_MARKER.to_string(), "description": "", "parameters": {} } });
-    let rendered = match has_tools {
-        true => template.with_tools(&[tool]).render(&messages, false),
-        false => template.render(&messages, false),
-    };
-    let Ok(text) = rendered else { return Vec::new() };
+    let with_tools = has_tools.then(|| template.with_tools(&[tool]));
+    let template = with_tools.as_ref().unwrap_or(template);
+    let Ok(text) = template.render(&messages, false) else { return Vec::new() };
     let mut found = Vec::new();
     if has_tools && !text.contains(TOOL_MARKER) {
         found.push(TemplateEffect::ToolsDropped);
@@ -215,6 +215,12 @@ fn effects(shape: &[Trait], has_tools: bool, template: &ChatTemplate) -> Vec<Tem
     let written: usize = messages.iter().map(|message| blanks(&message.content)).sum();
     if blanks(&text) < written && found.is_empty() {
         found.push(TemplateEffect::Trimmed);
+    }
+    if let Some(last) = shape.iter().rposition(|part| part.role == "assistant")
+        && let Ok(prompt) = template.render(&messages[..last], true)
+        && !text.starts_with(&prompt)
+    {
+        found.push(TemplateEffect::PromptDiffers);
     }
     found.sort();
     found.dedup();

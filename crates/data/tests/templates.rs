@@ -64,6 +64,15 @@ fn dropped_repeated_and_trimmed_messages_are_counted_with_their_line() {
 }
 
 #[test]
+fn a_generation_prompt_that_training_never_sees_is_counted() {
+    let template = format!(
+        "{HEADERS}{{{{ m.content }}}}<|eot_id|>{{% endfor %}}\
+         {{% if add_generation_prompt %}}<|start_header_id|>assistant<|end_header_id|>\n\n<think>\n{{% endif %}}"
+    );
+    assert_eq!(effects(&template, &[PLAIN, SYSTEM]), [(TemplateEffect::PromptDiffers, 2, 1)]);
+}
+
+#[test]
 fn eos_follows_each_answer_where_the_template_ends_none() {
     let template = "{{ bos_token }}{% for m in messages %}### {{ m.role }}:\n{{ m.content }}\n\n{% endfor %}\
         {% if add_generation_prompt %}### assistant:\n{% endif %}";

@@ -29,6 +29,18 @@ impl ReadArgs {
         let (columns, roles) = (columns.unwrap_or_default(), roles.unwrap_or_default());
         ReadOptions { format, columns, roles, dataset }
     }
+
+    /// The flags that were given, with their values.
+    pub fn given(&self) -> Vec<(&'static str, String)> {
+        let Self { format, columns, roles, dataset } = self;
+        let flags = [
+            ("format", format.as_ref().map(ToString::to_string)),
+            ("columns", columns.as_ref().map(ToString::to_string)),
+            ("roles", roles.as_ref().map(ToString::to_string)),
+            ("dataset", dataset.clone()),
+        ];
+        flags.into_iter().filter_map(|(flag, value)| Some((flag, value?))).collect()
+    }
 }
 
 /// A format by its name.

@@ -285,6 +285,12 @@ fn next_command(args: &CheckArgs) -> String {
     let name = args.files.first().and_then(|file| file.file_stem()).unwrap_or_default().to_string_lossy();
     let output = terminal_text::shell_word(&format!("out/{name}"));
     let mut command = format!("danlu train --base {base} --data {} --output {output}", files.join(" "));
+    for (flag, value) in args.data.reading.given() {
+        command += &format!(" --{flag} {}", terminal_text::shell_word(&value));
+    }
+    if let Some(template) = &args.data.chat_template {
+        command += &format!(" --chat-template {}", terminal_text::shell_word(template));
+    }
     if args.data.max_length != DEFAULT_MAX_LENGTH {
         command += &format!(" --max-length {}", args.data.max_length);
     }

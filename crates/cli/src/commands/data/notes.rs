@@ -1,6 +1,8 @@
 //! What `data check` and `train` warn of: keys and lists that are not read, and what the chat template does.
 
-use danlu_data::{Columns, Dataset, TemplateEffect, TemplateFinding};
+use danlu_data::{
+    Columns, Dataset, Record, RecordContent, RecordSource, TemplateEffect, TemplateFinding, is_rendered,
+};
 use danlu_model::Tokenizer;
 
 use super::place;
@@ -48,6 +50,10 @@ fn describe(finding: &TemplateFinding, records: usize, printer: &Printer) -> Str
         TemplateEffect::CallDropped => ("丢弃工具调用", "leaves out a tool call"),
         TemplateEffect::ToolsDropped => ("不写出工具的定义", "leaves out the definitions of tools"),
         TemplateEffect::Repeated => ("把一段话写了不止一次", "writes a message more than once"),
+        TemplateEffect::PromptDiffers => (
+            "在答案前写的文字与生成时不同",
+            "writes other text before the last answer than before a generation",
+        ),
         TemplateEffect::Trimmed => ("去掉话两端的空白", "removes white space around a message"),
         _ => (
             "没有在答案后写结束词元，模型学不会停",
@@ -62,6 +68,53 @@ fn describe(finding: &TemplateFinding, records: usize, printer: &Printer) -> Str
             terminal_text::counted(records as u64, "record")
         ),
     )
+}
+
+/// Records whose texts hold special tokens, and documents that are rendered conversations.
+#[derive(Debug, Default)]
+pub struct TextNotes {
+    specials: Option<(usize, RecordSource, String)>,
+    rendered: Option<(usize, RecordSource)>,
+}
+
+impl TextNotes {
+    /// Adds a record.
+    pub fn add(&mut self, record: &Record, tokenizer: &Tokenizer) {
+        match &record.content {
+            RecordContent::Text(text) if is_rendered(text, tokenizer) => {
+                self.rendered.get_or_insert_with(|| (0, record.source.clone())).0 += 1;
+            }
+            RecordContent::Text(_) => {}
+            RecordContent::Chat(chat) => {
+                let special = chat.messages.iter().find_map(|message| tokenizer.special_in(&message.content));
+                if let Some(token) = special {
+                    let first = || (0, record.source.clone(), token.to_owned());
+                    self.specials.get_or_insert_with(first).0 += 1;
+                }
+            }
+        }
+    }
+
+    /// One warning per kind.
+    pub fn warnings(&self, printer: &Printer) -> Vec<String> {
+        let specials = self.specials.as_ref().map(|(count, first, token)| {
+            let (records, first) = (terminal_text::counted(*count as u64, "record"), place(first, printer));
+            printer.pick(
+                format!("{count} 条记录的文字里写着特殊词元，会当作控制符，最早是 {first}的 `{token}`"),
+                format!("{records} with a special token in the text, where it acts as such: first `{token}`, {first}"),
+            )
+        });
+        let rendered = self.rendered.as_ref().map(|(count, first)| {
+            let (records, first) = (terminal_text::counted(*count as u64, "document"), place(first, printer));
+            printer.pick(
+                format!("{count} 条文本是已经渲染好的对话，问题也参与训练，最早在 {first}"),
+                format!(
+                    "{records} that are rendered conversations: questions are trained too, first {first}"
+                ),
+            )
+        });
+        specials.into_iter().chain(rendered).collect()
+    }
 }
 
 /// The note about an EOS token that danlu adds behind answers.

@@ -71,6 +71,7 @@ pub fn prepare(
     let mut summary = DataSummary::default();
     let (mut bad, mut items) = (Vec::new(), Vec::new());
     let mut audit = TemplateAudit::new(tokenizer);
+    let mut texts = notes::TextNotes::default();
     let mut warnings = Vec::new();
     for file in data {
         let dataset = read(file, reading)?;
@@ -93,6 +94,7 @@ pub fn prepare(
                 // The base's fault, not the record's.
                 tokenizer.template()?;
             }
+            texts.add(&record, tokenizer);
             match encode(&record, tokenizer, &options) {
                 Ok(encoded) => {
                     if !options.train_on_prompt {
@@ -112,6 +114,7 @@ pub fn prepare(
     }
     let records = audit.records();
     warnings.extend(notes::about_template(&audit.into_findings(), records, printer));
+    warnings.extend(texts.warnings(printer));
     warnings.iter().for_each(|warning| printer.warn(warning));
     summary.skipped = bad.len() as u64;
     if !bad.is_empty() && !skip_bad {
