@@ -59,7 +59,7 @@ fn dropped_repeated_and_trimmed_messages_are_counted_with_their_line() {
         ]
     );
     let template =
-        format!("{HEADERS}{{{{ m.content }}}}<|eot_id|>{{% endfor %}}{{{{ messages[0].content }}}}");
+        format!("{{{{ messages[0].content }}}}{HEADERS}{{{{ m.content }}}}<|eot_id|>{{% endfor %}}");
     assert_eq!(effects(&template, &[PLAIN]), [(TemplateEffect::Repeated, 1, 1)]);
 }
 
