@@ -1,9 +1,11 @@
-//! What computes: threads, instruction set, precision.
+//! What computes: device, threads, instruction set, precision.
 
+use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
 
 use clap::Args;
+use danlu_kernels::cuda::{self, Cuda, CudaError, CudaOptions};
 use danlu_kernels::{Backend, Cpu, CpuOptions, DType, Isa};
 
 use crate::diagnostic::{Diagnostic, Result};
@@ -17,15 +19,105 @@ pub struct ComputeArgs {
     /// Threads to compute with; results are the same for any number [default: one per core]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024), help_heading = "Machine")]
     pub threads: Option<u16>,
+    /// What computes: auto (the first NVIDIA GPU, where there is one), cpu, cuda, or cuda:N [default: auto]
+    #[arg(long, value_name = "DEVICE", value_parser = DeviceChoice::from_str, help_heading = "Machine")]
+    pub device: Option<DeviceChoice>,
+}
+
+/// The device that a user asks for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum DeviceChoice {
+    /// The first NVIDIA GPU, or the processor on a machine without one.
+    #[default]
+    Auto,
+    /// The processor.
+    Cpu,
+    /// The NVIDIA GPU of this number.
+    Cuda(usize),
+}
+
+impl FromStr for DeviceChoice {
+    type Err = String;
+
+    fn from_str(text: &str) -> std::result::Result<Self, String> {
+        let number = |text: &str| text.parse().map(Self::Cuda).ok();
+        let choice = match text {
+            "auto" => Some(Self::Auto),
+            "cpu" => Some(Self::Cpu),
+            "cuda" => Some(Self::Cuda(0)),
+            _ => text.strip_prefix("cuda:").and_then(number),
+        };
+        choice.ok_or_else(|| "expected auto, cpu, cuda or cuda:N".to_owned())
+    }
+}
+
+impl fmt::Display for DeviceChoice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Auto => f.write_str("auto"),
+            Self::Cpu => f.write_str("cpu"),
+            Self::Cuda(index) => write!(f, "cuda:{index}"),
+        }
+    }
+}
+
+impl DeviceChoice {
+    /// The number of the GPU that computes, or `None` for the processor.
+    ///
+    /// # Errors
+    /// If a GPU was asked for by name, or is there, and cannot be used.
+    pub fn gpu(self) -> Result<Option<usize>> {
+        match (self, cuda::device_count()) {
+            (Self::Cpu, _) | (Self::Auto, Err(CudaError::NoDriver) | Ok(0)) => Ok(None),
+            (Self::Auto, Ok(_)) => Ok(Some(0)),
+            (Self::Cuda(index), Ok(count)) if index < count => Ok(Some(index)),
+            (Self::Cuda(index), Ok(count)) => Err(unusable(&CudaError::NoDevice { index, count })),
+            (_, Err(error)) => Err(unusable(&error)),
+        }
+    }
+}
+
+fn unusable(error: &CudaError) -> Diagnostic {
+    Diagnostic::input(error.to_string()).with_hint(error.hint())
 }
 
 impl ComputeArgs {
-    /// The CPU back end with these threads, products in `dtype`.
+    /// The back end of the device, products in `dtype`.
     ///
     /// # Errors
-    /// If `DANLU_ISA` names no instruction set, or one this machine lacks.
+    /// If the device cannot be used, or `DANLU_ISA` names no instruction set, or one this machine lacks.
     pub fn backend(&self, dtype: DType) -> Result<Arc<dyn Backend>> {
-        Ok(Arc::new(Cpu::new(self.options(dtype)?)))
+        match self.cuda(dtype)? {
+            Some(cuda) => Ok(cuda),
+            None => Ok(Arc::new(Cpu::new(self.options(dtype)?))),
+        }
+    }
+
+    /// The GPU's back end, or `None` where the processor computes.
+    ///
+    /// # Errors
+    /// If the device cannot be used.
+    pub fn cuda(&self, dtype: DType) -> Result<Option<Arc<Cuda>>> {
+        let Some(device) = self.gpu()? else { return Ok(None) };
+        let cuda = Cuda::open(CudaOptions { device, dtype }).map_err(|error| unusable(&error))?;
+        Ok(Some(Arc::new(cuda)))
+    }
+
+    /// The number of the GPU that computes, or `None` for the processor.
+    ///
+    /// # Errors
+    /// As [`DeviceChoice::gpu`].
+    pub fn gpu(&self) -> Result<Option<usize>> {
+        self.device.unwrap_or_default().gpu()
+    }
+
+    /// The type asked for, or the device's own: bf16 on a GPU, f32 on the processor.
+    ///
+    /// # Errors
+    /// As [`DeviceChoice::gpu`].
+    pub fn dtype(&self, asked: Option<DType>) -> Result<DType> {
+        let of_device = || Ok(if self.gpu()?.is_some() { DType::Bf16 } else { DType::F32 });
+        asked.map_or_else(of_device, Ok)
     }
 
     /// Threads that compute.

@@ -67,9 +67,9 @@ pub struct CompareArgs {
     /// Go on although a base's tokenizer or template differs from its adapter's
     #[arg(long)]
     pub allow_template_mismatch: bool,
-    /// What products are computed in: f32 or bf16
-    #[arg(long, value_name = "TYPE", default_value = "f32", value_parser = products, help_heading = "Machine")]
-    pub dtype: DType,
+    /// What products are computed in: f32 or bf16 [default: bf16 on a GPU, f32 elsewhere]
+    #[arg(long, value_name = "TYPE", value_parser = products, help_heading = "Machine")]
+    pub dtype: Option<DType>,
     #[command(flatten)]
     pub quant: QuantArgs,
     #[command(flatten)]
@@ -150,7 +150,7 @@ fn load_both(
     files: [ModelFiles; 2],
     loader: &ModelLoader<'_>,
 ) -> Result<[LoadedModel; 2]> {
-    let backend = args.compute.backend(args.dtype)?;
+    let backend = args.compute.backend(args.compute.dtype(args.dtype)?)?;
     let (choice, threads) = (args.quant.choice()?, args.compute.threads());
     let [left, right] = files;
     let choose = |model| loader.run(|_, notices| choose_quantization(model, choice, notices));

@@ -4,6 +4,7 @@ use std::str::FromStr;
 use std::sync::Arc;
 
 use clap::Args;
+use danlu_kernels::cuda::Cuda;
 use danlu_kernels::{Backend, Isa, peak};
 use danlu_model::{Decoder, ModelConfig, Quantization, Weights};
 use danlu_train::Precision;
@@ -16,6 +17,10 @@ use crate::args::compute::isa_from_env;
 use crate::diagnostic::Result;
 use crate::printer::Printer;
 use crate::terminal_text;
+
+/// What an H200 sustains: bf16 products at its power limit, and reads of its memory.
+const H200_FLOPS: f64 = 680e12;
+const H200_BYTES: f64 = 4.3e12;
 
 /// What the products are computed in.
 #[derive(Args, Clone, Debug)]
@@ -33,6 +38,8 @@ pub struct MachineArgs {
 pub struct Machine {
     /// The back end.
     pub backend: Arc<dyn Backend>,
+    /// The same, where it is a GPU's.
+    cuda: Option<Arc<Cuda>>,
     /// What its products are computed in.
     pub precision: Precision,
     /// Threads.
@@ -51,12 +58,17 @@ impl MachineArgs {
     /// If `DANLU_ISA` cannot be followed.
     pub fn machine(&self) -> Result<Machine> {
         let isa = isa_from_env()?.unwrap_or_else(Isa::detect);
-        let default = if isa == Isa::Avx512Bf16 { Precision::Bf16 } else { Precision::F32 };
+        let multiplies_bf16 = self.compute.gpu()?.is_some() || isa == Isa::Avx512Bf16;
+        let default = if multiplies_bf16 { Precision::Bf16 } else { Precision::F32 };
         let precision = self.dtype.unwrap_or(default);
-        let backend = self.compute.backend(precision.into())?;
+        let cuda = self.compute.cuda(precision.into())?;
+        let backend = match &cuda {
+            Some(cuda) => Arc::clone(cuda) as Arc<dyn Backend>,
+            None => self.compute.backend(precision.into())?,
+        };
         let (threads, is_default) = (self.compute.threads(), self.dtype.is_none());
         let quantization = self.quant.quantization()?.flatten();
-        Ok(Machine { backend, precision, threads, isa, is_default, quantization })
+        Ok(Machine { backend, cuda, precision, threads, isa, is_default, quantization })
     }
 }
 
@@ -81,6 +93,7 @@ impl Machine {
     pub fn describe(&self, figures: &mut BenchOutput<'_>, printer: &Printer) {
         let why = match (self.is_default, self.precision) {
             (false, _) => String::new(),
+            _ if self.cuda.is_some() => String::new(),
             (true, Precision::Bf16) => printer
                 .pick("（默认：处理器能直接乘 bf16）", " (the default: this processor multiplies bf16)")
                 .to_owned(),
@@ -110,6 +123,9 @@ impl Machine {
 
     /// Measures the peak, and holds `flops` a second against it.
     pub fn compare_flops(&self, flops: f64, figures: &mut BenchOutput<'_>, printer: &Printer) {
+        if let Some(cuda) = &self.cuda {
+            return compare_gpu(cuda, flops, figures, printer);
+        }
         printer.live(printer.pick("测量本机峰值", "measuring this machine's peak"));
         let peak = peak::flops(self.isa, self.precision.into(), self.threads);
         printer.clear_live();
@@ -137,6 +153,9 @@ impl Machine {
     /// Measures the read bandwidth, in bytes a second. Other machines on the same host take their share of it, now
     /// more, now less: it is measured before and after what is held against it.
     pub fn read_bandwidth(&self, printer: &Printer) -> f64 {
+        if self.cuda.is_some() {
+            return H200_BYTES;
+        }
         printer.live(printer.pick("测量本机读带宽", "measuring this machine's read bandwidth"));
         let peak = peak::read_bandwidth(self.threads);
         printer.clear_live();
@@ -161,6 +180,31 @@ impl Machine {
         figures.measured("peak_read_gb_per_second", peak / 1e9);
         figures.measured("share_of_read_bandwidth", bytes / peak);
     }
+}
+
+/// Holds `flops` a second against an H200, and tells the device's memory and launches.
+fn compare_gpu(cuda: &Cuda, flops: f64, figures: &mut BenchOutput<'_>, printer: &Printer) {
+    let (rate, percent) = (output::rate(flops / 1e12), 100.0 * flops / H200_FLOPS);
+    let sustained = output::rate(H200_FLOPS / 1e12);
+    figures.result(
+        ("TFLOP/秒", "TFLOP/s"),
+        &printer.pick(
+            format!("{rate} · H200 持续可达 {sustained} 的 {percent:.1}%"),
+            format!("{rate} · {percent:.1}% of the {sustained} that an H200 sustains"),
+        ),
+    );
+    let (now, most) = cuda.allocated();
+    let (now, most) = (terminal_text::bytes(now), terminal_text::bytes(most));
+    figures.result(
+        ("显存", "GPU memory"),
+        &printer.pick(
+            format!("峰值 {most}，现有 {now}；{} 次启动", cuda.launches()),
+            format!("{most} allocated at most, {now} now; {} launches", cuda.launches()),
+        ),
+    );
+    figures.measured("tflop_per_second", flops / 1e12);
+    figures.set("gpu_peak_bytes", cuda.allocated().1);
+    figures.set("launches", cuda.launches());
 }
 
 /// The row of memory: the most this process held, and how much of it no file stands behind.

@@ -65,9 +65,9 @@ pub struct ChatArgs {
     /// Longest conversation, in tokens; older turns are left out [default: the model's, at most 8192]
     #[arg(long, value_name = "N", value_parser = at_least_one, help_heading = "Reply")]
     pub context: Option<usize>,
-    /// What products are computed in: f32 or bf16
-    #[arg(long, value_name = "TYPE", default_value = "f32", value_parser = products, help_heading = "Machine")]
-    pub dtype: DType,
+    /// What products are computed in: f32 or bf16 [default: bf16 on a GPU, f32 elsewhere]
+    #[arg(long, value_name = "TYPE", value_parser = products, help_heading = "Machine")]
+    pub dtype: Option<DType>,
     #[command(flatten)]
     pub quant: QuantArgs,
     #[command(flatten)]
@@ -84,7 +84,7 @@ pub fn run(args: &ChatArgs, printer: &Printer) -> Result<()> {
         return Err(diagnostic.with_hint("give it a text, or leave it out to talk"));
     }
     let started = Instant::now();
-    let backend = args.compute.backend(args.dtype)?;
+    let backend = args.compute.backend(args.compute.dtype(args.dtype)?)?;
     let loader = ModelLoader::new(printer);
     let files = loader.open(&args.path, args.base.as_deref())?;
     let choice = args.quant.choice()?;

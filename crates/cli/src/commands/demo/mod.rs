@@ -7,7 +7,6 @@ mod story;
 use std::path::{Path, PathBuf};
 
 use clap::{Args, ValueEnum};
-use danlu_kernels::DType;
 use danlu_train::{LrSchedulerType, TrainSettings};
 
 use crate::args::{ComputeArgs, SamplingArgs};
@@ -263,7 +262,7 @@ fn chatting(args: &DemoArgs, merged: &Path, question: &str) -> chat::ChatArgs {
         sampling: SamplingArgs { temperature: Some(0.0), ..SamplingArgs::default() },
         max_new_tokens: REPLY_TOKENS,
         context: None,
-        dtype: DType::F32,
+        dtype: None,
         compute: args.compute.clone(),
     }
 }

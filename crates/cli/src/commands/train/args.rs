@@ -144,7 +144,7 @@ pub struct SettingsArgs {
     pub seed: Option<u64>,
     #[command(flatten)]
     pub quant: QuantArgs,
-    /// What products with the base and in attention are computed in: f32 or bf16 [default: f32]
+    /// What products with the base and in attention are computed in: f32 or bf16 [default: bf16 on a GPU, f32 elsewhere]
     #[arg(long, value_name = "TYPE", value_parser = Precision::from_str, help_heading = "Training")]
     pub dtype: Option<Precision>,
 

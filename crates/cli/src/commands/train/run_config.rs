@@ -8,7 +8,7 @@ use danlu_data::{Columns, ReadOptions, Roles};
 use danlu_hub::{FetchScope, RepoName, parse_snapshot_path};
 use danlu_loader::{relative_path, with_full_commit};
 use danlu_model::{ModelConfig, Tokenizer};
-use danlu_train::TrainSettings;
+use danlu_train::{Precision, TrainSettings};
 
 use super::args::TrainArgs;
 use crate::args::ComputeArgs;
@@ -147,7 +147,10 @@ impl RunConfig {
             }
         };
 
-        let settings = args.settings.settings();
+        let mut settings = args.settings.settings();
+        if args.settings.dtype.is_none() && args.compute.gpu()?.is_some() {
+            settings.dtype = Precision::Bf16;
+        }
         check_settings(&settings, config.as_ref(), matches)?;
         let is_base = |folder: &Path| folder.join("config.json").is_file();
         let base = args.base.map(|path| found(config.as_ref(), is_own, "base", path, is_base)).transpose()?;
