@@ -35,8 +35,8 @@ pub struct Check {
     pub same_question: Vec<(RecordSource, RecordSource)>,
     /// Records whose text contains a special token, with that token. The token keeps its special effect.
     pub specials: Vec<(RecordSource, String)>,
-    /// Documents with an end-of-turn token inside: conversations that were rendered already. All of their tokens are
-    /// trained.
+    /// Documents with an end-of-turn token inside: conversations that were rendered already. All of their
+    /// tokens are trained.
     pub rendered: Vec<RecordSource>,
     /// What the chat template does to messages.
     pub template: Vec<TemplateFinding>,

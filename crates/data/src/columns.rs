@@ -1,5 +1,5 @@
-//! Record keys under other names: names that the user maps, and pairs that leave no doubt, such as `question` and
-//! `answer`.
+//! Record keys under other names: names that the user maps, and pairs that leave no doubt, such as `question`
+//! and `answer`.
 
 use std::{fmt, str::FromStr};
 
@@ -8,8 +8,8 @@ use crate::{Format, fields::Object, spelling::nearest};
 /// Keys of a message that `--columns` may rename, beside the keys of the formats.
 pub(crate) const MESSAGE_KEYS: [&str; 2] = ["role", "content"];
 
-/// Sets of keys that stand for a format's own: `(theirs, ours)`. A record must have all required ones; the optional
-/// ones, marked `false`, are renamed if present.
+/// Sets of keys that stand for a format's own: `(theirs, ours)`. A record must have all required ones; the
+/// optional ones, marked `false`, are renamed if present.
 const ALIASES: [&[(&str, &str, bool)]; 13] = [
     &[("question", "instruction", true), ("answer", "output", true)],
     &[("query", "instruction", true), ("response", "output", true)],

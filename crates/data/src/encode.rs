@@ -218,7 +218,8 @@ fn ends_a_turn(text: &str, tokenizer: &Tokenizer) -> bool {
     tokenizer.stop_ids().iter().filter_map(|id| tokenizer.token_str(*id)).any(|token| text.ends_with(&token))
 }
 
-/// Whether a document is a conversation that was rendered already: it has an end-of-turn token before its end.
+/// Whether a document is a conversation that was rendered already: it has an end-of-turn token before its
+/// end.
 pub fn is_rendered(text: &str, tokenizer: &Tokenizer) -> bool {
     let end = tokenizer.template().ok().and_then(|template| template.end_of_turn().map(str::to_owned));
     end.is_some_and(|end| text.trim_end().trim_end_matches(end.as_str()).contains(end.as_str()))

@@ -39,7 +39,8 @@ pub struct Dataset {
     pub bad: Vec<BadRecord>,
     /// Keys of good records that danlu does not read, in file order.
     pub unknown_keys: Vec<UnknownKey>,
-    /// Keys that were read under a format's names without being told so, such as `question` for `instruction`.
+    /// Keys that were read under a format's names without being told so, such as `question` for
+    /// `instruction`.
     pub aliases: Columns,
     /// Lists beside the one that was read, such as `test` beside `train`.
     pub unread_lists: Vec<String>,
@@ -70,8 +71,8 @@ pub struct DataFingerprint {
 /// `dataset_info.json` of LLaMA-Factory stands for the file that it names.
 ///
 /// # Errors
-/// If the file cannot be read, is empty, or has no known format. Bad records are not errors: [`Dataset::bad`] lists
-/// them.
+/// If the file cannot be read, is empty, or has no known format. Bad records are not errors: [`Dataset::bad`]
+/// lists them.
 pub fn read(file: &Path, options: &ReadOptions) -> Result<Dataset, DataError> {
     let named = dataset_info::resolve(file, options)?;
     let (file, options) = named.as_ref().map_or((file, options), |(file, options)| (file.as_path(), options));

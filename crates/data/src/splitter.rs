@@ -179,8 +179,8 @@ impl<R: BufRead> Splitter<R> {
         }
     }
 
-    /// Skips to the end of the object around the array and records the keys of other lists. Returns `false` if the
-    /// object has no end.
+    /// Skips to the end of the object around the array and records the keys of other lists. Returns `false`
+    /// if the object has no end.
     fn skip_wrapper(&mut self) -> io::Result<bool> {
         let mut nesting = JsonNesting::default();
         nesting.take(b'{');

@@ -19,8 +19,8 @@ const DELIMITERS: [u8; 3] = *b"\t,;";
 /// Keys that are enough for a table of one column.
 const SINGLE_COLUMNS: [&str; 3] = ["text", "messages", "conversations"];
 
-/// Returns the delimiter if the first line of `head` is a table's header. A header has two names or more, none of
-/// them with a sign of JSON; a single name must be that of a format's only key.
+/// Returns the delimiter if the first line of `head` is a table's header. A header has two names or more,
+/// none of them with a sign of JSON; a single name must be that of a format's only key.
 pub(crate) fn delimiter(head: &[u8]) -> Option<u8> {
     let head = head.strip_prefix(b"\xef\xbb\xbf").unwrap_or(head);
     let end = head.iter().position(|byte| matches!(byte, b'\n' | b'\r')).unwrap_or(head.len());
@@ -47,7 +47,8 @@ pub(crate) fn delimiter(head: &[u8]) -> Option<u8> {
     }
 }
 
-/// Reads rows that end in `\n`: csv's own handling of `\r\n` miscounts lines. [`without_return`] removes the `\r`.
+/// Reads rows that end in `\n`: csv's own handling of `\r\n` miscounts lines. [`without_return`] removes the
+/// `\r`.
 fn reader<R: Read>(input: R, delimiter: u8) -> csv::Reader<R> {
     let mut builder = ReaderBuilder::new();
     builder.delimiter(delimiter).terminator(Terminator::Any(b'\n')).has_headers(false).flexible(true);
@@ -84,7 +85,8 @@ pub(crate) struct Row {
 }
 
 impl<R: Read> Table<R> {
-    /// Reads the header. Names that are not UTF-8 are kept with replacement characters; the rows show the encoding.
+    /// Reads the header. Names that are not UTF-8 are kept with replacement characters; the rows show the
+    /// encoding.
     pub fn new(input: R, delimiter: u8) -> Result<Self, csv::Error> {
         let mut rows = reader(input, delimiter);
         let mut header = ByteRecord::new();

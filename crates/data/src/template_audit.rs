@@ -179,8 +179,8 @@ fn probe((index, part): (usize, &Trait)) -> Message {
     message
 }
 
-/// Renders a conversation of this shape with markers, and compares what comes out. Empty if the template rejects
-/// it.
+/// Renders a conversation of this shape with markers, and compares what comes out. Empty if the template
+/// rejects it.
 fn effects(shape: &[Trait], has_tools: bool, template: &ChatTemplate) -> Vec<TemplateEffect> {
     let messages: Vec<Message> = shape.iter().enumerate().map(probe).collect();
     let tool = json!({ "type": "function", "function": { "name": TOOL_MARKER.to_string(), "description": "", "parameters": {} } });

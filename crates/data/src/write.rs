@@ -9,8 +9,8 @@ use crate::{
     record::{BadRecord, Conversation, Mismatch, Record, RecordContent, RecordFault, TurnLoss},
 };
 
-/// Converts a record to a JSON object of `format`. Reading the object gives the same content; an answer in a prompt
-/// may come back as masked.
+/// Converts a record to a JSON object of `format`. Reading the object gives the same content; an answer in a
+/// prompt may come back as masked.
 ///
 /// # Errors
 /// If the format cannot express the record.
@@ -41,8 +41,8 @@ pub fn to_json(record: &Record, format: Format) -> Result<Object, Box<BadRecord>
     }
 }
 
-/// The format that expresses all of `records`: the most common one for their content. `None` if there are no records,
-/// or documents and conversations are mixed.
+/// The format that expresses all of `records`: the most common one for their content. `None` if there are no
+/// records, or documents and conversations are mixed.
 pub fn common_format(records: &[Record]) -> Option<Format> {
     let chats: Vec<&Conversation> = records
         .iter()
@@ -61,8 +61,8 @@ pub fn common_format(records: &[Record]) -> Option<Format> {
     }
 }
 
-/// The index from which all answers are trained and before which none is; 0 if all are. `None` if masks of single
-/// messages decide.
+/// The index from which all answers are trained and before which none is; 0 if all are. `None` if masks of
+/// single messages decide.
 fn first_answer(chat: &Conversation) -> Option<usize> {
     let is_answer = |index: &usize| chat.messages[*index].role == "assistant";
     let plain = |index: usize, loss: &TurnLoss| match (is_answer(&index), loss) {

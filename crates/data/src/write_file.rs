@@ -38,8 +38,8 @@ pub struct OutputKind {
 }
 
 impl OutputKind {
-    /// Recognises `.json`, `.jsonl`, `.csv`, `.tsv` and `.parquet`, each with `.gz` or `.zst` behind it. `None` for
-    /// other names.
+    /// Recognises `.json`, `.jsonl`, `.csv`, `.tsv` and `.parquet`, each with `.gz` or `.zst` behind it.
+    /// `None` for other names.
     pub fn of(file: &Path) -> Option<Self> {
         let name = file.file_name()?.to_str()?.to_lowercase();
         let (name, compression) = match name.rsplit_once('.')? {

@@ -10,8 +10,8 @@ use crate::printer::Printer;
 /// Largest template file that is read.
 const MAX_TEMPLATE_BYTES: u64 = 1 << 20;
 
-/// The tokenizer with the template that `choice` names: a known form, or a file. Warns if the form uses tokens that
-/// the tokenizer lacks.
+/// The tokenizer with the template that `choice` names: a known form, or a file. Warns if the form uses
+/// tokens that the tokenizer lacks.
 ///
 /// # Errors
 /// If `choice` is neither a known form nor a file, or the template is not valid.

@@ -66,7 +66,8 @@ fn flag(value: &Value, key: &str) -> Result<bool, Mismatch> {
     }
 }
 
-/// Reads axolotl's `train_detail`: parts with `begin_offset`, an inclusive `end_offset` and `train`, in characters.
+/// Reads axolotl's `train_detail`: parts with `begin_offset`, an inclusive `end_offset` and `train`, in
+/// characters.
 fn parts_of(parts: &[Value], content: &str, key: &str) -> Result<TurnLoss, Mismatch> {
     let starts: Vec<usize> = content.char_indices().map(|(at, _)| at).chain([content.len()]).collect();
     let mut trained: Vec<Range<usize>> = Vec::new();

@@ -1,4 +1,5 @@
-//! Turns of a conversation, under OpenAI's keys (`role`, `content`), ShareGPT's (`from`, `value`) or the user's.
+//! Turns of a conversation, under OpenAI's keys (`role`, `content`), ShareGPT's (`from`, `value`) or the
+//! user's.
 
 use danlu_model::Message;
 use serde_json::Value;
@@ -42,8 +43,8 @@ impl<'a> TurnReader<'a> {
         Self { options, unknown_keys: Vec::new() }
     }
 
-    /// Adds the turns under `key` to `chat`. Answers carry a loss unless a message or the record masks them; with
-    /// `context`, none does.
+    /// Adds the turns under `key` to `chat`. Answers carry a loss unless a message or the record masks them;
+    /// with `context`, none does.
     pub fn add(
         &mut self,
         chat: &mut Conversation,
