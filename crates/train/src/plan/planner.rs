@@ -1,0 +1,293 @@
+//! Chooses the memory strategy that fits a limit, and adds up the predicted peak.
+
+use std::cell::OnceCell;
+use std::fmt;
+
+use danlu_kernels::CpuOptions;
+use danlu_model::ModelConfig;
+use serde::{Deserialize, Serialize};
+
+use super::dry_run::{DryRun, DryRunUsage, ReplySize};
+use super::recompute_ladder::{LayerPolicies, MemoryStrategy};
+use super::weights::WeightBytes;
+use super::worst_steps::{RecordSize, WorstSteps};
+use crate::{TrainError, TrainSettings};
+
+/// Shortest `max_length` that a hint suggests.
+const MIN_SUGGESTED_LENGTH: usize = 16;
+
+/// Everything that the memory of a run depends on.
+#[derive(Clone, Debug)]
+pub struct PlanInput<'a> {
+    /// The base.
+    pub config: ModelConfig,
+    /// The run.
+    pub settings: TrainSettings,
+    /// The options of the back end.
+    pub cpu: CpuOptions,
+    /// Training records. If empty, every record has the longest allowed length.
+    pub records: Vec<RecordSize<'a>>,
+    /// Records to evaluate on.
+    pub held_out: Vec<RecordSize<'a>>,
+    /// The size of the replies after the last step.
+    pub reply: ReplySize,
+    /// Whether checkpoints are written.
+    pub checkpoints: bool,
+    /// The weights that a run reads, see [`weight_bytes`](super::weight_bytes).
+    pub weights: WeightBytes,
+    /// The memory before the run.
+    pub baseline: BaselineMemory,
+}
+
+/// Memory of the process before it opens a base, in bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BaselineMemory {
+    /// The program, its stacks, and code that is paged in later.
+    pub program: u64,
+    /// The tokenizer.
+    pub tokenizer: u64,
+    /// Encoded records, and the heap left after encoding.
+    pub data: u64,
+    /// The peak so far, for example while the tokenizer was read.
+    pub peak: u64,
+    /// The largest file copied into every checkpoint, see
+    /// [`TokenIdentity::largest_file`](danlu_adapter::TokenIdentity::largest_file).
+    pub copied: u64,
+}
+
+/// The predicted peak of a run in bytes. The parts add up to `total`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct MemoryPlan {
+    /// Weights of the base.
+    pub weights: u64,
+    /// The part of them quantized in memory. The rest are pages of files, which the system can evict.
+    pub resident: u64,
+    /// The adapter's parameters.
+    pub adapter: u64,
+    /// AdamW's two moments.
+    pub optimizer: u64,
+    /// The adapter's gradient.
+    pub gradients: u64,
+    /// Activations and their gradients.
+    pub activations: u64,
+    /// Working memory of the kernels.
+    pub scratch: ScratchBytes,
+    /// Temporary memory of writing a checkpoint and of the replies.
+    pub transient: u64,
+    /// The tokenizer.
+    pub tokenizer: u64,
+    /// Encoded records.
+    pub data: u64,
+    /// The program.
+    pub program: u64,
+    /// The predicted peak.
+    pub total: u64,
+    /// The number of layers with each activation policy.
+    pub layers: LayerPolicies,
+    /// Whether small micro-batches are fused, which is faster and gives the same bits.
+    pub fuse_micro_batches: bool,
+    /// Tokens of the largest pass, with a shared prefix counted once.
+    pub tokens: u64,
+    /// Tokens of the largest pass that shares a prefix, with every token counted.
+    #[serde(default)]
+    pub sharing_tokens: u64,
+    /// Most trained tokens of a pass.
+    pub trained_tokens: u64,
+    /// Work of the heaviest step, multiplications and additions.
+    pub step_flops: u64,
+}
+
+/// Smaller settings with which a run fits; displayed as flags.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SuggestedLimits {
+    /// Records of a micro-batch, if it has to be smaller.
+    pub batch: Option<usize>,
+    /// Tokens of the longest record, if it has to be shorter.
+    pub length: Option<usize>,
+}
+
+impl fmt::Display for SuggestedLimits {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let batch = self.batch.map(|batch| format!("--per-device-train-batch-size {batch}"));
+        let length = self.length.map(|length| format!("--max-length {length}"));
+        let flags: Vec<String> = batch.into_iter().chain(length).collect();
+        f.write_str(&flags.join(" "))
+    }
+}
+
+/// Working memory of the kernels, in bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ScratchBytes {
+    /// Packed operands of products with the base.
+    pub products: u64,
+    /// The adapter's products.
+    pub low_rank: u64,
+    /// Tiles of attention.
+    pub attention: u64,
+    /// Rows, logits and gradients of the loss head.
+    pub head: u64,
+    /// Angles of the rotary embedding.
+    pub rope: u64,
+}
+
+impl ScratchBytes {
+    /// The sum.
+    pub fn total(&self) -> u64 {
+        self.products + self.low_rank + self.attention + self.head + self.rope
+    }
+}
+
+impl MemoryPlan {
+    /// Plans a run with the fastest memory strategy that fits the `limit`.
+    ///
+    /// Without a limit no layer recomputes, and small micro-batches are fused.
+    ///
+    /// # Errors
+    /// If a setting is out of range, or no memory strategy fits.
+    /// The error then suggests the largest batch, or the longest records, that fit.
+    pub fn new(input: &PlanInput<'_>, limit: Option<u64>) -> Result<Self, TrainError> {
+        input.settings.validate()?;
+        let ladder = MemoryStrategy::ladder(input.config.num_hidden_layers);
+        let (first, least) = (ladder[0], ladder[ladder.len() - 1]);
+        let mut planner = Planner::new(input, &input.settings)?;
+        let everything = planner.plan(first)?;
+        let Some(limit) = limit else { return Ok(everything) };
+        if everything.total <= limit {
+            return Ok(everything);
+        }
+        let smallest = planner.plan(least)?;
+        if smallest.total > limit {
+            let fits = largest_that_fits(input, limit)?;
+            return Err(TrainError::Memory { needed: smallest.total, limit, fits });
+        }
+        // Binary search for the first strategy that fits.
+        let (mut too_large, mut fits, mut plan) = (0, ladder.len() - 1, smallest);
+        while fits - too_large > 1 {
+            let middle = (too_large + fits) / 2;
+            let tried = planner.plan(ladder[middle])?;
+            if tried.total <= limit {
+                (fits, plan) = (middle, tried);
+            } else {
+                too_large = middle;
+            }
+        }
+        Ok(plan)
+    }
+}
+
+/// Plans one run with several memory strategies.
+struct Planner<'a> {
+    input: &'a PlanInput<'a>,
+    settings: &'a TrainSettings,
+    dry_run: DryRun,
+    records: Vec<RecordSize<'a>>,
+    held_out: Vec<RecordSize<'a>>,
+    /// The worst steps without and with fused micro-batches, computed on first use.
+    worst_steps: [OnceCell<WorstSteps<'a>>; 2],
+}
+
+impl<'a> Planner<'a> {
+    fn new(input: &'a PlanInput<'a>, settings: &'a TrainSettings) -> Result<Self, TrainError> {
+        let cut = |records: &[RecordSize<'a>]| -> Vec<RecordSize<'a>> {
+            records.iter().map(|record| record.cut(settings.max_length)).collect()
+        };
+        let mut records = cut(&input.records);
+        if records.is_empty() {
+            let longest = settings.max_length;
+            let full = RecordSize { tokens: longest, trained: longest, prefix: &[] }.cut(longest);
+            let count =
+                settings.per_device_train_batch_size.saturating_mul(settings.gradient_accumulation_steps);
+            records = vec![full; count.min(1 << 20)];
+        }
+        let dry_run = DryRun::new(&input.config, settings, input.cpu)?;
+        let (held_out, worst_steps) = (cut(&input.held_out), Default::default());
+        Ok(Self { input, settings, dry_run, records, held_out, worst_steps })
+    }
+
+    fn plan(&mut self, strategy: MemoryStrategy) -> Result<MemoryPlan, TrainError> {
+        let PlanInput { weights, baseline, reply, checkpoints, .. } = *self.input;
+        let MemoryStrategy { layers, fuse_micro_batches } = strategy;
+        let worst = self.worst_steps[usize::from(fuse_micro_batches)]
+            .get_or_init(|| WorstSteps::of(&self.records, &self.held_out, self.settings, fuse_micro_batches));
+        let usage = self.dry_run.run(layers.policies(), fuse_micro_batches, worst, reply)?;
+        let DryRunUsage { norms, adapter, optimizer, gradients, saving, trained, replies, step_flops } =
+            usage;
+        let scratch = ScratchBytes {
+            products: trained.scratch.products,
+            low_rank: trained.scratch.low_rank,
+            attention: trained.scratch.attention,
+            head: trained.scratch.head,
+            rope: trained.scratch.rope,
+        };
+        let activations = trained.peak - scratch.total() - norms - adapter - optimizer - gradients;
+        let BaselineMemory { program, tokenizer, data, peak, copied } = baseline;
+        let transient = replies.max(if checkpoints { saving.max(copied) } else { 0 });
+        let sum = weights.total() + trained.peak + transient + program + tokenizer + data;
+        // While the base is loaded, its source and its copy are in memory.
+        let loading = weights.resident + weights.loading + norms + program + tokenizer + data;
+        let peak = peak.max(if weights.resident > 0 { loading } else { 0 });
+        Ok(MemoryPlan {
+            weights: weights.total(),
+            resident: weights.resident,
+            adapter,
+            optimizer,
+            gradients,
+            activations,
+            scratch,
+            // For a small base, reading the tokenizer or quantizing may be the peak.
+            transient: transient + peak.saturating_sub(sum),
+            tokenizer,
+            data,
+            program: program + norms,
+            total: sum.max(peak),
+            layers,
+            fuse_micro_batches,
+            tokens: worst.rows as u64,
+            sharing_tokens: worst.keys as u64,
+            trained_tokens: worst.labels as u64,
+            step_flops,
+        })
+    }
+}
+
+/// The largest batch that fits, or the longest records with a batch of one.
+fn largest_that_fits(input: &PlanInput<'_>, limit: u64) -> Result<Option<SuggestedLimits>, TrainError> {
+    let least = |settings: &TrainSettings| {
+        let ladder = MemoryStrategy::ladder(input.config.num_hidden_layers);
+        let plan = Planner::new(input, settings)?.plan(ladder[ladder.len() - 1])?;
+        Ok::<_, TrainError>(plan.total <= limit)
+    };
+    let asked = input.settings.per_device_train_batch_size;
+    let batch = |size| TrainSettings { per_device_train_batch_size: size, ..input.settings.clone() };
+    if let Some(size) = largest(1, asked, |size| least(&batch(size)))? {
+        return Ok(Some(SuggestedLimits { batch: Some(size), length: None }));
+    }
+    let most = input.settings.max_length;
+    let cut = |max_length| TrainSettings { max_length, ..batch(1) };
+    let length = largest(MIN_SUGGESTED_LENGTH.min(most), most, |length| least(&cut(length)))?;
+    Ok(length.map(|length| SuggestedLimits { batch: (asked != 1).then_some(1), length: Some(length) }))
+}
+
+/// The largest value of `from .. to` that fits. If a value fits, all smaller ones fit.
+fn largest(
+    from: usize,
+    to: usize,
+    fits: impl Fn(usize) -> Result<bool, TrainError>,
+) -> Result<Option<usize>, TrainError> {
+    let (mut low, mut high) = (from, to);
+    if low >= high || !fits(low)? {
+        return Ok(None);
+    }
+    while high - low > 1 {
+        let middle = low + (high - low) / 2;
+        if fits(middle)? {
+            low = middle;
+        } else {
+            high = middle;
+        }
+    }
+    Ok(Some(low))
+}
+
+#[cfg(test)]
+mod tests;
