@@ -107,7 +107,7 @@ fn an_adapter_of_16_bits_is_merged_into_its_original_and_4_bits_are_told() {
     let scene = Scene::new();
     scene.ok(&format!("train --base base --output wide {FLAGS}"));
     scene.ok("quantize base --output base-nf4");
-    let warning = "warning: wide was trained on a base in 16 bits or more, and `base-nf4` is in nf4";
+    let warning = "warning: wide was trained on a base in 16 bits or more, but `base-nf4` is in nf4";
     let ran = scene.ok("chat wide --base base-nf4 --prompt 你好 --max-new-tokens 2");
     assert!(ran.err.contains(warning), "{}", ran.err);
 
