@@ -303,7 +303,7 @@ fn what_is_no_model_is_told_apart() {
         "error: `out` is an adapter, expected a base model\n\nhint: name the folder of the model that it was trained on\n",
     );
     let hub = "error: cannot reach 127.0.0.1:9: Connection refused\n\n\
-               hint: check the network, and `HF_ENDPOINT` where it is set; in China a mirror: \
+               hint: check the network, and `HF_ENDPOINT` if it is set; in China a mirror: \
                HF_ENDPOINT=https://hf-mirror.com; \
                there is no folder `meta-llama/Llama-3.2-1B` here\n";
     scene.refuses("chat meta-llama/Llama-3.2-1B --prompt hi", hub);
