@@ -103,7 +103,7 @@ fn a_run_under_a_hard_limit_just_above_its_forecast_completes() {
     // The planner knows of such a limit: it keeps less, or says so.
     let less = run(total * 7 / 10, "less");
     assert!(less.code == 0 && less.err.contains("recompute from their input"), "{}", less.err);
-    let none = run(total / 4, "none");
+    let none = run(total / 3, "none");
     assert_eq!(none.code, 1, "{}", none.err);
     assert!(none.err.contains("the limit of the address space leaves") && none.err.contains("ulimit -v"));
     assert!(!scene.path("none").exists());
