@@ -5,6 +5,9 @@ use std::io::Write;
 /// Replaces Rust's message and ends the process, whichever thread it was.
 pub fn install() {
     std::panic::set_hook(Box::new(|info| {
+        if danlu_data::is_decoding_parquet() {
+            return;
+        }
         let payload = info.payload();
         let text = payload.downcast_ref::<&str>().map(|text| (*text).to_owned());
         let text =

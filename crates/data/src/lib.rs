@@ -70,6 +70,7 @@ pub use encoding::Encoding;
 pub use error::DataError;
 pub use format::Format;
 pub use options::ReadOptions;
+pub use parquet_file::is_decoding_parquet;
 pub use preview::{PreviewToken, preview, visible};
 pub use read::{DataFingerprint, Dataset, read, read_from};
 pub use record::{BadRecord, Conversation, Record, RecordContent, RecordFault, RecordSource, TurnLoss};

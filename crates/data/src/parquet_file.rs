@@ -1,12 +1,37 @@
 //! Parquet: rows to JSON objects.
 
-use std::io;
+use std::{
+    cell::Cell,
+    io,
+    panic::{AssertUnwindSafe, catch_unwind},
+};
 
 use bytes::Bytes;
 use parquet::{errors::ParquetError, file::reader::SerializedFileReader, record::reader::RowIter};
 use serde_json::Value;
 
 use crate::fields::Object;
+
+thread_local! {
+    static DECODING: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Whether this thread runs the Parquet decoder, whose panics over damaged files become errors. A panic hook should
+/// print nothing then.
+pub fn is_decoding_parquet() -> bool {
+    DECODING.get()
+}
+
+/// Runs the decoder, and turns a panic into an error.
+fn guarded<T>(decode: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
+    DECODING.set(true);
+    let result = catch_unwind(AssertUnwindSafe(decode));
+    DECODING.set(false);
+    result.unwrap_or_else(|_| {
+        let message = "it is no valid Parquet file: its values do not fit their encoding";
+        Err(io::Error::new(io::ErrorKind::InvalidData, message))
+    })
+}
 
 /// The rows of a Parquet file.
 pub(crate) struct Rows {
@@ -16,20 +41,50 @@ pub(crate) struct Rows {
 impl Rows {
     /// Opens a file whose bytes are in memory: its index stands at its end.
     pub fn new(bytes: Vec<u8>) -> io::Result<Self> {
-        let reader = SerializedFileReader::new(Bytes::from(bytes)).map_err(invalid)?;
-        Ok(Self { rows: RowIter::from_file_into(Box::new(reader)) })
+        guarded(|| {
+            let reader = SerializedFileReader::new(Bytes::from(bytes)).map_err(invalid)?;
+            Ok(Self { rows: RowIter::from_file_into(Box::new(reader)) })
+        })
     }
 
     /// Returns the next row as an object, or `None` at the end.
     pub fn next_row(&mut self) -> io::Result<Option<Object>> {
-        let Some(row) = self.rows.next() else { return Ok(None) };
-        match row.map_err(invalid)?.to_json_value() {
-            Value::Object(object) => Ok(Some(object)),
-            other => Err(io::Error::new(io::ErrorKind::InvalidData, format!("a row is {other}"))),
-        }
+        guarded(|| {
+            let Some(row) = self.rows.next() else { return Ok(None) };
+            match row.map_err(invalid)?.to_json_value() {
+                Value::Object(object) => Ok(Some(object)),
+                other => Err(io::Error::new(io::ErrorKind::InvalidData, format!("a row is {other}"))),
+            }
+        })
     }
 }
 
 fn invalid(error: ParquetError) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, format!("it is no valid Parquet file: {error}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::OutputKind;
+
+    #[test]
+    fn a_damaged_file_is_an_error_and_no_panic() {
+        let record = serde_json::from_str(r#"{"prompt": "a", "completion": "b"}"#).unwrap();
+        let sound = OutputKind::of(Path::new("a.parquet")).unwrap().bytes(&[record]).unwrap();
+        let mut faults = 0;
+        for at in 4..sound.len() - 8 {
+            let mut damaged = sound.clone();
+            damaged[at] ^= 0x55;
+            let rows = Rows::new(damaged).and_then(|mut rows| {
+                while rows.next_row()?.is_some() {}
+                Ok(())
+            });
+            faults += usize::from(rows.is_err());
+        }
+        assert!(faults > sound.len() / 8, "{faults} of {}", sound.len());
+        assert!(!is_decoding_parquet());
+    }
 }
