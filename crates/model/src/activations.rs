@@ -79,21 +79,41 @@ pub(crate) type Mids = [GrowBuffer; Projection::ALL.len()];
 /// The strictest policy that still keeps a buffer.
 type KeptUnder = ActivationPolicy;
 
+/// Buffers of one shape that one operation reads or writes together.
+struct BufferGroup<'a> {
+    buffers: Vec<&'a mut GrowBuffer>,
+    /// Elements of a row of each.
+    widths: Vec<usize>,
+    element: Element,
+    kept_under: KeptUnder,
+}
+
+impl<'a> BufferGroup<'a> {
+    fn one(buffer: &'a mut GrowBuffer, width: usize, element: Element, kept_under: KeptUnder) -> Self {
+        Self { buffers: vec![buffer], widths: vec![width], element, kept_under }
+    }
+}
+
 impl LayerActivations {
-    /// Every buffer but `mid`: the elements it has a row, their kind, and how long it is kept.
-    fn slots(&mut self, config: &ModelConfig) -> [(&mut GrowBuffer, usize, Element, KeptUnder); 8] {
+    /// Every buffer but `mid`.
+    fn groups(&mut self, config: &ModelConfig) -> Vec<BufferGroup<'_>> {
         use ActivationPolicy::*;
+        use Element::{Activation, Exact, Residual};
         let (c, heads) = (config.hidden_size, config.num_attention_heads);
         let (q, kv) = (heads * config.head_dim, config.num_key_value_heads * config.head_dim);
-        [
-            (&mut self.inp, c, Element::Residual, Recompute),
-            (&mut self.norm1, c, Element::Activation, KeepAll),
-            (&mut self.rstd1, 1, Element::Exact, KeepSome),
-            (&mut self.q, q, Element::Activation, KeepSome),
-            (&mut self.k, kv, Element::Activation, KeepSome),
-            (&mut self.v, kv, Element::Activation, KeepSome),
-            (&mut self.attn, q, Element::Activation, KeepSome),
-            (&mut self.lse, heads, Element::Exact, KeepSome),
+        let qkv = BufferGroup {
+            buffers: vec![&mut self.q, &mut self.k, &mut self.v],
+            widths: vec![q, kv, kv],
+            element: Activation,
+            kept_under: KeepSome,
+        };
+        vec![
+            BufferGroup::one(&mut self.inp, c, Residual, Recompute),
+            BufferGroup::one(&mut self.norm1, c, Activation, KeepAll),
+            BufferGroup::one(&mut self.rstd1, 1, Exact, KeepSome),
+            qkv,
+            BufferGroup::one(&mut self.attn, q, Activation, KeepSome),
+            BufferGroup::one(&mut self.lse, heads, Exact, KeepSome),
         ]
     }
 
@@ -107,14 +127,14 @@ impl LayerActivations {
         policy: ActivationPolicy,
         shared: bool,
     ) {
-        let reserve = |(slot, width, element, kept_under): (&mut GrowBuffer, usize, Element, KeptUnder),
-                       rows: usize| {
-            if (policy <= kept_under) != shared {
-                slot.reserve(backend, rows * width, element);
+        let reserve = |mut group: BufferGroup<'_>, rows: usize| {
+            if (policy <= group.kept_under) != shared {
+                let BufferGroup { buffers, widths, element, .. } = &mut group;
+                GrowBuffer::reserve_group(buffers, backend, rows, widths, *element);
             }
         };
-        self.slots(config).into_iter().for_each(|slot| reserve(slot, n));
-        self.mlp.slots(config).into_iter().for_each(|slot| reserve(slot, m));
+        self.groups(config).into_iter().for_each(|group| reserve(group, n));
+        self.mlp.groups(config).into_iter().for_each(|group| reserve(group, m));
     }
 
     /// Exchanges what `policy` does not keep with the buffers that all layers share.
@@ -138,17 +158,23 @@ impl LayerActivations {
 }
 
 impl MlpActivations {
-    /// As [`LayerActivations::slots`].
-    fn slots(&mut self, config: &ModelConfig) -> [(&mut GrowBuffer, usize, Element, KeptUnder); 6] {
+    /// As [`LayerActivations::groups`].
+    fn groups(&mut self, config: &ModelConfig) -> Vec<BufferGroup<'_>> {
         use ActivationPolicy::*;
+        use Element::{Activation, Exact, Residual};
         let (c, ff) = (config.hidden_size, config.intermediate_size);
-        [
-            (&mut self.res, c, Element::Residual, KeepSome),
-            (&mut self.norm2, c, Element::Activation, KeepAll),
-            (&mut self.rstd2, 1, Element::Exact, KeepSome),
-            (&mut self.gate, ff, Element::Activation, KeepSome),
-            (&mut self.up, ff, Element::Activation, KeepSome),
-            (&mut self.act, ff, Element::Activation, KeepAll),
+        let gate_up = BufferGroup {
+            buffers: vec![&mut self.gate, &mut self.up],
+            widths: vec![ff, ff],
+            element: Activation,
+            kept_under: KeepSome,
+        };
+        vec![
+            BufferGroup::one(&mut self.res, c, Residual, KeepSome),
+            BufferGroup::one(&mut self.norm2, c, Activation, KeepAll),
+            BufferGroup::one(&mut self.rstd2, 1, Exact, KeepSome),
+            gate_up,
+            BufferGroup::one(&mut self.act, ff, Activation, KeepAll),
         ]
     }
 }

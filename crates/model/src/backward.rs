@@ -41,7 +41,7 @@ impl Decoder {
     ) -> Result<Vec<f32>, ModelError> {
         let labels = batch.trained_tokens();
         let mut losses = mem::take(&mut work.losses);
-        losses.reserve(&*self.backend, labels, Element::Exact);
+        losses.reserve(&*self.backend, labels, 1, Element::Exact);
         let into = StepBuffers { grads, losses: losses.get_mut(), first: 0 };
         let added = self.add_gradients(work, batch, lora, &vec![dloss; labels], into);
         work.losses = losses;

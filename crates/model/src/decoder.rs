@@ -166,7 +166,7 @@ impl Decoder {
         let (be, labels) = (&*self.backend, batch.trained_tokens());
         let mut pass = ForwardPass::over(batch, lora_rows(lora, batch.rows())).with_head(&batch.label_rows);
         work.reserve(&self.config, be, batch.rows(), 1, labels);
-        work.losses.reserve(be, labels, Element::Exact);
+        work.losses.reserve(be, labels, 1, Element::Exact);
         pass.upload(be, mem::take(&mut work.indices), &batch.ids, &batch.targets);
         self.blocks(work, &pass, false, None);
         self.head_norm(work, labels);
@@ -322,7 +322,7 @@ impl Decoder {
         let Some(rows) = pass.keys else { return own.map(GrowBuffer::get) };
         let width = self.config.num_key_value_heads * self.config.head_dim;
         for (copy, own) in copies.iter_mut().zip(own) {
-            copy.reserve(&*self.backend, rows.len() * width, Element::Activation);
+            copy.reserve(&*self.backend, rows.len(), width, Element::Activation);
             self.backend.gather_rows(copy.get_mut(), own.get(), &pass.indices.keys, width);
         }
         copies.each_ref().map(GrowBuffer::get)
@@ -406,7 +406,7 @@ impl Decoder {
             mid.get_disjoint_mut(group.map(Projection::index)).expect("projections of one group differ");
         for (i, mid) in mid.iter_mut().enumerate() {
             let ranks = lora.iter().filter_map(|segment| segment.pairs[i].map(|pair| pair.lora.rank));
-            mid.reserve(be, rows.n * ranks.max().unwrap_or(0), Element::Activation);
+            mid.reserve(be, rows.n, ranks.max().unwrap_or(0), Element::Activation);
         }
         let weights = group.map(|projection| self.layers[layer].projection(projection));
         let group = ProjectGroup { weights: &weights, lora: &lora };
@@ -427,7 +427,7 @@ impl Decoder {
         self.head_norm(work, n);
         let be = &*self.backend;
         let mut logits = vec![0.0; n * self.config.vocab_size];
-        work.logits.reserve(be, logits.len(), Element::Exact);
+        work.logits.reserve(be, n, self.config.vocab_size, Element::Exact);
         be.linear_forward(work.logits.get_mut(), work.head_norm.get(), &self.lm_head, n);
         be.read(&mut logits, work.logits.get(), 0)?;
         Ok(logits)

@@ -70,11 +70,27 @@ pub(crate) struct Gradients {
 pub(crate) struct GrowBuffer(Option<Buffer>);
 
 impl GrowBuffer {
-    /// Grows to at least `len` elements; the contents are then unspecified.
-    pub fn reserve(&mut self, backend: &dyn Backend, len: usize, element: Element) {
-        if self.0.as_ref().is_none_or(|buffer| buffer.len() < len) {
-            self.0 = None;
-            self.0 = Some(backend.alloc(len, element));
+    /// Grows to at least `rows` rows of `width`; the contents are then unspecified.
+    pub fn reserve(&mut self, backend: &dyn Backend, rows: usize, width: usize, element: Element) {
+        Self::reserve_group(&mut [self], backend, rows, &[width], element);
+    }
+
+    /// As [`GrowBuffer::reserve`], for buffers that one operation reads or writes together.
+    pub fn reserve_group(
+        group: &mut [&mut Self],
+        backend: &dyn Backend,
+        rows: usize,
+        widths: &[usize],
+        element: Element,
+    ) {
+        let is_short = |(slot, width): (&&mut Self, &usize)| {
+            slot.0.as_ref().is_none_or(|buffer| buffer.len() < rows * width)
+        };
+        if group.iter().zip(widths).any(is_short) {
+            group.iter_mut().for_each(|slot| slot.0 = None);
+            for (slot, buffer) in group.iter_mut().zip(backend.alloc_rows(rows, widths, element)) {
+                slot.0 = Some(buffer);
+            }
         }
     }
 
@@ -153,11 +169,11 @@ impl Workspace {
             self.shared.reserve(config, backend, rows, policy, true);
         }
         let heads = config.num_attention_heads * config.head_dim;
-        self.hidden.reserve(backend, rows_behind(layers - 1) * c, Element::Residual);
-        self.head_attn.reserve(backend, head_rows * heads, Element::Activation);
-        self.head_inp.reserve(backend, head_rows * c, Element::Residual);
-        self.head_norm.reserve(backend, head_rows * c, Element::Activation);
-        self.head_rstd.reserve(backend, head_rows, Element::Exact);
+        self.hidden.reserve(backend, rows_behind(layers - 1), c, Element::Residual);
+        self.head_attn.reserve(backend, head_rows, heads, Element::Activation);
+        self.head_inp.reserve(backend, head_rows, c, Element::Residual);
+        self.head_norm.reserve(backend, head_rows, c, Element::Activation);
+        self.head_rstd.reserve(backend, head_rows, 1, Element::Exact);
     }
 
     /// Makes room for `keys` copied keys and their gradients, where there are any.
@@ -168,7 +184,7 @@ impl Workspace {
         let PrefixKv { kv, dkv } = &mut self.prefix_kv;
         for slot in kv.iter_mut().chain(dkv) {
             let width = config.num_key_value_heads * config.head_dim;
-            slot.reserve(backend, keys * width, Element::Activation);
+            slot.reserve(backend, keys, width, Element::Activation);
         }
     }
 
@@ -184,18 +200,16 @@ impl Workspace {
         let (q, kv) =
             (config.num_attention_heads * config.head_dim, config.num_key_value_heads * config.head_dim);
         let grads = &mut self.grads;
-        grads.hidden.reserve(backend, n * c, Element::Residual);
-        grads.norm.reserve(backend, n * c, Element::Activation);
-        grads.head.reserve(backend, head_rows * c, Element::Residual);
-        for slot in [&mut grads.q, &mut grads.attn] {
-            slot.reserve(backend, n * q, Element::Activation);
-        }
-        for slot in [&mut grads.k, &mut grads.v] {
-            slot.reserve(backend, n * kv, Element::Activation);
-        }
-        for slot in [&mut grads.gate, &mut grads.up, &mut grads.act] {
-            slot.reserve(backend, n * config.intermediate_size, Element::Activation);
-        }
-        self.dloss.reserve(backend, head_rows, Element::Exact);
+        let ff = config.intermediate_size;
+        grads.hidden.reserve(backend, n, c, Element::Residual);
+        grads.norm.reserve(backend, n, c, Element::Activation);
+        grads.head.reserve(backend, head_rows, c, Element::Residual);
+        let qkv = &mut [&mut grads.q, &mut grads.k, &mut grads.v];
+        GrowBuffer::reserve_group(qkv, backend, n, &[q, kv, kv], Element::Activation);
+        grads.attn.reserve(backend, n, q, Element::Activation);
+        let gate_up = &mut [&mut grads.gate, &mut grads.up];
+        GrowBuffer::reserve_group(gate_up, backend, n, &[ff, ff], Element::Activation);
+        grads.act.reserve(backend, n, ff, Element::Activation);
+        self.dloss.reserve(backend, head_rows, 1, Element::Exact);
     }
 }
