@@ -69,4 +69,4 @@ pub use operands::{
     RmsnormSaved, Segment, Store,
 };
 pub use reference::Reference;
-pub use trace::{Footprint, ScratchBytes, Trace};
+pub use trace::{Footprint, ScratchBytes, ScratchPool, Trace, TraceTarget, TracedOp};

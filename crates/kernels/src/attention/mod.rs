@@ -7,8 +7,7 @@ mod tiled;
 #[cfg(test)]
 pub(crate) use tiled::scratch_bytes;
 pub(crate) use tiled::{
-    OperandFormat, Task, backward_len, backward_task, backward_tasks, forward_len, forward_task,
-    forward_tasks,
+    OperandFormat, backward_len, backward_task, backward_tasks, forward_len, forward_task, forward_tasks,
 };
 
 use crate::math::dot_f64;

@@ -41,15 +41,16 @@ impl ScratchBytes {
 
 /// One grow-only piece of a back end's working memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum ScratchPool {
-    /// `A`, `B` of each thread, and the words of a few rows.
+pub enum ScratchPool {
+    /// Packed `A`, packed `B` of each thread, packed rows of a skinny product; a device numbers its own, up to 3.
     Products(usize),
-    /// In the order of `cpu::lora::Sizes`, the shared ones first.
+    /// Low-rank products, up to 7.
     LowRank(usize),
     /// The tiles of all threads.
     Attention,
-    /// What all threads share, and what each has.
+    /// Memory that all threads share, and memory of each.
     Head(usize),
+    /// Angles of the rotary embedding.
     Rope,
 }
 

@@ -1,37 +1,105 @@
-//! The back end that computes nothing: it books the bytes that [`Cpu`](crate::Cpu) would hold, and the work it
-//! would do, while the very same code runs over it.
+//! The back end that computes nothing: it records the bytes that another back end would use, and the work it would do,
+//! while the very same code runs over it.
 
+mod cpu;
 mod ledger;
 #[cfg(test)]
 mod tests;
 
+use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
 
-pub use self::ledger::{Footprint, ScratchBytes};
-use self::ledger::{Ledger, ScratchPool};
-use crate::cpu::head_loss::HeadLoss;
-use crate::cpu::lora::{LowRank, Sizes};
-use crate::cpu::pool::Scratch;
-use crate::cpu::{CpuOptions, describe};
-use crate::gemm::{Gemm, SkinnyGemm};
+use self::ledger::Ledger;
+pub use self::ledger::{Footprint, ScratchBytes, ScratchPool};
 use crate::lora::LoraDims;
-use crate::rope::RopeTable;
 use crate::{
     AdamW, AttentionDims, AttentionGrads, AttentionOperands, AttentionSaved, Backend, BackendError, Buffer,
-    DType, Element, HeadGrads, HeadOperands, Indices, Isa, LoraGrads, LoraPair, Matrix, RmsnormSaved,
-    Scalars, Segment, Store, attention,
+    CpuOptions, DType, Element, HeadGrads, HeadOperands, Indices, LoraGrads, LoraPair, Matrix, RmsnormSaved,
+    Scalars, Segment, Store,
 };
 
-/// Ledger what a [`Cpu`](crate::Cpu) of the same options would use. Whatever is read from it is zero.
+/// The back end that a [`Trace`] stands for.
+pub trait TraceTarget: fmt::Debug + Send + Sync {
+    /// Its name.
+    fn name(&self) -> String;
+
+    /// As [`Backend::row_invariant_from`].
+    fn row_invariant_from(&self) -> usize;
+
+    /// The type it stores elements in.
+    fn dtype(&self, element: Element) -> DType;
+
+    /// Bytes of a row of buffers that are allocated together.
+    fn row_bytes(&self, widths: &[usize], element: Element) -> u64 {
+        (widths.iter().sum::<usize>() * self.dtype(element).size()) as u64
+    }
+
+    /// Reports the working memory that an operation needs, pool by pool. Pools only grow.
+    fn scratch(&self, op: TracedOp<'_>, grow: &mut dyn FnMut(ScratchPool, u64));
+}
+
+/// An operation with working memory.
+#[derive(Clone, Copy, Debug)]
+pub enum TracedOp<'a> {
+    /// A product with a frozen weight, `(n, d_in) x (d_in, d_out)` forward.
+    Linear {
+        /// Rows.
+        n: usize,
+        /// `OUT`.
+        d_out: usize,
+        /// `IN`.
+        d_in: usize,
+        /// Whether it is the gradient of the input.
+        backward: bool,
+    },
+    /// A low-rank pair.
+    Lora {
+        /// Rows.
+        rows: usize,
+        /// The pair.
+        dims: LoraDims,
+        /// Whether its input is dropped.
+        dropout: bool,
+        /// Whether it is the backward.
+        backward: bool,
+    },
+    /// Attention.
+    Attention {
+        /// Which rows see which keys.
+        segments: &'a [Segment],
+        /// The heads.
+        dims: AttentionDims,
+        /// Whether it is the backward.
+        backward: bool,
+    },
+    /// The loss head.
+    Head {
+        /// Rows with a label.
+        n: usize,
+        /// `V`.
+        v: usize,
+        /// `C`.
+        c: usize,
+        /// Whether the gradient of the input is computed.
+        gradient: bool,
+    },
+    /// The rotary embedding.
+    Rope {
+        /// Rows.
+        n: usize,
+        /// `HS / 2`.
+        frequencies: usize,
+    },
+}
+
+/// Records what another back end would use. Values read from it are zero.
 ///
-/// Working memory comes from the functions by which `Cpu` sizes its own; every thread is taken to have met the
-/// largest task.
+/// The target computes working memory by the functions that size its own. Every thread is taken to have met the largest
+/// task.
 #[derive(Debug)]
 pub struct Trace {
-    isa: Isa,
-    threads: usize,
-    bf16: bool,
+    target: Box<dyn TraceTarget>,
     ledger: Ledger,
 }
 
@@ -39,11 +107,14 @@ impl Trace {
     /// A trace of a [`Cpu`](crate::Cpu) with these options.
     ///
     /// # Panics
-    /// If `options.isa` is not supported by this machine, see [`Isa::is_supported`].
+    /// If `options.isa` is not supported by this machine, see [`Isa::is_supported`](crate::Isa::is_supported).
     pub fn new(options: CpuOptions) -> Self {
-        let (isa, threads, bf16) = options.resolve();
-        assert!(isa.is_supported(), "this machine does not run {isa}");
-        Self { isa, threads, bf16, ledger: Ledger::default() }
+        Self::of(Box::new(cpu::CpuTarget::new(options)))
+    }
+
+    /// A trace of `target`.
+    pub fn of(target: Box<dyn TraceTarget>) -> Self {
+        Self { target, ledger: Ledger::default() }
     }
 
     /// Bytes and work so far.
@@ -51,7 +122,7 @@ impl Trace {
         self.ledger.footprint()
     }
 
-    /// Forgets peak, working memory and work; buffers that are alive stay booked.
+    /// Forgets peak, working memory and work; buffers that are alive stay in the ledger.
     pub fn restart(&self) {
         self.ledger.restart();
     }
@@ -61,63 +132,56 @@ impl Trace {
         Matrix::opaque(Arc::new(()), rows, cols)
     }
 
-    /// The working memory of one product with the base, and its work.
-    fn product(&self, m: usize, n: usize, k: usize) {
-        let gemm = Gemm::new(self.isa, self.bf16, self.threads);
-        let [a, b] = gemm.scratch(self.threads, m, n, k);
-        self.ledger.grow(ScratchPool::Products(0), Scratch::bytes(a));
-        self.ledger.grow(ScratchPool::Products(1), self.threads as u64 * Scratch::bytes(b));
-        self.ledger.add_flops(2 * (m * n) as u64 * k as u64);
+    fn scratch(&self, op: TracedOp<'_>) {
+        self.target.scratch(op, &mut |pool, bytes| self.ledger.grow(pool, bytes));
     }
 
-    fn low_rank(&self, Sizes { shared, own }: Sizes) {
-        for (i, len) in shared.into_iter().enumerate() {
-            self.ledger.grow(ScratchPool::LowRank(i), Scratch::bytes(len));
-        }
-        for (i, len) in own.into_iter().enumerate() {
-            self.ledger
-                .grow(ScratchPool::LowRank(shared.len() + i), self.threads as u64 * Scratch::bytes(len));
-        }
+    /// Working memory and work of a product with a frozen weight.
+    fn product(&self, n: usize, w: &Matrix, backward: bool) {
+        self.scratch(TracedOp::Linear { n, d_out: w.rows(), d_in: w.cols(), backward });
+        self.ledger.add_flops(2 * (n * w.rows()) as u64 * w.cols() as u64);
     }
 
-    /// Each thread's tiles of the largest task, and the work of `products` products over the keys that each query sees.
-    fn attention(
-        &self,
-        tasks: &[attention::Task],
-        len: fn(attention::OperandFormat, &attention::Task, AttentionDims) -> usize,
-        segments: &[Segment],
-        dims: AttentionDims,
-        products: u64,
-    ) {
-        let format = attention::OperandFormat::new(self.isa, self.bf16);
-        let largest = tasks.iter().map(|task| len(format, task, dims)).max().unwrap_or(0);
-        self.ledger.grow(ScratchPool::Attention, self.threads as u64 * Scratch::bytes(largest));
+    /// Working memory of attention, and the work of `products` products over the keys that each query sees.
+    fn attention(&self, segments: &[Segment], dims: AttentionDims, backward: bool) {
+        self.scratch(TracedOp::Attention { segments, dims, backward });
         let seen = |s: &Segment| {
             let (q, past) = (s.q_len as u64, (s.kv_len - s.q_len) as u64);
             q * past + q * (q + 1) / 2
         };
-        let pairs: u64 = segments.iter().map(seen).sum();
+        let (pairs, products) = (segments.iter().map(seen).sum::<u64>(), if backward { 5 } else { 2 });
         self.ledger.add_flops(2 * products * pairs * (dims.heads * dims.head_dim) as u64);
     }
 }
 
-/// Panics where a buffer is shorter than `Cpu` would need it: a plan of a wrong shape is worth nothing.
+/// Panics where a buffer is too short: a plan of a wrong shape is worth nothing.
 fn check(buffer: &Buffer, len: usize) {
     assert!(buffer.len() >= len, "a buffer of {} elements where {len} are needed", buffer.len());
 }
 
 impl Backend for Trace {
     fn name(&self) -> String {
-        format!("trace of {}", describe(self.isa, self.threads, self.bf16))
+        format!("trace of {}", self.target.name())
     }
 
     fn row_invariant_from(&self) -> usize {
-        SkinnyGemm::MAX_ROWS + 1
+        self.target.row_invariant_from()
     }
 
-    fn alloc(&self, len: usize, _element: Element) -> Buffer {
-        let dtype = DType::F32;
+    fn alloc(&self, len: usize, element: Element) -> Buffer {
+        let dtype = self.target.dtype(element);
         Buffer::opaque(Box::new(self.ledger.alloc((dtype.size() * len) as u64)), len, dtype)
+    }
+
+    fn alloc_rows(&self, rows: usize, widths: &[usize], element: Element) -> Vec<Buffer> {
+        let dtype = self.target.dtype(element);
+        // The first buffer stands for the allocation that all of them share.
+        let mut bytes = rows as u64 * self.target.row_bytes(widths, element);
+        let buffer = |width: &usize| {
+            let allocation = self.ledger.alloc(std::mem::take(&mut bytes));
+            Buffer::opaque(Box::new(allocation), rows * width, dtype)
+        };
+        widths.iter().map(buffer).collect()
     }
 
     fn write(&self, dst: &mut Buffer, offset: usize, src: &[f32]) {
@@ -206,18 +270,13 @@ impl Backend for Trace {
     fn linear_forward(&self, out: &mut Buffer, inp: &Buffer, w: &Matrix, n: usize) {
         check(out, n * w.rows());
         check(inp, n * w.cols());
-        if n <= SkinnyGemm::MAX_ROWS {
-            let words = SkinnyGemm::new(self.isa, self.bf16).scratch(n, w.cols());
-            self.ledger.grow(ScratchPool::Products(2), Scratch::bytes(words));
-            return self.ledger.add_flops(2 * (n * w.rows()) as u64 * w.cols() as u64);
-        }
-        self.product(n, w.rows(), w.cols());
+        self.product(n, w, false);
     }
 
     fn linear_backward(&self, dinp: &mut Buffer, _store: Store, dout: &Buffer, w: &Matrix, n: usize) {
         check(dinp, n * w.cols());
         check(dout, n * w.rows());
-        self.product(n, w.cols(), w.rows());
+        self.product(n, w, true);
     }
 
     fn lora_forward(
@@ -232,8 +291,8 @@ impl Backend for Trace {
         check(out, rows.end * lora.d_out);
         check(mid, rows.end * lora.rank);
         check(inp, rows.end * lora.d_in);
-        let low_rank = LowRank::new(self.isa, 0);
-        self.low_rank(low_rank.forward_sizes(rows.len(), LoraDims::of(&lora), dropout.is_some()));
+        let (dims, dropout) = (LoraDims::of(&lora), dropout.is_some());
+        self.scratch(TracedOp::Lora { rows: rows.len(), dims, dropout, backward: false });
         self.ledger.add_flops(2 * (rows.len() * lora.rank * (lora.d_in + lora.d_out)) as u64);
     }
 
@@ -254,8 +313,8 @@ impl Backend for Trace {
         check(dout, rows.end * lora.d_out);
         check(inp, rows.end * lora.d_in);
         check(mid, rows.end * lora.rank);
-        let low_rank = LowRank::new(self.isa, 0);
-        self.low_rank(low_rank.backward_sizes(rows.len(), LoraDims::of(&lora), dropout.is_some()));
+        let (dims, dropout) = (LoraDims::of(&lora), dropout.is_some());
+        self.scratch(TracedOp::Lora { rows: rows.len(), dims, dropout, backward: true });
         let products = 2 * lora.d_out + if wanted { 2 } else { 1 } * lora.d_in;
         self.ledger.add_flops(2 * (rows.len() * lora.rank * products) as u64);
     }
@@ -271,7 +330,7 @@ impl Backend for Trace {
         let n = positions.len();
         check(q, n * dims.heads * dims.head_dim);
         check(k, n * dims.kv_heads * dims.head_dim);
-        self.ledger.grow(ScratchPool::Rope, RopeTable::bytes(inv_freq.len(), n));
+        self.scratch(TracedOp::Rope { n, frequencies: inv_freq.len() });
         self.ledger.add_flops(3 * (n * (dims.heads + dims.kv_heads) * dims.head_dim) as u64);
     }
 
@@ -295,8 +354,7 @@ impl Backend for Trace {
             check(k, (s.kv_start + s.kv_len) * dims.kv_heads * dims.head_dim);
             check(v, (s.kv_start + s.kv_len) * dims.kv_heads * dims.head_dim);
         }
-        let tasks = attention::forward_tasks(segments.values(), dims);
-        self.attention(&tasks, attention::forward_len, segments.values(), dims, 2);
+        self.attention(segments.values(), dims, false);
     }
 
     fn attention_backward(
@@ -312,8 +370,7 @@ impl Backend for Trace {
             check(grads.dk, (s.kv_start + s.kv_len) * dims.kv_heads * dims.head_dim);
             check(grads.dv, (s.kv_start + s.kv_len) * dims.kv_heads * dims.head_dim);
         }
-        let tasks = attention::backward_tasks(segments.values(), dims);
-        self.attention(&tasks, attention::backward_len, segments.values(), dims, 5);
+        self.attention(segments.values(), dims, true);
     }
 
     fn swiglu_forward(&self, out: &mut Buffer, gate: &Buffer, up: &Buffer, len: usize) {
@@ -353,9 +410,7 @@ impl Backend for Trace {
             check(grads.dinp, n * c);
             check(grads.dloss, n);
         }
-        let scratch = HeadLoss::new(self.isa, self.bf16, 0).scratch(self.threads, n, (v, c), gradient);
-        self.ledger.grow(ScratchPool::Head(0), Scratch::bytes(scratch[0]));
-        self.ledger.grow(ScratchPool::Head(1), self.threads as u64 * Scratch::bytes(scratch[1]));
+        self.scratch(TracedOp::Head { n, v, c, gradient });
         let products = if gradient { 2 } else { 1 };
         self.ledger.add_flops((n * v) as u64 * (2 * products * c as u64 + 5));
     }

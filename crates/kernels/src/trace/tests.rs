@@ -1,5 +1,5 @@
 use super::*;
-use crate::{Cpu, DType, Dropout, LoraRef, Segments};
+use crate::{Cpu, DType, Dropout, Isa, LoraRef, Segments, attention};
 
 fn options(threads: usize) -> CpuOptions {
     CpuOptions { threads: Some(threads), ..CpuOptions::default() }

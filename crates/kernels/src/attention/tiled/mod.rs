@@ -17,7 +17,7 @@ pub(crate) use forward::{forward_len, forward_task};
 pub(crate) use operand_format::OperandFormat;
 #[cfg(test)]
 pub(crate) use scratch::scratch_bytes;
-pub(crate) use task::{Task, backward_tasks, forward_tasks};
+pub(crate) use task::{backward_tasks, forward_tasks};
 
 /// Keys of a panel.
 const KEYS: usize = 64;

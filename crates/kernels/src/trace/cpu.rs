@@ -1,0 +1,103 @@
+//! What [`Cpu`](crate::Cpu) needs, from the functions by which it sizes its own working memory.
+
+use super::{ScratchPool, TraceTarget, TracedOp};
+use crate::cpu::head_loss::HeadLoss;
+use crate::cpu::lora::{LowRank, Sizes};
+use crate::cpu::pool::Scratch;
+use crate::cpu::{CpuOptions, describe};
+use crate::gemm::{Gemm, SkinnyGemm};
+use crate::rope::RopeTable;
+use crate::{AttentionDims, DType, Element, Isa, Segment, attention};
+
+/// A [`Cpu`](crate::Cpu) that is not there.
+#[derive(Debug)]
+pub(super) struct CpuTarget {
+    isa: Isa,
+    threads: usize,
+    bf16: bool,
+}
+
+impl CpuTarget {
+    /// # Panics
+    /// If `options.isa` is not supported by this machine.
+    pub fn new(options: CpuOptions) -> Self {
+        let (isa, threads, bf16) = options.resolve();
+        assert!(isa.is_supported(), "this machine does not run {isa}");
+        Self { isa, threads, bf16 }
+    }
+
+    /// Bytes of `words` for each thread.
+    fn of_threads(&self, words: usize) -> u64 {
+        self.threads as u64 * Scratch::bytes(words)
+    }
+
+    /// Each thread's tiles of the largest task, in elements.
+    fn attention(&self, segments: &[Segment], dims: AttentionDims, backward: bool) -> usize {
+        let format = attention::OperandFormat::new(self.isa, self.bf16);
+        let lens: Vec<usize> = if backward {
+            let tasks = attention::backward_tasks(segments, dims);
+            tasks.iter().map(|task| attention::backward_len(format, task, dims)).collect()
+        } else {
+            let tasks = attention::forward_tasks(segments, dims);
+            tasks.iter().map(|task| attention::forward_len(format, task, dims)).collect()
+        };
+        lens.into_iter().max().unwrap_or(0)
+    }
+}
+
+impl TraceTarget for CpuTarget {
+    fn name(&self) -> String {
+        describe(self.isa, self.threads, self.bf16)
+    }
+
+    fn row_invariant_from(&self) -> usize {
+        SkinnyGemm::MAX_ROWS + 1
+    }
+
+    fn dtype(&self, _element: Element) -> DType {
+        DType::F32
+    }
+
+    fn scratch(&self, op: TracedOp<'_>, grow: &mut dyn FnMut(ScratchPool, u64)) {
+        match op {
+            TracedOp::Linear { n, d_in, backward: false, .. } if n <= SkinnyGemm::MAX_ROWS => {
+                let words = SkinnyGemm::new(self.isa, self.bf16).scratch(n, d_in);
+                grow(ScratchPool::Products(2), Scratch::bytes(words));
+            }
+            TracedOp::Linear { n, d_out, d_in, backward } => {
+                let (cols, k) = if backward { (d_in, d_out) } else { (d_out, d_in) };
+                let gemm = Gemm::new(self.isa, self.bf16, self.threads);
+                let [a, b] = gemm.scratch(self.threads, n, cols, k);
+                grow(ScratchPool::Products(0), Scratch::bytes(a));
+                grow(ScratchPool::Products(1), self.of_threads(b));
+            }
+            TracedOp::Lora { rows, dims, dropout, backward } => {
+                let low_rank = LowRank::new(self.isa, 0);
+                let Sizes { shared, own } = if backward {
+                    low_rank.backward_sizes(rows, dims, dropout)
+                } else {
+                    low_rank.forward_sizes(rows, dims, dropout)
+                };
+                for (i, words) in shared.into_iter().enumerate() {
+                    grow(ScratchPool::LowRank(i), Scratch::bytes(words));
+                }
+                for (i, words) in own.into_iter().enumerate() {
+                    grow(ScratchPool::LowRank(shared.len() + i), self.of_threads(words));
+                }
+            }
+            TracedOp::Attention { segments, dims, backward } => {
+                let words = self.attention(segments, dims, backward);
+                grow(ScratchPool::Attention, self.of_threads(words));
+            }
+            TracedOp::Head { n, v, c, gradient } => {
+                let head = HeadLoss::new(self.isa, self.bf16, 0);
+                let [shared, own] = head.scratch(self.threads, n, (v, c), gradient);
+                grow(ScratchPool::Head(0), Scratch::bytes(shared));
+                grow(ScratchPool::Head(1), self.of_threads(own));
+            }
+            TracedOp::Rope { n, frequencies } => {
+                grow(ScratchPool::Rope, RopeTable::bytes(frequencies, n));
+            }
+        }
+    }
+}
