@@ -246,3 +246,34 @@ fn a_name_of_the_hub_is_told_that_data_is_read_from_files() {
         "error: cannot read `me/palace.json`: it does not exist\n\nhint: check the path for a typing mistake\n",
     );
 }
+
+#[test]
+fn convert_writes_any_form_as_any_other() {
+    let scene = scene();
+    scene.write("table.csv", "question,answer\n\"a, b\",c\nd,\"e\nf\"\n");
+    let ran = scene.ok("data convert table.csv --output a.parquet");
+    assert_eq!(
+        ran.err,
+        "warning: table.csv: `question` → `instruction`, `answer` → `output` (--columns changes it)\n\
+         a.parquet: 2 records, messages\n"
+    );
+    scene.ok("data convert a.parquet --to alpaca --output b.tsv.gz");
+    let shown = |file: &str| {
+        let ran = scene.ok(&format!("data preview {file} --base base"));
+        ran.out.lines().filter(|line| !line.contains("record")).collect::<Vec<_>>().join("\n")
+    };
+    assert_eq!(shown("b.tsv.gz"), shown("table.csv"));
+    let again = scene.run("data convert a.parquet --output b.tsv.gz");
+    assert_eq!(again.code, 1);
+    assert!(again.err.contains("cannot write `b.tsv.gz`: it exists already"), "{}", again.err);
+}
+
+#[test]
+fn a_named_template_is_the_one_of_the_adapter_too() {
+    let scene = scene();
+    let preview = scene.ok("data preview four.jsonl -n 1 --base base --chat-template alpaca");
+    assert!(preview.out.contains("### Response:↵\n⟦臣妾给皇上请安。"), "{}", preview.out);
+    scene.ok("train --base base --data four.jsonl --output out --max-steps 1 --chat-template alpaca");
+    let template = String::from_utf8(scene.read("out/chat_template.jinja")).unwrap();
+    assert!(template.contains("### Instruction:"));
+}

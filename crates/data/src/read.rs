@@ -39,7 +39,7 @@ pub struct Dataset {
     pub bad: Vec<BadRecord>,
     /// Keys of good records that danlu does not read, in file order.
     pub unknown_keys: Vec<UnknownKey>,
-    /// Keys that were read under a format's names without being told so, such as `question` for
+    /// Keys read under a format's names because of their plain meaning, such as `question` for
     /// `instruction`.
     pub aliases: Columns,
     /// Lists beside the one that was read, such as `test` beside `train`.

@@ -1,4 +1,4 @@
-//! What `check` tells of a file.
+//! The report of `check`.
 
 use std::path::Path;
 
@@ -48,7 +48,7 @@ fn each_record_is_counted_where_it_belongs() {
 }
 
 #[test]
-fn a_special_token_in_the_text_is_told() {
+fn a_special_token_in_the_text_is_reported() {
     let found = checked(
         "{\"prompt\": \"a\", \"completion\": \"b<|eot_id|>c\"}\n{\"prompt\": \"<|eot\", \"completion\": \"d\"}\n",
         64,

@@ -1,4 +1,4 @@
-//! What a chat template does to records, and what of it is told.
+//! Effects of a chat template on records, and their report.
 
 use std::path::Path;
 
@@ -46,7 +46,7 @@ fn a_faithful_template_has_no_findings() {
 }
 
 #[test]
-fn dropped_repeated_and_trimmed_messages_are_counted_with_their_line() {
+fn dropped_repeated_and_trimmed_messages_are_counted() {
     let template = format!(
         "{HEADERS}{{% if m.role != 'system' %}}{{{{ m.content.split('</think>')[-1] | trim }}}}{{% endif %}}<|eot_id|>{{% endfor %}}"
     );
@@ -93,7 +93,7 @@ fn eos_follows_each_answer_where_the_template_ends_none() {
 }
 
 #[test]
-fn a_rendered_conversation_in_a_document_is_told_and_left_as_it_is() {
+fn a_rendered_document_is_reported_and_stays_unchanged() {
     let template = format!("{HEADERS}{{{{ m.content }}}}<|eot_id|>{{% endfor %}}");
     let rendered = r#"{"text": "<|begin_of_text|>user a<|eot_id|>assistant b<|eot_id|>\n"}"#;
     let plain = r#"{"text": "snow fell"}"#;
