@@ -28,7 +28,7 @@ pub enum RecordContent {
 pub struct Conversation {
     /// An optional `system` first, then the turns.
     pub messages: Vec<Message>,
-    /// What of each message carries a loss.
+    /// For each message, which part is trained on.
     pub loss: Vec<TurnLoss>,
     /// The tools that the template describes to the model.
     pub tools: Vec<Value>,

@@ -1,4 +1,4 @@
-//! Records to ids and marks, with real tokenizers and templates.
+//! Encodes records to token ids and loss masks, with real tokenizers and templates.
 
 use std::path::{Path, PathBuf};
 

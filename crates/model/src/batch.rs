@@ -44,7 +44,7 @@ pub struct Batch {
     pub keys: Vec<u32>,
     /// Rows whose next token is trained, ascending.
     pub label_rows: Vec<u32>,
-    /// The token each of `label_rows` is to predict.
+    /// For each of `label_rows`, the token to predict.
     pub targets: Vec<u32>,
 }
 

@@ -46,7 +46,7 @@ fn logits_in_parts_equal_those_of_all_rows() {
         let all = decoder.logits(&mut work, &batch, Some(&adapter)).unwrap();
         let states = decoder.hidden_states(&mut work, &batch, Some(&adapter)).unwrap();
         let parts = [0..4, 4..5, 5..11].map(|rows| decoder.logits_of(&mut work, &states, rows).unwrap());
-        // Fewer rows may be summed in another order.
+        // With fewer rows, a product may sum in another order, so results differ by rounding.
         assert!(common::relative_to_max(&parts.concat(), &all) < 1e-6, "{}", decoder.backend().name());
     }
 }

@@ -1,4 +1,4 @@
-//! Models in 4 bits: written, read back, and refused when a part of one cannot be.
+//! 4-bit models are written and read back; a model with an unreadable part is refused.
 
 use std::collections::BTreeMap;
 use std::fs;

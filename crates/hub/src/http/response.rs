@@ -61,7 +61,7 @@ impl Response {
         let (mut reader, mut piece) = (self.body.as_reader(), vec![0; CHUNK_BYTES]);
         let mut bytes = Vec::new();
         loop {
-            // A server that sends one byte now and then never stalls.
+            // A server that trickles single bytes never hits the stall timeout.
             if Instant::now() > self.end {
                 return Err(Unread::Late(self.time));
             }

@@ -18,7 +18,7 @@ use crate::evaluation::replies::{self, Question};
 use crate::printer::Printer;
 use crate::terminal_text;
 
-/// Bad records named in the terminal; the rest goes to a file.
+/// At most this many bad records are listed in the terminal; the rest goes to a file.
 const MAX_LISTED: usize = 10;
 
 /// Name of the file in the output folder that lists the records left out.

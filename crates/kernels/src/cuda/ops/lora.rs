@@ -30,7 +30,7 @@ const GRAD_COLUMNS: usize = 128;
 const MIN_CHUNK: usize = 128;
 const MAX_CHUNKS: usize = 16;
 
-/// A matrix of the pair, by rank and column.
+/// LoRA's A or B in device memory, with the strides of its rank and of its other dimension.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default)]
 struct Factor {

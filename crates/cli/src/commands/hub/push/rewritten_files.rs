@@ -71,7 +71,7 @@ pub fn files(
     let readme = match card {
         Some(mut card) => {
             card.repository = Some(name.id().to_owned());
-            // A pull request is for the main branch.
+            // A pull request targets `main`, so the card names no branch.
             let branch = Some(name.revision()).filter(|branch| *branch != "main" && !args.create_pr);
             card.revision = branch.map(str::to_owned);
             if let Some(id) = &base_id {
