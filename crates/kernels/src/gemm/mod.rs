@@ -313,101 +313,144 @@ impl Gemm {
 
     /// Rows `row .. row + m` of a product: packs `A` once for all threads, then each takes columns of `B`.
     fn row_block(&self, pool: &Pool, p: &Product<'_>, c: SendPtr, (row, m): (usize, usize)) {
-        let Kernels { lanes, nr, pair, pack, tiles, .. } = *self.kernels;
-        let width = nr;
         let blocking = self.blocking(pool.threads(), m, p.n, p.k);
-        let Blocking { blocks, block_steps, panels, a_panel, col_tasks, .. } = blocking;
-        let [a_words, b_words] = blocking.words();
-
         // Where columns are few, rows are shared out too.
         let wanted = 3 * pool.threads();
-        let row_tasks = if pool.threads() == 1 { 1 } else { wanted.div_ceil(col_tasks).min(panels) };
-        let k_of = |block: usize| {
-            let k = block * block_steps * pair;
-            (k, (block_steps * pair).min(p.k - k))
-        };
-
-        let cols_of = |task: usize| {
-            let (panel, panels) = part(p.n.div_ceil(width), col_tasks, task / row_tasks);
-            (panel * width, (p.n - panel * width).min(panels * width))
-        };
-
+        let row_tasks =
+            if pool.threads() == 1 { 1 } else { wanted.div_ceil(blocking.col_tasks).min(blocking.panels) };
+        let [a_words, _] = blocking.words();
         let mut packed_a = lock(&self.packed_a);
-        for first in (0..blocks).step_by(MAX_PACKED_BLOCKS) {
-            let count = (blocks - first).min(MAX_PACKED_BLOCKS);
+        for first in (0..blocking.blocks).step_by(MAX_PACKED_BLOCKS) {
+            let count = (blocking.blocks - first).min(MAX_PACKED_BLOCKS);
             let packed = SendPtr(packed_a.at_least(a_words).as_mut_ptr());
-            pool.run(panels, |panel, worker| {
-                let (first_row, rows) = part(m, panels, panel);
-                // What this thread will likely pack first, a part with each of its panels.
-                let (col, n) = cols_of(worker.min(col_tasks * row_tasks - 1));
-                let (k, k_len) = k_of(first);
-                let turns = panels.div_ceil(pool.threads());
-                let mut prefetch = p.b.prefetch(col, n, k, k_len).part(panel / pool.threads(), turns);
-                for block in 0..count {
-                    let dst = packed.at((block * panels + panel) * a_panel);
-                    let prefetch = std::mem::replace(&mut prefetch, Prefetch::NONE);
-                    let of_a = (row + first_row, rows);
-                    let job = PackJob {
-                        prefetch,
-                        ..PackJob::new(dst, lanes, p.a, of_a, k_of(first + block), self.round)
-                    };
-                    // SAFETY: `select` checked the instruction set, `product` the view; every panel of every
-                    // block has its own `a_panel` words.
-                    unsafe { pack(&job) };
-                }
+            let Kernels { nr, pair, .. } = *self.kernels;
+            let block =
+                RowBlock { p, c, row, m, blocking: &blocking, row_tasks, first, count, packed, nr, pair };
+            pool.run(blocking.panels, |panel, worker| {
+                self.pack_a(&block, panel, (worker, pool.threads()));
             });
-            pool.run(col_tasks * row_tasks, |task, worker| {
-                let (col, n) = cols_of(task);
-                // Whole panels of the same cut as above, so that they are found where they were packed.
-                let (panel, my_panels) = part(panels, row_tasks, task % row_tasks);
-                let (my_row, _) = part(m, panels, panel);
-                let last = part(m, panels, panel + my_panels - 1);
-                let mut packed_b = lock(&self.packed_b[worker]);
-                let b_panel = block_steps * width;
-                let packed_b = packed_b.at_least(b_words).as_mut_ptr();
-                for block in 0..count {
-                    let (k, k_len) = k_of(first + block);
-                    let job = PackJob {
-                        panel: b_panel,
-                        ..PackJob::new(packed_b, width, p.b, (col, n), (k, k_len), self.round)
-                    };
-                    // SAFETY: `packed_b` has a panel for every `width` of the largest task's columns; the rest as
-                    // above.
-                    unsafe { pack(&job) };
-                    // The next to be packed here: the threads take tasks in turn, so far as they are equally fast.
-                    let likely = task + pool.threads();
-                    let prefetch = if block + 1 < count {
-                        let (k, k_len) = k_of(first + block + 1);
-                        p.b.prefetch(col, n, k, k_len)
-                    } else if likely < col_tasks * row_tasks {
-                        let (col, n) = cols_of(likely);
-                        let (k, k_len) = k_of(first);
-                        p.b.prefetch(col, n, k, k_len)
-                    } else {
-                        Prefetch::NONE
-                    };
-                    let job = TileJob {
-                        m: last.0 + last.1 - my_row,
-                        n,
-                        steps: k_len.div_ceil(pair),
-                        a: packed.at((block * panels + panel) * a_panel),
-                        a_panel,
-                        b: packed_b,
-                        b_panel,
-                        b_step: width,
-                        c: c.at((row + my_row) * p.ldc + col),
-                        ldc: p.ldc,
-                        alpha: p.alpha,
-                        accumulate: p.accumulate || first + block > 0,
-                        mask: TileMask::Nothing,
-                        prefetch,
-                    };
-                    // SAFETY: panels `panel ..` and the columns from `col` are packed for this block; tasks
-                    // write disjoint rows and columns of `c`, whose size `product` checked.
-                    unsafe { tiles(&job) };
-                }
-            });
+            pool.run(block.tasks(), |task, worker| self.multiply(&block, task, (worker, pool.threads())));
         }
+    }
+
+    /// Packs one panel of `A`, all blocks of `k`.
+    fn pack_a(&self, block: &RowBlock<'_>, panel: usize, (worker, threads): (usize, usize)) {
+        let Kernels { lanes, pack, .. } = *self.kernels;
+        let &RowBlock { p, row, m, blocking, first, count, packed, .. } = block;
+        let &Blocking { panels, a_panel, .. } = blocking;
+        let (first_row, rows) = part(m, panels, panel);
+        // This thread will likely pack these columns of B first. It fetches a part of them with each of its panels.
+        let (col, n) = block.cols_of(worker.min(block.tasks() - 1));
+        let (k, k_len) = block.k_of(first);
+        let turns = panels.div_ceil(threads);
+        let mut prefetch = p.b.prefetch(col, n, k, k_len).part(panel / threads, turns);
+        for i in 0..count {
+            let dst = packed.at((i * panels + panel) * a_panel);
+            let prefetch = std::mem::replace(&mut prefetch, Prefetch::NONE);
+            let of_a = (row + first_row, rows);
+            let job = PackJob {
+                prefetch,
+                ..PackJob::new(dst, lanes, p.a, of_a, block.k_of(first + i), self.round)
+            };
+            // SAFETY: `select` checked the instruction set, `product` the view; every panel of every
+            // block has its own `a_panel` words.
+            unsafe { pack(&job) };
+        }
+    }
+
+    /// One task: packs its columns of `B` block by block, and multiplies each by its panels of `A`.
+    fn multiply(&self, block: &RowBlock<'_>, task: usize, (worker, threads): (usize, usize)) {
+        let Kernels { nr, pair, pack, tiles, .. } = *self.kernels;
+        let &RowBlock { p, c, row, m, blocking, row_tasks, first, count, packed, .. } = block;
+        let &Blocking { block_steps, panels, a_panel, .. } = blocking;
+        let (col, n) = block.cols_of(task);
+        // Whole panels of the same cut as above, so that they are found where they were packed.
+        let (panel, my_panels) = part(panels, row_tasks, task % row_tasks);
+        let (my_row, _) = part(m, panels, panel);
+        let last = part(m, panels, panel + my_panels - 1);
+        let mut packed_b = lock(&self.packed_b[worker]);
+        let (b_panel, [_, b_words]) = (block_steps * nr, blocking.words());
+        let packed_b = packed_b.at_least(b_words).as_mut_ptr();
+        for i in 0..count {
+            let (k, k_len) = block.k_of(first + i);
+            let job = PackJob {
+                panel: b_panel,
+                ..PackJob::new(packed_b, nr, p.b, (col, n), (k, k_len), self.round)
+            };
+            // SAFETY: `packed_b` has a panel for every `nr` of the largest task's columns; the rest as
+            // for `pack_a`.
+            unsafe { pack(&job) };
+            let job = TileJob {
+                m: last.0 + last.1 - my_row,
+                n,
+                steps: k_len.div_ceil(pair),
+                a: packed.at((i * panels + panel) * a_panel),
+                a_panel,
+                b: packed_b,
+                b_panel,
+                b_step: nr,
+                c: c.at((row + my_row) * p.ldc + col),
+                ldc: p.ldc,
+                alpha: p.alpha,
+                accumulate: p.accumulate || first + i > 0,
+                mask: TileMask::Nothing,
+                prefetch: block.prefetch_b(task, i, threads),
+            };
+            // SAFETY: panels `panel ..` and the columns from `col` are packed for this block; tasks
+            // write disjoint rows and columns of `c`, whose size `product` checked.
+            unsafe { tiles(&job) };
+        }
+    }
+}
+
+/// Some blocks of `k` of some rows of a product.
+struct RowBlock<'a> {
+    p: &'a Product<'a>,
+    c: SendPtr,
+    /// First row of the product, and how many.
+    row: usize,
+    m: usize,
+    blocking: &'a Blocking,
+    /// Tasks that share the rows of a range of columns.
+    row_tasks: usize,
+    /// First block of `k`, and how many.
+    first: usize,
+    count: usize,
+    /// Packed `A`.
+    packed: SendPtr,
+    nr: usize,
+    pair: usize,
+}
+
+impl RowBlock<'_> {
+    fn tasks(&self) -> usize {
+        self.blocking.col_tasks * self.row_tasks
+    }
+
+    /// The elements of a block of `k`, as `(first, count)`.
+    fn k_of(&self, block: usize) -> (usize, usize) {
+        let len = self.blocking.block_steps * self.pair;
+        (block * len, len.min(self.p.k - block * len))
+    }
+
+    /// The columns of a task, as `(first, count)`.
+    fn cols_of(&self, task: usize) -> (usize, usize) {
+        let (n, nr) = (self.p.n, self.nr);
+        let (panel, panels) = part(n.div_ceil(nr), self.blocking.col_tasks, task / self.row_tasks);
+        (panel * nr, (n - panel * nr).min(panels * nr))
+    }
+
+    /// The part of `B` that the thread of `task` packs next. Threads take tasks in turn if they are equally fast.
+    fn prefetch_b(&self, task: usize, i: usize, threads: usize) -> Prefetch {
+        let (task, block) = if i + 1 < self.count {
+            (task, self.first + i + 1)
+        } else if task + threads < self.tasks() {
+            (task + threads, self.first)
+        } else {
+            return Prefetch::NONE;
+        };
+        let ((col, n), (k, k_len)) = (self.cols_of(task), self.k_of(block));
+        self.p.b.prefetch(col, n, k, k_len)
     }
 }
 

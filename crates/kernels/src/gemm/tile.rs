@@ -92,35 +92,45 @@ pub(super) unsafe fn tiles<T: MicroKernel>(job: &TileJob) {
         for j in 0..across {
             // SAFETY: panel `p` of A and `j` of B exist, and `row + rows <= m`, `cols <= n - j * width`.
             unsafe {
-                let a = job.a.add(p * job.a_panel);
-                let b = job.b.add(j * job.b_panel);
-                let c = job.c.add(row * job.ldc + j * width);
-                let cols = (job.n - j * width).min(width);
+                let at = Tile {
+                    a: job.a.add(p * job.a_panel),
+                    b: job.b.add(j * job.b_panel),
+                    c: job.c.add(row * job.ldc + j * width),
+                    cols: (job.n - j * width).min(width),
+                    mask: RowMask::ALL,
+                    vector: 2 * j,
+                };
                 let prefetch = (&mut prefetch, lines);
                 match job.mask {
-                    TileMask::Nothing => {
-                        tile_of_rows::<T, MASK_NOTHING>(rows, job, a, b, c, cols, RowMask::ALL, 0, prefetch)
-                    }
+                    TileMask::Nothing => tile_of_rows::<T, MASK_NOTHING>(rows, job, at, prefetch),
                     TileMask::B(mask) => {
-                        tile_of_rows::<T, MASK_B>(rows, job, a, b, c, cols, mask, 2 * j, prefetch)
+                        tile_of_rows::<T, MASK_B>(rows, job, Tile { mask, ..at }, prefetch);
                     }
                     TileMask::Product(mask) => {
-                        tile_of_rows::<T, MASK_PRODUCT>(
-                            rows,
-                            job,
-                            a,
-                            b,
-                            c,
-                            cols,
-                            mask.from(row),
-                            2 * j,
-                            prefetch,
-                        );
+                        let at = Tile { mask: mask.from(row), ..at };
+                        tile_of_rows::<T, MASK_PRODUCT>(rows, job, at, prefetch);
                     }
                 }
             }
         }
     }
+}
+
+/// One tile of a [`TileJob`].
+#[derive(Clone, Copy)]
+struct Tile {
+    /// Its panel of `A`.
+    a: *const f32,
+    /// Its panel of `B`.
+    b: *const f32,
+    /// Its first element of `C`.
+    c: *mut f32,
+    /// Its columns, at most [`MicroKernel::NR`].
+    cols: usize,
+    /// The mask from its first row on.
+    mask: RowMask,
+    /// The vector of a row of `mask` that its first column begins.
+    vector: usize,
 }
 
 /// Chooses the tile compiled for `rows`.
@@ -131,12 +141,7 @@ pub(super) unsafe fn tiles<T: MicroKernel>(job: &TileJob) {
 unsafe fn tile_of_rows<T: MicroKernel, const MASKED: u8>(
     rows: usize,
     job: &TileJob,
-    a: *const f32,
-    b: *const f32,
-    c: *mut f32,
-    cols: usize,
-    mask: RowMask,
-    vector: usize,
+    at: Tile,
     prefetch: (&mut Prefetch, usize),
 ) {
     macro_rules! choose {
@@ -144,10 +149,10 @@ unsafe fn tile_of_rows<T: MicroKernel, const MASKED: u8>(
             match rows {
                 // SAFETY: as the caller's; the condition keeps tiles that cannot occur from being compiled.
                 $($m if $m <= T::MR => unsafe {
-                    if cols == T::NR {
-                        tile::<T, $m, false, MASKED>(job, a, b, c, cols, mask, vector, prefetch)
+                    if at.cols == T::NR {
+                        tile::<T, $m, false, MASKED>(job, at, prefetch)
                     } else {
-                        tile::<T, $m, true, MASKED>(job, a, b, c, cols, mask, vector, prefetch)
+                        tile::<T, $m, true, MASKED>(job, at, prefetch)
                     }
                 },)*
                 _ => unreachable!("a panel of {rows} rows"),
@@ -157,25 +162,20 @@ unsafe fn tile_of_rows<T: MicroKernel, const MASKED: u8>(
     choose!(1 2 3 4 5 6 7 8 9 10 11 12 13 14)
 }
 
-/// One tile of `M x NR` sums, all in registers over the whole of `steps`, `k` ascending. Its columns are vectors
-/// `vector` and the next of the rows of `kept`.
+/// One tile of `M x NR` sums, all in registers over the whole of `steps`, `k` ascending.
 ///
 /// # Safety
 /// As [`tiles`]; without `TAIL` all `NR` columns exist.
 #[inline(always)]
 unsafe fn tile<T: MicroKernel, const M: usize, const TAIL: bool, const MASKED: u8>(
     job: &TileJob,
-    mut a: *const f32,
-    mut b: *const f32,
-    c: *mut f32,
-    cols: usize,
-    mut mask: RowMask,
-    vector: usize,
-    (prefetch, lines): (&mut Prefetch, usize),
+    at: Tile,
+    (prefetch, mut lines): (&mut Prefetch, usize),
 ) {
+    let Tile { mut a, mut b, c, cols, mut mask, vector } = at;
     let (lower, upper) = (cols.min(T::LANES), cols.saturating_sub(T::LANES));
     // SAFETY: the caller vouches for `steps` steps of A and B and for `M` rows of `cols` columns of C; a
-    // tail loads and stores only its columns. `wrapping_add` where the right half may not exist.
+    // tail loads only its columns. `wrapping_add` where the right half may not exist.
     unsafe {
         let mut acc = [[T::zero(); 2]; M];
         // Rows of C lie apart, often by a power of two: they are rarely still in L1.
@@ -184,8 +184,8 @@ unsafe fn tile<T: MicroKernel, const M: usize, const TAIL: bool, const MASKED: u
             T::prefetch(c.cast());
             T::prefetch(c.wrapping_add(T::NR - 1).cast());
         }
-        // A few lines at a time, all over the tile: many at once would keep what it reads itself waiting.
-        let (mut left, mut lines) = (job.steps, lines);
+        // A few lines at a time, all over the tile: many at once would delay the loads of the tile itself.
+        let mut left = job.steps;
         let (group, at_once) = ((job.steps / lines.max(1)).max(1), lines.div_ceil(job.steps.max(1)));
         while left > 0 {
             prefetch.fetch::<T>(at_once.min(lines));
@@ -211,6 +211,23 @@ unsafe fn tile<T: MicroKernel, const M: usize, const TAIL: bool, const MASKED: u
                 b = b.wrapping_add(job.b_step);
             }
         }
+        store_tile::<T, M, TAIL, MASKED>(job, at, acc);
+    }
+}
+
+/// Stores the sums of a tile.
+///
+/// # Safety
+/// As [`tile`].
+#[inline(always)]
+unsafe fn store_tile<T: MicroKernel, const M: usize, const TAIL: bool, const MASKED: u8>(
+    job: &TileJob,
+    Tile { c, cols, mask, vector, .. }: Tile,
+    acc: [[T::V; 2]; M],
+) {
+    let (lower, upper) = (cols.min(T::LANES), cols.saturating_sub(T::LANES));
+    // SAFETY: as the caller's; a tail loads and stores only its columns.
+    unsafe {
         let alpha = T::splat(job.alpha);
         for i in 0..M {
             let c0 = c.add(i * job.ldc);
@@ -219,17 +236,17 @@ unsafe fn tile<T: MicroKernel, const M: usize, const TAIL: bool, const MASKED: u
             if MASKED == MASK_PRODUCT {
                 (s0, s1) = mask_both::<T>((s0, s1), mask.from(i), vector);
             }
+            let (mut old0, mut old1) = (T::zero(), T::zero());
             if TAIL {
-                let (old0, old1) = if job.accumulate {
-                    (T::load_first(c0, lower), T::load_first(c1, upper))
-                } else {
-                    (T::zero(), T::zero())
-                };
+                if job.accumulate {
+                    (old0, old1) = (T::load_first(c0, lower), T::load_first(c1, upper));
+                }
                 T::store_first(c0, lower, T::mul_add(old0, alpha, s0));
                 T::store_first(c1, upper, T::mul_add(old1, alpha, s1));
             } else {
-                let (old0, old1) =
-                    if job.accumulate { (T::load(c0), T::load(c1)) } else { (T::zero(), T::zero()) };
+                if job.accumulate {
+                    (old0, old1) = (T::load(c0), T::load(c1));
+                }
                 T::store(c0, T::mul_add(old0, alpha, s0));
                 T::store(c1, T::mul_add(old1, alpha, s1));
             }

@@ -82,7 +82,9 @@ impl HeadLoss {
             let rows = first * c..(first + m) * c;
             let grads = grads.as_mut().map(|(dinp, dloss)| (&mut dinp[rows.clone()], &dloss[first..][..m]));
             let targets = &targets[first..][..m];
-            self.pass(pool, held, &mut losses[first..][..m], grads, &inp[rows], head, targets);
+            let scratch = &mut lock(&self.shared);
+            let scratch = (scratch.at_least(held[0]), held[1]);
+            self.pass(pool, scratch, &mut losses[first..][..m], grads, &inp[rows], (head, targets));
         }
     }
 
@@ -90,17 +92,15 @@ impl HeadLoss {
     fn pass(
         &self,
         pool: &Pool,
-        [words, own_words]: [usize; 2],
+        (shared, own_words): (&mut [f32], usize),
         losses: &mut [f32],
         grads: Option<(&mut [f32], &[f32])>,
         inp: &[f32],
-        head: &Matrix,
-        targets: &[u32],
+        (head, targets): (&Matrix, &[u32]),
     ) {
         let (m, c) = (targets.len(), head.cols());
         let partition = Partition::new(self.kernels, pool.threads(), m, head.rows(), c);
-        let mut shared = lock(&self.shared);
-        let (packed, sums) = shared.at_least(words).split_at_mut(partition.packed());
+        let (packed, sums) = shared.split_at_mut(partition.packed());
         self.pack(pool, &partition, packed, inp);
 
         let mut running = vec![Running::START; partition.spans * m];

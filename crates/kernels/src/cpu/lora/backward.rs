@@ -2,9 +2,10 @@
 
 use std::ops::Range;
 
-use super::{COLS, LowRank, Own, SUM_ROWS, Shared, block_rows, dropout_scale};
+use super::{COLS, DotShape, LowRank, Own, SUM_ROWS, Shared, block_rows, dropout_scale};
+use crate::Dropout;
 use crate::cpu::dropout::{WORD, draw};
-use crate::cpu::pool::{Pool, SendPtr, lock};
+use crate::cpu::pool::{Pool, Scratch, SendPtr, lock};
 use crate::gemm::{Kernels, Prefetch, RowMask, TileJob, TileMask, View};
 use crate::lora::{LoraDims, LoraParams};
 
@@ -19,7 +20,7 @@ impl LowRank {
         params: LoraParams<'_>,
         rows: Range<usize>,
     ) {
-        let LoraParams { a, b, dims: LoraDims { rank, d_in, d_out, scaling }, dropout } = params;
+        let LoraParams { a, b, dims: LoraDims { rank, d_in, d_out, .. }, .. } = params;
         params.check();
         assert_eq!((da.len(), db.len()), (a.len(), b.len()));
         assert!(
@@ -29,141 +30,197 @@ impl LowRank {
         if rows.is_empty() {
             return;
         }
-        let Kernels { lanes, nr, tiles, .. } = *self.kernels;
         let mut shared = lock(&self.shared);
         let Shared { b_t, dmid, panels } = &mut *shared;
-        let b_stride = self.whole_width(d_out);
-        let b_t = self.transpose_b(pool, b_t, b, (rank, d_out), b_stride);
-
-        // First every row's `dmid`, and the panels that the sums below share.
+        let b_t =
+            (self.transpose_b(pool, b_t, b, (rank, d_out), self.whole_width(d_out)), self.whole_width(d_out));
         let n = rows.len();
         let block = block_rows(n);
-        let blocks = n.div_ceil(block);
-        let [thin_words, tall_words] = [self.thin_words(n, rank), self.tall_words(block, rank)];
-        let dmid = SendPtr(dmid.at_least(n * rank).as_mut_ptr());
+        let lens = [self.thin_words(n, rank), self.thin_words(n, rank)];
         let [mid_t, dmid_t, dmid_panels] = panels;
-        let mid_t = SendPtr(mid_t.at_least(thin_words).as_mut_ptr());
-        let dmid_t = SendPtr(dmid_t.at_least(thin_words).as_mut_ptr());
-        let dmid_panels = SendPtr(dmid_panels.at_least(blocks * tall_words).as_mut_ptr());
-        pool.run(blocks, |task, _| {
-            let first = task * block;
-            let (row, m) = (rows.start + first, (n - first).min(block));
-            // SAFETY: this task alone touches its rows of `dmid`.
-            let dmid = unsafe { std::slice::from_raw_parts_mut(dmid.at(first * rank), m * rank) };
-            let dy = &dout[row * d_out..][..m * d_out];
-            self.dot_rows(dmid, dy, None, (m, d_out), (b_t.at(0).cast_const(), b_stride), rank, scaling);
-            let mid = &mid[row * rank..][..m * rank];
-            self.pack_panels(mid_t.at(first * lanes), n, View::f32(mid, 1, rank), rank, m);
-            self.pack_panels(dmid_t.at(first * lanes), n, View::f32(dmid, 1, rank), rank, m);
-            self.pack_panels(dmid_panels.at(task * tall_words), rank, View::f32(dmid, rank, 1), m, rank);
-        });
-
+        let sums = Sums {
+            first_row: rows.start,
+            n,
+            block,
+            tall_words: self.tall_words(block, rank),
+            dmid: SendPtr(dmid.at_least(n * rank).as_mut_ptr()),
+            mid_t: SendPtr(mid_t.at_least(lens[0]).as_mut_ptr()),
+            dmid_t: SendPtr(dmid_t.at_least(lens[1]).as_mut_ptr()),
+            dmid_panels: SendPtr(
+                dmid_panels.at_least(n.div_ceil(block) * self.tall_words(block, rank)).as_mut_ptr(),
+            ),
+            dout,
+            inp,
+            mid,
+            params,
+        };
+        // First every row's `dmid`, and the panels that the sums below share.
+        pool.run(n.div_ceil(block), |task, _| self.dmid_rows(&sums, task, b_t));
         // Then columns: those of `dA` together with `dinp`, which share bits, and at last the cheaper ones of `dB`.
         let in_tasks = d_in.div_ceil(COLS);
         let (da, db) = (SendPtr(da.as_mut_ptr()), SendPtr(db.as_mut_ptr()));
         let dinp = dinp.map(|dinp| SendPtr(dinp.as_mut_ptr()));
         pool.run(in_tasks + d_out.div_ceil(COLS), |task, worker| {
-            let mut own = lock(&self.own[worker]);
-            let Own { mask, product } = &mut *own;
-            let thin = TileJob {
-                m: rank,
-                n: 0,
-                steps: 0,
-                a: std::ptr::null(),
-                a_panel: n * lanes,
-                b: std::ptr::null(),
-                b_panel: nr,
-                b_step: 0,
-                c: std::ptr::null_mut(),
-                ldc: COLS,
-                alpha: 1.0,
-                accumulate: true,
-                mask: TileMask::Nothing,
-                prefetch: Prefetch::NONE,
-            };
-            if task >= in_tasks {
-                let col = (task - in_tasks) * COLS;
-                let cols = (d_out - col).min(COLS);
-                let sums = &mut product.at_least(rank * COLS)[..rank * COLS];
-                for first in (0..n).step_by(SUM_ROWS) {
-                    let job = TileJob {
-                        n: cols,
-                        steps: (n - first).min(SUM_ROWS),
-                        a: mid_t.at(first * lanes),
-                        b: dout[(rows.start + first) * d_out + col..].as_ptr(),
-                        b_step: d_out,
-                        c: sums.as_mut_ptr(),
-                        accumulate: first > 0,
-                        ..thin
-                    };
-                    // SAFETY: all rows are packed, `dout` holds them, `sums` is `(rank, COLS)`.
-                    unsafe { tiles(&job) };
-                }
-                // SAFETY: this task alone touches rows `col .. col + cols` of `db`.
-                let db = unsafe { std::slice::from_raw_parts_mut(db.at(col * rank), cols * rank) };
-                for (j, db) in db.chunks_exact_mut(rank.max(1)).enumerate() {
-                    for (r, db) in db.iter_mut().enumerate() {
-                        *db += scaling * sums[r * COLS + j];
-                    }
-                }
-                return;
-            }
-            let col = task * COLS;
-            let cols = (d_in - col).min(COLS);
-            // Rows of `A` that lie a power of two apart would push each other out of the first cache.
-            let strip = &mut product.at_least(rank * COLS)[..rank * COLS];
-            if dinp.is_some() {
-                for (strip, a) in strip.chunks_exact_mut(COLS).zip(a.chunks_exact(d_in)) {
-                    strip[..cols].copy_from_slice(&a[col..][..cols]);
-                }
-            }
-            for first in (0..n).step_by(SUM_ROWS) {
-                let m = (n - first).min(SUM_ROWS);
-                let mask = dropout.map(|dropout| {
-                    let (stride, words) = (COLS / WORD, cols.div_ceil(WORD));
-                    let bits = mask.words(m * stride);
-                    for (i, bits) in bits.chunks_exact_mut(stride).take(m).enumerate() {
-                        let at = (first + i) * d_in + col;
-                        let x = inp[rows.start * d_in + at..].as_ptr();
-                        draw(self.isa, &mut bits[..words], dropout, at as u64, x);
-                    }
-                    RowMask { first: bits.as_ptr(), stride }
-                });
-                let job = TileJob {
-                    n: cols,
-                    steps: m,
-                    a: dmid_t.at(first * lanes),
-                    b: inp[(rows.start + first) * d_in + col..].as_ptr(),
-                    b_step: d_in,
-                    c: da.at(col),
-                    ldc: d_in,
-                    alpha: dropout_scale(dropout),
-                    mask: mask.map_or(TileMask::Nothing, TileMask::B),
-                    ..thin
-                };
-                // SAFETY: all rows are packed, `inp` holds them, `kept` their bits, and this task alone touches its
-                // columns of `da`.
-                unsafe { tiles(&job) };
-
-                let Some(dinp) = dinp else { continue };
-                for first_of_block in (first..first + m).step_by(block) {
-                    let tall = TileJob {
-                        m: (n - first_of_block).min(block),
-                        steps: rank,
-                        a: dmid_panels.at(first_of_block / block * tall_words),
-                        a_panel: rank * lanes,
-                        b: strip.as_ptr(),
-                        b_step: COLS,
-                        c: dinp.at((rows.start + first_of_block) * d_in + col),
-                        mask: mask.map_or(TileMask::Nothing, |mask| {
-                            TileMask::Product(mask.from(first_of_block - first))
-                        }),
-                        ..job
-                    };
-                    // SAFETY: as above; this task alone touches its columns of `dinp`.
-                    unsafe { tiles(&tall) };
-                }
+            let own = &mut lock(&self.own[worker]);
+            match task.checked_sub(in_tasks) {
+                Some(task) => self.sum_db(&sums, task * COLS, own, db),
+                None => self.sum_da(&sums, task * COLS, own, da, dinp),
             }
         });
     }
+
+    /// `dmid` of a block of rows, and its panels.
+    fn dmid_rows(&self, sums: &Sums<'_>, task: usize, (b_t, b_stride): (SendPtr, usize)) {
+        let LoraDims { rank, d_out, scaling, .. } = sums.params.dims;
+        let (lanes, n, first) = (self.kernels.lanes, sums.n, task * sums.block);
+        let (row, m) = (sums.first_row + first, (n - first).min(sums.block));
+        // SAFETY: this task alone touches its rows of `dmid`.
+        let dmid = unsafe { std::slice::from_raw_parts_mut(sums.dmid.at(first * rank), m * rank) };
+        let dy = &sums.dout[row * d_out..][..m * d_out];
+        let shape = DotShape { m, k: d_out, rank, alpha: scaling };
+        self.dot_rows(dmid, dy, None, (b_t.at(0).cast_const(), b_stride), shape);
+        let mid = &sums.mid[row * rank..][..m * rank];
+        self.pack_panels(sums.mid_t.at(first * lanes), n, View::f32(mid, 1, rank), rank, m);
+        self.pack_panels(sums.dmid_t.at(first * lanes), n, View::f32(dmid, 1, rank), rank, m);
+        let tall = sums.dmid_panels.at(task * sums.tall_words);
+        self.pack_panels(tall, rank, View::f32(dmid, rank, 1), m, rank);
+    }
+
+    /// A product of panels of `R` rows, each with a step for every row, but for what its caller fills in.
+    fn thin_job(&self, sums: &Sums<'_>) -> TileJob {
+        let Kernels { lanes, nr, .. } = *self.kernels;
+        TileJob {
+            m: sums.params.dims.rank,
+            n: 0,
+            steps: 0,
+            a: std::ptr::null(),
+            a_panel: sums.n * lanes,
+            b: std::ptr::null(),
+            b_panel: nr,
+            b_step: 0,
+            c: std::ptr::null_mut(),
+            ldc: COLS,
+            alpha: 1.0,
+            accumulate: true,
+            mask: TileMask::Nothing,
+            prefetch: Prefetch::NONE,
+        }
+    }
+
+    /// `dB += scaling · doutᵀ mid` for the outputs from `col` on.
+    fn sum_db(&self, sums: &Sums<'_>, col: usize, own: &mut Own, db: SendPtr) {
+        let LoraDims { rank, d_out, scaling, .. } = sums.params.dims;
+        let cols = (d_out - col).min(COLS);
+        let product = &mut own.product.at_least(rank * COLS)[..rank * COLS];
+        for first in (0..sums.n).step_by(SUM_ROWS) {
+            let job = TileJob {
+                n: cols,
+                steps: (sums.n - first).min(SUM_ROWS),
+                a: sums.mid_t.at(first * self.kernels.lanes),
+                b: sums.dout[(sums.first_row + first) * d_out + col..].as_ptr(),
+                b_step: d_out,
+                c: product.as_mut_ptr(),
+                accumulate: first > 0,
+                ..self.thin_job(sums)
+            };
+            // SAFETY: all rows are packed, `dout` holds them, `product` is `(rank, COLS)`.
+            unsafe { (self.kernels.tiles)(&job) };
+        }
+        // SAFETY: this task alone touches rows `col .. col + cols` of `db`.
+        let db = unsafe { std::slice::from_raw_parts_mut(db.at(col * rank), cols * rank) };
+        for (j, db) in db.chunks_exact_mut(rank.max(1)).enumerate() {
+            for (r, db) in db.iter_mut().enumerate() {
+                *db += scaling * product[r * COLS + j];
+            }
+        }
+    }
+
+    /// `dA += dmidᵀ drop(inp)` for the inputs from `col` on, and `dinp += drop'(dmid A)` where wanted.
+    fn sum_da(&self, sums: &Sums<'_>, col: usize, own: &mut Own, da: SendPtr, dinp: Option<SendPtr>) {
+        let LoraParams { a, dims: LoraDims { rank, d_in, .. }, dropout, .. } = sums.params;
+        let cols = (d_in - col).min(COLS);
+        let Own { mask, product } = own;
+        // Rows of `A` that lie a power of two apart would push each other out of the first cache.
+        let strip = &mut product.at_least(rank * COLS)[..rank * COLS];
+        if dinp.is_some() {
+            for (strip, a) in strip.chunks_exact_mut(COLS).zip(a.chunks_exact(d_in)) {
+                strip[..cols].copy_from_slice(&a[col..][..cols]);
+            }
+        }
+        for first in (0..sums.n).step_by(SUM_ROWS) {
+            let m = (sums.n - first).min(SUM_ROWS);
+            let mask = dropout.map(|dropout| self.draw_mask(sums, mask, dropout, (first, m), (col, cols)));
+            let job = TileJob {
+                n: cols,
+                steps: m,
+                a: sums.dmid_t.at(first * self.kernels.lanes),
+                b: sums.inp[(sums.first_row + first) * d_in + col..].as_ptr(),
+                b_step: d_in,
+                c: da.at(col),
+                ldc: d_in,
+                alpha: dropout_scale(dropout),
+                mask: mask.map_or(TileMask::Nothing, TileMask::B),
+                ..self.thin_job(sums)
+            };
+            // SAFETY: all rows are packed, `inp` holds them, the mask their bits, and this task alone touches its
+            // columns of `da`.
+            unsafe { (self.kernels.tiles)(&job) };
+
+            let Some(dinp) = dinp else { continue };
+            for row in (first..first + m).step_by(sums.block) {
+                let tall = TileJob {
+                    m: (sums.n - row).min(sums.block),
+                    steps: rank,
+                    a: sums.dmid_panels.at(row / sums.block * sums.tall_words),
+                    a_panel: rank * self.kernels.lanes,
+                    b: strip.as_ptr(),
+                    b_step: COLS,
+                    c: dinp.at((sums.first_row + row) * d_in + col),
+                    mask: mask.map_or(TileMask::Nothing, |mask| TileMask::Product(mask.from(row - first))),
+                    ..job
+                };
+                // SAFETY: as above; this task alone touches its columns of `dinp`.
+                unsafe { (self.kernels.tiles)(&tall) };
+            }
+        }
+    }
+
+    /// The dropout mask of `m` rows from `first` on, for `cols` columns from `col` on.
+    fn draw_mask(
+        &self,
+        sums: &Sums<'_>,
+        bits: &mut Scratch,
+        dropout: Dropout,
+        (first, m): (usize, usize),
+        (col, cols): (usize, usize),
+    ) -> RowMask {
+        let (stride, words, d_in) = (COLS / WORD, cols.div_ceil(WORD), sums.params.dims.d_in);
+        let bits = bits.words(m * stride);
+        for (i, bits) in bits.chunks_exact_mut(stride).take(m).enumerate() {
+            let at = (first + i) * d_in + col;
+            let x = sums.inp[sums.first_row * d_in + at..].as_ptr();
+            draw(self.isa, &mut bits[..words], dropout, at as u64, x);
+        }
+        RowMask { first: bits.as_ptr(), stride }
+    }
+}
+
+/// Operands that all tasks of a backward pass share.
+struct Sums<'a> {
+    first_row: usize,
+    /// Rows, and rows of a block of them.
+    n: usize,
+    block: usize,
+    /// Words of a block's panels of `dmid`.
+    tall_words: usize,
+    /// `(n, R)`.
+    dmid: SendPtr,
+    /// Panels of `midᵀ` and of `dmidᵀ`, and of `dmid` block by block.
+    mid_t: SendPtr,
+    dmid_t: SendPtr,
+    dmid_panels: SendPtr,
+    dout: &'a [f32],
+    inp: &'a [f32],
+    mid: &'a [f32],
+    params: LoraParams<'a>,
 }

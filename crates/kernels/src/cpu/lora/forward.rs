@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use super::{LowRank, Own, block_rows, dropout_scale};
+use super::{DotShape, LowRank, Own, block_rows, dropout_scale};
 use crate::cpu::dropout::{WORD, draw};
 use crate::cpu::pool::{Pool, SendPtr, lock};
 use crate::gemm::{Kernels, Prefetch, RowMask, TileJob, TileMask, View};
@@ -55,7 +55,8 @@ impl LowRank {
             });
             // SAFETY: this task alone touches rows `row .. row + m` of `mid`, checked above.
             let mid = unsafe { std::slice::from_raw_parts_mut(mid.at(row * rank), m * rank) };
-            self.dot_rows(mid, x, mask, (m, d_in), (a.as_ptr(), d_in), rank, dropout_scale(dropout));
+            let shape = DotShape { m, k: d_in, rank, alpha: dropout_scale(dropout) };
+            self.dot_rows(mid, x, mask, (a.as_ptr(), d_in), shape);
 
             let packed = product.at_least(self.tall_words(m, rank)).as_mut_ptr();
             self.pack_panels(packed, rank, View::f32(mid, rank, 1), m, rank);

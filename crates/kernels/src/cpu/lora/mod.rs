@@ -58,6 +58,15 @@ pub(crate) struct Sizes {
     pub own: [usize; 2],
 }
 
+/// The shape of [`LowRank::dot_rows`], and the factor of its result.
+#[derive(Clone, Copy)]
+struct DotShape {
+    m: usize,
+    k: usize,
+    rank: usize,
+    alpha: f32,
+}
+
 /// Rows in a block: fewer when there are few, so that every thread has some.
 fn block_rows(n: usize) -> usize {
     if n >= 256 { 64 } else { 16 }
@@ -162,16 +171,15 @@ impl LowRank {
         b_t
     }
 
-    /// `out (m, R) = alpha · inp wᵀ`, of `inp (m, k)` what is `kept`, `w (R, k)` with rows `w_stride` apart.
+    /// `out (m, R) = alpha · inp wᵀ`, with masked elements of `inp (m, k)` taken as zero, `w (R, k)` with rows
+    /// `w_stride` apart.
     fn dot_rows(
         &self,
         out: &mut [f32],
         inp: &[f32],
         mask: Option<RowMask>,
-        (m, k): (usize, usize),
         (w, w_stride): (*const f32, usize),
-        rank: usize,
-        alpha: f32,
+        DotShape { m, k, rank, alpha }: DotShape,
     ) {
         assert!(out.len() >= m * rank && inp.len() >= m * k);
         for i in (0..m).step_by(DOT_ROWS) {
