@@ -3,7 +3,7 @@
 use crate::style::{Style, paint};
 use crate::terminal_text;
 
-/// Points that are drawn as marks; more of them would hide their curve.
+/// Most points that are drawn as marks. More would hide the curve.
 const MOST_MARKS: usize = 12;
 
 /// One curve.
@@ -63,7 +63,7 @@ pub fn draw(series: &[Series<'_>], size: Size, x_label: &str, color: bool) -> St
 
     let mut out = String::new();
     for (row, label) in labels.iter().enumerate() {
-        // A label on every other line is enough to read a value off.
+        // A label on every other line is enough to read a value.
         let label = if row % 2 == 0 || row + 1 == height { label.as_str() } else { "" };
         let tick = if label.is_empty() { '│' } else { '┤' };
         let cells = canvas.row(row).map(|(c, owner)| match owner {
@@ -88,7 +88,7 @@ pub fn draw(series: &[Series<'_>], size: Size, x_label: &str, color: bool) -> St
     out
 }
 
-/// Series after the first show their points where they are few, and are told apart without colour by them.
+/// Series after the first mark their points if they are few, which tells them apart without colour.
 fn is_marked(index: usize, series: &Series<'_>) -> bool {
     index > 0 && series.points.len() <= MOST_MARKS
 }
@@ -114,7 +114,7 @@ fn x_value(value: f64) -> String {
     if value.fract() == 0.0 { format!("{value:.0}") } else { format!("{value:.2}") }
 }
 
-/// A grid of braille cells; each remembers which series touched it last.
+/// A grid of braille cells. Each cell stores the series that touched it last.
 struct Canvas {
     columns: usize,
     cells: Vec<Cell>,

@@ -1,4 +1,4 @@
-//! Mistakes in the command line: clap finds them, and they are told in our words.
+//! Mistakes in the command line, from clap's errors to diagnostics.
 
 use std::any::TypeId;
 
@@ -76,7 +76,7 @@ pub fn usage(error: &Error) -> Diagnostic {
     }
 }
 
-/// The diagnostic for a command line. A switch that was given a value after a blank is told how to take one.
+/// The diagnostic for a command line, with a hint for a switch whose value follows a blank.
 pub fn of_line(error: &Error, line: &[String]) -> Diagnostic {
     let diagnostic = usage(error);
     let Some(stray) = text(error, ContextKind::InvalidArg).filter(|arg| !arg.starts_with('-')) else {
@@ -89,7 +89,7 @@ pub fn of_line(error: &Error, line: &[String]) -> Diagnostic {
     }
 }
 
-/// A part of clap's error; several are joined by commas, with backticks between them.
+/// A part of clap's error. Several are joined by commas, with backticks between them.
 fn text(error: &Error, kind: ContextKind) -> Option<String> {
     match error.get(kind)? {
         ContextValue::String(text) => Some(text.clone()),
@@ -98,14 +98,14 @@ fn text(error: &Error, kind: ContextKind) -> Option<String> {
     }
 }
 
-/// How the command is used, on one line.
+/// The usage of the command, on one line.
 fn synopsis(error: &Error) -> String {
     let Some(ContextValue::StyledStr(usage)) = error.get(ContextKind::Usage) else { return String::new() };
     let usage = usage.to_string();
     usage.trim().trim_start_matches("Usage:").trim().to_owned()
 }
 
-/// What a number's parser says, in words.
+/// The message of a number's parser in plain words.
 fn plain(reason: &str) -> String {
     let said = match reason {
         "invalid digit found in string" | "cannot parse integer from empty string" => {
@@ -126,7 +126,7 @@ fn plain(reason: &str) -> String {
     said.to_owned()
 }
 
-/// A whole number of at least 1, for flags where 0 would mean nothing.
+/// Parses a whole number of at least 1.
 pub fn at_least_one(text: &str) -> Result<usize, String> {
     let number: Option<usize> = text.parse().ok();
     number.filter(|number| *number > 0).ok_or_else(|| "expected a whole number, 1 or more".to_owned())
@@ -202,7 +202,7 @@ mod tests {
             ("danlu train --steps 1 --steps 2", "`--steps <N>` is given twice"),
         ] {
             let refused = refusal(line);
-            // Which of two excluding flags clap names first is its own affair.
+            // clap may name either of two conflicting flags first.
             let turned = refused.replace("`--steps <N>` and `--all`", "`--all` and `--steps <N>`");
             assert_eq!(turned, told, "{line}");
         }

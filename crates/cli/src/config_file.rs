@@ -1,7 +1,7 @@
 //! `--config run.toml`: the flags of a command, written in a file.
 //!
-//! Every key is a flag without its dashes, `lora_r` or `lora-r`, and every value goes through the flag's own
-//! parser: the file can say what the command line can, and nothing else. Flags win over the file.
+//! Every key is a flag without its dashes, `lora_r` or `lora-r`. The flag's own parser reads the value, so
+//! the file accepts exactly what the command line accepts. Flags take precedence over the file.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -15,7 +15,7 @@ use crate::clap_error::usage;
 use crate::diagnostic::{Diagnostic, Result, Snippet};
 use crate::terminal_text;
 
-/// Longest file taken for a configuration, in bytes.
+/// Largest configuration file, in bytes.
 const MAX_BYTES: u64 = 1 << 20;
 
 /// A configuration file, checked key by key against a command's flags.
@@ -26,7 +26,7 @@ pub struct ConfigFile {
     entries: BTreeMap<String, Entry>,
 }
 
-/// One key: the arguments it stands for, and where its value stands.
+/// One key: its arguments, and the place of its value.
 #[derive(Clone, Debug)]
 struct Entry {
     args: Vec<String>,
@@ -89,7 +89,7 @@ impl ConfigFile {
         Ok(Self { path: path.to_owned(), source, entries })
     }
 
-    /// Leaves out every key that `given` says was on the command line.
+    /// Removes the keys for which `given` is true.
     pub fn without(mut self, given: impl Fn(&str) -> bool) -> Self {
         self.entries.retain(|flag, _| !given(flag));
         self
@@ -100,7 +100,7 @@ impl ConfigFile {
         self.entries.values().flat_map(|entry| entry.args.iter().cloned()).collect()
     }
 
-    /// What the file gives `flag`: one value, several for a list, none where it leaves it out.
+    /// The values of `flag`: one, several for a list, or none if the key is missing.
     pub fn values(&self, flag: &str) -> Vec<&str> {
         let args = self.entries.get(flag).map_or(&[][..], |entry| &entry.args);
         args.iter().filter_map(|arg| arg.strip_prefix("--")?.strip_prefix(flag)?.strip_prefix('=')).collect()
@@ -111,7 +111,7 @@ impl ConfigFile {
         self.path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
     }
 
-    /// Where the value of `flag` stands, narrowed to `part` of it where there is one and it occurs.
+    /// The place of the value of `flag`, narrowed to `part` if that occurs in it.
     pub fn snippet(&self, flag: &str, part: &str) -> Option<Snippet> {
         let span = self.entries.get(flag)?.span.clone();
         let value = self.source.get(span.clone())?;
@@ -130,7 +130,7 @@ fn flags(command: &Command) -> impl Iterator<Item = &str> {
 /// A value as arguments; `Err` names a kind of value that no flag takes.
 fn arguments(flag: &str, value: &DeValue<'_>) -> Result<Vec<String>, &'static str> {
     Ok(match value {
-        // A switch that is off is a flag that is absent; `--packing=false` says it too.
+        // A switch that is off is an absent flag, unless the flag takes `=false`.
         DeValue::Boolean(false) if flag == "resume" => vec![],
         DeValue::Boolean(true) if flag == "resume" => vec!["--resume".to_owned()],
         DeValue::Array(items) if flag == "target-modules" => {
@@ -158,7 +158,7 @@ fn scalar(value: &DeValue<'_>) -> Result<String, &'static str> {
     }
 }
 
-/// Lets the flag's own parser look at one value.
+/// Checks one value with the flag's own parser.
 fn check(command: &Command, args: &[String]) -> Result<()> {
     let alone = command.clone().mut_args(|arg| arg.required(false)).no_binary_name(true);
     alone.try_get_matches_from(args).map(drop).map_err(|error| usage(&error))

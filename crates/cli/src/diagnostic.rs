@@ -18,12 +18,12 @@ use danlu_model::FileError;
 use crate::style::{Style, paint};
 use crate::terminal_text;
 
-/// Whose fault it was, which is the exit code.
+/// Where an error comes from. Decides the exit code.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Origin {
-    /// A flag, a file, the machine: something the user can change.
+    /// A flag, a file or the machine: the user can change it.
     Input = 1,
-    /// danlu itself.
+    /// A bug in danlu.
     Bug = 2,
 }
 
@@ -76,7 +76,7 @@ fn floor_boundary(source: &str, at: usize) -> usize {
     at
 }
 
-/// An error on its way to the user.
+/// An error as the user sees it.
 #[derive(Debug)]
 pub struct Diagnostic {
     message: String,
@@ -90,7 +90,7 @@ pub struct Diagnostic {
 pub type Result<T, E = Diagnostic> = std::result::Result<T, E>;
 
 impl Diagnostic {
-    /// The input was at fault.
+    /// An error in the input.
     pub fn input(message: impl Into<String>) -> Self {
         Self {
             message: message.into(),
@@ -101,7 +101,7 @@ impl Diagnostic {
         }
     }
 
-    /// We were.
+    /// A bug in danlu.
     pub fn bug(message: impl Into<String>) -> Self {
         Self { origin: Origin::Bug, ..Self::input(message) }
     }
@@ -112,7 +112,7 @@ impl Diagnostic {
         let mut source = error.source();
         while let Some(cause) = source {
             let text = cause.to_string();
-            // Whoever met an I/O error has put it into words already.
+            // The error around an I/O error describes it already.
             if !cause.is::<std::io::Error>() && !message.contains(&text) {
                 message = format!("{message}: {text}");
             }
@@ -126,13 +126,13 @@ impl Diagnostic {
         FileError::new(action, path, error).into()
     }
 
-    /// Adds the next move.
+    /// Sets the hint.
     pub fn with_hint(mut self, hint: impl Into<String>) -> Self {
         self.hint = Some(hint.into());
         self
     }
 
-    /// Adds another move behind the first.
+    /// Adds a hint behind the first.
     pub fn and_hint(mut self, hint: impl Into<String>) -> Self {
         let more = hint.into();
         self.hint = Some(match self.hint {
@@ -142,7 +142,7 @@ impl Diagnostic {
         self
     }
 
-    /// Adds the next move where none is known.
+    /// Sets the hint if there is none.
     pub fn or_hint(mut self, hint: &str) -> Self {
         self.hint.get_or_insert_with(|| hint.to_owned());
         self
@@ -183,7 +183,7 @@ impl Diagnostic {
     }
 }
 
-/// The message without Rust's `(os error 2)`, which helps nobody.
+/// The message without Rust's `(os error 2)`.
 fn without_os_code(message: &str) -> String {
     let Some((before, rest)) = message.split_once(" (os error ") else { return message.to_owned() };
     let after = rest.trim_start_matches(|c: char| c.is_ascii_digit() || c == '-');

@@ -1,4 +1,4 @@
-//! The small base model inside the binary: `demo` trains it, and `data` borrows its tokenizer.
+//! The small base model inside the binary. `demo` trains it, and `data` uses its tokenizer.
 
 use std::fs;
 use std::path::Path;
@@ -19,7 +19,7 @@ const FILES: [(&str, &[u8]); 5] = [
     ("tokenizer_config.json", include_bytes!("../assets/base-8m/tokenizer_config.json")),
 ];
 
-/// Writes the base to `folder`, as the Hugging Face folder it was.
+/// Writes the base to `folder`, as a Hugging Face folder.
 ///
 /// # Errors
 /// If the folder or a file cannot be written.
@@ -27,7 +27,7 @@ pub fn write_base(folder: &Path) -> Result<()> {
     write(folder, |_| true)
 }
 
-/// Writes what a tokenizer needs to `folder`: everything but the weights.
+/// Writes the files of the tokenizer to `folder`: all but the weights.
 fn write_tokenizer(folder: &Path) -> Result<()> {
     write(folder, |name| name != "model.safetensors")
 }
@@ -35,7 +35,7 @@ fn write_tokenizer(folder: &Path) -> Result<()> {
 /// The base's tokenizer.
 ///
 /// # Errors
-/// If there is no room for its files in the temporary folder.
+/// If its files cannot be written to the temporary folder.
 pub fn tokenizer() -> Result<Tokenizer> {
     let folder =
         tempfile::tempdir().map_err(|error| Diagnostic::io("write to", &std::env::temp_dir(), error))?;

@@ -1,5 +1,5 @@
-//! Ctrl-C: while something can be finished and saved the first asks and the second insists; at any other
-//! time it ends the process at once.
+//! Ctrl-C: during a [`GracefulStop`] the first requests a clean stop and the second exits. At any other time
+//! the first exits.
 
 use std::io::Write as _;
 use std::ops::ControlFlow;
@@ -12,15 +12,15 @@ use signal_hook::iterator::Signals;
 use crate::diagnostic::{Diagnostic, Result};
 use crate::temp_dirs;
 
-/// What is said where a signal ends the process.
+/// Printed if a signal ends the process.
 static EXIT_MESSAGE: Mutex<Option<String>> = Mutex::new(None);
 static PRESSED: AtomicUsize = AtomicUsize::new(0);
 static ATTENTIVE: AtomicBool = AtomicBool::new(false);
 
-/// Exit code of a process that was told to stop: 128 + SIGINT, as shells count.
+/// Exit code after an interrupt: 128 + SIGINT, as in shells.
 const ABORTED: i32 = 130;
 
-/// While it lives, the first Ctrl-C (or SIGTERM, SIGHUP) is noted, and answered on stderr.
+/// While it lives, the first Ctrl-C (or SIGTERM, SIGHUP) sets a flag instead of ending the process.
 #[must_use]
 #[derive(Debug)]
 pub struct GracefulStop(());
@@ -32,7 +32,7 @@ impl Drop for GracefulStop {
     }
 }
 
-/// While it lives, a signal that ends the process says so.
+/// While it lives, its text is printed if a signal ends the process.
 #[must_use]
 #[derive(Debug)]
 pub struct ExitMessage(());
@@ -43,7 +43,7 @@ impl Drop for ExitMessage {
     }
 }
 
-/// Until the result is dropped, whatever ends the process prints `words`.
+/// Prints `words` if a signal ends the process before the result is dropped.
 ///
 /// # Errors
 /// If the operating system refuses the handler.
@@ -59,7 +59,7 @@ fn lock(text: &'static Mutex<Option<String>>) -> MutexGuard<'static, Option<Stri
     text.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Listens until the result is dropped; the first signal prints `answer`, where there is one.
+/// Turns the first signal into a request until the result is dropped. It prints `answer` if there is one.
 ///
 /// # Errors
 /// If the operating system refuses the handler.
@@ -71,12 +71,12 @@ pub fn graceful_stop(answer: Option<String>) -> Result<GracefulStop> {
     Ok(GracefulStop(()))
 }
 
-/// Starts the thread that hears signals, once.
+/// Starts the thread that receives signals, once.
 fn start() -> Result<()> {
     static STARTED: Once = Once::new();
     let mut outcome = Ok(());
     STARTED.call_once(|| {
-        // Under `nohup` a closing terminal is to be ignored, and stays so.
+        // `nohup` ignores SIGHUP, and that must stay so.
         let wanted = [SIGINT, SIGTERM, SIGHUP].into_iter().filter(|&s| s != SIGHUP || !hangup_is_ignored());
         let signals = Signals::new(wanted).and_then(|mut signals| {
             let watch = move || {
@@ -89,7 +89,7 @@ fn start() -> Result<()> {
                         exit_interrupted();
                     }
                     if let Some(answer) = &*lock(&ANSWER) {
-                        // Where stderr is closed nobody waits for an answer.
+                        // A closed stderr is no reason to fail.
                         let _ = writeln!(std::io::stderr(), "\n{answer}");
                     }
                 }
@@ -101,35 +101,34 @@ fn start() -> Result<()> {
     outcome.map_err(|error| Diagnostic::bug(format!("cannot listen for Ctrl-C: {error}")))
 }
 
-/// Lets a write beyond `ulimit -f` fail with an error, which is reported and cleaned up after, instead of ending the
-/// process.
+/// Makes a write beyond `ulimit -f` return an error instead of ending the process.
 pub fn survive_file_limits() {
-    // Without a handler the old way stays, which loses nothing but the message.
+    // Without the handler the process ends, and only the message is lost.
     let _ = signal_hook::flag::register(SIGXFSZ, Arc::new(AtomicBool::new(false)));
 }
 
-/// Ends the process as a signal would, after what could be saved is.
+/// Exits with the code of an interrupt, after temporary folders are removed.
 pub fn exit_interrupted() -> ! {
     temp_dirs::remove_all();
     std::process::exit(ABORTED);
 }
 
-/// Whether someone asked to stop.
+/// Whether a stop was requested.
 pub fn requested() -> bool {
     PRESSED.load(Ordering::SeqCst) > 0
 }
 
-/// As whoever reports progress to us wants to know it.
+/// `ControlFlow::Break` once a stop was requested; for progress callbacks.
 pub fn check() -> ControlFlow<()> {
     if requested() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
 }
 
-/// Forgets the request: it was for a reply, not for the session.
+/// Clears the request, so that it stops one reply and not the session.
 pub fn clear() {
     PRESSED.store(0, Ordering::SeqCst);
 }
 
-/// Whether whoever started the process wants SIGHUP ignored, as `nohup` does. Linux tells; elsewhere no.
+/// Whether the process was started with SIGHUP ignored, as by `nohup`. Known on Linux only.
 fn hangup_is_ignored() -> bool {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));

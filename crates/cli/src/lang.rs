@@ -1,9 +1,9 @@
-//! The two languages danlu talks in.
+//! The two languages of status lines and tables.
 
 use std::fmt;
 
-/// The language of talk, tables and help lines. Error messages and `--help` are English in both: they are
-/// what people search for.
+/// The language of status lines and tables. Error messages and `--help` are English in both, since people
+/// search for them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum Lang {
     /// Simplified Chinese.
@@ -23,7 +23,7 @@ impl Lang {
         if language.eq_ignore_ascii_case("zh") { Self::Zh } else { Self::En }
     }
 
-    /// One of two wordings.
+    /// One of two wordings, by language.
     pub fn pick<T>(self, zh: T, en: T) -> T {
         match self {
             Self::Zh => zh,

@@ -1,4 +1,4 @@
-//! What the libraries note: warnings always, the rest with `--verbose`.
+//! Events of the libraries: warnings always, the rest with `--verbose`.
 
 use std::fmt::{self, Write as _};
 use std::io::{self, Write as _};
@@ -16,10 +16,10 @@ struct Stderr {
     color: bool,
 }
 
-/// From now on events of the libraries are shown.
+/// Installs the subscriber.
 pub fn install(printer: &Printer) {
     let level = if printer.verbose { Level::DEBUG } else { Level::WARN };
-    // A second subscriber can only come from a test of ours; the first one stays.
+    // Only a test installs a second subscriber. The first one stays.
     let _ = tracing::subscriber::set_global_default(Stderr { level, color: printer.status_color() });
 }
 

@@ -1,6 +1,7 @@
 //! The `danlu` command: one binary for the whole life of a LoRA adapter.
 //!
-//! `main` parses, sets up talk and hands over; every verb lives in `commands/` with its flags beside it.
+//! `main` parses the command line, sets up the printer and calls the verb. Each verb lives in `commands/`
+//! with its flags.
 
 mod allocator;
 mod args;
@@ -53,7 +54,7 @@ struct Cli {
         help_heading = "Output"
     )]
     color: Color,
-    /// Say more: what the libraries note, tokens per second
+    /// Print more: events of the libraries, tokens per second
     #[arg(short, long, global = true, help_heading = "Output")]
     verbose: bool,
 }
@@ -69,7 +70,7 @@ enum Command {
     /// Fine-tune a LoRA adapter on your data
     #[command(after_help = train::EXAMPLES, allow_negative_numbers = true)]
     Train(Box<train::TrainArgs>),
-    /// How much memory a training run would take, before anything is loaded; takes train's flags
+    /// Predict the memory of a training run before anything is loaded; takes the flags of train
     #[command(after_help = plan::EXAMPLES, allow_negative_numbers = true)]
     Plan(Box<plan::PlanArgs>),
     /// Measure base against adapter, or two models, on held-out data
@@ -81,29 +82,29 @@ enum Command {
     /// Merge an adapter into its base, and measure the result
     #[command(after_help = merge::EXAMPLES, allow_negative_numbers = true)]
     Merge(merge::MergeArgs),
-    /// Write the model card of an adapter or a merged model again
+    /// Rewrite the model card of an adapter or a merged model
     #[command(after_help = card::EXAMPLES)]
     Card(card::WriteArgs),
-    /// Put a base into 4 bits, as bitsandbytes stores it
+    /// Quantize a base to 4 bits, in the format of bitsandbytes
     #[command(after_help = quantize::EXAMPLES)]
     Quantize(quantize::QuantizeArgs),
-    /// Fetch a model from the Hugging Face Hub, or look for something newer
+    /// Download a model from the Hugging Face Hub, or update it
     #[command(after_help = hub::pull::EXAMPLES)]
     Pull(hub::pull::PullArgs),
     /// Publish an adapter or a model on the Hugging Face Hub, in one commit
     #[command(after_help = hub::push::EXAMPLES)]
     Push(hub::push::PushArgs),
-    /// Keep a token of the Hugging Face Hub
+    /// Store a token of the Hugging Face Hub
     #[command(after_help = hub::account::EXAMPLES)]
     Login(hub::account::LoginArgs),
-    /// Say whose token is used
+    /// Show the account of the token in use
     Whoami,
-    /// Forget the token
+    /// Remove the stored token
     Logout,
-    /// Measure training, prompts, decoding and merging against what this machine can do
+    /// Measure training, prefill, decoding and merging against this machine's peak
     #[command(subcommand, after_help = bench::EXAMPLES)]
     Bench(bench::BenchCommand),
-    /// Show what this machine has and what danlu will use
+    /// Show the hardware of this machine and what danlu uses of it
     #[command(after_help = doctor::EXAMPLES)]
     Doctor(doctor::DoctorArgs),
 }
@@ -147,7 +148,7 @@ fn run(command: &Command, matches: &clap::ArgMatches, printer: &Printer) -> Resu
         Command::Demo(args) => demo::run(args, printer),
         Command::Data(command) => data::run(command, printer),
         Command::Train(_) => {
-            // `train` asks which flags were really given: they win over its configuration file.
+            // Flags on the command line take precedence over the configuration file.
             let (_, own) = matches.subcommand().expect("a parsed command line has its subcommand");
             train::run(&train::RunConfig::resolve(own)?, printer)
         }
@@ -170,7 +171,7 @@ fn run(command: &Command, matches: &clap::ArgMatches, printer: &Printer) -> Resu
     }
 }
 
-/// Help and version are answers; anything else clap says is a mistake in the command line.
+/// Prints help and version to stdout; any other error of clap is a mistake in the command line.
 fn refuse(error: &clap::Error) -> ExitCode {
     use clap::error::ErrorKind;
     let printer = Printer::new(Lang::from_locale(), Color::Auto, false);
@@ -187,7 +188,7 @@ fn refuse(error: &clap::Error) -> ExitCode {
     ExitCode::from(1)
 }
 
-/// What is shown of a command line, without a token that was given where none belongs.
+/// `shown` without the tokens of the command line.
 fn without_tokens(shown: &str, line: &[String]) -> String {
     const LONG_ENOUGH: usize = 20;
     let is_token = |word: &&str| {
@@ -202,13 +203,13 @@ fn without_tokens(shown: &str, line: &[String]) -> String {
 mod tests {
     use super::*;
 
-    /// What stands below the flags of a command and of those under it, with their names.
+    /// The text below the flags of a command and of its subcommands, with their names.
     fn closing_parts(command: &clap::Command, out: &mut Vec<(String, String)>) {
         out.extend(command.get_after_help().map(|text| (command.get_name().to_owned(), text.to_string())));
         command.get_subcommands().for_each(|command| closing_parts(command, out));
     }
 
-    /// A narrow terminal breaks a line that is broken already a second time, and a command where it cannot be pasted.
+    /// A narrow terminal wraps a long example where it cannot be pasted, and wraps prose a second time.
     #[test]
     fn examples_fit_a_narrow_terminal_and_prose_is_left_to_be_wrapped() {
         let mut parts = Vec::new();

@@ -1,4 +1,4 @@
-//! Memory of this machine and of this process, where the system tells it, and a watch over it.
+//! Memory of this machine and of this process, as far as the system reports it.
 
 use std::fs;
 use std::sync::Arc;
@@ -11,13 +11,13 @@ pub use danlu_train::memory::{anonymous, machine, peak};
 /// Interval between two samples of a [`MemoryWatch`]. A sample costs some microseconds.
 const INTERVAL: Duration = Duration::from_millis(10);
 
-/// From now on [`peak`] is the most since now, where the system knows how to forget.
+/// Resets [`peak`], if the system supports that.
 pub fn forget_peak() {
     // Linux: 5 resets the high-water mark, since 4.0.
     let _ = fs::write("/proc/self/clear_refs", "5");
 }
 
-/// Watches the anonymous memory of this process from a thread of its own.
+/// Samples the anonymous memory of this process from a thread of its own.
 pub struct MemoryWatch {
     seen: Arc<Seen>,
     thread: Option<JoinHandle<()>>,
@@ -38,7 +38,7 @@ impl Seen {
 }
 
 impl MemoryWatch {
-    /// Begins to watch.
+    /// Starts sampling.
     pub fn start() -> Self {
         let seen = Arc::new(Seen::default());
         seen.sample();
@@ -49,11 +49,11 @@ impl MemoryWatch {
                 thread::park_timeout(INTERVAL);
             }
         };
-        // Without the thread what is seen at the ends remains.
+        // Without the thread, the samples at the start and the end remain.
         Self { seen, thread: thread::Builder::new().name("memory".to_owned()).spawn(watch).ok() }
     }
 
-    /// The most bytes seen; `None` where the system does not tell.
+    /// The most bytes sampled; none if the system does not report them.
     pub fn finish(self) -> Option<u64> {
         self.seen.sample();
         Some(self.seen.most.load(Ordering::Relaxed)).filter(|&bytes| bytes > 0)
@@ -65,7 +65,7 @@ impl Drop for MemoryWatch {
         self.seen.over.store(true, Ordering::Relaxed);
         if let Some(thread) = self.thread.take() {
             thread.thread().unpark();
-            // It only reads: there is no panic to pass on.
+            // The thread only reads, so it has no panic to pass on.
             let _ = thread.join();
         }
     }

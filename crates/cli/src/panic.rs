@@ -1,8 +1,8 @@
-//! A panic is a mistake of ours: it says so, and ends with exit code 2.
+//! The panic hook: a panic is a bug in danlu, and exits with code 2.
 
 use std::io::Write;
 
-/// Replaces Rust's message and ends the process, whichever thread it was.
+/// Replaces Rust's message, and exits whichever thread panics.
 pub fn install() {
     std::panic::set_hook(Box::new(|info| {
         if danlu_data::is_decoding_parquet() {
@@ -13,7 +13,7 @@ pub fn install() {
         let text =
             text.or_else(|| payload.downcast_ref::<String>().cloned()).unwrap_or_else(|| "panic".to_owned());
         let place = info.location().map(|l| format!("{}:{}", l.file(), l.line())).unwrap_or_default();
-        // Checkpoints and results are written to temporary files first, so leaving now loses none.
+        // Checkpoints and results are written to temporary files first, so exiting here loses none.
         let _ = writeln!(
             std::io::stderr(),
             "\nerror: danlu {} made a mistake: {text} ({place})\n\nhint: this is a bug in danlu, not in your input; \

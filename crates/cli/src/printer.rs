@@ -1,4 +1,4 @@
-//! Where text goes: data to stdout, talk to stderr, one live line at the bottom.
+//! Output: data to stdout, status to stderr, and one live line at the bottom of the terminal.
 
 use std::cell::RefCell;
 use std::io::{self, IsTerminal, Write};
@@ -11,11 +11,11 @@ use crate::lang::Lang;
 use crate::style::{Color, Style, paint};
 use crate::{temp_dirs, terminal_text};
 
-/// Everything a command needs to talk.
+/// Prints data, status lines and the live line.
 pub struct Printer {
-    /// The language of talk.
+    /// The language of status lines and tables.
     pub lang: Lang,
-    /// Whether to say more: `-v`.
+    /// Whether `-v` was given.
     pub verbose: bool,
     data_color: bool,
     status_color: bool,
@@ -23,7 +23,7 @@ pub struct Printer {
     width: usize,
     out_wraps: bool,
     err_wraps: bool,
-    /// Whether the live line is on the screen, and must go before anything else is printed.
+    /// Whether the live line is on the screen. It is cleared before anything else is printed.
     shown: RefCell<bool>,
 }
 
@@ -51,18 +51,18 @@ impl Printer {
         }
     }
 
-    /// One of two wordings.
+    /// One of two wordings, by language.
     pub fn pick<T>(&self, zh: T, en: T) -> T {
         self.lang.pick(zh, en)
     }
 
-    /// A back end's name for itself, in the language of the talk.
+    /// The name of a back end, in the language of the printer.
     pub fn backend(&self, name: &str) -> String {
         let zh = name.replace(" threads,", " 线程,").replace(" thread,", " 线程,");
         self.pick(zh, name.to_owned())
     }
 
-    /// Cells of a line.
+    /// Columns of the terminal.
     pub fn width(&self) -> usize {
         self.width
     }
@@ -77,24 +77,24 @@ impl Printer {
         self.status_color
     }
 
-    /// Whether a line that rewrites itself makes sense.
+    /// Whether stderr is a terminal that can rewrite a line.
     pub fn has_live_line(&self) -> bool {
         self.live
     }
 
-    /// A line of data.
+    /// Prints a line of data.
     pub fn data(&self, line: &str) {
         self.data_raw(line);
         self.data_raw("\n");
     }
 
-    /// A line of data behind `label`, which takes as many cells as it has characters. On a terminal a long one
-    /// goes on under itself; elsewhere it stays one line, for `grep`.
+    /// Prints a line of data behind `label`. A terminal wraps a long line under itself; elsewhere it stays
+    /// one line, for `grep`.
     pub fn data_labeled(&self, label: &str, line: &str) {
         self.data(&format!("{label}{}", hung(self.out_wraps, label, line, self.width)));
     }
 
-    /// Data as it is, at once: streamed replies.
+    /// Prints data as it is and flushes, for streamed replies.
     pub fn data_raw(&self, data: &str) {
         self.clear_live();
         let mut stdout = io::stdout().lock();
@@ -103,10 +103,10 @@ impl Printer {
         }
     }
 
-    /// Ends the process: nobody takes what it has to say.
+    /// Exits, because stdout cannot be written.
     pub fn give_up_stdout(&self, error: io::Error) -> ! {
         temp_dirs::remove_all();
-        // `danlu ... | head` closes the pipe when it has seen enough: that is no error.
+        // `danlu ... | head` closes the pipe after its lines. That is no error.
         if error.kind() == io::ErrorKind::BrokenPipe {
             std::process::exit(0);
         }
@@ -116,29 +116,29 @@ impl Printer {
         std::process::exit(Origin::Input as i32);
     }
 
-    /// A line of talk.
+    /// Prints a status line.
     pub fn status(&self, line: &str) {
         self.clear_live();
-        // Nobody is left to tell where stderr is closed.
+        // A closed stderr leaves no place to report the error.
         let _ = writeln!(io::stderr(), "{line}");
     }
 
-    /// A line of talk in one of two wordings.
+    /// Prints a status line in one of two languages.
     pub fn status_bilingual(&self, zh: &str, en: &str) {
         self.status(self.pick(zh, en));
     }
 
-    /// A line of talk behind `label`, as [`Printer::data_labeled`] does for data.
+    /// Prints a status line behind `label`, as [`Printer::data_labeled`] does for data.
     pub fn status_labeled(&self, label: &str, line: &str) {
         self.status(&format!("{label}{}", hung(self.err_wraps, label, line, self.width)));
     }
 
-    /// A line of talk that something deserves attention.
+    /// Prints a warning.
     pub fn warn(&self, line: &str) {
         self.status_labeled(&self.paint_status(Style::Yellow, self.pick("注意：", "warning: ")), line);
     }
 
-    /// Rewrites the live line; nothing happens where there is no terminal.
+    /// Rewrites the live line. Does nothing without a terminal.
     pub fn live(&self, line: &str) {
         if self.live {
             let _ =
@@ -166,7 +166,7 @@ impl Printer {
     }
 }
 
-/// `line` broken so that it goes on under itself behind `label`, if it is to be broken.
+/// `line` wrapped under itself behind `label`, if `wraps` is set.
 fn hung(wraps: bool, label: &str, line: &str, width: usize) -> String {
     // Colours take no cells.
     let plain: String =
@@ -175,7 +175,7 @@ fn hung(wraps: bool, label: &str, line: &str, width: usize) -> String {
     if wraps { terminal_text::hang(line, terminal_text::width(plain), width) } else { line.to_owned() }
 }
 
-/// Columns of the terminal, from `COLUMNS` or the terminal itself; 80 where neither knows.
+/// Columns of the terminal, from `COLUMNS` or the terminal itself, otherwise 80.
 fn terminal_width() -> usize {
     let columns = std::env::var("COLUMNS").ok().and_then(|v| v.parse().ok());
     let asked = || {

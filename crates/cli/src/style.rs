@@ -1,6 +1,6 @@
 //! Colours of text in the terminal.
 
-/// When to colour.
+/// When to use colour.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum Color {
     /// On a terminal, unless `NO_COLOR` is set.
@@ -11,16 +11,16 @@ pub enum Color {
     Never,
 }
 
-/// The few looks we use; each also reads without colour.
+/// The styles in use. The text also reads without colour.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Style {
-    /// Headings, figures that matter.
+    /// Headings and key numbers.
     Bold,
-    /// What may be skipped.
+    /// Text that may be skipped.
     Dim,
     /// Trained text, success.
     Green,
-    /// What to type, the first series of a chart.
+    /// Commands to type; the first series of a chart.
     Cyan,
     /// Warnings, the second series of a chart.
     Yellow,
@@ -41,7 +41,7 @@ impl Style {
     }
 }
 
-/// `text` in a style, or as it is.
+/// `text` in a style if `color` is set.
 pub fn paint(color: bool, style: Style, text: &str) -> String {
     if !color || text.is_empty() {
         return text.to_owned();

@@ -1,4 +1,4 @@
-//! Folders for a while: gone when they are dropped, and gone when Ctrl-C ends the process at once.
+//! Temporary folders that are removed when they are dropped, and when Ctrl-C ends the process.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -17,20 +17,20 @@ pub struct TrackedTempDir {
 }
 
 impl TrackedTempDir {
-    /// Makes a folder of a new name in `parent`.
+    /// Creates a folder with a new name in `parent`.
     ///
     /// # Errors
     /// If `parent` cannot be written.
     pub fn new_in(parent: &Path) -> Result<Self> {
         let mut builder = tempfile::Builder::new();
         let made = builder.prefix(TEMPORARY_PREFIX).tempdir_in(parent);
-        // tempfile's wording repeats the path; the kind alone keeps ours.
+        // tempfile's message repeats the path, so only the kind of its error is passed on.
         let folder = made.map_err(|error| Diagnostic::io("write to", parent, error.kind().into()))?;
         folders(|all| all.push(folder.path().to_owned()));
         Ok(Self { folder })
     }
 
-    /// Where it is.
+    /// Its path.
     pub fn path(&self) -> &Path {
         self.folder.path()
     }
@@ -42,11 +42,11 @@ impl Drop for TrackedTempDir {
     }
 }
 
-/// Removes every folder there is, before the process ends without dropping them.
+/// Removes all temporary folders before the process exits without dropping them.
 pub fn remove_all() {
     folders(|all| {
         for path in all.drain(..) {
-            // Another thread may be writing: what it adds between the two is caught by the second.
+            // Another thread may be writing. The second call removes files added during the first.
             let _ = fs::remove_dir_all(&path);
             let _ = fs::remove_dir_all(&path);
         }

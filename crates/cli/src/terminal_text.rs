@@ -1,4 +1,4 @@
-//! Text on a grid of cells, where a Chinese character is two cells wide.
+//! Text in the cells of a terminal, where a Chinese character takes two cells.
 
 use std::path::Path;
 
@@ -6,22 +6,22 @@ pub use danlu_model::shell_word;
 pub use danlu_report::number_format::{duration, thousands};
 use unicode_width::{UnicodeWidthChar, UnicodeWidthStr};
 
-/// Cells `text` takes in a terminal, which has no escape codes in it.
+/// Cells that `text` takes, which holds no escape codes.
 pub fn width(text: &str) -> usize {
     text.width()
 }
 
-/// `text` with blanks up to `cells`.
+/// `text` padded with blanks to `cells`.
 pub fn pad(text: &str, cells: usize) -> String {
     format!("{text}{}", " ".repeat(cells.saturating_sub(width(text))))
 }
 
-/// `text` with blanks in front up to `cells`.
+/// `text` padded in front to `cells`.
 pub fn pad_left(text: &str, cells: usize) -> String {
     format!("{}{text}", " ".repeat(cells.saturating_sub(width(text))))
 }
 
-/// At most `cells` of `text`, with an ellipsis where something is left out.
+/// At most `cells` of `text`, with an ellipsis if it is cut.
 pub fn clip(text: &str, cells: usize) -> String {
     if width(text) <= cells {
         return text.to_owned();
@@ -78,7 +78,7 @@ pub fn wrap(text: &str, cells: usize) -> Vec<String> {
                 used += piece_width;
                 continue;
             }
-            // A word longer than a line is cut where the line ends.
+            // A word longer than a line is cut at the end of the line.
             for c in piece.chars() {
                 let c_width = c.width().unwrap_or(0);
                 if used + c_width > cells {
@@ -118,7 +118,7 @@ fn pieces(text: &str) -> Vec<&str> {
     pieces
 }
 
-/// Two texts next to each other under their titles, `cells` wide in all.
+/// Two texts side by side under their titles, `cells` wide together.
 pub fn side_by_side(titles: [&str; 2], texts: [&str; 2], cells: usize) -> String {
     let column = cells.saturating_sub(3).max(8) / 2;
     let [left, right] = texts.map(|text| wrap(text, column));
@@ -133,7 +133,7 @@ pub fn side_by_side(titles: [&str; 2], texts: [&str; 2], cells: usize) -> String
     out
 }
 
-/// A path as a word of a command that is to be typed.
+/// A path as a word of a shell command.
 pub fn shell_path(path: &Path) -> String {
     shell_word(&path.display().to_string())
 }
@@ -155,7 +155,7 @@ pub fn counted(n: u64, noun: &str) -> String {
     format!("{} {noun}{}", thousands(n), if n == 1 { "" } else { "s" })
 }
 
-/// `text` for a place behind `indent` cells of a line of `cells`: further lines stand under the first.
+/// `text` wrapped to `cells` behind an indent of `indent` cells.
 pub fn hang(text: &str, indent: usize, cells: usize) -> String {
     wrap(text, cells.saturating_sub(indent)).join(&format!("\n{}", " ".repeat(indent)))
 }
@@ -171,7 +171,7 @@ mod tests {
         {
             for cells in 2..30 {
                 let lines = wrap(text, cells);
-                // Closing punctuation hangs on to its character, so two wide ones may need four cells.
+                // Closing punctuation stays with its character, so two wide ones may need four cells.
                 assert!(lines.iter().all(|l| width(l) <= cells.max(4)), "{cells} {lines:?}");
                 let squeeze = |s: &str| s.replace(' ', "");
                 assert_eq!(squeeze(&lines.concat()), squeeze(text));

@@ -555,7 +555,7 @@ fn a_branch_is_named_wherever_the_push_is_spoken_of() {
         "{card}"
     );
     let last: Vec<&str> = ran.out.lines().rev().take(2).collect();
-    assert_eq!(last, ["to wake it up: danlu chat me/huan@v2", &page]);
+    assert_eq!(last, ["to try it: danlu chat me/huan@v2", &page]);
     desk.scene.ok("push out me/whole");
     let ran = desk.scene.ok("push out me/whole --revision v3 --dry-run");
     assert!(ran.out.contains("a new branch `v3`"), "{}", ran.out);

@@ -11,8 +11,8 @@ use crate::training_base::FOUR_BIT_SUFFIX;
 use crate::{LoadError, Loader, ModelRef, Notice, relative_path};
 
 impl Loader<'_> {
-    /// Resolves the base that the adapter in `folder` names: a folder here, beside or above the adapter, or a model on
-    /// the Hub.
+    /// Resolves the base that the adapter in `folder` names: a folder here, beside or above the adapter, or a
+    /// model on the Hub.
     pub(crate) fn adapter_base(
         &self,
         folder: &Path,

@@ -1,7 +1,7 @@
 //! From a name, a folder or a run to a loaded model.
 //!
 //! ```text
-//! ModelRef::parse ─► Loader::resolve ─► ModelDirs ─► ModelFiles::open ─► ModelFiles::load ─► LoadedModel
+//! ModelRef::parse ─► Loader::model_dirs ─► ModelFiles::open ─► Loader::load ─► LoadedModel
 //! ```
 //!
 //! - [`ModelRef`] is a local folder or a name on the Hub.
@@ -13,8 +13,8 @@
 //!
 //! A server loads a base once, as [`LoadedBase`], and puts adapters onto it with [`LoadedAdapter::load`].
 //!
-//! The crate prints nothing. It collects a [`Notice`] for everything that a user should know, reports long work as
-//! [`Progress`], and returns errors as [`LoadError`] with a hint.
+//! The crate prints nothing. It collects a [`Notice`] for everything that a user should know, reports long
+//! work as [`Progress`], and returns errors as [`LoadError`] with a hint.
 
 mod adapter_base;
 mod artifact;

@@ -62,8 +62,8 @@ impl Loader<'_> {
     /// Loads the decoder of a base, quantized if asked.
     ///
     /// # Errors
-    /// If a tensor is missing or has a fault, the base is stored in 4 bits and should be quantized, or the observer
-    /// stops it.
+    /// If a tensor is missing or has a fault, the base is stored in 4 bits and should be quantized, or the
+    /// observer stops it.
     pub fn load_decoder(
         &self,
         files: &BaseFiles,
@@ -148,7 +148,8 @@ impl LoadedAdapter {
     /// Loads an adapter onto `base`. The base's weights are not read.
     ///
     /// # Errors
-    /// If a file of the adapter has a fault, the adapter was made for a base of another shape, or the tokens differ.
+    /// If a file of the adapter has a fault, the adapter was made for a base of another shape, or the tokens
+    /// differ.
     pub fn load(
         files: &AdapterFiles,
         base: &LoadedBase,

@@ -52,7 +52,8 @@ impl ModelDirs {
     }
 }
 
-/// The last component of `path` with `.` and `..` resolved; for a snapshot in the Hub's cache, the model's name.
+/// The last component of `path` with `.` and `..` resolved; for a snapshot in the Hub's cache, the model's
+/// name.
 pub fn folder_name(path: &Path) -> String {
     let resolved = fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
     if let Some((id, _)) = parse_snapshot_path(&resolved) {

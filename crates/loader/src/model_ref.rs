@@ -13,7 +13,8 @@ pub enum ModelRef {
     Folder(PathBuf),
     /// A name on the Hub.
     Hub(RepoName),
-    /// `owner/model` where a folder `owner` exists: a name if the cache holds that model, otherwise a mistyped path.
+    /// `owner/model` where a folder `owner` exists: a name if the cache holds that model, otherwise a
+    /// mistyped path.
     Ambiguous {
         /// Read as a path.
         path: PathBuf,

@@ -24,8 +24,8 @@ pub struct ModelTokens {
 }
 
 impl ModelTokens {
-    /// Reads the tokens of a model. If `danlu.json` holds the fingerprint of those in training, the base's tokens and
-    /// the adapter's must both match it.
+    /// Reads the tokens of a model. If `danlu.json` holds the fingerprint of those in training, the base's
+    /// tokens and the adapter's must both match it.
     ///
     /// # Errors
     /// If a file has a fault, or the tokens differ and `check` requires a match.

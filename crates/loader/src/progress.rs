@@ -43,5 +43,6 @@ pub enum Progress<'a> {
 
 /// Receives [`Progress`].
 ///
-/// `ControlFlow::Break` stops a quantization. A transfer from the Hub has no safe place to stop, so it goes on.
+/// `ControlFlow::Break` stops a quantization. A transfer from the Hub has no safe place to stop, so it goes
+/// on.
 pub type Observer<'a> = dyn Fn(Progress<'_>) -> ControlFlow<()> + 'a;

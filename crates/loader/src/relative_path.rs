@@ -9,8 +9,8 @@ pub fn find_beside(folder: &Path, name: &Path, is_it: impl Fn(&Path) -> bool) ->
     [name.to_owned(), resolved(folder).join(name)].into_iter().find(|path| is_it(path))
 }
 
-/// Resolves the path `name` from a file in `folder`: relative to the working directory, then to `folder` and each
-/// folder above it. Returns the first that `is_it` accepts.
+/// Resolves the path `name` from a file in `folder`: relative to the working directory, then to `folder` and
+/// each folder above it. Returns the first that `is_it` accepts.
 ///
 /// The directory where the run started is among them, so folders that were moved together find each other.
 pub fn find_above(folder: &Path, name: &Path, is_it: impl Fn(&Path) -> bool) -> Option<PathBuf> {

@@ -70,8 +70,8 @@ impl<'a> Loader<'a> {
         }
     }
 
-    /// Resolves the base `path` to a folder. Rejects adapters, stopped runs and plain files; does not verify that the
-    /// rest is a model, so that the reader of a missing file can name it.
+    /// Resolves the base `path` to a folder. Rejects adapters, stopped runs and plain files; does not verify
+    /// that the rest is a model, so that the reader of a missing file can name it.
     ///
     /// # Errors
     /// If it is an adapter, a run or a file, or as [`Loader::resolve`].
@@ -162,8 +162,8 @@ impl<'a> Loader<'a> {
     }
 }
 
-/// Fetches optional files that another program left out of the cached model. Returns a notice if the Hub cannot be
-/// asked.
+/// Fetches optional files that another program left out of the cached model. Returns a notice if the Hub
+/// cannot be asked.
 pub fn fetch_optional_files(hub: &Hub, name: &RepoName, folder: &Path) -> Option<Notice> {
     let files = hub.missing_optional_files(name, folder);
     if files.is_empty() {

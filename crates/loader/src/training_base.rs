@@ -1,6 +1,7 @@
 //! The base that an adapter was trained on, beside the base it is loaded onto.
 //!
-//! Any base of the same shape loads. Another base than that of the training gives wrong replies, so these checks warn.
+//! Any base of the same shape loads. Another base than that of the training gives wrong replies, so these
+//! checks warn.
 
 use std::fs;
 use std::path::Path;
@@ -24,8 +25,8 @@ pub enum CheckDepth {
     Full,
 }
 
-/// Returns the quantization that puts the base into the form the adapter was trained on: that of `danlu.json`, or
-/// bitsandbytes' default if the adapter names a 4-bit repository.
+/// Returns the quantization that puts the base into the form the adapter was trained on: that of
+/// `danlu.json`, or bitsandbytes' default if the adapter names a 4-bit repository.
 ///
 /// Returns none without an adapter and for a base that is stored in 4 bits.
 ///
@@ -69,8 +70,8 @@ fn four_bit_repository(adapter: &AdapterFiles) -> Option<&str> {
     adapter.config().base_model_name_or_path.as_deref().filter(|named| named.ends_with(FOUR_BIT_SUFFIX))
 }
 
-/// The 4 bits that the base in `folder` is stored in: those of its weights, or of `config` where the weights are not
-/// there.
+/// The 4 bits that the base in `folder` is stored in: those of its weights, or of `config` where the weights
+/// are not there.
 ///
 /// # Errors
 /// If a file of the weights has a fault.
@@ -82,8 +83,8 @@ pub fn stored_quantization(folder: &Path, config: &ModelConfig) -> Result<Option
     }
 }
 
-/// Identifies the base in `folder`, which the user or an adapter called `named`. A snapshot in the Hub's cache has its
-/// name and its commit in its path.
+/// Identifies the base in `folder`, which the user or an adapter called `named`. A snapshot in the Hub's
+/// cache has its name and its commit in its path.
 pub fn identify_base(named: &str, folder: &Path) -> BaseIdentity {
     let real = fs::canonicalize(folder).unwrap_or_else(|_| folder.to_owned());
     match parse_snapshot_path(&real) {

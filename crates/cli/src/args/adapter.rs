@@ -6,7 +6,7 @@ use clap::Args;
 use danlu_adapter::{TargetModules, parse_byte_size};
 use danlu_train::TrainSettings;
 
-/// The flags that decide the adapter.
+/// The flags that shape the adapter.
 #[derive(Args, Clone, Debug, Default)]
 pub struct AdapterArgs {
     /// Rank of the adapter [default: 8]
@@ -28,7 +28,7 @@ pub struct AdapterArgs {
 }
 
 impl AdapterArgs {
-    /// Sets what was given.
+    /// Sets the fields whose flags are given.
     pub fn apply(&self, settings: &mut TrainSettings) {
         set(&mut settings.lora_r, &self.lora_r);
         set(&mut settings.lora_alpha, &self.lora_alpha);
@@ -38,7 +38,7 @@ impl AdapterArgs {
     }
 }
 
-/// Sets `field` where the flag was given.
+/// Sets `field` if the flag is given.
 pub fn set<T: Clone>(field: &mut T, given: &Option<T>) {
     if let Some(value) = given {
         field.clone_from(value);
@@ -51,7 +51,7 @@ pub fn memory_limit(text: &str) -> Result<u64, String> {
     if number.parse::<f64>().is_err() {
         return parse_byte_size(text).map_err(|error| error.to_string());
     }
-    // Only what would be taken in turn is advised.
+    // A hint must only suggest values that the flag accepts.
     let sizes = [("GiB", ""), ("B", " for bytes")].map(|(unit, note)| (format!("{number}{unit}"), note));
     let sizes = sizes.iter().filter(|(size, _)| parse_byte_size(size).is_ok());
     let sizes: Vec<_> = sizes.map(|(size, note)| format!("`{size}`{note}")).collect();

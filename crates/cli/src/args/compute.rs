@@ -10,7 +10,7 @@ use danlu_kernels::{Backend, Cpu, CpuOptions, DType, Isa};
 
 use crate::diagnostic::{Diagnostic, Result};
 
-/// The variable that chooses an instruction set.
+/// The environment variable that chooses an instruction set.
 pub const ISA_VARIABLE: &str = "DANLU_ISA";
 
 /// Flags of every command that computes.
@@ -120,13 +120,13 @@ impl ComputeArgs {
         asked.map_or_else(of_device, Ok)
     }
 
-    /// Threads that compute.
+    /// Number of threads.
     pub fn threads(&self) -> usize {
         let offered = || std::thread::available_parallelism().map_or(1, usize::from);
         self.threads.map_or_else(offered, usize::from)
     }
 
-    /// What that back end is made with.
+    /// The options of that back end.
     ///
     /// # Errors
     /// As [`ComputeArgs::backend`].
@@ -135,7 +135,7 @@ impl ComputeArgs {
     }
 }
 
-/// The type that products are computed in, by its name.
+/// Parses the type of products.
 pub fn products(name: &str) -> Result<DType, String> {
     match name {
         "f32" => Ok(DType::F32),
@@ -165,10 +165,10 @@ pub fn isa_from_env() -> Result<Option<Isa>> {
     Ok(Some(isa))
 }
 
-/// Checks that `tokens`, as the flags ask for, are no more than the model was made for.
+/// Checks that `tokens` does not exceed the context of the model.
 ///
 /// # Errors
-/// If they are: what it would compute at positions it has never seen means nothing.
+/// If it does: results at positions beyond the context are meaningless.
 pub fn check_context(tokens: usize, most: usize, flags: &str) -> Result<()> {
     if tokens <= most {
         return Ok(());

@@ -9,10 +9,10 @@ use danlu_train::{Quant, TrainSettings};
 
 use crate::diagnostic::Result;
 
-/// The flags that put a base in 16 bits into 4 while it is loaded.
+/// The flags that quantize a 16-bit base while it is loaded.
 #[derive(Args, Clone, Debug, Default)]
 pub struct QuantArgs {
-    /// Put the base's projections into 4 bits while it is loaded: nf4, fp4 or none [default: none]
+    /// Quantize the base's projections to 4 bits while it is loaded: nf4, fp4 or none [default: none]
     #[arg(long, value_name = "TYPE", value_parser = Quant::from_str, help_heading = "4 bits")]
     pub quant: Option<Quant>,
     /// Leave the scales of 4 bits in f32 instead of 8 bits
@@ -24,14 +24,14 @@ pub struct QuantArgs {
 }
 
 impl QuantArgs {
-    /// Sets what was given.
+    /// Sets the fields whose flags are given.
     pub fn apply(&self, settings: &mut TrainSettings) {
         settings.quant = self.quant.unwrap_or(settings.quant);
         settings.no_double_quant = self.no_double_quant.unwrap_or(settings.no_double_quant);
         settings.quant_block_size = self.quant_block_size.unwrap_or(settings.quant_block_size);
     }
 
-    /// What the flags ask for, if they ask for anything: `Some(None)` leaves the base as it is.
+    /// The quantization of the flags, if `--quant` is given. `Some(None)` leaves the base as it is.
     ///
     /// # Errors
     /// If [`TrainSettings::validate`] refuses them.

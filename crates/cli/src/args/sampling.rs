@@ -1,4 +1,4 @@
-//! How tokens are chosen: flags over the model's `generation_config.json` over ours.
+//! Sampling: flags over the model's `generation_config.json` over danlu's defaults.
 
 use std::path::{Path, PathBuf};
 
@@ -9,7 +9,7 @@ use serde_json::{Map, Value};
 
 use crate::diagnostic::{Diagnostic, Result};
 
-/// How tokens are chosen, where the model's `generation_config.json` is to be overruled.
+/// The flags of sampling. They take precedence over the model's `generation_config.json`.
 #[derive(Args, Clone, Debug, Default)]
 pub struct SamplingArgs {
     /// 0 always takes the likeliest token [default: the model's, else 0.7]
@@ -33,13 +33,13 @@ pub struct SamplingArgs {
 }
 
 impl SamplingArgs {
-    /// Flags over what the model's file in `folder` says over ours.
+    /// Merges the flags over the model's file in `folder` over danlu's defaults.
     ///
     /// # Errors
     /// If the model's file is no JSON, or a value that is used is out of range.
     pub fn resolve(&self, folder: &Path) -> Result<Sampling> {
         let model = GenerationConfig::read(folder)?;
-        // Without `do_sample` the figures beside it are transformers' defaults, which it does not use either.
+        // Without `do_sample`, transformers ignores the values beside it.
         let samples = model.flag("do_sample")?;
         let own = |flag: Option<f32>, name, ours, ok: fn(f32) -> bool, expected| match flag {
             Some(flag) => Ok::<f32, Diagnostic>(flag),
@@ -62,13 +62,13 @@ impl SamplingArgs {
             },
             seed: self.seed,
         };
-        // What is out of range now came from a flag.
+        // The model's values are checked, so a value out of range comes from a flag.
         sampling.check()?;
         Ok(sampling)
     }
 }
 
-/// A model's `generation_config.json`; empty where there is none.
+/// A model's `generation_config.json`; empty if there is none.
 struct GenerationConfig {
     path: PathBuf,
     values: Map<String, Value>,
@@ -81,7 +81,7 @@ impl GenerationConfig {
         Ok(Self { path, values })
     }
 
-    /// A value that is there; `null` is not, as in Python.
+    /// A value that is set. `null` counts as unset, as in Python.
     fn get(&self, name: &str) -> Option<&Value> {
         self.values.get(name).filter(|value| !value.is_null())
     }

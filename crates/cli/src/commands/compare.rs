@@ -43,8 +43,8 @@ pub struct CompareArgs {
     pub a: PathBuf,
     /// Folder of the model to compare with [default: the base of the adapter A]
     pub b: Option<PathBuf>,
-    /// Records that neither was trained on [default: held_out.json beside the adapter, as `train --val-size` leaves
-    /// it; of two adapters, if both hold the same]
+    /// Records that neither was trained on [default: held_out.json beside the adapter, as `train --val-size`
+    /// writes it; for two adapters, if both files are equal]
     #[arg(long, value_name = "FILE")]
     pub data: Option<PathBuf>,
     #[command(flatten)]
@@ -55,7 +55,7 @@ pub struct CompareArgs {
     /// Records to measure at most; 0 measures all
     #[arg(long, value_name = "N", default_value_t = 500)]
     pub records: usize,
-    /// Questions to let both answer
+    /// Questions that both answer
     #[arg(long, value_name = "N", default_value_t = 4)]
     pub replies: usize,
     /// Longest reply, in tokens
@@ -194,7 +194,7 @@ fn read_common(
         held_out::read_held_out(data, &args.reading.options(), model.tokenizer(), &options, args.records)
     };
     let [mut left, mut right] = [read(&models[0])?, read(&models[1])?];
-    // Both leave the same records out, or nearly: once is enough.
+    // Both skip nearly the same records, so one warning is enough.
     if left.left_out > right.left_out { &left } else { &right }.warn(data, printer);
     left.keep_common(&right);
     right.keep_common(&left);
@@ -205,8 +205,8 @@ fn read_common(
     Ok([left, right])
 }
 
-/// The records that no adapter among the two was trained on, as far as the files beside them tell: what one of two
-/// held out may be what the other learned, so both must have held out the same.
+/// The records that no adapter among the two was trained on, as far as the files beside them tell: what one
+/// of two held out may be what the other learned, so both must have held out the same.
 ///
 /// # Errors
 /// If there is no such file, or it cannot be read.
@@ -237,7 +237,7 @@ fn common_held_out(models: &[ModelFiles; 2], named: &Path) -> Result<PathBuf> {
     files.into_iter().next().ok_or_else(|| missing(named))
 }
 
-/// Folder names, or paths where the names are the same.
+/// The names of the folders, or their paths if the names are equal.
 fn distinct_names(models: &[LoadedModel; 2]) -> [String; 2] {
     let names = [models[0].name(), models[1].name()];
     if names[0] != names[1] {
@@ -249,7 +249,7 @@ fn distinct_names(models: &[LoadedModel; 2]) -> [String; 2] {
 fn print_losses(names: &[String; 2], losses: [&[RecordLoss]; 2], printer: &Printer) {
     let count = |losses: &[RecordLoss]| losses.iter().map(|l| l.1).sum::<usize>();
     let tokens = losses.map(|losses| terminal_text::thousands(count(losses) as u64));
-    // Two tokenizers cut the same text into different numbers.
+    // Two tokenizers may split the same text into different numbers of tokens.
     let tokens = if tokens[0] == tokens[1] { tokens[0].clone() } else { tokens.join(" / ") };
     let records = terminal_text::thousands(losses[0].len() as u64);
     printer.status(&printer.pick(

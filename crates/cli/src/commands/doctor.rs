@@ -1,4 +1,4 @@
-//! `danlu doctor`: what this machine has, and what danlu makes of it.
+//! `danlu doctor`: the hardware of this machine, and what danlu uses of it.
 
 use std::fs;
 use std::path::Path;
@@ -126,7 +126,7 @@ fn gpu(printer: &Printer) -> Vec<((&'static str, &'static str), String)> {
     rows
 }
 
-/// The processor's name, where the system tells it.
+/// The processor's name, if the system reports it.
 pub fn processor() -> Option<String> {
     let info = fs::read_to_string("/proc/cpuinfo").ok()?;
     let line = info.lines().find(|line| line.starts_with("model name"))?;

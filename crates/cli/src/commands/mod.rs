@@ -1,4 +1,4 @@
-//! One file per verb: its flags, what they settle to, and what it does.
+//! One file per verb, with its flags.
 
 pub mod bench;
 pub mod card;

@@ -1,4 +1,4 @@
-//! `danlu plan`: how much memory a run would take, and what its layers would keep.
+//! `danlu plan`: predicts the memory of a run, and which activations its layers store.
 
 use clap::Args;
 use danlu_adapter::TokenIdentity;
@@ -28,7 +28,7 @@ Examples:
 
 Without --data, every record is taken to be as long as --max-length. A folder with config.json alone will do.";
 
-/// The flags of `danlu plan`: those of `danlu train`, of which --output is not needed.
+/// The flags of `danlu plan`: those of `danlu train`, without a need for --output.
 #[derive(Args, Clone, Debug)]
 pub struct PlanArgs {
     #[command(flatten)]
@@ -55,7 +55,7 @@ pub fn run(run: &RunConfig, json: bool, printer: &Printer) -> Result<()> {
             Some(with_chat_template(tokenizer, files.chat_template.as_deref(), printer)?)
         }
     };
-    // A run carries its token identity along, so it is made before anything is measured, as there.
+    // `danlu train` holds a token identity in memory, so it is built before the baseline is measured.
     let settings = &match &tokenizer {
         Some(tokenizer) => train::pin_template_date(&run.settings, tokenizer),
         None => run.settings.clone(),

@@ -1,4 +1,4 @@
-//! `danlu quantize`: a base in 16 bits into a folder in 4.
+//! `danlu quantize`: writes a 16-bit base as a 4-bit folder.
 
 use std::fs;
 use std::io;
@@ -32,7 +32,7 @@ Examples:
 The folder is in bitsandbytes' own format: transformers loads it. `--quant nf4` does the same \
 while a base is loaded, and writes nothing.";
 
-/// Largest file that is carried along beside weights and tokenizer.
+/// Largest file that is copied beside weights and tokenizer.
 const LARGEST_CARRIED: u64 = 16 << 20;
 
 /// The flags of `danlu quantize`.
@@ -52,14 +52,14 @@ pub struct QuantizeArgs {
     /// Weights that share a scale [default: 64]
     #[arg(long, value_name = "N")]
     pub quant_block_size: Option<usize>,
-    /// Modules that stay as they are, between commas, whole or by their end: down_proj
+    /// Modules that stay in 16 bits, between commas: full names or their ends, such as down_proj
     #[arg(long, value_name = "NAMES", value_delimiter = ',', value_parser = module)]
     pub skip_modules: Vec<String>,
     #[command(flatten)]
     pub compute: ComputeArgs,
 }
 
-/// Writes the folder.
+/// Quantizes the base, and writes the folder.
 ///
 /// # Errors
 /// If the base has a fault or is in 4 bits already, or the folder cannot be written.
@@ -81,7 +81,7 @@ pub fn run(args: &QuantizeArgs, printer: &Printer) -> Result<()> {
     let _attention = interrupt::graceful_stop(None)?;
     let start = Instant::now();
     let wide = size_of_weights(base)?;
-    // What a model was trained with goes along, and what is known of it; read first, for a fault should not cost a run.
+    // Token identity and card are copied. They are read first, so that a fault in them costs no run.
     let identity = carried(base, IDENTITY_FILE)?;
     let known = known(base, printer).filter(|card| card.merge.is_some());
     let notes = if known.is_some() { card::read_notes(base)?.unwrap_or_default() } else { String::new() };
@@ -131,7 +131,7 @@ pub fn run(args: &QuantizeArgs, printer: &Printer) -> Result<()> {
     Ok(())
 }
 
-/// The value of a flag that names a module, of which transformers makes a pattern.
+/// Parses the name of a module, which transformers reads as a pattern.
 fn module(name: &str) -> Result<String, String> {
     let is_plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '.');
     match !name.is_empty() && name.chars().all(is_plain) {
@@ -140,7 +140,7 @@ fn module(name: &str) -> Result<String, String> {
     }
 }
 
-/// What is on record of the base; another program's `card.json`, or one with a fault, keeps nobody from its weights.
+/// The card of the base. Warns about a `card.json` with a fault, and goes on without it.
 fn known(base: &Path, printer: &Printer) -> Option<Card> {
     Card::read(base).unwrap_or_else(|error| {
         printer.warn(&printer.pick(
@@ -151,7 +151,7 @@ fn known(base: &Path, printer: &Printer) -> Option<Card> {
     })
 }
 
-/// A file of the base that its copy in 4 bits has too, if there is one.
+/// A file of the base to copy, if there is one.
 fn carried(base: &Path, name: &'static str) -> Result<Option<Extra>> {
     let path = base.join(name);
     if !path.is_file() {

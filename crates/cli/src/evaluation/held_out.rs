@@ -1,4 +1,4 @@
-//! Held-out records: what a model is measured on.
+//! Held-out records, on which a model is measured.
 
 use std::collections::HashSet;
 use std::path::Path;
@@ -14,7 +14,7 @@ use crate::terminal_text;
 /// Reads a data file.
 ///
 /// # Errors
-/// As [`danlu_data::read`]; a name that may be a data set's on the Hub is told that files are read here.
+/// As [`danlu_data::read`], with a hint if the path looks like a data set on the Hub.
 pub fn read(file: &Path, options: &ReadOptions) -> Result<Dataset> {
     danlu_data::read(file, options).map_err(|error| {
         let diagnostic = Diagnostic::from(error);
@@ -41,7 +41,7 @@ pub struct HeldOut {
 }
 
 impl HeldOut {
-    /// Says how many records of `file` could not be used.
+    /// Warns if records of `file` could not be used.
     pub fn warn(&self, file: &Path, printer: &Printer) {
         let n = self.left_out;
         if n > 0 {
@@ -54,7 +54,7 @@ impl HeldOut {
         }
     }
 
-    /// Keeps the records that `other` holds too.
+    /// Drops the records that `other` does not hold.
     pub fn keep_common(&mut self, other: &Self) {
         let theirs: HashSet<usize> = other.records.iter().map(|record| record.source.index).collect();
         let records = std::mem::take(&mut self.records).into_iter();
@@ -100,7 +100,7 @@ pub fn read_held_out(
     Ok(held_out)
 }
 
-/// The command that says what is wrong with a file.
+/// The command that lists the faults of a file.
 fn check_command(file: &Path) -> String {
     format!("danlu data check {}", terminal_text::shell_path(file))
 }

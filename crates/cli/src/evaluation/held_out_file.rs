@@ -1,4 +1,5 @@
-//! `held_out.json`: the records that a run keeps out of training, beside its adapter, for `compare` and `merge`.
+//! `held_out.json`: the records that a run holds out of training. `compare` and `merge` read it beside the
+//! adapter.
 
 use std::path::{Path, PathBuf};
 
@@ -12,7 +13,7 @@ use crate::printer::Printer;
 /// Name of the file in the output folder.
 pub const HELD_OUT_FILE: &str = "held_out.json";
 
-/// The records that the run of an adapter, or of one of its checkpoints, held out, where it kept them.
+/// The file beside an adapter, or beside the run of a checkpoint.
 pub fn beside(adapter: &Path) -> Option<PathBuf> {
     let is_checkpoint =
         adapter.file_name().is_some_and(|name| name.to_string_lossy().starts_with("checkpoint-"));
@@ -20,7 +21,7 @@ pub fn beside(adapter: &Path) -> Option<PathBuf> {
     std::iter::once(adapter).chain(above).map(|folder| folder.join(HELD_OUT_FILE)).find(|file| file.is_file())
 }
 
-/// Writes the records into the output folder. A file that is there already, and says something else, stays.
+/// Writes the records into the output folder. Warns about a file with other records, and leaves it as it is.
 ///
 /// # Errors
 /// If the file cannot be read or written.
@@ -40,8 +41,8 @@ pub fn write(records: &[Record], output: &Path, printer: &Printer) -> Result<()>
     Ok(files::write_atomic(&path, text.as_bytes())?)
 }
 
-/// Writes a JSON array with one record per line, all in one format. Returns `None` if there are no records, or if
-/// documents and conversations are mixed.
+/// Writes a JSON array with one record per line, all in one format. Returns `None` if there are no records,
+/// or if documents and conversations are mixed.
 fn render(records: &[Record]) -> Option<String> {
     let format = common_format(records)?;
     let line = |record| Some(Value::Object(to_json(record, format).ok()?).to_string());

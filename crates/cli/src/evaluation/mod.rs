@@ -1,4 +1,4 @@
-//! Held-out records and what a model makes of them: losses and replies.
+//! Evaluation on held-out records: losses and replies.
 
 pub mod held_out;
 pub mod held_out_file;

@@ -1,4 +1,4 @@
-//! What a model answers to the questions of a data set: greedy, so that only the model makes the difference.
+//! Greedy replies to the questions of a data set, so that two models differ by their weights alone.
 
 use std::ops::ControlFlow;
 
@@ -9,10 +9,10 @@ use danlu_model::{Decoder, LoraSource, Message, Tokenizer, Workspace};
 use crate::diagnostic::Result;
 use crate::terminal_text;
 
-/// A question from the data, with what came before it and what the data answers.
+/// A question from the data, with the conversation before it and the answer in the data.
 #[derive(Clone, Debug)]
 pub struct Question {
-    /// The conversation up to and with the question.
+    /// The conversation up to the question, which is its last message.
     pub messages: Vec<Message>,
     /// The answer in the data.
     pub answer: String,
@@ -40,7 +40,7 @@ pub fn questions<'a>(records: impl IntoIterator<Item = &'a Record>, count: usize
     (0..count).map(|i| all[i * all.len() / count].clone()).collect()
 }
 
-/// The model's answer, one line or several, without anything a terminal would obey.
+/// The model's reply, without control characters.
 ///
 /// # Errors
 /// If the template refuses the conversation, or it does not fit the model.

@@ -1,4 +1,4 @@
-//! A batch on the command line.
+//! The value of `--batch`.
 
 use std::str::FromStr;
 
@@ -34,7 +34,7 @@ impl FromStr for Batch {
         let number = |text: &str, least| {
             text.trim().parse().ok().filter(|n| (least..=Self::MOST).contains(n)).ok_or_else(wrong)
         };
-        // The first token of a sequence has nothing before it to be predicted from.
+        // The first token of a sequence has no loss.
         Ok(Self { sequences: number(sequences, 1)?, tokens: number(tokens, 2)? })
     }
 }

@@ -1,4 +1,4 @@
-//! `danlu bench decode`: token after token, for one sequence or several together.
+//! `danlu bench decode`: decodes one sequence, or several together.
 
 use std::time::Instant;
 
@@ -43,7 +43,7 @@ struct Job {
     new: usize,
 }
 
-/// Decodes, and says how fast that was.
+/// Decodes, and reports the speed.
 ///
 /// # Errors
 /// If a flag or the model has a fault.
@@ -54,7 +54,7 @@ pub fn run(args: &DecodeArgs, printer: &Printer) -> Result<()> {
     let flags = "`--prompt-tokens` and `--new-tokens`";
     check_context(job.prompt + job.new, config.max_position_embeddings, flags)?;
     let before = machine.read_bandwidth(printer);
-    // Measuring took memory of its own.
+    // Measuring the bandwidth took memory.
     memory::forget_peak();
     let mut figures = BenchOutput::new("decode", args.run.json, printer);
     let weights = machine.weights(&model, &config, printer)?;
@@ -75,7 +75,7 @@ pub fn run(args: &DecodeArgs, printer: &Printer) -> Result<()> {
     figures.set("prompt_tokens", prompt);
     figures.set("new_tokens", new);
 
-    // Of a table that is not the head too, a token reads its own row alone.
+    // An untied embedding is read one row a token.
     let table = if config.tie_word_embeddings { 0 } else { table_bytes(&weights) };
     let watch = MemoryWatch::start();
     let decoder = machine.decoder(&config, &weights)?;
@@ -116,7 +116,7 @@ pub fn run(args: &DecodeArgs, printer: &Printer) -> Result<()> {
     Ok(())
 }
 
-/// Reads prompts and continues them; the seconds of every new token.
+/// Reads prompts and continues them. Returns the seconds of every new token.
 fn decode(decoder: &Decoder, work: &mut Workspace, job: Job, run: u64) -> Result<Vec<f64>> {
     let Job { sequences, prompt, new } = job;
     let vocab_size = decoder.config().vocab_size;

@@ -1,5 +1,6 @@
-//! How much work something is, by formula: what must be multiplied and what must be read, however a back end goes
-//! about it. Recomputing, packing and converting are no work; a multiply-add is two FLOP.
+//! Work by formula: FLOP that must be computed and bytes that must be read, whatever a back end does besides.
+//!
+//! Recomputing, packing and converting do not count. A multiply-add is two FLOP.
 
 use danlu_kernels::LoraRef;
 use danlu_model::{LoraSource, ModelConfig, Projection};
@@ -12,12 +13,12 @@ pub struct Span {
 }
 
 impl Span {
-    /// A sequence read from its beginning.
+    /// A whole sequence.
     pub fn whole(tokens: usize) -> Self {
         Self { new: tokens, all: tokens }
     }
 
-    /// Pairs of a token and one that it sees.
+    /// Pairs of a token and one that it attends to.
     fn pairs(self) -> f64 {
         let (new, all) = (self.new as f64, self.all as f64);
         new * (all - new) + new * (new + 1.0) / 2.0
@@ -26,8 +27,8 @@ impl Span {
 
 /// FLOP of a forward pass without an adapter, of which `head_rows` rows reach the head.
 ///
-/// `2 P` a token in the layers' projections, `4 NH HS` a pair in attention, `2 V C` a row at the head. Behind the last
-/// layer's attention there are no other rows than those.
+/// `2 P` a token in the projections, `4 NH HS` a pair in attention, `2 V C` a row at the head. After the last
+/// layer's attention, only the rows that reach the head are computed.
 pub fn forward(config: &ModelConfig, spans: &[Span], head_rows: usize) -> f64 {
     let tokens: usize = spans.iter().map(|span| span.new).sum();
     let products = |layer| {
@@ -39,12 +40,12 @@ pub fn forward(config: &ModelConfig, spans: &[Span], head_rows: usize) -> f64 {
     layers + head(config, head_rows)
 }
 
-/// FLOP of a forward and backward pass over sequences, `labels` of whose tokens carry a loss. What a sequence begins with
-/// as one before it does is not new.
+/// FLOP of a forward and backward pass over sequences with `labels` trained tokens. A shared prefix counts
+/// once.
 ///
-/// The backward of a frozen weight is one product more, for `dinp`, which nothing needs below the lowest layer with
-/// a pair; those of attention and of a pair are twice their forward, less the pair's share of such a `dinp`. With
-/// every projection adapted this is close to `4 P` a token.
+/// The backward of a frozen weight is one more product, for `dinp`. Below the lowest layer with a pair
+/// nothing needs it. The backward of attention and of a pair is twice the forward, less the pair's part of
+/// such a `dinp`. With every projection adapted, the sum is close to `4 P` a token.
 pub fn training(config: &ModelConfig, lora: &dyn LoraSource, spans: &[Span], labels: usize) -> f64 {
     let tokens = spans.iter().map(|span| span.new).sum::<usize>();
     let has_pair = |layer| Projection::ALL.iter().any(|&p| lora.pair(layer, p).is_some());
@@ -55,7 +56,7 @@ pub fn training(config: &ModelConfig, lora: &dyn LoraSource, spans: &[Span], lab
         flops += 2.0 * attention(config, spans);
         for p in Projection::ALL {
             let rows = rows(config, layer, p, tokens, labels);
-            // The lowest layer's input has no gradient: its norm and its q, k and v go without.
+            // The input of the lowest layer needs no gradient, so its norm and its q, k and v compute none.
             let wanted = Some(layer) != lowest || !reads_the_input(p);
             flops += if wanted { 2.0 * rows * weight(config, p) } else { 0.0 };
             let Some(LoraRef { rank, d_in, d_out, .. }) = lora.pair(layer, p) else { continue };
@@ -69,7 +70,7 @@ pub fn training(config: &ModelConfig, lora: &dyn LoraSource, spans: &[Span], lab
     flops
 }
 
-/// Bytes that decoding one token for every span reads: `weights`, and the keys and values (f32) that it sees.
+/// Bytes read to decode one token for every span: `weights`, and the keys and values (f32) of the span.
 pub fn decode_bytes(config: &ModelConfig, weights: u64, spans: &[Span]) -> f64 {
     let width = config.num_key_value_heads * config.head_dim * size_of::<f32>();
     let rows: usize = spans.iter().map(|span| span.all).sum();
@@ -151,7 +152,8 @@ mod tests {
         let spared = |all: f64, one: f64| (all - one - 99.0 * head(&config, 1)) / (99.0 * behind);
         let prompt = [Span::whole(100)];
         assert_eq!(spared(forward(&config, &prompt, 100), forward(&config, &prompt, 1)), 2.0);
-        // Again as much in the backward, where the head counts twice, and 6 FLOP for an element of their pairs.
+        // Again as much in the backward, where the head counts twice, and 6 FLOP for an element of their
+        // pairs.
         let pairs: usize =
             Projection::ALL.iter().filter(|&&p| !reads_the_input(p)).map(|&p| pair_size(&adapter, p)).sum();
         let (all, one) = (training(&config, &adapter, &prompt, 100), training(&config, &adapter, &prompt, 1));

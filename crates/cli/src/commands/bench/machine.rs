@@ -1,4 +1,4 @@
-//! What computes, and what it could do at best.
+//! The machine that computes, and its measured peak.
 
 use std::str::FromStr;
 use std::sync::Arc;
@@ -25,7 +25,8 @@ const H200_BYTES: f64 = 4.3e12;
 /// What the products are computed in.
 #[derive(Args, Clone, Debug)]
 pub struct MachineArgs {
-    /// What products with the base and in attention are computed in: f32 or bf16 [default: bf16 with AVX512-BF16, f32 elsewhere]
+    /// What products with the base and in attention are computed in: f32 or bf16 [default: bf16 with
+    /// AVX512-BF16, f32 elsewhere]
     #[arg(long, value_name = "TYPE", value_parser = Precision::from_str, help_heading = "Machine")]
     pub dtype: Option<Precision>,
     #[command(flatten)]
@@ -34,7 +35,7 @@ pub struct MachineArgs {
     pub compute: ComputeArgs,
 }
 
-/// What computes.
+/// The back end and its options.
 pub struct Machine {
     /// The back end.
     pub backend: Arc<dyn Backend>,
@@ -45,9 +46,9 @@ pub struct Machine {
     /// Threads.
     pub threads: usize,
     isa: Isa,
-    /// Whether nobody asked for the precision.
+    /// Whether the precision is the default.
     is_default: bool,
-    /// What the model's projections are put into.
+    /// Quantization of the model's projections.
     pub quantization: Option<Quantization>,
 }
 
@@ -73,7 +74,7 @@ impl MachineArgs {
 }
 
 impl Machine {
-    /// The weights of a model, put into 4 bits where that is asked for.
+    /// The weights of a model, quantized if asked.
     ///
     /// # Errors
     /// If a file has a fault, there is no room for them, or they are in 4 bits already.
@@ -89,7 +90,7 @@ impl Machine {
         Ok(Arc::new(Decoder::new(config.clone(), weights, Arc::clone(&self.backend))?))
     }
 
-    /// Says what it is.
+    /// Reports the machine.
     pub fn describe(&self, figures: &mut BenchOutput<'_>, printer: &Printer) {
         let why = match (self.is_default, self.precision) {
             (false, _) => String::new(),
@@ -121,7 +122,7 @@ impl Machine {
         figures.set("threads", self.threads);
     }
 
-    /// Measures the peak, and holds `flops` a second against it.
+    /// Reports `flops` a second, and their share of the measured peak.
     pub fn compare_flops(&self, flops: f64, figures: &mut BenchOutput<'_>, printer: &Printer) {
         if let Some(cuda) = &self.cuda {
             return compare_gpu(cuda, flops, figures, printer);
@@ -150,8 +151,8 @@ impl Machine {
         figures.measured("share_of_peak", share);
     }
 
-    /// Measures the read bandwidth, in bytes a second. Other machines on the same host take their share of it, now
-    /// more, now less: it is measured before and after what is held against it.
+    /// Measures the read bandwidth, in bytes a second. Other machines on the same host take their share of
+    /// it, now more, now less: it is measured before and after what is held against it.
     pub fn read_bandwidth(&self, printer: &Printer) -> f64 {
         if self.cuda.is_some() {
             return H200_BYTES;
@@ -162,10 +163,10 @@ impl Machine {
         peak
     }
 
-    /// Holds `bytes` a second against the read bandwidth.
+    /// Reports `bytes` a second, and their share of the measured read bandwidth.
     pub fn compare_bytes(&self, bytes: f64, peak: f64, figures: &mut BenchOutput<'_>, printer: &Printer) {
         let (rate, of, percent) = (output::rate(bytes / 1e9), output::rate(peak / 1e9), 100.0 * bytes / peak);
-        // What memory cannot deliver came from nearer by.
+        // A rate above the memory's comes from the processor's caches.
         let near = match bytes > peak {
             true => {
                 printer.pick("；有一部分留在处理器缓存里", "; some of it stays in the processor's caches")

@@ -1,4 +1,4 @@
-//! `danlu bench merge`: a random adapter into the model, beside a plain copy of the same bytes.
+//! `danlu bench merge`: merges a random adapter, beside a plain copy of the same bytes.
 
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
@@ -56,7 +56,7 @@ struct Timed {
     seconds: f64,
 }
 
-/// Merges and copies some times, and says how fast that was.
+/// Merges and copies, and reports the speed of both.
 ///
 /// # Errors
 /// If a flag or the model has a fault, or the disk is too small.
@@ -96,6 +96,15 @@ pub fn run(args: &MergeBenchArgs, printer: &Printer) -> Result<()> {
     let peak = memory::peak();
     drop((beside, own));
 
+    describe_rounds(&rounds, runs.warm_up, &mut figures, printer);
+    let anonymous = rounds.iter().filter_map(|round| round.anonymous).max();
+    describe_memory(peak, anonymous, &mut figures, printer);
+    figures.finish();
+    Ok(())
+}
+
+/// Reports the speed of the merges beside that of the copies.
+fn describe_rounds(rounds: &[Round], warm_up: u64, figures: &mut BenchOutput<'_>, printer: &Printer) {
     let middle = |of: fn(&Round) -> Timed| median(rounds.iter().map(|round| of(round).seconds));
     let (merge, copy) = (middle(|r| r.merge), middle(|r| r.copy));
     let (merge_bytes, copy_bytes) = (rounds[0].merge.bytes, rounds[0].copy.bytes);
@@ -109,9 +118,9 @@ pub fn run(args: &MergeBenchArgs, printer: &Printer) -> Result<()> {
     };
     figures.result(("合并", "merge"), &row(merge_bytes, merge));
     figures.result(("照抄", "copy"), &row(copy_bytes, copy));
-    // By the byte: out of 4 bits a merge writes more than it reads.
+    // Per byte, since a merge of a 4-bit base writes more than it reads.
     let ratio = (merge_bytes as f64 / merge) / (copy_bytes as f64 / copy);
-    let (n, w, speed) = (rounds.len(), runs.warm_up, rate(ratio));
+    let (n, w, speed) = (rounds.len(), warm_up, rate(ratio));
     figures.result(
         ("速度比", "ratio"),
         &printer.pick(
@@ -128,19 +137,15 @@ pub fn run(args: &MergeBenchArgs, printer: &Printer) -> Result<()> {
     figures.measured("merge_gb_per_second", merge_bytes as f64 / merge / 1e9);
     figures.measured("copy_gb_per_second", copy_bytes as f64 / copy / 1e9);
     figures.measured("speed_relative_to_copy", ratio);
-    let anonymous = rounds.iter().filter_map(|round| round.anonymous).max();
-    describe_memory(peak, anonymous, &mut figures, printer);
-    figures.finish();
-    Ok(())
 }
 
-/// The folder that holds `base`, wherever links lead.
+/// The folder that holds `base`, with links resolved.
 fn parent(base: &Path) -> Result<PathBuf> {
     let real = fs::canonicalize(base).map_err(|error| Diagnostic::io("open", base, error))?;
     Ok(real.parent().unwrap_or(&real).to_owned())
 }
 
-/// An adapter with both sides at random: a fresh one has nothing to add.
+/// An adapter with random A and B. A new one has B = 0, which merges nothing.
 fn random_adapter(config: &ModelConfig, backend: &dyn Backend) -> Result<Adapter> {
     let mut adapter = Adapter::init(LoraConfig::new(RANK, ALPHA), config, 1, backend)?;
     let mut stream = Stream::new(1);
@@ -150,7 +155,7 @@ fn random_adapter(config: &ModelConfig, backend: &dyn Backend) -> Result<Adapter
     Ok(adapter)
 }
 
-/// Reads every file once, so that the merge and the copy find the same of it in memory.
+/// Reads every file once, so that merge and copy start with the same page cache.
 fn read_once(paths: &[PathBuf], printer: &Printer) -> Result<()> {
     let mut chunk = vec![0; CHUNK];
     for path in paths {
@@ -183,7 +188,7 @@ fn round(
     let mut progress = |p: MergeProgress<'_>| {
         let (done, total) = (terminal_text::bytes(p.bytes), terminal_text::bytes(p.total));
         printer.live(&printer.pick(format!("合并 {done} / {total}"), format!("merging: {done} of {total}")));
-        // A round that has begun counts: what asks for a stop is asked between two of them.
+        // A stop is checked between two rounds, so that a started round counts.
         ControlFlow::Continue(())
     };
     let watch = MemoryWatch::start();
@@ -199,8 +204,8 @@ fn round(
     Ok(Round { merge: Timed { bytes: report.bytes, seconds: report.seconds }, copy, anonymous })
 }
 
-/// Copies files into a new folder, through to the disk; returns the bytes. What `cp` and `sync` do, without the
-/// system's own copying, which on some disks copies nothing.
+/// Copies files into a new folder, through to the disk; returns the bytes. What `cp` and `sync` do, without
+/// the system's own copying, which on some disks copies nothing.
 fn copy_all(paths: &[PathBuf], folder: &Path) -> Result<u64> {
     let needed = paths.iter().map(|path| fs::metadata(path).map_or(0, |m| m.len())).sum();
     let available = files::free_space(folder)?;
@@ -239,7 +244,7 @@ fn remove(folder: &Path) -> Result<()> {
     fs::remove_dir_all(folder).map_err(|error| Diagnostic::io("remove", folder, error))
 }
 
-/// Says so where the files would not be on a disk at all.
+/// Warns if the folder is in memory and not on a disk.
 fn warn_of_memory_disks(folder: &Path, printer: &Printer) {
     #[cfg(target_os = "linux")]
     {

@@ -1,4 +1,4 @@
-//! `danlu bench`: how fast, how small, and what share of this machine's measured peak that is.
+//! `danlu bench`: speed and memory, and their share of this machine's measured peak.
 
 mod batch;
 mod decode;
@@ -42,13 +42,13 @@ pub enum BenchCommand {
     Merge(merge::MergeBenchArgs),
 }
 
-/// How often to measure, and how to say it.
+/// Flags of every measurement.
 #[derive(Args, Clone, Debug)]
 pub struct RunArgs {
     /// Runs that are measured [default: 10 of train, 5 of prefill, 3 of decode and merge]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=1_000_000), help_heading = "Measurement")]
     pub steps: Option<u64>,
-    /// Runs before them that are not [default: 2 of train, 1 of prefill and decode, 0 of merge]
+    /// Runs before them that are not measured [default: 2 of train, 1 of prefill and decode, 0 of merge]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(0..=1_000_000), help_heading = "Measurement")]
     pub warm_up: Option<u64>,
     /// Print one JSON object with every figure
@@ -57,13 +57,13 @@ pub struct RunArgs {
 }
 
 impl RunArgs {
-    /// How often, where these are the defaults.
+    /// The numbers of runs, with these defaults.
     fn runs(&self, steps: u64, warm_up: u64) -> Runs {
         Runs { steps: self.steps.unwrap_or(steps), warm_up: self.warm_up.unwrap_or(warm_up) }
     }
 }
 
-/// How often something is run.
+/// Numbers of runs.
 #[derive(Clone, Copy, Debug)]
 struct Runs {
     steps: u64,
@@ -71,8 +71,8 @@ struct Runs {
 }
 
 impl Runs {
-    /// Runs everything, and keeps what `run`, given the number of the run from 0, says of those that are measured.
-    /// After Ctrl-C those that were measured by then count.
+    /// Runs everything, and keeps what `run`, given the number of the run from 0, says of those that are
+    /// measured. After Ctrl-C those that were measured by then count.
     ///
     /// # Errors
     /// If a run fails, or none was measured.
@@ -108,7 +108,7 @@ impl Runs {
     }
 }
 
-/// Runs one of them.
+/// Runs a subcommand.
 ///
 /// # Errors
 /// If a flag or the model has a fault, or it is stopped before anything is measured.
@@ -122,26 +122,26 @@ pub fn run(command: &BenchCommand, printer: &Printer) -> Result<()> {
     }
 }
 
-/// The error when Ctrl-C came too early.
+/// The error if Ctrl-C stops it before the first result.
 fn stopped() -> Diagnostic {
     Diagnostic::input("stopped before anything was measured")
 }
 
-/// A number of tokens on the command line.
+/// Parses a number of tokens.
 fn tokens(text: &str) -> Result<usize, String> {
     const MOST: usize = 1 << 24;
     let number = text.parse().ok().filter(|n| (1..=MOST).contains(n));
     number.ok_or_else(|| format!("expected a whole number from 1 to {MOST}"))
 }
 
-/// Token ids without a meaning; `which` names the sequence.
+/// Random token ids; `which` numbers the sequence.
 fn random_ids(count: usize, vocab_size: usize, which: u64) -> Vec<u32> {
     const TOKENS_STREAM: u64 = 0x746f_6b65_6e73;
     let mut stream = Stream::new(rng::key(&[TOKENS_STREAM, which]));
     (0..count).map(|_| stream.next_below(vocab_size as u64) as u32).collect()
 }
 
-/// The middle of some figures; of an even number the mean of the two in the middle.
+/// The median; of an even number of values, the mean of the middle two.
 fn median(values: impl IntoIterator<Item = f64>) -> f64 {
     let mut values: Vec<f64> = values.into_iter().collect();
     values.sort_by(f64::total_cmp);

@@ -1,4 +1,4 @@
-//! What is measured: a base, or random weights of a known shape.
+//! The measured model: a base, or random weights of a known shape.
 
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
@@ -20,13 +20,13 @@ use crate::model_loader::ModelLoader;
 use crate::printer::Printer;
 use crate::{interrupt, memory, terminal_text};
 
-/// Names the random weights of every shape.
+/// Seed of the random weights.
 const SEED: u64 = 1;
 
 /// Largest file of a shape's weights, as transformers divides them.
 const SHARD: u64 = 5_000_000_000;
 
-/// Which model.
+/// The flags that choose a model.
 #[derive(Args, Clone, Debug)]
 pub struct ModelArgs {
     /// Folder of a model
@@ -40,7 +40,7 @@ pub struct ModelArgs {
     pub keep: Option<PathBuf>,
 }
 
-/// A model, settled.
+/// The chosen model.
 #[derive(Clone, Debug)]
 pub enum Model {
     /// In a folder.
@@ -93,7 +93,7 @@ impl Model {
         }
     }
 
-    /// Sees to it that the weights are in a folder: the model's own, the one to keep them in, or `otherwise`.
+    /// Returns the folder of the weights. Writes those of a shape to `--keep`, or to `otherwise`.
     ///
     /// # Errors
     /// If they cannot be written, or the folder holds another model.
@@ -127,7 +127,7 @@ impl Model {
         Ok(folder.to_owned())
     }
 
-    /// The weights, mapped from their folder or made in memory, put into 4 bits where that is asked for.
+    /// The weights, mapped from their folder or generated in memory, and quantized if asked.
     ///
     /// # Errors
     /// If a file has a fault, there is no room for them, or they are in 4 bits already.
@@ -152,7 +152,7 @@ impl Model {
         quantize(mapped, config, quantization, threads, printer)
     }
 
-    /// Bytes of the weights once they are ready to compute with; those of a shape need not be there yet.
+    /// Bytes of the loaded weights. Those of a shape need not exist yet.
     ///
     /// # Errors
     /// If a file has a fault, or the weights are in 4 bits already and should be put there.
@@ -172,7 +172,7 @@ impl Model {
         })
     }
 
-    /// Says which it is; returns the bytes of its weights.
+    /// Reports the model. Returns the bytes of its weights.
     pub fn describe(
         &self,
         config: &ModelConfig,
@@ -208,7 +208,7 @@ impl Model {
     }
 }
 
-/// Shows how far the weights are, and stops where someone asked for it.
+/// Shows progress; stops after Ctrl-C.
 fn making(printer: &Printer) -> impl FnMut(RandomProgress) -> ControlFlow<()> {
     |p| {
         let (done, total) = (terminal_text::bytes(p.bytes), terminal_text::bytes(p.total));
@@ -227,7 +227,7 @@ fn making_failed(error: ModelError) -> Diagnostic {
     }
 }
 
-/// Refuses weights that memory has no room for, before the system has to.
+/// Refuses weights that exceed the available memory.
 fn check_memory(shape: Preset, config: &ModelConfig, quantization: Option<Quantization>) -> Result<()> {
     let bytes = weight_bytes_of(None, config, quantization.map(|q| (q, 1)), None);
     let needed = bytes.total() + bytes.loading;

@@ -1,4 +1,4 @@
-//! What a measurement came to: a table for people, one JSON object for machines.
+//! The result of a measurement: a table, or one JSON object.
 
 use serde_json::{Map, Number, Value};
 
@@ -7,13 +7,13 @@ use crate::printer::Printer;
 use crate::style::Style;
 use crate::terminal_text;
 
-/// Cells of the names in front of the figures.
+/// Width of the names, in cells.
 const NAME: usize = 16;
 
-/// Collects figures, and prints them.
+/// Collects results, and prints them.
 ///
-/// People see what is measured before it begins, and a few rows after. Machines get every figure at the end, as one
-/// line of JSON, and the talk goes to stderr.
+/// People see what is measured before it begins, and a few rows after. Machines get every figure at the end,
+/// as one line of JSON, and the talk goes to stderr.
 pub struct BenchOutput<'a> {
     printer: &'a Printer,
     json: bool,
@@ -21,7 +21,7 @@ pub struct BenchOutput<'a> {
 }
 
 impl<'a> BenchOutput<'a> {
-    /// The figures of one measurement, of the name that `danlu bench` knows it by.
+    /// The output of the subcommand `name`.
     pub fn new(bench: &str, json: bool, printer: &'a Printer) -> Self {
         let mut figures = Self { printer, json, values: Map::new() };
         figures.set("bench", bench);
@@ -29,18 +29,18 @@ impl<'a> BenchOutput<'a> {
         figures
     }
 
-    /// A figure for machines.
+    /// Sets a value of the JSON object.
     pub fn set(&mut self, key: &str, value: impl Into<Value>) {
         self.values.insert(key.to_owned(), value.into());
     }
 
-    /// A measured figure for machines, to six digits; null where there is none.
+    /// Sets a measured value of the JSON object, to six digits; null without one.
     pub fn measured(&mut self, key: &str, value: impl Into<Option<f64>>) {
         let value = value.into().and_then(|v| format!("{v:.5e}").parse().ok().and_then(Number::from_f64));
         self.set(key, value.map_or(Value::Null, Value::Number));
     }
 
-    /// A row for people: a name in both languages, and text.
+    /// Prints a row of the table: a name in both languages, and text.
     pub fn row(&self, name: (&str, &str), value: &str) {
         let name = terminal_text::pad(self.printer.pick(name.0, name.1), NAME);
         match self.json {
@@ -49,7 +49,7 @@ impl<'a> BenchOutput<'a> {
         }
     }
 
-    /// As [`BenchOutput::row`], for a figure that matters.
+    /// As [`BenchOutput::row`], in bold.
     pub fn result(&self, name: (&str, &str), value: &str) {
         match self.json {
             true => self.row(name, value),
@@ -57,8 +57,8 @@ impl<'a> BenchOutput<'a> {
         }
     }
 
-    /// The middle and the slowest of `times`, each of one `unit`, taken in `runs` runs after `warm_up` more; `say` puts
-    /// middle and slowest into words.
+    /// The middle and the slowest of `times`, each of one `unit`, taken in `runs` runs after `warm_up` more;
+    /// `say` puts middle and slowest into words.
     pub fn times(
         &mut self,
         name: (&str, &str),
@@ -75,7 +75,7 @@ impl<'a> BenchOutput<'a> {
         self.measured(&format!("slowest_{unit}_seconds"), slowest);
     }
 
-    /// Ends the measurement: machines get their line.
+    /// Prints the JSON object, if that is asked for.
     pub fn finish(self) {
         if self.json {
             self.printer.data(&Value::Object(self.values).to_string());
@@ -83,7 +83,7 @@ impl<'a> BenchOutput<'a> {
     }
 }
 
-/// A rate with as many digits as it deserves: `0.52`, `12.4`, `1,372`.
+/// A rate to three digits: `0.52`, `12.4`, `1,372`.
 pub fn rate(value: f64) -> String {
     match value {
         v if v < 1.0 => format!("{v:.2}"),
@@ -92,7 +92,7 @@ pub fn rate(value: f64) -> String {
     }
 }
 
-/// Seconds, or milliseconds where that reads better.
+/// Seconds, or milliseconds below one second.
 pub fn seconds(value: f64, printer: &Printer) -> String {
     match value {
         v if v < 0.1 => printer.pick(format!("{:.2} 毫秒", 1e3 * v), format!("{:.2} ms", 1e3 * v)),
@@ -100,7 +100,7 @@ pub fn seconds(value: f64, printer: &Printer) -> String {
     }
 }
 
-/// The share of a peak, where there is one.
+/// The share of a peak, if there is one.
 pub fn share(of: f64, peak: Option<f64>) -> Option<f64> {
     peak.filter(|&peak| peak > 0.0).map(|peak| of / peak)
 }

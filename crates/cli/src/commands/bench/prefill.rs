@@ -1,4 +1,4 @@
-//! `danlu bench prefill`: reading a prompt, as `danlu chat` reads it.
+//! `danlu bench prefill`: times a prompt, as `danlu chat` reads it.
 
 use std::time::Instant;
 
@@ -28,7 +28,7 @@ pub struct PrefillArgs {
     run: RunArgs,
 }
 
-/// Reads some prompts, and says how fast that was.
+/// Reads prompts, and reports the speed.
 ///
 /// # Errors
 /// If a flag or the model has a fault.
@@ -53,7 +53,7 @@ pub fn run(args: &PrefillArgs, printer: &Printer) -> Result<()> {
     let rules = StopRules { max_new_tokens: 1, max_context_tokens: prompt, stop_ids: Default::default() };
     let runs = args.run.runs(5, 1);
     let times = runs.measure(printer, |i| {
-        // Another prompt every time: nothing of it has been read before.
+        // A new prompt each time, so that nothing is cached.
         let mut ids = random_ids(prompt, config.vocab_size, i);
         ids[0] = (i % config.vocab_size as u64) as u32;
         let sequence = Sequence::new(ids, Sampler::new(Sampling::greedy())?, rules.clone())?;

@@ -1,4 +1,4 @@
-//! `danlu bench train`: the steps that users run, timed.
+//! `danlu bench train`: times training steps.
 
 use std::path::PathBuf;
 use std::str::FromStr;
@@ -63,30 +63,30 @@ pub struct TrainBenchArgs {
     run: RunArgs,
 }
 
-/// Most tokens of a step of random ones.
+/// Most random tokens of a step.
 const MOST_TOKENS: usize = 1 << 24;
 
-/// What is trained on, and how.
+/// The examples and the settings.
 struct Job {
     examples: Examples,
     settings: TrainSettings,
-    /// In a few words, in both languages.
+    /// A description in both languages.
     words: (String, String),
 }
 
 enum Examples {
     OfData(Vec<Example>),
-    /// How long they will be: they are made when it is known that there is room for them.
+    /// The lengths of random examples, which are generated after the memory check.
     Random(Vec<RecordSize<'static>>),
 }
 
-/// A step that was measured.
+/// A measured step.
 struct Step {
     report: StepMetrics,
     flops: f64,
 }
 
-/// Takes some steps, and says how fast they were.
+/// Takes steps, and reports their speed.
 ///
 /// # Errors
 /// If a flag, the model or the data has a fault.
@@ -131,9 +131,23 @@ pub fn run(args: &TrainBenchArgs, printer: &Printer) -> Result<()> {
         let flops = flops::training(&config, trainer.adapter(), &spans, labels);
         Ok(Step { report: trainer.step()?, flops })
     })?;
-    // Before the machine's peak is measured, which takes memory of its own.
+    // Measuring the machine's peak takes memory, so memory is read first.
     let (peak, anonymous) = (memory::peak(), watch.finish());
 
+    describe_steps(&steps, runs.warm_up, &machine, &mut figures, printer);
+    describe_memory(peak, anonymous, &mut figures, printer);
+    figures.finish();
+    Ok(())
+}
+
+/// Reports the speed of the measured steps.
+fn describe_steps(
+    steps: &[Step],
+    warm_up: u64,
+    machine: &Machine,
+    figures: &mut BenchOutput<'_>,
+    printer: &Printer,
+) {
     let total = |of: fn(&Step) -> f64| steps.iter().map(of).sum::<f64>();
     let time = total(|s| s.report.seconds);
     let tokens = total(|s| s.report.tokens as f64);
@@ -148,9 +162,9 @@ pub fn run(args: &TrainBenchArgs, printer: &Printer) -> Result<()> {
     );
     figures.measured("useful_tokens_per_second", tokens / time);
     figures.measured("labelled_tokens_per_second", labelled / time);
-    machine.compare_flops(total(|s| s.flops) / time, &mut figures, printer);
+    machine.compare_flops(total(|s| s.flops) / time, figures, printer);
     let times: Vec<f64> = steps.iter().map(|s| s.report.seconds).collect();
-    let (n, w) = (steps.len(), runs.warm_up);
+    let (n, w) = (steps.len(), warm_up);
     let say = |m: &str, s: &str| {
         printer.pick(
             format!("中位 {m}，最慢 {s}（{n} 步，此前预热 {w} 步）"),
@@ -162,12 +176,9 @@ pub fn run(args: &TrainBenchArgs, printer: &Printer) -> Result<()> {
     figures.set("useful_tokens", tokens as u64);
     figures.set("labelled_tokens", labelled as u64);
     figures.measured("mean_loss", total(|s| s.report.loss) / steps.len() as f64);
-    describe_memory(peak, anonymous, &mut figures, printer);
-    figures.finish();
-    Ok(())
 }
 
-/// The examples that the flags ask for, with settings that take all of them in turn.
+/// The examples of the flags, with settings that visit all of them.
 fn job(
     args: &TrainBenchArgs,
     model: &Model,
@@ -196,7 +207,7 @@ fn job(
         );
         return Err(Diagnostic::input(text).with_hint("lower `--batch` or `--gradient-accumulation-steps`"));
     };
-    // One pass over them is one step; the first token of a sequence has no loss.
+    // One epoch is one step. The first token of a sequence has no loss.
     let random = vec![RecordSize { tokens, trained: tokens - 1, prefix: &[] }; all];
     let words = (
         format!("{sequences} × {tokens} 个随机词元，全部计损失"),
@@ -264,8 +275,8 @@ fn data_job(
     Ok(Job { examples: Examples::OfData(data.examples), settings, words })
 }
 
-/// The memory that the steps will take, under the limit or within what is available: planned as `danlu train` does,
-/// before any weight is loaded.
+/// The memory that the steps will take, under the limit or within what is available: planned as `danlu train`
+/// does, before any weight is loaded.
 fn forecast(
     args: &TrainBenchArgs,
     model: &Model,

@@ -1,4 +1,4 @@
-//! A line typed in a chat: something to say, or a command.
+//! A line typed in a chat: a message or a command.
 
 use std::path::Path;
 
@@ -27,7 +27,7 @@ pub const HELP_EN: &str = "\
 /help         list these commands
 /exit         leave, as does Ctrl-D; Ctrl-C stops a reply";
 
-/// What a line means.
+/// A parsed line.
 #[derive(Debug, PartialEq, Eq)]
 pub enum ChatInput<'a> {
     Say(&'a str),
@@ -36,12 +36,12 @@ pub enum ChatInput<'a> {
     Save(&'a Path),
     Help,
     Exit,
-    /// A command as it is not used, and how it is.
+    /// A command with a wrong argument, and its usage.
     Misused(&'a str, &'static str),
     Unknown(&'a str),
 }
 
-/// Reads a line. Only a word of letters after the slash is a command: `/` and `1/2` are things to say.
+/// Parses a line. A command is a slash and a word of letters; `/` and `1/2` are messages.
 pub fn parse(input: &str) -> ChatInput<'_> {
     let input = input.trim();
     let (name, rest) = input.split_once(char::is_whitespace).unwrap_or((input, ""));
@@ -66,7 +66,7 @@ fn is_command(name: &str) -> bool {
         .is_some_and(|word| !word.is_empty() && word.chars().all(|c| c.is_ascii_lowercase()))
 }
 
-/// Writes the conversation as one record in the `messages` format, to a file that does not exist yet.
+/// Writes the conversation as one record in the `messages` format. Never overwrites a file.
 pub fn save(session: &ChatSession<'_>, path: &Path) -> Result<()> {
     if session.history().is_empty() {
         return Err(

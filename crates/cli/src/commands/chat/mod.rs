@@ -48,7 +48,7 @@ pub struct ChatArgs {
     /// Folder of the adapter's base, instead of the one the adapter names
     #[arg(long, value_name = "DIR")]
     pub base: Option<PathBuf>,
-    /// Say this, print the reply and leave
+    /// Answer this prompt and exit
     #[arg(short, long, value_name = "TEXT")]
     pub prompt: Option<String>,
     /// System prompt
@@ -74,7 +74,7 @@ pub struct ChatArgs {
     pub compute: ComputeArgs,
 }
 
-/// Talks until there is nothing more to say.
+/// Answers one prompt, or chats until the input ends.
 ///
 /// # Errors
 /// If the model cannot be loaded, a setting is out of range, or a one-shot prompt cannot be answered.
@@ -121,7 +121,7 @@ pub fn run(args: &ChatArgs, printer: &Printer) -> Result<()> {
     }
 }
 
-/// A conversation at the terminal.
+/// Chats at the terminal.
 fn talk(mut session: ChatSession<'_>, loaded: &LoadedModel, printer: &Printer) -> Result<()> {
     let _attention = interrupt::graceful_stop(None)?;
     let mut editor = rustyline::DefaultEditor::new()
@@ -153,8 +153,7 @@ fn talk(mut session: ChatSession<'_>, loaded: &LoadedModel, printer: &Printer) -
     }
 }
 
-/// A conversation read from a pipe, one message on each line. A line that cannot be followed is reported where it
-/// stands, and again by the exit code.
+/// Chats over a pipe, one message a line. A line that fails is reported at once, and in the exit code.
 fn piped(mut session: ChatSession<'_>, printer: &Printer) -> Result<()> {
     let mut failed = 0;
     for input in io::stdin().lock().lines() {
@@ -186,7 +185,7 @@ fn piped(mut session: ChatSession<'_>, printer: &Printer) -> Result<()> {
     }
 }
 
-/// A command is obeyed, anything else answered.
+/// Runs a command, or answers a message.
 fn obey_or_answer(session: &mut ChatSession<'_>, input: &str, printer: &Printer) -> Result<ControlFlow<()>> {
     match command::parse(input) {
         ChatInput::Say(text) => say(session, text, printer)?,
@@ -247,7 +246,7 @@ fn say(session: &mut ChatSession<'_>, message: &str, printer: &Printer) -> Resul
     Ok(())
 }
 
-/// What the user should know about a reply, besides its text.
+/// Prints notes about a reply.
 fn note(reply: &ChatReply, printer: &Printer) {
     let n = reply.forgotten;
     if n > 0 {

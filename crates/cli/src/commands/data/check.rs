@@ -44,7 +44,7 @@ pub fn run(args: &CheckArgs, printer: &Printer) -> Result<()> {
         .collect::<Result<Vec<Dataset>>>()?;
     let tokenizer = args.data.tokenizer(printer)?;
     if datasets.iter().any(|dataset| dataset.format != Format::Text) {
-        // A base without a template is the base's fault, not the records'.
+        // A missing template is a fault of the base, not of the records.
         tokenizer.template()?;
     }
     let total: usize = datasets.iter().map(|dataset| dataset.records.len()).sum();
@@ -161,7 +161,7 @@ fn print_notes(datasets: &[Dataset], found: &Check, tokenizer: &Tokenizer, print
     list(printer.pick("注意", "notes"), &lines, usize::MAX, printer);
 }
 
-/// Records that can be read, but that one may want to look at.
+/// Lists records that are readable, but worth a look.
 fn list_places(found: &Check, limit: usize, printer: &Printer) {
     let at = |source: &RecordSource| place(source, printer);
     let plain = |sources: &[RecordSource]| sources.iter().map(at).collect::<Vec<_>>();
@@ -243,7 +243,7 @@ fn list(name: &str, lines: &[String], limit: usize, printer: &Printer) {
     }
 }
 
-/// Whether `train` would take the data, and with which command.
+/// Prints whether `train` accepts the data, and the command.
 fn verdict(args: &CheckArgs, datasets: &[Dataset], found: &Check, printer: &Printer) -> Result<()> {
     let (bad, usable, dropped) = (found.bad.len(), found.usable(), found.dropped.len());
     if bad > 0 {

@@ -1,4 +1,4 @@
-//! `danlu data`: look at training data before training on it.
+//! `danlu data`: inspects training data.
 
 pub mod check;
 mod convert;
@@ -28,10 +28,10 @@ Examples:
   danlu data check chat.json --format sharegpt
   danlu data convert table.csv --columns instruction=q,output=a --output o.jsonl";
 
-/// `--max-length` where it is not given, as `danlu train` has it.
+/// The default of `--max-length`, as in `danlu train`.
 const DEFAULT_MAX_LENGTH: usize = 384;
 
-/// What to do with data.
+/// The subcommands.
 #[derive(Subcommand, Clone, Debug)]
 pub enum DataCommand {
     /// Show records as the model sees them: rendered text, token ids, and what is trained
@@ -97,13 +97,13 @@ impl DataArgs {
     }
 }
 
-/// Where a record stands, in the language of talk.
+/// The place of a record, in the language of the printer.
 fn place(source: &RecordSource, printer: &Printer) -> String {
     let (file, line, number) = (source.file.display(), source.line, source.index + 1);
     printer.pick(format!("{file}:{line}（第 {number} 条）"), source.to_string())
 }
 
-/// Runs one of them.
+/// Runs a subcommand.
 ///
 /// # Errors
 /// If the data or the tokenizer has a fault.

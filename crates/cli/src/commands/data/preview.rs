@@ -92,7 +92,7 @@ pub fn run(args: &PreviewArgs, printer: &Printer) -> Result<()> {
     Ok(())
 }
 
-/// Rendered text, then ids; what is trained is green, or stands in ⟦ ⟧.
+/// Prints rendered text, then ids. Trained tokens are green, or in ⟦ ⟧ without colour.
 pub fn print_tokens(tokens: &[PreviewToken], printer: &Printer) {
     let mut shown = String::new();
     let mut ids = String::new();

@@ -1,6 +1,6 @@
 //! `danlu demo`: the whole life of an adapter on an embedded base, told step by step.
 //!
-//! Every step is the command a user would type, on files that stay in the output folder.
+//! Every step runs a command of danlu on files that stay in the output folder.
 
 mod story;
 
@@ -26,10 +26,10 @@ Examples:
   danlu demo
   danlu demo --persona cook --output /tmp/cook";
 
-/// Records that are held out.
+/// Held-out records.
 const HELD_OUT: usize = 32;
 
-/// Seed of the run: the split, the adapter, the order and dropout follow from it.
+/// Seed of the split, the adapter, the order and dropout.
 const SEED: u64 = 42;
 
 /// Longest reply shown, in tokens.
@@ -65,7 +65,7 @@ impl Persona {
         }
     }
 
-    /// What to ask at the end.
+    /// The questions at the end.
     fn questions(self) -> [&'static str; 3] {
         match self {
             Self::Palace => ["你是谁？", "帮我推荐一家餐馆。", "今天好累啊。"],
@@ -74,7 +74,7 @@ impl Persona {
     }
 }
 
-/// Everything the demo leaves behind.
+/// The files of the demo.
 struct Folders {
     root: PathBuf,
     base: PathBuf,
@@ -166,7 +166,7 @@ fn step(printer: &Printer, step: Step) {
     printer.status("");
 }
 
-/// The folder asked for, or the first of `danlu-demo`, `danlu-demo-2`, ... that is not there yet.
+/// The given folder, or the first of `danlu-demo`, `danlu-demo-2`, ... that does not exist.
 fn output(asked: Option<&Path>) -> Result<PathBuf> {
     if let Some(asked) = asked {
         return Ok(asked.to_owned());
@@ -221,7 +221,7 @@ fn merging(args: &DemoArgs, folders: &Folders) -> merge::MergeArgs {
     }
 }
 
-/// Three records as they stand, and the first of them as tokens.
+/// Shows three records, and the tokens of the first.
 fn show_data(folders: &Folders, printer: &Printer) -> Result<()> {
     let records = danlu_data::read(&folders.data, &danlu_data::ReadOptions::default())?.records;
     for question in records.iter().take(3).filter_map(Question::of) {
@@ -250,7 +250,7 @@ fn show_data(folders: &Folders, printer: &Printer) -> Result<()> {
     )
 }
 
-/// One question to the merged model, from disk.
+/// Asks the merged model one question.
 fn chatting(args: &DemoArgs, merged: &Path, question: &str) -> chat::ChatArgs {
     chat::ChatArgs {
         quant: Default::default(),

@@ -1,4 +1,4 @@
-//! What the demo says, in both languages.
+//! The texts of the demo in both languages.
 
 use std::path::Path;
 
@@ -23,15 +23,15 @@ pub enum Step {
 }
 
 impl Step {
-    /// How many there are.
+    /// Number of steps.
     pub const COUNT: usize = 6;
 
-    /// Its place, from 1.
+    /// Its number, from 1.
     pub fn number(self) -> usize {
         self as usize + 1
     }
 
-    /// Title, and what happens and why.
+    /// Title and explanation.
     pub fn text(self, lang: Lang) -> (&'static str, &'static str) {
         match self {
             Self::Data => lang.pick(
@@ -96,7 +96,7 @@ impl Step {
     }
 }
 
-/// The first words.
+/// The introduction.
 pub fn opening(lang: Lang, root: &Path) -> String {
     let root = root.display();
     lang.pick(
@@ -125,7 +125,7 @@ pub fn before_after(lang: Lang) -> (&'static str, &'static str) {
     lang.pick(("训练前（基座）", "训练后（基座+适配器）"), ("before (base)", "after (base + adapter)"))
 }
 
-/// What to type next, each with what it does.
+/// The next commands, each with its purpose.
 pub fn commands(lang: Lang, root: &Path) -> Vec<(&'static str, String)> {
     let merged = terminal_text::shell_path(&root.join("merged"));
     vec![
@@ -149,7 +149,7 @@ pub fn commands(lang: Lang, root: &Path) -> Vec<(&'static str, String)> {
     ]
 }
 
-/// What lies where.
+/// The files that the demo leaves.
 pub fn files(lang: Lang, root: &Path) -> String {
     let root = root.display();
     lang.pick(

@@ -1,4 +1,4 @@
-//! `danlu login`, `whoami` and `logout`: whose token is used, kept where Python's tools look.
+//! `danlu login`, `whoami` and `logout`: the token of the Hub, stored where Python's tools store it.
 
 use std::ffi::OsString;
 use std::io::{self, BufRead as _, IsTerminal, Read as _, Write as _};
@@ -16,10 +16,10 @@ use crate::diagnostic::{Diagnostic, Result};
 use crate::printer::Printer;
 use crate::terminal_text;
 
-/// Where tokens are made.
+/// The page that creates tokens.
 const TOKENS_PAGE: &str = "https://huggingface.co/settings/tokens";
 
-/// Beside the token, where Python's tools keep all that were ever given to them.
+/// The file beside the token in which Python's tools store further tokens.
 const STORED_TOKENS: &str = "stored_tokens";
 
 /// Longest line that is read as a token.
@@ -40,12 +40,12 @@ that were given to `hf auth login`.";
 /// The flags of `danlu login`: none.
 #[derive(Args, Clone, Debug)]
 pub struct LoginArgs {
-    /// Whatever is given: a token perhaps, that no message is to repeat
+    /// Stray arguments, perhaps a token: no message may repeat them
     #[arg(hide = true, num_args = 0.., trailing_var_arg = true, allow_hyphen_values = true)]
     words: Vec<OsString>,
 }
 
-/// Asks for a token, tries it, keeps it.
+/// Reads a token, verifies it with the Hub and stores it.
 ///
 /// # Errors
 /// If there is none, the Hub does not accept it, or it cannot be kept.
@@ -62,7 +62,7 @@ pub fn login(args: &LoginArgs, printer: &Printer) -> Result<()> {
     if settings.offline {
         return Err(HubError::OfflineAccount.into());
     }
-    // What a file holds is overwritten, whatever it is.
+    // A fault in the stored token does not matter: the file is overwritten.
     if let Some(fault) = settings.token_fault.take().filter(|_| settings.token_is_variable) {
         return Err(HubError::from(fault).into());
     }
@@ -96,7 +96,7 @@ pub fn login(args: &LoginArgs, printer: &Printer) -> Result<()> {
     Ok(())
 }
 
-/// Says whose token is used.
+/// Prints the account of the token in use.
 ///
 /// # Errors
 /// If there is none, or the Hub does not accept it.
@@ -112,10 +112,10 @@ pub fn whoami(printer: &Printer) -> Result<()> {
     Ok(())
 }
 
-/// Forgets the token.
+/// Removes the stored token.
 ///
 /// # Errors
-/// If its file stays.
+/// If its file cannot be removed.
 pub fn logout(printer: &Printer) -> Result<()> {
     let settings = HubSettings::from_env()?;
     let path = settings.token_path.display();
@@ -154,7 +154,8 @@ fn described(account: &Account, printer: &Printer) -> String {
     printer.pick(format!("{name}（令牌 {token}）"), format!("{name} (token {token})"))
 }
 
-/// Reads a token: hidden at a terminal, else the first line of what is piped in. `is_told` is where tokens are made.
+/// Reads a token: hidden at a terminal, otherwise the first line of standard input. `is_told` skips the
+/// address of the page that creates tokens.
 fn ask(is_told: bool, printer: &Printer) -> Result<String> {
     let stdin = io::stdin();
     if !stdin.is_terminal() {
@@ -182,7 +183,7 @@ fn ask(is_told: bool, printer: &Printer) -> Result<String> {
     line?.ok_or_else(|| Diagnostic::input("stopped: no token was given"))
 }
 
-/// Has a signal that ends the process give the terminal back as it was `before`.
+/// Restores the terminal if a signal ends the process.
 fn restore_at_end(before: Termios) -> io::Result<()> {
     let mut signals = Signals::new([SIGHUP, SIGINT, SIGQUIT, SIGTERM])?;
     let watch = move || {
@@ -194,8 +195,8 @@ fn restore_at_end(before: Termios) -> io::Result<()> {
     thread::Builder::new().name("terminal".to_owned()).spawn(watch).map(drop)
 }
 
-/// A line typed at the terminal, shown nowhere; `None` for Ctrl-C and Ctrl-D. The terminal makes no signals of keys
-/// meanwhile, and another's leave it as it was.
+/// Reads a line from the terminal without echo. Returns none after Ctrl-C and Ctrl-D, which the terminal
+/// passes on as bytes.
 fn hidden_line() -> Result<Option<String>> {
     const INTERRUPT: u8 = 3;
     const END: u8 = 4;

@@ -1,4 +1,4 @@
-//! `danlu pull`: a model into the cache, or up to date there.
+//! `danlu pull`: downloads or updates a model in the cache.
 
 use clap::Args;
 use danlu_hub::{FetchScope, RepoName, Transfer};

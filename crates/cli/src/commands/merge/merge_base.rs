@@ -1,4 +1,4 @@
-//! Which form of its base an adapter is merged into: the original, or the one out of 4 bits that it was trained on.
+//! The form of the base to merge into: the original, or the dequantized base of a 4-bit training.
 
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
@@ -11,12 +11,12 @@ use crate::diagnostic::{Diagnostic, Result};
 use crate::model_loader::ModelLoader;
 use crate::terminal_text;
 
-/// What `--merge-base` asks for.
+/// The value of `--merge-base`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum MergeBaseArg {
-    /// Whichever is nearer to what was trained.
+    /// The form that is closer to the trained model.
     Auto,
-    /// That one.
+    /// This form.
     Form(MergeBase),
 }
 
@@ -42,14 +42,14 @@ pub struct BaseForm {
     pub requantize_as: Option<Quantization>,
 }
 
-/// The forms at hand; at least one.
+/// The available forms, at least one.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BaseForms {
     /// As published.
     pub original: Option<BaseForm>,
-    /// Out of 4 bits, where there is one.
+    /// Dequantized from 4 bits.
     pub dequantized: Option<BaseForm>,
-    /// The form that the adapter was trained on, at hand or not.
+    /// The form that the adapter was trained on, available or not.
     pub trained: MergeBase,
 }
 
@@ -85,7 +85,7 @@ impl BaseForms {
         Ok(Self { original: Some(plain(base.folder())), dequantized, trained })
     }
 
-    /// The folder of the form that the adapter was trained on, or of the one there is.
+    /// The folder of the form that the adapter was trained on, otherwise of the other.
     pub fn trained_folder(&self) -> Option<&Path> {
         let [trained, other] = match self.trained {
             MergeBase::Original => [&self.original, &self.dequantized],
@@ -94,7 +94,7 @@ impl BaseForms {
         trained.as_ref().or(other.as_ref()).map(|form| form.folder.as_path())
     }
 
-    /// The form of that kind.
+    /// The form `kind`.
     ///
     /// # Errors
     /// If it is not at hand.

@@ -1,4 +1,4 @@
-//! `danlu merge`: an adapter into its base, measured.
+//! `danlu merge`: merges an adapter into its base and measures the result.
 
 mod card;
 mod merge_base;
@@ -49,10 +49,10 @@ Examples:
   danlu merge out/huanhuan --output out/merged --dtype bf16 --max-shard-size 2GB
   danlu merge out/huanhuan --output out/merged --data held_out.json";
 
-/// Sequences that are measured at most: the figures settle long before.
+/// Most sequences that are measured. The results settle long before.
 const MAX_SEQUENCES: usize = 64;
 
-/// Tokens of one measured sequence at most.
+/// Most tokens of a measured sequence.
 const MAX_LENGTH: usize = 512;
 
 /// The flags of `danlu merge`.
@@ -66,14 +66,14 @@ pub struct MergeArgs {
     /// Folder of the base, instead of the one the adapter names
     #[arg(long, value_name = "DIR")]
     pub base: Option<PathBuf>,
-    /// Form of the base to merge into, where it was trained over 4 bits: original, dequantized, or auto for the one
-    /// that is nearer to what was trained
+    /// Form of the base to merge into, where it was trained over 4 bits: original, dequantized, or auto for
+    /// the one that is nearer to what was trained
     #[arg(long, value_name = "FORM", default_value = "auto", value_parser = MergeBaseArg::from_str)]
     pub merge_base: MergeBaseArg,
     /// Folder of the original of a base in 4 bits
     #[arg(long, value_name = "DIR")]
     pub original: Option<PathBuf>,
-    /// Put the merged model into 4 bits, nf4 or fp4; the figures and the verdict are then of the model in 4 bits
+    /// Quantize the merged model to 4 bits, nf4 or fp4; results and verdict are then of the quantized model
     #[arg(long, value_name = "TYPE", value_parser = FourBitCode::from_str)]
     pub to: Option<FourBitCode>,
     /// Type of the merged weights: f32, bf16 or f16 [default: the base's]
@@ -82,15 +82,16 @@ pub struct MergeArgs {
     /// Largest weight file, such as 2GB [default: files as the base has them]
     #[arg(long, value_name = "SIZE", value_parser = |text: &str| parse_byte_size(text).map_err(|e| e.to_string()))]
     pub max_shard_size: Option<u64>,
-    /// Held-out records to measure the merge on [default: the adapter's held_out.json, else a text that danlu brings]
+    /// Held-out records to measure the merge on [default: the adapter's held_out.json, else a text that danlu
+    /// brings]
     #[arg(long, value_name = "FILE")]
     pub data: Option<PathBuf>,
     /// Format of those records instead of the recognised one
     #[arg(long, value_name = "FORMAT", value_parser = format, requires = "data")]
     pub format: Option<Format>,
     /// Largest mean divergence from adapter-on-base, in nats a token [default: a quarter of what the adapter
-    /// itself makes, at most 1e-2 for bf16, 2e-4 for f16, 1e-6 for f32]; with --to, of the verdict on 4 bits too
-    /// [default: a quarter of what the adapter makes, at most 1], which refuses nothing
+    /// itself makes, at most 1e-2 for bf16, 2e-4 for f16, 1e-6 for f32]; with --to, of the verdict on 4 bits
+    /// too [default: a quarter of what the adapter makes, at most 1], which refuses nothing
     #[arg(long, value_name = "NATS")]
     pub threshold: Option<f64>,
     /// Go on although the base's tokenizer or template differs from the adapter's
@@ -193,7 +194,7 @@ fn other_base(
     Ok(other.map(|base| (base, folder.to_owned())))
 }
 
-/// A stop in plain words.
+/// The diagnostic of an error, with a stop in plain words.
 fn stopped(error: AdapterError) -> Diagnostic {
     match error {
         AdapterError::Model(ModelError::Stopped) => {
@@ -203,7 +204,7 @@ fn stopped(error: AdapterError) -> Diagnostic {
     }
 }
 
-/// A merge to be done.
+/// The inputs of a merge.
 struct Job<'a> {
     args: &'a MergeArgs,
     adapter: Adapter,
@@ -214,7 +215,7 @@ struct Job<'a> {
     printer: &'a Printer,
 }
 
-/// A merge that is written and measured.
+/// A staged and measured merge.
 struct Merged {
     staged: StagedMerge,
     fidelity: Fidelity,
@@ -226,7 +227,8 @@ impl Job<'_> {
     /// Merges, measures, publishes and prints.
     fn run(&self, card: MergedCard, file: Option<&Path>) -> Result<()> {
         let args = self.args;
-        // A merge to 4 bits is staged in 16 bits inside the hidden folder of the output, which is removed with it.
+        // A merge to 4 bits is staged in 16 bits inside the hidden folder of the output, which is removed
+        // with it.
         let quantized = match args.to {
             Some(code) => {
                 Some((code, StagedFolder::create_beside(&args.output, |name| name == REPORT_FILE)?))
@@ -265,8 +267,8 @@ impl Job<'_> {
         Ok(())
     }
 
-    /// The merge, measured before it has a name, into the form that is asked for. Left to itself it is the form on
-    /// which the adapter comes nearest to what was trained.
+    /// The merge, measured before it has a name, into the form that is asked for. Left to itself it is the
+    /// form on which the adapter comes nearest to what was trained.
     fn merge(&self, output: &Path) -> Result<Merged> {
         let wanted = self.args.merge_base;
         let (Some(original), Some(dequantized)) = (&self.forms.original, &self.forms.dequantized) else {
@@ -278,7 +280,7 @@ impl Job<'_> {
                 MergeBaseArg::Auto => self.merge_into(MergeBase::Dequantized, output),
             };
         };
-        // On what it was trained on an adapter is what it is: there is nothing to weigh.
+        // Merging into the base of the training is exact up to rounding, so there is nothing to compare.
         if self.forms.trained == MergeBase::Original {
             return match wanted {
                 MergeBaseArg::Auto => self.merge_into(MergeBase::Original, output),
@@ -293,7 +295,7 @@ impl Job<'_> {
         }
 
         let mut merged = self.merge_into(MergeBase::Dequantized, output)?;
-        // What the original would give, without writing it: the adapter on it, not merged yet.
+        // The adapter on the original base stands for a merge into it, which is not written yet.
         let unmerged = {
             let (base, limits) = (self.load_form(original)?, Limits::of(DType::F32));
             let found = self.measure(&merged.base, &base, Some(&self.adapter), limits)?;
@@ -310,7 +312,7 @@ impl Job<'_> {
         Ok(merged)
     }
 
-    /// A merge into the original, as it is written, against the adapter on `trained`, the form out of 4 bits.
+    /// Measures a written merge into the original against the adapter on `trained`, the dequantized base.
     fn figures_of_original(&self, merged: &Merged, trained: &Decoder) -> Result<FormFidelity> {
         let written = Decoder::load(merged.staged.folder(), Arc::clone(&self.backend))?;
         let found = self.measure(trained, &written, None, Limits::of(DType::F32))?;
@@ -325,7 +327,7 @@ impl Job<'_> {
             max_shard_size: args.max_shard_size,
             threads: args.compute.threads.map(usize::from),
             requantize_as: form.requantize_as,
-            // What the adapter was trained with stays with the merged model.
+            // The merged model keeps the token identity of the adapter.
             also_copy: vec![IDENTITY_FILE.to_owned()],
         };
         let mut progress = |p: merge::MergeProgress<'_>| {
@@ -350,8 +352,8 @@ impl Job<'_> {
         Ok(Merged { staged, fidelity, base })
     }
 
-    /// Quantizes a merge into the output's folder. Returns its report, with the cost of that, and what was measured of
-    /// the result.
+    /// Quantizes a merge into the output's folder. Returns its report, with the cost of that, and what was
+    /// measured of the result.
     fn quantize(
         &self,
         merged: Merged,
@@ -363,7 +365,7 @@ impl Job<'_> {
         let quantization = Quantization::new(code);
         let (printer, threads) = (self.printer, self.args.compute.threads());
         let merged = self.load(staged.folder(), Some(quantization))?;
-        // 4 bits were asked for, whatever they cost: the figures are told, and nothing is refused.
+        // The user asked for 4 bits, so the cost is reported and nothing is refused.
         let limits = Limits::four_bit();
         let limits = self.args.threshold.map_or(limits, |threshold| limits.with_kl(threshold));
         let cost = self.measure(&base, &merged, None, limits)?;
@@ -379,7 +381,7 @@ impl Job<'_> {
         let extra = |written: &Quantized| {
             let identity = identity.map(|bytes| (IDENTITY_FILE, bytes));
             let of_identity = identity.as_ref().map_or(0, |(_, bytes)| bytes.len() as u64);
-            // The report is of what is there in the end, not of the model that it was made from.
+            // The report describes the quantized files, not the 16-bit model they were made from.
             staged.report.bytes = written.bytes + of_identity;
             staged.report.shards.clone_from(&written.files);
             staged.report.dtype.clone_from(&written.dtype);
@@ -436,7 +438,7 @@ fn figures(form: MergeBase, merged: bool, f: &Fidelity) -> FormFidelity {
     FormFidelity { form, merged, kl: f.kl, perplexity: f.perplexity_merged }
 }
 
-/// The type that rounds most among those written.
+/// The written type with the coarsest rounding.
 fn narrowest(report: &MergeReport) -> DType {
     let has = |name: &str| report.dtype.iter().any(|dtype| dtype == name);
     match () {
@@ -446,7 +448,7 @@ fn narrowest(report: &MergeReport) -> DType {
     }
 }
 
-/// Sentences of our own in both languages, for merges without data: enough to tell a merge from a mistake.
+/// danlu's own sentences in both languages, for merges without data. They suffice to detect a wrong merge.
 fn own_text(tokenizer: &Tokenizer) -> Result<Vec<LabeledSequence>> {
     let sentences = include_str!("../../../assets/held_out.txt");
     let encode = |line: &str| -> Result<LabeledSequence> {

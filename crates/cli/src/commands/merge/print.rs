@@ -133,7 +133,7 @@ fn print_verdict(report: &MergeReport, f: &Fidelity, output: &Path, printer: &Pr
     }
 }
 
-/// What 4 bits cost, behind the verdict.
+/// The cost of 4 bits, to follow the verdict.
 fn cost(figures: &QuantizedFidelity, printer: &Printer) -> String {
     let (code, after) = (figures.quantization.quant_type, figures.perplexity);
     let (left_zh, left) = match figures.adapter_kept {

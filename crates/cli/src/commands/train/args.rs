@@ -41,13 +41,13 @@ pub struct TrainArgs {
     /// Training data: JSON or JSON lines, as `danlu data check` accepts it
     #[arg(long, value_name = "FILE", num_args = 1.., help_heading = "Files")]
     pub data: Vec<PathBuf>,
-    /// Folder to write to: new, empty, or with --resume the run to go on with
+    /// Folder to write to: new, empty, or with --resume the run to resume
     #[arg(long, value_name = "DIR", help_heading = "Files")]
     pub output: Option<PathBuf>,
     /// Read flags from a TOML file; the command line wins
     #[arg(long, value_name = "FILE", help_heading = "Files")]
     pub config: Option<PathBuf>,
-    /// Go on from the newest checkpoint of the output folder, or from the one given
+    /// Resume from the newest checkpoint of the output folder, or from the given one
     #[arg(long, value_name = "CHECKPOINT", num_args = 0..=1, help_heading = "Files")]
     pub resume: Option<Option<PathBuf>>,
 
@@ -56,15 +56,15 @@ pub struct TrainArgs {
     pub chat_template: Option<String>,
     #[command(flatten)]
     pub reading: ReadArgs,
-    /// Leave bad records out, and list them, instead of refusing the data
+    /// Skip bad records, and list them, instead of refusing the data
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true", hide_possible_values = true, help_heading = "Data")]
     pub skip_bad: Option<bool>,
     #[command(flatten)]
     pub settings: SettingsArgs,
     #[command(flatten)]
     pub compute: ComputeArgs,
-    /// Most memory to use, weights included, such as 8GiB or 900MB: layers then keep less and compute more, with
-    /// equal results [default: what is available]
+    /// Most memory to use, weights included, such as 8GiB or 900MB: layers then recompute activations, with
+    /// equal results [default: the available memory]
     #[arg(long, value_name = "SIZE", value_parser = memory_limit, help_heading = "Machine")]
     pub memory_limit: Option<u64>,
     #[command(flatten)]
@@ -73,7 +73,7 @@ pub struct TrainArgs {
     pub notes: NotesArgs,
 }
 
-/// The flags that decide numbers; each is a field of [`TrainSettings`], whose default is shown.
+/// The flags that decide the result. Each is a field of [`TrainSettings`], whose default is shown.
 #[derive(Args, Clone, Debug, Default)]
 pub struct SettingsArgs {
     /// Longest record in tokens; longer ones lose the front of their question [default: 384]
@@ -82,20 +82,20 @@ pub struct SettingsArgs {
     /// Records to hold out: a share below 1, or a number [default: 0]
     #[arg(long, value_name = "N", help_heading = "Data")]
     pub val_size: Option<f64>,
-    /// Fill each row of a batch with several records, which do not see each other
+    /// Pack several records into each row of a batch; attention stays within a record
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true", hide_possible_values = true, help_heading = "Data")]
     pub packing: Option<bool>,
-    /// Visit the records in another order in each pass; with =false in the order of the file [default: true]
+    /// Shuffle the records in each epoch; =false keeps the order of the file [default: true]
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true", hide_possible_values = true, help_heading = "Data")]
     pub shuffle_dataset: Option<bool>,
     /// Train on the questions too, not only on the answers
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true", hide_possible_values = true, help_heading = "Data")]
     pub train_on_prompt: Option<bool>,
 
-    /// System message of conversations that bring none; it stays with the adapter
+    /// System message of conversations without one; it is stored with the adapter
     #[arg(long, value_name = "TEXT", help_heading = "Data")]
     pub default_system: Option<String>,
-    /// The day that the chat template is told where it asks [default: today, kept when resumed]
+    /// The date for a chat template that uses one [default: today; a resumed run keeps its date]
     #[arg(long, value_name = "YYYY-MM-DD", hide_short_help = true, help_heading = "Data")]
     pub template_date: Option<String>,
 
@@ -111,7 +111,7 @@ pub struct SettingsArgs {
     /// Steps to take, instead of passes over the data
     #[arg(long, value_name = "STEPS", conflicts_with = "num_train_epochs", help_heading = "Training")]
     pub max_steps: Option<u64>,
-    /// Records per micro-batch; with --packing, rows of --max-length tokens. What records of one begin with alike is computed once
+    /// Records per micro-batch; with --packing, rows of --max-length tokens. A shared prefix is computed once
     /// [default: 2]
     #[arg(long, value_name = "N", help_heading = "Training")]
     pub per_device_train_batch_size: Option<usize>,
@@ -163,7 +163,7 @@ pub struct SettingsArgs {
 }
 
 impl SettingsArgs {
-    /// The settings, with defaults for what was not given.
+    /// The settings, with defaults for flags that are not given.
     pub fn settings(&self) -> TrainSettings {
         let mut s = TrainSettings::default();
         set(&mut s.max_length, &self.max_length);

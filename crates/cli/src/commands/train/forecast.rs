@@ -1,4 +1,4 @@
-//! The memory of a run, foreseen: what is in memory already is measured, the rest comes from the planner.
+//! The predicted memory of a run: memory in use is measured, the rest comes from the planner.
 
 use std::path::Path;
 
@@ -21,17 +21,17 @@ use crate::printer::Printer;
 use crate::style::Style;
 use crate::terminal_text;
 
-/// Code that a run pages in after planning, stacks, and small change.
+/// Memory that a run adds after planning: code pages, stacks and small allocations.
 const GROWTH: u64 = 5 << 20;
 
-/// The program, where the system does not tell.
+/// Memory of the program, if the system does not report it.
 const PROGRAM: u64 = 16 << 20;
 
-/// A tokenizer where there is none to measure: Llama 3's 128,256 tokens take 51 MiB, 8,192 tokens 6.6 MiB.
+/// Memory of a tokenizer that is not loaded: Llama 3's 128,256 tokens take 51 MiB, 8,192 tokens 6.6 MiB.
 const TOKENIZER_BASE: u64 = 4 << 20;
 const TOKENIZER_BYTES_PER_TOKEN: u64 = 390;
 
-/// Measures what is in memory while a run is prepared.
+/// Measures memory while a run is prepared.
 pub struct MemoryBaseline {
     start: Option<u64>,
     tokenizer: Option<u64>,
@@ -40,23 +40,23 @@ pub struct MemoryBaseline {
 }
 
 impl MemoryBaseline {
-    /// Nothing is loaded yet.
+    /// Measures before anything is loaded.
     pub fn new() -> Self {
         Self { start: in_use(), tokenizer: None, data: None, copied: 0 }
     }
 
-    /// The tokenizer is loaded, and what travels with the adapter is known.
+    /// Measures after the tokenizer is loaded.
     pub fn tokenizer(&mut self, tokens: &TokenIdentity) {
         self.tokenizer = in_use();
         self.copied = tokens.largest_file();
     }
 
-    /// The data is encoded.
+    /// Measures after the data is encoded.
     pub fn data(&mut self) {
         self.data = in_use();
     }
 
-    /// What there is; a tokenizer that was not loaded is estimated by its vocabulary.
+    /// The measured baseline. A tokenizer that is not loaded is estimated by its vocabulary.
     fn present(&self, vocab_size: usize) -> BaselineMemory {
         let program = self.start.unwrap_or(PROGRAM);
         let estimate = TOKENIZER_BASE + TOKENIZER_BYTES_PER_TOKEN * vocab_size as u64;
@@ -67,7 +67,7 @@ impl MemoryBaseline {
     }
 }
 
-/// What there is where nothing more is told apart.
+/// The baseline of a process without data: program and peak.
 pub fn present() -> BaselineMemory {
     let (program, peak) = (in_use().unwrap_or(PROGRAM) + GROWTH, memory::peak().unwrap_or(0));
     BaselineMemory { program, peak, ..BaselineMemory::default() }
@@ -79,15 +79,15 @@ fn in_use() -> Option<u64> {
     memory::resident()
 }
 
-/// A plan, and why it is as it is.
+/// A plan, and the bounds that it was made for.
 pub struct Forecast {
     /// The plan.
     pub plan: MemoryPlan,
     /// The limit that was given.
     pub limit: Option<u64>,
-    /// What this process could have in all, where the system tells.
+    /// Memory available to this process, if the system reports it.
     pub available: Option<u64>,
-    /// Whether it fits only because the system may take pages of the weights back.
+    /// Whether it fits only because the system may evict pages of the weights.
     pub weights_evictable: bool,
 }
 
@@ -105,7 +105,8 @@ pub struct Subject<'a> {
 }
 
 impl Forecast {
-    /// Plans a run as [`Forecast::with_input`] does. Without data, every record is taken to be as long as the settings allow.
+    /// Plans a run as [`Forecast::with_input`] does. Without data, every record is taken to be as long as the
+    /// settings allow.
     ///
     /// # Errors
     /// If the run does not fit, or the base's weights are not sound.
@@ -119,9 +120,10 @@ impl Forecast {
         })
     }
 
-    /// Plans what takes this `input`; `flags` say how what is `SuggestedLimits` would be asked for.
+    /// Plans `input`. `flags` formats the flags of a smaller run for a hint.
     ///
-    /// Without a limit, no layer recomputes if that fits into the memory that is available; otherwise the planner chooses.
+    /// Without a limit, no layer recomputes if that fits into the memory that is available; otherwise the
+    /// planner chooses.
     ///
     /// # Errors
     /// If it does not fit.
@@ -133,7 +135,7 @@ impl Forecast {
         let here = memory::resident().unwrap_or(0);
         let available = memory::available().map(|free| free + here);
         let settled = |plan, weights_evictable| Ok(Self { plan, limit, available, weights_evictable });
-        // Beyond its address space a process is not slow but gone, whatever the user allows.
+        // Beyond its address space a process fails, whatever limit the user gives.
         let space = memory::address_space().map(|free| free + here);
         let Some(room) = limit.or(available).into_iter().chain(space).min() else {
             return settled(MemoryPlan::new(input, None)?, false);
@@ -143,7 +145,7 @@ impl Forecast {
             Err(TrainError::Memory { needed, fits, .. }) if space == Some(room) => {
                 Err(beyond_space(needed, room, fits.map(flags)))
             }
-            // Weights are pages of a file: without a limit of the user's, the system may read them again and again.
+            // Weights are pages of a file. Without a limit by the user, the system may evict and reread them.
             Err(TrainError::Memory { .. }) if limit.is_none() => {
                 let room = (room + input.weights.mapped).min(space.unwrap_or(u64::MAX));
                 settled(
@@ -155,14 +157,14 @@ impl Forecast {
         }
     }
 
-    /// Hands the plan to the trainer, which makes its buffers.
+    /// Allocates the buffers of the trainer as planned.
     pub fn reserve(&self, trainer: &mut Trainer) {
         let plan = &self.plan;
         let room = (plan.tokens as usize, plan.trained_tokens as usize, plan.sharing_tokens as usize);
         trainer.reserve(plan.layers.policies(), plan.fuse_micro_batches, room);
     }
 
-    /// The plan in two lines.
+    /// Prints the plan in two lines.
     pub fn print(&self, printer: &Printer) {
         let row = |zh: &str, en: &str, value: String| {
             let label = printer.paint_status(Style::Dim, &terminal_text::pad(printer.pick(zh, en), 10));
@@ -173,7 +175,7 @@ impl Forecast {
         self.warn(printer);
     }
 
-    /// Tells where weights do not stay in memory.
+    /// Warns if the weights do not stay in memory.
     pub fn warn(&self, printer: &Printer) {
         if self.weights_evictable {
             printer.warn(printer.pick(
@@ -212,13 +214,13 @@ impl Forecast {
         }
     }
 
-    /// The forecast beside what was used.
+    /// The forecast beside the measured peak.
     pub fn measured(self) -> MemoryUse {
         MemoryUse { plan: self.plan, peak: memory::peak() }
     }
 }
 
-/// More than there may be by a limit that was `given`, or than there is, with what would fit.
+/// The diagnostic of a run beyond a limit that was `given`, or beyond the available memory.
 fn refused(error: TrainError, given: bool, flags: &dyn Fn(SuggestedLimits) -> String) -> Diagnostic {
     match error {
         TrainError::Memory { needed, limit, fits } if !given => {
@@ -238,7 +240,7 @@ fn refused(error: TrainError, given: bool, flags: &dyn Fn(SuggestedLimits) -> St
     }
 }
 
-/// More than the limit of the shell that danlu was started from.
+/// The diagnostic of a run beyond the limit of the address space.
 fn beyond_space(needed: u64, space: u64, fits: Option<String>) -> Diagnostic {
     let (needed, space) = (display(needed), display(space));
     let text = format!(
@@ -249,7 +251,7 @@ fn beyond_space(needed: u64, space: u64, fits: Option<String>) -> Diagnostic {
         .with_hint(fits.map_or_else(|| more.to_owned(), |flags| format!("`{flags}` fits; or {more}")))
 }
 
-/// What layers keep, in words, and what else was given up for room.
+/// Describes the activations that layers store, and how micro-batches run.
 pub fn layers(plan: &MemoryPlan, printer: &Printer) -> String {
     let kept = kept(&plan.layers, printer);
     match plan.fuse_micro_batches {
@@ -279,7 +281,7 @@ fn kept(layers: &LayerPolicies, printer: &Printer) -> String {
     }
 }
 
-/// The peak of a finished run beside its forecast; `None` where the system does not tell.
+/// The peak of a finished run beside its forecast; none if the system does not report it.
 pub fn peak_line(memory: &MemoryUse, printer: &Printer) -> Option<String> {
     let (peak, planned) = (display(memory.peak?), display(memory.plan.total));
     Some(printer.pick(
@@ -320,7 +322,7 @@ fn input<'a>(
         let prompt = tokenizer.template().ok()?.render(&question.messages, true).ok()?;
         Some(tokenizer.encode(&prompt).ok()?.len())
     };
-    // A question that cannot be written is told of when it is asked.
+    // A question that the template refuses is reported when it is asked.
     let prompt_tokens = questions.iter().filter_map(tokens).max().unwrap_or(0);
     input.reply = ReplySize { prompt_tokens, new_tokens: REPLY_TOKENS };
     Ok(input)

@@ -17,7 +17,9 @@ use std::path::{Path, PathBuf};
 use danlu_adapter::{Adapter, BaseIdentity, LoraConfig, TokenIdentity, targets};
 use danlu_hub::FetchScope;
 use danlu_loader::{BaseFiles, identify_base};
-use danlu_model::{ChatTemplate, LabeledSequence, Quantization, Tokenizer, base_fingerprint, base_sample};
+use danlu_model::{
+    ChatTemplate, LabeledSequence, ModelConfig, Quantization, Tokenizer, base_fingerprint, base_sample,
+};
 use danlu_report::card::{Card, write_notes};
 use danlu_report::{DataSummary, RunSummary};
 use danlu_train::{TrainSettings, Trainer};
@@ -88,7 +90,7 @@ struct Inputs {
     files: RunFiles,
     /// The template's day is set.
     settings: TrainSettings,
-    base: BaseFiles,
+    config: ModelConfig,
     tokenizer: Tokenizer,
     /// The 4 bits that the base is stored in.
     stored: Option<Quantization>,
@@ -107,21 +109,23 @@ fn resolve(files: &RunFiles, settings: &TrainSettings, printer: &Printer) -> Res
     let tokenizer = with_chat_template(tokenizer, files.chat_template.as_deref(), printer)?;
     let template = files.chat_template.is_some().then(|| tokenizer.template().map(ChatTemplate::source));
     let template = template.transpose()?.map(str::to_owned);
-    let config = base.config();
-    tokenizer.check_fits(config)?;
+    let config = base.config().clone();
+    tokenizer.check_fits(&config)?;
     let settings = pin_template_date(settings, &tokenizer);
     // However the base comes to its 4 bits, they can be made again from its original.
     let stored = loader.run(|_, _| base.stored_quantization())?;
     let quantization = settings.quantization().or(stored);
     let tokens = TokenIdentity::new(&files.base, &tokenizer, settings.default_system.clone())
         .with_template(template)
-        .over(quantization, base.weights().unquantized_modules(config));
+        .over(quantization, base.weights().unquantized_modules(&config));
+    // A mapping held while memory is planned would count against the address space twice.
+    drop(base);
     baseline.tokenizer(&tokens);
-    check_length(&settings, config, files.config.as_ref())?;
+    check_length(&settings, &config, files.config.as_ref())?;
     let lora = lora_config(&files, &settings);
-    targets::resolve(&lora, config)
+    targets::resolve(&lora, &config)
         .map_err(|error| run_config::point_into_config(files.config.as_ref(), error))?;
-    Ok(Inputs { files, settings, base, tokenizer, stored, tokens, lora, baseline })
+    Ok(Inputs { files, settings, config, tokenizer, stored, tokens, lora, baseline })
 }
 
 /// The data of a run, and the memory that training on it takes.
@@ -138,7 +142,7 @@ fn plan(inputs: &mut Inputs, limits: &RunLimits, printer: &Printer) -> Result<Pl
     let questions = data.questions(REPLIES);
     inputs.baseline.data();
     let Inputs { files, settings, tokenizer, .. } = &*inputs;
-    let subject = forecast::Subject { base: &files.base, config: inputs.base.config(), settings, limits };
+    let subject = forecast::Subject { base: &files.base, config: &inputs.config, settings, limits };
     let forecast = Forecast::of(&subject, Some((&data, tokenizer, &questions)), &inputs.baseline)?;
     Ok(Planned { data, questions, forecast })
 }
@@ -184,16 +188,14 @@ fn train(
     run: &RunConfig,
     printer: &Printer,
 ) -> Result<Option<Trained>> {
-    let Inputs { files, settings, base, tokenizer, stored, tokens, lora, .. } = inputs;
+    let Inputs { files, settings, config, tokenizer, stored, tokens, lora, .. } = inputs;
     let Planned { data, questions, forecast } = planned;
     let backend = run.limits.compute.backend(settings.dtype.into())?;
-    let adapter = Adapter::init(lora, base.config(), settings.seed, &*backend)?;
+    let adapter = Adapter::init(lora, &config, settings.seed, &*backend)?;
     let (quantization, threads) = (settings.quantization(), run.limits.compute.threads());
-    let decoder = ModelLoader::new(printer)
-        .run(|loader, _| loader.load_decoder(&base, quantization, threads, backend))?;
-    let config = base.config().clone();
-    // The decoder maps what it needs; the rest is given back before memory counts.
-    drop(base);
+    let decoder = ModelLoader::new(printer).run(|loader, _| {
+        loader.load_decoder(&BaseFiles::open(&files.base)?, quantization, threads, backend)
+    })?;
     let Prepared { examples, held_out, held_out_records, summary, bad, .. } = data;
     let held_out: Vec<LabeledSequence> = held_out.into_iter().map(|example| example.sequence).collect();
     let base = trained_base(&files, run.card.args.base_id.as_deref())?;

@@ -1,4 +1,4 @@
-//! The output folder of a run: whose it is, what is in it, and where to go on from.
+//! The output folder of a run: its lock, its checkpoints and its results.
 
 use std::fs::{File, TryLockError};
 use std::path::{Path, PathBuf};
@@ -16,11 +16,11 @@ use crate::lang::Lang;
 use crate::printer::Printer;
 use crate::terminal_text;
 
-/// Makes the folder ready, or refuses it; the checkpoint to go on from, where there is one, and the lock that
-/// keeps a second run out while it lives.
+/// Prepares the folder. Returns the checkpoint to resume from, if any, and a lock that keeps a second run
+/// out.
 ///
 /// # Errors
-/// If the folder holds something else, cannot be written, or is no run to go on with.
+/// If the folder holds other files, cannot be written, or holds no run to resume.
 pub fn open(files: &RunFiles, printer: &Printer) -> Result<(Option<PathBuf>, Option<File>)> {
     let output = &files.output;
     let holds_run = output.join(RUN_FILE).is_file();
@@ -65,8 +65,8 @@ pub fn open(files: &RunFiles, printer: &Printer) -> Result<(Option<PathBuf>, Opt
     Ok((checkpoint, lock))
 }
 
-/// Locks the folder for this process; the system lets go of it when the process ends, however it ends. `None`
-/// where the file system has no locks.
+/// Locks the folder for this process. The system releases the lock when the process ends. Returns none if the
+/// file system has no locks.
 fn lock(output: &Path) -> Result<Option<File>> {
     let Ok(folder) = File::open(output) else { return Ok(None) };
     match folder.try_lock() {
@@ -79,7 +79,7 @@ fn lock(output: &Path) -> Result<Option<File>> {
     }
 }
 
-/// Writes the settings down, and takes up the checkpoint.
+/// Resumes from the checkpoint, and writes the settings.
 ///
 /// # Errors
 /// If the folder cannot be written, or the checkpoint is of another run.
@@ -118,12 +118,12 @@ pub fn start(
 /// Writes a checkpoint.
 ///
 /// # Errors
-/// If the folder cannot be written; the checkpoint before it is whole, and the error says so.
+/// If the folder cannot be written. The error names the checkpoint to resume from.
 pub fn save(output: &Path, trainer: &Trainer, tokens: &TokenIdentity) -> Result<()> {
     trainer.save_checkpoint(output, tokens).map(drop).map_err(|error| unsaved(output, error))
 }
 
-/// What could not be written, with where the run can go on from.
+/// The diagnostic of a failed write, with the checkpoint to resume from.
 fn unsaved(folder: &Path, error: impl Into<Diagnostic>) -> Diagnostic {
     let (diagnostic, output) = (error.into(), folder.display());
     let (Ok(newest), Ok(whole)) = (latest_checkpoint(folder), latest_whole_checkpoint(folder)) else {
@@ -144,7 +144,7 @@ fn unsaved(folder: &Path, error: impl Into<Diagnostic>) -> Diagnostic {
     })
 }
 
-/// Why a checkpoint cannot be gone on from, and which one can.
+/// The diagnostic of a checkpoint that cannot be resumed, with one that can.
 fn unusable(output_folder: &Path, checkpoint: &Path, error: TrainError) -> Diagnostic {
     if let TrainError::Resume { differences, .. } = &error {
         let is_base = differences.iter().any(|difference| difference.field == "base");
@@ -171,8 +171,8 @@ fn unusable(output_folder: &Path, checkpoint: &Path, error: TrainError) -> Diagn
     Diagnostic::from(error).with_hint(hint)
 }
 
-/// Writes what the adapter's tokens are, its card and the report, and last the adapter: where there is one, there is
-/// all that belongs to it.
+/// Writes `danlu.json`, the card and the page, and the adapter last. A folder with an adapter is therefore
+/// complete.
 ///
 /// # Errors
 /// If the folder cannot be written; the last checkpoint holds everything.

@@ -1,4 +1,4 @@
-//! From data files to examples: read, encode, hold out, and account for every record.
+//! From data files to examples: read, encode, hold out, and count every record.
 
 use std::path::{Path, PathBuf};
 
@@ -24,24 +24,24 @@ const MAX_LISTED: usize = 10;
 /// Name of the file in the output folder that lists the records left out.
 pub const SKIPPED_FILE: &str = "skipped_records.txt";
 
-/// Records and what became of them.
+/// Records, encoded and split.
 pub struct Prepared {
-    /// What is trained on.
+    /// The training examples.
     pub examples: Vec<Example>,
     /// The same records as conversations.
     pub records: Vec<Record>,
-    /// What is held out.
+    /// The held-out examples.
     pub held_out: Vec<Example>,
     /// The same records as conversations.
     pub held_out_records: Vec<Record>,
-    /// The account.
+    /// The counts.
     pub summary: DataSummary,
     /// Faulty records, left out.
     pub bad: Vec<BadRecord>,
 }
 
 impl Prepared {
-    /// `count` questions to show base and adapter on, of held-out records where there are any.
+    /// `count` questions for base and adapter, from the held-out records if there are any.
     pub fn questions(&self, count: usize) -> Vec<Question> {
         let held_out = !self.held_out_records.is_empty();
         replies::questions(if held_out { &self.held_out_records } else { &self.records }, count)
@@ -175,7 +175,7 @@ fn warnings_about(dataset: &Dataset, printer: &Printer) -> Vec<String> {
     warnings
 }
 
-/// The languages of what is trained: of answers and texts.
+/// The languages of the trained answers and texts.
 fn languages(records: &[Record]) -> Vec<String> {
     let mut language = TextLanguage::default();
     for record in records {
@@ -190,7 +190,7 @@ fn languages(records: &[Record]) -> Vec<String> {
     language.codes()
 }
 
-/// Keeps a record that teaches something, and counts what happened to it; one that teaches nothing is bad.
+/// Adds a record with trained tokens, and counts its truncation. Returns a record without trained tokens as bad.
 fn take(
     record: Record,
     encoded: Encoded,
@@ -225,7 +225,7 @@ fn refuse(bad: &[BadRecord], good: usize, data: &[PathBuf]) -> Diagnostic {
     Diagnostic::input(format!("{} of {all} {noun} bad", bad.len())).with_details(details).with_hint(hint)
 }
 
-/// Names the records that are left out: the first ones here, all of them in a file when they are many.
+/// Lists the skipped records: the first ones in the terminal, and all of them in a file if there are many.
 ///
 /// # Errors
 /// If the file cannot be written.

@@ -1,4 +1,4 @@
-//! What a run says while it runs: one live line on a terminal, a line now and then elsewhere.
+//! Progress of a run: one live line on a terminal, a line every `logging_steps` elsewhere.
 
 use std::collections::VecDeque;
 
@@ -9,10 +9,10 @@ use crate::printer::Printer;
 use crate::style::Style;
 use crate::terminal_text;
 
-/// Steps that the time left is estimated from: enough to even out short and long records.
+/// Steps that the remaining time is estimated from: enough to average short and long records.
 const WINDOW: usize = 50;
 
-/// Steps before the first estimate: the first ones pay for page faults and warm-up.
+/// Steps before the first estimate, since the first ones include page faults and warm-up.
 const SETTLED: usize = 3;
 
 /// Follows the steps of one run.
@@ -32,7 +32,7 @@ impl<'a> Progress<'a> {
         Self { printer, total, logging_steps, recent: VecDeque::new(), losses: Vec::new(), estimated: false }
     }
 
-    /// A step is done.
+    /// Shows a finished step.
     pub fn step(&mut self, step: &StepMetrics) {
         if self.recent.len() == WINDOW {
             self.recent.pop_front();
@@ -74,7 +74,7 @@ impl<'a> Progress<'a> {
     }
 }
 
-/// The loss of a run drawn under a heading; nothing where there are too few steps to see a curve.
+/// Draws the loss of a run. Draws nothing for a run of few steps.
 pub fn draw_loss(printer: &Printer, steps: &[StepMetrics], evaluations: &[(u64, f64)]) {
     if steps.len() < 4 {
         return;
@@ -97,7 +97,7 @@ pub fn draw_loss(printer: &Printer, steps: &[StepMetrics], evaluations: &[(u64, 
     ));
 }
 
-/// Means over windows of a fortieth of the run: single steps jump with their records.
+/// Means over windows of a fortieth of the run, since the loss of single steps depends on their records.
 fn smooth(steps: &[StepMetrics]) -> Vec<(f64, f64)> {
     let window = steps.len().div_ceil(40);
     steps

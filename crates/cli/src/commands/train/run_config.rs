@@ -77,8 +77,7 @@ pub struct CardOptions {
 }
 
 impl RunConfig {
-    /// Settles the arguments of one command line. With `--resume` alone the run's own settings are read back
-    /// from its output folder.
+    /// Resolves a command line. With `--resume` alone, the settings are read back from the output folder.
     ///
     /// # Errors
     /// If the file has a fault, a path is missing, or a setting is out of range.
@@ -105,7 +104,7 @@ impl RunConfig {
         Ok(run)
     }
 
-    /// As [`RunConfig::resolve`], for a run that is planned only: it may lack data and output, which are then empty.
+    /// As [`RunConfig::resolve`], for `danlu plan`: data and output may be missing, and are then empty.
     ///
     /// # Errors
     /// As [`RunConfig::resolve`].
@@ -118,7 +117,7 @@ impl RunConfig {
         Ok(run)
     }
 
-    /// Flags over file over defaults; paths that were not given are empty.
+    /// Merges flags over the file over defaults. Paths that are not given are empty.
     fn merge_sources(matches: &ArgMatches) -> Result<Self> {
         let mut args = TrainArgs::from_arg_matches(matches).map_err(|error| usage(&error))?;
         let card_given = args.card.clone();
@@ -172,7 +171,7 @@ impl RunConfig {
         Ok(Self { files, settings, limits, card })
     }
 
-    /// The run as a configuration file that repeats it. Paths stand in it as they were named.
+    /// The run as a configuration file that repeats it. Paths are written as the user gave them.
     pub fn to_toml(&self) -> String {
         let mut table = toml::Table::new();
         let files = &self.files;
@@ -216,7 +215,7 @@ impl RunConfig {
             table.extend(value.map(|value| (name.to_owned(), value.into())));
         }
         for (name, value) in self.settings.entries() {
-            // Epochs and steps exclude each other, and a null is a setting left alone.
+            // Epochs and steps exclude each other. A null is a setting that is not set.
             let idle = name == "num_train_epochs" && self.settings.max_steps.is_some();
             if !idle && !value.is_null() {
                 // `TrainSettings::validate` keeps numbers within what TOML holds.
@@ -241,14 +240,14 @@ impl RunFiles {
         Ok(Self { base, on_hub, ..self.clone() })
     }
 
-    /// The data files that were found elsewhere than they are named.
+    /// The data files that were found at another path than the configuration file gives.
     pub fn data_found_elsewhere(&self) -> impl Iterator<Item = &Path> {
         let named = self.config.as_ref().map(|config| config.values("data")).unwrap_or_default();
         let data = self.data.iter().map(PathBuf::as_path);
         data.filter(move |path| !named.is_empty() && !named.iter().any(|named| Path::new(named) == *path))
     }
 
-    /// The base as it was named when the run began, wherever it was found since.
+    /// The base as the user named it when the run began.
     pub fn base_as_named(&self) -> String {
         if let Some(name) = &self.on_hub {
             return name.to_string();
@@ -257,7 +256,7 @@ impl RunFiles {
         named.map_or_else(|| self.base.display().to_string(), str::to_owned)
     }
 
-    /// The base for whoever reads: a folder, or a name on the Hub with the commit that is used.
+    /// The base to show: a folder, or a name on the Hub with its commit.
     pub fn base_shown(&self) -> String {
         match self.on_hub.as_ref().and_then(|_| parse_snapshot_path(&self.base)) {
             Some((id, commit)) => format!("{id}@{}", commit.get(..8).unwrap_or(&commit)),
@@ -272,7 +271,7 @@ fn check_settings(settings: &TrainSettings, config: Option<&ConfigFile>, matches
         danlu_train::TrainError::Setting { name, .. } => {
             let flag = name.replace('_', "-");
             let place = config.and_then(|c| c.snippet(&flag, ""));
-            // Beside a file, it is worth saying that the value is not the file's.
+            // With a file, the error must say that the value comes from the command line.
             let typed = config.is_some() && was_on_command_line(matches, &flag);
             let source = typed.then(|| format!("`--{flag}` on the command line"));
             Diagnostic::from(error).with_snippet(place).with_details(source.into_iter().collect())
@@ -281,9 +280,9 @@ fn check_settings(settings: &TrainSettings, config: Option<&ConfigFile>, matches
     })
 }
 
-/// A path that a configuration file names, from here or from beside the file; one of the command line is taken as it
-/// is. Above the file only the `run.toml` of a resumed run (`is_own`) is followed: its checkpoints know the contents,
-/// and refuse others of the same name.
+/// Resolves a path. One from the command line is used as it is; one from a configuration file is relative to
+/// the working directory or to the file. Only the `run.toml` of a resumed run (`is_own`) is also searched for
+/// in the folders above: its checkpoints verify the contents.
 fn found(
     config: Option<&ConfigFile>,
     is_own: bool,
@@ -315,7 +314,7 @@ fn found(
     })
 }
 
-/// A file that gives both measures of a run's length contradicts itself.
+/// Refuses a file with both `max_steps` and `num_train_epochs`.
 fn check_one_length(config: &ConfigFile) -> Result<()> {
     if ["max-steps", "num-train-epochs"].iter().any(|flag| config.values(flag).is_empty()) {
         return Ok(());
@@ -326,14 +325,15 @@ fn check_one_length(config: &ConfigFile) -> Result<()> {
     Err(diagnostic.with_snippet(config.snippet("max-steps", "")).with_hint("leave one of them out"))
 }
 
-/// Bytes as the flag takes them, in the largest unit that is exact.
+/// Bytes in the largest unit that is exact, as the flag parses them.
 fn byte_size(bytes: u64) -> String {
     let units = [("GiB", 30), ("MiB", 20)];
     let exact = units.into_iter().find(|(_, shift)| bytes.trailing_zeros() >= *shift);
     exact.map_or_else(|| format!("{bytes}B"), |(unit, shift)| format!("{}{unit}", bytes >> shift))
 }
 
-/// Sets the day that a template asking for one is told. One day holds for the whole run, however often it is resumed.
+/// Sets the day that a template asking for one is told. One day holds for the whole run, however often it is
+/// resumed.
 pub fn pin_template_date(settings: &TrainSettings, tokenizer: &Tokenizer) -> TrainSettings {
     let mut settings = settings.clone();
     let Some(template) = tokenizer.template().ok().filter(|template| template.asks_for_date()) else {
@@ -358,8 +358,8 @@ pub fn check_length(settings: &TrainSettings, config: &ModelConfig, file: Option
     fits.map_err(|diagnostic| diagnostic.with_snippet(file.and_then(|file| file.snippet("max-length", ""))))
 }
 
-/// The configuration of the adapter. It names the base as the user did; a name on the Hub gets its commit, for the name
-/// alone may mean another model tomorrow.
+/// The configuration of the adapter. It names the base as the user did; a name on the Hub gets its commit,
+/// for the name alone may mean another model tomorrow.
 pub fn lora_config(files: &RunFiles, settings: &TrainSettings) -> LoraConfig {
     match &files.on_hub {
         Some(name) => {

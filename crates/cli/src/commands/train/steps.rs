@@ -64,8 +64,8 @@ pub fn take_steps(
     Ok(false)
 }
 
-/// The diagnostic of a failed step. A loss that is not finite is traced to a weight of the base if one is not finite
-/// either.
+/// The diagnostic of a failed step. A loss that is not finite is traced to a weight of the base if one is not
+/// finite either.
 fn with_cause(files: &RunFiles, error: TrainError) -> Diagnostic {
     if !matches!(error, TrainError::NonFinite { .. }) {
         return error.into();

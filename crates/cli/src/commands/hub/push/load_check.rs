@@ -1,4 +1,4 @@
-//! Whether what would be sent can be loaded where it arrives.
+//! Verifies that the uploaded files can be loaded.
 
 use std::path::{Path, PathBuf};
 
@@ -9,20 +9,20 @@ use danlu_model::{INDEX_FILE, ModelConfig, ModelError, SINGLE_FILE, Tokenizer, W
 
 use crate::diagnostic::{Diagnostic, Result};
 
-/// One of these makes a folder a whole model's.
+/// A folder with one of these holds a whole model.
 const MODEL: [&str; 2] = [SINGLE_FILE, INDEX_FILE];
 
-/// What to do about a file here that is damaged.
+/// The hint for a damaged file.
 const WRITE_AGAIN: &str =
     "nothing was sent: put the file back, or write the folder again with `danlu train` or `danlu merge`";
 
-/// What to do about a model that danlu does not know.
+/// The hint for a model that danlu does not support.
 const OTHER_TOOLS: &str = "danlu sends only what it can load itself: `hf upload NAME DIR` of Python's huggingface_hub sends any folder";
 
-/// A folder's tokenizer, as far as it has one.
+/// The files of a tokenizer.
 const TOKENIZER: [&str; 2] = ["tokenizer.json", "tokenizer_config.json"];
 
-/// Opens a folder's files as far as headers tell, without reading a weight; the names of those that it takes to load it.
+/// Opens the files of a folder, headers only. Returns the names of those that loading needs.
 ///
 /// # Errors
 /// If a file of the adapter or the model has a fault.
@@ -43,10 +43,10 @@ pub fn needed(folder: &Path) -> Result<Vec<String>> {
     Ok(needed)
 }
 
-/// Sees that all of `needed` goes.
+/// Refuses an upload without one of the `needed` files.
 ///
 /// # Errors
-/// If one of them stays here.
+/// If one of them is skipped.
 pub fn refuse_without(upload_set: &UploadSet, needed: &[String]) -> Result<()> {
     let goes = |name: &str| upload_set.files().iter().any(|file| file.path() == name);
     match needed.iter().find(|name| !goes(name)) {
@@ -69,7 +69,7 @@ fn adapter(folder: &Path) -> Result<Vec<String>> {
     Ok([CONFIG_FILE, WEIGHTS_FILE].map(str::to_owned).into())
 }
 
-/// An error without the file that it was found in.
+/// The error inside the name of its file.
 fn unpacked(error: &AdapterError) -> &AdapterError {
     match error {
         AdapterError::InFile { source, .. } => unpacked(source),
@@ -77,7 +77,7 @@ fn unpacked(error: &AdapterError) -> &AdapterError {
     }
 }
 
-/// The diagnostic of an error in a folder of one's own, which nobody fetched.
+/// The diagnostic of an error in a local folder, which was not downloaded.
 fn of_model(error: &ModelError, diagnostic: Diagnostic) -> Diagnostic {
     match error {
         ModelError::Header { message, .. } if message.contains("version https://git-lfs") => diagnostic,
@@ -113,7 +113,7 @@ fn model(folder: &Path) -> Result<Vec<String>> {
     Ok(needed)
 }
 
-/// The error that nobody can load what would be sent without the file of this name.
+/// The diagnostic of a needed file that is skipped.
 fn stays(upload_set: &UploadSet, name: &str) -> Diagnostic {
     let left = upload_set.skipped().iter().find(|left| left.path == name);
     let path = upload_set.folder().join(name);

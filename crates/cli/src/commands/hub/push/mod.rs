@@ -49,10 +49,10 @@ pub struct PushArgs {
     /// Repository on the Hub: org/name
     #[arg(value_name = "NAME", value_parser = parse_name)]
     pub name: RepoName,
-    /// Make a new repository, or one that is empty yet, yours alone
+    /// Make a new or empty repository private
     #[arg(long)]
     pub private: bool,
-    /// Branch to commit to; a new one begins where main is [default: main]
+    /// Branch to commit to; a new branch starts at main [default: main]
     #[arg(long, value_name = "BRANCH")]
     pub revision: Option<String>,
     /// Offer the commit as a pull request
@@ -64,22 +64,22 @@ pub struct PushArgs {
     /// The base's name on the Hub, where adapter_config.json names a folder
     #[arg(long, value_name = "ORG/NAME", value_parser = hub_id)]
     pub base_id: Option<String>,
-    /// Say what would be sent, and send nothing
+    /// Show what would be sent, and send nothing
     #[arg(long)]
     pub dry_run: bool,
-    /// Send this too, though it would stay here: a path in the folder, or such as '*.jsonl'
+    /// Send a file that would be skipped: a path in the folder, or a pattern such as '*.jsonl'
     #[arg(long, value_name = "PATH")]
     pub include: Vec<String>,
-    /// Send files too in which something looks like a token
+    /// Send files although they seem to contain a token
     #[arg(long)]
     pub with_tokens: bool,
 }
 
-/// Shows what goes and what stays, and sends it.
+/// Prints the preview, and pushes.
 ///
 /// # Errors
-/// If the folder holds no model that can be loaded, there is no token or it may not, or the Hub cannot be asked; nothing is
-/// published then.
+/// If the folder holds no model that can be loaded, there is no token with write access, or the Hub cannot be reached.
+/// Nothing is published then.
 pub fn run(args: &PushArgs, printer: &Printer) -> Result<()> {
     let hub = open(printer)?;
     let name = match (&args.revision, args.name.named_revision()) {
@@ -136,7 +136,7 @@ pub fn run(args: &PushArgs, printer: &Printer) -> Result<()> {
     Ok(())
 }
 
-/// What of the folder goes, as it is to be said on the Hub.
+/// Selects the files to upload, and rewrites those that differ on the Hub.
 fn upload_set(
     args: &PushArgs,
     token: Option<danlu_hub::Token>,
@@ -186,7 +186,7 @@ fn upload_set(
     Ok(upload_set)
 }
 
-/// Refuses what the push itself would refuse, before anything is shown.
+/// Returns the errors of the push itself before anything is printed.
 fn refuse(
     differences: &RepoDiff,
     args: &PushArgs,
@@ -306,7 +306,7 @@ fn print_pushed(hub: &Hub, name: &RepoName, pushed: &Pushed, seconds: f64, print
     }
 }
 
-/// What is said where the push is stopped before its commit.
+/// The message if the push is stopped before its commit.
 fn stopped(name: &RepoName, exists: bool, printer: &Printer) -> String {
     let made = match exists {
         true => "",
@@ -318,7 +318,7 @@ fn stopped(name: &RepoName, exists: bool, printer: &Printer) -> String {
     )
 }
 
-/// What is said where it is stopped at its commit.
+/// The message if the push is stopped during its commit.
 fn stopped_committing(name: &RepoName, printer: &Printer) -> String {
     printer.pick(
         format!("在提交到 {name} 的过程中停止：再次运行同一条命令，会看到提交是否已完成，没有则接着做"),

@@ -1,4 +1,4 @@
-//! What a push would do, shown before it is done.
+//! The preview of a push: the files to send, to remove and to skip.
 
 use danlu_hub::{RepoDiff, RepoName, SkipReason, SkippedFile, UploadSet};
 use danlu_report::card;
@@ -8,7 +8,7 @@ use crate::printer::Printer;
 use crate::style::Style;
 use crate::terminal_text;
 
-/// What goes, what is there already, what is taken away there, and what stays here.
+/// Prints the files that are sent, unchanged, removed and skipped.
 pub fn show(
     upload_set: &UploadSet,
     differences: &RepoDiff,
@@ -59,7 +59,7 @@ pub fn show(
     }
 }
 
-/// Where it goes, and what is made there.
+/// Prints the target, and what is created there.
 fn place(differences: &RepoDiff, name: &RepoName, args: &PushArgs, printer: &Printer) -> String {
     let branch = name.revision();
     if !differences.exists {
@@ -114,7 +114,7 @@ pub fn warn_of_no_card(upload_set: &UploadSet, differences: &RepoDiff, printer: 
     });
 }
 
-/// Why a file stays, in the user's language.
+/// Why a file is skipped, in the user's language.
 fn why(reason: SkipReason, printer: &Printer) -> String {
     let zh = match reason {
         SkipReason::Checkpoint => "检查点",

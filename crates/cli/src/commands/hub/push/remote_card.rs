@@ -10,7 +10,7 @@ use serde_json::Value;
 
 use crate::diagnostic::Result;
 
-/// Longest file of it that is looked into, in bytes.
+/// Longest file that is read of it, in bytes.
 const LONGEST: u64 = 16 << 20;
 
 /// The page that is there.
@@ -21,7 +21,7 @@ pub struct RemoteCard<'a> {
     readme: Option<Vec<u8>>,
 }
 
-/// What the page calls its base.
+/// The base as the repository names it.
 pub struct RemoteBase {
     /// Its name on the Hub.
     pub id: String,
@@ -30,7 +30,7 @@ pub struct RemoteBase {
 }
 
 impl<'a> RemoteCard<'a> {
-    /// Reads what is there of it.
+    /// Reads the files of the card from the Hub.
     ///
     /// # Errors
     /// If the Hub cannot be asked.
@@ -40,7 +40,8 @@ impl<'a> RemoteCard<'a> {
         Ok(Self { hub, name, identity, readme })
     }
 
-    /// The Hub's name of the base in the repository, unless it is another base than `ours`, or `named` already.
+    /// The Hub's name of the base in the repository, unless it is another base than `ours`, or `named`
+    /// already.
     ///
     /// # Errors
     /// If the Hub cannot be asked.

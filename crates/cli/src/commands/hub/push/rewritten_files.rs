@@ -1,4 +1,5 @@
-//! The files that say something else on the Hub than here: the card its repository, the adapter its base.
+//! Files rewritten before upload: README.md gets the repository's name, `adapter_config.json` the base's Hub
+//! name.
 
 use std::path::Path;
 
@@ -21,10 +22,10 @@ const BASE: &str = "base_model_name_or_path";
 /// Longest configuration of an adapter, in bytes.
 const LONGEST_CONFIG: u64 = 4 << 20;
 
-/// Longest card that is looked into for the names in it.
+/// Longest card that is read for its names.
 const LONGEST_CARD: u64 = 16 << 20;
 
-/// What goes otherwise than it is here.
+/// The rewritten files.
 pub struct RewrittenFiles {
     /// Names and bytes of these files.
     pub files: Vec<(&'static str, Vec<u8>)>,
@@ -99,7 +100,8 @@ pub fn files(
     Ok(RewrittenFiles { files, readme })
 }
 
-/// The `README.md` of a folder without a card: the author's, with the base's name on the Hub for that of a folder here.
+/// The `README.md` of a folder without a card: the author's, with the base's name on the Hub for that of a
+/// folder here.
 fn authors_readme(here: Option<String>, there: Option<&str>, renamed: Option<(&str, &str)>) -> ToPublish {
     let here = here.unwrap_or_default();
     let here = match renamed {
@@ -135,9 +137,9 @@ struct Bases<'a> {
     named: Option<&'a str>,
 }
 
-/// The base's name on the Hub where it is to be rewritten in place of what stands here: where that was asked for, or the card
-/// knows it and the adapter's configuration names something else, or the page has it already and is of this base. A base that nobody else finds
-/// is told.
+/// The base's name on the Hub where it is to be rewritten in place of what stands here: where that was asked
+/// for, or the card knows it and the adapter's configuration names something else, or the page has it already
+/// and is of this base. A base that nobody else finds is told.
 fn base_id(
     args: &PushArgs,
     hub: &Hub,
@@ -184,7 +186,7 @@ fn base_id(
     Ok(None)
 }
 
-/// Warns of a base that nobody else finds, and of the lines that would show a path of this machine to everyone.
+/// Warns if the base cannot be found from another computer, or if files would publish a path of this machine.
 fn warn_of_folder(folder: &Path, named: &str, printer: &Printer) -> Result<()> {
     if !is_path(named) {
         let is_folder = relative_path::find_above(folder, Path::new(named), Path::is_dir).is_some();
@@ -220,19 +222,19 @@ fn warn_of_folder(folder: &Path, named: &str, printer: &Printer) -> Result<()> {
     Ok(())
 }
 
-/// Whether a base's name can be nothing but a path of some machine.
+/// Whether a base's name can only be a path.
 fn is_path(named: &str) -> bool {
     named.starts_with(['/', '~', '.', '\\']) || named.get(1..2) == Some(":")
 }
 
-/// `adapter_config.json` with its base by the name on the Hub, at the commit there that is known.
+/// `adapter_config.json` with the name of its base on the Hub, and its commit if that is known.
 fn adapter_config(folder: &Path, id: &str, commit: Option<String>) -> Result<Vec<u8>> {
     let path = folder.join(CONFIG_FILE);
     let bytes = files::read_bounded(&path, LONGEST_CONFIG)?;
     let config = serde_json::from_slice::<Map<String, Value>>(&bytes);
     let mut config = config.map_err(|error| Diagnostic::input(format!("`{}`: {error}", path.display())))?;
     let before = config.insert(BASE.to_owned(), id.into());
-    // A commit of the one named before says nothing of another.
+    // A commit belongs to the base named before.
     if commit.is_some() || before.is_none_or(|before| before != id) {
         config.insert("revision".to_owned(), commit.into());
     }
