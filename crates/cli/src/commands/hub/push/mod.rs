@@ -299,8 +299,8 @@ fn print_pushed(hub: &Hub, name: &RepoName, pushed: &Pushed, seconds: f64, print
                     format!("the cache here has an older one, to bring it up to date: danlu pull {name}"),
                 ));
             }
-            let line = printer
-                .pick(format!("唤醒它：danlu chat {name}"), format!("to wake it up: danlu chat {name}"));
+            let line =
+                printer.pick(format!("试用：danlu chat {name}"), format!("to try it: danlu chat {name}"));
             printer.data(&line);
         }
     }
