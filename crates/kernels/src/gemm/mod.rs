@@ -1,8 +1,25 @@
 //! Matrix products: packed panels, register tiles, one code for every instruction set.
 //!
-//! `C = alpha · A B` in f32, from operands of any strides; `B` may be a frozen weight still in its file.
-//! `k` is cut into blocks that depend on `k` alone and summed in ascending order, so an element of `C` is
-//! the same bits whatever the number of threads and however rows and columns are shared out.
+//! `C = alpha · A B` in f32, from operands of any strides. `B` may be a frozen weight in its file: packing converts it.
+//! The loops are those of BLIS:
+//!
+//! ```text
+//! for rows of C, MC at a time                      A's packed rows have a bounded size
+//!   for blocks of k, MAX_PACKED_BLOCKS at a time
+//!     in parallel, for panels of MR rows:          all threads read one packed A
+//!       pack A
+//!     in parallel, for tasks of about NC columns:  packed B belongs to one thread and stays in L2
+//!       for blocks of k, at most KC words each:
+//!         pack B
+//!         for panels of A, for panels of B:        the panel of A stays in L1
+//!           MR x NR sums in registers over the block, then C += alpha · sums
+//! ```
+//!
+//! - A word is one f32, or two bf16 that neighbour along `k` where the instruction set multiplies pairs.
+//! - Blocks of `k` depend on `k` alone and are summed in ascending order. An element of `C` thus has the same bits
+//!   whatever the number of threads and whichever task computes it.
+//! - While one panel is multiplied, the next part of `B` is prefetched: packing would stall on every line.
+//! - Products of few rows read weights in place ([`SkinnyGemm`]), because packing a weight costs more than one use.
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;

@@ -25,7 +25,7 @@ impl RowMask {
     }
 }
 
-/// What of a [`TileJob`] does not count.
+/// Dropout mask applied in a tile product.
 #[derive(Clone, Copy)]
 pub(crate) enum TileMask {
     /// Nothing.
@@ -70,9 +70,9 @@ pub(crate) struct TileJob {
     pub alpha: f32,
     /// Whether to add to C or to overwrite it.
     pub accumulate: bool,
-    /// What does not count.
+    /// Dropout mask.
     pub mask: TileMask,
-    /// What to fetch from memory meanwhile.
+    /// Memory to prefetch meanwhile.
     pub prefetch: Prefetch,
 }
 

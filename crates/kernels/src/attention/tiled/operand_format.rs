@@ -4,7 +4,7 @@ use super::KEYS;
 use crate::Isa;
 use crate::gemm::{Kernels, PackJob, Prefetch, SmallProduct, View};
 
-/// OperandFormat of one f32, or of two neighbours along the sum as a pair of bf16. Sums are f32 either way.
+/// The words that products read: f32, or pairs of bf16 that neighbour along the sum. Sums are f32 either way.
 #[derive(Clone, Copy)]
 pub(crate) struct OperandFormat {
     pub(super) isa: Isa,

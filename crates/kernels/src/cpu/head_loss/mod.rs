@@ -1,8 +1,21 @@
-//! The loss head in one pass over the vocabulary, as attention is computed by tiles: its keys and its values are the rows
-//! of `W`, and of the logits only a block exists.
+//! The loss head in one pass over the vocabulary, like tiled attention whose keys and values are both the rows of `W`.
 //!
-//! `dinp = dloss · Σ p W` less `dloss · W[target]`: the target's own term is left out of the sum and taken together with
-//! what is subtracted, in f32, so that of a target all but certain no digit is lost to bf16.
+//! ```text
+//! pack the rows of inp
+//! in parallel, for spans of the vocabulary and groups of rows:
+//!   for blocks of BLOCK tokens in the span:
+//!     logits = inp W[block]ᵀ                      a block exists at a time, in the second cache
+//!     max' = max(max, logits)                     the target's logit is stored apart
+//!     sums *= e^(max - max')
+//!     sum, sums += Σ e^(logits - max'), e^(logits - max') W[block]
+//! in parallel, for rows:
+//!   join the spans in order: the loss, and the share of each span's sums
+//!   dinp = dloss · (Σ share · sums - (1 - p[target]) W[target])
+//! ```
+//!
+//! - Spans have a fixed number, so the order of every sum is the same for any number of threads.
+//! - The sums leave the target out. Its term joins the subtracted one in f32 as `1 - p[target]`, computed without the
+//!   difference: for an almost certain target bf16 would lose all digits.
 
 mod partition;
 mod vocab_span;
