@@ -7,21 +7,21 @@ use danlu_kernels::{
     HeadOperands, Indices, ProjectGrads, ProjectGroup, ProjectSaved, RmsnormSaved, Store,
 };
 
-use crate::activations::{LayerActivations, Mids, MlpActivations};
+use crate::activations::{LayerActivations, Mids};
 use crate::decoder::{Decoder, lora_segments};
 use crate::forward_pass::{ForwardPass, PassRows};
 use crate::lora::LoraRows;
-use crate::workspace::{Gradients, GrowBuffer, PrefixKv, Workspace};
+use crate::workspace::{Gradients, GrowBuffer, Workspace};
 use crate::{Batch, ModelError, Projection};
 
-/// Where [`Decoder::add_gradients`] leaves its results: nothing is read from the device between the passes of a step.
+/// Results of [`Decoder::add_gradients`]. They stay on the device between the passes of a step.
 #[derive(Debug)]
 pub struct StepBuffers<'a> {
-    /// Gradients of the adapter's parameters, laid out as they are.
+    /// Gradients of the adapter's parameters, in the same layout.
     pub grads: &'a mut Buffer,
     /// A loss for each trained token of the step.
     pub losses: &'a mut Buffer,
-    /// Where this pass's losses begin.
+    /// Index of this pass's first loss.
     pub first: usize,
 }
 
@@ -49,11 +49,11 @@ impl Decoder {
         self.read_losses(work, labels)
     }
 
-    /// Forward and backward of a batch: leaves the loss of every trained token in nats in `into.losses`, and adds
-    /// `Σ dloss[i] · d losses[i] / d(adapter parameters)` to `into.grads`.
+    /// Forward and backward of a batch. Writes the loss of every trained token, in nats, to `into.losses`.
+    /// Adds `Σ dloss[i] · d losses[i] / d(adapter parameters)` to `into.grads`.
     ///
-    /// The gradients have the layout of the buffer that `lora`'s pairs point into, and receive the share of one entry of
-    /// `lora` after the other. No gradient of a base weight is formed, and nothing is computed below the lowest
+    /// The gradients have the layout of the buffer that `lora`'s pairs point into, and the entries of `lora`
+    /// add to them in order. No gradient of a base weight is formed. Nothing is computed below the lowest
     /// layer with a pair. A batch without a trained token adds nothing.
     ///
     /// # Errors
@@ -116,7 +116,7 @@ impl Decoder {
                     // `d.q` has no other use before attention's own backward.
                     mem::swap(&mut d.hidden, &mut d.head);
                     mem::swap(&mut d.attn, &mut d.q);
-                    self.mlp_backward(layer, &act.mlp, &act.mid, &work.head_attn, d, grads, &head.rows);
+                    self.mlp_backward(layer, &act, &work.head_attn, d, grads, &head.rows);
                     mem::swap(&mut d.hidden, &mut d.head);
                     mem::swap(&mut d.attn, &mut d.q);
                     let width = self.config.num_attention_heads * self.config.head_dim;
@@ -128,9 +128,9 @@ impl Decoder {
                     );
                     self.scatter(&mut d.attn, &d.q, &pass.indices.head, (pass.rows.n, width));
                 }
-                _ => self.mlp_backward(layer, &act.mlp, &act.mid, &act.attn, d, grads, &pass.rows),
+                _ => self.mlp_backward(layer, &act, &act.attn, d, grads, &pass.rows),
             }
-            self.attend_backward(layer, &act, d, &mut work.prefix_kv, pass, grads, layer > lowest);
+            self.attend_backward(layer, &act, work, pass, grads, layer > lowest);
             work.put_layer(layer, act);
         }
     }
@@ -140,20 +140,19 @@ impl Decoder {
         self.backend.gather_rows_backward(dinp.get_mut(), n, dout.get(), rows, cols);
     }
 
-    /// Backward of a block's second half: `d.hidden` holds the gradient of its output and receives that of the residual
-    /// stream before it, `d.attn` receives that of `attn`.
+    /// Backward of a block's second half: `d.hidden` holds the gradient of its output and receives that of
+    /// the residual stream before it, `d.attn` receives that of `attn`.
     fn mlp_backward(
         &self,
         layer: usize,
-        act: &MlpActivations,
-        mid: &Mids,
+        act: &LayerActivations,
         attn: &GrowBuffer,
         d: &mut Gradients,
         grads: &mut Buffer,
         rows: &PassRows<'_>,
     ) {
         use Projection::*;
-        let (be, n) = (&*self.backend, rows.n);
+        let (be, n, LayerActivations { mlp: act, mid, .. }) = (&*self.backend, rows.n, act);
         let down = (&[DownProj], [&d.hidden], &act.act);
         self.project_backward(layer, Some(&mut d.act), grads, down, mid, rows);
         let (dgate, dup, len) = (d.gate.get_mut(), d.up.get_mut(), n * self.config.intermediate_size);
@@ -167,20 +166,20 @@ impl Decoder {
         self.project_backward(layer, Some(&mut d.attn), grads, o, mid, rows);
     }
 
-    /// Backward of a block's first half: `d.attn` holds the gradient of its output, `d.hidden` that of the residual
-    /// stream beside it, and receives that of the block's input (where `wanted`; otherwise only what the adapters need
-    /// is computed).
+    /// Backward of a block's first half: `d.attn` holds the gradient of its output, `d.hidden` that of the
+    /// residual stream beside it, and receives that of the block's input (if `wanted`; otherwise only the
+    /// adapters' gradients are computed).
     fn attend_backward(
         &self,
         layer: usize,
         act: &LayerActivations,
-        d: &mut Gradients,
-        copies: &mut PrefixKv,
+        work: &mut Workspace,
         pass: &ForwardPass<'_>,
         grads: &mut Buffer,
         wanted: bool,
     ) {
         use Projection::*;
+        let Workspace { grads: d, prefix_kv: copies, .. } = work;
         let (be, config, n) = (&*self.backend, &self.config, pass.rows.n);
         let (heads, kv_heads, head_dim) =
             (config.num_attention_heads, config.num_key_value_heads, config.head_dim);
@@ -209,7 +208,8 @@ impl Decoder {
         }
     }
 
-    /// Backward of the projections of a group: `dinp = Σ dout W` where wanted, and each adapter's share on its own rows.
+    /// Backward of the projections of a group: `dinp = Σ dout W` if wanted, and each adapter's share on its
+    /// own rows.
     fn project_backward<const N: usize>(
         &self,
         layer: usize,
