@@ -1,4 +1,4 @@
-//! An adapter in memory: one flat buffer of f32, and where each pair lies in it.
+//! An adapter in memory: one flat buffer of f32, and the offset of each pair.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -8,10 +8,10 @@ use danlu_model::{LoraSource, ModelConfig, Projection};
 
 use crate::{AdapterError, LoraConfig, targets};
 
-/// Names the stream of initial values, apart from every other use of the seed.
+/// Key of the stream of initial values, different from every other use of the seed.
 const INIT_STREAM: u64 = 0x6c6f_7261_5f41;
 
-/// One adapted projection, and the place of its pair in [`Adapter::params`].
+/// One adapted projection, and the offset of its pair in [`Adapter::params`].
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Module {
     /// Layer, from 0.
@@ -56,7 +56,7 @@ impl Module {
     }
 }
 
-/// What PEFT puts before the base's module paths: its wrapper, and the LoRA model within.
+/// Prefix of the base's module paths in PEFT's files: its wrapper, then the LoRA model.
 pub(crate) const PREFIX: &str = "base_model.model.";
 
 /// One tensor of an adapter file.
@@ -66,7 +66,7 @@ pub struct Tensor {
     pub name: String,
     /// Rows and columns.
     pub shape: [usize; 2],
-    /// Where it begins in [`Adapter::params`], in elements.
+    /// Offset in [`Adapter::params`], in elements.
     pub offset: usize,
 }
 
@@ -87,7 +87,7 @@ impl Tensor {
 /// Gradients and optimizer state are buffers of [`num_parameters`](Adapter::num_parameters) in the same
 /// layout, so that one AdamW call updates everything.
 pub struct Adapter {
-    /// What it was made from.
+    /// Its configuration.
     pub config: LoraConfig,
     /// `A` then `B` of each module, in the order of [`modules`](Adapter::modules).
     pub params: Buffer,
@@ -98,10 +98,11 @@ pub struct Adapter {
 }
 
 impl Adapter {
-    /// A fresh adapter that changes nothing yet: `B` is zero, `A` is uniform in
-    /// `(-1/sqrt(IN), 1/sqrt(IN))`, which is PEFT's Kaiming start with `a = sqrt(5)`.
+    /// A fresh adapter without effect: `B` is zero, `A` is uniform in `(-1/sqrt(IN), 1/sqrt(IN))`, which is
+    /// PEFT's Kaiming start with `a = sqrt(5)`.
     ///
-    /// The values depend on `seed`, layer, projection and place alone: adding a target leaves the others'.
+    /// The values depend on `seed`, layer, projection and index alone. An added target does not change the
+    /// others.
     ///
     /// # Errors
     /// If the configuration does not fit the model.
@@ -145,7 +146,7 @@ impl Adapter {
         &self.modules
     }
 
-    /// The tensors of the adapter file, in the order of their places.
+    /// The tensors of the adapter file, in the order of their offsets.
     pub fn tensors(&self) -> impl Iterator<Item = Tensor> + '_ {
         self.modules.iter().flat_map(Module::tensors)
     }
@@ -160,7 +161,7 @@ impl Adapter {
         self.source.as_deref()
     }
 
-    /// All parameters, in the order of their places.
+    /// All parameters, in the order of their offsets.
     ///
     /// # Errors
     /// If the device failed.
@@ -170,7 +171,7 @@ impl Adapter {
         Ok(values)
     }
 
-    /// The module at a place, if it is adapted.
+    /// The adapted module of a projection, if there is one.
     pub fn module(&self, layer: usize, projection: Projection) -> Option<&Module> {
         let index = (*self.by_place.get(place(layer, projection))?)?;
         Some(&self.modules[index as usize])

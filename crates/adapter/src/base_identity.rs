@@ -1,4 +1,4 @@
-//! Which base an adapter was trained on: a name, its place on the Hub, and fingerprints.
+//! The base that an adapter was trained on: its name, its repository on the Hub, and fingerprints.
 
 use std::fs;
 use std::path::Path;
@@ -6,7 +6,7 @@ use std::path::Path;
 use danlu_model::is_repo_id;
 use serde::{Deserialize, Serialize};
 
-/// Owners that are folders: `models/base` is where someone keeps models, and no repository.
+/// First parts of paths that are folders rather than owners, as in `models/base`.
 const FOLDERS: [&str; 16] = [
     "base",
     "bases",
@@ -31,13 +31,13 @@ const FOLDERS: [&str; 16] = [
 pub struct BaseIdentity {
     /// Its folder's name.
     pub name: String,
-    /// Its name on the Hub, `owner/name`, where that is known.
+    /// Its name on the Hub, `owner/name`, if known.
     pub hub_id: Option<String>,
-    /// The commit on the Hub it was fetched from, where that is known.
+    /// The commit on the Hub that it was fetched from, if known.
     pub revision: Option<String>,
     /// The fingerprint of its configuration and weights.
     pub sha256: Option<String>,
-    /// A sample of them, which is compared wherever an adapter is loaded.
+    /// The fingerprint of a sample, which is compared whenever an adapter is loaded.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sample: Option<String>,
 }
@@ -51,7 +51,8 @@ impl BaseIdentity {
 
     /// The base in `folder`, which the user or an adapter called `named`: a path, or a name on the Hub.
     ///
-    /// `owner/name` is a name on the Hub unless it is a folder here, or `owner` is a usual name of a folder of models.
+    /// `owner/name` is a name on the Hub unless it is a folder here, or `owner` is a usual name of a folder
+    /// of models.
     pub fn of_folder(named: &str, folder: &Path) -> Self {
         let real = fs::canonicalize(folder).unwrap_or_else(|_| folder.to_owned());
         let name = real.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned());
@@ -63,7 +64,8 @@ impl BaseIdentity {
         Self { name, hub_id: hub_id.map(str::to_owned), ..Self::default() }
     }
 
-    /// What is shown in a terminal, in links and in commands is what it claims to be; the field otherwise, and its fault.
+    /// Checks every field that terminals, links and commands show. Returns the first wrong field and its
+    /// fault.
     pub fn check(&self) -> Result<(), (&'static str, String)> {
         if let Some(id) = self.hub_id.as_ref().filter(|id| !is_repo_id(id)) {
             return Err(("hub_id", format!("{id:?}, expected owner/name")));
@@ -85,7 +87,7 @@ impl BaseIdentity {
         Self { hub_id: Some(id.to_owned()), revision, ..self }
     }
 
-    /// The name with the commit behind it, as danlu takes it: `owner/name@commit`; none where the Hub's name is not known.
+    /// The name with its commit: `owner/name@commit`. `None` if the name on the Hub is not known.
     pub fn at_revision(&self) -> Option<String> {
         let id = self.hub_id.as_ref()?;
         Some(self.revision.as_ref().map_or_else(|| id.clone(), |revision| format!("{id}@{revision}")))
@@ -97,7 +99,7 @@ impl BaseIdentity {
     }
 }
 
-/// What [`is_revision`] takes, in words.
+/// Description of a valid revision, for messages.
 pub const REVISION_FORM: &str = "a branch, tag or commit of letters, digits and `._-/+=#`";
 
 /// Whether `revision` is spelt as a branch, a tag or a commit that danlu fetches or sends.

@@ -1,4 +1,4 @@
-//! Whether an adapter's folder can be loaded, as far as that shows without its base and without reading a weight.
+//! Checks an adapter's folder without its base and without reading a weight.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -12,17 +12,16 @@ use crate::{Adapter, AdapterError, LoraConfig, WEIGHTS_FILE, targets};
 /// The halves of a pair in a file, `A` and `B`.
 type Pair<'a> = [Option<&'a TensorInfo>; 2];
 
-/// What the halves are called.
+/// Names of the two halves of a pair.
 const HALVES: [&str; 2] = ["lora_A", "lora_B"];
 
 impl Adapter {
-    /// Sees that the tensors of an adapter's folder are those of its configuration: whole pairs of the ranks it gives,
-    /// for every module it targets. Headers are read, weights are not; whether they fit a base shows when they are
-    /// loaded.
+    /// Checks that the tensors of an adapter's folder match its configuration: whole pairs, of the configured
+    /// ranks, for every target. Only headers are read. Loading checks the shapes against the base.
     ///
     /// # Errors
-    /// If a file is missing or damaged, the configuration asks for something unsupported, or tensors and configuration
-    /// differ.
+    /// If a file is missing or damaged, the configuration has an unsupported setting, or tensors and
+    /// configuration differ.
     pub fn check(folder: &Path) -> Result<LoraConfig, AdapterError> {
         let config = LoraConfig::read(folder)?;
         let path = folder.join(WEIGHTS_FILE);
@@ -40,7 +39,7 @@ fn check_tensors(config: &LoraConfig, found: &Weights) -> Result<(), AdapterErro
     for info in found.tensors() {
         let of_pair = pair_of(&info.name).and_then(|(path, half)| {
             let slot = &mut pairs.entry(path).or_default()[half];
-            // A second tensor of the same meaning binds to nothing.
+            // A second tensor of the same pair would bind to nothing.
             slot.replace(info).is_none().then_some(())
         });
         if of_pair.is_none() {
@@ -75,7 +74,7 @@ fn check_tensor(info: &TensorInfo, half: usize, rank: usize) -> Result<(), Adapt
     if info.dtype().is_none() {
         return Err(AdapterError::DType { name, found: info.dtype_name.clone() });
     }
-    // `A` is (rank, inputs) and `B` (outputs, rank): the other side is the base's to say.
+    // `A` is (rank, inputs) and `B` (outputs, rank): the base determines the other side.
     let mut expected = info.shape.clone();
     expected.resize(2, 1);
     expected[half] = rank;
@@ -88,7 +87,7 @@ fn check_tensor(info: &TensorInfo, half: usize, rank: usize) -> Result<(), Adapt
 /// The module that a tensor belongs to, and which half of its pair it is.
 fn pair_of(name: &str) -> Option<(&str, usize)> {
     let name = name.strip_prefix(PREFIX)?;
-    // PEFT strips the adapter's own name when it saves; other programs keep it.
+    // PEFT removes the adapter's own name when it saves. Other programs do not.
     let name = name.strip_suffix(".default.weight").or_else(|| name.strip_suffix(".weight"))?;
     let (path, half) = name.rsplit_once('.')?;
     Some((path, HALVES.iter().position(|known| *known == half)?))

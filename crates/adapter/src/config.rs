@@ -1,8 +1,7 @@
 //! `adapter_config.json`, as PEFT 0.5 to 0.21 writes it.
 //!
-//! Reading is strict about numbers and lenient about the rest: a setting that would change what the
-//! adapter computes is either honoured or refused by name; one that only concerns PEFT's own machinery
-//! is passed over; an unknown one is passed over while it is unset.
+//! A setting that changes the adapter's results is either applied or rejected by name. A setting that only
+//! concerns PEFT's internals is ignored. An unknown setting is ignored while it is unset.
 
 use std::path::Path;
 use std::str::FromStr;
@@ -18,7 +17,7 @@ pub const CONFIG_FILE: &str = "adapter_config.json";
 /// The release of PEFT whose keys are written.
 const PEFT_VERSION: &str = "0.21.2";
 
-/// Largest configuration that is read: a list of every module of a large model is some 100 KB.
+/// Largest configuration that is read. A list of every module of a large model takes some 100 KB.
 const MAX_CONFIG_BYTES: u64 = 1 << 20;
 
 /// Most keys in `rank_pattern` or `alpha_pattern`: each is a regular expression tried on every module.
@@ -27,7 +26,7 @@ const MAX_PATTERNS: usize = 4096;
 /// Largest rank read, long before it is compared with a weight.
 const MAX_RANK: u32 = 1 << 16;
 
-/// What makes a LoRA adapter besides its tensors. Field names are PEFT's.
+/// The configuration of a LoRA adapter. Field names are PEFT's.
 #[derive(Clone, Debug, PartialEq)]
 pub struct LoraConfig {
     /// Rank of every module that `rank_pattern` does not name.
@@ -40,7 +39,7 @@ pub struct LoraConfig {
     pub use_rslora: bool,
     /// Modules that carry a pair.
     pub target_modules: TargetModules,
-    /// Modules that do not, although `target_modules` matches them.
+    /// Modules without a pair, although `target_modules` matches them.
     pub exclude_modules: Option<TargetModules>,
     /// Layers that carry pairs, all of them when `None`; goes with a list of targets only.
     pub layers_to_transform: Option<Vec<i64>>,
@@ -125,8 +124,7 @@ impl LoraConfig {
     /// Reads the content of an `adapter_config.json`.
     ///
     /// # Errors
-    /// If it is not JSON, a value is out of range, or a setting asks for something that is not
-    /// implemented.
+    /// If it is not JSON, a value is out of range, or a setting is not implemented.
     pub fn parse(bytes: &[u8]) -> Result<Self, AdapterError> {
         let bytes = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes);
         let map: Map<String, Value> = serde_json::from_slice(bytes).map_err(|e| AdapterError::Json {
@@ -136,7 +134,7 @@ impl LoraConfig {
         })?;
         refuse_unsupported(&map)?;
         let keys = Keys(&map);
-        // What is left out has PEFT's default; a null there is a number that got lost, and PEFT fails on it too.
+        // A missing setting has PEFT's default. A null is rejected, as PEFT fails on it too.
         for key in ["r", "lora_alpha", "lora_dropout"] {
             if map.get(key).is_some_and(Value::is_null) {
                 return Err(wrong(key, map.get(key), "a number"));
@@ -162,7 +160,8 @@ impl LoraConfig {
         Ok(config)
     }
 
-    /// Checks every value for itself; fitting a model comes later.
+    /// Checks every value on its own. [`targets::resolve`](crate::targets::resolve) compares them with a
+    /// model.
     ///
     /// # Errors
     /// If a rank is 0, an alpha not positive, a dropout outside `[0, 1)`, a list of targets empty, or
@@ -176,7 +175,8 @@ impl LoraConfig {
         }
         let alphas = self.alpha_pattern.iter().map(|(k, a)| (format!("alpha_pattern.{k}"), *a));
         for (key, alpha) in alphas.chain([("lora_alpha".to_owned(), self.lora_alpha)]) {
-            // Used in f32 and divided by the rank: far beyond these it would become infinite, or nothing.
+            // The scaling is an f32, alpha divided by the rank: outside of these limits it would become
+            // infinite or zero.
             if !(1e-30..=1e30).contains(&alpha) {
                 return Err(value(key, alpha, "a number from 1e-30 to 1e30".to_owned()));
             }
@@ -206,7 +206,7 @@ impl LoraConfig {
         Ok(())
     }
 
-    /// The JSON text that PEFT 0.21 would save, in its order and its layout.
+    /// The JSON text as PEFT 0.21 saves it, in its order and layout.
     pub fn to_json(&self) -> String {
         let integral = |a: f64| if a.fract() == 0.0 && a.abs() < 1e15 { json!(a as i64) } else { json!(a) };
         let alphas: Map<_, _> = self.alpha_pattern.iter().map(|(k, a)| (k.clone(), integral(*a))).collect();
@@ -260,8 +260,8 @@ impl LoraConfig {
 }
 
 impl TargetModules {
-    /// As it stands in the file. `all-linear` becomes the names it stands for: PEFT keeps names too, since
-    /// what the shorthand covers depends on the release that reads it.
+    /// The value in the file. `all-linear` is written as a list of names, as PEFT does: the meaning of the
+    /// shorthand depends on PEFT's release.
     fn to_value(&self) -> Value {
         match self {
             Self::AllLinear => json!(danlu_model::Projection::ALL.map(|p| p.name())),
@@ -286,7 +286,7 @@ fn ascii(json: &str) -> String {
     out
 }
 
-/// Settings of PEFT that leave the numbers of a loaded adapter alone.
+/// Settings of PEFT that do not change the results of a loaded adapter.
 const HARMLESS: &[&str] = &[
     "auto_mapping",
     "peft_version",
@@ -295,7 +295,7 @@ const HARMLESS: &[&str] = &[
     "runtime_config",
     "qalora_group_size",
     "ensure_weight_tying",
-    // Of the start values only, which a loaded adapter replaces.
+    // These concern initial values, which a loaded adapter replaces.
     "eva_config",
     "corda_config",
     "lora_ga_config",
@@ -468,7 +468,7 @@ fn wrong(key: &str, found: Option<&Value>, expected: &str) -> AdapterError {
     value(key.to_owned(), found.map_or("missing".to_owned(), shown), expected.to_owned())
 }
 
-/// A value as JSON, cut where a message would drown in it.
+/// A value as JSON, shortened for a message.
 fn shown(value: &Value) -> String {
     let text = value.to_string();
     match text.char_indices().nth(80) {

@@ -1,11 +1,11 @@
-//! What can be wrong with an adapter, or with a merge.
+//! Errors of adapters and merges.
 
 use std::path::PathBuf;
 
 use danlu_model::ModelError;
 use danlu_model::files::FileError;
 
-/// An adapter that cannot be built, read or merged.
+/// The reason why an adapter cannot be built, read or merged.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum AdapterError {
@@ -26,7 +26,7 @@ pub enum AdapterError {
     InFile {
         /// The file.
         path: PathBuf,
-        /// What is wrong with it.
+        /// The fault.
         source: Box<AdapterError>,
     },
 
@@ -37,7 +37,7 @@ pub enum AdapterError {
         line: usize,
         /// Column of the fault, from 1; 0 at the end of a file.
         column: usize,
-        /// What the parser met.
+        /// The parser's message.
         message: String,
     },
 
@@ -48,18 +48,18 @@ pub enum AdapterError {
         key: String,
         /// Its value as JSON, or `missing`.
         found: String,
-        /// What would be accepted.
+        /// The accepted values.
         expected: String,
     },
 
-    /// A setting that is valid in PEFT, changes the numbers, and is not implemented here.
+    /// A setting of PEFT that changes results and is not implemented here.
     #[error("`{key}` is {found}, which is not supported")]
     Unsupported {
         /// The setting, as PEFT names it.
         key: String,
         /// Its value as JSON.
         found: String,
-        /// What to do instead.
+        /// The alternative.
         advice: String,
     },
 
@@ -70,7 +70,7 @@ pub enum AdapterError {
         key: String,
         /// The pattern.
         pattern: String,
-        /// What the regular expression engine said.
+        /// The message of the regular expression engine.
         message: String,
     },
 
@@ -83,7 +83,7 @@ pub enum AdapterError {
         available: Vec<String>,
     },
 
-    /// A target that is there, but cannot carry a low-rank pair here.
+    /// A target that exists but cannot have a low-rank pair here.
     #[error("target module `{target}` matches `{module}`, which {reason}")]
     NotAdaptable {
         /// The name or regular expression.
@@ -94,7 +94,7 @@ pub enum AdapterError {
         reason: &'static str,
     },
 
-    /// The targets, less the excluded modules and layers, leave nothing.
+    /// No module is left after the exclusions.
     #[error("no module is left to adapt: {removed} would match `target_modules` and are all excluded")]
     NothingTargeted {
         /// Modules that matched before exclusion.
@@ -138,14 +138,14 @@ pub enum AdapterError {
     NoWeights {
         /// The folder.
         folder: PathBuf,
-        /// Weights of another kind that it does hold.
+        /// Files of weights in another format that the folder has.
         other: Option<String>,
     },
 
     /// A file that is not safetensors.
     #[error("it is not a valid safetensors file: {message}")]
     Header {
-        /// What is wrong.
+        /// The fault.
         message: String,
     },
 
@@ -158,7 +158,7 @@ pub enum AdapterError {
         found: String,
     },
 
-    /// A tensor of another shape than base and rank give it.
+    /// A tensor whose shape differs from that of base and rank.
     #[error("tensor `{name}` has shape {found:?}, expected {expected:?}")]
     Shape {
         /// The tensor.
@@ -169,7 +169,7 @@ pub enum AdapterError {
         found: Vec<usize>,
     },
 
-    /// The tensors in the file are not those that its configuration asks for.
+    /// The tensors in the file do not match its configuration.
     #[error(
         "the tensors do not fit adapter_config.json and the base model{}{}",
         listing("bind to nothing", unbound),
@@ -178,7 +178,7 @@ pub enum AdapterError {
     Binding {
         /// Tensors of the file that belong to no targeted projection.
         unbound: Vec<String>,
-        /// Tensors that a targeted projection needs and the file has not.
+        /// Tensors that a targeted projection needs and the file lacks.
         missing: Vec<String>,
     },
 
@@ -193,7 +193,7 @@ pub enum AdapterError {
         element: usize,
     },
 
-    /// A value that the element type of the output cannot hold.
+    /// A value outside the range of the output's element type.
     #[error("tensor `{name}` holds {value:e} at element {element}, beyond the range of {dtype}")]
     Overflow {
         /// The tensor.
@@ -202,7 +202,7 @@ pub enum AdapterError {
         value: f32,
         /// Its place, row-major.
         element: usize,
-        /// The type asked for.
+        /// The requested type.
         dtype: &'static str,
     },
 
@@ -235,11 +235,11 @@ pub enum AdapterError {
     Identity {
         /// The file.
         path: PathBuf,
-        /// What the parser met.
+        /// The parser's message.
         reason: String,
     },
 
-    /// A text like `2GB` that says no size.
+    /// A text that is no size such as `2GB`.
     #[error("`{found}` is not a size")]
     Size {
         /// The text.
@@ -247,7 +247,7 @@ pub enum AdapterError {
     },
 }
 
-/// The first few names of a list under a heading, or nothing for an empty one.
+/// The first few names of a list under a heading, or an empty text for an empty list.
 fn listing(heading: &str, names: &[String]) -> String {
     const MAX_SHOWN: usize = 6;
     if names.is_empty() {
@@ -273,7 +273,7 @@ impl AdapterError {
         }
     }
 
-    /// Whether the adapter is sound in itself, and for a base of other modules or shapes.
+    /// Whether the adapter is valid but belongs to a base of other modules or shapes.
     pub fn is_of_another_base(&self) -> bool {
         match self {
             Self::InFile { source, .. } => source.is_of_another_base(),
@@ -286,7 +286,7 @@ impl AdapterError {
         }
     }
 
-    /// What to do about it, where that is known.
+    /// The next step for the user, if there is one.
     pub fn hint(&self) -> Option<String> {
         let hint = match self {
             Self::File(e) => return e.hint(),

@@ -1,19 +1,20 @@
-//! Whether a merged model is still the base with its adapter: both run over the same held-out text.
+//! Compares a merged model with the base plus its adapter: both run over the same held-out text.
 //!
-//! **Where the limits come from.** Rounding to bf16 moves a weight by up to 2⁻⁹ of its size, at random, so
-//! each product of a merged weight is off by about 0.1%; over `n` products in a row the errors add like
-//! `sqrt(n)`, a percent or two of a logit by the last layer of a deep model. The divergence of two softmax
+//! **Origin of the limits.** Rounding to bf16 moves a weight by up to 2⁻⁹ of its size, at random. Each
+//! product of a merged weight is thus off by about 0.1%. Over `n` products in a row the errors add like
+//! `sqrt(n)`: a percent or two of a logit by the last layer of a deep model. The divergence of two softmax
 //! distributions is about half the variance of the logit differences: 10⁻³ nats at the worst, usually far
-//! less. The ceiling is ten times that. f16 keeps three bits more, which divides it by 64; in f32 only the
-//! order of summation is left.
+//! less. The ceiling is ten times that. f16 has three more bits, which divides the divergence by 64. In f32
+//! only the order of summation differs.
 //!
-//! A ceiling alone would pass a merge that lost a small adapter whole, so what the adapter itself changes is
-//! measured too. A divergence grows with the square of the logit differences: a quarter of the adapter's own is
-//! half of its effect on the logits, which a wrong scale or a wrong base exceeds. Rounding to bf16 was seen to
-//! take a sixth from an adapter of one step, and far less from trained ones. Below a thousandth of the ceiling
-//! all is noise, as with an adapter that was never trained. The limit is the smaller of the two.
+//! A ceiling alone would pass a merge that lost a small adapter whole, so the adapter's own effect is
+//! measured too. A divergence grows with the square of the logit differences. A quarter of the adapter's own
+//! divergence is half of its effect on the logits, which a wrong scale or a wrong base exceeds. Rounding to
+//! bf16 took a sixth from an adapter of one step in tests, and far less from trained ones. Below a thousandth
+//! of the ceiling all is noise, as with an adapter that was never trained. The limit is the smaller of the
+//! two.
 //!
-//! Both decoders should compute in f32, so that what is measured is the merge and not the products.
+//! Both decoders should compute in f32, so that the measurement shows the merge and not the products.
 
 use std::ops::ControlFlow;
 
@@ -23,22 +24,22 @@ use serde::{Deserialize, Serialize};
 
 use crate::AdapterError;
 
-/// Logits of one model that are in memory at a time: 16 MB, whatever the length and the vocabulary.
+/// Most logits of one model in memory at a time: 16 MB, for any length and vocabulary.
 const MAX_LOGITS: usize = 1 << 22;
 
-/// What a merge may differ by.
+/// The largest differences that a merge may have.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Limits {
-    /// Mean divergence of the next-token distributions, in nats, whatever the adapter does.
+    /// Mean divergence of the next-token distributions, in nats, for any adapter.
     pub kl: f64,
-    /// The same as a fraction of the divergence that the adapter makes; without one, `kl` alone decides.
+    /// The same as a fraction of the adapter's own divergence. `None`: `kl` alone decides.
     pub share_of_adapter: Option<f64>,
     /// Change of the perplexity, as a fraction of it.
     pub perplexity: f64,
 }
 
 impl Limits {
-    /// What rounding to `dtype` explains, with room to spare.
+    /// The limits for rounding to `dtype`, ten times the expected difference.
     pub fn of(dtype: DType) -> Self {
         let (kl, perplexity) = match dtype {
             DType::F32 => (1e-6, 1e-3),
@@ -48,18 +49,19 @@ impl Limits {
         Self { kl, share_of_adapter: Some(0.25), perplexity }
     }
 
-    /// What 4 bits may cost a merged model: as much of the adapter as any other merge may lose, and a quarter of the
-    /// perplexity, for they take from the base too. The divergence has no ceiling of its own below a nat.
+    /// The limits for a merged model in 4 bits. It may lose as much of the adapter as any other merge, and a
+    /// quarter of the perplexity, because quantization changes the base too. The divergence has no ceiling of
+    /// its own below a nat.
     pub fn four_bit() -> Self {
         Self { kl: 1.0, share_of_adapter: Some(0.25), perplexity: 0.25 }
     }
 
-    /// The divergence that was asked for instead, whatever the adapter does.
+    /// Replaces the divergence limits by `kl`, for any adapter.
     pub fn with_kl(self, kl: f64) -> Self {
         Self { kl, share_of_adapter: None, ..self }
     }
 
-    /// The divergence allowed beside an adapter that itself makes `kl_of_adapter`.
+    /// The divergence allowed for an adapter whose own divergence is `kl_of_adapter`.
     pub fn kl_beside(&self, kl_of_adapter: f64) -> f64 {
         match self.share_of_adapter {
             Some(share) => self.kl.min((share * kl_of_adapter).max(self.kl / 1000.0)),
@@ -83,9 +85,9 @@ pub struct Fidelity {
     pub mean_logit_difference: f64,
     /// Mean divergence KL(adapter on base ‖ merged), in nats a token.
     pub kl: f64,
-    /// Mean divergence KL(adapter on base ‖ base): what the adapter does.
+    /// Mean divergence KL(adapter on base ‖ base): the adapter's own effect.
     pub kl_of_adapter: f64,
-    /// The divergence that was allowed: see [`Limits::kl_beside`].
+    /// The divergence limit that applied: see [`Limits::kl_beside`].
     pub kl_limit: f64,
     /// Fraction of tokens where both would choose the same next one.
     pub same_choice: f64,
@@ -95,15 +97,16 @@ pub struct Fidelity {
     pub perplexity_adapter: f64,
     /// Perplexity of the merged model.
     pub perplexity_merged: f64,
-    /// What was allowed.
+    /// The limits.
     pub limits: Limits,
-    /// Whether it kept to that: see [`Fidelity::faults`].
+    /// Whether all values are within the limits: see [`Fidelity::faults`].
     pub passed: bool,
 }
 
 impl Fidelity {
-    /// Share of what the adapter does that is left, by divergence: 1 where the merged model is the adapter on its
-    /// base, 0 where it is as far from that as the base alone, or farther. None where the adapter does nothing.
+    /// Share of the adapter's effect that is left, by divergence. 1: the merged model equals the adapter on
+    /// its base. 0: it is as far from that as the base alone, or farther. `None` if the adapter has no
+    /// effect.
     pub fn adapter_kept(&self) -> Option<f64> {
         let is_something = self.kl_of_adapter > 0.0;
         is_something.then(|| (1.0 - self.kl / self.kl_of_adapter).clamp(0.0, 1.0))
@@ -113,7 +116,7 @@ impl Fidelity {
     pub fn faults(&self) -> Vec<String> {
         let mut faults = Vec::new();
         let perplexity = self.limits.perplexity;
-        // Asked this way round, so that a NaN fails.
+        // Compared this way round, so that a NaN fails.
         let is_near = self.kl <= self.kl_limit;
         if !is_near {
             faults.push(format!(
@@ -135,12 +138,13 @@ impl Fidelity {
     }
 }
 
-/// Measures `merged` against `adapter` on `base` over `sequences`, calling `progress` with the number done, which may stop
-/// it. With `merged_lora` what is measured is not merged yet: the same adapter on another form of the base.
+/// Measures `merged` against `adapter` on `base` over `sequences`, calling `progress` with the number of
+/// sequences done, which may stop the measurement. With `merged_lora`, `merged` is another form of the base
+/// and runs with that adapter.
 ///
 /// # Errors
-/// If there is no token to measure, the vocabularies differ, or a token is outside them; [`ModelError::Stopped`] when
-/// `progress` asks for it.
+/// If there is no token to measure, the vocabularies differ, or a token is outside them;
+/// [`ModelError::Stopped`] if `progress` breaks.
 pub fn measure(
     base: &Decoder,
     adapter: &dyn LoraSource,
@@ -241,7 +245,7 @@ impl Sums {
             trained_tokens: self.trained,
             max_logit_difference: self.max_difference,
             mean_logit_difference: self.difference / (tokens * vocabulary as f64),
-            // Rounding can leave a divergence of nothing just below zero.
+            // Rounding can move a divergence of zero just below zero.
             kl: at_least_zero(self.kl / tokens),
             kl_of_adapter,
             kl_limit: limits.kl_beside(kl_of_adapter),
@@ -257,7 +261,7 @@ impl Sums {
     }
 }
 
-/// As `max(0)`, keeping a NaN.
+/// As `max(0)`, but a NaN stays a NaN.
 fn at_least_zero(v: f64) -> f64 {
     if v < 0.0 { 0.0 } else { v }
 }

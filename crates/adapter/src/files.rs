@@ -16,16 +16,16 @@ use crate::{AdapterError, LoraConfig, targets};
 pub const WEIGHTS_FILE: &str = "adapter_model.safetensors";
 
 impl Adapter {
-    /// Reads an adapter folder of PEFT's, or of ours, for a base model. f32, bf16 and f16 are read.
+    /// Reads an adapter folder, from PEFT or danlu, for a base model. Tensors are f32, bf16 or f16.
     ///
     /// # Errors
-    /// If a file is missing or damaged, the configuration asks for something unsupported or does not fit
-    /// the model, a tensor binds to nothing, or one is missing, misshaped or not finite.
+    /// If a file is missing or damaged, the configuration has an unsupported setting or does not fit the
+    /// model, a tensor binds to nothing, or one is missing, misshaped or not finite.
     pub fn load(folder: &Path, model: &ModelConfig, backend: &dyn Backend) -> Result<Self, AdapterError> {
         Self::load_with(LoraConfig::read(folder)?, folder, model, backend)
     }
 
-    /// As [`Adapter::load`], with the folder's configuration, which is read already.
+    /// As [`Adapter::load`], with the folder's configuration at hand.
     ///
     /// # Errors
     /// As [`Adapter::load`].
@@ -42,7 +42,7 @@ impl Adapter {
         }
         let found = Weights::from_bytes(&path, files::read_bounded(&path, u64::MAX)?)?;
         let read = || {
-            // Bound and measured first: what is allocated then is no larger than the file.
+            // Shapes are checked first, so that no allocation is larger than the file.
             let bound = bind(&modules, &found)?;
             let mut adapter = Self::zeroed(config, modules, model, backend, Some(folder));
             adapter.fill(&found, bound, backend)?;
@@ -70,8 +70,8 @@ impl Adapter {
         Ok(())
     }
 
-    /// Writes `adapter_model.safetensors`, then `adapter_config.json`, each atomically; other files of the
-    /// folder are left alone.
+    /// Writes `adapter_model.safetensors`, then `adapter_config.json`, each atomically. Other files of the
+    /// folder do not change.
     ///
     /// # Errors
     /// If the folder cannot be created or written.
@@ -98,7 +98,7 @@ impl Adapter {
     }
 }
 
-/// Pairs every tensor of the modules with its namesake in the file, both ways.
+/// Matches the tensors of the modules with those of the file, and rejects any without a partner.
 fn bind<'a>(
     modules: &[Module],
     found: &'a Weights,
@@ -106,9 +106,9 @@ fn bind<'a>(
     let mut by_name: HashMap<String, &TensorInfo> = HashMap::new();
     let mut unbound = Vec::new();
     for info in found.tensors() {
-        // PEFT strips the adapter's own name when it saves; other programs keep it.
+        // PEFT removes the adapter's own name when it saves. Other programs do not.
         let bare = info.name.strip_suffix(".default.weight").map(|n| format!("{n}.weight"));
-        // A second tensor of the same meaning binds to nothing either.
+        // A second tensor of the same pair would bind to nothing.
         if by_name.insert(bare.unwrap_or_else(|| info.name.clone()), info).is_some() {
             unbound.push(info.name.clone());
         }

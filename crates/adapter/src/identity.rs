@@ -1,6 +1,6 @@
-//! The tokens an adapter was trained with travel with it: tokenizer, template, default system prompt.
+//! `danlu.json`: tokenizer, template and default system prompt of the training, stored beside the adapter.
 //!
-//! An adapter that is asked with another template answers like a stranger, and nothing else tells.
+//! An adapter used with another template gives wrong replies without any error.
 
 use std::path::{Path, PathBuf};
 
@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{AdapterError, BaseIdentity};
 
-/// Name of the file beside the adapter that says how it was made.
+/// Name of the file beside the adapter that records its training.
 pub const IDENTITY_FILE: &str = "danlu.json";
 
 /// The file that holds a chat template.
@@ -19,7 +19,7 @@ const TEMPLATE_FILE: &str = "chat_template.jinja";
 const TOKENIZER_FILES: [&str; 4] =
     ["tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", TEMPLATE_FILE];
 
-/// Largest tokenizer file that is copied; the largest in use have some 30 MB.
+/// Largest tokenizer file that is copied. The largest in use have some 30 MB.
 const MAX_BYTES: u64 = 1 << 30;
 
 /// Tokenizer, template and default system prompt of a run.
@@ -31,17 +31,17 @@ pub struct TokenIdentity {
     written: Written,
 }
 
-/// What `danlu.json` holds.
+/// The contents of `danlu.json`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct Written {
     danlu_version: String,
-    /// The system prompt of every conversation that brings none of its own.
+    /// The system prompt of conversations without one.
     default_system: Option<String>,
     tokens: TokenFingerprint,
-    /// How the base was put into 4 bits, while it was loaded or before, if it was.
+    /// The quantization of the base in training, at load time or in its files.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     quantization: Option<Quantization>,
-    /// Modules of projections that were left out of that.
+    /// Projections that were not quantized.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     skip_modules: Vec<String>,
     /// The base of the training.
@@ -75,7 +75,7 @@ impl TokenIdentity {
         self
     }
 
-    /// The same, of a run over a base that was put into 4 bits, but for the modules of `skip_modules`.
+    /// The same, of a run over a quantized base, without the modules of `skip_modules`.
     pub fn over(mut self, quantization: Option<Quantization>, skip_modules: Vec<String>) -> Self {
         self.written.quantization = quantization;
         self.written.skip_modules = skip_modules;
@@ -99,12 +99,12 @@ impl TokenIdentity {
         self.written.stored_quantization
     }
 
-    /// Modules of projections that were left out of 4 bits, where the base was stored in them.
+    /// Projections in 16 bits of a base that was stored in 4 bits.
     pub fn skip_modules(&self) -> &[String] {
         &self.written.skip_modules
     }
 
-    /// How the base was put into 4 bits, if it was.
+    /// The quantization of the base in training, if it was quantized.
     pub fn quantization(&self) -> Option<Quantization> {
         self.written.quantization
     }
@@ -133,10 +133,10 @@ impl TokenIdentity {
         Ok(files::write_atomic(&adapter.join(IDENTITY_FILE), text.as_bytes())?)
     }
 
-    /// The identity in an adapter's folder; none in one that another program made.
+    /// Reads the identity from an adapter's folder. `None` if another program made the adapter.
     ///
     /// # Errors
-    /// If there is one that cannot be read.
+    /// If the file exists and cannot be read.
     pub fn read(adapter: &Path) -> Result<Option<Self>, AdapterError> {
         let path = adapter.join(IDENTITY_FILE);
         if !path.exists() {
@@ -152,12 +152,12 @@ impl TokenIdentity {
         Ok(Some(Self { folder: adapter.to_owned(), template: None, written }))
     }
 
-    /// The system prompt of conversations that bring none of their own.
+    /// The system prompt of conversations without one.
     pub fn default_system(&self) -> Option<&str> {
         self.written.default_system.as_deref()
     }
 
-    /// In what the tokens of `tokenizer` are others, a sentence each.
+    /// The differences from the tokens of `tokenizer`, a sentence each.
     pub fn differences(&self, tokenizer: &Tokenizer) -> Vec<String> {
         self.written.tokens.difference(&tokenizer.fingerprint(), ["in training", "now"])
     }

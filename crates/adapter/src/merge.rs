@@ -1,9 +1,9 @@
-//! Folding an adapter into its base: `W' = round(W + scaling · B A)`, one tensor at a time.
+//! Adds an adapter to the weights of its base: `W' = round(W + scaling · B A)`, one tensor at a time.
 //!
-//! The base is mapped, not read; what is computed passes through buffers of a few hundred KB straight into
-//! the new files. Tensors without a pair are copied as they are. Everything is written into a hidden
-//! folder inside the output first, where it can be measured, and `config.json` gets its name last: a merge that
-//! was cut off, or that nobody vouched for, is never taken for a model.
+//! The base is memory-mapped, and results pass through buffers of a few hundred KB into the new files.
+//! Tensors without a pair are copied. All files are written to a hidden folder inside the output first, where
+//! the model can be measured. `config.json` is renamed last, so a merge that was interrupted or rejected
+//! never loads as a model.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::ops::ControlFlow;
@@ -36,15 +36,16 @@ const CONFIG_FILE: &str = "config.json";
 /// How to merge.
 #[derive(Clone, Debug, Default)]
 pub struct MergeOptions {
-    /// Element type of every float tensor; the base's own where `None`.
+    /// Element type of every float tensor. `None`: the base's own.
     pub dtype: Option<DType>,
-    /// Bytes of tensors in one file at most; the base's own division where `None`.
+    /// Most bytes of tensors in one file. `None`: the base's own division.
     pub max_shard_size: Option<u64>,
-    /// Threads that compute; all the machine's where `None`.
+    /// Threads that compute. `None`: all of the machine.
     pub threads: Option<usize>,
-    /// Puts the projections of a base of 16 bits into 4 and back first: the base that the adapter was trained on.
+    /// Quantizes the projections of a 16-bit base to this and back before adding: the values that the adapter
+    /// was trained on.
     pub requantize_as: Option<Quantization>,
-    /// Further files to take over from the adapter's folder where it has them.
+    /// Further files to copy from the adapter's folder if it has them.
     pub also_copy: Vec<String>,
 }
 
@@ -59,32 +60,32 @@ pub struct MergeProgress<'a> {
     pub total: u64,
 }
 
-/// A merged model that is written but has not got its name yet. Dropped, it is removed again.
+/// A merged model that is written but not published. Dropping it removes it.
 pub struct StagedMerge {
     output: StagedFolder,
     names: Vec<String>,
-    /// What was done.
+    /// The report of the merge.
     pub report: MergeReport,
 }
 
 impl StagedMerge {
-    /// The folder it lies in for now, which loads as a model.
+    /// The hidden folder of the model, which loads as a model.
     pub fn folder(&self) -> &Path {
         self.output.staging()
     }
 
-    /// Adds a file that tells of the model, to get its name with the others.
+    /// Adds a file that is published with the others, such as a card.
     ///
     /// # Errors
     /// If it cannot be written.
     pub fn add(&mut self, name: &str, bytes: &[u8]) -> Result<(), AdapterError> {
         files::write_atomic(&self.output.staged(name), bytes)?;
-        // Before `config.json`, which makes it a model.
+        // Before `config.json`, which completes the model.
         self.names.insert(self.names.len() - 1, name.to_owned());
         Ok(())
     }
 
-    /// Gives every file its name, `merge_report.json` among them where there was a measurement.
+    /// Publishes every file, with `merge_report.json` if there was a measurement.
     ///
     /// # Errors
     /// If the folder cannot be written; there is then no model in it.
@@ -97,7 +98,7 @@ impl StagedMerge {
         Ok(report)
     }
 
-    /// What `merge_report.json` would say.
+    /// The contents of `merge_report.json`.
     pub fn report_json(&self, fidelity: &Fidelity) -> Vec<u8> {
         let value = json!({ "merge": self.report, "fidelity": fidelity });
         let mut text = serde_json::to_vec_pretty(&value).expect("a JSON value has string keys");
@@ -105,7 +106,7 @@ impl StagedMerge {
         text
     }
 
-    /// Gives the model up and leaves `merge_report.json` alone in `folder`, which says why.
+    /// Removes the model and leaves only `merge_report.json` in `folder`, which has the reason.
     ///
     /// # Errors
     /// If the folder cannot be written.
@@ -129,15 +130,15 @@ pub fn merge(
     stage(base, adapter, backend, out, options, progress)?.publish(None)
 }
 
-/// Merges `adapter` into the model at `base`, to become a new model folder at `out`.
+/// Merges `adapter` into the model at `base` and stages the new model folder at `out`.
 ///
-/// `out` must be absent or empty. The files of the tokenizer come from the adapter's folder where it has
-/// them, otherwise from the base. The result does not depend on the number of threads. `progress` may stop it.
+/// `out` must be absent or empty. The tokenizer's files come from the adapter's folder if it has them,
+/// otherwise from the base. The result does not depend on the number of threads. `progress` may stop it.
 ///
 /// # Errors
-/// If the base is incomplete or does not fit the adapter, `out` holds other things, the disk is too small
-/// or fails, or a value of the result is not finite or beyond the range of its type; [`ModelError::Stopped`] when
-/// `progress` asks for it. `out` is then left without a model.
+/// If the base is incomplete or does not fit the adapter, `out` holds other things, the disk is too small or
+/// fails, or a value of the result is not finite or beyond the range of its type; [`ModelError::Stopped`] if
+/// `progress` breaks. `out` is then left without a model.
 pub fn stage(
     base: &Path,
     adapter: &Adapter,
@@ -162,7 +163,7 @@ pub fn stage(
     if bytes > available {
         return Err(AdapterError::Space { path: files::final_path(out), needed: bytes, available });
     }
-    // A report alone is what a rejected merge leaves: the next attempt may replace it.
+    // A rejected merge leaves its report alone. The next attempt may replace it.
     let output = StagedFolder::create_beside(out, |name| name == REPORT_FILE)?;
 
     let mut writer = TensorWriter::new(&weights, &model, adapter, backend, options)?;
@@ -232,7 +233,8 @@ impl OtherFiles {
         self.sidecars.iter().map(|file| file.bytes).sum::<u64>() + generated as u64
     }
 
-    /// Returns the names, in the order of publication: `config.json` makes a folder a model, so it comes last.
+    /// Returns the names, in the order of publication: `config.json` makes a folder a model, so it comes
+    /// last.
     fn write(self, output: &StagedFolder) -> Result<Vec<String>, AdapterError> {
         let mut names = Vec::new();
         for file in &self.sidecars {

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use danlu_model::Quantization;
 use serde::{Deserialize, Serialize};
 
-/// What a merge did.
+/// The report of a merge.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct MergeReport {
     /// The base's folder, as given.
@@ -14,15 +14,15 @@ pub struct MergeReport {
     pub adapter: Option<PathBuf>,
     /// Which form of the base the updates were added to.
     pub merge_base: MergeBase,
-    /// Where two forms of the base were at hand: how far what was measured on each is from what was trained.
+    /// The difference of each form of the base from the trained model, if both forms were available.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub forms: Vec<FormFidelity>,
-    /// What putting the merged model into 4 bits costs, where that was asked for.
+    /// The cost of quantizing the merged model, if it was quantized.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub quantized: Option<QuantizedFidelity>,
-    /// Element types of the result, as `config.json` spells them; that of 4 bits by its code.
+    /// Element types of the result, as `config.json` spells them, and the code of 4-bit weights.
     pub dtype: Vec<String>,
-    /// Factors that the updates were multiplied with, ascending, each once.
+    /// Factors of the updates, ascending, each once.
     pub scaling: Vec<f32>,
     /// Tensors that received an update.
     pub merged_tensors: usize,
@@ -40,7 +40,7 @@ pub struct MergeReport {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum MergeBase {
-    /// As its author published it, in 16 bits or more.
+    /// The published weights, in 16 bits or more.
     Original,
     /// Out of 4 bits.
     Dequantized,
@@ -56,39 +56,40 @@ impl MergeBase {
     }
 }
 
-/// How far one form of the base is from what was trained, which is the adapter on the form out of 4 bits.
+/// The difference of one form of the base from the trained model, which is the adapter on the dequantized
+/// form.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct FormFidelity {
     /// Which form.
     pub form: MergeBase,
-    /// Whether the merge into this form was measured, rounded and written; otherwise it was the adapter beside this
-    /// form, where nothing is rounded.
+    /// Whether the written, rounded merge was measured. Otherwise it was the adapter on this form, without
+    /// rounding.
     pub merged: bool,
-    /// Mean divergence from what was trained, in nats a token.
+    /// Mean divergence from the trained model, in nats a token.
     pub kl: f64,
     /// Perplexity of the held-out text.
     pub perplexity: f64,
 }
 
-/// What 4 bits take from a merged model. The measurement in its report is then that of the model in 4 bits.
+/// The cost of quantizing a merged model. The measurement in the report is then that of the quantized model.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct QuantizedFidelity {
-    /// How they were made.
+    /// The quantization.
     #[serde(flatten)]
     pub quantization: Quantization,
     /// Mean divergence from adapter on base, in nats a token.
     pub kl: f64,
     /// Perplexity of the held-out text, merged and in 4 bits.
     pub perplexity: f64,
-    /// Share of what the adapter does that is left, by divergence: see [`Fidelity::adapter_kept`].
+    /// Share of the adapter's effect that is left, by divergence: see [`Fidelity::adapter_kept`].
     #[serde(default)]
     pub adapter_kept: Option<f64>,
-    /// What was measured before, of the merge that was put into 4 bits.
+    /// The measurement of the merge before it was quantized.
     #[serde(default)]
     pub before: Option<UnquantizedFidelity>,
 }
 
-/// A merge that is not kept: the one that goes into 4 bits.
+/// The measurement of an unquantized merge that is then quantized.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct UnquantizedFidelity {
     /// Mean divergence from adapter on base, in nats a token.

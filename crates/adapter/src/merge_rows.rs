@@ -1,8 +1,8 @@
-//! One tensor of a merge, in blocks of rows: widen, add `scaling · B A`, check, round once.
+//! One tensor of a merge, in blocks of rows: convert to f32, add `scaling · B A`, check, round once.
 //!
-//! Blocks are a few hundred KB, so the memory of a merge does not depend on the model. Threads take blocks
-//! in turn and the caller writes them in order, so that computing and writing overlap; an element's sum
-//! runs over the rank in order, whatever the block or the thread.
+//! Blocks are a few hundred KB, so the memory of a merge does not depend on the model. Threads take blocks in
+//! turn and the caller writes them in order, so that computing and writing overlap. An element is summed over
+//! the rank in order, in any block and thread.
 
 use std::ops::Range;
 use std::sync::mpsc;
@@ -29,7 +29,7 @@ pub struct Delta<'a> {
     pub scaling: f32,
 }
 
-/// A stored weight, the type it is to have, and what is added to it.
+/// A stored weight, its new type, and the update to add.
 #[derive(Clone, Copy)]
 pub struct MergeRows<'a> {
     pub name: &'a str,
@@ -102,7 +102,8 @@ impl MergeRows<'_> {
             DType::Bf16 => f32::from_bits(0x7f7f_8000),
             DType::F16 => 65_520.0,
         };
-        // Asked this way round, a NaN is out of range too. Without an early exit, to be vectorised.
+        // Compared this way round, a NaN is out of range too. The loop has no early exit, so that it is
+        // vectorised.
         let is_within = |v: f32| v.abs() < limit;
         if values.iter().fold(true, |all, &v| all & is_within(v)) {
             return Ok(());
@@ -121,7 +122,7 @@ impl MergeRows<'_> {
     }
 }
 
-/// `out += scaling · B A`, `out` and `b` being some of the rows.
+/// `out += scaling · B A`, over some of the rows of `out` and `b`.
 fn add_delta(out: &mut [f32], delta: Delta<'_>, cols: usize) {
     for start in (0..cols).step_by(BLOCK_COLUMNS) {
         let columns = start..cols.min(start + BLOCK_COLUMNS);

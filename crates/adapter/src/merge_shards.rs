@@ -15,7 +15,7 @@ pub struct Shard<'a> {
     pub specs: Vec<TensorSpec>,
 }
 
-/// Every module of the adapter must be a float weight of the base, of its shape.
+/// Checks that every module of the adapter is a float weight of the base with its shape.
 pub fn check_fit(adapter: &Adapter, weights: &Weights, tensors: &[TensorInfo]) -> Result<(), AdapterError> {
     let tensors: HashMap<&str, &TensorInfo> = tensors.iter().map(|info| (info.name.as_str(), info)).collect();
     for module in adapter.modules() {
@@ -37,7 +37,7 @@ pub fn check_fit(adapter: &Adapter, weights: &Weights, tensors: &[TensorInfo]) -
     Ok(())
 }
 
-/// The type a tensor will have; `None` for one that is not of floats and is copied as it is.
+/// The element type of a tensor in the merged model. `None` for a tensor of integers, which is copied.
 pub fn target_dtype(info: &TensorInfo, dtype: Option<DType>) -> Option<DType> {
     info.dtype().map(|own| dtype.unwrap_or(own))
 }

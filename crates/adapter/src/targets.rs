@@ -1,8 +1,8 @@
-//! Which projections an adapter's configuration means, with PEFT's rules of matching.
+//! Resolves the targets of an adapter's configuration to projections, with PEFT's rules of matching.
 //!
-//! A list entry names a module whose path is equal to it, or ends with `.` and it; a string is a regular
+//! A list entry names a module whose path is equal to it, or ends with `.` and it. A string is a regular
 //! expression on the whole path. Keys of `rank_pattern` and `alpha_pattern` are regular expressions on the
-//! end of the path, from a `.` on; the first that matches counts.
+//! end of the path, from a `.` on. The first match counts.
 
 use std::collections::HashSet;
 
@@ -12,14 +12,14 @@ use fancy_regex::{Regex, RegexBuilder};
 use crate::config::{LoraConfig, TargetModules};
 use crate::{AdapterError, Module};
 
-/// Steps a pattern may go back in one match. Honest patterns need a handful.
+/// Most backtracking steps in one match. Ordinary patterns need a few.
 const MAX_BACKTRACK_STEPS: usize = 20_000;
 
-/// The projections that `config` adapts in a model, by layer and then in [`Projection`]'s order, with
-/// their places in the flat parameters: `A` then `B` of each, without gaps.
+/// The projections that `config` adapts in a model, by layer and then in [`Projection`]'s order, with their
+/// offsets in the flat parameters: `A` then `B` of each, without gaps.
 ///
 /// # Errors
-/// If a target, a layer or a pattern names nothing, or a rank does not suit its weight.
+/// If a target, a layer or a pattern matches nothing, or a rank is too large for its weight.
 pub fn resolve(config: &LoraConfig, model: &ModelConfig) -> Result<Vec<Module>, AdapterError> {
     config.validate()?;
     let filter = TargetFilter::new(config, model)?;
@@ -71,7 +71,7 @@ impl<'a> TargetFilter<'a> {
         self.excluded.as_ref().map_or(Ok(false), |excluded| excluded.matches(path).map(|m| m.is_some()))
     }
 
-    /// Rejects targets that name a module which cannot carry a pair.
+    /// Rejects targets that match a module without support for a pair.
     fn check_others(&self, model: &ModelConfig) -> Result<(), AdapterError> {
         for (path, reason) in others(model) {
             if let Some(target) = self.targets.matches(&path)?
@@ -91,7 +91,7 @@ impl<'a> TargetFilter<'a> {
             if hits.is_empty() {
                 continue;
             }
-            // A path written out in full is taken whatever `layers_to_transform` says, as in PEFT.
+            // A full path is chosen regardless of `layers_to_transform`, as in PEFT.
             let in_full = hits.contains(&path.as_str());
             matched.extend(hits.into_iter().map(str::to_owned));
             if self.is_excluded(&path)? || !(in_full || self.layers.contains(&path)?) {
@@ -111,8 +111,8 @@ impl<'a> TargetFilter<'a> {
     }
 }
 
-/// The rank that `config` gives each of `paths`, and the targets that mean none of them; a path that no target means, or
-/// that is excluded, has no rank.
+/// Returns the rank of each of `paths`, and the targets that match none of them. A path that no target
+/// matches, or that is excluded, has no rank.
 pub(crate) fn ranks<'c>(
     config: &'c LoraConfig,
     paths: &[String],
@@ -137,13 +137,13 @@ pub(crate) fn ranks<'c>(
     Ok((ranks, unused))
 }
 
-/// Path, layer and kind of everything that can carry a pair.
+/// Path, layer and kind of every module that can have a pair.
 fn projections(model: &ModelConfig) -> Vec<(String, usize, Projection)> {
     let of_layer = |layer: usize| Projection::ALL.into_iter().map(move |p| (p.module_path(layer), layer, p));
     (0..model.num_hidden_layers).flat_map(of_layer).collect()
 }
 
-/// Every other module, and why it cannot.
+/// Every other module, and the reason why it cannot have a pair.
 fn others(model: &ModelConfig) -> Vec<(String, &'static str)> {
     const TABLE: &str = "is not yet supported as a target";
     const NOT_LINEAR: &str = "is not a linear projection";
@@ -179,7 +179,7 @@ impl<'a> Matcher<'a> {
         })
     }
 
-    /// The names or the pattern, each of which has to match something.
+    /// The names or the pattern; each must match a module.
     fn names(&self) -> Vec<&'a str> {
         match self {
             Self::AllLinear => Vec::new(),

@@ -5,8 +5,8 @@
 //!                                       └─────► close
 //! ```
 //!
-//! Slots join and leave between steps. One [`Engine::step`] decodes a token of every sequence whose prompt was read,
-//! and reads a piece of the prompts of the others.
+//! Slots join and leave between steps. One [`Engine::step`] decodes a token of every sequence whose prompt
+//! was read, and reads a piece of the prompts of the others.
 
 use std::sync::Arc;
 
@@ -14,8 +14,8 @@ use danlu_model::{Decoder, KvCache, LoraSource, SlotId, SlotInput, Workspace};
 
 use crate::{GenerateError, Sequence, Step};
 
-/// Most prompt tokens that one step reads, of all slots together. Activations of a piece stay small and in cache, and
-/// other sequences wait for one piece only.
+/// Most prompt tokens that one step reads, of all slots together. Activations of a piece stay small and in
+/// cache, and other sequences wait for one piece only.
 const MAX_PREFILL_TOKENS: usize = 512;
 
 /// Runs sequences over one decoder.
@@ -83,8 +83,8 @@ impl<'a> Engine<'a> {
         self.slots.remove(index).sequence
     }
 
-    /// Puts `sequence` into a slot, in place of the one in it. Keys and values of the prefix that both share stay.
-    /// Returns the tokens of that prefix.
+    /// Puts `sequence` into a slot, in place of the one in it. Keys and values of the prefix that both share
+    /// stay. Returns the tokens of that prefix.
     ///
     /// # Errors
     /// If an id is outside the vocabulary.

@@ -1,8 +1,8 @@
-//! What can go wrong between a prompt and its reply.
+//! Errors between a prompt and its reply.
 
 use danlu_model::ModelError;
 
-/// Why no reply, or no sampler, came about.
+/// The reason why there is no reply, or no sampler.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum GenerateError {
@@ -11,7 +11,7 @@ pub enum GenerateError {
     Setting {
         /// The setting, spelt as on the command line.
         name: &'static str,
-        /// What was asked for.
+        /// The requested value.
         found: String,
         /// The range in words.
         expected: &'static str,
@@ -24,7 +24,7 @@ pub enum GenerateError {
     PromptTooLong {
         /// Tokens of the prompt.
         prompt: usize,
-        /// Tokens the cache holds.
+        /// Tokens that fit in the context.
         context: usize,
     },
     /// Every logit was NaN or minus infinity.
@@ -39,7 +39,7 @@ pub enum GenerateError {
 }
 
 impl GenerateError {
-    /// The next move, where it is known.
+    /// The next step for the user, if there is one.
     pub fn hint(&self) -> Option<String> {
         match self {
             Self::PromptTooLong { .. } => Some(

@@ -1,4 +1,4 @@
-//! One prompt, one continuation: prefill, then a token at a time until something says stop.
+//! One prompt, one continuation: prefill, then one token at a time until a rule ends it.
 
 use std::collections::BTreeSet;
 use std::mem;
@@ -21,7 +21,7 @@ pub struct GenerateOptions {
     pub sampling: Sampling,
 }
 
-/// A continuation and what it took.
+/// A continuation with its token counts and times.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Generated {
     /// The new tokens, without the ending one.
@@ -30,7 +30,7 @@ pub struct Generated {
     pub stop: StopReason,
     /// Tokens of the prompt.
     pub prompt_tokens: usize,
-    /// How many of them were still in the cache from before.
+    /// Tokens of the prompt that were still in the cache.
     pub reused_tokens: usize,
     /// From the call to the first token.
     pub prefill: Duration,
@@ -46,7 +46,8 @@ impl Generated {
     }
 }
 
-/// Continues `prompt` in a fresh slot of just the size needed. `on_token` gets each new token, and may stop there.
+/// Continues `prompt` in a fresh slot of just the size needed. `on_token` gets each new token, and may stop
+/// there.
 ///
 /// # Errors
 /// If a sampling setting is out of range, the prompt is empty or fills the model's context, a token is
@@ -68,7 +69,8 @@ pub fn generate(
     generated
 }
 
-/// As [`generate`], in a slot of an engine that has no other sequence. The slot keeps what was read for the next call.
+/// As [`generate`], in a slot of an engine that has no other sequence. The slot keeps what was read for the
+/// next call.
 pub(crate) fn generate_in(
     engine: &mut Engine<'_>,
     slot: SlotId,

@@ -1,8 +1,8 @@
 //! Prefill, decode, sample, stop.
 //!
-//! [`generate()`] continues one prompt. A [`Sequence`] holds the ids of a prompt and its continuation, a sampler and
-//! the rules that end it. An [`Engine`] runs many sequences together, each in a slot with an adapter of its own. A
-//! [`ChatSession`] holds a conversation in one slot and streams whole characters.
+//! [`generate()`] continues one prompt. A [`Sequence`] holds the ids of a prompt and its continuation, a
+//! sampler and the rules that end it. An [`Engine`] runs many sequences together, each in a slot with an
+//! adapter of its own. A [`ChatSession`] holds a conversation in one slot and streams whole characters.
 //!
 //! ```
 //! use std::{ops::ControlFlow, path::Path, sync::Arc};

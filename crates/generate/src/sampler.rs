@@ -3,8 +3,9 @@
 //! Filters are transformers' logits processors, in transformers' order: repetition penalty, temperature,
 //! top-k, top-p, min-p. Each keeps at least one token.
 //!
-//! A vocabulary has 100,000 tokens and more, and a draw needs a few. Only the largest logits are gathered and sorted: as
-//! many as top-k names, or as the draw turns out to need. Buffers are reused, so a token allocates nothing.
+//! A vocabulary has 100,000 tokens and more, and a draw needs a few. Only the largest logits are gathered and
+//! sorted: as many as top-k names, or as the draw turns out to need. Buffers are reused, so a token allocates
+//! nothing.
 
 use std::cmp::Ordering;
 

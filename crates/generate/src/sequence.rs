@@ -39,8 +39,8 @@ pub struct Step {
 
 /// A prompt that grows by one token for every row of logits.
 ///
-/// A sequence computes nothing itself: [`Engine`](crate::Engine) runs the model, and a scheduler may move a sequence
-/// from one slot to another.
+/// A sequence computes nothing itself: [`Engine`](crate::Engine) runs the model, and a scheduler may move a
+/// sequence from one slot to another.
 #[derive(Clone, Debug)]
 pub struct Sequence {
     ids: Vec<u32>,

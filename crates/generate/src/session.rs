@@ -8,7 +8,7 @@ use danlu_model::{Decoder, LoraSource, Message, SlotId, Tokenizer};
 use crate::generate::generate_in;
 use crate::{Engine, GenerateError, GenerateOptions, Generated};
 
-/// What the assistant said, and what it took.
+/// The assistant's reply, with its token counts and times.
 #[derive(Clone, Debug)]
 pub struct ChatReply {
     /// The reply, complete characters only.
@@ -19,7 +19,7 @@ pub struct ChatReply {
     pub forgotten: usize,
 }
 
-/// A chat with one model: system prompt, history, and the keys and values of what was already read.
+/// A chat with one model: system prompt, history, and the keys and values of the conversation so far.
 pub struct ChatSession<'a> {
     tokenizer: &'a Tokenizer,
     engine: Engine<'a>,
@@ -32,8 +32,8 @@ pub struct ChatSession<'a> {
 }
 
 impl<'a> ChatSession<'a> {
-    /// A chat of at most `context_tokens`, or as many as the model was made for if fewer. The tokenizer's
-    /// end tokens are added to `options.stop_ids`.
+    /// A chat of at most `context_tokens`, or of the model's maximum if that is less. The tokenizer's end
+    /// tokens are added to `options.stop_ids`.
     ///
     /// # Errors
     /// If a sampling setting is out of range.
@@ -77,8 +77,8 @@ impl<'a> ChatSession<'a> {
         self.with_system(&self.history)
     }
 
-    /// Answers `user`. `on_text` sees the reply as it grows, in whole characters, and may stop it; what was
-    /// said by then stays in the history.
+    /// Answers `user`. `on_text` gets the reply piece by piece, in whole characters, and may stop it. The
+    /// text up to then stays in the history.
     ///
     /// # Errors
     /// If the message alone does not fit, the template refuses the conversation, or the model gives no
@@ -107,7 +107,7 @@ impl<'a> ChatSession<'a> {
         let mut on_token = |id| say(stream.push(id));
         let generated =
             generate_in(&mut self.engine, self.slot, self.context, &prompt, &options, &mut on_token)?;
-        // Nothing is left to stop: the flow is of no interest any more.
+        // The reply has ended, so there is nothing left to stop.
         let _ = say(stream.finish());
         history.push(Message::new("assistant", &text));
         self.history = history;

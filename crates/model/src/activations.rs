@@ -1,4 +1,4 @@
-//! What a layer keeps of its forward pass for its backward, and what it makes again.
+//! Activations that a layer stores for its backward pass, and those that it recomputes.
 
 use std::fmt;
 use std::mem;
@@ -8,16 +8,16 @@ use danlu_kernels::{Backend, Element};
 use crate::workspace::GrowBuffer;
 use crate::{ModelConfig, Projection};
 
-/// What a layer keeps between its forward and its backward. Operations repeat bit for bit and dropout masks are
-/// drawn from counters, so no policy changes a result.
+/// The activations that a layer stores between forward and backward. No policy changes a result: operations
+/// repeat bit for bit, and dropout masks come from counters.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum ActivationPolicy {
     /// Everything: nothing is computed twice.
     KeepAll,
-    /// All but what a pass over memory makes again: both norms and the product inside the MLP.
+    /// All but the cheap ones: both norms and the product inside the MLP are recomputed.
     #[default]
     KeepSome,
-    /// Its input alone: the block runs again before its backward.
+    /// Only the input: the block runs again before its backward.
     Recompute,
 }
 
@@ -38,7 +38,7 @@ impl fmt::Display for ActivationPolicy {
     }
 }
 
-/// What the backward of one layer reads.
+/// The activations that the backward of one layer reads.
 #[derive(Debug, Default)]
 pub(crate) struct LayerActivations {
     /// The residual stream at entry, `(N, C)`.
@@ -53,13 +53,13 @@ pub(crate) struct LayerActivations {
     /// Attention output `(N, NH · HS)` and its log denominators `(N, NH)`.
     pub attn: GrowBuffer,
     pub lse: GrowBuffer,
-    /// What follows from attention.
+    /// The activations after attention.
     pub mlp: MlpActivations,
-    /// `drop(inp) Aᵀ` of each projection, made when a pair asks for it.
+    /// `drop(inp) Aᵀ` of each projection with a pair.
     pub mid: Mids,
 }
 
-/// What follows from attention row by row, over `M` rows: all `N`, or in the last layer those that go on to the head.
+/// The activations after attention, over `M` rows: all `N`, or in the last layer those that reach the head.
 #[derive(Debug, Default)]
 pub(crate) struct MlpActivations {
     /// The residual stream between attention and MLP, `(M, C)`.
@@ -76,7 +76,7 @@ pub(crate) struct MlpActivations {
 /// Indexed by [`Projection`]: `(N, R)` up to attention, `(M, R)` behind it.
 pub(crate) type Mids = [GrowBuffer; Projection::ALL.len()];
 
-/// The strictest policy that still keeps a buffer.
+/// The strictest policy that still stores a buffer.
 type KeptUnder = ActivationPolicy;
 
 /// Buffers of one shape that one operation reads or writes together.
@@ -95,7 +95,7 @@ impl<'a> BufferGroup<'a> {
 }
 
 impl LayerActivations {
-    /// Every buffer but `mid`.
+    /// Every buffer except `mid`.
     fn groups(&mut self, config: &ModelConfig) -> Vec<BufferGroup<'_>> {
         use ActivationPolicy::*;
         use Element::{Activation, Exact, Residual};
@@ -117,8 +117,8 @@ impl LayerActivations {
         ]
     }
 
-    /// Makes room for `n` rows up to attention and `m` behind it in what `policy` keeps, or with `shared` in what it
-    /// does not.
+    /// Makes room for `n` rows up to attention and `m` after it, in the buffers that `policy` stores. With
+    /// `shared`: in the others.
     pub fn reserve(
         &mut self,
         config: &ModelConfig,
@@ -137,7 +137,7 @@ impl LayerActivations {
         self.mlp.groups(config).into_iter().for_each(|group| reserve(group, m));
     }
 
-    /// Exchanges what `policy` does not keep with the buffers that all layers share.
+    /// Swaps the buffers that `policy` does not store with those that all layers share.
     pub fn exchange(&mut self, shared: &mut Self, policy: ActivationPolicy) {
         match policy {
             ActivationPolicy::KeepAll => {}
@@ -149,7 +149,7 @@ impl LayerActivations {
             ActivationPolicy::Recompute => {
                 mem::swap(self, shared);
                 mem::swap(&mut self.inp, &mut shared.inp);
-                // The last `mid` stays too: to make it again would cost the product that ends the block.
+                // The last `mid` stays too: recomputing it would cost the product that ends the block.
                 let down = Projection::DownProj.index();
                 mem::swap(&mut self.mid[down], &mut shared.mid[down]);
             }

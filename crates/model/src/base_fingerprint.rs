@@ -1,4 +1,4 @@
-//! Fingerprints of a model folder: is this still the same base?
+//! Fingerprints of a model folder, to recognise the base of a training.
 
 use std::fs::{self, File};
 use std::io::{self, Cursor, Read, Seek, SeekFrom};
@@ -8,7 +8,7 @@ use sha2::{Digest, Sha256};
 
 use crate::{FileError, Weights};
 
-/// Weight files up to this size are hashed whole: a second's work.
+/// Weight files up to this size are hashed whole, which takes about a second.
 const WHOLE: u64 = 256 << 20;
 
 /// Of larger ones, this much of the beginning, with every tensor's name, shape and place ...
@@ -18,7 +18,7 @@ const HEAD: u64 = 8 << 20;
 const PAGES: u64 = 1024;
 const PAGE: u64 = 4096;
 
-/// The same of a sample, which is taken wherever a base is loaded.
+/// The same for a sample, which is taken whenever a base is loaded.
 const SAMPLE_HEAD: u64 = 64 << 10;
 const SAMPLE_PAGES: u64 = 64;
 
@@ -30,8 +30,7 @@ pub fn base_fingerprint(folder: &Path) -> Result<String, FileError> {
     of_base(folder, &Depth { whole: WHOLE, head: HEAD, pages: PAGES })
 }
 
-/// A fingerprint of the same that costs no time: a few pages of each file, however large. It tells another base, not
-/// a byte that was changed.
+/// A quick fingerprint: a few pages of each file of any size. It recognises another base, not a changed byte.
 ///
 /// # Errors
 /// If the folder cannot be read.
@@ -39,7 +38,7 @@ pub fn base_sample(folder: &Path) -> Result<String, FileError> {
     of_base(folder, &Depth { whole: SAMPLE_HEAD, head: SAMPLE_HEAD, pages: SAMPLE_PAGES })
 }
 
-/// As [`base_sample`], over files that are open: the bytes of `config.json` and the mapped weights.
+/// As [`base_sample`], over open files: the bytes of `config.json` and the mapped weights.
 ///
 /// # Errors
 /// If the folder cannot be listed, or holds another safetensors file that cannot be read.

@@ -1,4 +1,4 @@
-//! Token sequences packed end to end: no padding, each attending only to itself, and what they begin with alike once.
+//! Packed sequences: no padding, attention stays within a sequence, and a shared prefix is stored once.
 
 use danlu_kernels::Segment;
 
@@ -22,7 +22,8 @@ impl LabeledSequence {
         self.trained.iter().skip(1).filter(|&&t| t).count()
     }
 
-    /// The tokens whose rows other sequences may share: those before the first row that carries a label, and never all.
+    /// The tokens whose rows other sequences may share: those before the first row with a label, and never
+    /// all.
     pub fn beginning(&self) -> &[u32] {
         let last = self.ids.len().saturating_sub(1);
         let first_label = self.trained.iter().skip(1).position(|&trained| trained);
@@ -30,8 +31,8 @@ impl LabeledSequence {
     }
 }
 
-/// Sequences laid end to end, with their boundaries and labels. Where one begins as another before it, only the earlier has
-/// rows for that: token `t` of sequence `s` has row `keys[segments[s].kv_start + t]`.
+/// Sequences laid end to end, with their boundaries and labels. A prefix shared with an earlier sequence has
+/// rows only there: token `t` of sequence `s` has row `keys[segments[s].kv_start + t]`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Batch {
     /// Token ids, one for each row, `(N)`.
@@ -49,8 +50,8 @@ pub struct Batch {
 }
 
 impl Batch {
-    /// Packs `sequences` in order. Those that [begin alike](find_shared_prefixes) share rows, and with these what is known of
-    /// a row: sequences with an adapter or a dropout mask of their own are [appended](Batch::append), each as a batch.
+    /// Packs `sequences` in order. Sequences with a [common prefix](find_shared_prefixes) share its rows, and
+    /// thus adapter and dropout mask. Sequences with others are [appended](Batch::append), each as a batch.
     ///
     /// # Panics
     /// If a sequence's `trained` is not as long as its `ids`.
@@ -83,7 +84,7 @@ impl Batch {
         batch
     }
 
-    /// Packs another batch behind this one; neither shares anything with the other.
+    /// Packs another batch behind this one. The two share no rows.
     pub fn append(&mut self, other: &Self) {
         let (row, key) = (self.rows(), self.tokens());
         let behind = |rows: &[u32]| -> Vec<u32> { rows.iter().map(|r| row as u32 + r).collect() };
@@ -109,7 +110,7 @@ impl Batch {
         self.keys.len()
     }
 
-    /// The row of each key, where that is not the key's own number.
+    /// The row of each key, unless every key has its own number.
     pub(crate) fn shared_keys(&self) -> Option<&[u32]> {
         (self.tokens() > self.rows()).then_some(&self.keys)
     }

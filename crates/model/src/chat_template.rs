@@ -1,4 +1,4 @@
-//! The model's own chat template: conversations to text, and which of the text the assistant wrote.
+//! The model's chat template: renders conversations to text, and finds the assistant's part of it.
 
 use std::collections::BTreeMap;
 use std::error::Error as _;
@@ -22,9 +22,10 @@ const NAME: &str = "chat";
 pub struct Message {
     /// `system`, `user` or `assistant`.
     pub role: String,
-    /// What was said.
+    /// The text.
     pub content: String,
-    /// Other keys that the template may read, such as `tool_calls`. A `content` here takes the place of the text.
+    /// Other keys that the template may read, such as `tool_calls`. A `content` here takes the place of the
+    /// text.
     #[serde(flatten)]
     pub extra: serde_json::Map<String, serde_json::Value>,
 }
@@ -36,7 +37,7 @@ impl Message {
     }
 }
 
-/// A conversation as text, with the byte ranges that the assistant wrote.
+/// A conversation as text, with the byte ranges of the assistant's messages.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Rendered {
     /// All turns.
@@ -68,7 +69,7 @@ impl ChatTemplate {
     /// turn is sought.
     ///
     /// # Errors
-    /// If the template is not valid Jinja, or absurdly long.
+    /// If the template is not valid Jinja, or too long.
     pub fn new(
         path: &Path,
         source: &str,
@@ -101,15 +102,15 @@ impl ChatTemplate {
             template.added_end = template.find_missing_end(special_tokens);
             template.end_of_turn.clone_from(&template.added_end);
         }
-        // On a fixed day: a system message that tells the date would be another one tomorrow.
+        // On a fixed day: a system message with the date would differ tomorrow.
         template.clock.set(Some(0));
         template.default_system = template.find_default_system();
         template.clock.set(None);
         Ok(template)
     }
 
-    /// Rejects a name such as `user_token` that the template writes and no file defines: it would render as nothing.
-    /// transformers leaves the seven standard names empty, so those may be missing.
+    /// Rejects a name such as `user_token` that the template writes and no file defines: it would render as
+    /// nothing. transformers leaves the seven standard names empty, so those may be missing.
     fn check_named_tokens(&self) -> Result<(), ModelError> {
         const STANDARD: [&str; 7] =
             ["bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token"];
@@ -135,17 +136,18 @@ impl ChatTemplate {
         Self { tools: Value::from(Serde(tools)), ..self.clone() }
     }
 
-    /// Whether the template can ask what day it is.
+    /// Whether the template uses the current date.
     pub fn asks_for_date(&self) -> bool {
         self.source.contains("strftime_now")
     }
 
-    /// The day that the template would be told now, `YYYY-MM-DD`.
+    /// The date that the template would get now, `YYYY-MM-DD`.
     pub fn today(&self) -> String {
         self.clock.date()
     }
 
-    /// Tells the template this time from now on, in seconds since 1970, instead of the system's. Clones follow.
+    /// Fixes the template's time to `seconds` since 1970, in place of the system's. This applies to clones
+    /// too.
     pub fn stop_clock(&self, seconds: u64) {
         self.clock.set(Some(seconds));
     }
@@ -165,35 +167,35 @@ impl ChatTemplate {
         self.end_of_turn.as_deref()
     }
 
-    /// The EOS token that danlu puts behind each answer, because the template ends none.
+    /// The EOS token that danlu appends to each answer if the template ends none.
     pub fn added_end(&self) -> Option<&str> {
         self.added_end.as_deref()
     }
 
-    /// The system message that the template puts in by itself where a conversation has none.
+    /// The system message that the template adds to a conversation without one.
     pub fn default_system(&self) -> Option<&str> {
         self.default_system.as_deref()
     }
 
-    /// The conversation as text; with `add_generation_prompt`, up to where the assistant would begin.
+    /// The conversation as text; with `add_generation_prompt`, up to the start of the assistant's reply.
     ///
     /// # Errors
-    /// If the template raises an exception, fails, or would work without end.
+    /// If the template raises an exception, fails, or exceeds the work limit.
     pub fn render(&self, messages: &[Message], add_generation_prompt: bool) -> Result<String, ModelError> {
         Ok(self.render_marked(messages, add_generation_prompt)?.text)
     }
 
-    /// The conversation as text, and the parts of it that the assistant wrote.
+    /// The conversation as text, and the spans of the assistant's messages.
     ///
-    /// A template with `{% generation %}` says itself what they are; where the end-of-turn token stands behind a
-    /// marked part it belongs to it, or the model would never learn to stop. For any other, turn `i` is what
-    /// `messages[..=i]` has more than the generation prompt after `messages[..i]`, up to and including the
-    /// end-of-turn token: a line break that the template puts after that token is not the assistant's. Where
-    /// a template writes a turn differently once others follow, the content is found by putting another in its
-    /// place, and the span is the content with its end-of-turn token.
+    /// A template with `{% generation %}` marks the spans. An end-of-turn token behind a marked part belongs
+    /// to it, or the model would never learn to stop. For other templates, the span of turn `i` is the text
+    /// of `messages[..=i]` behind the text of `messages[..i]` with its generation prompt. It ends with the
+    /// end-of-turn token; a line break after that token is not part of it. If the template renders a turn
+    /// differently once others follow, the content is located by replacing it. The span is then the content
+    /// with its end-of-turn token.
     ///
     /// # Errors
-    /// As [`ChatTemplate::render`]; and if neither way finds a turn.
+    /// As [`ChatTemplate::render`]; and if neither method finds a turn.
     pub fn assistant_spans(&self, messages: &[Message]) -> Result<Rendered, ModelError> {
         let mut rendered = self.render_marked(messages, false)?;
         if self.marks_generation {
@@ -224,11 +226,11 @@ impl ChatTemplate {
         Ok(rendered)
     }
 
-    /// Renders the conversation and finds the spans of the messages at `indices`, in ascending order. A span covers
-    /// the message's text and its end-of-turn token.
+    /// Renders the conversation and finds the spans of the messages at `indices`, in ascending order. A span
+    /// covers the message's text and its end-of-turn token.
     ///
-    /// If `indices` are all assistant messages, the spans are those of [`ChatTemplate::assistant_spans`], which may be
-    /// more or fewer. Otherwise there is one span per index.
+    /// If `indices` are all assistant messages, the spans are those of [`ChatTemplate::assistant_spans`],
+    /// which may be more or fewer. Otherwise there is one span per index.
     ///
     /// # Errors
     /// As [`ChatTemplate::assistant_spans`].
@@ -280,7 +282,7 @@ impl ChatTemplate {
         Ok(marked[nth].start..self.past_end_of_turn(text, marked[nth].end))
     }
 
-    /// The span of message `index` where the text grows turn by turn.
+    /// The span of message `index`, if the text grows turn by turn.
     fn span_by_prefix(&self, messages: &[Message], index: usize, text: &str) -> Option<Range<usize>> {
         let before = self.render(&messages[..index], true).ok()?;
         let after = match index + 1 == messages.len() {
@@ -293,7 +295,7 @@ impl ChatTemplate {
             None => after.len(),
             Some(token) => match turn.rfind(token.as_str()) {
                 Some(at) => start + at + token.len(),
-                // Some templates end a turn only where another follows.
+                // Some templates end a turn only if another follows.
                 None => self.past_end_of_turn(text, after.len()),
             },
         };
@@ -335,7 +337,7 @@ impl ChatTemplate {
         if rest.starts_with(token.as_str()) { text.len() - rest.len() + token.len() } else { at }
     }
 
-    /// Renders, takes the sentinels of `{% generation %}` out and notes where they were.
+    /// Renders, removes the sentinels of `{% generation %}` and returns their positions.
     fn render_marked(
         &self,
         messages: &[Message],
@@ -382,7 +384,7 @@ impl ChatTemplate {
         Ok(rendered)
     }
 
-    /// The first special token after an assistant's content, in a conversation made up for it.
+    /// The first special token after an assistant's content, in a probe conversation.
     fn find_end_of_turn(&self, special_tokens: &[String]) -> Option<String> {
         let [marker, _] = unused_characters(&[], &self.source);
         let turns = [Message::new("user", "a"), Message::new("assistant", marker)];
@@ -394,7 +396,8 @@ impl ChatTemplate {
         found.min_by_key(|token| (first(token), std::cmp::Reverse(token.len()))).cloned()
     }
 
-    /// The EOS token, if the template writes an answer once and would not write EOS itself in any of its turns.
+    /// The EOS token, if the template writes an answer once and would not write EOS itself in any of its
+    /// turns.
     fn find_missing_end(&self, special_tokens: &[String]) -> Option<String> {
         let eos = self.variables.get("eos_token").filter(|eos| special_tokens.contains(eos))?;
         let [marker, _] = unused_characters(&[], &self.source);
@@ -404,7 +407,7 @@ impl ChatTemplate {
         (text.matches(marker).count() == 4 && !text.contains(eos.as_str())).then(|| eos.clone())
     }
 
-    /// What stands in the system turn of a conversation that has none: compared with one that has a marker.
+    /// The system turn of a conversation without one, found by comparison with a conversation with a marker.
     fn find_default_system(&self) -> Option<String> {
         let [marker, user] = unused_characters(&[], &self.source);
         let user = Message::new("user", user);

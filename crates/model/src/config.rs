@@ -10,7 +10,7 @@ use crate::json::{self, Fields};
 use crate::sidecar_files::torch_name;
 use crate::{ModelError, Projection, Quantization, files};
 
-/// Bounds that no Llama reaches, and under which no product of two sizes overflows.
+/// Limits beyond any Llama, below which no product of two sizes overflows.
 const MAX_HIDDEN: u64 = 1 << 20;
 const MAX_INTERMEDIATE: u64 = 1 << 24;
 const MAX_VOCABULARY: u64 = 1 << 24;
@@ -48,9 +48,9 @@ pub struct ModelConfig {
     pub tie_word_embeddings: bool,
     /// Rotary position embedding.
     pub rope: Rope,
-    /// Type the weights were saved in, if it is one that is read.
+    /// Element type of the saved weights, if danlu reads it.
     pub dtype: Option<DType>,
-    /// How the projections were put into 4 bits, if they were.
+    /// Quantization of the projections, if they are in 4 bits.
     pub quantization: Option<Quantization>,
     /// Begins a text.
     pub bos_token_id: Option<u32>,
@@ -73,8 +73,8 @@ pub struct Rope {
 pub enum RopeScaling {
     /// Unscaled.
     Default,
-    /// Llama 3.1's: wavelengths beyond the original context are divided by `factor`, short ones kept, and
-    /// those between interpolated.
+    /// Llama 3.1's: wavelengths beyond the original context are divided by `factor`, short ones do not
+    /// change, and those between are interpolated.
     Llama3 {
         /// Division of the low frequencies, at least 1 in practice.
         factor: f64,
@@ -164,7 +164,7 @@ impl ModelConfig {
         Ok(config)
     }
 
-    /// The `config.json` that says this, in the form that transformers 4 and 5 both read.
+    /// The text of `config.json`, in a form that transformers 4 and 5 both read.
     pub fn to_json(&self) -> Vec<u8> {
         let rope_scaling = match self.rope.scaling {
             RopeScaling::Default => Value::Null,
@@ -181,7 +181,7 @@ impl ModelConfig {
                 "rope_type": "llama3",
             }),
         };
-        // One id stands alone, as transformers writes it.
+        // A single id is no list, as transformers writes it.
         let eos = match self.eos_token_id[..] {
             [] => Value::Null,
             [id] => json!(id),
@@ -235,7 +235,7 @@ impl ModelConfig {
         }
     }
 
-    /// Every tensor of the checkpoint with its shape, in the order a forward pass meets them.
+    /// Every tensor of the checkpoint with its shape, in the order of a forward pass.
     pub fn tensors(&self) -> impl Iterator<Item = (String, Vec<usize>)> {
         let hidden = self.hidden_size;
         let table = vec![self.vocab_size, hidden];
@@ -310,7 +310,7 @@ impl ModelConfig {
     }
 }
 
-/// Refuses what would change the arithmetic, by the field that asks for it.
+/// Rejects settings that would change the arithmetic, by field.
 fn refuse_variants(fields: &Fields<'_>) -> Result<(), ModelError> {
     for name in ["attention_bias", "mlp_bias"] {
         if fields.flag(name)? {
@@ -359,7 +359,8 @@ fn rope(fields: &Fields<'_>, max_position_embeddings: usize) -> Result<Rope, Mod
     let key = if parameters.get("rope_type").is_some() { "rope_type" } else { "type" };
     let scaling = match parameters.text(key)? {
         Some("default") => RopeScaling::Default,
-        // transformers 5 may leave the type out where it is the default; in 4 a scaling without one is an error.
+        // transformers 5 may leave the type out where it is the default; in 4 a scaling without one is an
+        // error.
         None if name == "rope_parameters" => RopeScaling::Default,
         None => return Err(parameters.wrong("rope_type", "`default` or `llama3`")),
         Some("llama3") => {
@@ -386,7 +387,7 @@ fn rope(fields: &Fields<'_>, max_position_embeddings: usize) -> Result<Rope, Mod
     Ok(Rope { theta, scaling })
 }
 
-/// `quantization_config`: 4 bits of bitsandbytes. The weights themselves say which of them are.
+/// `quantization_config`: 4 bits of bitsandbytes. The weights' files show which weights are in 4 bits.
 fn quantization(fields: &Fields<'_>) -> Result<Option<Quantization>, ModelError> {
     let Some(nested) = fields.nested("quantization_config")? else { return Ok(None) };
     const READ: &str = "weights in 4 bits by bitsandbytes (nf4, fp4) are, and those in bf16, f16 or f32";
@@ -410,7 +411,7 @@ fn quantization(fields: &Fields<'_>) -> Result<Option<Quantization>, ModelError>
     Ok(Some(Quantization { quant_type, double_quant, block_size: Quantization::BLOCK_SIZE }))
 }
 
-/// The saved type; one that is not read is left to the tensors themselves to show.
+/// The saved type. The tensors report a type that is not supported.
 fn dtype(fields: &Fields<'_>) -> Result<Option<DType>, ModelError> {
     let name = match fields.text("dtype")? {
         Some(name) => Some(name),

@@ -1,4 +1,4 @@
-//! `config.json`, read once for everything that is taken from it.
+//! `config.json`, read once for all its uses.
 
 use std::path::{Path, PathBuf};
 
@@ -13,7 +13,7 @@ const FILE: &str = "config.json";
 
 /// The bytes and the values of a `config.json`.
 ///
-/// The model's shape, the tokenizer's end tokens and the fingerprint of a base are all taken from it.
+/// It gives the model's shape, the tokenizer's end tokens and the fingerprint of a base.
 #[derive(Clone, Debug)]
 pub struct ConfigJson {
     path: PathBuf,

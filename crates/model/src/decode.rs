@@ -1,7 +1,7 @@
 //! Continuing sequences: prompts are read, then tokens follow one by one, over a [`KvCache`].
 //!
-//! A row's values do not depend on the other rows of its pass. Products of few rows may be summed in
-//! another order than products of more ([`Backend::row_invariant_from`]), so the order is fixed by the kind of row:
+//! A row's values do not depend on the other rows of its pass. Products of few rows may be summed in another
+//! order than products of more ([`Backend::row_invariant_from`]), so the order is fixed by the kind of row:
 //!
 //! | rows | order |
 //! |---|---|
@@ -23,7 +23,7 @@ use crate::{Decoder, KvCache, LoraRows, LoraSource, ModelError, SlotId, Workspac
 /// The tokens that a pass appends to one slot.
 #[derive(Clone, Copy)]
 pub struct SlotInput<'a> {
-    /// The slot; no other input of the pass names it.
+    /// The slot. No other input of the pass has it.
     pub slot: SlotId,
     /// The tokens behind those in the slot, at least one.
     pub ids: &'a [u32],
@@ -46,12 +46,12 @@ impl Decoder {
         KvCache::new(&self.config, self.backend.clone())
     }
 
-    /// Appends prompt tokens to slots of `cache`. Returns the logits of the last token of each input that wants them,
-    /// `(S, V)`, in the order of `inputs`. No sequence sees another.
+    /// Appends prompt tokens to slots of `cache`. Returns the logits of the last token of each input with
+    /// `wants_logits`, `(S, V)`, in the order of `inputs`. Attention stays within a sequence.
     ///
     /// # Errors
-    /// If an input's ids are none, do not fit in the slot, or hold an id outside the vocabulary. No slot is then
-    /// changed.
+    /// If an input's ids are none, do not fit in the slot, or hold an id outside the vocabulary. No slot is
+    /// then changed.
     ///
     /// # Panics
     /// If a slot was removed, or two inputs name one slot.
@@ -112,7 +112,8 @@ impl Decoder {
         Ok(())
     }
 
-    /// One pass over at most [`Decoder::max_slots`] slots, with products of at least `min_rows` rows up to the last attention.
+    /// One pass over at most [`Decoder::max_slots`] slots, with products of at least `min_rows` rows up to
+    /// the last attention.
     fn append(
         &self,
         work: &mut Workspace,

@@ -9,8 +9,8 @@
 //! act   = silu(gate) · up         out = linear(act) + lora + res
 //! ```
 //!
-//! Behind attention no row sees another: what the last layer computes from `res` on, it computes for those rows alone
-//! that reach the head.
+//! After attention the rows are independent, so the last layer computes `res` and everything after it only
+//! for the rows that reach the head.
 
 use std::mem;
 use std::ops::Range;
@@ -80,13 +80,13 @@ impl Decoder {
         Self::build(config, backend, matrix, |name, len| Ok(Some(weights.vector_f32(name, len)?)))
     }
 
-    /// A decoder of this shape on a back end that computes nothing: no file is opened.
+    /// A decoder of this shape on a back end that computes nothing. No file is opened.
     pub fn trace(config: ModelConfig, trace: Arc<Trace>) -> Self {
         let matrix = |_: &str, rows, cols| Ok(Trace::matrix(rows, cols));
         Self::build(config, trace, matrix, |_, _| Ok(None)).expect("shapes alone cannot be wrong")
     }
 
-    /// Asks for every tensor by name and shape; a vector may have no values.
+    /// Gets every tensor by name and shape. A vector may have no values.
     fn build(
         config: ModelConfig,
         backend: Arc<dyn Backend>,
@@ -132,18 +132,18 @@ impl Decoder {
         Ok(Self { config, backend, embed_tokens, layers, norm, lm_head, inv_freq })
     }
 
-    /// What `config.json` says.
+    /// The model's configuration.
     pub fn config(&self) -> &ModelConfig {
         &self.config
     }
 
-    /// What computes.
+    /// The back end.
     pub fn backend(&self) -> &Arc<dyn Backend> {
         &self.backend
     }
 
-    /// Makes every buffer that training on batches of up to `rows` rows, `labels` of them with a label, needs; `keys` are
-    /// the tokens of batches that share rows.
+    /// Allocates every buffer for training on batches of up to `rows` rows, `labels` of them with a label.
+    /// `keys` counts the tokens of batches that share rows.
     pub fn reserve(&self, work: &mut Workspace, rows: usize, labels: usize, keys: usize) {
         let least = self.backend.row_invariant_from();
         let (rows, labels) = (rows.max(least), labels.max(least));
@@ -198,8 +198,8 @@ impl Decoder {
         self.logits_of(work, &states, 0..batch.rows())
     }
 
-    /// The residual stream behind the last layer, `(N, C)`: what [`Decoder::logits_of`] turns into logits, some rows
-    /// at a time, where those of all rows would be too many.
+    /// The residual stream after the last layer, `(N, C)`. [`Decoder::logits_of`] computes logits from it,
+    /// some rows at a time.
     ///
     /// # Errors
     /// If a token id is outside the vocabulary.
@@ -237,9 +237,9 @@ impl Decoder {
         self.head_logits(work, n)
     }
 
-    /// Embeds the ids of an uploaded pass and runs every block, over `cache` where there is one; the result stands in `work.head_inp`, or
-    /// where all rows go on in `work.hidden`. With `keep`, every layer's activations stay for the backward, as far as
-    /// its policy goes.
+    /// Embeds the ids of an uploaded pass and runs every block, over `cache` if there is one. The result is
+    /// in `work.head_inp`, or in `work.hidden` if no rows are selected for the head. With `keep`, every layer
+    /// stores activations for the backward, as its policy states.
     pub(crate) fn blocks(
         &self,
         work: &mut Workspace,
@@ -265,7 +265,7 @@ impl Decoder {
                     self.mlp(layer, mlp, mid, &mut work.head_inp, from, &head.rows);
                 }
                 _ => {
-                    // Where everything is kept, a block writes where the next one reads.
+                    // If all layers store activations, a block writes to the input of the next.
                     let next =
                         if keep && !is_last { &mut work.layers[layer + 1].inp } else { &mut work.hidden };
                     self.mlp(layer, mlp, mid, next, (attn, inp), &pass.rows);
@@ -312,7 +312,7 @@ impl Decoder {
         be.attention_forward(act.attn.get_mut(), act.lse.get_mut(), operands);
     }
 
-    /// The keys and values that the segments of `pass` see: a layer's `own`, or where sequences share rows `copies`.
+    /// The keys and values of the segments of `pass`: a layer's `own`, or `copies` if sequences share rows.
     pub(crate) fn keys_of<'b>(
         &self,
         own: [&'b GrowBuffer; 2],
@@ -342,7 +342,7 @@ impl Decoder {
         self.project(layer, &[Projection::DownProj], [out], mid, (&act.act, Some(&act.res)), rows);
     }
 
-    /// All of the second half but the product that ends it.
+    /// All of the second half except its last product.
     fn mlp_activations(
         &self,
         layer: usize,
@@ -361,8 +361,8 @@ impl Decoder {
         be.swiglu_forward(act.act.get_mut(), act.gate.get(), act.up.get(), n * config.intermediate_size);
     }
 
-    /// Makes again what the layer's policy did not keep; the values are the same bits as before. Not for the last layer,
-    /// whose backward follows its forward at once.
+    /// Recomputes the activations that the layer's policy did not store, to the same bits. Not for the last
+    /// layer, whose backward follows its forward at once.
     pub(crate) fn restore(
         &self,
         layer: usize,
@@ -390,7 +390,8 @@ impl Decoder {
         }
     }
 
-    /// `out[i] = inp Wᵀ` of each projection of a group, plus each adapter's update on its own rows, plus a residual.
+    /// `out[i] = inp Wᵀ` of each projection of a group, plus each adapter's update on its own rows, plus a
+    /// residual.
     fn project<const N: usize>(
         &self,
         layer: usize,
@@ -450,7 +451,8 @@ fn lora_rows(source: Option<&dyn LoraSource>, n: usize) -> Vec<LoraRows<'_>> {
     source.into_iter().map(|source| LoraRows::all(source, n)).collect()
 }
 
-/// The pairs of every adapter of `rows` for the projections of a group; an adapter without one has no segment.
+/// The pairs of every adapter of `rows` for the projections of a group. An adapter without a pair has no
+/// segment.
 pub(crate) fn lora_segments<'a>(
     layer: usize,
     group: &[Projection],

@@ -1,10 +1,10 @@
-//! What can be wrong with a model folder.
+//! Errors of model folders.
 
 use std::path::PathBuf;
 
 use crate::files::FileError;
 
-/// A model folder that cannot be used, or a conversation its template refuses.
+/// The reason why a model folder cannot be used, or a conversation not be rendered.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ModelError {
@@ -25,11 +25,11 @@ pub enum ModelError {
         line: usize,
         /// Column of the fault, from 1; 0 at the end of a file.
         column: usize,
-        /// What the parser met.
+        /// The parser's message.
         message: String,
     },
 
-    /// A field is missing or holds a value that no model can have.
+    /// A field is missing or has an impossible value.
     #[error("`{}`: `{field}` is {found}, expected {expected}", path.display())]
     Field {
         /// The file.
@@ -38,11 +38,11 @@ pub enum ModelError {
         field: String,
         /// Its value as JSON, or `missing`.
         found: String,
-        /// What would be accepted.
+        /// The accepted values.
         expected: String,
     },
 
-    /// A field is valid and asks for something that is not implemented.
+    /// A field is valid, but its value is not implemented.
     #[error("`{}`: `{field}` {found} is not supported: {supported}", path.display())]
     Unsupported {
         /// The file.
@@ -51,26 +51,26 @@ pub enum ModelError {
         field: String,
         /// Its value as JSON.
         found: String,
-        /// What is.
+        /// The implemented values.
         supported: String,
     },
 
-    /// The folder holds no weights that are read here.
+    /// The folder has no weights in a supported format.
     #[error("`{}` holds no `model.safetensors` and no `model.safetensors.index.json`{}", folder.display(),
         other.as_ref().map(|o| format!(", only `{o}`")).unwrap_or_default())]
     NoWeights {
         /// The folder.
         folder: PathBuf,
-        /// Weights of another kind that it does hold.
+        /// Files of weights in another format that the folder has.
         other: Option<String>,
     },
 
-    /// A safetensors file ends early, or goes on after its last tensor.
+    /// A safetensors file is shorter or longer than its tensors.
     #[error("`{}` should hold {expected} bytes and holds {found}", path.display())]
     FileSize {
         /// The file.
         path: PathBuf,
-        /// Bytes that its header asks for.
+        /// Bytes by its header.
         expected: u64,
         /// Bytes that are there.
         found: u64,
@@ -81,7 +81,7 @@ pub enum ModelError {
     Header {
         /// The file.
         path: PathBuf,
-        /// What is wrong.
+        /// The fault.
         message: String,
     },
 
@@ -90,7 +90,7 @@ pub enum ModelError {
     Index {
         /// The index file.
         path: PathBuf,
-        /// What is wrong.
+        /// The fault.
         message: String,
     },
 
@@ -121,11 +121,11 @@ pub enum ModelError {
         path: PathBuf,
         /// The weight.
         tensor: String,
-        /// What was found and expected.
+        /// The found and the expected value.
         message: String,
     },
 
-    /// A model that is to be put into 4 bits is there already.
+    /// The model to be quantized is in 4 bits already.
     #[error("`{}` is in 4 bits already: `{tensor}`", folder.display())]
     AlreadyFourBit {
         /// The folder.
@@ -134,34 +134,34 @@ pub enum ModelError {
         tensor: String,
     },
 
-    /// A module that is to be left out of 4 bits is not there.
+    /// A module to be left in 16 bits does not exist.
     #[error("`{}` has no module `{module}` to leave out of 4 bits", folder.display())]
     NoModule {
         /// The folder.
         folder: PathBuf,
-        /// What was named.
+        /// The requested name.
         module: String,
     },
 
-    /// Every projection was to be left out of 4 bits.
+    /// Every projection was to be left in 16 bits.
     #[error("without `{skipped}`, nothing of `{}` is left to be put into 4 bits", folder.display())]
     AllSkipped {
         /// The folder.
         folder: PathBuf,
-        /// What was named.
+        /// The requested name.
         skipped: String,
     },
 
-    /// A weight that is to be put into 4 bits holds something that no code stands for.
+    /// A weight to be quantized has a value without a code.
     #[error("`{}`: tensor `{tensor}` holds {value} at element {element}", path.display())]
     NotFinite {
         /// The file.
         path: PathBuf,
         /// The weight.
         tensor: String,
-        /// What it holds.
+        /// The value.
         value: f32,
-        /// Where, row-major.
+        /// Its index, row-major.
         element: usize,
     },
 
@@ -174,7 +174,7 @@ pub enum ModelError {
         tensor: String,
     },
 
-    /// A tensor has another shape than the configuration says.
+    /// A tensor's shape differs from the configuration.
     #[error("`{}`: tensor `{tensor}` has shape {found:?}, expected {expected:?}", path.display())]
     Shape {
         /// The file.
@@ -192,7 +192,7 @@ pub enum ModelError {
     Tokenizer {
         /// The file.
         path: PathBuf,
-        /// What the tokenizers library said.
+        /// The message of the tokenizers library.
         message: String,
     },
 
@@ -213,18 +213,18 @@ pub enum ModelError {
         path: PathBuf,
         /// Line within the template, from 1.
         line: Option<usize>,
-        /// What is wrong.
+        /// The fault.
         message: String,
     },
 
-    /// The template itself refuses a conversation, by `raise_exception`.
+    /// The template rejects a conversation by `raise_exception`.
     #[error("the model's chat template refuses this conversation: {message}")]
     Refused {
         /// The template's words.
         message: String,
     },
 
-    /// A template from whose output the assistant's part cannot be told.
+    /// The assistant's part of the template's output cannot be found.
     #[error(
         "what the assistant wrote cannot be told in the text of the chat template: message {index}, {reason}"
     )]
@@ -235,7 +235,7 @@ pub enum ModelError {
         reason: String,
     },
 
-    /// The tensors are not those of the configuration.
+    /// The tensors do not match the configuration.
     #[error("`{}`: the weights do not fit config.json{}", path.display(), listing(problems))]
     Incomplete {
         /// The folder or file.
@@ -255,11 +255,11 @@ pub enum ModelError {
         available: u64,
     },
 
-    /// The caller asked a long operation to stop.
+    /// The caller stopped a long operation.
     #[error("stopped before it was done")]
     Stopped,
 
-    /// A token id that the model has no embedding for.
+    /// A token id without an embedding.
     #[error("token id {id} is outside the model's vocabulary of {vocab_size}")]
     TokenOutOfRange {
         /// The id.
@@ -268,7 +268,7 @@ pub enum ModelError {
         vocab_size: usize,
     },
 
-    /// More tokens than the cache was made for, or none at all.
+    /// More tokens than the cache slot has room for, or none at all.
     #[error("{added} tokens after {held} do not fit a cache of {capacity}")]
     CacheFull {
         /// Tokens already held.
@@ -295,7 +295,7 @@ fn listing(problems: &[String]) -> String {
 }
 
 impl ModelError {
-    /// What to do about it, where that is known.
+    /// The next step for the user, if there is one.
     pub fn hint(&self) -> Option<String> {
         let hint = match self {
             Self::File(e) => return e.hint(),

@@ -1,4 +1,4 @@
-//! Writing files so that a crash leaves the old one or the new one, never half of either.
+//! Atomic writes: a crash leaves the old file or the new one, never a part of one.
 
 use std::fs::{self, File};
 use std::io::{self, BufWriter, Write};
@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 
 use tempfile::NamedTempFile;
 
-/// Every temporary file of ours begins like this, so that a leftover of a killed run is recognised. A name that it is
-/// to have in the end may follow behind the next `-`.
+/// Prefix of every temporary file, by which the leftovers of a killed run are recognised. The final name may
+/// follow behind the next `-`.
 pub const TEMPORARY_PREFIX: &str = ".danlu-tmp-";
 
 /// A file operation that failed.
@@ -15,22 +15,22 @@ pub const TEMPORARY_PREFIX: &str = ".danlu-tmp-";
 #[error("cannot {action} `{}`: {}", path.display(), plain(source))]
 #[non_exhaustive]
 pub struct FileError {
-    /// What was tried, as a verb: `read`, `write`, `create`.
+    /// The action, as a verb: `read`, `write`, `create`.
     pub action: &'static str,
     /// The file or folder.
     pub path: PathBuf,
-    /// What the system said.
+    /// The system's error.
     pub source: io::Error,
 }
 
 impl FileError {
-    /// `action` on `path` failed with `source`. A temporary name in `path` gives way to the one it stands for: the
-    /// other is gone by the time anyone reads it.
+    /// `action` on `path` failed with `source`. A temporary name in `path` is replaced by the final one,
+    /// because the temporary file no longer exists when the message is read.
     pub fn new(action: &'static str, path: &Path, source: io::Error) -> Self {
         Self { action, path: final_path(path), source }
     }
 
-    /// What to do about it, where that is known.
+    /// The next step for the user, if there is one.
     pub fn hint(&self) -> Option<String> {
         let hint = match self.source.kind() {
             io::ErrorKind::NotFound if is_lacking(&self.path) => {
@@ -56,7 +56,7 @@ impl FileError {
     }
 }
 
-/// Whether `path` is a file of a model, and its folder has others.
+/// Whether `path` is a file of a model whose folder has others.
 fn is_lacking(path: &Path) -> bool {
     let of_a_model = path.file_name().and_then(|name| name.to_str()).is_some_and(|name| {
         matches!(name, "config.json" | "tokenizer.json" | "tokenizer_config.json")
@@ -66,7 +66,7 @@ fn is_lacking(path: &Path) -> bool {
     of_a_model && path.parent().is_some_and(has_others)
 }
 
-/// The system's reason in plain words; an error of our own making, or a rarer one, in its own.
+/// The system's reason in plain words. Own and rare errors have their own text.
 ///
 /// The kind decides before the text: wrappers such as tempfile's keep the kind and add the system's wording.
 fn plain(error: &io::Error) -> String {
@@ -84,7 +84,7 @@ fn plain(error: &io::Error) -> String {
     reason.to_owned()
 }
 
-/// `path` with what its temporary parts stand for, or without those that stand for nothing.
+/// `path` with final names in place of temporary ones, and without temporary folders.
 pub fn final_path(path: &Path) -> PathBuf {
     let mut out = PathBuf::new();
     for part in path.components() {
@@ -144,8 +144,7 @@ pub fn write_atomic(path: &Path, bytes: &[u8]) -> Result<(), FileError> {
     file.commit()
 }
 
-/// A file that appears under its name, whole, at [`commit`](AtomicFile::commit); dropped before that it
-/// leaves nothing behind.
+/// A file that appears whole at [`commit`](AtomicFile::commit). Dropping it before leaves nothing.
 #[derive(Debug)]
 pub struct AtomicFile {
     writer: BufWriter<NamedTempFile>,
@@ -171,7 +170,7 @@ impl AtomicFile {
         &self.path
     }
 
-    /// Flushes to the disk, then gives the file its name.
+    /// Flushes to the disk, then renames the file.
     ///
     /// # Errors
     /// If the disk is full or the rename is refused; the temporary file is then removed.
@@ -198,7 +197,7 @@ impl Write for AtomicFile {
 /// Bytes that an ordinary user can still write on the disk of `path`, which need not exist yet.
 ///
 /// # Errors
-/// If no part of the path exists, or the disk cannot be asked.
+/// If no part of the path exists, or the disk's size is unknown.
 pub fn free_space(path: &Path) -> Result<u64, FileError> {
     let mut existing = path;
     while !existing.exists() {
@@ -212,10 +211,10 @@ pub fn free_space(path: &Path) -> Result<u64, FileError> {
     Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
 }
 
-/// Makes `path` a folder that can be written, holding nothing but what `allowed` names.
+/// Ensures that `path` is a writable folder without entries beyond those that `allowed` accepts.
 ///
 /// # Errors
-/// If it is a file, holds something else (the error names one such entry), or cannot be written.
+/// If it is a file, has another entry (the error names one), or cannot be written.
 pub fn ensure_output_dir(path: &Path, allowed: impl Fn(&str) -> bool) -> Result<(), FileError> {
     let error = |e| FileError::new("write to", path, e);
     if path.is_file() {

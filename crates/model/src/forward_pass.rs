@@ -1,11 +1,11 @@
-//! One pass over packed rows: where they stand, which adapters they run with, and which of them go on to the head.
+//! One pass over packed rows: their positions, their adapters, and the rows that reach the head.
 
 use danlu_kernels::{Backend, Indices, Segment, Segments};
 
 use crate::Batch;
 use crate::lora::LoraRows;
 
-/// What the operations of a pass read besides activations, uploaded once.
+/// The indices that the operations of a pass read, uploaded once.
 #[derive(Debug, Default)]
 pub(crate) struct PassIndices {
     pub ids: Indices,
@@ -17,7 +17,7 @@ pub(crate) struct PassIndices {
     pub head: Indices,
     /// The label of each row that reaches the head, in training and evaluation.
     pub targets: Indices,
-    /// Where the pass's own keys and values go in a cache.
+    /// Cache rows of the pass's own keys and values.
     pub cache_rows: Indices,
 }
 
@@ -26,11 +26,11 @@ pub(crate) struct ForwardPass<'a> {
     pub rows: PassRows<'a>,
     pub positions: &'a [u32],
     pub segments: &'a [Segment],
-    /// The row of each of the segments' keys, where that is not the key's own number.
+    /// The row of each of the segments' keys, unless every key has its own number.
     pub keys: Option<&'a [u32]>,
-    /// Behind the last layer's attention no row sees another, and only these go on; `None`: all of them.
+    /// The only rows computed after the last attention. `None`: all rows.
     pub head: Option<HeadRows<'a>>,
-    /// All of these, where operations read them. Filled by [`ForwardPass::upload`].
+    /// All of these, in the back end's memory. Filled by [`ForwardPass::upload`].
     pub indices: PassIndices,
 }
 
@@ -38,14 +38,14 @@ pub(crate) struct ForwardPass<'a> {
 pub(crate) struct PassRows<'a> {
     /// How many.
     pub n: usize,
-    /// Rows that a product is computed for; what stands beyond `n` has no meaning.
+    /// Rows that a product computes. Rows beyond `n` have no meaning.
     pub computed: usize,
     pub lora: Vec<LoraRows<'a>>,
 }
 
 /// The rows that reach the head.
 pub(crate) struct HeadRows<'a> {
-    /// Where they stand in the pass, ascending, `(M)`.
+    /// Their rows in the pass, ascending, `(M)`.
     pub index: &'a [u32],
     /// The same, once they are gathered.
     pub rows: PassRows<'a>,
@@ -70,14 +70,14 @@ impl<'a> ForwardPass<'a> {
         Self { keys: batch.shared_keys(), ..Self::new(&batch.positions, &batch.segments, lora) }
     }
 
-    /// Of this pass only the rows `index`, ascending, go on to the head.
+    /// Selects the rows `index`, ascending, for the head.
     pub fn with_head(mut self, index: &'a [u32]) -> Self {
         self.head = Some(HeadRows { index, rows: self.rows.gathered(index) });
         self
     }
 
-    /// No product has fewer rows than `row_invariant_from`: small micro-batches come out the same alone and together with
-    /// others.
+    /// No product has fewer rows than `row_invariant_from`, so that small micro-batches give the same bits
+    /// alone and with others.
     pub fn with_many_rows(mut self, row_invariant_from: usize) -> Self {
         if let Some(head) = &mut self.head {
             head.rows.computed = head.rows.n.max(row_invariant_from);
@@ -91,7 +91,8 @@ impl<'a> ForwardPass<'a> {
         self
     }
 
-    /// Uploads what operations read of the pass, of its `ids` and of its `targets`, into the memory of `indices`.
+    /// Uploads what operations read of the pass, of its `ids` and of its `targets`, into the memory of
+    /// `indices`.
     pub fn upload(&mut self, backend: &dyn Backend, mut indices: PassIndices, ids: &[u32], targets: &[u32]) {
         backend.upload(&mut indices.ids, ids);
         backend.upload(&mut indices.positions, self.positions);

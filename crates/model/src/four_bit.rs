@@ -1,4 +1,5 @@
-//! A weight in 4 bits as bitsandbytes stores it: codes under the weight's own name, and beside them its parts.
+//! A weight in 4 bits as bitsandbytes stores it: codes under the weight's own name, and its parts under
+//! longer names.
 //!
 //! ```text
 //! W.weight                                u8   two codes a byte, [N/2, 1]
@@ -47,7 +48,7 @@ pub(crate) struct QuantState {
     pub nested_offset: Option<f64>,
 }
 
-/// The weight that a tensor of this name is a part of.
+/// The weight that this tensor is a part of.
 pub(crate) fn weight_of_part(name: &str) -> Option<&str> {
     let plain = [ABSMAX, QUANT_MAP, NESTED_ABSMAX, NESTED_QUANT_MAP];
     let part = plain.into_iter().find_map(|part| name.strip_suffix(part));
@@ -61,7 +62,7 @@ pub(crate) struct StoredFourBit<'a> {
     state: &'a TensorInfo,
 }
 
-/// What a sound weight in 4 bits is made of.
+/// The parts of a valid weight in 4 bits.
 pub(crate) struct FourBitParts<'a> {
     codes: &'a TensorInfo,
     absmax: &'a TensorInfo,
@@ -69,12 +70,12 @@ pub(crate) struct FourBitParts<'a> {
     block_size: usize,
     dtype: DType,
     len: usize,
-    /// Block size and offset of the scales, where they are nested.
+    /// Block size and offset of nested scales.
     nested: Option<(usize, f32)>,
 }
 
 impl<'a> StoredFourBit<'a> {
-    /// The weight of that name, if the file has the state of one beside it.
+    /// The weight of that name, if the file has its quantization state.
     pub fn find(weights: &'a Weights, name: &'a str) -> Option<Self> {
         let named = |code: FourBitCode| weights.info(&format!("{name}{QUANT_STATE}{code}"));
         let state = [FourBitCode::Nf4, FourBitCode::Fp4].into_iter().find_map(named)?;
@@ -126,7 +127,7 @@ impl<'a> StoredFourBit<'a> {
         serde_json::from_slice(bytes).map_err(|e| self.error(format!("`{}`: {e}", self.state.name)))
     }
 
-    /// How it was made; none where its blocks have a size that [`Quantization`] does not make.
+    /// Its quantization. `None` if [`Quantization`] does not support its block size.
     ///
     /// # Errors
     /// If its state cannot be read.
@@ -139,10 +140,10 @@ impl<'a> StoredFourBit<'a> {
         Ok(size.map(|block_size| Quantization { quant_type, block_size, double_quant }))
     }
 
-    /// Looks at everything but the numbers themselves.
+    /// Checks everything except the values.
     ///
     /// # Errors
-    /// If a part is missing or of another size than the others ask for.
+    /// If a part is missing or its size does not match the others.
     pub fn check(&self, rows: usize, cols: usize) -> Result<FourBitParts<'a>, ModelError> {
         let state = self.state()?;
         let code = self.state.name.rsplit("__").next().unwrap_or_default();
@@ -197,7 +198,7 @@ impl<'a> StoredFourBit<'a> {
         Ok(FourBitParts { codes, absmax, blocks, block_size, dtype, len, nested })
     }
 
-    /// What the weight was made from, where its codes `info` are.
+    /// The original tensor of the weight whose codes are `info`.
     ///
     /// # Errors
     /// As [`StoredFourBit::check`].

@@ -1,13 +1,13 @@
-//! Memory for what every token reads all of.
+//! Memory in huge pages, for weights that every token reads in full.
 
 #[cfg(target_os = "linux")]
 use memmap2::Advice;
 use memmap2::MmapMut;
 
-/// Zeros in pages as large as the system has them: of small pages each one's address would be looked up again for every token.
+/// Zeros in huge pages. With small pages, every token would miss the address cache for each of them.
 pub(crate) fn zeros(len: usize) -> MmapMut {
     let pages = MmapMut::map_anon(len).expect("memory, which a `Vec` takes for granted too");
-    // Without them everything works as well, if slower.
+    // Without huge pages everything works, but slower.
     #[cfg(target_os = "linux")]
     let _ = pages.advise(Advice::HugePage);
     pages

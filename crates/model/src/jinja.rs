@@ -1,4 +1,5 @@
-//! Jinja as transformers sets it up for chat templates, in a sandbox: no files, no clock but the date, bounded work.
+//! Jinja as transformers sets it up for chat templates, in a sandbox: no files, no clock but the date,
+//! bounded work.
 
 use std::io;
 use std::sync::Arc;
@@ -11,16 +12,16 @@ use minijinja::{AutoEscape, Environment, Error, ErrorKind, State};
 use serde::Serialize;
 use serde_json::ser::{CharEscape, Formatter, Serializer};
 
-/// Instructions, or blocks of 64 bytes handled, that one rendering may cost: far beyond any honest template
-/// and conversation, and used up by an endless loop in about a second.
+/// Most instructions, or blocks of 64 bytes, of one rendering: far beyond any ordinary template and
+/// conversation. An endless loop reaches it in about a second.
 const MAX_FUEL: u64 = 5_000_000;
 
-/// What `{% generation %}` blocks are rewritten to; the filter puts the two sentinels around its text.
+/// The filter that replaces `{% generation %}` blocks. It puts the two sentinels around its text.
 const GENERATION: &str = "danlu_generation";
 pub(crate) const OPEN: &str = "danlu_generation_open";
 pub(crate) const CLOSE: &str = "danlu_generation_close";
 
-/// The source of an error that the template raised by itself, through `raise_exception`.
+/// The source of an error raised by the template's `raise_exception`.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 pub(crate) struct Raised(pub String);
@@ -28,7 +29,7 @@ pub(crate) struct Raised(pub String);
 /// Most blanks that `tojson` indents by.
 const MAX_INDENT: usize = 64;
 
-/// What a template takes for the present: seconds since 1970, or the system's own time.
+/// The time that a template gets: seconds since 1970, or the system's own time.
 #[derive(Clone, Debug)]
 pub(crate) struct Clock(Arc<AtomicU64>);
 
@@ -41,7 +42,7 @@ impl Clock {
         Self(Arc::new(AtomicU64::new(Self::SYSTEM)))
     }
 
-    /// Stands still at `seconds` from now on; `None` lets it run again. Every copy follows.
+    /// Fixes the time to `seconds`; `None` follows the system again. This applies to every clone.
     pub fn set(&self, seconds: Option<u64>) {
         self.0.store(seconds.unwrap_or(Self::SYSTEM), Ordering::Relaxed);
     }
@@ -59,7 +60,8 @@ impl Clock {
     }
 }
 
-/// transformers' `ImmutableSandboxedEnvironment`: block tags take their line, loop controls, Python's methods.
+/// transformers' `ImmutableSandboxedEnvironment`: block tags take their line, loop controls, Python's
+/// methods.
 pub(crate) fn environment(clock: Clock) -> Environment<'static> {
     let mut env = Environment::new();
     let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
@@ -86,8 +88,8 @@ pub(crate) fn environment(clock: Clock) -> Environment<'static> {
     env
 }
 
-/// Rewrites transformers' `{% generation %}` blocks, which Jinja does not know, to filter blocks of the same
-/// place and white space; tells whether there were any.
+/// Rewrites transformers' `{% generation %}` blocks, which Jinja lacks, to filter blocks with the same white
+/// space. Returns whether there were any.
 pub(crate) fn rewrite_generation(source: &str) -> (String, bool) {
     let mut out = String::with_capacity(source.len() + 64);
     let mut rest = source;

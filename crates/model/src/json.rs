@@ -1,4 +1,4 @@
-//! JSON fields of a file nobody vouches for: each read names file, field, value and what was expected.
+//! JSON fields of an untrusted file. Each error has file, field, value and the expected values.
 
 use std::path::{Path, PathBuf};
 
@@ -8,10 +8,10 @@ use crate::ModelError;
 use crate::files::{self, FileError};
 use crate::json_fault::json_words;
 
-/// No configuration comes near this; a tokenizer or a shard index may be tens of megabytes.
+/// No configuration is near this size. A tokenizer or a shard index may have tens of megabytes.
 pub(crate) const MAX_CONFIG_BYTES: u64 = 16 << 20;
 
-/// Parses `bytes` as one JSON value; a fault is placed by line and column.
+/// Parses `bytes` as one JSON value; an error has line and column.
 pub(crate) fn parse(path: &Path, bytes: &[u8]) -> Result<Value, ModelError> {
     serde_json::from_slice(bytes).map_err(|e| malformed(path, bytes, &e))
 }
@@ -22,10 +22,10 @@ pub(crate) fn malformed(path: &Path, bytes: &[u8], e: &serde_json::Error) -> Mod
     ModelError::Json { path: path.to_owned(), line: e.line(), column: e.column(), message }
 }
 
-/// Reads the object in a JSON file; none where there is no file.
+/// Reads the object in a JSON file. `None` if there is no file.
 ///
 /// # Errors
-/// If the file cannot be read, is no JSON, or holds something else.
+/// If the file cannot be read, or is no JSON object.
 pub fn read_json_object(path: &Path) -> Result<Option<Map<String, Value>>, ModelError> {
     match read_optional(path)? {
         None => Ok(None),

@@ -1,16 +1,16 @@
-//! What a JSON parser met, in words for whoever wrote the file.
+//! Messages for faults in JSON files, in plain words.
 
-/// A fault of a JSON text: what is there, and what should be.
+/// A fault of a JSON text: the found and the expected.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct JsonFault {
-    /// What is there.
+    /// The found text.
     pub found: String,
-    /// What should be.
+    /// The expected text.
     pub expected: &'static str,
 }
 
 impl JsonFault {
-    /// Words for the parser's `error`; `at` is the character that it stumbled over, `None` at the end.
+    /// Describes the parser's `error`. `at` is the character at the fault, `None` at the end.
     pub fn new(error: &serde_json::Error, at: Option<char>) -> Self {
         let message = error.to_string();
         let reason = message.split(" at line ").next().unwrap_or(&message);
@@ -54,8 +54,7 @@ impl JsonFault {
     }
 }
 
-/// What is wrong with a file's text, in words that end without the place, which is the error's line and column: no JSON,
-/// or JSON without the fields that were asked for.
+/// Describes the fault of a file's text, without line and column: no JSON, or JSON with wrong fields.
 pub fn json_words(bytes: &[u8], error: &serde_json::Error) -> String {
     if error.is_data() {
         let message = error.to_string();
@@ -65,7 +64,7 @@ pub fn json_words(bytes: &[u8], error: &serde_json::Error) -> String {
     format!("found {found}, expected {expected}")
 }
 
-/// The character that the parser stumbled over; none at the end.
+/// The character at the fault. `None` at the end.
 fn character(bytes: &[u8], error: &serde_json::Error) -> Option<char> {
     if error.is_eof() {
         return None;
@@ -78,7 +77,7 @@ fn character(bytes: &[u8], error: &serde_json::Error) -> Option<char> {
     text[start..].chars().next()
 }
 
-/// What serde says of JSON that has other fields or values than were asked for. A message of our own stays as it is.
+/// Rewrites serde's message about wrong fields or values. An own message does not change.
 fn data_words(message: &str) -> String {
     let name = |rest: &str| rest.split('`').nth(1).unwrap_or_default().to_owned();
     if message.starts_with("missing field ") {
@@ -119,7 +118,7 @@ fn found_words(found: &str) -> String {
     }
 }
 
-/// serde's name for what should be there.
+/// serde's name of the expected value.
 fn expected_words(expected: &str) -> String {
     let said = match expected {
         "a string" | "path string" => "a text in double quotes",

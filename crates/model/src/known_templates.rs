@@ -1,4 +1,4 @@
-//! Chat templates of well-known forms, for bases that bring none.
+//! Chat templates of well-known forms, for bases without one.
 
 /// A chat template with a name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,15 +1,15 @@
 //! Keys and values of the sequences that a decoder continues, one slot a sequence.
 //!
-//! All slots of a layer lie in one buffer, so that attention reads every sequence of a pass in one call. A slot is a
-//! run of rows in that buffer:
+//! All slots of a layer lie in one buffer, so that attention reads every sequence of a pass in one call. A
+//! slot is a run of rows in that buffer:
 //!
 //! ```text
 //! rows    0        9      14            30      40
 //!         | slot 0 | free | slot 2      | slot 1 |
 //! ```
 //!
-//! Slots grow, shrink and leave one by one. A slot that cannot grow where it is moves to a free run; where no run is
-//! long enough, the buffers are replaced and the slots moved together.
+//! Slots grow, shrink and leave one by one. A slot that cannot grow where it is moves to a free run; where no
+//! run is long enough, the buffers are replaced and the slots moved together.
 
 use std::sync::Arc;
 
@@ -168,8 +168,8 @@ impl KvCache {
         self.slots[slot.0].as_mut().expect("a slot that was not removed")
     }
 
-    /// Rows of the next buffers: half as many again, so that slots added one by one are seldom copied. The first
-    /// buffers have no row to spare.
+    /// Rows of the next buffers: half as many again, so that slots added one by one are seldom copied. The
+    /// first buffers have no row to spare.
     fn rows_for(&self, tokens: usize) -> usize {
         if tokens <= self.rows { self.rows } else { tokens.max(self.rows + self.rows / 2) }
     }

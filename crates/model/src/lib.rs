@@ -1,7 +1,7 @@
 //! config.json and safetensors to a decoder that runs forward and backward; tokenizer and chat template.
 //!
-//! A [`Decoder`] is a base that is never changed: adapters are handed to each pass as a [`LoraSource`]. The words of a
-//! conversation reach it through the [`ChatTemplate`] of its [`Tokenizer`]:
+//! A [`Decoder`] is a base that never changes: each pass gets its adapters as [`LoraSource`]s. The
+//! [`ChatTemplate`] of a [`Tokenizer`] turns a conversation into text:
 //!
 //! ```
 //! use std::{path::Path, sync::Arc};

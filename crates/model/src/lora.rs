@@ -1,4 +1,4 @@
-//! How a decoder asks for low-rank pairs, without knowing what an adapter is.
+//! The decoder's view of an adapter: a source of low-rank pairs.
 
 use std::ops::Range;
 
@@ -6,7 +6,7 @@ use danlu_kernels::{Dropout, LoraRef, rng};
 
 use crate::Projection;
 
-/// Whatever can supply a low-rank pair for a projection: an adapter, or nothing.
+/// A source of low-rank pairs for projections, such as an adapter.
 pub trait LoraSource: Send + Sync {
     /// The pair for `projection` of `layer`, if it has one.
     fn pair(&self, layer: usize, projection: Projection) -> Option<LoraRef<'_>>;
@@ -18,15 +18,15 @@ impl<T: LoraSource + ?Sized> LoraSource for &T {
     }
 }
 
-/// Rows of a batch and the adapter they run with. In training every micro-batch has rows of its own;
-/// serving gives each request its own.
+/// Rows of a batch and the adapter they run with. In training each micro-batch has an entry, in serving each
+/// run of sequences with one adapter.
 #[derive(Clone)]
 pub struct LoraRows<'a> {
     /// Rows of the packed batch.
     pub rows: Range<usize>,
-    /// Where their pairs come from.
+    /// The source of their pairs.
     pub source: &'a dyn LoraSource,
-    /// What is dropped of their inputs, while training.
+    /// The dropout of their inputs, in training.
     pub dropout: Option<DropoutPlan>,
 }
 

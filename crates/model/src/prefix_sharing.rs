@@ -1,31 +1,31 @@
-//! What sequences begin with alike, such as a system message: computed once for all of them.
+//! Common prefixes of sequences, such as a system message, which are computed once.
 //!
-//! A row depends on the tokens before it and on nothing behind it, so where two sequences begin alike their rows are the
-//! same, keys and values included. Only rows that carry no label are shared: each label keeps a row of its own.
+//! A row depends on the tokens before it alone, so two sequences have the same rows, keys and values over a
+//! common prefix. Only rows without a label are shared: each label has a row of its own.
 
 use std::collections::BTreeMap;
 
-/// Share prefixes only if that removes at least 1 token in 32. Below that, the copied keys, values and gradients cost
-/// more than the removed rows save.
+/// Share prefixes only if that removes at least 1 token in 32. Below that, the copied keys, values and
+/// gradients cost more than the removed rows save.
 const MIN_SHARED_FRACTION: f64 = 1.0 / 32.0;
 
-/// A beginning that an earlier sequence has too.
+/// A prefix that an earlier sequence has too.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SharedPrefix {
-    /// Which sequence has.
+    /// Index of that sequence.
     pub with: usize,
-    /// Tokens that both begin with, at least 1.
+    /// Tokens of the prefix, at least 1.
     pub tokens: usize,
 }
 
-/// For each of some sequences what it need not compute itself: as much as it has in common with the earlier one that it is
-/// most alike, or for all of them nothing where that is too little beside their `tokens` in all. `beginnings` are the tokens
-/// that may be shared, as [`LabeledSequence::beginning`](crate::LabeledSequence::beginning) tells them.
+/// Returns, for each sequence, its longest prefix shared with an earlier sequence. All are `None` if the
+/// shared tokens are too few of `tokens` in all. `beginnings` are the shareable tokens of each:
+/// [`LabeledSequence::beginning`](crate::LabeledSequence::beginning).
 pub fn find_shared_prefixes(beginnings: &[&[u32]], tokens: usize) -> Vec<Option<SharedPrefix>> {
     let mut earlier: BTreeMap<&[u32], usize> = BTreeMap::new();
     let mut shared = Vec::with_capacity(beginnings.len());
     for (i, &own) in beginnings.iter().enumerate() {
-        // In order, the most alike is a neighbour.
+        // In sorted order, the longest common prefix is with a neighbour.
         let neighbours = [earlier.range(..=own).next_back(), earlier.range(own..).next()];
         let alike = neighbours.into_iter().flatten().map(|(other, &with)| {
             let tokens = own.iter().zip(*other).take_while(|(a, b)| a == b).count();

@@ -1,4 +1,4 @@
-//! Models known by name, of which only the sizes matter: to measure speed and memory without a download.
+//! Model sizes by name, to measure speed and memory without a download.
 
 use std::fmt;
 use std::str::FromStr;
@@ -14,7 +14,7 @@ pub enum Preset {
     Base8m,
     /// Its larger sister.
     Base28m,
-    /// 125 million parameters, of which the tied table of Llama 3's vocabulary is most.
+    /// 125 million parameters, most of them in the tied table of Llama 3's vocabulary.
     Llama125m,
     /// Llama-3.2-1B.
     Llama3_2_1b,
@@ -38,7 +38,8 @@ impl Preset {
         }
     }
 
-    /// Its configuration. Source of the Llamas': Grattafiori et al., 2024, table 3, and the models' own files.
+    /// Its configuration. Source of the Llamas': Grattafiori et al., 2024, table 3, and the models' own
+    /// files.
     pub fn config(self) -> ModelConfig {
         match self {
             Self::Base8m => small(256, 704, 4, 2),
@@ -85,7 +86,7 @@ fn llama3(hidden: usize, intermediate: usize, layers: usize, heads: usize, kv_he
     }
 }
 
-/// The models that danlu brings: eight layers, a small vocabulary with its special tokens at the end.
+/// The models that danlu embeds: eight layers, a small vocabulary with its special tokens at the end.
 fn small(hidden: usize, intermediate: usize, heads: usize, kv_heads: usize) -> ModelConfig {
     ModelConfig {
         vocab_size: 8192,

@@ -1,4 +1,4 @@
-//! From 16 bits to 4: the projections of a model, one at a time, so that no more than one stands in both.
+//! Quantizes the projections of a model, one at a time, so that at most one is in memory in both forms.
 
 use std::collections::HashMap;
 use std::ops::ControlFlow;
@@ -16,10 +16,10 @@ use crate::four_bit::{QUANT_STATE, StoredFourBit};
 use crate::sidecar_files::torch_name;
 use crate::{ModelConfig, ModelError, Projection, Weights, huge_pages};
 
-/// Elements that a thread widens and encodes at a time.
+/// Elements that a thread converts and encodes at a time.
 const PIECE: usize = 1 << 16;
 
-/// How weights are put into 4 bits. Keys as in transformers' `BitsAndBytesConfig`.
+/// Settings of a quantization to 4 bits. Keys as in transformers' `BitsAndBytesConfig`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Quantization {
@@ -29,7 +29,7 @@ pub struct Quantization {
     /// Elements that share a scale: one of [`Quantization::BLOCK_SIZES`].
     #[serde(rename = "blocksize", deserialize_with = "block_size")]
     pub block_size: usize,
-    /// Whether the scales are put into 8 bits themselves.
+    /// Whether the scales are quantized to 8 bits.
     #[serde(rename = "bnb_4bit_use_double_quant")]
     pub double_quant: bool,
 }
@@ -57,7 +57,7 @@ fn block_size<'de, D: Deserializer<'de>>(d: D) -> Result<usize, D::Error> {
 }
 
 impl Quantization {
-    /// bitsandbytes' block size where none is given.
+    /// bitsandbytes' default block size.
     pub const BLOCK_SIZE: usize = 64;
 
     /// The block sizes that there are, in words.
@@ -77,8 +77,8 @@ impl Quantization {
         if holds { Ok(()) } else { Err(Self::BLOCK_SIZES) }
     }
 
-    /// The `quantization_config` that transformers reads, for weights that compute in `dtype`, but for the modules that
-    /// `skip` names.
+    /// The `quantization_config` that transformers reads, for weights that compute in `dtype`, without the
+    /// modules of `skip`.
     pub fn config_json(&self, dtype: Option<DType>, skip: &[String]) -> Value {
         let own = (!skip.iter().any(|key| key == "lm_head")).then_some("lm_head");
         let skipped: Vec<&str> = own.into_iter().chain(skip.iter().map(String::as_str)).collect();
@@ -99,14 +99,14 @@ impl Quantization {
         })
     }
 
-    /// Bytes of `elements` once in 4 bits: codes and scales.
+    /// Bytes of `elements` in 4 bits: codes and scales.
     pub fn bytes(&self, elements: usize) -> u64 {
         let blocks = elements.div_ceil(self.block_size);
         let scales = if self.double_quant { blocks + blocks.div_ceil(NESTED_BLOCK) * 4 } else { blocks * 4 };
         (elements.div_ceil(2) + scales) as u64
     }
 
-    /// Bytes that encoding `elements` on `threads` takes besides what it reads and leaves.
+    /// Bytes of working memory for encoding `elements` on `threads`.
     pub fn passing_bytes(&self, elements: usize, threads: usize) -> u64 {
         let scales = if self.double_quant { elements.div_ceil(self.block_size) * 4 } else { 0 };
         (scales + threads * PIECE.max(self.block_size) * 4) as u64
@@ -115,7 +115,7 @@ impl Quantization {
     /// Encodes a weight of `len` elements of `dtype`, on `threads`.
     ///
     /// # Errors
-    /// Names the first element that is no finite number: no code stands for it.
+    /// Returns the index of the first element that is not finite, which has no code.
     ///
     /// # Panics
     /// If `bytes` does not hold `len` elements.
@@ -124,7 +124,7 @@ impl Quantization {
         let mut codes = huge_pages::zeros(len.div_ceil(2));
         let mut absmax = vec![0.0f32; len.div_ceil(self.block_size)];
         let piece = PIECE.max(self.block_size);
-        // What one thread takes: whole pieces.
+        // The share of one thread: whole pieces.
         let share_len = len.div_ceil(threads.max(1)).next_multiple_of(piece).max(piece);
         let parts = bytes
             .chunks(share_len * dtype.size())
@@ -165,7 +165,7 @@ impl Quantization {
         ))
     }
 
-    /// Encodes what one thread takes; the place of the first element that is no finite number.
+    /// Encodes the share of one thread. Returns the index of the first element that is not finite.
     fn encode_pieces(
         &self,
         dtype: DType,
@@ -193,7 +193,7 @@ impl Quantization {
     }
 }
 
-/// How far putting a model into 4 bits is.
+/// Progress of a quantization.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct QuantizeProgress {
     /// Bytes of the original done: encoded, and where a folder is written, copied too.
@@ -203,12 +203,13 @@ pub struct QuantizeProgress {
 }
 
 impl Weights {
-    /// The same weights with every projection of a layer in 4 bits, in memory; embeddings, head and norms stay as they
-    /// are, as bitsandbytes has it. What was mapped of a projection's original is given back to the system, so that at
-    /// most one stands in memory in both forms. `progress` may stop it.
+    /// Returns the same weights with every projection of a layer in 4 bits, in memory. Embeddings, head and
+    /// norms do not change, as in bitsandbytes. The mapped memory of each original is released, so that at
+    /// most one is in memory in both forms. `progress` may stop it.
     ///
     /// # Errors
-    /// If a tensor is missing or misshaped, or in 4 bits already; [`ModelError::Stopped`] when `progress` asks for it.
+    /// If a tensor is missing or misshaped, or in 4 bits already; [`ModelError::Stopped`] if `progress`
+    /// breaks.
     pub fn quantize(
         mut self,
         config: &ModelConfig,
@@ -234,10 +235,10 @@ impl Weights {
         Ok(self)
     }
 
-    /// One weight in 4 bits; its original's memory is given back.
+    /// Returns one weight in 4 bits and releases its original's memory.
     ///
     /// # Errors
-    /// If it is missing, of a type that is not read, or holds what is no finite number.
+    /// If it is missing, of a type that is not read, or has a value that is not finite.
     pub fn encode(
         &self,
         name: &str,
@@ -262,7 +263,7 @@ impl Weights {
         self.tensors().iter().find_map(|info| Some(info.name.split_once(QUANT_STATE)?.0))
     }
 
-    /// Modules of projections that were left out of 4 bits, where others are in them.
+    /// Projections in 16 bits of a base with others in 4 bits.
     pub fn unquantized_modules(&self, config: &ModelConfig) -> Vec<String> {
         if self.first_four_bit().is_none() {
             return Vec::new();
@@ -272,8 +273,8 @@ impl Weights {
         wide.map(|name| module_of(&name).to_owned()).collect()
     }
 
-    /// How the weights of the files that are in 4 bits were put there, as the first of them says. None where none are,
-    /// or where blocks have a size that [`Quantization`] does not make again.
+    /// The quantization of the weights in the files, by the first of them. `None` if none is in 4 bits, or
+    /// [`Quantization`] does not support its block size.
     ///
     /// # Errors
     /// If what describes that weight cannot be read.
@@ -282,7 +283,7 @@ impl Weights {
         stored.map_or(Ok(None), |stored| stored.quantization())
     }
 
-    /// Whoever puts weights into 4 bits asks first.
+    /// Rejects weights that are in 4 bits already.
     ///
     /// # Errors
     /// [`ModelError::AlreadyFourBit`] if some are there.
@@ -302,8 +303,8 @@ pub(crate) fn module_of(weight: &str) -> &str {
     weight.strip_suffix(".weight").unwrap_or(weight)
 }
 
-/// Whether a module is one of those that `skip` names, as transformers reads `llm_int8_skip_modules`: its name begins
-/// so, up to the end of a part, or ends so.
+/// Whether `skip` matches a module, as transformers reads `llm_int8_skip_modules`: by the first parts of its
+/// name, or by its end.
 pub(crate) fn is_skipped(module: &str, skip: &[String]) -> bool {
     skip.iter().any(|key| {
         let rest = module.strip_prefix(key.as_str());
@@ -311,7 +312,7 @@ pub(crate) fn is_skipped(module: &str, skip: &[String]) -> bool {
     })
 }
 
-/// Name and shape of every weight that is put into 4 bits.
+/// Name and shape of every weight that can be quantized.
 pub fn projections(config: &ModelConfig) -> impl Iterator<Item = (String, usize, usize)> {
     (0..config.num_hidden_layers).flat_map(move |layer| {
         Projection::ALL.into_iter().map(move |p| {

@@ -15,10 +15,10 @@ use crate::{
     TensorInfo, TensorSpec, Weights, projections, shard_index, shard_name,
 };
 
-/// A state is this long at least, with blanks behind it: the length is announced before the offset is known.
+/// Least length of a state, padded with blanks: the length is in the header before the offset is known.
 const MIN_QUANT_STATE_BYTES: usize = 320;
 
-/// What was written.
+/// The result of a quantization.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Quantized {
     /// Weights that are in 4 bits.
@@ -27,7 +27,7 @@ pub struct Quantized {
     pub elements: u64,
     /// Names of the weights' files.
     pub files: Vec<String>,
-    /// Their element types: the code, then those of what is copied, as `config.json` spells them.
+    /// Element types: the code, then those of copied tensors, as `config.json` spells them.
     pub dtype: Vec<String>,
     /// Bytes of the weights' files.
     pub weight_bytes: u64,
@@ -44,15 +44,16 @@ struct Shard<'a> {
     specs: Vec<TensorSpec>,
 }
 
-/// A file that a new model's folder gets besides: its name and its bytes.
+/// A further file of a new model's folder: name and bytes.
 pub type Extra = (&'static str, Vec<u8>);
 
-/// Writes the model of `base` to `folder`, its projections in 4 bits; embeddings, head and norms stay as they are. The
-/// files divide as the base's do. Holds one weight at a time. `folder` must be absent or empty; `progress` may stop it,
-/// and the folder is then left as it was.
+/// Writes the model of `base` to `folder`, with its projections in 4 bits. Embeddings, head and norms do not
+/// change. The weights are divided into files as the base's. One weight at a time is in memory. `folder` must
+/// be absent or empty; `progress` may stop it, and the folder is then left as it was.
 ///
 /// # Errors
-/// If the base is incomplete or in 4 bits already, the folder holds other things, or the disk is too small or fails.
+/// If the base is incomplete or in 4 bits already, the folder holds other things, or the disk is too small or
+/// fails.
 pub fn write_quantized(
     base: &Path,
     folder: &Path,
@@ -63,12 +64,11 @@ pub fn write_quantized(
     quantize_into(StagedFolder::create(folder)?, base, quantization, &[], threads, |_| Vec::new(), progress)
 }
 
-/// As [`write_quantized`], into a folder that was begun already, and without the modules that `skip` names, as
-/// `llm_int8_skip_modules` does. It gets the files of `extra` too, which is told what will be written, in bytes without
-/// them.
+/// As [`write_quantized`], into an existing staged folder, without the modules of `skip`
+/// (`llm_int8_skip_modules`). `extra` returns further files; its argument counts the bytes without them.
 ///
 /// # Errors
-/// As [`write_quantized`]; if `skip` names what is not there, or everything that is.
+/// As [`write_quantized`]; and if `skip` names an unknown module, or all modules.
 pub fn quantize_into(
     model: StagedFolder,
     base: &Path,
@@ -158,13 +158,13 @@ fn describe(
     }
 }
 
-/// The weights that are put into 4 bits.
+/// The weights to be quantized.
 fn chosen(config: &ModelConfig, weights: &Weights, skip: &[String]) -> Result<HashSet<String>, ModelError> {
     let folder = || weights.folder().to_owned();
     for key in skip {
         let key = std::slice::from_ref(key);
         let is_there = weights.names().any(|name| is_skipped(module_of(name), key));
-        // The head has no weight of its own where it is the embedding.
+        // A tied head has no weight of its own.
         if !is_there && key[0] != "lm_head" {
             return Err(ModelError::NoModule { folder: folder(), module: key[0].clone() });
         }
@@ -177,8 +177,8 @@ fn chosen(config: &ModelConfig, weights: &Weights, skip: &[String]) -> Result<Ha
     }
 }
 
-/// The base's tensors, file by file. What is encoded comes first and ends at a multiple of 8 bytes, then the rest with
-/// the widest elements first: readers want every tensor aligned to its elements.
+/// The base's tensors, file by file. Encoded weights come first and end at a multiple of 8 bytes. The others
+/// follow, largest elements first, so that every tensor is aligned to its elements.
 fn divide(
     weights: &Weights,
     quantization: Quantization,
@@ -243,7 +243,7 @@ fn state_len(before: usize) -> usize {
     (before + MIN_QUANT_STATE_BYTES).next_multiple_of(8) - before
 }
 
-/// Writes what [`part_specs`] announced.
+/// Writes the parts in the order of [`part_specs`].
 fn write_parts(
     writer: &mut ShardWriter,
     weight: &FourBit,

@@ -1,7 +1,7 @@
-//! Random weights for a configuration, quickly: what a measurement of speed needs in place of a download.
+//! Random weights for a configuration, to measure speed without a download.
 //!
-//! Element `i` of a tensor depends on the seed, the tensor's name and `i` alone, so the weights in memory, those
-//! streamed to a folder and those of any number of threads are the same bytes.
+//! Element `i` of a tensor depends on the seed, the tensor's name and `i` alone, so the weights in memory,
+//! those streamed to a folder and those of any number of threads are the same bytes.
 
 use std::collections::HashSet;
 use std::ops::{ControlFlow, Range};
@@ -18,16 +18,16 @@ use crate::{
     projections, shard_index, shard_name,
 };
 
-/// Names the stream of weights, apart from every other use of a seed.
+/// Key of the stream of weights, different from every other use of a seed.
 const WEIGHTS_STREAM: u64 = 0x7765_6967_6874;
 
 /// Standard deviation of the weights, and of the norms' around 1: transformers' `initializer_range`.
 const STD: f64 = 0.02;
 
-/// Bytes that are made between two looks at the caller, and written at once.
+/// Bytes generated between two progress calls, and written at once.
 const BLOCK_BYTES: usize = 16 << 20;
 
-/// Elements that one draw of 64 bits makes.
+/// Elements of one draw of 64 bits.
 const ELEMENTS: usize = 4;
 
 /// How far the making is.
@@ -39,23 +39,24 @@ pub struct RandomProgress {
     pub total: u64,
 }
 
-/// The bf16 weights of a model that was never trained: normal, with a standard deviation of 0.02, norms near 1.
+/// The bf16 weights of a model that was never trained: normal, with a standard deviation of 0.02, norms near
+/// 1.
 #[derive(Clone, Copy, Debug)]
 pub struct RandomWeights<'a> {
     /// The model.
     pub config: &'a ModelConfig,
     /// Names the weights.
     pub seed: u64,
-    /// Threads that make them.
+    /// Threads that generate them.
     pub threads: usize,
 }
 
 impl RandomWeights<'_> {
-    /// Makes the weights in memory. With a `quantization` every projection of a layer is put into 4 bits as soon as it
-    /// is made, so that at most one stands in memory in both forms. `progress` may stop it.
+    /// Generates the weights in memory. With a `quantization`, every projection is quantized at once, so that
+    /// at most one is in memory in both forms. `progress` may stop it.
     ///
     /// # Errors
-    /// [`ModelError::Stopped`] when `progress` asks for it.
+    /// [`ModelError::Stopped`] if `progress` breaks.
     pub fn in_memory(
         &self,
         quantization: Option<Quantization>,
@@ -89,12 +90,12 @@ impl RandomWeights<'_> {
     }
 
     /// Writes a folder that transformers loads: weights in files of at most `max_shard_size` bytes (a larger
-    /// tensor has its own), `generation_config.json` and, last to get its name, `config.json`. `folder` must be
+    /// tensor has its own), `generation_config.json` and, renamed last, `config.json`. `folder` must be
     /// absent or empty. `progress` may stop it; the folder is then left as it was.
     ///
     /// # Errors
-    /// If the folder holds other things, or the disk is too small or fails; [`ModelError::Stopped`] when
-    /// `progress` asks for it.
+    /// If the folder holds other things, or the disk is too small or fails; [`ModelError::Stopped`] if
+    /// `progress` breaks.
     pub fn write(
         &self,
         folder: &Path,
@@ -195,7 +196,7 @@ struct RandomTensor {
 impl RandomTensor {
     /// The bytes from `start` on, which begins a draw.
     fn fill(self, out: &mut [u8], start: usize, threads: usize) {
-        // Fewer bytes than this are done before another thread has begun.
+        // Fewer bytes than this are generated before another thread has started.
         const MIN_BYTES_PER_THREAD: usize = 256 << 10;
         let size = ELEMENTS * DType::Bf16.size();
         debug_assert!(start.is_multiple_of(size));
@@ -228,8 +229,8 @@ impl RandomTensor {
     }
 }
 
-/// 65,536 equally likely values of a normal distribution, ascending, as bf16: 16 uniform bits choose one, which
-/// costs less than any formula.
+/// 65,536 equally likely values of a normal distribution, ascending, as bf16: 16 uniform bits choose one,
+/// which costs less than any formula.
 static NORMAL: LazyLock<Box<[u16]>> = LazyLock::new(|| {
     const HALF: usize = 1 << 15;
     let mut table = vec![0; 2 * HALF];

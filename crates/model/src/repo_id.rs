@@ -3,8 +3,8 @@
 /// Longest name of an owner, or of a model.
 const MAX_NAME_BYTES: usize = 96;
 
-/// Whether `text` is spelt as a repository of the Hub, `owner/name`: the rule of `huggingface_hub`'s `validate_repo_id`,
-/// with an owner.
+/// Whether `text` is spelt as a repository of the Hub, `owner/name`: the rule of `huggingface_hub`'s
+/// `validate_repo_id`, with an owner.
 ///
 /// ```
 /// use danlu_model::is_repo_id;

@@ -1,4 +1,4 @@
-//! The files of a model made from another besides its weights, and which folder each is taken from.
+//! Files that a new model copies from its base or its adapter: tokenizer, template, generation settings.
 
 use std::fs::{self, File};
 use std::io;
@@ -10,8 +10,8 @@ use serde_json::{Map, Value, json};
 use crate::Tokenizer;
 use crate::files::{self, AtomicFile, FileError};
 
-/// What turns text into tokens; taken from one folder, since the files refer to each other. The template is
-/// chosen for itself.
+/// Files of a tokenizer. All come from one folder, since they refer to each other. The template is chosen on
+/// its own.
 const TOKENIZER: &[&str] = &[
     "tokenizer.json",
     "tokenizer_config.json",
@@ -31,14 +31,14 @@ const MAX_CONFIG_BYTES: u64 = 4 << 20;
 pub struct SidecarFile {
     /// That name.
     pub name: String,
-    /// Where it lies.
+    /// Its path.
     pub source: PathBuf,
     /// How long it is.
     pub bytes: u64,
 }
 
 impl SidecarFile {
-    /// Copies it to `to`, so that its bytes are on the disk before it is given a name that counts.
+    /// Copies it to `to`, with its bytes on the disk before it gets its name.
     ///
     /// # Errors
     /// If it cannot be read, or the disk is full.
@@ -51,16 +51,16 @@ impl SidecarFile {
     }
 }
 
-/// Their names, whether a folder has them or not.
+/// The names of all sidecar files.
 pub fn names() -> impl Iterator<Item = &'static str> {
     TOKENIZER.iter().copied().chain([TEMPLATE, GENERATION])
 }
 
-/// The files to copy. Tokenizer and template are those that [`Tokenizer::read_with`] reads, so that the merged
-/// model is asked as the adapter was. `also` are names taken from the adapter where it has them.
+/// The files to copy. Tokenizer and template are those that [`Tokenizer::read_with`] reads, so that the
+/// merged model gets the adapter's prompts. `also` are further names to copy from the adapter.
 ///
 /// # Errors
-/// If a file that is there cannot be looked at.
+/// If the size of an existing file cannot be read.
 pub fn choose(base: &Path, adapter: Option<&Path>, also: &[String]) -> Result<Vec<SidecarFile>, FileError> {
     let [tokenizer, template] = Tokenizer::folders(base, adapter.unwrap_or(base));
     let mut chosen: Vec<(&Path, &str)> = TOKENIZER.iter().map(|name| (tokenizer, *name)).collect();
@@ -72,7 +72,7 @@ pub fn choose(base: &Path, adapter: Option<&Path>, also: &[String]) -> Result<Ve
     let mut files: Vec<SidecarFile> = Vec::new();
     for (folder, name) in chosen {
         let source = folder.join(name);
-        // A name with a folder in it could lead out of the output.
+        // A name with a folder in it could point outside the output.
         let plain = Path::new(name).file_name().is_some_and(|n| n == name);
         if !plain || !source.is_file() || files.iter().any(|f| f.name == name) {
             continue;
@@ -83,17 +83,17 @@ pub fn choose(base: &Path, adapter: Option<&Path>, also: &[String]) -> Result<Ve
     Ok(files)
 }
 
-/// The folder that `generation_config.json` is taken from: the adapter where it brings one, else the base.
+/// The folder with `generation_config.json`: the adapter's if it has one, else the base's.
 pub fn generation_folder<'a>(base: &'a Path, adapter: Option<&'a Path>) -> &'a Path {
     adapter.filter(|folder| folder.join(GENERATION).is_file()).unwrap_or(base)
 }
 
-/// How the weights of a new model differ from the base's, as far as `config.json` tells.
+/// Changes of `config.json` for the weights of a new model.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct ConfigChange {
-    /// Their type, where it is another.
+    /// The new element type, if it changes.
     pub dtype: Option<DType>,
-    /// Their `quantization_config`: none, or this one.
+    /// The new `quantization_config`, if any.
     pub quantization: Option<Value>,
 }
 

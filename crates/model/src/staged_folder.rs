@@ -1,4 +1,4 @@
-//! A model folder that appears whole or not at all, and what a folder holds already.
+//! A model folder that appears whole or not at all.
 
 use std::fs::{self, File};
 use std::io;
@@ -15,10 +15,11 @@ pub const INDEX_FILE: &str = "model.safetensors.index.json";
 /// A model's weights in one file.
 pub const SINGLE_FILE: &str = "model.safetensors";
 
-/// A model's folder while it is filled: files are staged in a hidden folder inside it, and
-/// [`publish`](StagedFolder::publish) gives them their names.
+/// A model's folder while it is written: files are staged in a hidden folder inside it, and
+/// [`publish`](StagedFolder::publish) renames them.
 ///
-/// Dropped before that, it removes what it made; killed, it leaves a hidden folder that the next one clears.
+/// Dropping it before that removes its files. A killed process leaves the hidden folder, which the next one
+/// clears.
 #[derive(Debug)]
 pub struct StagedFolder {
     folder: PathBuf,
@@ -27,7 +28,7 @@ pub struct StagedFolder {
 }
 
 impl StagedFolder {
-    /// Begins a model at `folder`, which must be absent or empty.
+    /// Stages a model at `folder`, which must be absent or empty.
     ///
     /// # Errors
     /// If the folder holds other things or cannot be written.
@@ -35,7 +36,7 @@ impl StagedFolder {
         Self::create_beside(folder, |_| false)
     }
 
-    /// As [`StagedFolder::create`], in a folder that may hold what `replaceable` names.
+    /// As [`StagedFolder::create`], in a folder that may have entries that `replaceable` accepts.
     ///
     /// # Errors
     /// As [`StagedFolder::create`].
@@ -59,18 +60,18 @@ impl StagedFolder {
         &self.folder
     }
 
-    /// The folder it lies in until it is published, which loads as a model once `config.json` is staged.
+    /// The hidden folder, which loads as a model once `config.json` is staged.
     pub fn staging(&self) -> &Path {
         &self.staging
     }
 
-    /// Where the file `name` is to be written.
+    /// The path for writing the file `name`.
     pub fn staged(&self, name: &str) -> PathBuf {
         self.staging.join(name)
     }
 
-    /// Gives every file its name, in this order, and makes the names durable. `config.json` comes last, so that
-    /// half a model is never taken for one.
+    /// Renames every file, in this order, and syncs the folder. `config.json` comes last, so that an
+    /// incomplete model never loads.
     ///
     /// # Errors
     /// If a file was not staged, or the folder cannot be written.
@@ -87,16 +88,16 @@ impl StagedFolder {
 
 impl Drop for StagedFolder {
     fn drop(&mut self) {
-        // Best effort: an error that is already on its way matters more.
+        // Best effort: the error that led here matters more.
         let _ = fs::remove_dir_all(&self.staging);
         if self.is_new {
-            // Refused by the system when it holds the finished model.
+            // The system refuses this if the folder has the finished model.
             let _ = fs::remove_dir(&self.folder);
         }
     }
 }
 
-/// What a folder holds, compared with a model that is to be there.
+/// The state of a folder, compared with the model to be written there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FolderState {
     /// A complete model of this configuration.
@@ -108,7 +109,7 @@ pub enum FolderState {
 }
 
 impl FolderState {
-    /// Looks at `folder`, without reading the weights themselves.
+    /// Reads the configuration and headers of `folder`, not the weights.
     ///
     /// # Errors
     /// If there is a model that is damaged.

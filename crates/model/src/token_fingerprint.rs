@@ -1,13 +1,13 @@
-//! What must be equal between training and use, or the model sees tokens it was not trained on.
+//! The properties of tokenizer and template that must be equal in training and use.
 
 use serde::{Deserialize, Serialize};
 
-/// A tokenizer and template, told apart from others.
+/// A fingerprint of tokenizer and template.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TokenFingerprint {
     /// SHA-256 of the chat template's text, if there is one.
     pub template_sha256: Option<String>,
-    /// SHA-256 of the tokenizer, written in one canonical form: how a file is laid out does not matter.
+    /// SHA-256 of the tokenizer, in one canonical form, independent of the file's layout.
     pub tokenizer_sha256: String,
     /// Begins a text.
     pub bos: Option<String>,
@@ -22,7 +22,7 @@ pub struct TokenFingerprint {
 }
 
 impl TokenFingerprint {
-    /// One sentence for each thing in which `other` differs; `words` say which value is whose: `in the base`.
+    /// One sentence for each difference from `other`. `words` name the two sides: `in the base`.
     pub fn difference(&self, other: &Self, words: [&str; 2]) -> Vec<String> {
         let mut out = Vec::new();
         let mut compare = |name: &str, here: String, there: String| {

@@ -1,4 +1,4 @@
-//! A model folder's tokenizer: text to ids and back, its named tokens, and where a generation stops.
+//! A model folder's tokenizer: text to ids and back, its named tokens, and the tokens that end a generation.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
@@ -26,7 +26,7 @@ pub struct Tokenizer {
 }
 
 impl Tokenizer {
-    /// Reads `tokenizer.json` of a folder, and beside it, as far as they are there, `tokenizer_config.json`,
+    /// Reads `tokenizer.json` of a folder and, if present, `tokenizer_config.json`,
     /// `special_tokens_map.json`, `chat_template.jinja`, `generation_config.json` and `config.json`.
     ///
     /// # Errors
@@ -35,8 +35,8 @@ impl Tokenizer {
         Self::read_from(folder, folder, folder, ConfigJson::read_optional(folder)?.as_ref())
     }
 
-    /// Reads the tokenizer of `base`, whose `config.json` is open, with the files of `adapter` in place of the base's:
-    /// its tokenizer if that is complete, its chat template, its `generation_config.json`.
+    /// Reads the tokenizer of `base`, whose `config.json` is open, with the files of `adapter` in place of
+    /// the base's: its tokenizer if that is complete, its chat template, its `generation_config.json`.
     ///
     /// # Errors
     /// As [`Tokenizer::read`].
@@ -46,7 +46,7 @@ impl Tokenizer {
         Self::read_from(tokenizer, template, generation, Some(config))
     }
 
-    /// Whether `adapter` brings a file that [`Tokenizer::read_with`] takes in place of the base's.
+    /// Whether `adapter` has a file that [`Tokenizer::read_with`] takes in place of the base's.
     pub fn is_brought_by(adapter: &Path) -> bool {
         let none = Path::new("");
         Self::folders(none, adapter) != [none, none]
@@ -71,7 +71,7 @@ impl Tokenizer {
         let bytes = files::read_bounded(&path, MAX_TOKENIZER_BYTES)?;
         let error = |message: String| ModelError::Tokenizer { path: path.clone(), message };
         let mut inner = tokenizers::Tokenizer::from_bytes(bytes).map_err(|e| error(e.to_string()))?;
-        // Left over from whoever saved the file; lengths are this program's business.
+        // The file may have truncation and padding, which danlu does itself.
         inner.with_padding(None);
         inner.with_truncation(None).map_err(|e| error(e.to_string()))?;
 
@@ -107,7 +107,7 @@ impl Tokenizer {
     /// The ids of `text`. Special tokens written in it are recognised; none is added.
     ///
     /// # Errors
-    /// If the tokenizer has no way to write some of the text.
+    /// If the tokenizer cannot represent the text.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>, ModelError> {
         let encoding = self.inner.encode_fast(text, false).map_err(|e| self.failed(e))?;
         Ok(encoding.get_ids().to_vec())
@@ -124,7 +124,8 @@ impl Tokenizer {
         Ok(self)
     }
 
-    /// The ids that the tokenizer itself adds before a text, such as BOS. Many tokenizers name a BOS and add none.
+    /// The ids that the tokenizer itself adds before a text, such as BOS. Many tokenizers name a BOS and add
+    /// none.
     ///
     /// # Errors
     /// As [`Tokenizer::encode`].
@@ -136,8 +137,8 @@ impl Tokenizer {
         Ok(ids[..at.unwrap_or(0)].to_vec())
     }
 
-    /// As [`Tokenizer::encode`], each id with the bytes of `text` it stands for. Tokens that share a character
-    /// all have that character's range.
+    /// As [`Tokenizer::encode`], each id with its byte range in `text`. Tokens that share a character all
+    /// have that character's range.
     ///
     /// # Errors
     /// As [`Tokenizer::encode`].
@@ -147,7 +148,7 @@ impl Tokenizer {
         Ok(encoding.get_ids().iter().copied().zip(offsets).collect())
     }
 
-    /// A special token that is spelt out in `text`, which [`Tokenizer::encode`] would not take for text.
+    /// A special token in `text`, which [`Tokenizer::encode`] would not encode as text.
     pub fn special_in(&self, text: &str) -> Option<&str> {
         self.specials.iter().map(String::as_str).find(|token| text.contains(token))
     }
@@ -162,7 +163,7 @@ impl Tokenizer {
         DecodeStream { tokenizer: self, ids: Vec::new(), written: 0, skip_special }
     }
 
-    /// The token as the vocabulary spells it; in a byte-level one that is not its text.
+    /// The token as the vocabulary spells it; in a byte-level one this differs from its text.
     pub fn token_str(&self, id: u32) -> Option<String> {
         self.inner.id_to_token(id)
     }
@@ -192,8 +193,8 @@ impl Tokenizer {
         self.token_id(self.named("pad_token")?)
     }
 
-    /// Every id after which a generation ends: what `generation_config.json`, `config.json` and the tokenizer
-    /// call the end, and the token by which the template ends an assistant's turn.
+    /// Every id that ends a generation: the end tokens of `generation_config.json`, `config.json` and the
+    /// tokenizer, and the template's end-of-turn token.
     pub fn stop_ids(&self) -> &BTreeSet<u32> {
         &self.stop_ids
     }
@@ -206,7 +207,7 @@ impl Tokenizer {
     /// Checks that every id has a row in the model's embedding table.
     ///
     /// # Errors
-    /// If the tokenizer knows more tokens than the model.
+    /// If the tokenizer has more tokens than the model.
     pub fn check_fits(&self, config: &ModelConfig) -> Result<(), ModelError> {
         let size = self.vocab_size();
         if size <= config.vocab_size {
@@ -226,9 +227,9 @@ impl Tokenizer {
         self.template.as_ref().ok_or_else(|| ModelError::NoTemplate { folder: folder.to_owned() })
     }
 
-    /// What training and use must have in common.
+    /// The fingerprint that training and use must have in common.
     pub fn fingerprint(&self) -> TokenFingerprint {
-        // The library's own spelling: files of other layout or age give the same.
+        // The library's own form, which does not depend on the file's layout or version.
         let canonical = self.inner.to_string(false).unwrap_or_default();
         let named = |name: &str| self.named(name).map(str::to_owned);
         TokenFingerprint {
@@ -257,26 +258,27 @@ impl std::fmt::Debug for Tokenizer {
     }
 }
 
-/// Text of a growing list of tokens, given out in whole characters: a Chinese character may be spread over three.
+/// Streams the text of a growing list of tokens in whole characters. A Chinese character may span three
+/// tokens.
 ///
-/// The pieces, with [`finish`](DecodeStream::finish), join to what decoding all ids at once gives.
+/// The pieces, with [`finish`](DecodeStream::finish), join to the text of all ids decoded at once.
 pub struct DecodeStream<'a> {
     tokenizer: &'a Tokenizer,
-    /// The last tokens that were given out, then those held back: a decoder may treat the first token of a
-    /// text differently, so each piece is decoded behind its predecessor.
+    /// The last returned tokens, then the pending ones. A decoder may treat the first token of a text
+    /// differently, so each piece is decoded behind its predecessor.
     ids: Vec<u32>,
     written: usize,
     skip_special: bool,
 }
 
 impl DecodeStream<'_> {
-    /// Takes one more token; the text that is now complete.
+    /// Adds one token. Returns the text that is now complete.
     pub fn push(&mut self, id: u32) -> Option<String> {
         self.ids.push(id);
         self.piece(false)
     }
 
-    /// What was held back, its broken characters replaced by U+FFFD.
+    /// The pending text, with broken characters replaced by U+FFFD.
     pub fn finish(mut self) -> Option<String> {
         self.piece(true)
     }
@@ -297,8 +299,8 @@ impl DecodeStream<'_> {
     }
 }
 
-/// Tokens that may end a turn: the special ones, and others that look like it, such as an `<|im_end|>` that was added
-/// as an ordinary token.
+/// Tokens that may end a turn: the special ones, and others that look like it, such as an `<|im_end|>` that
+/// was added as an ordinary token.
 fn turn_ends(inner: &tokenizers::Tokenizer) -> Vec<String> {
     let added = inner.get_added_tokens_decoder().into_values();
     let ends = added
@@ -306,8 +308,8 @@ fn turn_ends(inner: &tokenizers::Tokenizer) -> Vec<String> {
     ends.map(|token| token.content).collect()
 }
 
-/// The named tokens: every key that ends in `_token`, and the names in `extra_special_tokens`. The first file that
-/// names a token decides.
+/// The named tokens: every key that ends in `_token`, and the names in `extra_special_tokens`. The first file
+/// that names a token decides.
 fn named_tokens(files: &[Option<&Value>]) -> BTreeMap<String, String> {
     let text = |value: &Value| match value {
         Value::String(token) => Some(token.clone()),
@@ -328,7 +330,7 @@ fn named_tokens(files: &[Option<&Value>]) -> BTreeMap<String, String> {
     named
 }
 
-/// The chat template and the file it stands in: `chat_template.jinja` goes first, as in transformers.
+/// The chat template and its file: `chat_template.jinja` goes first, as in transformers.
 fn template_source(
     folder: &Path,
     config_path: &Path,

@@ -1,4 +1,4 @@
-//! A folder's safetensors, mapped into memory: which tensors there are, and their bytes.
+//! A folder's safetensors, memory-mapped: its tensors and their bytes.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs::File;
@@ -22,7 +22,7 @@ const COPY_BYTES: usize = 8 << 20;
 /// An index has one short line a tensor.
 const MAX_INDEX_BYTES: u64 = 64 << 20;
 
-/// Where one tensor lies.
+/// The location of one tensor.
 #[derive(Clone, Debug, PartialEq)]
 pub struct TensorInfo {
     /// Name in the checkpoint.
@@ -31,7 +31,7 @@ pub struct TensorInfo {
     pub dtype_name: String,
     /// Sizes, outermost first.
     pub shape: Vec<usize>,
-    /// Which of [`Weights::files`] holds it.
+    /// Index of its file in [`Weights::files`].
     pub file: usize,
     /// Its bytes within that file.
     pub range: Range<usize>,
@@ -51,8 +51,8 @@ impl TensorInfo {
 
 /// The weights of a model folder: `model.safetensors`, or the shards of `model.safetensors.index.json`.
 ///
-/// The files are mapped, not read: opening is quick and pages come from the disk as they are used. Matrices
-/// keep their file mapped, so `Weights` itself may be dropped. The files must not be changed meanwhile.
+/// The files are mapped: opening is quick, and pages are read from the disk when used. Matrices keep their
+/// file mapped, so `Weights` itself may be dropped. The files must not change meanwhile.
 #[derive(Clone)]
 pub struct Weights {
     folder: PathBuf,
@@ -60,11 +60,11 @@ pub struct Weights {
     owners: Vec<Owner>,
     tensors: Vec<TensorInfo>,
     by_name: HashMap<String, usize>,
-    /// Weights that stand in 4 bits in memory, in place of the files' own.
+    /// Weights quantized in memory, in place of the files' own.
     pub(crate) quantized: HashMap<String, Arc<FourBit>>,
 }
 
-/// Who keeps a file's bytes.
+/// The owner of a file's bytes.
 #[derive(Clone)]
 enum Owner {
     Map(Arc<Mmap>),
@@ -92,7 +92,7 @@ struct Index {
     weight_map: BTreeMap<String, String>,
 }
 
-/// The part of a header entry that tells how long the file should be.
+/// The part of a header entry that gives the file's length.
 #[derive(Deserialize)]
 struct Extent {
     data_offsets: Option<[u64; 2]>,
@@ -102,7 +102,7 @@ impl Weights {
     /// Maps the safetensors of `folder` and reads their headers.
     ///
     /// # Errors
-    /// If there are none, or an index or a header is not sound: it leads outside the folder, names a tensor
+    /// If there are none, or an index or a header is invalid: it points outside the folder, names a tensor
     /// that its file lacks, or describes more or fewer bytes than there are.
     pub fn open(folder: &Path) -> Result<Self, ModelError> {
         let mut weights = Self::empty(folder);
@@ -147,7 +147,7 @@ impl Weights {
         Ok(weights)
     }
 
-    /// Adds a tensor that memory keeps.
+    /// Adds a tensor in memory.
     pub(crate) fn push(&mut self, spec: TensorSpec, memory: Arc<dyn AsRef<[u8]> + Send + Sync>) {
         let (file, range) = (self.files.len(), 0..(*memory).as_ref().len());
         let TensorSpec { name, dtype, shape, .. } = spec;
@@ -157,7 +157,7 @@ impl Weights {
         self.owners.push(Owner::Memory(memory));
     }
 
-    /// Adds a tensor that memory keeps in 4 bits alone: of the one it was made from there are no bytes.
+    /// Adds a tensor that exists in memory in 4 bits only, without the bytes of its original.
     pub(crate) fn push_quantized(&mut self, spec: TensorSpec, weight: FourBit) {
         self.quantized.insert(spec.name.clone(), Arc::new(weight));
         self.push(spec, Arc::new([0u8; 0]));
@@ -180,7 +180,7 @@ impl Weights {
         let file = self.files.len();
         let mut found = read_header(&path, owner.bytes(), file)?;
         if let Some(promised) = promised {
-            // What the index does not list, transformers does not load either.
+            // transformers does not load tensors that the index lacks either.
             found.retain(|t| promised.contains(&t.name));
             let names: BTreeSet<&str> = found.iter().map(|t| t.name.as_str()).collect();
             if let Some(absent) = promised.iter().find(|name| !names.contains(name.as_str())) {
@@ -196,7 +196,7 @@ impl Weights {
         Ok(())
     }
 
-    /// The folder, or the file where there is no folder.
+    /// The folder, or the file if there is no folder.
     pub fn folder(&self) -> &Path {
         &self.folder
     }
@@ -240,7 +240,7 @@ impl Weights {
         self.owners[info.file].part(info.range.clone())
     }
 
-    /// Writes a tensor's bytes as they are, and gives back the memory in which they were shown.
+    /// Copies a tensor's bytes, and releases its mapped memory.
     ///
     /// # Errors
     /// If the disk is full.
@@ -252,8 +252,7 @@ impl Weights {
         Ok(())
     }
 
-    /// Lets the system take back the memory in which it shows a tensor's part of a mapped file; it comes back from
-    /// the file when it is asked for again.
+    /// Releases the mapped memory of a tensor. The system reads it from the file again when used.
     pub fn release(&self, info: &TensorInfo) {
         self.release_part(info, 0..info.range.len());
     }
@@ -262,14 +261,14 @@ impl Weights {
     fn release_part(&self, info: &TensorInfo, bytes: Range<usize>) {
         if let Owner::Map(map) = &self.owners[info.file] {
             let (start, len) = (info.range.start + bytes.start, bytes.len());
-            // SAFETY: the map is of a file and read-only, so that a page that is dropped comes back as it was.
-            // That the system refuses costs memory and nothing else.
+            // SAFETY: the map is of a file and read-only, so that a page that is dropped comes back as it
+            // was. That the system refuses costs memory and nothing else.
             let _ = unsafe { map.unchecked_advise_range(UncheckedAdvice::DontNeed, start, len) };
         }
     }
 
-    /// Every tensor of the model that the files hold: as [`Weights::tensors`], but a weight in 4 bits is one tensor of
-    /// the type and shape it was made from.
+    /// Every tensor of the model that the files hold: as [`Weights::tensors`], but a weight in 4 bits is one
+    /// tensor with its original type and shape.
     ///
     /// # Errors
     /// If the state of one is unsound.
@@ -286,11 +285,11 @@ impl Weights {
         Ok(out)
     }
 
-    /// A tensor as a frozen matrix, over the mapped file where it is not held in memory. One in 4 bits is found with
-    /// all its parts.
+    /// A tensor as a frozen matrix, in memory or over the mapped file. A weight in 4 bits includes all its
+    /// parts.
     ///
     /// # Errors
-    /// If it is missing, of another shape, of a type that is not read, or a part of it is unsound.
+    /// If it is missing, of another shape, of an unsupported type, or a part of it is invalid.
     pub fn matrix(&self, name: &str, rows: usize, cols: usize) -> Result<Matrix, ModelError> {
         if let Some(weight) = self.quantized.get(name) {
             return Ok(Matrix::four_bit(Arc::clone(weight), rows, cols));
@@ -316,7 +315,7 @@ impl Weights {
         Ok(Matrix::dense(dtype, self.part(info), rows, cols))
     }
 
-    /// Bytes that the files hold of a weight: of one in 4 bits all parts.
+    /// Bytes of a weight in the files, with all parts of a weight in 4 bits.
     pub fn stored_bytes(&self, name: &str) -> u64 {
         let own = self.info(name).map_or(0, |info| info.range.len());
         let parts: usize = match StoredFourBit::find(self, name) {
@@ -326,7 +325,7 @@ impl Weights {
         (own + parts) as u64
     }
 
-    /// Bytes of all tensors, those in 4 bits as they are held.
+    /// Bytes of all tensors, of those in 4 bits as stored.
     pub fn total_bytes(&self) -> u64 {
         let stored = self.tensors.iter().filter(|t| !self.quantized.contains_key(&t.name));
         let stored: usize = stored.map(|t| t.range.len()).sum();
@@ -371,14 +370,14 @@ impl Weights {
         Ok((info, dtype))
     }
 
-    /// Checks that these are the tensors `config` describes: none missing, none unknown, each of its shape and
-    /// of a type that is read.
+    /// Checks that these are the tensors `config` describes: none missing, none unknown, each of its shape
+    /// and of a supported type.
     ///
-    /// Extras that change nothing are let pass: rotary frequencies that old exports store, and an output head
+    /// Extras without effect are accepted: rotary frequencies that old exports store, and an output head
     /// beside tied tables.
     ///
     /// # Errors
-    /// Names every tensor that is wrong, with both shapes; a tensor of a type that is not read comes first.
+    /// Names every tensor that is wrong, with both shapes; a tensor of an unsupported type comes first.
     pub fn check_complete(&self, config: &ModelConfig) -> Result<(), ModelError> {
         let four_bit: HashMap<&str, StoredFourBit<'_>> = StoredFourBit::all(self);
         let is_part = |name: &str| {
@@ -471,18 +470,18 @@ fn read_header(path: &Path, bytes: &[u8], file: usize) -> Result<Vec<TensorInfo>
             range: start + info.data_offsets.0..start + info.data_offsets.1,
         })
         .collect();
-    // By name among the empty ones, which share their place.
+    // By name among the empty ones, which share their offset.
     tensors.sort_by(|a, b| (a.range.start, a.range.end, &a.name).cmp(&(b.range.start, b.range.end, &b.name)));
     Ok(tensors)
 }
 
-/// Compares the file's length with the one its header asks for, before anything adds up its offsets.
+/// Compares the file's length with its header before any offset is used.
 fn check_length(path: &Path, bytes: &[u8]) -> Result<(), ModelError> {
     let found = bytes.len() as u64;
     let size = |expected| ModelError::FileSize { path: path.to_owned(), expected, found };
     let Some((length, rest)) = bytes.split_first_chunk::<8>() else { return Err(size(8)) };
     let length = u64::from_le_bytes(*length);
-    // Judged by the first bytes, so that an HTML page or a pointer file is not called a short download.
+    // The first bytes decide, so that an HTML page or a pointer file is not reported as a short download.
     if length > 100_000_000 || rest.first().is_some_and(|&b| b != b'{') {
         let begin = String::from_utf8_lossy(&bytes[..bytes.len().min(24)]).into_owned();
         let message = format!("it begins with {begin:?}");
@@ -501,8 +500,8 @@ fn check_length(path: &Path, bytes: &[u8]) -> Result<(), ModelError> {
     Ok(())
 }
 
-/// Which tensors an index expects in each shard. Shards lie beside the index: a name that leads elsewhere
-/// is refused.
+/// The tensors of each shard by the index. Shards are in the index's folder; a name that points elsewhere is
+/// rejected.
 fn parse_index(path: &Path, bytes: &[u8]) -> Result<BTreeMap<String, BTreeSet<String>>, ModelError> {
     let index: Index = serde_json::from_slice(bytes).map_err(|e| json::malformed(path, bytes, &e))?;
     let mut shards: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();

@@ -1,4 +1,4 @@
-//! The work buffers of a decoder: made once for the largest batch, reused by every pass.
+//! The work buffers of a decoder, allocated once for the largest batch and reused by every pass.
 
 use std::mem;
 
@@ -10,38 +10,39 @@ use crate::{ActivationPolicy, ModelConfig};
 
 /// Grow-only activations and scratch. One workspace serves one pass at a time.
 ///
-/// A training pass keeps of each layer what its policy says; a pass without backward reuses one layer's.
+/// A training pass stores the activations of each layer by its policy. A pass without backward reuses one
+/// layer's.
 #[derive(Debug, Default)]
 pub struct Workspace {
     pub(crate) layers: Vec<LayerActivations>,
-    /// One for each layer; where there is none, the default.
+    /// One for each layer. Layers beyond them have the default.
     policies: Vec<ActivationPolicy>,
-    /// What layers that do not keep everything compute into.
+    /// Buffers shared by the layers that do not store everything.
     shared: LayerActivations,
     /// The layer whose values stand in `shared`.
     shared_holds: Option<usize>,
-    /// The residual stream after the last layer `(N, C)`, where all rows go on; otherwise, of the `M` that do, before
-    /// its attention is added.
+    /// The residual stream after the last layer `(N, C)`. If rows are selected for the head: of these `M`
+    /// rows, before the last attention is added.
     pub(crate) hidden: GrowBuffer,
-    /// The last layer's attention output on the rows that go on, `(M, NH · HS)`.
+    /// The last layer's attention output on the rows that reach the head, `(M, NH · HS)`.
     pub(crate) head_attn: GrowBuffer,
     /// Rows that reach the head `(M, C)`, before and after the final norm, with its `rstd (M)`.
     pub(crate) head_inp: GrowBuffer,
     pub(crate) head_norm: GrowBuffer,
     pub(crate) head_rstd: GrowBuffer,
-    /// `(M, V)`, only where a caller asks for logits.
+    /// `(M, V)`, only if the caller needs logits.
     pub(crate) logits: GrowBuffer,
     /// The loss of each of those rows, and the gradient of each loss, `(M)`.
     pub(crate) losses: GrowBuffer,
     pub(crate) dloss: GrowBuffer,
     pub(crate) prefix_kv: PrefixKv,
     pub(crate) grads: Gradients,
-    /// Lent to each pass in turn, so that a device keeps their addresses.
+    /// Passes take them in turn, so that their addresses on a device do not change.
     pub(crate) indices: PassIndices,
 }
 
-/// Where sequences share rows: the keys and the values of one layer copied for each of them, a row for every token of every
-/// sequence, `KH · HS` wide.
+/// Copies of one layer's keys and values for sequences that share rows, `(M, KH · HS)`: a row for every token
+/// of every sequence.
 #[derive(Debug, Default)]
 pub(crate) struct PrefixKv {
     pub kv: [GrowBuffer; 2],
@@ -49,7 +50,7 @@ pub(crate) struct PrefixKv {
     pub dkv: [GrowBuffer; 2],
 }
 
-/// Gradients of activations; none outlives one layer but `hidden`.
+/// Gradients of activations. Only `hidden` lives longer than one layer.
 #[derive(Debug, Default)]
 pub(crate) struct Gradients {
     pub hidden: GrowBuffer,
@@ -65,7 +66,7 @@ pub(crate) struct Gradients {
     pub act: GrowBuffer,
 }
 
-/// A buffer that grows to what was last asked of it.
+/// A grow-only buffer.
 #[derive(Debug, Default)]
 pub(crate) struct GrowBuffer(Option<Buffer>);
 
@@ -111,7 +112,7 @@ impl Workspace {
         Self::default()
     }
 
-    /// An empty workspace whose layers keep what these policies say; layers beyond them what is dear to make again.
+    /// An empty workspace with these policies. Layers beyond them have the default policy.
     pub fn with_policies(policies: Vec<ActivationPolicy>) -> Self {
         Self { policies, ..Self::default() }
     }
@@ -121,19 +122,19 @@ impl Workspace {
         *self = Self::with_policies(mem::take(&mut self.policies));
     }
 
-    /// What a layer keeps.
+    /// The policy of a layer.
     pub(crate) fn policy(&self, layer: usize) -> ActivationPolicy {
         self.policies.get(layer).copied().unwrap_or_default()
     }
 
-    /// Takes a layer's activations out, with shared buffers in place of what it does not keep.
+    /// Takes a layer's activations out, with shared buffers in place of those that it does not store.
     pub(crate) fn take_layer(&mut self, layer: usize) -> LayerActivations {
         let (mut act, policy) = (mem::take(&mut self.layers[layer]), self.policy(layer));
         act.exchange(&mut self.shared, policy);
         act
     }
 
-    /// Puts back what [`Workspace::take_layer`] gave.
+    /// Puts back the activations from [`Workspace::take_layer`].
     pub(crate) fn put_layer(&mut self, layer: usize, mut act: LayerActivations) {
         let policy = self.policy(layer);
         act.exchange(&mut self.shared, policy);
@@ -143,13 +144,13 @@ impl Workspace {
         }
     }
 
-    /// Whether everything that a layer computed is still at hand.
+    /// Whether all activations of a layer are still valid.
     pub(crate) fn holds(&self, layer: usize) -> bool {
         self.policy(layer) == ActivationPolicy::KeepAll || self.shared_holds == Some(layer)
     }
 
-    /// Makes room for `n` rows, the activations of `layers` layers and `head_rows` rows at the head. A single layer's
-    /// buffers serve one layer after the other.
+    /// Makes room for `n` rows, the activations of `layers` layers and `head_rows` rows at the head. A single
+    /// layer's buffers serve one layer after the other.
     pub(crate) fn reserve(
         &mut self,
         config: &ModelConfig,

@@ -1,5 +1,5 @@
-//! Logits, gradients and generations against PyTorch and PEFT (`shared/golden`, where present), on every back end.
-//! The merged model's are in `crates/train/tests/golden_merge.rs`.
+//! Logits, gradients and generations against PyTorch and PEFT (`shared/golden`, where present), on every back
+//! end. The merged model's are in `crates/train/tests/golden_merge.rs`.
 
 mod common;
 
