@@ -85,7 +85,7 @@ fn an_adapter_survives_being_saved() {
 }
 
 #[test]
-fn a_fresh_adapter_changes_nothing_and_depends_on_the_seed_and_the_place() {
+fn a_fresh_adapter_has_no_effect_and_depends_on_seed_and_module() {
     let (adapter, all) = (init(lora(4, "q_proj,up_proj"), 7), init(lora(4, "all-linear"), 7));
     let (values, of_all) = (adapter.to_vec(&backend()).unwrap(), all.to_vec(&backend()).unwrap());
     for m in adapter.modules() {
@@ -113,7 +113,7 @@ fn a_decoder_is_given_the_pairs_and_nothing_else() {
 }
 
 #[test]
-fn half_precision_and_the_name_of_the_adapter_in_the_tensors_are_read() {
+fn half_precision_and_tensor_names_with_an_adapter_name_are_read() {
     for (dtype, to) in [(Dtype::BF16, danlu_kernels::DType::Bf16), (Dtype::F16, danlu_kernels::DType::F16)] {
         let out = tempfile::tempdir().unwrap();
         let values = saved(out.path()).to_vec(&backend()).unwrap();

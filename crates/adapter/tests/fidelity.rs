@@ -117,7 +117,7 @@ fn the_report_keeps_merge_and_measurement() {
 }
 
 #[test]
-fn a_merge_nobody_vouches_for_leaves_nothing() {
+fn an_unpublished_merge_leaves_nothing() {
     let folder = tempfile::tempdir().unwrap();
     let (base, out) = (folder.path().join("base"), folder.path().join("out"));
     write_model(&base, 1);

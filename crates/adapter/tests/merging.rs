@@ -257,7 +257,7 @@ fn an_adapter_of_another_base_is_refused() {
 }
 
 #[test]
-fn progress_ends_at_the_total_and_the_report_is_kept() {
+fn progress_ends_at_the_total_and_the_report_is_written() {
     let folder = tempfile::tempdir().unwrap();
     let (base, out) = (folder.path().join("base"), folder.path().join("out"));
     write_model(&base, 2);

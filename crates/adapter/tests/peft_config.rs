@@ -28,7 +28,7 @@ fn paths(changes: Value) -> Vec<String> {
 }
 
 #[test]
-fn what_we_write_is_what_peft_writes() {
+fn the_configuration_is_written_as_peft_writes_it() {
     let Some(folder) = common::golden("adapter_initial") else { return };
     let text = std::fs::read_to_string(folder.join("adapter_config.json")).unwrap();
     assert_eq!(LoraConfig::read(&folder).unwrap().to_json(), text);
@@ -161,7 +161,7 @@ fn a_target_is_never_silently_without_effect() {
 }
 
 #[test]
-fn what_would_change_the_numbers_is_refused_by_name() {
+fn settings_that_change_results_are_rejected_by_name() {
     for (key, value) in [
         ("use_dora", json!(true)),
         ("modules_to_save", json!(["embed_tokens"])),

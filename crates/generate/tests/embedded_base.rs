@@ -74,7 +74,7 @@ fn a_full_context_forgets_the_oldest_turns_and_says_how_many() {
 }
 
 #[test]
-fn a_message_longer_than_the_context_is_refused_and_changes_nothing() {
+fn a_message_longer_than_the_context_is_rejected_without_effect() {
     let mut session = session(32, options(8));
     let error = session.reply(&"很长的一句话。".repeat(20), &mut quiet).unwrap_err();
     assert!(matches!(error, GenerateError::PromptTooLong { context: 32, .. }), "{error}");

@@ -139,7 +139,7 @@ mod tests {
     }
 
     #[test]
-    fn a_common_beginning_has_rows_once_and_keys_for_each() {
+    fn a_common_prefix_has_rows_once_and_keys_for_each() {
         let sequence = |ids: &[u32], from: usize| LabeledSequence {
             ids: ids.to_vec(),
             trained: (0..ids.len()).map(|i| i >= from).collect(),
@@ -163,7 +163,7 @@ mod tests {
     }
 
     #[test]
-    fn what_may_be_shared_ends_before_the_first_label_and_before_the_end() {
+    fn a_shareable_prefix_ends_before_the_first_label_and_the_last_token() {
         let beginning = |trained: &[bool]| {
             let sequence =
                 LabeledSequence { ids: (0..trained.len() as u32).collect(), trained: trained.to_vec() };

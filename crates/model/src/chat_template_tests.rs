@@ -105,7 +105,7 @@ fn inst_begins_the_span_where_generation_begins() {
 }
 
 #[test]
-fn what_the_template_refuses_is_said_in_its_words() {
+fn a_rejection_by_the_template_has_its_message() {
     let template = template(GEMMA);
     assert_eq!(template.default_system(), None);
     let error = template.render(&[Message::new("system", "a"), Message::new("user", "b")], true).unwrap_err();
@@ -158,7 +158,7 @@ fn a_turn_that_later_turns_change_is_found_by_its_content() {
 }
 
 #[test]
-fn a_turn_that_cannot_be_told_is_an_error_with_its_reason() {
+fn a_turn_that_cannot_be_found_is_an_error_with_its_reason() {
     for (source, reason) in [
         (
             "{% for m in messages %}{{ loop.length }}{{ m.content }}{{ m.content }}{% endfor %}",

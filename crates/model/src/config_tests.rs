@@ -62,7 +62,7 @@ fn num_parameters_is_the_sum_of_the_tensors() {
 }
 
 #[test]
-fn what_cannot_be_is_refused_with_field_and_value() {
+fn impossible_values_are_rejected_with_field_and_value() {
     for (change, message) in [
         (json!({"hidden_size": 0}), "`hidden_size` is 0, expected a whole number from 1"),
         (json!({"hidden_size": 65}), "`num_attention_heads` is 4, expected a divisor of `hidden_size`, 65"),
@@ -91,7 +91,7 @@ fn what_cannot_be_is_refused_with_field_and_value() {
 }
 
 #[test]
-fn what_is_not_implemented_is_refused_by_name() {
+fn unimplemented_settings_are_rejected_by_name() {
     for (change, message) in [
         (
             json!({"model_type": "qwen2"}),

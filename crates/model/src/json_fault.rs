@@ -149,7 +149,7 @@ mod tests {
     }
 
     #[test]
-    fn fields_are_told_without_the_parsers_words() {
+    fn faults_of_fields_do_not_quote_the_parser() {
         #[derive(Debug, serde::Deserialize)]
         #[serde(deny_unknown_fields)]
         #[expect(dead_code, reason = "only its faults are read")]
@@ -193,7 +193,7 @@ mod tests {
     }
 
     #[test]
-    fn mistakes_are_told_without_the_parsers_words() {
+    fn syntax_faults_do_not_quote_the_parser() {
         let value = "a value: a text in double quotes, a number, `true`, `false`, `null`, `[` or `{`";
         for (text, words) in [
             ("{\"a\": 1", "found no end of an object, expected `}`".to_owned()),

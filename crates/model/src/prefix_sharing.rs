@@ -59,7 +59,7 @@ mod tests {
     }
 
     #[test]
-    fn each_shares_with_what_it_is_most_alike() {
+    fn each_sequence_shares_its_longest_prefix() {
         let (a, b, c): (&[u32], &[u32], &[u32]) = (&[1, 2, 3, 4], &[1, 5, 6, 7], &[1, 8]);
         assert_eq!(
             shared(&[a, b, b, c, a]),
@@ -69,19 +69,19 @@ mod tests {
     }
 
     #[test]
-    fn nothing_alike_shares_nothing() {
+    fn sequences_without_a_common_prefix_share_nothing() {
         assert_eq!(shared(&[]), []);
         assert_eq!(shared(&[&[], &[1], &[2, 1], &[]]), [None; 4]);
     }
 
     #[test]
-    fn too_little_is_not_shared() {
+    fn few_common_tokens_are_not_shared() {
         let worth = |tokens| find_shared_prefixes(&[&[1, 2, 3], &[1, 2, 4]], tokens)[1].is_some();
         assert!(worth(64) && !worth(65));
     }
 
     #[test]
-    fn what_is_shared_is_alike_and_as_much_as_there_is() {
+    fn shared_prefixes_are_equal_and_as_long_as_possible() {
         let mut stream = danlu_kernels::rng::Stream::new(4);
         for _ in 0..300 {
             let beginnings: Vec<Vec<u32>> = (0..1 + stream.next_below(12))

@@ -188,7 +188,7 @@ fn a_fingerprint_does_not_depend_on_the_layout_of_the_file() {
 }
 
 #[test]
-fn an_adapter_overrules_only_what_it_brings() {
+fn an_adapter_replaces_only_the_files_it_has() {
     let base = Path::new(BASE);
     let plain = Tokenizer::read(base).unwrap();
     let adapter = tempfile::tempdir().unwrap();

@@ -168,7 +168,7 @@ fn shards_are_read_through_their_index() {
 }
 
 #[test]
-fn an_index_cannot_lead_out_of_the_folder_or_promise_what_is_not_there() {
+fn an_index_cannot_point_outside_its_folder_or_to_missing_tensors() {
     let shard = file_of(&[("b", &[2])]);
     for (entry, message) in [
         (r#"{"b": "../x.safetensors"}"#, "beside the index"),
@@ -189,7 +189,7 @@ fn an_index_cannot_lead_out_of_the_folder_or_promise_what_is_not_there() {
 }
 
 #[test]
-fn a_folder_without_safetensors_says_what_it_has() {
+fn a_folder_without_safetensors_lists_other_weights() {
     let folder = folder_with(&[("pytorch_model.bin", b""), ("config.json", b"{}")]);
     let error = Weights::open(folder.path()).unwrap_err();
     assert!(error.to_string().ends_with(", only `pytorch_model.bin`"), "{error}");

@@ -29,7 +29,7 @@ fn write(folder: &Path, quantization: Quantization) {
 }
 
 #[test]
-fn what_is_written_reads_back_as_what_is_held_in_memory() {
+fn a_quantized_folder_reads_back_as_the_weights_in_memory() {
     let config = ModelConfig::read(&base()).unwrap();
     let original = Weights::open(&base()).unwrap();
     for quantization in all() {
@@ -135,7 +135,7 @@ impl Sound {
 }
 
 #[test]
-fn plain_scales_that_cannot_be_are_named_with_what_was_found() {
+fn invalid_plain_scales_are_reported_with_name_and_value() {
     let quantization = Quantization { double_quant: false, ..Quantization::new(FourBitCode::Fp4) };
     let sound = Sound::of(quantization);
     let with_absmax = |change: &dyn Fn(&mut Tensor)| {
@@ -164,7 +164,7 @@ fn plain_scales_that_cannot_be_are_named_with_what_was_found() {
 }
 
 #[test]
-fn every_part_that_cannot_be_is_named_with_what_was_found() {
+fn invalid_parts_are_reported_with_name_and_value() {
     let sound = Sound::of(Quantization::new(FourBitCode::Nf4));
     let error = |change: &dyn Fn(&mut Tensors)| sound.error(change);
     let state = format!("{WEIGHT}.quant_state.bitsandbytes__nf4");

@@ -46,7 +46,7 @@ fn trained(
 }
 
 #[test]
-fn few_labels_have_the_losses_of_all_logits_and_the_references_gradients() {
+fn few_labels_have_the_losses_and_gradients_of_the_reference() {
     let folder = tempfile::tempdir().unwrap();
     write_random_model(folder.path());
     let reference = load(folder.path(), Arc::new(Reference::new()));
@@ -88,7 +88,7 @@ fn few_labels_have_the_losses_of_all_logits_and_the_references_gradients() {
 }
 
 #[test]
-fn micro_batches_together_change_no_bit_however_few_rows_and_labels_each_has() {
+fn small_micro_batches_give_the_same_bits_alone_and_together() {
     let folder = tempfile::tempdir().unwrap();
     write_random_model(folder.path());
     let sizes = [(6, 0), (3, 1), (1, 0), (20, 8), (2, 1), (40, 17), (12, 9)];

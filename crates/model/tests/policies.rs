@@ -69,7 +69,7 @@ fn no_mix_of_policies_changes_a_bit_of_losses_or_gradients() {
 }
 
 #[test]
-fn a_decoder_without_an_adapter_in_its_lower_layers_keeps_its_numbers_too() {
+fn policies_do_not_change_results_without_adapters_in_lower_layers() {
     let folder = tempfile::tempdir().unwrap();
     write_random_model(folder.path());
     let decoder = Decoder::load(folder.path(), Arc::new(Reference::new())).unwrap();
@@ -104,7 +104,7 @@ fn deep(folder: &Path) -> ModelConfig {
 }
 
 #[test]
-fn every_layer_that_keeps_less_saves_memory_and_recomputation_is_booked_as_work() {
+fn storing_less_saves_memory_and_counts_the_recomputation() {
     let folder = tempfile::tempdir().unwrap();
     let config = deep(folder.path());
     assert_eq!(config.num_hidden_layers, 8);

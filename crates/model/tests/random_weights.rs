@@ -73,7 +73,7 @@ fn a_streamed_folder_loads_and_computes_as_the_weights_in_memory() {
 }
 
 #[test]
-fn weights_made_in_4_bits_are_those_that_quantizing_makes_and_keep_no_original() {
+fn weights_generated_in_4_bits_equal_quantized_ones() {
     let config = small();
     let quantization = Quantization::new(FourBitCode::Nf4);
     let go_on = &mut |_| ControlFlow::Continue(());
