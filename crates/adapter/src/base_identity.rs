@@ -6,7 +6,7 @@ use std::path::Path;
 use danlu_model::is_repo_id;
 use serde::{Deserialize, Serialize};
 
-/// First parts of paths that are folders rather than owners, as in `models/base`.
+/// Usual names of local folders: `models/base` is a path, not a repository.
 const FOLDERS: [&str; 16] = [
     "base",
     "bases",
@@ -26,18 +26,18 @@ const FOLDERS: [&str; 16] = [
     "weights",
 ];
 
-/// A base without its path.
+/// The identity of a base, without its path.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BaseIdentity {
-    /// Its folder's name.
+    /// The name of its folder.
     pub name: String,
     /// Its name on the Hub, `owner/name`, if known.
     pub hub_id: Option<String>,
-    /// The commit on the Hub that it was fetched from, if known.
+    /// Its commit on the Hub, if known.
     pub revision: Option<String>,
     /// The fingerprint of its configuration and weights.
     pub sha256: Option<String>,
-    /// The fingerprint of a sample, which is compared whenever an adapter is loaded.
+    /// The fingerprint of a sample of them, which is compared on every load.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sample: Option<String>,
 }
@@ -64,8 +64,10 @@ impl BaseIdentity {
         Self { name, hub_id: hub_id.map(str::to_owned), ..Self::default() }
     }
 
-    /// Checks every field that terminals, links and commands show. Returns the first wrong field and its
-    /// fault.
+    /// Checks the values that become links, commands or terminal output.
+    ///
+    /// # Errors
+    /// Returns the first faulty field, and its fault.
     pub fn check(&self) -> Result<(), (&'static str, String)> {
         if let Some(id) = self.hub_id.as_ref().filter(|id| !is_repo_id(id)) {
             return Err(("hub_id", format!("{id:?}, expected owner/name")));
@@ -81,28 +83,28 @@ impl BaseIdentity {
         Ok(())
     }
 
-    /// The same base under another name on the Hub, whose commits are its own.
+    /// The same base under another name on the Hub. The commit stays only if the name does.
     pub fn with_hub_id(self, id: &str) -> Self {
         let revision = self.revision.filter(|_| self.hub_id.as_deref() == Some(id));
         Self { hub_id: Some(id.to_owned()), revision, ..self }
     }
 
-    /// The name with its commit: `owner/name@commit`. `None` if the name on the Hub is not known.
+    /// The name with its commit, `owner/name@commit`, if the name on the Hub is known.
     pub fn at_revision(&self) -> Option<String> {
         let id = self.hub_id.as_ref()?;
         Some(self.revision.as_ref().map_or_else(|| id.clone(), |revision| format!("{id}@{revision}")))
     }
 
-    /// The name to show.
+    /// The name for display.
     pub fn shown(&self) -> &str {
         self.hub_id.as_deref().unwrap_or(&self.name)
     }
 }
 
-/// Description of a valid revision, for messages.
+/// The form that [`is_revision`] accepts.
 pub const REVISION_FORM: &str = "a branch, tag or commit of letters, digits and `._-/+=#`";
 
-/// Whether `revision` is spelt as a branch, a tag or a commit that danlu fetches or sends.
+/// Whether `revision` has the form of a branch, a tag or a commit.
 pub fn is_revision(revision: &str) -> bool {
     let known = |c: char| c.is_alphanumeric() || "._-/+=#".contains(c);
     !revision.starts_with('-') && (1..=255).contains(&revision.len()) && revision.chars().all(known)

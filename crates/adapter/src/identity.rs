@@ -1,6 +1,6 @@
-//! `danlu.json`: tokenizer, template and default system prompt of the training, stored beside the adapter.
+//! `danlu.json`: the tokenizer, template, default system prompt and base that an adapter was trained with.
 //!
-//! An adapter used with another template gives wrong replies without any error.
+//! With another template an adapter gives poor answers without any error. Loading therefore compares fingerprints.
 
 use std::path::{Path, PathBuf};
 
@@ -9,20 +9,20 @@ use serde::{Deserialize, Serialize};
 
 use crate::{AdapterError, BaseIdentity};
 
-/// Name of the file beside the adapter that records its training.
+/// Name of the file with the identity of an adapter.
 pub const IDENTITY_FILE: &str = "danlu.json";
 
-/// The file that holds a chat template.
+/// Name of the file with a chat template.
 const TEMPLATE_FILE: &str = "chat_template.jinja";
 
-/// Files that make up a tokenizer, as far as a base has them.
+/// Files of a tokenizer. A base may lack some.
 const TOKENIZER_FILES: [&str; 4] =
     ["tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", TEMPLATE_FILE];
 
-/// Largest tokenizer file that is copied. The largest in use have some 30 MB.
+/// Largest tokenizer file that is copied. The largest in use have about 30 MB.
 const MAX_BYTES: u64 = 1 << 30;
 
-/// Tokenizer, template and default system prompt of a run.
+/// The identity of an adapter: tokenizer, template, default system prompt and base.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TokenIdentity {
     folder: PathBuf,
@@ -38,10 +38,10 @@ struct Written {
     /// The system prompt of conversations without one.
     default_system: Option<String>,
     tokens: TokenFingerprint,
-    /// The quantization of the base in training, at load time or in its files.
+    /// The quantization of the base in training, on load or in its files.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     quantization: Option<Quantization>,
-    /// Projections that were not quantized.
+    /// Modules left in 16 bits.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     skip_modules: Vec<String>,
     /// The base of the training.
@@ -69,53 +69,53 @@ impl TokenIdentity {
         Self { folder: folder.to_owned(), template: None, written }
     }
 
-    /// The same, of a run with a template other than the base's.
+    /// Sets a template other than the base's.
     pub fn with_template(mut self, source: Option<String>) -> Self {
         self.template = source;
         self
     }
 
-    /// The same, of a run over a quantized base, without the modules of `skip_modules`.
+    /// Sets the quantization of the base, without the modules of `skip_modules`.
     pub fn over(mut self, quantization: Option<Quantization>, skip_modules: Vec<String>) -> Self {
         self.written.quantization = quantization;
         self.written.skip_modules = skip_modules;
         self
     }
 
-    /// Records the base of the training, and the 4 bits that its own files hold.
+    /// Sets the base of the training, and the quantization of its files.
     pub fn trained_on(mut self, base: BaseIdentity, stored: Option<Quantization>) -> Self {
         self.written.base = Some(base);
         self.written.stored_quantization = stored;
         self
     }
 
-    /// The base of the training; none in a file of an older version.
+    /// The base of the training. Older versions did not record it.
     pub fn base(&self) -> Option<&BaseIdentity> {
         self.written.base.as_ref()
     }
 
-    /// The 4 bits that the base's own files held in training.
+    /// The quantization of the base's files in training.
     pub fn stored_quantization(&self) -> Option<Quantization> {
         self.written.stored_quantization
     }
 
-    /// Projections in 16 bits of a base that was stored in 4 bits.
+    /// Modules left in 16 bits by the quantization.
     pub fn skip_modules(&self) -> &[String] {
         &self.written.skip_modules
     }
 
-    /// The quantization of the base in training, if it was quantized.
+    /// The quantization of the base in training, if there was one.
     pub fn quantization(&self) -> Option<Quantization> {
         self.written.quantization
     }
 
-    /// Bytes of the largest file that [`TokenIdentity::write`] copies, which pass through memory.
+    /// Bytes of the largest file that [`TokenIdentity::write`] reads into memory.
     pub fn largest_file(&self) -> u64 {
         let size = |name: &&str| std::fs::metadata(self.folder.join(name)).map_or(0, |file| file.len());
         TOKENIZER_FILES.iter().map(size).max().unwrap_or(0)
     }
 
-    /// Writes the tokenizer's own files and `danlu.json` into an adapter's folder.
+    /// Writes the tokenizer's files and `danlu.json` into an adapter's folder.
     ///
     /// # Errors
     /// If a file cannot be read or written.
@@ -133,10 +133,10 @@ impl TokenIdentity {
         Ok(files::write_atomic(&adapter.join(IDENTITY_FILE), text.as_bytes())?)
     }
 
-    /// Reads the identity from an adapter's folder. `None` if another program made the adapter.
+    /// Reads `danlu.json` in an adapter's folder. Adapters of other programs have none.
     ///
     /// # Errors
-    /// If the file exists and cannot be read.
+    /// If it cannot be read, or has a fault.
     pub fn read(adapter: &Path) -> Result<Option<Self>, AdapterError> {
         let path = adapter.join(IDENTITY_FILE);
         if !path.exists() {
@@ -157,12 +157,12 @@ impl TokenIdentity {
         self.written.default_system.as_deref()
     }
 
-    /// The differences from the tokens of `tokenizer`, a sentence each.
+    /// Compares the tokens with those of `tokenizer`. Each difference is one sentence.
     pub fn differences(&self, tokenizer: &Tokenizer) -> Vec<String> {
         self.written.tokens.difference(&tokenizer.fingerprint(), ["in training", "now"])
     }
 
-    /// Template, special tokens and tokenizer, hashed.
+    /// The fingerprint of template, special tokens and tokenizer.
     pub fn fingerprint(&self) -> &TokenFingerprint {
         &self.written.tokens
     }

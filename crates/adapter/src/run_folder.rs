@@ -29,7 +29,7 @@ pub fn checkpoints(output: &Path) -> Result<Vec<(u64, PathBuf)>, FileError> {
     let mut found: Vec<(u64, PathBuf)> = Vec::new();
     for name in files::names_in(output)? {
         let step = name.strip_prefix(CHECKPOINT_PREFIX).and_then(|digits| digits.parse::<u64>().ok());
-        // `checkpoint-007` or `checkpoint-+7` is not ours.
+        // danlu does not write `checkpoint-007` or `checkpoint-+7`.
         if let Some(step) = step.filter(|step| name == format!("{CHECKPOINT_PREFIX}{step}"))
             && output.join(&name).join(CHECKPOINT_STATE_FILE).is_file()
         {

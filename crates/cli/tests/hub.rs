@@ -645,10 +645,10 @@ fn a_base_that_only_this_machine_has_is_told_and_named() {
     hub.scene.write("hf/token", "hf_mine");
     hub.scene.ok("train --base elsewhere --data data.json --output out --max-steps 1 --lora-r 2");
     let ran = hub.scene.ok("push out me/huan --dry-run");
-    assert!(ran.err.contains("`elsewhere`, a folder here, which nobody else finds"), "{}", ran.err);
+    assert!(ran.err.contains("`elsewhere`, a local folder, which others cannot find"), "{}", ran.err);
     let before = hub.scene.read("out/adapter_config.json");
     let ran = hub.scene.ok("push out me/huan --base-id lab/base");
-    assert!(!ran.err.contains("nobody else finds"), "{}", ran.err);
+    assert!(!ran.err.contains("others cannot find"), "{}", ran.err);
     assert_eq!(hub.scene.read("out/adapter_config.json"), before);
     for file in ["adapter_config.json", "README.md"] {
         let text = String::from_utf8(hub.server.read("me/huan", "main", file).unwrap()).unwrap();

@@ -176,7 +176,7 @@ fn the_base_that_the_card_knows_stands_in_what_is_sent_each_time() {
     assert_eq!(base(), "lab/other");
     desk.scene.ok("card out --base-id lab/base");
     let ran = desk.scene.ok("push out me/huan");
-    assert!(!ran.err.contains("nobody else finds"), "{}", ran.err);
+    assert!(!ran.err.contains("others cannot find"), "{}", ran.err);
     assert_eq!(base(), "lab/base");
     assert!(desk.scene.ok("push out me/huan").out.contains("has all of it already"));
     // Its commit goes along, and is none of another base's.
@@ -376,9 +376,9 @@ fn a_base_that_was_said_once_is_said_again() {
     desk.scene.ok("push out me/huan --base-id lab/base");
     let card = desk.text("me/huan", "README.md");
     let ran = desk.scene.ok("push out me/huan");
-    assert!(ran.err.contains("goes on being called `lab/base`"), "{}", ran.err);
+    assert!(ran.err.contains("the base stays `lab/base`"), "{}", ran.err);
     assert!(
-        ran.out.contains("has all of it already") && !ran.err.contains("nobody else finds"),
+        ran.out.contains("has all of it already") && !ran.err.contains("others cannot find"),
         "{}",
         ran.out
     );
@@ -394,13 +394,13 @@ fn a_base_that_was_said_once_is_said_again() {
     assert!(identity["base"]["sha256"].is_string(), "{identity}");
     desk.scene.write("out/danlu.json", &other.to_string());
     let ran = desk.scene.ok("push out me/huan --dry-run");
-    assert!(!ran.err.contains("goes on being called"), "{}", ran.err);
+    assert!(!ran.err.contains("the base stays"), "{}", ran.err);
     // Where nothing tells, it is asked for.
     other["base"]["sha256"] = json!(null);
     desk.scene.write("out/danlu.json", &other.to_string());
     let ran = desk.scene.ok("push out me/huan --dry-run");
-    assert!(!ran.err.contains("goes on being called"), "{}", ran.err);
-    assert!(ran.err.contains("if it is, `--base-id lab/other` says so"), "{}", ran.err);
+    assert!(!ran.err.contains("the base stays"), "{}", ran.err);
+    assert!(ran.err.contains("pass `--base-id lab/other`"), "{}", ran.err);
 }
 
 #[test]
@@ -415,7 +415,7 @@ fn a_base_is_a_name_on_the_hub_only_where_something_says_so() {
         Ran::of(command.current_dir(desk.scene.path("deep/er")).output().unwrap())
     };
     let dry = || push(&["push", "../../out", "me/huan", "--dry-run"]);
-    let warned = "warning: adapter_config.json names its base `work/base`, a folder here";
+    let warned = "warning: adapter_config.json names its base `work/base`, a local folder";
     assert!(dry().err.contains(warned), "{}", dry().err);
     as_peft_saves(&desk, "work/base");
     desk.server.add_model("work/base", &[("config.json", b"{}")]);
@@ -435,10 +435,11 @@ fn a_path_of_this_machine_in_a_head_is_warned_of_and_replaced() {
     let ran = desk.scene.ok("push out me/huan --dry-run");
     let config = String::from_utf8(desk.scene.read("out/adapter_config.json")).unwrap();
     let line = config.lines().position(|line| line.contains("base_model_name")).unwrap() + 1;
-    let words = format!("warning: adapter_config.json:{line}, README.md:2, README.md:4: the path `{named}`");
+    let words =
+        format!("warning: adapter_config.json:{line}, README.md:2, README.md:4: the local path `{named}`");
     assert!(ran.err.contains(&words) && ran.err.contains("--base-id"), "{}\nlacks {words}", ran.err);
     let ran = desk.scene.ok("push out me/huan --base-id lab/base");
-    assert!(!ran.err.contains("of this machine"), "{}", ran.err);
+    assert!(!ran.err.contains("would be public"), "{}", ran.err);
     let card = desk.text("me/huan", "README.md");
     assert!(card.starts_with("---\nbase_model: lab/base\ntags:\n- base_model:adapter:lab/base\n"), "{card}");
     for path in ["README.md", "adapter_config.json"] {
@@ -447,7 +448,7 @@ fn a_path_of_this_machine_in_a_head_is_warned_of_and_replaced() {
     // The page is remembered where there is no record either, if the Hub knows the name.
     desk.server.add_model("lab/base", &[("config.json", b"{}")]);
     let ran = desk.scene.ok("push out me/huan");
-    assert!(ran.err.contains("goes on being called `lab/base`"), "{}", ran.err);
+    assert!(ran.err.contains("the base stays `lab/base`"), "{}", ran.err);
     assert!(ran.out.contains("has all of it already"), "{}", ran.out);
 }
 
@@ -520,6 +521,11 @@ fn text_that_was_added_on_the_hub_stays() {
         assert!(!ran.err.contains("README.md on the Hub"), "{}", ran.err);
         assert!(desk.text("me/huan", "README.md").contains(text));
     }
+    // Bytes that are no text are somebody's too.
+    desk.server.commit("me/huan", &[("README.md", b"caf\xe9\n")]);
+    let ran = desk.scene.ok("push out me/huan");
+    assert!(ran.err.contains("README.md on the Hub has text"), "{}", ran.err);
+    assert_eq!(desk.server.read("me/huan", "main", "README.md").unwrap(), b"caf\xe9\n");
     // A card that stays here for its token leaves the one that is there, and that is said.
     desk.scene.write("out/README.md", &format!("{here}\nWith hf_mine in it\n"));
     let ran = desk.scene.ok("push out me/huan");

@@ -1,4 +1,4 @@
-//! What a run does: one plain struct, named as in TRL and PEFT, from which every number follows.
+//! The settings of a run, named as in TRL and PEFT.
 
 use std::fmt;
 use std::str::FromStr;
@@ -12,11 +12,11 @@ use serde_json::Value;
 use crate::error::Difference;
 use crate::{LrSchedulerType, Schedule, TrainError};
 
-/// Every setting of a run. The defaults are the tutorial's, and transformers' where it has none.
+/// Every setting of a run. Defaults come from the tutorial, or else from transformers.
 ///
-/// The field names are the flags (`--lora-r`) and the keys of the config file (`lora_r`); an unknown key
-/// is refused. Two runs with equal settings, data and base write equal files: where the output goes, how
-/// many threads compute and what is printed are therefore not settings.
+/// The field names are the flags (`--lora-r`) and the keys of the config file (`lora_r`). Unknown keys are errors.
+/// Two runs with equal settings, data and base write equal files.
+/// The output folder, the number of threads and the printed text are therefore no settings.
 ///
 /// ```
 /// use danlu_train::TrainSettings;
@@ -38,67 +38,68 @@ pub struct TrainSettings {
     /// The projections that get an adapter: `"all-linear"`, a list of names, or a regular expression.
     #[serde(with = "target_modules")]
     pub target_modules: TargetModules,
-    /// Divide alpha by the root of the rank instead of the rank.
+    /// Divide alpha by the square root of the rank.
     pub use_rslora: bool,
 
     /// Highest learning rate.
     pub learning_rate: f64,
-    /// Shape of the learning rate over the run.
+    /// Shape of the learning rate schedule.
     pub lr_scheduler_type: LrSchedulerType,
-    /// Share of all steps over which the learning rate rises.
+    /// Fraction of all steps in the warmup.
     pub warmup_ratio: f64,
-    /// Passes over the data; a fraction is allowed. Not used when `max_steps` is given.
+    /// Passes over the data, possibly fractional. Ignored if `max_steps` is set.
     pub num_train_epochs: f64,
-    /// Number of optimizer steps, however often that is through the data.
+    /// Number of optimizer steps, for any number of passes.
     pub max_steps: Option<u64>,
-    /// Records of one forward and backward; with `packing`, packs of `max_length` tokens.
+    /// Records per micro-batch, or packs of `max_length` tokens with `packing`.
     pub per_device_train_batch_size: usize,
-    /// Micro-batches of one optimizer step.
+    /// Micro-batches per optimizer step.
     pub gradient_accumulation_steps: usize,
     /// Decoupled weight decay of AdamW.
     pub weight_decay: f64,
-    /// The gradient is scaled down to this norm; 0 leaves it alone.
+    /// Maximum norm of the gradient; 0 disables clipping.
     pub max_grad_norm: f64,
     /// Decay of AdamW's first moment.
     pub adam_beta1: f64,
     /// Decay of AdamW's second moment.
     pub adam_beta2: f64,
-    /// Added to the root of AdamW's second moment.
+    /// Added to the square root of AdamW's second moment.
     pub adam_epsilon: f64,
 
     /// Longest record, in tokens.
     pub max_length: usize,
-    /// Fill each row of a micro-batch with several records, which do not see each other.
+    /// Pack several records into a row; attention stays within a record.
     pub packing: bool,
-    /// Show the records of every pass in an order of its own; otherwise always in the file's.
+    /// Shuffle the records anew for every pass; otherwise the order is that of the files.
     pub shuffle_dataset: bool,
     /// Train on the question too, not only on the answer.
     pub train_on_prompt: bool,
-    /// System message of conversations that bring none.
+    /// System message of conversations without one.
     pub default_system: Option<String>,
-    /// The day that the chat template is told, `YYYY-MM-DD`, where it asks: part of a run, or a run resumed on
-    /// another day would be another run.
+    /// The current date for the chat template, `YYYY-MM-DD`.
+    ///
+    /// It is a setting, because a run resumed on another day would otherwise have other tokens.
     pub template_date: Option<String>,
-    /// Held-out records: a share below 1, or a number from 1.
+    /// Held-out records: a fraction below 1, or a count.
     pub val_size: f64,
     /// Seed of initialisation, order and dropout.
     pub seed: u64,
-    /// What the products with the base, and those of attention, are computed in.
+    /// Precision of the products with the base, and of attention.
     pub dtype: Precision,
-    /// What the base's projections are put into while it is loaded.
+    /// Quantization of the base's projections while it is loaded.
     pub quant: Quant,
-    /// Leave the scales of 4 bits in f32.
+    /// Keep the scales of 4-bit weights in f32.
     pub no_double_quant: bool,
-    /// Elements that share a scale in 4 bits.
+    /// Elements per scale of 4-bit weights.
     pub quant_block_size: usize,
 
     /// Steps between two entries of the log.
     pub logging_steps: u64,
     /// Steps between two checkpoints; 0 saves only at the end.
     pub save_steps: u64,
-    /// How many checkpoints to keep; all when absent.
+    /// Most checkpoints that stay; all when absent.
     pub save_total_limit: Option<usize>,
-    /// Steps between two evaluations on the held-out records; only before and after when absent.
+    /// Steps between two evaluations; only before and after the run when absent.
     pub eval_steps: Option<u64>,
 }
 
@@ -130,7 +131,7 @@ impl Default for TrainSettings {
             template_date: None,
             val_size: 0.0,
             seed: 42,
-            // Equal to PEFT's numbers and the same on every processor; bf16 is a choice, not a surprise.
+            // f32 gives PEFT's numbers on every processor.
             dtype: Precision::F32,
             quant: Quant::None,
             no_double_quant: false,
@@ -143,15 +144,16 @@ impl Default for TrainSettings {
     }
 }
 
-/// What the products with the base's weights are computed in, and where the processor multiplies pairs of bf16 also those of
-/// attention; everything else is f32.
+/// Precision of the products with the base's weights.
+///
+/// On a processor with bf16 instructions it also applies to attention. Everything else is computed in f32.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Precision {
-    /// Both operands as they are.
+    /// Operands stay in their type.
     #[default]
     F32,
-    /// Both operands rounded to bf16, summed in f32.
+    /// Operands are rounded to bf16, sums are f32.
     Bf16,
 }
 
@@ -182,16 +184,16 @@ impl FromStr for Precision {
     }
 }
 
-/// What a base in 16 bits is put into while it is loaded.
+/// Quantization of a 16-bit base while it is loaded.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Quant {
-    /// Nothing: the base is used as it is.
+    /// No quantization.
     #[default]
     None,
-    /// 4 bits, quantiles of a normal distribution.
+    /// 4-bit NormalFloat: quantiles of a normal distribution.
     Nf4,
-    /// 4 bits, a small floating-point number.
+    /// 4-bit floating point.
     Fp4,
 }
 
@@ -208,11 +210,11 @@ impl FromStr for Quant {
     }
 }
 
-/// Settings that change what is written down, not what is computed.
+/// Settings that do not change a computed number.
 const BOOKKEEPING: [&str; 4] = ["logging_steps", "save_steps", "save_total_limit", "eval_steps"];
 
 impl TrainSettings {
-    /// Checks every value's range.
+    /// Checks the range of every value.
     ///
     /// # Errors
     /// Names the first setting out of range, with its value.
@@ -221,7 +223,7 @@ impl TrainSettings {
         let share = |name, value: f64| {
             check((0.0..1.0).contains(&(value as f32)), name, value, "at least 0 and below 1")
         };
-        // What is computed is f32: a value must be in range there, not only as it was written.
+        // The computation is in f32, so a value must be in range in f32.
         let positive = |name, value: f64| {
             check(value as f32 > 0.0 && (value as f32).is_finite(), name, value, "more than 0")
         };
@@ -241,7 +243,7 @@ impl TrainSettings {
             "0 for `constant`; `constant_with_warmup` has a warmup",
         )?;
         positive("num_train_epochs", self.num_train_epochs)?;
-        // AdamW counts its steps in 32 bits.
+        // AdamW counts steps in 32 bits.
         let steps = self.max_steps.is_none_or(|steps| (1..=u64::from(u32::MAX)).contains(&steps));
         check(steps, "max_steps", self.max_steps.unwrap_or(0), "between 1 and 4294967295")?;
         at_least_one("per_device_train_batch_size", self.per_device_train_batch_size)?;
@@ -250,21 +252,21 @@ impl TrainSettings {
         not_negative("max_grad_norm", self.max_grad_norm)?;
         share("adam_beta1", self.adam_beta1)?;
         share("adam_beta2", self.adam_beta2)?;
-        // Below the normal numbers it would vanish in the sum it is there to hold up.
+        // A subnormal epsilon would vanish in the sum.
         let epsilon = self.adam_epsilon as f32;
         let holds = epsilon.is_finite() && epsilon >= f32::MIN_POSITIVE;
         check(holds, "adam_epsilon", self.adam_epsilon, "at least 1.2e-38")?;
         let block = self.quant_block_size;
         let holds = Quantization::check_block_size(block).is_ok();
         check(holds, "quant_block_size", block, Quantization::BLOCK_SIZES)?;
-        // A detail of what is not asked for would be taken for it.
+        // Without `quant` these settings would have no effect.
         let quantises = self.quant != Quant::None;
         const BESIDE: &str = "`quant` nf4 or fp4 beside it";
         check(quantises || !self.no_double_quant, "no_double_quant", self.no_double_quant, BESIDE)?;
         check(quantises || block == Quantization::BLOCK_SIZE, "quant_block_size", block, BESIDE)?;
         check(self.max_length >= 2, "max_length", self.max_length, "at least 2")?;
         not_negative("val_size", self.val_size)?;
-        // A configuration file holds numbers of 63 bits.
+        // TOML integers have 63 bits.
         check(i64::try_from(self.seed).is_ok(), "seed", self.seed, "at most 9223372036854775807")?;
         if let Some(date) = &self.template_date {
             check(seconds_of_date(date).is_some(), "template_date", date, "a day such as 2026-01-31")?;
@@ -281,7 +283,7 @@ impl TrainSettings {
         )
     }
 
-    /// How the base is put into 4 bits, if it is.
+    /// The quantization of the base, if there is one.
     pub fn quantization(&self) -> Option<Quantization> {
         let quant_type = match self.quant {
             Quant::None => return None,
@@ -292,23 +294,23 @@ impl TrainSettings {
         Some(Quantization { quant_type, block_size, double_quant })
     }
 
-    /// Optimizer steps of the whole run, when one pass over the data takes `micro_batches`.
+    /// Optimizer steps of the run, for `micro_batches` per pass over the data.
     pub fn total_steps(&self, micro_batches: usize) -> u64 {
         let per_epoch = micro_batches.div_ceil(self.gradient_accumulation_steps.max(1)).max(1);
         self.max_steps.unwrap_or_else(|| (self.num_train_epochs * per_epoch as f64).ceil() as u64)
     }
 
-    /// The day that the chat template is told, in seconds since 1970.
+    /// The date for the chat template, in seconds since 1970.
     pub fn template_seconds(&self) -> Option<u64> {
         seconds_of_date(self.template_date.as_ref()?)
     }
 
-    /// The learning rate over a run of `total_steps`.
+    /// The learning rate schedule of a run of `total_steps`.
     pub fn schedule(&self, total_steps: u64) -> Schedule {
         Schedule::new(self.lr_scheduler_type, self.learning_rate, self.warmup_ratio, total_steps)
     }
 
-    /// The adapter's configuration, for a base of this name.
+    /// The adapter's configuration for a base of this name.
     pub fn lora_config(&self, base_name: &str) -> LoraConfig {
         LoraConfig {
             lora_dropout: self.lora_dropout,
@@ -319,7 +321,7 @@ impl TrainSettings {
         }
     }
 
-    /// Every setting by name, in the order of the fields.
+    /// All settings by name, in the order of the fields.
     pub fn entries(&self) -> Vec<(String, Value)> {
         match serde_json::to_value(self) {
             Ok(Value::Object(fields)) => fields.into_iter().collect(),
@@ -327,7 +329,7 @@ impl TrainSettings {
         }
     }
 
-    /// The settings that differ from `saved` and would change the numbers of a run.
+    /// The settings that differ from `saved` and change a computed number.
     pub fn differences(&self, saved: &Self) -> Vec<Difference> {
         let pairs = saved.entries().into_iter().zip(self.entries());
         pairs
@@ -351,7 +353,7 @@ fn seconds_of_date(date: &str) -> Option<u64> {
     u64::try_from(parsed.and_time(chrono::NaiveTime::MIN).and_utc().timestamp()).ok()
 }
 
-/// `target_modules` as people write it: a list, `"all-linear"`, names between commas, or a pattern.
+/// Serde form of `target_modules`: a list, `"all-linear"`, comma-separated names, or a pattern.
 mod target_modules {
     use danlu_adapter::TargetModules;
     use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error};

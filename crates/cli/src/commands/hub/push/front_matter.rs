@@ -1,12 +1,12 @@
-//! The base in the front matter of a `README.md` that danlu did not write.
+//! The base in the front matter of a `README.md` without a card.
 
-/// The bases in the front matter, with their lines from 1.
+/// The lines of a front matter that name a base, counted from 1, with the name.
 pub fn bases(readme: &str) -> Vec<(usize, String)> {
     let lines = head(readme).into_iter().enumerate();
     lines.filter_map(|(i, (_, value))| Some((i + 2, value?.to_owned()))).collect()
 }
 
-/// `readme` with `id` in place of `named` for each base in its front matter.
+/// `readme` with `id` in place of each base `named` in its front matter.
 pub fn renamed(readme: &str, named: &str, id: &str) -> String {
     let mut out: Vec<String> = readme.split('\n').map(str::to_owned).collect();
     for (i, (line, value)) in head(readme).into_iter().enumerate() {

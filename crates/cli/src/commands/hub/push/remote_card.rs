@@ -1,6 +1,7 @@
 //! The repository before a push: its `README.md`, and the base that it names.
 
 use std::path::Path;
+use std::str::Utf8Error;
 
 use danlu_adapter::{BaseIdentity, CONFIG_FILE, IDENTITY_FILE};
 use danlu_hub::{Hub, RepoName};
@@ -8,12 +9,12 @@ use danlu_loader::is_known_name;
 use danlu_report::card;
 use serde_json::Value;
 
-use crate::diagnostic::Result;
+use crate::diagnostic::Result as Diagnosed;
 
-/// Longest file that is read of it, in bytes.
-const LONGEST: u64 = 16 << 20;
+/// Largest file that is read.
+const MAX_FILE_BYTES: u64 = 16 << 20;
 
-/// The page that is there.
+/// The files of a repository before a push.
 pub struct RemoteCard<'a> {
     hub: &'a Hub,
     name: &'a RepoName,
@@ -21,22 +22,22 @@ pub struct RemoteCard<'a> {
     readme: Option<Vec<u8>>,
 }
 
-/// The base as the repository names it.
+/// The base of a repository.
 pub struct RemoteBase {
     /// Its name on the Hub.
     pub id: String,
-    /// Whether it is the base here: by the sums of both, where there are records.
+    /// Whether it is certainly the base here, by its fingerprint.
     pub is_ours: bool,
 }
 
 impl<'a> RemoteCard<'a> {
-    /// Reads the files of the card from the Hub.
+    /// Reads the files of a repository.
     ///
     /// # Errors
-    /// If the Hub cannot be asked.
-    pub fn read(hub: &'a Hub, name: &'a RepoName) -> Result<Self> {
-        let identity = hub.read_small_file(name, IDENTITY_FILE, LONGEST)?;
-        let readme = hub.read_small_file(name, card::README_FILE, LONGEST)?;
+    /// If the Hub cannot be reached.
+    pub fn read(hub: &'a Hub, name: &'a RepoName) -> Diagnosed<Self> {
+        let identity = hub.read_small_file(name, IDENTITY_FILE, MAX_FILE_BYTES)?;
+        let readme = hub.read_small_file(name, card::README_FILE, MAX_FILE_BYTES)?;
         Ok(Self { hub, name, identity, readme })
     }
 
@@ -44,8 +45,8 @@ impl<'a> RemoteCard<'a> {
     /// already.
     ///
     /// # Errors
-    /// If the Hub cannot be asked.
-    pub fn base_id(&self, ours: Option<&BaseIdentity>, named: &str) -> Result<Option<RemoteBase>> {
+    /// If the Hub cannot be reached.
+    pub fn base_id(&self, ours: Option<&BaseIdentity>, named: &str) -> Diagnosed<Option<RemoteBase>> {
         let identity: Value =
             self.identity.as_deref().and_then(|json| serde_json::from_slice(json).ok()).unwrap_or_default();
         let there = &identity["base"];
@@ -57,7 +58,7 @@ impl<'a> RemoteCard<'a> {
                 .filter(|_| is_ours != Some(false))
                 .map(|id| RemoteBase { id: id.to_owned(), is_ours: is_ours.is_some() }));
         }
-        let Some(config) = self.hub.read_small_file(self.name, CONFIG_FILE, LONGEST)? else {
+        let Some(config) = self.hub.read_small_file(self.name, CONFIG_FILE, MAX_FILE_BYTES)? else {
             return Ok(None);
         };
         let config: Value = serde_json::from_slice(&config).unwrap_or_default();
@@ -67,8 +68,8 @@ impl<'a> RemoteCard<'a> {
         Ok(id.map(|id| RemoteBase { id: id.to_owned(), is_ours: ours.is_none() }))
     }
 
-    /// The `README.md` that is there; none where it is no text.
-    pub fn readme(&self) -> Option<&str> {
-        self.readme.as_deref().and_then(|readme| str::from_utf8(readme).ok())
+    /// The `README.md` of the repository, if there is one.
+    pub fn readme(&self) -> Option<Result<&str, Utf8Error>> {
+        self.readme.as_deref().map(str::from_utf8)
     }
 }

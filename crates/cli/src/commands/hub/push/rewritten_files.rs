@@ -1,5 +1,6 @@
-//! Files rewritten before upload: README.md gets the repository's name, `adapter_config.json` the base's Hub
-//! name.
+//! Files that are rewritten before the upload.
+//!
+//! The card gets the name of the repository. `adapter_config.json` and `danlu.json` get the base's name on the Hub.
 
 use std::path::Path;
 
@@ -16,16 +17,16 @@ use super::{PushArgs, front_matter};
 use crate::diagnostic::{Diagnostic, Result};
 use crate::printer::Printer;
 
-/// Where an adapter's configuration names its base.
+/// The key of the base in an adapter's configuration.
 const BASE: &str = "base_model_name_or_path";
 
-/// Longest configuration of an adapter, in bytes.
-const LONGEST_CONFIG: u64 = 4 << 20;
+/// Largest configuration that is read.
+const MAX_CONFIG_BYTES: u64 = 4 << 20;
 
-/// Longest card that is read for its names.
-const LONGEST_CARD: u64 = 16 << 20;
+/// Largest `README.md` that is searched for paths.
+const MAX_README_BYTES: u64 = 16 << 20;
 
-/// The rewritten files.
+/// The rewritten files of a push.
 pub struct RewrittenFiles {
     /// Names and bytes of these files.
     pub files: Vec<(&'static str, Vec<u8>)>,
@@ -44,7 +45,7 @@ pub enum ReadmeSource {
     Hub,
 }
 
-/// The files that differ on the Hub from those in the folder. The folder itself stays as it is.
+/// Rewrites files for the upload. The folder itself does not change.
 ///
 /// # Errors
 /// If the card or the adapter's configuration cannot be read, or the Hub cannot be asked.
@@ -66,8 +67,10 @@ pub fn files(
     let bases = Bases { card: card.as_ref(), trained, named: named.as_deref() };
     let base_id = base_id(args, hub, page, bases, printer)?;
     let here = card::read_readme(folder)?;
-    // `--include README.md` sends the folder's file whatever the Hub has.
+    // `--include README.md` sends the folder's file, whatever the Hub has.
     let there = page.readme().filter(|_| !args.include.iter().any(|path| path == card::README_FILE));
+    let is_text = !matches!(there, Some(Err(_)));
+    let there = there.and_then(|readme| readme.ok());
     let (mut files, mut commit) = (Vec::new(), None);
     let readme = match card {
         Some(mut card) => {
@@ -86,6 +89,8 @@ pub fn files(
         None => authors_readme(here, there, named.as_deref().zip(base_id.as_deref())),
     };
     let (readme, text) = match readme {
+        // Bytes that danlu cannot read may be the author's text.
+        _ if !is_text => (ReadmeSource::Hub, None),
         ToPublish::Ours(text) => (ReadmeSource::Folder, Some(text)),
         ToPublish::Theirs(text) => (ReadmeSource::Both, Some(text)),
         ToPublish::Nothing => (ReadmeSource::Hub, None),
@@ -100,8 +105,7 @@ pub fn files(
     Ok(RewrittenFiles { files, readme })
 }
 
-/// The `README.md` of a folder without a card: the author's, with the base's name on the Hub for that of a
-/// folder here.
+/// The `README.md` of a folder without a card. A local name of the base becomes its name on the Hub.
 fn authors_readme(here: Option<String>, there: Option<&str>, renamed: Option<(&str, &str)>) -> ToPublish {
     let here = here.unwrap_or_default();
     let here = match renamed {
@@ -119,7 +123,7 @@ fn authors_readme(here: Option<String>, there: Option<&str>, renamed: Option<(&s
 /// `danlu.json` with this base.
 fn identity_file(folder: &Path, base: BaseIdentity) -> Result<Vec<u8>> {
     let path = folder.join(IDENTITY_FILE);
-    let bytes = files::read_bounded(&path, LONGEST_CONFIG)?;
+    let bytes = files::read_bounded(&path, MAX_CONFIG_BYTES)?;
     let identity = serde_json::from_slice::<Map<String, Value>>(&bytes);
     let mut identity =
         identity.map_err(|error| Diagnostic::input(format!("`{}`: {error}", path.display())))?;
@@ -127,7 +131,7 @@ fn identity_file(folder: &Path, base: BaseIdentity) -> Result<Vec<u8>> {
     Ok(serde_json::to_vec_pretty(&identity).expect("JSON that was read is written again"))
 }
 
-/// What is known of the base here.
+/// The base according to the files of the folder.
 #[derive(Clone, Copy)]
 struct Bases<'a> {
     card: Option<&'a Card>,
@@ -137,9 +141,10 @@ struct Bases<'a> {
     named: Option<&'a str>,
 }
 
-/// The base's name on the Hub where it is to be rewritten in place of what stands here: where that was asked
-/// for, or the card knows it and the adapter's configuration names something else, or the page has it already
-/// and is of this base. A base that nobody else finds is told.
+/// The base's name on the Hub, if the files have to be rewritten with it.
+///
+/// It comes from `--base-id`, then from the card, then from the repository if that has the same base.
+/// Warns if the base cannot be found from another computer.
 fn base_id(
     args: &PushArgs,
     hub: &Hub,
@@ -169,14 +174,14 @@ fn base_id(
     match page.base_id(trained, named.unwrap_or_default())? {
         Some(RemoteBase { id, is_ours: true }) => {
             printer.status_bilingual(
-                &format!("基座仍写作 `{id}`，与 Hub 上一致；要改用 `--base-id`"),
-                &format!("the base goes on being called `{id}`, as it is there; `--base-id` says otherwise"),
+                &format!("基座仍是 `{id}`，与 Hub 上一致；要改用 `--base-id`"),
+                &format!("the base stays `{id}`, as on the Hub; change it with `--base-id`"),
             );
             return Ok(Some(id));
         }
         Some(RemoteBase { id, is_ours: false }) => printer.warn(&printer.pick(
-            format!("Hub 上的页面称基座为 `{id}`，是否就是这里的基座无从得知：如果是，用 `--base-id {id}` 写明"),
-            format!("the page there calls its base `{id}`, and nothing tells whether that is the base here: if it is, `--base-id {id}` says so"),
+            format!("Hub 上的仓库写的基座是 `{id}`，不一定是这里的基座：如果是，请加 `--base-id {id}`"),
+            format!("the repository names its base `{id}`, which may be another base than the one here: if it is the same, pass `--base-id {id}`"),
         )),
         None => {}
     }
@@ -186,38 +191,37 @@ fn base_id(
     Ok(None)
 }
 
-/// Warns if the base cannot be found from another computer, or if files would publish a path of this machine.
+/// Warns of a base that cannot be found from another computer, and of lines with a local path.
 fn warn_of_folder(folder: &Path, named: &str, printer: &Printer) -> Result<()> {
     if !is_path(named) {
         let is_folder = relative_path::find_above(folder, Path::new(named), Path::is_dir).is_some();
         let (zh, en) = match is_folder || named.parse::<RepoName>().is_err() {
-            true => ("本机的文件夹", "a folder here"),
-            false => (
-                "这里没有的文件夹，或 Hub 上没有的名字",
-                "neither a folder here nor a name that the Hub knows",
-            ),
+            true => ("本机的文件夹", "a local folder"),
+            false => {
+                ("这里没有的文件夹，或 Hub 上没有的名字", "neither a local folder nor a name on the Hub")
+            }
         };
         printer.warn(&printer.pick(
-            format!("adapter_config.json 的基座是 `{named}`，{zh}，别人找不到：用 `--base-id 组织/名字` 写明它在 Hub 上的名字"),
-            format!("adapter_config.json names its base `{named}`, {en}, which nobody else finds: `--base-id ORG/NAME` says what it is on the Hub"),
+            format!("adapter_config.json 的基座是 `{named}`（{zh}），别人找不到：用 `--base-id 组织/名字` 写明它在 Hub 上的名字"),
+            format!("adapter_config.json names its base `{named}`, {en}, which others cannot find: pass its name on the Hub with `--base-id ORG/NAME`"),
         ));
         return Ok(());
     }
-    let config = files::read_bounded(&folder.join(CONFIG_FILE), LONGEST_CONFIG)?;
+    let config = files::read_bounded(&folder.join(CONFIG_FILE), MAX_CONFIG_BYTES)?;
     let config = String::from_utf8_lossy(&config);
     let line = config.lines().position(|line| line.contains(BASE)).map_or(1, |i| i + 1);
     let mut places = vec![format!("{CONFIG_FILE}:{line}")];
     let readme = folder.join(card::README_FILE);
     if readme.is_file() {
-        let readme = files::read_bounded(&readme, LONGEST_CARD)?;
+        let readme = files::read_bounded(&readme, MAX_README_BYTES)?;
         let bases = front_matter::bases(&String::from_utf8_lossy(&readme));
         let paths = bases.iter().filter(|(_, base)| is_path(base));
         places.extend(paths.map(|(line, _)| format!("{}:{line}", card::README_FILE)));
     }
     let places = places.join(", ");
     printer.warn(&printer.pick(
-        format!("{places}：写有本机的路径 `{named}`，人人都会看到，却没有人能找到：用 `--base-id 组织/名字` 换成基座在 Hub 上的名字"),
-        format!("{places}: the path `{named}` of this machine, which everyone would see and nobody finds: `--base-id ORG/NAME` puts the base's name on the Hub in its place"),
+        format!("{places}：本机路径 `{named}` 会公开，别人也找不到：用 `--base-id 组织/名字` 换成基座在 Hub 上的名字"),
+        format!("{places}: the local path `{named}` would be public, and others cannot find it: pass the base's name on the Hub with `--base-id ORG/NAME`"),
     ));
     Ok(())
 }
@@ -227,14 +231,14 @@ fn is_path(named: &str) -> bool {
     named.starts_with(['/', '~', '.', '\\']) || named.get(1..2) == Some(":")
 }
 
-/// `adapter_config.json` with the name of its base on the Hub, and its commit if that is known.
+/// `adapter_config.json` with the base's name on the Hub, and its commit if known.
 fn adapter_config(folder: &Path, id: &str, commit: Option<String>) -> Result<Vec<u8>> {
     let path = folder.join(CONFIG_FILE);
-    let bytes = files::read_bounded(&path, LONGEST_CONFIG)?;
+    let bytes = files::read_bounded(&path, MAX_CONFIG_BYTES)?;
     let config = serde_json::from_slice::<Map<String, Value>>(&bytes);
     let mut config = config.map_err(|error| Diagnostic::input(format!("`{}`: {error}", path.display())))?;
     let before = config.insert(BASE.to_owned(), id.into());
-    // A commit belongs to the base named before.
+    // A commit belongs to its repository.
     if commit.is_some() || before.is_none_or(|before| before != id) {
         config.insert("revision".to_owned(), commit.into());
     }
