@@ -65,9 +65,8 @@ pub fn common_format(records: &[Record]) -> Option<Format> {
 /// single messages decide.
 fn first_answer(chat: &Conversation) -> Option<usize> {
     let is_answer = |index: &usize| chat.messages[*index].role == "assistant";
-    let plain = |index: usize, loss: &TurnLoss| match (is_answer(&index), loss) {
-        (true, TurnLoss::Whole | TurnLoss::Context) | (false, TurnLoss::Context) => true,
-        _ => false,
+    let plain = |index: usize, loss: &TurnLoss| {
+        matches!(loss, TurnLoss::Context) || (is_answer(&index) && matches!(loss, TurnLoss::Whole))
     };
     if !chat.loss.iter().enumerate().all(|(index, loss)| plain(index, loss)) {
         return None;

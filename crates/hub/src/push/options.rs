@@ -3,7 +3,7 @@
 use super::skip_reason::SkipReason;
 use crate::Token;
 
-/// Options of an [`UploadSet`].
+/// Options of an [`UploadSet`](crate::UploadSet).
 #[derive(Clone, Debug, Default)]
 pub struct UploadOptions {
     /// Paths to upload that would be skipped: `run.toml`, `*.jsonl`, `checkpoint-3`. A `*` does not match `/`

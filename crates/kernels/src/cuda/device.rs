@@ -52,6 +52,9 @@ pub struct DeviceInfo {
     pub driver: u32,
 }
 
+/// Loaded kernels by name and element type; `None` where the device has none.
+type Functions = HashMap<(&'static str, Option<DType>), Option<Handle>>;
+
 /// One device with everything that runs on it. Operations run in the order in which they are launched.
 pub(super) struct Device {
     pub driver: Driver,
@@ -60,7 +63,7 @@ pub(super) struct Device {
     context: Handle,
     handle: i32,
     modules: Vec<Handle>,
-    functions: Mutex<HashMap<(&'static str, Option<DType>), Option<Handle>>>,
+    functions: Mutex<Functions>,
     arena: Mutex<Arena>,
     staging: Mutex<Staging>,
     /// The first failure; nothing is launched after it.

@@ -99,6 +99,7 @@ pub trait Lanes: Copy {
 macro_rules! simd_fn {
     ($(#[$attr:meta])* $vis:vis fn $name:ident($($arg:ident: $ty:ty),* $(,)?) $(-> $ret:ty)? = $body:ident) => {
         $(#[$attr])*
+        #[allow(clippy::too_many_arguments, reason = "the instruction set comes before the body's own arguments")]
         $vis fn $name(isa: crate::Isa, $($arg: $ty),*) $(-> $ret)? {
             #[cfg(target_arch = "x86_64")]
             {

@@ -5,6 +5,7 @@
 //! `card.json` beside it ([`Card`]) holds everything that danlu's part shows, so that it can be written again.
 //! A card holds no path: bases, data and folders go by their names only.
 
+#[expect(clippy::module_inception, reason = "the file bears the name of its noun")]
 mod card;
 mod data;
 mod front_matter;

@@ -163,7 +163,7 @@ pub fn conclude(output_folder: &Path, summary: &RunSummary, printer: &Printer) {
     }
     printer.status(&format!("\n{}", printer.pick("接下来：", "next:")));
     let merged = terminal_text::shell_word(&format!("{output}-merged"));
-    let output = terminal_text::shell_path(&output_folder);
+    let output = terminal_text::shell_path(output_folder);
     let compare =
         output_folder.join(held_out_file::HELD_OUT_FILE).is_file().then(|| format!("danlu compare {output}"));
     let merge = format!("danlu merge {output} --output {merged}");

@@ -16,6 +16,7 @@ use crate::simd::{Lanes, simd_fn};
 /// # Safety
 /// `dq`, `dk` and `dv` are valid for writing every row of the task's segment, and no other task writes the
 /// same kv head of the same segment at the same time.
+#[expect(clippy::too_many_lines, reason = "one pass over a tile, whose buffers stay borrowed")]
 pub(crate) unsafe fn backward_task(
     format: OperandFormat,
     [dq, dk, dv]: [*mut f32; 3],

@@ -104,6 +104,7 @@ impl OperandFormat {
 
     /// `c (m, n) = a b`, or `c += a b`, rows of `c` and steps of `b` being `stride` apart, `n` whole vectors.
     /// Meanwhile `ahead` is fetched from memory.
+    #[expect(clippy::too_many_arguments, reason = "the operands of a kernel are plain values")]
     pub(super) fn product(
         self,
         c: &mut [f32],

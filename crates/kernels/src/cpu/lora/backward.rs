@@ -11,6 +11,7 @@ use crate::lora::{LoraDims, LoraParams};
 
 impl LowRank {
     /// As [`crate::lora::backward`].
+    #[expect(clippy::too_many_lines, reason = "three products share the packed gradient")]
     pub fn backward(
         &self,
         pool: &Pool,

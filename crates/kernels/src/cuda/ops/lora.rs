@@ -50,7 +50,7 @@ impl Factor {
         Self { data: at.0, rank_stride: 1, column_stride: pair.rank as i64 }
     }
 
-    fn from_rank(self, rank: usize) -> Self {
+    fn at_rank(self, rank: usize) -> Self {
         Self { data: self.data.wrapping_add_signed(4 * rank as i64 * self.rank_stride), ..self }
     }
 }
@@ -202,7 +202,7 @@ impl Launch {
 /// Up to 8 ranks of a part.
 fn tiles_of(part: &Part, dtype: DType) -> impl Iterator<Item = Tile> {
     (0..part.rank).step_by(TILE_RANKS).map(move |rank| Tile {
-        factor: part.factor.from_rank(rank),
+        factor: part.factor.at_rank(rank),
         thin: part.thin.at.plus(rank * dtype.size()).0,
         drop: part.drop,
         thin_stride: part.thin.stride as i32,
@@ -334,7 +334,7 @@ fn up(device: &Device, dtype: DType, n: usize, jobs: &[Job]) {
 
 fn up_steps(part: &Part, dtype: DType) -> impl Iterator<Item = UpStep> {
     (0..part.rank).step_by(STEP_RANKS).map(move |rank| UpStep {
-        factor: part.factor.from_rank(rank),
+        factor: part.factor.at_rank(rank),
         thin: part.thin.at.plus(rank * dtype.size()).0,
         drop: part.drop,
         scale: part.scale,

@@ -23,6 +23,7 @@ fn floats(values: &[f32]) -> Vec<u8> {
 }
 
 #[test]
+#[expect(clippy::too_many_lines, reason = "one weight goes through every step")]
 fn four_bits_are_encoded_nested_and_decoded_to_the_bit() {
     let Some(device) = device() else { return };
     let mut stream = Stream::new(61);

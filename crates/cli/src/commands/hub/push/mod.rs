@@ -169,7 +169,7 @@ fn upload_set(
     }
     let has_readme = upload_set.files().iter().any(|file| file.path() == card::README_FILE);
     if readme == ReadmeSource::Both && has_readme {
-        printer.warn(&printer.pick(
+        printer.warn(printer.pick(
             "Hub 上的 README.md 有本机没有的文字：那些文字保留，只更新 danlu 的部分；`--include README.md` 换成本机的",
             "README.md on the Hub has text that the one here lacks: that text stays, and only danlu's part is updated; `--include README.md` sends the one here instead",
         ));
