@@ -48,8 +48,11 @@ fn sequence(i: usize) -> Sequence {
     let text =
         ["今晚月色真美，", "话说天下大势，", "The palace was", "你好", "皇上"][i % 5].repeat(1 + i / 5);
     let rules = StopRules { max_new_tokens: 12, max_context_tokens: 100, stop_ids: Default::default() };
-    let sampling =
-        Sampling { temperature: if i.is_multiple_of(2) { 0.0 } else { 1.1 }, seed: i as u64, ..Sampling::default() };
+    let sampling = Sampling {
+        temperature: if i.is_multiple_of(2) { 0.0 } else { 1.1 },
+        seed: i as u64,
+        ..Sampling::default()
+    };
     Sequence::new(BASE.1.encode(&text).unwrap(), Sampler::new(sampling).unwrap(), rules).unwrap()
 }
 

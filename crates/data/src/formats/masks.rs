@@ -140,6 +140,7 @@ pub(super) fn apply_lists(
 }
 
 #[cfg(test)]
+#[expect(clippy::single_range_in_vec_init, reason = "one masked range is what is meant")]
 mod tests {
     use crate::{
         Format, ReadOptions,
