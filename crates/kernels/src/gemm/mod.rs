@@ -329,7 +329,6 @@ impl Gemm {
     }
 
     /// Rows `row .. row + m` of a product: packs `A` once for all threads, then each takes columns of `B`.
-    #[expect(clippy::too_many_lines, reason = "packing and tiles share one blocking")]
     fn row_block(&self, pool: &Pool, p: &Product<'_>, c: SendPtr, (row, m): (usize, usize)) {
         let blocking = self.blocking(pool.threads(), m, p.n, p.k);
         // Where columns are few, rows are shared out too.

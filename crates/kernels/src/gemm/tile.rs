@@ -138,7 +138,6 @@ struct Tile {
 /// # Safety
 /// As [`tiles`].
 #[inline(always)]
-#[expect(clippy::too_many_arguments, reason = "the operands of a kernel are plain values")]
 unsafe fn tile_of_rows<T: MicroKernel, const MASKED: u8>(
     rows: usize,
     job: &TileJob,
@@ -168,7 +167,6 @@ unsafe fn tile_of_rows<T: MicroKernel, const MASKED: u8>(
 /// # Safety
 /// As [`tiles`]; without `TAIL` all `NR` columns exist.
 #[inline(always)]
-#[expect(clippy::too_many_arguments, reason = "the operands of a kernel are plain values")]
 unsafe fn tile<T: MicroKernel, const M: usize, const TAIL: bool, const MASKED: u8>(
     job: &TileJob,
     at: Tile,

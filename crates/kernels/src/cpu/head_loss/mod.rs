@@ -102,7 +102,6 @@ impl HeadLoss {
     }
 
     /// [`loss`](Self::loss) of the rows of one pass, in working memory as long as [`scratch`](Self::scratch) says.
-    #[expect(clippy::too_many_arguments, reason = "the operands of a kernel are plain values")]
     fn pass(
         &self,
         pool: &Pool,

@@ -11,7 +11,6 @@ use crate::lora::{LoraDims, LoraParams};
 
 impl LowRank {
     /// As [`crate::lora::backward`].
-    #[expect(clippy::too_many_lines, reason = "three products share the packed gradient")]
     pub fn backward(
         &self,
         pool: &Pool,
