@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use danlu_adapter::{Adapter, LoraConfig, TokenIdentity};
+use danlu_adapter::{Adapter, LoraConfig, TrainingIdentity};
 use danlu_kernels::Backend;
 use danlu_model::{ConfigJson, ModelConfig, Quantization, Tokenizer, Weights, base_sample_of};
 
@@ -76,7 +76,7 @@ impl BaseFiles {
 pub struct AdapterFiles {
     folder: PathBuf,
     config: LoraConfig,
-    identity: Option<TokenIdentity>,
+    identity: Option<TrainingIdentity>,
 }
 
 impl AdapterFiles {
@@ -92,7 +92,7 @@ impl AdapterFiles {
     /// Reads `danlu.json` beside an `adapter_config.json` that is read already.
     fn open_rest(dir: AdapterDir) -> Result<Self, LoadError> {
         let AdapterDir { folder, config } = dir;
-        let identity = TokenIdentity::read(&folder)?;
+        let identity = TrainingIdentity::read(&folder)?;
         Ok(Self { folder, config, identity })
     }
 
@@ -107,7 +107,7 @@ impl AdapterFiles {
     }
 
     /// What `danlu.json` holds; none beside an adapter of another program.
-    pub fn identity(&self) -> Option<&TokenIdentity> {
+    pub fn identity(&self) -> Option<&TrainingIdentity> {
         self.identity.as_ref()
     }
 
@@ -147,7 +147,7 @@ pub struct ModelFiles {
     base: Arc<BaseFiles>,
     adapter: Option<AdapterFiles>,
     /// `danlu.json` of a merged model.
-    merged_identity: Option<TokenIdentity>,
+    merged_identity: Option<TrainingIdentity>,
 }
 
 impl ModelFiles {
@@ -167,7 +167,7 @@ impl ModelFiles {
     pub fn open_on(base: Arc<BaseFiles>, adapter: Option<AdapterDir>) -> Result<Self, LoadError> {
         let (adapter, merged_identity) = match adapter {
             Some(dir) => (Some(AdapterFiles::open_rest(dir)?), None),
-            None => (None, TokenIdentity::read(base.folder())?),
+            None => (None, TrainingIdentity::read(base.folder())?),
         };
         Ok(Self { base, adapter, merged_identity })
     }
@@ -191,7 +191,7 @@ impl ModelFiles {
     }
 
     /// What `danlu.json` of the adapter or the merged model holds.
-    pub fn identity(&self) -> Option<&TokenIdentity> {
+    pub fn identity(&self) -> Option<&TrainingIdentity> {
         match &self.adapter {
             Some(adapter) => adapter.identity(),
             None => self.merged_identity.as_ref(),

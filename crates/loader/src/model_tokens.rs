@@ -3,7 +3,7 @@
 use danlu_model::Tokenizer;
 
 use crate::{AdapterFiles, BaseFiles, LoadError, ModelFiles, Notice};
-use danlu_adapter::TokenIdentity;
+use danlu_adapter::TrainingIdentity;
 
 /// What to do when the tokens differ from those of training.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,7 +39,7 @@ impl ModelTokens {
     /// The tokens of a base or a merged model.
     fn of_model(
         base: &BaseFiles,
-        identity: Option<&TokenIdentity>,
+        identity: Option<&TrainingIdentity>,
         check: TokenCheck,
         notices: &mut Vec<Notice>,
     ) -> Result<Self, LoadError> {

@@ -6,7 +6,7 @@
 use std::fs;
 use std::path::Path;
 
-use danlu_adapter::{BaseIdentity, TokenIdentity};
+use danlu_adapter::{BaseIdentity, TrainingIdentity};
 use danlu_hub::parse_snapshot_path;
 use danlu_kernels::FourBitCode;
 use danlu_model::{ModelConfig, ModelError, Quantization, Weights, base_fingerprint};
@@ -37,7 +37,7 @@ pub fn training_quantization(
     notices: &mut Vec<Notice>,
 ) -> Result<Option<Quantization>, LoadError> {
     let (Some(adapter), base) = (files.adapter(), files.base()) else { return Ok(None) };
-    let trained = adapter.identity().and_then(TokenIdentity::quantization);
+    let trained = adapter.identity().and_then(TrainingIdentity::quantization);
     let named = match trained {
         Some(_) => None,
         None => four_bit_repository(adapter),
@@ -54,7 +54,7 @@ pub fn training_quantization(
         }
         return Ok(None);
     }
-    let skipped = adapter.identity().map_or(&[][..], TokenIdentity::skip_modules);
+    let skipped = adapter.identity().map_or(&[][..], TrainingIdentity::skip_modules);
     if !skipped.is_empty() {
         return Err(LoadError::SkippedModules { base: folder(), skipped: skipped.to_vec() });
     }

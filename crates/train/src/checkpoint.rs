@@ -3,7 +3,7 @@
 //! | file | holds |
 //! |---|---|
 //! | `adapter_config.json`, `adapter_model.safetensors` | the adapter, as PEFT reads it |
-//! | `danlu.json`, `tokenizer.json`, ... | tokenizer and template: see [`TokenIdentity`] |
+//! | `danlu.json`, `tokenizer.json`, ... | tokenizer and template: see [`TrainingIdentity`] |
 //! | `optimizer.safetensors` | AdamW's moments |
 //! | `trainer_state.json` | progress and log in transformers' format |
 //! | `danlu_state.json` | settings, schedule, data cursor, seed; fingerprints of data and base |
@@ -13,7 +13,7 @@
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
-use danlu_adapter::{Adapter, CHECKPOINT_PREFIX, CHECKPOINT_STATE_FILE, TokenIdentity, checkpoints};
+use danlu_adapter::{Adapter, CHECKPOINT_PREFIX, CHECKPOINT_STATE_FILE, TrainingIdentity, checkpoints};
 use danlu_model::files;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -76,7 +76,7 @@ impl Trainer {
     ///
     /// # Errors
     /// If the folder cannot be written. Earlier checkpoints are then unchanged.
-    pub fn save_checkpoint(&self, output: &Path, tokens: &TokenIdentity) -> Result<PathBuf, TrainError> {
+    pub fn save_checkpoint(&self, output: &Path, tokens: &TrainingIdentity) -> Result<PathBuf, TrainError> {
         let name = format!("{CHECKPOINT_PREFIX}{}", self.global_step());
         let path = atomic_folder::write(output, &name, |folder| {
             let backend = &**self.decoder.backend();

@@ -6,7 +6,7 @@ use std::fs;
 use std::path::Path;
 
 use common::{adapter_bytes, examples, finish, settings, tokens, trainer};
-use danlu_adapter::{TokenIdentity, checkpoints, latest_checkpoint};
+use danlu_adapter::{TrainingIdentity, checkpoints, latest_checkpoint};
 use danlu_model::{LabeledSequence, Tokenizer};
 use danlu_train::{StepMetrics, TrainError, TrainSettings, latest_whole_checkpoint, sweep_leftovers};
 use sha2::{Digest, Sha256};
@@ -284,7 +284,7 @@ fn a_save_that_fails_leaves_the_checkpoint_before_it() {
     for name in ["tokenizer.json", "tokenizer_config.json"] {
         fs::copy(common::base_8m().join(name), base.path().join(name)).unwrap();
     }
-    let identity = TokenIdentity::new(base.path(), &Tokenizer::read(base.path()).unwrap(), None);
+    let identity = TrainingIdentity::new(base.path(), &Tokenizer::read(base.path()).unwrap(), None);
     let file = fs::File::options().write(true).open(base.path().join("tokenizer.json")).unwrap();
     file.set_len(2 << 30).unwrap();
     let error = trainer.save_checkpoint(output.path(), &identity).unwrap_err();
@@ -341,10 +341,10 @@ fn an_adapter_says_in_what_other_tokens_differ() {
     let folder = tempfile::tempdir().unwrap();
     let base = common::base_8m();
     let tokenizer = Tokenizer::read(&base).unwrap();
-    assert_eq!(TokenIdentity::read(folder.path()).unwrap(), None);
-    let identity = TokenIdentity::new(&base, &tokenizer, Some("你是甄嬛。".into()));
+    assert_eq!(TrainingIdentity::read(folder.path()).unwrap(), None);
+    let identity = TrainingIdentity::new(&base, &tokenizer, Some("你是甄嬛。".into()));
     identity.write(folder.path()).unwrap();
-    let read = TokenIdentity::read(folder.path()).unwrap().unwrap();
+    let read = TrainingIdentity::read(folder.path()).unwrap().unwrap();
     assert!(read.differences(&tokenizer).is_empty());
     assert_eq!(read.default_system(), Some("你是甄嬛。"));
     assert_eq!(read.fingerprint(), identity.fingerprint());
@@ -363,7 +363,7 @@ fn an_adapter_says_in_what_other_tokens_differ() {
     assert!(template.starts_with("chat template (sha256): ") && template.ends_with(" now"), "{template}");
 
     fs::write(path("danlu.json"), "{").unwrap();
-    let error = TokenIdentity::read(folder.path()).unwrap_err();
+    let error = TrainingIdentity::read(folder.path()).unwrap_err();
     assert!(
         error.to_string().ends_with("danlu.json: line 1: found no end of an object, expected `}`"),
         "{error}"

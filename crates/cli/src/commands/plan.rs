@@ -1,7 +1,7 @@
 //! `danlu plan`: predicts the memory of a run, and which activations its layers store.
 
 use clap::Args;
-use danlu_adapter::TokenIdentity;
+use danlu_adapter::TrainingIdentity;
 use danlu_adapter::targets;
 use danlu_hub::FetchScope;
 use danlu_loader::stored_quantization;
@@ -61,7 +61,7 @@ pub fn run(run: &RunConfig, json: bool, printer: &Printer) -> Result<()> {
         None => run.settings.clone(),
     };
     if let Some(tokenizer) = &tokenizer {
-        let tokens = TokenIdentity::new(&files.base, tokenizer, settings.default_system.clone());
+        let tokens = TrainingIdentity::new(&files.base, tokenizer, settings.default_system.clone());
         tokenizer.check_fits(&config)?;
         baseline.tokenizer(&tokens);
     }

@@ -51,7 +51,7 @@ pub struct BaselineMemory {
     /// The peak so far, for example while the tokenizer was read.
     pub peak: u64,
     /// The largest file copied into every checkpoint, see
-    /// [`TokenIdentity::largest_file`](danlu_adapter::TokenIdentity::largest_file).
+    /// [`TrainingIdentity::largest_file`](danlu_adapter::TrainingIdentity::largest_file).
     pub copied: u64,
 }
 

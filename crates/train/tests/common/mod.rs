@@ -4,7 +4,7 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use danlu_adapter::{Adapter, TokenIdentity};
+use danlu_adapter::{Adapter, TrainingIdentity};
 use danlu_kernels::cuda::{Cuda, CudaOptions};
 use danlu_kernels::{Backend, Cpu, CpuOptions, DType, Isa, Reference};
 use danlu_model::{Decoder, LabeledSequence, Tokenizer, base_fingerprint};
@@ -129,9 +129,9 @@ pub fn trainer(settings: &TrainSettings, examples: Vec<Example>, threads: usize)
     Trainer::new(decoder, adapter, examples, settings.clone(), base_fingerprint(&base).unwrap()).unwrap()
 }
 
-pub fn tokens() -> TokenIdentity {
+pub fn tokens() -> TrainingIdentity {
     let base = base_8m();
-    TokenIdentity::new(&base, &Tokenizer::read(&base).unwrap(), None)
+    TrainingIdentity::new(&base, &Tokenizer::read(&base).unwrap(), None)
 }
 
 pub fn finish(trainer: &mut Trainer) {

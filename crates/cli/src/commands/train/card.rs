@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use danlu_adapter::{BaseIdentity, LoraConfig, TokenIdentity};
+use danlu_adapter::{BaseIdentity, LoraConfig, TrainingIdentity};
 use danlu_model::files;
 use danlu_report::card::{self, Card, CardLanguage, Lora, PICTURE_FILE, Training};
 use danlu_report::{ReportError, RunSummary, page};
@@ -24,7 +24,7 @@ pub fn write_for_run(
     run: &RunConfig,
     summary: &RunSummary,
     lora: &LoraConfig,
-    tokens: &TokenIdentity,
+    tokens: &TrainingIdentity,
     base: BaseIdentity,
     earlier: Option<&Card>,
     printer: &Printer,

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use danlu_adapter::TokenIdentity;
+use danlu_adapter::TrainingIdentity;
 use danlu_model::{ModelConfig, Tokenizer};
 use danlu_report::MemoryUse;
 use danlu_train::memory::{self, display};
@@ -46,7 +46,7 @@ impl MemoryBaseline {
     }
 
     /// Measures after the tokenizer is loaded.
-    pub fn tokenizer(&mut self, tokens: &TokenIdentity) {
+    pub fn tokenizer(&mut self, tokens: &TrainingIdentity) {
         self.tokenizer = in_use();
         self.copied = tokens.largest_file();
     }

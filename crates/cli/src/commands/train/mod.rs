@@ -14,7 +14,7 @@ mod summary;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 
-use danlu_adapter::{Adapter, BaseIdentity, LoraConfig, TokenIdentity, targets};
+use danlu_adapter::{Adapter, BaseIdentity, LoraConfig, TrainingIdentity, targets};
 use danlu_hub::FetchScope;
 use danlu_loader::{BaseFiles, identify_base};
 use danlu_model::{
@@ -94,7 +94,7 @@ struct Inputs {
     tokenizer: Tokenizer,
     /// The 4 bits that the base is stored in.
     stored: Option<Quantization>,
-    tokens: TokenIdentity,
+    tokens: TrainingIdentity,
     lora: LoraConfig,
     baseline: MemoryBaseline,
 }
@@ -115,7 +115,7 @@ fn resolve(files: &RunFiles, settings: &TrainSettings, printer: &Printer) -> Res
     // However the base comes to its 4 bits, they can be made again from its original.
     let stored = loader.run(|_, _| base.stored_quantization())?;
     let quantization = settings.quantization().or(stored);
-    let tokens = TokenIdentity::new(&files.base, &tokenizer, settings.default_system.clone())
+    let tokens = TrainingIdentity::new(&files.base, &tokenizer, settings.default_system.clone())
         .with_template(template)
         .over(quantization, base.weights().unquantized_modules(&config));
     // A mapping held while memory is planned would count against the address space twice.
@@ -171,7 +171,7 @@ impl OutputFolder {
 struct Trained {
     trainer: Trainer,
     tokenizer: Tokenizer,
-    tokens: TokenIdentity,
+    tokens: TrainingIdentity,
     base: BaseIdentity,
     questions: Vec<Question>,
     data: DataSummary,

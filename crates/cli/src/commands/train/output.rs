@@ -3,7 +3,7 @@
 use std::fs::{File, TryLockError};
 use std::path::{Path, PathBuf};
 
-use danlu_adapter::{BaseIdentity, LoraConfig, RUN_FILE, TokenIdentity, latest_checkpoint};
+use danlu_adapter::{BaseIdentity, LoraConfig, RUN_FILE, TrainingIdentity, latest_checkpoint};
 use danlu_model::files;
 use danlu_report::card::Card;
 use danlu_report::{Language, RunSummary, page};
@@ -119,7 +119,7 @@ pub fn start(
 ///
 /// # Errors
 /// If the folder cannot be written. The error names the checkpoint to resume from.
-pub fn save(output: &Path, trainer: &Trainer, tokens: &TokenIdentity) -> Result<()> {
+pub fn save(output: &Path, trainer: &Trainer, tokens: &TrainingIdentity) -> Result<()> {
     trainer.save_checkpoint(output, tokens).map(drop).map_err(|error| unsaved(output, error))
 }
 
@@ -179,7 +179,7 @@ fn unusable(output_folder: &Path, checkpoint: &Path, error: TrainError) -> Diagn
 pub fn finish(
     run: &RunConfig,
     trainer: &Trainer,
-    tokens: &TokenIdentity,
+    tokens: &TrainingIdentity,
     summary: &RunSummary,
     base: BaseIdentity,
     earlier: Option<&Card>,

@@ -1,6 +1,6 @@
 //! The steps of a run.
 
-use danlu_adapter::TokenIdentity;
+use danlu_adapter::TrainingIdentity;
 use danlu_model::LabeledSequence;
 use danlu_train::{TrainError, Trainer, check_finite_weights, latest_whole_checkpoint};
 
@@ -18,7 +18,7 @@ pub fn take_steps(
     files: &RunFiles,
     trainer: &mut Trainer,
     held_out: &[LabeledSequence],
-    tokens: &TokenIdentity,
+    tokens: &TrainingIdentity,
     printer: &Printer,
 ) -> Result<bool> {
     let mut progress = Progress::new(printer, trainer.total_steps(), trainer.settings().logging_steps);

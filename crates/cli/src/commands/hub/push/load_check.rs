@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use danlu_adapter::TokenIdentity;
+use danlu_adapter::TrainingIdentity;
 use danlu_adapter::{Adapter, AdapterError, CONFIG_FILE, WEIGHTS_FILE};
 use danlu_hub::{SkipReason, SkippedFile, UploadSet};
 use danlu_model::{INDEX_FILE, ModelConfig, ModelError, SINGLE_FILE, Tokenizer, Weights};
@@ -37,7 +37,7 @@ pub fn needed(folder: &Path) -> Result<Vec<String>> {
             .with_hint("put each into a folder of its own, and push them to two names"));
     }
     let opened = if is_adapter { adapter(folder) } else { model(folder) };
-    let opened = opened.and_then(|needed| Ok((needed, TokenIdentity::read(folder)?)));
+    let opened = opened.and_then(|needed| Ok((needed, TrainingIdentity::read(folder)?)));
     let (mut needed, _) = opened.map_err(|diagnostic| diagnostic.or_hint(WRITE_AGAIN))?;
     needed.extend(TOKENIZER.into_iter().filter(|name| folder.join(name).is_file()).map(str::to_owned));
     Ok(needed)

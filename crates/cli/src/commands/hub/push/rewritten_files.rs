@@ -4,7 +4,7 @@
 
 use std::path::Path;
 
-use danlu_adapter::{BaseIdentity, CONFIG_FILE, IDENTITY_FILE, LoraConfig, TokenIdentity};
+use danlu_adapter::{BaseIdentity, CONFIG_FILE, IDENTITY_FILE, LoraConfig, TrainingIdentity};
 use danlu_hub::{Hub, RepoName};
 use danlu_loader::{is_known_name, relative_path};
 use danlu_model::files;
@@ -58,12 +58,12 @@ pub fn files(
 ) -> Result<RewrittenFiles> {
     let folder = &args.folder;
     let card = Card::read(folder)?;
-    let identity = TokenIdentity::read(folder)?;
+    let identity = TrainingIdentity::read(folder)?;
     let named = match folder.join(CONFIG_FILE).is_file() {
         true => LoraConfig::read(folder)?.base_model_name_or_path,
         false => None,
     };
-    let trained = identity.as_ref().and_then(TokenIdentity::base);
+    let trained = identity.as_ref().and_then(TrainingIdentity::base);
     let bases = Bases { card: card.as_ref(), trained, named: named.as_deref() };
     let base_id = base_id(args, hub, page, bases, printer)?;
     let here = card::read_readme(folder)?;

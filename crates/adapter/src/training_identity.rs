@@ -24,7 +24,7 @@ const MAX_BYTES: u64 = 1 << 30;
 
 /// The identity of an adapter: tokenizer, template, default system prompt and base.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct TokenIdentity {
+pub struct TrainingIdentity {
     folder: PathBuf,
     /// The template of the run, if it is not the base's.
     template: Option<String>,
@@ -52,7 +52,7 @@ struct Written {
     stored_quantization: Option<Quantization>,
 }
 
-impl TokenIdentity {
+impl TrainingIdentity {
     /// The identity of the tokenizer in `folder`, which was read as `tokenizer`.
     pub fn new(folder: &Path, tokenizer: &Tokenizer, default_system: Option<String>) -> Self {
         let danlu_version = env!("CARGO_PKG_VERSION").to_owned();
@@ -109,7 +109,7 @@ impl TokenIdentity {
         self.written.quantization
     }
 
-    /// Bytes of the largest file that [`TokenIdentity::write`] reads into memory.
+    /// Bytes of the largest file that [`TrainingIdentity::write`] reads into memory.
     pub fn largest_file(&self) -> u64 {
         let size = |name: &&str| std::fs::metadata(self.folder.join(name)).map_or(0, |file| file.len());
         TOKENIZER_FILES.iter().map(size).max().unwrap_or(0)
