@@ -16,7 +16,7 @@
 //! The crate prints nothing. It collects a [`Notice`] for everything that a user should know, reports long
 //! work as [`Progress`], and returns errors as [`LoadError`] with a hint.
 
-mod adapter_base;
+mod resolve_base;
 mod artifact;
 mod error;
 mod loaded_model;
