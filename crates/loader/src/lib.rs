@@ -28,7 +28,7 @@ mod notice;
 mod progress;
 pub mod relative_path;
 mod resolve;
-mod training_base;
+mod check_base;
 
 pub use artifact::FolderKind;
 pub use error::LoadError;
@@ -42,7 +42,7 @@ pub use model_tokens::{ModelTokens, TokenCheck};
 pub use notice::Notice;
 pub use progress::{Observer, Progress};
 pub use resolve::{HubSource, Loader, fetch_optional_files};
-pub use training_base::{
+pub use check_base::{
     CheckDepth, check_base, identify_base, stored_quantization, trained_on_unquantized_base,
     training_quantization,
 };

@@ -7,7 +7,7 @@ use danlu_adapter::{CONFIG_FILE, LoraConfig};
 use danlu_hub::{FetchScope, RepoName, parse_snapshot_path};
 
 use crate::artifact::MODEL_CONFIG;
-use crate::training_base::FOUR_BIT_SUFFIX;
+use crate::check_base::FOUR_BIT_SUFFIX;
 use crate::{LoadError, Loader, ModelRef, Notice, relative_path};
 
 impl Loader<'_> {
