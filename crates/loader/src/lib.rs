@@ -17,7 +17,7 @@
 //! work as [`Progress`], and returns errors as [`LoadError`] with a hint.
 
 mod resolve_base;
-mod artifact;
+mod folder_kind;
 mod error;
 mod loaded_model;
 mod model_dirs;
@@ -30,7 +30,7 @@ pub mod relative_path;
 mod resolve;
 mod check_base;
 
-pub use artifact::FolderKind;
+pub use folder_kind::FolderKind;
 pub use error::LoadError;
 pub use loaded_model::{
     LoadOptions, LoadedAdapter, LoadedBase, LoadedModel, QuantChoice, choose_quantization,

@@ -7,7 +7,7 @@ use std::time::Instant;
 use danlu_adapter::{CONFIG_FILE, LoraConfig, RUN_FILE};
 use danlu_hub::{FetchScope, Hub, HubError, Pulled, RepoName};
 
-use crate::artifact::MODEL_CONFIG;
+use crate::folder_kind::MODEL_CONFIG;
 use crate::model_dirs::AdapterDir;
 use crate::{FolderKind, LoadError, ModelDirs, ModelRef, Notice, Observer, Progress};
 
