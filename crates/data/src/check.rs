@@ -7,7 +7,7 @@ use danlu_model::Tokenizer;
 use serde_json::Value;
 
 use crate::{
-    DataFingerprint, Dataset, EncodeOptions, Encoded, TemplateAudit, TemplateFinding, Truncation, UnknownKey,
+    DataFileFingerprint, Dataset, EncodeOptions, Encoded, TemplateAudit, TemplateFinding, Truncation, UnknownKey,
     encode, is_rendered,
     record::{BadRecord, Record, RecordContent, RecordFault, RecordSource},
 };
@@ -16,7 +16,7 @@ use crate::{
 #[derive(Clone, Debug, Default)]
 pub struct Check {
     /// The files with their formats and counts.
-    pub files: Vec<DataFingerprint>,
+    pub files: Vec<DataFileFingerprint>,
     /// Number of readable records.
     pub records: usize,
     /// Record lengths before truncation.

@@ -72,7 +72,7 @@ pub use format::Format;
 pub use options::ReadOptions;
 pub use parquet_file::is_decoding_parquet;
 pub use preview::{PreviewToken, preview, visible};
-pub use read::{DataFingerprint, Dataset, read, read_from};
+pub use read::{DataFileFingerprint, Dataset, read, read_from};
 pub use record::{BadRecord, Conversation, Record, RecordContent, RecordFault, RecordSource, TurnLoss};
 pub use roles::Roles;
 pub use spelling::nearest;

@@ -47,12 +47,12 @@ pub struct Dataset {
     /// Likely encoding of a file that is not all UTF-8.
     pub encoding: Option<Encoding>,
     /// Identity of the file.
-    pub fingerprint: DataFingerprint,
+    pub fingerprint: DataFileFingerprint,
 }
 
 /// Identifies a data file in a model card without its path.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct DataFingerprint {
+pub struct DataFileFingerprint {
     /// File name without folders.
     pub name: String,
     /// SHA-256 of the bytes, in hexadecimal.
@@ -287,7 +287,7 @@ impl<'a> Reading<'a> {
             }
             (None, None) => unreachable!("a good record has a format"),
         };
-        let fingerprint = DataFingerprint {
+        let fingerprint = DataFileFingerprint {
             name: file.file_name().unwrap_or_default().to_string_lossy().into_owned(),
             sha256,
             bytes,

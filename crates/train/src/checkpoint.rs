@@ -23,7 +23,7 @@ use crate::checksums;
 use crate::data_order::Cursor;
 use crate::error::Difference;
 use crate::optimizer::OPTIMIZER_FILE;
-use crate::{DataFingerprint, StepMetrics, TrainError, TrainSettings, Trainer, TrainerState};
+use crate::{ExamplesFingerprint, StepMetrics, TrainError, TrainSettings, Trainer, TrainerState};
 
 const TRAINER_STATE_FILE: &str = "trainer_state.json";
 const HISTORY_FILE: &str = "history.jsonl";
@@ -57,7 +57,7 @@ struct RunState {
     cursor: Cursor,
     seed: u64,
     settings: TrainSettings,
-    data: DataFingerprint,
+    data: ExamplesFingerprint,
     base_sha256: String,
     backend: String,
 }

@@ -8,7 +8,7 @@ use crate::Example;
 /// The fingerprint of token ids and loss marks.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct DataFingerprint {
+pub struct ExamplesFingerprint {
     /// Number of records.
     pub records: u64,
     /// Number of their tokens.
@@ -17,7 +17,7 @@ pub struct DataFingerprint {
     pub sha256: String,
 }
 
-impl DataFingerprint {
+impl ExamplesFingerprint {
     /// The fingerprint of `examples`.
     pub fn of(examples: &[Example]) -> Self {
         let mut hash = Sha256::new();
@@ -51,7 +51,7 @@ mod tests {
                 sequence: LabeledSequence { ids: ids.to_vec(), trained: trained.to_vec() },
                 origin: String::new(),
             };
-            DataFingerprint::of(&records.iter().map(example).collect::<Vec<_>>()).sha256
+            ExamplesFingerprint::of(&records.iter().map(example).collect::<Vec<_>>()).sha256
         };
         let all = [
             data(&[(&[1, 2, 3], &[false, true, true])]),

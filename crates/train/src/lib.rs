@@ -58,7 +58,7 @@ pub use atomic_folder::sweep_leftovers;
 pub use checkpoint::{Resumed, latest_whole_checkpoint};
 pub use data_order::Cursor;
 pub use error::{Difference, TrainError};
-pub use fingerprint::DataFingerprint;
+pub use fingerprint::ExamplesFingerprint;
 pub use finite_weights::check_finite_weights;
 pub use plan::{
     BaselineMemory, LayerPolicies, MemoryPlan, PlanInput, RecordSize, ReplySize, ScratchBytes,

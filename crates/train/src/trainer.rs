@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use crate::data_order::DataOrder;
 use crate::fused_batch::FusedBatch;
 use crate::optimizer::{Optimizer, adamw, clip_factor};
-use crate::{DataFingerprint, LogEntry, Schedule, TrainError, TrainSettings, TrainerState};
+use crate::{ExamplesFingerprint, LogEntry, Schedule, TrainError, TrainSettings, TrainerState};
 
 /// Key of the random stream of dropout masks.
 const DROPOUT_STREAM: u64 = 0x6472_6f70_6f75;
@@ -87,7 +87,7 @@ pub struct Trainer {
     pub(crate) order: DataOrder,
     pub(crate) state: TrainerState,
     pub(crate) history: Vec<StepMetrics>,
-    pub(crate) data: DataFingerprint,
+    pub(crate) data: ExamplesFingerprint,
     pub(crate) base: String,
     examples: Vec<Example>,
     grads: Buffer,
@@ -145,7 +145,7 @@ impl Trainer {
             losses: None,
             squares: backend.alloc_scalars(1),
             schedule: settings.schedule(total),
-            data: DataFingerprint::of(&examples),
+            data: ExamplesFingerprint::of(&examples),
             history: Vec::new(),
             work: Workspace::new(),
             fuse_micro_batches: true,
