@@ -61,7 +61,7 @@ pub use error::{Difference, TrainError};
 pub use fingerprint::ExamplesFingerprint;
 pub use finite_weights::check_finite_weights;
 pub use plan::{
-    BaselineMemory, LayerPolicies, MemoryPlan, PlanInput, RecordSize, ReplySize, ScratchBytes,
+    BaselineMemory, LayerPolicies, MemoryPlan, PlanInput, RecordSize, ReplySize, PlannedScratch,
     SuggestedLimits, WeightBytes, weight_bytes, weight_bytes_of,
 };
 pub use schedule::{LrSchedulerType, Schedule};

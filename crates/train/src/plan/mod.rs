@@ -7,7 +7,7 @@ mod weights;
 mod worst_steps;
 
 pub use self::dry_run::ReplySize;
-pub use self::planner::{BaselineMemory, MemoryPlan, PlanInput, ScratchBytes, SuggestedLimits};
+pub use self::planner::{BaselineMemory, MemoryPlan, PlanInput, PlannedScratch, SuggestedLimits};
 pub use self::recompute_ladder::LayerPolicies;
 pub use self::weights::{WeightBytes, weight_bytes, weight_bytes_of};
 pub use self::worst_steps::RecordSize;

@@ -71,7 +71,7 @@ pub struct MemoryPlan {
     /// Activations and their gradients.
     pub activations: u64,
     /// Working memory of the kernels.
-    pub scratch: ScratchBytes,
+    pub scratch: PlannedScratch,
     /// Temporary memory of writing a checkpoint and of the replies.
     pub transient: u64,
     /// The tokenizer.
@@ -117,7 +117,7 @@ impl fmt::Display for SuggestedLimits {
 
 /// Working memory of the kernels, in bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ScratchBytes {
+pub struct PlannedScratch {
     /// Packed operands of products with the base.
     pub products: u64,
     /// The adapter's products.
@@ -130,7 +130,7 @@ pub struct ScratchBytes {
     pub rope: u64,
 }
 
-impl ScratchBytes {
+impl PlannedScratch {
     /// The sum.
     pub fn total(&self) -> u64 {
         self.products + self.low_rank + self.attention + self.head + self.rope
@@ -212,7 +212,7 @@ impl<'a> Planner<'a> {
         let usage = self.dry_run.run(layers.policies(), fuse_micro_batches, worst, reply)?;
         let DryRunUsage { norms, adapter, optimizer, gradients, saving, trained, replies, step_flops } =
             usage;
-        let scratch = ScratchBytes {
+        let scratch = PlannedScratch {
             products: trained.scratch.products,
             low_rank: trained.scratch.low_rank,
             attention: trained.scratch.attention,
