@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use danlu_model::FileError;
 
-use crate::{BadRecord, Container, Encoding, Format, RecordFault, RecordSource};
+use crate::{BadRecord, Container, Charset, Format, RecordFault, RecordSource};
 
 /// A data file that cannot be read as training data.
 #[derive(Debug, thiserror::Error)]
@@ -19,7 +19,7 @@ pub enum DataError {
         /// The file.
         file: PathBuf,
         /// The byte order.
-        encoding: Encoding,
+        encoding: Charset,
     },
     /// The file is of a kind that holds no readable records.
     #[error("cannot read `{}`: it is {}", file.display(), container.name())]
@@ -63,7 +63,7 @@ pub enum DataError {
         /// The first bad record.
         first: Box<BadRecord>,
         /// Likely encoding, if not UTF-8.
-        encoding: Option<Encoding>,
+        encoding: Option<Charset>,
     },
     /// Too many bad records; the format is probably wrong.
     #[error("`{}`: {count} bad records, reading stopped; the first: {first}", file.display())]

@@ -23,7 +23,7 @@ pub(crate) fn object(piece: &Piece, source: RecordSource) -> Result<Object, Box<
     let text = std::str::from_utf8(&piece.bytes).map_err(|error| {
         let at = place(piece, error.valid_up_to());
         let found = format!("the byte 0x{:02x}", piece.bytes[error.valid_up_to()]);
-        bad(Some(at), RecordFault::Encoding, found, "UTF-8")
+        bad(Some(at), RecordFault::Charset, found, "UTF-8")
     })?;
     match parse(text) {
         Ok(Value::Object(object)) => Ok(unwrapped(object)),

@@ -14,7 +14,7 @@ use crate::{
     Columns, DataError, Format, ReadOptions,
     container::{self, Container},
     dataset_info,
-    encoding::{Encoding, EncodingEvidence},
+    charset::{Charset, CharsetEvidence},
     fields::{self, Object},
     formats::{self, turns::TurnReader},
     json_record, parquet_file,
@@ -45,7 +45,7 @@ pub struct Dataset {
     /// Lists beside the one that was read, such as `test` beside `train`.
     pub unread_lists: Vec<String>,
     /// Likely encoding of a file that is not all UTF-8.
-    pub encoding: Option<Encoding>,
+    pub encoding: Option<Charset>,
     /// Identity of the file.
     pub fingerprint: DataFileFingerprint,
 }
@@ -107,7 +107,7 @@ struct Reading<'a> {
     bad: Vec<BadRecord>,
     unknown_keys: Vec<UnknownKey>,
     unread_lists: Vec<String>,
-    evidence: EncodingEvidence,
+    evidence: CharsetEvidence,
     index: usize,
 }
 
@@ -123,7 +123,7 @@ impl<'a> Reading<'a> {
             bad: Vec::new(),
             unknown_keys: Vec::new(),
             unread_lists: Vec::new(),
-            evidence: EncodingEvidence::default(),
+            evidence: CharsetEvidence::default(),
             index: 0,
         }
     }
@@ -138,7 +138,7 @@ impl<'a> Reading<'a> {
         if container::is_parquet(&opened.head) {
             return self.read_parquet(opened.stream);
         }
-        if let Some(encoding) = Encoding::of_start(&opened.head) {
+        if let Some(encoding) = Charset::of_start(&opened.head) {
             return Err(DataError::Utf16 { file: file(), encoding });
         }
         match table::delimiter(&opened.head) {
@@ -295,7 +295,7 @@ impl<'a> Reading<'a> {
             records: self.records.len(),
             bad_records: self.bad.len(),
         };
-        let encoded_badly = self.bad.iter().any(|bad| bad.fault == RecordFault::Encoding);
+        let encoded_badly = self.bad.iter().any(|bad| bad.fault == RecordFault::Charset);
         Ok(Dataset {
             format,
             records: self.records,

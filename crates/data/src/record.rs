@@ -98,7 +98,7 @@ pub struct BadRecord {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum RecordFault {
     /// Not UTF-8.
-    Encoding,
+    Charset,
     /// Not JSON.
     Json,
     /// An unexpected byte between two records of an array.

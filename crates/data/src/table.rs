@@ -122,7 +122,7 @@ impl<R: Read> Table<R> {
             let text = std::str::from_utf8(cell).map_err(|error| {
                 let name = fields::clipped(name, 40);
                 let found = format!("the byte 0x{:02x} in `{name}`", cell[error.valid_up_to()]);
-                Mismatch::new(RecordFault::Encoding, found, "UTF-8")
+                Mismatch::new(RecordFault::Charset, found, "UTF-8")
             })?;
             object.insert(name.clone(), Value::String(text.to_owned()));
         }

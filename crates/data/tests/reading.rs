@@ -2,7 +2,7 @@
 
 use std::{io::Read, path::Path};
 
-use danlu_data::{DataError, Dataset, Encoding, Format, ReadOptions, RecordContent, read, read_from};
+use danlu_data::{DataError, Dataset, Charset, Format, ReadOptions, RecordContent, read, read_from};
 
 fn parse(bytes: &[u8], format: Option<Format>) -> Result<Dataset, DataError> {
     read_from(bytes, Path::new("folder/chat.json"), &format.into())
@@ -195,7 +195,7 @@ fn another_encoding_is_named_with_its_conversion() {
     assert!(error.starts_with("`folder/chat.json` holds no readable record; the first: "), "{error}");
     assert_eq!(next, format!("it looks like GB18030 (GBK); convert it: {}", convert("GB18030")));
     let mixed = parse(b"{\"text\": \"ok\"}\n{\"text\": \"caf\xe9\"}\n", None).unwrap();
-    assert_eq!((mixed.records.len(), mixed.encoding), (1, Some(Encoding::Windows1252)));
+    assert_eq!((mixed.records.len(), mixed.encoding), (1, Some(Charset::Windows1252)));
 }
 
 #[test]

@@ -4,7 +4,7 @@ use std::path::Path;
 
 /// An encoding other than UTF-8.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Encoding {
+pub enum Charset {
     /// UTF-16 with a byte order mark.
     Utf16,
     /// UTF-16 without a byte order mark, low byte first.
@@ -17,7 +17,7 @@ pub enum Encoding {
     Windows1252,
 }
 
-impl Encoding {
+impl Charset {
     /// Detects UTF-16 from the first two bytes. JSON starts with ASCII, so one of the two bytes is zero.
     pub(crate) fn of_start(bytes: &[u8]) -> Option<Self> {
         match bytes {
@@ -68,14 +68,14 @@ impl Encoding {
 
 /// Statistics over non-ASCII bytes.
 #[derive(Debug, Default)]
-pub(crate) struct EncodingEvidence {
+pub(crate) struct CharsetEvidence {
     utf8: bool,
     /// Non-ASCII bytes next to another one, and isolated ones.
     paired: usize,
     alone: usize,
 }
 
-impl EncodingEvidence {
+impl CharsetEvidence {
     /// Adds a record in UTF-8.
     pub fn utf8(&mut self, text: &str) {
         self.utf8 |= !text.is_ascii();
@@ -98,11 +98,11 @@ impl EncodingEvidence {
     /// The likely encoding; `None` for UTF-8 with some damaged bytes.
     ///
     /// GB18030 pairs non-ASCII bytes. Accented letters of Windows-1252 stand between ASCII letters.
-    pub fn encoding(&self) -> Option<Encoding> {
+    pub fn encoding(&self) -> Option<Charset> {
         match (self.utf8, self.paired, self.alone) {
             (true, ..) | (_, 0, 0) => None,
-            (_, paired, alone) if paired > alone => Some(Encoding::Gb18030),
-            _ => Some(Encoding::Windows1252),
+            (_, paired, alone) if paired > alone => Some(Charset::Gb18030),
+            _ => Some(Charset::Windows1252),
         }
     }
 }
@@ -111,8 +111,8 @@ impl EncodingEvidence {
 mod tests {
     use super::*;
 
-    fn seen(records: &[&[u8]]) -> Option<Encoding> {
-        let mut evidence = EncodingEvidence::default();
+    fn seen(records: &[&[u8]]) -> Option<Charset> {
+        let mut evidence = CharsetEvidence::default();
         for record in records {
             match std::str::from_utf8(record) {
                 Ok(text) => evidence.utf8(text),
@@ -127,8 +127,8 @@ mod tests {
         // printf '你好，甄嬛。' | iconv -t GB18030; printf 'Café déjà' | iconv -t LATIN1
         let chinese = b"\xc4\xe3\xba\xc3\xa3\xac\xd5\xe7\x8b\xd6\xa1\xa3";
         let western = b"Caf\xe9 d\xe9j\xe0";
-        assert_eq!(seen(&[b"plain", chinese]), Some(Encoding::Gb18030));
-        assert_eq!(seen(&[western]), Some(Encoding::Windows1252));
+        assert_eq!(seen(&[b"plain", chinese]), Some(Charset::Gb18030));
+        assert_eq!(seen(&[western]), Some(Charset::Windows1252));
         assert_eq!(seen(&["甄嬛".as_bytes(), western]), None, "damage in a file that is UTF-8");
         assert_eq!(seen(&["甄嬛".as_bytes(), b"plain"]), None);
         assert_eq!(
@@ -141,11 +141,11 @@ mod tests {
     #[test]
     fn a_conversion_can_be_pasted() {
         assert_eq!(
-            Encoding::Gb18030.conversion(Path::new("data/mine.json")),
+            Charset::Gb18030.conversion(Path::new("data/mine.json")),
             "iconv -f GB18030 -t UTF-8 data/mine.json > data/mine.utf8.json"
         );
         assert_eq!(
-            Encoding::Utf16.conversion(Path::new("my data")),
+            Charset::Utf16.conversion(Path::new("my data")),
             "iconv -f UTF-16 -t UTF-8 'my data' > 'my data.utf8'"
         );
     }
