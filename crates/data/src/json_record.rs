@@ -8,7 +8,7 @@ use crate::{
     json_nesting::JsonNesting,
     record::{BadRecord, RecordFault, RecordSource},
     scanner::Position,
-    splitter::Piece,
+    record_splitter::Piece,
 };
 
 /// Parses a piece as a JSON object.

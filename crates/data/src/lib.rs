@@ -2,7 +2,7 @@
 //!
 //! | step | function | file |
 //! |---|---|---|
-//! | bytes to records, each fault with its line | [`read()`] | `read.rs`, over `splitter.rs` and `formats/` |
+//! | bytes to records, each fault with its line | [`read()`] | `read.rs`, over `record_splitter.rs` and `formats/` |
 //! | a record to ids and loss mask, within a length | [`encode()`] | `encode.rs`, `shorten.rs` |
 //! | statistics and warnings before training | [`check()`] | `check.rs` |
 //! | a record token by token | [`preview()`] | `preview.rs` |
@@ -52,7 +52,7 @@ mod roles;
 mod scanner;
 mod spelling;
 mod split;
-mod splitter;
+mod record_splitter;
 mod stream;
 mod table;
 mod template_audit;

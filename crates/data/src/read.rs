@@ -19,7 +19,7 @@ use crate::{
     formats::{self, turns::TurnReader},
     json_record, parquet_file,
     record::{BadRecord, Record, RecordFault, RecordSource},
-    splitter::{Flaw, Layout, Piece, Splitter},
+    record_splitter::{Flaw, Layout, Piece, Splitter},
     stream::{self, Hashing},
     table::{self, Table},
     unknown_keys::{self, UnknownKey},
