@@ -6,7 +6,7 @@
 //! | a record to ids and loss mask, within a length | [`encode()`] | `encode.rs`, `shorten.rs` |
 //! | statistics and warnings before training | [`check()`] | `check.rs` |
 //! | a record token by token | [`preview()`] | `preview.rs` |
-//! | held-out records | [`split()`] | `split.rs` |
+//! | held-out records | [`split()`] | `hold_out.rs` |
 //!
 //! The keys of the first record identify the format:
 //!
@@ -51,7 +51,7 @@ mod resync;
 mod roles;
 mod scanner;
 mod spelling;
-mod split;
+mod hold_out;
 mod record_splitter;
 mod stream;
 mod table;
@@ -76,7 +76,7 @@ pub use read::{DataFileFingerprint, Dataset, read, read_from};
 pub use record::{BadRecord, Conversation, Record, RecordContent, RecordFault, RecordSource, TurnLoss};
 pub use roles::Roles;
 pub use spelling::nearest;
-pub use split::{ValSize, ValSizeError, split};
+pub use hold_out::{ValSize, ValSizeError, split};
 pub use template_audit::{TemplateAudit, TemplateEffect, TemplateFinding};
 pub use unknown_keys::UnknownKey;
 pub use write::{common_format, to_json};
