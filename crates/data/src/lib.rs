@@ -41,7 +41,7 @@ mod format;
 mod formats;
 mod json_nesting;
 mod json_record;
-mod layout;
+mod json_layout;
 mod options;
 mod parquet_file;
 mod preview;

@@ -9,7 +9,7 @@ use std::io::{self, BufRead};
 
 use crate::{
     json_nesting::JsonNesting,
-    layout::{self, LOOK_AHEAD, Shape},
+    json_layout::{self, LOOK_AHEAD, Shape},
     resync::{NextRecord, RecordStart, first_key},
     scanner::{Position, Scanner},
 };
@@ -76,7 +76,7 @@ impl<R: BufRead> Splitter<R> {
         if scanner.peek()?.is_none() {
             return Ok(None);
         }
-        let shape = layout::shape(scanner.ahead(LOOK_AHEAD)?);
+        let shape = json_layout::shape(scanner.ahead(LOOK_AHEAD)?);
         let (layout, skip, wrapped) = match shape {
             Shape::Lines => (Layout::Lines, 0, false),
             Shape::Array => (Layout::Array, 1, false),
