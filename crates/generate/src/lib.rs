@@ -30,7 +30,7 @@ mod engine;
 mod error;
 mod generate;
 mod sampler;
-mod sampling;
+mod sampling_options;
 mod sequence;
 mod session;
 
@@ -38,6 +38,6 @@ pub use engine::{Engine, StepOutput};
 pub use error::GenerateError;
 pub use generate::{GenerateOptions, Generated, generate};
 pub use sampler::Sampler;
-pub use sampling::Sampling;
+pub use sampling_options::Sampling;
 pub use sequence::{Sequence, Step, StopReason, StopRules};
 pub use session::{ChatReply, ChatSession};
