@@ -7,8 +7,8 @@ use danlu_model::Tokenizer;
 use serde_json::Value;
 
 use crate::{
-    DataFileFingerprint, Dataset, EncodeOptions, Encoded, TemplateAudit, TemplateFinding, Truncation, UnknownKey,
-    encode, is_rendered,
+    DataFileFingerprint, Dataset, EncodeOptions, Encoded, TemplateAudit, TemplateFinding, Truncation,
+    UnknownKey, encode, is_rendered,
     record::{BadRecord, Record, RecordContent, RecordFault, RecordSource},
 };
 

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use danlu_model::FileError;
 
-use crate::{BadRecord, Container, Charset, Format, RecordFault, RecordSource};
+use crate::{BadRecord, Charset, Container, Format, RecordFault, RecordSource};
 
 /// A data file that cannot be read as training data.
 #[derive(Debug, thiserror::Error)]

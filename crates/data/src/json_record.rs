@@ -7,8 +7,8 @@ use crate::{
     fields::{self, Object},
     json_nesting::JsonNesting,
     record::{BadRecord, RecordFault, RecordSource},
-    scanner::Position,
     record_splitter::Piece,
+    scanner::Position,
 };
 
 /// Parses a piece as a JSON object.

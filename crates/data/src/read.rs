@@ -12,9 +12,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     Columns, DataError, Format, ReadOptions,
+    charset::{Charset, CharsetEvidence},
     container::{self, Container},
     dataset_info,
-    charset::{Charset, CharsetEvidence},
     fields::{self, Object},
     formats::{self, turns::TurnReader},
     json_record, parquet_file,

@@ -8,8 +8,8 @@
 use std::io::{self, BufRead};
 
 use crate::{
-    json_nesting::JsonNesting,
     json_layout::{self, LOOK_AHEAD, Shape},
+    json_nesting::JsonNesting,
     resync::{NextRecord, RecordStart, first_key},
     scanner::{Position, Scanner},
 };

@@ -2,7 +2,7 @@
 
 use std::{io::Read, path::Path};
 
-use danlu_data::{DataError, Dataset, Charset, Format, ReadOptions, RecordContent, read, read_from};
+use danlu_data::{Charset, DataError, Dataset, Format, ReadOptions, RecordContent, read, read_from};
 
 fn parse(bytes: &[u8], format: Option<Format>) -> Result<Dataset, DataError> {
     read_from(bytes, Path::new("folder/chat.json"), &format.into())

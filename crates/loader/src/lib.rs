@@ -16,9 +16,9 @@
 //! The crate prints nothing. It collects a [`Notice`] for everything that a user should know, reports long
 //! work as [`Progress`], and returns errors as [`LoadError`] with a hint.
 
-mod resolve_base;
-mod folder_kind;
+mod check_base;
 mod error;
+mod folder_kind;
 mod loaded_model;
 mod model_dirs;
 mod model_files;
@@ -28,10 +28,14 @@ mod notice;
 mod progress;
 pub mod relative_path;
 mod resolve;
-mod check_base;
+mod resolve_base;
 
-pub use folder_kind::FolderKind;
+pub use check_base::{
+    CheckDepth, check_base, identify_base, stored_quantization, trained_on_unquantized_base,
+    training_quantization,
+};
 pub use error::LoadError;
+pub use folder_kind::FolderKind;
 pub use loaded_model::{
     LoadOptions, LoadedAdapter, LoadedBase, LoadedModel, QuantChoice, choose_quantization,
 };
@@ -42,7 +46,3 @@ pub use model_tokens::{ModelTokens, TokenCheck};
 pub use notice::Notice;
 pub use progress::{Observer, Progress};
 pub use resolve::{HubSource, Loader, fetch_optional_files};
-pub use check_base::{
-    CheckDepth, check_base, identify_base, stored_quantization, trained_on_unquantized_base,
-    training_quantization,
-};

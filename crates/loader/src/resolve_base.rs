@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 use danlu_adapter::{CONFIG_FILE, LoraConfig};
 use danlu_hub::{FetchScope, RepoName, parse_snapshot_path};
 
-use crate::folder_kind::MODEL_CONFIG;
 use crate::check_base::FOUR_BIT_SUFFIX;
+use crate::folder_kind::MODEL_CONFIG;
 use crate::{LoadError, Loader, ModelRef, Notice, relative_path};
 
 impl Loader<'_> {

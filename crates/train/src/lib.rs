@@ -61,7 +61,7 @@ pub use error::{Difference, TrainError};
 pub use fingerprint::ExamplesFingerprint;
 pub use finite_weights::check_finite_weights;
 pub use plan::{
-    BaselineMemory, LayerPolicies, MemoryPlan, PlanInput, RecordSize, ReplySize, PlannedScratch,
+    BaselineMemory, LayerPolicies, MemoryPlan, PlanInput, PlannedScratch, RecordSize, ReplySize,
     SuggestedLimits, WeightBytes, weight_bytes, weight_bytes_of,
 };
 pub use schedule::{LrSchedulerType, Schedule};
