@@ -1,4 +1,4 @@
-//! Models by their names on the Hub, against a stand-in of it.
+//! Models by their names on the Hub, against a test server.
 
 mod common;
 

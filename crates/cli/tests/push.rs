@@ -1,4 +1,4 @@
-//! `danlu push`, against a stand-in of the Hub.
+//! `danlu push`, against a test server.
 
 mod common;
 
