@@ -567,11 +567,16 @@ impl Backend for Cuda {
     ) {
         assert!(residual.is_none() || group.weights.len() == 1, "a residual beside several weights");
         for (out, w) in out.iter_mut().zip(group.weights) {
-            if residual.is_none() {
+            let Some(residual) = residual else {
                 self.linear_forward(out, inp, w, n);
                 continue;
+            };
+            // The kernels for few rows add nothing, and are still faster.
+            if self.multiply_few_rows(out, inp, w, n) {
+                self.add(out, residual, n * w.rows());
+                continue;
             }
-            let add = residual.map_or(Add::Nothing, Add::Buffer);
+            let add = Add::Buffer(residual);
             self.product(out, inp, w, Product { direction: Direction::Forward, add, rows: n });
         }
         for segment in group.lora {
