@@ -56,7 +56,8 @@ fn check_line(data: &[u8]) {
     let line = data.split(|byte| *byte == b'\n').next().unwrap_or_default();
     let (before, after) = (r#"{"instruction":"a","output":"b"}"#, r#"{"instruction":"c","output":"d"}"#);
     let file = [b"[\n", before.as_bytes(), b",\n{", line, b",\n", after.as_bytes()].concat();
-    let dataset = read_from(&file[..], Path::new("chat.json"), &ReadOptions::default()).expect("the first record is good");
+    let dataset = read_from(&file[..], Path::new("chat.json"), &ReadOptions::default())
+        .expect("the first record is good");
     for kept in [2, 4] {
         assert!(dataset.records.iter().any(|record| record.source.line == kept), "{:?}", dataset.bad);
     }

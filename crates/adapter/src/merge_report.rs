@@ -81,7 +81,7 @@ pub struct QuantizedFidelity {
     pub kl: f64,
     /// Perplexity of the held-out text, merged and in 4 bits.
     pub perplexity: f64,
-    /// Share of the adapter's effect that is left, by divergence: see [`Fidelity::adapter_kept`].
+    /// Share of the adapter's effect that is left, by divergence: `Fidelity::adapter_kept`.
     #[serde(default)]
     pub adapter_kept: Option<f64>,
     /// The measurement of the merge before it was quantized.

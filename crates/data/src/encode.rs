@@ -68,7 +68,7 @@ pub enum Truncation {
 /// - **Loss**: on each answer and its end-of-turn token. With `train_on_prompt`, and in documents, on every
 ///   token but the first. A token across the border of an answer joins the side with more of its bytes; a tie
 ///   goes to the prompt.
-/// - **Truncation**: see [`truncate()`]. A conversation that cannot be shortened is dropped. A document loses
+/// - **Truncation**: see `truncate.rs`. A conversation that cannot be shortened is dropped. A document loses
 ///   its end.
 ///
 /// # Errors

@@ -1,7 +1,7 @@
 //! The back end for NVIDIA GPUs.
 //!
 //! Nothing of CUDA is linked: the driver and cuBLASLt are opened at run time, and the kernels travel in the binary as
-//! machine code for each architecture ([`image`]). One stream runs everything in the order of the calls.
+//! machine code for each architecture (`image.rs`). One stream runs everything in the order of the calls.
 
 // Operations land one by one; the back end that calls them all comes last.
 #![allow(dead_code)]

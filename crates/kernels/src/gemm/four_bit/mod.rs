@@ -38,7 +38,7 @@ const fn size<T: MicroKernel>() -> usize {
     4 / T::PAIR
 }
 
-/// Packs a part of a weight in 4 bits: straight from its codes where they are [regular], otherwise strips are looked up
+/// Packs a part of a weight in 4 bits: straight from its codes where they are aligned, otherwise strips are looked up
 /// into a buffer that stays in L1, and packed from there.
 ///
 /// # Safety
