@@ -23,7 +23,7 @@
 //! assert_eq!(
 //!     dataset.bad[0].to_string(),
 //!     "chat.jsonl:2 (record 2): found the key `prompt`, \
-//!      expected `prompt`, `completion` of the prompt-completion format"
+//!      expected `prompt`, `completion` of the prompt-completion format (and perhaps `tools`)"
 //! );
 //! # Ok::<(), danlu_data::DataError>(())
 //! ```
