@@ -62,11 +62,7 @@ impl Decoder {
         inputs: &[SlotInput<'_>],
     ) -> Result<Vec<f32>, ModelError> {
         self.check_inputs(cache, inputs)?;
-        let mut logits = Vec::new();
-        for inputs in inputs.chunks(self.max_slots()) {
-            self.append(work, cache, inputs, self.backend.row_invariant_from(), &mut logits)?;
-        }
-        Ok(logits)
+        self.append_in_passes(work, cache, inputs, self.backend.row_invariant_from())
     }
 
     /// As [`Decoder::prefill`], for tokens that were generated.
@@ -84,9 +80,20 @@ impl Decoder {
     ) -> Result<Vec<f32>, ModelError> {
         self.check_inputs(cache, inputs)?;
         assert!(inputs.iter().all(|input| input.ids.len() == 1), "one generated token a slot");
+        self.append_in_passes(work, cache, inputs, 1)
+    }
+
+    /// Appends checked inputs in passes of at most [`Self::max_slots`] slots. Returns the wanted logits.
+    fn append_in_passes(
+        &self,
+        work: &mut Workspace,
+        cache: &mut KvCache,
+        inputs: &[SlotInput<'_>],
+        min_rows: usize,
+    ) -> Result<Vec<f32>, ModelError> {
         let mut logits = Vec::new();
         for inputs in inputs.chunks(self.max_slots()) {
-            self.append(work, cache, inputs, 1, &mut logits)?;
+            self.append(work, cache, inputs, min_rows, &mut logits)?;
         }
         Ok(logits)
     }
