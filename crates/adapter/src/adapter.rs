@@ -1,4 +1,4 @@
-//! An adapter in memory: one flat buffer of f32, and the offset of each pair.
+//! //! An adapter in memory: one flat f32 buffer, and the offsets of each module's matrices.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -11,12 +11,12 @@ use crate::{AdapterError, LoraConfig, targets};
 /// Key of the stream of initial values, different from every other use of the seed.
 const INIT_STREAM: u64 = 0x6c6f_7261_5f41;
 
-/// One adapted projection, and the offset of its pair in [`Adapter::params`].
+/// One adapted projection, and the offsets of its matrices in [`Adapter::params`].
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Module {
     /// Layer, from 0.
     pub layer: usize,
-    /// Which of the layer's projections.
+    /// Projection within the layer.
     pub projection: Projection,
     /// `R`.
     pub rank: usize,
@@ -24,7 +24,7 @@ pub struct Module {
     pub d_in: usize,
     /// `OUT`.
     pub d_out: usize,
-    /// alpha / rank, or alpha / sqrt(rank) for rsLoRA.
+    /// `alpha / rank`, or `alpha / sqrt(rank)` for rsLoRA.
     pub scaling: f32,
     /// Offset of `A (R, IN)`, in elements.
     pub a: usize,
@@ -33,12 +33,12 @@ pub struct Module {
 }
 
 impl Module {
-    /// The module's name in a checkpoint: `model.layers.3.self_attn.q_proj`.
+    /// Returns the module's name in a checkpoint: `model.layers.3.self_attn.q_proj`.
     pub fn path(&self) -> String {
         self.projection.module_path(self.layer)
     }
 
-    /// `A` then `B`, under PEFT's names.
+    /// Returns `A` then `B`, under PEFT's names.
     pub fn tensors(&self) -> [Tensor; 2] {
         let path = self.path();
         [
@@ -56,7 +56,7 @@ impl Module {
     }
 }
 
-/// Prefix of the base's module paths in PEFT's files: its wrapper, then the LoRA model.
+/// Prefix of module paths in PEFT's files.
 pub(crate) const PREFIX: &str = "base_model.model.";
 
 /// One tensor of an adapter file.
@@ -71,23 +71,23 @@ pub struct Tensor {
 }
 
 impl Tensor {
-    /// Elements.
+    /// Returns the number of elements.
     pub fn len(&self) -> usize {
         self.shape[0] * self.shape[1]
     }
 
-    /// Never: ranks begin at 1.
+    /// Returns `false`: ranks begin at 1.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 }
 
-/// Low-rank pairs for the projections of one base model.
+/// Low-rank matrices `A` and `B` for the projections of one base model.
 ///
 /// Gradients and optimizer state are buffers of [`num_parameters`](Adapter::num_parameters) in the same
 /// layout, so that one AdamW call updates everything.
 pub struct Adapter {
-    /// Its configuration.
+    /// Configuration of the adapter.
     pub config: LoraConfig,
     /// `A` then `B` of each module, in the order of [`modules`](Adapter::modules).
     pub params: Buffer,
@@ -98,10 +98,10 @@ pub struct Adapter {
 }
 
 impl Adapter {
-    /// A fresh adapter without effect: `B` is zero, `A` is uniform in `(-1/sqrt(IN), 1/sqrt(IN))`, which is
-    /// PEFT's Kaiming start with `a = sqrt(5)`.
+    /// Returns an untrained adapter, which has no effect: `B` is zero. `A` is uniform in `(-1/sqrt(IN),
+    /// 1/sqrt(IN))`, which is PEFT's Kaiming initialisation with `a = sqrt(5)`.
     ///
-    /// The values depend on `seed`, layer, projection and index alone. An added target does not change the
+    /// The values depend only on `seed`, layer, projection and index. Another target does not change the
     /// others.
     ///
     /// # Errors
@@ -141,27 +141,27 @@ impl Adapter {
         Self { config, params, modules, by_place, source: source.map(Path::to_owned) }
     }
 
-    /// The adapted projections, by layer, then in the order of [`Projection`].
+    /// Returns the adapted projections by layer, then in the order of [`Projection`].
     pub fn modules(&self) -> &[Module] {
         &self.modules
     }
 
-    /// The tensors of the adapter file, in the order of their offsets.
+    /// Returns the tensors of the adapter file, in the order of their offsets.
     pub fn tensors(&self) -> impl Iterator<Item = Tensor> + '_ {
         self.modules.iter().flat_map(Module::tensors)
     }
 
-    /// Trainable parameters.
+    /// Returns the number of trainable parameters.
     pub fn num_parameters(&self) -> usize {
         self.modules.last().map_or(0, end)
     }
 
-    /// The folder it was loaded from, if it was.
+    /// Returns the folder that the adapter was loaded from.
     pub fn source(&self) -> Option<&Path> {
         self.source.as_deref()
     }
 
-    /// All parameters, in the order of their offsets.
+    /// Returns all parameters, in the order of their offsets.
     ///
     /// # Errors
     /// If the device failed.
@@ -171,7 +171,7 @@ impl Adapter {
         Ok(values)
     }
 
-    /// The adapted module of a projection, if there is one.
+    /// Returns the module of a projection, if it is adapted.
     pub fn module(&self, layer: usize, projection: Projection) -> Option<&Module> {
         let index = (*self.by_place.get(place(layer, projection))?)?;
         Some(&self.modules[index as usize])

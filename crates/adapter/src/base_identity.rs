@@ -1,4 +1,4 @@
-//! The base that an adapter was trained on: its name, its repository on the Hub, and fingerprints.
+//! //! The base of an adapter's training: its name, its repository on the Hub, and fingerprints.
 
 use std::fs;
 use std::path::Path;
@@ -6,7 +6,7 @@ use std::path::Path;
 use danlu_model::is_repo_id;
 use serde::{Deserialize, Serialize};
 
-/// Usual names of local folders: `models/base` is a path, not a repository.
+/// Usual names of local folders. `models/base` is a path, not a repository.
 const FOLDERS: [&str; 16] = [
     "base",
     "bases",
@@ -26,33 +26,34 @@ const FOLDERS: [&str; 16] = [
     "weights",
 ];
 
-/// The identity of a base, without its path.
+/// Identity of a base, without its path.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BaseIdentity {
-    /// The name of its folder.
+    /// Name of its folder.
     pub name: String,
-    /// Its name on the Hub, `owner/name`, if known.
+    /// Repository on the Hub, `owner/name`, if known.
     pub hub_id: Option<String>,
-    /// Its commit on the Hub, if known.
+    /// Commit on the Hub, if known.
     pub revision: Option<String>,
-    /// The fingerprint of its configuration and weights.
+    /// Fingerprint of configuration and weights.
     pub sha256: Option<String>,
-    /// The fingerprint of a sample of them, which is compared on every load.
+    /// Quick fingerprint of a sample, which every load compares.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sample: Option<String>,
 }
 
 impl BaseIdentity {
-    /// A base fetched from the Hub as `id` at the commit `revision`.
+    /// Returns the identity of a base fetched from the Hub as `id` at the commit `revision`.
     pub fn of_snapshot(id: &str, revision: &str) -> Self {
         let name = id.rsplit('/').next().unwrap_or(id).to_owned();
         Self { name, hub_id: Some(id.to_owned()), revision: Some(revision.to_owned()), ..Self::default() }
     }
 
-    /// The base in `folder`, which the user or an adapter called `named`: a path, or a name on the Hub.
+    /// Returns the identity of the base in `folder`. `named` is its name in the command or the adapter: a
+    /// path, or a repository on the Hub.
     ///
-    /// `owner/name` is a name on the Hub unless it is a folder here, or `owner` is a usual name of a folder
-    /// of models.
+    /// `owner/name` is a repository unless it is a local folder, or `owner` is a usual name of a folder of
+    /// models.
     pub fn of_folder(named: &str, folder: &Path) -> Self {
         let real = fs::canonicalize(folder).unwrap_or_else(|_| folder.to_owned());
         let name = real.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned());
@@ -64,10 +65,10 @@ impl BaseIdentity {
         Self { name, hub_id: hub_id.map(str::to_owned), ..Self::default() }
     }
 
-    /// Checks the values that become links, commands or terminal output.
+    /// Checks the values that are printed or inserted into links and commands.
     ///
     /// # Errors
-    /// Returns the first faulty field, and its fault.
+    /// Returns the first invalid field, and the reason.
     pub fn check(&self) -> Result<(), (&'static str, String)> {
         if let Some(id) = self.hub_id.as_ref().filter(|id| !is_repo_id(id)) {
             return Err(("hub_id", format!("{id:?}, expected owner/name")));
@@ -83,28 +84,28 @@ impl BaseIdentity {
         Ok(())
     }
 
-    /// The same base under another name on the Hub. The commit stays only if the name does.
+    /// Returns the base under another repository. The commit is dropped if the repository changes.
     pub fn with_hub_id(self, id: &str) -> Self {
         let revision = self.revision.filter(|_| self.hub_id.as_deref() == Some(id));
         Self { hub_id: Some(id.to_owned()), revision, ..self }
     }
 
-    /// The name with its commit, `owner/name@commit`, if the name on the Hub is known.
+    /// Returns the repository with its commit, `owner/name@commit`, if known.
     pub fn at_revision(&self) -> Option<String> {
         let id = self.hub_id.as_ref()?;
         Some(self.revision.as_ref().map_or_else(|| id.clone(), |revision| format!("{id}@{revision}")))
     }
 
-    /// The name for display.
+    /// Returns the name for display.
     pub fn shown(&self) -> &str {
         self.hub_id.as_deref().unwrap_or(&self.name)
     }
 }
 
-/// The form that [`is_revision`] accepts.
+/// Describes the form that [`is_revision`] accepts.
 pub const REVISION_FORM: &str = "a branch, tag or commit of letters, digits and `._-/+=#`";
 
-/// Whether `revision` has the form of a branch, a tag or a commit.
+/// Returns whether `revision` has the form of a branch, a tag or a commit.
 pub fn is_revision(revision: &str) -> bool {
     let known = |c: char| c.is_alphanumeric() || "._-/+=#".contains(c);
     !revision.starts_with('-') && (1..=255).contains(&revision.len()) && revision.chars().all(known)

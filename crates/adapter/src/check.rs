@@ -1,4 +1,4 @@
-//! Checks an adapter's folder without its base and without reading a weight.
+//! //! Checks an adapter folder without its base and without reading weights.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -9,15 +9,15 @@ use crate::adapter::PREFIX;
 use crate::files::no_weights;
 use crate::{Adapter, AdapterError, LoraConfig, WEIGHTS_FILE, targets};
 
-/// The halves of a pair in a file, `A` and `B`.
+/// Tensors `A` and `B` of a module in a file.
 type Pair<'a> = [Option<&'a TensorInfo>; 2];
 
-/// Names of the two halves of a pair.
+/// Names of the two tensors of a module.
 const HALVES: [&str; 2] = ["lora_A", "lora_B"];
 
 impl Adapter {
-    /// Checks that the tensors of an adapter's folder match its configuration: whole pairs, of the configured
-    /// ranks, for every target. Only headers are read. Loading checks the shapes against the base.
+    /// Checks that the tensors of an adapter folder match its configuration: `A` and `B` of the configured
+    /// rank for every target. Only headers are read. Loading checks the shapes against the base.
     ///
     /// # Errors
     /// If a file is missing or damaged, the configuration has an unsupported setting, or tensors and
@@ -39,7 +39,7 @@ fn check_tensors(config: &LoraConfig, found: &Weights) -> Result<(), AdapterErro
     for info in found.tensors() {
         let of_pair = pair_of(&info.name).and_then(|(path, half)| {
             let slot = &mut pairs.entry(path).or_default()[half];
-            // A second tensor of the same pair would bind to nothing.
+            // // A second tensor for one matrix would bind to nothing.
             slot.replace(info).is_none().then_some(())
         });
         if of_pair.is_none() {
@@ -74,7 +74,7 @@ fn check_tensor(info: &TensorInfo, half: usize, rank: usize) -> Result<(), Adapt
     if info.dtype().is_none() {
         return Err(AdapterError::DType { name, found: info.dtype_name.clone() });
     }
-    // `A` is (rank, inputs) and `B` (outputs, rank): the base determines the other side.
+    // // `A` is (rank, inputs) and `B` is (outputs, rank). The base determines inputs and outputs.
     let mut expected = info.shape.clone();
     expected.resize(2, 1);
     expected[half] = rank;
@@ -84,10 +84,10 @@ fn check_tensor(info: &TensorInfo, half: usize, rank: usize) -> Result<(), Adapt
     Err(AdapterError::Shape { name, expected, found: info.shape.clone() })
 }
 
-/// The module that a tensor belongs to, and which half of its pair it is.
+/// Returns the module of a tensor, and the index of the tensor in [`HALVES`].
 fn pair_of(name: &str) -> Option<(&str, usize)> {
     let name = name.strip_prefix(PREFIX)?;
-    // PEFT removes the adapter's own name when it saves. Other programs do not.
+    // // PEFT omits the adapter's name when it saves. Other programs write it.
     let name = name.strip_suffix(".default.weight").or_else(|| name.strip_suffix(".weight"))?;
     let (path, half) = name.rsplit_once('.')?;
     Some((path, HALVES.iter().position(|known| *known == half)?))

@@ -1,7 +1,7 @@
-//! `adapter_config.json`, as PEFT 0.5 to 0.21 writes it.
+//! //! `adapter_config.json`, as PEFT 0.5 to 0.21 writes it.
 //!
-//! A setting that changes the adapter's results is either applied or rejected by name. A setting that only
-//! concerns PEFT's internals is ignored. An unknown setting is ignored while it is unset.
+//! A setting that changes results is either applied or rejected by name. A setting of PEFT's internals is
+//! ignored. An unknown setting is rejected unless its value is empty.
 
 use std::path::Path;
 use std::str::FromStr;
@@ -14,62 +14,64 @@ use crate::AdapterError;
 /// Name of the file in an adapter folder.
 pub const CONFIG_FILE: &str = "adapter_config.json";
 
-/// The release of PEFT whose keys are written.
+/// The PEFT release whose keys are written.
 const PEFT_VERSION: &str = "0.21.2";
 
 /// Largest configuration that is read. A list of every module of a large model takes some 100 KB.
 const MAX_CONFIG_BYTES: u64 = 1 << 20;
 
-/// Most keys in `rank_pattern` or `alpha_pattern`: each is a regular expression tried on every module.
+/// Most keys in `rank_pattern` or `alpha_pattern`. Each is a regular expression tried on every module.
 const MAX_PATTERNS: usize = 4096;
 
-/// Largest rank read, long before it is compared with a weight.
+/// Largest rank in a configuration. A second check compares the rank with the weight.
 const MAX_RANK: u32 = 1 << 16;
 
 /// The configuration of a LoRA adapter. Field names are PEFT's.
 #[derive(Clone, Debug, PartialEq)]
 pub struct LoraConfig {
-    /// Rank of every module that `rank_pattern` does not name.
+    /// Rank of every module without an entry in `rank_pattern`.
     pub r: u32,
-    /// Alpha of every module that `alpha_pattern` does not name; the update is scaled by alpha / rank.
+    /// Alpha of every module without an entry in `alpha_pattern`. The update is scaled by `alpha / rank`.
     pub lora_alpha: f64,
     /// Probability of zeroing an input of `A` in training, in `[0, 1)`.
     pub lora_dropout: f64,
-    /// Scale by alpha / sqrt(rank) instead. Source: Kalajdzievski, 2023, <https://arxiv.org/abs/2312.03732>.
+    /// Scale by `alpha / sqrt(rank)` instead. Source: Kalajdzievski, 2023,
+    /// <https://arxiv.org/abs/2312.03732>.
     pub use_rslora: bool,
-    /// Modules that carry a pair.
+    /// Adapted modules.
     pub target_modules: TargetModules,
-    /// Modules without a pair, although `target_modules` matches them.
+    /// Modules to leave out, although `target_modules` matches them.
     pub exclude_modules: Option<TargetModules>,
-    /// Layers that carry pairs, all of them when `None`; goes with a list of targets only.
+    /// Adapted layers, or `None` for all. Requires a list of targets.
     pub layers_to_transform: Option<Vec<i64>>,
-    /// Names of the list that the layer number indexes, such as `layers`; any when empty.
+    /// Names of the module list that the layer number indexes, such as `layers`. Empty: any name.
     pub layers_pattern: Vec<String>,
-    /// Ranks of modules, by regular expression on the end of their path; the first match counts.
+    /// Ranks by regular expression on the end of a module's path. The first match wins.
     pub rank_pattern: Vec<(String, u32)>,
-    /// Alphas of modules, as `rank_pattern`.
+    /// Alphas, by the rule of `rank_pattern`.
     pub alpha_pattern: Vec<(String, f64)>,
-    /// The base the adapter was trained on: a folder, or a name on the Hub.
+    /// Base of the training: a folder, or a repository on the Hub.
     pub base_model_name_or_path: Option<String>,
     /// Revision of the base on the Hub.
     pub revision: Option<String>,
 }
 
-/// A choice of modules, in one of PEFT's three ways of writing it.
+/// A choice of modules in one of PEFT's three forms.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum TargetModules {
     /// Every projection of every layer (`"all-linear"`).
     AllLinear,
     /// Modules whose path is one of these, or ends with `.` and one of these.
     List(Vec<String>),
-    /// Modules whose whole path matches.
+    /// Modules whose whole path matches this regular expression.
     Regex(String),
 }
 
 impl FromStr for TargetModules {
     type Err = AdapterError;
 
-    /// `all-linear`, names between commas, or a regular expression (anything a module path cannot hold).
+    /// Parses `all-linear`, names between commas, or a regular expression. Any character that a module path
+    /// cannot have marks a regular expression.
     fn from_str(text: &str) -> Result<Self, AdapterError> {
         let text = text.trim();
         if text.eq_ignore_ascii_case("all-linear") {
@@ -93,7 +95,7 @@ impl FromStr for TargetModules {
 }
 
 impl LoraConfig {
-    /// Rank `r` on every projection, and PEFT's defaults for the rest.
+    /// Returns a configuration of rank `r` for every projection, with PEFT's defaults.
     pub fn new(r: u32, lora_alpha: f64) -> Self {
         Self {
             r,
@@ -114,17 +116,17 @@ impl LoraConfig {
     /// Reads `adapter_config.json` of an adapter folder.
     ///
     /// # Errors
-    /// As [`LoraConfig::parse`], naming the file.
+    /// As [`LoraConfig::parse`], with the path of the file.
     pub fn read(folder: &Path) -> Result<Self, AdapterError> {
         let path = folder.join(CONFIG_FILE);
         let bytes = files::read_bounded(&path, MAX_CONFIG_BYTES)?;
         Self::parse(&bytes).map_err(|e| e.in_file(&path))
     }
 
-    /// Reads the content of an `adapter_config.json`.
+    /// Parses the contents of an `adapter_config.json`.
     ///
     /// # Errors
-    /// If it is not JSON, a value is out of range, or a setting is not implemented.
+    /// If it is not JSON, a value is out of range, or a setting is not supported.
     pub fn parse(bytes: &[u8]) -> Result<Self, AdapterError> {
         let bytes = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes);
         let map: Map<String, Value> = serde_json::from_slice(bytes).map_err(|e| AdapterError::Json {
@@ -134,7 +136,7 @@ impl LoraConfig {
         })?;
         refuse_unsupported(&map)?;
         let keys = Keys(&map);
-        // A missing setting has PEFT's default. A null is rejected, as PEFT fails on it too.
+        // // A missing setting has PEFT's default. PEFT itself fails on a null.
         for key in ["r", "lora_alpha", "lora_dropout"] {
             if map.get(key).is_some_and(Value::is_null) {
                 return Err(wrong(key, map.get(key), "a number"));
@@ -160,12 +162,12 @@ impl LoraConfig {
         Ok(config)
     }
 
-    /// Checks every value on its own. [`targets::resolve`](crate::targets::resolve) compares them with a
+    /// Checks every value by itself. [`targets::resolve`](crate::targets::resolve) compares the values with a
     /// model.
     ///
     /// # Errors
-    /// If a rank is 0, an alpha not positive, a dropout outside `[0, 1)`, a list of targets empty, or
-    /// layers are chosen together with a regular expression.
+    /// If a rank is 0, an alpha is not positive, a dropout is outside `[0, 1)`, a list of targets is empty,
+    /// or layers are chosen together with a regular expression.
     pub fn validate(&self) -> Result<(), AdapterError> {
         let ranks = self.rank_pattern.iter().map(|(k, r)| (format!("rank_pattern.{k}"), *r));
         for (key, rank) in ranks.chain([("r".to_owned(), self.r)]) {
@@ -175,8 +177,8 @@ impl LoraConfig {
         }
         let alphas = self.alpha_pattern.iter().map(|(k, a)| (format!("alpha_pattern.{k}"), *a));
         for (key, alpha) in alphas.chain([("lora_alpha".to_owned(), self.lora_alpha)]) {
-            // The scaling is an f32, alpha divided by the rank: outside of these limits it would become
-            // infinite or zero.
+            // // The scaling is an f32, alpha divided by the rank. Outside these limits it would be infinite
+            // or zero.
             if !(1e-30..=1e30).contains(&alpha) {
                 return Err(value(key, alpha, "a number from 1e-30 to 1e30".to_owned()));
             }
@@ -206,7 +208,7 @@ impl LoraConfig {
         Ok(())
     }
 
-    /// The JSON text as PEFT 0.21 saves it, in its order and layout.
+    /// Returns the JSON text in the order and layout of PEFT 0.21.
     pub fn to_json(&self) -> String {
         let integral = |a: f64| if a.fract() == 0.0 && a.abs() < 1e15 { json!(a as i64) } else { json!(a) };
         let alphas: Map<_, _> = self.alpha_pattern.iter().map(|(k, a)| (k.clone(), integral(*a))).collect();
@@ -260,8 +262,8 @@ impl LoraConfig {
 }
 
 impl TargetModules {
-    /// The value in the file. `all-linear` is written as a list of names, as PEFT does: the meaning of the
-    /// shorthand depends on PEFT's release.
+    /// Returns the JSON value. Like PEFT, it writes `all-linear` as a list of names, because the meaning of
+    /// the shorthand depends on PEFT's release.
     fn to_value(&self) -> Value {
         match self {
             Self::AllLinear => json!(danlu_model::Projection::ALL.map(|p| p.name())),
@@ -271,7 +273,7 @@ impl TargetModules {
     }
 }
 
-/// Escapes everything beyond ASCII. PEFT opens the file in the locale's encoding, which need not be UTF-8.
+/// Escapes everything beyond ASCII. PEFT opens the file in the locale's encoding, which may not be UTF-8.
 fn ascii(json: &str) -> String {
     let mut out = String::with_capacity(json.len());
     for c in json.chars() {
@@ -295,14 +297,14 @@ const HARMLESS: &[&str] = &[
     "runtime_config",
     "qalora_group_size",
     "ensure_weight_tying",
-    // These concern initial values, which a loaded adapter replaces.
+    // // These set initial values, which loading replaces.
     "eva_config",
     "corda_config",
     "lora_ga_config",
     "loftq_config",
 ];
 
-/// Settings that are read.
+/// Supported settings.
 const READ: &[&str] = &[
     "r",
     "lora_alpha",
@@ -366,7 +368,7 @@ fn refuse_unsupported(map: &Map<String, Value>) -> Result<(), AdapterError> {
     Ok(())
 }
 
-/// Typed access by key; `null` counts as absent.
+/// Typed access by key. `null` counts as absent.
 struct Keys<'a>(&'a Map<String, Value>);
 
 impl Keys<'_> {
@@ -412,7 +414,7 @@ impl Keys<'_> {
             Value::Array(items) => items.iter().map(Value::as_i64).collect(),
             v => v.as_i64().map(|n| vec![n]),
         };
-        // An empty list means all layers, as in PEFT.
+        // // An empty list means all layers, as in PEFT.
         Ok(self.get::<Vec<_>>(key, "layer numbers", read)?.filter(|layers| !layers.is_empty()))
     }
 
@@ -425,7 +427,7 @@ impl Keys<'_> {
             v => string_list(v).map(TargetModules::List),
         };
         let modules = self.get(key, "a list of module names or a regular expression", read)?;
-        // Nothing excluded is written in three ways.
+        // // PEFT writes an empty exclusion in three forms.
         let empty = |m: &TargetModules| match m {
             TargetModules::AllLinear => false,
             TargetModules::List(names) => names.is_empty(),
@@ -468,7 +470,7 @@ fn wrong(key: &str, found: Option<&Value>, expected: &str) -> AdapterError {
     value(key.to_owned(), found.map_or("missing".to_owned(), shown), expected.to_owned())
 }
 
-/// A value as JSON, shortened for a message.
+/// Shortens a JSON value for a message.
 fn shown(value: &Value) -> String {
     let text = value.to_string();
     match text.char_indices().nth(80) {

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use danlu_model::ModelError;
 use danlu_model::files::FileError;
 
-/// The reason why an adapter cannot be built, read or merged.
+/// Why an adapter cannot be built, read or merged.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum AdapterError {
@@ -17,20 +17,20 @@ pub enum AdapterError {
     #[error(transparent)]
     Backend(#[from] danlu_kernels::BackendError),
 
-    /// The base model is at fault.
+    /// The base model has a fault.
     #[error(transparent)]
     Model(#[from] ModelError),
 
-    /// Another error, and the file it was found in.
+    /// An error in a file.
     #[error("`{}`: {source}", path.display())]
     InFile {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
-        /// The fault.
+        /// The error.
         source: Box<AdapterError>,
     },
 
-    /// JSON that cannot be read.
+    /// Malformed JSON.
     #[error("line {line}, column {column}: {message}")]
     Json {
         /// Line of the fault, from 1.
@@ -41,76 +41,76 @@ pub enum AdapterError {
         message: String,
     },
 
-    /// A setting that no adapter can have.
+    /// A setting with an impossible value.
     #[error("`{key}` is {found}, expected {expected}")]
     Value {
         /// The setting, as PEFT names it.
         key: String,
         /// Its value as JSON, or `missing`.
         found: String,
-        /// The accepted values.
+        /// Accepted values.
         expected: String,
     },
 
-    /// A setting of PEFT that changes results and is not implemented here.
+    /// A setting of PEFT that changes results and is not supported.
     #[error("`{key}` is {found}, which is not supported")]
     Unsupported {
         /// The setting, as PEFT names it.
         key: String,
         /// Its value as JSON.
         found: String,
-        /// The alternative.
+        /// What to do instead.
         advice: String,
     },
 
-    /// A regular expression that does not compile, or takes too long to match.
+    /// An invalid regular expression, or one that takes too long to match.
     #[error("`{key}`: the pattern `{pattern}` cannot be used: {message}")]
     Pattern {
-        /// The setting that holds it.
+        /// The setting.
         key: String,
         /// The pattern.
         pattern: String,
-        /// The message of the regular expression engine.
+        /// Message of the regular expression engine.
         message: String,
     },
 
-    /// A target that would train nothing.
+    /// A target that matches no module of the base.
     #[error("target module `{target}` matches nothing in the base model")]
     NoSuchTarget {
         /// The name or regular expression.
         target: String,
-        /// Names that do match something.
+        /// Module names of the base.
         available: Vec<String>,
     },
 
-    /// A target that exists but cannot have a low-rank pair here.
+    /// A target that matches a module without LoRA support.
     #[error("target module `{target}` matches `{module}`, which {reason}")]
     NotAdaptable {
         /// The name or regular expression.
         target: String,
-        /// The module it matches.
+        /// A module that it matches.
         module: String,
-        /// Why not, completing the sentence.
+        /// Reason, which completes the sentence.
         reason: &'static str,
     },
 
-    /// No module is left after the exclusions.
+    /// The exclusions remove every module.
     #[error("no module is left to adapt: {removed} would match `target_modules` and are all excluded")]
     NothingTargeted {
-        /// Modules that matched before exclusion.
+        /// Number of modules before exclusion.
         removed: usize,
     },
 
-    /// A layer number past the model's last.
+    /// A layer number beyond the model's last layer.
     #[error("`layers_to_transform` names layer {layer}, and the base model has {layers} (from 0)")]
     NoSuchLayer {
-        /// The number.
+        /// The layer number.
         layer: i64,
-        /// Layers of the base.
+        /// Number of layers of the base.
         layers: usize,
     },
 
-    /// A rank or alpha for modules that are not adapted.
+    /// A rank or alpha that applies to no adapted module.
     #[error("the key `{pattern}` of `{key}` matches no adapted module")]
     UnusedPattern {
         /// `rank_pattern` or `alpha_pattern`.
@@ -119,12 +119,12 @@ pub enum AdapterError {
         pattern: String,
     },
 
-    /// A rank beyond both sides of the weight.
+    /// A rank larger than the sides of the weight.
     #[error("`{module}`: rank {rank} is larger than its weight, {d_out} x {d_in}")]
     RankTooLarge {
-        /// The module.
+        /// Path of the module.
         module: String,
-        /// Its rank.
+        /// Rank of the module.
         rank: usize,
         /// Rows of the weight.
         d_out: usize,
@@ -132,24 +132,24 @@ pub enum AdapterError {
         d_in: usize,
     },
 
-    /// A folder without an adapter that can be read.
+    /// A folder without a supported weight file.
     #[error("`{}` holds no `adapter_model.safetensors`{}", folder.display(),
         other.as_ref().map(|o| format!(", only `{o}`")).unwrap_or_default())]
     NoWeights {
         /// The folder.
         folder: PathBuf,
-        /// Files of weights in another format that the folder has.
+        /// Weight file in another format, if the folder has one.
         other: Option<String>,
     },
 
-    /// A file that is not safetensors.
+    /// A file that is not valid safetensors.
     #[error("it is not a valid safetensors file: {message}")]
     Header {
-        /// The fault.
+        /// Reason.
         message: String,
     },
 
-    /// An element type that is not read.
+    /// An unsupported element type.
     #[error("tensor `{name}` has the type {found}, expected F32, BF16 or F16")]
     DType {
         /// The tensor.
@@ -158,27 +158,27 @@ pub enum AdapterError {
         found: String,
     },
 
-    /// A tensor whose shape differs from that of base and rank.
+    /// A tensor with a wrong shape.
     #[error("tensor `{name}` has shape {found:?}, expected {expected:?}")]
     Shape {
         /// The tensor.
         name: String,
-        /// Shape by the base model and the rank.
+        /// Shape that the base and the rank imply.
         expected: Vec<usize>,
         /// Shape in the file.
         found: Vec<usize>,
     },
 
-    /// The tensors in the file do not match its configuration.
+    /// Tensors and configuration do not match.
     #[error(
         "the tensors do not fit adapter_config.json and the base model{}{}",
         listing("bind to nothing", unbound),
         listing("are missing", missing)
     )]
     Binding {
-        /// Tensors of the file that belong to no targeted projection.
+        /// Tensors in the file that belong to no adapted projection.
         unbound: Vec<String>,
-        /// Tensors that a targeted projection needs and the file lacks.
+        /// Tensors of adapted projections that the file lacks.
         missing: Vec<String>,
     },
 
@@ -189,7 +189,7 @@ pub enum AdapterError {
         name: String,
         /// The first such value.
         value: f32,
-        /// Its place, row-major.
+        /// Index, row-major.
         element: usize,
     },
 
@@ -200,46 +200,46 @@ pub enum AdapterError {
         name: String,
         /// The value in f32.
         value: f32,
-        /// Its place, row-major.
+        /// Index, row-major.
         element: usize,
         /// The requested type.
         dtype: &'static str,
     },
 
-    /// The merged model would not fit.
+    /// The disk is too small for the merged model.
     #[error("merging into `{}` needs {needed} bytes and the disk has {available} free", path.display())]
     Space {
         /// The output folder.
         path: PathBuf,
-        /// Bytes to be written.
+        /// Bytes to write.
         needed: u64,
-        /// Bytes that can be.
+        /// Free bytes on the disk.
         available: u64,
     },
 
-    /// Two models that do not speak the same tokens.
+    /// Base and merged model have different vocabularies.
     #[error("the base has a vocabulary of {base} and the merged model one of {merged}")]
     Vocabulary {
-        /// Entries of the base.
+        /// Vocabulary size of the base.
         base: usize,
-        /// Entries of the merged model.
+        /// Vocabulary size of the merged model.
         merged: usize,
     },
 
-    /// A comparison over no text.
+    /// There is no text to measure on.
     #[error("there is no held-out text to measure the merge on")]
     NothingToMeasure,
 
-    /// A `danlu.json` that does not describe an adapter's tokens.
+    /// An invalid `danlu.json`.
     #[error("{}: {reason}", path.display())]
     Identity {
         /// The file.
         path: PathBuf,
-        /// The parser's message.
+        /// Message of the parser.
         reason: String,
     },
 
-    /// A text that is no size such as `2GB`.
+    /// A text that is not a size such as `2GB`.
     #[error("`{found}` is not a size")]
     Size {
         /// The text.
@@ -247,7 +247,7 @@ pub enum AdapterError {
     },
 }
 
-/// The first few names of a list under a heading, or an empty text for an empty list.
+/// Lists the first names below a heading. Returns an empty text for an empty list.
 fn listing(heading: &str, names: &[String]) -> String {
     const MAX_SHOWN: usize = 6;
     if names.is_empty() {
@@ -264,16 +264,16 @@ fn listing(heading: &str, names: &[String]) -> String {
 }
 
 impl AdapterError {
-    /// The same error with the file it was found in.
+    /// Adds the path of the file to the error.
     pub(crate) fn in_file(self, path: &std::path::Path) -> Self {
         match self {
-            // These name their path already.
+            // // These errors have a path already.
             Self::File(_) | Self::Model(_) | Self::InFile { .. } => self,
             source => Self::InFile { path: path.to_owned(), source: Box::new(source) },
         }
     }
 
-    /// Whether the adapter is valid but belongs to a base of other modules or shapes.
+    /// Returns whether the adapter is valid but was made for a base with other modules or shapes.
     pub fn is_of_another_base(&self) -> bool {
         match self {
             Self::InFile { source, .. } => source.is_of_another_base(),
@@ -286,7 +286,7 @@ impl AdapterError {
         }
     }
 
-    /// The next step for the user, if there is one.
+    /// Returns the next step for the user, if there is one.
     pub fn hint(&self) -> Option<String> {
         let hint = match self {
             Self::File(e) => return e.hint(),

@@ -1,20 +1,20 @@
-//! Compares a merged model with the base plus its adapter: both run over the same held-out text.
+//! //! Compares a merged model with the base plus its adapter over the same held-out text.
 //!
-//! **Origin of the limits.** Rounding to bf16 moves a weight by up to 2⁻⁹ of its size, at random. Each
-//! product of a merged weight is thus off by about 0.1%. Over `n` products in a row the errors add like
-//! `sqrt(n)`: a percent or two of a logit by the last layer of a deep model. The divergence of two softmax
-//! distributions is about half the variance of the logit differences: 10⁻³ nats at the worst, usually far
-//! less. The ceiling is ten times that. f16 has three more bits, which divides the divergence by 64. In f32
-//! only the order of summation differs.
+//! **Origin of the limits.** Rounding to bf16 changes a weight by up to 2⁻⁹ of its size, at random. A product
+//! with a merged weight is thus off by about 0.1%. Over `n` products in a row the errors add like `sqrt(n)`:
+//! a percent or two of a logit at the last layer of a deep model. The divergence of two softmax distributions
+//! is about half the variance of the logit differences: at most 10⁻³ nats, usually far less. The limit for
+//! bf16 is ten times that. f16 has three more bits, which divides the divergence by 64. In f32 only the order
+//! of summation differs.
 //!
-//! A ceiling alone would pass a merge that lost a small adapter whole, so the adapter's own effect is
+//! A fixed limit alone would pass a merge that lost a small adapter entirely, so the adapter's own effect is
 //! measured too. A divergence grows with the square of the logit differences. A quarter of the adapter's own
-//! divergence is half of its effect on the logits, which a wrong scale or a wrong base exceeds. Rounding to
-//! bf16 took a sixth from an adapter of one step in tests, and far less from trained ones. Below a thousandth
-//! of the ceiling all is noise, as with an adapter that was never trained. The limit is the smaller of the
-//! two.
+//! divergence is half of its effect on the logits; a wrong scale or a wrong base exceeds that. In tests,
+//! rounding to bf16 removed a sixth of the effect of an adapter trained for one step, and far less of longer
+//! trainings. Below a thousandth of the fixed limit, a divergence is noise. The smaller of the two limits
+//! applies.
 //!
-//! Both decoders should compute in f32, so that the measurement shows the merge and not the products.
+//! Both decoders should compute in f32, so that the measurement does not include the error of bf16 products.
 
 use std::ops::ControlFlow;
 
@@ -27,19 +27,19 @@ use crate::AdapterError;
 /// Most logits of one model in memory at a time: 16 MB, for any length and vocabulary.
 const MAX_LOGITS: usize = 1 << 22;
 
-/// The largest differences that a merge may have.
+/// Largest differences that pass.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Limits {
     /// Mean divergence of the next-token distributions, in nats, for any adapter.
     pub kl: f64,
-    /// The same as a fraction of the adapter's own divergence. `None`: `kl` alone decides.
+    /// The divergence limit as a fraction of the adapter's own divergence. `None`: only `kl` applies.
     pub share_of_adapter: Option<f64>,
-    /// Change of the perplexity, as a fraction of it.
+    /// Relative change of the perplexity.
     pub perplexity: f64,
 }
 
 impl Limits {
-    /// The limits for rounding to `dtype`, ten times the expected difference.
+    /// Returns the limits for rounding to `dtype`: ten times the expected difference.
     pub fn of(dtype: DType) -> Self {
         let (kl, perplexity) = match dtype {
             DType::F32 => (1e-6, 1e-3),
@@ -49,9 +49,9 @@ impl Limits {
         Self { kl, share_of_adapter: Some(0.25), perplexity }
     }
 
-    /// The limits for a merged model in 4 bits. It may lose as much of the adapter as any other merge, and a
-    /// quarter of the perplexity, because quantization changes the base too. The divergence has no ceiling of
-    /// its own below a nat.
+    /// Returns the limits for a merged model in 4 bits. It may lose as much of the adapter as any other
+    /// merge, and a quarter of the perplexity, because quantization changes the base too. Its fixed
+    /// divergence limit is one nat.
     pub fn four_bit() -> Self {
         Self { kl: 1.0, share_of_adapter: Some(0.25), perplexity: 0.25 }
     }
@@ -61,7 +61,7 @@ impl Limits {
         Self { kl, share_of_adapter: None, ..self }
     }
 
-    /// The divergence allowed for an adapter whose own divergence is `kl_of_adapter`.
+    /// Returns the divergence limit for an adapter whose own divergence is `kl_of_adapter`.
     pub fn kl_beside(&self, kl_of_adapter: f64) -> f64 {
         match self.share_of_adapter {
             Some(share) => self.kl.min((share * kl_of_adapter).max(self.kl / 1000.0)),
@@ -70,16 +70,16 @@ impl Limits {
     }
 }
 
-/// Base with adapter against the merged model, over held-out text.
+/// Differences between the base with adapter and the merged model, over held-out text.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Fidelity {
-    /// Sequences measured.
+    /// Number of measured sequences.
     pub sequences: usize,
-    /// Tokens, each with a distribution over the next.
+    /// Number of tokens; each has a distribution over the next token.
     pub tokens: usize,
-    /// Tokens whose likelihood enters the perplexities.
+    /// Number of tokens that count for the perplexities.
     pub trained_tokens: usize,
-    /// Largest difference of any logit.
+    /// Largest difference of a logit.
     pub max_logit_difference: f64,
     /// Mean difference of all logits.
     pub mean_logit_difference: f64,
@@ -89,7 +89,7 @@ pub struct Fidelity {
     pub kl_of_adapter: f64,
     /// The divergence limit that applied: see [`Limits::kl_beside`].
     pub kl_limit: f64,
-    /// Fraction of tokens where both would choose the same next one.
+    /// Fraction of tokens with the same most likely next token.
     pub same_choice: f64,
     /// Perplexity of the base without the adapter.
     pub perplexity_base: f64,
@@ -97,26 +97,26 @@ pub struct Fidelity {
     pub perplexity_adapter: f64,
     /// Perplexity of the merged model.
     pub perplexity_merged: f64,
-    /// The limits.
+    /// Limits that applied.
     pub limits: Limits,
     /// Whether all values are within the limits: see [`Fidelity::faults`].
     pub passed: bool,
 }
 
 impl Fidelity {
-    /// Share of the adapter's effect that is left, by divergence. 1: the merged model equals the adapter on
-    /// its base. 0: it is as far from that as the base alone, or farther. `None` if the adapter has no
-    /// effect.
+    /// Returns the share of the adapter's effect that remains, by divergence. At 1, the merged model equals
+    /// the adapter on its base. At 0, it differs as much as the base alone, or more. `None` if the adapter
+    /// has no effect.
     pub fn adapter_kept(&self) -> Option<f64> {
         let is_something = self.kl_of_adapter > 0.0;
         is_something.then(|| (1.0 - self.kl / self.kl_of_adapter).clamp(0.0, 1.0))
     }
 
-    /// Why the merge fails, a sentence each; empty when it passes.
+    /// Returns the reasons why the merge fails, one sentence each. Empty if it passes.
     pub fn faults(&self) -> Vec<String> {
         let mut faults = Vec::new();
         let perplexity = self.limits.perplexity;
-        // Compared this way round, so that a NaN fails.
+        // // In this form, a NaN fails.
         let is_near = self.kl <= self.kl_limit;
         if !is_near {
             faults.push(format!(
@@ -138,12 +138,12 @@ impl Fidelity {
     }
 }
 
-/// Measures `merged` against `adapter` on `base` over `sequences`, calling `progress` with the number of
-/// sequences done, which may stop the measurement. With `merged_lora`, `merged` is another form of the base
-/// and runs with that adapter.
+/// Compares `merged` with `adapter` on `base` over `sequences`. With `merged_lora`, `merged` is another form
+/// of the base and runs with that adapter. `progress` gets the number of finished sequences and may stop the
+/// measurement.
 ///
 /// # Errors
-/// If there is no token to measure, the vocabularies differ, or a token is outside them;
+/// If there is no token to measure, the vocabularies differ, or a token is outside the vocabulary;
 /// [`ModelError::Stopped`] if `progress` breaks.
 pub fn measure(
     base: &Decoder,
@@ -207,13 +207,13 @@ struct Sums {
 }
 
 impl Sums {
-    /// One token: the logits of base with adapter, of the merged model and of the base alone.
+    /// Adds one token, by the logits of base with adapter, merged model and base alone.
     fn add(&mut self, adapter: &[f32], merged: &[f32], base: &[f32], next: Option<usize>) {
         let normalisers = [adapter, merged, base].map(log_sum_exp);
         for ((x, y), z) in adapter.iter().zip(merged).zip(base) {
             let [x, y, z] = [*x as f64, *y as f64, *z as f64];
             let difference = (x - y).abs();
-            // `max` would drop a NaN.
+            // // `max` would drop a NaN.
             self.max_difference =
                 if difference <= self.max_difference { self.max_difference } else { difference };
             self.difference += difference;
@@ -245,7 +245,7 @@ impl Sums {
             trained_tokens: self.trained,
             max_logit_difference: self.max_difference,
             mean_logit_difference: self.difference / (tokens * vocabulary as f64),
-            // Rounding can move a divergence of zero just below zero.
+            // // Rounding can move a divergence of zero slightly below zero.
             kl: at_least_zero(self.kl / tokens),
             kl_of_adapter,
             kl_limit: limits.kl_beside(kl_of_adapter),

@@ -16,16 +16,16 @@ use crate::{AdapterError, LoraConfig, targets};
 pub const WEIGHTS_FILE: &str = "adapter_model.safetensors";
 
 impl Adapter {
-    /// Reads an adapter folder, from PEFT or danlu, for a base model. Tensors are f32, bf16 or f16.
+    /// Reads an adapter folder of PEFT or danlu for a base model. Tensors are f32, bf16 or f16.
     ///
     /// # Errors
     /// If a file is missing or damaged, the configuration has an unsupported setting or does not fit the
-    /// model, a tensor binds to nothing, or one is missing, misshaped or not finite.
+    /// model, or a tensor is missing, unexpected, misshaped or not finite.
     pub fn load(folder: &Path, model: &ModelConfig, backend: &dyn Backend) -> Result<Self, AdapterError> {
         Self::load_with(LoraConfig::read(folder)?, folder, model, backend)
     }
 
-    /// As [`Adapter::load`], with the folder's configuration at hand.
+    /// As [`Adapter::load`], with a configuration that is read already.
     ///
     /// # Errors
     /// As [`Adapter::load`].
@@ -42,7 +42,7 @@ impl Adapter {
         }
         let found = Weights::from_bytes(&path, files::read_bounded(&path, u64::MAX)?)?;
         let read = || {
-            // Shapes are checked first, so that no allocation is larger than the file.
+            // // Shapes are checked before any allocation, so no allocation is larger than the file.
             let bound = bind(&modules, &found)?;
             let mut adapter = Self::zeroed(config, modules, model, backend, Some(folder));
             adapter.fill(&found, bound, backend)?;
@@ -77,7 +77,7 @@ impl Adapter {
     /// If the folder cannot be created or written.
     pub fn save(&self, folder: &Path, backend: &dyn Backend) -> Result<(), AdapterError> {
         fs::create_dir_all(folder).map_err(|e| FileError::new("create", folder, e))?;
-        // PEFT's order, which is the names'.
+        // // PEFT sorts by name.
         let mut tensors: Vec<Tensor> = self.tensors().collect();
         tensors.sort_by(|x, y| x.name.cmp(&y.name));
         let specs: Vec<TensorSpec> =
@@ -98,7 +98,7 @@ impl Adapter {
     }
 }
 
-/// Matches the tensors of the modules with those of the file, and rejects any without a partner.
+/// Matches the tensors of the modules with those of the file. Rejects unmatched tensors on either side.
 fn bind<'a>(
     modules: &[Module],
     found: &'a Weights,
@@ -106,9 +106,9 @@ fn bind<'a>(
     let mut by_name: HashMap<String, &TensorInfo> = HashMap::new();
     let mut unbound = Vec::new();
     for info in found.tensors() {
-        // PEFT removes the adapter's own name when it saves. Other programs do not.
+        // // PEFT omits the adapter's name when it saves. Other programs write it.
         let bare = info.name.strip_suffix(".default.weight").map(|n| format!("{n}.weight"));
-        // A second tensor of the same pair would bind to nothing.
+        // // A second tensor for one matrix would bind to nothing.
         if by_name.insert(bare.unwrap_or_else(|| info.name.clone()), info).is_some() {
             unbound.push(info.name.clone());
         }

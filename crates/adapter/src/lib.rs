@@ -1,8 +1,8 @@
-//! LoRA adapters: configuration, initialisation, PEFT's files, merging into a base.
+//! //! LoRA adapters: configuration, initialisation, PEFT's files, merging into a base.
 //!
-//! This crate maps PEFT's names on disk to danlu's. An [`Adapter`] is one flat buffer of f32 and a table with
-//! the offset of each pair. A decoder gets pairs from it through `danlu_model::LoraSource`. [`merge`] adds an
-//! adapter to a copy of its base, and [`fidelity`] measures the result.
+//! This crate maps PEFT's names on disk to danlu's. An [`Adapter`] is one flat f32 buffer and a table with
+//! the offsets of each module's matrices. A decoder reads the matrices through `danlu_model::LoraSource`.
+//! [`merge`] adds an adapter to a copy of its base, and [`fidelity`] measures the result.
 //!
 //! ```
 //! use danlu_adapter::{Adapter, LoraConfig};

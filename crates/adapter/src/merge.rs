@@ -1,9 +1,9 @@
-//! Adds an adapter to the weights of its base: `W' = round(W + scaling · B A)`, one tensor at a time.
+//! //! Adds an adapter to the weights of its base: `W' = round(W + scaling · B A)`, one tensor at a time.
 //!
 //! The base is memory-mapped, and results pass through buffers of a few hundred KB into the new files.
-//! Tensors without a pair are copied. All files are written to a hidden folder inside the output first, where
-//! the model can be measured. `config.json` is renamed last, so a merge that was interrupted or rejected
-//! never loads as a model.
+//! Tensors that are not adapted are copied. All files are staged in a hidden folder inside the output, where
+//! the model can be measured. `config.json` is renamed last, so an interrupted or rejected merge never loads
+//! as a model.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::ops::ControlFlow;
@@ -33,26 +33,26 @@ pub const REPORT_FILE: &str = "merge_report.json";
 
 const CONFIG_FILE: &str = "config.json";
 
-/// How to merge.
+/// Options of a merge.
 #[derive(Clone, Debug, Default)]
 pub struct MergeOptions {
-    /// Element type of every float tensor. `None`: the base's own.
+    /// Element type of every float tensor. `None`: that of the base.
     pub dtype: Option<DType>,
-    /// Most bytes of tensors in one file. `None`: the base's own division.
+    /// Most bytes of tensors in one file. `None`: the division of the base.
     pub max_shard_size: Option<u64>,
-    /// Threads that compute. `None`: all of the machine.
+    /// Number of threads. `None`: all cores.
     pub threads: Option<usize>,
-    /// Quantizes the projections of a 16-bit base to this and back before adding: the values that the adapter
-    /// was trained on.
+    /// Quantizes and dequantizes the projections of a 16-bit base first. The adapter was trained on these
+    /// values.
     pub requantize_as: Option<Quantization>,
-    /// Further files to copy from the adapter's folder if it has them.
+    /// Additional files to copy from the adapter's folder, if present.
     pub also_copy: Vec<String>,
 }
 
-/// How far a merge is.
+/// Progress of a merge.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MergeProgress<'a> {
-    /// The tensor just written.
+    /// Name of the tensor just written.
     pub tensor: &'a str,
     /// Bytes of tensors written.
     pub bytes: u64,
@@ -64,23 +64,23 @@ pub struct MergeProgress<'a> {
 pub struct StagedMerge {
     output: StagedFolder,
     names: Vec<String>,
-    /// The report of the merge.
+    /// Report of the merge.
     pub report: MergeReport,
 }
 
 impl StagedMerge {
-    /// The hidden folder of the model, which loads as a model.
+    /// Returns the hidden folder, which loads as a model.
     pub fn folder(&self) -> &Path {
         self.output.staging()
     }
 
-    /// Adds a file that is published with the others, such as a card.
+    /// Adds a file to publish with the others, such as a model card.
     ///
     /// # Errors
-    /// If it cannot be written.
+    /// If the file cannot be written.
     pub fn add(&mut self, name: &str, bytes: &[u8]) -> Result<(), AdapterError> {
         files::write_atomic(&self.output.staged(name), bytes)?;
-        // Before `config.json`, which completes the model.
+        // // `config.json` completes the model, so it stays last.
         self.names.insert(self.names.len() - 1, name.to_owned());
         Ok(())
     }
@@ -88,7 +88,7 @@ impl StagedMerge {
     /// Publishes every file, with `merge_report.json` if there was a measurement.
     ///
     /// # Errors
-    /// If the folder cannot be written; there is then no model in it.
+    /// If the folder cannot be written. The folder then has no model.
     pub fn publish(mut self, fidelity: Option<&Fidelity>) -> Result<MergeReport, AdapterError> {
         if let Some(fidelity) = fidelity {
             self.add(REPORT_FILE, &self.report_json(fidelity))?;
@@ -98,7 +98,7 @@ impl StagedMerge {
         Ok(report)
     }
 
-    /// The contents of `merge_report.json`.
+    /// Returns the contents of `merge_report.json`.
     pub fn report_json(&self, fidelity: &Fidelity) -> Vec<u8> {
         let value = json!({ "merge": self.report, "fidelity": fidelity });
         let mut text = serde_json::to_vec_pretty(&value).expect("a JSON value has string keys");
@@ -106,7 +106,7 @@ impl StagedMerge {
         text
     }
 
-    /// Removes the model and leaves only `merge_report.json` in `folder`, which has the reason.
+    /// Removes the model and leaves only `merge_report.json` in `folder`, which states the reason.
     ///
     /// # Errors
     /// If the folder cannot be written.
@@ -115,7 +115,7 @@ impl StagedMerge {
     }
 }
 
-/// Merges `adapter` into the model at `base` and publishes the result at once, unmeasured: see [`stage`].
+/// Merges `adapter` into the model at `base` and publishes the result without a measurement: see [`stage`].
 ///
 /// # Errors
 /// As [`stage`] and [`StagedMerge::publish`].
@@ -132,13 +132,13 @@ pub fn merge(
 
 /// Merges `adapter` into the model at `base` and stages the new model folder at `out`.
 ///
-/// `out` must be absent or empty. The tokenizer's files come from the adapter's folder if it has them,
-/// otherwise from the base. The result does not depend on the number of threads. `progress` may stop it.
+/// `out` must be absent or empty. The tokenizer's files come from the adapter's folder if present, otherwise
+/// from the base. The result does not depend on the number of threads. `progress` may stop the merge.
 ///
 /// # Errors
-/// If the base is incomplete or does not fit the adapter, `out` holds other things, the disk is too small or
-/// fails, or a value of the result is not finite or beyond the range of its type; [`ModelError::Stopped`] if
-/// `progress` breaks. `out` is then left without a model.
+/// If the base is incomplete or does not fit the adapter, `out` has other files, the disk is too small or
+/// fails, or a result is not finite or exceeds the range of its type; [`ModelError::Stopped`] if `progress`
+/// breaks. `out` has no model then.
 pub fn stage(
     base: &Path,
     adapter: &Adapter,
@@ -163,7 +163,7 @@ pub fn stage(
     if bytes > available {
         return Err(AdapterError::Space { path: files::final_path(out), needed: bytes, available });
     }
-    // A rejected merge leaves its report alone. The next attempt may replace it.
+    // // A rejected merge leaves its report, which the next attempt may replace.
     let output = StagedFolder::create_beside(out, |name| name == REPORT_FILE)?;
 
     let mut writer = TensorWriter::new(&weights, &model, adapter, backend, options)?;
@@ -192,14 +192,14 @@ pub fn stage(
     Ok(StagedMerge { output, names, report })
 }
 
-/// The element types of the new model, as `config.json` spells them, each once.
+/// Returns the element types of the new model, spelt as in `config.json`, without repetition.
 fn dtype_names(tensors: &[TensorInfo], options: &MergeOptions) -> Vec<String> {
     let dtypes = tensors.iter().filter_map(|info| target_dtype(info, options.dtype));
     let names: BTreeSet<&str> = dtypes.map(torch_name).collect();
     names.into_iter().map(str::to_owned).collect()
 }
 
-/// The factors of the adapter's updates, ascending, each once.
+/// Returns the scaling factors of the adapter's updates, ascending, without repetition.
 fn scalings(adapter: &Adapter) -> Vec<f32> {
     let mut scalings: Vec<f32> = adapter.modules().iter().map(|m| m.scaling).collect();
     scalings.sort_by(f32::total_cmp);
@@ -207,7 +207,7 @@ fn scalings(adapter: &Adapter) -> Vec<f32> {
     scalings
 }
 
-/// The files of the new model besides its weights.
+/// Files of the new model other than weights.
 struct OtherFiles {
     config: Vec<u8>,
     index: Option<Vec<u8>>,
@@ -233,8 +233,8 @@ impl OtherFiles {
         self.sidecars.iter().map(|file| file.bytes).sum::<u64>() + generated as u64
     }
 
-    /// Returns the names, in the order of publication: `config.json` makes a folder a model, so it comes
-    /// last.
+    /// Writes the files. Returns their names in the order of publication; `config.json`, which completes the
+    /// model, comes last.
     fn write(self, output: &StagedFolder) -> Result<Vec<String>, AdapterError> {
         let mut names = Vec::new();
         for file in &self.sidecars {
@@ -250,12 +250,12 @@ impl OtherFiles {
     }
 }
 
-/// Writes the tensors of the new model, one after the other.
+/// Writes the tensors of the new model in order.
 struct TensorWriter<'a> {
     weights: &'a Weights,
     options: &'a MergeOptions,
     threads: usize,
-    /// The adapter's parameters on the host.
+    /// Parameters of the adapter on the host.
     params: Vec<f32>,
     modules: HashMap<String, &'a Module>,
     /// Names of the projections' weights.
@@ -326,14 +326,14 @@ impl<'a> TensorWriter<'a> {
         Ok(())
     }
 
-    /// The values that a tensor of the new model begins with. `None` if the base's bytes are the new ones.
+    /// Returns the values that the update is added to. `None` if the bytes of the base are copied.
     fn source(&self, info: &TensorInfo, is_merged: bool) -> Result<Option<Matrix>, AdapterError> {
         let requantize_as = self.options.requantize_as.filter(|_| self.projections.contains(&info.name));
         if let (Some(quantization), &[rows, cols]) = (requantize_as, &info.shape[..]) {
             let weight = Arc::new(self.weights.encode(&info.name, quantization, self.threads)?);
             return Ok(Some(Matrix::four_bit(weight, rows, cols)));
         }
-        // A tensor that the file stores in 4 bits is another one in the model.
+        // // `info` of a 4-bit weight describes the original, which differs from the tensor in the file.
         let is_stored = self.weights.info(&info.name) == Some(info);
         if is_stored && !is_merged && info.dtype() == target_dtype(info, self.options.dtype) {
             return Ok(None);

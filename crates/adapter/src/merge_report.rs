@@ -1,4 +1,4 @@
-//! The report of a merge: its inputs, its files, and the measurements that judged it.
+//! //! Report of a merge: inputs, files, and the measurements that decided.
 
 use std::path::PathBuf;
 
@@ -8,31 +8,31 @@ use serde::{Deserialize, Serialize};
 /// The report of a merge.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct MergeReport {
-    /// The base's folder, as given.
+    /// Folder of the base.
     pub base: PathBuf,
-    /// The adapter's folder, if it came from one.
+    /// Folder of the adapter, if it was loaded from one.
     pub adapter: Option<PathBuf>,
-    /// Which form of the base the updates were added to.
+    /// Form of the base that the updates were added to.
     pub merge_base: MergeBase,
-    /// The difference of each form of the base from the trained model, if both forms were available.
+    /// Difference of each form of the base from the trained model, if both forms were available.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub forms: Vec<FormFidelity>,
-    /// The cost of quantizing the merged model, if it was quantized.
+    /// Cost of quantizing the merged model, if it was quantized.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub quantized: Option<QuantizedFidelity>,
-    /// Element types of the result, as `config.json` spells them, and the code of 4-bit weights.
+    /// Element types of the result, spelt as in `config.json`, and the code of 4-bit weights.
     pub dtype: Vec<String>,
-    /// Factors of the updates, ascending, each once.
+    /// Scaling factors of the updates, ascending, without repetition.
     pub scaling: Vec<f32>,
     /// Tensors that received an update.
     pub merged_tensors: usize,
-    /// Tensors taken over.
+    /// Tensors copied unchanged.
     pub copied_tensors: usize,
-    /// Names of the weights' files.
+    /// Names of the weight files.
     pub shards: Vec<String>,
-    /// Bytes of all files written but this report.
+    /// Bytes of all files except this report.
     pub bytes: u64,
-    /// Time it took.
+    /// Duration.
     pub seconds: f64,
 }
 
@@ -42,12 +42,12 @@ pub struct MergeReport {
 pub enum MergeBase {
     /// The published weights, in 16 bits or more.
     Original,
-    /// Out of 4 bits.
+    /// The weights as dequantized from 4 bits.
     Dequantized,
 }
 
 impl MergeBase {
-    /// The word for it: `original`.
+    /// Returns the name of the form: `original`.
     pub fn name(self) -> &'static str {
         match self {
             Self::Original => "original",
@@ -56,14 +56,13 @@ impl MergeBase {
     }
 }
 
-/// The difference of one form of the base from the trained model, which is the adapter on the dequantized
-/// form.
+/// Difference of one form of the base from the trained model. The trained model is the adapter on the
+/// dequantized form.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct FormFidelity {
-    /// Which form.
+    /// Form of the base.
     pub form: MergeBase,
-    /// Whether the written, rounded merge was measured. Otherwise it was the adapter on this form, without
-    /// rounding.
+    /// Whether the merged and rounded weights were measured. Otherwise the adapter on this form was measured.
     pub merged: bool,
     /// Mean divergence from the trained model, in nats a token.
     pub kl: f64,
@@ -71,28 +70,28 @@ pub struct FormFidelity {
     pub perplexity: f64,
 }
 
-/// The cost of quantizing a merged model. The measurement in the report is then that of the quantized model.
+/// Cost of quantizing a merged model. `MergeReport` then holds the measurement of the quantized model.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct QuantizedFidelity {
-    /// The quantization.
+    /// Settings of the quantization.
     #[serde(flatten)]
     pub quantization: Quantization,
-    /// Mean divergence from adapter on base, in nats a token.
+    /// Mean divergence from the base with adapter, in nats a token.
     pub kl: f64,
-    /// Perplexity of the held-out text, merged and in 4 bits.
+    /// Perplexity of the merged 4-bit model on the held-out text.
     pub perplexity: f64,
-    /// Share of the adapter's effect that is left, by divergence: `Fidelity::adapter_kept`.
+    /// Share of the adapter's effect that remains, by divergence: `Fidelity::adapter_kept`.
     #[serde(default)]
     pub adapter_kept: Option<f64>,
-    /// The measurement of the merge before it was quantized.
+    /// Measurement of the merge before quantization.
     #[serde(default)]
     pub before: Option<UnquantizedFidelity>,
 }
 
-/// The measurement of an unquantized merge that is then quantized.
+/// Measurement of a merge before it is quantized.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct UnquantizedFidelity {
-    /// Mean divergence from adapter on base, in nats a token.
+    /// Mean divergence from the base with adapter, in nats a token.
     pub kl: f64,
     /// Perplexity of the held-out text.
     pub perplexity: f64,

@@ -1,8 +1,8 @@
-//! One tensor of a merge, in blocks of rows: convert to f32, add `scaling · B A`, check, round once.
+//! //! One tensor of a merge, in blocks of rows: convert to f32, add `scaling · B A`, check, round once.
 //!
-//! Blocks are a few hundred KB, so the memory of a merge does not depend on the model. Threads take blocks in
-//! turn and the caller writes them in order, so that computing and writing overlap. An element is summed over
-//! the rank in order, in any block and thread.
+//! Blocks have a few hundred KB, so the memory of a merge does not depend on the model. Threads compute
+//! blocks while the caller writes finished ones in order. Each element is summed over the rank in order, in
+//! any block and thread.
 
 use std::ops::Range;
 use std::sync::mpsc;
@@ -15,9 +15,9 @@ use crate::AdapterError;
 
 /// Elements of one block: 512 KB of f32.
 const BLOCK_ELEMENTS: usize = 1 << 17;
-/// Columns worked on while their part of `A` stays in the nearest cache.
+/// Columns processed while their part of `A` stays in the L1 cache.
 const BLOCK_COLUMNS: usize = 256;
-/// Rows and columns of one tile of sums held in registers.
+/// Rows and columns of a tile of sums held in registers.
 const TILE: (usize, usize) = (4, 8);
 
 /// A low-rank update of one weight: `A (R, IN)`, `B (OUT, R)`.
@@ -39,10 +39,10 @@ pub struct MergeRows<'a> {
 }
 
 impl MergeRows<'_> {
-    /// Hands the new bytes to `write`, in order.
+    /// Passes the new bytes to `write`, in order.
     ///
     /// # Errors
-    /// If a value of the result is not finite or beyond the range of its type, or `write` fails.
+    /// If a result is not finite or exceeds the range of its type, or `write` fails.
     pub fn stream(
         &self,
         threads: usize,
@@ -66,7 +66,7 @@ impl MergeRows<'_> {
                 queues.push(receiver);
                 scope.spawn(move || {
                     for i in (first..blocks).step_by(threads) {
-                        // A closed queue means that another block failed.
+                        // // A closed channel means that another block failed.
                         if sender.send(block(i)).is_err() {
                             return;
                         }
@@ -96,14 +96,13 @@ impl MergeRows<'_> {
     }
 
     fn check(&self, values: &[f32], place: usize) -> Result<(), AdapterError> {
-        // The least magnitudes that round to infinity.
+        // // The smallest magnitudes that round to infinity.
         let limit = match self.to {
             DType::F32 => f32::INFINITY,
             DType::Bf16 => f32::from_bits(0x7f7f_8000),
             DType::F16 => 65_520.0,
         };
-        // Compared this way round, a NaN is out of range too. The loop has no early exit, so that it is
-        // vectorised.
+        // // In this form, a NaN is out of range too. No early exit, so that the loop is vectorised.
         let is_within = |v: f32| v.abs() < limit;
         if values.iter().fold(true, |all, &v| all & is_within(v)) {
             return Ok(());
@@ -122,7 +121,7 @@ impl MergeRows<'_> {
     }
 }
 
-/// `out += scaling · B A`, over some of the rows of `out` and `b`.
+/// Adds `scaling · B A` to a range of rows: `out` and `b` hold the same rows.
 fn add_delta(out: &mut [f32], delta: Delta<'_>, cols: usize) {
     for start in (0..cols).step_by(BLOCK_COLUMNS) {
         let columns = start..cols.min(start + BLOCK_COLUMNS);

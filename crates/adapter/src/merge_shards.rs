@@ -1,4 +1,4 @@
-//! The files of a merged model, and the tensors in each.
+//! //! Files of a merged model, and the tensors in each.
 
 use std::collections::HashMap;
 
@@ -8,14 +8,14 @@ use danlu_model::{ModelError, TensorInfo, TensorSpec, Weights, shard_name};
 use crate::merge::MergeOptions;
 use crate::{Adapter, AdapterError};
 
-/// One file to be written.
+/// One output file.
 pub struct Shard<'a> {
     pub name: String,
     pub tensors: Vec<&'a TensorInfo>,
     pub specs: Vec<TensorSpec>,
 }
 
-/// Checks that every module of the adapter is a float weight of the base with its shape.
+/// Checks that the weight of every adapted module is a float tensor of the base with the module's shape.
 pub fn check_fit(adapter: &Adapter, weights: &Weights, tensors: &[TensorInfo]) -> Result<(), AdapterError> {
     let tensors: HashMap<&str, &TensorInfo> = tensors.iter().map(|info| (info.name.as_str(), info)).collect();
     for module in adapter.modules() {
@@ -37,12 +37,13 @@ pub fn check_fit(adapter: &Adapter, weights: &Weights, tensors: &[TensorInfo]) -
     Ok(())
 }
 
-/// The element type of a tensor in the merged model. `None` for a tensor of integers, which is copied.
+/// Returns the element type of a tensor in the merged model. `None` for a tensor of integers, which is
+/// copied.
 pub fn target_dtype(info: &TensorInfo, dtype: Option<DType>) -> Option<DType> {
     info.dtype().map(|own| dtype.unwrap_or(own))
 }
 
-/// Divides the tensors, in the base's order, into files.
+/// Assigns the tensors, in the base's order, to files.
 pub fn divide<'a>(tensors: &'a [TensorInfo], options: &MergeOptions) -> Vec<Shard<'a>> {
     let mut shards: Vec<Shard> = Vec::new();
     let (mut room, mut file) = (0, None);

@@ -1,4 +1,4 @@
-//! Names of the files and folders that a training run leaves in its output folder.
+//! //! Names of the files and folders that a training run writes to its output folder.
 
 use std::path::{Path, PathBuf};
 
@@ -7,13 +7,13 @@ use danlu_model::{FileError, files};
 /// Name of the file with every setting of the run.
 pub const RUN_FILE: &str = "run.toml";
 
-/// A checkpoint's folder is this and the number of steps done.
+/// Prefix of a checkpoint folder's name, before the number of steps.
 pub const CHECKPOINT_PREFIX: &str = "checkpoint-";
 
-/// Name of the file that makes a folder a checkpoint.
+/// Name of the file that identifies a checkpoint folder.
 pub const CHECKPOINT_STATE_FILE: &str = "danlu_state.json";
 
-/// The newest checkpoint of an output folder, if there is one.
+/// Returns the newest checkpoint of an output folder.
 ///
 /// # Errors
 /// If the folder cannot be read.
@@ -21,7 +21,8 @@ pub fn latest_checkpoint(output: &Path) -> Result<Option<PathBuf>, FileError> {
     Ok(checkpoints(output)?.pop().map(|(_, path)| path))
 }
 
-/// The checkpoints of an output folder with their steps, oldest first; none if it does not exist.
+/// Returns the checkpoints of an output folder with their steps, oldest first. Returns none if the folder
+/// does not exist.
 ///
 /// # Errors
 /// If the folder cannot be read.
@@ -29,7 +30,7 @@ pub fn checkpoints(output: &Path) -> Result<Vec<(u64, PathBuf)>, FileError> {
     let mut found: Vec<(u64, PathBuf)> = Vec::new();
     for name in files::names_in(output)? {
         let step = name.strip_prefix(CHECKPOINT_PREFIX).and_then(|digits| digits.parse::<u64>().ok());
-        // danlu does not write `checkpoint-007` or `checkpoint-+7`.
+        // // danlu writes neither `checkpoint-007` nor `checkpoint-+7`.
         if let Some(step) = step.filter(|step| name == format!("{CHECKPOINT_PREFIX}{step}"))
             && output.join(&name).join(CHECKPOINT_STATE_FILE).is_file()
         {

@@ -1,8 +1,8 @@
-//! Resolves the targets of an adapter's configuration to projections, with PEFT's rules of matching.
+//! //! Resolves the targets of an adapter's configuration to projections by PEFT's matching rules.
 //!
-//! A list entry names a module whose path is equal to it, or ends with `.` and it. A string is a regular
-//! expression on the whole path. Keys of `rank_pattern` and `alpha_pattern` are regular expressions on the
-//! end of the path, from a `.` on. The first match counts.
+//! A list entry matches a module whose path is equal to it, or ends with `.` and the entry. A string is a
+//! regular expression on the whole path. Keys of `rank_pattern` and `alpha_pattern` are regular expressions
+//! on the end of the path, after a `.`. The first match wins.
 
 use std::collections::HashSet;
 
@@ -12,14 +12,14 @@ use fancy_regex::{Regex, RegexBuilder};
 use crate::config::{LoraConfig, TargetModules};
 use crate::{AdapterError, Module};
 
-/// Most backtracking steps in one match. Ordinary patterns need a few.
+/// Most backtracking steps of one match. Ordinary patterns need a few.
 const MAX_BACKTRACK_STEPS: usize = 20_000;
 
-/// The projections that `config` adapts in a model, by layer and then in [`Projection`]'s order, with their
-/// offsets in the flat parameters: `A` then `B` of each, without gaps.
+/// Returns the projections that `config` adapts, by layer and then in the order of [`Projection`]. Their
+/// offsets are contiguous: `A` then `B` of each.
 ///
 /// # Errors
-/// If a target, a layer or a pattern matches nothing, or a rank is too large for its weight.
+/// If a target, a layer or a pattern matches nothing, or a rank is larger than its weight.
 pub fn resolve(config: &LoraConfig, model: &ModelConfig) -> Result<Vec<Module>, AdapterError> {
     config.validate()?;
     let filter = TargetFilter::new(config, model)?;
@@ -50,7 +50,7 @@ pub fn resolve(config: &LoraConfig, model: &ModelConfig) -> Result<Vec<Module>, 
 /// Path, layer and kind of a projection.
 type Candidate = (String, usize, Projection);
 
-/// The settings of a configuration that choose modules.
+/// Settings of a configuration that choose modules.
 struct TargetFilter<'a> {
     targets: Matcher<'a>,
     excluded: Option<Matcher<'a>>,
@@ -71,7 +71,7 @@ impl<'a> TargetFilter<'a> {
         self.excluded.as_ref().map_or(Ok(false), |excluded| excluded.matches(path).map(|m| m.is_some()))
     }
 
-    /// Rejects targets that match a module without support for a pair.
+    /// Rejects targets that match a module without LoRA support.
     fn check_others(&self, model: &ModelConfig) -> Result<(), AdapterError> {
         for (path, reason) in others(model) {
             if let Some(target) = self.targets.matches(&path)?
@@ -83,7 +83,7 @@ impl<'a> TargetFilter<'a> {
         Ok(())
     }
 
-    /// The projections that pass every setting.
+    /// Returns the projections that pass every setting.
     fn choose(&self, model: &ModelConfig) -> Result<Vec<Candidate>, AdapterError> {
         let (mut matched, mut chosen, mut removed) = (HashSet::new(), Vec::new(), 0);
         for (path, layer, projection) in projections(model) {
@@ -91,7 +91,7 @@ impl<'a> TargetFilter<'a> {
             if hits.is_empty() {
                 continue;
             }
-            // A full path is chosen regardless of `layers_to_transform`, as in PEFT.
+            // // As in PEFT, a full path is adapted regardless of `layers_to_transform`.
             let in_full = hits.contains(&path.as_str());
             matched.extend(hits.into_iter().map(str::to_owned));
             if self.is_excluded(&path)? || !(in_full || self.layers.contains(&path)?) {
@@ -111,8 +111,8 @@ impl<'a> TargetFilter<'a> {
     }
 }
 
-/// Returns the rank of each of `paths`, and the targets that match none of them. A path that no target
-/// matches, or that is excluded, has no rank.
+/// Returns the rank of each of `paths`, and the targets that match none of them. A path that is not adapted
+/// has no rank.
 pub(crate) fn ranks<'c>(
     config: &'c LoraConfig,
     paths: &[String],
@@ -137,13 +137,13 @@ pub(crate) fn ranks<'c>(
     Ok((ranks, unused))
 }
 
-/// Path, layer and kind of every module that can have a pair.
+/// Returns path, layer and kind of every module with LoRA support.
 fn projections(model: &ModelConfig) -> Vec<(String, usize, Projection)> {
     let of_layer = |layer: usize| Projection::ALL.into_iter().map(move |p| (p.module_path(layer), layer, p));
     (0..model.num_hidden_layers).flat_map(of_layer).collect()
 }
 
-/// Every other module, and the reason why it cannot have a pair.
+/// Returns every other module, and why it has no LoRA support.
 fn others(model: &ModelConfig) -> Vec<(String, &'static str)> {
     const TABLE: &str = "is not yet supported as a target";
     const NOT_LINEAR: &str = "is not a linear projection";
@@ -179,7 +179,7 @@ impl<'a> Matcher<'a> {
         })
     }
 
-    /// The names or the pattern; each must match a module.
+    /// Returns the names or the pattern. Each must match a module.
     fn names(&self) -> Vec<&'a str> {
         match self {
             Self::AllLinear => Vec::new(),
@@ -188,7 +188,7 @@ impl<'a> Matcher<'a> {
         }
     }
 
-    /// Which of them match `path`.
+    /// Returns the names or patterns that match `path`.
     fn all_matches(&self, path: &str) -> Result<Vec<&'a str>, AdapterError> {
         Ok(match self {
             Self::AllLinear => {
@@ -235,7 +235,7 @@ impl<'a> LayerFilter<'a> {
         }
         let key = "layers_pattern";
         let patterns = match config.layers_pattern.as_slice() {
-            // Any list will do; the first number in the path is the layer's.
+            // // Any list name matches. The first number in the path is that of the layer.
             [] => vec![compile(key, "", r"\A.*?\.[^.]*\.(?P<idx>\d+)\.")?],
             names => names
                 .iter()
@@ -274,7 +274,7 @@ impl<'a, T: Copy> Patterns<'a, T> {
         Ok(Self { key, entries: entries.iter().map(entry).collect::<Result<_, AdapterError>>()? })
     }
 
-    /// Rejects a pattern that no chosen projection matches.
+    /// Rejects a pattern that matches no adapted projection.
     fn check_used(&self, chosen: &[Candidate]) -> Result<(), AdapterError> {
         for (pattern, regex, _) in &self.entries {
             let mut used = false;
@@ -298,7 +298,8 @@ impl<'a, T: Copy> Patterns<'a, T> {
     }
 }
 
-/// Compiles `pattern` alone, so that an unbalanced bracket cannot escape its anchors, then `anchored`.
+/// Compiles `pattern` by itself first, so that an unbalanced bracket cannot escape its anchors. Then compiles
+/// `anchored`.
 fn compile(key: &str, pattern: &str, anchored: &str) -> Result<Regex, AdapterError> {
     let build = |text: &str| {
         RegexBuilder::new(text)

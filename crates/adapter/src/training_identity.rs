@@ -1,6 +1,7 @@
-//! `danlu.json`: the tokenizer, template, default system prompt and base that an adapter was trained with.
+//! //! `danlu.json`: tokenizer, template, default system prompt and base of an adapter's training.
 //!
-//! With another template an adapter gives poor answers without any error. Loading therefore compares fingerprints.
+//! With another template an adapter gives poor answers without any error. Loading therefore compares
+//! fingerprints.
 
 use std::path::{Path, PathBuf};
 
@@ -9,24 +10,24 @@ use serde::{Deserialize, Serialize};
 
 use crate::{AdapterError, BaseIdentity};
 
-/// Name of the file with the identity of an adapter.
+/// Name of the file.
 pub const IDENTITY_FILE: &str = "danlu.json";
 
 /// Name of the file with a chat template.
 const TEMPLATE_FILE: &str = "chat_template.jinja";
 
-/// Files of a tokenizer. A base may lack some.
+/// Files of a tokenizer. Some bases lack some of them.
 const TOKENIZER_FILES: [&str; 4] =
     ["tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", TEMPLATE_FILE];
 
 /// Largest tokenizer file that is copied. The largest in use have about 30 MB.
 const MAX_BYTES: u64 = 1 << 30;
 
-/// The identity of an adapter: tokenizer, template, default system prompt and base.
+/// Identity of an adapter: tokenizer, template, default system prompt and base.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TrainingIdentity {
     folder: PathBuf,
-    /// The template of the run, if it is not the base's.
+    /// Template of the run, if it differs from the base's.
     template: Option<String>,
     written: Written,
 }
@@ -35,25 +36,25 @@ pub struct TrainingIdentity {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct Written {
     danlu_version: String,
-    /// The system prompt of conversations without one.
+    /// System prompt for conversations without one.
     default_system: Option<String>,
     tokens: TokenFingerprint,
-    /// The quantization of the base in training, on load or in its files.
+    /// Quantization of the base in training, on load or in its files.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     quantization: Option<Quantization>,
-    /// Modules left in 16 bits.
+    /// Modules in 16 bits.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     skip_modules: Vec<String>,
-    /// The base of the training.
+    /// Base of the training.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     base: Option<BaseIdentity>,
-    /// The 4 bits that the base's own files held.
+    /// Quantization of the base's own files.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     stored_quantization: Option<Quantization>,
 }
 
 impl TrainingIdentity {
-    /// The identity of the tokenizer in `folder`, which was read as `tokenizer`.
+    /// Returns the identity of the tokenizer in `folder`, which was read as `tokenizer`.
     pub fn new(folder: &Path, tokenizer: &Tokenizer, default_system: Option<String>) -> Self {
         let danlu_version = env!("CARGO_PKG_VERSION").to_owned();
         let tokens = tokenizer.fingerprint();
@@ -69,7 +70,7 @@ impl TrainingIdentity {
         Self { folder: folder.to_owned(), template: None, written }
     }
 
-    /// Sets a template other than the base's.
+    /// Sets a template that differs from the base's.
     pub fn with_template(mut self, source: Option<String>) -> Self {
         self.template = source;
         self
@@ -89,33 +90,33 @@ impl TrainingIdentity {
         self
     }
 
-    /// The base of the training. Older versions did not record it.
+    /// Returns the base of the training. Older versions did not record it.
     pub fn base(&self) -> Option<&BaseIdentity> {
         self.written.base.as_ref()
     }
 
-    /// The quantization of the base's files in training.
+    /// Returns the quantization of the base's files in training.
     pub fn stored_quantization(&self) -> Option<Quantization> {
         self.written.stored_quantization
     }
 
-    /// Modules left in 16 bits by the quantization.
+    /// Returns the modules that the quantization left in 16 bits.
     pub fn skip_modules(&self) -> &[String] {
         &self.written.skip_modules
     }
 
-    /// The quantization of the base in training, if there was one.
+    /// Returns the quantization of the base in training.
     pub fn quantization(&self) -> Option<Quantization> {
         self.written.quantization
     }
 
-    /// Bytes of the largest file that [`TrainingIdentity::write`] reads into memory.
+    /// Returns the size of the largest file that [`TrainingIdentity::write`] reads into memory.
     pub fn largest_file(&self) -> u64 {
         let size = |name: &&str| std::fs::metadata(self.folder.join(name)).map_or(0, |file| file.len());
         TOKENIZER_FILES.iter().map(size).max().unwrap_or(0)
     }
 
-    /// Writes the tokenizer's files and `danlu.json` into an adapter's folder.
+    /// Writes the tokenizer's files and `danlu.json` to an adapter's folder.
     ///
     /// # Errors
     /// If a file cannot be read or written.
@@ -133,10 +134,10 @@ impl TrainingIdentity {
         Ok(files::write_atomic(&adapter.join(IDENTITY_FILE), text.as_bytes())?)
     }
 
-    /// Reads `danlu.json` in an adapter's folder. Adapters of other programs have none.
+    /// Reads `danlu.json` of an adapter's folder. Adapters of other programs have none.
     ///
     /// # Errors
-    /// If it cannot be read, or has a fault.
+    /// If the file cannot be read or is invalid.
     pub fn read(adapter: &Path) -> Result<Option<Self>, AdapterError> {
         let path = adapter.join(IDENTITY_FILE);
         if !path.exists() {
@@ -152,17 +153,17 @@ impl TrainingIdentity {
         Ok(Some(Self { folder: adapter.to_owned(), template: None, written }))
     }
 
-    /// The system prompt of conversations without one.
+    /// Returns the system prompt for conversations without one.
     pub fn default_system(&self) -> Option<&str> {
         self.written.default_system.as_deref()
     }
 
-    /// Compares the tokens with those of `tokenizer`. Each difference is one sentence.
+    /// Compares the tokens with those of `tokenizer`. Returns a sentence for each difference.
     pub fn differences(&self, tokenizer: &Tokenizer) -> Vec<String> {
         self.written.tokens.difference(&tokenizer.fingerprint(), ["in training", "now"])
     }
 
-    /// The fingerprint of template, special tokens and tokenizer.
+    /// Returns the fingerprint of template, special tokens and tokenizer.
     pub fn fingerprint(&self) -> &TokenFingerprint {
         &self.written.tokens
     }

@@ -1,4 +1,4 @@
-//! Adapter folders: PEFT's are read and written tensor for tensor, damaged ones refused.
+//! //! Adapter folders: those of PEFT are read and written tensor for tensor; damaged ones are rejected.
 
 mod common;
 
@@ -20,7 +20,7 @@ fn init(config: LoraConfig, seed: u64) -> Adapter {
     Adapter::init(config, &common::config(), seed, &backend()).unwrap()
 }
 
-/// A small adapter of random values, saved.
+/// Saves a small adapter with random values.
 fn saved(folder: &Path) -> Adapter {
     let mut adapter = init(lora(4, "q_proj,down_proj"), 1);
     common::randomise(&mut adapter, 1.0);
@@ -93,12 +93,12 @@ fn a_fresh_adapter_has_no_effect_and_depends_on_seed_and_module() {
         let bound = 1.0 / (m.d_in as f32).sqrt();
         assert!(a.iter().all(|v| v.abs() <= bound) && a.iter().any(|v| v.abs() > 0.8 * bound));
         assert!(values[m.b..][..m.d_out * m.rank].iter().all(|&v| v == 0.0));
-        // One target more leaves the others' values.
+        // // An additional target does not change the values of the others.
         assert_eq!(a, &of_all[all.module(m.layer, m.projection).unwrap().a..][..a.len()]);
     }
     assert_ne!(init(lora(4, "q_proj,up_proj"), 8).to_vec(&backend()).unwrap(), values);
     assert_eq!(init(lora(4, "q_proj,up_proj"), 7).to_vec(&backend()).unwrap(), values);
-    // Each layer draws its own.
+    // // Each layer has its own values.
     let q = &values[..4 * 48];
     assert_ne!(q, &values[adapter.module(1, Projection::QProj).unwrap().a..][..4 * 48]);
 }
@@ -244,7 +244,7 @@ fn damaged_files_are_errors_and_never_panics() {
 fn a_configuration_larger_than_the_file_allocates_nothing() {
     let out = tempfile::tempdir().unwrap();
     saved(out.path());
-    // Some 70 TB of parameters, by the configuration alone.
+    // // The configuration alone would require some 70 TB of parameters.
     let text = common::CONFIG.replace("\"hidden_size\": 48", "\"hidden_size\": 65536");
     let text = text.replace("\"num_hidden_layers\": 3", "\"num_hidden_layers\": 1000");
     let text = text.replace("\"intermediate_size\": 80", "\"intermediate_size\": 65536");
@@ -256,7 +256,7 @@ fn a_configuration_larger_than_the_file_allocates_nothing() {
     assert!(error.to_string().contains("are missing"), "{error}");
 }
 
-/// The variant that a fault has, under the file it was found in.
+/// Returns the error without the path of the file.
 fn bare(error: AdapterError) -> AdapterError {
     match error {
         AdapterError::InFile { source, .. } => bare(*source),
@@ -280,7 +280,7 @@ fn a_folder_is_checked_without_its_base() {
         fs::write(&config, &text).unwrap();
         checked
     };
-    // Another rank, for all or for some, and other targets.
+    // // Other ranks, for all or some modules, and other targets.
     let is_shape = |error: &AdapterError| matches!(error, AdapterError::Shape { expected, found, .. } if expected != found);
     assert!(is_shape(&with("\"r\": 4", "\"r\": 8").unwrap_err()));
     assert!(is_shape(&with("\"rank_pattern\": {}", "\"rank_pattern\": {\"q_proj\": 2}").unwrap_err()));
@@ -291,7 +291,7 @@ fn a_folder_is_checked_without_its_base() {
     let error = with("\"exclude_modules\": null", "\"exclude_modules\": [\"q_proj\"]").unwrap_err();
     assert!(matches!(error, AdapterError::Binding { unbound, .. } if !unbound.is_empty()));
 
-    // Half of a pair, one twice, another name, nothing at all, too few bytes, no file.
+    // // One matrix missing, one twice, another name, an empty file, too few bytes, no file.
     let whole = fs::read(&weights).unwrap();
     type Tensors = Vec<(String, Dtype, Vec<usize>, Vec<u8>)>;
     let edited = |change: &dyn Fn(&str) -> Vec<String>| {

@@ -1,4 +1,4 @@
-//! `adapter_config.json`: what is read, what is written, what is refused, and which modules it means.
+//! //! `adapter_config.json`: what is read, written and rejected, and which modules it selects.
 
 mod common;
 
@@ -11,7 +11,7 @@ fn parse(value: Value) -> Result<LoraConfig, AdapterError> {
     LoraConfig::parse(value.to_string().as_bytes())
 }
 
-/// A configuration with these keys changed.
+/// Returns a configuration with these keys changed.
 fn with(changes: Value) -> Value {
     let mut value =
         json!({ "peft_type": "LORA", "r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "v_proj"] });
@@ -103,7 +103,7 @@ fn the_first_pattern_that_matches_gives_rank_and_alpha() {
         (2, "v_proj", 4, 8.0),
     ];
     assert_eq!(found, expected);
-    // A key is a whole name from a dot on: `_proj` is the end of none.
+    // // A key is a whole name after a dot, so `_proj` matches no module.
     assert!(matches!(
         resolve(json!({ "rank_pattern": { "_proj": 2 } })),
         Err(AdapterError::UnusedPattern { .. })

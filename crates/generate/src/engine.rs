@@ -1,12 +1,12 @@
-//! Many sequences on one model, each in a slot of its own, with an adapter of its own or none.
+//! //! Runs many sequences on one model. Each has a slot of its own, and an adapter of its own or none.
 //!
 //! ```text
-//! open ──► start ──► step, step, … ──► take ──► start (another sequence, the common prefix is not read again)
+//! open ──► start ──► step, step, … ──► take ──► start (another sequence; a common prefix is not read again)
 //!                                       └─────► close
 //! ```
 //!
-//! Slots join and leave between steps. One [`Engine::step`] decodes a token of every sequence whose prompt
-//! was read, and reads a piece of the prompts of the others.
+//! Slots join and leave between steps. One [`Engine::step`] decodes a token for every sequence whose prompt
+//! is read, and reads a piece of the other prompts.
 
 use std::sync::Arc;
 
@@ -14,8 +14,8 @@ use danlu_model::{Decoder, KvCache, LoraSource, SlotId, SlotInput, Workspace};
 
 use crate::{GenerateError, Sequence, Step};
 
-/// Most prompt tokens that one step reads, of all slots together. Activations of a piece stay small and in
-/// cache, and other sequences wait for one piece only.
+/// Most prompt tokens per step, over all slots. Small pieces keep activations in cache, and other sequences
+/// wait for one piece only.
 const MAX_PREFILL_TOKENS: usize = 512;
 
 /// Runs sequences over one decoder.
@@ -23,7 +23,7 @@ pub struct Engine<'a> {
     decoder: &'a Decoder,
     work: Workspace,
     cache: KvCache,
-    /// In the order in which they were opened.
+    /// In the order of opening.
     slots: Vec<Slot<'a>>,
 }
 
@@ -31,49 +31,49 @@ pub struct Engine<'a> {
 struct Slot<'a> {
     id: SlotId,
     lora: Option<Arc<dyn LoraSource + 'a>>,
-    /// The tokens whose keys and values are in the cache.
+    /// Tokens whose keys and values are in the cache.
     read: Vec<u32>,
     sequence: Option<Sequence>,
 }
 
-/// What a step did to one sequence.
+/// Result of a step for one sequence.
 #[derive(Debug)]
 pub struct StepOutput {
-    /// The sequence's slot.
+    /// Slot of the sequence.
     pub slot: SlotId,
-    /// The token, or why none could be chosen.
+    /// The new token, or the reason why none could be chosen.
     pub step: Result<Step, GenerateError>,
 }
 
 impl<'a> Engine<'a> {
-    /// An engine without slots.
+    /// Returns an engine without slots.
     pub fn new(decoder: &'a Decoder) -> Self {
         Self::with_workspace(decoder, Workspace::new())
     }
 
-    /// As [`Engine::new`], over buffers that exist already.
+    /// As [`Engine::new`], with existing buffers.
     pub fn with_workspace(decoder: &'a Decoder, work: Workspace) -> Self {
         Self { decoder, work, cache: decoder.new_cache(), slots: Vec::new() }
     }
 
-    /// Hands the buffers back.
+    /// Returns the buffers.
     pub fn into_workspace(self) -> Workspace {
         self.work
     }
 
-    /// Makes room for `tokens` in all slots together, so that slots opened later need no new buffers.
+    /// Reserves `tokens` over all slots, so that slots opened later need no new buffers.
     pub fn reserve(&mut self, tokens: usize) {
         self.cache.reserve(tokens);
     }
 
-    /// Opens a slot of `capacity` tokens, which grows when a sequence needs more.
+    /// Opens a slot of `capacity` tokens. The slot grows if a sequence needs more.
     pub fn open(&mut self, capacity: usize, lora: Option<Arc<dyn LoraSource + 'a>>) -> SlotId {
         let id = self.cache.add(capacity);
         self.slots.push(Slot { id, lora, read: Vec::new(), sequence: None });
         id
     }
 
-    /// Closes a slot and frees its keys and values. Returns the sequence in it, finished or not.
+    /// Closes a slot and frees its keys and values. Returns its sequence, finished or not.
     ///
     /// # Panics
     /// If the slot is not open.
@@ -83,8 +83,8 @@ impl<'a> Engine<'a> {
         self.slots.remove(index).sequence
     }
 
-    /// Puts `sequence` into a slot, in place of the one in it. Keys and values of the prefix that both share
-    /// stay. Returns the tokens of that prefix.
+    /// Puts `sequence` into a slot and replaces the sequence there. Keys and values of their common prefix
+    /// stay. Returns the length of that prefix in tokens.
     ///
     /// # Errors
     /// If an id is outside the vocabulary.
@@ -102,7 +102,7 @@ impl<'a> Engine<'a> {
         Ok(shared)
     }
 
-    /// The sequence in a slot.
+    /// Returns the sequence in a slot.
     ///
     /// # Panics
     /// If the slot is not open.
@@ -110,7 +110,7 @@ impl<'a> Engine<'a> {
         self.slots[self.index(slot)].sequence.as_ref()
     }
 
-    /// Takes the sequence out of a slot, finished or not. The slot stays open, and keeps what was read.
+    /// Takes the sequence out of a slot, finished or not. The slot stays open with its keys and values.
     ///
     /// # Panics
     /// If the slot is not open.
@@ -119,18 +119,18 @@ impl<'a> Engine<'a> {
         self.slots[index].sequence.take()
     }
 
-    /// Whether a step would read anything.
+    /// Returns whether no sequence has tokens to read.
     pub fn is_idle(&self) -> bool {
         self.slots.iter().all(|slot| slot.next_ids().is_none())
     }
 
-    /// Advances every sequence that has not ended. Returns those that got a token or ended.
+    /// Advances every unfinished sequence. Returns the sequences that got a token or ended.
     ///
     /// # Errors
-    /// If the model cannot run. A fault of one sequence is in its [`StepOutput`].
+    /// If the model cannot run. The error of a single sequence is in its [`StepOutput`].
     pub fn step(&mut self) -> Result<Vec<StepOutput>, GenerateError> {
         let mut outputs = Vec::new();
-        // Both are chosen first: a sequence whose prompt ends in this step is decoded in the next one.
+        // // Both lists are made first: a prompt that is completed in this step is decoded in the next.
         let (prompts, generated): (Vec<usize>, Vec<usize>) = (0..self.slots.len())
             .filter(|&i| self.slots[i].next_ids().is_some())
             .partition(|&i| self.slots[i].is_in_prompt());
@@ -139,7 +139,7 @@ impl<'a> Engine<'a> {
         Ok(outputs)
     }
 
-    /// Reads up to `max_tokens` of these slots, all of which are in their prompts or none.
+    /// Reads up to `max_tokens` tokens of these slots. Either all of them are in their prompts, or none is.
     fn run(
         &mut self,
         chosen: &[usize],
@@ -159,7 +159,7 @@ impl<'a> Engine<'a> {
         if pieces.is_empty() {
             return Ok(());
         }
-        // Neighbours with the same adapter share its products.
+        // // Adjacent slots with one adapter share its matrix products.
         pieces.sort_by_key(|&(i, _)| self.slots[i].lora.as_ref().map(|lora| Arc::as_ptr(lora).cast::<()>()));
         let inputs: Vec<SlotInput<'_>> =
             pieces.iter().map(|&(i, tokens)| self.slots[i].input(tokens)).collect();
@@ -186,13 +186,14 @@ impl<'a> Engine<'a> {
 }
 
 impl Slot<'_> {
-    /// How many leading tokens of `ids` are in the cache. The last is always read: its logits are needed.
+    /// Returns how many leading tokens of `ids` are in the cache, without the last: its logits must be
+    /// computed.
     fn shared_prefix(&self, ids: &[u32]) -> usize {
         let shared = self.read.iter().zip(ids).take_while(|(read, id)| read == id).count();
         shared.min(ids.len().saturating_sub(1))
     }
 
-    /// The tokens to read next: the rest of the prompt, or one generated token.
+    /// Returns the tokens to read next: the rest of the prompt, or one generated token.
     fn next_ids(&self) -> Option<&[u32]> {
         let sequence = self.sequence.as_ref().filter(|sequence| sequence.stop().is_none())?;
         let (start, prompt) = (self.read.len(), sequence.prompt_len());
@@ -204,7 +205,7 @@ impl Slot<'_> {
         self.sequence.as_ref().is_some_and(|sequence| self.read.len() < sequence.prompt_len())
     }
 
-    /// The next `tokens` tokens; logits are computed where they end the sequence.
+    /// Returns the next `tokens` tokens as input. Logits are requested if they complete the sequence.
     fn input(&self, tokens: usize) -> SlotInput<'_> {
         let ids = &self.next_ids().unwrap_or_default()[..tokens];
         let len = self.sequence.as_ref().map_or(0, |sequence| sequence.ids().len());
@@ -216,7 +217,7 @@ impl Slot<'_> {
         }
     }
 
-    /// Counts tokens that were read; whether they end the sequence.
+    /// Counts tokens as read. Returns whether they complete the sequence.
     fn advance(&mut self, tokens: usize) -> bool {
         let ids = self.sequence.as_ref().map_or(&[][..], Sequence::ids);
         let start = self.read.len();
@@ -224,7 +225,8 @@ impl Slot<'_> {
         self.read.len() == ids.len()
     }
 
-    /// Grows the slot for `tokens` more, to twice its size at most, so that long sequences are seldom moved.
+    /// Grows the slot for `tokens` more tokens. At most, its size doubles, so that long sequences seldom
+    /// move.
     fn make_room(&self, cache: &mut KvCache, tokens: usize) {
         let (needed, capacity) = (self.read.len() + tokens, cache.capacity(self.id));
         if needed > capacity {

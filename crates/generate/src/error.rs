@@ -1,36 +1,36 @@
-//! Errors between a prompt and its reply.
+//! //! Errors of text generation.
 
 use danlu_model::ModelError;
 
-/// The reason why there is no reply, or no sampler.
+/// Why no reply could be generated.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum GenerateError {
     /// A sampling setting outside its range.
     #[error("`{name}` is {found}, expected {expected}")]
     Setting {
-        /// The setting, spelt as on the command line.
+        /// Name of the setting on the command line.
         name: &'static str,
         /// The requested value.
         found: String,
-        /// The range in words.
+        /// Accepted range.
         expected: &'static str,
     },
-    /// Nothing to continue.
+    /// The prompt is empty.
     #[error("the prompt has no tokens")]
     EmptyPrompt,
-    /// The prompt alone fills the context.
+    /// The prompt does not leave room for a new token.
     #[error("the prompt is {prompt} tokens, and the context holds {context}")]
     PromptTooLong {
         /// Tokens of the prompt.
         prompt: usize,
-        /// Tokens that fit in the context.
+        /// Capacity of the context in tokens.
         context: usize,
     },
-    /// Every logit was NaN or minus infinity.
+    /// Every logit is NaN or minus infinity.
     #[error("the model gave no usable logit after {position} tokens")]
     NoLogit {
-        /// Tokens before the one that could not be chosen.
+        /// Number of tokens before the failed one.
         position: usize,
     },
     /// The tokenizer or the chat template failed.
@@ -39,7 +39,7 @@ pub enum GenerateError {
 }
 
 impl GenerateError {
-    /// The next step for the user, if there is one.
+    /// Returns the next step for the user, if there is one.
     pub fn hint(&self) -> Option<String> {
         match self {
             Self::PromptTooLong { .. } => Some(

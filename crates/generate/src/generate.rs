@@ -1,4 +1,4 @@
-//! One prompt, one continuation: prefill, then one token at a time until a rule ends it.
+//! //! Continues one prompt: prefill, then one token at a time until a stop rule applies.
 
 use std::collections::BTreeSet;
 use std::mem;
@@ -10,48 +10,47 @@ use danlu_model::{Decoder, LoraSource, SlotId, Workspace};
 
 use crate::{Engine, GenerateError, Sampler, Sampling, Sequence, StopReason, StopRules};
 
-/// When to stop and how to choose.
+/// Options of [`generate()`].
 #[derive(Clone, Debug)]
 pub struct GenerateOptions {
-    /// At most this many new tokens.
+    /// Most new tokens.
     pub max_new_tokens: usize,
-    /// Ending tokens; the one that ends a reply is not part of it. Empty: only the limit ends it.
+    /// Tokens that end the reply. The end token is not part of the reply. Empty: only the limit applies.
     pub stop_ids: BTreeSet<u32>,
     /// How tokens are chosen.
     pub sampling: Sampling,
 }
 
-/// A continuation with its token counts and times.
+/// A continuation, with token counts and durations.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Generated {
-    /// The new tokens, without the ending one.
+    /// New tokens without the end token.
     pub ids: Vec<u32>,
-    /// Why it ended.
+    /// Why the continuation ended.
     pub stop: StopReason,
     /// Tokens of the prompt.
     pub prompt_tokens: usize,
-    /// Tokens of the prompt that were still in the cache.
+    /// Prompt tokens that were in the cache already.
     pub reused_tokens: usize,
-    /// From the call to the first token.
+    /// Time from the call to the first token.
     pub prefill: Duration,
-    /// From the first token to the last.
+    /// Time from the first token to the last.
     pub decode: Duration,
 }
 
 impl Generated {
-    /// New tokens a second after the first one; 0 where there was no second one.
+    /// Returns the new tokens per second after the first token, or 0 without a second token.
     pub fn tokens_per_second(&self) -> f64 {
         let steps = self.ids.len().saturating_sub(1) as f64;
         if steps > 0.0 { steps / self.decode.as_secs_f64().max(1e-9) } else { 0.0 }
     }
 }
 
-/// Continues `prompt` in a fresh slot of just the size needed. `on_token` gets each new token, and may stop
-/// there.
+/// Continues `prompt` in a new slot of the required size. `on_token` gets each new token and may stop.
 ///
 /// # Errors
 /// If a sampling setting is out of range, the prompt is empty or fills the model's context, a token is
-/// outside the vocabulary, or the logits hold no number.
+/// outside the vocabulary, or no logit is a number.
 pub fn generate(
     decoder: &Decoder,
     work: &mut Workspace,
@@ -69,8 +68,8 @@ pub fn generate(
     generated
 }
 
-/// As [`generate`], in a slot of an engine that has no other sequence. The slot keeps what was read for the
-/// next call.
+/// As [`generate`], in a slot of an engine without other sequences. The slot keeps its keys and values for
+/// the next call.
 pub(crate) fn generate_in(
     engine: &mut Engine<'_>,
     slot: SlotId,

@@ -1,10 +1,10 @@
-//! From logits to one token: penalty, temperature, filters, draw.
+//! //! From logits to one token: penalty, temperature, filters, draw.
 //!
 //! Filters are transformers' logits processors, in transformers' order: repetition penalty, temperature,
-//! top-k, top-p, min-p. Each keeps at least one token.
+//! top-k, top-p, min-p. Each leaves at least one token.
 //!
-//! A vocabulary has 100,000 tokens and more, and a draw needs a few. Only the largest logits are gathered and
-//! sorted: as many as top-k names, or as the draw turns out to need. Buffers are reused, so a token allocates
+//! A vocabulary has 100,000 tokens and more, but a draw needs only a few. Only the largest logits are
+//! gathered and sorted: as many as top-k or the draw requires. Buffers are reused, so a token allocates
 //! nothing.
 
 use std::cmp::Ordering;
@@ -13,7 +13,7 @@ use danlu_kernels::rng::{self, Stream};
 
 use crate::{GenerateError, Sampling};
 
-/// Candidates that are sorted first. Where a draw lies beyond them, eight times as many are.
+/// Number of candidates sorted first. If a draw needs more, the number is multiplied by eight.
 const FIRST_CANDIDATES: usize = 256;
 
 /// A candidate token and its logit.
@@ -23,24 +23,25 @@ struct Candidate {
     logit: f32,
 }
 
-/// Largest logit first. Equal logits are ordered by id, so that an order never depends on the sort.
+/// Orders the largest logit first. Equal logits are ordered by id, so that the order never depends on the
+/// sort.
 fn by_logit(a: &Candidate, b: &Candidate) -> Ordering {
     b.logit.total_cmp(&a.logit).then(a.id.cmp(&b.id))
 }
 
-/// Chooses tokens, one call after another, from one seeded stream.
+/// Chooses tokens, one per call, from one seeded random stream.
 #[derive(Clone, Debug)]
 pub struct Sampler {
     sampling: Sampling,
     stream: Stream,
     penalty: Penalty,
-    /// The logits, then their distances to the largest in units of the temperature.
+    /// Logits; later their differences from the largest, divided by the temperature.
     logits: Vec<f32>,
     candidates: Vec<Candidate>,
 }
 
 impl Sampler {
-    /// A sampler at the start of its stream.
+    /// Returns a sampler at the start of its stream.
     ///
     /// # Errors
     /// [`GenerateError::Setting`] if a setting is out of range.
@@ -51,7 +52,7 @@ impl Sampler {
         Ok(Self { sampling, stream, penalty, logits, candidates })
     }
 
-    /// The next token after `context`, or `None` if no logit is above minus infinity. NaN counts as
+    /// Returns the next token after `context`, or `None` if no logit is above minus infinity. NaN counts as
     /// minus infinity.
     pub fn next(&mut self, logits: &[f32], context: &[u32]) -> Option<u32> {
         let &Sampling { temperature, top_p, min_p, repetition_penalty, .. } = &self.sampling;
@@ -61,12 +62,13 @@ impl Sampler {
             self.penalty.apply(&mut self.logits, context, repetition_penalty);
         }
         let best = largest(&self.logits)?;
-        // Infinity would turn the softmax into NaN; it wins outright, as it would in the limit.
+        // // Infinity would turn the softmax into NaN. Its probability is 1 in the limit.
         if temperature == 0.0 || best.logit == f32::INFINITY {
             return Some(best.id);
         }
         for logit in &mut self.logits {
-            // The best moves to 0, so a tiny temperature underflows to greedy instead of overflowing.
+            // // The largest logit becomes 0, so a tiny temperature underflows to greedy instead of
+            // overflowing.
             let scaled = (*logit - best.logit) / temperature;
             *logit = if scaled.is_nan() { f32::NEG_INFINITY } else { scaled };
         }
@@ -81,7 +83,7 @@ impl Sampler {
         Some(at(&self.candidates, target))
     }
 
-    /// Whether top-k keeps every token.
+    /// Returns whether top-k removes no token.
     fn keeps_all(&self) -> bool {
         !(1..self.logits.len()).contains(&self.sampling.top_k)
     }
@@ -104,7 +106,7 @@ impl Sampler {
                 keep_until(&mut self.candidates, target);
             }
             (true, false) => {
-                // A little below the limit, which is then applied to weights in f64.
+                // // Slightly below the limit. The exact limit is applied to weights in f64.
                 let least = min_p.ln() - 1e-3;
                 self.candidates.clear();
                 let logits = self.logits.iter().zip(0..).filter(|&(&logit, _)| logit >= least);
@@ -116,7 +118,7 @@ impl Sampler {
         }
     }
 
-    /// Gathers the largest logits, sorted, until their weights are above `target` in all.
+    /// Gathers and sorts the largest logits until the sum of their weights exceeds `target`.
     fn sort_until(&mut self, target: f64) {
         let mut count = FIRST_CANDIDATES;
         loop {
@@ -133,13 +135,13 @@ impl Sampler {
 /// Lowers the logits of tokens that occurred.
 #[derive(Clone, Debug, Default)]
 struct Penalty {
-    /// By token, the last call that lowered it.
+    /// Index of the last call that lowered each token.
     lowered_in: Vec<u32>,
     call: u32,
 }
 
 impl Penalty {
-    /// Applies the repetition penalty once to every token that occurs in `context`.
+    /// Applies the repetition penalty once to every distinct token of `context`.
     fn apply(&mut self, logits: &mut [f32], context: &[u32], penalty: f32) {
         if self.call == u32::MAX {
             *self = Self::default();
@@ -156,9 +158,9 @@ impl Penalty {
     }
 }
 
-/// The first of the largest logits, if one is above minus infinity.
+/// Returns the first of the largest logits, if one is above minus infinity.
 fn largest(logits: &[f32]) -> Option<Candidate> {
-    // Integers in the order of `total_cmp`: their maximum is found many at a time.
+    // // Integers in the order of `total_cmp`, whose maximum the compiler vectorises.
     let key = |logit: f32| {
         let bits = logit.to_bits() as i32;
         if logit > f32::NEG_INFINITY { bits ^ ((bits >> 31) as u32 >> 1) as i32 } else { i32::MIN }
@@ -171,12 +173,12 @@ fn largest(logits: &[f32]) -> Option<Candidate> {
     Some(Candidate { id: id as u32, logit: logits[id] })
 }
 
-/// Fills `candidates` with the `k` largest logits and those that equal the last of them, in no order.
+/// Fills `candidates` with the `k` largest logits and all ties with the last of them, unordered.
 fn gather_largest(candidates: &mut Vec<Candidate>, logits: &[f32], k: usize) {
-    /// Logits that are compared at a time.
+    /// Logits compared at a time.
     const BLOCK: usize = 32;
     candidates.clear();
-    // Everything below `least` is known to be too small.
+    // // Every logit below `least` is too small.
     let (mut least, mut limit) = (f32::MIN, 2 * k);
     for (block, start) in logits.chunks(BLOCK).zip((0..).step_by(BLOCK)) {
         let most =
@@ -194,7 +196,8 @@ fn gather_largest(candidates: &mut Vec<Candidate>, logits: &[f32], k: usize) {
     keep_top_k(candidates, k);
 }
 
-/// Keeps the `k` largest and whatever equals the last of them, whose logit is returned.
+/// Reduces the candidates to the `k` largest and all ties with the last of them. Returns the logit of the
+/// last.
 fn keep_top_k(candidates: &mut Vec<Candidate>, k: usize) -> f32 {
     if k >= candidates.len() {
         return f32::MIN;
@@ -205,7 +208,7 @@ fn keep_top_k(candidates: &mut Vec<Candidate>, k: usize) -> f32 {
     least
 }
 
-/// Keeps a sorted token while those above it weigh less than `target`.
+/// Reduces sorted candidates to the fewest whose weights reach `target`.
 fn keep_until(candidates: &mut Vec<Candidate>, target: f64) {
     let mut above = 0.0;
     let is_kept = |weight: f64| {
@@ -217,17 +220,17 @@ fn keep_until(candidates: &mut Vec<Candidate>, target: f64) {
     candidates.truncate(kept.max(1));
 }
 
-/// Unnormalised probabilities; the largest logit is at most 0, so none overflows.
+/// Returns unnormalised probabilities. The largest logit is at most 0, so none overflows.
 fn weights(candidates: &[Candidate]) -> impl Iterator<Item = f64> + '_ {
     candidates.iter().map(|c| (c.logit as f64).exp())
 }
 
-/// The sum of all weights.
+/// Returns the sum of all weights.
 fn total_weight(logits: &[f32]) -> f64 {
     logits.iter().map(|&logit| (logit as f64).exp()).sum()
 }
 
-/// The token at `target` of the cumulated weights of sorted candidates.
+/// Returns the token where the cumulated weights of sorted candidates reach `target`.
 fn at(candidates: &[Candidate], target: f64) -> u32 {
     let mut left = target;
     for (c, weight) in candidates.iter().zip(weights(candidates)) {
@@ -236,7 +239,7 @@ fn at(candidates: &[Candidate], target: f64) -> u32 {
             return c.id;
         }
     }
-    // Rounding can leave a remainder; the likeliest token is the safest choice for it.
+    // // Rounding can leave a remainder, which goes to the most likely token.
     candidates[0].id
 }
 

@@ -1,22 +1,22 @@
-//! Settings of a [`Sampler`](crate::Sampler).
+//! //! Settings of a [`Sampler`](crate::Sampler).
 
 use crate::GenerateError;
 
 /// How tokens are chosen. The default samples from the model's own distribution.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Sampling {
-    /// Logits are divided by this; 0 always takes the largest.
+    /// Divisor of the logits; 0 always takes the largest.
     pub temperature: f32,
-    /// Keeps the `top_k` largest logits, ties with the last included; 0 keeps all.
+    /// Number of largest logits to keep, with all ties of the last; 0 keeps all.
     pub top_k: usize,
     /// Keeps the fewest tokens whose probabilities reach `top_p`; 1 keeps all.
     pub top_p: f32,
-    /// Keeps tokens at least `min_p` times as probable as the likeliest; 0 keeps all.
+    /// Keeps tokens at least `min_p` times as probable as the most likely; 0 keeps all.
     pub min_p: f32,
-    /// Lowers logits of tokens already in the context, dividing positive ones and multiplying negative
-    /// ones; 1 leaves them. Source: Keskar et al., 2019, section 4.1.
+    /// Lowers the logits of tokens in the context: divides positive ones, multiplies negative ones; 1 changes
+    /// nothing. Source: Keskar et al., 2019, section 4.1.
     pub repetition_penalty: f32,
-    /// Names the stream of random numbers.
+    /// Seed of the random stream.
     pub seed: u64,
 }
 
@@ -27,7 +27,7 @@ impl Default for Sampling {
 }
 
 impl Sampling {
-    /// Always the largest logit.
+    /// Always takes the largest logit.
     pub fn greedy() -> Self {
         Self { temperature: 0.0, ..Self::default() }
     }
@@ -35,7 +35,7 @@ impl Sampling {
     /// Checks every setting against its range.
     ///
     /// # Errors
-    /// [`GenerateError::Setting`] names the first that is out of range.
+    /// [`GenerateError::Setting`] with the first setting that is out of range.
     pub fn check(&self) -> Result<(), GenerateError> {
         let rule = |name, value: f32, ok: bool, expected| {
             let found = value.to_string();

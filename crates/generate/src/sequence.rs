@@ -1,4 +1,4 @@
-//! One prompt and its continuation: the ids, how the next one is chosen, and when to stop.
+//! //! One prompt and its continuation: ids, sampler and stop rules.
 
 use std::collections::BTreeSet;
 
@@ -9,37 +9,37 @@ use crate::{GenerateError, Sampler};
 pub struct StopRules {
     /// Most new tokens.
     pub max_new_tokens: usize,
-    /// Most tokens that are read, prompt included: the size of the context.
+    /// Most tokens that are read, including the prompt: the size of the context.
     pub max_context_tokens: usize,
-    /// Ending tokens. The one that ends a continuation is not part of it.
+    /// Tokens that end the continuation. The end token is not part of it.
     pub stop_ids: BTreeSet<u32>,
 }
 
 /// Why a continuation ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum StopReason {
-    /// The model wrote this ending token.
+    /// The model generated this end token.
     EndToken(u32),
     /// The continuation has `max_new_tokens`.
     MaxNewTokens,
-    /// The context has no room for another token.
+    /// The context is full.
     ContextFull,
-    /// The caller's callback stopped it.
+    /// A callback stopped it.
     Caller,
 }
 
-/// The effect of one [`Sequence::push`].
+/// Result of [`Sequence::push`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Step {
-    /// The token that was appended; `None` for an ending token.
+    /// The appended token. `None` for an end token.
     pub token: Option<u32>,
-    /// Set once the sequence has ended.
+    /// Why the sequence ended, if it has.
     pub stop: Option<StopReason>,
 }
 
-/// A prompt that grows by one token for every row of logits.
+/// A prompt that grows by one token per row of logits.
 ///
-/// A sequence computes nothing itself: [`Engine`](crate::Engine) runs the model, and a scheduler may move a
+/// A sequence computes nothing itself: [`Engine`](crate::Engine) runs the model. A scheduler may move a
 /// sequence from one slot to another.
 #[derive(Clone, Debug)]
 pub struct Sequence {
@@ -51,7 +51,7 @@ pub struct Sequence {
 }
 
 impl Sequence {
-    /// A sequence that begins with `prompt`.
+    /// Returns a sequence that begins with `prompt`.
     ///
     /// # Errors
     /// If the prompt is empty, or longer than the context.
@@ -67,32 +67,32 @@ impl Sequence {
         Ok(Self { ids: prompt, prompt_len, sampler, rules, stop })
     }
 
-    /// Prompt and new tokens.
+    /// Returns prompt and new tokens.
     pub fn ids(&self) -> &[u32] {
         &self.ids
     }
 
-    /// Tokens of the prompt.
+    /// Returns the number of prompt tokens.
     pub fn prompt_len(&self) -> usize {
         self.prompt_len
     }
 
-    /// The new tokens, without the ending one.
+    /// Returns the new tokens without the end token.
     pub fn new_ids(&self) -> &[u32] {
         &self.ids[self.prompt_len..]
     }
 
-    /// Why the sequence ended, once it has.
+    /// Returns why the sequence ended, or `None` if it has not.
     pub fn stop(&self) -> Option<StopReason> {
         self.stop
     }
 
-    /// When the sequence ends.
+    /// Returns the stop rules.
     pub fn rules(&self) -> &StopRules {
         &self.rules
     }
 
-    /// Chooses the next token from the logits behind the last one. A sequence that has ended stays as it is.
+    /// Chooses the next token from the logits of the last one. A finished sequence does not change.
     ///
     /// # Errors
     /// If no logit is above minus infinity.
@@ -132,7 +132,7 @@ mod tests {
         Sequence::new(prompt.to_vec(), Sampler::new(Sampling::greedy()).unwrap(), rules)
     }
 
-    /// Continues with a model of eight tokens that counts: `n + 1` follows `n`.
+    /// Continues with a model of eight tokens that predicts `n + 1` after `n`.
     fn count(mut sequence: Sequence) -> (Vec<u32>, StopReason) {
         loop {
             if let Some(stop) = sequence.stop() {
@@ -156,7 +156,7 @@ mod tests {
     fn the_limit_that_is_reached_first_is_the_reason() {
         let found = |context, max_new| count(sequence(&[0], context, max_new, &[]).unwrap());
         assert_eq!(found(100, 3), (vec![1, 2, 3], StopReason::MaxNewTokens));
-        // The context takes three tokens; the fourth is chosen behind them and never read.
+        // // The context has room for three tokens. The fourth is chosen from the third and never read.
         assert_eq!(found(3, 50), (vec![1, 2, 3], StopReason::ContextFull));
         assert_eq!(found(3, 0), (vec![], StopReason::MaxNewTokens));
     }

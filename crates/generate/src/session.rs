@@ -1,4 +1,4 @@
-//! A conversation: history in, streamed text out.
+//! //! A conversation: messages in, streamed text out.
 
 use std::ops::ControlFlow;
 use std::sync::Arc;
@@ -8,18 +8,18 @@ use danlu_model::{Decoder, LoraSource, Message, SlotId, Tokenizer};
 use crate::generate::generate_in;
 use crate::{Engine, GenerateError, GenerateOptions, Generated};
 
-/// The assistant's reply, with its token counts and times.
+/// A reply of the assistant, with token counts and durations.
 #[derive(Clone, Debug)]
 pub struct ChatReply {
-    /// The reply, complete characters only.
+    /// Text of the reply in complete characters.
     pub text: String,
     /// Tokens and times.
     pub generated: Generated,
-    /// Messages left out of this prompt, oldest first, because the context is full.
+    /// Number of oldest messages that were left out of this prompt because the context is full.
     pub forgotten: usize,
 }
 
-/// A chat with one model: system prompt, history, and the keys and values of the conversation so far.
+/// A chat with one model: system prompt, history, and the keys and values of the conversation.
 pub struct ChatSession<'a> {
     tokenizer: &'a Tokenizer,
     engine: Engine<'a>,
@@ -32,8 +32,8 @@ pub struct ChatSession<'a> {
 }
 
 impl<'a> ChatSession<'a> {
-    /// A chat of at most `context_tokens`, or of the model's maximum if that is less. The tokenizer's end
-    /// tokens are added to `options.stop_ids`.
+    /// Returns a chat with at most `context_tokens`, or the model's maximum if that is less. The tokenizer's
+    /// end tokens are added to `options.stop_ids`.
     ///
     /// # Errors
     /// If a sampling setting is out of range.
@@ -52,37 +52,37 @@ impl<'a> ChatSession<'a> {
         Ok(Self { tokenizer, engine, slot, context, options, system: None, history: Vec::new() })
     }
 
-    /// The system prompt, if one is set.
+    /// Returns the system prompt, if one is set.
     pub fn system(&self) -> Option<&str> {
         self.system.as_deref()
     }
 
-    /// Sets or removes the system prompt; the history stays.
+    /// Sets or removes the system prompt. The history stays.
     pub fn set_system(&mut self, system: Option<String>) {
         self.system = system;
     }
 
-    /// Every message so far, without the system prompt.
+    /// Returns every message without the system prompt.
     pub fn history(&self) -> &[Message] {
         &self.history
     }
 
-    /// Forgets the history; the system prompt stays.
+    /// Clears the history. The system prompt stays.
     pub fn reset(&mut self) {
         self.history.clear();
     }
 
-    /// The whole conversation as messages, system prompt first.
+    /// Returns the whole conversation, system prompt first.
     pub fn messages(&self) -> Vec<Message> {
         self.with_system(&self.history)
     }
 
     /// Answers `user`. `on_text` gets the reply piece by piece, in whole characters, and may stop it. The
-    /// text up to then stays in the history.
+    /// text up to that point stays in the history.
     ///
     /// # Errors
-    /// If the message alone does not fit, the template refuses the conversation, or the model gives no
-    /// usable logit. The history is then as before.
+    /// If the message alone exceeds the context, the template rejects the conversation, or no logit is a
+    /// number. The history is unchanged then.
     pub fn reply(
         &mut self,
         user: &str,
@@ -91,7 +91,7 @@ impl<'a> ChatSession<'a> {
         let mut history = self.history.clone();
         history.push(Message::new("user", user));
         let (prompt, forgotten) = self.prompt(&history)?;
-        // Every turn draws its own numbers, the same on every run.
+        // // Every turn draws its own random numbers, the same on every run.
         let mut options = self.options.clone();
         options.sampling.seed = options.sampling.seed.wrapping_add(self.history.len() as u64);
 
@@ -107,15 +107,14 @@ impl<'a> ChatSession<'a> {
         let mut on_token = |id| say(stream.push(id));
         let generated =
             generate_in(&mut self.engine, self.slot, self.context, &prompt, &options, &mut on_token)?;
-        // The reply has ended, so there is nothing left to stop.
+        // // The reply has ended, so a request to stop has no effect.
         let _ = say(stream.finish());
         history.push(Message::new("assistant", &text));
         self.history = history;
         Ok(ChatReply { text, generated, forgotten })
     }
 
-    /// The prompt's tokens, with as much of `history` as leaves room for a reply, and how many messages
-    /// were left out.
+    /// Returns the tokens of the prompt, and how many messages were left out to make room for a reply.
     fn prompt(&self, history: &[Message]) -> Result<(Vec<u32>, usize), GenerateError> {
         let capacity = self.context;
         let room = capacity - self.options.max_new_tokens.min(capacity / 2);
@@ -123,7 +122,7 @@ impl<'a> ChatSession<'a> {
         loop {
             let text = self.tokenizer.template()?.render(&self.with_system(&history[forgotten..]), true)?;
             let ids = self.tokenizer.encode(&text)?;
-            // A question and its answer leave together; the newest message always stays.
+            // // A question leaves together with its answer. The newest message always stays.
             if ids.len() <= room || forgotten + 2 >= history.len() {
                 if ids.len() > capacity {
                     return Err(GenerateError::PromptTooLong { prompt: ids.len(), context: capacity });

@@ -1,4 +1,4 @@
-//! Contexts and conversations over a real model: the one that `danlu` embeds.
+//! //! Contexts and conversations on the embedded base model.
 
 use std::ops::ControlFlow;
 use std::path::Path;

@@ -1,4 +1,4 @@
-//! Sequences in an engine: the same ids alone, among others, and after an interruption.
+//! //! Sequences in an engine give the same ids alone, in a batch, and after an interruption.
 
 use std::path::Path;
 use std::sync::{Arc, LazyLock};
@@ -14,7 +14,7 @@ static BASE: LazyLock<(Decoder, Tokenizer)> = LazyLock::new(|| {
     (Decoder::load(folder, backend).unwrap(), Tokenizer::read(folder).unwrap())
 });
 
-/// One random pair for every `v_proj`, strong enough to change a reply.
+/// Random low-rank matrices for every `v_proj`, large enough to change a reply.
 struct ValueAdapter {
     params: Buffer,
     sizes: [usize; 2],
@@ -30,7 +30,7 @@ impl LoraSource for ValueAdapter {
     }
 }
 
-/// Two adapters with different effects.
+/// Returns two adapters with different effects.
 fn adapters() -> [Arc<dyn LoraSource>; 2] {
     let (config, backend) = (BASE.0.config(), BASE.0.backend());
     let (d_out, d_in) = config.projection_shape(Projection::VProj);
@@ -43,7 +43,7 @@ fn adapters() -> [Arc<dyn LoraSource>; 2] {
     })
 }
 
-/// A sampled sequence that continues one of ten prompts by 12 tokens.
+/// Returns a sampled sequence that continues one of ten prompts by 12 tokens.
 fn sequence(i: usize) -> Sequence {
     let text =
         ["今晚月色真美，", "话说天下大势，", "The palace was", "你好", "皇上"][i % 5].repeat(1 + i / 5);
@@ -56,7 +56,7 @@ fn sequence(i: usize) -> Sequence {
     Sequence::new(BASE.1.encode(&text).unwrap(), Sampler::new(sampling).unwrap(), rules).unwrap()
 }
 
-/// The adapter of a sequence: a third of them run on the bare base.
+/// Returns the adapter of a sequence. A third of the sequences run on the base alone.
 fn lora(i: usize, adapters: &[Arc<dyn LoraSource>; 2]) -> Option<Arc<dyn LoraSource>> {
     [None, Some(&adapters[0]), Some(&adapters[1])][i % 3].cloned()
 }
@@ -67,7 +67,7 @@ fn run(engine: &mut Engine<'_>) {
     }
 }
 
-/// The new ids of a sequence with the engine to itself.
+/// Returns the new ids of a sequence that has the engine to itself.
 fn alone(i: usize, adapters: &[Arc<dyn LoraSource>; 2]) -> Vec<u32> {
     let mut engine = Engine::new(&BASE.0);
     let slot = engine.open(100, lora(i, adapters));
@@ -103,7 +103,7 @@ fn slots_join_and_leave_between_steps() {
     let (adapters, mut engine) = (adapters(), Engine::new(&BASE.0));
     let (mut open, mut done): (Vec<(usize, SlotId)>, usize) = (Vec::new(), 0);
     for step in 0.. {
-        // One joins every other step, and the fourth leaves early.
+        // // One sequence joins every other step, and the fourth leaves early.
         if step % 2 == 0 && step / 2 < 10 {
             let slot = engine.open(20, lora(step / 2, &adapters));
             engine.start(slot, sequence(step / 2)).unwrap();

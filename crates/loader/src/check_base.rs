@@ -1,6 +1,6 @@
-//! The base that an adapter was trained on, beside the base it is loaded onto.
+//! //! Compares the base that an adapter is loaded onto with the base of its training.
 //!
-//! Any base of the same shape loads. Another base than that of the training gives wrong replies, so these
+//! Any base of the same shape loads. A base other than that of the training gives wrong replies, so these
 //! checks warn.
 
 use std::fs;
@@ -13,25 +13,25 @@ use danlu_model::{ModelConfig, ModelError, Quantization, Weights, base_fingerpri
 
 use crate::{AdapterFiles, BaseFiles, LoadError, ModelFiles, Notice};
 
-/// How the names of repositories with bitsandbytes' 4 bits end.
+/// Suffix of repositories in bitsandbytes' 4 bits.
 pub(crate) const FOUR_BIT_SUFFIX: &str = "-bnb-4bit";
 
 /// How much of a base is compared.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CheckDepth {
-    /// A few pages of each file. Takes no noticeable time.
+    /// A few pages of each file, which takes no noticeable time.
     Sample,
-    /// As much as a resumed run compares.
+    /// The same comparison as in a resumed run.
     Full,
 }
 
-/// Returns the quantization that puts the base into the form the adapter was trained on: that of
-/// `danlu.json`, or bitsandbytes' default if the adapter names a 4-bit repository.
+/// Returns the quantization that gives the base the form of the adapter's training: that of `danlu.json`, or
+/// bitsandbytes' default if the adapter names a 4-bit repository.
 ///
-/// Returns none without an adapter and for a base that is stored in 4 bits.
+/// Returns `None` without an adapter, and for a base that is stored in 4 bits.
 ///
 /// # Errors
-/// If the training left modules in 16 bits, which only a stored base can do, or a weight has a fault.
+/// If the training left modules in 16 bits, which only a stored base can have, or a weight is invalid.
 pub fn training_quantization(
     files: &ModelFiles,
     notices: &mut Vec<Notice>,
@@ -65,16 +65,15 @@ pub fn training_quantization(
     Ok(trained)
 }
 
-/// The 4-bit repository that an adapter of another program names as its base.
+/// Returns the 4-bit repository that an adapter of another program names as its base.
 fn four_bit_repository(adapter: &AdapterFiles) -> Option<&str> {
     adapter.config().base_model_name_or_path.as_deref().filter(|named| named.ends_with(FOUR_BIT_SUFFIX))
 }
 
-/// The 4 bits that the base in `folder` is stored in: those of its weights, or of `config` where the weights
-/// are not there.
+/// Returns the quantization of the weight files in `folder`. Without weights, `config` decides.
 ///
 /// # Errors
-/// If a file of the weights has a fault.
+/// If a weight file is invalid.
 pub fn stored_quantization(folder: &Path, config: &ModelConfig) -> Result<Option<Quantization>, LoadError> {
     match Weights::open(folder) {
         Ok(weights) => Ok(weights.stored_quantization()?),
@@ -83,8 +82,8 @@ pub fn stored_quantization(folder: &Path, config: &ModelConfig) -> Result<Option
     }
 }
 
-/// Identifies the base in `folder`, which the user or an adapter called `named`. A snapshot in the Hub's
-/// cache has its name and its commit in its path.
+/// Identifies the base in `folder`. `named` is its name in the command or the adapter. A snapshot in the
+/// Hub's cache has its repository and commit in its path.
 pub fn identify_base(named: &str, folder: &Path) -> BaseIdentity {
     let real = fs::canonicalize(folder).unwrap_or_else(|_| folder.to_owned());
     match parse_snapshot_path(&real) {
@@ -93,12 +92,12 @@ pub fn identify_base(named: &str, folder: &Path) -> BaseIdentity {
     }
 }
 
-/// Whether danlu trained the adapter on a 16-bit base.
+/// Returns whether danlu trained the adapter on a 16-bit base.
 pub fn trained_on_unquantized_base(adapter: &AdapterFiles) -> bool {
     adapter.identity().is_some_and(|identity| identity.quantization().is_none())
 }
 
-/// Compares `base` with the base that the adapter was trained on, and adds a notice for each difference.
+/// Compares `base` with the base of the adapter's training, and adds a notice for each difference.
 ///
 /// Returns the identity of `base` if its weights or its configuration differ.
 ///
@@ -116,7 +115,7 @@ pub fn check_base(
         let (name, base, code) = (adapter.name(), base.folder().to_owned(), stored.quant_type);
         notices.push(Notice::TrainedUnquantized { name, base, code });
     }
-    // Weights in 4 bits and the weights they were made from have no bytes in common.
+    // // 4-bit weights and their originals have no bytes in common.
     if identity.stored_quantization().is_some() != stored.is_some() {
         return Ok(None);
     }

@@ -8,10 +8,10 @@ use danlu_model::{FileError, ModelError, shell_word};
 
 use crate::FolderKind;
 
-/// Hint for a Hub that cannot be reached. Only reads get it: a push would hand its token to the mirror.
+/// Hint for an unreachable Hub. Only reads get this hint: a push would send its token to the mirror.
 const MIRROR: &str = "in China a mirror: HF_ENDPOINT=https://hf-mirror.com";
 
-/// Hint of an adapter whose base is unknown.
+/// Hint for an adapter whose base is unknown.
 pub(crate) const NAME_BASE: &str = "name its folder with `--base DIR`";
 
 /// Why a model cannot be resolved or loaded.
@@ -23,24 +23,24 @@ pub enum LoadError {
     NoModel {
         /// The path.
         path: PathBuf,
-        /// What it is.
+        /// What the path holds.
         kind: FolderKind,
     },
-    /// A base is expected, and the path is an adapter.
+    /// The path is an adapter, and a base is required.
     #[error("`{}` is an adapter, expected a base model", path.display())]
     BaseIsAdapter {
         /// The path.
         path: PathBuf,
     },
-    /// A base is given for a path that needs none.
+    /// `--base` was given, and the model needs none.
     #[error("`{}` is a whole model, and `--base` is `{}`", model.display(), base.display())]
     BaseOfModel {
-        /// The path.
+        /// The path of the model.
         model: PathBuf,
-        /// The base.
+        /// The path of the base.
         base: PathBuf,
     },
-    /// An adapter is expected, and the path is a model.
+    /// The path is a whole model, and an adapter is required.
     #[error("`{}` is a whole model, expected an adapter", path.display())]
     NotAnAdapter {
         /// The path.
@@ -52,27 +52,27 @@ pub enum LoadError {
         /// The file.
         path: PathBuf,
     },
-    /// The base that an adapter names is neither a folder here nor a name on the Hub.
+    /// The base that an adapter names is neither a local folder nor a repository on the Hub.
     #[error("the adapter `{}` was trained on `{base}`, which is no model folder here", adapter.display())]
     BaseNotFound {
         /// Folder of the adapter.
         adapter: PathBuf,
-        /// The base as the adapter names it.
+        /// The base's name in the adapter.
         base: String,
     },
-    /// The base that an adapter names on the Hub cannot be fetched.
+    /// The base that an adapter names cannot be fetched from the Hub.
     #[error("the adapter `{}` was trained on `{base}`: {source}", adapter.display())]
     BaseNotFetched {
         /// Folder of the adapter.
         adapter: PathBuf,
-        /// The base as the adapter names it.
+        /// The base's name in the adapter.
         base: String,
-        /// Why.
+        /// Reason.
         source: Box<LoadError>,
         /// What to do instead.
         alternative: &'static str,
     },
-    /// The adapter was trained on a 4-bit base with modules left in 16 bits.
+    /// The adapter was trained on a 4-bit base with some modules in 16 bits.
     #[error(
         "the adapter was trained on a 4-bit base with {} left in 16 bits; `{}` is a 16-bit base, and danlu cannot \
          recreate that mix at load time",
@@ -85,32 +85,32 @@ pub enum LoadError {
         /// The modules.
         skipped: Vec<String>,
     },
-    /// Tokenizer or template differ from those of training.
+    /// Tokenizer or template differ from those of the training.
     #[error("{summary}")]
     TokenMismatch {
-        /// Where.
+        /// The files that differ.
         summary: String,
         /// The differences, one sentence each.
         differences: Vec<String>,
-        /// What to do.
+        /// The next step.
         hint: &'static str,
     },
     /// The observer stopped a quantization.
     #[error("stopped while weights were quantized to 4 bits")]
     Stopped,
-    /// The Hub or its cache.
+    /// The Hub or its cache failed.
     #[error(transparent)]
     Hub(#[from] HubError),
-    /// A file of an adapter.
+    /// A file of an adapter is invalid.
     #[error(transparent)]
     Adapter(#[from] AdapterError),
-    /// A file of a model.
+    /// A file of a model is invalid.
     #[error(transparent)]
     Model(ModelError),
-    /// A file.
+    /// A file cannot be read or written.
     #[error(transparent)]
     File(#[from] FileError),
-    /// Another error with a second hint.
+    /// An error with another hint.
     #[error("{source}")]
     Hinted {
         /// The error.
@@ -138,12 +138,12 @@ impl From<TokenFault> for LoadError {
 }
 
 impl LoadError {
-    /// The error for a path that holds neither a model nor an adapter.
+    /// Returns the error for a path that holds neither a model nor an adapter.
     pub fn no_model(path: &Path) -> Self {
         Self::NoModel { path: path.to_owned(), kind: FolderKind::of(path) }
     }
 
-    /// What to do about it.
+    /// Returns the next step for the user, if there is one.
     pub fn hint(&self) -> Option<String> {
         let hint = match self {
             Self::NoModel { path, kind } => return Some(no_model_hint(path, kind)),
@@ -173,7 +173,7 @@ impl LoadError {
         Some(hint.to_owned())
     }
 
-    /// Lines to print below the message.
+    /// Returns lines to print below the message.
     pub fn details(&self) -> &[String] {
         match self {
             Self::TokenMismatch { differences, .. } => differences,
@@ -182,7 +182,7 @@ impl LoadError {
         }
     }
 
-    /// Adds a hint behind the error's own.
+    /// Appends a hint to the error's own.
     pub(crate) fn and_hint(self, hint: impl Into<String>) -> Self {
         Self::Hinted { source: Box::new(self), hint: hint.into(), replaces: false }
     }

@@ -1,4 +1,4 @@
-//! What a folder holds.
+//! //! Kinds of folders.
 
 use std::path::{Path, PathBuf};
 
@@ -7,19 +7,19 @@ use danlu_adapter::{CONFIG_FILE, RUN_FILE, latest_checkpoint};
 /// Name of a model's configuration.
 pub(crate) const MODEL_CONFIG: &str = "config.json";
 
-/// What a path holds, by the names of its files.
+/// Kind of a folder, by the names of its files.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum FolderKind {
     /// An adapter: `adapter_config.json`.
     Adapter,
     /// A base or a merged model: `config.json`.
     Model,
-    /// A training run that wrote no adapter yet.
+    /// A training run without an adapter yet.
     StoppedRun {
-        /// Its newest checkpoint, itself an adapter.
+        /// Its newest checkpoint, which is an adapter.
         newest: Option<PathBuf>,
     },
-    /// Nothing: the path does not exist.
+    /// The path does not exist.
     Missing,
     /// A file.
     File,
@@ -28,7 +28,7 @@ pub enum FolderKind {
 }
 
 impl FolderKind {
-    /// Looks at `path`. No file is opened.
+    /// Returns the kind of `path`. Opens no file.
     pub fn of(path: &Path) -> Self {
         if path.join(CONFIG_FILE).is_file() {
             return Self::Adapter;

@@ -1,20 +1,20 @@
-//! From a name, a folder or a run to a loaded model.
+//! //! Turns a name, a folder or a training run into a loaded model.
 //!
 //! ```text
 //! ModelRef::parse ─► Loader::model_dirs ─► ModelFiles::open ─► Loader::load ─► LoadedModel
 //! ```
 //!
-//! - [`ModelRef`] is a local folder or a name on the Hub.
-//! - [`ModelDirs`] holds the folder of a base and, for an adapter, the folder of the adapter.
-//!   [`FolderKind`] tells adapters, models and stopped runs apart.
-//! - [`ModelFiles`] holds `config.json`, `adapter_config.json`, `danlu.json` and the mapped weights.
-//!   Each file is opened once.
+//! - [`ModelRef`] is a local folder or a repository on the Hub.
+//! - [`ModelDirs`] holds the folder of a base and, for an adapter, the folder of the adapter. [`FolderKind`]
+//!   tells adapters, models and stopped runs apart.
+//! - [`ModelFiles`] holds `config.json`, `adapter_config.json`, `danlu.json` and the mapped weights. Each
+//!   file is opened once.
 //! - [`LoadedModel`] holds the decoder, the adapter and the tokenizer.
 //!
-//! A server loads a base once, as [`LoadedBase`], and puts adapters onto it with [`LoadedAdapter::load`].
+//! A server loads a base once, as [`LoadedBase`], and adds adapters with [`LoadedAdapter::load`].
 //!
-//! The crate prints nothing. It collects a [`Notice`] for everything that a user should know, reports long
-//! work as [`Progress`], and returns errors as [`LoadError`] with a hint.
+//! The crate prints nothing. It returns a [`Notice`] for each fact that a user should see, reports long work
+//! as [`Progress`], and returns errors as [`LoadError`] with a hint.
 
 mod check_base;
 mod error;

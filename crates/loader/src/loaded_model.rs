@@ -1,4 +1,4 @@
-//! Models that are ready to run.
+//! //! Models that are ready to run.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -12,25 +12,25 @@ use crate::{
     training_quantization,
 };
 
-/// Which 4 bits the base is quantized to while it is loaded.
+/// Quantization of the base while it is loaded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum QuantChoice {
-    /// Those that the adapter was trained over.
+    /// The quantization of the adapter's training.
     AsTrained,
-    /// These, or none.
+    /// This quantization, or none.
     As(Option<Quantization>),
 }
 
-/// How a model is loaded.
+/// Options for loading a model.
 #[derive(Clone)]
 pub struct LoadOptions {
-    /// Computes.
+    /// Back end that computes.
     pub backend: Arc<dyn Backend>,
     /// Quantization of the base.
     pub quantization: QuantChoice,
-    /// Threads that quantize.
+    /// Number of threads for quantization.
     pub threads: usize,
-    /// What to do when the tokens differ from those of training.
+    /// What to do if the tokens differ from those of the training.
     pub tokens: TokenCheck,
 }
 
@@ -42,28 +42,27 @@ pub struct LoadedBase {
 }
 
 impl LoadedBase {
-    /// The files it was loaded from.
+    /// Returns the files of the base.
     pub fn files(&self) -> &Arc<BaseFiles> {
         &self.files
     }
 
-    /// The decoder.
+    /// Returns the decoder.
     pub fn decoder(&self) -> &Arc<Decoder> {
         &self.decoder
     }
 
-    /// How it was quantized while it was loaded.
+    /// Returns the quantization that loading applied.
     pub fn quantization(&self) -> Option<Quantization> {
         self.quantization
     }
 }
 
 impl Loader<'_> {
-    /// Loads the decoder of a base, quantized if asked.
+    /// Loads the decoder of a base, and quantizes it on request.
     ///
     /// # Errors
-    /// If a tensor is missing or has a fault, the base is stored in 4 bits and should be quantized, or the
-    /// observer stops it.
+    /// If a tensor is missing or invalid, a base in 4 bits should be quantized, or the observer stops.
     pub fn load_decoder(
         &self,
         files: &BaseFiles,
@@ -83,7 +82,7 @@ impl Loader<'_> {
         Ok(Decoder::new(files.config().clone(), &weights, backend)?)
     }
 
-    /// As [`Loader::load_decoder`], with the files kept for adapters that are loaded later.
+    /// As [`Loader::load_decoder`]. The result also holds the files, for adapters that are loaded later.
     ///
     /// # Errors
     /// As [`Loader::load_decoder`].
@@ -98,10 +97,10 @@ impl Loader<'_> {
         Ok(LoadedBase { files, decoder, quantization })
     }
 
-    /// Loads a model: its base, and its adapter onto it.
+    /// Loads a base, and its adapter if there is one.
     ///
     /// # Errors
-    /// If a file has a fault, the tokens differ from those of training, or the observer stops it.
+    /// If a file is invalid, the tokens differ from those of the training, or the observer stops.
     pub fn load(
         &self,
         files: ModelFiles,
@@ -115,7 +114,7 @@ impl Loader<'_> {
     }
 }
 
-/// The quantization of a model's base; adds a notice if the adapter's training decides it.
+/// Returns the quantization of a model's base. Adds a notice if the adapter's training decides.
 ///
 /// # Errors
 /// As [`training_quantization`].
@@ -136,19 +135,19 @@ pub fn choose_quantization(
     }
 }
 
-/// An adapter on a base that is loaded.
+/// An adapter on a loaded base.
 pub struct LoadedAdapter {
-    /// Its tensors.
+    /// Tensors of the adapter.
     pub adapter: Adapter,
-    /// Its tokens.
+    /// Tokenizer and template of the adapter.
     pub tokens: ModelTokens,
 }
 
 impl LoadedAdapter {
-    /// Loads an adapter onto `base`. The base's weights are not read.
+    /// Loads an adapter onto `base`, without reading the base's weights.
     ///
     /// # Errors
-    /// If a file of the adapter has a fault, the adapter was made for a base of another shape, or the tokens
+    /// If a file of the adapter is invalid, the adapter was made for a base of another shape, or the tokens
     /// differ.
     pub fn load(
         files: &AdapterFiles,
@@ -173,7 +172,7 @@ pub struct LoadedModel {
 }
 
 impl LoadedModel {
-    /// Puts a model onto its base, which is loaded.
+    /// Combines a model's adapter with its loaded base.
     ///
     /// # Errors
     /// As [`LoadedAdapter::load`].
@@ -197,37 +196,37 @@ impl LoadedModel {
         Ok(Self { files, base, adapter, tokens })
     }
 
-    /// The files it was loaded from.
+    /// Returns the files of the model.
     pub fn files(&self) -> &ModelFiles {
         &self.files
     }
 
-    /// Folder of the adapter, or of the model without one.
+    /// Returns the folder of the adapter, or of the model without one.
     pub fn folder(&self) -> &Path {
         self.files.own_folder()
     }
 
-    /// The decoder.
+    /// Returns the decoder.
     pub fn decoder(&self) -> &Arc<Decoder> {
         self.base.decoder()
     }
 
-    /// The tokenizer.
+    /// Returns the tokenizer.
     pub fn tokenizer(&self) -> &Tokenizer {
         &self.tokens.tokenizer
     }
 
-    /// The system prompt of the training data, for conversations that set none.
+    /// Returns the system prompt of the training data, for conversations that set none.
     pub fn default_system(&self) -> Option<&str> {
         self.tokens.default_system.as_deref()
     }
 
-    /// The adapter as the decoder reads it.
+    /// Returns the adapter as the decoder reads it.
     pub fn lora(&self) -> Option<&dyn LoraSource> {
         self.adapter.as_ref().map(|adapter| adapter as &dyn LoraSource)
     }
 
-    /// The name to show.
+    /// Returns the name for display.
     pub fn name(&self) -> String {
         self.files.name()
     }

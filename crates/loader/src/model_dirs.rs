@@ -1,4 +1,4 @@
-//! The folders of a model.
+//! //! Folders of a model.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -7,53 +7,53 @@ use danlu_adapter::LoraConfig;
 use danlu_hub::parse_snapshot_path;
 use danlu_model::sidecar_files::generation_folder;
 
-/// The folders of a model: its base, and the adapter if there is one.
+/// Folders of a model: the base, and the adapter if there is one.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ModelDirs {
-    /// Folder of `config.json` and the weights.
+    /// Folder with `config.json` and the weights.
     pub base: PathBuf,
     /// The adapter.
     pub adapter: Option<AdapterDir>,
 }
 
-/// The folder of an adapter and its `adapter_config.json`, which names the base.
+/// Folder of an adapter, and its `adapter_config.json`, which names the base.
 #[derive(Clone, Debug, PartialEq)]
 pub struct AdapterDir {
-    /// The folder.
+    /// Path of the folder.
     pub folder: PathBuf,
-    /// What `adapter_config.json` holds.
+    /// Contents of `adapter_config.json`.
     pub config: LoraConfig,
 }
 
 impl ModelDirs {
-    /// The folder of a base or a merged model.
+    /// Returns the folders of a base or a merged model.
     pub fn of_model(folder: PathBuf) -> Self {
         Self { base: folder, adapter: None }
     }
 
-    /// Folder of the adapter, if there is one.
+    /// Returns the folder of the adapter, if there is one.
     pub fn adapter_folder(&self) -> Option<&Path> {
         self.adapter.as_ref().map(|adapter| adapter.folder.as_path())
     }
 
-    /// Folder of the adapter, or of the model without one.
+    /// Returns the folder of the adapter, or of the model without one.
     pub fn own_folder(&self) -> &Path {
         self.adapter_folder().unwrap_or(&self.base)
     }
 
-    /// Folder of the `generation_config.json` to use.
+    /// Returns the folder of the `generation_config.json` to use.
     pub fn generation_folder(&self) -> &Path {
         generation_folder(&self.base, self.adapter_folder())
     }
 
-    /// The name to show.
+    /// Returns the name for display.
     pub fn name(&self) -> String {
         folder_name(self.own_folder())
     }
 }
 
-/// The last component of `path` with `.` and `..` resolved; for a snapshot in the Hub's cache, the model's
-/// name.
+/// Returns the last component of `path` with `.` and `..` resolved. For a snapshot in the Hub's cache,
+/// returns the model's name.
 pub fn folder_name(path: &Path) -> String {
     let resolved = fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
     if let Some((id, _)) = parse_snapshot_path(&resolved) {

@@ -1,4 +1,4 @@
-//! The files of a model, each opened once.
+//! //! Files of a model. Each is opened once.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -10,7 +10,7 @@ use danlu_model::{ConfigJson, ModelConfig, Quantization, Tokenizer, Weights, bas
 use crate::model_dirs::AdapterDir;
 use crate::{LoadError, ModelDirs, folder_name};
 
-/// The files of a base: `config.json` and the mapped weights.
+/// Files of a base: `config.json` and the mapped weights.
 #[derive(Clone, Debug)]
 pub struct BaseFiles {
     folder: PathBuf,
@@ -23,7 +23,7 @@ impl BaseFiles {
     /// Reads `config.json` and the headers of the weights in `folder`.
     ///
     /// # Errors
-    /// If a file is missing or has a fault.
+    /// If a file is missing or invalid.
     pub fn open(folder: &Path) -> Result<Self, LoadError> {
         let config_json = ConfigJson::read(folder)?;
         let config = config_json.model_config()?;
@@ -31,30 +31,30 @@ impl BaseFiles {
         Ok(Self { folder: folder.to_owned(), config_json, config, weights })
     }
 
-    /// The folder.
+    /// Returns the folder.
     pub fn folder(&self) -> &Path {
         &self.folder
     }
 
-    /// The model that `config.json` describes.
+    /// Returns the model's configuration.
     pub fn config(&self) -> &ModelConfig {
         &self.config
     }
 
-    /// The mapped weights.
+    /// Returns the mapped weights.
     pub fn weights(&self) -> &Weights {
         &self.weights
     }
 
-    /// The 4 bits that the weights are stored in, if they are.
+    /// Returns the quantization of the stored weights, if they are in 4 bits.
     ///
     /// # Errors
-    /// If the quantization state of a weight has a fault.
+    /// If the quantization state of a weight is invalid.
     pub fn stored_quantization(&self) -> Result<Option<Quantization>, LoadError> {
         Ok(self.weights.stored_quantization()?)
     }
 
-    /// A fingerprint of configuration and weights that reads a few pages of each file.
+    /// Returns a quick fingerprint of configuration and weights, from a few pages of each file.
     ///
     /// # Errors
     /// If the folder cannot be listed.
@@ -62,16 +62,16 @@ impl BaseFiles {
         Ok(base_sample_of(self.config_json.bytes(), &self.weights)?)
     }
 
-    /// The tokenizer of the base, or of `adapter` on the base.
+    /// Reads the tokenizer of the base, or of `adapter` on the base.
     ///
     /// # Errors
-    /// If a file of the tokenizer is missing or has a fault.
+    /// If a file of the tokenizer is missing or invalid.
     pub fn tokenizer(&self, adapter: Option<&Path>) -> Result<Tokenizer, LoadError> {
         Ok(Tokenizer::read_with(&self.folder, adapter, &self.config_json)?)
     }
 }
 
-/// The files of an adapter: `adapter_config.json` and `danlu.json`.
+/// Files of an adapter: `adapter_config.json` and `danlu.json`.
 #[derive(Clone, Debug)]
 pub struct AdapterFiles {
     folder: PathBuf,
@@ -83,43 +83,43 @@ impl AdapterFiles {
     /// Reads both files in `folder`.
     ///
     /// # Errors
-    /// If `adapter_config.json` is missing, or a file has a fault.
+    /// If `adapter_config.json` is missing, or a file is invalid.
     pub fn open(folder: &Path) -> Result<Self, LoadError> {
         let config = LoraConfig::read(folder)?;
         Self::open_rest(AdapterDir { folder: folder.to_owned(), config })
     }
 
-    /// Reads `danlu.json` beside an `adapter_config.json` that is read already.
+    /// Reads `danlu.json` next to an `adapter_config.json` that is read already.
     fn open_rest(dir: AdapterDir) -> Result<Self, LoadError> {
         let AdapterDir { folder, config } = dir;
         let identity = TrainingIdentity::read(&folder)?;
         Ok(Self { folder, config, identity })
     }
 
-    /// The folder.
+    /// Returns the folder.
     pub fn folder(&self) -> &Path {
         &self.folder
     }
 
-    /// What `adapter_config.json` holds.
+    /// Returns the contents of `adapter_config.json`.
     pub fn config(&self) -> &LoraConfig {
         &self.config
     }
 
-    /// What `danlu.json` holds; none beside an adapter of another program.
+    /// Returns the contents of `danlu.json`. An adapter of another program has none.
     pub fn identity(&self) -> Option<&TrainingIdentity> {
         self.identity.as_ref()
     }
 
-    /// The name to show.
+    /// Returns the name for display.
     pub fn name(&self) -> String {
         folder_name(&self.folder)
     }
 
-    /// Loads the tensors onto a base of shape `model`, which lies in `base`.
+    /// Loads the tensors for a base of shape `model` in the folder `base`.
     ///
     /// # Errors
-    /// If the tensors' file is missing or has a fault, or the adapter was made for a base of another shape.
+    /// If the tensors' file is missing or invalid, or the adapter was made for a base of another shape.
     pub fn load(
         &self,
         model: &ModelConfig,
@@ -141,7 +141,7 @@ impl AdapterFiles {
     }
 }
 
-/// The files of a model: a base, and an adapter if there is one.
+/// Files of a model: a base, and an adapter if there is one.
 #[derive(Clone, Debug)]
 pub struct ModelFiles {
     base: Arc<BaseFiles>,
@@ -154,16 +154,16 @@ impl ModelFiles {
     /// Opens the files in `dirs`.
     ///
     /// # Errors
-    /// If a file is missing or has a fault.
+    /// If a file is missing or invalid.
     pub fn open(dirs: ModelDirs) -> Result<Self, LoadError> {
         let base = Arc::new(BaseFiles::open(&dirs.base)?);
         Self::open_on(base, dirs.adapter)
     }
 
-    /// Opens the files of `adapter` on a base whose files are open already.
+    /// Opens the files of `adapter` on an opened base.
     ///
     /// # Errors
-    /// If a file of the adapter has a fault.
+    /// If a file of the adapter is invalid.
     pub fn open_on(base: Arc<BaseFiles>, adapter: Option<AdapterDir>) -> Result<Self, LoadError> {
         let (adapter, merged_identity) = match adapter {
             Some(dir) => (Some(AdapterFiles::open_rest(dir)?), None),
@@ -172,25 +172,25 @@ impl ModelFiles {
         Ok(Self { base, adapter, merged_identity })
     }
 
-    /// The base.
+    /// Returns the files of the base.
     pub fn base(&self) -> &Arc<BaseFiles> {
         &self.base
     }
 
-    /// The adapter, if there is one.
+    /// Returns the files of the adapter, if there is one.
     pub fn adapter(&self) -> Option<&AdapterFiles> {
         self.adapter.as_ref()
     }
 
-    /// The adapter.
+    /// Returns the files of the adapter.
     ///
     /// # Errors
-    /// If the model is a whole one.
+    /// If the model has no adapter.
     pub fn require_adapter(&self) -> Result<&AdapterFiles, LoadError> {
         self.adapter.as_ref().ok_or_else(|| LoadError::NotAnAdapter { path: self.base.folder.clone() })
     }
 
-    /// What `danlu.json` of the adapter or the merged model holds.
+    /// Returns the contents of `danlu.json` of the adapter or the merged model.
     pub fn identity(&self) -> Option<&TrainingIdentity> {
         match &self.adapter {
             Some(adapter) => adapter.identity(),
@@ -198,22 +198,22 @@ impl ModelFiles {
         }
     }
 
-    /// Folder of the adapter, if there is one.
+    /// Returns the folder of the adapter, if there is one.
     pub fn adapter_folder(&self) -> Option<&Path> {
         self.adapter.as_ref().map(AdapterFiles::folder)
     }
 
-    /// Folder of the adapter, or of the model without one.
+    /// Returns the folder of the adapter, or of the model without one.
     pub fn own_folder(&self) -> &Path {
         self.adapter_folder().unwrap_or(&self.base.folder)
     }
 
-    /// Folder of the `generation_config.json` to use.
+    /// Returns the folder of the `generation_config.json` to use.
     pub fn generation_folder(&self) -> &Path {
         danlu_model::sidecar_files::generation_folder(&self.base.folder, self.adapter_folder())
     }
 
-    /// The name to show.
+    /// Returns the name for display.
     pub fn name(&self) -> String {
         folder_name(self.own_folder())
     }

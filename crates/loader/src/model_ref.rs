@@ -1,4 +1,4 @@
-//! What a user typed for a model: a folder or a name on the Hub.
+//! //! References to models: folders or repositories on the Hub.
 
 use std::path::{Path, PathBuf};
 
@@ -6,31 +6,31 @@ use danlu_hub::{FetchScope, Hub, HubError, RepoName};
 
 use crate::HubSource;
 
-/// What a user typed for a model.
+/// A reference to a model, as typed by the user.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ModelRef {
     /// A folder, whether it exists or not.
     Folder(PathBuf),
-    /// A name on the Hub.
+    /// A repository on the Hub.
     Hub(RepoName),
-    /// `owner/model` where a folder `owner` exists: a name if the cache holds that model, otherwise a
+    /// `owner/model` while a folder `owner` exists. It is a repository if the cache has it, otherwise a
     /// mistyped path.
     Ambiguous {
-        /// Read as a path.
+        /// The reference as a path.
         path: PathBuf,
-        /// Read as a name.
+        /// The reference as a repository.
         name: RepoName,
     },
 }
 
 impl ModelRef {
-    /// Parses `path` as a name on the Hub unless a local file or folder of that name exists.
+    /// Parses `path` as a Hub name unless a local file or folder of that name exists.
     pub fn parse(path: &Path) -> Self {
         let folder = || Self::Folder(path.to_owned());
         let name = path.to_str().and_then(|text| parse_name(text).ok()).filter(|_| !path.exists());
         let Some(name) = name else { return folder() };
         let Some(owner) = name.id().split('/').next().map(Path::new) else { return folder() };
-        // The address of a page does not begin with its owner.
+        // // A pasted URL does not begin with its owner.
         let owner_exists = path.starts_with(owner) && owner.exists();
         match name.named_revision().is_none() && owner_exists {
             true => Self::Ambiguous { path: path.to_owned(), name },
@@ -38,7 +38,7 @@ impl ModelRef {
         }
     }
 
-    /// The name on the Hub, if this is one. Reads the cache in the ambiguous case only.
+    /// Returns the repository, if this is one. Reads the cache in the ambiguous case only.
     pub fn hub_name(&self, hub: &dyn HubSource) -> Option<&RepoName> {
         match self {
             Self::Folder(_) => None,
@@ -49,7 +49,7 @@ impl ModelRef {
         }
     }
 
-    /// How to name the model on the Hub where the reference was read as a path.
+    /// Returns a hint on how to name the repository, if the reference was read as a path.
     pub fn hub_hint(&self, hub: &dyn HubSource) -> Option<String> {
         let Self::Ambiguous { name, .. } = self else { return None };
         match self.hub_name(hub) {
@@ -59,7 +59,7 @@ impl ModelRef {
     }
 }
 
-/// Parses a name as it is typed, or as it is pasted from the address of its page.
+/// Parses a typed repository name, or the pasted URL of its page.
 ///
 /// # Errors
 /// If it is neither.
@@ -77,7 +77,7 @@ pub fn with_full_commit(name: RepoName, folder: &Path) -> RepoName {
     if is_part { name.at(commit).unwrap_or(name) } else { name }
 }
 
-/// Whether the cache or the Hub knows a model called `path`, even if a folder of that name exists.
+/// Returns whether the cache or the Hub has a model `path`, even if a folder of that name exists.
 pub fn is_known_name(hub: &Hub, path: &Path) -> bool {
     let name = path.to_str().and_then(|text| text.parse().ok());
     name.is_some_and(|name| is_cached(hub, &name) || hub.repo_exists(&name) == Some(true))
@@ -98,7 +98,7 @@ mod tests {
         for path in ["models", "./models/x", "/models/x", "a/b/c", "out/my model", "../x"] {
             assert_eq!(ModelRef::parse(Path::new(path)), ModelRef::Folder(path.into()), "{path}");
         }
-        // A folder `src` lies beside the crate's manifest, where tests run.
+        // // Tests run in the crate's folder, which has a folder `src`.
         assert!(matches!(ModelRef::parse(Path::new("src/model")), ModelRef::Ambiguous { .. }));
     }
 }

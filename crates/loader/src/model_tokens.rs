@@ -1,11 +1,11 @@
-//! The tokenizer and template of a model: one rule for `chat`, `compare`, `merge` and `serve`.
+//! //! Tokenizer and template of a model: one rule for `chat`, `compare`, `merge` and `serve`.
 
 use danlu_model::Tokenizer;
 
 use crate::{AdapterFiles, BaseFiles, LoadError, ModelFiles, Notice};
 use danlu_adapter::TrainingIdentity;
 
-/// What to do when the tokens differ from those of training.
+/// What to do if the tokens differ from those of the training.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TokenCheck {
     /// Return an error.
@@ -17,18 +17,18 @@ pub enum TokenCheck {
 /// The tokenizer that a model was trained with.
 #[derive(Debug)]
 pub struct ModelTokens {
-    /// That of the adapter if it brings one, otherwise that of the base.
+    /// The adapter's own tokenizer, otherwise that of the base.
     pub tokenizer: Tokenizer,
-    /// The system prompt of the training data, for conversations that set none.
+    /// System prompt of the training data, for conversations that set none.
     pub default_system: Option<String>,
 }
 
 impl ModelTokens {
-    /// Reads the tokens of a model. If `danlu.json` holds the fingerprint of those in training, the base's
-    /// tokens and the adapter's must both match it.
+    /// Reads the tokens of a model. If `danlu.json` holds a fingerprint, the tokens of both base and adapter
+    /// must match it.
     ///
     /// # Errors
-    /// If a file has a fault, or the tokens differ and `check` requires a match.
+    /// If a file is invalid, or the tokens differ and `check` requires a match.
     pub fn read(files: &ModelFiles, check: TokenCheck, notices: &mut Vec<Notice>) -> Result<Self, LoadError> {
         match files.adapter() {
             Some(adapter) => Self::of_adapter(adapter, files.base(), check, notices),
@@ -36,7 +36,7 @@ impl ModelTokens {
         }
     }
 
-    /// The tokens of a base or a merged model.
+    /// Reads the tokens of a base or a merged model.
     fn of_model(
         base: &BaseFiles,
         identity: Option<&TrainingIdentity>,
@@ -51,7 +51,7 @@ impl ModelTokens {
         Ok(Self { tokenizer, default_system: identity.default_system().map(str::to_owned) })
     }
 
-    /// The tokens of an adapter on a base.
+    /// Reads the tokens of an adapter on a base.
     ///
     /// # Errors
     /// As [`ModelTokens::read`].
@@ -80,7 +80,8 @@ impl ModelTokens {
         Ok(Self { tokenizer: own.unwrap_or(of_base), default_system })
     }
 
-    /// An adapter of another program records no tokens. Those beside it are what it was trained with.
+    /// Chooses the tokens for an adapter of another program, which has no fingerprint. The files next to the
+    /// adapter are those of its training.
     fn of_another_program(base: Tokenizer, own: Option<Tokenizer>, notices: &mut Vec<Notice>) -> Self {
         let Some(own) = own else { return Self { tokenizer: base, default_system: None } };
         let differences =
@@ -92,7 +93,7 @@ impl ModelTokens {
     }
 }
 
-/// Tokens that differ from those of training.
+/// A difference from the tokens of the training.
 struct Mismatch {
     summary: String,
     differences: Vec<String>,
@@ -100,7 +101,7 @@ struct Mismatch {
 }
 
 impl Mismatch {
-    /// The base has other tokens than the adapter was trained with.
+    /// Returns the mismatch of a base whose tokens differ from those of the adapter's training.
     fn on_base(adapter: &AdapterFiles, base: &BaseFiles, differences: Vec<String>) -> Option<Self> {
         let (adapter, base) = (adapter.folder().display(), base.folder().display());
         let summary = format!("`{adapter}` was trained with other tokens than `{base}` has");
@@ -109,7 +110,7 @@ impl Mismatch {
         (!differences.is_empty()).then_some(Self { summary, differences, hint })
     }
 
-    /// The files in `folder` changed since training.
+    /// Returns the mismatch of files in `folder` that changed after training.
     fn changed(folder: &std::path::Path, differences: Vec<String>) -> Option<Self> {
         let summary =
             format!("tokenizer or template of `{}` are not those it was trained with", folder.display());

@@ -1,4 +1,4 @@
-//! What a user should know about a load that succeeds.
+//! //! Facts about a successful load that a user should see.
 
 use std::path::PathBuf;
 
@@ -6,55 +6,55 @@ use danlu_hub::RepoName;
 use danlu_kernels::FourBitCode;
 use danlu_model::Quantization;
 
-/// A fact about a load that succeeds. The caller puts it into words.
+/// A fact about a successful load. The caller words it.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Notice {
-    /// Optional files are missing from the cache, and the Hub could not be asked for them.
+    /// Optional files are missing in the cache, and the Hub could not be reached.
     IncompleteCache {
-        /// The model.
+        /// Repository of the model.
         name: RepoName,
         /// Names of the files.
         files: Vec<&'static str>,
-        /// Why the Hub could not be asked.
+        /// Why the Hub could not be reached.
         reason: String,
     },
-    /// The base is quantized as it was for the adapter's training.
+    /// The base is quantized as in the adapter's training.
     QuantizedAsTrained {
-        /// The adapter.
+        /// Name of the adapter.
         name: String,
-        /// The code.
+        /// Code of the quantization.
         code: FourBitCode,
     },
-    /// The adapter names a 4-bit repository, and the base is quantized as bitsandbytes does by default.
+    /// The adapter names a 4-bit repository. The base is quantized with bitsandbytes' defaults.
     QuantizedAsNamed {
-        /// The repository.
+        /// The 4-bit repository.
         named: String,
         /// Folder of the 16-bit base.
         base: PathBuf,
     },
-    /// The base is stored in other 4 bits than those of the adapter's training.
+    /// The stored quantization of the base differs from that of the adapter's training.
     OtherQuantization {
-        /// The adapter.
+        /// Name of the adapter.
         name: String,
         /// Folder of the base.
         base: PathBuf,
-        /// In training.
+        /// Quantization in training.
         trained: Quantization,
-        /// In the folder.
+        /// Quantization in the folder.
         stored: Quantization,
     },
-    /// The adapter was trained on a 16-bit base, and the base is stored in 4 bits.
+    /// The adapter was trained on a 16-bit base, and this base is stored in 4 bits.
     TrainedUnquantized {
-        /// The adapter.
+        /// Name of the adapter.
         name: String,
         /// Folder of the base.
         base: PathBuf,
-        /// The code of the base.
+        /// Code of the base.
         code: FourBitCode,
     },
-    /// The base is not the one that the adapter was trained on.
+    /// The base differs from that of the adapter's training.
     OtherBase {
-        /// The adapter.
+        /// Name of the adapter.
         name: String,
         /// Folder of the base.
         base: PathBuf,
@@ -65,14 +65,14 @@ pub enum Notice {
         /// `owner/name@commit` of the base in training, if known.
         trained_on: Option<String>,
     },
-    /// The tokenizer and template beside the adapter differ from those of the base, and are used.
+    /// The tokenizer and template next to the adapter differ from those of the base, and are used.
     AdapterTokens {
         /// The differences, one sentence each.
         differences: Vec<String>,
     },
-    /// The tokens differ from those of training, and the caller allows that.
+    /// The tokens differ from those of the training, and the caller allows that.
     TokenMismatch {
-        /// Where.
+        /// The files that differ.
         summary: String,
         /// The differences, one sentence each.
         differences: Vec<String>,

@@ -1,4 +1,4 @@
-//! Reports of work that takes long.
+//! //! Progress of long work.
 
 use std::ops::ControlFlow;
 
@@ -6,17 +6,17 @@ use danlu_hub::{Pulled, RepoName, Transfer};
 use danlu_kernels::FourBitCode;
 use danlu_model::QuantizeProgress;
 
-/// A report of work that takes long.
+/// Progress of long work.
 #[derive(Clone, Copy, Debug)]
 pub enum Progress<'a> {
     /// The Hub lists the files of a model that the cache lacks.
     FetchStarted {
-        /// Its name.
+        /// Repository of the model.
         name: &'a RepoName,
     },
-    /// Files of the model arrive.
+    /// Files of the model are transferred.
     Fetching {
-        /// Its name.
+        /// Repository of the model.
         name: &'a RepoName,
         /// Bytes so far.
         transfer: Transfer,
@@ -25,16 +25,16 @@ pub enum Progress<'a> {
     },
     /// The transfer ended.
     FetchEnded {
-        /// Its name.
+        /// Repository of the model.
         name: &'a RepoName,
-        /// The model in the cache; none after an error.
+        /// The model in the cache, or `None` after an error.
         pulled: Option<&'a Pulled>,
         /// Seconds since the start.
         seconds: f64,
     },
     /// Weights are quantized.
     Quantizing {
-        /// The code.
+        /// Code of the quantization.
         code: FourBitCode,
         /// Bytes so far.
         progress: QuantizeProgress,
@@ -43,6 +43,6 @@ pub enum Progress<'a> {
 
 /// Receives [`Progress`].
 ///
-/// `ControlFlow::Break` stops a quantization. A transfer from the Hub has no safe place to stop, so it goes
-/// on.
+/// `ControlFlow::Break` stops a quantization. A transfer from the Hub has no safe point to stop, so it
+/// continues.
 pub type Observer<'a> = dyn Fn(Progress<'_>) -> ControlFlow<()> + 'a;

@@ -1,18 +1,18 @@
-//! Relative paths in the files of an earlier run.
+//! //! Relative paths in the files of an earlier run.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Resolves the path `name` from a file in `folder`: relative to the working directory, then to `folder`.
-/// Returns the first that `is_it` accepts.
+/// Returns the first path that `is_it` accepts.
 pub fn find_beside(folder: &Path, name: &Path, is_it: impl Fn(&Path) -> bool) -> Option<PathBuf> {
     [name.to_owned(), resolved(folder).join(name)].into_iter().find(|path| is_it(path))
 }
 
 /// Resolves the path `name` from a file in `folder`: relative to the working directory, then to `folder` and
-/// each folder above it. Returns the first that `is_it` accepts.
+/// each folder above it. Returns the first path that `is_it` accepts.
 ///
-/// The directory where the run started is among them, so folders that were moved together find each other.
+/// One of these folders is where the run started, so folders that moved together still resolve.
 pub fn find_above(folder: &Path, name: &Path, is_it: impl Fn(&Path) -> bool) -> Option<PathBuf> {
     let folder = resolved(folder);
     let above = folder.ancestors().map(|folder| folder.join(name));

@@ -1,4 +1,4 @@
-//! From a reference to a folder.
+//! //! Resolves references to folders.
 
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
@@ -11,12 +11,12 @@ use crate::folder_kind::MODEL_CONFIG;
 use crate::model_dirs::AdapterDir;
 use crate::{FolderKind, LoadError, ModelDirs, ModelRef, Notice, Observer, Progress};
 
-/// Gives a [`Hub`] when a name needs one. Local folders work although the Hub's settings have a fault.
+/// Returns a [`Hub`] on demand. Local folders thus work even with invalid Hub settings.
 pub trait HubSource {
-    /// The Hub.
+    /// Returns the Hub.
     ///
     /// # Errors
-    /// If its settings have a fault.
+    /// If its settings are invalid.
     fn hub(&self) -> Result<&Hub, HubError>;
 }
 
@@ -34,20 +34,20 @@ pub struct Loader<'a> {
 }
 
 impl<'a> Loader<'a> {
-    /// A loader that fetches from `hub` and reports long work to `observer`.
+    /// Returns a loader that fetches from `hub` and reports long work to `observer`.
     pub fn new(hub: &'a dyn HubSource, observer: &'a Observer<'a>) -> Self {
         Self { hub, observer }
     }
 
-    /// The Hub's side of the loader.
+    /// Returns the source of the Hub.
     pub fn hub(&self) -> &'a dyn HubSource {
         self.hub
     }
 
-    /// Resolves a reference to a folder. Fetches a name on the Hub that the cache lacks.
+    /// Resolves a reference to a folder. Fetches a repository that the cache lacks.
     ///
     /// # Errors
-    /// If neither the cache nor the Hub has the name, or a folder here makes it ambiguous.
+    /// If neither the cache nor the Hub has the repository, or a local folder makes the reference ambiguous.
     pub fn resolve(
         &self,
         model: &ModelRef,
@@ -70,11 +70,11 @@ impl<'a> Loader<'a> {
         }
     }
 
-    /// Resolves the base `path` to a folder. Rejects adapters, stopped runs and plain files; does not verify
-    /// that the rest is a model, so that the reader of a missing file can name it.
+    /// Resolves the base `path` to a folder. Rejects adapters, stopped runs and plain files. Other folders
+    /// pass, so that the reader can name the missing file.
     ///
     /// # Errors
-    /// If it is an adapter, a run or a file, or as [`Loader::resolve`].
+    /// If `path` is an adapter, a run or a file, or as [`Loader::resolve`].
     pub fn base_folder(
         &self,
         path: &Path,
@@ -94,7 +94,7 @@ impl<'a> Loader<'a> {
         Ok(folder)
     }
 
-    /// Resolves `path` to the folders of a model; `base` replaces the base that an adapter names.
+    /// Resolves `path` to the folders of a model. `base` replaces the base that an adapter names.
     ///
     /// # Errors
     /// If there is no model, `base` is given for a whole model, or the adapter's base cannot be found.
@@ -122,7 +122,7 @@ impl<'a> Loader<'a> {
         }
     }
 
-    /// Resolves a name on the Hub to its folder in the cache. Fetches the model if the cache lacks it.
+    /// Resolves a repository to its folder in the cache. Fetches the model if the cache lacks it.
     pub(crate) fn hub_folder(
         &self,
         name: &RepoName,
@@ -137,19 +137,19 @@ impl<'a> Loader<'a> {
             }
             None => self.fetch(name, scope).map(|pulled| pulled.folder),
         };
-        // The name may be a mistyped path.
+        // // The name may be a mistyped path.
         found.map_err(|error| error.and_hint(format!("there is no folder `{}` here", name.id())))
     }
 
-    /// Fetches a model from the Hub, as it is there now.
+    /// Fetches the current version of a model from the Hub.
     ///
     /// # Errors
-    /// If the Hub cannot be reached or refuses, or the disk is full.
+    /// If the Hub cannot be reached or rejects the request, or the disk is full.
     pub fn fetch(&self, name: &RepoName, scope: FetchScope) -> Result<Pulled, LoadError> {
         let hub = self.hub.hub()?;
         let start = Instant::now();
         let seconds = || start.elapsed().as_secs_f64();
-        // A transfer ends when it is done or fails: see `Observer`.
+        // // A transfer cannot be stopped: see `Observer`.
         let report = |progress: Progress<'_>| -> () {
             let (ControlFlow::Continue(()) | ControlFlow::Break(())) = (self.observer)(progress);
         };
@@ -163,7 +163,7 @@ impl<'a> Loader<'a> {
 }
 
 /// Fetches optional files that another program left out of the cached model. Returns a notice if the Hub
-/// cannot be asked.
+/// cannot be reached.
 pub fn fetch_optional_files(hub: &Hub, name: &RepoName, folder: &Path) -> Option<Notice> {
     let files = hub.missing_optional_files(name, folder);
     if files.is_empty() {

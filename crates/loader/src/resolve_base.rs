@@ -1,4 +1,4 @@
-//! The base that an adapter names.
+//! //! The base that an adapter names.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -11,8 +11,8 @@ use crate::folder_kind::MODEL_CONFIG;
 use crate::{LoadError, Loader, ModelRef, Notice, relative_path};
 
 impl Loader<'_> {
-    /// Resolves the base that the adapter in `folder` names: a folder here, beside or above the adapter, or a
-    /// model on the Hub.
+    /// Resolves the base that the adapter in `folder` names: a local folder, also next to or above the
+    /// adapter, or a repository on the Hub.
     pub(crate) fn adapter_base(
         &self,
         folder: &Path,
@@ -52,19 +52,19 @@ impl Loader<'_> {
     }
 }
 
-/// The folder of the base `name`, if there is one here.
+/// Returns the local folder of the base `name`, if there is one.
 fn local_base(adapter: &Path, name: &Path) -> Option<PathBuf> {
     let is_model = |folder: &Path| folder.join(MODEL_CONFIG).is_file();
     let is_snapshot = fs::canonicalize(adapter).is_ok_and(|folder| parse_snapshot_path(&folder).is_some());
     if !is_snapshot {
         return relative_path::find_above(adapter, name, is_model);
     }
-    // The author of a published adapter knew nothing of the folders around the cache, or around the user.
+    // // A published adapter cannot refer to folders around the cache, or around the working directory.
     let is_name = name.to_str().is_some_and(|text| text.parse::<RepoName>().is_ok());
     Some(name.to_owned()).filter(|name| (name.is_absolute() || is_name) && is_model(name))
 }
 
-/// The hint for a folder here that blocks a name on the Hub.
+/// Returns the hint for a local folder that hides a repository on the Hub.
 fn blocking_folder_hint(path: &Path) -> Option<String> {
     let name: RepoName = path.to_str()?.parse().ok().filter(|_| path.exists())?;
     Some(format!(

@@ -12,17 +12,18 @@ use crate::{ModelConfig, Projection};
 /// repeat bit for bit, and dropout masks come from counters.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum ActivationPolicy {
-    /// Everything: nothing is computed twice.
+    /// Stores every activation.
     KeepAll,
-    /// All but the cheap ones: both norms and the product inside the MLP are recomputed.
+    /// Stores the results of attention and of the matrix products. Recomputes both norms and `silu(gate) ·
+    /// up`.
     #[default]
     KeepSome,
-    /// Only the input: the block runs again before its backward.
+    /// Stores the block's input alone. The whole block is recomputed before its backward pass.
     Recompute,
 }
 
 impl ActivationPolicy {
-    /// The name in a plan: `keep all`.
+    /// Returns the policy's name in a memory plan: `keep all`.
     pub fn name(self) -> &'static str {
         match self {
             Self::KeepAll => "keep all",
@@ -38,7 +39,7 @@ impl fmt::Display for ActivationPolicy {
     }
 }
 
-/// The activations that the backward of one layer reads.
+/// Buffers that the backward pass of one layer reads.
 #[derive(Debug, Default)]
 pub(crate) struct LayerActivations {
     /// The residual stream at entry, `(N, C)`.
@@ -46,23 +47,24 @@ pub(crate) struct LayerActivations {
     /// Input norm, `(N, C)` and `(N)`.
     pub norm1: GrowBuffer,
     pub rstd1: GrowBuffer,
-    /// `(N, NH · HS)` and twice `(N, KH · HS)`, rotated.
+    /// Queries `(N, NH · HS)`, keys and values `(N, KH · HS)`; queries and keys after RoPE.
     pub q: GrowBuffer,
     pub k: GrowBuffer,
     pub v: GrowBuffer,
     /// Attention output `(N, NH · HS)` and its log denominators `(N, NH)`.
     pub attn: GrowBuffer,
     pub lse: GrowBuffer,
-    /// The activations after attention.
+    /// Buffers of the second half of the block.
     pub mlp: MlpActivations,
-    /// `drop(inp) Aᵀ` of each projection with a pair.
+    /// `drop(inp) Aᵀ` of each projection with low-rank matrices.
     pub mid: Mids,
 }
 
-/// The activations after attention, over `M` rows: all `N`, or in the last layer those that reach the head.
+/// Buffers of the second half of the block, with `M` rows. In the last layer, `M` counts the rows that reach
+/// the head. In the others, `M = N`.
 #[derive(Debug, Default)]
 pub(crate) struct MlpActivations {
-    /// The residual stream between attention and MLP, `(M, C)`.
+    /// Residual stream between attention and MLP, `(M, C)`.
     pub res: GrowBuffer,
     /// Post-attention norm, `(M, C)` and `(M)`.
     pub norm2: GrowBuffer,
@@ -73,16 +75,16 @@ pub(crate) struct MlpActivations {
     pub act: GrowBuffer,
 }
 
-/// Indexed by [`Projection`]: `(N, R)` up to attention, `(M, R)` behind it.
+/// Indexed by [`Projection`]. `(N, R)` for q, k and v, `(M, R)` for the others.
 pub(crate) type Mids = [GrowBuffer; Projection::ALL.len()];
 
 /// The strictest policy that still stores a buffer.
 type KeptUnder = ActivationPolicy;
 
-/// Buffers of one shape that one operation reads or writes together.
+/// Buffers with equal row counts and element types that one operation reads or writes.
 struct BufferGroup<'a> {
     buffers: Vec<&'a mut GrowBuffer>,
-    /// Elements of a row of each.
+    /// Elements per row of each buffer.
     widths: Vec<usize>,
     element: Element,
     kept_under: KeptUnder,
@@ -117,8 +119,8 @@ impl LayerActivations {
         ]
     }
 
-    /// Makes room for `n` rows up to attention and `m` after it, in the buffers that `policy` stores. With
-    /// `shared`: in the others.
+    /// Reserves the buffers that `policy` stores, or with `shared`, the others. Buffers before the attention
+    /// output get `n` rows, the others `m`.
     pub fn reserve(
         &mut self,
         config: &ModelConfig,
@@ -137,7 +139,7 @@ impl LayerActivations {
         self.mlp.groups(config).into_iter().for_each(|group| reserve(group, m));
     }
 
-    /// Swaps the buffers that `policy` does not store with those that all layers share.
+    /// Swaps the buffers that `policy` does not store with the shared ones.
     pub fn exchange(&mut self, shared: &mut Self, policy: ActivationPolicy) {
         match policy {
             ActivationPolicy::KeepAll => {}
@@ -149,7 +151,8 @@ impl LayerActivations {
             ActivationPolicy::Recompute => {
                 mem::swap(self, shared);
                 mem::swap(&mut self.inp, &mut shared.inp);
-                // The last `mid` stays too: recomputing it would cost the product that ends the block.
+                // // The low-rank intermediate of `down_proj` stays: recomputing it would repeat the block's
+                // last matrix product.
                 let down = Projection::DownProj.index();
                 mem::swap(&mut self.mid[down], &mut shared.mid[down]);
             }
@@ -158,7 +161,6 @@ impl LayerActivations {
 }
 
 impl MlpActivations {
-    /// As [`LayerActivations::groups`].
     fn groups(&mut self, config: &ModelConfig) -> Vec<BufferGroup<'_>> {
         use ActivationPolicy::*;
         use Element::{Activation, Exact, Residual};

@@ -1,4 +1,5 @@
-//! The backward of a decoder: each block's list upside down, down to the lowest adapter.
+//! //! Backward pass of the decoder. It runs the operations of each block in reverse, down to the lowest
+//! adapted layer.
 
 use std::mem;
 
@@ -14,20 +15,20 @@ use crate::lora::LoraRows;
 use crate::workspace::{Gradients, GrowBuffer, Workspace};
 use crate::{Batch, ModelError, Projection};
 
-/// Results of [`Decoder::add_gradients`]. They stay on the device between the passes of a step.
+/// Outputs of [`Decoder::add_gradients`]. They stay on the device between the passes of a step.
 #[derive(Debug)]
 pub struct StepBuffers<'a> {
-    /// Gradients of the adapter's parameters, in the same layout.
+    /// Gradients of the adapter's parameters, in the layout of the parameters.
     pub grads: &'a mut Buffer,
-    /// A loss for each trained token of the step.
+    /// One loss per trained token of the step.
     pub losses: &'a mut Buffer,
-    /// Index of this pass's first loss.
+    /// Index of this pass's first loss in `losses`.
     pub first: usize,
 }
 
 impl Decoder {
-    /// Forward and backward of a batch: the loss of every trained token in nats, and
-    /// `grads += dloss · d(sum of losses) / d(adapter parameters)`, as [`Decoder::add_gradients`].
+    /// Runs forward and backward over a batch. Returns the loss of every trained token in nats. Adds `dloss ·
+    /// d(sum of losses) / d(adapter parameters)` to `grads`, as [`Decoder::add_gradients`] does.
     ///
     /// # Errors
     /// If a token id is outside the vocabulary, or the device failed.
@@ -49,12 +50,12 @@ impl Decoder {
         self.read_losses(work, labels)
     }
 
-    /// Forward and backward of a batch. Writes the loss of every trained token, in nats, to `into.losses`.
-    /// Adds `Σ dloss[i] · d losses[i] / d(adapter parameters)` to `into.grads`.
+    /// Runs forward and backward over a batch. Writes the loss of every trained token, in nats, to
+    /// `into.losses`. Adds `Σ dloss[i] · d losses[i] / d(adapter parameters)` to `into.grads`.
     ///
-    /// The gradients have the layout of the buffer that `lora`'s pairs point into, and the entries of `lora`
-    /// add to them in order. No gradient of a base weight is formed. Nothing is computed below the lowest
-    /// layer with a pair. A batch without a trained token adds nothing.
+    /// The gradients have the layout of the parameter buffer of `lora`. Entries of `lora` add their gradients
+    /// in order. No gradient of a base weight is formed, and nothing is computed below the lowest adapted
+    /// layer. A batch without a trained token adds nothing.
     ///
     /// # Errors
     /// If a token id is outside the vocabulary.
@@ -85,7 +86,8 @@ impl Decoder {
         Ok(())
     }
 
-    /// The losses of the rows that reach the head, and the gradient of `work.head_inp` in `work.grads.head`.
+    /// Computes the losses of the rows that reach the head. Writes the gradient of `work.head_inp` to
+    /// `work.grads.head`.
     fn head_backward(&self, work: &mut Workspace, targets: &Indices, losses: &mut Buffer, first: usize) {
         let be = &*self.backend;
         let operands = HeadOperands { inp: work.head_norm.get(), head: &self.lm_head, targets };
@@ -96,7 +98,7 @@ impl Decoder {
         be.rmsnorm_backward(head.get_mut(), Store::Overwrite, norm.get(), saved, targets.len());
     }
 
-    /// The blocks' backward, from `work.grads.head` down to the lowest layer with a pair.
+    /// Runs the backward pass of the blocks, from `work.grads.head` down to the lowest adapted layer.
     fn blocks_backward(&self, work: &mut Workspace, pass: &ForwardPass<'_>, grads: &mut Buffer) {
         let lora = &pass.rows.lora;
         let lowest = (0..self.layers.len())
@@ -113,7 +115,7 @@ impl Decoder {
             let (d, is_last) = (&mut work.grads, layer + 1 == self.layers.len());
             match &pass.head {
                 Some(head) if is_last => {
-                    // `d.q` has no other use before attention's own backward.
+                    // // `d.q` is unused until attention's backward pass, so it serves as scratch here.
                     mem::swap(&mut d.hidden, &mut d.head);
                     mem::swap(&mut d.attn, &mut d.q);
                     self.mlp_backward(layer, &act, &work.head_attn, d, grads, &head.rows);
@@ -135,13 +137,14 @@ impl Decoder {
         }
     }
 
-    /// `dinp[r] = Σ dout[i]` over all `rows[i] = r`, for each of `n` rows of `cols`.
+    /// For each of `n` rows of `cols` elements: `dinp[r] = Σ dout[i]` over every `i` with `rows[i] = r`.
     fn scatter(&self, dinp: &mut GrowBuffer, dout: &GrowBuffer, rows: &Indices, (n, cols): (usize, usize)) {
         self.backend.gather_rows_backward(dinp.get_mut(), n, dout.get(), rows, cols);
     }
 
-    /// Backward of a block's second half: `d.hidden` holds the gradient of its output and receives that of
-    /// the residual stream before it, `d.attn` receives that of `attn`.
+    /// Backward pass of the second half of a block. On entry, `d.hidden` holds the gradient of the block's
+    /// output. On return, it holds the gradient of the residual stream between the halves, and `d.attn` that
+    /// of `attn`.
     fn mlp_backward(
         &self,
         layer: usize,
@@ -166,9 +169,9 @@ impl Decoder {
         self.project_backward(layer, Some(&mut d.attn), grads, o, mid, rows);
     }
 
-    /// Backward of a block's first half: `d.attn` holds the gradient of its output, `d.hidden` that of the
-    /// residual stream beside it, and receives that of the block's input (if `wanted`; otherwise only the
-    /// adapters' gradients are computed).
+    /// Backward pass of the first half of a block. On entry, `d.attn` holds the gradient of the attention
+    /// output and `d.hidden` that of the residual stream. If `wanted`, `d.hidden` becomes the gradient of the
+    /// block's input. Otherwise only adapter gradients are computed.
     fn attend_backward(
         &self,
         layer: usize,
@@ -208,8 +211,8 @@ impl Decoder {
         }
     }
 
-    /// Backward of the projections of a group: `dinp = Σ dout W` if wanted, and each adapter's share on its
-    /// own rows.
+    /// Backward pass of a group of projections with one input: `dinp = Σ dout W` if wanted. Each adapter gets
+    /// the gradients of its own rows.
     fn project_backward<const N: usize>(
         &self,
         layer: usize,

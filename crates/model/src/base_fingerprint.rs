@@ -1,4 +1,4 @@
-//! Fingerprints of a model folder, to recognise the base of a training.
+//! //! Fingerprints of model folders. They show whether an adapter's base is the one it was trained on.
 
 use std::fs::{self, File};
 use std::io::{self, Cursor, Read, Seek, SeekFrom};
@@ -8,21 +8,21 @@ use sha2::{Digest, Sha256};
 
 use crate::{FileError, Weights};
 
-/// Weight files up to this size are hashed whole, which takes about a second.
+/// Weight files up to this size are hashed whole, in about a second.
 const WHOLE: u64 = 256 << 20;
 
-/// Of larger ones, this much of the beginning, with every tensor's name, shape and place ...
+/// Bytes hashed at the start of a larger file. They hold the name, shape and offset of every tensor.
 const HEAD: u64 = 8 << 20;
 
-/// ... and this many pages spread evenly over the rest. Training changes every page of a model.
+/// Pages hashed in the rest of a larger file, evenly spread. Training changes every page of a model.
 const PAGES: u64 = 1024;
 const PAGE: u64 = 4096;
 
-/// The same for a sample, which is taken whenever a base is loaded.
+/// Bytes and pages of the quick fingerprint, which every load computes.
 const SAMPLE_HEAD: u64 = 64 << 10;
 const SAMPLE_PAGES: u64 = 64;
 
-/// The fingerprint of a model folder: `config.json` and the weights. Large files are sampled.
+/// Returns the fingerprint of `config.json` and the weights. Large files are sampled.
 ///
 /// # Errors
 /// If the folder cannot be read.
@@ -30,7 +30,8 @@ pub fn base_fingerprint(folder: &Path) -> Result<String, FileError> {
     of_base(folder, &Depth { whole: WHOLE, head: HEAD, pages: PAGES })
 }
 
-/// A quick fingerprint: a few pages of each file of any size. It recognises another base, not a changed byte.
+/// Returns a quick fingerprint: a few pages of each file. It detects another base, but not every changed
+/// byte.
 ///
 /// # Errors
 /// If the folder cannot be read.
@@ -38,10 +39,10 @@ pub fn base_sample(folder: &Path) -> Result<String, FileError> {
     of_base(folder, &Depth { whole: SAMPLE_HEAD, head: SAMPLE_HEAD, pages: SAMPLE_PAGES })
 }
 
-/// As [`base_sample`], over open files: the bytes of `config.json` and the mapped weights.
+/// As [`base_sample`], from the bytes of `config.json` and the mapped weights.
 ///
 /// # Errors
-/// If the folder cannot be listed, or holds another safetensors file that cannot be read.
+/// If the folder cannot be listed, or has another safetensors file that cannot be read.
 pub fn base_sample_of(config_json: &[u8], weights: &Weights) -> Result<String, FileError> {
     let depth = &Depth { whole: SAMPLE_HEAD, head: SAMPLE_HEAD, pages: SAMPLE_PAGES };
     let mut hash = Sha256::new();
@@ -56,7 +57,6 @@ pub fn base_sample_of(config_json: &[u8], weights: &Weights) -> Result<String, F
     Ok(hex::encode(hash.finalize()))
 }
 
-/// How much of a file is hashed.
 struct Depth {
     whole: u64,
     head: u64,
@@ -72,7 +72,7 @@ fn of_base(folder: &Path, depth: &Depth) -> Result<String, FileError> {
     Ok(hex::encode(hash.finalize()))
 }
 
-/// The safetensors files of `folder`, by name.
+/// Returns the safetensors files of `folder`, sorted by name.
 fn safetensors_in(folder: &Path) -> Result<Vec<PathBuf>, FileError> {
     let mut paths: Vec<PathBuf> = Vec::new();
     let error = |e| FileError::new("read", folder, e);
@@ -119,10 +119,10 @@ fn sample(hash: &mut Sha256, file: &mut (impl Read + Seek), depth: &Depth) -> io
     Ok(())
 }
 
-/// The SHA-256 of a whole file, read in pieces.
+/// Returns the SHA-256 of a file, which is read in pieces.
 ///
 /// # Errors
-/// If it cannot be read.
+/// If the file cannot be read.
 pub fn sha256_of_file(path: &Path) -> std::io::Result<String> {
     let (mut file, mut hash) = (File::open(path)?, Sha256::new());
     let mut bytes = vec![0; 1 << 20];
@@ -150,7 +150,7 @@ mod tests {
         bytes[4999] = 1;
         fs::write(folder.path().join("model.safetensors"), bytes).unwrap();
         assert_ne!(base_fingerprint(folder.path()).unwrap(), first);
-        // A sample sees another model, and its time does not grow with it.
+        // // The sample detects another model. The cost of a sample does not grow with the model.
         let sample = |bytes: &[u8]| {
             fs::write(folder.path().join("model.safetensors"), bytes).unwrap();
             base_sample(folder.path()).unwrap()
@@ -160,7 +160,7 @@ mod tests {
         assert_ne!(sample(&large), sample(&small));
         let trained: Vec<u8> = large.iter().enumerate().map(|(i, _)| u8::from(i > 100_000)).collect();
         assert_ne!(sample(&large), sample(&trained));
-        // Files that are open already give the same.
+        // // Mapped files give the same fingerprint.
         let base = Path::new("../cli/assets/base-8m");
         let config = fs::read(base.join("config.json")).unwrap();
         let of_open = base_sample_of(&config, &Weights::open(base).unwrap()).unwrap();

@@ -1,18 +1,18 @@
-//! Packed sequences: no padding, attention stays within a sequence, and a shared prefix is stored once.
+//! //! Packed sequences without padding. Attention stays within a sequence. A shared prefix has one set of
+//! rows.
 
 use danlu_kernels::Segment;
 
 use crate::prefix_sharing::{SharedPrefix, find_shared_prefixes};
 
-/// One training or evaluation example: ids, and which of them carry a loss.
+/// A training or evaluation example: token ids, and which of them carry a loss.
 ///
-/// `trained[i]` says that token `i` is a target, predicted from the tokens before it. `trained[0]` has
-/// no effect: nothing comes before the first token.
+/// If `trained[i]`, token `i` is a target, predicted from the tokens before it. `trained[0]` has no effect.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct LabeledSequence {
     /// Token ids.
     pub ids: Vec<u32>,
-    /// Per token, whether it is trained on; as long as `ids`.
+    /// Whether each token carries a loss; as long as `ids`.
     pub trained: Vec<bool>,
 }
 
@@ -22,8 +22,8 @@ impl LabeledSequence {
         self.trained.iter().skip(1).filter(|&&t| t).count()
     }
 
-    /// The tokens whose rows other sequences may share: those before the first row with a label, and never
-    /// all.
+    /// Returns the tokens whose rows other sequences may share. They end before the first row with a label,
+    /// and before the last token.
     pub fn beginning(&self) -> &[u32] {
         let last = self.ids.len().saturating_sub(1);
         let first_label = self.trained.iter().skip(1).position(|&trained| trained);
@@ -31,27 +31,31 @@ impl LabeledSequence {
     }
 }
 
-/// Sequences laid end to end, with their boundaries and labels. A prefix shared with an earlier sequence has
-/// rows only there: token `t` of sequence `s` has row `keys[segments[s].kv_start + t]`.
+/// Packed sequences with their boundaries and labels.
+///
+/// A prefix shared with an earlier sequence has rows in that sequence only. Token `t` of sequence `s` has row
+/// `keys[segments[s].kv_start + t]`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Batch {
-    /// Token ids, one for each row, `(N)`.
+    /// Token id of each row, `(N)`.
     pub ids: Vec<u32>,
-    /// Position of each row's token in its own sequence, `(N)`.
+    /// Position of each row within its own sequence, `(N)`.
     pub positions: Vec<u32>,
-    /// One segment per sequence: its own rows, and its keys.
+    /// One segment per sequence: its rows and its keys.
     pub segments: Vec<Segment>,
-    /// The row of each key, one for each token of each sequence, `(M)`.
+    /// Row of each token of each sequence, `(M)`.
     pub keys: Vec<u32>,
-    /// Rows whose next token is trained, ascending.
+    /// Rows whose next token is a target, ascending.
     pub label_rows: Vec<u32>,
-    /// For each of `label_rows`, the token to predict.
+    /// Target of each of `label_rows`.
     pub targets: Vec<u32>,
 }
 
 impl Batch {
-    /// Packs `sequences` in order. Sequences with a [common prefix](find_shared_prefixes) share its rows, and
-    /// thus adapter and dropout mask. Sequences with others are [appended](Batch::append), each as a batch.
+    /// Packs `sequences` in order.
+    ///
+    /// Sequences with a [common prefix](find_shared_prefixes) share its rows, and thus its adapter and
+    /// dropout mask. For sequences with different adapters, [append](Batch::append) separate batches.
     ///
     /// # Panics
     /// If a sequence's `trained` is not as long as its `ids`.
@@ -84,7 +88,7 @@ impl Batch {
         batch
     }
 
-    /// Packs another batch behind this one. The two share no rows.
+    /// Appends another batch. The two batches share no rows.
     pub fn append(&mut self, other: &Self) {
         let (row, key) = (self.rows(), self.tokens());
         let behind = |rows: &[u32]| -> Vec<u32> { rows.iter().map(|r| row as u32 + r).collect() };
@@ -100,22 +104,22 @@ impl Batch {
         self.targets.extend_from_slice(&other.targets);
     }
 
-    /// Number of rows that are computed, `N`.
+    /// Returns the number of computed rows, `N`.
     pub fn rows(&self) -> usize {
         self.ids.len()
     }
 
-    /// Number of tokens of all sequences, `M`: as many as rows, or more where some are shared.
+    /// Returns the number of tokens of all sequences, `M`. It exceeds `N` if prefixes are shared.
     pub fn tokens(&self) -> usize {
         self.keys.len()
     }
 
-    /// The row of each key, unless every key has its own number.
+    /// Returns the row of each key, or `None` if key `i` has row `i`.
     pub(crate) fn shared_keys(&self) -> Option<&[u32]> {
         (self.tokens() > self.rows()).then_some(&self.keys)
     }
 
-    /// Number of tokens that carry a loss.
+    /// Returns the number of tokens that carry a loss.
     pub fn trained_tokens(&self) -> usize {
         self.targets.len()
     }
@@ -146,7 +150,7 @@ mod tests {
         };
         let (a, b) = (sequence(&[1, 2, 3, 4], 3), sequence(&[1, 2, 3, 5, 6], 4));
         let mut batch = Batch::new([&a, &b]);
-        // The third token of `a` is what its label is predicted from.
+        // // The row of the third token of `a` predicts the first label.
         assert_eq!((batch.rows(), batch.tokens()), (7, 9));
         assert_eq!(batch.ids, [1, 2, 3, 4, 3, 5, 6]);
         assert_eq!(batch.positions, [0, 1, 2, 3, 2, 3, 4]);

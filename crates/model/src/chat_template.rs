@@ -1,4 +1,4 @@
-//! The model's chat template: renders conversations to text, and finds the assistant's part of it.
+//! //! Chat templates: render conversations to text and find the assistant's spans.
 
 use std::collections::BTreeMap;
 use std::error::Error as _;
@@ -13,40 +13,39 @@ use sha2::{Digest, Sha256};
 use crate::ModelError;
 use crate::jinja::{self, Clock, Raised};
 
-/// Templates in the wild stay under 64 kB.
+/// Published templates stay under 64 kB.
 const MAX_TEMPLATE_BYTES: usize = 1 << 20;
 const NAME: &str = "chat";
 
-/// One turn of a conversation.
+/// One message of a conversation.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Message {
     /// `system`, `user` or `assistant`.
     pub role: String,
-    /// The text.
+    /// Text of the message.
     pub content: String,
-    /// Other keys that the template may read, such as `tool_calls`. A `content` here takes the place of the
-    /// text.
+    /// Other keys that the template may read, such as `tool_calls`. A `content` here replaces the text.
     #[serde(flatten)]
     pub extra: serde_json::Map<String, serde_json::Value>,
 }
 
 impl Message {
-    /// A turn of `role`.
+    /// Returns a message of `role`.
     pub fn new(role: impl Into<String>, content: impl Into<String>) -> Self {
         Self { role: role.into(), content: content.into(), extra: serde_json::Map::new() }
     }
 }
 
-/// A conversation as text, with the byte ranges of the assistant's messages.
+/// A rendered conversation, with the byte ranges of the assistant's messages.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Rendered {
-    /// All turns.
+    /// Text of the whole conversation.
     pub text: String,
-    /// In order, disjoint, on character boundaries; each includes its end-of-turn token.
+    /// Ascending, disjoint ranges on character boundaries. Each includes its end-of-turn token.
     pub spans: Vec<Range<usize>>,
 }
 
-/// A Jinja chat template, rendered as transformers renders it.
+/// A Jinja chat template that renders as in transformers.
 #[derive(Clone)]
 pub struct ChatTemplate {
     path: PathBuf,
@@ -64,9 +63,8 @@ pub struct ChatTemplate {
 impl ChatTemplate {
     /// Compiles `source`, which came from `path`.
     ///
-    /// `variables` are the named tokens (`bos_token`, `eos_token`, ...) that the template may write;
-    /// `special_tokens` are all texts that a tokenizer reads as one special token, among which the end of a
-    /// turn is sought.
+    /// `variables` are the named tokens (`bos_token`, `eos_token`, ...) that the template may write.
+    /// `special_tokens` are the texts of all special tokens; the end-of-turn token is one of them.
     ///
     /// # Errors
     /// If the template is not valid Jinja, or too long.
@@ -102,15 +100,15 @@ impl ChatTemplate {
             template.added_end = template.find_missing_end(special_tokens);
             template.end_of_turn.clone_from(&template.added_end);
         }
-        // On a fixed day: a system message with the date would differ tomorrow.
+        // // A fixed day: a default system message with today's date would differ tomorrow.
         template.clock.set(Some(0));
         template.default_system = template.find_default_system();
         template.clock.set(None);
         Ok(template)
     }
 
-    /// Rejects a name such as `user_token` that the template writes and no file defines: it would render as
-    /// nothing. transformers leaves the seven standard names empty, so those may be missing.
+    /// Rejects a template that writes an undefined name such as `user_token`, which would render as empty
+    /// text. transformers leaves the seven standard names empty, so those may be undefined.
     fn check_named_tokens(&self) -> Result<(), ModelError> {
         const STANDARD: [&str; 7] =
             ["bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token"];
@@ -131,53 +129,53 @@ impl ChatTemplate {
         }
     }
 
-    /// A copy of the template that renders conversations with these tools.
+    /// Returns a copy that passes these tools to the template.
     pub fn with_tools(&self, tools: &[serde_json::Value]) -> Self {
         Self { tools: Value::from(Serde(tools)), ..self.clone() }
     }
 
-    /// Whether the template uses the current date.
+    /// Returns whether the template uses the current date.
     pub fn asks_for_date(&self) -> bool {
         self.source.contains("strftime_now")
     }
 
-    /// The date that the template would get now, `YYYY-MM-DD`.
+    /// Returns the date that the template would get now, `YYYY-MM-DD`.
     pub fn today(&self) -> String {
         self.clock.date()
     }
 
-    /// Fixes the template's time to `seconds` since 1970, in place of the system's. This applies to clones
-    /// too.
+    /// Fixes the template's time to `seconds` since 1970, also for all clones.
     pub fn stop_clock(&self, seconds: u64) {
         self.clock.set(Some(seconds));
     }
 
-    /// The Jinja text, as it came.
+    /// Returns the Jinja text, unchanged.
     pub fn source(&self) -> &str {
         &self.source
     }
 
-    /// SHA-256 of the Jinja text, in hexadecimal.
+    /// Returns the SHA-256 of the Jinja text, in hexadecimal.
     pub fn sha256(&self) -> String {
         hex::encode(Sha256::digest(self.source.as_bytes()))
     }
 
-    /// The special token that ends an assistant's turn: the first after its content.
+    /// Returns the special token that ends an assistant's turn: the first one after the content.
     pub fn end_of_turn(&self) -> Option<&str> {
         self.end_of_turn.as_deref()
     }
 
-    /// The EOS token that danlu appends to each answer if the template ends none.
+    /// Returns the EOS token that danlu appends to each answer, if the template writes no end token.
     pub fn added_end(&self) -> Option<&str> {
         self.added_end.as_deref()
     }
 
-    /// The system message that the template adds to a conversation without one.
+    /// Returns the system message that the template adds to a conversation without one.
     pub fn default_system(&self) -> Option<&str> {
         self.default_system.as_deref()
     }
 
-    /// The conversation as text; with `add_generation_prompt`, up to the start of the assistant's reply.
+    /// Renders a conversation. With `add_generation_prompt`, the text ends at the start of the assistant's
+    /// reply.
     ///
     /// # Errors
     /// If the template raises an exception, fails, or exceeds the work limit.
@@ -185,17 +183,18 @@ impl ChatTemplate {
         Ok(self.render_marked(messages, add_generation_prompt)?.text)
     }
 
-    /// The conversation as text, and the spans of the assistant's messages.
+    /// Renders a conversation and finds the spans of the assistant's messages.
     ///
-    /// A template with `{% generation %}` marks the spans. An end-of-turn token behind a marked part belongs
-    /// to it, or the model would never learn to stop. For other templates, the span of turn `i` is the text
-    /// of `messages[..=i]` behind the text of `messages[..i]` with its generation prompt. It ends with the
-    /// end-of-turn token; a line break after that token is not part of it. If the template renders a turn
-    /// differently once others follow, the content is located by replacing it. The span is then the content
-    /// with its end-of-turn token.
+    /// A template with `{% generation %}` marks the spans. An end-of-turn token that follows a span is added
+    /// to it, because an untrained end token would leave the model unable to stop.
+    ///
+    /// For other templates, the span of message `i` is the text of `messages[..=i]` without the text of
+    /// `messages[..i]` and its generation prompt. The span ends with the end-of-turn token; a line break
+    /// after that token is excluded. Some templates render a message differently once others follow. There,
+    /// the content is located by substitution, and the span is the content with its end-of-turn token.
     ///
     /// # Errors
-    /// As [`ChatTemplate::render`]; and if neither method finds a turn.
+    /// As [`ChatTemplate::render`]; and if neither method finds a message.
     pub fn assistant_spans(&self, messages: &[Message]) -> Result<Rendered, ModelError> {
         let mut rendered = self.render_marked(messages, false)?;
         if self.marks_generation {
@@ -226,11 +225,11 @@ impl ChatTemplate {
         Ok(rendered)
     }
 
-    /// Renders the conversation and finds the spans of the messages at `indices`, in ascending order. A span
-    /// covers the message's text and its end-of-turn token.
+    /// Renders the conversation and finds the spans of the messages at `indices`, which ascend. A span covers
+    /// the message's text and its end-of-turn token.
     ///
     /// If `indices` are all assistant messages, the spans are those of [`ChatTemplate::assistant_spans`],
-    /// which may be more or fewer. Otherwise there is one span per index.
+    /// whose number may differ. Otherwise there is one span per index.
     ///
     /// # Errors
     /// As [`ChatTemplate::assistant_spans`].
@@ -263,7 +262,7 @@ impl ChatTemplate {
         Ok((text, spans))
     }
 
-    /// The span of answer `nth` among those that `{% generation %}` marks.
+    /// Returns the span of answer `nth` among those that `{% generation %}` marks.
     fn marked_span(
         &self,
         text: &str,
@@ -282,7 +281,7 @@ impl ChatTemplate {
         Ok(marked[nth].start..self.past_end_of_turn(text, marked[nth].end))
     }
 
-    /// The span of message `index`, if the text grows turn by turn.
+    /// Returns the span of message `index`, if rendering more messages only appends text.
     fn span_by_prefix(&self, messages: &[Message], index: usize, text: &str) -> Option<Range<usize>> {
         let before = self.render(&messages[..index], true).ok()?;
         let after = match index + 1 == messages.len() {
@@ -295,14 +294,14 @@ impl ChatTemplate {
             None => after.len(),
             Some(token) => match turn.rfind(token.as_str()) {
                 Some(at) => start + at + token.len(),
-                // Some templates end a turn only if another follows.
+                // // Some templates write the end of a turn only before another turn.
                 None => self.past_end_of_turn(text, after.len()),
             },
         };
         (after.get(..end.min(after.len())).is_some_and(|known| text.starts_with(known))).then_some(start..end)
     }
 
-    /// The span of message `index`, as the part of `text` that changes with its content.
+    /// Returns the span of message `index`: the part of `text` that changes with the content of the message.
     fn span_by_substitution(
         &self,
         messages: &[Message],
@@ -330,7 +329,8 @@ impl ChatTemplate {
         Ok(head.len()..self.past_end_of_turn(text, content_end))
     }
 
-    /// `at`, moved behind an end-of-turn token that follows, perhaps after white space.
+    /// Returns the position after the end-of-turn token that follows `at`, or `at` if none follows. White
+    /// space may precede the token.
     fn past_end_of_turn(&self, text: &str, at: usize) -> usize {
         let Some(token) = &self.end_of_turn else { return at };
         let rest = text.get(at..).unwrap_or_default().trim_start();
@@ -384,7 +384,7 @@ impl ChatTemplate {
         Ok(rendered)
     }
 
-    /// The first special token after an assistant's content, in a probe conversation.
+    /// Returns the first special token after the assistant's content in a probe conversation.
     fn find_end_of_turn(&self, special_tokens: &[String]) -> Option<String> {
         let [marker, _] = unused_characters(&[], &self.source);
         let turns = [Message::new("user", "a"), Message::new("assistant", marker)];
@@ -392,12 +392,11 @@ impl ChatTemplate {
         let after = text.rsplit_once(marker)?.1;
         let first = |token: &&String| after.find(token.as_str());
         let found = special_tokens.iter().filter(|t| !t.is_empty() && first(t).is_some());
-        // The longest where two begin at one place, as a tokenizer would read it.
+        // // If two tokens start at one position, the longest wins, as in a tokenizer.
         found.min_by_key(|token| (first(token), std::cmp::Reverse(token.len()))).cloned()
     }
 
-    /// The EOS token, if the template writes an answer once and would not write EOS itself in any of its
-    /// turns.
+    /// Returns the EOS token, if the template writes an answer exactly once and never writes EOS.
     fn find_missing_end(&self, special_tokens: &[String]) -> Option<String> {
         let eos = self.variables.get("eos_token").filter(|eos| special_tokens.contains(eos))?;
         let [marker, _] = unused_characters(&[], &self.source);
@@ -407,7 +406,8 @@ impl ChatTemplate {
         (text.matches(marker).count() == 4 && !text.contains(eos.as_str())).then(|| eos.clone())
     }
 
-    /// The system turn of a conversation without one, found by comparison with a conversation with a marker.
+    /// Returns the system message of a conversation without one. It is found by comparison with a
+    /// conversation that has a marker as its system message.
     fn find_default_system(&self) -> Option<String> {
         let [marker, user] = unused_characters(&[], &self.source);
         let user = Message::new("user", user);
@@ -415,7 +415,7 @@ impl ChatTemplate {
         let without = self.render(&[user], false).ok()?;
         let (head, tail) = with.split_once(marker)?;
         let default = without.strip_prefix(head)?.strip_suffix(tail)?;
-        // With nothing around it there is no system turn, only text in front of the first one.
+        // // Text without surrounding tokens belongs to the first message; it is no system message.
         let bos = self.variables.get("bos_token").map_or("", |token| token.as_str());
         (!default.is_empty() || !head.replace(bos, "").trim().is_empty()).then(|| default.to_owned())
     }
@@ -427,12 +427,13 @@ impl std::fmt::Debug for ChatTemplate {
     }
 }
 
-/// Two characters of the private planes that occur in none of the messages, nor in the template.
+/// Returns two private-use characters that occur neither in the messages nor in the template.
 fn unused_characters(messages: &[Message], source: &str) -> [char; 2] {
     let taken =
         |c: char| source.contains(c) || messages.iter().any(|m| m.content.contains(c) || m.role.contains(c));
     let mut free = ('\u{f0000}'..='\u{ffffd}').filter(|&c| !taken(c));
-    // More characters than a text of every one of them is not text; repeating one then costs only the spans.
+    // // A text with every private-use character is not natural text. Repeating one then only loses the
+    // spans.
     let first = free.next().unwrap_or('\u{f0000}');
     [first, free.next().unwrap_or('\u{f0001}')]
 }

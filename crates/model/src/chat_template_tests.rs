@@ -44,7 +44,7 @@ const MARKED: &str = "\
 {%- endif %}
 {% endfor %}";
 
-/// As Qwen3's: thoughts stay in the last turn alone.
+/// As Qwen3's template: thoughts stay in the last turn only.
 const THINKING: &str = "\
 {%- for message in messages %}
     {%- set content = message.content %}
@@ -69,7 +69,7 @@ fn dialogue(contents: &[&str]) -> Vec<Message> {
     roles.zip(contents).map(|(role, content)| Message::new(role, *content)).collect()
 }
 
-/// The text with each span in guillemets.
+/// Renders the text with each span in guillemets.
 fn marked(template: &ChatTemplate, messages: &[Message]) -> String {
     let Rendered { text, spans } = template.assistant_spans(messages).unwrap();
     assert_eq!(text, template.render(messages, false).unwrap());

@@ -40,7 +40,7 @@ pub struct ModelConfig {
     pub head_dim: usize,
     /// `V`.
     pub vocab_size: usize,
-    /// Tokens the model was made for.
+    /// Context length of the pretraining, in tokens.
     pub max_position_embeddings: usize,
     /// Added to the mean square in every norm.
     pub rms_norm_eps: f32,
@@ -48,13 +48,13 @@ pub struct ModelConfig {
     pub tie_word_embeddings: bool,
     /// Rotary position embedding.
     pub rope: Rope,
-    /// Element type of the saved weights, if danlu reads it.
+    /// Element type of the saved weights, if it is supported.
     pub dtype: Option<DType>,
-    /// Quantization of the projections, if they are in 4 bits.
+    /// Quantization of the projections, if they are stored in 4 bits.
     pub quantization: Option<Quantization>,
-    /// Begins a text.
+    /// Id of the token that begins a text.
     pub bos_token_id: Option<u32>,
-    /// Each ends a text.
+    /// Ids of the tokens that end a text.
     pub eos_token_id: Vec<u32>,
 }
 
@@ -63,7 +63,7 @@ pub struct ModelConfig {
 pub struct Rope {
     /// `rope_theta`.
     pub theta: f64,
-    /// How the frequencies of long wavelengths are lowered.
+    /// Scaling of the frequencies.
     pub scaling: RopeScaling,
 }
 
@@ -73,16 +73,16 @@ pub struct Rope {
 pub enum RopeScaling {
     /// Unscaled.
     Default,
-    /// Llama 3.1's: wavelengths beyond the original context are divided by `factor`, short ones do not
-    /// change, and those between are interpolated.
+    /// Llama 3.1's scaling. Wavelengths beyond the original context are divided by `factor`. Short
+    /// wavelengths do not change, and those between are interpolated.
     Llama3 {
-        /// Division of the low frequencies, at least 1 in practice.
+        /// Divisor of the low frequencies.
         factor: f64,
-        /// Original context over the wavelength from which `factor` applies fully.
+        /// `factor` applies fully to wavelengths beyond the original context divided by this.
         low_freq_factor: f64,
-        /// Original context over the wavelength up to which nothing changes.
+        /// Wavelengths below the original context divided by this do not change.
         high_freq_factor: f64,
-        /// Context length of the pretraining, tokens.
+        /// Context length of the pretraining, in tokens.
         original_max_position_embeddings: usize,
     },
 }
@@ -91,8 +91,8 @@ impl ModelConfig {
     /// Reads `config.json` of a model folder.
     ///
     /// # Errors
-    /// If the file cannot be read, or describes a model that is impossible or not supported; the error names
-    /// the field.
+    /// If the file cannot be read, or describes an impossible or unsupported model. The error names the
+    /// field.
     pub fn read(folder: &Path) -> Result<Self, ModelError> {
         let path = folder.join("config.json");
         Self::parse(&path, &files::read_bounded(&path, json::MAX_CONFIG_BYTES)?)
@@ -106,7 +106,6 @@ impl ModelConfig {
         Self::from_value(path, &json::parse(path, bytes)?)
     }
 
-    /// Reads the values of a `config.json`; `path` is for messages.
     pub(crate) fn from_value(path: &Path, value: &Value) -> Result<Self, ModelError> {
         let fields = Fields::new(path, value)?;
 
@@ -164,7 +163,7 @@ impl ModelConfig {
         Ok(config)
     }
 
-    /// The text of `config.json`, in a form that transformers 4 and 5 both read.
+    /// Returns the text of a `config.json` that transformers 4 and 5 both read.
     pub fn to_json(&self) -> Vec<u8> {
         let rope_scaling = match self.rope.scaling {
             RopeScaling::Default => Value::Null,
@@ -181,7 +180,7 @@ impl ModelConfig {
                 "rope_type": "llama3",
             }),
         };
-        // A single id is no list, as transformers writes it.
+        // // transformers writes a single id as a number, not as a list.
         let eos = match self.eos_token_id[..] {
             [] => Value::Null,
             [id] => json!(id),
@@ -205,7 +204,7 @@ impl ModelConfig {
             "num_hidden_layers": self.num_hidden_layers,
             "num_key_value_heads": self.num_key_value_heads,
             "pretraining_tp": 1,
-            // Written as the decimal that was meant: 1e-5, not the nearest f32 to seventeen digits.
+            // // The decimal 1e-5, not the nearest f32 with seventeen digits.
             "rms_norm_eps": self.rms_norm_eps.to_string().parse::<f64>().unwrap_or(self.rms_norm_eps.into()),
             "rope_scaling": rope_scaling,
             "rope_theta": self.rope.theta,
@@ -222,7 +221,7 @@ impl ModelConfig {
         text
     }
 
-    /// `(OUT, IN)` of a projection's weight.
+    /// Returns `(OUT, IN)` of a projection's weight.
     pub fn projection_shape(&self, projection: Projection) -> (usize, usize) {
         let q = self.num_attention_heads * self.head_dim;
         let kv = self.num_key_value_heads * self.head_dim;
@@ -235,7 +234,7 @@ impl ModelConfig {
         }
     }
 
-    /// Every tensor of the checkpoint with its shape, in the order of a forward pass.
+    /// Returns the name and shape of every tensor of the checkpoint, in the order of a forward pass.
     pub fn tensors(&self) -> impl Iterator<Item = (String, Vec<usize>)> {
         let hidden = self.hidden_size;
         let table = vec![self.vocab_size, hidden];
@@ -255,7 +254,7 @@ impl ModelConfig {
             .chain(head)
     }
 
-    /// Parameters of the model; tied tables count once.
+    /// Returns the number of parameters; tied tables count once.
     pub fn num_parameters(&self) -> u64 {
         let of_layer: u64 = Projection::ALL
             .into_iter()
@@ -310,7 +309,7 @@ impl ModelConfig {
     }
 }
 
-/// Rejects settings that would change the arithmetic, by field.
+/// Rejects settings that would change the arithmetic. The error names the field.
 fn refuse_variants(fields: &Fields<'_>) -> Result<(), ModelError> {
     for name in ["attention_bias", "mlp_bias"] {
         if fields.flag(name)? {
@@ -329,7 +328,7 @@ fn refuse_variants(fields: &Fields<'_>) -> Result<(), ModelError> {
     let window_is_off = matches!(fields.get("use_sliding_window").and_then(|v| v.as_bool()), Some(false));
     if let (Some(window), false) = (fields.get("sliding_window"), window_is_off) {
         let positions = fields.get("max_position_embeddings").and_then(|v| v.as_u64());
-        // A window as long as the context hides nothing.
+        // // A window as long as the context hides nothing.
         if !matches!((window.as_u64(), positions), (Some(w), Some(p)) if w >= p) {
             return Err(fields.unsupported("sliding_window", "attention over the whole context is"));
         }
@@ -342,7 +341,7 @@ fn refuse_variants(fields: &Fields<'_>) -> Result<(), ModelError> {
     Ok(())
 }
 
-/// The rotary settings: `rope_parameters` of transformers 5, or `rope_theta` and `rope_scaling` of 4.
+/// Reads `rope_parameters` of transformers 5, or `rope_theta` and `rope_scaling` of transformers 4.
 fn rope(fields: &Fields<'_>, max_position_embeddings: usize) -> Result<Rope, ModelError> {
     let (parameters, name) = match fields.nested("rope_parameters")? {
         Some(nested) => (Some(nested), "rope_parameters"),
@@ -359,7 +358,7 @@ fn rope(fields: &Fields<'_>, max_position_embeddings: usize) -> Result<Rope, Mod
     let key = if parameters.get("rope_type").is_some() { "rope_type" } else { "type" };
     let scaling = match parameters.text(key)? {
         Some("default") => RopeScaling::Default,
-        // transformers 5 may leave the type out where it is the default; in 4 a scaling without one is an
+        // // transformers 5 may omit the default type. In transformers 4, a scaling without a type is an
         // error.
         None if name == "rope_parameters" => RopeScaling::Default,
         None => return Err(parameters.wrong("rope_type", "`default` or `llama3`")),
@@ -387,7 +386,8 @@ fn rope(fields: &Fields<'_>, max_position_embeddings: usize) -> Result<Rope, Mod
     Ok(Rope { theta, scaling })
 }
 
-/// `quantization_config`: 4 bits of bitsandbytes. The weights' files show which weights are in 4 bits.
+/// Reads `quantization_config`, which must be 4 bits of bitsandbytes. The weight files show which weights are
+/// in 4 bits.
 fn quantization(fields: &Fields<'_>) -> Result<Option<Quantization>, ModelError> {
     let Some(nested) = fields.nested("quantization_config")? else { return Ok(None) };
     const READ: &str = "weights in 4 bits by bitsandbytes (nf4, fp4) are, and those in bf16, f16 or f32";
@@ -401,7 +401,7 @@ fn quantization(fields: &Fields<'_>) -> Result<Option<Quantization>, ModelError>
         return Err(nested.wrong("load_in_4bit", "true"));
     }
     let quant_type = match nested.text("bnb_4bit_quant_type")? {
-        // transformers' own default.
+        // // The default of transformers.
         None => FourBitCode::Fp4,
         Some(name) => {
             name.parse().map_err(|_| nested.unsupported("bnb_4bit_quant_type", "`nf4` and `fp4` are"))?
@@ -411,7 +411,7 @@ fn quantization(fields: &Fields<'_>) -> Result<Option<Quantization>, ModelError>
     Ok(Some(Quantization { quant_type, double_quant, block_size: Quantization::BLOCK_SIZE }))
 }
 
-/// The saved type. The tensors report a type that is not supported.
+/// Reads the saved element type. An unsupported type is reported with the tensors.
 fn dtype(fields: &Fields<'_>) -> Result<Option<DType>, ModelError> {
     let name = match fields.text("dtype")? {
         Some(name) => Some(name),

@@ -1,4 +1,4 @@
-//! `config.json`, read once for all its uses.
+//! //! `config.json`, which is read once for all uses.
 
 use std::path::{Path, PathBuf};
 
@@ -8,12 +8,11 @@ use crate::files::{self, FileError};
 use crate::json::{self, Fields};
 use crate::{ModelConfig, ModelError};
 
-/// Name of the file.
 const FILE: &str = "config.json";
 
-/// The bytes and the values of a `config.json`.
+/// The bytes and values of a `config.json`.
 ///
-/// It gives the model's shape, the tokenizer's end tokens and the fingerprint of a base.
+/// They describe the model's shape, the end tokens of the tokenizer and the fingerprint of the base.
 #[derive(Clone, Debug)]
 pub struct ConfigJson {
     path: PathBuf,
@@ -22,10 +21,10 @@ pub struct ConfigJson {
 }
 
 impl ConfigJson {
-    /// Reads the file in `folder`.
+    /// Reads `config.json` in `folder`.
     ///
     /// # Errors
-    /// If it cannot be read or is not JSON.
+    /// If the file cannot be read or is not JSON.
     pub fn read(folder: &Path) -> Result<Self, ModelError> {
         let path = folder.join(FILE);
         let bytes = files::read_bounded(&path, json::MAX_CONFIG_BYTES)?;
@@ -33,7 +32,7 @@ impl ConfigJson {
         Ok(Self { path, bytes, value })
     }
 
-    /// Reads the file in `folder`; none if there is none.
+    /// Reads `config.json` in `folder`. Returns `None` if it does not exist.
     pub(crate) fn read_optional(folder: &Path) -> Result<Option<Self>, ModelError> {
         match Self::read(folder) {
             Ok(config) => Ok(Some(config)),
@@ -46,12 +45,12 @@ impl ConfigJson {
         }
     }
 
-    /// The file's bytes.
+    /// Returns the bytes of the file.
     pub fn bytes(&self) -> &[u8] {
         &self.bytes
     }
 
-    /// The model that it describes.
+    /// Returns the configuration of the model.
     ///
     /// # Errors
     /// As [`ModelConfig::parse`].
@@ -59,7 +58,7 @@ impl ConfigJson {
         ModelConfig::from_value(&self.path, &self.value)
     }
 
-    /// The tokens that end a generation.
+    /// Returns the tokens that end a generation.
     pub(crate) fn eos_token_ids(&self) -> Result<Vec<u32>, ModelError> {
         Fields::new(&self.path, &self.value)?.token_ids("eos_token_id")
     }

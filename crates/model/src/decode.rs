@@ -1,15 +1,16 @@
-//! Continuing sequences: prompts are read, then tokens follow one by one, over a [`KvCache`].
+//! //! Prefill and decode: prompts are read, then tokens are appended one by one, over a [`KvCache`].
 //!
-//! A row's values do not depend on the other rows of its pass. Products of few rows may be summed in another
-//! order than products of more ([`Backend::row_invariant_from`]), so the order is fixed by the kind of row:
+//! The values of a row do not depend on the other rows of the pass. A matrix product of few rows may sum in
+//! another order than a product of many rows (see [`Backend::row_invariant_from`]). The kind of row therefore
+//! fixes the order:
 //!
-//! | rows | order |
+//! | rows | order of summation |
 //! |---|---|
-//! | prompt tokens ([`Decoder::prefill`]) | that of many rows, also for a short rest of a prompt |
-//! | generated tokens ([`Decoder::decode`]) | that of few rows; more of them run in several passes |
-//! | the row of a sequence whose logits are returned, after the last attention | that of few rows |
+//! | prompt tokens ([`Decoder::prefill`]) | that of many rows, also for the short last piece of a prompt |
+//! | generated tokens ([`Decoder::decode`]) | that of few rows; many sequences run in several passes |
+//! | rows whose logits are returned, after the last attention | that of few rows |
 //!
-//! A reply is thus the same bits alone, among others, and after any interruption.
+//! A reply is thus the same bits alone, in a batch, and after any interruption.
 
 use std::mem;
 
@@ -20,38 +21,38 @@ use danlu_kernels::Segment;
 use crate::forward_pass::ForwardPass;
 use crate::{Decoder, KvCache, LoraRows, LoraSource, ModelError, SlotId, Workspace};
 
-/// The tokens that a pass appends to one slot.
+/// Tokens that a pass appends to one slot.
 #[derive(Clone, Copy)]
 pub struct SlotInput<'a> {
-    /// The slot. No other input of the pass has it.
+    /// The slot. Each slot occurs once in a pass.
     pub slot: SlotId,
-    /// The tokens behind those in the slot, at least one.
+    /// Tokens to append, at least one.
     pub ids: &'a [u32],
-    /// The adapter that the slot runs with.
+    /// Adapter of the slot.
     pub lora: Option<&'a dyn LoraSource>,
-    /// Whether the logits of the last token are computed.
+    /// Whether to compute the logits of the last token.
     pub wants_logits: bool,
 }
 
 impl<'a> SlotInput<'a> {
-    /// Appends `ids` to `slot` and computes the logits of the last.
+    /// Appends `ids` to `slot` and requests the logits of the last token.
     pub fn new(slot: SlotId, ids: &'a [u32], lora: Option<&'a dyn LoraSource>) -> Self {
         Self { slot, ids, lora, wants_logits: true }
     }
 }
 
 impl Decoder {
-    /// An empty cache for sequences of this model.
+    /// Returns an empty cache for sequences of this model.
     pub fn new_cache(&self) -> KvCache {
         KvCache::new(&self.config, self.backend.clone())
     }
 
-    /// Appends prompt tokens to slots of `cache`. Returns the logits of the last token of each input with
-    /// `wants_logits`, `(S, V)`, in the order of `inputs`. Attention stays within a sequence.
+    /// Appends prompt tokens to slots of `cache`. Returns the logits `(S, V)` of the last token of each input
+    /// with `wants_logits`, in the order of `inputs`.
     ///
     /// # Errors
-    /// If an input's ids are none, do not fit in the slot, or hold an id outside the vocabulary. No slot is
-    /// then changed.
+    /// If an input has no ids, more ids than its slot has room for, or an id outside the vocabulary. No slot
+    /// is changed then.
     ///
     /// # Panics
     /// If a slot was removed, or two inputs name one slot.
@@ -65,7 +66,7 @@ impl Decoder {
         self.append_in_passes(work, cache, inputs, self.backend.row_invariant_from())
     }
 
-    /// As [`Decoder::prefill`], for tokens that were generated.
+    /// As [`Decoder::prefill`], for generated tokens.
     ///
     /// # Errors
     /// As [`Decoder::prefill`].
@@ -83,7 +84,7 @@ impl Decoder {
         self.append_in_passes(work, cache, inputs, 1)
     }
 
-    /// Appends checked inputs in passes of at most [`Self::max_slots`] slots. Returns the wanted logits.
+    /// Appends checked inputs in passes of at most [`Self::max_slots`] slots. Returns the requested logits.
     fn append_in_passes(
         &self,
         work: &mut Workspace,
@@ -98,7 +99,7 @@ impl Decoder {
         Ok(logits)
     }
 
-    /// Most rows of a pass whose products are summed in the order of few rows.
+    /// Returns the largest number of rows whose products sum in the order of few rows.
     fn max_slots(&self) -> usize {
         match self.backend.row_invariant_from() {
             0 | 1 => usize::MAX,
@@ -119,8 +120,8 @@ impl Decoder {
         Ok(())
     }
 
-    /// One pass over at most [`Decoder::max_slots`] slots, with products of at least `min_rows` rows up to
-    /// the last attention.
+    /// Runs one pass over at most [`Decoder::max_slots`] slots. Matrix products before the attention output
+    /// have at least `min_rows` rows.
     fn append(
         &self,
         work: &mut Workspace,
@@ -160,7 +161,7 @@ impl Decoder {
     }
 }
 
-/// The rows of each adapter; neighbours with the same adapter have one entry.
+/// Returns the rows of each adapter. Adjacent inputs with one adapter share an entry.
 fn lora_rows<'a>(inputs: &[SlotInput<'a>]) -> Vec<LoraRows<'a>> {
     let mut found: Vec<LoraRows<'a>> = Vec::new();
     let mut start = 0;

@@ -1,6 +1,6 @@
-//! A Llama decoder, composed by hand from paired operations: no tape, no graph.
+//! //! Forward pass of a decoder, composed by hand from operations with a backward: no tape, no graph.
 //!
-//! One block, forward; [`backward`](crate::backward) is the same list upside down:
+//! One block, forward; [`backward`](crate::backward) runs the same operations in reverse:
 //!
 //! ```text
 //! norm1 = rmsnorm(inp)            q, k, v = linear(norm1) + lora       rope(q), rope(k)
@@ -9,8 +9,8 @@
 //! act   = silu(gate) · up         out = linear(act) + lora + res
 //! ```
 //!
-//! After attention the rows are independent, so the last layer computes `res` and everything after it only
-//! for the rows that reach the head.
+//! After attention the rows are independent. The last layer therefore computes `res` and everything after it
+//! only for the rows that reach the head.
 
 use std::mem;
 use std::ops::Range;
@@ -29,7 +29,7 @@ use crate::lora::{LoraRows, LoraSource};
 use crate::workspace::{GrowBuffer, PrefixKv, Workspace};
 use crate::{ActivationPolicy, Batch, KvCache, ModelConfig, ModelError, Projection, Weights};
 
-/// A base model that runs forward, and backward to its adapters.
+/// A base model with a forward pass, and a backward pass to its adapters.
 #[derive(Debug)]
 pub struct Decoder {
     pub(crate) config: ModelConfig,
@@ -41,7 +41,7 @@ pub struct Decoder {
     pub(crate) inv_freq: Buffer,
 }
 
-/// The frozen weights of one block, named as in the checkpoint.
+/// Frozen weights of one block, named as in the checkpoint.
 #[derive(Debug)]
 pub(crate) struct Layer {
     pub input_layernorm: Buffer,
@@ -57,19 +57,19 @@ impl Layer {
 }
 
 impl Decoder {
-    /// Opens a Hugging Face folder: `config.json` and safetensors, memory-mapped.
+    /// Opens a Hugging Face folder: `config.json` and memory-mapped safetensors.
     ///
     /// # Errors
-    /// If a file is missing or malformed, the model is not a supported one, or a tensor is missing, extra
-    /// or misshaped.
+    /// If a file is missing or malformed, the model is not supported, or a tensor is missing, unexpected or
+    /// misshaped.
     pub fn load(folder: &Path, backend: Arc<dyn Backend>) -> Result<Self, ModelError> {
         Self::new(ModelConfig::read(folder)?, &Weights::open(folder)?, backend)
     }
 
-    /// A decoder over weights that are open already.
+    /// Builds a decoder over opened weights.
     ///
     /// # Errors
-    /// If a tensor is missing, extra or misshaped.
+    /// If a tensor is missing, unexpected or misshaped.
     pub fn new(
         config: ModelConfig,
         weights: &Weights,
@@ -80,13 +80,13 @@ impl Decoder {
         Self::build(config, backend, matrix, |name, len| Ok(Some(weights.vector_f32(name, len)?)))
     }
 
-    /// A decoder of this shape on a back end that computes nothing. No file is opened.
+    /// Builds a decoder of this shape on a back end that computes nothing. Opens no file.
     pub fn trace(config: ModelConfig, trace: Arc<Trace>) -> Self {
         let matrix = |_: &str, rows, cols| Ok(Trace::matrix(rows, cols));
         Self::build(config, trace, matrix, |_, _| Ok(None)).expect("shapes alone cannot be wrong")
     }
 
-    /// Gets every tensor by name and shape. A vector may have no values.
+    /// Builds a decoder from functions that return a tensor by name and shape. A vector may have no values.
     fn build(
         config: ModelConfig,
         backend: Arc<dyn Backend>,
@@ -132,18 +132,18 @@ impl Decoder {
         Ok(Self { config, backend, embed_tokens, layers, norm, lm_head, inv_freq })
     }
 
-    /// The model's configuration.
+    /// Returns the model's configuration.
     pub fn config(&self) -> &ModelConfig {
         &self.config
     }
 
-    /// The back end.
+    /// Returns the back end.
     pub fn backend(&self) -> &Arc<dyn Backend> {
         &self.backend
     }
 
-    /// Allocates every buffer for training on batches of up to `rows` rows, `labels` of them with a label.
-    /// `keys` counts the tokens of batches that share rows.
+    /// Allocates every training buffer for batches of up to `rows` rows, `labels` of them with a label.
+    /// `keys` is the largest number of tokens of a batch with shared prefixes.
     pub fn reserve(&self, work: &mut Workspace, rows: usize, labels: usize, keys: usize) {
         let least = self.backend.row_invariant_from();
         let (rows, labels) = (rows.max(least), labels.max(least));
@@ -152,7 +152,7 @@ impl Decoder {
         work.reserve_gradients(&self.config, &*self.backend, rows, labels);
     }
 
-    /// The loss of every trained token in nats, in the batch's order.
+    /// Returns the loss of every trained token in nats, in the batch's order.
     ///
     /// # Errors
     /// If a token id is outside the vocabulary.
@@ -177,14 +177,14 @@ impl Decoder {
         self.read_losses(work, labels)
     }
 
-    /// The first `n` losses that stand in `work`.
+    /// Reads the first `n` losses of `work`.
     pub(crate) fn read_losses(&self, work: &Workspace, n: usize) -> Result<Vec<f32>, ModelError> {
         let mut losses = vec![0.0; n];
         self.backend.read(&mut losses, work.losses.get(), 0)?;
         Ok(losses)
     }
 
-    /// The logits of every row, `(N, V)`.
+    /// Returns the logits of every row, `(N, V)`.
     ///
     /// # Errors
     /// If a token id is outside the vocabulary.
@@ -198,8 +198,8 @@ impl Decoder {
         self.logits_of(work, &states, 0..batch.rows())
     }
 
-    /// The residual stream after the last layer, `(N, C)`. [`Decoder::logits_of`] computes logits from it,
-    /// some rows at a time.
+    /// Returns the residual stream after the last layer, `(N, C)`. [`Decoder::logits_of`] turns some of its
+    /// rows into logits at a time.
     ///
     /// # Errors
     /// If a token id is outside the vocabulary.
@@ -221,7 +221,7 @@ impl Decoder {
         Ok(states)
     }
 
-    /// The logits of `rows` of [`Decoder::hidden_states`], `(rows, V)`.
+    /// Returns the logits of `rows` of [`Decoder::hidden_states`], `(rows, V)`.
     ///
     /// # Errors
     /// If the device failed.
@@ -237,9 +237,9 @@ impl Decoder {
         self.head_logits(work, n)
     }
 
-    /// Embeds the ids of an uploaded pass and runs every block, over `cache` if there is one. The result is
-    /// in `work.head_inp`, or in `work.hidden` if no rows are selected for the head. With `keep`, every layer
-    /// stores activations for the backward, as its policy states.
+    /// Embeds the ids of an uploaded pass and runs every block, over `cache` if given. The result is in
+    /// `work.head_inp`, or in `work.hidden` if no rows are selected for the head. With `keep`, every layer
+    /// stores the activations that its policy names.
     pub(crate) fn blocks(
         &self,
         work: &mut Workspace,
@@ -265,7 +265,8 @@ impl Decoder {
                     self.mlp(layer, mlp, mid, &mut work.head_inp, from, &head.rows);
                 }
                 _ => {
-                    // If all layers store activations, a block writes to the input of the next.
+                    // // If all layers store activations, a block writes into the input buffer of the next
+                    // block.
                     let next =
                         if keep && !is_last { &mut work.layers[layer + 1].inp } else { &mut work.hidden };
                     self.mlp(layer, mlp, mid, next, (attn, inp), &pass.rows);
@@ -278,7 +279,7 @@ impl Decoder {
         }
     }
 
-    /// The first half of a block: from `act.inp` to `act.attn`.
+    /// First half of a block: from `act.inp` to `act.attn`.
     fn attend(
         &self,
         layer: usize,
@@ -312,7 +313,8 @@ impl Decoder {
         be.attention_forward(act.attn.get_mut(), act.lse.get_mut(), operands);
     }
 
-    /// The keys and values of the segments of `pass`: a layer's `own`, or `copies` if sequences share rows.
+    /// Returns the keys and values of the segments of `pass`: the layer's `own`, or `copies` if sequences
+    /// share rows.
     pub(crate) fn keys_of<'b>(
         &self,
         own: [&'b GrowBuffer; 2],
@@ -328,7 +330,7 @@ impl Decoder {
         copies.each_ref().map(GrowBuffer::get)
     }
 
-    /// The second half of a block: from the attention output and the residual stream before it to `out`.
+    /// Second half of a block: from the attention output and the residual stream to `out`.
     fn mlp(
         &self,
         layer: usize,
@@ -342,7 +344,7 @@ impl Decoder {
         self.project(layer, &[Projection::DownProj], [out], mid, (&act.act, Some(&act.res)), rows);
     }
 
-    /// All of the second half except its last product.
+    /// Second half of a block without its last matrix product.
     fn mlp_activations(
         &self,
         layer: usize,
@@ -361,8 +363,8 @@ impl Decoder {
         be.swiglu_forward(act.act.get_mut(), act.gate.get(), act.up.get(), n * config.intermediate_size);
     }
 
-    /// Recomputes the activations that the layer's policy did not store, to the same bits. Not for the last
-    /// layer, whose backward follows its forward at once.
+    /// Recomputes the activations that the layer's policy did not store, bit for bit. The last layer needs no
+    /// call: its backward pass follows its forward pass immediately.
     pub(crate) fn restore(
         &self,
         layer: usize,
@@ -390,8 +392,8 @@ impl Decoder {
         }
     }
 
-    /// `out[i] = inp Wᵀ` of each projection of a group, plus each adapter's update on its own rows, plus a
-    /// residual.
+    /// `out[i] = inp Wᵀ` for each projection of a group, plus the update of each adapter on its own rows,
+    /// plus a residual.
     fn project<const N: usize>(
         &self,
         layer: usize,
@@ -416,14 +418,14 @@ impl Decoder {
         be.project(&mut out, &mut mid, inp.get(), group, residual, rows.computed);
     }
 
-    /// The final norm of the first `n` rows of `work.head_inp`: `work.head_norm`.
+    /// Normalises the first `n` rows of `work.head_inp` into `work.head_norm`.
     pub(crate) fn head_norm(&self, work: &mut Workspace, n: usize) {
         let (out, rstd) = (work.head_norm.get_mut(), work.head_rstd.get_mut());
         let (inp, eps) = (work.head_inp.get(), self.config.rms_norm_eps);
         self.backend.rmsnorm_forward(out, rstd, inp, &self.norm, eps, n);
     }
 
-    /// The logits of the first `n` rows of `work.head_inp`, `(N, V)`.
+    /// Returns the logits of the first `n` rows of `work.head_inp`, `(N, V)`.
     pub(crate) fn head_logits(&self, work: &mut Workspace, n: usize) -> Result<Vec<f32>, ModelError> {
         self.head_norm(work, n);
         let be = &*self.backend;
@@ -437,7 +439,7 @@ impl Decoder {
     /// Checks that every id is in the vocabulary.
     ///
     /// # Errors
-    /// [`ModelError::TokenOutOfRange`] names the first that is not.
+    /// [`ModelError::TokenOutOfRange`] with the first id outside.
     pub fn check_ids(&self, ids: &[u32]) -> Result<(), ModelError> {
         let vocab_size = self.config.vocab_size;
         match ids.iter().find(|&&id| id as usize >= vocab_size) {
@@ -451,8 +453,8 @@ fn lora_rows(source: Option<&dyn LoraSource>, n: usize) -> Vec<LoraRows<'_>> {
     source.into_iter().map(|source| LoraRows::all(source, n)).collect()
 }
 
-/// The pairs of every adapter of `rows` for the projections of a group. An adapter without a pair has no
-/// segment.
+/// Returns the low-rank matrices of each adapter of `rows` for the projections of a group. Adapters that
+/// adapt none of the projections are left out.
 pub(crate) fn lora_segments<'a>(
     layer: usize,
     group: &[Projection],

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use crate::files::FileError;
 
-/// The reason why a model folder cannot be used, or a conversation not be rendered.
+/// Why a model folder cannot be used, or a conversation cannot be rendered.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ModelError {
@@ -19,7 +19,7 @@ pub enum ModelError {
     /// A JSON file is malformed.
     #[error("`{}:{line}:{column}`: {message}", path.display())]
     Json {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
         /// Line of the fault, from 1.
         line: usize,
@@ -32,17 +32,17 @@ pub enum ModelError {
     /// A field is missing or has an impossible value.
     #[error("`{}`: `{field}` is {found}, expected {expected}", path.display())]
     Field {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
         /// The field, dotted where nested.
         field: String,
         /// Its value as JSON, or `missing`.
         found: String,
-        /// The accepted values.
+        /// Accepted values.
         expected: String,
     },
 
-    /// A field is valid, but its value is not implemented.
+    /// A valid value that danlu does not support.
     #[error("`{}`: `{field}` {found} is not supported: {supported}", path.display())]
     Unsupported {
         /// The file.
@@ -51,7 +51,7 @@ pub enum ModelError {
         field: String,
         /// Its value as JSON.
         found: String,
-        /// The implemented values.
+        /// Supported values.
         supported: String,
     },
 
@@ -61,7 +61,7 @@ pub enum ModelError {
     NoWeights {
         /// The folder.
         folder: PathBuf,
-        /// Files of weights in another format that the folder has.
+        /// Weight file in another format, if the folder has one.
         other: Option<String>,
     },
 
@@ -70,40 +70,40 @@ pub enum ModelError {
     FileSize {
         /// The file.
         path: PathBuf,
-        /// Bytes by its header.
+        /// Length that the header implies.
         expected: u64,
-        /// Bytes that are there.
+        /// Length of the file.
         found: u64,
     },
 
-    /// A safetensors header that describes no tensors.
+    /// A safetensors header that is invalid.
     #[error("`{}` is not a valid safetensors file: {message}", path.display())]
     Header {
         /// The file.
         path: PathBuf,
-        /// The fault.
+        /// Reason.
         message: String,
     },
 
-    /// A shard index that cannot be followed.
+    /// An invalid shard index.
     #[error("`{}`: {message}", path.display())]
     Index {
         /// The index file.
         path: PathBuf,
-        /// The fault.
+        /// Reason.
         message: String,
     },
 
-    /// A shard index whose file is not there.
+    /// A shard index that names a missing file.
     #[error("`{}`: {message}", path.display())]
     NoShard {
         /// The index file.
         path: PathBuf,
-        /// Which, and of how many tensors.
+        /// The missing file, and how many tensors it should hold.
         message: String,
     },
 
-    /// A tensor in an element type that is not read.
+    /// A tensor with an unsupported element type.
     #[error("`{}`: weights in {dtype}: `{tensor}`; F32, BF16 and F16 are read", path.display())]
     DType {
         /// The file.
@@ -114,27 +114,27 @@ pub enum ModelError {
         dtype: String,
     },
 
-    /// A weight in 4 bits whose parts cannot be one.
+    /// A 4-bit weight with a missing or inconsistent part.
     #[error("`{}`: 4-bit weight `{tensor}`: {message}", path.display())]
     FourBit {
         /// The file.
         path: PathBuf,
         /// The weight.
         tensor: String,
-        /// The found and the expected value.
+        /// Found and expected value.
         message: String,
     },
 
-    /// The model to be quantized is in 4 bits already.
+    /// The model to quantize is in 4 bits already.
     #[error("`{}` is in 4 bits already: `{tensor}`", folder.display())]
     AlreadyFourBit {
         /// The folder.
         folder: PathBuf,
-        /// Its first weight that is.
+        /// Its first weight in 4 bits.
         tensor: String,
     },
 
-    /// A module to be left in 16 bits does not exist.
+    /// A module to leave in 16 bits does not exist.
     #[error("`{}` has no module `{module}` to leave out of 4 bits", folder.display())]
     NoModule {
         /// The folder.
@@ -143,7 +143,7 @@ pub enum ModelError {
         module: String,
     },
 
-    /// Every projection was to be left in 16 bits.
+    /// Every projection is to be left in 16 bits.
     #[error("without `{skipped}`, nothing of `{}` is left to be put into 4 bits", folder.display())]
     AllSkipped {
         /// The folder.
@@ -152,7 +152,7 @@ pub enum ModelError {
         skipped: String,
     },
 
-    /// A weight to be quantized has a value without a code.
+    /// A weight to quantize has a value that is not finite.
     #[error("`{}`: tensor `{tensor}` holds {value} at element {element}", path.display())]
     NotFinite {
         /// The file.
@@ -165,7 +165,7 @@ pub enum ModelError {
         element: usize,
     },
 
-    /// A tensor is not there.
+    /// A missing tensor.
     #[error("`{}`: tensor `{tensor}` is missing", path.display())]
     NoTensor {
         /// The folder or file.
@@ -181,13 +181,13 @@ pub enum ModelError {
         path: PathBuf,
         /// The tensor.
         tensor: String,
-        /// Shape by `config.json`.
+        /// Shape that `config.json` implies.
         expected: Vec<usize>,
         /// Shape in the file.
         found: Vec<usize>,
     },
 
-    /// A tokenizer that cannot be built, or that cannot encode or decode.
+    /// A tokenizer that cannot be built, or a text that it cannot encode.
     #[error("`{}`: {message}", path.display())]
     Tokenizer {
         /// The file.
@@ -196,7 +196,7 @@ pub enum ModelError {
         message: String,
     },
 
-    /// The model brings no chat template.
+    /// The model has no chat template.
     #[error(
         "`{}` has no chat template: there is no `chat_template.jinja`, and no `chat_template` in `tokenizer_config.json`",
         folder.display()
@@ -209,29 +209,29 @@ pub enum ModelError {
     /// A chat template that cannot be parsed, or that fails on a conversation.
     #[error("chat template of `{}`{}: {message}", path.display(), line.map(|l| format!(", line {l}")).unwrap_or_default())]
     Template {
-        /// The file it came from.
+        /// Path of the template's file.
         path: PathBuf,
         /// Line within the template, from 1.
         line: Option<usize>,
-        /// The fault.
+        /// Reason.
         message: String,
     },
 
     /// The template rejects a conversation by `raise_exception`.
     #[error("the model's chat template refuses this conversation: {message}")]
     Refused {
-        /// The template's words.
+        /// Message of the template.
         message: String,
     },
 
-    /// The assistant's part of the template's output cannot be found.
+    /// The assistant's span in the rendered text cannot be found.
     #[error(
         "what the assistant wrote cannot be told in the text of the chat template: message {index}, {reason}"
     )]
     NoMask {
-        /// The assistant's message, from 0.
+        /// Index of the assistant's message, from 0.
         index: usize,
-        /// Why.
+        /// Reason.
         reason: String,
     },
 
@@ -244,14 +244,14 @@ pub enum ModelError {
         problems: Vec<String>,
     },
 
-    /// A model to be written would not fit.
+    /// The disk is too small for the model to write.
     #[error("the model for `{}` needs {needed} bytes and the disk has {available} free", path.display())]
     Space {
         /// The folder.
         path: PathBuf,
-        /// Bytes to be written.
+        /// Bytes to write.
         needed: u64,
-        /// Bytes that can be.
+        /// Free bytes on the disk.
         available: u64,
     },
 
@@ -259,28 +259,28 @@ pub enum ModelError {
     #[error("stopped before it was done")]
     Stopped,
 
-    /// A token id without an embedding.
+    /// A token id without a row in the embedding table.
     #[error("token id {id} is outside the model's vocabulary of {vocab_size}")]
     TokenOutOfRange {
         /// The id.
         id: u32,
-        /// Ids the model knows.
+        /// Rows of the embedding table.
         vocab_size: usize,
     },
 
-    /// More tokens than the cache slot has room for, or none at all.
+    /// More tokens than the slot has room for, or none.
     #[error("{added} tokens after {held} do not fit a cache of {capacity}")]
     CacheFull {
-        /// Tokens already held.
+        /// Tokens in the slot.
         held: usize,
         /// Tokens to add.
         added: usize,
-        /// Tokens that fit.
+        /// Capacity of the slot.
         capacity: usize,
     },
 }
 
-/// The first few of a list, and how many more there are.
+/// Lists the first problems, and the number of the others.
 fn listing(problems: &[String]) -> String {
     const MAX_SHOWN: usize = 8;
     let mut text = String::new();
@@ -295,7 +295,7 @@ fn listing(problems: &[String]) -> String {
 }
 
 impl ModelError {
-    /// The next step for the user, if there is one.
+    /// Returns the next step for the user, if there is one.
     pub fn hint(&self) -> Option<String> {
         let hint = match self {
             Self::File(e) => return e.hint(),

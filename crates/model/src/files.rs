@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 
 use tempfile::NamedTempFile;
 
-/// Prefix of every temporary file, by which the leftovers of a killed run are recognised. The final name may
-/// follow behind the next `-`.
+/// Prefix of every temporary file, which identifies the leftovers of a killed run. The final name may follow
+/// after the next `-`.
 pub const TEMPORARY_PREFIX: &str = ".danlu-tmp-";
 
 /// A file operation that failed.
@@ -15,22 +15,22 @@ pub const TEMPORARY_PREFIX: &str = ".danlu-tmp-";
 #[error("cannot {action} `{}`: {}", path.display(), plain(source))]
 #[non_exhaustive]
 pub struct FileError {
-    /// The action, as a verb: `read`, `write`, `create`.
+    /// What failed, as a verb: `read`, `write`, `create`.
     pub action: &'static str,
-    /// The file or folder.
+    /// Path of the file or folder.
     pub path: PathBuf,
-    /// The system's error.
+    /// Error of the operating system.
     pub source: io::Error,
 }
 
 impl FileError {
-    /// `action` on `path` failed with `source`. A temporary name in `path` is replaced by the final one,
-    /// because the temporary file no longer exists when the message is read.
+    /// Returns the error of `action` on `path`. Temporary names in `path` are replaced by final ones, because
+    /// the temporary file no longer exists when the user reads the message.
     pub fn new(action: &'static str, path: &Path, source: io::Error) -> Self {
         Self { action, path: final_path(path), source }
     }
 
-    /// The next step for the user, if there is one.
+    /// Returns the next step for the user, if there is one.
     pub fn hint(&self) -> Option<String> {
         let hint = match self.source.kind() {
             io::ErrorKind::NotFound if is_lacking(&self.path) => {
@@ -56,7 +56,7 @@ impl FileError {
     }
 }
 
-/// Whether `path` is a file of a model whose folder has others.
+/// Returns whether `path` is a model file missing from a folder with other model files.
 fn is_lacking(path: &Path) -> bool {
     let of_a_model = path.file_name().and_then(|name| name.to_str()).is_some_and(|name| {
         matches!(name, "config.json" | "tokenizer.json" | "tokenizer_config.json")
@@ -66,9 +66,10 @@ fn is_lacking(path: &Path) -> bool {
     of_a_model && path.parent().is_some_and(has_others)
 }
 
-/// The system's reason in plain words. Own and rare errors have their own text.
+/// Returns the reason in plain words. Rare errors keep the system's text.
 ///
-/// The kind decides before the text: wrappers such as tempfile's keep the kind and add the system's wording.
+/// The kind is checked before the text, because wrappers such as tempfile's keep the kind and change the
+/// text.
 fn plain(error: &io::Error) -> String {
     let reason = match error.kind() {
         io::ErrorKind::NotFound => "it does not exist",
@@ -84,7 +85,7 @@ fn plain(error: &io::Error) -> String {
     reason.to_owned()
 }
 
-/// `path` with final names in place of temporary ones, and without temporary folders.
+/// Replaces temporary names in `path` by final ones, and removes temporary folders.
 pub fn final_path(path: &Path) -> PathBuf {
     let mut out = PathBuf::new();
     for part in path.components() {
@@ -99,7 +100,7 @@ pub fn final_path(path: &Path) -> PathBuf {
 /// Reads a regular file of at most `limit` bytes.
 ///
 /// # Errors
-/// If it cannot be read, is not a regular file (a pipe would never end), or is larger.
+/// If the file cannot be read, is larger, or is not a regular file. A pipe would never end.
 pub fn read_bounded(path: &Path, limit: u64) -> Result<Vec<u8>, FileError> {
     let error = |e| FileError::new("read", path, e);
     let metadata = fs::metadata(path).map_err(error)?;
@@ -116,10 +117,10 @@ pub fn read_bounded(path: &Path, limit: u64) -> Result<Vec<u8>, FileError> {
     fs::read(path).map_err(error)
 }
 
-/// Names in a folder, sorted; none if it does not exist.
+/// Returns the names in a folder, sorted. Returns none if the folder does not exist.
 ///
 /// # Errors
-/// If it cannot be read.
+/// If the folder cannot be read.
 pub fn names_in(folder: &Path) -> Result<Vec<String>, FileError> {
     let error = |e| FileError::new("read", folder, e);
     let entries = match fs::read_dir(folder) {
@@ -134,17 +135,17 @@ pub fn names_in(folder: &Path) -> Result<Vec<String>, FileError> {
     Ok(names)
 }
 
-/// Replaces `path` by a file of these bytes, atomically and durably.
+/// Replaces `path` atomically and durably by a file of these bytes.
 ///
 /// # Errors
-/// If the folder cannot be written; `path` is then as it was.
+/// If the folder cannot be written. `path` is unchanged then.
 pub fn write_atomic(path: &Path, bytes: &[u8]) -> Result<(), FileError> {
     let mut file = AtomicFile::create(path)?;
     file.write_all(bytes).map_err(|e| FileError::new("write", path, e))?;
     file.commit()
 }
 
-/// A file that appears whole at [`commit`](AtomicFile::commit). Dropping it before leaves nothing.
+/// A file that gets its name, complete, at [`commit`](AtomicFile::commit). Dropping it earlier removes it.
 #[derive(Debug)]
 pub struct AtomicFile {
     writer: BufWriter<NamedTempFile>,
@@ -152,7 +153,7 @@ pub struct AtomicFile {
 }
 
 impl AtomicFile {
-    /// Opens a temporary file beside `path`, in the same folder so that the rename stays on one disk.
+    /// Opens a temporary file in the folder of `path`, so that the rename stays on one disk.
     ///
     /// # Errors
     /// If the folder does not exist or cannot be written.
@@ -165,7 +166,7 @@ impl AtomicFile {
         Ok(Self { writer: BufWriter::with_capacity(1 << 20, file), path: path.to_owned() })
     }
 
-    /// The name the file will have.
+    /// Returns the final path.
     pub fn path(&self) -> &Path {
         &self.path
     }
@@ -173,7 +174,7 @@ impl AtomicFile {
     /// Flushes to the disk, then renames the file.
     ///
     /// # Errors
-    /// If the disk is full or the rename is refused; the temporary file is then removed.
+    /// If the disk is full or the rename fails. The temporary file is removed then.
     pub fn commit(self) -> Result<(), FileError> {
         let Self { writer, path } = self;
         let error = |e| FileError::new("write", &path, e);
@@ -194,10 +195,10 @@ impl Write for AtomicFile {
     }
 }
 
-/// Bytes that an ordinary user can still write on the disk of `path`, which need not exist yet.
+/// Returns the bytes that an ordinary user can still write on the disk of `path`. `path` need not exist.
 ///
 /// # Errors
-/// If no part of the path exists, or the disk's size is unknown.
+/// If no parent of the path exists, or the system reports no size.
 pub fn free_space(path: &Path) -> Result<u64, FileError> {
     let mut existing = path;
     while !existing.exists() {
@@ -211,10 +212,10 @@ pub fn free_space(path: &Path) -> Result<u64, FileError> {
     Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
 }
 
-/// Ensures that `path` is a writable folder without entries beyond those that `allowed` accepts.
+/// Ensures that `path` is a writable folder whose entries are all accepted by `allowed`.
 ///
 /// # Errors
-/// If it is a file, has another entry (the error names one), or cannot be written.
+/// If `path` is a file, has another entry (the error names one), or cannot be written.
 pub fn ensure_output_dir(path: &Path, allowed: impl Fn(&str) -> bool) -> Result<(), FileError> {
     let error = |e| FileError::new("write to", path, e);
     if path.is_file() {
@@ -228,7 +229,7 @@ pub fn ensure_output_dir(path: &Path, allowed: impl Fn(&str) -> bool) -> Result<
             other.push(name);
         }
     }
-    // The least name, so that the same folder gives the same message.
+    // // The first name in order, so that the message is the same on every run.
     if let Some(example) = other.iter().min() {
         let message = format!("the folder already holds other things, such as `{example}`");
         return Err(error(io::Error::new(io::ErrorKind::DirectoryNotEmpty, message)));
@@ -237,10 +238,10 @@ pub fn ensure_output_dir(path: &Path, allowed: impl Fn(&str) -> bool) -> Result<
     Ok(())
 }
 
-/// Makes the names in `folder` durable: a rename is only safe once its folder is on the disk.
+/// Makes the names in `folder` durable. A rename is only safe once its folder is on the disk.
 fn sync_folder(folder: &Path) -> io::Result<()> {
     match File::open(folder)?.sync_all() {
-        // Some network file systems cannot sync a folder; the file itself is safe.
+        // // Some network file systems cannot sync a folder. The file itself is safe.
         Err(e) if matches!(e.kind(), io::ErrorKind::InvalidInput | io::ErrorKind::Unsupported) => Ok(()),
         result => result,
     }
@@ -249,10 +250,10 @@ fn sync_folder(folder: &Path) -> io::Result<()> {
 fn temporary(folder: &Path) -> io::Result<NamedTempFile> {
     let mut builder = tempfile::Builder::new();
     builder.prefix(TEMPORARY_PREFIX);
-    // As an ordinary new file: the umask decides, instead of the owner alone.
+    // // The umask decides, as for any new file. tempfile would allow the owner only.
     #[cfg(unix)]
     builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
-    // tempfile wraps its errors; the kind alone keeps our wording.
+    // // tempfile replaces the message of its errors, so the error is rebuilt from its kind.
     builder.tempfile_in(folder).map_err(|e| match e.kind() {
         io::ErrorKind::Other | io::ErrorKind::InvalidInput => e,
         kind => kind.into(),

@@ -1,44 +1,44 @@
-//! One pass over packed rows: their positions, their adapters, and the rows that reach the head.
+//! //! One pass over packed rows: positions, adapters, and the rows that reach the head.
 
 use danlu_kernels::{Backend, Indices, Segment, Segments};
 
 use crate::Batch;
 use crate::lora::LoraRows;
 
-/// The indices that the operations of a pass read, uploaded once.
+/// Indices that the operations of a pass read. They are uploaded once.
 #[derive(Debug, Default)]
 pub(crate) struct PassIndices {
     pub ids: Indices,
     pub positions: Indices,
     pub segments: Segments,
-    /// As [`ForwardPass::keys`].
+    /// See [`ForwardPass::keys`].
     pub keys: Indices,
-    /// As [`HeadRows::index`].
+    /// See [`HeadRows::index`].
     pub head: Indices,
-    /// The label of each row that reaches the head, in training and evaluation.
+    /// Target of each row that reaches the head, in training and evaluation.
     pub targets: Indices,
-    /// Cache rows of the pass's own keys and values.
+    /// Cache rows for the new keys and values of the pass.
     pub cache_rows: Indices,
 }
 
-/// One pass over packed rows, as a block sees it.
+/// One pass over packed rows.
 pub(crate) struct ForwardPass<'a> {
     pub rows: PassRows<'a>,
     pub positions: &'a [u32],
     pub segments: &'a [Segment],
-    /// The row of each of the segments' keys, unless every key has its own number.
+    /// Row of each key of the segments. `None` if key `i` has row `i`.
     pub keys: Option<&'a [u32]>,
-    /// The only rows computed after the last attention. `None`: all rows.
+    /// Rows computed after the last attention. `None` for all rows.
     pub head: Option<HeadRows<'a>>,
-    /// All of these, in the back end's memory. Filled by [`ForwardPass::upload`].
+    /// The indices in the back end's memory. [`ForwardPass::upload`] fills them.
     pub indices: PassIndices,
 }
 
-/// Rows that go through products together, and the adapters they run with.
+/// Rows that one matrix product computes, and their adapters.
 pub(crate) struct PassRows<'a> {
-    /// How many.
+    /// Number of rows.
     pub n: usize,
-    /// Rows that a product computes. Rows beyond `n` have no meaning.
+    /// Number of rows that a matrix product computes. The rows from `n` on are unused.
     pub computed: usize,
     pub lora: Vec<LoraRows<'a>>,
 }
@@ -47,12 +47,12 @@ pub(crate) struct PassRows<'a> {
 pub(crate) struct HeadRows<'a> {
     /// Their rows in the pass, ascending, `(M)`.
     pub index: &'a [u32],
-    /// The same, once they are gathered.
+    /// The rows after they are gathered.
     pub rows: PassRows<'a>,
 }
 
 impl<'a> ForwardPass<'a> {
-    /// A pass of which all rows go on.
+    /// Returns a pass in which every row reaches the head.
     pub fn new(positions: &'a [u32], segments: &'a [Segment], lora: Vec<LoraRows<'a>>) -> Self {
         let n = positions.len();
         Self {
@@ -65,7 +65,7 @@ impl<'a> ForwardPass<'a> {
         }
     }
 
-    /// A pass over `batch` of which all rows go on.
+    /// Returns a pass over `batch` in which every row reaches the head.
     pub fn over(batch: &'a Batch, lora: Vec<LoraRows<'a>>) -> Self {
         Self { keys: batch.shared_keys(), ..Self::new(&batch.positions, &batch.segments, lora) }
     }
@@ -76,8 +76,8 @@ impl<'a> ForwardPass<'a> {
         self
     }
 
-    /// No product has fewer rows than `row_invariant_from`, so that small micro-batches give the same bits
-    /// alone and with others.
+    /// Raises every matrix product to at least `row_invariant_from` rows, so that a small micro-batch gives
+    /// the same bits alone and fused with others.
     pub fn with_many_rows(mut self, row_invariant_from: usize) -> Self {
         if let Some(head) = &mut self.head {
             head.rows.computed = head.rows.n.max(row_invariant_from);
@@ -85,14 +85,13 @@ impl<'a> ForwardPass<'a> {
         self.with_min_rows(row_invariant_from)
     }
 
-    /// Products up to the last attention have at least `min` rows.
+    /// Raises matrix products before the attention output to at least `min` rows.
     pub fn with_min_rows(mut self, min: usize) -> Self {
         self.rows.computed = self.rows.n.max(min);
         self
     }
 
-    /// Uploads what operations read of the pass, of its `ids` and of its `targets`, into the memory of
-    /// `indices`.
+    /// Uploads the indices of the pass, its `ids` and its `targets` into the memory of `indices`.
     pub fn upload(&mut self, backend: &dyn Backend, mut indices: PassIndices, ids: &[u32], targets: &[u32]) {
         backend.upload(&mut indices.ids, ids);
         backend.upload(&mut indices.positions, self.positions);
@@ -109,7 +108,7 @@ impl<'a> ForwardPass<'a> {
 }
 
 impl<'a> PassRows<'a> {
-    /// The rows `index`, ascending, moved together.
+    /// Returns the adapters of the rows `index`, ascending, after these rows are gathered.
     fn gathered(&self, index: &[u32]) -> Self {
         let place = |row: usize| index.partition_point(|&i| (i as usize) < row);
         let gathered = |lora: &LoraRows<'a>| {

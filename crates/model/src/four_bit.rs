@@ -1,11 +1,11 @@
-//! A weight in 4 bits as bitsandbytes stores it: codes under the weight's own name, and its parts under
+//! //! A weight in 4 bits as bitsandbytes stores it: codes under the name of the weight, and its parts under
 //! longer names.
 //!
 //! ```text
 //! W.weight                                u8   two codes a byte, [N/2, 1]
-//! W.weight.absmax                         f32  a scale a block, or u8 where they are nested
+//! W.weight.absmax                         f32  one scale per block, or u8 if the scales are nested
 //! W.weight.quant_map                      f32  [16]
-//! W.weight.nested_absmax                  f32  a scale for each block of scales
+//! W.weight.nested_absmax                  f32  one scale per block of scales
 //! W.weight.nested_quant_map               f32  [256]
 //! W.weight.quant_state.bitsandbytes__nf4  u8   JSON
 //! ```
@@ -19,21 +19,21 @@ use serde::{Deserialize, Serialize};
 use crate::sidecar_files::torch_name;
 use crate::{ModelError, Quantization, TensorInfo, TensorSpec, Weights};
 
-/// Names of the parts, behind the weight's.
+/// Suffixes of the parts.
 pub(crate) const ABSMAX: &str = ".absmax";
 pub(crate) const QUANT_MAP: &str = ".quant_map";
 pub(crate) const NESTED_ABSMAX: &str = ".nested_absmax";
 pub(crate) const NESTED_QUANT_MAP: &str = ".nested_quant_map";
 pub(crate) const QUANT_STATE: &str = ".quant_state.bitsandbytes__";
 
-/// No state comes near this.
+/// Real states have some 300 bytes.
 const MAX_QUANT_STATE_BYTES: usize = 16 << 10;
-/// No weight has this many rows or columns: products of two do not overflow.
+/// No real weight has this many rows or columns. Products of two such sizes do not overflow.
 const MAX_DIMENSION: usize = 1 << 28;
-/// Block sizes that are read: bitsandbytes' own are from 64 to 4096.
+/// Block sizes that are read. bitsandbytes offers 64 to 4096.
 const BLOCK_SIZES: std::ops::RangeInclusive<usize> = 16..=65536;
 
-/// The JSON beside a weight in 4 bits.
+/// JSON state of a 4-bit weight.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct QuantState {
     pub quant_type: String,
@@ -48,21 +48,21 @@ pub(crate) struct QuantState {
     pub nested_offset: Option<f64>,
 }
 
-/// The weight that this tensor is a part of.
+/// Returns the weight that the tensor `name` is a part of.
 pub(crate) fn weight_of_part(name: &str) -> Option<&str> {
     let plain = [ABSMAX, QUANT_MAP, NESTED_ABSMAX, NESTED_QUANT_MAP];
     let part = plain.into_iter().find_map(|part| name.strip_suffix(part));
     part.or_else(|| name.split_once(QUANT_STATE).map(|(weight, _)| weight))
 }
 
-/// A weight in 4 bits in a file.
+/// A 4-bit weight in a file.
 pub(crate) struct StoredFourBit<'a> {
     weights: &'a Weights,
     name: &'a str,
     state: &'a TensorInfo,
 }
 
-/// The parts of a valid weight in 4 bits.
+/// The parts of a 4-bit weight, checked.
 pub(crate) struct FourBitParts<'a> {
     codes: &'a TensorInfo,
     absmax: &'a TensorInfo,
@@ -75,14 +75,14 @@ pub(crate) struct FourBitParts<'a> {
 }
 
 impl<'a> StoredFourBit<'a> {
-    /// The weight of that name, if the file has its quantization state.
+    /// Returns the weight `name`, if the file has its quantization state.
     pub fn find(weights: &'a Weights, name: &'a str) -> Option<Self> {
         let named = |code: FourBitCode| weights.info(&format!("{name}{QUANT_STATE}{code}"));
         let state = [FourBitCode::Nf4, FourBitCode::Fp4].into_iter().find_map(named)?;
         Some(Self { weights, name, state })
     }
 
-    /// All of them, by name.
+    /// Returns all 4-bit weights by name.
     pub fn all(weights: &'a Weights) -> HashMap<&'a str, Self> {
         let of = |state: &'a TensorInfo| {
             let (name, _) = state.name.split_once(QUANT_STATE)?;
@@ -91,7 +91,7 @@ impl<'a> StoredFourBit<'a> {
         weights.tensors().iter().filter_map(of).collect()
     }
 
-    /// The tensors beside the codes.
+    /// Returns every part except the codes.
     pub fn parts(&self) -> impl Iterator<Item = &'a TensorInfo> {
         let named = |suffix: &str| self.weights.info(&format!("{}{suffix}", self.name));
         let plain = [ABSMAX, QUANT_MAP, NESTED_ABSMAX, NESTED_QUANT_MAP].map(named);
@@ -103,7 +103,7 @@ impl<'a> StoredFourBit<'a> {
         ModelError::FourBit { path, tensor: self.name.to_owned(), message: message.into() }
     }
 
-    /// The part of that suffix: its tensor, of `bytes` bytes in `dtype`.
+    /// Returns the part with `suffix`, which must have `bytes` bytes of `dtype`.
     fn part(&self, suffix: &str, dtype: &str, bytes: usize) -> Result<&'a TensorInfo, ModelError> {
         let name = format!("{}{suffix}", self.name);
         let info = self.weights.info(&name).ok_or_else(|| self.error(format!("`{name}` is missing")))?;
@@ -127,10 +127,10 @@ impl<'a> StoredFourBit<'a> {
         serde_json::from_slice(bytes).map_err(|e| self.error(format!("`{}`: {e}", self.state.name)))
     }
 
-    /// Its quantization. `None` if [`Quantization`] does not support its block size.
+    /// Returns the quantization, or `None` if [`Quantization`] does not support the block size.
     ///
     /// # Errors
-    /// If its state cannot be read.
+    /// If the state cannot be read.
     pub fn quantization(&self) -> Result<Option<Quantization>, ModelError> {
         let state = self.state()?;
         let quant_type = state.quant_type.parse().map_err(|e: String| self.error(e))?;
@@ -143,7 +143,7 @@ impl<'a> StoredFourBit<'a> {
     /// Checks everything except the values.
     ///
     /// # Errors
-    /// If a part is missing or its size does not match the others.
+    /// If a part is missing, or the sizes of two parts disagree.
     pub fn check(&self, rows: usize, cols: usize) -> Result<FourBitParts<'a>, ModelError> {
         let state = self.state()?;
         let code = self.state.name.rsplit("__").next().unwrap_or_default();
@@ -198,7 +198,7 @@ impl<'a> StoredFourBit<'a> {
         Ok(FourBitParts { codes, absmax, blocks, block_size, dtype, len, nested })
     }
 
-    /// The original tensor of the weight whose codes are `info`.
+    /// Returns the unquantized tensor that the codes `info` stand for.
     ///
     /// # Errors
     /// As [`StoredFourBit::check`].
@@ -215,10 +215,10 @@ impl<'a> StoredFourBit<'a> {
         Ok(TensorInfo { dtype_name, shape: vec![rows, cols], ..info.clone() })
     }
 
-    /// The weight `(rows, cols)`, over the mapped file.
+    /// Returns the weight `(rows, cols)` over the mapped file.
     ///
     /// # Errors
-    /// As [`StoredFourBit::check`], and if a scale or a value of a table is not finite.
+    /// As [`StoredFourBit::check`], and if a scale or a table value is not finite.
     pub fn read(&self, rows: usize, cols: usize) -> Result<FourBit, ModelError> {
         let FourBitParts { codes, absmax, blocks, block_size, dtype, len, nested } =
             self.check(rows, cols)?;
@@ -241,7 +241,7 @@ impl<'a> StoredFourBit<'a> {
         Ok(FourBit::new(self.weights.part(codes), scales, table, block_size, dtype, len))
     }
 
-    /// A part of `n` f32, each a finite number.
+    /// Returns a part of `n` finite f32.
     fn finite(&self, suffix: &str, n: usize) -> Result<(Bytes, Vec<f32>), ModelError> {
         let info = self.part(suffix, "F32", n * 4)?;
         let mut values = vec![0.0; n];
@@ -254,7 +254,7 @@ impl<'a> StoredFourBit<'a> {
 }
 
 impl QuantState {
-    /// The state of a weight in blocks of `block_size`; `offset` is that of nested scales.
+    /// Returns the state of a weight. `offset` is that of nested scales.
     pub fn new(
         code: FourBitCode,
         block_size: usize,

@@ -1,4 +1,4 @@
-//! Jinja as transformers sets it up for chat templates, in a sandbox: no files, no clock but the date,
+//! //! Jinja with transformers' settings for chat templates, in a sandbox: no files, no clock but the date,
 //! bounded work.
 
 use std::io;
@@ -12,42 +12,42 @@ use minijinja::{AutoEscape, Environment, Error, ErrorKind, State};
 use serde::Serialize;
 use serde_json::ser::{CharEscape, Formatter, Serializer};
 
-/// Most instructions, or blocks of 64 bytes, of one rendering: far beyond any ordinary template and
-/// conversation. An endless loop reaches it in about a second.
+/// Limit of instructions, or of blocks of 64 bytes, per rendering. An endless loop reaches it in about a
+/// second.
 const MAX_FUEL: u64 = 5_000_000;
 
-/// The filter that replaces `{% generation %}` blocks. It puts the two sentinels around its text.
+/// The filter that replaces `{% generation %}` blocks. It writes the two sentinels around its text.
 const GENERATION: &str = "danlu_generation";
 pub(crate) const OPEN: &str = "danlu_generation_open";
 pub(crate) const CLOSE: &str = "danlu_generation_close";
 
-/// The source of an error raised by the template's `raise_exception`.
+/// Source of an error that the template raises with `raise_exception`.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 pub(crate) struct Raised(pub String);
 
-/// Most blanks that `tojson` indents by.
+/// Largest indent of `tojson`.
 const MAX_INDENT: usize = 64;
 
-/// The time that a template gets: seconds since 1970, or the system's own time.
+/// The clock of a template: fixed seconds since 1970, or the system's time.
 #[derive(Clone, Debug)]
 pub(crate) struct Clock(Arc<AtomicU64>);
 
 impl Clock {
-    /// Stands for the system's time.
+    /// Marks a clock that follows the system's time.
     const SYSTEM: u64 = u64::MAX;
 
-    /// The system's clock.
+    /// Returns the system's clock.
     pub fn system() -> Self {
         Self(Arc::new(AtomicU64::new(Self::SYSTEM)))
     }
 
-    /// Fixes the time to `seconds`; `None` follows the system again. This applies to every clone.
+    /// Fixes the time to `seconds`, also for every clone. `None` follows the system again.
     pub fn set(&self, seconds: Option<u64>) {
         self.0.store(seconds.unwrap_or(Self::SYSTEM), Ordering::Relaxed);
     }
 
-    /// The day, `YYYY-MM-DD`.
+    /// Returns the day, `YYYY-MM-DD`.
     pub fn date(&self) -> String {
         utc(self.now()).date_naive().to_string()
     }
@@ -60,8 +60,8 @@ impl Clock {
     }
 }
 
-/// transformers' `ImmutableSandboxedEnvironment`: block tags take their line, loop controls, Python's
-/// methods.
+/// Returns the equivalent of transformers' `ImmutableSandboxedEnvironment`: trimmed block tags, loop controls
+/// and Python's methods.
 pub(crate) fn environment(clock: Clock) -> Environment<'static> {
     let mut env = Environment::new();
     let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
@@ -114,7 +114,7 @@ pub(crate) fn rewrite_generation(source: &str) -> (String, bool) {
     (out, any)
 }
 
-/// Python's methods of strings, lists and dictionaries, as templates call them.
+/// Implements the methods of Python's strings, lists and dictionaries that templates call.
 fn python_method(state: &mut State, value: &Value, method: &str, args: &[Value]) -> Result<Value, Error> {
     if let Some(text) = value.as_str() {
         let cut = match method {
@@ -128,7 +128,7 @@ fn python_method(state: &mut State, value: &Value, method: &str, args: &[Value])
     minijinja_contrib::pycompat::unknown_method_callback(state, value, method, args)
 }
 
-/// `json.dumps` with transformers' defaults: `", "` and `": "`, text as it is.
+/// Implements `json.dumps` with transformers' defaults: `", "` and `": "`, no escapes.
 fn tojson(value: Value, positional: Rest<Value>, options: Kwargs) -> Result<String, Error> {
     let escape_ascii = match positional.first() {
         Some(flag) => flag.is_true(),
@@ -162,7 +162,7 @@ fn tojson(value: Value, positional: Rest<Value>, options: Kwargs) -> Result<Stri
     String::from_utf8(out).map_err(|e| Error::new(ErrorKind::BadSerialization, e.to_string()))
 }
 
-/// How Python's `json` lays its output out.
+/// Output layout of Python's `json`.
 struct PythonStyle {
     indent: Option<usize>,
     item: String,
@@ -248,7 +248,7 @@ impl Formatter for PythonStyle {
         }
         let mut units = [0; 2];
         text.chars().try_for_each(|c| match c {
-            // Python escapes DEL no more than serde_json does.
+            // // Like serde_json, Python does not escape DEL.
             c if c.is_ascii() => write!(out, "{c}"),
             c => c.encode_utf16(&mut units).iter().try_for_each(|unit| write!(out, "\\u{unit:04x}")),
         })
@@ -273,9 +273,10 @@ impl Formatter for PythonStyle {
     }
 }
 
-/// Formats a time by `strftime` codes, in UTC: a date in a prompt must not depend on the machine's time zone.
+/// Formats a time by `strftime` codes, in UTC: a date in a prompt must not depend on the time zone of the
+/// machine.
 ///
-/// Only the codes that Python and this crate's formatter write alike are supported.
+/// Only codes with equal output in Python and in this crate's formatter are supported.
 fn strftime(format: &str, seconds: u64) -> Result<String, Error> {
     const CODES: &str = "YymBbhdAaHIMSpFTZ%";
     let mut chars = format.chars();
@@ -296,7 +297,7 @@ fn strftime(format: &str, seconds: u64) -> Result<String, Error> {
     Ok(utc(seconds).format(format).to_string())
 }
 
-/// `seconds` since 1970 in UTC; the last time that can be written, for later ones.
+/// Returns `seconds` since 1970 in UTC, or the last representable time.
 fn utc(seconds: u64) -> DateTime<Utc> {
     let time = i64::try_from(seconds).ok().and_then(|seconds| DateTime::from_timestamp(seconds, 0));
     time.unwrap_or(DateTime::<Utc>::MAX_UTC)

@@ -1,4 +1,4 @@
-//! JSON fields of an untrusted file. Each error has file, field, value and the expected values.
+//! //! JSON fields of an untrusted file. Each error names file, field, value and expected values.
 
 use std::path::{Path, PathBuf};
 
@@ -8,24 +8,24 @@ use crate::ModelError;
 use crate::files::{self, FileError};
 use crate::json_fault::json_words;
 
-/// No configuration is near this size. A tokenizer or a shard index may have tens of megabytes.
+/// Real configurations are far smaller. A tokenizer or a shard index may have tens of megabytes.
 pub(crate) const MAX_CONFIG_BYTES: u64 = 16 << 20;
 
-/// Parses `bytes` as one JSON value; an error has line and column.
+/// Parses `bytes` as one JSON value. An error has line and column.
 pub(crate) fn parse(path: &Path, bytes: &[u8]) -> Result<Value, ModelError> {
     serde_json::from_slice(bytes).map_err(|e| malformed(path, bytes, &e))
 }
 
-/// The error for text that serde_json refused.
+/// Returns the error for text that serde_json rejected.
 pub(crate) fn malformed(path: &Path, bytes: &[u8], e: &serde_json::Error) -> ModelError {
     let message = json_words(bytes, e);
     ModelError::Json { path: path.to_owned(), line: e.line(), column: e.column(), message }
 }
 
-/// Reads the object in a JSON file. `None` if there is no file.
+/// Reads the object in a JSON file. Returns `None` if the file does not exist.
 ///
 /// # Errors
-/// If the file cannot be read, or is no JSON object.
+/// If the file cannot be read, or is not a JSON object.
 pub fn read_json_object(path: &Path) -> Result<Option<Map<String, Value>>, ModelError> {
     match read_optional(path)? {
         None => Ok(None),
@@ -34,7 +34,7 @@ pub fn read_json_object(path: &Path) -> Result<Option<Map<String, Value>>, Model
     }
 }
 
-/// Reads a JSON file that may be absent.
+/// Reads a JSON file. Returns `None` if the file does not exist.
 pub(crate) fn read_optional(path: &Path) -> Result<Option<Value>, ModelError> {
     match files::read_bounded(path, MAX_CONFIG_BYTES) {
         Ok(bytes) => parse(path, &bytes).map(Some),
@@ -43,7 +43,7 @@ pub(crate) fn read_optional(path: &Path) -> Result<Option<Value>, ModelError> {
     }
 }
 
-/// The fields of one JSON object in a file. A field that is `null` reads as absent, as Python's `None`.
+/// The fields of one JSON object. A `null` field counts as absent, like Python's `None`.
 pub(crate) struct Fields<'a> {
     path: PathBuf,
     prefix: String,
@@ -51,7 +51,7 @@ pub(crate) struct Fields<'a> {
 }
 
 impl<'a> Fields<'a> {
-    /// The top level of the file.
+    /// Returns the fields at the top level of the file.
     pub fn new(path: &Path, value: &'a Value) -> Result<Self, ModelError> {
         match value {
             Value::Object(object) => Ok(Self { path: path.to_owned(), prefix: String::new(), object }),
@@ -63,7 +63,7 @@ impl<'a> Fields<'a> {
         self.object.get(name).filter(|v| !v.is_null())
     }
 
-    /// A nested object.
+    /// Returns the fields of a nested object.
     pub fn nested(&self, name: &str) -> Result<Option<Self>, ModelError> {
         match self.get(name) {
             None => Ok(None),
@@ -74,13 +74,13 @@ impl<'a> Fields<'a> {
         }
     }
 
-    /// A whole number from 1 to `most`, needed.
+    /// Returns a required whole number from 1 to `most`.
     pub fn count(&self, name: &str, most: u64) -> Result<usize, ModelError> {
         self.count_opt(name, most)?
             .ok_or_else(|| self.wrong(name, format!("a whole number from 1 to {most}")))
     }
 
-    /// A whole number from 1 to `most`, if there.
+    /// Returns an optional whole number from 1 to `most`.
     pub fn count_opt(&self, name: &str, most: u64) -> Result<Option<usize>, ModelError> {
         let Some(value) = self.get(name) else { return Ok(None) };
         match value.as_u64() {
@@ -89,7 +89,7 @@ impl<'a> Fields<'a> {
         }
     }
 
-    /// A finite number above zero, if there.
+    /// Returns an optional finite number above zero.
     pub fn positive(&self, name: &str) -> Result<Option<f64>, ModelError> {
         let Some(value) = self.get(name) else { return Ok(None) };
         match value.as_f64() {
@@ -114,12 +114,12 @@ impl<'a> Fields<'a> {
         }
     }
 
-    /// A token id or a list of them.
+    /// Returns one or more token ids.
     pub fn token_ids(&self, name: &str) -> Result<Vec<u32>, ModelError> {
         let one = |v: &Value| v.as_u64().and_then(|n| u32::try_from(n).ok());
         let ids = match self.get(name) {
             None => Some(Vec::new()),
-            // Older configurations write -1 for "none".
+            // // Older configurations write -1 for no token.
             Some(v) if v.as_i64() == Some(-1) => Some(Vec::new()),
             Some(Value::Array(list)) => list.iter().map(one).collect(),
             Some(v) => one(v).map(|id| vec![id]),
@@ -127,7 +127,7 @@ impl<'a> Fields<'a> {
         ids.ok_or_else(|| self.wrong(name, "a token id or a list of them"))
     }
 
-    /// The error for a value that cannot be.
+    /// Returns the error for an impossible value.
     pub fn wrong(&self, name: &str, expected: impl Into<String>) -> ModelError {
         ModelError::Field {
             path: self.path.clone(),
@@ -137,7 +137,7 @@ impl<'a> Fields<'a> {
         }
     }
 
-    /// The error for a value that is not implemented.
+    /// Returns the error for an unsupported value.
     pub fn unsupported(&self, name: &str, supported: impl Into<String>) -> ModelError {
         ModelError::Unsupported {
             path: self.path.clone(),
@@ -153,7 +153,7 @@ fn no_object(path: &Path, found: &Value) -> ModelError {
     ModelError::Json { path: path.to_owned(), line: 1, column: 1, message }
 }
 
-/// A JSON value short enough for a message.
+/// Shortens a JSON value for a message.
 fn shown(value: &Value) -> String {
     const MAX_SHOWN_CHARS: usize = 60;
     let text = value.to_string();

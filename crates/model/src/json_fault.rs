@@ -1,6 +1,6 @@
-//! Messages for faults in JSON files, in plain words.
+//! //! Plain messages for faults in JSON files.
 
-/// A fault of a JSON text: the found and the expected.
+/// Found and expected text at a fault in a JSON file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct JsonFault {
     /// The found text.
@@ -10,7 +10,7 @@ pub struct JsonFault {
 }
 
 impl JsonFault {
-    /// Describes the parser's `error`. `at` is the character at the fault, `None` at the end.
+    /// Describes the parser's `error`. `at` is the character at the fault, or `None` at the end of the file.
     pub fn new(error: &serde_json::Error, at: Option<char>) -> Self {
         let message = error.to_string();
         let reason = message.split(" at line ").next().unwrap_or(&message);
@@ -54,7 +54,8 @@ impl JsonFault {
     }
 }
 
-/// Describes the fault of a file's text, without line and column: no JSON, or JSON with wrong fields.
+/// Describes the fault of a file's text without line and column: invalid JSON, or valid JSON with wrong
+/// fields.
 pub fn json_words(bytes: &[u8], error: &serde_json::Error) -> String {
     if error.is_data() {
         let message = error.to_string();
@@ -64,20 +65,20 @@ pub fn json_words(bytes: &[u8], error: &serde_json::Error) -> String {
     format!("found {found}, expected {expected}")
 }
 
-/// The character at the fault. `None` at the end.
+/// Returns the character at the fault, or `None` at the end.
 fn character(bytes: &[u8], error: &serde_json::Error) -> Option<char> {
     if error.is_eof() {
         return None;
     }
     let line = bytes.split(|&byte| byte == b'\n').nth(error.line().checked_sub(1)?)?;
-    // Of a character of several bytes the column may be any.
+    // // serde_json may report a column within a character of several bytes.
     let text = String::from_utf8_lossy(line);
     let at = error.column().saturating_sub(1).min(text.len());
     let start = (0..=at).rev().find(|at| text.is_char_boundary(*at))?;
     text[start..].chars().next()
 }
 
-/// Rewrites serde's message about wrong fields or values. An own message does not change.
+/// Rewrites serde's message about wrong fields or values. danlu's own messages pass unchanged.
 fn data_words(message: &str) -> String {
     let name = |rest: &str| rest.split('`').nth(1).unwrap_or_default().to_owned();
     if message.starts_with("missing field ") {
@@ -103,7 +104,7 @@ fn data_words(message: &str) -> String {
     }
 }
 
-/// serde's name for a value that is there.
+/// Translates serde's name for a found value.
 fn found_words(found: &str) -> String {
     let (kind, value) = found.split_once(' ').unwrap_or((found, ""));
     match (kind, value) {
@@ -118,7 +119,7 @@ fn found_words(found: &str) -> String {
     }
 }
 
-/// serde's name of the expected value.
+/// Translates serde's name for the expected value.
 fn expected_words(expected: &str) -> String {
     let said = match expected {
         "a string" | "path string" => "a text in double quotes",

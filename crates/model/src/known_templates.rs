@@ -1,4 +1,4 @@
-//! Chat templates of well-known forms, for bases without one.
+//! //! Well-known chat templates, for bases without one.
 
 /// A chat template with a name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -7,7 +7,7 @@ pub struct KnownTemplate {
     pub name: &'static str,
     /// The Jinja text.
     pub source: &'static str,
-    /// Tokens that mark the turns. A tokenizer without them splits them into pieces.
+    /// Tokens that mark the turns. A tokenizer without these tokens splits them into several.
     pub tokens: &'static [&'static str],
 }
 
@@ -52,7 +52,7 @@ pub const KNOWN_TEMPLATES: [KnownTemplate; 5] = [
     },
 ];
 
-/// The known template called `name`.
+/// Returns the known template `name`.
 pub fn known_template(name: &str) -> Option<&'static KnownTemplate> {
     KNOWN_TEMPLATES.iter().find(|template| template.name == name)
 }

@@ -1,15 +1,15 @@
-//! Keys and values of the sequences that a decoder continues, one slot a sequence.
+//! //! Keys and values of several sequences, one slot per sequence.
 //!
-//! All slots of a layer lie in one buffer, so that attention reads every sequence of a pass in one call. A
-//! slot is a run of rows in that buffer:
+//! All slots of a layer lie in one buffer, so that one attention call reads every sequence of a pass. A slot
+//! is a range of rows of that buffer:
 //!
 //! ```text
 //! rows    0        9      14            30      40
 //!         | slot 0 | free | slot 2      | slot 1 |
 //! ```
 //!
-//! Slots grow, shrink and leave one by one. A slot that cannot grow where it is moves to a free run; where no
-//! run is long enough, the buffers are replaced and the slots moved together.
+//! Slots are added, grown and removed independently. A slot that cannot grow in place moves to a free range.
+//! If no range is long enough, larger buffers replace the old ones and all slots move.
 
 use std::sync::Arc;
 
@@ -17,11 +17,11 @@ use danlu_kernels::{Backend, Buffer, Element};
 
 use crate::ModelConfig;
 
-/// The name of a slot of a [`KvCache`]. A slot added later may reuse the name of a removed one.
+/// Id of a slot of a [`KvCache`]. A later slot may reuse the id of a removed one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct SlotId(usize);
 
-/// The rows of one slot, and how many of them hold a token.
+/// Rows of one slot, and how many of them hold a token.
 #[derive(Clone, Copy, Debug)]
 struct Extent {
     start: usize,
@@ -44,7 +44,7 @@ pub struct KvCache {
 }
 
 impl KvCache {
-    /// A cache without a slot.
+    /// Returns a cache without slots.
     pub fn new(config: &ModelConfig, backend: Arc<dyn Backend>) -> Self {
         let buffers =
             || (0..config.num_hidden_layers).map(|_| backend.alloc(0, Element::Activation)).collect();
@@ -53,7 +53,7 @@ impl KvCache {
         Self { backend, keys, values, width, rows: 0, slots: Vec::new() }
     }
 
-    /// Makes room for `tokens` in all, so that slots of fewer tokens together need no new buffers.
+    /// Reserves `tokens` in all. Slots that add up to no more need no new buffers.
     pub fn reserve(&mut self, tokens: usize) {
         if tokens > self.rows {
             self.relayout(tokens);
@@ -62,7 +62,7 @@ impl KvCache {
 
     /// Adds an empty slot of `capacity` tokens, at least one.
     pub fn add(&mut self, capacity: usize) -> SlotId {
-        // Slots without a row could not be told apart by their starts.
+        // // Two slots without rows could start at one row.
         let capacity = capacity.max(1);
         let start = match self.find_gap(capacity) {
             Some(start) => start,
@@ -84,7 +84,7 @@ impl KvCache {
         }
     }
 
-    /// Raises a slot's capacity to `capacity` tokens; a smaller `capacity` changes nothing.
+    /// Raises the capacity of a slot. A smaller `capacity` changes nothing.
     ///
     /// # Panics
     /// If the slot was removed.
@@ -106,7 +106,7 @@ impl KvCache {
         }
     }
 
-    /// Forgets a slot's tokens from `len` on, to reuse a common prefix; a longer `len` changes nothing.
+    /// Drops the tokens of a slot from `len` on, to reuse a common prefix. A larger `len` changes nothing.
     ///
     /// # Panics
     /// If the slot was removed.
@@ -115,7 +115,7 @@ impl KvCache {
         extent.len = extent.len.min(len);
     }
 
-    /// Removes a slot; its rows are free for others.
+    /// Removes a slot and frees its rows.
     ///
     /// # Panics
     /// If the slot was removed before.
@@ -124,7 +124,7 @@ impl KvCache {
         self.slots[slot.0] = None;
     }
 
-    /// Tokens in a slot.
+    /// Returns the number of tokens in a slot.
     ///
     /// # Panics
     /// If the slot was removed.
@@ -132,12 +132,12 @@ impl KvCache {
         self.extent(slot).len
     }
 
-    /// Whether no slot has a token.
+    /// Returns whether every slot is empty.
     pub fn is_empty(&self) -> bool {
         self.slots.iter().flatten().all(|extent| extent.len == 0)
     }
 
-    /// Tokens that a slot can have.
+    /// Returns the capacity of a slot in tokens.
     ///
     /// # Panics
     /// If the slot was removed.
@@ -145,17 +145,17 @@ impl KvCache {
         self.extent(slot).capacity
     }
 
-    /// Tokens that all slots together can have.
+    /// Returns the sum of all capacities in tokens.
     pub fn capacities(&self) -> usize {
         self.slots.iter().flatten().map(|extent| extent.capacity).sum()
     }
 
-    /// First row of a slot.
+    /// Returns the first row of a slot.
     pub(crate) fn start(&self, slot: SlotId) -> usize {
         self.extent(slot).start
     }
 
-    /// Counts `tokens` whose keys and values were written behind a slot's last.
+    /// Adds `tokens`, whose keys and values were written, to the length of a slot.
     pub(crate) fn advance(&mut self, slot: SlotId, tokens: usize) {
         self.extent_mut(slot).len += tokens;
     }
@@ -168,19 +168,19 @@ impl KvCache {
         self.slots[slot.0].as_mut().expect("a slot that was not removed")
     }
 
-    /// Rows of the next buffers: half as many again, so that slots added one by one are seldom copied. The
-    /// first buffers have no row to spare.
+    /// Returns the rows of the next buffers: half as many again, so that adding slots one by one seldom
+    /// copies. The first buffers have no spare rows.
     fn rows_for(&self, tokens: usize) -> usize {
         if tokens <= self.rows { self.rows } else { tokens.max(self.rows + self.rows / 2) }
     }
 
-    /// The row behind `extent` that another slot begins at.
+    /// Returns the first row after `extent` where another slot may start.
     fn next_start(&self, extent: Extent) -> usize {
         let starts = self.slots.iter().flatten().map(|other| other.start);
         starts.filter(|&start| start > extent.start).min().unwrap_or(self.rows)
     }
 
-    /// The first free run of `rows` rows.
+    /// Returns the start of the first free range of `rows` rows.
     fn find_gap(&self, rows: usize) -> Option<usize> {
         let mut used: Vec<Extent> = self.slots.iter().flatten().copied().collect();
         used.sort_by_key(|extent| extent.start);
@@ -194,7 +194,7 @@ impl KvCache {
         (self.rows - start >= rows).then_some(start)
     }
 
-    /// Copies the tokens of `extent` to `start` on. The two may overlap.
+    /// Copies the tokens of `extent` to `start`. The ranges may overlap.
     fn move_rows(&mut self, extent: Extent, start: usize) {
         let (backend, width) = (&*self.backend, self.width);
         let mut copy = backend.alloc(extent.len * width, Element::Activation);
@@ -204,7 +204,7 @@ impl KvCache {
         }
     }
 
-    /// Replaces every buffer by one of `rows` rows, with the slots one behind the other.
+    /// Replaces every buffer by one of `rows` rows, and packs the slots.
     fn relayout(&mut self, rows: usize) {
         let (backend, width) = (&*self.backend, self.width);
         let before: Vec<Extent> = self.slots.iter().flatten().copied().collect();
@@ -233,7 +233,7 @@ mod tests {
     use super::*;
     use crate::Preset;
 
-    /// Puts the values `base`, `base + 1`, ... into the rows of a slot's new tokens, in every buffer.
+    /// Writes `base`, `base + 1`, ... to the rows of a slot's new tokens, in every buffer.
     fn append(cache: &mut KvCache, slot: SlotId, base: usize, tokens: usize) {
         let (backend, width) = (cache.backend.clone(), cache.width);
         let row = cache.start(slot) + cache.len(slot);
@@ -244,7 +244,7 @@ mod tests {
         cache.advance(slot, tokens);
     }
 
-    /// The value of each of a slot's tokens, which every buffer must agree on.
+    /// Returns the value of each token of a slot, which must be equal in all buffers.
     fn tokens(cache: &KvCache, slot: SlotId) -> Vec<usize> {
         let (width, start, len) = (cache.width, cache.start(slot), cache.len(slot));
         let mut all = Vec::new();

@@ -1,6 +1,6 @@
-//! config.json and safetensors to a decoder that runs forward and backward; tokenizer and chat template.
+//! //! Decoder models: configuration, safetensors, forward and backward passes, tokenizer and chat template.
 //!
-//! A [`Decoder`] is a base that never changes: each pass gets its adapters as [`LoraSource`]s. The
+//! A [`Decoder`] is a base whose weights never change. Each pass gets its adapters as [`LoraSource`]s. The
 //! [`ChatTemplate`] of a [`Tokenizer`] turns a conversation into text:
 //!
 //! ```

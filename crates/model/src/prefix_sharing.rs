@@ -1,31 +1,32 @@
-//! Common prefixes of sequences, such as a system message, which are computed once.
+//! //! Common prefixes of sequences, such as a system message, which are computed once.
 //!
-//! A row depends on the tokens before it alone, so two sequences have the same rows, keys and values over a
-//! common prefix. Only rows without a label are shared: each label has a row of its own.
+//! A row depends only on the tokens before it. Two sequences thus have equal rows, keys and values over a
+//! common prefix. Rows with a label are never shared.
 
 use std::collections::BTreeMap;
 
-/// Share prefixes only if that removes at least 1 token in 32. Below that, the copied keys, values and
-/// gradients cost more than the removed rows save.
+/// Prefixes are shared only if that removes at least 1 token in 32. Below that, copying keys, values and
+/// gradients costs more than the removed rows save.
 const MIN_SHARED_FRACTION: f64 = 1.0 / 32.0;
 
-/// A prefix that an earlier sequence has too.
+/// A prefix in common with an earlier sequence.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SharedPrefix {
-    /// Index of that sequence.
+    /// Index of the earlier sequence.
     pub with: usize,
     /// Tokens of the prefix, at least 1.
     pub tokens: usize,
 }
 
-/// Returns, for each sequence, its longest prefix shared with an earlier sequence. All are `None` if the
-/// shared tokens are too few of `tokens` in all. `beginnings` are the shareable tokens of each:
-/// [`LabeledSequence::beginning`](crate::LabeledSequence::beginning).
+/// Returns the longest prefix that each sequence shares with an earlier one. `beginnings` are the shareable
+/// tokens of each sequence: [`LabeledSequence::beginning`](crate::LabeledSequence::beginning).
+///
+/// All results are `None` if too few of the `tokens` of all sequences would be shared.
 pub fn find_shared_prefixes(beginnings: &[&[u32]], tokens: usize) -> Vec<Option<SharedPrefix>> {
     let mut earlier: BTreeMap<&[u32], usize> = BTreeMap::new();
     let mut shared = Vec::with_capacity(beginnings.len());
     for (i, &own) in beginnings.iter().enumerate() {
-        // In sorted order, the longest common prefix is with a neighbour.
+        // // In sorted order, the longest common prefix is with a neighbour.
         let neighbours = [earlier.range(..=own).next_back(), earlier.range(own..).next()];
         let alike = neighbours.into_iter().flatten().map(|(other, &with)| {
             let tokens = own.iter().zip(*other).take_while(|(a, b)| a == b).count();
@@ -45,7 +46,7 @@ pub fn find_shared_prefixes(beginnings: &[&[u32]], tokens: usize) -> Vec<Option<
 mod tests {
     use super::*;
 
-    /// With whom each shares how many tokens, of as many as there are.
+    /// Returns index and length of the prefixes shared within `beginnings`, for as many tokens as they have.
     fn shared(beginnings: &[&[u32]]) -> Vec<Option<(usize, usize)>> {
         let tokens = beginnings.iter().map(|beginning| beginning.len()).sum();
         let shared = find_shared_prefixes(beginnings, tokens);

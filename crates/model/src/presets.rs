@@ -1,4 +1,4 @@
-//! Model sizes by name, to measure speed and memory without a download.
+//! //! Model shapes by name, to measure speed and memory without a download.
 
 use std::fmt;
 use std::str::FromStr;
@@ -7,12 +7,12 @@ use danlu_kernels::DType;
 
 use crate::{ModelConfig, Rope, RopeScaling};
 
-/// A well-known size of model.
+/// A well-known model shape.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Preset {
-    /// The demo's base: 8 million parameters, a vocabulary of 8,192.
+    /// The embedded base of the demo: 8 million parameters, a vocabulary of 8,192.
     Base8m,
-    /// Its larger sister.
+    /// As [`Preset::Base8m`], with 28 million parameters.
     Base28m,
     /// 125 million parameters, most of them in the tied table of Llama 3's vocabulary.
     Llama125m,
@@ -23,11 +23,11 @@ pub enum Preset {
 }
 
 impl Preset {
-    /// Every shape, smallest first.
+    /// All presets, smallest first.
     pub const ALL: [Self; 5] =
         [Self::Base8m, Self::Base28m, Self::Llama125m, Self::Llama3_2_1b, Self::Llama3_8b];
 
-    /// The name that [`FromStr`] accepts.
+    /// Returns the name that [`FromStr`] accepts.
     pub fn name(self) -> &'static str {
         match self {
             Self::Base8m => "base-8m",
@@ -38,8 +38,8 @@ impl Preset {
         }
     }
 
-    /// Its configuration. Source of the Llamas': Grattafiori et al., 2024, table 3, and the models' own
-    /// files.
+    /// Returns the configuration. Source of the Llama shapes: Grattafiori et al., 2024, table 3, and the
+    /// models' own files.
     pub fn config(self) -> ModelConfig {
         match self {
             Self::Base8m => small(256, 704, 4, 2),
@@ -86,7 +86,8 @@ fn llama3(hidden: usize, intermediate: usize, layers: usize, heads: usize, kv_he
     }
 }
 
-/// The models that danlu embeds: eight layers, a small vocabulary with its special tokens at the end.
+/// Returns the configuration of an embedded base: eight layers, a small vocabulary with its special tokens at
+/// the end.
 fn small(hidden: usize, intermediate: usize, heads: usize, kv_heads: usize) -> ModelConfig {
     ModelConfig {
         vocab_size: 8192,
@@ -105,7 +106,7 @@ impl fmt::Display for Preset {
     }
 }
 
-/// A name that is no [`Preset`].
+/// The error for a name that is no [`Preset`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct UnknownPreset(
     /// The name.
@@ -138,7 +139,7 @@ mod tests {
     #[test]
     fn shapes_have_the_parameters_of_their_models() {
         let parameters = |shape: Preset| shape.config().num_parameters();
-        // As `model.num_parameters()` of transformers says for meta-llama's and for our own.
+        // // transformers' `model.num_parameters()` for meta-llama's models and for the embedded ones.
         assert_eq!(parameters(Preset::Llama3_2_1b), 1_235_814_400);
         assert_eq!(parameters(Preset::Llama3_8b), 8_030_261_248);
         assert_eq!(parameters(Preset::Base8m), 7_999_744);

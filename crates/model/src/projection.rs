@@ -1,4 +1,4 @@
-//! The seven linear projections of a decoder layer, which LoRA may adapt.
+//! //! The seven linear projections of a decoder layer.
 
 use std::fmt;
 
@@ -26,7 +26,7 @@ impl Projection {
     pub const ALL: [Self; 7] =
         [Self::QProj, Self::KProj, Self::VProj, Self::OProj, Self::GateProj, Self::UpProj, Self::DownProj];
 
-    /// [`Projection::ALL`] cut into those that multiply one input.
+    /// The projections grouped by their input.
     pub const GROUPS: [&[Self]; 4] = [
         &[Self::QProj, Self::KProj, Self::VProj],
         &[Self::OProj],
@@ -34,7 +34,7 @@ impl Projection {
         &[Self::DownProj],
     ];
 
-    /// The name in a checkpoint and in `target_modules`: `q_proj`.
+    /// Returns the name in a checkpoint and in `target_modules`: `q_proj`.
     pub fn name(self) -> &'static str {
         match self {
             Self::QProj => "q_proj",
@@ -47,17 +47,17 @@ impl Projection {
         }
     }
 
-    /// The projection of that checkpoint name.
+    /// Returns the projection with this checkpoint name.
     pub fn from_name(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|p| p.name() == name)
     }
 
-    /// Place in [`Projection::ALL`], for tables with one entry per projection.
+    /// Returns the index in [`Projection::ALL`], for tables with one entry per projection.
     pub fn index(self) -> usize {
         self as usize
     }
 
-    /// The block of the layer that holds it: `self_attn` or `mlp`.
+    /// Returns the submodule of the layer: `self_attn` or `mlp`.
     pub fn block(self) -> &'static str {
         match self {
             Self::QProj | Self::KProj | Self::VProj | Self::OProj => "self_attn",
@@ -65,12 +65,12 @@ impl Projection {
         }
     }
 
-    /// The module's full name in a checkpoint: `model.layers.3.self_attn.q_proj`.
+    /// Returns the module's full name in a checkpoint: `model.layers.3.self_attn.q_proj`.
     pub fn module_path(self, layer: usize) -> String {
         format!("model.layers.{layer}.{}.{}", self.block(), self.name())
     }
 
-    /// The weight's full name in a checkpoint: `model.layers.3.self_attn.q_proj.weight`.
+    /// Returns the weight's full name in a checkpoint: `model.layers.3.self_attn.q_proj.weight`.
     pub fn weight_name(self, layer: usize) -> String {
         format!("{}.weight", self.module_path(layer))
     }

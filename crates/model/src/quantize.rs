@@ -1,4 +1,4 @@
-//! Quantizes the projections of a model, one at a time, so that at most one is in memory in both forms.
+//! //! Quantizes the projections of a model one at a time, so that at most one is in memory in both forms.
 
 use std::collections::HashMap;
 use std::ops::ControlFlow;
@@ -19,14 +19,14 @@ use crate::{ModelConfig, ModelError, Projection, Weights, huge_pages};
 /// Elements that a thread converts and encodes at a time.
 const PIECE: usize = 1 << 16;
 
-/// Settings of a quantization to 4 bits. Keys as in transformers' `BitsAndBytesConfig`.
+/// Settings of a 4-bit quantization. The keys are those of transformers' `BitsAndBytesConfig`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Quantization {
-    /// Which table of values.
+    /// Table of values.
     #[serde(rename = "bnb_4bit_quant_type", with = "code_name")]
     pub quant_type: FourBitCode,
-    /// Elements that share a scale: one of [`Quantization::BLOCK_SIZES`].
+    /// Elements per scale: one of [`Quantization::BLOCK_SIZES`].
     #[serde(rename = "blocksize", deserialize_with = "block_size")]
     pub block_size: usize,
     /// Whether the scales are quantized to 8 bits.
@@ -47,7 +47,7 @@ mod code_name {
     }
 }
 
-/// A block size out of a file, which may hold any number.
+/// Reads a block size and checks it.
 fn block_size<'de, D: Deserializer<'de>>(d: D) -> Result<usize, D::Error> {
     let size = usize::deserialize(d)?;
     Quantization::check_block_size(size).map_err(|expected| {
@@ -60,25 +60,25 @@ impl Quantization {
     /// bitsandbytes' default block size.
     pub const BLOCK_SIZE: usize = 64;
 
-    /// The block sizes that there are, in words.
+    /// The supported block sizes, as text for a message.
     pub const BLOCK_SIZES: &str = "64, 128, 256, 512, 1024, 2048 or 4096";
 
-    /// The default of a code: blocks of 64, double quantisation, as the tutorial's base has it.
+    /// Returns the default settings of a code: blocks of 64, double quantization.
     pub fn new(quant_type: FourBitCode) -> Self {
         Self { quant_type, block_size: Self::BLOCK_SIZE, double_quant: true }
     }
 
-    /// Whether blocks can be of this size.
+    /// Checks that the block size is supported.
     ///
     /// # Errors
-    /// [`Quantization::BLOCK_SIZES`], if not.
+    /// Returns [`Quantization::BLOCK_SIZES`] if it is not.
     pub fn check_block_size(size: usize) -> Result<(), &'static str> {
         let holds = size.is_power_of_two() && (64..=4096).contains(&size);
         if holds { Ok(()) } else { Err(Self::BLOCK_SIZES) }
     }
 
-    /// The `quantization_config` that transformers reads, for weights that compute in `dtype`, without the
-    /// modules of `skip`.
+    /// Returns the `quantization_config` that transformers reads, for weights that compute in `dtype`. `skip`
+    /// lists the modules in 16 bits.
     pub fn config_json(&self, dtype: Option<DType>, skip: &[String]) -> Value {
         let own = (!skip.iter().any(|key| key == "lm_head")).then_some("lm_head");
         let skipped: Vec<&str> = own.into_iter().chain(skip.iter().map(String::as_str)).collect();
@@ -99,14 +99,14 @@ impl Quantization {
         })
     }
 
-    /// Bytes of `elements` in 4 bits: codes and scales.
+    /// Returns the bytes of `elements` in 4 bits: codes and scales.
     pub fn bytes(&self, elements: usize) -> u64 {
         let blocks = elements.div_ceil(self.block_size);
         let scales = if self.double_quant { blocks + blocks.div_ceil(NESTED_BLOCK) * 4 } else { blocks * 4 };
         (elements.div_ceil(2) + scales) as u64
     }
 
-    /// Bytes of working memory for encoding `elements` on `threads`.
+    /// Returns the bytes of working memory for encoding `elements` on `threads`.
     pub fn passing_bytes(&self, elements: usize, threads: usize) -> u64 {
         let scales = if self.double_quant { elements.div_ceil(self.block_size) * 4 } else { 0 };
         (scales + threads * PIECE.max(self.block_size) * 4) as u64
@@ -115,7 +115,7 @@ impl Quantization {
     /// Encodes a weight of `len` elements of `dtype`, on `threads`.
     ///
     /// # Errors
-    /// Returns the index of the first element that is not finite, which has no code.
+    /// Returns the index of the first element that is not finite.
     ///
     /// # Panics
     /// If `bytes` does not hold `len` elements.
@@ -124,7 +124,7 @@ impl Quantization {
         let mut codes = huge_pages::zeros(len.div_ceil(2));
         let mut absmax = vec![0.0f32; len.div_ceil(self.block_size)];
         let piece = PIECE.max(self.block_size);
-        // The share of one thread: whole pieces.
+        // // Elements per thread: whole pieces.
         let share_len = len.div_ceil(threads.max(1)).next_multiple_of(piece).max(piece);
         let parts = bytes
             .chunks(share_len * dtype.size())
@@ -165,7 +165,7 @@ impl Quantization {
         ))
     }
 
-    /// Encodes the share of one thread. Returns the index of the first element that is not finite.
+    /// Encodes the elements of one thread. Returns the index of the first element that is not finite.
     fn encode_pieces(
         &self,
         dtype: DType,
@@ -183,7 +183,7 @@ impl Quantization {
         for (i, ((bytes, codes), absmax)) in parts.enumerate() {
             let values = &mut values[..bytes.len() / dtype.size()];
             to_f32(dtype, bytes, values);
-            // Without an early exit, to be vectorised.
+            // // No early exit, so that the loop is vectorised.
             if !values.iter().fold(true, |all, v| all & v.is_finite()) {
                 return values.iter().position(|v| !v.is_finite()).map(|at| i * piece + at);
             }
@@ -196,20 +196,19 @@ impl Quantization {
 /// Progress of a quantization.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct QuantizeProgress {
-    /// Bytes of the original done: encoded, and where a folder is written, copied too.
+    /// Bytes of the original that were encoded or copied.
     pub bytes: u64,
-    /// Bytes to do.
+    /// Bytes of the original in all.
     pub total: u64,
 }
 
 impl Weights {
-    /// Returns the same weights with every projection of a layer in 4 bits, in memory. Embeddings, head and
-    /// norms do not change, as in bitsandbytes. The mapped memory of each original is released, so that at
-    /// most one is in memory in both forms. `progress` may stop it.
+    /// Returns the same weights with every projection of a layer in 4 bits, in memory. As in bitsandbytes,
+    /// embeddings, head and norms do not change. The mapped memory of each original is released, so that at
+    /// most one is in memory in both forms. `progress` may stop the quantization.
     ///
     /// # Errors
-    /// If a tensor is missing or misshaped, or in 4 bits already; [`ModelError::Stopped`] if `progress`
-    /// breaks.
+    /// If a tensor is missing, misshaped or in 4 bits already; [`ModelError::Stopped`] if `progress` breaks.
     pub fn quantize(
         mut self,
         config: &ModelConfig,
@@ -235,10 +234,10 @@ impl Weights {
         Ok(self)
     }
 
-    /// Returns one weight in 4 bits and releases its original's memory.
+    /// Encodes one weight and releases the memory of its original.
     ///
     /// # Errors
-    /// If it is missing, of a type that is not read, or has a value that is not finite.
+    /// If the weight is missing, has an unsupported type, or a value that is not finite.
     pub fn encode(
         &self,
         name: &str,
@@ -258,12 +257,12 @@ impl Weights {
         Ok(weight)
     }
 
-    /// The first weight of the files that is in 4 bits.
+    /// Returns the first 4-bit weight of the files.
     pub fn first_four_bit(&self) -> Option<&str> {
         self.tensors().iter().find_map(|info| Some(info.name.split_once(QUANT_STATE)?.0))
     }
 
-    /// Projections in 16 bits of a base with others in 4 bits.
+    /// Returns the projections in 16 bits, if others are in 4 bits.
     pub fn unquantized_modules(&self, config: &ModelConfig) -> Vec<String> {
         if self.first_four_bit().is_none() {
             return Vec::new();
@@ -273,11 +272,11 @@ impl Weights {
         wide.map(|name| module_of(&name).to_owned()).collect()
     }
 
-    /// The quantization of the weights in the files, by the first of them. `None` if none is in 4 bits, or
-    /// [`Quantization`] does not support its block size.
+    /// Returns the quantization of the first 4-bit weight of the files. Returns `None` if there is none, or
+    /// if [`Quantization`] does not support its block size.
     ///
     /// # Errors
-    /// If what describes that weight cannot be read.
+    /// If the state of that weight cannot be read.
     pub fn stored_quantization(&self) -> Result<Option<Quantization>, ModelError> {
         let stored = self.first_four_bit().and_then(|name| StoredFourBit::find(self, name));
         stored.map_or(Ok(None), |stored| stored.quantization())
@@ -286,7 +285,7 @@ impl Weights {
     /// Rejects weights that are in 4 bits already.
     ///
     /// # Errors
-    /// [`ModelError::AlreadyFourBit`] if some are there.
+    /// [`ModelError::AlreadyFourBit`].
     pub fn refuse_four_bit(&self) -> Result<(), ModelError> {
         match self.first_four_bit() {
             None => Ok(()),
@@ -298,13 +297,13 @@ impl Weights {
     }
 }
 
-/// The module of a weight: its name without the last part.
+/// Returns the module of a weight: its name without the last part.
 pub(crate) fn module_of(weight: &str) -> &str {
     weight.strip_suffix(".weight").unwrap_or(weight)
 }
 
-/// Whether `skip` matches a module, as transformers reads `llm_int8_skip_modules`: by the first parts of its
-/// name, or by its end.
+/// Returns whether `skip` matches a module by transformers' rule for `llm_int8_skip_modules`: by the start of
+/// its name, or by its end.
 pub(crate) fn is_skipped(module: &str, skip: &[String]) -> bool {
     skip.iter().any(|key| {
         let rest = module.strip_prefix(key.as_str());
@@ -312,7 +311,7 @@ pub(crate) fn is_skipped(module: &str, skip: &[String]) -> bool {
     })
 }
 
-/// Name and shape of every weight that can be quantized.
+/// Returns name and shape of every weight that can be quantized.
 pub fn projections(config: &ModelConfig) -> impl Iterator<Item = (String, usize, usize)> {
     (0..config.num_hidden_layers).flat_map(move |layer| {
         Projection::ALL.into_iter().map(move |p| {

@@ -1,4 +1,4 @@
-//! A model folder in 4 bits, as transformers with bitsandbytes saves it and loads it.
+//! //! Writes a model folder in 4 bits, in the layout of transformers with bitsandbytes.
 
 use std::collections::{BTreeSet, HashSet};
 use std::ops::ControlFlow;
@@ -15,27 +15,27 @@ use crate::{
     TensorInfo, TensorSpec, Weights, projections, shard_index, shard_name,
 };
 
-/// Least length of a state, padded with blanks: the length is in the header before the offset is known.
+/// Minimum length of a state, padded with blanks. The header holds the length before the offset is known.
 const MIN_QUANT_STATE_BYTES: usize = 320;
 
 /// The result of a quantization.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Quantized {
-    /// Weights that are in 4 bits.
+    /// Number of weights in 4 bits.
     pub weights: usize,
-    /// Elements of them.
+    /// Their elements.
     pub elements: u64,
-    /// Names of the weights' files.
+    /// Names of the weight files.
     pub files: Vec<String>,
-    /// Element types: the code, then those of copied tensors, as `config.json` spells them.
+    /// Element types: the code, then those of copied tensors, spelt as in `config.json`.
     pub dtype: Vec<String>,
-    /// Bytes of the weights' files.
+    /// Bytes of the weight files.
     pub weight_bytes: u64,
     /// Bytes of all files.
     pub bytes: u64,
 }
 
-/// One file to be written: weights to encode, then tensors to copy.
+/// One output file: weights to encode, then tensors to copy.
 #[derive(Default)]
 struct Shard<'a> {
     name: String,
@@ -44,15 +44,15 @@ struct Shard<'a> {
     specs: Vec<TensorSpec>,
 }
 
-/// A further file of a new model's folder: name and bytes.
+/// Name and bytes of an additional file of the new folder.
 pub type Extra = (&'static str, Vec<u8>);
 
 /// Writes the model of `base` to `folder`, with its projections in 4 bits. Embeddings, head and norms do not
-/// change. The weights are divided into files as the base's. One weight at a time is in memory. `folder` must
-/// be absent or empty; `progress` may stop it, and the folder is then left as it was.
+/// change. The new folder has as many weight files as the base. One weight at a time is in memory. `folder`
+/// must be absent or empty. `progress` may stop the work; `folder` is unchanged then.
 ///
 /// # Errors
-/// If the base is incomplete or in 4 bits already, the folder holds other things, or the disk is too small or
+/// If the base is incomplete or in 4 bits already, the folder has other files, or the disk is too small or
 /// fails.
 pub fn write_quantized(
     base: &Path,
@@ -64,8 +64,8 @@ pub fn write_quantized(
     quantize_into(StagedFolder::create(folder)?, base, quantization, &[], threads, |_| Vec::new(), progress)
 }
 
-/// As [`write_quantized`], into an existing staged folder, without the modules of `skip`
-/// (`llm_int8_skip_modules`). `extra` returns further files; its argument counts the bytes without them.
+/// As [`write_quantized`], into a staged folder, without the modules of `skip` (`llm_int8_skip_modules`).
+/// `extra` returns additional files; its argument counts the bytes without them.
 ///
 /// # Errors
 /// As [`write_quantized`]; and if `skip` names an unknown module, or all modules.
@@ -136,7 +136,7 @@ pub fn quantize_into(
     Ok(quantized)
 }
 
-/// Describes the weights' files; `bytes` counts no others yet.
+/// Describes the weight files; `bytes` does not count other files yet.
 fn describe(
     weights: &Weights,
     encoded: &HashSet<String>,
@@ -158,13 +158,13 @@ fn describe(
     }
 }
 
-/// The weights to be quantized.
+/// Returns the names of the weights to quantize.
 fn chosen(config: &ModelConfig, weights: &Weights, skip: &[String]) -> Result<HashSet<String>, ModelError> {
     let folder = || weights.folder().to_owned();
     for key in skip {
         let key = std::slice::from_ref(key);
         let is_there = weights.names().any(|name| is_skipped(module_of(name), key));
-        // A tied head has no weight of its own.
+        // // A tied head has no weight of its own.
         if !is_there && key[0] != "lm_head" {
             return Err(ModelError::NoModule { folder: folder(), module: key[0].clone() });
         }
@@ -177,8 +177,9 @@ fn chosen(config: &ModelConfig, weights: &Weights, skip: &[String]) -> Result<Ha
     }
 }
 
-/// The base's tensors, file by file. Encoded weights come first and end at a multiple of 8 bytes. The others
-/// follow, largest elements first, so that every tensor is aligned to its elements.
+/// Assigns the tensors of the base to files. In each file, encoded weights come first and end at a multiple
+/// of 8 bytes. The others follow, largest element type first, so that every tensor is aligned to its
+/// elements.
 fn divide(
     weights: &Weights,
     quantization: Quantization,
@@ -213,7 +214,7 @@ impl Shard<'_> {
     }
 }
 
-/// The parts of a weight in the order in which they are written.
+/// Returns the parts of a weight in the order in which they are written.
 fn part_specs(info: &TensorInfo, quantization: Quantization) -> Vec<TensorSpec> {
     let len: usize = info.shape.iter().product();
     let blocks = len.div_ceil(quantization.block_size);
@@ -238,7 +239,8 @@ fn part_specs(info: &TensorInfo, quantization: Quantization) -> Vec<TensorSpec> 
     specs
 }
 
-/// The length of a state behind `before` bytes of other parts: all parts together end at a multiple of 8.
+/// Returns the length of a state after `before` bytes of other parts. All parts of a weight end at a multiple
+/// of 8.
 fn state_len(before: usize) -> usize {
     (before + MIN_QUANT_STATE_BYTES).next_multiple_of(8) - before
 }

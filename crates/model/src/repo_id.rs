@@ -1,10 +1,10 @@
-//! How repositories of the Hub are spelt.
+//! //! Spelling of Hub repository names.
 
-/// Longest name of an owner, or of a model.
+/// Maximum length of an owner or a model name.
 const MAX_NAME_BYTES: usize = 96;
 
-/// Whether `text` is spelt as a repository of the Hub, `owner/name`: the rule of `huggingface_hub`'s
-/// `validate_repo_id`, with an owner.
+/// Returns whether `text` is spelt as a repository of the Hub, `owner/name`. The rule is `huggingface_hub`'s
+/// `validate_repo_id`, with a required owner.
 ///
 /// ```
 /// use danlu_model::is_repo_id;

@@ -1,4 +1,4 @@
-//! A safetensors file written front to back: the header from known shapes, then the tensors as they come.
+//! //! Writes a safetensors file sequentially: the header from known shapes, then the tensors.
 
 use std::io::Write;
 use std::path::Path;
@@ -8,27 +8,27 @@ use serde_json::{Map, json};
 
 use crate::files::{AtomicFile, FileError};
 
-/// One tensor to be written.
+/// Header entry of one tensor.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TensorSpec {
     /// Its name.
     pub name: String,
-    /// Its element type, as safetensors spells it.
+    /// Element type as safetensors spells it.
     pub dtype: String,
     /// Its shape.
     pub shape: Vec<usize>,
-    /// Its bytes.
+    /// Length in bytes.
     pub bytes: u64,
 }
 
 impl TensorSpec {
-    /// A tensor of floats.
+    /// Describes a tensor of floats.
     pub fn new(name: String, dtype: DType, shape: Vec<usize>) -> Self {
         let bytes = shape.iter().product::<usize>() as u64 * dtype.size() as u64;
         Self { name, dtype: Self::dtype_name(dtype).to_owned(), shape, bytes }
     }
 
-    /// How safetensors spells an element type.
+    /// Returns safetensors' name of an element type.
     pub fn dtype_name(dtype: DType) -> &'static str {
         match dtype {
             DType::F32 => "F32",
@@ -38,7 +38,7 @@ impl TensorSpec {
     }
 }
 
-/// Writes one safetensors file through an [`AtomicFile`]: it appears under its name, whole, at
+/// Writes one safetensors file through an [`AtomicFile`]. The file gets its name, complete, at
 /// [`finish`](ShardWriter::finish).
 #[derive(Debug)]
 pub struct ShardWriter {
@@ -47,7 +47,7 @@ pub struct ShardWriter {
 }
 
 impl ShardWriter {
-    /// The length of the file that `specs` would make.
+    /// Returns the length of a file with these tensors.
     pub fn file_size(specs: &[TensorSpec]) -> u64 {
         header(specs).len() as u64 + specs.iter().map(|s| s.bytes).sum::<u64>()
     }
@@ -74,7 +74,7 @@ impl ShardWriter {
         self.file.write_all(bytes).map_err(|e| FileError::new("write", self.file.path(), e))
     }
 
-    /// Flushes to the disk and gives the file its name.
+    /// Flushes to the disk and renames the file to its final name.
     ///
     /// # Errors
     /// If the disk is full.
@@ -87,7 +87,7 @@ impl ShardWriter {
     }
 }
 
-/// Length and JSON, padded with blanks so that the data begins at a multiple of 8.
+/// Returns length and JSON of the header, padded with blanks so that the data starts at a multiple of 8.
 fn header(specs: &[TensorSpec]) -> Vec<u8> {
     let mut entries = Map::new();
     entries.insert("__metadata__".to_owned(), json!({ "format": "pt" }));

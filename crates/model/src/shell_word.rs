@@ -1,6 +1,6 @@
 //! Quoting for commands that a user copies into a shell.
 
-/// Quotes `text` as one word of a shell command, if it needs quotes.
+/// Quotes `text` as one word of a shell command, if necessary.
 pub fn shell_word(text: &str) -> String {
     let plain = |c: char| c.is_alphanumeric() || matches!(c, '-' | '_' | '.' | '/' | '=' | '@');
     let text = text.replace(char::is_control, " ");

@@ -1,4 +1,4 @@
-//! Files that a new model copies from its base or its adapter: tokenizer, template, generation settings.
+//! //! Files that a new model copies from its base or adapter: tokenizer, template, generation settings.
 
 use std::fs::{self, File};
 use std::io;
@@ -10,8 +10,8 @@ use serde_json::{Map, Value, json};
 use crate::Tokenizer;
 use crate::files::{self, AtomicFile, FileError};
 
-/// Files of a tokenizer. All come from one folder, since they refer to each other. The template is chosen on
-/// its own.
+/// Files of a tokenizer. All come from one folder, because they refer to each other. The template is chosen
+/// separately.
 const TOKENIZER: &[&str] = &[
     "tokenizer.json",
     "tokenizer_config.json",
@@ -26,22 +26,22 @@ const GENERATION: &str = "generation_config.json";
 const CONFIG: &str = "config.json";
 const MAX_CONFIG_BYTES: u64 = 4 << 20;
 
-/// A file to be copied under its own name.
+/// A file to copy under its own name.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SidecarFile {
     /// That name.
     pub name: String,
-    /// Its path.
+    /// Path to copy from.
     pub source: PathBuf,
-    /// How long it is.
+    /// Length in bytes.
     pub bytes: u64,
 }
 
 impl SidecarFile {
-    /// Copies it to `to`, with its bytes on the disk before it gets its name.
+    /// Copies the file to `to`. The bytes are on the disk before the file gets its name.
     ///
     /// # Errors
-    /// If it cannot be read, or the disk is full.
+    /// If the file cannot be read, or the disk is full.
     pub fn copy(&self, to: &Path) -> Result<(), FileError> {
         let source = &self.source;
         let mut input = File::open(source).map_err(|e| FileError::new("read", source, e))?;
@@ -51,16 +51,16 @@ impl SidecarFile {
     }
 }
 
-/// The names of all sidecar files.
+/// Returns the names of all sidecar files.
 pub fn names() -> impl Iterator<Item = &'static str> {
     TOKENIZER.iter().copied().chain([TEMPLATE, GENERATION])
 }
 
-/// The files to copy. Tokenizer and template are those that [`Tokenizer::read_with`] reads, so that the
-/// merged model gets the adapter's prompts. `also` are further names to copy from the adapter.
+/// Returns the files to copy. [`Tokenizer::read_with`] reads the same tokenizer and template, so the merged
+/// model gets the adapter's prompts. `also` lists additional files of the adapter.
 ///
 /// # Errors
-/// If the size of an existing file cannot be read.
+/// If the size of a file cannot be read.
 pub fn choose(base: &Path, adapter: Option<&Path>, also: &[String]) -> Result<Vec<SidecarFile>, FileError> {
     let [tokenizer, template] = Tokenizer::folders(base, adapter.unwrap_or(base));
     let mut chosen: Vec<(&Path, &str)> = TOKENIZER.iter().map(|name| (tokenizer, *name)).collect();
@@ -72,7 +72,7 @@ pub fn choose(base: &Path, adapter: Option<&Path>, also: &[String]) -> Result<Ve
     let mut files: Vec<SidecarFile> = Vec::new();
     for (folder, name) in chosen {
         let source = folder.join(name);
-        // A name with a folder in it could point outside the output.
+        // // A name with a folder in it could lead outside the output.
         let plain = Path::new(name).file_name().is_some_and(|n| n == name);
         if !plain || !source.is_file() || files.iter().any(|f| f.name == name) {
             continue;
@@ -83,24 +83,24 @@ pub fn choose(base: &Path, adapter: Option<&Path>, also: &[String]) -> Result<Ve
     Ok(files)
 }
 
-/// The folder with `generation_config.json`: the adapter's if it has one, else the base's.
+/// Returns the folder with `generation_config.json`: the adapter's if it has one, otherwise the base's.
 pub fn generation_folder<'a>(base: &'a Path, adapter: Option<&'a Path>) -> &'a Path {
     adapter.filter(|folder| folder.join(GENERATION).is_file()).unwrap_or(base)
 }
 
-/// Changes of `config.json` for the weights of a new model.
+/// Changes to `config.json` for a new model.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct ConfigChange {
-    /// The new element type, if it changes.
+    /// New element type, if it changes.
     pub dtype: Option<DType>,
-    /// The new `quantization_config`, if any.
+    /// New `quantization_config`, if any.
     pub quantization: Option<Value>,
 }
 
-/// The base's `config.json`, byte for byte unless the weights change.
+/// Returns the base's `config.json`, byte for byte if nothing changes.
 ///
 /// # Errors
-/// If it cannot be read.
+/// If the file cannot be read.
 pub fn config_json(base: &Path, change: &ConfigChange) -> Result<Vec<u8>, FileError> {
     const QUANTIZATION: &str = "quantization_config";
     let bytes = files::read_bounded(&base.join(CONFIG), MAX_CONFIG_BYTES)?;
@@ -108,7 +108,7 @@ pub fn config_json(base: &Path, change: &ConfigChange) -> Result<Vec<u8>, FileEr
     let before = config.clone();
     if let Some(dtype) = change.dtype {
         let name = json!(torch_name(dtype));
-        // transformers 5 writes `dtype`, 4 wrote `torch_dtype`; both read the latter.
+        // // transformers 5 writes `dtype`, 4 wrote `torch_dtype`. Both read `torch_dtype`.
         let present: Vec<&str> =
             ["dtype", "torch_dtype"].into_iter().filter(|k| config.contains_key(*k)).collect();
         let keys = if present.is_empty() { vec!["torch_dtype"] } else { present };
@@ -128,7 +128,7 @@ pub fn config_json(base: &Path, change: &ConfigChange) -> Result<Vec<u8>, FileEr
     Ok(text)
 }
 
-/// How `config.json` spells an element type.
+/// Returns the name of an element type in `config.json`.
 pub fn torch_name(dtype: DType) -> &'static str {
     match dtype {
         DType::F32 => "float32",

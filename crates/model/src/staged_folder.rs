@@ -1,4 +1,4 @@
-//! A model folder that appears whole or not at all.
+//! //! A model folder that is published whole or not at all.
 
 use std::fs::{self, File};
 use std::io;
@@ -9,17 +9,16 @@ use serde_json::{Map, json};
 use crate::files::{self, FileError, TEMPORARY_PREFIX};
 use crate::{ModelConfig, ModelError, TensorSpec, Weights};
 
-/// Name of the file that says which weights' file holds a tensor.
+/// Name of the shard index, which maps tensors to weight files.
 pub const INDEX_FILE: &str = "model.safetensors.index.json";
 
-/// A model's weights in one file.
+/// Name of the weight file of a model without shards.
 pub const SINGLE_FILE: &str = "model.safetensors";
 
-/// A model's folder while it is written: files are staged in a hidden folder inside it, and
+/// A model folder in progress. Files are staged in a hidden folder inside it, and
 /// [`publish`](StagedFolder::publish) renames them.
 ///
-/// Dropping it before that removes its files. A killed process leaves the hidden folder, which the next one
-/// clears.
+/// Dropping it earlier removes the files. A killed process leaves the hidden folder; the next run removes it.
 #[derive(Debug)]
 pub struct StagedFolder {
     folder: PathBuf,
@@ -31,12 +30,12 @@ impl StagedFolder {
     /// Stages a model at `folder`, which must be absent or empty.
     ///
     /// # Errors
-    /// If the folder holds other things or cannot be written.
+    /// If the folder has other files or cannot be written.
     pub fn create(folder: &Path) -> Result<Self, FileError> {
         Self::create_beside(folder, |_| false)
     }
 
-    /// As [`StagedFolder::create`], in a folder that may have entries that `replaceable` accepts.
+    /// As [`StagedFolder::create`], in a folder that may also have entries accepted by `replaceable`.
     ///
     /// # Errors
     /// As [`StagedFolder::create`].
@@ -55,23 +54,23 @@ impl StagedFolder {
         Ok(model)
     }
 
-    /// The folder the model will be in.
+    /// Returns the final folder of the model.
     pub fn folder(&self) -> &Path {
         &self.folder
     }
 
-    /// The hidden folder, which loads as a model once `config.json` is staged.
+    /// Returns the hidden folder, which loads as a model once `config.json` is staged.
     pub fn staging(&self) -> &Path {
         &self.staging
     }
 
-    /// The path for writing the file `name`.
+    /// Returns the path for writing the file `name`.
     pub fn staged(&self, name: &str) -> PathBuf {
         self.staging.join(name)
     }
 
-    /// Renames every file, in this order, and syncs the folder. `config.json` comes last, so that an
-    /// incomplete model never loads.
+    /// Renames every file in this order and syncs the folder. `config.json` comes last, so that an incomplete
+    /// model never loads.
     ///
     /// # Errors
     /// If a file was not staged, or the folder cannot be written.
@@ -80,7 +79,7 @@ impl StagedFolder {
             let path = self.folder.join(name);
             fs::rename(self.staged(name), &path).map_err(|e| FileError::new("write", &path, e))?;
         }
-        // Some network file systems cannot sync a folder; the files themselves are safe.
+        // // Some network file systems cannot sync a folder. The files themselves are safe.
         let _ = File::open(&self.folder).and_then(|folder| folder.sync_all());
         Ok(())
     }
@@ -88,31 +87,31 @@ impl StagedFolder {
 
 impl Drop for StagedFolder {
     fn drop(&mut self) {
-        // Best effort: the error that led here matters more.
+        // // Best effort: an error here would hide the error that led to the drop.
         let _ = fs::remove_dir_all(&self.staging);
         if self.is_new {
-            // The system refuses this if the folder has the finished model.
+            // // Fails, as intended, if the folder holds the finished model.
             let _ = fs::remove_dir(&self.folder);
         }
     }
 }
 
-/// The state of a folder, compared with the model to be written there.
+/// Whether a folder already holds the model to write.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FolderState {
-    /// A complete model of this configuration.
+    /// A complete model with this configuration.
     Same,
-    /// A model of another one.
+    /// A model with another configuration.
     Other,
     /// No model.
     None,
 }
 
 impl FolderState {
-    /// Reads the configuration and headers of `folder`, not the weights.
+    /// Compares the configuration and headers of `folder`, without reading weights.
     ///
     /// # Errors
-    /// If there is a model that is damaged.
+    /// If the folder has a damaged model.
     pub fn of(folder: &Path, config: &ModelConfig) -> Result<Self, ModelError> {
         if fs::symlink_metadata(folder.join("config.json")).is_err() {
             return Ok(Self::None);
@@ -125,7 +124,7 @@ impl FolderState {
     }
 }
 
-/// The name of weights' file `i`, from 0, of `count`.
+/// Returns the name of weight file `i`, from 0, of `count`.
 pub fn shard_name(i: usize, count: usize) -> String {
     match count {
         1 => SINGLE_FILE.to_owned(),
@@ -133,7 +132,7 @@ pub fn shard_name(i: usize, count: usize) -> String {
     }
 }
 
-/// The contents of [`INDEX_FILE`] for files and their tensors; one file alone needs none.
+/// Returns the contents of [`INDEX_FILE`], or `None` for a single file.
 pub fn shard_index<'a>(shards: impl Iterator<Item = (&'a str, &'a [TensorSpec])>) -> Option<Vec<u8>> {
     let shards: Vec<_> = shards.collect();
     if shards.len() < 2 {
@@ -169,7 +168,7 @@ mod tests {
     fn a_published_model_has_its_files_and_no_other() {
         let parent = tempfile::tempdir().unwrap();
         let folder = parent.path().join("model");
-        // What a killed run left is cleared.
+        // // Leftovers of a killed run are removed.
         fs::create_dir_all(folder.join(".danlu-tmp-model/old")).unwrap();
         let model = StagedFolder::create(&folder).unwrap();
         for name in ["a", "config.json"] {

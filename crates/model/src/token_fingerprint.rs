@@ -1,28 +1,28 @@
-//! The properties of tokenizer and template that must be equal in training and use.
+//! //! Properties of tokenizer and template that training and use must have in common.
 
 use serde::{Deserialize, Serialize};
 
 /// A fingerprint of tokenizer and template.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TokenFingerprint {
-    /// SHA-256 of the chat template's text, if there is one.
+    /// SHA-256 of the chat template, if there is one.
     pub template_sha256: Option<String>,
-    /// SHA-256 of the tokenizer, in one canonical form, independent of the file's layout.
+    /// SHA-256 of the tokenizer in a canonical form that is independent of the file's layout.
     pub tokenizer_sha256: String,
-    /// Begins a text.
+    /// Text of the token that begins a text.
     pub bos: Option<String>,
-    /// Ends a text.
+    /// Text of the token that ends a text.
     pub eos: Option<String>,
-    /// Fills a batch.
+    /// Text of the padding token.
     pub pad: Option<String>,
-    /// Every token that ends a generation, sorted.
+    /// Tokens that end a generation, sorted.
     pub stop: Vec<String>,
-    /// The system message that the template adds by itself.
+    /// System message that the template adds by itself.
     pub default_system: Option<String>,
 }
 
 impl TokenFingerprint {
-    /// One sentence for each difference from `other`. `words` name the two sides: `in the base`.
+    /// Describes each difference from `other` in one sentence. `words` name the two sides: `in the base`.
     pub fn difference(&self, other: &Self, words: [&str; 2]) -> Vec<String> {
         let mut out = Vec::new();
         let mut compare = |name: &str, here: String, there: String| {

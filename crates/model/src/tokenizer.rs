@@ -1,4 +1,4 @@
-//! A model folder's tokenizer: text to ids and back, its named tokens, and the tokens that end a generation.
+//! //! Tokenizer of a model folder: encoding, decoding, named tokens and end tokens.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
@@ -12,7 +12,7 @@ use crate::json::{self, Fields};
 use crate::token_fingerprint::TokenFingerprint;
 use crate::{ConfigJson, ModelConfig, ModelError, files, sidecar_files};
 
-/// The largest tokenizers in use take some 35 MB.
+/// The largest published tokenizers have some 35 MB.
 const MAX_TOKENIZER_BYTES: u64 = 256 << 20;
 
 /// A tokenizer with its chat template.
@@ -30,13 +30,13 @@ impl Tokenizer {
     /// `special_tokens_map.json`, `chat_template.jinja`, `generation_config.json` and `config.json`.
     ///
     /// # Errors
-    /// If `tokenizer.json` is missing or any of them is malformed.
+    /// If `tokenizer.json` is missing or a file is malformed.
     pub fn read(folder: &Path) -> Result<Self, ModelError> {
         Self::read_from(folder, folder, folder, ConfigJson::read_optional(folder)?.as_ref())
     }
 
-    /// Reads the tokenizer of `base`, whose `config.json` is open, with the files of `adapter` in place of
-    /// the base's: its tokenizer if that is complete, its chat template, its `generation_config.json`.
+    /// Reads the tokenizer of `base`, whose `config.json` is read already. Files of `adapter` replace those
+    /// of the base: its tokenizer if complete, its chat template, its `generation_config.json`.
     ///
     /// # Errors
     /// As [`Tokenizer::read`].
@@ -46,21 +46,21 @@ impl Tokenizer {
         Self::read_from(tokenizer, template, generation, Some(config))
     }
 
-    /// Whether `adapter` has a file that [`Tokenizer::read_with`] takes in place of the base's.
+    /// Returns whether `adapter` has a file that [`Tokenizer::read_with`] prefers to the base's.
     pub fn is_brought_by(adapter: &Path) -> bool {
         let none = Path::new("");
         Self::folders(none, adapter) != [none, none]
             || sidecar_files::generation_folder(none, Some(adapter)) != none
     }
 
-    /// The folders that [`Tokenizer::read_with`] takes tokenizer and template from.
+    /// Returns the folders of tokenizer and template that [`Tokenizer::read_with`] uses.
     pub fn folders<'a>(base: &'a Path, adapter: &'a Path) -> [&'a Path; 2] {
         let has = |name: &str| adapter.join(name).is_file();
         let tokenizer = if has("tokenizer.json") && has("tokenizer_config.json") { adapter } else { base };
         [tokenizer, if has("chat_template.jinja") { adapter } else { tokenizer }]
     }
 
-    /// Reads the files of a tokenizer, which may lie in different folders.
+    /// Reads the files of a tokenizer, which may be in different folders.
     fn read_from(
         folder: &Path,
         template: &Path,
@@ -71,7 +71,7 @@ impl Tokenizer {
         let bytes = files::read_bounded(&path, MAX_TOKENIZER_BYTES)?;
         let error = |message: String| ModelError::Tokenizer { path: path.clone(), message };
         let mut inner = tokenizers::Tokenizer::from_bytes(bytes).map_err(|e| error(e.to_string()))?;
-        // The file may have truncation and padding, which danlu does itself.
+        // // The file may configure truncation and padding, which would change the ids.
         inner.with_padding(None);
         inner.with_truncation(None).map_err(|e| error(e.to_string()))?;
 
@@ -104,7 +104,7 @@ impl Tokenizer {
         Ok(Self { path, inner, named, specials, stop_ids, template })
     }
 
-    /// The ids of `text`. Special tokens written in it are recognised; none is added.
+    /// Returns the ids of `text`. Special tokens in the text are recognised; none is added.
     ///
     /// # Errors
     /// If the tokenizer cannot represent the text.
@@ -113,7 +113,7 @@ impl Tokenizer {
         Ok(encoding.get_ids().to_vec())
     }
 
-    /// The tokenizer with another chat template, which came from `path`.
+    /// Replaces the chat template by `source`, which came from `path`.
     ///
     /// # Errors
     /// If the template is not valid.
@@ -124,8 +124,8 @@ impl Tokenizer {
         Ok(self)
     }
 
-    /// The ids that the tokenizer itself adds before a text, such as BOS. Many tokenizers name a BOS and add
-    /// none.
+    /// Returns the ids that the tokenizer itself adds before a text, such as BOS. Many tokenizers define a
+    /// BOS and add none.
     ///
     /// # Errors
     /// As [`Tokenizer::encode`].
@@ -137,8 +137,8 @@ impl Tokenizer {
         Ok(ids[..at.unwrap_or(0)].to_vec())
     }
 
-    /// As [`Tokenizer::encode`], each id with its byte range in `text`. Tokens that share a character all
-    /// have that character's range.
+    /// As [`Tokenizer::encode`], with the byte range of each id. Tokens that share a character all have that
+    /// character's range.
     ///
     /// # Errors
     /// As [`Tokenizer::encode`].
@@ -148,58 +148,59 @@ impl Tokenizer {
         Ok(encoding.get_ids().iter().copied().zip(offsets).collect())
     }
 
-    /// A special token in `text`, which [`Tokenizer::encode`] would not encode as text.
+    /// Returns a special token in `text`, which [`Tokenizer::encode`] would not encode as plain text.
     pub fn special_in(&self, text: &str) -> Option<&str> {
         self.specials.iter().map(String::as_str).find(|token| text.contains(token))
     }
 
-    /// The text of `ids`; ids beyond the vocabulary write nothing, bytes that are no character write U+FFFD.
+    /// Returns the text of `ids`. Ids outside the vocabulary have no text; invalid bytes become U+FFFD.
     pub fn decode(&self, ids: &[u32], skip_special: bool) -> String {
         self.inner.decode(ids, skip_special).unwrap_or_default()
     }
 
-    /// Decodes token by token, in whole characters.
+    /// Returns a decoder for tokens that arrive one by one.
     pub fn decode_stream(&self, skip_special: bool) -> DecodeStream<'_> {
         DecodeStream { tokenizer: self, ids: Vec::new(), written: 0, skip_special }
     }
 
-    /// The token as the vocabulary spells it; in a byte-level one this differs from its text.
+    /// Returns the spelling of a token in the vocabulary. In a byte-level vocabulary, the spelling differs
+    /// from the text.
     pub fn token_str(&self, id: u32) -> Option<String> {
         self.inner.id_to_token(id)
     }
 
-    /// The id of a token as the vocabulary spells it.
+    /// Returns the id of a token by its spelling in the vocabulary.
     pub fn token_id(&self, token: &str) -> Option<u32> {
         self.inner.token_to_id(token)
     }
 
-    /// The token `name` (`bos_token`, `eos_token`, `pad_token`, ...) stands for.
+    /// Returns the token named `name` (`bos_token`, `eos_token`, `pad_token`, ...).
     pub fn named(&self, name: &str) -> Option<&str> {
         self.named.get(name).map(|token| token.as_str())
     }
 
-    /// The id of the token that begins a text.
+    /// Returns the id of the BOS token.
     pub fn bos_id(&self) -> Option<u32> {
         self.token_id(self.named("bos_token")?)
     }
 
-    /// The id of the token that ends a text.
+    /// Returns the id of the EOS token.
     pub fn eos_id(&self) -> Option<u32> {
         self.token_id(self.named("eos_token")?)
     }
 
-    /// The id of the token that fills a batch.
+    /// Returns the id of the padding token.
     pub fn pad_id(&self) -> Option<u32> {
         self.token_id(self.named("pad_token")?)
     }
 
-    /// Every id that ends a generation: the end tokens of `generation_config.json`, `config.json` and the
-    /// tokenizer, and the template's end-of-turn token.
+    /// Returns every id that ends a generation: the end tokens of `generation_config.json`, `config.json` and
+    /// the tokenizer, and the template's end-of-turn token.
     pub fn stop_ids(&self) -> &BTreeSet<u32> {
         &self.stop_ids
     }
 
-    /// One more than the largest id.
+    /// Returns one more than the largest id.
     pub fn vocab_size(&self) -> usize {
         self.inner.get_vocab(true).into_values().max().map_or(0, |id| id as usize + 1)
     }
@@ -218,18 +219,18 @@ impl Tokenizer {
         Err(ModelError::Tokenizer { path: self.path.clone(), message })
     }
 
-    /// The chat template.
+    /// Returns the chat template.
     ///
     /// # Errors
-    /// If the model brings none.
+    /// If the model has none.
     pub fn template(&self) -> Result<&ChatTemplate, ModelError> {
         let folder = self.path.parent().unwrap_or(&self.path);
         self.template.as_ref().ok_or_else(|| ModelError::NoTemplate { folder: folder.to_owned() })
     }
 
-    /// The fingerprint that training and use must have in common.
+    /// Returns the fingerprint of tokenizer and template.
     pub fn fingerprint(&self) -> TokenFingerprint {
-        // The library's own form, which does not depend on the file's layout or version.
+        // // The canonical form of the library does not depend on the file's layout or version.
         let canonical = self.inner.to_string(false).unwrap_or_default();
         let named = |name: &str| self.named(name).map(str::to_owned);
         TokenFingerprint {
@@ -261,24 +262,24 @@ impl std::fmt::Debug for Tokenizer {
 /// Streams the text of a growing list of tokens in whole characters. A Chinese character may span three
 /// tokens.
 ///
-/// The pieces, with [`finish`](DecodeStream::finish), join to the text of all ids decoded at once.
+/// The pieces and [`finish`](DecodeStream::finish) concatenate to the text of all ids decoded at once.
 pub struct DecodeStream<'a> {
     tokenizer: &'a Tokenizer,
-    /// The last returned tokens, then the pending ones. A decoder may treat the first token of a text
-    /// differently, so each piece is decoded behind its predecessor.
+    /// The tokens of the last piece, then the pending ones. A decoder may treat the first token of a text
+    /// differently, so each piece is decoded after its predecessor.
     ids: Vec<u32>,
     written: usize,
     skip_special: bool,
 }
 
 impl DecodeStream<'_> {
-    /// Adds one token. Returns the text that is now complete.
+    /// Adds one token. Returns the text that became complete.
     pub fn push(&mut self, id: u32) -> Option<String> {
         self.ids.push(id);
         self.piece(false)
     }
 
-    /// The pending text, with broken characters replaced by U+FFFD.
+    /// Returns the pending text, with incomplete characters replaced by U+FFFD.
     pub fn finish(mut self) -> Option<String> {
         self.piece(true)
     }
@@ -299,8 +300,8 @@ impl DecodeStream<'_> {
     }
 }
 
-/// Tokens that may end a turn: the special ones, and others that look like it, such as an `<|im_end|>` that
-/// was added as an ordinary token.
+/// Returns tokens that may end a turn: special tokens, and ordinary tokens with the same form, such as an
+/// `<|im_end|>` that was not declared special.
 fn turn_ends(inner: &tokenizers::Tokenizer) -> Vec<String> {
     let added = inner.get_added_tokens_decoder().into_values();
     let ends = added
@@ -308,12 +309,12 @@ fn turn_ends(inner: &tokenizers::Tokenizer) -> Vec<String> {
     ends.map(|token| token.content).collect()
 }
 
-/// The named tokens: every key that ends in `_token`, and the names in `extra_special_tokens`. The first file
-/// that names a token decides.
+/// Returns the named tokens: keys that end in `_token`, and the names in `extra_special_tokens`. The first
+/// file that names a token wins.
 fn named_tokens(files: &[Option<&Value>]) -> BTreeMap<String, String> {
     let text = |value: &Value| match value {
         Value::String(token) => Some(token.clone()),
-        // As transformers writes an `AddedToken`.
+        // // The form of transformers' `AddedToken`.
         Value::Object(token) => token.get("content")?.as_str().map(str::to_owned),
         _ => None,
     };
@@ -330,7 +331,7 @@ fn named_tokens(files: &[Option<&Value>]) -> BTreeMap<String, String> {
     named
 }
 
-/// The chat template and its file: `chat_template.jinja` goes first, as in transformers.
+/// Returns the chat template and its file. `chat_template.jinja` goes first, as in transformers.
 fn template_source(
     folder: &Path,
     config_path: &Path,

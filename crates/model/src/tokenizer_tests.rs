@@ -4,7 +4,7 @@ use std::fs;
 const BASE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../cli/assets/base-8m");
 const SHARED: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../../shared");
 
-/// A file beside the checkout; `None` where a checkout stands alone, and the test then says so.
+/// Returns a file of `shared/` next to the checkout. Prints a note if there is none.
 fn shared(path: &str) -> Option<PathBuf> {
     let path = Path::new(SHARED).join(path);
     if path.exists() {
@@ -18,7 +18,8 @@ fn json_of(path: &Path) -> Value {
     serde_json::from_slice(&fs::read(path).unwrap()).unwrap()
 }
 
-/// The demonstration model's tokenizer files, with some replaced; an empty text leaves a file out.
+/// Returns a folder with the embedded base's tokenizer files, some of them replaced. An empty text removes a
+/// file.
 fn folder_with(changes: &[(&str, &str)]) -> tempfile::TempDir {
     let folder = tempfile::tempdir().unwrap();
     for name in ["tokenizer.json", "tokenizer_config.json", "generation_config.json", "config.json"] {
@@ -105,7 +106,7 @@ fn named_tokens_and_stops_come_from_every_file() {
     assert_eq!(tokenizer.vocab_size(), 8192);
     tokenizer.check_fits(&ModelConfig::read(Path::new(BASE)).unwrap()).unwrap();
 
-    // The tokenizer calls `<|end_of_text|>` the end, the template ends a turn by `<|eot_id|>`.
+    // // The tokenizer's EOS is `<|end_of_text|>`; the template ends a turn with `<|eot_id|>`.
     let config = json_of(&Path::new(BASE).join("tokenizer_config.json"));
     let config = serde_json::json!({
         "eos_token": {"content": "<|end_of_text|>", "lstrip": false}, "chat_template": config["chat_template"],
@@ -204,7 +205,8 @@ fn an_adapter_replaces_only_the_files_it_has() {
     assert_eq!(over.template().unwrap().source(), own);
     assert_eq!(over.fingerprint().tokenizer_sha256, plain.fingerprint().tokenizer_sha256);
 
-    // What ends a reply is said by the file that a merge would take over, and by the base's configuration.
+    // // The end tokens come from the adapter's file, which a merge would copy, and from the base's
+    // configuration.
     let adapter = tempfile::tempdir().unwrap();
     fs::write(adapter.path().join("generation_config.json"), r#"{ "eos_token_id": 7 }"#).unwrap();
     assert!(Tokenizer::is_brought_by(adapter.path()));

@@ -17,12 +17,12 @@ use crate::json;
 use crate::staged_folder::{INDEX_FILE, SINGLE_FILE};
 use crate::{ModelConfig, ModelError, ShardWriter, TensorSpec};
 
-/// Bytes of a tensor copied at a time.
+/// Bytes of a tensor that are copied at a time.
 const COPY_BYTES: usize = 8 << 20;
-/// An index has one short line a tensor.
+/// An index has one short line per tensor.
 const MAX_INDEX_BYTES: u64 = 64 << 20;
 
-/// The location of one tensor.
+/// Location of one tensor.
 #[derive(Clone, Debug, PartialEq)]
 pub struct TensorInfo {
     /// Name in the checkpoint.
@@ -33,12 +33,12 @@ pub struct TensorInfo {
     pub shape: Vec<usize>,
     /// Index of its file in [`Weights::files`].
     pub file: usize,
-    /// Its bytes within that file.
+    /// Bytes within the file.
     pub range: Range<usize>,
 }
 
 impl TensorInfo {
-    /// The element type, if it is one that is read.
+    /// Returns the element type, if it is supported.
     pub fn dtype(&self) -> Option<DType> {
         match self.dtype_name.as_str() {
             "F32" => Some(DType::F32),
@@ -51,8 +51,8 @@ impl TensorInfo {
 
 /// The weights of a model folder: `model.safetensors`, or the shards of `model.safetensors.index.json`.
 ///
-/// The files are mapped: opening is quick, and pages are read from the disk when used. Matrices keep their
-/// file mapped, so `Weights` itself may be dropped. The files must not change meanwhile.
+/// The files are memory-mapped, and pages are read from the disk on first use. Matrices keep their file
+/// mapped, so `Weights` itself may be dropped. The files must not change meanwhile.
 #[derive(Clone)]
 pub struct Weights {
     folder: PathBuf,
@@ -60,11 +60,11 @@ pub struct Weights {
     owners: Vec<Owner>,
     tensors: Vec<TensorInfo>,
     by_name: HashMap<String, usize>,
-    /// Weights quantized in memory, in place of the files' own.
+    /// Weights that were quantized in memory. They replace those of the files.
     pub(crate) quantized: HashMap<String, Arc<FourBit>>,
 }
 
-/// The owner of a file's bytes.
+/// Owner of the bytes of a file.
 #[derive(Clone)]
 enum Owner {
     Map(Arc<Mmap>),
@@ -92,7 +92,7 @@ struct Index {
     weight_map: BTreeMap<String, String>,
 }
 
-/// The part of a header entry that gives the file's length.
+/// The part of a header entry that determines the length of the file.
 #[derive(Deserialize)]
 struct Extent {
     data_offsets: Option<[u64; 2]>,
@@ -102,8 +102,8 @@ impl Weights {
     /// Maps the safetensors of `folder` and reads their headers.
     ///
     /// # Errors
-    /// If there are none, or an index or a header is invalid: it points outside the folder, names a tensor
-    /// that its file lacks, or describes more or fewer bytes than there are.
+    /// If there are none, or an index or header is invalid: it points outside the folder, names a tensor that
+    /// its file lacks, or implies another length than that of the file.
     pub fn open(folder: &Path) -> Result<Self, ModelError> {
         let mut weights = Self::empty(folder);
         let single = folder.join(SINGLE_FILE);
@@ -127,7 +127,7 @@ impl Weights {
         Ok(weights)
     }
 
-    /// Maps one safetensors file, as an adapter's, and reads its header.
+    /// Maps a single safetensors file, such as an adapter's, and reads its header.
     ///
     /// # Errors
     /// As [`Weights::open`].
@@ -137,7 +137,7 @@ impl Weights {
         Ok(weights)
     }
 
-    /// Weights over the bytes of one safetensors file; `path` is for messages.
+    /// Reads weights from the bytes of one safetensors file. `path` is for messages.
     ///
     /// # Errors
     /// As [`Weights::open`].
@@ -157,20 +157,20 @@ impl Weights {
         self.owners.push(Owner::Memory(memory));
     }
 
-    /// Adds a tensor that exists in memory in 4 bits only, without the bytes of its original.
+    /// Adds a tensor that exists only in 4 bits, in memory.
     pub(crate) fn push_quantized(&mut self, spec: TensorSpec, weight: FourBit) {
         self.quantized.insert(spec.name.clone(), Arc::new(weight));
         self.push(spec, Arc::new([0u8; 0]));
     }
 
-    /// No weights yet; `folder` is for messages.
+    /// Returns weights without tensors; `folder` is for messages.
     pub(crate) fn empty(folder: &Path) -> Self {
         let (files, owners, tensors) = (Vec::new(), Vec::new(), Vec::new());
         let (by_name, quantized) = (HashMap::new(), HashMap::new());
         Self { folder: folder.to_owned(), files, owners, tensors, by_name, quantized }
     }
 
-    /// Adds one file's tensors in the order of their bytes: all, or those that the index promises.
+    /// Adds the tensors of one file in the order of their bytes: all, or only those that the index lists.
     fn add(
         &mut self,
         path: PathBuf,
@@ -180,7 +180,7 @@ impl Weights {
         let file = self.files.len();
         let mut found = read_header(&path, owner.bytes(), file)?;
         if let Some(promised) = promised {
-            // transformers does not load tensors that the index lacks either.
+            // // transformers does not load tensors that the index lacks either.
             found.retain(|t| promised.contains(&t.name));
             let names: BTreeSet<&str> = found.iter().map(|t| t.name.as_str()).collect();
             if let Some(absent) = promised.iter().find(|name| !names.contains(name.as_str())) {
@@ -196,51 +196,51 @@ impl Weights {
         Ok(())
     }
 
-    /// The folder, or the file if there is no folder.
+    /// Returns the folder, or the file if there is no folder.
     pub fn folder(&self) -> &Path {
         &self.folder
     }
 
-    /// The safetensors files, in the order of their names.
+    /// Returns the safetensors files, sorted by name.
     pub fn files(&self) -> &[PathBuf] {
         &self.files
     }
 
-    /// The bytes of the file at `path`, if it is one of [`Weights::files`].
+    /// Returns the bytes of the file at `path`, if it is one of [`Weights::files`].
     pub(crate) fn file_bytes(&self, path: &Path) -> Option<&[u8]> {
         let file = self.files.iter().position(|file| file == path)?;
         Some(self.owners[file].bytes())
     }
 
-    /// Every tensor, file by file in the order of its bytes.
+    /// Returns every tensor, by file and offset.
     pub fn tensors(&self) -> &[TensorInfo] {
         &self.tensors
     }
 
-    /// Every tensor's name, in the same order.
+    /// Returns every tensor's name, in the same order.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.tensors.iter().map(|t| t.name.as_str())
     }
 
-    /// The tensor of that name.
+    /// Returns the tensor `name`.
     pub fn info(&self, name: &str) -> Option<&TensorInfo> {
         self.by_name.get(name).map(|&i| &self.tensors[i])
     }
 
-    /// The bytes of a tensor of these weights, little-endian, row-major.
+    /// Returns the bytes of a tensor of these weights, little-endian, row-major.
     ///
     /// # Panics
-    /// If `info` comes from other weights and does not fit these.
+    /// If `info` comes from other weights and is out of range.
     pub fn bytes(&self, info: &TensorInfo) -> &[u8] {
         &self.owners[info.file].bytes()[info.range.clone()]
     }
 
-    /// The same bytes, kept alive.
+    /// Returns the same bytes with shared ownership of the file.
     pub(crate) fn part(&self, info: &TensorInfo) -> Bytes {
         self.owners[info.file].part(info.range.clone())
     }
 
-    /// Copies a tensor's bytes, and releases its mapped memory.
+    /// Copies the bytes of a tensor and releases its mapped memory.
     ///
     /// # Errors
     /// If the disk is full.
@@ -252,26 +252,25 @@ impl Weights {
         Ok(())
     }
 
-    /// Releases the mapped memory of a tensor. The system reads it from the file again when used.
+    /// Releases the mapped memory of a tensor. The system reads it again from the file on the next use.
     pub fn release(&self, info: &TensorInfo) {
         self.release_part(info, 0..info.range.len());
     }
 
-    /// As [`Weights::release`], for these bytes of the tensor.
+    /// As [`Weights::release`], for a range of the tensor's bytes.
     fn release_part(&self, info: &TensorInfo, bytes: Range<usize>) {
         if let Owner::Map(map) = &self.owners[info.file] {
             let (start, len) = (info.range.start + bytes.start, bytes.len());
-            // SAFETY: the map is of a file and read-only, so that a page that is dropped comes back as it
-            // was. That the system refuses costs memory and nothing else.
+            // // SAFETY: the map is a read-only file map, so a dropped page is read again from the file. A
+            // refusal by the system only costs memory.
             let _ = unsafe { map.unchecked_advise_range(UncheckedAdvice::DontNeed, start, len) };
         }
     }
 
-    /// Every tensor of the model that the files hold: as [`Weights::tensors`], but a weight in 4 bits is one
-    /// tensor with its original type and shape.
+    /// Returns every tensor of the model. A 4-bit weight is one tensor with its original type and shape.
     ///
     /// # Errors
-    /// If the state of one is unsound.
+    /// If the state of a 4-bit weight is invalid.
     pub fn model_tensors(&self) -> Result<Vec<TensorInfo>, ModelError> {
         let four_bit = StoredFourBit::all(self);
         let mut out = Vec::new();
@@ -285,11 +284,11 @@ impl Weights {
         Ok(out)
     }
 
-    /// A tensor as a frozen matrix, in memory or over the mapped file. A weight in 4 bits includes all its
-    /// parts.
+    /// Returns a tensor as a frozen matrix, in memory or over the mapped file. A 4-bit weight includes all
+    /// its parts.
     ///
     /// # Errors
-    /// If it is missing, of another shape, of an unsupported type, or a part of it is invalid.
+    /// If the tensor is missing, misshaped, of an unsupported type, or has an invalid part.
     pub fn matrix(&self, name: &str, rows: usize, cols: usize) -> Result<Matrix, ModelError> {
         if let Some(weight) = self.quantized.get(name) {
             return Ok(Matrix::four_bit(Arc::clone(weight), rows, cols));
@@ -301,7 +300,7 @@ impl Weights {
         Ok(Matrix::dense(dtype, self.part(info), rows, cols))
     }
 
-    /// One of [`Weights::model_tensors`] as a matrix: rows of its last dimension.
+    /// Returns one of [`Weights::model_tensors`] as a matrix whose columns are its last dimension.
     ///
     /// # Errors
     /// As [`Weights::matrix`].
@@ -315,7 +314,7 @@ impl Weights {
         Ok(Matrix::dense(dtype, self.part(info), rows, cols))
     }
 
-    /// Bytes of a weight in the files, with all parts of a weight in 4 bits.
+    /// Returns the bytes of a weight in the files, with all parts of a 4-bit weight.
     pub fn stored_bytes(&self, name: &str) -> u64 {
         let own = self.info(name).map_or(0, |info| info.range.len());
         let parts: usize = match StoredFourBit::find(self, name) {
@@ -325,7 +324,7 @@ impl Weights {
         (own + parts) as u64
     }
 
-    /// Bytes of all tensors, of those in 4 bits as stored.
+    /// Returns the bytes of all tensors in the files.
     pub fn total_bytes(&self) -> u64 {
         let stored = self.tensors.iter().filter(|t| !self.quantized.contains_key(&t.name));
         let stored: usize = stored.map(|t| t.range.len()).sum();
@@ -333,7 +332,7 @@ impl Weights {
         (stored + held) as u64
     }
 
-    /// A tensor of one dimension, widened to f32.
+    /// Returns a tensor of one dimension as f32.
     ///
     /// # Errors
     /// As [`Weights::matrix`].
@@ -344,7 +343,7 @@ impl Weights {
         Ok(out)
     }
 
-    /// A tensor of floats, of any shape.
+    /// Returns a tensor of floats, of any shape.
     pub(crate) fn float(&self, name: &str) -> Result<(&TensorInfo, DType), ModelError> {
         let Some(info) = self.info(name) else {
             return Err(ModelError::NoTensor { path: self.folder.clone(), tensor: name.to_owned() });
@@ -370,14 +369,14 @@ impl Weights {
         Ok((info, dtype))
     }
 
-    /// Checks that these are the tensors `config` describes: none missing, none unknown, each of its shape
-    /// and of a supported type.
+    /// Checks that the tensors match `config`: none missing, none unknown, each with its shape and a
+    /// supported type.
     ///
-    /// Extras without effect are accepted: rotary frequencies that old exports store, and an output head
-    /// beside tied tables.
+    /// Two kinds of extra tensors are accepted: rotary frequencies of old exports, and an output head in a
+    /// model with tied tables.
     ///
     /// # Errors
-    /// Names every tensor that is wrong, with both shapes; a tensor of an unsupported type comes first.
+    /// Lists every wrong tensor with both shapes. A tensor of an unsupported type is reported first.
     pub fn check_complete(&self, config: &ModelConfig) -> Result<(), ModelError> {
         let four_bit: HashMap<&str, StoredFourBit<'_>> = StoredFourBit::all(self);
         let is_part = |name: &str| {
@@ -435,7 +434,7 @@ impl std::fmt::Debug for Weights {
     }
 }
 
-/// Buffers that old exports store and every reader recomputes.
+/// Returns whether the tensor is a buffer of old exports, which every reader recomputes.
 fn is_harmless(name: &str) -> bool {
     name.ends_with("rotary_emb.inv_freq")
 }
@@ -447,13 +446,13 @@ fn map(path: &Path) -> Result<Owner, ModelError> {
     if !metadata.is_file() {
         return Err(error(std::io::Error::other("it is not a regular file")).into());
     }
-    // SAFETY: the map is read-only; that nobody changes a model's files while it is in use is documented on
-    // `Weights`, as every reader of mapped checkpoints asks.
+    // // SAFETY: the map is read-only. The documentation of `Weights` requires that the files do not change
+    // while they are in use, as every reader of mapped checkpoints does.
     let map = unsafe { Mmap::map(&file) }.map_err(error)?;
     Ok(Owner::Map(Arc::new(map)))
 }
 
-/// The tensors that a safetensors file describes, in the order of their bytes.
+/// Returns the tensors of a safetensors file in the order of their bytes.
 fn read_header(path: &Path, bytes: &[u8], file: usize) -> Result<Vec<TensorInfo>, ModelError> {
     check_length(path, bytes)?;
     let header = |message: String| ModelError::Header { path: path.to_owned(), message };
@@ -470,18 +469,19 @@ fn read_header(path: &Path, bytes: &[u8], file: usize) -> Result<Vec<TensorInfo>
             range: start + info.data_offsets.0..start + info.data_offsets.1,
         })
         .collect();
-    // By name among the empty ones, which share their offset.
+    // // Empty tensors share an offset, so they are sorted by name.
     tensors.sort_by(|a, b| (a.range.start, a.range.end, &a.name).cmp(&(b.range.start, b.range.end, &b.name)));
     Ok(tensors)
 }
 
-/// Compares the file's length with its header before any offset is used.
+/// Compares the length of the file with its header before any offset is used.
 fn check_length(path: &Path, bytes: &[u8]) -> Result<(), ModelError> {
     let found = bytes.len() as u64;
     let size = |expected| ModelError::FileSize { path: path.to_owned(), expected, found };
     let Some((length, rest)) = bytes.split_first_chunk::<8>() else { return Err(size(8)) };
     let length = u64::from_le_bytes(*length);
-    // The first bytes decide, so that an HTML page or a pointer file is not reported as a short download.
+    // // Tested before the length, so that an HTML page or a Git LFS pointer is not reported as a short
+    // download.
     if length > 100_000_000 || rest.first().is_some_and(|&b| b != b'{') {
         let begin = String::from_utf8_lossy(&bytes[..bytes.len().min(24)]).into_owned();
         let message = format!("it begins with {begin:?}");
@@ -500,8 +500,7 @@ fn check_length(path: &Path, bytes: &[u8]) -> Result<(), ModelError> {
     Ok(())
 }
 
-/// The tensors of each shard by the index. Shards are in the index's folder; a name that points elsewhere is
-/// rejected.
+/// Returns the tensors of each shard. Shards must be in the folder of the index.
 fn parse_index(path: &Path, bytes: &[u8]) -> Result<BTreeMap<String, BTreeSet<String>>, ModelError> {
     let index: Index = serde_json::from_slice(bytes).map_err(|e| json::malformed(path, bytes, &e))?;
     let mut shards: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
@@ -523,7 +522,7 @@ fn parse_index(path: &Path, bytes: &[u8]) -> Result<BTreeMap<String, BTreeSet<St
     Ok(shards)
 }
 
-/// The first file, by name, that looks like weights in another format.
+/// Returns the first file, by name, that looks like weights in another format.
 fn other_weights(folder: &Path) -> Option<String> {
     let entries = std::fs::read_dir(folder).ok()?;
     let names = entries.filter_map(|e| e.ok()?.file_name().into_string().ok());

@@ -1,7 +1,7 @@
 use super::*;
 use std::fs;
 
-/// A safetensors file of f32 tensors, each filled with its place in the list.
+/// Returns a safetensors file of f32 tensors, each filled with its index in the list.
 fn file_of(tensors: &[(&str, &[usize])]) -> Vec<u8> {
     let mut header = serde_json::Map::new();
     let mut data = Vec::new();
@@ -74,8 +74,8 @@ fn a_file_cut_short_anywhere_is_refused() {
 #[test]
 fn headers_that_lie_are_refused() {
     for header in [
-        // Overlapping, with a gap, of another size than its shape, backwards, and sums past the address
-        // space.
+        // // Overlapping, with a gap, of another size than the shape, backwards, and with offsets that
+        // overflow.
         r#"{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]},"b":{"dtype":"F32","shape":[1],"data_offsets":[4,8]}}"#,
         r#"{"b":{"dtype":"F32","shape":[1],"data_offsets":[4,8]}}"#,
         r#"{"b":{"dtype":"F32","shape":[3],"data_offsets":[0,8]}}"#,

@@ -1,4 +1,4 @@
-//! The work buffers of a decoder, allocated once for the largest batch and reused by every pass.
+//! //! Work buffers of a decoder. They are allocated once for the largest batch and reused by every pass.
 
 use std::mem;
 
@@ -10,52 +10,52 @@ use crate::{ActivationPolicy, ModelConfig};
 
 /// Grow-only activations and scratch. One workspace serves one pass at a time.
 ///
-/// A training pass stores the activations of each layer by its policy. A pass without backward reuses one
-/// layer's.
+/// A training pass stores the activations of each layer that its policy names. A pass without backward reuses
+/// the buffers of one layer.
 #[derive(Debug, Default)]
 pub struct Workspace {
     pub(crate) layers: Vec<LayerActivations>,
-    /// One for each layer. Layers beyond them have the default.
+    /// One per layer. Further layers have the default policy.
     policies: Vec<ActivationPolicy>,
-    /// Buffers shared by the layers that do not store everything.
+    /// Buffers shared by the layers whose policy does not store everything.
     shared: LayerActivations,
-    /// The layer whose values stand in `shared`.
+    /// The layer whose values are in `shared`.
     shared_holds: Option<usize>,
-    /// The residual stream after the last layer `(N, C)`. If rows are selected for the head: of these `M`
-    /// rows, before the last attention is added.
+    /// Residual stream after the last layer, `(N, C)`. If rows are selected for the head: the residual stream
+    /// of these `M` rows, before the last attention output is added.
     pub(crate) hidden: GrowBuffer,
-    /// The last layer's attention output on the rows that reach the head, `(M, NH · HS)`.
+    /// Attention output of the last layer for the rows that reach the head, `(M, NH · HS)`.
     pub(crate) head_attn: GrowBuffer,
-    /// Rows that reach the head `(M, C)`, before and after the final norm, with its `rstd (M)`.
+    /// Rows that reach the head, `(M, C)`, before and after the final norm, with the norm's `rstd (M)`.
     pub(crate) head_inp: GrowBuffer,
     pub(crate) head_norm: GrowBuffer,
     pub(crate) head_rstd: GrowBuffer,
-    /// `(M, V)`, only if the caller needs logits.
+    /// `(M, V)`, only if the caller requests logits.
     pub(crate) logits: GrowBuffer,
-    /// The loss of each of those rows, and the gradient of each loss, `(M)`.
+    /// Loss of each row that reaches the head, and the gradient of each loss, `(M)`.
     pub(crate) losses: GrowBuffer,
     pub(crate) dloss: GrowBuffer,
     pub(crate) prefix_kv: PrefixKv,
     pub(crate) grads: Gradients,
-    /// Passes take them in turn, so that their addresses on a device do not change.
+    /// Reused by every pass, so that their addresses on a device do not change.
     pub(crate) indices: PassIndices,
 }
 
-/// Copies of one layer's keys and values for sequences that share rows, `(M, KH · HS)`: a row for every token
-/// of every sequence.
+/// Keys and values of one layer, copied for sequences with shared rows, `(M, KH · HS)`: one row per token of
+/// every sequence.
 #[derive(Debug, Default)]
 pub(crate) struct PrefixKv {
     pub kv: [GrowBuffer; 2],
-    /// Their gradients.
+    /// Gradients of the copies.
     pub dkv: [GrowBuffer; 2],
 }
 
-/// Gradients of activations. Only `hidden` lives longer than one layer.
+/// Gradients of activations. Only `hidden` outlives a layer.
 #[derive(Debug, Default)]
 pub(crate) struct Gradients {
     pub hidden: GrowBuffer,
     pub norm: GrowBuffer,
-    /// Of the rows that reach the head, `(M, C)`: what the last layer begins with.
+    /// Gradient of the rows that reach the head, `(M, C)`. The last layer starts from it.
     pub head: GrowBuffer,
     pub q: GrowBuffer,
     pub k: GrowBuffer,
@@ -71,12 +71,12 @@ pub(crate) struct Gradients {
 pub(crate) struct GrowBuffer(Option<Buffer>);
 
 impl GrowBuffer {
-    /// Grows to at least `rows` rows of `width`; the contents are then unspecified.
+    /// Grows to at least `rows` rows of `width`. The contents are unspecified afterwards.
     pub fn reserve(&mut self, backend: &dyn Backend, rows: usize, width: usize, element: Element) {
         Self::reserve_group(&mut [self], backend, rows, &[width], element);
     }
 
-    /// As [`GrowBuffer::reserve`], for buffers that one operation reads or writes together.
+    /// As [`GrowBuffer::reserve`], for buffers that one operation reads or writes.
     pub fn reserve_group(
         group: &mut [&mut Self],
         backend: &dyn Backend,
@@ -95,46 +95,44 @@ impl GrowBuffer {
         }
     }
 
-    /// The buffer.
     pub fn get(&self) -> &Buffer {
         self.0.as_ref().expect("a slot is reserved before the pass that reads it")
     }
 
-    /// As [`GrowBuffer::get`], to write.
     pub fn get_mut(&mut self) -> &mut Buffer {
         self.0.as_mut().expect("a slot is reserved before the pass that writes it")
     }
 }
 
 impl Workspace {
-    /// An empty workspace.
+    /// Returns an empty workspace.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// An empty workspace with these policies. Layers beyond them have the default policy.
+    /// Returns an empty workspace with these policies. Further layers have the default policy.
     pub fn with_policies(policies: Vec<ActivationPolicy>) -> Self {
         Self { policies, ..Self::default() }
     }
 
-    /// Gives every buffer back; the policies stay.
+    /// Frees every buffer; the policies stay.
     pub fn clear(&mut self) {
         *self = Self::with_policies(mem::take(&mut self.policies));
     }
 
-    /// The policy of a layer.
+    /// Returns the policy of a layer.
     pub(crate) fn policy(&self, layer: usize) -> ActivationPolicy {
         self.policies.get(layer).copied().unwrap_or_default()
     }
 
-    /// Takes a layer's activations out, with shared buffers in place of those that it does not store.
+    /// Takes the activations of a layer. Shared buffers fill in for those that the layer does not store.
     pub(crate) fn take_layer(&mut self, layer: usize) -> LayerActivations {
         let (mut act, policy) = (mem::take(&mut self.layers[layer]), self.policy(layer));
         act.exchange(&mut self.shared, policy);
         act
     }
 
-    /// Puts back the activations from [`Workspace::take_layer`].
+    /// Puts back the activations that [`Workspace::take_layer`] returned.
     pub(crate) fn put_layer(&mut self, layer: usize, mut act: LayerActivations) {
         let policy = self.policy(layer);
         act.exchange(&mut self.shared, policy);
@@ -144,13 +142,13 @@ impl Workspace {
         }
     }
 
-    /// Whether all activations of a layer are still valid.
+    /// Returns whether all activations of a layer are still valid.
     pub(crate) fn holds(&self, layer: usize) -> bool {
         self.policy(layer) == ActivationPolicy::KeepAll || self.shared_holds == Some(layer)
     }
 
-    /// Makes room for `n` rows, the activations of `layers` layers and `head_rows` rows at the head. A single
-    /// layer's buffers serve one layer after the other.
+    /// Reserves `n` rows, the activations of `layers` layers and `head_rows` rows at the head. A single
+    /// layer's buffers serve all layers in turn.
     pub(crate) fn reserve(
         &mut self,
         config: &ModelConfig,
@@ -177,7 +175,7 @@ impl Workspace {
         self.head_rstd.reserve(backend, head_rows, 1, Element::Exact);
     }
 
-    /// Makes room for `keys` copied keys and their gradients, where there are any.
+    /// Reserves `keys` copied keys and their gradients, if there are any.
     pub(crate) fn reserve_prefix_kv(&mut self, config: &ModelConfig, backend: &dyn Backend, keys: usize) {
         if keys == 0 {
             return;
@@ -189,7 +187,7 @@ impl Workspace {
         }
     }
 
-    /// Makes room for the backward of `n` rows with `head_rows` trained ones.
+    /// Reserves the backward buffers of `n` rows, `head_rows` of them trained.
     pub(crate) fn reserve_gradients(
         &mut self,
         config: &ModelConfig,

@@ -1,4 +1,4 @@
-//! Continued sequences: the same bits alone, among others, in pieces, and after truncation.
+//! //! Continued sequences give the same bits alone, in a batch, in pieces, and after truncation.
 
 mod common;
 
@@ -11,10 +11,10 @@ use danlu_model::{
     Batch, Decoder, KvCache, LabeledSequence, LoraSource, ModelError, SlotId, SlotInput, Workspace,
 };
 
-/// Tokens of the vocabulary.
+/// Vocabulary size.
 const V: usize = 50;
 
-/// Tokens that every sequence is continued by.
+/// Tokens that continue each sequence.
 const NEXT: usize = 4;
 
 fn decoder_on(backend: Arc<dyn Backend>) -> Decoder {
@@ -23,21 +23,21 @@ fn decoder_on(backend: Arc<dyn Backend>) -> Decoder {
     Decoder::load(folder.path(), backend).unwrap()
 }
 
-/// The plain loops, and every instruction set with products in f32 and in bf16.
+/// The reference loops, and every instruction set with matrix products in f32 and in bf16.
 fn all_backends() -> Vec<Arc<dyn Backend>> {
     let cpu = |isa| Cpu::new(CpuOptions { threads: Some(2), isa: Some(isa), dtype: DType::Bf16 });
     let bf16 = Isa::supported().map(|isa| Arc::new(cpu(isa)) as Arc<dyn Backend>);
     backends().into_iter().chain(bf16).collect()
 }
 
-/// A sequence in a slot: how far it was read, and the logits it gave.
+/// A sequence in a slot, its position, and its logits so far.
 struct Running<'a> {
     ids: Vec<u32>,
     prompt: usize,
     lora: Option<&'a dyn LoraSource>,
     slot: Option<SlotId>,
     read: usize,
-    /// Behind the prompt, then behind each further token.
+    /// Logits after the prompt, then after each further token.
     logits: Vec<Vec<f32>>,
 }
 
@@ -56,7 +56,8 @@ impl<'a> Running<'a> {
         self.read == self.ids.len()
     }
 
-    /// Reads the next tokens of every sequence that is not done: up to `piece` of a prompt, or one behind it.
+    /// Reads the next tokens of every unfinished sequence: up to `piece` of a prompt, or one after the
+    /// prompt.
     fn step(running: &mut [&mut Self], decoder: &Decoder, cache: &mut KvCache, piece: usize) {
         let mut work = Workspace::new();
         for in_prompt in [true, false] {
@@ -87,7 +88,7 @@ impl<'a> Running<'a> {
         }
     }
 
-    /// All logits of the sequence, read alone and the prompt at once.
+    /// Returns all logits of the sequence, read alone with the whole prompt at once.
     fn alone(&self, decoder: &Decoder) -> Vec<Vec<f32>> {
         let mut cache = decoder.new_cache();
         let mut fresh =
@@ -103,7 +104,8 @@ fn adapters(decoder: &Decoder) -> [FlatAdapter; 2] {
     [3, 2].map(|rank| FlatAdapter::random(decoder.config(), &**decoder.backend(), rank))
 }
 
-/// Eleven sequences, more than one pass takes, with prompts of 1 to 31 tokens; a third without an adapter.
+/// Returns eleven sequences, more than one pass takes, with prompts of 1 to 31 tokens. A third has no
+/// adapter.
 fn sequences(adapters: &[FlatAdapter; 2]) -> Vec<Running<'_>> {
     let lora = |i: usize| [None, Some(&adapters[0] as &dyn LoraSource), Some(&adapters[1])][i % 3];
     (0..11).map(|i| Running::new(i, 1 + 3 * i, lora(i))).collect()
@@ -192,7 +194,7 @@ fn slots_join_grow_and_leave_without_changing_a_bit() {
                 let slot = grown.slot.unwrap();
                 cache.grow(slot, cache.capacity(slot) + stream.next_below(9) as usize);
             }
-            // Not every slot takes part in every step.
+            // // Some sequences skip a step.
             let mut part: Vec<_> = running.iter_mut().filter(|_| stream.next_below(3) > 0).collect();
             Running::step(&mut part, &decoder, &mut cache, 6);
             while let Some(i) = running.iter().position(Running::is_done) {

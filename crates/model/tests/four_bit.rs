@@ -1,4 +1,4 @@
-//! 4-bit models are written and read back; a model with an unreadable part is refused.
+//! //! 4-bit models are written and read back; a model with a damaged part is rejected.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -60,7 +60,7 @@ fn a_quantized_folder_reads_back_as_the_weights_in_memory() {
         let projected: u64 =
             projections(&config).map(|(_, rows, cols)| quantization.bytes(rows * cols)).sum();
         assert_eq!(held.total_bytes(), rest + projected);
-        // Readers in Python want every tensor aligned to its elements.
+        // // Python readers expect every tensor aligned to its elements.
         for info in stored.tensors() {
             let size = match info.dtype_name.as_str() {
                 "F32" => 4,
@@ -96,10 +96,10 @@ fn a_stop_leaves_the_folder_as_it_was() {
 type Tensor = (Dtype, Vec<usize>, Vec<u8>);
 type Tensors = BTreeMap<String, Tensor>;
 
-/// The weight that is spoilt.
+/// The weight that each case damages.
 const WEIGHT: &str = "model.layers.2.mlp.up_proj.weight";
 
-/// A model in 4 bits that is as it should be.
+/// A valid 4-bit model.
 struct Sound {
     config: ModelConfig,
     tensors: Tensors,
@@ -117,7 +117,7 @@ impl Sound {
         Self { config: ModelConfig::read(&folder).unwrap(), tensors }
     }
 
-    /// What is said of it after `change`.
+    /// Returns the error message after `change`.
     fn error(&self, change: &dyn Fn(&mut Tensors)) -> String {
         let mut tensors = self.tensors.clone();
         change(&mut tensors);
@@ -226,7 +226,7 @@ fn invalid_parts_are_reported_with_name_and_value() {
         }
         assert!(message.contains(WEIGHT), "{message}");
     }
-    // Without its state a weight is bytes, of a type that is not read.
+    // // Without its state, a weight is a tensor of bytes, which is an unsupported type.
     assert!(gone(".quant_state.bitsandbytes__nf4").contains("weights in U8"));
     let message = with_state("\"nested_dtype\":\"float32\"", "\"nested_dtype\":\"float64\"");
     assert!(message.contains("`nested_dtype` is `float64`"), "{message}");

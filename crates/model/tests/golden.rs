@@ -1,5 +1,5 @@
-//! Logits, gradients and generations against PyTorch and PEFT (`shared/golden`, where present), on every back
-//! end. The merged model's are in `crates/train/tests/golden_merge.rs`.
+//! //! Logits, gradients and generations compared with PyTorch and PEFT (`shared/golden`, if present), on
+//! every back end. `crates/train/tests/golden_merge.rs` compares the merged model.
 
 mod common;
 
@@ -131,7 +131,7 @@ fn greedy_generations_equal_transformers() {
     }
 }
 
-/// The `count` best next tokens one after the other; an end of turn is no end.
+/// Returns the `count` most likely tokens one after the other. An end-of-turn token does not end the text.
 fn greedy(decoder: &Decoder, lora: Option<&dyn LoraSource>, prompt: &[u32], count: usize) -> Vec<u32> {
     let mut work = Workspace::new();
     let mut cache = decoder.new_cache();

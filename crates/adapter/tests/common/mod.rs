@@ -1,4 +1,4 @@
-//! A small model of random weights, and where the shared golden files lie.
+//! //! A small model of random weights, and the location of the shared golden files.
 
 #![allow(dead_code)]
 
@@ -58,7 +58,7 @@ pub fn write_model(folder: &Path, shards: usize) {
             .map(|(tensor, shape)| {
                 let len = shape.iter().product::<usize>();
                 let key = rng::key(&[tensor.len() as u64, tensor.bytes().map(u64::from).sum()]);
-                // Norms near 1, tables wide enough for logits that differ.
+                // // Norms near 1, and tables wide enough for distinct logits.
                 let (centre, width) = match tensor.as_str() {
                     "model.embed_tokens.weight" => (0.0, 1.0),
                     name if name.ends_with("norm.weight") => (1.0, 0.2),
@@ -83,14 +83,14 @@ pub fn write_model(folder: &Path, shards: usize) {
     }
 }
 
-/// Gives every parameter a value, so that `B` is no longer zero.
+/// Gives every parameter a value, so that `B` is not zero.
 pub fn randomise(adapter: &mut Adapter, size: f32) {
     let values: Vec<f32> =
         (0..adapter.num_parameters() as u64).map(|i| size * (rng::uniform(77, i) - 0.5)).collect();
     backend().write(&mut adapter.params, 0, &values);
 }
 
-/// Every tensor of a model folder, widened to f32.
+/// Returns every tensor of a model folder as f32.
 pub fn read_model(folder: &Path) -> HashMap<String, Vec<f32>> {
     let weights = Weights::open(folder).unwrap();
     let widen = |t: &danlu_model::TensorInfo| {
@@ -101,7 +101,7 @@ pub fn read_model(folder: &Path) -> HashMap<String, Vec<f32>> {
     weights.tensors().iter().map(widen).collect()
 }
 
-/// A golden file or folder of the `shared/` folder beside the checkout, where there is one.
+/// Returns a golden file or folder of `shared/` next to the checkout, if present.
 pub fn golden(name: &str) -> Option<PathBuf> {
     let path = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../../../shared/golden")).join(name);
     if path.exists() {

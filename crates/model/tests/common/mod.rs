@@ -1,4 +1,4 @@
-//! Small models and adapters for the decoder's tests.
+//! //! Small models and adapters for tests of the decoder.
 #![allow(dead_code, missing_docs)]
 
 use std::collections::BTreeMap;
@@ -9,7 +9,7 @@ use danlu_kernels::{Backend, Buffer, Cpu, CpuOptions, DType, Element, Isa, LoraR
 use danlu_model::{LoraSource, ModelConfig, Projection};
 use safetensors::{Dtype, SafeTensors, tensor::TensorView};
 
-/// `shared/` beside the checkout, where it is present.
+/// Returns `shared/` next to the checkout, if present.
 pub fn shared() -> Option<PathBuf> {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../shared");
     if !path.is_dir() {
@@ -19,7 +19,7 @@ pub fn shared() -> Option<PathBuf> {
     Some(path)
 }
 
-/// Every back end in f32: the plain loops, then each instruction set of this machine.
+/// Returns every back end in f32: the reference loops, then each instruction set of this machine.
 pub fn backends() -> Vec<Arc<dyn Backend>> {
     let cpu = |isa| Cpu::new(CpuOptions { threads: Some(2), isa: Some(isa), dtype: DType::F32 });
     let mut backends: Vec<Arc<dyn Backend>> = vec![Arc::new(Reference::new())];
@@ -27,7 +27,7 @@ pub fn backends() -> Vec<Arc<dyn Backend>> {
     backends
 }
 
-/// Writes a random Llama with grouped-query attention and an untied head: 2 layers, hidden 24.
+/// Writes a random Llama with grouped-query attention and an untied head: 2 layers, hidden size 24.
 pub fn write_random_model(folder: &Path) {
     let config = serde_json::json!({
         "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_act": "silu",
@@ -68,7 +68,7 @@ pub fn write_random_model(folder: &Path) {
     std::fs::write(folder.join("model.safetensors"), safetensors::serialize(views, None).unwrap()).unwrap();
 }
 
-/// An adapter over a flat buffer: A then B of every module in order.
+/// An adapter over one flat buffer: A then B of every module in order.
 pub struct FlatAdapter {
     pub params: Buffer,
     pub modules: Vec<(usize, Projection, usize, usize, usize, usize)>,
@@ -77,7 +77,8 @@ pub struct FlatAdapter {
 }
 
 impl FlatAdapter {
-    /// `fill(layer, projection, "A" | "B", len)` supplies the values; `None` leaves the module out.
+    /// Builds an adapter. `fill(layer, projection, "A" | "B", len)` returns the values, or `None` for no
+    /// adapter there.
     pub fn new(
         config: &ModelConfig,
         backend: &dyn Backend,
@@ -101,7 +102,7 @@ impl FlatAdapter {
         Self { params, modules, rank, scaling }
     }
 
-    /// Uniform values in both A and B, so that no gradient is zero.
+    /// Builds an adapter with uniform values in both A and B, so that no gradient is zero.
     pub fn random(config: &ModelConfig, backend: &dyn Backend, rank: usize) -> Self {
         let mut stream = rng::Stream::new(77);
         Self::new(config, backend, rank, 2.0, |_, _, _, len| {
@@ -109,7 +110,7 @@ impl FlatAdapter {
         })
     }
 
-    /// The tensors of a PEFT file.
+    /// Returns the tensors of a PEFT file.
     pub fn from_peft(
         config: &ModelConfig,
         backend: &dyn Backend,
@@ -141,7 +142,7 @@ pub fn i64_values(bytes: &[u8]) -> Vec<i64> {
     bytes.chunks_exact(8).map(|b| i64::from_le_bytes(b.try_into().unwrap())).collect()
 }
 
-/// Largest difference as a share of the largest expected magnitude.
+/// Returns the largest difference relative to the largest expected magnitude.
 pub fn relative_to_max(found: &[f32], expected: &[f32]) -> f32 {
     assert_eq!(found.len(), expected.len());
     let max = expected.iter().fold(0f32, |m, v| m.max(v.abs()));
