@@ -1,4 +1,4 @@
-//! //! An adapter in memory: one flat f32 buffer, and the offsets of each module's matrices.
+//! An adapter in memory: one flat f32 buffer, and the offsets of each module's matrices.
 
 use std::fmt;
 use std::path::{Path, PathBuf};

@@ -1,4 +1,4 @@
-//! //! The base of an adapter's training: its name, its repository on the Hub, and fingerprints.
+//! The base of an adapter's training: its name, its repository on the Hub, and fingerprints.
 
 use std::fs;
 use std::path::Path;

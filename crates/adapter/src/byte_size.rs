@@ -25,7 +25,7 @@ pub fn parse_byte_size(text: &str) -> Result<u64, AdapterError> {
     };
     let bytes = match number.parse::<u64>() {
         Ok(whole) => whole.checked_mul(factor).ok_or_else(wrong)?,
-        // // A fraction may be rounded. The cast saturates, and the check below rejects the largest value.
+        // A fraction may be rounded. The cast saturates, and the check below rejects the largest value.
         Err(_) => (number.parse::<f64>().map_err(|_| wrong())? * factor as f64) as u64,
     };
     if bytes == 0 || bytes == u64::MAX { Err(wrong()) } else { Ok(bytes) }

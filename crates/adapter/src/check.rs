@@ -1,4 +1,4 @@
-//! //! Checks an adapter folder without its base and without reading weights.
+//! Checks an adapter folder without its base and without reading weights.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -39,7 +39,7 @@ fn check_tensors(config: &LoraConfig, found: &Weights) -> Result<(), AdapterErro
     for info in found.tensors() {
         let of_pair = pair_of(&info.name).and_then(|(path, half)| {
             let slot = &mut pairs.entry(path).or_default()[half];
-            // // A second tensor for one matrix would bind to nothing.
+            // A second tensor for one matrix would bind to nothing.
             slot.replace(info).is_none().then_some(())
         });
         if of_pair.is_none() {
@@ -74,7 +74,7 @@ fn check_tensor(info: &TensorInfo, half: usize, rank: usize) -> Result<(), Adapt
     if info.dtype().is_none() {
         return Err(AdapterError::DType { name, found: info.dtype_name.clone() });
     }
-    // // `A` is (rank, inputs) and `B` is (outputs, rank). The base determines inputs and outputs.
+    // `A` is (rank, inputs) and `B` is (outputs, rank). The base determines inputs and outputs.
     let mut expected = info.shape.clone();
     expected.resize(2, 1);
     expected[half] = rank;
@@ -87,7 +87,7 @@ fn check_tensor(info: &TensorInfo, half: usize, rank: usize) -> Result<(), Adapt
 /// Returns the module of a tensor, and the index of the tensor in [`HALVES`].
 fn pair_of(name: &str) -> Option<(&str, usize)> {
     let name = name.strip_prefix(PREFIX)?;
-    // // PEFT omits the adapter's name when it saves. Other programs write it.
+    // PEFT omits the adapter's name when it saves. Other programs write it.
     let name = name.strip_suffix(".default.weight").or_else(|| name.strip_suffix(".weight"))?;
     let (path, half) = name.rsplit_once('.')?;
     Some((path, HALVES.iter().position(|known| *known == half)?))

@@ -1,4 +1,4 @@
-//! //! `adapter_config.json`, as PEFT 0.5 to 0.21 writes it.
+//! `adapter_config.json`, as PEFT 0.5 to 0.21 writes it.
 //!
 //! A setting that changes results is either applied or rejected by name. A setting of PEFT's internals is
 //! ignored. An unknown setting is rejected unless its value is empty.
@@ -136,7 +136,7 @@ impl LoraConfig {
         })?;
         refuse_unsupported(&map)?;
         let keys = Keys(&map);
-        // // A missing setting has PEFT's default. PEFT itself fails on a null.
+        // A missing setting has PEFT's default. PEFT itself fails on a null.
         for key in ["r", "lora_alpha", "lora_dropout"] {
             if map.get(key).is_some_and(Value::is_null) {
                 return Err(wrong(key, map.get(key), "a number"));
@@ -177,7 +177,7 @@ impl LoraConfig {
         }
         let alphas = self.alpha_pattern.iter().map(|(k, a)| (format!("alpha_pattern.{k}"), *a));
         for (key, alpha) in alphas.chain([("lora_alpha".to_owned(), self.lora_alpha)]) {
-            // // The scaling is an f32, alpha divided by the rank. Outside these limits it would be infinite
+            // The scaling is an f32, alpha divided by the rank. Outside these limits it would be infinite
             // or zero.
             if !(1e-30..=1e30).contains(&alpha) {
                 return Err(value(key, alpha, "a number from 1e-30 to 1e30".to_owned()));
@@ -297,7 +297,7 @@ const HARMLESS: &[&str] = &[
     "runtime_config",
     "qalora_group_size",
     "ensure_weight_tying",
-    // // These set initial values, which loading replaces.
+    // These set initial values, which loading replaces.
     "eva_config",
     "corda_config",
     "lora_ga_config",
@@ -414,7 +414,7 @@ impl Keys<'_> {
             Value::Array(items) => items.iter().map(Value::as_i64).collect(),
             v => v.as_i64().map(|n| vec![n]),
         };
-        // // An empty list means all layers, as in PEFT.
+        // An empty list means all layers, as in PEFT.
         Ok(self.get::<Vec<_>>(key, "layer numbers", read)?.filter(|layers| !layers.is_empty()))
     }
 
@@ -427,7 +427,7 @@ impl Keys<'_> {
             v => string_list(v).map(TargetModules::List),
         };
         let modules = self.get(key, "a list of module names or a regular expression", read)?;
-        // // PEFT writes an empty exclusion in three forms.
+        // PEFT writes an empty exclusion in three forms.
         let empty = |m: &TargetModules| match m {
             TargetModules::AllLinear => false,
             TargetModules::List(names) => names.is_empty(),

@@ -267,7 +267,7 @@ impl AdapterError {
     /// Adds the path of the file to the error.
     pub(crate) fn in_file(self, path: &std::path::Path) -> Self {
         match self {
-            // // These errors have a path already.
+            // These errors have a path already.
             Self::File(_) | Self::Model(_) | Self::InFile { .. } => self,
             source => Self::InFile { path: path.to_owned(), source: Box::new(source) },
         }

@@ -1,4 +1,4 @@
-//! //! Compares a merged model with the base plus its adapter over the same held-out text.
+//! Compares a merged model with the base plus its adapter over the same held-out text.
 //!
 //! **Origin of the limits.** Rounding to bf16 changes a weight by up to 2⁻⁹ of its size, at random. A product
 //! with a merged weight is thus off by about 0.1%. Over `n` products in a row the errors add like `sqrt(n)`:
@@ -116,7 +116,7 @@ impl Fidelity {
     pub fn faults(&self) -> Vec<String> {
         let mut faults = Vec::new();
         let perplexity = self.limits.perplexity;
-        // // In this form, a NaN fails.
+        // In this form, a NaN fails.
         let is_near = self.kl <= self.kl_limit;
         if !is_near {
             faults.push(format!(
@@ -213,7 +213,7 @@ impl Sums {
         for ((x, y), z) in adapter.iter().zip(merged).zip(base) {
             let [x, y, z] = [*x as f64, *y as f64, *z as f64];
             let difference = (x - y).abs();
-            // // `max` would drop a NaN.
+            // `max` would drop a NaN.
             self.max_difference =
                 if difference <= self.max_difference { self.max_difference } else { difference };
             self.difference += difference;
@@ -245,7 +245,7 @@ impl Sums {
             trained_tokens: self.trained,
             max_logit_difference: self.max_difference,
             mean_logit_difference: self.difference / (tokens * vocabulary as f64),
-            // // Rounding can move a divergence of zero slightly below zero.
+            // Rounding can move a divergence of zero slightly below zero.
             kl: at_least_zero(self.kl / tokens),
             kl_of_adapter,
             kl_limit: limits.kl_beside(kl_of_adapter),

@@ -42,7 +42,7 @@ impl Adapter {
         }
         let found = Weights::from_bytes(&path, files::read_bounded(&path, u64::MAX)?)?;
         let read = || {
-            // // Shapes are checked before any allocation, so no allocation is larger than the file.
+            // Shapes are checked before any allocation, so no allocation is larger than the file.
             let bound = bind(&modules, &found)?;
             let mut adapter = Self::zeroed(config, modules, model, backend, Some(folder));
             adapter.fill(&found, bound, backend)?;
@@ -77,7 +77,7 @@ impl Adapter {
     /// If the folder cannot be created or written.
     pub fn save(&self, folder: &Path, backend: &dyn Backend) -> Result<(), AdapterError> {
         fs::create_dir_all(folder).map_err(|e| FileError::new("create", folder, e))?;
-        // // PEFT sorts by name.
+        // PEFT sorts by name.
         let mut tensors: Vec<Tensor> = self.tensors().collect();
         tensors.sort_by(|x, y| x.name.cmp(&y.name));
         let specs: Vec<TensorSpec> =
@@ -106,9 +106,9 @@ fn bind<'a>(
     let mut by_name: HashMap<String, &TensorInfo> = HashMap::new();
     let mut unbound = Vec::new();
     for info in found.tensors() {
-        // // PEFT omits the adapter's name when it saves. Other programs write it.
+        // PEFT omits the adapter's name when it saves. Other programs write it.
         let bare = info.name.strip_suffix(".default.weight").map(|n| format!("{n}.weight"));
-        // // A second tensor for one matrix would bind to nothing.
+        // A second tensor for one matrix would bind to nothing.
         if by_name.insert(bare.unwrap_or_else(|| info.name.clone()), info).is_some() {
             unbound.push(info.name.clone());
         }

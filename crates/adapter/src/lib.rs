@@ -1,4 +1,4 @@
-//! //! LoRA adapters: configuration, initialisation, PEFT's files, merging into a base.
+//! LoRA adapters: configuration, initialisation, PEFT's files, merging into a base.
 //!
 //! This crate maps PEFT's names on disk to danlu's. An [`Adapter`] is one flat f32 buffer and a table with
 //! the offsets of each module's matrices. A decoder reads the matrices through `danlu_model::LoraSource`.

@@ -1,4 +1,4 @@
-//! //! Adds an adapter to the weights of its base: `W' = round(W + scaling · B A)`, one tensor at a time.
+//! Adds an adapter to the weights of its base: `W' = round(W + scaling · B A)`, one tensor at a time.
 //!
 //! The base is memory-mapped, and results pass through buffers of a few hundred KB into the new files.
 //! Tensors that are not adapted are copied. All files are staged in a hidden folder inside the output, where
@@ -80,7 +80,7 @@ impl StagedMerge {
     /// If the file cannot be written.
     pub fn add(&mut self, name: &str, bytes: &[u8]) -> Result<(), AdapterError> {
         files::write_atomic(&self.output.staged(name), bytes)?;
-        // // `config.json` completes the model, so it stays last.
+        // `config.json` completes the model, so it stays last.
         self.names.insert(self.names.len() - 1, name.to_owned());
         Ok(())
     }
@@ -163,7 +163,7 @@ pub fn stage(
     if bytes > available {
         return Err(AdapterError::Space { path: files::final_path(out), needed: bytes, available });
     }
-    // // A rejected merge leaves its report, which the next attempt may replace.
+    // A rejected merge leaves its report, which the next attempt may replace.
     let output = StagedFolder::create_beside(out, |name| name == REPORT_FILE)?;
 
     let mut writer = TensorWriter::new(&weights, &model, adapter, backend, options)?;
@@ -333,7 +333,7 @@ impl<'a> TensorWriter<'a> {
             let weight = Arc::new(self.weights.encode(&info.name, quantization, self.threads)?);
             return Ok(Some(Matrix::four_bit(weight, rows, cols)));
         }
-        // // `info` of a 4-bit weight describes the original, which differs from the tensor in the file.
+        // `info` of a 4-bit weight describes the original, which differs from the tensor in the file.
         let is_stored = self.weights.info(&info.name) == Some(info);
         if is_stored && !is_merged && info.dtype() == target_dtype(info, self.options.dtype) {
             return Ok(None);

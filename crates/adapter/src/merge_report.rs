@@ -1,4 +1,4 @@
-//! //! Report of a merge: inputs, files, and the measurements that decided.
+//! Report of a merge: inputs, files, and the measurements that decided.
 
 use std::path::PathBuf;
 

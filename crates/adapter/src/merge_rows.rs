@@ -1,4 +1,4 @@
-//! //! One tensor of a merge, in blocks of rows: convert to f32, add `scaling · B A`, check, round once.
+//! One tensor of a merge, in blocks of rows: convert to f32, add `scaling · B A`, check, round once.
 //!
 //! Blocks have a few hundred KB, so the memory of a merge does not depend on the model. Threads compute
 //! blocks while the caller writes finished ones in order. Each element is summed over the rank in order, in
@@ -66,7 +66,7 @@ impl MergeRows<'_> {
                 queues.push(receiver);
                 scope.spawn(move || {
                     for i in (first..blocks).step_by(threads) {
-                        // // A closed channel means that another block failed.
+                        // A closed channel means that another block failed.
                         if sender.send(block(i)).is_err() {
                             return;
                         }
@@ -96,13 +96,13 @@ impl MergeRows<'_> {
     }
 
     fn check(&self, values: &[f32], place: usize) -> Result<(), AdapterError> {
-        // // The smallest magnitudes that round to infinity.
+        // The smallest magnitudes that round to infinity.
         let limit = match self.to {
             DType::F32 => f32::INFINITY,
             DType::Bf16 => f32::from_bits(0x7f7f_8000),
             DType::F16 => 65_520.0,
         };
-        // // In this form, a NaN is out of range too. No early exit, so that the loop is vectorised.
+        // In this form, a NaN is out of range too. No early exit, so that the loop is vectorised.
         let is_within = |v: f32| v.abs() < limit;
         if values.iter().fold(true, |all, &v| all & is_within(v)) {
             return Ok(());

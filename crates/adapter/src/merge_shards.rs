@@ -1,4 +1,4 @@
-//! //! Files of a merged model, and the tensors in each.
+//! Files of a merged model, and the tensors in each.
 
 use std::collections::HashMap;
 

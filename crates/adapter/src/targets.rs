@@ -1,4 +1,4 @@
-//! //! Resolves the targets of an adapter's configuration to projections by PEFT's matching rules.
+//! Resolves the targets of an adapter's configuration to projections by PEFT's matching rules.
 //!
 //! A list entry matches a module whose path is equal to it, or ends with `.` and the entry. A string is a
 //! regular expression on the whole path. Keys of `rank_pattern` and `alpha_pattern` are regular expressions
@@ -91,7 +91,7 @@ impl<'a> TargetFilter<'a> {
             if hits.is_empty() {
                 continue;
             }
-            // // As in PEFT, a full path is adapted regardless of `layers_to_transform`.
+            // As in PEFT, a full path is adapted regardless of `layers_to_transform`.
             let in_full = hits.contains(&path.as_str());
             matched.extend(hits.into_iter().map(str::to_owned));
             if self.is_excluded(&path)? || !(in_full || self.layers.contains(&path)?) {
@@ -235,7 +235,7 @@ impl<'a> LayerFilter<'a> {
         }
         let key = "layers_pattern";
         let patterns = match config.layers_pattern.as_slice() {
-            // // Any list name matches. The first number in the path is that of the layer.
+            // Any list name matches. The first number in the path is that of the layer.
             [] => vec![compile(key, "", r"\A.*?\.[^.]*\.(?P<idx>\d+)\.")?],
             names => names
                 .iter()

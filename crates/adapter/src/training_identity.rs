@@ -1,4 +1,4 @@
-//! //! `danlu.json`: tokenizer, template, default system prompt and base of an adapter's training.
+//! `danlu.json`: tokenizer, template, default system prompt and base of an adapter's training.
 //!
 //! With another template an adapter gives poor answers without any error. Loading therefore compares
 //! fingerprints.

@@ -1,4 +1,4 @@
-//! //! Adapter folders: those of PEFT are read and written tensor for tensor; damaged ones are rejected.
+//! Adapter folders: those of PEFT are read and written tensor for tensor; damaged ones are rejected.
 
 mod common;
 
@@ -93,12 +93,12 @@ fn a_fresh_adapter_has_no_effect_and_depends_on_seed_and_module() {
         let bound = 1.0 / (m.d_in as f32).sqrt();
         assert!(a.iter().all(|v| v.abs() <= bound) && a.iter().any(|v| v.abs() > 0.8 * bound));
         assert!(values[m.b..][..m.d_out * m.rank].iter().all(|&v| v == 0.0));
-        // // An additional target does not change the values of the others.
+        // An additional target does not change the values of the others.
         assert_eq!(a, &of_all[all.module(m.layer, m.projection).unwrap().a..][..a.len()]);
     }
     assert_ne!(init(lora(4, "q_proj,up_proj"), 8).to_vec(&backend()).unwrap(), values);
     assert_eq!(init(lora(4, "q_proj,up_proj"), 7).to_vec(&backend()).unwrap(), values);
-    // // Each layer has its own values.
+    // Each layer has its own values.
     let q = &values[..4 * 48];
     assert_ne!(q, &values[adapter.module(1, Projection::QProj).unwrap().a..][..4 * 48]);
 }
@@ -244,7 +244,7 @@ fn damaged_files_are_errors_and_never_panics() {
 fn a_configuration_larger_than_the_file_allocates_nothing() {
     let out = tempfile::tempdir().unwrap();
     saved(out.path());
-    // // The configuration alone would require some 70 TB of parameters.
+    // The configuration alone would require some 70 TB of parameters.
     let text = common::CONFIG.replace("\"hidden_size\": 48", "\"hidden_size\": 65536");
     let text = text.replace("\"num_hidden_layers\": 3", "\"num_hidden_layers\": 1000");
     let text = text.replace("\"intermediate_size\": 80", "\"intermediate_size\": 65536");
@@ -280,7 +280,7 @@ fn a_folder_is_checked_without_its_base() {
         fs::write(&config, &text).unwrap();
         checked
     };
-    // // Other ranks, for all or some modules, and other targets.
+    // Other ranks, for all or some modules, and other targets.
     let is_shape = |error: &AdapterError| matches!(error, AdapterError::Shape { expected, found, .. } if expected != found);
     assert!(is_shape(&with("\"r\": 4", "\"r\": 8").unwrap_err()));
     assert!(is_shape(&with("\"rank_pattern\": {}", "\"rank_pattern\": {\"q_proj\": 2}").unwrap_err()));
@@ -291,7 +291,7 @@ fn a_folder_is_checked_without_its_base() {
     let error = with("\"exclude_modules\": null", "\"exclude_modules\": [\"q_proj\"]").unwrap_err();
     assert!(matches!(error, AdapterError::Binding { unbound, .. } if !unbound.is_empty()));
 
-    // // One matrix missing, one twice, another name, an empty file, too few bytes, no file.
+    // One matrix missing, one twice, another name, an empty file, too few bytes, no file.
     let whole = fs::read(&weights).unwrap();
     type Tensors = Vec<(String, Dtype, Vec<usize>, Vec<u8>)>;
     let edited = |change: &dyn Fn(&str) -> Vec<String>| {

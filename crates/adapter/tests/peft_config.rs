@@ -1,4 +1,4 @@
-//! //! `adapter_config.json`: what is read, written and rejected, and which modules it selects.
+//! `adapter_config.json`: what is read, written and rejected, and which modules it selects.
 
 mod common;
 
@@ -103,7 +103,7 @@ fn the_first_pattern_that_matches_gives_rank_and_alpha() {
         (2, "v_proj", 4, 8.0),
     ];
     assert_eq!(found, expected);
-    // // A key is a whole name after a dot, so `_proj` matches no module.
+    // A key is a whole name after a dot, so `_proj` matches no module.
     assert!(matches!(
         resolve(json!({ "rank_pattern": { "_proj": 2 } })),
         Err(AdapterError::UnusedPattern { .. })

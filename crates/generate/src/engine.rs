@@ -1,4 +1,4 @@
-//! //! Runs many sequences on one model. Each has a slot of its own, and an adapter of its own or none.
+//! Runs many sequences on one model. Each has a slot of its own, and an adapter of its own or none.
 //!
 //! ```text
 //! open ──► start ──► step, step, … ──► take ──► start (another sequence; a common prefix is not read again)
@@ -130,7 +130,7 @@ impl<'a> Engine<'a> {
     /// If the model cannot run. The error of a single sequence is in its [`StepOutput`].
     pub fn step(&mut self) -> Result<Vec<StepOutput>, GenerateError> {
         let mut outputs = Vec::new();
-        // // Both lists are made first: a prompt that is completed in this step is decoded in the next.
+        // Both lists are made first: a prompt that is completed in this step is decoded in the next.
         let (prompts, generated): (Vec<usize>, Vec<usize>) = (0..self.slots.len())
             .filter(|&i| self.slots[i].next_ids().is_some())
             .partition(|&i| self.slots[i].is_in_prompt());
@@ -159,7 +159,7 @@ impl<'a> Engine<'a> {
         if pieces.is_empty() {
             return Ok(());
         }
-        // // Adjacent slots with one adapter share its matrix products.
+        // Adjacent slots with one adapter share its matrix products.
         pieces.sort_by_key(|&(i, _)| self.slots[i].lora.as_ref().map(|lora| Arc::as_ptr(lora).cast::<()>()));
         let inputs: Vec<SlotInput<'_>> =
             pieces.iter().map(|&(i, tokens)| self.slots[i].input(tokens)).collect();

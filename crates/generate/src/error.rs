@@ -1,4 +1,4 @@
-//! //! Errors of text generation.
+//! Errors of text generation.
 
 use danlu_model::ModelError;
 

@@ -1,4 +1,4 @@
-//! //! Continues one prompt: prefill, then one token at a time until a stop rule applies.
+//! Continues one prompt: prefill, then one token at a time until a stop rule applies.
 
 use std::collections::BTreeSet;
 use std::mem;

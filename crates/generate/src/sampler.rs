@@ -1,4 +1,4 @@
-//! //! From logits to one token: penalty, temperature, filters, draw.
+//! From logits to one token: penalty, temperature, filters, draw.
 //!
 //! Filters are transformers' logits processors, in transformers' order: repetition penalty, temperature,
 //! top-k, top-p, min-p. Each leaves at least one token.
@@ -62,12 +62,12 @@ impl Sampler {
             self.penalty.apply(&mut self.logits, context, repetition_penalty);
         }
         let best = largest(&self.logits)?;
-        // // Infinity would turn the softmax into NaN. Its probability is 1 in the limit.
+        // Infinity would turn the softmax into NaN. Its probability is 1 in the limit.
         if temperature == 0.0 || best.logit == f32::INFINITY {
             return Some(best.id);
         }
         for logit in &mut self.logits {
-            // // The largest logit becomes 0, so a tiny temperature underflows to greedy instead of
+            // The largest logit becomes 0, so a tiny temperature underflows to greedy instead of
             // overflowing.
             let scaled = (*logit - best.logit) / temperature;
             *logit = if scaled.is_nan() { f32::NEG_INFINITY } else { scaled };
@@ -106,7 +106,7 @@ impl Sampler {
                 keep_until(&mut self.candidates, target);
             }
             (true, false) => {
-                // // Slightly below the limit. The exact limit is applied to weights in f64.
+                // Slightly below the limit. The exact limit is applied to weights in f64.
                 let least = min_p.ln() - 1e-3;
                 self.candidates.clear();
                 let logits = self.logits.iter().zip(0..).filter(|&(&logit, _)| logit >= least);
@@ -160,7 +160,7 @@ impl Penalty {
 
 /// Returns the first of the largest logits, if one is above minus infinity.
 fn largest(logits: &[f32]) -> Option<Candidate> {
-    // // Integers in the order of `total_cmp`, whose maximum the compiler vectorises.
+    // Integers in the order of `total_cmp`, whose maximum the compiler vectorises.
     let key = |logit: f32| {
         let bits = logit.to_bits() as i32;
         if logit > f32::NEG_INFINITY { bits ^ ((bits >> 31) as u32 >> 1) as i32 } else { i32::MIN }
@@ -178,7 +178,7 @@ fn gather_largest(candidates: &mut Vec<Candidate>, logits: &[f32], k: usize) {
     /// Logits compared at a time.
     const BLOCK: usize = 32;
     candidates.clear();
-    // // Every logit below `least` is too small.
+    // Every logit below `least` is too small.
     let (mut least, mut limit) = (f32::MIN, 2 * k);
     for (block, start) in logits.chunks(BLOCK).zip((0..).step_by(BLOCK)) {
         let most =
@@ -239,7 +239,7 @@ fn at(candidates: &[Candidate], target: f64) -> u32 {
             return c.id;
         }
     }
-    // // Rounding can leave a remainder, which goes to the most likely token.
+    // Rounding can leave a remainder, which goes to the most likely token.
     candidates[0].id
 }
 

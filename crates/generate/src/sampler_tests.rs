@@ -1,4 +1,4 @@
-//! //! The sampler compared with its definition and with distributions.
+//! The sampler compared with its definition and with distributions.
 
 use std::collections::BTreeSet;
 
@@ -35,7 +35,7 @@ fn draws_follow_the_distribution() {
     for _ in 0..20_000 {
         counts[sampler.next(&logits, &[]).unwrap() as usize] += 1;
     }
-    // // Four standard deviations of a binomial over 20,000 draws are at most 283.
+    // Four standard deviations of a binomial over 20,000 draws are at most 283.
     for (count, expected) in counts.into_iter().zip([10_000, 6_000, 4_000]) {
         assert!((count - expected).abs() < 283, "{counts:?}");
     }
@@ -82,7 +82,7 @@ fn min_p_is_relative_to_the_likeliest() {
 
 #[test]
 fn filters_apply_after_temperature() {
-    // // At temperature 2 the probabilities are the normalised square roots: 0.42 0.32 0.26.
+    // At temperature 2 the probabilities are the normalised square roots: 0.42 0.32 0.26.
     let logits = logits(&[0.5, 0.3, 0.2]);
     let sampling = Sampling { temperature: 2.0, top_p: 0.5, ..Sampling::default() };
     assert_eq!(support(sampling, &logits), [0, 1]);
@@ -90,7 +90,7 @@ fn filters_apply_after_temperature() {
 
 #[test]
 fn top_p_sees_only_what_top_k_left() {
-    // // After top-k 2 the most likely token has 4/7 of the mass, above 0.55. Of all four it has 0.4.
+    // After top-k 2 the most likely token has 4/7 of the mass, above 0.55. Of all four it has 0.4.
     let logits = logits(&[0.4, 0.3, 0.2, 0.1]);
     let sampling = Sampling { top_k: 2, top_p: 0.55, ..Sampling::default() };
     assert_eq!(support(sampling, &logits), [0]);
@@ -99,7 +99,7 @@ fn top_p_sees_only_what_top_k_left() {
 #[test]
 fn repetition_penalty_lowers_positive_and_negative_logits() {
     let mut logits = [2.0, -2.0, 2.0, -2.0];
-    // // A token that occurs twice is penalised once. An id outside the vocabulary is ignored.
+    // A token that occurs twice is penalised once. An id outside the vocabulary is ignored.
     Penalty::default().apply(&mut logits, &[0, 1, 1, 0, 77], 2.0);
     assert_eq!(logits, [1.0, -4.0, 2.0, -2.0]);
     let mut greedy = sampler(Sampling { repetition_penalty: 1.5, ..Sampling::greedy() });

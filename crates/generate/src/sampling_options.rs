@@ -1,4 +1,4 @@
-//! //! Settings of a [`Sampler`](crate::Sampler).
+//! Settings of a [`Sampler`](crate::Sampler).
 
 use crate::GenerateError;
 

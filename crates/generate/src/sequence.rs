@@ -1,4 +1,4 @@
-//! //! One prompt and its continuation: ids, sampler and stop rules.
+//! One prompt and its continuation: ids, sampler and stop rules.
 
 use std::collections::BTreeSet;
 
@@ -156,7 +156,7 @@ mod tests {
     fn the_limit_that_is_reached_first_is_the_reason() {
         let found = |context, max_new| count(sequence(&[0], context, max_new, &[]).unwrap());
         assert_eq!(found(100, 3), (vec![1, 2, 3], StopReason::MaxNewTokens));
-        // // The context has room for three tokens. The fourth is chosen from the third and never read.
+        // The context has room for three tokens. The fourth is chosen from the third and never read.
         assert_eq!(found(3, 50), (vec![1, 2, 3], StopReason::ContextFull));
         assert_eq!(found(3, 0), (vec![], StopReason::MaxNewTokens));
     }

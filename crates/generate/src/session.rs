@@ -1,4 +1,4 @@
-//! //! A conversation: messages in, streamed text out.
+//! A conversation: messages in, streamed text out.
 
 use std::ops::ControlFlow;
 use std::sync::Arc;
@@ -91,7 +91,7 @@ impl<'a> ChatSession<'a> {
         let mut history = self.history.clone();
         history.push(Message::new("user", user));
         let (prompt, forgotten) = self.prompt(&history)?;
-        // // Every turn draws its own random numbers, the same on every run.
+        // Every turn draws its own random numbers, the same on every run.
         let mut options = self.options.clone();
         options.sampling.seed = options.sampling.seed.wrapping_add(self.history.len() as u64);
 
@@ -107,7 +107,7 @@ impl<'a> ChatSession<'a> {
         let mut on_token = |id| say(stream.push(id));
         let generated =
             generate_in(&mut self.engine, self.slot, self.context, &prompt, &options, &mut on_token)?;
-        // // The reply has ended, so a request to stop has no effect.
+        // The reply has ended, so a request to stop has no effect.
         let _ = say(stream.finish());
         history.push(Message::new("assistant", &text));
         self.history = history;
@@ -122,7 +122,7 @@ impl<'a> ChatSession<'a> {
         loop {
             let text = self.tokenizer.template()?.render(&self.with_system(&history[forgotten..]), true)?;
             let ids = self.tokenizer.encode(&text)?;
-            // // A question leaves together with its answer. The newest message always stays.
+            // A question leaves together with its answer. The newest message always stays.
             if ids.len() <= room || forgotten + 2 >= history.len() {
                 if ids.len() > capacity {
                     return Err(GenerateError::PromptTooLong { prompt: ids.len(), context: capacity });

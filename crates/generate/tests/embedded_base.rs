@@ -1,4 +1,4 @@
-//! //! Contexts and conversations on the embedded base model.
+//! Contexts and conversations on the embedded base model.
 
 use std::ops::ControlFlow;
 use std::path::Path;

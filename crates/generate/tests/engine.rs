@@ -1,4 +1,4 @@
-//! //! Sequences in an engine give the same ids alone, in a batch, and after an interruption.
+//! Sequences in an engine give the same ids alone, in a batch, and after an interruption.
 
 use std::path::Path;
 use std::sync::{Arc, LazyLock};
@@ -103,7 +103,7 @@ fn slots_join_and_leave_between_steps() {
     let (adapters, mut engine) = (adapters(), Engine::new(&BASE.0));
     let (mut open, mut done): (Vec<(usize, SlotId)>, usize) = (Vec::new(), 0);
     for step in 0.. {
-        // // One sequence joins every other step, and the fourth leaves early.
+        // One sequence joins every other step, and the fourth leaves early.
         if step % 2 == 0 && step / 2 < 10 {
             let slot = engine.open(20, lora(step / 2, &adapters));
             engine.start(slot, sequence(step / 2)).unwrap();

@@ -1,4 +1,4 @@
-//! //! Compares the base that an adapter is loaded onto with the base of its training.
+//! Compares the base that an adapter is loaded onto with the base of its training.
 //!
 //! Any base of the same shape loads. A base other than that of the training gives wrong replies, so these
 //! checks warn.
@@ -115,7 +115,7 @@ pub fn check_base(
         let (name, base, code) = (adapter.name(), base.folder().to_owned(), stored.quant_type);
         notices.push(Notice::TrainedUnquantized { name, base, code });
     }
-    // // 4-bit weights and their originals have no bytes in common.
+    // 4-bit weights and their originals have no bytes in common.
     if identity.stored_quantization().is_some() != stored.is_some() {
         return Ok(None);
     }

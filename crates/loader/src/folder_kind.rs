@@ -1,4 +1,4 @@
-//! //! Kinds of folders.
+//! Kinds of folders.
 
 use std::path::{Path, PathBuf};
 

@@ -1,4 +1,4 @@
-//! //! Turns a name, a folder or a training run into a loaded model.
+//! Turns a name, a folder or a training run into a loaded model.
 //!
 //! ```text
 //! ModelRef::parse ─► Loader::model_dirs ─► ModelFiles::open ─► Loader::load ─► LoadedModel

@@ -1,4 +1,4 @@
-//! //! Models that are ready to run.
+//! Models that are ready to run.
 
 use std::path::Path;
 use std::sync::Arc;

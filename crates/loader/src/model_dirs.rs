@@ -1,4 +1,4 @@
-//! //! Folders of a model.
+//! Folders of a model.
 
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -1,4 +1,4 @@
-//! //! Files of a model. Each is opened once.
+//! Files of a model. Each is opened once.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;

@@ -1,4 +1,4 @@
-//! //! References to models: folders or repositories on the Hub.
+//! References to models: folders or repositories on the Hub.
 
 use std::path::{Path, PathBuf};
 
@@ -30,7 +30,7 @@ impl ModelRef {
         let name = path.to_str().and_then(|text| parse_name(text).ok()).filter(|_| !path.exists());
         let Some(name) = name else { return folder() };
         let Some(owner) = name.id().split('/').next().map(Path::new) else { return folder() };
-        // // A pasted URL does not begin with its owner.
+        // A pasted URL does not begin with its owner.
         let owner_exists = path.starts_with(owner) && owner.exists();
         match name.named_revision().is_none() && owner_exists {
             true => Self::Ambiguous { path: path.to_owned(), name },
@@ -98,7 +98,7 @@ mod tests {
         for path in ["models", "./models/x", "/models/x", "a/b/c", "out/my model", "../x"] {
             assert_eq!(ModelRef::parse(Path::new(path)), ModelRef::Folder(path.into()), "{path}");
         }
-        // // Tests run in the crate's folder, which has a folder `src`.
+        // Tests run in the crate's folder, which has a folder `src`.
         assert!(matches!(ModelRef::parse(Path::new("src/model")), ModelRef::Ambiguous { .. }));
     }
 }

@@ -1,4 +1,4 @@
-//! //! Tokenizer and template of a model: one rule for `chat`, `compare`, `merge` and `serve`.
+//! Tokenizer and template of a model: one rule for `chat`, `compare`, `merge` and `serve`.
 
 use danlu_model::Tokenizer;
 

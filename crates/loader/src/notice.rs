@@ -1,4 +1,4 @@
-//! //! Facts about a successful load that a user should see.
+//! Facts about a successful load that a user should see.
 
 use std::path::PathBuf;
 

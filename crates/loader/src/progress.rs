@@ -1,4 +1,4 @@
-//! //! Progress of long work.
+//! Progress of long work.
 
 use std::ops::ControlFlow;
 

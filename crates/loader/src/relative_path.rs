@@ -1,4 +1,4 @@
-//! //! Relative paths in the files of an earlier run.
+//! Relative paths in the files of an earlier run.
 
 use std::fs;
 use std::path::{Path, PathBuf};

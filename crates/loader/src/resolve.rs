@@ -1,4 +1,4 @@
-//! //! Resolves references to folders.
+//! Resolves references to folders.
 
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
@@ -137,7 +137,7 @@ impl<'a> Loader<'a> {
             }
             None => self.fetch(name, scope).map(|pulled| pulled.folder),
         };
-        // // The name may be a mistyped path.
+        // The name may be a mistyped path.
         found.map_err(|error| error.and_hint(format!("there is no folder `{}` here", name.id())))
     }
 
@@ -149,7 +149,7 @@ impl<'a> Loader<'a> {
         let hub = self.hub.hub()?;
         let start = Instant::now();
         let seconds = || start.elapsed().as_secs_f64();
-        // // A transfer cannot be stopped: see `Observer`.
+        // A transfer cannot be stopped: see `Observer`.
         let report = |progress: Progress<'_>| -> () {
             let (ControlFlow::Continue(()) | ControlFlow::Break(())) = (self.observer)(progress);
         };

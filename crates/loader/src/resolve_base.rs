@@ -1,4 +1,4 @@
-//! //! The base that an adapter names.
+//! The base that an adapter names.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -59,7 +59,7 @@ fn local_base(adapter: &Path, name: &Path) -> Option<PathBuf> {
     if !is_snapshot {
         return relative_path::find_above(adapter, name, is_model);
     }
-    // // A published adapter cannot refer to folders around the cache, or around the working directory.
+    // A published adapter cannot refer to folders around the cache, or around the working directory.
     let is_name = name.to_str().is_some_and(|text| text.parse::<RepoName>().is_ok());
     Some(name.to_owned()).filter(|name| (name.is_absolute() || is_name) && is_model(name))
 }

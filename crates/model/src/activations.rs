@@ -151,7 +151,7 @@ impl LayerActivations {
             ActivationPolicy::Recompute => {
                 mem::swap(self, shared);
                 mem::swap(&mut self.inp, &mut shared.inp);
-                // // The low-rank intermediate of `down_proj` stays: recomputing it would repeat the block's
+                // The low-rank intermediate of `down_proj` stays: recomputing it would repeat the block's
                 // last matrix product.
                 let down = Projection::DownProj.index();
                 mem::swap(&mut self.mid[down], &mut shared.mid[down]);

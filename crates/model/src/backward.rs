@@ -1,4 +1,4 @@
-//! //! Backward pass of the decoder. It runs the operations of each block in reverse, down to the lowest
+//! Backward pass of the decoder. It runs the operations of each block in reverse, down to the lowest
 //! adapted layer.
 
 use std::mem;
@@ -115,7 +115,7 @@ impl Decoder {
             let (d, is_last) = (&mut work.grads, layer + 1 == self.layers.len());
             match &pass.head {
                 Some(head) if is_last => {
-                    // // `d.q` is unused until attention's backward pass, so it serves as scratch here.
+                    // `d.q` is unused until attention's backward pass, so it serves as scratch here.
                     mem::swap(&mut d.hidden, &mut d.head);
                     mem::swap(&mut d.attn, &mut d.q);
                     self.mlp_backward(layer, &act, &work.head_attn, d, grads, &head.rows);

@@ -1,4 +1,4 @@
-//! //! Fingerprints of model folders. They show whether an adapter's base is the one it was trained on.
+//! Fingerprints of model folders. They show whether an adapter's base is the one it was trained on.
 
 use std::fs::{self, File};
 use std::io::{self, Cursor, Read, Seek, SeekFrom};
@@ -150,7 +150,7 @@ mod tests {
         bytes[4999] = 1;
         fs::write(folder.path().join("model.safetensors"), bytes).unwrap();
         assert_ne!(base_fingerprint(folder.path()).unwrap(), first);
-        // // The sample detects another model. The cost of a sample does not grow with the model.
+        // The sample detects another model. The cost of a sample does not grow with the model.
         let sample = |bytes: &[u8]| {
             fs::write(folder.path().join("model.safetensors"), bytes).unwrap();
             base_sample(folder.path()).unwrap()
@@ -160,7 +160,7 @@ mod tests {
         assert_ne!(sample(&large), sample(&small));
         let trained: Vec<u8> = large.iter().enumerate().map(|(i, _)| u8::from(i > 100_000)).collect();
         assert_ne!(sample(&large), sample(&trained));
-        // // Mapped files give the same fingerprint.
+        // Mapped files give the same fingerprint.
         let base = Path::new("../cli/assets/base-8m");
         let config = fs::read(base.join("config.json")).unwrap();
         let of_open = base_sample_of(&config, &Weights::open(base).unwrap()).unwrap();

@@ -1,4 +1,4 @@
-//! //! Packed sequences without padding. Attention stays within a sequence. A shared prefix has one set of
+//! Packed sequences without padding. Attention stays within a sequence. A shared prefix has one set of
 //! rows.
 
 use danlu_kernels::Segment;
@@ -150,7 +150,7 @@ mod tests {
         };
         let (a, b) = (sequence(&[1, 2, 3, 4], 3), sequence(&[1, 2, 3, 5, 6], 4));
         let mut batch = Batch::new([&a, &b]);
-        // // The row of the third token of `a` predicts the first label.
+        // The row of the third token of `a` predicts the first label.
         assert_eq!((batch.rows(), batch.tokens()), (7, 9));
         assert_eq!(batch.ids, [1, 2, 3, 4, 3, 5, 6]);
         assert_eq!(batch.positions, [0, 1, 2, 3, 2, 3, 4]);

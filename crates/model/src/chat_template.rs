@@ -1,4 +1,4 @@
-//! //! Chat templates: render conversations to text and find the assistant's spans.
+//! Chat templates: render conversations to text and find the assistant's spans.
 
 use std::collections::BTreeMap;
 use std::error::Error as _;
@@ -100,7 +100,7 @@ impl ChatTemplate {
             template.added_end = template.find_missing_end(special_tokens);
             template.end_of_turn.clone_from(&template.added_end);
         }
-        // // A fixed day: a default system message with today's date would differ tomorrow.
+        // A fixed day: a default system message with today's date would differ tomorrow.
         template.clock.set(Some(0));
         template.default_system = template.find_default_system();
         template.clock.set(None);
@@ -294,7 +294,7 @@ impl ChatTemplate {
             None => after.len(),
             Some(token) => match turn.rfind(token.as_str()) {
                 Some(at) => start + at + token.len(),
-                // // Some templates write the end of a turn only before another turn.
+                // Some templates write the end of a turn only before another turn.
                 None => self.past_end_of_turn(text, after.len()),
             },
         };
@@ -392,7 +392,7 @@ impl ChatTemplate {
         let after = text.rsplit_once(marker)?.1;
         let first = |token: &&String| after.find(token.as_str());
         let found = special_tokens.iter().filter(|t| !t.is_empty() && first(t).is_some());
-        // // If two tokens start at one position, the longest wins, as in a tokenizer.
+        // If two tokens start at one position, the longest wins, as in a tokenizer.
         found.min_by_key(|token| (first(token), std::cmp::Reverse(token.len()))).cloned()
     }
 
@@ -415,7 +415,7 @@ impl ChatTemplate {
         let without = self.render(&[user], false).ok()?;
         let (head, tail) = with.split_once(marker)?;
         let default = without.strip_prefix(head)?.strip_suffix(tail)?;
-        // // Text without surrounding tokens belongs to the first message; it is no system message.
+        // Text without surrounding tokens belongs to the first message; it is no system message.
         let bos = self.variables.get("bos_token").map_or("", |token| token.as_str());
         (!default.is_empty() || !head.replace(bos, "").trim().is_empty()).then(|| default.to_owned())
     }
@@ -432,7 +432,7 @@ fn unused_characters(messages: &[Message], source: &str) -> [char; 2] {
     let taken =
         |c: char| source.contains(c) || messages.iter().any(|m| m.content.contains(c) || m.role.contains(c));
     let mut free = ('\u{f0000}'..='\u{ffffd}').filter(|&c| !taken(c));
-    // // A text with every private-use character is not natural text. Repeating one then only loses the
+    // A text with every private-use character is not natural text. Repeating one then only loses the
     // spans.
     let first = free.next().unwrap_or('\u{f0000}');
     [first, free.next().unwrap_or('\u{f0001}')]

@@ -180,7 +180,7 @@ impl ModelConfig {
                 "rope_type": "llama3",
             }),
         };
-        // // transformers writes a single id as a number, not as a list.
+        // transformers writes a single id as a number, not as a list.
         let eos = match self.eos_token_id[..] {
             [] => Value::Null,
             [id] => json!(id),
@@ -204,7 +204,7 @@ impl ModelConfig {
             "num_hidden_layers": self.num_hidden_layers,
             "num_key_value_heads": self.num_key_value_heads,
             "pretraining_tp": 1,
-            // // The decimal 1e-5, not the nearest f32 with seventeen digits.
+            // The decimal 1e-5, not the nearest f32 with seventeen digits.
             "rms_norm_eps": self.rms_norm_eps.to_string().parse::<f64>().unwrap_or(self.rms_norm_eps.into()),
             "rope_scaling": rope_scaling,
             "rope_theta": self.rope.theta,
@@ -328,7 +328,7 @@ fn refuse_variants(fields: &Fields<'_>) -> Result<(), ModelError> {
     let window_is_off = matches!(fields.get("use_sliding_window").and_then(|v| v.as_bool()), Some(false));
     if let (Some(window), false) = (fields.get("sliding_window"), window_is_off) {
         let positions = fields.get("max_position_embeddings").and_then(|v| v.as_u64());
-        // // A window as long as the context hides nothing.
+        // A window as long as the context hides nothing.
         if !matches!((window.as_u64(), positions), (Some(w), Some(p)) if w >= p) {
             return Err(fields.unsupported("sliding_window", "attention over the whole context is"));
         }
@@ -358,7 +358,7 @@ fn rope(fields: &Fields<'_>, max_position_embeddings: usize) -> Result<Rope, Mod
     let key = if parameters.get("rope_type").is_some() { "rope_type" } else { "type" };
     let scaling = match parameters.text(key)? {
         Some("default") => RopeScaling::Default,
-        // // transformers 5 may omit the default type. In transformers 4, a scaling without a type is an
+        // transformers 5 may omit the default type. In transformers 4, a scaling without a type is an
         // error.
         None if name == "rope_parameters" => RopeScaling::Default,
         None => return Err(parameters.wrong("rope_type", "`default` or `llama3`")),
@@ -401,7 +401,7 @@ fn quantization(fields: &Fields<'_>) -> Result<Option<Quantization>, ModelError>
         return Err(nested.wrong("load_in_4bit", "true"));
     }
     let quant_type = match nested.text("bnb_4bit_quant_type")? {
-        // // The default of transformers.
+        // The default of transformers.
         None => FourBitCode::Fp4,
         Some(name) => {
             name.parse().map_err(|_| nested.unsupported("bnb_4bit_quant_type", "`nf4` and `fp4` are"))?

@@ -1,4 +1,4 @@
-//! //! `config.json`, which is read once for all uses.
+//! `config.json`, which is read once for all uses.
 
 use std::path::{Path, PathBuf};
 

@@ -1,4 +1,4 @@
-//! //! Prefill and decode: prompts are read, then tokens are appended one by one, over a [`KvCache`].
+//! Prefill and decode: prompts are read, then tokens are appended one by one, over a [`KvCache`].
 //!
 //! The values of a row do not depend on the other rows of the pass. A matrix product of few rows may sum in
 //! another order than a product of many rows (see [`Backend::row_invariant_from`]). The kind of row therefore

@@ -1,4 +1,4 @@
-//! //! Forward pass of a decoder, composed by hand from operations with a backward: no tape, no graph.
+//! Forward pass of a decoder, composed by hand from operations with a backward: no tape, no graph.
 //!
 //! One block, forward; [`backward`](crate::backward) runs the same operations in reverse:
 //!
@@ -265,7 +265,7 @@ impl Decoder {
                     self.mlp(layer, mlp, mid, &mut work.head_inp, from, &head.rows);
                 }
                 _ => {
-                    // // If all layers store activations, a block writes into the input buffer of the next
+                    // If all layers store activations, a block writes into the input buffer of the next
                     // block.
                     let next =
                         if keep && !is_last { &mut work.layers[layer + 1].inp } else { &mut work.hidden };

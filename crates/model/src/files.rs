@@ -229,7 +229,7 @@ pub fn ensure_output_dir(path: &Path, allowed: impl Fn(&str) -> bool) -> Result<
             other.push(name);
         }
     }
-    // // The first name in order, so that the message is the same on every run.
+    // The first name in order, so that the message is the same on every run.
     if let Some(example) = other.iter().min() {
         let message = format!("the folder already holds other things, such as `{example}`");
         return Err(error(io::Error::new(io::ErrorKind::DirectoryNotEmpty, message)));
@@ -241,7 +241,7 @@ pub fn ensure_output_dir(path: &Path, allowed: impl Fn(&str) -> bool) -> Result<
 /// Makes the names in `folder` durable. A rename is only safe once its folder is on the disk.
 fn sync_folder(folder: &Path) -> io::Result<()> {
     match File::open(folder)?.sync_all() {
-        // // Some network file systems cannot sync a folder. The file itself is safe.
+        // Some network file systems cannot sync a folder. The file itself is safe.
         Err(e) if matches!(e.kind(), io::ErrorKind::InvalidInput | io::ErrorKind::Unsupported) => Ok(()),
         result => result,
     }
@@ -250,10 +250,10 @@ fn sync_folder(folder: &Path) -> io::Result<()> {
 fn temporary(folder: &Path) -> io::Result<NamedTempFile> {
     let mut builder = tempfile::Builder::new();
     builder.prefix(TEMPORARY_PREFIX);
-    // // The umask decides, as for any new file. tempfile would allow the owner only.
+    // The umask decides, as for any new file. tempfile would allow the owner only.
     #[cfg(unix)]
     builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
-    // // tempfile replaces the message of its errors, so the error is rebuilt from its kind.
+    // tempfile replaces the message of its errors, so the error is rebuilt from its kind.
     builder.tempfile_in(folder).map_err(|e| match e.kind() {
         io::ErrorKind::Other | io::ErrorKind::InvalidInput => e,
         kind => kind.into(),

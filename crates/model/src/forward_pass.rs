@@ -1,4 +1,4 @@
-//! //! One pass over packed rows: positions, adapters, and the rows that reach the head.
+//! One pass over packed rows: positions, adapters, and the rows that reach the head.
 
 use danlu_kernels::{Backend, Indices, Segment, Segments};
 

@@ -1,4 +1,4 @@
-//! //! A weight in 4 bits as bitsandbytes stores it: codes under the name of the weight, and its parts under
+//! A weight in 4 bits as bitsandbytes stores it: codes under the name of the weight, and its parts under
 //! longer names.
 //!
 //! ```text

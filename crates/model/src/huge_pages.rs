@@ -7,7 +7,7 @@ use memmap2::MmapMut;
 /// Returns zeroed memory in huge pages. With small pages, decoding would miss the TLB on each of them.
 pub(crate) fn zeros(len: usize) -> MmapMut {
     let pages = MmapMut::map_anon(len).expect("memory, which a `Vec` takes for granted too");
-    // // Without huge pages, decoding is only slower.
+    // Without huge pages, decoding is only slower.
     #[cfg(target_os = "linux")]
     let _ = pages.advise(Advice::HugePage);
     pages

@@ -1,4 +1,4 @@
-//! //! Jinja with transformers' settings for chat templates, in a sandbox: no files, no clock but the date,
+//! Jinja with transformers' settings for chat templates, in a sandbox: no files, no clock but the date,
 //! bounded work.
 
 use std::io;
@@ -248,7 +248,7 @@ impl Formatter for PythonStyle {
         }
         let mut units = [0; 2];
         text.chars().try_for_each(|c| match c {
-            // // Like serde_json, Python does not escape DEL.
+            // Like serde_json, Python does not escape DEL.
             c if c.is_ascii() => write!(out, "{c}"),
             c => c.encode_utf16(&mut units).iter().try_for_each(|unit| write!(out, "\\u{unit:04x}")),
         })

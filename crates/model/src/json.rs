@@ -1,4 +1,4 @@
-//! //! JSON fields of an untrusted file. Each error names file, field, value and expected values.
+//! JSON fields of an untrusted file. Each error names file, field, value and expected values.
 
 use std::path::{Path, PathBuf};
 
@@ -119,7 +119,7 @@ impl<'a> Fields<'a> {
         let one = |v: &Value| v.as_u64().and_then(|n| u32::try_from(n).ok());
         let ids = match self.get(name) {
             None => Some(Vec::new()),
-            // // Older configurations write -1 for no token.
+            // Older configurations write -1 for no token.
             Some(v) if v.as_i64() == Some(-1) => Some(Vec::new()),
             Some(Value::Array(list)) => list.iter().map(one).collect(),
             Some(v) => one(v).map(|id| vec![id]),

@@ -1,4 +1,4 @@
-//! //! Plain messages for faults in JSON files.
+//! Plain messages for faults in JSON files.
 
 /// Found and expected text at a fault in a JSON file.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -71,7 +71,7 @@ fn character(bytes: &[u8], error: &serde_json::Error) -> Option<char> {
         return None;
     }
     let line = bytes.split(|&byte| byte == b'\n').nth(error.line().checked_sub(1)?)?;
-    // // serde_json may report a column within a character of several bytes.
+    // serde_json may report a column within a character of several bytes.
     let text = String::from_utf8_lossy(line);
     let at = error.column().saturating_sub(1).min(text.len());
     let start = (0..=at).rev().find(|at| text.is_char_boundary(*at))?;

@@ -1,4 +1,4 @@
-//! //! Well-known chat templates, for bases without one.
+//! Well-known chat templates, for bases without one.
 
 /// A chat template with a name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

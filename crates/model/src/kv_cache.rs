@@ -1,4 +1,4 @@
-//! //! Keys and values of several sequences, one slot per sequence.
+//! Keys and values of several sequences, one slot per sequence.
 //!
 //! All slots of a layer lie in one buffer, so that one attention call reads every sequence of a pass. A slot
 //! is a range of rows of that buffer:
@@ -62,7 +62,7 @@ impl KvCache {
 
     /// Adds an empty slot of `capacity` tokens, at least one.
     pub fn add(&mut self, capacity: usize) -> SlotId {
-        // // Two slots without rows could start at one row.
+        // Two slots without rows could start at one row.
         let capacity = capacity.max(1);
         let start = match self.find_gap(capacity) {
             Some(start) => start,

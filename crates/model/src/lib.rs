@@ -1,4 +1,4 @@
-//! //! Decoder models: configuration, safetensors, forward and backward passes, tokenizer and chat template.
+//! Decoder models: configuration, safetensors, forward and backward passes, tokenizer and chat template.
 //!
 //! A [`Decoder`] is a base whose weights never change. Each pass gets its adapters as [`LoraSource`]s. The
 //! [`ChatTemplate`] of a [`Tokenizer`] turns a conversation into text:

@@ -1,4 +1,4 @@
-//! //! Access to an adapter for the decoder: a source of low-rank matrices.
+//! Access to an adapter for the decoder: a source of low-rank matrices.
 
 use std::ops::Range;
 

@@ -1,4 +1,4 @@
-//! //! Common prefixes of sequences, such as a system message, which are computed once.
+//! Common prefixes of sequences, such as a system message, which are computed once.
 //!
 //! A row depends only on the tokens before it. Two sequences thus have equal rows, keys and values over a
 //! common prefix. Rows with a label are never shared.
@@ -26,7 +26,7 @@ pub fn find_shared_prefixes(beginnings: &[&[u32]], tokens: usize) -> Vec<Option<
     let mut earlier: BTreeMap<&[u32], usize> = BTreeMap::new();
     let mut shared = Vec::with_capacity(beginnings.len());
     for (i, &own) in beginnings.iter().enumerate() {
-        // // In sorted order, the longest common prefix is with a neighbour.
+        // In sorted order, the longest common prefix is with a neighbour.
         let neighbours = [earlier.range(..=own).next_back(), earlier.range(own..).next()];
         let alike = neighbours.into_iter().flatten().map(|(other, &with)| {
             let tokens = own.iter().zip(*other).take_while(|(a, b)| a == b).count();

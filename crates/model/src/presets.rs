@@ -1,4 +1,4 @@
-//! //! Model shapes by name, to measure speed and memory without a download.
+//! Model shapes by name, to measure speed and memory without a download.
 
 use std::fmt;
 use std::str::FromStr;
@@ -139,7 +139,7 @@ mod tests {
     #[test]
     fn shapes_have_the_parameters_of_their_models() {
         let parameters = |shape: Preset| shape.config().num_parameters();
-        // // transformers' `model.num_parameters()` for meta-llama's models and for the embedded ones.
+        // transformers' `model.num_parameters()` for meta-llama's models and for the embedded ones.
         assert_eq!(parameters(Preset::Llama3_2_1b), 1_235_814_400);
         assert_eq!(parameters(Preset::Llama3_8b), 8_030_261_248);
         assert_eq!(parameters(Preset::Base8m), 7_999_744);

@@ -1,4 +1,4 @@
-//! //! The seven linear projections of a decoder layer.
+//! The seven linear projections of a decoder layer.
 
 use std::fmt;
 

@@ -1,4 +1,4 @@
-//! //! Quantizes the projections of a model one at a time, so that at most one is in memory in both forms.
+//! Quantizes the projections of a model one at a time, so that at most one is in memory in both forms.
 
 use std::collections::HashMap;
 use std::ops::ControlFlow;
@@ -124,7 +124,7 @@ impl Quantization {
         let mut codes = huge_pages::zeros(len.div_ceil(2));
         let mut absmax = vec![0.0f32; len.div_ceil(self.block_size)];
         let piece = PIECE.max(self.block_size);
-        // // Elements per thread: whole pieces.
+        // Elements per thread: whole pieces.
         let share_len = len.div_ceil(threads.max(1)).next_multiple_of(piece).max(piece);
         let parts = bytes
             .chunks(share_len * dtype.size())
@@ -183,7 +183,7 @@ impl Quantization {
         for (i, ((bytes, codes), absmax)) in parts.enumerate() {
             let values = &mut values[..bytes.len() / dtype.size()];
             to_f32(dtype, bytes, values);
-            // // No early exit, so that the loop is vectorised.
+            // No early exit, so that the loop is vectorised.
             if !values.iter().fold(true, |all, v| all & v.is_finite()) {
                 return values.iter().position(|v| !v.is_finite()).map(|at| i * piece + at);
             }

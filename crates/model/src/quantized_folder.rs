@@ -1,4 +1,4 @@
-//! //! Writes a model folder in 4 bits, in the layout of transformers with bitsandbytes.
+//! Writes a model folder in 4 bits, in the layout of transformers with bitsandbytes.
 
 use std::collections::{BTreeSet, HashSet};
 use std::ops::ControlFlow;
@@ -164,7 +164,7 @@ fn chosen(config: &ModelConfig, weights: &Weights, skip: &[String]) -> Result<Ha
     for key in skip {
         let key = std::slice::from_ref(key);
         let is_there = weights.names().any(|name| is_skipped(module_of(name), key));
-        // // A tied head has no weight of its own.
+        // A tied head has no weight of its own.
         if !is_there && key[0] != "lm_head" {
             return Err(ModelError::NoModule { folder: folder(), module: key[0].clone() });
         }

@@ -1,4 +1,4 @@
-//! //! Random weights for a configuration, to measure speed without a download.
+//! Random weights for a configuration, to measure speed without a download.
 //!
 //! Element `i` of a tensor depends only on the seed, the tensor's name and `i`. Weights in memory and weights
 //! written to a folder are thus the same bytes, on any number of threads.
@@ -195,7 +195,7 @@ struct RandomTensor {
 impl RandomTensor {
     /// Writes the bytes from `start` on, where a draw begins.
     fn fill(self, out: &mut [u8], start: usize, threads: usize) {
-        // // Below this, one thread generates faster than another thread starts.
+        // Below this, one thread generates faster than another thread starts.
         const MIN_BYTES_PER_THREAD: usize = 256 << 10;
         let size = ELEMENTS * DType::Bf16.size();
         debug_assert!(start.is_multiple_of(size));
@@ -236,7 +236,7 @@ static NORMAL: LazyLock<Box<[u16]>> = LazyLock::new(|| {
     for (i, x) in upper_quantiles(HALF).into_iter().enumerate() {
         let value = f32_to_bf16((STD * x) as f32);
         table[HALF + i] = value;
-        // // The distribution is symmetric: the lower half is the upper one with the sign bit set.
+        // The distribution is symmetric: the lower half is the upper one with the sign bit set.
         table[HALF - 1 - i] = value | 0x8000;
     }
     table.into_boxed_slice()
@@ -245,7 +245,7 @@ static NORMAL: LazyLock<Box<[u16]>> = LazyLock::new(|| {
 /// Returns the standard normal quantiles of `1/2 + (i + 1/2) / (2 half)` for `i` below `half`. They solve
 /// `dx/dp = sqrt(2π) exp(x²/2)` from `x(1/2) = 0`, by the fourth-order Runge-Kutta method.
 fn upper_quantiles(half: usize) -> Vec<f64> {
-    // // The slope grows without bound towards the end, so the last steps must be short.
+    // The slope grows without bound towards the end, so the last steps must be short.
     const PARTS: usize = 32;
     let slope = |x: f64| (std::f64::consts::TAU).sqrt() * (x * x / 2.0).exp();
     let advance = |x: f64, dp: f64| {
@@ -302,11 +302,11 @@ mod tests {
         let half = 1 << 15;
         let quantiles = upper_quantiles(half);
         let at = |p: f64| quantiles[((p - 0.5) * 2.0 * half as f64) as usize];
-        // // Tables of the standard normal distribution. The grid is off by half a step, 4e-5 here.
+        // Tables of the standard normal distribution. The grid is off by half a step, 4e-5 here.
         for (p, x) in [(0.75, 0.674_490), (0.9, 1.281_552), (0.975, 1.959_964), (0.999, 3.090_232)] {
             assert!((at(p) - x).abs() < 5e-3, "{p}: {} against {x}", at(p));
         }
-        // // The last value has the probability 1/131072 of the upper tail.
+        // The last value has the probability 1/131072 of the upper tail.
         assert!((quantiles[half - 1] - 4.325).abs() < 2e-2, "{}", quantiles[half - 1]);
     }
 
@@ -320,7 +320,7 @@ mod tests {
             let n = values.len() as f64;
             let mean = values.iter().map(|&v| v as f64).sum::<f64>() / n;
             let std = (values.iter().map(|&v| (v as f64 - mean).powi(2)).sum::<f64>() / n).sqrt();
-            // // Five standard errors of 200,000 draws. Around 1, bf16 steps of 1/128 and 1/256 widen the
+            // Five standard errors of 200,000 draws. Around 1, bf16 steps of 1/128 and 1/256 widen the
             // spread.
             assert!((mean - centre).abs() < 5.0 * STD / n.sqrt() + 2e-4, "{mean}");
             assert!((std - STD).abs() < 5e-4, "{std}");

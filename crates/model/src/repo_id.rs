@@ -1,4 +1,4 @@
-//! //! Spelling of Hub repository names.
+//! Spelling of Hub repository names.
 
 /// Maximum length of an owner or a model name.
 const MAX_NAME_BYTES: usize = 96;

@@ -1,4 +1,4 @@
-//! //! Writes a safetensors file sequentially: the header from known shapes, then the tensors.
+//! Writes a safetensors file sequentially: the header from known shapes, then the tensors.
 
 use std::io::Write;
 use std::path::Path;

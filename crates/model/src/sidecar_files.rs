@@ -1,4 +1,4 @@
-//! //! Files that a new model copies from its base or adapter: tokenizer, template, generation settings.
+//! Files that a new model copies from its base or adapter: tokenizer, template, generation settings.
 
 use std::fs::{self, File};
 use std::io;
@@ -72,7 +72,7 @@ pub fn choose(base: &Path, adapter: Option<&Path>, also: &[String]) -> Result<Ve
     let mut files: Vec<SidecarFile> = Vec::new();
     for (folder, name) in chosen {
         let source = folder.join(name);
-        // // A name with a folder in it could lead outside the output.
+        // A name with a folder in it could lead outside the output.
         let plain = Path::new(name).file_name().is_some_and(|n| n == name);
         if !plain || !source.is_file() || files.iter().any(|f| f.name == name) {
             continue;
@@ -108,7 +108,7 @@ pub fn config_json(base: &Path, change: &ConfigChange) -> Result<Vec<u8>, FileEr
     let before = config.clone();
     if let Some(dtype) = change.dtype {
         let name = json!(torch_name(dtype));
-        // // transformers 5 writes `dtype`, 4 wrote `torch_dtype`. Both read `torch_dtype`.
+        // transformers 5 writes `dtype`, 4 wrote `torch_dtype`. Both read `torch_dtype`.
         let present: Vec<&str> =
             ["dtype", "torch_dtype"].into_iter().filter(|k| config.contains_key(*k)).collect();
         let keys = if present.is_empty() { vec!["torch_dtype"] } else { present };

@@ -1,4 +1,4 @@
-//! //! A model folder that is published whole or not at all.
+//! A model folder that is published whole or not at all.
 
 use std::fs::{self, File};
 use std::io;
@@ -79,7 +79,7 @@ impl StagedFolder {
             let path = self.folder.join(name);
             fs::rename(self.staged(name), &path).map_err(|e| FileError::new("write", &path, e))?;
         }
-        // // Some network file systems cannot sync a folder. The files themselves are safe.
+        // Some network file systems cannot sync a folder. The files themselves are safe.
         let _ = File::open(&self.folder).and_then(|folder| folder.sync_all());
         Ok(())
     }
@@ -87,10 +87,10 @@ impl StagedFolder {
 
 impl Drop for StagedFolder {
     fn drop(&mut self) {
-        // // Best effort: an error here would hide the error that led to the drop.
+        // Best effort: an error here would hide the error that led to the drop.
         let _ = fs::remove_dir_all(&self.staging);
         if self.is_new {
-            // // Fails, as intended, if the folder holds the finished model.
+            // Fails, as intended, if the folder holds the finished model.
             let _ = fs::remove_dir(&self.folder);
         }
     }
@@ -168,7 +168,7 @@ mod tests {
     fn a_published_model_has_its_files_and_no_other() {
         let parent = tempfile::tempdir().unwrap();
         let folder = parent.path().join("model");
-        // // Leftovers of a killed run are removed.
+        // Leftovers of a killed run are removed.
         fs::create_dir_all(folder.join(".danlu-tmp-model/old")).unwrap();
         let model = StagedFolder::create(&folder).unwrap();
         for name in ["a", "config.json"] {

@@ -1,4 +1,4 @@
-//! //! Properties of tokenizer and template that training and use must have in common.
+//! Properties of tokenizer and template that training and use must have in common.
 
 use serde::{Deserialize, Serialize};
 

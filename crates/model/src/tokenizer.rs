@@ -1,4 +1,4 @@
-//! //! Tokenizer of a model folder: encoding, decoding, named tokens and end tokens.
+//! Tokenizer of a model folder: encoding, decoding, named tokens and end tokens.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
@@ -71,7 +71,7 @@ impl Tokenizer {
         let bytes = files::read_bounded(&path, MAX_TOKENIZER_BYTES)?;
         let error = |message: String| ModelError::Tokenizer { path: path.clone(), message };
         let mut inner = tokenizers::Tokenizer::from_bytes(bytes).map_err(|e| error(e.to_string()))?;
-        // // The file may configure truncation and padding, which would change the ids.
+        // The file may configure truncation and padding, which would change the ids.
         inner.with_padding(None);
         inner.with_truncation(None).map_err(|e| error(e.to_string()))?;
 
@@ -230,7 +230,7 @@ impl Tokenizer {
 
     /// Returns the fingerprint of tokenizer and template.
     pub fn fingerprint(&self) -> TokenFingerprint {
-        // // The canonical form of the library does not depend on the file's layout or version.
+        // The canonical form of the library does not depend on the file's layout or version.
         let canonical = self.inner.to_string(false).unwrap_or_default();
         let named = |name: &str| self.named(name).map(str::to_owned);
         TokenFingerprint {
@@ -314,7 +314,7 @@ fn turn_ends(inner: &tokenizers::Tokenizer) -> Vec<String> {
 fn named_tokens(files: &[Option<&Value>]) -> BTreeMap<String, String> {
     let text = |value: &Value| match value {
         Value::String(token) => Some(token.clone()),
-        // // The form of transformers' `AddedToken`.
+        // The form of transformers' `AddedToken`.
         Value::Object(token) => token.get("content")?.as_str().map(str::to_owned),
         _ => None,
     };

@@ -106,7 +106,7 @@ fn named_tokens_and_stops_come_from_every_file() {
     assert_eq!(tokenizer.vocab_size(), 8192);
     tokenizer.check_fits(&ModelConfig::read(Path::new(BASE)).unwrap()).unwrap();
 
-    // // The tokenizer's EOS is `<|end_of_text|>`; the template ends a turn with `<|eot_id|>`.
+    // The tokenizer's EOS is `<|end_of_text|>`; the template ends a turn with `<|eot_id|>`.
     let config = json_of(&Path::new(BASE).join("tokenizer_config.json"));
     let config = serde_json::json!({
         "eos_token": {"content": "<|end_of_text|>", "lstrip": false}, "chat_template": config["chat_template"],
@@ -205,7 +205,7 @@ fn an_adapter_replaces_only_the_files_it_has() {
     assert_eq!(over.template().unwrap().source(), own);
     assert_eq!(over.fingerprint().tokenizer_sha256, plain.fingerprint().tokenizer_sha256);
 
-    // // The end tokens come from the adapter's file, which a merge would copy, and from the base's
+    // The end tokens come from the adapter's file, which a merge would copy, and from the base's
     // configuration.
     let adapter = tempfile::tempdir().unwrap();
     fs::write(adapter.path().join("generation_config.json"), r#"{ "eos_token_id": 7 }"#).unwrap();

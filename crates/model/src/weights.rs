@@ -180,7 +180,7 @@ impl Weights {
         let file = self.files.len();
         let mut found = read_header(&path, owner.bytes(), file)?;
         if let Some(promised) = promised {
-            // // transformers does not load tensors that the index lacks either.
+            // transformers does not load tensors that the index lacks either.
             found.retain(|t| promised.contains(&t.name));
             let names: BTreeSet<&str> = found.iter().map(|t| t.name.as_str()).collect();
             if let Some(absent) = promised.iter().find(|name| !names.contains(name.as_str())) {
@@ -261,7 +261,7 @@ impl Weights {
     fn release_part(&self, info: &TensorInfo, bytes: Range<usize>) {
         if let Owner::Map(map) = &self.owners[info.file] {
             let (start, len) = (info.range.start + bytes.start, bytes.len());
-            // // SAFETY: the map is a read-only file map, so a dropped page is read again from the file. A
+            // SAFETY: the map is a read-only file map, so a dropped page is read again from the file. A
             // refusal by the system only costs memory.
             let _ = unsafe { map.unchecked_advise_range(UncheckedAdvice::DontNeed, start, len) };
         }
@@ -446,7 +446,7 @@ fn map(path: &Path) -> Result<Owner, ModelError> {
     if !metadata.is_file() {
         return Err(error(std::io::Error::other("it is not a regular file")).into());
     }
-    // // SAFETY: the map is read-only. The documentation of `Weights` requires that the files do not change
+    // SAFETY: the map is read-only. The documentation of `Weights` requires that the files do not change
     // while they are in use, as every reader of mapped checkpoints does.
     let map = unsafe { Mmap::map(&file) }.map_err(error)?;
     Ok(Owner::Map(Arc::new(map)))
@@ -469,7 +469,7 @@ fn read_header(path: &Path, bytes: &[u8], file: usize) -> Result<Vec<TensorInfo>
             range: start + info.data_offsets.0..start + info.data_offsets.1,
         })
         .collect();
-    // // Empty tensors share an offset, so they are sorted by name.
+    // Empty tensors share an offset, so they are sorted by name.
     tensors.sort_by(|a, b| (a.range.start, a.range.end, &a.name).cmp(&(b.range.start, b.range.end, &b.name)));
     Ok(tensors)
 }
@@ -480,7 +480,7 @@ fn check_length(path: &Path, bytes: &[u8]) -> Result<(), ModelError> {
     let size = |expected| ModelError::FileSize { path: path.to_owned(), expected, found };
     let Some((length, rest)) = bytes.split_first_chunk::<8>() else { return Err(size(8)) };
     let length = u64::from_le_bytes(*length);
-    // // Tested before the length, so that an HTML page or a Git LFS pointer is not reported as a short
+    // Tested before the length, so that an HTML page or a Git LFS pointer is not reported as a short
     // download.
     if length > 100_000_000 || rest.first().is_some_and(|&b| b != b'{') {
         let begin = String::from_utf8_lossy(&bytes[..bytes.len().min(24)]).into_owned();

@@ -74,7 +74,7 @@ fn a_file_cut_short_anywhere_is_refused() {
 #[test]
 fn headers_that_lie_are_refused() {
     for header in [
-        // // Overlapping, with a gap, of another size than the shape, backwards, and with offsets that
+        // Overlapping, with a gap, of another size than the shape, backwards, and with offsets that
         // overflow.
         r#"{"a":{"dtype":"F32","shape":[2],"data_offsets":[0,8]},"b":{"dtype":"F32","shape":[1],"data_offsets":[4,8]}}"#,
         r#"{"b":{"dtype":"F32","shape":[1],"data_offsets":[4,8]}}"#,

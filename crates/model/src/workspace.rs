@@ -1,4 +1,4 @@
-//! //! Work buffers of a decoder. They are allocated once for the largest batch and reused by every pass.
+//! Work buffers of a decoder. They are allocated once for the largest batch and reused by every pass.
 
 use std::mem;
 

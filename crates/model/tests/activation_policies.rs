@@ -1,4 +1,4 @@
-//! //! Activation policies change memory and time, but no result.
+//! Activation policies change memory and time, but no result.
 
 mod common;
 
@@ -117,7 +117,7 @@ fn storing_less_saves_memory_and_counts_the_recomputation() {
         footprint(&config, &(0..8).map(policy).collect::<Vec<_>>())
     };
     let all = mix(0, 0);
-    // // A single layer moves its dropped buffers to the shared set, which saves nothing before the second
+    // A single layer moves its dropped buffers to the shared set, which saves nothing before the second
     // layer.
     assert_eq!(mix(1, 0).peak, all.peak);
     let mut before = all;
@@ -125,7 +125,7 @@ fn storing_less_saves_memory_and_counts_the_recomputation() {
         assert!(next.peak < before.peak && next.flops >= before.flops);
         before = next;
     }
-    // // At most a third of the forward products: the head and the last product of every block are not
+    // At most a third of the forward products: the head and the last product of every block are not
     // repeated.
     assert!(before.flops > all.flops && before.flops < all.flops * 4 / 3, "{} {}", before.flops, all.flops);
 }

@@ -1,4 +1,4 @@
-//! //! Continued sequences give the same bits alone, in a batch, in pieces, and after truncation.
+//! Continued sequences give the same bits alone, in a batch, in pieces, and after truncation.
 
 mod common;
 
@@ -194,7 +194,7 @@ fn slots_join_grow_and_leave_without_changing_a_bit() {
                 let slot = grown.slot.unwrap();
                 cache.grow(slot, cache.capacity(slot) + stream.next_below(9) as usize);
             }
-            // // Some sequences skip a step.
+            // Some sequences skip a step.
             let mut part: Vec<_> = running.iter_mut().filter(|_| stream.next_below(3) > 0).collect();
             Running::step(&mut part, &decoder, &mut cache, 6);
             while let Some(i) = running.iter().position(Running::is_done) {

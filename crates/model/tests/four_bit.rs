@@ -1,4 +1,4 @@
-//! //! 4-bit models are written and read back; a model with a damaged part is rejected.
+//! 4-bit models are written and read back; a model with a damaged part is rejected.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -60,7 +60,7 @@ fn a_quantized_folder_reads_back_as_the_weights_in_memory() {
         let projected: u64 =
             projections(&config).map(|(_, rows, cols)| quantization.bytes(rows * cols)).sum();
         assert_eq!(held.total_bytes(), rest + projected);
-        // // Python readers expect every tensor aligned to its elements.
+        // Python readers expect every tensor aligned to its elements.
         for info in stored.tensors() {
             let size = match info.dtype_name.as_str() {
                 "F32" => 4,
@@ -226,7 +226,7 @@ fn invalid_parts_are_reported_with_name_and_value() {
         }
         assert!(message.contains(WEIGHT), "{message}");
     }
-    // // Without its state, a weight is a tensor of bytes, which is an unsupported type.
+    // Without its state, a weight is a tensor of bytes, which is an unsupported type.
     assert!(gone(".quant_state.bitsandbytes__nf4").contains("weights in U8"));
     let message = with_state("\"nested_dtype\":\"float32\"", "\"nested_dtype\":\"float64\"");
     assert!(message.contains("`nested_dtype` is `float64`"), "{message}");

@@ -1,4 +1,4 @@
-//! //! Logits, gradients and generations compared with PyTorch and PEFT (`shared/golden`, if present), on
+//! Logits, gradients and generations compared with PyTorch and PEFT (`shared/golden`, if present), on
 //! every back end. `crates/train/tests/golden_merge.rs` compares the merged model.
 
 mod common;

@@ -1,4 +1,4 @@
-//! //! After the last attention only the rows that reach the head are computed. The results do not change.
+//! After the last attention only the rows that reach the head are computed. The results do not change.
 
 mod common;
 
@@ -81,7 +81,7 @@ fn few_labels_have_the_losses_and_gradients_of_the_reference() {
                 [(&losses, &expected), (&evaluated, &expected), (&gradients, &expected_gradients)]
             {
                 let difference = relative_to_max(found, expected);
-                // // f32 sums run in another order.
+                // f32 sums run in another order.
                 assert!(difference < 1e-5, "{name}, {labels:?}: {difference}");
             }
         }
@@ -114,7 +114,7 @@ fn a_prompts_logits_are_those_of_its_last_row() {
     let folder = tempfile::tempdir().unwrap();
     write_random_model(folder.path());
     for backend in backends() {
-        // // One row may be summed in another order than many. The reference has a single order.
+        // One row may be summed in another order than many. The reference has a single order.
         let tolerance = if backend.name() == Reference::new().name() { 0.0 } else { 1e-5 };
         let (decoder, adapter) = load(folder.path(), backend);
         let mut work = Workspace::new();

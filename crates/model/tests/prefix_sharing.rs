@@ -1,4 +1,4 @@
-//! //! Shared prefixes are computed once. The results do not change.
+//! Shared prefixes are computed once. The results do not change.
 
 mod common;
 
@@ -31,7 +31,7 @@ fn losses_and_gradients_are_those_of_each_sequence_alone() {
     let together = [Batch::new(&sequences)];
     let alone: Vec<Batch> = sequences.iter().map(|sequence| Batch::new([sequence])).collect();
     let tokens: usize = sequences.iter().map(|sequence| sequence.ids.len()).sum();
-    // // The last row of one prefix has a label, and both prefixes have the same first token.
+    // The last row of one prefix has a label, and both prefixes have the same first token.
     assert_eq!((together[0].tokens(), together[0].rows()), (tokens, tokens - 2 * 11 - 4 - 1));
     for backend in backends() {
         let decoder = Decoder::load(folder.path(), backend.clone()).unwrap();
@@ -51,7 +51,7 @@ fn losses_and_gradients_are_those_of_each_sequence_alone() {
         };
         let ((found, found_grads), (losses, grads)) = (numbers(&together), numbers(&alone));
         let name = backend.name();
-        // // The gradients of shared rows are summed in another order.
+        // The gradients of shared rows are summed in another order.
         assert!(relative_to_max(&found, &losses) < 2e-6, "{name}");
         assert!(relative_to_max(&found_grads, &grads) < 1e-5, "{name}");
         let evaluated = decoder.losses(&mut Workspace::new(), &together[0], Some(&adapter)).unwrap();

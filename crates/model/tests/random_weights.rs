@@ -1,4 +1,4 @@
-//! //! Random weights are the same bytes in memory and on the disk, in one file or several.
+//! Random weights are the same bytes in memory and on the disk, in one file or several.
 
 use std::fs;
 use std::ops::ControlFlow;
@@ -67,7 +67,7 @@ fn a_streamed_folder_loads_and_computes_as_the_weights_in_memory() {
     let backend = || Arc::new(Reference::new());
     let losses = [Decoder::new(config, &memory, backend()), Decoder::load(&folder, backend())]
         .map(|decoder| decoder.unwrap().losses(&mut Workspace::new(), &batch, None).unwrap());
-    // // An untrained model gives every token about the same probability.
+    // An untrained model gives every token about the same probability.
     assert!(losses[0].iter().all(|loss| (loss - 8192f32.ln()).abs() < 1.0), "{losses:?}");
     assert_eq!(losses[0], losses[1]);
 }
@@ -134,7 +134,7 @@ fn a_folder_is_recognised_by_its_configuration() {
     weights(&config, 1).write(&folder, u64::MAX, &mut |_| ControlFlow::Continue(())).unwrap();
     assert_eq!(state(&config).unwrap(), FolderState::Same);
     assert_eq!(state(&Preset::Base8m.config()).unwrap(), FolderState::Other);
-    // // An existing model is not overwritten.
+    // An existing model is not overwritten.
     let error = weights(&config, 1).write(&folder, u64::MAX, &mut |_| ControlFlow::Continue(()));
     assert!(error.unwrap_err().to_string().contains("already holds other things"));
     fs::remove_file(folder.join("model.safetensors")).unwrap();

@@ -1,4 +1,4 @@
-//! //! A small model of random weights, and the location of the shared golden files.
+//! A small model of random weights, and the location of the shared golden files.
 
 #![allow(dead_code)]
 
@@ -58,7 +58,7 @@ pub fn write_model(folder: &Path, shards: usize) {
             .map(|(tensor, shape)| {
                 let len = shape.iter().product::<usize>();
                 let key = rng::key(&[tensor.len() as u64, tensor.bytes().map(u64::from).sum()]);
-                // // Norms near 1, and tables wide enough for distinct logits.
+                // Norms near 1, and tables wide enough for distinct logits.
                 let (centre, width) = match tensor.as_str() {
                     "model.embed_tokens.weight" => (0.0, 1.0),
                     name if name.ends_with("norm.weight") => (1.0, 0.2),

@@ -1,4 +1,4 @@
-//! //! Small models and adapters for tests of the decoder.
+//! Small models and adapters for tests of the decoder.
 #![allow(dead_code, missing_docs)]
 
 use std::collections::BTreeMap;
