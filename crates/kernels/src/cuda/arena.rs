@@ -1,37 +1,38 @@
-//! Device memory in few large pieces: the driver's own granularity is 2 MiB, and freeing waits for the device.
+//! A sub-allocator for device memory. The driver allocates in units of 2 MiB, and its free waits for the
+//! device.
 
 use std::collections::{BTreeMap, HashMap};
 
 use super::driver::Driver;
 use super::error::CudaError;
 
-/// Addresses are multiples of this, as the widest accesses and cuBLASLt want them.
+/// Alignment of every address. The widest accesses and cuBLASLt need it.
 const ALIGNMENT: u64 = 256;
-/// What the driver rounds to.
+/// Allocation granularity of the driver.
 const PAGE: u64 = 2 << 20;
-/// Small requests share pieces of this size.
+/// Requests smaller than this share a chunk of this size.
 const CHUNK: u64 = 32 << 20;
 
-/// Pieces from the driver, and which of their bytes are free.
+/// Chunks allocated from the driver, and the free ranges inside them.
 #[derive(Debug, Default)]
 pub(super) struct Arena {
     /// Base address to length.
     chunks: BTreeMap<u64, u64>,
-    /// Free ranges, none of which touches another of its chunk.
+    /// Start address to length. Adjacent free ranges of a chunk are always merged.
     free: BTreeMap<u64, u64>,
-    /// Lengths of the ranges handed out.
+    /// Start address to length of every allocated range.
     taken: HashMap<u64, u64>,
     in_use: u64,
     peak: u64,
 }
 
 impl Arena {
-    /// Bytes handed out, and the most so far.
+    /// Returns the allocated bytes and their peak.
     pub fn in_use(&self) -> (u64, u64) {
         (self.in_use, self.peak)
     }
 
-    /// The address of `bytes` free bytes.
+    /// Allocates `bytes` bytes and returns their address.
     pub fn allocate(&mut self, driver: &Driver, bytes: u64) -> Result<u64, CudaError> {
         self.take(bytes, |length| driver.allocate(length))
     }
@@ -62,15 +63,15 @@ impl Arena {
         Ok(address)
     }
 
-    /// Takes a range back; a chunk without any goes back to the driver.
+    /// Frees a range. A chunk without allocated ranges is returned to the driver.
     pub fn free(&mut self, driver: &Driver, address: u64) {
         if let Some(chunk) = self.put_back(address) {
-            // SAFETY: the chunk came from the driver and no range of it is in use.
+            // SAFETY: the driver allocated the chunk, and no range of it is in use.
             unsafe { driver.free(chunk) };
         }
     }
 
-    /// Joins a range with its free neighbours; returns a chunk that is no longer used.
+    /// Merges a range with its free neighbours. Returns the chunk if all of it is now free.
     fn put_back(&mut self, address: u64) -> Option<u64> {
         let mut length = self.taken.remove(&address).expect("only what was handed out comes back");
         self.in_use -= length;
@@ -96,10 +97,10 @@ impl Arena {
         None
     }
 
-    /// Gives all chunks back.
+    /// Returns all chunks to the driver.
     pub fn release(&mut self, driver: &Driver) {
         for &chunk in self.chunks.keys() {
-            // SAFETY: the device is being closed; nothing uses its memory.
+            // SAFETY: the device is being closed, so nothing uses its memory.
             unsafe { driver.free(chunk) };
         }
         *self = Self::default();

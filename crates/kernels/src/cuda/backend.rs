@@ -1,4 +1,4 @@
-//! [`Backend`] on a device: shapes are checked here, and each operation becomes one or a few launches.
+//! The [`Backend`] of a device: checks shapes and launches kernels.
 
 use std::fmt;
 use std::ops::Range;
@@ -23,37 +23,37 @@ use crate::{
     ProjectGroup, ProjectSaved, RmsnormSaved, Scalars, Segment, Segments, Store,
 };
 
-/// Rows of the loss head whose logits exist at the same time.
+/// Most rows whose logits the loss head computes at a time.
 const HEAD_ROWS: usize = 512;
-/// Bytes of embedding rows that pass the host at once.
+/// Most bytes of embedding rows that are gathered on the host at a time.
 const EMBEDDING_BYTES: usize = 4 << 20;
 
-/// How a [`Cuda`] computes.
+/// Options of a [`Cuda`] back end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CudaOptions {
-    /// The device's number.
+    /// Index of the device.
     pub device: usize,
-    /// The type of activations and weights; sums are f32.
+    /// Type of activations and weights. Sums are f32.
     pub dtype: DType,
 }
 
-/// The back end of one NVIDIA GPU.
+/// The back end for one NVIDIA GPU.
 pub struct Cuda {
     device: Arc<Device>,
     products: Products,
     dtype: DType,
-    /// Where a weight in 4 bits is decoded for a product, as large as the largest placed.
+    /// Receives a decoded 4-bit weight. As large as the largest placed weight.
     decoded: Mutex<Option<Allocation>>,
-    /// Logits of [`HEAD_ROWS`] rows.
+    /// Logits of at most [`HEAD_ROWS`] rows.
     logits: Mutex<Option<Allocation>>,
     rope: Mutex<RopeTable>,
 }
 
 impl Cuda {
-    /// Opens the device, its kernels, and cuBLASLt where this machine has it.
+    /// Opens the device, loads its kernels, and opens cuBLASLt if it is installed.
     ///
     /// # Errors
-    /// If there is no driver or no such device, its kernels cannot be loaded, or its memory does not suffice.
+    /// If the driver or the device is missing, its kernels cannot be loaded, or its memory is exhausted.
     pub fn open(options: CudaOptions) -> Result<Self, CudaError> {
         let device = Device::open(Driver::open()?, options.device)?;
         let products = Products::open(&device)?;
@@ -67,17 +67,17 @@ impl Cuda {
         })
     }
 
-    /// What the device is.
+    /// Properties of the device.
     pub fn info(&self) -> &DeviceInfo {
         &self.device.info
     }
 
-    /// Bytes allocated at present, and the most so far; the driver's context comes on top.
+    /// Returns the allocated bytes and their peak. The driver's context is not counted.
     pub fn allocated(&self) -> (u64, u64) {
         self.device.allocated()
     }
 
-    /// Launches so far.
+    /// Number of launches since the device was opened.
     pub fn launches(&self) -> u64 {
         self.device.launches()
     }
@@ -98,7 +98,8 @@ impl Cuda {
         }
     }
 
-    /// The weight in the type of activations: itself, or decoded into the scratch that all weights share.
+    /// Returns the weight's address in the activation type. A 4-bit weight is decoded into the shared
+    /// scratch.
     fn dense_weight(&self, w: &Matrix) -> DevicePtr {
         match weight::placed(w) {
             Weight::Dense(memory) => memory.address(),
@@ -134,7 +135,9 @@ impl Cuda {
         }
     }
 
-    /// A product that never decodes its weight; false where no kernel does that, or decoding is faster.
+    /// Multiplies by a 4-bit weight without decoding it to memory.
+    ///
+    /// Returns false if no kernel fits the shape or decoding is faster.
     fn fused_product(&self, shape: ProductShape, [to, from, add]: [DevicePtr; 3], w: &Matrix) -> bool {
         let Weight::FourBit(weight) = weight::placed(w) else { return false };
         let ProductShape { direction, rows: n, outputs, inputs: cols, .. } = shape;
@@ -148,7 +151,8 @@ impl Cuda {
         ops::four_bit_fused::product(&self.device, self.dtype, out, from, &weight.parts, shape)
     }
 
-    /// Multiplies a few rows with the kernels that read each weight once; false where none does that.
+    /// Multiplies a few rows with kernels that read each weight once. Returns false if no kernel fits the
+    /// shape.
     fn multiply_few_rows(&self, out: &mut Buffer, inp: &Buffer, w: &Matrix, n: usize) -> bool {
         let (shape, out_type) = ((n, w.rows(), w.cols()), out.dtype());
         let (out, inp) = (rows_of(out, n, w.rows()), rows_of(inp, n, w.cols()));
@@ -164,7 +168,7 @@ impl Cuda {
         }
     }
 
-    /// Grows scratch to `bytes`.
+    /// Grows the scratch to at least `bytes` bytes.
     fn grow(&self, scratch: &Mutex<Option<Allocation>>, bytes: usize) -> Result<DevicePtr, CudaError> {
         let mut scratch = lock(scratch);
         if scratch.as_ref().is_none_or(|memory| memory.bytes() < bytes as u64) {
@@ -186,7 +190,7 @@ impl Cuda {
         Ok(placed)
     }
 
-    /// Turns the heads of `q` and `k` by a table that all layers of a pass share.
+    /// Rotates the heads of `q` and `k`. All layers of a pass share one table of angles.
     fn rope(
         &self,
         q: &Buffer,
@@ -221,7 +225,7 @@ impl Cuda {
         }
     }
 
-    /// Losses and where asked gradients of at most [`HEAD_ROWS`] rows from row `start` on.
+    /// Computes the losses, and optionally the gradients, of at most [`HEAD_ROWS`] rows.
     fn head_rows(
         &self,
         losses: DevicePtr,
@@ -263,15 +267,16 @@ impl Cuda {
     }
 }
 
-/// Cosines and sines of a pass.
+/// Cosines and sines of one pass.
 #[derive(Default)]
 struct RopeTable {
     memory: Option<Allocation>,
-    /// What the table was filled for.
+    /// Inputs that the table was computed from.
     key: Option<RopeKey>,
 }
 
-/// Frequencies and positions, and how many uploads there were: a later one may change the positions in place.
+/// Addresses of the inputs, and the number of uploads. A later upload can replace the positions at the same
+/// address.
 #[derive(Clone, Copy, PartialEq, Eq)]
 struct RopeKey {
     inv_freq: DevicePtr,
@@ -280,16 +285,16 @@ struct RopeKey {
     n: usize,
 }
 
-/// What a product adds its result to.
+/// Operand that a matrix product is added to.
 #[derive(Clone, Copy, Debug)]
 enum Add<'a> {
     Nothing,
-    /// What stands in the result's place.
+    /// The previous contents of the output.
     Itself,
     Buffer(&'a Buffer),
 }
 
-/// A product's direction, rows, and what is added.
+/// Direction, row count and addend of a matrix product.
 #[derive(Clone, Copy, Debug)]
 struct Product<'a> {
     direction: Direction,
@@ -297,10 +302,10 @@ struct Product<'a> {
     rows: usize,
 }
 
-/// Elements of a row that the flat operands of SwiGLU are cut into.
+/// Row length that the flat operands of SwiGLU are split into.
 const SWIGLU_COLUMNS: usize = 4096;
 
-/// Whole rows of `len` elements, and what is left.
+/// Splits `len` elements into rows. Returns `(rows, columns)` and the length of the tail.
 fn swiglu_shape(len: usize) -> ((usize, usize), usize) {
     match len / SWIGLU_COLUMNS {
         0 => ((1, len), 0),
@@ -308,12 +313,12 @@ fn swiglu_shape(len: usize) -> ((usize, usize), usize) {
     }
 }
 
-/// The first `n` rows of `width` elements of a buffer that has as many.
+/// The first `n` rows of `width` elements. Panics if the buffer is shorter.
 fn rows_of(buffer: &Buffer, n: usize, width: usize) -> Rows {
     Rows::dense(ptr_of(buffer, n * width), width)
 }
 
-/// Rows of `width` elements from `rows.start` on.
+/// The rows `rows` of `width` elements. Panics if the buffer is shorter.
 fn row_range(buffer: &Buffer, rows: &Range<usize>, width: usize) -> Rows {
     let at = ptr_of(buffer, rows.end * width).plus(rows.start * width * buffer.dtype().size());
     Rows::dense(at, width)
@@ -353,8 +358,8 @@ impl Backend for Cuda {
     }
 
     fn row_invariant_from(&self) -> usize {
-        // The library splits K for some shapes of few rows, so rows agree to rounding only; padding them would cost more
-        // than a training step of few tokens.
+        // The library splits K for some shapes with few rows, so equal rows agree only to rounding. Padding
+        // to more rows would cost more than a training step of few tokens.
         1
     }
 
@@ -571,7 +576,7 @@ impl Backend for Cuda {
                 self.linear_forward(out, inp, w, n);
                 continue;
             };
-            // The kernels for few rows add nothing, and are still faster.
+            // The kernels for few rows have no addend. A separate addition is still faster.
             if self.multiply_few_rows(out, inp, w, n) {
                 self.add(out, residual, n * w.rows());
                 continue;

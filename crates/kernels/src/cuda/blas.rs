@@ -1,7 +1,7 @@
-//! cuBLASLt: thirteen functions of it, and the products they make.
+//! cuBLASLt: its function table and the matrix products it runs.
 //!
-//! Descriptors and the algorithm are made once for each shape and kept. The algorithm is the heuristic's first answer
-//! and never the winner of a race, so that two runs give the same bytes.
+//! Descriptors and algorithms are created once per shape. The algorithm is the heuristic's first answer,
+//! never the fastest of a timing run, so two runs give the same bytes.
 
 use std::collections::HashMap;
 use std::ffi::{c_int, c_void};
@@ -16,17 +16,17 @@ use super::library::OpenLibrary;
 use crate::DType;
 use crate::cpu::pool::lock;
 
-/// The libraries of CUDA 13 and 12; a driver of CUDA 12 cannot run the first.
+/// Library names of CUDA 13 and CUDA 12. A CUDA 12 driver cannot run the first.
 const NAMES: [&str; 2] = ["libcublasLt.so.13", "libcublasLt.so.12"];
-/// The command that installs the library for a driver of CUDA 12 or later.
+/// Command that installs the library for a driver of CUDA 12 or later.
 pub const INSTALL_COMMAND: &str = "pip install nvidia-cublas-cu12";
 
-/// Scratch of the library's algorithms.
+/// Bytes of scratch for the library's algorithms.
 pub(super) const WORKSPACE_BYTES: u64 = 32 << 20;
-/// From this many rows on, K is not split: a row then comes out the same among any number of rows.
+/// Fewest rows for which K is never split. A row's result is then independent of the row count.
 const WHOLE_K_FROM: usize = 512;
 
-/// `CUBLAS_COMPUTE_32F`: sums in f32, and no TF32.
+/// `CUBLAS_COMPUTE_32F`: f32 sums without TF32.
 const COMPUTE_F32: c_int = 68;
 const TYPE_F32: c_int = 0;
 const DESCRIPTION_TRANSPOSE_A: c_int = 3;
@@ -74,7 +74,7 @@ functions! {
         fn(Handle, Handle, *const f32, u64, Handle, u64, Handle, *const f32, u64, Handle, u64, Handle, *const Heuristic, u64, usize, Handle);
 }
 
-/// Which way a product reads its weight `(OUT, IN)`.
+/// Direction of a matrix product with a weight `(OUT, IN)`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Direction {
     /// `out (N, OUT) = inp (N, IN) Wᵀ`.
@@ -83,7 +83,7 @@ pub(super) enum Direction {
     Backward,
 }
 
-/// One product: `to (rows, width) = from (rows, depth) W'`, and what is added to it.
+/// Shape of a matrix product: `to (rows, width) = from (rows, depth) · W'`, plus an optional addend.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct ProductShape {
     pub direction: Direction,
@@ -93,13 +93,13 @@ pub(super) struct ProductShape {
     pub outputs: usize,
     /// `IN` of the weight.
     pub inputs: usize,
-    /// Whether something of the shape of `to` is added.
+    /// Whether a matrix of the shape of `to` is added.
     pub adds: bool,
-    /// Whether the result is f32 whatever the operands are.
+    /// Whether the result is f32 for every operand type.
     pub exact: bool,
 }
 
-/// Where a product's operands stand; `add` is `to` where the product is added to what stands there.
+/// Addresses of a product's operands. `add` equals `to` to accumulate in place.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct ProductOperands {
     pub to: DevicePtr,
@@ -109,7 +109,7 @@ pub(super) struct ProductOperands {
 }
 
 impl ProductShape {
-    /// Columns of the result, and how many terms each dtype sums.
+    /// Columns of the result, and terms of each of its sums.
     pub fn width_and_depth(&self) -> (usize, usize) {
         match self.direction {
             Direction::Forward => (self.outputs, self.inputs),
@@ -118,7 +118,7 @@ impl ProductShape {
     }
 }
 
-/// The descriptors of one shape and the algorithm for it.
+/// Descriptors and algorithm of one shape.
 #[derive(Clone, Copy)]
 struct Plan {
     description: Handle,
@@ -128,7 +128,7 @@ struct Plan {
     heuristic: Heuristic,
 }
 
-/// The library with its plans.
+/// The opened library and its plans by shape.
 pub(super) struct Blas {
     functions: Functions,
     library: OpenLibrary,
@@ -137,13 +137,13 @@ pub(super) struct Blas {
     plans: Mutex<HashMap<ProductShape, Plan>>,
 }
 
-// SAFETY: the handle and the descriptors may be used from any thread; plans change behind a mutex only.
+// SAFETY: any thread may use the handle and the descriptors. A mutex guards the plans.
 unsafe impl Send for Blas {}
 // SAFETY: as above.
 unsafe impl Sync for Blas {}
 
 impl Blas {
-    /// Opens the library for a driver of this version; `None` where this machine has none.
+    /// Opens the library for this driver version. Returns `None` if it is not installed.
     ///
     /// # Errors
     /// If a function is missing or the library does not start.
@@ -160,17 +160,17 @@ impl Blas {
         Ok(Some(Self { functions, library, handle, version, plans: Mutex::default() }))
     }
 
-    /// The file that is mapped.
+    /// The mapped file.
     pub fn path(&self) -> &Path {
         self.library.path()
     }
 
-    /// Such as 130100.
+    /// Library version, such as 130100 for 13.1.
     pub fn version(&self) -> usize {
         self.version
     }
 
-    /// Launches the product; its scratch is `workspace`, of [`WORKSPACE_BYTES`].
+    /// Launches the product. `workspace` has [`WORKSPACE_BYTES`] bytes.
     pub fn run(
         &self,
         device: &Device,
@@ -182,7 +182,7 @@ impl Blas {
         let ProductOperands { to, from, weight, add } = operands;
         let (alpha, beta) = (1.0f32, if shape.adds { 1.0f32 } else { 0.0 });
         let Plan { description, heuristic, .. } = plan;
-        // SAFETY: the descriptors are those of the shape, and the caller's buffers have it.
+        // SAFETY: the descriptors match the shape, and so do the caller's buffers.
         let result = unsafe {
             (self.functions.matmul)(
                 self.handle,
@@ -229,7 +229,7 @@ impl Blas {
             (calls.description_set)(description, DESCRIPTION_TRANSPOSE_A, value, size_of::<c_int>())
         };
         check("cublasLtMatmulDescSetAttribute", result)?;
-        // The library counts along columns, so a row-major matrix is its own transpose there.
+        // The library is column-major, so a row-major matrix appears transposed.
         let weight = self.layout(dtype, inputs, outputs)?;
         let result = if shape.exact { DType::F32 } else { dtype };
         let (from, to) = (self.layout(dtype, depth, rows)?, self.layout(result, width, rows)?);

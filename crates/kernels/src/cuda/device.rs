@@ -1,4 +1,4 @@
-//! An open device: its context, its one stream, its kernels and its memory.
+//! An open device: context, stream, kernels and memory.
 
 use std::collections::HashMap;
 use std::ffi::CString;
@@ -15,47 +15,47 @@ use super::staging::Staging;
 use crate::DType;
 use crate::cpu::pool::lock;
 
-/// Scratch of the operations, valid within one of them.
+/// Bytes of scratch that each operation may use while it runs.
 pub(super) const WORKSPACE_BYTES: u64 = 64 << 20;
 
-/// An address on the device.
+/// A device address.
 #[repr(transparent)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct DevicePtr(pub u64);
 
 impl DevicePtr {
-    /// The address of `None` in a kernel's parameters.
+    /// Null, for an absent kernel parameter.
     pub const NULL: Self = Self(0);
 
-    /// `bytes` further on.
+    /// The address `bytes` bytes later.
     pub fn plus(self, bytes: usize) -> Self {
         Self(self.0 + bytes as u64)
     }
 }
 
-/// What a device is.
+/// Properties of a device.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DeviceInfo {
-    /// Its number.
+    /// Index of the device.
     pub index: usize,
-    /// Its name, such as `NVIDIA H200`.
+    /// Name, such as `NVIDIA H200`.
     pub name: String,
     /// Compute capability, such as `(9, 0)`.
     pub capability: (u32, u32),
-    /// Streaming multiprocessors.
+    /// Number of streaming multiprocessors.
     pub multiprocessors: u32,
-    /// Bytes of its memory.
+    /// Total memory in bytes.
     pub memory: u64,
-    /// Most bytes of shared memory of a block.
+    /// Most bytes of shared memory per block.
     pub shared: u32,
-    /// The driver's version, such as 13000.
+    /// Driver version, such as 13000 for CUDA 13.0.
     pub driver: u32,
 }
 
-/// Loaded kernels by name and element type; `None` where the device has none.
+/// Loaded kernels by name and element type. `None` means that the device has no such kernel.
 type Functions = HashMap<(&'static str, Option<DType>), Option<Handle>>;
 
-/// One device with everything that runs on it. Operations run in the order in which they are launched.
+/// One open device. Its operations run in launch order.
 pub(super) struct Device {
     pub driver: Driver,
     pub info: DeviceInfo,
@@ -66,20 +66,20 @@ pub(super) struct Device {
     functions: Mutex<Functions>,
     arena: Mutex<Arena>,
     staging: Mutex<Staging>,
-    /// The first failure; nothing is launched after it.
+    /// The first error. Nothing is launched after it.
     fault: Mutex<Option<CudaError>>,
     workspace: DevicePtr,
     launches: AtomicU64,
     uploads: AtomicU64,
 }
 
-// SAFETY: the handles belong to the driver, which may be called from any thread; `activate` binds the context to the
-// calling thread before each use.
+// SAFETY: the driver accepts its handles on any thread, and `activate` binds the context to the calling
+// thread before each use.
 unsafe impl Send for Device {}
-// SAFETY: as above; whatever changes is behind a mutex.
+// SAFETY: as above. Mutexes guard all mutable state.
 unsafe impl Sync for Device {}
 
-/// What the devices of this machine are.
+/// Properties of every device of this machine.
 pub(super) fn list(driver: &Driver) -> Result<Vec<DeviceInfo>, CudaError> {
     (0..driver.device_count()?).map(|index| describe(driver, index)).collect()
 }
@@ -98,7 +98,7 @@ fn describe(driver: &Driver, index: usize) -> Result<DeviceInfo, CudaError> {
     })
 }
 
-/// What names a kernel's instance for this type of activations.
+/// Suffix of kernel names for an activation type.
 fn suffix(dtype: DType) -> &'static str {
     match dtype {
         DType::Bf16 => "bf16",
@@ -147,27 +147,27 @@ impl Device {
         self.driver.path()
     }
 
-    /// Binds the context to this thread.
+    /// Binds the context to the calling thread.
     pub fn activate(&self) -> Result<(), CudaError> {
         self.driver.set_context(self.context)
     }
 
-    /// A launch of the kernel `name` for activations of type `dtype`.
+    /// Starts a launch of the kernel `name` for activations of type `dtype`.
     pub fn kernel(&self, name: &'static str, dtype: DType) -> KernelLaunch<'_> {
         KernelLaunch::new(self, name, Some(dtype))
     }
 
-    /// A launch of the kernel `name`, which has one type only.
+    /// Starts a launch of the kernel `name`, which has no type suffix.
     pub fn exact(&self, name: &'static str) -> KernelLaunch<'_> {
         KernelLaunch::new(self, name, None)
     }
 
-    /// Whether this device has the kernel `name` for `dtype`.
+    /// Whether the device has the kernel `name` for `dtype`.
     pub fn has(&self, name: &'static str, dtype: DType) -> bool {
         self.function(name, Some(dtype)).is_some()
     }
 
-    /// The kernel of this name, from the first module that has it.
+    /// Returns the kernel from the first module that contains it.
     pub fn function(&self, name: &'static str, dtype: Option<DType>) -> Option<Handle> {
         *lock(&self.functions).entry((name, dtype)).or_insert_with(|| {
             let full = dtype.map_or(name.to_owned(), |dtype| format!("{name}_{}", suffix(dtype)));
@@ -177,21 +177,21 @@ impl Device {
         })
     }
 
-    /// The scratch of the running operation, valid until the next one asks for it.
+    /// Returns the scratch, which the next call to this method reuses.
     ///
     /// # Panics
-    /// If it is smaller than `bytes`.
+    /// If `bytes` exceeds [`WORKSPACE_BYTES`].
     pub fn workspace(&self, bytes: usize) -> DevicePtr {
         assert!(bytes as u64 <= WORKSPACE_BYTES, "an operation wants {bytes} bytes of scratch");
         self.workspace
     }
 
-    /// Launches so far.
+    /// Number of launches since the device was opened.
     pub fn launches(&self) -> u64 {
         self.launches.load(Ordering::Relaxed)
     }
 
-    /// Uploads so far: what was derived from a list may be stale after another.
+    /// Number of uploads. Data derived from a list is stale after another upload.
     pub fn uploads(&self) -> u64 {
         self.uploads.load(Ordering::Relaxed)
     }
@@ -200,19 +200,19 @@ impl Device {
         self.launches.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Records a failure, unless an earlier one is recorded already.
+    /// Stores an error unless an earlier one is stored.
     pub fn record(&self, result: Result<(), CudaError>) {
         if let Err(error) = result {
             lock(&self.fault).get_or_insert(error);
         }
     }
 
-    /// Whether something failed.
+    /// Whether an error is stored.
     pub fn has_failed(&self) -> bool {
         lock(&self.fault).is_some()
     }
 
-    /// The first failure of anything launched so far and finished.
+    /// Returns the first stored error.
     pub fn check(&self) -> Result<(), CudaError> {
         lock(&self.fault).clone().map_or(Ok(()), Err)
     }
@@ -225,25 +225,25 @@ impl Device {
         self.check()
     }
 
-    /// Bytes handed out at present, and the most so far.
+    /// Returns the allocated bytes and their peak.
     pub fn allocated(&self) -> (u64, u64) {
         lock(&self.arena).in_use()
     }
 
-    /// Free and all bytes of the device.
+    /// Returns the free and the total bytes of the device.
     pub fn memory(&self) -> Result<(u64, u64), CudaError> {
         self.activate()?;
         self.driver.memory_info()
     }
 
-    /// Memory of the device, of unspecified contents.
+    /// Allocates uninitialised device memory.
     pub fn allocate(self: &Arc<Self>, bytes: u64) -> Result<Allocation, CudaError> {
         self.activate()?;
         let address = lock(&self.arena).allocate(&self.driver, bytes)?;
         Ok(Allocation { device: self.clone(), address: DevicePtr(address), bytes })
     }
 
-    /// Sets `bytes` bytes at `to` to `value`.
+    /// Sets `bytes` bytes from `to` on to `value`.
     pub fn fill(&self, to: DevicePtr, value: u8, bytes: usize) {
         if bytes == 0 || self.has_failed() {
             return;
@@ -259,12 +259,12 @@ impl Device {
         if bytes == 0 || self.has_failed() {
             return;
         }
-        // SAFETY: callers pass ranges of their own allocations that do not overlap.
+        // SAFETY: callers pass disjoint ranges of their own allocations.
         let copy = |()| unsafe { self.driver.copy_within(to.0, from.0, bytes, self.stream) };
         self.record(self.activate().and_then(copy));
     }
 
-    /// Copies `bytes` to the device, in order with what is launched.
+    /// Copies `bytes` to the device in launch order.
     pub fn upload(&self, to: DevicePtr, bytes: &[u8]) {
         if self.has_failed() {
             return;
@@ -274,7 +274,7 @@ impl Device {
         self.record(self.activate().and_then(upload));
     }
 
-    /// Copies from the device, after everything that was launched.
+    /// Copies from the device after all earlier launches.
     pub fn download(&self, to: &mut [u8], from: DevicePtr) -> Result<(), CudaError> {
         self.check()?;
         let download = |()| lock(&self.staging).download(&self.driver, self.stream, to, from);
@@ -297,7 +297,7 @@ impl Drop for Device {
         self.record(self.driver.synchronize(self.stream));
         lock(&self.staging).release(&self.driver);
         lock(&self.arena).release(&self.driver);
-        // SAFETY: nothing is launched any more.
+        // SAFETY: nothing is launched after this.
         unsafe { self.driver.destroy_stream(self.stream) };
         self.driver.release_context(self.handle);
     }
@@ -309,8 +309,8 @@ impl std::fmt::Debug for Device {
     }
 }
 
-/// Memory of a device, given back when dropped. What was launched before may still use it: later users of the same
-/// memory are launched on the same stream.
+/// Device memory, freed on drop. Earlier launches may still use it then, because later users of the same
+/// memory run after them on the same stream.
 #[derive(Debug)]
 pub(super) struct Allocation {
     device: Arc<Device>,

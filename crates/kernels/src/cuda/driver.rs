@@ -1,4 +1,4 @@
-//! The driver API: the functions danlu calls, and nothing else of CUDA.
+//! The functions of the driver API that danlu calls.
 
 use std::ffi::{CStr, c_char, c_int, c_uint, c_void};
 use std::path::Path;
@@ -26,7 +26,7 @@ const STREAM_NON_BLOCKING: c_uint = 1;
 
 macro_rules! functions {
     ($($field:ident = $name:literal: fn($($arg:ty),*);)*) => {
-        /// The driver's functions, each of which returns a `CUresult`.
+        /// The driver's functions. Each returns a `CUresult`.
         pub(super) struct Driver {
             library: OpenLibrary,
             $($field: unsafe extern "C" fn($($arg),*) -> c_int,)*
@@ -78,7 +78,7 @@ functions! {
     error_string = "cuGetErrorString": fn(c_int, *mut *const c_char);
 }
 
-/// Blocks, threads of a block, and dynamic shared memory of a launch.
+/// Grid, threads per block, and bytes of dynamic shared memory of a launch.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Shape {
     pub grid: [u32; 3],
@@ -86,7 +86,7 @@ pub(super) struct Shape {
     pub shared: u32,
 }
 
-/// The driver's functions with their results checked. Pointers into the device are plain addresses.
+/// Checked calls of the driver. A device pointer is a plain address.
 impl Driver {
     /// Opens and initialises the driver.
     pub fn open() -> Result<Self, CudaError> {
@@ -97,7 +97,7 @@ impl Driver {
         Ok(driver)
     }
 
-    /// The file that is mapped.
+    /// The mapped file.
     pub fn path(&self) -> &Path {
         self.library.path()
     }
@@ -110,7 +110,7 @@ impl Driver {
             let mut text = ptr::null();
             // SAFETY: the driver writes a pointer to a static string, or null.
             unsafe { get(result, &mut text) };
-            // SAFETY: a pointer that is not null is such a string.
+            // SAFETY: a non-null pointer is a static string.
             (!text.is_null()).then(|| unsafe { CStr::from_ptr(text) }.to_string_lossy().into_owned())
         };
         let code = text(self.error_name).unwrap_or_else(|| format!("CUresult {result}"));
@@ -118,7 +118,7 @@ impl Driver {
         Err(CudaError::Call { operation: operation.to_owned(), code, message })
     }
 
-    /// Such as 13000.
+    /// Driver version, such as 13000 for CUDA 13.0.
     pub fn version(&self) -> Result<u32, CudaError> {
         let mut version = 0;
         // SAFETY: the driver writes one int.
@@ -142,7 +142,7 @@ impl Driver {
 
     pub fn device_name(&self, device: c_int) -> Result<String, CudaError> {
         let mut name = [0 as c_char; 256];
-        // SAFETY: the driver writes at most as many bytes as it is given, the last of them 0.
+        // SAFETY: the driver writes at most the given number of bytes, including the final 0.
         self.check("cuDeviceGetName", unsafe { (self.device_name)(name.as_mut_ptr(), 256, device) })?;
         // SAFETY: the name ends with 0 inside the array.
         Ok(unsafe { CStr::from_ptr(name.as_ptr()) }.to_string_lossy().into_owned())
@@ -174,7 +174,7 @@ impl Driver {
     }
 
     pub fn release_context(&self, device: c_int) {
-        // SAFETY: called once for each `retain_context`, after everything of the context is gone.
+        // SAFETY: called once for each `retain_context`, after every object of the context is destroyed.
         unsafe { (self.context_release)(device) };
     }
 
@@ -183,7 +183,7 @@ impl Driver {
         self.check("cuCtxSetCurrent", unsafe { (self.context_set)(context) })
     }
 
-    /// Free and all bytes of the device.
+    /// Returns the free and the total bytes of the device.
     pub fn memory_info(&self) -> Result<(u64, u64), CudaError> {
         let (mut free, mut total) = (0, 0);
         // SAFETY: the driver writes two sizes.
@@ -204,13 +204,13 @@ impl Driver {
     }
 
     /// # Safety
-    /// `address` comes from [`Driver::allocate`], and nothing uses its memory any more.
+    /// `address` comes from [`Driver::allocate`], and nothing uses the memory any more.
     pub unsafe fn free(&self, address: u64) {
         // SAFETY: as above.
         unsafe { (self.memory_free)(address) };
     }
 
-    /// Page-locked memory of the host.
+    /// Allocates page-locked host memory.
     pub fn allocate_host(&self, bytes: usize) -> Result<*mut u8, CudaError> {
         let mut address = ptr::null_mut();
         // SAFETY: the driver writes one pointer.
@@ -219,7 +219,7 @@ impl Driver {
     }
 
     /// # Safety
-    /// `address` comes from [`Driver::allocate_host`], and no copy uses it any more.
+    /// `address` comes from [`Driver::allocate_host`], and no copy uses the memory any more.
     pub unsafe fn free_host(&self, address: *mut u8) {
         // SAFETY: as above.
         unsafe { (self.host_free)(address.cast()) };
@@ -279,7 +279,7 @@ impl Driver {
     }
 
     /// # Safety
-    /// `from` has `bytes` bytes until the stream has run the copy, and `to` is an allocation of as many.
+    /// `from` and `to` have `bytes` bytes each, and `from` stays valid until the stream has run the copy.
     pub unsafe fn copy_to_device(
         &self,
         to: u64,
@@ -292,7 +292,7 @@ impl Driver {
     }
 
     /// # Safety
-    /// `to` has room for `bytes` bytes until the stream has run the copy, and `from` is an allocation of as many.
+    /// `to` and `from` have `bytes` bytes each, and `to` stays valid until the stream has run the copy.
     pub unsafe fn copy_to_host(
         &self,
         to: *mut u8,
@@ -324,16 +324,16 @@ impl Driver {
         self.check("cuMemsetD8Async", unsafe { (self.fill_bytes)(to, value, bytes, stream) })
     }
 
-    /// Loads a cubin, or PTX that ends with 0. The modules of a process are never unloaded.
+    /// Loads a cubin, or PTX text that ends with 0. Modules are never unloaded.
     pub fn load_module(&self, image: &[u8]) -> Result<Handle, CudaError> {
         let mut module = ptr::null_mut();
-        // SAFETY: the image is a whole cubin, whose header has its length, or text that ends with 0.
+        // SAFETY: the image is a complete cubin, whose header has its length, or text that ends with 0.
         let result = unsafe { (self.module_load)(&mut module, image.as_ptr().cast()) };
         self.check("cuModuleLoadData", result)?;
         Ok(module)
     }
 
-    /// The kernel `name` of a module, or `None`.
+    /// Returns the kernel `name` of a module, or `None`.
     pub fn module_function(&self, module: Handle, name: &CStr) -> Option<Handle> {
         let mut function = ptr::null_mut();
         // SAFETY: the module is loaded; the driver writes one handle.
@@ -349,7 +349,8 @@ impl Driver {
     }
 
     /// # Safety
-    /// The arguments point to values of the kernel's parameters, in order, and its pointers to memory that it may use.
+    /// Each argument points to a value of its parameter's type. Pointers among the values are valid for the
+    /// kernel's accesses.
     pub unsafe fn launch(
         &self,
         function: Handle,

@@ -1,56 +1,56 @@
-//! Errors of the device, each with the operation that met it.
+//! Errors of the driver, the libraries and the device.
 
 use std::fmt;
 use std::path::PathBuf;
 
-/// Why a device cannot be opened, or stopped working.
+/// An error while opening or using a device.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum CudaError {
-    /// The driver's library is not on this machine.
+    /// The driver's library is not installed.
     NoDriver,
-    /// A library has no function of this name.
+    /// A library lacks a function.
     MissingFunction {
-        /// The file that was opened.
+        /// The opened file.
         library: PathBuf,
-        /// The function.
+        /// Name of the function.
         name: &'static str,
     },
-    /// There are fewer devices than the number asked for.
+    /// The device index is not below the number of devices.
     NoDevice {
-        /// The number asked for.
+        /// The requested index.
         index: usize,
-        /// Devices on this machine.
+        /// Number of devices of this machine.
         count: usize,
     },
-    /// No kernels were built for this architecture, or the driver rejects them.
+    /// The binary has no kernels for this architecture, or the driver rejects them.
     NoKernels {
         /// Compute capability.
         capability: (u32, u32),
-        /// The driver's version, such as 13000.
+        /// Driver version, such as 13000 for CUDA 13.0.
         driver: u32,
     },
-    /// The device's memory does not suffice.
+    /// The device has too little free memory.
     OutOfMemory {
-        /// Bytes asked for.
+        /// Requested bytes.
         wanted: u64,
-        /// Bytes free on the device.
+        /// Free bytes of the device.
         free: u64,
-        /// Bytes of the device.
+        /// Total bytes of the device.
         total: u64,
     },
-    /// A function of the driver or of a library failed.
+    /// A call of the driver or of a library failed.
     Call {
-        /// What ran: a kernel, or a function of the driver.
+        /// Name of the kernel or function.
         operation: String,
-        /// The name of the error, such as `CUDA_ERROR_ECC_UNCORRECTABLE`.
+        /// Name of the error, such as `CUDA_ERROR_ECC_UNCORRECTABLE`.
         code: String,
-        /// The driver's sentence about it.
+        /// The driver's description of the error.
         message: String,
     },
 }
 
 impl CudaError {
-    /// The next step, as an imperative.
+    /// Returns the next step as an imperative.
     pub fn hint(&self) -> &'static str {
         match self {
             Self::NoDriver => "install NVIDIA's driver, or run with `--device cpu`",

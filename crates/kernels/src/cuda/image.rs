@@ -1,22 +1,22 @@
-//! The kernels as `cuda/build.py` packed them: cubins for each architecture, and PTX for later ones.
+//! Reads the kernel images packed by `cuda/build.py`: cubins for each architecture, and PTX for later ones.
 
 use crate::cuda::error::CudaError;
 
-/// Cubins of every file for every architecture, each compressed by itself.
+/// Every image, each compressed separately.
 static PACK: &[u8] = include_bytes!("../../cuda/kernels.pack");
 
 const MAGIC: &[u8; 8] = b"DANLUCU1";
-/// Bytes before the table: magic, hash of the sources, number of images.
+/// Bytes before the table: magic, source hash, image count.
 const HEAD: usize = 20;
-/// Bytes of an entry: the file's stem, the architecture, offset, packed and unpacked length.
+/// Bytes of a table entry: stem, architecture, offset, packed length, unpacked length.
 const ENTRY: usize = 40;
 
 /// One entry of the table.
 #[derive(Clone, Copy, Debug)]
 struct Image {
-    /// The `.cu` file without its ending.
+    /// Name of the `.cu` file without its extension.
     stem: &'static str,
-    /// `sm_90`, or for PTX the architecture's number alone.
+    /// `sm_90` for a cubin, `80` for PTX.
     architecture: &'static str,
     packed: &'static [u8],
     bytes: usize,
@@ -41,7 +41,7 @@ fn images() -> impl Iterator<Item = Image> {
     })
 }
 
-/// Compute capabilities that have cubins of their own, ascending.
+/// Compute capabilities with a cubin, in ascending order.
 fn capabilities() -> Vec<(u32, u32)> {
     let capability = |image: Image| {
         let number: u32 = image.architecture.strip_prefix("sm_")?.parse().ok()?;
@@ -53,7 +53,8 @@ fn capabilities() -> Vec<(u32, u32)> {
     all
 }
 
-/// The architectures that run on a device, the most special first: cubins of its own major version, else PTX.
+/// Returns the architectures that run on a device, the most specific first. A device without a cubin of its
+/// major version uses PTX.
 fn architectures((major, minor): (u32, u32)) -> Vec<String> {
     let cubin = capabilities().into_iter().rev().find(|&(m, n)| m == major && n <= minor);
     let special = format!("sm_{major}{minor}a");
@@ -68,7 +69,7 @@ fn architectures((major, minor): (u32, u32)) -> Vec<String> {
     }
 }
 
-/// The images of all files for a device of this compute capability, in the order in which a kernel is looked up.
+/// Returns the images for a device in lookup order.
 pub(super) fn for_device(capability: (u32, u32), driver: u32) -> Result<Vec<Vec<u8>>, CudaError> {
     let mut found = Vec::new();
     for architecture in architectures(capability) {

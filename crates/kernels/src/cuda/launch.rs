@@ -1,4 +1,4 @@
-//! One launch of one kernel, its parameters named by their types.
+//! Builds and runs one kernel launch.
 
 use std::ffi::c_void;
 use std::ptr;
@@ -10,18 +10,18 @@ use crate::DType;
 
 /// Most parameters of a kernel.
 const MAX_PARAMETERS: usize = 32;
-/// Dynamic shared memory that every kernel may use without asking.
+/// Dynamic shared memory that a kernel may use without an attribute.
 const DEFAULT_SHARED_BYTES: u32 = 48 << 10;
 
-/// A launch in the making. Parameters follow the order of the kernel's own.
+/// An unfinished launch. Parameters are added in the kernel's order.
 pub(super) struct KernelLaunch<'a> {
     device: &'a Device,
     name: &'static str,
     dtype: Option<DType>,
     shape: Shape,
-    /// Each parameter's bytes, from the lowest on.
+    /// Bits of each parameter, in its lowest bytes.
     values: [u64; MAX_PARAMETERS],
-    /// Where a parameter is a structure: null for all others.
+    /// Address of each structure parameter; null for scalar parameters.
     structures: [*const c_void; MAX_PARAMETERS],
     count: usize,
 }
@@ -40,10 +40,10 @@ impl<'a> KernelLaunch<'a> {
         }
     }
 
-    /// Blocks along each dimension.
+    /// Sets the number of blocks along each dimension.
     ///
     /// # Panics
-    /// If one does not fit in 32 bits.
+    /// If a number exceeds 32 bits.
     pub fn grid(mut self, x: usize, y: usize, z: usize) -> Self {
         self.shape.grid = [x, y, z].map(|n| u32::try_from(n).expect("a grid fits in 32 bits"));
         self
@@ -55,7 +55,7 @@ impl<'a> KernelLaunch<'a> {
         self
     }
 
-    /// Bytes of dynamic shared memory.
+    /// Sets the bytes of dynamic shared memory.
     pub fn shared(mut self, bytes: usize) -> Self {
         self.shape.shared = bytes as u32;
         self
@@ -67,21 +67,21 @@ impl<'a> KernelLaunch<'a> {
         self
     }
 
-    /// A pointer.
+    /// Adds a pointer.
     pub fn ptr(self, address: DevicePtr) -> Self {
         self.value(address.0)
     }
 
-    /// An `int`.
+    /// Adds an `int`.
     ///
     /// # Panics
-    /// If it does not fit.
+    /// If the value does not fit.
     pub fn int(self, value: usize) -> Self {
         let value = i32::try_from(value).expect("a size fits in an int");
         self.value(value as u32 as u64)
     }
 
-    /// A `long long`.
+    /// Adds a `long long`.
     pub fn long(self, value: usize) -> Self {
         self.value(value as u64)
     }
@@ -91,7 +91,7 @@ impl<'a> KernelLaunch<'a> {
         self.value(value)
     }
 
-    /// A `float`.
+    /// Adds a `float`.
     pub fn float(self, value: f32) -> Self {
         self.value(value.to_bits() as u64)
     }
@@ -101,14 +101,14 @@ impl<'a> KernelLaunch<'a> {
         self.value(value.to_bits())
     }
 
-    /// A structure passed by value; `T` is `repr(C)` and laid out as the kernel's.
+    /// Adds a structure by value. `T` is `repr(C)` with the kernel's layout.
     pub fn structure<T: Copy>(mut self, value: &'a T) -> Self {
         self.structures[self.count] = ptr::from_ref(value).cast();
         self.count += 1;
         self
     }
 
-    /// Launches, unless something failed before. A grid without blocks launches nothing.
+    /// Launches the kernel, unless the device has failed or the grid is empty.
     pub fn run(self) {
         if self.shape.grid.contains(&0) || self.device.has_failed() {
             return;
@@ -135,7 +135,8 @@ impl<'a> KernelLaunch<'a> {
                 *argument = structure.cast_mut();
             }
         }
-        // SAFETY: each argument points to a value of at least its parameter's size; the operations vouch for shapes.
+        // SAFETY: each argument points to a value of its parameter's type, and the operations check the
+        // shapes of buffers.
         driver.check(self.name, unsafe { driver.launch(function, self.shape, *stream, &mut arguments) })
     }
 }

@@ -1,8 +1,8 @@
-//! Finds and opens NVIDIA's libraries, each by the path of one file.
+//! Finds and opens NVIDIA's libraries by file path.
 //!
-//! Searched in this order: the folders of [`PATH_VARIABLE`], pip's folders beside the Python interpreter, the system's
-//! loader, the usual folders of a toolkit. A library opened by name may come from anywhere, so the file that the
-//! process mapped is read back and shown.
+//! The search order is: the folders of [`PATH_VARIABLE`], pip's folders beside the Python interpreter, the
+//! system's loader, the usual toolkit folders. The loader returns no path, so the path of a library opened by
+//! name is read from `/proc/self/maps`.
 
 use std::env;
 use std::ffi::OsStr;
@@ -13,14 +13,14 @@ use libloading::os::unix::{Library, RTLD_LOCAL, RTLD_NOW};
 
 use super::error::CudaError;
 
-/// Folders to search first, separated by `:`.
+/// Environment variable with the folders to search first, separated by `:`.
 pub const PATH_VARIABLE: &str = "DANLU_CUDA_LIBRARY_PATH";
 
-/// pip's folders below `site-packages`: those of CUDA 13 and of CUDA 12.
+/// Folders of pip packages below `site-packages`, for CUDA 13 and CUDA 12.
 const PIP_FOLDERS: [&str; 4] =
     ["nvidia/cu13/lib", "nvidia/cublas/lib", "nvidia/cuda_nvrtc/lib", "nvidia/cuda_runtime/lib"];
 
-/// Folders of drivers and toolkits that a loader's cache may lack.
+/// Folders of drivers and toolkits that may be missing from the loader's cache.
 const SYSTEM_FOLDERS: [&str; 8] = [
     "/usr/local/cuda/lib64",
     "/usr/local/cuda/targets/x86_64-linux/lib",
@@ -32,7 +32,7 @@ const SYSTEM_FOLDERS: [&str; 8] = [
     "/usr/lib/aarch64-linux-gnu",
 ];
 
-/// One opened library.
+/// An opened library.
 #[derive(Debug)]
 pub(super) struct OpenLibrary {
     library: Library,
@@ -40,7 +40,7 @@ pub(super) struct OpenLibrary {
 }
 
 impl OpenLibrary {
-    /// Opens the first of `names` that any folder has.
+    /// Opens the first library of `names` found in any folder.
     pub fn find(names: &[&str]) -> Option<Self> {
         let first: Vec<PathBuf> = explicit_folders().into_iter().chain(pip_folders()).collect();
         let system = SYSTEM_FOLDERS.map(PathBuf::from);
@@ -54,17 +54,17 @@ impl OpenLibrary {
         })
     }
 
-    /// The file that is mapped.
+    /// The mapped file.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// The function `name`, as a pointer of type `F`.
+    /// Returns the function `name` as a pointer of type `F`.
     ///
     /// # Safety
     /// `F` is the function's type.
     pub unsafe fn function<F: Copy>(&self, name: &'static str) -> Result<F, CudaError> {
-        // SAFETY: the caller vouches for the type; the library stays open as long as its table of functions.
+        // SAFETY: the caller guarantees the type. The library stays open as long as its function table.
         let symbol = unsafe { self.library.get::<F>(name.as_bytes()) };
         symbol
             .map(|symbol| *symbol)
@@ -79,7 +79,7 @@ fn open(path: PathBuf) -> Option<OpenLibrary> {
     Some(OpenLibrary { library, path })
 }
 
-/// The mapped file of this name: the loader returns no path.
+/// Returns the path of the mapped file with this name.
 fn mapped(name: &Path) -> Option<PathBuf> {
     let maps = fs::read_to_string("/proc/self/maps").ok()?;
     let stem = name.file_name()?.to_str()?;
@@ -95,7 +95,7 @@ fn explicit_folders() -> Vec<PathBuf> {
     env::var_os(PATH_VARIABLE).map(|paths| env::split_paths(&paths).collect()).unwrap_or_default()
 }
 
-/// The folders that pip installs NVIDIA's libraries into, for every interpreter that is likely meant.
+/// Folders of NVIDIA's pip packages, for every Python interpreter found.
 fn pip_folders() -> Vec<PathBuf> {
     site_packages().iter().flat_map(|site| PIP_FOLDERS.map(|folder| site.join(folder))).collect()
 }

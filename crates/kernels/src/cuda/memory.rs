@@ -1,4 +1,4 @@
-//! The device's side of buffers, lists and results.
+//! Buffers, lists and scalars in device memory.
 
 use std::any::Any;
 use std::sync::Arc;
@@ -8,10 +8,10 @@ use super::error::CudaError;
 use super::ops::attention::{SegmentsOnDevice, Tiles};
 use crate::{Buffer, DType, Indices, Scalars, Segment, Segments, Storage, from_f32, to_f32};
 
-/// Elements that pass the host at once on their way to another type.
+/// Elements converted on the host at a time.
 const PART: usize = 1 << 18;
 
-/// Elements of a buffer; there is no memory where the device had none left, and then nothing is launched any more.
+/// Memory of a buffer. `None` after an allocation failed; the device then launches nothing.
 pub(super) struct DeviceBuffer {
     memory: Option<Allocation>,
 }
@@ -33,10 +33,10 @@ pub(super) fn alloc(device: &Arc<Device>, len: usize, dtype: DType) -> Buffer {
     Buffer::opaque(Box::new(DeviceBuffer { memory }), len, dtype)
 }
 
-/// The address of a buffer's first element.
+/// Returns the address of a buffer's first element.
 ///
 /// # Panics
-/// If it belongs to another back end.
+/// If the buffer belongs to another back end.
 pub(super) fn ptr(buffer: &Buffer) -> DevicePtr {
     let Storage::Opaque(handle) = buffer.storage() else { panic!("the device was handed a host buffer") };
     let buffer: &DeviceBuffer =
@@ -44,10 +44,10 @@ pub(super) fn ptr(buffer: &Buffer) -> DevicePtr {
     buffer.memory.as_ref().map_or(DevicePtr::NULL, Allocation::address)
 }
 
-/// As [`ptr`], of a buffer that has at least `len` elements.
+/// Returns the address of a buffer of at least `len` elements.
 ///
 /// # Panics
-/// If it is shorter.
+/// If the buffer is shorter.
 pub(super) fn ptr_of(buffer: &Buffer, len: usize) -> DevicePtr {
     assert!(buffer.len() >= len, "a buffer of {} elements where {len} are needed", buffer.len());
     ptr(buffer)
@@ -64,7 +64,7 @@ pub(super) fn write(device: &Device, dst: &Buffer, offset: usize, src: &[f32]) {
     }
 }
 
-/// Copies `src[offset ..][.. dst.len()]` to `dst`, as f32.
+/// Copies `src[offset ..][.. dst.len()]` to `dst` as f32.
 pub(super) fn read(device: &Device, dst: &mut [f32], src: &Buffer, offset: usize) -> Result<(), CudaError> {
     let (base, dtype) = (ptr_of(src, offset + dst.len()), src.dtype());
     let mut bytes = Vec::new();
@@ -76,17 +76,17 @@ pub(super) fn read(device: &Device, dst: &mut [f32], src: &Buffer, offset: usize
     device.check()
 }
 
-/// A list on the device.
+/// A list in device memory.
 struct DeviceList {
     memory: Option<Allocation>,
     bytes: usize,
 }
 
-/// Puts `bytes` behind `handle`, in the same place where there is room.
+/// Uploads `bytes` to the list's memory, which is reallocated only if it is too small.
 fn upload_list(device: &Arc<Device>, handle: &mut Option<Box<dyn Any + Send + Sync>>, bytes: &[u8]) {
     let room = handle.as_ref().and_then(|h| h.downcast_ref::<DeviceList>()).map_or(0, |list| list.bytes);
     if handle.is_none() || room < bytes.len() {
-        // Half as much again, so that a longer batch seldom moves.
+        // Half as much again, so that longer batches rarely reallocate.
         let room = (bytes.len() + bytes.len() / 2).max(256);
         let memory = device.allocate(room as u64).map_err(|error| device.record(Err(error))).ok();
         *handle = Some(Box::new(DeviceList { memory, bytes: room }));
@@ -107,23 +107,23 @@ pub(super) fn upload_indices(device: &Arc<Device>, dst: &mut Indices, values: &[
     upload_list(device, dst.handle_mut(), &bytes);
 }
 
-/// The address of an uploaded list.
+/// Returns the address of an uploaded list.
 ///
 /// # Panics
-/// If it was not uploaded to a device.
+/// If the list was not uploaded to a device.
 pub(super) fn indices_ptr(list: &Indices) -> DevicePtr {
     list_ptr(list.handle())
 }
 
-/// Segments on the device, with the tiles that attention's kernels work through.
+/// Segments in device memory, followed by their attention tiles.
 struct DeviceSegments {
     list: Option<Box<dyn Any + Send + Sync>>,
     tiles: Tiles,
-    /// Where the tiles begin, in bytes.
+    /// Byte offset of the tiles.
     words: usize,
 }
 
-/// Uploads segments, four `u32` each, and their tiles.
+/// Uploads segments as four `u32` each, and their tiles.
 pub(super) fn upload_segments(device: &Arc<Device>, dst: &mut Segments, values: &[Segment]) {
     dst.set(values);
     let tiles = Tiles::of(values);
@@ -138,10 +138,10 @@ pub(super) fn upload_segments(device: &Arc<Device>, dst: &mut Segments, values: 
     *dst.handle_mut() = Some(Box::new(DeviceSegments { list, tiles, words: 16 * values.len() }));
 }
 
-/// The uploaded segments, as attention takes them.
+/// Returns the uploaded segments for attention.
 ///
 /// # Panics
-/// If they were not uploaded to a device.
+/// If the segments were not uploaded to a device.
 pub(super) fn segments_on_device(segments: &Segments) -> SegmentsOnDevice<'_> {
     let handle = segments.handle().and_then(|h| h.downcast_ref::<DeviceSegments>());
     let DeviceSegments { list, tiles, words } = handle.expect("segments are uploaded before attention");
@@ -149,10 +149,10 @@ pub(super) fn segments_on_device(segments: &Segments) -> SegmentsOnDevice<'_> {
     SegmentsOnDevice { segments: base, words: base.plus(*words), tiles }
 }
 
-/// f64 results on the device.
+/// f64 scalars in device memory.
 pub(super) struct DeviceScalars(Option<Allocation>);
 
-/// `len` zeros.
+/// Allocates `len` zeros.
 pub(super) fn alloc_scalars(device: &Arc<Device>, len: usize) -> Scalars {
     let memory = device.allocate(8 * len as u64).map_err(|error| device.record(Err(error))).ok();
     if let Some(memory) = &memory {
@@ -161,10 +161,10 @@ pub(super) fn alloc_scalars(device: &Arc<Device>, len: usize) -> Scalars {
     Scalars::opaque(Box::new(DeviceScalars(memory)), len)
 }
 
-/// The address of the results.
+/// Returns the address of the scalars.
 ///
 /// # Panics
-/// If they belong to another back end.
+/// If the scalars belong to another back end.
 pub(super) fn scalars_ptr(scalars: &Scalars) -> DevicePtr {
     let scalars: &DeviceScalars = scalars
         .handle()

@@ -1,7 +1,7 @@
 //! The back end for NVIDIA GPUs.
 //!
-//! Nothing of CUDA is linked: the driver and cuBLASLt are opened at run time, and the kernels travel in the binary as
-//! machine code for each architecture (`image.rs`). One stream runs everything in the order of the calls.
+//! The binary links no CUDA library. It opens the driver and cuBLASLt at run time and contains its kernels as machine
+//! code for each architecture (`image.rs`). All operations run on one stream in call order.
 
 // Operations land one by one; the back end that calls them all comes last.
 #![allow(dead_code)]

@@ -1,33 +1,33 @@
-//! Products with frozen weights: cuBLASLt's where the library is, else the kernels of `gemm.cu`.
+//! Matrix products with frozen weights: cuBLASLt if it is installed, otherwise the kernels of `gemm.cu`.
 
 use super::blas::{Blas, Direction, ProductOperands, ProductShape, WORKSPACE_BYTES};
 use super::device::{Allocation, Device, DevicePtr};
 use super::error::CudaError;
 use crate::DType;
 
-/// Rows and columns of `out` that a block of `gemm_*` computes, in half types and in f32.
+/// Rows and columns of a block of `gemm_*` in 16-bit types.
 const TILE: usize = 128;
-/// Columns of a block of `gemm_*_large`, and the rows from which on there are enough blocks of it.
+/// Columns of a block of `gemm_*_large`.
 const LARGE_TILE: usize = 256;
 const LARGE_FROM: usize = 512;
 const EXACT_TILE: usize = 64;
-/// Rows of a shared tile along K, and how many tiles are in flight.
+/// Depth of a shared-memory tile along K.
 const TILE_K: usize = 32;
 const STAGES: usize = 3;
-/// What follows a row of a shared tile.
+/// Elements of padding after each row of a shared-memory tile.
 const PADDING: usize = 8;
 
-/// What computes products.
+/// Runs matrix products.
 pub(super) struct Products {
-    /// The library, with its scratch.
+    /// The library and its scratch.
     library: Option<(Blas, Allocation)>,
 }
 
 impl Products {
-    /// Opens cuBLASLt where this machine has it.
+    /// Opens cuBLASLt if it is installed.
     ///
     /// # Errors
-    /// If the library is found and does not start, or its scratch does not fit.
+    /// If the library does not start or its scratch cannot be allocated.
     pub fn open(device: &std::sync::Arc<Device>) -> Result<Self, CudaError> {
         device.activate()?;
         let library = match Blas::open(device.info.driver)? {
@@ -42,7 +42,7 @@ impl Products {
         Self { library: None }
     }
 
-    /// The library in use.
+    /// The library, if it is installed.
     pub fn library(&self) -> Option<&Blas> {
         self.library.as_ref().map(|(blas, _)| blas)
     }
@@ -88,7 +88,7 @@ fn own_product(device: &Device, shape: ProductShape, operands: ProductOperands) 
         .run();
 }
 
-/// A kernel of `gemm.cu`, and what of the result a block computes.
+/// A kernel of `gemm.cu` and the size of its blocks.
 struct OwnKernel {
     name: &'static str,
     rows: usize,
@@ -103,7 +103,7 @@ impl OwnKernel {
         if dtype == DType::F32 {
             return Self { name: pick("gemm_nt", "gemm_nn"), rows: EXACT_TILE, columns: EXACT_TILE };
         }
-        // Rows of whole vectors of 16 bytes; the base of every buffer is aligned wider than that.
+        // The vector kernels need rows of whole 16-byte vectors.
         let wide = outputs.is_multiple_of(8) && inputs.is_multiple_of(8);
         let aligned = operands.iter().all(|p| p.0.is_multiple_of(16));
         let has_shared = device.info.shared as usize >= shared_bytes(direction, LARGE_TILE);
@@ -120,7 +120,7 @@ impl OwnKernel {
     }
 }
 
-/// Bytes of all shared tiles.
+/// Bytes of all shared-memory tiles of a block.
 fn shared_bytes(direction: Direction, columns: usize) -> usize {
     let weight = match direction {
         Direction::Forward => columns * (TILE_K + PADDING),

@@ -1,6 +1,6 @@
 //! Copies between host and device through a ring of page-locked memory.
 //!
-//! The device reads page-locked memory on its own, so an upload returns once its bytes stand in the ring.
+//! The device reads page-locked memory asynchronously, so an upload returns once its bytes are in the ring.
 
 use std::ptr;
 
@@ -9,10 +9,10 @@ use super::driver::{Driver, Handle};
 use super::error::CudaError;
 
 const SLOTS: usize = 8;
-/// Page-locking takes half a second a GiB, so the ring is small.
+/// Page-locking takes half a second per GiB, so the ring is small.
 const SLOT_BYTES: usize = 2 << 20;
 
-/// The ring: a slot is used again once the event behind its last copy has passed.
+/// The ring. A slot is reused after the event of its last copy.
 pub(super) struct Staging {
     memory: *mut u8,
     events: [Handle; SLOTS],
@@ -29,7 +29,7 @@ impl Staging {
         Ok(Self { memory, events, next: 0 })
     }
 
-    /// Waits for the next slot's last copy, and returns its memory and its event.
+    /// Waits for the next slot's last copy. Returns the slot's memory and event.
     fn slot(&mut self, driver: &Driver) -> Result<(*mut u8, Handle), CudaError> {
         let slot = self.next;
         self.next = (slot + 1) % SLOTS;
@@ -38,7 +38,7 @@ impl Staging {
         Ok((unsafe { self.memory.add(slot * SLOT_BYTES) }, self.events[slot]))
     }
 
-    /// Copies `bytes` to the device in stream order; `bytes` are free to change afterwards.
+    /// Copies `bytes` to the device in stream order. The caller may change `bytes` afterwards.
     pub fn upload(
         &mut self,
         driver: &Driver,
@@ -49,7 +49,8 @@ impl Staging {
         let mut at = to;
         for part in bytes.chunks(SLOT_BYTES) {
             let (memory, event) = self.slot(driver)?;
-            // SAFETY: the slot is free and as long; the copy reads it before `event`, which its next user awaits.
+            // SAFETY: the slot is free and long enough. Its next user waits for `event`, which follows the
+            // copy.
             unsafe {
                 ptr::copy_nonoverlapping(part.as_ptr(), memory, part.len());
                 driver.copy_to_device(at.0, memory, part.len(), stream)?;
@@ -60,7 +61,7 @@ impl Staging {
         Ok(())
     }
 
-    /// Copies from the device, once the stream has come here.
+    /// Copies from the device after all earlier work of the stream.
     pub fn download(
         &mut self,
         driver: &Driver,
@@ -71,7 +72,8 @@ impl Staging {
         let mut at = from;
         for part in to.chunks_mut(SLOT_BYTES) {
             let (memory, _) = self.slot(driver)?;
-            // SAFETY: the slot is free and as long, and the stream is awaited before it is read.
+            // SAFETY: the slot is free and long enough, and the stream is synchronised before the slot is
+            // read.
             unsafe {
                 driver.copy_to_host(memory, at.0, part.len(), stream)?;
                 driver.synchronize(stream)?;
@@ -82,9 +84,9 @@ impl Staging {
         Ok(())
     }
 
-    /// Gives everything back, after the stream has run all copies.
+    /// Frees the ring. The stream has run all copies.
     pub fn release(&mut self, driver: &Driver) {
-        // SAFETY: the device is being closed; no copy is outstanding.
+        // SAFETY: the device is being closed, and no copy is pending.
         unsafe {
             for event in self.events {
                 driver.destroy_event(event);

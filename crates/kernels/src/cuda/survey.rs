@@ -1,4 +1,4 @@
-//! What of CUDA this machine has, for `danlu doctor`.
+//! Lists driver, devices and libraries for `danlu doctor`.
 
 use std::path::PathBuf;
 
@@ -7,47 +7,47 @@ use super::device::{self, DeviceInfo};
 use super::driver::Driver;
 use super::error::CudaError;
 
-/// A library that was opened.
+/// An opened library.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LibraryFile {
-    /// The file that is mapped.
+    /// The mapped file.
     pub path: PathBuf,
-    /// Its version, as the library counts: 130100 is 13.1.0.
+    /// Version number of the library, such as 130100 for 13.1.
     pub version: usize,
 }
 
 /// Driver, devices and libraries of this machine.
 #[derive(Clone, Debug)]
 pub struct Survey {
-    /// The driver's file and its version: 13000 is CUDA 13.0.
+    /// The driver and its version, such as 13000 for CUDA 13.0.
     pub driver: LibraryFile,
-    /// Every device, and free bytes where it can be opened.
+    /// Every device, with its free bytes if it can be opened.
     pub devices: Vec<(DeviceInfo, Option<u64>)>,
-    /// cuBLASLt; without it products run on danlu's own kernels, at half the speed.
+    /// cuBLASLt. Without it, danlu's own slower kernels compute matrix products.
     pub cublaslt: Option<LibraryFile>,
 }
 
 impl Survey {
-    /// The one command that installs cuBLASLt.
+    /// Command that installs cuBLASLt.
     pub const CUBLASLT_INSTALL: &str = blas::INSTALL_COMMAND;
 }
 
-/// Devices of this machine.
+/// Returns the number of devices of this machine.
 ///
 /// # Errors
-/// If there is no driver, or it fails.
+/// If the driver is missing or fails.
 pub fn device_count() -> Result<usize, CudaError> {
     match Driver::open() {
-        // The driver of a machine whose device is gone.
+        // The driver reports this on a machine whose device was removed.
         Err(CudaError::Call { code, .. }) if code == "CUDA_ERROR_NO_DEVICE" => Ok(0),
         driver => driver?.device_count(),
     }
 }
 
-/// Looks for a driver, devices and libraries. Opens a context on each device, and closes it.
+/// Lists driver, devices and libraries. Opens and closes a context on each device.
 ///
 /// # Errors
-/// If there is no driver, or it fails.
+/// If the driver is missing or fails.
 pub fn survey() -> Result<Survey, CudaError> {
     let driver = Driver::open()?;
     let infos = device::list(&driver)?;

@@ -8,25 +8,25 @@ use super::ops::four_bit::FourBitParts;
 use crate::matrix::HostMatrix;
 use crate::{DType, FourBit, Matrix, MatrixStorage, Scales};
 
-/// Elements that pass the host at once on their way to another type.
+/// Elements converted on the host at a time.
 const PART: usize = 1 << 20;
 
-/// A weight on the device.
+/// A weight in device memory.
 pub(super) enum Weight {
-    /// Row-major elements of the type that products read.
+    /// Row-major elements of the activation type.
     Dense(Allocation),
-    /// Codes of 4 bits with their scales.
+    /// 4-bit codes and their scales.
     FourBit(FourBitWeight),
 }
 
-/// A weight in 4 bits: every part of it lies in one allocation.
+/// A 4-bit weight. One allocation holds all its parts.
 pub(super) struct FourBitWeight {
     _memory: Allocation,
-    /// What the kernels take.
+    /// Kernel parameters.
     pub parts: FourBitParts,
 }
 
-/// Puts a weight into device memory, as `dtype` where it is dense.
+/// Copies a weight to device memory. Dense weights are converted to `dtype`.
 pub(super) fn place(device: &Arc<Device>, matrix: &Matrix, dtype: DType) -> Result<Weight, CudaError> {
     match matrix.host() {
         HostMatrix::Dense(stored, bytes) => place_dense(device, stored, bytes, dtype).map(Weight::Dense),
@@ -93,10 +93,10 @@ fn place_four_bit(device: &Arc<Device>, weight: &FourBit) -> Result<FourBitWeigh
     Ok(FourBitWeight { _memory: memory, parts })
 }
 
-/// The device's side of a matrix that [`place`] put there.
+/// Returns the device weight of a matrix.
 ///
 /// # Panics
-/// If it was not placed.
+/// If [`place`] did not create the matrix.
 pub(super) fn placed(matrix: &Matrix) -> &Weight {
     let MatrixStorage::Opaque(handle) = matrix.storage() else {
         panic!("a weight is placed before a product")

@@ -7,21 +7,21 @@ use crate::{AttentionDims, DType, Segment};
 
 /// Threads of a block.
 const BLOCK: u32 = 128;
-/// Warps of a block of the row sums.
+/// Warps per block of the row-sum kernel.
 const SUM_WARPS: usize = 8;
-/// Rows of a tile of the plain kernels.
+/// Rows per tile of the plain kernels.
 const PLAIN_TILE: usize = 16;
-/// Keys of a tile, in the forward pass and where dK and dV are summed.
+/// Keys per tile of the forward and the dK/dV kernels.
 const KEY_TILE: usize = 64;
-/// Keys that dQ takes at once.
+/// Keys per step of the narrow kernels.
 const NARROW_KEY_TILE: usize = 32;
 
-/// The tiles of a pass: a list for each size and side, the longest first, each tile a segment and its place there.
+/// Work lists of one pass: one list for each tile size and side, the longest tiles first.
 #[derive(Clone, Debug, Default)]
 pub struct Tiles {
-    /// The lists one after the other, two words a tile.
+    /// All lists, two words per tile: the segment and the tile's index in it.
     pub words: Vec<u32>,
-    /// First word and number of tiles of each list.
+    /// First word and tile count of each list.
     lists: Vec<(usize, usize)>,
     segments: usize,
     longest_kv: usize,
@@ -29,14 +29,14 @@ pub struct Tiles {
     is_decoding: bool,
 }
 
-/// Which rows a tile holds, and how many.
+/// Side that a tile covers, and its rows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Side {
     Queries(usize),
     Keys(usize),
 }
 
-/// Every list that a kernel may want.
+/// Every list that a kernel reads.
 const LISTS: [Side; 5] = [
     Side::Queries(PLAIN_TILE),
     Side::Queries(64),
@@ -46,7 +46,7 @@ const LISTS: [Side; 5] = [
 ];
 
 impl Tiles {
-    /// The tiles of these segments.
+    /// Builds the work lists of these segments.
     ///
     /// # Panics
     /// If there are more than 2^32 rows.
@@ -66,7 +66,7 @@ impl Tiles {
                 };
                 list.extend((0..rows.div_ceil(size)).map(|tile| (work(side, segment, tile), i, tile)));
             }
-            // Stable: among equals the order of the segments stays.
+            // The sort is stable, so equal tiles keep segment order.
             list.sort_by_key(|&(work, ..)| std::cmp::Reverse(work));
             tiles.lists.push((tiles.words.len(), list.len()));
             let word = |n: usize| u32::try_from(n).expect("a tile's number fits in 32 bits");
@@ -81,7 +81,7 @@ impl Tiles {
     }
 }
 
-/// Rows of the other side that a tile meets.
+/// Number of rows of the other side that a tile reads.
 fn work(side: Side, segment: &Segment, tile: usize) -> usize {
     let before = segment.kv_len - segment.q_len;
     match side {
@@ -93,7 +93,7 @@ fn work(side: Side, segment: &Segment, tile: usize) -> usize {
 /// Segments and their tiles in device memory.
 #[derive(Clone, Copy, Debug)]
 pub struct SegmentsOnDevice<'a> {
-    /// Four `u32` a segment.
+    /// Four `u32` per segment.
     pub segments: DevicePtr,
     /// [`Tiles::words`].
     pub words: DevicePtr,
@@ -107,7 +107,7 @@ impl SegmentsOnDevice<'_> {
     }
 }
 
-/// Operands of both passes; `k` and `v` have one stride.
+/// Operands of both passes. `k` and `v` have the same stride.
 #[derive(Clone, Copy, Debug)]
 pub struct Operands<'a> {
     pub q: Rows,
@@ -117,13 +117,13 @@ pub struct Operands<'a> {
     pub dims: AttentionDims,
 }
 
-/// How the kernels for a head size are launched.
+/// Tile sizes and kernel names for one head size.
 #[derive(Clone, Copy, Debug)]
 struct Geometry {
     dtype: DType,
     head: usize,
     is_plain: bool,
-    /// Compute capability below 8.0: less shared memory, and no copies that run beside the arithmetic.
+    /// Whether the compute capability is below 8.0: less shared memory, no asynchronous copies.
     is_old: bool,
 }
 
@@ -138,7 +138,7 @@ impl Geometry {
         Self { dtype, head, is_plain: !has_kernel || !is_aligned, is_old }
     }
 
-    /// Queries of a tile.
+    /// Queries per tile.
     fn query_tile(self) -> usize {
         match self.is_plain {
             true => PLAIN_TILE,
@@ -147,7 +147,7 @@ impl Geometry {
         }
     }
 
-    /// Keys that the forward pass takes at once.
+    /// Keys per step of the forward kernel.
     fn forward_keys(self) -> usize {
         if self.head == 128 && !self.is_old { NARROW_KEY_TILE } else { KEY_TILE }
     }
@@ -156,12 +156,12 @@ impl Geometry {
         if self.is_plain { PLAIN_TILE } else { KEY_TILE }
     }
 
-    /// Bytes of `rows` rows of a head in shared memory.
+    /// Bytes of `rows` head rows in shared memory.
     fn shared_rows(self, rows: usize) -> usize {
         if self.is_plain { 0 } else { rows * (self.head + 8) * 2 }
     }
 
-    /// Queries that dK and dV take at once, and how many such tiles are in flight.
+    /// Queries per step of the dK/dV kernel, and steps in flight.
     fn moving_queries(self) -> (usize, usize) {
         match (self.is_old, self.head) {
             (true, _) => (32, 1),
@@ -177,19 +177,19 @@ impl Geometry {
         device.kernel(name, self.dtype).block(BLOCK)
     }
 
-    /// The plain kernels take the head size as a parameter.
+    /// Adds the head size, which only the plain kernels take as a parameter.
     fn head_parameter(self, launch: KernelLaunch<'_>) -> KernelLaunch<'_> {
         if self.is_plain { launch.int(self.head) } else { launch }
     }
 }
 
-/// The kernel on matrix units for a head size, where one is written; the first of `names` is the plain one.
+/// Returns the tensor-core kernel for a head size, if there is one. `names[0]` is the plain kernel.
 fn matrix_name(names: [&'static str; 5], head: usize) -> Option<&'static str> {
     let at = [64, 96, 128, 256].iter().position(|&size| size == head)?;
     Some(names[at + 1])
 }
 
-/// What scores are multiplied by.
+/// Factor of the attention scores.
 fn scale(dims: AttentionDims) -> f32 {
     (1.0 / (dims.head_dim as f64).sqrt()) as f32
 }
@@ -208,7 +208,7 @@ const BACKWARD_Q: [&str; 5] = [
     "attention_backward_q_hs128",
     "attention_backward_q_hs256",
 ];
-/// As the kernel for heads of 128, with more shared memory than every device has.
+/// Variant for heads of 128 on devices with more shared memory.
 const BACKWARD_Q_WIDE: &str = "attention_backward_q_hs128_wide";
 const BACKWARD_KV: [&str; 5] = [
     "attention_backward_kv",
@@ -218,7 +218,7 @@ const BACKWARD_KV: [&str; 5] = [
     "attention_backward_kv_hs256",
 ];
 
-/// `out` and the log of each row's softmax denominator.
+/// Computes `out`, and the log of each row's softmax denominator.
 pub fn forward(device: &Device, dtype: DType, out: Rows, lse: DevicePtr, operands: Operands<'_>) {
     let Operands { q, k, v, segments, dims } = operands;
     if decode(device, dtype, (out, lse), operands) {
@@ -242,14 +242,16 @@ pub fn forward(device: &Device, dtype: DType, out: Rows, lse: DevicePtr, operand
     geometry.head_parameter(launch).long(out.stride).long(q.stride).long(k.stride).float(scale(dims)).run();
 }
 
-/// Keys of a block, and query heads that it serves, where every segment has one query.
+/// Keys per block of the decode kernel.
 const DECODE_KEYS: usize = 256;
 const DECODE_HEADS: usize = 4;
-/// Elements of a head that a lane holds there.
+/// Elements of a head per lane of the decode kernel.
 const DECODE_LANE: usize = 8;
 const MAX_DECODE_HEAD: usize = 256;
 
-/// [`forward`] of one query a segment, whose keys several blocks share; returns whether it could.
+/// Computes [`forward`] for segments of one query by splitting the keys among blocks.
+///
+/// Returns false if the shape does not fit the kernel.
 fn decode(device: &Device, dtype: DType, (out, lse): (Rows, DevicePtr), operands: Operands<'_>) -> bool {
     let Operands { q, k, v, segments, dims } = operands;
     let AttentionDims { heads, kv_heads, head_dim } = dims;
@@ -257,7 +259,7 @@ fn decode(device: &Device, dtype: DType, (out, lse): (Rows, DevicePtr), operands
     let fits = head_dim.is_multiple_of(DECODE_LANE) && head_dim <= MAX_DECODE_HEAD;
     let splits = segments.tiles.longest_kv.div_ceil(DECODE_KEYS);
     let bytes = 4 * segments.tiles.segments * heads * splits * (head_dim + 2);
-    // One block's keys are as fast without a second kernel.
+    // A single split is as fast in the general kernel, without the second launch.
     if !segments.tiles.is_decoding || splits < 2 || !is_aligned || !fits || bytes as u64 > WORKSPACE_BYTES {
         return false;
     }
@@ -275,17 +277,17 @@ fn decode(device: &Device, dtype: DType, (out, lse): (Rows, DevicePtr), operands
     true
 }
 
-/// What the backward pass reads besides its operands.
+/// Values saved by the forward pass, and the output's gradient.
 #[derive(Clone, Copy, Debug)]
 pub struct Saved {
     pub dout: Rows,
     pub out: Rows,
     pub lse: DevicePtr,
-    /// Query rows.
+    /// Number of query rows.
     pub n: usize,
 }
 
-/// Gradients; `dk` and `dv` have one stride.
+/// Gradients. `dk` and `dv` have the same stride.
 #[derive(Clone, Copy, Debug)]
 pub struct Grads {
     pub dq: Rows,
@@ -293,7 +295,7 @@ pub struct Grads {
     pub dv: Rows,
 }
 
-/// Gradients with respect to `q`, `k` and `v`, overwritten.
+/// Computes the gradients of `q`, `k` and `v`. Overwrites them.
 pub fn backward(device: &Device, dtype: DType, grads: Grads, saved: Saved, operands: Operands<'_>) {
     let Saved { dout, out, n, .. } = saved;
     let AttentionDims { heads, head_dim, .. } = operands.dims;
@@ -307,7 +309,7 @@ pub fn backward(device: &Device, dtype: DType, grads: Grads, saved: Saved, opera
     backward_q(device, geometry, grads, (saved, delta), operands);
 }
 
-/// The parameters that both kernels of the backward pass take after their results, up to the tiles.
+/// Adds the parameters shared by both backward kernels.
 fn backward_inputs<'a>(
     launch: KernelLaunch<'a>,
     (saved, delta): (Saved, DevicePtr),
@@ -328,7 +330,7 @@ fn backward_kv(
 ) {
     let Operands { q, k, segments, dims, .. } = operands;
     let (tiles, count) = segments.list(Side::Keys(geometry.key_tile()));
-    // Heads of 256 are written in halves.
+    // One block writes at most 128 columns of a head.
     let halves = if geometry.head == 256 && !geometry.is_plain { 2 } else { 1 };
     let (queries, stages) = geometry.moving_queries();
     let rows = if geometry.is_plain { 0 } else { 8 * stages * queries };
@@ -354,7 +356,7 @@ fn backward_q(
     let tile = geometry.query_tile();
     let (tiles, count) = segments.list(Side::Queries(tile));
     let shared = |stages: usize| geometry.shared_rows(2 * tile + 2 * stages * NARROW_KEY_TILE);
-    // Two tiles of keys are in flight where they fit; the sum is the same.
+    // The wide variant has two key tiles in flight. Its sums are the same.
     let is_wide = geometry.head == 128 && !geometry.is_old && shared(2) <= device.info.shared as usize;
     let launch = match is_wide && !geometry.is_plain {
         true => device.kernel(BACKWARD_Q_WIDE, geometry.dtype).block(BLOCK).shared(shared(2)),

@@ -4,22 +4,22 @@ use super::{Rows, THREADS};
 use crate::DType;
 use crate::cuda::device::{Device, DevicePtr};
 
-/// Columns and rows that a block decodes.
+/// Columns per block of the decode kernel.
 const DECODE_COLUMNS: usize = 2048;
 const DECODE_ROWS: usize = 4;
-/// Blocks of weights that a block of threads encodes.
+/// Blocks of weights per thread block of the encode kernel.
 const ENCODE_BLOCKS: usize = 8;
-/// Scales whose sum a block takes.
+/// Scales per block of the sum kernel.
 const SUM_BLOCK: usize = 16_384;
 
-/// The parts of a weight in device memory: `FourBit` of the kernels.
+/// Addresses of a 4-bit weight's parts. Same layout as `FourBit` in the kernels.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct FourBitParts {
     pub codes: DevicePtr,
-    /// 16 f32.
+    /// 16 f32 values.
     pub table: DevicePtr,
-    /// Null where `absmax` has a scale for each block.
+    /// Null if `absmax` holds one scale per block.
     pub scale_codes: DevicePtr,
     pub scale_table: DevicePtr,
     pub absmax: DevicePtr,
@@ -29,7 +29,7 @@ pub struct FourBitParts {
     pub unused: i32,
 }
 
-/// Writes the values of a weight `(rows, cols)` to `out`, one row after the other.
+/// Decodes a weight `(rows, cols)` to `out`.
 pub fn decode(
     device: &Device,
     dtype: DType,
@@ -44,14 +44,14 @@ pub fn decode(
     launch.ptr(out).structure(weight).int(rows).int(cols).long(cols).run();
 }
 
-/// Where the codes and scales of a weight go.
+/// Outputs of [`encode`].
 #[derive(Clone, Copy, Debug)]
 pub struct Encoded {
     pub codes: DevicePtr,
     pub absmax: DevicePtr,
 }
 
-/// The middles between neighbouring values of a code (15 f32), and the codes in their order (16 bytes).
+/// The 15 midpoints between neighbouring values (f32), and the codes in value order (16 bytes).
 #[derive(Clone, Copy, Debug)]
 pub struct Ladder {
     pub bounds: DevicePtr,
@@ -73,16 +73,16 @@ pub fn encode(
     launch.long(len).int(block_shift as usize).run();
 }
 
-/// Where the scales of a weight go in 8 bits.
+/// Outputs of [`nest`].
 #[derive(Clone, Copy, Debug)]
 pub struct Nested {
     pub codes: DevicePtr,
     pub absmax: DevicePtr,
-    /// The mean, one f32.
+    /// The mean scale, one f32.
     pub offset: DevicePtr,
 }
 
-/// Encodes `count` scales in 8 bits; `table` holds the 256 values of the code.
+/// Encodes `count` scales in 8 bits. `table` holds the 256 code values.
 pub fn nest(device: &Device, out: Nested, scales: DevicePtr, table: DevicePtr, count: usize) {
     let parts = count.div_ceil(SUM_BLOCK);
     let partial = device.workspace(8 * parts);
@@ -94,14 +94,15 @@ pub fn nest(device: &Device, out: Nested, scales: DevicePtr, table: DevicePtr, c
     nest.ptr(out.codes).ptr(out.absmax).ptr(scales).ptr(table).ptr(out.offset).int(count).run();
 }
 
-/// Most rows that [`rows`] multiplies.
+/// Most rows of [`rows`].
 pub const MAX_ROWS: usize = 8;
-/// Outputs of a tile, and most blocks, which take one tile after another.
+/// Outputs per tile.
 const ROWS_OUTPUTS: usize = 16;
 const ROWS_BLOCKS: usize = 4096;
 
-/// `out = inp Wᵀ` for up to [`MAX_ROWS`] rows `(n, outputs, cols)` without decoding the weight, where there is a kernel
-/// for its shape; returns whether there was.
+/// Computes `out = inp Wᵀ` for up to [`MAX_ROWS`] rows without decoding the weight to memory.
+///
+/// `shape` is `(n, outputs, cols)`. Returns false if no kernel fits the shape.
 pub fn rows(
     device: &Device,
     dtype: DType,

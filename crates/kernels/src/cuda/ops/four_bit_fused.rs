@@ -6,19 +6,21 @@ use crate::DType;
 use crate::cuda::blas::Direction;
 use crate::cuda::device::{Device, DevicePtr, WORKSPACE_BYTES};
 
-/// Most rows of a product.
+/// Most rows of [`product`].
 pub const MAX_ROWS: usize = 128;
-/// Rows of the transposed result that a block takes, and how much of the inner dimension at a time.
+/// Rows of the transposed result per block.
 const TILE: usize = 128;
 const STEP: usize = 64;
-/// Blocks that fill the largest device: below, the inner dimension is split. Fixed, so that bits do not depend on it.
+/// Number of blocks below which the inner dimension is split. Constant, so that results are equal on every
+/// device.
 const BLOCKS: usize = 264;
-/// Smallest weight for which this is faster than a decoded one.
+/// Fewest elements for which the fused kernel is faster than decoding.
 const MIN_ELEMENTS: usize = 8 << 20;
-/// Shared bytes of a block: three steps of rows, codes and scales, the table of pairs, the table of scales.
+/// Shared bytes per block: three stages of rows, codes and scales, the table of value pairs, the table of
+/// scales.
 const SHARED_BYTES: usize = 3 * (16_384 + 4096 + 512) + 32_768 + 1024;
 
-/// A product of `n` rows with a weight `(outputs, cols)`.
+/// Shape of a product of `n` rows with a weight `(outputs, cols)`.
 #[derive(Clone, Copy, Debug)]
 pub struct FusedShape {
     pub direction: Direction,
@@ -27,8 +29,10 @@ pub struct FusedShape {
     pub cols: usize,
 }
 
-/// `out = inp Wᵀ`, or backward `out = inp W`, plus `add` where given (it may be `out`), of up to [`MAX_ROWS`] rows and
-/// without decoding the weight. Returns whether there is a kernel for this shape, and it is worth it.
+/// Computes `out = inp Wᵀ` or, backward, `out = inp W`, without decoding the weight to memory.
+///
+/// `add`, if given, is added to the result; it may equal `out`. Returns false if no kernel fits the shape or
+/// decoding is faster.
 pub fn product(
     device: &Device,
     dtype: DType,
@@ -41,7 +45,7 @@ pub fn product(
     outputs * cols >= MIN_ELEMENTS && launch(device, dtype, (out, add), inp, weight, shape)
 }
 
-/// [`product`] of any size.
+/// Launches [`product`] for every size. The tests call it.
 pub(in crate::cuda) fn launch(
     device: &Device,
     dtype: DType,

@@ -4,14 +4,15 @@ use super::{Rows, THREADS};
 use crate::DType;
 use crate::cuda::device::{Device, DevicePtr};
 
-/// Most rows that [`forward`] multiplies.
+/// Most rows of [`forward`].
 pub const MAX_ROWS: usize = 8;
-/// Outputs of a block, on matrix units and in f32.
+/// Outputs per block of the tensor-core kernel.
 const OUTPUTS: usize = 16;
 const EXACT_OUTPUTS: usize = 8;
 
-/// `out = inp Wᵀ` for up to [`MAX_ROWS`] rows `(n, outputs, cols)` of a dense weight; `out` is of type `out_type`, which is
-/// `dtype` or f32. Returns whether there is a kernel for this shape.
+/// Computes `out = inp Wᵀ` for up to [`MAX_ROWS`] rows of a dense weight.
+///
+/// `shape` is `(n, outputs, cols)`. `out_type` is `dtype` or f32. Returns false if no kernel fits the shape.
 pub fn forward(
     device: &Device,
     dtype: DType,

@@ -3,21 +3,21 @@
 use crate::DType;
 use crate::cuda::device::{Device, DevicePtr};
 
-/// Threads that share a row of logits.
+/// Threads per row of logits.
 const HEAD_THREADS: u32 = 1024;
 
-/// What a chunk of rows of the loss head works on.
+/// Operands for one chunk of rows.
 #[derive(Clone, Copy, Debug)]
 pub struct Operands {
-    /// `(n, v)`; becomes the gradient where `dloss` is given.
+    /// `(n, v)`. Overwritten by the gradient if `dloss` is given.
     pub logits: DevicePtr,
     pub losses: DevicePtr,
     pub targets: DevicePtr,
-    /// One f32 a row, or null where no gradient is wanted.
+    /// One f32 per row, or null for losses only.
     pub dloss: DevicePtr,
 }
 
-/// Losses of `n` rows, and where asked their gradient in place of the logits.
+/// Computes the losses of `n` rows, and optionally the gradient in place of the logits.
 pub fn head_loss(device: &Device, dtype: DType, operands: Operands, n: usize, v: usize) {
     let Operands { logits, losses, targets, dloss } = operands;
     let launch = device.kernel("head_loss", dtype).grid(n, 1, 1).block(HEAD_THREADS);

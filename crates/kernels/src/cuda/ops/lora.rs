@@ -1,36 +1,35 @@
 //! Launches of `lora.cu`.
 //!
-//! A pair is cut into tiles of 8 ranks. Tiles that read one matrix share a block of the launch, up to 4 of them; a launch
-//! takes as many blocks as its structure holds.
+//! Each low-rank pair is split into tiles of 8 ranks. Up to 4 tiles that read the same matrix share a block.
 
 use super::{Rows, THREADS};
 use crate::cuda::device::{Device, DevicePtr, WORKSPACE_BYTES};
 use crate::{DType, Dropout, LoraRef};
 
-/// Ranks of a tile of `down` and `grad`, and of a step of `up`.
+/// Ranks per tile of `down` and `grad`.
 const TILE_RANKS: usize = 8;
 const STEP_RANKS: usize = 16;
-/// Limits of the kernels' structures.
+/// Array sizes of the kernels' structures.
 const TOGETHER: usize = 4;
 const MAX_BLOCKS: usize = 16;
 const MAX_TILES: usize = 32;
 const MAX_STEPS: usize = 32;
 const MAX_OUTS: usize = 4;
-/// Most rows for which the columns of `down` are shared among blocks, and for which `up` takes 16 rows at a time.
+/// Most rows for which several blocks share the columns of `down`, and `up` processes 16 rows at a time.
 const FEW_ROWS: usize = 1024;
 const UP_FEW_ROWS: usize = 512;
-/// Rows for which a block of `lora_up_wide` reads its factors once.
+/// Rows per block of `lora_up_wide`.
 const UP_BLOCK_ROWS: usize = 128;
-/// Sums that `down` then leaves to its second kernel.
+/// Partial sums per row that `down` then leaves to its second kernel.
 const PARTIAL_SUMS: usize = 8;
-/// Columns of a block of `up` and of `grad`.
+/// Columns per block of `up`.
 const UP_COLUMNS: usize = 256;
 const GRAD_COLUMNS: usize = 128;
-/// Rows of `grad` that are summed apart: at least, and at most how many parts.
+/// Fewest rows per partial sum of `grad`.
 const MIN_CHUNK: usize = 128;
 const MAX_CHUNKS: usize = 16;
 
-/// LoRA's A or B in device memory, with the strides of its rank and of its other dimension.
+/// LoRA's A or B in device memory, with the strides of the rank and of the other dimension.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default)]
 struct Factor {
@@ -40,12 +39,12 @@ struct Factor {
 }
 
 impl Factor {
-    /// `A (R, IN)` at `at`.
+    /// `A (R, IN)` at address `at`.
     fn of_a(at: DevicePtr, pair: &Pair) -> Self {
         Self { data: at.0, rank_stride: pair.d_in as i64, column_stride: 1 }
     }
 
-    /// `B (OUT, R)` at `at`.
+    /// `B (OUT, R)` at address `at`.
     fn of_b(at: DevicePtr, pair: &Pair) -> Self {
         Self { data: at.0, rank_stride: 1, column_stride: pair.rank as i64 }
     }
@@ -63,7 +62,7 @@ struct Drop {
     cols: i32,
 }
 
-/// Tiles that read one matrix.
+/// Tiles that read the same matrix.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default)]
 struct Block {
@@ -75,7 +74,7 @@ struct Block {
     unused: i32,
 }
 
-/// `DownTile`, and `GradTile` where the factor is a gradient.
+/// Layout of `DownTile`, and of `GradTile` for gradients.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default)]
 struct Tile {
@@ -88,7 +87,7 @@ struct Tile {
     unused: i32,
 }
 
-/// `DownGroup`, `GradGroup`.
+/// Layout of `DownGroup` and `GradGroup`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 struct Group {
@@ -131,7 +130,7 @@ struct UpGroup {
 pub struct Pair {
     a: DevicePtr,
     b: DevicePtr,
-    /// Offsets of A and B, which their gradients share.
+    /// Offsets of A and B in the flat parameters and gradients.
     offsets: [usize; 2],
     rank: usize,
     d_in: usize,
@@ -141,7 +140,7 @@ pub struct Pair {
 }
 
 impl Pair {
-    /// The pair whose flat parameters begin at `params`.
+    /// The pair whose flat parameter buffer begins at `params`.
     pub fn at(params: DevicePtr, lora: &LoraRef<'_>, dropout: Option<Dropout>) -> Self {
         Self {
             a: params.plus(4 * lora.a),
@@ -160,13 +159,13 @@ impl Pair {
         Drop { key, probability, cols: self.d_in as i32 }
     }
 
-    /// What kept elements are multiplied by.
+    /// Factor of the elements that dropout leaves.
     fn drop_scale(&self) -> f32 {
         self.dropout.map_or(1.0, |dropout| 1.0 / (1.0 - dropout.probability))
     }
 }
 
-/// One factor of a pair, and the matrix `(n, rank)` that goes with it.
+/// One factor of a pair, and its thin matrix `(n, rank)`.
 #[derive(Clone, Copy, Debug)]
 struct Part {
     factor: Factor,
@@ -176,7 +175,7 @@ struct Part {
     scale: f32,
 }
 
-/// A matrix `(n, cols)` and the parts that read it or add to it.
+/// A matrix `(n, cols)` with the parts that read it or add to it.
 #[derive(Clone, Debug)]
 struct Job {
     matrix: Rows,
@@ -184,7 +183,7 @@ struct Job {
     parts: Vec<Part>,
 }
 
-/// What of [`Job`]s one launch takes.
+/// The tiles of one launch.
 struct Launch {
     group: Group,
     blocks: usize,
@@ -199,7 +198,7 @@ impl Launch {
     }
 }
 
-/// Up to 8 ranks of a part.
+/// Splits a part into tiles of at most 8 ranks.
 fn tiles_of(part: &Part, dtype: DType) -> impl Iterator<Item = Tile> {
     (0..part.rank).step_by(TILE_RANKS).map(move |rank| Tile {
         factor: part.factor.at_rank(rank),
@@ -212,7 +211,7 @@ fn tiles_of(part: &Part, dtype: DType) -> impl Iterator<Item = Tile> {
     })
 }
 
-/// Cuts jobs into launches of at most `max_tiles` tiles.
+/// Splits jobs into launches of at most `max_tiles` tiles.
 fn launches(jobs: &[Job], dtype: DType, max_tiles: usize) -> Vec<Launch> {
     let mut all = vec![Launch::new()];
     for job in jobs {
@@ -241,13 +240,13 @@ fn launches(jobs: &[Job], dtype: DType, max_tiles: usize) -> Vec<Launch> {
     all
 }
 
-/// Whether the kernels on matrix units can take these matrices.
+/// Whether the tensor-core kernels accept these matrices.
 fn is_wide(device: &Device, dtype: DType, jobs: &[Job]) -> bool {
     let is_aligned = |job: &Job| job.matrix.is_aligned(dtype) && job.cols.is_multiple_of(8);
     device.has("lora_down", dtype) && jobs.iter().all(is_aligned)
 }
 
-/// `thin = scale · drop(matrix) factorᵀ`, overwritten.
+/// Computes `thin = scale · drop(matrix) factorᵀ`. Overwrites `thin`.
 fn down(device: &Device, dtype: DType, n: usize, jobs: &[Job], partial: DevicePtr) {
     let is_wide = is_wide(device, dtype, jobs);
     for Launch { group, blocks, tiles, .. } in &launches(jobs, dtype, MAX_TILES) {
@@ -270,12 +269,12 @@ fn down(device: &Device, dtype: DType, n: usize, jobs: &[Job], partial: DevicePt
     }
 }
 
-/// Rows that `grad` sums before it adds to other sums: by `n` alone.
+/// Rows per partial sum of `grad`. Depends only on `n`.
 fn grad_chunk(n: usize) -> usize {
     n.div_ceil(MAX_CHUNKS).next_multiple_of(64).max(MIN_CHUNK)
 }
 
-/// `factor += scale · thinᵀ drop(matrix)`.
+/// Computes `factor += scale · thinᵀ drop(matrix)`.
 fn grad(device: &Device, dtype: DType, n: usize, jobs: &[Job], (partial, room): (DevicePtr, usize)) {
     let (chunk, is_wide) = (grad_chunk(n), is_wide(device, dtype, jobs));
     let chunks = n.div_ceil(chunk);
@@ -299,7 +298,7 @@ fn grad(device: &Device, dtype: DType, n: usize, jobs: &[Job], (partial, room): 
     }
 }
 
-/// `matrix += Σ drop(scale · thin factor)`, each of at most [`MAX_STEPS`] steps.
+/// Computes `matrix += Σ drop(scale · thin factor)`, in launches of at most [`MAX_STEPS`] steps.
 fn up(device: &Device, dtype: DType, n: usize, jobs: &[Job]) {
     let is_wide = is_wide(device, dtype, jobs);
     let empty =
@@ -321,7 +320,7 @@ fn up(device: &Device, dtype: DType, n: usize, jobs: &[Job]) {
                     outs += 1;
                 }
                 group.steps[count..count + steps.len()].copy_from_slice(steps);
-                // A part that goes on in another launch is complete in this one as far as it goes.
+                // A part that continues in the next launch must be complete in this one.
                 group.steps[count + steps.len() - 1].is_last = 1;
                 group.outs[outs - 1].steps += steps.len() as i32;
                 count += steps.len();
@@ -360,7 +359,7 @@ fn launch_up(
     launch.block(THREADS).structure(group).int(n).run();
 }
 
-/// A pair with its rows in the forward pass.
+/// A low-rank pair and its activations in the forward pass.
 #[derive(Clone, Copy, Debug)]
 pub struct ForwardPair {
     pub pair: Pair,
@@ -369,7 +368,7 @@ pub struct ForwardPair {
     pub out: Rows,
 }
 
-/// `out += scaling · (drop(inp) Aᵀ) Bᵀ` of each pair over `n` rows of one input.
+/// Computes `out += scaling · (drop(inp) Aᵀ) Bᵀ` for each pair. All pairs read `inp`, `n` rows.
 pub fn forward(device: &Device, dtype: DType, inp: Rows, n: usize, pairs: &[ForwardPair]) {
     let Some(first) = pairs.first() else { return };
     let mids = pairs.iter().map(|ForwardPair { pair, mid, .. }| Part {
@@ -396,7 +395,7 @@ pub fn forward(device: &Device, dtype: DType, inp: Rows, n: usize, pairs: &[Forw
     up(device, dtype, n, &outs.collect::<Vec<_>>());
 }
 
-/// A pair with its rows in the backward pass.
+/// A low-rank pair and its activations in the backward pass.
 #[derive(Clone, Copy, Debug)]
 pub struct BackwardPair {
     pub pair: Pair,
@@ -404,20 +403,20 @@ pub struct BackwardPair {
     pub dout: Rows,
 }
 
-/// What the backward pass adds to: the input's gradient where wanted, and the flat gradients of the parameters.
+/// Accumulated gradients: of the input, if wanted, and of the flat parameters.
 #[derive(Clone, Copy, Debug)]
 pub struct Grads {
     pub dinp: Option<Rows>,
     pub dparams: DevicePtr,
 }
 
-/// Gradients of [`forward`]; everything accumulates.
+/// Computes the gradients of [`forward`]. All of them accumulate.
 ///
 /// # Panics
 /// If the thin gradients do not fit the device's scratch.
 pub fn backward(device: &Device, dtype: DType, grads: Grads, inp: Rows, n: usize, pairs: &[BackwardPair]) {
     let Some(d_in) = pairs.first().map(|first| first.pair.d_in) else { return };
-    // The scratch holds dmid of every pair, then partial sums.
+    // The scratch holds the dmid of every pair, followed by partial sums.
     let mut used = 0;
     let dmids: Vec<Rows> = pairs
         .iter()

@@ -1,6 +1,6 @@
-//! The launches of each operation: grid, block and shared memory of every kernel are chosen here.
+//! Launches of each operation: grid, block size and shared memory.
 //!
-//! Callers own the shapes. What a kernel computes stands above it in `cuda/*.cu`.
+//! Callers check the shapes. Each kernel is documented in `cuda/*.cu`.
 
 pub(super) mod adamw;
 pub(super) mod attention;
@@ -18,12 +18,12 @@ pub(super) mod swiglu;
 use super::device::DevicePtr;
 use crate::DType;
 
-/// Threads of a block where nothing else is said.
+/// Default threads per block.
 const THREADS: u32 = 256;
-/// Bytes of one vector access.
+/// Bytes of a vector access.
 const VECTOR_BYTES: usize = 16;
 
-/// A matrix on the device: its first element, and how many elements lie between the starts of its rows.
+/// A matrix in device memory: the address of its first element, and its row stride in elements.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Rows {
     pub at: DevicePtr,
@@ -31,12 +31,12 @@ pub(super) struct Rows {
 }
 
 impl Rows {
-    /// Rows of `width` elements, one after the other.
+    /// Contiguous rows of `width` elements.
     pub fn dense(at: DevicePtr, width: usize) -> Self {
         Self { at, stride: width }
     }
 
-    /// Whether every row begins on a vector.
+    /// Whether every row is aligned to a vector.
     fn is_aligned(self, dtype: DType) -> bool {
         self.at.0.is_multiple_of(VECTOR_BYTES as u64)
             && (self.stride * dtype.size()).is_multiple_of(VECTOR_BYTES)

@@ -24,19 +24,19 @@ impl NormTypes {
             true => device.kernel(same, self.activation),
             false => device.exact(over_f32),
         };
-        // The order of the sum depends on the block, and the block on `c` alone.
+        // The block size sets the order of the sum. It depends only on `c`.
         launch.grid(n, 1, 1).block((c.div_ceil(8).next_multiple_of(32) as u32).clamp(32, 256))
     }
 }
 
-/// `n` rows of `c` columns with their weight.
+/// `n` rows of `c` columns.
 #[derive(Clone, Copy, Debug)]
 pub struct NormShape {
     pub n: usize,
     pub c: usize,
 }
 
-/// `out = weight · inp · rstd`; `rstd` is kept for backward.
+/// Computes `out = weight · inp · rstd`, and `rstd` for the backward pass.
 pub fn forward(
     device: &Device,
     types: NormTypes,
@@ -51,7 +51,7 @@ pub fn forward(
     launch.int(shape.c).long(out.stride).long(inp.stride).float(eps).run();
 }
 
-/// What the backward pass reads.
+/// Values saved by the forward pass.
 #[derive(Clone, Copy, Debug)]
 pub struct Saved {
     pub inp: Rows,
@@ -59,7 +59,7 @@ pub struct Saved {
     pub weight: DevicePtr,
 }
 
-/// Gradient of [`forward`] with respect to `inp`.
+/// Computes the gradient of [`forward`] with respect to `inp`.
 pub fn backward(
     device: &Device,
     types: NormTypes,

@@ -10,25 +10,25 @@ pub struct Table {
     pub cosines: DevicePtr,
     pub sines: DevicePtr,
     pub n: usize,
-    /// Half a head.
+    /// Half of the head size.
     pub half: usize,
 }
 
-/// Which way to turn.
+/// Direction of the rotation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Turn {
     Forward,
     Backward,
 }
 
-/// Fills the table for these frequencies and positions.
+/// Computes the table for these frequencies and positions.
 pub fn fill_table(device: &Device, table: Table, inv_freq: DevicePtr, positions: DevicePtr) {
     let Table { cosines, sines, n, half } = table;
     let launch = device.exact("rope_table").grid((n * half).div_ceil(THREADS as usize), 1, 1).block(THREADS);
     launch.ptr(cosines).ptr(sines).ptr(inv_freq).ptr(positions).int(n).int(half).run();
 }
 
-/// Turns the `heads` heads of each row of `x` in place.
+/// Rotates the `heads` heads of each row of `x` in place.
 pub fn rope(device: &Device, dtype: DType, x: Rows, table: Table, heads: usize, turn: Turn) {
     let Table { cosines, sines, n, half } = table;
     let parts = heads * half.div_ceil(vector_len(dtype));

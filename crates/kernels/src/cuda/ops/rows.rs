@@ -6,10 +6,10 @@ use crate::cuda::device::{Device, DevicePtr};
 
 /// Elements that a block of a conversion takes.
 const CAST_BLOCK: usize = 2048;
-/// Columns that a block of [`gather_rows_backward`] sums.
+/// Columns per block of [`gather_rows_backward`].
 const GATHER_COLUMNS: usize = 1024;
 
-/// `dst += src`.
+/// Computes `dst += src`.
 pub fn add(device: &Device, dtype: DType, dst: DevicePtr, src: DevicePtr, len: usize) {
     let blocks = len.div_ceil(THREADS as usize * vector_len(dtype));
     device.kernel("add", dtype).grid(blocks, 1, 1).block(THREADS).ptr(dst).ptr(src).long(len).run();
@@ -21,7 +21,7 @@ pub fn copy_rows(device: &Device, dtype: DType, dst: Rows, src: Rows, n: usize, 
     launch.ptr(dst.at).ptr(src.at).int(cols).long(dst.stride).long(src.stride).run();
 }
 
-/// `out[i] = inp[rows[i]]` for `n` rows of `cols`.
+/// Computes `out[i] = inp[rows[i]]` for `n` rows of `cols` columns.
 pub fn gather_rows(
     device: &Device,
     dtype: DType,
@@ -34,7 +34,7 @@ pub fn gather_rows(
     launch.ptr(out.at).ptr(inp.at).ptr(rows).int(cols).long(out.stride).long(inp.stride).run();
 }
 
-/// `out[rows[i]] = inp[i]` for `n` rows of `cols`; `rows` are distinct.
+/// Computes `out[rows[i]] = inp[i]` for `n` rows of `cols` columns. `rows` are distinct.
 pub fn scatter_rows(
     device: &Device,
     dtype: DType,
@@ -57,7 +57,7 @@ pub struct GatherShape {
     pub cols: usize,
 }
 
-/// `dinp[r]` = the sum of `dout[i]` over `rows[i] == r`, overwritten.
+/// Computes `dinp[r]`, the sum of `dout[i]` over `rows[i] == r`. Overwrites `dinp`.
 pub fn gather_rows_backward(
     device: &Device,
     dtype: DType,

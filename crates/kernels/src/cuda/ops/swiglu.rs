@@ -5,7 +5,7 @@ use crate::DType;
 use crate::cuda::device::{Device, DevicePtr};
 use crate::cuda::launch::KernelLaunch;
 
-/// Two matrices of one shape and stride.
+/// Two matrices of the same shape and stride.
 #[derive(Clone, Copy, Debug)]
 pub struct GateUp {
     pub gate: DevicePtr,
@@ -24,13 +24,13 @@ fn launch<'a>(
     device.kernel(name, dtype).grid(n, blocks, 1).block(THREADS)
 }
 
-/// `out = silu(gate) · up` for `n` rows of `cols`.
+/// Computes `out = silu(gate) · up` for `n` rows of `cols` columns.
 pub fn forward(device: &Device, dtype: DType, out: Rows, inp: GateUp, (n, cols): (usize, usize)) {
     let launch = launch(device, "swiglu_forward", dtype, n, cols).ptr(out.at).ptr(inp.gate).ptr(inp.up);
     launch.int(cols).long(out.stride).long(inp.stride).run();
 }
 
-/// Gradients of [`forward`]; `dinp` may be `inp` itself.
+/// Computes the gradients of [`forward`]. `dinp` may equal `inp`.
 pub fn backward(
     device: &Device,
     dtype: DType,

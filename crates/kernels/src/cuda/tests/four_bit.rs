@@ -3,7 +3,7 @@ use crate::cuda::ops::four_bit::{self as device_four_bit, Encoded, FourBitParts,
 use crate::four_bit::{FourBitCode, dynamic_u8, encode_blocks, nest};
 use crate::{Bytes, FourBit, Isa, Scales};
 
-/// Columns, rows and the size of a block.
+/// Columns, rows and block size.
 const SHAPES: [(usize, usize, usize); 4] = [(64, 37, 64), (4096, 9, 64), (130, 7, 64), (24, 5, 128)];
 
 fn bytes(device: &Arc<Device>, bytes: &[u8]) -> Allocation {

@@ -1,4 +1,5 @@
-//! Every operation on the device against the reference. A machine without a GPU skips them, and says so.
+//! Compares every operation on the device with the reference. Tests are skipped, with a message, without a
+//! GPU.
 
 mod attention;
 mod elementwise;
@@ -20,10 +21,10 @@ use super::ops::Rows;
 use crate::rng::Stream;
 use crate::{DType, from_f32, to_f32};
 
-/// Set where a missing GPU is a failure.
+/// If set, a missing GPU fails the tests.
 const REQUIRE: &str = "DANLU_REQUIRE_GPU";
 
-/// The first device, or `None` where there is none.
+/// Opens the first device. Returns `None` without a GPU.
 fn device() -> Option<Arc<Device>> {
     static DEVICE: OnceLock<Result<Arc<Device>, CudaError>> = OnceLock::new();
     match DEVICE.get_or_init(|| Device::open(Driver::open()?, 0)) {
@@ -36,10 +37,10 @@ fn device() -> Option<Arc<Device>> {
     }
 }
 
-/// Every type of activations.
+/// Every activation type.
 const DTYPES: [DType; 3] = [DType::F32, DType::Bf16, DType::F16];
 
-/// What of a result's norm its error may be: the rounding of inputs and outputs.
+/// Largest accepted relative error: the rounding of inputs and outputs.
 fn tolerance(dtype: DType) -> f64 {
     match dtype {
         DType::F32 => 1e-5,
@@ -48,7 +49,7 @@ fn tolerance(dtype: DType) -> f64 {
     }
 }
 
-/// Values on the device, of type `dtype`.
+/// Device values of type `dtype`.
 struct Values {
     memory: Allocation,
     dtype: DType,
@@ -64,7 +65,7 @@ impl Values {
         Self { memory, dtype, len: values.len() }
     }
 
-    /// Elements that no operation has written.
+    /// NaN elements, for outputs.
     fn poisoned(device: &Arc<Device>, dtype: DType, len: usize) -> Self {
         Self::new(device, dtype, &vec![f32::NAN; len])
     }
@@ -82,7 +83,7 @@ impl Values {
     }
 }
 
-/// A list of numbers on the device.
+/// Uploads `u32` values.
 fn words(device: &Arc<Device>, values: &[u32]) -> Allocation {
     let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
     let memory = device.allocate(bytes.len() as u64).unwrap();
@@ -90,7 +91,7 @@ fn words(device: &Arc<Device>, values: &[u32]) -> Allocation {
     memory
 }
 
-/// Random values as `dtype` rounds them: an operation and its reference begin with the same numbers.
+/// Random values rounded to `dtype`, so that device and reference get equal inputs.
 fn rounded(stream: &mut Stream, dtype: DType, len: usize) -> Vec<f32> {
     let values: Vec<f32> = (0..len).map(|_| 2.0 * stream.next_uniform() - 1.0).collect();
     let mut bytes = vec![0; len * dtype.size()];
@@ -100,7 +101,7 @@ fn rounded(stream: &mut Stream, dtype: DType, len: usize) -> Vec<f32> {
     out
 }
 
-/// `‖found - expected‖ / ‖expected‖`, NaN if anything is.
+/// Returns `‖found - expected‖ / ‖expected‖`, or NaN if any element is.
 fn relative_error(found: &[f32], expected: &[f32]) -> f64 {
     assert_eq!(found.len(), expected.len());
     let square = |x: f64| x * x;
@@ -109,7 +110,7 @@ fn relative_error(found: &[f32], expected: &[f32]) -> f64 {
     (error / norm.max(1e-30)).sqrt()
 }
 
-/// Fails unless `found` is as near to `expected` as `dtype` can be.
+/// Fails if the relative error exceeds the tolerance of `dtype`.
 fn assert_near(found: &[f32], expected: &[f32], dtype: DType, what: &str) {
     let error = relative_error(found, expected);
     assert!(error <= tolerance(dtype), "{what} in {dtype:?}: relative error {error:.2e}");

@@ -1,4 +1,4 @@
-//! Every operation of [`Backend`] on the device beside the reference, over random shapes with tails.
+//! Compares every operation of [`Backend`] with the reference, for random shapes with tails.
 
 use std::ops::Range;
 
@@ -12,7 +12,7 @@ use crate::{
     dynamic_u8,
 };
 
-/// The device and the reference, which get the same numbers.
+/// The device and the reference, with equal inputs.
 struct Both {
     cuda: Cuda,
     reference: Reference,
@@ -20,7 +20,7 @@ struct Both {
     stream: Stream,
 }
 
-/// One buffer on each.
+/// One buffer on each back end.
 struct Twin {
     device: Buffer,
     host: Buffer,
@@ -40,7 +40,7 @@ impl Both {
         self.twin(&values, element)
     }
 
-    /// What no operation has written: NaN on the device, zeros on the host.
+    /// Unwritten output: NaN on the device, zeros on the host.
     fn poisoned(&mut self, len: usize, element: Element) -> Twin {
         let mut twin = self.twin(&vec![0.0; len], element);
         self.cuda.write(&mut twin.device, 0, &vec![f32::NAN; len]);
@@ -257,7 +257,7 @@ fn attention_equals_the_reference() {
     }
 }
 
-/// A group of weights with two adapters on disjoint rows, dropout on the second.
+/// A group of weights with two adapters on disjoint rows. The second adapter has dropout.
 struct Group {
     n: usize,
     d_in: usize,
@@ -355,7 +355,7 @@ fn projections_equal_the_reference() {
     });
 }
 
-/// A random weight in 4 bits, its scales nested or not.
+/// A random 4-bit weight. `nests` selects 8-bit scales.
 fn four_bit(stream: &mut Stream, (d_out, d_in): (usize, usize), nests: bool) -> Matrix {
     let (len, block) = (d_out * d_in, 64);
     let byte = |stream: &mut Stream| stream.next_below(256) as u8;

@@ -66,7 +66,7 @@ fn adamw_and_sums_of_squares_match_the_reference() {
     assert!((found - expected).abs() < 1e-10 * expected, "{found}, {expected}");
 }
 
-/// Shape of a group of pairs over one input.
+/// Shape of a group of low-rank pairs with one input.
 #[derive(Clone, Copy, Debug)]
 struct LoraShape {
     n: usize,
