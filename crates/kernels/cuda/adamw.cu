@@ -1,8 +1,8 @@
-// The optimizer's update and the norm that clips it.
+// The AdamW update, and the sum of squares for gradient clipping.
 #include "prelude.cuh"
 
-// One AdamW step in f32. The host rounds every factor once, from f64, as for its own step.
-// Grid: ceil(len / 1024); a thread takes 4 parameters.
+// One AdamW step in f32. The host computes every factor in f64 and rounds it once. Grid: ceil(len / 1024). A
+// thread updates 4 parameters.
 extern "C" __global__ void __launch_bounds__(256) adamw(float* params, const float* grads, float* m, float* v,
     i64 len, float grad_scale, float decay, float rate, float keep1, float take1, float keep2, float take2,
     float root_scale, float eps) {
@@ -20,10 +20,10 @@ extern "C" __global__ void __launch_bounds__(256) adamw(float* params, const flo
     }
 }
 
-// Elements whose squares one block sums.
+// Elements per block of `sum_of_squares`.
 #define CHUNK 16384
 
-// partial[b] = the sum of squares of chunk b, in f64. Grid: ceil(len / 16384).
+// partial[b] = the f64 sum of squares of chunk b. Grid: ceil(len / 16384).
 extern "C" __global__ void __launch_bounds__(256) sum_of_squares(double* partial, const float* x, i64 len) {
     __shared__ double shared[32];
     i64 start = (i64)blockIdx.x * CHUNK;

@@ -1,10 +1,11 @@
-// Causal grouped-query attention over segments on matrix units, forward and backward.
+// Causal grouped-query attention over segments on tensor cores, forward and backward.
 //
-// Scores of a tile of queries and a tile of keys live in registers alone (Dao, 2023). The backward pass recomputes them
-// twice: once for each tile of keys (dK, dV) and once for each tile of queries (dQ), so that nothing is added by atomics.
+// Scores of a query tile and a key tile exist only in registers (Dao, 2023). The backward pass computes the
+// scores twice: per key tile for dK and dV, and per query tile for dQ. No result needs atomics.
 //
-// A block is 4 warps; a warp has 16 or 32 rows of its tile. Rows in shared memory are 16 bytes longer than a head, which
-// spreads 8 rows over all banks. `tiles` lists (segment, tile of it), the longest first; it is indexed by blockIdx.y.
+// A block has 4 warps, and a warp has 16 or 32 rows of the block's tile. Shared-memory rows are padded by 16
+// bytes, so 8 rows use all banks. `tiles` lists (segment, tile index) pairs, the longest first; blockIdx.y is
+// the position in it.
 #include "prelude.cuh"
 
 struct Segment {
@@ -19,7 +20,7 @@ __device__ __forceinline__ float exp2_fast(float x) {
     return out;
 }
 
-// Copies `ROWS` rows of a head to shared memory, zeros from row `valid` on.
+// Copies `ROWS` rows of a head to shared memory. Rows from `valid` on become zeros.
 template <typename T, int HS, int ROWS>
 __device__ __forceinline__ void load_tile(T* to, const T* from, i64 ld, int valid) {
     constexpr int PARTS = HS / 8;
@@ -32,28 +33,28 @@ __device__ __forceinline__ void load_tile(T* to, const T* from, i64 ld, int vali
     }
 }
 
-// The fragment of 16 rows from `tile` and columns from `k`, as the left operand.
+// Loads the left operand's fragment: 16 rows of `tile` from its start, 16 columns from `k`.
 template <typename T, int HS>
 __device__ __forceinline__ void left(u32 (&a)[4], const T* tile, int k) {
     int lane = threadIdx.x % WARP;
     load_matrix_x4(a, tile + lane % 16 * (HS + 8) + k + lane / 16 * 8);
 }
 
-// Fragments of two right operands whose columns are the rows `n .. n + 16` of `tile`.
+// Loads two right operands. Their columns are rows `n .. n + 16` of `tile`.
 template <typename T, int HS>
 __device__ __forceinline__ void right_rows(u32 (&b)[4], const T* tile, int n, int k) {
     int lane = threadIdx.x % WARP;
     load_matrix_x4(b, tile + (n + lane % 8 + lane / 16 * 8) * (HS + 8) + k + lane / 8 % 2 * 8);
 }
 
-// Fragments of two right operands whose columns are the columns `n .. n + 16` of `tile`, for its rows from `k`.
+// Loads two right operands. Their columns are columns `n .. n + 16` of `tile`, their rows start at `k`.
 template <typename T, int HS>
 __device__ __forceinline__ void right_columns(u32 (&b)[4], const T* tile, int n, int k) {
     int lane = threadIdx.x % WARP;
     load_matrix_x4_transposed(b, tile + (k + lane % 16) * (HS + 8) + n + lane / 16 * 8);
 }
 
-// c (16 MT x 8 NT) = rows of `a` times rows of `b` (their common dimension is the head).
+// c (16 MT x 8 NT) = a b'. Rows of `a` and `b` have the head size.
 template <typename T, int HS, int MT, int NT>
 __device__ __forceinline__ void scores(float (&c)[MT][NT][4], const T* a, const T* b) {
 #pragma unroll
@@ -80,7 +81,7 @@ __device__ __forceinline__ void scores(float (&c)[MT][NT][4], const T* a, const 
     }
 }
 
-// c (16 MT x HO) += p (16 MT x 8 NT) times the rows of `b`, columns from `first`.
+// c (16 MT x HO) += p (16 MT x 8 NT) b, for columns of `b` from `first`.
 template <typename T, int HS, int HO, int MT, int NT>
 __device__ __forceinline__ void weighted(
     float (&c)[MT][HO / 8][4], const float (&p)[MT][NT][4], const T* b, int first) {
@@ -107,7 +108,7 @@ __device__ __forceinline__ void weighted(
     }
 }
 
-// Writes 16 rows of a warp's result, times `low` and `high` for rows g and g + 8, through its own rows of `shared`.
+// Writes 16 rows of a warp's result through shared memory. Rows g are scaled by `low`, rows g + 8 by `high`.
 template <typename T, int HS, int HO>
 __device__ __forceinline__ void store_rows(
     T* to, i64 ld, int valid, T* shared, const float (&c)[HO / 8][4], float low, float high) {
@@ -127,7 +128,7 @@ __device__ __forceinline__ void store_rows(
     }
 }
 
-// Forward. A tile is 64 MT queries.
+// Forward pass for a tile of 64 MT queries.
 template <typename T, int HS, int MT, int BN>
 __device__ __forceinline__ void forward_body(T* __restrict__ out, float* __restrict__ lse, const T* __restrict__ q,
     const T* __restrict__ k, const T* __restrict__ v, const Segment* __restrict__ segments,
@@ -195,7 +196,7 @@ __device__ __forceinline__ void forward_body(T* __restrict__ out, float* __restr
                 for (int n = 0; n < NT; ++n) top = fmaxf(top, fmaxf(s[m][n][2 * h], s[m][n][2 * h + 1]));
                 top = fmaxf(top, __shfl_xor_sync(FULL_MASK, top, 1));
                 top = fmaxf(top, __shfl_xor_sync(FULL_MASK, top, 2));
-                // A row that saw no key yet keeps a maximum of -inf, from which nothing is subtracted.
+                // A row without keys so far has a maximum of -inf. Subtracting it would give NaN.
                 float base = top == NEGATIVE_INFINITY ? 0 : top * factor;
                 float shrink = exp2_fast(max[m][h] * factor - base), part = 0;
                 max[m][h] = top;
@@ -233,8 +234,8 @@ __device__ __forceinline__ void forward_body(T* __restrict__ out, float* __restr
     }
 }
 
-// delta = the sum of out * dout of each row and head, which the backward pass subtracts. A warp takes one.
-// Grid: ceil(n * heads / 8).
+// delta = the sum of out * dout for each row and head. The backward pass subtracts it. One warp computes one
+// sum. Grid: ceil(n * heads / 8).
 template <typename T>
 __device__ __forceinline__ void row_sums_body(float* __restrict__ delta, const T* __restrict__ out,
     const T* __restrict__ dout, int n, int heads, int hs, i64 ld_out, i64 ld_dout) {
@@ -255,7 +256,7 @@ __device__ __forceinline__ void row_sums_body(float* __restrict__ delta, const T
     }
 FOR_TYPES(ROW_SUMS_KERNEL)
 
-// The operands of the backward pass.
+// Operands of the backward pass.
 template <typename T>
 struct Backward {
     const T* __restrict__ dout;
@@ -271,7 +272,8 @@ struct Backward {
     float scale;
 };
 
-// dK and dV of 64 keys of a key head: rows are keys, columns queries of every head of the group.
+// dK and dV of 64 keys of one key head. Score rows are keys; columns are queries of every query head in the
+// group.
 template <typename T, int HS, int HO, int BQ, int STAGES>
 __device__ __forceinline__ void backward_kv_body(T* __restrict__ dk, T* __restrict__ dv, i64 ld_dkv, Backward<T> b) {
     constexpr int BK = 64, NT = BQ / 8, TILE = BQ * (HS + 8);
@@ -356,7 +358,7 @@ __device__ __forceinline__ void backward_kv_body(T* __restrict__ dk, T* __restri
     store_rows<T, HS, HO>(dv + to, ld_dkv, keys - warp_row, own_v, dv_acc[0], 1, 1);
 }
 
-// dQ of 64 MT queries of a head.
+// dQ of 64 MT queries of one head.
 template <typename T, int HS, int MT, int BN, int STAGES>
 __device__ __forceinline__ void backward_q_body(T* __restrict__ dq, i64 ld_dq, Backward<T> b) {
     constexpr int BM = 64 * MT, NT = BN / 8, TILE = BN * (HS + 8);
@@ -465,7 +467,8 @@ __device__ __forceinline__ void backward_q_body(T* __restrict__ dq, i64 ld_dq, B
         backward_q_body<T, HS, MT, BN, STAGES>(dq, ld_dq, b);                                                  \
     }
 
-// What fits the shared memory of sm_86, 89 and 120 (99 KB), but for `hs128_wide`; sm_75 has 64 KB and no head of 256 here.
+// The tiles fit the shared memory of sm_86, 89 and 120 (99 KB), except `hs128_wide`. sm_75 has 64 KB and no
+// head of 256.
 #if __CUDA_ARCH__ >= 800
 #define KERNELS(T)                                                                                             \
     FORWARD_KERNEL(T, 64, 2, 64)                                                                               \
@@ -493,7 +496,7 @@ __device__ __forceinline__ void backward_q_body(T* __restrict__ dq, i64 ld_dq, B
     BACKWARD_Q_KERNEL(hs96, T, 96, 1, 32, 1)                                                                   \
     BACKWARD_Q_KERNEL(hs128, T, 128, 1, 32, 1)
 #endif
-// Other types take the plain kernels.
+// Other types use the plain kernels.
 #if __CUDA_ARCH__ >= 800
 KERNELS(bf16)
 #else

@@ -1,6 +1,6 @@
-// Attention of one query a segment over a cache of keys, which blocks share.
+// Attention with one query per segment. Several blocks share the keys of a segment.
 //
-// A block takes 256 keys of a key head for up to 4 query heads that read it; a second kernel joins the blocks in order.
+// A block reads 256 keys of one key head for up to 4 query heads. A second kernel merges the blocks in order.
 #include "prelude.cuh"
 
 struct Segment {
@@ -9,11 +9,12 @@ struct Segment {
 
 #define SPLIT 256
 #define HEADS 4
-// Keys, and later values, that a lane has on their way.
+// Keys, and later values, loaded ahead by each lane.
 #define AHEAD 4
 #define BLOCK 128
 
-// 8 elements of a key belong to a lane, so `LANES` lanes share a key and BLOCK / LANES keys are read together.
+// A lane holds 8 elements of a key, so `LANES` lanes share a key and a block reads BLOCK / LANES keys at a
+// time.
 template <typename T, int LANES>
 __device__ __forceinline__ void decode_body(float* __restrict__ partial, const T* __restrict__ q,
     const T* __restrict__ k, const T* __restrict__ v, const Segment* __restrict__ segments, int heads, int kv_heads,
@@ -37,7 +38,7 @@ __device__ __forceinline__ void decode_body(float* __restrict__ partial, const T
         for (int i = 0; i < 8; ++i) query[h][i] = 0;
         if (h < count && has_part) load8(query[h], q + segment.q_start * ld_q + (first_head + h) * hs + part * 8);
     }
-    // Every lane of a warp takes part in each sum, so all of them go on to the last key.
+    // All lanes of a warp take part in each sum, so all of them loop to the last key.
 #pragma unroll 1
     for (int first = 0; first < keys; first += AHEAD * KEYS) {
         float x[AHEAD][8];
@@ -131,7 +132,7 @@ __device__ __forceinline__ void decode_body(float* __restrict__ partial, const T
     }
 FOR_TYPES(DECODE_KERNEL)
 
-// Joins the parts of a head of a segment. Grid: heads x segments; block: 32 to 256 threads.
+// Merges the splits of one head of one segment. Grid: heads x segments; block: 32 to 256 threads.
 #define JOIN_KERNEL(T)                                                                                         \
     extern "C" __global__ void __launch_bounds__(256) attention_decode_join_##T(T* out, float* lse,            \
         const float* partial, const Segment* segments, int hs, i64 ld_out, int splits) {                       \

@@ -1,7 +1,7 @@
-// Causal grouped-query attention for f32, and for head sizes that have no kernel on matrix units.
+// Causal grouped-query attention for f32, and for head sizes without a tensor-core kernel.
 //
-// A warp takes one query (or key) of one head at a time; lane `l` holds elements l, l + 32, ... of it. A tile is 16 rows
-// of a segment, 4 for each warp of a block.
+// A warp processes one query (or key) of one head at a time. Lane `l` holds elements l, l + 32, ... of it. A
+// tile has 16 rows of a segment, 4 for each warp of a block.
 #include "prelude.cuh"
 
 struct Segment {
@@ -9,7 +9,7 @@ struct Segment {
 };
 
 #define TILE 16
-// Keys whose scores are summed across the lanes together.
+// Keys whose scores are reduced across the lanes at a time.
 #define TOGETHER 4
 
 template <typename T, int E>
@@ -86,7 +86,7 @@ __device__ __forceinline__ void forward_query(const Forward<T>& f, const Segment
     if (threadIdx.x % WARP == 0) f.lse[(s.q_start + i) * (i64)f.heads + head] = max + logf(sum);
 }
 
-// Calls `BODY` with E, the elements of a head that a lane holds.
+// Calls `BODY` with E, the number of head elements per lane.
 #define WITH_ELEMENTS(hs, BODY)                                                                                \
     if (hs <= 64) {                                                                                            \
         constexpr int E = 2;                                                                                   \

@@ -3,9 +3,9 @@
 
     python3 crates/kernels/cuda/build.py            write kernels.pack and resources.txt
     python3 crates/kernels/cuda/build.py --check    compare with the committed ones
-    python3 crates/kernels/cuda/build.py --arch sm_90 attention.cu    compile only, and print what each kernel uses
+    python3 crates/kernels/cuda/build.py --arch sm_90 attention.cu    compile only, and print the resources of each kernel
 
-NVRTC comes from PyPI, into a virtual environment under target/cuda: `nvidia-cuda-nvrtc-cu12`.
+NVRTC (`nvidia-cuda-nvrtc-cu12`) is installed from PyPI into a virtual environment under target/cuda.
 """
 
 import argparse
@@ -25,10 +25,10 @@ TARGET = HERE.parents[2] / "target" / "cuda"
 PACK = HERE / "kernels.pack"
 RESOURCES = HERE / "resources.txt"
 
-# The newest NVRTC of CUDA 12 compiles all of these; a driver for CUDA 12.9 or later loads them.
+# The newest NVRTC of CUDA 12 compiles all of these. Drivers for CUDA 12.9 or later load its cubins.
 CUBIN_NVRTC = "12.9.86"
 ARCHITECTURES = ["sm_75", "sm_80", "sm_86", "sm_89", "sm_90", "sm_90a", "sm_100", "sm_120"]
-# Drivers refuse PTX that is newer than they are, so an old NVRTC writes the one for devices without a cubin.
+# Drivers reject PTX newer than themselves, so an old NVRTC writes the PTX for devices without a cubin.
 PTX_NVRTC = "12.1.105"
 PTX_ARCHITECTURE = "compute_80"
 
@@ -36,7 +36,7 @@ OPTIONS = ["--std=c++17", "--device-as-default-execution-space", "--ptxas-option
 
 
 class Nvrtc:
-    """The functions of libnvrtc that a compilation takes."""
+    """The compiler library."""
 
     def __init__(self, path):
         ctypes.CDLL(str(next(path.parent.glob("libnvrtc-builtins.so*"))), mode=ctypes.RTLD_GLOBAL)
@@ -50,7 +50,7 @@ class Nvrtc:
         return result
 
     def read(self, program, what):
-        """What `nvrtcGet<what>` returns."""
+        """Returns the result of `nvrtcGet<what>`."""
         size = ctypes.c_size_t()
         self.call(f"nvrtcGet{what}Size", program, ctypes.byref(size))
         data = ctypes.create_string_buffer(size.value)
@@ -75,7 +75,7 @@ class Nvrtc:
 
 
 def library(version):
-    """The path of libnvrtc of this version, installed where it is missing."""
+    """Returns the path of libnvrtc of this version. Installs it if it is missing."""
     folder = TARGET / f"nvrtc-{version}"
     found = lambda: next(folder.glob("lib/python*/site-packages/nvidia/*/lib/libnvrtc.so.*"), None)
     if found() is None:
@@ -100,7 +100,7 @@ def digest(*parts):
 
 
 def compile_one(task):
-    """Image and log of one file for one architecture, from the cache where nothing changed."""
+    """Compiles one file for one architecture, or reads the result from the cache."""
     source, architecture, path = task
     texts = [header.read_bytes() for header in headers()]
     key = digest(source.read_bytes(), *texts, architecture, *OPTIONS, path.name, path.parents[2].name, path)
@@ -122,7 +122,7 @@ USED = re.compile(r"Used (\d+) registers(.*)")
 
 
 def resources(stem, architecture, log):
-    """A line for each kernel: what the assembler says that it uses."""
+    """Returns one line per kernel: registers, shared memory and spills from the assembler's log."""
     lines, entry, frame = [], None, None
     for line in log.splitlines():
         if match := ENTRY.search(line):
@@ -143,7 +143,7 @@ def resources(stem, architecture, log):
 
 
 def source_hash(files):
-    """FNV-1a over names and bytes, as `cuda::image` computes it."""
+    """Returns the FNV-1a hash of names and bytes. `cuda::image` has the same function."""
     state = 0xCBF29CE484222325
     for file in files:
         for byte in file.name.encode() + b"\0" + file.read_bytes() + b"\0":
@@ -152,7 +152,7 @@ def source_hash(files):
 
 
 def pack(images, sources):
-    """A table of images, each compressed by itself: see `cuda::image`."""
+    """Returns the packed file: a table of images, and each image compressed separately. `cuda::image` reads it."""
     bodies = [zlib.compress(image, 9)[2:-4] for _, _, image, _ in images]
     head = b"DANLUCU1" + struct.pack("<QI", source_hash([*headers(), *sources]), len(images))
     offset = len(head) + 40 * len(images)
@@ -164,10 +164,10 @@ def pack(images, sources):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("files", nargs="*", help="compile these only, and write nothing")
-    parser.add_argument("--arch", action="append", help="compile for this architecture only, and write nothing")
-    parser.add_argument("--nvrtc", type=Path, help="a libnvrtc.so to compile cubins with")
-    parser.add_argument("--check", action="store_true", help="compare with what is committed")
+    parser.add_argument("files", nargs="*", help="compile only these files; write nothing")
+    parser.add_argument("--arch", action="append", help="compile only for this architecture; write nothing")
+    parser.add_argument("--nvrtc", type=Path, help="the libnvrtc.so that compiles cubins")
+    parser.add_argument("--check", action="store_true", help="compare with the committed files")
     parser.add_argument("--jobs", type=int, default=2)
     arguments = parser.parse_args()
 
@@ -177,11 +177,11 @@ def main():
     cubin = arguments.nvrtc or library(CUBIN_NVRTC)
     ptx = None if partial else library(PTX_NVRTC)
     if cubin is None or not (partial or ptx):
-        # A machine without a registry cannot compile kernels; nothing is wrong with them.
+        # Without a registry the kernels cannot be checked. That is no failure of the kernels.
         print("skipped: nvidia-cuda-nvrtc-cu12 cannot be installed here, so no kernel was compiled")
         sys.exit(0 if arguments.check else 1)
 
-    # `sm_90a` differs from `sm_90` only where a file asks for its instructions.
+    # `sm_90a` differs from `sm_90` only in files that use its own instructions.
     special = lambda source: b"__CUDA_ARCH_FEAT_SM90_ALL" in source.read_bytes()
     wanted = lambda source, arch: arch in (arguments.arch or ARCHITECTURES) and (special(source) or not arch.endswith("a"))
     tasks = [(source, arch, cubin) for source in chosen for arch in ARCHITECTURES if wanted(source, arch)]
@@ -204,9 +204,9 @@ def main():
     differences += [f"+ {line}" for line in lines if line not in committed]
     if differences:
         print("\n".join(differences))
-        sys.exit("kernels use other resources than resources.txt says; run `just kernels` and look at the difference")
+        sys.exit("cannot accept the kernels: their resources differ from resources.txt\nhint: run `just kernels` and review the difference")
     if struct.unpack_from("<Q", PACK.read_bytes(), 8) != (source_hash([*headers(), *sources]),):
-        sys.exit("kernels.pack is older than the sources; run `just kernels`")
+        sys.exit("cannot accept kernels.pack: it is older than the sources\nhint: run `just kernels`")
     print(f"{len(lines)} kernels as in resources.txt")
 
 

@@ -1,8 +1,9 @@
-// Weights in 4 bits: to values, bit for bit as the host decodes them, and from values.
+// Decodes and encodes 4-bit weights with the same bits as the host.
 #include "prelude.cuh"
 
-// The parts of a weight in device memory. `table` has 16 values. Where `scale_codes` is null, `absmax` holds a scale
-// for each block of weights; otherwise a scale is scale_table[scale_codes[b]] * absmax[b >> scale_shift] + offset.
+// Parts of a weight in device memory. `table` has 16 values. If `scale_codes` is null, `absmax` holds one
+// scale per block. Otherwise the scale of block b is scale_table[scale_codes[b]] * absmax[b >> scale_shift] +
+// offset.
 struct FourBit {
     const u8* codes;
     const float* table;
@@ -21,10 +22,10 @@ __device__ __forceinline__ float block_scale(const FourBit& w, i64 block) {
     return __fadd_rn(nested, w.offset);
 }
 
-// Rows that one block decodes.
+// Rows per block of the decode kernel.
 #define DECODE_ROWS 4
 
-// out (rows, cols) = the values, rounded once. A thread decodes 8 neighbours of `DECODE_ROWS` rows.
+// out (rows, cols) = the decoded values, rounded once. A thread decodes 8 neighbours in `DECODE_ROWS` rows.
 // Grid: ceil(cols / 2048) x ceil(rows / DECODE_ROWS).
 template <typename T>
 __device__ __forceinline__ void four_bit_decode_body(T* __restrict__ out, const FourBit& w, int rows, int cols, i64 ld) {
@@ -52,7 +53,7 @@ __device__ __forceinline__ void four_bit_decode_body(T* __restrict__ out, const 
             float values[8];
 #pragma unroll
             for (int i = 0; i < 8; ++i) {
-                // The even element of a byte is in its upper half.
+                // The upper half of a byte holds the even element.
                 u32 code = codes[r] >> (i / 2 * 8 + (i % 2 ? 0 : 4)) & 15;
                 values[i] = __fmul_rn(table[code], scale[r]);
             }
@@ -75,8 +76,8 @@ __device__ __forceinline__ void four_bit_decode_body(T* __restrict__ out, const 
     }
 FOR_TYPES(DECODE_KERNEL)
 
-// Codes and the largest magnitude of each block of `1 << block_shift` values, as the host encodes them. `order` lists
-// the codes by value and `bounds` the middles between neighbours. A warp takes one block.
+// Computes codes and largest magnitudes of blocks of `1 << block_shift` values, with the host's bits. `order`
+// lists the codes in value order, `bounds` the midpoints between neighbours. One warp encodes one block.
 // Grid: ceil(ceil(len / block) / 8).
 template <typename T>
 __device__ __forceinline__ void four_bit_encode_body(u8* __restrict__ codes, float* __restrict__ absmax,
@@ -122,7 +123,8 @@ ENCODE_KERNEL(bf16)
 ENCODE_KERNEL(f16)
 ENCODE_KERNEL(f32)
 
-// partial[b] = the sum of 16384 scales, in f64. The scales of a weight add up exactly there, so the order is free.
+// partial[b] = the f64 sum of 16384 scales. f32 scales of similar size add exactly in f64, so any order is
+// right.
 extern "C" __global__ void __launch_bounds__(256) four_bit_scale_sums(double* partial, const float* scales, int count) {
     __shared__ double shared[32];
     int start = blockIdx.x * 16384, end = min(start + 16384, count);
@@ -142,8 +144,8 @@ extern "C" __global__ void __launch_bounds__(256)
     if (threadIdx.x == 0) *offset = (float)(sum / count);
 }
 
-// Scales in 8 bits: the nearest entry of an ascending `table` of 256, the lower where two are as near. One block takes
-// 256 scales. Grid: ceil(count / 256).
+// Encodes scales in 8 bits: the nearest entry of an ascending `table` of 256, the lower one of a tie. A block
+// encodes 256 scales. Grid: ceil(count / 256).
 extern "C" __global__ void __launch_bounds__(256) four_bit_nest(
     u8* codes, float* absmax, const float* scales, const float* table, const float* offset, int count) {
     __shared__ float shared[32], entries[256];
@@ -154,7 +156,7 @@ extern "C" __global__ void __launch_bounds__(256) four_bit_nest(
     if (threadIdx.x == 0) absmax[blockIdx.x] = largest;
     if (at >= count) return;
     float v = largest == 0 ? 0 : __fdiv_rn(value, largest);
-    // The number of entries not above `v`.
+    // The number of entries that are at most `v`.
     int above = 0;
     for (int step = 128; step > 0; step /= 2)
         if (entries[above + step - 1] <= v) above += step;

@@ -1,12 +1,13 @@
-// Products of up to 128 rows with a weight in 4 bits that is never written out: forward and the gradient of the input.
+// Products of up to 128 rows with a 4-bit weight that is never decoded to memory: forward, and gradient of
+// the input.
 //
-// The result is computed as its transpose: the weight is the left operand and comes from registers, `inp` (rows padded to
-// 128) the right one in shared memory. A step takes 64 of the inner dimension. Codes become values through a table with the
-// two values of a byte, in f32 and in 16 copies that keep lanes apart; a value is multiplied by its scale and rounded once,
-// so it has the bits of `four_bit_decode`. Two groups of 4 warps take 64 rows of the result each. The inner dimension is
-// split among blocks, whose sums a second kernel adds in order.
+// The kernels compute the transposed result: the weight is the left operand, in registers, and `inp` (padded
+// to 128 rows) the right operand, in shared memory. A step covers 64 of the inner dimension. A table maps
+// each byte of two codes to two f32 values; 16 copies of it avoid bank conflicts. Each value is multiplied by
+// its scale and rounded once, so it has the bits of `four_bit_decode`. Two groups of 4 warps compute 64 rows
+// of the result each. Blocks split the inner dimension, and a second kernel adds their sums in order.
 //
-// The instructions are those of sm_90a alone.
+// The instructions exist only on sm_90a.
 #include "prelude.cuh"
 
 #if __CUDA_ARCH_FEAT_SM90_ALL
@@ -32,10 +33,10 @@ struct FourBit {
 #define X_BYTES (TOKENS * STEP * 2)
 #define CODE_BYTES (OUTPUTS * STEP / 2)
 #define SCALE_BYTES (OUTPUTS * 4)
-// Tiles of `inp` lie on boundaries of 1024 bytes, which their swizzle counts from.
+// The swizzle needs tiles of `inp` on 1024-byte boundaries.
 #define TABLE_BYTES (256 * COPIES * 8)
 
-// A tile of 128 rows of 128 bytes as the right operand, from column `k`.
+// Descriptor of a tile of 128 rows of 128 bytes as the right operand, from column `k`.
 __device__ __forceinline__ u64 descriptor(const u8* tile, int k) {
     u64 address = (shared_address(tile) + k * 2) >> 4 & 0x3fff;
     return address | 1ull << 16 | 64ull << 32 | 1ull << 62;
@@ -62,7 +63,7 @@ __device__ __forceinline__ void multiply(float (&c)[64], const u32 (&a)[4], u64 
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));
 }
 
-// Keeps the compiler from moving the accumulators while the matrix unit writes them.
+// Stops the compiler from moving the accumulators during a tensor-core instruction.
 __device__ __forceinline__ void pin(float (&c)[64]) {
 #pragma unroll
     for (int i = 0; i < 64; ++i) asm volatile("" : "+f"(c[i])::"memory");
@@ -75,11 +76,11 @@ __device__ __forceinline__ void multiply_wait() {
     asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory");
 }
 
-// Rows of the result are outputs (forward) or columns of the weight (backward); the inner dimension is the other one.
+// Rows of the result are outputs (forward) or columns of the weight (backward).
 //
-// Forward: a step is one block of columns; row r of a group is output r. Lane (g, t) of a warp needs the bytes t, t + 4, ...
-// of outputs g and g + 8. Backward: a step is 64 outputs, a group one block of 64 columns; rows g and g + 8 of a warp are
-// the two columns of byte g of its 8, and outputs run along the inner dimension.
+// Forward: a step is one block of columns, and row r of a group is output r. Lane (g, t) of a warp reads the
+// bytes t, t + 4, ... of outputs g and g + 8. Backward: a step is 64 outputs, and a group is one block of 64
+// columns. Rows g and g + 8 of a warp are the two columns of byte g of the warp's 8 bytes.
 template <bool BACKWARD>
 __device__ __forceinline__ void four_bit_fused_body(float* __restrict__ partial, const bf16* __restrict__ inp,
     const FourBit& w, int n, int outputs, int cols, i64 ld, int steps_each) {
@@ -99,12 +100,13 @@ __device__ __forceinline__ void four_bit_fused_body(float* __restrict__ partial,
     int first = blockIdx.x * OUTPUTS, all_steps = ceil_div(depth, STEP);
     int begin = blockIdx.y * steps_each, end = min(all_steps, begin + steps_each);
     int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, g = lane / 4, t = lane % 4, group = warp / 4;
-    // A thread copies one 16-byte part of 4 rows of `inp`: rows of 128 bytes, their parts swizzled by 8 rows.
+    // A thread copies one 16-byte part in 4 rows of `inp`. Rows have 128 bytes, and 8 rows swizzle their
+    // parts.
     int inp_row = threadIdx.x / 8, inp_part = threadIdx.x % 8;
     u8* inp_to = inps + inp_row * 128 + (inp_part ^ inp_row % 8) * 16;
     const bf16* inp_from = inp + inp_row * ld + inp_part * 8;
-    // A step's codes are 128 rows of 32 bytes: outputs of one block of columns, or 64 outputs of two blocks. Two threads
-    // copy a row, and the first of them brings its scale.
+    // The codes of a step are 128 rows of 32 bytes: outputs of one block of columns, or 64 outputs of two
+    // blocks. Two threads copy a row, and the first one loads the row's scale.
     int row = threadIdx.x / 2, half = threadIdx.x % 2;
     int first_output = BACKWARD ? row % 64 : first + row, first_block = BACKWARD ? first / STEP + row / 64 : 0;
     i64 first_at = (i64)first_output * row_blocks + first_block;
@@ -122,7 +124,7 @@ __device__ __forceinline__ void four_bit_fused_body(float* __restrict__ partial,
         copy16_async(codes + stage * CODE_BYTES + row * 32 + half * 16, is_valid ? from : w.codes, is_valid);
         copy_commit();
     };
-    // A scale is on its way for a whole step before it is computed and stored.
+    // A scale is loaded one whole step before it is stored.
     float absmax = 0;
     u32 scale_code = 0;
     auto load_scale = [&](int step) {
@@ -150,7 +152,7 @@ __device__ __forceinline__ void four_bit_fused_body(float* __restrict__ partial,
     const float2* own_pairs = pairs + lane % COPIES;
     for (int step = begin; step < end; ++step) {
         copy_wait<STAGES - 2>();
-        // The matrix unit reads shared memory beside the ordinary path.
+        // Makes shared-memory writes visible to the tensor core's asynchronous reads.
         asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
         __syncthreads();
         if (step + STAGES - 1 < end) load(step + STAGES - 1);
@@ -196,7 +198,7 @@ __device__ __forceinline__ void four_bit_fused_body(float* __restrict__ partial,
         multiply_wait();
         pin(c);
     }
-    // c[4 j + i]: row g + i / 2 * 8 of the warp's 16, token 8 j + 2 t + i % 2.
+    // c[4 j + i] is row g + i / 2 * 8 of the warp's 16 rows, token 8 j + 2 t + i % 2.
     int low = warp * 16 + g, high = low + 8;
     if (BACKWARD) {
         low = group * 64 + warp % 4 * 16 + 2 * g;
@@ -210,9 +212,9 @@ __device__ __forceinline__ void four_bit_fused_body(float* __restrict__ partial,
     }
 }
 
-// Blocks of 64, `cols` a multiple of 64, rows of `inp` 16-byte aligned, n <= 128; forward: inp (n, cols), backward: inp
-// (n, outputs). Grid: ceil(width / 128) x splits; `partial` holds splits * n * width floats.
-// Shared bytes: 3 * (16384 + 4096 + 512) + 32768 + 1024.
+// Needs blocks of 64, `cols` a multiple of 64, 16-byte aligned rows of `inp`, n <= 128. Forward reads inp (n,
+// cols), backward inp (n, outputs). Grid: ceil(width / 128) x splits; `partial` holds splits * n * width
+// floats. Shared bytes: 3 * (16384 + 4096 + 512) + 32768 + 1024.
 extern "C" __global__ void __launch_bounds__(256, 2) four_bit_fused_forward_bf16(float* partial, const bf16* inp,
     const FourBit w, int n, int outputs, int cols, i64 ld, int steps_each) {
     four_bit_fused_body<false>(partial, inp, w, n, outputs, cols, ld, steps_each);
@@ -223,7 +225,7 @@ extern "C" __global__ void __launch_bounds__(256, 2) four_bit_fused_backward_bf1
     four_bit_fused_body<true>(partial, inp, w, n, outputs, cols, ld, steps_each);
 }
 
-// out = the sum of the splits (+ out, or + `add`). Grid: n x ceil(width / 256).
+// out = the sum of the splits, plus `add` if given. Grid: n x ceil(width / 256).
 extern "C" __global__ void __launch_bounds__(256) four_bit_fused_sum_bf16(
     bf16* out, const float* partial, const bf16* add, int n, int width, int splits, i64 ld_out, i64 ld_add) {
     int col = blockIdx.y * 256 + threadIdx.x;

@@ -1,8 +1,8 @@
-// Products of up to 8 rows with a weight in 4 bits, read once: out = inp W'.
+// Products of up to 8 rows with a 4-bit weight, which is read once: out = inp W'.
 //
-// A warp multiplies 16 outputs of one block of 64 columns by 8 rows at a time. Weights are the left operand and come from a
-// table with a pair of values for each byte of two codes; it has a copy for each lane, so that no two lanes meet in a bank.
-// The scale multiplies the sum of a block, which therefore holds one product of 64 columns and nothing else.
+// A warp multiplies 16 outputs of one block of 64 columns by 8 rows at a time. Weights are the left operand.
+// A table maps each byte of two codes to a pair of values; each lane has its own copy, so lanes never share a
+// bank. The scale multiplies the sum of a block, so an accumulator holds the product of one block only.
 #include "prelude.cuh"
 
 // As in `four_bit.cu`.
@@ -22,10 +22,10 @@ struct FourBit {
 #define OUTPUTS 16
 #define MAX_ROWS 8
 #define WARPS 8
-// Blocks of columns whose codes are on their way together.
+// Blocks of columns whose codes are loaded ahead.
 #define AHEAD 4
 
-// The warps of a block share the blocks of columns, each a contiguous part, and add their sums in order.
+// Each warp of a block processes a contiguous part of the column blocks. The warps' sums are added in order.
 template <typename T>
 __device__ __forceinline__ void four_bit_rows_body(T* __restrict__ out, const T* __restrict__ inp, const FourBit& w,
     int n, int outputs, int cols, i64 ld_out, i64 ld_inp) {
@@ -44,7 +44,7 @@ __device__ __forceinline__ void four_bit_rows_body(T* __restrict__ out, const T*
     bool has_row = g < n;
     const T* x = inp + (has_row ? g * ld_inp : 0) + 16 * t;
     for (int tile = blockIdx.x; tile * OUTPUTS < outputs; tile += gridDim.x) {
-        // Outputs past the end repeat the last one, and are not written.
+        // Outputs past the end read the last output and are not written.
         i64 row[2] = {min(tile * OUTPUTS + g, outputs - 1), min(tile * OUTPUTS + g + 8, outputs - 1)};
         float total[4] = {0, 0, 0, 0};
         for (int block = first; block < last; block += AHEAD) {
@@ -59,7 +59,7 @@ __device__ __forceinline__ void four_bit_rows_body(T* __restrict__ out, const T*
                         codes[a][h] = *reinterpret_cast<const uint2*>(
                             w.codes + (row[h] * cols + (i64)(block + a) * COLUMNS) / 2 + 8 * t);
                 }
-            // Lane t has the scales of block `block + t`.
+            // Lane t holds the scales of block `block + t`.
 #pragma unroll
             for (int h = 0; h < 2; ++h) {
                 i64 at = row[h] * blocks + min(block + t, last - 1);
@@ -107,7 +107,8 @@ __device__ __forceinline__ void four_bit_rows_body(T* __restrict__ out, const T*
     }
 }
 
-// `cols` is a multiple of 64 in blocks of 64, rows of `inp` are 16-byte aligned, n <= 8. Any grid gives the same bits.
+// Needs `cols` a multiple of 64 in blocks of 64, 16-byte aligned rows of `inp`, n <= 8. Every grid gives the
+// same bits.
 #define ROWS_KERNEL(T)                                                                                         \
     extern "C" __global__ void __launch_bounds__(256, 2) four_bit_rows_##T(                                    \
         T* out, const T* inp, const FourBit w, int n, int outputs, int cols, i64 ld_out, i64 ld_inp) {         \

@@ -1,12 +1,14 @@
-// The products of a projection without cuBLASLt.
+// Matrix products of a projection for machines without cuBLASLt.
 //
 //     out (M, N) = alpha * x (M, K) w          + beta * add (M, N)
 //     w is (N, K), read along K (`_nt`: forward), or (K, N), read along N (`_nn`: backward)
 //
-// Half types: a block of 256 threads computes 128 x 128 of `out`, or 128 x 256 where there are many rows; eight warps of
-// 64 x 32 or 64 x 64 each, `mma.sync` m16n8k16.
-// Both operands pass through shared memory in steps of 32 along K, three of them in flight by cp.async. Rows of
-// shared tiles are padded by 16 bytes, so that `ldmatrix` meets every bank once.
+// 16-bit types: a block of 256 threads computes 128 x 128 of `out`, or 128 x 256 for many rows. Each of eight
+// warps computes 64 x 32 or 64 x 64 with `mma.sync` m16n8k16.
+//
+// Both operands pass through shared memory in steps of 32 along K. `cp.async` keeps three steps in flight.
+// Rows of shared tiles are padded by 16 bytes, so that `ldmatrix` has no bank conflicts.
+//
 // K is never split: a row of `out` does not depend on the number of rows.
 #include "prelude.cuh"
 
@@ -15,15 +17,15 @@ namespace {
 constexpr int TILE_M = 128, TILE_K = 32, STAGES = 3, THREADS = 256;
 constexpr int PAD = 8;
 
-// A tile in shared memory: `ROWS` rows of `COLS` values, each followed by the padding.
+// A tile in shared memory: `ROWS` rows of `COLS` values, each followed by padding.
 template <int ROWS, int COLS>
 struct Tile {
     static constexpr int STRIDE = COLS + PAD;
     static constexpr int SIZE = ROWS * STRIDE;
 };
 
-// Starts to copy rows `row0 ..` and columns `col0 ..` of `from (rows, cols)`; zeros stand for what lies outside.
-// `WIDE` promises that rows begin at multiples of 16 bytes and `cols` is a multiple of 8.
+// Starts the copy of rows `row0 ..` and columns `col0 ..` of `from (rows, cols)`. Elements outside become
+// zeros. `WIDE` requires 16-byte aligned rows and `cols` a multiple of 8.
 template <typename T, int ROWS, int COLS, bool WIDE>
 __device__ __forceinline__ void load_tile(T* to, const T* from, int ld, int row0, int col0, int rows, int cols) {
     if constexpr (!WIDE) {
@@ -56,7 +58,7 @@ __device__ void gemm_half(O* __restrict__ out, const T* __restrict__ x, const T*
     T* ws = xs + STAGES * X::SIZE;
     int row0 = blockIdx.y * TILE_M, col0 = blockIdx.x * TILE_N;
     int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
-    // Groups of 16 columns of a warp.
+    // Groups of 16 columns per warp.
     constexpr int PAIRS = TILE_N / 4 / 16;
     int warp_m = warp % 2 * 64, warp_n = warp / 2 * (TILE_N / 4);
     float sums[4][2 * PAIRS][4] = {};
@@ -91,7 +93,7 @@ __device__ void gemm_half(O* __restrict__ out, const T* __restrict__ x, const T*
             for (int i = 0; i < 4; ++i) {
                 load_matrix_x4(a[i], xt + (warp_m + i * 16 + lane % 16) * X::STRIDE + kk + lane / 16 * 8);
             }
-            // Each load gives the two halves along K of two groups of eight columns.
+            // Each load returns both halves along K for two groups of eight columns.
 #pragma unroll
             for (int j = 0; j < PAIRS; ++j) {
                 int column = warp_n + j * 16;
@@ -193,8 +195,8 @@ __device__ void gemm_exact(float* __restrict__ out, const float* __restrict__ x,
 #define ARGUMENTS out, x, w, add, m, n, k, ld_out, ld_x, ld_w, ld_add, beta
 #define KERNEL extern "C" __global__ void __launch_bounds__(256)
 
-// `_any` takes any width and alignment; the others rows of whole 16-byte vectors. `_large` has tiles of 256 columns.
-// `_exact` writes f32.
+// `_any` accepts every width and alignment; the others need rows of whole 16-byte vectors. `_large` has tiles
+// of 256 columns. `_exact` writes f32.
 #define GEMM(T)                                                                                      \
     KERNEL gemm_nt_##T(PARAMETERS(T, T)) { gemm_half<T, T, 128, true, true>(ARGUMENTS); }            \
     KERNEL gemm_nn_##T(PARAMETERS(T, T)) { gemm_half<T, T, 128, false, true>(ARGUMENTS); }           \

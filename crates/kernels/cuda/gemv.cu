@@ -1,14 +1,15 @@
-// Products of up to 8 rows with a dense weight, read once: out = inp W'.
+// Products of up to 8 rows with a dense weight, which is read once: out = inp W'.
 #include "prelude.cuh"
 
 #define OUTPUTS 16
 #define MAX_ROWS 8
 #define WARPS 8
-// Steps of 32 columns whose weights are on their way together.
+// Steps of 32 columns whose weights are loaded ahead.
 #define AHEAD 4
 
-// A block takes 16 outputs, and its warps share the columns, each a contiguous part; their sums are added in order. Weights
-// are the left operand. Both operands are loaded as vectors along the columns, which permutes them alike.
+// A block computes 16 outputs. Each warp processes a contiguous part of the columns, and the warps' sums are
+// added in order. Weights are the left operand. Both operands are loaded as vectors along the columns, so
+// both have the same permutation of columns.
 template <typename T, typename O>
 __device__ __forceinline__ void gemv_body(O* __restrict__ out, const T* __restrict__ inp, const T* __restrict__ weight,
     int n, int outputs, int cols, i64 ld_out, i64 ld_inp) {
@@ -18,7 +19,7 @@ __device__ __forceinline__ void gemv_body(O* __restrict__ out, const T* __restri
     int first_output = blockIdx.x * OUTPUTS;
     bool has_row = g < n;
     const T* x = inp + (has_row ? g * ld_inp : 0);
-    // Outputs past the end repeat the last one, and are not written.
+    // Outputs past the end read the last output and are not written.
     const T* low = weight + (i64)min(first_output + g, outputs - 1) * cols;
     const T* high = weight + (i64)min(first_output + g + 8, outputs - 1) * cols;
     float acc[4] = {0, 0, 0, 0};
@@ -52,7 +53,7 @@ __device__ __forceinline__ void gemv_body(O* __restrict__ out, const T* __restri
     out[r * ld_out + first_output + o] = from_float<O>(sum);
 }
 
-// `cols` is a multiple of 8, rows are 16-byte aligned, n <= 8. Grid: ceil(outputs / 16).
+// Needs `cols` a multiple of 8, 16-byte aligned rows, n <= 8. Grid: ceil(outputs / 16).
 #define GEMV_KERNEL(T)                                                                                         \
     extern "C" __global__ void __launch_bounds__(256) gemv_##T(                                                \
         T* out, const T* inp, const T* weight, int n, int outputs, int cols, i64 ld_out, i64 ld_inp) {         \
@@ -64,7 +65,7 @@ __device__ __forceinline__ void gemv_body(O* __restrict__ out, const T* __restri
     }
 FOR_HALF_TYPES(GEMV_KERNEL)
 
-// In f32 a warp takes an output. Any width; grid: ceil(outputs / 8).
+// f32: a warp computes one output, for every width. Grid: ceil(outputs / 8).
 extern "C" __global__ void __launch_bounds__(256) gemv_f32(float* out, const float* __restrict__ inp,
     const float* __restrict__ weight, int n, int outputs, int cols, i64 ld_out, i64 ld_inp) {
     int output = blockIdx.x * WARPS + threadIdx.x / WARP, lane = threadIdx.x % WARP;

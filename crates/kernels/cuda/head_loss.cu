@@ -1,4 +1,4 @@
-// The softmax of the loss head, over one chunk of rows of logits.
+// Softmax cross-entropy over one chunk of rows of logits.
 #include "prelude.cuh"
 
 template <typename T>
@@ -11,11 +11,11 @@ __device__ __forceinline__ float exponential<float>(float x) {
     return expf(x);
 }
 
-// Joins (max, sum) with (other_max, other_sum).
+// Merges (max, sum) with (other_max, other_sum).
 template <typename T>
 __device__ __forceinline__ void join(float& max, float& sum, float other_max, float other_sum) {
     float top = fmaxf(max, other_max);
-    // Where nothing was seen the sum is 0 and the maximum -inf; -inf - -inf is not to be formed.
+    // Before the first element the sum is 0 and the maximum -inf; -inf - -inf would give NaN.
     float a = max == top ? 1.0f : exponential<T>(max - top);
     float b = other_max == top ? 1.0f : exponential<T>(other_max - top);
     sum = sum * a + other_sum * b;
@@ -54,7 +54,7 @@ __device__ __forceinline__ void head_loss_body(T* __restrict__ logits, float* __
         maxima[threadIdx.x / WARP] = max;
         sums[threadIdx.x / WARP] = sum;
     }
-    // The barrier also keeps `picked` apart from the writes below.
+    // The barrier also separates reads of `picked` from the writes below.
     __syncthreads();
     max = maxima[0];
     sum = sums[0];

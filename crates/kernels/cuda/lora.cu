@@ -1,34 +1,35 @@
 // Low-rank pairs: mid = drop(inp) A', out += s mid B', and their gradients.
 //
-// Three products cover both passes. `down` has few columns: mid from inp, and dmid from dout. `up` has a short inner
-// dimension and adds to its output: out from mid, and dinp from dmid. `grad` sums over rows: dB from dout and mid, dA from
-// dmid and inp. One launch takes all pairs of a group, cut into tiles of 8 ranks; up to 4 tiles share what they read.
-// A and B stay in f32 and are rounded in registers.
+// Three products cover both passes. `down` has few columns: mid from inp, and dmid from dout. `up` has a
+// short inner dimension and adds to its output: out from mid, and dinp from dmid. `grad` sums over rows: dB
+// from dout and mid, dA from dmid and inp. One launch processes all pairs of a group, split into tiles of 8
+// ranks. Up to 4 tiles share their reads.
 //
-// The kernels on matrix units want 16-byte rows; `..._plain` take f32 and any width.
+// A and B stay in f32 and are rounded in registers. The tensor-core kernels need 16-byte rows; `..._plain`
+// accept f32 and every width.
 #include "prelude.cuh"
 
-// The one type of activations that an architecture's matrix units are used for.
+// The activation type of the tensor-core kernels on this architecture.
 #if __CUDA_ARCH__ >= 800
 #define FOR_MATRIX_TYPE(M) M(bf16)
 #else
 #define FOR_MATRIX_TYPE(M) M(f16)
 #endif
 
-// Element (rank, column) of A or B.
+// Addresses element (rank, column) of A or B.
 struct Factor {
     const float* data;
     i64 rank_stride, column_stride;
 };
 
-// LoRA dropout of one pair; its elements are counted from row 0 of the launch. `probability` 0 keeps everything.
+// LoRA dropout of one pair. Elements are counted from row 0 of the launch. `probability` 0 means no dropout.
 struct Drop {
     u64 key;
     float probability;
     int cols;
 };
 
-// The host's `rng::keep`, without the last step of its mixer, which changes none of the bits that decide.
+// The host's `rng::keep` without the last step of its mixer, which does not change the deciding bits.
 __device__ __forceinline__ bool is_kept(u64 key, u64 counter, u32 threshold) {
     u64 z = key + counter * 0x9e3779b97f4a7c15ull;
     z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9ull;
@@ -36,14 +37,14 @@ __device__ __forceinline__ bool is_kept(u64 key, u64 counter, u32 threshold) {
     return (u32)(z >> 40) >= threshold;
 }
 
-// `uniform >= probability` on 24 bits.
+// The smallest 24-bit number that is kept: `uniform >= probability`.
 __device__ __forceinline__ u32 threshold_of(const Drop& drop) { return (u32)ceilf(drop.probability * 16777216.0f); }
 
 __device__ __forceinline__ bool is_kept(const Drop& drop, i64 row, int col) {
     return is_kept(drop.key, (u64)(row * drop.cols + col), threshold_of(drop));
 }
 
-// A bit for each of 8 columns from `col`. A call costs less than its code in every place.
+// Returns a mask bit for each of 8 columns from `col`. A call is cheaper than inlining the code everywhere.
 __device__ __noinline__ u32 kept_columns(u64 key, u64 counter, u32 threshold) {
     u32 bits = 0;
 #pragma unroll
@@ -51,7 +52,7 @@ __device__ __noinline__ u32 kept_columns(u64 key, u64 counter, u32 threshold) {
     return bits;
 }
 
-// A bit for each element of a left operand that lies across: bit 2 i + h belongs to half h of register i.
+// Returns a mask bit for each element of a transposed left operand. Bit 2 i + h is half h of register i.
 __device__ __noinline__ u32 kept_across(u64 key, u64 counter, u32 cols, u32 threshold) {
     u32 bits = 0;
 #pragma unroll
@@ -66,12 +67,12 @@ __device__ __forceinline__ u32 kept_columns(const Drop& drop, i64 row, int col) 
     return kept_columns(drop.key, (u64)(row * drop.cols + col), threshold_of(drop));
 }
 
-// Zeroes the halves of `pair` whose bits are not set.
+// Zeroes the halves of `pair` whose mask bits are 0.
 __device__ __forceinline__ u32 keep_halves(u32 pair, u32 bits) {
     return pair & ((bits & 1 ? 0xffffu : 0) | (bits & 2 ? 0xffff0000u : 0));
 }
 
-// Tiles that one block takes together, since they read the same matrix (n, cols).
+// Tiles that one block processes in one pass, because they read the same matrix (n, cols).
 struct Block {
     const void* data;
     i64 ld;
@@ -99,7 +100,7 @@ struct DownGroup {
     DownTile tile[MAX_TILES];
 };
 
-// The 8 columns from `col` of rank `lane / 4`, rounded to T, two in a register.
+// The 8 columns from `col` of rank `lane / 4`, rounded to T, two per register.
 template <typename T>
 __device__ __forceinline__ void load_ranks(u32 (&out)[4], const Factor& w, int ranks, int col, int cols) {
     int rank = threadIdx.x % WARP / 4;
@@ -121,9 +122,9 @@ __device__ __forceinline__ void load_ranks(u32 (&out)[4], const Factor& w, int r
     for (int i = 0; i < 4; ++i) out[i] = pack2<T>(x[2 * i], x[2 * i + 1]);
 }
 
-// The columns are cut into 64 parts; part p belongs to sum p % 8. A block takes 16 MT rows and either all 8 sums (a warp
-// each) or one of them (a warp takes one part in 8). Both add the parts of a sum, then the sums, in order: the bits do not
-// depend on the number of rows.
+// The columns are divided into 64 parts; part p belongs to sum p % 8. A block has 16 MT rows and computes all
+// 8 sums (one per warp) or one of them (each warp processes one part in 8). Both variants add the parts of a
+// sum, then the sums, in the same order, so the bits do not depend on the number of rows.
 template <typename T, int MT>
 __device__ __forceinline__ void lora_down_body(
     const DownGroup& group, float* __restrict__ partial, int n, int tile_count) {
@@ -204,8 +205,8 @@ __device__ __forceinline__ void lora_down_body(
     }
 }
 
-// Few rows: grid ceil(n / 16) x 8 x blocks; `partial` holds 64 n tile_count floats, and `lora_down_sum` follows.
-// Many: `lora_down_wide`, grid ceil(n / 32) x 1 x blocks. Both give the same bits.
+// Few rows: grid ceil(n / 16) x 8 x blocks. `partial` holds 64 n tile_count floats, and `lora_down_sum`
+// follows. Many rows: `lora_down_wide`, grid ceil(n / 32) x 1 x blocks. Both variants give the same bits.
 #define DOWN_KERNEL(T)                                                                                         \
     extern "C" __global__ void __launch_bounds__(256)                                                          \
         lora_down_##T(const __grid_constant__ DownGroup group, float* partial, int n, int tile_count) {        \
@@ -231,7 +232,7 @@ FOR_MATRIX_TYPE(DOWN_KERNEL)
     }
 FOR_MATRIX_TYPE(DOWN_SUM_KERNEL)
 
-// A warp takes a row and the tiles of a block. Grid: ceil(n / 8) x blocks.
+// A warp processes one row and the tiles of one block. Grid: ceil(n / 8) x blocks.
 template <typename T>
 __device__ __forceinline__ void lora_down_plain_body(const DownGroup& group, int n) {
     const Block& block = group.block[blockIdx.y];
@@ -267,7 +268,7 @@ FOR_TYPES(DOWN_PLAIN_KERNEL)
 
 // ---- up: out += the sum over pairs of drop(scale * mid W').
 
-// Up to 16 ranks of a pair; `is_last` ends the pair, whose sum is then scaled and dropped.
+// Up to 16 ranks of a pair. `is_last` marks the pair's last step, after which its sum is scaled and masked.
 struct UpStep {
     Factor w;
     const void* mid;
@@ -291,8 +292,8 @@ struct UpGroup {
     UpOut out[MAX_UP_OUTS];
 };
 
-// Right operands for 32 columns. Column 2 p + i of tile j is column 8 p + 2 j + i of the output, so that a thread's
-// results are 8 neighbours.
+// Loads right operands for 32 columns. Column 2 p + i of tile j is column 8 p + 2 j + i of the output, so the
+// results of a thread are 8 neighbours.
 template <typename T>
 __device__ __forceinline__ void load_step(u32 (&b)[4][2], const UpStep& step, int col, int cols) {
     int lane = threadIdx.x % WARP, g = lane / 4, t = lane % 4;
@@ -316,7 +317,7 @@ __device__ __forceinline__ u32 load_mid(const UpStep& step, int row, int n, int 
     return low | high << 16;
 }
 
-// Adds 16 rows of a step, this lane's from `row`. Their mids are at `mid` in shared memory, or else in the step's own.
+// Adds a step's product to 16 rows. The mids are at `mid` in shared memory, or else in the step's own memory.
 template <typename T>
 __device__ __forceinline__ void add_step(
     float (&acc)[4][4], float (&sum)[2][8], const UpStep& step, const u32 (&b)[4][2], const T* mid, int row, int col, int n) {
@@ -344,8 +345,8 @@ __device__ __forceinline__ void add_step(
     }
 }
 
-// Starts to copy the mids of 16 MT rows from `row` for the first steps, zeros past the end. A thread takes 8 ranks of a
-// row. Rows of 24 elements spread over all banks.
+// Starts the copy of the first steps' mids for 16 MT rows from `row`. Rows past the end become zeros. A
+// thread copies 8 ranks of a row. Rows of 24 elements use all banks.
 template <typename T, int MT>
 __device__ __forceinline__ void load_mids(T (*mids)[16 * MT][24], const UpStep* steps, int count, int row, int n) {
     int s = threadIdx.x / (32 * MT), r = threadIdx.x / 2 % (16 * MT), rank = threadIdx.x % 2 * 8;
@@ -364,7 +365,7 @@ __device__ __forceinline__ void load_mids(T (*mids)[16 * MT][24], const UpStep* 
     copy_commit();
 }
 
-// A block takes 256 columns of 16 MT rows at a time; the next rows are on their way meanwhile.
+// A block computes 256 columns of 16 MT rows at a time and loads the next rows meanwhile.
 template <typename T, int MT>
 __device__ __forceinline__ void lora_up_body(const UpGroup& group, int n) {
     __shared__ __align__(16) T mids[2][HELD_STEPS][16 * MT][24];
@@ -502,7 +503,7 @@ __device__ __forceinline__ void lora_grad_body(const GradGroup& group, float* pa
             bool is_valid = row + r < end && first + c < block.cols;
             copy16_async(&xs[stage][r][c], is_valid ? x + (row + r) * block.ld + first + c : x, is_valid);
         }
-        // A thread takes the 8 ranks of one row and tile.
+        // A thread copies the 8 ranks of one row and tile.
         T* to = &ys[stage][threadIdx.x % GRAD_ROWS][threadIdx.x / GRAD_ROWS * 8];
         int at = row + threadIdx.x % GRAD_ROWS;
         if (is_vector) {
@@ -564,8 +565,9 @@ __device__ __forceinline__ void lora_grad_body(const GradGroup& group, float* pa
     }
 }
 
-// Grid: ceil(max_cols / 128) x ceil(n / chunk) x blocks; `chunk` is a multiple of 64 that depends on `n` alone. With more
-// than one chunk, `partial` holds tiles * chunks * max_cols * 8 floats and `lora_grad_sum` follows.
+// Grid: ceil(max_cols / 128) x ceil(n / chunk) x blocks. `chunk` is a multiple of 64 that depends only on
+// `n`. For more than one chunk, `partial` holds tiles * chunks * max_cols * 8 floats and `lora_grad_sum`
+// follows.
 #define GRAD_KERNEL(T)                                                                                         \
     extern "C" __global__ void __launch_bounds__(256) lora_grad_##T(                                           \
         const __grid_constant__ GradGroup group, float* partial, int n, int chunk, int max_cols) {             \
@@ -587,7 +589,7 @@ extern "C" __global__ void __launch_bounds__(256)
     tile.grad[rank * tile.rank_stride + col * tile.column_stride] += sum * tile.scale;
 }
 
-// A thread takes a column and a rank. Grid: ceil(max_cols / 256) x 32 x blocks.
+// A thread computes one column and rank. Grid: ceil(max_cols / 256) x 32 x blocks.
 #define GRAD_PLAIN_KERNEL(T)                                                                                   \
     extern "C" __global__ void __launch_bounds__(256)                                                          \
         lora_grad_plain_##T(const __grid_constant__ GradGroup group, int n) {                                  \

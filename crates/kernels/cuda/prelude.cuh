@@ -1,5 +1,4 @@
-// Types and instructions that every kernel uses. No header of the toolkit is included, so that the NVRTC wheel
-// alone compiles all of it.
+// Types and instructions shared by all kernels. The NVRTC wheel has no toolkit headers, so none is included.
 #pragma once
 
 typedef unsigned char u8;
@@ -17,7 +16,7 @@ struct f16 {
     u16 bits;
 };
 
-// Instantiates `M(type)` for every type of activations that the architecture computes with.
+// Instantiates `M(type)` for every activation type of the architecture.
 #if __CUDA_ARCH__ >= 800
 #define FOR_TYPES(M) M(bf16) M(f16) M(f32)
 #define FOR_HALF_TYPES(M) M(bf16) M(f16)
@@ -32,7 +31,7 @@ struct f16 {
 
 __device__ __forceinline__ int ceil_div(int a, int b) { return (a + b - 1) / b; }
 
-// ---- Conversions, to nearest even as the host rounds.
+// ---- Conversions. They round to nearest even, as on the host.
 
 __device__ __forceinline__ float to_float(float x) { return x; }
 
@@ -71,7 +70,7 @@ __device__ __forceinline__ f16 from_float<f16>(float x) {
     return out;
 }
 
-// Two values in one register, the first in the lower half.
+// Packs two values into one register, the first in the lower half.
 template <typename T>
 __device__ __forceinline__ u32 pack2(float low, float high) {
     return (u32)from_float<T>(low).bits | (u32)from_float<T>(high).bits << 16;
@@ -113,7 +112,7 @@ __device__ __forceinline__ void store16(T* to, const Vec<T>& value) {
     *reinterpret_cast<uint4*>(to) = *reinterpret_cast<const uint4*>(&value);
 }
 
-// Eight elements from a 16-byte boundary, widened.
+// Loads eight elements from a 16-byte boundary as f32.
 template <typename T>
 __device__ __forceinline__ void load8(float (&out)[8], const T* from) {
 #pragma unroll
@@ -137,7 +136,7 @@ __device__ __forceinline__ void store8(T* to, const float (&values)[8]) {
 
 __device__ __forceinline__ bool aligned16(const void* p) { return ((u64)p & 15) == 0; }
 
-// ---- Sums and maxima in a fixed order. Every lane or thread receives the result.
+// ---- Sums and maxima in a fixed order. Every lane or thread gets the result.
 
 __device__ __forceinline__ float warp_sum(float x) {
 #pragma unroll
@@ -157,7 +156,7 @@ __device__ __forceinline__ float warp_max(float x) {
     return x;
 }
 
-// `shared` holds 32 values; the block is a multiple of a warp.
+// `shared` has 32 values. The block size is a multiple of a warp.
 template <typename F>
 __device__ __forceinline__ F block_sum(F x, F* shared) {
     int warps = (blockDim.x + WARP - 1) / WARP;
@@ -181,11 +180,11 @@ __device__ __forceinline__ float block_max(float x, float* shared) {
     return max;
 }
 
-// ---- Copies into shared memory that run beside the arithmetic.
+// ---- Asynchronous copies into shared memory.
 
 __device__ __forceinline__ u32 shared_address(const void* p) { return (u32)__cvta_generic_to_shared(p); }
 
-// Copies 16 bytes, or writes zeros where `valid` is false; then `from` is not read.
+// Copies 16 bytes, or writes zeros without reading `from` if `valid` is false.
 __device__ __forceinline__ void copy16_async(void* to, const void* from, bool valid) {
 #if __CUDA_ARCH__ >= 800
     int bytes = valid ? 16 : 0;
@@ -203,7 +202,7 @@ __device__ __forceinline__ void copy_commit() {
 #endif
 }
 
-// Waits until at most `PENDING` groups of this thread's copies are outstanding. A barrier has to follow.
+// Waits until at most `PENDING` copy groups of this thread are pending. A barrier must follow.
 template <int PENDING>
 __device__ __forceinline__ void copy_wait() {
 #if __CUDA_ARCH__ >= 800
@@ -213,7 +212,7 @@ __device__ __forceinline__ void copy_wait() {
 
 // ---- Matrix fragments.
 
-// Four 8x8 tiles of 16-bit elements; lane `i` gives the address of row `i % 8` of tile `i / 8`.
+// Loads four 8x8 tiles of 16-bit elements. Lane `i` passes the address of row `i % 8` of tile `i / 8`.
 __device__ __forceinline__ void load_matrix_x4(u32 (&out)[4], const void* row) {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
                  : "=r"(out[0]), "=r"(out[1]), "=r"(out[2]), "=r"(out[3])
@@ -266,7 +265,7 @@ __device__ __forceinline__ void mma16816<bf16>(float (&c)[4], const u32 (&a)[4],
 #endif
 }
 
-// ---- Random numbers by counter: the host's `rng::keep`.
+// ---- Counter-based random numbers, equal to the host's `rng::keep`.
 
 __device__ __forceinline__ bool keep(u64 key, u64 counter, float probability) {
     u64 z = key + counter * 0x9e3779b97f4a7c15ull;

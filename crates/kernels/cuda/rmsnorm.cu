@@ -1,18 +1,18 @@
-// Root mean square normalisation. One block takes one row; up to 2 parts of 8 elements a thread stay in registers.
-//
-// `S` is the type of the residual stream, `T` that of other activations. They differ where activations are f16.
+// Root mean square normalisation. One block processes one row. Up to 2 vectors of 8 elements per thread stay
+// in registers. `S` is the type of the residual stream, `T` that of other activations. They differ if
+// activations are f16.
 #include "prelude.cuh"
 
 #define PART 8
 #define HELD 2
 
-// Eight elements as they lie in memory.
+// Eight elements in their memory layout.
 template <typename T>
 struct Part {
     Vec<T> v[PART / Vec<T>::LEN];
 };
 
-// The parts of a row that a thread takes, `threadIdx.x + i * blockDim.x`.
+// The vectors of a row that belong to a thread: `threadIdx.x + i * blockDim.x`.
 template <typename T>
 struct Row {
     const T* x;
@@ -40,7 +40,7 @@ struct Row {
     }
 };
 
-// Calls `f(i, p)` for each part of this thread; `i` is a constant for those in registers.
+// Calls `f(i, p)` for each vector of this thread. `i` is a compile-time constant for vectors in registers.
 template <typename F>
 __device__ __forceinline__ void for_parts(int parts, F f) {
 #pragma unroll
@@ -126,8 +126,8 @@ __device__ __forceinline__ void rmsnorm_backward_body(S* dinp, const T* __restri
     }
 }
 
-// Forward: out = weight * inp * rstd. Backward: dinp (+)= rstd * (weight * dout - x^ * mean(weight * dout * x^)), with
-// x^ = inp * rstd. Grid: n; block: 32 to 256 threads by `c` alone.
+// Forward: out = weight * inp * rstd. Backward: dinp (+)= rstd * (weight * dout - x^ * mean(weight * dout *
+// x^)), with x^ = inp * rstd. Grid: n; block: 32 to 256 threads, depending only on `c`.
 #define KERNELS(NAME, T, S)                                                                                    \
     extern "C" __global__ void __launch_bounds__(256, 4) rmsnorm_forward_##NAME(T* out, float* rstd,              \
         const S* inp, const float* weight, int c, i64 ld_out, i64 ld_inp, float eps) {                         \

@@ -1,7 +1,7 @@
 // Rotary position embedding, in Llama's layout.
 #include "prelude.cuh"
 
-// Cosine and sine of every rotation of a pass, (n, half) each. The product is rounded to f32, as the host rounds it.
+// Cosine and sine of every rotation of a pass, (n, half) each. The angle is rounded to f32, as on the host.
 // Grid: ceil(n * half / 256).
 extern "C" __global__ void __launch_bounds__(256)
     rope_table(float* cosines, float* sines, const float* inv_freq, const u32* positions, int n, int half) {
@@ -13,8 +13,8 @@ extern "C" __global__ void __launch_bounds__(256)
     sines[at] = (float)sine;
 }
 
-// Turns the pairs (i, i + half) of each head of `x` in place; `sign` -1 turns a gradient back.
-// Grid: n x ceil(heads * ceil(half / LEN) / 256).
+// Rotates the pairs (i, i + half) of each head of `x` in place. `sign` -1 inverts the rotation, for
+// gradients. Grid: n x ceil(heads * ceil(half / LEN) / 256).
 template <typename T>
 __device__ __forceinline__ void rope_body(
     T* x, const float* __restrict__ cosines, const float* __restrict__ sines, int heads, int half, i64 ld, float sign) {

@@ -1,4 +1,4 @@
-// Moving rows: add, copy, gather and its backward, conversions.
+// Row operations: add, gather and its backward, scatter.
 #include "prelude.cuh"
 
 #define ADD_KERNEL(T)                                                                                          \
@@ -28,14 +28,6 @@ __device__ __forceinline__ void copy_row(T* __restrict__ to, const T* __restrict
     for (int at = done + threadIdx.x; at < cols; at += blockDim.x) to[at] = from[at];
 }
 
-// dst[i] = src[i], rows of `cols` with their own strides. Grid: n.
-#define COPY_KERNEL(T)                                                                                         \
-    extern "C" __global__ void __launch_bounds__(256)                                                          \
-        copy_rows_##T(T* dst, const T* src, int cols, i64 ld_dst, i64 ld_src) {                                \
-        copy_row(dst + blockIdx.x * ld_dst, src + blockIdx.x * ld_src, cols);                                  \
-    }
-FOR_TYPES(COPY_KERNEL)
-
 // out[i] = inp[rows[i]]. Grid: n.
 #define GATHER_KERNEL(T)                                                                                       \
     extern "C" __global__ void __launch_bounds__(256)                                                          \
@@ -44,7 +36,7 @@ FOR_TYPES(COPY_KERNEL)
     }
 FOR_TYPES(GATHER_KERNEL)
 
-// out[rows[i]] = inp[i]; the rows are distinct. Grid: n.
+// out[rows[i]] = inp[i]; `rows` are distinct. Grid: n.
 #define SCATTER_KERNEL(T)                                                                                      \
     extern "C" __global__ void __launch_bounds__(256)                                                          \
         scatter_rows_##T(T* out, const T* inp, const u32* rows, int cols, i64 ld_out, i64 ld_inp) {            \
@@ -52,8 +44,8 @@ FOR_TYPES(GATHER_KERNEL)
     }
 FOR_TYPES(SCATTER_KERNEL)
 
-// dinp[r] = the sum of dout[i] over rows[i] == r, in the order of i, without atomics: a block takes one `r` and 1024
-// columns, and reads all of `rows`. Grid: rows of dinp x ceil(cols / 1024).
+// dinp[r] = the sum of dout[i] over rows[i] == r, in the order of i, without atomics. A block computes 1024
+// columns of one row `r` and reads all of `rows`. Grid: rows of dinp x ceil(cols / 1024).
 template <typename T>
 __device__ __forceinline__ void gather_rows_backward_body(T* __restrict__ dinp, const T* __restrict__ dout,
     const u32* __restrict__ rows, int count, int cols, i64 ld_dinp, i64 ld_dout) {
@@ -78,27 +70,3 @@ __device__ __forceinline__ void gather_rows_backward_body(T* __restrict__ dinp, 
         gather_rows_backward_body(dinp, dout, rows, count, cols, ld_dinp, ld_dout);                            \
     }
 FOR_TYPES(GATHER_BACKWARD_KERNEL)
-
-template <typename A, typename B>
-__device__ __forceinline__ void cast_body(A* __restrict__ out, const B* __restrict__ inp, i64 len) {
-    i64 at = ((i64)blockIdx.x * 256 + threadIdx.x) * 8;
-    if (at + 8 <= len && aligned16(out) && aligned16(inp)) {
-        float x[8];
-        load8(x, inp + at);
-        store8(out + at, x);
-        return;
-    }
-    for (int i = 0; i < 8 && at + i < len; ++i) out[at + i] = from_float<A>(to_float(inp[at + i]));
-}
-
-// out = inp in another type, on every architecture. Grid: ceil(len / 2048).
-#define CAST_KERNEL(B, A)                                                                                      \
-    extern "C" __global__ void __launch_bounds__(256) cast_##B##_to_##A(A* out, const B* inp, i64 len) {       \
-        cast_body<A, B>(out, inp, len);                                                                        \
-    }
-CAST_KERNEL(bf16, f32)
-CAST_KERNEL(bf16, f16)
-CAST_KERNEL(f16, f32)
-CAST_KERNEL(f16, bf16)
-CAST_KERNEL(f32, bf16)
-CAST_KERNEL(f32, f16)

@@ -1,4 +1,4 @@
-// The gated activation of Llama's feed-forward block.
+// SwiGLU, the activation of Llama's feed-forward block.
 #include "prelude.cuh"
 
 template <typename T>
@@ -50,7 +50,7 @@ __device__ __forceinline__ void swiglu_slopes(float& dgate, float& dup, float dy
     dgate = dy * up * (open * (1.0f + gate * (1.0f - open)));
 }
 
-// dup = dout * silu(gate), dgate = dout * up * silu'(gate); `dgate` and `dup` may be `gate` and `up`.
+// dup = dout * silu(gate), dgate = dout * up * silu'(gate). `dgate` and `dup` may equal `gate` and `up`.
 template <typename T>
 __device__ __forceinline__ void swiglu_backward_body(
     T* dgate, T* dup, const T* dout, const T* gate, const T* up, int cols, i64 ld_dinp, i64 ld_dout, i64 ld_inp) {

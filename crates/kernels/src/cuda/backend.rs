@@ -19,7 +19,7 @@ use crate::cpu::pool::lock;
 use crate::matrix::HostMatrix;
 use crate::{
     AdamW, AttentionDims, AttentionGrads, AttentionOperands, AttentionSaved, Backend, BackendError, Buffer,
-    DType, Element, HeadGrads, HeadOperands, Indices, LoraGrads, LoraPair, Matrix, ProjectGrads,
+    DType, Element, HeadGrads, HeadOperands, Indices, LoraGrads, LoraPair, LoraRef, Matrix, ProjectGrads,
     ProjectGroup, ProjectSaved, RmsnormSaved, Scalars, Segment, Segments, Store,
 };
 
@@ -332,6 +332,28 @@ fn lora_pair(pair: &LoraPair<'_>) -> ops::lora::Pair {
     ops::lora::Pair::at(ptr(pair.lora.params), &pair.lora, pair.dropout)
 }
 
+fn forward_pair(
+    pair: &LoraPair<'_>,
+    mid: &Buffer,
+    out: &Buffer,
+    rows: &Range<usize>,
+) -> ops::lora::ForwardPair {
+    let LoraRef { rank, d_out, .. } = pair.lora;
+    let (mid, out) = (row_range(mid, rows, rank), row_range(out, rows, d_out));
+    ops::lora::ForwardPair { pair: lora_pair(pair), mid, out }
+}
+
+fn backward_pair(
+    pair: &LoraPair<'_>,
+    mid: &Buffer,
+    dout: &Buffer,
+    rows: &Range<usize>,
+) -> ops::lora::BackwardPair {
+    let LoraRef { rank, d_out, .. } = pair.lora;
+    let (mid, dout) = (row_range(mid, rows, rank), row_range(dout, rows, d_out));
+    ops::lora::BackwardPair { pair: lora_pair(pair), mid, dout }
+}
+
 fn attention_operands<'a>(operands: AttentionOperands<'a>) -> ops::attention::Operands<'a> {
     let AttentionOperands { q, k, v, segments, dims } = operands;
     let (width, kv_width) = (dims.heads * dims.head_dim, dims.kv_heads * dims.head_dim);
@@ -517,19 +539,9 @@ impl Backend for Cuda {
         pair: LoraPair<'_>,
         rows: Range<usize>,
     ) {
-        let lora = pair.lora;
-        let forward = ops::lora::ForwardPair {
-            pair: lora_pair(&pair),
-            mid: row_range(mid, &rows, lora.rank),
-            out: row_range(out, &rows, lora.d_out),
-        };
-        ops::lora::forward(
-            &self.device,
-            self.dtype,
-            row_range(inp, &rows, lora.d_in),
-            rows.len(),
-            &[forward],
-        );
+        let inp = row_range(inp, &rows, pair.lora.d_in);
+        let pairs = [forward_pair(&pair, mid, out, &rows)];
+        ops::lora::forward(&self.device, self.dtype, inp, rows.len(), &pairs);
     }
 
     fn lora_backward(
@@ -546,19 +558,9 @@ impl Backend for Cuda {
             dinp: grads.dinp.map(|dinp| row_range(dinp, &rows, lora.d_in)),
             dparams: ptr_of(grads.dparams, lora.params.len()),
         };
-        let backward = ops::lora::BackwardPair {
-            pair: lora_pair(&pair),
-            mid: row_range(mid, &rows, lora.rank),
-            dout: row_range(dout, &rows, lora.d_out),
-        };
-        ops::lora::backward(
-            &self.device,
-            self.dtype,
-            grads,
-            row_range(inp, &rows, lora.d_in),
-            rows.len(),
-            &[backward],
-        );
+        let inp = row_range(inp, &rows, lora.d_in);
+        let pairs = [backward_pair(&pair, mid, dout, &rows)];
+        ops::lora::backward(&self.device, self.dtype, grads, inp, rows.len(), &pairs);
     }
 
     fn project(
@@ -588,11 +590,7 @@ impl Backend for Cuda {
             let (rows, mut pairs) = (&segment.rows, Vec::new());
             for (i, pair) in segment.pairs.iter().enumerate() {
                 let Some(pair) = pair else { continue };
-                pairs.push(ops::lora::ForwardPair {
-                    pair: lora_pair(pair),
-                    mid: row_range(mid[i], rows, pair.lora.rank),
-                    out: row_range(out[i], rows, pair.lora.d_out),
-                });
+                pairs.push(forward_pair(pair, mid[i], out[i], rows));
             }
             if !pairs.is_empty() && !rows.is_empty() {
                 let inp = row_range(inp, rows, group.weights[0].cols());
@@ -621,11 +619,7 @@ impl Backend for Cuda {
             let (rows, mut pairs) = (&segment.rows, Vec::new());
             for (i, pair) in segment.pairs.iter().enumerate() {
                 let Some(pair) = pair else { continue };
-                pairs.push(ops::lora::BackwardPair {
-                    pair: lora_pair(pair),
-                    mid: row_range(saved.mid[i], rows, pair.lora.rank),
-                    dout: row_range(dout[i], rows, pair.lora.d_out),
-                });
+                pairs.push(backward_pair(pair, saved.mid[i], dout[i], rows));
             }
             if !pairs.is_empty() && !rows.is_empty() {
                 let dinp = dinp.as_deref().map(|dinp| row_range(dinp, rows, cols));

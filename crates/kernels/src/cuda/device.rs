@@ -2,7 +2,6 @@
 
 use std::collections::HashMap;
 use std::ffi::CString;
-use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
@@ -142,11 +141,6 @@ impl Device {
         }))
     }
 
-    /// The file of the driver that is mapped.
-    pub fn driver_path(&self) -> &Path {
-        self.driver.path()
-    }
-
     /// Binds the context to the calling thread.
     pub fn activate(&self) -> Result<(), CudaError> {
         self.driver.set_context(self.context)
@@ -215,14 +209,6 @@ impl Device {
     /// Returns the first stored error.
     pub fn check(&self) -> Result<(), CudaError> {
         lock(&self.fault).clone().map_or(Ok(()), Err)
-    }
-
-    /// Waits for everything that was launched.
-    pub fn synchronize(&self) -> Result<(), CudaError> {
-        self.check()?;
-        let result = self.activate().and_then(|()| self.driver.synchronize(self.stream));
-        self.record(result);
-        self.check()
     }
 
     /// Returns the allocated bytes and their peak.
@@ -325,10 +311,6 @@ impl Allocation {
 
     pub fn bytes(&self) -> u64 {
         self.bytes
-    }
-
-    pub fn device(&self) -> &Arc<Device> {
-        &self.device
     }
 }
 

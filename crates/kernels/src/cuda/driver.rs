@@ -67,7 +67,6 @@ functions! {
     event_create = "cuEventCreate": fn(*mut Handle, c_uint);
     event_record = "cuEventRecord": fn(Handle, Handle);
     event_synchronize = "cuEventSynchronize": fn(Handle);
-    event_elapsed = "cuEventElapsedTime": fn(*mut f32, Handle, Handle);
     event_destroy = "cuEventDestroy_v2": fn(Handle);
     module_load = "cuModuleLoadData": fn(*mut Handle, *const c_void);
     module_function = "cuModuleGetFunction": fn(*mut Handle, Handle, *const c_char);
@@ -260,15 +259,6 @@ impl Driver {
     pub fn synchronize_event(&self, event: Handle) -> Result<(), CudaError> {
         // SAFETY: the event exists.
         self.check("cuEventSynchronize", unsafe { (self.event_synchronize)(event) })
-    }
-
-    /// Milliseconds between two recorded events.
-    pub fn elapsed(&self, start: Handle, end: Handle) -> Result<f32, CudaError> {
-        let mut milliseconds = 0.0;
-        // SAFETY: the driver writes one float; both events exist.
-        let result = unsafe { (self.event_elapsed)(&mut milliseconds, start, end) };
-        self.check("cuEventElapsedTime", result)?;
-        Ok(milliseconds)
     }
 
     /// # Safety

@@ -86,19 +86,9 @@ impl<'a> KernelLaunch<'a> {
         self.value(value as u64)
     }
 
-    /// An `unsigned long long`.
-    pub fn key(self, value: u64) -> Self {
-        self.value(value)
-    }
-
     /// Adds a `float`.
     pub fn float(self, value: f32) -> Self {
         self.value(value.to_bits() as u64)
-    }
-
-    /// A `double`.
-    pub fn double(self, value: f64) -> Self {
-        self.value(value.to_bits())
     }
 
     /// Adds a structure by value. `T` is `repr(C)` with the kernel's layout.

@@ -17,7 +17,8 @@ const STAGES: usize = 3;
 /// Elements of padding after each row of a shared-memory tile.
 const PADDING: usize = 8;
 
-/// Runs matrix products.
+/// Runs matrix products. The default uses only the kernels of `gemm.cu`.
+#[derive(Default)]
 pub(super) struct Products {
     /// The library and its scratch.
     library: Option<(Blas, Allocation)>,
@@ -35,11 +36,6 @@ impl Products {
             None => None,
         };
         Ok(Self { library })
-    }
-
-    /// Products by the kernels of `gemm.cu` alone.
-    pub fn own() -> Self {
-        Self { library: None }
     }
 
     /// The library, if it is installed.

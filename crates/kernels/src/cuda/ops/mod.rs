@@ -4,7 +4,6 @@
 
 pub(super) mod adamw;
 pub(super) mod attention;
-pub(super) mod embedding;
 pub(super) mod four_bit;
 pub(super) mod four_bit_fused;
 pub(super) mod gemv;

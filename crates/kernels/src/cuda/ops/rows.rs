@@ -4,8 +4,6 @@ use super::{Rows, THREADS, vector_len};
 use crate::DType;
 use crate::cuda::device::{Device, DevicePtr};
 
-/// Elements that a block of a conversion takes.
-const CAST_BLOCK: usize = 2048;
 /// Columns per block of [`gather_rows_backward`].
 const GATHER_COLUMNS: usize = 1024;
 
@@ -13,12 +11,6 @@ const GATHER_COLUMNS: usize = 1024;
 pub fn add(device: &Device, dtype: DType, dst: DevicePtr, src: DevicePtr, len: usize) {
     let blocks = len.div_ceil(THREADS as usize * vector_len(dtype));
     device.kernel("add", dtype).grid(blocks, 1, 1).block(THREADS).ptr(dst).ptr(src).long(len).run();
-}
-
-/// Copies `n` rows of `cols`.
-pub fn copy_rows(device: &Device, dtype: DType, dst: Rows, src: Rows, n: usize, cols: usize) {
-    let launch = device.kernel("copy_rows", dtype).grid(n, 1, 1).block(THREADS);
-    launch.ptr(dst.at).ptr(src.at).int(cols).long(dst.stride).long(src.stride).run();
 }
 
 /// Computes `out[i] = inp[rows[i]]` for `n` rows of `cols` columns.
@@ -70,24 +62,4 @@ pub fn gather_rows_backward(
     let launch =
         device.kernel("gather_rows_backward", dtype).grid(n, cols.div_ceil(GATHER_COLUMNS), 1).block(THREADS);
     launch.ptr(dinp.at).ptr(dout.at).ptr(rows).int(count).int(cols).long(dinp.stride).long(dout.stride).run();
-}
-
-/// Converts `len` elements from one type to another.
-///
-/// # Panics
-/// If the types are the same.
-pub fn cast(
-    device: &Device,
-    (to, to_type): (DevicePtr, DType),
-    (from, from_type): (DevicePtr, DType),
-    len: usize,
-) {
-    assert_ne!(to_type, from_type, "a conversion to the same type");
-    let name = match from_type {
-        DType::Bf16 => "cast_bf16_to",
-        DType::F16 => "cast_f16_to",
-        DType::F32 => "cast_f32_to",
-    };
-    let launch = device.kernel(name, to_type).grid(len.div_ceil(CAST_BLOCK), 1, 1).block(THREADS);
-    launch.ptr(to).ptr(from).long(len).run();
 }

@@ -51,6 +51,7 @@ fn tolerance(dtype: DType) -> f64 {
 
 /// Device values of type `dtype`.
 struct Values {
+    device: Arc<Device>,
     memory: Allocation,
     dtype: DType,
     len: usize,
@@ -60,9 +61,8 @@ impl Values {
     fn new(device: &Arc<Device>, dtype: DType, values: &[f32]) -> Self {
         let mut bytes = vec![0; values.len() * dtype.size()];
         from_f32(dtype, values, &mut bytes);
-        let memory = device.allocate(bytes.len() as u64).unwrap();
-        device.upload(memory.address(), &bytes);
-        Self { memory, dtype, len: values.len() }
+        let memory = upload(device, &bytes);
+        Self { device: device.clone(), memory, dtype, len: values.len() }
     }
 
     /// NaN elements, for outputs.
@@ -76,19 +76,22 @@ impl Values {
 
     fn read(&self) -> Vec<f32> {
         let mut bytes = vec![0; self.len * self.dtype.size()];
-        self.memory.device().download(&mut bytes, self.ptr()).unwrap();
+        self.device.download(&mut bytes, self.ptr()).unwrap();
         let mut values = vec![0.0; self.len];
         to_f32(self.dtype, &bytes, &mut values);
         values
     }
 }
 
+fn upload(device: &Arc<Device>, bytes: &[u8]) -> Allocation {
+    let memory = device.allocate(bytes.len() as u64).unwrap();
+    device.upload(memory.address(), bytes);
+    memory
+}
+
 /// Uploads `u32` values.
 fn words(device: &Arc<Device>, values: &[u32]) -> Allocation {
-    let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
-    let memory = device.allocate(bytes.len() as u64).unwrap();
-    device.upload(memory.address(), &bytes);
-    memory
+    upload(device, &values.iter().flat_map(|value| value.to_le_bytes()).collect::<Vec<u8>>())
 }
 
 /// Random values rounded to `dtype`, so that device and reference get equal inputs.

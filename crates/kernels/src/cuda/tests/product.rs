@@ -54,7 +54,7 @@ fn check_all(products: &Products, device: &Arc<Device>) {
 #[test]
 fn own_products_equal_the_reference() {
     let Some(device) = device() else { return };
-    check_all(&Products::own(), &device);
+    check_all(&Products::default(), &device);
 }
 
 #[test]
@@ -70,7 +70,7 @@ fn repeated_products_give_the_same_bytes() {
     let Some(device) = device() else { return };
     let mut stream = Stream::new(32);
     let (dtype, rows, outputs, inputs) = (DType::Bf16, 96, 512, 1024);
-    for products in [Products::own(), Products::open(&device).unwrap()] {
+    for products in [Products::default(), Products::open(&device).unwrap()] {
         for direction in [Direction::Forward, Direction::Backward] {
             let shape = ProductShape { direction, dtype, rows, outputs, inputs, adds: false, exact: false };
             let (width, depth) = shape.width_and_depth();
