@@ -24,6 +24,7 @@
 pub mod adamw;
 pub mod attention;
 mod backend;
+mod backend_options;
 mod buffer;
 mod cpu;
 pub mod cuda;
@@ -53,6 +54,7 @@ pub mod swiglu;
 mod trace;
 
 pub use backend::Backend;
+pub use backend_options::BackendOptions;
 pub use buffer::{Buffer, Element, HostMemory, Scalars, Storage};
 pub use cpu::{Cpu, CpuOptions};
 pub use dtype::{DType, bf16_to_f32, f16_to_f32, f32_to_bf16, f32_to_f16, from_f32, to_f32};

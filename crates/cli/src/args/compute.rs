@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use clap::Args;
 use danlu_kernels::cuda::{self, Cuda, CudaError, CudaOptions};
-use danlu_kernels::{Backend, Cpu, CpuOptions, DType, Isa};
+use danlu_kernels::{Backend, BackendOptions, Cpu, CpuOptions, DType, Isa};
 
 use crate::diagnostic::{Diagnostic, Result};
 
@@ -124,6 +124,14 @@ impl ComputeArgs {
     pub fn threads(&self) -> usize {
         let offered = || std::thread::available_parallelism().map_or(1, usize::from);
         self.threads.map_or_else(offered, usize::from)
+    }
+
+    /// The back end that a memory plan is made for. The plan covers the host: on a GPU as on the processor.
+    ///
+    /// # Errors
+    /// As [`ComputeArgs::backend`].
+    pub fn backend_options(&self, dtype: DType) -> Result<BackendOptions> {
+        Ok(self.options(dtype)?.into())
     }
 
     /// The options of that back end.

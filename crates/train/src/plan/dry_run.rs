@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use danlu_adapter::Adapter;
-use danlu_kernels::{CpuOptions, Footprint, Trace};
+use danlu_kernels::{BackendOptions, Footprint, Trace};
 use danlu_model::{ActivationPolicy, Decoder, LabeledSequence, ModelConfig, SlotInput, Workspace};
 
 use super::worst_steps::WorstSteps;
@@ -46,9 +46,13 @@ pub(crate) struct DryRun {
 }
 
 impl DryRun {
-    /// A trainer of this base with these settings, on a CPU with these options.
-    pub fn new(config: &ModelConfig, settings: &TrainSettings, cpu: CpuOptions) -> Result<Self, TrainError> {
-        let trace = Arc::new(Trace::new(cpu));
+    /// A trainer of this base with these settings on this back end.
+    pub fn new(
+        config: &ModelConfig,
+        settings: &TrainSettings,
+        backend: BackendOptions,
+    ) -> Result<Self, TrainError> {
+        let trace = Arc::new(backend.trace());
         let live = || trace.footprint().live;
         let decoder = Arc::new(Decoder::trace(config.clone(), trace.clone()));
         let norms = live();

@@ -3,7 +3,7 @@
 use std::cell::OnceCell;
 use std::fmt;
 
-use danlu_kernels::CpuOptions;
+use danlu_kernels::BackendOptions;
 use danlu_model::ModelConfig;
 use serde::{Deserialize, Serialize};
 
@@ -23,8 +23,8 @@ pub struct PlanInput<'a> {
     pub config: ModelConfig,
     /// The run.
     pub settings: TrainSettings,
-    /// The options of the back end.
-    pub cpu: CpuOptions,
+    /// The back end that runs the job.
+    pub backend: BackendOptions,
     /// Training records. If empty, every record has the longest allowed length.
     pub records: Vec<RecordSize<'a>>,
     /// Records to evaluate on.
@@ -199,7 +199,7 @@ impl<'a> Planner<'a> {
                 settings.per_device_train_batch_size.saturating_mul(settings.gradient_accumulation_steps);
             records = vec![full; count.min(1 << 20)];
         }
-        let dry_run = DryRun::new(&input.config, settings, input.cpu)?;
+        let dry_run = DryRun::new(&input.config, settings, input.backend)?;
         let (held_out, worst_steps) = (cut(&input.held_out), Default::default());
         Ok(Self { input, settings, dry_run, records, held_out, worst_steps })
     }

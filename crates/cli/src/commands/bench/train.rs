@@ -294,7 +294,7 @@ fn forecast(
     let input = PlanInput {
         config: config.clone(),
         settings: job.settings.clone(),
-        cpu: args.machine.compute.options(machine.precision.into())?,
+        backend: args.machine.compute.backend_options(machine.precision.into())?,
         records,
         held_out: Vec::new(),
         reply: ReplySize::default(),

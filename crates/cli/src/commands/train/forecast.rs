@@ -296,12 +296,12 @@ fn input<'a>(
     baseline: &MemoryBaseline,
 ) -> Result<PlanInput<'a>> {
     let Subject { base, config, settings, limits } = *subject;
-    let cpu = limits.compute.options(settings.dtype.into())?;
+    let backend = limits.compute.backend_options(settings.dtype.into())?;
     let quantization = settings.quantization().map(|q| (q, limits.compute.threads()));
     let mut input = PlanInput {
         config: config.clone(),
         settings: settings.clone(),
-        cpu,
+        backend,
         records: Vec::new(),
         held_out: Vec::new(),
         reply: ReplySize::default(),

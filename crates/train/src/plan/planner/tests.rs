@@ -1,5 +1,7 @@
 use std::path::Path;
 
+use danlu_kernels::CpuOptions;
+
 use super::*;
 
 fn input(batch: usize) -> PlanInput<'static> {
@@ -7,7 +9,7 @@ fn input(batch: usize) -> PlanInput<'static> {
     PlanInput {
         config: ModelConfig::read(&base).unwrap(),
         settings: TrainSettings { per_device_train_batch_size: batch, ..TrainSettings::default() },
-        cpu: CpuOptions { threads: Some(2), ..CpuOptions::default() },
+        backend: CpuOptions { threads: Some(2), ..CpuOptions::default() }.into(),
         records: Vec::new(),
         held_out: Vec::new(),
         reply: ReplySize::default(),
