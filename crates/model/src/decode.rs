@@ -155,7 +155,7 @@ impl Decoder {
             cache.advance(input.slot, input.ids.len());
         }
         if !last.is_empty() {
-            logits.extend(self.head_logits(work, last.len())?);
+            self.head_logits(logits, work, last.len())?;
         }
         Ok(())
     }

@@ -234,7 +234,9 @@ impl Decoder {
         let (n, c) = (rows.len(), self.config.hidden_size);
         work.reserve(&self.config, &*self.backend, 0, 1, n);
         self.backend.copy_rows(work.head_inp.get_mut(), 0, states, rows.start, n, c);
-        self.head_logits(work, n)
+        let mut logits = Vec::new();
+        self.head_logits(&mut logits, work, n)?;
+        Ok(logits)
     }
 
     /// Embeds the ids of an uploaded pass and runs every block, over `cache` if given. The result is in
@@ -425,15 +427,21 @@ impl Decoder {
         self.backend.rmsnorm_forward(out, rstd, inp, &self.norm, eps, n);
     }
 
-    /// Returns the logits of the first `n` rows of `work.head_inp`, `(N, V)`.
-    pub(crate) fn head_logits(&self, work: &mut Workspace, n: usize) -> Result<Vec<f32>, ModelError> {
+    /// Appends the logits of the first `n` rows of `work.head_inp`, `(N, V)`, to `logits`.
+    pub(crate) fn head_logits(
+        &self,
+        logits: &mut Vec<f32>,
+        work: &mut Workspace,
+        n: usize,
+    ) -> Result<(), ModelError> {
         self.head_norm(work, n);
         let be = &*self.backend;
-        let mut logits = vec![0.0; n * self.config.vocab_size];
         work.logits.reserve(be, n, self.config.vocab_size, Element::Exact);
         be.linear_forward(work.logits.get_mut(), work.head_norm.get(), &self.lm_head, n);
-        be.read(&mut logits, work.logits.get(), 0)?;
-        Ok(logits)
+        let start = logits.len();
+        logits.resize(start + n * self.config.vocab_size, 0.0);
+        be.read(&mut logits[start..], work.logits.get(), 0)?;
+        Ok(())
     }
 
     /// Checks that every id is in the vocabulary.
