@@ -12,11 +12,11 @@ demo *args:
 test *args:
     cargo test --workspace {{args}}
 
-# Compile the CUDA kernels for every architecture, without a GPU; NVRTC comes from PyPI. Commit what it writes.
+# Compiles the CUDA kernels for every architecture, without a GPU. NVRTC comes from PyPI. Commit the output.
 kernels *args:
     python3 crates/kernels/cuda/build.py {{args}}
 
-# The tests that need an NVIDIA GPU; fails where there is none.
+# Runs the tests that need an NVIDIA GPU, and fails without one.
 test-gpu *args:
     DANLU_REQUIRE_GPU=1 cargo test -p danlu-kernels --lib cuda {{args}}
 
@@ -30,7 +30,7 @@ lint:
 docs:
     cargo doc --workspace --no-deps --document-private-items
 
-# Measures products against this machine's measured peak.
+# Measures matrix products against this machine's measured peak.
 bench:
     cargo bench -p danlu-kernels
 

@@ -3,9 +3,9 @@
     CMAKE_ARGS="-DGGML_NATIVE=ON" pip install llama-cpp-python gguf
     python reference/bench_llama_cpp.py --danlu BINARY --base DIR --work DIR
 
-BASE is a folder of a Llama, such as `danlu bench decode --shape llama-3.2-1b --keep BASE` leaves. Its weights become GGUF files in the folder
-WORK, which are used again when they are there. Only their sizes matter: rows of q and k are not put into the order of GGUF, and there is no
-tokenizer. Every round runs in a process of its own.
+BASE is the folder of a Llama, such as `danlu bench decode --shape llama-3.2-1b --keep BASE` writes.
+The script converts its weights to GGUF files in WORK, unless WORK has them. Only sizes matter: the rows of q and k
+keep their order, and there is no tokenizer. Every round runs in a process of its own.
 """
 
 import argparse
@@ -100,7 +100,7 @@ def make(arguments):
 
 
 def peer(arguments):
-    """One round of llama.cpp, in this process."""
+    """Runs one round of llama.cpp in this process."""
     import llama_cpp
 
     llama_cpp.llama_backend_init()

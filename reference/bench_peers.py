@@ -28,7 +28,7 @@ def peak_mib() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
-# The peer, each job in a process of its own.
+# Jobs of the peer, each in a process of its own.
 
 
 def peer_tutorial(arguments, dtype):
@@ -82,7 +82,7 @@ def peer_prefill(arguments, dtype):
     with torch.no_grad():
         for _ in range(arguments.warm_up + arguments.steps):
             start = time.perf_counter()
-            # As in generation: the keys are kept, and of the logits only the last row is made.
+            # As in generation: keys stay in the cache, and only the last row of logits is computed.
             model(input_ids=ids, use_cache=True, logits_to_keep=1)
             seconds.append(time.perf_counter() - start)
     return PREFILL / statistics.median(seconds[arguments.warm_up :]), peak_mib()
@@ -117,7 +117,7 @@ def run_peer(arguments, dtype_name: str):
     print(json.dumps({"tokens_per_second": rate, "peak_mib": peak}))
 
 
-# Both, in turn.
+# Rounds of both programs in turns.
 
 
 def last_json(command, environment=None) -> dict:
@@ -177,7 +177,7 @@ def compare_jobs(arguments):
             print(f"| {job} | {dtype} | {ours:.1f} | {theirs:.1f} | {ours / theirs:.2f} | {memory[0]:.0f} | {memory[1]:.0f} |")
 
 
-# Single products.
+# Single matrix products.
 
 
 def best(run) -> float:
@@ -204,9 +204,9 @@ def torch_product(operation: str, n: int, d_in: int, d_out: int, dtype) -> float
 
 
 def torch_pair(operation: str, n: int, d_in: int, d_out: int, rank: int, whole: bool) -> float:
-    """Returns the GFLOP/s of a low-rank pair's products in f32, the type of PEFT's adapters.
+    """Returns the GFLOP/s of the products with `A` and `B` of an adapter in f32, PEFT's type for adapters.
 
-    With `whole`, also scales the update and adds it to the base's output, as danlu and PEFT do."""
+    With `whole`, the time includes scaling the update and adding it to the base's output, as danlu and PEFT do."""
     import torch
 
     inp, dout, out, dinp = (torch.randn(n, d) for d in (d_in, d_out, d_out, d_in))

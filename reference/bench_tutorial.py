@@ -26,7 +26,7 @@ MICRO_BATCH, ACCUMULATION = 2, 2
 
 
 def loading(dtype) -> dict:
-    """Returns the loading options for a type. `nf4` means bitsandbytes' 4 bits with products in bf16."""
+    """Returns the loading options for a type. `nf4` is bitsandbytes' 4-bit type, with matrix products in bf16."""
     if dtype != "nf4":
         return {"dtype": dtype}
     quantization = BitsAndBytesConfig(
@@ -58,7 +58,7 @@ def measure(base: Path, examples, pad_id: int, dtype, steps: int, warm_up: int) 
     model = build(base, dtype)
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=1e-4, weight_decay=0.01)
-    # The same shuffle for every type, so that each sees the same lengths.
+    # The same shuffle for every type, so that all types train on the same lengths.
     order = torch.randperm(len(examples), generator=torch.Generator().manual_seed(1)).tolist()
 
     per_step = MICRO_BATCH * ACCUMULATION
@@ -92,7 +92,7 @@ def measure(base: Path, examples, pad_id: int, dtype, steps: int, warm_up: int) 
         "useful_tokens": useful,
         "mean_loss": statistics.mean(losses),
         "trainable_parameters": sum(p.numel() for p in parameters),
-        # The high-water mark of the whole process: of several types only the first one's is its own.
+        # The peak of the whole process. Among several types, only the value of the first is exact.
         "peak_rss_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
     }
 

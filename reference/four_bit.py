@@ -16,7 +16,7 @@ SEED = 20_240_608
 
 
 def midpoints(code: torch.Tensor) -> torch.Tensor:
-    """Values at, just above and just below the bounds between neighbouring values of the table; the largest is 1."""
+    """Returns values at, just above and just below the bounds between neighbouring table values. The largest is 1."""
     ordered = code.sort().values
     bounds = (ordered[:-1] + ordered[1:]) / 2
     up, down = torch.tensor(2.0), torch.tensor(-2.0)
@@ -25,7 +25,7 @@ def midpoints(code: torch.Tensor) -> torch.Tensor:
 
 
 def matrices(generator: torch.Generator):
-    """Name, values, block size."""
+    """Yields name, values and block size of each case."""
     normal = lambda *shape: torch.randn(*shape, generator=generator) * 0.02
     extreme = normal(8, 64)
     extreme[0, 0], extreme[1, 1], extreme[2] = 1e30, -1e-40, extreme[2] * 1e-38

@@ -33,7 +33,7 @@ def load_base(folder: Path):
     model = AutoModelForCausalLM.from_pretrained(
         folder, dtype=torch.bfloat16, quantization_config=quantization, attn_implementation="sdpa"
     )
-    # transformers refuses `model.float()` here; codes are integers, which it would leave alone.
+    # transformers refuses `model.float()` for a quantized model. The codes are integers and need no conversion.
     torch.nn.Module.float(model)
     for module in model.modules():
         if isinstance(module, bitsandbytes.nn.Linear4bit):
@@ -52,7 +52,7 @@ def run(base: Path, expected: Path, examples: Path, pad_id: int, recipe: dict) -
     training.LEARNING_RATE = recipe["lr"]
     records = [Example(entry) for entry in json.loads(examples.read_text(encoding="utf-8"))]
     first_batch = collate(records[:4], pad_id)
-    # PEFT reads the adapter's folder only, so that the name of the base in it does not matter.
+    # PEFT reads only the adapter's folder, so the name of the base in it does not matter.
     with tempfile.TemporaryDirectory() as scratch:
         for name in ["adapter_config.json", "adapter_model.safetensors"]:
             (Path(scratch) / name).write_bytes((expected / "adapter_initial" / name).read_bytes())

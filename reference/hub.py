@@ -53,7 +53,7 @@ class Server:
 
 
 class Checks:
-    """Prints a line for each check, and counts them."""
+    """Prints a line for each check, and counts checks and failures."""
 
     def __init__(self):
         self.held = self.failed = 0
@@ -84,7 +84,7 @@ def content(size, seed):
 
 
 def tree(folder):
-    """Returns the files of a folder by path, without the client's own."""
+    """Returns the files of a folder by path, except those that the client writes for itself."""
     files = (path for path in sorted(Path(folder).rglob("*")) if path.is_file())
     found = {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
     return {path: data for path, data in found.items() if not path.startswith(".cache") and path != ".gitattributes"}
@@ -100,7 +100,7 @@ def main():
         Path(scratch, "server").mkdir()
         os.environ["TMPDIR"] = f"{scratch}/server"
         server = Server(binary)
-        # The client reads these once, when it is imported.
+        # The client reads these variables once, at import.
         os.environ.update(
             HF_ENDPOINT=server.endpoint, HF_HOME=f"{scratch}/home", HF_HUB_DISABLE_XET="1", HF_HUB_DISABLE_PROGRESS_BARS="1",
             HF_HUB_DISABLE_TELEMETRY="1", HF_HUB_DISABLE_IMPLICIT_TOKEN="1", HF_HUB_VERBOSITY="error",
@@ -273,7 +273,7 @@ def resuming(server, checks, scratch):
     from huggingface_hub import constants, get_hf_file_metadata, hf_hub_download, hf_hub_url
     from huggingface_hub.file_download import http_get
 
-    # The client keeps what it has of a piece only when the piece is whole: smaller ones than its 10 MB fit these files.
+    # The client keeps only complete pieces. The default of 10 MB is larger than these files.
     constants.DOWNLOAD_CHUNK_SIZE = 1 << 16
     for what, path, name in (("large", "/objects/", "model.safetensors"), ("small", "/resolve/", "config.json")):
         whole = (scratch / "folder" / name).read_bytes()
@@ -390,7 +390,7 @@ def races(server, checks, scratch):
     checks.equal("parent_commit: the one before", commits["commits"][-1]["parents"], [before])
     send(after, b"two")()
 
-    # An object that never came: the address of its upload answers well, but keeps nothing.
+    # A lost object: the upload succeeds, but the storage host stores nothing.
     server.ask("fault", method="PUT", path="/uploads/", then={"status": 200})
     server.ask("fault", method="POST", path="/objects/verify", then={"status": 200, "body": "{}"})
     lost = CommitOperationAdd("lost.safetensors", content(500, "lost"))

@@ -49,7 +49,7 @@ class Home:
         """Returns the seconds and the peak memory in MB of a process."""
         start, peak = time.monotonic(), 0
         process = subprocess.Popen(command, env=self.variables, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-        # What the system keeps of a finished child counts this program's memory too.
+        # The system's peak of a finished child includes this program's memory at the fork.
         while process.poll() is None:
             try:
                 status = Path(f"/proc/{process.pid}/status").read_text()
@@ -68,7 +68,7 @@ def bodies(server):
 
 
 def shared_cache(server, checks, home):
-    """Each program uses the downloads of the other."""
+    """Checks that each program uses the downloads of the other."""
     snapshot = "from huggingface_hub import snapshot_download as s; print(s('zhen/base'%s))"
     mine, theirs = home("mine"), home("theirs")
     python = theirs.python(snapshot % "")
@@ -99,7 +99,7 @@ def shared_cache(server, checks, home):
 
 
 def shared_token(server, checks, home):
-    """A login in one program holds for the other."""
+    """Checks that a login in one program is valid in the other."""
     here = home("token")
     here.danlu("login", stdin=TOKEN)
     who = "from huggingface_hub import whoami; print(whoami()['name'])"
@@ -111,7 +111,7 @@ def shared_token(server, checks, home):
 
 
 def shared_lock(checks, home, base):
-    """Each program waits while the other downloads the same file."""
+    """Checks that each program waits while the other downloads the same file."""
     here = home("lock")
     digest = hashlib.sha256(Path(base, "model.safetensors").read_bytes()).hexdigest()
     lock = here.folder / "hub/.locks/models--zhen--base" / f"{digest}.lock"
@@ -128,7 +128,7 @@ def shared_lock(checks, home, base):
 
 
 def published(server, checks, home, scratch, base):
-    """Python's libraries load by name what danlu pushes."""
+    """Checks that Python's libraries load what danlu pushed, by name."""
     here = home("push")
     here.danlu("login", stdin=TOKEN)
     data = Path(scratch, "data.json")
@@ -183,13 +183,13 @@ def speed(server, home, scratch, base, gigabytes):
             subprocess.run(["rm", "-rf", here.folder / "hub"], check=True)
     tell("download", size, figures)
     folder, figures = Path(scratch, "folder"), {"danlu": [], "huggingface_hub": []}
-    # A push refuses what could not be loaded: the large file lies beside a whole model.
+    # A push refuses a folder that cannot be loaded, so the large file is in the folder of a complete model.
     shutil.copytree(base, folder)
     big.rename(folder / "model.gguf")
     for round in range(3):
         for name in figures:
             here, repository = home(f"up-{name}-{round}"), f"zhen/up-{name.replace('_', '-')}-{round}"
-            # Else the server has the file already.
+            # Other content, because the server stores equal content only once.
             with open(folder / "model.gguf", "r+b") as file:
                 file.write(os.urandom(64))
             here.variables["HF_TOKEN"] = TOKEN
@@ -233,7 +233,7 @@ def main():
         server = Server(arguments.server.resolve())
         home = lambda name: Home(scratch, name, server, danlu)
         try:
-            # The Hub puts `.gitattributes` into every repository.
+            # The Hub adds `.gitattributes` to every repository.
             server.ask("model", id="zhen/base", files={".gitattributes": ""}, paths={path.name: str(path) for path in base.iterdir()})
             shared_cache(server, checks, home)
             shared_token(server, checks, home)

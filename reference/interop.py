@@ -2,8 +2,9 @@
 
     OMP_NUM_THREADS=1 python reference/interop.py --danlu target/release/danlu
 
-From danlu to Python: danlu trains a few steps (or --adapter and --merged name its files). PEFT loads the adapter and transformers the merged
-folder; the script compares weights, logits and greedy replies.
+From danlu to Python: danlu trains a few steps, or --adapter and --merged name its files. PEFT loads the adapter, and
+transformers the merged folder. The script compares weights, logits and greedy replies.
+
 From Python to danlu: PEFT writes adapters of every supported kind; danlu chats with them and merges them.
 danlu must reject an adapter that it cannot represent, by the name of the setting.
 
@@ -30,7 +31,7 @@ ASSETS = REPOSITORY / "crates/cli/assets"
 PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 PROMPTS = ["你是谁？", "推荐一家餐馆。", "今天天气怎么样？", "我今天心情不好。", "Who are you?"]
 
-# Where the two best tokens come closer than this, rounding may pick either and the replies are not compared.
+# If the logits of the two best tokens are closer than this, rounding may choose either. Such replies are not compared.
 LEAST_GAP = 2e-3
 
 SHAPES = {
@@ -54,7 +55,7 @@ SHAPES = {
     "an adapter stored in bf16": dict(target_modules=PROJECTIONS, r=4, lora_alpha=16),
 }
 
-# danlu may support these or refuse them; what it may not do is ignore them.
+# danlu may support or refuse these settings, but must not ignore them.
 REPRESENTED_OR_REFUSED = {
     "layers_to_transform": dict(target_modules=PROJECTIONS, r=4, lora_alpha=16, layers_to_transform=[1, 3]),
     "exclude_modules": dict(target_modules=PROJECTIONS, r=4, lora_alpha=16, exclude_modules=["k_proj"]),
@@ -140,7 +141,7 @@ class Interop:
                     different.append(f"{text!r}: Python says {want!r}, danlu {got.strip()!r} (least gap {gap:.4f})")
         detail = f"{equal} alike, {close} too close to call"
         if self.danlu:
-            # All too close to call would compare nothing.
+            # If every prompt is too close, nothing was compared.
             self.checks.add(claim, not different and equal > 0, "; ".join(different) or detail)
         else:
             print(f"      {claim}: {len(PROMPTS) - close} prompts to compare, {close} too close to call")
@@ -160,11 +161,11 @@ class Interop:
             steps = representable_steps(got[name], rounded)
             elements += steps.numel()
             differing += int((steps > 0).sum())
-            # Where base and update cancel, the last digits of the sum are many steps of the small result.
+            # If base and update cancel, an error of one step in the sum is many steps of the small result.
             distance = (got[name].float() - rounded.float()).abs()
             wrong += int(((steps > 1) & (distance > 1e-6 * want[name].abs().max())).sum())
             moved += int((got[name] != base[name]).sum())
-        # A sum that lies on the border between two bf16 values can fall to either side.
+        # A sum halfway between two bf16 values can round either way.
         self.checks.add(
             f"{claim}: {len(targets)} merged tensors are the f32 merge rounded once",
             bool(targets) and differing <= max(1, elements // 2000) and wrong == 0,
@@ -203,7 +204,7 @@ class Interop:
         file = load_file(adapter / "adapter_model.safetensors")
         model = PeftModel.from_pretrained(self.load(), adapter).eval()
         loaded = {n.replace(".default", ""): p for n, p in model.named_parameters() if "lora_" in n}
-        # PEFT only warns about a name it does not know and keeps its own random weights in that place.
+        # For an unknown name PEFT only warns, and keeps its random weights.
         unequal = [name for name in loaded if name not in file or not torch.equal(loaded[name], file[name].float())]
         self.checks.add(
             "PEFT loads danlu's adapter, every tensor under its own name",
@@ -289,7 +290,7 @@ class Interop:
         )
 
     def four_bits(self, work: Path):
-        """Loads danlu's 4-bit folders in bitsandbytes, and the reverse. All but the codes computes in f32."""
+        """Loads danlu's 4-bit folders in bitsandbytes, and the reverse. Everything except the codes is in f32."""
         for code in ["nf4", "fp4"]:
             for flag in [[], ["--no-double-quant"]]:
                 name = " ".join([code, *flag])
@@ -344,7 +345,7 @@ def representable_steps(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
 
     def ordered(tensor):
         bits = tensor.contiguous().view(integer).long()
-        # Sign and magnitude to a number line on which -0 and +0 meet.
+        # Maps sign and magnitude to integers in order, with -0 equal to +0.
         return torch.where(bits < 0, torch.iinfo(integer).min - bits, bits)
 
     return (ordered(a) - ordered(b)).abs()

@@ -28,12 +28,12 @@ ASSETS = REPOSITORY / "crates/cli/assets"
 EXPECTED = REPOSITORY / "crates/train/tests/expected"
 
 PROJECTIONS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-# Rank 2 keeps an adapter at 300 KB. The learning rate is ten times the tutorial's, so that ten steps show in the losses.
+# An adapter of rank 2 has 300 KB. Ten times the tutorial's learning rate makes ten steps visible in the losses.
 RANK, ALPHA, LEARNING_RATE, WEIGHT_DECAY, MAX_GRAD_NORM = 2, 8, 1e-3, 0.01, 1.0
 STEPS, MICRO_BATCH, ACCUMULATION = 10, 2, 2
 RECORDS = STEPS * MICRO_BATCH * ACCUMULATION
 SEED = 20_240_607
-# Prompts whose two best tokens ever come closer than this are passed over.
+# Prompts are skipped if the logits of the two best tokens are ever closer than this.
 PROMPTS, NEW_TOKENS, LEAST_GAP = 2, 24, 5e-3
 
 
@@ -52,7 +52,7 @@ def with_adapter(base):
 
 
 def save_adapter(model, folder: Path):
-    """Writes PEFT's files without parts that differ between equal runs: the model card, and the order of a set."""
+    """Writes PEFT's files without parts that differ between equal runs: no model card, and sets sorted."""
     with tempfile.TemporaryDirectory() as scratch:
         model.save_pretrained(scratch)
         config = json.loads((Path(scratch) / "adapter_config.json").read_text())
@@ -103,7 +103,7 @@ def ten_steps(model, examples, pad_id: int) -> list[dict]:
             list(range(start, start + MICRO_BATCH)) for start in range(first, first + MICRO_BATCH * ACCUMULATION, MICRO_BATCH)
         ]
         batches = [collate([examples[i] for i in indices], pad_id) for indices in micro_batches]
-        # One mean over the step's tokens, not the mean of the micro-batches' means.
+        # The mean over all tokens of the step, not the mean of the micro-batches' means.
         tokens = sum(label_tokens(batch) for batch in batches)
         loss_sum = 0.0
         for batch in batches:
@@ -127,7 +127,7 @@ def ten_steps(model, examples, pad_id: int) -> list[dict]:
 
 
 def replies(base, adapter, merged, tokenizer, records) -> tuple[list[dict], dict[str, torch.Tensor]]:
-    """Returns the first prompts whose greedy replies rounding cannot change, and the logits at the end of each."""
+    """Returns the first prompts with greedy replies that rounding cannot change, and the logits at the end of each."""
     models = {"base": base, "adapter": adapter, "merged": merged}
     chosen, logits = [], {}
     for record in records:
@@ -193,7 +193,7 @@ def main():
         loss_after = (summed_loss(model, first_batch) / label_tokens(first_batch)).item()
 
     model.eval()
-    # merge_and_unload works in place, and the adapter is still needed beside it.
+    # merge_and_unload works in place, and the unmerged adapter is still needed.
     merged = copy.deepcopy(model).merge_and_unload()
     prompts, logits = replies(load_base(torch.float32), model, merged, tokenizer, records[RECORDS:])
     save_file(logits, EXPECTED / "logits.safetensors", metadata={"format": "pt"})

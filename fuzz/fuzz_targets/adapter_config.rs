@@ -1,7 +1,6 @@
-//! `RUSTC_BOOTSTRAP=1 cargo fuzz run adapter_config -- -max_total_time=180`
+//! `just fuzz adapter_config 180`
 //!
-//! An accepted configuration must survive a round trip, and must select modules or fail. A pattern must not decide how
-//! long matching takes.
+//! An accepted configuration survives a round trip, and selects modules or fails. No pattern makes matching slow.
 
 #![no_main]
 

@@ -1,7 +1,7 @@
-//! `RUSTC_BOOTSTRAP=1 cargo fuzz run data_reader -- -max_total_time=180`
+//! `just fuzz data_reader 180`
 //!
-//! The first byte selects the format; the rest is the file, read whole and byte by byte. Its first line is also placed
-//! between two good records of an array.
+//! The first byte selects the format. The rest is the file, which is read at once and byte by byte. Its first line is
+//! also placed between two valid records of an array.
 
 #![no_main]
 

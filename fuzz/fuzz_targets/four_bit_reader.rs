@@ -1,7 +1,7 @@
 //! `just fuzz four_bit_reader 180`, from the valid weights in `seeds`.
 //!
-//! One 4-bit weight. The input is a length for each part and then the JSON of the state, so the fuzzer works on
-//! contradictions between the parts and not on the container.
+//! Reads one 4-bit weight. The input is a length for each part, then the JSON of the state. The fuzzer therefore finds
+//! contradictions between the parts, not faults of the container.
 
 #![no_main]
 

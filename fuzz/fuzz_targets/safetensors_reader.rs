@@ -1,7 +1,7 @@
-//! `RUSTC_BOOTSTRAP=1 cargo fuzz run safetensors_reader -- -max_total_time=180`
+//! `just fuzz safetensors_reader 180`
 //!
-//! The first byte selects the length of the header: that of the input, or the correct one. With the correct one, the
-//! fuzzer spends its time in the JSON and not on the eight bytes before it.
+//! The first byte selects the length of the header: the input's, or the correct one. With the correct length, the fuzzer
+//! spends its time in the JSON and not on the eight bytes before it.
 
 #![no_main]
 

@@ -19,7 +19,7 @@ pub(crate) struct Account {
 pub(crate) type Accounts = HashMap<String, Account>;
 
 impl State {
-    /// Returns the sender of a request; `None` without a token.
+    /// Returns the account that sends the request; `None` without a token.
     ///
     /// # Errors
     /// 401 for an unknown or expired token.
@@ -41,7 +41,7 @@ impl State {
     /// Returns the repository `id`, if the caller may see it.
     ///
     /// # Errors
-    /// As for an unknown repository: 404, or 401 without a token.
+    /// The errors of an unknown repository: 404, or 401 without a token.
     pub fn visible(&self, id: &str, caller: Option<&Account>) -> Result<&Repository, ApiError> {
         let repository = self.repositories.get(id).filter(|repository| {
             !repository.private || caller.is_some_and(|who| self.owns(&who.name, repository.namespace()))
@@ -75,7 +75,8 @@ impl State {
         Err(ApiError::new(403, message).code("GatedRepo"))
     }
 
-    /// Returns the caller, if it may write to `id`, or open a pull request with `proposes`.
+    /// Returns the caller, if it may write to `id`. With `proposes`, it need only be allowed to open a pull
+    /// request.
     ///
     /// # Errors
     /// 401 without a token, 404 for an unknown repository, 403 for another owner's repository or a read-only

@@ -8,16 +8,16 @@ use crate::http::Response;
 pub(crate) struct ApiError(pub Response);
 
 impl ApiError {
-    /// `status` with `message` in header and body, as on the Hub.
+    /// Creates an error with `message` in header and body, as on the Hub.
     pub fn new(status: u16, message: impl Into<String>) -> Self {
         let message = message.into();
-        // A header is one line of ASCII; the body has the whole message.
+        // A header allows one line of ASCII. The body has the whole message.
         let line: String =
             message.chars().map(|c| if c.is_ascii() && !c.is_control() { c } else { '?' }).collect();
         Self(Response::json(status, &json!({ "error": message })).with("X-Error-Message", line))
     }
 
-    /// Adds an `X-Error-Code`, from which clients choose an exception.
+    /// Adds an `X-Error-Code`, by which clients choose an exception.
     pub fn code(self, code: &str) -> Self {
         Self(self.0.with("X-Error-Code", code))
     }

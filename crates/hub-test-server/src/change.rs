@@ -25,7 +25,7 @@ pub(crate) enum Change {
 /// Parses the body of a commit.
 ///
 /// # Errors
-/// The first invalid line and the reason.
+/// Names the first invalid line and the reason.
 pub(crate) fn parse_commit(body: &[u8]) -> Result<(Header, Vec<Change>), String> {
     let mut header = None;
     let mut changes = Vec::new();

@@ -2,12 +2,12 @@
 
 use chrono::{DateTime, Utc};
 
-/// Seconds since 1970.
+/// Returns the seconds since 1970.
 pub(crate) fn now() -> u64 {
     u64::try_from(Utc::now().timestamp()).unwrap_or(0)
 }
 
-/// `seconds` since 1970 as `2026-11-25T21:22:51.000Z`.
+/// Formats `seconds` since 1970 as `2026-11-25T21:22:51.000Z`.
 pub(crate) fn date(seconds: u64) -> String {
     let seconds = i64::try_from(seconds).unwrap_or(i64::MAX);
     let time = DateTime::from_timestamp(seconds, 0).expect("a test's dates are not far in the future");

@@ -38,11 +38,11 @@ pub enum Action {
     CutAnswer,
     /// Changes one byte in the middle of the response's body.
     Corrupt,
-    /// Truncates the response's body to so many bytes, with a matching length.
+    /// Truncates the response's body to so many bytes. `Content-Length` matches.
     Shorten(u64),
-    /// Waits.
+    /// Delays the response.
     Delay(Duration),
-    /// Redirects with 302.
+    /// Redirects to this URL with status 302.
     RedirectTo(String),
     /// Replaces the response's body.
     Replace(Value),
@@ -52,8 +52,9 @@ pub enum Action {
     Throttle(u64),
 }
 
-/// A fault: matched requests and actions. It matches one request, unless [`Fault::times`] or
-/// [`Fault::always`] is called.
+/// A fault: an action, and the requests that it affects.
+///
+/// A fault affects one request, unless [`Fault::times`] or [`Fault::always`] is called.
 #[derive(Clone, Debug)]
 pub struct Fault {
     method: Method,
@@ -66,7 +67,7 @@ pub struct Fault {
 }
 
 impl Fault {
-    /// Matches requests of this method with `part` in path and query, as they are sent.
+    /// Selects requests of this method with `part` in path and query, as sent.
     pub fn on(method: Method, part: &str) -> Self {
         Self {
             method,
@@ -79,27 +80,27 @@ impl Fault {
         }
     }
 
-    /// Matches only requests to this listener.
+    /// Selects only requests to this listener.
     pub fn at(self, host: Host) -> Self {
         Self { host: Some(host), ..self }
     }
 
-    /// Matches only requests with a `Range` header, or only those without.
+    /// Selects only requests with a `Range` header, or only requests without one.
     pub fn ranged(self, ranged: bool) -> Self {
         Self { ranged: Some(ranged), ..self }
     }
 
-    /// Skips the first `count` matches.
+    /// Leaves the first `count` selected requests unaffected.
     pub fn after(self, count: usize) -> Self {
         Self { skip: count, ..self }
     }
 
-    /// Matches `count` requests.
+    /// Affects `count` requests.
     pub fn times(self, count: usize) -> Self {
         Self { left: count, ..self }
     }
 
-    /// Matches every request.
+    /// Affects every selected request.
     pub fn always(self) -> Self {
         self.times(usize::MAX)
     }
@@ -139,7 +140,7 @@ impl Faults {
         lock(&self.0).clear();
     }
 
-    /// Returns the plan for a request, from the first matching fault.
+    /// Returns the plan for a request, from the first fault that affects it.
     pub fn take(&self, host: Host, head: &Head) -> Plan {
         for fault in lock(&self.0).iter_mut().filter(|fault| fault.meets(host, head)) {
             if fault.skip > 0 {

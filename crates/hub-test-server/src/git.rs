@@ -1,22 +1,22 @@
-//! Git's object ids: SHA-1 over a kind, a length and the content.
+//! Git's object ids: SHA-1 of a kind, a length and the content.
 
 use std::collections::BTreeMap;
 
 use sha1::{Digest, Sha1};
 
-/// The id of a file's content.
+/// Returns the id of a file's content.
 pub(crate) fn blob_id(content: &[u8]) -> String {
     hex::encode(object_id("blob", content))
 }
 
-/// The pointer that represents a large file in git.
+/// Returns the pointer that represents a large file in git.
 pub(crate) fn pointer(sha256: &str, size: u64) -> String {
     format!("version https://git-lfs.github.com/spec/v1\noid sha256:{sha256}\nsize {size}\n")
 }
 
-/// Returns the id of every folder among `files` (path to blob id). The root is the empty path.
+/// Returns the id of every folder among `files`, a map from path to blob id. The path of the root is empty.
 pub(crate) fn folder_ids(files: &BTreeMap<String, String>) -> BTreeMap<String, String> {
-    // Each folder's children: name to (is a folder, id).
+    // The children of each folder. A child without an id is a folder.
     let mut folders: BTreeMap<String, BTreeMap<String, Option<String>>> = BTreeMap::new();
     folders.insert(String::new(), BTreeMap::new());
     for (path, id) in files {
@@ -29,14 +29,14 @@ pub(crate) fn folder_ids(files: &BTreeMap<String, String>) -> BTreeMap<String, S
         }
     }
     let mut ids: BTreeMap<String, String> = BTreeMap::new();
-    // A folder sorts before its children, so in reverse order its children come first.
+    // A folder sorts before its children, so the reverse order visits children first.
     for (folder, children) in folders.iter().rev() {
         let mut lines: Vec<(String, Vec<u8>)> = children
             .iter()
             .map(|(name, file)| {
                 let (mode, key, id) = match file {
                     Some(id) => ("100644", name.clone(), id),
-                    // git sorts a folder as if its name ended in a slash.
+                    // git sorts a folder as if its name ended with a slash.
                     None => ("40000", format!("{name}/"), &ids[&join(folder, name)]),
                 };
                 (
@@ -53,7 +53,7 @@ pub(crate) fn folder_ids(files: &BTreeMap<String, String>) -> BTreeMap<String, S
     ids
 }
 
-/// The id of a commit.
+/// Returns the id of a commit.
 pub(crate) fn commit_id(tree: &str, parents: &[String], author: &str, seconds: u64, message: &str) -> String {
     let mut text = format!("tree {tree}\n");
     for parent in parents {

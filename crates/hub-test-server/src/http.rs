@@ -1,5 +1,6 @@
-//! The HTTP/1.1 that Hub clients use: kept connections, bodies with a length or in chunks, `Expect:
-//! 100-continue`, and ranges.
+//! The part of HTTP/1.1 that Hub clients use.
+//!
+//! Connections stay open. Bodies have a length or chunks. `Expect: 100-continue` and ranges work.
 
 mod body;
 mod head;

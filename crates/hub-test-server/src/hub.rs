@@ -17,14 +17,14 @@ use crate::store::Store;
 #[derive(Default)]
 pub(crate) struct State {
     pub accounts: Accounts,
-    /// Pairs of organisation and member.
+    /// Organisation and member.
     pub members: Vec<(String, String)>,
     pub repositories: BTreeMap<String, Repository>,
-    /// Multipart uploads by hash: size, and ETags of the uploaded parts by number.
+    /// Multipart uploads by hash: size, and the ETag of each uploaded part by number.
     pub uploads: BTreeMap<String, (u64, BTreeMap<u64, String>)>,
 }
 
-/// The whole Hub.
+/// The state of the server.
 pub(crate) struct Hub {
     pub endpoint: String,
     pub storage_endpoint: String,
@@ -42,12 +42,12 @@ impl Hub {
         lock(&self.state)
     }
 
-    /// The signature in a URL of the storage host, in place of a token.
+    /// Returns the signature in a URL of the storage host, which replaces a token.
     pub fn signature(&self, purpose: &str) -> String {
         hex::encode(Sha256::digest(format!("{}:{purpose}", self.secret)))[..40].to_owned()
     }
 
-    /// Stores `content` and returns its entry, a large one if the settings say so.
+    /// Stores `content` and returns its entry. The settings decide whether the file is a large one.
     ///
     /// # Errors
     /// If the content cannot be written.

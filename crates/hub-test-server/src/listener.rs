@@ -17,7 +17,7 @@ use crate::routes;
 /// Bytes of a response that are written at a time.
 const PIECE: u64 = 256 << 10;
 
-/// Accepts connections until it is dropped, which also closes open ones.
+/// Accepts connections. Dropping the listener closes all connections.
 pub(crate) struct Listener {
     address: SocketAddr,
     stops: Arc<AtomicBool>,
@@ -45,7 +45,7 @@ impl Listener {
                 lock(&open).insert(number, handle);
                 let (hub, open) = (hub.clone(), open.clone());
                 thread::spawn(move || {
-                    // An error of a connection concerns its client only.
+                    // An error of a connection affects its client only.
                     let _ = serve(&hub, host, &stream);
                     let _ = stream.shutdown(Shutdown::Both);
                     lock(&open).remove(&number);
@@ -59,7 +59,7 @@ impl Listener {
 impl Drop for Listener {
     fn drop(&mut self) {
         self.stops.store(true, Ordering::SeqCst);
-        // A connection is the only way to wake `accept`.
+        // Only a connection wakes `accept`.
         let _ = TcpStream::connect(self.address);
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
@@ -112,7 +112,7 @@ fn serve(hub: &Hub, host: Host, stream: &TcpStream) -> io::Result<()> {
     }
 }
 
-/// The response to invalid HTTP. The start of the next request is unknown.
+/// Responds to invalid HTTP and ends the connection, because the start of the next request is unknown.
 fn refuse(writer: &mut TcpStream) -> io::Result<()> {
     writer.write_all(b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
 }
@@ -149,7 +149,7 @@ fn write_response(
     }
 }
 
-/// Writes `most` of the `length` bytes of `content`.
+/// Writes the first `most` of the `length` bytes of `content`.
 fn write_content(
     writer: &mut TcpStream,
     content: &mut dyn Read,
@@ -158,7 +158,7 @@ fn write_content(
     plan: &Plan,
     record: &Entry,
 ) -> io::Result<()> {
-    // A tenth of a second's bytes at a time keeps a slow response even.
+    // Small pieces, one for each tenth of a second, keep a throttled response even.
     let piece = plan.throttle.map_or(PIECE, |speed| (speed / 10).clamp(1, PIECE));
     let mut buffer = vec![0; piece.min(most.max(1)) as usize];
     let mut written = 0;
@@ -170,7 +170,7 @@ fn write_content(
         if plan.corrupt && (written..written + count).contains(&middle) {
             buffer[(middle - written) as usize] ^= 0x20;
         }
-        // Counted before the write, so a client that has the last byte finds all of them in the record.
+        // Counted before the write, so that a client with the last byte finds the full count.
         record.change(|record| record.sent += count);
         if let Err(error) = writer.write_all(buffer) {
             record.change(|record| record.sent -= count);

@@ -1,4 +1,4 @@
-//! The server as a program: prints its URLs as a line of JSON and runs until its input ends.
+//! The server as a program. It prints its URLs as a line of JSON, and runs until its input ends.
 
 mod control;
 

@@ -6,7 +6,7 @@ use crate::clock;
 use crate::hub::Hub;
 use crate::repository::{Entry, Gate, Repository, Tree};
 
-/// A commit to add. Creates the repository if needed.
+/// A commit to add. The repository is created if needed.
 #[must_use = "nothing is there before `add`"]
 pub struct ModelBuilder<'a> {
     hub: &'a Hub,
@@ -36,12 +36,12 @@ impl<'a> ModelBuilder<'a> {
         Self { private: Some(true), ..self }
     }
 
-    /// Requires accepted terms for the files.
+    /// Requires accepted terms before files can be read.
     pub fn gated(self, gate: Gate) -> Self {
         Self { gate: Some(gate), ..self }
     }
 
-    /// Sets the ref to commit to, `refs/heads/main` by default. A new ref starts at `main`.
+    /// Sets the ref to commit to; `refs/heads/main` by default. A new ref starts at `main`.
     pub fn on(self, full_name: &str) -> Self {
         Self { branch: full_name.to_owned(), ..self }
     }
@@ -51,7 +51,7 @@ impl<'a> ModelBuilder<'a> {
         Self { message: message.to_owned(), ..self }
     }
 
-    /// Adds a file. Name, size or content may make it a large one.
+    /// Adds a file. Its name, size or content may make it a large file.
     ///
     /// # Panics
     /// If the file cannot be written.
@@ -61,7 +61,7 @@ impl<'a> ModelBuilder<'a> {
         self
     }
 
-    /// Adds the file at `source`, as a large one.
+    /// Adds the file at `source` as a large file.
     ///
     /// # Panics
     /// If the file cannot be read, linked or copied.

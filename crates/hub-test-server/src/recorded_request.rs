@@ -7,9 +7,9 @@ use crate::http::Head;
 /// The listener of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Host {
-    /// The Hub itself.
+    /// The listener for names, trees and commits.
     Hub,
-    /// The host of large files.
+    /// The listener for large files.
     Storage,
 }
 
@@ -18,7 +18,7 @@ pub enum Host {
 pub struct RecordedRequest {
     /// `GET`, `PUT` and so on.
     pub method: String,
-    /// The listener.
+    /// The listener that received the request.
     pub host: Host,
     /// Path and query, as sent.
     pub target: String,
@@ -49,7 +49,7 @@ impl Entry {
 pub(crate) struct Records(Mutex<Vec<Entry>>);
 
 impl Records {
-    /// Adds the record of a new request, which is filled while the request is served.
+    /// Adds a record. It is filled while the request is served.
     pub fn begin(&self, host: Host, head: &Head) -> Entry {
         let header = |name| head.header(name).map(str::to_owned);
         let entry = Entry(Arc::new(Mutex::new(RecordedRequest {

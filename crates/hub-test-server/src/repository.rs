@@ -7,7 +7,7 @@ use crate::git;
 /// A file of a tree.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Entry {
-    /// Git's id of the content, or of a large file's pointer.
+    /// Git's id of the content. For a large file, the id of its pointer.
     pub oid: String,
     /// Key of the content in the store.
     pub sha256: String,
@@ -27,7 +27,7 @@ impl Entry {
         Self { oid, sha256, size, pointer_size: Some(pointer.len() as u64) }
     }
 
-    /// The checksum that a client compares: SHA-256 for a large file, git's id otherwise.
+    /// Returns the checksum that a client compares: SHA-256 for a large file, git's id otherwise.
     pub fn tag(&self) -> &str {
         if self.pointer_size.is_some() { &self.sha256 } else { &self.oid }
     }
@@ -48,15 +48,15 @@ pub(crate) struct Commit {
     pub tree: Tree,
 }
 
-/// Whether a repository's files need permission.
+/// Whether reading the files needs permission.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Gate {
-    /// No.
+    /// No permission is needed.
     #[default]
     Open,
-    /// Accepting the terms is enough.
+    /// Accepting the terms grants access.
     Automatic,
-    /// The owner decides.
+    /// The owner grants access.
     Manual,
 }
 
@@ -69,16 +69,16 @@ pub(crate) struct Repository {
     pub granted: Vec<String>,
     pub created: u64,
     commits: Vec<Commit>,
-    /// Refs, such as `refs/heads/main`, `refs/tags/v1`, `refs/pr/1`, to commit ids.
+    /// Commit ids by ref, such as `refs/heads/main`, `refs/tags/v1` or `refs/pr/1`.
     refs: BTreeMap<String, String>,
-    /// Titles of discussions. Those with a ref are pull requests.
+    /// Titles of discussions. A discussion with a ref is a pull request.
     pub discussions: Vec<String>,
 }
 
 /// A resolved revision.
 pub(crate) struct Revision<'a> {
     pub commit: &'a Commit,
-    /// The ref, if a new commit may move it.
+    /// The ref that a new commit may move, if any.
     pub moves: Option<String>,
 }
 
@@ -96,12 +96,12 @@ impl Repository {
         }
     }
 
-    /// The owner, a user or an organisation; empty without one.
+    /// Returns the owner, a user or an organisation; empty if there is none.
     pub fn namespace(&self) -> &str {
         git::split(&self.id).0
     }
 
-    /// Resolves a branch, a tag, `refs/...` or a full commit id. The Hub accepts no abbreviated ids.
+    /// Resolves a branch, a tag, `refs/...` or a full commit id. As on the Hub, abbreviated ids fail.
     pub fn resolve(&self, name: &str) -> Option<Revision<'_>> {
         let branch = format!("refs/heads/{name}");
         let tag = format!("refs/tags/{name}");
@@ -118,7 +118,7 @@ impl Repository {
         self.commits.iter().find(|commit| commit.id == id)
     }
 
-    /// The commit `id` and its ancestors, newest first.
+    /// Returns the commit `id` and its ancestors, newest first.
     pub fn history(&self, id: &str) -> Vec<&Commit> {
         let mut history = Vec::new();
         let mut next = self.commit(id);
@@ -129,7 +129,7 @@ impl Repository {
         history
     }
 
-    /// All commits, oldest first, with or without a ref.
+    /// Returns all commits, oldest first, including those without a ref.
     pub fn all_commits(&self) -> &[Commit] {
         &self.commits
     }
@@ -143,7 +143,7 @@ impl Repository {
         self.refs.insert(name.to_owned(), id.to_owned());
     }
 
-    /// Returns the number of a new discussion.
+    /// Adds a discussion and returns its number.
     pub fn discuss(&mut self, title: &str) -> usize {
         self.discussions.push(title.to_owned());
         self.discussions.len()
@@ -163,7 +163,7 @@ impl Repository {
         let root = git::folder_ids(&files).remove("").unwrap_or_default();
         let parents: Vec<String> = parent.into_iter().collect();
         let message = format!("{title}\n\n{description}");
-        // Git would give equal commits of one second the same id; here each has its own.
+        // git gives equal commits of one second the same id. A later time makes the id unique.
         let mut stamp = seconds;
         let mut id = git::commit_id(&root, &parents, author, stamp, &message);
         while self.commit(&id).is_some() {

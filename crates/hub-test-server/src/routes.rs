@@ -39,7 +39,7 @@ const VERBS: [&str; 12] = [
     "tree",
 ];
 
-/// A request and the state of the server.
+/// A request, and the state of the server.
 pub(crate) struct RequestContext<'a, 'b> {
     pub hub: &'a Hub,
     pub head: &'a Head,
@@ -72,7 +72,7 @@ impl RequestContext<'_, '_> {
     }
 }
 
-/// The error 500.
+/// Returns the error 500.
 pub(crate) fn internal(error: &io::Error) -> ApiError {
     ApiError::new(500, format!("Internal Error: {error}"))
 }
@@ -120,7 +120,7 @@ fn route(context: &mut RequestContext<'_, '_>, segments: &[&str]) -> Answer {
             }
         }
         ("GET" | "HEAD", rest) => match split_id(rest, &VERBS) {
-            // A browser does not escape the slashes of a ref.
+            // A browser does not escape the slash of a ref.
             (id, ["resolve", "refs", kind, name, path @ ..]) => {
                 download::resolve(context, &id, &format!("refs/{kind}/{name}"), &path.join("/"))
             }
@@ -156,7 +156,7 @@ fn nothing() -> ApiError {
     ApiError::new(404, "Sorry, we can't find the page you are looking for.")
 }
 
-/// Splits a path into the repository's name, with or without a namespace, and the rest.
+/// Splits a path into the name of the repository, with or without a namespace, and the rest.
 fn split_id<'a>(segments: &'a [&'a str], verbs: &[&str]) -> (String, &'a [&'a str]) {
     match segments {
         [name] => ((*name).to_owned(), &[]),

@@ -25,30 +25,31 @@ pub struct Builder {
 }
 
 impl Builder {
-    /// Sets the Hub's port. 0, the default, takes a free one.
+    /// Sets the port of the Hub; 0, the default, takes a free port.
     pub fn port(self, port: u16) -> Self {
         Self { port, ..self }
     }
 
-    /// Stores content in this folder, which stays. The default is a temporary folder.
+    /// Stores content in this folder, which is not deleted. The default is a temporary folder.
     pub fn root(self, root: impl Into<PathBuf>) -> Self {
         Self { root: Some(root.into()), ..self }
     }
 
-    /// Sets the entries in one page of a tree; 1000 by default.
+    /// Sets the number of entries in a page of a tree; 1000 by default.
     pub fn page(mut self, entries: usize) -> Self {
         self.settings.page = entries.max(1);
         self
     }
 
-    /// Sets the size above which a file is a large one; 10 MiB by default. Names such as `*.safetensors` and
-    /// binary content make a file large as well.
+    /// Sets the size above which a file is large; 10 MiB by default.
+    ///
+    /// Names such as `*.safetensors` and binary content make a file large as well.
     pub fn large_over(mut self, bytes: u64) -> Self {
         self.settings.large_over = bytes;
         self
     }
 
-    /// Uploads large files above a size in parts of `part` bytes; 5 GiB and 64 MiB by default.
+    /// Uploads large files above `over` bytes in parts of `part` bytes; 5 GiB and 64 MiB by default.
     pub fn multipart(mut self, over: u64, part: u64) -> Self {
         self.settings.multipart_over = over;
         self.settings.part_size = part.max(1);
@@ -140,7 +141,7 @@ impl HubServer {
         self.add_account(name, token, true);
     }
 
-    /// Adds a user, or a further token of one, that may only read.
+    /// Adds a user with a read-only token, or another such token for an existing user.
     pub fn add_read_only_user(&self, name: &str, token: &str) {
         self.add_account(name, token, false);
     }
@@ -177,12 +178,12 @@ impl HubServer {
         files.iter().fold(self.model(id), |model, (path, content)| model.file(path, content)).add()
     }
 
-    /// Starts a model that is private, gated, has large files or another branch: see [`ModelBuilder`].
+    /// Builds a commit with options: private, gated, large files, or another branch.
     pub fn model(&self, id: &str) -> ModelBuilder<'_> {
         ModelBuilder::new(&self.hub, id)
     }
 
-    /// Adds a commit on `main` with these files beside the existing ones. Returns its id.
+    /// Adds a commit on `main` with these files; existing files stay. Returns its id.
     ///
     /// # Panics
     /// If the files cannot be written.
@@ -190,8 +191,9 @@ impl HubServer {
         self.add_model(id, files)
     }
 
-    /// Adds a commit on `main` with the file at `path` as `name`, always a large one. The file is hashed in
-    /// chunks and linked, so its size costs no memory.
+    /// Adds a commit on `main` with the file at `path` as the large file `name`.
+    ///
+    /// The file is hashed in chunks and linked, so its size costs no memory.
     ///
     /// # Panics
     /// If the file cannot be read, linked or copied.
@@ -206,7 +208,7 @@ impl HubServer {
         Some(content)
     }
 
-    /// Returns a reader for a file that exceeds memory.
+    /// Returns a reader for a file larger than memory.
     pub fn open(&self, id: &str, revision: &str, path: &str) -> Option<std::fs::File> {
         let state = self.hub.state();
         let entry = state.repositories.get(id)?.resolve(revision)?.commit.tree.get(path)?;
@@ -228,7 +230,7 @@ impl HubServer {
         self.hub.state().repositories.get(id).map(|repository| repository.refs().clone()).unwrap_or_default()
     }
 
-    /// Returns all commits of a repository, oldest first; none for an unknown one.
+    /// Returns all commits of a repository, oldest first. An unknown repository has none.
     pub fn commits(&self, id: &str) -> Vec<CommitInfo> {
         let state = self.hub.state();
         let commits =
@@ -244,7 +246,7 @@ impl HubServer {
         commits.iter().map(info).collect()
     }
 
-    /// Whether a repository is private; `None` for an unknown one.
+    /// Whether a repository is private; `None` if it is unknown.
     pub fn is_private(&self, id: &str) -> Option<bool> {
         self.hub.state().repositories.get(id).map(|repository| repository.private)
     }

@@ -1,11 +1,9 @@
-//! Settings that a test can change.
-
-/// Sizes and rules.
+/// Settings that a test can change.
 #[derive(Clone, Debug)]
 pub(crate) struct Settings {
     /// Entries in one page of a tree.
     pub page: usize,
-    /// Size above which a file is a large one.
+    /// Size above which a file is large.
     pub large_over: u64,
     /// Name patterns of large files.
     pub large_names: Vec<String>,
@@ -13,7 +11,7 @@ pub(crate) struct Settings {
     pub multipart_over: u64,
     /// Size of a part.
     pub part_size: u64,
-    /// Whether small files redirect to `/api/resolve-cache/`, as on the Hub of today.
+    /// Whether small files redirect to `/api/resolve-cache/`, as on the Hub since 2025.
     pub resolve_cache: bool,
 }
 
@@ -33,7 +31,7 @@ impl Default for Settings {
 }
 
 impl Settings {
-    /// Whether a file is large: by name, by size, or because its first bytes are binary.
+    /// Whether a file is large, because of its name, its size, or binary content in its first bytes.
     pub fn is_large(&self, path: &str, size: u64, sample: &[u8]) -> bool {
         let name = path.rsplit('/').next().unwrap_or(path);
         size > 0
@@ -42,7 +40,7 @@ impl Settings {
                 || self.large_names.iter().any(|pattern| matches(pattern, name)))
     }
 
-    /// The `.gitattributes` of a new repository.
+    /// Returns the `.gitattributes` of a new repository.
     pub fn attributes(&self) -> String {
         let line = |name: &String| format!("{name} filter=lfs diff=lfs merge=lfs -text\n");
         self.large_names.iter().map(line).collect()
@@ -65,7 +63,7 @@ pub(crate) fn is_ignored(lines: &str, path: &str) -> bool {
         let anchored = line.contains('/');
         let line = line.trim_start_matches('/');
         let parts: Vec<&str> = path.split('/').collect();
-        // Each parent folder, then the file itself, which a folder pattern does not match.
+        // Each parent folder, then the file itself. A pattern for folders does not match the file.
         let met = (1..=parts.len()).filter(|&end| !folder || end < parts.len()).any(|end| {
             if anchored { matches(line, &parts[..end].join("/")) } else { matches(line, parts[end - 1]) }
         });

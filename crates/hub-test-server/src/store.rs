@@ -1,4 +1,4 @@
-//! Content on disk, by SHA-256. Memory holds one buffer of a file at most.
+//! Content on disk, by SHA-256. Memory holds at most one buffer of a file.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom, Write};
@@ -36,7 +36,7 @@ impl Store {
         Ok(Self { objects, incoming, temporary: Mutex::new(temporary) })
     }
 
-    /// Deletes the temporary folder. A closing connection may still hold the store.
+    /// Deletes the temporary folder, which a closing connection may still use.
     pub fn close(&self) {
         drop(lock(&self.temporary).take());
     }
@@ -62,11 +62,12 @@ impl Store {
         Ok(self.receive(&mut &bytes[..], None)?.0)
     }
 
-    /// Stores the content of `reader` and returns hash and size. Content with another hash than `expected` is
-    /// not stored.
+    /// Stores the content of `reader`, and returns hash and size.
+    ///
+    /// Content with another hash than `expected` is not stored.
     ///
     /// # Errors
-    /// If reading or writing fails; nothing is stored then.
+    /// If reading or writing fails. Nothing is stored then.
     pub fn receive(&self, reader: &mut dyn Read, expected: Option<&str>) -> io::Result<(String, u64)> {
         let mut file = NamedTempFile::new_in(&self.incoming)?;
         let (sha256, size) = copy_hashed(reader, &mut file)?;
@@ -76,7 +77,7 @@ impl Store {
         Ok((sha256, size))
     }
 
-    /// Stores the file at `path`, without a copy if the disk allows. Returns hash and size.
+    /// Stores the file at `path`, as a link if the file system allows. Returns hash and size.
     ///
     /// # Errors
     /// If the file cannot be read, linked or copied.
@@ -100,8 +101,8 @@ impl Store {
         copy_hashed(reader, &mut file)
     }
 
-    /// Hashes the upload `name` and stores it if the hash is `expected`. Returns hash and size, and removes
-    /// the upload.
+    /// Hashes the upload `name`, stores it if the hash is `expected`, and removes the upload. Returns hash
+    /// and size.
     ///
     /// # Errors
     /// If the upload cannot be read or moved.

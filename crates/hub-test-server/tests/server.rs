@@ -1,4 +1,4 @@
-//! The server over its sockets, without a client library: responses, headers and faults to the byte.
+//! Checks responses, headers and faults byte by byte, over sockets and without a client library.
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
@@ -28,7 +28,7 @@ impl Answer {
     }
 }
 
-/// Sends one request on a new connection and reads it to the end. `None` without a response.
+/// Sends one request on a new connection, and reads to the end. Returns `None` without a response.
 fn ask(url: &str, method: &str, headers: &[(&str, &str)], body: &[u8]) -> Option<Answer> {
     let (host, path) = url.strip_prefix("http://").unwrap().split_once('/').unwrap();
     let mut stream = TcpStream::connect(host).unwrap();
@@ -40,7 +40,7 @@ fn ask(url: &str, method: &str, headers: &[(&str, &str)], body: &[u8]) -> Option
         text.push_str(&format!("Content-Length: {}\r\n", body.len()));
     }
     text.push_str("\r\n");
-    // The server may have closed the connection before it read the body.
+    // The server may close the connection before it has read the body.
     let _ = stream.write_all(text.as_bytes()).and_then(|()| stream.write_all(body));
     let mut bytes = Vec::new();
     let _ = stream.read_to_end(&mut bytes);
@@ -79,7 +79,7 @@ fn a_small_file_comes_itself_with_its_commit_and_tag() {
     let answer = get(&server, "/zhen/m/resolve/main/a.txt");
     assert_eq!((answer.status, answer.body.as_slice()), (200, &b"0123456789"[..]));
     assert_eq!(answer.header("x-repo-commit"), server.commits("zhen/m")[0].id);
-    // git hash-object
+    // Expected: `git hash-object`.
     assert_eq!(answer.header("etag"), "\"ad471007bd7f5983d273b9584e5629230150fd54\"");
     let part = ask(
         &format!("{}/zhen/m/resolve/main/a.txt", server.endpoint()),
@@ -176,7 +176,7 @@ fn today_s_hub_sends_small_files_to_a_second_address() {
     assert_eq!(found.header("etag"), answer.header("x-linked-etag"));
 }
 
-/// A commit of one regular file.
+/// Returns the body of a commit with one regular file.
 fn commit(parent: Option<&str>, path: &str) -> String {
     let header =
         json!({ "key": "header", "value": { "summary": "s", "description": "", "parentCommit": parent } });
@@ -193,7 +193,7 @@ fn of_two_commits_on_one_parent_the_second_is_refused_whole() {
     assert_eq!(post(&server, "/api/models/zhen/m/commit/main", &commit(Some(&parent), "second")).status, 412);
     assert_eq!(server.revisions("zhen/m")["refs/heads/main"], first.json()["commitOid"]);
     assert_eq!(server.read("zhen/m", "main", "second"), None);
-    // Equal content makes a new commit.
+    // A commit with equal content is a new commit.
     let again = post(&server, "/api/models/zhen/m/commit/main", &commit(None, "first"));
     assert_eq!((again.status, server.commits("zhen/m").len()), (200, 3));
     let proposed = post(&server, "/api/models/zhen/m/commit/main?create_pr=1", &commit(None, "third"));
@@ -258,7 +258,7 @@ fn parts_may_come_in_any_order_but_all_have_to_come() {
     };
     let (status, second) = part("00002", b"c");
     assert_eq!((status, complete(&[&second])), (200, 400));
-    // A part that is too long changes neither its neighbour nor the end.
+    // A part that is too long changes neither the next part nor the end.
     assert_eq!((part("00002", b"cc").0, part("00001", b"abx").0, part("00001", b"a").0), (400, 400, 400));
     let (_, first) = part("00001", b"ab");
     assert_eq!((complete(&[&second, &first]), complete(&[&first, &second])), (400, 200));
@@ -308,7 +308,7 @@ fn faults_do_what_they_say() {
 fn a_connection_carries_one_request_after_another() {
     let server = server();
     let mut stream = TcpStream::connect(server.endpoint().strip_prefix("http://").unwrap()).unwrap();
-    // The first request has a chunked body that no route reads; the second has no body.
+    // No route reads the chunked body of the first request. The second request has no body.
     let text = "POST /nowhere HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n\
                 HEAD /zhen/m/resolve/main/a.txt HTTP/1.1\r\nConnection: close\r\n\r\n";
     stream.write_all(text.as_bytes()).unwrap();

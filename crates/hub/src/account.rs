@@ -1,15 +1,13 @@
-//! The account of a token.
-
 use serde::Deserialize;
 
 use crate::http::Request;
 use crate::http::Resource;
 use crate::{Hub, HubError};
 
-/// An account of the Hub, as seen by its token.
+/// An account, as the Hub reports it for a token.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 pub struct Account {
-    /// Its name.
+    /// The user's name.
     pub name: String,
     /// Organisations of the account.
     #[serde(default)]
@@ -22,7 +20,7 @@ pub struct Account {
 /// An organisation of an account.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 pub struct Organisation {
-    /// Its name.
+    /// The organisation's name.
     pub name: String,
 }
 
@@ -40,12 +38,12 @@ struct AccessToken {
 }
 
 impl Account {
-    /// `read`, `write` or `fineGrained`, if the Hub reports it.
+    /// Returns `read`, `write` or `fineGrained`, if the Hub reports the role.
     pub fn role(&self) -> Option<&str> {
         self.auth.access_token.as_ref()?.role.as_deref()
     }
 
-    /// The name of the token.
+    /// Returns the name of the token.
     pub fn token_name(&self) -> Option<&str> {
         self.auth.access_token.as_ref()?.display_name.as_deref()
     }

@@ -1,4 +1,6 @@
-//! The cache of `huggingface_hub`: `blobs` by checksum, `refs` by revision, `snapshots` of links by commit.
+//! The download cache, in the layout of `huggingface_hub`.
+//!
+//! `blobs` holds files by checksum, `refs` commits by revision, and `snapshots` links to blobs by commit.
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
@@ -30,12 +32,12 @@ pub(crate) struct Cache {
 pub(crate) struct BlobLock(#[expect(dead_code, reason = "closing the file releases the lock")] File);
 
 impl Cache {
-    /// The cache of a repository below `root`.
+    /// Opens the cache of a repository below `root`.
     pub fn of(root: &Path, repo: &RepoName) -> Self {
         Self { folder: root.join(repo.folder()), locks: root.join(".locks").join(repo.folder()) }
     }
 
-    /// Returns the commit of a revision. A full or abbreviated commit is its own revision.
+    /// Resolves a branch, a tag or an abbreviated commit to a full commit, if it is cached.
     pub fn read_ref(&self, revision: &str) -> Result<Option<String>, HubError> {
         if self.snapshot_path(revision).is_dir() {
             return Ok(Some(revision.to_owned()));
@@ -46,7 +48,7 @@ impl Cache {
         }
         let bytes = read_bounded(&path, MAX_REF_BYTES)?;
         let text = String::from_utf8_lossy(&bytes).trim().to_owned();
-        // The text becomes part of a path.
+        // The commit becomes part of a path.
         Ok(is_hex(&text, 40).then_some(text))
     }
 
@@ -61,17 +63,14 @@ impl Cache {
         commits.next().filter(|_| commits.next().is_none())
     }
 
-    /// The folder of a commit.
     pub fn snapshot_path(&self, commit: &str) -> PathBuf {
         self.folder.join("snapshots").join(commit)
     }
 
-    /// The path of a complete blob.
     pub fn blob_path(&self, hash: &Checksum) -> PathBuf {
         self.folder.join("blobs").join(hash.digits())
     }
 
-    /// The path of a partial blob.
     pub fn partial_path(&self, hash: &Checksum) -> PathBuf {
         self.folder.join("blobs").join(format!("{}.incomplete", hash.digits()))
     }
@@ -97,8 +96,8 @@ impl Cache {
                 }
                 Err(e) => return Err(error(e.into()).into()),
             }
-            // The previous owner may have removed the file. A third process could then lock a new file of the
-            // same name.
+            // The previous owner may have removed the lock file. A third process could then lock a new file
+            // of the same name.
             let ours = file.metadata().map_err(error)?.ino();
             if fs::metadata(&path).is_ok_and(|there| there.ino() == ours) {
                 return Ok(BlobLock(file));
@@ -106,7 +105,7 @@ impl Cache {
         }
     }
 
-    /// Links a blob into a snapshot.
+    /// Links a file of a snapshot to its blob.
     pub fn link_snapshot(&self, commit: &str, path: &str, hash: &Checksum) -> Result<(), HubError> {
         let link = self.snapshot_path(commit).join(path);
         let depth = 2 + path.matches('/').count();
@@ -118,12 +117,12 @@ impl Cache {
         create_folder(folder)?;
         let error = |e: io::Error| FileError::new("write", &link, e);
         let temporary = folder.join(format!("{TEMPORARY_PREFIX}{}-{}", std::process::id(), hash.digits()));
-        // A killed process with the same id may have left a partial copy.
+        // A killed process with the same id may have left a temporary copy.
         match fs::remove_file(&temporary) {
             Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(error(e).into()),
             _ => {}
         }
-        // A file system without links gets a copy, as in Python.
+        // On a file system without links the snapshot gets a copy, as in Python.
         let made =
             symlink(&target, &temporary).or_else(|_| fs::copy(self.blob_path(hash), &temporary).map(drop));
         made.and_then(|()| fs::rename(&temporary, &link)).map_err(error)?;
@@ -140,7 +139,7 @@ impl Cache {
         Ok(write_atomic(&path, commit.as_bytes())?)
     }
 
-    /// Records files that a commit does not have, so that no one requests them again.
+    /// Records files that a commit lacks, so that no later lookup requests them.
     pub fn note_absent(&self, commit: &str, files: &[&str]) {
         let folder = self.folder.join(".no_exist").join(commit);
         let note = |file: &&str| File::create(folder.join(file)).map(drop);

@@ -1,9 +1,8 @@
-//! Checksums of the Hub: git's for small files, SHA-256 for large ones.
+//! Checksums of the Hub: git's for small files, SHA-256 for large files.
 
 use sha1::Sha1;
 use sha2::{Digest, Sha256};
 
-/// Bytes read at a time.
 pub(crate) const CHUNK_BYTES: usize = 1 << 20;
 
 /// A checksum in hexadecimal digits.
@@ -28,7 +27,6 @@ impl Hasher {
         Self::Git(Sha1::new_with_prefix(format!("blob {size}\0")))
     }
 
-    /// Starts a SHA-256.
     pub fn sha256() -> Self {
         Self::Sha256(Sha256::new())
     }
@@ -48,7 +46,6 @@ impl Hasher {
         }
     }
 
-    /// The hexadecimal digits.
     pub fn digits(self) -> String {
         match self {
             Self::Git(sum) => hex::encode(sum.finalize()),
@@ -58,7 +55,6 @@ impl Hasher {
 }
 
 impl Checksum {
-    /// The hexadecimal digits.
     pub fn digits(&self) -> &str {
         match self {
             Self::Git(digits) | Self::Sha256(digits) => digits,

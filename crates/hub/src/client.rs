@@ -1,11 +1,9 @@
-//! A connection to one Hub.
-
 use std::time::Duration;
 
 use crate::http::{Http, Request};
 use crate::{HubError, HubSettings, RetryPolicy};
 
-/// A connection to one Hub, with its cache.
+/// A client of one Hub, with its cache.
 #[derive(Debug)]
 pub struct Hub {
     pub(crate) settings: HubSettings,
@@ -13,7 +11,7 @@ pub struct Hub {
 }
 
 impl Hub {
-    /// Creates a connection. Nothing is read or sent yet.
+    /// Creates a client. Reads and sends nothing.
     pub fn new(settings: HubSettings) -> Self {
         Self::with_retry_policy(settings, RetryPolicy::default())
     }
@@ -24,8 +22,8 @@ impl Hub {
         Self { settings, http }
     }
 
-    /// Calls `on_wait` every second while a server's `Retry-After` runs: with the host, the remaining time,
-    /// and the whole wait. The last call has no remaining time.
+    /// Calls `on_wait(host, remaining, total)` every second of a `Retry-After` wait, and at its end with
+    /// `remaining` zero.
     pub fn on_wait(self, on_wait: impl Fn(&str, Duration, Duration) + Send + Sync + 'static) -> Self {
         Self { http: self.http.on_wait(Box::new(on_wait)), ..self }
     }
@@ -35,16 +33,14 @@ impl Hub {
         &self.settings
     }
 
-    /// Returns the Hub's host.
     pub(crate) fn host(&self) -> String {
         Request::get(self.http.endpoint().as_str()).host()
     }
 
-    /// Returns the HTTP client.
+    /// Returns the HTTP client. `what` names the missing item in the error.
     ///
     /// # Errors
-    /// If the settings forbid network access, or the token is invalid. `what` is the missing item in the
-    /// error.
+    /// If the settings forbid network access, or the token is invalid.
     pub(crate) fn online(&self, what: impl FnOnce() -> String) -> Result<&Http, HubError> {
         if self.settings.offline {
             return Err(HubError::Offline { what: what() });

@@ -1,4 +1,4 @@
-//! Downloads one file: resumes a partial one, and verifies the checksum before the file gets its name.
+//! Downloads one file. Resumes a partial file, and verifies the checksum before the file gets its name.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom, Write};
@@ -17,24 +17,24 @@ use crate::listing::{RemoteFile, file_url};
 use crate::transfer::signed;
 use crate::{Hub, HubError, RepoName};
 
-/// A file of a commit.
+/// A file of a commit to download.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct FileFetch<'a> {
     pub repo: &'a RepoName,
     pub commit: &'a str,
     pub path: &'a str,
     pub file: &'a RemoteFile,
-    /// Set when another file failed and this one is no longer needed.
+    /// Set after another file has failed, which cancels this one.
     pub stop: &'a AtomicBool,
 }
 
-/// The bytes of a file so far.
+/// A partial file, and the checksum of its bytes so far.
 struct PartialFile<'a> {
     path: &'a Path,
     out: File,
     sum: Hasher,
     done: u64,
-    /// Restarts from the first byte.
+    /// Number of restarts from the first byte.
     begun: u32,
 }
 
@@ -53,9 +53,9 @@ impl<E: Into<HubError>> From<E> for Interruption {
 }
 
 impl Hub {
-    /// Puts a verified file into the cache.
+    /// Downloads a file, verifies it, and puts it into the cache.
     ///
-    /// `advanced` receives every byte that is present, once, and a negative count when a transfer restarts.
+    /// `advanced` receives the count of every byte once, and a negative count if the transfer restarts.
     pub(crate) fn fetch(
         &self,
         cache: &Cache,
@@ -76,7 +76,7 @@ impl Hub {
         Ok(())
     }
 
-    /// Downloads a missing blob. The caller holds its lock.
+    /// Downloads a missing blob, whose lock the caller holds.
     fn fill(
         &self,
         cache: &Cache,
@@ -86,7 +86,7 @@ impl Hub {
         let FileFetch { repo, path, file, .. } = wanted;
         let incomplete = cache.partial_path(&file.hash);
         let mut found = String::new();
-        // Bytes of another program, or damaged in transit, get one more attempt from the first byte.
+        // A damaged download is repeated once, from the first byte.
         for _ in 0..2 {
             let (sum, done) = self.gather(&incomplete, wanted, advanced)?;
             found = sum.digits();
@@ -104,8 +104,8 @@ impl Hub {
         Err(HubError::Checksum { repo: repo.clone(), file: path.to_owned(), found, expected })
     }
 
-    /// Reads the partial file, then downloads the rest. A broken connection does not count as an attempt if
-    /// it made progress.
+    /// Hashes the partial file, then downloads the rest. A broken connection uses up an attempt only if no
+    /// byte arrived.
     fn gather(
         &self,
         incomplete: &Path,
@@ -140,7 +140,7 @@ impl Hub {
                         (left, pause) = (retry_policy.attempts, retry_policy.pause);
                     }
                     left -= 1;
-                    // A server that always restarts would make progress forever.
+                    // Restarts count too: a server that always restarts would otherwise never end.
                     if left == 0 || part.begun >= retry_policy.attempts {
                         return Err(HubError::Cut { file: wanted.path.to_owned(), done, size, reason });
                     }
@@ -153,7 +153,7 @@ impl Hub {
         Ok((part.sum, part.done))
     }
 
-    /// Requests the remaining bytes and writes them.
+    /// Requests the remaining bytes, and appends them.
     fn stream(
         &self,
         part: &mut PartialFile<'_>,
@@ -175,7 +175,7 @@ impl Hub {
                 .header("content-range")
                 .is_some_and(|range| range.starts_with(&format!("bytes {done}-")));
         if *done > 0 && !continues {
-            // A server without range requests sends the whole file.
+            // The server ignored the range and sends the whole file.
             let _ = advanced(-signed(*done));
             (*sum, *done, *begun) = (Hasher::like(&file.hash, file.size), 0, *begun + 1);
             out.set_len(0).and_then(|()| out.seek(SeekFrom::Start(0))).map_err(error)?;
@@ -205,7 +205,8 @@ impl Hub {
     }
 }
 
-/// Adds the bytes of a file to a checksum and returns their count. The file is then at its end.
+/// Adds the bytes of a file to a checksum, and returns their count. Leaves the position at the end of the
+/// file.
 fn summed(
     file: &mut File,
     sum: &mut Hasher,

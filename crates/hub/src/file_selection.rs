@@ -1,5 +1,5 @@
-//! Selects the files that danlu reads: safetensors, configurations and the tokenizer. Never code, never a
-//! pickle.
+//! Selects the files that danlu reads: safetensors, configurations and the tokenizer. Code and pickles are
+//! never selected.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -17,16 +17,16 @@ pub(crate) const ADAPTER_CONFIG: &str = "adapter_config.json";
 pub(crate) const ADAPTER_WEIGHTS: &str = "adapter_model.safetensors";
 pub(crate) const TOKENIZER: &str = "tokenizer.json";
 
-/// Files that danlu writes beside an adapter and reads again: token identity, card record and picture.
+/// Files that danlu writes beside an adapter and reads again.
 const WRITTEN: [&str; 3] = [IDENTITY, "card.json", "loss.svg"];
 
 /// The Hub adds this file to every repository, and no loader reads it.
 const ATTRIBUTES: &str = ".gitattributes";
 
-/// The card, for a base's licence and an author's notes.
+/// Holds the licence of a base, or the notes of an author.
 const CARD: &str = "README.md";
 
-/// Tokenizer files beside [`TOKENIZER`].
+/// Holds the chat template in older models.
 pub(crate) const TOKENIZER_CONFIG: &str = "tokenizer_config.json";
 const SPECIAL_TOKENS: &str = "special_tokens_map.json";
 const TEMPLATE: &str = "chat_template.jinja";
@@ -34,10 +34,10 @@ const TEMPLATE: &str = "chat_template.jinja";
 /// Sampling settings and end-of-reply tokens.
 const GENERATION: &str = "generation_config.json";
 
-/// Token identity of an adapter, the bits of its base, and the system message.
+/// Holds the tokenizer fingerprint of an adapter, the quantization of its base, and the system message.
 const IDENTITY: &str = "danlu.json";
 
-/// Maximum size of a [`TOKENIZER_CONFIG`] that is searched for a template.
+/// Maximum size of a [`TOKENIZER_CONFIG`] that is searched for a chat template.
 const MAX_CONFIG_BYTES: u64 = 4 << 20;
 
 /// Maximum size of a vocabulary, and of any other small file.
@@ -50,7 +50,7 @@ const MAX_INDEX_BYTES: u64 = 64 << 20;
 /// Extensions of weights that danlu does not read.
 const OTHER_WEIGHTS: [&str; 6] = [".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack"];
 
-/// Small files that a repository has, and small files that it does not have.
+/// Names of the small files that a repository has, and of those that it lacks.
 type Settings = (Vec<&'static str>, Vec<&'static str>);
 
 #[derive(Deserialize)]
@@ -58,7 +58,7 @@ struct Index {
     weight_map: std::collections::BTreeMap<String, String>,
 }
 
-/// Returns the small files that danlu reads: those in the repository, and those that are absent.
+/// Returns the names of the small files that danlu reads: present files, then absent files.
 ///
 /// # Errors
 /// If a file exceeds its maximum size.
@@ -75,7 +75,7 @@ pub(crate) fn settings(listing: &Listing, repo: &RepoName) -> Result<Settings, H
     Ok((there, absent))
 }
 
-/// Maximum size of a small file with this name.
+/// Returns the maximum size of a small file with this name.
 fn longest(path: &str) -> u64 {
     match path {
         TOKENIZER | "vocab.json" | "merges.txt" | "tokenizer.model" => MAX_TOKENIZER_BYTES,
@@ -84,19 +84,18 @@ fn longest(path: &str) -> u64 {
     }
 }
 
-/// Returns the small files that would change results, are missing in a snapshot, and are not recorded as
-/// absent.
+/// Returns the optional files that a snapshot lacks and that would change results. Files recorded as absent
+/// are left out.
 ///
-/// Python fetches only what it needs, and may have been interrupted. Two files give evidence: a template in
-/// `tokenizer_config.json` means that there is no other, and [`ATTRIBUTES`] means that the whole repository
-/// was fetched, because no loader requests that file.
+/// Python may have fetched only a part of the repository. Two files show that nothing is missing:
+/// - a chat template in `tokenizer_config.json`: the repository has no other one;
+/// - [`ATTRIBUTES`]: no loader requests this file, so the whole repository was fetched.
 pub(crate) fn missing_optional_files(snapshot: &Path, is_absent: impl Fn(&str) -> bool) -> Vec<&'static str> {
     let has = |name: &str| fs::metadata(snapshot.join(name)).is_ok();
     let read: &[&str] = match (has(ADAPTER_CONFIG), has(ATTRIBUTES)) {
         (true, true) => &[],
         (true, false) => &[IDENTITY, TOKENIZER, TOKENIZER_CONFIG, SPECIAL_TOKENS, TEMPLATE, GENERATION],
-        // `snapshot_download` fetches in name order, so this file is the one most likely missing after an
-        // interruption.
+        // `snapshot_download` fetches in name order, so an interruption most likely loses this file.
         (false, true) => &[TOKENIZER_CONFIG],
         (false, false) => &[IDENTITY, TOKENIZER_CONFIG, SPECIAL_TOKENS, TEMPLATE, GENERATION],
     };
@@ -111,7 +110,7 @@ pub(crate) fn missing_optional_files(snapshot: &Path, is_absent: impl Fn(&str) -
     missing_optional_files
 }
 
-/// Returns the weight files. `snapshot` must hold the small files already.
+/// Returns the weight files of a listing. `snapshot` must already hold the small files.
 ///
 /// # Errors
 /// If there are no safetensors, or the index lists a file that does not exist.
@@ -145,7 +144,7 @@ fn unread(repo: &RepoName, fault: String) -> HubError {
     HubError::Repo { repo: repo.clone(), fault }
 }
 
-/// Returns the shards of an index, if all are plain names of safetensors.
+/// Returns the shards of an index, if all are plain names of safetensors files.
 fn shards(index: &Path) -> Option<BTreeSet<String>> {
     let bytes = read_bounded(index, MAX_INDEX_BYTES).ok()?;
     let Index { weight_map } = serde_json::from_slice(&bytes).ok()?;

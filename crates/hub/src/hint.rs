@@ -1,11 +1,11 @@
-//! The next step for each error.
+//! Hints: what the user can do about each error.
 
 use crate::HubError;
 use crate::cache::is_abbreviation;
 use crate::settings::DEFAULT_ENDPOINT;
 
 impl HubError {
-    /// The next step, if there is a known one.
+    /// Returns the next step for the user, if one is known.
     pub fn hint(&self) -> Option<String> {
         self.connection_hint().or_else(|| self.download_hint()).or_else(|| self.push_hint())
     }

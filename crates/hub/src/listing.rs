@@ -36,14 +36,13 @@ pub(crate) struct Listing {
 /// A file of a repository.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct RemoteFile {
-    /// Its bytes.
     pub size: u64,
     /// Checksum of the content, and name of the blob in the cache.
     pub hash: Checksum,
 }
 
 impl Listing {
-    /// Whether the repository has only the file that the Hub adds to a new one.
+    /// Whether the repository has no files besides the one that the Hub adds to a new repository.
     pub fn is_empty(&self) -> bool {
         self.files.keys().all(|path| path == ".gitattributes")
     }
@@ -73,7 +72,7 @@ struct Large {
 }
 
 impl Hub {
-    /// Reads the commit of a revision and its files.
+    /// Requests the commit of a revision and the list of its files.
     ///
     /// # Errors
     /// If the model or the revision does not exist, or the response is not a listing.
@@ -89,7 +88,7 @@ impl Hub {
         Ok(Listing { commit, private, files })
     }
 
-    /// Reads the files of a commit.
+    /// Requests the list of files of a commit.
     ///
     /// # Errors
     /// If the commit does not exist, or the response is not a listing.
@@ -102,7 +101,7 @@ impl Hub {
         let mut files = BTreeMap::new();
         let mut next =
             Some(format!("{}/api/models/{}/tree/{commit}?recursive=true", http.endpoint(), repo.id()));
-        // All pages together have the limits of one response.
+        // The limits of one response hold for all pages together.
         let (mut left, time) = (MAX_RESPONSE_BYTES, 2 * http.time());
         let end = Instant::now() + time;
         for _ in 0..MAX_PAGES {
@@ -141,7 +140,7 @@ impl Hub {
         }
     }
 
-    /// Returns the URL of the next page. It must be at the endpoint.
+    /// Returns the URL of the next page, which must be at the endpoint.
     fn next_page(&self, request: &Request<'_>, link: &str) -> Result<String, HubError> {
         let endpoint = self.http.endpoint().as_str();
         // A mirror may return the Hub's own URLs.
@@ -166,8 +165,8 @@ impl Hub {
         Ok(self.page(request, resource, MAX_RESPONSE_BYTES)?.0)
     }
 
-    /// Requests JSON of at most `most` bytes. Returns the value, the URL of the next page, and the bytes
-    /// read.
+    /// Requests JSON of at most `most` bytes. Returns the value, the URL of the next page, and the number of
+    /// bytes read.
     fn page<T: DeserializeOwned>(
         &self,
         request: &Request<'_>,
@@ -175,7 +174,7 @@ impl Hub {
         most: u64,
     ) -> Result<(T, Option<String>, u64), HubError> {
         let (response, bytes) = self.whole(request, resource, most)?;
-        // The parser quotes text that it cannot parse, which may contain the token.
+        // The parser quotes invalid text, which may contain the token.
         let value = serde_json::from_slice(&bytes)
             .map_err(|error| request.fault(self.http.redacted(&error.to_string())))?;
         Ok((value, response.header("link").and_then(next_page), bytes.len() as u64))
@@ -201,7 +200,7 @@ impl Hub {
     }
 }
 
-/// The URL of a file's content.
+/// Returns the URL of a file's content.
 pub(crate) fn file_url(hub: &Hub, repo: &RepoName, commit: &str, path: &str) -> String {
     let path: Vec<String> = path.split('/').map(escaped).collect();
     format!("{}/{}/resolve/{commit}/{}", hub.http.endpoint(), repo.id(), path.join("/"))

@@ -11,7 +11,7 @@ use crate::{Endpoint, HubError};
 /// Hosts of the Hub and of its mirror.
 const HOSTS: [&str; 4] = ["huggingface.co", "www.huggingface.co", "hf.co", "hf-mirror.com"];
 
-/// First path segments that are not owners of models.
+/// First path segments of the Hub's own pages. No account has these names.
 const NO_OWNERS: [&str; 8] =
     ["datasets", "spaces", "docs", "collections", "papers", "blog", "api", "settings"];
 
@@ -76,7 +76,7 @@ impl RepoName {
             }
             _ => return Some(name),
         };
-        // The page opens at `main`, so a copied URL names no revision.
+        // The page of the main branch is the default, so `tree/main` names no explicit revision.
         if revision == "main" { Some(name) } else { name.at(&revision).ok() }
     }
 
@@ -91,7 +91,7 @@ impl RepoName {
         }
     }
 
-    /// The folder in the cache.
+    /// Returns the name of the folder in the cache.
     pub(crate) fn folder(&self) -> String {
         format!("models--{}", self.id.replace('/', "--"))
     }
@@ -122,7 +122,7 @@ impl FromStr for RepoName {
     }
 }
 
-/// A revision becomes a path in the cache, so no part may lead out of it.
+/// Whether `revision` is valid. It becomes a path in the cache, so no part of it may lead out.
 pub(crate) fn is_revision(revision: &str) -> bool {
     revision.len() <= 250
         && revision.split('/').all(|part| {

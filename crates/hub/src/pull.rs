@@ -35,13 +35,13 @@ pub enum FetchScope {
 /// A downloaded model.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Pulled {
-    /// The snapshot: links into the cache.
+    /// The snapshot, a folder of links into the cache.
     pub folder: PathBuf,
     /// The commit.
     pub commit: String,
     /// Size of all files.
     pub bytes: u64,
-    /// Bytes that came over the network.
+    /// Bytes downloaded.
     pub fetched: u64,
 }
 
@@ -61,22 +61,22 @@ impl Hub {
         Ok(is_there.then_some(folder))
     }
 
-    /// Whether the cache has another commit than `commit` for the name's revision. The model then starts in
-    /// an older version until it is pulled.
+    /// Whether the cache holds another commit than `commit` for this revision. Commands use the older version
+    /// until it is pulled.
     pub fn cache_is_stale(&self, repo: &RepoName, commit: &str) -> bool {
         let here = Cache::of(&self.settings.cache, repo).read_ref(repo.revision());
         here.is_ok_and(|here| here.is_some_and(|here| here != commit))
     }
 
-    /// Optional files that would change results, are missing in `folder`, and were never checked on the Hub.
-    /// [`Hub::fetch_missing_files`] checks them.
+    /// Returns optional files that `folder` lacks, that would change results, and that were never checked on
+    /// the Hub. [`Hub::fetch_missing_files`] checks them.
     pub fn missing_optional_files(&self, repo: &RepoName, folder: &Path) -> Vec<&'static str> {
         let cache = Cache::of(&self.settings.cache, repo);
         file_selection::missing_optional_files(folder, |file| cache.is_absent(commit_of(folder), file))
     }
 
-    /// Fetches the missing small files of a cached model, and records the names that its commit does not
-    /// have. The Hub is asked once, with a short time limit.
+    /// Fetches the missing small files of a cached model, and records names that its commit lacks. The time
+    /// limit is short.
     ///
     /// # Errors
     /// If the Hub cannot be reached or refuses. The cached files remain usable.
@@ -96,8 +96,9 @@ impl Hub {
         Ok(())
     }
 
-    /// Downloads the files of a model that danlu reads, in the Hub's present version. Cached files are
-    /// skipped, and an interrupted download resumes.
+    /// Downloads the files of a model that danlu reads, at the latest commit of the revision.
+    ///
+    /// Skips cached files, and resumes an interrupted download.
     ///
     /// # Errors
     /// If the Hub cannot be reached or refuses, a file stays damaged, or the disk is too small. Downloaded
@@ -111,7 +112,7 @@ impl Hub {
         let cache = Cache::of(&self.settings.cache, repo);
         let commit = cache.read_ref(repo.revision())?.filter(|commit| commit.starts_with(repo.revision()));
         let repo = &match commit.filter(|_| is_abbreviation(repo.revision())) {
-            // The Hub accepts commits with all digits only.
+            // The Hub does not accept abbreviated commits.
             Some(commit) => repo.at(&commit)?,
             None => repo.clone(),
         };
@@ -133,7 +134,7 @@ impl Hub {
         Ok(Pulled { folder, commit: listing.commit, bytes, fetched })
     }
 
-    /// Downloads files in parallel. The first error stops the others; their bytes stay.
+    /// Downloads files in parallel. The first error stops the others, and downloaded bytes stay.
     fn fetch_all(
         &self,
         cache: &Cache,
@@ -164,7 +165,7 @@ impl Hub {
                 scope.spawn(move || {
                     while let Some((path, file)) = next() {
                         let wanted = FileFetch { repo, commit: &listing.commit, path, file, stop };
-                        // After an error the receiver is gone.
+                        // The receiver is dropped after an error.
                         let mut advanced = |n| match tell.send(Ok(n)) {
                             Ok(()) => ControlFlow::Continue(()),
                             Err(_) => ControlFlow::Break(()),
@@ -179,7 +180,7 @@ impl Hub {
             drop(tell);
             let mut throttle = ProgressThrottle::default();
             for message in told {
-                // Ends the sleeps and lock waits of the other threads.
+                // Wakes the other threads from sleeps and lock waits.
                 let bytes = message.inspect_err(|_| stop.store(true, Ordering::Relaxed))?;
                 transfer.done = transfer.done.saturating_add_signed(bytes);
                 if throttle.is_due() {
@@ -191,12 +192,12 @@ impl Hub {
     }
 }
 
-/// The commit of a snapshot folder.
+/// Returns the commit of a snapshot folder.
 fn commit_of(folder: &Path) -> &str {
     folder.file_name().and_then(|name| name.to_str()).unwrap_or_default()
 }
 
-/// Bytes of a file in the cache, complete or partial.
+/// Returns how many bytes of a file are in the cache, complete or partial.
 fn here(cache: &Cache, file: &RemoteFile) -> u64 {
     let len = |path: PathBuf| std::fs::metadata(path).map_or(0, |there| there.len());
     let (whole, part) = (len(cache.blob_path(&file.hash)), len(cache.partial_path(&file.hash)));

@@ -1,4 +1,4 @@
-//! Settings from the environment variables of Python's tools.
+//! Settings from the environment variables of `huggingface_hub`.
 
 use std::ffi::OsString;
 use std::fmt;
@@ -22,7 +22,7 @@ impl Endpoint {
         &self.0
     }
 
-    /// Whether this is not the Hub itself.
+    /// Whether the endpoint is a mirror and not the Hub itself.
     pub fn is_mirror(&self) -> bool {
         self.0 != DEFAULT_ENDPOINT
     }
@@ -50,7 +50,7 @@ impl FromStr for Endpoint {
         });
         // A password in the URL would reach logs and errors.
         if !is_one || trimmed.contains(['@', '#']) {
-            // A token in the query would reach them too.
+            // A token in the query would reach logs and errors too.
             let shown = match text.split_once(['?', '#']) {
                 Some((before, _)) => format!("{before}?..."),
                 None => text.to_owned(),
@@ -62,7 +62,7 @@ impl FromStr for Endpoint {
     }
 }
 
-/// Locations and permissions.
+/// Endpoint, paths and token of a client.
 #[derive(Clone, Debug)]
 pub struct HubSettings {
     /// The Hub: `HF_ENDPOINT`.
@@ -73,7 +73,7 @@ pub struct HubSettings {
     pub token_path: PathBuf,
     /// The token: `HF_TOKEN`, or the content of the token file.
     pub token: Option<Token>,
-    /// Why a given token is invalid. Requests to the Hub return this error.
+    /// Why the configured token is invalid, if it is. Every request to the Hub returns this error.
     pub token_fault: Option<TokenFault>,
     /// Whether the token comes from a variable, so that the file has no effect.
     pub token_is_variable: bool,
@@ -90,7 +90,7 @@ impl HubSettings {
         Self::from_vars(|name| std::env::var_os(name), std::env::home_dir())
     }
 
-    /// Reads `var` in place of the environment.
+    /// As [`HubSettings::from_env`], with `var` in place of the process environment.
     ///
     /// # Errors
     /// As [`HubSettings::from_env`].
@@ -136,7 +136,7 @@ impl HubSettings {
     }
 }
 
-/// Expands `~`, `$NAME` and `${NAME}` as Python does. An unset variable stays as it is written.
+/// Expands `~`, `$NAME` and `${NAME}` as Python does. An unset variable stays unexpanded.
 fn expanded(path: OsString, home: Option<&PathBuf>, var: &impl Fn(&str) -> Option<OsString>) -> PathBuf {
     let path = PathBuf::from(path);
     let path = match (path.strip_prefix("~"), home) {

@@ -1,4 +1,4 @@
-//! The name and the commit that a folder of the cache is called by.
+//! Parses paths of snapshots.
 
 use std::path::{Component, Path};
 
@@ -6,7 +6,7 @@ use danlu_model::is_repo_id;
 
 use crate::name::is_revision;
 
-/// Name and commit of a folder of the Hub's cache: `models--owner--name/snapshots/commit`.
+/// Returns name and commit of a snapshot folder, `models--owner--name/snapshots/commit`.
 pub fn parse_snapshot_path(folder: &Path) -> Option<(String, String)> {
     let parts: Vec<&str> = folder
         .components()

@@ -1,4 +1,4 @@
-//! The access token. It appears in no log, error or `Debug` output.
+//! The access token. Logs, errors and `Debug` output never contain it.
 
 use std::fmt;
 use std::fs;
@@ -22,12 +22,12 @@ pub struct TokenFault {
 }
 
 impl TokenFault {
-    /// An invalid token of a variable.
+    /// Creates the fault of a token in a variable.
     pub(crate) fn of_variable(name: &str, error: &HubError) -> Self {
         Self { message: format!("the token of `{name}` cannot be used: {error}"), is_variable: true }
     }
 
-    /// An invalid or unreadable token file.
+    /// Creates the fault of a token file.
     pub(crate) fn of_file(path: &Path, error: &HubError) -> Self {
         let message = match error {
             HubError::File(error) => error.to_string(),
@@ -36,7 +36,7 @@ impl TokenFault {
         Self { message, is_variable: false }
     }
 
-    /// The next step.
+    /// Returns the next step for the user.
     pub(crate) fn hint(&self) -> &'static str {
         match self.is_variable {
             true => "set it to a valid token, or unset it",
@@ -50,7 +50,7 @@ impl TokenFault {
 pub struct Token(String);
 
 impl Token {
-    /// Parses a typed or pasted token; surrounding blanks are dropped.
+    /// Parses a typed or pasted token, without the surrounding blanks.
     ///
     /// # Errors
     /// If the token is empty or not valid in a header. The error does not repeat it.
@@ -80,7 +80,7 @@ impl Token {
     /// Writes the token file, readable by its owner only.
     ///
     /// # Errors
-    /// If the file cannot be written; an older token then stays.
+    /// If the file cannot be written. An older token file then stays.
     pub fn save(&self, path: &Path) -> Result<(), HubError> {
         let error = |e: io::Error| FileError::new("write", path, e);
         let folder = path.parent().unwrap_or(Path::new("."));
@@ -106,14 +106,14 @@ impl Token {
         }
     }
 
-    /// The value of the `authorization` header.
+    /// Returns the value of the `authorization` header.
     pub(crate) fn bearer(&self) -> String {
         format!("Bearer {}", self.0)
     }
 
-    /// Replaces the token in a server's text before it is shown.
+    /// Replaces the token in a server's text, so that the text can be shown.
     pub(crate) fn redacted(&self, text: &str) -> String {
-        // Hosts are in lower case.
+        // A URL parser writes hosts in lower case.
         let (small, token) = (text.to_ascii_lowercase(), self.0.to_ascii_lowercase());
         let (mut shown, mut end) = (String::new(), 0);
         for (start, _) in small.match_indices(&token) {
@@ -129,7 +129,7 @@ impl Token {
         self.position_in(bytes).is_some()
     }
 
-    /// The position of the token in `bytes`.
+    /// Returns the position of the token in `bytes`.
     pub(crate) fn position_in(&self, bytes: &[u8]) -> Option<usize> {
         bytes.windows(self.0.len()).position(|window| window == self.0.as_bytes())
     }

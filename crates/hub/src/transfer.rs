@@ -1,5 +1,3 @@
-//! Progress of transfers.
-
 use std::time::{Duration, Instant};
 
 /// Progress of a transfer.
@@ -9,7 +7,7 @@ pub struct Transfer {
     pub done: u64,
     /// Bytes of all files.
     pub total: u64,
-    /// Part of `done` that was there before the transfer.
+    /// Part of `done` that was present before the transfer.
     pub before: u64,
     /// Number of files.
     pub files: usize,
@@ -34,13 +32,13 @@ impl ProgressThrottle {
 }
 
 impl Transfer {
-    /// Bytes that came over the network.
+    /// Returns the bytes downloaded.
     pub fn fetched(&self) -> u64 {
         self.done.saturating_sub(self.before)
     }
 }
 
-/// A byte count that can be subtracted again.
+/// Converts a byte count to a number that can be subtracted.
 pub(crate) fn signed(bytes: u64) -> i64 {
     i64::try_from(bytes).unwrap_or(i64::MAX)
 }

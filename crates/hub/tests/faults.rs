@@ -1,5 +1,5 @@
-//! Faults during downloads, accidental or hostile: success after a retry, or a clear error; never a corrupt
-//! cache.
+//! Faults during downloads, accidental or hostile. Each ends with success after a retry or with a clear
+//! error. The cache is never corrupt.
 
 mod common;
 
@@ -14,7 +14,7 @@ use serde_json::json;
 
 const WEIGHTS: u64 = 300_000;
 
-/// Asserts that the cache holds exactly the model and nothing partial.
+/// Asserts that the cache holds the complete model and no partial file.
 fn assert_whole(scene: &Scene) {
     let name = repo("lab/model");
     let folder = scene.hub(None).cached_folder(&name, FetchScope::Full).unwrap().expect("it is in the cache");
@@ -61,7 +61,7 @@ fn lost_connections_and_server_errors_are_retried() {
 #[test]
 fn an_interrupted_download_resumes() {
     let scene = Scene::new();
-    // Ten cuts are no reason to give up, because each attempt makes progress.
+    // Each attempt makes progress, so ten cuts do not exhaust the attempts.
     scene.server.fault(Fault::on(Method::Get, "").at(Host::Storage).times(10).then(Action::CutAfter(20_000)));
     scene.pull("lab/model").unwrap();
     assert_whole(&scene);
@@ -143,7 +143,7 @@ fn a_permanent_fault_is_an_error_and_leaves_no_wrong_file() {
 #[test]
 fn a_server_that_always_restarts_is_given_up() {
     let scene = Scene::new();
-    // The server ignores ranges and cuts each response, so every other attempt gets further than the one
+    // The server ignores ranges and cuts each response. Every second attempt gets further than the one
     // before.
     for i in 0..40 {
         let whole = Action::Status(200, Vec::new(), vec![7; WEIGHTS as usize]);
@@ -171,7 +171,8 @@ fn a_failed_file_stops_the_other_downloads() {
         ("model-3.safetensors", &[3; 100]),
     ];
     scene.server.add_model("lab/shards", &files);
-    // The first fails, the second waits for ten minutes, and another process holds the lock of the third.
+    // The first download fails, the second waits for ten minutes, and the third needs a lock of another
+    // process.
     let wait = vec![("Retry-After".into(), "600".into())];
     scene.server.fault(Fault::on(Method::Get, "model-2").always().then(Action::Status(
         503,
@@ -286,7 +287,7 @@ fn a_hostile_server_places_no_file() {
     for (part, body, said) in cases {
         let scene = Scene::new();
         scene.server.fault(Fault::on(Method::Get, part).always().then(Action::Replace(body)));
-        // Deep enough that a path out of the cache is still below the inspected folder.
+        // Deep enough that a path out of the cache stays in the inspected folder.
         let cache = scene.home.path().join("a/b/c/d/e/f/hub");
         let hub = hub(HubSettings { cache: cache.clone(), ..scene.settings(None) });
         let error = hub.pull(&repo("lab/model"), FetchScope::Full, &mut |_| {}).unwrap_err();
@@ -299,7 +300,7 @@ fn a_hostile_server_places_no_file() {
         }
         assert!(hub.cached_folder(&repo("lab/model"), FetchScope::Full).unwrap().is_none());
     }
-    // An index with a path out of the repository.
+    // The index lists a path outside of the repository.
     let scene = Scene::new();
     let index: &[u8] = br#"{"weight_map": {"a": "../../../../evil.safetensors"}}"#;
     scene.server.commit("lab/model", &[("model.safetensors.index.json", index)]);
@@ -315,7 +316,7 @@ fn a_listing_continues_only_at_the_endpoint() {
         (format!("{}/x", other.server.endpoint().replace("http:", "https:")), false),
         ("ftp://x/y".to_owned(), false),
         ("//x/y".to_owned(), false),
-        // A mirror repeats the Hub's URL, so the request goes to the mirror, which has no such page.
+        // A mirror may return URLs of the Hub. The request then goes to the mirror, which has no such page.
         ("https://huggingface.co/api/models/lab/model/tree/x".to_owned(), true),
         ("/api/models/lab/model/tree/x".to_owned(), true),
     ] {
@@ -362,7 +363,7 @@ fn a_long_wait_is_reported() {
     let scene = Scene::new();
     let wait = vec![("Retry-After".into(), "3".into())];
     scene.server.fault(Fault::on(Method::Get, "/revision/").then(Action::Status(429, wait, Vec::new())));
-    // The client's own waits are not reported.
+    // Waits that the client chooses itself are not reported.
     scene.server.fault(Fault::on(Method::Get, "/tree/").times(3).then(Action::CutBefore));
     let policy =
         danlu_hub::RetryPolicy { max_wait: Duration::from_secs(10), ..danlu_hub::RetryPolicy::default() };
@@ -476,7 +477,7 @@ fn an_unknown_host_is_an_error_with_a_hint() {
         .unwrap_err();
     assert!(error.to_string().starts_with("cannot reach 127.0.0.1:9"), "{error}");
     assert!(error.hint().unwrap().contains("HF_ENDPOINT"));
-    // Without a network the error appears at once, or nearly.
+    // Without a network, the error appears within moments.
     let endpoint = "http://hub.invalid".parse().unwrap();
     let start = std::time::Instant::now();
     let error = danlu_hub::Hub::new(HubSettings { endpoint, ..scene.settings(None) })

@@ -1,4 +1,4 @@
-//! Models by name: into the cache and out of it.
+//! Pulls of models by name.
 
 mod common;
 
@@ -57,12 +57,12 @@ fn a_new_commit_downloads_only_changed_files() {
     let second = scene.pull("lab/model").unwrap();
     assert_ne!(first.commit, second.commit);
     assert_eq!(fs::read(second.folder.join("config.json")).unwrap(), b"{}");
-    // The tokenizer has the same content `{}`.
+    // The tokenizer has the same content `{}`, so it is the same blob.
     assert_eq!(second.fetched, 0);
     let old = scene.pull(&format!("lab/model@{}", first.commit)).unwrap();
     assert_eq!(old.folder, first.folder);
     scene.server.model("lab/model").on("refs/heads/next/one").file("config.json", b"[1]").add();
-    // A commit abbreviated as on the Hub's pages is known if the cache has it.
+    // An abbreviated commit is resolved if the cache has it.
     let short = repo(&format!("lab/model@{}", &first.commit[..8]));
     assert_eq!(
         scene.hub(None).cached_folder(&short, FetchScope::Full).unwrap().as_ref(),
@@ -125,7 +125,7 @@ fn an_adapter_is_downloaded_without_other_files() {
     assert!(scene.hub(None).cached_folder(&repo("me/adapter"), FetchScope::Full).unwrap().is_some());
 }
 
-/// The cache as an interrupted Python leaves it: these files only, and no recorded absences.
+/// Leaves the cache as an interrupted Python does: these files only, and no recorded absences.
 fn keep_only(folder: &Path, files: &[&str]) {
     for name in names(folder).iter().filter(|name| !files.contains(&name.as_str())) {
         fs::remove_file(folder.join(name)).unwrap();
@@ -210,7 +210,7 @@ fn a_complete_snapshot_of_python_needs_no_check() {
     scene.server.commit("lab/model", &[("tokenizer_config.json", template)]);
     let folder = scene.pull("lab/model").unwrap().folder;
     keep_only(&folder, &READ);
-    // Python has this file of a whole repository; of a loaded model it has recorded absences.
+    // Python has fetched the whole repository. It records absences only for a loaded model.
     fs::write(folder.join(".gitattributes"), "").unwrap();
     assert!(scene.hub(None).missing_optional_files(&repo("lab/model"), &folder).is_empty());
     fs::remove_file(folder.join("tokenizer_config.json")).unwrap();
@@ -319,7 +319,7 @@ fn only_the_hub_receives_the_token_of_a_pull() {
     assert!(matches!(refused, HubError::NoModel { with_token: false, .. }), "{refused}");
 }
 
-/// Marks the process that a test starts.
+/// Set in the environment of the process that a test starts.
 const PULLED: &str = "DANLU_TEST_PULLED";
 
 #[test]
@@ -334,7 +334,7 @@ fn is_pulled() {
 #[test]
 fn two_processes_download_every_byte_once() {
     let scene = Scene::new();
-    // Slow enough that the second process finds the first at work.
+    // Slow enough that the second process starts during the first download.
     scene.server.fault(Fault::on(Method::Get, "").at(Host::Storage).always().then(Action::Throttle(600_000)));
     let start = || {
         let mut command = Command::new(std::env::current_exe().unwrap());

@@ -1,4 +1,4 @@
-//! A folder to the Hub and back.
+//! Pushes of a folder, compared with what a pull returns.
 
 mod common;
 
@@ -139,7 +139,7 @@ fn a_pull_request_does_not_change_the_branch() {
     assert_eq!(desk.server.read("she/adapter", "main", "README.md").unwrap(), b"hers");
     desk.assert_whole("she/adapter", "refs/pr/1");
     assert_eq!(desk.server.revisions("she/adapter")["refs/pr/1"], pushed.commit);
-    // There is no target for the pull request, and nothing is created.
+    // The pull request has no target, and nothing is created.
     for name in ["she/none", "me/none"] {
         let error = push(name).unwrap_err();
         let words =
@@ -190,7 +190,8 @@ fn a_diff_changes_nothing() {
     assert_eq!(desk.server.commits("me/adapter").len(), 2);
 }
 
-/// A folder with files of every kind that a push skips. The outer folder is the target of its links.
+/// Returns a folder with files of every kind that a push skips. The outer folder holds the targets of its
+/// links.
 fn desk_with_other_files() -> (Desk, tempfile::TempDir) {
     let desk = Desk::new();
     let secret = format!("{{\n\"key\": \"{}\"}}", token());
@@ -223,7 +224,7 @@ fn desk_with_other_files() -> (Desk, tempfile::TempDir) {
     (desk, outside)
 }
 
-/// Text with the shape of a token.
+/// Returns text with the form of a token.
 fn token() -> String {
     format!("{}{}", "hf_", "aBcDeFgHiJkLmNoPqRsTuVwXyZaBcDeFgH")
 }
@@ -358,7 +359,7 @@ fn a_required_file_must_not_be_ignored() {
     };
     desk.server.add_model("me/adapter", &[(".gitignore", b"*.safetensors\n")]);
     refused("me/adapter", "adapter_model.safetensors");
-    // The existing model stays complete too.
+    // The existing model stays complete as well.
     fs::remove_file(desk.folder().join("adapter_config.json")).unwrap();
     fs::remove_file(desk.folder().join("adapter_model.safetensors")).unwrap();
     desk.write("config.json", b"{}");
@@ -395,7 +396,7 @@ fn equal_files_are_uploaded_once() {
     assert_eq!(desk.server.requests().iter().filter(|request| request.method == "PUT").count(), 1);
 }
 
-/// Options of a private push.
+/// Returns the options of a private push.
 fn private() -> PushOptions {
     PushOptions { private: true, ..PushOptions::default() }
 }
@@ -423,7 +424,7 @@ fn only_an_empty_public_repository_becomes_private() {
     let sha = desk.server.revisions("me/cut")["refs/heads/main"].clone();
     let silent = Action::Replace(serde_json::json!({ "sha": sha }));
     desk.server.fault(Fault::on(Method::Get, "/models/me/cut/revision/").always().then(silent));
-    // So is a Hub that confirms the change and still shows the repository to everyone.
+    // A Hub that confirms the change and still shows the repository to everyone is refused too.
     desk.server.model("me/told").file(".gitattributes", b"").add();
     let done = Action::Status(200, vec![], b"{\"private\": true}".to_vec());
     desk.server.fault(Fault::on(Method::Put, "/settings").then(done));
@@ -434,7 +435,7 @@ fn only_an_empty_public_repository_becomes_private() {
         assert_eq!(desk.server.commits(name).len(), before);
     }
     desk.server.clear_faults();
-    // Another branch has files, or a pull request exists.
+    // Either another branch has files, or a pull request exists.
     for (name, at) in [("me/begun", "refs/heads/next"), ("me/asked", "refs/pr/1")] {
         desk.server.model(name).file(".gitattributes", b"").add();
         desk.server.model(name).on(at).file("x.md", b"x").add();

@@ -1,4 +1,4 @@
-//! Faults during a push: one commit after a retry, or none and a clear error; never a partial one.
+//! Faults during a push. Each ends with one commit after a retry, or with a clear error and no commit.
 
 mod common;
 
@@ -25,7 +25,7 @@ fn busy(seconds: &str) -> Action {
     Action::Status(429, vec![("Retry-After".into(), seconds.into())], Vec::new())
 }
 
-/// A server that requires small parts.
+/// Starts a server that requires small parts.
 fn in_parts() -> HubServer {
     HubServer::builder().multipart(100_000, 64_000).start().unwrap()
 }
@@ -153,7 +153,7 @@ fn a_commit_with_a_lost_response_is_not_repeated() {
         let pushed = desk.push("me/adapter").unwrap();
         assert_published(&desk, &pushed);
     }
-    // A pull request has no branch to read, so the client finds it among the others.
+    // A pull request has no branch, so the client finds it among all pull requests.
     let desk = Desk::new();
     desk.server.add_model("she/adapter", &[("README.md", b"hers")]);
     let options = PushOptions { create_pr: true, ..PushOptions::default() };
@@ -165,7 +165,7 @@ fn a_commit_with_a_lost_response_is_not_repeated() {
     assert_eq!(pushed.pull_request, Some(format!("{}/she/adapter/discussions/2", desk.server.endpoint())));
     assert_eq!(desk.server.revisions("she/adapter")["refs/pr/2"], pushed.commit);
     assert_eq!(desk.server.commits("she/adapter").len(), 3);
-    // The client waits for a response that takes longer than a connection may stall.
+    // The client waits longer for a slow response than a connection may stall.
     desk.server.clear_faults();
     desk.server.clear_requests();
     let late = Duration::from_secs(6);
@@ -282,7 +282,7 @@ fn a_token_without_permission_has_a_hint() {
     assert_eq!(desk.server.is_private("she/new"), None);
     assert_eq!(desk.server.is_private("me/adapter"), None);
 
-    // A token that expires during the push.
+    // The token expires during the push.
     desk.server.clear_requests();
     desk.server.fault(on(Method::Post, "/batch").then(Action::Delay(Duration::from_millis(300))));
     let error = thread::scope(|scope| {
@@ -320,7 +320,7 @@ fn a_hostile_server_gets_no_file_and_no_token() {
         assert!(error.to_string().contains(said), "{error}");
         assert_eq!(desk.server.commits("me/adapter").len(), 1);
     }
-    // Invalid URLs, too many or too few parts, and another host.
+    // Responses with invalid URLs, too many or too few parts, or another host.
     let oids: Vec<String> = {
         let desk = Desk::new();
         desk.push("me/adapter").unwrap();

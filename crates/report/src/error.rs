@@ -6,33 +6,24 @@ use danlu_model::FileError;
 
 use crate::card::ReadmeFault;
 
-/// Why a card cannot be read or written.
+/// An error of reading or writing a card.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
+#[expect(missing_docs, reason = "each variant has a doc, and its message names the fields")]
 pub enum ReportError {
-    /// A `card.json` that no card can be written from.
+    /// `card.json` has a value that no card can be written from.
     #[error("{}: {reason}", path.display())]
-    Card {
-        /// The file.
-        path: PathBuf,
-        /// What the parser met.
-        reason: String,
-    },
-    /// A `README.md` in which danlu cannot tell its own part from the author's.
+    Card { path: PathBuf, reason: String },
+    /// danlu cannot tell its own part of a `README.md` from the author's.
     #[error("cannot update `{}`: {fault}", path.display())]
-    Readme {
-        /// The file.
-        path: PathBuf,
-        /// What is wrong with it.
-        fault: ReadmeFault,
-    },
+    Readme { path: PathBuf, fault: ReadmeFault },
     /// A file cannot be read or written.
     #[error(transparent)]
     File(#[from] FileError),
 }
 
 impl ReportError {
-    /// The next step, where one is known.
+    /// Returns the next step for the user, if one is known.
     pub fn hint(&self) -> Option<String> {
         match self {
             Self::Card { .. } => Some(

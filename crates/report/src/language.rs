@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-/// Language of a page or of one half of a card.
+/// Language of a page, or of one half of a card.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Language {
@@ -14,7 +14,7 @@ pub enum Language {
 }
 
 impl Language {
-    /// One of two wordings.
+    /// Returns the argument for this language.
     pub fn pick<T>(self, zh: T, en: T) -> T {
         match self {
             Self::Zh => zh,

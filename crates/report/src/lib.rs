@@ -1,11 +1,11 @@
-//! What a run leaves for people: the HTML page, the model card, and the summary that both are written from.
+//! The HTML page and the model card of a run, and the summary that both are written from.
 //!
-//! - [`summary`]: the run as plain values, without a path of the machine it ran on.
+//! - [`summary`]: the run as plain values, without any path of the machine.
 //! - [`page`]: `report.html`, one self-contained page, and the loss as an SVG file.
 //! - [`card`]: `README.md` and `card.json` of an adapter or a merged model.
-//! - [`number_format`]: numbers as both of them, and the terminal, print them.
+//! - [`number_format`]: numbers for the page, the card and the terminal.
 //!
-//! The crate writes cards and returns pages. It neither trains nor talks to the Hub.
+//! The crate writes cards and returns pages. It neither trains nor uses the Hub.
 
 pub mod card;
 pub mod number_format;

@@ -1,6 +1,6 @@
 //! Number formats of the terminal, the page and the card.
 
-/// `1234567` as `1,234,567`.
+/// Formats `1234567` as `1,234,567`.
 pub fn thousands(n: u64) -> String {
     let digits = n.to_string();
     let mut out = String::new();
@@ -13,7 +13,7 @@ pub fn thousands(n: u64) -> String {
     out
 }
 
-/// Seconds as `42s`, `3m 05s` or `2h 07m`.
+/// Formats seconds as `42s`, `3m 05s` or `2h 07m`.
 pub fn duration(seconds: f64) -> String {
     let s = seconds.max(0.0).round() as u64;
     match s {

@@ -1,30 +1,30 @@
-//! The summary of a run, from which the page and the card are written.
+//! The summary of a run, the source of page and card.
 
 use danlu_train::{MemoryPlan, StepMetrics, TrainSettings};
 use serde::{Deserialize, Serialize};
 
-/// A finished run. It holds names only, no path of the machine.
+/// A finished run. It holds names, but no path of the machine.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct RunSummary {
-    /// The adapter's name: the name of its folder.
+    /// Name of the adapter's folder.
     pub adapter_name: String,
-    /// The base's name on the Hub, or the name of its folder.
+    /// Name of the base on the Hub, or of its folder.
     pub base_name: String,
-    /// Parameters of base and adapter together, as PEFT counts them.
+    /// Parameters of base and adapter in total, as PEFT counts them.
     pub all_parameters: u64,
     /// Parameters of the adapter.
     pub trainable_parameters: u64,
-    /// Every setting.
+    /// All settings.
     pub settings: TrainSettings,
-    /// The data.
+    /// Training and held-out data.
     pub data: DataSummary,
-    /// Every step.
+    /// Measurements of each step.
     pub steps: Vec<StepMetrics>,
-    /// Step and held-out loss. Step 0 measures the base.
+    /// Step and held-out loss. Step 0 is the base without an adapter.
     pub evaluations: Vec<(u64, f64)>,
     /// Replies of base and adapter to the same questions.
     pub replies: Vec<Reply>,
-    /// The name of the back end.
+    /// Name of the back end.
     pub backend: String,
     /// Planned and measured memory.
     #[serde(default)]
@@ -36,95 +36,94 @@ pub struct RunSummary {
 /// Predicted and measured memory of a run.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct MemoryUse {
-    /// The prediction.
+    /// The predicted peak by cause.
     pub plan: MemoryPlan,
-    /// The measured peak in bytes, where the system reports it.
+    /// The measured peak in bytes, if the system reports it.
     pub peak: Option<u64>,
 }
 
-/// The records of a run.
+/// Counts of the records and tokens of a run.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct DataSummary {
-    /// Files, in order.
+    /// Files in the order of the command line.
     pub files: Vec<DataFile>,
-    /// Records trained on.
+    /// Number of records for training.
     pub training_records: u64,
-    /// Records held out.
+    /// Number of held-out records.
     pub held_out_records: u64,
     /// Tokens of the training records.
     pub tokens: u64,
-    /// Tokens with a loss.
+    /// Training tokens that have a label.
     pub trained_tokens: u64,
     /// Tokens of the longest training record.
     pub longest: u64,
     /// Records that were truncated.
     pub shortened: u64,
-    /// Records dropped because no token with a loss fits.
+    /// Records dropped because truncation would remove every label.
     pub dropped: u64,
-    /// Records skipped because they could not be read.
+    /// Unreadable records.
     pub skipped: u64,
-    /// Languages of the trained text as the Hub spells them, as far as they are certain.
+    /// Languages of the trained text, as the Hub spells them. Uncertain languages are left out.
     pub languages: Vec<String>,
 }
 
 /// One file of records.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct DataFile {
-    /// Its name, without a path.
+    /// File name without its path.
     pub name: String,
-    /// Its format, detected or given.
+    /// Detected or given format.
     pub format: String,
-    /// Records in it.
+    /// Number of records.
     pub records: u64,
-    /// SHA-256 of its bytes.
+    /// SHA-256 of the file.
     pub sha256: String,
 }
 
 /// A question, and the replies of base and adapter.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Reply {
-    /// The question.
     pub prompt: String,
-    /// The base's reply.
+    /// Reply of the base.
     pub before: String,
-    /// The reply with the adapter.
+    /// Reply with the adapter.
     pub after: String,
 }
 
 impl RunSummary {
-    /// Seconds spent in steps.
+    /// Returns the time spent in steps, in seconds.
     pub fn seconds(&self) -> f64 {
         self.steps.iter().map(|s| s.seconds).sum()
     }
 
-    /// Tokens through the model per second of training.
+    /// Returns the tokens per second of training.
     pub fn tokens_per_second(&self) -> Option<f64> {
         let tokens: u64 = self.steps.iter().map(|s| s.tokens).sum();
         let seconds = self.seconds();
         (seconds > 0.0).then(|| tokens as f64 / seconds)
     }
 
-    /// Held-out loss before the first and after the last step, where both were measured.
+    /// Returns the held-out loss before the first and after the last step, if both were measured.
     pub fn held_out(&self) -> Option<(f64, f64)> {
         let (first, last) = (self.evaluations.first()?, self.evaluations.last()?);
         (first.0 == 0 && last.0 > 0).then_some((first.1, last.1))
     }
 
-    /// Mean training loss of the first and of the last tenth of the steps.
+    /// Returns the mean training loss of the first and of the last tenth of the steps.
     pub fn train_loss(&self) -> Option<(f64, f64)> {
         let tenth = self.steps.len().div_ceil(10);
         let mean = |steps: &[StepMetrics]| steps.iter().map(|s| s.loss).sum::<f64>() / steps.len() as f64;
         (tenth > 0).then(|| (mean(&self.steps[..tenth]), mean(&self.steps[self.steps.len() - tenth..])))
     }
 
-    /// Trainable parameters in percent of all.
+    /// Returns the trainable parameters as a percentage of all.
     pub fn trainable_percent(&self) -> f64 {
         100.0 * self.trainable_parameters as f64 / self.all_parameters.max(1) as f64
     }
 }
 
-/// A setting as text: `q_proj, v_proj` instead of JSON.
+/// Formats a setting as text: `q_proj, v_proj` instead of JSON.
 pub(crate) fn value_text(value: &serde_json::Value, not_set: &str) -> String {
     use serde_json::Value;
     match value {
@@ -139,7 +138,7 @@ pub(crate) fn value_text(value: &serde_json::Value, not_set: &str) -> String {
 pub(crate) mod tests {
     use super::*;
 
-    /// A run with hostile names and texts in every place.
+    /// Returns a run with hostile names and texts in every field.
     pub(crate) fn sample() -> RunSummary {
         let step = |step: u64| StepMetrics {
             step,

@@ -9,22 +9,22 @@ use crate::recorded_request::Entry;
 const LONGEST_LINE: u64 = 4 << 10;
 
 enum Framing {
-    /// Remaining bytes.
+    /// A body with a length: remaining bytes.
     Length(u64),
-    /// Chunked: remaining bytes of the chunk, and whether it is the first.
+    /// A body in chunks: remaining bytes of the chunk, and whether it is the first.
     Chunks { left: u64, first: bool },
 }
 
-/// A request's body. Each byte read is counted in the request's record.
+/// The body of a request. Its bytes are counted in the record of the request.
 pub(crate) struct Body<'a> {
     reader: &'a mut dyn BufRead,
     writer: &'a mut dyn Write,
     framing: Framing,
-    /// The client waits for `100 Continue`.
+    /// Whether the client waits for `100 Continue`.
     waits: bool,
     cut_after: Option<u64>,
     received: u64,
-    /// The connection ended, was cut, or is not HTTP.
+    /// Whether the connection ended early, was cut, or is not HTTP.
     pub broken: bool,
     record: Entry,
 }
@@ -68,11 +68,11 @@ impl<'a> Body<'a> {
         Ok(bytes)
     }
 
-    /// Reads the unread rest, so that the next request starts at the right byte.
+    /// Reads the rest of the body, so that the next request starts at the right byte.
     ///
     /// # Errors
-    /// If the connection is broken, or the client still waits for `100 Continue`. The caller closes the
-    /// connection then.
+    /// If the connection is broken, or the client still waits for `100 Continue`. The caller then closes the
+    /// connection.
     pub fn drain(&mut self) -> io::Result<()> {
         if self.waits && !matches!(self.framing, Framing::Length(0)) {
             self.broken = true;
@@ -162,7 +162,8 @@ mod tests {
     use crate::http::read_head;
     use crate::recorded_request::{Host, Records};
 
-    /// The decoded body, the bytes sent to the client, the rest in the reader, and the recorded bytes.
+    /// Returns the decoded body, the bytes sent to the client, the rest in the reader, and the recorded
+    /// bytes.
     fn read(headers: &str, bytes: &[u8], cut: Option<u64>) -> (io::Result<Vec<u8>>, Vec<u8>, Vec<u8>, u64) {
         let text = [format!("PUT / HTTP/1.1\r\n{headers}\r\n").as_bytes(), bytes].concat();
         let mut reader = &text[..];

@@ -1,9 +1,7 @@
-//! `Range` headers.
-
 /// A `Range` header, for a body of known size.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Range {
-    /// No header, or one that may be ignored (several ranges, another unit, no numbers).
+    /// No header, or a header to ignore: several ranges, another unit, or no numbers.
     Whole,
     /// Start and length.
     Part { start: u64, length: u64 },

@@ -20,12 +20,12 @@ pub(crate) struct Response {
 }
 
 impl Response {
-    /// `status` without content.
+    /// Creates a response without content.
     pub fn empty(status: u16) -> Self {
         Self { status, headers: Vec::new(), content: Content::Bytes(Vec::new()) }
     }
 
-    /// `value` as JSON.
+    /// Creates a response with `value` as JSON.
     pub fn json(status: u16, value: &Value) -> Self {
         let content = Content::Bytes(value.to_string().into_bytes());
         Self { status, headers: Vec::new(), content }.with("Content-Type", "application/json; charset=utf-8")
@@ -38,7 +38,7 @@ impl Response {
         self
     }
 
-    /// Size of the content.
+    /// Returns the size of the content.
     pub fn length(&self) -> u64 {
         match &self.content {
             Content::Bytes(bytes) => bytes.len() as u64,
@@ -47,7 +47,7 @@ impl Response {
     }
 }
 
-/// The reason phrase of a status.
+/// Returns the reason phrase of a status.
 pub(crate) fn reason(status: u16) -> &'static str {
     match status {
         200 => "OK",

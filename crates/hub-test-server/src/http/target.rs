@@ -1,11 +1,9 @@
-//! Path segments and query of a request, decoded.
-
 /// Path and query of a request.
 #[derive(Clone, Debug)]
 pub(crate) struct Target {
     /// Path and query as sent.
     pub raw: String,
-    /// Path segments, each decoded after the split: `refs%2Fpr%2F1` is one segment.
+    /// Path segments, each decoded after the split, so that `refs%2Fpr%2F1` is one segment.
     pub segments: Vec<String>,
     query: Vec<(String, String)>,
 }
@@ -17,7 +15,7 @@ impl Target {
         Self { raw: raw.to_owned(), segments, query: parse_form(query) }
     }
 
-    /// The path as sent.
+    /// Returns the path as sent.
     pub fn path(&self) -> &str {
         self.raw.split('?').next().unwrap_or_default()
     }
@@ -39,7 +37,7 @@ impl Target {
     }
 }
 
-/// Pairs of a query or a form.
+/// Parses the pairs of a query or a form.
 pub(crate) fn parse_form(text: &str) -> Vec<(String, String)> {
     text.split('&')
         .filter(|pair| !pair.is_empty())

@@ -1,4 +1,4 @@
-//! Account of a token, and new repositories.
+//! Account of a token, and creation of repositories.
 
 use serde_json::{Value, json};
 

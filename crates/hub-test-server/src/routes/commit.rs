@@ -14,7 +14,7 @@ pub(super) fn commit(context: &mut RequestContext<'_, '_>, id: &str, name: &str)
     let who = context.hub.state().writer(id, context.caller.clone(), proposes)?;
     let bytes = context.bytes()?;
     let (header, changes) = parse_commit(&bytes).map_err(|message| ApiError::new(400, message))?;
-    // Content is stored first and outside the lock. Without a commit nothing points to it.
+    // Content is stored first, outside of the lock. Without a commit, nothing refers to the content.
     let mut ready = Vec::new();
     for change in changes {
         ready.push(match change {

@@ -1,4 +1,4 @@
-//! Pull requests, as far as a client needs them to commit to one.
+//! Pull requests, as far as a client needs them for a commit.
 
 use serde_json::{Value, json};
 

@@ -90,7 +90,7 @@ fn upload_in_parts(hub: &Hub, oid: &str, size: u64) -> Value {
     json!({ "href": href, "header": header })
 }
 
-/// Completes a multipart upload. Its URL is signed, because clients send no token with it.
+/// Completes a multipart upload. The URL is signed, because clients send no token with the request.
 pub(super) fn complete(context: &mut RequestContext<'_, '_>) -> Answer {
     let wish = context.json()?;
     let oid = context.head.target.query("uploadId").unwrap_or_default().to_owned();
@@ -107,7 +107,7 @@ pub(super) fn complete(context: &mut RequestContext<'_, '_>) -> Answer {
     let size = {
         let mut state = context.hub.state();
         let Some((size, parts)) = state.uploads.get(&oid).cloned() else {
-            // A repeated completion of a finished upload.
+            // A completion may be repeated after the upload has finished.
             return match context.hub.store.size(&oid) {
                 Some(_) => Ok(Response::json(200, &json!({ "success": true }))),
                 None => Err(ApiError::new(404, "NoSuchUpload")),

@@ -41,7 +41,7 @@ pub(super) fn route(context: &mut RequestContext<'_, '_>, segments: &[&str]) -> 
             let Some(whole) = context.hub.state().uploads.get(*sha256).map(|upload| upload.0) else {
                 return Err(ApiError::new(404, "NoSuchUpload"));
             };
-            // Writes the part's own bytes only, because the next part may exist already.
+            // Writes only the bytes of this part, because the next part may exist already.
             let expected = whole.saturating_sub(start).min(part_size);
             let mut part = context.body.take(expected);
             let (tag, size) =

@@ -1,4 +1,4 @@
-//! Maps refusing responses to errors, by the Hub's headers and statuses.
+//! Maps error responses to errors, by the Hub's headers and status codes.
 
 use crate::http::{Http, Request, Response};
 use crate::{HubError, RepoName};
@@ -6,7 +6,7 @@ use crate::{HubError, RepoName};
 /// Maximum length of a server's message in an error.
 const MAX_MESSAGE_CHARS: usize = 300;
 
-/// The resource of a request.
+/// The resource that a request is about.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Resource<'a> {
     /// The account.
@@ -18,7 +18,7 @@ pub(crate) enum Resource<'a> {
 }
 
 impl Http {
-    /// As [`Http::send`], and returns only successful responses.
+    /// Sends a request, and returns only a successful response.
     ///
     /// # Errors
     /// As [`Http::send`], and for every other status.
@@ -31,7 +31,7 @@ impl Http {
         self.check_status(self.send(request)?, request, resource, token_is_variable)
     }
 
-    /// Returns a successful response.
+    /// Returns the response if it is successful.
     ///
     /// # Errors
     /// For every other status.
@@ -46,7 +46,7 @@ impl Http {
             return Ok(response);
         }
         let (host, refuser) = (request.host(), response.host.clone());
-        // A storage host knows neither models nor the token.
+        // A storage host receives no token, so its status is not about the token.
         let is_asked = refuser == host;
         let with_token = is_asked && self.has_token();
         let repo = match resource {
@@ -67,7 +67,7 @@ impl Http {
                 HubError::Gated { repo, page, with_token }
             }
             (code, repo, 401) if is_asked => match repo {
-                // The Hub reports a hidden model as missing, and a bad token as such.
+                // The Hub reports a hidden model as missing, and a bad token by another code.
                 Some(repo) if code == Some("RepoNotFound") || !with_token => {
                     HubError::NoModel { repo, host, with_token }
                 }
@@ -81,14 +81,14 @@ impl Http {
     }
 }
 
-/// Returns the server's message, in one short line.
+/// Returns the server's message as one short line.
 pub(crate) fn message(response: &mut Response) -> String {
     let said = response.header("x-error-message").map(str::to_owned);
     let said = said.or_else(|| {
         let body: serde_json::Value = serde_json::from_slice(&response.bytes().ok()?).ok()?;
         Some(body.get("error")?.as_str()?.to_owned())
     });
-    // Redacts first: a cut could leave half a token.
+    // Redacts before it truncates, because a cut could leave half a token.
     let said = response.redacted(&said.unwrap_or_default());
     let line: String =
         said.chars().map(|c| if c.is_control() { ' ' } else { c }).take(MAX_MESSAGE_CHARS).collect();

@@ -7,7 +7,7 @@ use ureq::{Agent, Timeout};
 use crate::HubError;
 use crate::http::network_env::proxy_variable;
 
-/// Returns the error of a request to `url` without a response.
+/// Returns the error of a request that got no response.
 pub(super) fn unanswered(agent: &Agent, url: &str, host: String, error: &ureq::Error) -> HubError {
     let (is_lost, reason) = (is_lost(error), reason(error));
     if is_certificate(error) {
@@ -20,7 +20,6 @@ pub(super) fn unanswered(agent: &Agent, url: &str, host: String, error: &ureq::E
     }
 }
 
-/// Whether the host's certificate is invalid.
 fn is_certificate(error: &ureq::Error) -> bool {
     match error {
         ureq::Error::Io(error) => {
@@ -42,7 +41,7 @@ fn reason(error: &ureq::Error) -> String {
     }
 }
 
-/// Whether the host name is unknown. The system's error has no kind of its own.
+/// Whether the host name is unknown. The system's error has no kind for this.
 fn is_nowhere(error: &ureq::Error) -> bool {
     match error {
         ureq::Error::HostNotFound => true,
@@ -59,7 +58,7 @@ fn is_lost(error: &ureq::Error) -> bool {
         ureq::Error::ConnectionFailed | ureq::Error::ConnectProxyFailed(_) => false,
         ureq::Error::Timeout(timeout) => !matches!(timeout, Timeout::Resolve | Timeout::Connect),
         ureq::Error::Io(error) => {
-            // `InvalidData`: the other side does not speak TLS.
+            // `InvalidData` means that the peer does not use TLS.
             !matches!(error.kind(), ConnectionRefused | HostUnreachable | InvalidData | NetworkUnreachable)
         }
         _ => true,

@@ -30,16 +30,16 @@ const MAX_REDIRECTS: usize = 5;
 /// Maximum size of a response that is not a file.
 pub(crate) const MAX_RESPONSE_BYTES: u64 = 64 << 20;
 
-/// Longest wait that is not reported.
+/// Longest server-requested wait that is not reported.
 const MIN_REPORTED_WAIT: Duration = Duration::from_secs(2);
 
-/// Time limit of a slow response, in units of [`RetryPolicy::stall`].
+/// Time limit of a slow response, as a multiple of [`RetryPolicy::stall`].
 const SLOW_RESPONSE_FACTOR: u32 = 20;
 
 /// Limits for retries and waits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RetryPolicy {
-    /// Attempts of a request.
+    /// Maximum attempts of a request.
     pub attempts: u32,
     /// Wait before the second attempt; each further wait is twice as long.
     pub pause: Duration,
@@ -59,21 +59,21 @@ impl Default for RetryPolicy {
 /// A client of one Hub.
 #[derive(Debug)]
 pub(crate) struct Http {
-    /// Created by the first request, because the proxy variables may be invalid and unused until then.
+    /// Created by the first request, because invalid proxy variables must not matter before it.
     agent: OnceLock<Agent>,
     endpoint: Endpoint,
     token: Option<Token>,
     retry_policy: RetryPolicy,
-    /// Time limit of every response, if set.
+    /// Time limit of every response, files included.
     time: Option<Duration>,
     waits: WaitListener,
 }
 
-/// Called during waits that a server requests.
+/// Callback for waits that a server requests.
 #[derive(Default)]
 pub(crate) struct WaitListener(pub Option<Box<Wait>>);
 
-/// Receives the host, the remaining time, and the whole wait.
+/// Receives the host, the remaining time, and the total wait.
 pub(crate) type Wait = dyn Fn(&str, Duration, Duration) + Send + Sync;
 
 impl std::fmt::Debug for WaitListener {
@@ -83,7 +83,7 @@ impl std::fmt::Debug for WaitListener {
 }
 
 impl Http {
-    /// Creates a client. Nothing is read or sent yet.
+    /// Creates a client. Sends nothing.
     pub fn new(endpoint: Endpoint, token: Option<Token>, retry_policy: RetryPolicy) -> Self {
         Self {
             agent: OnceLock::new(),
@@ -95,22 +95,22 @@ impl Http {
         }
     }
 
-    /// Limits the time of every response, also of files.
+    /// Limits the time of every response, files included.
     pub fn within(self, time: Duration) -> Self {
         Self { time: Some(time), ..self }
     }
 
-    /// Reports waits to `waits`.
+    /// Reports server-requested waits to `waits`.
     pub fn on_wait(self, waits: Box<Wait>) -> Self {
         Self { waits: WaitListener(Some(waits)), ..self }
     }
 
-    /// Time limit of a response that is not a file.
+    /// Returns the time limit of a response that is not a file.
     pub fn time(&self) -> Duration {
         self.time.unwrap_or(2 * self.retry_policy.stall)
     }
 
-    /// Removes the token from a server's text.
+    /// Replaces the token in a server's text.
     pub fn redacted(&self, text: &str) -> String {
         self.token.as_ref().map_or_else(|| text.to_owned(), |token| token.redacted(text))
     }
@@ -141,17 +141,14 @@ impl Http {
         Ok(self.agent.get_or_init(|| config.into()))
     }
 
-    /// The Hub's URL.
     pub fn endpoint(&self) -> &Endpoint {
         &self.endpoint
     }
 
-    /// Whether there is a token.
     pub fn has_token(&self) -> bool {
         self.token.is_some()
     }
 
-    /// The retry policy.
     pub fn retry_policy(&self) -> RetryPolicy {
         self.retry_policy
     }
@@ -173,7 +170,7 @@ impl Http {
                     }
                     None => return outcome,
                 },
-                // Without a network, the user should see the error soon.
+                // A missing network is reported soon.
                 Err(HubError::Connect { is_lost, reason, .. }) => (
                     reason.clone(),
                     pause,
@@ -242,7 +239,7 @@ impl Http {
         for (name, value) in &request.headers {
             raw = raw.header(&**name, value);
         }
-        // The token goes to the Hub only, not to a redirect target. An explicit header takes precedence.
+        // Only the Hub receives the token, never a redirect target. An explicit header takes precedence.
         let is_hub = origin(url) == origin(self.endpoint.as_str());
         let has_other = request.headers.iter().any(|(name, _)| name.eq_ignore_ascii_case("authorization"));
         if let Some(token) = self.token.as_ref().filter(|_| is_hub && !has_other) {

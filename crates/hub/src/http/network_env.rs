@@ -11,11 +11,11 @@ use crate::HubError;
 /// Maximum size of a certificate file.
 const MAX_CERTIFICATE_BYTES: u64 = 16 << 20;
 
-/// Returns the proxy of the first variable that is set. It serves every URL, by CONNECT. `NO_PROXY` lists
-/// exceptions.
+/// Returns the proxy of the first variable that is set. It serves every URL by CONNECT, except the hosts in
+/// `NO_PROXY`.
 ///
 /// # Errors
-/// If it is not an HTTP proxy. A request must not bypass the configured proxy.
+/// If the URL is not that of an HTTP proxy. A request must not bypass a configured proxy.
 pub(crate) fn proxy() -> Result<Option<Proxy>, HubError> {
     if let Some(variable) = proxy_variable() {
         let value = std::env::var(variable).unwrap_or_default();
@@ -37,7 +37,7 @@ pub(crate) fn proxy_variable() -> Option<&'static str> {
     VARIABLES.into_iter().find(is_set)
 }
 
-/// Returns the trusted roots: those of browsers, or those in `SSL_CERT_FILE`.
+/// Returns the trusted root certificates: the browsers' set, or the file named in `SSL_CERT_FILE`.
 ///
 /// # Errors
 /// If that file cannot be read or contains no certificate.

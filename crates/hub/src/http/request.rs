@@ -1,5 +1,3 @@
-//! An HTTP request.
-
 use std::borrow::Cow;
 use std::sync::atomic::AtomicBool;
 
@@ -13,13 +11,13 @@ use crate::push::FilePart;
 #[derive(Clone, Debug)]
 pub(crate) struct Request<'a> {
     pub method: Method,
-    /// A URL of the Hub, or one that it returned.
+    /// A URL of the Hub, or one from a response of the Hub.
     pub url: String,
     pub headers: Vec<(Cow<'static, str>, String)>,
     pub load: Body<'a>,
-    /// Set when the response is no longer needed.
+    /// Set to cancel the request.
     pub stop: Option<&'a AtomicBool>,
-    /// Whether the server may take long, so that the request must not be repeated early.
+    /// Whether the server may take long to respond. Such a request is not repeated early.
     pub is_slow: bool,
 }
 
@@ -32,7 +30,7 @@ pub(crate) enum Body<'a> {
 }
 
 impl<'a> Request<'a> {
-    /// A GET request.
+    /// Creates a GET request.
     pub fn get(url: impl Into<String>) -> Self {
         Self {
             method: Method::GET,
@@ -44,7 +42,7 @@ impl<'a> Request<'a> {
         }
     }
 
-    /// A POST request with a content type such as `application/json`.
+    /// Creates a POST request with a content type such as `application/json`.
     pub fn post(url: impl Into<String>, kind: &str, bytes: &'a [u8]) -> Self {
         let headers = vec![(Cow::Borrowed("content-type"), kind.to_owned())];
         Self {
@@ -57,23 +55,23 @@ impl<'a> Request<'a> {
         }
     }
 
-    /// A PUT request with a part of a file.
+    /// Creates a PUT request with a part of a file.
     pub fn put(url: impl Into<String>, slice: &'a FilePart<'a>) -> Self {
         let (headers, load, stop) = (Vec::new(), Body::FilePart(slice), Some(slice.stop));
         Self { method: Method::PUT, url: url.into(), headers, load, stop, is_slow: false }
     }
 
-    /// Method and URL, without the query, which may contain a signature.
+    /// Returns method and URL without the query, which may contain a signature.
     pub fn words(&self) -> String {
         format!("{} {}", self.method, self.url.split(['?', '#']).next().unwrap_or_default())
     }
 
-    /// The error of an unexpected response.
+    /// Returns the error of an unexpected response.
     pub fn fault(&self, fault: impl Into<String>) -> HubError {
         HubError::Response { host: self.host(), request: self.words(), fault: fault.into() }
     }
 
-    /// The host of the URL.
+    /// Returns the host of the URL.
     pub fn host(&self) -> String {
         origin(&self.url).map_or_else(|| self.url.clone(), |(_, host)| host)
     }

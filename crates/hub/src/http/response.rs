@@ -9,7 +9,7 @@ use super::{MAX_RESPONSE_BYTES, retry_after};
 use crate::Token;
 use crate::checksum::CHUNK_BYTES;
 
-/// A response with any status except a redirect.
+/// A response with any status but a redirect.
 #[derive(Debug)]
 pub(crate) struct Response {
     /// The host that responded, after redirects.
@@ -17,13 +17,13 @@ pub(crate) struct Response {
     pub status: StatusCode,
     pub headers: HeaderMap,
     pub(super) body: ureq::Body,
-    /// Time limit and deadline, unless the body is a file.
+    /// Time limit and deadline of the body, unless it is a file.
     pub(super) time: Duration,
     pub(super) end: Instant,
     pub(super) token: Option<Token>,
 }
 
-/// Why a response was not read.
+/// Why a body was not read.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Unread {
     /// The connection broke; another attempt may succeed.
@@ -41,7 +41,7 @@ impl Response {
         self.headers.get(name)?.to_str().ok()
     }
 
-    /// Whether a later attempt may succeed, with the wait that the server requests, if any.
+    /// Returns `Some` if a retry may succeed, with the wait that the server requests, if any.
     pub fn is_passing(&self) -> Option<Option<Duration>> {
         is_passing(self.status).then(|| retry_after(self))
     }
@@ -61,7 +61,7 @@ impl Response {
         let (mut reader, mut piece) = (self.body.as_reader(), vec![0; CHUNK_BYTES]);
         let mut bytes = Vec::new();
         loop {
-            // A server that trickles single bytes never hits the stall timeout.
+            // A server that sends single bytes never reaches the stall timeout.
             if Instant::now() > self.end {
                 return Err(Unread::Late(self.time));
             }
@@ -75,18 +75,18 @@ impl Response {
         }
     }
 
-    /// Removes the token from a server's text.
+    /// Replaces the token in a server's text.
     pub fn redacted(&self, text: &str) -> String {
         self.token.as_ref().map_or_else(|| text.to_owned(), |token| token.redacted(text))
     }
 }
 
-/// Whether a later attempt may succeed.
+/// Whether a retry may succeed.
 fn is_passing(status: StatusCode) -> bool {
     status.is_server_error() || matches!(status.as_u16(), 408 | 429)
 }
 
-/// Returns the wait that the server requests.
+/// Returns the requested wait.
 fn retry_after(response: &Response) -> Option<Duration> {
     retry_after::parse(response.header("retry-after")?, response.header("date"))
 }

@@ -1,4 +1,4 @@
-//! Waits between attempts, and the `Retry-After` header.
+//! Waits between attempts, and parses `Retry-After`.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -46,7 +46,7 @@ pub(crate) fn parse(retry_after: &str, date: Option<&str>) -> Option<Duration> {
 
 /// Parses `Sun, 06 Nov 1994 08:49:37 GMT` (RFC 9110, section 5.6.7).
 fn parse_http_date(text: &str) -> Option<DateTime<Utc>> {
-    // Some servers send a wrong day of the week, and the rest of the date is right.
+    // The day of the week is ignored, because some servers send a wrong one.
     let (_, date) = text.split_once(", ")?;
     Some(NaiveDateTime::parse_from_str(date, "%d %b %Y %H:%M:%S GMT").ok()?.and_utc())
 }

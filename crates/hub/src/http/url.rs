@@ -1,4 +1,4 @@
-//! URLs: origins, redirects and escapes.
+//! URLs: origins, redirects and escaping.
 
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use ureq::http::Uri;
@@ -8,18 +8,17 @@ use crate::Endpoint;
 /// Characters that are escaped in a path segment.
 const ESCAPED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.').remove(b'~');
 
-/// Whether a URL from the Hub may be requested: HTTP, and encrypted if the Hub is.
+/// Whether a URL from the Hub may be requested. It must use HTTP, and TLS if the Hub does.
 pub(crate) fn is_address(url: &str, endpoint: &Endpoint) -> bool {
     joined(endpoint.as_str(), url).is_some_and(|same| same == url)
         && (is_encrypted(url) || !is_encrypted(endpoint.as_str()))
 }
 
-/// Whether a URL is encrypted.
 pub(crate) fn is_encrypted(url: &str) -> bool {
     origin(url).is_some_and(|(scheme, _)| scheme == "https")
 }
 
-/// Scheme, and host with port.
+/// Returns scheme, and host with port.
 pub(crate) fn origin(url: &str) -> Option<(String, String)> {
     let uri: Uri = url.parse().ok()?;
     Some((uri.scheme_str()?.to_ascii_lowercase(), uri.authority()?.as_str().to_ascii_lowercase()))

@@ -24,11 +24,11 @@ pub(super) struct NewCommit {
     pub pull_request: Option<String>,
 }
 
-/// Why no commit is confirmed.
+/// Why a commit is not confirmed.
 pub(super) enum CommitError {
     /// Another commit came first.
     Race,
-    /// The response was lost, or another attempt may succeed. The commit may exist.
+    /// The response was lost, or a retry may succeed after this wait. The commit may exist.
     Unknown(Box<HubError>, Option<Duration>),
     /// The Hub refused the commit.
     Refused(Box<HubError>),
@@ -43,7 +43,7 @@ struct Made {
 }
 
 impl Hub {
-    /// Commits `files` on top of `parent` and deletes the paths in `removed`. Sends one request.
+    /// Commits `files` on top of `parent`, and deletes the paths in `removed`. Sends one request.
     pub(super) fn commit(
         &self,
         repo: &RepoName,
@@ -67,7 +67,7 @@ impl Hub {
         let wait = response.is_passing();
         match response.status.as_u16() {
             409 | 412 => return Err(CommitError::Race),
-            // A path to delete is gone, so another commit came first.
+            // The path to delete does not exist any more, so another commit came first.
             404 if !removed.is_empty() && response.header("x-error-code") == Some("EntryNotFound") => {
                 return Err(CommitError::Race);
             }
@@ -83,7 +83,7 @@ impl Hub {
             Some(wait) => CommitError::Unknown(error.into(), wait),
             None => CommitError::Refused(error.into()),
         })?;
-        // The commit exists; an unreadable response counts as a lost one.
+        // The commit exists, so an unreadable response counts as a lost one.
         let unread =
             |reason: String| CommitError::Unknown(request.fault(self.http.redacted(&reason)).into(), None);
         let bytes = response.bytes().map_err(|error| unread(error.to_string()))?;
@@ -101,26 +101,27 @@ impl Hub {
         }
     }
 
-    /// The page of a repository or a branch.
+    /// Returns the page of a repository or a branch.
     pub(super) fn page_url(&self, repo: &RepoName) -> String {
         let page = format!("{}/{}", self.http.endpoint(), repo.id());
         match repo.revision() {
             "main" => page,
-            // The Hub's pages do not escape the `/` of a branch.
+            // The Hub does not escape the `/` of a branch in URLs of pages.
             revision => {
                 format!("{page}/tree/{}", revision.split('/').map(escaped).collect::<Vec<_>>().join("/"))
             }
         }
     }
 
-    /// The page of a pull request.
+    /// Returns the page of a pull request.
     pub(super) fn pull_request_url(&self, repo: &RepoName, number: u64) -> String {
         format!("{}/{}/discussions/{number}", self.http.endpoint(), repo.id())
     }
 }
 
-/// Builds the body: one JSON value a line, first the header, then the files. Regular files are encoded
-/// directly into the body, so each is in memory once.
+/// Builds the body: one JSON value a line, first the header, then the files.
+///
+/// Regular files are encoded directly into the body, so that memory holds each only once.
 fn body(
     options: &PushOptions,
     parent: &str,
@@ -140,7 +141,7 @@ fn body(
         match mode {
             UploadMode::Regular => within(&mut body, file)?,
             UploadMode::Large => {
-                // Fails if the file changed after its upload.
+                // Fails if the file has changed after its upload.
                 file.open()?;
                 let oid = file.sha256(&mut |_| {})?;
                 let value = json!({ "path": file.path(), "algo": "sha256", "oid": oid, "size": file.size() });

@@ -1,4 +1,4 @@
-//! A part of a file, read while it is uploaded, once for each attempt.
+//! A part of a file, read once for each upload attempt.
 
 use std::fmt;
 use std::io::{self, Read};
@@ -17,9 +17,9 @@ pub(crate) struct FilePart<'a> {
     pub content: &'a FileSource<'a>,
     pub start: u64,
     pub len: u64,
-    /// Receives the bytes of an attempt, and a negative count if it fails.
+    /// Receives the bytes of an attempt, and a negative count if the attempt fails.
     pub advanced: &'a (dyn Fn(i64) + Sync),
-    /// Set when the upload is no longer needed.
+    /// Set to cancel the upload.
     pub stop: &'a AtomicBool,
     /// SHA-256 of the last attempt, if the part is the whole file.
     pub sent: Mutex<Option<String>>,
@@ -70,10 +70,10 @@ impl Read for FilePartReader<'_> {
 }
 
 impl FilePartReader<'_> {
-    /// Ends the attempt. Takes back the progress of a failed one.
+    /// Ends the attempt, and subtracts the progress of a failed one.
     ///
     /// # Errors
-    /// If the file changed, or the upload is no longer needed.
+    /// If the file changed, or the upload was cancelled.
     pub fn end(self, is_success: bool) -> Result<(), HubError> {
         let slice = self.slice;
         if slice.stop.load(Ordering::Relaxed) {

@@ -1,4 +1,4 @@
-//! The content of a file to upload: on the disk, or a replacement in memory.
+//! The content of a file to upload: on disk, or a replacement in memory.
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -7,14 +7,14 @@ use std::os::unix::fs::FileExt;
 /// Open content that can be read repeatedly.
 #[derive(Debug)]
 pub(crate) enum FileSource<'a> {
-    /// A file on the disk.
+    /// A file on disk.
     File(File),
     /// In memory.
     Bytes(&'a [u8]),
 }
 
 impl FileSource<'_> {
-    /// Reads at an offset, as much as is available and fits.
+    /// Reads up to `out.len()` bytes at an offset.
     pub fn read_at(&self, out: &mut [u8], at: u64) -> io::Result<usize> {
         match self {
             Self::File(file) => file.read_at(out, at),
@@ -25,7 +25,6 @@ impl FileSource<'_> {
         }
     }
 
-    /// Returns a reader from the first byte.
     pub fn reader(&self) -> Reader<'_> {
         Reader { content: self, at: 0 }
     }

@@ -1,4 +1,4 @@
-//! Walks through a folder and decides for each file: upload or skip.
+//! Walks through a folder, and decides which files to upload.
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
@@ -14,13 +14,12 @@ use super::skip_reason::SkipReason;
 use super::upload_file::UploadFile;
 use crate::HubError;
 
-/// Bytes of a weight file that are scanned for secrets. Its metadata comes first.
+/// Bytes of a weight file that are scanned for secrets. Metadata is at the start of the file.
 const MAX_SCANNED_WEIGHT_BYTES: u64 = 16 << 20;
 
-/// Characters of a token that are shown, which name its kind.
+/// Characters of a token that an error shows. They identify the kind of token.
 const SHOWN_TOKEN_CHARS: usize = 3;
 
-/// A walk and its results.
 pub(super) struct FolderWalk<'a> {
     root: &'a Path,
     options: &'a UploadOptions,
@@ -32,7 +31,7 @@ pub(super) struct FolderWalk<'a> {
 }
 
 impl<'a> FolderWalk<'a> {
-    /// Walks through `root`, a canonical path.
+    /// Walks through `root`, which must be a canonical path.
     pub fn through(root: &'a Path, options: &'a UploadOptions) -> Result<Self, HubError> {
         let include = options.include.iter().map(|text| text.parse().expect("every text is a pattern"));
         let (used, files, skipped) = Default::default();
@@ -41,7 +40,7 @@ impl<'a> FolderWalk<'a> {
         Ok(walk)
     }
 
-    /// Walks through a folder below the root. `stays` is the reason to skip one of its parents.
+    /// Walks through a folder below the root. `stays` is set if a parent folder is skipped.
     fn folder(&mut self, parts: &mut Vec<String>, stays: Option<SkipReason>) -> Result<(), HubError> {
         let place = parts.iter().fold(self.root.to_owned(), |path, part| path.join(part));
         let error = |e: io::Error| FileError::new("read", &place, e);
@@ -82,7 +81,7 @@ impl<'a> FolderWalk<'a> {
             let inside = real.as_ref().and_then(|real| real.strip_prefix(self.root).ok());
             match inside.and_then(Path::to_str) {
                 None => stays = Some(SkipReason::Link),
-                // The rules hold for the target's name too.
+                // The skip rules also apply to the name of the target.
                 Some(inside) => {
                     target = inside.split('/').map(str::to_owned).collect();
                     stays = stays.or_else(|| of_path(inside));
@@ -128,8 +127,9 @@ impl<'a> FolderWalk<'a> {
         Ok(())
     }
 
-    /// Whether an `include` pattern names a file. A hidden file or a key must be matched itself: a pattern
-    /// for a parent folder is not enough.
+    /// Whether an `include` pattern names a file.
+    ///
+    /// A pattern for a parent folder does not include a hidden file or a key in it.
     fn is_included(&mut self, parts: &[String], stays: Option<SkipReason>) -> bool {
         let parts: Vec<&str> = parts.iter().map(String::as_str).collect();
         let last = parts.len() - 1;
@@ -158,7 +158,7 @@ fn of_path(path: &str) -> Option<SkipReason> {
     folders.split('/').find_map(SkipReason::of_folder).or_else(|| SkipReason::of_file(name))
 }
 
-/// Whether a JSON file contains a list. Data does, and no file of a model does.
+/// Whether a JSON file contains a list. Data files do, and model files never do.
 fn starts_a_list(place: &Path, name: &str) -> Result<bool, HubError> {
     if !name.to_lowercase().ends_with(".json") {
         return Ok(false);

@@ -1,4 +1,4 @@
-//! The batch call of git-lfs: how each large file is uploaded.
+//! The batch call of git-lfs, which plans the upload of each large file.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -14,7 +14,7 @@ use crate::http::url::is_address;
 use crate::transfer::signed;
 use crate::{Hub, HubError, PushOptions, RepoName, UploadFile};
 
-/// Maximum objects in a batch.
+/// Maximum objects of a batch.
 const MAX_OBJECTS_PER_BATCH: usize = 100;
 
 /// Maximum parts of a file, as in S3.
@@ -23,7 +23,7 @@ const MAX_PARTS: u64 = 10_000;
 /// Content type of git-lfs.
 pub(super) const LFS: &str = "application/vnd.git-lfs+json";
 
-/// Headers that the client sets itself.
+/// Headers that only the client may set.
 const OWN: [&str; 5] = ["content-length", "transfer-encoding", "host", "connection", "expect"];
 
 /// A URL and its headers.
@@ -36,11 +36,11 @@ pub(super) struct LfsAction {
 /// How an object is uploaded.
 #[derive(Clone, Debug)]
 pub(super) enum UploadMethod {
-    /// Not at all: storage has it.
+    /// Storage already has the object.
     AlreadyStored,
-    /// In one request.
+    /// One request uploads the object.
     Basic(LfsAction),
-    /// In parts of `size` bytes, completed by a last request.
+    /// Requests for parts of `size` bytes, then one that completes the upload.
     Multipart { size: u64, urls: Vec<String>, complete: String },
 }
 
@@ -49,11 +49,11 @@ pub(super) enum UploadMethod {
 pub(super) struct LfsObject<'a> {
     pub file: &'a UploadFile,
     pub oid: &'a str,
-    /// For a multipart upload: its completion URL, and the ETags of the uploaded parts.
+    /// Of a multipart upload: its completion URL, and the ETags of the uploaded parts.
     pub parts: Mutex<(String, Vec<Option<String>>)>,
     /// Parts that are not uploaded yet.
     pub left: AtomicUsize,
-    /// Bytes that progress has counted.
+    /// Bytes reported as progress.
     pub counted: AtomicI64,
     pub is_there: AtomicBool,
 }
@@ -98,7 +98,7 @@ impl<'a> LfsObject<'a> {
         Self { file, oid, parts, left, counted, is_there }
     }
 
-    /// Corrects the progress to `bytes`.
+    /// Corrects the reported progress to `bytes`.
     pub fn count(&self, bytes: u64, advanced: &mut dyn FnMut(i64)) {
         let bytes = signed(bytes);
         let before = self.counted.swap(bytes, Ordering::Relaxed);
@@ -107,8 +107,7 @@ impl<'a> LfsObject<'a> {
         }
     }
 
-    /// Returns the parts to upload: those that this upload does not have yet. Corrects the progress to the
-    /// parts that it has.
+    /// Returns the parts still to upload, and corrects the reported progress.
     pub fn tasks(&self, method: &UploadMethod, advanced: &mut dyn FnMut(i64)) -> Vec<usize> {
         let mut to_send = self.file.size();
         let tasks = match method {
@@ -121,8 +120,8 @@ impl<'a> LfsObject<'a> {
                 }
                 let mut tasks: Vec<usize> = (0..urls.len()).filter(|&i| parts.1[i].is_none()).collect();
                 if tasks.is_empty() {
-                    // Completion failed with all parts uploaded, so the last part is uploaded and the upload
-                    // completed again.
+                    // All parts are uploaded, but completion failed. Uploading the last part again repeats
+                    // the completion.
                     tasks.push(urls.len() - 1);
                 }
                 let len = |&i: &usize| (self.file.size() - i as u64 * size).min(*size);

@@ -1,5 +1,4 @@
-//! Uploads large files: several at a time, in parts if the Hub requests them. An uploaded part is not
-//! uploaded again.
+//! Uploads large files: several at a time, and in parts if the Hub requests parts. No part is uploaded twice.
 
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -17,10 +16,10 @@ use crate::{Hub, HubError, PushOptions, RepoName};
 /// Files or parts uploaded at a time.
 const PARALLEL_UPLOADS: usize = 4;
 
-/// Batch calls in one push. URLs expire, and an upload can be lost.
+/// Maximum batch calls in a push. A new call replaces expired URLs and lost uploads.
 const MAX_ROUNDS: usize = 3;
 
-/// Why a part was not uploaded.
+/// Why a part could not be uploaded.
 enum PartError {
     /// The URL or the upload is no longer valid; a new batch call may help.
     Stale(HubError),
@@ -41,8 +40,9 @@ enum PartEvent {
 }
 
 impl Hub {
-    /// Uploads all objects that storage lacks. `advanced` receives byte counts, and whether storage had the
-    /// bytes before.
+    /// Uploads all objects that storage lacks.
+    ///
+    /// `advanced` receives byte counts, and whether storage already had the bytes.
     ///
     /// # Errors
     /// If an object cannot be uploaded, or its file changes.
@@ -79,7 +79,7 @@ impl Hub {
         }
     }
 
-    /// Uploads objects by their plans. Returns the first error that a new batch call may resolve.
+    /// Uploads objects by their plans. Returns the first error that a new batch call may resolve, if any.
     fn send_round(
         &self,
         objects: &[&LfsObject<'_>],
@@ -110,7 +110,7 @@ impl Hub {
                         let done = self.send_part(object, plan, part, stop, &tell);
                         let done = done.and_then(|()| self.end_part(object, plan));
                         if let Err(failure) = done {
-                            // The receiver is gone after another error.
+                            // The receiver is dropped after another error.
                             let _ = tell.send(PartEvent::Failed(failure));
                         }
                     }
@@ -175,7 +175,7 @@ impl Hub {
         Ok(())
     }
 
-    /// After the last part, completes the upload and verifies it.
+    /// Completes and verifies the upload after its last part.
     fn end_part(&self, object: &LfsObject<'_>, plan: &UploadPlan) -> Result<(), PartError> {
         if object.left.fetch_sub(1, Ordering::SeqCst) != 1 {
             return Ok(());
@@ -203,7 +203,8 @@ impl Hub {
     }
 }
 
-/// Returns a successful response. A status that no wait can change means an expired URL or upload.
+/// Returns the response if it is successful. A status that no retry can change means an expired URL or
+/// upload.
 fn arrived(request: &Request<'_>, mut response: Response) -> Result<Response, PartError> {
     if response.status.is_success() {
         return Ok(response);

@@ -30,11 +30,11 @@ pub use upload_file::UploadFile;
 pub use upload_set::UploadSet;
 
 impl Hub {
-    /// Uploads the files that a repository lacks, in one commit. Nothing is visible before it.
+    /// Uploads the files that a repository lacks, in one commit. Nothing is visible before the commit.
     ///
     /// - Creates the repository if needed.
     /// - Deletes weights of a model that the pushed one replaces. Other files stay.
-    /// - Does not repeat uploads of an interrupted push.
+    /// - Repeats no finished upload of an interrupted push.
     ///
     /// # Errors
     /// If the token has no write access, the Hub cannot be reached, a file changes, or other commits keep

@@ -6,46 +6,48 @@ use crate::Token;
 /// Options of an [`UploadSet`](crate::UploadSet).
 #[derive(Clone, Debug, Default)]
 pub struct UploadOptions {
-    /// Paths to upload that would be skipped: `run.toml`, `*.jsonl`, `checkpoint-3`. A `*` does not match `/`
-    /// or a leading dot. A name without a `/` matches in every folder. Files with a token are still skipped.
+    /// Patterns of files to upload that would be skipped: `run.toml`, `*.jsonl`, `checkpoint-3`.
+    ///
+    /// A `*` does not match `/` or a leading dot. A pattern without a `/` matches in every folder. Files that
+    /// contain a token are still skipped.
     pub include: Vec<String>,
     /// Whether to upload files that seem to contain a token.
     pub with_tokens: bool,
-    /// The user's own token, which the scan also finds.
+    /// The user's own token, for which files are scanned too.
     pub token: Option<Token>,
 }
 
 /// A skipped file, or a skipped folder with its content.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SkippedFile {
-    /// Path in the folder, with `/`. A folder ends with `/`.
+    /// Path relative to the folder, with `/` as separator. A folder ends with `/`.
     pub path: String,
     /// The reason.
     pub reason: SkipReason,
 }
 
-/// Options of a push. The branch is the name's revision; a new branch starts at `main`.
+/// Options of a push. The branch is the revision of the name; a new branch starts at `main`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct PushOptions {
-    /// Whether to create a private repository. An existing public one is refused, unless it is empty: danlu
-    /// then makes it private first.
+    /// Whether to create a private repository. An existing public repository is refused. An empty one is made
+    /// private first.
     pub private: bool,
     /// Whether to open a pull request instead of committing to the branch.
     pub create_pr: bool,
-    /// First line of the commit; `Upload with danlu` by default.
+    /// First line of the commit message; `Upload with danlu` by default.
     pub message: Option<String>,
-    /// Further text of the commit.
+    /// Body of the commit message.
     pub description: Option<String>,
 }
 
 /// A stage of a push.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PushStage {
-    /// Reading files for their checksums: large ones, and those with the size of a file in the repository.
+    /// Reading files to compute checksums: large files, and files with the size of a file in the repository.
     Reading,
     /// Uploading files.
     Sending,
-    /// Committing. The commit may exist from here on.
+    /// Committing. From here on the commit may exist.
     Committing,
 }
 
@@ -64,9 +66,9 @@ pub struct Pushed {
     pub branched: bool,
     /// Paths in the commit. Empty if the repository had all files.
     pub files: Vec<String>,
-    /// Deleted paths: weights of the replaced model. Without files and deletions, no commit was made.
+    /// Deleted paths: weights of the replaced model. If `files` is empty too, no commit was made.
     pub removed: Vec<String>,
-    /// Bytes that went over the network. Storage may have had others from an interrupted push.
+    /// Bytes uploaded. Storage may have had others from an interrupted push.
     pub sent: u64,
     /// Number of files that the repository already had.
     pub unchanged: usize,

@@ -5,7 +5,7 @@ use std::str::FromStr;
 
 use wildmatch::WildMatch;
 
-/// A path with `*` and `?`, which do not match `/` or a leading dot.
+/// A path pattern. `*` and `?` do not match `/` or a leading dot.
 ///
 /// A pattern without a `/` matches a name in any folder. A matched folder includes all of its files.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -25,7 +25,7 @@ impl FromStr for Pattern {
 }
 
 impl Pattern {
-    /// Returns the matched ranges of `parts`, one for each way to match. Empty if the pattern does not match.
+    /// Returns the ranges of `parts` that the pattern matches.
     pub fn named(&self, parts: &[&str]) -> Vec<Range<usize>> {
         let starts = if self.anywhere { 0..parts.len() } else { 0..1 };
         let ranges = starts.map(|start| start..start + self.parts.len());
@@ -41,7 +41,7 @@ fn is_match(pattern: &str, name: &str) -> bool {
     if name.starts_with('.') && !pattern.starts_with('.') {
         return false;
     }
-    // `globset` is no alternative: its `?` matches one byte, and therefore no Chinese character.
+    // `globset` does not fit: its `?` matches one byte, and so no Chinese character.
     WildMatch::new(pattern).matches(name)
 }
 
@@ -69,14 +69,14 @@ mod tests {
         assert_eq!(named("甄*", "甄嬛.txt"), [(0, 1)]);
         assert_eq!(named("甄?.txt", "甄嬛.txt"), [(0, 1)]);
         assert!(named("", "x").is_empty());
-        // Brackets and backslashes are literal, unlike in a shell.
+        // Brackets and backslashes are literal, which they are not in a shell.
         assert_eq!(named("a[1]{b}\\", "a[1]{b}\\"), [(0, 1)]);
         assert!(named("a[12]", "a1").is_empty());
         // A star matches no hidden file.
         assert!(named("*", ".env").is_empty());
         assert_eq!(named(".e*", ".env"), [(0, 1)]);
         assert_eq!(named("*", "a/.b/c"), [(0, 1), (2, 3)]);
-        // Many stars do not take exponential time.
+        // The time for many stars is not exponential.
         assert!(named(&"*a".repeat(200), &"a".repeat(199)).is_empty());
     }
 }

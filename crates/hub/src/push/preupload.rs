@@ -1,4 +1,4 @@
-//! The preupload call: which files are regular, large or ignored.
+//! The preupload call, which classifies files as regular, large or ignored.
 
 use std::collections::BTreeMap;
 use std::io::Read;
@@ -19,18 +19,18 @@ const MAX_FILES_PER_REQUEST: usize = 256;
 /// Bytes of a file that the Hub inspects.
 const SAMPLE_BYTES: u64 = 512;
 
-/// Maximum size of all regular files in a commit, which is held in memory. The Hub stores files above about
-/// 10 MB as large ones.
+/// Maximum size of all regular files in a commit, which memory holds. The Hub stores a file above about 10 MB
+/// as a large file.
 const MAX_COMMIT_BYTES: u64 = 32 << 20;
 
 /// How a file is uploaded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum UploadMode {
-    /// In the commit.
+    /// Inside the commit request.
     Regular,
-    /// To the storage of large files, before the commit.
+    /// To storage, before the commit.
     Large,
-    /// Not at all: the repository's `.gitignore` excludes it.
+    /// Not uploaded, because the `.gitignore` of the repository excludes the file.
     Ignored,
 }
 
@@ -49,7 +49,7 @@ struct PreuploadFile {
 }
 
 impl Hub {
-    /// Requests the mode of each file that `upload_modes` lacks.
+    /// Requests the upload mode of each file that `upload_modes` lacks.
     pub(super) fn fetch_upload_modes(
         &self,
         repo: &RepoName,
@@ -86,7 +86,7 @@ impl Hub {
         let request = Request::get(&url);
         for file in files {
             match upload_modes.get_mut(file.path()) {
-                // Storage has no empty objects.
+                // Storage has no empty objects, so an empty file is regular.
                 Some(mode @ UploadMode::Large) if file.size() == 0 => *mode = UploadMode::Regular,
                 Some(UploadMode::Regular) => regular += file.size(),
                 Some(_) => {}

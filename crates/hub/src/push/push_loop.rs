@@ -1,16 +1,18 @@
-//! The push loop: compare, upload, commit; and once more if another commit came first or a response was lost.
+//! The push loop: compare, upload, commit.
+//!
+//! The loop repeats if another commit came first, or a response was lost.
 //!
 //! # Definitions
 //! - *Listing*: the branch's commit and its files, as last read from the Hub.
 //! - *Missing file*: a file of the upload set that the listing lacks or has with other bytes.
 //! - *Outdated file*: weights in the listing that the pushed model replaces. The commit deletes them.
-//! - *Unconfirmed commit*: a commit whose response was lost, or may improve on another attempt.
+//! - *Unconfirmed commit*: a commit request without a response, or with one that a retry may change.
 //!
 //! # Invariants
-//! 1. Nothing is visible in the repository before the commit, and everything is after it.
+//! 1. The files become visible in the repository with the commit, all at once.
 //! 2. A commit names the listing's commit as its parent, so the Hub rejects it if the branch has moved.
 //! 3. After an unconfirmed commit the loop reads the listing again. If no file is missing then, the commit was made.
-//! 4. A large file is uploaded at most once in a push, however many commits it takes.
+//! 4. A large file is uploaded at most once in a push, for any number of commits.
 //! 5. At most [`MAX_RACES`] commits lose a race, and at most `RetryPolicy::attempts` stay unconfirmed.
 //!
 //! # States
@@ -47,7 +49,7 @@ use crate::{
 /// Commits that may lose a race in one push.
 const MAX_RACES: u32 = 3;
 
-/// Checks for a pull request after its response was lost.
+/// Maximum lookups of a pull request after its response was lost.
 const MAX_PROPOSAL_CHECKS: u32 = 3;
 
 /// A push in progress.
@@ -79,18 +81,17 @@ struct Selection<'a> {
     ignored: Vec<String>,
 }
 
-/// Attempts that are left.
 struct AttemptBudget {
     races: u32,
     unconfirmed: u32,
-    /// The next wait, unless the server names another.
+    /// The next wait, unless the server requests another.
     pause: Duration,
     max_wait: Duration,
 }
 
 /// An attempt without a confirmed commit.
 struct FailedAttempt {
-    /// The push's error if the next listing still lacks a file, because no attempt is left.
+    /// The error of the push if the next listing still lacks a file. Set when no attempt is left.
     final_error: Option<HubError>,
     wait: Duration,
     /// Whether a pull request may still appear.
@@ -122,7 +123,7 @@ impl<'a> PushLoop<'a> {
         }
     }
 
-    /// Runs the loop to its end.
+    /// Runs the loop.
     pub fn run(mut self, progress: Progress<'_>) -> Result<Pushed, HubError> {
         let Self { hub, repo, options, .. } = self;
         let (mut listing, created) = hub.resolve_target(repo, options)?;
@@ -162,7 +163,7 @@ impl<'a> PushLoop<'a> {
         }
     }
 
-    /// Waits before the next attempt. Returns the pull request of the last one, if it appears.
+    /// Waits before the next attempt. Returns the pull request of the last attempt, if it has appeared.
     fn wait(
         &self,
         failed: &FailedAttempt,
@@ -256,7 +257,8 @@ impl<'a> PushLoop<'a> {
         Ok(())
     }
 
-    /// Returns the objects of `large` that no earlier attempt uploaded. Equal files are one object.
+    /// Returns the objects of `large` that no earlier attempt uploaded. Files with equal content are one
+    /// object.
     fn unstored_objects(
         &mut self,
         large: Vec<&'a UploadFile>,
@@ -307,10 +309,10 @@ impl AttemptBudget {
         Self { races: MAX_RACES, unconfirmed: attempts, pause, max_wait }
     }
 
-    /// Subtracts an attempt.
+    /// Uses up one attempt.
     ///
     /// # Errors
-    /// If the Hub refused the commit, which no further attempt changes.
+    /// If the Hub refused the commit, which no retry changes.
     fn charge(
         &mut self,
         error: CommitError,

@@ -1,5 +1,6 @@
-//! Files that a repository must not hold beside the upload: an adapter beside a model, and shards of a
-//! replaced model.
+//! Detects files that a repository must not hold together with the upload.
+//!
+//! These are an adapter with a model, and shards of a replaced model.
 
 use danlu_model::{INDEX_FILE, SINGLE_FILE};
 
@@ -7,7 +8,7 @@ use crate::file_selection::{ADAPTER_CONFIG, ADAPTER_WEIGHTS, CONFIG, TOKENIZER, 
 use crate::listing::Listing;
 use crate::{HubError, RepoName, UploadSet};
 
-/// Files of an adapter. transformers looks for the first one before it looks for a model.
+/// Files of an adapter. transformers tries the first one before it tries a model.
 const ADAPTER: [&str; 3] = [ADAPTER_CONFIG, ADAPTER_WEIGHTS, "adapter_model.bin"];
 
 /// Refuses to mix an adapter and a full model in one repository.
@@ -43,7 +44,7 @@ pub(super) fn outdated(upload_set: &UploadSet, listing: &Listing) -> Vec<(String
     old.map(|(path, file)| (path.clone(), file.size)).collect()
 }
 
-/// Whether a model or an adapter cannot be loaded without this file.
+/// Whether loading a model or an adapter needs this file.
 pub(super) fn is_needed(path: &str) -> bool {
     const REQUIRED: [&str; 5] = [ADAPTER_CONFIG, ADAPTER_WEIGHTS, CONFIG, TOKENIZER, TOKENIZER_CONFIG];
     REQUIRED.contains(&path) || is_weights(path, &[".safetensors"])

@@ -11,7 +11,7 @@ use crate::http::{MAX_RESPONSE_BYTES, Request};
 use crate::listing::{Listing, RemoteFile, file_url};
 use crate::{Hub, HubError, RepoName, Transfer, UploadFile, UploadSet};
 
-/// The effect of a push.
+/// The changes that a push would make.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RepoDiff {
     /// Whether the repository exists, as far as the account can see.
@@ -30,7 +30,7 @@ pub struct RepoDiff {
     pub unchanged: Vec<(String, u64)>,
     /// Path and size of files that the commit deletes: weights of a replaced model.
     pub removed: Vec<(String, u64)>,
-    /// Other paths of the repository, which stay.
+    /// Other paths in the repository, which a push leaves unchanged.
     pub others: Vec<String>,
     /// Whether the repository is empty.
     pub is_empty: bool,
@@ -44,8 +44,10 @@ impl RepoDiff {
 }
 
 impl Hub {
-    /// Compares an upload set with a repository by checksums. Changes nothing, and needs no token for a
-    /// public repository. `progress` receives the bytes read.
+    /// Compares an upload set with a repository by checksums. Changes nothing; a public repository needs no
+    /// token.
+    ///
+    /// `progress` receives the bytes read.
     ///
     /// # Errors
     /// If the Hub cannot be reached or refuses, the revision cannot be a branch, or a file cannot be read.
@@ -97,8 +99,9 @@ impl Hub {
 }
 
 impl Hub {
-    /// Reads a small file of a repository. Returns `None` if repository or file does not exist. A missing
-    /// branch reads as `main`, where it would start.
+    /// Reads a small file of a repository. Returns `None` if the repository or the file does not exist.
+    ///
+    /// A missing branch reads as `main`, because a new branch starts there.
     ///
     /// # Errors
     /// If the Hub cannot be reached or refuses, or the file has more than `most` bytes.
@@ -135,7 +138,7 @@ impl Hub {
     }
 }
 
-/// Files of an upload set, by their state in a repository.
+/// The files of an upload set, grouped by their state in a repository.
 #[derive(Debug, Default)]
 pub(crate) struct Comparison<'a> {
     pub new: Vec<&'a UploadFile>,
@@ -145,7 +148,7 @@ pub(crate) struct Comparison<'a> {
     pub outdated: Vec<(String, u64)>,
 }
 
-/// Compares an upload set with a listing. Reads only files of equal size, each once.
+/// Compares an upload set with a listing. Reads only files of equal size, and each only once.
 pub(crate) fn compare_files<'a>(
     upload_set: &'a UploadSet,
     listing: Option<&Listing>,

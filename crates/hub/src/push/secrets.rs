@@ -1,4 +1,4 @@
-//! Finds secrets in files: access tokens and private keys by their shape, and the user's own token.
+//! Finds secrets in files: tokens and private keys by their form, and the user's own token.
 
 use std::borrow::Cow;
 use std::io::{self, Read};
@@ -23,10 +23,10 @@ const SHAPES: [(&[u8], usize, bool); 13] = [
     (b"ASIA", 16, false),
 ];
 
-/// Start and end of a private key's first line, and the maximum length between.
+/// Start and end of the first line of a private key, and the maximum length between.
 const KEY: (&[u8], &[u8], usize) = (b"-----BEGIN ", b"PRIVATE KEY", 32);
 
-/// Bytes of a chunk that are scanned again with the next one. More than any token.
+/// Bytes of a chunk that are scanned again with the next chunk. No token is longer.
 const OVERLAP: usize = 8 << 10;
 
 /// Returns the line number of the first text that looks like a secret.
@@ -35,12 +35,12 @@ const OVERLAP: usize = 8 << 10;
 /// If the reader fails.
 pub(crate) fn find(mut reader: impl Read, own: Option<&Token>) -> io::Result<Option<u64>> {
     let mut buffer: Vec<u8> = Vec::with_capacity(CHUNK_BYTES + OVERLAP);
-    // Line ends before the buffer.
+    // Number of line ends before the buffer.
     let mut lines = 0;
     loop {
         let cut = buffer.len().saturating_sub(OVERLAP);
         lines += line_ends(&buffer[..cut]);
-        // The byte before a token decides too, so one stays.
+        // The byte before a token matters too, so it stays in the buffer.
         buffer.drain(..cut);
         let taken = reader.by_ref().take(CHUNK_BYTES as u64).read_to_end(&mut buffer)?;
         if taken == 0 {
@@ -51,7 +51,7 @@ pub(crate) fn find(mut reader: impl Read, own: Option<&Token>) -> io::Result<Opt
             let at = position(bytes, cut > 0).or_else(|| own?.position_in(bytes))?;
             Some(lines + line_ends(&bytes[..at]) + 1)
         };
-        // UTF-16 has a zero beside each ASCII letter.
+        // UTF-16 text has a zero byte next to each ASCII letter.
         let found = found(&bytes).or_else(|| {
             let visible: Vec<u8> = bytes.iter().copied().filter(|&byte| byte != 0).collect();
             if visible.len() < bytes.len() { found(&visible) } else { None }
@@ -67,7 +67,7 @@ pub(crate) fn find_in_path(path: &str, own: Option<&Token>) -> Option<usize> {
     position(path.as_bytes(), false).or_else(|| own?.position_in(path.as_bytes()))
 }
 
-/// Replaces character references, such as Markdown's `&#95;`, by their letters.
+/// Replaces character references, such as Markdown's `&#95;`, by the characters.
 fn without_references(bytes: &[u8]) -> Cow<'_, [u8]> {
     const BEGIN: &[u8] = b"&#";
     if !bytes.windows(BEGIN.len()).any(|window| window == BEGIN) {
@@ -99,7 +99,7 @@ fn line_ends(bytes: &[u8]) -> u64 {
     bytes.iter().filter(|&&byte| byte == b'\n').count() as u64
 }
 
-/// Returns the position of a secret in `bytes`. With `before`, the first byte only serves as context.
+/// Returns the position of a secret in `bytes`. With `before`, the first byte is only context.
 fn position(bytes: &[u8], before: bool) -> Option<usize> {
     (usize::from(before)..bytes.len()).find(|&at| match bytes[at] {
         b'-' => is_key(&bytes[at..]),
@@ -108,7 +108,7 @@ fn position(bytes: &[u8], before: bool) -> Option<usize> {
     })
 }
 
-/// Whether a word may start at `at`, also after the `\n` of a string and the `%20` of a URL.
+/// Whether a token may start at `at`. The `\n` of a string and the `%20` of a URL may precede it.
 fn is_start(bytes: &[u8], at: usize) -> bool {
     let back = |n: usize| at.checked_sub(n).map(|at| bytes[at]);
     !back(1).is_some_and(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_'))
@@ -126,11 +126,11 @@ fn is_token(rest: &[u8], is_start: impl Fn() -> bool) -> bool {
     SHAPES.iter().any(|&(begin, least, with_dashes)| {
         let Some(tail) = rest.strip_prefix(begin).and_then(|rest| rest.get(..least)) else { return false };
         let is_dash = |byte: &u8| with_dashes && matches!(byte, b'_' | b'-');
-        // Excludes words joined by dashes, as in `sk-learn-...`, and the `hf_xxxx` of a manual.
+        // Excludes words joined by dashes, such as `sk-learn-...`, and placeholders such as `hf_xxxx`.
         tail.iter().all(|byte| byte.is_ascii_alphanumeric() || is_dash(byte))
             && (!with_dashes || tail.iter().any(u8::is_ascii_digit))
             && tail.iter().any(|byte| *byte != tail[0])
-            // A prefix with a `_` is not the end of another word.
+            // A prefix that contains `_` cannot be the end of a longer word.
             && (begin.contains(&b'_') || is_start())
     })
 }

@@ -31,15 +31,15 @@ pub enum SkipReason {
         /// Line number, from one.
         line: u64,
     },
-    /// A path that looks like a token; it is shown in part.
+    /// A path that looks like a token. Messages show only a part of it.
     TokenInName,
-    /// The file on the Hub has text of its author, and stays.
+    /// The file on the Hub has text of its author, and stays as it is.
     EditedThere,
     /// A link out of the folder, to a folder, or to nothing.
     Link,
     /// Neither a file nor a folder.
     Special,
-    /// An invalid name in a repository.
+    /// A name that is invalid in a repository.
     Name,
 }
 
@@ -120,12 +120,12 @@ impl SkipReason {
         })
     }
 
-    /// Whether only a pattern for this very file includes it.
+    /// Whether a pattern includes the file only if it matches the file's own name.
     pub(crate) fn wants_its_name(self) -> bool {
         matches!(self, Self::Hidden | Self::Key)
     }
 
-    /// Whether no pattern includes such a file.
+    /// Whether no pattern can include the file.
     pub(crate) fn is_final(self) -> bool {
         matches!(self, Self::Link | Self::Special | Self::Name)
     }

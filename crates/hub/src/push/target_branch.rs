@@ -1,4 +1,4 @@
-//! The target of a push: repository and branch, created if needed.
+//! Resolves the target of a push: repository and branch, created if needed.
 
 use std::collections::BTreeMap;
 
@@ -14,10 +14,10 @@ use crate::http::url::escaped;
 use crate::listing::Listing;
 use crate::{Hub, HubError, PushOptions, RepoName};
 
-/// Lookups of the target: one, and one after each of two creations.
+/// Maximum lookups of the target: one at first, and one after each of two creations.
 const MAX_TARGET_CHECKS: usize = 3;
 
-/// Creations of a push before its commit.
+/// What a push created before its commit.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Created {
     pub repository: bool,
@@ -41,8 +41,9 @@ struct Ref {
 }
 
 impl Hub {
-    /// Returns the listing of the target branch, and creates repository and branch if needed. A pull request
-    /// needs an existing target.
+    /// Returns the listing of the target branch. Creates repository and branch if needed.
+    ///
+    /// A pull request needs an existing target.
     pub(super) fn resolve_target(
         &self,
         repo: &RepoName,
@@ -53,8 +54,7 @@ impl Hub {
         for _ in 0..MAX_TARGET_CHECKS {
             match self.list(repo) {
                 Ok(listing) if options.private && listing.private == Some(false) && !options.create_pr => {
-                    // An interrupted push or a person may have created it, and no one has seen anything
-                    // there.
+                    // An empty repository may come from an interrupted push, and has shown nothing yet.
                     if !listing.is_empty() || !self.is_bare(repo, &listing.commit)? {
                         return Err(HubError::Public { repo: repo.clone() });
                     }
@@ -89,7 +89,7 @@ impl Hub {
         Err(last.expect("what was found was returned"))
     }
 
-    /// Creates the repository. An existing one is no error.
+    /// Creates the repository. An existing repository is no error.
     fn create(&self, repo: &RepoName, private: bool) -> Result<(), HubError> {
         let (owner, name) = repo.id().split_once('/').expect("checked when parsed");
         let wish = json!({ "type": "model", "organization": owner, "name": name, "private": private });
@@ -116,7 +116,6 @@ impl Hub {
         Ok(())
     }
 
-    /// Makes a repository private.
     fn make_private(&self, repo: &RepoName) -> Result<(), HubError> {
         let wish = json!({ "visibility": "private" }).to_string();
         let address = format!("{}/api/models/{}/settings", self.http.endpoint(), repo.id());
@@ -126,18 +125,18 @@ impl Hub {
         Ok(())
     }
 
-    /// The error of a repository that may be public but must not be.
+    /// Returns the error of a repository that is not confirmed to be private.
     pub fn not_private(&self, repo: &RepoName) -> HubError {
         HubError::NotPrivate { repo: repo.clone(), host: self.host() }
     }
 
-    /// Whether all branches of a repository point to this commit, and there are no pull requests.
+    /// Whether a repository has no pull requests, and all of its branches point to this commit.
     fn is_bare(&self, repo: &RepoName, commit: &str) -> Result<bool, HubError> {
         let refs = self.refs(repo)?;
         Ok(refs.branches.iter().chain(&refs.pull_requests).all(|one| one.commit == commit))
     }
 
-    /// Returns the pull requests of a repository: refs and commits.
+    /// Returns ref and commit of each pull request.
     pub(super) fn pull_requests(&self, repo: &RepoName) -> Result<BTreeMap<String, String>, HubError> {
         Ok(self.refs(repo)?.pull_requests.into_iter().map(|one| (one.name, one.commit)).collect())
     }
@@ -148,12 +147,11 @@ impl Hub {
         self.json(&request, Resource::Repo(repo))
     }
 
-    /// Checks write access before anything is uploaded, as far as names and roles show it. Returns the
-    /// account.
+    /// Checks write access before the upload, by names and roles. Returns the account.
     ///
     /// # Errors
-    /// If there is no token, the Hub rejects it, it is read-only, or the repository has another owner and no
-    /// pull request is requested.
+    /// If there is no token, the Hub rejects it, or it is read-only. Also if the repository has another owner
+    /// and no pull request is requested.
     pub fn may_push(&self, repo: &RepoName, options: &PushOptions) -> Result<Account, HubError> {
         self.require_online(repo)?;
         if !self.http.has_token() {
@@ -166,7 +164,7 @@ impl Hub {
         }
     }
 
-    /// Returns why an account cannot write to a repository, as far as names and roles show it.
+    /// Returns why an account cannot write to a repository, by names and roles.
     fn write_denial(&self, account: &Account, repo: &RepoName) -> Option<HubError> {
         let (owner, _) = repo.id().split_once('/').expect("checked when parsed");
         let name = account.name.clone();
@@ -182,7 +180,7 @@ impl Hub {
         })
     }
 
-    /// Explains a refused push by the permissions of the account.
+    /// Explains a refused push by the permissions of the account, where these forbid it.
     pub(super) fn explained(&self, error: HubError, repo: &RepoName) -> HubError {
         let HubError::Forbidden { message, .. } = &error else { return error };
         let Ok(account) = self.whoami() else { return error };
@@ -193,7 +191,7 @@ impl Hub {
     }
 }
 
-/// Whether a branch may have this name. A commit or a full ref cannot.
+/// Whether a branch may have this name. A commit or a full ref is not a branch name.
 pub(super) fn may_be_branch(revision: &str) -> bool {
     revision != "main" && !is_hex(revision, 40) && !revision.starts_with("refs/")
 }

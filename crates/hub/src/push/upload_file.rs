@@ -1,5 +1,3 @@
-//! A file to upload.
-
 use std::fs::{self, File, Metadata};
 use std::io::{self, Read};
 use std::os::unix::fs::MetadataExt;
@@ -24,7 +22,7 @@ pub struct UploadFile {
 /// Where a file's content comes from.
 #[derive(Debug)]
 enum Source {
-    /// A file on the disk, with its state at the time of the walk.
+    /// A file on disk, with its metadata at the time of the walk.
     File { place: PathBuf, stamp: Stamp },
     /// Content in memory that replaces a file of the folder.
     Bytes(Vec<u8>),
@@ -47,12 +45,12 @@ impl UploadFile {
         Self { path, source, git, sha256 }
     }
 
-    /// Path in the folder, with `/`.
+    /// Returns the path in the folder, with `/` as separator.
     pub fn path(&self) -> &str {
         &self.path
     }
 
-    /// Size in bytes.
+    /// Returns the size in bytes.
     pub fn size(&self) -> u64 {
         match &self.source {
             Source::File { stamp, .. } => stamp.size,
@@ -60,7 +58,7 @@ impl UploadFile {
         }
     }
 
-    /// Path on the disk; for content in memory, the path in the folder.
+    /// Returns the path on disk; for content in memory, the path in the folder.
     fn place(&self) -> &Path {
         match &self.source {
             Source::File { place, .. } => place,
@@ -86,7 +84,7 @@ impl UploadFile {
     /// Checks that neither the path nor the open file has changed since the walk.
     ///
     /// # Errors
-    /// If one has.
+    /// If either has changed.
     pub(crate) fn check(&self, content: &FileSource<'_>) -> Result<(), HubError> {
         let (Source::File { place, stamp }, FileSource::File(file)) = (&self.source, content) else {
             return Ok(());
@@ -95,12 +93,12 @@ impl UploadFile {
         if is(file.metadata()) && is(fs::metadata(place)) { Ok(()) } else { Err(self.changed()) }
     }
 
-    /// The error of a changed file.
+    /// Returns the error of a changed file.
     pub(crate) fn changed(&self) -> HubError {
         HubError::FileChanged { path: self.place().to_owned() }
     }
 
-    /// The error of an unreadable file.
+    /// Returns the error of an unreadable file.
     pub(crate) fn unread(&self, error: io::Error) -> HubError {
         FileError::new("read", self.place(), error).into()
     }
@@ -149,7 +147,7 @@ impl UploadFile {
     }
 }
 
-/// State of a file. A change of its content changes one of these fields.
+/// Metadata of a file. A change of the content changes at least one field.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Stamp {
     size: u64,

@@ -1,5 +1,3 @@
-//! The files of a folder to upload and to skip.
-
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -16,7 +14,7 @@ use crate::{HubError, Token};
 /// A folder with one of these files is an adapter or a model.
 const CONFIGS: [&str; 2] = ["adapter_config.json", "config.json"];
 
-/// The files of a folder to upload and to skip.
+/// Files of a folder, split into those to upload and those to skip.
 #[derive(Debug)]
 pub struct UploadSet {
     folder: PathBuf,
@@ -50,23 +48,25 @@ impl UploadSet {
         Ok(Self { folder: folder.to_owned(), files, skipped, with_tokens, token })
     }
 
-    /// The folder.
+    /// Returns the folder.
     pub fn folder(&self) -> &Path {
         &self.folder
     }
 
-    /// Files to upload, by path.
+    /// Returns the files to upload, by path.
     pub fn files(&self) -> &[UploadFile] {
         &self.files
     }
 
-    /// Skipped files, by path.
+    /// Returns the skipped files, by path.
     pub fn skipped(&self) -> &[SkippedFile] {
         &self.skipped
     }
 
-    /// Uploads `bytes` in place of a file, or as a new file. Bytes that look like a token are skipped, as a
-    /// file would be. A file that is already skipped stays skipped.
+    /// Uploads `bytes` in place of a file, or as a new file.
+    ///
+    /// Bytes that look like a token are skipped, as they would be in a file. A path that is already skipped
+    /// stays skipped.
     pub fn replace(&mut self, path: &str, bytes: Vec<u8>) {
         if self.skipped.iter().any(|left| left.path == path) {
             return;
@@ -83,7 +83,7 @@ impl UploadSet {
         self.skipped.sort_by(|a, b| a.path.cmp(&b.path));
     }
 
-    /// Skips a file.
+    /// Moves a file to the skipped files.
     pub fn skip(&mut self, path: &str, reason: SkipReason) {
         let before = self.files.len();
         self.files.retain(|file| file.path() != path);
@@ -93,7 +93,7 @@ impl UploadSet {
         }
     }
 
-    /// Size of the files to upload.
+    /// Returns the size of the files to upload.
     pub fn size(&self) -> u64 {
         self.files.iter().map(UploadFile::size).sum()
     }

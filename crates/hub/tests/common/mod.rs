@@ -11,7 +11,7 @@ use danlu_hub::{FetchScope, Hub, HubError, HubSettings, Pulled, RepoName, RetryP
 use danlu_hub_test_server::HubServer;
 use tempfile::TempDir;
 
-/// Files of a small model. The names of the weights make them large files.
+/// Files of a small model. The names of the weights make these large files.
 pub const MODEL: [(&str, &[u8]); 8] = [
     ("config.json", b"{\"model_type\": \"llama\"}"),
     ("tokenizer.json", b"{}"),
@@ -33,7 +33,7 @@ pub struct Scene {
 }
 
 impl Scene {
-    /// A Hub with `lab/model`.
+    /// Starts a Hub with `lab/model`.
     pub fn new() -> Self {
         let scene = Self { server: HubServer::start(), home: tempfile::tempdir().unwrap() };
         scene.server.add_model("lab/model", &MODEL);
@@ -74,7 +74,7 @@ impl Scene {
     }
 }
 
-/// A client with short waits.
+/// Returns a client with short waits.
 pub fn hub(settings: HubSettings) -> Hub {
     let (pause, max_wait) = (Duration::from_millis(5), Duration::from_secs(2));
     let policy = RetryPolicy { attempts: 4, pause, max_wait, stall: Duration::from_secs(2) };

@@ -1,4 +1,4 @@
-//! A folder to push, and a Hub to push to.
+//! A folder to push, and a Hub that receives it.
 
 use std::fs;
 use std::path::Path;
@@ -48,7 +48,7 @@ impl Desk {
         UploadSet::from_folder(self.folder(), &UploadOptions::default()).unwrap()
     }
 
-    /// A client with this token.
+    /// Returns a client with this token.
     pub fn hub_with(&self, token: Option<&str>) -> Hub {
         let scene = Scene::settings_of(&self.server, self.home.path(), token);
         super::hub(scene)

@@ -1,4 +1,4 @@
-//! `card.json`: everything that a card shows, as plain values without a path.
+//! `card.json`: every value that a card shows. No value is a path.
 
 use std::path::Path;
 
@@ -18,7 +18,7 @@ use crate::{DataSummary, Reply, ReportError, RunSummary};
 /// Name of the file with the values of a card.
 pub const CARD_FILE: &str = "card.json";
 
-/// Largest `card.json` that is read.
+/// Maximum size of a `card.json`.
 const MAX_BYTES: u64 = 16 << 20;
 
 /// The languages of a card, in order.
@@ -40,7 +40,7 @@ pub enum CardLanguage {
 }
 
 impl CardLanguage {
-    /// The languages in order.
+    /// Returns the languages in order.
     pub fn order(self) -> &'static [Language] {
         match self {
             Self::Zh => &[Language::Zh],
@@ -54,54 +54,54 @@ impl CardLanguage {
 /// The values of the card of an adapter or a model.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Card {
-    /// The model's name: the name of its folder.
+    /// Name of the model's folder.
     pub name: String,
-    /// Its repository on the Hub, `owner/name`, once published.
+    /// Repository on the Hub, `owner/name`, once the model is published.
     pub repository: Option<String>,
-    /// Its branch, unless it is main.
+    /// Branch of the repository, unless it is `main`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub revision: Option<String>,
     /// Its languages.
     pub language: CardLanguage,
     /// The base.
     pub base: BaseIdentity,
-    /// The adapter's shape; none for a quantized base.
+    /// Shape of the adapter; `None` for a quantized base.
     pub lora: Option<Lora>,
-    /// The licence, as the Hub spells it.
+    /// Licence, as the Hub spells it.
     pub license: Option<String>,
     /// Data sets on the Hub, `owner/name`.
     pub datasets: Vec<String>,
-    /// The run, if danlu trained the adapter.
+    /// The training, if danlu trained the adapter.
     pub training: Option<Training>,
-    /// The merge, if this is a full model.
+    /// The merge, for a merged model.
     pub merge: Option<Merge>,
-    /// The quantization, if a full model was quantized.
+    /// The quantization, for a quantized full model.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub in_four_bits: Option<InFourBits>,
-    /// The base of the training, if the adapter was merged into another one.
+    /// The base of the training, if the adapter was merged into another base.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub trained_on: Option<BaseIdentity>,
-    /// Whether `loss.svg` is beside the card.
+    /// Whether the folder has a `loss.svg`.
     pub has_picture: bool,
-    /// Version of danlu that wrote it.
+    /// Version of danlu that wrote the card.
     pub version: String,
 }
 
-/// An adapter's shape.
+/// Shape of an adapter.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Lora {
-    /// Its rank.
+    /// Rank.
     pub r: u32,
-    /// Its alpha.
+    /// Alpha.
     pub alpha: f64,
-    /// Whether the scale is alpha / sqrt(rank).
+    /// Whether the scaling is alpha / sqrt(rank).
     pub use_rslora: bool,
-    /// Its target modules in PEFT's spelling.
+    /// Target modules in PEFT's spelling.
     pub target_modules: String,
 }
 
 impl Lora {
-    /// The shape in an adapter's configuration.
+    /// Returns the shape that an adapter's configuration declares.
     pub fn of(config: &LoraConfig) -> Self {
         let target_modules = match &config.target_modules {
             TargetModules::AllLinear => "all-linear".to_owned(),
@@ -112,48 +112,48 @@ impl Lora {
     }
 }
 
-/// The part of a run that its card shows.
+/// The part of a run that the card shows.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Training {
-    /// Every setting.
+    /// All settings.
     pub settings: TrainSettings,
-    /// The quantization of the base's own files, if they are in 4 bits.
+    /// Quantization of the base's own files, if these are in 4 bits.
     #[serde(default)]
     pub stored: Option<Quantization>,
     /// Parameters of the adapter.
     pub trainable_parameters: u64,
-    /// Parameters of base and adapter together.
+    /// Parameters of base and adapter in total.
     pub all_parameters: u64,
-    /// The data.
+    /// Training and held-out data.
     pub data: DataSummary,
-    /// SHA-256 of the chat template, if the base has one.
+    /// SHA-256 of the base's chat template, if it has one.
     pub template_sha256: Option<String>,
-    /// Steps taken.
+    /// Number of steps.
     pub steps: u64,
-    /// Seconds spent in them.
+    /// Time spent in steps, in seconds.
     pub seconds: f64,
-    /// Tokens per second.
+    /// Tokens per second of training.
     pub tokens_per_second: Option<f64>,
-    /// Mean training loss of the first and the last tenth of the steps.
+    /// Mean training loss of the first and of the last tenth of the steps.
     pub train_loss: Option<(f64, f64)>,
-    /// Held-out loss before and after.
+    /// Held-out loss before and after training.
     pub held_out: Option<(f64, f64)>,
     /// Replies of base and adapter.
     pub replies: Vec<Reply>,
-    /// Most tokens of a reply.
+    /// Maximum tokens of a reply.
     pub reply_tokens: usize,
-    /// The name of the back end.
+    /// Name of the back end.
     pub backend: String,
-    /// The processor's name, where the system reports it.
+    /// Name of the processor, if the system reports it.
     pub processor: Option<String>,
-    /// Measured and predicted peak memory in bytes.
+    /// Measured and predicted peak memory, in bytes.
     pub memory: Option<(u64, u64)>,
-    /// Version of danlu that trained it.
+    /// Version of danlu that trained the adapter.
     pub version: String,
 }
 
 impl Training {
-    /// Selects the part of a run that its card shows.
+    /// Selects the values of a run that its card shows.
     pub fn of(
         run: &RunSummary,
         template_sha256: Option<String>,
@@ -181,34 +181,34 @@ impl Training {
         }
     }
 
-    /// The quantization of the base during training.
+    /// Returns the quantization of the base during training.
     pub fn over(&self) -> Option<Quantization> {
         self.settings.quantization().or(self.stored)
     }
 
-    /// Trainable parameters in percent of all.
+    /// Returns the trainable parameters as a percentage of all.
     pub(crate) fn trainable_percent(&self) -> f64 {
         100.0 * self.trainable_parameters as f64 / self.all_parameters.max(1) as f64
     }
 }
 
-/// The part of a merge that its card shows: [`MergeReport`] without paths.
+/// The part of a merge that the card shows: a [`MergeReport`] without paths.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Merge {
-    /// The form of the base that was merged into.
+    /// The variant of the base that was merged into: original or dequantized.
     pub base: MergeBase,
-    /// The values of each form, if there were two.
+    /// Measured fidelity of each variant, if there were two.
     pub forms: Vec<FormFidelity>,
     /// Element types of the result, as `config.json` spells them.
     pub dtype: Vec<String>,
-    /// The cost of quantization, if the model is in 4 bits.
+    /// Loss of fidelity by quantization, for a 4-bit model.
     pub quantized: Option<QuantizedFidelity>,
-    /// The comparison with the adapter on its base.
+    /// Comparison of the merged model with the adapter on its base.
     pub fidelity: Fidelity,
 }
 
 impl Merge {
-    /// Selects the part of a merge that its card shows.
+    /// Selects the values of a merge that its card shows.
     pub fn of(report: &MergeReport, fidelity: &Fidelity) -> Self {
         Self {
             base: report.merge_base,
@@ -221,10 +221,10 @@ impl Merge {
 }
 
 impl Card {
-    /// Reads a folder's `card.json`, if there is one.
+    /// Reads the `card.json` of a folder, if it has one.
     ///
     /// # Errors
-    /// If it cannot be read, or holds a value that is no card's.
+    /// If the file cannot be read, or a value is invalid in a card.
     pub fn read(folder: &Path) -> Result<Option<Self>, ReportError> {
         let path = folder.join(CARD_FILE);
         if !path.exists() {
@@ -239,7 +239,7 @@ impl Card {
         }
     }
 
-    /// Checks the values that become links, commands or the Hub's own data.
+    /// Checks the values that become links, commands or metadata of the Hub.
     fn check(&self) -> Result<(), String> {
         let repository = self.repository.iter().map(|id| ("repository", id));
         for (field, id) in repository.chain(self.datasets.iter().map(|id| ("datasets", id))) {
@@ -262,7 +262,8 @@ impl Card {
         }
     }
 
-    /// A valid repository name for an unpublished model. A character that the Hub rejects becomes a dash.
+    /// Returns a valid repository name for an unpublished model. A dash replaces each character that the Hub
+    /// rejects.
     pub(crate) fn name_on_hub(&self) -> String {
         let is_plain = |c: char| c.is_ascii_alphanumeric() || c == '_';
         let mut name = String::new();
@@ -279,7 +280,7 @@ impl Card {
         format!("your-name/{}", if name.is_empty() { "model" } else { name })
     }
 
-    /// The quantization of the model, if it is in 4 bits.
+    /// Returns the quantization of the model, if it is in 4 bits.
     pub(crate) fn four_bit(&self) -> Option<Quantization> {
         let merged = self.merge.as_ref().and_then(|merge| merge.quantized);
         self.in_four_bits
@@ -288,13 +289,13 @@ impl Card {
             .or(merged.map(|figures| figures.quantization))
     }
 
-    /// The card of this model after quantization, in a folder called `name`.
+    /// Returns the card of this model after quantization, in a folder called `name`.
     pub fn quantized(self, name: String, in_four_bits: InFourBits) -> Self {
         let version = env!("CARGO_PKG_VERSION").to_owned();
         Self { name, in_four_bits: Some(in_four_bits), repository: None, revision: None, version, ..self }
     }
 
-    /// The card of a model of which only the base is known, in a folder called `name`.
+    /// Creates the card of a model with a known base and nothing else, in a folder called `name`.
     pub fn new(name: String, language: CardLanguage, base: BaseIdentity, license: Option<String>) -> Self {
         Self {
             name,
@@ -314,12 +315,13 @@ impl Card {
         }
     }
 
-    /// The card of a model of which only the base in `folder` is known, with the licence of that base.
+    /// Creates the card of a model with only a base, which is in `folder`. The card takes over the licence of
+    /// the base.
     pub fn of_base(name: String, language: CardLanguage, base: BaseIdentity, folder: &Path) -> Self {
         Self::new(name, language, base, license_of(folder))
     }
 
-    /// The card of a merged model in a folder called `name`.
+    /// Returns the card of a merged model in a folder called `name`.
     pub fn merged(self, name: String, merge: Merge) -> Self {
         let version = env!("CARGO_PKG_VERSION").to_owned();
         Self { name, merge: Some(merge), repository: None, revision: None, version, ..self }

@@ -1,4 +1,4 @@
-//! The data: sources, counts, skipped records, and the tokens that carry a loss.
+//! The section about the data: sources, counts, skipped records, and tokens with a label.
 
 use std::fmt::Write as _;
 

@@ -1,6 +1,6 @@
-//! The front matter of a card: the YAML that the Hub and its tools read.
+//! The front matter of a card: YAML that the Hub and its tools read.
 //!
-//! The lines are edited as text, not parsed and printed: order, comments and the author's keys stay as they are.
+//! The lines are edited as text, not parsed and printed. Order, comments and the author's keys are preserved.
 
 use std::collections::HashSet;
 use std::ops::Range;
@@ -21,7 +21,7 @@ const OWN_KEYS: [&str; 8] = [
     "tags",
 ];
 
-/// How the tags begin that name a base, which the Hub reads where there is no `base_model`.
+/// Prefix of the tags that name a base. The Hub reads such a tag if there is no `base_model`.
 const BASE_TAG: &str = "base_model:";
 
 /// One of danlu's keys and its value.
@@ -40,7 +40,7 @@ enum Value {
     List(Vec<String>),
 }
 
-/// The entries of a card. A key without a value is left out, and an author's own value of it stays.
+/// Returns the entries of a card. A key without a value is left out, so that the author's value stays.
 pub(super) fn entries(card: &Card) -> Vec<Entry> {
     let (library, relation) = match (&card.merge, card.four_bit()) {
         (_, Some(_)) => ("transformers", "quantized"),
@@ -50,7 +50,7 @@ pub(super) fn entries(card: &Card) -> Vec<Entry> {
     let base = card.base.hub_id.as_deref();
     let mut out = Vec::new();
     let mut add = |key, value| out.push(Entry { key, value });
-    // The name on the Hub only: the Hub links any text that stands here.
+    // Only a name on the Hub: the Hub turns any text of this key into a link.
     if let Some(base) = base {
         add("base_model", Value::Text(base.to_owned()));
         add("base_model_relation", Value::Word(relation));
@@ -85,15 +85,15 @@ fn tags(card: &Card, relation: &str) -> Vec<String> {
     tags.into_iter().map(str::to_owned).chain(base).collect()
 }
 
-/// A front matter of these entries alone.
+/// Writes a front matter that has only these entries.
 pub(super) fn render(own: &[Entry]) -> String {
     format!("---\n{}---\n", own.iter().map(|entry| entry.value.lines(entry.key)).collect::<String>())
 }
 
-/// The lines of a front matter with these entries in it.
+/// Returns the lines of a front matter with these entries inserted or replaced.
 ///
 /// # Errors
-/// If one of danlu's keys stands in it twice.
+/// If one of danlu's keys appears twice.
 pub(super) fn updated(front: &str, own: &[Entry], line_end: &str) -> Result<String, ReadmeFault> {
     let lines: Vec<&str> = front.split_inclusive('\n').collect();
     let found = find_entries(&lines);
@@ -118,7 +118,7 @@ pub(super) fn updated(front: &str, own: &[Entry], line_end: &str) -> Result<Stri
     Ok(out)
 }
 
-/// The lines of a front matter that belong to none of danlu's keys.
+/// Returns the lines of a front matter that belong to the author's keys.
 pub(super) fn foreign_lines(front: &str) -> Vec<&str> {
     let lines: Vec<&str> = front.split_inclusive('\n').collect();
     let own: HashSet<usize> = find_entries(&lines)
@@ -139,7 +139,7 @@ impl Value {
         }
     }
 
-    /// The entry's lines. A JSON string is a YAML string, for any text.
+    /// Returns the lines of the entry. Every JSON string is also a YAML string.
     fn lines(&self, key: &str) -> String {
         match self {
             Self::Word(word) => format!("{key}: {word}\n"),
@@ -151,7 +151,7 @@ impl Value {
         }
     }
 
-    /// The tags with those that the author added; any other value as it is.
+    /// Adds the author's tags to danlu's. Returns any other value unchanged.
     fn with_authors_tags(self, key: &str, there: &[String]) -> Self {
         let Self::List(ours) = &self else { return self };
         if key != "tags" {
@@ -166,13 +166,13 @@ impl Value {
     }
 }
 
-/// Each key with its lines: its own, and those that continue it.
+/// Returns each key with its lines, including continuation lines.
 fn find_entries(lines: &[&str]) -> Vec<(String, Range<usize>)> {
     let mut found: Vec<(String, Range<usize>)> = Vec::new();
     for (i, line) in lines.iter().enumerate() {
         let trimmed = line.trim();
         if trimmed.is_empty() || trimmed.starts_with('#') {
-            // A comment belongs to an entry only where another line of the entry follows.
+            // A comment belongs to an entry only if another line of the entry follows.
             continue;
         }
         let continues = line.starts_with([' ', '\t', '-']);
@@ -199,7 +199,7 @@ fn refuse_doubled_keys(found: &[(String, Range<usize>)]) -> Result<(), ReadmeFau
     Ok(())
 }
 
-/// The items of an entry, a scalar being one, and its comments.
+/// Returns the items of an entry, and its comments. A scalar is one item.
 fn read_value(lines: &[&str]) -> (Vec<String>, Vec<String>) {
     let (mut items, mut comments) = (Vec::new(), Vec::new());
     for (i, line) in lines.iter().enumerate() {
@@ -219,14 +219,14 @@ fn read_value(lines: &[&str]) -> (Vec<String>, Vec<String>) {
     (items, comments)
 }
 
-/// A value and the comment after it.
+/// Splits a line into its value and the comment after it.
 fn split_comment(text: &str) -> (&str, Option<&str>) {
     if text.starts_with('#') {
         return ("", Some(text));
     }
     let item = text.strip_prefix('-').map_or(text, str::trim_start);
     let from = match item.chars().next().filter(|c| matches!(c, '"' | '\'')) {
-        // A comment starts only after the closing quote.
+        // A comment can start only after the closing quote.
         Some(quote) => text.len() - item.len() + item[1..].find(quote).map_or(item.len(), |end| end + 2),
         None => 0,
     };

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use danlu_model::files;
 
-/// Largest card of a base that is read for its licence.
+/// Maximum size of a base's card, which is read for its licence.
 const MAX_CARD_BYTES: u64 = 4 << 20;
 
 /// Reads the licence in the card of a base.

@@ -1,4 +1,4 @@
-//! Escapes text from outside for Markdown, YAML, Python and the shell.
+//! Escapes untrusted text for Markdown, YAML, Python and the shell.
 
 use std::fmt::Write as _;
 
@@ -17,7 +17,7 @@ pub(crate) fn plain(text: &str) -> String {
             '\\' | '|' | '<' | '>' | '&' | '`' | '*' | '_' | '[' | ']' | '~' | '$' | '#' => {
                 let _ = write!(out, "&#{};", u32::from(c));
             }
-            // Keeps an address from becoming a link.
+            // Prevents a URL from becoming a link.
             '\0' => out.push_str("&#47;"),
             c if c.is_control() => out.push('\u{fffd}'),
             c => out.push(c),
@@ -26,7 +26,7 @@ pub(crate) fn plain(text: &str) -> String {
     out
 }
 
-/// Escapes a text of several lines for a table cell, cut after `most` characters.
+/// Escapes text of several lines for a table cell, and truncates it to `most` characters.
 pub(crate) fn cell(text: &str, most: usize) -> String {
     let mut clipped: String = text.trim().chars().take(most).collect();
     if clipped.len() < text.trim().len() {
@@ -37,7 +37,7 @@ pub(crate) fn cell(text: &str, most: usize) -> String {
 
 /// Formats a name as code, on one line.
 pub(crate) fn code(text: &str) -> String {
-    // Backticks do not read character references: a name with such a character goes into `<code>`.
+    // Between backticks, character references are not decoded. A name with such a character uses `<code>`.
     let text = line(text);
     match text.contains(['`', '|', '\\']) || text.is_empty() {
         true => format!("<code>{}</code>", plain(&text)),
@@ -45,14 +45,14 @@ pub(crate) fn code(text: &str) -> String {
     }
 }
 
-/// Text in a code fence longer than any run of backticks in it.
+/// Returns text in a code fence that is longer than any run of backticks in the text.
 pub(crate) fn fenced(text: &str, language: &str) -> String {
     let longest = text.split(|c| c != '`').map(str::len).max().unwrap_or(0);
     let fence = "`".repeat(longest.max(2) + 1);
     format!("{fence}{language}\n{}\n{fence}\n\n", text.trim_end())
 }
 
-/// A string literal that Python, JSON and YAML read.
+/// Returns a string literal that is valid in Python, JSON and YAML.
 pub(crate) fn literal(text: &str) -> String {
     serde_json::Value::from(text).to_string()
 }

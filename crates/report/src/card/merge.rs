@@ -1,4 +1,4 @@
-//! The merge check: the merged model compared with the adapter on its base.
+//! The section about the merge check, which compares the merged model with the adapter on its base.
 
 use std::fmt::Write as _;
 
@@ -18,7 +18,7 @@ pub(super) fn render(page: &Page<'_>, merge: &Merge) -> String {
         + &form_of_base(page, merge)
 }
 
-/// The values after and before quantization. Old cards have only those after it.
+/// Returns the values after and before quantization. Old cards have only the values after it.
 fn quantized(merge: &Merge) -> Option<(QuantizedFidelity, UnquantizedFidelity)> {
     let figures = merge.quantized?;
     Some((figures, figures.before?))

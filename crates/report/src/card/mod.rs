@@ -1,9 +1,10 @@
-//! The model card: the `README.md` of an adapter or of a merged model, as a page of the Hugging Face Hub.
+//! The model card: the `README.md` of an adapter or a merged model, as a page of the Hugging Face Hub.
 //!
-//! danlu owns the text between `<!-- danlu:begin -->` and `<!-- danlu:end -->`, and its own keys of the front matter.
-//! Everything else belongs to the author and is never touched.
-//! `card.json` beside it ([`Card`]) holds everything that danlu's part shows, so that it can be written again.
-//! A card holds no path: bases, data and folders go by their names only.
+//! danlu owns the text between `<!-- danlu:begin -->` and `<!-- danlu:end -->`, and its own keys of the front
+//! matter. Everything else belongs to the author and is never changed.
+//!
+//! `card.json` ([`Card`]) holds every value of danlu's part, so that danlu can write this part again. A card
+//! holds no path: bases, data and folders appear with their names only.
 
 #[expect(clippy::module_inception, reason = "the file bears the name of its noun")]
 mod card;
@@ -35,28 +36,27 @@ pub use quantized::InFourBits;
 pub use readme::{Readme, ReadmeFault};
 pub use text_language::TextLanguage;
 
-/// Name of the card's file.
 pub const README_FILE: &str = "README.md";
 
-/// Name of the chart beside it.
+/// Name of the file with the loss chart.
 pub const PICTURE_FILE: &str = "loss.svg";
 
 /// The link to danlu.
 const DANLU: &str = "[danlu](https://github.com/danlu-rs/danlu)";
 
-/// Largest `README.md` that is read.
+/// Maximum size of a `README.md`.
 const MAX_README_BYTES: u64 = 16 << 20;
 
 impl Card {
-    /// A complete `README.md`, with the author's notes below danlu's part.
+    /// Writes a complete `README.md`, with the author's notes below danlu's part.
     pub fn render(&self, notes: &str) -> String {
         self.updated("", Some(notes)).expect("an empty file has no fault")
     }
 
-    /// `readme` with this card as danlu's part. The notes change only if some are given, everything else never.
+    /// Returns `readme` with danlu's part replaced by this card. Notes are changed only if `notes` is given.
     ///
     /// # Errors
-    /// If the marks or the front matter have a fault.
+    /// If the marks or the front matter are invalid.
     pub fn updated(&self, readme: &str, notes: Option<&str>) -> Result<String, ReadmeFault> {
         let readme = Readme::parse(readme)?;
         let out = readme.updated(&front_matter::entries(self), &self.block())?;
@@ -66,15 +66,15 @@ impl Card {
         })
     }
 
-    /// The `README.md` to send, from the folder's (`here`) and the Hub's (`there`).
+    /// Chooses the `README.md` to publish, from the folder's file (`here`) and the Hub's (`there`).
     ///
-    /// It keeps every line of the author's that the Hub has.
+    /// The result has every line of the author's that the Hub's file has.
     ///
     /// # Errors
-    /// If the folder's file has a fault.
+    /// If the folder's file has invalid marks or front matter.
     pub fn to_publish(&self, here: Option<&str>, there: Option<&str>) -> Result<ToPublish, ReadmeFault> {
         let ours = match here {
-            // Without marks the whole file is the author's.
+            // A file without marks belongs to the author.
             Some(text) if is_authors_alone(text)? => text.to_owned(),
             text => self.updated(text.unwrap_or_default(), None)?,
         };
@@ -87,22 +87,23 @@ impl Card {
         }
     }
 
-    /// `card.json`, and a `README.md` with these notes.
+    /// Returns `card.json`, and a `README.md` with these notes.
     pub fn files(&self, notes: &str) -> [Extra; 2] {
         [(CARD_FILE, self.to_json()), (README_FILE, self.render(notes).into_bytes())]
     }
 
-    /// The bytes of `card.json`.
+    /// Serializes the card as `card.json`.
     pub fn to_json(&self) -> Vec<u8> {
         let mut json = serde_json::to_vec_pretty(self).expect("plain fields with names become JSON");
         json.push(b'\n');
         json
     }
 
-    /// Writes `card.json`, and updates the folder's `README.md`, with these notes if some are given.
+    /// Writes `card.json`, and updates the folder's `README.md`. Notes are changed only if `notes` is given.
     ///
     /// # Errors
-    /// If a file cannot be read or written, or `README.md` has a fault. A fault is found before anything is written.
+    /// If a file cannot be read or written, or `README.md` is invalid. Nothing is written if `README.md` is
+    /// invalid.
     pub fn write(&self, folder: &Path, notes: Option<&str>) -> Result<(), ReportError> {
         let path = folder.join(README_FILE);
         let before = read_readme(folder)?.unwrap_or_default();
@@ -113,15 +114,15 @@ impl Card {
         Ok(files::write_atomic(&path, readme.as_bytes())?)
     }
 
-    /// Writes `card.json` alone.
+    /// Writes `card.json` only.
     ///
     /// # Errors
-    /// If it cannot be written.
+    /// If the file cannot be written.
     pub fn write_record(&self, folder: &Path) -> Result<(), ReportError> {
         Ok(files::write_atomic(&folder.join(CARD_FILE), &self.to_json())?)
     }
 
-    /// The lines between danlu's marks. A card in two languages has a half for each.
+    /// Returns the lines between danlu's marks. A card in two languages has two halves.
     fn block(&self) -> String {
         let languages = self.language.order();
         let both = languages.len() > 1;
@@ -137,26 +138,26 @@ impl Card {
             let page = Page { card: self, language, heading: if both { "###" } else { "##" } };
             out += &page.half();
         }
-        // A prompt or a reply may hold the marks themselves.
+        // A prompt or a reply may contain the marks.
         [readme::BEGIN, readme::END].iter().fold(out, |out, mark| out.replace(mark, &mark.replace(' ', "")))
     }
 }
 
-/// Which `README.md` a push sends.
+/// The `README.md` that a push uploads.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ToPublish {
-    /// The folder's, updated.
+    /// The folder's file, updated.
     Ours(String),
-    /// The Hub's, updated: it has text of the author's that the folder's lacks.
+    /// The Hub's file, updated. It has text of the author's that the folder's file lacks.
     Theirs(String),
-    /// None: the Hub's has text of the author's that the folder's lacks, and no marks.
+    /// No file: the Hub's file has text of the author's that the folder's file lacks, and has no marks.
     Nothing,
 }
 
 /// Whether a `README.md` has text but no marks.
 ///
 /// # Errors
-/// If its marks are not one pair.
+/// If there is not exactly one pair of marks.
 pub fn is_authors_alone(readme: &str) -> Result<bool, ReadmeFault> {
     let readme = Readme::parse(readme)?;
     Ok(!readme.has_block() && !readme.is_blank())
@@ -165,14 +166,14 @@ pub fn is_authors_alone(readme: &str) -> Result<bool, ReadmeFault> {
 /// Whether `ours` has every line of the author's that `theirs` has, in the same order.
 ///
 /// # Errors
-/// If the marks in `ours` are not one pair.
+/// If `ours` does not have exactly one pair of marks.
 pub fn keeps_text(ours: &str, theirs: &str) -> Result<bool, ReadmeFault> {
     let ours = Readme::parse(ours)?;
     Ok(Readme::parse(theirs)
         .is_ok_and(|theirs| readme::keeps_every_line(&theirs.author_lines(), &ours.author_lines())))
 }
 
-/// Reads the notes in a folder's `README.md`, if there are any.
+/// Reads the author's notes in a folder's `README.md`, if there are any.
 ///
 /// # Errors
 /// If the file cannot be read.
@@ -180,10 +181,11 @@ pub fn read_notes(folder: &Path) -> Result<Option<String>, ReportError> {
     Ok(read_readme(folder)?.and_then(|readme| notes_of(&readme)))
 }
 
-/// Writes notes into a folder's `README.md`. A new file gets an empty pair of marks for the later card.
+/// Writes the author's notes into a folder's `README.md`. A new file also gets an empty pair of marks for a
+/// later card.
 ///
 /// # Errors
-/// If the file cannot be read or written, or its marks are not one pair.
+/// If the file cannot be read or written, or does not have exactly one pair of marks.
 pub fn write_notes(folder: &Path, language: CardLanguage, notes: &str) -> Result<(), ReportError> {
     let path = folder.join(README_FILE);
     let before = read_readme(folder)?;
@@ -192,10 +194,10 @@ pub fn write_notes(folder: &Path, language: CardLanguage, notes: &str) -> Result
     Ok(files::write_atomic(&path, notes::with_notes(&before, language.order(), notes).as_bytes())?)
 }
 
-/// Reads a folder's `README.md`, if it has one.
+/// Reads the `README.md` of a folder, if it has one.
 ///
 /// # Errors
-/// If it cannot be read, or is not UTF-8.
+/// If the file cannot be read, or is not UTF-8.
 pub fn read_readme(folder: &Path) -> Result<Option<String>, ReportError> {
     let path = folder.join(README_FILE);
     if !fs::exists(&path).unwrap_or(true) {
@@ -212,7 +214,7 @@ fn title(language: Language) -> &'static str {
     language.pick("中文", "English")
 }
 
-/// Tells the author what danlu replaces.
+/// Returns a note to the author about the text that danlu replaces.
 fn marks_note(languages: &[Language]) -> String {
     let note = |language: &Language| {
         language.pick(
@@ -231,12 +233,12 @@ struct Page<'a> {
 }
 
 impl Page<'_> {
-    /// One of two wordings.
+    /// Returns the argument for this language.
     fn pick<T>(&self, zh: T, en: T) -> T {
         self.language.pick(zh, en)
     }
 
-    /// The title of a section.
+    /// Returns the title of a section.
     fn section(&self, zh: &str, en: &str) -> String {
         format!("{} {}\n\n", self.heading, self.pick(zh, en))
     }
@@ -247,7 +249,7 @@ impl Page<'_> {
             return quantized::render(self, four);
         }
         let mut out = introduction::render(self);
-        // Results measured on another base do not apply to this model.
+        // Results on another base do not apply to this model.
         if let Some(run) = run.filter(|_| self.card.trained_on.is_none()) {
             out += &results::render(self, run);
         }

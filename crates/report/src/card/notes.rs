@@ -1,24 +1,24 @@
-//! The author's notes in a card: the limits of the model, between two marks of their own.
+//! The author's notes in a card: the limits of the model, between two marks.
 //!
-//! They stand outside of danlu's part. danlu writes them only where `--notes` gives them.
+//! The notes are outside of danlu's part. danlu writes them only if `--notes` gives them.
 
 use super::readme::Readme;
 use crate::Language;
 
-/// Above the notes.
+/// Line above the notes.
 const START: &str = "<!-- notes -->";
 
-/// Below them.
+/// Line below the notes.
 const STOP: &str = "<!-- /notes -->";
 
-/// The section's title, Chinese and English.
+/// Title of the section, in Chinese and English.
 const TITLE: [&str; 2] = ["局限与说明", "Limits and notes"];
 
-/// What stands in place of notes until the author writes some, Chinese and English.
+/// Text in place of missing notes, in Chinese and English.
 const PLACEHOLDER: [&str; 2] =
     ["作者还没有写明这个模型的局限。", "The author has not described the limits of this model yet."];
 
-/// The notes in a card: the text between the marks, each alone on its line.
+/// Returns the notes in a card: the text between the marks. Each mark has a line of its own.
 pub fn notes_of(card: &str) -> Option<String> {
     let text = Readme::parse(card).map_or_else(|_| card.to_owned(), |readme| readme.without_block());
     let lines: Vec<&str> = text.lines().collect();
@@ -29,10 +29,10 @@ pub fn notes_of(card: &str) -> Option<String> {
     (!notes.trim().is_empty()).then_some(notes)
 }
 
-/// A card with these notes: between its marks, or in a new section at its end.
+/// Returns the card with these notes: between its marks, or in a new section at its end.
 pub(super) fn with_notes(card: &str, languages: &[Language], notes: &str) -> String {
     let line_end = if card.contains("\r\n") { "\r\n" } else { "\n" };
-    // danlu's part may show any text: marks are looked for outside of it.
+    // Text inside danlu's part may look like a mark, so only the rest is searched.
     let hidden = Readme::parse(card).ok().and_then(|readme| readme.block_lines());
     let lines: Vec<&str> = card.split_inclusive('\n').collect();
     let visible = |i: usize| hidden.as_ref().is_none_or(|hidden| !hidden.contains(&i));
@@ -50,13 +50,13 @@ pub(super) fn with_notes(card: &str, languages: &[Language], notes: &str) -> Str
     format!("{card}{end}{gap}{}", own.replace('\n', line_end))
 }
 
-/// The section with its title.
+/// Returns the section with its title.
 fn section(languages: &[Language], notes: &str) -> String {
     let title: Vec<&str> = languages.iter().map(|language| language.pick(TITLE[0], TITLE[1])).collect();
     format!("## {}\n\n{}", title.join(" · "), marked(languages, notes))
 }
 
-/// The notes between their marks. Lines of `notes` that are marks themselves are left out.
+/// Returns the notes between their marks. Lines of `notes` that are marks are left out.
 fn marked(languages: &[Language], notes: &str) -> String {
     let is_mark =
         |line: &&str| matches!(line.trim(), START | STOP | super::readme::BEGIN | super::readme::END);
@@ -71,7 +71,7 @@ fn marked(languages: &[Language], notes: &str) -> String {
     format!("{START}\n{notes}\n{STOP}\n")
 }
 
-/// The lines of the marks: the first above, the last below.
+/// Returns the lines of the first start mark and the last end mark.
 fn find(lines: &[&str]) -> Option<(usize, usize)> {
     let start = lines.iter().position(|line| line.trim() == START)?;
     let stop = lines.iter().rposition(|line| line.trim() == STOP)?;
@@ -82,7 +82,7 @@ fn is_placeholder(line: &str) -> bool {
     PLACEHOLDER.contains(&line.trim())
 }
 
-/// Whether a line is danlu's frame around the notes: a mark, the title, or the placeholder.
+/// Whether danlu wrote this line around the notes: a mark, the title, or the placeholder.
 pub(super) fn is_frame(line: &str) -> bool {
     let is_title = |title: &str| title.split(" · ").all(|part| TITLE.contains(&part));
     matches!(line, START | STOP) || is_placeholder(line) || line.strip_prefix("## ").is_some_and(is_title)

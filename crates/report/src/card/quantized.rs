@@ -1,4 +1,4 @@
-//! The card of a quantized base. It is short: the card of the base describes the model.
+//! The card of a quantized base. It is short, because the card of the base describes the model.
 
 use danlu_model::Quantization;
 use danlu_model::shell_word;
@@ -8,18 +8,17 @@ use super::markdown::{code, fenced, line, literal, plain};
 use super::snippets::{at_branch, revision_argument};
 use super::{DANLU, Page, introduction};
 
-/// The quantization of a full model.
+/// Quantization of a full model.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct InFourBits {
-    /// The code and its blocks.
     pub quantization: Quantization,
-    /// Modules left in 16 bits on request.
+    /// Modules that the user left in 16 bits.
     pub skipped: Vec<String>,
-    /// Sizes of the weights before and after, for display.
+    /// Sizes of the weights before and after quantization, as displayed.
     pub sizes: (String, String),
 }
 
-/// A description, and how to load the model.
+/// Writes a description, and how to load the model.
 pub(super) fn render(page: &Page<'_>, four: &InFourBits) -> String {
     let base = introduction::base(page);
     let Quantization { quant_type, block_size, double_quant } = four.quantization;

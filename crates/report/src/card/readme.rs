@@ -1,7 +1,7 @@
-//! A `README.md` as danlu's part and the author's.
+//! Splits a `README.md` into danlu's part and the author's.
 //!
-//! danlu owns the lines between [`BEGIN`] and [`END`] and its own keys of the front matter. An update replaces
-//! these and copies every other byte.
+//! danlu owns the lines between [`BEGIN`] and [`END`], and its own keys of the front matter. An update
+//! replaces these and copies every other byte.
 
 use std::fmt;
 use std::ops::Range;
@@ -9,22 +9,22 @@ use std::ops::Range;
 use super::front_matter::{self, Entry};
 use super::notes;
 
-/// The line above danlu's part.
+/// Line above danlu's part.
 pub const BEGIN: &str = "<!-- danlu:begin -->";
 
-/// The line below danlu's part.
+/// Line below danlu's part.
 pub const END: &str = "<!-- danlu:end -->";
 
 /// Why a `README.md` cannot be updated.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ReadmeFault {
-    /// The two marks are not one pair.
+    /// There is not exactly one pair of marks.
     Marks(String),
-    /// The front matter has no end, or one of danlu's keys twice.
+    /// The front matter has no end, or has one of danlu's keys twice.
     FrontMatter(String),
-    /// Bytes that are no text.
+    /// The file is not UTF-8.
     NotUtf8 {
-        /// The first of them.
+        /// Offset of the first invalid byte.
         at: usize,
     },
 }
@@ -39,7 +39,7 @@ impl fmt::Display for ReadmeFault {
 }
 
 impl ReadmeFault {
-    /// The next step.
+    /// Returns the next step for the user.
     pub fn hint(&self) -> &'static str {
         match self {
             Self::Marks(_) => {
@@ -55,13 +55,13 @@ impl ReadmeFault {
 #[derive(Clone, Debug)]
 pub struct Readme<'a> {
     text: &'a str,
-    /// Where the text starts, after a byte order mark.
+    /// Start of the text, after a byte order mark.
     start: usize,
-    /// The lines between the dashes of the front matter.
+    /// Lines between the dashes of the front matter.
     front: Option<Range<usize>>,
-    /// Where the body starts, after the front matter.
+    /// Start of the body, after the front matter.
     body: usize,
-    /// The lines between danlu's marks.
+    /// Lines between danlu's marks.
     block: Option<Range<usize>>,
 }
 
@@ -69,7 +69,7 @@ impl<'a> Readme<'a> {
     /// Finds the parts of `text`.
     ///
     /// # Errors
-    /// If the marks are not one pair, or the front matter has no end.
+    /// If there is not exactly one pair of marks, or the front matter has no end.
     pub fn parse(text: &'a str) -> Result<Self, ReadmeFault> {
         let start = text.len() - text.trim_start_matches('\u{feff}').len();
         let (front, body) = find_front_matter(text, start)?;
@@ -77,17 +77,17 @@ impl<'a> Readme<'a> {
         Ok(Self { text, start, front, body, block })
     }
 
-    /// Whether danlu's marks are there.
+    /// Whether the file has danlu's marks.
     pub fn has_block(&self) -> bool {
         self.block.is_some()
     }
 
-    /// Whether nothing stands below the front matter.
+    /// Whether the body is empty.
     pub fn is_blank(&self) -> bool {
         self.text[self.body..].trim().is_empty()
     }
 
-    /// The text without danlu's part.
+    /// Returns the text without danlu's part.
     pub(super) fn without_block(&self) -> String {
         match &self.block {
             Some(block) => format!("{}{}", &self.text[..block.start], &self.text[block.end..]),
@@ -95,13 +95,14 @@ impl<'a> Readme<'a> {
         }
     }
 
-    /// The numbers of danlu's lines, from 0.
+    /// Returns the line numbers of danlu's part, from 0.
     pub(super) fn block_lines(&self) -> Option<Range<usize>> {
         let line = |at: usize| self.text[..at].matches('\n').count();
         self.block.as_ref().map(|block| line(block.start)..line(block.end))
     }
 
-    /// The author's lines: all that hold text, but danlu's part, its keys, and the frame around the notes.
+    /// Returns the author's lines: no blank lines, none of danlu's part or keys, and not the frame of the
+    /// notes.
     pub fn author_lines(&self) -> Vec<&'a str> {
         let front = self.front.clone().map_or("", |front| &self.text[front]);
         let (above, below) = match &self.block {
@@ -113,9 +114,9 @@ impl<'a> Readme<'a> {
         front_matter::foreign_lines(front).into_iter().chain(body).filter(|line| !line.is_empty()).collect()
     }
 
-    /// The file with these keys in its front matter, and `block` as danlu's part.
+    /// Returns the file with these keys in its front matter, and `block` as danlu's part.
     ///
-    /// Without marks the part is added at the end, below the author's text.
+    /// In a file without marks, danlu's part is added at the end.
     ///
     /// # Errors
     /// If the front matter has one of these keys twice.
@@ -156,13 +157,13 @@ impl<'a> Readme<'a> {
     }
 }
 
-/// Whether every line of `there` is in `here` too, in the same order.
+/// Whether `here` has every line of `there`, in the same order.
 pub fn keeps_every_line(there: &[&str], here: &[&str]) -> bool {
     let mut here = here.iter();
     there.iter().all(|line| here.any(|other| other == line))
 }
 
-/// The lines between the dashes, and where the body starts.
+/// Returns the lines between the dashes, and the start of the body.
 fn find_front_matter(text: &str, start: usize) -> Result<(Option<Range<usize>>, usize), ReadmeFault> {
     let mut lines = text[start..].split_inclusive('\n');
     let Some(first) = lines.next().filter(|line| line.trim_end() == "---") else { return Ok((None, start)) };
@@ -177,7 +178,7 @@ fn find_front_matter(text: &str, start: usize) -> Result<(Option<Range<usize>>, 
     Err(ReadmeFault::FrontMatter("the front matter that line 1 opens has no closing `---`".to_owned()))
 }
 
-/// The lines between the marks below `body`, if there are marks.
+/// Returns the lines between the marks below `body`, if there are marks.
 fn find_block(text: &str, body: usize) -> Result<Option<Range<usize>>, ReadmeFault> {
     let (mut begins, mut ends) = (Vec::new(), Vec::new());
     let (mut at, first) = (body, text[..body].matches('\n').count() + 1);

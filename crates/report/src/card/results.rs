@@ -1,4 +1,4 @@
-//! The results of training: losses, their chart, and replies side by side.
+//! The section about the results: losses, their chart, and a comparison of replies.
 
 use std::fmt::Write as _;
 
@@ -7,7 +7,7 @@ use danlu_model::Quantization;
 use super::markdown::cell;
 use super::{Merge, PICTURE_FILE, Page, Training};
 
-/// Longest question or reply that is shown, in characters.
+/// Maximum characters of a question or a reply.
 const MAX_REPLY_CHARS: usize = 400;
 
 pub(super) fn render(page: &Page<'_>, run: &Training) -> String {
@@ -54,7 +54,7 @@ fn losses(page: &Page<'_>, run: &Training) -> String {
     out
 }
 
-/// For a 4-bit model: the values above belong to base + adapter.
+/// States, for a 4-bit model, that the values above belong to base and adapter.
 fn in_four_bits(page: &Page<'_>) -> String {
     let Some(Quantization { quant_type: code, .. }) = page.card.four_bit() else { return String::new() };
     let merge = page.card.merge.as_ref().filter(|merge| merge.quantized.is_some());

@@ -1,4 +1,4 @@
-//! Complete snippets for danlu, transformers, PEFT and vLLM.
+//! Code snippets for danlu, transformers, PEFT and vLLM.
 
 use danlu_model::Quantization;
 use danlu_model::shell_word;
@@ -6,10 +6,10 @@ use danlu_model::shell_word;
 use super::markdown::{fenced, line, literal, plain};
 use super::{Card, Page};
 
-/// Ranks that vLLM reserves memory for. The first is its default.
+/// Ranks that vLLM can reserve memory for. The first is the default.
 const VLLM_RANKS: [u32; 7] = [16, 32, 64, 128, 256, 320, 512];
 
-/// Longest question in a snippet, in characters.
+/// Maximum characters of a question in a snippet.
 const MAX_QUESTION_CHARS: usize = 60;
 
 pub(super) fn render(page: &Page<'_>) -> String {
@@ -32,22 +32,22 @@ pub(super) fn render(page: &Page<'_>) -> String {
     out
 }
 
-/// The names and the question in every snippet.
+/// Names and question for the snippets.
 struct SnippetValues {
     /// The model's repository.
     repository: String,
-    /// Its branch, unless it is main.
+    /// The branch, unless it is `main`.
     revision: Option<String>,
-    /// The repository without its owner.
+    /// Name of the repository without its owner.
     name: String,
-    /// The base's repository, or its folder's name.
+    /// The base's repository, or the name of its folder.
     base: String,
-    /// The base's commit, where it is known.
+    /// The base's commit, if known.
     base_revision: Option<String>,
-    /// Whether there is a chat template.
+    /// Whether the model has a chat template.
     is_chat: bool,
     question: String,
-    /// The conversation as a literal of Python and JSON.
+    /// The conversation as a literal in Python and JSON.
     messages: String,
     most: usize,
 }
@@ -80,33 +80,33 @@ impl SnippetValues {
         }
     }
 
-    /// The arguments of Python's loaders: the repository, and its branch.
+    /// Returns arguments for Python's loaders: the repository and its branch.
     fn in_python(&self) -> String {
         literal(&self.repository) + &revision_argument(self.revision.as_ref())
     }
 
-    /// The same for the base, with its commit.
+    /// Returns arguments for Python's loaders: the base and its commit.
     fn base_in_python(&self) -> String {
         literal(&self.base) + &revision_argument(self.base_revision.as_ref())
     }
 }
 
-/// A repository with its branch, as an argument of danlu.
+/// Formats a repository and its branch as an argument of danlu.
 pub(super) fn at_branch(repository: &str, revision: Option<&String>) -> String {
     revision.map_or_else(|| repository.to_owned(), |revision| format!("{repository}@{revision}"))
 }
 
-/// The `revision` argument of `from_pretrained`.
+/// Returns the `revision` argument of `from_pretrained`.
 pub(super) fn revision_argument(revision: Option<&String>) -> String {
     revision.map_or_else(String::new, |revision| format!(", revision={}", literal(revision)))
 }
 
-/// The `--revision` flag of vLLM.
+/// Returns the `--revision` flag of vLLM.
 fn revision_flag(revision: Option<&String>) -> String {
     revision.map_or_else(String::new, |revision| format!(" --revision {}", shell_word(revision)))
 }
 
-/// Which names the reader has to replace.
+/// Lists the names that the reader must replace.
 fn placeholders(page: &Page<'_>, values: &SnippetValues) -> String {
     let mut out = String::new();
     if page.card.repository.is_none() {
@@ -167,7 +167,7 @@ fn peft(card: &Card, values: &SnippetValues) -> String {
     python(&head, values)
 }
 
-/// The Python packages, as a comment with the command.
+/// Returns a comment with the command that installs the Python packages.
 fn packages(card: &Card) -> String {
     let trained = card.training.as_ref().and_then(|run| run.over());
     let is_four_bit = match &card.merge {
@@ -179,7 +179,7 @@ fn packages(card: &Card) -> String {
     format!("# pip install torch transformers{peft}{four_bit}\n")
 }
 
-/// The imports, and the argument that quantizes the base as in training.
+/// Returns the imports, and the argument that quantizes the base as in training.
 fn loading(card: &Card) -> (String, String) {
     let plain = "from transformers import AutoModelForCausalLM, AutoTokenizer\n".to_owned();
     let over = card
@@ -204,7 +204,7 @@ fn loading(card: &Card) -> (String, String) {
     (imports, ", quantization_config=four_bit".to_owned())
 }
 
-/// A program that starts with `head` and prints one greedy answer, like those in the card.
+/// Returns a program that starts with `head` and prints one greedy reply, like the replies in the card.
 fn python(head: &str, values: &SnippetValues) -> String {
     let inputs = match values.is_chat {
         true => format!(
@@ -234,7 +234,8 @@ fn serve(card: &Card, values: &SnippetValues) -> String {
             let room = VLLM_RANKS.into_iter().find(|room| *room >= rank).unwrap_or(VLLM_RANKS[0]);
             let room = if room > VLLM_RANKS[0] { format!(" --max-lora-rank {room}") } else { String::new() };
             let module = match &values.revision {
-                // vLLM fetches only the main branch of an adapter. For another branch the snippet downloads the folder.
+                // vLLM fetches only the main branch of an adapter. For another branch, the snippet downloads
+                // the folder.
                 Some(revision) => format!(
                     "{}=\"$(hf download {repository} --revision {} --quiet)\"",
                     shell_word(&values.name),
@@ -250,7 +251,7 @@ fn serve(card: &Card, values: &SnippetValues) -> String {
 }
 
 fn request(card: &Card, values: &SnippetValues) -> String {
-    // A full model has the name of its repository, an adapter the name in `--lora-modules`.
+    // A full model is served as its repository, an adapter as its name in `--lora-modules`.
     let model = if card.merge.is_some() { &values.repository } else { &values.name };
     let (route, asked) = match values.is_chat {
         true => ("chat/completions", format!("\"messages\": {}", values.messages)),

@@ -1,28 +1,27 @@
-//! Detects the languages of a data set by its letters, for the Hub's `language`.
+//! Detects the languages of a data set from its letters, for the Hub's `language` key.
 
 /// Words that are frequent in English and rare in other languages.
 const ENGLISH: [&str; 16] = [
     "the", "of", "and", "to", "is", "in", "it", "you", "that", "for", "are", "was", "with", "my", "i", "what",
 ];
 
-/// Least share of letters or words for a language to count.
+/// Minimum share of the letters or words, for each language.
 const SHARE: f64 = 0.1;
 
-/// Counts over texts, from which the languages follow.
+/// Counts of characters and words, from which the languages are derived.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct TextLanguage {
-    /// Han characters, each about one word.
+    /// Han characters. Each counts as a word.
     han: u64,
-    /// Kana: with kana, Han characters are Japanese.
+    /// Kana. Their presence marks Han characters as Japanese.
     kana: u64,
-    /// Words of other letters.
+    /// Words in other scripts.
     words: u64,
-    /// Words of `ENGLISH`.
+    /// Words that are in `ENGLISH`.
     english: u64,
 }
 
 impl TextLanguage {
-    /// Adds a text to the counts.
     pub fn add(&mut self, text: &str) {
         let mut word = String::new();
         for c in text.chars().chain([' ']) {
@@ -42,12 +41,12 @@ impl TextLanguage {
         }
     }
 
-    /// The detected languages, the more frequent one first: `zh`, `en`, both or none.
+    /// Returns the detected languages, most frequent first: `zh`, `en`, both or none.
     pub fn codes(&self) -> Vec<String> {
         let all = (self.han + self.kana + self.words) as f64;
         let is_part = |count: u64| count > 0 && count as f64 >= SHARE * all;
         let zh = is_part(self.han) && self.kana * 20 < self.han;
-        // About a third of the words in an English text is in `ENGLISH`.
+        // In an English text, about a third of the words is in `ENGLISH`.
         let en = is_part(self.words) && self.english as f64 >= 0.1 * self.words as f64;
         let mut codes: Vec<&str> =
             [(zh, "zh"), (en, "en")].into_iter().filter_map(|(is, code)| is.then_some(code)).collect();

@@ -1,4 +1,4 @@
-//! How the adapter was trained: a summary, then every setting.
+//! The section about the training: a summary, then every setting.
 
 use std::fmt::Write as _;
 
@@ -44,7 +44,7 @@ pub(super) fn render(page: &Page<'_>, run: Option<&Training>) -> String {
     out + &settings(page, run)
 }
 
-/// Steps, optimizer, time, hardware and memory.
+/// Adds steps, optimizer, time, hardware and memory to the table.
 fn measured(page: &Page<'_>, run: &Training, row: &mut dyn FnMut(&str, &str, String)) {
     let s = &run.settings;
     let steps = thousands(run.steps);

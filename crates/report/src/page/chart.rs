@@ -1,4 +1,4 @@
-//! A line chart as inline SVG: axes, faint and solid lines, marked points, and the data for hovering.
+//! A line chart as inline SVG: axes, faint and solid lines, points, and data for tooltips.
 
 use std::fmt::Write as _;
 
@@ -11,25 +11,25 @@ const MARGIN_RIGHT: f64 = 18.0;
 const MARGIN_TOP: f64 = 12.0;
 const MARGIN_BOTTOM: f64 = 34.0;
 
-/// Height of the legend in a chart of its own file.
+/// Height of the legend in a chart file.
 const KEY: f64 = 30.0;
 
-/// Most points of a series: about two per pixel, so that the file of a long run stays small.
+/// Maximum points of a series: about two per pixel, which keeps the file of a long run small.
 const MAX_POINTS: usize = 1500;
 
-/// How a series is drawn.
+/// Style of a series.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Style {
-    /// A thin, pale line: the raw values.
+    /// A thin, pale line for raw values.
     Faint,
     /// A solid line.
     Line,
-    /// Rings, joined by dashes.
+    /// Rings, connected by dashes.
     Points,
 }
 
 impl Style {
-    /// Its CSS class.
+    /// Returns the CSS class.
     pub(crate) fn class(self) -> &'static str {
         match self {
             Self::Faint => "faint",
@@ -44,12 +44,12 @@ impl Style {
 pub(crate) struct Series {
     pub name: &'static str,
     pub style: Style,
-    /// One of the page's colours: `a`, `b` or `c`.
+    /// A colour of the page: `a`, `b` or `c`.
     pub colour: char,
     pub points: Vec<(f64, f64)>,
 }
 
-/// A chart with a common horizontal axis of steps.
+/// A chart. Its horizontal axis is the step.
 #[derive(Clone, Debug)]
 pub(crate) struct Chart {
     pub label: &'static str,
@@ -62,7 +62,7 @@ pub(crate) struct Chart {
 }
 
 impl Chart {
-    /// The `<svg>` element; empty without points.
+    /// Returns the `<svg>` element; empty without points.
     pub fn svg(&self) -> String {
         let Some((series, x, y)) = self.drawable() else { return String::new() };
         let mut svg = String::new();
@@ -81,7 +81,7 @@ impl Chart {
         svg
     }
 
-    /// A file of its own, with a legend and a light background; empty without points.
+    /// Returns a complete SVG file with a legend and a light background; empty without points.
     pub fn file(&self) -> String {
         let Some((series, x, y)) = self.drawable() else { return String::new() };
         let (width, height, label, style) =
@@ -101,14 +101,14 @@ impl Chart {
                 r#"<path class="{class} {colour}" d="M{left} {line}L{end} {line}"/><text x="{text}" y="{}">{name}</text>"#,
                 line + 4.0
             );
-            // Han characters are about twice as wide as letters.
+            // A Han character is about twice as wide as a letter.
             left = text + s.name.chars().map(|c| if c.is_ascii() { 6.5 } else { 12.5 }).sum::<f64>() + 22.0;
         }
         self.draw(&mut svg, &series, &x, &y);
         svg + "</svg>\n"
     }
 
-    /// The series and their scales.
+    /// Returns the series and their scales.
     fn drawable(&self) -> Option<(Vec<Series>, Axis, Axis)> {
         let series: Vec<Series> = self.series.iter().map(thinned).filter(|s| !s.points.is_empty()).collect();
         let points = || series.iter().flat_map(|s| &s.points);
@@ -146,7 +146,7 @@ impl Chart {
             x.ticks(if self.width > 600.0 { 8 } else { 5 }).into_iter().filter(|t| t.0.fract() == 0.0)
         {
             let at = x.place(value);
-            // The label of the axis stands at its end.
+            // The end of the axis holds its label.
             if at < right - 34.0 {
                 let _ =
                     write!(svg, r#"<text x="{at:.1}" y="{tick_base}" text-anchor="middle">{text}</text>"#);
@@ -179,7 +179,7 @@ fn draw(svg: &mut String, series: &Series, x: &Axis, y: &Axis) {
     }
 }
 
-/// The values for the script, which shows those under the pointer.
+/// Returns the values that the page's script shows as tooltips.
 fn hover_data(series: &[Series], x: &Axis) -> serde_json::Value {
     let rows: Vec<_> = series
         .iter()
@@ -192,7 +192,7 @@ fn hover_data(series: &[Series], x: &Axis) -> serde_json::Value {
     json!(rows)
 }
 
-/// The series with at most `MAX_POINTS` points, each the mean of its neighbours.
+/// Returns the series with at most `MAX_POINTS` points, each the mean of its neighbours.
 fn thinned(series: &Series) -> Series {
     let size = series.points.len().div_ceil(MAX_POINTS).max(1);
     let finite =
@@ -213,7 +213,7 @@ struct Axis {
 }
 
 impl Axis {
-    /// Exactly as wide as the values.
+    /// Creates an axis exactly as wide as the values.
     fn exact(values: impl Iterator<Item = f64>, from: f64, to: f64) -> Self {
         let (mut low, mut high) = bounds(values);
         if high <= low {
@@ -222,7 +222,7 @@ impl Axis {
         Self { low, high, from, to }
     }
 
-    /// Slightly wider than the values, and not below zero if they are not.
+    /// Creates an axis slightly wider than the values. It starts below zero only if the values do.
     fn padded(values: impl Iterator<Item = f64>, from: f64, to: f64) -> Self {
         let (low, high) = bounds(values);
         let room = if high > low { (high - low) * 0.06 } else { high.abs().max(1e-12) * 0.1 };
@@ -234,7 +234,7 @@ impl Axis {
         self.from + (value - self.low) / (self.high - self.low) * (self.to - self.from)
     }
 
-    /// About `count` round values with their text.
+    /// Returns about `count` round values and their labels.
     fn ticks(&self, count: usize) -> Vec<(f64, String)> {
         let rough = (self.high - self.low) / count as f64;
         let magnitude = 10f64.powf(rough.log10().floor());
@@ -250,7 +250,7 @@ fn bounds(values: impl Iterator<Item = f64>) -> (f64, f64) {
     values.fold((f64::INFINITY, f64::NEG_INFINITY), |(low, high), v| (low.min(v), high.max(v)))
 }
 
-/// `i · step` with as many digits as distinguish the ticks.
+/// Formats `i · step` with enough digits to distinguish the ticks.
 fn tick_text(i: i64, step: f64) -> String {
     let value = i as f64 * step;
     if value == 0.0 {
@@ -258,14 +258,14 @@ fn tick_text(i: i64, step: f64) -> String {
     }
     let exponent = step.log10().floor();
     if exponent < -3.0 {
-        // 0.00008 as 8e-5.
+        // Writes 0.00008 as 8e-5.
         let digits = (value.abs().log10().floor() - exponent).max(0.0) as usize;
         return format!("{value:.digits$e}").replace(".0e", "e");
     }
     format!("{value:.*}", (-exponent).max(0.0) as usize)
 }
 
-/// A value in a tooltip, with four or five significant digits.
+/// Formats a value for a tooltip, with four or five significant digits.
 pub(crate) fn number(value: f64) -> String {
     match value.abs() {
         0.0 => "0".into(),

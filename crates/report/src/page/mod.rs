@@ -1,4 +1,4 @@
-//! `report.html`: the run as one self-contained page that loads nothing.
+//! `report.html`: the run as one self-contained page, which loads nothing.
 
 mod chart;
 mod labels;
@@ -16,7 +16,7 @@ use labels::Labels;
 
 pub(crate) use chart::number;
 
-/// The complete page, with style, script and charts inside. Names, replies and settings are escaped.
+/// Returns the complete page, including style, script and charts. Names, replies and settings are escaped.
 pub fn render(run: &RunSummary, language: Language) -> String {
     let l = language.labels();
     let (title, name) = (l.title, escape(&run.adapter_name));
@@ -64,7 +64,7 @@ pub(crate) fn escape(text: &str) -> String {
             '>' => out.push_str("&gt;"),
             '"' => out.push_str("&quot;"),
             '\'' => out.push_str("&#39;"),
-            // Control characters are not allowed in HTML at all.
+            // HTML allows no control characters.
             c if c.is_control() && !matches!(c, '\n' | '\t') => out.push('\u{fffd}'),
             c => out.push(c),
         }
@@ -106,7 +106,7 @@ fn tiles(run: &RunSummary, l: &Labels) -> String {
     format!("<div class=\"tiles\">{tiles}</div>\n")
 }
 
-/// The losses of a run as an SVG file; empty without steps.
+/// Returns the losses of a run as an SVG file; empty without steps.
 pub fn picture(run: &RunSummary, language: Language) -> String {
     losses(run, language.labels()).file()
 }
@@ -169,7 +169,7 @@ fn figure(chart: &Chart, note: &str, key: bool) -> String {
     format!("<section>{head}<div class=\"figure\">{svg}<div class=\"tip\"></div></div></section>\n")
 }
 
-/// An exponential mean over about a fifteenth of the run, corrected for its start.
+/// Returns an exponential mean over about a fifteenth of the run, corrected for its start.
 fn smoothed(points: &[(f64, f64)]) -> Vec<(f64, f64)> {
     let keep = 1.0 - 1.0 / (points.len() as f64 / 15.0).clamp(1.0, 50.0);
     let (mut sum, mut weight) = (0.0, 0.0);
