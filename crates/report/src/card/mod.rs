@@ -6,6 +6,7 @@
 //! `card.json` ([`Card`]) holds every value of danlu's part, so that danlu can write this part again. A card
 //! holds no path: bases, data and folders appear with their names only.
 
+mod author_notes;
 #[expect(clippy::module_inception, reason = "the file bears the name of its noun")]
 mod card;
 mod data;
@@ -14,7 +15,6 @@ mod introduction;
 mod license;
 mod markdown;
 mod merge;
-mod notes;
 mod quantized;
 mod readme;
 mod results;
@@ -29,9 +29,9 @@ use danlu_model::{Extra, files};
 
 use crate::{Language, ReportError};
 
+pub use author_notes::notes_of;
 pub use card::{CARD_FILE, Card, CardLanguage, Lora, Merge, Training};
 pub use license::{is_license, license_of};
-pub use notes::notes_of;
 pub use quantized::InFourBits;
 pub use readme::{Readme, ReadmeFault};
 pub use text_language::TextLanguage;
@@ -62,7 +62,7 @@ impl Card {
         let out = readme.updated(&front_matter::entries(self), &self.block())?;
         Ok(match (notes, readme.is_blank()) {
             (None, false) => out,
-            (notes, _) => notes::with_notes(&out, self.language.order(), notes.unwrap_or_default()),
+            (notes, _) => author_notes::with_notes(&out, self.language.order(), notes.unwrap_or_default()),
         })
     }
 
@@ -191,7 +191,7 @@ pub fn write_notes(folder: &Path, language: CardLanguage, notes: &str) -> Result
     let before = read_readme(folder)?;
     let before = before.unwrap_or_else(|| format!("{}\n{}\n", readme::BEGIN, readme::END));
     Readme::parse(&before).map_err(|fault| ReportError::Readme { path: path.clone(), fault })?;
-    Ok(files::write_atomic(&path, notes::with_notes(&before, language.order(), notes).as_bytes())?)
+    Ok(files::write_atomic(&path, author_notes::with_notes(&before, language.order(), notes).as_bytes())?)
 }
 
 /// Reads the `README.md` of a folder, if it has one.

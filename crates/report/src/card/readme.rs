@@ -6,8 +6,8 @@
 use std::fmt;
 use std::ops::Range;
 
+use super::author_notes;
 use super::front_matter::{self, Entry};
-use super::notes;
 
 /// Line above danlu's part.
 pub const BEGIN: &str = "<!-- danlu:begin -->";
@@ -110,7 +110,7 @@ impl<'a> Readme<'a> {
             None => (&self.text[self.body..], ""),
         };
         let body = above.lines().chain(below.lines()).map(str::trim);
-        let body = body.filter(|line| !matches!(*line, BEGIN | END) && !notes::is_frame(line));
+        let body = body.filter(|line| !matches!(*line, BEGIN | END) && !author_notes::is_frame(line));
         front_matter::foreign_lines(front).into_iter().chain(body).filter(|line| !line.is_empty()).collect()
     }
 
