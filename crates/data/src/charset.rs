@@ -7,21 +7,22 @@ use std::path::Path;
 pub enum Charset {
     /// UTF-16 with a byte order mark.
     Utf16,
-    /// UTF-16 without a byte order mark, low byte first.
+    /// UTF-16, little-endian, without a byte order mark.
     Utf16Le,
-    /// UTF-16 without a byte order mark, high byte first.
+    /// UTF-16, big-endian, without a byte order mark.
     Utf16Be,
-    /// Simplified Chinese: GB 18030, and GBK and GB 2312 within it.
+    /// Simplified Chinese: GB 18030 and its subsets GBK and GB 2312.
     Gb18030,
-    /// Western European: Windows-1252, and Latin-1 within it.
+    /// Western European: Windows-1252 and its subset Latin-1.
     Windows1252,
 }
 
 impl Charset {
-    /// Detects UTF-16 from the first two bytes. JSON starts with ASCII, so one of the two bytes is zero.
+    /// Detects UTF-16 from the first two bytes. JSON starts with an ASCII character, so one of the two bytes
+    /// is zero.
     pub(crate) fn of_start(bytes: &[u8]) -> Option<Self> {
         match bytes {
-            // Neither byte of the mark occurs in UTF-8, so one is enough.
+            // No byte of the mark occurs in UTF-8, so the first byte decides.
             [0xff | 0xfe, ..] => Some(Self::Utf16),
             [0, ..] => Some(Self::Utf16Be),
             [_, 0, ..] => Some(Self::Utf16Le),
@@ -29,7 +30,7 @@ impl Charset {
         }
     }
 
-    /// The common name.
+    /// The encoding's common name.
     pub fn name(self) -> &'static str {
         match self {
             Self::Utf16 | Self::Utf16Le | Self::Utf16Be => "UTF-16",
@@ -38,7 +39,7 @@ impl Charset {
         }
     }
 
-    /// The command that converts `file` to UTF-8.
+    /// Returns the shell command that converts `file` to UTF-8.
     pub fn conversion(self, file: &Path) -> String {
         let from = match self {
             Self::Utf16 => "UTF-16",
@@ -60,23 +61,23 @@ impl Charset {
         )
     }
 
-    /// The hint for a file in this encoding.
+    /// Returns the hint for a file in this encoding.
     pub fn hint(self, file: &Path) -> String {
         format!("it looks like {}; convert it: {}", self.name(), self.conversion(file))
     }
 }
 
-/// Statistics over non-ASCII bytes.
+/// Counts of non-ASCII bytes, from which [`Self::encoding`] guesses the encoding.
 #[derive(Debug, Default)]
 pub(crate) struct CharsetEvidence {
     utf8: bool,
-    /// Non-ASCII bytes next to another one, and isolated ones.
+    /// Number of non-ASCII bytes that have a non-ASCII neighbour. `isolated` counts the others.
     paired: usize,
     alone: usize,
 }
 
 impl CharsetEvidence {
-    /// Adds a record in UTF-8.
+    /// Adds a record that is UTF-8.
     pub fn utf8(&mut self, text: &str) {
         self.utf8 |= !text.is_ascii();
     }
@@ -95,9 +96,9 @@ impl CharsetEvidence {
         }
     }
 
-    /// The likely encoding; `None` for UTF-8 with some damaged bytes.
+    /// Returns the likely encoding, or `None` for UTF-8 with a few damaged bytes.
     ///
-    /// GB18030 pairs non-ASCII bytes. Accented letters of Windows-1252 stand between ASCII letters.
+    /// In GB 18030, non-ASCII bytes come in pairs. In Windows-1252, an accented letter has ASCII neighbours.
     pub fn encoding(&self) -> Option<Charset> {
         match (self.utf8, self.paired, self.alone) {
             (true, ..) | (_, 0, 0) => None,

@@ -12,7 +12,7 @@ use crate::{
     record::{BadRecord, Record, RecordContent, RecordFault, RecordSource},
 };
 
-/// Result of [`check`].
+/// The result of [`check`].
 #[derive(Clone, Debug, Default)]
 pub struct Check {
     /// The files with their formats and counts.
@@ -25,20 +25,22 @@ pub struct Check {
     pub tokens: usize,
     /// Tokens of one epoch that carry a loss.
     pub trained_tokens: usize,
-    /// Records shortened to `max_length`.
+    /// Records that were shortened to `max_length`.
     pub shortened: Vec<RecordSource>,
-    /// Records whose answer alone is too long.
+    /// Records that were dropped because their answer alone exceeds `max_length`.
     pub dropped: Vec<RecordSource>,
-    /// Exact copies of an earlier record: (copy, first).
+    /// Exact copies of an earlier record, as `(copy, first)`.
     pub duplicates: Vec<(RecordSource, RecordSource)>,
-    /// Records with the question of an earlier record and another answer, often intended: (again, first).
+    /// Records that repeat an earlier question with another answer, as `(later, first)`. Often this is
+    /// intended.
     pub same_question: Vec<(RecordSource, RecordSource)>,
-    /// Records whose text contains a special token, with that token. The token keeps its special effect.
+    /// Records whose text contains a special token, with that token. The tokenizer encodes it as the special
+    /// token.
     pub specials: Vec<(RecordSource, String)>,
-    /// Documents with an end-of-turn token inside: conversations that were rendered already. All of their
-    /// tokens are trained.
+    /// Documents that contain an end-of-turn token, which are conversations rendered by another program. All
+    /// their tokens are trained.
     pub rendered: Vec<RecordSource>,
-    /// What the chat template does to messages.
+    /// Effects of the chat template on messages.
     pub template: Vec<TemplateFinding>,
     /// Keys that danlu does not read.
     pub unknown_keys: Vec<UnknownKey>,
@@ -57,13 +59,14 @@ impl Check {
         self.bad.iter().filter(|bad| bad.fault == RecordFault::Empty).count()
     }
 
-    /// Share of the tokens that carry a loss; 0 if there are no tokens.
+    /// Share of all tokens that carry a loss; 0 without tokens.
     pub fn trained_share(&self) -> f64 {
         self.trained_tokens as f64 / self.tokens.max(1) as f64
     }
 }
 
-/// Encodes every record as training does, and counts. `progress` receives the number of finished records.
+/// Encodes every record as training does, and collects statistics. `progress` receives the number of finished
+/// records.
 pub fn check(
     datasets: &[Dataset],
     tokenizer: &Tokenizer,
@@ -100,7 +103,7 @@ pub fn check(
 }
 
 impl Check {
-    /// Records special tokens in conversations, and documents that are rendered conversations.
+    /// Records special tokens in conversations, and documents that contain an end-of-turn token.
     fn record_specials(&mut self, record: &Record, tokenizer: &Tokenizer) {
         let chat = match &record.content {
             RecordContent::Chat(chat) => chat,
@@ -115,7 +118,7 @@ impl Check {
         self.specials.extend(spelt.map(|token| (record.source.clone(), token.to_owned())));
     }
 
-    /// Counts a record and returns its length before truncation, unless the record is bad.
+    /// Counts a record and returns its length before truncation, or `None` for a bad record.
     fn count(&mut self, record: &Record, encoded: &Encoded) -> Option<usize> {
         let trained = encoded.sequence.trained_tokens();
         if trained == 0 && !matches!(encoded.truncation, Truncation::Dropped { .. }) {
@@ -138,8 +141,8 @@ impl Check {
     }
 }
 
-/// 128-bit hashes of the questions and records so far. A collision among a million has a chance of 1 in
-/// 10^26.
+/// 128-bit hashes of all questions and records so far. Among a million records, two hashes collide with
+/// probability 1e-26.
 #[derive(Default)]
 struct Seen {
     records: HashMap<u128, RecordSource>,
@@ -176,7 +179,7 @@ impl Seen {
     }
 }
 
-/// Hashes texts together with their boundaries.
+/// Hashes texts and their boundaries, so that `ab, c` differs from `a, bc`.
 fn hash<'a>(parts: impl IntoIterator<Item = &'a str>) -> u128 {
     let mut state = [1u64, 2];
     for part in parts {
@@ -200,7 +203,7 @@ pub struct Lengths {
 /// One histogram bar: the number of lengths in `from ..= to`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Bucket {
-    /// Least length in this bar.
+    /// Smallest length in this bar.
     pub from: usize,
     /// Greatest length in this bar.
     pub to: usize,
@@ -209,7 +212,7 @@ pub struct Bucket {
 }
 
 impl Lengths {
-    /// From lengths in any order.
+    /// Creates the statistics from lengths in any order.
     pub fn of(mut lengths: Vec<usize>) -> Self {
         lengths.sort_unstable();
         Self { sorted: lengths }
@@ -220,7 +223,7 @@ impl Lengths {
         self.sorted.len()
     }
 
-    /// Least length; 0 if empty.
+    /// Smallest length; 0 if empty.
     pub fn min(&self) -> usize {
         self.quantile(0.0)
     }
@@ -235,14 +238,14 @@ impl Lengths {
         self.sorted.iter().sum::<usize>() as f64 / self.count().max(1) as f64
     }
 
-    /// Least length that a share `q` of all lengths does not exceed; 0 if empty. `quantile(0.5)` is the
-    /// median.
+    /// The smallest length that is at least as large as a share `q` of all lengths; 0 if empty.
+    /// `quantile(0.5)` is the median.
     pub fn quantile(&self, q: f64) -> usize {
         let rank = (q.clamp(0.0, 1.0) * self.count() as f64).ceil() as usize;
         self.sorted.get(rank.saturating_sub(1)).copied().unwrap_or(0)
     }
 
-    /// At most `bars` bars of equal, round width that cover all lengths.
+    /// Returns at most `bars` bars that cover all lengths. All bars have the same width, a round number.
     pub fn histogram(&self, bars: usize) -> Vec<Bucket> {
         let (Some(&min), Some(&max)) = (self.sorted.first(), self.sorted.last()) else { return Vec::new() };
         let bars = bars.max(1);

@@ -1,15 +1,15 @@
-//! Record keys under other names: names that the user maps, and pairs that leave no doubt, such as `question`
-//! and `answer`.
+//! Maps record keys with other names to a format's keys. The user gives the names, or a known alias set such
+//! as `question` and `answer` matches.
 
 use std::{fmt, str::FromStr};
 
 use crate::{Format, fields::Object, spelling::nearest};
 
-/// Keys of a message that `--columns` may rename, beside the keys of the formats.
+/// Message keys that `--columns` may rename, in addition to the record keys of the formats.
 pub(crate) const MESSAGE_KEYS: [&str; 2] = ["role", "content"];
 
-/// Sets of keys that stand for a format's own: `(theirs, ours)`. A record must have all required ones; the
-/// optional ones, marked `false`, are renamed if present.
+/// Alias sets: `(file's key, format's key, is required)`. A set applies to a record that has all its required
+/// keys. Optional keys are renamed if present.
 const ALIASES: [&[(&str, &str, bool)]; 13] = [
     &[("question", "instruction", true), ("answer", "output", true)],
     &[("query", "instruction", true), ("response", "output", true)],
@@ -26,37 +26,37 @@ const ALIASES: [&[(&str, &str, bool)]; 13] = [
     &[("dialog", "conversations", true)],
 ];
 
-/// The file's names for the keys of a format, as pairs of our key and their key.
+/// Maps a format's keys to the keys that the file uses.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Columns {
     pairs: Vec<(&'static str, String)>,
 }
 
-/// Why a list of names such as `--columns` or `--roles` cannot be read.
+/// An invalid value of `--columns` or `--roles`.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum NameMapError {
-    /// A part without `=`, or with an empty side.
+    /// An entry without `=`, or with an empty side.
     #[error("`{found}` is not a pair, expected `NAME=NAME`")]
     NotAPair {
-        /// The given part.
+        /// The given entry.
         found: String,
     },
-    /// No key of any format.
+    /// A key that no format has.
     #[error("`{found}` is not a key of any format, expected {expected}")]
     Key {
         /// The given key.
         found: String,
-        /// The nearest key, or all of them.
+        /// The most similar key, or all keys.
         expected: String,
     },
-    /// No role.
+    /// A name that is not a role.
     #[error("`{found}` is not a role, expected `system`, `user` or `assistant`")]
     Role {
         /// The given role.
         found: String,
     },
-    /// A name that two pairs map.
+    /// A name that occurs in two entries.
     #[error("`{name}` is mapped twice, expected one pair per name")]
     Twice {
         /// The name.
@@ -64,7 +64,7 @@ pub enum NameMapError {
     },
 }
 
-/// Splits `a=b,c=d` into pairs.
+/// Splits `a=b,c=d` into `(a, b)` and `(c, d)`.
 pub(crate) fn pairs(text: &str) -> Result<Vec<(&str, &str)>, NameMapError> {
     let pair = |part: &'_ str| -> Option<(usize, usize)> {
         let at = part.find('=')?;
@@ -89,10 +89,10 @@ fn all_keys() -> Vec<&'static str> {
 }
 
 impl Columns {
-    /// Maps our key to theirs.
+    /// Maps the format's key `ours` to the file's key `theirs`.
     ///
     /// # Errors
-    /// If `ours` is not a key of any format, or is mapped already.
+    /// If `ours` is not a key of any format, or is already mapped.
     pub fn with(mut self, ours: &str, theirs: &str) -> Result<Self, NameMapError> {
         let keys = all_keys();
         let Some(key) = keys.iter().find(|key| **key == ours) else {
@@ -108,22 +108,23 @@ impl Columns {
         Ok(self)
     }
 
-    /// The file's name for `ours`, if the pairs have one.
+    /// Returns the file's key for `ours`, if one is mapped.
     fn theirs(&self, ours: &str) -> Option<&str> {
         self.pairs.iter().find(|(key, _)| *key == ours).map(|(_, theirs)| theirs.as_str())
     }
 
-    /// The file's name for a message key: `role` or `content`.
+    /// Returns the file's key for the message key `role` or `content`, if one is mapped.
     pub(crate) fn message_key(&self, ours: &'static str) -> Option<&str> {
         self.theirs(ours)
     }
 
-    /// The pairs, as `(ours, theirs)`.
+    /// Iterates over the mapped keys as `(format's key, file's key)`.
     pub fn pairs(&self) -> impl Iterator<Item = (&'static str, &str)> {
         self.pairs.iter().map(|(ours, theirs)| (*ours, theirs.as_str()))
     }
 
-    /// Renames the keys of a record to those of the formats. A mapped key replaces one of the same name.
+    /// Renames the keys of a record to the format's keys. A renamed key replaces an existing key of the same
+    /// name.
     pub(crate) fn rename(&self, record: &mut Object) {
         if self.pairs.iter().all(|(_, theirs)| !record.contains_key(theirs)) {
             return;
@@ -140,7 +141,7 @@ impl Columns {
         *record = renamed.collect();
     }
 
-    /// The pairs of the first alias set that a record has whole.
+    /// Returns the first alias set whose required keys the record has.
     pub(crate) fn alias(record: &Object) -> Option<Self> {
         let has = |set: &&&[(&str, &str, bool)]| {
             set.iter().all(|(theirs, _, required)| !required || record.contains_key(*theirs))
@@ -150,7 +151,7 @@ impl Columns {
         Some(Self { pairs: renamed.map(|(theirs, ours, _)| (*ours, (*theirs).to_owned())).collect() })
     }
 
-    /// Adds the pairs of `more` whose keys are not mapped yet.
+    /// Adds the entries of `more` whose keys are not mapped yet.
     pub(crate) fn extend(&mut self, more: Self) {
         for (ours, theirs) in more.pairs {
             if self.theirs(ours).is_none() {
@@ -163,7 +164,7 @@ impl Columns {
 impl FromStr for Columns {
     type Err = NameMapError;
 
-    /// Parses `OURS=THEIRS,…`, such as `instruction=question,output=answer`.
+    /// Parses `KEY=FILE_KEY,…`, such as `instruction=question,output=answer`.
     fn from_str(text: &str) -> Result<Self, NameMapError> {
         pairs(text)?
             .into_iter()

@@ -1,14 +1,15 @@
-//! Recognises what a file is from its first bytes: compressed, a table, a workbook, a web page.
+//! Recognizes files that contain no readable records, such as archives and workbooks, by their first bytes.
+//! Errors and hints name the file type.
 
 use std::path::Path;
 
-/// A kind of file that holds no records danlu can read.
+/// A file type that danlu cannot read records from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Container {
     /// An Excel workbook, `.xlsx`.
     Xlsx,
-    /// An old Excel workbook or Word document, `.xls` or `.doc`.
+    /// An Excel workbook or Word document in the old OLE format, `.xls` or `.doc`.
     Ole,
     /// A Word document, `.docx`.
     Docx,
@@ -28,11 +29,11 @@ pub enum Container {
     Archive,
     /// A Python pickle or a NumPy file.
     Python,
-    /// The pointer that Git LFS leaves in place of a file.
+    /// A Git LFS pointer file, which stands in for the real file.
     LfsPointer,
 }
 
-/// A compression of data files.
+/// A compression format that [`crate::read()`] decompresses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Compression {
     Gzip,
@@ -49,13 +50,13 @@ impl Compression {
     }
 }
 
-/// Whether a file starts as Parquet does.
+/// Whether a file starts with Parquet's magic number.
 pub(crate) fn is_parquet(head: &[u8]) -> bool {
     head.starts_with(b"PAR1")
 }
 
 impl Container {
-    /// Recognises a container from the first bytes of a file, of which a few kilobytes suffice.
+    /// Recognizes the file type. A few kilobytes of `head` are enough.
     pub(crate) fn of(head: &[u8]) -> Option<Self> {
         const MAGIC: [(&[u8], Container); 14] = [
             (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", Container::Ole),
@@ -91,7 +92,7 @@ impl Container {
         }
     }
 
-    /// The kind of a ZIP archive, by the names in it.
+    /// Returns the type of a ZIP archive, from the file names that it lists.
     fn zipped(head: &[u8]) -> Self {
         let contains = |name: &[u8]| head.windows(name.len()).any(|window| window == name);
         match () {
@@ -101,7 +102,7 @@ impl Container {
         }
     }
 
-    /// The common name, with its article.
+    /// The type's common name, with an article.
     pub fn name(self) -> &'static str {
         match self {
             Self::Xlsx => "an Excel workbook (xlsx)",
@@ -119,7 +120,7 @@ impl Container {
         }
     }
 
-    /// The next step for the user.
+    /// Returns the hint of the error for `file`.
     pub fn hint(self, file: &Path) -> String {
         let file = file.display();
         match self {

@@ -4,7 +4,8 @@ use danlu_model::Message;
 
 use crate::record::{Conversation, Mismatch, RecordContent, RecordFault, TurnLoss};
 
-/// Most messages of one conversation. Finding the answers takes quadratic time.
+/// Maximum number of messages in a conversation. [`encode`](crate::encode()) takes time quadratic in their
+/// number.
 const MAX_MESSAGES: usize = 4096;
 
 impl Conversation {
@@ -14,20 +15,20 @@ impl Conversation {
         self.loss.push(loss);
     }
 
-    /// Adds a question and its answer, which is trained.
+    /// Adds a question and its answer. Only the answer carries a loss.
     pub(crate) fn push_exchange(&mut self, question: impl Into<String>, answer: impl Into<String>) {
         self.push(message("user", question), TurnLoss::Context);
         self.push(message("assistant", answer), TurnLoss::Whole);
     }
 
-    /// Adds a system message, unless `text` is blank: in most data sets a blank one stands for none.
+    /// Adds a system message unless `text` is blank. Most data sets write a blank text for a missing one.
     pub(crate) fn push_system(&mut self, text: Option<&str>) {
         if let Some(text) = text.filter(|text| !text.trim().is_empty()) {
             self.push(message("system", text), TurnLoss::Context);
         }
     }
 
-    /// Messages that carry a loss.
+    /// Iterates over the messages that carry a loss.
     pub fn answers(&self) -> impl Iterator<Item = &Message> {
         self.messages.iter().zip(&self.loss).filter(|(_, loss)| loss.is_trained()).map(|(message, _)| message)
     }
@@ -38,7 +39,8 @@ impl Conversation {
         (first.role == "system").then_some(first.content.as_str())
     }
 
-    /// Returns the conversation with `text` as its system message, unless it has one or `text` is blank.
+    /// Returns the conversation with `text` as its system message. `None` if it has a system message or
+    /// `text` is blank.
     pub(crate) fn with_default_system(&self, text: Option<&str>) -> Option<Self> {
         let mut chat = Self { tools: self.tools.clone(), ..Self::default() };
         chat.push_system(text.filter(|_| self.system().is_none()));
@@ -51,14 +53,12 @@ impl Conversation {
     }
 }
 
-/// Builds a message.
 pub(crate) fn message(role: &str, content: impl Into<String>) -> Message {
     Message::new(role, content)
 }
 
-/// Validates a conversation.
-///
-/// The order of turns is free here, because templates differ. The template may reject it.
+/// Validates a conversation. Any order of turns passes: the rules differ between templates, and the template
+/// checks them.
 pub(crate) fn validate(mut chat: Conversation) -> Result<RecordContent, Mismatch> {
     if chat.messages.len() > MAX_MESSAGES {
         let found = format!("a conversation of {} messages", chat.messages.len());

@@ -1,4 +1,4 @@
-//! LLaMA-Factory's `dataset_info.json`: names data files, with their columns and role names.
+//! Reads LLaMA-Factory's `dataset_info.json`, which lists data files with their columns and role names.
 
 use std::path::{Path, PathBuf};
 
@@ -6,19 +6,19 @@ use serde_json::Value;
 
 use crate::{Columns, DataError, Format, ReadOptions, columns::NameMapError, fields::Object};
 
-/// The file's fixed name.
 const FILE_NAME: &str = "dataset_info.json";
 
-/// Largest file that is parsed.
+/// Largest `dataset_info.json` that is parsed.
 const MAX_INFO_BYTES: u64 = 16 << 20;
 
-/// Keys of an entry that name the data; they tell the file from others of its name.
+/// Keys that name an entry's data. A file of this name whose entries have none of them is not
+/// LLaMA-Factory's.
 const SOURCES: [&str; 5] = ["file_name", "hf_hub_url", "ms_hub_url", "om_hub_url", "script_url"];
 
-/// Columns of an entry that danlu does not train on.
+/// Column keys of an entry whose data danlu cannot train on.
 const UNSUPPORTED: [&str; 6] = ["chosen", "rejected", "kto_tag", "images", "videos", "audios"];
 
-/// Keys of alpaca columns: theirs and ours.
+/// Column keys of alpaca entries, as `(LLaMA-Factory's, ours)`.
 const ALPACA: [(&str, &str); 5] = [
     ("prompt", "instruction"),
     ("query", "input"),
@@ -27,7 +27,7 @@ const ALPACA: [(&str, &str); 5] = [
     ("history", "history"),
 ];
 
-/// Resolves a `dataset_info.json` to the data file and its options. `None` for any other file.
+/// Returns the data file that a `dataset_info.json` names, and its options. `None` for any other file.
 pub(crate) fn resolve(
     file: &Path,
     options: &ReadOptions,
@@ -64,7 +64,7 @@ pub(crate) fn resolve(
     Ok(Some((file.parent().unwrap_or(Path::new("")).join(data), resolved)))
 }
 
-/// The options of one entry. Flags of the user come first.
+/// Returns the options of one entry. The user's flags take precedence.
 fn entry_options(entry: &Value, options: &ReadOptions) -> Result<ReadOptions, String> {
     if entry.get("ranking").and_then(Value::as_bool) == Some(true) {
         return Err("`ranking` is preference data, which danlu does not train on".into());
@@ -107,7 +107,7 @@ fn with(columns: Columns, (ours, theirs): (&str, &str)) -> Result<Columns, NameM
     if ours == theirs { Ok(columns) } else { columns.with(ours, theirs) }
 }
 
-/// `(ours, theirs)` of the keys that the entry names.
+/// Returns `(ours, theirs)` for each key that the entry renames.
 fn pairs<'a>(
     keys: &[(&str, &'static str)],
     value: &dyn Fn(&str) -> Option<&'a str>,

@@ -1,7 +1,7 @@
 //! Encodes a record as token ids with a loss mask.
 //!
-//! A conversation is rendered once and tokenized as a whole, so its ids equal those of a chat with the model.
-//! The mask of a token follows from the bytes of the rendered text that the token covers.
+//! A conversation is rendered and tokenized as a whole, so training and chat produce the same ids. The mask
+//! of a token follows from the rendered bytes that it covers.
 
 use std::{borrow::Cow, ops::Range};
 
@@ -16,9 +16,9 @@ use crate::{
 /// Options of [`encode`].
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EncodeOptions {
-    /// Longest sequence in tokens.
+    /// Maximum length of a sequence in tokens.
     pub max_length: usize,
-    /// Whether system and user messages are trained too.
+    /// Whether system and user messages carry a loss too.
     pub train_on_prompt: bool,
     /// System message for conversations without one.
     pub default_system: Option<String>,
@@ -37,8 +37,8 @@ pub struct Encoded {
     pub sequence: LabeledSequence,
     /// The rendered text.
     pub text: String,
-    /// Byte range of `text` for each token. Tokens that share a character all have its range. A token without
-    /// text, such as the BOS before a document, has an empty range.
+    /// Byte range in `text` of each token. Tokens that share a character have the same range. A token without
+    /// text, such as a document's BOS token, has an empty range.
     pub offsets: Vec<Range<usize>>,
     /// Effect of `max_length`.
     pub truncation: Truncation,
@@ -47,14 +47,14 @@ pub struct Encoded {
 /// Effect of the length limit on a record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Truncation {
-    /// The record fits.
+    /// The record is shorter than the limit.
     None,
-    /// Text was removed. The last answer and its end-of-turn token are whole.
+    /// Text was removed. The last answer and its end-of-turn token are complete.
     Shortened {
         /// Length before truncation.
         tokens: usize,
     },
-    /// The last answer and a part of its question do not fit; the sequence is empty.
+    /// The last answer exceeds the limit even with a shortened question. The sequence is empty.
     Dropped {
         /// Length before truncation.
         tokens: usize,
@@ -64,15 +64,16 @@ pub enum Truncation {
 /// Encodes a record.
 ///
 /// - **BOS**: in a conversation only the template writes it, as in transformers' `apply_chat_template`. A
-///   document gets what the tokenizer itself adds before a text, and an EOS, unless its text has them.
-/// - **Loss**: on each answer and its end-of-turn token. With `train_on_prompt`, and in documents, on every
-///   token but the first. A token across the border of an answer joins the side with more of its bytes; a tie
-///   goes to the prompt.
-/// - **Truncation**: see `truncate.rs`. A conversation that cannot be shortened is dropped. A document loses
-///   its end.
+///   document gets the tokens that the tokenizer adds before a text, and an EOS token. A token that the text
+///   already has is not added again.
+/// - **Loss**: answers and their end-of-turn tokens carry a loss. With `train_on_prompt`, and in documents,
+///   every token but the first does. A token that crosses the border of an answer belongs to the side with
+///   more of its bytes. On a tie it belongs to the prompt.
+/// - **Truncation**: `truncate.rs` shortens a conversation, or drops it if no shorter form fits. A document
+///   loses its end.
 ///
 /// # Errors
-/// If the template refuses the conversation or the tokenizer the text.
+/// If the template rejects the conversation or the tokenizer rejects the text.
 pub fn encode(
     record: &Record,
     tokenizer: &Tokenizer,
@@ -155,7 +156,7 @@ fn masked(
     Ok(Encoded { sequence: LabeledSequence { ids, trained }, text, offsets, truncation })
 }
 
-/// The parts of a message's span that carry a loss.
+/// Returns the byte ranges of a rendered message that carry a loss.
 fn trained_parts(
     chat: &Conversation,
     index: usize,
@@ -172,13 +173,13 @@ fn trained_parts(
     Ok(parts.iter().map(|part| start + part.start..end(part)).collect())
 }
 
-/// Marks tokens with more than half of their bytes inside the spans.
+/// Returns `true` for each token with more than half of its bytes inside the spans.
 fn mask(offsets: &[Range<usize>], spans: &[Range<usize>]) -> Vec<bool> {
     let mut next = 0;
     offsets
         .iter()
         .map(|token| {
-            // Both lists ascend, so one pass is enough.
+            // Both lists ascend, so one scan suffices.
             while next < spans.len() && spans[next].end <= token.start {
                 next += 1;
             }
@@ -212,14 +213,14 @@ fn document(text: &str, tokenizer: &Tokenizer, max_length: usize) -> Result<Enco
     Ok(Encoded { sequence: LabeledSequence { ids, trained }, text: text.to_owned(), offsets, truncation })
 }
 
-/// Whether `text` ends with a token that stops a generation, perhaps before white space.
+/// Whether `text` ends with a token that stops a generation, followed by white space at most.
 fn ends_a_turn(text: &str, tokenizer: &Tokenizer) -> bool {
     let text = text.trim_end();
     tokenizer.stop_ids().iter().filter_map(|id| tokenizer.token_str(*id)).any(|token| text.ends_with(&token))
 }
 
-/// Whether a document is a conversation that was rendered already: it has an end-of-turn token before its
-/// end.
+/// Whether a document contains an end-of-turn token before its end. Such a document is a conversation that
+/// another program rendered.
 pub fn is_rendered(text: &str, tokenizer: &Tokenizer) -> bool {
     let end = tokenizer.template().ok().and_then(|template| template.end_of_turn().map(str::to_owned));
     end.is_some_and(|end| text.trim_end().trim_end_matches(end.as_str()).contains(end.as_str()))

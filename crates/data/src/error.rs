@@ -1,4 +1,4 @@
-//! Errors of whole data files. Bad records are [`crate::BadRecord`]s.
+//! Errors that concern a whole data file. A bad record is a [`crate::BadRecord`].
 
 use std::path::PathBuf;
 
@@ -21,22 +21,22 @@ pub enum DataError {
         /// The byte order.
         encoding: Charset,
     },
-    /// The file is of a kind that holds no readable records.
+    /// The file has a type that contains no readable records.
     #[error("cannot read `{}`: it is {}", file.display(), container.name())]
     Container {
         /// The file.
         file: PathBuf,
-        /// What it is.
+        /// The file type.
         container: Container,
     },
-    /// An entry of a `dataset_info.json` cannot be read.
+    /// An entry of a `dataset_info.json` is invalid.
     #[error("cannot read {} of `{}`: {reason}", entry(name), file.display())]
     DatasetInfo {
         /// The file.
         file: PathBuf,
         /// The entry's name, if one was chosen.
         name: Option<String>,
-        /// Why.
+        /// The reason.
         reason: String,
         /// The names of all entries.
         names: Vec<String>,
@@ -47,12 +47,12 @@ pub enum DataError {
         /// The file.
         file: PathBuf,
     },
-    /// A JSON object over several lines is neither an array nor JSON lines.
+    /// The file is one JSON object over several lines: neither an array nor JSON lines.
     #[error("`{}:{line}`: one JSON object over several lines, expected a JSON array or one record per line", file.display())]
     ObjectOverLines {
         /// The file.
         file: PathBuf,
-        /// Line of the object's start.
+        /// First line of the object.
         line: u64,
     },
     /// No record could be parsed, so the format is unknown.
@@ -62,17 +62,17 @@ pub enum DataError {
         file: PathBuf,
         /// The first bad record.
         first: Box<BadRecord>,
-        /// Likely encoding, if not UTF-8.
+        /// The likely encoding, if the file is not UTF-8.
         encoding: Option<Charset>,
     },
-    /// Too many bad records; the format is probably wrong.
+    /// Reading stopped at a limit of bad records. The format is probably wrong.
     #[error("`{}`: {count} bad records, reading stopped; the first: {first}", file.display())]
     TooManyBad {
         /// The file.
         file: PathBuf,
         /// Number of bad records read.
         count: usize,
-        /// The first of them.
+        /// The first bad record.
         first: Box<BadRecord>,
     },
     /// The first record matches no format.
@@ -80,9 +80,9 @@ pub enum DataError {
     UnknownFormat {
         /// Position of the record.
         place: RecordSource,
-        /// Its keys, as text.
+        /// The record's keys, formatted for the message.
         keys: String,
-        /// A question about misspelt keys, if some resemble a format's keys.
+        /// A question about misspelt keys, if some keys resemble those of a format.
         meant: Option<String>,
     },
     /// The first record matches several formats.
@@ -90,12 +90,12 @@ pub enum DataError {
     AmbiguousFormat {
         /// Position of the record.
         place: RecordSource,
-        /// Its keys, as text.
+        /// The record's keys, formatted for the message.
         keys: String,
         /// The matching formats.
         candidates: Vec<Format>,
     },
-    /// Unknown format name.
+    /// A format name that does not exist.
     #[error("unknown data format `{name}`")]
     UnknownFormatName {
         /// The given name.
@@ -104,7 +104,7 @@ pub enum DataError {
 }
 
 impl DataError {
-    /// The next step, if known.
+    /// Returns an imperative hint, if one exists.
     pub fn hint(&self) -> Option<String> {
         match self {
             Self::Read(error) => error.hint(),

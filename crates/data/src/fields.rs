@@ -1,4 +1,4 @@
-//! Reads typed fields of a JSON object. Errors show the value found.
+//! Reads typed fields of a JSON object. Errors show the actual value.
 
 use std::borrow::Cow;
 
@@ -26,7 +26,7 @@ pub(crate) fn optional_text<'a>(object: &'a Object, key: &str) -> Result<Option<
     }
 }
 
-/// Reads a list. A missing or null list, and an empty cell of a table, is empty.
+/// Reads a list. Returns an empty list if the key is missing or null, or a table's cell is empty.
 pub(crate) fn optional_list<'a>(object: &'a Object, key: &str) -> Result<Cow<'a, [Value]>, Mismatch> {
     match object.get(key) {
         None | Some(Value::Null) => Ok(Cow::Borrowed(&[])),
@@ -35,7 +35,7 @@ pub(crate) fn optional_list<'a>(object: &'a Object, key: &str) -> Result<Cow<'a,
     }
 }
 
-/// Reads a required list. Tables hold lists as JSON text.
+/// Reads a required list. In tables, a list is stored as JSON text.
 pub(crate) fn list_of<'a>(object: &'a Object, key: &str) -> Result<Cow<'a, [Value]>, Mismatch> {
     let is_list = |text: &&String| text.trim_start().starts_with('[');
     match object.get(key) {
@@ -52,7 +52,7 @@ pub(crate) fn list_of<'a>(object: &'a Object, key: &str) -> Result<Cow<'a, [Valu
     }
 }
 
-/// Rejects keys whose content training would silently ignore.
+/// Rejects a record with any of the keys `unsupported`: training would silently ignore their content.
 pub(crate) fn refuse(object: &Object, unsupported: &[&str]) -> Result<(), Mismatch> {
     for key in unsupported {
         if object.get(*key).is_some_and(|value| !is_void(value)) {
@@ -66,7 +66,7 @@ pub(crate) fn refuse(object: &Object, unsupported: &[&str]) -> Result<(), Mismat
     Ok(())
 }
 
-/// Whether a value is empty and equals an absent one.
+/// Whether a value is equivalent to a missing one.
 pub(crate) fn is_void(value: &Value) -> bool {
     match value {
         Value::Null => true,

@@ -1,4 +1,4 @@
-//! The record formats, recognised by their keys.
+//! Record formats, which are recognized by their keys.
 
 use std::{fmt, str::FromStr};
 
@@ -11,21 +11,21 @@ use crate::DataError;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Format {
-    /// `instruction`, `input`, `output`, and optionally `system` and `history`.
+    /// Keys `instruction`, `input`, `output`, and optionally `system` and `history`.
     Alpaca,
-    /// `messages`: a list of `role` and `content`.
+    /// Key `messages`: a list of objects with `role` and `content`.
     Messages,
-    /// `conversations`: a list of `from` and `value`.
+    /// Key `conversations`: a list of objects with `from` and `value`.
     #[serde(rename = "sharegpt")]
     ShareGpt,
-    /// `prompt` and `completion`: texts, or lists of messages.
+    /// Keys `prompt` and `completion`: texts or lists of messages.
     PromptCompletion,
-    /// `text`: a document to continue, with no roles.
+    /// Key `text`: a document without roles.
     Text,
 }
 
 impl Format {
-    /// Every format, in the order of the documentation.
+    /// Every format, in the documentation's order.
     pub const ALL: [Self; 5] =
         [Self::Alpaca, Self::Messages, Self::ShareGpt, Self::PromptCompletion, Self::Text];
 
@@ -40,7 +40,7 @@ impl Format {
         }
     }
 
-    /// Keys that every record has. They identify the format.
+    /// Keys that every record must have. These keys identify the format.
     pub fn required_keys(self) -> &'static [&'static str] {
         match self {
             Self::Alpaca => &["instruction", "output"],
@@ -66,13 +66,13 @@ impl Format {
         self.required_keys().iter().chain(self.optional_keys()).copied()
     }
 
-    /// Formats whose required keys the record has; exactly one for an unambiguous record.
+    /// Returns the formats whose required keys the record has. An unambiguous record matches exactly one.
     pub fn candidates(record: &Map<String, Value>) -> Vec<Self> {
         let fits = |format: &Self| format.required_keys().iter().all(|key| record.contains_key(*key));
         Self::ALL.into_iter().filter(fits).collect()
     }
 
-    /// One line per format with an example record, for error messages and help.
+    /// Returns one line per format with an example record, for error messages and help.
     pub fn table() -> String {
         let rows = Self::ALL.map(|format| format!("  {:<18} {}", format.name(), format.example()));
         rows.join("\n")

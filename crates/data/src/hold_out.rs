@@ -7,17 +7,18 @@ use std::{fmt, str::FromStr};
 use danlu_kernels::rng;
 use serde::{Deserialize, Serialize};
 
-/// Stream id of the held-out choice. Keeps it independent of other uses of the seed.
+/// Random stream of the held-out choice. It is independent of the other random streams of the same seed.
 const SPLIT_STREAM: u64 = 0x0073_706c_6974;
 
-/// How much to hold out, as in scikit-learn and LLaMA-Factory: a share below 1, a count from 1.
+/// The size of the held-out part: a share if below 1, otherwise a number of records. scikit-learn and
+/// LLaMA-Factory use the same rule.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(try_from = "f64", into = "f64")]
 pub enum ValSize {
     /// Nothing.
     #[default]
     None,
-    /// A share, above 0 and below 1.
+    /// A share between 0 and 1, both excluded.
     Share(f64),
     /// A number of records.
     Count(usize),
@@ -32,12 +33,13 @@ pub struct ValSizeError {
 }
 
 impl ValSize {
-    /// How many of `records` to hold out. A share is rounded up; at least one record remains to train on.
+    /// Returns how many of `records` to hold out. A share is rounded up. At least one record remains for
+    /// training.
     pub fn of(self, records: usize) -> usize {
         self.wanted(records).min(records.saturating_sub(1))
     }
 
-    /// How many of `records` the size requests, even if that leaves nothing to train on.
+    /// Returns how many of `records` the size requests, even if none remains for training.
     pub fn wanted(self, records: usize) -> usize {
         match self {
             Self::None => 0,
@@ -54,7 +56,7 @@ impl TryFrom<f64> for ValSize {
         match size {
             0.0 => Ok(Self::None),
             share if share > 0.0 && share < 1.0 => Ok(Self::Share(share)),
-            // Above 2^53 a double skips integers.
+            // Above 2^53 an f64 cannot represent every integer.
             count if count >= 1.0 && count.fract() == 0.0 && count <= (1u64 << 53) as f64 => {
                 Ok(Self::Count(count as usize))
             }
@@ -88,10 +90,10 @@ impl fmt::Display for ValSize {
     }
 }
 
-/// Splits `items` into a training and a held-out part, both in their original order.
+/// Splits `items` into a training part and a held-out part. Both keep the original order.
 ///
-/// The choice depends on the seed, the number of items, and which items have equal `content`. Copies never
-/// land on both sides, so the held-out part may be smaller than requested, or empty.
+/// The choice depends on the seed, the number of items, and which items have equal `content`. Items of equal
+/// content land in the same part, so the held-out part may be smaller than requested, or empty.
 pub fn split<T, K: Eq + Hash + ?Sized>(
     items: Vec<T>,
     size: ValSize,

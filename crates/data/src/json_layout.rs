@@ -1,13 +1,13 @@
-//! Recognises how a JSON file separates its records, from its first bytes.
+//! Recognizes how a JSON file separates its records, from the file's first bytes.
 
 use serde_json::Value;
 
 use crate::{Format, json_nesting::JsonNesting};
 
-/// Bytes that are looked at. A file whose first list starts later is read as JSON lines.
+/// Bytes that are searched for the list of records. A file whose list starts later is read as JSON lines.
 pub(crate) const LOOK_AHEAD: usize = 1 << 20;
 
-/// Keys under which exporters put the list of records, in lower case.
+/// Keys that exporters use for the list of records, in lower case.
 const WRAPPERS: [&str; 11] = [
     "data",
     "train",
@@ -25,20 +25,20 @@ const WRAPPERS: [&str; 11] = [
 /// How the file separates records.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Shape {
-    /// A JSON array of records.
+    /// One JSON array of records.
     Array,
     /// One record per line.
     Lines,
-    /// An object that holds the list of records under a key.
+    /// One object that contains the list of records under a key.
     Wrapped {
         /// The key.
         key: String,
-        /// Bytes from the `{` to behind the `[`.
+        /// Number of bytes from the `{` to the first byte after the `[`.
         skip: usize,
     },
 }
 
-/// Recognises the shape of a file that starts with `ahead`, of which white space was skipped.
+/// Recognizes the layout from the first bytes after leading white space.
 pub(crate) fn shape(ahead: &[u8]) -> Shape {
     match ahead.first() {
         Some(b'[') if is_conversation_per_line(ahead) => Shape::Lines,
@@ -48,7 +48,8 @@ pub(crate) fn shape(ahead: &[u8]) -> Shape {
     }
 }
 
-/// Whether the array on the first line is a conversation: it holds messages, and at most other arrays follow.
+/// Whether the first line is an array of messages and only arrays follow, so that each line is one
+/// conversation.
 fn is_conversation_per_line(ahead: &[u8]) -> bool {
     let mut nesting = JsonNesting::default();
     for (index, byte) in ahead.iter().enumerate() {
@@ -73,7 +74,7 @@ fn holds_messages(line: &[u8]) -> bool {
     !list.is_empty() && list.iter().all(is_message)
 }
 
-/// The list of records in an object, if it stands before any key of a format.
+/// Finds the list of records in an object, if it comes before any key of a format.
 fn wrapped(ahead: &[u8]) -> Option<Shape> {
     let mut at = 1;
     loop {
@@ -105,12 +106,12 @@ fn skip_blanks(bytes: &[u8], from: usize) -> usize {
     from + rest.iter().take_while(|byte| byte.is_ascii_whitespace()).count()
 }
 
-/// The index behind the string that starts at `at`.
+/// Returns the index after the string that starts at `at`.
 fn string_end(bytes: &[u8], at: usize) -> Option<usize> {
     (bytes.get(at) == Some(&b'"')).then(|| value_end(bytes, at)).flatten()
 }
 
-/// The index behind the value that starts at `at`.
+/// Returns the index after the value that starts at `at`.
 fn value_end(bytes: &[u8], at: usize) -> Option<usize> {
     let is_plain = !matches!(bytes.get(at)?, b'"' | b'{' | b'[');
     let mut nesting = JsonNesting::default();

@@ -1,48 +1,45 @@
 //! Tracks open brackets and strings while a record is scanned byte by byte.
 
-/// Deepest nesting inside a record. Equals serde_json's recursion limit.
+/// Maximum nesting depth of a record: serde_json's recursion limit.
 pub(crate) const MAX_DEPTH: usize = 127;
 
-/// The nesting state after the bytes read so far.
 #[derive(Debug, Default)]
 pub(crate) struct JsonNesting {
-    /// Closing bracket of each open bracket, innermost last.
+    /// The closing bracket that each open bracket needs, innermost last.
     closers: Vec<u8>,
     in_text: bool,
     escaped: bool,
-    /// Last byte outside strings that is not white space.
+    /// The last byte outside strings that is not white space.
     before: u8,
 }
 
 impl JsonNesting {
-    /// Whether no bracket and no string is open.
+    /// Whether every bracket and string is closed.
     pub fn is_closed(&self) -> bool {
         self.closers.is_empty() && !self.in_text
     }
 
-    /// Number of open brackets.
     pub fn depth(&self) -> usize {
         self.closers.len()
     }
 
-    /// Whether the position lies inside a string.
     pub fn in_string(&self) -> bool {
         self.in_text
     }
 
-    /// The closing brackets still missing, quoted for a message.
+    /// Returns the missing closing brackets in backticks, for a message.
     pub fn missing_closers(&self) -> String {
         let closers: String = self.closers.iter().rev().map(|byte| char::from(*byte)).collect();
         if closers.is_empty() { "its end".into() } else { format!("`{closers}`") }
     }
 
-    /// Whether a `{` here can only start another record: nothing inside the record is open, and no key lacks
-    /// its value.
+    /// Whether a `{` at this position must start another record, because it is illegal inside the current
+    /// one.
     pub fn record_may_start(&self) -> bool {
         !self.in_text && matches!(self.closers[..], [] | [b'}']) && self.before != b':'
     }
 
-    /// The found and expected descriptions if `byte` is invalid here.
+    /// Describes the found and the expected text if `byte` is invalid at this position.
     pub fn fault(&self, byte: u8) -> Option<(String, String)> {
         let sign = |byte: u8| format!("`{}`", char::from(byte));
         match byte {
@@ -64,7 +61,7 @@ impl JsonNesting {
         }
     }
 
-    /// Advances over `byte`. A line break ends a string, because JSON strings contain none.
+    /// Advances past `byte`. A line break ends a string, because JSON strings contain none.
     pub fn take(&mut self, byte: u8) {
         if self.in_text {
             self.in_text = byte != b'\n' && (self.escaped || byte != b'"');

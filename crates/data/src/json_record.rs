@@ -11,7 +11,6 @@ use crate::{
     scanner::Position,
 };
 
-/// Parses a piece as a JSON object.
 pub(crate) fn object(piece: &Piece, source: RecordSource) -> Result<Object, Box<BadRecord>> {
     let bad = |at: Option<Position>, fault, found: String, expected: &str| {
         let mut source = source.clone();
@@ -32,7 +31,7 @@ pub(crate) fn object(piece: &Piece, source: RecordSource) -> Result<Object, Box<
             Err(bad(None, RecordFault::Shape, fields::describe(&other), "a record, which is a JSON object"))
         }
         Err(error) => {
-            // serde_json's line and column are those inside the piece, the column in bytes.
+            // serde_json counts line and column within the piece, and the column in bytes.
             let line_start = match error.line() {
                 0 | 1 => 0,
                 line => text.match_indices('\n').nth(line - 2).map_or(0, |(at, _)| at + 1),
@@ -40,7 +39,7 @@ pub(crate) fn object(piece: &Piece, source: RecordSource) -> Result<Object, Box<
             let offset = line_start + error.column().saturating_sub(1);
             let offset =
                 (0..=offset.min(text.len())).rev().find(|at| text.is_char_boundary(*at)).unwrap_or(0);
-            // At an early end the parser stands on the last character, not behind it.
+            // At an early end, serde_json reports the position of the last character, not the one after it.
             let stumbled = text[offset..].chars().next().filter(|_| !error.is_eof());
             let JsonFault { found, expected } = JsonFault::new(&error, stumbled);
             Err(bad(Some(place(piece, offset)), RecordFault::Json, found, expected))
@@ -48,7 +47,7 @@ pub(crate) fn object(piece: &Piece, source: RecordSource) -> Result<Object, Box<
     }
 }
 
-/// Parses JSON, and Python's `NaN`, `Infinity` and `-Infinity` as null.
+/// Parses JSON. Python's `NaN`, `Infinity` and `-Infinity` become null.
 fn parse(text: &str) -> Result<Value, serde_json::Error> {
     serde_json::from_str(text).or_else(|error| match without_nan(text) {
         Some(text) => serde_json::from_str(&text).map_err(|_| error),
@@ -56,7 +55,7 @@ fn parse(text: &str) -> Result<Value, serde_json::Error> {
     })
 }
 
-/// Replaces Python's non-finite numbers outside strings by null. `None` if there are none.
+/// Replaces Python's non-finite numbers outside strings by null. Returns `None` if there are none.
 fn without_nan(text: &str) -> Option<String> {
     let mut replaced = String::with_capacity(text.len());
     let (mut nesting, mut copied, mut skip_to) = (JsonNesting::default(), 0, 0);
@@ -75,18 +74,18 @@ fn without_nan(text: &str) -> Option<String> {
     (copied > 0).then_some(replaced)
 }
 
-/// Whether a list is a conversation: a list of turns.
+/// Whether a list is a conversation: every element is an object.
 fn is_conversation(list: &[Value]) -> bool {
     !list.is_empty() && list.iter().all(Value::is_object)
 }
 
-/// A record with `list` as its turns.
+/// Wraps a list of turns as a record.
 fn conversation(list: Vec<Value>) -> Object {
     let key = if list[0].get("from").is_some() { "conversations" } else { "messages" };
     Object::from_iter([(key.to_owned(), Value::Array(list))])
 }
 
-/// The record in a row of the Hub's data set viewer, or the object itself.
+/// Returns the record inside a row of the Hub's data set viewer, or any other object unchanged.
 fn unwrapped(mut object: Object) -> Object {
     match object.contains_key("row_idx").then(|| object.remove("row")) {
         Some(Some(Value::Object(row))) => row,
@@ -98,7 +97,7 @@ fn unwrapped(mut object: Object) -> Object {
     }
 }
 
-/// The file position of byte `offset` of a piece.
+/// Returns the file position of byte `offset` of a piece.
 fn place(piece: &Piece, offset: usize) -> Position {
     let before = &piece.bytes[..offset.min(piece.bytes.len())];
     let lines = before.iter().filter(|byte| **byte == b'\n').count() as u64;

@@ -1,17 +1,17 @@
-//! Options of [`read`](crate::read()): the format, and the user's names for columns and roles.
+//! Options of [`read`](crate::read()).
 
 use crate::{Columns, Format, Roles};
 
-/// How to read a data file. The default recognises everything from the file.
+/// Options of [`read`](crate::read()). With the default options, every property is detected from the file.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct ReadOptions {
-    /// The format of every record; `None` recognises it from the first one.
+    /// The format of every record; `None` detects the format from the first record.
     pub format: Option<Format>,
-    /// The file's names for the keys of a format.
+    /// The keys that the file uses in place of the format's keys.
     pub columns: Columns,
-    /// The file's names for roles.
+    /// The role names that the file uses.
     pub roles: Roles,
-    /// The entry of a LLaMA-Factory `dataset_info.json`.
+    /// The entry to read from a LLaMA-Factory `dataset_info.json`.
     pub dataset: Option<String>,
 }
 

@@ -1,4 +1,4 @@
-//! Parquet: rows to JSON objects.
+//! Reads Parquet rows as JSON objects.
 
 use std::{
     cell::Cell,
@@ -16,13 +16,13 @@ thread_local! {
     static DECODING: Cell<bool> = const { Cell::new(false) };
 }
 
-/// Whether this thread runs the Parquet decoder, whose panics over damaged files become errors. A panic hook should
-/// print nothing then.
+/// Whether this thread is inside the Parquet decoder. [`read`](crate::read()) turns a panic of the decoder
+/// into an error, so a panic hook should not print it.
 pub fn is_decoding_parquet() -> bool {
     DECODING.get()
 }
 
-/// Runs the decoder, and turns a panic into an error.
+/// Runs the decoder and turns a panic into an error.
 fn guarded<T>(decode: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
     DECODING.set(true);
     let result = catch_unwind(AssertUnwindSafe(decode));
@@ -33,13 +33,13 @@ fn guarded<T>(decode: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
     })
 }
 
-/// The rows of a Parquet file.
+/// Iterates over the rows of a Parquet file.
 pub(crate) struct Rows {
     rows: RowIter<'static>,
 }
 
 impl Rows {
-    /// Opens a file whose bytes are in memory: its index stands at its end.
+    /// Opens a Parquet file from its bytes. The whole file must be in memory because its index is at the end.
     pub fn new(bytes: Vec<u8>) -> io::Result<Self> {
         guarded(|| {
             let reader = SerializedFileReader::new(Bytes::from(bytes)).map_err(invalid)?;

@@ -1,4 +1,4 @@
-//! Reads a file into records. Every fault names its line.
+//! Reads a file into records. Each fault has a line number.
 
 use std::{
     fs::File,
@@ -25,7 +25,7 @@ use crate::{
     unknown_keys::{self, UnknownKey},
 };
 
-/// Number of bad records at which reading stops.
+/// Reading stops after this number of bad records.
 const MAX_BAD: usize = 100_000;
 
 /// The records of a data file.
@@ -39,18 +39,17 @@ pub struct Dataset {
     pub bad: Vec<BadRecord>,
     /// Keys of good records that danlu does not read, in file order.
     pub unknown_keys: Vec<UnknownKey>,
-    /// Keys read under a format's names because of their plain meaning, such as `question` for
-    /// `instruction`.
+    /// Keys that were read in place of a format's keys, such as `question` for `instruction`.
     pub aliases: Columns,
-    /// Lists beside the one that was read, such as `test` beside `train`.
+    /// Keys of other lists in the file, such as `test` if `train` was read.
     pub unread_lists: Vec<String>,
-    /// Likely encoding of a file that is not all UTF-8.
+    /// The likely encoding of a file that is not valid UTF-8.
     pub encoding: Option<Charset>,
-    /// Identity of the file.
+    /// Name, checksum and counts of the file.
     pub fingerprint: DataFileFingerprint,
 }
 
-/// Identifies a data file in a model card without its path.
+/// Identifies a data file in a model card. It contains no path.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DataFileFingerprint {
     /// File name without folders.
@@ -67,12 +66,12 @@ pub struct DataFileFingerprint {
     pub bad_records: usize,
 }
 
-/// Reads a data file: JSON in any layout, CSV, TSV or Parquet, perhaps compressed with gzip or Zstandard. A
-/// `dataset_info.json` of LLaMA-Factory stands for the file that it names.
+/// Reads a data file: JSON in any layout, CSV, TSV or Parquet, optionally compressed with gzip or Zstandard.
+/// For a `dataset_info.json` of LLaMA-Factory, reads the file that it names.
 ///
 /// # Errors
-/// If the file cannot be read, is empty, or has no known format. Bad records are not errors: [`Dataset::bad`]
-/// lists them.
+/// If the file cannot be read, is empty, or has no known format. A bad record is not an error:
+/// [`Dataset::bad`] lists it.
 pub fn read(file: &Path, options: &ReadOptions) -> Result<Dataset, DataError> {
     let named = dataset_info::resolve(file, options)?;
     let (file, options) = named.as_ref().map_or((file, options), |(file, options)| (file.as_path(), options));
@@ -80,27 +79,27 @@ pub fn read(file: &Path, options: &ReadOptions) -> Result<Dataset, DataError> {
     read_from(input, file, options)
 }
 
-/// Reads data from any stream. Messages call the stream `name`.
+/// Reads data from a stream. Messages call the stream `name`.
 ///
 /// # Errors
-/// As [`read`].
+/// Same as [`read`].
 pub fn read_from(input: impl Read, name: &Path, options: &ReadOptions) -> Result<Dataset, DataError> {
     let failed = |source| DataError::from(FileError::new("read", name, source));
     let mut raw = Hashing::new(input);
     let mut reading = Reading::new(name, options);
     reading.read_stream(&mut raw)?;
-    // The hash covers bytes after the last record too.
+    // The hash includes the bytes after the last record.
     io::copy(&mut raw, &mut io::sink()).map_err(failed)?;
     let bytes = raw.bytes;
     reading.finish(raw.sha256(), bytes)
 }
 
-/// State of a read.
+/// State of [`read_from`].
 struct Reading<'a> {
     file: Arc<Path>,
     options: &'a ReadOptions,
     format: Option<Format>,
-    /// The user's names, and the aliases of the first record.
+    /// The user's keys and the alias set of the first record.
     columns: Columns,
     aliases: Columns,
     records: Vec<Record>,
@@ -128,7 +127,7 @@ impl<'a> Reading<'a> {
         }
     }
 
-    /// Reads all records, by the reader for the file's first bytes.
+    /// Detects the file type from the first bytes and reads all records.
     fn read_stream(&mut self, raw: &mut impl Read) -> Result<(), DataError> {
         let opened = stream::open(raw).map_err(|source| self.failed(source))?;
         let file = || self.file.to_path_buf();
@@ -179,7 +178,7 @@ impl<'a> Reading<'a> {
         Ok(())
     }
 
-    /// Reads Parquet. Messages give the row in place of a line.
+    /// Reads Parquet. Messages give row numbers instead of line numbers.
     fn read_parquet(&mut self, mut stream: impl Read) -> Result<(), DataError> {
         let mut bytes = Vec::new();
         stream.read_to_end(&mut bytes).map_err(|source| self.failed(source))?;
@@ -200,7 +199,7 @@ impl<'a> Reading<'a> {
         }
     }
 
-    /// Adds the next piece of a JSON file.
+    /// Adds the next record or flaw of a JSON file.
     fn take(&mut self, next: Result<Piece, Flaw>, layout: Layout) -> Result<(), DataError> {
         match next {
             Err(Flaw { at, found, expected, is_record, fatal }) => {
@@ -250,7 +249,7 @@ impl<'a> Reading<'a> {
         Ok(())
     }
 
-    /// Recognises the format from the first record, if need be under other names for its keys.
+    /// Detects the format from the first record. If no format matches, tries the known aliases of its keys.
     fn recognise(&mut self, object: &mut Object, source: &RecordSource) -> Result<Format, DataError> {
         if Format::candidates(object).is_empty()
             && let Some(aliases) = Columns::alias(object)
@@ -309,7 +308,7 @@ impl<'a> Reading<'a> {
     }
 }
 
-/// Recognises the format from the first record.
+/// Detects the format from the keys of the first record.
 fn recognise(object: &Object, source: &RecordSource) -> Result<Format, DataError> {
     let candidates = Format::candidates(object);
     let (place, keys) = (source.clone(), fields::keys(object));
@@ -330,7 +329,7 @@ fn recognise(object: &Object, source: &RecordSource) -> Result<Format, DataError
 const PREFERENCE: &str = "this is preference data (DPO), which danlu does not train on; to train on the chosen answers \
     alone, keep only `prompt` and `chosen` and pass `--columns completion=chosen`";
 
-/// The hint for a file whose records are single messages: one conversation, spread over lines.
+/// Returns the hint for a file with one message per record instead of one conversation.
 fn message_hint(object: &Object) -> Option<String> {
     let is_message = ["role", "from"].iter().any(|key| object.contains_key(*key))
         && ["content", "value"].iter().any(|key| object.contains_key(*key));

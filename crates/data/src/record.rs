@@ -5,7 +5,7 @@ use std::{fmt, ops::Range, path::Path, sync::Arc};
 use danlu_model::Message;
 use serde_json::Value;
 
-/// A record that can be trained on.
+/// A valid record.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Record {
     /// The content.
@@ -19,36 +19,36 @@ pub struct Record {
 pub enum RecordContent {
     /// A conversation, rendered with the model's chat template.
     Chat(Conversation),
-    /// A document without roles. Every token is trained.
+    /// A document without roles. Every token but the first carries a loss.
     Text(String),
 }
 
-/// Messages in order, with the loss of each.
+/// Messages in order, and which parts of them carry a loss.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Conversation {
-    /// An optional `system` first, then the turns.
+    /// The messages: an optional `system` message, then the turns.
     pub messages: Vec<Message>,
-    /// For each message, which part is trained on.
+    /// The trained part of each message.
     pub loss: Vec<TurnLoss>,
-    /// The tools that the template describes to the model.
+    /// Definitions of tools, which the template renders.
     pub tools: Vec<Value>,
 }
 
-/// What of a message carries a loss.
+/// The part of a message that carries a loss.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum TurnLoss {
-    /// Nothing: the message is a question, or an answer in a prompt.
+    /// None: the message is a question, or an answer inside a prompt.
     Context,
-    /// Nothing: the data excludes the message, also from training on prompts.
+    /// None, even if prompts are trained: the data masks this message.
     Masked,
     /// The text and its end-of-turn token.
     Whole,
-    /// Parts of the text, as byte ranges. The end-of-turn token follows a part that ends the text.
+    /// Byte ranges of the text. The end-of-turn token is included if a range reaches the end of the text.
     Parts(Vec<Range<usize>>),
 }
 
 impl TurnLoss {
-    /// Whether some of the message carries a loss.
+    /// Whether any part of the message carries a loss.
     pub fn is_trained(&self) -> bool {
         matches!(self, Self::Whole | Self::Parts(_))
     }
@@ -57,11 +57,11 @@ impl TurnLoss {
 /// The position of a record in its file.
 #[derive(Clone, PartialEq, Eq)]
 pub struct RecordSource {
-    /// The file, as the user named it.
+    /// The path that the user gave.
     pub file: Arc<Path>,
-    /// Line of the record's start, from 1.
+    /// First line of the record, from 1.
     pub line: u64,
-    /// Index among all records of the file, good and bad, from 0. Messages print it from 1.
+    /// Index among all records of the file, good or bad, from 0. Messages print it from 1.
     pub index: usize,
 }
 
@@ -77,12 +77,12 @@ impl fmt::Debug for RecordSource {
     }
 }
 
-/// A record that cannot be trained on, with the reason.
+/// A record that cannot be trained on, and the reason.
 #[derive(Clone, Debug, PartialEq)]
 pub struct BadRecord {
-    /// The record's position; `line` is the line of the fault.
+    /// The record's position. `line` is the line of the fault.
     pub source: RecordSource,
-    /// Column of the fault on `source.line`, from 1 in characters, if known.
+    /// Column of the fault in `source.line`, in characters from 1, if known.
     pub column: Option<u64>,
     /// The kind of fault.
     pub fault: RecordFault,
@@ -90,11 +90,11 @@ pub struct BadRecord {
     pub found: String,
     /// Description of the value expected.
     pub expected: String,
-    /// Whether reading stopped here, so that records may be missing.
+    /// Whether reading stopped here. The file may contain more records.
     pub rest_unread: bool,
 }
 
-/// The kinds of fault a record can have.
+/// Kinds of faults of a record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum RecordFault {
     /// Not UTF-8.
@@ -103,13 +103,13 @@ pub enum RecordFault {
     Json,
     /// An unexpected byte between two records of an array.
     Array,
-    /// JSON with keys or types that differ from the format.
+    /// Valid JSON whose keys or types differ from the format.
     Shape,
     /// An empty question, answer or text.
     Empty,
     /// Content that danlu does not train on, such as images.
     Unsupported,
-    /// Roles that do not form a conversation.
+    /// A sequence of roles that is not a conversation.
     Conversation,
     /// The chat template rejects the conversation.
     Template,
@@ -118,7 +118,7 @@ pub enum RecordFault {
 }
 
 impl BadRecord {
-    /// A readable record without a trained token.
+    /// Creates the fault of a valid record without a trained token.
     pub fn untrained(source: RecordSource) -> Self {
         let expected = "an answer, or a text, that some token of the model stands for";
         Mismatch::new(RecordFault::Untrained, "no token that carries a loss", expected).at(source)

@@ -1,7 +1,7 @@
 //! Splits a JSON array or JSON lines into records without parsing them.
 //!
-//! At most one record is in memory, of at most [`MAX_RECORD_BYTES`]. Nesting is counted, not recursed into,
-//! so a hostile file controls neither stack depth nor memory.
+//! Memory holds one record at a time, of at most [`MAX_RECORD_BYTES`]. The splitter counts brackets instead
+//! of recursing, so a hostile file can exhaust neither the stack nor memory.
 //!
 //! After a broken record in an array, reading resumes at the next record, which [`RecordStart`] finds.
 
@@ -14,7 +14,7 @@ use crate::{
     scanner::{Position, Scanner},
 };
 
-/// Largest record in bytes. A conversation of a million tokens takes about 4 MiB.
+/// Maximum size of a record in bytes. A conversation of a million tokens takes about 4 MiB.
 pub(crate) const MAX_RECORD_BYTES: usize = 64 << 20;
 
 /// The bytes of one record.
@@ -30,9 +30,9 @@ pub(crate) struct Flaw {
     pub at: Position,
     pub found: String,
     pub expected: String,
-    /// Whether the flaw takes the place of a record instead of standing between two.
+    /// Whether the flaw replaces a record. Otherwise it lies between two records.
     pub is_record: bool,
-    /// Whether the rest of the file is skipped because no further record could be found.
+    /// Whether the rest of the file is skipped, because no further record was found.
     pub fatal: bool,
 }
 
@@ -43,7 +43,7 @@ pub(crate) enum Layout {
     Lines,
 }
 
-/// What may come next in an array.
+/// The tokens that may come next in an array.
 #[derive(Clone, Copy, PartialEq)]
 enum Expect {
     FirstRecord,
@@ -59,17 +59,16 @@ pub(crate) struct Splitter<R> {
     expect: Expect,
     /// Start of the last record.
     last: Option<RecordStart>,
-    /// First key of the first record, with its quotes.
+    /// First key of the first record, including its quotes.
     usual_key: Option<Vec<u8>>,
     /// Whether the array is the value of a key.
     wrapped: bool,
-    /// Keys of other lists beside a wrapped array.
+    /// Keys of the other lists in the object that contains the array.
     unread_lists: Vec<String>,
 }
 
 impl<R: BufRead> Splitter<R> {
-    /// Skips a byte order mark and white space, and detects the layout from the first character. `None` for
-    /// an empty file.
+    /// Skips a byte order mark and white space, and detects the layout. Returns `None` for an empty file.
     pub fn new(input: R) -> io::Result<Option<Self>> {
         let mut scanner = Scanner::new(input)?;
         scanner.skip_blanks()?;
@@ -96,7 +95,7 @@ impl<R: BufRead> Splitter<R> {
         }))
     }
 
-    /// Keys of lists beside the wrapped array that was read, such as `test`.
+    /// Returns the keys of the lists that were not read, such as `test`.
     pub fn unread_lists(&self) -> &[String] {
         &self.unread_lists
     }
@@ -105,7 +104,7 @@ impl<R: BufRead> Splitter<R> {
         self.layout
     }
 
-    /// Returns the next record or flaw; `None` at the end and after a fatal flaw.
+    /// Returns the next record or flaw. Returns `None` at the end and after a fatal flaw.
     pub fn next(&mut self) -> io::Result<Option<Result<Piece, Flaw>>> {
         match self.layout {
             Layout::Array => self.next_element(),
@@ -160,7 +159,7 @@ impl<R: BufRead> Splitter<R> {
         }
     }
 
-    /// Ends the array. Only white space may follow, or the rest of the object around it.
+    /// Ends the array. Only white space, or the rest of the object around the array, may follow.
     fn close(&mut self) -> io::Result<Option<Result<Piece, Flaw>>> {
         self.expect = Expect::Nothing;
         self.scanner.bump()?;
@@ -179,7 +178,7 @@ impl<R: BufRead> Splitter<R> {
         }
     }
 
-    /// Skips to the end of the object around the array and records the keys of other lists. Returns `false`
+    /// Skips to the end of the object around the array and collects the keys of other lists. Returns `false`
     /// if the object has no end.
     fn skip_wrapper(&mut self) -> io::Result<bool> {
         let mut nesting = JsonNesting::default();
@@ -211,7 +210,7 @@ impl<R: BufRead> Splitter<R> {
     fn stray(&mut self, found: Option<u8>, expected: &str) -> io::Result<Flaw> {
         let at = self.scanner.at();
         let resumed = match (found, self.last) {
-            // After a complete record, a `{` can only start the next one.
+            // After a complete record, a `{` must start the next one.
             (Some(b'{'), Some(_)) => true,
             (Some(_), Some(last)) => {
                 last.find_next(&mut self.scanner, self.usual_key.as_deref(), None)?.is_some()
@@ -223,7 +222,7 @@ impl<R: BufRead> Splitter<R> {
         Ok(Flaw { at, found: describe(found), expected: expected.into(), is_record: false, fatal })
     }
 
-    /// Reads one element, up to its closing bracket or the next separator.
+    /// Reads one array element, up to its closing bracket or the next separator.
     fn element(&mut self) -> io::Result<Result<Piece, Flaw>> {
         let start = RecordStart::of(&self.scanner);
         self.last = Some(start);
@@ -266,8 +265,8 @@ impl<R: BufRead> Splitter<R> {
         Ok(Ok(Piece { at: start.at, bytes }))
     }
 
-    /// Reports a record with a `fault` here or without an end. Reading resumes at the next record, which may
-    /// start before the fault.
+    /// Reports a broken record, with its `fault` if one is known. Reading resumes at the next record, which
+    /// may start before the fault.
     fn broken(
         &mut self,
         start: RecordStart,
@@ -295,7 +294,7 @@ impl<R: BufRead> Splitter<R> {
         })
     }
 
-    /// Reports an oversized record if another record starts within it. Reading resumes there.
+    /// Reports an oversized record if another record starts inside it. Reading resumes there.
     fn swallowed(&mut self, start: RecordStart, bytes: &[u8]) -> io::Result<Option<Flaw>> {
         let here = self.scanner.at();
         let key = self.usual_key.clone().or_else(|| first_key(bytes));
@@ -308,7 +307,7 @@ impl<R: BufRead> Splitter<R> {
     }
 }
 
-/// Reports a record that has no end before the next record starts.
+/// Reports a record that is not closed before the next record starts.
 fn unclosed(at: Position, next: &NextRecord) -> Flaw {
     let place = match next.at.line == at.line {
         true => format!("in column {}", next.at.column),

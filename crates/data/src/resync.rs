@@ -7,36 +7,37 @@ use crate::{
     scanner::{Position, Scanner},
 };
 
-/// Most white space accepted between a `{` and a key that identifies a record.
+/// Maximum white space between a `{` and the first key of a record.
 const MAX_BLANKS: usize = 256;
 
-/// Where a record starts, used to find the next record if this one is broken.
+/// The start of a record, used to find the next record if this one is broken.
 ///
-/// - If records start a line, the next one is a `{` that starts a line in the same column.
-/// - In column 1, nested objects may start a line too. Then the `{` must be illegal inside the broken record,
-///   or its first key must be the usual one.
-/// - If records do not start a line, those two tests alone decide.
+/// - If records start on their own lines, the next record is a `{` in the same column that starts a line.
+/// - In column 1, a nested object may start a line too. The `{` then counts only if it is illegal inside the
+///   broken record, or if the first key is the same as in the file's first record.
+/// - If records do not start on their own lines, those two conditions alone decide.
 ///
-/// A string is never taken for a record, because its quotes and line breaks are escaped.
+/// A JSON string never matches, because it contains no unescaped quotes or line breaks.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct RecordStart {
     pub at: Position,
     begins_line: bool,
 }
 
-/// Where the next record starts, and the brackets that the broken one left open.
+/// The start of the next record, and the brackets that the broken record left open.
 pub(crate) struct NextRecord {
     pub at: Position,
     pub open: JsonNesting,
 }
 
 impl RecordStart {
-    /// The start of the record whose first byte the scanner reads next.
+    /// Returns the start of a record at the scanner's position.
     pub fn of<R: BufRead>(scanner: &Scanner<R>) -> Self {
         Self { at: scanner.at(), begins_line: scanner.begins_line() }
     }
 
-    /// Rewinds the scanner to the second of the record's `bytes`.
+    /// Rewinds the scanner to the record's second byte. `bytes` are the record's bytes up to the scanner's
+    /// position.
     pub fn go_back<R: BufRead>(self, scanner: &mut Scanner<R>, bytes: &[u8]) {
         if let Some(rest) = bytes.get(1..) {
             let Position { line, column } = self.at;
@@ -44,7 +45,8 @@ impl RecordStart {
         }
     }
 
-    /// Advances to the start of the next record, if it lies before `limit`. `key` is the usual first key.
+    /// Advances to the next record, if it starts before `limit`. `key` is the first key of the file's first
+    /// record.
     pub fn find_next<R: BufRead>(
         self,
         scanner: &mut Scanner<R>,
@@ -75,13 +77,13 @@ impl RecordStart {
     }
 }
 
-/// Whether an object with the first key `key` starts here.
+/// Whether an object with the first key `key` starts at the scanner's position.
 fn opens_with<R: BufRead>(scanner: &mut Scanner<R>, key: &[u8]) -> io::Result<bool> {
     let ahead = scanner.ahead(key.len() + MAX_BLANKS)?;
     Ok(ahead[1..].trim_ascii_start().starts_with(key))
 }
 
-/// Returns the first key of an object, with its quotes.
+/// Returns the first key of an object, including its quotes.
 pub(crate) fn first_key(bytes: &[u8]) -> Option<Vec<u8>> {
     let inside = bytes.strip_prefix(b"{")?.trim_ascii_start();
     let text = inside.strip_prefix(b"\"")?;

@@ -1,13 +1,13 @@
-//! Roles under other names: `USER`, `Human`, `gpt`, `model`, `developer`, or names that the user maps.
+//! Maps role names such as `USER`, `Human`, `gpt` or `developer` to standard roles. The user may add names.
 
 use std::{fmt, str::FromStr};
 
 use crate::NameMapError;
 
-/// Roles of a conversation.
+/// The standard roles.
 pub(crate) const ROLES: [&str; 3] = ["system", "user", "assistant"];
 
-/// Names in use for each role, in lower case. The first is the role itself.
+/// Known names of each role, in lower case. The first name is the standard one.
 const KNOWN: [(&str, &[&str]); 3] = [
     ("system", &["system", "developer"]),
     ("user", &["user", "human", "person", "customer", "usr"]),
@@ -17,14 +17,14 @@ const KNOWN: [(&str, &[&str]); 3] = [
     ),
 ];
 
-/// The user's names for roles, as pairs of name and role.
+/// The user's role names, as `(name, standard role)`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Roles {
     pairs: Vec<(String, &'static str)>,
 }
 
 impl Roles {
-    /// Adds a name for a role, unless the name is mapped already.
+    /// Adds a name for a role unless the name is already mapped.
     pub(crate) fn or(mut self, name: &str, role: &'static str) -> Self {
         if self.pairs.iter().all(|(own, _)| own != name) {
             self.pairs.push((name.to_owned(), role));
@@ -32,7 +32,7 @@ impl Roles {
         self
     }
 
-    /// The role that `name` stands for. The user's names come first; case is ignored in the known ones.
+    /// Returns the standard role for `name`. The user's names take precedence. Known names match in any case.
     pub(crate) fn role(&self, name: &str) -> Option<&'static str> {
         let own = self.pairs.iter().find(|(own, _)| own == name).map(|(_, role)| *role);
         own.or_else(|| {
@@ -42,7 +42,7 @@ impl Roles {
     }
 }
 
-/// One of [`ROLES`] by its name.
+/// Returns the standard role with exactly this name.
 fn standard(name: &str) -> Option<&'static str> {
     ROLES.into_iter().find(|role| *role == name)
 }
@@ -50,7 +50,7 @@ fn standard(name: &str) -> Option<&'static str> {
 impl FromStr for Roles {
     type Err = NameMapError;
 
-    /// Parses `NAME=ROLE,…`. `ROLE=NAME` is accepted too if only the left side is a role.
+    /// Parses `NAME=ROLE,…`. Accepts `ROLE=NAME` too if only the left side is a standard role.
     fn from_str(text: &str) -> Result<Self, NameMapError> {
         let mut pairs = Vec::new();
         for (left, right) in crate::columns::pairs(text)? {

@@ -1,26 +1,26 @@
-//! Reads bytes one at a time with their position, and can rewind.
+//! Reads a stream byte by byte, tracks the position, and can rewind.
 
 use std::io::{self, BufRead};
 
-/// A position in the file. Line and column count from 1; the column counts characters.
+/// A position in a file: line and column from 1, the column in characters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Position {
     pub line: u64,
     pub column: u64,
 }
 
-/// A byte stream with a position, look-ahead and rewind.
 pub(crate) struct Scanner<R> {
     input: R,
     at: Position,
     begins_line: bool,
-    /// Bytes to read before `input`, from index `next`. Bytes before `next` were read last.
+    /// Bytes that precede the rest of `input`, to be read from index `next`. Bytes before `next` were already
+    /// read.
     pending: Vec<u8>,
     next: usize,
 }
 
 impl<R: BufRead> Scanner<R> {
-    /// Starts after a UTF-8 byte order mark, if there is one.
+    /// Creates a scanner and skips a UTF-8 byte order mark.
     pub fn new(input: R) -> io::Result<Self> {
         let at = Position { line: 1, column: 1 };
         let mut scanner = Self { input, at, begins_line: true, pending: Vec::new(), next: 0 };
@@ -32,7 +32,6 @@ impl<R: BufRead> Scanner<R> {
         Ok(scanner)
     }
 
-    /// The position of the next byte.
     pub fn at(&self) -> Position {
         self.at
     }
@@ -63,7 +62,7 @@ impl<R: BufRead> Scanner<R> {
         }
         match byte {
             b'\n' => self.at = Position { line: self.at.line + 1, column: 1 },
-            // A UTF-8 continuation byte belongs to the character before it.
+            // A UTF-8 continuation byte is part of the previous character.
             0x80..=0xbf => {}
             _ => self.at.column += 1,
         }
@@ -71,7 +70,6 @@ impl<R: BufRead> Scanner<R> {
         Ok(Some(byte))
     }
 
-    /// Skips white space and line breaks.
     pub fn skip_blanks(&mut self) -> io::Result<()> {
         while let Some(b' ' | b'\t' | b'\r' | b'\n') = self.peek()? {
             self.bump()?;
@@ -79,9 +77,9 @@ impl<R: BufRead> Scanner<R> {
         Ok(())
     }
 
-    /// Rewinds to `at` in the middle of a line. `bytes` are the bytes between `at` and here.
+    /// Rewinds to `at`, on the same line. `bytes` are the bytes from `at` to the current position.
     pub fn push_back(&mut self, bytes: &[u8], at: Position) {
-        // Up to 64 MiB may be pending and a file can force many rewinds, so this path moves no bytes.
+        // Up to 64 MiB may be pending and a file can force many rewinds, so this branch copies no bytes.
         match self.next.checked_sub(bytes.len()) {
             Some(next) => self.next = next,
             None => {
@@ -92,7 +90,7 @@ impl<R: BufRead> Scanner<R> {
         (self.at, self.begins_line) = (at, false);
     }
 
-    /// Returns the next `count` bytes, or all that remain, without consuming them.
+    /// Returns the next `count` bytes, or fewer at the end, without consuming them.
     pub fn ahead(&mut self, count: usize) -> io::Result<&[u8]> {
         if self.pending.len() - self.next < count {
             self.pending.drain(..self.next);
@@ -121,7 +119,7 @@ impl<R: BufRead> Scanner<R> {
                 Err(error) => return Err(error),
             }
         }
-        // The borrow checker rejects a return from the loop; a second call returns the same buffer.
+        // The borrow checker rejects a return inside the loop. A second call returns the same buffer.
         self.input.fill_buf()
     }
 }

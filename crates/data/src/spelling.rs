@@ -1,11 +1,11 @@
-//! Finds the known word nearest to a misspelt one.
+//! Suggests a known word for a misspelt one.
 
-/// Longest word that is compared.
+/// Longest word that is compared: the comparison takes quadratic time, and a file's key may be of any length.
 const MAX_BYTES: usize = 128;
 
-/// Returns the word in `known` nearest to `word`, if one is near enough to be a typing mistake.
+/// Returns the word in `known` with the smallest edit distance to `word`. Returns `None` if more than a third
+/// of the characters differ.
 pub fn nearest<'a>(word: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
-    // A key may be as long as the file, and the comparison is quadratic.
     if word.len() > MAX_BYTES {
         return None;
     }
@@ -14,7 +14,7 @@ pub fn nearest<'a>(word: &str, known: impl IntoIterator<Item = &'a str>) -> Opti
     known.into_iter().map(|k| (edits(&word, k), k)).filter(|(d, _)| *d <= limit).min().map(|(_, k)| k)
 }
 
-/// Edit distance with swaps of neighbours (optimal string alignment).
+/// Returns the edit distance that counts a swap of neighbours as one edit (optimal string alignment).
 fn edits(a: &str, b: &str) -> usize {
     let (a, b): (Vec<char>, Vec<char>) = (a.chars().collect(), b.chars().collect());
     let mut d = vec![vec![0; b.len() + 1]; a.len() + 1];

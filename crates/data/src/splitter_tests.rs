@@ -1,9 +1,7 @@
-//! Bytes in; records, flaws and their places out.
-
 use super::*;
 
-/// The records as `line:column text`, flaws as `line:column found, expected`, with `-` between records and
-/// `!` when fatal.
+/// Formats a record as `line:column text`, and a flaw as `line:column found, expected`. A flaw between
+/// records has the suffix `-`, a fatal one `!`.
 fn split(input: &[u8]) -> Vec<String> {
     let Some(mut splitter) = Splitter::new(input).unwrap() else { return vec!["no records".into()] };
     let mut seen = Vec::new();

@@ -1,4 +1,4 @@
-//! Opens a data file's bytes: looks at the first ones, and decompresses.
+//! Opens a data file, returns its first bytes and decompresses it.
 
 use std::io::{self, BufReader, Read};
 
@@ -7,21 +7,21 @@ use sha2::{Digest, Sha256};
 
 use crate::container::Compression;
 
-/// First bytes of a file that are looked at.
+/// Number of first bytes that detection may inspect.
 const HEAD_BYTES: u64 = 1 << 16;
 
-/// Most bytes that a compressed byte may become; text shrinks to a tenth.
+/// Maximum ratio of decompressed to compressed bytes. Text usually has a ratio of ten.
 const MAX_EXPANSION: u64 = 1 << 10;
 
-/// A stream whose first bytes were looked at and will be read again.
+/// A stream together with a copy of its first bytes.
 pub(crate) struct Opened<'a> {
     /// The first bytes, decompressed.
     pub head: Vec<u8>,
-    /// All bytes, decompressed.
+    /// All bytes from the start, decompressed.
     pub stream: Box<dyn Read + 'a>,
 }
 
-/// Opens `input`, and decompresses it if it is compressed.
+/// Opens `input`, decompressing gzip and Zstandard.
 pub(crate) fn open<'a>(input: impl Read + 'a) -> io::Result<Opened<'a>> {
     let opened = peek(input)?;
     let Some(compression) = Compression::of(&opened.head) else { return Ok(opened) };
@@ -44,7 +44,6 @@ fn peek<'a>(mut input: impl Read + 'a) -> io::Result<Opened<'a>> {
     Ok(Opened { head, stream })
 }
 
-/// Counts the bytes read.
 struct Counting<R> {
     inner: R,
     bytes: u64,
@@ -58,10 +57,10 @@ impl<R: Read> Read for Counting<R> {
     }
 }
 
-/// A decoder that fails when its output is out of proportion to its input.
+/// A decoder that fails if the ratio of output to input exceeds [`MAX_EXPANSION`].
 struct Limited<R, F> {
     decoder: R,
-    /// Compressed bytes read so far.
+    /// Returns the number of compressed bytes read so far.
     source: F,
     bytes: u64,
 }
@@ -84,11 +83,10 @@ impl<R: Read, F: Fn(&R) -> u64> Read for Limited<R, F> {
     }
 }
 
-/// A reader that hashes the bytes it returns.
+/// A reader that hashes and counts the bytes that it returns.
 pub(crate) struct Hashing<R> {
     inner: R,
     sha256: Sha256,
-    /// Number of bytes read.
     pub bytes: u64,
 }
 

@@ -1,4 +1,4 @@
-//! CSV and TSV: rows to records, with the header's names as keys.
+//! Reads CSV and TSV. The header's names are the record's keys.
 
 use std::io::Read;
 
@@ -10,17 +10,17 @@ use crate::{
     record::{Mismatch, RecordFault},
 };
 
-/// Longest header that is recognised, in bytes.
+/// Longest header in bytes.
 const MAX_HEADER_BYTES: usize = 1 << 12;
 
-/// Delimiters, in the order of preference.
+/// Delimiters in order of preference.
 const DELIMITERS: [u8; 3] = *b"\t,;";
 
-/// Keys that are enough for a table of one column.
+/// Keys that may be the only column of a table.
 const SINGLE_COLUMNS: [&str; 3] = ["text", "messages", "conversations"];
 
-/// Returns the delimiter if the first line of `head` is a table's header. A header has two names or more,
-/// none of them with a sign of JSON; a single name must be that of a format's only key.
+/// Returns the delimiter if the first line of `head` is a table header. A header has at least two names, and
+/// no name contains JSON punctuation. A single name must be one of [`SINGLE_COLUMNS`].
 pub(crate) fn delimiter(head: &[u8]) -> Option<u8> {
     let head = head.strip_prefix(b"\xef\xbb\xbf").unwrap_or(head);
     let end = head.iter().position(|byte| matches!(byte, b'\n' | b'\r')).unwrap_or(head.len());
@@ -47,15 +47,15 @@ pub(crate) fn delimiter(head: &[u8]) -> Option<u8> {
     }
 }
 
-/// Reads rows that end in `\n`: csv's own handling of `\r\n` miscounts lines. [`without_return`] removes the
-/// `\r`.
+/// Creates a reader of rows that end in `\n`: with `\r\n`, the csv crate miscounts lines. [`without_return`]
+/// removes the `\r`.
 fn reader<R: Read>(input: R, delimiter: u8) -> csv::Reader<R> {
     let mut builder = ReaderBuilder::new();
     builder.delimiter(delimiter).terminator(Terminator::Any(b'\n')).has_headers(false).flexible(true);
     builder.from_reader(input)
 }
 
-/// The row without the `\r` at its end.
+/// Removes a `\r` at the end of the row.
 fn without_return(row: ByteRecord) -> ByteRecord {
     let Some(last) = row.len().checked_sub(1).filter(|last| row[*last].ends_with(b"\r")) else { return row };
     let cell = |(index, cell): (usize, &[u8])| match index == last {
@@ -67,26 +67,24 @@ fn without_return(row: ByteRecord) -> ByteRecord {
     shorter
 }
 
-/// The rows of a table.
+/// Iterates over the rows of a table.
 pub(crate) struct Table<R> {
     rows: csv::Reader<R>,
-    /// Names of the columns, in order.
+    /// Column names in order.
     names: Vec<String>,
 }
 
-/// One row.
 pub(crate) struct Row {
-    /// Line of the row's start, from 1.
+    /// First line of the row, from 1.
     pub line: u64,
-    /// The row's bytes outside UTF-8 faults, for the guess of the encoding.
+    /// The row's cells, one per line, for the guess of the encoding.
     pub bytes: Vec<u8>,
-    /// The record, or the reason why the row is none.
+    /// The record, or the reason why the row is invalid.
     pub object: Result<Object, Mismatch>,
 }
 
 impl<R: Read> Table<R> {
-    /// Reads the header. Names that are not UTF-8 are kept with replacement characters; the rows show the
-    /// encoding.
+    /// Reads the header. In names that are not UTF-8, the replacement character stands for invalid bytes.
     pub fn new(input: R, delimiter: u8) -> Result<Self, csv::Error> {
         let mut rows = reader(input, delimiter);
         let mut header = ByteRecord::new();

@@ -1,6 +1,7 @@
-//! Finds what a chat template does to the messages of each record, with markers in place of their texts.
+//! Detects how a chat template changes the messages of each record. It renders markers in place of the texts
+//! and compares the output.
 //!
-//! Records of one shape (the same roles, thoughts and outer white space) are rendered once.
+//! Records whose messages have the same traits share one rendering.
 
 use std::collections::HashMap;
 
@@ -12,61 +13,60 @@ use crate::{
     record::{Record, RecordContent, RecordSource, TurnLoss},
 };
 
-/// First marker. Plane 16 is for private use, so no text has these characters by chance.
+/// The first marker. Plane 16 is for private use, so ordinary text does not contain these characters.
 const FIRST_MARKER: u32 = 0x10_0000;
 
-/// White space around a marker. A template that trims removes it, and none writes it.
+/// White space around a marker. A template that trims text removes it, and no template writes this character.
 const BLANK: char = '\u{2003}';
 
-/// The end of a thought inside an answer.
 const THOUGHT_END: &str = "</think>";
 
-/// Message keys that hold an answer's reasoning.
+/// Message keys that contain an answer's reasoning.
 const REASONING_KEYS: [&str; 3] = ["reasoning_content", "reasoning", "thinking"];
 
-/// What a template does to a message.
+/// An effect of a chat template on a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[non_exhaustive]
 pub enum TemplateEffect {
-    /// It does not write a system message.
+    /// The template omits a system message.
     SystemDropped,
-    /// It does not write a user message.
+    /// The template omits a user message.
     QuestionDropped,
-    /// It does not write an answer.
+    /// The template omits an answer.
     AnswerDropped,
-    /// It does not write the thought (`<think>…</think>`) of an answer.
+    /// The template omits the reasoning (`<think>…</think>`) of an answer.
     ThoughtDropped,
-    /// It does not write a tool call.
+    /// The template omits a tool call.
     CallDropped,
-    /// It does not describe the record's tools.
+    /// The template omits the definitions of tools.
     ToolsDropped,
-    /// It writes a message more than once.
+    /// The template writes a message more than once.
     Repeated,
-    /// It removes white space around a message.
+    /// The template removes white space around a message.
     Trimmed,
-    /// It writes other text before the last answer than before a generation.
+    /// The text before the last answer differs from the prompt of a generation.
     PromptDiffers,
-    /// No token that stops a generation follows an answer.
+    /// An answer is not followed by a token that stops a generation.
     EndMissing,
 }
 
-/// One effect, with the records it concerns.
+/// An effect and the records that have it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct TemplateFinding {
     /// The effect.
     pub effect: TemplateEffect,
     /// Number of records with the effect.
     pub count: usize,
-    /// The first of them.
+    /// The first record with the effect.
     pub first: RecordSource,
 }
 
-/// What matters of a message for a template: its role, and the traits that templates act upon.
+/// The properties of a message that a template may depend on: its role, and which parts it has.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 struct Trait {
     role: String,
     thinks: bool,
-    /// Whether the reasoning stands under this key of its own.
+    /// The key of the message's reasoning, if it has one.
     reasoning_key: Option<&'static str>,
     calls: bool,
     blank_before: bool,
@@ -86,23 +86,23 @@ impl Trait {
     }
 }
 
-/// Collects the effects of a template over the records of a run.
+/// Collects the effects of a template on the records of a run.
 #[derive(Debug)]
 pub struct TemplateAudit<'a> {
     tokenizer: &'a Tokenizer,
-    /// Effects by the traits of all messages, and whether the record has tools.
+    /// Effects by the traits of all messages and by whether the record has tools.
     shapes: HashMap<(Vec<Trait>, bool), Vec<TemplateEffect>>,
     findings: Vec<TemplateFinding>,
     records: usize,
 }
 
 impl<'a> TemplateAudit<'a> {
-    /// An audit of the tokenizer's template.
+    /// Creates an audit of the tokenizer's template.
     pub fn new(tokenizer: &'a Tokenizer) -> Self {
         Self { tokenizer, shapes: HashMap::new(), findings: Vec::new(), records: 0 }
     }
 
-    /// Adds a record. `encoded` is empty for a dropped one.
+    /// Adds a record. `encoded` is empty for a dropped record.
     pub fn add(&mut self, record: &Record, encoded: &Encoded) {
         let (RecordContent::Chat(chat), Ok(template)) = (&record.content, self.tokenizer.template()) else {
             return;
@@ -121,7 +121,7 @@ impl<'a> TemplateAudit<'a> {
         }
     }
 
-    /// Whether each run of trained tokens ends with one that stops a generation.
+    /// Whether each range of trained tokens ends with a token that stops a generation.
     fn every_answer_ends(&self, encoded: &Encoded) -> bool {
         if matches!(encoded.truncation, Truncation::Dropped { .. }) {
             return true;
@@ -138,27 +138,27 @@ impl<'a> TemplateAudit<'a> {
         }
     }
 
-    /// Number of conversations that were added.
+    /// Number of conversations added.
     pub fn records(&self) -> usize {
         self.records
     }
 
-    /// The effects found, in the order of [`TemplateEffect`].
+    /// Returns the effects in the order of [`TemplateEffect`].
     pub fn into_findings(mut self) -> Vec<TemplateFinding> {
         self.findings.sort_by_key(|finding| finding.effect);
         self.findings
     }
 }
 
-/// Stands in the definition of a tool.
+/// The marker in the definition of a tool.
 const TOOL_MARKER: char = '\u{10fffd}';
 
-/// The marker of a message's text, or of its reasoning or call.
+/// Returns the marker for a part of a message: its text, reasoning or call.
 fn marker(index: usize, part: u32) -> char {
     char::from_u32(FIRST_MARKER + 3 * index as u32 + part).unwrap_or(char::REPLACEMENT_CHARACTER)
 }
 
-/// A message of this shape, with markers for its parts.
+/// Creates a message with these traits, whose parts are markers.
 fn probe((index, part): (usize, &Trait)) -> Message {
     let blank = |is_there: bool| if is_there { String::from(BLANK) } else { String::new() };
     let thought = match part.thinks {
@@ -179,8 +179,8 @@ fn probe((index, part): (usize, &Trait)) -> Message {
     message
 }
 
-/// Renders a conversation of this shape with markers, and compares what comes out. Empty if the template
-/// rejects it.
+/// Renders markers for messages with these traits and returns the effects. Returns none if the template
+/// rejects the conversation.
 fn effects(shape: &[Trait], has_tools: bool, template: &ChatTemplate) -> Vec<TemplateEffect> {
     let messages: Vec<Message> = shape.iter().enumerate().map(probe).collect();
     let tool = json!({ "type": "function", "function": { "name": TOOL_MARKER.to_string(), "description": "", "parameters": {} } });
@@ -198,7 +198,7 @@ fn effects(shape: &[Trait], has_tools: bool, template: &ChatTemplate) -> Vec<Tem
             _ => TemplateEffect::QuestionDropped,
         };
         match text.matches(marker(index, 0)).count() {
-            // Templates write a call in place of the text.
+            // A template may write the call instead of the text.
             0 if !part.calls => found.push(dropped),
             0 | 1 => {}
             _ => found.push(TemplateEffect::Repeated),

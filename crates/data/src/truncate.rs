@@ -1,4 +1,4 @@
-//! Shortens a conversation. The last answer stays whole, because its end teaches the model to stop.
+//! Shortens a conversation. The last answer is never cut, because its end teaches the model to stop.
 
 use danlu_model::{Message, ModelError};
 
@@ -9,14 +9,14 @@ use crate::record::{Conversation, TurnLoss};
 pub(crate) enum Fit {
     /// A shorter conversation that fits.
     Shorter(Conversation),
-    /// The last answer and a part of its question do not fit.
+    /// No shorter form fits: the last answer is too long.
     Never,
 }
 
-/// Returns the longest shortened conversation that `fits`.
+/// Returns the longest form of the conversation for which `fits` is true.
 ///
-/// Text is removed in this order: messages after the last answer, the first turns, the front of the last
-/// question. The system message stays.
+/// Text is removed in this order: messages after the last answer, the first turns, the start of the last
+/// question. The system message is never removed.
 pub(crate) fn truncate(
     chat: &Conversation,
     fits: &dyn Fn(&[Message]) -> Result<bool, ModelError>,
@@ -28,13 +28,13 @@ pub(crate) fn truncate(
     let turns = &chat.messages[system..=last_answer];
     let loss = &chat.loss[system..=last_answer];
 
-    // Keeps the system message and the turns from `start` on.
+    // Returns the system message and the turns from `start` on.
     let from = |start: usize| {
         let messages = [&chat.messages[..system], &turns[start..]].concat();
         let loss = [&chat.loss[..system], &loss[start..]].concat();
         Conversation { messages, loss, tools: chat.tools.clone() }
     };
-    // A conversation starts with a user message.
+    // A shortened conversation starts with a user message.
     let starts: Vec<usize> =
         (0..turns.len()).filter(|&start| start == 0 || turns[start].role == "user").collect();
     let shorter = first_that_fits(starts.len(), &|index| fits(&from(starts[index]).messages))?;
@@ -42,7 +42,7 @@ pub(crate) fn truncate(
         return Ok(Fit::Shorter(from(starts[index])));
     }
 
-    // The last exchange does not fit whole: cut the front of its question.
+    // The last question and answer do not fit, so the question loses its start.
     let chat = from(starts.last().copied().unwrap_or(0));
     let is_question = |at: &usize| chat.messages[*at].role == "user" && !chat.loss[*at].is_trained();
     let Some(question) = (0..chat.messages.len()).rev().find(is_question) else {
@@ -54,7 +54,7 @@ pub(crate) fn truncate(
         chat.messages[question].content.drain(..cuts[index]);
         chat
     };
-    // A question of white space only would be another question.
+    // White space alone is no question, so no cut ends in one.
     let shorter = first_that_fits(cuts.len(), &|index| fits(&cut_at(index).messages))?;
     Ok(match shorter.map(cut_at) {
         Some(chat) if !chat.messages[question].content.trim().is_empty() => Fit::Shorter(chat),
@@ -62,9 +62,10 @@ pub(crate) fn truncate(
     })
 }
 
-/// Binary search for the least index below `len` that fits, assuming that lengths shrink as the index grows.
+/// Finds the smallest index below `len` that fits by binary search, assuming that lengths shrink as the index
+/// grows.
 ///
-/// Tokenization breaks that assumption slightly, but the returned index was tested and fits.
+/// Tokenization violates the assumption slightly, but the returned index was tested.
 fn first_that_fits(
     len: usize,
     fits: &dyn Fn(usize) -> Result<bool, ModelError>,
@@ -156,8 +157,8 @@ mod tests {
             let answer = chat.messages.iter().rfind(|message| message.role == "assistant");
             match to(&chat, budget) {
                 Fit::Never => {
-                    // Then the system message, the last answers and a question that ends in 12 blanks do not
-                    // fit.
+                    // Then the system message, the last answers and a question that ends in 12 blanks are too
+                    // long.
                     let answers = turns.iter().rev().skip_while(|turn| turn.0 == 0).take_while(|turn| turn.0 == 1);
                     let least: usize = answers.map(|turn| turn.1.len() + 2).sum();
                     let system = system.map_or(0, |text| text.len() + 2);

@@ -1,4 +1,4 @@
-//! Keys that a format does not define, often misspelt ones.
+//! Collects keys that a format does not define. Many are misspelt.
 
 use crate::{
     Format,
@@ -8,7 +8,7 @@ use crate::{
     spelling::nearest,
 };
 
-/// Most distinct keys that are recorded.
+/// Maximum number of distinct keys that are recorded.
 const MAX_KEYS: usize = 100;
 
 /// A key that danlu does not read.
@@ -20,11 +20,11 @@ pub struct UnknownKey {
     pub count: usize,
     /// First record with the key.
     pub first: RecordSource,
-    /// A similar key of the format that the first record lacks.
+    /// A similar key of the format that is missing from the first record.
     pub meant: Option<&'static str>,
 }
 
-/// Counts the keys of `record` that `format` does not define, and `message_keys`, which its messages have.
+/// Counts the keys of `record` and of its messages (`message_keys`) that `format` does not define.
 pub(crate) fn count_unknown(
     found: &mut Vec<UnknownKey>,
     format: Format,

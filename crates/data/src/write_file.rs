@@ -18,7 +18,7 @@ use serde_json::Value;
 
 use crate::{container::Compression, fields::Object};
 
-/// Level of Zstandard, its own default.
+/// Zstandard's default level.
 const ZSTD_LEVEL: i32 = 3;
 
 /// The layout of an output file.
@@ -30,7 +30,7 @@ enum Layout {
     Parquet,
 }
 
-/// Layout and compression of an output file, by its name.
+/// Layout and compression of an output file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct OutputKind {
     layout: Layout,
@@ -38,8 +38,8 @@ pub struct OutputKind {
 }
 
 impl OutputKind {
-    /// Recognises `.json`, `.jsonl`, `.csv`, `.tsv` and `.parquet`, each with `.gz` or `.zst` behind it.
-    /// `None` for other names.
+    /// Recognizes `.json`, `.jsonl`, `.csv`, `.tsv` and `.parquet`, optionally followed by `.gz` or `.zst`.
+    /// Returns `None` for other names.
     pub fn of(file: &Path) -> Option<Self> {
         let name = file.file_name()?.to_str()?.to_lowercase();
         let (name, compression) = match name.rsplit_once('.')? {
@@ -58,7 +58,7 @@ impl OutputKind {
         Some(Self { layout, compression })
     }
 
-    /// The bytes of a file with `records`. In tables, lists stand as JSON text.
+    /// Returns the contents of a file with `records`. In tables, a list is written as JSON text.
     ///
     /// # Errors
     /// If a table cannot hold the records.
@@ -90,7 +90,7 @@ impl OutputKind {
     }
 }
 
-/// The keys of all records, in the order of their first use.
+/// Returns the keys of all records, in order of first use.
 fn columns(records: &[Object]) -> Vec<&str> {
     let mut names: Vec<&str> = Vec::new();
     for key in records.iter().flat_map(Object::keys) {
@@ -101,12 +101,12 @@ fn columns(records: &[Object]) -> Vec<&str> {
     names
 }
 
-/// One cell: a string as it is, anything else as JSON. A missing key is an empty cell.
+/// Returns one cell: a string unchanged, any other value as JSON. A missing key gives an empty cell.
 fn cell(record: &Object, name: &str) -> io::Result<String> {
     match record.get(name) {
         None | Some(Value::Null) => Ok(String::new()),
         Some(Value::String(text)) => Ok(text.clone()),
-        // A prompt as JSON text would be read as the prompt itself.
+        // A reader would parse a prompt that is JSON text as a list of messages.
         Some(_) if name == "prompt" || name == "completion" => {
             let message =
                 format!("`{name}` is a list of messages, which a table cannot hold; write `--to messages`");

@@ -1,4 +1,4 @@
-//! Keys that exclude turns from the loss, as the trainers in use name them.
+//! Reads the keys that exclude turns from the loss. The keys are those of common trainers.
 
 use std::ops::Range;
 
@@ -10,18 +10,18 @@ use crate::{
     record::{Mismatch, RecordFault, TurnLoss},
 };
 
-/// Keys of a message: true, 1 or null trains it. `train_detail` lists the trained parts of its text.
+/// Message keys: true, 1 or null trains the message. `train_detail` lists the trained parts of its text.
 pub(crate) const TURN_KEYS: [&str; 8] =
     ["train", "train_detail", "training_detail", "loss", "loss_mask", "trainable", "weight", "mask_loss"];
 
-/// Keys of a record that hold one value per message, or per answer.
+/// Record keys with one value per message, or per answer.
 pub(crate) const LIST_KEYS: [&str; 7] =
     ["train", "loss", "loss_mask", "trainable", "weight", "weights", "train_mask"];
 
-/// Keys of which true excludes.
+/// Keys whose value true excludes the message.
 const INVERTED: [&str; 1] = ["mask_loss"];
 
-/// Reads the mask keys of a message with the text `content`.
+/// Reads the mask keys of a message whose text is `content`.
 pub(super) fn of_turn(turn: &Object, content: &str) -> Result<Option<TurnLoss>, Mismatch> {
     let mut decided: Option<(&str, TurnLoss)> = None;
     for key in TURN_KEYS {
@@ -36,7 +36,7 @@ pub(super) fn of_turn(turn: &Object, content: &str) -> Result<Option<TurnLoss>, 
                 false => TurnLoss::Masked,
             },
         };
-        // A detail refines the flag beside it.
+        // `train_detail` refines the message's own mask key.
         match &decided {
             Some((first, earlier))
                 if *earlier != loss && !key.ends_with("detail") && !first.ends_with("detail") =>
@@ -66,8 +66,8 @@ fn flag(value: &Value, key: &str) -> Result<bool, Mismatch> {
     }
 }
 
-/// Reads axolotl's `train_detail`: parts with `begin_offset`, an inclusive `end_offset` and `train`, in
-/// characters.
+/// Reads axolotl's `train_detail`: objects with `begin_offset`, an inclusive `end_offset` and `train`.
+/// Offsets count characters.
 fn parts_of(parts: &[Value], content: &str, key: &str) -> Result<TurnLoss, Mismatch> {
     let starts: Vec<usize> = content.char_indices().map(|(at, _)| at).chain([content.len()]).collect();
     let mut trained: Vec<Range<usize>> = Vec::new();
@@ -92,7 +92,7 @@ fn parts_of(parts: &[Value], content: &str, key: &str) -> Result<TurnLoss, Misma
     Ok(if trained.is_empty() { TurnLoss::Masked } else { TurnLoss::Parts(trained) })
 }
 
-/// Applies lists beside the messages: one value per message, or one per answer.
+/// Applies the record's lists of masks, which have one value per message or per answer.
 pub(super) fn apply_lists(
     record: &Object,
     messages: &[Message],
@@ -102,7 +102,7 @@ pub(super) fn apply_lists(
         let values = match record.get(key) {
             None | Some(Value::Null) => continue,
             Some(Value::Array(values)) => values,
-            // A measured loss, not a mask.
+            // Here `loss` is a measured loss, not a mask.
             Some(Value::Number(number))
                 if key == "loss" && ![0.0, 1.0].map(Some).contains(&number.as_f64()) =>
             {
@@ -131,7 +131,7 @@ pub(super) fn apply_lists(
             match (flag(value, key)?, is_answer) {
                 (false, _) => loss[at] = TurnLoss::Masked,
                 (true, true) if loss[at] == TurnLoss::Context => loss[at] = TurnLoss::Whole,
-                // A list of ones is a default: it adds no loss to questions.
+                // A list of ones is a default and adds no loss to questions.
                 (true, _) => {}
             }
         }

@@ -1,4 +1,4 @@
-//! OpenAI's `messages` and ShareGPT's `conversations`: a list of turns, and optionally a `system` beside it.
+//! Reads OpenAI's `messages` and ShareGPT's `conversations`: a list of turns, and optionally a `system` key.
 
 use super::turns::{TurnReader, tools};
 use crate::{
@@ -7,7 +7,7 @@ use crate::{
     record::{Conversation, Mismatch, RecordContent},
 };
 
-/// Converts a record whose turns stand under `key`.
+/// Converts a record whose turns are in the list `key`.
 pub(super) fn convert(record: &Object, key: &str, turns: &mut TurnReader) -> Result<RecordContent, Mismatch> {
     let mut chat = Conversation { tools: tools(record)?, ..Conversation::default() };
     chat.push_system(optional_text(record, "system")?);

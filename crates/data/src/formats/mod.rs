@@ -1,4 +1,4 @@
-//! One file per format. Each converts a JSON object to [`RecordContent`].
+//! Converts JSON objects to [`RecordContent`]. Each format has its own file.
 
 mod alpaca;
 pub(crate) mod masks;
@@ -16,10 +16,9 @@ use crate::{
     unknown_keys,
 };
 
-/// Record keys that change the model's input and are not rendered.
+/// Record keys that would change the model's input but cannot be rendered.
 pub(crate) const UNSUPPORTED: [&str; 6] = ["functions", "images", "image", "audios", "videos", "documents"];
 
-/// Converts one record of `format`.
 pub(crate) fn convert(
     format: Format,
     record: &Object,
@@ -49,7 +48,7 @@ pub(crate) fn convert(
     }
 }
 
-/// Converts a record and formats the messages or the fault; shared by the formats' tests.
+/// Converts a record and formats its messages or its fault.
 #[cfg(test)]
 fn shown(format: Format, record: &str) -> String {
     let options = crate::ReadOptions::default();

@@ -1,4 +1,4 @@
-//! `text`: a document without roles, for continued pre-training.
+//! Reads `text`: a document without roles, for continued pre-training.
 
 use crate::{
     fields::{Object, text},

@@ -1,4 +1,4 @@
-//! Turns of a conversation, under OpenAI's keys (`role`, `content`), ShareGPT's (`from`, `value`) or the
+//! Reads turns of a conversation, with OpenAI's keys (`role`, `content`), ShareGPT's (`from`, `value`) or the
 //! user's.
 
 use danlu_model::Message;
@@ -12,29 +12,29 @@ use crate::{
     record::{Conversation, Mismatch, RecordFault, TurnLoss},
 };
 
-/// Keys that hold the role, in the order of preference.
+/// Keys of the role, in order of preference.
 const ROLE_KEYS: [&str; 2] = ["role", "from"];
 
-/// Keys that hold the text, in the order of preference.
+/// Keys of the text, in order of preference.
 const CONTENT_KEYS: [&str; 2] = ["content", "value"];
 
 /// Message keys that danlu cannot render.
 const UNSUPPORTED: [&str; 4] = ["function_call", "images", "audio", "refusal"];
 
-/// Message keys that the template receives as they are.
+/// Message keys that the template receives unchanged.
 const PASSED: [&str; 6] =
     ["tool_calls", "tool_call_id", "name", "reasoning_content", "reasoning", "thinking"];
 
-/// The name of a turn whose text is a tool call, in LLaMA-Factory's ShareGPT.
+/// LLaMA-Factory's ShareGPT role for a turn whose text is a tool call.
 const CALL_ROLE: &str = "function_call";
 
-/// Names of turns with a tool's result.
+/// Roles of turns that contain a tool's result.
 const TOOL_ROLES: [&str; 5] = ["tool", "function", "observation", "tool_response", "ipython"];
 
-/// Converts lists of turns, and collects the keys that it does not read.
+/// Converts lists of turns, and collects keys that it does not read.
 pub(crate) struct TurnReader<'a> {
     options: &'a ReadOptions,
-    /// Unread keys of messages, once per record.
+    /// Keys of messages that were not read, once per record.
     pub unknown_keys: Vec<String>,
 }
 
@@ -43,8 +43,8 @@ impl<'a> TurnReader<'a> {
         Self { options, unknown_keys: Vec::new() }
     }
 
-    /// Adds the turns under `key` to `chat`. Answers carry a loss unless a message or the record masks them;
-    /// with `context`, none does.
+    /// Adds the turns in the list `key` to `chat`. Answers carry a loss unless the message or the record
+    /// masks them. With `context`, no answer does.
     pub fn add(
         &mut self,
         chat: &mut Conversation,
@@ -64,7 +64,7 @@ impl<'a> TurnReader<'a> {
         masks::apply_lists(record, &chat.messages[first..], &mut chat.loss[first..])
     }
 
-    /// Reads one turn, and what its own keys say about the loss.
+    /// Reads one turn, and the loss that its mask keys request.
     fn turn(&mut self, value: &Value) -> Result<(Message, Option<TurnLoss>), Mismatch> {
         let Value::Object(object) = value else {
             let found = fields::describe(value);
@@ -90,13 +90,13 @@ impl<'a> TurnReader<'a> {
         Ok((Message { extra, ..message(role, content) }, mask))
     }
 
-    /// The key of `object` that stands for `ours`.
+    /// Returns the key of `object` that is used for `ours`.
     fn key(&self, object: &Object, ours: &'static str, known: &[&'static str]) -> &'a str {
         let present = |key: &&str| object.contains_key(*key);
         let options: &'a ReadOptions = self.options;
         let own = options.columns.message_key(ours).filter(present);
         own.or_else(|| known.iter().copied().find(present)).unwrap_or(match ours {
-            // Where one key is ShareGPT's, so is the other.
+            // A message with ShareGPT's `from` also uses ShareGPT's `value`.
             "content" if object.contains_key("from") && !object.contains_key("role") => "value",
             _ => ours,
         })
@@ -121,18 +121,17 @@ impl<'a> TurnReader<'a> {
     }
 }
 
-/// Adds the message's number to a fault.
 fn within(mut mismatch: Mismatch, index: usize) -> Mismatch {
     mismatch.found = format!("{} (message {})", mismatch.found, index + 1);
     mismatch
 }
 
-/// Reads the tools of a record: a list, or its JSON.
+/// Reads the tools of a record: a list, or its JSON text.
 pub(super) fn tools(record: &Object) -> Result<Vec<Value>, Mismatch> {
     Ok(optional_list(record, "tools")?.into_owned())
 }
 
-/// Reads the text of a turn and the keys for the template. The text may be null beside a tool call.
+/// Reads the text of a turn and the keys for the template. The text may be null if the turn has a tool call.
 fn parts(object: &Object, content_key: &str) -> Result<(String, Object), Mismatch> {
     let mut extra = Object::new();
     for key in PASSED {
@@ -148,7 +147,7 @@ fn parts(object: &Object, content_key: &str) -> Result<(String, Object), Mismatc
     Ok((content(object, content_key)?, extra))
 }
 
-/// Reads a turn whose text is the JSON of a tool call: `name` and `arguments`.
+/// Reads a turn whose text is a tool call: JSON with `name` and `arguments`.
 fn tool_call(object: &Object, content_key: &str) -> Result<Message, Mismatch> {
     let text = text(object, content_key)?;
     let call: Value = serde_json::from_str(text).unwrap_or_default();
@@ -166,7 +165,7 @@ fn tool_call(object: &Object, content_key: &str) -> Result<Message, Mismatch> {
     Ok(message)
 }
 
-/// Reads a string, or a list of text parts. Parts are joined without a separator, as OpenAI does.
+/// Reads a string or a list of text parts. Parts are concatenated without a separator, as OpenAI does.
 fn content(object: &Object, key: &str) -> Result<String, Mismatch> {
     let Some(Value::Array(parts)) = object.get(key) else {
         return text(object, key).map(str::to_owned);
