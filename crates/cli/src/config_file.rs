@@ -67,7 +67,7 @@ impl ConfigFile {
             let flag = key.get_ref().replace('_', "-");
             let known = || flags(command);
             if !known().any(|known| known == flag) {
-                let hint = match danlu_data::nearest(&flag, known()) {
+                let hint = match danlu_data::closest_word(&flag, known()) {
                     Some(near) => format!("did you mean `{}`?", near.replace('-', "_")),
                     None => "the keys are the command's flags without their dashes: see `danlu train --help`"
                         .into(),

@@ -7,7 +7,7 @@ use danlu_model::Tokenizer;
 use serde_json::Value;
 
 use crate::{
-    DataFileFingerprint, Dataset, EncodeOptions, Encoded, TemplateAudit, TemplateFinding, Truncation,
+    DataFileFingerprint, Dataset, EncodeOptions, EncodedRecord, TemplateAudit, TemplateFinding, Truncation,
     UnknownKey, encode, is_rendered,
     record::{BadRecord, Record, RecordContent, RecordFault, RecordSource},
 };
@@ -119,7 +119,7 @@ impl Check {
     }
 
     /// Counts a record and returns its length before truncation, or `None` for a bad record.
-    fn count(&mut self, record: &Record, encoded: &Encoded) -> Option<usize> {
+    fn count(&mut self, record: &Record, encoded: &EncodedRecord) -> Option<usize> {
         let trained = encoded.sequence.trained_tokens();
         if trained == 0 && !matches!(encoded.truncation, Truncation::Dropped { .. }) {
             self.bad.push(BadRecord::untrained(record.source.clone()));

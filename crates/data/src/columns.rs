@@ -3,7 +3,7 @@
 
 use std::{fmt, str::FromStr};
 
-use crate::{Format, fields::Object, spelling::nearest};
+use crate::{Format, fields::Object, spelling::closest_word};
 
 /// Message keys that `--columns` may rename, in addition to the record keys of the formats.
 pub(crate) const MESSAGE_KEYS: [&str; 2] = ["role", "content"];
@@ -97,7 +97,7 @@ impl Columns {
         let keys = all_keys();
         let Some(key) = keys.iter().find(|key| **key == ours) else {
             let list = keys.iter().map(|key| format!("`{key}`")).collect::<Vec<_>>().join(", ");
-            let expected = nearest(ours, keys.iter().copied()).map_or(list, |key| format!("`{key}`"));
+            let expected = closest_word(ours, keys.iter().copied()).map_or(list, |key| format!("`{key}`"));
             return Err(NameMapError::Key { found: ours.to_owned(), expected });
         };
         if self.pairs.iter().any(|(mapped, theirs_too)| mapped == key || theirs_too == theirs) {
@@ -212,7 +212,7 @@ mod tests {
     }
 
     #[test]
-    fn a_key_of_no_format_is_rejected_with_the_nearest() {
+    fn a_key_of_no_format_is_rejected_with_the_closest() {
         let error = |text: &str| text.parse::<Columns>().unwrap_err().to_string();
         assert_eq!(error("instuction=a"), "`instuction` is not a key of any format, expected `instruction`");
         assert_eq!(error("instruction=a,input=a"), "`a` is mapped twice, expected one pair per name");

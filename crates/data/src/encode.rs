@@ -32,7 +32,7 @@ impl Default for EncodeOptions {
 
 /// An encoded record.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Encoded {
+pub struct EncodedRecord {
     /// Ids and loss mask; empty for a dropped record.
     pub sequence: LabeledSequence,
     /// The rendered text.
@@ -78,7 +78,7 @@ pub fn encode(
     record: &Record,
     tokenizer: &Tokenizer,
     options: &EncodeOptions,
-) -> Result<Encoded, Box<BadRecord>> {
+) -> Result<EncodedRecord, Box<BadRecord>> {
     let encoded = match &record.content {
         RecordContent::Text(text) => document(text, tokenizer, options.max_length),
         RecordContent::Chat(chat) => conversation(chat, tokenizer, options),
@@ -98,7 +98,7 @@ fn conversation(
     chat: &Conversation,
     tokenizer: &Tokenizer,
     options: &EncodeOptions,
-) -> Result<Encoded, ModelError> {
+) -> Result<EncodedRecord, ModelError> {
     let with_system = chat.with_default_system(options.default_system.as_deref());
     let chat = with_system.as_ref().unwrap_or(chat);
     let template = match &chat.tools[..] {
@@ -125,7 +125,7 @@ fn masked(
     template: &ChatTemplate,
     options: &EncodeOptions,
     truncation: Truncation,
-) -> Result<Encoded, ModelError> {
+) -> Result<EncodedRecord, ModelError> {
     let with_loss: Vec<usize> = (0..chat.messages.len()).filter(|at| chat.loss[*at].is_trained()).collect();
     let (text, spans) = template.message_spans(&chat.messages, &with_loss)?;
     let in_parts = with_loss.iter().find(|at| matches!(chat.loss[**at], TurnLoss::Parts(_)));
@@ -153,7 +153,7 @@ fn masked(
     if let Some(first) = trained.first_mut() {
         *first = false;
     }
-    Ok(Encoded { sequence: LabeledSequence { ids, trained }, text, offsets, truncation })
+    Ok(EncodedRecord { sequence: LabeledSequence { ids, trained }, text, offsets, truncation })
 }
 
 /// Returns the byte ranges of a rendered message that carry a loss.
@@ -191,7 +191,7 @@ fn mask(offsets: &[Range<usize>], spans: &[Range<usize>]) -> Vec<bool> {
         .collect()
 }
 
-fn document(text: &str, tokenizer: &Tokenizer, max_length: usize) -> Result<Encoded, ModelError> {
+fn document(text: &str, tokenizer: &Tokenizer, max_length: usize) -> Result<EncodedRecord, ModelError> {
     let (mut ids, mut offsets): (Vec<u32>, Vec<_>) = tokenizer.encode_with_offsets(text)?.into_iter().unzip();
     let starts = tokenizer.starting_ids()?;
     if !ids.starts_with(&starts) {
@@ -210,7 +210,12 @@ fn document(text: &str, tokenizer: &Tokenizer, max_length: usize) -> Result<Enco
     ids.truncate(max_length);
     offsets.truncate(max_length);
     let trained = (0..ids.len()).map(|index| index > 0).collect();
-    Ok(Encoded { sequence: LabeledSequence { ids, trained }, text: text.to_owned(), offsets, truncation })
+    Ok(EncodedRecord {
+        sequence: LabeledSequence { ids, trained },
+        text: text.to_owned(),
+        offsets,
+        truncation,
+    })
 }
 
 /// Whether `text` ends with a token that stops a generation, followed by white space at most.
@@ -226,9 +231,9 @@ pub fn is_rendered(text: &str, tokenizer: &Tokenizer) -> bool {
     end.is_some_and(|end| text.trim_end().trim_end_matches(end.as_str()).contains(end.as_str()))
 }
 
-fn dropped(text: String, tokens: usize) -> Encoded {
+fn dropped(text: String, tokens: usize) -> EncodedRecord {
     let truncation = Truncation::Dropped { tokens };
-    Encoded { sequence: LabeledSequence::default(), text, offsets: Vec::new(), truncation }
+    EncodedRecord { sequence: LabeledSequence::default(), text, offsets: Vec::new(), truncation }
 }
 
 #[cfg(test)]

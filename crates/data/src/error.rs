@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use danlu_model::FileError;
 
-use crate::{BadRecord, Charset, Container, Format, RecordFault, RecordSource};
+use crate::{BadRecord, Charset, Format, RecordFault, RecordSource, UnsupportedFile};
 
 /// A data file that cannot be read as training data.
 #[derive(Debug, thiserror::Error)]
@@ -22,12 +22,12 @@ pub enum DataError {
         encoding: Charset,
     },
     /// The file has a type that contains no readable records.
-    #[error("cannot read `{}`: it is {}", file.display(), container.name())]
-    Container {
+    #[error("cannot read `{}`: it is {}", file.display(), kind.name())]
+    Unsupported {
         /// The file.
         file: PathBuf,
         /// The file type.
-        container: Container,
+        kind: UnsupportedFile,
     },
     /// An entry of a `dataset_info.json` is invalid.
     #[error("cannot read {} of `{}`: {reason}", entry(name), file.display())]
@@ -108,7 +108,7 @@ impl DataError {
     pub fn hint(&self) -> Option<String> {
         match self {
             Self::Read(error) => error.hint(),
-            Self::Container { file, container } => Some(container.hint(file)),
+            Self::Unsupported { file, kind } => Some(kind.hint(file)),
             Self::DatasetInfo { names, .. } => {
                 let names: Vec<String> = names.iter().take(20).map(|name| format!("`{name}`")).collect();
                 Some(format!("name one with `--dataset`: {}", names.join(", ")))

@@ -2,7 +2,7 @@
 
 use danlu_model::Tokenizer;
 
-use crate::Encoded;
+use crate::EncodedRecord;
 
 /// One token of a preview.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -18,7 +18,7 @@ pub struct PreviewToken {
 
 /// Returns the tokens of an encoded record. Their texts concatenate to the rendered text. A token without
 /// text, such as a document's BOS token, appears by its name.
-pub fn preview(encoded: &Encoded, tokenizer: &Tokenizer) -> Vec<PreviewToken> {
+pub fn preview(encoded: &EncodedRecord, tokenizer: &Tokenizer) -> Vec<PreviewToken> {
     let mut shown = 0;
     let tokens = encoded.sequence.ids.iter().zip(&encoded.sequence.trained).zip(&encoded.offsets);
     tokens
@@ -28,13 +28,13 @@ pub fn preview(encoded: &Encoded, tokenizer: &Tokenizer) -> Vec<PreviewToken> {
                 false => encoded.text.get(shown..range.end).unwrap_or_default().to_owned(),
             };
             shown = shown.max(range.end);
-            PreviewToken { id, text: visible(&text), trained }
+            PreviewToken { id, text: replace_controls(&text), trained }
         })
         .collect()
 }
 
 /// Replaces control characters by printable symbols, so that a text cannot control the terminal.
-pub fn visible(text: &str) -> String {
+pub fn replace_controls(text: &str) -> String {
     text.chars()
         .map(|char| match char {
             '\n' => '↵',
@@ -55,6 +55,9 @@ mod tests {
 
     #[test]
     fn control_characters_become_symbols() {
-        assert_eq!(visible("a\n\t\r\u{1b}[31m\0\u{7f}\u{9b}\u{202e}嬛"), "a↵→␍␛[31m␀␡\u{fffd}\u{fffd}嬛");
+        assert_eq!(
+            replace_controls("a\n\t\r\u{1b}[31m\0\u{7f}\u{9b}\u{202e}嬛"),
+            "a↵→␍␛[31m␀␡\u{fffd}\u{fffd}嬛"
+        );
     }
 }

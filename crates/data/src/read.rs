@@ -13,7 +13,6 @@ use serde::{Deserialize, Serialize};
 use crate::{
     Columns, DataError, Format, ReadOptions,
     charset::{Charset, CharsetEvidence},
-    container::{self, Container},
     dataset_info,
     fields::{self, Object},
     formats::{self, turns::TurnReader},
@@ -23,6 +22,7 @@ use crate::{
     stream::{self, Hashing},
     table::{self, Table},
     unknown_keys::{self, UnknownKey},
+    unsupported_file::{self, UnsupportedFile},
 };
 
 /// Reading stops after this number of bad records.
@@ -131,10 +131,10 @@ impl<'a> Reading<'a> {
     fn read_stream(&mut self, raw: &mut impl Read) -> Result<(), DataError> {
         let opened = stream::open(raw).map_err(|source| self.failed(source))?;
         let file = || self.file.to_path_buf();
-        if let Some(container) = Container::of(&opened.head) {
-            return Err(DataError::Container { file: file(), container });
+        if let Some(kind) = UnsupportedFile::of(&opened.head) {
+            return Err(DataError::Unsupported { file: file(), kind });
         }
-        if container::is_parquet(&opened.head) {
+        if unsupported_file::is_parquet(&opened.head) {
             return self.read_parquet(opened.stream);
         }
         if let Some(encoding) = Charset::of_start(&opened.head) {

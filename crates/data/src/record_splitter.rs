@@ -10,7 +10,7 @@ use std::io::{self, BufRead};
 use crate::{
     json_layout::{self, LOOK_AHEAD, Shape},
     json_nesting::JsonNesting,
-    resync::{NextRecord, RecordStart, first_key},
+    next_record::{NextRecord, RecordStart, first_key},
     scanner::{Position, Scanner},
 };
 

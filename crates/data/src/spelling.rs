@@ -5,7 +5,7 @@ const MAX_BYTES: usize = 128;
 
 /// Returns the word in `known` with the smallest edit distance to `word`. Returns `None` if more than a third
 /// of the characters differ.
-pub fn nearest<'a>(word: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+pub fn closest_word<'a>(word: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
     if word.len() > MAX_BYTES {
         return None;
     }
@@ -40,9 +40,9 @@ mod tests {
     #[test]
     fn a_typing_mistake_matches_and_another_word_does_not() {
         let known = ["learning-rate", "lora-r", "lora-alpha", "max-steps"];
-        assert_eq!(nearest("lerning-rate", known), Some("learning-rate"));
-        assert_eq!(nearest("lora-aplha", known), Some("lora-alpha"));
-        assert_eq!(nearest("Lora-R", known), Some("lora-r"));
-        assert_eq!(nearest("gradient", known), None);
+        assert_eq!(closest_word("lerning-rate", known), Some("learning-rate"));
+        assert_eq!(closest_word("lora-aplha", known), Some("lora-alpha"));
+        assert_eq!(closest_word("Lora-R", known), Some("lora-r"));
+        assert_eq!(closest_word("gradient", known), None);
     }
 }

@@ -5,7 +5,7 @@ use std::io::{self, BufReader, Read};
 use flate2::read::MultiGzDecoder;
 use sha2::{Digest, Sha256};
 
-use crate::container::Compression;
+use crate::unsupported_file::Compression;
 
 /// Number of first bytes that detection may inspect.
 const HEAD_BYTES: u64 = 1 << 16;

@@ -9,7 +9,7 @@ use danlu_model::{ChatTemplate, Message, Tokenizer};
 use serde_json::json;
 
 use crate::{
-    Encoded, Truncation,
+    EncodedRecord, Truncation,
     record::{Record, RecordContent, RecordSource, TurnLoss},
 };
 
@@ -103,7 +103,7 @@ impl<'a> TemplateAudit<'a> {
     }
 
     /// Adds a record. `encoded` is empty for a dropped record.
-    pub fn add(&mut self, record: &Record, encoded: &Encoded) {
+    pub fn add(&mut self, record: &Record, encoded: &EncodedRecord) {
         let (RecordContent::Chat(chat), Ok(template)) = (&record.content, self.tokenizer.template()) else {
             return;
         };
@@ -122,7 +122,7 @@ impl<'a> TemplateAudit<'a> {
     }
 
     /// Whether each range of trained tokens ends with a token that stops a generation.
-    fn every_answer_ends(&self, encoded: &Encoded) -> bool {
+    fn every_answer_ends(&self, encoded: &EncodedRecord) -> bool {
         if matches!(encoded.truncation, Truncation::Dropped { .. }) {
             return true;
         }

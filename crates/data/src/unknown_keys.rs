@@ -5,7 +5,7 @@ use crate::{
     fields::{self, Object},
     formats::{self, masks},
     record::RecordSource,
-    spelling::nearest,
+    spelling::closest_word,
 };
 
 /// Maximum number of distinct keys that are recorded.
@@ -41,11 +41,11 @@ pub(crate) fn count_unknown(
     };
     let missing = || format.keys().filter(|known| !record.contains_key(*known));
     for key in record.keys().filter(|key| !is_known(key)) {
-        count(found, fields::clipped(key, 40), source, || nearest(key, missing()));
+        count(found, fields::clipped(key, 40), source, || closest_word(key, missing()));
     }
     for key in message_keys {
         let shown = format!("{} (in messages)", fields::clipped(key, 40));
-        count(found, shown, source, || nearest(key, masks::TURN_KEYS));
+        count(found, shown, source, || closest_word(key, masks::TURN_KEYS));
     }
 }
 
@@ -67,7 +67,7 @@ pub(crate) fn misspelt(record: &Object, format: Format) -> Option<String> {
     let missing = format.required_keys().iter().filter(|key| !record.contains_key(**key));
     let meant = missing.map(|key| {
         let strange = record.keys().filter(|key| format.keys().all(|known| known != key.as_str()));
-        let found = strange.map(String::as_str).find(|strange| nearest(strange, [*key]).is_some())?;
+        let found = strange.map(String::as_str).find(|strange| closest_word(strange, [*key]).is_some())?;
         Some(format!("`{key}` instead of `{}`", fields::clipped(found, 40)))
     });
     let meant: Vec<String> = meant.collect::<Option<_>>()?;

@@ -16,7 +16,7 @@ use parquet::{
 };
 use serde_json::Value;
 
-use crate::{container::Compression, fields::Object};
+use crate::{fields::Object, unsupported_file::Compression};
 
 /// Zstandard's default level.
 const ZSTD_LEVEL: i32 = 3;

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use danlu_data::{EncodeOptions, Encoded, ReadOptions, Record, Truncation, encode, preview, read_from};
+use danlu_data::{EncodeOptions, EncodedRecord, ReadOptions, Record, Truncation, encode, preview, read_from};
 use danlu_model::Tokenizer;
 use proptest::prelude::*;
 use serde_json::Value;
@@ -32,12 +32,12 @@ fn alpaca(question: &str, answer: &str) -> Record {
     record(&serde_json::json!({"instruction": question, "input": "", "output": answer}))
 }
 
-fn encoded(record: &Record, tokenizer: &Tokenizer, max_length: usize) -> Encoded {
+fn encoded(record: &Record, tokenizer: &Tokenizer, max_length: usize) -> EncodedRecord {
     encode(record, tokenizer, &EncodeOptions { max_length, ..Default::default() }).unwrap()
 }
 
 /// The text of the trained tokens.
-fn learnt(encoded: &Encoded, tokenizer: &Tokenizer) -> String {
+fn learnt(encoded: &EncodedRecord, tokenizer: &Tokenizer) -> String {
     let sequence = &encoded.sequence;
     let ids: Vec<u32> = sequence
         .ids
@@ -179,7 +179,7 @@ fn a_preview_shows_the_whole_text_and_no_control_character() {
         let tokens = preview(&encoded, &tokenizer);
         assert_eq!(tokens.iter().map(|token| token.id).collect::<Vec<_>>(), encoded.sequence.ids);
         let joined: String = tokens.iter().map(|token| token.text.as_str()).collect();
-        assert!(joined.contains(&danlu_data::visible(&encoded.text)), "{joined}");
+        assert!(joined.contains(&danlu_data::replace_controls(&encoded.text)), "{joined}");
         assert!(!joined.contains(char::is_control));
     }
 }

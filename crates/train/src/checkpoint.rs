@@ -20,7 +20,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::atomic_folder;
 use crate::checksums;
-use crate::data_order::Cursor;
+use crate::data_order::DataPosition;
 use crate::error::Difference;
 use crate::optimizer::OPTIMIZER_FILE;
 use crate::{ExamplesFingerprint, StepMetrics, TrainError, TrainSettings, Trainer, TrainerState};
@@ -54,7 +54,7 @@ struct RunState {
     total_steps: u64,
     warmup_steps: u64,
     /// Order and dropout of every later step follow from the cursor and the seed.
-    cursor: Cursor,
+    cursor: DataPosition,
     seed: u64,
     settings: TrainSettings,
     data: ExamplesFingerprint,
@@ -146,7 +146,7 @@ impl Trainer {
             global_step: done,
             total_steps: self.schedule.total_steps,
             warmup_steps: self.schedule.warmup_steps,
-            cursor: self.order.cursor(done),
+            cursor: self.order.position(done),
             seed: self.settings.seed,
             settings: self.settings.clone(),
             data: self.data.clone(),
@@ -172,7 +172,7 @@ impl Trainer {
         // These values follow from settings and data. A difference means that the file was edited.
         let expected = RunState {
             global_step: saved.global_step,
-            cursor: self.order.cursor(saved.global_step),
+            cursor: self.order.position(saved.global_step),
             ..self.run_state()
         };
         for (name, found, expected) in [

@@ -13,7 +13,7 @@ const ORDER_STREAM: u64 = 0x6f72_6465_7200;
 /// A position in the data.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Cursor {
+pub struct DataPosition {
     /// Complete passes over the data.
     pub epoch: u64,
     /// Optimizer steps done in the current pass.
@@ -59,20 +59,20 @@ impl DataOrder {
     }
 
     /// The position after `done` steps.
-    pub fn cursor(&self, done: u64) -> Cursor {
+    pub fn position(&self, done: u64) -> DataPosition {
         let steps = self.steps_per_epoch();
-        Cursor { epoch: done / steps, step_in_epoch: done % steps }
+        DataPosition { epoch: done / steps, step_in_epoch: done % steps }
     }
 
     /// Passes over the data after `done` steps, counted in micro-batches as in transformers.
     pub fn epochs(&self, done: u64) -> f64 {
-        let Cursor { epoch, step_in_epoch } = self.cursor(done);
+        let DataPosition { epoch, step_in_epoch } = self.position(done);
         epoch as f64 + (step_in_epoch * self.accumulation as u64) as f64 / self.micro_batches().max(1) as f64
     }
 
     /// The records of each micro-batch of step `step` (from 1). The last step of a pass may have fewer.
     pub fn step(&mut self, step: u64) -> Vec<Vec<usize>> {
-        let Cursor { epoch, step_in_epoch } = self.cursor(step - 1);
+        let DataPosition { epoch, step_in_epoch } = self.position(step - 1);
         if self.ordered.as_ref().is_none_or(|(e, _)| *e != epoch) {
             let key = rng::key(&[self.seed, ORDER_STREAM, epoch]);
             self.ordered = Some((epoch, order(self.units.len(), self.shuffle, key)));
@@ -158,7 +158,7 @@ mod tests {
         let data = data_order(6, 2, 2);
         // Three micro-batches: the second step of an epoch has one of them.
         assert_eq!([0, 1, 2, 3].map(|done| data.epochs(done)), [0.0, 2.0 / 3.0, 1.0, 1.0 + 2.0 / 3.0]);
-        assert_eq!(data.cursor(3), Cursor { epoch: 1, step_in_epoch: 1 });
+        assert_eq!(data.position(3), DataPosition { epoch: 1, step_in_epoch: 1 });
     }
 
     #[test]

@@ -221,7 +221,7 @@ fn obey_or_answer(session: &mut ChatSession<'_>, input: &str, printer: &Printer)
             let diagnostic = Diagnostic::input(format!("unknown command `{name}`"));
             let known = format!("the commands are {}", command::NAMES.join(" "));
             let hint =
-                danlu_data::nearest(name, command::NAMES).map(|near| format!("did you mean `{near}`?"));
+                danlu_data::closest_word(name, command::NAMES).map(|near| format!("did you mean `{near}`?"));
             return Err(diagnostic.with_hint(hint.unwrap_or(known)));
         }
     }

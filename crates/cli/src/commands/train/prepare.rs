@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use danlu_data::{
-    BadRecord, Dataset, EncodeOptions, Encoded, ReadOptions, Record, RecordContent, TemplateAudit,
+    BadRecord, Dataset, EncodeOptions, EncodedRecord, ReadOptions, Record, RecordContent, TemplateAudit,
     Truncation, ValSize, encode, split,
 };
 use danlu_model::{Tokenizer, files};
@@ -193,7 +193,7 @@ fn languages(records: &[Record]) -> Vec<String> {
 /// Adds a record with trained tokens, and counts its truncation. Returns a record without trained tokens as bad.
 fn take(
     record: Record,
-    encoded: Encoded,
+    encoded: EncodedRecord,
     items: &mut Vec<(Record, Example)>,
     summary: &mut DataSummary,
 ) -> Option<BadRecord> {

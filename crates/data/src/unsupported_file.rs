@@ -6,7 +6,7 @@ use std::path::Path;
 /// A file type that danlu cannot read records from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
-pub enum Container {
+pub enum UnsupportedFile {
     /// An Excel workbook, `.xlsx`.
     Xlsx,
     /// An Excel workbook or Word document in the old OLE format, `.xls` or `.doc`.
@@ -55,30 +55,30 @@ pub(crate) fn is_parquet(head: &[u8]) -> bool {
     head.starts_with(b"PAR1")
 }
 
-impl Container {
+impl UnsupportedFile {
     /// Recognizes the file type. A few kilobytes of `head` are enough.
     pub(crate) fn of(head: &[u8]) -> Option<Self> {
-        const MAGIC: [(&[u8], Container); 14] = [
-            (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", Container::Ole),
-            (b"ARROW1", Container::Arrow),
-            (b"\xff\xff\xff\xff", Container::Arrow),
-            (b"%PDF-", Container::Pdf),
-            (b"SQLite format 3\0", Container::Sqlite),
-            (b"BZh", Container::Archive),
-            (b"\xfd7zXZ\0", Container::Archive),
-            (b"7z\xbc\xaf\x27\x1c", Container::Archive),
-            (b"Rar!\x1a\x07", Container::Archive),
-            (b"\x93NUMPY", Container::Python),
-            (b"\x80\x02}", Container::Python),
-            (b"\x80\x03]", Container::Python),
-            (b"\x80\x04\x95", Container::Python),
-            (b"version https://git-lfs", Container::LfsPointer),
+        const MAGIC: [(&[u8], UnsupportedFile); 14] = [
+            (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", UnsupportedFile::Ole),
+            (b"ARROW1", UnsupportedFile::Arrow),
+            (b"\xff\xff\xff\xff", UnsupportedFile::Arrow),
+            (b"%PDF-", UnsupportedFile::Pdf),
+            (b"SQLite format 3\0", UnsupportedFile::Sqlite),
+            (b"BZh", UnsupportedFile::Archive),
+            (b"\xfd7zXZ\0", UnsupportedFile::Archive),
+            (b"7z\xbc\xaf\x27\x1c", UnsupportedFile::Archive),
+            (b"Rar!\x1a\x07", UnsupportedFile::Archive),
+            (b"\x93NUMPY", UnsupportedFile::Python),
+            (b"\x80\x02}", UnsupportedFile::Python),
+            (b"\x80\x03]", UnsupportedFile::Python),
+            (b"\x80\x04\x95", UnsupportedFile::Python),
+            (b"version https://git-lfs", UnsupportedFile::LfsPointer),
         ];
         if head.starts_with(b"PK\x03\x04") || head.starts_with(b"PK\x05\x06") {
             return Some(Self::zipped(head));
         }
-        if let Some((_, container)) = MAGIC.iter().find(|(magic, _)| head.starts_with(magic)) {
-            return Some(*container);
+        if let Some((_, kind)) = MAGIC.iter().find(|(magic, _)| head.starts_with(magic)) {
+            return Some(*kind);
         }
         if head.get(257..262) == Some(b"ustar") {
             return Some(Self::Archive);
@@ -147,14 +147,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_container_is_recognised_by_its_first_bytes() {
-        let of = |head: &[u8]| Container::of(head);
-        assert_eq!(of(b"PK\x03\x04\x14\0\0\0[Content_Types].xml..xl/workbook.xml"), Some(Container::Xlsx));
-        assert_eq!(of(b"PK\x03\x04\x14\0\0\0data.json"), Some(Container::Zip));
-        assert_eq!(of(b"ARROW1\0\0"), Some(Container::Arrow));
-        assert_eq!(of(b"\n <!DOCTYPE html>"), Some(Container::Html));
-        assert_eq!(of(b"<?xml version='1.0'?><a/>"), Some(Container::Xml));
-        assert_eq!(of(b"version https://git-lfs.github.com/spec/v1\n"), Some(Container::LfsPointer));
+    fn each_kind_is_recognized_by_its_first_bytes() {
+        let of = |head: &[u8]| UnsupportedFile::of(head);
+        assert_eq!(
+            of(b"PK\x03\x04\x14\0\0\0[Content_Types].xml..xl/workbook.xml"),
+            Some(UnsupportedFile::Xlsx)
+        );
+        assert_eq!(of(b"PK\x03\x04\x14\0\0\0data.json"), Some(UnsupportedFile::Zip));
+        assert_eq!(of(b"ARROW1\0\0"), Some(UnsupportedFile::Arrow));
+        assert_eq!(of(b"\n <!DOCTYPE html>"), Some(UnsupportedFile::Html));
+        assert_eq!(of(b"<?xml version='1.0'?><a/>"), Some(UnsupportedFile::Xml));
+        assert_eq!(of(b"version https://git-lfs.github.com/spec/v1\n"), Some(UnsupportedFile::LfsPointer));
         for text in
             [&b"[{}]"[..], b"{\"a\": 1}", b"a,b\n1,2\n", b"<|im_start|>user", b"\xef\xbb\xbfa\tb", b""]
         {
