@@ -191,7 +191,7 @@ fn another_encoding_is_recognised() {
     let gbk = b"{\"instruction\": \"\xc4\xe3\xba\xc3\", \"output\": \"\xd5\xe7\x8b\xd6\"}\n";
     std::fs::write(scene.path("gbk.json"), gbk).unwrap();
     let ran = scene.run("data check gbk.json --base base");
-    let hint = "\n\nhint: it looks like GB18030 (GBK); convert it: \
+    let hint = "\n\nhint: the file looks like GB18030 (GBK); convert it with \
                 iconv -f GB18030 -t UTF-8 gbk.json > gbk.utf8.json\n";
     assert!(ran.err.ends_with(hint), "{}", ran.err);
     std::fs::write(
@@ -201,7 +201,7 @@ fn another_encoding_is_recognised() {
     .unwrap();
     let ran = scene.run("data check some.json --base base");
     assert!(
-        ran.err.contains("hint: `some.json`: it looks like GB18030 (GBK); convert it: iconv"),
+        ran.err.contains("hint: `some.json`: the file looks like GB18030 (GBK); convert it with iconv"),
         "{}",
         ran.err
     );

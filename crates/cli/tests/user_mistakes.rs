@@ -176,14 +176,14 @@ fn data_that_is_none_is_refused_with_the_formats() {
     scene.write("e.json", "[]");
     scene.refuses(
         "data check e.json",
-        "error: `e.json` holds no records\n\n\
+        "error: cannot read `e.json`: it contains no records\n\n\
          hint: write the records as a JSON array, as JSON lines (one record per line), as CSV or as TSV\n",
     );
     scene.write("f.json", "{\"foo\": 1}\n");
     let ran = scene.run("data check f.json");
     assert_eq!(ran.code, 1);
     assert!(ran.err.starts_with(
-        "error: `f.json:1` (record 1): a record with the key `foo` is of no known format\n\nhint: "
+        "error: cannot read `f.json:1` (record 1): a record with the key `foo` matches no known format\n\nhint: "
     ));
 }
 

@@ -63,7 +63,7 @@ impl Charset {
 
     /// Returns the hint for a file in this encoding.
     pub fn hint(self, file: &Path) -> String {
-        format!("it looks like {}; convert it: {}", self.name(), self.conversion(file))
+        format!("the file looks like {}; convert it with {}", self.name(), self.conversion(file))
     }
 }
 

@@ -142,7 +142,7 @@ mod tests {
         assert_eq!(read(&file, &named("b")).unwrap().format, Format::Text);
         let error = read(&file, &ReadOptions::default()).unwrap_err();
         assert!(error.to_string().ends_with("it names 3 data sets"), "{error}");
-        assert_eq!(error.hint().unwrap(), "name one with `--dataset`: `a`, `b`, `c`");
+        assert_eq!(error.hint().unwrap(), "choose an entry with `--dataset NAME`: `a`, `b`, `c`");
         assert!(read(&file, &named("c")).unwrap_err().to_string().contains("not in a file"));
     }
 }

@@ -14,7 +14,7 @@ pub enum DataError {
     #[error(transparent)]
     Read(#[from] FileError),
     /// The file is UTF-16.
-    #[error("`{}` is UTF-16, expected UTF-8", file.display())]
+    #[error("cannot read `{}`: it is UTF-16, expected UTF-8", file.display())]
     Utf16 {
         /// The file.
         file: PathBuf,
@@ -42,13 +42,16 @@ pub enum DataError {
         names: Vec<String>,
     },
     /// The file has no records.
-    #[error("`{}` holds no records", file.display())]
+    #[error("cannot read `{}`: it contains no records", file.display())]
     Empty {
         /// The file.
         file: PathBuf,
     },
     /// The file is one JSON object over several lines: neither an array nor JSON lines.
-    #[error("`{}:{line}`: one JSON object over several lines, expected a JSON array or one record per line", file.display())]
+    #[error(
+        "cannot read `{}`: found one JSON object over several lines from line {line}, expected a JSON array or one record per line",
+        file.display()
+    )]
     ObjectOverLines {
         /// The file.
         file: PathBuf,
@@ -56,7 +59,7 @@ pub enum DataError {
         line: u64,
     },
     /// No record could be parsed, so the format is unknown.
-    #[error("`{}` holds no readable record; the first: {first}", file.display())]
+    #[error("cannot read `{}`: every record is invalid; the first: {first}", file.display())]
     NoReadableRecord {
         /// The file.
         file: PathBuf,
@@ -66,7 +69,7 @@ pub enum DataError {
         encoding: Option<Charset>,
     },
     /// Reading stopped at a limit of bad records. The format is probably wrong.
-    #[error("`{}`: {count} bad records, reading stopped; the first: {first}", file.display())]
+    #[error("cannot read `{}`: stopped after {count} invalid records; the first: {first}", file.display())]
     TooManyBad {
         /// The file.
         file: PathBuf,
@@ -76,7 +79,7 @@ pub enum DataError {
         first: Box<BadRecord>,
     },
     /// The first record matches no format.
-    #[error("{}: a record with {keys} is of no known format", quoted(place))]
+    #[error("cannot read {}: a record with {keys} matches no known format", quoted(place))]
     UnknownFormat {
         /// Position of the record.
         place: RecordSource,
@@ -86,7 +89,11 @@ pub enum DataError {
         meant: Option<String>,
     },
     /// The first record matches several formats.
-    #[error("{}: a record with {keys} could be {}", quoted(place), names(candidates))]
+    #[error(
+        "cannot read {}: a record with {keys} matches several formats: {}",
+        quoted(place),
+        names(candidates)
+    )]
     AmbiguousFormat {
         /// Position of the record.
         place: RecordSource,
@@ -96,7 +103,7 @@ pub enum DataError {
         candidates: Vec<Format>,
     },
     /// A format name that does not exist.
-    #[error("unknown data format `{name}`")]
+    #[error("cannot use the data format `{name}`: it is unknown")]
     UnknownFormatName {
         /// The given name.
         name: String,
@@ -111,23 +118,25 @@ impl DataError {
             Self::Unsupported { file, kind } => Some(kind.hint(file)),
             Self::DatasetInfo { names, .. } => {
                 let names: Vec<String> = names.iter().take(20).map(|name| format!("`{name}`")).collect();
-                Some(format!("name one with `--dataset`: {}", names.join(", ")))
+                Some(format!("choose an entry with `--dataset NAME`: {}", names.join(", ")))
             }
-            Self::Utf16 { file, encoding } => Some(format!("convert it: {}", encoding.conversion(file))),
+            Self::Utf16 { file, encoding } => {
+                Some(format!("convert the file with {}", encoding.conversion(file)))
+            }
             Self::NoReadableRecord { file, encoding: Some(encoding), .. } => Some(encoding.hint(file)),
             Self::NoReadableRecord { first, .. } if first.fault != RecordFault::Shape => Some(LAYOUTS.into()),
             Self::Empty { .. } | Self::ObjectOverLines { .. } => Some(LAYOUTS.into()),
             Self::UnknownFormat { meant: Some(meant), .. } => Some(meant.clone()),
             Self::NoReadableRecord { .. } | Self::UnknownFormat { .. } => {
-                Some(format!("the known formats are\n{}", Format::table()))
+                Some(format!("use the keys of a known format:\n{}", Format::table()))
             }
-            Self::TooManyBad { .. } => Some("see whether `--format` names the format the file is in".into()),
+            Self::TooManyBad { .. } => Some("check that `--format` names the format of the file".into()),
             Self::AmbiguousFormat { candidates, .. } => candidates
                 .first()
-                .map(|format| format!("name the one that is meant, as in `--format {format}`")),
+                .map(|format| format!("choose one with `--format`, such as `--format {format}`")),
             Self::UnknownFormatName { .. } => {
                 let known: Vec<String> = Format::ALL.iter().map(|format| format!("`{format}`")).collect();
-                Some(format!("the known formats are {}", known.join(", ")))
+                Some(format!("use one of {}", known.join(", ")))
             }
         }
     }
@@ -146,5 +155,5 @@ fn quoted(place: &RecordSource) -> String {
 
 fn names(formats: &[Format]) -> String {
     let names: Vec<String> = formats.iter().map(|format| format!("`{format}`")).collect();
-    names.join(" or ")
+    names.join(", ")
 }

@@ -125,7 +125,7 @@ mod tests {
             assert_eq!(serde_json::to_value(format).unwrap(), format.name());
         }
         let error = "parquet".parse::<Format>().unwrap_err();
-        assert_eq!(error.to_string(), "unknown data format `parquet`");
+        assert_eq!(error.to_string(), "cannot use the data format `parquet`: it is unknown");
         assert!(error.hint().unwrap().contains("`prompt-completion`"));
     }
 

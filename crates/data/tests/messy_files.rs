@@ -130,7 +130,7 @@ fn keys_of_other_names_are_mapped_by_flag_or_plain_meaning() {
     let mapped =
         read_from(&file[..], Path::new("data"), &options("instruction=Frage,output=Antwort", "")).unwrap();
     assert_eq!(lines(&mapped), ["1 user: a | assistant: b"]);
-    assert!(refusal(file).contains("is of no known format"));
+    assert!(refusal(file).contains("matches no known format"));
     let aliased = parse(br#"{"question": "a", "answer": "b", "context": "c"}"#).unwrap();
     assert_eq!(lines(&aliased), ["1 user: a | assistant: b"]);
     let pairs: Vec<_> = aliased.aliases.pairs().collect();

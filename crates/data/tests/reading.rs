@@ -181,19 +181,22 @@ fn another_encoding_is_named_with_its_conversion() {
         let error = parse(bytes, None).unwrap_err();
         (error.to_string(), error.hint().unwrap())
     };
-    let refused = "`folder/chat.json` is UTF-16, expected UTF-8".to_owned();
+    let refused = "cannot read `folder/chat.json`: it is UTF-16, expected UTF-8".to_owned();
     let convert = |from: &str| format!("iconv -f {from} -t UTF-8 folder/chat.json > folder/chat.utf8.json");
     for (text, from) in [("\u{feff}[]", "UTF-16"), ("[{}]", "UTF-16LE")] {
         let utf16: Vec<u8> = text.encode_utf16().flat_map(u16::to_le_bytes).collect();
-        assert_eq!(hint(&utf16), (refused.clone(), format!("convert it: {}", convert(from))));
+        assert_eq!(hint(&utf16), (refused.clone(), format!("convert the file with {}", convert(from))));
         let (first, rest) = utf16.split_at(1);
         let piped = read_from(first.chain(rest), Path::new("folder/chat.json"), &ReadOptions::default());
         assert_eq!(piped.unwrap_err().to_string(), refused, "a pipe may give one byte first");
     }
     // printf '{"text": "你好"}' | iconv -t GB18030
     let (error, next) = hint(b"{\"text\": \"\xc4\xe3\xba\xc3\"}\n");
-    assert!(error.starts_with("`folder/chat.json` holds no readable record; the first: "), "{error}");
-    assert_eq!(next, format!("it looks like GB18030 (GBK); convert it: {}", convert("GB18030")));
+    assert!(
+        error.starts_with("cannot read `folder/chat.json`: every record is invalid; the first: "),
+        "{error}"
+    );
+    assert_eq!(next, format!("the file looks like GB18030 (GBK); convert it with {}", convert("GB18030")));
     let mixed = parse(b"{\"text\": \"ok\"}\n{\"text\": \"caf\xe9\"}\n", None).unwrap();
     assert_eq!((mixed.records.len(), mixed.encoding), (1, Some(Charset::Windows1252)));
 }
@@ -214,8 +217,8 @@ fn format_forces_what_the_keys_leave_open() {
     let both = r#"{"instruction": "a", "input": "", "output": "b", "text": "a b"}"#;
     assert_eq!(
         refusal(both),
-        "`folder/chat.json:1` (record 1): a record with the keys `instruction`, `input`, `output`, `text` \
-         could be `alpaca` or `text`"
+        "cannot read `folder/chat.json:1` (record 1): a record with the keys `instruction`, `input`, `output`, `text` \
+         matches several formats: `alpaca`, `text`"
     );
     assert_eq!(lines(&parse(both.as_bytes(), Some(Format::Alpaca)).unwrap()), ["1 user: a | assistant: b"]);
     assert_eq!(lines(&parse(both.as_bytes(), Some(Format::Text)).unwrap()), ["1 a b"]);
@@ -223,23 +226,24 @@ fn format_forces_what_the_keys_leave_open() {
 
 #[test]
 fn what_is_no_data_file_is_refused_whole() {
-    assert_eq!(refusal(""), "`folder/chat.json` holds no records");
-    assert_eq!(refusal(" [ ] "), "`folder/chat.json` holds no records");
+    assert_eq!(refusal(""), "cannot read `folder/chat.json`: it contains no records");
+    assert_eq!(refusal(" [ ] "), "cannot read `folder/chat.json`: it contains no records");
     assert_eq!(
         refusal(r#"{"chosen": "a", "rejected": "b"}"#),
-        "`folder/chat.json:1` (record 1): a record with the keys `chosen`, `rejected` is of no known format"
+        "cannot read `folder/chat.json:1` (record 1): a record with the keys `chosen`, `rejected` matches no known format"
     );
     assert_eq!(
         refusal("{\n  \"data\": []\n}"),
-        "`folder/chat.json:1`: one JSON object over several lines, \
+        "cannot read `folder/chat.json`: found one JSON object over several lines from line 1, \
          expected a JSON array or one record per line"
     );
     assert!(
-        refusal("Once upon a time\n").starts_with("`folder/chat.json` holds no readable record; the first: ")
+        refusal("Once upon a time\n")
+            .starts_with("cannot read `folder/chat.json`: every record is invalid; the first: ")
     );
     assert!(
         refusal(&"x\n".repeat(1_000_000))
-            .starts_with("`folder/chat.json`: 100000 bad records, reading stopped")
+            .starts_with("cannot read `folder/chat.json`: stopped after 100000 invalid records")
     );
     let missing = read(Path::new("/nowhere/chat.json"), &ReadOptions::default()).unwrap_err();
     assert_eq!(missing.to_string(), "cannot read `/nowhere/chat.json`: it does not exist");
