@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use danlu_model::{Quantization, TokenFingerprint, Tokenizer, files, json_words};
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
 
 use crate::{AdapterError, BaseIdentity};
 
@@ -151,6 +152,22 @@ impl TrainingIdentity {
             return Err(AdapterError::Identity { path, reason: format!("`base.{field}` is {reason}") });
         }
         Ok(Some(Self { folder: adapter.to_owned(), template: None, written }))
+    }
+
+    /// Returns the `danlu.json` of an adapter's folder with another base. All other fields are unchanged.
+    ///
+    /// # Errors
+    /// If the file cannot be read.
+    pub fn json_with_base(adapter: &Path, base: &BaseIdentity) -> Result<Vec<u8>, AdapterError> {
+        let path = adapter.join(IDENTITY_FILE);
+        let bytes = files::read_bounded(&path, MAX_BYTES)?;
+        let mut fields: Map<String, Value> = serde_json::from_slice(&bytes).map_err(|e| {
+            let reason = format!("line {}: {}", e.line(), json_words(&bytes, &e));
+            AdapterError::Identity { path, reason }
+        })?;
+        let base = serde_json::to_value(base).expect("plain fields become JSON");
+        fields.insert("base".to_owned(), base);
+        Ok(serde_json::to_vec_pretty(&fields).expect("JSON that was read is written again"))
     }
 
     /// Returns the system prompt for conversations without one.

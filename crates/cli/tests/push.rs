@@ -169,7 +169,7 @@ fn a_text_without_marks_is_sent_as_it_is() {
 }
 
 #[test]
-fn the_base_that_the_card_knows_stands_in_what_is_sent_each_time() {
+fn a_push_names_the_base_of_danlu_json() {
     let desk = Desk::with_adapter();
     let base = || base_of(&desk, "me/huan");
     desk.scene.ok("push out me/huan --base-id lab/other");
@@ -179,9 +179,15 @@ fn the_base_that_the_card_knows_stands_in_what_is_sent_each_time() {
     assert!(!ran.err.contains("others cannot find"), "{}", ran.err);
     assert_eq!(base(), "lab/base");
     assert!(desk.scene.ok("push out me/huan").out.contains("has all of it already"));
-    // Its commit goes along, and is none of another base's.
-    let mut record: serde_json::Value = serde_json::from_slice(&desk.scene.read("out/card.json")).unwrap();
-    record["base"]["revision"] = json!("c0ffee");
+    // A commit belongs to one base.
+    let read = |name: &str| -> serde_json::Value { serde_json::from_slice(&desk.scene.read(name)).unwrap() };
+    let mut identity = read("out/danlu.json");
+    assert_eq!(identity["base"]["hub_id"], "lab/base");
+    identity["base"]["revision"] = json!("c0ffee");
+    desk.scene.write("out/danlu.json", &identity.to_string());
+    // The card is not read for the base.
+    let mut record = read("out/card.json");
+    record["base"]["hub_id"] = json!("lab/false");
     desk.scene.write("out/card.json", &record.to_string());
     for (line, revision) in
         [("push out me/huan", json!("c0ffee")), ("push out me/huan --base-id lab/other", json!(null))]
@@ -191,6 +197,26 @@ fn the_base_that_the_card_knows_stands_in_what_is_sent_each_time() {
             serde_json::from_str(&desk.text("me/huan", "adapter_config.json")).unwrap();
         assert_eq!(config["revision"], revision, "{line}");
     }
+    assert!(!desk.text("me/huan", "README.md").contains("lab/false"));
+}
+
+/// Earlier versions wrote no base into `danlu.json`, and the name on the Hub only into the card.
+#[test]
+fn an_adapter_of_an_earlier_version_keeps_the_base_of_its_repository() {
+    let desk = Desk::with_adapter();
+    let mut identity: serde_json::Value = serde_json::from_slice(&desk.scene.read("out/danlu.json")).unwrap();
+    identity.as_object_mut().unwrap().remove("base");
+    desk.scene.write("out/danlu.json", &identity.to_string());
+    let ran = desk.scene.ok("push out me/huan --dry-run");
+    assert!(ran.err.contains("--base-id ORG/NAME"), "{}", ran.err);
+    desk.scene.ok("push out me/huan --base-id lab/base");
+    let ran = desk.scene.ok("push out me/huan");
+    assert!(ran.err.contains("lab/base") && !ran.err.contains("others cannot find"), "{}", ran.err);
+    assert_eq!(base_of(&desk, "me/huan"), "lab/base");
+    // `danlu card --base-id` records the base.
+    desk.scene.ok("card out --base-id lab/other");
+    desk.scene.ok("push out me/huan");
+    assert_eq!(base_of(&desk, "me/huan"), "lab/other");
 }
 
 #[test]

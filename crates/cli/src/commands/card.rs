@@ -1,11 +1,12 @@
 //! `danlu card`: writes the model card of a folder again.
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::Args;
-use danlu_adapter::CONFIG_FILE;
+use danlu_adapter::{CONFIG_FILE, IDENTITY_FILE, TrainingIdentity};
 use danlu_loader::{LoadError, folder_name};
+use danlu_model::files;
 use danlu_report::card::{self, CARD_FILE, Card};
 
 use crate::args::card::hub_id;
@@ -71,7 +72,14 @@ pub fn run(args: &WriteArgs, printer: &Printer) -> Result<()> {
         card.repository.clone_from(&args.name);
         card.revision = None;
     }
+    let identity = match &args.card.base_id {
+        Some(_) => identity_with_base(folder, &card)?,
+        None => None,
+    };
     card.write(folder, notes.as_deref())?;
+    if let Some(bytes) = identity {
+        files::write_atomic(&folder.join(IDENTITY_FILE), &bytes)?;
+    }
     let shown = folder.join(card::README_FILE);
     if is_added {
         let path = shown.display();
@@ -85,4 +93,12 @@ pub fn run(args: &WriteArgs, printer: &Printer) -> Result<()> {
     printer
         .data(&printer.pick(format!("模型卡片  {shown}（{size}）"), format!("model card  {shown} ({size})")));
     Ok(())
+}
+
+/// Returns the `danlu.json` of an adapter with the base of its card, for `push` and later runs. Other folders have none.
+fn identity_with_base(folder: &Path, card: &Card) -> Result<Option<Vec<u8>>> {
+    let Some(identity) = TrainingIdentity::read(folder)? else { return Ok(None) };
+    let Some(id) = &card.base.hub_id else { return Ok(None) };
+    let base = identity.base().unwrap_or(&card.base).clone().with_hub_id(id);
+    Ok(Some(TrainingIdentity::json_with_base(folder, &base)?))
 }

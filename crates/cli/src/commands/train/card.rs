@@ -51,7 +51,8 @@ pub fn write_for_run(
             card.repository.clone_from(&earlier.repository);
             card.language = earlier.language;
             card.license = earlier.license.clone().or(card.license);
-            if let Some(id) = &earlier.base.hub_id {
+            // Earlier versions recorded a later name only in the card.
+            if let (None, Some(id)) = (&card.base.hub_id, &earlier.base.hub_id) {
                 card.base = card.base.with_hub_id(id);
             }
             card.datasets.clone_from(&earlier.datasets);

@@ -198,7 +198,7 @@ fn train(
     })?;
     let Prepared { examples, held_out, held_out_records, summary, bad, .. } = data;
     let held_out: Vec<LabeledSequence> = held_out.into_iter().map(|example| example.sequence).collect();
-    let base = trained_base(&files, run.card.args.base_id.as_deref())?;
+    let base = trained_base(&files, &run.card)?;
     let tokens = tokens.trained_on(base.clone(), stored);
     let fingerprint = base.sha256.clone().unwrap_or_default();
     let mut trainer = Trainer::new(decoder.into(), adapter, examples, settings, fingerprint)?;
@@ -227,14 +227,20 @@ fn train(
 }
 
 /// Identifies the base, without its path: name, commit and fingerprints.
-fn trained_base(files: &RunFiles, hub_id: Option<&str>) -> Result<BaseIdentity> {
+///
+/// Its name on the Hub comes from `--base-id`, then from the run's `danlu.json`, then from the settings of the run.
+fn trained_base(files: &RunFiles, card: &CardOptions) -> Result<BaseIdentity> {
     let base = BaseIdentity {
         sha256: Some(base_fingerprint(&files.base)?),
         sample: Some(base_sample(&files.base)?),
         ..identify_base(&files.base_as_named(), Path::new(&files.base))
     };
-    Ok(match hub_id {
-        Some(id) => base.with_hub_id(id),
+    let recorded = TrainingIdentity::read(&files.output)?;
+    let recorded = recorded.as_ref().and_then(TrainingIdentity::base);
+    let recorded = recorded.filter(|earlier| earlier.sha256 == base.sha256);
+    let recorded = recorded.and_then(|earlier| earlier.hub_id.clone());
+    Ok(match card.given.base_id.clone().or(recorded).or_else(|| card.args.base_id.clone()) {
+        Some(id) => base.with_hub_id(&id),
         None => base,
     })
 }

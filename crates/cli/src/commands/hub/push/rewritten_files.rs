@@ -64,14 +64,14 @@ pub fn files(
         false => None,
     };
     let trained = identity.as_ref().and_then(TrainingIdentity::base);
-    let bases = Bases { card: card.as_ref(), trained, named: named.as_deref() };
+    let bases = Bases { has_card: card.is_some(), trained, named: named.as_deref() };
     let base_id = base_id(args, hub, page, bases, printer)?;
     let here = card::read_readme(folder)?;
     // `--include README.md` sends the folder's file, whatever the Hub has.
     let there = page.readme().filter(|_| !args.include.iter().any(|path| path == card::README_FILE));
     let is_text = !matches!(there, Some(Err(_)));
     let there = there.and_then(|readme| readme.ok());
-    let (mut files, mut commit) = (Vec::new(), None);
+    let mut files = Vec::new();
     let readme = match card {
         Some(mut card) => {
             card.repository = Some(name.id().to_owned());
@@ -79,8 +79,7 @@ pub fn files(
             let branch = Some(name.revision()).filter(|branch| *branch != "main" && !args.create_pr);
             card.revision = branch.map(str::to_owned);
             if let Some(id) = &base_id {
-                card.base = card.base.with_hub_id(id);
-                commit.clone_from(&card.base.revision);
+                card.base = trained.unwrap_or(&card.base).clone().with_hub_id(id);
             }
             files.push((card::CARD_FILE, card.to_json()));
             let path = folder.join(card::README_FILE);
@@ -97,9 +96,11 @@ pub fn files(
     };
     files.extend(text.filter(|text| !text.is_empty()).map(|text| (card::README_FILE, text.into_bytes())));
     if let Some(id) = base_id.filter(|_| named.is_some()) {
+        let base = trained.map(|base| base.clone().with_hub_id(&id));
+        let commit = base.as_ref().and_then(|base| base.revision.clone());
         files.push((CONFIG_FILE, adapter_config(folder, &id, commit)?));
-        if let Some(base) = trained {
-            files.push((IDENTITY_FILE, identity_file(folder, base.clone().with_hub_id(&id))?));
+        if let Some(base) = base {
+            files.push((IDENTITY_FILE, TrainingIdentity::json_with_base(folder, &base)?));
         }
     }
     Ok(RewrittenFiles { files, readme })
@@ -120,30 +121,20 @@ fn authors_readme(here: Option<String>, there: Option<&str>, renamed: Option<(&s
     }
 }
 
-/// `danlu.json` with this base.
-fn identity_file(folder: &Path, base: BaseIdentity) -> Result<Vec<u8>> {
-    let path = folder.join(IDENTITY_FILE);
-    let bytes = files::read_bounded(&path, MAX_CONFIG_BYTES)?;
-    let identity = serde_json::from_slice::<Map<String, Value>>(&bytes);
-    let mut identity =
-        identity.map_err(|error| Diagnostic::input(format!("`{}`: {error}", path.display())))?;
-    identity.insert("base".to_owned(), serde_json::to_value(base).expect("plain fields become JSON"));
-    Ok(serde_json::to_vec_pretty(&identity).expect("JSON that was read is written again"))
-}
-
 /// The base according to the files of the folder.
 #[derive(Clone, Copy)]
 struct Bases<'a> {
-    card: Option<&'a Card>,
-    /// As `danlu.json` records it.
+    has_card: bool,
+    /// The base in `danlu.json`.
     trained: Option<&'a BaseIdentity>,
-    /// As `adapter_config.json` names it.
+    /// The base in `adapter_config.json`.
     named: Option<&'a str>,
 }
 
 /// The base's name on the Hub, if the files have to be rewritten with it.
 ///
-/// It comes from `--base-id`, then from the card, then from the repository if that has the same base.
+/// Looks at `--base-id`, then at `danlu.json`, then at the repository if that has the same base.
+/// The card is never read for it. Earlier versions recorded no base in `danlu.json`: their adapters use the last step.
 /// Warns if the base cannot be found from another computer.
 fn base_id(
     args: &PushArgs,
@@ -152,23 +143,20 @@ fn base_id(
     bases: Bases<'_>,
     printer: &Printer,
 ) -> Result<Option<String>> {
-    let Bases { card, trained, named } = bases;
+    let Bases { has_card, trained, named } = bases;
     if args.base_id.is_some() {
         return Ok(args.base_id.clone());
     }
     let named_id = named.and_then(|named| named.parse::<RepoName>().ok());
-    match card {
-        Some(Card { base, .. }) if base.hub_id.is_some() => {
-            let is_named = named_id.is_some_and(|name| Some(name.id()) == base.hub_id.as_deref());
-            return Ok(base.hub_id.clone().filter(|_| !is_named));
-        }
-        Some(_) => {}
-        None => {
-            let Some(named) = named.map(Path::new) else { return Ok(None) };
-            let is_folder = relative_path::find_above(&args.folder, named, Path::is_dir).is_some();
-            if !is_folder && named_id.is_some() && is_known_name(hub, named) {
-                return Ok(None);
-            }
+    if let Some(id) = trained.and_then(|base| base.hub_id.as_deref()) {
+        let is_named = named_id.is_some_and(|name| name.id() == id);
+        return Ok(Some(id.to_owned()).filter(|_| !is_named));
+    }
+    if !has_card || trained.is_none() {
+        let Some(named) = named.map(Path::new) else { return Ok(None) };
+        let is_folder = relative_path::find_above(&args.folder, named, Path::is_dir).is_some();
+        if !is_folder && named_id.is_some() && is_known_name(hub, named) {
+            return Ok(None);
         }
     }
     match page.base_id(trained, named.unwrap_or_default())? {
