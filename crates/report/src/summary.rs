@@ -84,6 +84,7 @@ pub struct DataFile {
 /// A question, and the replies of base and adapter.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Reply {
+    /// The question.
     pub prompt: String,
     /// Reply of the base.
     pub before: String,

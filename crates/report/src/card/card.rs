@@ -230,13 +230,18 @@ impl Card {
         if !path.exists() {
             return Ok(None);
         }
-        let bytes = files::read_bounded(&path, MAX_BYTES)?;
-        let fault = |e: serde_json::Error| format!("line {}: {}", e.line(), json_words(&bytes, &e));
-        let card = serde_json::from_slice::<Self>(&bytes).map_err(fault);
-        match card.and_then(|card| card.check().map(|()| card)) {
-            Ok(card) => Ok(Some(card)),
-            Err(reason) => Err(ReportError::Card { path, reason }),
-        }
+        Self::parse(&path, &files::read_bounded(&path, MAX_BYTES)?).map(Some)
+    }
+
+    /// Parses the bytes of a `card.json`; `path` is for messages.
+    ///
+    /// # Errors
+    /// If a value is invalid in a card.
+    pub fn parse(path: &Path, bytes: &[u8]) -> Result<Self, ReportError> {
+        let fault = |e: serde_json::Error| format!("line {}: {}", e.line(), json_words(bytes, &e));
+        let card = serde_json::from_slice::<Self>(bytes).map_err(fault);
+        card.and_then(|card| card.check().map(|()| card))
+            .map_err(|reason| ReportError::Card { path: path.to_owned(), reason })
     }
 
     /// Checks the values that become links, commands or metadata of the Hub.

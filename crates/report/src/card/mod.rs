@@ -36,6 +36,7 @@ pub use quantized::InFourBits;
 pub use readme::{Readme, ReadmeFault};
 pub use text_language::TextLanguage;
 
+/// Name of the card.
 pub const README_FILE: &str = "README.md";
 
 /// Name of the file with the loss chart.

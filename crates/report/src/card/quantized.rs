@@ -11,6 +11,7 @@ use super::{DANLU, Page, introduction};
 /// Quantization of a full model.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct InFourBits {
+    /// Code, block size and form of the scales.
     pub quantization: Quantization,
     /// Modules that the user left in 16 bits.
     pub skipped: Vec<String>,

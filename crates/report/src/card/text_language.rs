@@ -22,6 +22,7 @@ pub struct TextLanguage {
 }
 
 impl TextLanguage {
+    /// Counts a text.
     pub fn add(&mut self, text: &str) {
         let mut word = String::new();
         for c in text.chars().chain([' ']) {
