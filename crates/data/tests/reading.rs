@@ -161,7 +161,13 @@ fn a_misspelt_first_record_asks_what_was_meant() {
     let error = parse(br#"{"instuction": "a", "output": "b"}"#, None).unwrap_err();
     assert_eq!(error.hint().unwrap(), "did you mean `instruction` instead of `instuction`?");
     let long = format!("{{\"{}\": 1}}", "x".repeat(1 << 20));
-    assert!(parse(long.as_bytes(), None).unwrap_err().hint().unwrap().starts_with("the known formats"));
+    assert!(
+        parse(long.as_bytes(), None)
+            .unwrap_err()
+            .hint()
+            .unwrap()
+            .starts_with("use the keys of a known format")
+    );
 }
 
 #[test]
