@@ -29,7 +29,7 @@ use std::process::ExitCode;
 
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
-use commands::{bench, card, chat, compare, data, demo, doctor, hub, merge, plan, quantize, train};
+use commands::{bench, card, chat, compare, data, demo, doctor, explain, hub, merge, plan, quantize, train};
 use diagnostic::Result;
 use lang::Lang;
 use printer::Printer;
@@ -107,6 +107,9 @@ enum Command {
     /// Show the hardware of this machine and what danlu uses of it
     #[command(after_help = doctor::EXAMPLES)]
     Doctor(doctor::DoctorArgs),
+    /// Explain a term of fine-tuning, such as rank or loss
+    #[command(after_help = explain::EXAMPLES)]
+    Explain(explain::ExplainArgs),
 }
 
 const EXAMPLES: &str = "\
@@ -168,6 +171,7 @@ fn run(command: &Command, matches: &clap::ArgMatches, printer: &Printer) -> Resu
         Command::Logout => hub::account::logout(printer),
         Command::Bench(command) => bench::run(command, printer),
         Command::Doctor(args) => doctor::run(args, printer),
+        Command::Explain(args) => explain::run(args, printer),
     }
 }
 

@@ -7,6 +7,7 @@ pub mod compare;
 pub mod data;
 pub mod demo;
 pub mod doctor;
+pub mod explain;
 pub mod hub;
 pub mod merge;
 pub mod plan;
