@@ -1,5 +1,5 @@
-//! The products of a LoRA step against the measured peak of this machine: time, GFLOP/s, share of peak;
-//! for decoding, GB/s of weights against the measured read bandwidth.
+//! Benchmarks the matrix products of a LoRA step: time, GFLOP/s, and share of this machine's measured peak.
+//! Decoding is measured in GB/s of weights against the measured read bandwidth.
 //!
 //! cargo bench -p danlu-kernels --bench gemm [-- THREADS] [products] [head] [decode] [low-rank]
 
@@ -10,7 +10,7 @@ use danlu_kernels::{
     LoraGrads, LoraPair, LoraRef, Matrix, Store, from_f32, peak, rng::Stream,
 };
 
-/// Seconds of the fastest run: the machine may have other work.
+/// Returns the seconds of the fastest run, because the machine may run other work.
 fn best(mut run: impl FnMut()) -> f64 {
     run();
     let (start, mut best) = (Instant::now(), Duration::MAX);
@@ -24,7 +24,6 @@ fn best(mut run: impl FnMut()) -> f64 {
     best.as_secs_f64()
 }
 
-/// The machine's peak in GFLOP/s.
 fn gflops(isa: Isa, dtype: DType, threads: usize) -> Option<f64> {
     peak::flops(isa, dtype, threads).map(|flops| flops / 1e9)
 }
@@ -135,7 +134,7 @@ fn low_rank(threads: usize, isa: Isa) {
 fn decode(threads: usize, isa: Isa, dtype: DType) {
     let cpu = Cpu::new(CpuOptions { threads: Some(threads), isa: Some(isa), dtype });
     let mut stream = Stream::new(4);
-    // Larger than any cache: decoding walks through all weights of a model before it returns to the first.
+    // Larger than any cache: decoding reads every weight of a model before it returns to the first.
     let (d_out, d_in) = (32 << 10, 2048);
     let w = weight(&mut stream, d_out, d_in);
     let bandwidth = peak::read_bandwidth(threads) / 1e9;
@@ -150,7 +149,7 @@ fn decode(threads: usize, isa: Isa, dtype: DType) {
 }
 
 fn main() {
-    // `cargo bench` adds `--bench` to what follows `--`.
+    // `cargo bench` appends `--bench` to the arguments after `--`.
     let words: Vec<String> = std::env::args().skip(1).filter(|arg| arg != "--bench").collect();
     let threads = words.iter().find_map(|word| word.parse().ok());
     let threads = threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, |n| n.get()));
@@ -158,7 +157,7 @@ fn main() {
     let wanted = |section: &str| sections.is_empty() || sections.iter().any(|word| *word == section);
     for isa in Isa::supported().filter(|&isa| isa != Isa::Scalar) {
         for dtype in [DType::Bf16, DType::F32] {
-            // What another instruction set already measures.
+            // These peaks equal those of another instruction set.
             if matches!((isa, dtype), (Isa::Avx512Bf16, DType::F32) | (Isa::Avx512, DType::Bf16)) {
                 continue;
             }

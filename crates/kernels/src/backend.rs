@@ -9,38 +9,39 @@ use crate::{
     RmsnormSaved, Scalars, Segment, Segments, Store,
 };
 
-/// The operations of a LoRA step on one kind of memory.
+/// The operations of a LoRA step.
 ///
-/// Outputs come first. `N` counts token rows of a packed batch; all matrices are row-major. A buffer may
-/// be longer than the shape needs: work buffers are sized once for the largest batch. "accumulates"
-/// means `+=`; everything else overwrites. No operation forms a gradient of a base weight.
+/// Outputs come first. `N` is the number of token rows of a packed batch; all matrices are row-major. A
+/// buffer may be longer than its shape, because work buffers are sized once for the largest batch.
+/// "Accumulates" means `+=`; everything else overwrites. No operation forms a gradient of a base weight.
 ///
-/// Results depend neither on the number of threads nor on what ran before.
+/// Results depend neither on the number of threads nor on earlier operations.
 ///
-/// A device may compute behind the host. It keeps its first failure, does nothing afterwards, and returns the
-/// failure from the next [`read`](Backend::read), [`read_scalars`](Backend::read_scalars) or
-/// [`place`](Backend::place).
+/// A device may compute asynchronously. After its first failure it skips all operations, and the next
+/// [`read`](Backend::read), [`read_scalars`](Backend::read_scalars) or [`place`](Backend::place) returns the
+/// failure.
 ///
 /// # Panics
-/// Every operation panics when a buffer is too short for its shape or belongs to another back end:
-/// callers own the shapes, files are checked long before.
+/// Every operation panics if a buffer is too short for its shape or belongs to another back end. Callers are
+/// responsible for shapes, which are checked when files are loaded.
 pub trait Backend: Send + Sync + fmt::Debug {
-    /// The back end in a few words: `reference`, `cpu avx512bf16, 2 threads, bf16`.
+    /// Returns a short description, such as `reference` or `cpu avx512bf16, 2 threads, bf16`.
     fn name(&self) -> String;
 
-    /// Fewest rows from which on a row of a product has the same bits whatever the other rows are. Products of
-    /// fewer rows may be summed in an order of their own, as suits decoding; among themselves they agree too.
+    /// Returns the row count from which a row of a product has the same bits, whatever the other rows
+    /// contain. Products of fewer rows may use another order of summation. Among themselves they agree too.
     fn row_invariant_from(&self) -> usize;
 
-    /// A zeroed buffer of `len` elements.
+    /// Allocates a zeroed buffer of `len` elements.
     fn alloc(&self, len: usize, element: Element) -> Buffer;
 
-    /// Zeroed buffers of `rows` rows, one for each width. A back end may lay them out as columns of one allocation.
+    /// Allocates zeroed buffers of `rows` rows, one for each width. A back end may lay them out as columns of
+    /// one allocation.
     fn alloc_rows(&self, rows: usize, widths: &[usize], element: Element) -> Vec<Buffer> {
         widths.iter().map(|width| self.alloc(rows * width, element)).collect()
     }
 
-    /// `len` zeros.
+    /// Allocates `len` zeroed scalars.
     fn alloc_scalars(&self, len: usize) -> Scalars {
         Scalars::host(len)
     }
@@ -48,13 +49,13 @@ pub trait Backend: Send + Sync + fmt::Debug {
     /// Copies `src` to `dst[offset ..]`.
     fn write(&self, dst: &mut Buffer, offset: usize, src: &[f32]);
 
-    /// Copies `src[offset ..][.. dst.len()]` to `dst`, after all operations so far.
+    /// Copies `src[offset ..][.. dst.len()]` to `dst` once all earlier operations have run.
     ///
     /// # Errors
     /// If the device failed.
     fn read(&self, dst: &mut [f32], src: &Buffer, offset: usize) -> Result<(), BackendError>;
 
-    /// Copies the first `dst.len()` results to `dst`, after all operations so far.
+    /// Copies the first `dst.len()` scalars to `dst` once all earlier operations have run.
     ///
     /// # Errors
     /// If the device failed.
@@ -63,8 +64,8 @@ pub trait Backend: Send + Sync + fmt::Debug {
         Ok(())
     }
 
-    /// Puts weights that multiply one input into the back end's memory, side by side where that helps. A host back end
-    /// leaves them in their file. An embedding table is never placed.
+    /// Moves the weights that multiply one input to the device, in one block if the device benefits. A host
+    /// back end leaves weights in their file. Embedding tables are never placed.
     ///
     /// # Errors
     /// If the device failed or has no memory left.
@@ -72,12 +73,12 @@ pub trait Backend: Send + Sync + fmt::Debug {
         Ok(group.to_vec())
     }
 
-    /// Makes `values` readable for operations. Memory of `dst` is reused where it is long enough.
+    /// Uploads `values` for use by operations, and reuses the memory of `dst` if it is large enough.
     fn upload(&self, dst: &mut Indices, values: &[u32]) {
         dst.set(values);
     }
 
-    /// As [`upload`](Backend::upload).
+    /// As [`upload`](Backend::upload), for segments.
     fn upload_segments(&self, dst: &mut Segments, values: &[Segment]) {
         dst.set(values);
     }
@@ -88,7 +89,7 @@ pub trait Backend: Send + Sync + fmt::Debug {
     /// `dst += src` over the first `len` elements.
     fn add(&self, dst: &mut Buffer, src: &Buffer, len: usize);
 
-    /// Copies `n` rows of `cols` from row `src_row` of `src` to row `dst_row` of `dst`.
+    /// Copies `n` rows of `cols` elements from row `src_row` of `src` to row `dst_row` of `dst`.
     fn copy_rows(
         &self,
         dst: &mut Buffer,
@@ -99,21 +100,21 @@ pub trait Backend: Send + Sync + fmt::Debug {
         cols: usize,
     );
 
-    /// `out[i] = inp[rows[i]]`, rows of `cols`.
+    /// `out[i] = inp[rows[i]]`, for rows of `cols` elements.
     fn gather_rows(&self, out: &mut Buffer, inp: &Buffer, rows: &Indices, cols: usize);
 
-    /// Backward of [`gather_rows`](Backend::gather_rows): `dinp[r] = Σ dout[i]` over all `rows[i] = r`, in the order
-    /// of `i`, for each of `n` rows.
+    /// Backward of [`gather_rows`](Backend::gather_rows) for each of `n` rows: `dinp[r] = Σ dout[i]` over all
+    /// `i` with `rows[i] = r`, in ascending order.
     fn gather_rows_backward(&self, dinp: &mut Buffer, n: usize, dout: &Buffer, rows: &Indices, cols: usize);
 
-    /// `out[rows[i]] = inp[i]`, rows of `cols`, no row twice.
+    /// `out[rows[i]] = inp[i]`, for rows of `cols` elements. `rows` has no duplicates.
     fn scatter_rows(&self, out: &mut Buffer, inp: &Buffer, rows: &Indices, cols: usize);
 
-    /// `out[i] = table[ids[i]]`, `out (N, C)`, `table (V, C)` in the host's memory.
+    /// `out[i] = table[ids[i]]`, `out (N, C)`, `table (V, C)` in host memory.
     fn embedding_forward(&self, out: &mut Buffer, table: &Matrix, ids: &Indices);
 
-    /// `out = weight · inp / rms(inp)`, `rstd[i] = 1 / sqrt(mean(inp[i]²) + eps)` stored for backward.
-    /// `out`, `inp` `(N, C)`, `rstd (N)`, `weight (C)`. Source: Zhang and Sennrich, 2019, equation 4.
+    /// `out = weight · inp / rms(inp)`. Stores `rstd[i] = 1 / sqrt(mean(inp[i]²) + eps)` for backward. `out`,
+    /// `inp` `(N, C)`, `rstd (N)`, `weight (C)`. Source: Zhang and Sennrich, 2019, equation 4.
     fn rmsnorm_forward(
         &self,
         out: &mut Buffer,
@@ -140,10 +141,11 @@ pub trait Backend: Send + Sync + fmt::Debug {
     /// Backward of [`linear_forward`](Backend::linear_forward) for a frozen `w`: `dinp = dout W`, or `+=`.
     fn linear_backward(&self, dinp: &mut Buffer, store: Store, dout: &Buffer, w: &Matrix, n: usize);
 
-    /// `out += scaling · (drop(inp) Aᵀ) Bᵀ` on `rows` of `out (N, OUT)` and `inp (N, IN)`.
-    /// `mid (N, R)` receives `drop(inp) Aᵀ`, stored for backward. Without dropout, `drop` is the identity;
-    /// its element index is `(row - rows.start) * IN + column`, so that rows draw the same mask wherever in a
-    /// batch they stand. Source: Hu et al., 2021, section 4.1.
+    /// `out += scaling · (drop(inp) Aᵀ) Bᵀ` on `rows` of `out (N, OUT)` and `inp (N, IN)`. `mid (N, R)`
+    /// receives `drop(inp) Aᵀ` for backward. Without dropout, `drop` is the identity.
+    ///
+    /// The element index of dropout is `(row - rows.start) * IN + column`. A module's mask therefore does not
+    /// depend on the position of its rows in the batch. Source: Hu et al., 2021, section 4.1.
     fn lora_forward(
         &self,
         out: &mut Buffer,
@@ -153,7 +155,7 @@ pub trait Backend: Send + Sync + fmt::Debug {
         rows: Range<usize>,
     );
 
-    /// Backward of [`lora_forward`](Backend::lora_forward). `dinp` (where wanted) and `dparams` accumulate:
+    /// Backward of [`lora_forward`](Backend::lora_forward). `dparams` and the optional `dinp` accumulate:
     /// `dmid = scaling · dout B`, `dB += scaling · doutᵀ mid`, `dA += dmidᵀ drop(inp)`,
     /// `dinp += drop'(dmid A)`.
     fn lora_backward(
@@ -166,14 +168,15 @@ pub trait Backend: Send + Sync + fmt::Debug {
         rows: Range<usize>,
     );
 
-    /// The projections of one input, with their low-rank pairs and a residual.
+    /// All projections of one input, with their low-rank pairs `A, B` and an optional residual.
     ///
     /// ```text
     /// out[i] = inp W[i]ᵀ + Σ over segments, on their rows: scaling · (drop(inp) Aᵀ) Bᵀ  (+ residual)
     /// ```
     ///
-    /// `out[i] (N, OUT_i)`, `mid[i] (N, R_i)` as [`ProjectSaved::mid`]. A `residual (N, OUT)` needs a group of one weight.
-    /// A back end may fuse all of it; the default calls the single operations in the order of the formula.
+    /// `out[i] (N, OUT_i)`, `mid[i] (N, R_i)` as [`ProjectSaved::mid`]. A `residual (N, OUT)` requires a
+    /// group of one weight. A back end may fuse all of these. The default calls the single operations in the
+    /// order of the formula.
     fn project(
         &self,
         out: &mut [&mut Buffer],
@@ -197,8 +200,9 @@ pub trait Backend: Send + Sync + fmt::Debug {
         }
     }
 
-    /// Backward of [`project`](Backend::project): `dinp = Σ dout[i] W[i]` and the pairs' share, or `+=`, where wanted;
-    /// `dparams` accumulates. The gradient of the residual is `dout` itself.
+    /// Backward of [`project`](Backend::project). The optional `dinp` receives `Σ dout[i] W[i]` and the
+    /// gradients through `A, B`, or adds them. `dparams` accumulates. The gradient of the residual is `dout`
+    /// itself.
     fn project_backward(
         &self,
         grads: ProjectGrads<'_>,
@@ -222,9 +226,9 @@ pub trait Backend: Send + Sync + fmt::Debug {
         }
     }
 
-    /// Rotates `q (N, NH, HS)` and `k (N, KH, HS)` in place: element pairs `(i, i + HS/2)` of row `n` turn by
-    /// `positions[n] · inv_freq[i]`, as Llama's `rotate_half`. `inv_freq (HS/2)` is in radians a token.
-    /// Source: Su et al., 2021, section 3.2.2.
+    /// Rotates `q (N, NH, HS)` and `k (N, KH, HS)` in place, as Llama's `rotate_half`: the elements `i` and
+    /// `i + HS/2` of row `n` turn by the angle `positions[n] · inv_freq[i]`. `inv_freq (HS/2)` is in radians
+    /// per token. Source: Su et al., 2021, section 3.2.2.
     fn rope_forward(
         &self,
         q: &mut Buffer,
@@ -244,13 +248,13 @@ pub trait Backend: Send + Sync + fmt::Debug {
         dims: AttentionDims,
     );
 
-    /// Causal softmax attention inside each segment, scores divided by `sqrt(HS)`. `out (N, NH, HS)`;
-    /// `lse (N, NH)` receives the log of each row's softmax denominator, stored for backward.
-    /// Source: Vaswani et al., 2017, equation 1; Ainslie et al., 2023 (GQA).
+    /// Causal softmax attention inside each segment, with scores divided by `sqrt(HS)`. `out (N, NH, HS)`;
+    /// `lse (N, NH)` receives the log of each row's softmax denominator for backward. Source: Vaswani et al.,
+    /// 2017, equation 1; Ainslie et al., 2023 (GQA).
     fn attention_forward(&self, out: &mut Buffer, lse: &mut Buffer, operands: AttentionOperands<'_>);
 
-    /// Backward of [`attention_forward`](Backend::attention_forward). Gradients are overwritten on the
-    /// rows of the segments, which must not overlap.
+    /// Backward of [`attention_forward`](Backend::attention_forward). Overwrites the gradients on the rows of
+    /// the segments, which must not overlap.
     fn attention_backward(
         &self,
         grads: AttentionGrads<'_>,
@@ -263,7 +267,7 @@ pub trait Backend: Send + Sync + fmt::Debug {
     /// Source: Shazeer, 2020, equation 6.
     fn swiglu_forward(&self, out: &mut Buffer, gate: &Buffer, up: &Buffer, len: usize);
 
-    /// Backward of [`swiglu_forward`](Backend::swiglu_forward); `dgate` and `dup` are overwritten.
+    /// Backward of [`swiglu_forward`](Backend::swiglu_forward); overwrites `dgate` and `dup`.
     fn swiglu_backward(
         &self,
         dgate: &mut Buffer,
@@ -274,8 +278,9 @@ pub trait Backend: Send + Sync + fmt::Debug {
         len: usize,
     );
 
-    /// The loss head over rows that carry a label: `losses[first + i] = -log softmax(inp[i] Wᵀ)[targets[i]]` in nats,
-    /// and where asked `dinp[i] = dloss[i] · d loss / d inp[i]`. Works in blocks: the full `(N, V)` logits never exist.
+    /// The loss head over rows that carry a label: `losses[first + i] = -log softmax(inp[i] Wᵀ)[targets[i]]`
+    /// in nats. With `grads`, also `dinp[i] = dloss[i] · d loss / d inp[i]`. The logits are computed in
+    /// blocks, so the full `(N, V)` never exists.
     fn head_loss(
         &self,
         losses: &mut Buffer,
@@ -284,8 +289,8 @@ pub trait Backend: Send + Sync + fmt::Debug {
         grads: Option<HeadGrads<'_>>,
     );
 
-    /// One AdamW update of the first `len` parameters, decoupled decay first, as `torch.optim.AdamW`.
-    /// Source: Loshchilov and Hutter, 2019, algorithm 2.
+    /// One AdamW update of the first `len` parameters, as `torch.optim.AdamW`: decoupled decay first. Source:
+    /// Loshchilov and Hutter, 2019, algorithm 2.
     fn adamw(
         &self,
         params: &mut Buffer,
@@ -296,6 +301,6 @@ pub trait Backend: Send + Sync + fmt::Debug {
         step: AdamW,
     );
 
-    /// `out[at]` = the sum of squares of the first `len` elements, in f64.
+    /// Writes the sum of squares of the first `len` elements to `out[at]`, in f64.
     fn sum_of_squares(&self, out: &mut Scalars, at: usize, x: &Buffer, len: usize);
 }

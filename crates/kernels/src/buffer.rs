@@ -1,50 +1,51 @@
-//! Memory that a back end owns: host bytes here, an opaque handle elsewhere.
+//! Memory that a back end owns: host memory, or an opaque handle.
 
 use std::any::Any;
 use std::fmt;
 
 use crate::DType;
 
-/// Elements of a cache line.
+/// f32 elements in a cache line.
 const LINE: usize = 16;
 
-/// The use of a buffer's elements, from which a back end chooses their type.
+/// The use of a buffer's elements. A back end chooses their type from it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Element {
-    /// Activations and their gradients: the type a back end computes in.
+    /// Activations and their gradients, in the back end's compute type.
     Activation,
-    /// The residual stream and its gradient: f32 where activations are f16, whose range the stream leaves.
+    /// The residual stream and its gradient. They are f32 where activations are f16, because they can exceed
+    /// f16's range.
     Residual,
-    /// Always f32: statistics of norms and softmax, losses, logits, parameters, their gradients and moments.
+    /// Always f32: norm and softmax statistics, losses, logits, parameters, gradients and moments.
     Exact,
 }
 
-/// `len` elements owned by one back end, zeroed when made.
+/// A buffer of `len` elements owned by one back end, zeroed on allocation.
 ///
-/// Made by [`Backend::alloc`](crate::Backend::alloc). A back end that computes on the host keeps f32 in
-/// [`Storage::Host`]; any other keeps its own handle in [`Storage::Opaque`].
+/// [`Backend::alloc`](crate::Backend::alloc) allocates it. A back end that computes on the host stores f32 in
+/// [`Storage::Host`]. Any other stores its own handle in [`Storage::Opaque`].
 pub struct Buffer {
     storage: Storage,
     len: usize,
     dtype: DType,
 }
 
-/// Where the elements of a [`Buffer`] live.
+/// The memory of a [`Buffer`].
 pub enum Storage {
-    /// Ordinary memory, readable by every host back end.
+    /// Host memory, readable by every host back end.
     Host(HostMemory),
-    /// Something only its own back end understands: device memory, a trace record.
+    /// A handle of another back end: device memory, or a trace record.
     Opaque(Box<dyn Any + Send + Sync>),
 }
 
-/// Elements that begin with a cache line: a vector that straddles two costs both.
+/// Elements aligned to cache lines, because a vector load that straddles two lines costs two accesses.
 pub struct HostMemory {
     data: Vec<f32>,
     start: usize,
 }
 
 impl HostMemory {
-    /// `len` zeros, whose pages the system hands out as they are written.
+    /// Allocates `len` zeros. The system commits each page on its first write.
     fn zeroed(len: usize) -> Self {
         let data = vec![0.0f32; len + LINE - 1];
         let start = data.as_ptr().align_offset(4 * LINE).min(LINE - 1);
@@ -53,52 +54,52 @@ impl HostMemory {
 }
 
 impl Buffer {
-    /// A zeroed host buffer of `len` elements.
+    /// Allocates a zeroed host buffer of `len` elements.
     pub fn host(len: usize) -> Self {
         Self { storage: Storage::Host(HostMemory::zeroed(len)), len, dtype: DType::F32 }
     }
 
-    /// A host buffer with the elements of `data`.
+    /// Copies `data` into a host buffer.
     pub fn from_vec(data: Vec<f32>) -> Self {
         let mut buffer = Self::host(data.len());
         buffer.host_slice_mut().copy_from_slice(&data);
         buffer
     }
 
-    /// A buffer of `len` elements behind a back end's own handle.
+    /// Wraps a back end's own handle to `len` elements.
     pub fn opaque(handle: Box<dyn Any + Send + Sync>, len: usize, dtype: DType) -> Self {
         Self { storage: Storage::Opaque(handle), len, dtype }
     }
 
-    /// Number of elements.
+    /// Returns the number of elements.
     pub fn len(&self) -> usize {
         self.len
     }
 
-    /// The type of the elements.
+    /// Returns the type of the elements.
     pub fn dtype(&self) -> DType {
         self.dtype
     }
 
-    /// Whether there are no elements.
+    /// Returns whether there are no elements.
     pub fn is_empty(&self) -> bool {
         self.len == 0
     }
 
-    /// The handle or host memory behind this buffer, for the back end that made it.
+    /// Returns the memory behind this buffer, for the back end that made it.
     pub fn storage(&self) -> &Storage {
         &self.storage
     }
 
-    /// As [`Buffer::storage`], to write through.
+    /// Mutable [`Buffer::storage`].
     pub fn storage_mut(&mut self) -> &mut Storage {
         &mut self.storage
     }
 
-    /// The elements, for host back ends.
+    /// Returns the elements, for host back ends.
     ///
     /// # Panics
-    /// If the buffer belongs to a back end whose memory is not the host's.
+    /// If the buffer is not in host memory.
     pub fn host_slice(&self) -> &[f32] {
         match &self.storage {
             Storage::Host(memory) => &memory.data[memory.start..][..self.len],
@@ -106,7 +107,7 @@ impl Buffer {
         }
     }
 
-    /// As [`Buffer::host_slice`], to write through.
+    /// Mutable [`Buffer::host_slice`].
     pub fn host_slice_mut(&mut self) -> &mut [f32] {
         match &mut self.storage {
             Storage::Host(memory) => &mut memory.data[memory.start..][..self.len],
@@ -115,34 +116,35 @@ impl Buffer {
     }
 }
 
-/// A few f64 results, left in the back end's memory until [`Backend::read_scalars`](crate::Backend::read_scalars).
+/// f64 results in the back end's memory, until [`Backend::read_scalars`](crate::Backend::read_scalars) copies
+/// them.
 pub struct Scalars {
     values: Vec<f64>,
     handle: Option<Box<dyn Any + Send + Sync>>,
 }
 
 impl Scalars {
-    /// `len` zeros in the host's memory.
+    /// Allocates `len` zeros in host memory.
     pub fn host(len: usize) -> Self {
         Self { values: vec![0.0; len], handle: None }
     }
 
-    /// `len` results behind a back end's own handle.
+    /// Wraps a back end's own handle to `len` scalars.
     pub fn opaque(handle: Box<dyn Any + Send + Sync>, len: usize) -> Self {
         Self { handle: Some(handle), ..Self::host(len) }
     }
 
-    /// The host's values, for host back ends.
+    /// Returns the values, for host back ends.
     pub fn values(&self) -> &[f64] {
         &self.values
     }
 
-    /// As [`Scalars::values`], to write through.
+    /// Mutable [`Scalars::values`].
     pub fn values_mut(&mut self) -> &mut [f64] {
         &mut self.values
     }
 
-    /// The handle of the back end that made them.
+    /// Returns the handle of a device back end.
     pub fn handle(&self) -> Option<&(dyn Any + Send + Sync)> {
         self.handle.as_deref()
     }

@@ -1,4 +1,4 @@
-//! Types of stored elements, and the way from them to f32 and back.
+//! Types of stored elements, and their conversion to and from f32.
 
 use crate::Isa;
 use crate::simd::simd_fn;
@@ -15,7 +15,7 @@ pub enum DType {
 }
 
 impl DType {
-    /// Bytes per element.
+    /// Returns the bytes per element.
     pub fn size(self) -> usize {
         match self {
             Self::F32 => 4,
@@ -24,7 +24,7 @@ impl DType {
     }
 }
 
-/// Widens little-endian elements to f32, exactly.
+/// Converts little-endian elements to f32, exactly.
 ///
 /// # Panics
 /// If `bytes` does not hold exactly `out.len()` elements of `dtype`.
@@ -100,7 +100,7 @@ fn narrow_body<L>(dtype: DType, inp: &[f32], out: &mut [u8]) {
     }
 }
 
-/// Widens bf16 bits to f32, exactly.
+/// Converts bf16 bits to f32, exactly.
 #[inline(always)]
 pub fn bf16_to_f32(bits: u16) -> f32 {
     f32::from_bits((bits as u32) << 16)
@@ -114,7 +114,7 @@ pub fn f32_to_bf16(v: f32) -> u16 {
     if v.is_nan() { (bits >> 16) as u16 | 0x40 } else { rounded }
 }
 
-/// Widens f16 bits to f32, exactly.
+/// Converts f16 bits to f32, exactly.
 #[inline(always)]
 pub fn f16_to_f32(bits: u16) -> f32 {
     let sign = ((bits & 0x8000) as u32) << 16;
@@ -122,7 +122,7 @@ pub fn f16_to_f32(bits: u16) -> f32 {
     if magnitude >= 0x7c00 {
         return f32::from_bits(sign | 0x7f80_0000 | (magnitude & 0x3ff) << 13);
     }
-    // Placed 112 binary orders too low, then scaled up: one multiplication is exact for subnormals too.
+    // The bits form a number 2^112 too small. One exact multiplication then scales it, also for subnormals.
     f32::from_bits(sign | magnitude << 13) * f32::from_bits(0x7780_0000)
 }
 
@@ -139,7 +139,8 @@ pub fn f32_to_f16(v: f32) -> u16 {
         return sign | 0x7c00;
     }
     if abs < 0x3880_0000 {
-        // Subnormal: adding 0.5 places the last kept bit at the end of the mantissa, and rounds there.
+        // Subnormal: adding 0.5 aligns f16's last bit with the end of the mantissa, so the addition rounds
+        // there.
         let shifted = f32::from_bits(abs) + 0.5;
         return sign | (shifted.to_bits() - 0.5f32.to_bits()) as u16;
     }
@@ -158,7 +159,7 @@ mod tests {
             let run = |isa| {
                 let (mut wide, mut back) = (vec![0.0; 1 << 16], vec![0; 2 << 16]);
                 widen(isa, dtype, &halves, &mut wide);
-                // Between two neighbours too, where rounding has to decide.
+                // Also between two neighbours, where rounding decides.
                 let shifted: Vec<f32> = wide.iter().map(|v| f32::from_bits(v.to_bits() ^ 0x1800)).collect();
                 narrow(isa, dtype, &shifted, &mut back);
                 (wide.iter().map(|v| v.to_bits()).collect::<Vec<_>>(), back)

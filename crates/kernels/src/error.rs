@@ -1,17 +1,17 @@
-//! What a device reports when it fails.
+//! The error of a failed device.
 
 use std::error::Error;
 use std::fmt;
 
 /// An operation that a device could not carry out. Shapes that do not fit panic instead: callers own them.
 ///
-/// A device computes behind the host, so the first failure is kept, later operations do nothing, and the next
-/// [`read`](crate::Backend::read) returns it. Host back ends never fail.
+/// A device computes asynchronously. After its first failure it skips all operations, and the next
+/// [`read`](crate::Backend::read) returns that failure. Host back ends never fail.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BackendError {
-    /// The operation, as the trait names it.
+    /// The operation, by its name in the trait.
     pub operation: String,
-    /// The device and its own words.
+    /// The device and its own error message.
     pub reason: String,
     /// The next step for the user, in the imperative.
     pub hint: String,

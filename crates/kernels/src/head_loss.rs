@@ -1,22 +1,22 @@
-//! The vocabulary projection and its cross-entropy, without ever holding all the logits.
+//! The vocabulary projection and its cross-entropy. The full logits never exist.
 
 use crate::Matrix;
 use crate::math::dot_f64;
 
-/// Rows whose logits exist at the same time in the reference.
+/// Rows of logits that exist at once in the reference.
 const CHUNK: usize = 16;
 
-/// `losses[i] = -log softmax(inp[i] Wᵀ)[targets[i]]`, in nats, and where asked
-/// `dinp[i] = dloss[i] · (softmax(inp[i] Wᵀ) - onehot(targets[i])) W`, overwritten; `grads` is `(dinp, dloss)`.
+/// `losses[i] = -log softmax(inp[i] Wᵀ)[targets[i]]` in nats. `grads` is an optional `(dinp, dloss)`; it
+/// receives `dinp[i] = dloss[i] · (softmax(inp[i] Wᵀ) - onehot(targets[i])) W`.
 ///
 /// | operand   | shape    | note                              |
 /// |-----------|----------|-----------------------------------|
 /// | `losses`  | `(N)`    |                                   |
-/// | `dinp`    | `(N, C)` |                                   |
+/// | `dinp`    | `(N, C)` | overwritten                       |
 /// | `dloss`   | `(N)`    |                                   |
 /// | `inp`     | `(N, C)` | only rows that carry a label      |
 /// | `head`    | `(V, C)` |                                   |
-/// | `targets` | `(N)`    | below `V`; their number is `N`    |
+/// | `targets` | `(N)`    | below `V`; its length is `N`      |
 ///
 /// # Panics
 /// If a target is not below `V`, or a slice is too short.
@@ -60,7 +60,7 @@ pub fn head_loss(
     }
 }
 
-/// The loss of one row; `logits` becomes `dloss · (softmax - onehot)`.
+/// Returns the loss of one row; `logits` becomes `dloss · (softmax - onehot)`.
 pub(crate) fn softmax_loss(logits: &mut [f64], target: u32, dloss: f32) -> f32 {
     let target = target as usize;
     assert!(target < logits.len(), "target {target} in a vocabulary of {}", logits.len());

@@ -1,6 +1,6 @@
-//! What a pass reads besides its activations: ids, positions, rows, targets, segments.
+//! Inputs of a pass besides activations: ids, positions, rows, targets, segments.
 //!
-//! A pass uploads each of them once. The host's copy always exists; a device keeps its own behind a handle.
+//! A pass uploads each of them once. The host's copy always exists; a device stores its own behind a handle.
 
 use std::any::Any;
 use std::fmt;
@@ -22,38 +22,38 @@ pub type Indices = Uploaded<u32>;
 pub type Segments = Uploaded<Segment>;
 
 impl<T: Copy> Uploaded<T> {
-    /// A list in the host's memory alone, for host back ends.
+    /// Makes a list in host memory only, for host back ends.
     pub fn host(values: Vec<T>) -> Self {
         Self { values, handle: None }
     }
 
-    /// Replaces the host's copy. The memory grows only.
+    /// Replaces the host's copy. The memory only grows.
     pub fn set(&mut self, values: &[T]) {
         self.values.clear();
         self.values.extend_from_slice(values);
     }
 
-    /// The host's copy.
+    /// Returns the host's copy.
     pub fn values(&self) -> &[T] {
         &self.values
     }
 
-    /// Number of elements.
+    /// Returns the number of elements.
     pub fn len(&self) -> usize {
         self.values.len()
     }
 
-    /// Whether there are no elements.
+    /// Returns whether there are no elements.
     pub fn is_empty(&self) -> bool {
         self.values.is_empty()
     }
 
-    /// The copy of the back end that uploaded the list.
+    /// Returns the copy of the back end that uploaded the list.
     pub fn handle(&self) -> Option<&(dyn Any + Send + Sync)> {
         self.handle.as_deref()
     }
 
-    /// As [`Uploaded::handle`], to replace it.
+    /// Mutable [`Uploaded::handle`].
     pub fn handle_mut(&mut self) -> &mut Option<Box<dyn Any + Send + Sync>> {
         &mut self.handle
     }

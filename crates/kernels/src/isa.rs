@@ -1,9 +1,9 @@
-//! Which vector instructions the CPU back end may use.
+//! The vector instruction sets of the CPU back end.
 
 use std::fmt;
 use std::str::FromStr;
 
-/// An instruction set with kernels of its own, widest first.
+/// An instruction set with its own kernels, widest first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Isa {
     /// AVX-512 F/BW/DQ/VL with the bf16 dot product.
@@ -12,7 +12,7 @@ pub enum Isa {
     Avx512,
     /// AVX2 with FMA and F16C.
     Avx2,
-    /// Whatever the compiler makes of plain Rust, on any machine.
+    /// Plain Rust, on any machine.
     Scalar,
 }
 
@@ -20,17 +20,17 @@ impl Isa {
     /// Every instruction set, widest first.
     pub const ALL: [Self; 4] = [Self::Avx512Bf16, Self::Avx512, Self::Avx2, Self::Scalar];
 
-    /// The widest one this machine runs.
+    /// Returns the widest that this machine supports.
     pub fn detect() -> Self {
         Self::supported().next().unwrap_or(Self::Scalar)
     }
 
-    /// Those this machine runs, widest first; `Scalar` is always the last.
+    /// Returns those that this machine supports, widest first. `Scalar` is always the last.
     pub fn supported() -> impl Iterator<Item = Self> {
         Self::ALL.into_iter().filter(|isa| isa.is_supported())
     }
 
-    /// Whether this machine runs it.
+    /// Returns whether this machine supports it.
     pub fn is_supported(self) -> bool {
         #[cfg(target_arch = "x86_64")]
         {
@@ -55,7 +55,7 @@ impl Isa {
         }
     }
 
-    /// The name that [`FromStr`] accepts.
+    /// Returns the name that [`FromStr`] accepts.
     pub fn name(self) -> &'static str {
         match self {
             Self::Avx512Bf16 => "avx512bf16",

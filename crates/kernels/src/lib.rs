@@ -1,10 +1,10 @@
-//! Numbers in, numbers out: the operations of a LoRA step, forward and backward, and the back ends that
-//! run them. Knows slices and sizes only: no files, no configuration, no model names.
+//! The operations of a LoRA step, forward and backward, and the back ends that run them. This crate handles
+//! slices and sizes only: no files, no configuration, no model names.
 //!
-//! Shape letters, everywhere: `N` token rows, `C` hidden, `V` vocabulary, `NH` heads, `KH` kv heads,
-//! `HS` head size, `R` rank, `IN` and `OUT` of a projection.
+//! Shape letters, everywhere: `N` token rows, `C` hidden, `V` vocabulary, `NH` heads, `KH` kv heads, `HS`
+//! head size, `R` rank, `IN` and `OUT` of a projection.
 //!
-//! A model calls a [`Backend`] and cannot tell which one computes:
+//! A model calls a [`Backend`] and does not depend on which one computes:
 //!
 //! ```
 //! use danlu_kernels::{Backend, Buffer, Cpu, CpuOptions, Element, Matrix, Reference};

@@ -5,7 +5,7 @@ use std::ops::Range;
 use crate::math::dot_f64;
 use crate::{Dropout, LoraPair, LoraRef, rng};
 
-/// The shapes and factors of one module's pair, without its parameters.
+/// Shapes and scaling of one module's `A` and `B`, without their elements.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct LoraDims {
     /// `R`.
@@ -19,13 +19,13 @@ pub struct LoraDims {
 }
 
 impl LoraDims {
-    /// Those of `lora`.
+    /// Returns those of `lora`.
     pub fn of(lora: &LoraRef<'_>) -> Self {
         Self { rank: lora.rank, d_in: lora.d_in, d_out: lora.d_out, scaling: lora.scaling }
     }
 }
 
-/// The parameters of one module's pair, and what its product needs besides rows.
+/// One module's `A` and `B`, with shapes and dropout.
 #[derive(Clone, Copy, Debug)]
 pub struct LoraParams<'a> {
     /// `(R, IN)`.
@@ -39,17 +39,17 @@ pub struct LoraParams<'a> {
 }
 
 impl<'a> LoraParams<'a> {
-    /// Those of a pair in the host's memory.
+    /// Borrows a pair in host memory.
     ///
     /// # Panics
-    /// If the pair reaches past its buffer, or the buffer is not the host's.
+    /// If the pair reaches past its buffer, or the buffer is not in host memory.
     pub fn of(pair: &LoraPair<'a>) -> Self {
         let (lora, params) = (&pair.lora, pair.lora.params.host_slice());
         let [a, b] = lora.ranges().map(|range| &params[range]);
         Self { a, b, dims: LoraDims::of(lora), dropout: pair.dropout }
     }
 
-    /// Panics unless `A` and `B` have the shapes that `dims` says.
+    /// Panics unless `A` and `B` have the shapes in `dims`.
     pub(crate) fn check(&self) {
         let LoraDims { rank, d_in, d_out, .. } = self.dims;
         assert_eq!((self.a.len(), self.b.len()), (rank * d_in, d_out * rank));
@@ -57,12 +57,12 @@ impl<'a> LoraParams<'a> {
 }
 
 impl LoraRef<'_> {
-    /// Where `A` and `B` lie in the flat parameters.
+    /// Returns the ranges of `A` and `B` in the flat parameters.
     pub(crate) fn ranges(&self) -> [Range<usize>; 2] {
         [self.a..self.a + self.rank * self.d_in, self.b..self.b + self.d_out * self.rank]
     }
 
-    /// The gradients of `A` and `B` in `dparams`, laid out as the parameters.
+    /// Returns the gradients of `A` and `B` in `dparams`, which has the layout of the parameters.
     pub(crate) fn grads<'b>(&self, dparams: &'b mut [f32]) -> [&'b mut [f32]; 2] {
         dparams
             .get_disjoint_mut(self.ranges())
@@ -70,7 +70,7 @@ impl LoraRef<'_> {
     }
 }
 
-/// Row `row` of a module's rows with LoRA dropout applied: what is kept is scaled by `1 / (1 - p)`.
+/// Applies LoRA dropout to row `row` of a module's rows: kept elements are scaled by `1 / (1 - p)`.
 ///
 /// # Panics
 /// If the lengths differ.
@@ -88,7 +88,7 @@ pub fn drop_row(out: &mut [f32], inp: &[f32], row: usize, dropout: Option<Dropou
 /// | operand | shape       | note                                          |
 /// |---------|-------------|-----------------------------------------------|
 /// | `out`   | `(N, OUT)`  | already holds the base product                |
-/// | `mid`   | `(N, R)`    | receives `drop(inp) Aᵀ`, kept for backward    |
+/// | `mid`   | `(N, R)`    | receives `drop(inp) Aᵀ` for backward          |
 /// | `inp`   | `(N, IN)`   |                                               |
 /// | `a`     | `(R, IN)`   |                                               |
 /// | `b`     | `(OUT, R)`  |                                               |
@@ -114,8 +114,9 @@ pub fn forward(out: &mut [f32], mid: &mut [f32], inp: &[f32], params: LoraParams
     }
 }
 
-/// Backward of [`forward`]. Everything accumulates, so micro-batches add up: with `dmid = scaling · dout B`,
-/// `db += scaling · doutᵀ mid`, `da += dmidᵀ drop(inp)` and, where wanted, `dinp += drop'(dmid A)`.
+/// Backward of [`forward`]. All gradients accumulate, so micro-batches add up. With
+/// `dmid = scaling · dout B`: `db += scaling · doutᵀ mid`, `da += dmidᵀ drop(inp)`, and the optional
+/// `dinp += drop'(dmid A)`.
 ///
 /// # Panics
 /// As [`forward`].
@@ -155,7 +156,7 @@ pub fn backward(
             for (j, d) in dx.iter_mut().enumerate() {
                 *d = (0..rank).map(|r| dm[r] * a[r * d_in + j] as f64).sum::<f64>() as f32;
             }
-            // The mask and factor of the forward pass are their own transpose.
+            // Dropout is a diagonal matrix, so that its transpose is the same function.
             drop_row(&mut dropped, &dx, i - first, dropout);
             for (d, g) in dinp[i * d_in..][..d_in].iter_mut().zip(&dropped) {
                 *d += g;

@@ -2,7 +2,7 @@
 
 use crate::simd::{Lanes, simd_fn};
 
-/// `sum(a · b)` in f64, in eight interleaved sums so that the reference is slow but not painfully so.
+/// Returns `sum(a · b)` in f64. Eight interleaved sums limit the cost of the reference.
 ///
 /// # Panics
 /// If the lengths differ.
@@ -25,14 +25,15 @@ pub fn sigmoid_f64(x: f64) -> f64 {
     1.0 / (1.0 + (-x).exp())
 }
 
-/// `e^self`, to a relative error of 1e-6 from -87.3 to 88.3; below 0, above infinity; a NaN stays a NaN.
+/// Returns `e^self` with a relative error of 1e-6 from -87.3 to 88.3. Below that range it is 0, above it
+/// infinity, and a NaN stays a NaN.
 ///
 /// `x = n ln 2 + r` with `|r| <= ln 2 / 2` (Cody and Waite's two-part constant), then a Taylor polynomial of
 /// degree 7, whose remainder at the ends is 5e-9.
 #[inline(always)]
 pub fn exp<L: Lanes>(x: L) -> L {
     let (low, high) = (L::splat(-87.3), L::splat(88.3));
-    // In this order the bounds let a NaN through.
+    // This order of operands lets a NaN through.
     let clamped = low.max(high.min(x));
     let n = clamped.mul(L::splat(std::f32::consts::LOG2_E)).round();
     let r = n.mul_add(L::splat(-355.0 / 512.0), clamped);
@@ -53,7 +54,7 @@ pub fn sigmoid<L: Lanes>(x: L) -> L {
     one.div(one.add(exp(L::splat(0.0).sub(x))))
 }
 
-/// `sum(a · b)` over slices of the same length, in four interleaved sums of lanes.
+/// Returns `sum(a · b)` over slices of the same length, in four interleaved sums of lanes.
 #[inline(always)]
 pub fn dot_lanes<L: Lanes>(a: &[f32], b: &[f32]) -> f32 {
     assert_eq!(a.len(), b.len());
@@ -74,7 +75,7 @@ pub fn dot_lanes<L: Lanes>(a: &[f32], b: &[f32]) -> f32 {
 }
 
 simd_fn! {
-    /// `sum(a · b)` in f32; the order of the sums depends on `isa` and the length only.
+    /// Returns `sum(a · b)` in f32. The order of additions depends only on `isa` and the length.
     ///
     /// # Panics
     /// If the lengths differ.
@@ -100,7 +101,7 @@ fn axpy_lanes<L: Lanes>(out: &mut [f32], factor: f32, inp: &[f32]) {
 }
 
 simd_fn! {
-    /// `out = e^out`, to a relative error of 1e-6; below -87.3 it is 0, above 88.3 infinity.
+    /// `out = e^out`, with a relative error of 1e-6. Below -87.3 it is 0, above 88.3 infinity.
     pub fn exp_slice(out: &mut [f32]) = exp_slice_lanes
 }
 

@@ -1,4 +1,4 @@
-//! Frozen weights: one row-major copy, usually still inside a memory-mapped file.
+//! Frozen weights: one row-major copy, usually inside a memory-mapped file.
 
 use std::any::Any;
 use std::fmt;
@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use crate::{DType, FourBit, to_f32};
 
-/// A range of bytes kept alive by whoever owns them: a memory map, a `Vec`, a static.
+/// A range of bytes with shared ownership: a memory map, a `Vec`, a static.
 #[derive(Clone)]
 pub struct Bytes {
     owner: Arc<dyn AsRef<[u8]> + Send + Sync>,
@@ -15,7 +15,7 @@ pub struct Bytes {
 }
 
 impl Bytes {
-    /// The bytes `range` of `owner`.
+    /// Makes the bytes `range` of `owner`.
     ///
     /// # Panics
     /// If `range` reaches past the end of `owner`.
@@ -25,18 +25,18 @@ impl Bytes {
         Self { owner, range }
     }
 
-    /// All the bytes of `data`.
+    /// Makes all the bytes of `data`.
     pub fn from_vec(data: Vec<u8>) -> Self {
         let range = 0..data.len();
         Self { owner: Arc::new(data), range }
     }
 
-    /// `values`, little-endian.
+    /// Makes the little-endian bytes of `values`.
     pub fn from_f32(values: &[f32]) -> Self {
         Self::from_vec(values.iter().flat_map(|v| v.to_le_bytes()).collect())
     }
 
-    /// The bytes.
+    /// Returns the bytes.
     pub fn as_slice(&self) -> &[u8] {
         &(*self.owner).as_ref()[self.range.clone()]
     }
@@ -50,8 +50,8 @@ impl fmt::Debug for Bytes {
 
 /// A frozen weight `(rows, cols)`, row-major.
 ///
-/// For a projection `rows` is `OUT` and `cols` is `IN`, as `nn.Linear` stores it. Nothing here is ever
-/// trained, so it is shared freely between threads and models.
+/// For a projection, `rows` is `OUT` and `cols` is `IN`, as in `nn.Linear`. It is immutable, so that threads
+/// and models share it.
 #[derive(Clone)]
 pub struct Matrix {
     storage: MatrixStorage,
@@ -59,28 +59,28 @@ pub struct Matrix {
     cols: usize,
 }
 
-/// Where and how the elements of a [`Matrix`] are held.
+/// The elements of a [`Matrix`].
 #[derive(Clone)]
 pub enum MatrixStorage {
-    /// Little-endian elements of one type, dense.
+    /// Little-endian elements of one type.
     Dense(DType, Bytes),
-    /// Codes of 4 bits in blocks.
+    /// 4-bit codes in blocks.
     FourBit(Arc<FourBit>),
-    /// Something only its own back end understands, such as device memory.
+    /// A handle of another back end, such as device memory.
     Opaque(Arc<dyn Any + Send + Sync>),
 }
 
-/// A [`Matrix`] in the host's memory.
+/// A [`Matrix`] in host memory.
 #[derive(Clone, Copy)]
 pub(crate) enum HostMatrix<'a> {
-    /// Little-endian elements of one type, dense.
+    /// Little-endian elements of one type.
     Dense(DType, &'a [u8]),
-    /// Codes of 4 bits in blocks.
+    /// 4-bit codes in blocks.
     FourBit(&'a FourBit),
 }
 
 impl Matrix {
-    /// A dense matrix over `data`.
+    /// Makes a dense matrix over `data`.
     ///
     /// # Panics
     /// If `data` is not exactly `rows * cols` elements of `dtype`.
@@ -92,12 +92,12 @@ impl Matrix {
         Self { storage: MatrixStorage::Dense(dtype, data), rows, cols }
     }
 
-    /// A dense f32 matrix that copies `data`.
+    /// Copies `data` into a dense f32 matrix.
     pub fn from_f32(data: &[f32], rows: usize, cols: usize) -> Self {
         Self::dense(DType::F32, Bytes::from_f32(data), rows, cols)
     }
 
-    /// A matrix in 4 bits.
+    /// Makes a 4-bit matrix.
     ///
     /// # Panics
     /// If `data` is not exactly `rows * cols` elements.
@@ -106,30 +106,30 @@ impl Matrix {
         Self { storage: MatrixStorage::FourBit(data), rows, cols }
     }
 
-    /// A matrix behind a back end's own handle.
+    /// Wraps a back end's own handle.
     pub fn opaque(handle: Arc<dyn Any + Send + Sync>, rows: usize, cols: usize) -> Self {
         Self { storage: MatrixStorage::Opaque(handle), rows, cols }
     }
 
-    /// Rows: `OUT` of a projection, `V` of an embedding table.
+    /// Returns the number of rows: `OUT` of a projection, `V` of an embedding table.
     pub fn rows(&self) -> usize {
         self.rows
     }
 
-    /// Columns: `IN` of a projection, `C` of an embedding table.
+    /// Returns the number of columns: `IN` of a projection, `C` of an embedding table.
     pub fn cols(&self) -> usize {
         self.cols
     }
 
-    /// How the elements are held.
+    /// Returns the elements.
     pub fn storage(&self) -> &MatrixStorage {
         &self.storage
     }
 
-    /// The elements, for host back ends.
+    /// Returns the elements, for host back ends.
     ///
     /// # Panics
-    /// If the matrix belongs to a back end whose memory is not the host's.
+    /// If the matrix is not in host memory.
     pub(crate) fn host(&self) -> HostMatrix<'_> {
         match &self.storage {
             MatrixStorage::Dense(dtype, bytes) => HostMatrix::Dense(*dtype, bytes.as_slice()),
@@ -138,11 +138,10 @@ impl Matrix {
         }
     }
 
-    /// Widens `rows` to f32.
+    /// Converts `rows` to f32.
     ///
     /// # Panics
-    /// If there are no such rows, `out` is shorter than they are, or the matrix belongs to a back end whose memory is
-    /// not the host's.
+    /// If the rows do not exist, `out` is too short, or the matrix is not in host memory.
     pub fn rows_to_f32(&self, rows: Range<usize>, out: &mut [f32]) {
         let elements = rows.start * self.cols..rows.end * self.cols;
         let out = &mut out[..elements.len()];
@@ -154,7 +153,7 @@ impl Matrix {
         }
     }
 
-    /// Widens row `row` to f32.
+    /// Converts row `row` to f32.
     ///
     /// # Panics
     /// As [`Matrix::rows_to_f32`].
@@ -162,7 +161,7 @@ impl Matrix {
         self.rows_to_f32(row..row + 1, out);
     }
 
-    /// The whole matrix in f32, row-major: for references and tests.
+    /// Converts the whole matrix to f32, row-major, for references and tests.
     pub fn to_vec(&self) -> Vec<f32> {
         let mut out = vec![0.0; self.rows * self.cols];
         self.rows_to_f32(0..self.rows, &mut out);

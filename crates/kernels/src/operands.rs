@@ -4,10 +4,10 @@ use std::ops::Range;
 
 use crate::{Buffer, Indices, Matrix, Segments};
 
-/// A contiguous run of tokens that attends within itself.
+/// A contiguous range of tokens that attends only to itself.
 ///
-/// Query `i` (of `q_len`) sees keys `0 ..= kv_len - q_len + i` of the segment. In training the two
-/// ranges coincide; when decoding, the keys are a cache and the queries its newest rows.
+/// Query `i` (of `q_len`) sees keys `0 ..= kv_len - q_len + i` of the segment. In training, both ranges
+/// coincide. In decoding, the keys are a cache and the queries its newest rows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Segment {
     /// First row of the segment in `q` and `out`.
@@ -20,7 +20,7 @@ pub struct Segment {
     pub kv_len: usize,
 }
 
-/// Head layout of grouped-query attention: `heads` is a multiple of `kv_heads`.
+/// Head layout of grouped-query attention. `heads` is a multiple of `kv_heads`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct AttentionDims {
     /// Query heads, `NH`.
@@ -40,22 +40,22 @@ pub struct AttentionOperands<'a> {
     pub k: &'a Buffer,
     /// `(M, KH, HS)`.
     pub v: &'a Buffer,
-    /// Which rows see which keys.
+    /// The keys that each query row sees.
     pub segments: &'a Segments,
-    /// The heads.
+    /// Head layout.
     pub dims: AttentionDims,
 }
 
 /// Results of attention's forward that its backward reads.
 #[derive(Clone, Copy, Debug)]
 pub struct AttentionSaved<'a> {
-    /// `(N, NH, HS)`.
+    /// The output, `(N, NH, HS)`.
     pub out: &'a Buffer,
     /// Log of each row's softmax denominator, `(N, NH)`.
     pub lse: &'a Buffer,
 }
 
-/// Gradients that attention's backward writes, shaped as `q`, `k` and `v`.
+/// Gradients that attention's backward writes, with the shapes of `q`, `k` and `v`.
 #[derive(Debug)]
 pub struct AttentionGrads<'a> {
     /// Gradient of `q`.
@@ -66,7 +66,7 @@ pub struct AttentionGrads<'a> {
     pub dv: &'a mut Buffer,
 }
 
-/// Inputs of a norm's forward that its backward reads.
+/// Inputs of RMSNorm's forward that its backward reads.
 #[derive(Clone, Copy, Debug)]
 pub struct RmsnormSaved<'a> {
     /// `(N, C)`.
@@ -77,7 +77,7 @@ pub struct RmsnormSaved<'a> {
     pub weight: &'a Buffer,
 }
 
-/// One projection's low-rank pair, inside a flat parameter buffer.
+/// The low-rank matrices `A, B` of one projection, inside a flat parameter buffer.
 ///
 /// `A (R, IN)` starts at `a` and `B (OUT, R)` at `b`, both row-major. Gradients use a second buffer of the
 /// same layout.
@@ -99,49 +99,50 @@ pub struct LoraRef<'a> {
     pub scaling: f32,
 }
 
-/// LoRA dropout for one module in one micro-batch: element `i` of the module's input is kept when
+/// LoRA dropout of one module in one micro-batch. Element `i` of the module's input is kept if
 /// [`rng::keep`](crate::rng::keep)`(key, i, probability)`, and then scaled by `1 / (1 - probability)`.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Dropout {
     /// Probability of zeroing an element, in `[0, 1)`.
     pub probability: f32,
-    /// Names seed, step, micro-batch, layer and module: see [`rng::key`](crate::rng::key).
+    /// A random key derived from seed, step, micro-batch, layer and module: see
+    /// [`rng::key`](crate::rng::key).
     pub key: u64,
 }
 
-/// A low-rank pair and the dropout of its input.
+/// The low-rank matrices `A, B` of one projection, and the dropout of their input.
 #[derive(Clone, Copy, Debug)]
 pub struct LoraPair<'a> {
-    /// The pair.
+    /// `A` and `B`.
     pub lora: LoraRef<'a>,
-    /// Drops elements of the pair's input, while training. The base product sees all of them.
+    /// Dropout of `A`'s input in training. The base product always uses the full input.
     pub dropout: Option<Dropout>,
 }
 
-/// Gradients that a low-rank pair's backward adds to.
+/// Gradients that [`lora_backward`](crate::Backend::lora_backward) adds to.
 #[derive(Debug)]
 pub struct LoraGrads<'a> {
-    /// Gradient of the input `(N, IN)`, where wanted.
+    /// Gradient of the input `(N, IN)`, if needed.
     pub dinp: Option<&'a mut Buffer>,
-    /// Gradients of the parameters, laid out as they are.
+    /// Gradients of the parameters, in the layout of the parameters.
     pub dparams: &'a mut Buffer,
 }
 
-/// Rows that run with one adapter.
+/// A range of rows that use one adapter.
 #[derive(Clone, Debug)]
 pub struct LoraSegment<'a> {
     /// Rows of the pass. Segments are ascending and share no row.
     pub rows: Range<usize>,
-    /// The adapter's pair for each weight of the group, where it has one.
+    /// The adapter's `A, B` for each weight of the group, or `None` for a weight that the adapter leaves out.
     pub pairs: Vec<Option<LoraPair<'a>>>,
 }
 
-/// Weights that multiply one input, and the low-rank pairs beside them.
+/// Weights that multiply one input, and their low-rank pairs `A, B`.
 #[derive(Clone, Copy, Debug)]
 pub struct ProjectGroup<'a> {
-    /// `(OUT_i, IN)` each, placed together.
+    /// `(OUT_i, IN)` each, placed by one call of [`place`](crate::Backend::place).
     pub weights: &'a [&'a Matrix],
-    /// Empty for the bare base.
+    /// One entry per adapter. Empty for the base alone.
     pub lora: &'a [LoraSegment<'a>],
 }
 
@@ -150,18 +151,18 @@ pub struct ProjectGroup<'a> {
 pub struct ProjectSaved<'a> {
     /// `(N, IN)`.
     pub inp: &'a Buffer,
-    /// `drop(inp) Aᵀ` of each weight's pair, `(N, R_i)`; empty where no segment has one.
+    /// `drop(inp) Aᵀ` of each weight, `(N, R_i)`. Empty if no segment adapts the weight.
     pub mid: &'a [&'a Buffer],
 }
 
 /// Gradients that a projection's backward writes.
 #[derive(Debug)]
 pub struct ProjectGrads<'a> {
-    /// Gradient of the input `(N, IN)`, where wanted.
+    /// Gradient of the input `(N, IN)`, if needed.
     pub dinp: Option<&'a mut Buffer>,
-    /// Whether `dinp` is overwritten.
+    /// Whether `dinp` is overwritten or accumulated.
     pub store: Store,
-    /// Gradients of the adapter's parameters. They accumulate.
+    /// Gradients of the adapter's parameters, accumulated.
     pub dparams: &'a mut Buffer,
 }
 
@@ -176,7 +177,7 @@ pub struct HeadOperands<'a> {
     pub targets: &'a Indices,
 }
 
-/// Gradient of the loss head.
+/// Gradients of the loss head.
 #[derive(Debug)]
 pub struct HeadGrads<'a> {
     /// Gradient of the input `(N, C)`, overwritten.
@@ -195,13 +196,13 @@ pub enum Store {
 }
 
 impl Store {
-    /// Whether results are added to what is there.
+    /// Returns whether results are added to the existing values.
     pub fn accumulates(self) -> bool {
         self == Self::Accumulate
     }
 }
 
-/// What AdamW needs besides its buffers.
+/// Hyperparameters of one AdamW step.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct AdamW {
     /// Learning rate of this step.
@@ -214,8 +215,8 @@ pub struct AdamW {
     pub eps: f32,
     /// Decoupled weight decay, multiplied by the learning rate.
     pub weight_decay: f32,
-    /// Steps taken including this one, from 1, for the bias correction.
+    /// Number of this step, from 1, for the bias correction.
     pub step: u32,
-    /// Every gradient is multiplied by this first (the clipping factor).
+    /// Factor of every gradient before its use, for clipping.
     pub grad_scale: f32,
 }

@@ -1,8 +1,8 @@
-//! What this machine can do at best, measured: multiply-adds in registers, and bytes read from memory.
+//! Measured limits of this machine: multiply-adds in registers, and bytes read from memory.
 //!
-//! A product's GFLOP/s means little alone; its share of [`flops`] says how much is left to gain, and a token's
-//! decoding, which reads every weight once, is held against [`read_bandwidth`]. Each measure takes the fastest of
-//! several short runs, since the machine may have other work, and keeps its threads through all of them.
+//! The share of [`flops`] shows how far a product is from the hardware limit. Decoding reads every weight
+//! once per token, so its limit is [`read_bandwidth`]. Each function takes the fastest of several short runs,
+//! because the machine may run other work.
 
 use std::hint::black_box;
 use std::sync::Barrier;
@@ -11,38 +11,37 @@ use std::time::{Duration, Instant};
 
 use crate::{DType, Isa};
 
-/// Bytes that [`read_bandwidth`] reads: far beyond any last-level cache, so that nothing is found there again.
+/// Bytes that [`read_bandwidth`] reads: far more than any last-level cache, so that no line is found in one.
 const READ_BYTES: usize = 512 << 20;
 
-/// Places that a thread reads from in turn. One suits the processor's own prefetching, several keep more lines on
-/// their way: which wins depends on the machine and on how many threads read.
+/// Places that one thread reads from in turn. One place suits hardware prefetching; several have more lines
+/// in flight. The fastest number depends on the machine and on the number of threads.
 const STREAMS: [usize; 3] = [1, 4, 8];
 
-/// Words that every place is a multiple of: a page.
+/// Words of a page. Every place is a multiple of it.
 const BLOCK: usize = 4096 / size_of::<u64>();
 
-/// Runs of which the fastest counts, and the time after which there are enough.
+/// Fewest runs, of which the fastest counts, and the time after which no further run starts.
 const LEAST_RUNS: usize = 5;
 const LONG_ENOUGH: Duration = Duration::from_millis(300);
 
-/// FLOP/s of `threads` threads that do nothing but multiply and add in the registers of `isa`: products of
+/// Measures the FLOP/s of `threads` threads that only multiply and add in registers of `isa`: products of
 /// `dtype`, summed in f32. A multiply-add counts as two.
 ///
-/// [`DType::Bf16`] is the bf16 dot product where `isa` has one; elsewhere bf16 is widened first, and the peak is
-/// that of f32. `None` where there is nothing to measure: for [`Isa::Scalar`], which is what the compiler makes
-/// of it, and for instruction sets that this machine lacks.
+/// [`DType::Bf16`] is the bf16 dot product if `isa` has one. Otherwise bf16 is converted first, and the peak
+/// is that of f32. Returns `None` for [`Isa::Scalar`], and for instruction sets that this machine lacks.
 pub fn flops(isa: Isa, dtype: DType, threads: usize) -> Option<f64> {
     let (run, flops) = kernel(isa, dtype)?;
-    // SAFETY: `kernel` hands out functions for instruction sets that this machine has.
+    // SAFETY: `kernel` returns only functions for instruction sets of this machine.
     let seconds = fastest(threads, |_| unsafe { run() });
     Some(threads.max(1) as f64 * flops / seconds)
 }
 
-/// Bytes a second that `threads` threads read from memory, each through a part of its own of one large buffer,
-/// with the widest loads there are. Takes half a GiB of memory while it runs.
+/// Measures the bytes per second that `threads` threads read from memory, each from its own part of one large
+/// buffer, with the widest loads. Needs half a GiB of memory meanwhile.
 pub fn read_bandwidth(threads: usize) -> f64 {
     let threads = threads.max(1);
-    // Written, not only reserved: untouched pages are all one page of zeros, and that one stays in cache.
+    // Written with ones, because untouched zero pages share one physical page, which stays in cache.
     let words = vec![1u64; READ_BYTES / size_of::<u64>()];
     let most = STREAMS[STREAMS.len() - 1] * BLOCK;
     let part = words.len() / threads / most * most;
@@ -52,7 +51,7 @@ pub fn read_bandwidth(threads: usize) -> f64 {
     (threads * part * size_of::<u64>()) as f64 / seconds
 }
 
-/// Seconds of the fastest run of `work(thread)` on all threads at once.
+/// Returns the seconds of the fastest run of `work(thread)` on all threads at once.
 fn fastest(threads: usize, work: impl Fn(usize) + Sync) -> f64 {
     let threads = threads.max(1);
     let (gate, work) = (&Barrier::new(threads), &work);
@@ -89,7 +88,7 @@ fn fastest(threads: usize, work: impl Fn(usize) + Sync) -> f64 {
     })
 }
 
-/// A function that multiplies and adds, and how many FLOP it does.
+/// A function that multiplies and adds, and its number of FLOP.
 type Kernel = (unsafe fn(), f64);
 
 fn kernel(isa: Isa, dtype: DType) -> Option<Kernel> {
@@ -113,7 +112,7 @@ fn kernel(isa: Isa, dtype: DType) -> Option<Kernel> {
     }
 }
 
-/// Reads every word once, from one of [`STREAMS`] places in turn.
+/// Reads every word once, from [`STREAMS`] places in turn.
 fn read(isa: Isa, streams: usize, words: &[u64]) {
     #[cfg(target_arch = "x86_64")]
     // SAFETY: `isa` was detected.
@@ -147,7 +146,7 @@ mod x86 {
             /// FLOP of one run of the function below.
             pub const $count: f64 = ($sums * $flops * ROUNDS) as f64;
 
-            /// Independent multiply-adds in registers, nothing else.
+            /// Runs independent multiply-adds in registers, and nothing else.
             #[target_feature(enable = $features)]
             pub fn $name() {
                 let (mut sums, one) = ([$zero; $sums], black_box($one));
@@ -161,7 +160,7 @@ mod x86 {
         };
     }
 
-    // As many sums as hide the latency of one and still lie in registers.
+    // Enough independent sums to hide the latency of one, and few enough for the registers.
     multiply_add!(avx2, AVX2, "avx2,fma", 10 x 16, _mm256_setzero_ps(), _mm256_set1_ps(0.5), |s, o| {
         _mm256_fmadd_ps(o, o, s)
     });
@@ -181,7 +180,7 @@ mod x86 {
 
     macro_rules! read {
         ($name:ident, $features:literal, $vector:ty, $zero:expr, $load:expr, $or:expr) => {
-            /// Reads a vector of each of `STREAMS` places in turn.
+            /// Reads a vector from each of `STREAMS` places in turn.
             #[target_feature(enable = $features)]
             pub fn $name<const STREAMS: usize>(words: &[u64]) {
                 const STEP: usize = size_of::<$vector>() / size_of::<u64>();

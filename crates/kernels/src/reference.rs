@@ -1,4 +1,4 @@
-//! The oracle: every operation as its formula reads, one thread, sums in f64.
+//! The oracle: every operation as its formula, on one thread, with sums in f64.
 
 use std::ops::Range;
 
@@ -10,12 +10,12 @@ use crate::{
     adamw, attention, head_loss, linear, lora, rmsnorm, rope, row_ops, swiglu,
 };
 
-/// A back end of plain loops. Slow; the others are tested against it.
+/// A back end of plain loops. It is slow; the other back ends are tested against it.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Reference;
 
 impl Reference {
-    /// The only one there is.
+    /// Makes the reference back end.
     pub fn new() -> Self {
         Self
     }

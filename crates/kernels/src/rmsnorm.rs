@@ -6,12 +6,12 @@ use crate::simd::{Lanes, simd_fn};
 /// Scales every row to unit root mean square, then by `weight`: `out = weight · inp · rstd`,
 /// `rstd = 1 / sqrt(mean(inp²) + eps)`.
 ///
-/// | operand  | shape    | note              |
-/// |----------|----------|-------------------|
-/// | `out`    | `(N, C)` |                   |
-/// | `rstd`   | `(N)`    | kept for backward |
-/// | `inp`    | `(N, C)` |                   |
-/// | `weight` | `(C)`    |                   |
+/// | operand  | shape    | note                |
+/// |----------|----------|---------------------|
+/// | `out`    | `(N, C)` |                     |
+/// | `rstd`   | `(N)`    | stored for backward |
+/// | `inp`    | `(N, C)` |                     |
+/// | `weight` | `(C)`    |                     |
 ///
 /// `C` is the length of `weight`. Source: Zhang and Sennrich, 2019, equation 4,
 /// <https://arxiv.org/abs/1910.07467>.
@@ -50,7 +50,7 @@ pub fn backward(dinp: &mut [f32], dout: &[f32], inp: &[f32], rstd: &[f32], weigh
 }
 
 simd_fn! {
-    /// [`forward`] of as many rows as `rstd` has, in f32.
+    /// [`forward`] in f32, for `rstd.len()` rows.
     ///
     /// # Panics
     /// If `out` or `inp` is not `rstd.len()` rows long.
@@ -74,7 +74,7 @@ fn forward_lanes<L: Lanes>(out: &mut [f32], rstd: &mut [f32], inp: &[f32], weigh
 }
 
 simd_fn! {
-    /// [`backward`] of as many rows as `rstd` has, in f32; accumulates.
+    /// [`backward`] in f32, for `rstd.len()` rows; accumulates.
     ///
     /// # Panics
     /// If `dinp`, `dout` or `inp` is not `rstd.len()` rows long.
@@ -90,7 +90,7 @@ fn backward_lanes<L: Lanes>(dinp: &mut [f32], dout: &[f32], inp: &[f32], rstd: &
         let (mut sums, mut at) = ([L::splat(0.0); 2], 0);
         while at < c {
             let weighted = L::read(weight, at).mul(L::read(dy, at));
-            // Two sums in turn, so that one addition need not wait for the last.
+            // Two alternating sums, so that no addition waits for the one before it.
             let sum = &mut sums[at / L::COUNT % 2];
             *sum = weighted.mul_add(L::read(x, at), *sum);
             at += L::COUNT;
@@ -131,7 +131,7 @@ mod tests {
         forward(&mut out, &mut rstd, &inp, &weight, eps, n);
         let mut dinp = vec![1.0; n * c];
         backward(&mut dinp, &dout, &inp, &rstd, &weight, n);
-        // It accumulates onto what was there.
+        // Subtracts the initial ones, because the gradient accumulates.
         dinp.iter_mut().for_each(|d| *d -= 1.0);
         check(&inp, &dinp, |inp| {
             forward(&mut out, &mut rstd, inp, &weight, eps, n);
@@ -155,7 +155,7 @@ mod tests {
             let (mut dinp, mut expected) = (before.clone(), before);
             backward_rows(isa, &mut dinp, &dout, &inp, &rstd, &weight);
             backward(&mut expected, &dout, &inp, &rstd, &weight, n);
-            // rstd cubed, up to 1000 here, multiplies the rounding of the sum.
+            // rstd cubed, up to 1000 here, multiplies the rounding error of the sum.
             assert_close(&dinp, &expected, 5e-5);
         }
     }

@@ -1,13 +1,14 @@
 //! Counter-based random numbers: any element can be drawn alone, so masks need no storage and no order.
 //!
-//! The mixer is SplitMix64's finaliser (Steele, Lea and Flood, 2014) over `key + counter · golden ratio`.
+//! The mixing function is SplitMix64's finalizer (Steele, Lea and Flood, 2014) over
+//! `key + counter · golden ratio`.
 
-/// What one counter adds to the key.
+/// Increment of the key per counter.
 pub(crate) const GOLDEN: u64 = 0x9e37_79b9_7f4a_7c15;
-/// The multipliers of the finaliser.
+/// Multipliers of the finalizer.
 pub(crate) const FACTORS: [u64; 2] = [0xbf58_476d_1ce4_e5b9, 0x94d0_49bb_1331_11eb];
 
-/// [`mix`] but for its last step, which changes none of the upper 31 bits.
+/// [`mix`] without its last step, which changes none of the upper 31 bits.
 #[inline(always)]
 fn mix_upper(mut z: u64) -> u64 {
     z = (z ^ (z >> 30)).wrapping_mul(FACTORS[0]);
@@ -21,63 +22,63 @@ pub fn mix(z: u64) -> u64 {
     z ^ (z >> 31)
 }
 
-/// Folds any number of parts (seed, step, layer, ...) into one key; order matters.
+/// Combines any number of parts (seed, step, layer, ...) into one key; order matters.
 pub fn key(parts: &[u64]) -> u64 {
     parts.iter().fold(GOLDEN, |key, part| mix(key.wrapping_add(GOLDEN) ^ mix(part.wrapping_add(GOLDEN))))
 }
 
-/// Draw `counter` of the stream `key`: 64 uniform bits.
+/// Returns draw `counter` of the stream `key`: 64 uniform bits.
 #[inline(always)]
 pub fn bits(key: u64, counter: u64) -> u64 {
     mix(key.wrapping_add(counter.wrapping_mul(GOLDEN)))
 }
 
-/// As [`bits`], of which only the upper 31 are right: as many as a decision of [`keep`] needs, and more.
+/// As [`bits`], but only the upper 31 bits are correct. A decision of [`keep`] reads 24.
 #[inline(always)]
 pub(crate) fn upper_bits(key: u64, counter: u64) -> u64 {
     mix_upper(key.wrapping_add(counter.wrapping_mul(GOLDEN)))
 }
 
-/// Draw `counter` of the stream `key`, uniform in `[0, 1)` with 24 bits.
+/// Returns draw `counter` of the stream `key`, uniform in `[0, 1)` with 24 bits.
 #[inline(always)]
 pub fn uniform(key: u64, counter: u64) -> f32 {
     (bits(key, counter) >> 40) as f32 * (1.0 / (1u64 << 24) as f32)
 }
 
-/// Whether dropout keeps element `counter`: true with probability `1 - probability`.
+/// Returns whether dropout keeps element `counter`: true with probability `1 - probability`.
 #[inline(always)]
 pub fn keep(key: u64, counter: u64, probability: f32) -> bool {
     uniform(key, counter) >= probability
 }
 
-/// A stream with a position, for callers that draw in order and save where they are.
+/// A stream with a position, for callers that draw in order and save the position.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Stream {
-    /// Which stream.
+    /// The key of the stream.
     pub key: u64,
     /// The next draw.
     pub counter: u64,
 }
 
 impl Stream {
-    /// The stream `key` from its beginning.
+    /// Starts the stream `key`.
     pub fn new(key: u64) -> Self {
         Self { key, counter: 0 }
     }
 
-    /// The next 64 uniform bits.
+    /// Returns the next 64 uniform bits.
     pub fn next_bits(&mut self) -> u64 {
         let bits = bits(self.key, self.counter);
         self.counter += 1;
         bits
     }
 
-    /// The next uniform number in `[0, 1)`.
+    /// Returns the next uniform number in `[0, 1)`.
     pub fn next_uniform(&mut self) -> f32 {
         (self.next_bits() >> 40) as f32 * (1.0 / (1u64 << 24) as f32)
     }
 
-    /// Uniform in `0 .. bound`, without bias.
+    /// Returns the next number uniform in `0 .. bound`, without bias.
     ///
     /// # Panics
     /// If `bound` is 0.
@@ -107,7 +108,7 @@ mod tests {
     #[test]
     fn keep_rate_matches_its_probability() {
         let kept = (0..100_000).filter(|&i| keep(key(&[1, 2]), i, 0.1)).count();
-        // Standard deviation is 95.
+        // The standard deviation is 95.
         assert!((89_500..90_500).contains(&kept), "{kept}");
         assert!((0..1000).all(|i| keep(7, i, 0.0)));
     }

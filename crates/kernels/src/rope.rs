@@ -2,16 +2,16 @@
 
 use crate::simd::{Lanes, simd_fn};
 
-/// Rotates `x` in place: the pair `(i, i + HS/2)` of every head of row `n` turns by
-/// `positions[n] · inv_freq[i]` radians.
+/// Rotates `x` in place: the elements `i` and `i + HS/2` of every head of row `n` turn by the angle
+/// `positions[n] · inv_freq[i]`.
 ///
-/// | operand     | shape           | note                              |
-/// |-------------|-----------------|-----------------------------------|
-/// | `x`         | `(N, heads, HS)`| `N` is the length of `positions`  |
-/// | `inv_freq`  | `(HS/2)`        | radians a token                   |
-/// | `positions` | `(N)`           | place of the token in its sequence|
+/// | operand     | shape            | note                               |
+/// |-------------|------------------|------------------------------------|
+/// | `x`         | `(N, heads, HS)` | `N` is the length of `positions`   |
+/// | `inv_freq`  | `(HS/2)`         | radians per token                  |
+/// | `positions` | `(N)`            | index of the token in its sequence |
 ///
-/// Source: Su et al., 2021, section 3.2.2, <https://arxiv.org/abs/2104.09864>, with the halves of a head
+/// Source: Su et al., 2021, section 3.2.2, <https://arxiv.org/abs/2104.09864>, with the two halves of a head
 /// paired instead of neighbours (`rotate_half`).
 ///
 /// # Panics
@@ -20,7 +20,7 @@ pub fn forward(x: &mut [f32], inv_freq: &[f32], positions: &[u32], heads: usize,
     rotate(x, inv_freq, positions, heads, head_dim, 1.0);
 }
 
-/// Backward of [`forward`]: a rotation's transpose turns the gradient back, in place.
+/// Backward of [`forward`]: rotates the gradient back, in place.
 ///
 /// # Panics
 /// As [`forward`].
@@ -46,13 +46,13 @@ fn rotate(x: &mut [f32], inv_freq: &[f32], positions: &[u32], heads: usize, head
     }
 }
 
-/// The product is rounded to f32 as PyTorch rounds it: at position 4000 that is worth 1e-4 radians, and the
-/// models were trained with it.
+/// Returns the angle, rounded to f32 as in PyTorch. At position 4000 the rounding is 1e-4 radians, and models
+/// are trained with it.
 fn angle(position: u32, frequency: f32) -> f64 {
     (position as f32 * frequency) as f64
 }
 
-/// Cosine and sine of every rotation of a batch, `(N, HS/2)` each, made once for all heads and layers.
+/// Cosine and sine of every rotation of a batch, `(N, HS/2)` each, computed once for all heads and layers.
 #[derive(Clone, Debug, Default)]
 pub struct RopeTable {
     inv_freq: Vec<f32>,
@@ -62,7 +62,7 @@ pub struct RopeTable {
 }
 
 impl RopeTable {
-    /// The table for these frequencies and positions.
+    /// Computes the table for these frequencies and positions.
     pub fn new(inv_freq: &[f32], positions: &[u32]) -> Self {
         let len = inv_freq.len() * positions.len();
         let (mut cos, mut sin) = (Vec::with_capacity(len), Vec::with_capacity(len));
@@ -76,26 +76,26 @@ impl RopeTable {
         Self { inv_freq: inv_freq.to_vec(), positions: positions.to_vec(), cos, sin }
     }
 
-    /// Bytes of a table of `frequencies` for `positions` tokens.
+    /// Returns the bytes of a table of `frequencies` for `positions` tokens.
     pub fn bytes(frequencies: usize, positions: usize) -> u64 {
         4 * (frequencies + positions + 2 * frequencies * positions) as u64
     }
 
-    /// Bytes held at present.
+    /// Bytes allocated now.
     #[cfg(test)]
     pub(crate) fn allocated_bytes(&self) -> u64 {
         let floats = self.inv_freq.capacity() + self.cos.capacity() + self.sin.capacity();
         4 * (floats + self.positions.capacity()) as u64
     }
 
-    /// Whether it was made for exactly these, and can be used again.
+    /// Returns whether the table is for exactly these frequencies and positions.
     pub fn is_for(&self, inv_freq: &[f32], positions: &[u32]) -> bool {
         self.inv_freq == inv_freq && self.positions == positions
     }
 }
 
 simd_fn! {
-    /// [`forward`], or [`backward`] where asked, of the rows that `x` holds, `first_row` and on, in f32.
+    /// [`forward`] or [`backward`] in f32, on the rows in `x`. They begin at row `first_row` of the batch.
     ///
     /// # Panics
     /// If `x` is not whole rows of `heads` heads, or the table ends before them.

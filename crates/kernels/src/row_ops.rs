@@ -2,7 +2,7 @@
 
 use crate::Matrix;
 
-/// `out[i] = table[ids[i]]`, widened to f32.
+/// `out[i] = table[ids[i]]`, converted to f32.
 ///
 /// | operand | shape    |
 /// |---------|----------|
@@ -20,37 +20,38 @@ pub fn embedding_forward(out: &mut [f32], table: &Matrix, ids: &[u32]) {
     }
 }
 
-/// `out[i] = inp[rows[i]]`, rows of `cols`.
+/// `out[i] = inp[rows[i]]`, for rows of `cols` elements.
 ///
 /// # Panics
-/// If a row lies outside `inp`, or `out` is too short.
+/// If a row is outside `inp`, or `out` is too short.
 pub fn gather_rows(out: &mut [f32], inp: &[f32], rows: &[u32], cols: usize) {
     for (i, &row) in rows.iter().enumerate() {
         out[i * cols..][..cols].copy_from_slice(&inp[row as usize * cols..][..cols]);
     }
 }
 
-/// `dinp[rows[i]] += dout[i]`, in the order of `rows`: with `dinp` zeroed before, the backward of [`gather_rows`].
+/// `dinp[rows[i]] += dout[i]`, in the order of `rows`. From a zeroed `dinp`, this is the backward of
+/// [`gather_rows`].
 ///
 /// # Panics
-/// If a row lies outside `dinp`, or `dout` is too short.
+/// If a row is outside `dinp`, or `dout` is too short.
 pub fn add_rows(dinp: &mut [f32], dout: &[f32], rows: &[u32], cols: usize) {
     for (i, &row) in rows.iter().enumerate() {
         add(&mut dinp[row as usize * cols..][..cols], &dout[i * cols..][..cols]);
     }
 }
 
-/// `out[rows[i]] = inp[i]`, rows of `cols`.
+/// `out[rows[i]] = inp[i]`, for rows of `cols` elements.
 ///
 /// # Panics
-/// If a row lies outside `out`, or `inp` is too short.
+/// If a row is outside `out`, or `inp` is too short.
 pub fn scatter_rows(out: &mut [f32], inp: &[f32], rows: &[u32], cols: usize) {
     for (i, &row) in rows.iter().enumerate() {
         out[row as usize * cols..][..cols].copy_from_slice(&inp[i * cols..][..cols]);
     }
 }
 
-/// Copies `n` rows of `cols` from row `src_row` of `src` to row `dst_row` of `dst`.
+/// Copies `n` rows of `cols` elements from row `src_row` of `src` to row `dst_row` of `dst`.
 ///
 /// # Panics
 /// If either range of rows reaches past its slice.

@@ -1,33 +1,34 @@
-//! Softmax of a row of which a piece is seen at a time, and what it is made of.
+//! Online softmax: the softmax of a row that is processed in blocks.
 
 use crate::math::exp;
 use crate::simd::{Lanes, simd_fn};
 
-/// The running maximum and denominator of one row's softmax over a part of the vocabulary, the target left out: what is
-/// kept of its logits, of which never more than a block exists.
+/// Running maximum and denominator of one row's softmax over part of the vocabulary, without the target.
 #[derive(Clone, Copy, Debug)]
 pub struct Running {
     /// The largest logit so far.
     max: f32,
     /// `Σ e^(logit - max)`, a block in f32 and all in f64: 128 000 terms would lose their low bits.
     sum: f64,
-    /// The target's logit, where it was in this part.
+    /// The target's logit, if it is in this part.
     wanted: Option<f32>,
 }
 
 impl Running {
-    /// Before the first logit. A finite maximum, for infinities have no distance from each other.
+    /// The state before the first logit. The maximum is finite, because the difference of two infinities is
+    /// NaN.
     pub const START: Self = Self { max: f32::MIN, sum: 0.0, wanted: None };
 }
 
 simd_fn! {
-    /// Takes the logits of tokens `first .. first + n` into the running softmax of each row.
+    /// Adds the logits of tokens `first .. first + n` to the running softmax of each row.
     ///
-    /// `logits (N, n)`, whose rows are `stride` apart, become `e^(logit - max)`, and 0 for the target. Where a row's maximum
-    /// grows, its row of `mixed (N, C)`, sums weighted by such exponentials, is scaled to it; `mixed` may be empty.
+    /// `logits (N, n)` with rows `stride` apart become `e^(logit - max)`, and 0 for the target.
+    /// `mixed (N, C)` contains sums weighted by earlier exponentials. If a row's maximum grows, its row of
+    /// `mixed` is rescaled. `mixed` may be empty.
     ///
     /// # Panics
-    /// If the lengths do not fit each other.
+    /// If the lengths do not match.
     pub fn online_softmax(
         running: &mut [Running],
         weighted: &mut [f32],
@@ -68,7 +69,7 @@ fn online_softmax_lanes<L: Lanes>(
     }
 }
 
-/// The softmax of one row, from the parts of its vocabulary.
+/// The softmax of one row, combined from the parts of its vocabulary.
 #[derive(Clone, Copy, Debug)]
 pub struct Softmax {
     max: f64,
@@ -79,7 +80,7 @@ pub struct Softmax {
 }
 
 impl Softmax {
-    /// All parts together, in their order. Everything is NaN where the target is in none.
+    /// Combines all parts, in order. Every result is NaN if no part contains the target.
     pub fn of(parts: impl Iterator<Item = Running> + Clone) -> Self {
         let wanted = parts.clone().find_map(|part| part.wanted).map_or(f64::NAN, f64::from);
         let max = parts.clone().fold(wanted, |max, part| max.max(part.max as f64));
@@ -87,23 +88,24 @@ impl Softmax {
         Self { max, wanted, others, all: others + (wanted - max).exp() }
     }
 
-    /// `-log` of the target's probability, in nats.
+    /// Returns `-log` of the target's probability, in nats.
     pub fn loss(&self) -> f32 {
         (self.all.ln() + (self.max - self.wanted)) as f32
     }
 
-    /// What turns the exponentials of a part into probabilities.
+    /// Returns the factor that turns the exponentials of a part into probabilities.
     pub fn share(&self, part: &Running) -> f64 {
         (part.max as f64 - self.max).exp() / self.all
     }
 
-    /// 1 less the target's probability, without the difference: next to 1 it would have no digits left.
+    /// Returns 1 minus the target's probability, computed without a subtraction: near 1 it would lose all
+    /// digits.
     pub fn missed(&self) -> f64 {
         self.others / self.all
     }
 }
 
-/// The largest of `row`. A NaN may be passed over here, and then reaches the sum of exponentials.
+/// Returns the largest element of `row`. A NaN may be ignored here, but then reaches the sum of exponentials.
 #[inline(always)]
 pub fn largest<L: Lanes>(row: &[f32]) -> f32 {
     let (mut max, mut at) = (L::splat(f32::NEG_INFINITY), 0);
@@ -114,7 +116,7 @@ pub fn largest<L: Lanes>(row: &[f32]) -> f32 {
     row[at..].iter().copied().fold(max.largest(), f32::max)
 }
 
-/// `row = e^(row - max)`, and their sum.
+/// Computes `row = e^(row - max)`, and returns the sum.
 #[inline(always)]
 pub fn exponentials<L: Lanes>(row: &mut [f32], max: f32) -> f32 {
     let (max, mut sum, mut at) = (L::splat(max), L::splat(0.0), 0);
@@ -127,7 +129,7 @@ pub fn exponentials<L: Lanes>(row: &mut [f32], max: f32) -> f32 {
     if at < row.len() {
         exp(L::read(row, at).sub(max)).write(row, at);
     }
-    // Lanes beyond the end read as 0, not as -infinity, so the tail is summed from what was written.
+    // Lanes beyond the end read as 0, not as -infinity, so the tail is summed from the stored values.
     sum.sum() + row[at..].iter().sum::<f32>()
 }
 
@@ -149,13 +151,13 @@ mod tests {
     use crate::head_loss::softmax_loss;
     use crate::rng::Stream;
 
-    /// The softmax of a row taken in blocks, and its probabilities, 0 for the target.
+    /// Returns the softmax of a row processed in blocks, and its probabilities, with 0 for the target.
     fn in_blocks(isa: Isa, logits: &[f32], target: u32, block: usize) -> (Softmax, Vec<f32>) {
         let (mut running, mut weights) = ([Running::START], vec![]);
         for (b, piece) in logits.chunks(block).enumerate() {
             let mut piece = piece.to_vec();
             let n = piece.len();
-            // The exponentials so far stand where sums weighted by them would.
+            // The exponentials so far take the role of the weighted sums.
             online_softmax(isa, &mut running, &mut weights, &mut piece, n, &[target], b * block, n);
             weights.extend(piece);
         }

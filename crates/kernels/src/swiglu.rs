@@ -120,7 +120,7 @@ mod tests {
             backward_rows(isa, &mut dgate, &mut dup, &dout, &gate, &up);
             let (mut expected_gate, mut expected_up) = (vec![0.0; len], vec![0.0; len]);
             backward(&mut expected_gate, &mut expected_up, &dout, &gate, &up);
-            // 1 - σ loses its low bits where σ is close to 1, times a gate of 30.
+            // 1 - σ loses its low bits if σ is close to 1, and is multiplied by a gate of 30.
             assert_close(&dgate, &expected_gate, 5e-6);
             assert_close(&dup, &expected_up, 1e-6);
         }

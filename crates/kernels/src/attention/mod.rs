@@ -1,4 +1,4 @@
-//! Causal grouped-query attention over segments: the reference here, tiles of it in `tiled`.
+//! Causal grouped-query attention over segments: the reference here, the tiled version in `tiled`.
 
 #[cfg(test)]
 mod tests;
@@ -13,7 +13,7 @@ pub(crate) use tiled::{
 use crate::math::dot_f64;
 use crate::{AttentionDims, AttentionOperands, Segment};
 
-/// [`AttentionOperands`] in the host's memory.
+/// [`AttentionOperands`] as slices of host memory.
 #[derive(Clone, Copy, Debug)]
 pub struct AttentionInputs<'a> {
     /// `(N, NH, HS)`, rotated.
@@ -22,17 +22,17 @@ pub struct AttentionInputs<'a> {
     pub k: &'a [f32],
     /// `(M, KH, HS)`.
     pub v: &'a [f32],
-    /// Which rows see which keys.
+    /// The keys that each query row sees.
     pub segments: &'a [Segment],
-    /// The heads.
+    /// Head layout.
     pub dims: AttentionDims,
 }
 
 impl<'a> AttentionInputs<'a> {
-    /// Those of `operands`.
+    /// Borrows the slices of `operands`.
     ///
     /// # Panics
-    /// If a buffer is not the host's.
+    /// If a buffer is not in host memory.
     pub fn of(operands: &AttentionOperands<'a>) -> Self {
         let AttentionOperands { q, k, v, segments, dims } = *operands;
         let [q, k, v] = [q, k, v].map(crate::Buffer::host_slice);
@@ -40,18 +40,18 @@ impl<'a> AttentionInputs<'a> {
     }
 }
 
-/// Causal softmax attention inside each segment: with `s = q · k / sqrt(HS)` over the keys a query sees,
+/// Causal softmax attention inside each segment. With `s = q · k / sqrt(HS)` over the visible keys:
 /// `out = softmax(s) v` and `lse = log(sum(exp(s)))`.
 ///
 /// | operand  | shape         | note                                         |
 /// |----------|---------------|----------------------------------------------|
 /// | `out`    | `(N, NH, HS)` |                                              |
-/// | `lse`    | `(N, NH)`     | kept for backward                            |
+/// | `lse`    | `(N, NH)`     | stored for backward                          |
 /// | `q`      | `(N, NH, HS)` |                                              |
 /// | `k`, `v` | `(M, KH, HS)` | query head `h` reads kv head `h / (NH / KH)` |
 ///
-/// Sources: Vaswani et al., 2017, equation 1, <https://arxiv.org/abs/1706.03762>; grouped queries:
-/// Ainslie et al., 2023, <https://arxiv.org/abs/2305.13245>.
+/// Sources: Vaswani et al., 2017, equation 1, <https://arxiv.org/abs/1706.03762>; grouped queries: Ainslie et
+/// al., 2023, <https://arxiv.org/abs/2305.13245>.
 ///
 /// # Panics
 /// If a segment has more queries than keys or reaches past a slice, or `NH` is no multiple of `KH`.
@@ -85,9 +85,11 @@ pub fn forward(out: &mut [f32], lse: &mut [f32], inputs: AttentionInputs<'_>) {
     }
 }
 
-/// Backward of [`forward`]; overwrites the segments' rows. With `p = exp(s - lse)` and
-/// `ds = p · (dout · v - dout · out)`: `dq = Σ ds k / sqrt(HS)`, `dk = Σ ds q / sqrt(HS)`, `dv = Σ p dout`,
-/// the last two over every query and every head of the group that sees the key.
+/// Backward of [`forward`]; overwrites the rows of the segments.
+///
+/// With `p = exp(s - lse)` and `ds = p · (dout · v - dout · out)`: `dq = Σ ds k / sqrt(HS)`,
+/// `dk = Σ ds q / sqrt(HS)`, `dv = Σ p dout`. The sums of `dk` and `dv` run over every query and every head
+/// of the group that sees the key.
 ///
 /// # Panics
 /// As [`forward`].
@@ -135,7 +137,7 @@ fn queries(segment: &Segment, heads: usize) -> impl Iterator<Item = (usize, usiz
     (0..segment.q_len).flat_map(move |i| (0..heads).map(move |head| (i, head)))
 }
 
-/// What scores are multiplied by.
+/// The factor `1 / sqrt(HS)` of the scores.
 fn reference_scale(dims: AttentionDims) -> f64 {
     1.0 / (dims.head_dim as f64).sqrt()
 }

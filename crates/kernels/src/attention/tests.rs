@@ -47,7 +47,7 @@ fn a_cached_prefix_gives_the_rows_of_the_whole_sequence() {
 
 #[test]
 fn backward_matches_finite_differences() {
-    // Two packed sequences, one with a prefix of three keys that are not queried.
+    // Two packed sequences. The first three keys of one belong to a prefix without queries.
     let segments = [
         Segment { q_start: 0, q_len: 3, kv_start: 0, kv_len: 3 },
         Segment { q_start: 3, q_len: 2, kv_start: 3, kv_len: 5 },
@@ -70,7 +70,7 @@ fn backward_matches_finite_differences() {
     check(&v, &dv, |v| loss(&q, &k, v));
 }
 
-/// `out`, `lse`, `dq`, `dk` and `dv` of a back end; the backward begins with the `out` and `lse` of the reference.
+/// Returns `out`, `lse`, `dq`, `dk` and `dv`. The backward pass reads the `out` and `lse` of the reference.
 fn attend(
     backend: &dyn Backend,
     operands: &[Vec<f32>; 4],
@@ -89,7 +89,7 @@ fn attend(
     found.map(|buffer| buffer.host_slice().to_vec())
 }
 
-/// The same in f64.
+/// As `attend`, in f64.
 fn reference([q, k, v, dout]: &[Vec<f32>; 4], dims: AttentionDims) -> [Vec<f32>; 5] {
     let mut expected =
         [q.len(), q.len() / dims.head_dim, q.len(), k.len(), k.len()].map(|len| vec![7.0; len]);
@@ -100,7 +100,7 @@ fn reference([q, k, v, dout]: &[Vec<f32>; 4], dims: AttentionDims) -> [Vec<f32>;
     expected
 }
 
-/// Operands of shapes with tails, for every kind of segment.
+/// Random operands whose shapes have tails, for every kind of segment.
 fn operands(stream: &mut Stream, (heads, kv_heads, head_dim): (usize, usize, usize)) -> [Vec<f32>; 4] {
     let (n, m) = (337 * heads * head_dim, 505 * kv_heads * head_dim);
     let q = random(stream, n).iter().map(|q| 3.0 * q).collect();
@@ -130,7 +130,7 @@ fn every_isa_matches_the_reference_whatever_the_shape() {
     }
 }
 
-/// On operands that bf16 holds, only weights and gradients of scores are rounded.
+/// With operands that are exact in bf16, only attention weights and gradients of scores are rounded.
 #[test]
 fn bf16_rounds_operands_and_nothing_else() {
     if !Isa::Avx512Bf16.is_supported() {
@@ -141,17 +141,17 @@ fn bf16_rounds_operands_and_nothing_else() {
         let dims = AttentionDims { heads, kv_heads, head_dim };
         let mut operands = operands(&mut stream, shape);
         let scale = reference_scale(dims) as f32;
-        // Queries are scaled before they are rounded.
+        // The back end scales queries before rounding them.
         for (factor, operand) in [scale, 1.0, 1.0, 1.0].into_iter().zip(&mut operands) {
             operand.iter_mut().for_each(|x| *x = bf16_to_f32(f32_to_bf16(*x * factor)) / factor);
         }
         let expected = reference(&operands, dims);
         let options = CpuOptions { threads: Some(1), isa: Some(Isa::Avx512Bf16), dtype: DType::Bf16 };
         let found = attend(&Cpu::new(options), &operands, [&expected[0], &expected[1]], dims);
-        // A weight is off by 2^-9 of itself, weights sum to 1 and values are at most 1.
+        // Each weight has a relative error of 2^-9, weights sum to 1, and values are at most 1.
         assert_close(&found[0], &expected[0], 0.5f32.powi(9) + 5e-6);
         assert_close(&found[1], &expected[1], 5e-6);
-        // Terms of a gradient are off by 2^-9 of themselves at most, up or down, and their sums by little more.
+        // Each term of a gradient has a relative error of at most 2^-9, of either sign.
         for (found, expected) in found[2..].iter().zip(&expected[2..]) {
             let wrong: Vec<f32> = found.iter().zip(expected).map(|(f, e)| f - e).collect();
             let share = (inner(&wrong, &wrong) / inner(expected, expected)).sqrt();
@@ -160,7 +160,7 @@ fn bf16_rounds_operands_and_nothing_else() {
     }
 }
 
-/// Decoding from a cache, a row at a time or some, is the full pass.
+/// Decoding from a cache, one or several rows at a time, equals the full pass.
 #[test]
 fn rows_alone_have_the_bits_of_rows_together() {
     let mut stream = Stream::new(30);
@@ -171,7 +171,7 @@ fn rows_alone_have_the_bits_of_rows_together() {
         let [k, v] = [0; 2].map(|_| Buffer::from_vec(random(&mut stream, n * kv_heads * head_dim)));
         for (isa, dtype) in Isa::supported().flat_map(|isa| [(isa, DType::F32), (isa, DType::Bf16)]) {
             let cpu = Cpu::new(CpuOptions { threads: Some(1), isa: Some(isa), dtype });
-            // The queries `first ..` of so many.
+            // Runs `q_len` queries from query `first` on.
             let run = |first: usize, q_len: usize| {
                 let q = Buffer::from_vec(q[first * width..][..q_len * width].to_vec());
                 let (mut out, mut lse) = (Buffer::host(q_len * width), Buffer::host(q_len * heads));
@@ -195,7 +195,7 @@ fn rows_alone_have_the_bits_of_rows_together() {
     }
 }
 
-/// Values far from zero: what they share has no part in the gradient of a score, whatever is rounded.
+/// A common offset of all values must not change the gradients of the scores, whatever is rounded.
 #[test]
 fn what_all_values_share_leaves_the_gradients_of_queries_alone() {
     if !Isa::Avx512Bf16.is_supported() {
@@ -213,8 +213,8 @@ fn what_all_values_share_leaves_the_gradients_of_queries_alone() {
         let found = attend(&cpu, &operands, [&forward[0], &forward[1]], dims);
         let wrong: Vec<f32> = found[2].iter().zip(&expected[2]).map(|(f, e)| f - e).collect();
         let share = (inner(&wrong, &wrong) / inner(&expected[2], &expected[2])).sqrt();
-        // Measured: 3e-3 to 4.2e-3, what rounding does to values around zero too; up to 3e-2 where `out` was divided by the sum of
-        // other weights than were multiplied.
+        // Measured: 3e-3 to 4.2e-3, as for values around zero. An `out` normalized by the sum of the
+        // unrounded weights gives up to 3e-2.
         assert!(share < 6e-3, "{shape:?}: {share:e}");
     }
 }

@@ -1,12 +1,12 @@
-//! What dropout keeps, drawn many elements at a time, a bit each.
+//! Dropout masks, drawn many elements at a time, one bit per element.
 
 use crate::{Dropout, Isa, rng};
 
-/// Elements whose bits share a word.
+/// Elements per word of a mask.
 pub(crate) const WORD: usize = 32;
 
-/// Bit `b` of `bits[w]` = whether element `first + 32 w + b` is kept, the same decision as [`rng::keep`]. The elements
-/// themselves, at `elements`, are fetched from memory meanwhile, where the processor can be asked to.
+/// Sets bit `b` of `bits[w]` if element `first + 32 w + b` is kept, by the same decision as [`rng::keep`].
+/// Meanwhile it prefetches the elements at `elements`, if the processor supports prefetching.
 pub(crate) fn draw(
     isa: Isa,
     bits: &mut [u32],
@@ -14,11 +14,12 @@ pub(crate) fn draw(
     first: u64,
     elements: *const f32,
 ) {
-    // `uniform(..) >= p` on 24 bits is `bits >= ceil(p · 2^24) · 2^40`: no conversion for each element.
+    // `uniform(..) >= p` on 24 bits equals `bits >= ceil(p · 2^24) · 2^40`, which needs no conversion per
+    // element.
     let threshold = ((probability as f64 * (1u64 << 24) as f64).ceil() as u64) << 40;
     match isa {
         #[cfg(target_arch = "x86_64")]
-        // SAFETY: the back end checked that this machine runs `isa`.
+        // SAFETY: the back end checked that this machine supports `isa`.
         Isa::Avx512Bf16 | Isa::Avx512 => unsafe { x86::draw_avx512(bits, key, first, threshold, elements) },
         #[cfg(target_arch = "x86_64")]
         // SAFETY: as above.
@@ -32,7 +33,7 @@ pub(crate) fn draw(
     }
 }
 
-/// The bits of [`WORD`] elements from `first`.
+/// Returns the bits of [`WORD`] elements from `first`.
 #[inline(always)]
 fn draw_word(key: u64, first: u64, threshold: u64) -> u32 {
     (0..WORD).fold(0, |bits, i| {
@@ -48,11 +49,11 @@ mod x86 {
     use super::{WORD, draw_word};
     use crate::rng::{FACTORS, GOLDEN};
 
-    /// Fetches the elements of a word into the second cache: two lines.
+    /// Prefetches the two cache lines of a word's elements into L2.
     #[inline(always)]
     fn fetch(elements: *const f32, word: usize) {
         let first = elements.wrapping_add(WORD * word);
-        // SAFETY: a prefetch cannot fault, and every x86-64 has it.
+        // SAFETY: a prefetch cannot fault, and every x86-64 processor has it.
         unsafe {
             _mm_prefetch::<_MM_HINT_T1>(first.cast());
             _mm_prefetch::<_MM_HINT_T1>(first.wrapping_add(WORD / 2).cast());
@@ -67,7 +68,7 @@ mod x86 {
         }
     }
 
-    /// Eight elements at a time.
+    /// Draws eight elements at a time.
     #[target_feature(enable = "avx512f,avx512dq")]
     pub fn draw_avx512(bits: &mut [u32], key: u64, first: u64, threshold: u64, elements: *const f32) {
         let start = key.wrapping_add(first.wrapping_mul(GOLDEN));
@@ -82,7 +83,7 @@ mod x86 {
             fetch(elements, word);
             let mut bytes = [0u8; WORD / 8];
             for byte in &mut bytes {
-                // The steps of `rng::upper_bits`.
+                // The same steps as `rng::upper_bits`.
                 let z = _mm512_xor_si512(counter, _mm512_srli_epi64::<30>(counter));
                 let z = _mm512_mullo_epi64(z, f0);
                 let z = _mm512_xor_si512(z, _mm512_srli_epi64::<27>(z));

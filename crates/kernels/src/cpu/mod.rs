@@ -1,4 +1,4 @@
-//! The back end for processors: blocked products, vector loops, one barrier pool.
+//! The CPU back end: blocked matrix products, vector loops, one pool of threads.
 
 mod disjoint_slice;
 mod dropout;
@@ -26,15 +26,16 @@ use crate::{
     Scalars, Segment, Store, adamw, attention, rmsnorm, rope, row_ops, swiglu,
 };
 
-/// How a [`Cpu`] computes.
+/// Options of a [`Cpu`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CpuOptions {
-    /// Threads, the caller's among them; `None` takes what the system offers.
+    /// Number of threads, including the caller's. `None` uses the system's parallelism.
     pub threads: Option<usize>,
-    /// Instruction set; `None` takes the widest this machine runs.
+    /// Instruction set. `None` uses the widest that this machine supports.
     pub isa: Option<Isa>,
-    /// [`DType::Bf16`] rounds both operands of the base products to bf16 and sums in f32; where the instruction set
-    /// multiplies pairs of bf16, those of attention's products too. Anything else multiplies in f32. The rest is f32 either way.
+    /// [`DType::Bf16`] rounds both operands of base products to bf16 and sums in f32. If the instruction set
+    /// multiplies bf16 pairs, attention's products round too. Any other value multiplies in f32. Everything
+    /// else is always f32.
     pub dtype: DType,
 }
 
@@ -45,7 +46,7 @@ impl Default for CpuOptions {
 }
 
 impl CpuOptions {
-    /// Instruction set, threads, and whether products round to bf16.
+    /// Returns the instruction set, the number of threads, and whether products round to bf16.
     pub(crate) fn resolve(&self) -> (Isa, usize, bool) {
         let offered = || std::thread::available_parallelism().map_or(1, |n| n.get());
         let threads = self.threads.unwrap_or_else(offered).max(1);
@@ -53,13 +54,13 @@ impl CpuOptions {
     }
 }
 
-/// What a CPU back end calls itself.
+/// The name of a CPU back end.
 pub(crate) fn describe(isa: Isa, threads: usize, bf16: bool) -> String {
     let plural = if threads == 1 { "" } else { "s" };
     format!("cpu {isa}, {threads} thread{plural}, {}", if bf16 { "bf16" } else { "f32" })
 }
 
-/// The processor's back end. Buffers are host memory, weights stay in their file.
+/// The CPU back end. Buffers are host memory; weights stay in their file.
 pub struct Cpu {
     isa: Isa,
     bf16: bool,
@@ -73,10 +74,10 @@ pub struct Cpu {
 }
 
 impl Cpu {
-    /// A back end with its own threads.
+    /// Makes a back end with its own threads.
     ///
     /// # Panics
-    /// If `options.isa` is not supported by this machine, see [`Isa::is_supported`].
+    /// If this machine does not support `options.isa`, see [`Isa::is_supported`].
     pub fn new(options: CpuOptions) -> Self {
         let (isa, threads, bf16) = options.resolve();
         let pool = Pool::new(threads);
@@ -94,17 +95,17 @@ impl Cpu {
         }
     }
 
-    /// The instruction set in use.
+    /// Returns the instruction set.
     pub fn isa(&self) -> Isa {
         self.isa
     }
 
-    /// Threads in use.
+    /// Returns the number of threads.
     pub fn threads(&self) -> usize {
         self.pool.threads()
     }
 
-    /// Working memory held at present, but for the tiles of attention, which belong to each thread.
+    /// Bytes of working memory, except the attention buffers that belong to each thread.
     #[cfg(test)]
     pub(crate) fn scratch_bytes(&self) -> crate::ScratchBytes {
         crate::ScratchBytes {
@@ -116,7 +117,8 @@ impl Cpu {
         }
     }
 
-    /// Rotates every head of `xs`, each with its number of heads, by a table that all layers of a batch share.
+    /// Rotates every head of `xs`, each with its number of heads. All layers of a batch share one table of
+    /// angles.
     fn rotate(&self, xs: [(&mut Buffer, usize); 2], inv_freq: &Buffer, positions: &Indices, backward: bool) {
         let (inv_freq, positions) = (inv_freq.host_slice(), positions.values());
         let mut table = lock(&self.rope);
@@ -128,7 +130,7 @@ impl Cpu {
             let cols = heads * 2 * inv_freq.len();
             let x = DisjointSlice::new(x.host_slice_mut());
             self.pool.over_rows(positions.len(), cols, |range| {
-                // SAFETY: the ranges of one region are disjoint.
+                // SAFETY: ranges of different tasks are disjoint.
                 let rows = unsafe { x.range(flat(&range, cols)) };
                 rope::rotate_rows(self.isa, rows, table, range.start, heads, backward);
             });
@@ -142,7 +144,7 @@ impl fmt::Debug for Cpu {
     }
 }
 
-/// Elements of a rows-by-columns range.
+/// Returns the elements of a range of rows.
 fn flat(rows: &Range<usize>, cols: usize) -> Range<usize> {
     rows.start * cols..rows.end * cols
 }
@@ -171,13 +173,13 @@ impl Backend for Cpu {
 
     fn zero(&self, dst: &mut Buffer, len: usize) {
         let dst = DisjointSlice::new(&mut dst.host_slice_mut()[..len]);
-        // SAFETY: the ranges of one region are disjoint.
+        // SAFETY: ranges of different tasks are disjoint.
         self.pool.over_rows(len, 1, |range| unsafe { dst.range(range) }.fill(0.0));
     }
 
     fn add(&self, dst: &mut Buffer, src: &Buffer, len: usize) {
         let (dst, src) = (DisjointSlice::new(&mut dst.host_slice_mut()[..len]), &src.host_slice()[..len]);
-        // SAFETY: the ranges of one region are disjoint.
+        // SAFETY: ranges of different tasks are disjoint.
         self.pool.over_rows(len, 1, |range| row_ops::add(unsafe { dst.range(range.clone()) }, &src[range]));
     }
 
@@ -196,7 +198,7 @@ impl Backend for Cpu {
     fn gather_rows(&self, out: &mut Buffer, inp: &Buffer, rows: &Indices, cols: usize) {
         let (out, inp, rows) = (DisjointSlice::new(out.host_slice_mut()), inp.host_slice(), rows.values());
         self.pool.over_rows(rows.len(), cols, |range| {
-            // SAFETY: the ranges of one region are disjoint.
+            // SAFETY: ranges of different tasks are disjoint.
             let out = unsafe { out.range(flat(&range, cols)) };
             row_ops::gather_rows(out, inp, &rows[range], cols);
         });
@@ -204,7 +206,8 @@ impl Backend for Cpu {
 
     fn gather_rows_backward(&self, dinp: &mut Buffer, n: usize, dout: &Buffer, rows: &Indices, cols: usize) {
         self.zero(dinp, n * cols);
-        // One thread: `rows` may name a row twice, and it moves no more than it adds.
+        // One thread, because `rows` may contain a row twice. The copy is small, so that more threads would
+        // gain nothing.
         row_ops::add_rows(dinp.host_slice_mut(), dout.host_slice(), rows.values(), cols);
     }
 
@@ -216,7 +219,7 @@ impl Backend for Cpu {
         let (cols, ids) = (table.cols(), ids.values());
         let out = DisjointSlice::new(out.host_slice_mut());
         self.pool.over_rows(ids.len(), cols, |range| {
-            // SAFETY: the ranges of one region are disjoint.
+            // SAFETY: ranges of different tasks are disjoint.
             let out = unsafe { out.range(flat(&range, cols)) };
             row_ops::embedding_forward(out, table, &ids[range]);
         });
@@ -237,7 +240,7 @@ impl Backend for Cpu {
             (DisjointSlice::new(out.host_slice_mut()), DisjointSlice::new(rstd.host_slice_mut()));
         self.pool.over_rows(n, cols, |range| {
             let all = flat(&range, cols);
-            // SAFETY: the ranges of one region are disjoint.
+            // SAFETY: ranges of different tasks are disjoint.
             let (out, rstd) = unsafe { (out.range(all.clone()), rstd.range(range)) };
             rmsnorm::forward_rows(self.isa, out, rstd, &inp[all], weight, eps);
         });
@@ -257,7 +260,7 @@ impl Backend for Cpu {
         let dinp = DisjointSlice::new(dinp.host_slice_mut());
         self.pool.over_rows(n, cols, |range| {
             let all = flat(&range, cols);
-            // SAFETY: the ranges of one region are disjoint.
+            // SAFETY: ranges of different tasks are disjoint.
             let dinp = unsafe { dinp.range(all.clone()) };
             if store == Store::Overwrite {
                 dinp.fill(0.0);
@@ -362,7 +365,7 @@ impl Backend for Cpu {
         let (out, lse) = (SendPtr(out.as_mut_ptr()), SendPtr(lse.as_mut_ptr()));
         let tasks = attention::forward_tasks(segments, dims);
         self.pool.run(tasks.len(), |index, _| {
-            // SAFETY: the outputs hold the rows of every segment, segments share none, and the tasks of one
+            // SAFETY: the outputs have the rows of every segment, and segments share no row. Tasks of one
             // segment write different heads or queries.
             unsafe { attention::forward_task(self.attention, out.at(0), lse.at(0), inputs, &tasks[index]) };
         });
@@ -387,8 +390,8 @@ impl Backend for Cpu {
         let tasks = attention::backward_tasks(segments, dims);
         self.pool.run(tasks.len(), |index, _| {
             let grads = grads.map(|grad| grad.at(0));
-            // SAFETY: the outputs hold the rows of every segment, segments share none, and every kv head of
-            // a segment, with the query heads that read it, is one task.
+            // SAFETY: the outputs have the rows of every segment, and segments share no row. Each kv head of
+            // a segment is one task, together with the query heads that read it.
             unsafe { attention::backward_task(self.attention, grads, dout, out, lse, inputs, &tasks[index]) };
         });
     }
@@ -397,7 +400,7 @@ impl Backend for Cpu {
         let (gate, up) = (gate.host_slice(), up.host_slice());
         let out = DisjointSlice::new(out.host_slice_mut());
         self.pool.over_rows(len, 1, |range| {
-            // SAFETY: the ranges of one region are disjoint.
+            // SAFETY: ranges of different tasks are disjoint.
             let out = unsafe { out.range(range.clone()) };
             swiglu::forward_rows(self.isa, out, &gate[range.clone()], &up[range]);
         });
@@ -416,7 +419,7 @@ impl Backend for Cpu {
         let (dgate, dup) =
             (DisjointSlice::new(dgate.host_slice_mut()), DisjointSlice::new(dup.host_slice_mut()));
         self.pool.over_rows(len, 1, |range| {
-            // SAFETY: the ranges of one region are disjoint.
+            // SAFETY: ranges of different tasks are disjoint.
             let (dgate, dup) = unsafe { (dgate.range(range.clone()), dup.range(range.clone())) };
             swiglu::backward_rows(
                 self.isa,
@@ -454,7 +457,7 @@ impl Backend for Cpu {
         let (params, grads) = (DisjointSlice::new(params.host_slice_mut()), grads.host_slice());
         let (m, v) = (DisjointSlice::new(m.host_slice_mut()), DisjointSlice::new(v.host_slice_mut()));
         self.pool.over_rows(len, 1, |range| {
-            // SAFETY: the ranges of one region are disjoint.
+            // SAFETY: ranges of different tasks are disjoint.
             let (params, m, v) =
                 unsafe { (params.range(range.clone()), m.range(range.clone()), v.range(range.clone())) };
             adamw::step_range(self.isa, params, &grads[range], m, v, step);
@@ -462,7 +465,7 @@ impl Backend for Cpu {
     }
 
     fn sum_of_squares(&self, out: &mut Scalars, at: usize, x: &Buffer, len: usize) {
-        // Chunks of one size, summed in order: the result does not know how many threads there were.
+        // Chunks of a fixed size, summed in order: the result does not depend on the number of threads.
         const CHUNK: usize = 64 << 10;
         let chunks: Vec<&[f32]> = x.host_slice()[..len].chunks(CHUNK).collect();
         let sums: Vec<_> = chunks.iter().map(|_| std::sync::OnceLock::new()).collect();
@@ -473,7 +476,7 @@ impl Backend for Cpu {
     }
 }
 
-/// Panics when two segments share rows that a task writes; returns the end of the last row.
+/// Panics if two segments write the same row; returns the end of the last row.
 fn check_disjoint(segments: &[Segment], rows: impl Fn(&Segment) -> Range<usize>) -> usize {
     let mut ranges: Vec<_> = segments.iter().map(rows).filter(|r| !r.is_empty()).collect();
     ranges.sort_by_key(|r| r.start);

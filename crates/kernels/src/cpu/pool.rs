@@ -1,7 +1,7 @@
-//! A barrier pool: the same few threads run every kernel, and a kernel ends when all its tasks have.
+//! A thread pool with a barrier: a parallel region ends when all its tasks have ended.
 //!
-//! A decoded token passes over a hundred parallel regions, so waiting threads spin for some microseconds
-//! before they sleep.
+//! Decoding one token passes over a hundred parallel regions. Waiting threads therefore spin for some
+//! microseconds before they sleep.
 
 use std::any::Any;
 use std::cell::Cell;
@@ -10,19 +10,19 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
-/// Rounds of spinning before a thread sleeps: about 20 microseconds.
+/// Spins before a thread sleeps: about 20 microseconds.
 const SPINS: u32 = 1000;
 
-/// Locks a mutex whose data stays valid when a holder panics.
+/// Locks a mutex, also if an earlier holder panicked. The data stays valid in that case.
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// A pointer that tasks share; they must keep to disjoint parts.
+/// A pointer that tasks share. Each task must access a disjoint part.
 #[derive(Clone, Copy)]
 pub(crate) struct SendPtr(pub *mut f32);
 
-// SAFETY: a pointer alone does nothing; whoever dereferences it answers for disjointness.
+// SAFETY: the pointer itself is plain data; code that dereferences it guarantees disjoint access.
 unsafe impl Send for SendPtr {}
 // SAFETY: as above.
 unsafe impl Sync for SendPtr {}
@@ -34,32 +34,33 @@ impl SendPtr {
     }
 }
 
-/// A cache line, so that packed panels never straddle two.
+/// One cache line: packed panels must not straddle two.
 #[derive(Clone, Copy)]
 #[repr(C, align(64))]
 struct Line([f32; 16]);
 
-/// Grow-only working memory, aligned to cache lines. Its contents are whatever was left there.
+/// A grow-only buffer, aligned to cache lines. It contains leftovers of earlier operations.
 #[derive(Default)]
 pub(crate) struct Scratch(Vec<Line>);
 
 impl Scratch {
-    /// Bytes that hold `len` elements.
+    /// Returns the bytes of `len` elements.
     pub fn bytes(len: usize) -> u64 {
         len.div_ceil(16) as u64 * size_of::<Line>() as u64
     }
 
-    /// Bytes held at present.
+    /// Bytes allocated now.
     #[cfg(test)]
     pub fn allocated_bytes(&self) -> u64 {
         (self.0.capacity() * size_of::<Line>()) as u64
     }
 
-    /// At least `len` elements.
+    /// Returns at least `len` elements.
     pub fn at_least(&mut self, len: usize) -> &mut [f32] {
         let lines = len.div_ceil(16);
         if self.0.len() < lines {
-            // Of exactly this size, and the old one gone before: the memory plan counts on both.
+            // The old allocation is freed first, and the new one has exactly this size: the memory plan
+            // relies on both.
             self.0 = Vec::new();
             self.0 = vec![Line([0.0; 16]); lines];
         }
@@ -67,15 +68,16 @@ impl Scratch {
         unsafe { std::slice::from_raw_parts_mut(self.0.as_mut_ptr().cast(), self.0.len() * 16) }
     }
 
-    /// As [`Scratch::at_least`], of words without a sign.
+    /// As [`Scratch::at_least`], for u32.
     pub fn words(&mut self, len: usize) -> &mut [u32] {
         let elements = self.at_least(len);
-        // SAFETY: both types have four bytes and any bits are valid for either.
+        // SAFETY: both types have four bytes, and either accepts any bits.
         unsafe { std::slice::from_raw_parts_mut(elements.as_mut_ptr().cast(), elements.len()) }
     }
 }
 
-/// A parallel region: `task(index, worker)`. The lifetime is erased; [`Pool::run`] outlives its use.
+/// A parallel region: `task(index, worker)`. The lifetime is erased, because [`Pool::run`] outlives every
+/// use.
 type Task = *const (dyn Fn(usize, usize) + Sync);
 
 #[derive(Clone, Copy)]
@@ -84,25 +86,25 @@ struct Job {
     tasks: usize,
 }
 
-// SAFETY: the closure is `Sync`, and `Pool::run` keeps it alive until every worker has left it.
+// SAFETY: the closure is `Sync`, and `Pool::run` keeps it alive until every worker has finished.
 unsafe impl Send for Job {}
 
 struct Shared {
-    /// Bumped once a region; workers wait for it to change.
+    /// Incremented for each region; workers wait for a change.
     epoch: AtomicU32,
     job: Mutex<Option<Job>>,
     next: AtomicUsize,
-    /// Workers that have not finished the current region.
+    /// Number of workers that have not finished the current region.
     working: AtomicUsize,
     stop: AtomicBool,
     panic: Mutex<Option<Box<dyn Any + Send>>>,
-    /// Guards the sleep of workers (`wake`) and of the caller (`done`).
+    /// Mutex of both condition variables: `wake` for workers, `done` for the caller.
     sleep: Mutex<()>,
     wake: Condvar,
     done: Condvar,
 }
 
-/// A fixed set of threads that share out the tasks of one region at a time. The caller is worker 0.
+/// A fixed set of threads that divide the tasks of one region at a time. The caller is worker 0.
 pub(crate) struct Pool {
     shared: Arc<Shared>,
     workers: Vec<JoinHandle<()>>,
@@ -114,7 +116,7 @@ thread_local! {
 }
 
 impl Pool {
-    /// A pool of `threads` threads, the caller's among them.
+    /// Starts a pool of `threads` threads, including the caller's.
     pub fn new(threads: usize) -> Self {
         let shared = Arc::new(Shared {
             epoch: AtomicU32::new(0),
@@ -131,26 +133,27 @@ impl Pool {
             .map_while(|worker| {
                 let shared = Arc::clone(&shared);
                 let name = format!("kernel-{worker}");
-                // With fewer threads than asked for, everything still runs, only slower.
+                // If the system refuses a thread, everything still runs, only slower.
                 std::thread::Builder::new().name(name).spawn(move || work(&shared, worker)).ok()
             })
             .collect();
         Self { shared, workers, caller: Mutex::new(()) }
     }
 
-    /// Threads that share the tasks.
+    /// Returns the number of threads.
     pub fn threads(&self) -> usize {
         self.workers.len() + 1
     }
 
-    /// Runs `task(index, worker)` for every index below `tasks`, in any order, and returns when all are
-    /// done. No two tasks share a `worker` number at the same time. Regions from several threads take turns.
+    /// Runs `task(index, worker)` for every index below `tasks`, in any order, and returns when all have
+    /// ended. No two concurrent tasks have the same `worker`. Regions from several threads run one after the
+    /// other.
     ///
     /// # Panics
-    /// With the panic of a task; when called from inside a task.
+    /// If a task panics, with the task's panic; if called inside a task.
     pub fn run(&self, tasks: usize, task: impl Fn(usize, usize) + Sync) {
         assert!(!INSIDE.get(), "a parallel region inside another");
-        // One region at a time, also when it needs no other thread: worker 0 has one working memory.
+        // One region at a time, even without other threads, because worker 0 has only one working memory.
         let _turn = lock(&self.caller);
         let _inside = Inside::enter();
         if tasks <= 1 || self.workers.is_empty() {
@@ -158,8 +161,8 @@ impl Pool {
         }
         let shared = &*self.shared;
         let task: &(dyn Fn(usize, usize) + Sync) = &task;
-        // SAFETY: only the lifetime changes. `working` reaches 0 before this function returns, and no
-        // worker touches the closure afterwards.
+        // SAFETY: only the lifetime changes. `working` reaches 0 before this function returns, and no worker
+        // uses the closure afterwards.
         let task: Task = unsafe { std::mem::transmute(task) };
         let job = Job { task, tasks };
         *lock(&shared.job) = Some(job);
@@ -193,13 +196,13 @@ impl Drop for Pool {
             self.shared.wake.notify_all();
         }
         for worker in self.workers.drain(..) {
-            // A worker's own panics were caught and passed on.
+            // A worker catches the panics of its tasks and passes them to the caller.
             let _ = worker.join();
         }
     }
 }
 
-/// Marks this thread as inside a region until dropped, also by a panic.
+/// Marks this thread as inside a region until dropped.
 struct Inside;
 
 impl Inside {
@@ -215,7 +218,7 @@ impl Drop for Inside {
     }
 }
 
-/// The life of a worker: wait for an epoch, share in its tasks, report.
+/// The loop of a worker: wait for an epoch, run tasks, signal completion.
 fn work(shared: &Shared, worker: usize) {
     INSIDE.set(true);
     let mut seen = 0;
@@ -227,7 +230,7 @@ fn work(shared: &Shared, worker: usize) {
                 sleep = shared.wake.wait(sleep).unwrap_or_else(PoisonError::into_inner);
             }
         }
-        // The next region starts only after every worker has reported, so no epoch is missed.
+        // The next region starts only after every worker has finished, so no epoch is missed.
         seen = seen.wrapping_add(1);
         if shared.stop.load(Ordering::Relaxed) {
             return;
@@ -243,7 +246,7 @@ fn work(shared: &Shared, worker: usize) {
     }
 }
 
-/// Takes tasks until none is left; after a panic the rest are skipped.
+/// Runs tasks until none is left. After a panic, the remaining tasks are skipped.
 fn share(shared: &Shared, job: Job, worker: usize) {
     let result = catch_unwind(AssertUnwindSafe(|| {
         loop {
@@ -251,7 +254,7 @@ fn share(shared: &Shared, job: Job, worker: usize) {
             if index >= job.tasks {
                 return;
             }
-            // SAFETY: the region is not over while this worker has not reported, so the closure lives.
+            // SAFETY: the region lasts until this worker has finished, so the closure is alive.
             unsafe { (*job.task)(index, worker) };
         }
     }));
@@ -261,7 +264,7 @@ fn share(shared: &Shared, job: Job, worker: usize) {
     }
 }
 
-/// Spins for a while; whether `ready` came true.
+/// Spins for a while; returns whether `ready` became true.
 fn spin_until(ready: impl Fn() -> bool) -> bool {
     for _ in 0..SPINS {
         if ready() {

@@ -1,5 +1,5 @@
-//! The fast back end against the reference, on every instruction set, in f32 and bf16, bit for bit equal
-//! on one, two and three threads.
+//! The CPU back end against the reference, on every instruction set, in f32 and bf16. One, two and three
+//! threads must give the same bits.
 
 use super::*;
 use crate::finite_difference::random;
@@ -8,7 +8,7 @@ use crate::{Bytes, Dropout, LoraRef, Reference, Segments, from_f32};
 
 const THREADS: [usize; 3] = [1, 2, 3];
 
-/// Runs `op` on the reference and on every kind of `Cpu`; `op` returns its outputs.
+/// Runs `op` on the reference and on every variant of `Cpu`; `op` returns its outputs.
 fn compare(dtype: DType, tolerance: f32, op: impl Fn(&dyn Backend) -> Vec<Vec<f32>>) {
     let expected = op(&Reference::new());
     for isa in Isa::supported() {
@@ -22,7 +22,8 @@ fn compare(dtype: DType, tolerance: f32, op: impl Fn(&dyn Backend) -> Vec<Vec<f3
         }
         for (which, (found, expected)) in results[0].iter().zip(&expected).enumerate() {
             assert_eq!(found.len(), expected.len());
-            // Relative to the typical size of the output: sums cancel, elements near zero keep their error.
+            // Relative to the typical size of the output: elements near zero have the absolute error of their
+            // sums.
             let size = (expected.iter().map(|e| e * e).sum::<f32>() / expected.len() as f32).sqrt();
             for (i, (f, e)) in found.iter().zip(expected).enumerate() {
                 let bound = tolerance * (size + e.abs());
@@ -32,11 +33,12 @@ fn compare(dtype: DType, tolerance: f32, op: impl Fn(&dyn Backend) -> Vec<Vec<f3
     }
 }
 
-/// f32 sums in another order.
+/// Tolerance of f32 sums in another order.
 const F32: f32 = 2e-5;
-/// Two operands rounded to 8 bits: 2^-8 each at worst, averaged over a sum.
+/// Tolerance of two operands rounded to 8 bits: 2^-8 each at worst, averaged over a sum.
 const BF16: f32 = 2e-2;
-/// The gradient of a score is a difference between what its value and what all values give: of rounded operands twice that.
+/// A score's gradient is a difference of two products with rounded operands, so its tolerance is twice as
+/// large.
 const BF16_ATTENTION: f32 = 4e-2;
 
 fn buffer(stream: &mut Stream, len: usize) -> Buffer {
@@ -55,7 +57,7 @@ fn vec(buffer: Buffer) -> Vec<f32> {
     buffer.host_slice().to_vec()
 }
 
-/// A weight that starts one byte off any alignment, as a memory-mapped file may hold it.
+/// Returns a weight that starts one byte off any alignment, as in a memory-mapped file.
 fn weight(stream: &mut Stream, dtype: DType, rows: usize, cols: usize) -> Matrix {
     let data = random(stream, rows * cols);
     let mut bytes = vec![0u8; 1 + data.len() * dtype.size()];
@@ -128,7 +130,8 @@ fn lora_matches_reference() {
 #[test]
 fn head_loss_matches_reference() {
     let mut stream = Stream::new(3);
-    // One block of the vocabulary, spans of several with a tail, more rows than a pass takes, and columns of several blocks.
+    // One block of the vocabulary, several spans with a tail, more rows than one pass, and several blocks of
+    // columns.
     for (n, c, v) in [
         (1, 16, 40),
         (13, 40, 101),
@@ -140,7 +143,7 @@ fn head_loss_matches_reference() {
     ] {
         let head = weight(&mut stream, DType::Bf16, v, c);
         let targets: Vec<u32> = (0..n).map(|_| stream.next_below(v as u64) as u32).collect();
-        // Rows that are uncertain of their targets, and rows that point where their targets do.
+        // One set of rows with uncertain targets, and one set of rows that point at their targets.
         let mut certain = vec![0.0; n * c];
         for (row, &target) in certain.chunks_exact_mut(c).zip(&targets) {
             head.row_to_f32(target as usize, row);
@@ -150,7 +153,7 @@ fn head_loss_matches_reference() {
         for inp in [buffer(&mut stream, n * c), Buffer::from_vec(certain)] {
             for (dtype, tolerance) in [(DType::F32, F32), (DType::Bf16, BF16)] {
                 compare(dtype, tolerance, |b| {
-                    // Losses of another pass stand before.
+                    // The losses of an earlier pass precede those of this one.
                     let [mut losses, mut plain] = [0; 2].map(|_| Buffer::from_vec(vec![7.0; n + 3]));
                     let mut dinp = zeros(b, n * c);
                     let operands = HeadOperands { inp: &inp, head: &head, targets: &targets };

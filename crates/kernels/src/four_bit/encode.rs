@@ -1,4 +1,4 @@
-//! From values to codes, as bitsandbytes finds them on a processor.
+//! Quantization to 4 bits, with the codes that bitsandbytes computes on a CPU.
 
 use std::fmt;
 use std::str::FromStr;
@@ -6,17 +6,17 @@ use std::str::FromStr;
 use super::tables::{FP4, NF4, dynamic_u8};
 use crate::simd::simd_fn;
 
-/// Which table of 16 values.
+/// A table of 16 values.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum FourBitCode {
-    /// Quantiles of a normal distribution: for weights.
+    /// NF4: quantiles of a normal distribution, for weights.
     Nf4,
-    /// A small floating-point number.
+    /// FP4: a small floating-point number.
     Fp4,
 }
 
 impl FourBitCode {
-    /// bitsandbytes' name, which [`FromStr`] accepts: `nf4`.
+    /// Returns the name that bitsandbytes uses and [`FromStr`] accepts, such as `nf4`.
     pub fn name(self) -> &'static str {
         match self {
             Self::Nf4 => "nf4",
@@ -24,7 +24,7 @@ impl FourBitCode {
         }
     }
 
-    /// What each code stands for.
+    /// Returns the value of each code.
     pub fn table(self) -> &'static [f32; 16] {
         match self {
             Self::Nf4 => &NF4,
@@ -50,11 +50,11 @@ impl FromStr for FourBitCode {
     }
 }
 
-/// Codes in the order of what they stand for, and the bounds between neighbours.
+/// Codes in ascending order of their values, and the bounds between neighbours.
 struct Ladder {
     codes: [u8; 16],
     bounds: [f32; 15],
-    /// Whether a code is its place on the ladder.
+    /// Whether each code equals its position in that order.
     is_ordered: bool,
 }
 
@@ -62,7 +62,7 @@ impl Ladder {
     fn of(code: FourBitCode) -> Self {
         let table = code.table();
         let mut codes: [u8; 16] = std::array::from_fn(|i| i as u8);
-        // Stable: of the two zeros of FP4 the one with the lower code is for what lies below zero.
+        // A stable sort: of FP4's two zeros, the lower code is for values below zero.
         codes.sort_by(|&a, &b| table[a as usize].total_cmp(&table[b as usize]));
         let value = |i: usize| table[codes[i] as usize];
         let is_ordered = codes.iter().enumerate().all(|(place, &code)| place == code as usize);
@@ -70,13 +70,13 @@ impl Ladder {
     }
 }
 
-/// Encodes `values`, which begin a block: two codes a byte, the first in the upper half, and each block's largest
-/// magnitude. A value on the bound between two codes takes the lower.
+/// Encodes `values`, which begin at a block boundary, and each block's largest magnitude. Two codes share a
+/// byte, the first in the upper half. A value on the bound between two codes takes the lower.
 ///
 /// The last block may be short. An odd value at the end shares its byte with a zero.
 ///
 /// # Panics
-/// If `codes` or `absmax` is of another length than the values need.
+/// If `codes` or `absmax` does not have the length that the values need.
 pub fn encode_blocks(
     isa: crate::Isa,
     code: FourBitCode,
@@ -95,7 +95,7 @@ simd_fn! {
     fn encode(ladder: &Ladder, block_size: usize, values: &[f32], codes: &mut [u8], absmax: &mut [f32]) = encode_body
 }
 
-/// Steps up the ladder that are counted together.
+/// Values that are compared with the bounds at once.
 const TOGETHER: usize = 64;
 
 #[allow(
@@ -116,8 +116,8 @@ fn encode_body<L>(ladder: &Ladder, block_size: usize, values: &[f32], codes: &mu
         let rest = sixteens.remainder().iter().map(|v| v.abs());
         let largest = largest.into_iter().chain(rest).fold(0.0f32, f32::max);
         let is_whole = values.len() == block_size;
-        // bitsandbytes multiplies by a reciprocal in a whole block and divides in a short one, whose scale it also
-        // keeps from being zero.
+        // bitsandbytes multiplies by a reciprocal in a whole block. In a short block it divides, and replaces
+        // a zero scale.
         let divisor = largest.max(1e-38);
         *absmax = if is_whole { largest } else { divisor };
         let inverse = 1.0 / divisor;
@@ -146,23 +146,24 @@ fn encode_body<L>(ladder: &Ladder, block_size: usize, values: &[f32], codes: &mu
     }
 }
 
-/// Scales in 8 bits: what "double quantisation" makes of the largest magnitudes of a weight.
+/// Scales in 8 bits: the "double quantization" of a weight's block scales.
 #[derive(Clone, Debug, PartialEq)]
 pub struct NestedScales {
-    /// A byte a scale, of [`dynamic_u8`].
+    /// One code of [`dynamic_u8`] per scale.
     pub codes: Vec<u8>,
-    /// The largest magnitude of each [`NESTED_BLOCK`] scales, once the mean is taken off.
+    /// The largest magnitude in each [`NESTED_BLOCK`] of scales, after subtracting the mean.
     pub absmax: Vec<f32>,
-    /// The mean.
+    /// The mean of the scales.
     pub offset: f32,
 }
 
-/// Scales that share one of their own.
+/// Scales that share one scale of their own.
 pub const NESTED_BLOCK: usize = 256;
 
-/// Encodes the scales of a weight in 8 bits. Each takes the nearest code, the lower where two are as near.
+/// Encodes the scales of a weight in 8 bits. Each takes the nearest code, and the lower of two equally near
+/// ones.
 ///
-/// bitsandbytes gives one in some hundreds the other neighbour.
+/// bitsandbytes chooses the other neighbour for about one scale in some hundreds.
 pub fn nest(scales: &[f32]) -> NestedScales {
     let table = dynamic_u8();
     let mean = scales.iter().map(|&v| f64::from(v)).sum::<f64>() / scales.len().max(1) as f64;
@@ -172,14 +173,14 @@ pub fn nest(scales: &[f32]) -> NestedScales {
         let largest = block.iter().fold(0.0f32, |largest, v| largest.max((v - offset).abs()));
         absmax.push(largest);
         codes.extend(block.iter().map(|v| {
-            // As bitsandbytes has it where all are equal: the first code, of a scale of zero.
+            // If all scales are equal, bitsandbytes stores the first code with a scale of zero.
             if largest == 0.0 { 0 } else { nearest(&table, (v - offset) / largest) }
         }));
     }
     NestedScales { codes, absmax, offset }
 }
 
-/// The place in an ascending table that is nearest to `v`.
+/// Returns the index in an ascending table that is nearest to `v`.
 fn nearest(table: &[f32; 256], v: f32) -> u8 {
     let above = table.partition_point(|&entry| entry <= v);
     let below = above.saturating_sub(1);

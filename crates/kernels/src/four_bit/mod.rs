@@ -1,8 +1,8 @@
-//! Weights in 4 bits, as bitsandbytes stores them: codes, a scale for each block, a table of 16 values.
+//! Weights in 4 bits, in the format of bitsandbytes: codes, a scale for each block, a table of 16 values.
 //!
-//! Element `e` of a row-major matrix has the code in half a byte, the even elements in the upper one; blocks of
-//! `block_size` elements run on over the ends of rows. Its value is `table[code] · scale` in f32; products in bf16 round
-//! it, as any other weight. The scales may themselves be codes of 8 bits ("double quantisation").
+//! Element `e` of a row-major matrix has its code in half a byte; even elements use the upper half. Blocks of
+//! `block_size` elements continue across the ends of rows. A value is `table[code] · scale` in f32, and bf16
+//! products round it as any other weight. The scales may themselves be 8-bit codes ("double quantization").
 
 mod encode;
 mod tables;
@@ -35,21 +35,21 @@ pub enum Scales {
     Plain(Bytes),
     /// `table[codes[i]] · absmax[i / block_size] + offset`.
     Nested {
-        /// A byte for each block of weights.
+        /// One byte for each block of weights.
         codes: Bytes,
-        /// What the bytes stand for.
+        /// The value of each byte.
         table: Arc<[f32; 256]>,
         /// Little-endian f32, one for each block of scales.
         absmax: Bytes,
         /// Scales in a block, a power of two.
         block_size: usize,
-        /// The mean that was taken off.
+        /// The mean of the scales, which the codes leave out.
         offset: f32,
     },
 }
 
 impl Scales {
-    /// Whether there is a scale for each of `blocks` blocks, and no other.
+    /// Returns whether there is exactly one scale for each of `blocks` blocks.
     pub fn fit(&self, blocks: usize) -> bool {
         match self {
             Self::Plain(absmax) => blocks.checked_mul(4) == Some(absmax.as_slice().len()),
@@ -61,7 +61,7 @@ impl Scales {
         }
     }
 
-    /// The scales with their slices looked up once.
+    /// Returns the scales as slices, for loops.
     #[inline(always)]
     pub(crate) fn view(&self) -> ScaleView<'_> {
         match self {
@@ -77,17 +77,17 @@ impl Scales {
     }
 }
 
-/// [`Scales`] for a loop.
+/// [`Scales`] as slices, for loops.
 #[derive(Clone, Copy)]
 pub(crate) enum ScaleView<'a> {
     Plain(&'a [u8]),
     Nested { codes: &'a [u8], table: &'a [f32; 256], absmax: &'a [u8], shift: u32, offset: f32 },
 }
 
-/// Most blocks of a group, of which each has one byte for its scale.
+/// Most blocks of a group. Within a group, one byte selects a block's scale.
 pub(crate) const GROUP: usize = 256;
 
-/// The byte of each block of a group where scales are not nested.
+/// The selecting bytes of a group whose scales are not nested.
 static IN_ORDER: [u8; GROUP] = {
     let mut bytes = [0; GROUP];
     let mut i = 0;
@@ -99,7 +99,7 @@ static IN_ORDER: [u8; GROUP] = {
 };
 
 impl<'a> ScaleView<'a> {
-    /// The binary logarithm of how many blocks make a group.
+    /// Returns the binary logarithm of the blocks in a group.
     #[inline(always)]
     pub fn group_log2(&self) -> u32 {
         let most = GROUP.ilog2();
@@ -109,8 +109,8 @@ impl<'a> ScaleView<'a> {
         }
     }
 
-    /// The scales that blocks of group `group` can have, by the byte that each of its blocks has in what is returned: a
-    /// scale is made once for many blocks, and the same bits as [`at`](ScaleView::at) makes.
+    /// Writes the scales of group `group` to a table, and returns the byte that selects each block's scale in
+    /// it. A scale is computed once for many blocks, with the same bits as in [`at`](ScaleView::at).
     #[inline(always)]
     pub fn group(&self, group: usize, scales: &mut [f32; GROUP]) -> &'a [u8] {
         let first = group << self.group_log2();
@@ -132,7 +132,7 @@ impl<'a> ScaleView<'a> {
         }
     }
 
-    /// The scale of block `block`.
+    /// Returns the scale of block `block`.
     #[inline(always)]
     pub fn at(&self, block: usize) -> f32 {
         match *self {
@@ -151,11 +151,11 @@ fn f32_at(bytes: &[u8], i: usize) -> f32 {
 }
 
 impl FourBit {
-    /// A weight of `len` elements from its parts; `dtype` is that of the weight it was made from.
+    /// Makes a weight of `len` elements. `dtype` is the type of the weight before quantization.
     ///
     /// # Panics
-    /// If there are not `len` codes, a block size is not a power of two of at least 2, or a scale is missing or
-    /// too many: files are checked before.
+    /// If there are not `len` codes, if a block size is not a power of two of at least 2, or if the number of
+    /// scales is wrong. Callers check files first.
     pub fn new(
         codes: Bytes,
         scales: Scales,
@@ -170,43 +170,43 @@ impl FourBit {
         Self { codes, scales, table, block_log2: block_size.trailing_zeros(), dtype, len }
     }
 
-    /// Elements.
+    /// Returns the number of elements.
     #[allow(clippy::len_without_is_empty, reason = "a weight is never asked whether it is empty")]
     pub fn len(&self) -> usize {
         self.len
     }
 
-    /// Two codes a byte.
+    /// Returns the codes, two per byte.
     pub fn codes(&self) -> &[u8] {
         self.codes.as_slice()
     }
 
-    /// The scale of each block.
+    /// Returns the scale of each block.
     pub fn scales(&self) -> &Scales {
         &self.scales
     }
 
-    /// What a code stands for.
+    /// Returns the value of each code before scaling.
     pub fn table(&self) -> &[f32; 16] {
         &self.table
     }
 
-    /// Elements of a block.
+    /// Returns the elements of a block.
     pub fn block_size(&self) -> usize {
         1 << self.block_log2
     }
 
-    /// log2 of [`FourBit::block_size`].
+    /// Returns log2 of [`FourBit::block_size`].
     pub(crate) fn block_log2(&self) -> u32 {
         self.block_log2
     }
 
-    /// The type of the weight it was made from.
+    /// Returns the type of the weight before quantization.
     pub fn dtype(&self) -> DType {
         self.dtype
     }
 
-    /// Bytes held: codes and scales.
+    /// Returns the bytes of codes and scales.
     pub fn bytes(&self) -> usize {
         let scales = match &self.scales {
             Scales::Plain(absmax) => absmax.as_slice().len(),
@@ -215,10 +215,10 @@ impl FourBit {
         self.codes().len() + scales
     }
 
-    /// Writes the values of `elements`.
+    /// Writes the values of `elements` to `out`.
     ///
     /// # Panics
-    /// If there are no such elements, or `out` is of another length.
+    /// If the range reaches past the end, or `out` has another length.
     pub fn decode(&self, elements: Range<usize>, out: &mut [f32]) {
         assert!(elements.end <= self.len && out.len() == elements.len());
         let (codes, scales) = (self.codes(), self.scales.view());
@@ -236,7 +236,7 @@ impl FourBit {
     }
 }
 
-/// The code of element `e` in its byte.
+/// Returns the code of element `e` from its byte.
 #[inline(always)]
 pub(crate) fn code(byte: u8, e: usize) -> usize {
     (if e.is_multiple_of(2) { byte >> 4 } else { byte & 15 }) as usize

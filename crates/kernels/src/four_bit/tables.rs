@@ -1,4 +1,4 @@
-//! The fixed tables of the 4-bit format: what a code stands for before its block's scale.
+//! The tables of the 4-bit format: the value of each code before scaling.
 
 /// NF4: quantiles of a normal distribution, ascending, with an exact zero.
 /// Source: Dettmers et al., 2023, appendix E.
@@ -21,7 +21,8 @@ pub const NF4: [f32; 16] = [
     1.0,
 ];
 
-/// FP4: a sign, two bits of exponent, one of mantissa, over the largest; not in order, and with zero twice.
+/// FP4: a sign, two bits of exponent and one of mantissa, divided by the largest value. Unordered, with two
+/// zeros.
 pub const FP4: [f32; 16] = [
     0.0,
     0.0625 / 12.0,
@@ -41,12 +42,13 @@ pub const FP4: [f32; 16] = [
     -3.0 / 12.0,
 ];
 
-/// The 8-bit code of block scales, ascending: seven decades, each cut more finely than the one below.
-/// Source: Dettmers, 2016 (dynamic tree quantisation), with a sign.
+/// The 8-bit code of block scales, ascending: seven decades, each divided more finely than the one below.
+/// Source: Dettmers, 2016 (dynamic tree quantization), with a sign.
 pub fn dynamic_u8() -> [f32; 256] {
     let mut values = Vec::with_capacity(256);
     for decade in 0..7 {
-        // The middles of equal parts of [0.1, 1], each step as torch.linspace takes it: from the nearer end.
+        // The midpoints of equal parts of [0.1, 1]. As in torch.linspace, each step counts from the nearer
+        // end.
         let parts = 1usize << decade;
         let step = (1.0f32 - 0.1) / parts as f32;
         let edge = |i: usize| match i < parts.div_ceil(2) {

@@ -1,4 +1,4 @@
-//! Codes and values against bitsandbytes' own, and every instruction set against the plain decoder.
+//! Codes and values against those of bitsandbytes, and every instruction set against the plain decoder.
 
 use std::path::PathBuf;
 
@@ -12,7 +12,7 @@ use crate::{
     bf16_to_f32, f32_to_bf16, from_f32, to_f32,
 };
 
-/// What `reference/four_bit.py` had from bitsandbytes.
+/// Reads what `reference/four_bit.py` computed with bitsandbytes.
 fn expected() -> Vec<u8> {
     let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/expected/four_bit.safetensors");
     std::fs::read(path).unwrap()
@@ -57,7 +57,7 @@ fn the_tables_are_those_of_bitsandbytes() {
     assert!(odd.is_empty(), "{odd:?}");
 }
 
-/// Each matrix of the expected file: its prefix, type, values and block size.
+/// Returns each matrix of the expected file: prefix, type, values and block size.
 fn matrices(file: &SafeTensors<'_>) -> Vec<(String, DType, Vec<f32>, usize)> {
     let mut names: Vec<_> = file.names().into_iter().filter_map(|name| name.strip_suffix(".input")).collect();
     names.sort_unstable();
@@ -88,13 +88,14 @@ fn codes_and_scales_are_those_of_bitsandbytes_on_every_instruction_set() {
             }
             let absmax = floats(&file, &format!("{name}.absmax")).1;
             let nested = nest(&absmax);
-            // The mean in f64, where PyTorch sums in f32.
+            // danlu sums the mean in f64, PyTorch in f32.
             let close = |a: f32, b: f32| (a - b).abs() <= 1e-6 * a.abs().max(b.abs());
             assert!(close(nested.offset, floats(&file, &format!("{name}.nested.offset")).1[0]), "{name}");
             for (a, b) in nested.absmax.iter().zip(floats(&file, &format!("{name}.nested.absmax")).1) {
                 assert!((a - b).abs() <= 1e-6 * nested.offset.abs().max(*a), "{name}: {a} {b}");
             }
-            // Of a whole base bitsandbytes gives one in some hundreds the other neighbour; of these none.
+            // In a whole base, bitsandbytes chooses the other neighbour for some scales. In this file it
+            // never does.
             assert_eq!(nested.codes, raw(format!("{name}.nested.codes")), "{name}");
         }
     }
@@ -143,9 +144,9 @@ fn weight(stream: &mut Stream, dtype: DType, len: usize, block_size: usize, is_n
     FourBit::new(Bytes::from_vec(codes), scales, NF4, block_size, dtype, len)
 }
 
-/// Every shape of row against the block: whole chunks of 64 and of 128, a group of scales that ends inside a row, short
-/// rows, rows that end inside a block and inside a byte, more rows than a sum is cut at, and rows that
-/// are cut inside a block.
+/// Rows and blocks in every relation: whole chunks of 64 and 128, a group of scales that ends inside a row,
+/// short rows, rows that end inside a block or a byte, more rows than one sum takes, and rows that a sum
+/// divides inside a block.
 const SHAPES: [(usize, usize, usize); 17] = [
     (701, 256, 64),
     (803, 64, 64),
@@ -174,7 +175,8 @@ fn every_instruction_set_decodes_the_same_bits() {
             let weight = Arc::new(weight(&mut stream, dtype, rows * cols, block_size, is_nested));
             let w = Matrix::four_bit(weight, rows, cols);
             let stored = w.to_vec();
-            // Rows of the unit matrix pick single elements: few of them by dot products, many by packed tiles.
+            // Rows of the unit matrix select single elements: a few rows by dot products, many by packed
+            // tiles.
             for (n, from) in [(1, 3), (5, cols / 2), (8, cols.saturating_sub(70)), (cols.max(9), 0)] {
                 let picked: Vec<usize> = (0..n).map(|i| (from + i * 7) % cols).collect();
                 let mut unit = vec![0.0; n * cols];
@@ -195,7 +197,7 @@ fn every_instruction_set_decodes_the_same_bits() {
                     assert_eq!(out.host_slice(), rounded, "{isa} {rows} x {cols} {dtype:?}, {n} rows, bf16");
                 }
             }
-            // And back: each row of the unit matrix picks a row.
+            // Backward: each row of the unit matrix selects a row.
             let mut unit = vec![0.0; rows * rows];
             (0..rows).for_each(|i| unit[i * rows + i] = 1.0);
             let dout = Buffer::from_vec(unit);

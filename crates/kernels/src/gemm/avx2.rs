@@ -8,7 +8,7 @@ use super::micro_kernel::{BF16, F32, MicroKernel};
 /// f32 words on AVX2.
 pub(super) struct Avx2;
 
-/// A mask of the first `n` of 8 lanes.
+/// Returns a mask of the first `n` of 8 lanes.
 ///
 /// # Safety
 /// Needs AVX2.
@@ -37,7 +37,7 @@ unsafe fn round_bf16(v: __m256) -> __m256 {
     }
 }
 
-/// The values of eight codes, each in the lowest bits of a lane.
+/// Looks up eight codes, each in the lowest bits of a lane.
 ///
 /// # Safety
 /// Needs AVX2.
@@ -47,7 +47,7 @@ unsafe fn of_table([lower, upper]: [__m256; 2], codes: __m256i) -> __m256 {
     unsafe {
         let lower = _mm256_permutevar8x32_ps(lower, codes);
         let upper = _mm256_permutevar8x32_ps(upper, codes);
-        // The fourth bit, as a sign, chooses the half.
+        // The fourth bit, moved to the sign, selects the half of the table.
         _mm256_blendv_ps(lower, upper, _mm256_castsi256_ps(_mm256_slli_epi32::<28>(codes)))
     }
 }
@@ -60,49 +60,49 @@ impl MicroKernel for Avx2 {
 
     #[inline(always)]
     unsafe fn zero() -> __m256 {
-        // SAFETY: as the trait asks.
+        // SAFETY: the caller guarantees the trait's requirements.
         unsafe { _mm256_setzero_ps() }
     }
 
     #[inline(always)]
     unsafe fn splat(v: f32) -> __m256 {
-        // SAFETY: as the trait asks.
+        // SAFETY: the caller guarantees the trait's requirements.
         unsafe { _mm256_set1_ps(v) }
     }
 
     #[inline(always)]
     unsafe fn load(p: *const f32) -> __m256 {
-        // SAFETY: as the trait asks.
+        // SAFETY: the caller guarantees the trait's requirements.
         unsafe { _mm256_loadu_ps(p) }
     }
 
     #[inline(always)]
     unsafe fn load_first(p: *const f32, n: usize) -> __m256 {
-        // SAFETY: as the trait asks; masked lanes are not touched.
+        // SAFETY: the caller guarantees the trait's requirements; masked lanes are not touched.
         unsafe { _mm256_maskload_ps(p, first(n)) }
     }
 
     #[inline(always)]
     unsafe fn store(p: *mut f32, v: __m256) {
-        // SAFETY: as the trait asks.
+        // SAFETY: the caller guarantees the trait's requirements.
         unsafe { _mm256_storeu_ps(p, v) }
     }
 
     #[inline(always)]
     unsafe fn store_first(p: *mut f32, n: usize, v: __m256) {
-        // SAFETY: as the trait asks; masked lanes are not touched.
+        // SAFETY: the caller guarantees the trait's requirements; masked lanes are not touched.
         unsafe { _mm256_maskstore_ps(p, first(n), v) }
     }
 
     #[inline(always)]
     unsafe fn step(acc: __m256, a: __m256, b: __m256) -> __m256 {
-        // SAFETY: as the trait asks.
+        // SAFETY: the caller guarantees the trait's requirements.
         unsafe { _mm256_fmadd_ps(a, b, acc) }
     }
 
     #[inline(always)]
     unsafe fn mul_add(acc: __m256, a: __m256, b: __m256) -> __m256 {
-        // SAFETY: as the trait asks.
+        // SAFETY: the caller guarantees the trait's requirements.
         unsafe { _mm256_fmadd_ps(a, b, acc) }
     }
 
@@ -110,7 +110,8 @@ impl MicroKernel for Avx2 {
 
     #[inline(always)]
     unsafe fn mask(row: *const u32, vector: usize) -> __m256 {
-        // SAFETY: as the trait asks; a quarter of a word, of which the lowest comes first on this processor.
+        // SAFETY: the caller guarantees the trait's requirements. The vector's mask is one byte; x86 stores
+        // the lowest first.
         unsafe {
             let bits = _mm256_set1_epi32(i32::from(*row.cast::<u8>().add(vector)));
             let lanes = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128);
@@ -120,13 +121,13 @@ impl MicroKernel for Avx2 {
 
     #[inline(always)]
     unsafe fn apply_mask(v: __m256, mask: __m256) -> __m256 {
-        // SAFETY: as the trait asks.
+        // SAFETY: the caller guarantees the trait's requirements.
         unsafe { _mm256_and_ps(v, mask) }
     }
 
     #[inline(always)]
     unsafe fn words_by_rows<const D: u8>(p: *const u8, round: bool) -> __m256 {
-        // SAFETY: as the trait asks; the loads are unaligned ones.
+        // SAFETY: the caller guarantees the trait's requirements; the loads are unaligned.
         unsafe {
             let v = match D {
                 F32 => _mm256_loadu_ps(p.cast()),
@@ -142,17 +143,17 @@ impl MicroKernel for Avx2 {
 
     #[inline(always)]
     unsafe fn words_by_columns<const D: u8>(p0: *const u8, _: *const u8, round: bool) -> __m256 {
-        // SAFETY: as the trait asks.
+        // SAFETY: the caller guarantees the trait's requirements.
         unsafe { Self::words_by_rows::<D>(p0, round) }
     }
 
-    /// The lower eight values and the upper.
+    /// The lower and the upper eight values.
     const PIECES: usize = 1;
     type Table = [__m256; 2];
 
     #[inline(always)]
     unsafe fn table(code: &[f32; 16], [scale, _]: [f32; 2], round: bool) -> [__m256; 2] {
-        // SAFETY: as the trait asks; each half of the table has eight values.
+        // SAFETY: the caller guarantees the trait's requirements; each half of the table has eight values.
         [0, 8].map(|half| unsafe {
             let values = _mm256_mul_ps(_mm256_loadu_ps(code.as_ptr().add(half)), _mm256_set1_ps(scale));
             if round { round_bf16(values) } else { values }
@@ -167,7 +168,7 @@ impl MicroKernel for Avx2 {
 
     #[inline(always)]
     unsafe fn lookup(table: [__m256; 2], p: *const u8) -> __m256 {
-        // SAFETY: as the trait asks; the load is of four bytes, eight codes.
+        // SAFETY: the caller guarantees the trait's requirements; the load is of four bytes, eight codes.
         unsafe {
             let codes = _mm256_set1_epi32(p.cast::<i32>().read_unaligned());
             of_table(table, _mm256_srlv_epi32(codes, _mm256_setr_epi32(4, 0, 12, 8, 20, 16, 28, 24)))
@@ -176,15 +177,15 @@ impl MicroKernel for Avx2 {
 
     #[inline(always)]
     unsafe fn lookup_by_columns(table: [__m256; 2], p0: *const u8, _: *const u8) -> __m256 {
-        // SAFETY: as the trait asks.
+        // SAFETY: the caller guarantees the trait's requirements.
         unsafe { Self::lookup(table, p0) }
     }
 
     #[inline(always)]
     unsafe fn lookup_interleaved(table: [__m256; 2], p: *const u8, v: usize) -> __m256 {
-        // SAFETY: as the trait asks; the load is of 32 bytes, 64 codes.
+        // SAFETY: the caller guarantees the trait's requirements; the load is of 32 bytes, 64 codes.
         unsafe {
-            // Of every four bytes all lanes take the same of eight codes.
+            // All lanes take the same one of the eight codes in each four bytes.
             let codes = _mm256_loadu_si256(p.cast());
             of_table(table, _mm256_srlv_epi32(codes, _mm256_set1_epi32(4 * v as i32)))
         }
@@ -197,7 +198,7 @@ impl MicroKernel for Avx2 {
 
     #[inline(always)]
     unsafe fn transpose(rows: &mut [__m256; 16]) {
-        // SAFETY: as the trait asks.
+        // SAFETY: the caller guarantees the trait's requirements.
         unsafe {
             let mut t = *rows;
             for i in 0..4 {
@@ -233,7 +234,7 @@ impl MicroKernel for Avx2 {
 
     #[inline(always)]
     unsafe fn sums([a, b, c, d]: [__m256; 4]) -> [f32; 4] {
-        // SAFETY: as the trait asks; the store is into a local of 16 bytes.
+        // SAFETY: the caller guarantees the trait's requirements; the store is into a local of 16 bytes.
         unsafe {
             let ab = _mm256_add_ps(_mm256_unpacklo_ps(a, b), _mm256_unpackhi_ps(a, b));
             let cd = _mm256_add_ps(_mm256_unpacklo_ps(c, d), _mm256_unpackhi_ps(c, d));

@@ -8,14 +8,14 @@ use super::micro_kernel::{BF16, F32, MicroKernel};
 /// f32 words on AVX-512.
 pub(super) struct Avx512;
 
-/// The first `n` of 16 lanes.
+/// Returns a mask of the first `n` of 16 lanes.
 #[inline(always)]
 pub(super) fn first(n: usize) -> __mmask16 {
     if n >= 16 { !0 } else { (1 << n) - 1 }
 }
 
-/// Rounds 16 f32 to bf16 precision, to nearest, ties to even. A NaN keeps its upper bits and stays a NaN
-/// unless its payload lives in the lower half alone, which arithmetic never produces.
+/// Rounds 16 f32 to bf16 precision, to nearest, ties to even. A NaN keeps its upper bits. It stays a NaN
+/// unless its payload is only in the lower half, which arithmetic never produces.
 ///
 /// # Safety
 /// Needs AVX-512F.
@@ -32,7 +32,7 @@ unsafe fn round_bf16(v: __m512) -> __m512 {
     }
 }
 
-/// The 16 values of a block in 4 bits.
+/// Returns the 16 values of a block in 4 bits.
 ///
 /// # Safety
 /// Needs AVX-512F.
@@ -42,13 +42,13 @@ pub(super) unsafe fn scaled(code: &[f32; 16], scale: f32) -> __m512 {
     unsafe { _mm512_mul_ps(_mm512_loadu_ps(code.as_ptr()), _mm512_set1_ps(scale)) }
 }
 
-/// 16 elements of the source type as f32.
+/// Loads 16 elements of the source type as f32.
 ///
 /// # Safety
 /// Needs AVX-512F and 16 readable elements at `p`.
 #[inline(always)]
 pub(super) unsafe fn widen<const D: u8>(p: *const u8) -> __m512 {
-    // SAFETY: the caller has AVX-512F and vouches for the elements; the loads are unaligned ones.
+    // SAFETY: the caller has AVX-512F and guarantees the elements; the loads are unaligned.
     unsafe {
         match D {
             F32 => _mm512_loadu_ps(p.cast()),
@@ -97,7 +97,7 @@ pub(super) unsafe fn transpose(rows: &mut [__m512; 16]) {
     }
 }
 
-/// The sums of four vectors.
+/// Returns the sum of each of four vectors.
 ///
 /// # Safety
 /// Needs AVX-512F.
@@ -125,49 +125,49 @@ impl MicroKernel for Avx512 {
 
     #[inline(always)]
     unsafe fn zero() -> __m512 {
-        // SAFETY: as the trait asks.
+        // SAFETY: the caller guarantees the trait's requirements.
         unsafe { _mm512_setzero_ps() }
     }
 
     #[inline(always)]
     unsafe fn splat(v: f32) -> __m512 {
-        // SAFETY: as the trait asks.
+        // SAFETY: the caller guarantees the trait's requirements.
         unsafe { _mm512_set1_ps(v) }
     }
 
     #[inline(always)]
     unsafe fn load(p: *const f32) -> __m512 {
-        // SAFETY: as the trait asks.
+        // SAFETY: the caller guarantees the trait's requirements.
         unsafe { _mm512_loadu_ps(p) }
     }
 
     #[inline(always)]
     unsafe fn load_first(p: *const f32, n: usize) -> __m512 {
-        // SAFETY: as the trait asks; masked lanes are not touched.
+        // SAFETY: the caller guarantees the trait's requirements; masked lanes are not touched.
         unsafe { _mm512_maskz_loadu_ps(first(n), p) }
     }
 
     #[inline(always)]
     unsafe fn store(p: *mut f32, v: __m512) {
-        // SAFETY: as the trait asks.
+        // SAFETY: the caller guarantees the trait's requirements.
         unsafe { _mm512_storeu_ps(p, v) }
     }
 
     #[inline(always)]
     unsafe fn store_first(p: *mut f32, n: usize, v: __m512) {
-        // SAFETY: as the trait asks; masked lanes are not touched.
+        // SAFETY: the caller guarantees the trait's requirements; masked lanes are not touched.
         unsafe { _mm512_mask_storeu_ps(p, first(n), v) }
     }
 
     #[inline(always)]
     unsafe fn step(acc: __m512, a: __m512, b: __m512) -> __m512 {
-        // SAFETY: as the trait asks.
+        // SAFETY: the caller guarantees the trait's requirements.
         unsafe { _mm512_fmadd_ps(a, b, acc) }
     }
 
     #[inline(always)]
     unsafe fn mul_add(acc: __m512, a: __m512, b: __m512) -> __m512 {
-        // SAFETY: as the trait asks.
+        // SAFETY: the caller guarantees the trait's requirements.
         unsafe { _mm512_fmadd_ps(a, b, acc) }
     }
 
@@ -175,19 +175,20 @@ impl MicroKernel for Avx512 {
 
     #[inline(always)]
     unsafe fn mask(row: *const u32, vector: usize) -> __mmask16 {
-        // SAFETY: as the trait asks; half a word, of which the lower comes first on this processor.
+        // SAFETY: the caller guarantees the trait's requirements. The vector's mask is half a word; x86
+        // stores the lower half first.
         unsafe { *row.cast::<u16>().add(vector) }
     }
 
     #[inline(always)]
     unsafe fn apply_mask(v: __m512, mask: __mmask16) -> __m512 {
-        // SAFETY: as the trait asks.
+        // SAFETY: the caller guarantees the trait's requirements.
         unsafe { _mm512_maskz_mov_ps(mask, v) }
     }
 
     #[inline(always)]
     unsafe fn words_by_rows<const D: u8>(p: *const u8, round: bool) -> __m512 {
-        // SAFETY: as the trait asks.
+        // SAFETY: the caller guarantees the trait's requirements.
         unsafe {
             let v = widen::<D>(p);
             if round && D != BF16 { round_bf16(v) } else { v }
@@ -196,7 +197,7 @@ impl MicroKernel for Avx512 {
 
     #[inline(always)]
     unsafe fn words_by_columns<const D: u8>(p0: *const u8, _: *const u8, round: bool) -> __m512 {
-        // SAFETY: as the trait asks.
+        // SAFETY: the caller guarantees the trait's requirements.
         unsafe { Self::words_by_rows::<D>(p0, round) }
     }
 
@@ -205,7 +206,7 @@ impl MicroKernel for Avx512 {
 
     #[inline(always)]
     unsafe fn table(code: &[f32; 16], [scale, _]: [f32; 2], round: bool) -> __m512 {
-        // SAFETY: as the trait asks.
+        // SAFETY: the caller guarantees the trait's requirements.
         unsafe {
             let values = scaled(code, scale);
             if round { round_bf16(values) } else { values }
@@ -220,7 +221,7 @@ impl MicroKernel for Avx512 {
 
     #[inline(always)]
     unsafe fn lookup(table: __m512, p: *const u8) -> __m512 {
-        // SAFETY: as the trait asks; the loads are of four bytes, eight codes, each.
+        // SAFETY: the caller guarantees the trait's requirements; each load is of four bytes, eight codes.
         unsafe {
             let lower = _mm512_set1_epi32(p.cast::<i32>().read_unaligned());
             let upper = p.add(4).cast::<i32>().read_unaligned();
@@ -232,16 +233,16 @@ impl MicroKernel for Avx512 {
 
     #[inline(always)]
     unsafe fn lookup_by_columns(table: __m512, p0: *const u8, _: *const u8) -> __m512 {
-        // SAFETY: as the trait asks.
+        // SAFETY: the caller guarantees the trait's requirements.
         unsafe { Self::lookup(table, p0) }
     }
 
     #[inline(always)]
     unsafe fn lookup_interleaved(table: __m512, p: *const u8, v: usize) -> __m512 {
-        // SAFETY: as the trait asks; the load is of 32 bytes, 64 codes.
+        // SAFETY: the caller guarantees the trait's requirements; the load is of 32 bytes, 64 codes.
         unsafe {
             let codes = _mm512_broadcast_i64x4(_mm256_loadu_si256(p.cast()));
-            // Of every four bytes each half of the lanes takes one of eight codes.
+            // Each half of the lanes takes one of the eight codes in each four bytes.
             let shift = 8 * v as i32;
             let shifts = _mm512_inserti64x4::<1>(_mm512_set1_epi32(shift), _mm256_set1_epi32(shift + 4));
             _mm512_permutexvar_ps(_mm512_srlv_epi32(codes, shifts), table)
@@ -255,7 +256,7 @@ impl MicroKernel for Avx512 {
 
     #[inline(always)]
     unsafe fn transpose(rows: &mut [__m512; 16]) {
-        // SAFETY: as the trait asks.
+        // SAFETY: the caller guarantees the trait's requirements.
         unsafe { transpose(rows) }
     }
 
@@ -273,7 +274,7 @@ impl MicroKernel for Avx512 {
 
     #[inline(always)]
     unsafe fn sums(v: [__m512; 4]) -> [f32; 4] {
-        // SAFETY: as the trait asks.
+        // SAFETY: the caller guarantees the trait's requirements.
         unsafe { sums(v) }
     }
 }

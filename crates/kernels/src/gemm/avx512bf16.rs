@@ -1,4 +1,5 @@
-//! AVX512-BF16: `vdpbf16ps` multiplies 32 pairs and adds them into 16 f32 sums, twice the rate of f32.
+//! AVX512-BF16: `vdpbf16ps` multiplies 32 bf16 pairs and adds them to 16 f32 sums, with twice the operations
+//! of an f32 multiply-add.
 
 use std::arch::x86_64::*;
 
@@ -9,13 +10,13 @@ use super::{avx512, avx512::Avx512};
 /// Words of two bf16 on AVX512-BF16.
 pub(super) struct Avx512Bf16;
 
-/// 32 consecutive elements as bf16.
+/// Loads 32 consecutive elements as bf16.
 ///
 /// # Safety
 /// Needs AVX512-BF16 and 32 readable elements at `p`.
 #[inline(always)]
 unsafe fn pairs_by_rows<const D: u8>(p: *const u8) -> __m512 {
-    // SAFETY: the caller has AVX512-BF16 and vouches for the elements.
+    // SAFETY: the caller has AVX512-BF16 and guarantees the elements.
     unsafe {
         if D == BF16 {
             return _mm512_loadu_ps(p.cast());
@@ -26,13 +27,13 @@ unsafe fn pairs_by_rows<const D: u8>(p: *const u8) -> __m512 {
     }
 }
 
-/// 16 elements as bf16.
+/// Loads 16 elements as bf16.
 ///
 /// # Safety
 /// Needs AVX512-BF16 and 16 readable elements at `p`.
 #[inline(always)]
 unsafe fn halves<const D: u8>(p: *const u8) -> __m256i {
-    // SAFETY: the caller has AVX512-BF16 and vouches for the elements.
+    // SAFETY: the caller has AVX512-BF16 and guarantees the elements.
     unsafe {
         if D == BF16 {
             return _mm256_loadu_si256(p.cast());
@@ -41,7 +42,7 @@ unsafe fn halves<const D: u8>(p: *const u8) -> __m256i {
     }
 }
 
-/// Eight numbers of 64 bits, `step` apart.
+/// Returns eight 64-bit numbers, `step` apart.
 ///
 /// # Safety
 /// Needs AVX-512F.
@@ -54,34 +55,34 @@ unsafe fn ramp(first: i64, step: i64) -> __m512i {
     }
 }
 
-/// Lane `i` of the lower half beside lane `i` of the upper one.
+/// Returns the permutation that interleaves both halves: lane `i` of the lower before lane `i` of the upper.
 ///
 /// # Safety
 /// Needs AVX-512F.
 #[inline(always)]
 unsafe fn interleaved() -> __m512i {
-    // SAFETY: as the caller's.
+    // SAFETY: the caller has AVX-512F.
     unsafe { ramp(0x0011_0001_0010_0000, 0x0002_0002_0002_0002) }
 }
 
-/// Which byte of 16 goes where, so that pair `i / 4` of bytes stands in all 16-bit lanes `i`.
+/// Returns the byte shuffle of `lookup`: bytes `2 (i / 4)` and `2 (i / 4) + 1` go to 16-bit lane `i`.
 ///
 /// # Safety
 /// Needs AVX-512F.
 #[inline(always)]
 unsafe fn copies() -> __m512i {
-    // SAFETY: as the caller's.
+    // SAFETY: the caller has AVX-512F.
     unsafe { ramp(0x0100_0100_0100_0100, 0x0202_0202_0202_0202) }
 }
 
-/// Which byte of 16 goes where, so that byte `i`, `i` even, stands in the 16-bit lanes `2 i` and `2 i + 2`, and byte `i + 1`
-/// in those behind each.
+/// Returns the byte shuffle of `lookup_by_columns`: an even byte `i` goes to the 16-bit lanes `2 i` and
+/// `2 i + 2`, and byte `i + 1` to the upper half of both.
 ///
 /// # Safety
 /// Needs AVX-512F.
 #[inline(always)]
 unsafe fn twice() -> __m512i {
-    // SAFETY: as the caller's.
+    // SAFETY: the caller has AVX-512F.
     unsafe { ramp(0x0001_0000_0001_0000, 0x0002_0002_0002_0002) }
 }
 
@@ -93,43 +94,43 @@ impl MicroKernel for Avx512Bf16 {
 
     #[inline(always)]
     unsafe fn zero() -> __m512 {
-        // SAFETY: as the trait asks.
+        // SAFETY: the caller guarantees the trait's requirements.
         unsafe { Avx512::zero() }
     }
 
     #[inline(always)]
     unsafe fn splat(v: f32) -> __m512 {
-        // SAFETY: as the trait asks.
+        // SAFETY: the caller guarantees the trait's requirements.
         unsafe { Avx512::splat(v) }
     }
 
     #[inline(always)]
     unsafe fn load(p: *const f32) -> __m512 {
-        // SAFETY: as the trait asks.
+        // SAFETY: the caller guarantees the trait's requirements.
         unsafe { Avx512::load(p) }
     }
 
     #[inline(always)]
     unsafe fn load_first(p: *const f32, n: usize) -> __m512 {
-        // SAFETY: as the trait asks.
+        // SAFETY: the caller guarantees the trait's requirements.
         unsafe { Avx512::load_first(p, n) }
     }
 
     #[inline(always)]
     unsafe fn store(p: *mut f32, v: __m512) {
-        // SAFETY: as the trait asks.
+        // SAFETY: the caller guarantees the trait's requirements.
         unsafe { Avx512::store(p, v) }
     }
 
     #[inline(always)]
     unsafe fn store_first(p: *mut f32, n: usize, v: __m512) {
-        // SAFETY: as the trait asks.
+        // SAFETY: the caller guarantees the trait's requirements.
         unsafe { Avx512::store_first(p, n, v) }
     }
 
     #[inline(always)]
     unsafe fn step(acc: __m512, a: __m512, b: __m512) -> __m512 {
-        // SAFETY: as the trait asks; both types are 64 bytes of plain bits.
+        // SAFETY: the caller guarantees the trait's requirements; both types are 64 bytes of plain bits.
         unsafe {
             let a = std::mem::transmute::<__m512, __m512bh>(a);
             let b = std::mem::transmute::<__m512, __m512bh>(b);
@@ -139,7 +140,7 @@ impl MicroKernel for Avx512Bf16 {
 
     #[inline(always)]
     unsafe fn mul_add(acc: __m512, a: __m512, b: __m512) -> __m512 {
-        // SAFETY: as the trait asks.
+        // SAFETY: the caller guarantees the trait's requirements.
         unsafe { Avx512::mul_add(acc, a, b) }
     }
 
@@ -147,25 +148,25 @@ impl MicroKernel for Avx512Bf16 {
 
     #[inline(always)]
     unsafe fn mask(row: *const u32, vector: usize) -> __mmask16 {
-        // SAFETY: as the trait asks.
+        // SAFETY: the caller guarantees the trait's requirements.
         unsafe { Avx512::mask(row, vector) }
     }
 
     #[inline(always)]
     unsafe fn apply_mask(v: __m512, mask: __mmask16) -> __m512 {
-        // SAFETY: as the trait asks.
+        // SAFETY: the caller guarantees the trait's requirements.
         unsafe { Avx512::apply_mask(v, mask) }
     }
 
     #[inline(always)]
     unsafe fn words_by_rows<const D: u8>(p: *const u8, _: bool) -> __m512 {
-        // SAFETY: as the trait asks.
+        // SAFETY: the caller guarantees the trait's requirements.
         unsafe { pairs_by_rows::<D>(p) }
     }
 
     #[inline(always)]
     unsafe fn words_by_columns<const D: u8>(p0: *const u8, p1: *const u8, _: bool) -> __m512 {
-        // SAFETY: as the trait asks.
+        // SAFETY: the caller guarantees the trait's requirements.
         unsafe {
             let both = _mm512_inserti64x4::<1>(_mm512_castsi256_si512(halves::<D>(p0)), halves::<D>(p1));
             _mm512_castsi512_ps(_mm512_permutexvar_epi16(interleaved(), both))
@@ -173,12 +174,12 @@ impl MicroKernel for Avx512Bf16 {
     }
 
     const PIECES: usize = 2;
-    /// The values as bf16, of one piece in each half.
+    /// The values as bf16: one piece in each half.
     type Table = __m512i;
 
     #[inline(always)]
     unsafe fn table(code: &[f32; 16], [lower, upper]: [f32; 2], _: bool) -> __m512i {
-        // SAFETY: as the trait asks.
+        // SAFETY: the caller guarantees the trait's requirements.
         unsafe {
             let (lower, upper) = (avx512::scaled(code, lower), avx512::scaled(code, upper));
             std::mem::transmute::<__m512bh, __m512i>(_mm512_cvtne2ps_pbh(upper, lower))
@@ -187,7 +188,7 @@ impl MicroKernel for Avx512Bf16 {
 
     #[inline(always)]
     unsafe fn values(table: __m512i) -> [f32; 16] {
-        // SAFETY: as the trait asks; both sides are 64 bytes of plain bits.
+        // SAFETY: the caller guarantees the trait's requirements; both sides are 64 bytes of plain bits.
         unsafe {
             let bits = _mm512_cvtepu16_epi32(_mm512_castsi512_si256(table));
             std::mem::transmute::<__m512i, [f32; 16]>(_mm512_slli_epi32::<16>(bits))
@@ -196,10 +197,11 @@ impl MicroKernel for Avx512Bf16 {
 
     #[inline(always)]
     unsafe fn lookup(table: __m512i, p: *const u8) -> __m512 {
-        // SAFETY: as the trait asks; the load is of 16 bytes, 32 codes.
+        // SAFETY: the caller guarantees the trait's requirements; the load is of 16 bytes, 32 codes.
         unsafe {
             let codes = _mm512_broadcast_i32x4(_mm_loadu_si128(p.cast()));
-            // Every two bytes hold four codes: a copy for each, shifted so that its own lies lowest.
+            // Every two bytes hold four codes. Each 16-bit lane gets a copy, shifted so that its own code is
+            // lowest.
             let copies = _mm512_shuffle_epi8(codes, copies());
             let codes = _mm512_srlv_epi16(copies, _mm512_set1_epi64(0x0008_000c_0000_0004));
             _mm512_castsi512_ps(_mm512_permutexvar_epi16(codes, table))
@@ -208,11 +210,12 @@ impl MicroKernel for Avx512Bf16 {
 
     #[inline(always)]
     unsafe fn lookup_by_columns(table: __m512i, p0: *const u8, p1: *const u8) -> __m512 {
-        // SAFETY: as the trait asks; the loads are of 8 bytes, 16 codes, each.
+        // SAFETY: the caller guarantees the trait's requirements; each load is of 8 bytes, 16 codes.
         unsafe {
             let [lower, upper] = [p0, p1].map(|p| _mm_loadl_epi64(p.cast()));
             let codes = _mm512_broadcast_i32x4(_mm_unpacklo_epi8(lower, upper));
-            // Every two bytes hold two codes of each row: two copies of both, shifted so that a pair's own lie lowest.
+            // Every two bytes hold two codes of each row. Both lanes of a pair get a copy, shifted so that
+            // its own codes are lowest.
             let copies = _mm512_shuffle_epi8(codes, twice());
             let codes = _mm512_srlv_epi16(copies, _mm512_set1_epi64(0x0000_0000_0004_0004));
             let second = _mm512_set1_epi32(16 << 16);
@@ -224,11 +227,11 @@ impl MicroKernel for Avx512Bf16 {
 
     #[inline(always)]
     unsafe fn lookup_interleaved(table: __m512i, p: *const u8, v: usize) -> __m512 {
-        // SAFETY: as the trait asks; the load is of 64 bytes, 128 codes.
+        // SAFETY: the caller guarantees the trait's requirements; the load is of 64 bytes, 128 codes.
         unsafe {
             let codes = _mm512_loadu_si512(p.cast());
-            // Of every two bytes each vector takes one of four codes, two of which are made places at once, one in each byte; the
-            // upper half lies in the second piece. What a place has above five bits does not count.
+            // Each vector takes one of the four codes in every two bytes. One step makes two indices, one in
+            // each byte. The upper half belongs to the second piece. The lookup ignores bits above the fifth.
             let codes = if v.is_multiple_of(2) { codes } else { _mm512_srli_epi16::<4>(codes) };
             let second = _mm512_inserti64x4::<1>(_mm512_setzero_si512(), _mm256_set1_epi8(16));
             // `second | (codes & 15)`
@@ -245,7 +248,7 @@ impl MicroKernel for Avx512Bf16 {
 
     #[inline(always)]
     unsafe fn transpose(rows: &mut [__m512; 16]) {
-        // SAFETY: as the trait asks.
+        // SAFETY: the caller guarantees the trait's requirements.
         unsafe { avx512::transpose(rows) }
     }
 
@@ -263,7 +266,7 @@ impl MicroKernel for Avx512Bf16 {
 
     #[inline(always)]
     unsafe fn sums(v: [__m512; 4]) -> [f32; 4] {
-        // SAFETY: as the trait asks.
+        // SAFETY: the caller guarantees the trait's requirements.
         unsafe { avx512::sums(v) }
     }
 }

@@ -1,30 +1,28 @@
-//! Dot products of a few rows with those of a weight, once for every instruction set: what decoding is made of.
+//! Dot products of a few rows with the rows of a weight, for decoding. One code for every instruction set.
 
 use super::four_bit;
 use super::micro_kernel::{BF16, F16, F32, MicroKernel, size_of_source};
 use super::tile::RowMask;
 use crate::{DType, FourBit};
 
-/// Rows of a weight as they lie in memory, one after another.
+/// Rows of a weight, in place.
 #[derive(Clone, Copy)]
 pub(crate) enum DotRows<'a> {
     /// Elements of one type.
     Dense {
-        /// That type.
         dtype: DType,
         /// First element.
         first: *const u8,
         /// Bytes from one row to the next.
         stride: usize,
     },
-    /// Rows of a weight in 4 bits, from this one on.
+    /// Rows of a 4-bit weight, from this one on.
     FourBit(&'a FourBit, usize),
 }
 
-/// `out[i, j] = alpha · inp[i] · w[j]`, or `+=`: rows of words against rows as they lie in memory.
+/// `out[i, j] = alpha · inp[i] · w[j]`, or `+=`: packed rows of `inp` times rows of `w` in place.
 #[derive(Clone, Copy)]
 pub(crate) struct DotJob<'a> {
-    /// First element of the output.
     pub out: *mut f32,
     /// Elements from one row of the output to the next.
     pub out_stride: usize,
@@ -34,29 +32,25 @@ pub(crate) struct DotJob<'a> {
     pub inp: *const f32,
     /// Words from one row of `inp` to the next.
     pub inp_stride: usize,
-    /// Which elements of `inp` count, where not all do; only where `inp` and `w` are f32.
+    /// Mask of the elements of `inp` that count. Requires that `inp` and `w` are f32.
     pub mask: Option<RowMask>,
-    /// Rows of `w`.
     pub w_rows: usize,
-    /// Those rows.
     pub w: DotRows<'a>,
     /// Elements of a row of `w`.
     pub k: usize,
-    /// Multiplies the product.
     pub alpha: f32,
-    /// Whether to add to the output or to overwrite it.
     pub accumulate: bool,
     /// Whether f32 words of `w` are rounded to bf16.
     pub round: bool,
 }
 
-/// Runs a [`DotJob`]: each row of `w` is read from memory once.
+/// Runs a [`DotJob`]. Each row of `w` is read from memory once.
 ///
 /// # Safety
-/// The instruction set of `T` must be there and every pointer valid for its shape.
+/// The processor must have the instruction set of `T`, and every pointer must be valid for its shape.
 #[inline(always)]
 pub(super) unsafe fn dots<T: MicroKernel>(job: &DotJob<'_>) {
-    // SAFETY: as the caller's.
+    // SAFETY: the caller guarantees the requirements.
     unsafe {
         match job.w {
             DotRows::Dense { dtype: DType::F32, first, stride } if job.mask.is_some() => {
@@ -76,15 +70,17 @@ pub(super) unsafe fn dots<T: MicroKernel>(job: &DotJob<'_>) {
     }
 }
 
-/// Rows of `inp` in a tile of dot products: four by four fill half of 32 registers; with 16 registers two do.
+/// Rows of `inp` in one tile. Four by four sums fill half of 32 registers; with 16 registers, two by four do.
 #[inline(always)]
 pub(super) const fn tallest<T: MicroKernel>() -> usize {
     if T::MR >= 8 { 4 } else { 2 }
 }
 
-/// [`dots`] for one element type, four rows of `w` at a time. They are a quarter of the rows apart, so that each is one of
-/// four walks along rows that follow one another: a processor fetches what comes next of such by itself. With more than two
-/// rows of `inp` it has too little time to; the four then lie side by side, and the next four are asked for.
+/// [`dots`] for one element type, with four rows of `w` at a time.
+///
+/// For one or two rows of `inp`, the four rows are a quarter of `w` apart. Each is then a sequential walk
+/// through memory, which the processor prefetches by itself. More rows of `inp` leave it too little time. The
+/// four rows are then adjacent, and the next four are prefetched explicitly.
 ///
 /// # Safety
 /// As [`dots`].
@@ -96,7 +92,7 @@ unsafe fn dots_of<T: MicroKernel, const D: u8, const MASKED: bool>(
 ) {
     let groups = job.w_rows.div_ceil(4);
     for group in 0..groups {
-        // SAFETY: rows of `inp` exist, and those of `w` as far as they are below `w_rows`.
+        // SAFETY: the rows of `inp` exist, and those of `w` below `w_rows`.
         unsafe {
             match job.n {
                 1 => dot_tile::<T, D, 1, false, MASKED>(job, (w, stride), 0, group, groups),
@@ -127,11 +123,12 @@ unsafe fn dots_of<T: MicroKernel, const D: u8, const MASKED: bool>(
     }
 }
 
-/// `N` rows of `inp` from row `i` against four rows of `w`, from row `j` on and `apart`; with `PREFETCH` the four that lie behind
-/// are asked for. The sum of one pair of rows does not depend on which others share its tile.
+/// Multiplies `N` rows of `inp` from row `i` by four rows of `w`, which begin at row `j` and are `apart`.
+/// `PREFETCH` prefetches the next four rows. Each sum depends only on its two rows, not on the rest of the
+/// tile.
 ///
 /// # Safety
-/// As [`dots`], and the rows exist, of those of `w` the first at least.
+/// As [`dots`]; the rows of `inp` and the first row of `w` exist.
 #[inline(always)]
 unsafe fn dot_tile<T: MicroKernel, const D: u8, const N: usize, const PREFETCH: bool, const MASKED: bool>(
     job: &DotJob<'_>,
@@ -143,8 +140,8 @@ unsafe fn dot_tile<T: MicroKernel, const D: u8, const N: usize, const PREFETCH: 
     let cols = (job.w_rows - j).div_ceil(apart).min(4);
     let size = size_of_source::<D>();
     let whole = job.k / (T::LANES * T::PAIR);
-    // SAFETY: `whole` vectors lie inside every row; what is left of a row of `w` is copied aside, padded with
-    // zeros, and `load_first` pads that of `inp`. Rows past the last of `w` repeat it.
+    // SAFETY: `whole` vectors are inside every row. The rest of a row of `w` is copied to a buffer of zeros,
+    // and `load_first` pads that of `inp`. Rows past the last of `w` repeat it.
     unsafe {
         let inp: [*const f32; N] = std::array::from_fn(|r| job.inp.add((i + r) * job.inp_stride));
         let mask = job.mask.unwrap_or(RowMask::ALL);
@@ -190,10 +187,11 @@ unsafe fn dot_tile<T: MicroKernel, const D: u8, const N: usize, const PREFETCH: 
     }
 }
 
-/// Stores the sums of a tile of dot products, at row `i` and in `cols` columns from `j` on and `apart`.
+/// Stores the sums of a tile: `N` rows from row `i`, and `cols` columns that begin at column `j` and are
+/// `apart`.
 ///
 /// # Safety
-/// As [`dots`], and the rows and columns exist.
+/// As [`dots`]; the rows and columns exist.
 #[inline(always)]
 pub(super) unsafe fn store_dots<T: MicroKernel, const N: usize>(
     job: &DotJob<'_>,
@@ -203,7 +201,7 @@ pub(super) unsafe fn store_dots<T: MicroKernel, const N: usize>(
     apart: usize,
 ) {
     for (r, &acc) in acc.iter().enumerate() {
-        // SAFETY: as the caller's.
+        // SAFETY: the caller guarantees the requirements.
         unsafe {
             let sums = T::sums(acc);
             let out = job.out.add((i + r) * job.out_stride + j);

@@ -1,10 +1,10 @@
 //! Matrix products: packed panels, register tiles, one code for every instruction set.
 //!
-//! `C = alpha · A B` in f32, from operands of any strides. `B` may be a frozen weight in its file: packing converts it.
-//! The loops are those of BLIS:
+//! `C = alpha · A B` in f32, from operands of any strides. `B` may be a frozen weight in its file: packing
+//! converts it. The loops are those of BLIS:
 //!
 //! ```text
-//! for rows of C, MC at a time                      A's packed rows have a bounded size
+//! for rows of C, MC at a time                      bounds the size of packed A
 //!   for blocks of k, MAX_PACKED_BLOCKS at a time
 //!     in parallel, for panels of MR rows:          all threads read one packed A
 //!       pack A
@@ -15,11 +15,14 @@
 //!           MR x NR sums in registers over the block, then C += alpha · sums
 //! ```
 //!
-//! - A word is one f32, or two bf16 that neighbour along `k` where the instruction set multiplies pairs.
-//! - Blocks of `k` depend on `k` alone and are summed in ascending order. An element of `C` thus has the same bits
-//!   whatever the number of threads and whichever task computes it.
-//! - While one panel is multiplied, the next part of `B` is prefetched: packing would stall on every line.
-//! - Products of few rows read weights in place ([`SkinnyGemm`]), because packing a weight costs more than one use.
+//! - A word is one f32. If the instruction set multiplies bf16 pairs, it is two bf16 that are adjacent along
+//!   `k`.
+//! - Blocks of `k` depend only on `k` and are summed in ascending order. An element of `C` therefore has the
+//!   same bits for any number of threads, whichever task computes it.
+//! - While one panel is multiplied, the next part of `B` is prefetched. Otherwise packing would stall on
+//!   every line.
+//! - Products of few rows read weights in place ([`SkinnyGemm`]), because packing a weight costs more than
+//!   one use.
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;
@@ -51,43 +54,38 @@ pub(crate) use skinny::SkinnyGemm;
 pub(crate) use small_product::SmallProduct;
 pub(crate) use tile::{RowMask, TileJob, TileMask};
 
-/// Most words of `k` summed in registers before `C` is touched: a panel of `A` of this length fits L1.
+/// Most words of `k` that are summed in registers before `C` is touched. A panel of `A` of this length fits
+/// L1.
 const KC: usize = 384;
-/// Most blocks of `k` packed at a time, which bounds the memory for `A`.
+/// Most blocks of `k` packed at once. Bounds the memory for `A`.
 const MAX_PACKED_BLOCKS: usize = 8;
-/// Most rows of `A` packed at a time.
+/// Most rows of `A` packed at once.
 const MC: usize = 1024;
-/// Most columns of `B` packed at a time by one thread: with `KC` a fifth of L2.
+/// Most columns of `B` packed at once by one thread. With `KC`, they fill a fifth of L2.
 const NC: usize = 128;
 
-/// The entry points compiled for one instruction set, and what their caller must know about it.
+/// The functions compiled for one instruction set, and its tile sizes.
 ///
-/// All are unsafe: the processor must have the instruction set ([`Kernels::select`] sees to that) and the
-/// job's pointers must be valid for its shape.
+/// All functions are unsafe: the processor must have the instruction set, which [`Kernels::select`] checks,
+/// and the job's pointers must be valid for its shape.
 pub(crate) struct Kernels {
-    /// Words in a vector; also the words of a step in a panel of `A`, and half of one of `B`.
+    /// Words in a vector. A step of a panel of `A` has as many words, a step of `B` twice as many.
     pub lanes: usize,
-    /// Rows of the tallest tile.
     pub mr: usize,
-    /// Columns of a tile, and of a panel of `B`: two vectors.
     pub nr: usize,
-    /// Elements of `k` in a word.
     pub pair: usize,
     /// Elements in 4 bits that dot products look up at once.
     pub chunk: usize,
-    /// Packs part of an operand.
     pub pack: unsafe fn(&PackJob<'_>),
-    /// Turns rows of f32 into words along `k`.
+    /// Converts a row of f32 to words along `k`.
     pub pack_row: unsafe fn(*mut f32, &[f32], bool),
-    /// The same for rows of whole chunks against a weight in 4 bits, in the order in which that is looked up.
+    /// As `pack_row`, in the order in which a 4-bit weight is looked up. The row is whole chunks.
     pub interleave: unsafe fn(*mut f32, &[f32], bool),
-    /// Turns rows of f32 of whole vectors into words across them.
+    /// Converts f32 rows of whole vectors to words down each column.
     pub pack_by_columns: unsafe fn(*mut f32, &[f32], usize),
-    /// Multiplies packed panels.
     pub tiles: unsafe fn(&TileJob),
-    /// Multiplies rows in place.
     pub dots: unsafe fn(&DotJob<'_>),
-    /// Multiplies words where they lie, small operands of one product.
+    /// Multiplies small operands in place.
     pub small_product: unsafe fn(&SmallProduct),
 }
 
@@ -104,7 +102,7 @@ macro_rules! kernel_table {
         pub(super) static KERNELS: super::Kernels = {
             $(#[$feature])?
             unsafe fn pack(job: &super::PackJob<'_>) {
-                // SAFETY: the instruction set is enabled here; the rest is the caller's promise.
+                // SAFETY: the instruction set is enabled here; the caller guarantees the rest.
                 unsafe { super::pack::pack::<$lanes>(job) }
             }
             $(#[$feature])?
@@ -157,10 +155,10 @@ macro_rules! kernel_table {
 use kernel_table;
 
 impl Kernels {
-    /// The kernels of `isa`, on bf16 pairs where asked and possible.
+    /// Selects the kernels of `isa`, on bf16 pairs if asked and supported.
     ///
     /// # Panics
-    /// If this machine does not run `isa`.
+    /// If this machine does not support `isa`.
     pub fn select(isa: Isa, pairs: bool) -> &'static Self {
         assert!(isa.is_supported(), "this machine does not run {isa}");
         #[cfg(target_arch = "x86_64")]
@@ -174,13 +172,13 @@ impl Kernels {
         &scalar::KERNELS
     }
 
-    /// Packs `m` rows of `k` from the beginning of `src` as panels of `A`, `panel` words apart.
+    /// Packs the first `m` rows of `k` of `src` as panels of `A`, `panel` words apart.
     ///
     /// # Safety
     /// `dst` must be valid for all panels.
     ///
     /// # Panics
-    /// If `src` is shorter than that.
+    /// If `src` is shorter.
     pub unsafe fn pack_panels(
         &self,
         dst: *mut f32,
@@ -194,12 +192,13 @@ impl Kernels {
         for i in 0..panels {
             let dst = dst.wrapping_add(i * panel);
             let job = PackJob::new(dst, self.lanes, src, part(m, panels, i), (0, k), round);
-            // SAFETY: `select` checked the instruction set; the view was checked, and the caller has room.
+            // SAFETY: `select` checked the instruction set and `check` the view; the caller guarantees the
+            // room.
             unsafe { (self.pack)(&job) };
         }
     }
 
-    /// The blocks into which a sum over `k` is cut, and the words of each but the last.
+    /// Returns the blocks of a sum over `k`, and the words of each but the last.
     pub fn blocks(&self, k: usize) -> (usize, usize) {
         let steps = k.div_ceil(self.pair);
         let block_steps = steps.div_ceil(steps.div_ceil(KC)).next_multiple_of(self.lanes);
@@ -209,51 +208,43 @@ impl Kernels {
 
 /// `C (m, n) = alpha · A (m, k) B (k, n)`, or `+=`.
 pub(crate) struct Product<'a> {
-    /// Output, row-major.
     pub c: &'a mut [f32],
     /// Elements from one row of `c` to the next.
     pub ldc: usize,
-    /// Rows of `A` as `outer`.
+    /// `A`, whose rows are `outer`.
     pub a: View<'a>,
-    /// Columns of `B` as `outer`.
+    /// `B`, whose columns are `outer`.
     pub b: View<'a>,
-    /// Rows of `C`.
     pub m: usize,
-    /// Columns of `C`.
     pub n: usize,
-    /// Terms of each sum.
     pub k: usize,
-    /// Multiplies the product.
     pub alpha: f32,
-    /// Whether to add to `c` or to overwrite it.
     pub accumulate: bool,
 }
 
-/// How a product is cut: `k` into blocks, rows into panels, columns into tasks.
+/// The blocking of a product: `k` in blocks, rows in panels, columns in tasks.
 struct Blocking {
-    /// Blocks of `k`.
     blocks: usize,
-    /// Words of a block.
+    /// Words of a block of `k`.
     block_steps: usize,
-    /// Panels of `A`.
     panels: usize,
     /// Words of a panel of `A`.
     a_panel: usize,
-    /// Tasks that the panels of `B` are shared out to.
+    /// Tasks that divide the panels of `B`.
     col_tasks: usize,
-    /// Columns of the largest of them.
+    /// Columns of the largest task.
     task_cols: usize,
 }
 
 impl Blocking {
-    /// Words that hold the packed panels of `A`, and each thread's panels of `B`.
+    /// Returns the words of packed `A`, and of each thread's packed `B`.
     fn words(&self) -> [usize; 2] {
         let count = self.blocks.min(MAX_PACKED_BLOCKS);
         [count * self.panels * self.a_panel, self.task_cols * self.block_steps]
     }
 }
 
-/// Products on one instruction set in one precision, with the buffers they pack into.
+/// Matrix products on one instruction set in one precision, with their packing buffers.
 pub(crate) struct Gemm {
     kernels: &'static Kernels,
     round: bool,
@@ -262,7 +253,7 @@ pub(crate) struct Gemm {
 }
 
 impl Gemm {
-    /// Products on `isa`; under `bf16` both operands are rounded to bf16 and summed in f32.
+    /// Makes products on `isa`. Under `bf16`, both operands are rounded to bf16 and summed in f32.
     pub fn new(isa: Isa, bf16: bool, threads: usize) -> Self {
         Self {
             kernels: Kernels::select(isa, bf16),
@@ -272,7 +263,8 @@ impl Gemm {
         }
     }
 
-    /// Words that a product `(m, n, k)` on `threads` packs `A` into, and each of the threads `B`.
+    /// Returns the words of packed `A` of a product `(m, n, k)` on `threads`, and of each thread's packed
+    /// `B`.
     pub fn scratch(&self, threads: usize, m: usize, n: usize, k: usize) -> [usize; 2] {
         if m == 0 || n == 0 || k == 0 {
             return [0; 2];
@@ -280,18 +272,18 @@ impl Gemm {
         self.blocking(threads, m.div_ceil(m.div_ceil(MC)), n, k).words()
     }
 
-    /// Bytes held at present.
+    /// Bytes allocated now.
     #[cfg(test)]
     pub fn allocated_bytes(&self) -> u64 {
         lock(&self.packed_a).allocated_bytes()
             + self.packed_b.iter().map(|b| lock(b).allocated_bytes()).sum::<u64>()
     }
 
-    /// The cut of at most [`MC`] rows of a product.
+    /// Returns the blocking of at most [`MC`] rows of a product.
     fn blocking(&self, threads: usize, m: usize, n: usize, k: usize) -> Blocking {
         let Kernels { lanes, mr, nr, .. } = *self.kernels;
         let (blocks, block_steps) = self.kernels.blocks(k);
-        // Enough column tasks to keep every thread busy, and as many for each.
+        // Enough column tasks for every thread, and the same number for each.
         let panels_of_b = n.div_ceil(nr);
         let col_tasks = panels_of_b.div_ceil(NC / nr).max(3 * threads);
         let col_tasks = col_tasks.next_multiple_of(threads).min(panels_of_b);
@@ -328,10 +320,11 @@ impl Gemm {
         }
     }
 
-    /// Rows `row .. row + m` of a product: packs `A` once for all threads, then each takes columns of `B`.
+    /// Computes rows `row .. row + m` of a product: packs `A` once for all threads, then each takes columns
+    /// of `B`.
     fn row_block(&self, pool: &Pool, p: &Product<'_>, c: SendPtr, (row, m): (usize, usize)) {
         let blocking = self.blocking(pool.threads(), m, p.n, p.k);
-        // Where columns are few, rows are shared out too.
+        // If there are few columns, tasks also divide the rows.
         let wanted = 3 * pool.threads();
         let row_tasks =
             if pool.threads() == 1 { 1 } else { wanted.div_ceil(blocking.col_tasks).min(blocking.panels) };
@@ -356,7 +349,7 @@ impl Gemm {
         let &RowBlock { p, row, m, blocking, first, count, packed, .. } = block;
         let &Blocking { panels, a_panel, .. } = blocking;
         let (first_row, rows) = part(m, panels, panel);
-        // This thread will likely pack these columns of B first. It fetches a part of them with each of its panels.
+        // This thread will likely pack these columns of B first. It prefetches some of them with each panel.
         let (col, n) = block.cols_of(worker.min(block.tasks() - 1));
         let (k, k_len) = block.k_of(first);
         let turns = panels.div_ceil(threads);
@@ -369,19 +362,20 @@ impl Gemm {
                 prefetch,
                 ..PackJob::new(dst, lanes, p.a, of_a, block.k_of(first + i), self.round)
             };
-            // SAFETY: `select` checked the instruction set, `product` the view; every panel of every
-            // block has its own `a_panel` words.
+            // SAFETY: `select` checked the instruction set and `product` the view. Every panel of every block
+            // has its own `a_panel` words.
             unsafe { pack(&job) };
         }
     }
 
-    /// One task: packs its columns of `B` block by block, and multiplies each by its panels of `A`.
+    /// Runs one task: packs its columns of `B` block by block, and multiplies each block by its panels of
+    /// `A`.
     fn multiply(&self, block: &RowBlock<'_>, task: usize, (worker, threads): (usize, usize)) {
         let Kernels { nr, pair, pack, tiles, .. } = *self.kernels;
         let &RowBlock { p, c, row, m, blocking, row_tasks, first, count, packed, .. } = block;
         let &Blocking { block_steps, panels, a_panel, .. } = blocking;
         let (col, n) = block.cols_of(task);
-        // Whole panels of the same cut as above, so that they are found where they were packed.
+        // The same partition as in `pack_a`, so that whole panels are found where they were packed.
         let (panel, my_panels) = part(panels, row_tasks, task % row_tasks);
         let (my_row, _) = part(m, panels, panel);
         let last = part(m, panels, panel + my_panels - 1);
@@ -394,8 +388,8 @@ impl Gemm {
                 panel: b_panel,
                 ..PackJob::new(packed_b, nr, p.b, (col, n), (k, k_len), self.round)
             };
-            // SAFETY: `packed_b` has a panel for every `nr` of the largest task's columns; the rest as
-            // for `pack_a`.
+            // SAFETY: `packed_b` has a panel for every `nr` columns of the largest task; the rest is as in
+            // `pack_a`.
             unsafe { pack(&job) };
             let job = TileJob {
                 m: last.0 + last.1 - my_row,
@@ -413,27 +407,26 @@ impl Gemm {
                 mask: TileMask::Nothing,
                 prefetch: block.prefetch_b(task, i, threads),
             };
-            // SAFETY: panels `panel ..` and the columns from `col` are packed for this block; tasks
-            // write disjoint rows and columns of `c`, whose size `product` checked.
+            // SAFETY: panels `panel ..` and the columns from `col` are packed for this block. Tasks write
+            // disjoint rows and columns of `c`, whose size `product` checked.
             unsafe { tiles(&job) };
         }
     }
 }
 
-/// Some blocks of `k` of some rows of a product.
+/// A range of blocks of `k`, for a range of rows of a product.
 struct RowBlock<'a> {
     p: &'a Product<'a>,
     c: SendPtr,
-    /// First row of the product, and how many.
+    /// First row of the product, and number of rows.
     row: usize,
     m: usize,
     blocking: &'a Blocking,
-    /// Tasks that share the rows of a range of columns.
+    /// Tasks that divide the rows of one range of columns.
     row_tasks: usize,
-    /// First block of `k`, and how many.
+    /// First block of `k`, and number of blocks.
     first: usize,
     count: usize,
-    /// Packed `A`.
     packed: SendPtr,
     nr: usize,
     pair: usize,
@@ -444,20 +437,20 @@ impl RowBlock<'_> {
         self.blocking.col_tasks * self.row_tasks
     }
 
-    /// The elements of a block of `k`, as `(first, count)`.
+    /// Returns the elements of a block of `k`, as `(first, count)`.
     fn k_of(&self, block: usize) -> (usize, usize) {
         let len = self.blocking.block_steps * self.pair;
         (block * len, len.min(self.p.k - block * len))
     }
 
-    /// The columns of a task, as `(first, count)`.
+    /// Returns the columns of a task, as `(first, count)`.
     fn cols_of(&self, task: usize) -> (usize, usize) {
         let (n, nr) = (self.p.n, self.nr);
         let (panel, panels) = part(n.div_ceil(nr), self.blocking.col_tasks, task / self.row_tasks);
         (panel * nr, (n - panel * nr).min(panels * nr))
     }
 
-    /// The part of `B` that the thread of `task` packs next. Threads take tasks in turn if they are equally fast.
+    /// Returns the part of `B` that the thread of `task` packs next. Equally fast threads take tasks in turn.
     fn prefetch_b(&self, task: usize, i: usize, threads: usize) -> Prefetch {
         let (task, block) = if i + 1 < self.count {
             (task, self.first + i + 1)

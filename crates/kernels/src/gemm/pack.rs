@@ -8,13 +8,13 @@ use super::prefetch::Prefetch;
 use crate::matrix::HostMatrix;
 use crate::{DType, FourBit, Matrix};
 
-/// Steps read across all panels before the next steps: so few that all rows of a line's columns fit the ways of the first
-/// cache, for rows are often a power of two apart.
+/// Steps that are read across all panels before the next steps. All rows of so few steps fit L1's
+/// associativity, although rows are often a power of two apart.
 pub(super) const COLUMN_STEPS: usize = 4;
-/// Steps across rows that are on their way from memory while others are packed.
+/// Steps that are prefetched while others are packed by columns.
 const PREFETCH_STEPS: usize = 2 * COLUMN_STEPS;
 
-/// An operand where it lies, seen as `(outer, k)`: `outer` runs over the rows of `A` or the columns of `B`.
+/// An operand in place, as `(outer, k)`: `outer` are the rows of `A` or the columns of `B`.
 #[derive(Clone, Copy)]
 pub(crate) struct View<'a> {
     pub(super) bytes: &'a [u8],
@@ -23,17 +23,16 @@ pub(crate) struct View<'a> {
     pub(super) k: usize,
 }
 
-/// How bytes hold elements.
+/// The encoding of the elements.
 #[derive(Clone, Copy)]
 pub(super) enum Elements<'a> {
-    /// One after another.
     Dense(DType),
-    /// As codes, two a byte.
+    /// 4-bit codes, two per byte.
     FourBit(&'a FourBit),
 }
 
 impl Elements<'_> {
-    /// Bytes of `n` elements.
+    /// Returns the bytes of `n` elements.
     fn bytes(self, n: usize) -> usize {
         match self {
             Self::Dense(dtype) => n * dtype.size(),
@@ -43,17 +42,17 @@ impl Elements<'_> {
 }
 
 impl<'a> View<'a> {
-    /// f32 elements with these strides.
+    /// Views f32 elements with these strides.
     pub fn f32(data: &'a [f32], outer: usize, k: usize) -> Self {
         // SAFETY: any f32 is four bytes, and bytes need no alignment.
         let bytes = unsafe { std::slice::from_raw_parts(data.as_ptr().cast(), size_of_val(data)) };
         Self { bytes, elements: Elements::Dense(DType::F32), outer, k }
     }
 
-    /// A weight `(OUT, IN)` whose rows are `outer` and whose columns are `k`, as in `inp Wᵀ`.
+    /// Views a weight `(OUT, IN)` with its rows as `outer` and its columns as `k`, as in `inp Wᵀ`.
     ///
     /// # Panics
-    /// If the weight belongs to a back end whose memory is not the host's.
+    /// If the weight is not in host memory.
     pub fn rows_of(w: &'a Matrix) -> Self {
         let (bytes, elements) = match w.host() {
             HostMatrix::Dense(dtype, bytes) => (bytes, Elements::Dense(dtype)),
@@ -62,15 +61,15 @@ impl<'a> View<'a> {
         Self { bytes, elements, outer: w.cols(), k: 1 }
     }
 
-    /// A weight `(OUT, IN)` whose columns are `outer` and whose rows are `k`, as in `dout W`.
+    /// Views a weight `(OUT, IN)` with its columns as `outer` and its rows as `k`, as in `dout W`.
     ///
     /// # Panics
-    /// As [`View::rows_of`].
+    /// If the weight is not in host memory.
     pub fn cols_of(w: &'a Matrix) -> Self {
         Self { outer: 1, k: w.cols(), ..Self::rows_of(w) }
     }
 
-    /// Elements `(outer, outer + outers) x (k, k + k_len)`, to be fetched ahead.
+    /// Prefetch of elements `(outer, outer + outers) x (k, k + k_len)`.
     pub fn prefetch(&self, outer: usize, outers: usize, k: usize, k_len: usize) -> Prefetch {
         let bytes = |n| self.elements.bytes(n);
         let start = self.bytes.as_ptr().wrapping_add(bytes(outer * self.outer + k * self.k));
@@ -81,7 +80,7 @@ impl<'a> View<'a> {
         }
     }
 
-    /// Panics unless `(outers, k)` elements lie inside: everything unsafe below leans on this.
+    /// Panics unless `(outers, k)` elements are inside. The unsafe code below relies on this check.
     pub fn check(&self, outers: usize, k: usize) {
         if outers > 0 && k > 0 {
             let last = (outers - 1) * self.outer + (k - 1) * self.k;
@@ -97,31 +96,29 @@ impl<'a> View<'a> {
 /// Packs elements `(outer, outer + outers) x (k, k + k_len)` of a view.
 #[derive(Clone, Copy)]
 pub(crate) struct PackJob<'a> {
-    /// First panel. Step `s`, lane `i` of a panel goes to `s * width + i`; whole vectors are written, so
-    /// lanes past `outers` up to a multiple of `LANES` receive junk.
+    /// First panel. Lane `i` of step `s` goes to `s * width + i`. Whole vectors are written, so lanes past
+    /// `outers` receive undefined values, up to a multiple of `LANES`.
     pub dst: *mut f32,
-    /// MicroKernel of a panel, whole vectors: words from one step to the next.
+    /// Words from one step of a panel to the next; whole vectors.
     pub width: usize,
     /// Words from one panel to the next.
     pub panel: usize,
-    /// The operand.
     pub src: View<'a>,
     /// First row of `A` or column of `B`.
     pub outer: usize,
-    /// How many of them.
     pub outers: usize,
-    /// First `k`.
+    /// First element of `k`.
     pub k: usize,
-    /// How many of them; the last word is padded with zero where words are pairs.
+    /// Number of elements of `k`. If words are pairs, a single last element is paired with zero.
     pub k_len: usize,
     /// Whether f32 words are rounded to bf16.
     pub round: bool,
-    /// What to fetch from memory before.
+    /// Memory to prefetch meanwhile.
     pub prefetch: Prefetch,
 }
 
 impl<'a> PackJob<'a> {
-    /// Packs these elements of `src` into one panel, and fetches nothing.
+    /// Packs elements of `src` into one panel, without a prefetch.
     pub fn new(
         dst: *mut f32,
         width: usize,
@@ -137,11 +134,12 @@ impl<'a> PackJob<'a> {
 /// Runs a [`PackJob`].
 ///
 /// # Safety
-/// The instruction set of `T` must be there, the elements inside the view, and `dst` valid for all steps.
+/// The processor must have the instruction set of `T`, the elements must be inside the view, and `dst` valid
+/// for all steps.
 #[inline(always)]
 pub(super) unsafe fn pack<T: MicroKernel>(job: &PackJob<'_>) {
     let mut prefetch = job.prefetch;
-    // SAFETY: as the caller's.
+    // SAFETY: the caller guarantees the requirements.
     unsafe {
         prefetch.fetch::<T>(prefetch.lines());
         match job.src.elements {
@@ -159,19 +157,19 @@ pub(super) unsafe fn pack<T: MicroKernel>(job: &PackJob<'_>) {
 /// As [`pack`].
 #[inline(always)]
 pub(super) unsafe fn pack_of<T: MicroKernel, const D: u8>(job: &PackJob<'_>) {
-    // Where `outer` is contiguous, rows are read some steps at a time across all panels: columns of one
-    // panel alone would be a line or two of every page.
+    // If `outer` is contiguous, a few steps are read across all panels. The columns of a single panel would
+    // use only a line or two of every page.
     let steps_at_once = if job.src.k == 1 { usize::MAX } else { COLUMN_STEPS };
     let steps = job.k_len.div_ceil(T::PAIR);
     for step in (0..steps).step_by(steps_at_once) {
         if job.src.k != 1 {
-            // SAFETY: as the caller's.
+            // SAFETY: the caller guarantees the requirements.
             unsafe { prefetch_steps::<T>(job, step) };
         }
         for first in (0..job.outers).step_by(T::LANES) {
             let valid = (job.outers - first).min(T::LANES);
             let dst = job.dst.wrapping_add(first / job.width * job.panel + first % job.width);
-            // SAFETY: as the caller's, for the lanes `first .. first + valid`.
+            // SAFETY: the caller guarantees the requirements for the lanes `first .. first + valid`.
             unsafe {
                 if job.src.k == 1 {
                     pack_by_rows::<T, D>(job, dst, first, valid);
@@ -184,22 +182,22 @@ pub(super) unsafe fn pack_of<T: MicroKernel, const D: u8>(job: &PackJob<'_>) {
     }
 }
 
-/// Asks for the rows of some steps behind step `step`, where steps are read across rows.
+/// Prefetches the rows of some steps after step `step`, when packing by columns.
 ///
 /// # Safety
-/// The instruction set of `T` must be there.
+/// The processor must have the instruction set of `T`.
 #[inline(always)]
 pub(super) unsafe fn prefetch_steps<T: MicroKernel>(job: &PackJob<'_>, step: usize) {
     let next = (step + PREFETCH_STEPS) * T::PAIR;
     if next < job.k_len {
         let rows = (job.k_len - next).min(COLUMN_STEPS * T::PAIR);
         let mut prefetch = job.src.prefetch(job.outer, job.outers, job.k + next, rows);
-        // SAFETY: as the caller's.
+        // SAFETY: the caller has the instruction set.
         unsafe { prefetch.fetch::<T>(prefetch.lines()) };
     }
 }
 
-/// `k` is contiguous: squares of `LANES x LANES` words are read along `k` and transposed.
+/// Packs contiguous `k`: squares of `LANES x LANES` words are read along `k` and transposed.
 ///
 /// # Safety
 /// As [`pack`].
@@ -212,8 +210,8 @@ unsafe fn pack_by_rows<T: MicroKernel, const D: u8>(
 ) {
     let size = size_of_source::<D>();
     let square = T::LANES * T::PAIR;
-    // SAFETY: rows past `valid` repeat the last one; whole squares end inside `k_len`, and what is left is read where a
-    // square ends inside the operand, else copied aside, padded with zeros.
+    // SAFETY: rows past `valid` repeat the last one, and whole squares end inside `k_len`. The rest is read
+    // in place if a whole square ends inside the operand. Otherwise it is copied to a buffer of zeros.
     unsafe {
         let rows: [*const u8; 16] = std::array::from_fn(|i| {
             let outer = job.outer + first + i.min(valid - 1);
@@ -236,7 +234,8 @@ unsafe fn pack_by_rows<T: MicroKernel, const D: u8>(
             let end = job.src.bytes.as_ptr_range().end;
             for i in 0..T::LANES {
                 let rest = rows[i].add((job.k_len - left) * size);
-                // Steps past the last are not stored; only the partner of a last half pair must be zero.
+                // Steps past the last are not stored. Only the second half of a single last element must be
+                // zero.
                 if left.is_multiple_of(T::PAIR) && rest.wrapping_add(square * size) <= end {
                     v[i] = T::words_by_rows::<D>(rest, job.round);
                     continue;
@@ -253,7 +252,7 @@ unsafe fn pack_by_rows<T: MicroKernel, const D: u8>(
     }
 }
 
-/// `outer` is contiguous, or nothing is: rows of words are read as they lie.
+/// Packs contiguous `outer`, or two strides: rows of words are read in place.
 ///
 /// # Safety
 /// As [`pack`].
@@ -269,14 +268,14 @@ unsafe fn pack_by_columns<T: MicroKernel, const D: u8>(
     let (size, len) = (size_of_source::<D>(), bytes.len() / size_of_source::<D>());
     let at = |step: usize| (job.outer + first) * outer + (job.k + step * T::PAIR) * k;
 
-    // Whole vectors are read where they end inside the operand (the lanes past `valid` are then junk, which
-    // is allowed); a last half pair and single elements are not.
+    // Whole vectors are read if they end inside the operand; lanes past `valid` may be undefined. A single
+    // last row and single elements are read element by element.
     let mut whole =
         if outer == 1 { steps.end.min(job.k_len / T::PAIR).max(steps.start) } else { steps.start };
     while whole > steps.start && at(whole - 1) + (T::PAIR - 1) * k + T::LANES > len {
         whole -= 1;
     }
-    // SAFETY: as just said; single elements are read only inside the shape.
+    // SAFETY: vectors end inside the operand, and single elements are inside the shape.
     unsafe {
         let mut p0 = bytes.as_ptr().wrapping_add(at(steps.start) * size);
         let mut to = dst.wrapping_add(steps.start * job.width);
@@ -301,15 +300,16 @@ unsafe fn pack_by_columns<T: MicroKernel, const D: u8>(
     }
 }
 
-/// Turns `src` into words along `k`: what the dot products take for `inp`. The last pair is padded.
+/// Converts `src` to words along `k`, the format of `inp` in dot products. A single last element is paired
+/// with zero.
 ///
 /// # Safety
-/// The instruction set of `T` must be there, and `dst` valid for all words.
+/// The processor must have the instruction set of `T`, and `dst` must be valid for all words.
 #[inline(always)]
 pub(super) unsafe fn pack_row<T: MicroKernel>(dst: *mut f32, src: &[f32], round: bool) {
     let vector = T::LANES * T::PAIR;
     for (i, src) in src.chunks(vector).enumerate() {
-        // SAFETY: a short last chunk is copied aside and only its words are stored.
+        // SAFETY: a short last chunk is copied to a buffer, and only its words are stored.
         unsafe {
             let dst = dst.add(i * T::LANES);
             if src.len() == vector {

@@ -1,6 +1,6 @@
-//! Nearly equal parts of a range: the one way in which products share out rows, columns and blocks.
+//! Nearly equal parts of a range. Products divide rows, columns and blocks only in this way.
 
-/// Rows `part` of `parts` nearly equal parts of `m` rows, as `(first, count)`.
+/// Returns part `part` of `parts` nearly equal parts of `m` rows, as `(first, count)`.
 #[inline(always)]
 pub(crate) fn part(m: usize, parts: usize, part: usize) -> (usize, usize) {
     let (size, longer) = (m / parts, m % parts);

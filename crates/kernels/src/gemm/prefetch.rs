@@ -1,4 +1,4 @@
-//! Operands fetched from memory while the processor multiplies: packing them would wait for every line.
+//! Prefetches operands while the processor multiplies. Packing would otherwise wait for every line.
 
 use super::micro_kernel::MicroKernel;
 use super::partition::part;
@@ -6,7 +6,7 @@ use super::partition::part;
 /// Bytes of a cache line.
 const LINE: usize = 64;
 
-/// A part of an operand that will be packed next.
+/// The part of an operand that will be packed next.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Prefetch {
     start: *const u8,
@@ -18,31 +18,31 @@ pub(crate) struct Prefetch {
 }
 
 impl Prefetch {
-    /// Nothing.
+    /// Prefetches nothing.
     pub const NONE: Self = Self { start: std::ptr::null(), stride: 0, width: 0, line: 0, rows: 0 };
 
-    /// `rows` rows of `bytes` each, `stride` bytes apart.
+    /// Prefetches `rows` rows of `bytes` each, `stride` bytes apart.
     pub fn new(start: *const u8, rows: usize, bytes: usize, stride: usize) -> Self {
         let first = start.wrapping_sub(start.addr() % LINE);
         // A row may begin and end inside a line.
         Self { start: first, stride, width: (start.addr() % LINE + bytes).div_ceil(LINE), line: 0, rows }
     }
 
-    /// The rows of one of `parts` nearly equal parts.
+    /// Returns the rows of one of `parts` nearly equal parts.
     pub fn part(self, index: usize, parts: usize) -> Self {
         let (first, rows) = part(self.rows, parts, index);
         Self { start: self.start.wrapping_add(first * self.stride), rows, ..self }
     }
 
-    /// All lines, where none is fetched yet.
+    /// Returns the number of lines, before any is fetched.
     pub fn lines(&self) -> usize {
         self.width * self.rows
     }
 
-    /// Asks for the next `n` lines, of which `self` is then rid.
+    /// Prefetches the next `n` lines, and removes them from `self`.
     ///
     /// # Safety
-    /// The instruction set of `T` must be there.
+    /// The processor must have the instruction set of `T`.
     #[inline(always)]
     pub(super) unsafe fn fetch<T: MicroKernel>(&mut self, n: usize) {
         for _ in 0..n {

@@ -1,9 +1,9 @@
-//! No intrinsics: four lanes as an array, which compilers turn into whatever the target has.
+//! No intrinsics: four lanes as an array, which the compiler maps to the target's vectors.
 
 use super::kernel_table;
 use super::micro_kernel::{MicroKernel, element, word};
 
-/// f32 words anywhere.
+/// f32 words on any machine.
 pub(super) struct Scalar;
 
 impl MicroKernel for Scalar {
@@ -24,7 +24,7 @@ impl MicroKernel for Scalar {
 
     #[inline(always)]
     unsafe fn load(p: *const f32) -> [f32; 4] {
-        // SAFETY: as the trait asks.
+        // SAFETY: the caller guarantees the trait's requirements.
         unsafe { p.cast::<[f32; 4]>().read_unaligned() }
     }
 
@@ -32,7 +32,7 @@ impl MicroKernel for Scalar {
     unsafe fn load_first(p: *const f32, n: usize) -> [f32; 4] {
         let mut v = [0.0; 4];
         for (i, v) in v.iter_mut().enumerate().take(n) {
-            // SAFETY: as the trait asks, `i < n`.
+            // SAFETY: the caller guarantees the trait's requirements, and `i < n`.
             *v = unsafe { p.add(i).read_unaligned() };
         }
         v
@@ -40,14 +40,14 @@ impl MicroKernel for Scalar {
 
     #[inline(always)]
     unsafe fn store(p: *mut f32, v: [f32; 4]) {
-        // SAFETY: as the trait asks.
+        // SAFETY: the caller guarantees the trait's requirements.
         unsafe { p.cast::<[f32; 4]>().write_unaligned(v) }
     }
 
     #[inline(always)]
     unsafe fn store_first(p: *mut f32, n: usize, v: [f32; 4]) {
         for (i, v) in v.iter().enumerate().take(n) {
-            // SAFETY: as the trait asks, `i < n`.
+            // SAFETY: the caller guarantees the trait's requirements, and `i < n`.
             unsafe { p.add(i).write_unaligned(*v) };
         }
     }
@@ -66,7 +66,7 @@ impl MicroKernel for Scalar {
 
     #[inline(always)]
     unsafe fn mask(row: *const u32, vector: usize) -> u32 {
-        // SAFETY: as the trait asks; eight vectors share a word.
+        // SAFETY: the caller guarantees the trait's requirements; eight vectors share a word.
         unsafe { *row.add(vector / 8) >> (4 * (vector % 8)) }
     }
 
@@ -77,13 +77,13 @@ impl MicroKernel for Scalar {
 
     #[inline(always)]
     unsafe fn words_by_rows<const D: u8>(p: *const u8, round: bool) -> [f32; 4] {
-        // SAFETY: as the trait asks.
+        // SAFETY: the caller guarantees the trait's requirements.
         std::array::from_fn(|i| word(1, unsafe { element::<D>(p, i) }, 0.0, round))
     }
 
     #[inline(always)]
     unsafe fn words_by_columns<const D: u8>(p0: *const u8, _: *const u8, round: bool) -> [f32; 4] {
-        // SAFETY: as the trait asks.
+        // SAFETY: the caller guarantees the trait's requirements.
         unsafe { Self::words_by_rows::<D>(p0, round) }
     }
 
@@ -102,20 +102,20 @@ impl MicroKernel for Scalar {
 
     #[inline(always)]
     unsafe fn lookup(table: [f32; 16], p: *const u8) -> [f32; 4] {
-        // SAFETY: as the trait asks, two bytes are readable.
+        // SAFETY: the caller guarantees the trait's requirements, so two bytes are readable.
         let [a, b] = unsafe { p.cast::<[u8; 2]>().read() };
         [a >> 4, a & 15, b >> 4, b & 15].map(|code| table[code as usize])
     }
 
     #[inline(always)]
     unsafe fn lookup_by_columns(table: [f32; 16], p0: *const u8, _: *const u8) -> [f32; 4] {
-        // SAFETY: as the trait asks.
+        // SAFETY: the caller guarantees the trait's requirements.
         unsafe { Self::lookup(table, p0) }
     }
 
     #[inline(always)]
     unsafe fn lookup_interleaved(table: [f32; 16], p: *const u8, v: usize) -> [f32; 4] {
-        // SAFETY: as the trait asks: four codes are two bytes.
+        // SAFETY: the caller guarantees the trait's requirements; four codes are two bytes.
         unsafe { Self::lookup(table, p.add(2 * v)) }
     }
 

@@ -8,11 +8,12 @@ use crate::cpu::pool::{Pool, Scratch, SendPtr, lock};
 use crate::matrix::HostMatrix;
 use crate::{Isa, Matrix};
 
-/// Fewest bytes of weights a task reads, so that sharing costs little.
+/// Fewest bytes of weights in a task, so that distribution costs little.
 const TASK_BYTES: usize = 64 << 10;
 
-/// Rows of a weight in tasks: long ones first, which go along memory without a break, then ever shorter ones, so that all
-/// threads end together. A task has at least `least` rows, unless there would not be one for each thread, or it is the last.
+/// Divides the rows of a weight into tasks: long ones first, for sequential reads, then ever shorter ones, so
+/// that all threads end at the same time. A task has at least `least` rows, except the last, or if threads
+/// would get none.
 fn tasks(rows: usize, least: usize, threads: usize) -> Vec<Range<usize>> {
     let least = least.min(rows.div_ceil(threads));
     let (mut tasks, mut row) = (Vec::new(), 0);
@@ -34,20 +35,20 @@ pub(crate) struct SkinnyGemm {
 }
 
 impl SkinnyGemm {
-    /// Most rows for which reading weights in place beats packing them.
+    /// Most rows for which reading weights in place is faster than packing them.
     pub const MAX_ROWS: usize = 8;
 
-    /// Products on `isa`; under `bf16` both operands are rounded to bf16 and summed in f32.
+    /// Makes products on `isa`. Under `bf16`, both operands are rounded to bf16 and summed in f32.
     pub fn new(isa: Isa, bf16: bool) -> Self {
         Self { kernels: Kernels::select(isa, bf16), round: bf16, packed: Mutex::default() }
     }
 
-    /// Words that `n` rows of `d_in` are turned into.
+    /// Returns the words of `n` converted rows of `d_in`.
     pub fn scratch(&self, n: usize, d_in: usize) -> usize {
         n * self.stride(d_in)
     }
 
-    /// Bytes held at present.
+    /// Bytes allocated now.
     #[cfg(test)]
     pub fn allocated_bytes(&self) -> u64 {
         lock(&self.packed).allocated_bytes()
@@ -74,14 +75,14 @@ impl SkinnyGemm {
             }
         };
 
-        // Rounded, and paired where words are pairs, once for all rows of W.
+        // Converted to words once for all rows of W.
         let inp_stride = self.stride(d_in);
         let mut packed = lock(&self.packed);
         let packed = packed.at_least(self.scratch(n, d_in));
         for i in 0..n {
             let dst = &mut packed[i * inp_stride..][..inp_stride];
             let row = &inp[i * d_in..][..d_in];
-            // SAFETY: `select` checked the instruction set; `dst` holds all words of the row.
+            // SAFETY: `select` checked the instruction set; `dst` has room for all words of the row.
             unsafe { pack(dst.as_mut_ptr(), row, self.round) };
         }
 
@@ -111,7 +112,7 @@ impl SkinnyGemm {
                 accumulate: false,
                 round: self.round,
             };
-            // SAFETY: the shapes were checked above and a `Matrix` holds all its rows; tasks write disjoint
+            // SAFETY: the shapes were checked above and a `Matrix` has all its rows. Tasks write disjoint
             // columns of `out`.
             unsafe { dots(&job) };
         });

@@ -1,12 +1,11 @@
-//! Products small enough to stay in the first caches, of words as they lie: what tiles of attention are made of.
+//! Products small enough for L1 and L2, of words in place: the tiles of attention.
 
 use super::micro_kernel::{F32, MicroKernel};
 use super::prefetch::Prefetch;
 
-/// `C (m, n) = A B`, or `+=`. Every element sums over `k` in order, whatever tile it falls in.
+/// `C (m, n) = A B`, or `+=`. Every element sums over `k` in order, in whatever tile it is.
 #[derive(Clone, Copy)]
 pub(crate) struct SmallProduct {
-    /// Rows of C.
     pub m: usize,
     /// Columns of C, whole vectors.
     pub n: usize,
@@ -18,23 +17,21 @@ pub(crate) struct SmallProduct {
     pub a_strides: (usize, usize),
     /// First word of `B`.
     pub b: *const f32,
-    /// First element of C.
     pub c: *mut f32,
     /// Words from one step of `B` to the next, and elements from one row of C to the next.
     pub stride: usize,
-    /// Whether to add to C or to overwrite it.
     pub accumulate: bool,
-    /// What to fetch from memory meanwhile.
+    /// Memory to prefetch meanwhile.
     pub prefetch: Prefetch,
 }
 
-/// Rows of the tallest tile: of four vectors it fills 24 of 32 registers, of two 12 of 16.
+/// Rows of the tallest tile. With four vectors it fills 24 of 32 registers, with two vectors 12 of 16.
 const MR: usize = 6;
 
 /// Runs a [`SmallProduct`].
 ///
 /// # Safety
-/// The instruction set of `T` must be there and every pointer valid for its shape.
+/// The processor must have the instruction set of `T`, and every pointer must be valid for its shape.
 #[inline(always)]
 pub(super) unsafe fn small_product<T: MicroKernel>(job: &SmallProduct) {
     let widest = if T::MR >= 8 { 4 } else { 2 };
@@ -49,7 +46,8 @@ pub(super) unsafe fn small_product<T: MicroKernel>(job: &SmallProduct) {
             macro_rules! choose {
                 ($($v:literal: $($m:literal)*;)*) => {
                     match (vectors, (job.m - row).min(MR)) {
-                        // SAFETY: as the caller's, for rows below `m` and columns below `n`.
+                        // SAFETY: the caller guarantees the requirements, for rows below `m` and columns
+                        // below `n`.
                         $($(($v, $m) if $v <= widest => unsafe { tile::<T, $m, $v>(job, row, column) },)*)*
                         _ => unreachable!("part of a vector, or no row"),
                     }
@@ -61,10 +59,10 @@ pub(super) unsafe fn small_product<T: MicroKernel>(job: &SmallProduct) {
     }
 }
 
-/// `M` rows by `V` vectors of C, held in registers over all of `k`.
+/// Computes `M` rows by `V` vectors of C, with the sums in registers over all of `k`.
 ///
 /// # Safety
-/// As [`small_product`], and the tile lies inside C.
+/// As [`small_product`]; the tile is inside C.
 #[inline(always)]
 unsafe fn tile<T: MicroKernel, const M: usize, const V: usize>(
     job: &SmallProduct,
@@ -72,7 +70,7 @@ unsafe fn tile<T: MicroKernel, const M: usize, const V: usize>(
     column: usize,
 ) {
     let SmallProduct { steps, a, a_strides: (a_row, a_step), b, c, stride, .. } = *job;
-    // SAFETY: as the caller's.
+    // SAFETY: the caller guarantees the requirements.
     unsafe {
         let (a, b, c) = (a.add(row * a_row), b.add(column), c.add(row * stride + column));
         let mut sums = [[T::zero(); V]; M];
@@ -103,11 +101,12 @@ unsafe fn tile<T: MicroKernel, const M: usize, const V: usize>(
     }
 }
 
-/// Words across rows of `width`, whole vectors, that lie in the first caches, where `pack` would ask for what is there: of step `p` and column `j` at `p * width + j`. An odd last row is paired with
-/// zero.
+/// Converts rows of `width`, whole vectors, to words down each column: word `p` of column `j` goes to
+/// `p * width + j`. A single last row is paired with zero. The rows are in L1 or L2, so that this function
+/// prefetches nothing, unlike `pack`.
 ///
 /// # Safety
-/// The instruction set of `T` must be there, and `dst` valid for all words.
+/// The processor must have the instruction set of `T`, and `dst` must be valid for all words.
 #[inline(always)]
 pub(super) unsafe fn pack_by_columns<T: MicroKernel>(dst: *mut f32, rows: &[f32], width: usize) {
     for (p, pair) in rows.chunks(T::PAIR * width).enumerate() {
@@ -118,7 +117,7 @@ pub(super) unsafe fn pack_by_columns<T: MicroKernel>(dst: *mut f32, rows: &[f32]
             } else {
                 zeros.as_ptr()
             };
-            // SAFETY: whole vectors lie inside the rows, and the caller has room for all words.
+            // SAFETY: whole vectors are inside the rows, and the caller has room for all words.
             unsafe {
                 T::store(
                     dst.add(p * width + column),

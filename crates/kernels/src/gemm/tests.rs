@@ -8,7 +8,7 @@ fn random(stream: &mut Stream, len: usize) -> Vec<f32> {
     (0..len).map(|_| stream.next_uniform() * 2.0 - 1.0).collect()
 }
 
-/// A matrix whose bytes start one byte off any alignment.
+/// Returns a matrix whose bytes start one byte off any alignment.
 fn unaligned(dtype: DType, data: &[f32], rows: usize, cols: usize) -> Matrix {
     let mut bytes = vec![0u8; 1 + data.len() * dtype.size()];
     from_f32(dtype, data, &mut bytes[1..]);
@@ -16,7 +16,8 @@ fn unaligned(dtype: DType, data: &[f32], rows: usize, cols: usize) -> Matrix {
     Matrix::dense(dtype, Bytes::new(std::sync::Arc::new(bytes), 1..len), rows, cols)
 }
 
-/// `alpha · A B` in f64 from `A (m, k)` and `B (n, k)` in row-major order, and the sum of the magnitudes.
+/// Returns element `(i, j)` of `A B` in f64 from row-major `A (m, k)` and `B (n, k)`, and the sum of the
+/// magnitudes.
 fn expected(a: &[f32], b: &[f32], k: usize, i: usize, j: usize, bf16: bool) -> (f64, f64) {
     let round = |v: f32| if bf16 { bf16_to_f32(f32_to_bf16(v)) } else { v } as f64;
     (0..k).fold((0.0, 0.0), |(sum, size), p| {
@@ -73,7 +74,8 @@ fn products_match_f64_for_every_tail_type_and_orientation() {
                                 }
                                 let (sum, size) = expected(&a, &stored, k, i, j, bf16);
                                 let sum = 0.5 * sum + if accumulate { old as f64 } else { 0.0 };
-                                // f32 sums of `k` terms: k/2 roundings of 6e-8 is far above what occurs.
+                                // f32 sums of `k` terms: k/2 roundings of 6e-8 are far above the observed
+                                // error.
                                 let tolerance = 1e-6 * (size + 1.0);
                                 assert!(
                                     (found as f64 - sum).abs() <= tolerance,

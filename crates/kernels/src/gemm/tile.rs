@@ -1,11 +1,11 @@
-//! The register tile of a product, once for every instruction set.
+//! The register tile of a product. One code for every instruction set.
 
 use super::micro_kernel::MicroKernel;
 use super::partition::part;
 use super::prefetch::Prefetch;
 
-/// A bit for each element of some rows: those count whose bit is set. A row begins with the lowest bit of a
-/// word, and what its last word has beyond the row may be anything.
+/// One bit per element of some rows; elements with a set bit count. A row begins with the lowest bit of a
+/// word. The unused bits of its last word are undefined.
 #[derive(Clone, Copy)]
 pub(crate) struct RowMask {
     /// First word of the first row.
@@ -15,10 +15,10 @@ pub(crate) struct RowMask {
 }
 
 impl RowMask {
-    /// In place of bits that nothing reads.
+    /// A placeholder for masks that are never read.
     pub const ALL: Self = Self { first: std::ptr::null(), stride: 0 };
 
-    /// From row `row` on.
+    /// Returns the mask from row `row` on.
     #[inline(always)]
     pub fn from(self, row: usize) -> Self {
         Self { first: self.first.wrapping_add(row * self.stride), ..self }
@@ -28,27 +28,24 @@ impl RowMask {
 /// Dropout mask applied in a tile product.
 #[derive(Clone, Copy)]
 pub(crate) enum TileMask {
-    /// Nothing.
     Nothing,
-    /// Some of `B`, in place and of f32: the rest is read as zero.
+    /// Masked elements of `B` are read as zero. `B` is f32 and in place.
     B(RowMask),
-    /// Some of the product: the rest is zero.
+    /// Masked elements of the product are zero.
     Product(RowMask),
 }
 
 /// [`TileMask`] as a constant parameter.
 const MASK_NOTHING: u8 = 0;
-/// See [`MASK_NOTHING`].
+/// As [`MASK_NOTHING`].
 const MASK_B: u8 = 1;
-/// See [`MASK_NOTHING`].
+/// As [`MASK_NOTHING`].
 const MASK_PRODUCT: u8 = 2;
 
 /// `C (m, n) = alpha · A B`, or `+=`, from packed `A` and from `B` packed or in place.
 #[derive(Clone, Copy)]
 pub(crate) struct TileJob {
-    /// Rows of C.
     pub m: usize,
-    /// Columns of C.
     pub n: usize,
     /// Words of `k`.
     pub steps: usize,
@@ -62,25 +59,21 @@ pub(crate) struct TileJob {
     pub b_panel: usize,
     /// Words from one step of `B` to the next.
     pub b_step: usize,
-    /// First element of C.
     pub c: *mut f32,
     /// Elements from one row of C to the next.
     pub ldc: usize,
-    /// Multiplies the product.
     pub alpha: f32,
-    /// Whether to add to C or to overwrite it.
     pub accumulate: bool,
-    /// Dropout mask.
     pub mask: TileMask,
     /// Memory to prefetch meanwhile.
     pub prefetch: Prefetch,
 }
 
-/// Runs a [`TileJob`]: each panel of `A` stays in L1 while the panels of `B` pass.
+/// Runs a [`TileJob`]. Each panel of `A` stays in L1 while the panels of `B` pass.
 ///
 /// # Safety
-/// The instruction set of `T` must be there and every pointer valid for its shape; `B` in place may be
-/// read only up to column `n`.
+/// The processor must have the instruction set of `T`, and every pointer must be valid for its shape. An
+/// unpacked `B` is readable only up to column `n`.
 #[inline(always)]
 pub(super) unsafe fn tiles<T: MicroKernel>(job: &TileJob) {
     let width = T::NR;
@@ -119,21 +112,21 @@ pub(super) unsafe fn tiles<T: MicroKernel>(job: &TileJob) {
 /// One tile of a [`TileJob`].
 #[derive(Clone, Copy)]
 struct Tile {
-    /// Its panel of `A`.
+    /// First word of its panel of `A`.
     a: *const f32,
-    /// Its panel of `B`.
+    /// First word of its panel of `B`.
     b: *const f32,
     /// Its first element of `C`.
     c: *mut f32,
-    /// Its columns, at most [`MicroKernel::NR`].
+    /// Number of columns, at most [`MicroKernel::NR`].
     cols: usize,
     /// The mask from its first row on.
     mask: RowMask,
-    /// The vector of a row of `mask` that its first column begins.
+    /// The vector of a mask row that begins at its first column.
     vector: usize,
 }
 
-/// Chooses the tile compiled for `rows`.
+/// Selects the tile compiled for `rows`.
 ///
 /// # Safety
 /// As [`tiles`].
@@ -147,7 +140,8 @@ unsafe fn tile_of_rows<T: MicroKernel, const MASKED: u8>(
     macro_rules! choose {
         ($($m:literal)*) => {
             match rows {
-                // SAFETY: as the caller's; the condition keeps tiles that cannot occur from being compiled.
+                // SAFETY: the caller guarantees the requirements. The condition avoids compiling impossible
+                // tiles.
                 $($m if $m <= T::MR => unsafe {
                     if at.cols == T::NR {
                         tile::<T, $m, false, MASKED>(job, at, prefetch)
@@ -162,7 +156,7 @@ unsafe fn tile_of_rows<T: MicroKernel, const MASKED: u8>(
     choose!(1 2 3 4 5 6 7 8 9 10 11 12 13 14)
 }
 
-/// One tile of `M x NR` sums, all in registers over the whole of `steps`, `k` ascending.
+/// Computes one tile of `M x NR` sums, all in registers over the whole of `steps`, with ascending `k`.
 ///
 /// # Safety
 /// As [`tiles`]; without `TAIL` all `NR` columns exist.
@@ -174,17 +168,17 @@ unsafe fn tile<T: MicroKernel, const M: usize, const TAIL: bool, const MASKED: u
 ) {
     let Tile { mut a, mut b, c, cols, mut mask, vector } = at;
     let (lower, upper) = (cols.min(T::LANES), cols.saturating_sub(T::LANES));
-    // SAFETY: the caller vouches for `steps` steps of A and B and for `M` rows of `cols` columns of C; a
-    // tail loads only its columns. `wrapping_add` where the right half may not exist.
+    // SAFETY: the caller guarantees `steps` steps of A and B and `M` rows of `cols` columns of C. A tail
+    // loads only its columns; `wrapping_add` because the right half may not exist.
     unsafe {
         let mut acc = [[T::zero(); 2]; M];
-        // Rows of C lie apart, often by a power of two: they are rarely still in L1.
+        // Rows of C are often a power of two apart, so they are rarely still in L1.
         for i in 0..M {
             let c = c.wrapping_add(i * job.ldc);
             T::prefetch(c.cast());
             T::prefetch(c.wrapping_add(T::NR - 1).cast());
         }
-        // A few lines at a time, all over the tile: many at once would delay the loads of the tile itself.
+        // Spread over the tile, because many prefetches at once would delay the tile's own loads.
         let mut left = job.steps;
         let (group, at_once) = ((job.steps / lines.max(1)).max(1), lines.div_ceil(job.steps.max(1)));
         while left > 0 {
@@ -226,7 +220,7 @@ unsafe fn store_tile<T: MicroKernel, const M: usize, const TAIL: bool, const MAS
     acc: [[T::V; 2]; M],
 ) {
     let (lower, upper) = (cols.min(T::LANES), cols.saturating_sub(T::LANES));
-    // SAFETY: as the caller's; a tail loads and stores only its columns.
+    // SAFETY: the caller guarantees the requirements; a tail loads and stores only its columns.
     unsafe {
         let alpha = T::splat(job.alpha);
         for i in 0..M {
@@ -254,13 +248,13 @@ unsafe fn store_tile<T: MicroKernel, const M: usize, const TAIL: bool, const MAS
     }
 }
 
-/// Vectors `vector` and the next of a row, zero where an element does not count.
+/// Returns vectors `vector` and `vector + 1` of a row, with masked elements set to zero.
 ///
 /// # Safety
-/// The instruction set of `T` must be there and the row's words readable.
+/// The processor must have the instruction set of `T`, and the row's words must be readable.
 #[inline(always)]
 unsafe fn mask_both<T: MicroKernel>((v0, v1): (T::V, T::V), mask: RowMask, vector: usize) -> (T::V, T::V) {
-    // SAFETY: as the caller's; a word has the bits of both vectors, or of more.
+    // SAFETY: the caller guarantees the requirements; one word has the bits of both vectors.
     unsafe {
         (T::apply_mask(v0, T::mask(mask.first, vector)), T::apply_mask(v1, T::mask(mask.first, vector + 1)))
     }

@@ -1,8 +1,8 @@
-//! Eight lanes in plain Rust: the compiler maps them to whatever the target always has.
+//! Eight lanes in plain Rust, which the compiler maps to the target's vectors.
 
 use super::Lanes;
 
-/// Eight f32, aligned as the widest register they may end up in.
+/// Eight f32, with the alignment of the widest register.
 #[derive(Clone, Copy)]
 #[repr(align(32))]
 pub struct Array8([f32; 8]);
@@ -38,7 +38,7 @@ impl Lanes for Array8 {
     }
     #[inline(always)]
     unsafe fn load(from: *const f32) -> Self {
-        // SAFETY: the caller promises eight elements; an array of f32 needs no more alignment than one.
+        // SAFETY: the caller guarantees eight elements; an array of f32 has the alignment of one.
         Self(unsafe { *from.cast() })
     }
     #[inline(always)]
@@ -72,7 +72,7 @@ impl Lanes for Array8 {
     }
     #[inline(always)]
     fn mul_add(self, b: Self, c: Self) -> Self {
-        // Not `f32::mul_add`: without the instruction it is a library call.
+        // Not `f32::mul_add`, which is a library call on targets without the instruction.
         self.mul(b).add(c)
     }
     #[inline(always)]
@@ -81,7 +81,8 @@ impl Lanes for Array8 {
     }
     #[inline(always)]
     fn round(self) -> Self {
-        // Adding 1.5 · 2^23 leaves no bits below one; exact for what `exp` needs, |x| < 2^22.
+        // Adding 1.5 · 2^23 removes the bits below one. Exact for |x| < 2^22, which covers the arguments of
+        // `exp`.
         self.map(|x| (x + 12_582_912.0) - 12_582_912.0)
     }
     #[inline(always)]

@@ -39,12 +39,12 @@ impl Lanes for Avx2 {
     }
     #[inline(always)]
     unsafe fn load(from: *const f32) -> Self {
-        // SAFETY: the caller promises the elements; the load is unaligned.
+        // SAFETY: the caller guarantees the elements; the load is unaligned.
         Self(unsafe { _mm256_loadu_ps(from) })
     }
     #[inline(always)]
     unsafe fn store(self, to: *mut f32) {
-        // SAFETY: the caller promises the room; the store is unaligned.
+        // SAFETY: the caller guarantees the room; the store is unaligned.
         unsafe { _mm256_storeu_ps(to, self.0) }
     }
     #[inline(always)]

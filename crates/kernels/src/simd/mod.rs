@@ -1,8 +1,8 @@
-//! One vector of f32 lanes, so that an operation is written once and compiled for every [`Isa`].
+//! One vector of f32 lanes: an operation is written once and compiled for every [`Isa`].
 //!
 //! [`simd_fn!`] turns a body generic over [`Lanes`] into a function that takes an `Isa` and runs the body
-//! under the matching `#[target_feature]`. Everything between is `#[inline(always)]`, so the intrinsics are
-//! inlined where the feature is on.
+//! under the matching `#[target_feature]`. Every function in between is `#[inline(always)]`, so the
+//! intrinsics are inlined where the feature is enabled.
 //!
 //! [`Isa`]: crate::Isa
 
@@ -18,18 +18,17 @@ pub use avx2::Avx2;
 #[cfg(target_arch = "x86_64")]
 pub use avx512::Avx512;
 
-/// Lanes of the widest vector: scratch rows padded to this need no tails on any [`Isa`](crate::Isa).
+/// Lanes of the widest vector. Rows padded to this length have no tails on any [`Isa`](crate::Isa).
 pub const WIDEST: usize = 16;
 
 /// A vector register of f32.
 ///
-/// Comparisons follow the x86 instructions where NaN is involved: `a.max(b)` is `b` unless `a > b`.
-/// Values exist only inside bodies run by [`simd_fn!`], which has checked the machine.
+/// Comparisons follow the x86 instructions for NaN: `a.max(b)` is `b` unless `a > b`. Values exist only
+/// inside bodies run by [`simd_fn!`], which has checked the machine.
 pub trait Lanes: Copy {
     /// Lanes in a register.
     const COUNT: usize;
 
-    /// `v` in every lane.
     fn splat(v: f32) -> Self;
     /// # Safety
     /// `from` is valid for reading `COUNT` elements.
@@ -37,34 +36,28 @@ pub trait Lanes: Copy {
     /// # Safety
     /// `to` is valid for writing `COUNT` elements.
     unsafe fn store(self, to: *mut f32);
-    /// `self + b`.
     fn add(self, b: Self) -> Self;
-    /// `self - b`.
     fn sub(self, b: Self) -> Self;
-    /// `self * b`.
     fn mul(self, b: Self) -> Self;
-    /// `self / b`.
     fn div(self, b: Self) -> Self;
-    /// `self` where `self > b`, else `b`.
+    /// Returns `self` if `self > b`, else `b`.
     fn max(self, b: Self) -> Self;
-    /// `self` where `self < b`, else `b`.
+    /// Returns `self` if `self < b`, else `b`.
     fn min(self, b: Self) -> Self;
-    /// `self * b + c`, rounded once where the machine fuses.
+    /// Returns `self * b + c`, rounded once on machines with a fused instruction.
     fn mul_add(self, b: Self, c: Self) -> Self;
-    /// Square root.
     fn sqrt(self) -> Self;
-    /// To the nearest integer, ties to even.
+    /// Rounds to the nearest integer, ties to even.
     fn round(self) -> Self;
-    /// `2^self` for integers from -126 to 127.
+    /// Returns `2^self` for integers from -126 to 127.
     fn pow2(self) -> Self;
-    /// `then` where `self < bound`, else `otherwise`.
+    /// Returns `then` in lanes with `self < bound`, else `otherwise`.
     fn if_less(self, bound: Self, then: Self, otherwise: Self) -> Self;
-    /// Sum of the lanes, in a fixed order.
+    /// Returns the sum of the lanes, added in a fixed order.
     fn sum(self) -> f32;
-    /// Largest lane.
     fn largest(self) -> f32;
 
-    /// `slice[at ..]`, zero beyond its end.
+    /// Reads `slice[at ..]`, with zero beyond its end.
     #[inline(always)]
     fn read(slice: &[f32], at: usize) -> Self {
         let rest = &slice[at..];
@@ -95,7 +88,7 @@ pub trait Lanes: Copy {
 
 /// Declares `pub fn name(isa: Isa, ...)` that runs `body::<L>(...)` with the lanes of `isa`.
 ///
-/// An `isa` that the machine lacks runs the portable body: the call is safe whatever it is given.
+/// The function is safe for any `isa`: if the machine lacks it, the portable body runs.
 macro_rules! simd_fn {
     ($(#[$attr:meta])* $vis:vis fn $name:ident($($arg:ident: $ty:ty),* $(,)?) $(-> $ret:ty)? = $body:ident) => {
         $(#[$attr])*

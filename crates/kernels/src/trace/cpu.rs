@@ -1,4 +1,4 @@
-//! What [`Cpu`](crate::Cpu) needs, from the functions by which it sizes its own working memory.
+//! Working memory of [`Cpu`](crate::Cpu), from the same functions that size its buffers.
 
 use super::{ScratchPool, TraceTarget, TracedOp};
 use crate::cpu::head_loss::HeadLoss;
@@ -9,7 +9,7 @@ use crate::gemm::{Gemm, SkinnyGemm};
 use crate::rope::RopeTable;
 use crate::{AttentionDims, DType, Element, Isa, Segment, attention};
 
-/// A [`Cpu`](crate::Cpu) that is not there.
+/// Computes the working memory of a [`Cpu`](crate::Cpu) without allocating it.
 #[derive(Debug)]
 pub(super) struct CpuTarget {
     isa: Isa,
@@ -19,19 +19,19 @@ pub(super) struct CpuTarget {
 
 impl CpuTarget {
     /// # Panics
-    /// If `options.isa` is not supported by this machine.
+    /// If this machine does not support `options.isa`.
     pub fn new(options: CpuOptions) -> Self {
         let (isa, threads, bf16) = options.resolve();
         assert!(isa.is_supported(), "this machine does not run {isa}");
         Self { isa, threads, bf16 }
     }
 
-    /// Bytes of `words` for each thread.
+    /// Returns the bytes of `words` for each thread.
     fn of_threads(&self, words: usize) -> u64 {
         self.threads as u64 * Scratch::bytes(words)
     }
 
-    /// Each thread's tiles of the largest task, in elements.
+    /// Returns the elements of all threads' attention buffers, each sized for the largest task.
     fn attention(&self, segments: &[Segment], dims: AttentionDims, backward: bool) -> usize {
         let format = attention::OperandFormat::new(self.isa, self.bf16);
         let lens: Vec<usize> = if backward {

@@ -1,23 +1,23 @@
-//! What a trace keeps account of: bytes that live, bytes of working memory, work.
+//! The account of a trace: live bytes, working memory and work.
 
 use std::sync::{Arc, Mutex};
 
 use crate::cpu::pool::lock;
 
-/// Bytes and work of everything that ran on a [`Trace`](super::Trace).
+/// Bytes and work of all operations on a [`Trace`](super::Trace).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Footprint {
-    /// Bytes of the buffers that are alive.
+    /// Bytes of live buffers.
     pub live: u64,
-    /// The most that buffers and working memory came to at any time.
+    /// The highest sum of buffers and working memory so far.
     pub peak: u64,
     /// Working memory of the back end, which only grows.
     pub scratch: ScratchBytes,
-    /// Multiplications and additions.
+    /// FLOP: multiplications and additions.
     pub flops: u64,
 }
 
-/// Working memory by what it is for, in bytes.
+/// Working memory by use, in bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ScratchBytes {
     /// Packed operands of products with the base.
@@ -33,28 +33,29 @@ pub struct ScratchBytes {
 }
 
 impl ScratchBytes {
-    /// All of it.
+    /// Returns the sum of all uses.
     pub fn total(&self) -> u64 {
         self.products + self.low_rank + self.attention + self.head + self.rope
     }
 }
 
-/// One grow-only piece of a back end's working memory.
+/// One grow-only buffer of a back end's working memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ScratchPool {
-    /// Packed `A`, packed `B` of each thread, packed rows of a skinny product; a device numbers its own, up to 3.
+    /// Packed `A`, packed `B` of each thread, packed rows of a skinny product. A device uses its own numbers,
+    /// up to 3.
     Products(usize),
     /// Low-rank products, up to 7.
     LowRank(usize),
-    /// The tiles of all threads.
+    /// The attention buffers of all threads.
     Attention,
-    /// Memory that all threads share, and memory of each.
+    /// The memory that all threads share, and the memory of each.
     Head(usize),
     /// Angles of the rotary embedding.
     Rope,
 }
 
-/// The account itself, shared with every buffer so that a dropped one is taken off it.
+/// The account. Every buffer shares it, so that a dropped buffer is subtracted.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Ledger(Arc<Mutex<Account>>);
 
@@ -87,7 +88,7 @@ impl Account {
 }
 
 impl Ledger {
-    /// Ledger a buffer; it is alive until the handle is dropped.
+    /// Adds a buffer, which is live until the handle is dropped.
     pub fn alloc(&self, bytes: u64) -> Allocation {
         let mut account = lock(&self.0);
         account.live += bytes;
@@ -95,7 +96,7 @@ impl Ledger {
         Allocation { ledger: self.clone(), bytes }
     }
 
-    /// Notes that a pool holds at least `bytes` from now on.
+    /// Records that a pool has at least `bytes` from now on.
     pub fn grow(&self, pool: ScratchPool, bytes: u64) {
         let mut account = lock(&self.0);
         let bytes_of_pool = match pool {
@@ -115,13 +116,13 @@ impl Ledger {
         account.flops = account.flops.saturating_add(flops);
     }
 
-    /// Where the account stands.
+    /// Returns the current account.
     pub fn footprint(&self) -> Footprint {
         let account = lock(&self.0);
         Footprint { live: account.live, peak: account.peak, scratch: account.scratch(), flops: account.flops }
     }
 
-    /// Forgets everything but the buffers that are alive.
+    /// Resets everything but the live buffers.
     pub fn restart(&self) {
         let mut account = lock(&self.0);
         let live = account.live;
@@ -129,7 +130,7 @@ impl Ledger {
     }
 }
 
-/// The handle of a buffer that has no elements, only a size.
+/// The handle of a buffer that has a size, but no elements.
 #[derive(Debug)]
 pub(super) struct Allocation {
     ledger: Ledger,

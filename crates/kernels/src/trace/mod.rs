@@ -1,5 +1,5 @@
-//! The back end that computes nothing: it records the bytes that another back end would use, and the work it would do,
-//! while the very same code runs over it.
+//! A back end that computes nothing. It records the bytes and the work of another back end, while the real
+//! model code runs.
 
 mod cpu;
 mod ledger;
@@ -19,18 +19,18 @@ use crate::{
     Scalars, Segment, Store,
 };
 
-/// The back end that a [`Trace`] stands for.
+/// The back end whose memory a [`Trace`] records.
 pub trait TraceTarget: fmt::Debug + Send + Sync {
-    /// Its name.
+    /// Returns its name.
     fn name(&self) -> String;
 
     /// As [`Backend::row_invariant_from`].
     fn row_invariant_from(&self) -> usize;
 
-    /// The type it stores elements in.
+    /// Returns the type in which it stores elements.
     fn dtype(&self, element: Element) -> DType;
 
-    /// Bytes of a row of buffers that are allocated together.
+    /// Returns the bytes per row of buffers that are allocated as one.
     fn row_bytes(&self, widths: &[usize], element: Element) -> u64 {
         (widths.iter().sum::<usize>() * self.dtype(element).size()) as u64
     }
@@ -39,7 +39,7 @@ pub trait TraceTarget: fmt::Debug + Send + Sync {
     fn scratch(&self, op: TracedOp<'_>, grow: &mut dyn FnMut(ScratchPool, u64));
 }
 
-/// An operation with working memory.
+/// An operation that uses working memory.
 #[derive(Clone, Copy, Debug)]
 pub enum TracedOp<'a> {
     /// A product with a frozen weight, `(n, d_in) x (d_in, d_out)` forward.
@@ -50,27 +50,27 @@ pub enum TracedOp<'a> {
         d_out: usize,
         /// `IN`.
         d_in: usize,
-        /// Whether it is the gradient of the input.
+        /// Whether this is the gradient of the input.
         backward: bool,
     },
-    /// A low-rank pair.
+    /// A low-rank product.
     Lora {
         /// Rows.
         rows: usize,
-        /// The pair.
+        /// Its shape.
         dims: LoraDims,
-        /// Whether its input is dropped.
+        /// Whether dropout applies to its input.
         dropout: bool,
-        /// Whether it is the backward.
+        /// Whether this is the backward pass.
         backward: bool,
     },
     /// Attention.
     Attention {
-        /// Which rows see which keys.
+        /// The keys that each query row sees.
         segments: &'a [Segment],
-        /// The heads.
+        /// Head layout.
         dims: AttentionDims,
-        /// Whether it is the backward.
+        /// Whether this is the backward pass.
         backward: bool,
     },
     /// The loss head.
@@ -93,10 +93,10 @@ pub enum TracedOp<'a> {
     },
 }
 
-/// Records what another back end would use. Values read from it are zero.
+/// Records the memory and work of another back end. Values read from it are zero.
 ///
-/// The target computes working memory by the functions that size its own. Every thread is taken to have met the largest
-/// task.
+/// The target sizes its working memory by the same functions. The trace assumes that every thread has met the
+/// largest task.
 #[derive(Debug)]
 pub struct Trace {
     target: Box<dyn TraceTarget>,
@@ -104,30 +104,30 @@ pub struct Trace {
 }
 
 impl Trace {
-    /// A trace of a [`Cpu`](crate::Cpu) with these options.
+    /// Makes a trace of a [`Cpu`](crate::Cpu) with these options.
     ///
     /// # Panics
-    /// If `options.isa` is not supported by this machine, see [`Isa::is_supported`](crate::Isa::is_supported).
+    /// If this machine does not support `options.isa`, see [`Isa::is_supported`](crate::Isa::is_supported).
     pub fn new(options: CpuOptions) -> Self {
         Self::of(Box::new(cpu::CpuTarget::new(options)))
     }
 
-    /// A trace of `target`.
+    /// Makes a trace of `target`.
     pub fn of(target: Box<dyn TraceTarget>) -> Self {
         Self { target, ledger: Ledger::default() }
     }
 
-    /// Bytes and work so far.
+    /// Returns bytes and work so far.
     pub fn footprint(&self) -> Footprint {
         self.ledger.footprint()
     }
 
-    /// Forgets peak, working memory and work; buffers that are alive stay in the ledger.
+    /// Resets peak, working memory and work. Live buffers stay in the ledger.
     pub fn restart(&self) {
         self.ledger.restart();
     }
 
-    /// A frozen weight of this shape, without elements.
+    /// Returns a frozen weight of this shape, without elements.
     pub fn matrix(rows: usize, cols: usize) -> Matrix {
         Matrix::opaque(Arc::new(()), rows, cols)
     }
@@ -136,13 +136,14 @@ impl Trace {
         self.target.scratch(op, &mut |pool, bytes| self.ledger.grow(pool, bytes));
     }
 
-    /// Working memory and work of a product with a frozen weight.
+    /// Records working memory and work of a product with a frozen weight.
     fn product(&self, n: usize, w: &Matrix, backward: bool) {
         self.scratch(TracedOp::Linear { n, d_out: w.rows(), d_in: w.cols(), backward });
         self.ledger.add_flops(2 * (n * w.rows()) as u64 * w.cols() as u64);
     }
 
-    /// Working memory of attention, and the work of `products` products over the keys that each query sees.
+    /// Records the working memory of attention, and the work of `products` products over the visible keys of
+    /// each query.
     fn attention(&self, segments: &[Segment], dims: AttentionDims, backward: bool) {
         self.scratch(TracedOp::Attention { segments, dims, backward });
         let seen = |s: &Segment| {
@@ -154,7 +155,7 @@ impl Trace {
     }
 }
 
-/// Panics where a buffer is too short: a plan of a wrong shape is worth nothing.
+/// Panics if a buffer is too short: a plan of a wrong shape is worthless.
 fn check(buffer: &Buffer, len: usize) {
     assert!(buffer.len() >= len, "a buffer of {} elements where {len} are needed", buffer.len());
 }
@@ -175,7 +176,7 @@ impl Backend for Trace {
 
     fn alloc_rows(&self, rows: usize, widths: &[usize], element: Element) -> Vec<Buffer> {
         let dtype = self.target.dtype(element);
-        // The first buffer stands for the allocation that all of them share.
+        // The first buffer accounts for the allocation that all of them share.
         let mut bytes = rows as u64 * self.target.row_bytes(widths, element);
         let buffer = |width: &usize| {
             let allocation = self.ledger.alloc(std::mem::take(&mut bytes));

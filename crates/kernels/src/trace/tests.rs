@@ -27,8 +27,8 @@ fn what_is_read_is_zero() {
     assert_eq!(found, [0.0; 2]);
 }
 
-/// Every operation with working memory, over shapes with tails. The largest comes again at the end, because the
-/// angles of the rotary embedding are those of the last batch.
+/// Runs every operation with working memory, over shapes with tails. The largest comes last again, because
+/// the angles of the rotary embedding are those of the last batch.
 fn exercise(backend: &dyn Backend, matrix: &dyn Fn(usize, usize) -> Matrix) {
     let alloc = |len| backend.alloc(len, Element::Activation);
     for (n, rank) in [(3, 2), (300, 8), (70, 3), (37, 5), (300, 8)] {
@@ -50,7 +50,7 @@ fn exercise(backend: &dyn Backend, matrix: &dyn Fn(usize, usize) -> Matrix) {
         attend(backend, &inp, n);
         head_loss(backend, &inp, Some(&mut dinp), &matrix(vocabulary, d_in), n);
     }
-    // More rows than pass over the vocabulary together, without a gradient and with one.
+    // More rows than one pass over the vocabulary takes, without a gradient and with one.
     let (n, c) = (700, 24);
     let (inp, mut dinp, head) = (alloc(n * c), alloc(n * c), matrix(300, c));
     head_loss(backend, &inp, None, &head, n);
@@ -84,7 +84,7 @@ fn working_memory_is_what_the_cpu_holds() {
         for dtype in [DType::F32, DType::Bf16] {
             let options = CpuOptions { threads: Some(1), isa: Some(isa), dtype };
             let (cpu, trace) = (Cpu::new(options), Trace::new(options));
-            // A thread of its own: tiles of attention belong to the thread, and tests share theirs.
+            // A thread of its own: attention buffers belong to the thread, and tests share threads.
             let attention = std::thread::scope(|scope| {
                 let run = || {
                     exercise(&cpu, &|rows, cols| Matrix::from_f32(&vec![0.5; rows * cols], rows, cols));

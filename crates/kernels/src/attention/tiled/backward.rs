@@ -1,4 +1,4 @@
-//! Backward of one task: blocks of queries against one panel of keys after the other.
+//! Backward of one task: for each block of queries, a loop over panels of keys.
 
 use super::gather::{gather, round};
 use super::operand_format::{OperandFormat, StridedOperand};
@@ -11,11 +11,11 @@ use crate::gemm::Prefetch;
 use crate::math::{dot_lanes, exp};
 use crate::simd::{Lanes, simd_fn};
 
-/// One task of a backward pass.
+/// Computes one task of a backward pass.
 ///
 /// # Safety
-/// `dq`, `dk` and `dv` are valid for writing every row of the task's segment, and no other task writes the
-/// same kv head of the same segment at the same time.
+/// `dq`, `dk` and `dv` are valid for writing every row of the task's segment. No other task writes the same
+/// kv head of the same segment at the same time.
 #[expect(clippy::too_many_lines, reason = "one pass over a tile, whose buffers stay borrowed")]
 pub(crate) unsafe fn backward_task(
     format: OperandFormat,
@@ -59,7 +59,8 @@ pub(crate) unsafe fn backward_task(
             gather(format.isa, dout_rows, width, dout, block, 1.0);
             gather(format.isa, out_rows, width, out, block, 1.0);
             if format.are_pairs() {
-                // As the products see it: what is common to all values then cancels out of the gradient of the scores.
+                // Rounded as the products round it: a common offset of all values then cancels out of the
+                // scores' gradient.
                 round(format.isa, dout_rows);
             }
             let mut lses_deltas = [[0.0; 2]; QUERIES];
@@ -111,13 +112,13 @@ pub(crate) unsafe fn backward_task(
             for i in 0..rows {
                 let sums = &mut dq_rows[i * width..][..head_dim];
                 sums.iter_mut().for_each(|sum| *sum *= factor);
-                // SAFETY: this row and head are the task's own, as the caller promises.
+                // SAFETY: the caller guarantees that only this task writes this row and head.
                 unsafe { dq.add(block.row(i)).copy_from_nonoverlapping(sums.as_ptr(), head_dim) };
             }
         }
         for j in 0..shape.keys {
             let (from_k, from_v) = (&dk_rows[j * width..][..head_dim], &dv_rows[j * width..][..head_dim]);
-            // SAFETY: this row and kv head are the task's own, as the caller promises.
+            // SAFETY: the caller guarantees that only this task writes this row and kv head.
             unsafe {
                 dk.add(shape.key_row(j)).copy_from_nonoverlapping(from_k.as_ptr(), head_dim);
                 dv.add(shape.key_row(j)).copy_from_nonoverlapping(from_v.as_ptr(), head_dim);
@@ -126,13 +127,12 @@ pub(crate) unsafe fn backward_task(
     });
 }
 
-/// Elements that [`backward_task`] holds.
+/// Returns the number of elements that [`backward_task`] needs.
 pub(crate) fn backward_len(format: OperandFormat, task: &Task, dims: AttentionDims) -> usize {
     total(lens(format, &Shape::of(task, dims, format)))
 }
 
-/// Keys and values as columns, keys, and the gradients of both; queries, gradient of the outputs, outputs, and gradient of the
-/// queries, the first two also as pairs along and across; a panel's scores and their gradient, also as pairs.
+/// Lengths of the buffers, in the order in which [`backward_task`] names them.
 fn lens(format: OperandFormat, shape: &Shape<'_>) -> [usize; 18] {
     let (rows, width) = (shape.rows(), shape.width);
     let (keys, block, scores) = (shape.keys * width, rows * width, rows * KEYS);
@@ -162,7 +162,7 @@ fn lens(format: OperandFormat, shape: &Shape<'_>) -> [usize; 18] {
 }
 
 simd_fn! {
-    /// Each row's `dout · out`, as the second of two numbers.
+    /// Writes `dout · out` of each row to the second element of its `lses_deltas`.
     fn deltas(lses_deltas: &mut [[f32; 2]], dout: &[f32], out: &[f32], width: usize) = deltas_lanes
 }
 
@@ -175,8 +175,8 @@ fn deltas_lanes<L: Lanes>(lses_deltas: &mut [[f32; 2]], dout: &[f32], out: &[f32
 }
 
 simd_fn! {
-    /// Scores of the panel from key `first` on become weights, and the gradients of weights those of scores; both are zero
-    /// where a row does not see the key.
+    /// Turns the scores of a panel into attention weights `p`, and `dscores` from `dp` into `ds`. Both become
+    /// zero where a row does not see the key. The panel begins at key `first`.
     fn weigh(
         scores: &mut [f32],
         dscores: &mut [f32],

@@ -1,4 +1,4 @@
-//! Forward of one task: blocks of queries against all the keys that they see.
+//! Forward of one task: for each block of queries, a loop over all visible keys.
 
 use super::gather::gather;
 use super::operand_format::{OperandFormat, StridedOperand};
@@ -11,11 +11,11 @@ use crate::simd::{Lanes, WIDEST, simd_fn};
 use crate::softmax::{exponentials, scale};
 use crate::{AttentionDims, bf16_to_f32, f32_to_bf16};
 
-/// One task of a forward pass.
+/// Computes one task of a forward pass.
 ///
 /// # Safety
-/// `out` and `lse` are valid for writing every row of the task's segment, and no other task writes the same
-/// kv head of the same queries at the same time.
+/// `out` and `lse` are valid for writing every row of the task's segment. No other task writes the same kv
+/// head of the same queries at the same time.
 pub(crate) unsafe fn forward_task(
     format: OperandFormat,
     out: *mut f32,
@@ -45,7 +45,8 @@ pub(crate) unsafe fn forward_task(
             let (mut sums, mut lses) = ([0.0; QUERIES], [0.0; QUERIES]);
             softmax(format.isa, scores, &mut sums, &mut lses, block);
             if format.are_pairs() {
-                // Weights that sum to 1 as they are multiplied: what all values share is then in `out` as it is in them.
+                // Divides by the sum of the rounded weights, so that a common offset of all values reaches
+                // `out` unchanged.
                 rounded_sums(format.isa, &mut sums[..rows], scores, block.keys());
             }
             for first in (0..block.keys()).step_by(KEYS) {
@@ -66,7 +67,7 @@ pub(crate) unsafe fn forward_task(
             scale_rows(format.isa, weighted, width, &sums[..rows]);
             for i in 0..rows {
                 let (weighted, row) = (&weighted[i * width..][..head_dim], block.row(i));
-                // SAFETY: this row and head are the task's own, as the caller promises.
+                // SAFETY: the caller guarantees that only this task writes this row and head.
                 unsafe {
                     out.add(row).copy_from_nonoverlapping(weighted.as_ptr(), head_dim);
                     *lse.add(row / head_dim) = lses[i];
@@ -76,12 +77,12 @@ pub(crate) unsafe fn forward_task(
     });
 }
 
-/// Elements that [`forward_task`] holds.
+/// Returns the number of elements that [`forward_task`] needs.
 pub(crate) fn forward_len(format: OperandFormat, task: &Task, dims: AttentionDims) -> usize {
     total(lens(format, &Shape::of(task, dims, format)))
 }
 
-/// Queries, also as pairs; keys, values, outputs; scores, and those of a panel as pairs.
+/// Lengths of the buffers, in the order in which [`forward_task`] names them.
 fn lens(format: OperandFormat, shape: &Shape<'_>) -> [usize; 7] {
     let block = shape.rows() * shape.width;
     let scores = shape.blocks().map(|b| b.rows * b.keys().next_multiple_of(KEYS)).max().unwrap_or(0);
@@ -97,8 +98,9 @@ fn lens(format: OperandFormat, shape: &Shape<'_>) -> [usize; 7] {
 }
 
 simd_fn! {
-    /// Scores, panel after panel of `(rows, KEYS)`, become `e^(score - max)` over the keys that each row sees, zero over the
-    /// rest; `sums` receives the sum of each row, `lse` the log of its softmax's denominator.
+    /// Turns scores into `e^(score - max)` over the visible keys, and into zero elsewhere. `scores` has
+    /// panels of `(rows, KEYS)`. `sums` receives the sum of each row, `lse` the log of its softmax
+    /// denominator.
     fn softmax(scores: &mut [f32], sums: &mut [f32; QUERIES], lse: &mut [f32; QUERIES], block: Block) = softmax_lanes
 }
 
@@ -111,7 +113,8 @@ fn softmax_lanes<L: Lanes>(
 ) {
     for i in 0..block.rows {
         let visible = block.visible(i);
-        // Where the row lies in each panel, and how many of its scores there count, in whole vectors.
+        // For each panel: offset of the row, number of visible scores, and that number rounded up to whole
+        // vectors.
         let panels = (0..block.keys()).step_by(KEYS).map(|first| {
             let seen = visible.saturating_sub(first).min(KEYS);
             (first * block.rows + i * KEYS, seen, seen.next_multiple_of(L::COUNT))
@@ -135,7 +138,7 @@ fn softmax_lanes<L: Lanes>(
 }
 
 simd_fn! {
-    /// The sum of each row of `scores`, panel after panel of `(rows, KEYS)`, rounded to bf16.
+    /// Sums each row of `scores` after rounding to bf16. `scores` has panels of `(rows, KEYS)`.
     fn rounded_sums(sums: &mut [f32], scores: &[f32], keys: usize) = rounded_sums_body
 }
 
@@ -160,7 +163,7 @@ fn rounded_sums_body<L>(sums: &mut [f32], scores: &[f32], keys: usize) {
 }
 
 simd_fn! {
-    /// Divides each row of `width` by its sum.
+    /// Divides each row of `width` elements by its sum.
     fn scale_rows(rows: &mut [f32], width: usize, sums: &[f32]) = scale_rows_lanes
 }
 

@@ -1,11 +1,11 @@
-//! The rows of a block, copied together.
+//! Copies the rows of a block into contiguous memory.
 
 use super::task::Block;
 use crate::simd::{Lanes, simd_fn};
 use crate::{bf16_to_f32, f32_to_bf16};
 
 simd_fn! {
-    /// Rows of `inp (N, NH, HS)` times `factor`, padded with zeros to `width`.
+    /// Copies rows of `inp (N, NH, HS)` times `factor`, padded with zeros to `width`.
     pub(super) fn gather(out: &mut [f32], width: usize, inp: &[f32], block: Block, factor: f32) = gather_lanes
 }
 
@@ -23,7 +23,7 @@ fn gather_lanes<L: Lanes>(out: &mut [f32], width: usize, inp: &[f32], block: Blo
 }
 
 simd_fn! {
-    /// Rounds to bf16.
+    /// Rounds to bf16 precision.
     pub(super) fn round(values: &mut [f32]) = round_body
 }
 

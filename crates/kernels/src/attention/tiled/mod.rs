@@ -1,6 +1,7 @@
-//! Attention in tiles: keys in panels of [`KEYS`], queries in blocks of [`QUERIES`]. No square of scores exists.
+//! Tiled attention: keys in panels of [`KEYS`], queries in blocks of [`QUERIES`]. The full score matrix never
+//! exists.
 //!
-//! One task is one kv head of one segment, forward also a range of its queries:
+//! One task computes one kv head of one segment. A forward task also has a range of queries:
 //!
 //! ```text
 //! forward                                  backward
@@ -14,9 +15,10 @@
 //! ```
 //!
 //! - Keys and values are packed once for all query heads that read them.
-//! - Packed operands are pairs of bf16 where the back end computes in bf16 and the instruction set multiplies pairs, f32
-//!   otherwise. Softmax, sums and results are f32 either way.
-//! - Every kv head is one backward task: no other task adds to its `dk` and `dv`, and sums have one order.
+//! - Operands are packed as bf16 pairs if the back end computes in bf16 and the instruction set multiplies
+//!   such pairs. Otherwise they are f32. Softmax, sums and results are always f32.
+//! - Every kv head is one backward task. No other task adds to its `dk` and `dv`, so their sums have one
+//!   order.
 //!
 //! Source of the blocks: Dao et al., 2022, <https://arxiv.org/abs/2205.14135>.
 
@@ -36,5 +38,5 @@ pub(crate) use task::{backward_tasks, forward_tasks};
 
 /// Keys of a panel.
 const KEYS: usize = 64;
-/// Query rows of a block: their scores of a panel, with both operands, stay in the second cache.
+/// Query rows of a block. Their scores of one panel stay in L2, together with both operands.
 const QUERIES: usize = 48;

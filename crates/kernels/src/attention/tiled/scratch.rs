@@ -1,4 +1,4 @@
-//! Working memory of a task: one piece that each thread keeps, cut anew by every task.
+//! Working memory of a task: one allocation per thread, divided into buffers by every task.
 
 use std::cell::RefCell;
 
@@ -9,17 +9,17 @@ thread_local! {
     static SCRATCH: RefCell<Scratch> = RefCell::default();
 }
 
-/// Elements from one buffer to the next: each begins with a cache line.
+/// Rounds a length up to whole cache lines.
 fn apart(len: usize) -> usize {
     len.next_multiple_of(WIDEST)
 }
 
-/// Elements that hold buffers of these lengths.
+/// Returns the number of elements in buffers of these lengths.
 pub(super) fn total<const N: usize>(lens: [usize; N]) -> usize {
     lens.map(apart).iter().sum()
 }
 
-/// Runs `task` on buffers of these lengths, whose contents are whatever was left there.
+/// Runs `task` on buffers of these lengths. They contain leftovers of earlier tasks.
 pub(super) fn with_buffers<const N: usize>(lens: [usize; N], task: impl FnOnce([&mut [f32]; N])) {
     SCRATCH.with_borrow_mut(|scratch| {
         let mut rest = scratch.at_least(total(lens));
@@ -31,7 +31,7 @@ pub(super) fn with_buffers<const N: usize>(lens: [usize; N], task: impl FnOnce([
     });
 }
 
-/// Bytes that this thread's tiles hold at present.
+/// Bytes that this thread's working memory occupies.
 #[cfg(test)]
 pub(crate) fn scratch_bytes() -> u64 {
     SCRATCH.with_borrow(|scratch| scratch.allocated_bytes())

@@ -1,4 +1,4 @@
-//! What one thread computes, and the blocks that it goes through.
+//! The work of one thread, and its blocks of queries.
 
 use std::cmp::Reverse;
 use std::ops::Range;
@@ -10,10 +10,10 @@ use crate::gemm::Prefetch;
 use crate::simd::WIDEST;
 use crate::{AttentionDims, Segment};
 
-/// Queries that one forward task takes, when a segment is split.
+/// Most queries of one forward task.
 const TASK_QUERIES: usize = 192;
 
-/// One kv head of a segment, and a range of its queries: what one thread computes.
+/// One kv head of a segment, and a range of its queries: the work of one thread.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Task {
     segment: Segment,
@@ -21,12 +21,13 @@ pub(crate) struct Task {
     queries: Range<usize>,
 }
 
-/// The independent tasks of a forward pass, the longest first.
+/// Returns the independent tasks of a forward pass, the longest first.
 pub(crate) fn forward_tasks(segments: &[Segment], dims: AttentionDims) -> Vec<Task> {
     tasks(segments, dims, TASK_QUERIES)
 }
 
-/// The independent tasks of a backward pass, the longest first: every key and value gradient is written by exactly one.
+/// Returns the independent tasks of a backward pass, the longest first. Exactly one task writes each key and
+/// value gradient.
 pub(crate) fn backward_tasks(segments: &[Segment], dims: AttentionDims) -> Vec<Task> {
     tasks(segments, dims, usize::MAX)
 }
@@ -41,38 +42,36 @@ fn tasks(segments: &[Segment], dims: AttentionDims, most: usize) -> Vec<Task> {
             tasks.extend((0..dims.kv_heads).map(task));
         }
     }
-    // Threads take one after the other: what is left for the last should be short.
+    // Threads take tasks in this order. Short last tasks let all threads finish together.
     tasks.sort_by_key(|task| Reverse(task.queries.len() * task.keys()));
     tasks
 }
 
 impl Task {
-    /// Keys that any of its queries sees.
+    /// Number of keys visible to the task's last query.
     fn keys(&self) -> usize {
         self.segment.kv_len - self.segment.q_len + self.queries.end
     }
 }
 
-/// The sizes of a task, and where its rows lie.
+/// Sizes of a task, and offsets of its rows.
 pub(super) struct Shape<'a> {
     task: &'a Task,
     dims: AttentionDims,
-    /// `HS`.
     pub head_dim: usize,
     /// `HS`, padded to whole vectors.
     pub width: usize,
-    /// OperandFormat of `HS`.
+    /// Words of `HS`.
     pub steps: usize,
-    /// Keys that any of its queries sees.
+    /// Number of keys visible to the task's last query.
     pub keys: usize,
-    /// OperandFormat of [`keys`](Shape::keys) in panels of keys as columns.
+    /// Words of all [`keys`](Shape::keys), packed in panels.
     pub panels: usize,
-    /// Query heads that a block takes together.
+    /// Query heads in one block.
     heads: usize,
 }
 
 impl<'a> Shape<'a> {
-    /// Of a task in `words`.
     pub fn of(task: &'a Task, dims: AttentionDims, format: OperandFormat) -> Self {
         let AttentionDims { heads, kv_heads, head_dim } = dims;
         let (keys, steps, group) = (task.keys(), format.of(head_dim), (heads / kv_heads).max(1));
@@ -88,18 +87,18 @@ impl<'a> Shape<'a> {
         }
     }
 
-    /// Most rows of a block.
+    /// Most rows of any block.
     pub fn rows(&self) -> usize {
         self.heads * (QUERIES / self.heads).min(self.task.queries.len())
     }
 
-    /// Where row `j` of the task's keys or values begins.
+    /// Offset of row `j` of the task's keys or values.
     pub fn key_row(&self, j: usize) -> usize {
         let Task { segment, kv_head, .. } = self.task;
         ((segment.kv_start + j) * self.dims.kv_heads + kv_head) * self.head_dim
     }
 
-    /// The task's keys or values in `inp (M, KH, HS)`.
+    /// The task's keys or values inside `inp (M, KH, HS)`.
     pub fn key_rows<'b>(&self, inp: &'b [f32]) -> RowView<'b> {
         RowView {
             data: &inp[self.key_row(0)..],
@@ -109,7 +108,7 @@ impl<'a> Shape<'a> {
         }
     }
 
-    /// The blocks of the task's queries, heads by heads.
+    /// The blocks of the task's queries, grouped by heads.
     pub fn blocks(&self) -> impl Iterator<Item = Block> {
         let Task { segment, kv_head, queries } = self.task;
         let AttentionDims { heads, kv_heads, head_dim } = self.dims;
@@ -129,37 +128,37 @@ impl<'a> Shape<'a> {
     }
 }
 
-/// Query rows that are computed together: the same few heads of one query after the other.
+/// Query rows that are computed at once. Consecutive rows are the heads of one query.
 #[derive(Clone, Copy)]
 pub(super) struct Block {
     pub rows: usize,
     heads: usize,
-    /// Keys before the first query's own.
+    /// Keys that precede the first query's own.
     before: usize,
-    /// Where its first row begins, and its second query.
+    /// Offset of the first row, and elements from one query to the next.
     start: usize,
     stride: usize,
     pub head_dim: usize,
 }
 
 impl Block {
-    /// Where row `i` begins in operands `(N, NH, HS)`.
+    /// Offset of row `i` in operands `(N, NH, HS)`.
     pub fn row(&self, i: usize) -> usize {
         self.start + i / self.heads * self.stride + i % self.heads * self.head_dim
     }
 
-    /// Its rows of `inp (N, NH, HS)`, to be fetched ahead.
+    /// Prefetch of the block's rows of `inp (N, NH, HS)`.
     pub fn prefetch(&self, inp: *const f32) -> Prefetch {
         let start = inp.wrapping_add(self.start).cast();
         Prefetch::new(start, self.rows / self.heads, 4 * self.heads * self.head_dim, 4 * self.stride)
     }
 
-    /// How many keys row `i` sees.
+    /// Number of keys visible to row `i`.
     pub fn visible(&self, i: usize) -> usize {
         self.before + i / self.heads + 1
     }
 
-    /// How many keys its last row sees.
+    /// Number of keys visible to the last row.
     pub fn keys(&self) -> usize {
         self.before + self.rows / self.heads
     }

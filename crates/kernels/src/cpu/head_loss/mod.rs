@@ -1,21 +1,23 @@
-//! The loss head in one pass over the vocabulary, like tiled attention whose keys and values are both the rows of `W`.
+//! Fused linear layer and cross-entropy. Streams the vocabulary in blocks with an online softmax, like tiled
+//! attention whose keys and values are both the rows of `W`.
 //!
 //! ```text
 //! pack the rows of inp
 //! in parallel, for spans of the vocabulary and groups of rows:
 //!   for blocks of BLOCK tokens in the span:
-//!     logits = inp W[block]ᵀ                      a block exists at a time, in the second cache
-//!     max' = max(max, logits)                     the target's logit is stored apart
+//!     logits = inp W[block]ᵀ                      only this block exists, in L2
+//!     max' = max(max, logits)                     the target's logit is stored separately
 //!     sums *= e^(max - max')
 //!     sum, sums += Σ e^(logits - max'), e^(logits - max') W[block]
 //! in parallel, for rows:
-//!   join the spans in order: the loss, and the share of each span's sums
+//!   combine the spans in order: the loss, and the share of each span's sums
 //!   dinp = dloss · (Σ share · sums - (1 - p[target]) W[target])
 //! ```
 //!
-//! - Spans have a fixed number, so the order of every sum is the same for any number of threads.
-//! - The sums leave the target out. Its term joins the subtracted one in f32 as `1 - p[target]`, computed without the
-//!   difference: for an almost certain target bf16 would lose all digits.
+//! - The number of spans is fixed, so every sum has the same order for any number of threads.
+//! - The sums leave out the target. Its own term of `Σ p W` and the subtracted `W[target]` form one factor
+//!   `1 - p[target]`. That factor is computed in f32 without a subtraction: for an almost certain target,
+//!   bf16 would lose all its digits.
 
 mod partition;
 mod vocab_span;
@@ -31,9 +33,9 @@ use crate::math::axpy;
 use crate::softmax::{Running, Softmax};
 use crate::{Isa, Matrix};
 
-/// Most rows of a pass.
+/// Most rows of one pass over the vocabulary.
 const MAX_ROWS: usize = 512;
-/// Most bytes of gradients of a pass's spans: where rows are wide, fewer at a time.
+/// Most bytes of gradients over all spans of a pass. Wider rows pass in smaller numbers.
 const MAX_GRADIENT_BYTES: usize = 32 << 20;
 
 /// The loss head with its working memory.
@@ -41,25 +43,26 @@ pub(crate) struct HeadLoss {
     isa: Isa,
     kernels: &'static Kernels,
     round: bool,
-    /// Packed rows, and the gradient of each span of the vocabulary.
+    /// Packed rows, and one gradient per span of the vocabulary.
     shared: Mutex<Scratch>,
-    /// Of each thread: packed rows of `W`, a block of logits, and its exponentials packed.
+    /// Memory of each thread: packed rows of `W`, a block of logits, and its packed exponentials.
     own: Vec<Mutex<Scratch>>,
 }
 
-/// Most rows of `c` that pass over the vocabulary together.
+/// Most rows of `c` elements in one pass over the vocabulary.
 fn max_rows(c: usize) -> usize {
     (MAX_GRADIENT_BYTES / (SPANS * c * size_of::<f32>())).clamp(32, MAX_ROWS)
 }
 
 impl HeadLoss {
-    /// A head on `isa`; under `bf16` both operands of a product are rounded to bf16 and summed in f32.
+    /// Makes a loss head for `isa`. Under `bf16`, products round both operands to bf16 and sum in f32.
     pub fn new(isa: Isa, bf16: bool, threads: usize) -> Self {
         let own = (0..threads).map(|_| Mutex::default()).collect();
         Self { isa, kernels: Kernels::select(isa, bf16), round: bf16, shared: Mutex::default(), own }
     }
 
-    /// Words that `n` rows hold for all `threads`, and each thread's own; more rows never hold less.
+    /// Returns the words that all threads share for `n` rows, and the words of each thread. Both grow with
+    /// `n`.
     pub fn scratch(&self, threads: usize, n: usize, (v, c): (usize, usize), gradient: bool) -> [usize; 2] {
         if n == 0 {
             return [0; 2];
@@ -67,7 +70,7 @@ impl HeadLoss {
         Partition::new(self.kernels, threads, n.min(max_rows(c)), v, c).words(gradient)
     }
 
-    /// Bytes held at present.
+    /// Bytes allocated now.
     #[cfg(test)]
     pub fn allocated_bytes(&self) -> u64 {
         lock(&self.shared).allocated_bytes()
@@ -101,7 +104,8 @@ impl HeadLoss {
         }
     }
 
-    /// [`loss`](Self::loss) of the rows of one pass, in working memory as long as [`scratch`](Self::scratch) says.
+    /// Computes [`loss`](Self::loss) for the rows of one pass, in the working memory that
+    /// [`scratch`](Self::scratch) sizes.
     fn pass(
         &self,
         pool: &Pool,
@@ -143,7 +147,7 @@ impl HeadLoss {
             for i in rows {
                 let spans = running.iter().skip(i).step_by(m);
                 let softmax = Softmax::of(spans.clone().copied());
-                // SAFETY: the ranges of one region are disjoint.
+                // SAFETY: ranges of different tasks are disjoint.
                 let loss = unsafe { losses.range(i..i + 1) };
                 loss[0] = softmax.loss();
                 let Some((dinp, dloss)) = &grads else { continue };
@@ -161,7 +165,7 @@ impl HeadLoss {
         });
     }
 
-    /// Packs the rows of a pass, once for all spans.
+    /// Packs the rows of a pass once for all spans.
     fn pack(&self, pool: &Pool, partition: &Partition, packed: &mut [f32], inp: &[f32]) {
         let Kernels { lanes, pack, .. } = *self.kernels;
         let src = View::f32(inp, partition.c, 1);
@@ -172,8 +176,8 @@ impl HeadLoss {
             for block in 0..partition.k_blocks {
                 let dst = packed.at((block * partition.panels + panel) * partition.panel);
                 let job = PackJob::new(dst, lanes, src, rows, partition.k_of(block), self.round);
-                // SAFETY: `select` checked the instruction set, `check` the rows; every panel of every block has its own
-                // `cut.panel` words.
+                // SAFETY: `select` checked the instruction set and `check` the rows. Every panel of every
+                // block has its own `partition.panel` words.
                 unsafe { pack(&job) };
             }
         });

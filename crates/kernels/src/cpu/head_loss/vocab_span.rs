@@ -1,4 +1,4 @@
-//! One span of the vocabulary: a block of logits after the other, each used up before the next.
+//! One span of the vocabulary: computes a block of logits and uses it up before the next.
 
 use super::partition::{BLOCK, COLS, Partition};
 use crate::cpu::pool::SendPtr;
@@ -6,7 +6,7 @@ use crate::gemm::{Kernels, PackJob, Prefetch, TileJob, TileMask, View, part};
 use crate::softmax::{Running, online_softmax};
 use crate::{Isa, Matrix};
 
-/// What all spans of a pass share.
+/// Inputs that all spans of a pass share.
 pub(super) struct SpanPass<'a> {
     pub isa: Isa,
     pub kernels: &'static Kernels,
@@ -14,15 +14,16 @@ pub(super) struct SpanPass<'a> {
     pub partition: &'a Partition,
     pub head: &'a Matrix,
     pub targets: &'a [u32],
-    /// Packed rows, [`Partition::packed`] words.
+    /// Packed rows: [`Partition::packed`] words.
     pub packed: SendPtr,
-    /// Where gradients are wanted: of each span `(m, c)`, `Σ e^(logit - max) W` over all but the target.
+    /// `Σ e^(logit - max) W` over all tokens but the target, `(m, c)` for each span. `None` without
+    /// gradients.
     pub sums: Option<SendPtr>,
 }
 
 impl SpanPass<'_> {
-    /// One group of rows against one span: fills `running`, and `mixed` of that span and those rows. `own` is
-    /// working memory, as long as [`Partition::own`] says.
+    /// Computes one group of rows against one span: fills `running` and the span's `sums` of those rows.
+    /// `own` is working memory of the lengths in [`Partition::own`].
     pub fn task(&self, task: usize, own: &mut [f32], running: &mut [Running]) {
         let partition = self.partition;
         let (span, group) = (task / partition.groups, task % partition.groups);
@@ -40,7 +41,7 @@ impl SpanPass<'_> {
             self.logits(group, weight, logits, block, if sums.is_none() { next } else { Prefetch::NONE });
             let is_first = block == first_block;
             let scaled = match sums {
-                // SAFETY: the rows of this task are its own.
+                // SAFETY: only this task accesses these rows.
                 Some(sums) if !is_first => unsafe {
                     std::slice::from_raw_parts_mut(sums.at(0), m * partition.c)
                 },
@@ -53,18 +54,18 @@ impl SpanPass<'_> {
         }
     }
 
-    /// The rows of the vocabulary of a block, as `(first, count)`.
+    /// Returns the vocabulary rows of a block, as `(first, count)`.
     fn block(&self, block: usize) -> (usize, usize) {
         (block * BLOCK, BLOCK.min(self.partition.v - block * BLOCK))
     }
 
-    /// The weights of a block of the vocabulary and of `c`.
+    /// Prefetch of the weights in one block of the vocabulary and of `c`.
     fn prefetch(&self, block: usize, k_block: usize) -> Prefetch {
         let ((first, n), (k, k_len)) = (self.block(block), self.partition.k_of(k_block));
         View::rows_of(self.head).prefetch(first, n, k, k_len)
     }
 
-    /// `logits = inp Wᵀ` of a group of rows and a block of the vocabulary.
+    /// Computes `logits = inp Wᵀ` for a group of rows and a block of the vocabulary.
     fn logits(&self, group: usize, weight: &mut [f32], logits: &mut [f32], block: usize, next: Prefetch) {
         let Kernels { nr, pair, pack, tiles, .. } = *self.kernels;
         let (partition, width, (first, n)) = (self.partition, nr, self.block(block));
@@ -97,8 +98,9 @@ impl SpanPass<'_> {
                     next
                 },
             };
-            // SAFETY: `select` checked the instruction set and `loss` the weight; `weight` has `steps` words for each of
-            // a block's rows, `logits` a row of a block for each of the group's, and all panels are packed.
+            // SAFETY: `select` checked the instruction set and `loss` the weight. `weight` has `steps` words
+            // for each row of the block, `logits` one row for each row of the group, and all panels are
+            // packed.
             unsafe {
                 pack(&job);
                 tiles(&multiply);
@@ -106,8 +108,8 @@ impl SpanPass<'_> {
         }
     }
 
-    /// `mixed += exponentials W`, or `=` in a span's first block, of `m` rows and `n` rows of the vocabulary. `packed` receives
-    /// the exponentials as an operand.
+    /// Adds `exponentials W` to `sums`, or overwrites them in a span's first block. `packed` receives the
+    /// exponentials as a packed operand of `(m, n)`.
     fn accumulate(
         &self,
         sums: SendPtr,
@@ -121,7 +123,7 @@ impl SpanPass<'_> {
         let (partition, width) = (self.partition, nr);
         let (a, b) = (packed.as_mut_ptr(), weight.as_mut_ptr());
         let src = View::f32(exponentials, BLOCK, 1);
-        // SAFETY: `packed` has panels of `mix_panel` words for all rows of the group.
+        // SAFETY: `packed` has panels of `exp_panel` words for all rows of the group.
         unsafe { self.kernels.pack_panels(a, partition.exp_panel, src, (m, n), self.round) };
         let pieces = partition.c.div_ceil(COLS);
         for piece in 0..pieces {
@@ -147,8 +149,8 @@ impl SpanPass<'_> {
                 mask: TileMask::Nothing,
                 prefetch: next.part(piece, pieces),
             };
-            // SAFETY: as in `logits`; `weight` has `mix_steps` words for each of `COLS` columns, and the rows of `mixed` are
-            // this task's own.
+            // SAFETY: as in `logits`. `weight` has `exp_steps` words for each of `COLS` columns, and only
+            // this task accesses these rows of `sums`.
             unsafe {
                 pack(&job);
                 tiles(&multiply);

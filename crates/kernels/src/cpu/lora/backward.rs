@@ -1,4 +1,4 @@
-//! `dA`, `dB` and `dinp`: first `dmid` of every row, then sums over rows, a strip of columns at a time.
+//! `dA`, `dB` and `dinp`: first `dmid` of every row, then sums over rows, one strip of columns at a time.
 
 use std::ops::Range;
 
@@ -54,9 +54,10 @@ impl LowRank {
             mid,
             params,
         };
-        // First every row's `dmid`, and the panels that the sums below share.
+        // First `dmid` of every row, and the packed panels of the sums below.
         pool.run(n.div_ceil(block), |task, _| self.dmid_rows(&sums, task, b_t));
-        // Then columns: those of `dA` together with `dinp`, which share bits, and at last the cheaper ones of `dB`.
+        // Then strips of columns. `dA` and `dinp` share a strip, because they share its dropout mask. The
+        // cheaper `dB` comes last.
         let in_tasks = d_in.div_ceil(COLS);
         let (da, db) = (SendPtr(da.as_mut_ptr()), SendPtr(db.as_mut_ptr()));
         let dinp = dinp.map(|dinp| SendPtr(dinp.as_mut_ptr()));
@@ -69,12 +70,12 @@ impl LowRank {
         });
     }
 
-    /// `dmid` of a block of rows, and its panels.
+    /// Computes `dmid` of a block of rows, and packs it.
     fn dmid_rows(&self, sums: &Sums<'_>, task: usize, (b_t, b_stride): (SendPtr, usize)) {
         let LoraDims { rank, d_out, scaling, .. } = sums.params.dims;
         let (lanes, n, first) = (self.kernels.lanes, sums.n, task * sums.block);
         let (row, m) = (sums.first_row + first, (n - first).min(sums.block));
-        // SAFETY: this task alone touches its rows of `dmid`.
+        // SAFETY: only this task accesses these rows of `dmid`.
         let dmid = unsafe { std::slice::from_raw_parts_mut(sums.dmid.at(first * rank), m * rank) };
         let dy = &sums.dout[row * d_out..][..m * d_out];
         let shape = DotShape { m, k: d_out, rank, alpha: scaling };
@@ -86,7 +87,7 @@ impl LowRank {
         self.pack_panels(tall, rank, View::f32(dmid, rank, 1), m, rank);
     }
 
-    /// A product of panels of `R` rows, each with a step for every row, but for what its caller fills in.
+    /// The common fields of a product whose packed operand has `R` rows and one step for every token row.
     fn thin_job(&self, sums: &Sums<'_>) -> TileJob {
         let Kernels { lanes, nr, .. } = *self.kernels;
         TileJob {
@@ -123,10 +124,10 @@ impl LowRank {
                 accumulate: first > 0,
                 ..self.thin_job(sums)
             };
-            // SAFETY: all rows are packed, `dout` holds them, `product` is `(rank, COLS)`.
+            // SAFETY: all rows are packed, `dout` has them, and `product` is `(rank, COLS)`.
             unsafe { (self.kernels.tiles)(&job) };
         }
-        // SAFETY: this task alone touches rows `col .. col + cols` of `db`.
+        // SAFETY: only this task accesses rows `col .. col + cols` of `db`.
         let db = unsafe { std::slice::from_raw_parts_mut(db.at(col * rank), cols * rank) };
         for (j, db) in db.chunks_exact_mut(rank.max(1)).enumerate() {
             for (r, db) in db.iter_mut().enumerate() {
@@ -135,12 +136,12 @@ impl LowRank {
         }
     }
 
-    /// `dA += dmidᵀ drop(inp)` for the inputs from `col` on, and `dinp += drop'(dmid A)` where wanted.
+    /// `dA += dmidᵀ drop(inp)` and the optional `dinp += drop'(dmid A)`, for the inputs from `col` on.
     fn sum_da(&self, sums: &Sums<'_>, col: usize, own: &mut Own, da: SendPtr, dinp: Option<SendPtr>) {
         let LoraParams { a, dims: LoraDims { rank, d_in, .. }, dropout, .. } = sums.params;
         let cols = (d_in - col).min(COLS);
         let Own { mask, product } = own;
-        // Rows of `A` that lie a power of two apart would push each other out of the first cache.
+        // Copied, because rows of `A` that are a power of two apart would evict each other from L1.
         let strip = &mut product.at_least(rank * COLS)[..rank * COLS];
         if dinp.is_some() {
             for (strip, a) in strip.chunks_exact_mut(COLS).zip(a.chunks_exact(d_in)) {
@@ -162,8 +163,8 @@ impl LowRank {
                 mask: mask.map_or(TileMask::Nothing, TileMask::B),
                 ..self.thin_job(sums)
             };
-            // SAFETY: all rows are packed, `inp` holds them, the mask their bits, and this task alone touches its
-            // columns of `da`.
+            // SAFETY: all rows are packed, `inp` has them, and the mask has their bits. Only this task
+            // accesses these columns of `da`.
             unsafe { (self.kernels.tiles)(&job) };
 
             let Some(dinp) = dinp else { continue };
@@ -179,13 +180,13 @@ impl LowRank {
                     mask: mask.map_or(TileMask::Nothing, |mask| TileMask::Product(mask.from(row - first))),
                     ..job
                 };
-                // SAFETY: as above; this task alone touches its columns of `dinp`.
+                // SAFETY: as above; only this task accesses these columns of `dinp`.
                 unsafe { (self.kernels.tiles)(&tall) };
             }
         }
     }
 
-    /// The dropout mask of `m` rows from `first` on, for `cols` columns from `col` on.
+    /// Draws the dropout mask of `m` rows from `first` and `cols` columns from `col`.
     fn draw_mask(
         &self,
         sums: &Sums<'_>,
@@ -208,14 +209,14 @@ impl LowRank {
 /// Operands that all tasks of a backward pass share.
 struct Sums<'a> {
     first_row: usize,
-    /// Rows, and rows of a block of them.
+    /// Rows, and rows of one block.
     n: usize,
     block: usize,
-    /// Words of a block's panels of `dmid`.
+    /// Words of one block's packed `dmid`.
     tall_words: usize,
     /// `(n, R)`.
     dmid: SendPtr,
-    /// Panels of `midᵀ` and of `dmidᵀ`, and of `dmid` block by block.
+    /// Packed `midᵀ`, packed `dmidᵀ`, and packed `dmid` block by block.
     mid_t: SendPtr,
     dmid_t: SendPtr,
     dmid_panels: SendPtr,

@@ -1,4 +1,4 @@
-//! `out += scaling · (drop(inp) Aᵀ) Bᵀ`, a block of rows at a time.
+//! `out += scaling · (drop(inp) Aᵀ) Bᵀ`, one block of rows at a time.
 
 use std::ops::Range;
 
@@ -53,7 +53,7 @@ impl LowRank {
                 }
                 RowMask { first: bits.as_ptr(), stride }
             });
-            // SAFETY: this task alone touches rows `row .. row + m` of `mid`, checked above.
+            // SAFETY: only this task accesses rows `row .. row + m` of `mid`, whose length is checked above.
             let mid = unsafe { std::slice::from_raw_parts_mut(mid.at(row * rank), m * rank) };
             let shape = DotShape { m, k: d_in, rank, alpha: dropout_scale(dropout) };
             self.dot_rows(mid, x, mask, (a.as_ptr(), d_in), shape);
@@ -76,8 +76,8 @@ impl LowRank {
                 mask: TileMask::Nothing,
                 prefetch: Prefetch::NONE,
             };
-            // SAFETY: the panels were just packed, `Bᵀ` has all panels, and this task alone
-            // touches its rows of `out`, checked above.
+            // SAFETY: the panels were just packed and `Bᵀ` has all of its own. Only this task accesses these
+            // rows of `out`, whose length is checked above.
             unsafe { tiles(&job) };
         });
     }

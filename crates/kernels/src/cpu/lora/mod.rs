@@ -1,7 +1,8 @@
-//! The LoRA products: shapes so thin that each pass reads its large operand once, in place, and packs only
-//! the thin one. What dropout drops is masked where an operand is read or a product added, and never stored.
+//! LoRA's matrix products. One operand is so thin that only the thin one is packed; each pass reads the large
+//! one in place. Dropout masks are applied to an operand as it is read, or to a product as it is added.
+//! Dropped copies are never stored.
 //!
-//! Rows are cut into blocks whose size depends on their number alone, so sums over rows have one order.
+//! The size of a block of rows depends only on the number of rows, so sums over rows have one order.
 
 mod backward;
 mod forward;
@@ -18,9 +19,9 @@ use crate::{DType, Dropout, Isa};
 
 /// Columns of a gradient that one task sums over all rows.
 const COLS: usize = 128;
-/// Rows that a sum takes at a time, whole blocks: what is packed of them stays in L1.
+/// Rows that a sum takes at once, in whole blocks: their packed operands stay in L1.
 const SUM_ROWS: usize = 256;
-/// Rows of activations multiplied by `A` while they are in L1.
+/// Rows of activations that are multiplied by `A` while they are in L1.
 const DOT_ROWS: usize = 4;
 
 /// LoRA products in f32 on one instruction set, with their working memory.
@@ -31,30 +32,30 @@ pub(crate) struct LowRank {
     own: Vec<Mutex<Own>>,
 }
 
-/// What all tasks of one operation read.
+/// Packed operands that all tasks of one operation read.
 #[derive(Default)]
 struct Shared {
-    /// `Bᵀ (R, OUT)`, rows padded to whole vectors.
+    /// `Bᵀ (R, OUT)`, with rows padded to whole vectors.
     b_t: Scratch,
     /// `dmid (N, R)`.
     dmid: Scratch,
-    /// Panels of `midᵀ` and of `dmidᵀ`, and of `dmid` block by block.
+    /// Packed `midᵀ`, packed `dmidᵀ`, and packed `dmid` block by block.
     panels: [Scratch; 3],
 }
 
-/// What one worker writes.
+/// Working memory of one thread.
 #[derive(Default)]
 struct Own {
-    /// The bits of what dropout keeps.
+    /// Bits of the dropout mask.
     mask: Scratch,
     product: Scratch,
 }
 
-/// Elements of each part of the working memory, in the order of the fields of [`Shared`].
+/// Elements of each buffer of the working memory, in the order of the fields of [`Shared`].
 pub(crate) struct Sizes {
     /// `b_t`, `dmid`, then the panels.
     pub shared: [usize; 5],
-    /// `kept` and `product` of each worker.
+    /// `mask` and `product` of each thread.
     pub own: [usize; 2],
 }
 
@@ -67,18 +68,18 @@ struct DotShape {
     alpha: f32,
 }
 
-/// Rows in a block: fewer when there are few, so that every thread has some.
+/// Rows in a block. Fewer rows make smaller blocks, so that every thread has some.
 fn block_rows(n: usize) -> usize {
     if n >= 256 { 64 } else { 16 }
 }
 
-/// What multiplies the elements that dropout keeps.
+/// The factor of the elements that dropout keeps.
 fn dropout_scale(dropout: Option<Dropout>) -> f32 {
     dropout.map_or(1.0, |dropout| 1.0 / (1.0 - dropout.probability))
 }
 
 impl LowRank {
-    /// Products on `isa` for a pool of `threads`.
+    /// Makes the products on `isa` for a pool of `threads`.
     pub fn new(isa: Isa, threads: usize) -> Self {
         Self {
             isa,
@@ -88,7 +89,7 @@ impl LowRank {
         }
     }
 
-    /// What [`LowRank::forward`] holds for `rows` rows.
+    /// Working memory of [`LowRank::forward`] for `rows` rows.
     pub fn forward_sizes(&self, rows: usize, dims: LoraDims, dropout: bool) -> Sizes {
         if rows == 0 {
             return Sizes { shared: [0; 5], own: [0; 2] };
@@ -99,7 +100,7 @@ impl LowRank {
         Sizes { shared: [b_t, 0, 0, 0, 0], own: [mask, self.tall_words(m, dims.rank)] }
     }
 
-    /// What [`LowRank::backward`] holds for `rows` rows.
+    /// Working memory of [`LowRank::backward`] for `rows` rows.
     pub fn backward_sizes(&self, rows: usize, dims: LoraDims, dropout: bool) -> Sizes {
         if rows == 0 {
             return Sizes { shared: [0; 5], own: [0; 2] };
@@ -114,7 +115,7 @@ impl LowRank {
         }
     }
 
-    /// Bytes held at present.
+    /// Bytes allocated now.
     #[cfg(test)]
     pub fn allocated_bytes(&self) -> u64 {
         let shared = lock(&self.shared);
@@ -131,22 +132,22 @@ impl LowRank {
         d_out.next_multiple_of(self.kernels.lanes)
     }
 
-    /// Columns of a panel as tiles take them.
+    /// Columns of one tile.
     fn tile_width(&self) -> usize {
         self.kernels.nr
     }
 
-    /// Words of the panels of `midᵀ (R, N)`, each with a step for every row.
+    /// Words of the packed `midᵀ (R, N)`, with one step per row.
     fn thin_words(&self, rows: usize, rank: usize) -> usize {
         rank.div_ceil(self.kernels.mr) * rows * self.kernels.lanes
     }
 
-    /// Words of the panels of `m` rows of `mid (N, R)`.
+    /// Words of the packed `m` rows of `mid (N, R)`.
     fn tall_words(&self, m: usize, rank: usize) -> usize {
         m.div_ceil(self.kernels.mr) * rank * self.kernels.lanes
     }
 
-    /// `Bᵀ (R, OUT)` in panels of `width` columns, whole vectors.
+    /// Packs `Bᵀ (R, OUT)` in panels of `width` columns, in whole vectors.
     fn transpose_b(
         &self,
         pool: &Pool,
@@ -165,14 +166,15 @@ impl LowRank {
             let outers = (d_out - outer).min(COLS);
             let dst = b_t.at(outer / width * panel + outer % width);
             let job = PackJob { panel, ..PackJob::new(dst, width, src, (outer, outers), (0, rank), false) };
-            // SAFETY: the view was checked; `COLS` is whole panels or part of the only one, which is whole vectors.
+            // SAFETY: `check` covers the view. `COLS` is whole panels, or part of the only panel, which is
+            // whole vectors.
             unsafe { pack(&job) };
         });
         b_t
     }
 
-    /// `out (m, R) = alpha · inp wᵀ`, with masked elements of `inp (m, k)` taken as zero, `w (R, k)` with rows
-    /// `w_stride` apart.
+    /// `out (m, R) = alpha · inp wᵀ`, where masked elements of `inp (m, k)` count as zero. `w (R, k)` has
+    /// rows `w_stride` apart.
     fn dot_rows(
         &self,
         out: &mut [f32],
@@ -197,15 +199,15 @@ impl LowRank {
                 accumulate: false,
                 round: false,
             };
-            // SAFETY: rows `i ..` of `out` and `inp` exist as asserted; callers hand `rank` rows of `w` and the bits of
-            // `m` rows of `k`.
+            // SAFETY: rows `i ..` of `out` and `inp` exist as asserted. Callers pass `rank` rows of `w` and
+            // the mask bits of `m` rows of `k`.
             unsafe { (self.kernels.dots)(&job) };
         }
     }
 
-    /// Packs `m` rows of `k` as panels of `panel_steps` steps, at least `k`; `dst` has room for all of them.
+    /// Packs `m` rows of `k` as panels of `panel_steps` steps, at least `k`. `dst` has room for all panels.
     fn pack_panels(&self, dst: *mut f32, panel_steps: usize, src: View<'_>, m: usize, k: usize) {
-        // SAFETY: callers hand room for all panels.
+        // SAFETY: callers pass room for all panels.
         unsafe { self.kernels.pack_panels(dst, panel_steps * self.kernels.lanes, src, (m, k), false) };
     }
 }

@@ -1,4 +1,4 @@
-//! Dot products with a weight in 4 bits, for decoding: codes are looked up in registers, on their way from memory.
+//! Dot products with a 4-bit weight, for decoding. Codes are looked up in registers.
 
 use super::expand;
 use crate::FourBit;
@@ -7,24 +7,25 @@ use crate::gemm::dots::{DotJob, store_dots, tallest};
 use crate::gemm::micro_kernel::{MicroKernel, PIECE};
 use crate::gemm::pack::pack_row;
 
-/// Elements of a chunk of a dot product: those of [`MicroKernel::PIECES`] pieces.
+/// Elements of a chunk of a dot product: [`MicroKernel::PIECES`] pieces.
 #[inline(always)]
 pub(in crate::gemm) const fn chunk<T: MicroKernel>() -> usize {
     PIECE * T::PIECES
 }
 
-/// Whether no chunk of a row of `k` crosses a row or a group of scales, and no piece of one a block, so that codes are
-/// looked up in registers, and `inp` is to be dealt as they are.
+/// Returns whether the fast path applies: no chunk of a row of `k` crosses a row or a group of scales, and no
+/// piece crosses a block. Codes are then looked up in registers, and `inp` must be interleaved in their
+/// order.
 pub(in crate::gemm) fn is_aligned(w: &FourBit, k: usize, chunk: usize) -> bool {
     k.is_multiple_of(chunk)
         && w.block_size() >= PIECE
         && (w.block_size() << w.scales().view().group_log2()).is_multiple_of(chunk)
 }
 
-/// Turns a row of f32 into words, each chunk in the order in which its codes are looked up.
+/// Converts a row of f32 to words. Each chunk has the order in which its codes are looked up.
 ///
 /// # Safety
-/// As [`pack_row`], and `row` is whole chunks.
+/// As [`pack_row`]; `row` is whole chunks.
 #[inline(always)]
 pub(in crate::gemm) unsafe fn interleave<T: MicroKernel>(dst: *mut f32, row: &[f32], round: bool) {
     for (i, row) in row.chunks_exact(chunk::<T>()).enumerate() {
@@ -32,19 +33,19 @@ pub(in crate::gemm) unsafe fn interleave<T: MicroKernel>(dst: *mut f32, row: &[f
         for place in 0..chunk::<T>() {
             interleaved[place] = row[T::interleaved(place)];
         }
-        // SAFETY: as the caller's.
+        // SAFETY: the caller guarantees the requirements.
         unsafe { pack_row::<T>(dst.add(i * (chunk::<T>() / T::PAIR)), &interleaved[..chunk::<T>()], round) };
     }
 }
 
-/// Runs a [`DotJob`] over a weight in 4 bits, from row `row` of it.
+/// Runs a [`DotJob`] with a 4-bit weight, from its row `row` on.
 ///
 /// # Safety
 /// As [`dots`](crate::gemm::dots::dots).
 #[inline(always)]
 pub(in crate::gemm) unsafe fn dots<T: MicroKernel>(job: &DotJob<'_>, w: &FourBit, row: usize) {
     if is_aligned(w, job.k, chunk::<T>()) {
-        // SAFETY: as the caller's.
+        // SAFETY: the caller guarantees the requirements.
         return unsafe {
             if w.block_size() == PIECE {
                 aligned_dots::<T, true>(job, w, row)
@@ -71,11 +72,11 @@ pub(in crate::gemm) unsafe fn dots<T: MicroKernel>(job: &DotJob<'_>, w: &FourBit
     }
 }
 
-/// [`dots`] over a regular weight. Two walks go along rows that follow one another: a processor fetches what comes next of
-/// such by itself, which a mere prefetch of scattered rows cannot make up for.
+/// [`dots`] with an [aligned](is_aligned) weight. Two walks read consecutive rows, which the processor
+/// prefetches by itself. Explicit prefetches of scattered rows are slower.
 ///
 /// # Safety
-/// As [`dots`], and `w` is regular; with `SHORT` its blocks are pieces.
+/// As [`dots`], and `w` is aligned. With `SHORT`, each block is one piece.
 #[inline(always)]
 unsafe fn aligned_dots<T: MicroKernel, const SHORT: bool>(job: &DotJob<'_>, w: &FourBit, row: usize) {
     let per_row = job.k / PIECE;
@@ -84,7 +85,7 @@ unsafe fn aligned_dots<T: MicroKernel, const SHORT: bool>(job: &DotJob<'_>, w: &
     for j in 0..apart {
         let cols = if j + apart < job.w_rows { 2 } else { 1 };
         for (c, walk) in walks.iter_mut().enumerate() {
-            // Where there is one row left, it stands for both.
+            // A single last row is used for both walks.
             walk.to((row + j + c.min(cols - 1) * apart) * per_row);
         }
         let mut i = 0;
@@ -104,20 +105,20 @@ unsafe fn aligned_dots<T: MicroKernel, const SHORT: bool>(job: &DotJob<'_>, w: &
     }
 }
 
-/// Bytes of codes of a walk that are on their way from memory while others are multiplied. They go to the second cache: in the
-/// first they would take the place of `inp`.
+/// Bytes of codes that are prefetched ahead of a walk. They go to L2: in L1 they would evict `inp`.
 const PREFETCH_BYTES: usize = 4 << 10;
 
-/// A way through the rows of a weight in 4 bits, a row at a time.
+/// A walk through the rows of a 4-bit weight, one row at a time.
 struct Walk<'a> {
     codes: *const u8,
     scales: ScaleView<'a>,
     /// Binary logarithms of the pieces in a block and in a group.
     piece_log2: u32,
     group_log2: u32,
-    /// Its row's first piece.
+    /// First piece of the row.
     first: usize,
-    /// The group whose scales are in `values`, and where the byte of block 0 would be if those of its blocks ran on to there.
+    /// The group whose scales are in `values`, and its selecting bytes, shifted back so that a block's own
+    /// number indexes them.
     group: usize,
     bytes: *const u8,
     values: [f32; GROUP],
@@ -140,13 +141,14 @@ impl<'a> Walk<'a> {
         }
     }
 
-    /// Goes to the row that begins with piece `first`.
+    /// Moves to the row that begins with piece `first`.
     #[inline(always)]
     fn to(&mut self, first: usize) {
         self.first = first;
     }
 
-    /// Makes the scales of the group of the row's piece `piece`, and says where in the row that group ends.
+    /// Computes the scales of the group of the row's piece `piece`, and returns the piece of the row at which
+    /// that group ends.
     #[inline(always)]
     fn enter(&mut self, piece: usize) -> usize {
         let group = (self.first + piece) >> self.group_log2;
@@ -158,25 +160,27 @@ impl<'a> Walk<'a> {
         ((group + 1) << self.group_log2) - self.first
     }
 
-    /// The scale of the row's piece `piece`.
+    /// Returns the scale of the row's piece `piece`.
     ///
     /// # Safety
-    /// The piece is in the group, and with `SHORT` a block.
+    /// The piece is in the current group. With `SHORT`, each block is one piece.
     #[inline(always)]
     unsafe fn scale<const SHORT: bool>(&self, piece: usize) -> f32 {
         let piece = self.first + piece;
         let block = if SHORT { piece } else { piece >> self.piece_log2 };
-        // SAFETY: each block of the group has a byte, and the caller vouches that this is one of them.
+        // SAFETY: each block of the group has a byte, and the caller guarantees that this block is one of
+        // them.
         let byte = unsafe { *self.bytes.wrapping_add(block) };
         self.values[byte as usize]
     }
 }
 
-/// `N` rows of `inp`, dealt, from row `i` against the rows of both walks, which are columns `j` and `j + apart` of `out`.
-/// The sum of one pair of rows does not depend on which others share its tile.
+/// Multiplies `N` interleaved rows of `inp` from row `i` by the rows of both walks. The products go to
+/// columns `j` and `j + apart` of `out`. Each sum depends only on its two rows, not on the rest of the tile.
 ///
 /// # Safety
-/// As [`dots`], rows `i .. i + N` and those of the walks exist, the weight is regular, and with `SHORT` its blocks are pieces.
+/// As [`dots`]. Rows `i .. i + N` and those of the walks exist, and the weight is aligned. With `SHORT`, each
+/// block is one piece.
 #[inline(always)]
 unsafe fn dot_tile<T: MicroKernel, const N: usize, const SHORT: bool>(
     job: &DotJob<'_>,
@@ -186,13 +190,13 @@ unsafe fn dot_tile<T: MicroKernel, const N: usize, const SHORT: bool>(
     code: &[f32; 16],
 ) {
     let (per_row, vectors) = (job.k / PIECE, chunk::<T>() / (T::LANES * T::PAIR));
-    // SAFETY: the rows exist, and whole chunks lie inside each of them; `out` has both columns where there are two. Groups
-    // are whole chunks of a regular weight and `until` is the end of the nearer one, so both pieces of a chunk are in the
-    // group that was entered. A prefetch needs no valid address.
+    // SAFETY: the rows exist and are whole chunks; `out` has both columns if there are two. In an aligned
+    // weight, groups are whole chunks and `until` is the end of the nearer group, so both pieces of a chunk
+    // are in the current group. A prefetch needs no valid address.
     unsafe {
         let inp: [*const f32; N] = std::array::from_fn(|r| job.inp.add((i + r) * job.inp_stride));
         let codes = [0, 1].map(|c| walks[c].codes.add(walks[c].first * (PIECE / 2)));
-        // Even and odd vectors apart, so that no sum waits for the one before it.
+        // Even and odd vectors have separate sums, so that no addition waits for the one before it.
         let mut acc = [[[T::zero(); 2]; 2]; N];
         let mut piece = 0;
         while piece < per_row {
@@ -200,7 +204,7 @@ unsafe fn dot_tile<T: MicroKernel, const N: usize, const SHORT: bool>(
             while piece < until {
                 for c in 0..2 {
                     let codes = codes[c].add(piece * (PIECE / 2));
-                    // A line holds two pieces.
+                    // A cache line holds two pieces.
                     if T::PIECES == 2 || piece.is_multiple_of(2) {
                         T::prefetch_far(codes.wrapping_add(PREFETCH_BYTES));
                     }
@@ -231,11 +235,11 @@ unsafe fn dot_tile<T: MicroKernel, const N: usize, const SHORT: bool>(
     }
 }
 
-/// `N` rows of `inp` in order from row `i` against up to four rows of `w` from row `row + j`, which are no whole chunks or
-/// begin inside a block.
+/// The slow path: multiplies `N` rows of `inp` from row `i`, not interleaved, by up to four rows of `w` from
+/// row `row + j`. The rows of `w` are not whole chunks, or begin inside a block.
 ///
 /// # Safety
-/// As [`dots`], and the rows exist.
+/// As [`dots`]; the rows exist.
 #[inline(always)]
 unsafe fn unaligned_tile<T: MicroKernel, const N: usize>(
     job: &DotJob<'_>,
@@ -245,7 +249,7 @@ unsafe fn unaligned_tile<T: MicroKernel, const N: usize>(
 ) {
     let cols = (job.w_rows - j).min(4);
     let (vector, k) = (T::LANES * T::PAIR, job.k);
-    // SAFETY: the rows exist; rows past the last of `w` repeat the last. What is left of a row is padded: `inp` by
+    // SAFETY: the rows exist; rows past the last of `w` repeat it. The rest of a row is padded: `inp` by
     // `load_first`, the buffer with zeros.
     unsafe {
         let inp: [*const f32; N] = std::array::from_fn(|r| job.inp.add((i + r) * job.inp_stride));

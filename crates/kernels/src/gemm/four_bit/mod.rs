@@ -1,4 +1,4 @@
-//! Weights in 4 bits as operands: looked up a block at a time, where the codes lie.
+//! 4-bit weights as operands: codes are looked up one block at a time, in place.
 
 mod dots;
 mod pack_aligned;
@@ -13,12 +13,12 @@ use crate::{DType, FourBit};
 
 pub(super) use dots::{chunk, dots, interleave, is_aligned};
 
-/// Columns whose rows are looked up together when they are packed across.
+/// Columns whose rows are looked up at once when packing by columns.
 const ACROSS: usize = 128;
-/// Bytes for elements that wait to be packed: a panel of the longest block of `k`.
+/// Bytes of the buffer for looked-up elements: one panel of the longest block of `k`.
 const BUFFER: usize = 16 * KC * 4;
 
-/// A place for looked-up elements, aligned for whole vectors.
+/// A buffer for looked-up elements, aligned for whole vectors.
 #[repr(align(64))]
 struct Buffer(MaybeUninit<[u8; BUFFER]>);
 
@@ -32,21 +32,21 @@ impl Buffer {
     }
 }
 
-/// Bytes of an element once looked up: bf16 where words are pairs, f32 where not.
+/// Bytes of a looked-up element: bf16 if words are pairs, f32 otherwise.
 #[inline(always)]
 const fn size<T: MicroKernel>() -> usize {
     4 / T::PAIR
 }
 
-/// Packs a part of a weight in 4 bits: straight from its codes where they are aligned, otherwise strips are looked up
-/// into a buffer that stays in L1, and packed from there.
+/// Packs part of a 4-bit weight. Aligned codes are packed directly. Other codes are looked up into a buffer
+/// in L1, strip by strip, and packed from there.
 ///
 /// # Safety
 /// As [`pack`](super::pack::pack).
 #[inline(always)]
 pub(super) unsafe fn pack<T: MicroKernel>(job: &PackJob<'_>, w: &FourBit) {
     let View { outer, k, .. } = job.src;
-    // SAFETY: as the caller's.
+    // SAFETY: the caller guarantees the requirements.
     unsafe {
         if k == 1 && pack_aligned::is_aligned_by_rows::<T>(job, w) {
             return pack_aligned::pack_by_rows::<T>(job, w);
@@ -57,8 +57,8 @@ pub(super) unsafe fn pack<T: MicroKernel>(job: &PackJob<'_>, w: &FourBit) {
     }
     let mut buffer = Buffer::new();
     let buffer = buffer.start();
-    // SAFETY: each strip fits the buffer, its elements are inside the weight as the caller vouches, and it is filled
-    // before it is packed.
+    // SAFETY: each strip fits the buffer and is written before it is packed. The caller guarantees that its
+    // elements are inside the weight.
     unsafe {
         if k == 1 {
             debug_assert!(job.k_len <= KC * T::PAIR);
@@ -88,11 +88,11 @@ pub(super) unsafe fn pack<T: MicroKernel>(job: &PackJob<'_>, w: &FourBit) {
     }
 }
 
-/// Packs the elements of `buffer`: those of `outers` and `ks`, each `(first, count)` within the job, with strides
+/// Packs the elements of `buffer`. `outers` and `ks` are `(first, count)` within the job; `strides` are
 /// `(outer, k)`.
 ///
 /// # Safety
-/// As [`pack`], and the buffer holds them.
+/// As [`pack`]; the buffer contains these elements.
 #[inline(always)]
 unsafe fn pack_strip<T: MicroKernel>(
     job: &PackJob<'_>,
@@ -106,8 +106,8 @@ unsafe fn pack_strip<T: MicroKernel>(
     let dst = job
         .dst
         .wrapping_add(outers.0 / job.width * panel + outers.0 % job.width + ks.0 / T::PAIR * job.width);
-    // SAFETY: the buffer holds that many bytes, all written; panels of the strip are where the job's are, as strips
-    // begin at whole vectors and whole words.
+    // SAFETY: that many bytes of the buffer were written. Strips begin at whole vectors and whole words, so
+    // the strip's panels coincide with those of the job.
     unsafe {
         let bytes = std::slice::from_raw_parts(buffer, len);
         let src = View { bytes, elements: Elements::Dense(dtype), outer, k };
@@ -117,10 +117,11 @@ unsafe fn pack_strip<T: MicroKernel>(
     }
 }
 
-/// Looks up `n` elements from `first` on, and writes them to `to` one after another.
+/// Looks up `n` consecutive elements from `first` on, and writes them to `to`.
 ///
 /// # Safety
-/// The instruction set of `T` must be there, the elements inside the weight, and `to` valid for them.
+/// The processor must have the instruction set of `T`, the elements must be inside the weight, and `to` valid
+/// for them.
 #[inline(always)]
 unsafe fn expand<T: MicroKernel>(mut to: *mut u8, w: &FourBit, first: usize, n: usize, round: bool) {
     let (codes, scales) = (w.codes(), w.scales().view());
@@ -130,7 +131,8 @@ unsafe fn expand<T: MicroKernel>(mut to: *mut u8, w: &FourBit, first: usize, n: 
         let block = e >> w.block_log2();
         let until = end.min((block + 1) << w.block_log2());
         let scale = scales.at(block);
-        // SAFETY: a vector is looked up where all of its elements are wanted, and begin a byte; single ones otherwise.
+        // SAFETY: a vector is looked up only if all of its elements are needed and the first begins a byte.
+        // Other elements are looked up singly.
         unsafe {
             let table = T::table(w.table(), [scale; 2], round);
             if e.is_multiple_of(2) {

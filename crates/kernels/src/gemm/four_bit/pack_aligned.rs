@@ -1,10 +1,10 @@
-//! Packing of weights in 4 bits whose blocks end where vectors do: values go from their codes straight to their panels.
+//! Packing of 4-bit weights whose blocks end at vector boundaries: values go directly from codes to panels.
 
 use crate::FourBit;
 use crate::gemm::micro_kernel::MicroKernel;
 use crate::gemm::pack::{COLUMN_STEPS, PackJob, prefetch_steps};
 
-/// Whether squares of `LANES` rows lie inside a block of each of them.
+/// Returns whether squares of `LANES` rows are inside one block of each row.
 #[inline(always)]
 pub(super) fn is_aligned_by_rows<T: MicroKernel>(job: &PackJob<'_>, w: &FourBit) -> bool {
     let square = T::LANES * T::PAIR;
@@ -12,8 +12,8 @@ pub(super) fn is_aligned_by_rows<T: MicroKernel>(job: &PackJob<'_>, w: &FourBit)
     whole(w.block_size()) && whole(job.k) && whole(job.k_len) && job.src.outer.is_multiple_of(w.block_size())
 }
 
-/// [`pack`](super::pack) where `k` is contiguous and the weight [regular](is_aligned_by_rows): squares of `LANES` rows are looked up,
-/// transposed, and stored in their panels.
+/// [`pack`](super::pack) for contiguous `k` and an [aligned](is_aligned_by_rows) weight. Squares of `LANES`
+/// rows are looked up, transposed, and stored in their panels.
 ///
 /// # Safety
 /// As [`pack`](super::pack).
@@ -30,13 +30,14 @@ pub(super) unsafe fn pack_by_rows<T: MicroKernel>(job: &PackJob<'_>, w: &FourBit
         while done < job.k_len {
             // Blocks begin at the same element of every row.
             let until = ((((job.k + done) >> w.block_log2()) + 1) << w.block_log2()) - job.k;
-            // SAFETY: squares lie inside the view and inside one block of each row; panels have room for whole vectors.
+            // SAFETY: squares are inside the view and inside one block of each row; panels have room for
+            // whole vectors.
             unsafe {
                 let mut tables = [T::table(w.table(), [0.0; 2], job.round); 16];
                 for (table, row) in tables.iter_mut().zip(rows).take(T::LANES) {
                     let scale = scales.at((row + done) >> w.block_log2());
                     *table = T::table(w.table(), [scale; 2], job.round);
-                    // Of the rows that follow these.
+                    // Prefetches the next rows.
                     T::prefetch(codes.wrapping_add((row + done + T::LANES * job.src.outer) / 2));
                 }
                 while done < until.min(job.k_len) {
@@ -56,7 +57,7 @@ pub(super) unsafe fn pack_by_rows<T: MicroKernel>(job: &PackJob<'_>, w: &FourBit
     }
 }
 
-/// Whether no vector of a row crosses a block or ends inside a byte or beyond the row.
+/// Returns whether no vector of a row crosses a block, or ends inside a byte or beyond the row.
 #[inline(always)]
 pub(super) fn is_aligned_by_columns<T: MicroKernel>(job: &PackJob<'_>, w: &FourBit) -> bool {
     let whole = |n: usize| n.is_multiple_of(T::LANES);
@@ -64,8 +65,8 @@ pub(super) fn is_aligned_by_columns<T: MicroKernel>(job: &PackJob<'_>, w: &FourB
     whole(w.block_size()) && [job.src.k, job.outer, job.outers].into_iter().all(whole)
 }
 
-/// [`pack`](super::pack) where `outer` is contiguous and the weight [regular](is_aligned_by_columns): values go from their codes straight to
-/// their panels.
+/// [`pack`](super::pack) for contiguous `outer` and an [aligned](is_aligned_by_columns) weight. Values go
+/// directly from codes to panels.
 ///
 /// # Safety
 /// As [`pack`](super::pack).
@@ -73,13 +74,14 @@ pub(super) fn is_aligned_by_columns<T: MicroKernel>(job: &PackJob<'_>, w: &FourB
 pub(super) unsafe fn pack_by_columns<T: MicroKernel>(job: &PackJob<'_>, w: &FourBit) {
     let (codes, scales) = (w.codes().as_ptr(), w.scales().view());
     for step in 0..job.k_len.div_ceil(T::PAIR) {
-        // A last row without a partner is paired with zeros.
+        // A single last row is paired with zeros.
         let row = job.k + step * T::PAIR;
         let partner = (T::PAIR == 2 && step * 2 + 1 < job.k_len).then_some(row + 1);
         let at = |row: usize| row * job.src.k + job.outer;
         let (e0, e1) = (at(row), at(partner.unwrap_or(row)));
         let mut first = 0;
-        // SAFETY: vectors lie inside the view and inside one block of their row; panels have room for whole vectors.
+        // SAFETY: vectors are inside the view and inside one block of their row; panels have room for whole
+        // vectors.
         unsafe {
             if step.is_multiple_of(COLUMN_STEPS) {
                 prefetch_steps::<T>(job, step);
