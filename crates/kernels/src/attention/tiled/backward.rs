@@ -1,7 +1,7 @@
 //! Backward of one task: for each block of queries, a loop over panels of keys.
 
 use super::gather::{gather, round};
-use super::operand_format::{OperandFormat, StridedOperand};
+use super::operand_format::{OperandFormat, ProductShape, StridedOperand};
 use super::scratch::{total, with_buffers};
 use super::task::{Block, Shape, Task};
 use super::{KEYS, QUERIES};
@@ -16,7 +16,6 @@ use crate::simd::{Lanes, simd_fn};
 /// # Safety
 /// `dq`, `dk` and `dv` are valid for writing every row of the task's segment. No other task writes the same
 /// kv head of the same segment at the same time.
-#[expect(clippy::too_many_lines, reason = "one pass over a tile, whose buffers stay borrowed")]
 pub(crate) unsafe fn backward_task(
     format: OperandFormat,
     [dq, dk, dv]: [*mut f32; 3],
@@ -30,94 +29,32 @@ pub(crate) unsafe fn backward_task(
     let shape = &Shape::of(task, dims, format);
     let (head_dim, width, factor) = (shape.head_dim, shape.width, reference_scale(dims) as f32);
     with_buffers(lens(format, shape), |buffers| {
-        let [k_panels, v_panels, k_rows, dk_rows, dv_rows, q_rows, dout_rows, out_rows, dq_rows, rest @ ..] =
-            buffers;
-        let [
-            q_by_rows,
-            dout_by_rows,
-            q_by_columns,
-            dout_by_columns,
-            scores,
-            dscores,
-            p_by_columns,
-            ds_by_rows,
-            ds_by_columns,
-        ] = rest;
-        format.pack_panels(k_panels, shape.key_rows(k));
-        format.pack_panels(v_panels, shape.key_rows(v));
-        format.pack_by_columns(k_rows, width, shape.key_rows(k));
-        dk_rows.fill(0.0);
-        dv_rows.fill(0.0);
+        let mut buffers = Buffers::of(buffers);
+        format.pack_panels(buffers.k_panels, shape.key_rows(k));
+        format.pack_panels(buffers.v_panels, shape.key_rows(v));
+        format.pack_by_columns(buffers.k_rows, width, shape.key_rows(k));
+        buffers.dk_rows.fill(0.0);
+        buffers.dv_rows.fill(0.0);
         let mut blocks = shape.blocks().peekable();
         while let Some(block) = blocks.next() {
-            let (rows, panels) = (block.rows, block.keys().div_ceil(KEYS));
             let mut next =
                 |inp: &[f32]| blocks.peek().map_or(Prefetch::NONE, |next| next.prefetch(inp.as_ptr()));
             let prefetch = [next(q), next(dout), next(out), block.prefetch(dq)];
-            let (q_rows, dout_rows) = (&mut q_rows[..rows * width], &mut dout_rows[..rows * width]);
-            gather(format.isa, q_rows, width, q, block, factor);
-            gather(format.isa, dout_rows, width, dout, block, 1.0);
-            gather(format.isa, out_rows, width, out, block, 1.0);
-            if format.are_pairs() {
-                // Rounded as the products round it: a common offset of all values then cancels out of the
-                // scores' gradient.
-                round(format.isa, dout_rows);
-            }
-            let mut lses_deltas = [[0.0; 2]; QUERIES];
-            deltas(format.isa, &mut lses_deltas[..rows], dout_rows, out_rows, width);
-            for (i, [log_sum, _]) in lses_deltas[..rows].iter_mut().enumerate() {
+            let mut lses_deltas = buffers.gather(format, width, [q, dout, out], block, factor);
+            for (i, [log_sum, _]) in lses_deltas[..block.rows].iter_mut().enumerate() {
                 *log_sum = lse[block.row(i) / head_dim];
             }
-            let strided = |data| StridedOperand { data, row: format.of(width), step: 1 };
-            let (q_by_columns, dout_by_columns) = (
-                format.by_columns(q_by_columns, q_rows, width),
-                format.by_columns(dout_by_columns, dout_rows, width),
-            );
-            let (q_by_rows, dout_by_rows) = (
-                strided(format.by_rows(q_by_rows, q_rows)),
-                strided(format.by_rows(dout_by_rows, dout_rows)),
-            );
-            let (scores, dscores) = (&mut scores[..rows * KEYS], &mut dscores[..rows * KEYS]);
-            for first in (0..block.keys()).step_by(KEYS) {
-                let here = KEYS.min(block.keys() - first);
-                let [q, dout, out, dq] = prefetch.map(|prefetch| prefetch.part(first / KEYS, panels));
-                let panel = first * shape.steps..;
-                let tile = (rows, format.whole(here), shape.steps);
-                format.product(scores, q_by_rows, &k_panels[panel.clone()], KEYS, tile, false, q);
-                format.product(dscores, dout_by_rows, &v_panels[panel], KEYS, tile, false, dout);
-                weigh(format.isa, scores, dscores, &lses_deltas, block, first);
-
-                let columns = |data| StridedOperand { data, row: 1, step: KEYS };
-                let dkv_shape = (here, width, format.of(rows));
-                let p = columns(format.by_columns(p_by_columns, scores, KEYS));
-                format.product(
-                    &mut dv_rows[first * width..],
-                    p,
-                    dout_by_columns,
-                    width,
-                    dkv_shape,
-                    true,
-                    out,
-                );
-                let ds = columns(format.by_columns(ds_by_columns, dscores, KEYS));
-                format.product(&mut dk_rows[first * width..], ds, q_by_columns, width, dkv_shape, true, dq);
-                let ds = StridedOperand {
-                    data: format.by_rows(ds_by_rows, dscores),
-                    row: format.of(KEYS),
-                    step: 1,
-                };
-                let (k, by_keys) = (&k_rows[format.of(first) * width..], (rows, width, format.of(here)));
-                format.product(dq_rows, ds, k, width, by_keys, first > 0, Prefetch::NONE);
-            }
-            for i in 0..rows {
-                let sums = &mut dq_rows[i * width..][..head_dim];
+            buffers.add_gradients(format, shape, block, &lses_deltas, prefetch);
+            for i in 0..block.rows {
+                let sums = &mut buffers.dq_rows[i * width..][..head_dim];
                 sums.iter_mut().for_each(|sum| *sum *= factor);
                 // SAFETY: the caller guarantees that only this task writes this row and head.
                 unsafe { dq.add(block.row(i)).copy_from_nonoverlapping(sums.as_ptr(), head_dim) };
             }
         }
         for j in 0..shape.keys {
-            let (from_k, from_v) = (&dk_rows[j * width..][..head_dim], &dv_rows[j * width..][..head_dim]);
+            let row = j * width..j * width + head_dim;
+            let (from_k, from_v) = (&buffers.dk_rows[row.clone()], &buffers.dv_rows[row]);
             // SAFETY: the caller guarantees that only this task writes this row and kv head.
             unsafe {
                 dk.add(shape.key_row(j)).copy_from_nonoverlapping(from_k.as_ptr(), head_dim);
@@ -127,12 +64,131 @@ pub(crate) unsafe fn backward_task(
     });
 }
 
+/// The working memory of one task. `by_rows` and `by_columns` are packed copies, empty where operands are
+/// f32.
+struct Buffers<'a> {
+    k_panels: &'a mut [f32],
+    v_panels: &'a mut [f32],
+    k_rows: &'a mut [f32],
+    dk_rows: &'a mut [f32],
+    dv_rows: &'a mut [f32],
+    q_rows: &'a mut [f32],
+    dout_rows: &'a mut [f32],
+    out_rows: &'a mut [f32],
+    dq_rows: &'a mut [f32],
+    q_by_rows: &'a mut [f32],
+    dout_by_rows: &'a mut [f32],
+    q_by_columns: &'a mut [f32],
+    dout_by_columns: &'a mut [f32],
+    scores: &'a mut [f32],
+    dscores: &'a mut [f32],
+    p_by_columns: &'a mut [f32],
+    ds_by_rows: &'a mut [f32],
+    ds_by_columns: &'a mut [f32],
+}
+
+impl<'a> Buffers<'a> {
+    /// Names the buffers, in the order of [`lens`].
+    fn of(buffers: [&'a mut [f32]; 18]) -> Self {
+        let [k_panels, v_panels, k_rows, dk_rows, dv_rows, q_rows, dout_rows, out_rows, dq_rows, rest @ ..] =
+            buffers;
+        let [q_by_rows, dout_by_rows, q_by_columns, dout_by_columns, scores, dscores, rest @ ..] = rest;
+        let [p_by_columns, ds_by_rows, ds_by_columns] = rest;
+        Self {
+            k_panels,
+            v_panels,
+            k_rows,
+            dk_rows,
+            dv_rows,
+            q_rows,
+            dout_rows,
+            out_rows,
+            dq_rows,
+            q_by_rows,
+            dout_by_rows,
+            q_by_columns,
+            dout_by_columns,
+            scores,
+            dscores,
+            p_by_columns,
+            ds_by_rows,
+            ds_by_columns,
+        }
+    }
+
+    /// Gathers the rows of a block, and returns `dout · out` of each as the second of its two numbers.
+    fn gather(
+        &mut self,
+        format: OperandFormat,
+        width: usize,
+        [q, dout, out]: [&[f32]; 3],
+        block: Block,
+        factor: f32,
+    ) -> [[f32; 2]; QUERIES] {
+        let len = block.rows * width;
+        let (q_rows, dout_rows) = (&mut self.q_rows[..len], &mut self.dout_rows[..len]);
+        gather(format.isa, q_rows, width, q, block, factor);
+        gather(format.isa, dout_rows, width, dout, block, 1.0);
+        gather(format.isa, self.out_rows, width, out, block, 1.0);
+        if format.are_pairs() {
+            // Rounded as the products round it: a common offset of all values then cancels out of the scores'
+            // gradient.
+            round(format.isa, dout_rows);
+        }
+        let mut lses_deltas = [[0.0; 2]; QUERIES];
+        deltas(format.isa, &mut lses_deltas[..block.rows], dout_rows, self.out_rows, width);
+        lses_deltas
+    }
+
+    /// Adds the gradients of a gathered block to `dk_rows` and `dv_rows`, and overwrites `dq_rows`.
+    fn add_gradients(
+        &mut self,
+        format: OperandFormat,
+        shape: &Shape<'_>,
+        block: Block,
+        lses_deltas: &[[f32; 2]; QUERIES],
+        prefetch: [Prefetch; 4],
+    ) {
+        let (rows, width, panels) = (block.rows, shape.width, block.keys().div_ceil(KEYS));
+        let (q_rows, dout_rows) = (&self.q_rows[..rows * width], &self.dout_rows[..rows * width]);
+        let strided = |data| StridedOperand { data, row: format.of(width), step: 1 };
+        let q_by_columns = format.by_columns(self.q_by_columns, q_rows, width);
+        let dout_by_columns = format.by_columns(self.dout_by_columns, dout_rows, width);
+        let q_by_rows = strided(format.by_rows(self.q_by_rows, q_rows));
+        let dout_by_rows = strided(format.by_rows(self.dout_by_rows, dout_rows));
+        let (scores, dscores) = (&mut self.scores[..rows * KEYS], &mut self.dscores[..rows * KEYS]);
+        for first in (0..block.keys()).step_by(KEYS) {
+            let here = KEYS.min(block.keys() - first);
+            let [q, dout, out, dq] = prefetch.map(|prefetch| prefetch.part(first / KEYS, panels));
+            let (n, steps) = (format.whole(here), shape.steps);
+            let tile = ProductShape { m: rows, n, steps, stride: KEYS, accumulate: false };
+            let panel = first * shape.steps..;
+            format.product(scores, q_by_rows, &self.k_panels[panel.clone()], tile, q);
+            format.product(dscores, dout_by_rows, &self.v_panels[panel], tile, dout);
+            weigh(format.isa, scores, dscores, lses_deltas, block, first);
+
+            let columns = |data| StridedOperand { data, row: 1, step: KEYS };
+            let steps = format.of(rows);
+            let tile = ProductShape { m: here, n: width, steps, stride: width, accumulate: true };
+            let p = columns(format.by_columns(self.p_by_columns, scores, KEYS));
+            format.product(&mut self.dv_rows[first * width..], p, dout_by_columns, tile, out);
+            let ds = columns(format.by_columns(self.ds_by_columns, dscores, KEYS));
+            format.product(&mut self.dk_rows[first * width..], ds, q_by_columns, tile, dq);
+            let data = format.by_rows(self.ds_by_rows, dscores);
+            let ds = StridedOperand { data, row: format.of(KEYS), step: 1 };
+            let (k, steps) = (&self.k_rows[format.of(first) * width..], format.of(here));
+            let tile = ProductShape { m: rows, n: width, steps, stride: width, accumulate: first > 0 };
+            format.product(self.dq_rows, ds, k, tile, Prefetch::NONE);
+        }
+    }
+}
+
 /// Returns the number of elements that [`backward_task`] needs.
 pub(crate) fn backward_len(format: OperandFormat, task: &Task, dims: AttentionDims) -> usize {
     total(lens(format, &Shape::of(task, dims, format)))
 }
 
-/// Lengths of the buffers, in the order in which [`backward_task`] names them.
+/// Lengths of the buffers, in the order of the fields of [`Buffers`].
 fn lens(format: OperandFormat, shape: &Shape<'_>) -> [usize; 18] {
     let (rows, width) = (shape.rows(), shape.width);
     let (keys, block, scores) = (shape.keys * width, rows * width, rows * KEYS);

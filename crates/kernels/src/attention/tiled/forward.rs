@@ -1,7 +1,7 @@
 //! Forward of one task: for each block of queries, a loop over all visible keys.
 
 use super::gather::gather;
-use super::operand_format::{OperandFormat, StridedOperand};
+use super::operand_format::{OperandFormat, ProductShape, StridedOperand};
 use super::scratch::{total, with_buffers};
 use super::task::{Block, Shape, Task};
 use super::{KEYS, QUERIES};
@@ -39,8 +39,9 @@ pub(crate) unsafe fn forward_task(
                 StridedOperand { data: format.by_rows(q_pairs, q_rows), row: format.of(width), step: 1 };
             for first in (0..block.keys()).step_by(KEYS) {
                 let (scores, k) = (&mut scores[first * rows..], &k_panels[first * shape.steps..]);
-                let tile = (rows, format.whole(KEYS.min(block.keys() - first)), shape.steps);
-                format.product(scores, q_by_rows, k, KEYS, tile, false, next.part(first / KEYS, panels));
+                let n = format.whole(KEYS.min(block.keys() - first));
+                let tile = ProductShape { m: rows, n, steps: shape.steps, stride: KEYS, accumulate: false };
+                format.product(scores, q_by_rows, k, tile, next.part(first / KEYS, panels));
             }
             let (mut sums, mut lses) = ([0.0; QUERIES], [0.0; QUERIES]);
             softmax(format.isa, scores, &mut sums, &mut lses, block);
@@ -52,17 +53,10 @@ pub(crate) unsafe fn forward_task(
             for first in (0..block.keys()).step_by(KEYS) {
                 let weights = format.by_rows(p_pairs, &scores[first * rows..][..rows * KEYS]);
                 let weights = StridedOperand { data: weights, row: format.of(KEYS), step: 1 };
-                let tile = (rows, width, format.of(KEYS.min(block.keys() - first)));
+                let steps = format.of(KEYS.min(block.keys() - first));
+                let tile = ProductShape { m: rows, n: width, steps, stride: width, accumulate: first > 0 };
                 let prefetch = block.prefetch(out).part(first / KEYS, panels);
-                format.product(
-                    weighted,
-                    weights,
-                    &v_rows[format.of(first) * width..],
-                    width,
-                    tile,
-                    first > 0,
-                    prefetch,
-                );
+                format.product(weighted, weights, &v_rows[format.of(first) * width..], tile, prefetch);
             }
             scale_rows(format.isa, weighted, width, &sums[..rows]);
             for i in 0..rows {

@@ -19,6 +19,20 @@ pub(super) struct StridedOperand<'a> {
     pub step: usize,
 }
 
+/// The shape of a product `c (m, n) = a b`.
+#[derive(Clone, Copy)]
+pub(super) struct ProductShape {
+    pub m: usize,
+    /// Columns of `c`, whole vectors.
+    pub n: usize,
+    /// Words along the sum.
+    pub steps: usize,
+    /// Elements from one row of `c` to the next, and words from one step of `b` to the next.
+    pub stride: usize,
+    /// Whether to add to `c` or to overwrite it.
+    pub accumulate: bool,
+}
+
 /// An f32 matrix inside a slice. Its rows begin `stride` elements apart.
 #[derive(Clone, Copy)]
 pub(super) struct RowView<'a> {
@@ -104,19 +118,16 @@ impl OperandFormat {
         unsafe { (self.kernels.pack)(&PackJob { panel, ..job }) };
     }
 
-    /// Computes `c (m, n) = a b`, or `c += a b`, and prefetches `prefetch` meanwhile. Rows of `c` and steps
-    /// of `b` are `stride` apart; `n` is whole vectors.
-    #[expect(clippy::too_many_arguments, reason = "the operands of a kernel are plain values")]
+    /// Computes `c (m, n) = a b`, or `c += a b`, and prefetches `prefetch` meanwhile.
     pub(super) fn product(
         self,
         c: &mut [f32],
         a: StridedOperand<'_>,
         b: &[f32],
-        stride: usize,
-        (m, n, steps): (usize, usize, usize),
-        accumulate: bool,
+        shape: ProductShape,
         prefetch: Prefetch,
     ) {
+        let ProductShape { m, n, steps, stride, accumulate } = shape;
         assert!(n == self.whole(n) && n <= stride && m > 0 && steps > 0);
         assert!(c.len() >= (m - 1) * stride + n && b.len() >= (steps - 1) * stride + n);
         assert!(a.data.len() > (m - 1) * a.row + (steps - 1) * a.step);
