@@ -18,7 +18,7 @@ use std::path::{Path, PathBuf};
 use common::Scene;
 use danlu_hub_test_server::HubServer;
 
-const LANGUAGES: [(&str, &str); 2] = [("en", "C"), ("zh", "zh_CN.UTF-8")];
+const LANGUAGES: [(&str, &str); 2] = [("en", "README.md"), ("zh", "README.zh.md")];
 
 fn repository() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").canonicalize().unwrap()
@@ -108,9 +108,26 @@ fn kind(rest: &str) -> Kind {
     }
 }
 
+/// A line without the minutes and hours of its times: `1m 06s` becomes `06s`.
+fn without_minutes(line: &str) -> String {
+    let words: Vec<&str> = line.trim().split(' ').collect();
+    let is_time = |word: &str, unit: char| {
+        word.split_once(unit)
+            .is_some_and(|(number, _)| !number.is_empty() && number.bytes().all(|b| b.is_ascii_digit()))
+    };
+    let is_minutes = |at: usize| {
+        let next = words.get(at + 1).copied().unwrap_or("");
+        (words[at].ends_with('m') && is_time(words[at], 'm') && is_time(next, 's'))
+            || (words[at].ends_with('h') && is_time(words[at], 'h') && is_time(next, 'm'))
+    };
+    let kept: Vec<&str> = (0..words.len()).filter(|&at| !is_minutes(at)).map(|at| words[at]).collect();
+    kept.join(" ")
+}
+
 fn tokens(line: &str) -> Vec<Token> {
     let mut tokens = Vec::new();
-    let mut rest = line.trim();
+    let line = without_minutes(line);
+    let mut rest = line.as_str();
     while let Some(c) = rest.chars().next() {
         let digits = rest.len() - rest.trim_start_matches(|c: char| c.is_ascii_digit()).len();
         if digits > 0 {
@@ -223,6 +240,9 @@ fn run_guide(language: &str, locale: &str) {
             }
             for (line, shown) in commands(&block) {
                 let (code, output) = run(&scene, locale, line);
+                if line == "danlu demo" {
+                    check_readme(language, &output);
+                }
                 let expected_code = i32::from(shown.iter().any(|line| line.starts_with("error:")));
                 let fault = match missing(&shown, &output) {
                     _ if code != expected_code => format!("exit code {code}, expected {expected_code}"),
@@ -234,6 +254,15 @@ fn run_guide(language: &str, locale: &str) {
         }
     }
     assert!(failures.is_empty(), "{}", failures.join("\n\n"));
+}
+
+/// Compares the `text` block of the README with the output of the demo.
+fn check_readme(language: &str, demo: &str) {
+    let (_, name) = LANGUAGES.into_iter().find(|(it, _)| *it == language).unwrap();
+    let text = fs::read_to_string(repository().join(name)).unwrap();
+    let shown = blocks(&text).into_iter().find(|block| block.info == ["text"]).unwrap();
+    let missing = missing(&shown.lines, demo);
+    assert!(missing.is_none(), "{name} shows `{}`, which the demo does not print\n{demo}", missing.unwrap());
 }
 
 #[test]
