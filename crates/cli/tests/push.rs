@@ -206,6 +206,7 @@ fn an_adapter_of_an_earlier_version_keeps_the_base_of_its_repository() {
     let desk = Desk::with_adapter();
     let mut identity: serde_json::Value = serde_json::from_slice(&desk.scene.read("out/danlu.json")).unwrap();
     identity.as_object_mut().unwrap().remove("base");
+    desk.server.add_model("lab/base", &[("config.json", b"{}")]);
     desk.scene.write("out/danlu.json", &identity.to_string());
     let ran = desk.scene.ok("push out me/huan --dry-run");
     assert!(ran.err.contains("--base-id ORG/NAME"), "{}", ran.err);
