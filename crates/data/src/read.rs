@@ -7,7 +7,7 @@ use std::{
     sync::Arc,
 };
 
-use danlu_model::FileError;
+use danlu_model::{FileError, files};
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -75,8 +75,15 @@ pub struct DataFileFingerprint {
 pub fn read(file: &Path, options: &ReadOptions) -> Result<Dataset, DataError> {
     let named = dataset_info::resolve(file, options)?;
     let (file, options) = named.as_ref().map_or((file, options), |(file, options)| (file.as_path(), options));
-    let input = File::open(file).map_err(|source| FileError::new("read", file, source))?;
-    read_from(input, file, options)
+    read_from(open(file)?, file, options)
+}
+
+/// Opens a data file. A pipe of the shell, such as `<(zcat a.gz)`, is below `/dev` and has a writer.
+fn open(file: &Path) -> Result<File, FileError> {
+    match file.starts_with("/dev") || file.starts_with("/proc") {
+        true => File::open(file).map_err(|source| FileError::new("read", file, source)),
+        false => files::open_regular(file),
+    }
 }
 
 /// Reads data from a stream. Messages call the stream `name`.

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use sha2::{Digest, Sha256};
 
+use crate::files;
 use crate::{FileError, Weights};
 
 /// Weight files up to this size are hashed whole, in about a second.
@@ -87,8 +88,7 @@ fn safetensors_in(folder: &Path) -> Result<Vec<PathBuf>, FileError> {
 }
 
 fn sample_file(hash: &mut Sha256, path: &Path, depth: &Depth) -> Result<(), FileError> {
-    let sampled = File::open(path).and_then(|mut file| sample(hash, &mut file, depth));
-    sampled.map_err(|e| FileError::new("read", path, e))
+    sample(hash, &mut files::open_regular(path)?, depth).map_err(|e| FileError::new("read", path, e))
 }
 
 fn sample(hash: &mut Sha256, file: &mut (impl Read + Seek), depth: &Depth) -> io::Result<()> {

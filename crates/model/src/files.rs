@@ -1,6 +1,6 @@
 //! Atomic writes: a crash leaves the old file or the new one, never a part of one.
 
-use std::fs::{self, File};
+use std::fs::{self, File, TryLockError};
 use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
 
@@ -47,6 +47,7 @@ impl FileError {
             io::ErrorKind::NotADirectory => "name a folder whose path leads through folders only",
             io::ErrorKind::AlreadyExists => "name a new or an empty folder",
             io::ErrorKind::ReadOnlyFilesystem => "choose a folder on a disk that can be written",
+            io::ErrorKind::ResourceBusy => "wait until the other process ends, or stop it first",
             io::ErrorKind::DirectoryNotEmpty => {
                 "name a new or an empty folder, so that nothing of yours is overwritten"
             }
@@ -97,6 +98,42 @@ pub fn final_path(path: &Path) -> PathBuf {
     out
 }
 
+/// Opens a regular file. Opening a pipe could wait forever.
+///
+/// # Errors
+/// If it cannot be opened, or is not a regular file.
+pub fn open_regular(path: &Path) -> Result<File, FileError> {
+    let error = |e| FileError::new("read", path, e);
+    check_regular(&fs::metadata(path).map_err(error)?).map_err(error)?;
+    File::open(path).map_err(error)
+}
+
+fn check_regular(metadata: &fs::Metadata) -> io::Result<()> {
+    match () {
+        () if metadata.is_dir() => Err(io::ErrorKind::IsADirectory.into()),
+        () if !metadata.is_file() => Err(io::Error::other("it is not a regular file")),
+        () => Ok(()),
+    }
+}
+
+/// Locks a folder for this process. The system releases the lock when the process ends.
+///
+/// Returns `None` on a file system without locks.
+///
+/// # Errors
+/// If another process holds the lock.
+pub fn lock_folder(folder: &Path) -> Result<Option<File>, FileError> {
+    let Ok(lock) = File::open(folder) else { return Ok(None) };
+    match lock.try_lock() {
+        Ok(()) => Ok(Some(lock)),
+        Err(TryLockError::Error(_)) => Ok(None),
+        Err(TryLockError::WouldBlock) => {
+            let busy = io::Error::new(io::ErrorKind::ResourceBusy, "another danlu is writing to it");
+            Err(FileError::new("write to", folder, busy))
+        }
+    }
+}
+
 /// Reads a regular file of at most `limit` bytes.
 ///
 /// # Errors
@@ -104,12 +141,7 @@ pub fn final_path(path: &Path) -> PathBuf {
 pub fn read_bounded(path: &Path, limit: u64) -> Result<Vec<u8>, FileError> {
     let error = |e| FileError::new("read", path, e);
     let metadata = fs::metadata(path).map_err(error)?;
-    if metadata.is_dir() {
-        return Err(error(io::ErrorKind::IsADirectory.into()));
-    }
-    if !metadata.is_file() {
-        return Err(error(io::Error::other("it is not a regular file")));
-    }
+    check_regular(&metadata).map_err(error)?;
     if metadata.len() > limit {
         let message = format!("it holds {} bytes, and at most {limit} are read", metadata.len());
         return Err(error(io::Error::other(message)));

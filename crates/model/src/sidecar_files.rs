@@ -1,6 +1,6 @@
 //! Files that a new model copies from its base or adapter: tokenizer, template, generation settings.
 
-use std::fs::{self, File};
+use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -44,7 +44,7 @@ impl SidecarFile {
     /// If the file cannot be read, or the disk is full.
     pub fn copy(&self, to: &Path) -> Result<(), FileError> {
         let source = &self.source;
-        let mut input = File::open(source).map_err(|e| FileError::new("read", source, e))?;
+        let mut input = files::open_regular(source)?;
         let mut output = AtomicFile::create(to)?;
         io::copy(&mut input, &mut output).map_err(|e| FileError::new("copy", source, e))?;
         output.commit()

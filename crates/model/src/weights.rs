@@ -1,7 +1,6 @@
 //! A folder's safetensors, memory-mapped: its tensors and their bytes.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::fs::File;
 use std::ops::Range;
 use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
@@ -441,11 +440,7 @@ fn is_harmless(name: &str) -> bool {
 
 fn map(path: &Path) -> Result<Owner, ModelError> {
     let error = |e| FileError::new("read", path, e);
-    let file = File::open(path).map_err(error)?;
-    let metadata = file.metadata().map_err(error)?;
-    if !metadata.is_file() {
-        return Err(error(std::io::Error::other("it is not a regular file")).into());
-    }
+    let file = files::open_regular(path)?;
     // SAFETY: the map is read-only. The documentation of `Weights` requires that the files do not change
     // while they are in use, as every reader of mapped checkpoints does.
     let map = unsafe { Mmap::map(&file) }.map_err(error)?;
