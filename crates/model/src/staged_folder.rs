@@ -1,7 +1,6 @@
 //! A model folder that is published whole or not at all.
 
 use std::fs::{self, File};
-use std::io;
 use std::path::{Path, PathBuf};
 
 use serde_json::{Map, json};
@@ -15,22 +14,30 @@ pub const INDEX_FILE: &str = "model.safetensors.index.json";
 /// Name of the weight file of a model without shards.
 pub const SINGLE_FILE: &str = "model.safetensors";
 
+/// Lists the files of a publication inside the hidden folder, in the order of the renames.
+const PUBLISH_LIST: &str = "publish.list";
+
+/// Maximum size of a [`PUBLISH_LIST`].
+const MAX_LIST_BYTES: u64 = 1 << 20;
+
 /// A model folder in progress. Files are staged in a hidden folder inside it, and
 /// [`publish`](StagedFolder::publish) renames them.
 ///
-/// Dropping it earlier removes the files. A killed process leaves the hidden folder; the next run removes it.
+/// Dropping it earlier removes the files. The next run removes the leftovers of a killed process.
 #[derive(Debug)]
 pub struct StagedFolder {
     folder: PathBuf,
     staging: PathBuf,
     is_new: bool,
+    /// Keeps other processes out of the folder.
+    _lock: Option<File>,
 }
 
 impl StagedFolder {
     /// Stages a model at `folder`, which must be absent or empty.
     ///
     /// # Errors
-    /// If the folder has other files or cannot be written.
+    /// If the folder has other files, cannot be written, or is in use by another process.
     pub fn create(folder: &Path) -> Result<Self, FileError> {
         Self::create_beside(folder, |_| false)
     }
@@ -41,15 +48,12 @@ impl StagedFolder {
     /// As [`StagedFolder::create`].
     pub fn create_beside(folder: &Path, replaceable: impl Fn(&str) -> bool) -> Result<Self, FileError> {
         let is_new = !folder.exists();
-        files::ensure_output_dir(folder, replaceable)?;
+        files::ensure_output_dir(folder, |_| true)?;
+        let lock = files::lock_folder(folder)?;
         let staging = folder.join(format!("{TEMPORARY_PREFIX}model"));
-        let model = Self { folder: folder.to_owned(), staging, is_new };
-        match fs::remove_dir_all(&model.staging) {
-            Err(e) if e.kind() != io::ErrorKind::NotFound => {
-                return Err(FileError::new("remove", &model.staging, e));
-            }
-            _ => {}
-        }
+        remove_leftovers(folder, &staging)?;
+        files::ensure_output_dir(folder, replaceable)?;
+        let model = Self { folder: folder.to_owned(), staging, is_new, _lock: lock };
         fs::create_dir(&model.staging).map_err(|e| FileError::new("create", &model.staging, e))?;
         Ok(model)
     }
@@ -75,6 +79,7 @@ impl StagedFolder {
     /// # Errors
     /// If a file was not staged, or the folder cannot be written.
     pub fn publish(self, names: &[String]) -> Result<(), FileError> {
+        files::write_atomic(&self.staged(PUBLISH_LIST), names.join("\n").as_bytes())?;
         for name in names {
             let path = self.folder.join(name);
             fs::rename(self.staged(name), &path).map_err(|e| FileError::new("write", &path, e))?;
@@ -85,10 +90,35 @@ impl StagedFolder {
     }
 }
 
+/// Removes the files of a publication that did not end, and all temporary entries.
+///
+/// A publication has ended when its last file has its name. The files then stay.
+fn remove_leftovers(folder: &Path, staging: &Path) -> Result<(), FileError> {
+    let list = staging.join(PUBLISH_LIST);
+    if list.is_file() {
+        let list = files::read_bounded(&list, MAX_LIST_BYTES)?;
+        let list = String::from_utf8_lossy(&list);
+        let names = list.lines().filter(|name| !name.contains(['/', '\\']));
+        let published: Vec<PathBuf> = names.map(|name| folder.join(name)).collect();
+        if published.last().is_some_and(|last| !last.exists()) {
+            for path in published.iter().filter(|path| path.is_file()) {
+                fs::remove_file(path).map_err(|e| FileError::new("remove", path, e))?;
+            }
+        }
+    }
+    for name in files::names_in(folder)?.iter().filter(|name| name.starts_with(TEMPORARY_PREFIX)) {
+        let path = folder.join(name);
+        let is_folder = fs::symlink_metadata(&path).is_ok_and(|entry| entry.is_dir());
+        let removed = if is_folder { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
+        removed.map_err(|e| FileError::new("remove", &path, e))?;
+    }
+    Ok(())
+}
+
 impl Drop for StagedFolder {
     fn drop(&mut self) {
         // Best effort: an error here would hide the error that led to the drop.
-        let _ = fs::remove_dir_all(&self.staging);
+        let _ = remove_leftovers(&self.folder, &self.staging);
         if self.is_new {
             // Fails, as intended, if the folder holds the finished model.
             let _ = fs::remove_dir(&self.folder);
@@ -180,5 +210,50 @@ mod tests {
         assert_eq!(names, ["a", "config.json"]);
         assert!(StagedFolder::create(&folder).is_err());
         assert!(folder.join("a").exists());
+    }
+
+    #[test]
+    fn a_second_process_is_kept_out() {
+        let parent = tempfile::tempdir().unwrap();
+        let folder = parent.path().join("model");
+        let first = StagedFolder::create(&folder).unwrap();
+        fs::write(first.staged("config.json"), "{}").unwrap();
+        let error = StagedFolder::create(&folder).unwrap_err();
+        assert!(error.to_string().ends_with("another danlu is writing to it"), "{error}");
+        assert!(error.hint().unwrap().starts_with("wait until"));
+        first.publish(&["config.json".into()]).unwrap();
+        assert!(folder.join("config.json").exists());
+    }
+
+    #[test]
+    fn a_publication_that_failed_leaves_no_file() {
+        let parent = tempfile::tempdir().unwrap();
+        let folder = parent.path().join("model");
+        let model = StagedFolder::create(&folder).unwrap();
+        fs::write(model.staged("a"), "").unwrap();
+        assert!(model.publish(&["a".into(), "config.json".into()]).is_err());
+        assert!(!folder.exists());
+    }
+
+    #[test]
+    fn the_next_start_removes_a_publication_that_was_killed() {
+        let parent = tempfile::tempdir().unwrap();
+        let folder = parent.path().join("model");
+        let kill_after = |renamed: &[&str]| {
+            let staging = folder.join(".danlu-tmp-model");
+            fs::create_dir_all(&staging).unwrap();
+            fs::write(staging.join(PUBLISH_LIST), "model.safetensors\nconfig.json").unwrap();
+            fs::write(folder.join(".danlu-tmp-x"), "").unwrap();
+            for name in renamed {
+                fs::write(folder.join(name), "").unwrap();
+            }
+        };
+        kill_after(&["model.safetensors"]);
+        drop(StagedFolder::create(&folder).unwrap());
+        assert_eq!(files::names_in(&folder).unwrap(), [""; 0]);
+        // A complete model stays, without the temporary entries.
+        kill_after(&["model.safetensors", "config.json"]);
+        assert!(StagedFolder::create(&folder).is_err());
+        assert_eq!(files::names_in(&folder).unwrap(), ["config.json", "model.safetensors"]);
     }
 }

@@ -1,6 +1,6 @@
 //! The output folder of a run: its lock, its checkpoints and its results.
 
-use std::fs::{File, TryLockError};
+use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use danlu_adapter::{BaseIdentity, LoraConfig, RUN_FILE, TrainingIdentity, latest_checkpoint};
@@ -36,14 +36,16 @@ pub fn open(files: &RunFiles, printer: &Printer) -> Result<(Option<PathBuf>, Opt
             return Err(Diagnostic::input(text).with_hint(hint));
         }
         files::ensure_output_dir(output, |_| false)?;
-        return Ok((None, lock(output)?));
+        let lock = files::lock_folder(output)?;
+        sweep_leftovers(output)?;
+        return Ok((None, lock));
     };
     if !holds_run {
         let text = format!("`{}` holds no run to go on with", output.display());
         return Err(Diagnostic::input(text).with_hint("leave `--resume` out to begin one"));
     }
     files::ensure_output_dir(output, |_| true)?;
-    let lock = lock(output)?;
+    let lock = files::lock_folder(output)?;
     sweep_leftovers(output)?;
     let checkpoint = match named {
         Some(path) if path.is_dir() => Some(path.clone()),
@@ -63,20 +65,6 @@ pub fn open(files: &RunFiles, printer: &Printer) -> Result<(Option<PathBuf>, Opt
         );
     }
     Ok((checkpoint, lock))
-}
-
-/// Locks the folder for this process. The system releases the lock when the process ends. Returns none if the
-/// file system has no locks.
-fn lock(output: &Path) -> Result<Option<File>> {
-    let Ok(folder) = File::open(output) else { return Ok(None) };
-    match folder.try_lock() {
-        Ok(()) => Ok(Some(folder)),
-        Err(TryLockError::WouldBlock) => {
-            let text = format!("another danlu is writing to `{}`", output.display());
-            Err(Diagnostic::input(text).with_hint("let it finish, or stop it first"))
-        }
-        Err(TryLockError::Error(_)) => Ok(None),
-    }
 }
 
 /// Resumes from the checkpoint, and writes the settings.
