@@ -124,7 +124,7 @@ impl ConfigFile {
 /// The long flags that a file may set.
 fn flags(command: &Command) -> impl Iterator<Item = &str> {
     let own = command.get_arguments().filter_map(|arg| arg.get_long());
-    own.filter(|flag| !["config", "help", "version"].contains(flag))
+    own.filter(|flag| !["config", "help", "resume-or-start", "version"].contains(flag))
 }
 
 /// A value as arguments; `Err` names a kind of value that no flag takes.

@@ -94,6 +94,29 @@ fn a_killed_run_resumes_to_the_same_file() {
 }
 
 #[test]
+fn one_command_starts_a_run_and_resumes_it() {
+    let scene = Scene::new();
+    scene.ok(&format!("{FLAGS} --output straight"));
+    let line = format!("{FLAGS} --output repeated --resume-or-start");
+    let mut child = scene.start(&line);
+    wait_for_step(&mut child, 3);
+    child.kill().unwrap();
+    child.wait().unwrap();
+    let resumed = scene.ok(&line);
+    assert!(resumed.err.contains("going on from repeated/checkpoint-"), "{}", resumed.err);
+    assert_eq!(result(&scene, "repeated"), result(&scene, "straight"));
+}
+
+#[test]
+fn a_plain_start_removes_temporary_files() {
+    let scene = Scene::new();
+    scene.write("swept/.danlu-tmp-x-checkpoint-2/a", "");
+    scene.write("swept/.danlu-tmp-y", "");
+    scene.ok(&format!("{FLAGS} --output swept"));
+    assert!(names(&scene.path("swept")).iter().all(|name| !name.starts_with('.')));
+}
+
+#[test]
 fn ctrl_c_finishes_the_step_saves_and_says_how_to_go_on() {
     let scene = Scene::new();
     scene.ok(&format!("{FLAGS} --output straight"));

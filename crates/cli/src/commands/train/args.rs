@@ -50,6 +50,9 @@ pub struct TrainArgs {
     /// Resume from the newest checkpoint of the output folder, or from the given one
     #[arg(long, value_name = "CHECKPOINT", num_args = 0..=1, help_heading = "Files")]
     pub resume: Option<Option<PathBuf>>,
+    /// Resume the run in the output folder, or start one if there is none; for a script that repeats a command
+    #[arg(long, conflicts_with = "resume", help_heading = "Files")]
+    pub resume_or_start: bool,
 
     /// Chat template instead of the base's: a file, or chatml, llama3, alpaca, vicuna or zephyr
     #[arg(long, value_name = "FILE|NAME", help_heading = "Data")]

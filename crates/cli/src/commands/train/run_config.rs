@@ -121,6 +121,11 @@ impl RunConfig {
     fn merge_sources(matches: &ArgMatches) -> Result<Self> {
         let mut args = TrainArgs::from_arg_matches(matches).map_err(|error| usage(&error))?;
         let card_given = args.card.clone();
+        let holds_run = args.output.as_ref().is_some_and(|output| output.join(RUN_FILE).is_file());
+        if args.resume_or_start && holds_run {
+            args.resume = Some(None);
+        }
+        let resume = args.resume.clone();
         let own = match (&args.resume, &args.output) {
             (Some(_), Some(output)) => Some(output.join(RUN_FILE)),
             _ => None,
@@ -163,7 +168,7 @@ impl RunConfig {
             chat_template: args.chat_template,
             skip_bad: args.skip_bad.unwrap_or(false),
             output: args.output.unwrap_or_default(),
-            resume: args.resume,
+            resume: resume.or(args.resume),
             config,
         };
         let limits = RunLimits { compute: args.compute, memory: args.memory_limit };
