@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 
 use crate::four_bit::{QUANT_STATE, StoredFourBit};
 use crate::sidecar_files::torch_name;
-use crate::{ModelConfig, ModelError, Projection, Weights, huge_pages};
+use crate::{ModelConfig, ModelError, Projection, TensorInfo, Weights, huge_pages};
 
 /// Elements that a thread converts and encodes at a time.
 const PIECE: usize = 1 << 16;
@@ -255,6 +255,26 @@ impl Weights {
         })?;
         self.release(info);
         Ok(weight)
+    }
+
+    /// Checks that a tensor of floating-point numbers is finite. Other tensors pass.
+    ///
+    /// # Errors
+    /// [`ModelError::NotFinite`] names the first element that is not finite.
+    pub fn check_finite(&self, info: &TensorInfo) -> Result<(), ModelError> {
+        const CHUNK_ELEMENTS: usize = 1 << 16;
+        let Some(dtype) = info.dtype() else { return Ok(()) };
+        let mut values = vec![0.0; CHUNK_ELEMENTS];
+        for (chunk, bytes) in self.bytes(info).chunks(CHUNK_ELEMENTS * dtype.size()).enumerate() {
+            let values = &mut values[..bytes.len() / dtype.size()];
+            to_f32(dtype, bytes, values);
+            if let Some(at) = values.iter().position(|value| !value.is_finite()) {
+                let (path, tensor) = (self.files()[info.file].clone(), info.name.clone());
+                let element = chunk * CHUNK_ELEMENTS + at;
+                return Err(ModelError::NotFinite { path, tensor, value: values[at], element });
+            }
+        }
+        Ok(())
     }
 
     /// Returns the first 4-bit weight of the files.

@@ -116,6 +116,7 @@ pub fn quantize_into(
             step(info)?;
         }
         for info in &shard.copied {
+            weights.check_finite(info)?;
             weights.copy(info, &mut writer)?;
             step(info)?;
         }

@@ -265,3 +265,28 @@ fn a_weight_that_is_no_number_is_named() {
         assert_eq!(place(at), expected);
     }
 }
+
+#[test]
+fn a_copied_tensor_that_is_no_number_is_named() {
+    let parent = tempfile::tempdir().unwrap();
+    let (damaged, folder) = (parent.path().join("base"), parent.path().join("quantized"));
+    fs::create_dir(&damaged).unwrap();
+    for entry in fs::read_dir(base()).unwrap() {
+        let path = entry.unwrap().path();
+        fs::copy(&path, damaged.join(path.file_name().unwrap())).unwrap();
+    }
+    let path = damaged.join("model.safetensors");
+    let sound = fs::read(&path).unwrap();
+    for tensor in ["model.norm.weight", "model.embed_tokens.weight"] {
+        let weights = Weights::open(&base()).unwrap();
+        let at = weights.info(tensor).unwrap().range.start + 2 * 70;
+        let mut bytes = sound.clone();
+        bytes[at..at + 2].copy_from_slice(&[0xc0, 0x7f]);
+        fs::write(&path, bytes).unwrap();
+        let quantization = Quantization::new(FourBitCode::Nf4);
+        let error = write_quantized(&damaged, &folder, quantization, 1, &mut go_on_of()).unwrap_err();
+        let expected = format!("tensor `{tensor}` holds NaN at element 70");
+        assert!(error.to_string().ends_with(&expected), "{error}");
+        assert!(!folder.exists());
+    }
+}

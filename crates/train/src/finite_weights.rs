@@ -2,13 +2,9 @@
 
 use std::path::Path;
 
-use danlu_kernels::to_f32;
-use danlu_model::Weights;
+use danlu_model::{ModelError, Weights};
 
 use crate::TrainError;
-
-/// Elements that are converted at once.
-const CHUNK_ELEMENTS: usize = 1 << 16;
 
 /// Checks every weight of the base in `folder`.
 ///
@@ -16,21 +12,13 @@ const CHUNK_ELEMENTS: usize = 1 << 16;
 /// [`TrainError::BaseNotFinite`] names the first weight that is not finite. Other errors come from reading.
 pub fn check_finite_weights(folder: &Path) -> Result<(), TrainError> {
     let weights = Weights::open(folder)?;
-    let mut values = vec![0.0; CHUNK_ELEMENTS];
     for info in weights.tensors() {
-        let Some(dtype) = info.dtype() else { continue };
-        for (piece, bytes) in weights.bytes(info).chunks(CHUNK_ELEMENTS * dtype.size()).enumerate() {
-            let values = &mut values[..bytes.len() / dtype.size()];
-            to_f32(dtype, bytes, values);
-            if let Some(place) = values.iter().position(|value| !value.is_finite()) {
-                return Err(TrainError::BaseNotFinite {
-                    path: weights.files()[info.file].clone(),
-                    tensor: info.name.clone(),
-                    value: values[place],
-                    element: piece * CHUNK_ELEMENTS + place,
-                });
+        weights.check_finite(info).map_err(|error| match error {
+            ModelError::NotFinite { path, tensor, value, element } => {
+                TrainError::BaseNotFinite { path, tensor, value, element }
             }
-        }
+            error => error.into(),
+        })?;
     }
     Ok(())
 }
@@ -39,6 +27,9 @@ pub fn check_finite_weights(folder: &Path) -> Result<(), TrainError> {
 mod tests {
     use super::*;
     use safetensors::tensor::{Dtype, TensorView};
+
+    /// More elements than the check converts at once.
+    const CHUNK_ELEMENTS: usize = 1 << 16;
 
     #[test]
     fn the_first_weight_that_is_no_number_is_named() {
