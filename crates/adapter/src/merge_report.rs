@@ -1,16 +1,18 @@
 //! Report of a merge: inputs, files, and the measurements that decided.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use danlu_model::Quantization;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, Serializer};
 
 /// The report of a merge.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct MergeReport {
     /// Folder of the base.
+    #[serde(serialize_with = "lossy")]
     pub base: PathBuf,
     /// Folder of the adapter, if it was loaded from one.
+    #[serde(serialize_with = "lossy_if_any")]
     pub adapter: Option<PathBuf>,
     /// Form of the base that the updates were added to.
     pub merge_base: MergeBase,
@@ -34,6 +36,15 @@ pub struct MergeReport {
     pub bytes: u64,
     /// Duration.
     pub seconds: f64,
+}
+
+/// JSON cannot hold every path: a replacement character stands for bytes that are not UTF-8.
+fn lossy<S: Serializer>(path: &Path, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_str(&path.to_string_lossy())
+}
+
+fn lossy_if_any<S: Serializer>(path: &Option<PathBuf>, serializer: S) -> Result<S::Ok, S::Error> {
+    path.as_ref().map(|path| path.to_string_lossy()).serialize(serializer)
 }
 
 /// The form of the base that an adapter is merged into.
