@@ -12,6 +12,7 @@ use crate::cache::Cache;
 use crate::checksum::{CHUNK_BYTES, Hasher};
 use crate::http::Request;
 use crate::http::Resource;
+use crate::http::rate_floor::RateFloor;
 use crate::http::retry_after;
 use crate::listing::{RemoteFile, file_url};
 use crate::transfer::signed;
@@ -42,6 +43,8 @@ struct PartialFile<'a> {
 enum Interruption {
     /// The connection broke; another attempt may succeed.
     Cut(String),
+    /// The server was too slow; another attempt may succeed.
+    Slow(String),
     /// Any other error.
     Error(HubError),
 }
@@ -104,8 +107,9 @@ impl Hub {
         Err(HubError::Checksum { repo: repo.clone(), file: path.to_owned(), found, expected })
     }
 
-    /// Hashes the partial file, then downloads the rest. A broken connection uses up an attempt only if no
-    /// byte arrived.
+    /// Hashes the partial file, then downloads the rest.
+    ///
+    /// A broken connection uses up an attempt only if no byte arrived. A slow one always does.
     fn gather(
         &self,
         incomplete: &Path,
@@ -131,24 +135,25 @@ impl Hub {
         let (mut left, mut pause) = (retry_policy.attempts, retry_policy.pause);
         while part.done < size {
             let before = part.done;
-            match self.stream(&mut part, wanted, advanced) {
-                Ok(()) => {}
+            let (reason, is_slow) = match self.stream(&mut part, wanted, advanced) {
+                Ok(()) => continue,
                 Err(Interruption::Error(error)) => return Err(error),
-                Err(Interruption::Cut(reason)) => {
-                    let done = part.done;
-                    if done > before {
-                        (left, pause) = (retry_policy.attempts, retry_policy.pause);
-                    }
-                    left -= 1;
-                    // Restarts count too: a server that always restarts would otherwise never end.
-                    if left == 0 || part.begun >= retry_policy.attempts {
-                        return Err(HubError::Cut { file: wanted.path.to_owned(), done, size, reason });
-                    }
-                    tracing::info!("{}: {reason} at {done} of {size} bytes; going on", wanted.path);
-                    retry_after::pause(pause, Some(wanted.stop))?;
-                    pause *= 2;
-                }
+                Err(Interruption::Cut(reason)) => (reason, false),
+                Err(Interruption::Slow(reason)) => (reason, true),
+            };
+            let done = part.done;
+            if done > before && !is_slow {
+                (left, pause) = (retry_policy.attempts, retry_policy.pause);
             }
+            // A slow server costs a whole span each time, so it gets one more attempt.
+            left = if is_slow { left.min(2) - 1 } else { left - 1 };
+            // Restarts count too: a server that always restarts would otherwise never end.
+            if left == 0 || part.begun >= retry_policy.attempts {
+                return Err(HubError::Cut { file: wanted.path.to_owned(), done, size, reason });
+            }
+            tracing::info!("{}: {reason} at {done} of {size} bytes; going on", wanted.path);
+            retry_after::pause(pause, Some(wanted.stop))?;
+            pause *= 2;
         }
         Ok((part.sum, part.done))
     }
@@ -181,6 +186,7 @@ impl Hub {
             out.set_len(0).and_then(|()| out.seek(SeekFrom::Start(0))).map_err(error)?;
         }
         let (mut reader, mut piece) = (response.into_reader(), vec![0; CHUNK_BYTES]);
+        let mut rate = RateFloor::new(self.http.retry_policy());
         loop {
             let n = match reader.read(&mut piece) {
                 Ok(0) if *done < file.size => {
@@ -201,6 +207,7 @@ impl Hub {
             if advanced(n as i64).is_break() {
                 return Err(HubError::Stopped.into());
             }
+            rate.count(n as u64).map_err(Interruption::Slow)?;
         }
     }
 }

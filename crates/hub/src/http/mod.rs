@@ -5,6 +5,7 @@ mod connect_error;
 mod network_env;
 mod request;
 mod response;
+pub(crate) mod rate_floor;
 pub(crate) mod retry_after;
 pub(crate) mod url;
 
@@ -47,12 +48,14 @@ pub struct RetryPolicy {
     pub max_wait: Duration,
     /// Time limit of a connection without any data.
     pub stall: Duration,
+    /// Minimum rate of a transfer in bytes a second, as the mean over `stall`.
+    pub min_rate: u64,
 }
 
 impl Default for RetryPolicy {
     fn default() -> Self {
         let seconds = Duration::from_secs;
-        Self { attempts: 5, pause: seconds(1), max_wait: seconds(300), stall: seconds(30) }
+        Self { attempts: 5, pause: seconds(1), max_wait: seconds(300), stall: seconds(30), min_rate: 200 }
     }
 }
 

@@ -77,7 +77,7 @@ impl Scene {
 /// Returns a client with short waits.
 pub fn hub(settings: HubSettings) -> Hub {
     let (pause, max_wait) = (Duration::from_millis(5), Duration::from_secs(2));
-    let policy = RetryPolicy { attempts: 4, pause, max_wait, stall: Duration::from_secs(2) };
+    let policy = RetryPolicy { attempts: 4, pause, max_wait, stall: Duration::from_secs(2), min_rate: 200 };
     Hub::with_retry_policy(settings, policy)
 }
 
