@@ -20,6 +20,7 @@ mod model_loader;
 mod notices;
 mod panic;
 mod printer;
+mod secret_args;
 mod style;
 mod temp_dirs;
 mod terminal_text;
@@ -127,6 +128,12 @@ fn main() -> ExitCode {
     panic::install();
     allocator::configure();
     interrupt::survive_file_limits();
+    let args: Vec<String> = std::env::args_os().skip(1).map(|arg| arg.to_string_lossy().into_owned()).collect();
+    if let Err(diagnostic) = secret_args::refuse_secrets(&args) {
+        let printer = Printer::new(Lang::from_locale(), Color::Auto, false);
+        printer.status(diagnostic.render(printer.status_color()).trim_end());
+        return ExitCode::from(diagnostic.exit_code());
+    }
     let matches = match clap_error::accept_negative(Cli::command()).try_get_matches() {
         Ok(matches) => matches,
         Err(error) => return refuse(&error),

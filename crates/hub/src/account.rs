@@ -43,6 +43,16 @@ impl Account {
         self.auth.access_token.as_ref()?.role.as_deref()
     }
 
+    /// Replaces the token in every text of the server, so that the texts can be shown.
+    fn redacted(self, redact: impl Fn(String) -> String) -> Self {
+        let orgs = self.orgs.into_iter().map(|org| Organisation { name: redact(org.name) }).collect();
+        let token = self.auth.access_token.map(|token| AccessToken {
+            display_name: token.display_name.map(&redact),
+            role: token.role.map(&redact),
+        });
+        Self { name: redact(self.name), orgs, auth: Auth { access_token: token } }
+    }
+
     /// Returns the name of the token.
     pub fn token_name(&self) -> Option<&str> {
         self.auth.access_token.as_ref()?.display_name.as_deref()
@@ -63,6 +73,7 @@ impl Hub {
             return Err(HubError::NoToken { what: "looking up the account".to_owned() });
         }
         let request = Request::get(format!("{}/api/whoami-v2", http.endpoint()));
-        self.json(&request, Resource::Account)
+        let account: Account = self.json(&request, Resource::Account)?;
+        Ok(account.redacted(|text| http.redacted(&text)))
     }
 }

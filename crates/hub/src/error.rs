@@ -113,6 +113,9 @@ pub enum HubError {
     /// Every file of the folder is skipped.
     #[error("cannot push `{}`: every file is skipped", folder.display())]
     NothingToSend { folder: PathBuf },
+    /// The commit message contains a token or a private key. The error does not repeat it.
+    #[error("cannot push: the commit message contains a token or a private key")]
+    SecretMessage,
     /// The file changed during the push.
     #[error("cannot upload `{}`: the file changed during the upload", path.display())]
     FileChanged { path: PathBuf },

@@ -205,9 +205,38 @@ fn a_stalled_server_is_given_up() {
         pause: Duration::from_millis(5),
         max_wait: Duration::from_secs(1),
         stall: Duration::from_millis(200),
+        min_rate: 0,
     };
     let hub = danlu_hub::Hub::with_retry_policy(settings, policy);
     hub.pull(&repo("lab/model"), FetchScope::Full, &mut |_| {}).unwrap();
+    assert_whole(&scene);
+}
+
+#[test]
+fn an_account_never_contains_the_token() {
+    let scene = Scene::new();
+    scene.server.add_user("me", "hf_mine");
+    let account = json!({
+        "name": "hf_mine", "orgs": [{"name": "the hf_mine"}],
+        "auth": {"accessToken": {"displayName": "HF_MINE", "role": "hf_mine"}},
+    });
+    scene.server.fault(Fault::on(Method::Get, "/whoami-v2").then(Action::Replace(account)));
+    let account = format!("{:?}", scene.hub(Some("hf_mine")).whoami().unwrap());
+    assert!(!account.to_lowercase().contains("hf_mine"), "{account}");
+}
+
+#[test]
+fn a_server_that_sends_single_bytes_is_given_up() {
+    let scene = Scene::new();
+    scene.server.fault(Fault::on(Method::Get, "").at(Host::Storage).always().then(Action::Throttle(50)));
+    let start = std::time::Instant::now();
+    let error = scene.pull("lab/model").unwrap_err();
+    assert!(matches!(error, HubError::Cut { .. }), "{error}");
+    assert!(error.to_string().contains("bytes a second"), "{error}");
+    assert!(start.elapsed() < Duration::from_secs(30));
+    // The bytes that arrived stay, and the next pull resumes.
+    scene.server.clear_faults();
+    scene.pull("lab/model").unwrap();
     assert_whole(&scene);
 }
 

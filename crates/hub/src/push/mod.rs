@@ -25,6 +25,7 @@ pub(crate) use file_part::FilePart;
 pub use options::{PushOptions, PushStage, Pushed, SkippedFile, UploadOptions};
 use push_loop::PushLoop;
 pub use repo_diff::RepoDiff;
+pub use secrets::has_secret;
 pub use skip_reason::SkipReason;
 pub use upload_file::UploadFile;
 pub use upload_set::UploadSet;
@@ -50,6 +51,7 @@ impl Hub {
         if !self.http.has_token() {
             return Err(HubError::NoToken { what: format!("a push to `{}`", repo.id()) });
         }
+        options.check_message(self.settings.token.as_ref())?;
         if upload_set.files().is_empty() {
             return Err(HubError::NothingToSend { folder: upload_set.folder().to_owned() });
         }

@@ -1,7 +1,8 @@
 //! Options and results of a push.
 
+use super::secrets::has_secret;
 use super::skip_reason::SkipReason;
-use crate::Token;
+use crate::{HubError, Token};
 
 /// Options of an [`UploadSet`](crate::UploadSet).
 #[derive(Clone, Debug, Default)]
@@ -38,6 +39,20 @@ pub struct PushOptions {
     pub message: Option<String>,
     /// Body of the commit message.
     pub description: Option<String>,
+}
+
+impl PushOptions {
+    /// Checks that the commit message contains no secret, which a push would publish.
+    ///
+    /// # Errors
+    /// If it contains a token, a private key, or the user's own token.
+    pub fn check_message(&self, own: Option<&Token>) -> Result<(), HubError> {
+        let mut texts = self.message.iter().chain(&self.description);
+        match texts.any(|text| has_secret(text, own)) {
+            true => Err(HubError::SecretMessage),
+            false => Ok(()),
+        }
+    }
 }
 
 /// A stage of a push.

@@ -67,6 +67,11 @@ pub(crate) fn find_in_path(path: &str, own: Option<&Token>) -> Option<usize> {
     position(path.as_bytes(), false).or_else(|| own?.position_in(path.as_bytes()))
 }
 
+/// Whether a text contains a token or a private key, by its form, or the user's own token.
+pub fn has_secret(text: &str, own: Option<&Token>) -> bool {
+    find_in_path(text, own).is_some()
+}
+
 /// Replaces character references, such as Markdown's `&#95;`, by the characters.
 fn without_references(bytes: &[u8]) -> Cow<'_, [u8]> {
     const BEGIN: &[u8] = b"&#";

@@ -98,13 +98,14 @@ pub fn run(args: &PushArgs, printer: &Printer) -> Result<()> {
     if !has_token && !args.dry_run {
         return Err(HubError::NoToken { what: format!("a push to `{}`", name.id()) }.into());
     }
-    let upload_set = upload_set(args, token, &hub, &name, printer)?;
     let options = PushOptions {
         private: args.private,
         create_pr: args.create_pr,
         message: args.message.clone(),
         description: None,
     };
+    options.check_message(token.as_ref())?;
+    let upload_set = upload_set(args, token, &hub, &name, printer)?;
     let differences = hub.diff(&upload_set, &name, &mut |transfer| {
         let (done, total) = (terminal_text::bytes(transfer.done), terminal_text::bytes(transfer.total));
         printer.live(&printer.pick(format!("比较 {done} / {total}"), format!("comparing {done} of {total}")));
