@@ -1,0 +1,25 @@
+//! `just fuzz training_identity 300`
+//!
+//! Reads the `danlu.json` of an adapter, and replaces its base.
+
+#![no_main]
+
+use std::fs;
+use std::sync::LazyLock;
+
+use danlu_adapter::{BaseIdentity, TrainingIdentity};
+use libfuzzer_sys::fuzz_target;
+use tempfile::TempDir;
+
+static FOLDER: LazyLock<TempDir> = LazyLock::new(|| tempfile::tempdir().expect("a writable disk"));
+
+fuzz_target!(|data: &[u8]| {
+    let path = FOLDER.path().join("danlu.json");
+    fs::write(&path, data).expect("a writable disk");
+    let Ok(Some(_)) = TrainingIdentity::read(FOLDER.path()) else { return };
+    let base = BaseIdentity::of_snapshot("org/name", "main");
+    let bytes = TrainingIdentity::json_with_base(FOLDER.path(), &base).expect("an accepted file is an object");
+    fs::write(&path, bytes).expect("a writable disk");
+    let identity = TrainingIdentity::read(FOLDER.path()).expect("a written file is readable");
+    assert_eq!(identity.expect("the file exists").base(), Some(&base));
+});
