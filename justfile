@@ -39,6 +39,23 @@ fuzz target seconds="180":
     mkdir -p fuzz/corpus/{{target}} fuzz/seeds/{{target}}
     cd fuzz && RUSTC_BOOTSTRAP=1 cargo fuzz run {{target}} corpus/{{target}} seeds/{{target}} -- -max_total_time={{seconds}}
 
+# Runs the scalar kernels in Miri, which detects undefined behaviour. Needs `rustup +nightly component add miri`.
+miri *args:
+    MIRIFLAGS=-Zmiri-disable-isolation cargo +nightly miri test -p danlu-kernels --lib reference {{args}}
+
+# Runs random commands with kills and faults against the test server: `just soak 3600`. Needs Python 3.9.
+soak seconds="3600":
+    cargo build -p danlu -p danlu-hub-test-server
+    python3 reference/soak.py --danlu target/debug/danlu --server target/debug/hub-test-server --seconds {{seconds}}
+
+# Checks licences, duplicates, sources and advisories of the dependencies. Needs `cargo install cargo-deny`.
+deny:
+    cargo deny --locked check
+
+# Writes THIRD_PARTY_LICENSES again, after a change of the dependencies.
+licenses:
+    python3 .ci/third_party.py
+
 # Rewrites the expected values from pinned PyTorch, transformers and PEFT (see reference/README.md).
 reference:
     python3 -m venv reference/.venv
