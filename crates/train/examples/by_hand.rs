@@ -44,7 +44,7 @@ pub fn run(base: &Path, output: &Path) -> Result<Vec<f64>, Box<dyn Error>> {
     let backend: Arc<dyn Backend> = Arc::new(Cpu::new(CpuOptions::default()));
     let decoder = Decoder::load(base, Arc::clone(&backend))?;
 
-    // A fresh adapter changes nothing yet: B is zero. All its parameters lie in one flat buffer.
+    // A fresh adapter does not change the model, because B is zero. One flat buffer holds all parameters.
     let config = LoraConfig::new(8, 16.0);
     let mut adapter = Adapter::init(config, decoder.config(), 42, &*backend)?;
 
@@ -57,7 +57,7 @@ pub fn run(base: &Path, output: &Path) -> Result<Vec<f64>, Box<dyn Error>> {
         losses.push(loss);
     }
 
-    // W + scaling · B A, one tensor at a time; the result is a model folder like any other.
+    // W + scaling · B A, one tensor at a time. The result is an ordinary model folder.
     let options = MergeOptions { dtype: Some(DType::F32), ..MergeOptions::default() };
     let report = merge(base, &adapter, &*backend, output, &options, &mut |_| ControlFlow::Continue(()))?;
     println!("merged {} projections into {}", report.merged_tensors, output.display());
@@ -74,7 +74,7 @@ pub fn run(base: &Path, output: &Path) -> Result<Vec<f64>, Box<dyn Error>> {
     Ok(losses)
 }
 
-/// Conversations as token ids, with a mark on each token that carries a loss: the answer, not the question.
+/// Tokenizes the conversations. The loss mask selects the answers.
 fn tokenize(base: &Path) -> Result<Vec<LabeledSequence>, Box<dyn Error>> {
     let tokenizer = Tokenizer::read(base)?;
     let records = read_from(DATA.as_bytes(), "data.jsonl".as_ref(), &ReadOptions::default())?.records;
@@ -100,7 +100,7 @@ impl Optimizer {
         Self { grads: alloc(), first: alloc(), second: alloc(), len }
     }
 
-    /// Forward, backward, clipping, update: one step. Returns the mean loss and the gradient's norm.
+    /// Takes one step: forward, backward, clipping, update. Returns the mean loss and the gradient norm.
     fn step(
         &mut self,
         decoder: &Decoder,
@@ -111,18 +111,18 @@ impl Optimizer {
     ) -> Result<(f64, f64), Box<dyn Error>> {
         let backend = &**decoder.backend();
 
-        // Sequences lie end to end without padding, and none attends to another.
+        // Sequences are concatenated without padding, and no sequence attends to another.
         let batch = Batch::new(sequences);
         let lora = [LoraRows { rows: 0..batch.rows(), source: &*adapter, dropout: None }];
 
-        // The loss is the mean over all trained tokens: each has this share of the gradient.
+        // The loss is the mean over all trained tokens, so each token has this share of the gradient.
         let labels = batch.trained_tokens();
         let dloss = 1.0 / labels as f32;
         backend.zero(&mut self.grads, self.len);
         let losses = decoder.losses_and_gradients(work, &batch, &lora, dloss, &mut self.grads)?;
         let loss = losses.iter().map(|&loss| f64::from(loss)).sum::<f64>() / labels as f64;
 
-        // The gradient is scaled down to a norm of at most MAX_GRAD_NORM, then AdamW moves every parameter at once.
+        // Scales the gradient to a norm of at most MAX_GRAD_NORM. Then AdamW updates all parameters.
         let (mut squares, mut sum) = (backend.alloc_scalars(1), [0.0]);
         backend.sum_of_squares(&mut squares, 0, &self.grads, self.len);
         backend.read_scalars(&mut sum, &squares)?;

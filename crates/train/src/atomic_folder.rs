@@ -1,7 +1,7 @@
-//! Folders that appear and disappear as a whole.
+//! Folders that are written and removed atomically.
 //!
-//! A folder is filled under a temporary name, its files are synced, then it is renamed.
-//! A process killed at any moment leaves at most a temporary folder, which [`sweep_leftovers`] recognizes by its name.
+//! A folder is filled under a temporary name, its files are synced, then it is renamed. A process killed at
+//! any moment leaves at most a temporary folder, which [`sweep_leftovers`] recognizes by its name.
 
 use std::fs::{self, File};
 use std::io;
@@ -12,10 +12,10 @@ use danlu_model::files::{TEMPORARY_PREFIX, names_in};
 
 use crate::TrainError;
 
-/// Second prefix of a folder that was moved aside for its successor.
+/// Prefix, after the temporary one, of an old folder that is being replaced.
 const ASIDE: &str = "aside-";
 
-/// Creates `parent/name` with the files that `fill` writes, and replaces a folder of that name.
+/// Creates `parent/name` with the files that `fill` writes. Replaces an existing folder.
 pub(crate) fn write(
     parent: &Path,
     name: &str,
@@ -25,11 +25,11 @@ pub(crate) fn write(
     let mut builder = tempfile::Builder::new();
     let suffix = format!("-{name}");
     builder.prefix(TEMPORARY_PREFIX).suffix(&suffix);
-    // The umask decides the permissions, as for any new folder; tempfile would allow the owner alone.
+    // Applies the umask, as for any new folder. tempfile would restrict access to the owner.
     #[cfg(unix)]
     builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o777));
     let filled = builder.tempdir_in(parent).map_err(|e| FileError::new("write to", parent, e))?;
-    // Errors show the path that the caller gave; tempfile makes it absolute.
+    // tempfile makes the path absolute, but errors should show the caller's path.
     let staged = parent.join(filled.path().file_name().unwrap_or_default());
     fill(&staged)?;
     sync_tree(&staged)?;
@@ -39,11 +39,12 @@ pub(crate) fn write(
     let aside = parent.join(format!("{TEMPORARY_PREFIX}{ASIDE}{name}"));
     let replaces = path.exists();
     if replaces {
-        // A folder cannot be renamed over another. `sweep_leftovers` undoes the first of two renames.
+        // A rename cannot replace a folder that has files. `sweep_leftovers` undoes the first of the two
+        // renames.
         fs::rename(&path, &aside).map_err(error)?;
     }
     fs::rename(filled.path(), &path).map_err(error)?;
-    // The folder has its final name: tempfile must not remove it.
+    // The folder has its final name, so tempfile must not remove it.
     let _ = filled.keep();
     sync_folder(parent).map_err(|e| FileError::new("write to", parent, e))?;
     if replaces {
@@ -52,7 +53,7 @@ pub(crate) fn write(
     Ok(path)
 }
 
-/// Removes a folder. It has a temporary name before its first file goes.
+/// Removes a folder. It is renamed to a temporary name first.
 pub(crate) fn remove(path: &Path) -> Result<(), TrainError> {
     let error = |e| FileError::new("remove", path, e);
     let name = path.file_name().unwrap_or_default().to_string_lossy();
@@ -61,9 +62,10 @@ pub(crate) fn remove(path: &Path) -> Result<(), TrainError> {
     Ok(fs::remove_dir_all(&gone).map_err(error)?)
 }
 
-/// Removes the temporary folders and files of a killed run from an output folder.
+/// Removes the temporary folders and files that a killed run left in an output folder.
 ///
-/// A folder that was moved aside returns if its successor is missing. An absent output folder is no error.
+/// An old folder that was being replaced gets its name back if the new folder is missing. A missing output
+/// folder is no error.
 ///
 /// # Errors
 /// If the folder cannot be read or written.
@@ -93,7 +95,7 @@ fn sync_tree(folder: &Path) -> Result<(), TrainError> {
 
 fn sync_folder(folder: &Path) -> io::Result<()> {
     match File::open(folder)?.sync_all() {
-        // Some network file systems cannot sync a folder. Its files are synced.
+        // Some network file systems cannot sync a folder. The files in it are synced.
         Err(e) if matches!(e.kind(), io::ErrorKind::InvalidInput | io::ErrorKind::Unsupported) => Ok(()),
         result => result,
     }

@@ -1,5 +1,15 @@
-//! `checkpoint-N`: a PEFT adapter folder with the state of the run. A resumed run equals an uninterrupted one.
+//! `checkpoint-N`: a PEFT adapter folder with the state of the run. A resumed run equals an uninterrupted
+//! one.
 //!
+//! | file | contents |
+//! |---|---|
+//! | `adapter_config.json`, `adapter_model.safetensors` | the adapter in PEFT's format |
+//! | `danlu.json`, `tokenizer.json`, ... | tokenizer and template: see [`TrainingIdentity`] |
+//! | `optimizer.safetensors` | AdamW's moments |
+//! | `trainer_state.json` | progress and log in transformers' format |
+//! | `danlu_state.json` | settings, schedule, data position, seed; fingerprints of data and base |
+//! | `history.jsonl` | the metrics of every step, one per line |
+//! | `checksums.sha256` | the SHA-256 of each of these files |
 //! | file | holds |
 //! |---|---|
 //! | `adapter_config.json`, `adapter_model.safetensors` | the adapter, as PEFT reads it |
@@ -30,7 +40,7 @@ const HISTORY_FILE: &str = "history.jsonl";
 /// Format 1 had no checksums.
 const FORMAT: u32 = 2;
 
-/// The files that a resumed run needs.
+/// Files that [`Trainer::resume`] requires.
 const NEEDED: [&str; 6] = [
     danlu_adapter::CONFIG_FILE,
     danlu_adapter::WEIGHTS_FILE,
@@ -40,7 +50,7 @@ const NEEDED: [&str; 6] = [
     HISTORY_FILE,
 ];
 
-/// Largest file that is read: ten million steps of history.
+/// Largest file that is read. A history of ten million steps fits.
 const MAX_BYTES: u64 = 2 << 30;
 
 /// The contents of `danlu_state.json`.
@@ -53,7 +63,7 @@ struct RunState {
     global_step: u64,
     total_steps: u64,
     warmup_steps: u64,
-    /// Order and dropout of every later step follow from the cursor and the seed.
+    /// The position and the seed determine the order and dropout of every later step.
     cursor: DataPosition,
     seed: u64,
     settings: TrainSettings,
@@ -62,17 +72,19 @@ struct RunState {
     backend: String,
 }
 
-/// The start of a resumed run.
+/// The result of [`Trainer::resume`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Resumed {
-    /// Steps done at the checkpoint.
+    /// Steps completed at the checkpoint.
     pub step: u64,
-    /// The back end before and now, if they round differently. The run then no longer equals an uninterrupted one.
+    /// The back end of the checkpoint and the current one, if they round differently. The run then differs
+    /// from an uninterrupted one.
     pub backend_changed: Option<(String, String)>,
 }
 
 impl Trainer {
-    /// Writes `output/checkpoint-N` as a whole, then removes the oldest ones beyond `save_total_limit`.
+    /// Writes `output/checkpoint-N` atomically, then removes the oldest checkpoints beyond
+    /// `save_total_limit`.
     ///
     /// # Errors
     /// If the folder cannot be written. Earlier checkpoints are then unchanged.
@@ -103,11 +115,11 @@ impl Trainer {
         Ok(path)
     }
 
-    /// Resumes from a checkpoint. Every later number equals that of an uninterrupted run.
+    /// Resumes from a checkpoint. All later numbers equal those of an uninterrupted run.
     ///
     /// # Errors
-    /// If a file is missing or changed, or the checkpoint has another format, settings, data or base.
-    /// Each difference is named with both values. The trainer cannot be used after an error.
+    /// If a file is missing or changed, or the checkpoint has another format, settings, data or base. The
+    /// error lists each difference with both values. The trainer cannot be used after an error.
     pub fn resume(&mut self, checkpoint: &Path) -> Result<Resumed, TrainError> {
         check_whole(checkpoint)?;
         let saved: RunState = read_json(&checkpoint.join(CHECKPOINT_STATE_FILE))?;
@@ -127,7 +139,7 @@ impl Trainer {
             let reason = format!("`global_step` is {}, expected {}", state.global_step, saved.global_step);
             return Err(TrainError::damaged(&path, reason));
         }
-        // The given configuration stays: PEFT's file loses some spellings, such as `all-linear`.
+        // The current configuration is used, because PEFT's file loses some spellings such as `all-linear`.
         self.adapter.params = adapter.params;
         let TrainerState { logging_steps, save_steps, eval_steps, .. } = self.state;
         self.state = TrainerState { logging_steps, save_steps, eval_steps, ..state };
@@ -169,7 +181,7 @@ impl Trainer {
         if !differences.is_empty() {
             return Err(TrainError::Resume { path: checkpoint.to_owned(), differences });
         }
-        // These values follow from settings and data. A difference means that the file was edited.
+        // Settings and data determine these values. If they differ, the file was edited.
         let expected = RunState {
             global_step: saved.global_step,
             cursor: self.order.position(saved.global_step),
@@ -194,7 +206,7 @@ impl Trainer {
     }
 }
 
-/// The newest checkpoint of an output folder with intact files, if there is one.
+/// Returns the newest checkpoint of an output folder whose files are intact.
 ///
 /// # Errors
 /// If the folder cannot be read.
@@ -209,7 +221,7 @@ fn check_whole(checkpoint: &Path) -> Result<(), TrainError> {
     if listed {
         checksums::verify(checkpoint, &NEEDED)?;
     }
-    // Another format may have other fields, so only the number is read.
+    // Another format may have other fields, so only its number is parsed.
     let state: serde_json::Value = read_json(&checkpoint.join(CHECKPOINT_STATE_FILE))?;
     match state.get("format").and_then(serde_json::Value::as_u64) {
         Some(found) if found != u64::from(FORMAT) => {
@@ -220,7 +232,7 @@ fn check_whole(checkpoint: &Path) -> Result<(), TrainError> {
     }
 }
 
-/// A back end's name without its number of threads: no result depends on it.
+/// Returns a back end's name without the number of threads, on which no result depends.
 fn without_threads(name: &str) -> String {
     name.split(", ").filter(|part| !part.contains("thread")).collect::<Vec<_>>().join(", ")
 }

@@ -1,6 +1,7 @@
 //! `checksums.sha256` of a checkpoint, in the format of `sha256sum -c`.
 //!
-//! A flipped bit in a weight or a moment is still a number. Without checksums a resumed run would silently differ.
+//! A weight with a flipped bit is still a valid number. Without checksums, a resumed run would silently
+//! differ.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -10,10 +11,9 @@ use danlu_model::{FileError, files, sha256_of_file};
 
 use crate::TrainError;
 
-/// Name of the file in a checkpoint's folder.
 pub(crate) const CHECKSUMS_FILE: &str = "checksums.sha256";
 
-/// Largest list that is read: a checkpoint has about a dozen files.
+/// Largest checksum file that is read. A checkpoint has about a dozen files.
 const MAX_BYTES: u64 = 1 << 20;
 
 /// Writes the checksum of every file of a folder.
@@ -26,25 +26,25 @@ pub(crate) fn write(folder: &Path) -> Result<(), TrainError> {
     Ok(files::write_atomic(&folder.join(CHECKSUMS_FILE), text.as_bytes())?)
 }
 
-/// Whether a folder has checksums.
+/// Whether a folder has a checksum file.
 pub(crate) fn are_in(folder: &Path) -> bool {
     folder.join(CHECKSUMS_FILE).is_file()
 }
 
-/// The error for a folder without checksums.
+/// Returns the error for a folder without a checksum file.
 pub(crate) fn missing(folder: &Path) -> TrainError {
     let reason = "it is missing, so the files of the checkpoint cannot be verified";
     TrainError::damaged(&folder.join(CHECKSUMS_FILE), reason)
 }
 
-/// Checks that every listed file is unchanged, and that the `needed` ones are listed.
+/// Checks that every listed file is unchanged and that all `needed` files are listed.
 pub(crate) fn verify(folder: &Path, needed: &[&str]) -> Result<(), TrainError> {
     let path = folder.join(CHECKSUMS_FILE);
     let text = String::from_utf8(files::read_bounded(&path, MAX_BYTES)?)
         .map_err(|_| TrainError::damaged(&path, "it is not UTF-8"))?;
     let mut sums = BTreeMap::new();
     for (number, line) in (1..).zip(text.lines()) {
-        // The name is joined to the folder, so it must not lead out of it.
+        // The name is joined to the folder, so it must not contain a path.
         let Some((sum, name)) = line.split_once("  ").filter(|(_, name)| is_plain(name)) else {
             let reason = format!("line {number} is `{line}`, expected a SHA-256 and a file's name");
             return Err(TrainError::damaged(&path, reason));

@@ -1,6 +1,6 @@
-//! The records of each micro-batch: a function of the seed and the step.
+//! Selects the records of each micro-batch from the seed and the step.
 //!
-//! Training draws no random numbers for the order, so the step is all that a checkpoint needs.
+//! The order depends on no random state, so a checkpoint stores only the step.
 
 use danlu_kernels::rng;
 use serde::{Deserialize, Serialize};
@@ -10,35 +10,35 @@ use crate::TrainSettings;
 /// Key of the random stream that orders the records.
 const ORDER_STREAM: u64 = 0x6f72_6465_7200;
 
-/// A position in the data.
+/// A position in the training data.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct DataPosition {
-    /// Complete passes over the data.
+    /// Completed epochs.
     pub epoch: u64,
-    /// Optimizer steps done in the current pass.
+    /// Completed optimizer steps of the current epoch.
     pub step_in_epoch: u64,
 }
 
 /// The order of the records over a run.
 #[derive(Debug)]
 pub(crate) struct DataOrder {
-    /// The units of a micro-batch: single records, or packs of records.
+    /// The elements of a micro-batch: single records, or packs of records.
     units: Vec<Vec<usize>>,
     batch_size: usize,
     accumulation: usize,
     seed: u64,
     shuffle: bool,
-    /// The cached order of one epoch.
+    /// The order of the most recent epoch, cached.
     ordered: Option<(u64, Vec<usize>)>,
 }
 
 impl DataOrder {
-    /// The order of records of these lengths.
+    /// Creates the order of records with these lengths.
     pub fn new(lengths: &[usize], settings: &TrainSettings) -> Self {
         let (seed, shuffle) = (settings.seed, settings.shuffle_dataset);
         let units = if settings.packing {
-            // Records are packed once, so that every pass has the same number of steps.
+            // Records are packed once, so every epoch has the same number of steps.
             let order = order(lengths.len(), shuffle, rng::key(&[seed, ORDER_STREAM]));
             pack(&order, lengths, settings.max_length)
         } else {
@@ -49,7 +49,7 @@ impl DataOrder {
         Self { units, batch_size, accumulation, seed, shuffle, ordered: None }
     }
 
-    /// Micro-batches of one pass over the data.
+    /// Number of micro-batches per epoch.
     pub fn micro_batches(&self) -> usize {
         self.units.len().div_ceil(self.batch_size)
     }
@@ -58,19 +58,20 @@ impl DataOrder {
         self.micro_batches().div_ceil(self.accumulation).max(1) as u64
     }
 
-    /// The position after `done` steps.
+    /// Returns the position after `done` steps.
     pub fn position(&self, done: u64) -> DataPosition {
         let steps = self.steps_per_epoch();
         DataPosition { epoch: done / steps, step_in_epoch: done % steps }
     }
 
-    /// Passes over the data after `done` steps, counted in micro-batches as in transformers.
+    /// Returns the epochs completed after `done` steps, counted in micro-batches as in transformers.
     pub fn epochs(&self, done: u64) -> f64 {
         let DataPosition { epoch, step_in_epoch } = self.position(done);
         epoch as f64 + (step_in_epoch * self.accumulation as u64) as f64 / self.micro_batches().max(1) as f64
     }
 
-    /// The records of each micro-batch of step `step` (from 1). The last step of a pass may have fewer.
+    /// Returns the records of each micro-batch of step `step`, counted from 1. The last step of an epoch may
+    /// have fewer micro-batches.
     pub fn step(&mut self, step: u64) -> Vec<Vec<usize>> {
         let DataPosition { epoch, step_in_epoch } = self.position(step - 1);
         if self.ordered.as_ref().is_none_or(|(e, _)| *e != epoch) {
@@ -95,10 +96,11 @@ fn order(len: usize, shuffle: bool, key: u64) -> Vec<usize> {
     order
 }
 
-/// Packs of at most `capacity` tokens. Each record goes into the first pack with room.
+/// Packs records greedily: each record joins the first pack in which it fits. A pack has at most `capacity`
+/// tokens.
 fn pack(order: &[usize], lengths: &[usize], capacity: usize) -> Vec<Vec<usize>> {
     let mut packs: Vec<(usize, Vec<usize>)> = Vec::new();
-    // Earlier packs have no room for the shortest record.
+    // Packs before `first_open` have no room for the shortest record.
     let (mut first_open, shortest) = (0, lengths.iter().copied().min().unwrap_or(0));
     for &record in order {
         let len = lengths[record];

@@ -9,17 +9,17 @@ use danlu_model::{FileError, ModelError};
 use crate::memory::display;
 use crate::plan::SuggestedLimits;
 
-/// Why a run cannot start, continue, be saved or be resumed.
+/// An error of a run.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum TrainError {
     /// The back end failed.
     #[error(transparent)]
     Backend(#[from] danlu_kernels::BackendError),
-    /// A setting out of range.
+    /// A setting that is out of range.
     #[error("`{name}` is {value}, expected {expected}")]
     Setting {
-        /// Its name, as in the config file.
+        /// The setting's name, as in the config file.
         name: &'static str,
         /// The given value.
         value: String,
@@ -34,7 +34,7 @@ pub enum TrainError {
     NoTrainedToken {
         /// The record: file and line.
         origin: String,
-        /// Its length.
+        /// Its number of tokens.
         tokens: usize,
     },
     /// A record longer than `max_length`.
@@ -42,19 +42,19 @@ pub enum TrainError {
     TooLong {
         /// The record: file and line.
         origin: String,
-        /// Its length.
+        /// Its number of tokens.
         tokens: usize,
         /// The limit.
         max_length: usize,
     },
-    /// Ids and loss marks of different lengths.
+    /// Token ids and a loss mask of different lengths.
     #[error("{origin} has {ids} token ids, and {marks} loss marks")]
     Uneven {
         /// The record: file and line.
         origin: String,
         /// Number of ids.
         ids: usize,
-        /// Number of marks.
+        /// Length of the mask.
         marks: usize,
     },
     /// A token outside the vocabulary.
@@ -79,20 +79,20 @@ pub enum TrainError {
         /// The records of the step.
         records: Vec<String>,
     },
-    /// A step after the last one.
+    /// A call of [`Trainer::step`](crate::Trainer::step) after the last step.
     #[error("all {steps} steps are done")]
     Finished {
-        /// The run's length.
+        /// Number of steps of the run.
         steps: u64,
     },
-    /// The memory limit is too low for every memory strategy.
+    /// A memory limit that no memory strategy satisfies.
     #[error("the run needs at least {} of memory, and the limit is {}", display(*needed), display(*limit))]
     Memory {
-        /// Bytes with the smallest memory strategy.
+        /// Bytes that the strategy with the lowest memory use needs.
         needed: u64,
-        /// Bytes.
+        /// The limit in bytes.
         limit: u64,
-        /// The largest settings that would fit.
+        /// The largest settings that fit.
         fits: Option<SuggestedLimits>,
     },
     /// A weight of the base that is not finite.
@@ -104,7 +104,7 @@ pub enum TrainError {
         tensor: String,
         /// NaN or infinity.
         value: f32,
-        /// Its index, row-major.
+        /// Row-major index of the element.
         element: usize,
     },
     /// A checkpoint of another run.
@@ -140,7 +140,7 @@ pub enum TrainError {
     /// A file could not be read or written.
     #[error(transparent)]
     File(#[from] FileError),
-    /// The adapter could not be made, read or written.
+    /// An adapter could not be created, read or written.
     #[error(transparent)]
     Adapter(#[from] AdapterError),
     /// The base model could not be read.
@@ -153,9 +153,9 @@ pub enum TrainError {
 pub struct Difference {
     /// Its name: a setting, `data`, `base`.
     pub field: String,
-    /// In the checkpoint.
+    /// The value in the checkpoint.
     pub saved: String,
-    /// Now.
+    /// The current value.
     pub current: String,
 }
 
@@ -165,7 +165,7 @@ impl fmt::Display for Difference {
     }
 }
 
-/// The first records of a step, which may have thousands.
+/// Lists the first records of a step. A step may have thousands.
 fn first_few(records: &[String]) -> String {
     const SHOWN: usize = 8;
     let mut text = records.iter().take(SHOWN).map(String::as_str).collect::<Vec<_>>().join(", ");
@@ -180,9 +180,9 @@ fn list(differences: &[Difference]) -> String {
 }
 
 impl TrainError {
-    /// The hint of [`TrainError::Memory`]: flags that fit, or a limit for the `needed` bytes.
+    /// Returns the hint of [`TrainError::Memory`]: flags that fit, or a limit that allows the `needed` bytes.
     pub fn room_hint(needed: u64, flags: Option<String>) -> String {
-        // The memory before the run differs by a few pages between starts.
+        // Memory use before the run varies by a few pages between starts.
         let more = format!("`--memory-limit {}`", display(needed + (2 << 20)).replace(' ', ""));
         match flags {
             Some(flags) => format!("use `{flags}`, which fits, or allow more: {more}"),
@@ -190,7 +190,7 @@ impl TrainError {
         }
     }
 
-    /// The next step, where one is known.
+    /// Returns an imperative hint, if one exists.
     pub fn hint(&self) -> Option<String> {
         match self {
             Self::NoTrainedToken { .. } => Some(

@@ -1,19 +1,19 @@
-//! Fingerprint of the training data, which a resumed run compares.
+//! Fingerprint of the training data, which a resumed run checks.
 
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use crate::Example;
 
-/// The fingerprint of token ids and loss marks.
+/// The fingerprint of token ids and loss masks.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ExamplesFingerprint {
     /// Number of records.
     pub records: u64,
-    /// Number of their tokens.
+    /// Number of tokens of all records.
     pub tokens: u64,
-    /// SHA-256 of ids and marks, in order.
+    /// SHA-256 of ids and masks in order.
     pub sha256: String,
 }
 

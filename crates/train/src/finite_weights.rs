@@ -1,4 +1,4 @@
-//! Finds weights of a base that are not finite. Only a run with an infinite loss checks them.
+//! Finds weights of a base that are not finite. A run checks them only after its loss became infinite or NaN.
 
 use std::path::Path;
 
@@ -6,10 +6,10 @@ use danlu_model::{ModelError, Weights};
 
 use crate::TrainError;
 
-/// Checks every weight of the base in `folder`.
+/// Checks that every weight of the base in `folder` is finite.
 ///
 /// # Errors
-/// [`TrainError::BaseNotFinite`] names the first weight that is not finite. Other errors come from reading.
+/// [`TrainError::BaseNotFinite`] names the first weight that is not finite. Other errors are read errors.
 pub fn check_finite_weights(folder: &Path) -> Result<(), TrainError> {
     let weights = Weights::open(folder)?;
     for info in weights.tensors() {

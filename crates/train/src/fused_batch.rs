@@ -1,28 +1,28 @@
-//! Small micro-batches of a step, fused into one batch.
+//! Fuses small micro-batches of a step into one batch.
 //!
-//! A product reads and packs each base weight once, so one large batch is cheaper than several small ones.
-//! Every micro-batch has its own dropout masks, and gradients are summed in the order of micro-batches.
-//! The results are bit for bit those of separate micro-batches.
+//! A matrix product reads and packs each base weight once, so one large batch is faster than several small
+//! ones. Each micro-batch has its own dropout masks, and gradients are summed in the order of the
+//! micro-batches. The results are bit for bit those of separate micro-batches.
 
 use std::ops::Range;
 
 use danlu_model::{Batch, LabeledSequence};
 
-/// Most rows of a fused batch. Beyond this a row hardly gets cheaper.
+/// Maximum number of token rows in a fused batch. Larger batches are hardly faster.
 const MAX_FUSED_ROWS: usize = 512;
 
-/// Consecutive micro-batches of a step as one batch.
+/// One batch that contains consecutive micro-batches of a step.
 #[derive(Debug)]
 pub(crate) struct FusedBatch {
     pub batch: Batch,
-    /// The range of micro-batches in the step.
+    /// Indices of the micro-batches in the step.
     pub micros: Range<usize>,
-    /// The rows of each micro-batch in `batch`.
+    /// The token rows of each micro-batch in `batch`.
     pub rows: Vec<Range<usize>>,
 }
 
 impl FusedBatch {
-    /// The batches of a step.
+    /// Creates the batches of a step.
     pub fn of_step(micros: &[Vec<&LabeledSequence>], fuse_micro_batches: bool) -> Vec<Self> {
         let batches: Vec<Batch> = micros.iter().map(|micro| Batch::new(micro.iter().copied())).collect();
         let rows: Vec<usize> = batches.iter().map(Batch::rows).collect();
@@ -39,7 +39,7 @@ impl FusedBatch {
     }
 }
 
-/// Groups micro-batches of these row counts into batches.
+/// Groups micro-batches with these row counts into batches.
 pub(crate) fn groups(rows: &[usize], fuse_micro_batches: bool) -> Vec<Range<usize>> {
     let (mut groups, mut start, mut sum): (Vec<Range<usize>>, _, _) = (Vec::new(), 0, 0);
     for (i, &n) in rows.iter().enumerate() {

@@ -1,30 +1,31 @@
-//! Memory in bytes: of this process, its peak, and what is available.
+//! Memory of this process and of the machine, in bytes.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// Bytes of this process in memory, including pages of mapped files. `None` where the system does not report it.
+/// Resident memory of this process, including pages of mapped files. `None` if the system does not report it.
 pub fn resident() -> Option<u64> {
     status("VmRSS:")
 }
 
-/// The peak of [`resident`].
+/// Peak of [`resident`].
 pub fn peak() -> Option<u64> {
     status("VmHWM:")
 }
 
-/// Bytes of this process that belong to no file.
+/// Resident memory of this process without pages of mapped files.
 pub fn anonymous() -> Option<u64> {
     status("RssAnon:")
 }
 
-/// Bytes of the machine: total and available.
+/// Total and available memory of the machine.
 pub fn machine() -> Option<(u64, u64)> {
     let info = fs::read_to_string("/proc/meminfo").ok()?;
     Some((field(&info, "MemTotal:")?, field(&info, "MemAvailable:")?))
 }
 
-/// Bytes that a process can still allocate. Limits are the machine, the control group and the address space.
+/// Memory that a process can still allocate: the minimum over the machine, the control groups and the address
+/// space.
 pub fn available() -> Option<u64> {
     let (_, machine) = machine()?;
     let groups = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
@@ -32,19 +33,20 @@ pub fn available() -> Option<u64> {
     [group, address_space()].into_iter().flatten().chain([machine]).min()
 }
 
-/// Bytes of address space left, including mapped files, where `ulimit -v` sets a limit.
+/// Address space that is left under a limit such as `ulimit -v`. Mapped files count. `None` without a limit.
 pub fn address_space() -> Option<u64> {
     let limit = address_limit(&fs::read_to_string("/proc/self/limits").ok()?)?;
     Some(limit.saturating_sub(status("VmSize:")?))
 }
 
-/// The soft limit of `/proc/self/limits` in bytes; `None` for `unlimited`.
+/// Returns the soft limit of `/proc/self/limits` in bytes, or `None` for `unlimited`.
 fn address_limit(limits: &str) -> Option<u64> {
     let values = limits.lines().find_map(|line| line.strip_prefix("Max address space"))?;
     values.split_whitespace().next()?.parse().ok()
 }
 
-/// Bytes as `310 MiB` or `1.25 GiB`, rounded up, so that a limit given in these units is enough.
+/// Formats bytes as `310 MiB` or `1.25 GiB`. The value is rounded up, so a limit of the printed size is
+/// enough.
 ///
 /// ```
 /// assert_eq!(danlu_train::memory::display(1 << 30), "1.00 GiB");
@@ -63,13 +65,13 @@ fn status(name: &str) -> Option<u64> {
     field(&fs::read_to_string("/proc/self/status").ok()?, name)
 }
 
-/// `VmRSS:     1234 kB` in bytes.
+/// Parses a line such as `VmRSS:     1234 kB` and returns bytes.
 fn field(text: &str, name: &str) -> Option<u64> {
     let line = text.lines().find(|line| line.starts_with(name))?;
     line.split_whitespace().nth(1)?.parse::<u64>().ok()?.checked_mul(1024)
 }
 
-/// The bytes left in the tightest group on the path of one line of `/proc/self/cgroup`.
+/// Returns the memory left in the tightest control group that a line of `/proc/self/cgroup` names.
 ///
 /// A line is `0::/user.slice` in version 2 and `4:memory:/docker/1` in version 1.
 fn group_room(root: &Path, line: &str) -> Option<u64> {
@@ -85,7 +87,7 @@ fn group_room(root: &Path, line: &str) -> Option<u64> {
     let number = |path: PathBuf| fs::read_to_string(path).ok()?.trim().parse::<u64>().ok();
     let room = |folder: &Path| {
         let (limit, used) = (number(folder.join(limit))?, number(folder.join(used))?);
-        // The kernel counts inactive pages of files as used, and frees them on demand.
+        // The kernel counts inactive pages of files as used, although it frees them on demand.
         let stat = fs::read_to_string(folder.join("memory.stat")).unwrap_or_default();
         let cached = stat.lines().find_map(|line| line.strip_prefix(cached)?.trim().parse::<u64>().ok());
         Some((limit + cached.unwrap_or(0)).saturating_sub(used))

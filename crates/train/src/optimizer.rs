@@ -1,4 +1,4 @@
-//! AdamW over the adapter's flat buffer.
+//! AdamW over the flat parameter buffer of an adapter.
 
 use std::path::Path;
 
@@ -10,13 +10,12 @@ use safetensors::tensor::TensorView;
 
 use crate::{TrainError, TrainSettings};
 
-/// Name of the state's file in a checkpoint.
 pub(crate) const OPTIMIZER_FILE: &str = "optimizer.safetensors";
 
-/// Names of the state's tensors, as in torch.
+/// Names of the moments, as in PyTorch.
 const MOMENTS: [&str; 2] = ["exp_avg", "exp_avg_sq"];
 
-/// Both moments of every parameter, in the adapter's layout.
+/// First and second moments of every parameter, in the adapter's layout.
 #[derive(Debug)]
 pub(crate) struct Optimizer {
     first: Buffer,
@@ -25,18 +24,18 @@ pub(crate) struct Optimizer {
 }
 
 impl Optimizer {
-    /// A state of zeros for `len` parameters.
+    /// Creates moments of zero for `len` parameters.
     pub fn new(backend: &dyn Backend, len: usize) -> Self {
         let moment = || backend.alloc(len, Element::Exact);
         Self { first: moment(), second: moment(), len }
     }
 
-    /// One update of `params` by `grads`.
+    /// Updates `params` by the gradient `grads`.
     pub fn update(&mut self, backend: &dyn Backend, params: &mut Buffer, grads: &Buffer, update: AdamW) {
         backend.adamw(params, grads, &mut self.first, &mut self.second, self.len, update);
     }
 
-    /// Temporary bytes of [`Optimizer::save`]: both moments as bytes, and the file.
+    /// Temporary memory of [`Optimizer::save`] in bytes: both moments and the file.
     pub fn saving_bytes(len: usize) -> u64 {
         2 * (2 * 4 * len as u64)
     }
@@ -56,10 +55,10 @@ impl Optimizer {
         Ok(files::write_atomic(&folder.join(OPTIMIZER_FILE), &file)?)
     }
 
-    /// Reads what [`Optimizer::save`] wrote.
+    /// Reads the file that [`Optimizer::save`] wrote.
     pub fn load(&mut self, folder: &Path, backend: &dyn Backend) -> Result<(), TrainError> {
         let path = folder.join(OPTIMIZER_FILE);
-        // Two values per parameter, and a header: a much larger file is another one.
+        // The file has two f32 per parameter and a header. A larger file is invalid.
         let limit = (self.len as u64 * 8).saturating_add(1 << 16);
         let found = Weights::from_bytes(&path, files::read_bounded(&path, limit)?)?;
         let [first, second] = MOMENTS.map(|name| found.vector_f32(name, self.len));
@@ -79,7 +78,8 @@ impl Optimizer {
     }
 }
 
-/// The update of step `step`, whose gradient of norm `norm` is clipped as by `torch.nn.utils.clip_grad_norm_`.
+/// Returns the AdamW update of step `step`. A gradient of norm `norm` is clipped as in
+/// `torch.nn.utils.clip_grad_norm_`.
 pub(crate) fn adamw(settings: &TrainSettings, learning_rate: f64, step: u64, norm: f64) -> AdamW {
     AdamW {
         learning_rate: learning_rate as f32,
@@ -93,7 +93,7 @@ pub(crate) fn adamw(settings: &TrainSettings, learning_rate: f64, step: u64, nor
     }
 }
 
-/// The factor for a gradient of norm `norm`: `min(1, max_norm / (norm + 1e-6))`, or 1 if `max_norm` is 0.
+/// Returns the clipping factor `min(1, max_norm / (norm + 1e-6))`, or 1 if `max_norm` is 0.
 pub(crate) fn clip_factor(norm: f64, max_norm: f64) -> f64 {
     if max_norm > 0.0 { (max_norm / (norm + 1e-6)).min(1.0) } else { 1.0 }
 }

@@ -1,4 +1,4 @@
-//! The learning rate of every step, as `transformers.get_scheduler` gives it.
+//! Learning rate schedules, equal to those of `transformers.get_scheduler`.
 
 use std::f64::consts::PI;
 use std::fmt;
@@ -6,26 +6,26 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-/// The shape of the learning rate over a run, named as in `transformers`.
+/// The type of schedule, with the names of `transformers`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum LrSchedulerType {
-    /// Rises over the warmup, then falls linearly to zero after the last step.
+    /// Rises during the warmup, then falls linearly to zero.
     #[default]
     Linear,
-    /// Rises over the warmup, then falls along half a cosine.
+    /// Rises during the warmup, then falls to zero along half a cosine.
     Cosine,
-    /// The same at every step, without a warmup.
+    /// Constant, without a warmup.
     Constant,
-    /// Rises over the warmup, then stays the same.
+    /// Rises during the warmup, then is constant.
     ConstantWithWarmup,
 }
 
 impl LrSchedulerType {
-    /// Every shape.
+    /// All schedule types.
     pub const ALL: [Self; 4] = [Self::Linear, Self::Cosine, Self::Constant, Self::ConstantWithWarmup];
 
-    /// Its name in flags and files.
+    /// The name in flags and files.
     pub fn name(self) -> &'static str {
         match self {
             Self::Linear => "linear",
@@ -57,7 +57,7 @@ impl FromStr for LrSchedulerType {
 pub struct Schedule {
     /// Its shape.
     pub kind: LrSchedulerType,
-    /// The highest learning rate.
+    /// Peak learning rate.
     pub learning_rate: f64,
     /// Steps of the warmup.
     pub warmup_steps: u64,
@@ -66,18 +66,18 @@ pub struct Schedule {
 }
 
 impl Schedule {
-    /// A schedule with a warmup of `ceil(warmup_ratio · total_steps)` steps.
+    /// Creates a schedule with a warmup of `ceil(warmup_ratio · total_steps)` steps.
     pub fn new(kind: LrSchedulerType, learning_rate: f64, warmup_ratio: f64, total_steps: u64) -> Self {
         let warmup_steps = (total_steps as f64 * warmup_ratio).ceil() as u64;
         Self { kind, learning_rate, warmup_steps, total_steps }
     }
 
-    /// The learning rate of step `step`, counted from 1.
+    /// Returns the learning rate of step `step`, counted from 1.
     pub fn at(&self, step: u64) -> f64 {
         self.learning_rate * self.factor(step.saturating_sub(1))
     }
 
-    /// The multiplier after `done` completed steps.
+    /// Returns the factor on the peak learning rate after `done` steps.
     fn factor(&self, done: u64) -> f64 {
         let (warmup, total) = (self.warmup_steps, self.total_steps);
         if self.kind != LrSchedulerType::Constant && done < warmup {

@@ -12,11 +12,13 @@ use serde_json::Value;
 use crate::error::Difference;
 use crate::{LrSchedulerType, Schedule, TrainError};
 
-/// Every setting of a run. Defaults come from the tutorial, or else from transformers.
+/// The settings of a run. Defaults come from the tutorial, otherwise from transformers.
 ///
-/// The field names are the flags (`--lora-r`) and the keys of the config file (`lora_r`). Unknown keys are errors.
-/// Two runs with equal settings, data and base write equal files.
-/// The output folder, the number of threads and the printed text are therefore no settings.
+/// Field names are the flags (`--lora-r`) and the keys of the config file (`lora_r`). Unknown keys are
+/// errors.
+///
+/// Two runs with equal settings, data and base write equal files. The output folder and the number of threads
+/// are therefore not part of the settings.
 ///
 /// ```
 /// use danlu_train::TrainSettings;
@@ -41,17 +43,17 @@ pub struct TrainSettings {
     /// Divide alpha by the square root of the rank.
     pub use_rslora: bool,
 
-    /// Highest learning rate.
+    /// Peak learning rate.
     pub learning_rate: f64,
-    /// Shape of the learning rate schedule.
+    /// Type of the learning rate schedule.
     pub lr_scheduler_type: LrSchedulerType,
-    /// Fraction of all steps in the warmup.
+    /// Warmup steps as a share of all steps.
     pub warmup_ratio: f64,
-    /// Passes over the data, possibly fractional. Ignored if `max_steps` is set.
+    /// Number of epochs, possibly fractional. Ignored if `max_steps` is set.
     pub num_train_epochs: f64,
-    /// Number of optimizer steps, for any number of passes.
+    /// Number of optimizer steps. Replaces `num_train_epochs`.
     pub max_steps: Option<u64>,
-    /// Records per micro-batch, or packs of `max_length` tokens with `packing`.
+    /// Records per micro-batch. With `packing`, packs of `max_length` tokens per micro-batch.
     pub per_device_train_batch_size: usize,
     /// Micro-batches per optimizer step.
     pub gradient_accumulation_steps: usize,
@@ -66,40 +68,40 @@ pub struct TrainSettings {
     /// Added to the square root of AdamW's second moment.
     pub adam_epsilon: f64,
 
-    /// Longest record, in tokens.
+    /// Maximum record length in tokens.
     pub max_length: usize,
-    /// Pack several records into a row; attention stays within a record.
+    /// Whether to pack several records into one sequence. Attention stays within each record.
     pub packing: bool,
-    /// Shuffle the records anew for every pass; otherwise the order is that of the files.
+    /// Whether to shuffle the records in every epoch. Otherwise they keep the order of the files.
     pub shuffle_dataset: bool,
-    /// Train on the question too, not only on the answer.
+    /// Whether system and user messages carry a loss too.
     pub train_on_prompt: bool,
-    /// System message of conversations without one.
+    /// System message for conversations without one.
     pub default_system: Option<String>,
-    /// The current date for the chat template, `YYYY-MM-DD`.
+    /// The current date that the chat template receives, as `YYYY-MM-DD`.
     ///
-    /// It is a setting, because a run resumed on another day would otherwise have other tokens.
+    /// The date is a setting so that a run resumed on another day has the same tokens.
     pub template_date: Option<String>,
-    /// Held-out records: a fraction below 1, or a count.
+    /// Size of the held-out part: a share below 1, otherwise a number of records.
     pub val_size: f64,
-    /// Seed of initialisation, order and dropout.
+    /// Seed of initialization, data order and dropout.
     pub seed: u64,
-    /// Precision of the products with the base, and of attention.
+    /// Precision of attention and of matrix products with the base's weights.
     pub dtype: Precision,
-    /// Quantization of the base's projections while it is loaded.
+    /// Quantization that is applied to the base's projections while loading.
     pub quant: Quant,
-    /// Keep the scales of 4-bit weights in f32.
+    /// Whether to store the scales of 4-bit weights in f32, without quantizing them.
     pub no_double_quant: bool,
-    /// Elements per scale of 4-bit weights.
+    /// Number of 4-bit weights per scale.
     pub quant_block_size: usize,
 
     /// Steps between two entries of the log.
     pub logging_steps: u64,
-    /// Steps between two checkpoints; 0 saves only at the end.
+    /// Steps between two checkpoints; 0 saves only after the last step.
     pub save_steps: u64,
-    /// Most checkpoints that stay; all when absent.
+    /// Maximum number of checkpoints; `None` for no limit.
     pub save_total_limit: Option<usize>,
-    /// Steps between two evaluations; only before and after the run when absent.
+    /// Steps between two evaluations. `None` evaluates only before the first step and after the last.
     pub eval_steps: Option<u64>,
 }
 
@@ -131,7 +133,7 @@ impl Default for TrainSettings {
             template_date: None,
             val_size: 0.0,
             seed: 42,
-            // f32 gives PEFT's numbers on every processor.
+            // With f32, results equal PEFT's on every processor.
             dtype: Precision::F32,
             quant: Quant::None,
             no_double_quant: false,
@@ -144,16 +146,17 @@ impl Default for TrainSettings {
     }
 }
 
-/// Precision of the products with the base's weights.
+/// Precision of matrix products with the base's weights.
 ///
-/// On a processor with bf16 instructions it also applies to attention. Everything else is computed in f32.
+/// On a processor with bf16 instructions the precision also applies to attention. All other operations use
+/// f32.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Precision {
-    /// Operands stay in their type.
+    /// Operands are not rounded.
     #[default]
     F32,
-    /// Operands are rounded to bf16, sums are f32.
+    /// Operands are rounded to bf16. Sums are in f32.
     Bf16,
 }
 
@@ -210,20 +213,20 @@ impl FromStr for Quant {
     }
 }
 
-/// Settings that do not change a computed number.
+/// Settings that affect no computed number.
 const BOOKKEEPING: [&str; 4] = ["logging_steps", "save_steps", "save_total_limit", "eval_steps"];
 
 impl TrainSettings {
-    /// Checks the range of every value.
+    /// Checks that every value is in range.
     ///
     /// # Errors
-    /// Names the first setting out of range, with its value.
+    /// Names the first setting out of range and its value.
     pub fn validate(&self) -> Result<(), TrainError> {
         let at_least_one = |name, value: usize| check(value >= 1, name, value, "at least 1");
         let share = |name, value: f64| {
             check((0.0..1.0).contains(&(value as f32)), name, value, "at least 0 and below 1")
         };
-        // The computation is in f32, so a value must be in range in f32.
+        // Kernels compute in f32, so the value must be in range as an f32.
         let positive = |name, value: f64| {
             check(value as f32 > 0.0 && (value as f32).is_finite(), name, value, "more than 0")
         };
@@ -252,14 +255,14 @@ impl TrainSettings {
         not_negative("max_grad_norm", self.max_grad_norm)?;
         share("adam_beta1", self.adam_beta1)?;
         share("adam_beta2", self.adam_beta2)?;
-        // A subnormal epsilon would vanish in the sum.
+        // A subnormal epsilon would have no effect in the sum.
         let epsilon = self.adam_epsilon as f32;
         let holds = epsilon.is_finite() && epsilon >= f32::MIN_POSITIVE;
         check(holds, "adam_epsilon", self.adam_epsilon, "at least 1.2e-38")?;
         let block = self.quant_block_size;
         let holds = Quantization::check_block_size(block).is_ok();
         check(holds, "quant_block_size", block, Quantization::BLOCK_SIZES)?;
-        // Without `quant` these settings would have no effect.
+        // These settings have no effect without `quant`.
         let quantises = self.quant != Quant::None;
         const BESIDE: &str = "`quant` nf4 or fp4 beside it";
         check(quantises || !self.no_double_quant, "no_double_quant", self.no_double_quant, BESIDE)?;
@@ -283,7 +286,7 @@ impl TrainSettings {
         )
     }
 
-    /// The quantization of the base, if there is one.
+    /// Returns the quantization of the base, or `None` without `quant`.
     pub fn quantization(&self) -> Option<Quantization> {
         let quant_type = match self.quant {
             Quant::None => return None,
@@ -294,23 +297,23 @@ impl TrainSettings {
         Some(Quantization { quant_type, block_size, double_quant })
     }
 
-    /// Optimizer steps of the run, for `micro_batches` per pass over the data.
+    /// Returns the number of optimizer steps for `micro_batches` per epoch.
     pub fn total_steps(&self, micro_batches: usize) -> u64 {
         let per_epoch = micro_batches.div_ceil(self.gradient_accumulation_steps.max(1)).max(1);
         self.max_steps.unwrap_or_else(|| (self.num_train_epochs * per_epoch as f64).ceil() as u64)
     }
 
-    /// The date for the chat template, in seconds since 1970.
+    /// Returns the template's date in seconds since 1970.
     pub fn template_seconds(&self) -> Option<u64> {
         seconds_of_date(self.template_date.as_ref()?)
     }
 
-    /// The learning rate schedule of a run of `total_steps`.
+    /// Creates the learning rate schedule of a run of `total_steps`.
     pub fn schedule(&self, total_steps: u64) -> Schedule {
         Schedule::new(self.lr_scheduler_type, self.learning_rate, self.warmup_ratio, total_steps)
     }
 
-    /// The adapter's configuration for a base of this name.
+    /// Creates the adapter's configuration for a base with this name.
     pub fn lora_config(&self, base_name: &str) -> LoraConfig {
         LoraConfig {
             lora_dropout: self.lora_dropout,
@@ -321,7 +324,7 @@ impl TrainSettings {
         }
     }
 
-    /// All settings by name, in the order of the fields.
+    /// Returns all settings by name, in the order of the fields.
     pub fn entries(&self) -> Vec<(String, Value)> {
         match serde_json::to_value(self) {
             Ok(Value::Object(fields)) => fields.into_iter().collect(),
@@ -329,7 +332,7 @@ impl TrainSettings {
         }
     }
 
-    /// The settings that differ from `saved` and change a computed number.
+    /// Returns the settings that differ from `saved` and affect computed numbers.
     pub fn differences(&self, saved: &Self) -> Vec<Difference> {
         let pairs = saved.entries().into_iter().zip(self.entries());
         pairs
@@ -343,17 +346,18 @@ impl TrainSettings {
     }
 }
 
-/// Midnight UTC of `YYYY-MM-DD` in seconds since 1970. `None` for anything else, and for dates before 1970.
+/// Returns midnight UTC of `YYYY-MM-DD` in seconds since 1970. Returns `None` for other formats and earlier
+/// dates.
 fn seconds_of_date(date: &str) -> Option<u64> {
     let parsed = chrono::NaiveDate::parse_from_str(date, "%Y-%m-%d").ok()?;
-    // The parser also accepts numbers without leading zeros.
+    // chrono also accepts numbers without leading zeros.
     if parsed.to_string() != date {
         return None;
     }
     u64::try_from(parsed.and_time(chrono::NaiveTime::MIN).and_utc().timestamp()).ok()
 }
 
-/// Serde form of `target_modules`: a list, `"all-linear"`, comma-separated names, or a pattern.
+/// Serializes `target_modules`: a list, `"all-linear"`, comma-separated names, or a pattern.
 mod target_modules {
     use danlu_adapter::TargetModules;
     use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error};

@@ -20,10 +20,10 @@ use crate::{ExamplesFingerprint, LogEntry, Schedule, TrainError, TrainSettings, 
 /// Key of the random stream of dropout masks.
 const DROPOUT_STREAM: u64 = 0x6472_6f70_6f75;
 
-/// One training record, and its name in messages.
+/// A training record and its name in messages.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Example {
-    /// Token ids, and the ones that carry a loss.
+    /// Token ids and loss mask.
     pub sequence: LabeledSequence,
     /// Where it came from: `huanhuan.json:812`.
     pub origin: String,
@@ -54,9 +54,9 @@ pub struct StepMetrics {
 /// The metrics of one evaluation on held-out records.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct EvalMetrics {
-    /// Mean over all trained tokens, nats.
+    /// Mean over all trained tokens, in nats.
     pub loss: f64,
-    /// e to the loss.
+    /// Exponential of the loss.
     pub perplexity: f64,
     /// Tokens that carried a loss.
     pub tokens: u64,
@@ -66,13 +66,13 @@ pub struct EvalMetrics {
 
 /// A run in progress.
 ///
-/// The caller owns the loop: it prints, saves and stops as it likes, between steps.
+/// The caller writes the loop and may print, save or stop between steps.
 ///
 /// ```no_run
 /// # fn run(mut trainer: danlu_train::Trainer) -> Result<(), danlu_train::TrainError> {
 /// while !trainer.is_finished() {
-///     let report = trainer.step()?;
-///     println!("{} {:.4}", report.step, report.loss);
+///     let metrics = trainer.step()?;
+///     println!("{} {:.4}", metrics.step, metrics.loss);
 /// }
 /// # Ok(())
 /// # }
@@ -91,9 +91,9 @@ pub struct Trainer {
     pub(crate) base: String,
     examples: Vec<Example>,
     grads: Buffer,
-    /// The loss of every trained token of a step, read once all passes are done.
+    /// The losses of a step's trained tokens, which are read once at the end of the step.
     losses: Option<Buffer>,
-    /// The sum of squares of the gradient, or of the parameters.
+    /// The sum of squares of the gradient or of the parameters.
     squares: Scalars,
     work: Workspace,
     /// Whether small micro-batches share a forward pass.
@@ -101,10 +101,11 @@ pub struct Trainer {
 }
 
 impl Trainer {
-    /// A run before its first step. `base` is the base's [fingerprint](danlu_model::base_fingerprint).
+    /// Creates a run before its first step. `base` is the base's
+    /// [fingerprint](danlu_model::base_fingerprint).
     ///
     /// # Errors
-    /// If a setting is out of range, or a record has no loss, is too long, or has an unknown token.
+    /// If a setting is out of range, or a record has no trained token, is too long, or has an unknown token.
     pub fn new(
         decoder: Arc<Decoder>,
         adapter: Adapter,
@@ -161,12 +162,13 @@ impl Trainer {
 
     /// Takes one optimizer step: forward and backward of every micro-batch, then one update.
     ///
-    /// The loss is the mean over the trained tokens of all micro-batches.
-    /// The division of a step into micro-batches therefore does not weight the records.
+    /// The loss is the mean over the trained tokens of all micro-batches. The weight of a record therefore
+    /// does not depend on its micro-batch.
     ///
     /// # Errors
-    /// If the run is over, or loss or gradient is not finite. Adapter and optimizer are then unchanged.
-    /// If the update makes a parameter infinite, the trainer cannot be used further; the last checkpoint is intact.
+    /// If the run is finished, or loss or gradient is not finite. Adapter and optimizer are then unchanged.
+    /// If the update makes a parameter infinite, the trainer cannot be used further. The last checkpoint is
+    /// intact.
     pub fn step(&mut self) -> Result<StepMetrics, TrainError> {
         let step = self.state.global_step + 1;
         if self.is_finished() {
@@ -180,7 +182,7 @@ impl Trainer {
         let tokens = passes.iter().map(|pass| pass.batch.tokens()).sum::<usize>();
         let trained = passes.iter().map(|pass| pass.batch.trained_tokens()).sum::<usize>();
         let (loss, grad_norm) = self.gradients(step, &passes)?;
-        // The second moment stores squares in f32. An infinite one would stay infinite.
+        // The second moment stores squares in f32. Once infinite, it would stay infinite.
         let clipped = grad_norm * clip_factor(grad_norm, self.settings.max_grad_norm);
         let origins = |records: Vec<Vec<usize>>, examples: &[Example]| {
             records.concat().into_iter().map(|r| examples[r].origin.clone()).collect()
@@ -211,7 +213,7 @@ impl Trainer {
         Ok(report)
     }
 
-    /// Forward and backward of a step. Returns the mean loss and the norm of the gradient.
+    /// Runs forward and backward of a step. Returns the mean loss and the gradient norm.
     fn gradients(&mut self, step: u64, passes: &[FusedBatch]) -> Result<(f64, f64), TrainError> {
         let backend = self.decoder.backend().clone();
         let parameters = self.adapter.num_parameters();
@@ -238,7 +240,7 @@ impl Trainer {
         let (mut values, mut squares) = (vec![0.0; trained], [0.0]);
         backend.read(&mut values, losses, 0)?;
         backend.read_scalars(&mut squares, &self.squares)?;
-        // Summed pass by pass, in f64.
+        // Losses are summed batch by batch in f64.
         let (mut sum, mut rest) = (0.0, &values[..]);
         for pass in passes {
             let (of_pass, after) = rest.split_at(pass.batch.trained_tokens());
@@ -265,17 +267,18 @@ impl Trainer {
         learning_rate
     }
 
-    /// The operations of a step on its back end, for the memory plan.
+    /// Runs the operations of a step on its back end, for the memory plan.
     pub(crate) fn dry_run(&mut self, micros: &[Vec<&LabeledSequence>]) -> Result<(), TrainError> {
         let (_, grad_norm) = self.gradients(1, &FusedBatch::of_step(micros, self.fuse_micro_batches))?;
         self.update(1, grad_norm);
         Ok(())
     }
 
-    /// Sets the memory strategy, and allocates the buffers of the largest pass. No result depends on the strategy.
+    /// Sets the memory strategy and allocates the buffers of the largest pass. The strategy affects no
+    /// result.
     ///
-    /// The largest pass has `rows` rows, `labels` labels, and `keys` copied keys if it shares a prefix.
-    /// A run that does not fit into memory thus fails before its first step.
+    /// The largest pass has `rows` token rows, `labels` trained tokens, and `keys` copied attention keys if
+    /// it shares a prefix. A run that does not fit into memory therefore fails before its first step.
     pub fn reserve(
         &mut self,
         policies: Vec<ActivationPolicy>,
@@ -287,22 +290,22 @@ impl Trainer {
         self.decoder.reserve(&mut self.work, rows, labels, keys);
     }
 
-    /// Frees the buffers of the steps. A further step allocates them again.
+    /// Frees the buffers of the steps. The next step allocates them again.
     pub fn release(&mut self) {
         self.losses = None;
         self.work.clear();
     }
 
-    /// The micro-batches of step `step`, counted from 1.
+    /// Returns the micro-batches of step `step`, counted from 1.
     pub fn micro_batches(&mut self, step: u64) -> Vec<Batch> {
         let sequence = |&record: &usize| &self.examples[record].sequence;
         self.order.step(step).iter().map(|micro| Batch::new(micro.iter().map(sequence))).collect()
     }
 
-    /// The mean loss over `sequences` with the adapter as it is now, without dropout.
+    /// Evaluates the current adapter on `sequences` without dropout.
     ///
     /// # Errors
-    /// If no token of them carries a loss, or an id is not of this model.
+    /// If no token carries a loss, or a token id is outside the vocabulary.
     pub fn evaluate(&mut self, sequences: &[LabeledSequence]) -> Result<EvalMetrics, TrainError> {
         let start = Instant::now();
         let (mut sum, mut tokens) = (0.0, 0);
@@ -323,7 +326,7 @@ impl Trainer {
         Ok(EvalMetrics { loss, perplexity: loss.exp(), tokens: tokens as u64, seconds })
     }
 
-    /// Adds an evaluation to the log, at the current step.
+    /// Adds an evaluation at the current step to the log.
     pub fn log_evaluation(&mut self, report: &EvalMetrics) {
         self.state.log_evaluation(report.loss, report.seconds);
     }
@@ -351,12 +354,12 @@ impl Trainer {
         is_multiple(self.state.global_step, self.settings.eval_steps.unwrap_or(0))
     }
 
-    /// Steps done.
+    /// Completed steps.
     pub fn global_step(&self) -> u64 {
         self.state.global_step
     }
 
-    /// Steps of the whole run.
+    /// Number of steps of the run.
     pub fn total_steps(&self) -> u64 {
         self.schedule.total_steps
     }
@@ -381,12 +384,12 @@ impl Trainer {
         &self.settings
     }
 
-    /// Progress and log.
+    /// Progress and log of the run.
     pub fn state(&self) -> &TrainerState {
         &self.state
     }
 
-    /// The metrics of every step, including those before a resumption.
+    /// The metrics of every step, including those from before a resumption.
     pub fn history(&self) -> &[StepMetrics] {
         &self.history
     }
@@ -421,7 +424,7 @@ fn is_multiple(step: u64, of: u64) -> bool {
     of > 0 && step > 0 && step.is_multiple_of(of)
 }
 
-/// Groups records for evaluation, in order: as many as fit, and at least one.
+/// Groups records for evaluation in order. A group has as many records as fit, and at least one.
 pub(crate) fn evaluation_groups<T>(
     records: &[T],
     tokens: impl Fn(&T) -> usize,

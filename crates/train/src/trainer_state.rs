@@ -9,13 +9,13 @@ pub struct TrainerState {
     /// Step of the best evaluation.
     #[serde(default)]
     pub best_global_step: Option<u64>,
-    /// Its held-out loss.
+    /// Held-out loss of the best evaluation.
     #[serde(default)]
     pub best_metric: Option<f64>,
-    /// The checkpoint of that step, if it was kept.
+    /// The checkpoint of the best evaluation, unless it was removed.
     #[serde(default)]
     pub best_model_checkpoint: Option<String>,
-    /// Passes over the data so far.
+    /// Epochs completed.
     pub epoch: f64,
     /// Steps between two evaluations.
     #[serde(default)]
@@ -25,9 +25,9 @@ pub struct TrainerState {
     /// Always false.
     #[serde(default)]
     pub is_hyper_param_search: bool,
-    /// Always true: there is one process.
+    /// Always true: a run has one process.
     pub is_local_process_zero: bool,
-    /// Always true: there is one process.
+    /// Always true: a run has one process.
     pub is_world_process_zero: bool,
     /// Everything logged, oldest first.
     pub log_history: Vec<LogEntry>,
@@ -38,33 +38,33 @@ pub struct TrainerState {
     /// Tokens processed in training.
     #[serde(default)]
     pub num_input_tokens_seen: u64,
-    /// Passes over the data of the whole run, rounded up.
+    /// Epochs of the whole run, rounded up.
     pub num_train_epochs: u64,
     /// Steps between two checkpoints.
     pub save_steps: u64,
-    /// Not used here; written because transformers does.
+    /// Unused; written because transformers writes it.
     #[serde(default)]
     pub stateful_callbacks: Map<String, Value>,
     /// Floating-point operations; not counted.
     #[serde(default)]
     pub total_flos: f64,
-    /// Records of one forward and backward.
+    /// Records per micro-batch.
     pub train_batch_size: u64,
-    /// Not used here; written because transformers does.
+    /// Unused; written because transformers writes it.
     #[serde(default)]
     pub trial_name: Option<String>,
-    /// Not used here; written because transformers does.
+    /// Unused; written because transformers writes it.
     #[serde(default)]
     pub trial_params: Option<Map<String, Value>>,
 }
 
-/// One entry of the log: of the training, or of an evaluation.
+/// A log entry.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(untagged)]
 pub enum LogEntry {
-    /// The steps since the previous entry.
+    /// Metrics of the steps since the previous entry.
     Train {
-        /// Passes over the data so far.
+        /// Epochs completed.
         epoch: f64,
         /// Norm of the last step's gradient, before clipping.
         grad_norm: f64,
@@ -77,16 +77,16 @@ pub enum LogEntry {
     },
     /// An evaluation on the held-out records.
     Eval {
-        /// Passes over the data so far.
+        /// Epochs completed.
         epoch: f64,
         /// Mean loss in nats per token.
         eval_loss: f64,
         /// Duration in seconds.
         eval_runtime: f64,
-        /// The step before it.
+        /// The number of completed steps.
         step: u64,
     },
-    /// An entry of another program, which is preserved.
+    /// An entry that another program wrote. It is preserved.
     Other(Map<String, Value>),
 }
 
@@ -100,7 +100,7 @@ impl TrainerState {
         }
     }
 
-    /// The evaluations so far: step and held-out loss.
+    /// Returns the step and held-out loss of each evaluation.
     pub fn evaluations(&self) -> Vec<(u64, f64)> {
         let eval = |entry: &LogEntry| match entry {
             LogEntry::Eval { step, eval_loss, .. } => Some((*step, *eval_loss)),

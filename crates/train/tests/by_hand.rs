@@ -1,4 +1,4 @@
-//! The example that a reader starts with runs and learns.
+//! The example program runs, and its loss falls.
 
 #[path = "../examples/by_hand.rs"]
 #[allow(dead_code)]

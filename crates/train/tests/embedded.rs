@@ -30,7 +30,7 @@ fn the_embedded_data_is_what_the_values_were_computed_from() {
     assert_eq!(found, json(&expected("training.json"))["data_sha256"].as_str().unwrap());
 }
 
-/// Template, one begin-of-text token, the line end before an input, and the mask, at once.
+/// Compares template, begin-of-text token, line breaks before an input, and mask.
 #[test]
 fn encoded_records_equal_transformers_ids_and_labels() {
     let tokenizer = Tokenizer::read(&base_8m()).unwrap();
@@ -59,7 +59,7 @@ fn rendered_prompts_equal_transformers_generation_prompts() {
     }
 }
 
-/// The trained adapter merged in f32 by [`merge`], as a folder on disk.
+/// Trains an adapter and merges it in f32 into a folder.
 fn merged_folder() -> tempfile::TempDir {
     let folder = tempfile::tempdir().unwrap();
     let decoder = common::decoder(&base_8m(), 1);
@@ -76,7 +76,7 @@ fn trained_adapter(decoder: &Decoder) -> Adapter {
     Adapter::load(&expected("adapter_after_10_steps"), decoder.config(), &**decoder.backend()).unwrap()
 }
 
-/// Hands base, adapter on base, and merge to `visit`, on every back end.
+/// Calls `visit` with the base, the base with its adapter, and the merged model, on every back end.
 fn on_every_model(mut visit: impl FnMut(&str, &str, &Decoder, Option<&dyn LoraSource>)) {
     let folder = merged_folder();
     for backend in backends() {
@@ -120,7 +120,7 @@ fn greedy_replies_of_base_adapter_and_merge_equal_transformers() {
             let target = ids(&prompt[kind]["new_ids"]);
             assert_eq!(target.len(), 24);
             let sampling = Sampling::greedy();
-            // As in the reference, the end token does not end.
+            // The reference does not stop at the end-of-turn token either.
             let options = GenerateOptions { max_new_tokens: 24, stop_ids: [].into(), sampling };
             let ids = ids(&prompt["prompt_ids"]);
             let mut go_on = |_| ControlFlow::Continue(());

@@ -1,4 +1,4 @@
-//! A dry run: the real training code over [`Trace`], which computes nothing.
+//! Runs the real training code on [`Trace`], which computes nothing and measures memory.
 
 use std::sync::Arc;
 
@@ -10,16 +10,16 @@ use super::worst_steps::WorstSteps;
 use crate::optimizer::Optimizer;
 use crate::{Example, TrainError, TrainSettings, Trainer};
 
-/// The size of the replies after the last step.
+/// The size of the replies that a run generates after its last step.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ReplySize {
     /// Tokens of the longest question.
     pub prompt_tokens: usize,
-    /// Most tokens of a reply.
+    /// Maximum number of tokens of a reply.
     pub new_tokens: usize,
 }
 
-/// Bytes of the state that outlives a step, and of the steps.
+/// Memory of the state between steps and of the steps, in bytes.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct DryRunUsage {
     /// Norm weights in f32.
@@ -37,7 +37,7 @@ pub(crate) struct DryRunUsage {
     pub step_flops: u64,
 }
 
-/// A trainer over [`Trace`], which runs once per memory strategy.
+/// A trainer on [`Trace`], which runs once per memory strategy.
 pub(crate) struct DryRun {
     trace: Arc<Trace>,
     trainer: Trainer,
@@ -46,7 +46,7 @@ pub(crate) struct DryRun {
 }
 
 impl DryRun {
-    /// A trainer of this base with these settings on this back end.
+    /// Creates a trainer of this base with these settings.
     pub fn new(
         config: &ModelConfig,
         settings: &TrainSettings,
@@ -58,7 +58,7 @@ impl DryRun {
         let norms = live();
         let adapter = Adapter::init(settings.lora_config(""), config, settings.seed, &*trace)?;
         let adapter_bytes = live() - norms;
-        // The dry run brings its own records. This one only makes the trainer valid.
+        // `run` receives its own records. This one only satisfies the trainer's checks.
         let sequence = LabeledSequence { ids: vec![0; 2], trained: vec![true; 2] };
         let examples = vec![Example { sequence, origin: String::new() }];
         let trainer = Trainer::new(decoder, adapter, examples, settings.clone(), String::new())?;

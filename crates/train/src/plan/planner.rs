@@ -1,4 +1,4 @@
-//! Chooses the memory strategy that fits a limit, and adds up the predicted peak.
+//! Selects a memory strategy that fits the limit, and sums up the predicted peak.
 
 use std::cell::OnceCell;
 use std::fmt;
@@ -13,19 +13,19 @@ use super::weights::WeightBytes;
 use super::worst_steps::{RecordSize, WorstSteps};
 use crate::{TrainError, TrainSettings};
 
-/// Shortest `max_length` that a hint suggests.
+/// Smallest `max_length` that a hint suggests.
 const MIN_SUGGESTED_LENGTH: usize = 16;
 
-/// Everything that the memory of a run depends on.
+/// The inputs of a memory plan.
 #[derive(Clone, Debug)]
 pub struct PlanInput<'a> {
     /// The base.
     pub config: ModelConfig,
     /// The run.
     pub settings: TrainSettings,
-    /// The back end that runs the job.
+    /// The back end of the run.
     pub backend: BackendOptions,
-    /// Training records. If empty, every record has the longest allowed length.
+    /// Training records. If empty, every record is assumed to have the maximum length.
     pub records: Vec<RecordSize<'a>>,
     /// Records to evaluate on.
     pub held_out: Vec<RecordSize<'a>>,
@@ -33,7 +33,7 @@ pub struct PlanInput<'a> {
     pub reply: ReplySize,
     /// Whether checkpoints are written.
     pub checkpoints: bool,
-    /// The weights that a run reads, see [`weight_bytes`](super::weight_bytes).
+    /// Memory of the base's weights, see [`weight_bytes`](super::weight_bytes).
     pub weights: WeightBytes,
     /// The memory before the run.
     pub baseline: BaselineMemory,
@@ -42,11 +42,11 @@ pub struct PlanInput<'a> {
 /// Memory of the process before it opens a base, in bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BaselineMemory {
-    /// The program, its stacks, and code that is paged in later.
+    /// The program, its stacks, and code that is paged in during the run.
     pub program: u64,
     /// The tokenizer.
     pub tokenizer: u64,
-    /// Encoded records, and the heap left after encoding.
+    /// Encoded records, and the heap that encoding leaves behind.
     pub data: u64,
     /// The peak so far, for example while the tokenizer was read.
     pub peak: u64,
@@ -55,12 +55,13 @@ pub struct BaselineMemory {
     pub copied: u64,
 }
 
-/// The predicted peak of a run in bytes. The parts add up to `total`.
+/// The predicted peak of a run in bytes. The components add up to `total`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct MemoryPlan {
     /// Weights of the base.
     pub weights: u64,
-    /// The part of them quantized in memory. The rest are pages of files, which the system can evict.
+    /// The part of `weights` that is quantized in memory. The rest are pages of files, which the system can
+    /// evict.
     pub resident: u64,
     /// The adapter's parameters.
     pub adapter: u64,
@@ -84,25 +85,25 @@ pub struct MemoryPlan {
     pub total: u64,
     /// The number of layers with each activation policy.
     pub layers: LayerPolicies,
-    /// Whether small micro-batches are fused, which is faster and gives the same bits.
+    /// Whether small micro-batches are fused, which is faster and has bit-identical results.
     pub fuse_micro_batches: bool,
-    /// Tokens of the largest pass, with a shared prefix counted once.
+    /// Token rows of the largest pass. A shared prefix counts once.
     pub tokens: u64,
-    /// Tokens of the largest pass that shares a prefix, with every token counted.
+    /// Tokens of the largest pass that shares a prefix. The prefix counts for every record.
     #[serde(default)]
     pub sharing_tokens: u64,
-    /// Most trained tokens of a pass.
+    /// Maximum number of trained tokens in a pass.
     pub trained_tokens: u64,
-    /// Work of the heaviest step, multiplications and additions.
+    /// Floating-point operations of the heaviest step.
     pub step_flops: u64,
 }
 
-/// Smaller settings with which a run fits; displayed as flags.
+/// Smaller settings that fit. `Display` formats them as flags.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SuggestedLimits {
-    /// Records of a micro-batch, if it has to be smaller.
+    /// Records per micro-batch, if the limit requires fewer.
     pub batch: Option<usize>,
-    /// Tokens of the longest record, if it has to be shorter.
+    /// Maximum record length in tokens, if the limit requires shorter records.
     pub length: Option<usize>,
 }
 
@@ -118,9 +119,9 @@ impl fmt::Display for SuggestedLimits {
 /// Working memory of the kernels, in bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PlannedScratch {
-    /// Packed operands of products with the base.
+    /// Packed operands of matrix products with the base's weights.
     pub products: u64,
-    /// The adapter's products.
+    /// Matrix products of the adapter.
     pub low_rank: u64,
     /// Tiles of attention.
     pub attention: u64,
@@ -131,7 +132,7 @@ pub struct PlannedScratch {
 }
 
 impl PlannedScratch {
-    /// The sum.
+    /// Sum of all fields.
     pub fn total(&self) -> u64 {
         self.products + self.low_rank + self.attention + self.head + self.rope
     }
@@ -140,11 +141,11 @@ impl PlannedScratch {
 impl MemoryPlan {
     /// Plans a run with the fastest memory strategy that fits the `limit`.
     ///
-    /// Without a limit no layer recomputes, and small micro-batches are fused.
+    /// Without a limit, no layer recomputes and small micro-batches are fused.
     ///
     /// # Errors
-    /// If a setting is out of range, or no memory strategy fits.
-    /// The error then suggests the largest batch, or the longest records, that fit.
+    /// If a setting is out of range, or no memory strategy fits. The error then suggests the largest batch,
+    /// or the longest records, that fit.
     pub fn new(input: &PlanInput<'_>, limit: Option<u64>) -> Result<Self, TrainError> {
         input.settings.validate()?;
         let ladder = MemoryStrategy::ladder(input.config.num_hidden_layers);
@@ -182,7 +183,7 @@ struct Planner<'a> {
     dry_run: DryRun,
     records: Vec<RecordSize<'a>>,
     held_out: Vec<RecordSize<'a>>,
-    /// The worst steps without and with fused micro-batches, computed on first use.
+    /// The worst steps with separate and with fused micro-batches, computed on first use.
     worst_steps: [OnceCell<WorstSteps<'a>>; 2],
 }
 
@@ -223,7 +224,7 @@ impl<'a> Planner<'a> {
         let BaselineMemory { program, tokenizer, data, peak, copied } = baseline;
         let transient = replies.max(if checkpoints { saving.max(copied) } else { 0 });
         let sum = weights.total() + trained.peak + transient + program + tokenizer + data;
-        // While the base is loaded, its source and its copy are in memory.
+        // During loading, both the source and the quantized copy of a weight are in memory.
         let loading = weights.resident + weights.loading + norms + program + tokenizer + data;
         let peak = peak.max(if weights.resident > 0 { loading } else { 0 });
         Ok(MemoryPlan {
@@ -234,7 +235,7 @@ impl<'a> Planner<'a> {
             gradients,
             activations,
             scratch,
-            // For a small base, reading the tokenizer or quantizing may be the peak.
+            // With a small base, the peak may occur while the tokenizer is read or weights are quantized.
             transient: transient + peak.saturating_sub(sum),
             tokenizer,
             data,
@@ -250,7 +251,8 @@ impl<'a> Planner<'a> {
     }
 }
 
-/// The largest batch that fits, or the longest records with a batch of one.
+/// Returns the largest batch that fits. If none fits, returns the longest records that fit with a batch of
+/// one.
 fn largest_that_fits(input: &PlanInput<'_>, limit: u64) -> Result<Option<SuggestedLimits>, TrainError> {
     let least = |settings: &TrainSettings| {
         let ladder = MemoryStrategy::ladder(input.config.num_hidden_layers);
@@ -268,7 +270,8 @@ fn largest_that_fits(input: &PlanInput<'_>, limit: u64) -> Result<Option<Suggest
     Ok(length.map(|length| SuggestedLimits { batch: (asked != 1).then_some(1), length: Some(length) }))
 }
 
-/// The largest value of `from .. to` that fits. If a value fits, all smaller ones fit.
+/// Returns the largest value in `from .. to` that fits, by binary search. All values below a fitting one must
+/// fit.
 fn largest(
     from: usize,
     to: usize,

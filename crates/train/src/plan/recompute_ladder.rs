@@ -1,9 +1,9 @@
-//! The memory strategies in the order in which the planner tries them.
+//! Memory strategies, in the order in which the planner tries them.
 
 use danlu_model::ActivationPolicy;
 use serde::{Deserialize, Serialize};
 
-/// The number of layers with each activation policy. The lowest layers store least.
+/// The number of layers with each activation policy. The lowest layers store the least.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LayerPolicies {
     /// Layers that store only their input.
@@ -20,17 +20,18 @@ impl LayerPolicies {
         of(ActivationPolicy::Recompute, recompute).chain(of(ActivationPolicy::KeepSome, keep_some)).collect()
     }
 
-    /// Every useful mix for `count` layers. Each needs less memory and more work than the one before.
+    /// Returns every useful combination for `count` layers. Each needs less memory and more work than the
+    /// previous one.
     ///
-    /// No mix stores everything: that was not faster.
-    /// A single recomputing layer saves nothing, because the shared buffers hold its activations.
+    /// Layers that store everything are not included, because they were not faster. Neither is a single
+    /// recomputing layer: its activations move to the shared buffers, which saves nothing.
     fn ladder(count: usize) -> impl Iterator<Item = Self> {
         let recomputing = (2..=count).map(move |n| Self { recompute: n, keep_some: count - n });
         std::iter::once(Self { recompute: 0, keep_some: count }).chain(recomputing)
     }
 }
 
-/// One way to run a step. All give the same result.
+/// A way to run a step. All strategies give the same result.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct MemoryStrategy {
     pub layers: LayerPolicies,
@@ -39,9 +40,10 @@ pub(crate) struct MemoryStrategy {
 }
 
 impl MemoryStrategy {
-    /// Every useful strategy for `count` layers, fastest first. Each needs less memory than the one before.
+    /// Returns every useful strategy for `count` layers, fastest first. Each needs less memory than the
+    /// previous one.
     ///
-    /// Micro-batches are separated before layers recompute.
+    /// Micro-batches are separated before any layer recomputes.
     pub fn ladder(count: usize) -> Vec<Self> {
         let strategy = |fuse_micro_batches| move |layers| Self { layers, fuse_micro_batches };
         LayerPolicies::ladder(count)

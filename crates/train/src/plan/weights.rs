@@ -1,4 +1,4 @@
-//! The memory of a base's weights.
+//! Memory of a base's weights.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -8,12 +8,12 @@ use danlu_model::{ModelConfig, ModelError, Quantization, Weights, projections};
 
 use crate::TrainError;
 
-/// Bytes that the system maps around a touched page.
+/// Bytes that the kernel maps around an accessed page.
 const FAULT_AROUND: usize = 64 << 10;
 
 const EMBEDDING: &str = "model.embed_tokens.weight";
 
-/// The weights of a base in memory, in bytes.
+/// Memory of a base's weights, in bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct WeightBytes {
     /// Pages of files, which the system can evict and read again.
@@ -25,20 +25,20 @@ pub struct WeightBytes {
 }
 
 impl WeightBytes {
-    /// The memory during the run.
+    /// Memory during the run.
     pub fn total(&self) -> u64 {
         self.mapped + self.resident
     }
 }
 
-/// Bytes of the weights in `folder` that a run reads.
+/// Returns the memory of the weights in `folder` that a run reads.
 ///
-/// Of an untied embedding table a run reads only the rows of `ids`, if they are given.
-/// With `quantization` the projections are quantized by that number of threads.
-/// The sizes of a folder without weights come from its `config.json`.
+/// A run reads only the rows of `ids` of an untied embedding table, if they are given. With `quantization`,
+/// the given number of threads quantizes the projections. For a folder without weights, sizes come from
+/// `config.json`.
 ///
 /// # Errors
-/// If there are weights with a fault.
+/// If the weights are invalid.
 pub fn weight_bytes(
     folder: &Path,
     config: &ModelConfig,
@@ -56,7 +56,7 @@ pub fn weight_bytes(
     Ok(weight_bytes_of(weights.as_ref(), config, quantization, ids))
 }
 
-/// As [`weight_bytes`], for open weights, or for those that `config` describes.
+/// Same as [`weight_bytes`], for weights that are open, or for a configuration without weights.
 pub fn weight_bytes_of(
     weights: Option<&Weights>,
     config: &ModelConfig,
@@ -91,7 +91,7 @@ pub fn weight_bytes_of(
     WeightBytes { mapped: (all - untouched) as u64, resident, loading: largest }
 }
 
-/// Bytes of a table of `rows` rows that are mapped when the rows of `ids` are read.
+/// Returns the bytes of a table of `rows` rows that are mapped when the rows `ids` are read.
 fn touched(table: usize, rows: usize, ids: &mut dyn Iterator<Item = u32>) -> usize {
     let row = (table / rows.max(1)).max(1);
     let mut blocks = vec![false; table.div_ceil(FAULT_AROUND)];

@@ -1,4 +1,4 @@
-//! The batches with the highest memory use, found from the lengths and prefixes of the records.
+//! Finds the batches with the highest memory use from the lengths and prefixes of the records.
 
 use danlu_model::{LabeledSequence, find_shared_prefixes};
 
@@ -7,13 +7,13 @@ use crate::data_order::DataOrder;
 use crate::fused_batch::groups;
 use crate::trainer::evaluation_groups;
 
-/// Steps that are examined one by one. The rest of a longer run is bounded from above.
+/// Maximum number of steps that are examined. A longer run uses an upper bound.
 const MAX_PLANNED_STEPS: u64 = 200_000;
 
-/// The length and the prefix of a record.
+/// Length and prefix of a record.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct RecordSize<'a> {
-    /// Tokens.
+    /// Number of tokens.
     pub tokens: usize,
     /// Tokens with a loss.
     pub trained: usize,
@@ -22,13 +22,13 @@ pub struct RecordSize<'a> {
 }
 
 impl<'a> RecordSize<'a> {
-    /// The size of `sequence`.
+    /// Returns the size of `sequence`.
     pub fn of(sequence: &'a LabeledSequence) -> Self {
         let trained = sequence.trained_tokens();
         Self { tokens: sequence.ids.len(), trained, prefix: sequence.beginning() }
     }
 
-    /// The size after truncation to `max_length`.
+    /// Returns the size after truncation to `max_length`.
     pub fn cut(self, max_length: usize) -> Self {
         let tokens = self.tokens.min(max_length);
         let trained = self.trained.min(tokens.saturating_sub(1));
@@ -36,12 +36,12 @@ impl<'a> RecordSize<'a> {
         Self { tokens, trained, prefix: &self.prefix[..prefix] }
     }
 
-    /// A sequence of this size and prefix.
+    /// Creates a sequence of this size and prefix.
     fn sequence(self) -> LabeledSequence {
         let Self { tokens, trained, prefix } = self;
         let mut ids = prefix.to_vec();
         ids.resize(tokens, 0);
-        // The first label follows the prefix, the others stand at the end.
+        // The first label follows the prefix. The other labels are at the end.
         let is_trained = |i| trained > 0 && (i + trained > tokens || i == prefix.len() + 1);
         LabeledSequence { ids, trained: (0..tokens).map(is_trained).collect() }
     }
@@ -52,7 +52,7 @@ impl<'a> RecordSize<'a> {
 struct MicroBatch<'a> {
     records: Vec<RecordSize<'a>>,
     tokens: usize,
-    /// Rows, with a shared prefix counted once.
+    /// Token rows. A shared prefix counts once.
     rows: usize,
     labels: usize,
 }
@@ -76,21 +76,21 @@ impl<'a> MicroBatch<'a> {
     }
 }
 
-/// The steps and evaluations of a run with the largest values of some measure.
+/// The steps and evaluations that maximize each memory-relevant measure.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct WorstSteps<'a> {
     steps: Vec<Vec<MicroBatch<'a>>>,
     evaluations: Vec<MicroBatch<'a>>,
-    /// Most rows of a pass.
+    /// Maximum number of token rows of a pass.
     pub rows: usize,
-    /// Most trained tokens of a pass.
+    /// Maximum number of trained tokens of a pass.
     pub labels: usize,
-    /// Most tokens of a pass that shares rows.
+    /// Maximum number of tokens of a pass that shares a prefix.
     pub keys: usize,
 }
 
 impl<'a> WorstSteps<'a> {
-    /// The worst steps of a run over these records.
+    /// Finds the worst steps of a run over these records.
     pub fn of(
         records: &[RecordSize<'a>],
         held_out: &[RecordSize<'a>],
@@ -109,10 +109,10 @@ impl<'a> WorstSteps<'a> {
         }
         let mut keys_beyond = 0;
         if total > MAX_PLANNED_STEPS {
-            // No step exceeds the data.
+            // A step has at most the micro-batches of one epoch.
             let micros = settings.gradient_accumulation_steps.min(order.micro_batches());
             let bound = vec![bound(records, settings); micros];
-            // Some of its rows may be shared, or none.
+            // The pass may share a prefix or not.
             keys_beyond = most_of_a_pass(&bound, fuse_micro_batches, tokens);
             worst.add(bound);
         }
@@ -129,12 +129,12 @@ impl<'a> WorstSteps<'a> {
         Self { evaluations, rows, labels, keys, steps }
     }
 
-    /// The steps, each as the records of its micro-batches.
+    /// Iterates over the steps, each as the records of its micro-batches.
     pub fn steps(&self) -> impl Iterator<Item = Vec<Vec<LabeledSequence>>> + '_ {
         self.steps.iter().map(|step| step.iter().map(MicroBatch::sequences).collect())
     }
 
-    /// The evaluations, each as the records of one batch.
+    /// Iterates over the evaluations, each as the records of one batch.
     pub fn evaluations(&self) -> impl Iterator<Item = Vec<LabeledSequence>> + '_ {
         self.evaluations.iter().map(MicroBatch::sequences)
     }
@@ -152,13 +152,14 @@ fn labels(micros: &[MicroBatch<'_>]) -> usize {
     micros.iter().map(|micro| micro.labels).sum()
 }
 
-/// The copied keys of these micro-batches as one pass: one per token if any of them shares a prefix.
+/// Number of copied attention keys if these micro-batches form one pass. Each token has a copy if any
+/// micro-batch shares a prefix.
 fn keys(micros: &[MicroBatch<'_>]) -> usize {
     let shares = micros.iter().any(|micro| micro.rows < micro.tokens);
     if shares { tokens(micros) } else { 0 }
 }
 
-/// The largest pass of a step, by one measure.
+/// Returns the largest pass of a step, by one measure.
 fn most_of_a_pass(
     step: &[MicroBatch<'_>],
     fuse_micro_batches: bool,
@@ -168,7 +169,7 @@ fn most_of_a_pass(
     groups(&rows, fuse_micro_batches).into_iter().map(|pass| size(&step[pass])).max().unwrap_or(0)
 }
 
-/// A micro-batch that no other of the run exceeds.
+/// Returns a micro-batch at least as large as any of the run.
 fn bound(records: &[RecordSize<'_>], settings: &TrainSettings) -> MicroBatch<'static> {
     let longest = match settings.packing {
         true => RecordSize { tokens: settings.max_length, trained: settings.max_length, prefix: &[] },
@@ -181,7 +182,7 @@ fn bound(records: &[RecordSize<'_>], settings: &TrainSettings) -> MicroBatch<'st
     MicroBatch::new(vec![longest; settings.per_device_train_batch_size.min(records.len())])
 }
 
-/// The largest step by each measure. Buffers only grow, so no other step matters.
+/// Finds the largest step by each measure. Buffers never shrink, so smaller steps do not matter.
 struct WorstFinder<'a> {
     fuse_micro_batches: bool,
     kept: [Option<(usize, Vec<MicroBatch<'a>>)>; 8],

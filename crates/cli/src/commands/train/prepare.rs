@@ -190,7 +190,7 @@ fn languages(records: &[Record]) -> Vec<String> {
     language.codes()
 }
 
-/// Adds a record with trained tokens, and counts its truncation. Returns a record without trained tokens as bad.
+/// Adds a record to `items` and counts its truncation. Returns an error record if no token carries a loss.
 fn take(
     record: Record,
     encoded: EncodedRecord,
