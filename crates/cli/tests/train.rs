@@ -168,3 +168,27 @@ fn only_the_newest_checkpoints_are_kept_when_asked() {
         names(&scene.path("out")).into_iter().filter(|n| n.starts_with("checkpoint")).collect();
     assert_eq!(kept, ["checkpoint-4", "checkpoint-5"]);
 }
+
+#[test]
+fn a_diverged_run_is_reported_and_not_merged() {
+    let scene = Scene::new();
+    let flags = "--max-steps 12 --val-size 2 --lora-r 4 --learning-rate 20 --lr-scheduler-type constant";
+    let ran = scene.ok(&format!("train --base base --data data.json --output out {flags}"));
+    let said = "training raised the held-out loss from ";
+    assert!(ran.err.contains(&format!("warning: {said}")), "{}", ran.err);
+    for (file, label) in [("README.md", "> Warning: "), ("report.html", "Warning: ")] {
+        let text = String::from_utf8(scene.read(&format!("out/{file}"))).unwrap();
+        assert!(text.contains(&format!("{label}{said}")), "{file}");
+    }
+    let ran = scene.run("merge out --output merged");
+    assert_eq!(ran.code, 1, "{}", ran.err);
+    let error =
+        "error: cannot merge `out`: it makes held-out text worse; the perplexity on `out/held_out.json` is ";
+    assert!(ran.err.contains(error) && ran.err.contains("`--allow-worse`"), "{}", ran.err);
+    assert!(!scene.path("merged").exists());
+    // Without held-out text, danlu's own text shows a model that guesses.
+    std::fs::remove_file(scene.path("out/held_out.json")).unwrap();
+    let ran = scene.run("merge out --output merged");
+    assert!(ran.code == 1 && ran.err.contains("the perplexity on danlu's own text is "), "{}", ran.err);
+    scene.ok("merge out --output merged --allow-worse");
+}

@@ -48,6 +48,9 @@ fn losses(page: &Page<'_>, run: &Training) -> String {
     }
     out += &in_four_bits(page);
     out += "\n\n";
+    for warning in &run.warnings {
+        let _ = writeln!(out, "> {}{}\n", page.pick("注意：", "Warning: "), warning.text(page.language));
+    }
     if page.card.has_picture {
         let _ = writeln!(out, "![{}]({PICTURE_FILE})\n", page.pick("损失曲线", "The loss over the steps"));
     }

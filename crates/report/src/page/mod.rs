@@ -10,7 +10,7 @@ use danlu_train::memory::display;
 
 use crate::number_format::{duration, thousands};
 use crate::summary::value_text;
-use crate::{Language, MemoryUse, Reply, RunSummary};
+use crate::{Language, MemoryUse, Reply, RunSummary, RunWarning};
 use chart::{Chart, Series, Style};
 use labels::Labels;
 
@@ -23,6 +23,7 @@ pub fn render(run: &RunSummary, language: Language) -> String {
     let body = [
         header(run, l),
         tiles(run, l),
+        warnings(run, language),
         charts(run, l),
         replies(&run.replies, l),
         data(run, l),
@@ -104,6 +105,14 @@ fn tiles(run: &RunSummary, l: &Labels) -> String {
     let note = l.of_parameters.replace("{}", &thousands(run.all_parameters));
     tile(l.trainable, format!("{:.3}%", run.trainable_percent()), note);
     format!("<div class=\"tiles\">{tiles}</div>\n")
+}
+
+fn warnings(run: &RunSummary, language: Language) -> String {
+    let line = |warning: RunWarning| {
+        let label = language.pick("注意：", "Warning: ");
+        format!("<p class=\"warning\">{label}{}</p>\n", escape(&warning.text(language)))
+    };
+    RunWarning::of(run).into_iter().map(line).collect()
 }
 
 /// Returns the losses of a run as an SVG file; empty without steps.

@@ -215,6 +215,7 @@ fn merging(args: &DemoArgs, folders: &Folders) -> merge::MergeArgs {
         format: None,
         threshold: None,
         allow_template_mismatch: false,
+        allow_worse: false,
         compute: args.compute.clone(),
         card: Default::default(),
         notes: Default::default(),

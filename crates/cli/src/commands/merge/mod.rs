@@ -55,6 +55,12 @@ const MAX_SEQUENCES: usize = 64;
 /// Most tokens of a measured sequence.
 const MAX_LENGTH: usize = 512;
 
+/// Largest perplexity with the adapter, relative to the base. A smaller rise is noise.
+const MAX_PERPLEXITY_RATIO: f64 = 1.01;
+
+/// A model whose perplexity reaches this share of the vocabulary guesses.
+const GUESSING: f64 = 0.9;
+
 /// The flags of `danlu merge`.
 #[derive(Args, Clone, Debug)]
 pub struct MergeArgs {
@@ -97,6 +103,9 @@ pub struct MergeArgs {
     /// Go on although the base's tokenizer or template differs from the adapter's
     #[arg(long)]
     pub allow_template_mismatch: bool,
+    /// Merge although the adapter makes the held-out text worse than the base alone
+    #[arg(long)]
+    pub allow_worse: bool,
     #[command(flatten)]
     pub compute: ComputeArgs,
     #[command(flatten)]
@@ -251,6 +260,7 @@ impl Job<'_> {
                 "a wider type keeps more: --dtype f32; or raise --threshold if the difference is acceptable";
             return Err(Diagnostic::input(text).with_details(faults).with_hint(hint));
         }
+        self.check_adapter(&fidelity, file, base.config().vocab_size)?;
         let (done, fidelity) = match quantized {
             None => {
                 for (name, bytes) in card.files(&args.output, &staged.report, &fidelity) {
@@ -265,6 +275,27 @@ impl Job<'_> {
         };
         print(&done, &fidelity);
         Ok(())
+    }
+
+    /// Rejects an adapter that predicts the text worse than its base: its run has diverged.
+    ///
+    /// danlu's own text differs from what the adapter was trained on. It only shows a model that guesses.
+    fn check_adapter(&self, fidelity: &Fidelity, file: Option<&Path>, vocab_size: usize) -> Result<()> {
+        let (base, adapter) = (fidelity.perplexity_base, fidelity.perplexity_adapter);
+        let limit = match file {
+            Some(_) => base * MAX_PERPLEXITY_RATIO,
+            None => base.max(GUESSING * vocab_size as f64),
+        };
+        if self.args.allow_worse || adapter <= limit {
+            return Ok(());
+        }
+        let text = file.map_or_else(|| "danlu's own text".to_owned(), |file| format!("`{}`", file.display()));
+        let error = format!(
+            "cannot merge `{}`: it makes held-out text worse; the perplexity on {text} is {base:.2} for the base and {adapter:.2} with the adapter",
+            self.args.adapter.display()
+        );
+        let hint = "train again with a lower `--learning-rate`, or merge it as it is with `--allow-worse`";
+        Err(Diagnostic::input(error).with_hint(hint))
     }
 
     /// The merge, measured before it has a name, into the form that is asked for. Left to itself it is the

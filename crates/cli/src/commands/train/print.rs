@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use danlu_model::{ModelConfig, Quantization};
-use danlu_report::{DataSummary, RunSummary};
+use danlu_report::{DataSummary, Language, RunSummary, RunWarning};
 use danlu_train::Trainer;
 
 use super::forecast;
@@ -138,6 +138,9 @@ pub fn conclude(output_folder: &Path, summary: &RunSummary, printer: &Printer) {
             format!("留出集损失  {first:.4} → {last:.4}（困惑度 {p0:.2} → {p1:.2}）"),
             format!("held-out loss   {first:.4} → {last:.4} (perplexity {p0:.2} → {p1:.2})"),
         ));
+    }
+    for warning in RunWarning::of(summary) {
+        printer.warn(&printer.pick(warning.text(Language::Zh), warning.text(Language::En)));
     }
     let time = terminal_text::duration(summary.seconds());
     let speed = summary.tokens_per_second().unwrap_or(0.0);
