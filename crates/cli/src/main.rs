@@ -5,6 +5,7 @@
 
 mod allocator;
 mod args;
+mod bus_error;
 mod chart;
 mod clap_error;
 mod commands;
@@ -128,6 +129,7 @@ fn main() -> ExitCode {
     panic::install();
     allocator::configure();
     interrupt::survive_file_limits();
+    bus_error::install();
     let args: Vec<String> = std::env::args_os().skip(1).map(|arg| arg.to_string_lossy().into_owned()).collect();
     if let Err(diagnostic) = secret_args::refuse_secrets(&args) {
         let printer = Printer::new(Lang::from_locale(), Color::Auto, false);

@@ -172,7 +172,7 @@ fn only_the_newest_checkpoints_are_kept_when_asked() {
 #[test]
 fn a_diverged_run_is_reported_and_not_merged() {
     let scene = Scene::new();
-    let flags = "--max-steps 12 --val-size 2 --lora-r 4 --learning-rate 20 --lr-scheduler-type constant";
+    let flags = "--max-steps 12 --val-size 2 --lora-r 4 --learning-rate 1 --lr-scheduler-type constant";
     let ran = scene.ok(&format!("train --base base --data data.json --output out {flags}"));
     let said = "training raised the held-out loss from ";
     assert!(ran.err.contains(&format!("warning: {said}")), "{}", ran.err);
@@ -191,4 +191,52 @@ fn a_diverged_run_is_reported_and_not_merged() {
     let ran = scene.run("merge out --output merged");
     assert!(ran.code == 1 && ran.err.contains("the perplexity on danlu's own text is "), "{}", ran.err);
     scene.ok("merge out --output merged --allow-worse");
+}
+
+/// Replaces the base's weights by a copy, because they are a link to a file that other tests read.
+fn own_weights(scene: &Scene) -> std::path::PathBuf {
+    let path = scene.path("base/model.safetensors");
+    let bytes = scene.read("base/model.safetensors");
+    std::fs::remove_file(&path).unwrap();
+    std::fs::write(&path, bytes).unwrap();
+    path
+}
+
+#[test]
+fn a_base_that_changes_under_a_run_ends_it_with_whole_checkpoints() {
+    let scene = Scene::new();
+    let weights = own_weights(&scene);
+    let original = scene.read("base/model.safetensors");
+    let flags = "--save-steps 2 --logging-steps 1 --lora-r 2 --num-train-epochs 6";
+    let mut child = scene.start(&format!("train --base base --data data.json --output out {flags}"));
+    wait_for_step(&mut child, 3);
+    // In place: the file is mapped, so the run reads the zeros.
+    let file = std::fs::OpenOptions::new().write(true).open(&weights).unwrap();
+    std::os::unix::fs::FileExt::write_all_at(&file, &vec![0; original.len() / 2], original.len() as u64 / 2)
+        .unwrap();
+    let ran = Ran::of(child.wait_with_output().unwrap());
+    assert_eq!(ran.code, 1, "{}", ran.err);
+    assert!(
+        ran.err.contains("error: cannot go on with `base/model.safetensors`: its content changed"),
+        "{}",
+        ran.err
+    );
+    std::fs::write(&weights, &original).unwrap();
+    scene.ok("train --output out --resume");
+    scene.ok(&format!("train --base base --data data.json --output straight {flags}"));
+    assert_eq!(result(&scene, "out"), result(&scene, "straight"));
+}
+
+#[test]
+fn a_base_that_is_shortened_under_a_run_is_named() {
+    let scene = Scene::new();
+    let weights = own_weights(&scene);
+    let mut child = scene.start(&format!("{FLAGS} --output out"));
+    wait_for_step(&mut child, 3);
+    std::fs::OpenOptions::new().write(true).open(&weights).unwrap().set_len(1 << 20).unwrap();
+    let ran = Ran::of(child.wait_with_output().unwrap());
+    assert_eq!(ran.code, 1, "{}", ran.err);
+    let error =
+        "error: cannot read `base/model.safetensors`: the file became shorter while danlu was reading it";
+    assert!(ran.err.contains(error), "{}", ran.err);
 }

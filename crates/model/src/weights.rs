@@ -13,6 +13,7 @@ use serde::Deserialize;
 use crate::files::{self, FileError};
 use crate::four_bit::{self, StoredFourBit};
 use crate::json;
+use crate::mapped_files::Registration;
 use crate::staged_folder::{INDEX_FILE, SINGLE_FILE};
 use crate::{ModelConfig, ModelError, ShardWriter, TensorSpec};
 
@@ -63,24 +64,36 @@ pub struct Weights {
     pub(crate) quantized: HashMap<String, Arc<FourBit>>,
 }
 
+/// A memory-mapped file. Its registration is dropped before the mapping.
+struct MappedFile {
+    _registration: Registration,
+    map: Mmap,
+}
+
+impl AsRef<[u8]> for MappedFile {
+    fn as_ref(&self) -> &[u8] {
+        &self.map
+    }
+}
+
 /// Owner of the bytes of a file.
 #[derive(Clone)]
 enum Owner {
-    Map(Arc<Mmap>),
+    Map(Arc<MappedFile>),
     Memory(Arc<dyn AsRef<[u8]> + Send + Sync>),
 }
 
 impl Owner {
     fn bytes(&self) -> &[u8] {
         match self {
-            Self::Map(map) => map,
+            Self::Map(file) => &file.map,
             Self::Memory(memory) => (**memory).as_ref(),
         }
     }
 
     fn part(&self, range: Range<usize>) -> Bytes {
         match self {
-            Self::Map(map) => Bytes::new(map.clone(), range),
+            Self::Map(file) => Bytes::new(file.clone(), range),
             Self::Memory(memory) => Bytes::new(memory.clone(), range),
         }
     }
@@ -258,11 +271,11 @@ impl Weights {
 
     /// As [`Weights::release`], for a range of the tensor's bytes.
     fn release_part(&self, info: &TensorInfo, bytes: Range<usize>) {
-        if let Owner::Map(map) = &self.owners[info.file] {
+        if let Owner::Map(file) = &self.owners[info.file] {
             let (start, len) = (info.range.start + bytes.start, bytes.len());
             // SAFETY: the map is a read-only file map, so a dropped page is read again from the file. A
             // refusal by the system only costs memory.
-            let _ = unsafe { map.unchecked_advise_range(UncheckedAdvice::DontNeed, start, len) };
+            let _ = unsafe { file.map.unchecked_advise_range(UncheckedAdvice::DontNeed, start, len) };
         }
     }
 
@@ -444,7 +457,7 @@ fn map(path: &Path) -> Result<Owner, ModelError> {
     // SAFETY: the map is read-only. The documentation of `Weights` requires that the files do not change
     // while they are in use, as every reader of mapped checkpoints does.
     let map = unsafe { Mmap::map(&file) }.map_err(error)?;
-    Ok(Owner::Map(Arc::new(map)))
+    Ok(Owner::Map(Arc::new(MappedFile { _registration: Registration::new(&map, path), map })))
 }
 
 /// Returns the tensors of a safetensors file in the order of their bytes.

@@ -1,6 +1,7 @@
 //! `danlu train`: resolve the inputs, plan the memory, train, publish.
 
 mod args;
+mod base_watch;
 mod card;
 pub mod forecast;
 mod output;
@@ -32,6 +33,7 @@ use crate::interrupt::{self, GracefulStop};
 use crate::model_loader::ModelLoader;
 use crate::printer::Printer;
 pub use args::{EXAMPLES, TrainArgs};
+use base_watch::BaseWatch;
 use forecast::{Forecast, MemoryBaseline};
 use prepare::Prepared;
 pub use progress::draw_loss;
@@ -199,6 +201,7 @@ fn train(
     let Prepared { examples, held_out, held_out_records, summary, bad, .. } = data;
     let held_out: Vec<LabeledSequence> = held_out.into_iter().map(|example| example.sequence).collect();
     let base = trained_base(&files, &run.card)?;
+    let watch = BaseWatch::new(&files.base)?;
     let tokens = tokens.trained_on(base.clone(), stored);
     let fingerprint = base.sha256.clone().unwrap_or_default();
     let mut trainer = Trainer::new(decoder.into(), adapter, examples, settings, fingerprint)?;
@@ -219,7 +222,7 @@ fn train(
             )
             .to_owned(),
     ))?;
-    if !steps::take_steps(&files, &mut trainer, &held_out, &tokens, printer)? {
+    if !steps::take_steps(&files, &mut trainer, &held_out, &tokens, &watch, printer)? {
         return Ok(None);
     }
     trainer.release();

@@ -4,6 +4,7 @@ use danlu_adapter::TrainingIdentity;
 use danlu_model::LabeledSequence;
 use danlu_train::{TrainError, Trainer, check_finite_weights, latest_whole_checkpoint};
 
+use super::base_watch::BaseWatch;
 use super::output;
 use super::progress::Progress;
 use super::run_config::RunFiles;
@@ -19,6 +20,7 @@ pub fn take_steps(
     trainer: &mut Trainer,
     held_out: &[LabeledSequence],
     tokens: &TrainingIdentity,
+    watch: &BaseWatch,
     printer: &Printer,
 ) -> Result<bool> {
     let mut progress = Progress::new(printer, trainer.total_steps(), trainer.settings().logging_steps);
@@ -27,17 +29,22 @@ pub fn take_steps(
         evaluate(trainer, held_out, printer)?;
     }
     while !trainer.is_finished() && !interrupt::requested() {
-        let step = trainer.step().map_err(|error| with_cause(files, error))?;
+        let step = trainer.step().map_err(|error| {
+            // A changed base explains a failed step better than the step itself.
+            watch.check(&files.output).err().unwrap_or_else(|| with_cause(files, error))
+        })?;
         progress.step(&step);
         if trainer.evaluation_due() || trainer.is_finished() {
             evaluate(trainer, held_out, printer)?;
         }
         if trainer.checkpoint_due() {
+            watch.check(&files.output)?;
             output::save(&files.output, trainer, tokens)?;
             saved = Some(trainer.global_step());
         }
     }
     if trainer.global_step() > 0 && saved != Some(trainer.global_step()) {
+        watch.check(&files.output)?;
         output::save(&files.output, trainer, tokens)?;
     }
     printer.clear_live();

@@ -1,0 +1,77 @@
+//! Detects that the files of a base change while a run reads them.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::SystemTime;
+
+use danlu_model::base_sample;
+
+use crate::diagnostic::{Diagnostic, Result};
+use crate::terminal_text;
+
+/// Size and time of modification of a file.
+type FileState = (u64, Option<SystemTime>);
+
+/// The files of a base as they were before the first step.
+pub struct BaseWatch {
+    folder: PathBuf,
+    files: Vec<(PathBuf, FileState)>,
+    /// Sampled hash of the files.
+    sample: String,
+}
+
+impl BaseWatch {
+    /// Records the files in `folder`.
+    ///
+    /// # Errors
+    /// If the folder cannot be read.
+    pub fn new(folder: &Path) -> Result<Self> {
+        let sample = base_sample(folder)?;
+        let entries = fs::read_dir(folder).map(|entries| entries.flatten().map(|entry| entry.path()));
+        let entries = entries.map_err(|error| danlu_model::FileError::new("read", folder, error))?;
+        let is_read = |path: &PathBuf| {
+            path.extension().is_some_and(|e| e == "safetensors") || path.ends_with("config.json")
+        };
+        let mut files: Vec<_> = entries.filter(is_read).map(|path| (path.clone(), state(&path))).collect();
+        files.sort();
+        Ok(Self { folder: folder.to_owned(), files, sample })
+    }
+
+    /// Compares the files with those before the first step: their sizes, their times and a sampled hash.
+    ///
+    /// # Errors
+    /// If a file changed. A checkpoint of this run in `output` is from before the last check.
+    pub fn check(&self, output: &Path) -> Result<()> {
+        let sized = self.files.iter().map(|(path, before)| (path, *before, state(path)));
+        let changed: Vec<_> = sized.filter(|(_, before, now)| before != now).collect();
+        let resized = changed.iter().find(|(_, before, now)| before.0 != now.0);
+        let text = match (resized, changed.first()) {
+            (Some((path, before, now)), _) => format!(
+                "cannot go on with `{}`: the file changed during the run; it had {} bytes and has {}",
+                path.display(),
+                before.0,
+                now.0
+            ),
+            (None, first) => {
+                let now = base_sample(&self.folder)?;
+                if now == self.sample {
+                    return Ok(());
+                }
+                let path = first.map_or(self.folder.as_path(), |(path, ..)| path.as_path());
+                format!(
+                    "cannot go on with `{}`: its content changed during the run; the sampled hash was {:.12} and is {now:.12}",
+                    path.display(),
+                    self.sample
+                )
+            }
+        };
+        let resume = format!("danlu train --output {} --resume", terminal_text::shell_path(output));
+        let hint = format!("put the base back as it was, then continue from the last checkpoint: {resume}");
+        Err(Diagnostic::input(text).with_hint(hint))
+    }
+}
+
+/// Returns size and time of a file; a missing file has size 0.
+fn state(path: &Path) -> FileState {
+    fs::metadata(path).map_or((0, None), |metadata| (metadata.len(), metadata.modified().ok()))
+}
