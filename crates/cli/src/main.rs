@@ -31,6 +31,7 @@ use std::process::ExitCode;
 
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
+use args::compute::available_cores;
 use commands::{bench, card, chat, compare, data, demo, doctor, explain, hub, merge, plan, quantize, train};
 use diagnostic::Result;
 use lang::Lang;
@@ -146,12 +147,28 @@ fn main() -> ExitCode {
     };
     let printer = Printer::new(cli.lang.unwrap_or_else(Lang::from_locale), cli.color, cli.verbose);
     log::install(&printer);
+    warn_about_threads(&matches, &printer);
     match run(&cli.command, &matches, &printer) {
         Ok(()) => ExitCode::SUCCESS,
         Err(diagnostic) => {
             printer.status(diagnostic.render(printer.status_color()).trim_end());
             ExitCode::from(diagnostic.exit_code())
         }
+    }
+}
+
+/// Warns if `--threads` exceeds the cores.
+fn warn_about_threads(matches: &clap::ArgMatches, printer: &Printer) {
+    let mut command = matches;
+    while let Some((_, subcommand)) = command.subcommand() {
+        command = subcommand;
+    }
+    let (threads, cores) = (command.try_get_one::<u16>("threads"), available_cores());
+    if let Some(&threads) = threads.ok().flatten().filter(|&&threads| usize::from(threads) > cores) {
+        printer.warn(&printer.pick(
+            format!("--threads {threads} 超过可用的 {cores} 个核：使用 {cores} 个线程"),
+            format!("`--threads {threads}` exceeds the {cores} available cores: using {cores} threads"),
+        ));
     }
 }
 

@@ -149,3 +149,14 @@ fn doctor_follows_the_environment_and_the_flags() {
     let zh = Ran::of(scene.command(&["doctor"]).env("LANG", "zh_CN.UTF-8").output().unwrap());
     assert!(zh.out.starts_with("版本             "), "{}", zh.out);
 }
+
+#[test]
+fn more_threads_than_cores_are_not_started() {
+    let scene = Scene::new();
+    let ran = scene.ok("doctor --threads 1024");
+    let cores = std::thread::available_parallelism().unwrap();
+    let note =
+        format!("warning: `--threads 1024` exceeds the {cores} available cores: using {cores} threads\n");
+    assert!(ran.err.contains(&note), "{}", ran.err);
+    assert!(ran.out.contains(&format!("{cores} of {cores} cores")), "{}", ran.out);
+}

@@ -120,10 +120,11 @@ impl ComputeArgs {
         asked.map_or_else(of_device, Ok)
     }
 
-    /// Number of threads.
+    /// Returns the number of threads: as many as asked for, but no more than the cores.
+    ///
+    /// With more threads than cores, most threads wait for one that is not scheduled.
     pub fn threads(&self) -> usize {
-        let offered = || std::thread::available_parallelism().map_or(1, usize::from);
-        self.threads.map_or_else(offered, usize::from)
+        self.threads.map_or(available_cores(), |threads| available_cores().min(threads.into()))
     }
 
     /// The back end that a memory plan is made for. The plan covers the host: on a GPU as on the processor.
@@ -139,8 +140,14 @@ impl ComputeArgs {
     /// # Errors
     /// As [`ComputeArgs::backend`].
     pub fn options(&self, dtype: DType) -> Result<CpuOptions> {
-        Ok(CpuOptions { threads: self.threads.map(usize::from), isa: isa_from_env()?, dtype })
+        Ok(CpuOptions { threads: Some(self.threads()), isa: isa_from_env()?, dtype })
     }
+}
+
+/// Returns the cores that this process may use: those of its affinity mask, within the CPU quota of its control
+/// group.
+pub fn available_cores() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from)
 }
 
 /// Parses the type of products.

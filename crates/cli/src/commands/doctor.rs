@@ -53,7 +53,7 @@ pub fn run(args: &DoctorArgs, printer: &Printer) -> Result<()> {
     row(("处理器", "processor"), processor().unwrap_or_else(|| std::env::consts::ARCH.to_owned()));
     row(("指令集", "instructions"), supported.join(", "));
     row(("将使用", "will use"), if zh { format!("{chosen}（{why}）") } else { format!("{chosen} ({why})") });
-    let threads = args.compute.threads.map_or(cores, usize::from);
+    let threads = args.compute.threads();
     let of =
         if zh { format!("{threads}（共 {cores} 核）") } else { format!("{threads} of {cores} cores") };
     row(("线程", "threads"), of);

@@ -356,7 +356,7 @@ impl Job<'_> {
         let options = MergeOptions {
             dtype: args.dtype,
             max_shard_size: args.max_shard_size,
-            threads: args.compute.threads.map(usize::from),
+            threads: Some(args.compute.threads()),
             requantize_as: form.requantize_as,
             // The merged model keeps the token identity of the adapter.
             also_copy: vec![IDENTITY_FILE.to_owned()],
