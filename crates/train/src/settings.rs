@@ -213,6 +213,9 @@ impl FromStr for Quant {
     }
 }
 
+/// Largest batch size, and largest number of micro-batches in a step. No machine has memory for more.
+const MAX_BATCH: usize = 1 << 24;
+
 /// Settings that affect no computed number.
 const BOOKKEEPING: [&str; 4] = ["logging_steps", "save_steps", "save_total_limit", "eval_steps"];
 
@@ -251,6 +254,9 @@ impl TrainSettings {
         check(steps, "max_steps", self.max_steps.unwrap_or(0), "between 1 and 4294967295")?;
         at_least_one("per_device_train_batch_size", self.per_device_train_batch_size)?;
         at_least_one("gradient_accumulation_steps", self.gradient_accumulation_steps)?;
+        let at_most = |name, value: usize| check(value <= MAX_BATCH, name, value, "at most 16777216");
+        at_most("per_device_train_batch_size", self.per_device_train_batch_size)?;
+        at_most("gradient_accumulation_steps", self.gradient_accumulation_steps)?;
         not_negative("weight_decay", self.weight_decay)?;
         not_negative("max_grad_norm", self.max_grad_norm)?;
         share("adam_beta1", self.adam_beta1)?;

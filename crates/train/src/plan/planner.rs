@@ -16,6 +16,10 @@ use crate::{TrainError, TrainSettings};
 /// Smallest `max_length` that a hint suggests.
 const MIN_SUGGESTED_LENGTH: usize = 16;
 
+/// Maximum number of tokens of a dry run without data. Memory grows linearly with the batch, so the plan of a larger
+/// batch is a multiple.
+const MAX_DRY_RUN_TOKENS: usize = 1 << 20;
+
 /// The inputs of a memory plan.
 #[derive(Clone, Debug)]
 pub struct PlanInput<'a> {
@@ -179,7 +183,12 @@ impl MemoryPlan {
 /// Plans one run with several memory strategies.
 struct Planner<'a> {
     input: &'a PlanInput<'a>,
-    settings: &'a TrainSettings,
+    /// The settings of the dry run.
+    settings: TrainSettings,
+    /// The batch of the run as a multiple of the batch of the dry run.
+    batches: u64,
+    /// The micro-batches of a step as a multiple of those of the dry run.
+    steps: u64,
     dry_run: DryRun,
     records: Vec<RecordSize<'a>>,
     held_out: Vec<RecordSize<'a>>,
@@ -188,7 +197,8 @@ struct Planner<'a> {
 }
 
 impl<'a> Planner<'a> {
-    fn new(input: &'a PlanInput<'a>, settings: &'a TrainSettings) -> Result<Self, TrainError> {
+    fn new(input: &'a PlanInput<'a>, settings: &TrainSettings) -> Result<Self, TrainError> {
+        let (settings, batches, steps) = dry_run_settings(settings, input.records.is_empty());
         let cut = |records: &[RecordSize<'a>]| -> Vec<RecordSize<'a>> {
             records.iter().map(|record| record.cut(settings.max_length)).collect()
         };
@@ -200,30 +210,33 @@ impl<'a> Planner<'a> {
                 settings.per_device_train_batch_size.saturating_mul(settings.gradient_accumulation_steps);
             records = vec![full; count.min(1 << 20)];
         }
-        let dry_run = DryRun::new(&input.config, settings, input.backend)?;
+        let dry_run = DryRun::new(&input.config, &settings, input.backend)?;
         let (held_out, worst_steps) = (cut(&input.held_out), Default::default());
-        Ok(Self { input, settings, dry_run, records, held_out, worst_steps })
+        Ok(Self { input, settings, batches, steps, dry_run, records, held_out, worst_steps })
     }
 
     fn plan(&mut self, strategy: MemoryStrategy) -> Result<MemoryPlan, TrainError> {
         let PlanInput { weights, baseline, reply, checkpoints, .. } = *self.input;
         let MemoryStrategy { layers, fuse_micro_batches } = strategy;
-        let worst = self.worst_steps[usize::from(fuse_micro_batches)]
-            .get_or_init(|| WorstSteps::of(&self.records, &self.held_out, self.settings, fuse_micro_batches));
+        let worst = self.worst_steps[usize::from(fuse_micro_batches)].get_or_init(|| {
+            WorstSteps::of(&self.records, &self.held_out, &self.settings, fuse_micro_batches)
+        });
         let usage = self.dry_run.run(layers.policies(), fuse_micro_batches, worst, reply)?;
         let DryRunUsage { norms, adapter, optimizer, gradients, saving, trained, replies, step_flops } =
             usage;
         let scratch = PlannedScratch {
-            products: trained.scratch.products,
-            low_rank: trained.scratch.low_rank,
-            attention: trained.scratch.attention,
-            head: trained.scratch.head,
-            rope: trained.scratch.rope,
+            products: trained.scratch.products * self.batches,
+            low_rank: trained.scratch.low_rank * self.batches,
+            attention: trained.scratch.attention * self.batches,
+            head: trained.scratch.head * self.batches,
+            rope: trained.scratch.rope * self.batches,
         };
-        let activations = trained.peak - scratch.total() - norms - adapter - optimizer - gradients;
+        let state = norms + adapter + optimizer + gradients;
+        let trained_peak = state + (trained.peak - state) * self.batches;
+        let activations = trained_peak - scratch.total() - state;
         let BaselineMemory { program, tokenizer, data, peak, copied } = baseline;
         let transient = replies.max(if checkpoints { saving.max(copied) } else { 0 });
-        let sum = weights.total() + trained.peak + transient + program + tokenizer + data;
+        let sum = weights.total() + trained_peak + transient + program + tokenizer + data;
         // During loading, both the source and the quantized copy of a weight are in memory.
         let loading = weights.resident + weights.loading + norms + program + tokenizer + data;
         let peak = peak.max(if weights.resident > 0 { loading } else { 0 });
@@ -243,12 +256,31 @@ impl<'a> Planner<'a> {
             total: sum.max(peak),
             layers,
             fuse_micro_batches,
-            tokens: worst.rows as u64,
-            sharing_tokens: worst.keys as u64,
-            trained_tokens: worst.labels as u64,
-            step_flops,
+            tokens: worst.rows as u64 * self.batches,
+            sharing_tokens: worst.keys as u64 * self.batches,
+            trained_tokens: worst.labels as u64 * self.batches,
+            step_flops: step_flops.saturating_mul(self.batches * self.steps),
         })
     }
+}
+
+/// Returns the settings of the dry run, and the batch and the step of the run as multiples of those.
+///
+/// With data, a batch has at most the records of the data, so nothing is multiplied.
+fn dry_run_settings(settings: &TrainSettings, is_without_data: bool) -> (TrainSettings, u64, u64) {
+    let (batch, micros) = (settings.per_device_train_batch_size, settings.gradient_accumulation_steps);
+    let most = |tokens: usize| (MAX_DRY_RUN_TOKENS / tokens.max(1)).max(1);
+    if !is_without_data {
+        return (settings.clone(), 1, 1);
+    }
+    let dry_batch = batch.min(most(settings.max_length));
+    let dry_micros = micros.min(most(settings.max_length.saturating_mul(dry_batch)));
+    let settings = TrainSettings {
+        per_device_train_batch_size: dry_batch,
+        gradient_accumulation_steps: dry_micros,
+        ..settings.clone()
+    };
+    (settings, batch.div_ceil(dry_batch) as u64, micros.div_ceil(dry_micros) as u64)
 }
 
 /// Returns the largest batch that fits. If none fits, returns the longest records that fit with a batch of

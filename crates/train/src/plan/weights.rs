@@ -50,8 +50,12 @@ pub fn weight_bytes(
         Err(ModelError::NoWeights { .. } | ModelError::NoShard { .. }) => None,
         Err(error) => return Err(error.into()),
     };
-    if let (Some(_), Some(weights)) = (quantization, &weights) {
-        weights.refuse_four_bit()?;
+    if let Some(weights) = &weights {
+        // A configuration of enormous sizes is rejected here, before a dry run of it.
+        weights.check_complete(config)?;
+        if quantization.is_some() {
+            weights.refuse_four_bit()?;
+        }
     }
     Ok(weight_bytes_of(weights.as_ref(), config, quantization, ids))
 }

@@ -98,3 +98,18 @@ fn reading_a_tokenizer_may_be_the_peak() {
     let plan = MemoryPlan::new(&input, None).unwrap();
     assert_eq!((plan.total, sum(&plan)), (10_000_000_000, 10_000_000_000));
 }
+
+#[test]
+fn a_huge_batch_is_a_multiple_of_a_dry_run() {
+    let of = |batch| MemoryPlan::new(&input(batch), None).unwrap();
+    let dry = MAX_DRY_RUN_TOKENS / TrainSettings::default().max_length;
+    let (single, huge) = (of(dry), of(dry * 100));
+    assert_eq!(huge.activations, single.activations * 100);
+    assert_eq!((huge.tokens, huge.adapter), (single.tokens * 100, single.adapter));
+    assert_eq!(sum(&huge), huge.total);
+    let mut many = input(1);
+    many.settings.gradient_accumulation_steps = 1 << 24;
+    assert!(MemoryPlan::new(&many, None).unwrap().step_flops > of(1).step_flops << 23);
+    let error = MemoryPlan::new(&input(usize::MAX), None).unwrap_err().to_string();
+    assert!(error.contains("per_device_train_batch_size") && error.contains("at most 16777216"), "{error}");
+}
