@@ -11,6 +11,8 @@ use clap::Args;
 use danlu_generate::{ChatReply, ChatSession, GenerateOptions, StopReason};
 use danlu_kernels::DType;
 use danlu_loader::{LoadOptions, LoadedModel, QuantChoice, choose_quantization};
+use danlu_model::ModelConfig;
+use danlu_train::memory;
 use rustyline::error::ReadlineError;
 
 use crate::args::QuantArgs;
@@ -106,6 +108,9 @@ pub fn run(args: &ChatArgs, printer: &Printer) -> Result<()> {
         check_context(context, most, "`--context`")?;
     }
     let context = args.context.unwrap_or(DEFAULT_CONTEXT);
+    if args.compute.gpu()?.is_none() {
+        check_cache(loaded.decoder().config(), context.min(most))?;
+    }
     let mut session =
         ChatSession::new(loaded.decoder(), loaded.tokenizer(), loaded.lora(), context, options)?;
     session.set_system(args.system.clone().or_else(|| loaded.default_system().map(str::to_owned)));
@@ -119,6 +124,21 @@ pub fn run(args: &ChatArgs, printer: &Printer) -> Result<()> {
         None if io::stdin().is_terminal() => talk(session, &loaded, printer),
         None => piped(session, printer),
     }
+}
+
+/// Checks that the keys and values of `context` tokens fit into the free memory.
+fn check_cache(config: &ModelConfig, context: usize) -> Result<()> {
+    let per_token =
+        2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * size_of::<f32>();
+    let needed = context as u64 * per_token as u64;
+    let Some(free) = memory::available().filter(|&free| free < needed) else { return Ok(()) };
+    let text = format!(
+        "cannot chat with a context of {context} tokens: its cache needs {}, and {} are available",
+        memory::display(needed),
+        memory::display(free)
+    );
+    let fits = free / per_token as u64 * 3 / 4;
+    Err(Diagnostic::input(text).with_hint(format!("use `--context {fits}`, which fits")))
 }
 
 /// Chats at the terminal.
