@@ -131,7 +131,8 @@ fn main() -> ExitCode {
     allocator::configure();
     interrupt::survive_file_limits();
     bus_error::install();
-    let args: Vec<String> = std::env::args_os().skip(1).map(|arg| arg.to_string_lossy().into_owned()).collect();
+    let args: Vec<String> =
+        std::env::args_os().skip(1).map(|arg| arg.to_string_lossy().into_owned()).collect();
     if let Err(diagnostic) = secret_args::refuse_secrets(&args) {
         let printer = Printer::new(Lang::from_locale(), Color::Auto, false);
         printer.status(diagnostic.render(printer.status_color()).trim_end());

@@ -23,7 +23,8 @@ pub fn refuse_secrets(args: &[String]) -> Result<()> {
     match (0..args.len()).find(|&at| !is_prompt(at) && has_secret(&args[at], None)) {
         None => Ok(()),
         Some(at) => {
-            let text = format!("cannot use argument {}: it contains an access token or a private key", at + 1);
+            let text =
+                format!("cannot use argument {}: it contains an access token or a private key", at + 1);
             Err(Diagnostic::input(text).with_hint(
                 "run `danlu login`, which reads a token from the terminal; revoke this one, because the shell's history has it",
             ))
@@ -54,9 +55,12 @@ mod tests {
             let error = check(args).unwrap_err();
             assert!(error.contains("access token") && !error.contains(&token), "{error}");
         }
-        for args in
-            [&["login", "TOKEN"][..], &["chat", "out", "-p", "TOKEN"], &["chat", "out", "--prompt=TOKEN"], &[]]
-        {
+        for args in [
+            &["login", "TOKEN"][..],
+            &["chat", "out", "-p", "TOKEN"],
+            &["chat", "out", "--prompt=TOKEN"],
+            &[],
+        ] {
             check(args).unwrap();
         }
         check(&["pull", "org/name"]).unwrap();

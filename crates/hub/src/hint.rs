@@ -100,7 +100,9 @@ impl HubError {
                 "write paths relative to the folder; `*` does not match `/` or a leading dot"
             }
             Self::NothingToSend { .. } => "run with `--dry-run` to list the skipped files and the reasons",
-            Self::SecretMessage => "write another message; revoke the token if the shell's history is not private",
+            Self::SecretMessage => {
+                "write another message; revoke the token if the shell's history is not private"
+            }
             Self::FileChanged { .. } => "wait until the program that writes it ends, then push again",
             Self::Public { repo } => {
                 return Some(format!(

@@ -234,7 +234,8 @@ fn a_token_in_the_message_is_not_published() {
     let desk = Desk::new();
     for message in [format!("with {}", token()), "by hf_mine".to_owned()] {
         let options = PushOptions { message: Some(message.clone()), ..PushOptions::default() };
-        let error = desk.hub().push(&desk.upload_set(), &repo("me/adapter"), &options, &mut |_, _| {}).unwrap_err();
+        let error =
+            desk.hub().push(&desk.upload_set(), &repo("me/adapter"), &options, &mut |_, _| {}).unwrap_err();
         assert!(matches!(error, HubError::SecretMessage), "{error}");
         assert!(!error.to_string().contains("hf_") && error.hint().is_some(), "{error}");
     }

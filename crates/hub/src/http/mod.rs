@@ -3,9 +3,9 @@
 mod api_error;
 mod connect_error;
 mod network_env;
+pub(crate) mod rate_floor;
 mod request;
 mod response;
-pub(crate) mod rate_floor;
 pub(crate) mod retry_after;
 pub(crate) mod url;
 
