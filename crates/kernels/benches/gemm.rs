@@ -158,7 +158,7 @@ fn main() {
     for isa in Isa::supported().filter(|&isa| isa != Isa::Scalar) {
         for dtype in [DType::Bf16, DType::F32] {
             // These peaks equal those of another instruction set.
-            if matches!((isa, dtype), (Isa::Avx512Bf16, DType::F32) | (Isa::Avx512, DType::Bf16)) {
+            if isa != Isa::Avx2 && isa.multiplies_bf16() != (dtype == DType::Bf16) {
                 continue;
             }
             if wanted("products") {
@@ -171,7 +171,7 @@ fn main() {
                 decode(threads, isa, dtype);
             }
         }
-        if isa != Isa::Avx512Bf16 && wanted("low-rank") {
+        if !isa.multiplies_bf16() && wanted("low-rank") {
             low_rank(threads, isa);
         }
     }

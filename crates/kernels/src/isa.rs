@@ -6,6 +6,9 @@ use std::str::FromStr;
 /// An instruction set with its own kernels, widest first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Isa {
+    /// The instructions of [`Avx512Bf16`](Self::Avx512Bf16), and tiles for bf16 products. On Linux only, because a process
+    /// needs the system's permission to use tiles.
+    Amx,
     /// AVX-512 F/BW/DQ/VL with the bf16 dot product.
     Avx512Bf16,
     /// AVX-512 F/BW/DQ/VL.
@@ -18,7 +21,7 @@ pub enum Isa {
 
 impl Isa {
     /// Every instruction set, widest first.
-    pub const ALL: [Self; 4] = [Self::Avx512Bf16, Self::Avx512, Self::Avx2, Self::Scalar];
+    pub const ALL: [Self; 5] = [Self::Amx, Self::Avx512Bf16, Self::Avx512, Self::Avx2, Self::Scalar];
 
     /// Returns the widest that this machine supports.
     pub fn detect() -> Self {
@@ -42,8 +45,10 @@ impl Isa {
                 && is_x86_feature_detected!("avx512bw")
                 && is_x86_feature_detected!("avx512dq")
                 && is_x86_feature_detected!("avx512vl");
+            let avx512bf16 = avx512 && is_x86_feature_detected!("avx512bf16");
             match self {
-                Self::Avx512Bf16 => avx512 && is_x86_feature_detected!("avx512bf16"),
+                Self::Amx => avx512bf16 && has_tiles(),
+                Self::Avx512Bf16 => avx512bf16,
                 Self::Avx512 => avx512,
                 Self::Avx2 => avx2,
                 Self::Scalar => true,
@@ -55,15 +60,62 @@ impl Isa {
         }
     }
 
+    /// Returns whether it multiplies bf16 faster than by converting it to f32 first.
+    pub fn multiplies_bf16(self) -> bool {
+        matches!(self, Self::Amx | Self::Avx512Bf16)
+    }
+
     /// Returns the name that [`FromStr`] accepts.
     pub fn name(self) -> &'static str {
         match self {
+            Self::Amx => "amx",
             Self::Avx512Bf16 => "avx512bf16",
             Self::Avx512 => "avx512",
             Self::Avx2 => "avx2",
             Self::Scalar => "scalar",
         }
     }
+}
+
+/// Returns whether this process may use AMX tiles. The first call asks the system for the permission.
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+fn has_tiles() -> bool {
+    use std::arch::{asm, x86_64};
+    use std::sync::OnceLock;
+    static HAS_TILES: OnceLock<bool> = OnceLock::new();
+    const AMX_BF16: u32 = 1 << 22;
+    const AMX_TILE: u32 = 1 << 24;
+    const ARCH_PRCTL: isize = 158;
+    const ARCH_REQ_XCOMP_PERM: usize = 0x1023;
+    const XFEATURE_XTILEDATA: usize = 18;
+    *HAS_TILES.get_or_init(|| {
+        if x86_64::__cpuid(0).eax < 7 {
+            return false;
+        }
+        let features = x86_64::__cpuid_count(7, 0).edx;
+        if features & (AMX_BF16 | AMX_TILE) != AMX_BF16 | AMX_TILE {
+            return false;
+        }
+        let mut result = ARCH_PRCTL;
+        // SAFETY: the system call takes two numbers and touches no memory. It overwrites rcx and r11.
+        unsafe {
+            asm!(
+                "syscall",
+                inout("rax") result,
+                in("rdi") ARCH_REQ_XCOMP_PERM,
+                in("rsi") XFEATURE_XTILEDATA,
+                out("rcx") _,
+                out("r11") _,
+                options(nostack),
+            );
+        }
+        result == 0
+    })
+}
+
+#[cfg(all(target_arch = "x86_64", not(target_os = "linux")))]
+fn has_tiles() -> bool {
+    false
 }
 
 impl fmt::Display for Isa {

@@ -99,8 +99,9 @@ fn kernel(isa: Isa, dtype: DType) -> Option<Kernel> {
     {
         let bf16 = dtype == DType::Bf16;
         match isa {
+            Isa::Amx if bf16 => Some((x86::amx, x86::AMX)),
             Isa::Avx512Bf16 if bf16 => Some((x86::avx512bf16, x86::AVX512BF16)),
-            Isa::Avx512Bf16 | Isa::Avx512 => Some((x86::avx512, x86::AVX512)),
+            Isa::Amx | Isa::Avx512Bf16 | Isa::Avx512 => Some((x86::avx512, x86::AVX512)),
             Isa::Avx2 => Some((x86::avx2, x86::AVX2)),
             Isa::Scalar => None,
         }
@@ -118,9 +119,9 @@ fn read(isa: Isa, streams: usize, words: &[u64]) {
     // SAFETY: `isa` was detected.
     unsafe {
         match (isa, streams) {
-            (Isa::Avx512Bf16 | Isa::Avx512, 1) => return x86::read_avx512::<1>(words),
-            (Isa::Avx512Bf16 | Isa::Avx512, 4) => return x86::read_avx512::<4>(words),
-            (Isa::Avx512Bf16 | Isa::Avx512, _) => return x86::read_avx512::<8>(words),
+            (Isa::Amx | Isa::Avx512Bf16 | Isa::Avx512, 1) => return x86::read_avx512::<1>(words),
+            (Isa::Amx | Isa::Avx512Bf16 | Isa::Avx512, 4) => return x86::read_avx512::<4>(words),
+            (Isa::Amx | Isa::Avx512Bf16 | Isa::Avx512, _) => return x86::read_avx512::<8>(words),
             (Isa::Avx2, 1) => return x86::read_avx2::<1>(words),
             (Isa::Avx2, 4) => return x86::read_avx2::<4>(words),
             (Isa::Avx2, _) => return x86::read_avx2::<8>(words),
@@ -133,7 +134,7 @@ fn read(isa: Isa, streams: usize, words: &[u64]) {
 
 #[cfg(target_arch = "x86_64")]
 mod x86 {
-    use std::arch::x86_64::*;
+    use std::arch::{asm, x86_64::*};
     use std::hint::black_box;
 
     use super::BLOCK;
@@ -177,6 +178,39 @@ mod x86 {
         unsafe { std::mem::transmute::<__m512i, __m512bh>(_mm512_set1_epi32(0x3f00_3f00)) },
         |s, o| _mm512_dpbf16_ps(s, o, o)
     );
+
+    /// FLOP of one run of [`amx`].
+    pub const AMX: f64 = (6 * 16 * 16 * 64 * (ROUNDS / 16)) as f64;
+
+    /// Runs independent multiply-adds in tile registers, and nothing else.
+    pub fn amx() {
+        let mut shapes = [0u8; 64];
+        shapes[0] = 1;
+        for i in 0..8 {
+            (shapes[16 + 2 * i], shapes[48 + i]) = (64, 16);
+        }
+        // SAFETY: `kernel` checked the instruction set. The shapes are valid, and the code touches no other memory.
+        unsafe {
+            asm!(
+                "ldtilecfg [{shapes}]",
+                "2:",
+                "tdpbf16ps tmm0, tmm6, tmm7",
+                "tdpbf16ps tmm1, tmm6, tmm7",
+                "tdpbf16ps tmm2, tmm6, tmm7",
+                "tdpbf16ps tmm3, tmm6, tmm7",
+                "tdpbf16ps tmm4, tmm6, tmm7",
+                "tdpbf16ps tmm5, tmm6, tmm7",
+                "dec {rounds}",
+                "jnz 2b",
+                "tilerelease",
+                shapes = in(reg) shapes.as_ptr(),
+                rounds = inout(reg) ROUNDS / 16 => _,
+                out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
+                out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
+                options(nostack, readonly),
+            );
+        }
+    }
 
     macro_rules! read {
         ($name:ident, $features:literal, $vector:ty, $zero:expr, $load:expr, $or:expr) => {

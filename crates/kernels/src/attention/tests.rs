@@ -123,7 +123,7 @@ fn every_isa_matches_the_reference_whatever_the_shape() {
             for (which, (found, expected)) in found.iter().zip(&expected).enumerate() {
                 assert_close(found, expected, if which < 2 { 5e-6 } else { 2e-5 });
             }
-            if isa != Isa::Avx512Bf16 {
+            if !isa.multiplies_bf16() {
                 assert!(found == run(DType::Bf16), "{isa} has no products of bf16");
             }
         }
@@ -133,9 +133,6 @@ fn every_isa_matches_the_reference_whatever_the_shape() {
 /// With operands that are exact in bf16, only attention weights and gradients of scores are rounded.
 #[test]
 fn bf16_rounds_operands_and_nothing_else() {
-    if !Isa::Avx512Bf16.is_supported() {
-        return;
-    }
     let mut stream = Stream::new(29);
     for shape @ (heads, kv_heads, head_dim) in SHAPES {
         let dims = AttentionDims { heads, kv_heads, head_dim };
@@ -146,16 +143,18 @@ fn bf16_rounds_operands_and_nothing_else() {
             operand.iter_mut().for_each(|x| *x = bf16_to_f32(f32_to_bf16(*x * factor)) / factor);
         }
         let expected = reference(&operands, dims);
-        let options = CpuOptions { threads: Some(1), isa: Some(Isa::Avx512Bf16), dtype: DType::Bf16 };
-        let found = attend(&Cpu::new(options), &operands, [&expected[0], &expected[1]], dims);
-        // Each weight has a relative error of 2^-9, weights sum to 1, and values are at most 1.
-        assert_close(&found[0], &expected[0], 0.5f32.powi(9) + 5e-6);
-        assert_close(&found[1], &expected[1], 5e-6);
-        // Each term of a gradient has a relative error of at most 2^-9, of either sign.
-        for (found, expected) in found[2..].iter().zip(&expected[2..]) {
-            let wrong: Vec<f32> = found.iter().zip(expected).map(|(f, e)| f - e).collect();
-            let share = (inner(&wrong, &wrong) / inner(expected, expected)).sqrt();
-            assert!(share < 0.5f64.powi(8), "{shape:?}: {share:e}");
+        for isa in Isa::supported().filter(|isa| isa.multiplies_bf16()) {
+            let options = CpuOptions { threads: Some(1), isa: Some(isa), dtype: DType::Bf16 };
+            let found = attend(&Cpu::new(options), &operands, [&expected[0], &expected[1]], dims);
+            // Each weight has a relative error of 2^-9, weights sum to 1, and values are at most 1.
+            assert_close(&found[0], &expected[0], 0.5f32.powi(9) + 5e-6);
+            assert_close(&found[1], &expected[1], 5e-6);
+            // Each term of a gradient has a relative error of at most 2^-9, of either sign.
+            for (found, expected) in found[2..].iter().zip(&expected[2..]) {
+                let wrong: Vec<f32> = found.iter().zip(expected).map(|(f, e)| f - e).collect();
+                let share = (inner(&wrong, &wrong) / inner(expected, expected)).sqrt();
+                assert!(share < 0.5f64.powi(8), "{isa} {shape:?}: {share:e}");
+            }
         }
     }
 }
@@ -198,23 +197,22 @@ fn rows_alone_have_the_bits_of_rows_together() {
 /// A common offset of all values must not change the gradients of the scores, whatever is rounded.
 #[test]
 fn what_all_values_share_leaves_the_gradients_of_queries_alone() {
-    if !Isa::Avx512Bf16.is_supported() {
-        return;
-    }
     let mut stream = Stream::new(31);
     for shape @ (heads, kv_heads, head_dim) in SHAPES {
         let dims = AttentionDims { heads, kv_heads, head_dim };
         let mut operands = operands(&mut stream, shape);
         operands[2].iter_mut().for_each(|v| *v = bf16_to_f32(f32_to_bf16(*v + 10.0)));
         let expected = reference(&operands, dims);
-        let options = CpuOptions { threads: Some(1), isa: Some(Isa::Avx512Bf16), dtype: DType::Bf16 };
-        let cpu = Cpu::new(options);
-        let forward = attend(&cpu, &operands, [&expected[0], &expected[1]], dims);
-        let found = attend(&cpu, &operands, [&forward[0], &forward[1]], dims);
-        let wrong: Vec<f32> = found[2].iter().zip(&expected[2]).map(|(f, e)| f - e).collect();
-        let share = (inner(&wrong, &wrong) / inner(&expected[2], &expected[2])).sqrt();
-        // Measured: 3e-3 to 4.2e-3, as for values around zero. An `out` normalized by the sum of the
-        // unrounded weights gives up to 3e-2.
-        assert!(share < 6e-3, "{shape:?}: {share:e}");
+        for isa in Isa::supported().filter(|isa| isa.multiplies_bf16()) {
+            let options = CpuOptions { threads: Some(1), isa: Some(isa), dtype: DType::Bf16 };
+            let cpu = Cpu::new(options);
+            let forward = attend(&cpu, &operands, [&expected[0], &expected[1]], dims);
+            let found = attend(&cpu, &operands, [&forward[0], &forward[1]], dims);
+            let wrong: Vec<f32> = found[2].iter().zip(&expected[2]).map(|(f, e)| f - e).collect();
+            let share = (inner(&wrong, &wrong) / inner(&expected[2], &expected[2])).sqrt();
+            // Measured: 3e-3 to 4.2e-3, as for values around zero. An `out` normalized by the sum of the
+            // unrounded weights gives up to 3e-2.
+            assert!(share < 6e-3, "{isa} {shape:?}: {share:e}");
+        }
     }
 }

@@ -20,7 +20,9 @@ pub(crate) fn draw(
     match isa {
         #[cfg(target_arch = "x86_64")]
         // SAFETY: the back end checked that this machine supports `isa`.
-        Isa::Avx512Bf16 | Isa::Avx512 => unsafe { x86::draw_avx512(bits, key, first, threshold, elements) },
+        Isa::Amx | Isa::Avx512Bf16 | Isa::Avx512 => unsafe {
+            x86::draw_avx512(bits, key, first, threshold, elements)
+        },
         #[cfg(target_arch = "x86_64")]
         // SAFETY: as above.
         Isa::Avx2 => unsafe { x86::draw_avx2(bits, key, first, threshold, elements) },

@@ -25,6 +25,8 @@
 //!   one use.
 
 #[cfg(target_arch = "x86_64")]
+mod amx;
+#[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
@@ -55,7 +57,7 @@ pub(crate) use small_product::SmallProduct;
 pub(crate) use tile::{RowMask, TileJob, TileMask};
 
 /// Most words of `k` that are summed in registers before `C` is touched. A panel of `A` of this length fits
-/// L1.
+/// L1. An instruction set may have a smaller limit.
 const KC: usize = 384;
 /// Most blocks of `k` packed at once. Bounds the memory for `A`.
 const MAX_PACKED_BLOCKS: usize = 8;
@@ -74,9 +76,14 @@ pub(crate) struct Kernels {
     pub mr: usize,
     pub nr: usize,
     pub pair: usize,
+    /// Most words of a block of `k`.
+    pub kc: usize,
     /// Elements in 4 bits that dot products look up at once.
     pub chunk: usize,
     pub pack: unsafe fn(&PackJob<'_>),
+    /// Packs `A` and `B` for `tiles`. Both may write up to the next multiple of `lanes` steps.
+    pub pack_a: unsafe fn(&PackJob<'_>),
+    pub pack_b: unsafe fn(&PackJob<'_>),
     /// Converts a row of f32 to words along `k`.
     pub pack_row: unsafe fn(*mut f32, &[f32], bool),
     /// As `pack_row`, in the order in which a 4-bit weight is looked up. The row is whole chunks.
@@ -140,8 +147,11 @@ macro_rules! kernel_table {
                 mr: <$lanes as super::micro_kernel::MicroKernel>::MR,
                 nr: <$lanes as super::micro_kernel::MicroKernel>::NR,
                 pair: <$lanes as super::micro_kernel::MicroKernel>::PAIR,
+                kc: super::KC,
                 chunk: super::four_bit::chunk::<$lanes>(),
                 pack,
+                pack_a: pack,
+                pack_b: pack,
                 pack_row,
                 interleave,
                 pack_by_columns,
@@ -163,8 +173,9 @@ impl Kernels {
         assert!(isa.is_supported(), "this machine does not run {isa}");
         #[cfg(target_arch = "x86_64")]
         match isa {
+            Isa::Amx if pairs => return &amx::KERNELS,
             Isa::Avx512Bf16 if pairs => return &avx512bf16::KERNELS,
-            Isa::Avx512Bf16 | Isa::Avx512 => return &avx512::KERNELS,
+            Isa::Amx | Isa::Avx512Bf16 | Isa::Avx512 => return &avx512::KERNELS,
             Isa::Avx2 => return &avx2::KERNELS,
             Isa::Scalar => {}
         }
@@ -194,14 +205,14 @@ impl Kernels {
             let job = PackJob::new(dst, self.lanes, src, part(m, panels, i), (0, k), round);
             // SAFETY: `select` checked the instruction set and `check` the view; the caller guarantees the
             // room.
-            unsafe { (self.pack)(&job) };
+            unsafe { (self.pack_a)(&job) };
         }
     }
 
     /// Returns the blocks of a sum over `k`, and the words of each but the last.
     pub fn blocks(&self, k: usize) -> (usize, usize) {
         let steps = k.div_ceil(self.pair);
-        let block_steps = steps.div_ceil(steps.div_ceil(KC)).next_multiple_of(self.lanes);
+        let block_steps = steps.div_ceil(steps.div_ceil(self.kc)).next_multiple_of(self.lanes);
         (steps.div_ceil(block_steps), block_steps)
     }
 }
@@ -345,7 +356,7 @@ impl Gemm {
 
     /// Packs one panel of `A`, all blocks of `k`.
     fn pack_a(&self, block: &RowBlock<'_>, panel: usize, (worker, threads): (usize, usize)) {
-        let Kernels { lanes, pack, .. } = *self.kernels;
+        let Kernels { lanes, pack_a, .. } = *self.kernels;
         let &RowBlock { p, row, m, blocking, first, count, packed, .. } = block;
         let &Blocking { panels, a_panel, .. } = blocking;
         let (first_row, rows) = part(m, panels, panel);
@@ -364,14 +375,14 @@ impl Gemm {
             };
             // SAFETY: `select` checked the instruction set and `product` the view. Every panel of every block
             // has its own `a_panel` words.
-            unsafe { pack(&job) };
+            unsafe { pack_a(&job) };
         }
     }
 
     /// Runs one task: packs its columns of `B` block by block, and multiplies each block by its panels of
     /// `A`.
     fn multiply(&self, block: &RowBlock<'_>, task: usize, (worker, threads): (usize, usize)) {
-        let Kernels { nr, pair, pack, tiles, .. } = *self.kernels;
+        let Kernels { nr, pair, pack_b, tiles, .. } = *self.kernels;
         let &RowBlock { p, c, row, m, blocking, row_tasks, first, count, packed, .. } = block;
         let &Blocking { block_steps, panels, a_panel, .. } = blocking;
         let (col, n) = block.cols_of(task);
@@ -390,7 +401,7 @@ impl Gemm {
             };
             // SAFETY: `packed_b` has a panel for every `nr` columns of the largest task; the rest is as in
             // `pack_a`.
-            unsafe { pack(&job) };
+            unsafe { pack_b(&job) };
             let job = TileJob {
                 m: last.0 + last.1 - my_row,
                 n,

@@ -105,7 +105,7 @@ macro_rules! simd_fn {
                     $body::<crate::simd::Avx2>($($arg),*)
                 }
                 match isa {
-                    crate::Isa::Avx512Bf16 | crate::Isa::Avx512 if isa.is_supported() => {
+                    crate::Isa::Amx | crate::Isa::Avx512Bf16 | crate::Isa::Avx512 if isa.is_supported() => {
                         // SAFETY: the machine has these features.
                         return unsafe { avx512($($arg),*) };
                     }

@@ -59,7 +59,7 @@ impl MachineArgs {
     /// If `DANLU_ISA` cannot be followed.
     pub fn machine(&self) -> Result<Machine> {
         let isa = isa_from_env()?.unwrap_or_else(Isa::detect);
-        let multiplies_bf16 = self.compute.gpu()?.is_some() || isa == Isa::Avx512Bf16;
+        let multiplies_bf16 = self.compute.gpu()?.is_some() || isa.multiplies_bf16();
         let default = if multiplies_bf16 { Precision::Bf16 } else { Precision::F32 };
         let precision = self.dtype.unwrap_or(default);
         let cuda = self.compute.cuda(precision.into())?;

@@ -167,7 +167,7 @@ impl HeadLoss {
 
     /// Packs the rows of a pass once for all spans.
     fn pack(&self, pool: &Pool, partition: &Partition, packed: &mut [f32], inp: &[f32]) {
-        let Kernels { lanes, pack, .. } = *self.kernels;
+        let Kernels { lanes, pack_a, .. } = *self.kernels;
         let src = View::f32(inp, partition.c, 1);
         src.check(partition.m, partition.c);
         let packed = SendPtr(packed.as_mut_ptr());
@@ -178,7 +178,7 @@ impl HeadLoss {
                 let job = PackJob::new(dst, lanes, src, rows, partition.k_of(block), self.round);
                 // SAFETY: `select` checked the instruction set and `check` the rows. Every panel of every
                 // block has its own `partition.panel` words.
-                unsafe { pack(&job) };
+                unsafe { pack_a(&job) };
             }
         });
     }

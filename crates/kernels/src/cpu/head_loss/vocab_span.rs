@@ -67,7 +67,7 @@ impl SpanPass<'_> {
 
     /// Computes `logits = inp Wᵀ` for a group of rows and a block of the vocabulary.
     fn logits(&self, group: usize, weight: &mut [f32], logits: &mut [f32], block: usize, next: Prefetch) {
-        let Kernels { nr, pair, pack, tiles, .. } = *self.kernels;
+        let Kernels { nr, pair, pack_b, tiles, .. } = *self.kernels;
         let (partition, width, (first, n)) = (self.partition, nr, self.block(block));
         let (panel, _) = partition.panels_of(group);
         let (b, c) = (weight.as_mut_ptr(), logits.as_mut_ptr());
@@ -102,7 +102,7 @@ impl SpanPass<'_> {
             // for each row of the block, `logits` one row for each row of the group, and all panels are
             // packed.
             unsafe {
-                pack(&job);
+                pack_b(&job);
                 tiles(&multiply);
             }
         }
@@ -119,7 +119,7 @@ impl SpanPass<'_> {
         is_first: bool,
         next: Prefetch,
     ) {
-        let Kernels { nr, pair, pack, tiles, .. } = *self.kernels;
+        let Kernels { nr, pair, pack_b, tiles, .. } = *self.kernels;
         let (partition, width) = (self.partition, nr);
         let (a, b) = (packed.as_mut_ptr(), weight.as_mut_ptr());
         let src = View::f32(exponentials, BLOCK, 1);
@@ -152,7 +152,7 @@ impl SpanPass<'_> {
             // SAFETY: as in `logits`. `weight` has `exp_steps` words for each of `COLS` columns, and only
             // this task accesses these rows of `sums`.
             unsafe {
-                pack(&job);
+                pack_b(&job);
                 tiles(&multiply);
             }
         }

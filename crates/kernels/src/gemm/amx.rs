@@ -1,0 +1,583 @@
+//! AMX: `tdpbf16ps` multiplies tile registers of 16 rows by 16 bf16 pairs, and sums in f32.
+//!
+//! [`tiles`] computes blocks of at most 32 x 32 sums in four registers:
+//!
+//! ```text
+//!                               B: 16 words of 32 columns
+//!                               tmm6      tmm7
+//! A: 16 words of 32 rows  tmm4  tmm0      tmm1
+//!                         tmm5  tmm2      tmm3
+//! ```
+//!
+//! - `B` is packed as for AVX512-BF16. `A` is packed in squares of 16 rows by 16 words, without a transposition.
+//! - Both are padded with zeros to whole squares along `k`, because the registers keep one shape during a sum.
+//! - At the last rows and columns of `C`, the registers have smaller shapes. No load or store passes the edge.
+//! - Sums begin with the elements of `C`, or with zero.
+//!
+//! Everything else is AVX512-BF16. Registers are released at the end of a call, so that the system does not save them
+//! when it switches threads.
+
+use std::arch::asm;
+
+use super::avx512::Avx512;
+use super::avx512bf16::{self, Avx512Bf16};
+use super::micro_kernel::{F32, MicroKernel, element};
+use super::pack::Elements;
+use super::{Kernels, PackJob, SmallProduct, TileJob, TileMask, part};
+use crate::DType;
+
+/// Rows, words and columns of a tile register.
+const SIDE: usize = 16;
+const SQUARE: usize = SIDE * SIDE;
+/// Columns of a block: two registers.
+const NR: usize = 2 * SIDE;
+/// Most words of `k` in a block. Two panels of `A` of this length fill half of L1.
+const KC: usize = 192;
+/// Most words along the sum of a [`SmallProduct`] whose `A` is transposed.
+const MAX_TRANSPOSED: usize = 64;
+
+pub(super) static KERNELS: Kernels =
+    Kernels { mr: SIDE, kc: KC, pack_a, pack_b, tiles, small_product, ..avx512bf16::KERNELS };
+
+/// Shapes of the tile registers, in the layout of `ldtilecfg`.
+#[repr(C, align(64))]
+#[derive(Clone, Copy, PartialEq)]
+struct Shapes {
+    palette: u8,
+    start_row: u8,
+    reserved: [u8; 14],
+    row_bytes: [u16; 16],
+    rows: [u8; 16],
+}
+
+impl Shapes {
+    /// Makes eight registers of these `(rows, words)`. An empty register gets any valid shape.
+    fn new(shapes: [(usize, usize); 8]) -> Self {
+        let (mut row_bytes, mut rows) = ([0; 16], [0; 16]);
+        for (i, (n, words)) in shapes.into_iter().enumerate() {
+            let (n, words) = if n * words == 0 { (1, 1) } else { (n, words) };
+            (rows[i], row_bytes[i]) = (n as u8, 4 * words as u16);
+        }
+        Self { palette: 1, start_row: 0, reserved: [0; 14], row_bytes, rows }
+    }
+}
+
+/// The tile registers of this thread, released when dropped.
+struct Registers(Option<Shapes>);
+
+impl Registers {
+    /// Sets the shapes of the registers.
+    ///
+    /// # Safety
+    /// The processor must have AMX, and this process the permission to use it.
+    unsafe fn set(&mut self, shapes: Shapes) {
+        if self.0 != Some(shapes) {
+            let shapes = self.0.insert(shapes);
+            // SAFETY: the caller guarantees AMX, and the shapes are valid for palette 1.
+            unsafe { asm!("ldtilecfg [{}]", in(reg) shapes, options(nostack, readonly)) };
+        }
+    }
+}
+
+impl Drop for Registers {
+    fn drop(&mut self) {
+        if self.0.is_some() {
+            // SAFETY: `set` ran, so the processor has AMX.
+            unsafe { asm!("tilerelease", options(nostack, nomem)) };
+        }
+    }
+}
+
+/// Packs at most 16 rows of `A`: word `p` of row `i` goes to `p / 16 * 256 + i * 16 + p % 16`. The last words are padded
+/// with zeros.
+///
+/// # Safety
+/// As [`pack`](super::pack::pack), and `dst` has room for whole squares.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
+unsafe fn pack_a(job: &PackJob<'_>) {
+    assert!(matches!(job.src.elements, Elements::Dense(DType::F32)), "rows of `A` are f32");
+    assert!(job.width == SIDE && job.outers <= SIDE);
+    let mut prefetch = job.prefetch;
+    let src = job.src.bytes.as_ptr();
+    // SAFETY: the caller guarantees the elements and the room. Chunks past the end of a row are copied to zeros.
+    unsafe {
+        prefetch.fetch::<Avx512Bf16>(prefetch.lines());
+        for i in 0..job.outers {
+            for (square, first) in (0..job.k_len).step_by(2 * SIDE).enumerate() {
+                let len = (job.k_len - first).min(2 * SIDE);
+                let at = (job.outer + i) * job.src.outer + (job.k + first) * job.src.k;
+                let words = if job.src.k == 1 && len == 2 * SIDE {
+                    Avx512Bf16::words_by_rows::<F32>(src.add(4 * at), true)
+                } else {
+                    let mut padded = [0.0f32; 2 * SIDE];
+                    for (j, v) in padded[..len].iter_mut().enumerate() {
+                        *v = element::<F32>(src, at + j * job.src.k);
+                    }
+                    Avx512Bf16::words_by_rows::<F32>(padded.as_ptr().cast(), true)
+                };
+                Avx512::store(job.dst.add(square * SQUARE + i * SIDE), words);
+            }
+        }
+    }
+}
+
+/// Packs panels of `B` as AVX512-BF16, and pads them with zeros to whole squares.
+///
+/// # Safety
+/// As [`pack`](super::pack::pack), and `dst` has room for whole squares.
+unsafe fn pack_b(job: &PackJob<'_>) {
+    let steps = job.k_len.div_ceil(2);
+    let padding = steps.next_multiple_of(SIDE) - steps;
+    // SAFETY: the caller guarantees the requirements; zeros are valid words.
+    unsafe {
+        (avx512bf16::KERNELS.pack)(job);
+        for panel in 0..job.outers.div_ceil(job.width) {
+            job.dst.add(panel * job.panel + steps * job.width).write_bytes(0, padding * job.width);
+        }
+    }
+}
+
+/// Runs a [`TileJob`] whose operands [`pack_a`] and [`pack_b`] packed, two panels of `A` at a time.
+///
+/// # Safety
+/// The processor must have AMX, this process the permission to use it, and every pointer must be valid for its shape.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
+unsafe fn tiles(job: &TileJob) {
+    assert!(matches!(job.mask, TileMask::Nothing) && job.b_step == NR, "`A` and `B` are packed");
+    let (panels, across) = (job.m.div_ceil(SIDE), job.n.div_ceil(NR));
+    let mut prefetch = job.prefetch;
+    let lines = prefetch.lines().div_ceil((panels.div_ceil(2) * across).max(1));
+    let mut registers = Registers(None);
+    for p in (0..panels).step_by(2) {
+        let (row, upper) = part(job.m, panels, p);
+        let lower = if p + 1 < panels { part(job.m, panels, p + 1).1 } else { 0 };
+        for j in 0..across {
+            let cols = (job.n - j * NR).min(NR);
+            let (left, right) = (cols.min(SIDE), cols.saturating_sub(SIDE));
+            let [upper_left, upper_right] = [(upper, left), (upper, right)];
+            let shapes = [
+                upper_left,
+                upper_right,
+                (lower, left),
+                (lower, right),
+                (upper, SIDE),
+                (lower, SIDE),
+                (SIDE, left),
+                (SIDE, right),
+            ];
+            // SAFETY: panels `p` and `p + 1` of A and `j` of B exist where they have rows and columns, and `shapes` has
+            // the rows and columns of C.
+            unsafe {
+                prefetch.fetch::<Avx512Bf16>(lines);
+                registers.set(Shapes::new(shapes));
+                let block = Block {
+                    a: job.a.add(p * job.a_panel),
+                    a_panel: job.a_panel,
+                    b: job.b.add(j * job.b_panel),
+                    squares: job.steps.div_ceil(SIDE),
+                    c: job.c.add(row * job.ldc + j * NR),
+                    ldc: job.ldc,
+                    rows: [upper, lower],
+                    cols,
+                    accumulate: job.accumulate,
+                };
+                if job.alpha == 1.0 { block.run() } else { block.run_scaled(job.alpha) }
+            }
+        }
+    }
+}
+
+/// One block of C: at most two panels of `A` times one panel of `B`.
+#[derive(Clone, Copy)]
+struct Block {
+    a: *const f32,
+    a_panel: usize,
+    b: *const f32,
+    /// Squares along `k`.
+    squares: usize,
+    c: *mut f32,
+    ldc: usize,
+    /// Rows of each panel.
+    rows: [usize; 2],
+    cols: usize,
+    accumulate: bool,
+}
+
+impl Block {
+    /// Multiplies the block.
+    ///
+    /// # Safety
+    /// As [`tiles`]; the registers have the shapes of this block.
+    unsafe fn run(self) {
+        // SAFETY: the caller guarantees the requirements.
+        unsafe {
+            match (self.rows[1] > 0, self.cols > SIDE) {
+                (false, false) => self.multiply::<false, false>(),
+                (false, true) => self.multiply::<false, true>(),
+                (true, false) => self.multiply::<true, false>(),
+                (true, true) => self.multiply::<true, true>(),
+            }
+        }
+    }
+
+    /// Multiplies the block into a buffer, and adds `alpha` times its elements to C.
+    ///
+    /// # Safety
+    /// As [`run`](Self::run).
+    unsafe fn run_scaled(self, alpha: f32) {
+        let mut sums = [0.0f32; NR * NR];
+        // SAFETY: the buffer is a C of `NR` rows and columns, and C has the rows and columns of the block.
+        unsafe {
+            Self { c: sums.as_mut_ptr(), ldc: NR, accumulate: false, ..self }.run();
+            for i in 0..self.rows[0] + self.rows[1] {
+                for j in 0..self.cols {
+                    let c = self.c.add(i * self.ldc + j);
+                    *c = alpha.mul_add(sums[i * NR + j], if self.accumulate { *c } else { 0.0 });
+                }
+            }
+        }
+    }
+
+    /// Multiplies with the registers that the block needs: those of `LOWER` rows and of `RIGHT` columns.
+    ///
+    /// # Safety
+    /// As [`run`](Self::run).
+    #[inline(always)]
+    unsafe fn multiply<const LOWER: bool, const RIGHT: bool>(self) {
+        let Self { a, a_panel, b, squares, c, ldc, rows, accumulate, .. } = self;
+        // SAFETY: the caller guarantees that the operands have `squares` squares and C the rows and columns of the
+        // shapes. The assembler leaves out all code for absent rows and columns.
+        unsafe {
+            asm!(
+                "test {accumulate:e}, {accumulate:e}",
+                "jz 2f",
+                "tileloadd tmm0, [{c} + {ldc}*1]",
+                ".if {right}",
+                "tileloadd tmm1, [{c} + {ldc}*1 + 64]",
+                ".endif",
+                ".if {lower}",
+                "tileloadd tmm2, [{c_lower} + {ldc}*1]",
+                ".if {right}",
+                "tileloadd tmm3, [{c_lower} + {ldc}*1 + 64]",
+                ".endif",
+                ".endif",
+                "jmp 3f",
+                "2:",
+                "tilezero tmm0",
+                "tilezero tmm1",
+                "tilezero tmm2",
+                "tilezero tmm3",
+                "3:",
+                "tileloadd tmm6, [{b} + {b_row}*1]",
+                "tileloadd tmm4, [{a} + {a_row}*1]",
+                "tdpbf16ps tmm0, tmm4, tmm6",
+                ".if {right}",
+                "tileloadd tmm7, [{b} + {b_row}*1 + 64]",
+                "tdpbf16ps tmm1, tmm4, tmm7",
+                ".endif",
+                ".if {lower}",
+                "tileloadd tmm5, [{a_lower} + {a_row}*1]",
+                "tdpbf16ps tmm2, tmm5, tmm6",
+                ".if {right}",
+                "tdpbf16ps tmm3, tmm5, tmm7",
+                ".endif",
+                ".endif",
+                "add {a}, 1024",
+                "add {a_lower}, 1024",
+                "add {b}, 2048",
+                "dec {squares}",
+                "jnz 3b",
+                "tilestored [{c} + {ldc}*1], tmm0",
+                ".if {right}",
+                "tilestored [{c} + {ldc}*1 + 64], tmm1",
+                ".endif",
+                ".if {lower}",
+                "tilestored [{c_lower} + {ldc}*1], tmm2",
+                ".if {right}",
+                "tilestored [{c_lower} + {ldc}*1 + 64], tmm3",
+                ".endif",
+                ".endif",
+                a = inout(reg) a => _,
+                a_lower = inout(reg) a.wrapping_add(a_panel) => _,
+                a_row = in(reg) 4 * SIDE,
+                b = inout(reg) b => _,
+                b_row = in(reg) 4 * NR,
+                squares = inout(reg) squares => _,
+                c = in(reg) c,
+                c_lower = in(reg) c.wrapping_add(rows[0] * ldc),
+                ldc = in(reg) 4 * ldc,
+                accumulate = in(reg) u32::from(accumulate),
+                lower = const LOWER as usize,
+                right = const RIGHT as usize,
+                out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
+                out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
+                options(nostack),
+            );
+        }
+    }
+}
+
+/// Runs a [`SmallProduct`]: 16 rows by at most 64 columns at a time, in registers `tmm0` to `tmm3`.
+///
+/// The sum ends with words that fill no register. They have registers of their own, `tmm5` and `tmm7`.
+///
+/// # Safety
+/// As [`tiles`].
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
+unsafe fn small_product(job: &SmallProduct) {
+    let SmallProduct { m, n, steps, a_strides: (a_row, a_step), stride, .. } = *job;
+    let mut prefetch = job.prefetch;
+    let lines = prefetch.lines().div_ceil(m.div_ceil(SIDE) * n.div_ceil(4 * SIDE));
+    let (squares, left) = (steps / SIDE, steps % SIDE);
+    let mut registers = Registers(None);
+    let mut transposed = [0.0f32; MAX_TRANSPOSED * SIDE];
+    for row in (0..m).step_by(SIDE) {
+        let rows = (m - row).min(SIDE);
+        let (sum, last) = ((rows, SIDE), left.max(1));
+        // SAFETY: the caller guarantees the operands; `rows` rows of `A` and C exist from `row` on.
+        unsafe {
+            registers.set(Shapes::new([
+                sum,
+                sum,
+                sum,
+                sum,
+                (rows, SIDE),
+                (rows, last),
+                (SIDE, SIDE),
+                (last, SIDE),
+            ]));
+            let mut strip = Strip {
+                a: job.a.add(row * a_row),
+                a_row,
+                a_square: SIDE,
+                b: job.b,
+                squares,
+                left,
+                c: job.c.add(row * stride),
+                stride,
+                accumulate: job.accumulate,
+            };
+            if a_step != 1 {
+                transpose(&mut transposed, strip.a, (rows, steps), (a_row, a_step));
+                strip = Strip { a: transposed.as_ptr(), a_row: SIDE, a_square: SQUARE, ..strip };
+            }
+            for column in (0..n).step_by(4 * SIDE) {
+                prefetch.fetch::<Avx512Bf16>(lines);
+                let strip = Strip { b: strip.b.add(column), c: strip.c.add(column), ..strip };
+                match (n - column) / SIDE {
+                    0 => unreachable!("part of a vector"),
+                    1 => strip.multiply::<1>(),
+                    2 => strip.multiply::<2>(),
+                    3 => strip.multiply::<3>(),
+                    _ => strip.multiply::<4>(),
+                }
+            }
+        }
+    }
+}
+
+/// Copies rows of `A` whose words lie `a_step` apart to squares.
+///
+/// # Safety
+/// The processor must have AVX-512, and the rows must exist.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")]
+unsafe fn transpose(
+    squares: &mut [f32; MAX_TRANSPOSED * SIDE],
+    a: *const f32,
+    (rows, steps): (usize, usize),
+    (a_row, a_step): (usize, usize),
+) {
+    assert!(a_row == 1 && steps <= MAX_TRANSPOSED, "rows of words, or columns of few");
+    for (square, first) in squares.chunks_exact_mut(SQUARE).zip((0..steps).step_by(SIDE)) {
+        // SAFETY: the caller guarantees the rows, and a square has 16 vectors.
+        unsafe {
+            let mut words = [Avx512::zero(); SIDE];
+            for (i, words) in words.iter_mut().take(steps - first).enumerate() {
+                *words = Avx512::load_first(a.add((first + i) * a_step), rows);
+            }
+            Avx512::transpose(&mut words);
+            for (i, words) in words.into_iter().enumerate() {
+                Avx512::store(square.as_mut_ptr().add(i * SIDE), words);
+            }
+        }
+    }
+}
+
+/// At most 16 rows by 64 columns of a [`SmallProduct`].
+#[derive(Clone, Copy)]
+struct Strip {
+    a: *const f32,
+    /// Words from one row of `A` to the next, and from one square to the next.
+    a_row: usize,
+    a_square: usize,
+    b: *const f32,
+    /// Squares along the sum, and words after the last of them.
+    squares: usize,
+    left: usize,
+    c: *mut f32,
+    /// Words from one step of `B` to the next, and elements from one row of C to the next.
+    stride: usize,
+    accumulate: bool,
+}
+
+impl Strip {
+    /// Multiplies the strip, with one register for each 16 columns.
+    ///
+    /// # Safety
+    /// As [`small_product`]; the registers have the shapes of this strip.
+    #[inline(always)]
+    unsafe fn multiply<const REGISTERS: usize>(self) {
+        let Self { a, a_row, a_square, b, squares, left, c, stride, accumulate } = self;
+        // SAFETY: the caller guarantees the operands and the shapes. The assembler leaves out all code for absent
+        // columns.
+        unsafe {
+            asm!(
+                "test {accumulate:e}, {accumulate:e}",
+                "jz 2f",
+                "tileloadd tmm0, [{c} + {stride}*1]",
+                ".if {registers} > 1",
+                "tileloadd tmm1, [{c} + {stride}*1 + 64]",
+                ".endif",
+                ".if {registers} > 2",
+                "tileloadd tmm2, [{c} + {stride}*1 + 128]",
+                ".endif",
+                ".if {registers} > 3",
+                "tileloadd tmm3, [{c} + {stride}*1 + 192]",
+                ".endif",
+                "jmp 3f",
+                "2:",
+                "tilezero tmm0",
+                "tilezero tmm1",
+                "tilezero tmm2",
+                "tilezero tmm3",
+                "3:",
+                "test {squares}, {squares}",
+                "jz 5f",
+                "4:",
+                "tileloadd tmm4, [{a} + {a_row}*1]",
+                "tileloadd tmm6, [{b} + {stride}*1]",
+                "tdpbf16ps tmm0, tmm4, tmm6",
+                ".if {registers} > 1",
+                "tileloadd tmm6, [{b} + {stride}*1 + 64]",
+                "tdpbf16ps tmm1, tmm4, tmm6",
+                ".endif",
+                ".if {registers} > 2",
+                "tileloadd tmm6, [{b} + {stride}*1 + 128]",
+                "tdpbf16ps tmm2, tmm4, tmm6",
+                ".endif",
+                ".if {registers} > 3",
+                "tileloadd tmm6, [{b} + {stride}*1 + 192]",
+                "tdpbf16ps tmm3, tmm4, tmm6",
+                ".endif",
+                "add {a}, {a_square}",
+                "add {b}, {b_square}",
+                "dec {squares}",
+                "jnz 4b",
+                "5:",
+                "test {left:e}, {left:e}",
+                "jz 6f",
+                "tileloadd tmm5, [{a} + {a_row}*1]",
+                "tileloadd tmm7, [{b} + {stride}*1]",
+                "tdpbf16ps tmm0, tmm5, tmm7",
+                ".if {registers} > 1",
+                "tileloadd tmm7, [{b} + {stride}*1 + 64]",
+                "tdpbf16ps tmm1, tmm5, tmm7",
+                ".endif",
+                ".if {registers} > 2",
+                "tileloadd tmm7, [{b} + {stride}*1 + 128]",
+                "tdpbf16ps tmm2, tmm5, tmm7",
+                ".endif",
+                ".if {registers} > 3",
+                "tileloadd tmm7, [{b} + {stride}*1 + 192]",
+                "tdpbf16ps tmm3, tmm5, tmm7",
+                ".endif",
+                "6:",
+                "tilestored [{c} + {stride}*1], tmm0",
+                ".if {registers} > 1",
+                "tilestored [{c} + {stride}*1 + 64], tmm1",
+                ".endif",
+                ".if {registers} > 2",
+                "tilestored [{c} + {stride}*1 + 128], tmm2",
+                ".endif",
+                ".if {registers} > 3",
+                "tilestored [{c} + {stride}*1 + 192], tmm3",
+                ".endif",
+                a = inout(reg) a => _,
+                a_row = in(reg) 4 * a_row,
+                a_square = in(reg) 4 * a_square,
+                b = inout(reg) b => _,
+                b_square = in(reg) 4 * SIDE * stride,
+                squares = inout(reg) squares => _,
+                left = in(reg) left as u32,
+                c = in(reg) c,
+                stride = in(reg) 4 * stride,
+                accumulate = in(reg) u32::from(accumulate),
+                registers = const REGISTERS,
+                out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
+                out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
+                options(nostack),
+            );
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::gemm::View;
+    use crate::rng::Stream;
+    use crate::{Bytes, Isa, Matrix, bf16_to_f32, f32_to_bf16, from_f32};
+
+    /// The two elements of a word.
+    fn pair(word: f32) -> [f64; 2] {
+        let bits = word.to_bits();
+        [bits as u16, (bits >> 16) as u16].map(|half| bf16_to_f32(half) as f64)
+    }
+
+    /// Multiplies packed squares of `A` by a packed panel of `B`, as the tile registers do.
+    fn multiply(a: &[f32], b: &[f32], squares: usize, i: usize, j: usize) -> f64 {
+        let words = (0..squares * SIDE).map(|p| {
+            let [a, b] = [a[p / SIDE * SQUARE + i * SIDE + p % SIDE], b[p * NR + j]].map(pair);
+            a[0] * b[0] + a[1] * b[1]
+        });
+        words.sum()
+    }
+
+    #[test]
+    fn packed_squares_and_panels_give_the_product() {
+        if !Isa::Avx512Bf16.is_supported() {
+            return;
+        }
+        let mut stream = Stream::new(41);
+        for (m, n, k) in [(16, 32, 64), (1, 1, 1), (9, 45, 31), (16, 70, 97), (3, 16, 33)] {
+            let [a, b] = [m * k, n * k].map(|len| {
+                let values: Vec<f32> = (0..len).map(|_| stream.next_uniform() - 0.5).collect();
+                values.into_iter().map(|v| bf16_to_f32(f32_to_bf16(v))).collect::<Vec<f32>>()
+            });
+            let mut bytes = vec![0; 2 * n * k];
+            from_f32(DType::Bf16, &b, &mut bytes);
+            let weight = Matrix::dense(DType::Bf16, Bytes::from_vec(bytes), n, k);
+            let a_by_columns: Vec<f32> = (0..m * k).map(|i| a[i % m * k + i / m]).collect();
+            let squares = k.div_ceil(2 * SIDE);
+            let panel = squares * SIDE * NR;
+            for view in [View::f32(&a, k, 1), View::f32(&a_by_columns, 1, m)] {
+                let mut packed_a = vec![f32::NAN; squares * SQUARE];
+                let mut packed_b = vec![f32::NAN; n.div_ceil(NR) * panel];
+                let job = PackJob::new(packed_a.as_mut_ptr(), SIDE, view, (0, m), (0, k), true);
+                let (dst, view) = (packed_b.as_mut_ptr(), View::rows_of(&weight));
+                let of_b = PackJob { panel, ..PackJob::new(dst, NR, view, (0, n), (0, k), true) };
+                // SAFETY: the instruction set was checked, and both buffers have room for whole squares.
+                unsafe {
+                    pack_a(&job);
+                    pack_b(&of_b);
+                }
+                for (i, j) in (0..m * n).map(|at| (at / n, at % n)) {
+                    let found = multiply(&packed_a, &packed_b[j / NR * panel..], squares, i, j % NR);
+                    let terms = (0..k).map(|p| a[i * k + p] as f64 * b[j * k + p] as f64);
+                    let expected: f64 = terms.sum();
+                    assert!((found - expected).abs() < 1e-12, "{m} {n} {k} [{i},{j}]: {found} {expected}");
+                }
+            }
+        }
+    }
+}
