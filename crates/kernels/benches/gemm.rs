@@ -1,7 +1,7 @@
 //! Benchmarks the matrix products of a LoRA step: time, GFLOP/s, and share of this machine's measured peak.
 //! Decoding is measured in GB/s of weights against the measured read bandwidth.
 //!
-//! cargo bench -p danlu-kernels --bench gemm [-- THREADS] [products] [head] [decode] [low-rank]
+//! cargo bench -p danlu-kernels --bench gemm [-- THREADS] [ISA] [products] [head] [decode] [low-rank]
 
 use std::time::{Duration, Instant};
 
@@ -153,9 +153,11 @@ fn main() {
     let words: Vec<String> = std::env::args().skip(1).filter(|arg| arg != "--bench").collect();
     let threads = words.iter().find_map(|word| word.parse().ok());
     let threads = threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, |n| n.get()));
-    let sections: Vec<&String> = words.iter().filter(|word| word.parse::<usize>().is_err()).collect();
+    let only: Option<Isa> = words.iter().find_map(|word| word.parse().ok());
+    let is_section = |word: &&String| word.parse::<usize>().is_err() && word.parse::<Isa>().is_err();
+    let sections: Vec<&String> = words.iter().filter(is_section).collect();
     let wanted = |section: &str| sections.is_empty() || sections.iter().any(|word| *word == section);
-    for isa in Isa::supported().filter(|&isa| isa != Isa::Scalar) {
+    for isa in Isa::supported().filter(|&isa| isa != Isa::Scalar && only.is_none_or(|only| only == isa)) {
         for dtype in [DType::Bf16, DType::F32] {
             // These peaks equal those of another instruction set.
             if isa != Isa::Avx2 && isa.multiplies_bf16() != (dtype == DType::Bf16) {
