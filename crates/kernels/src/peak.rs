@@ -33,8 +33,25 @@ const LONG_ENOUGH: Duration = Duration::from_millis(300);
 pub fn flops(isa: Isa, dtype: DType, threads: usize) -> Option<f64> {
     let (run, flops) = kernel(isa, dtype)?;
     // SAFETY: `kernel` returns only functions for instruction sets of this machine.
-    let seconds = fastest(threads, |_| unsafe { run() });
+    let seconds = fastest(threads, LONG_ENOUGH, |_| unsafe { run() });
     Some(threads.max(1) as f64 * flops / seconds)
+}
+
+/// Returns the type whose products have the higher peak on one thread of `isa`, bf16 or f32. A measurement takes about
+/// 0.1 s; there is none for an instruction set that converts bf16 to f32 first.
+///
+/// The flag of an instruction does not decide: some processors execute the bf16 dot product at half the rate of f32
+/// multiply-adds.
+pub fn fastest_dtype(isa: Isa) -> DType {
+    let rate = |dtype| {
+        let (run, flops) = kernel(isa, dtype)?;
+        // SAFETY: as in `flops`.
+        Some(flops / fastest(1, Duration::ZERO, |_| unsafe { run() }))
+    };
+    match isa.multiplies_bf16().then(|| (rate(DType::Bf16), rate(DType::F32))) {
+        Some((Some(bf16), Some(f32))) if bf16 > f32 => DType::Bf16,
+        _ => DType::F32,
+    }
 }
 
 /// Measures the bytes per second that `threads` threads read from memory, each from its own part of one large
@@ -46,13 +63,15 @@ pub fn read_bandwidth(threads: usize) -> f64 {
     let most = STREAMS[STREAMS.len() - 1] * BLOCK;
     let part = words.len() / threads / most * most;
     let isa = Isa::detect();
-    let of = |streams| fastest(threads, |thread| read(isa, streams, &words[thread * part..][..part]));
+    let of =
+        |streams| fastest(threads, LONG_ENOUGH, |thread| read(isa, streams, &words[thread * part..][..part]));
     let seconds = STREAMS.into_iter().map(of).fold(f64::INFINITY, f64::min);
     (threads * part * size_of::<u64>()) as f64 / seconds
 }
 
-/// Returns the seconds of the fastest run of `work(thread)` on all threads at once.
-fn fastest(threads: usize, work: impl Fn(usize) + Sync) -> f64 {
+/// Returns the seconds of the fastest run of `work(thread)` on all threads at once, of [`LEAST_RUNS`] and all that begin
+/// within `long_enough`.
+fn fastest(threads: usize, long_enough: Duration, work: impl Fn(usize) + Sync) -> f64 {
     let threads = threads.max(1);
     let (gate, work) = (&Barrier::new(threads), &work);
     let over = &AtomicBool::new(false);
@@ -78,7 +97,7 @@ fn fastest(threads: usize, work: impl Fn(usize) + Sync) -> f64 {
         };
         run();
         let (start, mut best, mut runs) = (Instant::now(), Duration::MAX, 0);
-        while runs < LEAST_RUNS || start.elapsed() < LONG_ENOUGH {
+        while runs < LEAST_RUNS || start.elapsed() < long_enough {
             best = best.min(run());
             runs += 1;
         }
@@ -251,6 +270,14 @@ mod tests {
                 assert_eq!(peak.is_some(), isa != Isa::Scalar && isa.is_supported(), "{isa}");
                 assert!(peak.is_none_or(|peak| peak.is_finite() && peak > 0.0), "{isa}: {peak:?}");
             }
+        }
+    }
+
+    #[test]
+    fn only_an_instruction_set_with_bf16_products_chooses_bf16() {
+        for isa in Isa::supported() {
+            let fastest = fastest_dtype(isa);
+            assert!(fastest == DType::F32 || isa.multiplies_bf16(), "{isa}: {fastest:?}");
         }
     }
 

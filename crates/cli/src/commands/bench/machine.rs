@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use clap::Args;
 use danlu_kernels::cuda::Cuda;
-use danlu_kernels::{Backend, Isa, peak};
+use danlu_kernels::{Backend, DType, Isa, peak};
 use danlu_model::{Decoder, ModelConfig, Quantization, Weights};
 use danlu_train::Precision;
 
@@ -25,8 +25,8 @@ const H200_BYTES: f64 = 4.3e12;
 /// What the products are computed in.
 #[derive(Args, Clone, Debug)]
 pub struct MachineArgs {
-    /// What products with the base and in attention are computed in: f32 or bf16 [default: bf16 with
-    /// AVX512-BF16, f32 elsewhere]
+    /// What products with the base and in attention are computed in: f32 or bf16 [default: bf16 on
+    /// a GPU, the type with the higher measured peak on a processor]
     #[arg(long, value_name = "TYPE", value_parser = Precision::from_str, help_heading = "Machine")]
     pub dtype: Option<Precision>,
     #[command(flatten)]
@@ -59,9 +59,13 @@ impl MachineArgs {
     /// If `DANLU_ISA` cannot be followed.
     pub fn machine(&self) -> Result<Machine> {
         let isa = isa_from_env()?.unwrap_or_else(Isa::detect);
-        let multiplies_bf16 = self.compute.gpu()?.is_some() || isa.multiplies_bf16();
-        let default = if multiplies_bf16 { Precision::Bf16 } else { Precision::F32 };
-        let precision = self.dtype.unwrap_or(default);
+        let precision = match self.dtype {
+            Some(precision) => precision,
+            None if self.compute.gpu()?.is_some() || peak::fastest_dtype(isa) == DType::Bf16 => {
+                Precision::Bf16
+            }
+            None => Precision::F32,
+        };
         let cuda = self.compute.cuda(precision.into())?;
         let backend = match &cuda {
             Some(cuda) => Arc::clone(cuda) as Arc<dyn Backend>,
@@ -95,12 +99,12 @@ impl Machine {
         let why = match (self.is_default, self.precision) {
             (false, _) => String::new(),
             _ if self.cuda.is_some() => String::new(),
-            (true, Precision::Bf16) => printer
-                .pick("（默认：处理器能直接乘 bf16）", " (the default: this processor multiplies bf16)")
-                .to_owned(),
-            (true, Precision::F32) => {
-                printer.pick("（默认：没有 AVX512-BF16）", " (the default without AVX512-BF16)").to_owned()
+            (true, Precision::Bf16) => {
+                printer.pick("（默认：在本机比 f32 快）", " (the default: faster than f32 here)").to_owned()
             }
+            (true, Precision::F32) => printer
+                .pick("（默认：在本机 bf16 不更快）", " (the default: bf16 is not faster here)")
+                .to_owned(),
         };
         figures.row(("计算", "computed by"), &format!("{}{why}", printer.backend(&self.backend.name())));
         if let Some(Quantization { quant_type, block_size, double_quant }) = self.quantization {
