@@ -17,7 +17,8 @@ pub fn print(notice: &Notice, printer: &Printer) {
     match notice {
         Notice::QuantizedAsTrained { .. }
         | Notice::QuantizedAsNamed { .. }
-        | Notice::AdapterTokens { .. } => {
+        | Notice::AdapterTokens { .. }
+        | Notice::IgnoredDropout { .. } => {
             printer.status_bilingual(&zh, &en);
         }
         _ => printer.warn(&printer.pick(zh, en)),
@@ -76,6 +77,16 @@ fn words(notice: &Notice) -> (String, String) {
         Notice::AdapterTokens { differences } => (
             format!("使用适配器自带的分词器与模板：{}", differences.join("；")),
             format!("using the adapter's own tokenizer and template: {}", differences.join("; ")),
+        ),
+        Notice::IgnoredDropout { file, dropout } => (
+            format!(
+                "`{}` 要求以 {dropout} 的概率随机跳过合并（BPE dropout）：已关闭，否则训练无法重现",
+                file.display()
+            ),
+            format!(
+                "`{}` asks to skip merges at random (BPE dropout {dropout}): danlu skips none, so that a run can be repeated",
+                file.display()
+            ),
         ),
         Notice::TokenMismatch { summary, differences } => {
             let text = format!("{summary}: {}", differences.join("; "));

@@ -5,7 +5,7 @@ use std::io::Write;
 /// Replaces Rust's message, and exits whichever thread panics.
 pub fn install() {
     std::panic::set_hook(Box::new(|info| {
-        if danlu_data::is_decoding_parquet() {
+        if danlu_data::is_decoding_parquet() || danlu_model::is_panic_caught() {
             return;
         }
         let payload = info.payload();

@@ -30,10 +30,12 @@ impl ModelTokens {
     /// # Errors
     /// If a file is invalid, or the tokens differ and `check` requires a match.
     pub fn read(files: &ModelFiles, check: TokenCheck, notices: &mut Vec<Notice>) -> Result<Self, LoadError> {
-        match files.adapter() {
+        let tokens = match files.adapter() {
             Some(adapter) => Self::of_adapter(adapter, files.base(), check, notices),
             None => Self::of_model(files.base(), files.identity(), check, notices),
-        }
+        }?;
+        notices.extend(Notice::ignored_dropout(&tokens.tokenizer));
+        Ok(tokens)
     }
 
     /// Reads the tokens of a base or a merged model.

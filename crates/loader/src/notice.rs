@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use danlu_hub::RepoName;
 use danlu_kernels::FourBitCode;
-use danlu_model::Quantization;
+use danlu_model::{Quantization, Tokenizer};
 
 /// A fact about a successful load. The caller words it.
 #[derive(Clone, Debug, PartialEq)]
@@ -70,6 +70,13 @@ pub enum Notice {
         /// The differences, one sentence each.
         differences: Vec<String>,
     },
+    /// The tokenizer's file asks to skip merges at random, and danlu skips none.
+    IgnoredDropout {
+        /// `tokenizer.json`.
+        file: PathBuf,
+        /// The share of merges.
+        dropout: f32,
+    },
     /// The tokens differ from those of the training, and the caller allows that.
     TokenMismatch {
         /// The files that differ.
@@ -77,4 +84,12 @@ pub enum Notice {
         /// The differences, one sentence each.
         differences: Vec<String>,
     },
+}
+
+impl Notice {
+    /// A notice if the tokenizer's file asks for dropout.
+    pub fn ignored_dropout(tokenizer: &Tokenizer) -> Option<Self> {
+        let dropout = tokenizer.ignored_dropout()?;
+        Some(Self::IgnoredDropout { file: tokenizer.path().to_owned(), dropout })
+    }
 }

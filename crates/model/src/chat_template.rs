@@ -1,9 +1,12 @@
 //! Chat templates: render conversations to text and find the assistant's spans.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::error::Error as _;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use minijinja::value::{Serde, Value};
 use minijinja::{Environment, ErrorKind};
@@ -11,11 +14,30 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use crate::ModelError;
-use crate::jinja::{self, Clock, Raised};
+use crate::jinja::{self, BASE_FUEL, Clock, Raised};
+use crate::render_thread::{self, Limits, NoResult};
+use crate::template_rewrite;
 
 /// Published templates stay under 64 kB.
-const MAX_TEMPLATE_BYTES: usize = 1 << 20;
+const MAX_TEMPLATE_BYTES: usize = 256 << 10;
 const NAME: &str = "chat";
+
+/// Limits of one rendering, besides what grows with its conversation. Fuel ends most templates long before.
+const BASE_LIMITS: Limits = Limits { time: Duration::from_secs(5), bytes: 160 << 20 };
+
+/// Most bytes of a rendering, besides 16 bytes for each byte of its conversation.
+const BASE_OUTPUT: usize = 1 << 20;
+
+/// Fuel of an ordinary rendering, besides what grows with its conversation.
+const ORDINARY_FUEL: u64 = 50_000;
+
+/// Most fuel that all renderings of a template spend beyond the ordinary. A template spends it in some seconds.
+const MAX_EXCESS_FUEL: u64 = 100_000_000;
+
+/// Renderings in a row that run out of fuel before the template is given up.
+const MAX_EXHAUSTED: u64 = 3;
+
+const OUT_OF_FUEL: &str = "it takes far more work than a conversation can ask for";
 
 /// One message of a conversation.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -50,7 +72,8 @@ pub struct Rendered {
 pub struct ChatTemplate {
     path: PathBuf,
     source: String,
-    env: Environment<'static>,
+    env: Arc<Environment<'static>>,
+    spent: Arc<Spent>,
     clock: Clock,
     variables: BTreeMap<String, String>,
     marks_generation: bool,
@@ -58,6 +81,36 @@ pub struct ChatTemplate {
     added_end: Option<String>,
     default_system: Option<String>,
     tools: Value,
+    tools_bytes: usize,
+}
+
+/// The work of a template's renderings so far, which all its copies share.
+#[derive(Default)]
+struct Spent {
+    /// Fuel beyond the ordinary.
+    excess: AtomicU64,
+    /// Renderings in a row that ran out of fuel.
+    exhausted: AtomicU64,
+    /// The reason why the template is not rendered again.
+    abandoned: OnceLock<String>,
+}
+
+impl Spent {
+    /// Counts a rendering's fuel beyond the ordinary. Ends the template once it spends too much over a file of
+    /// records, or runs out of fuel for three in a row.
+    fn add(&self, excess: u64, is_exhausted: bool) {
+        let excess = excess + self.excess.fetch_add(excess, Ordering::Relaxed);
+        let in_a_row = match is_exhausted {
+            true => 1 + self.exhausted.fetch_add(1, Ordering::Relaxed),
+            false => {
+                self.exhausted.store(0, Ordering::Relaxed);
+                0
+            }
+        };
+        if excess > MAX_EXCESS_FUEL || in_a_row >= MAX_EXHAUSTED {
+            self.abandoned.get_or_init(|| OUT_OF_FUEL.to_owned());
+        }
+    }
 }
 
 impl ChatTemplate {
@@ -79,13 +132,16 @@ impl ChatTemplate {
             return Err(ModelError::Template { path: path.to_owned(), line: None, message });
         }
         let (rewritten, marks_generation) = jinja::rewrite_generation(source);
+        let rewritten = template_rewrite::bound_values(&rewritten, &jinja::syntax()).map_err(|e| {
+            ModelError::Template { path: path.to_owned(), line: Some(e.line), message: e.message }
+        })?;
         let clock = Clock::system();
-        let mut env = jinja::environment(clock.clone());
-        env.add_template_owned(NAME, rewritten).map_err(|e| failed(path, &e))?;
+        let (env, undeclared) = compile(path, rewritten, clock.clone())?;
         let mut template = Self {
             path: path.to_owned(),
             source: source.to_owned(),
-            env,
+            env: Arc::new(env),
+            spent: Arc::default(),
             clock,
             variables,
             marks_generation,
@@ -93,8 +149,9 @@ impl ChatTemplate {
             added_end: None,
             default_system: None,
             tools: Value::from(()),
+            tools_bytes: 0,
         };
-        template.check_named_tokens()?;
+        template.check_named_tokens(undeclared)?;
         template.end_of_turn = template.find_end_of_turn(special_tokens);
         if template.end_of_turn.is_none() {
             template.added_end = template.find_missing_end(special_tokens);
@@ -109,10 +166,9 @@ impl ChatTemplate {
 
     /// Rejects a template that writes an undefined name such as `user_token`, which would render as empty
     /// text. transformers leaves the seven standard names empty, so those may be undefined.
-    fn check_named_tokens(&self) -> Result<(), ModelError> {
+    fn check_named_tokens(&self, undeclared: HashSet<String>) -> Result<(), ModelError> {
         const STANDARD: [&str; 7] =
             ["bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token"];
-        let compiled = self.env.get_template(NAME).map_err(|e| failed(&self.path, &e))?;
         let is_missing = |name: &String| {
             let is_tested = self.source.contains(&format!("{name} is "));
             name.ends_with("_token")
@@ -120,7 +176,7 @@ impl ChatTemplate {
                 && !self.variables.contains_key(name)
                 && !is_tested
         };
-        match compiled.undeclared_variables(false).into_iter().filter(is_missing).min() {
+        match undeclared.into_iter().filter(is_missing).min() {
             None => Ok(()),
             Some(name) => {
                 let message = format!("it writes `{name}`, which no file of the tokenizer defines");
@@ -131,7 +187,8 @@ impl ChatTemplate {
 
     /// Returns a copy that passes these tools to the template.
     pub fn with_tools(&self, tools: &[serde_json::Value]) -> Self {
-        Self { tools: Value::from(Serde(tools)), ..self.clone() }
+        let tools_bytes = tools.iter().map(text_bytes).sum();
+        Self { tools: Value::from(Serde(tools)), tools_bytes, ..self.clone() }
     }
 
     /// Returns whether the template uses the current date.
@@ -362,8 +419,7 @@ impl ChatTemplate {
         context.insert("documents", Value::from(()));
         context.insert(jinja::OPEN, Value::from(open.to_string()));
         context.insert(jinja::CLOSE, Value::from(close.to_string()));
-        let text = self.env.get_template(NAME).and_then(|template| template.render(context));
-        let text = text.map_err(|e| failed(&self.path, &e))?;
+        let text = self.run(Value::from(context), messages)?;
         if !self.marks_generation {
             return Ok(Rendered { text, spans: Vec::new() });
         }
@@ -382,6 +438,53 @@ impl ChatTemplate {
             }
         }
         Ok(rendered)
+    }
+
+    /// Renders `context` on a thread of its own, within limits that grow with `messages`.
+    fn run(&self, context: Value, messages: &[Message]) -> Result<String, ModelError> {
+        let fault = |message: String| ModelError::Template { path: self.path.clone(), line: None, message };
+        if let Some(reason) = self.spent.abandoned.get() {
+            return Err(fault(reason.clone()));
+        }
+        let extra = |m: &Message| m.extra.values().map(text_bytes).sum::<usize>();
+        let input: usize =
+            self.tools_bytes + messages.iter().map(|m| m.content.len() + extra(m)).sum::<usize>();
+        let allowance = 1000 * messages.len() as u64 + input as u64 / 2;
+        let mut env = Arc::clone(&self.env);
+        if allowance > BASE_FUEL / 4 {
+            Arc::make_mut(&mut env).set_fuel(Some(BASE_FUEL + allowance));
+        }
+        let limits = Limits {
+            time: BASE_LIMITS.time + Duration::from_micros(input as u64),
+            bytes: BASE_LIMITS.bytes + 32 * input as u64,
+        };
+        let rendered = render_thread::run(limits, move || {
+            let captured = env.get_template(NAME)?.render_captured(context)?;
+            let fuel = captured.state().fuel_levels().map_or(0, |(spent, _)| spent);
+            Ok::<_, minijinja::Error>((captured.into_output(), fuel))
+        });
+        let rendered = rendered.map_err(|reason| {
+            let message = reason.to_string();
+            if reason.is_abandoned() {
+                drop(self.spent.abandoned.set(message.clone()));
+            }
+            fault(message)
+        })?;
+        let fuel = match &rendered {
+            Ok((_, fuel)) => *fuel,
+            Err(e) if e.kind() == ErrorKind::OutOfFuel => BASE_FUEL + allowance,
+            Err(_) => 0,
+        };
+        let is_exhausted = fuel >= BASE_FUEL + allowance;
+        self.spent.add(fuel.saturating_sub(ORDINARY_FUEL + allowance), is_exhausted);
+        let (text, _) = rendered.map_err(|e| failed(&self.path, &e))?;
+        let limit = BASE_OUTPUT + 16 * input;
+        if text.len() > limit {
+            let message =
+                format!("it writes {} bytes for {input} bytes of text, at most {limit}", text.len());
+            return Err(fault(message));
+        }
+        Ok(text)
     }
 
     /// Returns the first special token after the assistant's content in a probe conversation.
@@ -438,6 +541,37 @@ fn unused_characters(messages: &[Message], source: &str) -> [char; 2] {
     [first, free.next().unwrap_or('\u{f0001}')]
 }
 
+/// Compiles `source` on a thread of its own, as the parser and the compiler recurse. Returns the names that the
+/// template reads, too.
+fn compile(
+    path: &Path,
+    source: String,
+    clock: Clock,
+) -> Result<(Environment<'static>, HashSet<String>), ModelError> {
+    let compiled = render_thread::run(BASE_LIMITS, move || {
+        let mut env = jinja::environment(clock);
+        env.add_template_owned(NAME, source)?;
+        let undeclared = env.get_template(NAME)?.undeclared_variables(false);
+        Ok::<_, minijinja::Error>((env, undeclared))
+    });
+    let fault = |reason: NoResult| ModelError::Template {
+        path: path.to_owned(),
+        line: None,
+        message: reason.to_string(),
+    };
+    compiled.map_err(fault)?.map_err(|e| failed(path, &e))
+}
+
+/// Bytes of all strings in a JSON value, and some for each item.
+fn text_bytes(value: &serde_json::Value) -> usize {
+    match value {
+        serde_json::Value::String(text) => text.len(),
+        serde_json::Value::Array(list) => list.iter().map(text_bytes).sum(),
+        serde_json::Value::Object(map) => map.iter().map(|(key, value)| key.len() + text_bytes(value)).sum(),
+        _ => 8,
+    }
+}
+
 fn failed(path: &Path, e: &minijinja::Error) -> ModelError {
     let mut source = e.source();
     while let Some(inner) = source {
@@ -447,7 +581,7 @@ fn failed(path: &Path, e: &minijinja::Error) -> ModelError {
         source = inner.source();
     }
     let message = match e.kind() {
-        ErrorKind::OutOfFuel => "it takes far more work than a conversation can ask for".to_owned(),
+        ErrorKind::OutOfFuel => OUT_OF_FUEL.to_owned(),
         kind => e.detail().map_or_else(|| kind.to_string(), |detail| format!("{kind}: {detail}")),
     };
     ModelError::Template { path: path.to_owned(), line: e.line(), message }

@@ -252,3 +252,76 @@ fn text_ids_and_labels_equal_transformers() {
         assert_eq!(prompt.iter().map(|&id| id as i64).collect::<Vec<_>>(), ids("prompt_ids"));
     }
 }
+
+/// The time and memory of each template end with an error; the stack of a thread is not enough to overflow.
+#[test]
+fn a_hostile_template_is_an_error() {
+    let turn = "{% for m in messages %}{{ m.role }}{{ m.content }}{% endfor %}";
+    let nest = |body: &str| {
+        format!("{{% set ns = namespace(x=[]) %}}{{% for i in range(99999) %}}{body}{{% endfor %}}{turn}")
+    };
+    for source in [
+        "{{ '{:>4000000000}'.format(1) }}".to_owned(),
+        "{{ '{:>{}}'.format(1, 4000000000) }}".to_owned(),
+        "{{ '%4000000000d' | format(1) }}".to_owned(),
+        format!("{{{{ '{}'.format('{}') }}}}", "{0}".repeat(20_000), "x".repeat(20_000)),
+        format!("{{{{ [1] | tojson(separators=('{}', ':')) }}}}", "x".repeat(1000)),
+        "{{ [[[1] * 99999] * 99999] * 99999 }}".to_owned(),
+        "{{ ([[[1] * 99999] * 99999] * 99999) | tojson }}".to_owned(),
+        "{{ ([[[1] * 99999] * 99999] * 99999) | string | length }}".to_owned(),
+        "{{ ', '.join([[[1] * 99999] * 99999] * 99999) | length }}".to_owned(),
+        "{% set ns = namespace() %}{% set ns.x = ns %}{{ ns }}".to_owned(),
+        "{% set ns = namespace() %}{% macro f() %}{% endmacro %}{% set ns.x = [f] %}".to_owned(),
+        nest("{% set ns.x = [ns.x] %}"),
+        nest("{% set ns.x = {'a': ns.x} %}"),
+        nest("{% set ns.x = ns.x + [i] %}"),
+        nest("{% set ns.x = ns.x + ns.x + [1] %}"),
+        nest("{% set ns.x = namespace(y=ns.x) %}"),
+        nest("{% set ns.x | batch(2, ns.x) %}a{% endset %}"),
+        format!("{{% macro f(x) %}}{{{{ f([x]) }}}}{{% endmacro %}}{{{{ f(1) }}}}{turn}"),
+        format!("{{% for x in [1] recursive %}}{{{{ loop([[x]]) }}}}{{% endfor %}}{turn}"),
+        format!("{{{{ {}1 }}}}{turn}", "not ".repeat(50_000)),
+        format!("{{{{ messages{} }}}}{turn}", ".a".repeat(50_000)),
+        format!("{}{turn}", "{% with x = [x] %}".repeat(5000)),
+    ] {
+        let path = Path::new("chat_template.jinja");
+        let rendered = ChatTemplate::new(path, &source, BTreeMap::new(), &[])
+            .and_then(|template| template.render(&[Message::new("user", "hi")], true));
+        let shown: String = source.chars().take(120).collect();
+        let Err(ModelError::Template { path, .. }) = rendered else { panic!("{shown}: {rendered:?}") };
+        assert_eq!(path, Path::new("chat_template.jinja"));
+    }
+}
+
+#[test]
+fn a_template_that_runs_out_of_work_is_not_rendered_again() {
+    let source = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}";
+    let template = template(source);
+    let start = std::time::Instant::now();
+    let turns = [Message::new("user", "hi")];
+    for _ in 0..10_000 {
+        let fault = template.render(&turns, true).unwrap_err();
+        assert!(fault.to_string().contains("far more work"), "{fault}");
+    }
+    assert!(start.elapsed().as_secs() < 60);
+}
+
+#[test]
+fn a_long_conversation_gets_more_work_and_output() {
+    let text = "甄嬛".repeat(1_000_000);
+    let rendered = template(CHATML).render(&[Message::new("user", text.clone())], true).unwrap();
+    assert!(rendered.contains(&text));
+    let many: Vec<Message> = (0..20_000).map(|i| Message::new(["user", "assistant"][i % 2], "a")).collect();
+    assert!(template(CHATML).render(&many, true).is_ok());
+}
+
+#[test]
+fn a_namespace_keeps_lists_over_the_turns_of_a_loop() {
+    let source = "{% set ns = namespace(seen=[], n=0) %}{% for m in messages %}\
+        {% set ns.seen = ns.seen + [m.role] %}{% set ns.n = ns.n + 1 %}{% endfor %}\
+        {% set a, b = ns.seen[0], ns.n %}{{ ns.seen | join(',') }} {{ a }} {{ b }}\
+        {% macro twice(x, y='!') %}{{ x }}{{ x }}{{ y }}{% endmacro %} {{ twice('z') }}\
+        {% with q = [1, 2], r = q %}{{ q }}{{ r }}{% endwith %}";
+    let turns = [Message::new("user", "a"), Message::new("assistant", "b")];
+    assert_eq!(template(source).render(&turns, false).unwrap(), "user,assistant user 2 zz![1, 2][1, 2]");
+}

@@ -12,9 +12,11 @@ use minijinja::{AutoEscape, Environment, Error, ErrorKind, State};
 use serde::Serialize;
 use serde_json::ser::{CharEscape, Formatter, Serializer};
 
-/// Limit of instructions, or of blocks of 64 bytes, per rendering. An endless loop reaches it in about a
-/// second.
-const MAX_FUEL: u64 = 5_000_000;
+use crate::{template_rewrite, template_values};
+
+/// Most fuel of one rendering, besides that for its conversation. An instruction costs one unit, and so do 64
+/// bytes. An endless loop spends it in less than 0.1 seconds.
+pub(crate) const BASE_FUEL: u64 = 1_000_000;
 
 /// The filter that replaces `{% generation %}` blocks. It writes the two sentinels around its text.
 const GENERATION: &str = "danlu_generation";
@@ -26,8 +28,12 @@ pub(crate) const CLOSE: &str = "danlu_generation_close";
 #[error("{0}")]
 pub(crate) struct Raised(pub String);
 
-/// Largest indent of `tojson`.
+/// Most characters of the message of `raise_exception`.
+const MAX_RAISED_CHARS: usize = 2000;
+
+/// Most blanks that `tojson` indents by, and longest separators.
 const MAX_INDENT: usize = 64;
+const MAX_SEPARATORS: usize = 64;
 
 /// The clock of a template: fixed seconds since 1970, or the system's time.
 #[derive(Clone, Debug)]
@@ -60,23 +66,34 @@ impl Clock {
     }
 }
 
+/// The syntax of a chat template: a block tag takes its whole line.
+pub(crate) fn syntax() -> SyntaxConfig {
+    let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
+    syntax.expect("the default delimiters are valid")
+}
+
 /// Returns the equivalent of transformers' `ImmutableSandboxedEnvironment`: trimmed block tags, loop controls
 /// and Python's methods.
 pub(crate) fn environment(clock: Clock) -> Environment<'static> {
     let mut env = Environment::new();
-    let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
-    env.set_syntax(syntax.expect("the default delimiters are valid"));
+    env.set_syntax(syntax());
     env.set_auto_escape_callback(|_| AutoEscape::None);
-    env.set_fuel(Some(MAX_FUEL));
+    env.set_fuel(Some(BASE_FUEL));
     env.set_unknown_method_callback(python_method);
     env.set_formatter(|out, state, value| match value.kind() {
         // Python's spelling of the constants.
         ValueKind::None => Ok(out.write_str("None")?),
         ValueKind::Bool => Ok(out.write_str(if value.is_true() { "True" } else { "False" })?),
-        _ => minijinja::escape_formatter(out, state, value),
+        _ => {
+            template_values::check_written(state, value, 0)?;
+            minijinja::escape_formatter(out, state, value)
+        }
     });
+    env.remove_global("debug");
+    env.add_filter(template_rewrite::BOUND, template_values::bound);
+    env.add_filter(template_rewrite::BOUND_MEMBER, template_values::bound_member);
     env.add_function("raise_exception", |message: Value| -> Result<Value, Error> {
-        let message = message.to_string();
+        let message: String = message.to_string().chars().take(MAX_RAISED_CHARS).collect();
         Err(Error::new(ErrorKind::InvalidOperation, message.clone()).with_source(Raised(message)))
     });
     env.add_function("strftime_now", move |format: &str| strftime(format, clock.now()));
@@ -117,19 +134,32 @@ pub(crate) fn rewrite_generation(source: &str) -> (String, bool) {
 /// Implements the methods of Python's strings, lists and dictionaries that templates call.
 fn python_method(state: &mut State, value: &Value, method: &str, args: &[Value]) -> Result<Value, Error> {
     if let Some(text) = value.as_str() {
+        // minijinja charges the text that a method returns, not the text that it reads.
+        state.consume_fuel(1 + text.len() as u64 / 64)?;
         let cut = match method {
             "removeprefix" => str::strip_prefix::<&str>,
             "removesuffix" => str::strip_suffix::<&str>,
+            "format" => {
+                template_values::check_format(state, text, args)?;
+                return minijinja_contrib::pycompat::unknown_method_callback(state, value, method, args);
+            }
+            "join" => {
+                args.iter().try_for_each(|list| template_values::check_written(state, list, 0))?;
+                return minijinja_contrib::pycompat::unknown_method_callback(state, value, method, args);
+            }
             _ => return minijinja_contrib::pycompat::unknown_method_callback(state, value, method, args),
         };
         let (end,): (&str,) = minijinja::value::from_args(args)?;
         return Ok(Value::from(cut(text, end).unwrap_or(text)));
     }
+    if method == "count" {
+        template_values::check_written(state, value, 0)?;
+    }
     minijinja_contrib::pycompat::unknown_method_callback(state, value, method, args)
 }
 
 /// Implements `json.dumps` with transformers' defaults: `", "` and `": "`, no escapes.
-fn tojson(value: Value, positional: Rest<Value>, options: Kwargs) -> Result<String, Error> {
+fn tojson(state: &State, value: Value, positional: Rest<Value>, options: Kwargs) -> Result<String, Error> {
     let escape_ascii = match positional.first() {
         Some(flag) => flag.is_true(),
         None => options.get::<Option<bool>>("ensure_ascii")?.unwrap_or(false),
@@ -151,6 +181,14 @@ fn tojson(value: Value, positional: Rest<Value>, options: Kwargs) -> Result<Stri
     };
     let sort = options.get::<Option<bool>>("sort_keys")?.unwrap_or(false);
     options.assert_all_used()?;
+    if item.len() + key.len() > MAX_SEPARATORS {
+        let message = format!(
+            "tojson: separators of {} characters, expected at most {MAX_SEPARATORS}",
+            item.len() + key.len()
+        );
+        return Err(Error::new(ErrorKind::InvalidOperation, message));
+    }
+    template_values::check_written(state, &value, indent.unwrap_or(0))?;
     let failed = |e: serde_json::Error| Error::new(ErrorKind::BadSerialization, e.to_string());
     let mut json = serde_json::to_value(&value).map_err(failed)?;
     if sort {

@@ -3,22 +3,38 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use serde_json::Value;
 use sha2::{Digest, Sha256};
+use tokenizers::ModelWrapper;
 
 use crate::chat_template::ChatTemplate;
 use crate::json::{self, Fields};
+use crate::render_thread::{self, Limits, NoResult};
 use crate::token_fingerprint::TokenFingerprint;
+use crate::tokenizer_file::TokenizerFile;
 use crate::{ConfigJson, ModelConfig, ModelError, files, sidecar_files};
 
 /// The largest published tokenizers have some 35 MB.
 const MAX_TOKENIZER_BYTES: u64 = 256 << 20;
 
+/// Limits of reading a file, besides what grows with its bytes.
+const LOAD_LIMITS: Limits = Limits { time: Duration::from_secs(15), bytes: 128 << 20 };
+
+/// Limits of encoding a text with slow patterns, besides what grows with its bytes.
+const ENCODE_LIMITS: Limits = Limits { time: Duration::from_secs(5), bytes: 128 << 20 };
+
 /// A tokenizer with its chat template.
 pub struct Tokenizer {
     path: PathBuf,
-    inner: tokenizers::Tokenizer,
+    inner: Arc<tokenizers::Tokenizer>,
+    /// Whether encoding needs a limit of time.
+    is_slow: bool,
+    /// The reason why an encoding was abandoned. Nothing is encoded again.
+    abandoned: OnceLock<NoResult>,
+    ignored_dropout: Option<f32>,
     specials: Vec<String>,
     named: BTreeMap<String, String>,
     stop_ids: BTreeSet<u32>,
@@ -70,10 +86,9 @@ impl Tokenizer {
         let path = folder.join("tokenizer.json");
         let bytes = files::read_bounded(&path, MAX_TOKENIZER_BYTES)?;
         let error = |message: String| ModelError::Tokenizer { path: path.clone(), message };
-        let mut inner = tokenizers::Tokenizer::from_bytes(bytes).map_err(|e| error(e.to_string()))?;
-        // The file may configure truncation and padding, which would change the ids.
-        inner.with_padding(None);
-        inner.with_truncation(None).map_err(|e| error(e.to_string()))?;
+        let file = TokenizerFile::parse(&bytes).map_err(error)?;
+        file.check().map_err(error)?;
+        let inner = load(bytes).map_err(error)?;
 
         let config_path = folder.join("tokenizer_config.json");
         let config = json::read_optional(&config_path)?;
@@ -101,7 +116,17 @@ impl Tokenizer {
         let end_of_turn = template.as_ref().and_then(|t| t.end_of_turn());
         let by_name = named.get("eos_token").map(|token| token.as_str());
         stop_ids.extend(by_name.into_iter().chain(end_of_turn).filter_map(|token| inner.token_to_id(token)));
-        Ok(Self { path, inner, named, specials, stop_ids, template })
+        Ok(Self {
+            inner: Arc::new(inner),
+            is_slow: file.has_slow_pattern(),
+            abandoned: OnceLock::new(),
+            ignored_dropout: file.dropout(),
+            path,
+            named,
+            specials,
+            stop_ids,
+            template,
+        })
     }
 
     /// Returns the ids of `text`. Special tokens in the text are recognised; none is added.
@@ -109,8 +134,49 @@ impl Tokenizer {
     /// # Errors
     /// If the tokenizer cannot represent the text.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>, ModelError> {
-        let encoding = self.inner.encode_fast(text, false).map_err(|e| self.failed(e))?;
+        let encoding = self.guarded(text, |inner, text| inner.encode_fast(text, false))?;
         Ok(encoding.get_ids().to_vec())
+    }
+
+    /// Encodes `text`. A panic of the library becomes an error; a tokenizer with slow patterns has a time limit.
+    fn guarded(
+        &self,
+        text: &str,
+        encode: fn(&tokenizers::Tokenizer, &str) -> tokenizers::Result<tokenizers::Encoding>,
+    ) -> Result<tokenizers::Encoding, ModelError> {
+        let fault = |message: String| ModelError::Tokenizer { path: self.path.clone(), message };
+        if let Some(reason) = self.abandoned.get() {
+            return Err(fault(format!("cannot encode a text: {reason}")));
+        }
+        let encoded = if self.is_slow {
+            let limits = Limits {
+                time: ENCODE_LIMITS.time + Duration::from_micros(20 * text.len() as u64),
+                bytes: ENCODE_LIMITS.bytes + 1024 * text.len() as u64,
+            };
+            let (inner, owned) = (Arc::clone(&self.inner), text.to_owned());
+            render_thread::run(limits, move || encode(&inner, &owned))
+        } else {
+            render_thread::catch_panic(|| encode(&self.inner, text)).map_err(NoResult::Panic)
+        };
+        let encoded = encoded.map_err(|reason| {
+            let message = format!("cannot encode a text of {} bytes: {reason}", text.len());
+            if reason.is_abandoned() {
+                drop(self.abandoned.set(reason));
+            }
+            fault(message)
+        })?;
+        encoded.map_err(|e| fault(e.to_string()))
+    }
+
+    /// The file: `tokenizer.json`.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The share of merges that the file asks to skip at random, as in BPE dropout. danlu skips none: a run could
+    /// not be repeated.
+    pub fn ignored_dropout(&self) -> Option<f32> {
+        self.ignored_dropout
     }
 
     /// Replaces the chat template by `source`, which came from `path`.
@@ -130,7 +196,7 @@ impl Tokenizer {
     /// # Errors
     /// As [`Tokenizer::encode`].
     pub fn starting_ids(&self) -> Result<Vec<u32>, ModelError> {
-        let encoding = self.inner.encode_fast("a", true).map_err(|e| self.failed(e))?;
+        let encoding = self.guarded("a", |inner, text| inner.encode_fast(text, true))?;
         let plain = self.encode("a")?;
         let ids = encoding.get_ids();
         let at = ids.windows(plain.len().max(1)).position(|window| window == plain);
@@ -143,7 +209,7 @@ impl Tokenizer {
     /// # Errors
     /// As [`Tokenizer::encode`].
     pub fn encode_with_offsets(&self, text: &str) -> Result<Vec<(u32, Range<usize>)>, ModelError> {
-        let encoding = self.inner.encode(text, false).map_err(|e| self.failed(e))?;
+        let encoding = self.guarded(text, |inner, text| inner.encode(text, false))?;
         let offsets = encoding.get_offsets().iter().map(|&(start, end)| start..end);
         Ok(encoding.get_ids().iter().copied().zip(offsets).collect())
     }
@@ -155,7 +221,8 @@ impl Tokenizer {
 
     /// Returns the text of `ids`. Ids outside the vocabulary have no text; invalid bytes become U+FFFD.
     pub fn decode(&self, ids: &[u32], skip_special: bool) -> String {
-        self.inner.decode(ids, skip_special).unwrap_or_default()
+        let decoded = render_thread::catch_panic(|| self.inner.decode(ids, skip_special));
+        decoded.map(Result::unwrap_or_default).unwrap_or_default()
     }
 
     /// Returns a decoder for tokens that arrive one by one.
@@ -247,10 +314,6 @@ impl Tokenizer {
             default_system: self.template.as_ref().and_then(|t| t.default_system()).map(str::to_owned),
         }
     }
-
-    fn failed(&self, e: tokenizers::Error) -> ModelError {
-        ModelError::Tokenizer { path: self.path.clone(), message: e.to_string() }
-    }
 }
 
 impl std::fmt::Debug for Tokenizer {
@@ -298,6 +361,29 @@ impl DecodeStream<'_> {
         self.written = self.ids.len();
         Some(piece)
     }
+}
+
+/// Reads a tokenizer that [`TokenizerFile::check`] accepts, without padding, truncation and dropout: danlu pads
+/// and truncates itself, and repeats a run exactly.
+fn load(bytes: Vec<u8>) -> Result<tokenizers::Tokenizer, String> {
+    let limits = Limits {
+        time: LOAD_LIMITS.time + Duration::from_micros(bytes.len() as u64),
+        bytes: LOAD_LIMITS.bytes + 40 * bytes.len() as u64,
+    };
+    let loaded = render_thread::run(limits, move || {
+        let mut inner = tokenizers::Tokenizer::from_bytes(bytes)?;
+        inner.with_padding(None);
+        inner.with_truncation(None)?;
+        if let ModelWrapper::BPE(model) = inner.get_model()
+            && model.dropout.is_some()
+        {
+            let mut model = model.clone();
+            model.dropout = None;
+            inner.with_model(model);
+        }
+        Ok::<_, tokenizers::Error>(inner)
+    });
+    loaded.map_err(|reason| format!("cannot read it: {reason}"))?.map_err(|e| e.to_string())
 }
 
 /// Returns tokens that may end a turn: special tokens, and ordinary tokens with the same form, such as an

@@ -215,3 +215,37 @@ fn an_adapter_replaces_only_the_files_it_has() {
     let copied = crate::sidecar_files::choose(base, Some(adapter.path()), &[]).unwrap();
     assert!(copied.iter().any(|f| f.source == adapter.path().join("generation_config.json")));
 }
+
+/// The embedded tokenizer with one of its fields replaced.
+fn changed(pointer: &str, value: serde_json::Value) -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    let text = fs::read_to_string(Path::new(BASE).join("tokenizer.json")).unwrap();
+    let mut file: serde_json::Value = serde_json::from_str(&text).unwrap();
+    *file.pointer_mut(pointer).unwrap() = value;
+    fs::write(folder.path().join("tokenizer.json"), file.to_string()).unwrap();
+    folder
+}
+
+#[test]
+fn dropout_is_switched_off() {
+    let folder = changed("/model/dropout", serde_json::json!(0.5));
+    let tokenizer = Tokenizer::read(folder.path()).unwrap();
+    assert_eq!(tokenizer.ignored_dropout(), Some(0.5));
+    let sound = Tokenizer::read(Path::new(BASE)).unwrap();
+    let text = "臣妾做不到啊。The quick brown fox jumps over the lazy dog.";
+    for _ in 0..8 {
+        assert_eq!(tokenizer.encode(text).unwrap(), sound.encode(text).unwrap());
+    }
+    assert_eq!(tokenizer.fingerprint().tokenizer_sha256, sound.fingerprint().tokenizer_sha256);
+}
+
+#[test]
+fn a_panic_of_the_library_is_an_error_that_names_the_file() {
+    // `Strip` counts back from the end of an empty text.
+    let strip = serde_json::json!({ "type": "Strip", "content": "a", "start": 0, "stop": 9 });
+    let tokenizer = Tokenizer::read(changed("/decoder", strip).path()).unwrap();
+    assert_eq!(tokenizer.decode(&[], false), "");
+    let split = serde_json::json!({ "type": "FixedLength", "length": 0 });
+    let fault = Tokenizer::read(changed("/pre_tokenizer", split).path()).unwrap_err().to_string();
+    assert!(fault.contains("tokenizer.json") && fault.contains("`length` is 0"), "{fault}");
+}

@@ -10,6 +10,7 @@ use std::path::PathBuf;
 use clap::{Args, Subcommand};
 use danlu_data::{EncodeOptions, RecordSource};
 use danlu_hub::FetchScope;
+use danlu_loader::Notice;
 use danlu_model::Tokenizer;
 
 use crate::args::chat_template::with_chat_template;
@@ -18,6 +19,7 @@ use crate::clap_error::at_least_one;
 use crate::diagnostic::Result;
 use crate::embedded_base;
 use crate::model_loader::ModelLoader;
+use crate::notices;
 use crate::printer::Printer;
 
 /// Examples under `--help`.
@@ -74,9 +76,12 @@ impl DataArgs {
 
     fn base_tokenizer(&self, printer: &Printer) -> Result<Tokenizer> {
         if let Some(base) = &self.base {
-            return Ok(Tokenizer::read(
-                &ModelLoader::new(printer).base_folder(base, FetchScope::ConfigOnly)?,
-            )?);
+            let folder = ModelLoader::new(printer).base_folder(base, FetchScope::ConfigOnly)?;
+            let tokenizer = Tokenizer::read(&folder)?;
+            if let Some(notice) = Notice::ignored_dropout(&tokenizer) {
+                notices::print(&notice, printer);
+            }
+            return Ok(tokenizer);
         }
         printer.status_bilingual(
             &format!("没有给出 --base：用内置 {} 的分词器与模板", embedded_base::BASE_NAME),

@@ -17,7 +17,7 @@ use std::path::{Path, PathBuf};
 
 use danlu_adapter::{Adapter, BaseIdentity, LoraConfig, TrainingIdentity, targets};
 use danlu_hub::FetchScope;
-use danlu_loader::{BaseFiles, identify_base};
+use danlu_loader::{BaseFiles, Notice, identify_base};
 use danlu_model::{
     ChatTemplate, LabeledSequence, ModelConfig, Quantization, Tokenizer, base_fingerprint, base_sample,
 };
@@ -107,7 +107,11 @@ fn resolve(files: &RunFiles, settings: &TrainSettings, printer: &Printer) -> Res
     let files = files.resolve_base(FetchScope::Full, &loader)?;
     let mut baseline = MemoryBaseline::new();
     let base = loader.run(|_, _| BaseFiles::open(&files.base))?;
-    let tokenizer = loader.run(|_, _| base.tokenizer(None))?;
+    let tokenizer = loader.run(|_, notices| {
+        let tokenizer = base.tokenizer(None)?;
+        notices.extend(Notice::ignored_dropout(&tokenizer));
+        Ok(tokenizer)
+    })?;
     let tokenizer = with_chat_template(tokenizer, files.chat_template.as_deref(), printer)?;
     let template = files.chat_template.is_some().then(|| tokenizer.template().map(ChatTemplate::source));
     let template = template.transpose()?.map(str::to_owned);

@@ -1,0 +1,400 @@
+//! Checks a `tokenizer.json` before the tokenizers library reads it.
+//!
+//! The library trusts the file: it allocates what a character map declares, indexes what the map points at, and
+//! recurses as deep as a token is long. Each check below names a field of the file.
+
+use std::collections::VecDeque;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use serde::Deserialize;
+use serde::de::{Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
+use serde_json::Value;
+
+/// Longest token of a vocabulary in bytes. The library's trie nests by one level a byte.
+const MAX_TOKEN_BYTES: usize = 4096;
+
+/// Longest prefix or suffix of a token, which the library writes for each character of a text.
+const MAX_AFFIX_BYTES: usize = 64;
+
+/// Longest word of WordPiece, whose time grows with the square of it.
+const MAX_WORD_CHARS: u64 = 10_000;
+
+/// Longest text that a normalizer inserts for one match.
+const MAX_INSERTED_BYTES: usize = 1024;
+
+/// Most bytes that all normalizers or decoders together make of one byte.
+const MAX_GROWTH: usize = 64;
+
+/// Most steps in a sequence, with those of its sequences.
+const MAX_STEPS: usize = 256;
+
+/// The parts of `tokenizer.json` that are checked.
+#[derive(Deserialize)]
+pub(crate) struct TokenizerFile {
+    #[serde(default)]
+    normalizer: Value,
+    #[serde(default)]
+    pre_tokenizer: Value,
+    #[serde(default)]
+    decoder: Value,
+    model: Model,
+}
+
+#[derive(Deserialize)]
+struct Model {
+    #[serde(default, deserialize_with = "longest_token")]
+    vocab: usize,
+    #[serde(default)]
+    dropout: Option<f32>,
+    #[serde(default)]
+    continuing_subword_prefix: Option<String>,
+    #[serde(default)]
+    end_of_word_suffix: Option<String>,
+    #[serde(default)]
+    max_input_chars_per_word: Option<u64>,
+}
+
+impl TokenizerFile {
+    /// Parses the file.
+    ///
+    /// # Errors
+    /// If it is not JSON of a tokenizer, with the library's words.
+    pub fn parse(bytes: &[u8]) -> Result<Self, String> {
+        serde_json::from_slice(bytes).map_err(|e| e.to_string())
+    }
+
+    /// The share of merges that training on this tokenizer would skip at random.
+    pub fn dropout(&self) -> Option<f32> {
+        self.model.dropout.filter(|dropout| *dropout != 0.0)
+    }
+
+    /// Whether a pattern of the file can take far longer than its text is long.
+    pub fn has_slow_pattern(&self) -> bool {
+        let steps = [&self.normalizer, &self.pre_tokenizer, &self.decoder].map(steps);
+        let patterns = steps.iter().flatten().filter_map(|step| step.pointer("/pattern/Regex")?.as_str());
+        patterns.into_iter().any(is_slow_pattern)
+    }
+
+    /// Checks what the library does not.
+    ///
+    /// # Errors
+    /// If a field has a value that the library could not use, or only with far more memory or time.
+    pub fn check(&self) -> Result<(), String> {
+        let Model { vocab, continuing_subword_prefix, end_of_word_suffix, max_input_chars_per_word, .. } =
+            &self.model;
+        if *vocab > MAX_TOKEN_BYTES {
+            return Err(format!(
+                "`model.vocab` has a token of {vocab} bytes, expected at most {MAX_TOKEN_BYTES}"
+            ));
+        }
+        let affixes = [
+            ("continuing_subword_prefix", continuing_subword_prefix),
+            ("end_of_word_suffix", end_of_word_suffix),
+        ];
+        for (name, affix) in affixes {
+            let bytes = affix.as_ref().map_or(0, String::len);
+            if bytes > MAX_AFFIX_BYTES {
+                return Err(format!("`model.{name}` has {bytes} bytes, expected at most {MAX_AFFIX_BYTES}"));
+            }
+        }
+        if let Some(chars) = max_input_chars_per_word.filter(|chars| *chars > MAX_WORD_CHARS) {
+            return Err(format!(
+                "`model.max_input_chars_per_word` is {chars}, expected at most {MAX_WORD_CHARS}"
+            ));
+        }
+        for (name, part) in [
+            ("normalizer", &self.normalizer),
+            ("pre_tokenizer", &self.pre_tokenizer),
+            ("decoder", &self.decoder),
+        ] {
+            check_steps(name, &steps(part))?;
+        }
+        Ok(())
+    }
+}
+
+/// The steps of a part of the file, with those of its sequences in place.
+fn steps(part: &Value) -> Vec<&Value> {
+    let mut found = Vec::new();
+    let mut open = vec![part];
+    while let Some(step) = open.pop() {
+        let lists = ["normalizers", "pretokenizers", "decoders"].map(|name| step.get(name)?.as_array());
+        match lists.into_iter().flatten().next() {
+            Some(list) => open.extend(list.iter().rev()),
+            None => found.push(step),
+        }
+    }
+    found
+}
+
+fn check_steps(part: &str, steps: &[&Value]) -> Result<(), String> {
+    if steps.len() > MAX_STEPS {
+        return Err(format!("`{part}` has {} steps, expected at most {MAX_STEPS}", steps.len()));
+    }
+    let mut growth = 1usize;
+    for step in steps {
+        growth = growth.saturating_mul(check_step(step).map_err(|fault| format!("`{part}`: {fault}"))?);
+        if growth > MAX_GROWTH {
+            return Err(format!(
+                "`{part}` makes {growth} bytes of one, expected at most {MAX_GROWTH}: a text would grow at every step"
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// Checks one step, and returns the most bytes that the step makes of one byte.
+fn check_step(step: &Value) -> Result<usize, String> {
+    let text = |name: &str| step.get(name).and_then(Value::as_str).unwrap_or_default();
+    let inserted = |name: &str| match text(name).len() {
+        bytes if bytes > MAX_INSERTED_BYTES => {
+            Err(format!("`{name}` has {bytes} bytes, expected at most {MAX_INSERTED_BYTES}"))
+        }
+        bytes => Ok(bytes),
+    };
+    match text("type") {
+        "FixedLength" if step.get("length").and_then(Value::as_u64) == Some(0) => {
+            Err("`length` is 0, expected at least 1".to_owned())
+        }
+        "Prepend" => inserted("prepend").map(|_| 1),
+        "Replace" => {
+            let bytes = inserted("content")?;
+            match step.pointer("/pattern/String").and_then(Value::as_str) {
+                Some("") => Err("`pattern` is empty, which matches between all characters".to_owned()),
+                Some(pattern) => Ok(bytes.div_ceil(pattern.len()).max(1)),
+                // A pattern may match nothing, before each character.
+                None if matches_nothing(step) => Ok(1 + bytes),
+                None => Ok(bytes.max(1)),
+            }
+        }
+        "Precompiled" => check_charsmap(text("precompiled_charsmap")),
+        "BPEDecoder" if text("suffix").is_empty() => Ok(2),
+        _ => Ok(1),
+    }
+}
+
+/// Whether a step's pattern matches the empty text, as far as that can be told from its end.
+fn matches_nothing(step: &Value) -> bool {
+    let pattern = step.pointer("/pattern/Regex").and_then(Value::as_str).unwrap_or_default();
+    pattern.is_empty()
+        || pattern.contains(['*', '?', '|', '^', '$'])
+        || pattern.contains("{0")
+        || pattern.contains("\\b")
+}
+
+/// Whether a pattern has what makes a search backtrack: a repeated group, a reference back, or a look around
+/// other than the one that all byte-level tokenizers have.
+fn is_slow_pattern(pattern: &str) -> bool {
+    let pattern = pattern.replace(r"(?!\S)", "");
+    let is_reference = |pair: &[u8]| pair[0] == b'\\' && pair[1].is_ascii_digit() && pair[1] != b'0';
+    [")*", ")+", "){", "(?=", "(?!", "(?<", r"\k"].iter().any(|part| pattern.contains(part))
+        || pattern.as_bytes().windows(2).any(is_reference)
+}
+
+/// Checks a character map of SentencePiece, and returns the most bytes that it makes of one.
+///
+/// The map is a little-endian size, a double-array trie of that many bytes, and texts that end with NUL. A unit
+/// of the trie has its label in the low byte, a flag at bit 8, and the offset of its children above bit 10.
+fn check_charsmap(encoded: &str) -> Result<usize, String> {
+    let fault = |what: &str| format!("`precompiled_charsmap` {what}");
+    let map = STANDARD.decode(encoded).map_err(|e| fault(&format!("is not base64: {e}")))?;
+    let (size, rest) = map.split_first_chunk().ok_or_else(|| fault("has no size"))?;
+    let size = u32::from_le_bytes(*size) as usize;
+    if size > rest.len() || !size.is_multiple_of(4) || size == 0 {
+        let found = format!("declares a trie of {size} bytes and has {}", rest.len());
+        return Err(fault(&found));
+    }
+    let (trie, texts) = rest.split_at(size);
+    let texts = std::str::from_utf8(texts).map_err(|_| fault("has texts that are not UTF-8"))?;
+    let units: Vec<u32> = trie.as_chunks::<4>().0.iter().map(|unit| u32::from_le_bytes(*unit)).collect();
+    check_trie(&units, texts).map_err(|found| fault(&found))
+}
+
+/// Follows every path of the trie, shortest first, and checks that it stays inside and ends at a text. Returns the
+/// most bytes that a text has for one byte of its path.
+fn check_trie(units: &[u32], texts: &str) -> Result<usize, String> {
+    let offset = |unit: u32| ((unit >> 10) << ((unit & (1 << 9)) >> 6)) as usize;
+    let outside = |unit: usize| format!("has a trie of {} units that leads to unit {unit}", units.len());
+    let mut growth = 1;
+    let mut visited = vec![false; units.len()];
+    let mut open = VecDeque::from([(offset(units[0]), 1)]);
+    while let Some((node, length)) = open.pop_front() {
+        for label in 1..=u8::MAX {
+            let child = node ^ usize::from(label);
+            let &unit = units.get(child).ok_or_else(|| outside(child))?;
+            if unit & ((1 << 31) | 0xff) != u32::from(label) || visited[child] {
+                continue;
+            }
+            visited[child] = true;
+            let next = child ^ offset(unit);
+            if (unit >> 8) & 1 == 1 {
+                let &leaf = units.get(next).ok_or_else(|| outside(next))?;
+                let start = (leaf & (u32::MAX >> 1)) as usize;
+                let Some(text) = texts.get(start..) else {
+                    return Err(format!("leads to a text at byte {start} of {}", texts.len()));
+                };
+                let bytes = text.find('\0').unwrap_or(text.len());
+                growth = growth.max(bytes.div_ceil(length));
+            }
+            open.push_back((next, length + 1));
+        }
+    }
+    Ok(growth)
+}
+
+/// Reads the vocabulary of any model, an object of ids or a list of scored tokens, for its longest token.
+fn longest_token<'de, D: Deserializer<'de>>(deserializer: D) -> Result<usize, D::Error> {
+    struct Longest;
+
+    impl<'de> Visitor<'de> for Longest {
+        type Value = usize;
+
+        fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+            f.write_str("a vocabulary")
+        }
+
+        fn visit_unit<E>(self) -> Result<usize, E> {
+            Ok(0)
+        }
+
+        fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<usize, A::Error> {
+            let mut longest = 0;
+            while let Some((token, _)) = map.next_entry::<Token, IgnoredAny>()? {
+                longest = longest.max(token.0);
+            }
+            Ok(longest)
+        }
+
+        fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<usize, A::Error> {
+            let mut longest = 0;
+            while let Some((token, _)) = list.next_element::<(Token, IgnoredAny)>()? {
+                longest = longest.max(token.0);
+            }
+            Ok(longest)
+        }
+    }
+    deserializer.deserialize_any(Longest)
+}
+
+/// The bytes of a token.
+struct Token(usize);
+
+impl<'de> Deserialize<'de> for Token {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Bytes;
+
+        impl Visitor<'_> for Bytes {
+            type Value = Token;
+
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("a token")
+            }
+
+            fn visit_str<E>(self, token: &str) -> Result<Token, E> {
+                Ok(Token(token.len()))
+            }
+        }
+        deserializer.deserialize_str(Bytes)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn check(part: &str, step: Value) -> Result<(), String> {
+        let mut file = json!({ "model": { "type": "BPE", "vocab": { "a": 0 }, "merges": [] } });
+        file[part] = step;
+        TokenizerFile::parse(file.to_string().as_bytes())?.check()
+    }
+
+    fn charsmap(units: &[u32], texts: &str) -> Value {
+        let mut map = (4 * units.len() as u32).to_le_bytes().to_vec();
+        map.extend(units.iter().flat_map(|unit| unit.to_le_bytes()));
+        map.extend_from_slice(texts.as_bytes());
+        json!({ "type": "Precompiled", "precompiled_charsmap": STANDARD.encode(map) })
+    }
+
+    /// A trie whose one path is `a`, with its leaf at `leaf`.
+    fn one_path(leaf: u32) -> Vec<u32> {
+        let mut units = vec![0; 512];
+        // The root's children are at 256; `a` is there, has a leaf, and its children are at 0.
+        units[0] = 256 << 10;
+        let child = 256 ^ u32::from(b'a');
+        units[child as usize] = u32::from(b'a') | (1 << 8) | ((child ^ 1) << 10);
+        units[1] = (1 << 31) | leaf;
+        units
+    }
+
+    #[test]
+    fn a_character_map_is_followed_before_it_is_used() {
+        assert_eq!(check("normalizer", charsmap(&one_path(2), "x\0yz\0")), Ok(()));
+        for (units, texts, expected) in [
+            (vec![1 << 30; 4], "", "that leads to unit"),
+            (one_path(9), "x\0", "a text at byte 9 of 2"),
+            (one_path(1), "\u{7504}", "a text at byte 1 of 3"),
+            (one_path(0), &"x".repeat(65), "makes 65 bytes of one"),
+        ] {
+            let fault = check("normalizer", charsmap(&units, texts)).unwrap_err();
+            assert!(fault.contains(expected), "{fault}");
+        }
+        for (map, expected) in
+            [("AAAA", "has no size"), ("/////wEB", "4294967295 bytes and has 2"), ("%", "base64")]
+        {
+            let step = json!({ "type": "Precompiled", "precompiled_charsmap": map });
+            let fault =
+                check("normalizer", json!({ "type": "Sequence", "normalizers": [step] })).unwrap_err();
+            assert!(fault.starts_with("`normalizer`: `precompiled_charsmap`"), "{fault}");
+            assert!(fault.contains(expected), "{fault}");
+        }
+    }
+
+    #[test]
+    fn steps_that_grow_a_text_are_refused() {
+        let replace = |pattern: Value, content: &str| json!({ "type": "Replace", "pattern": pattern, "content": content });
+        let sequence = |steps: Vec<Value>| json!({ "type": "Sequence", "normalizers": steps });
+        let space = replace(json!({ "String": " " }), "▁");
+        let newline = replace(json!({ "String": "\n" }), "<|newline|>");
+        let sound = sequence(vec![json!({ "type": "Prepend", "prepend": "▁" }), space, newline]);
+        assert_eq!(check("normalizer", sound), Ok(()));
+        let grow = replace(json!({ "Regex": "." }), "aaaaaaaaaa");
+        for (step, expected) in [
+            (sequence(vec![grow.clone(), grow]), "makes 100 bytes of one"),
+            (replace(json!({ "String": "" }), "a"), "`pattern` is empty"),
+            (replace(json!({ "String": "a" }), &"a".repeat(2000)), "`content` has 2000 bytes"),
+            (json!({ "type": "Prepend", "prepend": "a".repeat(2000) }), "`prepend` has 2000 bytes"),
+        ] {
+            let fault = check("normalizer", step).unwrap_err();
+            assert!(fault.contains(expected), "{fault}");
+        }
+        let fault = check("pre_tokenizer", json!({ "type": "FixedLength", "length": 0 })).unwrap_err();
+        assert_eq!(fault, "`pre_tokenizer`: `length` is 0, expected at least 1");
+    }
+
+    #[test]
+    fn long_tokens_and_affixes_are_refused() {
+        let model = |field: &str, value: Value| {
+            let mut file = json!({ "model": { "type": "Unigram", "vocab": [["a", 0.0]], "unk_id": null } });
+            file["model"][field] = value;
+            TokenizerFile::parse(file.to_string().as_bytes()).unwrap().check()
+        };
+        assert_eq!(model("continuing_subword_prefix", json!("##")), Ok(()));
+        let long = "a".repeat(5000);
+        assert!(model("continuing_subword_prefix", json!(long)).unwrap_err().contains("has 5000 bytes"));
+        assert!(model("vocab", json!([[long, 0.0]])).unwrap_err().contains("a token of 5000 bytes"));
+        assert!(model("vocab", json!({ long: 3 })).unwrap_err().contains("a token of 5000 bytes"));
+        assert!(model("max_input_chars_per_word", json!(u64::MAX)).is_err());
+    }
+
+    #[test]
+    fn patterns_that_backtrack_are_told_from_those_of_byte_level_tokenizers() {
+        let llama = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+        assert!(!is_slow_pattern(llama));
+        for pattern in [r"(a*)*\1b", "(?=(a+)+b)", "(a|aa)+$", "(a{9}){9}"] {
+            assert!(is_slow_pattern(pattern), "{pattern}");
+        }
+    }
+}
