@@ -196,6 +196,15 @@ pub enum ModelError {
         message: String,
     },
 
+    /// The tokenizer is in files that danlu does not read.
+    #[error("cannot read the tokenizer of `{}`: it is in `{found}`, and there is no `tokenizer.json`", folder.display())]
+    OtherTokenizer {
+        /// The folder.
+        folder: PathBuf,
+        /// The files.
+        found: String,
+    },
+
     /// The model has no chat template.
     #[error(
         "`{}` has no chat template: there is no `chat_template.jinja`, and no `chat_template` in `tokenizer_config.json`",
@@ -242,6 +251,16 @@ pub enum ModelError {
         path: PathBuf,
         /// A sentence for each tensor that is missing, misshaped or unknown.
         problems: Vec<String>,
+    },
+
+    /// A head that differs from the table which stands for it.
+    #[error(
+        "`{}`: `lm_head.weight` differs from `model.embed_tokens.weight`, and `tie_word_embeddings` is true",
+        folder.display()
+    )]
+    OwnHead {
+        /// The folder.
+        folder: PathBuf,
     },
 
     /// The disk is too small for the model to write.
@@ -318,6 +337,9 @@ impl ModelError {
             Self::Incomplete { .. } | Self::Shape { .. } | Self::NoTensor { .. } => {
                 "config.json and the weights must come from the same model, and a download be complete"
             }
+            Self::OwnHead { .. } => {
+                "set `tie_word_embeddings` to false in config.json to use the head, or remove the head from the weights"
+            }
             Self::NotFinite { .. } => "the base itself is damaged: fetch it again",
             Self::NoModule { .. } | Self::AllSkipped { .. } => {
                 "modules are named as the weights are, without `.weight`, whole or by their end: `down_proj`, \
@@ -329,6 +351,9 @@ impl ModelError {
                  `danlu quantize BASE --to nf4 --output DIR`"
             }
             Self::TokenOutOfRange { .. } => "tokenizer.json and the weights must come from the same model",
+            Self::OtherTokenizer { .. } => {
+                "convert it once with transformers: AutoTokenizer.from_pretrained(folder).save_pretrained(folder)"
+            }
             Self::NoTemplate { .. } => {
                 "name a template with `--chat-template`, such as `--chat-template chatml`, or use an instruct model; plain \
                  text needs none"

@@ -23,6 +23,7 @@
 //! ```
 
 mod activations;
+mod added_tokens;
 mod backward;
 mod base_fingerprint;
 mod batch;
@@ -51,12 +52,14 @@ mod quantized_folder;
 mod random_weights;
 mod render_thread;
 mod repo_id;
+mod sentencepiece;
 mod shard_writer;
 mod shell_word;
 pub mod sidecar_files;
 mod staged_folder;
 mod template_rewrite;
 mod template_values;
+mod tensor_names;
 mod token_fingerprint;
 mod tokenizer;
 mod tokenizer_file;

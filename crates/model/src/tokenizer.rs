@@ -10,15 +10,31 @@ use serde_json::Value;
 use sha2::{Digest, Sha256};
 use tokenizers::ModelWrapper;
 
+use crate::added_tokens::TokenFiles;
 use crate::chat_template::ChatTemplate;
 use crate::json::{self, Fields};
 use crate::render_thread::{self, Limits, NoResult};
 use crate::token_fingerprint::TokenFingerprint;
 use crate::tokenizer_file::TokenizerFile;
-use crate::{ConfigJson, ModelConfig, ModelError, files, sidecar_files};
+use crate::{ConfigJson, ModelConfig, ModelError, files, sentencepiece, sidecar_files};
 
 /// The largest published tokenizers have some 35 MB.
 const MAX_TOKENIZER_BYTES: u64 = 256 << 20;
+
+/// The model of SentencePiece, which is read where there is no `tokenizer.json`.
+const SENTENCEPIECE: &str = "tokenizer.model";
+
+/// Files of a tokenizer without `tokenizer.json`.
+const OTHER_TOKENIZERS: [&str; 8] = [
+    SENTENCEPIECE,
+    "spiece.model",
+    "sentencepiece.bpe.model",
+    "vocab.json",
+    "vocab.txt",
+    "tekken.json",
+    "tiktoken.model",
+    "qwen.tiktoken",
+];
 
 /// Limits of reading a file, besides what grows with its bytes.
 const LOAD_LIMITS: Limits = Limits { time: Duration::from_secs(15), bytes: 128 << 20 };
@@ -35,6 +51,8 @@ pub struct Tokenizer {
     /// The reason why an encoding was abandoned. Nothing is encoded again.
     abandoned: OnceLock<NoResult>,
     ignored_dropout: Option<f32>,
+    /// Rows of the model's embedding table, once known.
+    table_rows: OnceLock<usize>,
     specials: Vec<String>,
     named: BTreeMap<String, String>,
     stop_ids: BTreeSet<u32>,
@@ -42,11 +60,12 @@ pub struct Tokenizer {
 }
 
 impl Tokenizer {
-    /// Reads `tokenizer.json` of a folder and, if present, `tokenizer_config.json`,
-    /// `special_tokens_map.json`, `chat_template.jinja`, `generation_config.json` and `config.json`.
+    /// Reads `tokenizer.json` of a folder, or `tokenizer.model` where there is none. Reads, if present,
+    /// `tokenizer_config.json`, `special_tokens_map.json`, `added_tokens.json`, `chat_template.jinja`,
+    /// `generation_config.json` and `config.json`.
     ///
     /// # Errors
-    /// If `tokenizer.json` is missing or a file is malformed.
+    /// If there is no tokenizer, or a file is malformed.
     pub fn read(folder: &Path) -> Result<Self, ModelError> {
         Self::read_from(folder, folder, folder, ConfigJson::read_optional(folder)?.as_ref())
     }
@@ -83,24 +102,27 @@ impl Tokenizer {
         generation: &Path,
         config_json: Option<&ConfigJson>,
     ) -> Result<Self, ModelError> {
-        let path = folder.join("tokenizer.json");
-        let bytes = files::read_bounded(&path, MAX_TOKENIZER_BYTES)?;
+        let config_path = folder.join("tokenizer_config.json");
+        let files = TokenFiles {
+            config: json::read_optional(&config_path)?,
+            map: json::read_optional(&folder.join("special_tokens_map.json"))?,
+            added: json::read_optional(&folder.join("added_tokens.json"))?,
+        };
+        let named = files.named();
+        let (path, bytes) = read_bytes(folder, &files, &named)?;
         let error = |message: String| ModelError::Tokenizer { path: path.clone(), message };
         let file = TokenizerFile::parse(&bytes).map_err(error)?;
         file.check().map_err(error)?;
-        let inner = load(bytes).map_err(error)?;
-
-        let config_path = folder.join("tokenizer_config.json");
-        let config = json::read_optional(&config_path)?;
-        let map = json::read_optional(&folder.join("special_tokens_map.json"))?;
-        let named = named_tokens(&[config.as_ref(), map.as_ref()]);
+        let mut inner = load(bytes).map_err(error)?;
+        let present = inner.get_added_tokens_decoder().into_values().map(|token| token.content).collect();
+        inner.add_tokens(files.additions(&present)).map_err(|e| error(e.to_string()))?;
         let specials: Vec<String> = inner
             .get_added_tokens_decoder()
             .into_values()
             .filter(|token| token.special)
             .map(|token| token.content)
             .collect();
-        let template = match template_source(template, &config_path, config.as_ref())? {
+        let template = match template_source(template, &config_path, files.config.as_ref())? {
             Some((path, source)) => {
                 Some(ChatTemplate::new(&path, &source, named.clone(), &turn_ends(&inner))?)
             }
@@ -121,6 +143,7 @@ impl Tokenizer {
             is_slow: file.has_slow_pattern(),
             abandoned: OnceLock::new(),
             ignored_dropout: file.dropout(),
+            table_rows: OnceLock::new(),
             path,
             named,
             specials,
@@ -135,6 +158,7 @@ impl Tokenizer {
     /// If the tokenizer cannot represent the text.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>, ModelError> {
         let encoding = self.guarded(text, |inner, text| inner.encode_fast(text, false))?;
+        self.check_rows(encoding.get_ids())?;
         Ok(encoding.get_ids().to_vec())
     }
 
@@ -210,6 +234,7 @@ impl Tokenizer {
     /// As [`Tokenizer::encode`].
     pub fn encode_with_offsets(&self, text: &str) -> Result<Vec<(u32, Range<usize>)>, ModelError> {
         let encoding = self.guarded(text, |inner, text| inner.encode(text, false))?;
+        self.check_rows(encoding.get_ids())?;
         let offsets = encoding.get_offsets().iter().map(|&(start, end)| start..end);
         Ok(encoding.get_ids().iter().copied().zip(offsets).collect())
     }
@@ -272,18 +297,20 @@ impl Tokenizer {
         self.inner.get_vocab(true).into_values().max().map_or(0, |id| id as usize + 1)
     }
 
-    /// Checks that every id has a row in the model's embedding table.
+    /// Limits the ids of a text to the rows of the model's embedding table.
     ///
-    /// # Errors
-    /// If the tokenizer has more tokens than the model.
-    pub fn check_fits(&self, config: &ModelConfig) -> Result<(), ModelError> {
-        let size = self.vocab_size();
-        if size <= config.vocab_size {
-            return Ok(());
+    /// Llama 2 and CodeLlama have tokens without a row. Only a text that spells one is refused.
+    pub fn limit_ids(&self, config: &ModelConfig) {
+        self.table_rows.get_or_init(|| config.vocab_size);
+    }
+
+    /// Rejects ids without a row in the table.
+    fn check_rows(&self, ids: &[u32]) -> Result<(), ModelError> {
+        let Some(&vocab_size) = self.table_rows.get() else { return Ok(()) };
+        match ids.iter().find(|&&id| id as usize >= vocab_size) {
+            Some(&id) => Err(ModelError::TokenOutOfRange { id, vocab_size }),
+            None => Ok(()),
         }
-        let message =
-            format!("its ids reach {}, the model's `vocab_size` is {}", size - 1, config.vocab_size);
-        Err(ModelError::Tokenizer { path: self.path.clone(), message })
     }
 
     /// Returns the chat template.
@@ -395,26 +422,38 @@ fn turn_ends(inner: &tokenizers::Tokenizer) -> Vec<String> {
     ends.map(|token| token.content).collect()
 }
 
-/// Returns the named tokens: keys that end in `_token`, and the names in `extra_special_tokens`. The first
-/// file that names a token wins.
-fn named_tokens(files: &[Option<&Value>]) -> BTreeMap<String, String> {
-    let text = |value: &Value| match value {
-        Value::String(token) => Some(token.clone()),
-        // The form of transformers' `AddedToken`.
-        Value::Object(token) => token.get("content")?.as_str().map(str::to_owned),
-        _ => None,
-    };
-    let mut named = BTreeMap::new();
-    for file in files.iter().flatten().filter_map(|file| file.as_object()) {
-        let extra = file.get("extra_special_tokens").and_then(Value::as_object);
-        let keys = file.iter().filter(|(name, _)| name.ends_with("_token"));
-        for (name, value) in keys.chain(extra.into_iter().flatten()) {
-            if let Some(token) = text(value) {
-                named.entry(name.clone()).or_insert(token);
-            }
-        }
+/// The bytes of a folder's `tokenizer.json`, or those made of its SentencePiece model, with the file's path.
+fn read_bytes(
+    folder: &Path,
+    files: &TokenFiles,
+    named: &BTreeMap<String, String>,
+) -> Result<(PathBuf, Vec<u8>), ModelError> {
+    let path = folder.join("tokenizer.json");
+    let is_here = |name: &str| folder.join(name).is_file();
+    if path.exists() || !OTHER_TOKENIZERS.iter().any(|name| is_here(name)) {
+        let bytes = files::read_bounded(&path, MAX_TOKENIZER_BYTES)?;
+        return Ok((path, bytes));
     }
-    named
+    let path = folder.join(SENTENCEPIECE);
+    if !path.is_file() {
+        let found: Vec<&str> = OTHER_TOKENIZERS.into_iter().filter(|name| is_here(name)).collect();
+        return Err(ModelError::OtherTokenizer { folder: folder.to_owned(), found: found.join("`, `") });
+    }
+    let config = files.config.as_ref();
+    let flag = |name: &str| config.and_then(|config| config.get(name)?.as_bool());
+    let class = config.and_then(|config| config.get("tokenizer_class")?.as_str()).unwrap_or_default();
+    let is_llama = class.starts_with("Llama") || class.starts_with("CodeLlama");
+    let adds_bos = flag("add_bos_token").unwrap_or(is_llama || class.starts_with("Gemma"));
+    let settings = sentencepiece::Settings {
+        is_legacy: flag("legacy").unwrap_or(!is_llama),
+        add_prefix_space: flag("add_prefix_space"),
+        added_bos: named.get("bos_token").filter(|_| adds_bos).map(String::as_str),
+    };
+    let bytes = files::read_bounded(&path, MAX_TOKENIZER_BYTES)?;
+    match sentencepiece::tokenizer_json(&bytes, settings) {
+        Ok(json) => Ok((path, json.to_string().into_bytes())),
+        Err(message) => Err(ModelError::Tokenizer { path, message }),
+    }
 }
 
 /// Returns the chat template and its file. `chat_template.jinja` goes first, as in transformers.

@@ -104,7 +104,7 @@ fn named_tokens_and_stops_come_from_every_file() {
     );
     assert_eq!(tokenizer.stop_ids().iter().copied().collect::<Vec<_>>(), [8186]);
     assert_eq!(tokenizer.vocab_size(), 8192);
-    tokenizer.check_fits(&ModelConfig::read(Path::new(BASE)).unwrap()).unwrap();
+    tokenizer.limit_ids(&ModelConfig::read(Path::new(BASE)).unwrap());
 
     // The tokenizer's EOS is `<|end_of_text|>`; the template ends a turn with `<|eot_id|>`.
     let config = json_of(&Path::new(BASE).join("tokenizer_config.json"));
@@ -248,4 +248,34 @@ fn a_panic_of_the_library_is_an_error_that_names_the_file() {
     let split = serde_json::json!({ "type": "FixedLength", "length": 0 });
     let fault = Tokenizer::read(changed("/pre_tokenizer", split).path()).unwrap_err().to_string();
     assert!(fault.contains("tokenizer.json") && fault.contains("`length` is 0"), "{fault}");
+}
+
+#[test]
+fn tokens_of_the_files_beside_are_added_as_transformers_adds_them() {
+    let folder = folder_with(&[
+        ("special_tokens_map.json", r#"{"pad_token": "<|new_pad|>"}"#),
+        ("added_tokens.json", r#"{"<|second|>": 100001, "<|first|>": 100000}"#),
+    ]);
+    let config = folder.path().join("tokenizer_config.json");
+    let mut value = json_of(&config);
+    value["extra_special_tokens"] = serde_json::json!({ "image_token": "<|image|>" });
+    value.as_object_mut().unwrap().remove("pad_token");
+    value.as_object_mut().unwrap().remove("added_tokens_decoder");
+    fs::write(&config, value.to_string()).unwrap();
+    let tokenizer = Tokenizer::read(folder.path()).unwrap();
+    let sound = Tokenizer::read(Path::new(BASE)).unwrap();
+    let first = sound.vocab_size() as u32;
+    assert_eq!(tokenizer.encode("<|first|><|second|>").unwrap(), [first, first + 1]);
+    assert_eq!(tokenizer.named("image_token"), Some("<|image|>"));
+    assert_eq!(tokenizer.pad_id().unwrap(), tokenizer.token_id("<|new_pad|>").unwrap());
+    assert!(tokenizer.special_in("an <|image|>").is_some() && tokenizer.special_in("a <|first|>").is_none());
+}
+
+#[test]
+fn a_tokenizer_in_other_files_is_named() {
+    let folder = folder_with(&[("tokenizer.json", "")]);
+    fs::write(folder.path().join("vocab.json"), "{}").unwrap();
+    let fault = Tokenizer::read(folder.path()).unwrap_err();
+    assert!(fault.to_string().contains("it is in `vocab.json`"), "{fault}");
+    assert!(fault.hint().unwrap().contains("AutoTokenizer"));
 }

@@ -15,7 +15,7 @@ use crate::four_bit::{self, StoredFourBit};
 use crate::json;
 use crate::mapped_files::Registration;
 use crate::staged_folder::{INDEX_FILE, SINGLE_FILE};
-use crate::{ModelConfig, ModelError, ShardWriter, TensorSpec};
+use crate::{ModelConfig, ModelError, ShardWriter, TensorSpec, tensor_names};
 
 /// Bytes of a tensor that are copied at a time.
 const COPY_BYTES: usize = 8 << 20;
@@ -122,11 +122,16 @@ impl Weights {
         let index = folder.join(INDEX_FILE);
         if single.exists() {
             weights.add(single.clone(), map(&single)?, None)?;
+            weights.rename();
             return Ok(weights);
         }
         if !index.exists() {
             std::fs::metadata(folder).map_err(|e| FileError::new("open", folder, e))?;
-            return Err(ModelError::NoWeights { folder: folder.to_owned(), other: other_weights(folder) });
+            for path in shards_without_index(folder)? {
+                weights.add(path.clone(), map(&path)?, None)?;
+            }
+            weights.rename();
+            return Ok(weights);
         }
         for (shard, names) in parse_index(&index, &files::read_bounded(&index, MAX_INDEX_BYTES)?)? {
             let path = folder.join(&shard);
@@ -136,7 +141,19 @@ impl Weights {
             }
             weights.add(path.clone(), map(&path)?, Some(&names))?;
         }
+        weights.rename();
         Ok(weights)
+    }
+
+    /// Gives each tensor the name of its model, without the segments of wrappers such as torch.compile's, if the
+    /// names stay apart.
+    fn rename(&mut self) {
+        let names = tensor_names::canonical(self.names());
+        let by_name: HashMap<String, usize> = names.iter().cloned().zip(0..).collect();
+        if by_name.len() == self.tensors.len() {
+            self.by_name = by_name;
+            self.tensors.iter_mut().zip(names).for_each(|(tensor, name)| tensor.name = name);
+        }
     }
 
     /// Maps a single safetensors file, such as an adapter's, and reads its header.
@@ -182,7 +199,7 @@ impl Weights {
         Self { folder: folder.to_owned(), files, owners, tensors, by_name, quantized }
     }
 
-    /// Adds the tensors of one file in the order of their bytes: all, or only those that the index lists.
+    /// Adds one file's tensors in the order of their bytes: all, or those that the index lists.
     fn add(
         &mut self,
         path: PathBuf,
@@ -192,12 +209,9 @@ impl Weights {
         let file = self.files.len();
         let mut found = read_header(&path, owner.bytes(), file)?;
         if let Some(promised) = promised {
-            // transformers does not load tensors that the index lacks either.
+            // transformers does not load tensors that the index lacks either. A tensor that the index alone has is
+            // missed only by a model that needs it.
             found.retain(|t| promised.contains(&t.name));
-            let names: BTreeSet<&str> = found.iter().map(|t| t.name.as_str()).collect();
-            if let Some(absent) = promised.iter().find(|name| !names.contains(name.as_str())) {
-                return Err(ModelError::NoTensor { path, tensor: absent.clone() });
-            }
         }
         for tensor in found {
             self.by_name.insert(tensor.name.clone(), self.tensors.len());
@@ -384,8 +398,8 @@ impl Weights {
     /// Checks that the tensors match `config`: none missing, none unknown, each with its shape and a
     /// supported type.
     ///
-    /// Two kinds of extra tensors are accepted: rotary frequencies of old exports, and an output head in a
-    /// model with tied tables.
+    /// Extras without effect are accepted: rotary frequencies that old exports store, a value head of
+    /// reinforcement learning, and an output head that equals the tied table.
     ///
     /// # Errors
     /// Lists every wrong tensor with both shapes. A tensor of an unsupported type is reported first.
@@ -412,6 +426,10 @@ impl Weights {
                 (Some(_), Some(stored), &[rows, cols]) => {
                     stored.check(rows, cols)?;
                 }
+                (Some(info), ..) if info.shape.contains(&0) => {
+                    let cause = "DeepSpeed ZeRO-3 saves empty tensors unless it gathers them";
+                    problems.push(format!("`{name}` is empty, expected {shape:?}: {cause}"));
+                }
                 (Some(info), ..) if info.shape != shape => {
                     problems.push(format!("`{name}` has shape {:?}, expected {shape:?}", info.shape));
                 }
@@ -428,9 +446,21 @@ impl Weights {
             }
         }
         if problems.is_empty() {
-            return Ok(());
+            return self.check_tied_head(config);
         }
         Err(ModelError::Incomplete { path: self.folder.clone(), problems })
+    }
+
+    /// Rejects a head beside a tied table that differs from the table: the model would answer without the head.
+    fn check_tied_head(&self, config: &ModelConfig) -> Result<(), ModelError> {
+        let (head, table) = (self.info("lm_head.weight"), self.info("model.embed_tokens.weight"));
+        let (true, Some(head), Some(table)) = (config.tie_word_embeddings, head, table) else {
+            return Ok(());
+        };
+        if head.dtype_name == table.dtype_name && self.bytes(head) == self.bytes(table) {
+            return Ok(());
+        }
+        Err(ModelError::OwnHead { folder: self.folder.clone() })
     }
 }
 
@@ -448,7 +478,28 @@ impl std::fmt::Debug for Weights {
 
 /// Returns whether the tensor is a buffer of old exports, which every reader recomputes.
 fn is_harmless(name: &str) -> bool {
-    name.ends_with("rotary_emb.inv_freq")
+    name.ends_with("rotary_emb.inv_freq") || name.starts_with("v_head.")
+}
+
+/// The shards of a folder whose index is missing: `model-00001-of-00002.safetensors` and its like.
+fn shards_without_index(folder: &Path) -> Result<Vec<PathBuf>, ModelError> {
+    let parts = |name: &str| {
+        let (number, count) =
+            name.strip_prefix("model-")?.strip_suffix(".safetensors")?.split_once("-of-")?;
+        Some((number.parse::<usize>().ok()?, count.parse::<usize>().ok()?))
+    };
+    let mut found: Vec<((usize, usize), String)> =
+        files::names_in(folder)?.into_iter().filter_map(|name| Some((parts(&name)?, name))).collect();
+    found.sort();
+    let Some(&((_, count), _)) = found.first() else {
+        return Err(ModelError::NoWeights { folder: folder.to_owned(), other: other_weights(folder) });
+    };
+    let is_whole = found.iter().map(|&(part, _)| part).eq((1..=count).map(|number| (number, count)));
+    if !is_whole {
+        let message = format!("the index is missing, and of {count} shards {} are there", found.len());
+        return Err(ModelError::NoShard { path: folder.join(INDEX_FILE), message });
+    }
+    Ok(found.into_iter().map(|(_, name)| folder.join(name)).collect())
 }
 
 fn map(path: &Path) -> Result<Owner, ModelError> {

@@ -62,7 +62,7 @@ pub fn run(run: &RunConfig, json: bool, printer: &Printer) -> Result<()> {
     };
     if let Some(tokenizer) = &tokenizer {
         let tokens = TrainingIdentity::new(&files.base, tokenizer, settings.default_system.clone());
-        tokenizer.check_fits(&config)?;
+        tokenizer.limit_ids(&config);
         baseline.tokenizer(&tokens);
     }
     let subject = forecast::Subject { base: &files.base, config: &config, settings, limits: &run.limits };

@@ -244,7 +244,7 @@ fn data_job(
         }
     };
     let tokenizer = Tokenizer::read(folder)?;
-    tokenizer.check_fits(config)?;
+    tokenizer.limit_ids(config);
     settings.max_length = args.max_length.unwrap_or(settings.max_length);
     settings.per_device_train_batch_size =
         args.per_device_train_batch_size.unwrap_or(settings.per_device_train_batch_size);

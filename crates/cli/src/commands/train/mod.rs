@@ -116,7 +116,7 @@ fn resolve(files: &RunFiles, settings: &TrainSettings, printer: &Printer) -> Res
     let template = files.chat_template.is_some().then(|| tokenizer.template().map(ChatTemplate::source));
     let template = template.transpose()?.map(str::to_owned);
     let config = base.config().clone();
-    tokenizer.check_fits(&config)?;
+    tokenizer.limit_ids(&config);
     let settings = pin_template_date(settings, &tokenizer);
     // However the base comes to its 4 bits, they can be made again from its original.
     let stored = loader.run(|_, _| base.stored_quantization())?;
