@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use danlu_kernels::{Backend, BackendError, Buffer, Element, LoraRef, rng};
 use danlu_model::{LoraSource, ModelConfig, Projection};
 
-use crate::{AdapterError, LoraConfig, targets};
+use crate::{AdapterError, AdapterNote, LoraConfig, targets};
 
 /// Key of the stream of initial values, different from every other use of the seed.
 const INIT_STREAM: u64 = 0x6c6f_7261_5f41;
@@ -95,6 +95,7 @@ pub struct Adapter {
     /// Index into `modules` by `layer * 7 + projection`.
     by_place: Vec<Option<u32>>,
     source: Option<PathBuf>,
+    pub(crate) notes: Vec<AdapterNote>,
 }
 
 impl Adapter {
@@ -138,7 +139,8 @@ impl Adapter {
             by_place[place(module.layer, module.projection)] = Some(i as u32);
         }
         let params = backend.alloc(modules.last().map_or(0, end), Element::Exact);
-        Self { config, params, modules, by_place, source: source.map(Path::to_owned) }
+        let source = source.map(Path::to_owned);
+        Self { config, params, modules, by_place, source, notes: Vec::new() }
     }
 
     /// Returns the adapted projections by layer, then in the order of [`Projection`].
@@ -159,6 +161,11 @@ impl Adapter {
     /// Returns the folder that the adapter was loaded from.
     pub fn source(&self) -> Option<&Path> {
         self.source.as_deref()
+    }
+
+    /// What the files differ in from those that PEFT writes.
+    pub fn notes(&self) -> &[AdapterNote] {
+        &self.notes
     }
 
     /// Returns all parameters, in the order of their offsets.

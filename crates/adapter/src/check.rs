@@ -48,7 +48,10 @@ fn check_tensors(config: &LoraConfig, found: &Weights) -> Result<(), AdapterErro
     }
     let paths: Vec<String> = pairs.keys().map(|&path| path.to_owned()).collect();
     let (ranks, unused) = targets::ranks(config, &paths)?;
-    let mut missing: Vec<String> = unused.into_iter().map(str::to_owned).collect();
+    // PEFT accepts a name that matches nothing beside one that matches.
+    let is_unused = ranks.iter().all(Option::is_none);
+    let unused = unused.into_iter().filter(|_| is_unused);
+    let mut missing: Vec<String> = unused.map(str::to_owned).collect();
     let mut shaped = Vec::new();
     for ((path, pair), rank) in pairs.iter().zip(ranks) {
         for (half, info) in pair.iter().enumerate() {

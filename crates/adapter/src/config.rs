@@ -9,13 +9,10 @@ use std::str::FromStr;
 use danlu_model::{files, json_words};
 use serde_json::{Map, Value, json};
 
-use crate::AdapterError;
+use crate::{AdapterError, mlx};
 
 /// Name of the file in an adapter folder.
 pub const CONFIG_FILE: &str = "adapter_config.json";
-
-/// The PEFT release whose keys are written.
-const PEFT_VERSION: &str = "0.21.2";
 
 /// Largest configuration that is read. A list of every module of a large model takes some 100 KB.
 const MAX_CONFIG_BYTES: u64 = 1 << 20;
@@ -120,7 +117,16 @@ impl LoraConfig {
     pub fn read(folder: &Path) -> Result<Self, AdapterError> {
         let path = folder.join(CONFIG_FILE);
         let bytes = files::read_bounded(&path, MAX_CONFIG_BYTES)?;
-        Self::parse(&bytes).map_err(|e| e.in_file(&path))
+        let config = || {
+            let map = parse_object(&bytes)?;
+            let config = match mlx::is_config(&map) {
+                true => mlx::config(&map, folder)?,
+                false => return Self::parse(&bytes),
+            };
+            config.validate()?;
+            Ok(config)
+        };
+        config().map_err(|e: AdapterError| e.in_file(&path))
     }
 
     /// Parses the contents of an `adapter_config.json`.
@@ -128,12 +134,7 @@ impl LoraConfig {
     /// # Errors
     /// If it is not JSON, a value is out of range, or a setting is not supported.
     pub fn parse(bytes: &[u8]) -> Result<Self, AdapterError> {
-        let bytes = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes);
-        let map: Map<String, Value> = serde_json::from_slice(bytes).map_err(|e| AdapterError::Json {
-            line: e.line(),
-            column: e.column(),
-            message: json_words(bytes, &e),
-        })?;
+        let map = parse_object(bytes)?;
         refuse_unsupported(&map)?;
         let keys = Keys(&map);
         // A missing setting has PEFT's default. PEFT itself fails on a null.
@@ -208,54 +209,37 @@ impl LoraConfig {
         Ok(())
     }
 
-    /// Returns the JSON text in the order and layout of PEFT 0.21.
+    /// The JSON text, in PEFT's order and layout: the keys that PEFT 0.3 has, and others only where they are set.
+    ///
+    /// PEFT before 0.14 rejects a key that it does not have.
     pub fn to_json(&self) -> String {
         let integral = |a: f64| if a.fract() == 0.0 && a.abs() < 1e15 { json!(a as i64) } else { json!(a) };
         let alphas: Map<_, _> = self.alpha_pattern.iter().map(|(k, a)| (k.clone(), integral(*a))).collect();
         let ranks: Map<_, _> = self.rank_pattern.iter().map(|(k, r)| (k.clone(), json!(r))).collect();
-        let value = json!({
-            "alora_invocation_tokens": null,
-            "alpha_pattern": alphas,
-            "arrow_config": null,
-            "auto_mapping": null,
-            "base_model_name_or_path": self.base_model_name_or_path,
-            "bias": "none",
-            "corda_config": null,
-            "ensure_weight_tying": false,
-            "eva_config": null,
-            "exclude_modules": self.exclude_modules.as_ref().map(TargetModules::to_value),
-            "fan_in_fan_out": false,
-            "inference_mode": true,
-            "init_lora_weights": true,
-            "kasa_config": null,
-            "layer_replication": null,
-            "layers_pattern": (!self.layers_pattern.is_empty()).then_some(&self.layers_pattern),
-            "layers_to_transform": self.layers_to_transform,
-            "loftq_config": {},
-            "lora_alpha": integral(self.lora_alpha),
-            "lora_bias": false,
-            "lora_dropout": self.lora_dropout,
-            "lora_ga_config": null,
-            "megatron_config": null,
-            "megatron_core": "megatron.core",
-            "modules_to_save": null,
-            "monteclora_config": null,
-            "peft_type": "LORA",
-            "peft_version": PEFT_VERSION,
-            "qalora_group_size": 16,
-            "r": self.r,
-            "rank_pattern": ranks,
-            "revision": self.revision,
-            "target_modules": self.target_modules.to_value(),
-            "target_parameters": null,
-            "task_type": "CAUSAL_LM",
-            "trainable_token_indices": null,
-            "use_bdlora": null,
-            "use_dora": false,
-            "use_qalora": false,
-            "use_rslora": self.use_rslora,
-            "velora_config": null,
-        });
+        let layers_pattern = (!self.layers_pattern.is_empty()).then(|| json!(self.layers_pattern));
+        let entries = [
+            ("alpha_pattern", (!alphas.is_empty()).then_some(Value::Object(alphas))),
+            ("base_model_name_or_path", Some(json!(self.base_model_name_or_path))),
+            ("bias", Some(json!("none"))),
+            ("exclude_modules", self.exclude_modules.as_ref().map(TargetModules::to_value)),
+            ("fan_in_fan_out", Some(json!(false))),
+            ("inference_mode", Some(json!(true))),
+            ("init_lora_weights", Some(json!(true))),
+            ("layers_pattern", layers_pattern),
+            ("layers_to_transform", self.layers_to_transform.as_ref().map(|layers| json!(layers))),
+            ("lora_alpha", Some(integral(self.lora_alpha))),
+            ("lora_dropout", Some(json!(self.lora_dropout))),
+            ("modules_to_save", Some(Value::Null)),
+            ("peft_type", Some(json!("LORA"))),
+            ("r", Some(json!(self.r))),
+            ("rank_pattern", (!ranks.is_empty()).then_some(Value::Object(ranks))),
+            ("revision", self.revision.as_ref().map(|revision| json!(revision))),
+            ("target_modules", Some(self.target_modules.to_value())),
+            ("task_type", Some(json!("CAUSAL_LM"))),
+            ("use_rslora", self.use_rslora.then_some(json!(true))),
+        ];
+        let set = entries.into_iter().filter_map(|(key, value)| Some((key.to_owned(), value?)));
+        let value = Value::Object(set.collect());
         let text = serde_json::to_string_pretty(&value).expect("a JSON value has string keys");
         ascii(&text)
     }
@@ -319,6 +303,15 @@ const READ: &[&str] = &[
     "base_model_name_or_path",
     "revision",
 ];
+
+fn parse_object(bytes: &[u8]) -> Result<Map<String, Value>, AdapterError> {
+    let bytes = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes);
+    serde_json::from_slice(bytes).map_err(|e| AdapterError::Json {
+        line: e.line(),
+        column: e.column(),
+        message: json_words(bytes, &e),
+    })
+}
 
 fn refuse_unsupported(map: &Map<String, Value>) -> Result<(), AdapterError> {
     for (key, found) in map {

@@ -169,6 +169,22 @@ pub enum AdapterError {
         found: Vec<usize>,
     },
 
+    /// A tensor without elements.
+    #[error("tensor `{name}` is empty: its shape is {shape:?}")]
+    EmptyTensor {
+        /// The tensor.
+        name: String,
+        /// Its shape.
+        shape: Vec<usize>,
+    },
+
+    /// A pickle that is no file of tensors.
+    #[error("cannot read the pickle: {message}")]
+    Pickle {
+        /// The fault.
+        message: String,
+    },
+
     /// Tensors and configuration do not match.
     #[error(
         "the tensors do not fit adapter_config.json and the base model{}{}",
@@ -309,11 +325,15 @@ impl AdapterError {
             Self::RankTooLarge { .. } => {
                 "8 to 64 is usual; more than the smaller side of the weight adds nothing"
             }
-            Self::NoWeights { other: Some(_), .. } => {
-                "only safetensors is read, because a pickle can run code; convert it once with PEFT: \
-                 PeftModel.from_pretrained(base, folder).save_pretrained(new_folder)"
+            Self::EmptyTensor { .. } => {
+                "DeepSpeed ZeRO-3 saves empty tensors unless it gathers them: save again with \
+                 `stage3_gather_16bit_weights_on_model_save`, or run `zero_to_fp32.py` on the checkpoint"
             }
-            Self::NoWeights { other: None, .. } => {
+            Self::Pickle { .. } => {
+                "danlu reads tensors from a pickle and runs nothing: fetch the file again, or ask its author for \
+                 `adapter_model.safetensors`"
+            }
+            Self::NoWeights { .. } => {
                 "name the folder that holds adapter_config.json and adapter_model.safetensors"
             }
             Self::Header { .. } => "the file is damaged or incomplete: save or fetch it again",

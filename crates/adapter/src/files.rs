@@ -10,13 +10,17 @@ use danlu_model::{ModelConfig, ShardWriter, TensorInfo, TensorSpec, Weights};
 
 use crate::adapter::{Adapter, Module, Tensor};
 use crate::config::CONFIG_FILE;
-use crate::{AdapterError, LoraConfig, targets};
+use crate::source::AdapterTensors;
+use crate::{AdapterError, LoraConfig, targets, tensor_names};
 
 /// Name of the tensors' file in an adapter folder.
 pub const WEIGHTS_FILE: &str = "adapter_model.safetensors";
 
 impl Adapter {
-    /// Reads an adapter folder of PEFT or danlu for a base model. Tensors are f32, bf16 or f16.
+    /// Reads an adapter folder for a base model, from danlu, PEFT or mlx-lm. Tensors are f32, bf16 or f16.
+    ///
+    /// The tensors decide: a name in the configuration that matches no module of the base is a note, as long as
+    /// another name matches and every tensor binds.
     ///
     /// # Errors
     /// If a file is missing or damaged, the configuration has an unsupported setting or does not fit the
@@ -35,17 +39,16 @@ impl Adapter {
         model: &ModelConfig,
         backend: &dyn Backend,
     ) -> Result<Self, AdapterError> {
-        let modules = targets::resolve(&config, model).map_err(|e| e.in_file(&folder.join(CONFIG_FILE)))?;
-        let path = folder.join(WEIGHTS_FILE);
-        if !path.exists() {
-            return Err(no_weights(folder));
-        }
-        let found = Weights::from_bytes(&path, files::read_bounded(&path, u64::MAX)?)?;
+        let resolved =
+            targets::resolve_finished(&config, model).map_err(|e| e.in_file(&folder.join(CONFIG_FILE)))?;
+        let AdapterTensors { path, weights: found, mut notes } = AdapterTensors::read(folder)?;
         let read = || {
-            // Shapes are checked before any allocation, so no allocation is larger than the file.
-            let bound = bind(&modules, &found)?;
-            let mut adapter = Self::zeroed(config, modules, model, backend, Some(folder));
+            // Shapes are checked first, so that no allocation is larger than the file.
+            let bound = bind(&resolved.modules, &found)?;
+            let mut adapter = Self::zeroed(config, resolved.modules, model, backend, Some(folder));
             adapter.fill(&found, bound, backend)?;
+            notes.extend(resolved.notes);
+            adapter.notes = notes;
             Ok(adapter)
         };
         read().map_err(|e: AdapterError| e.in_file(&path))
@@ -106,10 +109,8 @@ fn bind<'a>(
     let mut by_name: HashMap<String, &TensorInfo> = HashMap::new();
     let mut unbound = Vec::new();
     for info in found.tensors() {
-        // PEFT omits the adapter's name when it saves. Other programs write it.
-        let bare = info.name.strip_suffix(".default.weight").map(|n| format!("{n}.weight"));
-        // A second tensor for one matrix would bind to nothing.
-        if by_name.insert(bare.unwrap_or_else(|| info.name.clone()), info).is_some() {
+        // A second tensor of the same pair would bind to nothing.
+        if by_name.insert(tensor_names::canonical(&info.name), info).is_some() {
             unbound.push(info.name.clone());
         }
     }
@@ -131,6 +132,9 @@ fn bind<'a>(
         let Some(dtype) = info.dtype() else {
             return Err(AdapterError::DType { name, found: info.dtype_name.clone() });
         };
+        if info.shape.contains(&0) {
+            return Err(AdapterError::EmptyTensor { name, shape: info.shape.clone() });
+        }
         if info.shape != tensor.shape {
             let (expected, found) = (tensor.shape.to_vec(), info.shape.clone());
             return Err(AdapterError::Shape { name, expected, found });
@@ -141,7 +145,7 @@ fn bind<'a>(
 }
 
 pub(crate) fn no_weights(folder: &Path) -> AdapterError {
-    let other = ["adapter_model.bin", "adapters.safetensors", "model.safetensors"];
+    let other = ["model.safetensors", "pytorch_model.bin", "adapter_model.gguf"];
     let other = other.into_iter().find(|name| folder.join(name).exists()).map(str::to_owned);
     AdapterError::NoWeights { folder: folder.to_owned(), other }
 }

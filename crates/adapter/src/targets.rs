@@ -10,7 +10,7 @@ use danlu_model::{ModelConfig, Projection};
 use fancy_regex::{Regex, RegexBuilder};
 
 use crate::config::{LoraConfig, TargetModules};
-use crate::{AdapterError, Module};
+use crate::{AdapterError, AdapterNote, Module};
 
 /// Most backtracking steps of one match. Ordinary patterns need a few.
 const MAX_BACKTRACK_STEPS: usize = 20_000;
@@ -21,14 +21,40 @@ const MAX_BACKTRACK_STEPS: usize = 20_000;
 /// # Errors
 /// If a target, a layer or a pattern matches nothing, or a rank is larger than its weight.
 pub fn resolve(config: &LoraConfig, model: &ModelConfig) -> Result<Vec<Module>, AdapterError> {
+    let Resolved { modules, notes } = resolve_finished(config, model)?;
+    match notes.into_iter().next() {
+        Some(AdapterNote::UnusedNames { key, names }) => Err(unused(key, &names[0], model)),
+        _ => Ok(modules),
+    }
+}
+
+/// The modules of a finished adapter.
+pub(crate) struct Resolved {
+    pub modules: Vec<Module>,
+    /// Names in the configuration that match nothing.
+    pub notes: Vec<AdapterNote>,
+}
+
+/// As [`resolve`], of an adapter that is finished: a name that matches nothing is a note if another one matches.
+///
+/// # Errors
+/// If nothing matches, or a rank is too large for its weight.
+pub(crate) fn resolve_finished(config: &LoraConfig, model: &ModelConfig) -> Result<Resolved, AdapterError> {
     config.validate()?;
-    let filter = TargetFilter::new(config, model)?;
+    let filter = TargetFilter::new(config)?;
     filter.check_others(model)?;
-    let chosen = filter.choose(model)?;
+    let (chosen, targets) = filter.choose(model)?;
     let ranks = Patterns::new("rank_pattern", &config.rank_pattern)?;
     let alphas = Patterns::new("alpha_pattern", &config.alpha_pattern)?;
-    ranks.check_used(&chosen)?;
-    alphas.check_used(&chosen)?;
+    let layers = filter.layers.missing(model);
+    let unused = [
+        ("target_modules", targets),
+        ("layers_to_transform", layers.map(|layer| layer.to_string()).collect()),
+        ("rank_pattern", ranks.unused(&chosen)?),
+        ("alpha_pattern", alphas.unused(&chosen)?),
+    ];
+    let unused = unused.into_iter().filter(|(_, names)| !names.is_empty());
+    let notes = unused.map(|(key, names)| AdapterNote::UnusedNames { key, names }).collect();
 
     let mut modules = Vec::with_capacity(chosen.len());
     let mut offset = 0usize;
@@ -44,7 +70,24 @@ pub fn resolve(config: &LoraConfig, model: &ModelConfig) -> Result<Vec<Module>, 
         modules.push(Module { layer, projection, rank, d_in, d_out, scaling, a, b });
         offset = b + rank * d_out;
     }
-    Ok(modules)
+    Ok(Resolved { modules, notes })
+}
+
+/// The error for a name in the setting `key` that matches nothing.
+fn unused(key: &'static str, name: &str, model: &ModelConfig) -> AdapterError {
+    match key {
+        "target_modules" => no_such_target(name),
+        "layers_to_transform" => {
+            let layer = name.parse().unwrap_or(i64::MAX);
+            AdapterError::NoSuchLayer { layer, layers: model.num_hidden_layers }
+        }
+        _ => AdapterError::UnusedPattern { key, pattern: name.to_owned() },
+    }
+}
+
+fn no_such_target(target: &str) -> AdapterError {
+    let available = Projection::ALL.map(|p| p.name().to_owned()).to_vec();
+    AdapterError::NoSuchTarget { target: target.to_owned(), available }
 }
 
 /// Path, layer and kind of a projection.
@@ -58,12 +101,12 @@ struct TargetFilter<'a> {
 }
 
 impl<'a> TargetFilter<'a> {
-    fn new(config: &'a LoraConfig, model: &ModelConfig) -> Result<Self, AdapterError> {
+    fn new(config: &'a LoraConfig) -> Result<Self, AdapterError> {
         let excluded = config.exclude_modules.as_ref();
         Ok(Self {
             targets: Matcher::new("target_modules", &config.target_modules)?,
             excluded: excluded.map(|m| Matcher::new("exclude_modules", m)).transpose()?,
-            layers: LayerFilter::new(config, model)?,
+            layers: LayerFilter::new(config)?,
         })
     }
 
@@ -83,8 +126,8 @@ impl<'a> TargetFilter<'a> {
         Ok(())
     }
 
-    /// Returns the projections that pass every setting.
-    fn choose(&self, model: &ModelConfig) -> Result<Vec<Candidate>, AdapterError> {
+    /// The projections that pass every setting, and the targets that match none.
+    fn choose(&self, model: &ModelConfig) -> Result<(Vec<Candidate>, Vec<String>), AdapterError> {
         let (mut matched, mut chosen, mut removed) = (HashSet::new(), Vec::new(), 0);
         for (path, layer, projection) in projections(model) {
             let hits = self.targets.all_matches(&path)?;
@@ -100,13 +143,12 @@ impl<'a> TargetFilter<'a> {
             }
             chosen.push((path, layer, projection));
         }
-        if let Some(target) = self.targets.names().into_iter().find(|name| !matched.contains(*name)) {
-            let available = Projection::ALL.map(|p| p.name().to_owned()).to_vec();
-            return Err(AdapterError::NoSuchTarget { target: target.to_owned(), available });
-        }
-        match chosen.is_empty() {
-            true => Err(AdapterError::NothingTargeted { removed }),
-            false => Ok(chosen),
+        let names = self.targets.names().into_iter().filter(|name| !matched.contains(*name));
+        let unused: Vec<String> = names.map(str::to_owned).collect();
+        match (chosen.is_empty(), unused.first()) {
+            (false, _) => Ok((chosen, unused)),
+            (true, Some(target)) => Err(no_such_target(target)),
+            (true, None) => Err(AdapterError::NothingTargeted { removed }),
         }
     }
 }
@@ -225,14 +267,8 @@ struct LayerFilter<'a> {
 }
 
 impl<'a> LayerFilter<'a> {
-    fn new(config: &'a LoraConfig, model: &ModelConfig) -> Result<Self, AdapterError> {
+    fn new(config: &'a LoraConfig) -> Result<Self, AdapterError> {
         let layers = config.layers_to_transform.as_deref();
-        for &layer in layers.unwrap_or_default() {
-            if usize::try_from(layer).is_ok_and(|l| l < model.num_hidden_layers) {
-                continue;
-            }
-            return Err(AdapterError::NoSuchLayer { layer, layers: model.num_hidden_layers });
-        }
         let key = "layers_pattern";
         let patterns = match config.layers_pattern.as_slice() {
             // Any list name matches. The first number in the path is that of the layer.
@@ -243,6 +279,12 @@ impl<'a> LayerFilter<'a> {
                 .collect::<Result<_, _>>()?,
         };
         Ok(Self { layers, patterns })
+    }
+
+    /// The layers that the model lacks.
+    fn missing(&self, model: &ModelConfig) -> impl Iterator<Item = i64> {
+        let layers = self.layers.unwrap_or_default().iter().copied();
+        layers.filter(move |layer| !usize::try_from(*layer).is_ok_and(|l| l < model.num_hidden_layers))
     }
 
     fn contains(&self, path: &str) -> Result<bool, AdapterError> {
@@ -274,18 +316,19 @@ impl<'a, T: Copy> Patterns<'a, T> {
         Ok(Self { key, entries: entries.iter().map(entry).collect::<Result<_, AdapterError>>()? })
     }
 
-    /// Rejects a pattern that matches no adapted projection.
-    fn check_used(&self, chosen: &[Candidate]) -> Result<(), AdapterError> {
+    /// The patterns that no chosen projection matches.
+    fn unused(&self, chosen: &[Candidate]) -> Result<Vec<String>, AdapterError> {
+        let mut unused = Vec::new();
         for (pattern, regex, _) in &self.entries {
             let mut used = false;
             for (path, ..) in chosen {
                 used = used || is_match(self.key, regex, path)?;
             }
             if !used {
-                return Err(AdapterError::UnusedPattern { key: self.key, pattern: (*pattern).to_owned() });
+                unused.push((*pattern).to_owned());
             }
         }
-        Ok(())
+        Ok(unused)
     }
 
     fn first(&self, path: &str) -> Result<Option<T>, AdapterError> {

@@ -6,7 +6,7 @@ use std::fs;
 use std::path::Path;
 
 use common::{backend, config, golden};
-use danlu_adapter::{Adapter, AdapterError, LoraConfig, TargetModules};
+use danlu_adapter::{Adapter, AdapterError, AdapterNote, LoraConfig, TargetModules};
 use danlu_kernels::{Reference, rng};
 use danlu_model::{LoraSource, ModelConfig, Projection};
 use safetensors::SafeTensors;
@@ -52,7 +52,7 @@ fn edit(
 }
 
 #[test]
-fn pefts_adapters_load_save_and_are_equal_byte_for_byte() {
+fn tensors_of_peft_load_and_save_byte_for_byte() {
     for name in ["adapter_initial", "adapter_after_10_steps", "adapter_for_gradients"] {
         let (Some(folder), Some(base)) = (golden(name), golden("tiny")) else { return };
         let adapter = Adapter::load(&folder, &ModelConfig::read(&base).unwrap(), &backend()).unwrap();
@@ -60,12 +60,8 @@ fn pefts_adapters_load_save_and_are_equal_byte_for_byte() {
         assert_eq!(Adapter::check(&folder).unwrap(), adapter.config);
         let out = tempfile::tempdir().unwrap();
         adapter.save(out.path(), &backend()).unwrap();
-        for file in ["adapter_model.safetensors", "adapter_config.json"] {
-            assert!(
-                fs::read(folder.join(file)).unwrap() == fs::read(out.path().join(file)).unwrap(),
-                "{name}/{file}"
-            );
-        }
+        let tensors = |folder: &Path| fs::read(folder.join("adapter_model.safetensors")).unwrap();
+        assert!(tensors(&folder) == tensors(out.path()), "{name}");
     }
 }
 
@@ -136,7 +132,7 @@ fn every_tensor_binds_or_both_sides_are_named() {
     saved(out.path());
     edit(out.path(), |name, shape, data| {
         vec![(
-            name.replace("base_model.model.model.layers.1", "base_model.layers.1"),
+            name.replace("base_model.model.model.layers.1", "base_model.vision.layers.1"),
             Dtype::F32,
             shape,
             data,
@@ -144,7 +140,7 @@ fn every_tensor_binds_or_both_sides_are_named() {
     });
     let message = load(out.path()).unwrap_err().to_string();
     assert!(
-        message.contains("4 bind to nothing:\n  base_model.layers.1.mlp.down_proj.lora_A.weight"),
+        message.contains("4 bind to nothing:\n  base_model.vision.layers.1.mlp.down_proj.lora_A.weight"),
         "{message}"
     );
     assert!(
@@ -197,13 +193,16 @@ fn values_must_be_finite_and_of_a_float_type() {
 }
 
 #[test]
-fn only_safetensors_is_read() {
+fn a_folder_without_tensors_is_an_error_that_names_the_file() {
     let out = tempfile::tempdir().unwrap();
     saved(out.path());
     fs::rename(out.path().join("adapter_model.safetensors"), out.path().join("adapter_model.bin")).unwrap();
     let error = load(out.path()).unwrap_err();
-    assert!(error.to_string().contains("only `adapter_model.bin`"), "{error}");
+    assert!(error.to_string().contains("adapter_model.bin`: cannot read the pickle"), "{error}");
     assert!(error.hint().unwrap().contains("safetensors"));
+    fs::rename(out.path().join("adapter_model.bin"), out.path().join("model.safetensors")).unwrap();
+    let error = load(out.path()).unwrap_err();
+    assert!(error.to_string().contains("only `model.safetensors`"), "{error}");
     let error = load(&out.path().join("nowhere")).unwrap_err();
     assert!(error.to_string().contains("does not exist"), "{error}");
 }
@@ -320,4 +319,102 @@ fn a_folder_is_checked_without_its_base() {
     fs::remove_file(&weights).unwrap();
     let error = check().unwrap_err();
     assert!(matches!(error, AdapterError::NoWeights { .. }) && error.hint().is_some());
+}
+
+/// Values in f32 of one tensor of a folder.
+fn values(adapter: &Adapter) -> Vec<f32> {
+    adapter.to_vec(&backend()).unwrap()
+}
+
+#[test]
+fn tensors_with_names_of_other_programs_bind() {
+    let out = tempfile::tempdir().unwrap();
+    let saved = saved(out.path());
+    for prefix in ["_orig_mod.base_model.model.", "module.base_model.model.base_model.model.", ""] {
+        let folder = tempfile::tempdir().unwrap();
+        for file in ["adapter_config.json", "adapter_model.safetensors"] {
+            fs::copy(out.path().join(file), folder.path().join(file)).unwrap();
+        }
+        edit(folder.path(), |name, shape, data| {
+            let name = name.replace("base_model.model.", prefix).replace(".weight", ".mine.weight");
+            vec![(name, Dtype::F32, shape, data)]
+        });
+        let read = load(folder.path()).unwrap();
+        assert_eq!(values(&read), values(&saved), "{prefix}");
+        let [AdapterNote::RenamedTensors { count, wrapper, .. }] = read.notes() else {
+            panic!("{:?}", read.notes())
+        };
+        assert_eq!(*count, 12);
+        assert_eq!(wrapper.is_some(), !prefix.is_empty());
+    }
+}
+
+#[test]
+fn two_tensors_of_one_name_are_refused() {
+    let out = tempfile::tempdir().unwrap();
+    saved(out.path());
+    edit(out.path(), |name, shape, data| {
+        let again = name.replace(".weight", ".other.weight");
+        vec![(name.to_owned(), Dtype::F32, shape.clone(), data.clone()), (again, Dtype::F32, shape, data)]
+    });
+    assert!(load(out.path()).unwrap_err().to_string().contains("bind to nothing"));
+}
+
+#[test]
+fn empty_tensors_are_named_for_what_they_are() {
+    let out = tempfile::tempdir().unwrap();
+    saved(out.path());
+    edit(out.path(), |name, _, _| vec![(name.to_owned(), Dtype::F32, vec![0], Vec::new())]);
+    let error = load(out.path()).unwrap_err();
+    assert!(error.to_string().contains("is empty: its shape is [0]"), "{error}");
+    assert!(error.hint().unwrap().contains("ZeRO-3") && !error.is_of_another_base());
+}
+
+#[test]
+fn a_name_that_matches_nothing_is_a_note_in_a_finished_adapter() {
+    let out = tempfile::tempdir().unwrap();
+    let saved = saved(out.path());
+    let path = out.path().join("adapter_config.json");
+    let mut config: serde_json::Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+    config["target_modules"].as_array_mut().unwrap().push("W_pack".into());
+    config["rank_pattern"] = serde_json::json!({ "query_key_value": 2 });
+    fs::write(&path, config.to_string()).unwrap();
+    let read = load(out.path()).unwrap();
+    assert_eq!(values(&read), values(&saved));
+    let unused = |key, name: &str| AdapterNote::UnusedNames { key, names: vec![name.to_owned()] };
+    assert_eq!(read.notes(), [unused("target_modules", "W_pack"), unused("rank_pattern", "query_key_value")]);
+    assert!(Adapter::check(out.path()).is_ok());
+    let error = Adapter::init(read.config.clone(), &common::config(), 1, &backend()).unwrap_err();
+    assert!(matches!(error, AdapterError::NoSuchTarget { .. }));
+}
+
+#[test]
+fn an_adapter_of_mlx_lm_is_read() {
+    let out = tempfile::tempdir().unwrap();
+    let saved = saved(out.path());
+    edit(out.path(), |name, shape, data| {
+        let name = name
+            .replace("base_model.model.", "")
+            .replace(".lora_A.weight", ".lora_a")
+            .replace(".lora_B.weight", ".lora_b");
+        let [rows, cols] = shape[..] else { panic!("{shape:?}") };
+        let element = |row: usize, col: usize| data[4 * (row * cols + col)..][..4].to_vec();
+        let transposed =
+            (0..cols).flat_map(|col| (0..rows).flat_map(move |row| element(row, col)).collect::<Vec<u8>>());
+        vec![(name, Dtype::F32, vec![cols, rows], transposed.collect())]
+    });
+    let folder = tempfile::tempdir().unwrap();
+    fs::copy(out.path().join("adapter_model.safetensors"), folder.path().join("adapters.safetensors"))
+        .unwrap();
+    let config = serde_json::json!({
+        "adapter_path": "adapters", "fine_tune_type": "lora", "model": "x", "num_layers": 16, "train": true,
+        "lora_parameters": { "rank": 4, "scale": 2.0, "dropout": 0.0 },
+    });
+    fs::write(folder.path().join("adapter_config.json"), config.to_string()).unwrap();
+    let read = load(folder.path()).unwrap();
+    assert_eq!(values(&read), values(&saved));
+    assert_eq!(read.modules(), saved.modules());
+    let full = config.to_string().replace("lora\",\"model", "full\",\"model");
+    fs::write(folder.path().join("adapter_config.json"), full).unwrap();
+    assert!(load(folder.path()).unwrap_err().to_string().contains("`fine_tune_type` is \"full\""));
 }

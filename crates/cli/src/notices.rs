@@ -1,5 +1,6 @@
 //! Notices and progress of the loader, in the two languages.
 
+use danlu_adapter::AdapterNote;
 use danlu_hub::{Pulled, RepoName};
 use danlu_kernels::FourBitCode;
 use danlu_loader::Notice;
@@ -18,6 +19,8 @@ pub fn print(notice: &Notice, printer: &Printer) {
         Notice::QuantizedAsTrained { .. }
         | Notice::QuantizedAsNamed { .. }
         | Notice::AdapterTokens { .. }
+        | Notice::AdapterInSubfolder { .. }
+        | Notice::Adapter { .. }
         | Notice::IgnoredDropout { .. } => {
             printer.status_bilingual(&zh, &en);
         }
@@ -78,6 +81,11 @@ fn words(notice: &Notice) -> (String, String) {
             format!("使用适配器自带的分词器与模板：{}", differences.join("；")),
             format!("using the adapter's own tokenizer and template: {}", differences.join("; ")),
         ),
+        Notice::AdapterInSubfolder { folder } => (
+            format!("使用子文件夹里的适配器：`{}`", folder.display()),
+            format!("using the adapter in the subfolder `{}`", folder.display()),
+        ),
+        Notice::Adapter { name, note } => adapter_note(name, note),
         Notice::IgnoredDropout { file, dropout } => (
             format!(
                 "`{}` 要求以 {dropout} 的概率随机跳过合并（BPE dropout）：已关闭，否则训练无法重现",
@@ -91,6 +99,37 @@ fn words(notice: &Notice) -> (String, String) {
         Notice::TokenMismatch { summary, differences } => {
             let text = format!("{summary}: {}", differences.join("; "));
             (text.clone(), text)
+        }
+    }
+}
+
+fn adapter_note(name: &str, note: &AdapterNote) -> (String, String) {
+    match note {
+        AdapterNote::OtherForm { file } => {
+            let file = file.file_name().unwrap_or_default().to_string_lossy();
+            (
+                format!("从 `{file}` 读取 {name} 的张量"),
+                format!("reading the tensors of {name} from `{file}`"),
+            )
+        }
+        AdapterNote::RenamedTensors { count, example, wrapper } => {
+            let by = wrapper.map(|wrapper| format!(" ({wrapper})")).unwrap_or_default();
+            (
+                format!("{name} 有 {count} 个张量的名称与 PEFT 不同{by}，已换成 PEFT 的名称：如 `{example}`"),
+                format!(
+                    "{name} has {count} tensors with names other than PEFT's{by}, which are read under PEFT's: such as `{example}`"
+                ),
+            )
+        }
+        AdapterNote::UnusedNames { key, names } => {
+            let names: Vec<String> = names.iter().take(8).map(|name| format!("`{name}`")).collect();
+            (
+                format!("{name} 的 `{key}` 里有基座没有的名称，已忽略：{}", names.join("、")),
+                format!(
+                    "`{key}` of {name} has names that match nothing in the base and are ignored: {}",
+                    names.join(", ")
+                ),
+            )
         }
     }
 }

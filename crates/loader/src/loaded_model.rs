@@ -157,8 +157,9 @@ impl LoadedAdapter {
     ) -> Result<Self, LoadError> {
         let decoder = base.decoder();
         let adapter = files.load(decoder.config(), base.files().folder(), &**decoder.backend())?;
+        notices.extend(Notice::of_adapter(&files.name(), &adapter));
         let tokens = ModelTokens::of_adapter(files, base.files(), check, notices)?;
-        tokens.tokenizer.check_fits(decoder.config())?;
+        tokens.tokenizer.limit_ids(decoder.config());
         Ok(Self { adapter, tokens })
     }
 }
@@ -189,7 +190,7 @@ impl LoadedModel {
             }
             None => {
                 let tokens = ModelTokens::read(&files, check, notices)?;
-                tokens.tokenizer.check_fits(base.decoder().config())?;
+                tokens.tokenizer.limit_ids(base.decoder().config());
                 (None, tokens)
             }
         };
@@ -214,6 +215,16 @@ impl LoadedModel {
     /// Returns the tokenizer.
     pub fn tokenizer(&self) -> &Tokenizer {
         &self.tokens.tokenizer
+    }
+
+    /// The model with another tokenizer, such as one with another chat template.
+    ///
+    /// # Errors
+    /// As `change`.
+    pub fn map_tokenizer<E>(self, change: impl FnOnce(Tokenizer) -> Result<Tokenizer, E>) -> Result<Self, E> {
+        let ModelTokens { tokenizer, default_system } = self.tokens;
+        let tokens = ModelTokens { tokenizer: change(tokenizer)?, default_system };
+        Ok(Self { tokens, ..self })
     }
 
     /// Returns the system prompt of the training data, for conversations that set none.

@@ -128,7 +128,7 @@ impl AdapterFiles {
     ) -> Result<Adapter, LoadError> {
         let loaded = Adapter::load_with(self.config.clone(), &self.folder, model, backend);
         loaded.map_err(|error| match &self.config.base_model_name_or_path {
-            Some(named) if error.is_of_another_base() => {
+            Some(named) if error.is_of_another_base() && Path::new(named).file_name() != base.file_name() => {
                 let hint = format!(
                     "the adapter was trained on `{named}` (`base_model_name_or_path`), and the base here is `{}`: \
                      give the one it was trained on with `--base DIR`, or put `adapter_config.json` back if it was edited",

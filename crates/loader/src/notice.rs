@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use danlu_adapter::{Adapter, AdapterNote};
 use danlu_hub::RepoName;
 use danlu_kernels::FourBitCode;
 use danlu_model::{Quantization, Tokenizer};
@@ -70,6 +71,18 @@ pub enum Notice {
         /// The differences, one sentence each.
         differences: Vec<String>,
     },
+    /// The adapter lies in the only subfolder with one.
+    AdapterInSubfolder {
+        /// The subfolder.
+        folder: PathBuf,
+    },
+    /// The adapter's files differ from those that PEFT writes.
+    Adapter {
+        /// The adapter.
+        name: String,
+        /// In what.
+        note: AdapterNote,
+    },
     /// The tokenizer's file asks to skip merges at random, and danlu skips none.
     IgnoredDropout {
         /// `tokenizer.json`.
@@ -87,6 +100,11 @@ pub enum Notice {
 }
 
 impl Notice {
+    /// A notice for each note of an adapter that was loaded.
+    pub fn of_adapter(name: &str, adapter: &Adapter) -> impl Iterator<Item = Self> {
+        adapter.notes().iter().map(|note| Self::Adapter { name: name.to_owned(), note: note.clone() })
+    }
+
     /// A notice if the tokenizer's file asks for dropout.
     pub fn ignored_dropout(tokenizer: &Tokenizer) -> Option<Self> {
         let dropout = tokenizer.ignored_dropout()?;

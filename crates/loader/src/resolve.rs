@@ -7,6 +7,8 @@ use std::time::Instant;
 use danlu_adapter::{CONFIG_FILE, LoraConfig, RUN_FILE};
 use danlu_hub::{FetchScope, Hub, HubError, Pulled, RepoName};
 
+use danlu_model::shell_word;
+
 use crate::folder_kind::MODEL_CONFIG;
 use crate::model_dirs::AdapterDir;
 use crate::{FolderKind, LoadError, ModelDirs, ModelRef, Notice, Observer, Progress};
@@ -118,7 +120,19 @@ impl<'a> Loader<'a> {
                 Some(base) => Err(LoadError::BaseOfModel { model: folder, base: base.to_owned() }),
                 None => Ok(ModelDirs::of_model(folder)),
             },
-            kind => Err(LoadError::NoModel { path: folder, kind }),
+            kind => match &adapters_below(&folder)[..] {
+                [] => Err(LoadError::NoModel { path: folder, kind }),
+                [only] => {
+                    notices.push(Notice::AdapterInSubfolder { folder: only.clone() });
+                    self.model_dirs(only, base, notices)
+                }
+                several => {
+                    let names: Vec<String> =
+                        several.iter().map(|path| shell_word(&path.to_string_lossy())).collect();
+                    let hint = format!("name one of its adapters: {}", names.join(", "));
+                    Err(LoadError::NoModel { path: folder, kind }.with_hint(hint))
+                }
+            },
         }
     }
 
@@ -160,6 +174,18 @@ impl<'a> Loader<'a> {
         report(Progress::FetchEnded { name, pulled: pulled.as_ref().ok(), seconds: seconds() });
         Ok(pulled?)
     }
+}
+
+/// Most subfolders that are searched for an adapter.
+const MAX_SUBFOLDERS: usize = 1000;
+
+/// The subfolders of `folder` that hold an adapter, by name. PEFT saves an adapter with a name of its own there.
+fn adapters_below(folder: &Path) -> Vec<PathBuf> {
+    let entries = std::fs::read_dir(folder).into_iter().flatten().flatten().take(MAX_SUBFOLDERS);
+    let mut found: Vec<PathBuf> =
+        entries.map(|entry| entry.path()).filter(|path| path.join(CONFIG_FILE).is_file()).collect();
+    found.sort();
+    found
 }
 
 /// Fetches optional files that another program left out of the cached model. Returns a notice if the Hub

@@ -16,6 +16,7 @@ use danlu_train::memory;
 use rustyline::error::ReadlineError;
 
 use crate::args::QuantArgs;
+use crate::args::chat_template::with_chat_template;
 use crate::args::compute::check_context;
 use crate::args::compute::{ComputeArgs, products};
 use crate::args::sampling::SamplingArgs;
@@ -59,6 +60,9 @@ pub struct ChatArgs {
     /// Use the base's chat template although it differs from the adapter's
     #[arg(long)]
     pub allow_template_mismatch: bool,
+    /// Chat template instead of the model's: a file, or chatml, llama3, alpaca, vicuna or zephyr
+    #[arg(long, value_name = "FILE|NAME")]
+    pub chat_template: Option<String>,
     #[command(flatten)]
     pub sampling: SamplingArgs,
     /// Longest reply, in tokens
@@ -98,6 +102,8 @@ pub fn run(args: &ChatArgs, printer: &Printer) -> Result<()> {
         tokens: token_check(args.allow_template_mismatch),
     };
     let loaded = loader.run(|loader, notices| loader.load(files, &options, notices))?;
+    let template = args.chat_template.as_deref();
+    let loaded = loaded.map_tokenizer(|tokenizer| with_chat_template(tokenizer, template, printer))?;
     let options = GenerateOptions {
         max_new_tokens: args.max_new_tokens,
         stop_ids: Default::default(),

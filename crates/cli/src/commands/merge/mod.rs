@@ -22,7 +22,7 @@ use danlu_adapter::{Adapter, AdapterError, BaseIdentity, parse_byte_size};
 use danlu_data::{EncodeOptions, Format};
 use danlu_hub::FetchScope;
 use danlu_kernels::{Backend, DType, FourBitCode};
-use danlu_loader::{BaseFiles, CheckDepth, ModelFiles, ModelTokens, check_base};
+use danlu_loader::{BaseFiles, CheckDepth, ModelFiles, ModelTokens, Notice, check_base};
 use danlu_model::files::TEMPORARY_PREFIX;
 use danlu_model::{
     Decoder, LabeledSequence, LoraSource, ModelError, Quantization, Quantized, StagedFolder, Tokenizer,
@@ -39,7 +39,7 @@ use crate::evaluation::held_out::read_held_out;
 use crate::evaluation::held_out_file;
 use crate::model_loader::{ModelLoader, token_check};
 use crate::printer::Printer;
-use crate::{interrupt, terminal_text};
+use crate::{interrupt, notices, terminal_text};
 use card::MergedCard;
 
 /// Examples under `--help`.
@@ -136,7 +136,7 @@ pub fn run(args: &MergeArgs, printer: &Printer) -> Result<()> {
     let model = open_adapter(args, &loader)?;
     let check = token_check(args.allow_template_mismatch);
     let tokens = loader.run(|_, notices| ModelTokens::read(&model, check, notices))?;
-    tokens.tokenizer.check_fits(model.base().config())?;
+    tokens.tokenizer.limit_ids(model.base().config());
     // Text and card are read first: a fault in them should not cost a merge.
     let mut card = MergedCard::of(&model, &args.notes, printer.lang)?;
     let file = args.data.clone().or_else(|| held_out_file::beside(&args.adapter));
@@ -153,7 +153,9 @@ pub fn run(args: &MergeArgs, printer: &Printer) -> Result<()> {
     // Measured in f32, so that the merge is measured and not the rounding of the products.
     let backend = args.compute.backend(DType::F32)?;
     let base = model.base();
-    let adapter = model.require_adapter()?.load(base.config(), base.folder(), &*backend)?;
+    let files = model.require_adapter()?;
+    let adapter = files.load(base.config(), base.folder(), &*backend)?;
+    Notice::of_adapter(&files.name(), &adapter).for_each(|notice| notices::print(&notice, printer));
     let job = Job { args, adapter, backend, forms: &forms, sequences: &sequences, loader: &loader, printer };
     job.run(card, file.as_deref())
 }

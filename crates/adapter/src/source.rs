@@ -1,0 +1,143 @@
+//! The tensors of an adapter folder, in whatever form a program saved them, under PEFT's names.
+
+use std::path::{Path, PathBuf};
+
+use danlu_model::{TensorInfo, Weights, files};
+use serde_json::{Map, Value, json};
+
+use crate::AdapterError;
+use crate::files::{WEIGHTS_FILE, no_weights};
+use crate::mlx::{self, MLX_WEIGHTS_FILE};
+use crate::tensor_names;
+use crate::torch_file::{self, RawTensor};
+
+/// Name of the tensors' file that PEFT wrote until 0.6: a pickle.
+const PICKLE_FILE: &str = "adapter_model.bin";
+
+/// A fact about an adapter that another program saved in its own way. The caller puts it into words.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum AdapterNote {
+    /// The tensors come from a file in another form, such as `adapter_model.bin`.
+    OtherForm {
+        /// The file.
+        file: PathBuf,
+    },
+    /// Tensors have names other than PEFT's.
+    RenamedTensors {
+        /// How many.
+        count: usize,
+        /// The name of one.
+        example: String,
+        /// The wrapper that put a segment into the name, such as `torch.compile`.
+        wrapper: Option<&'static str>,
+    },
+    /// Names in a setting that match no module of the base.
+    UnusedNames {
+        /// The setting, as PEFT names it.
+        key: &'static str,
+        /// The names.
+        names: Vec<String>,
+    },
+}
+
+/// The tensors of an adapter folder.
+pub(crate) struct AdapterTensors {
+    /// Their file.
+    pub path: PathBuf,
+    /// The tensors, under PEFT's names.
+    pub weights: Weights,
+    /// What differs from PEFT's own form.
+    pub notes: Vec<AdapterNote>,
+}
+
+impl AdapterTensors {
+    /// Reads the tensors of `folder`.
+    ///
+    /// # Errors
+    /// If there is no file of tensors, or it is damaged.
+    pub fn read(folder: &Path) -> Result<Self, AdapterError> {
+        let path = folder.join(WEIGHTS_FILE);
+        if path.exists() {
+            let weights = Weights::from_bytes(&path, files::read_bounded(&path, u64::MAX)?)?;
+            return Self::renamed(path, weights);
+        }
+        let path = folder.join(PICKLE_FILE);
+        if path.exists() {
+            let bytes = files::read_bounded(&path, u64::MAX)?;
+            let tensors = torch_file::read(&bytes)
+                .map_err(|message| AdapterError::Pickle { message }.in_file(&path))?;
+            return Self::converted(path, tensors);
+        }
+        let path = folder.join(MLX_WEIGHTS_FILE);
+        if path.exists() {
+            let weights = Weights::from_bytes(&path, files::read_bounded(&path, u64::MAX)?)?;
+            return Self::converted(path, mlx::tensors(&weights));
+        }
+        Err(no_weights(folder))
+    }
+
+    /// Tensors of another form of file.
+    fn converted(path: PathBuf, tensors: Vec<RawTensor>) -> Result<Self, AdapterError> {
+        let weights = Weights::from_bytes(&path, safetensors_bytes(&tensors))?;
+        let mut read = Self::renamed(path.clone(), weights)?;
+        read.notes.insert(0, AdapterNote::OtherForm { file: path });
+        Ok(read)
+    }
+
+    /// Gives each tensor PEFT's name, if the names stay apart.
+    fn renamed(path: PathBuf, weights: Weights) -> Result<Self, AdapterError> {
+        let names: Vec<String> = weights.names().map(tensor_names::canonical).collect();
+        let changed: Vec<&str> =
+            weights.names().zip(&names).filter(|(old, new)| old != new).map(|(old, _)| old).collect();
+        let mut distinct = names.clone();
+        distinct.sort_unstable();
+        distinct.dedup();
+        if changed.is_empty() || distinct.len() < names.len() {
+            return Ok(Self { path, weights, notes: Vec::new() });
+        }
+        let note = AdapterNote::RenamedTensors {
+            count: changed.len(),
+            example: changed[0].to_owned(),
+            wrapper: tensor_names::wrapper(changed[0]),
+        };
+        let tensors: Vec<RawTensor> = weights
+            .tensors()
+            .iter()
+            .zip(names)
+            .map(|(info, name)| RawTensor { name, ..RawTensor::copy(&weights, info) })
+            .collect();
+        let weights = Weights::from_bytes(&path, safetensors_bytes(&tensors))?;
+        Ok(Self { path, weights, notes: vec![note] })
+    }
+}
+
+impl RawTensor {
+    /// A copy of a tensor. An element type that danlu does not read keeps its name.
+    pub fn copy(weights: &Weights, info: &TensorInfo) -> Self {
+        Self {
+            name: info.name.clone(),
+            dtype: info.dtype_name.clone(),
+            shape: info.shape.clone(),
+            bytes: weights.bytes(info).to_vec(),
+        }
+    }
+}
+
+/// A safetensors file of these tensors.
+fn safetensors_bytes(tensors: &[RawTensor]) -> Vec<u8> {
+    let mut header = Map::new();
+    let mut end = 0;
+    for tensor in tensors {
+        let start = end;
+        end += tensor.bytes.len();
+        let entry = json!({ "dtype": tensor.dtype, "shape": tensor.shape, "data_offsets": [start, end] });
+        header.insert(tensor.name.clone(), entry);
+    }
+    let mut text = Value::Object(header).to_string().into_bytes();
+    text.resize(text.len().next_multiple_of(8), b' ');
+    let mut out = (text.len() as u64).to_le_bytes().to_vec();
+    out.reserve(text.len() + end);
+    out.append(&mut text);
+    tensors.iter().for_each(|tensor| out.extend_from_slice(&tensor.bytes));
+    out
+}

@@ -1,0 +1,77 @@
+//! PEFT's names for the tensors of adapters that other programs saved.
+
+use crate::adapter::PREFIX;
+
+/// Segments that wrappers put into a module's path: torch.compile, data parallelism, FSDP, checkpointing.
+const WRAPPERS: [&str; 4] = ["_orig_mod", "module", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"];
+
+/// Segments before the layers, by PEFT, the model's own classes, and models of text and images.
+const PREFIXES: [&str; 4] = ["base_model", "model", "language_model", "text_model"];
+
+/// The name that PEFT gives the tensor `name`: without wrappers and the adapter's own name, and with PEFT's prefix
+/// once. A name of another kind stays as it is.
+pub(crate) fn canonical(name: &str) -> String {
+    let segments: Vec<&str> = name.split('.').filter(|segment| !WRAPPERS.contains(segment)).collect();
+    let Some(half) = segments.iter().rposition(|segment| matches!(*segment, "lora_A" | "lora_B")) else {
+        return segments.join(".");
+    };
+    // `lora_A.weight`, `lora_A.<name of the adapter>.weight`, or `lora_A` alone.
+    let is_weight = match &segments[half + 1..] {
+        [] | ["weight"] => true,
+        [_, last] => *last == "weight",
+        _ => false,
+    };
+    let layers = segments.iter().position(|segment| *segment == "layers");
+    let start =
+        layers.filter(|&at| at < half && segments[..at].iter().all(|segment| PREFIXES.contains(segment)));
+    match start {
+        Some(start) if is_weight => {
+            format!("{PREFIX}model.{}.weight", segments[start..=half].join("."))
+        }
+        _ => segments.join("."),
+    }
+}
+
+/// The wrapper in a name, in words.
+pub(crate) fn wrapper(name: &str) -> Option<&'static str> {
+    let has = |wanted: &str| name.split('.').any(|segment| segment == wanted);
+    match () {
+        () if has("_orig_mod") => Some("torch.compile"),
+        () if has("_fsdp_wrapped_module") => Some("FSDP"),
+        () if has("_checkpoint_wrapped_module") => Some("activation checkpointing"),
+        () if has("module") => Some("DataParallel"),
+        () => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_of_every_habit_become_pefts() {
+        let peft = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight";
+        for name in [
+            peft,
+            "_orig_mod.base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight",
+            "base_model.model._orig_mod.model.layers.0.self_attn.q_proj.lora_A.weight",
+            "module.base_model.model.model.layers.0.self_attn.q_proj.lora_A.default.weight",
+            "base_model.model.base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight",
+            "base_model.model.model.layers.0.self_attn.q_proj._orig_mod.lora_A.my_adapter.weight",
+            "base_model.model.model.language_model.layers.0.self_attn.q_proj.lora_A.weight",
+            "model.layers.0.self_attn.q_proj.lora_A.weight",
+            "layers.0.self_attn.q_proj.lora_A",
+        ] {
+            assert_eq!(canonical(name), peft, "{name}");
+        }
+        for name in [
+            "base_model.model.model.vision_tower.layers.0.self_attn.q_proj.lora_A.weight",
+            "base_model.model.lm_head.weight",
+            "model.layers.0.self_attn.q_proj.lora_A.a.b.weight",
+        ] {
+            assert_eq!(canonical(name), name);
+        }
+        assert_eq!(wrapper("_orig_mod.x"), Some("torch.compile"));
+        assert_eq!(wrapper(peft), None);
+    }
+}

@@ -1,0 +1,218 @@
+//! Reads the tensors of a file of `torch.save`: a zip archive without compression, with a pickle that names views
+//! of its other entries.
+
+use std::collections::HashMap;
+use std::ops::Range;
+
+use crate::pickle::{self, TensorView};
+
+/// Largest pickle of a file. One tensor takes some 200 bytes.
+const MAX_PICKLE_BYTES: usize = 64 << 20;
+
+/// A tensor, row-major.
+#[derive(Debug, PartialEq)]
+pub(crate) struct RawTensor {
+    pub name: String,
+    /// As safetensors spells it.
+    pub dtype: String,
+    pub shape: Vec<usize>,
+    pub bytes: Vec<u8>,
+}
+
+/// Reads all tensors of a file.
+///
+/// # Errors
+/// If it is no such archive, its pickle does more than name tensors, or a tensor lies outside of its entry.
+pub(crate) fn read(file: &[u8]) -> Result<Vec<RawTensor>, String> {
+    let entries = entries(file)?;
+    let pickle = entries.iter().find(|(name, _)| name.ends_with("/data.pkl"));
+    let (name, range) = pickle.ok_or("it has no `data.pkl`: torch 1.6 and newer write one")?;
+    if range.len() > MAX_PICKLE_BYTES {
+        return Err(format!("`{name}` has {} bytes, expected at most {MAX_PICKLE_BYTES}", range.len()));
+    }
+    let folder = name.trim_end_matches("data.pkl");
+    if let Some(order) = entries.get(&format!("{folder}byteorder"))
+        && &file[order.clone()] != b"little"
+    {
+        return Err("its bytes are in big-endian order".to_owned());
+    }
+    let views = pickle::tensors(&file[range.clone()])?;
+    let tensor = |(name, view): (String, TensorView)| {
+        let entry = entries.get(&format!("{folder}data/{}", view.storage.key));
+        let storage = entry.map(|range| &file[range.clone()]);
+        let gathered = storage.ok_or_else(|| format!("its storage `{}` is missing", view.storage.key));
+        let gathered = gathered.and_then(|storage| gather(&view, storage));
+        let (dtype, shape, bytes) = gathered.map_err(|fault| format!("tensor `{name}`: {fault}"))?;
+        Ok(RawTensor { name, dtype: dtype.to_owned(), shape, bytes })
+    };
+    views.into_iter().map(tensor).collect()
+}
+
+/// Copies a view of `storage`, row-major.
+fn gather(view: &TensorView, storage: &[u8]) -> Result<(&'static str, Vec<usize>, Vec<u8>), String> {
+    let (dtype, size) = match &*view.storage.class {
+        "FloatStorage" => ("F32", 4),
+        "HalfStorage" => ("F16", 2),
+        "BFloat16Storage" => ("BF16", 2),
+        class => return Err(format!("it is a `{class}`, expected F32, BF16 or F16")),
+    };
+    let held = storage.len() / size;
+    let outside = || format!("it reaches beyond the {held} elements of its storage");
+    let shape: Vec<usize> =
+        view.shape.iter().map(|&n| usize::try_from(n).map_err(|_| outside())).collect::<Result<_, _>>()?;
+    let count = shape.iter().try_fold(1usize, |count, &n| count.checked_mul(n)).ok_or_else(outside)?;
+    if shape.len() != view.strides.len() {
+        return Err(format!("it has {} axes and {} strides", shape.len(), view.strides.len()));
+    }
+    let last = view.shape.iter().zip(&view.strides).try_fold(view.offset, |last, (&n, &stride)| {
+        last.checked_add(n.saturating_sub(1).checked_mul(stride)?)
+    });
+    // A view that repeats elements would be larger than the file.
+    if count > held || (count > 0 && last.is_none_or(|last| last >= held as u64)) {
+        return Err(outside());
+    }
+    let mut bytes = Vec::with_capacity(count * size);
+    let mut index = vec![0u64; shape.len()];
+    for _ in 0..count {
+        let at = view.offset + index.iter().zip(&view.strides).map(|(i, stride)| i * stride).sum::<u64>();
+        let at = at as usize * size;
+        bytes.extend_from_slice(&storage[at..at + size]);
+        for (i, &n) in index.iter_mut().zip(&view.shape).rev() {
+            *i += 1;
+            if *i < n {
+                break;
+            }
+            *i = 0;
+        }
+    }
+    Ok((dtype, shape, bytes))
+}
+
+/// The entries of a zip archive without compression, as ranges of its bytes.
+fn entries(file: &[u8]) -> Result<HashMap<String, Range<usize>>, String> {
+    const END: &[u8] = b"PK\x05\x06";
+    const END_LENGTH: usize = 22;
+    let damaged = || "it is no whole zip archive of torch".to_owned();
+    let tail = file.len().saturating_sub(END_LENGTH + usize::from(u16::MAX));
+    let end = file[tail..].windows(END.len()).rposition(|window| window == END).ok_or_else(damaged)? + tail;
+    let count = number(file, end + 10, 2).ok_or_else(damaged)?;
+    let mut at = number(file, end + 16, 4).ok_or_else(damaged)?;
+    let mut count = count as u64;
+    // Zip64 has the numbers that do not fit in a record of its own, which a locator before the end points at.
+    if let Some(locator) = end.checked_sub(20)
+        && file[locator..].starts_with(b"PK\x06\x07")
+    {
+        let record = number(file, locator + 8, 8).ok_or_else(damaged)?;
+        count = number(file, record.checked_add(32).ok_or_else(damaged)?, 8).ok_or_else(damaged)? as u64;
+        at = number(file, record.saturating_add(48), 8).ok_or_else(damaged)?;
+    }
+    let mut found = HashMap::new();
+    for _ in 0..count {
+        let header = file.get(at..).filter(|header| header.starts_with(b"PK\x01\x02")).ok_or_else(damaged)?;
+        let field = |offset: usize, width: usize| number(header, offset, width).ok_or_else(damaged);
+        let (name_length, extra, comment) = (field(28, 2)?, field(30, 2)?, field(32, 2)?);
+        let name = header.get(46..46 + name_length).ok_or_else(damaged)?;
+        let name = String::from_utf8_lossy(name).into_owned();
+        if field(10, 2)? != 0 {
+            return Err(format!("its entry `{name}` is compressed, which torch does not do"));
+        }
+        let extra_fields = header.get(46 + name_length..46 + name_length + extra).ok_or_else(damaged)?;
+        let mut wide = Zip64::of(extra_fields);
+        let size = wide.or(field(24, 4)?).ok_or_else(damaged)?;
+        wide.or(field(20, 4)?).ok_or_else(damaged)?;
+        let local = wide.or(field(42, 4)?).ok_or_else(damaged)?;
+        let data = data_of(file, local, size).ok_or_else(damaged)?;
+        found.insert(name, data);
+        at += 46 + name_length + extra + comment;
+    }
+    Ok(found)
+}
+
+/// The bytes of an entry behind its local header.
+fn data_of(file: &[u8], local: usize, size: usize) -> Option<Range<usize>> {
+    let lengths = number(file, local.checked_add(26)?, 2)? + number(file, local + 28, 2)?;
+    let start = local.checked_add(30 + lengths)?;
+    let end = start.checked_add(size)?;
+    (end <= file.len()).then_some(start..end)
+}
+
+/// The numbers of an entry that do not fit in 32 bits, in their order.
+struct Zip64<'a>(&'a [u8]);
+
+impl<'a> Zip64<'a> {
+    /// Finds them in the extra fields of an entry: each has an id and a length of 2 bytes.
+    fn of(mut extra: &'a [u8]) -> Self {
+        while let (Some(id), Some(length)) = (number(extra, 0, 2), number(extra, 2, 2)) {
+            let field = extra.get(4..4 + length).unwrap_or_default();
+            if id == 1 {
+                return Self(field);
+            }
+            extra = extra.get(4 + length..).unwrap_or_default();
+        }
+        Self(&[])
+    }
+
+    /// `short`, or the next wide number if `short` stands for one.
+    fn or(&mut self, short: usize) -> Option<usize> {
+        if short != u32::MAX as usize {
+            return Some(short);
+        }
+        let wide = number(self.0, 0, 8)?;
+        self.0 = &self.0[8..];
+        Some(wide)
+    }
+}
+
+fn number(bytes: &[u8], at: usize, width: usize) -> Option<usize> {
+    let bytes = bytes.get(at..at.checked_add(width)?)?;
+    usize::try_from(bytes.iter().rev().fold(0u64, |number, &byte| (number << 8) | u64::from(byte))).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::rc::Rc;
+
+    use super::*;
+    use crate::pickle::Storage;
+
+    fn view(offset: u64, shape: &[u64], strides: &[u64]) -> TensorView {
+        let storage = Storage { class: Rc::from("HalfStorage"), key: Rc::from("0") };
+        TensorView { storage, offset, shape: shape.to_vec(), strides: strides.to_vec() }
+    }
+
+    #[test]
+    fn a_view_is_copied_row_by_row() {
+        let storage: Vec<u8> = (0..12).collect();
+        let transposed = gather(&view(0, &[3, 2], &[1, 3]), &storage).unwrap();
+        assert_eq!(transposed, ("F16", vec![3, 2], vec![0, 1, 6, 7, 2, 3, 8, 9, 4, 5, 10, 11]));
+        assert_eq!(gather(&view(4, &[2], &[1]), &storage).unwrap().2, [8, 9, 10, 11]);
+        assert_eq!(gather(&view(0, &[0, 4], &[4, 1]), &storage).unwrap().2, [0u8; 0]);
+    }
+
+    #[test]
+    fn a_view_outside_its_storage_is_refused() {
+        for (offset, shape, strides) in [
+            (5, &[2][..], &[1][..]),
+            (0, &[7], &[1]),
+            (u64::MAX, &[1], &[1]),
+            (0, &[1 << 40, 1 << 40], &[0, 0]),
+            (0, &[2, 2], &[u64::MAX, 1]),
+            (0, &[2], &[1, 1]),
+        ] {
+            assert!(gather(&view(offset, shape, strides), &[0; 12]).is_err(), "{offset} {shape:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_archive_is_refused() {
+        for file in [
+            &b""[..],
+            b"PK",
+            b"PK\x05\x06",
+            &[0x80; 100],
+            b"PK\x05\x06\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff",
+        ] {
+            assert!(read(file).is_err());
+        }
+    }
+}
