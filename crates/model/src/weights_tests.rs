@@ -1,14 +1,15 @@
 use super::*;
 use std::fs;
 
-/// Returns a safetensors file of f32 tensors, each filled with its index in the list.
+/// Returns a safetensors file of f32 tensors, each filled with its index in the list; a head is filled with 0.
 fn file_of(tensors: &[(&str, &[usize])]) -> Vec<u8> {
     let mut header = serde_json::Map::new();
     let mut data = Vec::new();
     for (i, (name, shape)) in tensors.iter().enumerate() {
         let start = data.len();
         for _ in 0..shape.iter().product::<usize>() {
-            data.extend((i as f32).to_le_bytes());
+            let value = if *name == "lm_head.weight" { 0.0 } else { i as f32 };
+            data.extend(value.to_le_bytes());
         }
         let entry = serde_json::json!({"dtype": "F32", "shape": shape, "data_offsets": [start, data.len()]});
         header.insert((*name).to_owned(), entry);
@@ -111,6 +112,37 @@ fn the_exact_set_of_tensors_is_accepted() {
         }
         built(&tensors).check_complete(&config).unwrap();
     }
+}
+
+#[test]
+fn a_head_that_differs_from_its_tied_table_is_refused() {
+    let config = config(true);
+    let mut tensors = tensors_of(&config);
+    tensors.insert(0, ("model.layers.0.self_attn.rotary_emb.inv_freq".to_owned(), vec![1]));
+    tensors.push(("lm_head.weight".to_owned(), vec![5, 4]));
+    let error = built(&tensors).check_complete(&config).unwrap_err();
+    assert!(error.to_string().contains("`lm_head.weight` differs"), "{error}");
+    assert!(error.hint().unwrap().contains("`tie_word_embeddings`"));
+}
+
+#[test]
+fn empty_tensors_are_named_for_what_they_are() {
+    let config = config(true);
+    let mut tensors = tensors_of(&config);
+    tensors[1].1 = vec![0];
+    let error = built(&tensors).check_complete(&config).unwrap_err().to_string();
+    assert!(error.contains("is empty, expected [4]: DeepSpeed ZeRO-3"), "{error}");
+}
+
+#[test]
+fn shards_without_an_index_are_read_if_all_are_there() {
+    let [one, two] = [file_of(&[("a", &[2])]), file_of(&[("_orig_mod.b", &[3])])];
+    let names = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"];
+    let folder = folder_with(&[(names[0], &one), (names[1], &two)]);
+    assert_eq!(Weights::open(folder.path()).unwrap().names().collect::<Vec<_>>(), ["a", "b"]);
+    fs::remove_file(folder.path().join(names[0])).unwrap();
+    let error = Weights::open(folder.path()).unwrap_err().to_string();
+    assert!(error.contains("of 2 shards 1 are there"), "{error}");
 }
 
 #[test]
