@@ -22,7 +22,7 @@ pub enum AdapterError {
     Model(#[from] ModelError),
 
     /// An error in a file.
-    #[error("`{}`: {source}", path.display())]
+    #[error("cannot use `{}`: {source}", path.display())]
     InFile {
         /// Path of the file.
         path: PathBuf,
@@ -64,7 +64,7 @@ pub enum AdapterError {
     },
 
     /// An invalid regular expression, or one that takes too long to match.
-    #[error("`{key}`: the pattern `{pattern}` cannot be used: {message}")]
+    #[error("cannot use the pattern `{pattern}` of `{key}`: {message}")]
     Pattern {
         /// The setting.
         key: String,
@@ -75,7 +75,7 @@ pub enum AdapterError {
     },
 
     /// A target that matches no module of the base.
-    #[error("target module `{target}` matches nothing in the base model")]
+    #[error("cannot adapt `{target}`: it matches no module of the base model")]
     NoSuchTarget {
         /// The name or regular expression.
         target: String,
@@ -84,7 +84,7 @@ pub enum AdapterError {
     },
 
     /// A target that matches a module without LoRA support.
-    #[error("target module `{target}` matches `{module}`, which {reason}")]
+    #[error("cannot adapt `{target}`: it matches `{module}`, which {reason}")]
     NotAdaptable {
         /// The name or regular expression.
         target: String,
@@ -95,14 +95,16 @@ pub enum AdapterError {
     },
 
     /// The exclusions remove every module.
-    #[error("no module is left to adapt: {removed} would match `target_modules` and are all excluded")]
+    #[error("cannot choose modules: `target_modules` matches {removed}, and all are excluded")]
     NothingTargeted {
         /// Number of modules before exclusion.
         removed: usize,
     },
 
     /// A layer number beyond the model's last layer.
-    #[error("`layers_to_transform` names layer {layer}, and the base model has {layers} (from 0)")]
+    #[error(
+        "cannot adapt layer {layer} of `layers_to_transform`: the base model has {layers} layers, from 0"
+    )]
     NoSuchLayer {
         /// The layer number.
         layer: i64,
@@ -111,7 +113,7 @@ pub enum AdapterError {
     },
 
     /// A rank or alpha that applies to no adapted module.
-    #[error("the key `{pattern}` of `{key}` matches no adapted module")]
+    #[error("cannot use the key `{pattern}` of `{key}`: it matches no adapted module")]
     UnusedPattern {
         /// `rank_pattern` or `alpha_pattern`.
         key: &'static str,
@@ -120,7 +122,7 @@ pub enum AdapterError {
     },
 
     /// A rank larger than the sides of the weight.
-    #[error("`{module}`: rank {rank} is larger than its weight, {d_out} x {d_in}")]
+    #[error("cannot adapt `{module}`: rank {rank} exceeds the sides of its weight, {d_out} x {d_in}")]
     RankTooLarge {
         /// Path of the module.
         module: String,
@@ -133,7 +135,7 @@ pub enum AdapterError {
     },
 
     /// A folder without a supported weight file.
-    #[error("`{}` holds no `adapter_model.safetensors`{}", folder.display(),
+    #[error("cannot load `{}`: it has no `adapter_model.safetensors`{}", folder.display(),
         other.as_ref().map(|o| format!(", only `{o}`")).unwrap_or_default())]
     NoWeights {
         /// The folder.
@@ -150,7 +152,7 @@ pub enum AdapterError {
     },
 
     /// An unsupported element type.
-    #[error("tensor `{name}` has the type {found}, expected F32, BF16 or F16")]
+    #[error("tensor `{name}` is {found}, expected F32, BF16 or F16")]
     DType {
         /// The tensor.
         name: String,
@@ -187,7 +189,7 @@ pub enum AdapterError {
 
     /// Tensors and configuration do not match.
     #[error(
-        "the tensors do not fit adapter_config.json and the base model{}{}",
+        "the tensors do not match adapter_config.json and the base model{}{}",
         listing("bind to nothing", unbound),
         listing("are missing", missing)
     )]
@@ -199,7 +201,7 @@ pub enum AdapterError {
     },
 
     /// Infinity or not-a-number.
-    #[error("tensor `{name}` holds {value} at element {element}")]
+    #[error("element {element} of tensor `{name}` is {value}")]
     NotFinite {
         /// The tensor.
         name: String,
@@ -210,7 +212,7 @@ pub enum AdapterError {
     },
 
     /// A value outside the range of the output's element type.
-    #[error("tensor `{name}` holds {value:e} at element {element}, beyond the range of {dtype}")]
+    #[error("cannot write tensor `{name}`: element {element} is {value:e}, beyond the range of {dtype}")]
     Overflow {
         /// The tensor.
         name: String,
@@ -223,7 +225,7 @@ pub enum AdapterError {
     },
 
     /// The disk is too small for the merged model.
-    #[error("merging into `{}` needs {needed} bytes and the disk has {available} free", path.display())]
+    #[error("cannot merge into `{}`: the model needs {needed} bytes, the disk has {available} free", path.display())]
     Space {
         /// The output folder.
         path: PathBuf,
@@ -234,7 +236,7 @@ pub enum AdapterError {
     },
 
     /// Base and merged model have different vocabularies.
-    #[error("the base has a vocabulary of {base} and the merged model one of {merged}")]
+    #[error("cannot compare the models: the base has {base} tokens, the merged model {merged}")]
     Vocabulary {
         /// Vocabulary size of the base.
         base: usize,
@@ -243,11 +245,11 @@ pub enum AdapterError {
     },
 
     /// There is no text to measure on.
-    #[error("there is no held-out text to measure the merge on")]
+    #[error("cannot measure the merge: there is no held-out text")]
     NothingToMeasure,
 
     /// An invalid `danlu.json`.
-    #[error("{}: {reason}", path.display())]
+    #[error("cannot read `{}`: {reason}", path.display())]
     Identity {
         /// The file.
         path: PathBuf,
@@ -256,7 +258,7 @@ pub enum AdapterError {
     },
 
     /// A text that is not a size such as `2GB`.
-    #[error("`{found}` is not a size")]
+    #[error("cannot read `{found}`: it is not a size")]
     Size {
         /// The text.
         found: String,
@@ -311,23 +313,19 @@ impl AdapterError {
             Self::Unsupported { advice, .. } => advice,
             Self::NoSuchTarget { available, .. } => {
                 let names: Vec<_> = available.iter().map(|n| format!("`{n}`")).collect();
-                return Some(format!("the base has {}", names.join(", ")));
+                return Some(format!("choose from {}", names.join(", ")));
             }
-            Self::NotAdaptable { .. } => {
-                "target the projections of the layers: `all-linear` stands for all seven of them"
-            }
+            Self::NotAdaptable { .. } => "target projections of the layers; `all-linear` selects all of them",
             Self::NothingTargeted { .. } => {
                 "check `exclude_modules`, `layers_to_transform` and `layers_pattern`"
             }
             Self::UnusedPattern { .. } => {
-                "keys are matched against the end of a module's path, such as `v_proj` or `layers.3.mlp.up_proj`"
+                "write the end of a module's path, such as `v_proj` or `layers.3.mlp.up_proj`"
             }
-            Self::RankTooLarge { .. } => {
-                "8 to 64 is usual; more than the smaller side of the weight adds nothing"
-            }
+            Self::RankTooLarge { .. } => "choose a rank from 8 to 64",
             Self::EmptyTensor { .. } => {
-                "DeepSpeed ZeRO-3 saves empty tensors unless it gathers them: save again with \
-                 `stage3_gather_16bit_weights_on_model_save`, or run `zero_to_fp32.py` on the checkpoint"
+                "save again with `stage3_gather_16bit_weights_on_model_save`, or run `zero_to_fp32.py` on the \
+                 checkpoint: DeepSpeed ZeRO-3 saves empty tensors otherwise"
             }
             Self::Pickle { .. } => {
                 "danlu reads tensors from a pickle and runs nothing: fetch the file again, or ask its author for \
@@ -336,20 +334,18 @@ impl AdapterError {
             Self::NoWeights { .. } => {
                 "name the folder that holds adapter_config.json and adapter_model.safetensors"
             }
-            Self::Header { .. } => "the file is damaged or incomplete: save or fetch it again",
+            Self::Header { .. } => "save or fetch the file again: it is damaged or incomplete",
             Self::Shape { .. } | Self::Binding { .. } => {
-                "an adapter fits the base it was trained on, and the `adapter_config.json` it was saved with: compare \
-                 `base_model_name_or_path` with the base given, and put the file back if it was edited"
+                "give the base that the adapter was trained on (`base_model_name_or_path`), and the \
+                 `adapter_config.json` it was saved with"
             }
             Self::NotFinite { .. } => {
-                "training diverged: take an earlier checkpoint, or train with a lower rate"
+                "use an earlier checkpoint, or train with a lower learning rate: the training diverged"
             }
-            Self::Overflow { .. } => "merge in bf16 or f32, which reach as far as the base does",
+            Self::Overflow { .. } => "merge in bf16 or f32, whose range is larger",
             Self::Space { .. } => "free some space, choose a folder on another disk, or a smaller `--dtype`",
-            Self::NothingToMeasure => "give some records of the data that were not trained on",
-            Self::Identity { .. } => {
-                "copy the file from a checkpoint of the same run, whose tokens are the same"
-            }
+            Self::NothingToMeasure => "give records that were not used for training",
+            Self::Identity { .. } => "copy the file from a checkpoint of the same run",
             Self::Size { .. } => "write a number of bytes with a unit: `500MB`, `2GB`, `1GiB`",
             _ => return None,
         };

@@ -219,13 +219,13 @@ mod tests {
             let error = streamed(&tensor(&weight, DType::F16), threads).unwrap_err();
             assert_eq!(
                 error.to_string(),
-                "tensor `w` holds 6.552e4 at element 200123, beyond the range of F16"
+                "cannot write tensor `w`: element 200123 is 6.552e4, beyond the range of F16"
             );
         }
         assert!(streamed(&tensor(&weight, DType::Bf16), 2).is_ok());
         values[7] = f32::NAN;
         let weight = Matrix::from_f32(&values, 300, 1000);
         let error = streamed(&tensor(&weight, DType::F32), 2).unwrap_err();
-        assert_eq!(error.to_string(), "tensor `w` holds NaN at element 7");
+        assert_eq!(error.to_string(), "element 7 of tensor `w` is NaN");
     }
 }

@@ -165,14 +165,14 @@ fn modules_lie_without_gaps_or_overlap() {
 fn a_target_is_never_silently_without_effect() {
     let message = |changes: Value| resolve(changes).unwrap_err();
     let error = message(json!({ "target_modules": ["q_proj", "q_porj"] }));
-    assert_eq!(error.to_string(), "target module `q_porj` matches nothing in the base model");
+    assert_eq!(error.to_string(), "cannot adapt `q_porj`: it matches no module of the base model");
     assert!(error.hint().unwrap().contains("`down_proj`"));
     assert!(matches!(message(json!({ "target_modules": "q_proj" })), AdapterError::NoSuchTarget { .. }));
     assert!(matches!(message(json!({ "target_modules": "" })), AdapterError::NoSuchTarget { .. }));
     let error = message(json!({ "target_modules": ["q_proj", "lm_head"] }));
     assert_eq!(
         error.to_string(),
-        "target module `lm_head` matches `lm_head`, which is not yet supported as a target"
+        "cannot adapt `lm_head`: it matches `lm_head`, which is not yet supported as a target"
     );
     let error = message(json!({ "target_modules": ["embed_tokens"] }));
     assert!(error.to_string().contains("`model.embed_tokens`, which is not yet supported"));
@@ -181,7 +181,7 @@ fn a_target_is_never_silently_without_effect() {
     let error = message(json!({ "exclude_modules": ["q_proj", "v_proj"] }));
     assert!(error.to_string().contains("6 would match"));
     let error = message(json!({ "layers_to_transform": [1, 3] }));
-    assert!(error.to_string().contains("names layer 3, and the base model has 3"));
+    assert!(error.to_string().contains("layer 3 of `layers_to_transform`: the base model has 3"));
     assert!(matches!(
         message(json!({ "rank_pattern": { "q_proj": 65 } })),
         AdapterError::RankTooLarge { .. }

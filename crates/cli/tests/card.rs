@@ -312,7 +312,7 @@ fn what_cannot_be_written_from_is_refused_with_a_hint() {
     );
     scene.refuses(
         "card me/huan",
-        "error: `me/huan` does not exist\n\nhint: name the folder of an adapter, a merged model or a base; \
+        "error: cannot load `me/huan`: it does not exist\n\nhint: name the folder of an adapter, a merged model or a base; \
          a card is written into a folder here, and `danlu push` takes it to the Hub\n",
     );
     let missing = scene.run("train --base base --data data.json --output out --notes nowhere.md");

@@ -282,7 +282,7 @@ fn a_folder_named_like_the_owner_hides_no_name() {
     let ran = hub.scene.run("chat lab/base --prompt 你好");
     assert_eq!(
         ran.err,
-        "error: `lab/base` does not exist\n\nhint: name the folder of an adapter, a merged model or a base; if it is \
+        "error: cannot load `lab/base`: it does not exist\n\nhint: name the folder of an adapter, a merged model or a base; if it is \
          the Hub's, say `lab/base@main`, or `danlu pull lab/base` first\n"
     );
     hub.scene.write("run.toml", "base = \"lab/base\"\ndata = [\"data.json\"]\n");
@@ -300,7 +300,7 @@ fn a_folder_named_like_the_owner_hides_no_name() {
     hub.ok_offline("train --config run.toml --output out --max-steps 1 --lora-r 2");
     // And a folder comes first.
     fs::create_dir(hub.scene.path("lab/base")).unwrap();
-    assert!(hub.scene.run("chat lab/base --prompt 你好").err.contains("holds neither"));
+    assert!(hub.scene.run("chat lab/base --prompt 你好").err.contains("it has neither"));
     // Where it holds nothing, an adapter whose base is the Hub's is told what is in the way, and how to go round it.
     let ran = hub.scene.run("chat out --prompt 你好");
     let said = "`lab/base` here holds no model and hides the one on the Hub: move it away, or give `--base lab/base@main`";
@@ -482,7 +482,7 @@ fn what_is_not_there_is_said_with_a_way_on() {
     );
     let ran = hub.scene.run("chat . --prompt x");
     assert!(
-        ran.err.starts_with("error: the adapter `.` was trained on `lab/none`: cannot find the model"),
+        ran.err.starts_with("error: cannot fetch the base of `.`, `lab/none`: cannot find the model"),
         "{}",
         ran.err
     );

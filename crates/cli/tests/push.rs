@@ -65,9 +65,9 @@ fn an_adapter_that_nobody_can_load_is_not_sent() {
         assert!(desk.server.requests().is_empty(), "{words}");
     };
     fs::remove_file(&path).unwrap();
-    refused("`out` holds no `adapter_model.safetensors`");
+    refused("cannot load `out`: it has no `adapter_model.safetensors`");
     fs::write(&path, &weights[..weights.len() - 4]).unwrap();
-    refused(&format!("should hold {} bytes and holds {}", weights.len(), weights.len() - 4));
+    refused(&format!("it has {} bytes, expected {}", weights.len() - 4, weights.len()));
     fs::remove_file(&path).unwrap();
     fs::write(scene.path("elsewhere.safetensors"), &weights).unwrap();
     std::os::unix::fs::symlink("../elsewhere.safetensors", &path).unwrap();
@@ -104,7 +104,7 @@ fn a_model_that_nobody_can_load_is_not_sent() {
     };
     let index = r#"{"weight_map": {"model.norm.weight": "model-00001-of-00002.safetensors"}}"#;
     fs::remove_file(scene.path("base/model.safetensors")).unwrap();
-    refused("`base` holds no `model.safetensors`");
+    refused("cannot load `base`: it has neither `model.safetensors`");
     replace("base/model.safetensors.index.json", index.as_bytes());
     refused("shard `model-00001-of-00002.safetensors` is missing");
     replace("base/model-00001-of-00002.safetensors", &weights);
@@ -515,7 +515,7 @@ fn a_stopped_run_names_its_checkpoint_and_how_it_goes_on() {
         fs::remove_file(desk.scene.path("out").join(name)).unwrap();
     }
     let ran = desk.refuses("push out me/huan");
-    assert!(ran.err.contains("is a run that was stopped before its end"), "{}", ran.err);
+    assert!(ran.err.contains("it is a stopped run without an adapter"), "{}", ran.err);
     assert!(ran.err.contains("danlu train --output out --resume"), "{}", ran.err);
 }
 

@@ -25,7 +25,7 @@ fn missing_files_are_named() {
     );
     scene.refuses(
         "chat nope --prompt hi",
-        "error: `nope` does not exist\n\nhint: name the folder of an adapter, a merged model or a base\n",
+        "error: cannot load `nope`: it does not exist\n\nhint: name the folder of an adapter, a merged model or a base\n",
     );
     assert!(!scene.path("out").exists(), "nothing is created for a run that cannot be");
 }
@@ -64,8 +64,8 @@ fn an_unknown_target_module_is_underlined_with_what_there_is() {
     let toml = "base = \"base\"\ndata = \"data.json\"\noutput = \"out\"\ntarget_modules = [\"q_porj\", \"v_proj\"]\n";
     scene.write("run.toml", toml);
     let hint =
-        "hint: the base has `q_proj`, `k_proj`, `v_proj`, `o_proj`, `gate_proj`, `up_proj`, `down_proj`\n";
-    let message = "error: target module `q_porj` matches nothing in the base model\n";
+        "hint: choose from `q_proj`, `k_proj`, `v_proj`, `o_proj`, `gate_proj`, `up_proj`, `down_proj`\n";
+    let message = "error: cannot adapt `q_porj`: it matches no module of the base model\n";
     let snippet = "    ╭─[run.toml:4:20]\n  4 │ target_modules = [\"q_porj\", \"v_proj\"]\n    ·                    ──────\n";
     scene.refuses("train --config run.toml", &format!("{message}{snippet}\n{hint}"));
     scene.refuses(
@@ -98,7 +98,7 @@ fn flags_and_values_that_do_not_exist_are_refused() {
     );
     scene.refuses(
         "chat base --prompt hi --temperature -1",
-        "error: `temperature` is -1, expected 0 or more\n",
+        "error: cannot use `temperature`: it is -1, expected 0 or more\n",
     );
     scene.refuses("chta", "error: unknown command `chta`\n\nhint: did you mean `chat`?\n");
     scene.refuses("chat", "error: `<PATH>` is missing\n\nhint: danlu chat <PATH>\n");
@@ -255,7 +255,7 @@ fn an_adapter_whose_base_is_elsewhere_asks_for_it() {
     fs::rename(scene.path("base"), scene.path("moved")).unwrap();
     scene.refuses(
         "chat out --prompt hi",
-        "error: the adapter `out` was trained on `base`, which is no model folder here\n\n\
+        "error: cannot find the base of `out`: its base `base` is no model folder here\n\n\
          hint: name its folder with `--base DIR`\n",
     );
     scene.ok("chat out --base moved --prompt hi --max-new-tokens 2");
@@ -300,10 +300,10 @@ fn what_is_no_model_is_told_apart() {
     scene.ok("train --base base --data data.json --output out --max-steps 1");
     scene.refuses(
         "chat out --base out --prompt hi",
-        "error: `out` is an adapter, expected a base model\n\nhint: name the folder of the model that it was trained on\n",
+        "error: cannot use `out` as a base: it is an adapter\n\nhint: name the folder of the model that it was trained on\n",
     );
     let hub = "error: cannot reach 127.0.0.1:9: Connection refused\n\n\
-               hint: check the network, and `HF_ENDPOINT` if it is set; in China a mirror: \
+               hint: check the network, and `HF_ENDPOINT` if it is set; in China, use a mirror: \
                HF_ENDPOINT=https://hf-mirror.com; \
                there is no folder `meta-llama/Llama-3.2-1B` here\n";
     scene.refuses("chat meta-llama/Llama-3.2-1B --prompt hi", hub);
@@ -311,7 +311,7 @@ fn what_is_no_model_is_told_apart() {
     scene.refuses("data check data.json --base meta-llama/Llama-3.2-1B", hub);
     scene.refuses(
         "chat data.json --prompt hi",
-        "error: `data.json` is a file, expected a folder\n\nhint: name the folder that holds `config.json`\n",
+        "error: cannot load `data.json`: it is a file, expected a folder\n\nhint: name the folder that holds `config.json`\n",
     );
 }
 
@@ -320,7 +320,7 @@ fn a_run_that_was_stopped_is_named_with_its_newest_checkpoint() {
     let scene = Scene::new();
     scene.ok("train --base base --data data.json --output out --max-steps 4 --save-steps 2");
     fs::remove_file(scene.path("out/adapter_config.json")).unwrap();
-    let error = "error: `out` is a run that was stopped before its end and holds no adapter yet\n\n\
+    let error = "error: cannot load `out`: it is a stopped run without an adapter\n\n\
                  hint: use its newest checkpoint, `out/checkpoint-4`, or finish the run: danlu train --output out --resume\n";
     scene.refuses("chat out --prompt hi", error);
     scene.refuses("compare out --data data.json", error);
@@ -335,14 +335,14 @@ fn a_generation_config_with_an_impossible_value_is_named() {
     fs::write(&path, r#"{"do_sample": true, "temperature": -4}"#).unwrap();
     scene.refuses(
         "chat base --prompt hi",
-        "error: `base/generation_config.json`: `temperature` is -4, expected 0 or more\n\n\
+        "error: cannot use `base/generation_config.json`: `temperature` is -4, expected 0 or more\n\n\
          hint: mend the file, or overrule it with `--temperature`\n",
     );
     fs::write(&path, "{\n  \"do_sample\": true,\n}").unwrap();
     scene.refuses(
         "chat base --prompt hi",
-        "error: `base/generation_config.json:3:1`: found a `,` after the last value, expected none\n\n\
-         hint: mend the file, or fetch it again\n",
+        "error: cannot parse `base/generation_config.json:3:1`: found a `,` after the last value, expected none\n\n\
+         hint: correct the file, or fetch it again\n",
     );
 }
 
@@ -353,7 +353,7 @@ fn an_adapter_is_sampled_from_by_its_own_generation_config() {
     scene.write("out/generation_config.json", r#"{"do_sample": true, "top_k": -1}"#);
     scene.refuses(
         "chat out --prompt hi",
-        "error: `out/generation_config.json`: `top_k` is -1, expected a whole number, 0 or more\n\n\
+        "error: cannot use `out/generation_config.json`: `top_k` is -1, expected a whole number, 0 or more\n\n\
          hint: mend the file, or overrule it with `--top-k`\n",
     );
 }

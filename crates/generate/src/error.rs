@@ -7,7 +7,7 @@ use danlu_model::ModelError;
 #[non_exhaustive]
 pub enum GenerateError {
     /// A sampling setting outside its range.
-    #[error("`{name}` is {found}, expected {expected}")]
+    #[error("cannot use `{name}`: it is {found}, expected {expected}")]
     Setting {
         /// Name of the setting on the command line.
         name: &'static str,
@@ -17,10 +17,10 @@ pub enum GenerateError {
         expected: &'static str,
     },
     /// The prompt is empty.
-    #[error("the prompt has no tokens")]
+    #[error("cannot continue the prompt: it has no tokens")]
     EmptyPrompt,
     /// The prompt does not leave room for a new token.
-    #[error("the prompt is {prompt} tokens, and the context holds {context}")]
+    #[error("cannot read the prompt: it has {prompt} tokens, the context {context}")]
     PromptTooLong {
         /// Tokens of the prompt.
         prompt: usize,
@@ -28,7 +28,7 @@ pub enum GenerateError {
         context: usize,
     },
     /// Every logit is NaN or minus infinity.
-    #[error("the model gave no usable logit after {position} tokens")]
+    #[error("cannot choose a token after {position} tokens: no logit is a number")]
     NoLogit {
         /// Number of tokens before the failed one.
         position: usize,
@@ -42,13 +42,12 @@ impl GenerateError {
     /// Returns the next step for the user, if there is one.
     pub fn hint(&self) -> Option<String> {
         match self {
-            Self::PromptTooLong { .. } => Some(
-                "shorten the message or the system prompt; a larger `--context` may make room".to_owned(),
-            ),
-            Self::NoLogit { .. } => Some(
-                "weights that overflowed in training or merging do this: try an earlier checkpoint"
-                    .to_owned(),
-            ),
+            Self::PromptTooLong { .. } => {
+                Some("shorten the message or the system prompt, or raise `--context`".to_owned())
+            }
+            Self::NoLogit { .. } => {
+                Some("use an earlier checkpoint: the weights overflowed in training or merging".to_owned())
+            }
             Self::Model(error) => error.hint(),
             Self::Setting { .. } | Self::EmptyPrompt => None,
         }

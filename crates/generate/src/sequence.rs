@@ -165,14 +165,14 @@ mod tests {
     fn prompts_without_tokens_or_room_are_rejected() {
         assert!(matches!(sequence(&[], 9, 1, &[]), Err(GenerateError::EmptyPrompt)));
         let error = sequence(&[0; 10], 9, 1, &[]).unwrap_err();
-        assert_eq!(error.to_string(), "the prompt is 10 tokens, and the context holds 9");
+        assert_eq!(error.to_string(), "cannot read the prompt: it has 10 tokens, the context 9");
     }
 
     #[test]
     fn logits_without_a_number_are_an_error() {
         let mut sequence = sequence(&[0, 1], 9, 5, &[]).unwrap();
         let error = sequence.push(&[f32::NAN; 4]).unwrap_err();
-        assert_eq!(error.to_string(), "the model gave no usable logit after 2 tokens");
+        assert_eq!(error.to_string(), "cannot choose a token after 2 tokens: no logit is a number");
         assert_eq!((sequence.ids().len(), sequence.stop()), (2, None));
     }
 }

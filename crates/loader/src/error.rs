@@ -9,7 +9,7 @@ use danlu_model::{FileError, ModelError, shell_word};
 use crate::FolderKind;
 
 /// Hint for an unreachable Hub. Only reads get this hint: a push would send its token to the mirror.
-const MIRROR: &str = "in China a mirror: HF_ENDPOINT=https://hf-mirror.com";
+const MIRROR: &str = "in China, use a mirror: HF_ENDPOINT=https://hf-mirror.com";
 
 /// Hint for an adapter whose base is unknown.
 pub(crate) const NAME_BASE: &str = "name its folder with `--base DIR`";
@@ -27,13 +27,13 @@ pub enum LoadError {
         kind: FolderKind,
     },
     /// The path is an adapter, and a base is required.
-    #[error("`{}` is an adapter, expected a base model", path.display())]
+    #[error("cannot use `{}` as a base: it is an adapter", path.display())]
     BaseIsAdapter {
         /// The path.
         path: PathBuf,
     },
     /// `--base` was given, and the model needs none.
-    #[error("`{}` is a whole model, and `--base` is `{}`", model.display(), base.display())]
+    #[error("cannot use `--base` with `{}`: it is a whole model, and `--base` is `{}`", model.display(), base.display())]
     BaseOfModel {
         /// The path of the model.
         model: PathBuf,
@@ -41,19 +41,19 @@ pub enum LoadError {
         base: PathBuf,
     },
     /// The path is a whole model, and an adapter is required.
-    #[error("`{}` is a whole model, expected an adapter", path.display())]
+    #[error("cannot use `{}` as an adapter: it is a whole model", path.display())]
     NotAnAdapter {
         /// The path.
         path: PathBuf,
     },
     /// `adapter_config.json` names no base.
-    #[error("`{}` names no base in `base_model_name_or_path`", path.display())]
+    #[error("cannot find the base of `{}`: `base_model_name_or_path` is missing", path.display())]
     UnnamedBase {
         /// The file.
         path: PathBuf,
     },
     /// The base that an adapter names is neither a local folder nor a repository on the Hub.
-    #[error("the adapter `{}` was trained on `{base}`, which is no model folder here", adapter.display())]
+    #[error("cannot find the base of `{}`: its base `{base}` is no model folder here", adapter.display())]
     BaseNotFound {
         /// Folder of the adapter.
         adapter: PathBuf,
@@ -61,7 +61,7 @@ pub enum LoadError {
         base: String,
     },
     /// The base that an adapter names cannot be fetched from the Hub.
-    #[error("the adapter `{}` was trained on `{base}`: {source}", adapter.display())]
+    #[error("cannot fetch the base of `{}`, `{base}`: {source}", adapter.display())]
     BaseNotFetched {
         /// Folder of the adapter.
         adapter: PathBuf,
@@ -74,8 +74,7 @@ pub enum LoadError {
     },
     /// The adapter was trained on a 4-bit base with some modules in 16 bits.
     #[error(
-        "the adapter was trained on a 4-bit base with {} left in 16 bits; `{}` is a 16-bit base, and danlu cannot \
-         recreate that mix at load time",
+        "cannot quantize as in training: the adapter's base had {} in 16 bits, and `{}` is a 16-bit base",
         counted(skipped.len(), "projection"),
         base.display()
     )]
@@ -148,7 +147,7 @@ impl LoadError {
         let hint = match self {
             Self::NoModel { path, kind } => return Some(no_model_hint(path, kind)),
             Self::BaseIsAdapter { .. } => "name the folder of the model that it was trained on",
-            Self::BaseOfModel { .. } => "leave `--base` out; it goes with an adapter",
+            Self::BaseOfModel { .. } => "leave `--base` out",
             Self::NotAnAdapter { .. } => "name the folder of an adapter",
             Self::UnnamedBase { .. } | Self::BaseNotFound { .. } => NAME_BASE,
             Self::BaseNotFetched { source, alternative, .. } => {
@@ -204,11 +203,11 @@ fn no_model(path: &Path, kind: &FolderKind) -> String {
     let path = path.display();
     match kind {
         FolderKind::StoppedRun { .. } => {
-            format!("`{path}` is a run that was stopped before its end and holds no adapter yet")
+            format!("cannot load `{path}`: it is a stopped run without an adapter")
         }
-        FolderKind::Missing => format!("`{path}` does not exist"),
-        FolderKind::File => format!("`{path}` is a file, expected a folder"),
-        _ => format!("`{path}` holds neither `{CONFIG_FILE}` nor `config.json`"),
+        FolderKind::Missing => format!("cannot load `{path}`: it does not exist"),
+        FolderKind::File => format!("cannot load `{path}`: it is a file, expected a folder"),
+        _ => format!("cannot load `{path}`: it has neither `{CONFIG_FILE}` nor `config.json`"),
     }
 }
 

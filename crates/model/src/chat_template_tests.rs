@@ -198,7 +198,7 @@ fn eos_ends_each_answer_where_the_template_ends_none() {
 fn broken_and_endless_templates_are_errors() {
     let new = |source: &str| ChatTemplate::new(Path::new("t.jinja"), source, BTreeMap::new(), &[]);
     let error = new("a\n{% for %}").unwrap_err().to_string();
-    assert!(error.starts_with("chat template of `t.jinja`, line 2: syntax error"), "{error}");
+    assert!(error.starts_with("cannot use the chat template of `t.jinja`, line 2: syntax error"), "{error}");
     assert!(new(&" ".repeat(MAX_TEMPLATE_BYTES + 1)).is_err());
     let source = "{% for a in range(100000) %}{% for b in range(100000) %}{% endfor %}{% endfor %}";
     let error = new(source).unwrap().render(&[], false).unwrap_err().to_string();

@@ -111,7 +111,7 @@ impl ModelConfig {
 
         let model_type = fields.text("model_type")?.ok_or_else(|| fields.wrong("model_type", "`llama`"))?;
         if model_type != "llama" {
-            return Err(fields.unsupported("model_type", "models of type `llama` are"));
+            return Err(fields.unsupported("model_type", "`llama`"));
         }
         refuse_variants(&fields)?;
 
@@ -313,30 +313,30 @@ impl ModelConfig {
 fn refuse_variants(fields: &Fields<'_>) -> Result<(), ModelError> {
     for name in ["attention_bias", "mlp_bias"] {
         if fields.flag(name)? {
-            return Err(fields.unsupported(name, "projections without a bias are"));
+            return Err(fields.unsupported(name, "projections without a bias"));
         }
     }
     if !matches!(fields.text("hidden_act")?, None | Some("silu" | "swish")) {
-        return Err(fields.unsupported("hidden_act", "`silu` is"));
+        return Err(fields.unsupported("hidden_act", "`silu`"));
     }
     if fields.get("attention_dropout").is_some_and(|v| v.as_f64() != Some(0.0)) {
-        return Err(fields.unsupported("attention_dropout", "0.0 is"));
+        return Err(fields.unsupported("attention_dropout", "0.0"));
     }
     if fields.get("partial_rotary_factor").is_some_and(|v| v.as_f64() != Some(1.0)) {
-        return Err(fields.unsupported("partial_rotary_factor", "1.0 is"));
+        return Err(fields.unsupported("partial_rotary_factor", "1.0"));
     }
     let window_is_off = matches!(fields.get("use_sliding_window").and_then(|v| v.as_bool()), Some(false));
     if let (Some(window), false) = (fields.get("sliding_window"), window_is_off) {
         let positions = fields.get("max_position_embeddings").and_then(|v| v.as_u64());
         // A window as long as the context hides nothing.
         if !matches!((window.as_u64(), positions), (Some(w), Some(p)) if w >= p) {
-            return Err(fields.unsupported("sliding_window", "attention over the whole context is"));
+            return Err(fields.unsupported("sliding_window", "attention over the whole context"));
         }
     }
     if let Some(types) = fields.get("layer_types").and_then(|v| v.as_array())
         && types.iter().any(|t| t.as_str() != Some("full_attention"))
     {
-        return Err(fields.unsupported("layer_types", "`full_attention` in every layer is"));
+        return Err(fields.unsupported("layer_types", "`full_attention` in every layer"));
     }
     Ok(())
 }
@@ -353,7 +353,7 @@ fn rope(fields: &Fields<'_>, max_position_embeddings: usize) -> Result<Rope, Mod
     };
     let theta = parameters.positive("rope_theta")?.or(outer_theta).unwrap_or(10000.0);
     if parameters.get("partial_rotary_factor").is_some_and(|v| v.as_f64() != Some(1.0)) {
-        return Err(parameters.unsupported("partial_rotary_factor", "1.0 is"));
+        return Err(parameters.unsupported("partial_rotary_factor", "1.0"));
     }
     let key = if parameters.get("rope_type").is_some() { "rope_type" } else { "type" };
     let scaling = match parameters.text(key)? {
@@ -381,7 +381,7 @@ fn rope(fields: &Fields<'_>, max_position_embeddings: usize) -> Result<Rope, Mod
                     .unwrap_or(max_position_embeddings),
             }
         }
-        Some(_) => return Err(parameters.unsupported(key, "`default` and `llama3` are")),
+        Some(_) => return Err(parameters.unsupported(key, "`default` and `llama3`")),
     };
     Ok(Rope { theta, scaling })
 }
@@ -390,7 +390,7 @@ fn rope(fields: &Fields<'_>, max_position_embeddings: usize) -> Result<Rope, Mod
 /// in 4 bits.
 fn quantization(fields: &Fields<'_>) -> Result<Option<Quantization>, ModelError> {
     let Some(nested) = fields.nested("quantization_config")? else { return Ok(None) };
-    const READ: &str = "weights in 4 bits by bitsandbytes (nf4, fp4) are, and those in bf16, f16 or f32";
+    const READ: &str = "4 bits of bitsandbytes (nf4, fp4), and weights in bf16, f16 or f32";
     if !matches!(nested.text("quant_method")?, None | Some("bitsandbytes")) {
         return Err(nested.unsupported("quant_method", READ));
     }
@@ -404,7 +404,7 @@ fn quantization(fields: &Fields<'_>) -> Result<Option<Quantization>, ModelError>
         // The default of transformers.
         None => FourBitCode::Fp4,
         Some(name) => {
-            name.parse().map_err(|_| nested.unsupported("bnb_4bit_quant_type", "`nf4` and `fp4` are"))?
+            name.parse().map_err(|_| nested.unsupported("bnb_4bit_quant_type", "`nf4` and `fp4`"))?
         }
     };
     let double_quant = nested.flag("bnb_4bit_use_double_quant")?;

@@ -17,7 +17,7 @@ pub enum ModelError {
     Backend(#[from] danlu_kernels::BackendError),
 
     /// A JSON file is malformed.
-    #[error("`{}:{line}:{column}`: {message}", path.display())]
+    #[error("cannot parse `{}:{line}:{column}`: {message}", path.display())]
     Json {
         /// Path of the file.
         path: PathBuf,
@@ -30,7 +30,7 @@ pub enum ModelError {
     },
 
     /// A field is missing or has an impossible value.
-    #[error("`{}`: `{field}` is {found}, expected {expected}", path.display())]
+    #[error("cannot use `{}`: `{field}` is {found}, expected {expected}", path.display())]
     Field {
         /// Path of the file.
         path: PathBuf,
@@ -43,7 +43,7 @@ pub enum ModelError {
     },
 
     /// A valid value that danlu does not support.
-    #[error("`{}`: `{field}` {found} is not supported: {supported}", path.display())]
+    #[error("cannot use `{}`: `{field}` is {found}, supported: {supported}", path.display())]
     Unsupported {
         /// The file.
         path: PathBuf,
@@ -56,7 +56,7 @@ pub enum ModelError {
     },
 
     /// The folder has no weights in a supported format.
-    #[error("`{}` holds no `model.safetensors` and no `model.safetensors.index.json`{}", folder.display(),
+    #[error("cannot load `{}`: it has neither `model.safetensors` nor `model.safetensors.index.json`{}", folder.display(),
         other.as_ref().map(|o| format!(", only `{o}`")).unwrap_or_default())]
     NoWeights {
         /// The folder.
@@ -66,7 +66,7 @@ pub enum ModelError {
     },
 
     /// A safetensors file is shorter or longer than its tensors.
-    #[error("`{}` should hold {expected} bytes and holds {found}", path.display())]
+    #[error("cannot read `{}`: it has {found} bytes, expected {expected}", path.display())]
     FileSize {
         /// The file.
         path: PathBuf,
@@ -77,7 +77,7 @@ pub enum ModelError {
     },
 
     /// A safetensors header that is invalid.
-    #[error("`{}` is not a valid safetensors file: {message}", path.display())]
+    #[error("cannot read `{}`: it is not a valid safetensors file: {message}", path.display())]
     Header {
         /// The file.
         path: PathBuf,
@@ -86,7 +86,7 @@ pub enum ModelError {
     },
 
     /// An invalid shard index.
-    #[error("`{}`: {message}", path.display())]
+    #[error("cannot read `{}`: {message}", path.display())]
     Index {
         /// The index file.
         path: PathBuf,
@@ -95,7 +95,7 @@ pub enum ModelError {
     },
 
     /// A shard index that names a missing file.
-    #[error("`{}`: {message}", path.display())]
+    #[error("cannot read `{}`: {message}", path.display())]
     NoShard {
         /// The index file.
         path: PathBuf,
@@ -104,7 +104,7 @@ pub enum ModelError {
     },
 
     /// A tensor with an unsupported element type.
-    #[error("`{}`: weights in {dtype}: `{tensor}`; F32, BF16 and F16 are read", path.display())]
+    #[error("cannot read `{}`: tensor `{tensor}` is {dtype}, expected F32, BF16 or F16", path.display())]
     DType {
         /// The file.
         path: PathBuf,
@@ -115,7 +115,7 @@ pub enum ModelError {
     },
 
     /// A 4-bit weight with a missing or inconsistent part.
-    #[error("`{}`: 4-bit weight `{tensor}`: {message}", path.display())]
+    #[error("cannot read `{}`: 4-bit weight `{tensor}`: {message}", path.display())]
     FourBit {
         /// The file.
         path: PathBuf,
@@ -126,7 +126,7 @@ pub enum ModelError {
     },
 
     /// The model to quantize is in 4 bits already.
-    #[error("`{}` is in 4 bits already: `{tensor}`", folder.display())]
+    #[error("cannot quantize `{}`: `{tensor}` is in 4 bits already", folder.display())]
     AlreadyFourBit {
         /// The folder.
         folder: PathBuf,
@@ -135,7 +135,7 @@ pub enum ModelError {
     },
 
     /// A module to leave in 16 bits does not exist.
-    #[error("`{}` has no module `{module}` to leave out of 4 bits", folder.display())]
+    #[error("cannot leave `{module}` in 16 bits: `{}` has no such module", folder.display())]
     NoModule {
         /// The folder.
         folder: PathBuf,
@@ -144,7 +144,7 @@ pub enum ModelError {
     },
 
     /// Every projection is to be left in 16 bits.
-    #[error("without `{skipped}`, nothing of `{}` is left to be put into 4 bits", folder.display())]
+    #[error("cannot quantize `{}`: without `{skipped}`, no projection is left", folder.display())]
     AllSkipped {
         /// The folder.
         folder: PathBuf,
@@ -153,7 +153,7 @@ pub enum ModelError {
     },
 
     /// A weight to quantize has a value that is not finite.
-    #[error("`{}`: tensor `{tensor}` holds {value} at element {element}", path.display())]
+    #[error("cannot quantize `{}`: element {element} of tensor `{tensor}` is {value}", path.display())]
     NotFinite {
         /// The file.
         path: PathBuf,
@@ -166,7 +166,7 @@ pub enum ModelError {
     },
 
     /// A missing tensor.
-    #[error("`{}`: tensor `{tensor}` is missing", path.display())]
+    #[error("cannot load `{}`: tensor `{tensor}` is missing", path.display())]
     NoTensor {
         /// The folder or file.
         path: PathBuf,
@@ -175,7 +175,7 @@ pub enum ModelError {
     },
 
     /// A tensor's shape differs from the configuration.
-    #[error("`{}`: tensor `{tensor}` has shape {found:?}, expected {expected:?}", path.display())]
+    #[error("cannot load `{}`: tensor `{tensor}` has shape {found:?}, expected {expected:?}", path.display())]
     Shape {
         /// The file.
         path: PathBuf,
@@ -188,7 +188,7 @@ pub enum ModelError {
     },
 
     /// A tokenizer that cannot be built, or a text that it cannot encode.
-    #[error("`{}`: {message}", path.display())]
+    #[error("cannot use `{}`: {message}", path.display())]
     Tokenizer {
         /// The file.
         path: PathBuf,
@@ -207,7 +207,7 @@ pub enum ModelError {
 
     /// The model has no chat template.
     #[error(
-        "`{}` has no chat template: there is no `chat_template.jinja`, and no `chat_template` in `tokenizer_config.json`",
+        "cannot find a chat template in `{}`: it has no `chat_template.jinja`, and no `chat_template` in `tokenizer_config.json`",
         folder.display()
     )]
     NoTemplate {
@@ -216,7 +216,7 @@ pub enum ModelError {
     },
 
     /// A chat template that cannot be parsed, or that fails on a conversation.
-    #[error("chat template of `{}`{}: {message}", path.display(), line.map(|l| format!(", line {l}")).unwrap_or_default())]
+    #[error("cannot use the chat template of `{}`{}: {message}", path.display(), line.map(|l| format!(", line {l}")).unwrap_or_default())]
     Template {
         /// Path of the template's file.
         path: PathBuf,
@@ -227,16 +227,14 @@ pub enum ModelError {
     },
 
     /// The template rejects a conversation by `raise_exception`.
-    #[error("the model's chat template refuses this conversation: {message}")]
+    #[error("cannot render the conversation: the chat template rejects it: {message}")]
     Refused {
         /// Message of the template.
         message: String,
     },
 
     /// The assistant's span in the rendered text cannot be found.
-    #[error(
-        "what the assistant wrote cannot be told in the text of the chat template: message {index}, {reason}"
-    )]
+    #[error("cannot find message {index} in the rendered conversation: {reason}")]
     NoMask {
         /// Index of the assistant's message, from 0.
         index: usize,
@@ -245,7 +243,7 @@ pub enum ModelError {
     },
 
     /// The tensors do not match the configuration.
-    #[error("`{}`: the weights do not fit config.json{}", path.display(), listing(problems))]
+    #[error("cannot load `{}`: the weights do not match config.json{}", path.display(), listing(problems))]
     Incomplete {
         /// The folder or file.
         path: PathBuf,
@@ -264,7 +262,7 @@ pub enum ModelError {
     },
 
     /// The disk is too small for the model to write.
-    #[error("the model for `{}` needs {needed} bytes and the disk has {available} free", path.display())]
+    #[error("cannot write `{}`: the model needs {needed} bytes, the disk has {available} free", path.display())]
     Space {
         /// The folder.
         path: PathBuf,
@@ -275,11 +273,11 @@ pub enum ModelError {
     },
 
     /// The caller stopped a long operation.
-    #[error("stopped before it was done")]
+    #[error("stopped before the end")]
     Stopped,
 
     /// A token id without a row in the embedding table.
-    #[error("token id {id} is outside the model's vocabulary of {vocab_size}")]
+    #[error("cannot read token id {id}: the model's vocabulary has {vocab_size} tokens")]
     TokenOutOfRange {
         /// The id.
         id: u32,
@@ -288,7 +286,7 @@ pub enum ModelError {
     },
 
     /// More tokens than the slot has room for, or none.
-    #[error("{added} tokens after {held} do not fit a cache of {capacity}")]
+    #[error("cannot append {added} tokens: the slot holds {held} of {capacity}")]
     CacheFull {
         /// Tokens in the slot.
         held: usize,
@@ -319,44 +317,42 @@ impl ModelError {
         let hint = match self {
             Self::File(e) => return e.hint(),
             Self::NoWeights { other: Some(_), .. } => {
-                "only safetensors is read (other formats can run code or need their own reader); convert once with \
+                "convert the weights to safetensors once with \
                  transformers: AutoModelForCausalLM.from_pretrained(folder).save_pretrained(new_folder)"
             }
             Self::NoWeights { other: None, .. } => {
                 "name the folder that holds config.json and model.safetensors, as downloaded"
             }
             Self::FileSize { expected, found, .. } if found < expected => {
-                "the file ends early, as after an interrupted download: fetch it again"
+                "fetch the file again: it ends early, as after an interrupted download"
             }
             Self::Header { message, .. } if message.contains("version https://git-lfs") => {
-                "this is git's pointer to the file, not the file: run `git lfs pull` in its folder"
+                "run `git lfs pull` in its folder: the file is a Git LFS pointer"
             }
-            Self::Json { .. } => "mend the file, or fetch it again",
-            Self::FileSize { .. } | Self::Header { .. } => "the file is damaged: fetch it again",
+            Self::Json { .. } => "correct the file, or fetch it again",
+            Self::FileSize { .. } | Self::Header { .. } => "fetch the file again: it is damaged",
             Self::DType { .. } => "use the model's original weights, in bf16, f16 or f32",
             Self::Incomplete { .. } | Self::Shape { .. } | Self::NoTensor { .. } => {
-                "config.json and the weights must come from the same model, and a download be complete"
+                "fetch config.json and the weights again, from one model"
             }
             Self::OwnHead { .. } => {
                 "set `tie_word_embeddings` to false in config.json to use the head, or remove the head from the weights"
             }
-            Self::NotFinite { .. } => "the base itself is damaged: fetch it again",
+            Self::NotFinite { .. } => "fetch the base again: it is damaged",
             Self::NoModule { .. } | Self::AllSkipped { .. } => {
-                "modules are named as the weights are, without `.weight`, whole or by their end: `down_proj`, \
+                "name modules as in the weight files, without `.weight`, whole or by their end: `down_proj`, \
                  `model.layers.0.mlp.down_proj`"
             }
-            Self::AlreadyFourBit { .. } => "leave `--quant` out: the base is used as it is",
+            Self::AlreadyFourBit { .. } => "leave `--quant` out to use the base as it is",
             Self::FourBit { .. } => {
-                "the file is damaged, or was not written by bitsandbytes: fetch it again, or quantise the original with \
-                 `danlu quantize BASE --to nf4 --output DIR`"
+                "fetch the file again, or quantize the original with `danlu quantize BASE --to nf4 --output DIR`"
             }
-            Self::TokenOutOfRange { .. } => "tokenizer.json and the weights must come from the same model",
+            Self::TokenOutOfRange { .. } => "take tokenizer.json and the weights from one model",
             Self::OtherTokenizer { .. } => {
                 "convert it once with transformers: AutoTokenizer.from_pretrained(folder).save_pretrained(folder)"
             }
             Self::NoTemplate { .. } => {
-                "name a template with `--chat-template`, such as `--chat-template chatml`, or use an instruct model; plain \
-                 text needs none"
+                "name a template with `--chat-template`, such as `--chat-template chatml`, or use an instruct model"
             }
             Self::Space { .. } => "free some space, or choose a folder on another disk",
             Self::NoMask { .. } => {

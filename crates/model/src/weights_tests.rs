@@ -53,7 +53,10 @@ fn tensors_come_in_the_order_of_their_bytes() {
     assert_eq!(weights.matrix("z", 2, 3).unwrap().to_vec(), [0.0; 6]);
     assert_eq!(weights.bytes(weights.info("a").unwrap()).len(), 16);
     let error = weights.matrix("z", 3, 2).unwrap_err();
-    assert_eq!(error.to_string(), "`m/model.safetensors`: tensor `z` has shape [2, 3], expected [3, 2]");
+    assert_eq!(
+        error.to_string(),
+        "cannot load `m/model.safetensors`: tensor `z` has shape [2, 3], expected [3, 2]"
+    );
     assert!(matches!(weights.vector_f32("q", 1), Err(ModelError::NoTensor { .. })));
 }
 
@@ -65,7 +68,7 @@ fn a_file_cut_short_anywhere_is_refused() {
         assert!(matches!(error, ModelError::FileSize { .. }), "{end}: {error}");
     }
     let error = read(whole[..whole.len() - 3].to_vec()).unwrap_err();
-    let message = format!("should hold {} bytes and holds {}", whole.len(), whole.len() - 3);
+    let message = format!("it has {} bytes, expected {}", whole.len() - 3, whole.len());
     assert!(error.to_string().contains(&message), "{error}");
     let mut longer = whole;
     longer.push(0);
@@ -172,7 +175,7 @@ fn another_element_type_is_refused_by_name() {
     let header = r#"{"b":{"dtype":"F8_E4M3","shape":[8],"data_offsets":[0,8]}}"#;
     let weights = read(with_header(header, &[0; 8])).unwrap();
     let error = weights.check_complete(&config(true)).unwrap_err();
-    assert!(error.to_string().contains("weights in F8_E4M3: `b`"), "{error}");
+    assert!(error.to_string().contains("tensor `b` is F8_E4M3, expected"), "{error}");
     assert!(matches!(weights.vector_f32("b", 8), Err(ModelError::DType { .. })));
 }
 

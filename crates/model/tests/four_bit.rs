@@ -227,7 +227,7 @@ fn invalid_parts_are_reported_with_name_and_value() {
         assert!(message.contains(WEIGHT), "{message}");
     }
     // Without its state, a weight is a tensor of bytes, which is an unsupported type.
-    assert!(gone(".quant_state.bitsandbytes__nf4").contains("weights in U8"));
+    assert!(gone(".quant_state.bitsandbytes__nf4").contains(" is U8, expected F32, BF16 or F16"));
     let message = with_state("\"nested_dtype\":\"float32\"", "\"nested_dtype\":\"float64\"");
     assert!(message.contains("`nested_dtype` is `float64`"), "{message}");
 }

@@ -156,7 +156,7 @@ mod tests {
         let wrong = |config: &str| resolve(config, &SamplingArgs::default()).unwrap_err();
         assert_eq!(
             wrong(r#"{"do_sample": true, "temperature": -4}"#),
-            "error: `base/generation_config.json`: `temperature` is -4, expected 0 or more\n\n\
+            "error: cannot use `base/generation_config.json`: `temperature` is -4, expected 0 or more\n\n\
              hint: mend the file, or overrule it with `--temperature`\n"
         );
         for (config, told) in [
