@@ -12,7 +12,7 @@ use std::sync::Arc;
 
 use danlu_model::{Decoder, KvCache, LoraSource, SlotId, SlotInput, Workspace};
 
-use crate::{GenerateError, Sequence, Step};
+use crate::{GenerateError, Sequence, TokenStep};
 
 /// Most prompt tokens per step, over all slots. Small pieces keep activations in cache, and other sequences
 /// wait for one piece only.
@@ -42,7 +42,7 @@ pub struct StepOutput {
     /// Slot of the sequence.
     pub slot: SlotId,
     /// The new token, or the reason why none could be chosen.
-    pub step: Result<Step, GenerateError>,
+    pub step: Result<TokenStep, GenerateError>,
 }
 
 impl<'a> Engine<'a> {

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use danlu_model::{Decoder, LoraSource, SlotId, Workspace};
 
-use crate::{Engine, GenerateError, Sampler, Sampling, Sequence, StopReason, StopRules};
+use crate::{Engine, GenerateError, Sampler, SamplingOptions, Sequence, StopReason, StopRules};
 
 /// Options of [`generate()`].
 #[derive(Clone, Debug)]
@@ -18,7 +18,7 @@ pub struct GenerateOptions {
     /// Tokens that end the reply. The end token is not part of the reply. Empty: only the limit applies.
     pub stop_ids: BTreeSet<u32>,
     /// How tokens are chosen.
-    pub sampling: Sampling,
+    pub sampling: SamplingOptions,
 }
 
 /// A continuation, with token counts and durations.

@@ -7,7 +7,7 @@
 //! ```
 //! use std::{ops::ControlFlow, path::Path, sync::Arc};
 //!
-//! use danlu_generate::{GenerateOptions, Sampling, generate};
+//! use danlu_generate::{GenerateOptions, SamplingOptions, generate};
 //! use danlu_kernels::{Cpu, CpuOptions};
 //! use danlu_model::{Decoder, Message, Tokenizer, Workspace};
 //!
@@ -17,7 +17,7 @@
 //! let prompt = tokenizer.template()?.render(&[Message::new("user", "你是谁？")], true)?;
 //!
 //! let stop_ids = tokenizer.stop_ids().clone();
-//! let options = GenerateOptions { max_new_tokens: 8, stop_ids, sampling: Sampling::greedy() };
+//! let options = GenerateOptions { max_new_tokens: 8, stop_ids, sampling: SamplingOptions::greedy() };
 //! let mut on_token = |_| ControlFlow::Continue(());
 //! let ids = tokenizer.encode(&prompt)?;
 //! let reply = generate(&decoder, &mut Workspace::new(), None, &ids, &options, &mut on_token)?;
@@ -38,6 +38,6 @@ pub use engine::{Engine, StepOutput};
 pub use error::GenerateError;
 pub use generate::{GenerateOptions, Generated, generate};
 pub use sampler::Sampler;
-pub use sampling_options::Sampling;
-pub use sequence::{Sequence, Step, StopReason, StopRules};
+pub use sampling_options::SamplingOptions;
+pub use sequence::{Sequence, StopReason, StopRules, TokenStep};
 pub use session::{ChatReply, ChatSession};

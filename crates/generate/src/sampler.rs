@@ -11,7 +11,7 @@ use std::cmp::Ordering;
 
 use danlu_kernels::rng::{self, Stream};
 
-use crate::{GenerateError, Sampling};
+use crate::{GenerateError, SamplingOptions};
 
 /// Number of candidates sorted first. If a draw needs more, the number is multiplied by eight.
 const FIRST_CANDIDATES: usize = 256;
@@ -32,7 +32,7 @@ fn by_logit(a: &Candidate, b: &Candidate) -> Ordering {
 /// Chooses tokens, one per call, from one seeded random stream.
 #[derive(Clone, Debug)]
 pub struct Sampler {
-    sampling: Sampling,
+    sampling: SamplingOptions,
     stream: Stream,
     penalty: Penalty,
     /// Logits; later their differences from the largest, divided by the temperature.
@@ -45,7 +45,7 @@ impl Sampler {
     ///
     /// # Errors
     /// [`GenerateError::Setting`] if a setting is out of range.
-    pub fn new(sampling: Sampling) -> Result<Self, GenerateError> {
+    pub fn new(sampling: SamplingOptions) -> Result<Self, GenerateError> {
         sampling.check()?;
         let stream = Stream::new(rng::key(&[sampling.seed]));
         let (penalty, logits, candidates) = Default::default();
@@ -55,7 +55,7 @@ impl Sampler {
     /// Returns the next token after `context`, or `None` if no logit is above minus infinity. NaN counts as
     /// minus infinity.
     pub fn next(&mut self, logits: &[f32], context: &[u32]) -> Option<u32> {
-        let &Sampling { temperature, top_p, min_p, repetition_penalty, .. } = &self.sampling;
+        let &SamplingOptions { temperature, top_p, min_p, repetition_penalty, .. } = &self.sampling;
         self.logits.clear();
         self.logits.extend_from_slice(logits);
         if repetition_penalty != 1.0 {
@@ -90,7 +90,7 @@ impl Sampler {
 
     /// Gathers the candidates that pass top-k, top-p and min-p.
     fn filter(&mut self) {
-        let &Sampling { top_k, top_p, min_p, .. } = &self.sampling;
+        let &SamplingOptions { top_k, top_p, min_p, .. } = &self.sampling;
         match (self.keeps_all(), top_p < 1.0) {
             (false, is_filtered) => {
                 gather_largest(&mut self.candidates, &self.logits, top_k);

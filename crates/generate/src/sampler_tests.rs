@@ -4,12 +4,12 @@ use std::collections::BTreeSet;
 
 use super::*;
 
-fn sampler(sampling: Sampling) -> Sampler {
+fn sampler(sampling: SamplingOptions) -> Sampler {
     Sampler::new(sampling).unwrap()
 }
 
 /// Returns the set of tokens that occur in 2,000 draws.
-fn support(sampling: Sampling, logits: &[f32]) -> Vec<u32> {
+fn support(sampling: SamplingOptions, logits: &[f32]) -> Vec<u32> {
     let mut sampler = sampler(sampling);
     let drawn: BTreeSet<u32> = (0..2_000).map(|_| sampler.next(logits, &[]).unwrap()).collect();
     drawn.into_iter().collect()
@@ -22,7 +22,7 @@ fn logits(probabilities: &[f32]) -> Vec<f32> {
 
 #[test]
 fn temperature_zero_takes_the_largest_and_the_first_of_equals() {
-    let mut greedy = sampler(Sampling::greedy());
+    let mut greedy = sampler(SamplingOptions::greedy());
     assert_eq!(greedy.next(&[0.1, 3.0, 3.0, -1.0], &[]), Some(1));
     assert_eq!(greedy.next(&[-5.0, -4.0], &[]), Some(1));
 }
@@ -30,7 +30,7 @@ fn temperature_zero_takes_the_largest_and_the_first_of_equals() {
 #[test]
 fn draws_follow_the_distribution() {
     let logits = logits(&[0.5, 0.3, 0.2]);
-    let mut sampler = sampler(Sampling { seed: 3, ..Sampling::default() });
+    let mut sampler = sampler(SamplingOptions { seed: 3, ..SamplingOptions::default() });
     let mut counts = [0i32; 3];
     for _ in 0..20_000 {
         counts[sampler.next(&logits, &[]).unwrap() as usize] += 1;
@@ -43,15 +43,15 @@ fn draws_follow_the_distribution() {
 
 #[test]
 fn a_low_temperature_sharpens_and_a_tiny_one_is_greedy() {
-    let cold = Sampling { temperature: 1e-30, ..Sampling::default() };
+    let cold = SamplingOptions { temperature: 1e-30, ..SamplingOptions::default() };
     assert_eq!(support(cold, &[1.0, 1.5, 1.4]), [1]);
-    let hot = Sampling { temperature: 50.0, ..Sampling::default() };
+    let hot = SamplingOptions { temperature: 50.0, ..SamplingOptions::default() };
     assert_eq!(support(hot, &[1.0, 9.0, 1.0]), [0, 1, 2]);
 }
 
 #[test]
 fn top_k_keeps_k_and_ties_with_the_last() {
-    let keep = |k| support(Sampling { top_k: k, ..Sampling::default() }, &[2.0, 1.0, 1.0, 0.0]);
+    let keep = |k| support(SamplingOptions { top_k: k, ..SamplingOptions::default() }, &[2.0, 1.0, 1.0, 0.0]);
     assert_eq!(keep(1), [0]);
     assert_eq!(keep(2), [0, 1, 2]);
     assert_eq!(keep(9), [0, 1, 2, 3]);
@@ -61,7 +61,7 @@ fn top_k_keeps_k_and_ties_with_the_last() {
 #[test]
 fn top_p_keeps_the_fewest_tokens_that_reach_it() {
     let logits = logits(&[0.5, 0.3, 0.15, 0.05]);
-    let keep = |p| support(Sampling { top_p: p, ..Sampling::default() }, &logits);
+    let keep = |p| support(SamplingOptions { top_p: p, ..SamplingOptions::default() }, &logits);
     assert_eq!(keep(1e-6), [0]);
     assert_eq!(keep(0.49), [0]);
     assert_eq!(keep(0.51), [0, 1]);
@@ -73,7 +73,7 @@ fn top_p_keeps_the_fewest_tokens_that_reach_it() {
 #[test]
 fn min_p_is_relative_to_the_likeliest() {
     let logits = logits(&[0.5, 0.3, 0.15, 0.05]);
-    let keep = |p| support(Sampling { min_p: p, ..Sampling::default() }, &logits);
+    let keep = |p| support(SamplingOptions { min_p: p, ..SamplingOptions::default() }, &logits);
     assert_eq!(keep(0.05), [0, 1, 2, 3]);
     assert_eq!(keep(0.2), [0, 1, 2]);
     assert_eq!(keep(0.59), [0, 1]);
@@ -84,7 +84,7 @@ fn min_p_is_relative_to_the_likeliest() {
 fn filters_apply_after_temperature() {
     // At temperature 2 the probabilities are the normalised square roots: 0.42 0.32 0.26.
     let logits = logits(&[0.5, 0.3, 0.2]);
-    let sampling = Sampling { temperature: 2.0, top_p: 0.5, ..Sampling::default() };
+    let sampling = SamplingOptions { temperature: 2.0, top_p: 0.5, ..SamplingOptions::default() };
     assert_eq!(support(sampling, &logits), [0, 1]);
 }
 
@@ -92,7 +92,7 @@ fn filters_apply_after_temperature() {
 fn top_p_sees_only_what_top_k_left() {
     // After top-k 2 the most likely token has 4/7 of the mass, above 0.55. Of all four it has 0.4.
     let logits = logits(&[0.4, 0.3, 0.2, 0.1]);
-    let sampling = Sampling { top_k: 2, top_p: 0.55, ..Sampling::default() };
+    let sampling = SamplingOptions { top_k: 2, top_p: 0.55, ..SamplingOptions::default() };
     assert_eq!(support(sampling, &logits), [0]);
 }
 
@@ -102,7 +102,7 @@ fn repetition_penalty_lowers_positive_and_negative_logits() {
     // A token that occurs twice is penalised once. An id outside the vocabulary is ignored.
     Penalty::default().apply(&mut logits, &[0, 1, 1, 0, 77], 2.0);
     assert_eq!(logits, [1.0, -4.0, 2.0, -2.0]);
-    let mut greedy = sampler(Sampling { repetition_penalty: 1.5, ..Sampling::greedy() });
+    let mut greedy = sampler(SamplingOptions { repetition_penalty: 1.5, ..SamplingOptions::greedy() });
     assert_eq!(greedy.next(&[1.2, 1.0], &[0]), Some(1));
     assert_eq!(greedy.next(&[-1.0, -1.2], &[0]), Some(1));
 }
@@ -110,7 +110,7 @@ fn repetition_penalty_lowers_positive_and_negative_logits() {
 #[test]
 fn one_seed_gives_one_sequence_and_another_gives_another() {
     let draws = |seed| {
-        let mut sampler = sampler(Sampling { seed, ..Sampling::default() });
+        let mut sampler = sampler(SamplingOptions { seed, ..SamplingOptions::default() });
         (0..64).map(|_| sampler.next(&[0.0; 50], &[]).unwrap()).collect::<Vec<_>>()
     };
     assert_eq!(draws(7), draws(7));
@@ -119,31 +119,32 @@ fn one_seed_gives_one_sequence_and_another_gives_another() {
 
 #[test]
 fn nan_is_never_chosen_and_infinity_wins() {
-    let all = Sampling::default;
+    let all = SamplingOptions::default;
     assert_eq!(support(all(), &[f32::NAN, 0.0, f32::NEG_INFINITY]), [1]);
     assert_eq!(support(all(), &[0.0, f32::INFINITY, 1.0]), [1]);
-    assert_eq!(sampler(Sampling::greedy()).next(&[f32::NAN, -3.0], &[]), Some(1));
+    assert_eq!(sampler(SamplingOptions::greedy()).next(&[f32::NAN, -3.0], &[]), Some(1));
     assert_eq!(sampler(all()).next(&[f32::NAN, f32::NEG_INFINITY], &[]), None);
     assert_eq!(sampler(all()).next(&[], &[]), None);
 }
 
 #[test]
 fn settings_out_of_range_are_refused_by_name() {
-    let refuse = |sampling: Sampling| sampling.check().unwrap_err().to_string();
+    let refuse = |sampling: SamplingOptions| sampling.check().unwrap_err().to_string();
     assert_eq!(
-        refuse(Sampling { temperature: -1.0, ..Sampling::default() }),
+        refuse(SamplingOptions { temperature: -1.0, ..SamplingOptions::default() }),
         "`temperature` is -1, expected 0 or more"
     );
     assert_eq!(
-        refuse(Sampling { top_p: 0.0, ..Sampling::default() }),
+        refuse(SamplingOptions { top_p: 0.0, ..SamplingOptions::default() }),
         "`top-p` is 0, expected above 0 and at most 1"
     );
     assert_eq!(
-        refuse(Sampling { min_p: f32::NAN, ..Sampling::default() }),
+        refuse(SamplingOptions { min_p: f32::NAN, ..SamplingOptions::default() }),
         "`min-p` is NaN, expected between 0 and 1"
     );
     assert!(
-        refuse(Sampling { repetition_penalty: 0.0, ..Sampling::default() }).contains("`repetition-penalty`")
+        refuse(SamplingOptions { repetition_penalty: 0.0, ..SamplingOptions::default() })
+            .contains("`repetition-penalty`")
     );
 }
 
@@ -153,7 +154,12 @@ mod plain {
 
     use super::*;
 
-    pub fn next(sampling: &Sampling, stream: &mut Stream, logits: &[f32], context: &[u32]) -> Option<u32> {
+    pub fn next(
+        sampling: &SamplingOptions,
+        stream: &mut Stream,
+        logits: &[f32],
+        context: &[u32],
+    ) -> Option<u32> {
         let mut candidates: Vec<Candidate> =
             logits.iter().zip(0..).map(|(&logit, id)| Candidate { id, logit }).collect();
         for id in context.iter().collect::<BTreeSet<_>>() {
@@ -215,7 +221,7 @@ fn every_setting_chooses_what_sorting_all_candidates_chooses() {
     for case in 0..400 {
         let len = [1, 3, 60, 700, 5_000][stream.next_below(5) as usize];
         let mut one_of = |values: &[f32]| values[stream.next_below(values.len() as u64) as usize];
-        let sampling = Sampling {
+        let sampling = SamplingOptions {
             temperature: one_of(&[0.0, 0.7, 1.0, 2.0, 1e-30, 40.0]),
             top_k: one_of(&[0.0, 0.0, 1.0, 2.0, 50.0, 6_000.0]) as usize,
             top_p: one_of(&[1.0, 1.0, 0.9, 0.3, 1e-6, 0.9999]),

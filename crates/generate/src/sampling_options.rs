@@ -4,7 +4,7 @@ use crate::GenerateError;
 
 /// How tokens are chosen. The default samples from the model's own distribution.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Sampling {
+pub struct SamplingOptions {
     /// Divisor of the logits; 0 always takes the largest.
     pub temperature: f32,
     /// Number of largest logits to keep, with all ties of the last; 0 keeps all.
@@ -20,13 +20,13 @@ pub struct Sampling {
     pub seed: u64,
 }
 
-impl Default for Sampling {
+impl Default for SamplingOptions {
     fn default() -> Self {
         Self { temperature: 1.0, top_k: 0, top_p: 1.0, min_p: 0.0, repetition_penalty: 1.0, seed: 0 }
     }
 }
 
-impl Sampling {
+impl SamplingOptions {
     /// Always takes the largest logit.
     pub fn greedy() -> Self {
         Self { temperature: 0.0, ..Self::default() }

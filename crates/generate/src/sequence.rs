@@ -30,7 +30,7 @@ pub enum StopReason {
 
 /// Result of [`Sequence::push`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Step {
+pub struct TokenStep {
     /// The appended token. `None` for an end token.
     pub token: Option<u32>,
     /// Why the sequence ended, if it has.
@@ -96,15 +96,15 @@ impl Sequence {
     ///
     /// # Errors
     /// If no logit is above minus infinity.
-    pub fn push(&mut self, logits: &[f32]) -> Result<Step, GenerateError> {
+    pub fn push(&mut self, logits: &[f32]) -> Result<TokenStep, GenerateError> {
         if self.stop.is_some() {
-            return Ok(Step { token: None, stop: self.stop });
+            return Ok(TokenStep { token: None, stop: self.stop });
         }
         let position = self.ids.len();
         let id = self.sampler.next(logits, &self.ids).ok_or(GenerateError::NoLogit { position })?;
         if self.rules.stop_ids.contains(&id) {
             self.stop = Some(StopReason::EndToken(id));
-            return Ok(Step { token: None, stop: self.stop });
+            return Ok(TokenStep { token: None, stop: self.stop });
         }
         self.ids.push(id);
         if self.new_ids().len() == self.rules.max_new_tokens {
@@ -112,14 +112,14 @@ impl Sequence {
         } else if self.ids.len() > self.rules.max_context_tokens {
             self.stop = Some(StopReason::ContextFull);
         }
-        Ok(Step { token: Some(id), stop: self.stop })
+        Ok(TokenStep { token: Some(id), stop: self.stop })
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::Sampling;
+    use crate::SamplingOptions;
 
     fn sequence(
         prompt: &[u32],
@@ -129,7 +129,7 @@ mod tests {
     ) -> Result<Sequence, GenerateError> {
         let stop_ids = stop_ids.iter().copied().collect();
         let rules = StopRules { max_new_tokens: max_new, max_context_tokens: context, stop_ids };
-        Sequence::new(prompt.to_vec(), Sampler::new(Sampling::greedy()).unwrap(), rules)
+        Sequence::new(prompt.to_vec(), Sampler::new(SamplingOptions::greedy()).unwrap(), rules)
     }
 
     /// Continues with a model of eight tokens that predicts `n + 1` after `n`.

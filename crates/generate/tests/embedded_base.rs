@@ -4,7 +4,7 @@ use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::{Arc, LazyLock};
 
-use danlu_generate::{ChatSession, GenerateError, GenerateOptions, Sampling, StopReason, generate};
+use danlu_generate::{ChatSession, GenerateError, GenerateOptions, SamplingOptions, StopReason, generate};
 use danlu_kernels::{Cpu, CpuOptions, DType};
 use danlu_model::{Decoder, Tokenizer, Workspace};
 
@@ -15,7 +15,11 @@ static BASE: LazyLock<(Decoder, Tokenizer)> = LazyLock::new(|| {
 });
 
 fn options(max_new_tokens: usize) -> GenerateOptions {
-    GenerateOptions { max_new_tokens, stop_ids: BASE.1.stop_ids().clone(), sampling: Sampling::greedy() }
+    GenerateOptions {
+        max_new_tokens,
+        stop_ids: BASE.1.stop_ids().clone(),
+        sampling: SamplingOptions::greedy(),
+    }
 }
 
 fn session(context: usize, options: GenerateOptions) -> ChatSession<'static> {
@@ -87,7 +91,7 @@ fn sampling_with_one_seed_repeats_itself() {
     let (decoder, tokenizer) = &*BASE;
     let prompt = tokenizer.encode("话说天下大势，").unwrap();
     let run = |seed| {
-        let sampling = Sampling { temperature: 1.2, top_p: 0.95, seed, ..Sampling::default() };
+        let sampling = SamplingOptions { temperature: 1.2, top_p: 0.95, seed, ..SamplingOptions::default() };
         let options = GenerateOptions { sampling, ..options(12) };
         generate(decoder, &mut Workspace::new(), None, &prompt, &options, &mut |_| ControlFlow::Continue(()))
             .unwrap()

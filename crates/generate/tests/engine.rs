@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::sync::{Arc, LazyLock};
 
-use danlu_generate::{Engine, GenerateError, Sampler, Sampling, Sequence, StopReason, StopRules};
+use danlu_generate::{Engine, GenerateError, Sampler, SamplingOptions, Sequence, StopReason, StopRules};
 use danlu_kernels::rng::Stream;
 use danlu_kernels::{Buffer, Cpu, CpuOptions, DType, LoraRef};
 use danlu_model::{Decoder, LoraSource, ModelError, Projection, SlotId, Tokenizer};
@@ -48,10 +48,10 @@ fn sequence(i: usize) -> Sequence {
     let text =
         ["今晚月色真美，", "话说天下大势，", "The palace was", "你好", "皇上"][i % 5].repeat(1 + i / 5);
     let rules = StopRules { max_new_tokens: 12, max_context_tokens: 100, stop_ids: Default::default() };
-    let sampling = Sampling {
+    let sampling = SamplingOptions {
         temperature: if i.is_multiple_of(2) { 0.0 } else { 1.1 },
         seed: i as u64,
-        ..Sampling::default()
+        ..SamplingOptions::default()
     };
     Sequence::new(BASE.1.encode(&text).unwrap(), Sampler::new(sampling).unwrap(), rules).unwrap()
 }
@@ -169,7 +169,7 @@ fn a_fault_of_one_sequence_leaves_the_others() {
     let [good, bad] = [engine.open(100, None), engine.open(100, None)];
     engine.start(good, sequence(0)).unwrap();
     let rules = StopRules { max_new_tokens: 1, max_context_tokens: 9, stop_ids: Default::default() };
-    let sampler = Sampler::new(Sampling::greedy()).unwrap();
+    let sampler = Sampler::new(SamplingOptions::greedy()).unwrap();
     let outside = Sequence::new(vec![u32::MAX], sampler, rules).unwrap();
     let error = engine.start(bad, outside).unwrap_err();
     assert!(matches!(error, GenerateError::Model(ModelError::TokenOutOfRange { id: u32::MAX, .. })));

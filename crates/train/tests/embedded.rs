@@ -10,7 +10,7 @@ use common::{backends, base_8m, crate_folder, f32_values, ids, json, relative};
 use danlu_adapter::Adapter;
 use danlu_adapter::merge::{MergeOptions, merge};
 use danlu_data::{EncodeOptions, ReadOptions, encode};
-use danlu_generate::{GenerateOptions, Sampling, generate};
+use danlu_generate::{GenerateOptions, SamplingOptions, generate};
 use danlu_kernels::{DType, to_f32};
 use danlu_model::{Batch, Decoder, LabeledSequence, LoraSource, Message, Tokenizer, Weights, Workspace};
 use safetensors::SafeTensors;
@@ -119,7 +119,7 @@ fn greedy_replies_of_base_adapter_and_merge_equal_transformers() {
         for prompt in training["prompts"].as_array().unwrap() {
             let target = ids(&prompt[kind]["new_ids"]);
             assert_eq!(target.len(), 24);
-            let sampling = Sampling::greedy();
+            let sampling = SamplingOptions::greedy();
             // The reference does not stop at the end-of-turn token either.
             let options = GenerateOptions { max_new_tokens: 24, stop_ids: [].into(), sampling };
             let ids = ids(&prompt["prompt_ids"]);

@@ -9,7 +9,7 @@ use std::path::Path;
 use common::{backends, decoder, f32_values, ids, json, shared};
 use danlu_adapter::Adapter;
 use danlu_adapter::merge::{MergeOptions, merge};
-use danlu_generate::{GenerateOptions, Sampling, generate};
+use danlu_generate::{GenerateOptions, SamplingOptions, generate};
 use danlu_kernels::DType;
 use danlu_model::{Batch, Decoder, LabeledSequence, Workspace};
 use safetensors::SafeTensors;
@@ -60,7 +60,7 @@ fn merged_greedy_generations_equal_transformers() {
                 max_new_tokens: target.len(),
                 // As in the reference, the end token does not end.
                 stop_ids: [].into(),
-                sampling: Sampling::greedy(),
+                sampling: SamplingOptions::greedy(),
             };
             let mut go_on = |_| ControlFlow::Continue(());
             let prompt = ids(&case["prompt_ids"]);

@@ -1,9 +1,9 @@
-//! Sampling: flags over the model's `generation_config.json` over danlu's defaults.
+//! Sampling options: flags over the model's `generation_config.json` over danlu's defaults.
 
 use std::path::{Path, PathBuf};
 
 use clap::Args;
-use danlu_generate::Sampling;
+use danlu_generate::SamplingOptions;
 use danlu_model::{ModelError, read_json_object};
 use serde_json::{Map, Value};
 
@@ -37,7 +37,7 @@ impl SamplingArgs {
     ///
     /// # Errors
     /// If the model's file is no JSON, or a value that is used is out of range.
-    pub fn resolve(&self, folder: &Path) -> Result<Sampling> {
+    pub fn resolve(&self, folder: &Path) -> Result<SamplingOptions> {
         let model = GenerationConfig::read(folder)?;
         // Without `do_sample`, transformers ignores the values beside it.
         let samples = model.flag("do_sample")?;
@@ -47,7 +47,7 @@ impl SamplingArgs {
             None => Ok(ours),
         };
         let positive = |x: f32| x > 0.0 && x.is_finite();
-        let sampling = Sampling {
+        let sampling = SamplingOptions {
             temperature: own(self.temperature, "temperature", 0.7, |x| x >= 0.0, "0 or more")?,
             top_p: own(self.top_p, "top_p", 0.9, |x| x > 0.0 && x <= 1.0, "above 0 and at most 1")?,
             min_p: own(self.min_p, "min_p", 0.0, |x| (0.0..=1.0).contains(&x), "between 0 and 1")?,
@@ -132,7 +132,7 @@ mod tests {
 
     use super::*;
 
-    fn resolve(config: &str, args: &SamplingArgs) -> Result<Sampling, String> {
+    fn resolve(config: &str, args: &SamplingArgs) -> Result<SamplingOptions, String> {
         let folder = tempfile::tempdir().unwrap();
         fs::write(folder.path().join("generation_config.json"), config).unwrap();
         let path = folder.path().display().to_string();

@@ -3,7 +3,7 @@
 use std::ops::ControlFlow;
 
 use danlu_data::{Record, RecordContent};
-use danlu_generate::{GenerateOptions, Sampling, generate};
+use danlu_generate::{GenerateOptions, SamplingOptions, generate};
 use danlu_model::{Decoder, LoraSource, Message, Tokenizer, Workspace};
 
 use crate::diagnostic::Result;
@@ -54,7 +54,7 @@ pub fn reply(
 ) -> Result<String> {
     let prompt = tokenizer.encode(&tokenizer.template()?.render(messages, true)?)?;
     let stop_ids = tokenizer.stop_ids().clone();
-    let options = GenerateOptions { max_new_tokens, stop_ids, sampling: Sampling::greedy() };
+    let options = GenerateOptions { max_new_tokens, stop_ids, sampling: SamplingOptions::greedy() };
     let generated = generate(decoder, work, lora, &prompt, &options, &mut |_| ControlFlow::Continue(()))?;
     Ok(terminal_text::printable(tokenizer.decode(&generated.ids, true).trim()))
 }

@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use clap::Args;
-use danlu_generate::{Engine, Sampler, Sampling, Sequence, StopRules};
+use danlu_generate::{Engine, Sampler, SamplingOptions, Sequence, StopRules};
 
 use super::machine::{MachineArgs, describe_memory};
 use super::model::ModelArgs;
@@ -56,7 +56,7 @@ pub fn run(args: &PrefillArgs, printer: &Printer) -> Result<()> {
         // A new prompt each time, so that nothing is cached.
         let mut ids = random_ids(prompt, config.vocab_size, i);
         ids[0] = (i % config.vocab_size as u64) as u32;
-        let sequence = Sequence::new(ids, Sampler::new(Sampling::greedy())?, rules.clone())?;
+        let sequence = Sequence::new(ids, Sampler::new(SamplingOptions::greedy())?, rules.clone())?;
         let start = Instant::now();
         engine.start(slot, sequence)?;
         while !engine.is_idle() {
