@@ -112,7 +112,7 @@ fn a_model_that_nobody_can_load_is_not_sent() {
     fs::remove_file(scene.path("base/model.safetensors.index.json")).unwrap();
     fs::remove_file(scene.path("base/model-00001-of-00002.safetensors")).unwrap();
     replace("base/model.safetensors", &weights[..weights.len() / 2]);
-    refused("bytes and holds");
+    refused(" bytes, expected ");
     replace("base/model.safetensors", &weights);
     let config = scene.read("base/config.json");
     replace("base/config.json", b"{\"model_type\": \"mamba\"}");
@@ -503,8 +503,8 @@ fn a_model_without_its_tokenizer_or_with_an_adapter_in_it_is_not_sent() {
     fs::write(desk.scene.path("whole/model.safetensors"), &weights[..1000]).unwrap();
     let ran = desk.refuses("push whole me/cut");
     assert!(ran.err.contains("write the folder again") && !ran.err.contains("fetch it"), "{}", ran.err);
-    desk.scene.write("whole/config.json", "{\"model_type\": \"gemma2\"}");
-    let ran = desk.refuses("push whole me/gemma");
+    desk.scene.write("whole/config.json", "{\"model_type\": \"mamba2\"}");
+    let ran = desk.refuses("push whole me/mamba");
     assert!(ran.err.contains("sends only what it can load itself"), "{}", ran.err);
 }
 

@@ -85,8 +85,12 @@ fn head(threads: usize, isa: Isa, dtype: DType) {
         let inp = Buffer::from_vec(random(&mut stream, n * c));
         let (mut dinp, mut losses) = (Buffer::host(n * c), Buffer::host(n));
         let dloss = Buffer::from_vec(vec![1.0; n]);
-        let operands =
-            HeadOperands { inp: &inp, head: &head, targets: &Indices::host((0..n as u32).collect()) };
+        let operands = HeadOperands {
+            inp: &inp,
+            head: &head,
+            targets: &Indices::host((0..n as u32).collect()),
+            softcap: None,
+        };
         let seconds = best(|| {
             cpu.head_loss(&mut losses, 0, operands, Some(HeadGrads { dinp: &mut dinp, dloss: &dloss }));
         });

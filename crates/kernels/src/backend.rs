@@ -9,6 +9,36 @@ use crate::{
     RmsnormSaved, Scalars, Segment, Segments, Store,
 };
 
+/// An operation, or a variant of one, that only some model families need.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FamilyOperation {
+    /// [`Backend::add_bias`].
+    Bias,
+    /// [`Backend::geglu_forward`] and its backward.
+    Geglu,
+    /// Attention with a window.
+    AttentionWindow,
+    /// Attention with a softcap.
+    AttentionSoftcap,
+    /// A loss head with a softcap.
+    HeadSoftcap,
+    /// A norm that reads and writes the residual stream.
+    ResidualNorm,
+}
+
+impl fmt::Display for FamilyOperation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Bias => "a bias",
+            Self::Geglu => "a GELU gate",
+            Self::AttentionWindow => "sliding-window attention",
+            Self::AttentionSoftcap => "a softcap of attention scores",
+            Self::HeadSoftcap => "a softcap of logits",
+            Self::ResidualNorm => "a norm after attention and MLP",
+        })
+    }
+}
+
 /// The operations of a LoRA step.
 ///
 /// Outputs come first. `N` is the number of token rows of a packed batch; all matrices are row-major. A
@@ -31,6 +61,9 @@ pub trait Backend: Send + Sync + fmt::Debug {
     /// Returns the row count from which a row of a product has the same bits, whatever the other rows
     /// contain. Products of fewer rows may use another order of summation. Among themselves they agree too.
     fn row_invariant_from(&self) -> usize;
+
+    /// Returns whether the back end implements an operation. A decoder that needs a missing one is not built.
+    fn supports(&self, operation: FamilyOperation) -> bool;
 
     /// Allocates a zeroed buffer of `len` elements.
     fn alloc(&self, len: usize, element: Element) -> Buffer;
@@ -110,8 +143,11 @@ pub trait Backend: Send + Sync + fmt::Debug {
     /// `out[rows[i]] = inp[i]`, for rows of `cols` elements. `rows` has no duplicates.
     fn scatter_rows(&self, out: &mut Buffer, inp: &Buffer, rows: &Indices, cols: usize);
 
-    /// `out[i] = table[ids[i]]`, `out (N, C)`, `table (V, C)` in host memory.
-    fn embedding_forward(&self, out: &mut Buffer, table: &Matrix, ids: &Indices);
+    /// `out[i] = scale · table[ids[i]]`, `out (N, C)`, `table (V, C)` in host memory.
+    fn embedding_forward(&self, out: &mut Buffer, table: &Matrix, ids: &Indices, scale: f32);
+
+    /// `out[i] += bias`, `out (N, OUT)`, `bias (OUT)`. The gradient of `out` passes unchanged.
+    fn add_bias(&self, out: &mut Buffer, bias: &Buffer, n: usize);
 
     /// `out = weight · inp / rms(inp)`. Stores `rstd[i] = 1 / sqrt(mean(inp[i]²) + eps)` for backward. `out`,
     /// `inp` `(N, C)`, `rstd (N)`, `weight (C)`. Source: Zhang and Sennrich, 2019, equation 4.
@@ -269,6 +305,20 @@ pub trait Backend: Send + Sync + fmt::Debug {
 
     /// Backward of [`swiglu_forward`](Backend::swiglu_forward); overwrites `dgate` and `dup`.
     fn swiglu_backward(
+        &self,
+        dgate: &mut Buffer,
+        dup: &mut Buffer,
+        dout: &Buffer,
+        gate: &Buffer,
+        up: &Buffer,
+        len: usize,
+    );
+
+    /// `out = gelu(gate) · up` over `len` elements, with the tanh form of gelu: see [`geglu`](crate::geglu).
+    fn geglu_forward(&self, out: &mut Buffer, gate: &Buffer, up: &Buffer, len: usize);
+
+    /// Backward of [`geglu_forward`](Backend::geglu_forward); `dgate` and `dup` are overwritten.
+    fn geglu_backward(
         &self,
         dgate: &mut Buffer,
         dup: &mut Buffer,

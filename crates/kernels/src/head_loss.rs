@@ -24,7 +24,7 @@ pub fn head_loss(
     losses: &mut [f32],
     mut grads: Option<(&mut [f32], &[f32])>,
     inp: &[f32],
-    head: &Matrix,
+    (head, softcap): (&Matrix, Option<f32>),
     targets: &[u32],
 ) {
     let (v, c) = (head.rows(), head.cols());
@@ -39,6 +39,10 @@ pub fn head_loss(
                 logits[i * v + o] = dot_f64(&inp[(first + i) * c..][..c], &row);
             }
         }
+        let slopes: Vec<f64> = match softcap.map(f64::from) {
+            Some(cap) => logits.iter_mut().map(|logit| capped(logit, cap)).collect(),
+            None => vec![1.0; logits.len()],
+        };
         for (i, &target) in targets.iter().enumerate() {
             let dloss = grads.as_ref().map_or(0.0, |(_, dloss)| dloss[first + i]);
             losses[first + i] = softmax_loss(&mut logits[i * v..][..v], target, dloss);
@@ -48,7 +52,7 @@ pub fn head_loss(
         for o in 0..v {
             head.row_to_f32(o, &mut row);
             for i in 0..targets.len() {
-                let dlogit = logits[i * v + o];
+                let dlogit = logits[i * v + o] * slopes[i * v + o];
                 for (s, &w) in sums[i * c..][..c].iter_mut().zip(&row) {
                     *s += dlogit * w as f64;
                 }
@@ -58,6 +62,13 @@ pub fn head_loss(
             *d = s as f32;
         }
     }
+}
+
+/// Caps a logit, and returns the derivative of the cap.
+fn capped(logit: &mut f64, cap: f64) -> f64 {
+    let t = (*logit / cap).tanh();
+    *logit = cap * t;
+    1.0 - t * t
 }
 
 /// Returns the loss of one row; `logits` becomes `dloss · (softmax - onehot)`.
@@ -84,7 +95,7 @@ mod tests {
     fn equal_logits_cost_the_log_of_the_vocabulary() {
         let head = Matrix::from_f32(&[0.5; 8 * 3], 8, 3);
         let mut losses = [0.0; 2];
-        head_loss(&mut losses, None, &[1.0; 6], &head, &[0, 7]);
+        head_loss(&mut losses, None, &[1.0; 6], (&head, None), &[0, 7]);
         assert_close(&losses, &[8f32.ln(); 2], 1e-6);
     }
 
@@ -96,10 +107,12 @@ mod tests {
         let targets: Vec<u32> = (0..n).map(|_| stream.next_below(v as u64) as u32).collect();
         let (mut losses, mut dinp) = (vec![0.0; n], vec![9.0; n * c]);
         let dloss = random(&mut stream, n);
-        head_loss(&mut losses, Some((&mut dinp, &dloss)), &inp, &head, &targets);
-        check(&inp, &dinp, |inp| {
-            head_loss(&mut losses, None, inp, &head, &targets);
-            losses.iter().zip(&dloss).map(|(&l, &d)| d as f64 * l as f64).sum()
-        });
+        for softcap in [None, Some(0.8)] {
+            head_loss(&mut losses, Some((&mut dinp, &dloss)), &inp, (&head, softcap), &targets);
+            check(&inp, &dinp, |inp| {
+                head_loss(&mut losses, None, inp, (&head, softcap), &targets);
+                losses.iter().zip(&dloss).map(|(&l, &d)| d as f64 * l as f64).sum()
+            });
+        }
     }
 }

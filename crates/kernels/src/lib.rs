@@ -33,6 +33,7 @@ mod error;
 #[cfg(test)]
 mod finite_difference;
 mod four_bit;
+pub mod geglu;
 mod gemm;
 pub mod head_loss;
 mod indices;
@@ -53,7 +54,7 @@ mod softmax;
 pub mod swiglu;
 mod trace;
 
-pub use backend::Backend;
+pub use backend::{Backend, FamilyOperation};
 pub use backend_options::BackendOptions;
 pub use buffer::{Buffer, Element, HostMemory, Scalars, Storage};
 pub use cpu::{Cpu, CpuOptions};
@@ -66,9 +67,9 @@ pub use indices::{Indices, Segments, Uploaded};
 pub use isa::{Isa, UnknownIsa};
 pub use matrix::{Bytes, Matrix, MatrixStorage};
 pub use operands::{
-    AdamW, AttentionDims, AttentionGrads, AttentionOperands, AttentionSaved, Dropout, HeadGrads,
-    HeadOperands, LoraGrads, LoraPair, LoraRef, LoraSegment, ProjectGrads, ProjectGroup, ProjectSaved,
-    RmsnormSaved, Segment, Store,
+    AdamW, AttentionDims, AttentionGrads, AttentionOperands, AttentionSaved, AttentionScores, Dropout,
+    HeadGrads, HeadOperands, LoraGrads, LoraPair, LoraRef, LoraSegment, ProjectGrads, ProjectGroup,
+    ProjectSaved, RmsnormSaved, Segment, Store,
 };
 pub use reference::Reference;
 pub use trace::{Footprint, ScratchBytes, ScratchPool, Trace, TraceTarget, TracedOp};

@@ -31,6 +31,24 @@ pub struct AttentionDims {
     pub head_dim: usize,
 }
 
+/// How the products `q · k` become attention scores.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct AttentionScores {
+    /// Factor of every product.
+    pub scale: f32,
+    /// Number of keys that a query sees, with its own. `None`: all earlier keys.
+    pub window: Option<usize>,
+    /// Scores become `softcap · tanh(score / softcap)`.
+    pub softcap: Option<f32>,
+}
+
+impl AttentionScores {
+    /// Returns Llama's scores: products divided by `sqrt(HS)`, over all earlier keys.
+    pub fn of_head_dim(head_dim: usize) -> Self {
+        Self { scale: (1.0 / (head_dim as f64).sqrt()) as f32, window: None, softcap: None }
+    }
+}
+
 /// Inputs of attention, forward and backward.
 #[derive(Clone, Copy, Debug)]
 pub struct AttentionOperands<'a> {
@@ -44,6 +62,8 @@ pub struct AttentionOperands<'a> {
     pub segments: &'a Segments,
     /// Head layout.
     pub dims: AttentionDims,
+    /// Scale, window and cap of the scores.
+    pub scores: AttentionScores,
 }
 
 /// Results of attention's forward that its backward reads.
@@ -175,6 +195,8 @@ pub struct HeadOperands<'a> {
     pub head: &'a Matrix,
     /// The labels, `(N)`.
     pub targets: &'a Indices,
+    /// Logits become `softcap · tanh(logit / softcap)`.
+    pub softcap: Option<f32>,
 }
 
 /// Gradients of the loss head.

@@ -6,8 +6,8 @@ use crate::attention::AttentionInputs;
 use crate::lora::LoraParams;
 use crate::{
     AdamW, AttentionDims, AttentionGrads, AttentionOperands, AttentionSaved, Backend, BackendError, Buffer,
-    Element, HeadGrads, HeadOperands, Indices, LoraGrads, LoraPair, Matrix, RmsnormSaved, Scalars, Store,
-    adamw, attention, head_loss, linear, lora, rmsnorm, rope, row_ops, swiglu,
+    Element, FamilyOperation, HeadGrads, HeadOperands, Indices, LoraGrads, LoraPair, Matrix, RmsnormSaved,
+    Scalars, Store, adamw, attention, geglu, head_loss, linear, lora, rmsnorm, rope, row_ops, swiglu,
 };
 
 /// A back end of plain loops. It is slow; the other back ends are tested against it.
@@ -28,6 +28,10 @@ impl Backend for Reference {
 
     fn row_invariant_from(&self) -> usize {
         1
+    }
+
+    fn supports(&self, _operation: FamilyOperation) -> bool {
+        true
     }
 
     fn alloc(&self, len: usize, _element: Element) -> Buffer {
@@ -77,8 +81,13 @@ impl Backend for Reference {
         row_ops::scatter_rows(out.host_slice_mut(), inp.host_slice(), rows.values(), cols);
     }
 
-    fn embedding_forward(&self, out: &mut Buffer, table: &Matrix, ids: &Indices) {
-        row_ops::embedding_forward(out.host_slice_mut(), table, ids.values());
+    fn embedding_forward(&self, out: &mut Buffer, table: &Matrix, ids: &Indices, scale: f32) {
+        row_ops::embedding_forward(out.host_slice_mut(), table, ids.values(), scale);
+    }
+
+    fn add_bias(&self, out: &mut Buffer, bias: &Buffer, n: usize) {
+        let bias = bias.host_slice();
+        row_ops::add_bias(&mut out.host_slice_mut()[..n * bias.len()], bias);
     }
 
     fn rmsnorm_forward(
@@ -209,6 +218,26 @@ impl Backend for Reference {
         swiglu::backward(dgate, dup, dout, gate, up);
     }
 
+    fn geglu_forward(&self, out: &mut Buffer, gate: &Buffer, up: &Buffer, len: usize) {
+        let (gate, up) = (&gate.host_slice()[..len], &up.host_slice()[..len]);
+        geglu::forward(&mut out.host_slice_mut()[..len], gate, up);
+    }
+
+    fn geglu_backward(
+        &self,
+        dgate: &mut Buffer,
+        dup: &mut Buffer,
+        dout: &Buffer,
+        gate: &Buffer,
+        up: &Buffer,
+        len: usize,
+    ) {
+        let (dgate, dup) = (&mut dgate.host_slice_mut()[..len], &mut dup.host_slice_mut()[..len]);
+        let (dout, gate, up) =
+            (&dout.host_slice()[..len], &gate.host_slice()[..len], &up.host_slice()[..len]);
+        geglu::backward(dgate, dup, dout, gate, up);
+    }
+
     fn head_loss(
         &self,
         losses: &mut Buffer,
@@ -216,10 +245,10 @@ impl Backend for Reference {
         operands: HeadOperands<'_>,
         grads: Option<HeadGrads<'_>>,
     ) {
-        let HeadOperands { inp, head, targets } = operands;
+        let HeadOperands { inp, head, targets, softcap } = operands;
         let grads = grads.map(|grads| (grads.dinp.host_slice_mut(), grads.dloss.host_slice()));
         let losses = &mut losses.host_slice_mut()[first..];
-        head_loss::head_loss(losses, grads, inp.host_slice(), head, targets.values());
+        head_loss::head_loss(losses, grads, inp.host_slice(), (head, softcap), targets.values());
     }
 
     fn adamw(

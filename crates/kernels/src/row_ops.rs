@@ -2,7 +2,7 @@
 
 use crate::Matrix;
 
-/// `out[i] = table[ids[i]]`, converted to f32.
+/// `out[i] = scale · table[ids[i]]`, converted to f32.
 ///
 /// | operand | shape    |
 /// |---------|----------|
@@ -12,11 +12,26 @@ use crate::Matrix;
 ///
 /// # Panics
 /// If an id is not below `V`, or `out` is too short.
-pub fn embedding_forward(out: &mut [f32], table: &Matrix, ids: &[u32]) {
+pub fn embedding_forward(out: &mut [f32], table: &Matrix, ids: &[u32], scale: f32) {
     let cols = table.cols();
     for (i, &id) in ids.iter().enumerate() {
         assert!((id as usize) < table.rows(), "id {id} in a table of {} rows", table.rows());
-        table.row_to_f32(id as usize, &mut out[i * cols..][..cols]);
+        let row = &mut out[i * cols..][..cols];
+        table.row_to_f32(id as usize, row);
+        if scale != 1.0 {
+            row.iter_mut().for_each(|value| *value *= scale);
+        }
+    }
+}
+
+/// `out[i] += bias` for every row of `out (N, OUT)`.
+///
+/// # Panics
+/// If `out` is not whole rows of the length of `bias`.
+pub fn add_bias(out: &mut [f32], bias: &[f32]) {
+    assert!(out.len().is_multiple_of(bias.len()), "{} elements in rows of {}", out.len(), bias.len());
+    for row in out.chunks_exact_mut(bias.len()) {
+        add(row, bias);
     }
 }
 
@@ -80,8 +95,10 @@ mod tests {
     fn embedding_widens_the_rows_it_is_asked_for() {
         let table = Matrix::from_f32(&[1.0, 2.0, 3.0, 4.0, 5.0, 6.0], 3, 2);
         let mut out = [0.0; 6];
-        embedding_forward(&mut out, &table, &[2, 0, 2]);
+        embedding_forward(&mut out, &table, &[2, 0, 2], 1.0);
         assert_eq!(out, [5.0, 6.0, 1.0, 2.0, 5.0, 6.0]);
+        embedding_forward(&mut out, &table, &[1, 1, 0], 2.0);
+        assert_eq!(out, [6.0, 8.0, 6.0, 8.0, 2.0, 4.0]);
     }
 
     #[test]
@@ -95,6 +112,13 @@ mod tests {
             gather_rows(&mut out, inp, &rows, cols);
             inner(&out, &dout)
         });
+    }
+
+    #[test]
+    fn a_bias_is_added_to_every_row() {
+        let mut out = [1.0, 2.0, 3.0, 4.0];
+        add_bias(&mut out, &[10.0, 20.0]);
+        assert_eq!(out, [11.0, 22.0, 13.0, 24.0]);
     }
 
     #[test]

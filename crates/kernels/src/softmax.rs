@@ -1,6 +1,6 @@
 //! Online softmax: the softmax of a row that is processed in blocks.
 
-use crate::math::exp;
+use crate::math::{exp, tanh};
 use crate::simd::{Lanes, simd_fn};
 
 /// Running maximum and denominator of one row's softmax over part of the vocabulary, without the target.
@@ -103,6 +103,11 @@ impl Softmax {
     pub fn missed(&self) -> f64 {
         self.others / self.all
     }
+
+    /// Returns the derivative of the cap at the target's logit, or 1 without a cap.
+    pub fn target_slope(&self, cap: Option<f32>) -> f64 {
+        cap.map_or(1.0, |cap| 1.0 - (self.wanted / cap as f64).powi(2))
+    }
 }
 
 /// Returns the largest element of `row`. A NaN may be ignored here, but then reaches the sum of exponentials.
@@ -140,6 +145,34 @@ pub fn scale<L: Lanes>(row: &mut [f32], factor: f32) {
     while at < row.len() {
         L::read(row, at).mul(factor).write(row, at);
         at += L::COUNT;
+    }
+}
+
+simd_fn! {
+    /// Caps the first `n` logits of every row, whose rows are `stride` apart: `cap · tanh(logit / cap)`.
+    pub fn cap_logits(logits: &mut [f32], stride: usize, n: usize, cap: f32) = cap_logits_lanes
+}
+
+#[inline(always)]
+fn cap_logits_lanes<L: Lanes>(logits: &mut [f32], stride: usize, n: usize, cap: f32) {
+    for row in logits.chunks_mut(stride) {
+        let (row, mut at) = (&mut row[..n], 0);
+        while at < n {
+            let t = tanh(L::read(row, at).mul(L::splat(1.0 / cap)));
+            t.mul(L::splat(cap)).write(row, at);
+            at += L::COUNT;
+        }
+    }
+}
+
+/// Multiplies `e^(logit - max)` of every capped logit by the derivative of the cap, `1 - (logit / cap)²`. The logit is
+/// recomputed from its exponential, so that no second block of logits exists.
+pub fn weigh_by_slope(running: &[Running], exponentials: &mut [f32], stride: usize, n: usize, cap: f32) {
+    for (running, row) in running.iter().zip(exponentials.chunks_mut(stride)) {
+        for e in row[..n].iter_mut().filter(|e| **e > 0.0) {
+            let t = (running.max + e.ln()) / cap;
+            *e *= 1.0 - t * t;
+        }
     }
 }
 

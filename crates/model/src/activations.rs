@@ -51,6 +51,11 @@ pub(crate) struct LayerActivations {
     pub q: GrowBuffer,
     pub k: GrowBuffer,
     pub v: GrowBuffer,
+    /// Queries and keys before their norms, and the `rstd` of the norms, if the model has them.
+    pub q_raw: GrowBuffer,
+    pub k_raw: GrowBuffer,
+    pub q_rstd: GrowBuffer,
+    pub k_rstd: GrowBuffer,
     /// Attention output `(N, NH · HS)` and its log denominators `(N, NH)`.
     pub attn: GrowBuffer,
     pub lse: GrowBuffer,
@@ -73,6 +78,12 @@ pub(crate) struct MlpActivations {
     pub gate: GrowBuffer,
     pub up: GrowBuffer,
     pub act: GrowBuffer,
+    /// Attention output and MLP output before the norms that follow them, `(M, C)`, with the `rstd (M)` of the
+    /// norms, if the model has them.
+    pub attn_proj: GrowBuffer,
+    pub attn_rstd: GrowBuffer,
+    pub mlp_proj: GrowBuffer,
+    pub mlp_rstd: GrowBuffer,
 }
 
 /// Indexed by [`Projection`]. `(N, R)` for q, k and v, `(M, R)` for the others.
@@ -103,20 +114,38 @@ impl LayerActivations {
         use Element::{Activation, Exact, Residual};
         let (c, heads) = (config.hidden_size, config.num_attention_heads);
         let (q, kv) = (heads * config.head_dim, config.num_key_value_heads * config.head_dim);
-        let qkv = BufferGroup {
-            buffers: vec![&mut self.q, &mut self.k, &mut self.v],
-            widths: vec![q, kv, kv],
-            element: Activation,
-            kept_under: KeepSome,
-        };
-        vec![
+        let norms = config.architecture.norms;
+        let mut groups = vec![
             BufferGroup::one(&mut self.inp, c, Residual, Recompute),
-            BufferGroup::one(&mut self.norm1, c, Activation, KeepAll),
-            BufferGroup::one(&mut self.rstd1, 1, Exact, KeepSome),
-            qkv,
             BufferGroup::one(&mut self.attn, q, Activation, KeepSome),
             BufferGroup::one(&mut self.lse, heads, Exact, KeepSome),
-        ]
+        ];
+        if norms.before_attention.is_some() {
+            groups.push(BufferGroup::one(&mut self.norm1, c, Activation, KeepAll));
+            groups.push(BufferGroup::one(&mut self.rstd1, 1, Exact, KeepSome));
+        }
+        let Some([q_norm, k_norm]) = config.qk_norm_widths() else {
+            groups.push(BufferGroup {
+                buffers: vec![&mut self.q, &mut self.k, &mut self.v],
+                widths: vec![q, kv, kv],
+                element: Activation,
+                kept_under: KeepSome,
+            });
+            return groups;
+        };
+        // A norm of heads needs rows without gaps, so each buffer has its own allocation.
+        for (buffer, width, element) in [
+            (&mut self.q, q, Activation),
+            (&mut self.k, kv, Activation),
+            (&mut self.v, kv, Activation),
+            (&mut self.q_raw, q, Activation),
+            (&mut self.k_raw, kv, Activation),
+            (&mut self.q_rstd, q / q_norm, Exact),
+            (&mut self.k_rstd, kv / k_norm, Exact),
+        ] {
+            groups.push(BufferGroup::one(buffer, width, element, KeepSome));
+        }
+        groups
     }
 
     /// Reserves the buffers that `policy` stores, or with `shared`, the others. Buffers before the attention
@@ -155,6 +184,9 @@ impl LayerActivations {
                 // last matrix product.
                 let down = Projection::DownProj.index();
                 mem::swap(&mut self.mid[down], &mut shared.mid[down]);
+                // So does the output of that product, where a norm follows.
+                mem::swap(&mut self.mlp.mlp_proj, &mut shared.mlp.mlp_proj);
+                mem::swap(&mut self.mlp.mlp_rstd, &mut shared.mlp.mlp_rstd);
             }
         }
     }
@@ -171,12 +203,24 @@ impl MlpActivations {
             element: Activation,
             kept_under: KeepSome,
         };
-        vec![
+        let norms = config.architecture.norms;
+        let mut groups = vec![
             BufferGroup::one(&mut self.res, c, Residual, KeepSome),
-            BufferGroup::one(&mut self.norm2, c, Activation, KeepAll),
-            BufferGroup::one(&mut self.rstd2, 1, Exact, KeepSome),
             gate_up,
             BufferGroup::one(&mut self.act, ff, Activation, KeepAll),
-        ]
+        ];
+        if norms.before_mlp.is_some() {
+            groups.push(BufferGroup::one(&mut self.norm2, c, Activation, KeepAll));
+            groups.push(BufferGroup::one(&mut self.rstd2, 1, Exact, KeepSome));
+        }
+        if norms.after_attention.is_some() {
+            groups.push(BufferGroup::one(&mut self.attn_proj, c, Residual, KeepSome));
+            groups.push(BufferGroup::one(&mut self.attn_rstd, 1, Exact, KeepSome));
+        }
+        if norms.after_mlp.is_some() {
+            groups.push(BufferGroup::one(&mut self.mlp_proj, c, Residual, Recompute));
+            groups.push(BufferGroup::one(&mut self.mlp_rstd, 1, Exact, Recompute));
+        }
+        groups
     }
 }

@@ -4,8 +4,8 @@
 use std::mem;
 
 use danlu_kernels::{
-    AttentionDims, AttentionGrads, AttentionOperands, AttentionSaved, Buffer, Element, HeadGrads,
-    HeadOperands, Indices, ProjectGrads, ProjectGroup, ProjectSaved, RmsnormSaved, Store,
+    AttentionDims, AttentionGrads, AttentionOperands, AttentionSaved, Backend, Buffer, Element, HeadGrads,
+    Indices, ProjectGrads, ProjectGroup, ProjectSaved, RmsnormSaved, Store,
 };
 
 use crate::activations::{LayerActivations, Mids};
@@ -13,7 +13,7 @@ use crate::decoder::{Decoder, lora_segments};
 use crate::forward_pass::{ForwardPass, PassRows};
 use crate::lora::LoraRows;
 use crate::workspace::{Gradients, GrowBuffer, Workspace};
-use crate::{Batch, ModelError, Projection};
+use crate::{Batch, GateActivation, ModelError, Projection};
 
 /// Outputs of [`Decoder::add_gradients`]. They stay on the device between the passes of a step.
 #[derive(Debug)]
@@ -90,7 +90,7 @@ impl Decoder {
     /// `work.grads.head`.
     fn head_backward(&self, work: &mut Workspace, targets: &Indices, losses: &mut Buffer, first: usize) {
         let be = &*self.backend;
-        let operands = HeadOperands { inp: work.head_norm.get(), head: &self.lm_head, targets };
+        let operands = self.head_operands(&work.head_norm, targets);
         let grads = HeadGrads { dinp: work.grads.norm.get_mut(), dloss: work.dloss.get() };
         be.head_loss(losses, first, operands, Some(grads));
         let saved = RmsnormSaved { inp: work.head_inp.get(), rstd: work.head_rstd.get(), weight: &self.norm };
@@ -156,17 +156,34 @@ impl Decoder {
     ) {
         use Projection::*;
         let (be, n, LayerActivations { mlp: act, mid, .. }) = (&*self.backend, rows.n, act);
-        let down = (&[DownProj], [&d.hidden], &act.act);
-        self.project_backward(layer, Some(&mut d.act), grads, down, mid, rows);
+        let (weights, c) = (&self.layers[layer], self.config.hidden_size);
+        let dout = norm_after_backward(be, d, weights.after_mlp.as_ref(), (&act.mlp_proj, &act.mlp_rstd), n);
+        let mut dact = mem::take(&mut d.act);
+        let down = (&[DownProj], [dout.of(d)], &act.act);
+        self.project_backward(layer, Some(&mut dact), grads, down, mid, rows);
+        d.act = dact;
         let (dgate, dup, len) = (d.gate.get_mut(), d.up.get_mut(), n * self.config.intermediate_size);
-        be.swiglu_backward(dgate, dup, d.act.get(), act.gate.get(), act.up.get(), len);
-        let gate_up = (&[GateProj, UpProj], [&d.gate, &d.up], &act.norm2);
+        let (dact, gate, up) = (d.act.get(), act.gate.get(), act.up.get());
+        match self.config.architecture.activation {
+            GateActivation::Silu => be.swiglu_backward(dgate, dup, dact, gate, up, len),
+            GateActivation::GeluTanh => be.geglu_backward(dgate, dup, dact, gate, up, len),
+        }
+        let inp = weights.before_mlp.as_ref().map_or(&act.res, |_| &act.norm2);
+        let gate_up = (&[GateProj, UpProj], [&d.gate, &d.up], inp);
         self.project_backward(layer, Some(&mut d.norm), grads, gate_up, mid, rows);
-        let weight = &self.layers[layer].post_attention_layernorm;
-        let saved = RmsnormSaved { inp: act.res.get(), rstd: act.rstd2.get(), weight };
-        be.rmsnorm_backward(d.hidden.get_mut(), Store::Accumulate, d.norm.get(), saved, n);
-        let o = (&[OProj], [&d.hidden], attn);
-        self.project_backward(layer, Some(&mut d.attn), grads, o, mid, rows);
+        match &weights.before_mlp {
+            Some(weight) => {
+                let saved = RmsnormSaved { inp: act.res.get(), rstd: act.rstd2.get(), weight };
+                be.rmsnorm_backward(d.hidden.get_mut(), Store::Accumulate, d.norm.get(), saved, n);
+            }
+            None => be.add(d.hidden.get_mut(), d.norm.get(), n * c),
+        }
+        let saved = (&act.attn_proj, &act.attn_rstd);
+        let dout = norm_after_backward(be, d, weights.after_attention.as_ref(), saved, n);
+        let mut dattn = mem::take(&mut d.attn);
+        let o = (&[OProj], [dout.of(d)], attn);
+        self.project_backward(layer, Some(&mut dattn), grads, o, mid, rows);
+        d.attn = dattn;
     }
 
     /// Backward pass of the first half of a block. On entry, `d.attn` holds the gradient of the attention
@@ -184,9 +201,8 @@ impl Decoder {
         use Projection::*;
         let Workspace { grads: d, prefix_kv: copies, .. } = work;
         let (be, config, n) = (&*self.backend, &self.config, pass.rows.n);
-        let (heads, kv_heads, head_dim) =
-            (config.num_attention_heads, config.num_key_value_heads, config.head_dim);
-        let dims = AttentionDims { heads, kv_heads, head_dim };
+        let (weights, dims) = (&self.layers[layer], self.attention_dims());
+        let AttentionDims { kv_heads, head_dim, .. } = dims;
         let [k, v] = self.keys_of([&act.k, &act.v], pass, &mut copies.kv);
         let [dk, dv] = match pass.keys {
             None => [&mut d.k, &mut d.v],
@@ -194,20 +210,43 @@ impl Decoder {
         };
         let grads_of = AttentionGrads { dq: d.q.get_mut(), dk: dk.get_mut(), dv: dv.get_mut() };
         let saved = AttentionSaved { out: act.attn.get(), lse: act.lse.get() };
-        let operands = AttentionOperands { q: act.q.get(), k, v, segments: &pass.indices.segments, dims };
+        let (segments, scores) = (&pass.indices.segments, config.attention_scores(layer));
+        let operands = AttentionOperands { q: act.q.get(), k, v, segments, dims, scores };
         be.attention_backward(grads_of, d.attn.get(), saved, operands);
         if pass.keys.is_some() {
             for (own, dout) in [&mut d.k, &mut d.v].into_iter().zip(&copies.dkv) {
                 self.scatter(own, dout, &pass.indices.keys, (n, kv_heads * head_dim));
             }
         }
-        be.rope_backward(d.q.get_mut(), d.k.get_mut(), &self.inv_freq, &pass.indices.positions, dims);
-        let qkv = (&[QProj, KProj, VProj], [&d.q, &d.k, &d.v], &act.norm1);
+        if let Some(inv_freq) = self.layer_inv_freq(layer) {
+            be.rope_backward(d.q.get_mut(), d.k.get_mut(), inv_freq, &pass.indices.positions, dims);
+        }
+        if let Some([q_norm, k_norm]) = &weights.qk_norm {
+            for (dinp, dout, inp, rstd, weight, width) in [
+                (&mut d.q_raw, &d.q, &act.q_raw, &act.q_rstd, q_norm, dims.heads * head_dim),
+                (&mut d.k_raw, &d.k, &act.k_raw, &act.k_rstd, k_norm, kv_heads * head_dim),
+            ] {
+                let saved = RmsnormSaved { inp: inp.get(), rstd: rstd.get(), weight };
+                let rows = n * width / weight.len();
+                be.rmsnorm_backward(dinp.get_mut(), Store::Overwrite, dout.get(), saved, rows);
+            }
+        }
+        let dout = match &weights.qk_norm {
+            Some(_) => [&d.q_raw, &d.k_raw, &d.v],
+            None => [&d.q, &d.k, &d.v],
+        };
+        let inp = weights.before_attention.as_ref().map_or(&act.inp, |_| &act.norm1);
+        let qkv = (&[QProj, KProj, VProj], dout, inp);
         self.project_backward(layer, wanted.then_some(&mut d.norm), grads, qkv, &act.mid, &pass.rows);
-        if wanted {
-            let weight = &self.layers[layer].input_layernorm;
-            let saved = RmsnormSaved { inp: act.inp.get(), rstd: act.rstd1.get(), weight };
-            be.rmsnorm_backward(d.hidden.get_mut(), Store::Accumulate, d.norm.get(), saved, n);
+        if !wanted {
+            return;
+        }
+        match &weights.before_attention {
+            Some(weight) => {
+                let saved = RmsnormSaved { inp: act.inp.get(), rstd: act.rstd1.get(), weight };
+                be.rmsnorm_backward(d.hidden.get_mut(), Store::Accumulate, d.norm.get(), saved, n);
+            }
+            None => be.add(d.hidden.get_mut(), d.norm.get(), n * config.hidden_size),
         }
     }
 
@@ -230,4 +269,35 @@ impl Decoder {
         let group = ProjectGroup { weights: &weights, lora: &lora };
         self.backend.project_backward(grads, &dout.map(GrowBuffer::get), saved, group, rows.n);
     }
+}
+
+/// The buffer with the gradient of what attention or MLP add to the residual stream.
+#[derive(Clone, Copy)]
+enum BranchGradient {
+    Hidden,
+    Proj,
+}
+
+impl BranchGradient {
+    fn of(self, d: &Gradients) -> &GrowBuffer {
+        match self {
+            Self::Hidden => &d.hidden,
+            Self::Proj => &d.proj,
+        }
+    }
+}
+
+/// Backward of a norm after attention or MLP, from `d.hidden` to `d.proj`. Without the norm, the gradient is
+/// `d.hidden` itself.
+fn norm_after_backward(
+    backend: &dyn Backend,
+    d: &mut Gradients,
+    weight: Option<&Buffer>,
+    (inp, rstd): (&GrowBuffer, &GrowBuffer),
+    n: usize,
+) -> BranchGradient {
+    let Some(weight) = weight else { return BranchGradient::Hidden };
+    let saved = RmsnormSaved { inp: inp.get(), rstd: rstd.get(), weight };
+    backend.rmsnorm_backward(d.proj.get_mut(), Store::Overwrite, d.hidden.get(), saved, n);
+    BranchGradient::Proj
 }

@@ -1,16 +1,22 @@
-//! `config.json`: the sizes and constants of a Llama, as transformers 4 and 5 write them.
+//! `config.json`: the sizes and flags of a decoder, as transformers 4 and 5 write them.
 
-use std::f64::consts::TAU;
+mod architecture;
+mod family;
+mod rope;
+
 use std::path::Path;
 
-use danlu_kernels::{DType, FourBitCode};
+use danlu_kernels::{AttentionScores, DType, FourBitCode};
 use serde_json::{Value, json};
 
+pub use self::architecture::{Architecture, BlockNorms, GateActivation, LayerAttention, LayerRope, QkNorm};
+use self::family::Sizes;
+pub use self::rope::{Rope, RopeScaling};
 use crate::json::{self, Fields};
 use crate::sidecar_files::torch_name;
 use crate::{ModelError, Projection, Quantization, files};
 
-/// Limits beyond any Llama, below which no product of two sizes overflows.
+/// Limits beyond any model, below which no product of two sizes overflows.
 const MAX_HIDDEN: u64 = 1 << 20;
 const MAX_INTERMEDIATE: u64 = 1 << 24;
 const MAX_VOCABULARY: u64 = 1 << 24;
@@ -18,13 +24,13 @@ const MAX_LAYERS: u64 = 1 << 12;
 const MAX_HEADS: u64 = 1 << 16;
 const MAX_POSITIONS: u64 = 1 << 31;
 
-/// A Llama's configuration, checked: every size is at least 1 and products of sizes do not overflow.
+/// A decoder's configuration, checked: every size is at least 1 and products of sizes do not overflow.
 ///
 /// Fields keep `config.json`'s names.
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct ModelConfig {
-    /// Always `llama`.
+    /// Family of the model: `llama`, `qwen3`.
     pub model_type: String,
     /// `C`.
     pub hidden_size: usize,
@@ -48,6 +54,8 @@ pub struct ModelConfig {
     pub tie_word_embeddings: bool,
     /// Rotary position embedding.
     pub rope: Rope,
+    /// Flags of the model's family.
+    pub architecture: Architecture,
     /// Element type of the saved weights, if it is supported.
     pub dtype: Option<DType>,
     /// Quantization of the projections, if they are stored in 4 bits.
@@ -56,35 +64,6 @@ pub struct ModelConfig {
     pub bos_token_id: Option<u32>,
     /// Ids of the tokens that end a text.
     pub eos_token_id: Vec<u32>,
-}
-
-/// Rotary position embedding: base and scaling.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Rope {
-    /// `rope_theta`.
-    pub theta: f64,
-    /// Scaling of the frequencies.
-    pub scaling: RopeScaling,
-}
-
-/// `rope_type` with its numbers.
-#[derive(Clone, Debug, PartialEq)]
-#[non_exhaustive]
-pub enum RopeScaling {
-    /// Unscaled.
-    Default,
-    /// Llama 3.1's scaling. Wavelengths beyond the original context are divided by `factor`. Short
-    /// wavelengths do not change, and those between are interpolated.
-    Llama3 {
-        /// Divisor of the low frequencies.
-        factor: f64,
-        /// `factor` applies fully to wavelengths beyond the original context divided by this.
-        low_freq_factor: f64,
-        /// Wavelengths below the original context divided by this do not change.
-        high_freq_factor: f64,
-        /// Context length of the pretraining, in tokens.
-        original_max_position_embeddings: usize,
-    },
 }
 
 impl ModelConfig {
@@ -109,10 +88,8 @@ impl ModelConfig {
     pub(crate) fn from_value(path: &Path, value: &Value) -> Result<Self, ModelError> {
         let fields = Fields::new(path, value)?;
 
-        let model_type = fields.text("model_type")?.ok_or_else(|| fields.wrong("model_type", "`llama`"))?;
-        if model_type != "llama" {
-            return Err(fields.unsupported("model_type", "`llama`"));
-        }
+        let family = family::find(&fields)?;
+        let defaults = family.defaults;
         refuse_variants(&fields)?;
 
         let hidden_size = fields.count("hidden_size", MAX_HIDDEN)?;
@@ -125,6 +102,7 @@ impl ModelConfig {
         }
         let head_dim = match fields.count_opt("head_dim", MAX_HIDDEN)? {
             Some(size) => size,
+            None if let Some(size) = defaults.head_dim => size,
             None if hidden_size.is_multiple_of(num_attention_heads) => hidden_size / num_attention_heads,
             None => {
                 let expected =
@@ -140,21 +118,28 @@ impl ModelConfig {
                 .wrong("head_dim", format!("`num_attention_heads` times it to be at most {MAX_HIDDEN}")));
         }
         let max_position_embeddings =
-            fields.count_opt("max_position_embeddings", MAX_POSITIONS)?.unwrap_or(2048);
+            fields.count_opt("max_position_embeddings", MAX_POSITIONS)?.unwrap_or(defaults.max_positions);
+        let num_hidden_layers = fields.count("num_hidden_layers", MAX_LAYERS)?;
+        let sizes =
+            Sizes { layers: num_hidden_layers, hidden: hidden_size, max_positions: max_position_embeddings };
 
         let config = Self {
-            model_type: model_type.to_owned(),
+            model_type: family.name.to_owned(),
             hidden_size,
             intermediate_size: fields.count("intermediate_size", MAX_INTERMEDIATE)?,
-            num_hidden_layers: fields.count("num_hidden_layers", MAX_LAYERS)?,
+            num_hidden_layers,
             num_attention_heads,
             num_key_value_heads,
             head_dim,
             vocab_size: fields.count("vocab_size", MAX_VOCABULARY)?,
             max_position_embeddings,
-            rms_norm_eps: fields.positive("rms_norm_eps")?.unwrap_or(1e-6) as f32,
-            tie_word_embeddings: fields.flag("tie_word_embeddings")?,
-            rope: rope(&fields, max_position_embeddings)?,
+            rms_norm_eps: fields.positive("rms_norm_eps")?.unwrap_or(defaults.eps) as f32,
+            tie_word_embeddings: match fields.get("tie_word_embeddings") {
+                Some(_) => fields.flag("tie_word_embeddings")?,
+                None => defaults.tied,
+            },
+            rope: global_rope(&fields, defaults.theta, max_position_embeddings)?,
+            architecture: (family.read)(&fields, &sizes)?,
             dtype: dtype(&fields)?,
             quantization: quantization(&fields)?,
             bos_token_id: fields.token_ids("bos_token_id")?.first().copied(),
@@ -165,21 +150,6 @@ impl ModelConfig {
 
     /// Returns the text of a `config.json` that transformers 4 and 5 both read.
     pub fn to_json(&self) -> Vec<u8> {
-        let rope_scaling = match self.rope.scaling {
-            RopeScaling::Default => Value::Null,
-            RopeScaling::Llama3 {
-                factor,
-                low_freq_factor,
-                high_freq_factor,
-                original_max_position_embeddings,
-            } => json!({
-                "factor": factor,
-                "high_freq_factor": high_freq_factor,
-                "low_freq_factor": low_freq_factor,
-                "original_max_position_embeddings": original_max_position_embeddings,
-                "rope_type": "llama3",
-            }),
-        };
         // transformers writes a single id as a number, not as a list.
         let eos = match self.eos_token_id[..] {
             [] => Value::Null,
@@ -206,7 +176,7 @@ impl ModelConfig {
             "pretraining_tp": 1,
             // The decimal 1e-5, not the nearest f32 with seventeen digits.
             "rms_norm_eps": self.rms_norm_eps.to_string().parse::<f64>().unwrap_or(self.rms_norm_eps.into()),
-            "rope_scaling": rope_scaling,
+            "rope_scaling": self.rope.scaling_json(),
             "rope_theta": self.rope.theta,
             "tie_word_embeddings": self.tie_word_embeddings,
             "torch_dtype": self.dtype.map(torch_name),
@@ -238,15 +208,7 @@ impl ModelConfig {
     pub fn tensors(&self) -> impl Iterator<Item = (String, Vec<usize>)> {
         let hidden = self.hidden_size;
         let table = vec![self.vocab_size, hidden];
-        let layers = (0..self.num_hidden_layers).flat_map(move |layer| {
-            let norm = |name: &str| (format!("model.layers.{layer}.{name}.weight"), vec![hidden]);
-            let projection = |p: Projection| {
-                let (d_out, d_in) = self.projection_shape(p);
-                (p.weight_name(layer), vec![d_out, d_in])
-            };
-            let [q, k, v, o, gate, up, down] = Projection::ALL.map(projection);
-            [norm("input_layernorm"), q, k, v, o, norm("post_attention_layernorm"), gate, up, down]
-        });
+        let layers = (0..self.num_hidden_layers).flat_map(move |layer| self.layer_tensors(layer));
         let head = (!self.tie_word_embeddings).then(|| ("lm_head.weight".to_owned(), table.clone()));
         std::iter::once(("model.embed_tokens.weight".to_owned(), table))
             .chain(layers)
@@ -254,136 +216,110 @@ impl ModelConfig {
             .chain(head)
     }
 
-    /// Returns the number of parameters; tied tables count once.
-    pub fn num_parameters(&self) -> u64 {
-        let of_layer: u64 = Projection::ALL
-            .into_iter()
-            .map(|p| self.projection_shape(p))
-            .map(|(d_out, d_in)| d_out as u64 * d_in as u64)
-            .sum();
-        let hidden = self.hidden_size as u64;
-        let tables = if self.tie_word_embeddings { 1 } else { 2 };
-        (of_layer + 2 * hidden) * self.num_hidden_layers as u64
-            + hidden
-            + tables * self.vocab_size as u64 * hidden
-    }
-
-    /// The rotation of each element pair, radians a token, `(HS / 2)`.
-    ///
-    /// `theta ^ (-2i / HS)`; under `llama3` scaling a wavelength `2π / f` beyond
-    /// `original / low_freq_factor` has its frequency divided by `factor`, one below
-    /// `original / high_freq_factor` keeps it, and between the two lies a linear mix.
-    /// Source: Su et al., 2021, section 3.2.2; Grattafiori et al., 2024, section 3.4.3.
-    pub fn inv_freq(&self) -> Vec<f32> {
-        let half = self.head_dim / 2;
-        let plain = (0..half).map(|i| {
-            // The exponent is rounded to f32 as PyTorch does, the power to nearest.
-            let exponent = (2 * i) as f32 / self.head_dim as f32;
-            1.0 / self.rope.theta.powf(exponent as f64) as f32
-        });
-        match self.rope.scaling {
-            RopeScaling::Default => plain.collect(),
-            RopeScaling::Llama3 {
-                factor,
-                low_freq_factor,
-                high_freq_factor,
-                original_max_position_embeddings,
-            } => {
-                let original = original_max_position_embeddings as f64;
-                plain
-                    .map(|f| {
-                        let frequency = f as f64;
-                        let turns = original * frequency / TAU;
-                        let lowered = frequency / factor;
-                        let smooth = (turns - low_freq_factor) / (high_freq_factor - low_freq_factor);
-                        let scaled = match turns {
-                            t if t > high_freq_factor => frequency,
-                            t if t < low_freq_factor => lowered,
-                            _ => (1.0 - smooth) * lowered + smooth * frequency,
-                        };
-                        scaled as f32
-                    })
-                    .collect()
+    /// Returns the tensors of a layer.
+    fn layer_tensors(&self, layer: usize) -> Vec<(String, Vec<usize>)> {
+        let norm = |name: &str, width| (format!("model.layers.{layer}.{name}.weight"), vec![width]);
+        let mut tensors: Vec<_> =
+            self.architecture.norms.names().map(|name| norm(name, self.hidden_size)).collect();
+        for projection in Projection::ALL {
+            let (d_out, d_in) = self.projection_shape(projection);
+            tensors.push((projection.weight_name(layer), vec![d_out, d_in]));
+            if self.has_bias(projection) {
+                tensors.push((projection.bias_name(layer), vec![d_out]));
             }
         }
+        if let Some([q, k]) = self.qk_norm_widths() {
+            tensors.extend([norm("self_attn.q_norm", q), norm("self_attn.k_norm", k)]);
+        }
+        tensors
+    }
+
+    /// Returns whether a projection has a bias.
+    pub fn has_bias(&self, projection: Projection) -> bool {
+        let Architecture { qkv_bias, output_bias, mlp_bias, .. } = self.architecture;
+        match projection {
+            Projection::QProj | Projection::KProj | Projection::VProj => qkv_bias,
+            Projection::OProj => output_bias,
+            Projection::GateProj | Projection::UpProj | Projection::DownProj => mlp_bias,
+        }
+    }
+
+    /// Returns the lengths of the weights of the norms of queries and keys.
+    pub fn qk_norm_widths(&self) -> Option<[usize; 2]> {
+        let heads = [self.num_attention_heads, self.num_key_value_heads];
+        self.architecture.qk_norm.map(|norm| match norm {
+            QkNorm::PerHead => [self.head_dim; 2],
+            QkNorm::Whole => heads.map(|heads| heads * self.head_dim),
+        })
+    }
+
+    /// Returns the epsilon of norms over the residual stream. The decoder divides the stream by
+    /// `residual_scale`, so that attention and MLP add to the stream without a factor.
+    pub(crate) fn stream_eps(&self) -> f32 {
+        self.rms_norm_eps / self.architecture.residual_scale.powi(2)
+    }
+
+    /// Returns the factor of the embeddings in the divided stream.
+    pub(crate) fn stream_embedding_scale(&self) -> f32 {
+        self.architecture.embedding_scale / self.architecture.residual_scale
+    }
+
+    /// Returns the rotary embedding of a layer.
+    pub fn layer_rope(&self, layer: usize) -> Option<&Rope> {
+        match self.architecture.layer(layer).rope {
+            LayerRope::Global => Some(&self.rope),
+            LayerRope::Local => Some(self.architecture.local_rope.as_ref().unwrap_or(&self.rope)),
+            LayerRope::None => None,
+        }
+    }
+
+    /// Returns scale, window and cap of a layer's attention scores. The scale includes the factor of cosine
+    /// and sine of queries and keys, because every element is rotated.
+    pub fn attention_scores(&self, layer: usize) -> AttentionScores {
+        let scale = self.architecture.attention_scale.unwrap_or(1.0 / (self.head_dim as f64).sqrt());
+        let factor = self.layer_rope(layer).map_or(1.0, Rope::attention_factor);
+        AttentionScores {
+            scale: (scale * factor * factor) as f32,
+            window: self.architecture.layer(layer).window,
+            softcap: self.architecture.attention_softcap,
+        }
+    }
+
+    /// Returns the number of parameters; tied tables count once.
+    pub fn num_parameters(&self) -> u64 {
+        self.tensors().map(|(_, shape)| shape.iter().map(|&n| n as u64).product::<u64>()).sum()
+    }
+
+    /// Returns the rotation of each element pair, in radians a token, `(HS / 2)`.
+    pub fn inv_freq(&self) -> Vec<f32> {
+        self.rope.inv_freq(self.head_dim)
     }
 }
 
 /// Rejects settings that would change the arithmetic. The error names the field.
 fn refuse_variants(fields: &Fields<'_>) -> Result<(), ModelError> {
-    for name in ["attention_bias", "mlp_bias"] {
-        if fields.flag(name)? {
-            return Err(fields.unsupported(name, "projections without a bias"));
-        }
-    }
-    if !matches!(fields.text("hidden_act")?, None | Some("silu" | "swish")) {
-        return Err(fields.unsupported("hidden_act", "`silu`"));
-    }
     if fields.get("attention_dropout").is_some_and(|v| v.as_f64() != Some(0.0)) {
         return Err(fields.unsupported("attention_dropout", "0.0"));
     }
     if fields.get("partial_rotary_factor").is_some_and(|v| v.as_f64() != Some(1.0)) {
         return Err(fields.unsupported("partial_rotary_factor", "1.0"));
     }
-    let window_is_off = matches!(fields.get("use_sliding_window").and_then(|v| v.as_bool()), Some(false));
-    if let (Some(window), false) = (fields.get("sliding_window"), window_is_off) {
-        let positions = fields.get("max_position_embeddings").and_then(|v| v.as_u64());
-        // A window as long as the context hides nothing.
-        if !matches!((window.as_u64(), positions), (Some(w), Some(p)) if w >= p) {
-            return Err(fields.unsupported("sliding_window", "attention over the whole context"));
-        }
-    }
-    if let Some(types) = fields.get("layer_types").and_then(|v| v.as_array())
-        && types.iter().any(|t| t.as_str() != Some("full_attention"))
-    {
-        return Err(fields.unsupported("layer_types", "`full_attention` in every layer"));
-    }
     Ok(())
 }
 
-/// Reads `rope_parameters` of transformers 5, or `rope_theta` and `rope_scaling` of transformers 4.
-fn rope(fields: &Fields<'_>, max_position_embeddings: usize) -> Result<Rope, ModelError> {
-    let (parameters, name) = match fields.nested("rope_parameters")? {
-        Some(nested) => (Some(nested), "rope_parameters"),
-        None => (fields.nested("rope_scaling")?, "rope_scaling"),
-    };
-    let outer_theta = fields.positive("rope_theta")?;
-    let Some(parameters) = parameters else {
-        return Ok(Rope { theta: outer_theta.unwrap_or(10000.0), scaling: RopeScaling::Default });
-    };
-    let theta = parameters.positive("rope_theta")?.or(outer_theta).unwrap_or(10000.0);
-    if parameters.get("partial_rotary_factor").is_some_and(|v| v.as_f64() != Some(1.0)) {
-        return Err(parameters.unsupported("partial_rotary_factor", "1.0"));
+/// Reads the rotary embedding of layers with full attention. Gemma 3 and OLMo 3 nest it in transformers 5.
+fn global_rope(
+    fields: &Fields<'_>,
+    default_theta: f64,
+    max_position_embeddings: usize,
+) -> Result<Rope, ModelError> {
+    if fields.get("rope_scaling").is_none()
+        && let Some(both) = fields.nested("rope_parameters")?
+        && let Some(full) = both.nested("full_attention")?
+    {
+        return Rope::of_parameters(&full, "rope_parameters", default_theta, max_position_embeddings);
     }
-    let key = if parameters.get("rope_type").is_some() { "rope_type" } else { "type" };
-    let scaling = match parameters.text(key)? {
-        Some("default") => RopeScaling::Default,
-        // transformers 5 may omit the default type. In transformers 4, a scaling without a type is an
-        // error.
-        None if name == "rope_parameters" => RopeScaling::Default,
-        None => return Err(parameters.wrong("rope_type", "`default` or `llama3`")),
-        Some("llama3") => {
-            let number = |field: &str| {
-                parameters.positive(field)?.ok_or_else(|| parameters.wrong(field, "a number above zero"))
-            };
-            let (low, high) = (number("low_freq_factor")?, number("high_freq_factor")?);
-            if high <= low {
-                return Err(
-                    parameters.wrong("high_freq_factor", format!("more than `low_freq_factor`, {low}"))
-                );
-            }
-            RopeScaling::Llama3 {
-                factor: number("factor")?,
-                low_freq_factor: low,
-                high_freq_factor: high,
-                original_max_position_embeddings: parameters
-                    .count_opt("original_max_position_embeddings", MAX_POSITIONS)?
-                    .unwrap_or(max_position_embeddings),
-            }
-        }
-        Some(_) => return Err(parameters.unsupported(key, "`default` and `llama3`")),
-    };
-    Ok(Rope { theta, scaling })
+    Rope::read(fields, default_theta, max_position_embeddings)
 }
 
 /// Reads `quantization_config`, which must be 4 bits of bitsandbytes. The weight files show which weights are

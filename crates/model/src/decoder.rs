@@ -9,6 +9,9 @@
 //! act   = silu(gate) · up         out = linear(act) + lora + res
 //! ```
 //!
+//! [`Architecture`] adds biases, norms of q and k, and norms after attention and MLP, and moves or replaces the
+//! other parts.
+//!
 //! After attention the rows are independent. The last layer therefore computes `res` and everything after it
 //! only for the rows that reach the head.
 
@@ -19,15 +22,19 @@ use std::slice;
 use std::sync::Arc;
 
 use danlu_kernels::{
-    AttentionDims, AttentionOperands, Backend, Buffer, Element, HeadOperands, LoraPair, LoraSegment, Matrix,
-    ProjectGroup, Trace,
+    AttentionDims, AttentionOperands, Backend, Buffer, Element, HeadOperands, Indices, LoraPair, LoraSegment,
+    Matrix, ProjectGroup, Trace,
 };
 
+#[cfg(doc)]
+use crate::Architecture;
 use crate::activations::{LayerActivations, Mids, MlpActivations};
 use crate::forward_pass::{ForwardPass, PassRows};
 use crate::lora::{LoraRows, LoraSource};
 use crate::workspace::{GrowBuffer, PrefixKv, Workspace};
-use crate::{ActivationPolicy, Batch, KvCache, ModelConfig, ModelError, Projection, Weights};
+use crate::{
+    ActivationPolicy, Batch, GateActivation, KvCache, LayerRope, ModelConfig, ModelError, Projection, Weights,
+};
 
 /// A base model with a forward pass, and a backward pass to its adapters.
 #[derive(Debug)]
@@ -38,19 +45,61 @@ pub struct Decoder {
     pub(crate) layers: Vec<Layer>,
     pub(crate) norm: Buffer,
     pub(crate) lm_head: Matrix,
-    pub(crate) inv_freq: Buffer,
+    /// Frequencies of [`LayerRope::Global`] and [`LayerRope::Local`].
+    pub(crate) inv_freq: [Buffer; 2],
 }
 
 /// Frozen weights of one block, named as in the checkpoint.
 #[derive(Debug)]
 pub(crate) struct Layer {
-    pub input_layernorm: Buffer,
-    pub post_attention_layernorm: Buffer,
+    /// The norms of [`BlockNorms`](crate::BlockNorms).
+    pub before_attention: Option<Buffer>,
+    pub after_attention: Option<Buffer>,
+    pub before_mlp: Option<Buffer>,
+    pub after_mlp: Option<Buffer>,
+    /// Norms of queries and keys.
+    pub qk_norm: Option<[Buffer; 2]>,
     /// Indexed by [`Projection`].
     pub projections: [Matrix; Projection::ALL.len()],
+    pub biases: [Option<Buffer>; Projection::ALL.len()],
 }
 
 impl Layer {
+    /// Builds a layer. `vector` returns a vector by name and length, and gets whether it is the weight of a
+    /// norm.
+    fn build(
+        config: &ModelConfig,
+        layer: usize,
+        projections: Vec<Matrix>,
+        vector: &dyn Fn(&str, usize, bool) -> Result<Buffer, ModelError>,
+    ) -> Result<Self, ModelError> {
+        let path = |name: &str| format!("model.layers.{layer}.{name}.weight");
+        let norm =
+            |name: Option<&str>| name.map(|name| vector(&path(name), config.hidden_size, true)).transpose();
+        let mut biases = Projection::ALL.map(|_| None);
+        for projection in Projection::ALL.into_iter().filter(|&p| config.has_bias(p)) {
+            let (d_out, _) = config.projection_shape(projection);
+            biases[projection.index()] = Some(vector(&projection.bias_name(layer), d_out, false)?);
+        }
+        let norms = config.architecture.norms;
+        let qk_norm = match config.qk_norm_widths() {
+            Some([q, k]) => {
+                let of = |name, width| vector(&path(name), width, true);
+                Some([of("self_attn.q_norm", q)?, of("self_attn.k_norm", k)?])
+            }
+            None => None,
+        };
+        Ok(Self {
+            before_attention: norm(norms.before_attention)?,
+            after_attention: norm(norms.after_attention)?,
+            before_mlp: norm(norms.before_mlp)?,
+            after_mlp: norm(norms.after_mlp)?,
+            qk_norm,
+            projections: projections.try_into().expect("one matrix per projection"),
+            biases,
+        })
+    }
+
     pub fn projection(&self, projection: Projection) -> &Matrix {
         &self.projections[projection.index()]
     }
@@ -93,10 +142,16 @@ impl Decoder {
         matrix: impl Fn(&str, usize, usize) -> Result<Matrix, ModelError>,
         values: impl Fn(&str, usize) -> Result<Option<Vec<f32>>, ModelError>,
     ) -> Result<Self, ModelError> {
-        let (v, c) = (config.vocab_size, config.hidden_size);
-        let vector = |name: &str| -> Result<Buffer, ModelError> {
-            let mut buffer = backend.alloc(c, Element::Exact);
-            if let Some(values) = values(name, c)? {
+        let missing = config.architecture.operations().into_iter().find(|&needed| !backend.supports(needed));
+        if let Some(operation) = missing {
+            let (family, backend) = (config.model_type.clone(), backend.name());
+            return Err(ModelError::MissingOperation { family, backend, operation });
+        }
+        let (v, c, offset) = (config.vocab_size, config.hidden_size, config.architecture.norm_offset);
+        let vector = |name: &str, len: usize, change: &dyn Fn(f32) -> f32| -> Result<Buffer, ModelError> {
+            let mut buffer = backend.alloc(len, Element::Exact);
+            if let Some(mut values) = values(name, len)? {
+                values.iter_mut().for_each(|value| *value = change(*value));
                 backend.write(&mut buffer, 0, &values);
             }
             Ok(buffer)
@@ -118,17 +173,18 @@ impl Decoder {
                 });
                 projections.extend(backend.place(&weights.collect::<Result<Vec<_>, _>>()?)?);
             }
-            let norm = |name: &str| vector(&format!("model.layers.{layer}.{name}.weight"));
-            layers.push(Layer {
-                input_layernorm: norm("input_layernorm")?,
-                post_attention_layernorm: norm("post_attention_layernorm")?,
-                projections: projections.try_into().expect("one matrix per projection"),
-            });
+            layers.push(Layer::build(&config, layer, projections, &|name, len, is_norm| {
+                vector(name, len, &|value| if is_norm { value + offset } else { value })
+            })?);
         }
-        let norm = vector("model.norm.weight")?;
-        let frequencies = config.inv_freq();
-        let mut inv_freq = backend.alloc(frequencies.len(), Element::Exact);
-        backend.write(&mut inv_freq, 0, &frequencies);
+        let divisor = config.architecture.logits_divisor;
+        let norm = vector("model.norm.weight", c, &|value| (value + offset) / divisor)?;
+        let inv_freq = [Some(&config.rope), config.architecture.local_rope.as_ref()].map(|rope| {
+            let frequencies = rope.map_or_else(Vec::new, |rope| rope.inv_freq(config.head_dim));
+            let mut buffer = backend.alloc(frequencies.len(), Element::Exact);
+            backend.write(&mut buffer, 0, &frequencies);
+            buffer
+        });
         Ok(Self { config, backend, embed_tokens, layers, norm, lm_head, inv_freq })
     }
 
@@ -170,8 +226,7 @@ impl Decoder {
         pass.upload(be, mem::take(&mut work.indices), &batch.ids, &batch.targets);
         self.blocks(work, &pass, false, None);
         self.head_norm(work, labels);
-        let operands =
-            HeadOperands { inp: work.head_norm.get(), head: &self.lm_head, targets: &pass.indices.targets };
+        let operands = self.head_operands(&work.head_norm, &pass.indices.targets);
         be.head_loss(work.losses.get_mut(), 0, operands, None);
         work.indices = pass.indices;
         self.read_losses(work, labels)
@@ -250,7 +305,8 @@ impl Decoder {
         mut cache: Option<&mut KvCache>,
     ) {
         let (be, c) = (&*self.backend, self.config.hidden_size);
-        be.embedding_forward(work.layers[0].inp.get_mut(), &self.embed_tokens, &pass.indices.ids);
+        let scale = self.config.stream_embedding_scale();
+        be.embedding_forward(work.layers[0].inp.get_mut(), &self.embed_tokens, &pass.indices.ids, scale);
         for layer in 0..self.layers.len() {
             let is_last = layer + 1 == self.layers.len();
             let slot = if keep { layer } else { 0 };
@@ -292,15 +348,37 @@ impl Decoder {
     ) {
         use Projection::*;
         let (be, config, weights) = (&*self.backend, &self.config, &self.layers[layer]);
-        let (heads, kv_heads, head_dim) =
-            (config.num_attention_heads, config.num_key_value_heads, config.head_dim);
-        let dims = AttentionDims { heads, kv_heads, head_dim };
-        let (n, eps, weight) = (pass.rows.n, config.rms_norm_eps, &weights.input_layernorm);
-        be.rmsnorm_forward(act.norm1.get_mut(), act.rstd1.get_mut(), act.inp.get(), weight, eps, n);
-        let out = [&mut act.q, &mut act.k, &mut act.v];
-        self.project(layer, &[QProj, KProj, VProj], out, &mut act.mid, (&act.norm1, None), &pass.rows);
-        let (q, k) = (act.q.get_mut(), act.k.get_mut());
-        be.rope_forward(q, k, &self.inv_freq, &pass.indices.positions, dims);
+        let dims = self.attention_dims();
+        let AttentionDims { kv_heads, head_dim, .. } = dims;
+        let (n, eps) = (pass.rows.n, config.stream_eps());
+        if let Some(weight) = &weights.before_attention {
+            be.rmsnorm_forward(act.norm1.get_mut(), act.rstd1.get_mut(), act.inp.get(), weight, eps, n);
+        }
+        let inp = weights.before_attention.as_ref().map_or(&act.inp, |_| &act.norm1);
+        let out = match &weights.qk_norm {
+            Some(_) => [&mut act.q_raw, &mut act.k_raw, &mut act.v],
+            None => [&mut act.q, &mut act.k, &mut act.v],
+        };
+        self.project(layer, &[QProj, KProj, VProj], out, &mut act.mid, (inp, None), &pass.rows);
+        if let Some([q_norm, k_norm]) = &weights.qk_norm {
+            for (out, rstd, inp, weight, width) in [
+                (&mut act.q, &mut act.q_rstd, &act.q_raw, q_norm, dims.heads * head_dim),
+                (&mut act.k, &mut act.k_rstd, &act.k_raw, k_norm, kv_heads * head_dim),
+            ] {
+                let rows = n * width / weight.len();
+                be.rmsnorm_forward(
+                    out.get_mut(),
+                    rstd.get_mut(),
+                    inp.get(),
+                    weight,
+                    config.rms_norm_eps,
+                    rows,
+                );
+            }
+        }
+        if let Some(inv_freq) = self.layer_inv_freq(layer) {
+            be.rope_forward(act.q.get_mut(), act.k.get_mut(), inv_freq, &pass.indices.positions, dims);
+        }
         let [k, v] = match cache {
             None => self.keys_of([&act.k, &act.v], pass, &mut copies.kv),
             Some(cache) => {
@@ -311,8 +389,30 @@ impl Decoder {
                 [&*keys, &*values]
             }
         };
-        let operands = AttentionOperands { q: act.q.get(), k, v, segments: &pass.indices.segments, dims };
+        let scores = config.attention_scores(layer);
+        let segments = &pass.indices.segments;
+        let operands = AttentionOperands { q: act.q.get(), k, v, segments, dims, scores };
         be.attention_forward(act.attn.get_mut(), act.lse.get_mut(), operands);
+    }
+
+    pub(crate) fn attention_dims(&self) -> AttentionDims {
+        let ModelConfig { num_attention_heads: heads, num_key_value_heads: kv_heads, head_dim, .. } =
+            self.config;
+        AttentionDims { heads, kv_heads, head_dim }
+    }
+
+    /// Returns the rotary frequencies of a layer, if it has any.
+    pub(crate) fn layer_inv_freq(&self, layer: usize) -> Option<&Buffer> {
+        match self.config.architecture.layer(layer).rope {
+            LayerRope::Global => Some(&self.inv_freq[0]),
+            LayerRope::Local => Some(&self.inv_freq[1]),
+            LayerRope::None => None,
+        }
+    }
+
+    pub(crate) fn head_operands<'b>(&'b self, inp: &'b GrowBuffer, targets: &'b Indices) -> HeadOperands<'b> {
+        let softcap = self.config.architecture.logits_softcap;
+        HeadOperands { inp: inp.get(), head: &self.lm_head, targets, softcap }
     }
 
     /// Returns the keys and values of the segments of `pass`: the layer's `own`, or `copies` if sequences
@@ -343,7 +443,15 @@ impl Decoder {
         rows: &PassRows<'_>,
     ) {
         self.mlp_activations(layer, act, mid, from, rows);
-        self.project(layer, &[Projection::DownProj], [out], mid, (&act.act, Some(&act.res)), rows);
+        let down = &[Projection::DownProj];
+        let Some(weight) = &self.layers[layer].after_mlp else {
+            return self.project(layer, down, [out], mid, (&act.act, Some(&act.res)), rows);
+        };
+        let (be, n, c) = (&*self.backend, rows.n, self.config.hidden_size);
+        self.project(layer, down, [&mut act.mlp_proj], mid, (&act.act, None), rows);
+        let (rstd, inp) = (act.mlp_rstd.get_mut(), act.mlp_proj.get());
+        be.rmsnorm_forward(out.get_mut(), rstd, inp, weight, self.config.rms_norm_eps, n);
+        be.add(out.get_mut(), act.res.get(), n * c);
     }
 
     /// Second half of a block without its last matrix product.
@@ -357,12 +465,39 @@ impl Decoder {
     ) {
         use Projection::*;
         let (be, config, weights) = (&*self.backend, &self.config, &self.layers[layer]);
-        let (n, eps, weight) = (rows.n, config.rms_norm_eps, &weights.post_attention_layernorm);
-        self.project(layer, &[OProj], [&mut act.res], mid, (attn, Some(inp)), rows);
-        be.rmsnorm_forward(act.norm2.get_mut(), act.rstd2.get_mut(), act.res.get(), weight, eps, n);
+        let n = rows.n;
+        match &weights.after_attention {
+            None => self.project(layer, &[OProj], [&mut act.res], mid, (attn, Some(inp)), rows),
+            Some(weight) => {
+                self.project(layer, &[OProj], [&mut act.attn_proj], mid, (attn, None), rows);
+                let (out, rstd) = (act.res.get_mut(), act.attn_rstd.get_mut());
+                be.rmsnorm_forward(out, rstd, act.attn_proj.get(), weight, config.rms_norm_eps, n);
+                be.add(act.res.get_mut(), inp.get(), n * config.hidden_size);
+            }
+        }
+        let norm2 = self.norm_before_mlp(layer, act, n);
         let out = [&mut act.gate, &mut act.up];
-        self.project(layer, &[GateProj, UpProj], out, mid, (&act.norm2, None), rows);
-        be.swiglu_forward(act.act.get_mut(), act.gate.get(), act.up.get(), n * config.intermediate_size);
+        let inp = if norm2 { &act.norm2 } else { &act.res };
+        self.project(layer, &[GateProj, UpProj], out, mid, (inp, None), rows);
+        self.gate_activation(act, n);
+    }
+
+    /// Computes `act.norm2`, if the block has a norm before the MLP. Returns whether it has.
+    fn norm_before_mlp(&self, layer: usize, act: &mut MlpActivations, n: usize) -> bool {
+        let Some(weight) = &self.layers[layer].before_mlp else { return false };
+        let (out, rstd) = (act.norm2.get_mut(), act.rstd2.get_mut());
+        self.backend.rmsnorm_forward(out, rstd, act.res.get(), weight, self.config.stream_eps(), n);
+        true
+    }
+
+    /// Computes `act.act` from gate and up.
+    fn gate_activation(&self, act: &mut MlpActivations, n: usize) {
+        let (out, gate, up) = (act.act.get_mut(), act.gate.get(), act.up.get());
+        let len = n * self.config.intermediate_size;
+        match self.config.architecture.activation {
+            GateActivation::Silu => self.backend.swiglu_forward(out, gate, up, len),
+            GateActivation::GeluTanh => self.backend.geglu_forward(out, gate, up, len),
+        }
     }
 
     /// Recomputes the activations that the layer's policy did not store, bit for bit. The last layer needs no
@@ -375,17 +510,16 @@ impl Decoder {
         pass: &ForwardPass<'_>,
         copies: &mut PrefixKv,
     ) {
-        let (be, config, weights, n) = (&*self.backend, &self.config, &self.layers[layer], pass.rows.n);
-        let eps = config.rms_norm_eps;
+        let (n, eps) = (pass.rows.n, self.config.stream_eps());
         match policy {
             ActivationPolicy::KeepAll => {}
             ActivationPolicy::KeepSome => {
-                let weight = &weights.input_layernorm;
-                be.rmsnorm_forward(act.norm1.get_mut(), act.rstd1.get_mut(), act.inp.get(), weight, eps, n);
-                let (weight, mlp) = (&weights.post_attention_layernorm, &mut act.mlp);
-                be.rmsnorm_forward(mlp.norm2.get_mut(), mlp.rstd2.get_mut(), mlp.res.get(), weight, eps, n);
-                let len = n * config.intermediate_size;
-                be.swiglu_forward(mlp.act.get_mut(), mlp.gate.get(), mlp.up.get(), len);
+                if let Some(weight) = &self.layers[layer].before_attention {
+                    let (out, rstd) = (act.norm1.get_mut(), act.rstd1.get_mut());
+                    self.backend.rmsnorm_forward(out, rstd, act.inp.get(), weight, eps, n);
+                }
+                self.norm_before_mlp(layer, &mut act.mlp, n);
+                self.gate_activation(&mut act.mlp, n);
             }
             ActivationPolicy::Recompute => {
                 self.attend(layer, act, pass, None, copies);
@@ -414,16 +548,21 @@ impl Decoder {
             mid.reserve(be, rows.n, ranks.max().unwrap_or(0), Element::Activation);
         }
         let weights = group.map(|projection| self.layers[layer].projection(projection));
-        let group = ProjectGroup { weights: &weights, lora: &lora };
+        let operands = ProjectGroup { weights: &weights, lora: &lora };
         let residual = residual.map(GrowBuffer::get);
         let (mut out, mut mid) = (out.map(GrowBuffer::get_mut), mid.map(GrowBuffer::get_mut));
-        be.project(&mut out, &mut mid, inp.get(), group, residual, rows.computed);
+        be.project(&mut out, &mut mid, inp.get(), operands, residual, rows.computed);
+        for (out, projection) in out.into_iter().zip(group) {
+            if let Some(bias) = &self.layers[layer].biases[projection.index()] {
+                be.add_bias(out, bias, rows.n);
+            }
+        }
     }
 
     /// Normalises the first `n` rows of `work.head_inp` into `work.head_norm`.
     pub(crate) fn head_norm(&self, work: &mut Workspace, n: usize) {
         let (out, rstd) = (work.head_norm.get_mut(), work.head_rstd.get_mut());
-        let (inp, eps) = (work.head_inp.get(), self.config.rms_norm_eps);
+        let (inp, eps) = (work.head_inp.get(), self.config.stream_eps());
         self.backend.rmsnorm_forward(out, rstd, inp, &self.norm, eps, n);
     }
 
@@ -441,6 +580,9 @@ impl Decoder {
         let start = logits.len();
         logits.resize(start + n * self.config.vocab_size, 0.0);
         be.read(&mut logits[start..], work.logits.get(), 0)?;
+        if let Some(cap) = self.config.architecture.logits_softcap {
+            logits[start..].iter_mut().for_each(|logit| *logit = cap * (*logit / cap).tanh());
+        }
         Ok(())
     }
 

@@ -55,6 +55,30 @@ pub enum ModelError {
         supported: String,
     },
 
+    /// A model family without support.
+    #[error("cannot use `{}`: danlu does not support `{family}` models: {reason}", path.display())]
+    Family {
+        /// Path of the file.
+        path: PathBuf,
+        /// `model_type`.
+        family: String,
+        /// What danlu lacks.
+        reason: &'static str,
+        /// The nearest supported model.
+        nearest: &'static str,
+    },
+
+    /// The back end lacks an operation that the model needs.
+    #[error("cannot run a `{family}` model on {backend}: it has no kernel for {operation}")]
+    MissingOperation {
+        /// `model_type`.
+        family: String,
+        /// Name of the back end.
+        backend: String,
+        /// The operation.
+        operation: danlu_kernels::FamilyOperation,
+    },
+
     /// The folder has no weights in a supported format.
     #[error("cannot load `{}`: it has neither `model.safetensors` nor `model.safetensors.index.json`{}", folder.display(),
         other.as_ref().map(|o| format!(", only `{o}`")).unwrap_or_default())]
@@ -316,6 +340,8 @@ impl ModelError {
     pub fn hint(&self) -> Option<String> {
         let hint = match self {
             Self::File(e) => return e.hint(),
+            Self::Family { nearest, .. } => return Some(format!("use {nearest}")),
+            Self::MissingOperation { .. } => "run it on the processor with `--device cpu`",
             Self::NoWeights { other: Some(_), .. } => {
                 "convert the weights to safetensors once with \
                  transformers: AutoModelForCausalLM.from_pretrained(folder).save_pretrained(new_folder)"

@@ -59,6 +59,16 @@ impl<'a> Fields<'a> {
         }
     }
 
+    /// Returns the path of the file.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Returns whether the object has no such key. A `null` is present.
+    pub fn is_missing(&self, name: &str) -> bool {
+        !self.object.contains_key(name)
+    }
+
     pub fn get(&self, name: &str) -> Option<&'a Value> {
         self.object.get(name).filter(|v| !v.is_null())
     }

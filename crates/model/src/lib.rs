@@ -71,7 +71,10 @@ pub use backward::StepBuffers;
 pub use base_fingerprint::{base_fingerprint, base_sample, base_sample_of, sha256_of_file};
 pub use batch::{Batch, LabeledSequence};
 pub use chat_template::{ChatTemplate, Message, Rendered};
-pub use config::{ModelConfig, Rope, RopeScaling};
+pub use config::{
+    Architecture, BlockNorms, GateActivation, LayerAttention, LayerRope, ModelConfig, QkNorm, Rope,
+    RopeScaling,
+};
 pub use config_json::ConfigJson;
 pub use decode::SlotInput;
 pub use decoder::Decoder;

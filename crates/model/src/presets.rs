@@ -5,7 +5,7 @@ use std::str::FromStr;
 
 use danlu_kernels::DType;
 
-use crate::{ModelConfig, Rope, RopeScaling};
+use crate::{Architecture, ModelConfig, Rope, RopeScaling};
 
 /// A well-known model shape.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -79,6 +79,7 @@ fn llama3(hidden: usize, intermediate: usize, layers: usize, heads: usize, kv_he
         rms_norm_eps: 1e-5,
         tie_word_embeddings: false,
         rope: Rope { theta: 500_000.0, scaling: RopeScaling::Default },
+        architecture: Architecture::default(),
         dtype: Some(DType::Bf16),
         quantization: None,
         bos_token_id: Some(128_000),

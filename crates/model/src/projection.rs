@@ -74,6 +74,11 @@ impl Projection {
     pub fn weight_name(self, layer: usize) -> String {
         format!("{}.weight", self.module_path(layer))
     }
+
+    /// Returns the bias's full name in a checkpoint: `model.layers.3.self_attn.q_proj.bias`.
+    pub fn bias_name(self, layer: usize) -> String {
+        format!("{}.bias", self.module_path(layer))
+    }
 }
 
 impl fmt::Display for Projection {

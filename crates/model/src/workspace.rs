@@ -60,7 +60,12 @@ pub(crate) struct Gradients {
     pub q: GrowBuffer,
     pub k: GrowBuffer,
     pub v: GrowBuffer,
+    /// Gradients of queries and keys before their norms, if the model has them.
+    pub q_raw: GrowBuffer,
+    pub k_raw: GrowBuffer,
     pub attn: GrowBuffer,
+    /// Gradient of an output of attention or MLP before the norm that follows, if the model has one.
+    pub proj: GrowBuffer,
     pub gate: GrowBuffer,
     pub up: GrowBuffer,
     pub act: GrowBuffer,
@@ -203,8 +208,19 @@ impl Workspace {
         grads.hidden.reserve(backend, n, c, Element::Residual);
         grads.norm.reserve(backend, n, c, Element::Activation);
         grads.head.reserve(backend, head_rows, c, Element::Residual);
-        let qkv = &mut [&mut grads.q, &mut grads.k, &mut grads.v];
-        GrowBuffer::reserve_group(qkv, backend, n, &[q, kv, kv], Element::Activation);
+        if config.architecture.qk_norm.is_some() {
+            let widths = [(&mut grads.q, q), (&mut grads.k, kv), (&mut grads.v, kv)];
+            for (buffer, width) in widths.into_iter().chain([(&mut grads.q_raw, q), (&mut grads.k_raw, kv)]) {
+                buffer.reserve(backend, n, width, Element::Activation);
+            }
+        } else {
+            let qkv = &mut [&mut grads.q, &mut grads.k, &mut grads.v];
+            GrowBuffer::reserve_group(qkv, backend, n, &[q, kv, kv], Element::Activation);
+        }
+        let norms = config.architecture.norms;
+        if norms.after_attention.is_some() || norms.after_mlp.is_some() {
+            grads.proj.reserve(backend, n, c, Element::Residual);
+        }
         grads.attn.reserve(backend, n, q, Element::Activation);
         let gate_up = &mut [&mut grads.gate, &mut grads.up];
         GrowBuffer::reserve_group(gate_up, backend, n, &[ff, ff], Element::Activation);

@@ -10,8 +10,10 @@ pub(crate) use tiled::{
     OperandFormat, backward_len, backward_task, backward_tasks, forward_len, forward_task, forward_tasks,
 };
 
+use std::ops::Range;
+
 use crate::math::dot_f64;
-use crate::{AttentionDims, AttentionOperands, Segment};
+use crate::{AttentionDims, AttentionOperands, AttentionScores, Segment};
 
 /// [`AttentionOperands`] as slices of host memory.
 #[derive(Clone, Copy, Debug)]
@@ -26,6 +28,8 @@ pub struct AttentionInputs<'a> {
     pub segments: &'a [Segment],
     /// Head layout.
     pub dims: AttentionDims,
+    /// Scale, window and cap of the scores.
+    pub scores: AttentionScores,
 }
 
 impl<'a> AttentionInputs<'a> {
@@ -34,9 +38,9 @@ impl<'a> AttentionInputs<'a> {
     /// # Panics
     /// If a buffer is not in host memory.
     pub fn of(operands: &AttentionOperands<'a>) -> Self {
-        let AttentionOperands { q, k, v, segments, dims } = *operands;
+        let AttentionOperands { q, k, v, segments, dims, scores } = *operands;
         let [q, k, v] = [q, k, v].map(crate::Buffer::host_slice);
-        Self { q, k, v, segments: segments.values(), dims }
+        Self { q, k, v, segments: segments.values(), dims, scores }
     }
 }
 
@@ -56,23 +60,23 @@ impl<'a> AttentionInputs<'a> {
 /// # Panics
 /// If a segment has more queries than keys or reaches past a slice, or `NH` is no multiple of `KH`.
 pub fn forward(out: &mut [f32], lse: &mut [f32], inputs: AttentionInputs<'_>) {
-    let AttentionInputs { q, k, v, segments, dims } = inputs;
+    let AttentionInputs { q, k, v, segments, dims, scores: params } = inputs;
     let AttentionDims { heads, kv_heads, head_dim } = dims;
     check_dims(segments, dims);
-    let scale = reference_scale(dims);
+    let scale = params.scale as f64;
     for segment in segments {
         for (i, head) in queries(segment, heads) {
             let row = (segment.q_start + i) * heads + head;
             let kv = |j: usize| ((segment.kv_start + j) * kv_heads + head / (heads / kv_heads)) * head_dim;
-            let visible = segment.kv_len - segment.q_len + i + 1;
+            let keys = params.visible(segment, i);
             let query = &q[row * head_dim..][..head_dim];
-            let scores: Vec<f64> =
-                (0..visible).map(|j| scale * dot_f64(query, &k[kv(j)..][..head_dim])).collect();
+            let score = |j: usize| params.cap(scale * dot_f64(query, &k[kv(j)..][..head_dim])).0;
+            let scores: Vec<f64> = keys.clone().map(score).collect();
             let max = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
             let sum: f64 = scores.iter().map(|s| (s - max).exp()).sum();
             lse[row] = (max + sum.ln()) as f32;
             let mut mixed = vec![0.0f64; head_dim];
-            for (j, s) in scores.iter().enumerate() {
+            for (j, s) in keys.zip(&scores) {
                 let weight = (s - max).exp() / sum;
                 for (o, &v) in mixed.iter_mut().zip(&v[kv(j)..][..head_dim]) {
                     *o += weight * v as f64;
@@ -100,10 +104,10 @@ pub fn backward(
     lse: &[f32],
     inputs: AttentionInputs<'_>,
 ) {
-    let AttentionInputs { q, k, v, segments, dims } = inputs;
+    let AttentionInputs { q, k, v, segments, dims, scores: params } = inputs;
     let AttentionDims { heads, kv_heads, head_dim } = dims;
     check_dims(segments, dims);
-    let scale = reference_scale(dims);
+    let scale = params.scale as f64;
     for segment in segments {
         let kv_width = kv_heads * head_dim;
         let mut sum_k = vec![0.0f64; segment.kv_len * kv_width];
@@ -116,10 +120,11 @@ pub fn backward(
             let dy = &dout[row * head_dim..][..head_dim];
             let delta = dot_f64(dy, &out[row * head_dim..][..head_dim]);
             let mut sum_q = vec![0.0f64; head_dim];
-            for j in 0..segment.kv_len - segment.q_len + i + 1 {
+            for j in params.visible(segment, i) {
                 let (key, value) = (&k[kv(j)..][..head_dim], &v[kv(j)..][..head_dim]);
-                let p = (scale * dot_f64(query, key) - lse[row] as f64).exp();
-                let ds = scale * p * (dot_f64(dy, value) - delta);
+                let (score, slope) = params.cap(scale * dot_f64(query, key));
+                let p = (score - lse[row] as f64).exp();
+                let ds = scale * slope * p * (dot_f64(dy, value) - delta);
                 for d in 0..head_dim {
                     sum_q[d] += ds * key[d] as f64;
                     sum_k[local(j) + d] += ds * query[d] as f64;
@@ -137,9 +142,19 @@ fn queries(segment: &Segment, heads: usize) -> impl Iterator<Item = (usize, usiz
     (0..segment.q_len).flat_map(move |i| (0..heads).map(move |head| (i, head)))
 }
 
-/// The factor `1 / sqrt(HS)` of the scores.
-fn reference_scale(dims: AttentionDims) -> f64 {
-    1.0 / (dims.head_dim as f64).sqrt()
+impl AttentionScores {
+    /// Returns the keys of `segment` that its query `i` sees.
+    fn visible(&self, segment: &Segment, i: usize) -> Range<usize> {
+        let end = segment.kv_len - segment.q_len + i + 1;
+        end.saturating_sub(self.window.unwrap_or(end))..end
+    }
+
+    /// Returns the capped score and its derivative.
+    fn cap(&self, score: f64) -> (f64, f64) {
+        let Some(cap) = self.softcap.map(f64::from) else { return (score, 1.0) };
+        let t = (score / cap).tanh();
+        (cap * t, 1.0 - t * t)
+    }
 }
 
 fn check_dims(segments: &[Segment], dims: AttentionDims) {

@@ -10,6 +10,12 @@ const DIMS: AttentionDims = AttentionDims { heads: 4, kv_heads: 2, head_dim: 4 }
 
 const SHAPES: [(usize, usize, usize); 8] =
     [(1, 1, 8), (4, 2, 16), (6, 2, 20), (3, 1, 64), (2, 2, 80), (2, 1, 128), (50, 1, 3), (3, 3, 5)];
+/// Llama's scores; a scale, a window within a panel and a cap; a window over several panels.
+const SCORES: [AttentionScores; 3] = [
+    AttentionScores { scale: 0.5, window: None, softcap: None },
+    AttentionScores { scale: 0.7, window: Some(2), softcap: Some(1.5) },
+    AttentionScores { scale: 0.3, window: Some(70), softcap: Some(4.0) },
+];
 const SEGMENTS: [Segment; 6] = [
     Segment { q_start: 0, q_len: 1, kv_start: 0, kv_len: 1 },
     Segment { q_start: 1, q_len: 7, kv_start: 1, kv_len: 7 },
@@ -25,7 +31,18 @@ fn the_first_query_copies_its_value_and_equal_scores_average() {
     let segment = Segment { q_start: 0, q_len: 2, kv_start: 0, kv_len: 2 };
     let (mut out, mut lse) = ([0.0; 4], [0.0; 2]);
     let (q, k, v) = (&[0.0; 4], &[1.0; 4], &[1.0, 2.0, 3.0, 4.0]);
-    forward(&mut out, &mut lse, AttentionInputs { q, k, v, segments: &[segment], dims });
+    forward(
+        &mut out,
+        &mut lse,
+        AttentionInputs {
+            q,
+            k,
+            v,
+            segments: &[segment],
+            dims,
+            scores: AttentionScores::of_head_dim(dims.head_dim),
+        },
+    );
     assert_close(&out, &[1.0, 2.0, 2.0, 3.0], 1e-7);
     assert_close(&lse, &[0.0, 2f32.ln()], 1e-7);
 }
@@ -37,7 +54,14 @@ fn a_cached_prefix_gives_the_rows_of_the_whole_sequence() {
     let (k, v) = (random(&mut stream, n * 8), random(&mut stream, n * 8));
     let (mut out, mut lse) = (vec![0.0; n * 16], vec![0.0; n * 4]);
     let whole = Segment { q_start: 0, q_len: n, kv_start: 0, kv_len: n };
-    let inputs = AttentionInputs { q: &q, k: &k, v: &v, segments: &[whole], dims: DIMS };
+    let inputs = AttentionInputs {
+        q: &q,
+        k: &k,
+        v: &v,
+        segments: &[whole],
+        dims: DIMS,
+        scores: AttentionScores::of_head_dim(4),
+    };
     forward(&mut out, &mut lse, inputs);
     let (mut tail, mut tail_lse) = (vec![0.0; 2 * 16], vec![0.0; 2 * 4]);
     let last = Segment { q_start: 0, q_len: 2, kv_start: 0, kv_len: n };
@@ -47,6 +71,10 @@ fn a_cached_prefix_gives_the_rows_of_the_whole_sequence() {
 
 #[test]
 fn backward_matches_finite_differences() {
+    SCORES.into_iter().for_each(check_backward);
+}
+
+fn check_backward(scores: AttentionScores) {
     // Two packed sequences. The first three keys of one belong to a prefix without queries.
     let segments = [
         Segment { q_start: 0, q_len: 3, kv_start: 0, kv_len: 3 },
@@ -56,7 +84,7 @@ fn backward_matches_finite_differences() {
     let (q, dout) = (random(&mut stream, n * 16), random(&mut stream, n * 16));
     let (k, v) = (random(&mut stream, m * 8), random(&mut stream, m * 8));
     let (mut out, mut lse) = (vec![0.0; n * 16], vec![0.0; n * 4]);
-    let inputs = AttentionInputs { q: &q, k: &k, v: &v, segments: &segments, dims: DIMS };
+    let inputs = AttentionInputs { q: &q, k: &k, v: &v, segments: &segments, dims: DIMS, scores };
     forward(&mut out, &mut lse, inputs);
     let (mut dq, mut dk, mut dv) = (vec![9.0; n * 16], vec![9.0; m * 8], vec![9.0; m * 8]);
     backward([&mut dq, &mut dk, &mut dv], &dout, &out, &lse, inputs);
@@ -75,14 +103,14 @@ fn attend(
     backend: &dyn Backend,
     operands: &[Vec<f32>; 4],
     expected: [&[f32]; 2],
-    dims: AttentionDims,
+    (dims, scores): (AttentionDims, AttentionScores),
 ) -> [Vec<f32>; 5] {
     let [q, k, v, dout] = &operands.each_ref().map(|data| Buffer::from_vec(data.clone()));
     let [expected_out, expected_lse] = &expected.map(|data| Buffer::from_vec(data.to_vec()));
     let mut found = [expected_out, expected_lse, q, k, v].map(|like| Buffer::from_vec(vec![7.0; like.len()]));
     let [out, lse, dq, dk, dv] = &mut found;
     let segments = Segments::host(SEGMENTS.to_vec());
-    let operands = AttentionOperands { q, k, v, segments: &segments, dims };
+    let operands = AttentionOperands { q, k, v, segments: &segments, dims, scores };
     backend.attention_forward(out, lse, operands);
     let saved = AttentionSaved { out: expected_out, lse: expected_lse };
     backend.attention_backward(AttentionGrads { dq, dk, dv }, dout, saved, operands);
@@ -90,11 +118,14 @@ fn attend(
 }
 
 /// As `attend`, in f64.
-fn reference([q, k, v, dout]: &[Vec<f32>; 4], dims: AttentionDims) -> [Vec<f32>; 5] {
+fn reference(
+    [q, k, v, dout]: &[Vec<f32>; 4],
+    (dims, scores): (AttentionDims, AttentionScores),
+) -> [Vec<f32>; 5] {
     let mut expected =
         [q.len(), q.len() / dims.head_dim, q.len(), k.len(), k.len()].map(|len| vec![7.0; len]);
     let [out, lse, dq, dk, dv] = &mut expected;
-    let inputs = AttentionInputs { q, k, v, segments: &SEGMENTS, dims };
+    let inputs = AttentionInputs { q, k, v, segments: &SEGMENTS, dims, scores };
     forward(out, lse, inputs);
     backward([dq, dk, dv], dout, out, lse, inputs);
     expected
@@ -110,8 +141,10 @@ fn operands(stream: &mut Stream, (heads, kv_heads, head_dim): (usize, usize, usi
 #[test]
 fn every_isa_matches_the_reference_whatever_the_shape() {
     let mut stream = Stream::new(28);
-    for shape @ (heads, kv_heads, head_dim) in SHAPES {
-        let dims = AttentionDims { heads, kv_heads, head_dim };
+    for (shape @ (heads, kv_heads, head_dim), scores) in
+        SHAPES.into_iter().flat_map(|shape| SCORES.map(|scores| (shape, scores)))
+    {
+        let dims = (AttentionDims { heads, kv_heads, head_dim }, scores);
         let operands = operands(&mut stream, shape);
         let expected = reference(&operands, dims);
         for isa in Isa::supported() {
@@ -135,9 +168,10 @@ fn every_isa_matches_the_reference_whatever_the_shape() {
 fn bf16_rounds_operands_and_nothing_else() {
     let mut stream = Stream::new(29);
     for shape @ (heads, kv_heads, head_dim) in SHAPES {
-        let dims = AttentionDims { heads, kv_heads, head_dim };
+        let scores = AttentionScores::of_head_dim(head_dim);
+        let dims = (AttentionDims { heads, kv_heads, head_dim }, scores);
         let mut operands = operands(&mut stream, shape);
-        let scale = reference_scale(dims) as f32;
+        let scale = scores.scale;
         // The back end scales queries before rounding them.
         for (factor, operand) in [scale, 1.0, 1.0, 1.0].into_iter().zip(&mut operands) {
             operand.iter_mut().for_each(|x| *x = bf16_to_f32(f32_to_bf16(*x * factor)) / factor);
@@ -179,7 +213,14 @@ fn rows_alone_have_the_bits_of_rows_together() {
                 cpu.attention_forward(
                     &mut out,
                     &mut lse,
-                    AttentionOperands { q: &q, k: &k, v: &v, segments, dims },
+                    AttentionOperands {
+                        q: &q,
+                        k: &k,
+                        v: &v,
+                        segments,
+                        dims,
+                        scores: AttentionScores::of_head_dim(dims.head_dim),
+                    },
                 );
                 (out.host_slice().to_vec(), lse.host_slice().to_vec())
             };
@@ -202,6 +243,7 @@ fn what_all_values_share_leaves_the_gradients_of_queries_alone() {
         let dims = AttentionDims { heads, kv_heads, head_dim };
         let mut operands = operands(&mut stream, shape);
         operands[2].iter_mut().for_each(|v| *v = bf16_to_f32(f32_to_bf16(*v + 10.0)));
+        let dims = (dims, AttentionScores::of_head_dim(head_dim));
         let expected = reference(&operands, dims);
         for isa in Isa::supported().filter(|isa| isa.multiplies_bf16()) {
             let options = CpuOptions { threads: Some(1), isa: Some(isa), dtype: DType::Bf16 };

@@ -22,8 +22,8 @@ use crate::lora::LoraParams;
 use crate::rope::RopeTable;
 use crate::{
     AdamW, AttentionDims, AttentionGrads, AttentionOperands, AttentionSaved, Backend, BackendError, Buffer,
-    DType, Element, HeadGrads, HeadOperands, Indices, Isa, LoraGrads, LoraPair, Matrix, RmsnormSaved,
-    Scalars, Segment, Store, adamw, attention, rmsnorm, rope, row_ops, swiglu,
+    DType, Element, FamilyOperation, HeadGrads, HeadOperands, Indices, Isa, LoraGrads, LoraPair, Matrix,
+    RmsnormSaved, Scalars, Segment, Store, adamw, attention, geglu, rmsnorm, rope, row_ops, swiglu,
 };
 
 /// Options of a [`Cpu`].
@@ -158,6 +158,10 @@ impl Backend for Cpu {
         SkinnyGemm::MAX_ROWS + 1
     }
 
+    fn supports(&self, _operation: FamilyOperation) -> bool {
+        true
+    }
+
     fn alloc(&self, len: usize, _element: Element) -> Buffer {
         Buffer::host(len)
     }
@@ -215,13 +219,21 @@ impl Backend for Cpu {
         row_ops::scatter_rows(out.host_slice_mut(), inp.host_slice(), rows.values(), cols);
     }
 
-    fn embedding_forward(&self, out: &mut Buffer, table: &Matrix, ids: &Indices) {
+    fn embedding_forward(&self, out: &mut Buffer, table: &Matrix, ids: &Indices, scale: f32) {
         let (cols, ids) = (table.cols(), ids.values());
         let out = DisjointSlice::new(out.host_slice_mut());
         self.pool.over_rows(ids.len(), cols, |range| {
             // SAFETY: ranges of different tasks are disjoint.
             let out = unsafe { out.range(flat(&range, cols)) };
-            row_ops::embedding_forward(out, table, &ids[range]);
+            row_ops::embedding_forward(out, table, &ids[range], scale);
+        });
+    }
+
+    fn add_bias(&self, out: &mut Buffer, bias: &Buffer, n: usize) {
+        let (out, bias) = (DisjointSlice::new(out.host_slice_mut()), bias.host_slice());
+        self.pool.over_rows(n, bias.len(), |range| {
+            // SAFETY: the ranges of one region are disjoint.
+            row_ops::add_bias(unsafe { out.range(flat(&range, bias.len())) }, bias);
         });
     }
 
@@ -432,6 +444,42 @@ impl Backend for Cpu {
         });
     }
 
+    fn geglu_forward(&self, out: &mut Buffer, gate: &Buffer, up: &Buffer, len: usize) {
+        let (gate, up) = (gate.host_slice(), up.host_slice());
+        let out = DisjointSlice::new(out.host_slice_mut());
+        self.pool.over_rows(len, 1, |range| {
+            // SAFETY: the ranges of one region are disjoint.
+            let out = unsafe { out.range(range.clone()) };
+            geglu::forward_rows(self.isa, out, &gate[range.clone()], &up[range]);
+        });
+    }
+
+    fn geglu_backward(
+        &self,
+        dgate: &mut Buffer,
+        dup: &mut Buffer,
+        dout: &Buffer,
+        gate: &Buffer,
+        up: &Buffer,
+        len: usize,
+    ) {
+        let (dout, gate, up) = (dout.host_slice(), gate.host_slice(), up.host_slice());
+        let (dgate, dup) =
+            (DisjointSlice::new(dgate.host_slice_mut()), DisjointSlice::new(dup.host_slice_mut()));
+        self.pool.over_rows(len, 1, |range| {
+            // SAFETY: the ranges of one region are disjoint.
+            let (dgate, dup) = unsafe { (dgate.range(range.clone()), dup.range(range.clone())) };
+            geglu::backward_rows(
+                self.isa,
+                dgate,
+                dup,
+                &dout[range.clone()],
+                &gate[range.clone()],
+                &up[range],
+            );
+        });
+    }
+
     fn head_loss(
         &self,
         losses: &mut Buffer,
@@ -439,10 +487,10 @@ impl Backend for Cpu {
         operands: HeadOperands<'_>,
         grads: Option<HeadGrads<'_>>,
     ) {
-        let HeadOperands { inp, head, targets } = operands;
+        let HeadOperands { inp, head, targets, softcap } = operands;
         let grads = grads.map(|grads| (grads.dinp.host_slice_mut(), grads.dloss.host_slice()));
         let losses = &mut losses.host_slice_mut()[first..];
-        self.head_loss.loss(&self.pool, losses, grads, inp.host_slice(), head, targets.values());
+        self.head_loss.loss(&self.pool, losses, grads, inp.host_slice(), (head, softcap), targets.values());
     }
 
     fn adamw(

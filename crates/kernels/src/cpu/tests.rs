@@ -2,6 +2,7 @@
 //! threads must give the same bits.
 
 use super::*;
+use crate::AttentionScores;
 use crate::finite_difference::random;
 use crate::rng::Stream;
 use crate::{Bytes, Dropout, LoraRef, Reference, Segments, from_f32};
@@ -151,12 +152,13 @@ fn head_loss_matches_reference() {
         }
         let (targets, dloss) = (Indices::host(targets), buffer(&mut stream, n));
         for inp in [buffer(&mut stream, n * c), Buffer::from_vec(certain)] {
-            for (dtype, tolerance) in [(DType::F32, F32), (DType::Bf16, BF16)] {
+            let variants = [(DType::F32, F32, None), (DType::F32, F32, Some(3.0)), (DType::Bf16, BF16, None)];
+            for (dtype, tolerance, softcap) in variants {
                 compare(dtype, tolerance, |b| {
                     // The losses of an earlier pass precede those of this one.
                     let [mut losses, mut plain] = [0; 2].map(|_| Buffer::from_vec(vec![7.0; n + 3]));
                     let mut dinp = zeros(b, n * c);
-                    let operands = HeadOperands { inp: &inp, head: &head, targets: &targets };
+                    let operands = HeadOperands { inp: &inp, head: &head, targets: &targets, softcap };
                     let grads = HeadGrads { dinp: &mut dinp, dloss: &dloss };
                     b.head_loss(&mut losses, 3, operands, Some(grads));
                     b.head_loss(&mut plain, 3, operands, None);
@@ -181,7 +183,7 @@ fn a_row_of_the_head_does_not_see_the_others() {
             let (mut losses, mut dinp) = (zeros(&cpu, rows.len()), zeros(&cpu, rows.len() * c));
             let inp = Buffer::from_vec(inp[flat(&rows, c)].to_vec());
             let targets = Indices::host(targets[rows.clone()].to_vec());
-            let operands = HeadOperands { inp: &inp, head: &head, targets: &targets };
+            let operands = HeadOperands { inp: &inp, head: &head, targets: &targets, softcap: None };
             let dloss = Buffer::from_vec(vec![0.5; rows.len()]);
             cpu.head_loss(&mut losses, 0, operands, Some(HeadGrads { dinp: &mut dinp, dloss: &dloss }));
             vec(losses).into_iter().chain(vec(dinp)).map(f32::to_bits).collect::<Vec<_>>()
@@ -218,7 +220,15 @@ fn elementwise_operations_match_reference() {
             let (mut out, mut dgate, mut dup) = (zeros(b, len), zeros(b, len), zeros(b, len));
             b.swiglu_forward(&mut out, &x, &y, len);
             b.swiglu_backward(&mut dgate, &mut dup, &z, &x, &y, len);
-            vec![vec(out), vec(dgate), vec(dup)]
+            let (mut gelu, mut dgelu, mut dgelu_up) = (zeros(b, len), zeros(b, len), zeros(b, len));
+            b.geglu_forward(&mut gelu, &x, &y, len);
+            b.geglu_backward(&mut dgelu, &mut dgelu_up, &z, &x, &y, len);
+            vec![out, dgate, dup, gelu, dgelu, dgelu_up].into_iter().map(vec).collect()
+        });
+        compare(DType::F32, F32, |b| {
+            let mut biased = copy(&x);
+            b.add_bias(&mut biased, &weight, n);
+            vec![vec(biased)]
         });
         compare(DType::F32, F32, |b| {
             let (mut sum, mut gathered, mut added, mut scattered) =
@@ -229,7 +239,7 @@ fn elementwise_operations_match_reference() {
             b.scatter_rows(&mut scattered, &y, &reversed, c);
             let (mut copied, mut embedded) = (copy(&z), zeros(b, len));
             b.copy_rows(&mut copied, n / 2, &x, 0, n - n / 2, c);
-            b.embedding_forward(&mut embedded, &table, &ids);
+            b.embedding_forward(&mut embedded, &table, &ids, 1.5);
             let (mut squares, mut read) = (b.alloc_scalars(2), [0.0; 2]);
             b.sum_of_squares(&mut squares, 1, &x, len);
             b.read_scalars(&mut read, &squares).unwrap();
@@ -275,7 +285,14 @@ fn rope_and_attention_match_reference() {
         let inv_freq = Buffer::from_vec((0..head_dim / 2).map(frequency).collect());
         let attention = |b: &dyn Backend| {
             let (mut out, mut lse) = (zeros(b, q_len), zeros(b, n * heads));
-            let operands = AttentionOperands { q: &q, k: &k, v: &v, segments, dims };
+            let operands = AttentionOperands {
+                q: &q,
+                k: &k,
+                v: &v,
+                segments,
+                dims,
+                scores: AttentionScores::of_head_dim(dims.head_dim),
+            };
             b.attention_forward(&mut out, &mut lse, operands);
             let (mut dq, mut dk, mut dv) = (zeros(b, q_len), zeros(b, kv_len), zeros(b, kv_len));
             let grads = AttentionGrads { dq: &mut dq, dk: &mut dk, dv: &mut dv };

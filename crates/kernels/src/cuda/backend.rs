@@ -19,8 +19,8 @@ use crate::cpu::pool::lock;
 use crate::matrix::HostMatrix;
 use crate::{
     AdamW, AttentionDims, AttentionGrads, AttentionOperands, AttentionSaved, Backend, BackendError, Buffer,
-    DType, Element, HeadGrads, HeadOperands, Indices, LoraGrads, LoraPair, LoraRef, Matrix, ProjectGrads,
-    ProjectGroup, ProjectSaved, RmsnormSaved, Scalars, Segment, Segments, Store,
+    DType, Element, FamilyOperation, HeadGrads, HeadOperands, Indices, LoraGrads, LoraPair, LoraRef, Matrix,
+    ProjectGrads, ProjectGroup, ProjectSaved, RmsnormSaved, Scalars, Segment, Segments, Store,
 };
 
 /// Most rows whose logits the loss head computes at a time.
@@ -233,7 +233,8 @@ impl Cuda {
         operands: HeadOperands<'_>,
         grads: Option<&mut HeadGrads<'_>>,
     ) {
-        let HeadOperands { inp, head, targets } = operands;
+        let HeadOperands { inp, head, targets, softcap } = operands;
+        assert!(softcap.is_none(), "{MISSING_KERNEL}");
         let (v, c, n, size) = (head.rows(), head.cols(), rows.len(), self.dtype.size());
         let logits = match self.grow(&self.logits, n * v * size) {
             Ok(logits) => logits,
@@ -355,7 +356,8 @@ fn backward_pair(
 }
 
 fn attention_operands<'a>(operands: AttentionOperands<'a>) -> ops::attention::Operands<'a> {
-    let AttentionOperands { q, k, v, segments, dims } = operands;
+    let AttentionOperands { q, k, v, segments, dims, scores } = operands;
+    assert!(scores.window.is_none() && scores.softcap.is_none(), "{MISSING_KERNEL}");
     let (width, kv_width) = (dims.heads * dims.head_dim, dims.kv_heads * dims.head_dim);
     ops::attention::Operands {
         q: Rows::dense(ptr(q), width),
@@ -363,8 +365,12 @@ fn attention_operands<'a>(operands: AttentionOperands<'a>) -> ops::attention::Op
         v: Rows::dense(ptr(v), kv_width),
         segments: memory::segments_on_device(segments),
         dims,
+        scale: scores.scale,
     }
 }
+
+/// A decoder that needs a missing kernel is not built: see [`Backend::supports`].
+const MISSING_KERNEL: &str = "the Cuda back end has no kernel for this operation";
 
 impl fmt::Debug for Cuda {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -377,6 +383,17 @@ impl Backend for Cuda {
         let products = if self.products.library().is_some() { "cuBLASLt" } else { "own products" };
         format!("cuda:{} {}, {:?}, {products}", self.device.info.index, self.device.info.name, self.dtype)
             .to_lowercase()
+    }
+
+    fn supports(&self, operation: FamilyOperation) -> bool {
+        match operation {
+            FamilyOperation::Bias
+            | FamilyOperation::Geglu
+            | FamilyOperation::AttentionWindow
+            | FamilyOperation::AttentionSoftcap
+            | FamilyOperation::HeadSoftcap
+            | FamilyOperation::ResidualNorm => false,
+        }
     }
 
     fn row_invariant_from(&self) -> usize {
@@ -427,7 +444,7 @@ impl Backend for Cuda {
         self.device.fill(ptr_of(dst, len), 0, len * dst.dtype().size());
     }
 
-    fn embedding_forward(&self, out: &mut Buffer, table: &Matrix, ids: &Indices) {
+    fn embedding_forward(&self, out: &mut Buffer, table: &Matrix, ids: &Indices, scale: f32) {
         let (c, to, dtype) = (table.cols(), ptr_of(out, ids.len() * table.cols()), out.dtype());
         let rows_at_once = (EMBEDDING_BYTES / (c * dtype.size())).max(1);
         let (mut bytes, mut values) = (Vec::new(), vec![0.0; c]);
@@ -436,11 +453,12 @@ impl Backend for Cuda {
             for &id in ids {
                 let (id, row) = (id as usize, c * dtype.size());
                 match table.host() {
-                    HostMatrix::Dense(stored, all) if stored == dtype => {
+                    HostMatrix::Dense(stored, all) if stored == dtype && scale == 1.0 => {
                         bytes.extend_from_slice(&all[id * row..][..row])
                     }
                     _ => {
                         table.row_to_f32(id, &mut values);
+                        values.iter_mut().for_each(|value| *value *= scale);
                         let start = bytes.len();
                         bytes.resize(start + row, 0);
                         crate::from_f32(dtype, &values, &mut bytes[start..]);
@@ -498,6 +516,10 @@ impl Backend for Cuda {
         let (dtype, shape) = (out.dtype(), (rows.len(), cols));
         let (out, inp) = (Rows::dense(ptr(out), cols), rows_of(inp, rows.len(), cols));
         ops::rows::scatter_rows(&self.device, dtype, out, inp, indices_ptr(rows), shape);
+    }
+
+    fn add_bias(&self, _out: &mut Buffer, _bias: &Buffer, _n: usize) {
+        panic!("{MISSING_KERNEL}");
     }
 
     fn rmsnorm_forward(
@@ -722,6 +744,22 @@ impl Backend for Cuda {
             let dout = Rows::dense(dout.plus(at), tail);
             ops::swiglu::backward(&self.device, self.dtype, after(dinp), dout, after(inp), (1, tail));
         }
+    }
+
+    fn geglu_forward(&self, _out: &mut Buffer, _gate: &Buffer, _up: &Buffer, _len: usize) {
+        panic!("{MISSING_KERNEL}");
+    }
+
+    fn geglu_backward(
+        &self,
+        _dgate: &mut Buffer,
+        _dup: &mut Buffer,
+        _dout: &Buffer,
+        _gate: &Buffer,
+        _up: &Buffer,
+        _len: usize,
+    ) {
+        panic!("{MISSING_KERNEL}");
     }
 
     fn adamw(

@@ -234,7 +234,12 @@ fn products_match_the_reference_on_any_number_of_threads() {
                 backend.linear_backward(&mut dinp, Store::Overwrite, &dout, &w, n);
                 let targets = &Indices::host((0..n).map(|i| (i * 5 % rows) as u32).collect());
                 let grads = HeadGrads { dinp: &mut dhead, dloss: &Buffer::from_vec(vec![1.0; n]) };
-                backend.head_loss(&mut losses, 0, HeadOperands { inp: &inp, head: &w, targets }, Some(grads));
+                backend.head_loss(
+                    &mut losses,
+                    0,
+                    HeadOperands { inp: &inp, head: &w, targets, softcap: None },
+                    Some(grads),
+                );
                 [out, dinp, dhead, losses].map(|b| b.host_slice().to_vec())
             };
             let expected = run(&Reference::new());

@@ -7,7 +7,7 @@ use crate::cpu::pool::Scratch;
 use crate::cpu::{CpuOptions, describe};
 use crate::gemm::{Gemm, SkinnyGemm};
 use crate::rope::RopeTable;
-use crate::{AttentionDims, DType, Element, Isa, Segment, attention};
+use crate::{AttentionDims, DType, Element, FamilyOperation, Isa, Segment, attention};
 
 /// Computes the working memory of a [`Cpu`](crate::Cpu) without allocating it.
 #[derive(Debug)]
@@ -52,6 +52,10 @@ impl TraceTarget for CpuTarget {
 
     fn row_invariant_from(&self) -> usize {
         SkinnyGemm::MAX_ROWS + 1
+    }
+
+    fn supports(&self, _operation: FamilyOperation) -> bool {
+        true
     }
 
     fn dtype(&self, _element: Element) -> DType {

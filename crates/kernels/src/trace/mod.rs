@@ -15,8 +15,8 @@ pub use self::ledger::{Footprint, ScratchBytes, ScratchPool};
 use crate::lora::LoraDims;
 use crate::{
     AdamW, AttentionDims, AttentionGrads, AttentionOperands, AttentionSaved, Backend, BackendError, Buffer,
-    CpuOptions, DType, Element, HeadGrads, HeadOperands, Indices, LoraGrads, LoraPair, Matrix, RmsnormSaved,
-    Scalars, Segment, Store,
+    CpuOptions, DType, Element, FamilyOperation, HeadGrads, HeadOperands, Indices, LoraGrads, LoraPair,
+    Matrix, RmsnormSaved, Scalars, Segment, Store,
 };
 
 /// The back end whose memory a [`Trace`] records.
@@ -26,6 +26,9 @@ pub trait TraceTarget: fmt::Debug + Send + Sync {
 
     /// As [`Backend::row_invariant_from`].
     fn row_invariant_from(&self) -> usize;
+
+    /// As [`Backend::supports`].
+    fn supports(&self, operation: FamilyOperation) -> bool;
 
     /// Returns the type in which it stores elements.
     fn dtype(&self, element: Element) -> DType;
@@ -144,11 +147,20 @@ impl Trace {
 
     /// Records the working memory of attention, and the work of `products` products over the visible keys of
     /// each query.
-    fn attention(&self, segments: &[Segment], dims: AttentionDims, backward: bool) {
+    fn attention(
+        &self,
+        segments: &[Segment],
+        (dims, window): (AttentionDims, Option<usize>),
+        backward: bool,
+    ) {
         self.scratch(TracedOp::Attention { segments, dims, backward });
         let seen = |s: &Segment| {
             let (q, past) = (s.q_len as u64, (s.kv_len - s.q_len) as u64);
-            q * past + q * (q + 1) / 2
+            let all = q * past + q * (q + 1) / 2;
+            let Some(window) = window.map(|window| window as u64) else { return all };
+            // The last `beyond` queries see 1, 2, ... keys less, after `before` for the first of them.
+            let (beyond, before) = (q.min((past + q).saturating_sub(window)), past.saturating_sub(window));
+            all - beyond * before - beyond * (beyond + 1) / 2
         };
         let (pairs, products) = (segments.iter().map(seen).sum::<u64>(), if backward { 5 } else { 2 });
         self.ledger.add_flops(2 * products * pairs * (dims.heads * dims.head_dim) as u64);
@@ -167,6 +179,10 @@ impl Backend for Trace {
 
     fn row_invariant_from(&self) -> usize {
         self.target.row_invariant_from()
+    }
+
+    fn supports(&self, operation: FamilyOperation) -> bool {
+        self.target.supports(operation)
     }
 
     fn alloc(&self, len: usize, element: Element) -> Buffer {
@@ -232,8 +248,13 @@ impl Backend for Trace {
         check(inp, rows.len() * cols);
     }
 
-    fn embedding_forward(&self, out: &mut Buffer, table: &Matrix, ids: &Indices) {
+    fn embedding_forward(&self, out: &mut Buffer, table: &Matrix, ids: &Indices, _scale: f32) {
         check(out, ids.len() * table.cols());
+    }
+
+    fn add_bias(&self, out: &mut Buffer, bias: &Buffer, n: usize) {
+        check(out, n * bias.len());
+        self.ledger.add_flops((n * bias.len()) as u64);
     }
 
     fn rmsnorm_forward(
@@ -347,7 +368,7 @@ impl Backend for Trace {
     }
 
     fn attention_forward(&self, out: &mut Buffer, lse: &mut Buffer, operands: AttentionOperands<'_>) {
-        let AttentionOperands { q, k, v, segments, dims } = operands;
+        let AttentionOperands { q, k, v, segments, dims, scores } = operands;
         for s in segments.values() {
             check(out, (s.q_start + s.q_len) * dims.heads * dims.head_dim);
             check(q, (s.q_start + s.q_len) * dims.heads * dims.head_dim);
@@ -355,7 +376,7 @@ impl Backend for Trace {
             check(k, (s.kv_start + s.kv_len) * dims.kv_heads * dims.head_dim);
             check(v, (s.kv_start + s.kv_len) * dims.kv_heads * dims.head_dim);
         }
-        self.attention(segments.values(), dims, false);
+        self.attention(segments.values(), (dims, scores.window), false);
     }
 
     fn attention_backward(
@@ -365,13 +386,13 @@ impl Backend for Trace {
         _saved: AttentionSaved<'_>,
         operands: AttentionOperands<'_>,
     ) {
-        let AttentionOperands { segments, dims, .. } = operands;
+        let AttentionOperands { segments, dims, scores, .. } = operands;
         for s in segments.values() {
             check(grads.dq, (s.q_start + s.q_len) * dims.heads * dims.head_dim);
             check(grads.dk, (s.kv_start + s.kv_len) * dims.kv_heads * dims.head_dim);
             check(grads.dv, (s.kv_start + s.kv_len) * dims.kv_heads * dims.head_dim);
         }
-        self.attention(segments.values(), dims, true);
+        self.attention(segments.values(), (dims, scores.window), true);
     }
 
     fn swiglu_forward(&self, out: &mut Buffer, gate: &Buffer, up: &Buffer, len: usize) {
@@ -396,6 +417,28 @@ impl Backend for Trace {
         self.ledger.add_flops(10 * len as u64);
     }
 
+    fn geglu_forward(&self, out: &mut Buffer, gate: &Buffer, up: &Buffer, len: usize) {
+        check(out, len);
+        check(gate, len);
+        check(up, len);
+        self.ledger.add_flops(5 * len as u64);
+    }
+
+    fn geglu_backward(
+        &self,
+        dgate: &mut Buffer,
+        dup: &mut Buffer,
+        dout: &Buffer,
+        gate: &Buffer,
+        up: &Buffer,
+        len: usize,
+    ) {
+        for buffer in [&*dgate, &*dup, dout, gate, up] {
+            check(buffer, len);
+        }
+        self.ledger.add_flops(10 * len as u64);
+    }
+
     fn head_loss(
         &self,
         losses: &mut Buffer,
@@ -403,7 +446,7 @@ impl Backend for Trace {
         operands: HeadOperands<'_>,
         grads: Option<HeadGrads<'_>>,
     ) {
-        let HeadOperands { inp, head, targets } = operands;
+        let HeadOperands { inp, head, targets, .. } = operands;
         let (n, v, c, gradient) = (targets.len(), head.rows(), head.cols(), grads.is_some());
         check(losses, first + n);
         check(inp, n * c);

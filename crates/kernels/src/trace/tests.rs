@@ -1,4 +1,5 @@
 use super::*;
+use crate::AttentionScores;
 use crate::{Cpu, DType, Dropout, Isa, LoraRef, Segments, attention};
 
 fn options(threads: usize) -> CpuOptions {
@@ -63,7 +64,14 @@ fn attend(backend: &dyn Backend, q: &Buffer, n: usize) {
     let segments = &Segments::host(vec![Segment { q_start: 0, q_len: n, kv_start: 0, kv_len: n }]);
     let (mut out, mut lse) = (alloc(n * 120), alloc(n * 6));
     let (k, v) = (alloc(n * 40), alloc(n * 40));
-    let operands = AttentionOperands { q, k: &k, v: &v, segments, dims };
+    let operands = AttentionOperands {
+        q,
+        k: &k,
+        v: &v,
+        segments,
+        dims,
+        scores: AttentionScores::of_head_dim(dims.head_dim),
+    };
     backend.attention_forward(&mut out, &mut lse, operands);
     let (mut dq, mut dk, mut dv) = (alloc(n * 120), alloc(n * 40), alloc(n * 40));
     let grads = AttentionGrads { dq: &mut dq, dk: &mut dk, dv: &mut dv };
@@ -74,7 +82,7 @@ fn attend(backend: &dyn Backend, q: &Buffer, n: usize) {
 
 fn head_loss(backend: &dyn Backend, inp: &Buffer, dinp: Option<&mut Buffer>, head: &Matrix, n: usize) {
     let (mut losses, dloss) = (backend.alloc(n, Element::Exact), backend.alloc(n, Element::Exact));
-    let operands = HeadOperands { inp, head, targets: &Indices::host(vec![1; n]) };
+    let operands = HeadOperands { inp, head, targets: &Indices::host(vec![1; n]), softcap: None };
     backend.head_loss(&mut losses, 0, operands, dinp.map(|dinp| HeadGrads { dinp, dloss: &dloss }));
 }
 

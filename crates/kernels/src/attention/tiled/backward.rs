@@ -6,9 +6,9 @@ use super::scratch::{total, with_buffers};
 use super::task::{Block, Shape, Task};
 use super::{KEYS, QUERIES};
 use crate::AttentionDims;
-use crate::attention::{AttentionInputs, reference_scale};
+use crate::attention::AttentionInputs;
 use crate::gemm::Prefetch;
-use crate::math::{dot_lanes, exp};
+use crate::math::{dot_lanes, exp, tanh};
 use crate::simd::{Lanes, simd_fn};
 
 /// Computes one task of a backward pass.
@@ -25,9 +25,9 @@ pub(crate) unsafe fn backward_task(
     inputs: AttentionInputs<'_>,
     task: &Task,
 ) {
-    let AttentionInputs { q, k, v, dims, .. } = inputs;
-    let shape = &Shape::of(task, dims, format);
-    let (head_dim, width, factor) = (shape.head_dim, shape.width, reference_scale(dims) as f32);
+    let AttentionInputs { q, k, v, dims, scores: params, .. } = inputs;
+    let shape = &Shape::of(task, dims, format, params.window);
+    let (head_dim, width, factor) = (shape.head_dim, shape.width, params.scale);
     with_buffers(lens(format, shape), |buffers| {
         let mut buffers = Buffers::of(buffers);
         format.pack_panels(buffers.k_panels, shape.key_rows(k));
@@ -44,7 +44,7 @@ pub(crate) unsafe fn backward_task(
             for (i, [log_sum, _]) in lses_deltas[..block.rows].iter_mut().enumerate() {
                 *log_sum = lse[block.row(i) / head_dim];
             }
-            buffers.add_gradients(format, shape, block, &lses_deltas, prefetch);
+            buffers.add_gradients(format, shape, (block, params.softcap), &lses_deltas, prefetch);
             for i in 0..block.rows {
                 let sums = &mut buffers.dq_rows[i * width..][..head_dim];
                 sums.iter_mut().for_each(|sum| *sum *= factor);
@@ -145,7 +145,7 @@ impl<'a> Buffers<'a> {
         &mut self,
         format: OperandFormat,
         shape: &Shape<'_>,
-        block: Block,
+        (block, softcap): (Block, Option<f32>),
         lses_deltas: &[[f32; 2]; QUERIES],
         prefetch: [Prefetch; 4],
     ) {
@@ -157,7 +157,8 @@ impl<'a> Buffers<'a> {
         let q_by_rows = strided(format.by_rows(self.q_by_rows, q_rows));
         let dout_by_rows = strided(format.by_rows(self.dout_by_rows, dout_rows));
         let (scores, dscores) = (&mut self.scores[..rows * KEYS], &mut self.dscores[..rows * KEYS]);
-        for first in (0..block.keys()).step_by(KEYS) {
+        let start = block.panels().next().unwrap_or(0);
+        for first in block.panels() {
             let here = KEYS.min(block.keys() - first);
             let [q, dout, out, dq] = prefetch.map(|prefetch| prefetch.part(first / KEYS, panels));
             let (n, steps) = (format.whole(here), shape.steps);
@@ -165,7 +166,7 @@ impl<'a> Buffers<'a> {
             let panel = first * shape.steps..;
             format.product(scores, q_by_rows, &self.k_panels[panel.clone()], tile, q);
             format.product(dscores, dout_by_rows, &self.v_panels[panel], tile, dout);
-            weigh(format.isa, scores, dscores, lses_deltas, block, first);
+            weigh(format.isa, scores, dscores, lses_deltas, (block, softcap), first);
 
             let columns = |data| StridedOperand { data, row: 1, step: KEYS };
             let steps = format.of(rows);
@@ -177,7 +178,7 @@ impl<'a> Buffers<'a> {
             let data = format.by_rows(self.ds_by_rows, dscores);
             let ds = StridedOperand { data, row: format.of(KEYS), step: 1 };
             let (k, steps) = (&self.k_rows[format.of(first) * width..], format.of(here));
-            let tile = ProductShape { m: rows, n: width, steps, stride: width, accumulate: first > 0 };
+            let tile = ProductShape { m: rows, n: width, steps, stride: width, accumulate: first > start };
             format.product(self.dq_rows, ds, k, tile, Prefetch::NONE);
         }
     }
@@ -185,7 +186,7 @@ impl<'a> Buffers<'a> {
 
 /// Returns the number of elements that [`backward_task`] needs.
 pub(crate) fn backward_len(format: OperandFormat, task: &Task, dims: AttentionDims) -> usize {
-    total(lens(format, &Shape::of(task, dims, format)))
+    total(lens(format, &Shape::of(task, dims, format, None)))
 }
 
 /// Lengths of the buffers, in the order of the fields of [`Buffers`].
@@ -237,7 +238,7 @@ simd_fn! {
         scores: &mut [f32],
         dscores: &mut [f32],
         lses_deltas: &[[f32; 2]; QUERIES],
-        block: Block,
+        masks: (Block, Option<f32>),
         first: usize,
     ) = weigh_lanes
 }
@@ -247,20 +248,28 @@ fn weigh_lanes<L: Lanes>(
     scores: &mut [f32],
     dscores: &mut [f32],
     lses_deltas: &[[f32; 2]; QUERIES],
-    block: Block,
+    (block, softcap): (Block, Option<f32>),
     first: usize,
 ) {
     for i in 0..block.rows {
         let (s, ds) = (&mut scores[i * KEYS..][..KEYS], &mut dscores[i * KEYS..][..KEYS]);
         let ([log_sum, delta], mut at) = (lses_deltas[i].map(L::splat), 0);
         let visible = block.visible(i).saturating_sub(first).min(KEYS);
+        let hidden = block.first(i).saturating_sub(first).min(visible);
         while at < visible {
-            let p = exp(L::read(s, at).sub(log_sum));
+            let (mut score, mut slope) = (L::read(s, at), L::splat(1.0));
+            if let Some(cap) = softcap {
+                let t = tanh(score.mul(L::splat(1.0 / cap)));
+                (score, slope) = (t.mul(L::splat(cap)), L::splat(1.0).sub(t.mul(t)));
+            }
+            let p = exp(score.sub(log_sum));
             p.write(s, at);
-            p.mul(L::read(ds, at).sub(delta)).write(ds, at);
+            p.mul(L::read(ds, at).sub(delta)).mul(slope).write(ds, at);
             at += L::COUNT;
         }
-        s[visible..].fill(0.0);
-        ds[visible..].fill(0.0);
+        for values in [s, ds] {
+            values[..hidden].fill(0.0);
+            values[visible..].fill(0.0);
+        }
     }
 }

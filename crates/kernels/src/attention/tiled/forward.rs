@@ -4,8 +4,8 @@ use super::gather::gather;
 use super::operand_format::{OperandFormat, ProductShape, StridedOperand};
 use super::scratch::{total, with_buffers};
 use super::task::{Block, Shape, Task};
-use super::{KEYS, QUERIES};
-use crate::attention::{AttentionInputs, reference_scale};
+use super::{KEYS, QUERIES, cap_lanes};
+use crate::attention::AttentionInputs;
 use crate::gemm::Prefetch;
 use crate::simd::{Lanes, WIDEST, simd_fn};
 use crate::softmax::{exponentials, scale};
@@ -23,8 +23,8 @@ pub(crate) unsafe fn forward_task(
     inputs: AttentionInputs<'_>,
     task: &Task,
 ) {
-    let AttentionInputs { q, k, v, dims, .. } = inputs;
-    let shape = &Shape::of(task, dims, format);
+    let AttentionInputs { q, k, v, dims, scores: params, .. } = inputs;
+    let shape = &Shape::of(task, dims, format, params.window);
     let (head_dim, width) = (shape.head_dim, shape.width);
     with_buffers(lens(format, shape), |[q_rows, q_pairs, k_panels, v_rows, weighted, scores, p_pairs]| {
         format.pack_panels(k_panels, shape.key_rows(k));
@@ -34,27 +34,29 @@ pub(crate) unsafe fn forward_task(
             let (rows, panels) = (block.rows, block.keys().div_ceil(KEYS));
             let next = blocks.peek().map_or(Prefetch::NONE, |next| next.prefetch(q.as_ptr()));
             let q_rows = &mut q_rows[..rows * width];
-            gather(format.isa, q_rows, width, q, block, reference_scale(dims) as f32);
+            gather(format.isa, q_rows, width, q, block, params.scale);
             let q_by_rows =
                 StridedOperand { data: format.by_rows(q_pairs, q_rows), row: format.of(width), step: 1 };
-            for first in (0..block.keys()).step_by(KEYS) {
+            for first in block.panels() {
                 let (scores, k) = (&mut scores[first * rows..], &k_panels[first * shape.steps..]);
                 let n = format.whole(KEYS.min(block.keys() - first));
                 let tile = ProductShape { m: rows, n, steps: shape.steps, stride: KEYS, accumulate: false };
                 format.product(scores, q_by_rows, k, tile, next.part(first / KEYS, panels));
             }
             let (mut sums, mut lses) = ([0.0; QUERIES], [0.0; QUERIES]);
-            softmax(format.isa, scores, &mut sums, &mut lses, block);
+            softmax(format.isa, scores, &mut sums, &mut lses, block, params.softcap);
             if format.are_pairs() {
                 // Divides by the sum of the rounded weights, so that a common offset of all values reaches
                 // `out` unchanged.
-                rounded_sums(format.isa, &mut sums[..rows], scores, block.keys());
+                rounded_sums(format.isa, &mut sums[..rows], scores, block);
             }
-            for first in (0..block.keys()).step_by(KEYS) {
+            let start = block.panels().next().unwrap_or(0);
+            for first in block.panels() {
                 let weights = format.by_rows(p_pairs, &scores[first * rows..][..rows * KEYS]);
                 let weights = StridedOperand { data: weights, row: format.of(KEYS), step: 1 };
                 let steps = format.of(KEYS.min(block.keys() - first));
-                let tile = ProductShape { m: rows, n: width, steps, stride: width, accumulate: first > 0 };
+                let tile =
+                    ProductShape { m: rows, n: width, steps, stride: width, accumulate: first > start };
                 let prefetch = block.prefetch(out).part(first / KEYS, panels);
                 format.product(weighted, weights, &v_rows[format.of(first) * width..], tile, prefetch);
             }
@@ -73,7 +75,7 @@ pub(crate) unsafe fn forward_task(
 
 /// Returns the number of elements that [`forward_task`] needs.
 pub(crate) fn forward_len(format: OperandFormat, task: &Task, dims: AttentionDims) -> usize {
-    total(lens(format, &Shape::of(task, dims, format)))
+    total(lens(format, &Shape::of(task, dims, format, None)))
 }
 
 /// Lengths of the buffers, in the order in which [`forward_task`] names them.
@@ -95,7 +97,13 @@ simd_fn! {
     /// Turns scores into `e^(score - max)` over the visible keys, and into zero elsewhere. `scores` has
     /// panels of `(rows, KEYS)`. `sums` receives the sum of each row, `lse` the log of its softmax
     /// denominator.
-    fn softmax(scores: &mut [f32], sums: &mut [f32; QUERIES], lse: &mut [f32; QUERIES], block: Block) = softmax_lanes
+    fn softmax(
+        scores: &mut [f32],
+        sums: &mut [f32; QUERIES],
+        lse: &mut [f32; QUERIES],
+        block: Block,
+        softcap: Option<f32>,
+    ) = softmax_lanes
 }
 
 #[inline(always)]
@@ -104,19 +112,25 @@ fn softmax_lanes<L: Lanes>(
     sums: &mut [f32; QUERIES],
     lse: &mut [f32; QUERIES],
     block: Block,
+    softcap: Option<f32>,
 ) {
     for i in 0..block.rows {
-        let visible = block.visible(i);
+        let (begin, visible) = (block.first(i), block.visible(i));
         // For each panel: offset of the row, number of visible scores, and that number rounded up to whole
         // vectors.
-        let panels = (0..block.keys()).step_by(KEYS).map(|first| {
+        let panels = block.panels().map(|first| {
             let seen = visible.saturating_sub(first).min(KEYS);
-            (first * block.rows + i * KEYS, seen, seen.next_multiple_of(L::COUNT))
+            let hidden = begin.saturating_sub(first).min(seen);
+            (first * block.rows + i * KEYS, hidden..seen, seen.next_multiple_of(L::COUNT))
         });
         let mut max = L::splat(f32::NEG_INFINITY);
         for (row, seen, whole) in panels.clone() {
             let row = &mut scores[row..][..whole];
-            row[seen..].fill(f32::NEG_INFINITY);
+            if let Some(cap) = softcap {
+                cap_lanes::<L>(row, cap);
+            }
+            row[..seen.start].fill(f32::NEG_INFINITY);
+            row[seen.end..].fill(f32::NEG_INFINITY);
             for at in (0..whole).step_by(L::COUNT) {
                 max = max.max(L::read(row, at));
             }
@@ -133,7 +147,7 @@ fn softmax_lanes<L: Lanes>(
 
 simd_fn! {
     /// Sums each row of `scores` after rounding to bf16. `scores` has panels of `(rows, KEYS)`.
-    fn rounded_sums(sums: &mut [f32], scores: &[f32], keys: usize) = rounded_sums_body
+    fn rounded_sums(sums: &mut [f32], scores: &[f32], block: Block) = rounded_sums_body
 }
 
 #[allow(
@@ -141,11 +155,11 @@ simd_fn! {
     reason = "plain loops: only what they are compiled for differs"
 )]
 #[inline(always)]
-fn rounded_sums_body<L>(sums: &mut [f32], scores: &[f32], keys: usize) {
+fn rounded_sums_body<L>(sums: &mut [f32], scores: &[f32], block: Block) {
     let rows = sums.len();
     for (i, sum) in sums.iter_mut().enumerate() {
         let mut parts = [0.0; WIDEST];
-        for first in (0..keys).step_by(KEYS) {
+        for first in block.panels() {
             for weights in scores[first * rows + i * KEYS..][..KEYS].chunks_exact(WIDEST) {
                 for (part, &weight) in parts.iter_mut().zip(weights) {
                     *part += bf16_to_f32(f32_to_bf16(weight));

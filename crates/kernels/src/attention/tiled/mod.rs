@@ -36,7 +36,19 @@ pub(crate) use operand_format::OperandFormat;
 pub(crate) use scratch::scratch_bytes;
 pub(crate) use task::{backward_tasks, forward_tasks};
 
+use crate::math::tanh;
+use crate::simd::Lanes;
+
 /// Keys of a panel.
 const KEYS: usize = 64;
 /// Query rows of a block. Their scores of one panel stay in L2, together with both operands.
 const QUERIES: usize = 48;
+
+/// Caps every score of whole vectors: `cap · tanh(score / cap)`.
+#[inline(always)]
+fn cap_lanes<L: Lanes>(scores: &mut [f32], cap: f32) {
+    for at in (0..scores.len()).step_by(L::COUNT) {
+        let t = tanh(L::read(scores, at).mul(L::splat(1.0 / cap)));
+        t.mul(L::splat(cap)).write(scores, at);
+    }
+}

@@ -69,10 +69,12 @@ pub(super) struct Shape<'a> {
     pub panels: usize,
     /// Query heads in one block.
     heads: usize,
+    /// Most keys that a query sees.
+    window: usize,
 }
 
 impl<'a> Shape<'a> {
-    pub fn of(task: &'a Task, dims: AttentionDims, format: OperandFormat) -> Self {
+    pub fn of(task: &'a Task, dims: AttentionDims, format: OperandFormat, window: Option<usize>) -> Self {
         let AttentionDims { heads, kv_heads, head_dim } = dims;
         let (keys, steps, group) = (task.keys(), format.of(head_dim), (heads / kv_heads).max(1));
         Self {
@@ -84,6 +86,7 @@ impl<'a> Shape<'a> {
             keys,
             panels: keys.next_multiple_of(KEYS) * steps,
             heads: if format.are_pairs() { group.div_ceil(group.div_ceil(QUERIES)) } else { 1 },
+            window: window.unwrap_or(usize::MAX),
         }
     }
 
@@ -123,6 +126,7 @@ impl<'a> Shape<'a> {
                 start: (segment.q_start + first) * stride + (kv_head * group + head) * head_dim,
                 stride,
                 head_dim,
+                window: self.window,
             })
         })
     }
@@ -139,6 +143,8 @@ pub(super) struct Block {
     start: usize,
     stride: usize,
     pub head_dim: usize,
+    /// Most keys that a row sees.
+    window: usize,
 }
 
 impl Block {
@@ -156,6 +162,16 @@ impl Block {
     /// Number of keys visible to row `i`.
     pub fn visible(&self, i: usize) -> usize {
         self.before + i / self.heads + 1
+    }
+
+    /// First key visible to row `i`.
+    pub fn first(&self, i: usize) -> usize {
+        self.visible(i).saturating_sub(self.window)
+    }
+
+    /// First keys of the panels that any row sees.
+    pub fn panels(&self) -> impl Iterator<Item = usize> + Clone + use<> {
+        (self.first(0) / KEYS * KEYS..self.keys()).step_by(KEYS)
     }
 
     /// Number of keys visible to the last row.

@@ -84,7 +84,7 @@ impl HeadLoss {
         losses: &mut [f32],
         mut grads: Option<(&mut [f32], &[f32])>,
         inp: &[f32],
-        head: &Matrix,
+        (head, softcap): (&Matrix, Option<f32>),
         targets: &[u32],
     ) {
         let (n, v, c) = (targets.len(), head.rows(), head.cols());
@@ -100,7 +100,7 @@ impl HeadLoss {
             let targets = &targets[first..][..m];
             let scratch = &mut lock(&self.shared);
             let scratch = (scratch.at_least(held[0]), held[1]);
-            self.pass(pool, scratch, &mut losses[first..][..m], grads, &inp[rows], (head, targets));
+            self.pass(pool, scratch, &mut losses[first..][..m], grads, &inp[rows], (head, softcap, targets));
         }
     }
 
@@ -113,7 +113,7 @@ impl HeadLoss {
         losses: &mut [f32],
         grads: Option<(&mut [f32], &[f32])>,
         inp: &[f32],
-        (head, targets): (&Matrix, &[u32]),
+        (head, softcap, targets): (&Matrix, Option<f32>, &[u32]),
     ) {
         let (m, c) = (targets.len(), head.cols());
         let partition = Partition::new(self.kernels, pool.threads(), m, head.rows(), c);
@@ -133,6 +133,7 @@ impl HeadLoss {
             round: self.round,
             partition: &partition,
             head,
+            softcap,
             targets,
             packed: SendPtr(packed.as_mut_ptr()),
             sums: grads.is_some().then_some(SendPtr(sums.as_mut_ptr())),
@@ -155,7 +156,7 @@ impl HeadLoss {
                 // SAFETY: as above.
                 let dinp = unsafe { dinp.range(i * c..(i + 1) * c) };
                 head.row_to_f32(targets[i] as usize, dinp);
-                let onehot = -(dloss * softmax.missed()) as f32;
+                let onehot = -(dloss * softmax.missed() * softmax.target_slope(softcap)) as f32;
                 dinp.iter_mut().for_each(|d| *d *= onehot);
                 for (span, running) in spans.enumerate() {
                     let share = (dloss * softmax.share(running)) as f32;

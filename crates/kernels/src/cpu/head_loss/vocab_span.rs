@@ -3,7 +3,7 @@
 use super::partition::{BLOCK, COLS, Partition};
 use crate::cpu::pool::SendPtr;
 use crate::gemm::{Kernels, PackJob, Prefetch, TileJob, TileMask, View, part};
-use crate::softmax::{Running, online_softmax};
+use crate::softmax::{Running, cap_logits, online_softmax, weigh_by_slope};
 use crate::{Isa, Matrix};
 
 /// Inputs that all spans of a pass share.
@@ -13,6 +13,7 @@ pub(super) struct SpanPass<'a> {
     pub round: bool,
     pub partition: &'a Partition,
     pub head: &'a Matrix,
+    pub softcap: Option<f32>,
     pub targets: &'a [u32],
     /// Packed rows: [`Partition::packed`] words.
     pub packed: SendPtr,
@@ -39,6 +40,9 @@ impl SpanPass<'_> {
             let is_last = block + 1 == first_block + blocks;
             let next = if is_last { Prefetch::NONE } else { self.prefetch(block + 1, 0) };
             self.logits(group, weight, logits, block, if sums.is_none() { next } else { Prefetch::NONE });
+            if let Some(cap) = self.softcap {
+                cap_logits(self.isa, logits, BLOCK, n, cap);
+            }
             let is_first = block == first_block;
             let scaled = match sums {
                 // SAFETY: only this task accesses these rows.
@@ -49,6 +53,9 @@ impl SpanPass<'_> {
             };
             online_softmax(self.isa, running, scaled, logits, BLOCK, targets, first, n);
             if let Some(sums) = sums {
+                if let Some(cap) = self.softcap {
+                    weigh_by_slope(running, logits, BLOCK, n, cap);
+                }
                 self.accumulate(sums, (m, weight, exponentials), logits, (first, n), is_first, next);
             }
         }

@@ -115,6 +115,8 @@ pub struct Operands<'a> {
     pub v: Rows,
     pub segments: SegmentsOnDevice<'a>,
     pub dims: AttentionDims,
+    /// Factor of the products `q · k`.
+    pub scale: f32,
 }
 
 /// Tile sizes and kernel names for one head size.
@@ -189,11 +191,6 @@ fn matrix_name(names: [&'static str; 5], head: usize) -> Option<&'static str> {
     Some(names[at + 1])
 }
 
-/// Factor of the attention scores.
-fn scale(dims: AttentionDims) -> f32 {
-    (1.0 / (dims.head_dim as f64).sqrt()) as f32
-}
-
 const FORWARD: [&str; 5] = [
     "attention_forward",
     "attention_forward_hs64",
@@ -220,7 +217,7 @@ const BACKWARD_KV: [&str; 5] = [
 
 /// Computes `out`, and the log of each row's softmax denominator.
 pub fn forward(device: &Device, dtype: DType, out: Rows, lse: DevicePtr, operands: Operands<'_>) {
-    let Operands { q, k, v, segments, dims } = operands;
+    let Operands { q, k, v, segments, dims, .. } = operands;
     if decode(device, dtype, (out, lse), operands) {
         return;
     }
@@ -239,7 +236,13 @@ pub fn forward(device: &Device, dtype: DType, out: Rows, lse: DevicePtr, operand
         .ptr(segments.segments)
         .ptr(tiles)
         .int(dims.kv_heads);
-    geometry.head_parameter(launch).long(out.stride).long(q.stride).long(k.stride).float(scale(dims)).run();
+    geometry
+        .head_parameter(launch)
+        .long(out.stride)
+        .long(q.stride)
+        .long(k.stride)
+        .float(operands.scale)
+        .run();
 }
 
 /// Keys per block of the decode kernel.
@@ -253,7 +256,7 @@ const MAX_DECODE_HEAD: usize = 256;
 ///
 /// Returns false if the shape does not fit the kernel.
 fn decode(device: &Device, dtype: DType, (out, lse): (Rows, DevicePtr), operands: Operands<'_>) -> bool {
-    let Operands { q, k, v, segments, dims } = operands;
+    let Operands { q, k, v, segments, dims, .. } = operands;
     let AttentionDims { heads, kv_heads, head_dim } = dims;
     let is_aligned = [q, k, v].iter().all(|rows| rows.is_aligned(dtype));
     let fits = head_dim.is_multiple_of(DECODE_LANE) && head_dim <= MAX_DECODE_HEAD;
@@ -269,7 +272,7 @@ fn decode(device: &Device, dtype: DType, (out, lse): (Rows, DevicePtr), operands
         device.kernel("attention_decode", dtype).grid(parts, splits, segments.tiles.segments).block(BLOCK);
     let launch = launch.ptr(partial).ptr(q.at).ptr(k.at).ptr(v.at).ptr(segments.segments);
     let launch = launch.int(heads).int(kv_heads).int(head_dim).long(q.stride).long(k.stride);
-    launch.int(splits).float(scale(dims)).run();
+    launch.int(splits).float(operands.scale).run();
     let join = device.kernel("attention_decode_join", dtype).grid(heads, segments.tiles.segments, 1);
     let join =
         join.block((head_dim.next_multiple_of(32) as u32).min(THREADS)).ptr(out.at).ptr(lse).ptr(partial);
@@ -316,7 +319,7 @@ fn backward_inputs<'a>(
     operands: &Operands<'_>,
     tiles: DevicePtr,
 ) -> KernelLaunch<'a> {
-    let Operands { q, k, v, segments, dims } = operands;
+    let Operands { q, k, v, segments, dims, .. } = operands;
     let launch = launch.ptr(saved.dout.at).ptr(q.at).ptr(k.at).ptr(v.at).ptr(saved.lse).ptr(delta);
     launch.ptr(segments.segments).ptr(tiles).int(dims.heads).int(dims.kv_heads)
 }
@@ -342,7 +345,7 @@ fn backward_kv(
         .ptr(grads.dv.at);
     let launch = geometry.head_parameter(backward_inputs(launch, saved, &operands, tiles));
     let launch = launch.long(grads.dk.stride).long(saved.0.dout.stride).long(q.stride).long(k.stride);
-    launch.float(scale(dims)).run();
+    launch.float(operands.scale).run();
 }
 
 fn backward_q(
@@ -368,7 +371,7 @@ fn backward_q(
     let launch = launch.grid(dims.heads, count, 1).ptr(grads.dq.at);
     let launch = geometry.head_parameter(backward_inputs(launch, saved, &operands, tiles));
     let launch = launch.long(grads.dq.stride).long(saved.0.dout.stride).long(q.stride).long(k.stride);
-    launch.float(scale(dims)).run();
+    launch.float(operands.scale).run();
 }
 
 #[cfg(test)]

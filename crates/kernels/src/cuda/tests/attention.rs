@@ -3,7 +3,7 @@ use crate::attention::{self, AttentionInputs};
 use crate::cuda::ops::attention::{
     self as device_attention, Grads, Operands, Saved, SegmentsOnDevice, Tiles,
 };
-use crate::{AttentionDims, Segment};
+use crate::{AttentionDims, AttentionScores, Segment};
 
 fn segment(q_start: usize, q_len: usize, kv_start: usize, kv_len: usize) -> Segment {
     Segment { q_start, q_len, kv_start, kv_len }
@@ -17,7 +17,14 @@ fn check(device: &Arc<Device>, dtype: DType, segments: &[Segment], dims: Attenti
     let [q, dout] = [0; 2].map(|_| rounded(stream, dtype, n * wide));
     let [k, v] = [0; 2].map(|_| rounded(stream, dtype, m * narrow));
     let (mut out, mut lse) = (vec![0.0; n * wide], vec![0.0; n * heads]);
-    let inputs = AttentionInputs { q: &q, k: &k, v: &v, segments, dims };
+    let inputs = AttentionInputs {
+        q: &q,
+        k: &k,
+        v: &v,
+        segments,
+        dims,
+        scores: AttentionScores::of_head_dim(dims.head_dim),
+    };
     attention::forward(&mut out, &mut lse, inputs);
     let numbers: Vec<u32> =
         segments.iter().flat_map(|s| [s.q_start, s.q_len, s.kv_start, s.kv_len]).map(|x| x as u32).collect();
@@ -33,7 +40,8 @@ fn check(device: &Arc<Device>, dtype: DType, segments: &[Segment], dims: Attenti
         (|x: &Values| Rows::dense(x.ptr(), wide), |x: &Values| Rows::dense(x.ptr(), narrow));
     let on_device = SegmentsOnDevice { segments: table.address(), words: list.address(), tiles: &tiles };
     let (q_rows, k_rows, v_rows) = (wide_rows(&q_), narrow_rows(&k_), narrow_rows(&v_));
-    let operands = Operands { q: q_rows, k: k_rows, v: v_rows, segments: on_device, dims };
+    let operands =
+        Operands { q: q_rows, k: k_rows, v: v_rows, segments: on_device, dims, scale: inputs.scores.scale };
     device_attention::forward(device, dtype, wide_rows(&out_), lse_.ptr(), operands);
     assert_near(&out_.read(), &out, dtype, &format!("out {dims:?} {segments:?}"));
     assert_near(&lse_.read(), &lse, DType::F32, &format!("lse {dims:?} {segments:?}"));

@@ -6,10 +6,10 @@ use super::*;
 use crate::cuda::weight::{self, Weight};
 use crate::cuda::{Cuda, CudaOptions, ops};
 use crate::{
-    AdamW, AttentionDims, AttentionGrads, AttentionOperands, AttentionSaved, Backend, Buffer, Bytes, Dropout,
-    Element, FourBit, HeadGrads, HeadOperands, Indices, LoraPair, LoraRef, LoraSegment, Matrix, NESTED_BLOCK,
-    NF4, ProjectGrads, ProjectGroup, ProjectSaved, Reference, RmsnormSaved, Scales, Segment, Segments, Store,
-    dynamic_u8,
+    AdamW, AttentionDims, AttentionGrads, AttentionOperands, AttentionSaved, AttentionScores, Backend,
+    Buffer, Bytes, Dropout, Element, FourBit, HeadGrads, HeadOperands, Indices, LoraPair, LoraRef,
+    LoraSegment, Matrix, NESTED_BLOCK, NF4, ProjectGrads, ProjectGroup, ProjectSaved, Reference,
+    RmsnormSaved, Scales, Segment, Segments, Store, dynamic_u8,
 };
 
 /// The device and the reference, with equal inputs.
@@ -141,8 +141,8 @@ fn embeddings_equal_the_reference() {
             from_f32(dtype, &table, &mut bytes);
             let table = Matrix::dense(dtype, Bytes::from_vec(bytes), v, c);
             let mut out = both.poisoned(n * c, Element::Residual);
-            both.cuda.embedding_forward(&mut out.device, &table, &on_device);
-            both.reference.embedding_forward(&mut out.host, &table, &on_host);
+            both.cuda.embedding_forward(&mut out.device, &table, &on_device, 1.0);
+            both.reference.embedding_forward(&mut out.host, &table, &on_host, 1.0);
             both.check(&out, n * c, "embedding_forward");
         }
     });
@@ -232,8 +232,14 @@ fn attention_equals_the_reference() {
             let (mut out, mut lse) = (both.poisoned(q_len, ACTIVATION), both.poisoned(n * 4, EXACT));
             let operands =
                 [(&q.device, &k.device, &v.device, &on_device), (&q.host, &k.host, &v.host, &on_host)];
-            let [device, host] =
-                operands.map(|(q, k, v, segments)| AttentionOperands { q, k, v, segments, dims });
+            let [device, host] = operands.map(|(q, k, v, segments)| AttentionOperands {
+                q,
+                k,
+                v,
+                segments,
+                dims,
+                scores: AttentionScores::of_head_dim(dims.head_dim),
+            });
             both.cuda.attention_forward(&mut out.device, &mut lse.device, device);
             both.reference.attention_forward(&mut out.host, &mut lse.host, host);
             both.check(&out, q_len, &format!("attention_forward of {head_dim}"));
@@ -426,10 +432,11 @@ fn the_loss_head_equals_the_reference() {
         let [on_device, on_host] = both.indices(&targets);
         let dloss = both.values(n, EXACT);
         let (mut losses, mut dinp) = (both.poisoned(n + 3, EXACT), both.poisoned(n * c, ACTIVATION));
-        let operands = HeadOperands { inp: &inp.device, head: &placed[0], targets: &on_device };
+        let operands =
+            HeadOperands { inp: &inp.device, head: &placed[0], targets: &on_device, softcap: None };
         let grads = HeadGrads { dinp: &mut dinp.device, dloss: &dloss.device };
         both.cuda.head_loss(&mut losses.device, 3, operands, Some(grads));
-        let operands = HeadOperands { inp: &inp.host, head: &head, targets: &on_host };
+        let operands = HeadOperands { inp: &inp.host, head: &head, targets: &on_host, softcap: None };
         let grads = HeadGrads { dinp: &mut dinp.host, dloss: &dloss.host };
         both.reference.head_loss(&mut losses.host, 3, operands, Some(grads));
         let found = &both.read(&losses.device, n + 3)[3..];

@@ -84,7 +84,7 @@ fn of_model(error: &ModelError, diagnostic: Diagnostic) -> Diagnostic {
         ModelError::FileSize { .. } | ModelError::Header { .. } | ModelError::Json { .. } => {
             diagnostic.with_hint(WRITE_AGAIN)
         }
-        ModelError::Unsupported { .. } => diagnostic.and_hint(OTHER_TOOLS),
+        ModelError::Unsupported { .. } | ModelError::Family { .. } => diagnostic.and_hint(OTHER_TOOLS),
         _ => diagnostic,
     }
 }

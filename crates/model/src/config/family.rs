@@ -1,0 +1,375 @@
+//! Model families: their flags, and the defaults of keys that a `config.json` omits.
+
+use super::architecture::{Architecture, BlockNorms, GateActivation, LayerAttention, LayerRope, QkNorm};
+use super::{MAX_POSITIONS, Rope};
+use crate::ModelError;
+use crate::json::Fields;
+
+/// What the class of a family supplies where `config.json` has no key.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Defaults {
+    pub theta: f64,
+    pub eps: f64,
+    pub tied: bool,
+    /// `None`: `hidden_size / num_attention_heads`.
+    pub head_dim: Option<usize>,
+    pub max_positions: usize,
+}
+
+/// Sizes that a family's flags depend on.
+pub(super) struct Sizes {
+    pub layers: usize,
+    pub hidden: usize,
+    pub max_positions: usize,
+}
+
+/// One model family.
+pub(super) struct Family {
+    pub name: &'static str,
+    pub defaults: Defaults,
+    pub read: fn(&Fields<'_>, &Sizes) -> Result<Architecture, ModelError>,
+}
+
+const LLAMA: Defaults = Defaults { theta: 1e4, eps: 1e-6, tied: false, head_dim: None, max_positions: 2048 };
+const GEMMA: Defaults = Defaults { tied: true, head_dim: Some(256), max_positions: 8192, ..LLAMA };
+
+/// Every family whose golden values pass.
+pub(super) const FAMILIES: &[Family] = &[
+    Family { name: "llama", defaults: LLAMA, read: llama },
+    Family { name: "qwen2", defaults: Defaults { max_positions: 32_768, ..LLAMA }, read: qwen2 },
+    Family {
+        name: "qwen3",
+        defaults: Defaults { head_dim: Some(128), max_positions: 32_768, ..LLAMA },
+        read: qwen3,
+    },
+    Family { name: "mistral", defaults: Defaults { max_positions: 131_072, ..LLAMA }, read: mistral },
+    Family { name: "gemma", defaults: GEMMA, read: gemma },
+    Family { name: "gemma2", defaults: GEMMA, read: gemma2 },
+    Family {
+        name: "gemma3_text",
+        defaults: Defaults { theta: 1e6, max_positions: 131_072, ..GEMMA },
+        read: gemma3,
+    },
+    Family { name: "granite", defaults: LLAMA, read: granite },
+    Family {
+        name: "smollm3",
+        defaults: Defaults { theta: 2e6, tied: true, max_positions: 32_768, ..LLAMA },
+        read: smollm3,
+    },
+    Family { name: "olmo2", defaults: Defaults { eps: 1e-5, ..LLAMA }, read: olmo2 },
+    Family {
+        name: "olmo3",
+        defaults: Defaults { theta: 5e5, eps: 1e-5, max_positions: 65_536, ..LLAMA },
+        read: olmo3,
+    },
+];
+
+/// Families without support, by the start of `model_type`: the reason, and the nearest family with support.
+const REFUSED: &[(&str, &str, &str)] = &[
+    ("phi3", "its q, k, v and its gate, up are one weight each", "a Qwen3 or Llama 3 model"),
+    ("glm4_moe", "it has experts", "a dense model such as Qwen3"),
+    ("glm", "its gate and up are one weight, and it rotates neighbouring elements", "a Qwen3 model"),
+    ("gemma3n", "it has embeddings per layer", "`gemma3_text` (Gemma 3 270M or 1B)"),
+    ("gemma3", "it has a vision tower", "`gemma3_text` (Gemma 3 270M or 1B)"),
+    ("gemma4", "it has embeddings per layer", "`gemma3_text` (Gemma 3 270M or 1B)"),
+    ("qwen3_5", "it has a gated delta rule", "a Qwen3 model"),
+    ("qwen3_moe", "it has experts", "a dense Qwen3 model"),
+    ("qwen2_moe", "it has experts", "a dense Qwen2.5 model"),
+    ("qwen2_vl", "it has a vision tower", "a Qwen2.5 text model"),
+    ("qwen2_5_vl", "it has a vision tower", "a Qwen2.5 text model"),
+    ("qwen3_vl", "it has a vision tower", "a Qwen3 text model"),
+    ("qwen", "it needs code of its own", "a Qwen2.5 or Qwen3 model"),
+    ("mixtral", "it has experts", "a Mistral 7B model"),
+    ("mistral3", "it has a vision tower", "Mistral Small 24B 2501"),
+    ("ministral3", "it scales queries by their position", "a Mistral 7B model"),
+    ("gpt_oss", "it has experts", "a Qwen3 model"),
+    ("granitemoe", "it has experts or state spaces", "Granite 3.3"),
+    ("llama4", "it has experts", "a Llama 3 model"),
+    ("mllama", "it has a vision tower", "a Llama 3.2 text model"),
+    ("chatglm", "it needs code of its own", "a Qwen3 model"),
+    ("baichuan", "it needs code of its own", "a Qwen3 model"),
+    ("internlm", "its q, k, v are one weight, or it needs code of its own", "a Qwen3 model"),
+    ("minicpm", "it needs code of its own", "a Llama 3 model"),
+    ("phi", "its block is another one", "a Qwen3 or Llama 3 model"),
+    ("gpt2", "its block is another one", "a SmolLM2 model (`llama`)"),
+    ("gpt_neox", "its block is another one", "a SmolLM2 model (`llama`)"),
+    ("falcon", "its block is another one", "a Llama 3 model"),
+    ("deepseek", "it has latent attention", "DeepSeek-R1-Distill (`qwen2`, `llama`)"),
+    ("kimi", "it has latent attention", "a Qwen3 model"),
+    ("mamba", "it has state spaces", "a SmolLM2 model (`llama`)"),
+];
+
+/// Returns the family of a `config.json`.
+pub(super) fn find(fields: &Fields<'_>) -> Result<&'static Family, ModelError> {
+    let names = || FAMILIES.iter().map(|family| format!("`{}`", family.name)).collect::<Vec<_>>().join(", ");
+    let Some(model_type) = fields.text("model_type")? else {
+        return Err(fields.wrong("model_type", format!("one of {}", names())));
+    };
+    if let Some(family) = FAMILIES.iter().find(|family| family.name == model_type) {
+        return Ok(family);
+    }
+    let refused = REFUSED.iter().find(|(start, ..)| model_type.starts_with(start));
+    Err(match refused {
+        Some(&(_, reason, nearest)) => ModelError::Family {
+            path: fields.path().to_owned(),
+            family: model_type.to_owned(),
+            reason,
+            nearest,
+        },
+        None => fields.unsupported("model_type", names()),
+    })
+}
+
+fn llama(fields: &Fields<'_>, sizes: &Sizes) -> Result<Architecture, ModelError> {
+    let is_off = fields.get("use_sliding_window").is_some() && !fields.flag("use_sliding_window")?;
+    if !is_off && window(fields, None, sizes)?.is_some() {
+        return Err(fields.unsupported("sliding_window", "attention over the whole context"));
+    }
+    if local_flags(fields, sizes, |_| false)?.contains(&true) {
+        return Err(fields.unsupported("layer_types", "`full_attention` in every layer"));
+    }
+    with_biases(fields)
+}
+
+/// Returns Llama's flags with the biases that `attention_bias` and `mlp_bias` switch on.
+fn with_biases(fields: &Fields<'_>) -> Result<Architecture, ModelError> {
+    require_silu(fields)?;
+    let bias = fields.flag("attention_bias")?;
+    Ok(Architecture {
+        qkv_bias: bias,
+        output_bias: bias,
+        mlp_bias: fields.flag("mlp_bias")?,
+        ..Architecture::default()
+    })
+}
+
+fn qwen2(fields: &Fields<'_>, sizes: &Sizes) -> Result<Architecture, ModelError> {
+    require_silu(fields)?;
+    Ok(Architecture { qkv_bias: true, layers: qwen_layers(fields, sizes)?, ..Architecture::default() })
+}
+
+fn qwen3(fields: &Fields<'_>, sizes: &Sizes) -> Result<Architecture, ModelError> {
+    require_silu(fields)?;
+    let bias = fields.flag("attention_bias")?;
+    Ok(Architecture {
+        qkv_bias: bias,
+        output_bias: bias,
+        qk_norm: Some(QkNorm::PerHead),
+        layers: qwen_layers(fields, sizes)?,
+        ..Architecture::default()
+    })
+}
+
+/// A window from layer `max_window_layers` on, if `use_sliding_window`.
+fn qwen_layers(fields: &Fields<'_>, sizes: &Sizes) -> Result<Vec<LayerAttention>, ModelError> {
+    if !fields.flag("use_sliding_window")? {
+        return Ok(Vec::new());
+    }
+    let window = window(fields, Some(4096), sizes)?;
+    let first = fields.count_opt("max_window_layers", MAX_POSITIONS)?.unwrap_or(28);
+    layers(fields, sizes, window, |layer| layer >= first)
+}
+
+fn mistral(fields: &Fields<'_>, sizes: &Sizes) -> Result<Architecture, ModelError> {
+    require_silu(fields)?;
+    let window = window(fields, Some(4096), sizes)?;
+    Ok(Architecture { layers: layers(fields, sizes, window, |_| true)?, ..Architecture::default() })
+}
+
+fn gemma_base(fields: &Fields<'_>, sizes: &Sizes) -> Result<Architecture, ModelError> {
+    let activation = match fields.text("hidden_activation")? {
+        Some(name) => Some(name),
+        None => fields.text("hidden_act")?,
+    };
+    // Gemma 1 says `gelu` and means the tanh form, as transformers does.
+    if !matches!(activation, None | Some("gelu" | "gelu_pytorch_tanh")) {
+        return Err(fields.unsupported("hidden_activation", "`gelu_pytorch_tanh`"));
+    }
+    if fields.flag("use_bidirectional_attention")? {
+        return Err(fields.unsupported("use_bidirectional_attention", "false"));
+    }
+    let bias = fields.flag("attention_bias")?;
+    Ok(Architecture {
+        qkv_bias: bias,
+        output_bias: bias,
+        norm_offset: 1.0,
+        activation: GateActivation::GeluTanh,
+        embedding_scale: (sizes.hidden as f64).sqrt() as f32,
+        ..Architecture::default()
+    })
+}
+
+fn gemma(fields: &Fields<'_>, sizes: &Sizes) -> Result<Architecture, ModelError> {
+    gemma_base(fields, sizes)
+}
+
+fn gemma2(fields: &Fields<'_>, sizes: &Sizes) -> Result<Architecture, ModelError> {
+    let window = window(fields, Some(4096), sizes)?;
+    Ok(Architecture {
+        norms: BlockNorms::GEMMA2,
+        attention_scale: Some(query_scale(fields)?),
+        attention_softcap: softcap(fields, "attn_logit_softcapping", Some(50.0))?,
+        logits_softcap: softcap(fields, "final_logit_softcapping", Some(30.0))?,
+        layers: layers(fields, sizes, window, |layer| layer % 2 == 0)?,
+        ..gemma_base(fields, sizes)?
+    })
+}
+
+fn gemma3(fields: &Fields<'_>, sizes: &Sizes) -> Result<Architecture, ModelError> {
+    let window = window(fields, Some(4096), sizes)?;
+    let pattern = fields.count_opt("sliding_window_pattern", MAX_POSITIONS)?.unwrap_or(6);
+    let is_local = |layer: usize| !(layer + 1).is_multiple_of(pattern);
+    let local_theta = fields.positive("rope_local_base_freq")?.unwrap_or(1e4);
+    let (mut layers, local_rope) = local_layers(fields, sizes, (window, local_theta), is_local)?;
+    layers.resize(sizes.layers, LayerAttention::default());
+    Ok(Architecture {
+        qk_norm: Some(QkNorm::PerHead),
+        norms: BlockNorms::GEMMA2,
+        attention_scale: Some(query_scale(fields)?),
+        logits_softcap: softcap(fields, "final_logit_softcapping", None)?,
+        layers,
+        local_rope: Some(local_rope),
+        ..gemma_base(fields, sizes)?
+    })
+}
+
+fn granite(fields: &Fields<'_>, _sizes: &Sizes) -> Result<Architecture, ModelError> {
+    let number = |name: &str| Ok::<_, ModelError>(fields.positive(name)?.unwrap_or(1.0));
+    Ok(Architecture {
+        embedding_scale: number("embedding_multiplier")? as f32,
+        residual_scale: number("residual_multiplier")? as f32,
+        attention_scale: Some(number("attention_multiplier")?),
+        logits_divisor: number("logits_scaling")? as f32,
+        ..with_biases(fields)?
+    })
+}
+
+fn smollm3(fields: &Fields<'_>, sizes: &Sizes) -> Result<Architecture, ModelError> {
+    let window = match fields.flag("use_sliding_window")? {
+        true => window(fields, None, sizes)?,
+        false => None,
+    };
+    let interval = fields.count_opt("no_rope_layer_interval", MAX_POSITIONS)?.unwrap_or(4);
+    let list = fields.get("no_rope_layers").and_then(|list| list.as_array());
+    // `no_rope_layers` holds 1 for a layer with RoPE, and 0 for a layer without.
+    let has_rope = |layer: usize| match list {
+        Some(list) => list.get(layer).is_none_or(|value| value.as_u64() != Some(0)),
+        None => !(layer + 1).is_multiple_of(interval),
+    };
+    let mut layers = layers(fields, sizes, window, |_| true)?;
+    layers.resize(sizes.layers, LayerAttention::default());
+    for (i, layer) in layers.iter_mut().enumerate() {
+        layer.rope = if has_rope(i) { LayerRope::Global } else { LayerRope::None };
+    }
+    Ok(Architecture { layers, ..with_biases(fields)? })
+}
+
+fn olmo2(fields: &Fields<'_>, _sizes: &Sizes) -> Result<Architecture, ModelError> {
+    require_silu(fields)?;
+    let bias = fields.flag("attention_bias")?;
+    Ok(Architecture {
+        qkv_bias: bias,
+        output_bias: bias,
+        qk_norm: Some(QkNorm::Whole),
+        norms: BlockNorms::OLMO2,
+        ..Architecture::default()
+    })
+}
+
+fn olmo3(fields: &Fields<'_>, sizes: &Sizes) -> Result<Architecture, ModelError> {
+    let window = window(fields, Some(4096), sizes)?;
+    let theta = fields.positive("rope_theta")?.unwrap_or(5e5);
+    let is_local = |layer: usize| !(layer + 1).is_multiple_of(4);
+    let (layers, local_rope) = local_layers(fields, sizes, (window, theta), is_local)?;
+    Ok(Architecture { layers, local_rope: Some(local_rope), ..olmo2(fields, sizes)? })
+}
+
+fn require_silu(fields: &Fields<'_>) -> Result<(), ModelError> {
+    match fields.text("hidden_act")? {
+        None | Some("silu" | "swish") => Ok(()),
+        Some(_) => Err(fields.unsupported("hidden_act", "`silu`")),
+    }
+}
+
+/// Reads `query_pre_attn_scalar`: scores are multiplied by its inverse root.
+fn query_scale(fields: &Fields<'_>) -> Result<f64, ModelError> {
+    Ok(1.0 / fields.positive("query_pre_attn_scalar")?.unwrap_or(256.0).sqrt())
+}
+
+/// Reads a softcap. A missing key has the default; null switches it off.
+fn softcap(fields: &Fields<'_>, name: &str, default: Option<f32>) -> Result<Option<f32>, ModelError> {
+    if fields.is_missing(name) {
+        return Ok(default);
+    }
+    Ok(fields.positive(name)?.map(|cap| cap as f32))
+}
+
+/// Reads `sliding_window`. A missing key has the default; null switches it off. A window as long as the
+/// context hides nothing.
+fn window(fields: &Fields<'_>, default: Option<usize>, sizes: &Sizes) -> Result<Option<usize>, ModelError> {
+    let window = match fields.is_missing("sliding_window") {
+        true => default,
+        false => fields.count_opt("sliding_window", MAX_POSITIONS)?,
+    };
+    Ok(window.filter(|&window| window < sizes.max_positions))
+}
+
+/// Returns the attention of each layer. `layer_types` decides which layers have the window, otherwise
+/// `is_local`.
+fn layers(
+    fields: &Fields<'_>,
+    sizes: &Sizes,
+    window: Option<usize>,
+    is_local: impl Fn(usize) -> bool,
+) -> Result<Vec<LayerAttention>, ModelError> {
+    let local = local_flags(fields, sizes, is_local)?;
+    if window.is_none() || !local.contains(&true) {
+        return Ok(Vec::new());
+    }
+    let layer =
+        |is_local: bool| LayerAttention { window: window.filter(|_| is_local), rope: LayerRope::Global };
+    Ok(local.into_iter().map(layer).collect())
+}
+
+fn local_flags(
+    fields: &Fields<'_>,
+    sizes: &Sizes,
+    is_local: impl Fn(usize) -> bool,
+) -> Result<Vec<bool>, ModelError> {
+    let Some(types) = fields.get("layer_types") else {
+        return Ok((0..sizes.layers).map(is_local).collect());
+    };
+    const EXPECTED: &str = "`full_attention` or `sliding_attention` for each layer";
+    let types = types.as_array().filter(|types| types.len() == sizes.layers);
+    let types = types.ok_or_else(|| fields.wrong("layer_types", EXPECTED))?;
+    let flag = |kind: &serde_json::Value| match kind.as_str() {
+        Some("full_attention") => Ok(false),
+        Some("sliding_attention") => Ok(true),
+        _ => Err(fields.unsupported("layer_types", EXPECTED)),
+    };
+    types.iter().map(flag).collect()
+}
+
+/// As [`layers`], for a family whose local layers have a rotary embedding of their own, which is never scaled
+/// in transformers 4.
+fn local_layers(
+    fields: &Fields<'_>,
+    sizes: &Sizes,
+    (window, theta): (Option<usize>, f64),
+    is_local: impl Fn(usize) -> bool,
+) -> Result<(Vec<LayerAttention>, Rope), ModelError> {
+    let layer = |is_local: bool| LayerAttention {
+        window: window.filter(|_| is_local),
+        rope: if is_local { LayerRope::Local } else { LayerRope::Global },
+    };
+    let layers = local_flags(fields, sizes, is_local)?.into_iter().map(layer).collect();
+    let plain = Rope { theta, scaling: super::RopeScaling::Default };
+    let rope = match fields.nested("rope_parameters")? {
+        Some(both) if fields.get("rope_scaling").is_none() => match both.nested("sliding_attention")? {
+            Some(local) => Rope::of_parameters(&local, "rope_parameters", theta, sizes.max_positions)?,
+            None => plain,
+        },
+        _ => plain,
+    };
+    Ok((layers, rope))
+}

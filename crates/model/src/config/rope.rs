@@ -1,0 +1,263 @@
+//! Rotary position embedding: frequencies and their scaling.
+
+use std::f64::consts::{PI, TAU};
+
+use serde_json::{Value, json};
+
+use super::MAX_POSITIONS;
+use crate::ModelError;
+use crate::json::Fields;
+
+/// Rotary position embedding: base and scaling.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Rope {
+    /// `rope_theta`.
+    pub theta: f64,
+    /// Scaling of the frequencies.
+    pub scaling: RopeScaling,
+}
+
+/// `rope_type` with its numbers.
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub enum RopeScaling {
+    /// Unscaled.
+    Default,
+    /// Every frequency is divided by `factor`.
+    Linear {
+        /// Divisor of the frequencies.
+        factor: f64,
+    },
+    /// Llama 3.1's scaling. Wavelengths beyond the original context are divided by `factor`. Short
+    /// wavelengths do not change, and those between are interpolated.
+    Llama3 {
+        /// Divisor of the low frequencies.
+        factor: f64,
+        /// `factor` applies fully to wavelengths beyond the original context divided by this.
+        low_freq_factor: f64,
+        /// Wavelengths below the original context divided by this do not change.
+        high_freq_factor: f64,
+        /// Context length of the pretraining, in tokens.
+        original_max_position_embeddings: usize,
+    },
+    /// YaRN. Frequencies that turn fewer than `beta_slow` times in the original context are divided by
+    /// `factor`. Those that turn more than `beta_fast` times do not change.
+    Yarn {
+        /// Divisor of the low frequencies.
+        factor: f64,
+        /// Turns in the original context from which a frequency does not change.
+        beta_fast: f64,
+        /// Turns in the original context up to which a frequency is divided by `factor`.
+        beta_slow: f64,
+        /// Factor of cosine and sine.
+        attention_factor: f64,
+        /// Whether the ends of the interpolation are whole indices.
+        truncate: bool,
+        /// Context length of the pretraining, in tokens.
+        original_max_position_embeddings: usize,
+    },
+}
+
+impl Rope {
+    /// Returns the factor of cosine and sine, so that a score gets its square.
+    pub fn attention_factor(&self) -> f64 {
+        match self.scaling {
+            RopeScaling::Yarn { attention_factor, .. } => attention_factor,
+            _ => 1.0,
+        }
+    }
+
+    /// Returns the rotation of each element pair, in radians a token, `(HS / 2)`.
+    ///
+    /// `theta ^ (-2i / HS)`; under `llama3` scaling a wavelength `2π / f` beyond
+    /// `original / low_freq_factor` has its frequency divided by `factor`, one below
+    /// `original / high_freq_factor` keeps it, and between the two lies a linear mix.
+    /// Source: Su et al., 2021, section 3.2.2; Grattafiori et al., 2024, section 3.4.3; Peng et al., 2023,
+    /// section 3.
+    pub fn inv_freq(&self, head_dim: usize) -> Vec<f32> {
+        let plain = (0..head_dim / 2).map(|i| {
+            // The exponent is rounded to f32 as PyTorch does, the power to nearest.
+            let exponent = (2 * i) as f32 / head_dim as f32;
+            1.0 / self.theta.powf(exponent as f64) as f32
+        });
+        match self.scaling {
+            RopeScaling::Default => plain.collect(),
+            RopeScaling::Linear { factor } => plain.map(|f| (f as f64 / factor) as f32).collect(),
+            RopeScaling::Llama3 {
+                factor,
+                low_freq_factor,
+                high_freq_factor,
+                original_max_position_embeddings,
+            } => {
+                let original = original_max_position_embeddings as f64;
+                plain
+                    .map(|f| {
+                        let frequency = f as f64;
+                        let turns = original * frequency / TAU;
+                        let lowered = frequency / factor;
+                        let smooth = (turns - low_freq_factor) / (high_freq_factor - low_freq_factor);
+                        let scaled = match turns {
+                            t if t > high_freq_factor => frequency,
+                            t if t < low_freq_factor => lowered,
+                            _ => (1.0 - smooth) * lowered + smooth * frequency,
+                        };
+                        scaled as f32
+                    })
+                    .collect()
+            }
+            RopeScaling::Yarn {
+                factor,
+                beta_fast,
+                beta_slow,
+                truncate,
+                original_max_position_embeddings,
+                ..
+            } => {
+                let (d, original) = (head_dim as f64, original_max_position_embeddings as f64);
+                // The index of the frequency that turns `turns` times in the original context.
+                let index = |turns: f64| d * (original / (turns * 2.0 * PI)).ln() / (2.0 * self.theta.ln());
+                let (mut low, mut high) = (index(beta_fast), index(beta_slow));
+                if truncate {
+                    (low, high) = (low.floor(), high.ceil());
+                }
+                (low, high) = (low.max(0.0), high.min(d - 1.0));
+                if low == high {
+                    high += 0.001;
+                }
+                let ramp = |i: usize| ((i as f64 - low) / (high - low)).clamp(0.0, 1.0);
+                let scaled = |(i, f): (usize, f32)| {
+                    let (f, r) = (f as f64, ramp(i));
+                    (f * (1.0 - r) + f / factor * r) as f32
+                };
+                plain.enumerate().map(scaled).collect()
+            }
+        }
+    }
+
+    /// Returns `rope_scaling` of transformers 4.
+    pub(super) fn scaling_json(&self) -> Value {
+        match self.scaling {
+            RopeScaling::Default => Value::Null,
+            RopeScaling::Linear { factor } => json!({ "factor": factor, "rope_type": "linear" }),
+            RopeScaling::Llama3 {
+                factor,
+                low_freq_factor,
+                high_freq_factor,
+                original_max_position_embeddings,
+            } => json!({
+                "factor": factor,
+                "high_freq_factor": high_freq_factor,
+                "low_freq_factor": low_freq_factor,
+                "original_max_position_embeddings": original_max_position_embeddings,
+                "rope_type": "llama3",
+            }),
+            RopeScaling::Yarn {
+                factor,
+                beta_fast,
+                beta_slow,
+                attention_factor,
+                truncate,
+                original_max_position_embeddings,
+            } => json!({
+                "attention_factor": attention_factor,
+                "beta_fast": beta_fast,
+                "beta_slow": beta_slow,
+                "factor": factor,
+                "original_max_position_embeddings": original_max_position_embeddings,
+                "rope_type": "yarn",
+                "truncate": truncate,
+            }),
+        }
+    }
+
+    /// Reads `rope_theta` and `rope_scaling` of transformers 4, or `rope_parameters` of transformers 5. As in
+    /// transformers, `rope_scaling` wins if both are present.
+    pub(super) fn read(
+        fields: &Fields<'_>,
+        default_theta: f64,
+        max_position_embeddings: usize,
+    ) -> Result<Self, ModelError> {
+        let outer_theta = fields.positive("rope_theta")?;
+        let (parameters, name) = match fields.nested("rope_scaling")? {
+            Some(nested) => (Some(nested), "rope_scaling"),
+            None => (fields.nested("rope_parameters")?, "rope_parameters"),
+        };
+        let Some(parameters) = parameters else {
+            return Ok(Self { theta: outer_theta.unwrap_or(default_theta), scaling: RopeScaling::Default });
+        };
+        Self::of_parameters(&parameters, name, outer_theta.unwrap_or(default_theta), max_position_embeddings)
+    }
+
+    /// Reads one object of `rope_scaling` or `rope_parameters`. `theta` applies if the object has none.
+    pub(super) fn of_parameters(
+        parameters: &Fields<'_>,
+        name: &str,
+        theta: f64,
+        max_position_embeddings: usize,
+    ) -> Result<Self, ModelError> {
+        let theta = parameters.positive("rope_theta")?.unwrap_or(theta);
+        if parameters.get("partial_rotary_factor").is_some_and(|v| v.as_f64() != Some(1.0)) {
+            return Err(parameters.unsupported("partial_rotary_factor", "1.0"));
+        }
+        let key = if parameters.get("rope_type").is_some() { "rope_type" } else { "type" };
+        let number = |field: &str| {
+            parameters.positive(field)?.ok_or_else(|| parameters.wrong(field, "a number above zero"))
+        };
+        let original = || -> Result<usize, ModelError> {
+            let found = parameters.count_opt("original_max_position_embeddings", MAX_POSITIONS)?;
+            Ok(found.unwrap_or(max_position_embeddings))
+        };
+        let scaling = match parameters.text(key)? {
+            Some("default") => RopeScaling::Default,
+            // transformers 5 may omit the default type. In transformers 4, a scaling without a type is an
+            // error.
+            None if name == "rope_parameters" => RopeScaling::Default,
+            None => return Err(parameters.wrong("rope_type", KINDS)),
+            Some("linear") => RopeScaling::Linear { factor: number("factor")? },
+            Some("llama3") => {
+                let (low, high) = (number("low_freq_factor")?, number("high_freq_factor")?);
+                if high <= low {
+                    let expected = format!("more than `low_freq_factor`, {low}");
+                    return Err(parameters.wrong("high_freq_factor", expected));
+                }
+                RopeScaling::Llama3 {
+                    factor: number("factor")?,
+                    low_freq_factor: low,
+                    high_freq_factor: high,
+                    original_max_position_embeddings: original()?,
+                }
+            }
+            Some("yarn") => {
+                let factor = number("factor")?;
+                let truncate = match parameters.get("truncate") {
+                    Some(_) => parameters.flag("truncate")?,
+                    None => true,
+                };
+                RopeScaling::Yarn {
+                    factor,
+                    beta_fast: parameters.positive("beta_fast")?.unwrap_or(32.0),
+                    beta_slow: parameters.positive("beta_slow")?.unwrap_or(1.0),
+                    attention_factor: yarn_attention_factor(parameters, factor)?,
+                    truncate,
+                    original_max_position_embeddings: original()?,
+                }
+            }
+            Some(_) => return Err(parameters.unsupported(key, KINDS)),
+        };
+        Ok(Self { theta, scaling })
+    }
+}
+
+const KINDS: &str = "`default`, `linear`, `llama3` and `yarn`";
+
+fn yarn_attention_factor(parameters: &Fields<'_>, factor: f64) -> Result<f64, ModelError> {
+    if let Some(given) = parameters.positive("attention_factor")? {
+        return Ok(given);
+    }
+    let of = |mscale: f64| if factor > 1.0 { 0.1 * mscale * factor.ln() + 1.0 } else { 1.0 };
+    let (mscale, all) = (parameters.positive("mscale")?, parameters.positive("mscale_all_dim")?);
+    Ok(match (mscale, all) {
+        (Some(mscale), Some(all)) => of(mscale) / of(all),
+        _ => of(1.0),
+    })
+}
