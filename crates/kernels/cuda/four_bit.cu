@@ -77,7 +77,8 @@ __device__ __forceinline__ void four_bit_decode_body(T* __restrict__ out, const 
 FOR_TYPES(DECODE_KERNEL)
 
 // Computes codes and largest magnitudes of blocks of `1 << block_shift` values, with the host's bits. `order`
-// lists the codes in value order, `bounds` the midpoints between neighbours. One warp encodes one block.
+// lists the codes in value order, `bounds` the midpoints between neighbours. One warp encodes one block. The
+// magnitude of a block with a value that is not finite is NaN.
 // Grid: ceil(ceil(len / block) / 8).
 template <typename T>
 __device__ __forceinline__ void four_bit_encode_body(u8* __restrict__ codes, float* __restrict__ absmax,
@@ -94,8 +95,17 @@ __device__ __forceinline__ void four_bit_encode_body(u8* __restrict__ codes, flo
     i64 end = min(len, first + (1ll << block_shift));
     bool is_whole = end - first == 1ll << block_shift;
     float largest = 0;
-    for (i64 at = first + lane; at < end; at += WARP) largest = fmaxf(largest, fabsf(to_float(values[at])));
+    bool is_finite = true;
+    for (i64 at = first + lane; at < end; at += WARP) {
+        float magnitude = fabsf(to_float(values[at]));
+        is_finite = is_finite && magnitude < -NEGATIVE_INFINITY;
+        largest = fmaxf(largest, magnitude);
+    }
     largest = warp_max(largest);
+    if (!__all_sync(FULL_MASK, is_finite)) {
+        if (lane == 0) absmax[block] = __uint_as_float(0x7fffffffu);
+        return;
+    }
     float divisor = fmaxf(largest, 1e-38f), inverse = __fdiv_rn(1.0f, divisor);
     if (lane == 0) absmax[block] = is_whole ? largest : divisor;
 #pragma unroll 1

@@ -4,9 +4,9 @@ use std::fmt;
 use std::ops::Range;
 
 use crate::{
-    AdamW, AttentionDims, AttentionGrads, AttentionOperands, AttentionSaved, BackendError, Buffer, Element,
-    HeadGrads, HeadOperands, Indices, LoraGrads, LoraPair, Matrix, ProjectGrads, ProjectGroup, ProjectSaved,
-    RmsnormSaved, Scalars, Segment, Segments, Store,
+    AdamW, AttentionDims, AttentionGrads, AttentionOperands, AttentionSaved, BackendError, Buffer,
+    DeviceMemory, Element, FourBitFormat, HeadGrads, HeadOperands, Indices, LoraGrads, LoraPair, Matrix,
+    ProjectGrads, ProjectGroup, ProjectSaved, RmsnormSaved, Scalars, Segment, Segments, Store,
 };
 
 /// An operation, or a variant of one, that only some model families need.
@@ -104,6 +104,25 @@ pub trait Backend: Send + Sync + fmt::Debug {
     /// If the device failed or has no memory left.
     fn place(&self, group: &[Matrix]) -> Result<Vec<Matrix>, BackendError> {
         Ok(group.to_vec())
+    }
+
+    /// As [`place`](Backend::place), and encodes each matrix in 4 bits in the back end's memory.
+    ///
+    /// Returns `None` if the back end has no encoder for these matrices, or a value is not finite.
+    ///
+    /// # Errors
+    /// If the device failed or has no memory left.
+    fn place_encoded(
+        &self,
+        _group: &[Matrix],
+        _format: FourBitFormat,
+    ) -> Result<Option<Vec<Matrix>>, BackendError> {
+        Ok(None)
+    }
+
+    /// Returns the memory of the device, or `None` for a host back end.
+    fn device_memory(&self) -> Option<DeviceMemory> {
+        None
     }
 
     /// Uploads `values` for use by operations, and reuses the memory of `dst` if it is large enough.

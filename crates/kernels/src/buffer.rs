@@ -166,6 +166,19 @@ impl fmt::Debug for Buffer {
     }
 }
 
+/// Memory of a device in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DeviceMemory {
+    /// Allocated by this process, without the driver's context.
+    pub allocated: u64,
+    /// The peak of `allocated`.
+    pub peak: u64,
+    /// Free bytes of the device.
+    pub free: u64,
+    /// Total bytes of the device.
+    pub total: u64,
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -56,12 +56,13 @@ mod trace;
 
 pub use backend::{Backend, FamilyOperation};
 pub use backend_options::BackendOptions;
-pub use buffer::{Buffer, Element, HostMemory, Scalars, Storage};
+pub use buffer::{Buffer, DeviceMemory, Element, HostMemory, Scalars, Storage};
 pub use cpu::{Cpu, CpuOptions};
 pub use dtype::{DType, bf16_to_f32, f16_to_f32, f32_to_bf16, f32_to_f16, from_f32, to_f32};
 pub use error::BackendError;
 pub use four_bit::{
-    FP4, FourBit, FourBitCode, NESTED_BLOCK, NF4, NestedScales, Scales, dynamic_u8, encode_blocks, nest,
+    FP4, FourBit, FourBitCode, FourBitFormat, NESTED_BLOCK, NF4, NestedScales, Scales, dynamic_u8,
+    encode_blocks, nest,
 };
 pub use indices::{Indices, Segments, Uploaded};
 pub use isa::{Isa, UnknownIsa};

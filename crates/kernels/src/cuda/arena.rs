@@ -13,6 +13,11 @@ const PAGE: u64 = 2 << 20;
 /// Requests smaller than this share a chunk of this size.
 const CHUNK: u64 = 32 << 20;
 
+/// Bytes that a request of `bytes` takes.
+pub(super) fn allocated_bytes(bytes: u64) -> u64 {
+    bytes.max(1).next_multiple_of(ALIGNMENT)
+}
+
 /// Chunks allocated from the driver, and the free ranges inside them.
 #[derive(Debug, Default)]
 pub(super) struct Arena {
@@ -42,7 +47,7 @@ impl Arena {
         bytes: u64,
         get: impl FnOnce(u64) -> Result<u64, CudaError>,
     ) -> Result<u64, CudaError> {
-        let bytes = bytes.max(1).next_multiple_of(ALIGNMENT);
+        let bytes = allocated_bytes(bytes);
         let fits = |(&address, &length): (&u64, &u64)| (length >= bytes).then_some((length, address));
         let (length, address) = match self.free.iter().filter_map(fits).min() {
             Some(best) => best,

@@ -19,12 +19,13 @@ use crate::cpu::pool::lock;
 use crate::matrix::HostMatrix;
 use crate::{
     AdamW, AttentionDims, AttentionGrads, AttentionOperands, AttentionSaved, Backend, BackendError, Buffer,
-    DType, Element, FamilyOperation, HeadGrads, HeadOperands, Indices, LoraGrads, LoraPair, LoraRef, Matrix,
-    ProjectGrads, ProjectGroup, ProjectSaved, RmsnormSaved, Scalars, Segment, Segments, Store,
+    DType, DeviceMemory, Element, FamilyOperation, FourBitFormat, HeadGrads, HeadOperands, Indices,
+    LoraGrads, LoraPair, LoraRef, Matrix, ProjectGrads, ProjectGroup, ProjectSaved, RmsnormSaved, Scalars,
+    Segment, Segments, Store,
 };
 
 /// Most rows whose logits the loss head computes at a time.
-const HEAD_ROWS: usize = 512;
+pub(super) const HEAD_ROWS: usize = 512;
 /// Most bytes of embedding rows that are gathered on the host at a time.
 const EMBEDDING_BYTES: usize = 4 << 20;
 
@@ -82,11 +83,15 @@ impl Cuda {
         self.device.launches()
     }
 
-    fn dtype_of(&self, element: Element) -> DType {
-        match element {
-            Element::Activation | Element::Residual => self.dtype,
-            Element::Exact => DType::F32,
-        }
+    /// Name and version of everything that decides the bits of a result.
+    fn versions(&self) -> String {
+        let DeviceInfo { index, name, driver, .. } = self.info();
+        let driver = format!("driver {}.{}", driver / 1000, driver % 1000 / 10);
+        let products = self.products.library().map_or("own products".to_owned(), |blas| {
+            let version = blas.version();
+            format!("cublaslt {}.{}.{}", version / 10_000, version / 100 % 100, version % 100)
+        });
+        format!("cuda:{index} {name}, {driver}, {:?}, {products}", self.dtype).to_lowercase()
     }
 
     fn error(&self, operation: &str, error: CudaError) -> BackendError {
@@ -190,6 +195,25 @@ impl Cuda {
         Ok(placed)
     }
 
+    fn encode_all(&self, group: &[Matrix], format: FourBitFormat) -> Result<Option<Vec<Matrix>>, CudaError> {
+        let mut encoded = Vec::with_capacity(group.len());
+        for matrix in group {
+            let HostMatrix::Dense(stored, bytes) = matrix.host() else { return Ok(None) };
+            let len = matrix.rows() * matrix.cols();
+            if stored.size() > self.dtype.size() || !weight::can_encode(len, format) {
+                return Ok(None);
+            }
+            // The scratch of later products holds the source meanwhile.
+            let scratch = self.grow(&self.decoded, len * self.dtype.size())?;
+            let Some(weight) = weight::encode(&self.device, (stored, bytes), scratch, format)? else {
+                return Ok(None);
+            };
+            let weight = Arc::new(Weight::FourBit(weight));
+            encoded.push(Matrix::opaque(weight, matrix.rows(), matrix.cols()));
+        }
+        Ok(Some(encoded))
+    }
+
     /// Rotates the heads of `q` and `k`. All layers of a pass share one table of angles.
     fn rope(
         &self,
@@ -209,9 +233,9 @@ impl Cuda {
         };
         let bytes = 4 * n * half;
         if table.memory.as_ref().is_none_or(|memory| memory.bytes() < 2 * bytes as u64) {
-            let memory =
-                self.device.allocate(2 * bytes as u64).map_err(|error| self.device.record(Err(error)));
-            *table = RopeTable { memory: memory.ok(), key: None };
+            *table = RopeTable::default();
+            let memory = self.device.allocate(2 * bytes as u64);
+            table.memory = memory.map_err(|error| self.device.record(Err(error))).ok();
         }
         let base = table.memory.as_ref().map_or(DevicePtr::NULL, Allocation::address);
         let angles = ops::rope::Table { cosines: base, sines: base.plus(bytes), n, half };
@@ -265,6 +289,14 @@ impl Cuda {
             let shape = ProductShape { direction: Direction::Backward, ..shape };
             self.products.run(&self.device, shape, ProductOperands { to, from: logits, weight, add: to });
         }
+    }
+}
+
+/// Type of the elements that a back end with activations in `dtype` allocates.
+pub(super) fn stored_dtype(dtype: DType, element: Element) -> DType {
+    match element {
+        Element::Activation | Element::Residual => dtype,
+        Element::Exact => DType::F32,
     }
 }
 
@@ -380,9 +412,7 @@ impl fmt::Debug for Cuda {
 
 impl Backend for Cuda {
     fn name(&self) -> String {
-        let products = if self.products.library().is_some() { "cuBLASLt" } else { "own products" };
-        format!("cuda:{} {}, {:?}, {products}", self.device.info.index, self.device.info.name, self.dtype)
-            .to_lowercase()
+        self.versions()
     }
 
     fn supports(&self, operation: FamilyOperation) -> bool {
@@ -403,7 +433,7 @@ impl Backend for Cuda {
     }
 
     fn alloc(&self, len: usize, element: Element) -> Buffer {
-        memory::alloc(&self.device, len, self.dtype_of(element))
+        memory::alloc(&self.device, len, stored_dtype(self.dtype, element))
     }
 
     fn alloc_scalars(&self, len: usize) -> Scalars {
@@ -430,6 +460,20 @@ impl Backend for Cuda {
 
     fn place(&self, group: &[Matrix]) -> Result<Vec<Matrix>, BackendError> {
         self.place_all(group).map_err(|error| self.error("place", error))
+    }
+
+    fn place_encoded(
+        &self,
+        group: &[Matrix],
+        format: FourBitFormat,
+    ) -> Result<Option<Vec<Matrix>>, BackendError> {
+        self.encode_all(group, format).map_err(|error| self.error("place_encoded", error))
+    }
+
+    fn device_memory(&self) -> Option<DeviceMemory> {
+        let (allocated, peak) = self.device.allocated();
+        let (free, total) = self.device.memory().ok()?;
+        Some(DeviceMemory { allocated, peak, free, total })
     }
 
     fn upload(&self, dst: &mut Indices, values: &[u32]) {

@@ -3,9 +3,6 @@
 //! The binary links no CUDA library. It opens the driver and cuBLASLt at run time and contains its kernels as machine
 //! code for each architecture (`image.rs`). All operations run on one stream in call order.
 
-// Operations land one by one; the back end that calls them all comes last.
-#![allow(dead_code)]
-
 mod arena;
 mod backend;
 mod blas;
@@ -20,6 +17,7 @@ mod ops;
 mod product;
 mod staging;
 mod survey;
+mod target;
 #[cfg(test)]
 mod tests;
 mod weight;
@@ -28,4 +26,6 @@ pub use backend::{Cuda, CudaOptions};
 pub use device::DeviceInfo;
 pub use error::CudaError;
 pub use library::PATH_VARIABLE;
-pub use survey::{LibraryFile, Survey, device_count, survey};
+pub use survey::{LibraryFile, Survey, device_count, free_memory, survey};
+pub(crate) use target::CudaTarget;
+pub use target::{placed_bytes, usable_bytes, usable_bytes_of};

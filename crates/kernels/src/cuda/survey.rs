@@ -44,6 +44,25 @@ pub fn device_count() -> Result<usize, CudaError> {
     }
 }
 
+/// Returns the free bytes of a device with an open context.
+///
+/// # Errors
+/// If the driver or the device is missing or fails.
+pub fn free_memory(index: usize) -> Result<u64, CudaError> {
+    let driver = Driver::open()?;
+    let count = driver.device_count()?;
+    if index >= count {
+        return Err(CudaError::NoDevice { index, count });
+    }
+    let handle = driver.device(index)?;
+    let free = driver.retain_context(handle).and_then(|context| {
+        driver.set_context(context)?;
+        Ok(driver.memory_info()?.0)
+    });
+    driver.release_context(handle);
+    free
+}
+
 /// Lists driver, devices and libraries. Opens and closes a context on each device.
 ///
 /// # Errors

@@ -2,11 +2,14 @@
 
 use std::sync::Arc;
 
-use super::device::{Allocation, Device, DevicePtr};
+use super::arena::allocated_bytes;
+use super::device::{Allocation, Device, DevicePtr, WORKSPACE_BYTES};
 use super::error::CudaError;
-use super::ops::four_bit::FourBitParts;
+use super::ops::four_bit::{self, Encoded, FourBitParts, Ladder, Nested};
 use crate::matrix::HostMatrix;
-use crate::{DType, FourBit, Matrix, MatrixStorage, Scales};
+use crate::{
+    DType, FourBit, FourBitCode, FourBitFormat, Matrix, MatrixStorage, NESTED_BLOCK, Scales, dynamic_u8,
+};
 
 /// Elements converted on the host at a time.
 const PART: usize = 1 << 20;
@@ -58,8 +61,16 @@ fn place_dense(
     device.check().map(|()| memory)
 }
 
+fn floats(values: &[f32]) -> Vec<u8> {
+    values.iter().flat_map(|v| v.to_le_bytes()).collect()
+}
+
+/// Room for one part of a 4-bit weight.
+fn room(bytes: usize) -> usize {
+    bytes.next_multiple_of(256)
+}
+
 fn place_four_bit(device: &Arc<Device>, weight: &FourBit) -> Result<FourBitWeight, CudaError> {
-    let floats = |values: &[f32]| values.iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<u8>>();
     let table = floats(weight.table());
     let (scale_codes, scale_table, absmax, offset, scale_block) = match weight.scales() {
         Scales::Plain(absmax) => (&[][..], Vec::new(), absmax.as_slice(), 0.0, 1),
@@ -68,13 +79,12 @@ fn place_four_bit(device: &Arc<Device>, weight: &FourBit) -> Result<FourBitWeigh
         }
     };
     let parts = [weight.codes(), &table, scale_codes, &scale_table, absmax];
-    let room = |part: &[u8]| part.len().next_multiple_of(256);
-    let memory = device.allocate(parts.iter().map(|part| room(part)).sum::<usize>() as u64)?;
+    let memory = device.allocate(parts.iter().map(|part| room(part.len())).sum::<usize>() as u64)?;
     let mut at = memory.address();
     let [codes, table, scale_codes, scale_table, absmax] = parts.map(|part| {
         device.upload(at, part);
         let address = if part.is_empty() { DevicePtr::NULL } else { at };
-        at = at.plus(room(part));
+        at = at.plus(room(part.len()));
         address
     });
     device.check()?;
@@ -91,6 +101,96 @@ fn place_four_bit(device: &Arc<Device>, weight: &FourBit) -> Result<FourBitWeigh
         unused: 0,
     };
     Ok(FourBitWeight { _memory: memory, parts })
+}
+
+/// Bytes of the parts of a weight of `len` elements: codes, table, scale codes, scale table, scales.
+fn part_bytes(len: usize, format: FourBitFormat) -> [usize; 5] {
+    let blocks = len.div_ceil(format.block_size);
+    let [scale_codes, scale_table, scales] = match format.nested {
+        true => [blocks, 4 * 256, 4 * blocks.div_ceil(NESTED_BLOCK)],
+        false => [0, 0, 4 * blocks],
+    };
+    [len.div_ceil(2), 4 * 16, scale_codes, scale_table, scales]
+}
+
+/// Device memory of a placed weight of `len` elements: 4-bit in `format`, or dense in `dtype` without one.
+pub(super) fn placed_bytes(len: usize, format: Option<FourBitFormat>, dtype: DType) -> u64 {
+    let bytes = match format {
+        Some(format) => part_bytes(len, format).map(room).iter().sum(),
+        None => len * dtype.size(),
+    };
+    allocated_bytes(bytes as u64)
+}
+
+/// Uploads a dense weight to `scratch` and encodes it there, with the host's bits.
+///
+/// Returns `None` if a value is not finite. `scratch` has room for the stored elements.
+pub(super) fn encode(
+    device: &Arc<Device>,
+    (stored, bytes): (DType, &[u8]),
+    scratch: DevicePtr,
+    format: FourBitFormat,
+) -> Result<Option<FourBitWeight>, CudaError> {
+    let len = bytes.len() / stored.size();
+    let (blocks, sizes) = (len.div_ceil(format.block_size), part_bytes(len, format));
+    // The workspace holds partial sums, the mean, the encoder's tables, and scales that are encoded further.
+    let mean_at = room(four_bit::mean_scale_bytes(blocks));
+    let workspace = device.workspace(WORKSPACE_BYTES as usize);
+    let [mean, bounds, order, scales] = [0, 256, 512, 768].map(|at| workspace.plus(mean_at + at));
+    let (ladder_bounds, ladder_order) = ladder(format.code);
+    device.upload(bounds, &floats(&ladder_bounds));
+    device.upload(order, &ladder_order);
+    let memory = device.allocate(sizes.map(room).iter().sum::<usize>() as u64)?;
+    let mut at = memory.address();
+    let [codes, table, scale_codes, scale_table, absmax] = sizes.map(|bytes| {
+        let address = if bytes == 0 { DevicePtr::NULL } else { at };
+        at = at.plus(room(bytes));
+        address
+    });
+    device.upload(table, &floats(format.code.table()));
+    device.upload(scratch, bytes);
+    let scales = if format.nested { scales } else { absmax };
+    let out = Encoded { codes, absmax: scales };
+    let shape = (len, format.block_size.ilog2());
+    four_bit::encode(device, stored, out, scratch, Ladder { bounds, order }, shape);
+    four_bit::mean_scale(device, mean, scales, blocks);
+    if format.nested {
+        device.upload(scale_table, &floats(&dynamic_u8()));
+        let out = Nested { codes: scale_codes, absmax, offset: mean };
+        four_bit::nest(device, out, scales, scale_table, blocks);
+    }
+    let mut offset = [0; 4];
+    device.download(&mut offset, mean)?;
+    let mean = f32::from_le_bytes(offset);
+    let (offset, scale_shift) = if format.nested { (mean, NESTED_BLOCK.ilog2() as i32) } else { (0.0, 0) };
+    let block_shift = format.block_size.ilog2() as i32;
+    let parts = FourBitParts {
+        codes,
+        table,
+        scale_codes,
+        scale_table,
+        absmax,
+        offset,
+        block_shift,
+        scale_shift,
+        unused: 0,
+    };
+    Ok(mean.is_finite().then_some(FourBitWeight { _memory: memory, parts }))
+}
+
+/// Whether [`encode`] accepts a weight of `len` elements.
+pub(super) fn can_encode(len: usize, format: FourBitFormat) -> bool {
+    let blocks = len.div_ceil(format.block_size);
+    let used = room(four_bit::mean_scale_bytes(blocks)) + 768 + 4 * blocks;
+    format.block_size.is_power_of_two() && used as u64 <= WORKSPACE_BYTES
+}
+
+/// Returns the midpoints between neighbouring values of a code, and its codes in value order.
+fn ladder(code: FourBitCode) -> (Vec<f32>, Vec<u8>) {
+    let (table, mut order) = (code.table(), (0..16).collect::<Vec<u8>>());
+    order.sort_by(|&a, &b| table[a as usize].total_cmp(&table[b as usize]));
+    let middle = |pair: &[u8]| (table[pair[0] as usize] + table[pair[1] as usize]) / 2.0;
+    (order.windows(2).map(middle).collect(), order)
 }
 
 /// Returns the device weight of a matrix.

@@ -28,6 +28,17 @@ pub struct FourBit {
     len: usize,
 }
 
+/// Format of an encoded weight.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FourBitFormat {
+    /// Table of values.
+    pub code: FourBitCode,
+    /// Elements that share a scale, a power of two.
+    pub block_size: usize,
+    /// Whether scales are 8-bit codes.
+    pub nested: bool,
+}
+
 /// The scale of each block.
 #[derive(Clone, Debug)]
 pub enum Scales {

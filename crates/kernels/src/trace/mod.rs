@@ -38,6 +38,11 @@ pub trait TraceTarget: fmt::Debug + Send + Sync {
         (widths.iter().sum::<usize>() * self.dtype(element).size()) as u64
     }
 
+    /// Bytes that an allocation of `bytes` takes.
+    fn allocated_bytes(&self, bytes: u64) -> u64 {
+        bytes
+    }
+
     /// Reports the working memory that an operation needs, pool by pool. Pools only grow.
     fn scratch(&self, op: TracedOp<'_>, grow: &mut dyn FnMut(ScratchPool, u64));
 }
@@ -187,13 +192,14 @@ impl Backend for Trace {
 
     fn alloc(&self, len: usize, element: Element) -> Buffer {
         let dtype = self.target.dtype(element);
-        Buffer::opaque(Box::new(self.ledger.alloc((dtype.size() * len) as u64)), len, dtype)
+        let bytes = self.target.allocated_bytes((dtype.size() * len) as u64);
+        Buffer::opaque(Box::new(self.ledger.alloc(bytes)), len, dtype)
     }
 
     fn alloc_rows(&self, rows: usize, widths: &[usize], element: Element) -> Vec<Buffer> {
         let dtype = self.target.dtype(element);
         // The first buffer accounts for the allocation that all of them share.
-        let mut bytes = rows as u64 * self.target.row_bytes(widths, element);
+        let mut bytes = self.target.allocated_bytes(rows as u64 * self.target.row_bytes(widths, element));
         let buffer = |width: &usize| {
             let allocation = self.ledger.alloc(std::mem::take(&mut bytes));
             Buffer::opaque(Box::new(allocation), rows * width, dtype)

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use danlu_adapter::Adapter;
 use danlu_kernels::{BackendOptions, Footprint, Trace};
-use danlu_model::{ActivationPolicy, Decoder, LabeledSequence, ModelConfig, SlotInput, Workspace};
+use danlu_model::{ActivationPolicy, Decoder, LabeledSequence, ModelConfig, SlotInput, Workspace, projections};
 
 use super::worst_steps::WorstSteps;
 use crate::optimizer::Optimizer;
@@ -37,6 +37,14 @@ pub(crate) struct DryRunUsage {
     pub step_flops: u64,
 }
 
+/// Elements of the largest projection if projections are in 4 bits, otherwise 0.
+fn largest_four_bit(config: &ModelConfig, settings: &TrainSettings) -> usize {
+    match settings.quantization().or(config.quantization) {
+        Some(_) => projections(config).map(|(_, rows, cols)| rows * cols).max().unwrap_or(0),
+        None => 0,
+    }
+}
+
 /// A trainer on [`Trace`], which runs once per memory strategy.
 pub(crate) struct DryRun {
     trace: Arc<Trace>,
@@ -52,7 +60,7 @@ impl DryRun {
         settings: &TrainSettings,
         backend: BackendOptions,
     ) -> Result<Self, TrainError> {
-        let trace = Arc::new(backend.trace());
+        let trace = Arc::new(backend.trace(largest_four_bit(config, settings)));
         let live = || trace.footprint().live;
         let decoder = Arc::new(Decoder::trace(config.clone(), trace.clone()));
         let norms = live();

@@ -82,14 +82,23 @@ pub struct Nested {
     pub offset: DevicePtr,
 }
 
-/// Encodes `count` scales in 8 bits. `table` holds the 256 code values.
-pub fn nest(device: &Device, out: Nested, scales: DevicePtr, table: DevicePtr, count: usize) {
+/// Bytes of the workspace that [`mean_scale`] uses.
+pub fn mean_scale_bytes(count: usize) -> usize {
+    8 * count.div_ceil(SUM_BLOCK)
+}
+
+/// Computes the mean of `count` scales, one f32. Uses the workspace.
+pub fn mean_scale(device: &Device, out: DevicePtr, scales: DevicePtr, count: usize) {
     let parts = count.div_ceil(SUM_BLOCK);
-    let partial = device.workspace(8 * parts);
+    let partial = device.workspace(mean_scale_bytes(count));
     let sums = device.exact("four_bit_scale_sums").grid(parts, 1, 1).block(THREADS);
     sums.ptr(partial).ptr(scales).int(count).run();
     let mean = device.exact("four_bit_scale_mean").grid(1, 1, 1).block(THREADS);
-    mean.ptr(out.offset).ptr(partial).int(parts).int(count).run();
+    mean.ptr(out).ptr(partial).int(parts).int(count).run();
+}
+
+/// Encodes `count` scales in 8 bits, relative to the mean at `out.offset`. `table` holds the 256 code values.
+pub fn nest(device: &Device, out: Nested, scales: DevicePtr, table: DevicePtr, count: usize) {
     let nest = device.exact("four_bit_nest").grid(count.div_ceil(THREADS as usize), 1, 1).block(THREADS);
     nest.ptr(out.codes).ptr(out.absmax).ptr(scales).ptr(table).ptr(out.offset).int(count).run();
 }

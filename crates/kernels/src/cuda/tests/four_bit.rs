@@ -1,23 +1,18 @@
 use super::*;
-use crate::cuda::ops::four_bit::{self as device_four_bit, Encoded, FourBitParts, Ladder, Nested};
-use crate::cuda::weight::{Weight, place};
+use crate::cuda::ops::four_bit::{self as device_four_bit, FourBitParts};
+use crate::cuda::weight::{Weight, encode, place};
 use crate::four_bit::{FourBitCode, dynamic_u8, encode_blocks, nest};
-use crate::{Bytes, FourBit, Isa, Scales};
+use crate::{Bytes, FourBit, FourBitFormat, Isa, NESTED_BLOCK, Scales};
 
 /// Columns, rows and block size.
 const SHAPES: [(usize, usize, usize); 4] = [(64, 37, 64), (4096, 9, 64), (130, 7, 64), (24, 5, 128)];
-
-fn download(device: &Device, memory: &Allocation) -> Vec<u8> {
-    let mut bytes = vec![0; memory.bytes() as usize];
-    device.download(&mut bytes, memory.address()).unwrap();
-    bytes
-}
 
 fn floats(values: &[f32]) -> Vec<u8> {
     values.iter().flat_map(|v| v.to_le_bytes()).collect()
 }
 
 /// A random weight encoded on the host: its values, codes and scales.
+#[derive(Clone)]
 struct Encoding {
     code: FourBitCode,
     block: usize,
@@ -41,62 +36,58 @@ fn encodings(stream: &mut Stream) -> Vec<(Encoding, usize)> {
     all
 }
 
-#[test]
-fn four_bits_are_encoded_and_nested_to_the_bit() {
-    let Some(device) = device() else { return };
-    for (Encoding { code, block, values, codes, absmax }, _) in encodings(&mut Stream::new(61)) {
-        let blocks = absmax.len();
-        let (table, mut order) = (code.table(), (0..16).collect::<Vec<u8>>());
-        order.sort_by(|&a, &b| table[a as usize].total_cmp(&table[b as usize]));
-        let bounds: Vec<f32> =
-            order.windows(2).map(|pair| (table[pair[0] as usize] + table[pair[1] as usize]) / 2.0).collect();
-        let (bounds, order) = (upload(&device, &floats(&bounds)), upload(&device, &order));
-        let poison = |len: usize| upload(&device, &vec![0xff; len]);
-        let (found, scales) = (poison(codes.len()), poison(4 * blocks));
-        let weight = Values::new(&device, DType::Bf16, &values);
-        let out = Encoded { codes: found.address(), absmax: scales.address() };
-        let ladder = Ladder { bounds: bounds.address(), order: order.address() };
-        let shape = (values.len(), block.ilog2());
-        device_four_bit::encode(&device, DType::Bf16, out, weight.ptr(), ladder, shape);
-        assert_eq!(download(&device, &found), codes, "codes of {code} in blocks of {block}");
-        assert_eq!(download(&device, &scales), floats(&absmax), "scales of {code} in blocks of {block}");
-
-        let nested = nest(&absmax);
-        let (codes, absmax, offset) = (poison(blocks), poison(4 * nested.absmax.len()), poison(4));
-        let table = upload(&device, &floats(&dynamic_u8()));
-        let to = Nested { codes: codes.address(), absmax: absmax.address(), offset: offset.address() };
-        device_four_bit::nest(&device, to, scales.address(), table.address(), blocks);
-        assert_eq!(download(&device, &codes), nested.codes, "nested scales of {code}");
-        assert_eq!(download(&device, &absmax), floats(&nested.absmax));
-        assert_eq!(download(&device, &offset), nested.offset.to_le_bytes());
+/// The scales of `absmax`, as 8-bit codes if `nested`.
+fn scales(absmax: &[f32], nested: bool) -> Scales {
+    if !nested {
+        return Scales::Plain(Bytes::from_f32(absmax));
+    }
+    let nested = nest(absmax);
+    Scales::Nested {
+        codes: Bytes::from_vec(nested.codes),
+        table: Arc::new(dynamic_u8()),
+        absmax: Bytes::from_f32(&nested.absmax),
+        block_size: NESTED_BLOCK,
+        offset: nested.offset,
     }
 }
 
+fn decoded(device: &Arc<Device>, weight: &Weight, dtype: DType, shape: (usize, usize)) -> Vec<f32> {
+    let Weight::FourBit(weight) = weight else { panic!("a dense weight") };
+    let out = Values::poisoned(device, dtype, shape.0 * shape.1);
+    device_four_bit::decode(device, dtype, out.ptr(), &weight.parts, shape);
+    out.read()
+}
+
 #[test]
-fn four_bits_are_decoded_to_the_bit() {
+fn four_bits_are_encoded_and_decoded_to_the_bit() {
     let Some(device) = device() else { return };
-    for (Encoding { code, block, values, codes, absmax }, cols) in encodings(&mut Stream::new(61)) {
-        let (len, nested) = (values.len(), nest(&absmax));
-        let nested = Scales::Nested {
-            codes: Bytes::from_vec(nested.codes),
-            table: Arc::new(dynamic_u8()),
-            absmax: Bytes::from_f32(&nested.absmax),
-            block_size: 256,
-            offset: nested.offset,
-        };
-        for scales in [Scales::Plain(Bytes::from_f32(&absmax)), nested] {
-            let codes = Bytes::from_vec(codes.clone());
-            let host = FourBit::new(codes, scales, *code.table(), block, DType::Bf16, len);
-            let mut expected = vec![0.0; len];
-            host.decode(0..len, &mut expected);
-            let matrix = crate::Matrix::four_bit(Arc::new(host), len / cols, cols);
-            for dtype in DTYPES {
-                let Weight::FourBit(weight) = place(&device, &matrix, dtype).unwrap() else { panic!() };
-                let out = Values::poisoned(&device, dtype, len);
-                device_four_bit::decode(&device, dtype, out.ptr(), &weight.parts, (len / cols, cols));
-                let expected = Values::new(&device, dtype, &expected).read();
-                assert_eq!(out.read(), expected, "values of {code} in blocks of {block} in {dtype:?}");
+    let cases = encodings(&mut Stream::new(61)).into_iter();
+    for ((Encoding { code, block, values, codes, absmax }, cols), nested) in
+        cases.flat_map(|case| [(case.clone(), false), (case, true)])
+    {
+        let (len, shape) = (values.len(), (values.len() / cols, cols));
+        let codes = Bytes::from_vec(codes);
+        let host = FourBit::new(codes, scales(&absmax, nested), *code.table(), block, DType::Bf16, len);
+        let mut expected = vec![0.0; len];
+        host.decode(0..len, &mut expected);
+        let matrix = crate::Matrix::four_bit(Arc::new(host), shape.0, cols);
+        let format = FourBitFormat { code, block_size: block, nested };
+        let mut bytes = vec![0; 2 * len];
+        from_f32(DType::Bf16, &values, &mut bytes);
+        let scratch = Values::poisoned(&device, DType::Bf16, len);
+        let encoded = encode(&device, (DType::Bf16, &bytes), scratch.ptr(), format).unwrap();
+        let encoded = Weight::FourBit(encoded.expect("every value is finite"));
+        for dtype in DTYPES {
+            let placed = place(&device, &matrix, dtype).unwrap();
+            let expected = Values::new(&device, dtype, &expected).read();
+            for weight in [&placed, &encoded] {
+                assert_eq!(decoded(&device, weight, dtype, shape), expected, "{format:?} in {dtype:?}");
             }
+        }
+        for odd in [f32::NAN, f32::INFINITY] {
+            from_f32(DType::Bf16, &[odd], &mut bytes[2 * (len / 2)..][..2]);
+            let encoded = encode(&device, (DType::Bf16, &bytes), scratch.ptr(), format).unwrap();
+            assert!(encoded.is_none(), "{odd} has no code");
         }
     }
 }

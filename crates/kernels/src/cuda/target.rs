@@ -1,0 +1,77 @@
+//! The memory of a [`Cuda`](super::Cuda) back end, for plans without a device.
+
+use super::arena::allocated_bytes;
+use super::backend::{HEAD_ROWS, stored_dtype};
+use super::{blas, device, weight};
+use crate::trace::{ScratchPool, TraceTarget, TracedOp};
+use crate::{DType, Element, FamilyOperation, FourBitFormat};
+
+/// Memory of the driver's context on an H200, and room for the allocator's unused ranges. Neither is part of a plan.
+const CONTEXT_BYTES: u64 = 530 << 20;
+const SPARE_BYTES: u64 = 256 << 20;
+
+/// Bytes that a plan may use of a device with `free` free bytes and an open context.
+pub fn usable_bytes(free: u64) -> u64 {
+    free.saturating_sub(SPARE_BYTES)
+}
+
+/// Bytes that a plan may use of an idle device with `total` bytes.
+pub fn usable_bytes_of(total: u64) -> u64 {
+    usable_bytes(total.saturating_sub(CONTEXT_BYTES))
+}
+
+/// Device memory of a placed weight of `len` elements: 4-bit in `format`, or dense in `dtype` without one.
+pub fn placed_bytes(len: usize, format: Option<FourBitFormat>, dtype: DType) -> u64 {
+    weight::placed_bytes(len, format, dtype)
+}
+
+/// Sizes of the allocations of a [`Cuda`](super::Cuda) back end.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct CudaTarget {
+    /// Type of activations.
+    pub dtype: DType,
+    /// Elements of the largest 4-bit weight, 0 without one.
+    pub largest_four_bit: usize,
+}
+
+impl TraceTarget for CudaTarget {
+    fn name(&self) -> String {
+        format!("cuda, {:?}", self.dtype).to_lowercase()
+    }
+
+    fn row_invariant_from(&self) -> usize {
+        1
+    }
+
+    fn supports(&self, _operation: FamilyOperation) -> bool {
+        // Loading a model reports an operation that the back end lacks. A plan sizes it all the same.
+        true
+    }
+
+    fn dtype(&self, element: Element) -> DType {
+        stored_dtype(self.dtype, element)
+    }
+
+    fn allocated_bytes(&self, bytes: u64) -> u64 {
+        allocated_bytes(bytes)
+    }
+
+    fn scratch(&self, op: TracedOp<'_>, grow: &mut dyn FnMut(ScratchPool, u64)) {
+        let size = self.dtype.size();
+        if self.largest_four_bit > 0 {
+            grow(ScratchPool::Products(0), allocated_bytes((self.largest_four_bit * size) as u64));
+        }
+        grow(ScratchPool::Products(1), device::WORKSPACE_BYTES);
+        grow(ScratchPool::Products(2), blas::WORKSPACE_BYTES);
+        match op {
+            TracedOp::Head { n, v, .. } => {
+                let logits = n.min(HEAD_ROWS) * v * size;
+                grow(ScratchPool::Head(0), allocated_bytes(logits as u64));
+            }
+            TracedOp::Rope { n, frequencies } => {
+                grow(ScratchPool::Rope, allocated_bytes(8 * (n * frequencies) as u64));
+            }
+            TracedOp::Linear { .. } | TracedOp::Lora { .. } | TracedOp::Attention { .. } => {}
+        }
+    }
+}
