@@ -70,16 +70,12 @@ impl Loader<'_> {
         threads: usize,
         backend: Arc<dyn Backend>,
     ) -> Result<Decoder, LoadError> {
-        let weights = files.weights().clone();
-        let weights = match quantization {
-            None => weights,
-            Some(quantization) => {
-                weights.quantize(files.config(), quantization, threads, &mut |progress| {
-                    (self.observer)(Progress::Quantizing { code: quantization.quant_type, progress })
-                })?
-            }
-        };
-        Ok(Decoder::new(files.config().clone(), &weights, backend)?)
+        let (config, weights) = (files.config().clone(), files.weights());
+        let Some(quantization) = quantization else { return Ok(Decoder::new(config, weights, backend)?) };
+        let code = quantization.quant_type;
+        let mut progress = |progress| (self.observer)(Progress::Quantizing { code, progress });
+        let how = (quantization, threads);
+        Ok(Decoder::quantized(config, weights, backend, how, &mut progress)?)
     }
 
     /// As [`Loader::load_decoder`]. The result also holds the files, for adapters that are loaded later.

@@ -16,7 +16,7 @@
 //! only for the rows that reach the head.
 
 use std::mem;
-use std::ops::Range;
+use std::ops::{ControlFlow, Range};
 use std::path::Path;
 use std::slice;
 use std::sync::Arc;
@@ -33,7 +33,8 @@ use crate::forward_pass::{ForwardPass, PassRows};
 use crate::lora::{LoraRows, LoraSource};
 use crate::workspace::{GrowBuffer, PrefixKv, Workspace};
 use crate::{
-    ActivationPolicy, Batch, GateActivation, KvCache, LayerRope, ModelConfig, ModelError, Projection, Weights,
+    ActivationPolicy, Batch, GateActivation, KvCache, LayerRope, ModelConfig, ModelError, Projection,
+    Quantization, QuantizeProgress, Weights, projections,
 };
 
 /// A base model with a forward pass, and a backward pass to its adapters.
@@ -62,6 +63,16 @@ pub(crate) struct Layer {
     /// Indexed by [`Projection`].
     pub projections: [Matrix; Projection::ALL.len()],
     pub biases: [Option<Buffer>; Projection::ALL.len()],
+}
+
+/// Name, rows and columns of a weight.
+type TensorName = (String, usize, usize);
+
+/// Releases the mapped memory of weights that a device holds.
+fn release_placed(weights: &Weights, backend: &dyn Backend, names: &[TensorName]) {
+    if backend.device_memory().is_some() {
+        names.iter().filter_map(|(name, ..)| weights.info(name)).for_each(|info| weights.release(info));
+    }
 }
 
 impl Layer {
@@ -125,21 +136,76 @@ impl Decoder {
         backend: Arc<dyn Backend>,
     ) -> Result<Self, ModelError> {
         weights.check_complete(&config)?;
+        let place = backend.clone();
         let matrix = |name: &str, rows, cols| weights.matrix(name, rows, cols);
-        Self::build(config, backend, matrix, |name, len| Ok(Some(weights.vector_f32(name, len)?)))
+        let group = |names: &[TensorName]| {
+            let matrices: Result<Vec<_>, _> = names.iter().map(|(name, r, c)| matrix(name, *r, *c)).collect();
+            let placed = place.place(&matrices?)?;
+            release_placed(weights, &*place, names);
+            Ok(placed)
+        };
+        Self::build(config, backend, matrix, group, |name, len| Ok(Some(weights.vector_f32(name, len)?)))
+    }
+
+    /// As [`Decoder::new`], with every projection of a layer encoded in 4 bits while it is loaded.
+    ///
+    /// The back end encodes the projections if it can. Otherwise `threads` threads of the host do, with the same bits.
+    ///
+    /// # Errors
+    /// As [`Decoder::new`], or if weights are in 4 bits already, a value is not finite, or `progress` stops.
+    pub fn quantized(
+        config: ModelConfig,
+        weights: &Weights,
+        backend: Arc<dyn Backend>,
+        (quantization, threads): (Quantization, usize),
+        progress: &mut dyn FnMut(QuantizeProgress) -> ControlFlow<()>,
+    ) -> Result<Self, ModelError> {
+        weights.check_complete(&config)?;
+        weights.refuse_four_bit()?;
+        let place = backend.clone();
+        let matrix = |name: &str, rows, cols| weights.matrix(name, rows, cols);
+        let stored = |name: &str| weights.info(name).map_or(0, |info| info.range.len() as u64);
+        let total = projections(&config).map(|(name, ..)| stored(&name)).sum();
+        let mut bytes = 0;
+        let group = |names: &[TensorName]| {
+            let matrices: Result<Vec<_>, _> = names.iter().map(|(name, r, c)| matrix(name, *r, *c)).collect();
+            let placed = match place.place_encoded(&matrices?, quantization.format())? {
+                Some(placed) => placed,
+                None => {
+                    let encode = |(name, rows, cols): &TensorName| {
+                        let weight = weights.encode(name, quantization, threads)?;
+                        Ok(Matrix::four_bit(Arc::new(weight), *rows, *cols))
+                    };
+                    place.place(&names.iter().map(encode).collect::<Result<Vec<_>, ModelError>>()?)?
+                }
+            };
+            release_placed(weights, &*place, names);
+            bytes += names.iter().map(|(name, ..)| stored(name)).sum::<u64>();
+            match progress(QuantizeProgress { bytes, total }) {
+                ControlFlow::Continue(()) => Ok(placed),
+                ControlFlow::Break(()) => Err(ModelError::Stopped),
+            }
+        };
+        Self::build(config, backend, matrix, group, |name, len| Ok(Some(weights.vector_f32(name, len)?)))
     }
 
     /// Builds a decoder of this shape on a back end that computes nothing. Opens no file.
     pub fn trace(config: ModelConfig, trace: Arc<Trace>) -> Self {
         let matrix = |_: &str, rows, cols| Ok(Trace::matrix(rows, cols));
-        Self::build(config, trace, matrix, |_, _| Ok(None)).expect("shapes alone cannot be wrong")
+        let group = |names: &[TensorName]| {
+            Ok(names.iter().map(|&(_, rows, cols)| Trace::matrix(rows, cols)).collect())
+        };
+        Self::build(config, trace, matrix, group, |_, _| Ok(None)).expect("shapes alone cannot be wrong")
     }
 
-    /// Builds a decoder from functions that return a tensor by name and shape. A vector may have no values.
+    /// Builds a decoder from functions that return tensors by name and shape. A vector may have no values.
+    ///
+    /// `placed` returns the projections of a group in the memory of the back end.
     fn build(
         config: ModelConfig,
         backend: Arc<dyn Backend>,
         matrix: impl Fn(&str, usize, usize) -> Result<Matrix, ModelError>,
+        mut placed: impl FnMut(&[TensorName]) -> Result<Vec<Matrix>, ModelError>,
         values: impl Fn(&str, usize) -> Result<Option<Vec<f32>>, ModelError>,
     ) -> Result<Self, ModelError> {
         let missing = config.architecture.operations().into_iter().find(|&needed| !backend.supports(needed));
@@ -167,11 +233,11 @@ impl Decoder {
         for layer in 0..config.num_hidden_layers {
             let mut projections = Vec::with_capacity(Projection::ALL.len());
             for group in Projection::GROUPS {
-                let weights = group.iter().map(|&projection| {
+                let name = |&projection: &Projection| {
                     let (rows, cols) = config.projection_shape(projection);
-                    matrix(&projection.weight_name(layer), rows, cols)
-                });
-                projections.extend(backend.place(&weights.collect::<Result<Vec<_>, _>>()?)?);
+                    (projection.weight_name(layer), rows, cols)
+                };
+                projections.extend(placed(&group.iter().map(name).collect::<Vec<_>>())?);
             }
             layers.push(Layer::build(&config, layer, projections, &|name, len, is_norm| {
                 vector(name, len, &|value| if is_norm { value + offset } else { value })

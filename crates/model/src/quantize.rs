@@ -6,8 +6,8 @@ use std::sync::Arc;
 use std::thread;
 
 use danlu_kernels::{
-    Bytes, DType, FourBit, FourBitCode, Isa, NESTED_BLOCK, NestedScales, Scales, dynamic_u8, encode_blocks,
-    nest, to_f32,
+    Bytes, DType, FourBit, FourBitCode, FourBitFormat, Isa, NESTED_BLOCK, NestedScales, Scales, dynamic_u8,
+    encode_blocks, nest, to_f32,
 };
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Value, json};
@@ -66,6 +66,12 @@ impl Quantization {
     /// Returns the default settings of a code: blocks of 64, double quantization.
     pub fn new(quant_type: FourBitCode) -> Self {
         Self { quant_type, block_size: Self::BLOCK_SIZE, double_quant: true }
+    }
+
+    /// The format for a back end that encodes.
+    pub fn format(&self) -> FourBitFormat {
+        let Self { quant_type: code, block_size, double_quant: nested } = *self;
+        FourBitFormat { code, block_size, nested }
     }
 
     /// Checks that the block size is supported.

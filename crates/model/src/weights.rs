@@ -358,6 +358,11 @@ impl Weights {
         (stored + held) as u64
     }
 
+    /// Whether projections were quantized in memory.
+    pub fn is_quantized(&self) -> bool {
+        !self.quantized.is_empty()
+    }
+
     /// Returns a tensor of one dimension as f32.
     ///
     /// # Errors

@@ -4,9 +4,13 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-use danlu_kernels::FourBitCode;
-use danlu_model::{ModelConfig, Quantization, Weights, projections, write_quantized};
+use danlu_kernels::{Cpu, CpuOptions, FourBitCode};
+use danlu_model::{
+    Batch, Decoder, LabeledSequence, ModelConfig, ModelError, Quantization, QuantizeProgress, Weights,
+    Workspace, projections, write_quantized,
+};
 use safetensors::tensor::{Dtype, TensorView};
 use safetensors::{SafeTensors, serialize};
 
@@ -289,4 +293,29 @@ fn a_copied_tensor_that_is_no_number_is_named() {
         assert!(error.to_string().ends_with(&expected), "{error}");
         assert!(!folder.exists());
     }
+}
+
+#[test]
+fn a_decoder_that_quantizes_while_loading_computes_the_same_bits() {
+    let config = ModelConfig::read(&base()).unwrap();
+    let backend = || Arc::new(Cpu::new(CpuOptions { threads: Some(2), ..CpuOptions::default() }));
+    let batch = Batch::new(&[LabeledSequence { ids: vec![5, 9, 700, 3], trained: vec![true; 4] }]);
+    for quantization in all() {
+        let (mut bytes, weights) = (Vec::new(), Weights::open(&base()).unwrap());
+        let mut progress = |progress: QuantizeProgress| {
+            bytes.push(progress.bytes);
+            ControlFlow::Continue(())
+        };
+        let loaded =
+            Decoder::quantized(config.clone(), &weights, backend(), (quantization, 2), &mut progress);
+        let held = weights.quantize(&config, quantization, 1, &mut |_| ControlFlow::Continue(())).unwrap();
+        let held = Decoder::new(config.clone(), &held, backend()).unwrap();
+        let logits = |decoder: &Decoder| decoder.logits(&mut Workspace::new(), &batch, None).unwrap();
+        assert_eq!(logits(&loaded.unwrap()), logits(&held), "{quantization:?}");
+        assert!(bytes.is_sorted() && bytes.last() > Some(&0), "{bytes:?}");
+    }
+    let weights = Weights::open(&base()).unwrap();
+    let mut stop = |_| ControlFlow::Break(());
+    let stopped = Decoder::quantized(config, &weights, backend(), (all().next().unwrap(), 2), &mut stop);
+    assert!(matches!(stopped.unwrap_err(), ModelError::Stopped));
 }
