@@ -8,6 +8,17 @@ use std::ops::Range;
 
 use danlu_model::{Batch, LabeledSequence};
 
+/// How the micro-batches of a step are divided into passes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PassGrouping {
+    /// Whether small micro-batches are fused, which is faster and gives the same bits.
+    pub fuse: bool,
+    /// Most rows of a pass. A larger micro-batch without shared prefixes is split between its records.
+    ///
+    /// Each part has its own dropout masks, and gradients are summed per part, so a split rounds differently.
+    pub max_rows: Option<usize>,
+}
+
 /// Maximum number of token rows in a fused batch. Larger batches are hardly faster.
 const MAX_FUSED_ROWS: usize = 512;
 
@@ -17,13 +28,15 @@ pub(crate) struct FusedBatch {
     pub batch: Batch,
     /// Indices of the micro-batches in the step.
     pub micros: Range<usize>,
+    /// The index of this part of a split micro-batch.
+    pub part: usize,
     /// The token rows of each micro-batch in `batch`.
     pub rows: Vec<Range<usize>>,
 }
 
 impl FusedBatch {
     /// Creates the batches of a step.
-    pub fn of_step(micros: &[Vec<&LabeledSequence>], fuse_micro_batches: bool) -> Vec<Self> {
+    pub fn of_step(micros: &[Vec<&LabeledSequence>], grouping: PassGrouping) -> Vec<Self> {
         let batches: Vec<Batch> = micros.iter().map(|micro| Batch::new(micro.iter().copied())).collect();
         let rows: Vec<usize> = batches.iter().map(Batch::rows).collect();
         let pass = |micros: Range<usize>| {
@@ -33,10 +46,52 @@ impl FusedBatch {
                 batch.append(micro);
                 rows.push(start..batch.rows());
             }
-            Self { batch, micros, rows }
+            Self { batch, micros, part: 0, rows }
         };
-        groups(&rows, fuse_micro_batches).into_iter().map(pass).collect()
+        let split = |group: Range<usize>| {
+            let batch = &batches[group.start];
+            match parts(group.len(), batch.rows(), batch.tokens(), grouping) {
+                None => vec![pass(group)],
+                Some(max_rows) => Self::parts_of(&micros[group.start], group, max_rows),
+            }
+        };
+        groups(&rows, grouping.fuse).into_iter().flat_map(split).collect()
     }
+
+    /// The parts of one micro-batch, with at most `max_rows` rows if they have several records.
+    fn parts_of(micro: &[&LabeledSequence], micros: Range<usize>, max_rows: usize) -> Vec<Self> {
+        let lengths: Vec<usize> = micro.iter().map(|sequence| sequence.ids.len()).collect();
+        let part = |(part, records): (usize, Range<usize>)| {
+            let mut batch = Batch::default();
+            // Appended batches share no prefix.
+            micro[records].iter().for_each(|sequence| batch.append(&Batch::new([*sequence])));
+            Self { rows: vec![0..batch.rows()], micros: micros.clone(), part, batch }
+        };
+        cut(&lengths, max_rows).into_iter().enumerate().map(part).collect()
+    }
+}
+
+/// The row limit by which a group of micro-batches is split, or `None` if it stays one pass.
+///
+/// `rows` and `tokens` are those of the group's only micro-batch.
+pub(crate) fn parts(micros: usize, rows: usize, tokens: usize, grouping: PassGrouping) -> Option<usize> {
+    grouping.max_rows.filter(|&most| micros == 1 && rows > most && rows == tokens)
+}
+
+/// Cuts records of these lengths into consecutive parts of at most `max_rows` rows and at least one record.
+pub(crate) fn cut(lengths: &[usize], max_rows: usize) -> Vec<Range<usize>> {
+    let (mut parts, mut start, mut sum): (Vec<Range<usize>>, _, _) = (Vec::new(), 0, 0);
+    for (i, &n) in lengths.iter().enumerate() {
+        if i > start && sum + n > max_rows {
+            parts.push(start..i);
+            (start, sum) = (i, 0);
+        }
+        sum += n;
+    }
+    if start < lengths.len() {
+        parts.push(start..lengths.len());
+    }
+    parts
 }
 
 /// Groups micro-batches with these row counts into batches.
@@ -60,6 +115,8 @@ pub(crate) fn groups(rows: &[usize], fuse_micro_batches: bool) -> Vec<Range<usiz
 mod tests {
     use super::*;
 
+    const FUSED: PassGrouping = PassGrouping { fuse: true, max_rows: None };
+
     #[test]
     fn neighbours_share_a_pass_up_to_its_size() {
         let of = |rows: &[usize]| groups(rows, true);
@@ -75,7 +132,7 @@ mod tests {
     fn rows_follow_each_other() {
         let sequence = |n| LabeledSequence { ids: vec![0; n], trained: vec![true; n] };
         let [a, b, c] = [20, 30, 40].map(sequence);
-        let passes = FusedBatch::of_step(&[vec![&a, &b], vec![&c]], true);
+        let passes = FusedBatch::of_step(&[vec![&a, &b], vec![&c]], FUSED);
         assert_eq!(passes.len(), 1);
         assert_eq!((passes[0].batch.tokens(), passes[0].micros.clone()), (90, 0..2));
         assert_eq!(passes[0].rows, [0..50, 50..90]);
@@ -85,7 +142,20 @@ mod tests {
     fn what_begins_alike_is_shared_within_a_micro_batch_and_not_beyond() {
         let sequence = LabeledSequence { ids: vec![3; 10], trained: (0..10).map(|i| i > 7).collect() };
         let micro = vec![&sequence, &sequence];
-        let passes = FusedBatch::of_step(&[micro.clone(), micro], true);
+        let passes = FusedBatch::of_step(&[micro.clone(), micro], FUSED);
         assert_eq!((passes[0].rows.clone(), passes[0].batch.tokens()), (vec![0..13, 13..26], 40));
+    }
+
+    #[test]
+    fn a_large_micro_batch_is_split_between_its_records() {
+        let sequence = |n: usize, id| LabeledSequence { ids: vec![id; n], trained: vec![true; n] };
+        let [a, b, c, d] = [sequence(20, 1), sequence(30, 2), sequence(40, 3), sequence(60, 4)];
+        let grouping = PassGrouping { fuse: false, max_rows: Some(50) };
+        let passes = FusedBatch::of_step(&[vec![&a, &b, &c, &d], vec![&a]], grouping);
+        let shapes: Vec<_> = passes.iter().map(|p| (p.batch.rows(), p.micros.clone(), p.part)).collect();
+        assert_eq!(shapes, [(50, 0..1, 0), (40, 0..1, 1), (60, 0..1, 2), (20, 1..2, 0)]);
+        assert_eq!(passes[0].rows, [0..50]);
+        let labels: usize = passes.iter().map(|pass| pass.batch.trained_tokens()).sum();
+        assert_eq!(labels, 19 + 29 + 39 + 59 + 19);
     }
 }

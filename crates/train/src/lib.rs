@@ -60,9 +60,10 @@ pub use data_order::DataPosition;
 pub use error::{Difference, TrainError};
 pub use fingerprint::ExamplesFingerprint;
 pub use finite_weights::check_finite_weights;
+pub use fused_batch::PassGrouping;
 pub use plan::{
     BaselineMemory, LayerPolicies, MemoryPlan, PlanInput, PlannedScratch, RecordSize, ReplySize,
-    SuggestedLimits, WeightBytes, weight_bytes, weight_bytes_of,
+    SuggestedLimits, WeightBytes, device_weight_bytes, device_weight_bytes_of, weight_bytes, weight_bytes_of,
 };
 pub use schedule::{LrSchedulerType, Schedule};
 pub use settings::{Precision, Quant, TrainSettings};

@@ -13,7 +13,7 @@ use danlu_model::{
 use serde::{Deserialize, Serialize};
 
 use crate::data_order::DataOrder;
-use crate::fused_batch::FusedBatch;
+use crate::fused_batch::{FusedBatch, PassGrouping};
 use crate::optimizer::{Optimizer, adamw, clip_factor};
 use crate::{ExamplesFingerprint, LogEntry, Schedule, TrainError, TrainSettings, TrainerState};
 
@@ -96,8 +96,7 @@ pub struct Trainer {
     /// The sum of squares of the gradient or of the parameters.
     squares: Scalars,
     work: Workspace,
-    /// Whether small micro-batches share a forward pass.
-    fuse_micro_batches: bool,
+    grouping: PassGrouping,
 }
 
 impl Trainer {
@@ -149,7 +148,7 @@ impl Trainer {
             data: ExamplesFingerprint::of(&examples),
             history: Vec::new(),
             work: Workspace::new(),
-            fuse_micro_batches: true,
+            grouping: PassGrouping { fuse: true, max_rows: None },
             decoder,
             adapter,
             settings,
@@ -178,7 +177,7 @@ impl Trainer {
         let records = self.order.step(step);
         let sequences = |micro: &Vec<usize>| micro.iter().map(|&r| &self.examples[r].sequence).collect();
         let micros: Vec<Vec<&LabeledSequence>> = records.iter().map(sequences).collect();
-        let passes = FusedBatch::of_step(&micros, self.fuse_micro_batches);
+        let passes = FusedBatch::of_step(&micros, self.grouping);
         let tokens = passes.iter().map(|pass| pass.batch.tokens()).sum::<usize>();
         let trained = passes.iter().map(|pass| pass.batch.trained_tokens()).sum::<usize>();
         let (loss, grad_norm) = self.gradients(step, &passes)?;
@@ -224,11 +223,11 @@ impl Trainer {
         }
         let losses = self.losses.get_or_insert_with(|| backend.alloc(trained, Element::Exact));
         let (dloss, mut first) = (1.0 / trained as f32, 0);
-        for FusedBatch { batch, micros, rows } in passes {
+        for FusedBatch { batch, micros, part, rows } in passes {
             let lora = |(micro, rows): (usize, &Range<usize>)| LoraRows {
                 rows: rows.clone(),
                 source: &self.adapter,
-                dropout: dropout(&self.settings, step, micro),
+                dropout: dropout(&self.settings, step, micro, *part),
             };
             let lora: Vec<LoraRows<'_>> = micros.clone().zip(rows).map(lora).collect();
             let dloss = vec![dloss; batch.trained_tokens()];
@@ -269,23 +268,24 @@ impl Trainer {
 
     /// Runs the operations of a step on its back end, for the memory plan.
     pub(crate) fn dry_run(&mut self, micros: &[Vec<&LabeledSequence>]) -> Result<(), TrainError> {
-        let (_, grad_norm) = self.gradients(1, &FusedBatch::of_step(micros, self.fuse_micro_batches))?;
+        let (_, grad_norm) = self.gradients(1, &FusedBatch::of_step(micros, self.grouping))?;
         self.update(1, grad_norm);
         Ok(())
     }
 
-    /// Sets the memory strategy and allocates the buffers of the largest pass. The strategy affects no
-    /// result.
+    /// Sets the memory strategy and allocates the buffers of the largest pass.
+    ///
+    /// Only a split micro-batch changes results, by rounding and other dropout masks.
     ///
     /// The largest pass has `rows` token rows, `labels` trained tokens, and `keys` copied attention keys if
     /// it shares a prefix. A run that does not fit into memory therefore fails before its first step.
     pub fn reserve(
         &mut self,
         policies: Vec<ActivationPolicy>,
-        fuse_micro_batches: bool,
+        grouping: PassGrouping,
         (rows, labels, keys): (usize, usize, usize),
     ) {
-        self.fuse_micro_batches = fuse_micro_batches;
+        self.grouping = grouping;
         self.work = Workspace::with_policies(policies);
         self.decoder.reserve(&mut self.work, rows, labels, keys);
     }
@@ -414,9 +414,12 @@ impl Trainer {
     }
 }
 
-fn dropout(settings: &TrainSettings, step: u64, micro: usize) -> Option<DropoutPlan> {
+fn dropout(settings: &TrainSettings, step: u64, micro: usize, part: usize) -> Option<DropoutPlan> {
     let probability = settings.lora_dropout as f32;
-    let key = rng::key(&[settings.seed, DROPOUT_STREAM, step, micro as u64]);
+    let mut key = rng::key(&[settings.seed, DROPOUT_STREAM, step, micro as u64]);
+    if part > 0 {
+        key = rng::key(&[key, part as u64]);
+    }
     (probability > 0.0).then_some(DropoutPlan { probability, key })
 }
 

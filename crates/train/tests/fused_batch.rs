@@ -8,7 +8,7 @@ use common::{adapter_bytes, base_8m, examples, finish, settings};
 use danlu_adapter::Adapter;
 use danlu_kernels::{Cpu, CpuOptions, DType, Isa};
 use danlu_model::Decoder;
-use danlu_train::{TrainSettings, Trainer};
+use danlu_train::{PassGrouping, TrainSettings, Trainer};
 
 /// Losses, gradient norms and the adapter after an epoch.
 fn run(
@@ -22,7 +22,7 @@ fn run(
     let config = settings.lora_config("base-8m");
     let adapter = Adapter::init(config, decoder.config(), settings.seed, &*backend).unwrap();
     let mut trainer = Trainer::new(decoder, adapter, examples(6), settings.clone(), String::new()).unwrap();
-    trainer.reserve(Vec::new(), fuse_micro_batches, (0, 0, 0));
+    trainer.reserve(Vec::new(), PassGrouping { fuse: fuse_micro_batches, max_rows: None }, (0, 0, 0));
     finish(&mut trainer);
     let history = trainer.history().iter().map(|step| (step.loss, step.grad_norm)).collect();
     (history, adapter_bytes(&trainer))

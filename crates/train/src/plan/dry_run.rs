@@ -4,9 +4,12 @@ use std::sync::Arc;
 
 use danlu_adapter::Adapter;
 use danlu_kernels::{BackendOptions, Footprint, Trace};
-use danlu_model::{ActivationPolicy, Decoder, LabeledSequence, ModelConfig, SlotInput, Workspace, projections};
+use danlu_model::{
+    ActivationPolicy, Decoder, LabeledSequence, ModelConfig, SlotInput, Workspace, projections,
+};
 
 use super::worst_steps::WorstSteps;
+use crate::fused_batch::PassGrouping;
 use crate::optimizer::Optimizer;
 use crate::{Example, TrainError, TrainSettings, Trainer};
 
@@ -77,14 +80,14 @@ impl DryRun {
     pub fn run(
         &mut self,
         policies: Vec<ActivationPolicy>,
-        fuse_micro_batches: bool,
+        grouping: PassGrouping,
         worst: &WorstSteps<'_>,
         reply: ReplySize,
     ) -> Result<DryRunUsage, TrainError> {
         self.trainer.release();
         self.trace.restart();
         let state = self.trace.footprint().live - self.norms - self.adapter;
-        self.trainer.reserve(policies, fuse_micro_batches, (worst.rows, worst.labels, worst.keys));
+        self.trainer.reserve(policies, grouping, (worst.rows, worst.labels, worst.keys));
         for sequences in worst.evaluations() {
             if sequences.iter().any(|sequence| sequence.trained_tokens() > 0) {
                 self.trainer.evaluate(&sequences)?;

@@ -9,5 +9,7 @@ mod worst_steps;
 pub use self::dry_run::ReplySize;
 pub use self::planner::{BaselineMemory, MemoryPlan, PlanInput, PlannedScratch, SuggestedLimits};
 pub use self::recompute_ladder::LayerPolicies;
-pub use self::weights::{WeightBytes, weight_bytes, weight_bytes_of};
+pub use self::weights::{
+    WeightBytes, device_weight_bytes, device_weight_bytes_of, weight_bytes, weight_bytes_of,
+};
 pub use self::worst_steps::RecordSize;

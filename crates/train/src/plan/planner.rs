@@ -1,6 +1,5 @@
 //! Selects a memory strategy that fits the limit, and sums up the predicted peak.
 
-use std::cell::OnceCell;
 use std::fmt;
 
 use danlu_kernels::BackendOptions;
@@ -11,6 +10,7 @@ use super::dry_run::{DryRun, DryRunUsage, ReplySize};
 use super::recompute_ladder::{LayerPolicies, MemoryStrategy};
 use super::weights::WeightBytes;
 use super::worst_steps::{RecordSize, WorstSteps};
+use crate::fused_batch::PassGrouping;
 use crate::{TrainError, TrainSettings};
 
 /// Smallest `max_length` that a hint suggests.
@@ -87,10 +87,16 @@ pub struct MemoryPlan {
     pub program: u64,
     /// The predicted peak.
     pub total: u64,
+    /// Whether this is the memory of a device. The driver's context is not included.
+    #[serde(default)]
+    pub on_device: bool,
     /// The number of layers with each activation policy.
     pub layers: LayerPolicies,
     /// Whether small micro-batches are fused, which is faster and has bit-identical results.
     pub fuse_micro_batches: bool,
+    /// Most rows of a pass. A micro-batch with more rows is split, which rounds differently.
+    #[serde(default)]
+    pub max_pass_rows: Option<usize>,
     /// Token rows of the largest pass. A shared prefix counts once.
     pub tokens: u64,
     /// Tokens of the largest pass that shares a prefix. The prefix counts for every record.
@@ -143,6 +149,11 @@ impl PlannedScratch {
 }
 
 impl MemoryPlan {
+    /// How the micro-batches of a step are divided into passes.
+    pub fn grouping(&self) -> PassGrouping {
+        PassGrouping { fuse: self.fuse_micro_batches, max_rows: self.max_pass_rows }
+    }
+
     /// Plans a run with the fastest memory strategy that fits the `limit`.
     ///
     /// Without a limit, no layer recomputes and small micro-batches are fused.
@@ -152,7 +163,7 @@ impl MemoryPlan {
     /// or the longest records, that fit.
     pub fn new(input: &PlanInput<'_>, limit: Option<u64>) -> Result<Self, TrainError> {
         input.settings.validate()?;
-        let ladder = MemoryStrategy::ladder(input.config.num_hidden_layers);
+        let ladder = MemoryStrategy::ladder(input.config.num_hidden_layers, input.is_on_device());
         let (first, least) = (ladder[0], ladder[ladder.len() - 1]);
         let mut planner = Planner::new(input, &input.settings)?;
         let everything = planner.plan(first)?;
@@ -180,6 +191,13 @@ impl MemoryPlan {
     }
 }
 
+impl PlanInput<'_> {
+    /// Whether the plan is for the memory of a device.
+    fn is_on_device(&self) -> bool {
+        matches!(self.backend, BackendOptions::Cuda(_))
+    }
+}
+
 /// Plans one run with several memory strategies.
 struct Planner<'a> {
     input: &'a PlanInput<'a>,
@@ -192,8 +210,8 @@ struct Planner<'a> {
     dry_run: DryRun,
     records: Vec<RecordSize<'a>>,
     held_out: Vec<RecordSize<'a>>,
-    /// The worst steps with separate and with fused micro-batches, computed on first use.
-    worst_steps: [OnceCell<WorstSteps<'a>>; 2],
+    /// The worst steps of each grouping used so far.
+    worst_steps: Vec<(PassGrouping, WorstSteps<'a>)>,
 }
 
 impl<'a> Planner<'a> {
@@ -211,37 +229,44 @@ impl<'a> Planner<'a> {
             records = vec![full; count.min(1 << 20)];
         }
         let dry_run = DryRun::new(&input.config, &settings, input.backend)?;
-        let (held_out, worst_steps) = (cut(&input.held_out), Default::default());
+        let (held_out, worst_steps) = (cut(&input.held_out), Vec::new());
         Ok(Self { input, settings, batches, steps, dry_run, records, held_out, worst_steps })
     }
 
     fn plan(&mut self, strategy: MemoryStrategy) -> Result<MemoryPlan, TrainError> {
         let PlanInput { weights, baseline, reply, checkpoints, .. } = *self.input;
-        let MemoryStrategy { layers, fuse_micro_batches } = strategy;
-        let worst = self.worst_steps[usize::from(fuse_micro_batches)].get_or_init(|| {
-            WorstSteps::of(&self.records, &self.held_out, &self.settings, fuse_micro_batches)
-        });
-        let usage = self.dry_run.run(layers.policies(), fuse_micro_batches, worst, reply)?;
+        let MemoryStrategy { layers, grouping } = strategy;
+        if self.worst_steps.iter().all(|(of, _)| *of != grouping) {
+            let worst = WorstSteps::of(&self.records, &self.held_out, &self.settings, grouping);
+            self.worst_steps.push((grouping, worst));
+        }
+        let (_, worst) = self.worst_steps.iter().find(|(of, _)| *of == grouping).expect("added above");
+        let usage = self.dry_run.run(layers.policies(), grouping, worst, reply)?;
         let DryRunUsage { norms, adapter, optimizer, gradients, saving, trained, replies, step_flops } =
             usage;
+        // The parts of a split micro-batch have the same size for any number of records.
+        let batches = if grouping.max_rows.is_some() { 1 } else { self.batches };
         let scratch = PlannedScratch {
-            products: trained.scratch.products * self.batches,
-            low_rank: trained.scratch.low_rank * self.batches,
-            attention: trained.scratch.attention * self.batches,
-            head: trained.scratch.head * self.batches,
-            rope: trained.scratch.rope * self.batches,
+            products: trained.scratch.products * batches,
+            low_rank: trained.scratch.low_rank * batches,
+            attention: trained.scratch.attention * batches,
+            head: trained.scratch.head * batches,
+            rope: trained.scratch.rope * batches,
         };
         let state = norms + adapter + optimizer + gradients;
-        let trained_peak = state + (trained.peak - state) * self.batches;
+        let trained_peak = state + (trained.peak - state) * batches;
         let activations = trained_peak - scratch.total() - state;
-        let BaselineMemory { program, tokenizer, data, peak, copied } = baseline;
-        let transient = replies.max(if checkpoints { saving.max(copied) } else { 0 });
+        // The host's memory is no part of a device's plan. Checkpoints are written from the host.
+        let on_device = self.input.is_on_device();
+        let BaselineMemory { program, tokenizer, data, peak, copied } =
+            if on_device { BaselineMemory::default() } else { baseline };
+        let transient = replies.max(if checkpoints && !on_device { saving.max(copied) } else { 0 });
         let sum = weights.total() + trained_peak + transient + program + tokenizer + data;
         // During loading, both the source and the quantized copy of a weight are in memory.
         let loading = weights.resident + weights.loading + norms + program + tokenizer + data;
         let peak = peak.max(if weights.resident > 0 { loading } else { 0 });
         Ok(MemoryPlan {
-            weights: weights.total(),
+            weights: weights.total() + if on_device { norms } else { 0 },
             resident: weights.resident,
             adapter,
             optimizer,
@@ -252,13 +277,15 @@ impl<'a> Planner<'a> {
             transient: transient + peak.saturating_sub(sum),
             tokenizer,
             data,
-            program: program + norms,
+            program: program + if on_device { 0 } else { norms },
             total: sum.max(peak),
+            on_device,
             layers,
-            fuse_micro_batches,
-            tokens: worst.rows as u64 * self.batches,
-            sharing_tokens: worst.keys as u64 * self.batches,
-            trained_tokens: worst.labels as u64 * self.batches,
+            fuse_micro_batches: grouping.fuse,
+            max_pass_rows: grouping.max_rows,
+            tokens: worst.rows as u64 * batches,
+            sharing_tokens: worst.keys as u64 * batches,
+            trained_tokens: worst.labels as u64 * batches,
             step_flops: step_flops.saturating_mul(self.batches * self.steps),
         })
     }
@@ -287,7 +314,7 @@ fn dry_run_settings(settings: &TrainSettings, is_without_data: bool) -> (TrainSe
 /// one.
 fn largest_that_fits(input: &PlanInput<'_>, limit: u64) -> Result<Option<SuggestedLimits>, TrainError> {
     let least = |settings: &TrainSettings| {
-        let ladder = MemoryStrategy::ladder(input.config.num_hidden_layers);
+        let ladder = MemoryStrategy::ladder(input.config.num_hidden_layers, input.is_on_device());
         let plan = Planner::new(input, settings)?.plan(ladder[ladder.len() - 1])?;
         Ok::<_, TrainError>(plan.total <= limit)
     };

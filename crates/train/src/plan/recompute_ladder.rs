@@ -3,6 +3,11 @@
 use danlu_model::ActivationPolicy;
 use serde::{Deserialize, Serialize};
 
+use crate::fused_batch::PassGrouping;
+
+/// Most rows of a pass of a split micro-batch.
+const SPLIT_ROWS: usize = 2048;
+
 /// The number of layers with each activation policy. The lowest layers store the least.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LayerPolicies {
@@ -31,25 +36,32 @@ impl LayerPolicies {
     }
 }
 
-/// A way to run a step. All strategies give the same result.
+/// A way to run a step. All strategies without a split give the same bits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct MemoryStrategy {
     pub layers: LayerPolicies,
-    /// Whether small micro-batches are fused.
-    pub fuse_micro_batches: bool,
+    pub grouping: PassGrouping,
 }
 
 impl MemoryStrategy {
     /// Returns every useful strategy for `count` layers, fastest first. Each needs less memory than the
     /// previous one.
     ///
-    /// Micro-batches are separated before any layer recomputes.
-    pub fn ladder(count: usize) -> Vec<Self> {
-        let strategy = |fuse_micro_batches| move |layers| Self { layers, fuse_micro_batches };
-        LayerPolicies::ladder(count)
-            .take(1)
-            .map(strategy(true))
-            .chain(LayerPolicies::ladder(count).map(strategy(false)))
-            .collect()
+    /// Micro-batches are separated before any layer recomputes. With `split`, large ones are split before that too:
+    /// on a device a pass of [`SPLIT_ROWS`] rows is as fast per row as a larger one.
+    pub fn ladder(count: usize, split: bool) -> Vec<Self> {
+        let strategy = |fuse, max_rows| {
+            let grouping = PassGrouping { fuse, max_rows };
+            move |layers| Self { layers, grouping }
+        };
+        let first = || LayerPolicies::ladder(count).take(1);
+        let fused = first().map(strategy(true, None));
+        match split {
+            false => fused.chain(LayerPolicies::ladder(count).map(strategy(false, None))).collect(),
+            true => fused
+                .chain(first().map(strategy(false, None)))
+                .chain(LayerPolicies::ladder(count).map(strategy(false, Some(SPLIT_ROWS))))
+                .collect(),
+        }
     }
 }

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::path::Path;
 
-use danlu_kernels::DType;
+use danlu_kernels::{DType, cuda};
 use danlu_model::{ModelConfig, ModelError, Quantization, Weights, projections};
 
 use crate::TrainError;
@@ -45,18 +45,7 @@ pub fn weight_bytes(
     quantization: Option<(Quantization, usize)>,
     ids: Option<&mut dyn Iterator<Item = u32>>,
 ) -> Result<WeightBytes, TrainError> {
-    let weights = match Weights::open(folder) {
-        Ok(weights) => Some(weights),
-        Err(ModelError::NoWeights { .. } | ModelError::NoShard { .. }) => None,
-        Err(error) => return Err(error.into()),
-    };
-    if let Some(weights) = &weights {
-        // A configuration of enormous sizes is rejected here, before a dry run of it.
-        weights.check_complete(config)?;
-        if quantization.is_some() {
-            weights.refuse_four_bit()?;
-        }
-    }
+    let weights = open(folder, config, quantization.is_some())?;
     Ok(weight_bytes_of(weights.as_ref(), config, quantization, ids))
 }
 
@@ -93,6 +82,55 @@ pub fn weight_bytes_of(
         _ => 0,
     };
     WeightBytes { mapped: (all - untouched) as u64, resident, loading: largest }
+}
+
+/// Device memory of the weights in `folder` for a run that computes in `dtype`.
+///
+/// The embedding table stays in host memory. Norms are not included.
+///
+/// # Errors
+/// As [`weight_bytes`].
+pub fn device_weight_bytes(
+    folder: &Path,
+    config: &ModelConfig,
+    quantization: Option<Quantization>,
+    dtype: DType,
+) -> Result<WeightBytes, TrainError> {
+    let weights = open(folder, config, quantization.is_some())?;
+    Ok(device_weight_bytes_of(weights.as_ref(), config, quantization, dtype))
+}
+
+/// As [`device_weight_bytes`], for open weights, or for those that `config` describes.
+pub fn device_weight_bytes_of(
+    weights: Option<&Weights>,
+    config: &ModelConfig,
+    quantization: Option<Quantization>,
+    dtype: DType,
+) -> WeightBytes {
+    let wide = weights.map(|weights| weights.unquantized_modules(config)).unwrap_or_default();
+    let quantization = quantization.or(config.quantization);
+    let of = |(name, rows, cols): (String, usize, usize)| {
+        let is_wide = wide.iter().any(|module| name.strip_suffix(".weight") == Some(module));
+        let format = quantization.filter(|_| !is_wide).map(|quantization| quantization.format());
+        cuda::placed_bytes(rows * cols, format, dtype)
+    };
+    let head = cuda::placed_bytes(config.vocab_size * config.hidden_size, None, dtype);
+    WeightBytes { resident: head + projections(config).map(of).sum::<u64>(), ..WeightBytes::default() }
+}
+
+/// Opens the weights in `folder`. Returns `None` if it holds none.
+fn open(folder: &Path, config: &ModelConfig, quantizes: bool) -> Result<Option<Weights>, TrainError> {
+    let weights = match Weights::open(folder) {
+        Ok(weights) => weights,
+        Err(ModelError::NoWeights { .. } | ModelError::NoShard { .. }) => return Ok(None),
+        Err(error) => return Err(error.into()),
+    };
+    // A configuration of enormous sizes is rejected here, before a dry run of it.
+    weights.check_complete(config)?;
+    if quantizes {
+        weights.refuse_four_bit()?;
+    }
+    Ok(Some(weights))
 }
 
 /// Returns the bytes of a table of `rows` rows that are mapped when the rows `ids` are read.

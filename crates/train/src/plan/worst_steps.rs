@@ -1,10 +1,13 @@
 //! Finds the batches with the highest memory use from the lengths and prefixes of the records.
 
+use std::ops::Range;
+use std::slice;
+
 use danlu_model::{LabeledSequence, find_shared_prefixes};
 
 use crate::TrainSettings;
 use crate::data_order::DataOrder;
-use crate::fused_batch::groups;
+use crate::fused_batch::{PassGrouping, cut, groups, parts};
 use crate::trainer::evaluation_groups;
 
 /// Maximum number of steps that are examined. A longer run uses an upper bound.
@@ -67,6 +70,16 @@ impl<'a> MicroBatch<'a> {
         Self { records, tokens, rows, labels }
     }
 
+    /// The parts of at most `max_rows` rows, which share no prefix.
+    fn cut(&self, max_rows: usize) -> Vec<Self> {
+        let lengths: Vec<usize> = self.records.iter().map(|record| record.tokens).collect();
+        let part = |records: Range<usize>| {
+            let unshared = |record: &RecordSize<'a>| RecordSize { prefix: &[], ..*record };
+            Self::new(self.records[records].iter().map(unshared).collect())
+        };
+        cut(&lengths, max_rows).into_iter().map(part).collect()
+    }
+
     fn longest(&self) -> usize {
         self.records.iter().map(|record| record.tokens).max().unwrap_or(0)
     }
@@ -95,12 +108,12 @@ impl<'a> WorstSteps<'a> {
         records: &[RecordSize<'a>],
         held_out: &[RecordSize<'a>],
         settings: &TrainSettings,
-        fuse_micro_batches: bool,
+        grouping: PassGrouping,
     ) -> Self {
         let lengths: Vec<usize> = records.iter().map(|record| record.tokens).collect();
         let mut order = DataOrder::new(&lengths, settings);
         let total = settings.total_steps(order.micro_batches());
-        let mut worst = WorstFinder::new(fuse_micro_batches);
+        let mut worst = WorstFinder::new(grouping);
         for step in 1..=total.min(MAX_PLANNED_STEPS) {
             let micro = |micro: Vec<usize>| {
                 MicroBatch::new(micro.into_iter().map(|record| records[record]).collect())
@@ -113,16 +126,16 @@ impl<'a> WorstSteps<'a> {
             let micros = settings.gradient_accumulation_steps.min(order.micro_batches());
             let bound = vec![bound(records, settings); micros];
             // The pass may share a prefix or not.
-            keys_beyond = most_of_a_pass(&bound, fuse_micro_batches, tokens);
+            keys_beyond = most_of_a_pass(&bound, grouping, tokens);
             worst.add(bound);
         }
         let steps = worst.into_kept();
-        let mut worst = WorstFinder::new(false);
+        let mut worst = WorstFinder::new(PassGrouping::default());
         for group in evaluation_groups(held_out, |record| record.tokens, settings.max_length) {
             worst.add(vec![MicroBatch::new(group.to_vec())]);
         }
         let most = |size: fn(&[MicroBatch<'_>]) -> usize| {
-            steps.iter().map(|step| most_of_a_pass(step, fuse_micro_batches, size)).max().unwrap_or(0)
+            steps.iter().map(|step| most_of_a_pass(step, grouping, size)).max().unwrap_or(0)
         };
         let (rows, labels, keys) = (most(rows), most(labels), most(keys).max(keys_beyond));
         let evaluations = worst.into_kept().into_iter().flatten().collect();
@@ -162,11 +175,18 @@ fn keys(micros: &[MicroBatch<'_>]) -> usize {
 /// Returns the largest pass of a step, by one measure.
 fn most_of_a_pass(
     step: &[MicroBatch<'_>],
-    fuse_micro_batches: bool,
+    grouping: PassGrouping,
     size: fn(&[MicroBatch<'_>]) -> usize,
 ) -> usize {
     let rows: Vec<usize> = step.iter().map(|micro| micro.rows).collect();
-    groups(&rows, fuse_micro_batches).into_iter().map(|pass| size(&step[pass])).max().unwrap_or(0)
+    let largest_part = |pass: Range<usize>| {
+        let micro = &step[pass.start];
+        match parts(pass.len(), micro.rows, micro.tokens, grouping) {
+            None => size(&step[pass]),
+            Some(most) => micro.cut(most).iter().map(|part| size(slice::from_ref(part))).max().unwrap_or(0),
+        }
+    };
+    groups(&rows, grouping.fuse).into_iter().map(largest_part).max().unwrap_or(0)
 }
 
 /// Returns a micro-batch at least as large as any of the run.
@@ -184,19 +204,18 @@ fn bound(records: &[RecordSize<'_>], settings: &TrainSettings) -> MicroBatch<'st
 
 /// Finds the largest step by each measure. Buffers never shrink, so smaller steps do not matter.
 struct WorstFinder<'a> {
-    fuse_micro_batches: bool,
+    grouping: PassGrouping,
     kept: [Option<(usize, Vec<MicroBatch<'a>>)>; 8],
 }
 
 impl<'a> WorstFinder<'a> {
-    fn new(fuse_micro_batches: bool) -> Self {
-        Self { fuse_micro_batches, kept: Default::default() }
+    fn new(grouping: PassGrouping) -> Self {
+        Self { grouping, kept: Default::default() }
     }
 
     fn add(&mut self, step: Vec<MicroBatch<'a>>) {
         let most = |size: fn(&MicroBatch<'_>) -> usize| step.iter().map(size).max().unwrap_or(0);
-        let pass =
-            |size: fn(&[MicroBatch<'_>]) -> usize| most_of_a_pass(&step, self.fuse_micro_batches, size);
+        let pass = |size: fn(&[MicroBatch<'_>]) -> usize| most_of_a_pass(&step, self.grouping, size);
         let measures = [
             pass(keys),
             pass(rows),
@@ -231,6 +250,8 @@ mod tests {
 
     use super::*;
 
+    const FUSED: PassGrouping = PassGrouping { fuse: true, max_rows: None };
+
     fn record(tokens: usize, trained: usize) -> RecordSize<'static> {
         RecordSize { tokens, trained, prefix: &[] }
     }
@@ -256,7 +277,7 @@ mod tests {
         let held_out = [record(200, 3), record(400, 5), record(90, 60)];
         for packing in [false, true] {
             let settings = TrainSettings { max_length: 120, packing, ..TrainSettings::default() };
-            let worst = WorstSteps::of(&records, &held_out, &settings, false);
+            let worst = WorstSteps::of(&records, &held_out, &settings, PassGrouping::default());
             let lengths: Vec<_> = records.iter().map(|r| r.tokens).collect();
             let mut order = DataOrder::new(&lengths, &settings);
             let total = settings.total_steps(order.micro_batches());
@@ -275,7 +296,7 @@ mod tests {
                 micros.iter().any(|micro| of(micro) == most)
             };
             assert!(any(|r| r.tokens, worst.rows) && any(|r| r.trained, worst.labels));
-            let fused = WorstSteps::of(&records, &held_out, &settings, true);
+            let fused = WorstSteps::of(&records, &held_out, &settings, FUSED);
             assert!(fused.rows > worst.rows && fused.rows <= 512, "{fused:?}");
             let groups: Vec<usize> =
                 worst.evaluations().map(|g| g.iter().map(|s| s.ids.len()).sum()).collect();
@@ -288,7 +309,7 @@ mod tests {
         let prefix: Vec<u32> = (0..30).collect();
         let records: Vec<_> = (0..40).map(|i| RecordSize { prefix: &prefix, ..record(40 + i, 5) }).collect();
         let settings = TrainSettings { per_device_train_batch_size: 4, ..TrainSettings::default() };
-        let worst = WorstSteps::of(&records, &[], &settings, false);
+        let worst = WorstSteps::of(&records, &[], &settings, PassGrouping::default());
         let batches: Vec<Batch> = worst.steps().flatten().map(|micro| Batch::new(&micro)).collect();
         assert_eq!(Some(worst.rows), batches.iter().map(Batch::rows).max());
         assert_eq!(Some(worst.keys), batches.iter().map(Batch::tokens).max());
@@ -306,14 +327,11 @@ mod tests {
             max_length: 400,
             ..TrainSettings::default()
         };
-        for fuse_micro_batches in [false, true] {
-            let worst = WorstSteps::of(&records, &[], &settings, fuse_micro_batches);
-            assert_eq!((worst.rows, worst.keys), (400, 360), "{fuse_micro_batches}");
-            assert!(
-                worst.steps().flatten().any(|micro| Batch::new(&micro).tokens() == 360),
-                "{fuse_micro_batches}"
-            );
-            let unknown = WorstSteps::of(&records, &records[1..], &settings, fuse_micro_batches);
+        for grouping in [PassGrouping::default(), FUSED] {
+            let worst = WorstSteps::of(&records, &[], &settings, grouping);
+            assert_eq!((worst.rows, worst.keys), (400, 360), "{grouping:?}");
+            assert!(worst.steps().flatten().any(|micro| Batch::new(&micro).tokens() == 360), "{grouping:?}");
+            let unknown = WorstSteps::of(&records, &records[1..], &settings, grouping);
             assert!(unknown.evaluations().any(|group| Batch::new(&group).rows() < 360));
         }
     }

@@ -1,8 +1,9 @@
 use std::path::Path;
 
-use danlu_kernels::CpuOptions;
+use danlu_kernels::{CpuOptions, DType, cuda::CudaOptions};
 
 use super::*;
+use crate::plan::device_weight_bytes_of;
 
 fn input(batch: usize) -> PlanInput<'static> {
     let base = Path::new(env!("CARGO_MANIFEST_DIR")).join("../cli/assets/base-8m");
@@ -52,14 +53,15 @@ fn a_tighter_limit_keeps_less_and_what_fits_keeps_as_much_as_it_can() {
     input.settings.max_length = 30;
     let everything = MemoryPlan::new(&input, None).unwrap();
     assert!(everything.fuse_micro_batches);
-    let ladder = MemoryStrategy::ladder(8);
+    let ladder = MemoryStrategy::ladder(8, false);
     let mut planner = Planner::new(&input, &input.settings).unwrap();
     let totals: Vec<u64> = ladder.iter().map(|&strategy| planner.plan(strategy).unwrap().total).collect();
     assert_eq!(totals[0], everything.total);
     assert!(totals.windows(2).all(|w| w[1] < w[0]), "{totals:?}");
     for (strategy, &total) in totals.iter().enumerate() {
         let plan = MemoryPlan::new(&input, Some(total)).unwrap();
-        let MemoryStrategy { layers, fuse_micro_batches } = ladder[strategy];
+        let MemoryStrategy { layers, grouping: PassGrouping { fuse: fuse_micro_batches, .. } } =
+            ladder[strategy];
         assert_eq!((plan.layers, plan.fuse_micro_batches, plan.total), (layers, fuse_micro_batches, total));
         let plan = MemoryPlan::new(&input, Some(total + 1)).unwrap();
         assert_eq!((plan.layers, plan.fuse_micro_batches), (layers, fuse_micro_batches));
@@ -69,7 +71,7 @@ fn a_tighter_limit_keeps_less_and_what_fits_keeps_as_much_as_it_can() {
 #[test]
 fn what_cannot_fit_is_refused_with_the_largest_setting_that_would() {
     let input = input(8);
-    let ladder = MemoryStrategy::ladder(8);
+    let ladder = MemoryStrategy::ladder(8, false);
     let least = |settings: &TrainSettings| {
         Planner::new(&input, settings).unwrap().plan(*ladder.last().unwrap()).unwrap().total
     };
@@ -112,4 +114,24 @@ fn a_huge_batch_is_a_multiple_of_a_dry_run() {
     assert!(MemoryPlan::new(&many, None).unwrap().step_flops > of(1).step_flops << 23);
     let error = MemoryPlan::new(&input(usize::MAX), None).unwrap_err().to_string();
     assert!(error.contains("per_device_train_batch_size") && error.contains("at most 16777216"), "{error}");
+}
+
+#[test]
+fn a_devices_plan_leaves_the_host_out_and_splits_large_micro_batches() {
+    let mut input = input(8);
+    input.backend = BackendOptions::Cuda(CudaOptions { device: 0, dtype: DType::Bf16 });
+    let config = &input.config;
+    input.weights = device_weight_bytes_of(None, config, None, DType::Bf16);
+    let everything = MemoryPlan::new(&input, None).unwrap();
+    assert_eq!((everything.tokenizer, everything.data, everything.max_pass_rows), (0, 0, None));
+    assert_eq!(sum(&everything), everything.total);
+    let head = (2 * input.config.vocab_size * input.config.hidden_size) as u64;
+    assert!(everything.weights > head && everything.weights < 2 * input.config.num_parameters() + (1 << 20));
+    // Activations take half the bytes of the host's.
+    let host = MemoryPlan::new(&self::input(8), None).unwrap();
+    let share = everything.activations as f64 / host.activations as f64;
+    assert!((0.45..0.55).contains(&share), "{share}");
+    let split = MemoryPlan::new(&input, Some(everything.total - everything.activations / 4)).unwrap();
+    assert_eq!((split.max_pass_rows, split.tokens), (Some(2048), 1920));
+    assert_eq!(split.layers, everything.layers);
 }
