@@ -184,7 +184,7 @@ fn run(command: &Command, matches: &clap::ArgMatches, printer: &Printer) -> Resu
         }
         Command::Plan(args) => {
             let (_, own) = matches.subcommand().expect("a parsed command line has its subcommand");
-            plan::run(&train::RunConfig::resolve_plan(own)?, args.json, printer)
+            plan::run(&train::RunConfig::resolve_plan(own)?, args.device_memory, args.json, printer)
         }
         Command::Compare(args) => compare::run(args, printer),
         Command::Chat(args) => chat::run(args, printer),

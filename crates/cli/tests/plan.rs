@@ -176,3 +176,19 @@ fn a_limit_is_remembered_and_may_change_when_a_run_goes_on() {
     assert!(ran.out.contains("limit 859 MiB"), "{}", ran.out);
     assert_eq!(scene.read("out/adapter_model.safetensors"), scene.read("straight/adapter_model.safetensors"));
 }
+
+#[test]
+fn a_gpu_that_is_not_there_is_planned_by_its_memory() {
+    let scene = Scene::new();
+    let gpu = plan(&scene, "--device cuda --device-memory 15GiB");
+    assert_eq!(gpu["on_device"], true);
+    // The context and the spare memory are not part of the plan.
+    let available = bytes(&gpu, "available");
+    assert!((14 << 30..15 << 30).contains(&available), "{available}");
+    let host = plan(&scene, "");
+    assert_eq!(bytes(&gpu, "adapter"), bytes(&host, "adapter"));
+    assert!(bytes(&gpu, "activations") < bytes(&host, "activations"));
+    assert_eq!((bytes(&gpu, "tokenizer"), bytes(&gpu, "program")), (0, 0));
+    let text = scene.ok("plan --base base --device cuda --device-memory 15GiB").out;
+    assert!(text.contains("on the GPU") && !text.contains("tokenizer "), "{text}");
+}

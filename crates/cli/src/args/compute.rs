@@ -77,7 +77,8 @@ impl DeviceChoice {
     }
 }
 
-fn unusable(error: &CudaError) -> Diagnostic {
+/// The diagnostic of a GPU that cannot be used.
+pub fn unusable(error: &CudaError) -> Diagnostic {
     Diagnostic::input(error.to_string()).with_hint(error.hint())
 }
 
@@ -127,12 +128,26 @@ impl ComputeArgs {
         self.threads.map_or(available_cores(), |threads| available_cores().min(threads.into()))
     }
 
-    /// The back end that a memory plan is made for. The plan covers the host: on a GPU as on the processor.
+    /// The back end that a memory plan is made for. A GPU that `--device` names need not exist.
     ///
     /// # Errors
     /// As [`ComputeArgs::backend`].
     pub fn backend_options(&self, dtype: DType) -> Result<BackendOptions> {
-        Ok(self.options(dtype)?.into())
+        match self.planned_gpu()? {
+            Some(device) => Ok(BackendOptions::Cuda(CudaOptions { device, dtype })),
+            None => Ok(self.options(dtype)?.into()),
+        }
+    }
+
+    /// The index of the GPU that computes. A GPU that `--device` names need not exist.
+    ///
+    /// # Errors
+    /// If the driver fails.
+    pub fn planned_gpu(&self) -> Result<Option<usize>> {
+        match self.device {
+            Some(DeviceChoice::Cuda(index)) => Ok(Some(index)),
+            _ => self.gpu(),
+        }
     }
 
     /// The options of that back end.

@@ -9,10 +9,11 @@ use danlu_model::{ModelConfig, Quantization, Tokenizer};
 use danlu_train::memory::display;
 use danlu_train::{MemoryPlan, TrainSettings};
 
+use crate::args::adapter::memory_limit;
 use crate::args::chat_template::with_chat_template;
 use crate::commands::quantization_progress::stored_code;
 use crate::commands::train::forecast::{self, Forecast, MemoryBaseline};
-use crate::commands::train::{self, REPLIES, RunConfig, TrainArgs, prepare};
+use crate::commands::train::{self, GpuMemory, REPLIES, RunConfig, RunLimits, TrainArgs, prepare};
 use crate::diagnostic::Result;
 use crate::model_loader::ModelLoader;
 use crate::printer::Printer;
@@ -24,6 +25,7 @@ pub const EXAMPLES: &str = "\
 Examples:
   danlu plan --base models/base-28m --data huanhuan.json
   danlu plan --base models/Llama-3.2-1B --max-length 2048 --memory-limit 8GiB
+  danlu plan --base models/Llama-3.1-8B --quant nf4 --device cuda --device-memory 15GiB
   danlu plan --config out/huanhuan/run.toml --json
 
 Without --data, every record is taken to be as long as --max-length. A folder with config.json alone will do.";
@@ -33,6 +35,9 @@ Without --data, every record is taken to be as long as --max-length. A folder wi
 pub struct PlanArgs {
     #[command(flatten)]
     pub train: TrainArgs,
+    /// Plan for an idle GPU with this much memory, such as 15GiB; the GPU need not exist
+    #[arg(long, value_name = "SIZE", value_parser = memory_limit, requires = "device", help_heading = "Machine")]
+    pub device_memory: Option<u64>,
     /// Print the plan as JSON, in bytes
     #[arg(long, help_heading = "Output")]
     pub json: bool,
@@ -42,7 +47,7 @@ pub struct PlanArgs {
 ///
 /// # Errors
 /// If an input has a fault, or the run would not fit.
-pub fn run(run: &RunConfig, json: bool, printer: &Printer) -> Result<()> {
+pub fn run(run: &RunConfig, device_memory: Option<u64>, json: bool, printer: &Printer) -> Result<()> {
     let files = &run.files.resolve_base(FetchScope::ConfigOnly, &ModelLoader::new(printer))?;
     let mut baseline = MemoryBaseline::new();
     let config = ModelConfig::read(&files.base)?;
@@ -65,7 +70,9 @@ pub fn run(run: &RunConfig, json: bool, printer: &Printer) -> Result<()> {
         tokenizer.limit_ids(&config);
         baseline.tokenizer(&tokens);
     }
-    let subject = forecast::Subject { base: &files.base, config: &config, settings, limits: &run.limits };
+    let gpu_memory = device_memory.map_or(GpuMemory::FreeOrUnlimited, GpuMemory::Total);
+    let limits = &RunLimits { gpu_memory, ..run.limits.clone() };
+    let subject = forecast::Subject { base: &files.base, config: &config, settings, limits };
     let forecast = match tokenizer.as_ref().filter(|_| !files.data.is_empty()) {
         Some(tokenizer) => {
             let (data, reading, skip_bad) = (&files.data, &files.reading, files.skip_bad);
@@ -133,15 +140,25 @@ fn print_table(planned: &Planned<'_>, printer: &Printer) {
         format!("head {head}, products {products}, attention {attention}, adapter {low_rank}"),
     );
     row(("工作区", "scratch"), display(scratch.total()), note);
+    let on_device = plan.on_device;
     bytes(
         ("临时", "transient"),
         plan.transient,
-        "仅在写检查点或读分词器时占用",
-        "while a checkpoint is written or the tokenizer is read",
+        if on_device {
+            "训练后生成回复时占用"
+        } else {
+            "仅在写检查点或读分词器时占用"
+        },
+        match on_device {
+            true => "while the replies are generated",
+            false => "while a checkpoint is written or the tokenizer is read",
+        },
     );
-    bytes(("分词器", "tokenizer"), plan.tokenizer, "", "");
-    bytes(("数据", "data"), plan.data, "", "");
-    bytes(("程序", "program"), plan.program, "", "");
+    if !on_device {
+        bytes(("分词器", "tokenizer"), plan.tokenizer, "", "");
+        bytes(("数据", "data"), plan.data, "", "");
+        bytes(("程序", "program"), plan.program, "", "");
+    }
     let of = match (forecast.limit, forecast.available) {
         (Some(limit), _) => {
             printer.pick(format!("上限 {}", display(limit)), format!("limit {}", display(limit)))
@@ -181,6 +198,11 @@ fn print_heading(planned: &Planned<'_>, printer: &Printer) {
 
 /// Which weights are held in memory, and which are mapped from their files.
 fn weights_note(plan: &MemoryPlan, printer: &Printer) -> String {
+    if plan.on_device {
+        return printer
+            .pick("在显存里；词嵌入表留在内存里", "on the GPU; the embedding table stays in host memory")
+            .to_owned();
+    }
     let (held, mapped) = (display(plan.resident), display(plan.weights - plan.resident));
     match plan.resident {
         0 => printer

@@ -58,7 +58,7 @@ pub fn run(args: &DecodeArgs, printer: &Printer) -> Result<()> {
     memory::forget_peak();
     let mut figures = BenchOutput::new("decode", args.run.json, printer);
     let weights = machine.weights(&model, &config, printer)?;
-    let weight_bytes = model.describe(&config, &weights, &mut figures, printer);
+    let weight_bytes = model.describe(&config, (&weights, machine.quantization), &mut figures, printer);
     machine.describe(&mut figures, printer);
     let Job { sequences, prompt, new } = job;
     figures.row(

@@ -15,6 +15,7 @@ use crate::args::ComputeArgs;
 use crate::args::QuantArgs;
 use crate::args::compute::isa_from_env;
 use crate::diagnostic::Result;
+use crate::interrupt;
 use crate::printer::Printer;
 use crate::terminal_text;
 
@@ -83,7 +84,9 @@ impl Machine {
     /// # Errors
     /// If a file has a fault, there is no room for them, or they are in 4 bits already.
     pub fn weights(&self, model: &Model, config: &ModelConfig, printer: &Printer) -> Result<Weights> {
-        model.weights(config, self.quantization, self.threads, printer)
+        // A GPU encodes weights of files while the decoder is built.
+        let quantization = self.quantization.filter(|_| self.cuda.is_none() || model.is_in_memory());
+        model.weights(config, quantization, self.threads, printer)
     }
 
     /// A decoder on it.
@@ -91,7 +94,14 @@ impl Machine {
     /// # Errors
     /// If the weights are not those of the configuration.
     pub fn decoder(&self, config: &ModelConfig, weights: &Weights) -> Result<Arc<Decoder>> {
-        Ok(Arc::new(Decoder::new(config.clone(), weights, Arc::clone(&self.backend))?))
+        let (config, backend) = (config.clone(), Arc::clone(&self.backend));
+        Ok(Arc::new(match self.quantization.filter(|_| !weights.is_quantized()) {
+            Some(quantization) => {
+                let how = (quantization, self.threads);
+                Decoder::quantized(config, weights, backend, how, &mut |_| interrupt::check())?
+            }
+            None => Decoder::new(config, weights, backend)?,
+        }))
     }
 
     /// Reports the machine.

@@ -77,7 +77,7 @@ pub fn run(args: &MergeBenchArgs, printer: &Printer) -> Result<()> {
     warn_of_memory_disks(beside.path(), printer);
 
     let mut figures = BenchOutput::new("merge", args.run.json, printer);
-    model.describe(&config, &weights, &mut figures, printer);
+    model.describe(&config, (&weights, None), &mut figures, printer);
     let adapter = random_adapter(&config, &*backend)?;
     let modules = adapter.modules().len();
     figures.row(("任务", "job"), &printer.pick(

@@ -6,11 +6,12 @@ use std::str::FromStr;
 
 use clap::Args;
 use danlu_hub::FetchScope;
+use danlu_kernels::DType;
 use danlu_loader::folder_name;
 use danlu_model::{
     FolderState, ModelConfig, ModelError, Preset, Quantization, RandomProgress, RandomWeights, Weights,
 };
-use danlu_train::{WeightBytes, weight_bytes, weight_bytes_of};
+use danlu_train::{WeightBytes, device_weight_bytes, device_weight_bytes_of, weight_bytes, weight_bytes_of};
 
 use super::output::BenchOutput;
 use super::stopped;
@@ -74,6 +75,11 @@ impl ModelArgs {
 }
 
 impl Model {
+    /// Whether the weights are generated in memory.
+    pub fn is_in_memory(&self) -> bool {
+        matches!(self, Self::Shape(_, None))
+    }
+
     /// Its configuration.
     ///
     /// # Errors
@@ -172,15 +178,36 @@ impl Model {
         })
     }
 
+    /// Device memory of the loaded weights, computed in `dtype`. Those of a shape need not exist yet.
+    ///
+    /// # Errors
+    /// As [`Model::weight_bytes`].
+    pub fn device_weight_bytes(
+        &self,
+        config: &ModelConfig,
+        quantization: Option<Quantization>,
+        dtype: DType,
+    ) -> Result<WeightBytes> {
+        match self {
+            Self::Folder(folder) => Ok(device_weight_bytes(folder, config, quantization, dtype)?),
+            Self::Shape(..) => Ok(device_weight_bytes_of(None, config, quantization, dtype)),
+        }
+    }
+
     /// Reports the model. Returns the bytes of its weights.
     pub fn describe(
         &self,
         config: &ModelConfig,
-        weights: &Weights,
+        (weights, quantization): (&Weights, Option<Quantization>),
         figures: &mut BenchOutput<'_>,
         printer: &Printer,
     ) -> u64 {
-        let bytes = weights.total_bytes();
+        let bytes = match quantization.filter(|_| !weights.is_quantized()) {
+            Some(quantization) => {
+                weight_bytes_of(Some(weights), config, Some((quantization, 1)), None).total()
+            }
+            None => weights.total_bytes(),
+        };
         let which = match self {
             Self::Folder(folder) => folder.display().to_string(),
             Self::Shape(shape, Some(folder)) => printer.pick(

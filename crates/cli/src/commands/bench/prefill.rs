@@ -38,7 +38,7 @@ pub fn run(args: &PrefillArgs, printer: &Printer) -> Result<()> {
     check_context(prompt, config.max_position_embeddings, "`--prompt-tokens`")?;
     let mut figures = BenchOutput::new("prefill", args.run.json, printer);
     let weights = machine.weights(&model, &config, printer)?;
-    model.describe(&config, &weights, &mut figures, printer);
+    model.describe(&config, (&weights, machine.quantization), &mut figures, printer);
     machine.describe(&mut figures, printer);
     figures.row(
         ("任务", "job"),

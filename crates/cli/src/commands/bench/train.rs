@@ -5,6 +5,8 @@ use std::str::FromStr;
 
 use clap::Args;
 use danlu_adapter::{Adapter, targets};
+use danlu_kernels::BackendOptions;
+use danlu_kernels::cuda::CudaOptions;
 use danlu_model::{LabeledSequence, ModelConfig, Tokenizer};
 use danlu_train::{
     Example, PlanInput, RecordSize, ReplySize, StepMetrics, SuggestedLimits, TrainSettings, Trainer,
@@ -19,6 +21,7 @@ use super::{RunArgs, flops, random_ids};
 use crate::args::AdapterArgs;
 use crate::args::adapter::memory_limit;
 use crate::args::compute::check_context;
+use crate::commands::train::GpuMemory;
 use crate::commands::train::forecast::{self, Forecast};
 use crate::commands::train::prepare::prepare;
 use crate::diagnostic::{Diagnostic, Result};
@@ -109,7 +112,7 @@ pub fn run(args: &TrainBenchArgs, printer: &Printer) -> Result<()> {
 
     let mut figures = BenchOutput::new("train", args.run.json, printer);
     let weights = machine.weights(&model, &config, printer)?;
-    model.describe(&config, &weights, &mut figures, printer);
+    model.describe(&config, (&weights, machine.quantization), &mut figures, printer);
     machine.describe(&mut figures, printer);
     let adapter = Adapter::init(lora, &config, job.settings.seed, &*machine.backend)?;
     describe_job(&job, &adapter, &mut figures, printer);
@@ -291,15 +294,21 @@ fn forecast(
         }
         Examples::Random(records) => records.clone(),
     };
+    let backend = args.machine.compute.backend_options(machine.precision.into())?;
     let input = PlanInput {
         config: config.clone(),
         settings: job.settings.clone(),
-        backend: args.machine.compute.backend_options(machine.precision.into())?,
+        backend,
         records,
         held_out: Vec::new(),
         reply: ReplySize::default(),
         checkpoints: false,
-        weights: model.weight_bytes(config, quantization)?,
+        weights: match backend {
+            BackendOptions::Cuda(CudaOptions { dtype, .. }) => {
+                model.device_weight_bytes(config, machine.quantization, dtype)?
+            }
+            BackendOptions::Cpu(_) => model.weight_bytes(config, quantization)?,
+        },
         baseline: forecast::present(),
     };
     let flags = |smaller: SuggestedLimits| match &job.examples {
@@ -309,11 +318,12 @@ fn forecast(
         }
         Examples::OfData(_) => smaller.to_string(),
     };
-    Forecast::with_input(&input, args.memory_limit, &flags)
+    Forecast::with_input(&input, (args.memory_limit, GpuMemory::Free), &flags)
 }
 
 fn describe_forecast(forecast: &Forecast, figures: &mut BenchOutput<'_>, printer: &Printer) {
-    figures.row(("内存", "memory"), &forecast.peak(printer));
+    let label = if forecast.plan.on_device { ("显存", "GPU memory") } else { ("内存", "memory") };
+    figures.row(label, &forecast.peak(printer));
     figures.row(("各层", "layers"), &forecast::layers(&forecast.plan, printer));
     figures.set("memory_limit_bytes", forecast.limit);
     figures.set("foreseen_memory_bytes", forecast.plan.total);

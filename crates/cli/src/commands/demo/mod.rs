@@ -197,7 +197,7 @@ fn training(args: &DemoArgs, folders: &Folders) -> train::RunConfig {
         output: folders.adapter.clone(),
         ..train::RunFiles::default()
     };
-    let limits = train::RunLimits { compute: args.compute.clone(), memory: None };
+    let limits = train::RunLimits { compute: args.compute.clone(), ..train::RunLimits::default() };
     train::RunConfig { files, settings, limits, card: train::CardOptions::default() }
 }
 

@@ -3,18 +3,21 @@
 use std::path::Path;
 
 use danlu_adapter::TrainingIdentity;
+use danlu_kernels::cuda::{self, CudaOptions};
+use danlu_kernels::{Backend, BackendOptions};
 use danlu_model::{ModelConfig, Tokenizer};
 use danlu_report::MemoryUse;
 use danlu_train::memory::{self, display};
 use danlu_train::{
     BaselineMemory, LayerPolicies, MemoryPlan, PlanInput, RecordSize, ReplySize, SuggestedLimits, TrainError,
-    TrainSettings, Trainer, WeightBytes, weight_bytes,
+    TrainSettings, Trainer, WeightBytes, device_weight_bytes, weight_bytes,
 };
 
 use super::REPLY_TOKENS;
 use super::prepare::Prepared;
-use super::run_config::RunLimits;
+use super::run_config::{GpuMemory, RunLimits};
 use crate::allocator;
+use crate::args::compute::unusable;
 use crate::diagnostic::{Diagnostic, Result};
 use crate::evaluation::replies::Question;
 use crate::printer::Printer;
@@ -115,7 +118,8 @@ impl Forecast {
         data: Option<(&Prepared, &Tokenizer, &[Question])>,
         baseline: &MemoryBaseline,
     ) -> Result<Self> {
-        Self::with_input(&input(subject, data, baseline)?, subject.limits.memory, &|smaller| {
+        let RunLimits { memory, gpu_memory, .. } = *subject.limits;
+        Self::with_input(&input(subject, data, baseline)?, (memory, gpu_memory), &|smaller| {
             smaller.to_string()
         })
     }
@@ -129,9 +133,12 @@ impl Forecast {
     /// If it does not fit.
     pub fn with_input(
         input: &PlanInput<'_>,
-        limit: Option<u64>,
+        (limit, gpu_memory): (Option<u64>, GpuMemory),
         flags: &dyn Fn(SuggestedLimits) -> String,
     ) -> Result<Self> {
+        if let BackendOptions::Cuda(CudaOptions { device, .. }) = input.backend {
+            return Self::on_gpu(input, limit, usable_memory(device, gpu_memory)?, flags);
+        }
         let here = memory::resident().unwrap_or(0);
         let available = memory::available().map(|free| free + here);
         let settled = |plan, weights_evictable| Ok(Self { plan, limit, available, weights_evictable });
@@ -157,11 +164,24 @@ impl Forecast {
         }
     }
 
+    /// Plans `input` for a GPU, of whose memory `available` bytes can be used.
+    fn on_gpu(
+        input: &PlanInput<'_>,
+        limit: Option<u64>,
+        available: Option<u64>,
+        flags: &dyn Fn(SuggestedLimits) -> String,
+    ) -> Result<Self> {
+        let room = limit.into_iter().chain(available).min();
+        let given = limit.is_some() && limit == room;
+        let plan = MemoryPlan::new(input, room).map_err(|error| refused(error, given, flags))?;
+        Ok(Self { plan, limit, available, weights_evictable: false })
+    }
+
     /// Allocates the buffers of the trainer as planned.
     pub fn reserve(&self, trainer: &mut Trainer) {
         let plan = &self.plan;
         let room = (plan.tokens as usize, plan.trained_tokens as usize, plan.sharing_tokens as usize);
-        trainer.reserve(plan.layers.policies(), plan.fuse_micro_batches, room);
+        trainer.reserve(plan.layers.policies(), plan.grouping(), room);
     }
 
     /// Prints the plan in two lines.
@@ -170,7 +190,10 @@ impl Forecast {
             let label = printer.paint_status(Style::Dim, &terminal_text::pad(printer.pick(zh, en), 10));
             printer.status_labeled(&format!("{label} "), &value);
         };
-        row("内存", "memory", self.peak(printer));
+        match self.plan.on_device {
+            true => row("显存", "GPU memory", self.peak(printer)),
+            false => row("内存", "memory", self.peak(printer)),
+        }
         row("各层", "layers", layers(&self.plan, printer));
         self.warn(printer);
     }
@@ -215,8 +238,12 @@ impl Forecast {
     }
 
     /// The forecast beside the measured peak.
-    pub fn measured(self) -> MemoryUse {
-        MemoryUse { plan: self.plan, peak: memory::peak() }
+    pub fn measured(self, backend: &dyn Backend) -> MemoryUse {
+        let peak = match self.plan.on_device {
+            true => backend.device_memory().map(|memory| memory.peak),
+            false => memory::peak(),
+        };
+        MemoryUse { plan: self.plan, peak }
     }
 }
 
@@ -251,9 +278,28 @@ fn beyond_space(needed: u64, space: u64, fits: Option<String>) -> Diagnostic {
         .with_hint(fits.map_or_else(|| more.to_owned(), |flags| format!("`{flags}` fits; or {more}")))
 }
 
+/// The memory of a GPU that a run can use, or `None` if it is not known.
+fn usable_memory(device: usize, memory: GpuMemory) -> Result<Option<u64>> {
+    if let GpuMemory::Total(total) = memory {
+        return Ok(Some(cuda::usable_bytes_of(total)));
+    }
+    match cuda::free_memory(device) {
+        Ok(free) => Ok(Some(cuda::usable_bytes(free))),
+        Err(_) if memory == GpuMemory::FreeOrUnlimited => Ok(None),
+        Err(error) => Err(unusable(&error)),
+    }
+}
+
 /// Describes the activations that layers store, and how micro-batches run.
 pub fn layers(plan: &MemoryPlan, printer: &Printer) -> String {
     let kept = kept(&plan.layers, printer);
+    if let Some(rows) = plan.max_pass_rows {
+        let rows = terminal_text::thousands(rows as u64);
+        return printer.pick(
+            format!("{kept}；超过 {rows} 词元的微批分几次进行"),
+            format!("{kept}; micro-batches above {rows} tokens run in parts"),
+        );
+    }
     match plan.fuse_micro_batches {
         true => kept,
         false => {
@@ -284,6 +330,12 @@ fn kept(layers: &LayerPolicies, printer: &Printer) -> String {
 /// The peak of a finished run beside its forecast; none if the system does not report it.
 pub fn peak_line(memory: &MemoryUse, printer: &Printer) -> Option<String> {
     let (peak, planned) = (display(memory.peak?), display(memory.plan.total));
+    if memory.plan.on_device {
+        return Some(printer.pick(
+            format!("显存峰值    {peak}，预计 {planned}"),
+            format!("peak GPU memory {peak}, {planned} foreseen"),
+        ));
+    }
     Some(printer.pick(
         format!("内存峰值    {peak}，预计 {planned}"),
         format!("peak memory     {peak}, {planned} foreseen"),
@@ -309,13 +361,21 @@ fn input<'a>(
         weights: WeightBytes::default(),
         baseline: baseline.present(config.vocab_size),
     };
+    let on_gpu = match input.backend {
+        BackendOptions::Cuda(CudaOptions { dtype, .. }) => Some(dtype),
+        BackendOptions::Cpu(_) => None,
+    };
+    let weights = |ids: Option<&mut dyn Iterator<Item = u32>>| match on_gpu {
+        Some(dtype) => device_weight_bytes(base, config, quantization.map(|(q, _)| q), dtype),
+        None => weight_bytes(base, config, quantization, ids),
+    };
     let Some((data, tokenizer, questions)) = data else {
-        input.weights = weight_bytes(base, config, quantization, None)?;
+        input.weights = weights(None)?;
         return Ok(input);
     };
     let sequences = || data.examples.iter().chain(&data.held_out).map(|example| &example.sequence);
     let mut ids = sequences().flat_map(|sequence| sequence.ids.iter().copied());
-    input.weights = weight_bytes(base, config, quantization, Some(&mut ids))?;
+    input.weights = weights(Some(&mut ids))?;
     input.records = data.examples.iter().map(|e| RecordSize::of(&e.sequence)).collect();
     input.held_out = data.held_out.iter().map(|e| RecordSize::of(&e.sequence)).collect();
     let tokens = |question: &Question| {

@@ -38,7 +38,7 @@ use forecast::{Forecast, MemoryBaseline};
 use prepare::Prepared;
 pub use progress::draw_loss;
 pub use run_config::{
-    CardOptions, RunConfig, RunFiles, RunLimits, check_length, lora_config, pin_template_date,
+    CardOptions, GpuMemory, RunConfig, RunFiles, RunLimits, check_length, lora_config, pin_template_date,
 };
 use summary::RunFacts;
 
@@ -263,7 +263,7 @@ fn publish(
     let replies = summary::before_and_after(&trainer, &tokenizer, &questions, printer)?;
     let earlier = folder.earlier.as_ref();
     let recorded = earlier.and_then(|card| card.training.as_ref()?.memory);
-    let mut memory = forecast.measured();
+    let mut memory = forecast.measured(&**trainer.decoder().backend());
     memory.peak = memory.peak.max(recorded.map(|(peak, _)| peak));
     let output = &run.files.output;
     let summary =

@@ -63,6 +63,20 @@ pub struct RunLimits {
     pub compute: ComputeArgs,
     /// Most memory, in bytes.
     pub memory: Option<u64>,
+    /// The memory of the GPU.
+    pub gpu_memory: GpuMemory,
+}
+
+/// The memory of the GPU that a run is planned for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum GpuMemory {
+    /// The free memory of the GPU that computes.
+    #[default]
+    Free,
+    /// The free memory if this machine has the GPU, otherwise unlimited.
+    FreeOrUnlimited,
+    /// An idle GPU with this much memory in bytes.
+    Total(u64),
 }
 
 /// What the author adds to the card of a run.
@@ -152,7 +166,7 @@ impl RunConfig {
         };
 
         let mut settings = args.settings.settings();
-        if args.settings.dtype.is_none() && args.compute.gpu()?.is_some() {
+        if args.settings.dtype.is_none() && args.compute.planned_gpu()?.is_some() {
             settings.dtype = Precision::Bf16;
         }
         check_settings(&settings, config.as_ref(), matches)?;
@@ -171,7 +185,7 @@ impl RunConfig {
             resume: resume.or(args.resume),
             config,
         };
-        let limits = RunLimits { compute: args.compute, memory: args.memory_limit };
+        let limits = RunLimits { compute: args.compute, memory: args.memory_limit, ..RunLimits::default() };
         let card = CardOptions { args: args.card, given: card_given, notes: args.notes };
         Ok(Self { files, settings, limits, card })
     }
