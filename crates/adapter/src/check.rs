@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use danlu_model::{TensorInfo, Weights};
+use danlu_model::{Projection, TensorInfo, Weights};
 
 use crate::adapter::PREFIX;
 use crate::files::no_weights;
@@ -48,9 +48,13 @@ fn check_tensors(config: &LoraConfig, found: &Weights) -> Result<(), AdapterErro
     }
     let paths: Vec<String> = pairs.keys().map(|&path| path.to_owned()).collect();
     let (ranks, unused) = targets::ranks(config, &paths)?;
-    // PEFT accepts a name that matches nothing beside one that matches.
+    // PEFT accepts a name that no base module has beside one that matches. Without the base, a projection's name
+    // is taken for a module that the base has.
     let is_unused = ranks.iter().all(Option::is_none);
-    let unused = unused.into_iter().filter(|_| is_unused);
+    let is_projection = |target: &&str| {
+        is_unused || target.rsplit('.').next().is_some_and(|name| Projection::from_name(name).is_some())
+    };
+    let unused = unused.into_iter().filter(is_projection);
     let mut missing: Vec<String> = unused.map(str::to_owned).collect();
     let mut shaped = Vec::new();
     for ((path, pair), rank) in pairs.iter().zip(ranks) {

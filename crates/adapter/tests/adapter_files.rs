@@ -282,12 +282,12 @@ fn a_folder_is_checked_without_its_base() {
     // Other ranks, for all or some modules, and other targets.
     let is_shape = |error: &AdapterError| matches!(error, AdapterError::Shape { expected, found, .. } if expected != found);
     assert!(is_shape(&with("\"r\": 4", "\"r\": 8").unwrap_err()));
-    assert!(is_shape(&with("\"rank_pattern\": {}", "\"rank_pattern\": {\"q_proj\": 2}").unwrap_err()));
+    assert!(is_shape(&with("\"r\": 4", "\"r\": 4, \"rank_pattern\": {\"q_proj\": 2}").unwrap_err()));
     let error = with("\"q_proj\",", "\"q_proj\", \"v_proj\",").unwrap_err();
     assert!(matches!(error, AdapterError::Binding { missing, .. } if missing == ["v_proj"]));
     let error = with("\"q_proj\",", "").unwrap_err();
     assert!(matches!(error, AdapterError::Binding { unbound, .. } if !unbound.is_empty()));
-    let error = with("\"exclude_modules\": null", "\"exclude_modules\": [\"q_proj\"]").unwrap_err();
+    let error = with("\"r\": 4", "\"r\": 4, \"exclude_modules\": [\"q_proj\"]").unwrap_err();
     assert!(matches!(error, AdapterError::Binding { unbound, .. } if !unbound.is_empty()));
 
     // One matrix missing, one twice, another name, an empty file, too few bytes, no file.
