@@ -15,6 +15,7 @@ use crate::commands::data::{check, notes};
 use crate::diagnostic::{Diagnostic, Result};
 use crate::evaluation::held_out::read;
 use crate::evaluation::replies::{self, Question};
+use crate::memory;
 use crate::printer::Printer;
 use crate::terminal_text;
 
@@ -75,6 +76,7 @@ pub fn prepare(
     let mut warnings = Vec::new();
     for file in data {
         let dataset = read(file, reading)?;
+        memory::check_longest(&dataset.records)?;
         warnings.extend(warnings_about(&dataset, printer));
         summary.files.push(DataFile {
             name: dataset.fingerprint.name,
