@@ -38,7 +38,8 @@ fn report(address: usize) {
     exit(1);
 }
 
-fn write(mut bytes: &[u8]) {
+/// Writes to standard error without a lock or an allocation.
+pub fn write(mut bytes: &[u8]) {
     // SAFETY: standard error stays open until the process exits; a closed one only fails the write.
     let stderr = unsafe { BorrowedFd::borrow_raw(STDERR) };
     while !bytes.is_empty() {

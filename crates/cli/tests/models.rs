@@ -160,3 +160,37 @@ fn more_threads_than_cores_are_not_started() {
     assert!(ran.err.contains(&note), "{}", ran.err);
     assert!(ran.out.contains(&format!("{cores} of {cores} cores")), "{}", ran.out);
 }
+
+/// At a few limits the base, the cache or the work buffers do not fit. Each is reported, and none aborts.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_small_address_space_is_reported_without_an_abort() {
+    let scene = Scene::new();
+    let danlu = env!("CARGO_BIN_EXE_danlu");
+    let mut failed = 0;
+    for mib in (60..=360).step_by(30) {
+        let limit = format!("--as={}", mib << 20);
+        let mut command = std::process::Command::new("prlimit");
+        command.args([
+            &limit,
+            danlu,
+            "chat",
+            "base",
+            "--prompt",
+            "hi",
+            "--max-new-tokens",
+            "2",
+            "--device",
+            "cpu",
+        ]);
+        let ran = Ran::of(command.current_dir(scene.path("")).env("LANG", "C").output().unwrap());
+        assert!(
+            ran.code == 0 || ran.code == 1 && ran.err.contains("error: "),
+            "{mib} MiB: {}\n{}",
+            ran.code,
+            ran.err
+        );
+        failed += ran.code;
+    }
+    assert!(failed > 0, "the smallest limit is too large");
+}
