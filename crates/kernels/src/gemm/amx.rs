@@ -31,13 +31,11 @@ const SIDE: usize = 16;
 const SQUARE: usize = SIDE * SIDE;
 /// Columns of a block: two registers.
 const NR: usize = 2 * SIDE;
-/// Most words of `k` in a block. Two panels of `A` of this length fill half of L1.
-const KC: usize = 192;
 /// Most words along the sum of a [`SmallProduct`] whose `A` is transposed.
 const MAX_TRANSPOSED: usize = 64;
 
 pub(super) static KERNELS: Kernels =
-    Kernels { mr: SIDE, kc: KC, pack_a, pack_b, tiles, small_product, ..avx512bf16::KERNELS };
+    Kernels { mr: SIDE, pack_a, pack_b, tiles, small_product, ..avx512bf16::KERNELS };
 
 /// Shapes of the tile registers, in the layout of `ldtilecfg`.
 #[repr(C, align(64))]

@@ -57,7 +57,7 @@ pub(crate) use small_product::SmallProduct;
 pub(crate) use tile::{RowMask, TileJob, TileMask};
 
 /// Most words of `k` that are summed in registers before `C` is touched. A panel of `A` of this length fits
-/// L1. An instruction set may have a smaller limit.
+/// L1.
 const KC: usize = 384;
 /// Most blocks of `k` packed at once. Bounds the memory for `A`.
 const MAX_PACKED_BLOCKS: usize = 8;
@@ -76,8 +76,6 @@ pub(crate) struct Kernels {
     pub mr: usize,
     pub nr: usize,
     pub pair: usize,
-    /// Most words of a block of `k`.
-    pub kc: usize,
     /// Elements in 4 bits that dot products look up at once.
     pub chunk: usize,
     pub pack: unsafe fn(&PackJob<'_>),
@@ -147,7 +145,6 @@ macro_rules! kernel_table {
                 mr: <$lanes as super::micro_kernel::MicroKernel>::MR,
                 nr: <$lanes as super::micro_kernel::MicroKernel>::NR,
                 pair: <$lanes as super::micro_kernel::MicroKernel>::PAIR,
-                kc: super::KC,
                 chunk: super::four_bit::chunk::<$lanes>(),
                 pack,
                 pack_a: pack,
@@ -212,7 +209,7 @@ impl Kernels {
     /// Returns the blocks of a sum over `k`, and the words of each but the last.
     pub fn blocks(&self, k: usize) -> (usize, usize) {
         let steps = k.div_ceil(self.pair);
-        let block_steps = steps.div_ceil(steps.div_ceil(self.kc)).next_multiple_of(self.lanes);
+        let block_steps = steps.div_ceil(steps.div_ceil(KC)).next_multiple_of(self.lanes);
         (steps.div_ceil(block_steps), block_steps)
     }
 }
