@@ -186,7 +186,7 @@ fn values_must_be_finite_and_of_a_float_type() {
         data[20..24].copy_from_slice(&f32::NAN.to_le_bytes());
         vec![(name.to_owned(), Dtype::F32, shape, data)]
     });
-    assert!(load(out.path()).unwrap_err().to_string().ends_with("holds NaN at element 5"));
+    assert!(load(out.path()).unwrap_err().to_string().contains(": element 5 of tensor `"));
     saved(out.path());
     edit(out.path(), |name, shape, data| vec![(name.to_owned(), Dtype::I32, shape, data)]);
     assert!(load(out.path()).unwrap_err().to_string().contains(" is I32, expected"));

@@ -179,7 +179,7 @@ fn a_target_is_never_silently_without_effect() {
     let error = message(json!({ "target_modules": r".*self_attn.*" }));
     assert!(error.to_string().ends_with("`model.layers.0.self_attn`, which is not a linear projection"));
     let error = message(json!({ "exclude_modules": ["q_proj", "v_proj"] }));
-    assert!(error.to_string().contains("6 would match"));
+    assert!(error.to_string().contains("matches 6, and all are excluded"));
     let error = message(json!({ "layers_to_transform": [1, 3] }));
     assert!(error.to_string().contains("layer 3 of `layers_to_transform`: the base model has 3"));
     assert!(matches!(

@@ -264,7 +264,7 @@ fn a_weight_that_is_no_number_is_named() {
     };
     for at in [0, 70_001, 180_223] {
         let expected = format!(
-            "`m.safetensors`: tensor `model.layers.3.mlp.gate_proj.weight` holds NaN at element {at}"
+            "cannot quantize `m.safetensors`: element {at} of tensor `model.layers.3.mlp.gate_proj.weight` is NaN"
         );
         assert_eq!(place(at), expected);
     }
