@@ -45,7 +45,7 @@ pub enum ScratchPool {
     /// Packed `A`, packed `B` of each thread, packed rows of a skinny product. A device uses its own numbers,
     /// up to 3.
     Products(usize),
-    /// Low-rank products, up to 7.
+    /// Buffers of low-rank products, numbered up to 7.
     LowRank(usize),
     /// The attention buffers of all threads.
     Attention,

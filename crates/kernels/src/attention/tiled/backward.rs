@@ -1,7 +1,7 @@
 //! Backward of one task: for each block of queries, a loop over panels of keys.
 
 use super::gather::{gather, round};
-use super::operand_format::{OperandFormat, ProductShape, StridedOperand};
+use super::operand_format::{OperandFormat, StridedOperand, TileShape};
 use super::scratch::{total, with_buffers};
 use super::task::{Block, Shape, Task};
 use super::{KEYS, QUERIES};
@@ -162,7 +162,7 @@ impl<'a> Buffers<'a> {
             let here = KEYS.min(block.keys() - first);
             let [q, dout, out, dq] = prefetch.map(|prefetch| prefetch.part(first / KEYS, panels));
             let (n, steps) = (format.whole(here), shape.steps);
-            let tile = ProductShape { m: rows, n, steps, stride: KEYS, accumulate: false };
+            let tile = TileShape { m: rows, n, steps, stride: KEYS, accumulate: false };
             let panel = first * shape.steps..;
             format.product(scores, q_by_rows, &self.k_panels[panel.clone()], tile, q);
             format.product(dscores, dout_by_rows, &self.v_panels[panel], tile, dout);
@@ -170,7 +170,7 @@ impl<'a> Buffers<'a> {
 
             let columns = |data| StridedOperand { data, row: 1, step: KEYS };
             let steps = format.of(rows);
-            let tile = ProductShape { m: here, n: width, steps, stride: width, accumulate: true };
+            let tile = TileShape { m: here, n: width, steps, stride: width, accumulate: true };
             let p = columns(format.by_columns(self.p_by_columns, scores, KEYS));
             format.product(&mut self.dv_rows[first * width..], p, dout_by_columns, tile, out);
             let ds = columns(format.by_columns(self.ds_by_columns, dscores, KEYS));
@@ -178,7 +178,7 @@ impl<'a> Buffers<'a> {
             let data = format.by_rows(self.ds_by_rows, dscores);
             let ds = StridedOperand { data, row: format.of(KEYS), step: 1 };
             let (k, steps) = (&self.k_rows[format.of(first) * width..], format.of(here));
-            let tile = ProductShape { m: rows, n: width, steps, stride: width, accumulate: first > start };
+            let tile = TileShape { m: rows, n: width, steps, stride: width, accumulate: first > start };
             format.product(self.dq_rows, ds, k, tile, Prefetch::NONE);
         }
     }

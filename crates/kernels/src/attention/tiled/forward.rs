@@ -1,7 +1,7 @@
 //! Forward of one task: for each block of queries, a loop over all visible keys.
 
 use super::gather::gather;
-use super::operand_format::{OperandFormat, ProductShape, StridedOperand};
+use super::operand_format::{OperandFormat, StridedOperand, TileShape};
 use super::scratch::{total, with_buffers};
 use super::task::{Block, Shape, Task};
 use super::{KEYS, QUERIES, cap_lanes};
@@ -40,7 +40,7 @@ pub(crate) unsafe fn forward_task(
             for first in block.panels() {
                 let (scores, k) = (&mut scores[first * rows..], &k_panels[first * shape.steps..]);
                 let n = format.whole(KEYS.min(block.keys() - first));
-                let tile = ProductShape { m: rows, n, steps: shape.steps, stride: KEYS, accumulate: false };
+                let tile = TileShape { m: rows, n, steps: shape.steps, stride: KEYS, accumulate: false };
                 format.product(scores, q_by_rows, k, tile, next.part(first / KEYS, panels));
             }
             let (mut sums, mut lses) = ([0.0; QUERIES], [0.0; QUERIES]);
@@ -55,8 +55,7 @@ pub(crate) unsafe fn forward_task(
                 let weights = format.by_rows(p_pairs, &scores[first * rows..][..rows * KEYS]);
                 let weights = StridedOperand { data: weights, row: format.of(KEYS), step: 1 };
                 let steps = format.of(KEYS.min(block.keys() - first));
-                let tile =
-                    ProductShape { m: rows, n: width, steps, stride: width, accumulate: first > start };
+                let tile = TileShape { m: rows, n: width, steps, stride: width, accumulate: first > start };
                 let prefetch = block.prefetch(out).part(first / KEYS, panels);
                 format.product(weighted, weights, &v_rows[format.of(first) * width..], tile, prefetch);
             }

@@ -21,7 +21,7 @@ pub(super) struct StridedOperand<'a> {
 
 /// The shape of a product `c (m, n) = a b`.
 #[derive(Clone, Copy)]
-pub(super) struct ProductShape {
+pub(super) struct TileShape {
     pub m: usize,
     /// Columns of `c`, whole vectors.
     pub n: usize,
@@ -124,10 +124,10 @@ impl OperandFormat {
         c: &mut [f32],
         a: StridedOperand<'_>,
         b: &[f32],
-        shape: ProductShape,
+        shape: TileShape,
         prefetch: Prefetch,
     ) {
-        let ProductShape { m, n, steps, stride, accumulate } = shape;
+        let TileShape { m, n, steps, stride, accumulate } = shape;
         assert!(n == self.whole(n) && n <= stride && m > 0 && steps > 0);
         assert!(c.len() >= (m - 1) * stride + n && b.len() >= (steps - 1) * stride + n);
         assert!(a.data.len() > (m - 1) * a.row + (steps - 1) * a.step);
