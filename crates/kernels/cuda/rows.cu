@@ -16,6 +16,16 @@
     }
 FOR_TYPES(ADD_KERNEL)
 
+// out[i] += bias, rows of `cols`. Grid: n.
+#define ADD_BIAS_KERNEL(T)                                                                                     \
+    extern "C" __global__ void __launch_bounds__(256)                                                          \
+        add_bias_##T(T* out, const float* bias, int cols, i64 ld) {                                            \
+        T* row = out + blockIdx.x * ld;                                                                        \
+        for (int at = threadIdx.x; at < cols; at += 256)                                                       \
+            row[at] = from_float<T>(to_float(row[at]) + bias[at]);                                             \
+    }
+FOR_TYPES(ADD_BIAS_KERNEL)
+
 // One block copies one row.
 template <typename T>
 __device__ __forceinline__ void copy_row(T* __restrict__ to, const T* __restrict__ from, int cols) {

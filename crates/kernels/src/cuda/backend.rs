@@ -417,12 +417,11 @@ impl Backend for Cuda {
 
     fn supports(&self, operation: FamilyOperation) -> bool {
         match operation {
-            FamilyOperation::Bias
-            | FamilyOperation::Geglu
+            FamilyOperation::Bias | FamilyOperation::ResidualNorm => true,
+            FamilyOperation::Geglu
             | FamilyOperation::AttentionWindow
             | FamilyOperation::AttentionSoftcap
-            | FamilyOperation::HeadSoftcap
-            | FamilyOperation::ResidualNorm => false,
+            | FamilyOperation::HeadSoftcap => false,
         }
     }
 
@@ -562,8 +561,10 @@ impl Backend for Cuda {
         ops::rows::scatter_rows(&self.device, dtype, out, inp, indices_ptr(rows), shape);
     }
 
-    fn add_bias(&self, _out: &mut Buffer, _bias: &Buffer, _n: usize) {
-        panic!("{MISSING_KERNEL}");
+    fn add_bias(&self, out: &mut Buffer, bias: &Buffer, n: usize) {
+        let cols = bias.len();
+        let rows = rows_of(out, n, cols);
+        ops::rows::add_bias(&self.device, out.dtype(), rows, ptr(bias), (n, cols));
     }
 
     fn rmsnorm_forward(

@@ -13,6 +13,12 @@ pub fn add(device: &Device, dtype: DType, dst: DevicePtr, src: DevicePtr, len: u
     device.kernel("add", dtype).grid(blocks, 1, 1).block(THREADS).ptr(dst).ptr(src).long(len).run();
 }
 
+/// Computes `out[i] += bias` for `n` rows of `cols` columns. `bias` is f32.
+pub fn add_bias(device: &Device, dtype: DType, out: Rows, bias: DevicePtr, (n, cols): (usize, usize)) {
+    let launch = device.kernel("add_bias", dtype).grid(n, 1, 1).block(THREADS);
+    launch.ptr(out.at).ptr(bias).int(cols).long(out.stride).run();
+}
+
 /// Computes `out[i] = inp[rows[i]]` for `n` rows of `cols` columns.
 pub fn gather_rows(
     device: &Device,

@@ -39,3 +39,18 @@ fn rows_are_gathered_summed_back_and_scattered() {
         assert_near(&spread.read(), &expected, dtype, "add");
     }
 }
+
+#[test]
+fn a_bias_is_added_to_each_row() {
+    let Some(device) = device() else { return };
+    let mut stream = Stream::new(52);
+    for (dtype, cols) in DTYPES.into_iter().flat_map(|dtype| [24, 257, 4096].map(|cols| (dtype, cols))) {
+        let (n, bias) = (7, rounded(&mut stream, DType::F32, cols));
+        let mut expected = rounded(&mut stream, dtype, n * cols);
+        let out = Values::new(&device, dtype, &expected);
+        let on_device = Values::new(&device, DType::F32, &bias);
+        rows::add_bias(&device, dtype, Rows::dense(out.ptr(), cols), on_device.ptr(), (n, cols));
+        row_ops::add_bias(&mut expected, &bias);
+        assert_near(&out.read(), &expected, dtype, "bias");
+    }
+}
