@@ -55,6 +55,8 @@ pub struct DeviceInfo {
 type Functions = HashMap<(&'static str, Option<DType>), Option<Handle>>;
 
 /// One open device. Its operations run in launch order.
+///
+/// Operations of several launches share the workspace, so only one thread at a time may run operations.
 pub(super) struct Device {
     pub driver: Driver,
     pub info: DeviceInfo,

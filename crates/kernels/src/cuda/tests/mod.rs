@@ -12,11 +12,10 @@ mod rows;
 mod training;
 
 use std::env;
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 
 use super::device::{Allocation, Device, DevicePtr};
 use super::driver::Driver;
-use super::error::CudaError;
 use super::ops::Rows;
 use crate::rng::Stream;
 use crate::{DType, from_f32, to_f32};
@@ -25,10 +24,11 @@ use crate::{DType, from_f32, to_f32};
 const REQUIRE: &str = "DANLU_REQUIRE_GPU";
 
 /// Opens the first device. Returns `None` without a GPU.
+///
+/// Each test has its own device, because operations of concurrent tests would share one workspace.
 fn device() -> Option<Arc<Device>> {
-    static DEVICE: OnceLock<Result<Arc<Device>, CudaError>> = OnceLock::new();
-    match DEVICE.get_or_init(|| Device::open(Driver::open()?, 0)) {
-        Ok(device) => Some(device.clone()),
+    match Driver::open().and_then(|driver| Device::open(driver, 0)) {
+        Ok(device) => Some(device),
         Err(error) => {
             assert!(env::var_os(REQUIRE).is_none(), "{error}");
             eprintln!("skipped: {error}");
