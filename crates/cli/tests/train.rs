@@ -152,9 +152,9 @@ fn other_settings_do_not_resume() {
     let ran = scene.run("train --output out --resume --learning-rate 5e-4");
     assert_eq!(ran.code, 1);
     let expected = "\
-error: out/checkpoint-2: made by another run: `learning_rate` was 0.0001 and is 0.0005
+error: cannot resume `out/checkpoint-2`: another run wrote it: `learning_rate` was 0.0001 and is 0.0005
 
-hint: resume with the settings, data and base of the checkpoint, or start anew in another folder
+hint: resume with the settings, data and base of the checkpoint, or start again in another folder
 ";
     // The plan comes first.
     assert_eq!(&ran.err[ran.err.find("error: ").unwrap()..], expected);

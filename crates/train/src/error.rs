@@ -27,10 +27,10 @@ pub enum TrainError {
         expected: &'static str,
     },
     /// No records.
-    #[error("there is nothing to train on: 0 records")]
+    #[error("cannot train on 0 records")]
     NoExamples,
     /// A record without a token that carries a loss.
-    #[error("{origin}: none of its {tokens} tokens carries a loss")]
+    #[error("cannot train on `{origin}`: none of its {tokens} tokens carries a loss")]
     NoTrainedToken {
         /// The record: file and line.
         origin: String,
@@ -38,7 +38,7 @@ pub enum TrainError {
         tokens: usize,
     },
     /// A record longer than `max_length`.
-    #[error("{origin} has {tokens} tokens, and `max_length` is {max_length}")]
+    #[error("cannot train on `{origin}`: it has {tokens} tokens, and `max_length` is {max_length}")]
     TooLong {
         /// The record: file and line.
         origin: String,
@@ -48,7 +48,7 @@ pub enum TrainError {
         max_length: usize,
     },
     /// Token ids and a loss mask of different lengths.
-    #[error("{origin} has {ids} token ids, and {marks} loss marks")]
+    #[error("cannot train on `{origin}`: it has {ids} token ids, and its loss mask has {marks} elements")]
     Uneven {
         /// The record: file and line.
         origin: String,
@@ -58,7 +58,7 @@ pub enum TrainError {
         marks: usize,
     },
     /// A token outside the vocabulary.
-    #[error("{origin}: token id {id} is outside the model's vocabulary of {vocab_size}")]
+    #[error("cannot train on `{origin}`: token id {id} is outside the vocabulary of {vocab_size}")]
     UnknownToken {
         /// The record: file and line.
         origin: String,
@@ -68,7 +68,7 @@ pub enum TrainError {
         vocab_size: usize,
     },
     /// A loss, norm or parameter that is not finite.
-    #[error("step {step}: the {what} is {value}; its records: {}", first_few(records))]
+    #[error("cannot take step {step}: the {what} is {value}; its records: {}", first_few(records))]
     NonFinite {
         /// The optimizer step, from 1.
         step: u64,
@@ -80,7 +80,7 @@ pub enum TrainError {
         records: Vec<String>,
     },
     /// A call of [`Trainer::step`](crate::Trainer::step) after the last step.
-    #[error("all {steps} steps are done")]
+    #[error("cannot take another step: all {steps} steps are done")]
     Finished {
         /// Number of steps of the run.
         steps: u64,
@@ -108,7 +108,7 @@ pub enum TrainError {
         element: usize,
     },
     /// A checkpoint of another run.
-    #[error("{}: made by another run: {}", path.display(), list(differences))]
+    #[error("cannot resume `{}`: another run wrote it: {}", path.display(), list(differences))]
     Resume {
         /// The checkpoint.
         path: PathBuf,
@@ -117,7 +117,7 @@ pub enum TrainError {
     },
     /// A checkpoint in the format of another danlu version.
     #[error(
-        "{}: the checkpoint has format {found} of {} danlu, and this one resumes format {expected}",
+        "cannot resume `{}`: it has format {found} of {} danlu, and this one resumes format {expected}",
         path.display(),
         if found < expected { "an older" } else { "a newer" }
     )]
@@ -130,7 +130,7 @@ pub enum TrainError {
         expected: u64,
     },
     /// A checkpoint file with wrong contents.
-    #[error("{}: {reason}", path.display())]
+    #[error("cannot read `{}`: {reason}", path.display())]
     Damaged {
         /// The file.
         path: PathBuf,
@@ -198,27 +198,27 @@ impl TrainError {
                     .into(),
             ),
             Self::TooLong { .. } => {
-                Some("encode the data with the run's own `max_length`, or raise it".into())
+                Some("encode the data with the `max_length` of the run, or raise `max_length`".into())
             }
             Self::NonFinite { .. } => Some(
-                "check the records, or start anew in another folder with a lower `--learning-rate`".into(),
+                "check the records, or start again in another folder with a lower `--learning-rate`".into(),
             ),
             Self::BaseNotFinite { .. } => {
-                Some("fetch or convert the base again: its weights are damaged".into())
+                Some("download or convert the base again: its weights are damaged".into())
             }
             Self::Memory { needed, fits, .. } => {
                 Some(Self::room_hint(*needed, fits.map(|smaller| smaller.to_string())))
             }
             Self::Resume { .. } => Some(
-                "resume with the settings, data and base of the checkpoint, or start anew in another folder"
+                "resume with the settings, data and base of the checkpoint, or start again in another folder"
                     .into(),
             ),
             Self::CheckpointFormat { found, expected, .. } => Some(format!(
-                "finish the run with the {} danlu, or start anew in another folder",
+                "finish the run with the {} danlu, or start again in another folder",
                 if found < expected { "older" } else { "newer" }
             )),
             Self::Damaged { .. } => {
-                Some("resume from an older checkpoint, or start anew in another folder".into())
+                Some("resume from an older checkpoint, or start again in another folder".into())
             }
             Self::File(error) => error.hint(),
             Self::Adapter(error) => error.hint(),

@@ -179,16 +179,19 @@ fn a_checkpoint_of_another_version_is_told_as_one() {
         fs::remove_file(&sums).unwrap();
         let (text, hint) = refused();
         let told = format!(
-            "checkpoint-1: the checkpoint has format {format} of {article} {age} danlu, and this one resumes format 2"
+            "cannot resume `checkpoint-1`: it has format {format} of {article} {age} danlu, and this one resumes format 2"
         );
         assert_eq!(text, told);
-        assert_eq!(hint, format!("finish the run with the {age} danlu, or start anew in another folder"));
+        assert_eq!(hint, format!("finish the run with the {age} danlu, or start again in another folder"));
         fs::write(&sums, kept).unwrap();
     }
     fs::write(folder.join("danlu_state.json"), &state).unwrap();
     fs::remove_file(folder.join("checksums.sha256")).unwrap();
     let (text, hint) = refused();
-    assert!(text.starts_with("checkpoint-1/checksums.sha256: it is missing, so the files"), "{text}");
+    assert!(
+        text.starts_with("cannot read `checkpoint-1/checksums.sha256`: it is missing, so the files"),
+        "{text}"
+    );
     assert!(hint.starts_with("resume from an older checkpoint"), "{hint}");
 }
 
@@ -312,7 +315,7 @@ fn a_step_that_is_not_finite_changes_nothing() {
     };
     assert!(matches!(error, TrainError::NonFinite { .. }), "{error}");
     let text = error.to_string();
-    assert!(text.contains("examples.json:") && text.starts_with("step "), "{text}");
+    assert!(text.contains("examples.json:") && text.starts_with("cannot take step "), "{text}");
 }
 
 #[test]
@@ -329,8 +332,8 @@ fn records_that_cannot_be_trained_on_are_refused_by_origin() {
         new.unwrap_err().to_string()
     };
     let untrained = refused(&|s| s.trained.fill(false));
-    assert!(untrained.starts_with("examples.json:1: none of its"), "{untrained}");
-    assert!(refused(&|s| s.trained.pop().map_or((), drop)).contains("marks"));
+    assert!(untrained.starts_with("cannot train on `examples.json:1`: none of its"), "{untrained}");
+    assert!(refused(&|s| s.trained.pop().map_or((), drop)).contains("loss mask"));
     assert!(refused(&|s| s.ids[2] = u32::MAX).contains("token id 4294967295"));
     let long = |s: &mut LabeledSequence| (s.ids, s.trained) = (vec![1; 200], vec![true; 200]);
     assert!(refused(&long).contains("has 200 tokens, and `max_length` is 128"));

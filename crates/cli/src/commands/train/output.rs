@@ -120,7 +120,7 @@ fn unsaved(folder: &Path, error: impl Into<Diagnostic>) -> Diagnostic {
     let resume = format!("danlu train --output {} --resume", terminal_text::shell_path(folder));
     diagnostic.and_hint(match (newest, whole) {
         (None, _) => format!("there is no checkpoint yet: `{resume}` starts over"),
-        (Some(_), None) => format!("no checkpoint of `{output}` is whole: start anew in another folder"),
+        (Some(_), None) => format!("no checkpoint of `{output}` is whole: start again in another folder"),
         (Some(newest), Some(whole)) => {
             let shown = whole.display();
             let named = match newest == whole {
@@ -154,7 +154,7 @@ fn unusable(output_folder: &Path, checkpoint: &Path, error: TrainError) -> Diagn
             format!("`{}` is whole: danlu train --output {output} --resume {checkpoint}", whole.display())
         }
         _ if matches!(error, TrainError::CheckpointFormat { .. }) => return error.into(),
-        _ => format!("no other checkpoint of `{output}` is whole: start anew in another folder"),
+        _ => format!("no other checkpoint of `{output}` is whole: start again in another folder"),
     };
     Diagnostic::from(error).with_hint(hint)
 }
