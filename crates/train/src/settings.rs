@@ -275,8 +275,7 @@ impl TrainSettings {
         check(quantises || block == Quantization::BLOCK_SIZE, "quant_block_size", block, BESIDE)?;
         check(self.max_length >= 2, "max_length", self.max_length, "at least 2")?;
         not_negative("val_size", self.val_size)?;
-        // TOML integers have 63 bits.
-        check(i64::try_from(self.seed).is_ok(), "seed", self.seed, "at most 9223372036854775807")?;
+        self.check_toml_range()?;
         if let Some(date) = &self.template_date {
             check(seconds_of_date(date).is_some(), "template_date", date, "a day such as 2026-01-31")?;
         }
@@ -290,6 +289,21 @@ impl TrainSettings {
             self.eval_steps.unwrap_or(0),
             "`val_size` above 0 beside it, to measure on",
         )
+    }
+
+    /// Checks the integers that have no smaller limit: `run.toml` holds 63 bits.
+    fn check_toml_range(&self) -> Result<(), TrainError> {
+        for (name, value) in [
+            ("seed", self.seed),
+            ("logging_steps", self.logging_steps),
+            ("save_steps", self.save_steps),
+            ("eval_steps", self.eval_steps.unwrap_or(0)),
+            ("save_total_limit", self.save_total_limit.unwrap_or(0) as u64),
+            ("max_length", self.max_length as u64),
+        ] {
+            check(i64::try_from(value).is_ok(), name, value, "at most 9223372036854775807")?;
+        }
+        Ok(())
     }
 
     /// Returns the quantization of the base, or `None` without `quant`.
@@ -439,7 +453,7 @@ mod tests {
     #[test]
     fn a_bad_value_is_named() {
         type Spoil = fn(&mut TrainSettings);
-        let bad: [(&str, Spoil); 19] = [
+        let bad: [(&str, Spoil); 21] = [
             ("quant_block_size", |s| (s.quant_block_size, s.quant) = (48, Quant::Nf4)),
             ("quant_block_size", |s| s.quant_block_size = 128),
             ("no_double_quant", |s| s.no_double_quant = true),
@@ -450,6 +464,8 @@ mod tests {
             ("lora_dropout", |s| s.lora_dropout = 0.999_999_999),
             ("weight_decay", |s| s.weight_decay = 1e39),
             ("seed", |s| s.seed = 1 << 63),
+            ("save_steps", |s| s.save_steps = u64::MAX),
+            ("max_length", |s| s.max_length = usize::MAX),
             ("template_date", |s| s.template_date = Some("2026-02-29".into())),
             ("lora_r", |s| s.lora_r = 0),
             ("lora_dropout", |s| s.lora_dropout = 1.0),
