@@ -14,6 +14,9 @@ use serde_json::Value;
 /// Longest token of a vocabulary in bytes. The library's trie nests by one level a byte.
 const MAX_TOKEN_BYTES: usize = 4096;
 
+/// Largest id of a token. The library counts through all ids when it writes a vocabulary.
+const MAX_TOKEN_ID: u64 = 1 << 24;
+
 /// Longest prefix or suffix of a token, which the library writes for each character of a text.
 const MAX_AFFIX_BYTES: usize = 64;
 
@@ -43,8 +46,8 @@ pub(crate) struct TokenizerFile {
 
 #[derive(Deserialize)]
 struct Model {
-    #[serde(default, deserialize_with = "longest_token")]
-    vocab: usize,
+    #[serde(default, deserialize_with = "vocabulary")]
+    vocab: Vocabulary,
     #[serde(default)]
     dropout: Option<f32>,
     #[serde(default)]
@@ -53,6 +56,13 @@ struct Model {
     end_of_word_suffix: Option<String>,
     #[serde(default)]
     max_input_chars_per_word: Option<u64>,
+}
+
+/// The extremes of a vocabulary.
+#[derive(Default)]
+struct Vocabulary {
+    longest_token: usize,
+    largest_id: u64,
 }
 
 impl TokenizerFile {
@@ -83,10 +93,14 @@ impl TokenizerFile {
     pub fn check(&self) -> Result<(), String> {
         let Model { vocab, continuing_subword_prefix, end_of_word_suffix, max_input_chars_per_word, .. } =
             &self.model;
-        if *vocab > MAX_TOKEN_BYTES {
+        let Vocabulary { longest_token, largest_id } = vocab;
+        if *longest_token > MAX_TOKEN_BYTES {
             return Err(format!(
-                "`model.vocab` has a token of {vocab} bytes, expected at most {MAX_TOKEN_BYTES}"
+                "`model.vocab` has a token of {longest_token} bytes, expected at most {MAX_TOKEN_BYTES}"
             ));
+        }
+        if *largest_id > MAX_TOKEN_ID {
+            return Err(format!("`model.vocab` has the id {largest_id}, expected at most {MAX_TOKEN_ID}"));
         }
         let affixes = [
             ("continuing_subword_prefix", continuing_subword_prefix),
@@ -243,38 +257,39 @@ fn check_trie(units: &[u32], texts: &str) -> Result<usize, String> {
     Ok(growth)
 }
 
-/// Reads the vocabulary of any model, an object of ids or a list of scored tokens, for its longest token.
-fn longest_token<'de, D: Deserializer<'de>>(deserializer: D) -> Result<usize, D::Error> {
-    struct Longest;
+/// Reads the vocabulary of any model, an object of ids or a list of scored tokens.
+fn vocabulary<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vocabulary, D::Error> {
+    struct Extremes;
 
-    impl<'de> Visitor<'de> for Longest {
-        type Value = usize;
+    impl<'de> Visitor<'de> for Extremes {
+        type Value = Vocabulary;
 
         fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
             f.write_str("a vocabulary")
         }
 
-        fn visit_unit<E>(self) -> Result<usize, E> {
-            Ok(0)
+        fn visit_unit<E>(self) -> Result<Vocabulary, E> {
+            Ok(Vocabulary::default())
         }
 
-        fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<usize, A::Error> {
-            let mut longest = 0;
-            while let Some((token, _)) = map.next_entry::<Token, IgnoredAny>()? {
-                longest = longest.max(token.0);
+        fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Vocabulary, A::Error> {
+            let mut found = Vocabulary::default();
+            while let Some((token, id)) = map.next_entry::<Token, u64>()? {
+                found.longest_token = found.longest_token.max(token.0);
+                found.largest_id = found.largest_id.max(id);
             }
-            Ok(longest)
+            Ok(found)
         }
 
-        fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<usize, A::Error> {
-            let mut longest = 0;
+        fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Vocabulary, A::Error> {
+            let mut found = Vocabulary::default();
             while let Some((token, _)) = list.next_element::<(Token, IgnoredAny)>()? {
-                longest = longest.max(token.0);
+                found.longest_token = found.longest_token.max(token.0);
             }
-            Ok(longest)
+            Ok(found)
         }
     }
-    deserializer.deserialize_any(Longest)
+    deserializer.deserialize_any(Extremes)
 }
 
 /// The bytes of a token.
@@ -387,6 +402,7 @@ mod tests {
         assert!(model("vocab", json!([[long, 0.0]])).unwrap_err().contains("a token of 5000 bytes"));
         assert!(model("vocab", json!({ long: 3 })).unwrap_err().contains("a token of 5000 bytes"));
         assert!(model("max_input_chars_per_word", json!(u64::MAX)).is_err());
+        assert!(model("vocab", json!({ "a": u32::MAX })).unwrap_err().contains("has the id 4294967295"));
     }
 
     #[test]
